@@ -1,0 +1,3 @@
+//! The `ferroute` program.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! What the XDP program and userspace share: map names and `#[repr(C)]` layouts.
+
+#![no_std]
