@@ -1,0 +1,121 @@
+//! What a route leads to: the kernel's `fib_info` and `fib_nh`, as the data path sees them.
+
+use std::net::IpAddr;
+
+use crate::stats::PuntReason;
+
+/// RTN_* of rtnetlink, as far as the data path tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteType {
+    /// Forwarded to a next hop.
+    Unicast,
+    /// Addressed to this host.
+    Local,
+    /// A broadcast address of ours.
+    Broadcast,
+    /// A multicast route.
+    Multicast,
+    /// An anycast address of ours.
+    Anycast,
+    /// Dropped silently.
+    Blackhole,
+    /// Dropped with Host Unreachable (IPv6: No route).
+    Unreachable,
+    /// Dropped with Administratively Prohibited.
+    Prohibit,
+    /// The lookup goes on with the next rule.
+    Throw,
+    /// Cannot be followed in userspace; its packets go back to the kernel.
+    Punt(PuntReason),
+}
+
+/// One way out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Nexthop {
+    /// ifindex of the outgoing interface; 0 when there is none.
+    pub oif: u32,
+    /// Our port for it; `None`: the interface is the kernel's alone, its packets are punted.
+    pub port: Option<u16>,
+    /// The router to send to; `None`: the destination is on link. Either family: an IPv4 route may
+    /// lead through an IPv6 router (RTA_VIA).
+    pub gateway: Option<IpAddr>,
+    /// Share of the flows, RTNH weight 1 to 65536.
+    pub weight: u32,
+    /// RTNH_F_DEAD, or RTNH_F_LINKDOWN where ignore_routes_with_linkdown says so: not used.
+    pub dead: bool,
+    /// RTNH_F_ONLINK.
+    pub onlink: bool,
+}
+
+/// A route without its prefix; many prefixes share one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FibInfo {
+    /// What to do.
+    pub kind: RouteType,
+    /// Ways out; empty for the kinds that have none.
+    pub nexthops: Box<[Nexthop]>,
+    /// RTAX_MTU: the route's own IP MTU in octets; 0: the outgoing interface's.
+    pub mtu: u32,
+    /// RTA_PREFSRC: the source address that packets of our own take.
+    pub prefsrc: Option<IpAddr>,
+}
+
+impl FibInfo {
+    /// A route of a kind that has no next hop.
+    pub fn special(kind: RouteType) -> FibInfo {
+        FibInfo { kind, nexthops: Box::default(), mtu: 0, prefsrc: None }
+    }
+
+    /// The next hop for a flow: a hash-threshold over the weights of those alive (RFC 2992;
+    /// kernel: `fib_select_multipath`). `None` when none is alive.
+    #[inline]
+    pub fn select(&self, flow_hash: impl FnOnce() -> u32) -> Option<&Nexthop> {
+        match &*self.nexthops {
+            [only] if !only.dead => Some(only),
+            [] | [_] => None,
+            several => select_multipath(several, flow_hash()),
+        }
+    }
+}
+
+fn select_multipath(nexthops: &[Nexthop], hash: u32) -> Option<&Nexthop> {
+    let total: u64 = nexthops.iter().filter(|nh| !nh.dead).map(|nh| u64::from(nh.weight)).sum();
+    // hash / 2^32 of the total weight: each next hop owns a stretch as long as its weight.
+    let mut point = (u64::from(hash) * total) >> 32;
+    nexthops.iter().filter(|nh| !nh.dead).find(|nh| {
+        let weight = u64::from(nh.weight);
+        let mine = point < weight;
+        point = point.wrapping_sub(weight);
+        mine
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nexthop(oif: u32, weight: u32, dead: bool) -> Nexthop {
+        Nexthop { oif, port: None, gateway: None, weight, dead, onlink: false }
+    }
+
+    fn route(nexthops: Vec<Nexthop>) -> FibInfo {
+        FibInfo { nexthops: nexthops.into(), ..FibInfo::special(RouteType::Unicast) }
+    }
+
+    #[test]
+    fn flows_spread_by_weight() {
+        let info = route(vec![nexthop(1, 3, false), nexthop(2, 1, false)]);
+        let count = |oif| {
+            (0..4096u32).filter(|n| info.select(|| n << 20).is_some_and(|nh| nh.oif == oif)).count()
+        };
+        assert_eq!((count(1), count(2)), (3072, 1024));
+    }
+
+    #[test]
+    fn a_dead_nexthop_takes_no_flow_and_none_alive_is_none() {
+        let info = route(vec![nexthop(1, 1, true), nexthop(2, 1, false), nexthop(3, 1, true)]);
+        assert!((0..256u32).all(|n| info.select(|| n << 24).is_some_and(|nh| nh.oif == 2)));
+        assert!(route(vec![nexthop(1, 1, true)]).select(|| 0).is_none());
+        assert!(route(vec![nexthop(1, 1, true), nexthop(2, 1, true)]).select(|| 0).is_none());
+    }
+}

@@ -1,0 +1,168 @@
+//! Policy routing: rules, the tables they name, and `fib_lookup` over both.
+//!
+//! The usual machine has the kernel's three default rules; then main and local are one table, as
+//! `fib_trie_unmerge` has it, and a lookup is a single longest-prefix match.
+
+use std::sync::Arc;
+
+use super::info::{FibInfo, RouteType};
+use crate::stats::PuntReason;
+
+/// A longest-prefix match from an address to a leaf; leaf 0 is no route.
+pub trait PrefixMatch {
+    /// An address in host byte order: `u32` or `u128`.
+    type Addr: Copy + PartialEq;
+    /// The leaf of the longest prefix that covers `addr`.
+    fn lookup(&self, addr: Self::Addr) -> u32;
+    /// `addr` without its host bits, for a prefix of `len` bits.
+    fn network(addr: Self::Addr, len: u8) -> Self::Addr;
+}
+
+/// What a lookup asks (`flowi4`/`flowi6`). Addresses in host byte order.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow<A> {
+    /// Source address.
+    pub saddr: A,
+    /// Destination address.
+    pub daddr: A,
+    /// ifindex the packet came in by; 0: our own.
+    pub iif: u32,
+    /// fwmark.
+    pub mark: u32,
+}
+
+/// What a matching rule does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleAction {
+    /// FR_ACT_TO_TBL, by position in [`FamilyFib::tables`]; `None`: the table is empty.
+    Lookup(Option<u32>),
+    /// FR_ACT_GOTO, by position in the rules.
+    Goto(u32),
+    /// FR_ACT_NOP, and a goto without a target.
+    Nop,
+    /// A kind of answer: blackhole, unreachable, prohibit; or punt, for what is not mirrored.
+    Answer(RouteType),
+}
+
+/// One rule, in the order of priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule<A> {
+    /// Lower is asked first.
+    pub priority: u32,
+    /// FIB_RULE_INVERT: matches what the selectors do not.
+    pub invert: bool,
+    /// Source prefix.
+    pub from: Option<(A, u8)>,
+    /// Destination prefix.
+    pub to: Option<(A, u8)>,
+    /// Incoming interface; `Some(0)`: one that is not there, which nothing matches.
+    pub iif: Option<u32>,
+    /// fwmark value and mask.
+    pub fwmark: Option<(u32, u32)>,
+    /// What to do.
+    pub action: RuleAction,
+}
+
+impl<A: Copy + PartialEq> Rule<A> {
+    #[inline]
+    fn matches<L: PrefixMatch<Addr = A>>(&self, flow: &Flow<A>) -> bool {
+        let in_prefix = |prefix: Option<(A, u8)>, addr: A| {
+            prefix.is_none_or(|(net, len)| L::network(addr, len) == net)
+        };
+        let all = in_prefix(self.from, flow.saddr)
+            && in_prefix(self.to, flow.daddr)
+            && self.iif.is_none_or(|iif| iif != 0 && iif == flow.iif)
+            && self.fwmark.is_none_or(|(mark, mask)| flow.mark & mask == mark & mask);
+        all != self.invert
+    }
+}
+
+/// The routes of one address family.
+#[derive(Debug, Clone)]
+pub struct FamilyFib<L: PrefixMatch> {
+    /// Longest-prefix matches, one a routing table; their leaves index [`Self::infos`]. Position 0
+    /// is main and local merged when [`Self::merged`] says so.
+    pub tables: Arc<[Arc<L>]>,
+    /// The kernel's default rules only: asking position 0 (then `default_table`) answers all.
+    pub merged: bool,
+    /// RT_TABLE_DEFAULT, when it has routes.
+    pub default_table: Option<u32>,
+    /// In the order of priority; not asked when `merged`.
+    pub rules: Arc<[Rule<L::Addr>]>,
+    /// By leaf; position 0 is never used.
+    pub infos: Arc<[Arc<FibInfo>]>,
+}
+
+/// How a lookup ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FibResult<'a> {
+    /// A route; its type says what to do. Never `Throw`.
+    Route(&'a FibInfo),
+    /// A rule answered.
+    Rule(RouteType),
+    /// ENETUNREACH.
+    NoRoute,
+}
+
+/// A leaf without an info: the tables in hand are older than the tree; the kernel decides.
+const STALE: FibResult<'static> = FibResult::Rule(RouteType::Punt(PuntReason::NotReady));
+
+impl<L: PrefixMatch> FamilyFib<L> {
+    /// A family without routes.
+    pub fn empty() -> FamilyFib<L> {
+        FamilyFib {
+            tables: Arc::new([]),
+            merged: true,
+            default_table: None,
+            rules: Arc::new([]),
+            infos: Arc::new([]),
+        }
+    }
+
+    /// `fib_lookup`: the route for a flow, by the rules.
+    #[inline]
+    pub fn fib_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
+        if !self.merged {
+            return self.fib_rules_lookup(flow);
+        }
+        self.table_lookup(Some(0), flow.daddr)
+            .or_else(|| self.table_lookup(self.default_table, flow.daddr))
+            .unwrap_or(FibResult::NoRoute)
+    }
+
+    /// `None`: no route in this table, or a throw; the next rule is asked.
+    #[inline]
+    fn table_lookup(&self, table: Option<u32>, daddr: L::Addr) -> Option<FibResult<'_>> {
+        let leaf = self.tables.get(table? as usize)?.lookup(daddr);
+        if leaf == 0 {
+            return None;
+        }
+        match self.infos.get(leaf as usize) {
+            Some(info) if info.kind == RouteType::Throw => None,
+            Some(info) => Some(FibResult::Route(info)),
+            None => Some(STALE),
+        }
+    }
+
+    /// Kernel: `fib_rules_lookup`. A goto only leads forward, so the walk ends.
+    fn fib_rules_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
+        let mut at = 0;
+        while let Some(rule) = self.rules.get(at) {
+            at += 1;
+            if !rule.matches::<L>(flow) {
+                continue;
+            }
+            match rule.action {
+                RuleAction::Lookup(table) => {
+                    if let Some(found) = self.table_lookup(table, flow.daddr) {
+                        return found;
+                    }
+                }
+                RuleAction::Goto(target) => at = at.max(target as usize),
+                RuleAction::Nop => {}
+                RuleAction::Answer(kind) => return FibResult::Rule(kind),
+            }
+        }
+        FibResult::NoRoute
+    }
+}

@@ -1,0 +1,73 @@
+//! Ports: where frames come from and go to.
+//!
+//! - [`PacketIo`]: what a worker asks of a driver, whichever it is;
+//! - `mem`: ports in memory, for tests and benchmarks;
+//! - `pcap`: ports that are capture files;
+//! - `af_xdp`: ports that are queues of network interfaces.
+//!
+//! A driver moves frames, it never copies one and never allocates after start. It counts what it
+//! lost (ring full, sent in vain) in the worker's statistics.
+
+use std::time::Duration;
+
+use crate::skb::{Burst, FramePool};
+use crate::stats::WorkerStats;
+
+/// Where the frames of a worker are that are neither free in the pool nor held by the worker: the
+/// driver's part of the conservation law
+/// `free + fill + rx + held + tx + completion = all frames`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Census {
+    /// Given to the kernel to receive into, or received and not taken yet (the kernel moves a frame
+    /// from the one to the other, so they can only be counted together).
+    pub fill_and_rx: usize,
+    /// Given to the kernel to send, or sent and not taken back yet.
+    pub tx_and_completion: usize,
+}
+
+impl Census {
+    /// Frames the driver has.
+    pub fn total(&self) -> usize {
+        self.fill_and_rx + self.tx_and_completion
+    }
+}
+
+/// The ports of one worker.
+///
+/// One turn of a worker: for each port `rx_burst`; then for each port `tx_burst`; then one `kick`.
+pub trait PacketIo {
+    /// How many ports there are; they are numbered from 0.
+    fn ports(&self) -> usize;
+
+    /// Takes received frames of a port, up to the room of `burst`, and keeps the port's fill ring
+    /// supplied from `pool`. Sets `port`, `iif` and `ip_summed` of each packet. Returns how many
+    /// came.
+    fn rx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize;
+
+    /// Queues packets for sending, oldest first, and empties `burst`: what the TX ring cannot take
+    /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does. Returns how many
+    /// were queued.
+    fn tx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize;
+
+    /// Submits what was queued, wakes the kernel where it asks for it, and takes completed frames
+    /// back into `pool`. Called every turn, also when nothing was queued: frames under way need it.
+    fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats);
+
+    /// Sleeps until a frame may have arrived, at most `timeout`. May return early.
+    fn wait(&mut self, timeout: Duration);
+
+    /// Frames the driver holds now.
+    fn census(&self) -> Census;
+}

@@ -1,0 +1,120 @@
+//! Hook points, verdicts and registration (kernel: include/linux/netfilter.h,
+//! net/netfilter/core.c).
+
+use std::sync::Arc;
+
+use crate::skb::SkBuff;
+
+/// NF_INET_*: where a hook sits on the road.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// Every packet received, before it is routed.
+    PreRouting,
+    /// Packets for this host.
+    LocalIn,
+    /// Packets that are routed on.
+    Forward,
+    /// Packets of our own.
+    LocalOut,
+    /// Every packet about to leave.
+    PostRouting,
+}
+
+impl Hook {
+    /// All five, in the order of their numbers.
+    pub const ALL: [Hook; 5] =
+        [Hook::PreRouting, Hook::LocalIn, Hook::Forward, Hook::LocalOut, Hook::PostRouting];
+}
+
+/// What becomes of the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// NF_ACCEPT: on to the next hook function, then on along the road.
+    Accept,
+    /// NF_DROP.
+    Drop,
+}
+
+/// What a hook function is told beside the packet (`nf_hook_state`).
+#[derive(Debug, Clone, Copy)]
+pub struct HookState {
+    /// The hook point.
+    pub hook: Hook,
+    /// ifindex the packet came in by; 0: our own.
+    pub iif: u32,
+    /// ifindex it leaves by; 0: not known yet.
+    pub oif: u32,
+    /// EtherType of the network header: 0x0800 or 0x86dd.
+    pub protocol: u16,
+}
+
+/// A hook function. It may change the packet; it must not block, allocate or panic.
+pub type HookFn = dyn Fn(&mut SkBuff, &HookState) -> Verdict + Send + Sync;
+
+#[derive(Clone)]
+struct Entry {
+    priority: i32,
+    function: Arc<HookFn>,
+}
+
+/// The registered functions of every hook point.
+#[derive(Clone, Default)]
+pub struct Hooks {
+    chains: [Vec<Entry>; 5],
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let registered = |hook: &Hook| (*hook, self.chains[*hook as usize].len());
+        f.debug_map().entries(Hook::ALL.iter().map(registered)).finish()
+    }
+}
+
+impl Hooks {
+    /// `nf_register_net_hook`: functions run by rising priority, equal ones in the order of
+    /// registration.
+    pub fn register_hook(&mut self, hook: Hook, priority: i32, function: Arc<HookFn>) {
+        let chain = &mut self.chains[hook as usize];
+        let at = chain.partition_point(|entry| entry.priority <= priority);
+        chain.insert(at, Entry { priority, function });
+    }
+
+    /// `NF_HOOK`: asks every function until one does not accept.
+    #[inline]
+    pub fn run(&self, skb: &mut SkBuff, state: &HookState) -> Verdict {
+        for entry in &self.chains[state.hook as usize] {
+            if (entry.function)(skb, state) == Verdict::Drop {
+                return Verdict::Drop;
+            }
+        }
+        Verdict::Accept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::Umem;
+
+    #[test]
+    fn functions_run_by_priority_and_a_drop_ends_the_walk() {
+        let mut hooks = Hooks::default();
+        let append = |octet: u8, verdict| -> Arc<HookFn> {
+            Arc::new(move |skb: &mut SkBuff, _: &HookState| {
+                skb.put(1).expect("room")[0] = octet;
+                verdict
+            })
+        };
+        hooks.register_hook(Hook::Forward, 10, append(b'c', Verdict::Drop));
+        hooks.register_hook(Hook::Forward, -5, append(b'a', Verdict::Accept));
+        hooks.register_hook(Hook::Forward, 11, append(b'd', Verdict::Accept));
+        hooks.register_hook(Hook::Forward, -5, append(b'b', Verdict::Accept));
+        let mut pool = Umem::anonymous(1).into_pool();
+        let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
+        let state = HookState { hook: Hook::Forward, iif: 1, oif: 2, protocol: 0x0800 };
+        assert_eq!(hooks.run(&mut skb, &state), Verdict::Drop);
+        assert_eq!(skb.data(), b"abc");
+        let elsewhere = HookState { hook: Hook::LocalOut, ..state };
+        assert_eq!(hooks.run(&mut skb, &elsewhere), Verdict::Accept);
+    }
+}

@@ -1,0 +1,394 @@
+//! `SkBuff`: the kernel's `sk_buff` API over one UMEM frame.
+//!
+//! ```text
+//!  head            data                    tail            end
+//!   | headroom      | the packet            | tailroom      |
+//!   0 ……………………… mac_header  network_header  transport_header … FRAME_SIZE
+//! ```
+//! `head` is 0 and `end` is [`FRAME_SIZE`]; every offset is in octets from `head`. As in the
+//! kernel, [`SkBuff::put`] and [`SkBuff::push`] grow the packet, [`SkBuff::pull`] and
+//! [`SkBuff::trim`] shrink it; unlike the kernel, asking for more than there is is an error, not a
+//! panic. There is no cloning and no fragment list: one packet, one frame, one owner.
+
+use super::{FRAME_SIZE, Frame, FramePool, HEADROOM};
+
+/// A header or the packet would leave its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{wanted} octets asked for, {available} available in the frame")]
+pub struct NoRoom {
+    /// Octets asked for.
+    pub wanted: usize,
+    /// Octets there were.
+    pub available: usize,
+}
+
+/// What is known of the transport checksum, as `skb->ip_summed` in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IpSummed {
+    /// Nothing: what the packet carries is taken as it is.
+    #[default]
+    None,
+    /// The checksum field holds only the pseudo-header sum; whoever sends the packet on completes
+    /// it.
+    Partial,
+}
+
+/// One packet and what the road has learnt of it.
+#[derive(Debug)]
+pub struct SkBuff {
+    frame: Frame,
+    data: u16,
+    tail: u16,
+    mac_header: u16,
+    network_header: u16,
+    transport_header: u16,
+    /// Index of the port the packet came in by (into the worker's ports); own packets have the
+    /// port they answer to.
+    pub port: u16,
+    /// `skb->skb_iif`: ifindex of the interface the packet came in by; 0 for own packets.
+    pub iif: u32,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// State of the transport checksum.
+    pub ip_summed: IpSummed,
+    /// When the packet was taken from the RX ring, nanoseconds of the worker's clock.
+    pub tstamp_ns: u64,
+}
+
+/// Offsets are 16 bits wide.
+const _: () = assert!(FRAME_SIZE <= u16::MAX as usize);
+
+impl SkBuff {
+    /// `alloc_skb` and `skb_reserve`: an empty packet with `headroom` octets free in front.
+    /// `None` when the pool is empty or the headroom is more than a frame.
+    pub fn alloc_skb(pool: &mut FramePool, headroom: usize) -> Option<SkBuff> {
+        if headroom > FRAME_SIZE {
+            return None;
+        }
+        // Cannot fail: the headroom was checked, and the packet is empty.
+        SkBuff::receive(pool.alloc()?, headroom, 0).ok()
+    }
+
+    /// A packet as a driver received it: `len` octets from `offset` in the frame, the link-layer
+    /// header first.
+    ///
+    /// # Errors
+    /// Gives the frame back when the packet would leave it.
+    #[inline]
+    pub fn receive(frame: Frame, offset: usize, len: usize) -> Result<SkBuff, Frame> {
+        if offset > FRAME_SIZE || len > FRAME_SIZE - offset {
+            return Err(frame);
+        }
+        let (data, tail) = (offset as u16, (offset + len) as u16);
+        Ok(SkBuff {
+            frame,
+            data,
+            tail,
+            mac_header: data,
+            network_header: data,
+            transport_header: data,
+            port: 0,
+            iif: 0,
+            mark: 0,
+            ip_summed: IpSummed::None,
+            tstamp_ns: 0,
+        })
+    }
+
+    /// An empty packet over a frame, as `alloc_skb` makes it: data and tail at [`HEADROOM`].
+    pub fn empty(frame: Frame) -> SkBuff {
+        match SkBuff::receive(frame, HEADROOM, 0) {
+            Ok(skb) => skb,
+            Err(_) => unreachable!("HEADROOM < FRAME_SIZE"),
+        }
+    }
+
+    /// Ends the packet and gives its frame back (`kfree_skb` is `pool.free(skb.into_frame())`).
+    #[inline]
+    pub fn into_frame(self) -> Frame {
+        self.frame
+    }
+
+    /// Index of the frame under the packet.
+    #[inline]
+    pub fn frame_index(&self) -> u32 {
+        self.frame.index()
+    }
+
+    /// `skb_reserve`: moves data and tail of an *empty* packet by `len` octets.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the packet is not empty (nothing is available then) or the frame ends.
+    pub fn reserve(&mut self, len: usize) -> Result<(), NoRoom> {
+        let available = if self.is_empty() { self.tailroom() } else { 0 };
+        if len > available {
+            return Err(NoRoom { wanted: len, available });
+        }
+        self.data += len as u16;
+        self.tail = self.data;
+        Ok(())
+    }
+
+    /// `skb_put`: `len` more octets at the end, returned for writing.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the tailroom is smaller.
+    #[inline]
+    pub fn put(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
+        let available = self.tailroom();
+        if len > available {
+            return Err(NoRoom { wanted: len, available });
+        }
+        let at = self.tail as usize;
+        self.tail += len as u16;
+        Ok(&mut self.frame.bytes_mut()[at..at + len])
+    }
+
+    /// `skb_push`: `len` more octets in front, returned for writing.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the headroom is smaller.
+    #[inline]
+    pub fn push(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
+        let available = self.headroom();
+        if len > available {
+            return Err(NoRoom { wanted: len, available });
+        }
+        self.data -= len as u16;
+        let at = self.data as usize;
+        Ok(&mut self.frame.bytes_mut()[at..at + len])
+    }
+
+    /// `skb_pull`: takes `len` octets off the front.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the packet is shorter.
+    #[inline]
+    pub fn pull(&mut self, len: usize) -> Result<(), NoRoom> {
+        if len > self.len() {
+            return Err(NoRoom { wanted: len, available: self.len() });
+        }
+        self.data += len as u16;
+        Ok(())
+    }
+
+    /// `skb_trim`: shortens the packet to `len` octets; a longer `len` changes nothing.
+    #[inline]
+    pub fn trim(&mut self, len: usize) {
+        if len < self.len() {
+            self.tail = self.data + len as u16;
+        }
+    }
+
+    /// Length of the packet in octets, from data to tail.
+    #[inline]
+    pub fn len(&self) -> usize {
+        (self.tail - self.data) as usize
+    }
+
+    /// Whether the packet has no octets.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.tail == self.data
+    }
+
+    /// Octets free in front of the packet.
+    #[inline]
+    pub fn headroom(&self) -> usize {
+        self.data as usize
+    }
+
+    /// Octets free behind the packet.
+    #[inline]
+    pub fn tailroom(&self) -> usize {
+        FRAME_SIZE - self.tail as usize
+    }
+
+    /// Offset of the packet's first octet in its frame.
+    #[inline]
+    pub fn data_offset(&self) -> usize {
+        self.data as usize
+    }
+
+    /// The packet, from data to tail.
+    #[inline]
+    pub fn data(&self) -> &[u8] {
+        self.tail_from(self.data)
+    }
+
+    /// The packet, writable.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        self.tail_from_mut(self.data)
+    }
+
+    /// `skb_reset_mac_header`: the link-layer header starts at data.
+    #[inline]
+    pub fn reset_mac_header(&mut self) {
+        self.mac_header = self.data;
+    }
+
+    /// `skb_set_network_header`: the network header starts `offset` octets after data.
+    #[inline]
+    pub fn set_network_header(&mut self, offset: usize) {
+        self.network_header = self.offset_from_data(offset);
+    }
+
+    /// `skb_set_transport_header`: the transport header starts `offset` octets after data.
+    #[inline]
+    pub fn set_transport_header(&mut self, offset: usize) {
+        self.transport_header = self.offset_from_data(offset);
+    }
+
+    /// `skb_mac_header`: from the link-layer header to the tail.
+    #[inline]
+    pub fn mac_header(&self) -> &[u8] {
+        self.tail_from(self.mac_header)
+    }
+
+    /// The octets from the link-layer header to the tail, writable.
+    #[inline]
+    pub fn mac_header_mut(&mut self) -> &mut [u8] {
+        self.tail_from_mut(self.mac_header)
+    }
+
+    /// `skb_network_header`: from the network header to the tail.
+    #[inline]
+    pub fn network_header(&self) -> &[u8] {
+        self.tail_from(self.network_header)
+    }
+
+    /// The octets from the network header to the tail, writable.
+    #[inline]
+    pub fn network_header_mut(&mut self) -> &mut [u8] {
+        self.tail_from_mut(self.network_header)
+    }
+
+    /// `skb_transport_header`: from the transport header to the tail.
+    #[inline]
+    pub fn transport_header(&self) -> &[u8] {
+        self.tail_from(self.transport_header)
+    }
+
+    /// The octets from the transport header to the tail, writable.
+    #[inline]
+    pub fn transport_header_mut(&mut self) -> &mut [u8] {
+        self.tail_from_mut(self.transport_header)
+    }
+
+    /// `skb_network_offset`: the network header, octets after data.
+    #[inline]
+    pub fn network_offset(&self) -> usize {
+        self.network_header.saturating_sub(self.data) as usize
+    }
+
+    /// `skb_transport_offset`: the transport header, octets after data.
+    #[inline]
+    pub fn transport_offset(&self) -> usize {
+        self.transport_header.saturating_sub(self.data) as usize
+    }
+
+    /// Moves the packet's octets so that it starts at `offset` in its frame; for drivers whose
+    /// descriptors cannot say where a packet starts. Headers move along.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the packet would leave the frame.
+    pub fn move_to(&mut self, offset: usize) -> Result<(), NoRoom> {
+        let len = self.len();
+        if offset + len > FRAME_SIZE {
+            return Err(NoRoom { wanted: offset + len, available: FRAME_SIZE });
+        }
+        let old = self.data as usize;
+        if old == offset {
+            return Ok(());
+        }
+        self.frame.bytes_mut().copy_within(old..old + len, offset);
+        let moved = |header: u16| (header as usize + offset).saturating_sub(old) as u16;
+        self.mac_header = moved(self.mac_header);
+        self.network_header = moved(self.network_header);
+        self.transport_header = moved(self.transport_header);
+        self.data = offset as u16;
+        self.tail = (offset + len) as u16;
+        Ok(())
+    }
+
+    /// Bounded by the frame, so that no header offset can make an accessor panic.
+    #[inline]
+    fn offset_from_data(&self, offset: usize) -> u16 {
+        (self.data as usize + offset).min(self.tail as usize) as u16
+    }
+
+    /// From `start` to the tail; empty when a pull or trim has passed the header.
+    #[inline]
+    fn tail_from(&self, start: u16) -> &[u8] {
+        self.frame.bytes().get(start as usize..self.tail as usize).unwrap_or(&[])
+    }
+
+    #[inline]
+    fn tail_from_mut(&mut self, start: u16) -> &mut [u8] {
+        self.frame.bytes_mut().get_mut(start as usize..self.tail as usize).unwrap_or(&mut [])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::Umem;
+
+    fn skb() -> (FramePool, SkBuff) {
+        let mut pool = Umem::anonymous(1).into_pool();
+        let skb = SkBuff::alloc_skb(&mut pool, 64).expect("one frame");
+        (pool, skb)
+    }
+
+    #[test]
+    fn put_push_pull_trim_move_the_edges_as_in_the_kernel() {
+        let (_pool, mut skb) = skb();
+        assert_eq!((skb.len(), skb.headroom()), (0, 64));
+        skb.put(4).expect("room").copy_from_slice(b"data");
+        skb.push(2).expect("room").copy_from_slice(b"h:");
+        assert_eq!(skb.data(), b"h:data");
+        skb.pull(1).expect("long enough");
+        skb.trim(3);
+        assert_eq!(skb.data(), b":da");
+        skb.trim(100);
+        assert_eq!(skb.len(), 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let (_pool, mut skb) = skb();
+        assert_eq!(skb.push(65).map(|_| ()), Err(NoRoom { wanted: 65, available: 64 }));
+        assert_eq!(
+            skb.put(FRAME_SIZE).map(|_| ()),
+            Err(NoRoom { wanted: FRAME_SIZE, available: FRAME_SIZE - 64 })
+        );
+        assert_eq!(skb.pull(1), Err(NoRoom { wanted: 1, available: 0 }));
+        skb.put(1).expect("room");
+        assert_eq!(skb.reserve(1), Err(NoRoom { wanted: 1, available: 0 }));
+        assert_eq!((skb.len(), skb.headroom()), (1, 64));
+    }
+
+    #[test]
+    fn header_offsets_never_leave_the_packet() {
+        let (_pool, mut skb) = skb();
+        skb.put(20).expect("room");
+        skb.set_network_header(14);
+        assert_eq!(skb.network_header().len(), 6);
+        skb.set_transport_header(500);
+        assert!(skb.transport_header().is_empty());
+        skb.trim(3);
+        assert!(skb.network_header().is_empty());
+    }
+
+    #[test]
+    fn moving_a_packet_keeps_its_octets_and_headers() {
+        let (_pool, mut skb) = skb();
+        skb.put(20).expect("room").copy_from_slice(&std::array::from_fn::<u8, 20, _>(|n| n as u8));
+        skb.set_network_header(14);
+        skb.move_to(256).expect("fits");
+        assert_eq!(skb.data()[..3], [0, 1, 2]);
+        assert_eq!(skb.network_header()[0], 14);
+        assert!(skb.move_to(FRAME_SIZE - 19).is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! The packet memory: one mapping cut into frames of [`FRAME_SIZE`] octets.
+//!
+//! A [`Umem`] is either our own anonymous memory (in-memory and pcap drivers) or the area that an
+//! AF_XDP driver registered with the kernel. It hands out every frame exactly once, at start, to a
+//! [`FramePool`]; from then on a frame's token is moved, never copied.
+
+#![expect(unsafe_code, reason = "turns one memory area into disjoint frames")]
+
+use std::ptr::NonNull;
+
+use super::{FRAME_SIZE, Frame};
+
+/// A memory area of `frames` × [`FRAME_SIZE`] octets, and whatever keeps it mapped.
+pub struct Umem {
+    base: NonNull<u8>,
+    frames: u32,
+    /// Keeps the area mapped for as long as this value lives.
+    _keeper: Box<dyn Send>,
+}
+
+// SAFETY: the area belongs to this value alone; the keeper is Send by its bound.
+unsafe impl Send for Umem {}
+
+impl std::fmt::Debug for Umem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Umem").field("frames", &self.frames).finish_non_exhaustive()
+    }
+}
+
+/// Zeroed page-like memory for drivers without a kernel counterpart.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct Page([u8; FRAME_SIZE]);
+
+impl Umem {
+    /// Allocates an area of `frames` zeroed frames in ordinary memory.
+    pub fn anonymous(frames: u32) -> Umem {
+        let mut pages = vec![Page([0; FRAME_SIZE]); frames as usize].into_boxed_slice();
+        let base = NonNull::from(&mut pages[..]).cast::<u8>();
+        // The raw pointer is what is kept: a Box moved into the keeper would assert unique access
+        // to memory that frames point into.
+        let keeper = Pages(NonNull::from(Box::leak(pages)));
+        Umem { base, frames, _keeper: Box::new(keeper) }
+    }
+
+    /// Adopts an area that a driver has mapped.
+    ///
+    /// # Safety
+    /// `base` is aligned to 4096 octets and starts an area of `frames` × [`FRAME_SIZE`] octets,
+    /// readable and writable and touched by nobody else through Rust references, for as long as
+    /// `keeper` lives. The kernel touches only frames whose tokens the driver has given up to it.
+    pub unsafe fn from_raw(base: NonNull<u8>, frames: u32, keeper: Box<dyn Send>) -> Umem {
+        Umem { base, frames, _keeper: keeper }
+    }
+
+    /// Number of frames in the area.
+    pub fn frames(&self) -> u32 {
+        self.frames
+    }
+
+    /// Turns the area into its pool of free frames: the only place where tokens are made.
+    pub fn into_pool(self) -> FramePool {
+        let free = (0..self.frames)
+            .map(|index| {
+                // SAFETY: index < frames, so the offset stays inside the area (see from_raw).
+                let start = unsafe { self.base.add(index as usize * FRAME_SIZE) };
+                // SAFETY: each index is visited once and `self` is consumed, so each frame has
+                // exactly one token; the pool keeps the area mapped (see FramePool's Drop).
+                unsafe { Frame::from_raw(start, index) }
+            })
+            .collect();
+        FramePool { free, umem: Some(self) }
+    }
+}
+
+struct Pages(NonNull<[Page]>);
+
+// SAFETY: plain memory, owned by this value.
+unsafe impl Send for Pages {}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from Box::leak of exactly this slice, and is released once.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+/// The free frames of one [`Umem`]. A stack, so that the frame freed last, still in cache, is used
+/// next.
+#[derive(Debug)]
+pub struct FramePool {
+    free: Vec<Frame>,
+    umem: Option<Umem>,
+}
+
+impl FramePool {
+    /// Takes a free frame; `None` when all are in use. Never allocates.
+    #[inline]
+    pub fn alloc(&mut self) -> Option<Frame> {
+        self.free.pop()
+    }
+
+    /// Gives a frame back. Never allocates: there is room for every frame of the area.
+    #[inline]
+    pub fn free(&mut self, frame: Frame) {
+        debug_assert!(self.free.len() < self.total() as usize, "more frames than the umem has");
+        self.free.push(frame);
+    }
+
+    /// Free frames now.
+    #[inline]
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Frames of the whole area: what the conservation law adds up to.
+    pub fn total(&self) -> u32 {
+        self.umem.as_ref().map_or(0, Umem::frames)
+    }
+}
+
+impl Drop for FramePool {
+    fn drop(&mut self) {
+        // A frame that is not home may still be pointed at (by a token somewhere, or by the
+        // kernel). Then the area stays mapped for the rest of the process: a leak, never a dangle.
+        if self.free.len() != self.total() as usize {
+            std::mem::forget(self.umem.take());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_is_handed_out_once_and_frames_do_not_overlap() {
+        let mut pool = Umem::anonymous(4).into_pool();
+        let mut frames: Vec<Frame> = std::iter::from_fn(|| pool.alloc()).collect();
+        assert_eq!(frames.len(), 4);
+        for (n, frame) in frames.iter_mut().enumerate() {
+            frame.bytes_mut().fill(n as u8 + 1);
+        }
+        for (n, frame) in frames.iter().enumerate() {
+            assert!(frame.bytes().iter().all(|&b| b == n as u8 + 1));
+        }
+        let mut indexes: Vec<u32> = frames.iter().map(Frame::index).collect();
+        indexes.sort_unstable();
+        assert_eq!(indexes, [0, 1, 2, 3]);
+        frames.into_iter().for_each(|frame| pool.free(frame));
+        assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn memory_outlives_the_pool_while_a_frame_is_out() {
+        let mut pool = Umem::anonymous(2).into_pool();
+        let mut frame = pool.alloc().expect("two frames");
+        drop(pool);
+        frame.bytes_mut()[0] = 7;
+        assert_eq!(frame.bytes()[0], 7);
+    }
+}

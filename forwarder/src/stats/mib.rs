@@ -1,0 +1,76 @@
+//! The counters that `nstat` prints, for what passed through userspace (RFC 4293, RFC 4884;
+//! kernel: include/uapi/linux/snmp.h).
+
+use super::drop_reason::reasons;
+
+reasons! {
+    /// A MIB counter.
+    Mib {
+        /// IPv4 packets received.
+        IpInReceives = "IpInReceives",
+        /// IPv4 packets with errors in their headers.
+        IpInHdrErrors = "IpInHdrErrors",
+        /// IPv4 packets with an address that cannot be routed.
+        IpInAddrErrors = "IpInAddrErrors",
+        /// IPv4 packets discarded though nothing was wrong with them.
+        IpInDiscards = "IpInDiscards",
+        /// IPv4 packets forwarded.
+        IpForwDatagrams = "IpForwDatagrams",
+        /// IPv4 packets without a route.
+        IpInNoRoutes = "IpInNoRoutes",
+        /// IPv4 packets of our own.
+        IpOutRequests = "IpOutRequests",
+        /// IPv4 packets that could not be sent for want of something.
+        IpOutDiscards = "IpOutDiscards",
+        /// IPv4 packets fragmented.
+        IpFragOKs = "IpFragOKs",
+        /// IPv4 packets that needed fragments and could not have them.
+        IpFragFails = "IpFragFails",
+        /// IPv4 fragments made.
+        IpFragCreates = "IpFragCreates",
+        /// ICMP messages sent.
+        IcmpOutMsgs = "IcmpOutMsgs",
+        /// ICMP Destination Unreachable sent.
+        IcmpOutDestUnreachs = "IcmpOutDestUnreachs",
+        /// ICMP Time Exceeded sent.
+        IcmpOutTimeExcds = "IcmpOutTimeExcds",
+        /// ICMP Parameter Problem sent.
+        IcmpOutParmProbs = "IcmpOutParmProbs",
+        /// ICMP Redirect sent.
+        IcmpOutRedirects = "IcmpOutRedirects",
+        /// ICMP errors not sent because of the rate limits.
+        IcmpOutRateLimit = "IcmpOutRateLimit",
+        /// IPv6 packets received.
+        Ip6InReceives = "Ip6InReceives",
+        /// IPv6 packets with errors in their headers.
+        Ip6InHdrErrors = "Ip6InHdrErrors",
+        /// IPv6 packets too big for the next hop's MTU.
+        Ip6InTooBigErrors = "Ip6InTooBigErrors",
+        /// IPv6 packets with an address that cannot be routed.
+        Ip6InAddrErrors = "Ip6InAddrErrors",
+        /// IPv6 packets discarded though nothing was wrong with them.
+        Ip6InDiscards = "Ip6InDiscards",
+        /// IPv6 packets shorter than they say.
+        Ip6InTruncatedPkts = "Ip6InTruncatedPkts",
+        /// IPv6 packets without a route.
+        Ip6InNoRoutes = "Ip6InNoRoutes",
+        /// IPv6 packets forwarded.
+        Ip6OutForwDatagrams = "Ip6OutForwDatagrams",
+        /// IPv6 packets of our own.
+        Ip6OutRequests = "Ip6OutRequests",
+        /// IPv6 packets that could not be sent for want of something.
+        Ip6OutDiscards = "Ip6OutDiscards",
+        /// ICMPv6 messages sent.
+        Icmp6OutMsgs = "Icmp6OutMsgs",
+        /// ICMPv6 Destination Unreachable sent.
+        Icmp6OutDestUnreachs = "Icmp6OutDestUnreachs",
+        /// ICMPv6 Packet Too Big sent.
+        Icmp6OutPktTooBigs = "Icmp6OutPktTooBigs",
+        /// ICMPv6 Time Exceeded sent.
+        Icmp6OutTimeExcds = "Icmp6OutTimeExcds",
+        /// ICMPv6 Parameter Problem sent.
+        Icmp6OutParmProblems = "Icmp6OutParmProblems",
+        /// ICMPv6 errors not sent because of the rate limits.
+        Icmp6OutRateLimitHost = "Icmp6OutRateLimitHost",
+    }
+}

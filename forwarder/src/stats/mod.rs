@@ -1,0 +1,81 @@
+//! What is counted: named drops, the kernel's MIB counters, and per-port figures.
+//!
+//! One [`WorkerStats`] a worker. The worker alone writes it, with plain loads and stores (an atomic
+//! with one writer needs no locked instruction); anyone may read it at any time.
+
+pub mod counter;
+pub mod drop_reason;
+pub mod mib;
+
+pub use counter::Counter;
+pub use drop_reason::{DropReason, PuntReason};
+pub use mib::Mib;
+
+/// Frames and octets of one port as one worker saw them; octets include the Ethernet header.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct PortStats {
+    /// Frames taken from RX rings.
+    pub rx_packets: Counter,
+    /// Octets of those.
+    pub rx_bytes: Counter,
+    /// Frames put on TX rings.
+    pub tx_packets: Counter,
+    /// Octets of those.
+    pub tx_bytes: Counter,
+    /// Frames that came in by this port and were dropped, whatever the reason.
+    pub rx_dropped: Counter,
+    /// Frames meant for this port that its TX ring could not take.
+    pub tx_dropped: Counter,
+    /// Frames that came in by this port and were handed back to the kernel.
+    pub punted: Counter,
+}
+
+/// All counters of one worker.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct WorkerStats {
+    /// Drops by [`DropReason`].
+    pub drops: [Counter; DropReason::COUNT],
+    /// Frames handed back to the kernel, by [`PuntReason`].
+    pub punts: [Counter; PuntReason::COUNT],
+    /// Counters as `nstat` prints them, by [`Mib`].
+    pub mib: [Counter; Mib::COUNT],
+    /// By the worker's port index.
+    pub ports: Box<[PortStats]>,
+}
+
+impl WorkerStats {
+    /// Zeroed counters for `ports` ports.
+    pub fn new(ports: usize) -> WorkerStats {
+        WorkerStats {
+            drops: std::array::from_fn(|_| Counter::default()),
+            punts: std::array::from_fn(|_| Counter::default()),
+            mib: std::array::from_fn(|_| Counter::default()),
+            ports: (0..ports).map(|_| PortStats::default()).collect(),
+        }
+    }
+
+    /// Counts one drop.
+    #[inline]
+    pub fn drop(&self, reason: DropReason) {
+        self.drops[reason as usize].inc();
+    }
+
+    /// Counts one frame handed back to the kernel.
+    #[inline]
+    pub fn punt(&self, reason: PuntReason) {
+        self.punts[reason as usize].inc();
+    }
+
+    /// Adds one to a MIB counter.
+    #[inline]
+    pub fn mib(&self, name: Mib) {
+        self.mib[name as usize].inc();
+    }
+
+    /// Drops of every reason together.
+    pub fn drops_total(&self) -> u64 {
+        self.drops.iter().map(Counter::get).sum()
+    }
+}

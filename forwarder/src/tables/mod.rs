@@ -1,0 +1,186 @@
+//! The immutable snapshot a worker sees, and how it is published.
+//!
+//! control thread: writes; workers: read only. A worker notices a new snapshot with one atomic load
+//! a burst. The longest-prefix trees inside are shared and updated in place (see `fib`), so that a
+//! route change does not copy a table.
+
+pub mod publish;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::fib::{FamilyFib, Lpm4, Lpm6};
+use crate::neigh::NeighTable;
+use crate::netfilter::Hooks;
+
+pub use publish::{Published, Snapshot};
+
+/// `rp_filter` of the kernel (RFC 3704).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RpFilter {
+    /// No check.
+    #[default]
+    Off,
+    /// The best way back leads out by this interface.
+    Strict,
+    /// Some way back exists.
+    Loose,
+}
+
+/// An interface as the data path needs it, whether it is a port of ours or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Kernel's number of the interface.
+    pub ifindex: u32,
+    /// Name, for messages.
+    pub name: String,
+    /// Index among the worker's ports; `None`: the kernel's alone.
+    pub port: Option<u16>,
+    /// Own MAC address.
+    pub mac: [u8; 6],
+    /// IP MTU in octets.
+    pub mtu: u32,
+    /// IPv6 MTU in octets (sysctl net.ipv6.conf.*.mtu), at most `mtu`.
+    pub mtu6: u32,
+    /// IFF_UP and carrier: packets may leave by it.
+    pub up: bool,
+    /// Point to point or without ARP (IFF_NOARP): next hops are not resolved.
+    pub noarp: bool,
+    /// net.ipv4.conf.*.forwarding.
+    pub forwarding4: bool,
+    /// net.ipv6.conf.*.forwarding (together with conf.all).
+    pub forwarding6: bool,
+    /// The effective rp_filter: the larger of conf.all and the interface's own.
+    pub rp_filter: RpFilter,
+    /// net.ipv4.conf.*.accept_source_route, as effective (all AND own).
+    pub accept_source_route: bool,
+    /// net.ipv4.conf.*.send_redirects, as effective (all OR own).
+    pub send_redirects: bool,
+    /// net.ipv4.conf.*.route_localnet: 127/8 is not martian here.
+    pub route_localnet: bool,
+    /// IPv4 addresses with prefix length, primary ones first; the kernel's order.
+    pub addrs4: Vec<(Ipv4Addr, u8)>,
+    /// IPv6 addresses with prefix length that may be used as a source (not tentative).
+    pub addrs6: Vec<(Ipv6Addr, u8)>,
+}
+
+/// Interfaces, found by ifindex or by port.
+#[derive(Debug, Clone, Default)]
+pub struct Links {
+    links: Vec<Link>,
+    /// Position + 1 in `links` by port; 0: none.
+    by_port: Vec<u32>,
+}
+
+impl Links {
+    /// Builds the index.
+    pub fn new(mut links: Vec<Link>) -> Links {
+        links.sort_by_key(|link| link.ifindex);
+        let ports = links.iter().filter_map(|link| link.port).max().map_or(0, |p| p as usize + 1);
+        let mut by_port = vec![0; ports];
+        for (n, link) in links.iter().enumerate() {
+            if let Some(port) = link.port {
+                by_port[port as usize] = n as u32 + 1;
+            }
+        }
+        Links { links, by_port }
+    }
+
+    /// The interface behind a port.
+    #[inline]
+    pub fn port(&self, port: u16) -> Option<&Link> {
+        self.links.get((*self.by_port.get(port as usize)? as usize).checked_sub(1)?)
+    }
+
+    /// The interface with an ifindex.
+    pub fn ifindex(&self, ifindex: u32) -> Option<&Link> {
+        let at = self.links.binary_search_by_key(&ifindex, |link| link.ifindex).ok()?;
+        self.links.get(at)
+    }
+
+    /// All, by ifindex.
+    pub fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.links.iter()
+    }
+}
+
+/// The sysctls of the namespace that the data path obeys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctls {
+    /// net.ipv4.ip_default_ttl, for packets of our own.
+    pub ip_default_ttl: u8,
+    /// net.ipv6.conf.all.hop_limit, likewise.
+    pub hop_limit: u8,
+    /// net.ipv4.icmp_ratelimit: least milliseconds between errors to one destination; 0: no limit.
+    pub icmp_ratelimit_ms: u32,
+    /// net.ipv4.icmp_ratemask: bit n set: type n is limited.
+    pub icmp_ratemask: u32,
+    /// net.ipv4.icmp_msgs_per_sec, to all destinations together.
+    pub icmp_msgs_per_sec: u32,
+    /// net.ipv4.icmp_msgs_burst.
+    pub icmp_msgs_burst: u32,
+    /// net.ipv4.icmp_errors_use_inbound_ifaddr.
+    pub icmp_errors_use_inbound_ifaddr: bool,
+    /// net.ipv6.icmp.ratelimit, milliseconds; 0: no limit.
+    pub icmp6_ratelimit_ms: u32,
+    /// net.ipv4.fib_multipath_hash_policy: 0: addresses, 1: addresses, protocol and ports.
+    pub multipath_hash_policy4: u8,
+    /// net.ipv6.fib_multipath_hash_policy.
+    pub multipath_hash_policy6: u8,
+    /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set,
+    /// `doctor` says so.
+    pub ip_forward_use_pmtu: bool,
+}
+
+impl Default for Sysctls {
+    /// The kernel's defaults.
+    fn default() -> Sysctls {
+        Sysctls {
+            ip_default_ttl: 64,
+            hop_limit: 64,
+            icmp_ratelimit_ms: 1000,
+            icmp_ratemask: 6168,
+            icmp_msgs_per_sec: 1000,
+            icmp_msgs_burst: 50,
+            icmp_errors_use_inbound_ifaddr: false,
+            icmp6_ratelimit_ms: 1000,
+            multipath_hash_policy4: 0,
+            multipath_hash_policy6: 0,
+            ip_forward_use_pmtu: false,
+        }
+    }
+}
+
+/// Everything a worker knows of the network.
+#[derive(Debug, Clone)]
+pub struct Tables {
+    /// Counts up with each publication.
+    pub generation: u64,
+    /// Interfaces.
+    pub links: Arc<Links>,
+    /// IPv4 routes and rules.
+    pub fib4: FamilyFib<Lpm4>,
+    /// IPv6 routes and rules.
+    pub fib6: FamilyFib<Lpm6>,
+    /// Neighbours of both families.
+    pub neigh: Arc<NeighTable>,
+    /// Hook functions.
+    pub hooks: Arc<Hooks>,
+    /// Settings of the namespace.
+    pub sysctl: Arc<Sysctls>,
+}
+
+impl Tables {
+    /// Knows nothing: every packet is handed back to the kernel.
+    pub fn empty() -> Tables {
+        Tables {
+            generation: 0,
+            links: Arc::default(),
+            fib4: FamilyFib::empty(),
+            fib6: FamilyFib::empty(),
+            neigh: Arc::default(),
+            hooks: Arc::default(),
+            sysctl: Arc::default(),
+        }
+    }
+}
