@@ -1,3 +1,259 @@
-//! What the XDP program and userspace share: map names and `#[repr(C)]` layouts.
+//! What the BPF programs and userspace share: names, map layouts, the reasons that are counted.
+//!
+//! The programs themselves are in `src/bin/ferroute-xdp` and are built for the BPF target only
+//! (`scripts/build-xdp`). This half is `no_std` and builds everywhere. Layouts are `#[repr(C)]` in
+//! the machine's own byte order, as map values are; addresses and MACs are octets as on the wire.
 
 #![no_std]
+
+/// The XDP program. The kernel shows at most 15 octets of a program's name, so this one is whole.
+pub const PROGRAM_XDP: &str = "ferroute_xdp";
+/// The classifier on the punt device.
+pub const PROGRAM_PUNT: &str = "ferroute_punt";
+
+/// XSKMAP, key: RX queue index. One for each port.
+pub const MAP_SOCKETS: &str = "FR_SOCKETS";
+/// ARRAY of one [`PortSettings`]. One for each port.
+pub const MAP_PORT: &str = "FR_PORT";
+/// PERCPU_ARRAY of [`QueueCounters`], key: RX queue index. One for each port.
+pub const MAP_COUNTERS: &str = "FR_COUNTERS";
+/// ARRAY of one [`SharedSettings`], shared by all ports.
+pub const MAP_SHARED: &str = "FR_SHARED";
+/// HASH, key: an IPv4 address (4 octets) that is the router's own or a broadcast address of it.
+pub const MAP_LOCAL4: &str = "FR_LOCAL4";
+/// HASH, key: an IPv6 address (16 octets) that is the router's own.
+pub const MAP_LOCAL6: &str = "FR_LOCAL6";
+/// LPM_TRIE, key: prefix length, then an IPv4 address: local prefixes shorter than /32.
+pub const MAP_LOCAL_PREFIX4: &str = "FR_LOCAL_PFX4";
+/// LPM_TRIE, key: prefix length, then an IPv6 address: local prefixes shorter than /128.
+pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
+/// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
+pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
+
+/// RX queues a port may have; also the size of [`MAP_SOCKETS`]. Frames of a queue beyond it are
+/// passed to the kernel without being counted.
+pub const QUEUES_MAX: usize = 256;
+/// Entries of each hash of local addresses. Memory is taken as entries come.
+pub const LOCAL_ADDRS_MAX: usize = 65_536;
+/// Entries of each trie of local prefixes. Memory is taken as entries come.
+pub const LOCAL_PREFIXES_MAX: usize = 16_384;
+/// Ports the punt program can serve.
+pub const PUNT_PORTS_MAX: usize = 1_024;
+
+/// Destination MAC of a frame written to the punt device: these two octets, then the ifindex of
+/// the port in four octets, most significant first.
+pub const PUNT_DESTINATION: [u8; 2] = [0x02, 0xfe];
+
+/// What the XDP program did with a frame, and why: the index into [`QueueCounters`].
+///
+/// `Pass…`: handed to the kernel. `Steer…`: put on the AF_XDP socket of its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// No AF_XDP socket on this queue: ferroute is starting, stopping, or gone.
+    PassNoSocket = 0,
+    /// Neither IPv4 nor IPv6: ARP, LLDP, VLAN tags; or shorter than an Ethernet header.
+    PassNotIp,
+    /// The destination MAC is not the port's: broadcast, multicast, another station's.
+    PassOtherMac,
+    /// A frame that userspace handed back to the kernel (generic mode only).
+    PassPunted,
+    /// Steering is off for this family on this port.
+    PassFamilyOff,
+    /// The destination is one of the router's own addresses.
+    PassLocal,
+    /// The destination is a multicast group.
+    PassMulticast,
+    /// The destination is 255.255.255.255.
+    PassBroadcast,
+    /// The destination is link-local: 169.254.0.0/16, fe80::/10.
+    PassLinkLocal,
+    /// IPv4, to be forwarded.
+    SteerIpv4,
+    /// IPv6, to be forwarded.
+    SteerIpv6,
+    /// Too short to hold a destination address: userspace names the drop.
+    SteerTooShort,
+    /// ESP or AH to the router itself, terminated in userspace.
+    SteerIpsec,
+}
+
+/// How many reasons there are.
+pub const REASONS: usize = Reason::ALL.len();
+
+impl Reason {
+    /// Every reason, at its own index.
+    pub const ALL: [Self; 13] = [
+        Self::PassNoSocket,
+        Self::PassNotIp,
+        Self::PassOtherMac,
+        Self::PassPunted,
+        Self::PassFamilyOff,
+        Self::PassLocal,
+        Self::PassMulticast,
+        Self::PassBroadcast,
+        Self::PassLinkLocal,
+        Self::SteerIpv4,
+        Self::SteerIpv6,
+        Self::SteerTooShort,
+        Self::SteerIpsec,
+    ];
+
+    /// The name shown to users.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PassNoSocket => "pass_no_socket",
+            Self::PassNotIp => "pass_not_ip",
+            Self::PassOtherMac => "pass_other_mac",
+            Self::PassPunted => "pass_punted",
+            Self::PassFamilyOff => "pass_family_off",
+            Self::PassLocal => "pass_local",
+            Self::PassMulticast => "pass_multicast",
+            Self::PassBroadcast => "pass_broadcast",
+            Self::PassLinkLocal => "pass_link_local",
+            Self::SteerIpv4 => "steer_ipv4",
+            Self::SteerIpv6 => "steer_ipv6",
+            Self::SteerTooShort => "steer_too_short",
+            Self::SteerIpsec => "steer_ipsec",
+        }
+    }
+
+    /// Whether the frame went to userspace.
+    #[must_use]
+    pub const fn is_steered(self) -> bool {
+        self as u32 >= Self::SteerIpv4 as u32
+    }
+}
+
+/// Frames by [`Reason`], of one RX queue on one CPU.
+pub type QueueCounters = [u64; REASONS];
+
+/// A MAC as the programs compare it: three 16-bit words in memory order, because Ethernet headers
+/// are 2-octet aligned and BPF would read single octets otherwise.
+pub type MacWords = [u16; 3];
+
+/// Turns six octets into [`MacWords`].
+#[must_use]
+pub const fn mac_words(mac: [u8; 6]) -> MacWords {
+    [
+        u16::from_ne_bytes([mac[0], mac[1]]),
+        u16::from_ne_bytes([mac[2], mac[3]]),
+        u16::from_ne_bytes([mac[4], mac[5]]),
+    ]
+}
+
+/// Settings of one port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PortSettings {
+    /// The port's MAC; frames to any other are passed.
+    pub mac: MacWords,
+    /// Source MAC that marks a frame handed back by userspace; looked at only with
+    /// [`PortSettings::GENERIC`].
+    pub punt_source: MacWords,
+    /// Bits: [`PortSettings::STEER_IPV4`] and its siblings.
+    pub flags: u32,
+}
+
+impl PortSettings {
+    /// IPv4 is steered.
+    pub const STEER_IPV4: u32 = 1;
+    /// IPv6 is steered.
+    pub const STEER_IPV6: u32 = 2;
+    /// The program runs in generic mode, where it sees frames handed back by userspace again.
+    pub const GENERIC: u32 = 4;
+
+    /// The map value.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        for (to, word) in
+            out[..12].chunks_exact_mut(2).zip(self.mac.iter().chain(&self.punt_source))
+        {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        out[12..].copy_from_slice(&self.flags.to_ne_bytes());
+        out
+    }
+}
+
+/// Settings that all ports share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SharedSettings {
+    /// Bits: [`SharedSettings::PREFIXES4`] and its siblings.
+    pub flags: u32,
+}
+
+impl SharedSettings {
+    /// The trie of local IPv4 prefixes is not empty.
+    pub const PREFIXES4: u32 = 1;
+    /// The trie of local IPv6 prefixes is not empty.
+    pub const PREFIXES6: u32 = 2;
+    /// ESP and AH to the router itself are terminated in userspace.
+    pub const IPSEC_TERMINATE: u32 = 4;
+
+    /// The map value.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 4] {
+        self.flags.to_ne_bytes()
+    }
+}
+
+/// Where the punt program puts a frame, and with which MACs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PuntPort {
+    /// The port's MAC: becomes the destination.
+    pub mac: [u8; 6],
+    /// Becomes the source if `mark_source` is not 0.
+    pub punt_source: [u8; 6],
+    /// 1 if the port's XDP program is generic and has to recognise the frame.
+    pub mark_source: u32,
+}
+
+impl PuntPort {
+    /// The map value.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        let mut out = [0; 16];
+        out[..6].copy_from_slice(&self.mac);
+        out[6..12].copy_from_slice(&self.punt_source);
+        out[12..].copy_from_slice(&self.mark_source.to_ne_bytes());
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_stand_at_their_own_index_and_have_their_own_name() {
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            assert_eq!(reason.is_steered(), reason.name().starts_with("steer_"));
+            assert!(Reason::ALL[..i].iter().all(|r| r.name() != reason.name()));
+        }
+    }
+
+    #[test]
+    fn map_values_have_the_size_the_program_expects() {
+        assert_eq!(PortSettings::default().to_bytes().len(), size_of::<PortSettings>());
+        assert_eq!(SharedSettings::default().to_bytes().len(), size_of::<SharedSettings>());
+        assert_eq!(PuntPort::default().to_bytes().len(), size_of::<PuntPort>());
+    }
+
+    #[test]
+    fn map_values_keep_the_order_of_octets() {
+        let settings = PortSettings {
+            mac: mac_words([1, 2, 3, 4, 5, 6]),
+            punt_source: mac_words([7, 8, 9, 10, 11, 12]),
+            flags: PortSettings::GENERIC,
+        };
+        let bytes = settings.to_bytes();
+        assert_eq!(bytes[..12], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(bytes[12..], 4u32.to_ne_bytes());
+    }
+}

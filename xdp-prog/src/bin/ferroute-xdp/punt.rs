@@ -1,0 +1,42 @@
+//! `ferroute_punt`: gives a frame that userspace received, but does not handle, to the kernel.
+//!
+//! Userspace writes it to a TAP device with the port's ifindex in the destination MAC (the library
+//! half has the layout). On the TAP's ingress this classifier puts the port's MAC back and
+//! redirects the frame to the port's ingress, so the kernel sees it as received there. Checksums
+//! have to be complete: what a driver had said about them is lost on the way.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    btf_maps::HashMap,
+    helpers::bpf_redirect,
+    macros::{btf_map, classifier},
+    programs::TcContext,
+};
+use xdp_prog::{PUNT_DESTINATION, PUNT_PORTS_MAX, PuntPort};
+
+#[btf_map]
+static FR_PUNT_PORTS: HashMap<u32, PuntPort, PUNT_PORTS_MAX> = HashMap::new();
+
+#[classifier]
+pub fn ferroute_punt(ctx: TcContext) -> i32 {
+    // Whatever is not ours has no way on: the device carries nothing else.
+    redirect(&ctx).unwrap_or(TC_ACT_SHOT)
+}
+
+#[inline(always)]
+fn redirect(ctx: &TcContext) -> Option<i32> {
+    let macs: [u8; 12] = ctx.load(0).ok()?;
+    if macs[..2] != PUNT_DESTINATION {
+        return None;
+    }
+    let ifindex = u32::from_be_bytes([macs[2], macs[3], macs[4], macs[5]]);
+    // SAFETY: read at once; a value overwritten meanwhile is one of a port that is being changed.
+    let port = unsafe { FR_PUNT_PORTS.get(ifindex) }?;
+    ctx.store(0, &port.mac, 0).ok()?;
+    if port.mark_source != 0 {
+        ctx.store(6, &port.punt_source, 0).ok()?;
+    }
+    // SAFETY: a helper without pointers.
+    let action = unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) };
+    i32::try_from(action).ok()
+}

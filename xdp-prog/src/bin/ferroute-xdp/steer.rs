@@ -1,0 +1,204 @@
+//! `ferroute_xdp`: which frames userspace forwards, and which stay with the kernel.
+//!
+//! The kernel keeps what is not plain IP to be forwarded: ARP, the router's own addresses,
+//! multicast, broadcast, link-local. Headers are not checked here: what is odd goes to userspace,
+//! which has a name for each drop. Without a socket on the queue the kernel gets everything.
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_PASS, XDP_REDIRECT},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap, lpm_trie::Key},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use xdp_prog::{
+    LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX, QueueCounters, Reason,
+    SharedSettings,
+};
+
+/// Addresses as they stand in a header: 16-bit words in memory order, so that a map's key can be
+/// read straight from the frame.
+type Ipv4Words = [u16; 2];
+type Ipv6Words = [u16; 8];
+
+/// BPF_F_NO_PREALLOC of linux/bpf.h.
+const NO_PREALLOC: usize = 1;
+
+#[btf_map]
+static FR_SOCKETS: XskMap<QUEUES_MAX> = XskMap::new();
+#[btf_map]
+static FR_PORT: Array<PortSettings, 1> = Array::new();
+#[btf_map]
+static FR_COUNTERS: PerCpuArray<QueueCounters, QUEUES_MAX> = PerCpuArray::new();
+#[btf_map]
+static FR_SHARED: Array<SharedSettings, 1> = Array::new();
+#[btf_map]
+static FR_LOCAL4: HashMap<Ipv4Words, u8, LOCAL_ADDRS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static FR_LOCAL6: HashMap<Ipv6Words, u8, LOCAL_ADDRS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static FR_LOCAL_PFX4: LpmTrie<Ipv4Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new();
+#[btf_map]
+static FR_LOCAL_PFX6: LpmTrie<Ipv6Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new();
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const IPPROTO_ESP: u8 = 50;
+const IPPROTO_AH: u8 = 51;
+
+/// Headers as 16-bit words: frames are 2-octet aligned, and BPF would load octet by octet from a
+/// type without alignment.
+#[repr(C)]
+struct EthHdr {
+    destination: MacWords,
+    source: MacWords,
+    ethertype: u16,
+}
+
+/// What is needed of an IPv4 header without options.
+#[repr(C)]
+struct Ipv4Hdr {
+    before: [u16; 4],
+    ttl_protocol: [u8; 2],
+    check: u16,
+    source: Ipv4Words,
+    destination: Ipv4Words,
+}
+
+/// What is needed of the IPv6 fixed header.
+#[repr(C)]
+struct Ipv6Hdr {
+    before: [u16; 3],
+    next_header_hop_limit: [u8; 2],
+    source: Ipv6Words,
+    destination: Ipv6Words,
+}
+
+#[xdp]
+pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
+    let queue = ctx.rx_queue_index();
+    let mut reason = decide(&ctx);
+    let mut action = XDP_PASS;
+    if reason.is_steered() {
+        // The flags are what the kernel returns for a queue without a socket.
+        match FR_SOCKETS.redirect(queue, u64::from(XDP_PASS)) {
+            Ok(_) => action = XDP_REDIRECT,
+            Err(_) => reason = Reason::PassNoSocket,
+        }
+    }
+    count(queue, reason);
+    action
+}
+
+#[inline(always)]
+fn count(queue: u32, reason: Reason) {
+    if let Some(counters) = FR_COUNTERS.get_ptr_mut(queue) {
+        // SAFETY: the pointer is to this CPU's value, which nothing else writes while the program
+        // runs; the index is a variant of the enum the array is sized by.
+        unsafe { *(counters.cast::<u64>().add(reason as usize)) += 1 };
+    }
+}
+
+#[inline(always)]
+fn decide(ctx: &XdpContext) -> Reason {
+    let (Some(eth), Some(port), Some(shared)) =
+        (header::<EthHdr>(ctx, 0), FR_PORT.get(0), FR_SHARED.get(0))
+    else {
+        return Reason::PassNotIp;
+    };
+    let ethertype = u16::from_be(eth.ethertype);
+    if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
+        return Reason::PassNotIp;
+    }
+    if !same_mac(&eth.destination, &port.mac) {
+        return Reason::PassOtherMac;
+    }
+    if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
+        return Reason::PassPunted;
+    }
+    if ethertype == ETH_P_IP {
+        if port.flags & PortSettings::STEER_IPV4 == 0 {
+            return Reason::PassFamilyOff;
+        }
+        decide_ipv4(ctx, shared)
+    } else {
+        if port.flags & PortSettings::STEER_IPV6 == 0 {
+            return Reason::PassFamilyOff;
+        }
+        decide_ipv6(ctx, shared)
+    }
+}
+
+#[inline(always)]
+fn decide_ipv4(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+    let Some(ip) = header::<Ipv4Hdr>(ctx, size_of::<EthHdr>()) else {
+        return Reason::SteerTooShort;
+    };
+    let high = u16::from_be(ip.destination[0]);
+    if high >> 12 == 0xe {
+        return Reason::PassMulticast;
+    }
+    if high == 0xffff && ip.destination[1] == 0xffff {
+        return Reason::PassBroadcast;
+    }
+    if high == 0xa9fe {
+        return Reason::PassLinkLocal;
+    }
+    // SAFETY: the value is not read, so it does not matter when it is removed.
+    let mut local = unsafe { FR_LOCAL4.get(&ip.destination) }.is_some();
+    if !local && shared.flags & SharedSettings::PREFIXES4 != 0 {
+        local = FR_LOCAL_PFX4.get(&Key::new(32, ip.destination)).is_some();
+    }
+    if local {
+        return decide_local(ip.ttl_protocol[1], shared);
+    }
+    Reason::SteerIpv4
+}
+
+#[inline(always)]
+fn decide_ipv6(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+    let Some(ip) = header::<Ipv6Hdr>(ctx, size_of::<EthHdr>()) else {
+        return Reason::SteerTooShort;
+    };
+    let high = u16::from_be(ip.destination[0]);
+    if high >> 8 == 0xff {
+        return Reason::PassMulticast;
+    }
+    if high & 0xffc0 == 0xfe80 {
+        return Reason::PassLinkLocal;
+    }
+    // SAFETY: the value is not read, so it does not matter when it is removed.
+    let mut local = unsafe { FR_LOCAL6.get(&ip.destination) }.is_some();
+    if !local && shared.flags & SharedSettings::PREFIXES6 != 0 {
+        local = FR_LOCAL_PFX6.get(&Key::new(128, ip.destination)).is_some();
+    }
+    if local {
+        return decide_local(ip.next_header_hop_limit[0], shared);
+    }
+    Reason::SteerIpv6
+}
+
+#[inline(always)]
+fn decide_local(protocol: u8, shared: &SharedSettings) -> Reason {
+    let ipsec = protocol == IPPROTO_ESP || protocol == IPPROTO_AH;
+    if ipsec && shared.flags & SharedSettings::IPSEC_TERMINATE != 0 {
+        return Reason::SteerIpsec;
+    }
+    Reason::PassLocal
+}
+
+/// The header of type `T` at `offset` octets into the frame, if the frame reaches that far.
+#[inline(always)]
+fn header<T>(ctx: &XdpContext, offset: usize) -> Option<&T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: inside the frame, as just checked; frames are 2-octet aligned as `T` is, and every
+    // bit pattern is a `T`.
+    Some(unsafe { &*(start as *const T) })
+}
+
+#[inline(always)]
+fn same_mac(a: &MacWords, b: &MacWords) -> bool {
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) == 0
+}
