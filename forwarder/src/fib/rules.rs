@@ -78,7 +78,7 @@ impl<A: Copy + PartialEq> Rule<A> {
 }
 
 /// The routes of one address family.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct FamilyFib<L: PrefixMatch> {
     /// Longest-prefix matches, one a routing table; their leaves index [`Self::infos`]. Position 0
     /// is main and local merged when [`Self::merged`] says so.
@@ -106,6 +106,19 @@ pub enum FibResult<'a> {
 
 /// A leaf without an info: the tables in hand are older than the tree; the kernel decides.
 const STALE: FibResult<'static> = FibResult::Rule(RouteType::Punt(PuntReason::NotReady));
+
+/// Shares everything; written out because a derived one would ask for `L: Clone`.
+impl<L: PrefixMatch> Clone for FamilyFib<L> {
+    fn clone(&self) -> FamilyFib<L> {
+        FamilyFib {
+            tables: Arc::clone(&self.tables),
+            merged: self.merged,
+            default_table: self.default_table,
+            rules: Arc::clone(&self.rules),
+            infos: Arc::clone(&self.infos),
+        }
+    }
+}
 
 impl<L: PrefixMatch> FamilyFib<L> {
     /// A family without routes.

@@ -1,0 +1,71 @@
+//! Longest-prefix match for IPv4 and IPv6, built for a full Internet table.
+//!
+//! One thread writes ([`LpmWriter`]), any number of threads look up ([`Lpm`])
+//! meanwhile, without a lock and without waiting. What a route leads to is a
+//! number here, the leaf, whose meaning is the caller's.
+//!
+//! - `table`: the published trie and its lookups.
+//! - `writer`, `routes`, `pool`: updates, the record of routes behind them, and
+//!   the space that blocks are put into.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+mod pool;
+mod routes;
+mod table;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use routes::Iter;
+pub use table::Lpm;
+pub use writer::{LEAF_MAX, LpmWriter};
+
+use super::prefix::{Address, Prefix};
+use super::quiescence::Quiescence;
+use super::rules::PrefixMatch;
+
+impl<A: Address> Lpm<A> {
+    /// A table of these routes that will not be changed; for tests and for
+    /// routes read from a file.
+    pub fn from_routes(
+        routes: impl IntoIterator<Item = (Prefix<A>, u32)>,
+    ) -> Result<Arc<Self>, FibError> {
+        let mut writer = LpmWriter::new(Quiescence::new(0))?;
+        for (prefix, leaf) in routes {
+            writer.insert(prefix, leaf)?;
+        }
+        Ok(Arc::clone(writer.table()))
+    }
+}
+
+impl<A: Address> PrefixMatch for Lpm<A> {
+    type Addr = A;
+
+    #[inline]
+    fn lookup(&self, addr: A) -> u32 {
+        Lpm::lookup(self, addr)
+    }
+
+    #[inline]
+    fn network(addr: A, len: u8) -> A {
+        Prefix::masked(addr, len).bits()
+    }
+}
+
+/// Why a table could not be made or changed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FibError {
+    /// 0 means "no route", and the top bit is the table's own.
+    #[error("leaf {leaf} is not from 1 to {LEAF_MAX}")]
+    Leaf { leaf: u32 },
+    /// More routes than the table can place; nothing was changed.
+    #[error("the table is full: {nodes} nodes")]
+    Full { nodes: usize },
+    /// The system refused memory. If an update met this, the table that
+    /// readers have misses it, and the next update tries again.
+    #[error("no memory for a table of {octets} octets")]
+    Memory { octets: usize },
+}

@@ -1,0 +1,172 @@
+//! The reader's half of the engine: the published trie and how it is looked up.
+//!
+//! A word (`u32`) is either a leaf (top bit clear, 0 = no route) or, top bit
+//! set, the place of a block. The root is an array of words for the first 18
+//! bits; a block decides the next six. Of its 64 entries only those stand in it
+//! that differ from the entry before, and one bit for each entry says where:
+//!
+//! ```text
+//!   u64: bit s set = entry s differs from entry s-1 (bit 0 always set)
+//!   u64: word 0 (low half), word 1 (high half)
+//!   u64: word 2, word 3 …                     word of entry s = popcount(bits 0..=s) - 1
+//! ```
+//!
+//! So a level costs one cache line, two if the block is large: a /24 is found
+//! by the root's line and one block. A word can be replaced in place; a bitmap
+//! never changes while a reader can reach its block. The writer builds another
+//! block and swings the one word that leads to it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use zerocopy::FromZeros;
+
+use super::FibError;
+use crate::fib::prefix::Address;
+
+/// Bits decided by the root. 18, so that blocks end at /24, where most IPv4
+/// prefixes do, and 2^18 words (1 MiB) stay in a core's L2 cache.
+pub(super) const ROOT_BITS: u8 = 18;
+pub(super) const ROOT_WORDS: usize = 1 << ROOT_BITS;
+/// Bits decided by a block: as many as a 64-bit bitmap has room for.
+pub(super) const STRIDE: u8 = 6;
+pub(super) const ENTRIES: usize = 1 << STRIDE;
+/// Marks a word that leads to a block.
+pub(super) const NODE: u32 = 1 << 31;
+/// Octets of a cache line; blocks are placed so as to straddle few.
+const LINE: usize = 64;
+/// Addresses that [`Lpm::lookup_bulk`] has under way at a time: enough to keep
+/// a core's ten to sixteen outstanding misses busy, few enough for L1.
+const GROUP: usize = 32;
+
+/// The lookup table of one address family, shared by one writer and any number
+/// of readers; an address is `u32` or `u128`, as [`Address`] says.
+///
+/// A thread that looks up holds a [`Reader`](crate::fib::Reader) of the writer's
+/// [`Quiescence`](crate::fib::Quiescence)(super::Quiescence) that is online, and keeps nothing of a
+/// lookup over a call of `quiescent()`. A thread that does not may get a wrong
+/// answer, nothing worse.
+pub struct Lpm<A> {
+    pub(super) root: Vec<AtomicU32>,
+    pub(super) blocks: Vec<AtomicU64>,
+    /// Words of `blocks` in use or used before: what is backed by memory.
+    pub(super) touched: AtomicUsize,
+    address: PhantomData<A>,
+}
+
+impl<A: Address> Lpm<A> {
+    /// A table without routes and with room for `words` (of eight octets) of
+    /// blocks. The memory is reserved, and taken when first written.
+    pub(super) fn new(words: usize) -> Result<Arc<Self>, FibError> {
+        let no_memory = |_| FibError::Memory { octets: words * 8 };
+        Ok(Arc::new(Self {
+            root: AtomicU32::new_vec_zeroed(ROOT_WORDS).map_err(no_memory)?,
+            blocks: AtomicU64::new_vec_zeroed(words).map_err(no_memory)?,
+            touched: AtomicUsize::new(0),
+            address: PhantomData,
+        }))
+    }
+
+    /// The first word of `blocks` that begins a cache line.
+    pub(super) fn first_aligned(&self) -> usize {
+        let past = self.blocks.as_ptr() as usize % LINE;
+        (LINE - past) % LINE / 8
+    }
+
+    /// The leaf of the longest prefix that contains `addr`, or 0.
+    #[inline]
+    pub fn lookup(&self, addr: A) -> u32 {
+        let mut word = self.root_word(addr);
+        let mut depth = ROOT_BITS;
+        while word & NODE != 0 && depth < A::LEN {
+            word = self.block_word(word, addr.bits_at(depth, STRIDE));
+            depth += STRIDE;
+        }
+        word & !NODE
+    }
+
+    /// [`Lpm::lookup`] of each address into the leaf of the same index, as far
+    /// as both slices go. The lookups advance together, so that their cache
+    /// misses overlap: several times faster than one after another.
+    pub fn lookup_bulk(&self, addrs: &[A], leaves: &mut [u32]) {
+        let n = addrs.len().min(leaves.len());
+        let groups = addrs[..n].chunks(GROUP).zip(leaves[..n].chunks_mut(GROUP));
+        for (addrs, leaves) in groups {
+            self.lookup_group(addrs, leaves);
+        }
+    }
+
+    /// At most [`GROUP`] addresses, level by level; `deeper` holds the indices
+    /// of those whose word is still a block's. No branch depends on an address.
+    #[inline]
+    fn lookup_group(&self, addrs: &[A], words: &mut [u32]) {
+        let mut deeper = [0u8; GROUP];
+        let mut left = 0;
+        for (i, (addr, word)) in addrs.iter().zip(words.iter_mut()).enumerate() {
+            *word = self.root_word(*addr);
+            deeper[left % GROUP] = i as u8;
+            left += (*word >> 31) as usize;
+        }
+        let mut depth = ROOT_BITS;
+        while left > 0 && depth < A::LEN {
+            let mut still = 0;
+            for j in 0..left.min(GROUP) {
+                let i = usize::from(deeper[j]);
+                let (Some(addr), Some(word)) = (addrs.get(i), words.get_mut(i)) else { break };
+                *word = self.block_word(*word, addr.bits_at(depth, STRIDE));
+                deeper[still % GROUP] = i as u8;
+                still += (*word >> 31) as usize;
+            }
+            left = still;
+            depth += STRIDE;
+        }
+    }
+
+    #[inline(always)]
+    fn root_word(&self, addr: A) -> u32 {
+        // Acquire, here and below: who sees a block's place sees its content.
+        self.root[addr.bits_at(0, ROOT_BITS) as usize % ROOT_WORDS].load(Ordering::Acquire)
+    }
+
+    /// The word of entry `slot` (0 to 63) of the block that `word` leads to.
+    #[inline(always)]
+    pub(super) fn block_word(&self, word: u32, slot: u32) -> u32 {
+        let base = (word & !NODE) as usize;
+        let half = half_of(self.load(base), slot);
+        (self.load(base + half / 2) >> (half % 2 * 32)) as u32
+    }
+
+    /// Words outside never come up but to a reader that is not online; it gets
+    /// "no route" rather than a panic.
+    #[inline(always)]
+    fn load(&self, at: usize) -> u64 {
+        self.blocks.get(at).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Octets of memory that lookups use: the root, and of the blocks what has
+    /// ever been written.
+    pub fn memory_octets(&self) -> usize {
+        self.root.len() * 4 + self.touched.load(Ordering::Relaxed) * 8
+    }
+
+    /// Octets of address space reserved, most of them not backed by memory.
+    pub fn reserved_octets(&self) -> usize {
+        self.root.len() * 4 + self.blocks.len() * 8
+    }
+}
+
+/// Where in a block the word of entry `slot` stands, in units of four octets.
+/// (The rank counts from 1 and the bitmap takes two.)
+#[inline(always)]
+pub(super) fn half_of(bitmap: u64, slot: u32) -> usize {
+    // Shifted left, only the bits 0..=slot remain.
+    (bitmap << (63 - (slot & 63))).count_ones() as usize + 1
+}
+
+impl<A> fmt::Debug for Lpm<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lpm").field("touched", &self.touched).finish_non_exhaustive()
+    }
+}

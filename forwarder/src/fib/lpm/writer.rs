@@ -1,0 +1,425 @@
+//! The writer's half of the engine: routes in, routes out, while readers read.
+//!
+//! An update changes the record of routes, builds the blocks it touches anew
+//! from the deepest up, and stops at the first word that can be swung in
+//! place. A reader therefore meets, for any address, either the route before
+//! or the route after; an update of one prefix is not atomic over several
+//! addresses.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::FibError;
+use super::pool::{Pool, block_words};
+use super::routes::{Child, Iter, Routes, entries_of, heap_index, root_index};
+use super::table::{ENTRIES, Lpm, NODE, ROOT_BITS, ROOT_WORDS, STRIDE, half_of};
+use crate::fib::prefix::{Address, Prefix};
+use crate::fib::quiescence::Quiescence;
+
+/// The largest leaf: the top bit of a word tells leaves from blocks.
+pub const LEAF_MAX: u32 = NODE - 1;
+/// Levels of nodes below the root, for the longer address.
+const LEVELS_MAX: usize = (128 - ROOT_BITS as usize).div_ceil(STRIDE as usize);
+/// With every node's block as large as can be, half the words a place can name.
+const NODES_MAX: usize = 1 << 25;
+/// Space reserved at first, in words of eight octets: several times what a
+/// full Internet table takes, so that growing is rare. It costs address space.
+const WORDS_FIRST: usize = 1 << 22;
+/// The last resort: as far as a place can name.
+const WORDS_MAX: usize = NODE as usize;
+
+/// The one writer of a table.
+#[derive(Debug)]
+pub struct LpmWriter<A> {
+    table: Arc<Lpm<A>>,
+    pub(super) pool: Pool,
+    pub(super) routes: Routes,
+    regrown: bool,
+    prefixes: std::marker::PhantomData<A>,
+}
+
+/// The way down to a node: the nodes and the entries taken in them.
+struct Path {
+    nodes: [u32; LEVELS_MAX],
+    /// Index of the last node.
+    last: usize,
+}
+
+impl<A: Address> LpmWriter<A> {
+    /// A table without routes, whose readers announce themselves to
+    /// `quiescence`.
+    pub fn new(quiescence: Arc<Quiescence>) -> Result<Self, FibError> {
+        Self::with_words(quiescence, WORDS_FIRST)
+    }
+
+    pub(super) fn with_words(quiescence: Arc<Quiescence>, words: usize) -> Result<Self, FibError> {
+        let table = Lpm::new(words)?;
+        Ok(Self {
+            pool: Pool::new(&table, quiescence),
+            table,
+            routes: Routes::new(),
+            regrown: false,
+            prefixes: std::marker::PhantomData,
+        })
+    }
+
+    /// The table for readers.
+    pub fn table(&self) -> &Arc<Lpm<A>> {
+        &self.table
+    }
+
+    /// The new table, if an update since the last call did not fit into the
+    /// old one. Readers must be given it; the old one, until the last reader
+    /// drops it, keeps answering but changes no more.
+    pub fn take_regrown(&mut self) -> Option<Arc<Lpm<A>>> {
+        std::mem::take(&mut self.regrown).then(|| Arc::clone(&self.table))
+    }
+
+    /// Adds the route `prefix` → `leaf` (1 to [`LEAF_MAX`]), or replaces it and
+    /// returns the leaf it had.
+    pub fn insert(&mut self, prefix: Prefix<A>, leaf: u32) -> Result<Option<u32>, FibError> {
+        if leaf == 0 || leaf > LEAF_MAX {
+            return Err(FibError::Leaf { leaf });
+        }
+        if self.routes.node_count() + LEVELS_MAX > NODES_MAX {
+            return Err(FibError::Full { nodes: NODES_MAX });
+        }
+        let replaced = if prefix.len() <= ROOT_BITS {
+            self.set_in_root(prefix, Some(leaf))
+        } else {
+            let path = self.path_to(prefix);
+            self.set_in_node(prefix, path, Some(leaf))
+        };
+        self.end_update()?;
+        Ok(replaced)
+    }
+
+    /// Takes the route of exactly `prefix` away and returns its leaf.
+    pub fn remove(&mut self, prefix: Prefix<A>) -> Result<Option<u32>, FibError> {
+        if self.routes.get(prefix).is_none() {
+            return Ok(None);
+        }
+        let removed = if prefix.len() <= ROOT_BITS {
+            self.set_in_root(prefix, None)
+        } else {
+            let path = self.path_to(prefix);
+            self.set_in_node(prefix, path, None)
+        };
+        self.end_update()?;
+        Ok(removed)
+    }
+
+    /// The leaf of exactly `prefix`.
+    pub fn get_exact(&self, prefix: Prefix<A>) -> Option<u32> {
+        self.routes.get(prefix)
+    }
+
+    /// The leaf of the longest prefix that contains `addr`, or 0.
+    pub fn lookup(&self, addr: A) -> u32 {
+        self.table.lookup(addr)
+    }
+
+    /// The routes in order of address, then length.
+    pub fn iter(&self) -> Iter<'_, A> {
+        Iter::new(&self.routes)
+    }
+
+    /// Number of routes.
+    pub fn len(&self) -> usize {
+        self.routes.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Octets of memory beside the table's: the record of routes and the
+    /// allocator.
+    pub fn memory_octets(&self) -> usize {
+        self.routes.memory_octets() + self.pool.memory_octets()
+    }
+
+    /// The nodes from the root to that of `prefix` (longer than the root's
+    /// bits), made where there are none.
+    fn path_to(&mut self, prefix: Prefix<A>) -> Path {
+        let slot = prefix.bits().bits_at(0, ROOT_BITS) as usize;
+        let mut id = self.routes.root_nodes[slot];
+        if id == 0 {
+            let inherited = self.routes.root_best(ROOT_WORDS | slot);
+            id = self.routes.new_node(inherited);
+            self.routes.root_nodes[slot] = id;
+        }
+        let mut path = Path { nodes: [id; LEVELS_MAX], last: 0 };
+        let mut depth = ROOT_BITS;
+        while prefix.len() > depth + STRIDE {
+            let slot = prefix.bits().bits_at(depth, STRIDE);
+            id = match self.routes.node(id).child(slot) {
+                Some(child) => child.id,
+                None => {
+                    let word = self.routes.node(id).best(heap_index(slot, STRIDE));
+                    let below = self.routes.new_node(word);
+                    self.routes.node_mut(id).add_child(slot, Child { id: below, word });
+                    below
+                }
+            };
+            path.last += 1;
+            path.nodes[path.last] = id;
+            depth += STRIDE;
+        }
+        path
+    }
+
+    fn count(&mut self, before: Option<u32>, after: Option<u32>) {
+        self.routes.count += usize::from(after.is_some());
+        self.routes.count -= usize::from(before.is_some());
+    }
+
+    /// Sets or takes away a route of up to 18 bits.
+    fn set_in_root(&mut self, prefix: Prefix<A>, leaf: Option<u32>) -> Option<u32> {
+        let h = root_index(prefix);
+        let before = std::mem::replace(&mut self.routes.root[h], leaf.unwrap_or(0));
+        let before = Some(before).filter(|leaf| *leaf != 0);
+        self.count(before, leaf);
+        if before != leaf {
+            let leaf = leaf.unwrap_or_else(|| self.routes.root_best(h >> 1));
+            self.paint_root(h, leaf);
+        }
+        before
+    }
+
+    /// Publishes `leaf` for all below heap index `h` of the root but what
+    /// longer routes cover.
+    fn paint_root(&mut self, h: usize, leaf: u32) {
+        if h < ROOT_WORDS {
+            for below in [2 * h, 2 * h + 1] {
+                if self.routes.root[below] == 0 {
+                    self.paint_root(below, leaf);
+                }
+            }
+            return;
+        }
+        let word = match self.routes.root_nodes[h - ROOT_WORDS] {
+            0 => leaf,
+            id => self.inherit(id, leaf),
+        };
+        self.publish_root(h - ROOT_WORDS, word);
+    }
+
+    /// Makes the node and those below inherit `leaf`; the word to publish.
+    fn inherit(&mut self, id: u32, leaf: u32) -> u32 {
+        self.routes.node_mut(id).inherited = leaf;
+        self.inherit_below(id, 1, leaf);
+        self.rebuild(id)
+    }
+
+    /// Makes those nodes below `id` inherit `leaf` that lie in heap index `h`
+    /// and see no longer route than it.
+    fn inherit_below(&mut self, id: u32, h: u32, leaf: u32) {
+        let node = self.routes.node(id);
+        if !node.has_children() {
+            return;
+        }
+        let (first, end) = entries_of(h);
+        for slot in first as u32..end as u32 {
+            let node = self.routes.node(id);
+            let Some(child) = node.child(slot) else { continue };
+            let best = node.best_index(heap_index(slot, STRIDE)).unwrap_or(1);
+            // Shorter than h, or h itself: nothing stands between.
+            if best <= h {
+                let word = self.inherit(child.id, leaf);
+                self.routes.node_mut(id).set_child_word(slot, word);
+            }
+        }
+    }
+
+    /// Sets or takes away a route of the last node of `path`.
+    fn set_in_node(&mut self, prefix: Prefix<A>, path: Path, leaf: Option<u32>) -> Option<u32> {
+        let depth = ROOT_BITS + STRIDE * path.last as u8;
+        let slot = prefix.bits().bits_at(depth, STRIDE);
+        let h = heap_index(slot, prefix.len() - depth);
+        let id = path.nodes[path.last];
+        let node = self.routes.node_mut(id);
+        let before = node.set(h, leaf);
+        if before == leaf {
+            return before;
+        }
+        let best = node.best(h);
+        self.count(before, leaf);
+        self.inherit_below(id, h, best);
+        self.settle(prefix.bits(), &path);
+        before
+    }
+
+    /// Builds the nodes of `path` anew from the last one up, as far as it takes
+    /// to publish, and frees those that have become empty.
+    fn settle(&mut self, bits: A, path: &Path) {
+        let root_slot = bits.bits_at(0, ROOT_BITS) as usize;
+        for level in (0..=path.last).rev() {
+            let id = path.nodes[level];
+            let before = self.routes.node(id).word;
+            let empty = self.routes.node(id).is_empty();
+            let word = self.rebuild(id);
+            if empty {
+                self.routes.free_node(id);
+            }
+            if level == 0 {
+                if empty {
+                    self.routes.root_nodes[root_slot] = 0;
+                }
+                self.publish_root(root_slot, word);
+                return;
+            }
+            let above = path.nodes[level - 1];
+            let slot = bits.bits_at(ROOT_BITS + STRIDE * (level as u8 - 1), STRIDE);
+            let parent = self.routes.node_mut(above);
+            if empty {
+                parent.remove_child(slot);
+            } else {
+                parent.set_child_word(slot, word);
+                if word == before {
+                    return;
+                }
+                // A block's place always stands alone in the block above.
+                if word & before & NODE != 0 {
+                    let block = parent.word;
+                    self.publish_in_block(block, slot, word);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn publish_root(&self, slot: usize, word: u32) {
+        if !self.pool.exhausted() {
+            self.table.root[slot].store(word, Ordering::Release);
+        }
+    }
+
+    /// Replaces the word of entry `slot` of a published block.
+    fn publish_in_block(&self, block: u32, slot: u32, word: u32) {
+        if self.pool.exhausted() || block & NODE == 0 {
+            return;
+        }
+        let base = (block & !NODE) as usize;
+        let half = half_of(self.table.blocks[base].load(Ordering::Relaxed), slot);
+        let at = &self.table.blocks[base + half / 2];
+        let shift = half % 2 * 32;
+        let rest = at.load(Ordering::Relaxed) & !(u64::from(u32::MAX) << shift);
+        at.store(rest | u64::from(word) << shift, Ordering::Release);
+    }
+
+    /// Builds the node's block, retires the one before, and returns the word
+    /// that leads to it; the node's leaf if it has but one.
+    fn rebuild(&mut self, id: u32) -> u32 {
+        let node = self.routes.node(id);
+        let mut entries = [node.inherited; ENTRIES];
+        // Where an entry may differ from the one before.
+        let mut edges = 0u64;
+        for (h, leaf) in node.routes() {
+            let (first, end) = entries_of(h);
+            entries[first..end].fill(leaf);
+            edges |= 1 << first | 1u64.checked_shl(end as u32).unwrap_or(0);
+        }
+        for (slot, child) in node.children() {
+            entries[slot as usize] = child.word;
+            edges |= 0b11 << slot;
+        }
+        let before = node.word;
+        let word = self.write_block(&entries, edges);
+        self.routes.node_mut(id).word = word;
+        self.retire(before);
+        word
+    }
+
+    /// Writes a block of `entries` that differ at most at `edges`; the word
+    /// that leads to it.
+    fn write_block(&mut self, entries: &[u32; ENTRIES], edges: u64) -> u32 {
+        let mut words = [0u32; ENTRIES + 2];
+        words[2] = entries[0];
+        let (mut bitmap, mut count) = (1u64, 1);
+        let mut edges = edges & !1;
+        while edges != 0 {
+            let slot = edges.trailing_zeros() as usize;
+            edges &= edges - 1;
+            if entries[slot % ENTRIES] != words[1 + count] {
+                count += 1;
+                words[1 + count] = entries[slot % ENTRIES];
+                bitmap |= 1 << slot;
+            }
+        }
+        if count == 1 {
+            return entries[0];
+        }
+        words[0] = bitmap as u32;
+        words[1] = (bitmap >> 32) as u32;
+        let size = block_words(bitmap);
+        // Exhausted: whatever this returns is never published.
+        let Some(at) = self.pool.alloc(&self.table, size) else { return 0 };
+        let pairs = words.as_chunks::<2>().0;
+        for (to, pair) in self.table.blocks[at as usize..][..size].iter().zip(pairs) {
+            to.store(u64::from(pair[0]) | u64::from(pair[1]) << 32, Ordering::Relaxed);
+        }
+        NODE | at
+    }
+
+    fn retire(&mut self, word: u32) {
+        if word & NODE != 0 && !self.pool.exhausted() {
+            let at = word & !NODE;
+            let bitmap = self.table.blocks[at as usize].load(Ordering::Relaxed);
+            self.pool.retire(at, block_words(bitmap));
+        }
+    }
+
+    fn end_update(&mut self) -> Result<(), FibError> {
+        if self.pool.exhausted() {
+            self.regrow()?;
+        }
+        self.pool.end_update();
+        Ok(())
+    }
+
+    /// Builds everything into a table that has room for twice what is in use.
+    #[cold]
+    fn regrow(&mut self) -> Result<(), FibError> {
+        let mut words = (self.pool.live_words() * 2).next_power_of_two();
+        // NODES_MAX sees to it that WORDS_MAX suffices.
+        loop {
+            words = words.clamp(self.table.blocks.len(), WORDS_MAX);
+            self.table = Lpm::new(words)?;
+            self.pool = Pool::new(&self.table, Arc::clone(self.pool.quiescence()));
+            self.regrown = true;
+            self.publish_all(1, 0);
+            if !self.pool.exhausted() {
+                return Ok(());
+            }
+            words *= 2;
+        }
+    }
+
+    /// Publishes all below heap index `h` of the root, to which `leaf` falls.
+    fn publish_all(&mut self, h: usize, leaf: u32) {
+        let leaf = Some(self.routes.root[h]).filter(|leaf| *leaf != 0).unwrap_or(leaf);
+        if h < ROOT_WORDS {
+            self.publish_all(2 * h, leaf);
+            self.publish_all(2 * h + 1, leaf);
+            return;
+        }
+        let word = match self.routes.root_nodes[h - ROOT_WORDS] {
+            0 => leaf,
+            id => self.rebuild_below(id),
+        };
+        self.publish_root(h - ROOT_WORDS, word);
+    }
+
+    /// Builds the node and all below it in a table that has none of them.
+    fn rebuild_below(&mut self, id: u32) -> u32 {
+        for slot in 0..ENTRIES as u32 {
+            if let Some(child) = self.routes.node(id).child(slot) {
+                let word = self.rebuild_below(child.id);
+                self.routes.node_mut(id).set_child_word(slot, word);
+            }
+        }
+        self.routes.node_mut(id).word = 0;
+        self.rebuild(id)
+    }
+}

@@ -1,0 +1,155 @@
+//! Quiescent-state reclamation: how the writer learns that no reader can still
+//! be looking at what it unlinked.
+//!
+//! A reader announces, once a burst, that it holds nothing it read before
+//! ([`Reader::quiescent`]: one load and one store). The writer unlinks, takes a
+//! token ([`Quiescence::advance`]) and may reuse once every reader that is
+//! online has announced itself since ([`Quiescence::passed`]). Nothing blocks:
+//! a reader that stays away only delays reuse. What is protected, and that it
+//! is memory at all, is the user's affair.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// A reader's slot while it may hold nothing.
+const OFFLINE: u64 = 0;
+
+/// One reader's announcement; a line of its own, so that readers do not slow
+/// each other (two lines, as Intel's prefetcher fetches them in pairs).
+#[derive(Debug)]
+#[repr(align(128))]
+struct Slot {
+    /// The epoch this reader announced last, or [`OFFLINE`].
+    seen: AtomicU64,
+    claimed: AtomicBool,
+}
+
+/// The epoch that the writer advances and a slot for each reader.
+#[derive(Debug)]
+pub struct Quiescence {
+    epoch: AtomicU64,
+    slots: Box<[Slot]>,
+}
+
+/// A point in time after an unlinking; see [`Quiescence::passed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Token(u64);
+
+impl Quiescence {
+    /// Room for `readers` readers at a time.
+    pub fn new(readers: usize) -> Arc<Self> {
+        let slot = || Slot { seen: AtomicU64::new(OFFLINE), claimed: AtomicBool::new(false) };
+        Arc::new(Self {
+            epoch: AtomicU64::new(OFFLINE + 1),
+            slots: (0..readers).map(|_| slot()).collect(),
+        })
+    }
+
+    /// A new reader, online; `None` when all slots are taken.
+    pub fn reader(self: &Arc<Self>) -> Option<Reader> {
+        let slot = self.slots.iter().position(|slot| !slot.claimed.swap(true, Ordering::AcqRel))?;
+        let reader = Reader { quiescence: Arc::clone(self), slot };
+        reader.online();
+        Some(reader)
+    }
+
+    /// Called by the writer after unlinking: the token to wait for.
+    pub fn advance(&self) -> Token {
+        // SeqCst with the fence: see `Reader::online`.
+        let token = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        fence(Ordering::SeqCst);
+        Token(token)
+    }
+
+    /// Whether every reader has been quiescent or offline since `token`: what
+    /// was unlinked before it was taken can be reused.
+    pub fn passed(&self, token: Token) -> bool {
+        // Acquire pairs with the reader's release: its lookups before the
+        // announcement happened before whatever the writer does next.
+        self.slots.iter().all(|slot| {
+            let seen = slot.seen.load(Ordering::Acquire);
+            seen == OFFLINE || seen >= token.0
+        })
+    }
+}
+
+/// A reader's side; belongs to one thread at a time. Dropped, it is offline.
+#[derive(Debug)]
+pub struct Reader {
+    quiescence: Arc<Quiescence>,
+    slot: usize,
+}
+
+impl Reader {
+    fn slot(&self) -> &AtomicU64 {
+        &self.quiescence.slots[self.slot].seen
+    }
+
+    /// Nothing read before is held any more: one load, one store. Also what an
+    /// offline reader must not call; it comes back by [`Reader::online`].
+    #[inline]
+    pub fn quiescent(&self) {
+        // Acquire: who sees the epoch sees what was unlinked before it.
+        let epoch = self.quiescence.epoch.load(Ordering::Acquire);
+        self.slot().store(epoch, Ordering::Release);
+    }
+
+    /// Nothing is held and nothing will be looked up until
+    /// [`Reader::online`]: call it before sleeping.
+    pub fn offline(&self) {
+        self.slot().store(OFFLINE, Ordering::Release);
+    }
+
+    /// Lookups may follow.
+    pub fn online(&self) {
+        let epoch = self.quiescence.epoch.load(Ordering::Acquire);
+        self.slot().store(epoch, Ordering::SeqCst);
+        // Either the writer, looking after its own fence, sees this reader
+        // online, or this reader sees all that was unlinked before that fence.
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.offline();
+        self.quiescence.slots[self.slot].claimed.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_passes_when_every_online_reader_has_announced_itself() {
+        let q = Quiescence::new(2);
+        assert!(q.passed(q.advance()), "no readers, nothing to wait for");
+        let (a, b) = (q.reader().unwrap(), q.reader().unwrap());
+        let token = q.advance();
+        assert!(!q.passed(token));
+        a.quiescent();
+        assert!(!q.passed(token));
+        b.quiescent();
+        assert!(q.passed(token));
+        let later = q.advance();
+        a.quiescent();
+        assert!(!q.passed(later) && q.passed(token));
+        b.offline();
+        assert!(q.passed(later));
+        b.online();
+        assert!(q.passed(later), "it came back after the unlinking");
+        assert!(!q.passed(q.advance()));
+    }
+
+    #[test]
+    fn slots_are_limited_and_given_back() {
+        let q = Quiescence::new(1);
+        let a = q.reader().unwrap();
+        assert!(q.reader().is_none());
+        let token = q.advance();
+        drop(a);
+        assert!(q.passed(token), "a reader that is gone holds nothing");
+        assert!(q.reader().is_some());
+    }
+}
