@@ -12,3 +12,4 @@ pub mod netfilter;
 pub mod skb;
 pub mod stats;
 pub mod tables;
+pub mod wire;

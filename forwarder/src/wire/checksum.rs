@@ -1,0 +1,268 @@
+//! The Internet checksum: whole (RFC 1071), over pseudo-headers, and updated in place (RFC 1624).
+//!
+//! Sums are ones' complement sums of big-endian 16-bit words, held in a `u32` so that a few of
+//! them can be added before [`fold`]. Every function here returns at most 0xf_ffff, so thousands
+//! of them fit.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::Protocol;
+
+/// Ones' complement sum of `data` as big-endian 16-bit words; an odd last octet is padded with a
+/// zero octet after it (RFC 1071 §4.1). At most 0xffff.
+///
+/// Sums eight octets a step in the machine's byte order and swaps once at the end: the sum does
+/// not depend on byte order (RFC 1071 §2(B)), nor on the width of the words (§2(C)).
+#[inline]
+#[must_use]
+pub fn ones_complement_sum(data: &[u8]) -> u32 {
+    // Each step adds less than 2^33, so 2^31 steps fit: 16 GiB.
+    let mut sum: u64 = 0;
+    let mut eights = data.chunks_exact(8);
+    for eight in &mut eights {
+        let [a, b, c, d, e, f, g, h] = *eight else { break };
+        sum += u64::from(u32::from_ne_bytes([a, b, c, d]));
+        sum += u64::from(u32::from_ne_bytes([e, f, g, h]));
+    }
+    let mut rest = eights.remainder();
+    if let [a, b, c, d, ..] = *rest {
+        sum += u64::from(u32::from_ne_bytes([a, b, c, d]));
+        rest = &rest[4..];
+    }
+    sum += u64::from(match *rest {
+        [] => 0,
+        [a] => u32::from_ne_bytes([a, 0, 0, 0]),
+        [a, b] => u32::from_ne_bytes([a, b, 0, 0]),
+        [a, b, c, ..] => u32::from_ne_bytes([a, b, c, 0]),
+    });
+    u32::from(u16::from_be(fold_u64(sum)))
+}
+
+/// Folds carries until sixteen bits are left. Zero only for a sum of zero.
+#[inline]
+#[must_use]
+pub const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// The checksum of `data`: the complement of its sum. The checksum field within must be zero.
+#[inline]
+#[must_use]
+pub fn checksum(data: &[u8]) -> u16 {
+    !fold(ones_complement_sum(data))
+}
+
+/// Whether a sum taken over data *and* its checksum says that the data is intact.
+#[inline]
+#[must_use]
+pub const fn is_valid(sum: u32) -> bool {
+    fold(sum) == 0xffff
+}
+
+/// Sum of the IPv4 pseudo-header (RFC 9293 §3.1, RFC 768); `len` is the length in octets of
+/// transport header and data.
+#[inline]
+#[must_use]
+pub fn pseudo_header_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: Protocol, len: u16) -> u32 {
+    halves(src.to_bits()) + halves(dst.to_bits()) + u32::from(protocol.0) + u32::from(len)
+}
+
+/// Sum of the IPv6 pseudo-header (RFC 8200 §8.1); `len` as for IPv4, and `protocol` is the
+/// upper-layer one, not an extension header's.
+#[inline]
+#[must_use]
+pub fn pseudo_header_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: Protocol, len: u32) -> u32 {
+    ones_complement_sum(&src.octets())
+        + ones_complement_sum(&dst.octets())
+        + halves(len)
+        + u32::from(protocol.0)
+}
+
+/// The checksum after one 16-bit word it covers went from `old` to `new` (RFC 1624, eqn 3).
+///
+/// Let C be the ones' complement sum of the words and HC = ~C the checksum. Replacing the word m
+/// by m' gives C' = C − m + m' = C + ~m + m', for in ones' complement −m is ~m. Hence
+///
+/// ```text
+/// HC' = ~C' = ~(C + ~m + m') = ~(~HC + ~m + m')
+/// ```
+///
+/// Working on ~HC rather than HC matters at zero: eqn 2 of RFC 1141, HC' = HC + m + ~m', turns
+/// some sums into 0xffff where a recomputation says 0x0000 (RFC 1624 §3).
+#[inline]
+#[must_use]
+pub const fn update16(check: u16, old: u16, new: u16) -> u16 {
+    !fold(!check as u32 + !old as u32 + new as u32)
+}
+
+/// As [`update16`] for two adjoining words, an IPv4 address for one. The field must start at an
+/// even offset.
+#[inline]
+#[must_use]
+pub const fn update32(check: u16, old: u32, new: u32) -> u16 {
+    !fold(!check as u32 + halves(!old) + halves(new))
+}
+
+/// The IPv4 header checksum after the TTL went down by one.
+///
+/// TTL is the high octet of its word, so m' = m − 0x0100 and, with TTL ≥ 1, no borrow leaves the
+/// word: ~m + m' = 0xffff − m + m − 0x0100 = 0xfeff whatever m was. In [`update16`] that leaves
+///
+/// ```text
+/// HC' = ~(~HC + 0xfeff) = HC + 0x0100, with the carry brought round
+/// ```
+///
+/// where 0xffff, the other zero, becomes 0x0000: what the kernel's `ip_decrease_ttl` computes.
+/// The new TTL does not enter, only that it was 1 or more.
+#[inline]
+#[must_use]
+pub const fn decrease_ttl(check: u16) -> u16 {
+    !fold(!check as u32 + 0xfeff)
+}
+
+#[inline]
+const fn halves(word: u32) -> u32 {
+    (word >> 16) + (word & 0xffff)
+}
+
+#[inline]
+const fn fold_u64(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    fold(sum as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    /// Word by word, as RFC 1071 §4.1 writes it.
+    fn naive_sum(data: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for word in data.chunks(2) {
+            sum += u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    /// The kernel's `ip_decrease_ttl`, in its own terms.
+    fn kernel_decrease_ttl(check: u16) -> u16 {
+        let check = u32::from(check) + 0x0100;
+        (check + u32::from(check >= 0xffff)) as u16
+    }
+
+    #[test]
+    fn rfc_1071_example() {
+        let data = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(fold(ones_complement_sum(&data)), 0xddf2);
+        assert_eq!(checksum(&data), 0x220d);
+    }
+
+    #[test]
+    fn rfc_1624_example_gives_zero_not_minus_zero() {
+        // RFC 1624 §4: HC = 0xdd2f, m = 0x5555, m' = 0x3285.
+        assert_eq!(update16(0xdd2f, 0x5555, 0x3285), 0x0000);
+    }
+
+    #[test]
+    fn longest_packet_of_ones_does_not_overflow() {
+        let data = vec![0xff; 65_535];
+        assert_eq!(fold(ones_complement_sum(&data)), naive_sum(&data));
+        assert_eq!(fold(u32::MAX), 0xffff);
+    }
+
+    /// In three exhaustive steps, which together cover every header:
+    /// the word drops out of the update, so all of (word × checksum) follows from its
+    /// 65,280 words and its 65,536 checksums taken one at a time; then every TTL with every
+    /// checksum is held against a recomputation all the same.
+    #[test]
+    fn decrease_ttl_equals_recomputation_for_every_ttl_word_and_checksum() {
+        for word in 0x0100..=0xffffu16 {
+            let unfolded = u32::from(!word) + u32::from(word - 0x0100);
+            assert_eq!(unfolded, 0xfeff, "word {word:#06x}");
+        }
+        for check in 0..=0xffffu16 {
+            let updated = decrease_ttl(check);
+            assert_eq!(updated, kernel_decrease_ttl(check), "checksum {check:#06x}");
+            for word in [0x0100, 0x01ff, 0x4006, 0xff00, 0xffff] {
+                assert_eq!(updated, update16(check, word, word - 0x0100), "{check:#06x} {word:#x}");
+            }
+        }
+        for ttl in 1..=255u16 {
+            let word = ttl << 8 | 6;
+            // `rest` stands for the sum of all words but this one and the checksum: with every
+            // `rest` there comes every checksum.
+            for rest in 0..=0xffffu32 {
+                let before = !fold(rest + u32::from(word));
+                let after = !fold(rest + u32::from(word - 0x0100));
+                assert_eq!(decrease_ttl(before), after, "ttl {ttl} rest {rest:#06x}");
+                assert!(is_valid(rest + u32::from(word - 0x0100) + u32::from(after)));
+            }
+        }
+    }
+
+    #[test]
+    fn decrease_ttl_keeps_a_header_valid_that_wrote_zero_as_ffff() {
+        // 0xffff is the other zero: a receiver accepts it, no sender that sums computes it.
+        for word in 0x0100..=0xffffu16 {
+            let rest = u32::from(!word);
+            assert!(is_valid(rest + u32::from(word) + 0xffff));
+            let after = decrease_ttl(0xffff);
+            assert!(is_valid(rest + u32::from(word - 0x0100) + u32::from(after)));
+            assert_eq!(after, !fold(rest + u32::from(word - 0x0100)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sum_equals_the_naive_one(data in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            prop_assert_eq!(fold(ones_complement_sum(&data)), naive_sum(&data));
+        }
+
+        #[test]
+        fn sum_does_not_depend_on_alignment(data in proptest::collection::vec(any::<u8>(), 8..64)) {
+            for start in 0..8 {
+                prop_assert_eq!(fold(ones_complement_sum(&data[start..])), naive_sum(&data[start..]));
+            }
+        }
+
+        #[test]
+        fn updates_equal_recomputation(
+            mut data in proptest::collection::vec(any::<u8>(), 20..60),
+            at in 0usize..8,
+            new in any::<u32>(),
+        ) {
+            // A header is never all zero; its first word here is not.
+            data[0] = 0x45;
+            let at = 2 + at * 2;
+            let check = checksum(&data);
+            let old = u32::from_be_bytes(data[at..at + 4].try_into().unwrap());
+            data[at..at + 4].copy_from_slice(&new.to_be_bytes());
+            let want = checksum(&data);
+            prop_assert_eq!(update32(check, old, new), want);
+            let high = update16(check, (old >> 16) as u16, (new >> 16) as u16);
+            prop_assert_eq!(update16(high, old as u16, new as u16), want);
+        }
+
+        #[test]
+        fn pseudo_headers_are_the_sums_of_their_octets(
+            a in any::<[u8; 16]>(), b in any::<[u8; 16]>(), protocol in any::<u8>(), len in any::<u32>(),
+        ) {
+            let mut v6 = [a, b].concat();
+            v6.extend(len.to_be_bytes());
+            v6.extend([0, 0, 0, protocol]);
+            let sum = pseudo_header_v6(a.into(), b.into(), Protocol(protocol), len);
+            prop_assert_eq!(fold(sum), naive_sum(&v6));
+
+            let v4 = [&a[..4], &b[..4], &[0, protocol], &(len as u16).to_be_bytes()].concat();
+            let (src, dst) = (Ipv4Addr::from([a[0], a[1], a[2], a[3]]), Ipv4Addr::from([b[0], b[1], b[2], b[3]]));
+            let sum = pseudo_header_v4(src, dst, Protocol(protocol), len as u16);
+            prop_assert_eq!(fold(sum), naive_sum(&v4));
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! ICMPv6 (RFC 4443) and what of Neighbour Discovery (RFC 4861) a trace shows.
+//!
+//! Names are those of the kernel's include/uapi/linux/icmpv6.h without their prefix. When an
+//! error may be sent is the pipeline's to say.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use super::error::require;
+use super::octets::{array, get_u8, get_u16, get_u32, put, put_u8, put_u16, slice, slice_mut};
+use super::{Error, Ipv6Packet, Protocol, checksum, print};
+
+/// Length of the header all messages share, in octets; what follows is data or the quoted packet.
+pub const HEADER_LEN: usize = 8;
+
+mod field {
+    use crate::wire::octets::Field;
+
+    pub const TYPE: usize = 0;
+    pub const CODE: usize = 1;
+    pub const CHECKSUM: Field = 2..4;
+    pub const REST: Field = 4..8;
+    pub const IDENT: Field = 4..6;
+    pub const SEQ: Field = 6..8;
+    pub const ND_TARGET: Field = 8..24;
+}
+
+/// An ICMPv6 message's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Icmpv6Type(pub u8);
+
+impl Icmpv6Type {
+    /// Destination unreachable; codes in [`unreach`].
+    pub const DEST_UNREACH: Self = Self(1);
+    /// Packet too big.
+    pub const PKT_TOOBIG: Self = Self(2);
+    /// Time exceeded; codes in [`exceeded`].
+    pub const TIME_EXCEED: Self = Self(3);
+    /// Parameter problem; codes in [`problem`].
+    pub const PARAMPROB: Self = Self(4);
+    /// Echo request.
+    pub const ECHO_REQUEST: Self = Self(128);
+    /// Echo reply.
+    pub const ECHO_REPLY: Self = Self(129);
+    /// Router solicitation.
+    pub const ROUTER_SOLICITATION: Self = Self(133);
+    /// Router advertisement.
+    pub const ROUTER_ADVERTISEMENT: Self = Self(134);
+    /// Neighbour solicitation.
+    pub const NEIGHBOUR_SOLICITATION: Self = Self(135);
+    /// Neighbour advertisement.
+    pub const NEIGHBOUR_ADVERTISEMENT: Self = Self(136);
+    /// Redirect.
+    pub const REDIRECT: Self = Self(137);
+
+    /// An error message: types with the high bit clear (RFC 4443 §2.1), known or not.
+    #[inline]
+    #[must_use]
+    pub const fn is_error(self) -> bool {
+        self.0 & 0x80 == 0
+    }
+
+    /// Whether no error may be sent about a message of this type: RFC 4443 §2.4(e.1) and (e.2).
+    #[inline]
+    #[must_use]
+    pub const fn forbids_error(self) -> bool {
+        self.is_error() || matches!(self, Self::REDIRECT)
+    }
+}
+
+/// Codes of [`Icmpv6Type::DEST_UNREACH`].
+pub mod unreach {
+    /// No route to the destination.
+    pub const NOROUTE: u8 = 0;
+    /// Administratively prohibited.
+    pub const ADM_PROHIBITED: u8 = 1;
+    /// Beyond the scope of the source address.
+    pub const NOT_NEIGHBOUR: u8 = 2;
+    /// The host does not answer.
+    pub const ADDR_UNREACH: u8 = 3;
+    /// Nobody listens on the port.
+    pub const PORT_UNREACH: u8 = 4;
+    /// Source address failed ingress or egress policy.
+    pub const POLICY_FAIL: u8 = 5;
+    /// The route rejects.
+    pub const REJECT_ROUTE: u8 = 6;
+}
+
+/// Codes of [`Icmpv6Type::TIME_EXCEED`].
+pub mod exceeded {
+    /// The hop limit ran out on the way.
+    pub const EXC_HOPLIMIT: u8 = 0;
+    /// Reassembly took too long.
+    pub const EXC_FRAGTIME: u8 = 1;
+}
+
+/// Codes of [`Icmpv6Type::PARAMPROB`].
+pub mod problem {
+    /// A header field cannot be.
+    pub const HDR_FIELD: u8 = 0;
+    /// Next Header not known.
+    pub const UNK_NEXTHDR: u8 = 1;
+    /// Option not known.
+    pub const UNK_OPTION: u8 = 2;
+}
+
+view! {
+    /// An ICMPv6 message; the buffer ends where the IP payload does. The checksum functions take
+    /// the sum of the pseudo-header, from [`checksum::pseudo_header_v6`].
+    Icmpv6Packet
+}
+
+impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
+    /// Whether the 8 octets of the header are there.
+    #[inline]
+    pub fn check_len(&self) -> Result<(), Error> {
+        require(self.as_octets(), HEADER_LEN)
+    }
+
+    /// Type.
+    #[inline]
+    pub fn icmp_type(&self) -> Icmpv6Type {
+        Icmpv6Type(get_u8(self.as_octets(), field::TYPE))
+    }
+
+    /// Code.
+    #[inline]
+    pub fn code(&self) -> u8 {
+        get_u8(self.as_octets(), field::CODE)
+    }
+
+    /// The checksum as it stands.
+    #[inline]
+    pub fn checksum(&self) -> u16 {
+        get_u16(self.as_octets(), field::CHECKSUM)
+    }
+
+    /// Whether the message sums to what its checksum says.
+    pub fn verify_checksum(&self, pseudo_header: u32) -> bool {
+        checksum::is_valid(pseudo_header + checksum::ones_complement_sum(self.as_octets()))
+    }
+
+    /// Whether the checksum field holds the folded sum of the pseudo-header, left for a device to
+    /// complete; see [`UdpPacket::is_checksum_partial`](super::UdpPacket::is_checksum_partial).
+    #[inline]
+    pub fn is_checksum_partial(&self, pseudo_header: u32) -> bool {
+        self.checksum() == checksum::fold(pseudo_header)
+    }
+
+    /// Octets 4 to 7, which each type uses in its own way.
+    #[inline]
+    pub fn rest_of_header(&self) -> [u8; 4] {
+        array(self.as_octets(), field::REST)
+    }
+
+    /// Identifier of an echo message.
+    #[inline]
+    pub fn ident(&self) -> u16 {
+        get_u16(self.as_octets(), field::IDENT)
+    }
+
+    /// Sequence number of an echo message.
+    #[inline]
+    pub fn seq(&self) -> u16 {
+        get_u16(self.as_octets(), field::SEQ)
+    }
+
+    /// MTU of "packet too big", in octets.
+    #[inline]
+    pub fn mtu(&self) -> u32 {
+        get_u32(self.as_octets(), field::REST)
+    }
+
+    /// The offset a parameter problem points at, in octets.
+    #[inline]
+    pub fn pointer(&self) -> u32 {
+        get_u32(self.as_octets(), field::REST)
+    }
+
+    /// Target of a neighbour solicitation, neighbour advertisement or redirect.
+    #[inline]
+    pub fn nd_target(&self) -> Ipv6Addr {
+        Ipv6Addr::from(array::<16>(self.as_octets(), field::ND_TARGET))
+    }
+
+    /// Data, or the quoted packet of an error.
+    #[inline]
+    pub fn payload(&self) -> &[u8] {
+        slice(self.as_octets(), HEADER_LEN, usize::MAX)
+    }
+
+    /// The packet an error quotes, if its fixed header is whole. The rest is cut short.
+    #[inline]
+    pub fn quoted(&self) -> Option<Ipv6Packet<&[u8]>> {
+        if !self.icmp_type().is_error() {
+            return None;
+        }
+        Ipv6Packet::new_checked(self.payload()).ok()
+    }
+}
+
+impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv6Packet<T> {
+    /// Sets the type and leaves the checksum alone.
+    #[inline]
+    pub fn set_icmp_type(&mut self, icmp_type: Icmpv6Type) {
+        put_u8(self.buffer.as_mut(), field::TYPE, icmp_type.0);
+    }
+
+    /// Sets the code and leaves the checksum alone.
+    #[inline]
+    pub fn set_code(&mut self, code: u8) {
+        put_u8(self.buffer.as_mut(), field::CODE, code);
+    }
+
+    /// Sets the checksum field.
+    #[inline]
+    pub fn set_checksum(&mut self, checksum: u16) {
+        put_u16(self.buffer.as_mut(), field::CHECKSUM, checksum);
+    }
+
+    /// Sets octets 4 to 7.
+    #[inline]
+    pub fn set_rest_of_header(&mut self, rest: [u8; 4]) {
+        put(self.buffer.as_mut(), field::REST, &rest);
+    }
+
+    /// Computes the checksum of pseudo-header and the whole buffer anew and writes it.
+    pub fn fill_checksum(&mut self, pseudo_header: u32) {
+        self.set_checksum(0);
+        let sum = pseudo_header + checksum::ones_complement_sum(self.as_octets());
+        self.set_checksum(!checksum::fold(sum));
+    }
+
+    /// Data or quoted packet, to write to.
+    #[inline]
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
+    }
+}
+
+/// What octets 4 to 7 hold, by kind of message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Zero: unreachable and time exceeded messages.
+    Unused,
+    /// MTU in octets, for "packet too big".
+    Mtu(u32),
+    /// Offset of the octet at fault, for a parameter problem.
+    Pointer(u32),
+    /// Identifier and sequence number of an echo message.
+    Echo(u16, u16),
+}
+
+impl Rest {
+    /// The four octets.
+    #[must_use]
+    pub const fn octets(self) -> [u8; 4] {
+        match self {
+            Self::Unused => [0; 4],
+            Self::Mtu(number) | Self::Pointer(number) => number.to_be_bytes(),
+            Self::Echo(ident, seq) => ((ident as u32) << 16 | seq as u32).to_be_bytes(),
+        }
+    }
+}
+
+/// Writes a message's header over the first 8 octets of `buffer`; what lies behind them is its
+/// payload. The checksum is computed over all of it and over the pseudo-header of `src` and `dst`.
+///
+/// # Errors
+/// [`Error::Truncated`] if `buffer` is shorter than 8 octets.
+pub fn write_header(
+    buffer: &mut [u8],
+    icmp_type: Icmpv6Type,
+    code: u8,
+    rest: Rest,
+    (src, dst): (Ipv6Addr, Ipv6Addr),
+) -> Result<(), Error> {
+    require(buffer, HEADER_LEN)?;
+    // No buffer is as long as 4 GiB.
+    let len = buffer.len() as u32;
+    let mut icmp = Icmpv6Packet::new_unchecked(buffer);
+    icmp.set_icmp_type(icmp_type);
+    icmp.set_code(code);
+    icmp.set_rest_of_header(rest.octets());
+    icmp.fill_checksum(checksum::pseudo_header_v6(src, dst, Protocol::ICMPV6, len));
+    Ok(())
+}
+
+impl<T: AsRef<[u8]>> fmt::Display for Icmpv6Packet<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ICMP6, ")?;
+        match self.icmp_type() {
+            Icmpv6Type::ECHO_REQUEST => {
+                write!(f, "echo request, id {}, seq {}", self.ident(), self.seq())
+            }
+            Icmpv6Type::ECHO_REPLY => {
+                write!(f, "echo reply, id {}, seq {}", self.ident(), self.seq())
+            }
+            Icmpv6Type::DEST_UNREACH => self.fmt_unreachable(f),
+            Icmpv6Type::PKT_TOOBIG => write!(f, "packet too big, mtu {}", self.mtu()),
+            Icmpv6Type::TIME_EXCEED if self.code() == exceeded::EXC_FRAGTIME => {
+                f.write_str("time exceeded in-reassembly")
+            }
+            Icmpv6Type::TIME_EXCEED => {
+                write!(f, "time exceeded in-transit for {}", self.quoted_dst())
+            }
+            Icmpv6Type::PARAMPROB => {
+                let what = match self.code() {
+                    problem::HDR_FIELD => "erroneous",
+                    problem::UNK_NEXTHDR => "next header",
+                    problem::UNK_OPTION => "option",
+                    _ => "unknown code",
+                };
+                write!(f, "parameter problem, {what} - octet {}", self.pointer())
+            }
+            Icmpv6Type::ROUTER_SOLICITATION => f.write_str("router solicitation"),
+            Icmpv6Type::ROUTER_ADVERTISEMENT => f.write_str("router advertisement"),
+            Icmpv6Type::NEIGHBOUR_SOLICITATION => {
+                write!(f, "neighbor solicitation, who has {}", self.nd_target())
+            }
+            Icmpv6Type::NEIGHBOUR_ADVERTISEMENT => {
+                write!(f, "neighbor advertisement, tgt is {}", self.nd_target())
+            }
+            Icmpv6Type::REDIRECT => write!(f, "redirect to {}", self.nd_target()),
+            Icmpv6Type(number) => write!(f, "type-#{number}, code {}", self.code()),
+        }?;
+        write!(f, ", length {}", self.as_octets().len())
+    }
+}
+
+impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
+    /// Where the quoted packet went; :: if nothing is quoted.
+    fn quoted_dst(&self) -> Ipv6Addr {
+        Ipv6Packet::new_unchecked(self.payload()).dst_addr()
+    }
+
+    fn fmt_unreachable(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dst = self.quoted_dst();
+        f.write_str("destination unreachable, ")?;
+        match self.code() {
+            unreach::NOROUTE => write!(f, "unreachable route {dst}"),
+            unreach::ADM_PROHIBITED => write!(f, "unreachable prohibited {dst}"),
+            unreach::NOT_NEIGHBOUR => {
+                let src = Ipv6Packet::new_unchecked(self.payload()).src_addr();
+                write!(f, "beyond scope {dst}, source address {src}")
+            }
+            unreach::ADDR_UNREACH => write!(f, "unreachable address {dst}"),
+            unreach::PORT_UNREACH => {
+                write!(f, "{dst} ")?;
+                let quoted = Ipv6Packet::new_unchecked(self.payload());
+                match quoted.upper_layer() {
+                    Ok(upper) if !upper.later_fragment() => {
+                        let octets = slice(quoted.as_octets(), upper.offset, usize::MAX);
+                        print::unreachable_port(f, upper.protocol, octets)
+                    }
+                    _ => f.write_str("port unreachable"),
+                }
+            }
+            unreach::POLICY_FAIL => write!(f, "policy failed for {dst}"),
+            unreach::REJECT_ROUTE => write!(f, "reject route {dst}"),
+            code => write!(f, "{dst} unknown unreach code ({code})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEFT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+    const RIGHT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
+
+    #[test]
+    fn an_echo_request_is_written_as_rfc_4443_draws_it() {
+        let mut octets = [0xff; 9];
+        octets[8] = b'!';
+        write_header(&mut octets, Icmpv6Type::ECHO_REQUEST, 0, Rest::Echo(1, 2), (LEFT, RIGHT))
+            .unwrap();
+        // 2001 + db8 + 1 + 2 + 2001 + db8 + 2 + 2 + 9 + 3a + 8000 + 1 + 2 + 2100 = fcbf
+        assert_eq!(octets, [128, 0, 0x03, 0x40, 0, 1, 0, 2, b'!']);
+        let icmp = Icmpv6Packet::new_checked(&octets[..]).unwrap();
+        let pseudo = checksum::pseudo_header_v6(LEFT, RIGHT, Protocol::ICMPV6, 9);
+        assert!(icmp.verify_checksum(pseudo) && !icmp.is_checksum_partial(pseudo));
+        assert_eq!((icmp.ident(), icmp.seq()), (1, 2));
+        octets[8] = b'?';
+        assert!(!Icmpv6Packet::new_unchecked(&octets[..]).verify_checksum(pseudo));
+    }
+
+    #[test]
+    fn the_rest_of_the_header_reads_as_it_was_written() {
+        let mut octets = [0; 8];
+        let mut write = |icmp_type, code, rest| {
+            write_header(&mut octets, icmp_type, code, rest, (LEFT, RIGHT)).unwrap();
+            Icmpv6Packet::new_unchecked(octets)
+        };
+        let too_big = write(Icmpv6Type::PKT_TOOBIG, 0, Rest::Mtu(1280));
+        assert_eq!(too_big.mtu(), 1280);
+        assert_eq!(too_big.to_string(), "ICMP6, packet too big, mtu 1280, length 8");
+        let pointed = write(Icmpv6Type::PARAMPROB, problem::UNK_OPTION, Rest::Pointer(0x0102_0304));
+        assert_eq!(pointed.pointer(), 0x0102_0304);
+        assert_eq!(pointed.rest_of_header(), [1, 2, 3, 4]);
+        let short = &mut [0; 7];
+        assert!(write_header(short, Icmpv6Type(1), 0, Rest::Unused, (LEFT, RIGHT)).is_err());
+    }
+
+    #[test]
+    fn errors_are_told_from_information() {
+        for number in 0..=255 {
+            assert_eq!(Icmpv6Type(number).is_error(), number < 128);
+            assert_eq!(Icmpv6Type(number).forbids_error(), number < 128 || number == 137);
+        }
+    }
+}
