@@ -8,14 +8,18 @@
 //! A driver moves frames, it never copies one and never allocates after start. It counts what it
 //! lost (ring full, sent in vain) in the worker's statistics.
 
+pub mod mem;
+
 use std::time::Duration;
 
 use crate::skb::{Burst, FramePool};
-use crate::stats::WorkerStats;
+use crate::stats::{DropReason, WorkerStats};
+
+pub use mem::MemIo;
 
 /// Where the frames of a worker are that are neither free in the pool nor held by the worker: the
 /// driver's part of the conservation law
-/// `free + fill + rx + held + tx + completion = all frames`.
+/// `free + fill + rx + held + tx + completion + draining = all frames`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Census {
     /// Given to the kernel to receive into, or received and not taken yet (the kernel moves a frame
@@ -23,12 +27,15 @@ pub struct Census {
     pub fill_and_rx: usize,
     /// Given to the kernel to send, or sent and not taken back yet.
     pub tx_and_completion: usize,
+    /// Of ports that were removed, while it is not certain that the kernel has let go of them. They
+    /// come back to the pool when it has.
+    pub draining: usize,
 }
 
 impl Census {
     /// Frames the driver has.
     pub fn total(&self) -> usize {
-        self.fill_and_rx + self.tx_and_completion
+        self.fill_and_rx + self.tx_and_completion + self.draining
     }
 }
 
@@ -70,4 +77,27 @@ pub trait PacketIo {
 
     /// Frames the driver holds now.
     fn census(&self) -> Census;
+}
+
+/// Drops what a TX ring could not take, as a NIC's full queue does: counted, frames freed.
+fn drop_unsent(port: u16, pool: &mut FramePool, burst: &mut Burst, stats: &WorkerStats) {
+    drop_all(DropReason::FullRing, port, pool, burst, stats);
+}
+
+/// Empties `burst`, which was meant for `port`: each packet is counted under `reason` and as
+/// tx_dropped, its frame freed.
+fn drop_all(
+    reason: DropReason,
+    port: u16,
+    pool: &mut FramePool,
+    burst: &mut Burst,
+    stats: &WorkerStats,
+) {
+    for skb in burst.drain(usize::MAX) {
+        stats.drop(reason);
+        if let Some(counters) = stats.ports.get(port as usize) {
+            counters.tx_dropped.inc();
+        }
+        pool.free(skb.into_frame());
+    }
 }

@@ -1,0 +1,407 @@
+//! Ports in memory: frames are put in by [`MemIo::inject`] and taken out by [`MemIo::take_sent`].
+//!
+//! For tests of everything above a driver, and for benchmarks without a kernel in the way: a port
+//! can be an endless [source](MemIo::set_source) and a [sink](MemIo::set_sink). Rings are bounded
+//! as those of a NIC are. Nothing is lost silently: what a ring cannot take is counted.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Census, PacketIo, drop_unsent};
+use crate::skb::{Burst, FramePool, HEADROOM, IpSummed, MAX_PACKET, SkBuff};
+use crate::stats::WorkerStats;
+
+/// Octets of a source's packet that are written each time it is received again: Ethernet, IPv6 and
+/// TCP with options, and what an ICMP error quotes of a small packet. What follows is whatever the
+/// frame held before.
+const SOURCE_HEADER: usize = 128;
+
+/// Why a frame could not be put into a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InjectError {
+    /// No such port.
+    #[error("port {port} asked for, there are {ports}")]
+    NoPort {
+        /// The port asked for.
+        port: u16,
+        /// How many there are.
+        ports: usize,
+    },
+    /// The RX ring is full.
+    #[error("the RX ring of {0} packets is full")]
+    RingFull(usize),
+    /// The pool has no free frame.
+    #[error("no free frame")]
+    NoFrame,
+    /// The packet is longer than a frame holds.
+    #[error("{0} octets do not fit a frame, which holds {MAX_PACKET}")]
+    TooLong(usize),
+}
+
+/// Ports in memory.
+#[derive(Debug)]
+pub struct MemIo {
+    ports: Vec<MemPort>,
+    /// Packets a ring holds.
+    ring: usize,
+}
+
+#[derive(Debug)]
+struct MemPort {
+    iif: u32,
+    ip_summed: IpSummed,
+    rx: VecDeque<SkBuff>,
+    tx: VecDeque<SkBuff>,
+    source: Option<Source>,
+    sink: bool,
+}
+
+/// Packets that are received over and over.
+#[derive(Debug)]
+struct Source {
+    packets: Box<[Box<[u8]>]>,
+    next: usize,
+}
+
+impl MemIo {
+    /// `ports` ports with rings of `ring` packets each. Port n is the interface with index n + 1.
+    pub fn new(ports: usize, ring: usize) -> MemIo {
+        let port = |n: usize| MemPort {
+            iif: n as u32 + 1,
+            ip_summed: IpSummed::None,
+            rx: VecDeque::with_capacity(ring),
+            tx: VecDeque::with_capacity(ring),
+            source: None,
+            sink: false,
+        };
+        MemIo { ports: (0..ports).map(port).collect(), ring }
+    }
+
+    /// Sets the ifindex that packets of a port carry as their iif.
+    ///
+    /// # Errors
+    /// [`InjectError::NoPort`].
+    pub fn set_ifindex(&mut self, port: u16, ifindex: u32) -> Result<(), InjectError> {
+        self.port_mut(port)?.iif = ifindex;
+        Ok(())
+    }
+
+    /// Sets what packets of a port carry as `ip_summed`.
+    ///
+    /// # Errors
+    /// [`InjectError::NoPort`].
+    pub fn set_ip_summed(&mut self, port: u16, ip_summed: IpSummed) -> Result<(), InjectError> {
+        self.port_mut(port)?.ip_summed = ip_summed;
+        Ok(())
+    }
+
+    /// Makes a port receive `packets` in turn, without end. Each time only the first 128 octets are
+    /// written into a frame, so that a benchmark measures the road and not the copy.
+    ///
+    /// # Errors
+    /// [`InjectError::NoPort`], and [`InjectError::TooLong`] for a packet no frame holds.
+    pub fn set_source(&mut self, port: u16, packets: &[&[u8]]) -> Result<(), InjectError> {
+        if let Some(long) = packets.iter().find(|p| p.len() > MAX_PACKET) {
+            return Err(InjectError::TooLong(long.len()));
+        }
+        let packets: Box<[Box<[u8]>]> = packets.iter().map(|&p| Box::from(p)).collect();
+        self.port_mut(port)?.source = (!packets.is_empty()).then_some(Source { packets, next: 0 });
+        Ok(())
+    }
+
+    /// Makes a port complete what it is given to send at once (`true`), or keep it until it is
+    /// taken (`false`, as ports begin).
+    ///
+    /// # Errors
+    /// [`InjectError::NoPort`].
+    pub fn set_sink(&mut self, port: u16, sink: bool) -> Result<(), InjectError> {
+        self.port_mut(port)?.sink = sink;
+        Ok(())
+    }
+
+    /// Puts a packet, link-layer header first, into the RX ring of a port.
+    ///
+    /// # Errors
+    /// See [`InjectError`]; nothing has changed then.
+    pub fn inject(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        packet: &[u8],
+    ) -> Result<(), InjectError> {
+        let ring = self.ring;
+        let this = self.port_mut(port)?;
+        if packet.len() > MAX_PACKET {
+            return Err(InjectError::TooLong(packet.len()));
+        }
+        if this.rx.len() == ring {
+            return Err(InjectError::RingFull(ring));
+        }
+        let skb = this.receive(port, pool, packet.len(), packet).ok_or(InjectError::NoFrame)?;
+        this.rx.push_back(skb);
+        Ok(())
+    }
+
+    /// Takes the oldest packet a port was given to send, and frees its frame.
+    pub fn take_sent(&mut self, port: u16, pool: &mut FramePool) -> Option<Vec<u8>> {
+        let skb = self.ports.get_mut(port as usize)?.tx.pop_front()?;
+        let octets = skb.data().to_vec();
+        pool.free(skb.into_frame());
+        Some(octets)
+    }
+
+    /// Takes everything a port was given to send, oldest first.
+    pub fn take_all_sent(&mut self, port: u16, pool: &mut FramePool) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.take_sent(port, pool)).collect()
+    }
+
+    fn port_mut(&mut self, port: u16) -> Result<&mut MemPort, InjectError> {
+        let ports = self.ports.len();
+        self.ports.get_mut(port as usize).ok_or(InjectError::NoPort { port, ports })
+    }
+}
+
+impl MemPort {
+    /// A received packet of `len` octets that begins with `header`.
+    #[inline]
+    fn receive(
+        &self,
+        port: u16,
+        pool: &mut FramePool,
+        len: usize,
+        header: &[u8],
+    ) -> Option<SkBuff> {
+        let mut frame = pool.alloc()?;
+        frame.bytes_mut()[HEADROOM..HEADROOM + header.len()].copy_from_slice(header);
+        match SkBuff::receive(frame, HEADROOM, len) {
+            Ok(mut skb) => {
+                skb.port = port;
+                skb.iif = self.iif;
+                skb.ip_summed = self.ip_summed;
+                Some(skb)
+            }
+            Err(frame) => {
+                pool.free(frame);
+                None
+            }
+        }
+    }
+
+    /// The next packet of the source. `None`: no source, or no free frame.
+    #[inline]
+    fn receive_again(&mut self, port: u16, pool: &mut FramePool) -> Option<SkBuff> {
+        let source = self.source.as_mut()?;
+        let now = source.next;
+        source.next = if now + 1 == source.packets.len() { 0 } else { now + 1 };
+        let packet = &self.source.as_ref()?.packets[now];
+        self.receive(port, pool, packet.len(), &packet[..packet.len().min(SOURCE_HEADER)])
+    }
+}
+
+impl PacketIo for MemIo {
+    fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    fn rx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        let Some(this) = self.ports.get_mut(port as usize) else { return 0 };
+        let (mut packets, mut octets) = (0, 0);
+        while burst.room() > 0 {
+            let next = this.rx.pop_front();
+            let Some(skb) = next.or_else(|| this.receive_again(port, pool)) else { break };
+            packets += 1;
+            octets += skb.len() as u64;
+            if let Err(skb) = burst.push(skb) {
+                // There was room.
+                pool.free(skb.into_frame());
+            }
+        }
+        if let Some(counters) = stats.ports.get(port as usize) {
+            counters.rx_packets.add(packets);
+            counters.rx_bytes.add(octets);
+        }
+        packets as usize
+    }
+
+    fn tx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        let room = self.ports.get(port as usize).map_or(0, |this| self.ring - this.tx.len());
+        let (mut packets, mut octets) = (0, 0);
+        if let Some(this) = self.ports.get_mut(port as usize) {
+            for skb in burst.drain(room) {
+                packets += 1;
+                octets += skb.len() as u64;
+                this.tx.push_back(skb);
+            }
+        }
+        if let Some(counters) = stats.ports.get(port as usize) {
+            counters.tx_packets.add(packets);
+            counters.tx_bytes.add(octets);
+        }
+        drop_unsent(port, pool, burst, stats);
+        packets as usize
+    }
+
+    fn kick(&mut self, pool: &mut FramePool, _stats: &WorkerStats) {
+        for port in self.ports.iter_mut().filter(|port| port.sink) {
+            for skb in port.tx.drain(..) {
+                pool.free(skb.into_frame());
+            }
+        }
+    }
+
+    /// Returns at once: only the caller itself can put frames in.
+    fn wait(&mut self, _timeout: Duration) {}
+
+    fn census(&self) -> Census {
+        Census {
+            fill_and_rx: self.ports.iter().map(|port| port.rx.len()).sum(),
+            tx_and_completion: self.ports.iter().map(|port| port.tx.len()).sum(),
+            ..Census::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::skb::Umem;
+    use crate::stats::DropReason;
+
+    fn setup(ports: usize, ring: usize, frames: u32) -> (MemIo, FramePool, WorkerStats, Burst) {
+        let pool = Umem::anonymous(frames).into_pool();
+        (MemIo::new(ports, ring), pool, WorkerStats::new(ports), Burst::default())
+    }
+
+    #[test]
+    fn a_packet_goes_from_one_port_to_the_other_unchanged_and_in_order() {
+        let (mut io, mut pool, stats, mut burst) = setup(2, 8, 8);
+        io.set_ifindex(0, 77).expect("port 0");
+        for n in 1..=3u8 {
+            io.inject(0, &mut pool, &vec![n; 60 * n as usize]).expect("room");
+        }
+        assert_eq!(io.rx_burst(0, &mut pool, &mut burst, &stats), 3);
+        assert!(burst.as_slice().iter().all(|skb| skb.iif == 77 && skb.port == 0));
+        assert_eq!(io.tx_burst(1, &mut pool, &mut burst, &stats), 3);
+        assert!(burst.is_empty());
+        let sent = io.take_all_sent(1, &mut pool);
+        assert_eq!(sent, [vec![1; 60], vec![2; 120], vec![3; 180]]);
+        assert_eq!((stats.ports[0].rx_packets.get(), stats.ports[0].rx_bytes.get()), (3, 360));
+        assert_eq!((stats.ports[1].tx_packets.get(), stats.ports[1].tx_bytes.get()), (3, 360));
+        assert_eq!(pool.available(), 8);
+    }
+
+    #[test]
+    fn what_a_full_tx_ring_cannot_take_is_dropped_and_counted() {
+        let (mut io, mut pool, stats, mut burst) = setup(1, 2, 8);
+        for _ in 0..2 {
+            io.inject(0, &mut pool, &[0; 60]).expect("room");
+        }
+        assert_eq!(io.inject(0, &mut pool, &[0; 60]), Err(InjectError::RingFull(2)));
+        io.rx_burst(0, &mut pool, &mut burst, &stats);
+        io.inject(0, &mut pool, &[0; 60]).expect("room again");
+        io.rx_burst(0, &mut pool, &mut burst, &stats);
+        assert_eq!(io.tx_burst(0, &mut pool, &mut burst, &stats), 2);
+        assert!(burst.is_empty());
+        assert_eq!(stats.drops[DropReason::FullRing as usize].get(), 1);
+        assert_eq!(stats.ports[0].tx_dropped.get(), 1);
+        assert_eq!(pool.available() + io.census().total(), 8);
+    }
+
+    #[test]
+    fn a_source_never_ends_and_its_packets_come_as_given_whatever_was_done_to_the_last_ones() {
+        let (mut io, mut pool, stats, mut burst) = setup(2, 64, 128);
+        let (small, large) = ([1u8; 60], [2u8; 1500]);
+        io.set_source(0, &[&small, &large]).expect("fits");
+        io.set_sink(1, true).expect("port 1");
+        for _ in 0..10 {
+            assert_eq!(io.rx_burst(0, &mut pool, &mut burst, &stats), burst.len());
+            for (n, skb) in burst.as_mut_slice().iter_mut().enumerate() {
+                let (len, octet) = if n % 2 == 0 { (60, 1) } else { (1500, 2) };
+                assert_eq!(skb.len(), len);
+                assert!(skb.data()[..len.min(128)].iter().all(|&o| o == octet));
+                skb.data_mut().fill(9);
+            }
+            io.tx_burst(1, &mut pool, &mut burst, &stats);
+            io.kick(&mut pool, &stats);
+            assert_eq!(pool.available(), 128);
+        }
+        assert_eq!(stats.ports[1].tx_packets.get(), 640);
+    }
+
+    #[test]
+    fn a_packet_that_fits_no_frame_is_refused() {
+        let (mut io, mut pool, ..) = setup(1, 2, 2);
+        let long = vec![0; MAX_PACKET + 1];
+        assert_eq!(io.inject(0, &mut pool, &long), Err(InjectError::TooLong(MAX_PACKET + 1)));
+        assert_eq!(io.inject(0, &mut pool, &long[1..]), Ok(()));
+        assert_eq!(io.inject(1, &mut pool, &[]), Err(InjectError::NoPort { port: 1, ports: 1 }));
+        assert_eq!(io.set_source(0, &[&long]), Err(InjectError::TooLong(MAX_PACKET + 1)));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Inject(u16, usize),
+        Receive(u16),
+        Send(u16),
+        Drop(usize),
+        Kick,
+        Take(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u16..3, 0usize..4000).prop_map(|(port, len)| Step::Inject(port, len)),
+            (0u16..3).prop_map(Step::Receive),
+            (0u16..3).prop_map(Step::Send),
+            (0usize..70).prop_map(Step::Drop),
+            Just(Step::Kick),
+            (0u16..3).prop_map(Step::Take),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_conserved_whatever_is_done(steps in prop::collection::vec(step(), 0..200)) {
+            let (mut io, mut pool, stats, mut burst) = setup(3, 5, 12);
+            io.set_sink(2, true).expect("port 2");
+            let mut injected = 0;
+            for step in steps {
+                match step {
+                    Step::Inject(port, len) => {
+                        injected += u64::from(io.inject(port, &mut pool, &vec![0; len]).is_ok());
+                    }
+                    Step::Receive(port) => {
+                        io.rx_burst(port, &mut pool, &mut burst, &stats);
+                    }
+                    Step::Send(port) => {
+                        io.tx_burst(port, &mut pool, &mut burst, &stats);
+                    }
+                    Step::Drop(count) => {
+                        burst.drain(count).for_each(|skb| pool.free(skb.into_frame()));
+                    }
+                    Step::Kick => io.kick(&mut pool, &stats),
+                    Step::Take(port) => {
+                        io.take_sent(port, &mut pool);
+                    }
+                }
+                prop_assert_eq!(pool.available() + burst.len() + io.census().total(), 12);
+            }
+            let received: u64 = stats.ports.iter().map(|port| port.rx_packets.get()).sum();
+            prop_assert_eq!(injected, received + io.census().fill_and_rx as u64);
+        }
+    }
+}
