@@ -58,10 +58,50 @@ pub struct Link {
     pub send_redirects: bool,
     /// net.ipv4.conf.*.route_localnet: 127/8 is not martian here.
     pub route_localnet: bool,
+    /// net.ipv4.conf.*.accept_local, as effective (all OR own): a source that is one of our own
+    /// addresses is not martian.
+    pub accept_local: bool,
+    /// net.ipv4.conf.*.shared_media, as effective (all OR own): redirects may name a router of
+    /// another subnet on the same wire.
+    pub shared_media: bool,
+    /// net.ipv6.conf.*.disable_ipv6.
+    pub disable_ipv6: bool,
+    /// Frames may come in with partial TCP/UDP checksums (veth and other devices without a wire):
+    /// they are recognised and completed.
+    pub partial_csum: bool,
     /// IPv4 addresses with prefix length, primary ones first; the kernel's order.
     pub addrs4: Vec<(Ipv4Addr, u8)>,
     /// IPv6 addresses with prefix length that may be used as a source (not tentative).
     pub addrs6: Vec<(Ipv6Addr, u8)>,
+}
+
+impl Link {
+    /// An interface that is up and has nothing set: no addresses, no forwarding, the kernel's
+    /// defaults otherwise.
+    pub fn new(ifindex: u32, name: &str) -> Link {
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            port: None,
+            mac: [0; 6],
+            mtu: 1500,
+            mtu6: 1500,
+            up: true,
+            noarp: false,
+            forwarding4: false,
+            forwarding6: false,
+            rp_filter: RpFilter::Off,
+            accept_source_route: false,
+            send_redirects: true,
+            route_localnet: false,
+            accept_local: false,
+            shared_media: true,
+            disable_ipv6: false,
+            partial_csum: false,
+            addrs4: Vec::new(),
+            addrs6: Vec::new(),
+        }
+    }
 }
 
 /// Interfaces, found by ifindex or by port.
@@ -70,6 +110,9 @@ pub struct Links {
     links: Vec<Link>,
     /// Position + 1 in `links` by port; 0: none.
     by_port: Vec<u32>,
+    /// Every IPv4 address of ours: open addressing, a power of two long, at most a quarter full;
+    /// 0 is an empty slot (0.0.0.0 is nobody's address).
+    local4: Vec<u32>,
 }
 
 impl Links {
@@ -83,7 +126,25 @@ impl Links {
                 by_port[port as usize] = n as u32 + 1;
             }
         }
-        Links { links, by_port }
+        let local4 = local_set(links.iter().flat_map(|link| link.addrs4.iter().map(|a| a.0)));
+        Links { links, by_port, local4 }
+    }
+
+    /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`).
+    #[inline]
+    pub fn is_local4(&self, addr: u32) -> bool {
+        let mut at = local_slot(addr);
+        // Three quarters of the slots are empty, so the walk ends.
+        while let Some(&slot) = self.local4.get(at & self.local4.len().wrapping_sub(1)) {
+            if slot == 0 {
+                return false;
+            }
+            if slot == addr {
+                return true;
+            }
+            at += 1;
+        }
+        false
     }
 
     /// The interface behind a port.
@@ -102,6 +163,26 @@ impl Links {
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.iter()
     }
+}
+
+fn local_set(addrs: impl Iterator<Item = Ipv4Addr>) -> Vec<u32> {
+    let addrs: Vec<u32> = addrs.map(Ipv4Addr::to_bits).filter(|&addr| addr != 0).collect();
+    let mut slots = vec![0; (addrs.len() * 4).next_power_of_two().max(8)];
+    let mask = slots.len() - 1;
+    for addr in addrs {
+        let mut at = local_slot(addr);
+        while slots[at & mask] != 0 && slots[at & mask] != addr {
+            at += 1;
+        }
+        slots[at & mask] = addr;
+    }
+    slots
+}
+
+/// Fibonacci hashing.
+#[inline]
+fn local_slot(addr: u32) -> usize {
+    (addr.wrapping_mul(0x9e37_79b9) >> 16) as usize
 }
 
 /// The sysctls of the namespace that the data path obeys.
@@ -130,6 +211,9 @@ pub struct Sysctls {
     /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set,
     /// `doctor` says so.
     pub ip_forward_use_pmtu: bool,
+    /// Not a sysctl but likewise of the namespace (`net->ipv4.fib_has_custom_local_routes`): the
+    /// local table has routes beyond those of our addresses, so sources are looked up in it.
+    pub custom_local_routes: bool,
 }
 
 impl Default for Sysctls {
@@ -147,6 +231,7 @@ impl Default for Sysctls {
             multipath_hash_policy4: 0,
             multipath_hash_policy6: 0,
             ip_forward_use_pmtu: false,
+            custom_local_routes: false,
         }
     }
 }
@@ -182,5 +267,29 @@ impl Tables {
             hooks: Arc::default(),
             sysctl: Arc::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_addresses_are_found_on_whatever_interface() {
+        let mut links = Vec::new();
+        for n in 0..100u8 {
+            let mut link = Link::new(n.into(), "x");
+            link.addrs4 = vec![([10, n, 0, 1].into(), 24), ([10, n, 0, 2].into(), 24)];
+            links.push(link);
+        }
+        let links = Links::new(links);
+        for n in 0..100u8 {
+            for host in 0..4u8 {
+                let addr = Ipv4Addr::from([10, n, 0, host]).to_bits();
+                assert_eq!(links.is_local4(addr), matches!(host, 1 | 2), "10.{n}.0.{host}");
+            }
+        }
+        assert!(!links.is_local4(0));
+        assert!(!Links::default().is_local4(1));
     }
 }
