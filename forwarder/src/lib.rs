@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod control;
 pub mod fib;
 pub mod io;
 pub mod neigh;

@@ -8,6 +8,7 @@
 //! A driver moves frames, it never copies one and never allocates after start. It counts what it
 //! lost (ring full, sent in vain) in the worker's statistics.
 
+pub mod af_xdp;
 pub mod mem;
 
 use std::time::Duration;

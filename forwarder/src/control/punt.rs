@@ -1,0 +1,205 @@
+//! The punt device: how a received frame that userspace must not handle goes back to the kernel.
+//!
+//! A TAP device that carries nothing else. [`PuntDevice::inject`] writes the port's ifindex into
+//! the frame's destination MAC and the frame to the TAP; the classifier `ferroute_punt` on its
+//! ingress puts the port's MAC back and redirects the frame to the port's ingress. The kernel sees
+//! it as received on the port: routing rules, netfilter and reverse-path filter apply to that port.
+//! (xdp-prog has the layout and the program.)
+//!
+//! Not done here: checksums. What the driver knew of them does not survive, so they have to be
+//! complete in the frame.
+
+use std::io;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, TC_INGRESS, TcHook};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tappers::{Interface, Tap};
+use xdp_prog::{PUNT_DESTINATION, PuntPort};
+
+use super::xdp::{Steering, XdpError, with_log};
+
+/// The kernel puts the first free number for %d.
+const NAME: &str = "ferroute%d";
+
+/// Octets of an Ethernet header: what a frame has to have at least.
+const ETH_HLEN: usize = 14;
+
+/// What can go wrong with the punt device.
+#[derive(Debug, thiserror::Error)]
+pub enum PuntError {
+    /// No TAP device.
+    #[error(
+        "cannot create a TAP device: {0}; the `tun` module and CAP_NET_ADMIN are needed, and \
+         /dev/net/tun in a container"
+    )]
+    Create(io::Error),
+    /// The device cannot be set up.
+    #[error("cannot set up the TAP device {name}: {source}")]
+    SetUp {
+        /// The device.
+        name: String,
+        /// The kernel's errno.
+        source: io::Error,
+    },
+    /// The classifier cannot be attached.
+    #[error(
+        "cannot attach the classifier to {name}: {source}; the modules sch_ingress and cls_bpf \
+         are needed\n{log}"
+    )]
+    Classifier {
+        /// The device.
+        name: String,
+        /// libbpf's error.
+        source: libbpf_rs::Error,
+        /// What libbpf said.
+        log: String,
+    },
+    /// The table of ports could not be written.
+    #[error(transparent)]
+    Ports(#[from] XdpError),
+}
+
+/// The device. It is gone when this is dropped, or when the process ends.
+pub struct PuntDevice {
+    tap: Tap,
+    name: String,
+    ports: MapHandle,
+    punt_source: [u8; 6],
+}
+
+impl std::fmt::Debug for PuntDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PuntDevice").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl PuntDevice {
+    /// Creates the device in this thread's network namespace.
+    ///
+    /// # Errors
+    /// [`PuntError`], each with what is missing.
+    pub fn open(steering: &Steering) -> Result<PuntDevice, PuntError> {
+        let tap = Interface::new(NAME).and_then(Tap::new_named).map_err(PuntError::Create)?;
+        let interface = tap.name().map_err(PuntError::Create)?;
+        let name = interface.name().to_string_lossy().into_owned();
+        let set_up = |source| PuntError::SetUp { name: name.clone(), source };
+        let ifindex = interface.index().map_err(set_up)?;
+        configure(ifindex).map_err(set_up)?;
+        let (attached, log) = with_log(|| attach(steering, ifindex));
+        attached.map_err(|source| PuntError::Classifier { name: name.clone(), source, log })?;
+        let ports = MapHandle::try_from(steering.punt_ports())
+            .map_err(|source| XdpError::map("open", steering.punt_ports(), source))?;
+        Ok(PuntDevice { tap, name, ports, punt_source: steering.punt_source() })
+    }
+
+    /// The device's name, "ferroute0" if that was free.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets frames of a port through, or changes its MAC. `generic`: the port's XDP program runs in
+    /// generic mode, so it will see the frames again and has to know them.
+    ///
+    /// # Errors
+    /// [`PuntError::Ports`].
+    pub fn add_port(&self, ifindex: u32, mac: [u8; 6], generic: bool) -> Result<(), PuntError> {
+        let port = PuntPort { mac, punt_source: self.punt_source, mark_source: u32::from(generic) };
+        self.ports
+            .update(&ifindex.to_ne_bytes(), &port.to_bytes(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("add a port to", &self.ports, source))?;
+        Ok(())
+    }
+
+    /// Drops frames of a port from now on; nothing if it was not there.
+    ///
+    /// # Errors
+    /// [`PuntError::Ports`].
+    pub fn remove_port(&self, ifindex: u32) -> Result<(), PuntError> {
+        match self.ports.delete(&ifindex.to_ne_bytes()) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
+                Err(XdpError::map("remove a port from", &self.ports, e).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a frame, from its Ethernet header on, to the kernel as received on the port `ifindex`.
+    /// Its destination MAC is overwritten. One system call; may be called from any thread. Frames
+    /// of ports that were not added are dropped.
+    ///
+    /// # Errors
+    /// InvalidInput for less than an Ethernet header; what write(2) to the TAP says, ENOMEM above
+    /// all.
+    pub fn inject(&self, ifindex: u32, frame: &mut [u8]) -> io::Result<()> {
+        if frame.len() < ETH_HLEN {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        frame[..2].copy_from_slice(&PUNT_DESTINATION);
+        frame[2..6].copy_from_slice(&ifindex.to_be_bytes());
+        self.tap.send(frame).map(|_| ())
+    }
+}
+
+/// Attaches the punt program to the device's ingress. It goes with the device.
+fn attach(steering: &Steering, ifindex: u32) -> libbpf_rs::Result<()> {
+    let ifindex =
+        i32::try_from(ifindex).map_err(|_| libbpf_rs::Error::from_raw_os_error(libc::ENODEV))?;
+    let mut hook = TcHook::new(steering.punt_program());
+    hook.ifindex(ifindex).attach_point(TC_INGRESS).handle(1).priority(1);
+    hook.create()?;
+    hook.attach()?;
+    Ok(())
+}
+
+/// Brings the device up, with nothing of its own to say: no IPv6 address, so no router
+/// solicitation, and no ARP.
+fn configure(ifindex: u32) -> io::Result<()> {
+    let inet6 = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
+    let quiet = link(ifindex, LinkFlags::Noarp, vec![LinkAttribute::AfSpecUnspec(inet6)]);
+    match request(quiet) {
+        // A kernel without IPv6, or with it off for new devices, does not know the setting.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => {}
+        other => other?,
+    }
+    request(link(ifindex, LinkFlags::Up | LinkFlags::Noarp, Vec::new()))
+}
+
+fn link(ifindex: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.header.flags = flags;
+    message.header.change_mask = flags;
+    message.attributes = attributes;
+    message
+}
+
+/// Sends one RTM_NEWLINK and reads the kernel's answer to it.
+fn request(message: LinkMessage) -> io::Result<()> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    let mut message =
+        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::NewLink(message)));
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    socket.send(&buffer, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    match answer.payload {
+        // The acknowledgement is an error message with code 0.
+        NetlinkPayload::Error(e) if e.code.is_some() => Err(e.to_io()),
+        _ => Ok(()),
+    }
+}

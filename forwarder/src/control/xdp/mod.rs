@@ -1,0 +1,187 @@
+//! The XDP program: loading, attaching, and the maps by which it decides what is steered.
+//!
+//! One [`Steering`] for the process holds what all ports share: the router's own addresses and the
+//! punt program. Each port gets its own instance of the XDP program ([`PortProgram`]) with its own
+//! sockets, settings and counters. A port's program steers nothing until a socket is set and
+//! steering is switched on. Everything is gone when it is dropped, or when the process ends.
+//!
+//! The rules are in `xdp-prog`; what follows netlink to fill the maps is not here.
+
+mod error;
+mod object;
+mod port;
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use xdp_prog::SharedSettings;
+
+pub use self::error::XdpError;
+use self::object::Shared;
+pub(super) use self::object::with_log;
+pub use self::port::{AttachMode, PortProgram, XdpMode};
+
+/// What the ports share.
+#[derive(Debug)]
+pub struct Steering {
+    shared: Shared,
+    flags: u32,
+    local4: BTreeSet<(Ipv4Addr, u8)>,
+    local6: BTreeSet<(Ipv6Addr, u8)>,
+    punt_source: [u8; 6],
+}
+
+impl Steering {
+    /// Loads the shared maps and the punt program.
+    ///
+    /// # Errors
+    /// [`XdpError::NotPermitted`] without CAP_BPF and CAP_NET_ADMIN; [`XdpError::Load`] with
+    /// libbpf's own words if the kernel refuses the object.
+    pub fn new() -> Result<Steering, XdpError> {
+        let steering = Steering {
+            shared: Shared::load()?,
+            flags: 0,
+            local4: BTreeSet::new(),
+            local6: BTreeSet::new(),
+            punt_source: new_punt_source(),
+        };
+        steering.store_settings()?;
+        Ok(steering)
+    }
+
+    /// Attaches a new instance of the program to the port `ifindex` of this thread's network
+    /// namespace. `mac` is the port's address: frames to any other stay with the kernel.
+    ///
+    /// # Errors
+    /// [`XdpError::AlreadyRunning`] or [`XdpError::ForeignProgram`] if the port has an XDP program;
+    /// [`XdpError::NativeRefused`] or [`XdpError::Attach`] if the kernel does not take ours.
+    pub fn attach(
+        &mut self,
+        ifindex: u32,
+        ifname: &str,
+        mac: [u8; 6],
+        mode: AttachMode,
+    ) -> Result<PortProgram, XdpError> {
+        PortProgram::attach(&self.shared, self.punt_source, ifindex, ifname, mac, mode)
+    }
+
+    /// Says which IPv4 addresses are the router's own: the whole set, each with its prefix length
+    /// (32 for an address; broadcast addresses belong in it too; shorter for local routes that
+    /// cover many). Only what changed is written.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`]; what was written before it stays, and the next call takes it from there.
+    pub fn set_local4(&mut self, wanted: &BTreeSet<(Ipv4Addr, u8)>) -> Result<(), XdpError> {
+        let prefixes = wanted.iter().any(|(_, len)| *len < 32);
+        // The trie has to be consulted before it is filled, and until it is empty.
+        if prefixes {
+            self.set_flag(SharedSettings::PREFIXES4, true)?;
+        }
+        let maps = LocalMaps { full: &self.shared.local4, prefix: &self.shared.local_prefix4 };
+        sync(&maps, &mut self.local4, wanted, |a| a.octets())?;
+        self.set_flag(SharedSettings::PREFIXES4, prefixes)
+    }
+
+    /// Says which IPv6 addresses are the router's own, as [`Steering::set_local4`] does (128 for an
+    /// address).
+    ///
+    /// # Errors
+    /// As for [`Steering::set_local4`].
+    pub fn set_local6(&mut self, wanted: &BTreeSet<(Ipv6Addr, u8)>) -> Result<(), XdpError> {
+        let prefixes = wanted.iter().any(|(_, len)| *len < 128);
+        if prefixes {
+            self.set_flag(SharedSettings::PREFIXES6, true)?;
+        }
+        let maps = LocalMaps { full: &self.shared.local6, prefix: &self.shared.local_prefix6 };
+        sync(&maps, &mut self.local6, wanted, |a| a.octets())?;
+        self.set_flag(SharedSettings::PREFIXES6, prefixes)
+    }
+
+    /// Says whether ESP and AH to the router itself are steered. Off at start.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_ipsec_terminate(&mut self, on: bool) -> Result<(), XdpError> {
+        self.set_flag(SharedSettings::IPSEC_TERMINATE, on)
+    }
+
+    pub(super) fn punt_program(&self) -> BorrowedFd<'_> {
+        self.shared.punt_program.as_fd()
+    }
+
+    pub(super) fn punt_ports(&self) -> &MapHandle {
+        &self.shared.punt_ports
+    }
+
+    /// The source MAC by which a generic program knows a frame that userspace handed back.
+    pub(super) fn punt_source(&self) -> [u8; 6] {
+        self.punt_source
+    }
+
+    fn set_flag(&mut self, flag: u32, on: bool) -> Result<(), XdpError> {
+        let flags = if on { self.flags | flag } else { self.flags & !flag };
+        if flags != self.flags {
+            self.flags = flags;
+            self.store_settings()?;
+        }
+        Ok(())
+    }
+
+    fn store_settings(&self) -> Result<(), XdpError> {
+        let value = SharedSettings { flags: self.flags }.to_bytes();
+        self.shared
+            .settings
+            .update(&0u32.to_ne_bytes(), &value, MapFlags::ANY)
+            .map_err(|source| XdpError::map("write", &self.shared.settings, source))
+    }
+}
+
+/// A locally administered MAC that no neighbour can guess: who knew it could make a port in generic
+/// mode leave frames to the kernel.
+fn new_punt_source() -> [u8; 6] {
+    let [a, b, c, d, ..] = RandomState::new().hash_one("punt source").to_ne_bytes();
+    [0x02, 0xfe, a, b, c, d]
+}
+
+struct LocalMaps<'a> {
+    full: &'a MapHandle,
+    prefix: &'a MapHandle,
+}
+
+/// Makes the maps hold `wanted` where they hold `have`, which follows each step.
+fn sync<A: Copy + Ord, const N: usize>(
+    maps: &LocalMaps<'_>,
+    have: &mut BTreeSet<(A, u8)>,
+    wanted: &BTreeSet<(A, u8)>,
+    octets: impl Fn(A) -> [u8; N],
+) -> Result<(), XdpError> {
+    let entry = |(address, len): (A, u8)| -> (&MapHandle, Vec<u8>) {
+        let address = octets(address);
+        if usize::from(len) < 8 * N {
+            // struct bpf_lpm_trie_key_u8
+            (maps.prefix, [&u32::from(len).to_ne_bytes()[..], &address].concat())
+        } else {
+            (maps.full, address.to_vec())
+        }
+    };
+    // New ones first: an address that moves from one length to another is never missed.
+    for new in wanted.difference(&have.clone()) {
+        let (map, key) = entry(*new);
+        map.update(&key, &[1], MapFlags::ANY)
+            .map_err(|source| XdpError::map("add a local address to", map, source))?;
+        have.insert(*new);
+    }
+    for old in have.clone().difference(wanted) {
+        let (map, key) = entry(*old);
+        match map.delete(&key) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
+                return Err(XdpError::map("remove a local address from", map, e));
+            }
+            _ => have.remove(old),
+        };
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The embedded BPF object: opening it, taking from it what one instance needs, libbpf's log.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Once;
+
+use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
+
+use super::XdpError;
+
+/// libbpf reads the ELF headers in place, so they have to be aligned.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../../xdp-prog/ferroute.bpf.o"));
+
+/// What every port's program uses, and the punt program. Descriptors keep what they stand for, so
+/// libbpf's object is not kept.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) punt_program: OwnedFd,
+    pub(super) punt_ports: MapHandle,
+    pub(super) settings: MapHandle,
+    pub(super) local4: MapHandle,
+    pub(super) local6: MapHandle,
+    pub(super) local_prefix4: MapHandle,
+    pub(super) local_prefix6: MapHandle,
+}
+
+impl Shared {
+    /// Loads the punt program and creates the shared maps.
+    pub(super) fn load() -> Result<Shared, XdpError> {
+        let object = load(|open| {
+            only_program(open, xdp_prog::PROGRAM_PUNT);
+            for mut map in open.maps_mut() {
+                let name = map.name().to_string_lossy().into_owned();
+                map.set_autocreate(is_shared(&name) || name == xdp_prog::MAP_PUNT_PORTS)?;
+            }
+            Ok(())
+        })?;
+        Ok(Shared {
+            punt_program: program(&object, xdp_prog::PROGRAM_PUNT)?,
+            punt_ports: map(&object, xdp_prog::MAP_PUNT_PORTS)?,
+            settings: map(&object, xdp_prog::MAP_SHARED)?,
+            local4: map(&object, xdp_prog::MAP_LOCAL4)?,
+            local6: map(&object, xdp_prog::MAP_LOCAL6)?,
+            local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
+            local_prefix6: map(&object, xdp_prog::MAP_LOCAL_PREFIX6)?,
+        })
+    }
+
+    /// Loads an instance of the XDP program that uses the shared maps.
+    pub(super) fn load_port(&self) -> Result<Object, XdpError> {
+        load(|open| {
+            only_program(open, xdp_prog::PROGRAM_XDP);
+            for mut map in open.maps_mut() {
+                let name = map.name().to_string_lossy().into_owned();
+                match self.shared_map(&name) {
+                    Some(shared) => map.reuse_fd(shared.as_fd())?,
+                    None => map.set_autocreate(name != xdp_prog::MAP_PUNT_PORTS)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn shared_map(&self, name: &str) -> Option<&MapHandle> {
+        match name {
+            xdp_prog::MAP_SHARED => Some(&self.settings),
+            xdp_prog::MAP_LOCAL4 => Some(&self.local4),
+            xdp_prog::MAP_LOCAL6 => Some(&self.local6),
+            xdp_prog::MAP_LOCAL_PREFIX4 => Some(&self.local_prefix4),
+            xdp_prog::MAP_LOCAL_PREFIX6 => Some(&self.local_prefix6),
+            _ => None,
+        }
+    }
+}
+
+fn is_shared(name: &str) -> bool {
+    [
+        xdp_prog::MAP_SHARED,
+        xdp_prog::MAP_LOCAL4,
+        xdp_prog::MAP_LOCAL6,
+        xdp_prog::MAP_LOCAL_PREFIX4,
+        xdp_prog::MAP_LOCAL_PREFIX6,
+    ]
+    .contains(&name)
+}
+
+fn only_program(open: &mut OpenObject, wanted: &str) {
+    for mut program in open.progs_mut() {
+        let load = program.name() == wanted;
+        program.set_autoload(load);
+    }
+}
+
+/// A handle to a map of a loaded object.
+pub(super) fn map(object: &Object, name: &'static str) -> Result<MapHandle, XdpError> {
+    let map = object
+        .maps()
+        .find(|m| libbpf_rs::MapCore::name(m) == name)
+        .ok_or(XdpError::Incomplete(name))?;
+    MapHandle::try_from(&map).map_err(|source| XdpError::map("open", &map, source))
+}
+
+/// A descriptor of a program of a loaded object.
+pub(super) fn program(object: &Object, name: &'static str) -> Result<OwnedFd, XdpError> {
+    let program = object.progs().find(|p| p.name() == name).ok_or(XdpError::Incomplete(name))?;
+    program.as_fd().try_clone_to_owned().map_err(XdpError::Descriptors)
+}
+
+fn load(
+    prepare: impl FnOnce(&mut OpenObject) -> libbpf_rs::Result<()>,
+) -> Result<Object, XdpError> {
+    let (result, log) = with_log(|| {
+        let mut open = ObjectBuilder::default().name("ferroute")?.open_memory(&OBJECT.0)?;
+        prepare(&mut open)?;
+        open.load()
+    });
+    result.map_err(|source| XdpError::load(source, log))
+}
+
+thread_local! {
+    /// What libbpf said on this thread while someone listened.
+    static LOG: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs `f` and returns what libbpf said meanwhile: it is for the error message, not for stderr.
+pub(in crate::control) fn with_log<T>(f: impl FnOnce() -> T) -> (T, String) {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        libbpf_rs::set_print(Some((PrintLevel::Info, |_level, text| {
+            LOG.with_borrow_mut(|log| {
+                if let Some(log) = log {
+                    log.push_str(&text);
+                }
+            });
+        })));
+    });
+    LOG.set(Some(String::new()));
+    let result = f();
+    (result, LOG.take().unwrap_or_default())
+}

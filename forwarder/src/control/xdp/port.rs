@@ -1,0 +1,281 @@
+//! One port's instance of the XDP program: attached by a link, with its own sockets, settings and
+//! counters.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use libbpf_rs::query::ProgInfoIter;
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, Xdp, XdpFlags};
+use xdp_prog::{PortSettings, QUEUES_MAX, QueueCounters, REASONS, mac_words};
+
+use super::XdpError;
+use super::object::{self, Shared};
+use crate::io::af_xdp::link::{LinkMode, XdpLink};
+
+/// Where the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the kernel's receive path, for drivers without XDP: every frame is copied.
+    Generic,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            XdpMode::Native => "native",
+            XdpMode::Generic => "generic",
+        })
+    }
+}
+
+/// Where the program is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttachMode {
+    /// Native, or generic if the driver has no native XDP.
+    #[default]
+    Auto,
+    /// Native or not at all.
+    Native,
+    /// Generic, whatever the driver has.
+    Generic,
+}
+
+/// The program of one port. Dropping it detaches the program, and the kernel has the port again.
+#[derive(Debug)]
+pub struct PortProgram {
+    /// First, so that it is dropped first.
+    _link: XdpLink,
+    mode: XdpMode,
+    settings: PortSettings,
+    port: MapHandle,
+    sockets: MapHandle,
+    counters: MapHandle,
+}
+
+impl PortProgram {
+    pub(super) fn attach(
+        shared: &Shared,
+        punt_source: [u8; 6],
+        ifindex: u32,
+        ifname: &str,
+        mac: [u8; 6],
+        wanted: AttachMode,
+    ) -> Result<PortProgram, XdpError> {
+        let object = shared.load_port()?;
+        let program = object::program(&object, xdp_prog::PROGRAM_XDP)?;
+        let target = Target { ifindex, ifname, program };
+        target.refuse_if_taken()?;
+        let (link, mode) = target.attach(wanted)?;
+        let generic = if mode == XdpMode::Generic { PortSettings::GENERIC } else { 0 };
+        let port = PortProgram {
+            _link: link,
+            mode,
+            settings: PortSettings {
+                mac: mac_words(mac),
+                punt_source: mac_words(punt_source),
+                flags: generic,
+            },
+            port: object::map(&object, xdp_prog::MAP_PORT)?,
+            sockets: object::map(&object, xdp_prog::MAP_SOCKETS)?,
+            counters: object::map(&object, xdp_prog::MAP_COUNTERS)?,
+        };
+        port.store_settings()?;
+        Ok(port)
+    }
+
+    /// Where the program runs.
+    #[must_use]
+    pub fn mode(&self) -> XdpMode {
+        self.mode
+    }
+
+    /// The port's XSKMAP, for who sets sockets there by other means.
+    #[must_use]
+    pub fn xsks_fd(&self) -> BorrowedFd<'_> {
+        self.sockets.as_fd()
+    }
+
+    /// Directs the frames of an RX queue to an AF_XDP socket bound to it. The kernel takes the
+    /// socket out again when it is closed.
+    ///
+    /// # Errors
+    /// [`XdpError::Queue`] beyond [`QUEUES_MAX`]; [`XdpError::Map`] if it is no such socket.
+    pub fn set_socket(&self, queue: u32, socket: impl AsRawFd) -> Result<(), XdpError> {
+        let key = self.socket_key(queue)?;
+        self.sockets
+            .update(&key, &socket.as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("put a socket into", &self.sockets, source))
+    }
+
+    /// Gives an RX queue back to the kernel; nothing if it had no socket.
+    ///
+    /// # Errors
+    /// [`XdpError::Queue`] or [`XdpError::Map`].
+    pub fn clear_socket(&self, queue: u32) -> Result<(), XdpError> {
+        let key = self.socket_key(queue)?;
+        match self.sockets.delete(&key) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(XdpError::map("take a socket out of", &self.sockets, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the program the port's MAC after it changed.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_mac(&mut self, mac: [u8; 6]) -> Result<(), XdpError> {
+        self.settings.mac = mac_words(mac);
+        self.store_settings()
+    }
+
+    /// Says which families are steered; the others stay with the kernel. None at start.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_steer(&mut self, ipv4: bool, ipv6: bool) -> Result<(), XdpError> {
+        let mut flags = self.settings.flags & PortSettings::GENERIC;
+        if ipv4 {
+            flags |= PortSettings::STEER_IPV4;
+        }
+        if ipv6 {
+            flags |= PortSettings::STEER_IPV6;
+        }
+        if flags != self.settings.flags {
+            self.settings.flags = flags;
+            self.store_settings()?;
+        }
+        Ok(())
+    }
+
+    /// Frames by reason ([`xdp_prog::Reason`]) for each of the first `queues` RX queues, since the
+    /// program was attached; all CPUs together. One system call a queue.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn counters(&self, queues: u32) -> Result<Vec<QueueCounters>, XdpError> {
+        (0..queues.min(QUEUES_MAX as u32)).map(|queue| self.queue_counters(queue)).collect()
+    }
+
+    fn queue_counters(&self, queue: u32) -> Result<QueueCounters, XdpError> {
+        let cpus = self
+            .counters
+            .lookup_percpu(&queue.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("read", &self.counters, source))?
+            .unwrap_or_default();
+        let mut sum = [0; REASONS];
+        for cpu in &cpus {
+            for (total, value) in sum.iter_mut().zip(cpu.as_chunks::<8>().0) {
+                *total += u64::from_ne_bytes(*value);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn socket_key(&self, queue: u32) -> Result<[u8; 4], XdpError> {
+        if queue < QUEUES_MAX as u32 {
+            Ok(queue.to_ne_bytes())
+        } else {
+            Err(XdpError::Queue { queue })
+        }
+    }
+
+    fn store_settings(&self) -> Result<(), XdpError> {
+        self.port
+            .update(&0u32.to_ne_bytes(), &self.settings.to_bytes(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("write", &self.port, source))
+    }
+}
+
+/// A loaded program and the interface it is for.
+struct Target<'a> {
+    ifindex: u32,
+    ifname: &'a str,
+    program: OwnedFd,
+}
+
+impl Target<'_> {
+    fn attach(&self, wanted: AttachMode) -> Result<(XdpLink, XdpMode), XdpError> {
+        if wanted != AttachMode::Generic {
+            match self.link(LinkMode::Native) {
+                Ok(link) => return Ok((link, XdpMode::Native)),
+                Err(e) if self.has_no_native(&e) && wanted == AttachMode::Auto => {}
+                Err(e) => return Err(self.native_error(e)),
+            }
+        }
+        match self.link(LinkMode::Generic) {
+            Ok(link) => Ok((link, XdpMode::Generic)),
+            Err(e) => Err(self.error(XdpMode::Generic, e)),
+        }
+    }
+
+    fn link(&self, mode: LinkMode) -> io::Result<XdpLink> {
+        XdpLink::attach(self.program.as_fd(), self.ifindex, mode)
+    }
+
+    /// dev_xdp_attach says EOPNOTSUPP if the driver has no XDP; some drivers say so themselves for
+    /// devices of a kind they have it not for.
+    fn has_no_native(&self, error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EOPNOTSUPP)
+    }
+
+    fn native_error(&self, source: io::Error) -> XdpError {
+        let hint = match source.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => "it has none, or not with the offloads that are on",
+            // veth and most NICs: a frame has to fit a page.
+            Some(libc::ERANGE | libc::EINVAL | libc::E2BIG) => {
+                "lower the MTU (on a veth also the peer's) or switch LRO off"
+            }
+            Some(libc::ENOMEM | libc::ENOSPC) => {
+                "reduce its queues with ethtool -L: XDP needs a TX queue for each CPU"
+            }
+            _ => return self.error(XdpMode::Native, source),
+        };
+        XdpError::NativeRefused { ifname: self.ifname.to_owned(), source, hint }
+    }
+
+    fn error(&self, mode: XdpMode, source: io::Error) -> XdpError {
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => {
+                XdpError::NotPermitted { what: "attach an XDP program" }
+            }
+            // Someone was quicker since the query.
+            Some(libc::EBUSY | libc::EEXIST) => self.refuse_if_taken().err().unwrap_or_else(|| {
+                XdpError::Attach { ifname: self.ifname.to_owned(), mode, source }
+            }),
+            _ => XdpError::Attach { ifname: self.ifname.to_owned(), mode, source },
+        }
+    }
+
+    /// An error if the interface has a program in any mode. The kernel would take a native and a
+    /// generic one side by side in no case, but says only "busy".
+    fn refuse_if_taken(&self) -> Result<(), XdpError> {
+        let Ok(ifindex) = i32::try_from(self.ifindex) else { return Ok(()) };
+        let (found, _log) =
+            object::with_log(|| Xdp::new(self.program.as_fd()).query(ifindex, XdpFlags::NONE));
+        // If the kernel does not answer, attaching will tell.
+        let Ok(found) = found else { return Ok(()) };
+        let programs =
+            [(XdpMode::Native, found.drv_prog_id), (XdpMode::Generic, found.skb_prog_id)];
+        let Some((mode, id)) = programs.into_iter().find(|(_, id)| *id != 0) else {
+            return Ok(());
+        };
+        let ifname = self.ifname.to_owned();
+        let name = program_name(id);
+        if name == xdp_prog::PROGRAM_XDP {
+            return Err(XdpError::AlreadyRunning { ifname, id, mode });
+        }
+        Err(XdpError::ForeignProgram { ifname, name, id, mode })
+    }
+}
+
+/// The name of a loaded program; "?" if it is gone or not to be seen.
+fn program_name(id: u32) -> String {
+    ProgInfoIter::default()
+        .find(|program| program.id == id)
+        .map_or_else(|| "?".to_owned(), |program| program.name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,3 @@
+//! Ports that are queues of network interfaces.
+
+pub mod link;

@@ -1,0 +1,523 @@
+//! The XDP program, its loader and the punt device against the running kernel.
+//!
+//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use ferroute::control::punt::PuntDevice;
+use ferroute::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+use xdp_prog::Reason;
+
+const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
+const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
+const MODES: [(AttachMode, XdpMode); 2] =
+    [(AttachMode::Native, XdpMode::Native), (AttachMode::Generic, XdpMode::Generic)];
+
+/// How long something that has to happen may take before the test is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `test` in a thread with a network namespace of its own: IPv6 quiet, forwarding on.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        run("ip link set lo up");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn run(command: &str) {
+    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn output(command: &str) -> String {
+    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// A veth pair `port`–`peer`, both up, the port with [`PORT_MAC`].
+fn veth(port: &str, peer: &str) {
+    run(&format!("ip link add {port} type veth peer name {peer}"));
+    run(&format!("ip link set {port} address 02:00:00:00:00:0a"));
+    run(&format!("ip link set {peer} address 02:00:00:00:00:0b"));
+    run(&format!("ip link set {port} up; ip link set {peer} up"));
+}
+
+fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).expect("an interface")
+}
+
+/// A packet socket on one interface.
+struct Wire {
+    socket: OwnedFd,
+    address: LinkAddr,
+}
+
+impl Wire {
+    fn on(name: &str) -> Wire {
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::EthAll,
+        )
+        .expect("a packet socket");
+        let address = nix::ifaddrs::getifaddrs()
+            .expect("interfaces")
+            .filter(|i| i.interface_name == name)
+            .find_map(|i| i.address?.as_link_addr().copied())
+            .expect("the interface's link address");
+        bind(socket.as_raw_fd(), &address).expect("bind to the interface");
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000)).expect("timeout");
+        Wire { socket, address }
+    }
+
+    fn send(&self, frame: &[u8]) {
+        let sent =
+            sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).expect("send");
+        assert_eq!(sent, frame.len());
+    }
+
+    /// The next frame that `wanted` accepts.
+    fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let start = Instant::now();
+        let mut frame = vec![0; 2048];
+        while start.elapsed() < PATIENCE {
+            let Ok(len) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else {
+                continue;
+            };
+            if wanted(&frame[..len]) {
+                return Some(frame[..len].to_vec());
+            }
+        }
+        None
+    }
+}
+
+fn ethernet(destination: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&destination[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 header with a right checksum and 26 octets of data.
+fn ipv4(destination: Ipv4Addr, protocol: u8) -> Vec<u8> {
+    ipv4_with_id(destination, protocol, 1)
+}
+
+fn ipv4_with_id(destination: Ipv4Addr, protocol: u8, id: u8) -> Vec<u8> {
+    let mut packet = vec![0u8; 46];
+    packet[..10].copy_from_slice(&[0x45, 0, 0, 46, 0, id, 0, 0, 64, protocol]);
+    packet[12..16].copy_from_slice(&[192, 0, 2, 2]);
+    packet[16..20].copy_from_slice(&destination.octets());
+    let sum: u32 =
+        packet[..20].chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let check = !u16::try_from((folded & 0xffff) + (folded >> 16)).expect("folded twice");
+    packet[10..12].copy_from_slice(&check.to_be_bytes());
+    packet
+}
+
+fn ipv6(destination: Ipv6Addr, next_header: u8) -> Vec<u8> {
+    let mut packet = vec![0u8; 48];
+    packet[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 8, next_header, 64]);
+    packet[8..24].copy_from_slice(&"2001:db8::2".parse::<Ipv6Addr>().expect("literal").octets());
+    packet[24..40].copy_from_slice(&destination.octets());
+    packet
+}
+
+fn frame4(destination: &str) -> Vec<u8> {
+    ethernet(PORT_MAC, 0x0800, &ipv4(destination.parse().expect("literal"), 17))
+}
+
+fn frame6(destination: &str) -> Vec<u8> {
+    ethernet(PORT_MAC, 0x86dd, &ipv6(destination.parse().expect("literal"), 17))
+}
+
+fn count(port: &PortProgram, reason: Reason) -> u64 {
+    port.counters(1).expect("counters")[0][reason as usize]
+}
+
+/// Sends a frame into the port and asserts that it is counted under `reason` and no other.
+fn assert_reason(port: &PortProgram, wire: &Wire, frame: &[u8], reason: Reason) {
+    let before = port.counters(1).expect("counters")[0];
+    wire.send(frame);
+    let start = Instant::now();
+    loop {
+        let now = port.counters(1).expect("counters")[0];
+        if now != before {
+            for other in Reason::ALL {
+                let moved = now[other as usize] - before[other as usize];
+                let wanted = u64::from(other == reason);
+                assert_eq!(moved, wanted, "{} for {frame:02x?}", other.name());
+            }
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{}: not counted: {frame:02x?}", reason.name());
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn attach(steering: &mut Steering, name: &str, mode: AttachMode) -> PortProgram {
+    steering.attach(ifindex(name), name, PORT_MAC, mode).expect("attach")
+}
+
+/// The error of attaching where it has to fail.
+fn refusal(steering: &mut Steering, name: &str, mode: AttachMode) -> XdpError {
+    match steering.attach(ifindex(name), name, PORT_MAC, mode) {
+        Ok(_) => panic!("attached to {name}"),
+        Err(e) => e,
+    }
+}
+
+fn locals(list: &[(&str, u8)]) -> BTreeSet<(Ipv4Addr, u8)> {
+    list.iter().map(|(a, len)| (a.parse().expect("literal"), *len)).collect()
+}
+
+fn locals6(list: &[(&str, u8)]) -> BTreeSet<(Ipv6Addr, u8)> {
+    list.iter().map(|(a, len)| (a.parse().expect("literal"), *len)).collect()
+}
+
+#[test]
+fn root_each_rule_counts_under_its_own_reason() {
+    for (wanted, mode) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let wire = Wire::on("peer");
+            let mut steering = Steering::new().expect("load");
+            let mut port = attach(&mut steering, "port", wanted);
+            assert_eq!(port.mode(), mode);
+            steering.set_local4(&locals(&[("192.0.2.1", 32), ("192.0.2.255", 32)])).expect("set");
+            steering.set_local6(&locals6(&[("2001:db8::1", 128)])).expect("set");
+
+            // Nothing is steered before it is said.
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassFamilyOff);
+            assert_reason(&port, &wire, &frame6("2001:db8:1::1"), Reason::PassFamilyOff);
+            port.set_steer(true, false).expect("set");
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
+            assert_reason(&port, &wire, &frame6("2001:db8:1::1"), Reason::PassFamilyOff);
+            port.set_steer(true, true).expect("set");
+
+            let arp = ethernet([0xff; 6], 0x0806, &[0; 46]);
+            let lldp = ethernet([0x01, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[0; 46]);
+            let vlan = ethernet(PORT_MAC, 0x8100, &[0; 46]);
+            for frame in [arp, lldp, vlan] {
+                assert_reason(&port, &wire, &frame, Reason::PassNotIp);
+            }
+            let to_broadcast = ethernet([0xff; 6], 0x0800, &frame4("198.51.100.1")[14..]);
+            let mut to_other = frame4("198.51.100.1");
+            to_other[5] ^= 1;
+            for frame in [to_broadcast, to_other] {
+                assert_reason(&port, &wire, &frame, Reason::PassOtherMac);
+            }
+            for (destination, reason) in [
+                ("192.0.2.1", Reason::PassLocal),
+                ("192.0.2.255", Reason::PassLocal),
+                ("224.0.0.5", Reason::PassMulticast),
+                ("239.255.255.255", Reason::PassMulticast),
+                ("255.255.255.255", Reason::PassBroadcast),
+                ("169.254.1.1", Reason::PassLinkLocal),
+                // Odd ones are for userspace to name.
+                ("0.0.0.1", Reason::PassNoSocket),
+                ("127.0.0.1", Reason::PassNoSocket),
+                ("240.0.0.1", Reason::PassNoSocket),
+                ("255.255.255.254", Reason::PassNoSocket),
+                ("192.0.2.254", Reason::PassNoSocket),
+            ] {
+                assert_reason(&port, &wire, &frame4(destination), reason);
+            }
+            for (destination, reason) in [
+                ("2001:db8::1", Reason::PassLocal),
+                ("ff02::5", Reason::PassMulticast),
+                ("ff0e::1", Reason::PassMulticast),
+                ("fe80::1", Reason::PassLinkLocal),
+                ("febf::1", Reason::PassLinkLocal),
+                ("fec0::1", Reason::PassNoSocket),
+                ("fd00::1", Reason::PassNoSocket),
+                ("::", Reason::PassNoSocket),
+                ("2001:db8::3", Reason::PassNoSocket),
+            ] {
+                assert_reason(&port, &wire, &frame6(destination), reason);
+            }
+            // ESP to the router stays with the kernel until we terminate it; AH likewise.
+            let own = "192.0.2.1".parse().expect("literal");
+            let esp = ethernet(PORT_MAC, 0x0800, &ipv4(own, 50));
+            let own = "2001:db8::1".parse().expect("literal");
+            let ah = ethernet(PORT_MAC, 0x86dd, &ipv6(own, 51));
+            assert_reason(&port, &wire, &esp, Reason::PassLocal);
+            assert_reason(&port, &wire, &ah, Reason::PassLocal);
+            steering.set_ipsec_terminate(true).expect("set");
+            assert_reason(&port, &wire, &esp, Reason::PassNoSocket);
+            assert_reason(&port, &wire, &ah, Reason::PassNoSocket);
+            assert_reason(&port, &wire, &frame4("192.0.2.1"), Reason::PassLocal);
+
+            // After the port's address has changed, frames to the old one are not its own.
+            port.set_mac([0x02, 0, 0, 0, 0, 0x0c]).expect("set");
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassOtherMac);
+        });
+    }
+}
+
+#[test]
+fn root_local_addresses_are_what_was_said_last() {
+    in_namespace(|| {
+        veth("port", "peer");
+        let wire = Wire::on("peer");
+        let mut steering = Steering::new().expect("load");
+        let mut port = attach(&mut steering, "port", AttachMode::Native);
+        port.set_steer(true, true).expect("set");
+        let check = |port: &PortProgram, expected: &[(&str, bool)]| {
+            for (destination, local) in expected {
+                let reason = if *local { Reason::PassLocal } else { Reason::PassNoSocket };
+                let frame = match destination.contains(':') {
+                    true => frame6(destination),
+                    false => frame4(destination),
+                };
+                assert_reason(port, &wire, &frame, reason);
+            }
+        };
+        check(&port, &[("10.0.0.1", false), ("10.1.2.3", false)]);
+        steering.set_local4(&locals(&[("10.0.0.1", 32), ("10.1.0.0", 16)])).expect("set");
+        steering.set_local6(&locals6(&[("fd00::1", 128), ("fd01::", 64)])).expect("set");
+        check(&port, &[("10.0.0.1", true), ("10.1.2.3", true), ("10.2.0.1", false)]);
+        check(&port, &[("fd00::1", true), ("fd01::9", true), ("fd01:0:0:1::", false)]);
+        // An address may move from its prefix to itself and back.
+        steering.set_local4(&locals(&[("10.1.2.3", 32)])).expect("set");
+        steering.set_local6(&locals6(&[("fd01::", 65)])).expect("set");
+        check(&port, &[("10.0.0.1", false), ("10.1.2.3", true), ("10.1.2.4", false)]);
+        check(&port, &[("fd00::1", false), ("fd01::9", true), ("fd01::8000:0:0:0", false)]);
+        // A port attached later sees the same.
+        drop(port);
+        let mut port = attach(&mut steering, "port", AttachMode::Native);
+        port.set_steer(true, true).expect("set");
+        check(&port, &[("10.1.2.3", true), ("10.1.2.4", false)]);
+        steering.set_local4(&BTreeSet::new()).expect("set");
+        steering.set_local6(&BTreeSet::new()).expect("set");
+        check(&port, &[("10.1.2.3", false), ("fd01::9", false)]);
+    });
+}
+
+/// The kernel forwards what userspace hands back, and takes it for received on the port: only a
+/// rule for that port's iif has the route.
+#[test]
+fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
+    for (wanted, mode) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            veth("out", "sink");
+            run("ip address add 192.0.2.1/24 dev port; ip address add 198.51.100.1/24 dev out");
+            run("ip route add 203.0.113.0/24 via 198.51.100.2 table 100");
+            run("ip rule add iif port lookup 100 priority 100");
+            run("ip neighbour add 198.51.100.2 lladdr 02:00:00:00:00:0b dev out");
+            run("sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.port.rp_filter=1");
+            let sink = Wire::on("sink");
+            let mut steering = Steering::new().expect("load");
+            let mut port = attach(&mut steering, "port", wanted);
+            let mut out = steering
+                .attach(ifindex("out"), "out", [0x02, 0, 0, 0, 0, 0x0a], wanted)
+                .expect("attach");
+            port.set_steer(true, true).expect("set");
+            out.set_steer(true, true).expect("set");
+            let punt = PuntDevice::open(&steering).expect("punt device");
+            let generic = mode == XdpMode::Generic;
+            let frame = |id| {
+                let destination = "203.0.113.9".parse().expect("literal");
+                ethernet(PORT_MAC, 0x0800, &ipv4_with_id(destination, 17, id))
+            };
+            let next = || sink.receive(|f| f.len() >= 34 && f[30..34] == [203, 0, 113, 9]);
+
+            // One before the port was added, which is dropped, and one after.
+            punt.inject(ifindex("port"), &mut frame(1)).expect("inject");
+            punt.add_port(ifindex("port"), PORT_MAC, generic).expect("add");
+            punt.inject(ifindex("port"), &mut frame(2)).expect("inject");
+            let forwarded = next().expect("the frame, forwarded");
+            let sent = frame(2);
+            assert_eq!(forwarded[..6], PEER_MAC, "to the nexthop");
+            assert_eq!(forwarded[18..20], sent[18..20], "the identification");
+            assert_eq!(forwarded[22], sent[22] - 1, "the TTL");
+            assert_eq!(forwarded[34..], sent[34..], "the data");
+            // Generic XDP has seen it again and let it through; native XDP has not.
+            assert_eq!(count(&port, Reason::PassPunted), u64::from(generic));
+            assert_eq!(count(&port, Reason::PassNoSocket), 0);
+
+            // As received on another port it has no route, and after a port is removed it is
+            // dropped; the next one that gets through is the last.
+            punt.add_port(ifindex("out"), PORT_MAC, generic).expect("add");
+            punt.inject(ifindex("out"), &mut frame(3)).expect("inject");
+            punt.remove_port(ifindex("port")).expect("remove");
+            punt.remove_port(ifindex("port")).expect("remove again");
+            punt.inject(ifindex("port"), &mut frame(4)).expect("inject");
+            punt.add_port(ifindex("port"), PORT_MAC, generic).expect("add");
+            punt.inject(ifindex("port"), &mut frame(5)).expect("inject");
+            assert_eq!(next().expect("the last frame")[18..20], [0, 5]);
+        });
+    }
+}
+
+#[test]
+fn root_the_punt_device_is_up_silent_and_gone_when_dropped() {
+    in_namespace(|| {
+        run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0");
+        let steering = Steering::new().expect("load");
+        let first = PuntDevice::open(&steering).expect("punt device");
+        let second = PuntDevice::open(&steering).expect("another");
+        assert_eq!((first.name(), second.name()), ("ferroute0", "ferroute1"));
+        assert!(output("ip link show ferroute0").contains(",UP"));
+        assert_eq!(output("ip -6 address show dev ferroute0"), "", "an IPv6 address");
+        let mut short = [0; 13];
+        let error = first.inject(1, &mut short).expect_err("too short");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        drop(first);
+        assert!(!output("ip link show").contains("ferroute0"));
+    });
+}
+
+#[test]
+fn root_a_foreign_program_is_named_and_left_alone() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let dir = tempfile::tempdir().expect("a directory");
+            let object = dir.path().join("foreign.o");
+            let source = r#"__attribute__((section("xdp"))) int somebodys(void *c) { return 2; }"#;
+            run(&format!(
+                "echo '{source}' | clang -target bpf -O2 -g -x c -c - -o {}",
+                object.display()
+            ));
+            let mode = if wanted == AttachMode::Native { "xdpdrv" } else { "xdpgeneric" };
+            run(&format!("ip link set dev port {mode} obj {} sec xdp", object.display()));
+            let mut steering = Steering::new().expect("load");
+            for mine in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
+                let error = refusal(&mut steering, "port", mine);
+                let XdpError::ForeignProgram { ref name, id, .. } = error else {
+                    panic!("{error}");
+                };
+                assert_eq!(name, "somebodys");
+                assert_ne!(id, 0);
+                let text = error.to_string();
+                assert!(text.contains(&format!("ip link set dev port {mode} off")), "{text}");
+            }
+            assert!(output("ip link show port").contains("prog/xdp"));
+            run(&format!("ip link set dev port {mode} off"));
+            drop(attach(&mut steering, "port", AttachMode::Auto));
+        });
+    }
+}
+
+#[test]
+fn root_a_second_ferroute_is_refused_until_the_first_is_gone() {
+    for (wanted, mode) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let mut first = Steering::new().expect("load");
+            let mut second = Steering::new().expect("load");
+            let port = attach(&mut first, "port", wanted);
+            for mine in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
+                let error = refusal(&mut second, "port", mine);
+                assert!(
+                    matches!(error, XdpError::AlreadyRunning { mode: m, .. } if m == mode),
+                    "{error}"
+                );
+            }
+            drop(port);
+            drop(attach(&mut second, "port", AttachMode::Auto));
+        });
+    }
+}
+
+#[test]
+fn root_dropping_a_port_detaches_its_program() {
+    in_namespace(|| {
+        veth("port", "peer");
+        let mut steering = Steering::new().expect("load");
+        for (wanted, _) in MODES {
+            let port = attach(&mut steering, "port", wanted);
+            assert!(output("ip link show port").contains("prog/xdp"));
+            drop(port);
+            assert!(!output("ip link show port").contains("prog/xdp"));
+        }
+    });
+}
+
+#[test]
+fn root_a_port_may_vanish_and_come_back() {
+    in_namespace(|| {
+        veth("port", "peer");
+        let mut steering = Steering::new().expect("load");
+        let mut gone = attach(&mut steering, "port", AttachMode::Auto);
+        run("ip link del port");
+        gone.set_steer(true, true).expect("its maps are still there");
+        drop(gone);
+        veth("port", "peer");
+        drop(attach(&mut steering, "port", AttachMode::Auto));
+        let error = steering.attach(0x7fff_fff0, "ghost", PORT_MAC, AttachMode::Auto);
+        let text = error.expect_err("no such interface").to_string();
+        assert!(text.contains("ghost"), "{text}");
+    });
+}
+
+#[test]
+fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
+    in_namespace(|| {
+        run("ip link add bridge0 type bridge; ip link set bridge0 up");
+        let mut steering = Steering::new().expect("load");
+        assert_eq!(attach(&mut steering, "bridge0", AttachMode::Auto).mode(), XdpMode::Generic);
+        let error = refusal(&mut steering, "bridge0", AttachMode::Native);
+        assert!(matches!(error, XdpError::NativeRefused { .. }), "{error}");
+        veth("port", "peer");
+        assert_eq!(attach(&mut steering, "port", AttachMode::Auto).mode(), XdpMode::Native);
+    });
+}
+
+#[test]
+fn root_a_refusal_of_the_driver_says_what_helps() {
+    in_namespace(|| {
+        veth("port", "peer");
+        run("ip link set port mtu 9000; ip link set peer mtu 9000");
+        let mut steering = Steering::new().expect("load");
+        let text = refusal(&mut steering, "port", AttachMode::Auto).to_string();
+        assert!(text.contains("lower the MTU"), "{text}");
+    });
+}
+
+#[test]
+fn root_only_sockets_of_queues_that_fit_are_taken() {
+    in_namespace(|| {
+        veth("port", "peer");
+        let mut steering = Steering::new().expect("load");
+        let port = attach(&mut steering, "port", AttachMode::Auto);
+        let wire = Wire::on("peer");
+        let error = port.set_socket(0, wire.socket.as_raw_fd()).expect_err("a packet socket");
+        assert!(matches!(error, XdpError::Map { .. }), "{error}");
+        let error = port.set_socket(256, wire.socket.as_raw_fd()).expect_err("queue 256");
+        assert!(matches!(error, XdpError::Queue { queue: 256 }), "{error}");
+        port.clear_socket(0).expect("nothing to clear");
+        assert_eq!(port.counters(10_000).expect("counters").len(), 256);
+    });
+}
+
+#[test]
+fn root_without_capabilities_the_error_names_them() {
+    in_namespace(|| {
+        caps::clear(None, caps::CapSet::Effective).expect("drop capabilities");
+        let text = Steering::new().expect_err("no capability").to_string();
+        assert!(text.contains("CAP_BPF"), "{text}");
+    });
+}
