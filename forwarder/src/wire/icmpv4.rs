@@ -325,7 +325,8 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
                 let quoted = self.quoted();
                 let (protocol, payload) =
                     quoted.as_ref().map_or((Protocol(0), &[][..]), |q| (q.protocol(), q.payload()));
-                print::unreachable_port(f, protocol, payload)
+                print::port(f, protocol, payload)?;
+                f.write_str(" unreachable")
             }
             unreach::FRAG_NEEDED => {
                 write!(f, "{dst} unreachable - need to frag (mtu {})", self.mtu())

@@ -60,7 +60,8 @@ impl Icmpv6Type {
         self.0 & 0x80 == 0
     }
 
-    /// Whether no error may be sent about a message of this type: RFC 4443 §2.4(e.1) and (e.2).
+    /// Whether no error may be sent about a message of this type: RFC 4443 §2.4(e.1) and (e.2). The
+    /// kernel's `is_ineligible` lets redirects, (e.2), pass.
     #[inline]
     #[must_use]
     pub const fn forbids_error(self) -> bool {
@@ -299,7 +300,7 @@ impl<T: AsRef<[u8]>> fmt::Display for Icmpv6Packet<T> {
             Icmpv6Type::DEST_UNREACH => self.fmt_unreachable(f),
             Icmpv6Type::PKT_TOOBIG => write!(f, "packet too big, mtu {}", self.mtu()),
             Icmpv6Type::TIME_EXCEED if self.code() == exceeded::EXC_FRAGTIME => {
-                f.write_str("time exceeded in-reassembly")
+                f.write_str("time exceeded in-transit (reassembly)")
             }
             Icmpv6Type::TIME_EXCEED => {
                 write!(f, "time exceeded in-transit for {}", self.quoted_dst())
@@ -346,14 +347,14 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
             }
             unreach::ADDR_UNREACH => write!(f, "unreachable address {dst}"),
             unreach::PORT_UNREACH => {
-                write!(f, "{dst} ")?;
+                write!(f, "unreachable port, {dst} ")?;
                 let quoted = Ipv6Packet::new_unchecked(self.payload());
                 match quoted.upper_layer() {
                     Ok(upper) if !upper.later_fragment() => {
                         let octets = slice(quoted.as_octets(), upper.offset, usize::MAX);
-                        print::unreachable_port(f, upper.protocol, octets)
+                        print::port(f, upper.protocol, octets)
                     }
-                    _ => f.write_str("port unreachable"),
+                    _ => f.write_str("port unknown"),
                 }
             }
             unreach::POLICY_FAIL => write!(f, "policy failed for {dst}"),

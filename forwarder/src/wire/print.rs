@@ -1,6 +1,10 @@
 //! Packets in one line, in tcpdump's look: `{}` as `tcpdump -n` prints them, `{:#}` with the IP
 //! header's fields as `tcpdump -nv` does, still in one line.
 //!
+//! Differs on purpose where tcpdump without `-v` says less: an IPv4 fragment shows its place, a
+//! later fragment its protocol. Sequence numbers are absolute, as with `-S`; TCP options are left
+//! out.
+//!
 //! For traces and tests; never on the data path unless a packet is traced.
 
 use std::fmt::{self, Display, Formatter};
@@ -48,7 +52,7 @@ impl<T: AsRef<[u8]>> Display for Ipv4Packet<T> {
         }
         let (src, dst) = (self.src_addr(), self.dst_addr());
         if self.is_first_fragment() {
-            upper_layer(f, &src, &dst, "", self.protocol(), self.payload())?;
+            upper_layer(f, &src, &dst, self.protocol(), self.payload())?;
         } else {
             write!(f, "{src} > {dst}: {}", self.protocol())?;
         }
@@ -113,11 +117,15 @@ impl<T: AsRef<[u8]>> Display for Ipv6Packet<T> {
             }
         };
         let payload = slice(self.as_octets(), upper.offset, self.total_len());
-        let extensions = Extensions { packet: self.as_octets(), upper, len: payload.len() };
-        if upper.later_fragment() {
-            return write!(f, "{src} > {dst}: {extensions}{}", upper.protocol);
+        if upper.offset == ipv6::HEADER_LEN {
+            return upper_layer(f, &src, &dst, upper.protocol, payload);
         }
-        upper_layer(f, &src, &dst, extensions, upper.protocol, payload)
+        write!(f, "{src} > {dst}: ")?;
+        Extensions { packet: self.as_octets(), upper, len: payload.len() }.fmt(f)?;
+        if upper.later_fragment() {
+            return upper.protocol.fmt(f);
+        }
+        behind_addrs(f, upper.protocol, payload)
     }
 }
 
@@ -146,7 +154,7 @@ impl Display for Extensions<'_> {
                 }
                 (Protocol::ROUTING, _) => {
                     let segments_left = get_u8(self.packet, offset + 3);
-                    write!(f, "srcrt (type={}, ", get_u8(self.packet, offset + 2))?;
+                    write!(f, "RT6 (type={}, ", get_u8(self.packet, offset + 2))?;
                     write!(f, "segleft={segments_left}) ")?;
                     (units + 1) * 8
                 }
@@ -162,34 +170,35 @@ impl Display for Extensions<'_> {
     }
 }
 
-/// Addresses with ports where there are some, then the upper layer.
+/// Addresses, with ports where there are some, then the upper layer.
 fn upper_layer(
     f: &mut Formatter<'_>,
     src: &dyn Display,
     dst: &dyn Display,
-    extensions: impl Display,
     protocol: Protocol,
     payload: &[u8],
 ) -> fmt::Result {
     match protocol {
         Protocol::UDP if payload.len() >= udp::HEADER_LEN => {
             let udp = UdpPacket::new_unchecked(payload);
-            write!(f, "{src}.{} > {dst}.{}: {extensions}", udp.src_port(), udp.dst_port())?;
+            write!(f, "{src}.{} > {dst}.{}: ", udp.src_port(), udp.dst_port())?;
             udp.fmt_behind_ports(f)
         }
         Protocol::TCP if payload.len() >= tcp::HEADER_LEN_MIN => {
             let tcp = TcpPacket::new_unchecked(payload);
-            write!(f, "{src}.{} > {dst}.{}: {extensions}", tcp.src_port(), tcp.dst_port())?;
+            write!(f, "{src}.{} > {dst}.{}: ", tcp.src_port(), tcp.dst_port())?;
             tcp.fmt_behind_ports(f)
         }
         _ => {
-            write!(f, "{src} > {dst}: {extensions}")?;
-            without_ports(f, protocol, payload)
+            write!(f, "{src} > {dst}: ")?;
+            behind_addrs(f, protocol, payload)
         }
     }
 }
 
-fn without_ports(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fmt::Result {
+/// The upper layer where addresses and extension headers have been printed: ports, where there
+/// are some, come by themselves.
+fn behind_addrs(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fmt::Result {
     match protocol {
         Protocol::ICMP => match Icmpv4Packet::new_checked(payload) {
             Ok(icmp) => icmp.fmt(f),
@@ -199,7 +208,13 @@ fn without_ports(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> f
             Ok(icmp) => icmp.fmt(f),
             Err(_) => f.write_str("[|icmp6]"),
         },
+        Protocol::TCP if payload.len() >= tcp::HEADER_LEN_MIN => {
+            TcpPacket::new_unchecked(payload).fmt(f)
+        }
         Protocol::TCP => f.write_str("[|tcp]"),
+        Protocol::UDP if payload.len() >= udp::HEADER_LEN => {
+            UdpPacket::new_unchecked(payload).fmt(f)
+        }
         Protocol::UDP => f.write_str("[|udp]"),
         Protocol::ESP if payload.len() >= 8 => {
             let (spi, seq) = (get_u32(payload, 0..4), get_u32(payload, 4..8));
@@ -210,16 +225,12 @@ fn without_ports(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> f
     }
 }
 
-/// The end of a "port unreachable" line, from the quoted packet's upper layer.
-pub(super) fn unreachable_port(
-    f: &mut Formatter<'_>,
-    protocol: Protocol,
-    payload: &[u8],
-) -> fmt::Result {
+/// The port a quoted packet went to, as "port unreachable" lines name it.
+pub(super) fn port(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fmt::Result {
     let port = UdpPacket::new_unchecked(payload).dst_port();
     match protocol {
-        Protocol::UDP => write!(f, "udp port {port} unreachable"),
-        Protocol::TCP => write!(f, "tcp port {port} unreachable"),
-        Protocol(number) => write!(f, "protocol {number} port {port} unreachable"),
+        Protocol::UDP => write!(f, "udp port {port}"),
+        Protocol::TCP => write!(f, "tcp port {port}"),
+        Protocol(number) => write!(f, "protocol {number} port {port}"),
     }
 }

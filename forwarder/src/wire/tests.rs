@@ -264,12 +264,12 @@ fn ipv6_packets_print_their_extension_headers() {
     let hop_by_hop = [&[17, 0, 5, 2, 0, 0, 1, 0], &UDP[..]].concat();
     assert_eq!(
         ipv6_line(Protocol::HOP_BY_HOP, &hop_by_hop),
-        "IP6 2001:db8:1::2.12345 > 2001:db8:2::2.53: HBH UDP, length 4"
+        "IP6 2001:db8:1::2 > 2001:db8:2::2: HBH 12345 > 53: UDP, length 4"
     );
     let first = [&[17, 0, 0, 1, 0, 0, 0, 7], &UDP[..]].concat();
     assert_eq!(
         ipv6_line(Protocol::FRAGMENT, &first),
-        "IP6 2001:db8:1::2.12345 > 2001:db8:2::2.53: frag (0|12) UDP, length 4"
+        "IP6 2001:db8:1::2 > 2001:db8:2::2: frag (0|12) 12345 > 53: UDP, length 4"
     );
     let later = [&[17, 0, 0x05, 0xa8, 0, 0, 0, 7], &UDP[..]].concat();
     assert_eq!(
@@ -289,7 +289,7 @@ fn icmpv6_errors_name_what_they_quote() {
     let line = |octets: &[u8]| Icmpv6Packet::new_unchecked(octets).to_string();
     assert_eq!(
         line(&octets),
-        "ICMP6, destination unreachable, 2001:db8:2::2 udp port 53 unreachable, length 60"
+        "ICMP6, destination unreachable, unreachable port, 2001:db8:2::2 udp port 53, length 60"
     );
     octets[0] = 3;
     octets[1] = 0;
