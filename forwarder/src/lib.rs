@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod control;
 pub mod fib;
 pub mod io;

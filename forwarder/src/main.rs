@@ -1,3 +1,7 @@
 //! The `ferroute` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ferroute::cli::main()
+}

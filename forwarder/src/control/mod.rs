@@ -1,4 +1,10 @@
-//! The control thread's side: what it asks of the kernel, and what it tells the workers.
+//! The control side: what it asks of the kernel, what it tells the workers, and what it answers to
+//! the command line.
 
+pub mod api;
+pub mod client;
+pub mod config;
+pub mod ipnet;
 pub mod punt;
+pub mod server;
 pub mod xdp;

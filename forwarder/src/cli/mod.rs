@@ -1,0 +1,214 @@
+//! The command line: one file a verb. Looks as iproute2's programs do.
+//!
+//! Exit codes: 0 done, 1 not done (and `status` when nothing is forwarded), 2 wrong usage or input.
+
+mod completions;
+mod drops;
+mod man;
+mod output;
+mod route;
+mod run;
+mod show;
+mod stat;
+mod status;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::api::{Family, Request, Response};
+use crate::control::client::Client;
+use crate::control::config::{CONTROL_DEFAULT, ConfigError};
+use output::Output;
+
+pub use run::RunArgs;
+
+/// An AF_XDP router that follows the Linux kernel's control plane.
+///
+/// Start it on the interfaces of a working Linux router: packets between them are forwarded in
+/// userspace, by the kernel's own routes, neighbours and rules. Stop it, and the kernel forwards on.
+#[derive(Debug, Parser)]
+#[command(name = "ferroute", version, infer_subcommands = true, subcommand_required = true)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Print JSON.
+    #[arg(short, long, global = true)]
+    json: bool,
+    /// Print JSON with line breaks and indentation.
+    #[arg(short, long, global = true)]
+    pretty: bool,
+    /// Control socket of the daemon [default: /run/ferroute.sock].
+    #[arg(long, global = true, value_name = "PATH", env = "FERROUTE_CONTROL")]
+    #[arg(hide_env_values = true)]
+    control: Option<PathBuf>,
+    /// Show IPv4 only.
+    #[arg(short = '4', global = true, conflicts_with = "inet6")]
+    inet: bool,
+    /// Show IPv6 only.
+    #[arg(short = '6', global = true)]
+    inet6: bool,
+}
+
+impl Global {
+    /// Where the daemon listens.
+    fn control(&self) -> &Path {
+        self.control.as_deref().unwrap_or(Path::new(CONTROL_DEFAULT))
+    }
+
+    /// Asks the daemon one thing.
+    fn ask(&self, request: &Request) -> Result<Response> {
+        Ok(Client::connect(self.control())?.ask(request)?)
+    }
+
+    fn family(&self) -> Option<Family> {
+        match (self.inet, self.inet6) {
+            (true, _) => Some(Family::Inet),
+            (_, true) => Some(Family::Inet6),
+            _ => None,
+        }
+    }
+
+    fn output(&self) -> Output {
+        Output::new(self.json, self.pretty)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say whether packets are forwarded, on which ports and how.
+    Status(status::StatusArgs),
+    /// Show interfaces as the daemon knows them.
+    #[command(visible_alias = "l")]
+    Link(show::NounArgs),
+    /// Show addresses as the daemon knows them.
+    #[command(visible_alias = "a", alias = "address")]
+    Addr(show::NounArgs),
+    /// Show routes, or ask where an address leads.
+    #[command(visible_alias = "r")]
+    Route(route::RouteArgs),
+    /// Show rules as the daemon knows them.
+    Rule(show::NounArgs),
+    /// Show nexthop objects as the daemon knows them.
+    #[command(visible_alias = "nh")]
+    Nexthop(show::NounArgs),
+    /// Show neighbours as the daemon knows them.
+    #[command(visible_alias = "n", alias = "neighbour", alias = "neighbor")]
+    Neigh(show::NounArgs),
+    /// Show counters, as nstat does.
+    Stat(stat::StatArgs),
+    /// Show what was dropped or handed back to the kernel, and why.
+    Drops(drops::DropsArgs),
+    /// Print completions for a shell.
+    Completions(completions::CompletionsArgs),
+    /// Write man pages into a directory.
+    Man(man::ManArgs),
+}
+
+/// Input that is wrong before anything is tried: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli.global, &cli.verb) {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ferroute: {error:#}");
+            let usage = error.is::<Usage>() || error.is::<ConfigError>();
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
+    use crate::control::api::Object;
+    match verb {
+        Verb::Status(args) => return status::status(global, args),
+        Verb::Link(args) => show::show(global, Object::Link, args.words()),
+        Verb::Addr(args) => show::show(global, Object::Addr, args.words()),
+        Verb::Route(args) => route::route(global, args),
+        Verb::Rule(args) => show::show(global, Object::Rule, args.words()),
+        Verb::Nexthop(args) => show::show(global, Object::Nexthop, args.words()),
+        Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),
+        Verb::Stat(args) => stat::stat(global, args),
+        Verb::Drops(args) => drops::drops(global, args),
+        Verb::Completions(args) => completions::completions(args),
+        Verb::Man(args) => man::man(args),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon answered something that was not asked.
+fn unexpected(response: &Response) -> anyhow::Error {
+    let kind = serde_json::to_value(response).ok();
+    let kind = kind.as_ref().and_then(|v| v.as_object()?.keys().next());
+    anyhow::anyhow!("the daemon answered with {}", kind.map_or("nonsense", |kind| kind.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_verb_of_the_manual() {
+        let help = Cli::command().render_long_help().to_string();
+        for verb in ["status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops"]
+        {
+            assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
+        }
+        for option in ["--json", "--control", "FERROUTE_CONTROL", "--version"] {
+            assert!(help.contains(option), "{option} is not in\n{help}");
+        }
+    }
+
+    #[test]
+    fn verbs_are_understood_as_iproute2_users_type_them() {
+        for line in [
+            "link",
+            "l show",
+            "-j a",
+            "addr show dev eth0",
+            "-6 route",
+            "ro show table all",
+            "r get 192.0.2.1 from 192.0.2.2 iif eth0 mark 0x10",
+            "route get -",
+            "rule",
+            "n",
+            "route list",
+            "nexthop show id 3",
+            "nh",
+            "stat -z",
+            "drops -j",
+            "status --wait 3",
+            "neigh show dev eth0 -j",
+            "--control /tmp/x status",
+        ] {
+            let words = std::iter::once("ferroute").chain(line.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in ["", "route frobnicate", "status --wait never", "-4 -6 route", "stat extra"] {
+            let words = std::iter::once("ferroute").chain(line.split_terminator(' '));
+            assert!(Cli::try_parse_from(words).is_err(), "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `stat`: counters, as nstat prints them.
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::{Global, unexpected};
+use crate::control::api::{Counters, PortReport, Request, Response, StatReport};
+
+/// Flags of `stat`.
+#[derive(Debug, Args)]
+pub struct StatArgs {
+    /// Show counters that are zero too.
+    #[arg(short, long)]
+    zeros: bool,
+    /// Show each port's counters, or those of one.
+    #[arg(long, value_name = "NAME", num_args = 0..=1)]
+    port: Option<Option<String>>,
+}
+
+/// Asks and prints. JSON has everything, zeros too.
+pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
+    let report = match global.ask(&Request::Stat)? {
+        Response::Stat(report) => report,
+        other => return Err(unexpected(&other)),
+    };
+    let ports = match &args.port {
+        None => &[][..],
+        Some(None) => &report.ports[..],
+        Some(Some(name)) => one_port(&report, name)?,
+    };
+    let output = global.output();
+    match (output.json, args.port.is_some()) {
+        (true, true) => output.json(&ports),
+        (true, false) => output.json(&json!({
+            "mib": report.mib(),
+            "drops": report.drops(),
+            "punts": report.punts(),
+            "frames": report.frames(),
+            "ports": report.ports,
+            "workers": report.workers,
+        })),
+        (false, true) => output.text(&port_text(ports, args.zeros)),
+        (false, false) => output.text(&text(&report, args.zeros)),
+    }
+}
+
+fn one_port<'a>(report: &'a StatReport, name: &str) -> Result<&'a [PortReport]> {
+    match report.ports.iter().position(|port| port.ifname == name) {
+        Some(at) => Ok(&report.ports[at..=at]),
+        None => {
+            let names: Vec<&str> = report.ports.iter().map(|port| port.ifname.as_str()).collect();
+            bail!("{name} is not a port of the daemon; it has {}", names.join(", "))
+        }
+    }
+}
+
+fn text(report: &StatReport, zeros: bool) -> String {
+    let mut text = section("ferroute", &report.mib(), zeros);
+    text += &section("drops", &report.drops(), zeros);
+    text += &section("handed to the kernel", &report.punts(), zeros);
+    text += &section("frames", &report.frames(), zeros);
+    text
+}
+
+fn port_text(ports: &[PortReport], zeros: bool) -> String {
+    let mut text = String::new();
+    for port in ports {
+        text += &section(&port.ifname, &port.counters, zeros);
+        text += &section(&format!("{} AF_XDP", port.ifname), &port.driver, zeros);
+        text += &section(&format!("{} XDP program", port.ifname), &port.xdp, zeros);
+    }
+    text
+}
+
+/// nstat's looks: `#title`, then name and count a line.
+fn section(title: &str, counters: &Counters, zeros: bool) -> String {
+    let shown = counters.iter().filter(|(_, count)| zeros || **count != 0);
+    let lines: String = shown.map(|(name, count)| format!("{name:<31} {count}\n")).collect();
+    if lines.is_empty() { lines } else { format!("#{title}\n{lines}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_shown_when_asked_for() {
+        let counters = Counters::from([("IpForwDatagrams".into(), 3), ("IpInHdrErrors".into(), 0)]);
+        assert_eq!(
+            section("ferroute", &counters, false),
+            "#ferroute\nIpForwDatagrams                 3\n"
+        );
+        assert_eq!(section("ferroute", &counters, true).lines().count(), 3);
+        assert_eq!(section("ferroute", &Counters::new(), true), "");
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_refused_with_those_there_are() {
+        let port = |name: &str| PortReport { ifname: name.into(), ..PortReport::default() };
+        let report = StatReport { ports: vec![port("a"), port("b")], ..StatReport::default() };
+        assert_eq!(one_port(&report, "b").expect("is there")[0].ifname, "b");
+        let error = one_port(&report, "c").expect_err("is not").to_string();
+        assert_eq!(error, "c is not a port of the daemon; it has a, b");
+    }
+}

@@ -1,0 +1,189 @@
+//! `status`: whether packets are forwarded, and waiting until they are.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+
+use super::output::{Colour, coloured, columns};
+use super::{Global, unexpected};
+use crate::control::api::{PortStatus, Request, Response, State, StatusReport, WorkerStatus};
+
+/// Between two looks while waiting.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Wait so long, in seconds, until packets are forwarded.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    wait: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "expected a number of seconds".to_owned())
+}
+
+/// Prints how it goes; success once it forwards.
+pub fn status(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
+    let report = wait(global, args.wait.unwrap_or_default())?;
+    let output = global.output();
+    if output.json {
+        output.json(&report)?;
+    } else {
+        output.text(&text(&report))?;
+    }
+    Ok(if report.state == State::Forwarding { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Asks until it forwards or time is over; the last answer counts.
+fn wait(global: &Global, patience: Duration) -> Result<StatusReport> {
+    let start = Instant::now();
+    loop {
+        let answer = match global.ask(&Request::Status) {
+            Ok(Response::Status(report)) if report.state == State::Forwarding => return Ok(report),
+            Ok(Response::Status(report)) => Ok(report),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(error) => Err(error),
+        };
+        let left = patience.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            let waited = patience.as_secs_f64();
+            return answer.map_err(|error| match waited {
+                0.0 => error,
+                _ => anyhow!("waited {waited} s: {error:#}"),
+            });
+        }
+        thread::sleep(LOOK_EVERY.min(left));
+    }
+}
+
+fn text(report: &StatusReport) -> String {
+    let colour = match report.state {
+        State::Forwarding => Colour::Good,
+        State::Starting | State::Degraded | State::Stopping => Colour::Odd,
+    };
+    let mut text = format!(
+        "{} pid {} version {} up {}\n",
+        coloured(report.state.name(), colour),
+        report.pid,
+        report.version,
+        duration(report.uptime_seconds)
+    );
+    text += &ports(&report.ports);
+    text += &workers(&report.workers);
+    let mirror = &report.mirror;
+    text += &format!(
+        "mirror {} generation {} links {} addrs {} routes {} + {} rules {} nexthops {} neighbours \
+         {} resyncs {}\n",
+        if mirror.ready { "ready" } else { "not ready" },
+        mirror.generation,
+        mirror.links,
+        mirror.addrs,
+        mirror.routes4,
+        mirror.routes6,
+        mirror.rules,
+        mirror.nexthops,
+        mirror.neighbours,
+        mirror.resyncs
+    );
+    for what in &mirror.unmirrored {
+        text += &format!("{} left to the kernel: {what}\n", coloured("note", Colour::Odd));
+    }
+    for warning in &report.warnings {
+        text += &format!("{} {warning}\n", coloured("warning", Colour::Odd));
+    }
+    text
+}
+
+fn ports(ports: &[PortStatus]) -> String {
+    let or_dash = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+    let row = |port: &PortStatus| {
+        vec![
+            format!("port {}", port.ifname),
+            port.state.clone(),
+            format!("xdp {}", or_dash(&port.xdp_mode)),
+            format!("bind {}", or_dash(&port.bind_mode)),
+            format!("queues {}", port.queues),
+            format!("mtu {}", port.mtu),
+        ]
+    };
+    columns(&ports.iter().map(row).collect::<Vec<_>>())
+}
+
+fn workers(workers: &[WorkerStatus]) -> String {
+    let row = |worker: &WorkerStatus| {
+        let busy = 100.0 * worker.busy_loops as f64 / worker.loops.max(1) as f64;
+        vec![
+            format!("worker {}", worker.worker),
+            format!("cpu {}", worker.cpu.map_or("any".into(), |cpu| cpu.to_string())),
+            format!("queue {}", worker.queue),
+            format!("loops {} ({busy:.1} % busy)", worker.loops),
+        ]
+    };
+    columns(&workers.iter().map(row).collect::<Vec<_>>())
+}
+
+/// `59s`, `1m05s`, `2h00m`, `3d04h`.
+fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86400 => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::MirrorStatus;
+
+    #[test]
+    fn durations_are_short() {
+        let shown = [0, 59, 65, 7200, 86400 * 3 + 3600 * 4].map(duration);
+        assert_eq!(shown, ["0s", "59s", "1m05s", "2h00m", "3d04h"]);
+    }
+
+    #[test]
+    fn the_text_has_every_port_and_warning() {
+        let port = PortStatus {
+            ifname: "eth0".into(),
+            state: "forwarding".into(),
+            xdp_mode: "native".into(),
+            ..PortStatus::default()
+        };
+        let report = StatusReport {
+            state: State::Forwarding,
+            pid: 7,
+            version: "0.1.0".into(),
+            uptime_seconds: 61,
+            ports: vec![port],
+            workers: vec![WorkerStatus { loops: 200, busy_loops: 50, ..WorkerStatus::default() }],
+            mirror: MirrorStatus { unmirrored: vec!["route X".into()], ..Default::default() },
+            warnings: vec!["mind the gap".into()],
+        };
+        let text = text(&report);
+        for part in [
+            "forwarding pid 7 version 0.1.0 up 1m01s\n",
+            "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0\n",
+            "worker 0  cpu any  queue 0  loops 200 (25.0 % busy)\n",
+            "note left to the kernel: route X\n",
+            "warning mind the gap\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "-1", "x", "nan", "1e99"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

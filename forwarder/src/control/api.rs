@@ -1,0 +1,479 @@
+//! What the command line and the daemon say to each other.
+//!
+//! Line-delimited JSON over a unix stream socket: a client sends one [`Envelope`] with a [`Request`]
+//! and a line end, and gets one with a [`Response`]; any number of such pairs may follow on one
+//! connection. Both sides state [`API_VERSION`]; what does not match is answered with an error, so
+//! that a program updated under a running daemon fails with a reason.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::ipnet::IpNet;
+
+/// Counts up when a request or response changes its meaning.
+pub const API_VERSION: u32 = 1;
+
+/// One line on the socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// [`API_VERSION`] of who wrote it.
+    pub version: u32,
+    /// What is asked or answered.
+    pub body: T,
+}
+
+impl<T> Envelope<T> {
+    /// With this program's version.
+    pub fn new(body: T) -> Envelope<T> {
+        Envelope { version: API_VERSION, body }
+    }
+}
+
+/// What may be asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How it goes: answered with [`Response::Status`].
+    Status,
+    /// What is mirrored: answered with [`Response::Rendered`].
+    Show(ShowRequest),
+    /// Where packets would go: answered with [`Response::Rendered`], one element (JSON: of an
+    /// array; text: a line or more) an address, in the order asked.
+    RouteGet(RouteGetRequest),
+    /// Counters: answered with [`Response::Stat`].
+    Stat,
+    /// What was dropped: answered with [`Response::Drops`].
+    Drops,
+}
+
+/// How an answer is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// As `ip` prints it.
+    Text,
+    /// As `ip -j` prints it.
+    Json,
+}
+
+/// What can be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    /// Interfaces.
+    Link,
+    /// Addresses.
+    Addr,
+    /// Routes.
+    Route,
+    /// Rules.
+    Rule,
+    /// Nexthop objects.
+    Nexthop,
+    /// Neighbours.
+    Neigh,
+}
+
+/// Asks for a list of objects.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShowRequest {
+    /// Of which kind.
+    pub object: Object,
+    /// Which of them.
+    pub filter: Filter,
+    /// How written.
+    pub format: Format,
+}
+
+/// An address family on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// AF_INET.
+    Inet,
+    /// AF_INET6.
+    Inet6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(addr: IpAddr) -> Family {
+        if addr.is_ipv6() { Family::Inet6 } else { Family::Inet }
+    }
+}
+
+/// Which objects of a kind are shown. A field that is not given lets everything pass.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Filter {
+    /// `-4`, `-6`.
+    pub family: Option<Family>,
+    /// `dev NAME`.
+    pub dev: Option<String>,
+    /// `table ID` of routes and rules; `None`: all tables. The command line asks for main (254)
+    /// when the user names none for `route show`, as `ip` does.
+    pub table: Option<u32>,
+    /// Destination of routes, address of addr and neigh.
+    pub to: Option<Selector>,
+    /// `type T` of routes.
+    pub kind: Option<String>,
+    /// `proto P` of routes, a name or number as `ip` prints it.
+    pub protocol: Option<String>,
+    /// `via A` of routes.
+    pub via: Option<IpAddr>,
+    /// `id N` of nexthops.
+    pub id: Option<u32>,
+    /// `up` of links and addr.
+    pub up: bool,
+}
+
+/// How a prefix is compared, `to [root|match|exact] PREFIX`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// The prefix and everything inside it.
+    Root(IpNet),
+    /// The prefix and everything that covers it.
+    Match(IpNet),
+    /// The prefix alone.
+    Exact(IpNet),
+}
+
+impl Selector {
+    /// Whether a prefix passes.
+    pub fn passes(&self, net: IpNet) -> bool {
+        match *self {
+            Selector::Root(root) => root.covers(net),
+            Selector::Match(inner) => net.covers(inner),
+            Selector::Exact(exact) => exact == net,
+        }
+    }
+}
+
+/// Asks where packets would go, `route get`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RouteGetRequest {
+    /// Destinations.
+    pub addrs: Vec<IpAddr>,
+    /// `from A`.
+    pub from: Option<IpAddr>,
+    /// `iif NAME`; `None`: a packet of the router's own.
+    pub iif: Option<String>,
+    /// `mark M`.
+    pub mark: u32,
+    /// How written.
+    pub format: Format,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(StatusReport),
+    /// To [`Request::Show`] and [`Request::RouteGet`].
+    Rendered(Rendered),
+    /// To [`Request::Stat`].
+    Stat(StatReport),
+    /// To [`Request::Drops`].
+    Drops(DropsReport),
+    /// It could not be done.
+    Error {
+        /// What and why, for the user.
+        message: String,
+    },
+}
+
+impl Response {
+    /// An error with its message.
+    pub fn error(message: impl std::fmt::Display) -> Response {
+        Response::Error { message: message.to_string() }
+    }
+}
+
+/// A list, in the form that was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rendered {
+    /// Lines as `ip` prints them, each with its line end.
+    Text(String),
+    /// An array as `ip -j` prints it.
+    Json(Value),
+}
+
+/// Where the daemon stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Ports or tables are not ready: everything is left to the kernel.
+    Starting,
+    /// Packets go through userspace.
+    Forwarding,
+    /// Packets go through userspace on some ports; others are down, gone or refused.
+    Degraded,
+    /// On its way out.
+    Stopping,
+}
+
+impl State {
+    /// As printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Forwarding => "forwarding",
+            State::Degraded => "degraded",
+            State::Stopping => "stopping",
+        }
+    }
+}
+
+/// Answers [`Request::Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Where it stands.
+    pub state: State,
+    /// Its process.
+    pub pid: u32,
+    /// The program's version.
+    pub version: String,
+    /// Since the start.
+    pub uptime_seconds: u64,
+    /// The ports, in the order given to `run`.
+    pub ports: Vec<PortStatus>,
+    /// The workers.
+    pub workers: Vec<WorkerStatus>,
+    /// What is followed of the kernel.
+    pub mirror: MirrorStatus,
+    /// What the user should know: traffic left to the kernel and why, a bypassed firewall, ….
+    pub warnings: Vec<String>,
+}
+
+/// One port.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// Interface name.
+    pub ifname: String,
+    /// 0: it is gone.
+    pub ifindex: u32,
+    /// `forwarding`, `down`, `absent`, or what is missing.
+    pub state: String,
+    /// How the XDP program is attached: `native`, `generic`; empty: not at all.
+    pub xdp_mode: String,
+    /// How the sockets are bound: `zerocopy`, `copy`; empty: not at all.
+    pub bind_mode: String,
+    /// RX queues that are served.
+    pub queues: u32,
+    /// IP MTU in octets.
+    pub mtu: u32,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// From 0.
+    pub worker: u32,
+    /// CPU it is pinned to.
+    pub cpu: Option<u32>,
+    /// Queue it serves on every port.
+    pub queue: u32,
+    /// Turns of its loop, busy and idle.
+    pub loops: u64,
+    /// Those of them that moved a packet.
+    pub busy_loops: u64,
+}
+
+/// The netlink mirror.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MirrorStatus {
+    /// Whether every dump has ended.
+    pub ready: bool,
+    /// Publications of the tables so far.
+    pub generation: u64,
+    /// Interfaces.
+    pub links: u64,
+    /// Addresses.
+    pub addrs: u64,
+    /// IPv4 routes, all tables.
+    pub routes4: u64,
+    /// IPv6 routes, all tables.
+    pub routes6: u64,
+    /// Rules.
+    pub rules: u64,
+    /// Nexthop objects.
+    pub nexthops: u64,
+    /// Neighbours.
+    pub neighbours: u64,
+    /// Times everything was read again after messages were lost (ENOBUFS).
+    pub resyncs: u64,
+    /// Routes and rules that cannot be followed; their traffic stays in the kernel.
+    pub unmirrored: Vec<String>,
+}
+
+/// Answers [`Request::Stat`]. Counters run from the daemon's start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatReport {
+    /// One a worker.
+    pub workers: Vec<WorkerReport>,
+    /// One a port, in the order given to `run`: all workers together.
+    pub ports: Vec<PortReport>,
+}
+
+/// A counter by its name.
+pub type Counters = BTreeMap<String, u64>;
+
+/// What one worker counted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// From 0.
+    pub worker: u32,
+    /// As `nstat` names them (`Mib::name`).
+    pub mib: Counters,
+    /// By `DropReason::name`.
+    pub drops: Counters,
+    /// By `PuntReason::name`.
+    pub punts: Counters,
+    /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
+    pub frames: Counters,
+}
+
+/// What one port counted. Octets include the Ethernet header.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// Interface name.
+    pub ifname: String,
+    /// rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted, ….
+    pub counters: Counters,
+    /// XDP_STATISTICS of its sockets: rx_dropped, rx_ring_full, rx_fill_ring_empty_descs, ….
+    pub driver: Counters,
+    /// What the XDP program did with frames: pass_local, steer_ipv4, ….
+    pub xdp: Counters,
+}
+
+impl StatReport {
+    /// The MIB counters of all workers together.
+    pub fn mib(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.mib))
+    }
+
+    /// Drops of all workers together.
+    pub fn drops(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.drops))
+    }
+
+    /// Punts of all workers together.
+    pub fn punts(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.punts))
+    }
+
+    /// The frame census of all workers together.
+    pub fn frames(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.frames))
+    }
+}
+
+fn sum<'a>(parts: impl Iterator<Item = &'a Counters>) -> Counters {
+    let mut total = Counters::new();
+    for (name, count) in parts.flatten() {
+        *total.entry(name.clone()).or_default() += count;
+    }
+    total
+}
+
+/// Answers [`Request::Drops`]: every reason, also those at zero.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropsReport {
+    /// In the order of `DropReason::ALL`.
+    pub drops: Vec<NamedCount>,
+    /// Frames handed back to the kernel, in the order of `PuntReason::ALL`.
+    pub punts: Vec<NamedCount>,
+}
+
+/// A named count and what it means.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NamedCount {
+    /// As `DropReason::name`.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// One line on what it means.
+    pub help: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<T>(value: T)
+    where
+        T: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug + Clone,
+    {
+        let line = serde_json::to_string(&Envelope::new(value.clone())).expect("writes");
+        assert!(!line.contains('\n'), "one line: {line}");
+        let back: Envelope<T> = serde_json::from_str(&line).expect("reads");
+        assert_eq!(back, Envelope::new(value));
+    }
+
+    #[test]
+    fn requests_survive_the_wire() {
+        round_trip(Request::Status);
+        round_trip(Request::Stat);
+        round_trip(Request::Drops);
+        round_trip(Request::Show(ShowRequest {
+            object: Object::Route,
+            filter: Filter {
+                family: Some(Family::Inet6),
+                dev: Some("eth0".into()),
+                table: Some(254),
+                to: Some(Selector::Root("2001:db8::/32".parse().expect("a prefix"))),
+                ..Filter::default()
+            },
+            format: Format::Json,
+        }));
+        round_trip(Request::RouteGet(RouteGetRequest {
+            addrs: vec!["192.0.2.1".parse().expect("an address"); 3],
+            from: Some("2001:db8::1".parse().expect("an address")),
+            iif: Some("eth0".into()),
+            mark: u32::MAX,
+            format: Format::Text,
+        }));
+    }
+
+    #[test]
+    fn responses_survive_the_wire() {
+        round_trip(Response::error("no: \"such\"\nthing"));
+        round_trip(Response::Rendered(Rendered::Text("a\nb\n".into())));
+        round_trip(Response::Rendered(Rendered::Json(serde_json::json!([{"dst": "default"}]))));
+        round_trip(Response::Status(StatusReport {
+            state: State::Degraded,
+            pid: 1,
+            version: "0".into(),
+            uptime_seconds: u64::MAX,
+            ports: vec![PortStatus::default()],
+            workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],
+            mirror: MirrorStatus::default(),
+            warnings: vec!["mind".into()],
+        }));
+        round_trip(Response::Drops(DropsReport::default()));
+    }
+
+    #[test]
+    fn workers_add_up() {
+        let worker = |count| WorkerReport {
+            mib: Counters::from([("IpForwDatagrams".into(), count)]),
+            ..WorkerReport::default()
+        };
+        let report = StatReport { workers: vec![worker(2), worker(3)], ports: Vec::new() };
+        assert_eq!(report.mib(), Counters::from([("IpForwDatagrams".into(), 5)]));
+    }
+
+    #[test]
+    fn selectors_compare_as_iproute2_does() {
+        let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+        assert!(Selector::Root(net("10.0.0.0/8")).passes(net("10.1.0.0/16")));
+        assert!(!Selector::Root(net("10.0.0.0/8")).passes(net("0.0.0.0/0")));
+        assert!(Selector::Match(net("10.1.0.0/16")).passes(net("0.0.0.0/0")));
+        assert!(!Selector::Exact(net("10.0.0.0/8")).passes(net("10.0.0.0/16")));
+    }
+}

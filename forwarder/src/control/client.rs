@@ -1,0 +1,157 @@
+//! The command line's end of the control socket.
+
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::api::{API_VERSION, Envelope, Request, Response};
+
+/// How long an answer may take to begin, and to go on.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no ferroute runs here: control socket {}: {source}; start one with `ferroute run`, or \
+             name its socket with --control", path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The socket is not for this user.
+    #[error("control socket {}: permission denied; ask as root", path.display())]
+    NotPermitted {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke.
+    #[error("control socket {}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon is of another version.
+    #[error(
+        "the daemon speaks version {theirs} of the control protocol, this program version \
+             {API_VERSION}; use the same program, or restart the daemon"
+    )]
+    Version {
+        /// What it said.
+        theirs: u32,
+    },
+    /// The daemon's answer makes no sense.
+    #[error("the daemon's answer cannot be read: {0}")]
+    Nonsense(serde_json::Error),
+    /// The daemon says no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`] when nobody listens at `path`.
+    pub fn connect(path: &Path) -> Result<Client, ClientError> {
+        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path: path.to_owned(), source }
+            }
+            io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path.to_owned() },
+            _ => ClientError::Io { path: path.to_owned(), source },
+        })?;
+        let failed = |source| ClientError::Io { path: path.to_owned(), source };
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
+        Ok(Client { path: path.to_owned(), reader: BufReader::with_capacity(1 << 16, stream) })
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// When the connection breaks or the daemon refuses: an answer is never [`Response::Error`].
+    pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
+        let sent = self.send(request);
+        let line = match self.receive() {
+            // Turned away at the door: what it says counts more than that it did not listen.
+            Ok(line) => line,
+            Err(source) => {
+                let source = sent.err().unwrap_or(source);
+                return Err(ClientError::Io { path: self.path.clone(), source });
+            }
+        };
+        match read(&line)? {
+            Response::Error { message } => Err(ClientError::Refused(message)),
+            response => Ok(response),
+        }
+    }
+
+    fn send(&mut self, request: &Request) -> io::Result<()> {
+        let mut writer = BufWriter::with_capacity(1 << 16, self.reader.get_ref());
+        serde_json::to_writer(&mut writer, &Envelope::new(request))?;
+        writer.write_all(b"\n")?;
+        writer.flush()
+    }
+
+    fn receive(&mut self) -> io::Result<Vec<u8>> {
+        let mut line = Vec::new();
+        match self.reader.read_until(b'\n', &mut line) {
+            Ok(_) if line.last() == Some(&b'\n') => Ok(line),
+            Ok(_) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the daemon closed the connection without an answer",
+            )),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon does not answer"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn read(line: &[u8]) -> Result<Response, ClientError> {
+    match serde_json::from_slice::<Envelope<Response>>(line) {
+        Ok(Envelope { version: API_VERSION, body }) => Ok(body),
+        Ok(Envelope { version, .. }) => Err(ClientError::Version { theirs: version }),
+        Err(error) => {
+            #[derive(Deserialize)]
+            struct Version {
+                version: u32,
+            }
+            match serde_json::from_slice(line) {
+                Ok(Version { version }) if version != API_VERSION => {
+                    Err(ClientError::Version { theirs: version })
+                }
+                _ => Err(ClientError::Nonsense(error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_another_version_says_so() {
+        let error = read(b"{\"version\":7,\"body\":{\"stat\":[]}}\n").expect_err("refused");
+        assert!(matches!(error, ClientError::Version { theirs: 7 }), "{error}");
+        let error = read(b"{\"version\":1,\"body\":3}\n").expect_err("refused");
+        assert!(matches!(error, ClientError::Nonsense(_)), "{error}");
+    }
+}

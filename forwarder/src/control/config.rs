@@ -1,0 +1,508 @@
+//! What `run` is told: by flags, by a TOML file, or by both; a flag overrides the file.
+//!
+//! ```toml
+//! [run]
+//! interfaces = ["eth0", "eth1"]
+//! mode = "auto"              # zerocopy, copy, generic
+//! cpus = "0-3,5"
+//! queues = 2
+//! rx_ring = 2048             # descriptors, a power of two
+//! tx_ring = 2048
+//! ignore_firewall = false
+//! control = "/run/ferroute.sock"
+//! ```
+//!
+//! An error names file, line and column, what was found, and what was expected.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use toml::Spanned;
+
+/// Where the control socket is when nobody says otherwise.
+pub const CONTROL_DEFAULT: &str = "/run/ferroute.sock";
+/// Descriptors of a ring when nobody says otherwise: as many as the common drivers' rings have.
+pub const RING_DEFAULT: u32 = 2048;
+/// Descriptors a ring may have. Each receive descriptor holds a frame of 4096 octets.
+const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
+/// Queues a port may have; the size of the XDP program's socket map.
+const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
+/// IFNAMSIZ less the final zero.
+const IFNAME_MAX: usize = 15;
+/// A CPU's number is below this: the kernel's largest NR_CPUS.
+const CPUS_MAX: usize = 8192;
+
+/// How to bind, and where the XDP program sits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Zero-copy where the driver can, else copy; native XDP where the driver can, else generic.
+    #[default]
+    Auto,
+    /// Zero-copy or nothing.
+    Zerocopy,
+    /// Copy mode, also where the driver could do better.
+    Copy,
+    /// Generic (skb) XDP and copy mode: works on every interface.
+    Generic,
+}
+
+/// Everything `run` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// The ports, at least one, each once.
+    pub interfaces: Vec<String>,
+    /// How to bind.
+    pub mode: Mode,
+    /// CPUs for the workers, in order; `None`: the daemon chooses.
+    pub cpus: Option<CpuList>,
+    /// RX queues to serve on every port; `None`: all it has.
+    pub queues: Option<u32>,
+    /// Descriptors of RX and fill rings, a power of two.
+    pub rx_ring: u32,
+    /// Descriptors of TX and completion rings, a power of two.
+    pub tx_ring: u32,
+    /// Start also when a firewall would be bypassed.
+    pub ignore_firewall: bool,
+    /// The control socket.
+    pub control: PathBuf,
+}
+
+/// What the command line says; what it does not say is left to the file, then to the defaults.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunFlags {
+    /// `-i`, repeated. When given, the file's interfaces are not used.
+    pub interfaces: Vec<String>,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--cpus`.
+    pub cpus: Option<CpuList>,
+    /// `--queues`.
+    pub queues: Option<u32>,
+    /// `--ignore-firewall`; cannot be switched off by a flag.
+    pub ignore_firewall: bool,
+    /// `--control` or FERROUTE_CONTROL.
+    pub control: Option<PathBuf>,
+}
+
+impl RunOptions {
+    /// Flags over file over defaults.
+    ///
+    /// # Errors
+    /// When no interface is named, one is named twice, or a value is out of its range.
+    pub fn resolve(flags: RunFlags, file: Option<RunSection>) -> Result<RunOptions, String> {
+        let file = file.unwrap_or_default();
+        let from_file = file.interfaces.into_iter().map(Spanned::into_inner);
+        let interfaces: Vec<String> = match flags.interfaces {
+            named if !named.is_empty() => named,
+            _ => from_file.collect(),
+        };
+        if interfaces.is_empty() {
+            return Err("no interface is named; give each port with -i IFACE, or as \
+                        `interfaces` in the [run] section of a file given with -c"
+                .into());
+        }
+        let mut seen = BTreeSet::new();
+        for name in &interfaces {
+            check_ifname(name)?;
+            if !seen.insert(name) {
+                return Err(format!("interface {name} is named twice; name each port once"));
+            }
+        }
+        let queues = flags.queues.or(file.queues.map(Spanned::into_inner));
+        queues.map_or(Ok(()), check_queues)?;
+        Ok(RunOptions {
+            interfaces,
+            mode: flags.mode.or(file.mode).unwrap_or_default(),
+            cpus: flags.cpus.or(file.cpus),
+            queues,
+            rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
+            tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
+            ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
+            control: flags.control.or(file.control).unwrap_or_else(|| CONTROL_DEFAULT.into()),
+        })
+    }
+}
+
+/// A configuration file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// For `run`.
+    pub run: Option<RunSection>,
+}
+
+/// The `[run]` section: keys as the flags.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Names of the ports.
+    #[serde(default)]
+    pub interfaces: Vec<Spanned<String>>,
+    /// How to bind.
+    pub mode: Option<Mode>,
+    /// `"0-3,5"`, or an array of numbers.
+    pub cpus: Option<CpuList>,
+    /// RX queues to serve on every port.
+    pub queues: Option<Spanned<u32>>,
+    /// Descriptors of RX and fill rings.
+    pub rx_ring: Option<Spanned<u32>>,
+    /// Descriptors of TX and completion rings.
+    pub tx_ring: Option<Spanned<u32>>,
+    /// Start also when a firewall would be bypassed.
+    pub ignore_firewall: Option<bool>,
+    /// The control socket.
+    pub control: Option<PathBuf>,
+}
+
+impl RunSection {
+    fn check(&self) -> Result<(), Located> {
+        let mut seen = BTreeSet::new();
+        for name in &self.interfaces {
+            let at = |message| Located::new(name.span(), message);
+            check_ifname(name.get_ref()).map_err(at)?;
+            if !seen.insert(name.get_ref()) {
+                let message = format!("interface `{}` is named twice", name.get_ref());
+                return Err(Located::new(name.span(), message));
+            }
+        }
+        if let Some(queues) = &self.queues {
+            check_queues(*queues.get_ref()).map_err(|m| Located::new(queues.span(), m))?;
+        }
+        for ring in [&self.rx_ring, &self.tx_ring].into_iter().flatten() {
+            check_ring(*ring.get_ref()).map_err(|m| Located::new(ring.span(), m))?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, and for the first thing in it that is wrong.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Config::parse(&text, path)
+    }
+
+    /// Checks the text of a file named `path`.
+    ///
+    /// # Errors
+    /// For the first thing that is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        let locate = |located: Located| {
+            let (line, column) = line_and_column(text, located.span.start);
+            let message = located.message;
+            ConfigError::Invalid { path: path.to_owned(), line, column, message }
+        };
+        let config: Config = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
+            locate(Located::new(span, error.message().trim_end().replace('\n', "; ")))
+        })?;
+        if let Some(run) = &config.run {
+            run.check().map_err(locate)?;
+        }
+        Ok(config)
+    }
+}
+
+/// Something wrong at a place of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Octets of the file.
+    pub span: Range<usize>,
+    /// What was found, and what was expected.
+    pub message: String,
+}
+
+impl Located {
+    /// Something wrong at `span`.
+    pub fn new(span: Range<usize>, message: impl Into<String>) -> Located {
+        Located { span, message: message.into() }
+    }
+}
+
+/// Why a file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("config {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Something in it is wrong.
+    #[error("{}:{line}:{column}: {message}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// From 1, in characters.
+        column: usize,
+        /// What was found, and what was expected.
+        message: String,
+    },
+}
+
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// Whether a name can be an interface's (kernel: `dev_valid_name`).
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_ifname(name: &str) -> Result<(), String> {
+    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if name.is_empty()
+        || name.len() > IFNAME_MAX
+        || name == "."
+        || name == ".."
+        || name.contains(bad)
+    {
+        return Err(format!(
+            "`{name}` is not an interface name, expected 1 to {IFNAME_MAX} octets without `/`, \
+             `:` or spaces"
+        ));
+    }
+    Ok(())
+}
+
+fn check_queues(queues: u32) -> Result<(), String> {
+    if !(1..=QUEUES_MAX).contains(&queues) {
+        return Err(format!("queues is {queues}, expected 1 to {QUEUES_MAX}"));
+    }
+    Ok(())
+}
+
+fn check_ring(size: u32) -> Result<(), String> {
+    if !size.is_power_of_two() || !RING_RANGE.contains(&size) {
+        let (least, most) = (RING_RANGE.start(), RING_RANGE.end());
+        return Err(format!("ring size is {size}, expected a power of two from {least} to {most}"));
+    }
+    Ok(())
+}
+
+/// CPUs in the order they were named, each once; written as in `taskset -c`: `0-3,5`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(Vec<usize>);
+
+impl CpuList {
+    /// In the order they were named.
+    pub fn cpus(&self) -> &[usize] {
+        &self.0
+    }
+
+    fn new(cpus: Vec<usize>) -> Result<CpuList, String> {
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = cpus.iter().find(|cpu| !seen.insert(**cpu)) {
+            return Err(format!("CPU {twice} is named twice"));
+        }
+        match cpus.iter().find(|cpu| **cpu >= CPUS_MAX) {
+            Some(cpu) => Err(format!("CPU {cpu} is beyond the largest, {}", CPUS_MAX - 1)),
+            None if cpus.is_empty() => Err(format!("no CPU is named, expected {CPUS_EXPECTED}")),
+            None => Ok(CpuList(cpus)),
+        }
+    }
+}
+
+const CPUS_EXPECTED: &str = "CPU numbers and ranges like 0-3,5";
+
+impl FromStr for CpuList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CpuList, String> {
+        let wrong = |part: &str| format!("`{part}` in `{text}`: expected {CPUS_EXPECTED}");
+        // parse() would take a plus sign.
+        let number = |part: &str| match part.as_bytes() {
+            [] => Err(wrong(part)),
+            digits if !digits.iter().all(u8::is_ascii_digit) => Err(wrong(part)),
+            _ => part.parse::<usize>().map_err(|_| wrong(part)),
+        };
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            match part.split_once('-') {
+                None => cpus.push(number(part)?),
+                Some((first, last)) => {
+                    let (first, last) = (number(first)?, number(last)?);
+                    if first > last || last >= CPUS_MAX {
+                        return Err(wrong(part));
+                    }
+                    cpus.extend(first..=last);
+                }
+            }
+        }
+        CpuList::new(cpus)
+    }
+}
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, cpu) in self.0.iter().enumerate() {
+            write!(f, "{}{cpu}", if n == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CpuList, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = CpuList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{CPUS_EXPECTED}, as a string or an array of numbers")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<CpuList, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<CpuList, A::Error> {
+                let mut cpus = Vec::new();
+                while let Some(cpu) = seq.next_element()? {
+                    cpus.push(cpu);
+                }
+                CpuList::new(cpus).map_err(de::Error::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("r.toml")).expect_err("is wrong").to_string()
+    }
+
+    fn run(text: &str) -> RunSection {
+        let config = Config::parse(text, Path::new("r.toml")).expect("is right");
+        config.run.expect("has the section")
+    }
+
+    #[test]
+    fn errors_name_file_line_column_found_and_expected() {
+        assert_eq!(
+            error("[run]\nmode = \"fast\"\n"),
+            "r.toml:2:8: unknown variant `fast`, expected one of `auto`, `zerocopy`, `copy`, \
+             `generic`"
+        );
+        assert_eq!(
+            error("[run]\ninterfaces = [\"a\",\n  7]\n"),
+            "r.toml:3:3: invalid type: integer `7`, expected a string"
+        );
+        assert_eq!(
+            error("[run]\nqueue = 2\n"),
+            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `cpus`, \
+             `queues`, `rx_ring`, `tx_ring`, `ignore_firewall`, `control`"
+        );
+        assert_eq!(error("[walk]\n"), "r.toml:1:2: unknown field `walk`, expected `run`");
+        assert_eq!(error("[run]\n\nqueues = 0\n"), "r.toml:3:10: queues is 0, expected 1 to 256");
+        assert_eq!(
+            error("[run]\nrx_ring = 1000\n"),
+            "r.toml:2:11: ring size is 1000, expected a power of two from 64 to 32768"
+        );
+        assert_eq!(
+            error("[run]\ninterfaces = [\"ä\", \"a b\"]\n"),
+            "r.toml:2:20: `a b` is not an interface name, expected 1 to 15 octets without `/`, `:` \
+             or spaces"
+        );
+        assert_eq!(
+            error("[run]\ninterfaces = [\"a\", \"a\"]\n"),
+            "r.toml:2:20: interface `a` is named twice"
+        );
+        assert_eq!(
+            error("[run]\ncpus = \"0-3,x\"\n"),
+            "r.toml:2:8: `x` in `0-3,x`: expected CPU numbers and ranges like 0-3,5"
+        );
+    }
+
+    #[test]
+    fn broken_toml_is_located_too() {
+        let text = error("[run]\nmode = \n");
+        assert!(text.starts_with("r.toml:2:"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Config::load(Path::new("/nonexistent/r.toml")).expect_err("is not there");
+        assert_eq!(
+            error.to_string(),
+            "config /nonexistent/r.toml: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let file = run("[run]\ninterfaces = [\"a\", \"b\"]\nmode = \"copy\"\ncpus = [2, 0]\n\
+                        queues = 2\nrx_ring = 512\ncontrol = \"/tmp/s\"\n");
+        let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
+        assert_eq!(options.interfaces, ["a", "b"]);
+        assert_eq!((options.mode, options.queues), (Mode::Copy, Some(2)));
+        assert_eq!((options.rx_ring, options.tx_ring), (512, RING_DEFAULT));
+        assert_eq!(options.cpus.as_ref().map(CpuList::cpus), Some(&[2, 0][..]));
+        assert_eq!(options.control, Path::new("/tmp/s"));
+
+        let flags = RunFlags {
+            interfaces: vec!["c".into()],
+            mode: Some(Mode::Generic),
+            queues: Some(1),
+            ignore_firewall: true,
+            ..RunFlags::default()
+        };
+        let options = RunOptions::resolve(flags, Some(file)).expect("right");
+        assert_eq!(options.interfaces, ["c"]);
+        assert_eq!((options.mode, options.queues), (Mode::Generic, Some(1)));
+        assert!(options.ignore_firewall);
+        assert_eq!(options.rx_ring, 512);
+    }
+
+    #[test]
+    fn no_interface_and_one_twice_are_refused() {
+        let flags = |names: &[&str]| RunFlags {
+            interfaces: names.iter().map(|n| n.to_string()).collect(),
+            ..RunFlags::default()
+        };
+        for (names, expected) in [
+            (&[][..], "no interface is named"),
+            (&["a", "a"][..], "named twice"),
+            (&["an-interface-name"][..], "not an interface name"),
+        ] {
+            let error = RunOptions::resolve(flags(names), None).expect_err("is wrong");
+            assert!(error.contains(expected), "{error}");
+        }
+        let options = RunOptions::resolve(flags(&["a"]), None).expect("right");
+        assert_eq!(options.control, Path::new(CONTROL_DEFAULT));
+    }
+
+    #[test]
+    fn cpu_lists_are_read_as_taskset_writes_them() {
+        let cpus = |text: &str| text.parse::<CpuList>().map(|list| list.0);
+        assert_eq!(cpus("0-3,5"), Ok(vec![0, 1, 2, 3, 5]));
+        assert_eq!(cpus("7"), Ok(vec![7]));
+        assert_eq!(cpus("2,0-1"), Ok(vec![2, 0, 1]));
+        for wrong in
+            ["", ",", "1,", "3-1", "1-", "-1", "+1", "a", "0-9999999", "1,1", "0-2,2", "1 "]
+        {
+            assert!(cpus(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!("2,0-1".parse::<CpuList>().expect("a list").to_string(), "2,0,1");
+    }
+}

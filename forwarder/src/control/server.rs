@@ -1,0 +1,395 @@
+//! The control socket: accepts the command line's connections and answers through a
+//! [`ControlHandler`]. Knows nothing of what is asked.
+//!
+//! Only root and the daemon's own user are served: the file's mode says so, and every peer's
+//! credentials are checked besides.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
+use serde::Deserialize;
+
+use super::api::{API_VERSION, Envelope, Request, Response};
+
+/// Connections served at one time; more than a few people or scripts never ask at once.
+const CLIENTS_MAX: usize = 16;
+/// How long a client may stay silent, or refuse to take an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Octets of one request: room for a `route get` of a million addresses.
+const REQUEST_MAX: u64 = 64 << 20;
+
+/// Answers requests. Called on the threads of the connections, several at a time.
+pub trait ControlHandler: Send + Sync {
+    /// The answer; what goes wrong is [`Response::Error`].
+    fn handle(&self, request: Request) -> Response;
+}
+
+/// Why the socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Somebody listens there.
+    #[error("another ferroute runs here (pid {pid}, control socket {}); stop it, or give this one \
+             another socket with --control", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// Who listens.
+        pid: i32,
+    },
+    /// A file of another kind has the name.
+    #[error("control socket {}: there is a file of that name that is not a socket; remove it, or \
+             name another with --control", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("control socket {}: cannot {what}: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The listening socket and its thread. Closed and removed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    /// (device, inode) of the socket's file: another's is not removed.
+    file: (u64, u64),
+    /// Dropped to wake the thread.
+    stop: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens at `path` and answers from now on. A socket left behind by a process that is gone
+    /// is replaced.
+    ///
+    /// # Errors
+    /// [`ServerError::InUse`] when another process listens there, and what the system refuses.
+    pub fn start(path: &Path, handler: Arc<dyn ControlHandler>) -> Result<Server, ServerError> {
+        let listener = listen(path)?;
+        let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+        let meta = fs::symlink_metadata(path).map_err(failed("look at it"))?;
+        listener.set_nonblocking(true).map_err(failed("set it up"))?;
+        let (stop, stopped) = UnixStream::pair().map_err(failed("set it up"))?;
+        let thread = thread::Builder::new()
+            .name("fr-control".into())
+            .spawn(move || accept_loop(&listener, &stopped, &handler))
+            .map_err(failed("start its thread"))?;
+        Ok(Server {
+            path: path.to_owned(),
+            file: (meta.dev(), meta.ino()),
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Binds the socket, unless another process serves it. Two that start at once are kept apart by a
+/// lock on the directory, so that neither takes the other's new socket for a stale one.
+fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+    let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory).map_err(failed("open its directory"))?;
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| failed("lock its directory")(errno.into()))?;
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).map_err(failed("create it"))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set its mode"))?;
+    Ok(listener)
+}
+
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at it")(error)),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(ServerError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(stream) => {
+            let pid = getsockopt(&stream, PeerCredentials).map_or(0, |peer| peer.pid());
+            Err(ServerError::InUse { path: path.to_owned(), pid })
+        }
+        // Nobody listens: whoever did is gone.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the stale one"))
+        }
+        Err(error) => Err(failed("ask who listens")(error)),
+    }
+}
+
+fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn ControlHandler>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let mut fds = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return,
+        }
+        if fds[1].any().unwrap_or(true) {
+            return;
+        }
+        let Ok((stream, _)) = listener.accept() else {
+            // Out of descriptors, or the client left already: do not spin on it.
+            thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        serve_in_thread(stream, &clients, handler);
+    }
+}
+
+fn serve_in_thread(
+    stream: UnixStream,
+    clients: &Arc<AtomicUsize>,
+    handler: &Arc<dyn ControlHandler>,
+) {
+    // Only this thread counts up, so looking first is enough.
+    if clients.load(Relaxed) >= CLIENTS_MAX {
+        let _ = answer(&stream, &Response::error("too many clients at once; try again"));
+        return;
+    }
+    clients.fetch_add(1, Relaxed);
+    let leave = Leave(Arc::clone(clients));
+    let handler = Arc::clone(handler);
+    // When no thread can be had the connection closes, which the client reports.
+    let _ = thread::Builder::new().name("fr-client".into()).spawn(move || {
+        let _leave = leave;
+        // A client that is slow, gone or talks nonsense loses its connection; nothing else follows.
+        let _ = serve(&stream, &*handler);
+    });
+}
+
+struct Leave(Arc<AtomicUsize>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn serve(stream: &UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+    let peer = getsockopt(stream, PeerCredentials)?.uid();
+    if !may_ask(peer, geteuid().as_raw()) {
+        return answer(stream, &Response::error(format!("user {peer} is not root")));
+    }
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        (&mut reader).take(REQUEST_MAX).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        if line.last() != Some(&b'\n') {
+            return answer(stream, &Response::error("the request is cut short or too long"));
+        }
+        let response = match parse(&line) {
+            Ok(request) => handler.handle(request),
+            Err(message) => Response::error(message),
+        };
+        answer(stream, &response)?;
+    }
+}
+
+/// Whether a user may ask: root, and whom the daemon runs as.
+fn may_ask(peer_uid: u32, own_uid: u32) -> bool {
+    peer_uid == 0 || peer_uid == own_uid
+}
+
+fn parse(line: &[u8]) -> Result<Request, String> {
+    // The version first, whatever the rest has become.
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } =
+        serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
+    if version != API_VERSION {
+        return Err(format!(
+            "the daemon is ferroute {} and speaks version {API_VERSION} of the control protocol, \
+             the client version {version}; use the same program, or restart the daemon",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    let envelope: Envelope<Request> =
+        serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
+    Ok(envelope.body)
+}
+
+fn answer(stream: &UnixStream, response: &Response) -> io::Result<()> {
+    // Written as it is made: a table of many routes is never in memory as one more string.
+    let mut writer = BufWriter::with_capacity(1 << 16, stream);
+    serde_json::to_writer(&mut writer, &Envelope::new(response))?;
+    writer.write_all(b"\n")?;
+    writer.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::{Rendered, RouteGetRequest};
+    use crate::control::client::{Client, ClientError};
+
+    struct Echo;
+
+    impl ControlHandler for Echo {
+        fn handle(&self, request: Request) -> Response {
+            match request {
+                Request::RouteGet(RouteGetRequest { addrs, .. }) => {
+                    let lines = addrs.iter().map(|addr| format!("{addr}\n")).collect();
+                    Response::Rendered(Rendered::Text(lines))
+                }
+                other => Response::error(format!("{other:?}")),
+            }
+        }
+    }
+
+    fn socket() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("control.sock");
+        (dir, path)
+    }
+
+    #[test]
+    fn requests_are_answered_in_turn_and_large_ones_too() {
+        let (_dir, path) = socket();
+        let server = Server::start(&path, Arc::new(Echo)).expect("starts");
+        assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o777, 0o600);
+        let mut client = Client::connect(server.path()).expect("connects");
+        let addrs: Vec<std::net::IpAddr> =
+            (0..100_000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
+        let request = Request::RouteGet(RouteGetRequest {
+            addrs,
+            from: None,
+            iif: None,
+            mark: 0,
+            format: crate::control::api::Format::Text,
+        });
+        for _ in 0..2 {
+            let Ok(Response::Rendered(Rendered::Text(text))) = client.ask(&request) else {
+                panic!("no text");
+            };
+            assert_eq!(text.lines().count(), 100_000);
+        }
+        let refused = client.ask(&Request::Stat).expect_err("an error");
+        assert_eq!(refused.to_string(), "Stat");
+        drop(server);
+        assert!(!path.exists());
+        assert!(matches!(Client::connect(&path), Err(ClientError::NotRunning { .. })));
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let (_dir, path) = socket();
+        drop(UnixListener::bind(&path).expect("binds"));
+        assert!(path.exists(), "left behind");
+        let server = Server::start(&path, Arc::new(Echo)).expect("replaces it");
+        let second = Server::start(&path, Arc::new(Echo)).expect_err("runs already");
+        let ServerError::InUse { pid, .. } = second else { panic!("{second}") };
+        assert_eq!(pid, std::process::id() as i32);
+        assert!(path.exists());
+        drop(server);
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let (_dir, path) = socket();
+        fs::write(&path, "precious").expect("writes");
+        let error = Server::start(&path, Arc::new(Echo)).expect_err("refuses");
+        assert!(matches!(error, ServerError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read(&path).expect("is there"), b"precious");
+    }
+
+    #[test]
+    fn another_version_and_nonsense_get_an_error() {
+        let (_dir, path) = socket();
+        let _server = Server::start(&path, Arc::new(Echo)).expect("starts");
+        for (line, expected) in [
+            ("{\"version\":999,\"body\":\"from_the_future\"}\n", "speaks version"),
+            ("{\"version\":1,\"body\":\"unheard_of\"}\n", "not a request"),
+            ("\n", "not a request"),
+            ("{\"version\":1,\"body\":\"status\"}", "cut short"),
+        ] {
+            let mut stream = UnixStream::connect(&path).expect("connects");
+            stream.write_all(line.as_bytes()).expect("writes");
+            stream.shutdown(std::net::Shutdown::Write).expect("shuts down");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("reads");
+            assert!(text.contains(expected), "{line:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn root_and_the_own_user_may_ask() {
+        assert!(may_ask(0, 1000) && may_ask(1000, 1000) && may_ask(0, 0));
+        assert!(!may_ask(1000, 0) && !may_ask(1001, 1000));
+    }
+
+    #[test]
+    fn clients_beyond_the_limit_are_told_and_room_comes_back() {
+        let (_dir, path) = socket();
+        let _server = Server::start(&path, Arc::new(Echo)).expect("starts");
+        let ask = |client: &mut Client| client.ask(&Request::Stat).expect_err("an error");
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS_MAX {
+            let mut client = Client::connect(&path).expect("connects");
+            assert_eq!(ask(&mut client).to_string(), "Stat");
+            clients.push(client);
+        }
+        let mut late = Client::connect(&path).expect("connects");
+        assert!(ask(&mut late).to_string().contains("too many clients"));
+        drop(clients);
+        let served = (0..200).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            Client::connect(&path).is_ok_and(|mut client| ask(&mut client).to_string() == "Stat")
+        });
+        assert!(served);
+    }
+}
