@@ -16,13 +16,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no ferroute runs here: control socket {}: {source}; start one with `ferroute run`, or \
+    #[error("no ferroute runs here: control socket {}: {error}; start one with `ferroute run`, or \
              name its socket with --control", path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        error: io::Error,
     },
     /// The socket is not for this user.
     #[error("control socket {}: permission denied; ask as root", path.display())]
@@ -31,12 +31,12 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The connection broke.
-    #[error("control socket {}: {source}", path.display())]
+    #[error("control socket {}: {error}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// The daemon is of another version.
     #[error(
@@ -68,14 +68,14 @@ impl Client {
     /// # Errors
     /// [`ClientError::NotRunning`] when nobody listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+        let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { path: path.to_owned(), source }
+                ClientError::NotRunning { path: path.to_owned(), error }
             }
             io::ErrorKind::PermissionDenied => ClientError::NotPermitted { path: path.to_owned() },
-            _ => ClientError::Io { path: path.to_owned(), source },
+            _ => ClientError::Io { path: path.to_owned(), error },
         })?;
-        let failed = |source| ClientError::Io { path: path.to_owned(), source };
+        let failed = |error| ClientError::Io { path: path.to_owned(), error };
         stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
         Ok(Client { path: path.to_owned(), reader: BufReader::with_capacity(1 << 16, stream) })
@@ -90,9 +90,9 @@ impl Client {
         let line = match self.receive() {
             // Turned away at the door: what it says counts more than that it did not listen.
             Ok(line) => line,
-            Err(source) => {
-                let source = sent.err().unwrap_or(source);
-                return Err(ClientError::Io { path: self.path.clone(), source });
+            Err(error) => {
+                let error = sent.err().unwrap_or(error);
+                return Err(ClientError::Io { path: self.path.clone(), error });
             }
         };
         match read(&line)? {

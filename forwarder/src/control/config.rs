@@ -188,7 +188,7 @@ impl Config {
     /// When it cannot be read, and for the first thing in it that is wrong.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         Config::parse(&text, path)
     }
 
@@ -233,12 +233,12 @@ impl Located {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("config {}: {source}", path.display())]
+    #[error("config {}: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// Something in it is wrong.
     #[error("{}:{line}:{column}: {message}", path.display())]

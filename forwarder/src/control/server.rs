@@ -56,14 +56,14 @@ pub enum ServerError {
         path: PathBuf,
     },
     /// A system call failed.
-    #[error("control socket {}: cannot {what}: {source}", path.display())]
+    #[error("control socket {}: cannot {what}: {error}", path.display())]
     Io {
         /// The socket.
         path: PathBuf,
         /// What was tried.
         what: &'static str,
         /// Why not.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -86,7 +86,7 @@ impl Server {
     /// [`ServerError::InUse`] when another process listens there, and what the system refuses.
     pub fn start(path: &Path, handler: Arc<dyn ControlHandler>) -> Result<Server, ServerError> {
         let listener = listen(path)?;
-        let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+        let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
         let meta = fs::symlink_metadata(path).map_err(failed("look at it"))?;
         listener.set_nonblocking(true).map_err(failed("set it up"))?;
         let (stop, stopped) = UnixStream::pair().map_err(failed("set it up"))?;
@@ -123,7 +123,7 @@ impl Drop for Server {
 /// Binds the socket, unless another process serves it. Two that start at once are kept apart by a
 /// lock on the directory, so that neither takes the other's new socket for a stale one.
 fn listen(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+    let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -138,7 +138,7 @@ fn listen(path: &Path) -> Result<UnixListener, ServerError> {
 }
 
 fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    let failed = |what| move |source| ServerError::Io { path: path.to_owned(), what, source };
+    let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("look at it")(error)),
