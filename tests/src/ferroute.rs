@@ -1,0 +1,272 @@
+//! A `ferroute` that runs in a lab's router, and what its command line answers.
+//!
+//! Which binary: `FERROUTE_BIN`, else the one cargo built beside the tests. `FERROUTE_BIN=kernel`
+//! starts nothing at all.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::counters::{Forwarded, forwarded_by_kernel};
+use crate::{Lab, Netns, PATIENCE, lab};
+
+/// The ports of the lab's router.
+const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
+
+/// A running `ferroute run`; killed when dropped. A test that fails shows what it said.
+#[derive(Debug)]
+pub struct Ferroute {
+    child: Option<Child>,
+    place: Place,
+    before: Forwarded,
+}
+
+/// Where one runs: its namespace and the directory of its control socket and messages.
+#[derive(Debug)]
+struct Place {
+    namespace: Netns,
+    dir: TempDir,
+}
+
+impl Ferroute {
+    /// Starts it on both ports of the lab's router and waits until it forwards.
+    ///
+    /// # Errors
+    /// When it does not; the message has what it wrote to standard error.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_with(lab, &[])
+    }
+
+    /// The same with more arguments for `run`.
+    ///
+    /// # Errors
+    /// As for [`Ferroute::start`].
+    pub fn start_with(lab: &Lab, more: &[&str]) -> Result<Self> {
+        let args: Vec<&str> = PORTS.iter().chain(more).copied().collect();
+        Self::start_in(&lab.router, &args)
+    }
+
+    /// Starts `ferroute run` with just these arguments.
+    ///
+    /// # Errors
+    /// As for [`Ferroute::start`].
+    pub fn start_in(namespace: &Netns, args: &[&str]) -> Result<Self> {
+        let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
+        let before = forwarded_by_kernel(namespace)?;
+        let child = if by_kernel() { None } else { Some(place.spawn(args)?) };
+        let mut this = Self { child, place, before };
+        this.wait_until_forwarding()?;
+        Ok(this)
+    }
+
+    /// Runs `ferroute run` with arguments that it must refuse, and gives its standard error.
+    ///
+    /// # Errors
+    /// When it runs all the same, or ends without a failure status, or by a signal or a panic.
+    pub fn refusal(namespace: &Netns, args: &[&str]) -> Result<String> {
+        let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
+        let mut child = place.spawn(args)?;
+        let status = wait(&mut child, PATIENCE);
+        if status.is_none() {
+            end(&mut child);
+        }
+        let said = place.said();
+        let status = status.with_context(|| format!("{args:?} was not refused\n{said}"))?;
+        ensure!(!status.success(), "{args:?} ended with success\n{said}");
+        ensure!(status.signal().is_none(), "{args:?} ended by {status}\n{said}");
+        ensure!(!said.contains("panicked at"), "{args:?} panicked\n{said}");
+        ensure!(!said.trim().is_empty(), "{args:?} was refused without a word");
+        Ok(said)
+    }
+
+    /// Waits until `ferroute status` says that packets are forwarded.
+    ///
+    /// # Errors
+    /// When the process has ended or does not get there.
+    pub fn wait_until_forwarding(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                bail!("ferroute ended: {status}\n{}", self.place.said());
+            }
+            let answer = self.place.command(&["status", "--wait", "10"]).output()?;
+            if answer.status.success() {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                let text = String::from_utf8_lossy(&answer.stderr).into_owned();
+                bail!("ferroute does not forward: {text}\n{}", self.place.said());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs a verb against it and gives what that printed.
+    ///
+    /// # Errors
+    /// When the verb fails.
+    pub fn ask(&self, args: &[&str]) -> Result<String> {
+        let output = self.place.command(args).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("ferroute {args:?}: {}\n{text}{stderr}", output.status);
+        }
+        Ok(text)
+    }
+
+    /// Runs a verb with `-j` and reads its answer.
+    ///
+    /// # Errors
+    /// When the verb fails or prints something else than JSON.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let args: Vec<&str> = std::iter::once("-j").chain(args.iter().copied()).collect();
+        let text = self.ask(&args)?;
+        serde_json::from_str(&text).with_context(|| format!("ferroute {args:?} printed {text:?}"))
+    }
+
+    /// A verb's command, for a test that feeds its standard input.
+    pub fn command(&self, args: &[&str]) -> Command {
+        self.place.command(args)
+    }
+
+    /// What it has written to standard error.
+    pub fn said(&self) -> String {
+        self.place.said()
+    }
+
+    /// Its process id; `None` when the kernel forwards.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// True while the process runs; an absent one counts as running.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Errors
+    /// When it does not end, or not with success.
+    pub fn terminate(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM)?;
+        let status = wait(child, PATIENCE).context("it ignores SIGTERM")?;
+        ensure!(status.success(), "after SIGTERM: {status}\n{}", self.place.said());
+        Ok(())
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    ///
+    /// # Errors
+    /// When the system calls fail.
+    pub fn kill(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else { return Ok(()) };
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// What the kernel's stack has forwarded in the router since the start.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    pub fn forwarded_by_kernel(&self) -> Result<Forwarded> {
+        let now = forwarded_by_kernel(&self.place.namespace)?;
+        Ok(Forwarded { v4: now.v4 - self.before.v4, v6: now.v6 - self.before.v6 })
+    }
+
+    /// Fails unless every packet went past the kernel's stack.
+    ///
+    /// # Errors
+    /// When the kernel forwarded a packet since the start.
+    pub fn forwarded_all_itself(&self) -> Result<()> {
+        let by_kernel = self.forwarded_by_kernel()?;
+        if self.child.is_some() {
+            ensure!(by_kernel == Forwarded { v4: 0, v6: 0 }, "the kernel forwarded {by_kernel:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ferroute {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            end(child);
+        }
+        if thread::panicking() {
+            eprintln!("--- ferroute said:\n{}---", self.place.said());
+        }
+    }
+}
+
+impl Place {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.namespace.command(binary());
+        command.args(args).env("FERROUTE_CONTROL", self.dir.path().join("control.sock"));
+        command
+    }
+
+    fn spawn(&self, args: &[&str]) -> Result<Child> {
+        let messages = File::options().create(true).append(true).open(self.messages())?;
+        let args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
+        let mut command = self.command(&args);
+        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
+        command.spawn().with_context(|| format!("starting {}", binary().display()))
+    }
+
+    fn messages(&self) -> PathBuf {
+        self.dir.path().join("messages")
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.messages()).unwrap_or_default()
+    }
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("FERROUTE_BIN") {
+        return PathBuf::from(path);
+    }
+    // The tests are in target/PROFILE/deps, the binary is in target/PROFILE.
+    let test = std::env::current_exe().unwrap_or_default();
+    let profile = test.parent().and_then(Path::parent).map(Path::to_owned);
+    profile.unwrap_or_else(|| lab::repository().join("target/debug")).join("ferroute")
+}
+
+/// True when the tests are held against the kernel's own forwarding, see the crate's head.
+pub fn by_kernel() -> bool {
+    std::env::var_os("FERROUTE_BIN").is_some_and(|path| path == "kernel")
+}
+
+fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(20)),
+            _ => return None,
+        }
+    }
+}
+
+/// SIGTERM, and SIGKILL when that is not heard soon.
+fn end(child: &mut Child) {
+    let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+    if wait(child, Duration::from_secs(5)).is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}

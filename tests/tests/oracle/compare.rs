@@ -1,0 +1,200 @@
+//! Sends the same packets into two worlds and compares, octet by octet, what comes out.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use ferroute_tests::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, be16, describe};
+use ferroute_tests::rng::Rng;
+use ferroute_tests::tap;
+
+use crate::input::{Input, is_from_router, is_made_by_router, number};
+use crate::normalise::normalise;
+use crate::world::{Side, World};
+use crate::{generate4, generate6};
+
+/// Packets sent before what comes out is awaited; two of them are plain.
+const BATCH: usize = 64;
+/// After so many differences the rest would tell nothing new.
+const DIFFERENCES_MAX: usize = 200;
+/// For frames that only one of the worlds sends, and late.
+const LATE: Duration = Duration::from_millis(500);
+
+/// Frames by the number of the packet they are the consequence of.
+type Outputs = BTreeMap<u16, Vec<(Side, Vec<u8>)>>;
+
+/// What a run found.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Packets sent into each world.
+    pub sent: usize,
+    /// How many of them were forwarded by the first world, answered with an error or an echo, or
+    /// not heard of again.
+    pub forwarded: usize,
+    pub answered: usize,
+    pub silent: usize,
+    /// One text for each packet whose consequences differ.
+    pub differences: Vec<String>,
+    /// How often each kind of packet differs.
+    pub kinds: BTreeMap<String, usize>,
+}
+
+/// `count` packets of a seed, each batch ending with two plain ones.
+pub fn generate(seed: u64, count: usize) -> Vec<Input> {
+    let mut rng = Rng::new(seed);
+    let packet = |at: usize| {
+        let index = at as u16 + 1;
+        match at % BATCH {
+            62 => generate4::plain(index),
+            63 => generate6::plain(index),
+            _ if rng.one_in(2) => generate4::generate(&mut rng, index),
+            _ => generate6::generate(&mut rng, index),
+        }
+    };
+    (0..count.next_multiple_of(BATCH)).map(packet).collect()
+}
+
+/// Sends `inputs` into both worlds; waits `patience` for each batch to come out equal.
+pub fn compare(
+    one: &World,
+    other: &World,
+    inputs: &[Input],
+    patience: Duration,
+) -> Result<Outcome> {
+    let mut outputs = [Outputs::new(), Outputs::new()];
+    let worlds = [one, other];
+    let mut differing = 0;
+    for batch in inputs.chunks(BATCH) {
+        for world in worlds {
+            for input in batch {
+                world.tap(input.side).send(&input.frame)?;
+            }
+        }
+        if !settled(worlds, batch, &mut outputs, patience) {
+            differing += batch.iter().filter(|i| !agree(&outputs, i.index)).count();
+        }
+        if differing >= DIFFERENCES_MAX {
+            break;
+        }
+    }
+    let end = Instant::now() + LATE;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        collect(worlds, &mut outputs, left);
+    }
+    Ok(judge(inputs, &outputs))
+}
+
+/// Collects until both worlds have answered the batch alike. False when they do not in time.
+fn settled(
+    worlds: [&World; 2],
+    batch: &[Input],
+    outputs: &mut [Outputs; 2],
+    patience: Duration,
+) -> bool {
+    let end = Instant::now() + patience;
+    let plain = batch.iter().filter(|input| input.note == "plain");
+    loop {
+        collect(worlds, outputs, Duration::from_millis(5));
+        let through = plain.clone().all(|input| outputs[0].contains_key(&input.index));
+        if through && batch.iter().all(|input| agree(outputs, input.index)) {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+    }
+}
+
+/// Takes what has come out of both worlds, waiting for it at most `patience`.
+fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], patience: Duration) {
+    let [one, other] = worlds;
+    tap::wait(&[&one.left, &one.right, &other.left, &other.right], patience);
+    for (world, outputs) in worlds.iter().zip(outputs) {
+        for side in [Side::Left, Side::Right] {
+            while let Some(frame) = world.tap(side).receive() {
+                if let Some(index) = consequence(&frame) {
+                    let frames = outputs.entry(index).or_default();
+                    frames.push((side, normalise(frame)));
+                    frames.sort();
+                }
+            }
+        }
+    }
+}
+
+/// The packet a frame belongs to; 0 for frames that cannot be told, which still must be the same.
+///
+/// Left out is the router's own chatter: ARP, neighbour discovery (redirects with it: the kernel
+/// sends one a second at most), multicast listener reports.
+fn consequence(frame: &[u8]) -> Option<u16> {
+    if !is_from_router(frame) {
+        return None;
+    }
+    let chatter = match be16(frame, 12) {
+        Some(ETHERTYPE_IPV4) => false,
+        Some(ETHERTYPE_IPV6) => {
+            // Listener reports stand behind a hop-by-hop header with the router alert.
+            let (next, kind) = (frame.get(20), frame.get(54));
+            is_made_by_router(frame)
+                && (next == Some(&0)
+                    || next == Some(&58) && kind.is_some_and(|k| (133..=137).contains(k)))
+        }
+        _ => true,
+    };
+    if chatter { None } else { Some(number(frame).unwrap_or(0)) }
+}
+
+fn agree(outputs: &[Outputs; 2], index: u16) -> bool {
+    outputs[0].get(&index) == outputs[1].get(&index)
+}
+
+fn judge(inputs: &[Input], outputs: &[Outputs; 2]) -> Outcome {
+    let mut outcome = Outcome { sent: inputs.len(), ..Outcome::default() };
+    for input in inputs {
+        match outputs[0].get(&input.index) {
+            None => outcome.silent += 1,
+            Some(frames) if frames.iter().any(|(_, frame)| is_made_by_router(frame)) => {
+                outcome.answered += 1;
+            }
+            Some(_) => outcome.forwarded += 1,
+        }
+        if !agree(outputs, input.index) {
+            *outcome.kinds.entry(input.note.clone()).or_default() += 1;
+            outcome.differences.push(difference(input, outputs));
+        }
+    }
+    // What cannot be told apart must at least be the same in all.
+    if !agree(outputs, 0) {
+        let mut text = String::from("frames that belong to no packet:\n");
+        let (one, other) = (frames(&outputs[0], 0), frames(&outputs[1], 0));
+        let only_in = |frames: &[(Side, Vec<u8>)], others: &[(Side, Vec<u8>)]| {
+            frames.iter().filter(|f| !others.contains(f)).cloned().collect::<Vec<_>>()
+        };
+        list(&mut text, "only the first", &only_in(one, other));
+        list(&mut text, "only the second", &only_in(other, one));
+        outcome.differences.push(text);
+    }
+    outcome
+}
+
+fn difference(input: &Input, outputs: &[Outputs; 2]) -> String {
+    let mut text = format!("packet {} from {:?} ({}):\n  ", input.index, input.side, input.note);
+    let _ = writeln!(text, "{}", describe(&input.frame));
+    list(&mut text, "the first", frames(&outputs[0], input.index));
+    list(&mut text, "the second", frames(&outputs[1], input.index));
+    text
+}
+
+fn frames(outputs: &Outputs, index: u16) -> &[(Side, Vec<u8>)] {
+    outputs.get(&index).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn list(text: &mut String, name: &str, frames: &[(Side, Vec<u8>)]) {
+    if frames.is_empty() {
+        let _ = writeln!(text, "  {name} sends nothing");
+    }
+    for (side, frame) in frames {
+        let _ = writeln!(text, "  {name} sends to the {side:?}: {}", describe(frame));
+    }
+}

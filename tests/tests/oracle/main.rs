@@ -1,0 +1,142 @@
+//! The kernel as the oracle: thousands of generated packets through two labs that are alike but
+//! for who routes; what comes out must be the same, whole frames, errors included.
+//!
+//! `FERROUTE_SEED` repeats a run, `FERROUTE_ORACLE_PACKETS` makes it longer (at most 65,000).
+//! Left out: everything that depends on time or on earlier packets (neighbour resolution,
+//! rate limits, redirects, multipath), which has tests of its own.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod generate4;
+mod generate6;
+mod input;
+mod normalise;
+mod world;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use compare::{Outcome, compare, generate};
+use ferroute_tests::{Ferroute, ferroute, rng};
+use world::World;
+
+/// How long a batch may take to come out on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The share of forwarded packets that may have gone through the kernel all the same: those that
+/// Ferroute leaves to it on purpose.
+const LEFT_TO_KERNEL_PERCENT_MAX: u64 = 5;
+const PACKETS: usize = 6000;
+const PACKETS_MAX: usize = 65_000;
+
+fn packets() -> usize {
+    let given = std::env::var("FERROUTE_ORACLE_PACKETS").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or(PACKETS).min(PACKETS_MAX)
+}
+
+/// Fails with the first differences when there are any, and when the packets were too much alike.
+fn expect_equal(outcome: &Outcome, seed: u64) -> Result<()> {
+    let Outcome { sent, forwarded, answered, silent, differences, kinds } = outcome;
+    println!(
+        "seed {seed}: {sent} packets, {forwarded} forwarded, {answered} answered, {silent} dropped"
+    );
+    for difference in differences.iter().take(10) {
+        println!("{difference}");
+    }
+    for (note, times) in kinds {
+        println!("{times:>5} differ: {note}");
+    }
+    ensure!(differences.is_empty(), "{} of {sent} packets differ, seed {seed}", differences.len());
+    for (count, name) in [(forwarded, "forwarded"), (answered, "answered"), (silent, "dropped")] {
+        ensure!(count * 10 > *sent, "hardly any packet was {name}: the generator is one-sided");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn ferroute_does_what_the_kernel_does() -> Result<()> {
+    let (kernel, world) = (World::build()?, World::build()?);
+    let mut ferroute = Ferroute::start(&world.lab)?;
+    let seed = rng::seed();
+    println!("seed {seed}");
+    let outcome = compare(&kernel, &world, &generate(seed, packets()), PATIENCE)?;
+    ensure!(ferroute.is_running(), "ferroute has ended\n{}", ferroute.said());
+    let by_kernel = ferroute.forwarded_by_kernel()?;
+    println!("left to the kernel: {by_kernel:?}");
+    expect_equal(&outcome, seed)?;
+    if !ferroute::by_kernel() {
+        let (by_kernel, all) = (by_kernel.v4 + by_kernel.v6, outcome.forwarded as u64);
+        ensure!(
+            by_kernel * 100 <= all * LEFT_TO_KERNEL_PERCENT_MAX,
+            "the kernel forwarded {by_kernel} of {all} packets"
+        );
+    }
+    ferroute.terminate()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn kernel_does_what_the_kernel_does() -> Result<()> {
+    let (one, other) = (World::build()?, World::build()?);
+    let seed = rng::seed();
+    expect_equal(&compare(&one, &other, &generate(seed, packets()), PATIENCE)?, seed)
+}
+
+/// Compares the kernel with a kernel that was told something else; counts the differences.
+fn differences_after(change: impl FnOnce(&World) -> Result<()>) -> Result<usize> {
+    let (one, other) = (World::build()?, World::build()?);
+    change(&other)?;
+    let outcome = compare(&one, &other, &generate(1, 2048), Duration::from_millis(200))?;
+    Ok(outcome.differences.len())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn another_ttl_of_errors_is_noticed() -> Result<()> {
+    let change = |world: &World| world.lab.router.sysctl("net/ipv4/ip_default_ttl", "63");
+    ensure!(differences_after(change)? > 10);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn one_octet_of_mtu_is_noticed() -> Result<()> {
+    let change = |world: &World| world.lab.router.run("ip link set rt-right mtu 1399").map(drop);
+    ensure!(differences_after(change)? > 10);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn another_kind_of_route_is_noticed() -> Result<()> {
+    let change = |world: &World| {
+        let route = "ip route replace prohibit 198.51.100.64/26";
+        world.lab.router.run("ip route del unreachable 198.51.100.64/26")?;
+        world.lab.router.run(route).map(drop)
+    };
+    ensure!(differences_after(change)? > 5);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn another_neighbour_is_noticed() -> Result<()> {
+    let change = |world: &World| {
+        let neighbour = "ip neigh replace 198.18.2.3 dev rt-right lladdr 02:00:00:00:00:09";
+        world.lab.router.run(&format!("{neighbour} nud permanent")).map(drop)
+    };
+    ensure!(differences_after(change)? > 10);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn source_routes_that_are_followed_are_noticed() -> Result<()> {
+    let change = |world: &World| {
+        world.lab.router.sysctl("net/ipv4/conf/all/accept_source_route", "1")?;
+        world.lab.router.sysctl("net/ipv4/conf/rt-left/accept_source_route", "1")
+    };
+    ensure!(differences_after(change)? > 0);
+    Ok(())
+}
