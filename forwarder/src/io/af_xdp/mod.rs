@@ -1,3 +1,453 @@
-//! Ports that are queues of network interfaces.
+//! Ports that are queues of network interfaces, through AF_XDP sockets
+//! (Documentation/networking/af_xdp.rst; needs Linux 5.4 or later).
+//!
+//! - [`AfXdp`]: the ports of one worker over one packet memory, so that a frame goes from any
+//!   port's RX ring to any port's TX ring without a copy;
+//! - `area`: that memory;
+//! - `slots`: where the tokens of frames rest while the kernel has the frames;
+//! - `ring`, `socket`: the kernel's interface;
+//! - `port`: what is done with them;
+//! - [`link`]: the one call that attaches an XDP program in the mode asked for.
+//!
+//! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
+//! the map. Attach the program after the sockets are open: some drivers (igb) fill their rings at
+//! that moment, and the fill rings are full then.
+//!
+//! The rings are driven here, without libxdp and its bindings, because those bind before the fill
+//! ring can be filled, cannot release the first socket of a shared UMEM, and bind all sockets that
+//! share one in the first one's mode.
 
+mod area;
+mod error;
 pub mod link;
+mod netdev;
+mod port;
+mod ring;
+mod slots;
+mod socket;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::area::Area;
+use self::port::Port;
+use self::slots::{Owner, Slots};
+use self::socket::Socket;
+use super::{Census, PacketIo, drop_all};
+use crate::skb::{Burst, FramePool};
+use crate::stats::{DropReason, WorkerStats};
+
+pub use error::OpenError;
+pub use netdev::driver_name;
+
+/// How a socket is to be bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BindMode {
+    /// Zero-copy if the driver can, else copy.
+    #[default]
+    Auto,
+    /// Zero-copy or not at all.
+    ZeroCopy,
+    /// Copy, whatever the driver can.
+    Copy,
+}
+
+/// How a socket was bound, as the kernel says (XDP_OPTIONS).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BoundMode {
+    /// The NIC reads and writes the frames themselves.
+    ZeroCopy,
+    /// The kernel copies packets into and out of the frames.
+    Copy,
+}
+
+impl std::fmt::Display for BoundMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            BoundMode::ZeroCopy => "zero-copy",
+            BoundMode::Copy => "copy",
+        })
+    }
+}
+
+/// What became of a port's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortState {
+    /// In service.
+    Up,
+    /// The kernel does not send by it now (ENETDOWN); tried again by itself.
+    Down,
+    /// The interface no longer exists. Remove the port; it may be added anew when the interface is
+    /// back.
+    Gone,
+}
+
+/// One port to be: a queue of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Name of the interface, for messages.
+    pub ifname: String,
+    /// Its index in the network namespace of the calling thread.
+    pub ifindex: u32,
+    /// The queue, counted from 0.
+    pub queue: u32,
+    /// How to bind.
+    pub mode: BindMode,
+}
+
+/// Sizes of a port's rings in frames, powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingSizes {
+    /// Fill ring and RX ring: packets that may wait for the worker.
+    pub fill: u32,
+    /// TX ring and completion ring: packets that may wait for the kernel.
+    pub tx: u32,
+}
+
+impl Default for RingSizes {
+    /// 2048: a worker that is kept from its core for 2 ms at 1 Mpps loses nothing.
+    fn default() -> RingSizes {
+        RingSizes { fill: 2048, tx: 2048 }
+    }
+}
+
+/// What all ports of a worker have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Ring sizes.
+    pub rings: RingSizes,
+    /// Frames beyond those that fill every ring: bursts in hand, packets held for a neighbour's
+    /// address, fragments, own packets.
+    pub reserve: u32,
+    /// Times a queue is tried that is busy. One just closed stays busy for a while.
+    pub busy_tries: u32,
+    /// Pause between two of these.
+    pub busy_pause: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            rings: RingSizes::default(),
+            reserve: 1024,
+            busy_tries: 50,
+            busy_pause: Duration::from_millis(20),
+        }
+    }
+}
+
+impl Options {
+    /// Frames that `ports` ports need.
+    ///
+    /// # Errors
+    /// [`OpenError::BadOptions`]: ring sizes are not powers of two, or too many frames.
+    fn frames(&self, ports: usize) -> Result<u32, OpenError> {
+        let bad = |what: String| Err(OpenError::BadOptions(what));
+        for (name, size) in [("fill", self.rings.fill), ("tx", self.rings.tx)] {
+            if !size.is_power_of_two() || size > 1 << 16 {
+                return bad(format!("{name} ring of {size} frames: a power of two up to 65536"));
+            }
+        }
+        let per_port = u64::from(self.rings.fill) + u64::from(self.rings.tx);
+        match u32::try_from(per_port * ports as u64 + u64::from(self.reserve)) {
+            Ok(frames) if frames > 0 && frames <= 1 << 24 => Ok(frames),
+            _ => bad(format!("{ports} ports with {per_port} frames each are more than 2^24")),
+        }
+    }
+}
+
+/// XDP_STATISTICS: what the kernel counted for one socket since it was opened, in packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct XdpStatistics {
+    /// Dropped for reasons without a counter of their own.
+    pub rx_dropped: u64,
+    /// Dropped because of an invalid address in the fill ring.
+    pub rx_invalid_descs: u64,
+    /// Not sent because of an invalid descriptor in the TX ring.
+    pub tx_invalid_descs: u64,
+    /// Dropped because the RX ring was full.
+    pub rx_ring_full: u64,
+    /// Times the kernel found the fill ring empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Times the kernel found the TX ring empty.
+    pub tx_ring_empty_descs: u64,
+}
+
+/// An open port, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortInfo {
+    /// What was asked for.
+    pub config: PortConfig,
+    /// What it was bound as.
+    pub mode: BoundMode,
+    /// What became of the interface.
+    pub state: PortState,
+}
+
+/// The AF_XDP ports of one worker.
+///
+/// Dropping it closes the sockets, but loses the frames they have; [`AfXdp::close`] brings them
+/// home.
+#[derive(Debug)]
+pub struct AfXdp {
+    // First, so that sockets close before what they use goes.
+    ports: Vec<Option<Port>>,
+    slots: Slots,
+    draining: Vec<Draining>,
+    area: Arc<Area>,
+    options: Options,
+    /// Number of the next binding; see [`Owner`].
+    next_binding: u32,
+    /// For poll(2); rebuilt when ports change.
+    poll_fds: Vec<libc::pollfd>,
+}
+
+/// A closed zero-copy port whose NIC may still write to its frames.
+#[derive(Debug)]
+struct Draining {
+    owners: [Owner; 2],
+    ifindex: u32,
+    queue: u32,
+    frames: usize,
+}
+
+impl AfXdp {
+    /// Opens `ports`, numbered as they stand, with memory for all of them; gives back the pool of
+    /// that memory. The sockets belong to the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing stays open then.
+    pub fn open(ports: &[PortConfig], options: &Options) -> Result<(AfXdp, FramePool), OpenError> {
+        let frames = options.frames(ports.len())?;
+        let (area, mut pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
+            octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
+            source,
+        })?;
+        let mut io = AfXdp {
+            ports: Vec::new(),
+            slots: Slots::new(area.frames()),
+            draining: Vec::new(),
+            area,
+            options: options.clone(),
+            next_binding: 0,
+            poll_fds: Vec::new(),
+        };
+        for (port, config) in ports.iter().enumerate() {
+            io.add_port(port as u16, config, &mut pool)?;
+        }
+        Ok((io, pool))
+    }
+
+    /// Opens port number `port`: one that was removed, or one behind the last. The worker's memory
+    /// was made for as many ports as were opened at first.
+    ///
+    /// May sleep, see [`Options::busy_tries`], and takes the kernel's RTNL lock.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing has changed then.
+    pub fn add_port(
+        &mut self,
+        port: u16,
+        config: &PortConfig,
+        pool: &mut FramePool,
+    ) -> Result<(), OpenError> {
+        let index = port as usize;
+        if index > self.ports.len() || self.ports.get(index).is_some_and(Option::is_some) {
+            return Err(OpenError::PortInUse(port));
+        }
+        if pool.available() < self.options.rings.fill as usize {
+            self.reclaim(pool);
+        }
+        let binding = self.next_binding;
+        let opened = Port::open(config, &self.options, binding, &self.area, &mut self.slots, pool)?;
+        self.next_binding += 1;
+        if index == self.ports.len() {
+            self.ports.push(None);
+        }
+        self.ports[index] = Some(opened);
+        // Whoever had the queue before us has let go of it: it could not have been bound else.
+        self.reclaim_where(pool, |d| (d.ifindex, d.queue) == (config.ifindex, config.queue));
+        self.rebuild_poll_fds();
+        Ok(())
+    }
+
+    /// Closes a port and takes its frames back into `pool`; its number stays reserved. Frames that
+    /// a NIC may still write to come later, see [`AfXdp::reclaim`]. Packets that waited to be sent
+    /// or to be taken are dropped and counted (DEV_READY). To lose none that arrived, take the
+    /// socket out of the XSKMAP and run a few turns first.
+    pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
+        let taken = self.ports.get_mut(port as usize).and_then(Option::take);
+        let Some(mut closed) = taken else { return };
+        closed.finish(port, &mut self.slots, pool, stats);
+        let (owners, (rx, tx)) = (closed.owners(), closed.frames());
+        let draining = Draining {
+            owners,
+            ifindex: closed.config.ifindex,
+            queue: closed.config.queue,
+            frames: rx + tx,
+        };
+        let zerocopy = closed.mode == BoundMode::ZeroCopy;
+        // close(2) returns when no CPU is in the receive path any more (xsk_unbind_dev:
+        // synchronize_net). In copy mode that is all that ever writes to a frame. A NIC's own
+        // access ends later, in the kernel's deferred release of the pool (xp_release_deferred).
+        drop(closed);
+        self.draining.push(draining);
+        if !zerocopy {
+            self.reclaim_where(pool, |d| d.owners == owners);
+        }
+        self.reclaim(pool);
+        self.rebuild_poll_fds();
+    }
+
+    /// Takes back the frames of removed ports that the kernel has let go of since. Returns how many
+    /// frames are still out. Makes system calls: not for every turn.
+    pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
+        if !self.draining.is_empty() {
+            let released: Vec<[Owner; 2]> = self
+                .draining
+                .iter()
+                .filter(|d| self.is_released(d.ifindex, d.queue))
+                .map(|d| d.owners)
+                .collect();
+            self.reclaim_where(pool, |d| released.contains(&d.owners));
+        }
+        self.draining.iter().map(|d| d.frames).sum()
+    }
+
+    /// Whether no pool of ours is on a queue any more. The kernel disables a zero-copy pool before
+    /// it takes it off the queue (xp_clear_dev), and a queue with a pool is busy.
+    fn is_released(&self, ifindex: u32, queue: u32) -> bool {
+        if !netdev::exists(ifindex) {
+            // Unregistering an interface waits for this (xsk_notifier).
+            return true;
+        }
+        let probe = || -> Result<(), io::Error> {
+            let (area, _pool) = Area::map(1)?;
+            let sizes = RingSizes { fill: 1, tx: 1 };
+            let socket = Socket::open(&area, &sizes).map_err(|(_, error)| error)?;
+            socket.bind(ifindex, queue, libc::XDP_COPY)
+        };
+        probe().is_ok()
+    }
+
+    fn reclaim_where(&mut self, pool: &mut FramePool, released: impl Fn(&Draining) -> bool) {
+        let slots = &mut self.slots;
+        self.draining.retain(|draining| {
+            let released = released(draining);
+            if released {
+                for owner in draining.owners {
+                    slots.reclaim(owner, pool);
+                }
+            }
+            !released
+        });
+    }
+
+    /// Closes all ports and brings their frames home. Returns how many frames stay out because a
+    /// NIC may still write to them; the memory stays mapped then.
+    pub fn close(mut self, pool: &mut FramePool, stats: &WorkerStats) -> usize {
+        for port in 0..self.ports.len() {
+            self.remove_port(port as u16, pool, stats);
+        }
+        for _ in 0..self.options.busy_tries {
+            if self.reclaim(pool) == 0 {
+                return 0;
+            }
+            std::thread::sleep(self.options.busy_pause);
+        }
+        self.reclaim(pool)
+    }
+
+    /// The socket of a port, to be put into the XSKMAP at the port's queue. Closed when the port is
+    /// removed, which also takes it out of the map.
+    pub fn socket_fd(&self, port: u16) -> Option<BorrowedFd<'_>> {
+        Some(self.ports.get(port as usize)?.as_ref()?.fd())
+    }
+
+    /// What a port is. `None`: removed, or never there. Looks whether the interface still exists.
+    pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
+        let port = self.ports.get_mut(port as usize)?.as_mut()?;
+        Some(PortInfo { config: port.config.clone(), mode: port.mode, state: port.state() })
+    }
+
+    /// What the kernel counted for a port.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; ENOENT for a port that is not there.
+    pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
+        match self.ports.get(port as usize) {
+            Some(Some(port)) => port.statistics(),
+            _ => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        }
+    }
+
+    fn rebuild_poll_fds(&mut self) {
+        self.poll_fds.clear();
+        self.poll_fds.extend(self.ports.iter().flatten().map(|port| libc::pollfd {
+            fd: port.fd().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        }));
+    }
+}
+
+impl PacketIo for AfXdp {
+    fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    #[inline]
+    fn rx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        match self.ports.get_mut(port as usize) {
+            Some(Some(this)) => this.rx_burst(port, &mut self.slots, pool, burst, stats),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn tx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        if let Some(Some(this)) = self.ports.get_mut(port as usize) {
+            return this.tx_burst(port, &mut self.slots, pool, burst, stats);
+        }
+        drop_all(DropReason::DevNotReady, port, pool, burst, stats);
+        0
+    }
+
+    #[inline]
+    fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        for (port, this) in self.ports.iter_mut().enumerate() {
+            if let Some(this) = this {
+                this.kick(port as u16, &mut self.slots, pool, stats);
+            }
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration) {
+        socket::poll(&mut self.poll_fds, timeout);
+    }
+
+    fn census(&self) -> Census {
+        let mut census =
+            Census { draining: self.draining.iter().map(|d| d.frames).sum(), ..Census::default() };
+        for port in self.ports.iter().flatten() {
+            let (rx, tx) = port.frames();
+            census.fill_and_rx += rx;
+            census.tx_and_completion += tx;
+        }
+        census
+    }
+}

@@ -1,0 +1,150 @@
+//! Why a port could not be opened, and what to do about it.
+
+use std::io;
+
+use crate::skb::FRAME_SIZE;
+
+/// What was being done when the kernel refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Socket,
+    Register,
+    Rings,
+    Bind,
+}
+
+/// Why the ports of a worker could not be opened. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// socket(2) said EPERM.
+    #[error(
+        "no permission to open AF_XDP sockets: run as root, or with CAP_NET_RAW (sockets), \
+         CAP_NET_ADMIN and CAP_BPF (the XDP program), and CAP_IPC_LOCK (packet memory)"
+    )]
+    NoPermission,
+    /// The kernel has no AF_XDP.
+    #[error(
+        "this kernel has no AF_XDP sockets ({0}): it must be 5.4 or later with CONFIG_XDP_SOCKETS"
+    )]
+    NoAfXdp(io::Error),
+    /// No memory for packets, or no right to pin so much.
+    #[error(
+        "{octets} octets of packet memory could not be registered ({source}): raise the limit on \
+         locked memory (ulimit -l unlimited, LimitMEMLOCK=infinity), run with CAP_IPC_LOCK, or use \
+         smaller rings"
+    )]
+    NoMemory {
+        /// Octets asked for.
+        octets: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The rings could not be made.
+    #[error("{ifname}, queue {queue}: the socket's rings could not be set up: {source}")]
+    Rings {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no such interface (any more).
+    #[error("there is no interface {ifname} with index {ifindex} in this network namespace")]
+    NoInterface {
+        /// Name of the interface.
+        ifname: String,
+        /// Its index.
+        ifindex: u32,
+    },
+    /// bind(2) said EINVAL.
+    #[error(
+        "{ifname} does not take an AF_XDP socket on queue {queue}: it has fewer queues (see \
+         `ethtool -l {ifname}`), or its MTU does not fit frames of {FRAME_SIZE} octets"
+    )]
+    NoQueue {
+        /// Name of the interface.
+        ifname: String,
+        /// The queue asked for.
+        queue: u32,
+    },
+    /// Another socket is bound to the queue.
+    #[error(
+        "queue {queue} of {ifname} is in use by another AF_XDP program (see `ss --xdp -p`), or by \
+         a second instance of this one"
+    )]
+    Busy {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+    },
+    /// Zero-copy was demanded.
+    #[error(
+        "zero-copy is not possible on queue {queue} of {ifname} (driver {driver}: {source}): use \
+         mode auto or copy"
+    )]
+    NoZeroCopy {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+        /// Name of its driver.
+        driver: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Anything else bind(2) said.
+    #[error("{ifname}, queue {queue}: the AF_XDP socket could not be bound: {source}")]
+    Bind {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A ring size is not a power of two, or there are too many frames.
+    #[error("{0}")]
+    BadOptions(String),
+    /// The pool has too few free frames to receive into.
+    #[error("{free} frames are free, {ifname} needs {wanted} for its fill ring")]
+    NoFrames {
+        /// Name of the interface.
+        ifname: String,
+        /// Free frames.
+        free: usize,
+        /// Frames wanted.
+        wanted: usize,
+    },
+    /// The port to be opened is open.
+    #[error("port {0} is open already")]
+    PortInUse(u16),
+}
+
+impl OpenError {
+    /// Reads what the kernel said when a socket for a queue was opened.
+    pub(super) fn from_os(
+        step: Step,
+        source: io::Error,
+        config: &super::PortConfig,
+        octets: u64,
+    ) -> OpenError {
+        let (ifname, queue) = (config.ifname.clone(), config.queue);
+        let errno = source.raw_os_error().unwrap_or(0);
+        match (step, errno) {
+            (Step::Socket, libc::EPERM | libc::EACCES) => OpenError::NoPermission,
+            (Step::Socket, libc::EAFNOSUPPORT | libc::ESOCKTNOSUPPORT) => {
+                OpenError::NoAfXdp(source)
+            }
+            (Step::Register, _) => OpenError::NoMemory { octets, source },
+            (Step::Bind, libc::ENODEV) => {
+                OpenError::NoInterface { ifname, ifindex: config.ifindex }
+            }
+            (Step::Bind, libc::EINVAL) => OpenError::NoQueue { ifname, queue },
+            (Step::Bind, libc::EBUSY) => OpenError::Busy { ifname, queue },
+            (Step::Bind, _) => OpenError::Bind { ifname, queue, source },
+            (Step::Socket | Step::Rings, _) => OpenError::Rings { ifname, queue, source },
+        }
+    }
+}

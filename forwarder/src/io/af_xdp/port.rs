@@ -1,0 +1,468 @@
+//! One port: one socket on one queue, and what it holds of the worker's frames.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::area::Area;
+use super::error::{OpenError, Step};
+use super::slots::{Owner, Slots};
+use super::socket::Socket;
+use super::{BindMode, BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
+use crate::io::{drop_all, drop_unsent};
+use crate::skb::{Burst, FRAME_SIZE, FramePool, SkBuff};
+use crate::stats::{DropReason, PortStats, WorkerStats};
+
+/// Shortest frame given to the kernel, in octets: an Ethernet header. Fewer it may refuse
+/// (`xp_validate_desc` an empty one, drivers the others), and a refused descriptor's frame never
+/// comes back.
+const SHORTEST: usize = 14;
+
+/// sendto(2) calls in a row that may move nothing before the next turn is waited for.
+const IDLE_KICKS: u32 = 2;
+
+/// Turns between two attempts to send on an interface that is down.
+const DOWN_TURNS: u32 = 1024;
+
+/// An open port.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) config: PortConfig,
+    pub(super) mode: BoundMode,
+    socket: Socket,
+    sizes: RingSizes,
+    rx_owner: Owner,
+    tx_owner: Owner,
+    /// Frames in the fill ring, with the kernel, or in the RX ring.
+    fill_and_rx: u32,
+    /// Frames in the TX ring, with the kernel, or in the completion ring.
+    tx_and_completion: u32,
+    /// The next RX descriptor continues a packet that is being dropped.
+    in_multi_buffer: bool,
+    state: PortState,
+    /// Turns until an interface that is down is tried again.
+    retry_in: u32,
+}
+
+impl Port {
+    /// Opens a port as binding number `binding`, its fill ring full before it is bound.
+    pub(super) fn open(
+        config: &PortConfig,
+        options: &Options,
+        binding: u32,
+        area: &Area,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+    ) -> Result<Port, OpenError> {
+        let (rx_owner, tx_owner) = (Owner::rx(binding), Owner::tx(binding));
+        let wanted = options.rings.fill as usize;
+        if pool.available() < wanted {
+            let (ifname, free) = (config.ifname.clone(), pool.available());
+            return Err(OpenError::NoFrames { ifname, free, wanted });
+        }
+        let mut fill = Vec::with_capacity(wanted);
+        while fill.len() < wanted
+            && let Some(frame) = pool.alloc()
+        {
+            match slots.give(frame, rx_owner) {
+                Ok(addr) => fill.push(addr),
+                // A frame of another pool: an error of the caller, and nothing is lost by it.
+                Err(frame) => {
+                    pool.free(frame);
+                    break;
+                }
+            }
+        }
+        match bind(config, options, area, &fill) {
+            Ok((socket, mode)) => Ok(Port {
+                config: config.clone(),
+                mode,
+                socket,
+                sizes: options.rings,
+                rx_owner,
+                tx_owner,
+                fill_and_rx: fill.len() as u32,
+                tx_and_completion: 0,
+                in_multi_buffer: false,
+                state: PortState::Up,
+                retry_in: 0,
+            }),
+            Err(error) => {
+                // No socket was bound, so the kernel has nothing.
+                slots.reclaim(rx_owner, pool);
+                Err(error)
+            }
+        }
+    }
+
+    /// See [`PacketIo::rx_burst`](crate::io::PacketIo::rx_burst).
+    #[inline]
+    pub(super) fn rx_burst(
+        &mut self,
+        port: u16,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        let counters = stats.ports.get(port as usize);
+        let (mut packets, mut octets) = (0, 0);
+        while burst.room() > 0
+            && let Some(desc) = self.socket.rx.pop()
+        {
+            let Some(mut skb) = self.receive(desc, slots, pool, stats, counters) else { continue };
+            skb.port = port;
+            skb.iif = self.config.ifindex;
+            packets += 1;
+            octets += skb.len() as u64;
+            if let Err(skb) = burst.push(skb) {
+                // There was room.
+                pool.free(skb.into_frame());
+            }
+        }
+        self.socket.rx.release();
+        if packets > 0
+            && let Some(counters) = counters
+        {
+            counters.rx_packets.add(packets);
+            counters.rx_bytes.add(octets);
+        }
+        self.refill(slots, pool);
+        packets as usize
+    }
+
+    /// The packet an RX descriptor tells of. `None`: it was dropped, and counted.
+    #[inline]
+    fn receive(
+        &mut self,
+        desc: libc::xdp_desc,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+        counters: Option<&PortStats>,
+    ) -> Option<SkBuff> {
+        let Some(frame) = slots.take(desc.addr, self.rx_owner) else {
+            count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
+            return None;
+        };
+        self.fill_and_rx -= 1;
+        let more = desc.options & libc::XDP_PKT_CONTD != 0;
+        if more || self.in_multi_buffer {
+            // Sockets here are bound without XDP_USE_SG, so this is a kernel that does otherwise.
+            if !more {
+                count_rx_drop(DropReason::RxMultiBuffer, stats, counters);
+            }
+            self.in_multi_buffer = more;
+            pool.free(frame);
+            return None;
+        }
+        let offset = (desc.addr % FRAME_SIZE as u64) as usize;
+        match SkBuff::receive(frame, offset, desc.len as usize) {
+            Ok(skb) => Some(skb),
+            Err(frame) => {
+                count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
+                pool.free(frame);
+                None
+            }
+        }
+    }
+
+    /// Gives the kernel free frames up to the size of the fill ring.
+    #[inline]
+    fn refill(&mut self, slots: &mut Slots, pool: &mut FramePool) {
+        if self.fill_and_rx == self.sizes.fill || self.state == PortState::Gone {
+            return;
+        }
+        while self.fill_and_rx < self.sizes.fill
+            && let Some(frame) = pool.alloc()
+        {
+            match slots.give(frame, self.rx_owner) {
+                Ok(addr) => {
+                    let room = self.socket.fill.push(addr);
+                    debug_assert!(room, "the ring has room for all frames of the receiving side");
+                }
+                Err(frame) => {
+                    pool.free(frame);
+                    break;
+                }
+            }
+            self.fill_and_rx += 1;
+        }
+        self.socket.fill.submit();
+    }
+
+    /// See [`PacketIo::tx_burst`](crate::io::PacketIo::tx_burst).
+    #[inline]
+    pub(super) fn tx_burst(
+        &mut self,
+        port: u16,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        if self.state != PortState::Up {
+            drop_all(DropReason::DevNotReady, port, pool, burst, stats);
+            return 0;
+        }
+        if burst.len() as u32 > self.tx_room() {
+            self.complete(slots, pool, stats);
+        }
+        let (mut packets, mut octets) = (0, 0);
+        for skb in burst.drain(self.tx_room() as usize) {
+            let (len, offset) = (skb.len(), skb.data_offset());
+            if len < SHORTEST {
+                count_tx_drop(DropReason::EthTruncated, port, stats);
+                pool.free(skb.into_frame());
+                continue;
+            }
+            match slots.give(skb.into_frame(), self.tx_owner) {
+                Ok(addr) => {
+                    let addr = addr + offset as u64;
+                    let desc = libc::xdp_desc { addr, len: len as u32, options: 0 };
+                    let room = self.socket.tx.push(desc);
+                    debug_assert!(room, "the ring has room for all frames of the sending side");
+                    self.tx_and_completion += 1;
+                    packets += 1;
+                    octets += len as u64;
+                }
+                Err(frame) => {
+                    count_tx_drop(DropReason::TxError, port, stats);
+                    pool.free(frame);
+                }
+            }
+        }
+        self.socket.tx.submit();
+        if let Some(counters) = stats.ports.get(port as usize) {
+            counters.tx_packets.add(packets);
+            counters.tx_bytes.add(octets);
+        }
+        drop_unsent(port, pool, burst, stats);
+        packets as usize
+    }
+
+    /// Frames the sending side can take. As many as the completion ring holds may be under way, so
+    /// that the kernel never finds it full.
+    #[inline]
+    fn tx_room(&self) -> u32 {
+        self.sizes.tx - self.tx_and_completion
+    }
+
+    /// See [`PacketIo::kick`](crate::io::PacketIo::kick).
+    #[inline]
+    pub(super) fn kick(
+        &mut self,
+        port: u16,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) {
+        if self.tx_and_completion > 0 {
+            match self.state {
+                PortState::Up => self.wake_tx(port, stats),
+                PortState::Down => self.wait_for_up(),
+                PortState::Gone => {}
+            }
+            self.complete(slots, pool, stats);
+        } else if self.state == PortState::Down {
+            self.wait_for_up();
+        }
+        if self.socket.fill.needs_wakeup() && self.state == PortState::Up {
+            self.socket.wake_rx();
+        }
+    }
+
+    /// Has the kernel empty the TX ring. In copy mode one sendto(2) sends a bounded number of
+    /// packets, so it is repeated while it gets anywhere; zero-copy drivers are only to be woken.
+    fn wake_tx(&mut self, port: u16, stats: &WorkerStats) {
+        if !self.socket.tx.needs_wakeup() {
+            return;
+        }
+        let copy = self.mode == BoundMode::Copy;
+        let mut pending = self.socket.tx.pending();
+        if copy && pending == 0 {
+            // All were taken: copies are under way, and complete without us.
+            return;
+        }
+        let mut idle = 0;
+        while idle < IDLE_KICKS {
+            if let Err(error) = self.socket.wake_tx() {
+                match error.raw_os_error().unwrap_or(0) {
+                    // Try again: a limit per call, the socket's buffer, the completion ring.
+                    libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM => {}
+                    // One frame was completed and not sent (__dev_direct_xmit: NET_XMIT_DROP).
+                    libc::EBUSY => count_tx_drop(DropReason::TxError, port, stats),
+                    // The interface is down, gone, or between two programs.
+                    _ => return self.stop_sending(),
+                }
+            }
+            let left = self.socket.tx.pending();
+            if left == 0 || !copy {
+                return;
+            }
+            idle = if left == pending { idle + 1 } else { 0 };
+            pending = left;
+        }
+    }
+
+    /// sendto(2) failed for good: is the interface down, or gone?
+    #[cold]
+    fn stop_sending(&mut self) {
+        self.state =
+            if netdev::exists(self.config.ifindex) { PortState::Down } else { PortState::Gone };
+        self.retry_in = DOWN_TURNS;
+    }
+
+    /// Counts the turns until an interface that was down is tried again.
+    #[cold]
+    fn wait_for_up(&mut self) {
+        match self.retry_in.checked_sub(1) {
+            Some(left) => self.retry_in = left,
+            None => self.state = PortState::Up,
+        }
+    }
+
+    /// Takes sent frames back.
+    #[inline]
+    fn complete(&mut self, slots: &mut Slots, pool: &mut FramePool, stats: &WorkerStats) {
+        while let Some(addr) = self.socket.completion.pop() {
+            match slots.take(addr, self.tx_owner) {
+                Some(frame) => {
+                    pool.free(frame);
+                    self.tx_and_completion -= 1;
+                }
+                None => stats.drop(DropReason::TxError),
+            }
+        }
+        self.socket.completion.release();
+    }
+
+    /// Settles what can be settled before the socket closes: sent frames come back, and packets that
+    /// now go no further are counted.
+    pub(super) fn finish(
+        &mut self,
+        port: u16,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) {
+        self.complete(slots, pool, stats);
+        for _ in 0..self.tx_and_completion {
+            count_tx_drop(DropReason::DevNotReady, port, stats);
+        }
+        let counters = stats.ports.get(port as usize);
+        while let Some(desc) = self.socket.rx.pop() {
+            if let Some(skb) = self.receive(desc, slots, pool, stats, counters) {
+                count_rx_drop(DropReason::DevNotReady, stats, counters);
+                pool.free(skb.into_frame());
+            }
+        }
+    }
+
+    /// Frames on the receiving and on the sending side.
+    pub(super) fn frames(&self) -> (usize, usize) {
+        (self.fill_and_rx as usize, self.tx_and_completion as usize)
+    }
+
+    /// Both names under which the port's frames lie in the slots.
+    pub(super) fn owners(&self) -> [Owner; 2] {
+        [self.rx_owner, self.tx_owner]
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
+    pub(super) fn statistics(&self) -> io::Result<super::XdpStatistics> {
+        self.socket.statistics()
+    }
+
+    /// Looks whether the interface is still there, which a port that only receives does not notice.
+    pub(super) fn state(&mut self) -> PortState {
+        if !netdev::exists(self.config.ifindex) {
+            self.state = PortState::Gone;
+        }
+        self.state
+    }
+}
+
+/// Opens and binds a socket in the first mode that goes.
+fn bind(
+    config: &PortConfig,
+    options: &Options,
+    area: &Area,
+    fill: &[u64],
+) -> Result<(Socket, BoundMode), OpenError> {
+    let refused = |(step, errno)| {
+        OpenError::from_os(step, io::Error::from_raw_os_error(errno), config, area.len())
+    };
+    if config.mode != BindMode::Copy {
+        match bind_as(libc::XDP_ZEROCOPY, config, options, area, fill) {
+            Ok(bound) => return Ok(bound),
+            // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
+            Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
+                if config.mode == BindMode::ZeroCopy {
+                    return Err(OpenError::NoZeroCopy {
+                        ifname: config.ifname.clone(),
+                        queue: config.queue,
+                        driver: netdev::driver_name(&config.ifname)
+                            .unwrap_or_else(|| "unknown".to_owned()),
+                        source: io::Error::from_raw_os_error(errno),
+                    });
+                }
+            }
+            Err(error) => return Err(refused(error)),
+        }
+    }
+    bind_as(libc::XDP_COPY, config, options, area, fill).map_err(refused)
+}
+
+/// One mode. A queue whose last socket was closed just now stays busy for a while, until the
+/// kernel's deferred release has run (xp_put_pool): tried again, a bounded number of times.
+fn bind_as(
+    mode: u16,
+    config: &PortConfig,
+    options: &Options,
+    area: &Area,
+    fill: &[u64],
+) -> Result<(Socket, BoundMode), (Step, i32)> {
+    let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    let mut tries = options.busy_tries.max(1);
+    loop {
+        // A fresh one each time: a failed bind may have taken from the fill ring.
+        let mut socket = Socket::open(area, &options.rings).map_err(|(s, e)| (s, errno(e)))?;
+        for &addr in fill {
+            socket.fill.push(addr);
+        }
+        socket.fill.submit();
+        let flags = mode | libc::XDP_USE_NEED_WAKEUP;
+        match socket.bind(config.ifindex, config.queue, flags).map_err(errno) {
+            Ok(()) => {
+                let zerocopy = socket.is_zerocopy().map_err(|e| (Step::Bind, errno(e)))?;
+                let mode = if zerocopy { BoundMode::ZeroCopy } else { BoundMode::Copy };
+                return Ok((socket, mode));
+            }
+            Err(libc::EBUSY) if tries > 1 => {
+                tries -= 1;
+                drop(socket);
+                std::thread::sleep(options.busy_pause);
+            }
+            Err(error) => return Err((Step::Bind, error)),
+        }
+    }
+}
+
+#[cold]
+fn count_rx_drop(reason: DropReason, stats: &WorkerStats, counters: Option<&PortStats>) {
+    stats.drop(reason);
+    if let Some(counters) = counters {
+        counters.rx_dropped.inc();
+    }
+}
+
+#[cold]
+fn count_tx_drop(reason: DropReason, port: u16, stats: &WorkerStats) {
+    stats.drop(reason);
+    if let Some(counters) = stats.ports.get(port as usize) {
+        counters.tx_dropped.inc();
+    }
+}

@@ -1,0 +1,114 @@
+//! Where the tokens of frames rest while the kernel has the frames.
+//!
+//! A frame given to the kernel leaves its token here, under the name of the ring it was given to.
+//! Whatever address the kernel hands back is only believed if a token lies under that name: an
+//! address that was never given, given elsewhere, or handed back twice finds none. So no address,
+//! right or wrong, can make a second token of a frame.
+
+use crate::skb::{FRAME_SIZE, Frame, FramePool};
+
+/// Names one direction of one binding of a port. Never used again when the port is bound anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner(u32);
+
+impl Owner {
+    /// The receiving side of binding number `binding`.
+    pub(super) fn rx(binding: u32) -> Owner {
+        Owner(binding << 1)
+    }
+
+    /// The sending side of binding number `binding`.
+    pub(super) fn tx(binding: u32) -> Owner {
+        Owner(binding << 1 | 1)
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    frame: Option<Frame>,
+    owner: Owner,
+}
+
+/// One place for each frame of the area.
+#[derive(Debug)]
+pub(super) struct Slots(Box<[Slot]>);
+
+impl Slots {
+    /// Empty places for `frames` frames.
+    pub(super) fn new(frames: u32) -> Slots {
+        Slots((0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect())
+    }
+
+    /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
+    /// the area in octets. A frame of another area comes back.
+    #[inline]
+    pub(super) fn give(&mut self, frame: Frame, owner: Owner) -> Result<u64, Frame> {
+        let offset = frame.umem_offset() as u64;
+        match self.0.get_mut(frame.index() as usize) {
+            Some(slot) if slot.frame.is_none() => {
+                *slot = Slot { frame: Some(frame), owner };
+                Ok(offset)
+            }
+            _ => Err(frame),
+        }
+    }
+
+    /// Takes up the token of the frame that `addr`, an offset in the area in octets, lies in.
+    /// `None`: that frame was not given to `owner`.
+    #[inline]
+    pub(super) fn take(&mut self, addr: u64, owner: Owner) -> Option<Frame> {
+        let slot = self.0.get_mut((addr / FRAME_SIZE as u64) as usize)?;
+        if slot.owner != owner { None } else { slot.frame.take() }
+    }
+
+    /// Frees all frames given to `owner`. Only for a ring that the kernel has let go of.
+    pub(super) fn reclaim(&mut self, owner: Owner, pool: &mut FramePool) -> usize {
+        let mut count = 0;
+        for slot in self.0.iter_mut().filter(|slot| slot.owner == owner) {
+            if let Some(frame) = slot.frame.take() {
+                pool.free(frame);
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::Umem;
+
+    #[test]
+    fn only_what_was_given_comes_back_and_only_once_and_only_to_its_owner() {
+        let mut pool = Umem::anonymous(4).into_pool();
+        let mut slots = Slots::new(4);
+        let frame = pool.alloc().expect("four frames");
+        let index = frame.index();
+        let addr = slots.give(frame, Owner::rx(1)).expect("free place");
+        assert_eq!(addr, u64::from(index) * FRAME_SIZE as u64);
+        assert!(slots.take(addr, Owner::tx(1)).is_none());
+        assert!(slots.take(addr, Owner::rx(2)).is_none());
+        assert!(slots.take(4 * FRAME_SIZE as u64, Owner::rx(1)).is_none());
+        assert!(slots.take(u64::MAX, Owner::rx(1)).is_none());
+        let frame = slots.take(addr + 300, Owner::rx(1)).expect("given above");
+        assert_eq!(frame.index(), index);
+        assert!(slots.take(addr, Owner::rx(1)).is_none());
+        pool.free(frame);
+    }
+
+    #[test]
+    fn reclaiming_takes_one_owners_frames_and_no_others() {
+        let mut pool = Umem::anonymous(4).into_pool();
+        let mut slots = Slots::new(4);
+        for n in 0..4 {
+            let owner = if n == 0 { Owner::tx(7) } else { Owner::rx(7) };
+            let frame = pool.alloc().expect("four frames");
+            slots.give(frame, owner).expect("free place");
+        }
+        assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 3);
+        assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 0);
+        assert_eq!(pool.available(), 3);
+        assert_eq!(slots.reclaim(Owner::tx(7), &mut pool), 1);
+    }
+}

@@ -1,0 +1,217 @@
+//! One AF_XDP socket: the system calls, and nothing that knows of ports or frames
+//! (include/uapi/linux/if_xdp.h, net/xdp/xsk.c).
+
+#![expect(unsafe_code, reason = "system calls that libc offers as foreign functions")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::area::Area;
+use super::error::Step;
+use super::ring::{Consumer, Producer};
+use super::{RingSizes, XdpStatistics};
+use crate::skb::FRAME_SIZE;
+
+/// SOL_XDP option of kernels from 6.17 on: how many packets one sendto(2) sends in copy mode,
+/// between 32 (what it is otherwise) and the TX ring's size.
+const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+
+/// Octets of socket buffer that one packet under way is accounted for in copy mode, at most: a
+/// frame and what describes it.
+const SNDBUF_PER_PACKET: u32 = FRAME_SIZE as u32 + 1024;
+
+/// A socket with its rings, not bound yet or bound.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: OwnedFd,
+    pub(super) fill: Producer<u64>,
+    pub(super) completion: Consumer<u64>,
+    pub(super) rx: Consumer<libc::xdp_desc>,
+    pub(super) tx: Producer<libc::xdp_desc>,
+}
+
+impl Socket {
+    /// Opens a socket, registers the area with it, and maps its rings.
+    ///
+    /// Every socket registers the whole area for itself. With XDP_SHARED_UMEM the first socket
+    /// would have to outlive all others and would decide for all of them between copy and
+    /// zero-copy (xsk_bind and xp_assign_dev_shared); the kernel pins the same pages either way.
+    pub(super) fn open(area: &Area, sizes: &RingSizes) -> Result<Socket, (Step, io::Error)> {
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err((Step::Socket, io::Error::last_os_error()));
+        }
+        // SAFETY: just opened, and owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        register(fd.as_fd(), area).map_err(|error| (Step::Register, error))?;
+        Socket::with_rings(fd, sizes).map_err(|error| (Step::Rings, error))
+    }
+
+    fn with_rings(fd: OwnedFd, sizes: &RingSizes) -> io::Result<Socket> {
+        let socket = fd.as_fd();
+        set(socket, libc::SOL_XDP, libc::XDP_UMEM_FILL_RING, &sizes.fill)?;
+        set(socket, libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, &sizes.tx)?;
+        set(socket, libc::SOL_XDP, libc::XDP_RX_RING, &sizes.fill)?;
+        set(socket, libc::SOL_XDP, libc::XDP_TX_RING, &sizes.tx)?;
+        // Both only make sending faster; what the kernel does not know or allow is done without.
+        let _ = set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &sizes.tx);
+        let sndbuf = sizes.tx.saturating_mul(SNDBUF_PER_PACKET).min(i32::MAX as u32 / 2);
+        let _ = set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &sndbuf);
+        let at: libc::xdp_mmap_offsets = get(socket, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
+        let fill_page = libc::XDP_UMEM_PGOFF_FILL_RING as i64;
+        let completion_page = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
+        Ok(Socket {
+            fill: Producer::map(socket, fill_page, &at.fr, sizes.fill)?,
+            completion: Consumer::map(socket, completion_page, &at.cr, sizes.tx)?,
+            rx: Consumer::map(socket, libc::XDP_PGOFF_RX_RING, &at.rx, sizes.fill)?,
+            tx: Producer::map(socket, libc::XDP_PGOFF_TX_RING, &at.tx, sizes.tx)?,
+            fd,
+        })
+    }
+
+    /// Binds to a queue. `flags` are XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP.
+    pub(super) fn bind(&self, ifindex: u32, queue: u32, flags: u16) -> io::Result<()> {
+        let address = libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: flags,
+            sxdp_ifindex: ifindex,
+            sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: 0,
+        };
+        // SAFETY: the address is a sockaddr_xdp of the length given, alive during the call.
+        check(unsafe {
+            libc::bind(
+                self.fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_xdp>() as libc::socklen_t,
+            )
+        })
+    }
+
+    /// Whether the socket was bound zero-copy (XDP_OPTIONS).
+    pub(super) fn is_zerocopy(&self) -> io::Result<bool> {
+        let options: libc::xdp_options = get(self.fd(), libc::SOL_XDP, libc::XDP_OPTIONS)?;
+        Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+    }
+
+    /// What the kernel counted for this socket (XDP_STATISTICS).
+    pub(super) fn statistics(&self) -> io::Result<XdpStatistics> {
+        let raw: libc::xdp_statistics = get(self.fd(), libc::SOL_XDP, libc::XDP_STATISTICS)?;
+        Ok(XdpStatistics {
+            rx_dropped: raw.rx_dropped,
+            rx_invalid_descs: raw.rx_invalid_descs,
+            tx_invalid_descs: raw.tx_invalid_descs,
+            rx_ring_full: raw.rx_ring_full,
+            rx_fill_ring_empty_descs: raw.rx_fill_ring_empty_descs,
+            tx_ring_empty_descs: raw.tx_ring_empty_descs,
+        })
+    }
+
+    /// Has the kernel work on the TX ring.
+    #[inline]
+    pub(super) fn wake_tx(&self) -> io::Result<()> {
+        // SAFETY: no octets and no address are passed.
+        check(unsafe {
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
+        } as libc::c_int)
+    }
+
+    /// Has the kernel look at the fill ring again.
+    pub(super) fn wake_rx(&self) {
+        // What it says makes no difference: the ring is looked at every turn.
+        // SAFETY: no octets and no address are passed.
+        unsafe {
+            libc::recvfrom(
+                self.fd.as_raw_fd(),
+                std::ptr::null_mut(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            )
+        };
+    }
+
+    /// The descriptor, for the XSKMAP and for poll(2).
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// XDP_UMEM_REG: no extra headroom, no flags.
+fn register(fd: BorrowedFd<'_>, area: &Area) -> io::Result<()> {
+    let reg = libc::xdp_umem_reg {
+        addr: area.addr(),
+        len: area.len(),
+        chunk_size: FRAME_SIZE as u32,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    set(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &reg)
+}
+
+/// Sleeps until a packet may have come on one of `fds` (POLLIN), at most `timeout`.
+pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) {
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // Returning early is allowed, so no outcome needs a look.
+    // SAFETY: the array and its length belong together; both it and the timeout live through the
+    // call; no signal mask is passed.
+    unsafe {
+        libc::ppoll(
+            fds.as_mut_ptr(),
+            fds.len() as libc::nfds_t,
+            &raw const timeout,
+            std::ptr::null(),
+        )
+    };
+}
+
+fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
+    // SAFETY: points to a value of the length given, alive during the call.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    })
+}
+
+/// Structs of if_xdp.h that hold numbers only, so that any bits are a value.
+trait Plain: Copy {}
+impl Plain for libc::xdp_mmap_offsets {}
+impl Plain for libc::xdp_options {}
+impl Plain for libc::xdp_statistics {}
+
+fn get<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
+    // SAFETY: numbers only, see Plain.
+    let mut value: T = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: points to a value of the length given, alive during the call.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
+    })?;
+    if len as usize != size_of::<T>() {
+        return Err(io::Error::other("the kernel is too old (5.4 or later is needed)"));
+    }
+    Ok(value)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

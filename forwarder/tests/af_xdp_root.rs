@@ -1,0 +1,480 @@
+//! The AF_XDP driver against the running kernel: two veth ports, one packet memory, the project's
+//! own XDP program.
+//!
+//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
+use ferroute::io::PacketIo;
+use ferroute::io::af_xdp::{
+    AfXdp, BindMode, BoundMode, OpenError, Options, PortConfig, PortState, RingSizes, driver_name,
+};
+use ferroute::skb::{Burst, FramePool};
+use ferroute::stats::{DropReason, WorkerStats};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::TimeVal;
+
+const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
+const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
+
+/// How long something that has to happen may take before the test is given up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Small rings, so that they wrap around often.
+const RINGS: RingSizes = RingSizes { fill: 256, tx: 128 };
+
+/// Runs `test` in a thread with a network namespace of its own: two veth pairs, IPv6 quiet.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
+    let thread = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        veth(0);
+        veth(1);
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn run(command: &str) {
+    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The veth pair `port0`–`peer0` or `port1`–`peer1`, both up.
+fn veth(n: usize) {
+    run(&format!(
+        "ip link add port{n} address 02:00:00:00:00:0a type veth peer name peer{n} address \
+         02:00:00:00:00:0b; ip link set port{n} up; ip link set peer{n} up"
+    ));
+}
+
+fn config(n: usize) -> PortConfig {
+    let ifname = format!("port{n}");
+    let ifindex = nix::net::if_::if_nametoindex(ifname.as_str()).expect("an interface");
+    PortConfig { ifname, ifindex, queue: 0, mode: BindMode::Auto }
+}
+
+fn options() -> Options {
+    Options { rings: RINGS, reserve: 64, ..Options::default() }
+}
+
+/// A packet socket on one interface.
+struct Wire {
+    socket: OwnedFd,
+    address: LinkAddr,
+}
+
+impl Wire {
+    fn on(name: &str) -> Wire {
+        let socket = socket(
+            AddressFamily::Packet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::EthAll,
+        )
+        .expect("a packet socket");
+        let address = nix::ifaddrs::getifaddrs()
+            .expect("interfaces")
+            .filter(|i| i.interface_name == name)
+            .find_map(|i| i.address?.as_link_addr().copied())
+            .expect("the interface's link address");
+        bind(socket.as_raw_fd(), &address).expect("bind to the interface");
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 1000)).expect("timeout");
+        setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).expect("receive buffer");
+        Wire { socket, address }
+    }
+
+    fn send(&self, frame: &[u8]) {
+        let sent =
+            sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).expect("send");
+        assert_eq!(sent, frame.len());
+    }
+
+    /// The next frame that a port of ours sent.
+    fn receive(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 4096];
+        while let Ok(len) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+            if len >= 14 && frame[12..14] == [8, 0] && frame[..6] == PORT_MAC {
+                return Some(frame[..len].to_vec());
+            }
+        }
+        None
+    }
+}
+
+/// An Ethernet frame of `len` octets with an IPv4 header that the XDP program steers, number `id`.
+fn frame(id: u16, len: usize) -> Vec<u8> {
+    let mut frame = [&PORT_MAC[..], &PEER_MAC, &[8, 0]].concat();
+    let total = (len - 14) as u16;
+    frame.extend([0x45, 0]);
+    frame.extend(total.to_be_bytes());
+    frame.extend(id.to_be_bytes());
+    frame.extend([0, 0, 64, 17, 0, 0, 192, 0, 2, 2, 203, 0, 113, 9]);
+    frame.extend((frame.len()..len).map(|n| (n as u16).wrapping_add(id) as u8));
+    frame
+}
+
+/// A worker's surroundings with nothing in between: what comes in by one port leaves by the other.
+struct Rig {
+    steering: Steering,
+    programs: Vec<Option<PortProgram>>,
+    io: AfXdp,
+    pool: FramePool,
+    stats: WorkerStats,
+    burst: Burst,
+    wires: Vec<Wire>,
+}
+
+impl Rig {
+    fn new(options: &Options) -> Rig {
+        let (io, pool) = AfXdp::open(&[config(0), config(1)], options).expect("two ports");
+        let mut rig = Rig {
+            steering: Steering::new().expect("load"),
+            programs: Vec::new(),
+            io,
+            pool,
+            stats: WorkerStats::new(2),
+            burst: Burst::default(),
+            wires: vec![Wire::on("peer0"), Wire::on("peer1")],
+        };
+        for n in 0..2 {
+            let program = rig.attach(n);
+            rig.programs.push(Some(program));
+        }
+        rig
+    }
+
+    fn attach(&mut self, n: usize) -> PortProgram {
+        let PortConfig { ifname, ifindex, queue, .. } = config(n);
+        let mut program =
+            self.steering.attach(ifindex, &ifname, PORT_MAC, AttachMode::Native).expect("attach");
+        let socket = self.io.socket_fd(n as u16).expect("an open port");
+        program.set_socket(queue, socket.as_raw_fd()).expect("into the XSKMAP");
+        program.set_steer(true, true).expect("steer");
+        program
+    }
+
+    /// One turn of a worker. Returns the packets taken.
+    fn turn(&mut self) -> usize {
+        let mut taken = 0;
+        for port in 0..2u16 {
+            taken += self.io.rx_burst(port, &mut self.pool, &mut self.burst, &self.stats);
+            assert!(self.burst.as_slice().iter().all(|skb| skb.port == port && skb.iif != 0));
+            self.io.tx_burst(1 - port, &mut self.pool, &mut self.burst, &self.stats);
+        }
+        self.io.kick(&mut self.pool, &self.stats);
+        self.assert_conserved();
+        if taken == 0 {
+            self.io.wait(Duration::from_millis(1));
+        }
+        taken
+    }
+
+    fn assert_conserved(&self) {
+        let all = self.pool.available() + self.burst.len() + self.io.census().total();
+        assert_eq!(all, self.pool.total() as usize, "{:?}", self.io.census());
+    }
+
+    /// Sends `frames` in by port `from` and asserts that they leave by the other, intact and in
+    /// order.
+    fn assert_forwards(&mut self, from: usize, frames: &[Vec<u8>]) {
+        let start = Instant::now();
+        let mut arrived = 0;
+        for batch in frames.chunks(64) {
+            batch.iter().for_each(|frame| self.wires[from].send(frame));
+            let expected = arrived + batch.len();
+            while arrived < expected {
+                assert!(start.elapsed() < PATIENCE, "{arrived} of {} arrived", frames.len());
+                self.turn();
+                while let Some(got) = self.wires[1 - from].receive() {
+                    assert_eq!(got, frames[arrived], "frame {arrived}");
+                    arrived += 1;
+                }
+            }
+        }
+    }
+
+    /// Turns until nothing is being sent any more.
+    fn settle(&mut self) {
+        let start = Instant::now();
+        while self.turn() > 0 || self.io.census().tx_and_completion > 0 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.io.census());
+        }
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        self.stats.drops[reason as usize].get()
+    }
+
+    /// Closes everything and asserts that every frame came home.
+    fn close(mut self) {
+        let Rig { io, mut pool, stats, .. } = self;
+        self.programs.clear();
+        assert_eq!(io.close(&mut pool, &stats), 0);
+        assert_eq!(pool.available(), pool.total() as usize);
+    }
+}
+
+fn frames(count: u16) -> Vec<Vec<u8>> {
+    (0..count).map(|id| frame(id, 60 + usize::from(id) * 37 % 1455)).collect()
+}
+
+#[test]
+fn root_frames_of_every_size_cross_intact_and_in_order_both_ways() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        for port in 0..2 {
+            let info = rig.io.port_info(port).expect("open");
+            assert_eq!((info.mode, info.state), (BoundMode::Copy, PortState::Up));
+        }
+        let frames = frames(3000);
+        rig.assert_forwards(0, &frames);
+        rig.assert_forwards(1, &frames);
+        rig.settle();
+        assert_eq!(rig.stats.drops_total(), 0);
+        let octets = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        for port in &rig.stats.ports {
+            assert_eq!((port.rx_packets.get(), port.rx_bytes.get()), (3000, octets));
+            assert_eq!((port.tx_packets.get(), port.tx_bytes.get()), (3000, octets));
+        }
+        let kernel = rig.io.statistics(0).expect("statistics");
+        assert_eq!((kernel.rx_invalid_descs, kernel.tx_invalid_descs), (0, 0));
+        rig.close();
+    });
+}
+
+#[test]
+fn root_a_packet_that_grew_or_shrank_at_its_head_is_sent_as_it_is() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let mut sent = 0;
+        for change in [-20isize, -4, 4, 200] {
+            rig.wires[0].send(&frame(1, 300));
+            let start = Instant::now();
+            while rig.io.rx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats) == 0 {
+                assert!(start.elapsed() < PATIENCE, "nothing arrived");
+            }
+            let skb = &mut rig.burst.as_mut_slice()[0];
+            let header = skb.data()[..14].to_vec();
+            if change < 0 {
+                skb.pull(change.unsigned_abs()).expect("long enough");
+            } else {
+                skb.push(change.unsigned_abs()).expect("headroom").fill(0xee);
+            }
+            skb.data_mut()[..14].copy_from_slice(&header);
+            let expected = skb.data().to_vec();
+            rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats);
+            rig.settle();
+            sent += 1;
+            let got = rig.wires[1].receive().expect("sent");
+            assert_eq!(got.len() as isize, 300 + change);
+            assert!(got.ends_with(&frame(1, 300)[200..]));
+            assert_eq!(got, expected);
+        }
+        assert_eq!(rig.stats.ports[1].tx_packets.get(), sent);
+        rig.close();
+    });
+}
+
+#[test]
+fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let total = RINGS.tx as usize + 10;
+        (0..total).for_each(|id| rig.wires[0].send(&frame(id as u16, 60)));
+        // No kick in between, so nothing completes.
+        let start = Instant::now();
+        let mut taken = 0;
+        while taken < total {
+            assert!(start.elapsed() < PATIENCE, "{taken} arrived");
+            taken += rig.io.rx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats);
+            rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats);
+        }
+        assert_eq!(rig.drops(DropReason::FullRing), 10);
+        assert_eq!(rig.stats.ports[1].tx_dropped.get(), 10);
+        rig.settle();
+        let arrived = std::iter::from_fn(|| rig.wires[1].receive()).count();
+        assert_eq!(arrived, RINGS.tx as usize);
+        rig.close();
+    });
+}
+
+#[test]
+fn root_a_runt_is_not_given_to_the_kernel() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let skb = ferroute::skb::SkBuff::alloc_skb(&mut rig.pool, 256).expect("a free frame");
+        rig.burst.push(skb).expect("room");
+        assert_eq!(rig.io.tx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats), 0);
+        assert_eq!(rig.drops(DropReason::EthTruncated), 1);
+        rig.settle();
+        rig.close();
+    });
+}
+
+#[test]
+fn root_the_kernel_counts_what_finds_no_room() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let total = RINGS.fill + 50;
+        (0..total).for_each(|id| rig.wires[0].send(&frame(id as u16, 60)));
+        let start = Instant::now();
+        let lost = |rig: &Rig| {
+            let kernel = rig.io.statistics(0).expect("statistics");
+            kernel.rx_dropped + kernel.rx_ring_full + kernel.rx_fill_ring_empty_descs
+        };
+        while lost(&rig) < 50 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", rig.io.statistics(0));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        rig.settle();
+        assert_eq!(rig.stats.ports[0].rx_packets.get(), u64::from(RINGS.fill));
+        rig.close();
+    });
+}
+
+#[test]
+fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        rig.assert_forwards(0, &frames(100));
+        rig.programs[1] = None;
+        run("ip link del port1");
+        // Traffic for it goes on.
+        (0..200).for_each(|id| rig.wires[0].send(&frame(id, 60)));
+        let start = Instant::now();
+        while rig.stats.ports[0].rx_packets.get() < 300 {
+            assert!(start.elapsed() < PATIENCE, "only some arrived");
+            rig.turn();
+        }
+        assert_eq!(rig.io.port_info(1).expect("not removed yet").state, PortState::Gone);
+        assert!(rig.drops(DropReason::DevNotReady) > 0);
+        rig.io.remove_port(1, &mut rig.pool, &rig.stats);
+        assert_eq!(rig.io.port_info(1), None);
+        assert_eq!(rig.io.census().draining, 0);
+        rig.wires[0].send(&frame(1, 60));
+        while rig.stats.ports[0].rx_packets.get() < 301 {
+            assert!(start.elapsed() < PATIENCE, "nothing arrived");
+            rig.turn();
+        }
+        // Every frame that came in was sent before, or is counted after.
+        let sent = rig.stats.ports[1].tx_packets.get();
+        assert!(sent + rig.drops(DropReason::DevNotReady) >= 301);
+
+        veth(1);
+        rig.wires[1] = Wire::on("peer1");
+        rig.io.add_port(1, &config(1), &mut rig.pool).expect("bind anew");
+        let program = rig.attach(1);
+        rig.programs[1] = Some(program);
+        rig.assert_forwards(0, &frames(200));
+        rig.assert_forwards(1, &frames(200));
+        rig.settle();
+        rig.close();
+    });
+}
+
+#[test]
+fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        for _ in 0..5 {
+            rig.assert_forwards(0, &frames(100));
+            (0..20).for_each(|id| rig.wires[0].send(&frame(id, 60)));
+            rig.io.remove_port(0, &mut rig.pool, &rig.stats);
+            assert_eq!(rig.io.census().draining, 0);
+            rig.assert_conserved();
+            rig.io.add_port(0, &config(0), &mut rig.pool).expect("bind anew");
+            let socket = rig.io.socket_fd(0).expect("open").as_raw_fd();
+            let program = rig.programs[0].as_ref().expect("attached");
+            program.set_socket(0, socket).expect("into the XSKMAP");
+            while rig.turn() > 0 {}
+            while rig.wires[1].receive().is_some() {}
+        }
+        rig.assert_forwards(1, &frames(100));
+        rig.settle();
+        rig.close();
+    });
+}
+
+#[test]
+fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        run("ip link set port1 down");
+        let start = Instant::now();
+        let mut id = 0;
+        while rig.drops(DropReason::DevNotReady) == 0 {
+            assert!(start.elapsed() < PATIENCE, "never noticed");
+            rig.wires[0].send(&frame(id, 60));
+            id += 1;
+            rig.turn();
+        }
+        assert_eq!(rig.io.port_info(1).expect("open").state, PortState::Down);
+        run("ip link set port1 up");
+        let sent = rig.stats.ports[1].tx_packets.get();
+        while rig.stats.ports[1].tx_packets.get() == sent {
+            assert!(start.elapsed() < PATIENCE, "never tried again");
+            rig.wires[0].send(&frame(id, 60));
+            rig.turn();
+        }
+        rig.settle();
+        while rig.wires[1].receive().is_some() {}
+        rig.assert_forwards(0, &frames(100));
+        rig.close();
+    });
+}
+
+/// The error of opening one port that cannot be opened.
+fn refusal(config: PortConfig) -> OpenError {
+    let options = Options { busy_tries: 2, ..options() };
+    match AfXdp::open(&[config], &options) {
+        Ok(_) => panic!("opened"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn root_what_cannot_be_opened_says_why() {
+    in_namespace(|| {
+        let _held = AfXdp::open(&[config(0)], &options()).expect("one port");
+        let error = refusal(config(0));
+        assert!(matches!(&error, OpenError::Busy { queue: 0, .. }), "{error}");
+        assert!(error.to_string().contains("queue 0 of port0 is in use"), "{error}");
+        let error = refusal(PortConfig { queue: 9, ..config(1) });
+        assert!(matches!(error, OpenError::NoQueue { queue: 9, .. }), "{error}");
+        let error = refusal(PortConfig { ifindex: 9999, ..config(1) });
+        assert!(matches!(error, OpenError::NoInterface { ifindex: 9999, .. }), "{error}");
+        let error = refusal(PortConfig { mode: BindMode::ZeroCopy, ..config(1) });
+        assert!(matches!(error, OpenError::NoZeroCopy { .. }), "{error}");
+        assert!(error.to_string().contains("driver veth"), "{error}");
+        assert_eq!(driver_name("port1").as_deref(), Some("veth"));
+        assert_eq!(driver_name("nothing"), None);
+
+        let cap = caps::Capability::CAP_NET_RAW;
+        caps::drop(None, caps::CapSet::Effective, cap).expect("drop CAP_NET_RAW");
+        let error = refusal(config(1));
+        assert!(matches!(error, OpenError::NoPermission), "{error}");
+        caps::raise(None, caps::CapSet::Effective, cap).expect("raise it again");
+    });
+}
+
+#[test]
+fn root_many_openings_and_closings_leave_the_queue_usable() {
+    in_namespace(|| {
+        for _ in 0..10 {
+            let (io, mut pool) = AfXdp::open(&[config(0), config(1)], &options()).expect("open");
+            assert_eq!(io.close(&mut pool, &WorkerStats::new(2)), 0);
+            assert_eq!(pool.available(), pool.total() as usize);
+        }
+    });
+}
