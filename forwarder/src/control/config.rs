@@ -12,7 +12,8 @@
 //! control = "/run/ferroute.sock"
 //! ```
 //!
-//! An error names file, line and column, what was found, and what was expected.
+//! The `[replay]` section is described in [`super::static_network`]. An error names file, line and
+//! column, what was found, and what was expected.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +24,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
+
+use super::static_network::ReplaySection;
 
 /// Where the control socket is when nobody says otherwise.
 pub const CONTROL_DEFAULT: &str = "/run/ferroute.sock";
@@ -135,6 +138,8 @@ impl RunOptions {
 pub struct Config {
     /// For `run`.
     pub run: Option<RunSection>,
+    /// For `replay`.
+    pub replay: Option<ReplaySection>,
 }
 
 /// The `[run]` section: keys as the flags.
@@ -208,6 +213,9 @@ impl Config {
         })?;
         if let Some(run) = &config.run {
             run.check().map_err(locate)?;
+        }
+        if let Some(replay) = &config.replay {
+            replay.check().map_err(locate)?;
         }
         Ok(config)
     }
@@ -412,7 +420,10 @@ mod tests {
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `cpus`, \
              `queues`, `rx_ring`, `tx_ring`, `ignore_firewall`, `control`"
         );
-        assert_eq!(error("[walk]\n"), "r.toml:1:2: unknown field `walk`, expected `run`");
+        assert_eq!(
+            error("[walk]\n"),
+            "r.toml:1:2: unknown field `walk`, expected `run` or `replay`"
+        );
         assert_eq!(error("[run]\n\nqueues = 0\n"), "r.toml:3:10: queues is 0, expected 1 to 256");
         assert_eq!(
             error("[run]\nrx_ring = 1000\n"),

@@ -7,4 +7,5 @@ pub mod config;
 pub mod ipnet;
 pub mod punt;
 pub mod server;
+pub mod static_network;
 pub mod xdp;
