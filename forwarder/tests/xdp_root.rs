@@ -402,7 +402,11 @@ fn root_a_foreign_program_is_named_and_left_alone() {
                 object.display()
             ));
             let mode = if wanted == AttachMode::Native { "xdpdrv" } else { "xdpgeneric" };
-            run(&format!("ip link set dev port {mode} obj {} sec xdp", object.display()));
+            // iproute2 mounts a bpffs for itself: not in this machine's tree.
+            run(&format!(
+                "unshare --mount ip link set dev port {mode} obj {} sec xdp",
+                object.display()
+            ));
             let mut steering = Steering::new().expect("load");
             for mine in [AttachMode::Auto, AttachMode::Native, AttachMode::Generic] {
                 let error = refusal(&mut steering, "port", mine);
