@@ -10,6 +10,7 @@
 
 pub mod af_xdp;
 pub mod mem;
+pub mod pcap;
 
 use std::time::Duration;
 

@@ -1,0 +1,262 @@
+//! Ports that are capture files: packets are received from one file and sent into another.
+//!
+//! Reads pcap (stamps in µs or ns, either byte order) and pcapng; writes pcap or pcapng by the
+//! name's extension, with stamps in nanoseconds. Time is the capture's: a packet carries its stamp
+//! as `tstamp_ns`, and leaves with it.
+//!
+//! A port is an interface of a pcapng file: by its name where the file names it, else by its
+//! number. Packets of interfaces that are no port are skipped and counted. A pcap file knows no
+//! interfaces: all its packets come in by one port, and those of all ports go out into one file.
+//!
+//! The order of the file is kept over all ports: a port gives nothing until the packets before its
+//! next one were taken.
+
+mod reader;
+mod writer;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use self::reader::Reader;
+use self::writer::Writer;
+use super::{Census, PacketIo, drop_all};
+use crate::skb::{Burst, FramePool, HEADROOM, MAX_PACKET, SkBuff};
+use crate::stats::{DropReason, WorkerStats};
+
+/// What is wrong with a capture file.
+#[derive(Debug, thiserror::Error)]
+pub enum PcapError {
+    /// It cannot be opened or made.
+    #[error("{path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Reading or writing failed.
+    #[error("{path}, offset {offset}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Octets read or written before.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no capture, or a broken one.
+    #[error("{path}, offset {offset}: {what}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where the header or block begins that is wrong, in octets.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The name of a file to write tells no format.
+    #[error("{path}: the name must end in .pcap or .pcapng")]
+    Extension {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PcapPort {
+    /// Name of the interface, as it is in pcapng files.
+    pub ifname: String,
+    /// What packets that come in by it carry as their iif.
+    pub ifindex: u32,
+}
+
+/// Ports over capture files.
+#[derive(Debug)]
+pub struct PcapIo {
+    ports: Vec<PcapPort>,
+    reader: Reader,
+    writer: Option<Writer>,
+    /// The next packet of the file, until its port takes it.
+    next: Option<SkBuff>,
+    /// Stamp of the last packet read, which packets of our own leave with.
+    now_ns: u64,
+    done: bool,
+    error: Option<PcapError>,
+}
+
+/// What a finished replay has to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replayed {
+    /// Packets read and given to ports.
+    pub read: u64,
+    /// Packets of interfaces that are no port.
+    pub skipped: u64,
+    /// Packets written.
+    pub written: u64,
+}
+
+impl PcapIo {
+    /// Opens `input`, and makes `output` if there is to be one (an existing file is overwritten).
+    /// Packets of an input without interfaces come in by port number `default_port`.
+    ///
+    /// # Errors
+    /// See [`PcapError`].
+    pub fn open(
+        input: &Path,
+        output: Option<&Path>,
+        ports: &[PcapPort],
+        default_port: u16,
+    ) -> Result<PcapIo, PcapError> {
+        let reader = Reader::open(input, ports, default_port)?;
+        let writer = output.map(|path| Writer::create(path, ports)).transpose()?;
+        Ok(PcapIo {
+            ports: ports.to_vec(),
+            reader,
+            writer,
+            next: None,
+            now_ns: 0,
+            done: false,
+            error: None,
+        })
+    }
+
+    /// Whether the input has been read and its packets taken, or an error has ended it.
+    pub fn is_done(&self) -> bool {
+        self.next.is_none() && (self.done || self.error.is_some())
+    }
+
+    /// Stamp of the last packet read, in nanoseconds since 1970: the time it is in the replay.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Ends the replay: what was written is on its way to the disk.
+    ///
+    /// # Errors
+    /// The first error there was, in reading or writing.
+    pub fn finish(mut self, pool: &mut FramePool) -> Result<Replayed, PcapError> {
+        if let Some(skb) = self.next.take() {
+            pool.free(skb.into_frame());
+        }
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        let written = self.writer.map_or(Ok(0), Writer::finish)?;
+        Ok(Replayed { read: self.reader.read, skipped: self.reader.skipped, written })
+    }
+
+    /// Fetches the next packet of the file into a frame, if there is none yet.
+    fn fetch(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        while self.next.is_none() && !self.done && self.error.is_none() {
+            let Some(mut frame) = pool.alloc() else { return };
+            let mut len = 0;
+            let copy = |octets: &[u8]| {
+                len = octets.len();
+                if len <= MAX_PACKET {
+                    frame.bytes_mut()[HEADROOM..HEADROOM + len].copy_from_slice(octets);
+                }
+            };
+            let record = match self.reader.next(copy) {
+                Ok(Some(record)) => record,
+                end => {
+                    self.done = true;
+                    self.error = end.err();
+                    pool.free(frame);
+                    return;
+                }
+            };
+            self.now_ns = record.tstamp_ns;
+            match SkBuff::receive(frame, HEADROOM, len) {
+                Ok(mut skb) => {
+                    skb.port = record.port;
+                    skb.iif = self.ports.get(record.port as usize).map_or(0, |port| port.ifindex);
+                    skb.tstamp_ns = record.tstamp_ns;
+                    self.next = Some(skb);
+                }
+                Err(frame) => {
+                    // Longer than a frame: what a port of ours would have dropped.
+                    stats.drop(DropReason::RxMultiBuffer);
+                    if let Some(counters) = stats.ports.get(record.port as usize) {
+                        counters.rx_dropped.inc();
+                    }
+                    pool.free(frame);
+                }
+            }
+        }
+    }
+}
+
+impl PacketIo for PcapIo {
+    fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    fn rx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        let mut packets = 0;
+        while burst.room() > 0 {
+            self.fetch(pool, stats);
+            let Some(skb) = self.next.take_if(|skb| skb.port == port) else { break };
+            packets += 1;
+            if let Some(counters) = stats.ports.get(port as usize) {
+                counters.rx_packets.inc();
+                counters.rx_bytes.add(skb.len() as u64);
+            }
+            if let Err(skb) = burst.push(skb) {
+                // There was room.
+                pool.free(skb.into_frame());
+            }
+        }
+        packets
+    }
+
+    fn tx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        if port as usize >= self.ports.len() {
+            drop_all(DropReason::DevNotReady, port, pool, burst, stats);
+            return 0;
+        }
+        let mut packets = 0;
+        for skb in burst.drain(usize::MAX) {
+            let tstamp_ns = if skb.tstamp_ns == 0 { self.now_ns } else { skb.tstamp_ns };
+            if let Some(writer) = &mut self.writer
+                && self.error.is_none()
+                && let Err(error) = writer.write(port, tstamp_ns, skb.data())
+            {
+                self.error = Some(error);
+            }
+            packets += 1;
+            if let Some(counters) = stats.ports.get(port as usize) {
+                counters.tx_packets.inc();
+                counters.tx_bytes.add(skb.len() as u64);
+            }
+            pool.free(skb.into_frame());
+        }
+        packets
+    }
+
+    /// Nothing to do: what is sent is written at once.
+    fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
+
+    /// Returns at once: a file does not wait.
+    fn wait(&mut self, _timeout: Duration) {}
+
+    fn census(&self) -> Census {
+        Census { fill_and_rx: usize::from(self.next.is_some()), ..Census::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
