@@ -65,9 +65,9 @@ impl Reader {
             File::open(path).map_err(|source| PcapError::Open { path: path.to_owned(), source })?;
         let mut feed = Feed::new(path, file);
         let format = if feed.peek_u32()? == Some(SECTION_HEADER) {
-            feed.parse(|octets| PcapNgParser::new(octets))?.map(Format::PcapNg)
+            feed.parse(PcapNgParser::new)?.map(Format::PcapNg)
         } else {
-            feed.parse(|octets| PcapParser::new(octets))?.map(Format::Pcap)
+            feed.parse(PcapParser::new)?.map(Format::Pcap)
         };
         let Some(format) = format else {
             return Err(feed.broken("an empty file, not a capture"));
