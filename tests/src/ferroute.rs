@@ -60,12 +60,46 @@ impl Ferroute {
     /// # Errors
     /// As for [`Ferroute::start`].
     pub fn start_in(namespace: &Netns, args: &[&str]) -> Result<Self> {
+        let mut this = Self::launch(namespace, args)?;
+        this.wait_until_forwarding()?;
+        Ok(this)
+    }
+
+    /// Starts `ferroute run` with just these arguments and does not wait for it to forward.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(namespace: &Netns, args: &[&str]) -> Result<Self> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let before = forwarded_by_kernel(namespace)?;
         let child = if by_kernel() { None } else { Some(place.spawn(args)?) };
-        let mut this = Self { child, place, before };
-        this.wait_until_forwarding()?;
-        Ok(this)
+        Ok(Self { child, place, before })
+    }
+
+    /// Waits until it answers on its control socket, forwarding or not, or has refused to run: the
+    /// inner error is what it said then.
+    ///
+    /// # Errors
+    /// When it does neither, or ended by a signal or a panic.
+    pub fn settled(mut self) -> Result<Result<Self, String>> {
+        let end = Instant::now() + PATIENCE;
+        while let Some(child) = &mut self.child {
+            if let Some(status) = child.try_wait()? {
+                let said = self.place.said();
+                ensure!(status.signal().is_none(), "ended by {status}\n{said}");
+                ensure!(!status.success() && !said.contains("panicked at"), "{status}\n{said}");
+                return Ok(Err(said));
+            }
+            // Its exit status says whether it forwards; any state but "starting" will do here.
+            let answer = self.place.command(&["-j", "status"]).output()?.stdout;
+            let report: Option<Value> = serde_json::from_slice(&answer).ok();
+            if report.is_some_and(|report| report["state"] != "starting") {
+                break;
+            }
+            ensure!(Instant::now() < end, "neither runs nor refuses\n{}", self.place.said());
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(Ok(self))
     }
 
     /// Runs `ferroute run` with arguments that it must refuse, and gives its standard error.

@@ -13,7 +13,9 @@ pub mod ferroute;
 pub mod lab;
 pub mod netns;
 pub mod packet;
+pub mod ping;
 pub mod rng;
+pub mod source;
 pub mod stream;
 pub mod tap;
 

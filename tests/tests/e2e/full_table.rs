@@ -1,0 +1,228 @@
+//! A large table is mirrored completely, answers as the kernel does, and survives lost messages.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::rng::{self, Rng};
+use ferroute_tests::{Ferroute, Lab, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const ROUTES4: usize = 80_000;
+const ROUTES6: usize = 20_000;
+const QUESTIONS: usize = 10_000;
+
+/// Prefixes of all the usual lengths, no two alike.
+struct Table {
+    v4: BTreeSet<(Ipv4Addr, u8)>,
+    v6: BTreeSet<(Ipv6Addr, u8)>,
+}
+
+impl Table {
+    fn random(rng: &mut Rng) -> Self {
+        let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
+        while v4.len() < ROUTES4 {
+            let len = [8 + rng.below(17) as u8, 24, 24, 32][rng.below(4)];
+            // From 1.0.0.0 up to 100.255.255.255: none of the special ranges but 10/8.
+            let bits = ((1 + rng.below(100)) as u32) << 24 | rng.bits() as u32 & 0x00ff_ffff;
+            v4.insert((Ipv4Addr::from(bits & (u32::MAX << (32 - len))), len));
+        }
+        while v6.len() < ROUTES6 {
+            let len = [32, 48, 48, 64, 128, 20 + rng.below(45) as u8][rng.below(6)];
+            let bits =
+                0x2a00u128 << 112 | (u128::from(rng.bits()) << 48) | u128::from(rng.bits() >> 32);
+            v6.insert((Ipv6Addr::from(bits & (u128::MAX << (128 - len))), len));
+        }
+        Self { v4, v6 }
+    }
+
+    /// Lines for `ip -4 -batch` and `ip -6 -batch`.
+    fn lines(&self, verb: &str) -> (String, String) {
+        let (mut lines4, mut lines6) = (String::new(), String::new());
+        for (at, (prefix, len)) in self.v4.iter().enumerate() {
+            let _ = writeln!(lines4, "route {verb} {prefix}/{len} via 198.18.2.{}", 2 + at % 3);
+        }
+        for (at, (prefix, len)) in self.v6.iter().enumerate() {
+            let _ = writeln!(lines6, "route {verb} {prefix}/{len} via 2001:db8:2::{}", 2 + at % 3);
+        }
+        (lines4, lines6)
+    }
+
+    /// Addresses, most of them inside some prefix.
+    fn addresses(&self, rng: &mut Rng) -> Vec<IpAddr> {
+        let v4: Vec<_> = self.v4.iter().copied().collect();
+        let v6: Vec<_> = self.v6.iter().copied().collect();
+        let address = |_| match rng.below(8) {
+            0 => {
+                Ipv4Addr::from(((1 + rng.below(100)) as u32) << 24 | rng.bits() as u32 >> 8).into()
+            }
+            1..=4 => {
+                let (prefix, len) = rng.pick(&v4);
+                let host = (rng.bits() as u32).checked_shr(len.into()).unwrap_or(0);
+                Ipv4Addr::from(u32::from(prefix) | host).into()
+            }
+            _ => {
+                let (prefix, len) = rng.pick(&v6);
+                let host = (u128::from(rng.bits()) << 64 | u128::from(rng.bits()))
+                    .checked_shr(len.into())
+                    .unwrap_or(0);
+                Ipv6Addr::from(u128::from(prefix) | host).into()
+            }
+        };
+        (0..QUESTIONS).map(address).collect()
+    }
+}
+
+fn lab() -> Result<Lab> {
+    let lab = Lab::up()?;
+    // Every question has an answer: without a route `ip` gives an error and no JSON.
+    lab.router.run("ip route add default via 198.18.2.2")?;
+    lab.router.run("ip route add default via 2001:db8:2::2")?;
+    Ok(lab)
+}
+
+/// What the kernel answers, address by address: destination, nexthop, port, preferred source.
+fn kernel_answers(lab: &Lab, addresses: &[IpAddr]) -> Result<Vec<Value>> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("questions");
+    let mut questions = String::new();
+    for address in addresses {
+        let _ = writeln!(questions, "route get {address}");
+    }
+    std::fs::write(&file, questions)?;
+    let output = lab.router.command("ip").args(["-j", "-batch"]).arg(&file).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    answers.map(|answer| Ok(facts(&answer?[0]))).collect()
+}
+
+/// What `ferroute -j route get -` answers, in the same form.
+fn our_answers(ferroute: &Ferroute, addresses: &[IpAddr]) -> Result<Vec<Value>> {
+    let mut command = ferroute.command(&["-j", "route", "get", "-"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let mut questions = child.stdin.take().context("stdin")?;
+    let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
+    let writing = std::thread::spawn(move || questions.write_all(text.as_bytes()));
+    let output = child.wait_with_output()?;
+    writing.join().expect("the writer does not panic")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+    Ok(answers.iter().map(facts).collect())
+}
+
+fn facts(answer: &Value) -> Value {
+    let fields = ["type", "dst", "gateway", "via", "dev", "prefsrc"];
+    let present = fields.iter().filter(|field| !answer[**field].is_null());
+    present.map(|field| ((*field).to_owned(), answer[*field].clone())).collect()
+}
+
+/// Compares both for random addresses and fails with the first that differ.
+fn answers_agree(lab: &Lab, ferroute: &Ferroute, addresses: &[IpAddr]) -> Result<()> {
+    let (kernel, ours) = (kernel_answers(lab, addresses)?, our_answers(ferroute, addresses)?);
+    ensure!(kernel.len() == addresses.len() && ours.len() == addresses.len());
+    let wrong: Vec<String> = (addresses.iter().zip(&kernel).zip(&ours))
+        .filter(|((_, kernel), ours)| kernel != ours)
+        .map(|((address, kernel), ours)| format!("{address}: {kernel} but {ours}"))
+        .collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(10)].join("\n")
+    );
+    Ok(())
+}
+
+/// The prefixes of the main table: those the kernel has, or those Ferroute has.
+fn prefixes(text: &str) -> Result<BTreeSet<String>> {
+    let routes: Vec<Value> = serde_json::from_str(text)?;
+    Ok(routes.iter().map(|route| format!("{} {}", route["dst"], route["gateway"])).collect())
+}
+
+/// Waits until both have the same routes; the difference is the error.
+fn tables_agree(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let kernel = prefixes(&lab.router.run(&format!("ip -j {family} route show table main"))?)?;
+        let ours = || prefixes(&ferroute.ask(&["-j", family, "route", "show", "table", "main"])?);
+        let same = eventually(|| ours().is_ok_and(|ours| ours == kernel));
+        if !same {
+            let ours = ours()?;
+            let missing: Vec<_> = kernel.difference(&ours).take(5).collect();
+            let surplus: Vec<_> = ours.difference(&kernel).take(5).collect();
+            anyhow::bail!(
+                "{family}: the kernel has {}, we have {}; missing {missing:?}, too many {surplus:?}",
+                kernel.len(),
+                ours.len()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_hundred_thousand_routes_answer_as_the_kernel_does() -> Result<()> {
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    let seed = rng::seed();
+    println!("seed {seed}");
+    let mut rng = Rng::new(seed);
+    let table = Table::random(&mut rng);
+    let lab = lab()?;
+    // Half of them are there at the start and are dumped, the others come as they are added.
+    let (lines4, lines6) = table.lines("add");
+    lab.router.ip_batch(&["-6"], &lines6)?;
+    let ferroute = Ferroute::start(&lab)?;
+    lab.router.ip_batch(&["-4"], &lines4)?;
+    tables_agree(&lab, &ferroute)?;
+    answers_agree(&lab, &ferroute, &table.addresses(&mut rng))?;
+
+    let (lines4, lines6) = table.lines("del");
+    lab.router.ip_batch(&["-4"], &lines4)?;
+    lab.router.ip_batch(&["-6"], &lines6)?;
+    tables_agree(&lab, &ferroute)?;
+    answers_agree(&lab, &ferroute, &table.addresses(&mut rng)[..100])
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn lost_messages_end_in_the_same_table() -> Result<()> {
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    let table = Table::random(&mut Rng::new(7));
+    let lab = lab()?;
+    let ferroute = Ferroute::start(&lab)?;
+    let resyncs = |status: &Value| status["mirror"]["resyncs"].as_u64();
+    let before = resyncs(&ferroute.json(&["status"])?).context("no resyncs")?;
+
+    // It cannot read while it is stopped: the socket's buffer overflows, messages are lost.
+    let pid = Pid::from_raw(ferroute.pid().context("no process")? as i32);
+    kill(pid, Signal::SIGSTOP)?;
+    let changed = (|| {
+        let (lines4, lines6) = table.lines("add");
+        lab.router.ip_batch(&["-4"], &lines4)?;
+        lab.router.ip_batch(&["-6"], &lines6)?;
+        let half = |lines: &str| -> String {
+            lines.lines().step_by(2).map(|line| format!("{line}\n")).collect()
+        };
+        let (lines4, lines6) = table.lines("del");
+        lab.router.ip_batch(&["-4"], &half(&lines4))?;
+        lab.router.ip_batch(&["-6"], &half(&lines6))
+    })();
+    kill(pid, Signal::SIGCONT)?;
+    changed?;
+
+    tables_agree(&lab, &ferroute)?;
+    let after = resyncs(&ferroute.json(&["status"])?).context("no resyncs")?;
+    ensure!(after > before, "no message was lost, so nothing was shown: {before} resyncs");
+    let mut rng = Rng::new(8);
+    answers_agree(&lab, &ferroute, &table.addresses(&mut rng)[..1000])
+}

@@ -1,0 +1,173 @@
+//! It is killed, stopped, started again, and its ports come and go: packets go on.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::lab::addr::{LEFT4, RIGHT4, RIGHT6};
+use ferroute_tests::ping::{ping, ping_all};
+use ferroute_tests::stream::Stream;
+use ferroute_tests::{Ferroute, Lab, eventually};
+
+/// As `ping -i 0.02` does: what is lost at this pace is what a user sees.
+const PING_PACE: Duration = Duration::from_millis(20);
+/// "At most a few packets" at that pace.
+const FEW: usize = 10;
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn killed_under_traffic_the_kernel_forwards_on() -> Result<()> {
+    let lab = Lab::up()?;
+    let mut first = Ferroute::start(&lab)?;
+    let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, PING_PACE)?;
+    let v6 = Stream::start(&lab.left, &lab.right, RIGHT6, PING_PACE)?;
+    ensure!(v4.flows(50) && v6.flows(50));
+    first.forwarded_all_itself()?;
+    first.kill()?;
+    ensure!(v4.flows(50) && v6.flows(50), "nothing arrives after kill -9");
+    let by_kernel = first.forwarded_by_kernel()?;
+    ensure!(by_kernel.v4 >= 50 && by_kernel.v6 >= 50, "who forwards? {by_kernel:?}");
+
+    let second = Ferroute::start(&lab)?;
+    // What the kernel held when the second took over is gone after the first few.
+    ensure!(v4.flows(10) && v6.flows(10), "nothing arrives after the restart");
+    let before = second.forwarded_by_kernel()?;
+    ensure!(v4.flows(50) && v6.flows(50));
+    if second.pid().is_some() {
+        ensure!(second.forwarded_by_kernel()? == before, "the kernel still forwards");
+    }
+    for (name, stream) in [("v4", v4), ("v6", v6)] {
+        let report = stream.stop();
+        ensure!(report.lost() <= FEW, "{name}: {report:?}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn sigterm_loses_nothing_that_had_arrived() -> Result<()> {
+    let lab = Lab::up()?;
+    for _ in 0..3 {
+        let mut ferroute = Ferroute::start(&lab)?;
+        let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
+        ensure!(stream.flows(200));
+        ferroute.terminate()?;
+        ensure!(stream.flows(100), "nothing arrives after SIGTERM");
+        let report = stream.stop();
+        // One may be inside the kernel's driver while the program is taken off it.
+        ensure!(report.lost() <= 1, "{report:?}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn nothing_stays_behind() -> Result<()> {
+    let lab = Lab::up()?;
+    let links = || -> Result<String> {
+        let text = lab.router.run("ip -o link show")?;
+        // Neither counters nor states: names and what is attached.
+        let word = |line: &str, at: usize| line.split_whitespace().nth(at).map(str::to_owned);
+        let fact = |line: &str| (word(line, 1), line.contains("xdp"));
+        Ok(format!("{:?}", text.lines().map(fact).collect::<Vec<_>>()))
+    };
+    let before = links()?;
+    for kill in [false, true] {
+        let mut ferroute = Ferroute::start(&lab)?;
+        ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}"))?;
+        if kill {
+            ferroute.kill()?
+        } else {
+            ferroute.terminate()?
+        }
+        ensure!(eventually(|| links().is_ok_and(|now| now == before)), "{before}\n{}", links()?);
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_port_that_goes_down_and_up() -> Result<()> {
+    let lab = Lab::up()?;
+    let mut ferroute = Ferroute::start(&lab)?;
+    let through = || ping(&lab.left, &format!("-c 1 -W 1 {RIGHT4}")).is_ok_and(|p| p.received == 1);
+    ensure!(eventually(through));
+    for _ in 0..3 {
+        lab.router.run("ip link set rt-right down")?;
+        ensure!(!through(), "packets pass a port that is down");
+        lab.router.run("ip link set rt-right up")?;
+        ensure!(eventually(through), "nothing passes after the port is up again");
+    }
+    ensure!(ferroute.is_running());
+    ferroute.forwarded_all_itself()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_port_that_disappears_and_comes_back() -> Result<()> {
+    let lab = Lab::up()?;
+    let mut ferroute = Ferroute::start(&lab)?;
+    let through = |from: &ferroute_tests::Netns, to: &str| {
+        ping(from, &format!("-c 1 -W 1 {to}")).is_ok_and(|ping| ping.received == 1)
+    };
+    ensure!(eventually(|| through(&lab.left, RIGHT4)));
+    for _ in 0..2 {
+        lab.router.run("ip link del rt-right")?;
+        ensure!(!through(&lab.left, RIGHT4));
+        ensure!(ferroute.is_running(), "it ended with its port\n{}", ferroute.said());
+        // The router's own addresses still answer: the rest of it is not disturbed.
+        ping_all(&lab.left, "-c 1 -W 5 198.18.1.1")?;
+        replace_right(&lab)?;
+        ensure!(eventually(|| through(&lab.left, RIGHT4)), "nothing passes after its return");
+        ensure!(eventually(|| through(&lab.right, LEFT4)));
+    }
+    ferroute.wait_until_forwarding()?;
+    // While the port was not served, the kernel forwarded; from here on it must not.
+    let before = ferroute.forwarded_by_kernel()?;
+    ping_all(&lab.left, &format!("-c 5 -i 0.1 -W 5 {RIGHT4}"))?;
+    if ferroute.pid().is_some() {
+        ensure!(ferroute.forwarded_by_kernel()? == before, "the kernel forwards now");
+    }
+    Ok(())
+}
+
+/// Makes the wire on the right anew, as `scripts/lab` made it.
+fn replace_right(lab: &Lab) -> Result<()> {
+    let router = lab.router.name();
+    lab.right.run(&format!(
+        "ip link add right address 02:f0:00:00:02:02 type veth \
+         peer name rt-right netns {router} address 02:f0:00:00:02:01"
+    ))?;
+    lab.router.ip_batch(
+        &[],
+        "addr add 198.18.2.1/24 dev rt-right\naddr add 2001:db8:2::1/64 dev rt-right nodad\n\
+         link set rt-right up\n",
+    )?;
+    lab.right.ip_batch(
+        &[],
+        "addr add 198.18.2.2/24 dev right\naddr add 2001:db8:2::2/64 dev right nodad\n\
+         link set right up\nroute add default via 198.18.2.1\nroute add default via 2001:db8:2::1\n",
+    )
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_port_that_is_down_at_the_start() -> Result<()> {
+    let lab = Lab::up()?;
+    lab.router.run("ip link set rt-right down")?;
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    // Refused with a word about it, or waited for.
+    let args = ["-i", "rt-left", "-i", "rt-right"];
+    let mut running = match Ferroute::launch(&lab.router, &args)?.settled()? {
+        Err(said) => {
+            ensure!(said.contains("rt-right") && said.contains("down"), "{said}");
+            return Ok(());
+        }
+        Ok(running) => running,
+    };
+    lab.router.run("ip link set rt-right up")?;
+    running.wait_until_forwarding().context("the port is up")?;
+    ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
+    Ok(())
+}

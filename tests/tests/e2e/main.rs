@@ -1,0 +1,20 @@
+//! Ferroute as its users see it: in namespaces, with the tools they use.
+//!
+//! Every test builds a lab of its own. They need root, are ignored otherwise, and are run by
+//! `scripts/test`; `scripts/test --e2e NAME` runs those whose name contains NAME. Left out:
+//! comparing packet by packet with the kernel, which the oracle does.
+
+#![forbid(unsafe_code)]
+
+mod follow;
+mod full_table;
+mod hops;
+mod life;
+mod mtu;
+mod neighbours;
+mod policy;
+mod queues;
+mod refuse;
+mod soak;
+mod tcp;
+mod wrong;

@@ -1,0 +1,90 @@
+//! Traffic of every kind while links flap: afterwards every packet and every frame is accounted for.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6};
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::stream::Stream;
+use ferroute_tests::{Ferroute, Lab, eventually};
+use serde_json::Value;
+
+const FLAPS: usize = 8;
+
+/// The sum of an object's numbers.
+fn total(object: &Value) -> u64 {
+    object.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
+}
+
+/// One counter of every port, added up.
+fn of_ports(stat: &Value, counter: &str) -> Result<u64> {
+    let ports = stat["ports"].as_array().context("no ports")?;
+    let counts = ports.iter().map(|port| port["counters"][counter].as_u64());
+    counts.sum::<Option<u64>>().with_context(|| format!("no {counter} in {stat}"))
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn every_packet_and_frame_is_accounted_for() -> Result<()> {
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let mut ferroute = Ferroute::start(&lab)?;
+    let frames_before = ferroute.json(&["stat"])?["frames"]["total"].as_u64();
+    let pace = Duration::from_millis(1);
+    let streams = [
+        Stream::start(&lab.left, &lab.right, RIGHT4, pace)?,
+        Stream::start(&lab.left, &lab.right, RIGHT6, pace)?,
+        Stream::start(&lab.right, &lab.left, LEFT4, pace)?,
+        Stream::start(&lab.right, &lab.left, LEFT6, pace)?,
+    ];
+    for flap in 0..FLAPS {
+        let port = ["rt-left", "rt-right"][flap % 2];
+        lab.router.run(&format!("ip link set {port} down"))?;
+        lab.router.run("ip route replace blackhole 203.0.113.0/24")?;
+        std::thread::sleep(Duration::from_millis(200));
+        lab.router.run(&format!("ip link set {port} up"))?;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    for stream in &streams {
+        ensure!(stream.flows(100), "nothing flows after the flaps");
+    }
+    for stream in streams {
+        ensure!(stream.stop().duplicates == 0);
+    }
+    ensure!(ferroute.is_running());
+    balanced(&ferroute, frames_before.context("no total of frames")?)?;
+    ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
+    ferroute.terminate()
+}
+
+/// in + made = out + drops + punts + held, and no frame is lost.
+fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
+    let mut stat = Value::Null;
+    let balanced = |stat: &Value| -> Result<bool> {
+        let frames = &stat["frames"];
+        let place = |name: &str| frames[name].as_u64().with_context(|| format!("no {name}"));
+        let (all, free) = (place("total")?, place("free")?);
+        let elsewhere = place("fill_and_rx")? + place("held")? + place("tx_and_completion")?;
+        ensure!(all == frames_before, "{frames_before} frames have become {all}");
+        ensure!(free + elsewhere == all, "frames do not add up: {frames}");
+
+        let (rx, tx) = (of_ports(stat, "rx_packets")?, of_ports(stat, "tx_packets")?);
+        let (drops, punts) = (total(&stat["drops"]), total(&stat["punts"]));
+        let made = stat["mib"]["IcmpOutMsgs"].as_u64().unwrap_or(0)
+            + stat["mib"]["Icmp6OutMsgs"].as_u64().unwrap_or(0);
+        Ok(rx + made == tx + drops + punts + place("held")?)
+    };
+    // Not while packets are under way.
+    let settled = eventually(|| match ferroute.json(&["stat"]) {
+        Ok(now) => {
+            stat = now;
+            balanced(&stat).unwrap_or(false)
+        }
+        Err(_) => false,
+    });
+    balanced(&stat)?;
+    ensure!(settled, "in, out, drops and held do not add up: {stat:#}");
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! TCP both ways with every offload as it was: checksums are completed, segments not lost.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6};
+use ferroute_tests::rng::Rng;
+use ferroute_tests::{Ferroute, Lab, Netns, eventually};
+
+/// What one iperf3 run carries, in octets.
+const OCTETS: u64 = 20_000_000;
+/// No read or write of the byte-by-byte test may take longer.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// An `iperf3 -s` that ends with its owner.
+struct Server(Child);
+
+impl Server {
+    fn start(host: &Netns, address: &str) -> Result<Self> {
+        let mut command = host.command("iperf3");
+        command.args(["-s", "-B", address]).stdout(Stdio::null());
+        Ok(Self(command.spawn()?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn iperf(lab: &Lab, address: &str) -> Result<()> {
+    for direction in ["", "-R"] {
+        let client = format!(
+            "timeout 60 iperf3 -c {address} -n {OCTETS} {direction} --connect-timeout 5000 -J"
+        );
+        // A server for every attempt: it may not listen yet, and must not keep half a test in mind.
+        let mut text = String::new();
+        let mut attempt = || -> Result<bool> {
+            let _server = Server::start(&lab.right, address)?;
+            thread::sleep(Duration::from_millis(200));
+            let output = lab.left.output(&client)?;
+            text = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(output.status.success())
+        };
+        let done = eventually(|| attempt().unwrap_or(false));
+        ensure!(done, "iperf3 {direction}:\n{text}");
+        let report: serde_json::Value = serde_json::from_str(&text)?;
+        let received = report["end"]["sum_received"]["bytes"].as_u64();
+        // What is still under way when the sender has finished is not counted.
+        ensure!(received.is_some_and(|octets| octets > OCTETS / 2), "iperf3 {direction}:\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn iperf3_v4_both_ways() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    iperf(&lab, RIGHT4)?;
+    ferroute.forwarded_all_itself()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn iperf3_v6_both_ways() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    iperf(&lab, RIGHT6)?;
+    ferroute.forwarded_all_itself()
+}
+
+/// Sends `octets` of a seed one way and reads them at the other end.
+fn carry(from: &Netns, to: &Netns, address: &str, octets: usize) -> Result<()> {
+    let address: IpAddr = address.parse()?;
+    let listener = to.enter(|| Ok(TcpListener::bind(SocketAddr::new(address, 0))?))?;
+    let target = listener.local_addr()?;
+    let mut sender =
+        from.enter(|| TcpStream::connect_timeout(&target, STUCK).context("connecting through"))?;
+    let (mut receiver, _) = listener.accept()?;
+    sender.set_write_timeout(Some(STUCK))?;
+    receiver.set_read_timeout(Some(STUCK))?;
+
+    let mut rng = Rng::new(octets as u64);
+    let sent: Vec<u8> = (0..octets).map(|_| rng.bits() as u8).collect();
+    let mut received = Vec::new();
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            sender.write_all(&sent)?;
+            sender.shutdown(std::net::Shutdown::Write)
+        });
+        receiver.read_to_end(&mut received)?;
+        sending.join().expect("the sender does not panic")
+    })?;
+    ensure!(sent == received, "{} octets of {octets} arrived, or not the same", received.len());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn tcp_carries_every_octet() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    for octets in [1, 1461, 3_000_000] {
+        carry(&lab.left, &lab.right, RIGHT4, octets)?;
+        carry(&lab.right, &lab.left, LEFT4, octets)?;
+        carry(&lab.left, &lab.right, RIGHT6, octets)?;
+        carry(&lab.right, &lab.left, LEFT6, octets)?;
+    }
+    ferroute.forwarded_all_itself()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn tcp_finds_a_smaller_mtu_on_the_way() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    lab.router.run("ip link set rt-right mtu 1280")?;
+    // The host keeps its own MTU, and would announce a segment size of 1460: only ICMP can tell.
+    for address in [RIGHT4, RIGHT6] {
+        carry(&lab.left, &lab.right, address, 500_000)?;
+    }
+    ferroute.forwarded_all_itself()
+}

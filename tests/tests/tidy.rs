@@ -1,0 +1,118 @@
+//! The style that no other tool checks: heads, lengths, blanks, and where `unsafe` may stand.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::Path;
+
+use ferroute_tests::lab::repository;
+use ferroute_tests::source::{files, rust_files};
+
+/// A file is read in one sitting; about 600 is the aim.
+const LINES_MAX: usize = 700;
+/// Where `unsafe` may stand: memory shared with the kernel, and the rings; in the XDP program
+/// everything is the kernel's memory.
+const UNSAFE: [&str; 4] = [
+    "forwarder/src/skb/umem.rs",
+    "forwarder/src/skb/frame.rs",
+    "forwarder/src/io/af_xdp/",
+    "xdp-prog/",
+];
+/// A counting allocator cannot be written without it; tests of that name may.
+const UNSAFE_TESTS: &str = "forwarder/tests/allocation";
+
+/// Every file with what is wrong in it.
+fn findings(top: &Path, of: impl Fn(&str, &str) -> Vec<String>) -> Vec<String> {
+    let mut findings = Vec::new();
+    for path in rust_files(top) {
+        let relative = path.strip_prefix(top).expect("below the top").to_string_lossy();
+        let text = fs::read_to_string(&path).expect("source is readable");
+        findings.extend(of(&relative, &text).iter().map(|what| format!("{relative}: {what}")));
+    }
+    findings
+}
+
+fn none(findings: &[String]) {
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}
+
+fn length(_: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().count();
+    if lines > LINES_MAX { vec![format!("{lines} lines, at most {LINES_MAX}")] } else { vec![] }
+}
+
+fn head(_: &str, text: &str) -> Vec<String> {
+    if text.starts_with("//! ") { vec![] } else { vec!["does not open with what it is for".into()] }
+}
+
+fn unsafe_code(relative: &str, text: &str) -> Vec<String> {
+    let allowed = UNSAFE.iter().any(|place| relative.starts_with(place))
+        || relative.starts_with(UNSAFE_TESTS);
+    if allowed {
+        return vec![];
+    }
+    let is_word = |line: &str| {
+        let line = line.split("//").next().unwrap_or_default();
+        let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        words.any(|word| word == "unsafe") && !line.contains('"')
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| is_word(line));
+    lines.map(|(at, _)| format!("unsafe in line {}", at + 1)).collect()
+}
+
+fn blanks(text: &str) -> Vec<String> {
+    let wrong = |line: &str| line.contains('\t') || line.ends_with([' ', '\r']);
+    let lines = text.lines().enumerate().filter(|(_, line)| wrong(line));
+    let mut findings: Vec<String> =
+        lines.map(|(at, _)| format!("a tab or a blank at the end of line {}", at + 1)).collect();
+    if !text.is_empty() && !text.ends_with('\n') {
+        findings.push("no line end at the end".into());
+    }
+    findings
+}
+
+#[test]
+fn no_file_is_too_long() {
+    none(&findings(&repository(), length));
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_for() {
+    none(&findings(&repository(), head));
+}
+
+#[test]
+fn unsafe_stands_only_where_it_may() {
+    none(&findings(&repository(), unsafe_code));
+}
+
+#[test]
+fn no_tabs_and_no_blanks_at_the_end_of_a_line() {
+    let top = repository();
+    let mut wrong = Vec::new();
+    for path in files(&top) {
+        let relative = path.strip_prefix(&top).expect("below the top").display().to_string();
+        let name = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        let ours = ["rs", "toml", "md", "json", "yml"].contains(&name.as_str())
+            || relative.starts_with("scripts/")
+            || relative.starts_with(".ci/");
+        // Captured packets and the compiled program are no text.
+        if let (true, Ok(text)) = (ours, fs::read_to_string(&path)) {
+            wrong.extend(blanks(&text).iter().map(|what| format!("{relative}: {what}")));
+        }
+    }
+    none(&wrong);
+}
+
+#[test]
+fn each_finding_is_found() {
+    assert_eq!(length("", &"x\n".repeat(LINES_MAX + 1)).len(), 1);
+    assert_eq!(head("", "use std::fs;\n").len(), 1);
+    assert_eq!(unsafe_code("forwarder/src/fib/mod.rs", "    unsafe { x() }\n").len(), 1);
+    assert_eq!(
+        unsafe_code("forwarder/src/fib/mod.rs", "#![deny(unsafe_code)] // unsafe\n").len(),
+        0
+    );
+    assert_eq!(unsafe_code("forwarder/src/skb/umem.rs", "unsafe { x() }\n").len(), 0);
+    assert_eq!(blanks("a\tb\nc \nd").len(), 3);
+}
