@@ -5,13 +5,14 @@
 //! number here, the leaf, whose meaning is the caller's.
 //!
 //! - `table`: the published trie and its lookups.
-//! - `writer`, `routes`, `pool`: updates, the record of routes behind them, and
-//!   the space that blocks are put into.
+//! - `writer`, `routes`: updates, and the record of routes behind them.
+//! - `block`, `pool`: how blocks are made and where they are put.
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
+mod block;
 mod pool;
 mod routes;
 mod table;

@@ -7,12 +7,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::table::{ENTRIES, Lpm};
+use super::table::Lpm;
 use crate::fib::prefix::Address;
 use crate::fib::quiescence::{Quiescence, Token};
 
-/// The largest block in words of eight octets: the bitmap and 64 entries.
-pub(super) const WORDS_MAX: usize = 1 + ENTRIES / 2;
+/// Blocks have a power of two of words (of eight octets), from 2 …
+const WORDS_MIN: usize = 2;
+/// … to 64 elements of four octets.
+pub(super) const WORDS_MAX: usize = 32;
+/// Words of a cache line. Whole lines are taken from the space never used.
+pub(super) const LINE_WORDS: usize = 8;
 /// Freed blocks that share one token. Taking a token and looking at the
 /// readers costs fences and cache misses, so not for every block.
 pub(super) const BATCH: usize = 64;
@@ -24,8 +28,8 @@ pub(super) struct Pool {
     /// The space never given out yet, in words.
     top: usize,
     end: usize,
-    /// Free places by size in words.
-    free: Vec<Vec<u32>>,
+    /// Free places by the logarithm of their size.
+    free: [Vec<u32>; WORDS_MAX.ilog2() as usize + 1],
     /// Unlinked, and waiting for the batch to fill.
     unlinked: Vec<Place>,
     /// Unlinked before the token, oldest first.
@@ -49,7 +53,7 @@ impl Pool {
             quiescence,
             top: table.first_aligned(),
             end: table.blocks.len(),
-            free: vec![Vec::new(); WORDS_MAX + 1],
+            free: Default::default(),
             unlinked: Vec::new(),
             limbo: VecDeque::new(),
             live: 0,
@@ -69,13 +73,19 @@ impl Pool {
         self.live
     }
 
-    /// A place for a block of `words` (2 to [`WORDS_MAX`]); `None`, and
+    /// A place for a block of `words` (a power of two from [`WORDS_MIN`] to
+    /// [`WORDS_MAX`]) that lies in one cache line or begins one; `None`, and
     /// exhausted for good, if there is none.
     pub(super) fn alloc<A: Address>(&mut self, table: &Lpm<A>, words: usize) -> Option<u32> {
+        debug_assert!(words.is_power_of_two() && (WORDS_MIN..=WORDS_MAX).contains(&words));
         if self.exhausted {
             return None;
         }
-        let place = self.free[words].pop().or_else(|| self.alloc_slow(table, words));
+        let size = words.ilog2() as usize;
+        let place = match self.free[size].pop() {
+            None => self.alloc_slow(table, size),
+            place => place,
+        };
         match place {
             Some(_) => self.live += words,
             None => self.exhausted = true,
@@ -84,18 +94,27 @@ impl Pool {
     }
 
     #[cold]
-    fn alloc_slow<A: Address>(&mut self, table: &Lpm<A>, words: usize) -> Option<u32> {
+    fn alloc_slow<A: Address>(&mut self, table: &Lpm<A>, size: usize) -> Option<u32> {
+        if let Some(at) = self.split_larger(size) {
+            return Some(at);
+        }
+        let words = LINE_WORDS.max(1 << size);
         if self.top + words <= self.end {
-            let at = self.top;
+            self.free[words.ilog2() as usize].push(self.top as u32);
             self.top += words;
             table.touched.store(self.top, Ordering::Relaxed);
-            return Some(at as u32);
+        } else {
+            self.reclaim();
         }
-        self.reclaim();
-        let size = (words..=WORDS_MAX).find(|size| !self.free[*size].is_empty())?;
-        let at = self.free[size].pop()?;
-        if size > words {
-            self.free[size - words].push(at + words as u32);
+        self.free[size].pop().or_else(|| self.split_larger(size))
+    }
+
+    /// Half, quarter … of the smallest free place larger than `size`.
+    fn split_larger(&mut self, size: usize) -> Option<u32> {
+        let larger = (size + 1..self.free.len()).find(|size| !self.free[*size].is_empty())?;
+        let at = self.free[larger].pop()?;
+        for half in (size..larger).rev() {
+            self.free[half].push(at + (1 << half));
         }
         Some(at)
     }
@@ -130,7 +149,7 @@ impl Pool {
             }
             if let Some((_, batch)) = self.limbo.pop_front() {
                 for place in batch {
-                    self.free[place.words as usize].push(place.at);
+                    self.free[place.words.ilog2() as usize].push(place.at);
                 }
             }
         }
@@ -142,9 +161,4 @@ impl Pool {
         let limbo: usize = self.limbo.iter().map(|(_, batch)| batch.capacity()).sum();
         free + (limbo + self.unlinked.capacity()) * size_of::<Place>()
     }
-}
-
-/// Words of eight octets that a block of this bitmap takes.
-pub(super) fn block_words(bitmap: u64) -> usize {
-    1 + (bitmap.count_ones() as usize).div_ceil(2)
 }

@@ -7,14 +7,16 @@
 //!
 //! ```text
 //!   u64: bit s set = entry s differs from entry s-1 (bit 0 always set)
-//!   u64: word 0 (low half), word 1 (high half)
-//!   u64: word 2, word 3 …                     word of entry s = popcount(bits 0..=s) - 1
+//!   u64: element 0 (low bits), element 1 …    element of entry s = popcount(bits 0..=s) - 1
 //! ```
 //!
-//! So a level costs one cache line, two if the block is large: a /24 is found
-//! by the root's line and one block. A word can be replaced in place; a bitmap
-//! never changes while a reader can reach its block. The writer builds another
-//! block and swings the one word that leads to it.
+//! An element has 16 bits if the block has nothing but leaves below 2^16, else
+//! 32 (*wide*). A block that would not fit into a cache line has all 64
+//! elements and no bitmap (*dense*). So a level costs one cache line, whatever
+//! stands there: a /24 is found by the root's line and one block's. A word can
+//! be replaced in place; a bitmap never changes while a reader can reach its
+//! block. The writer builds another block and swings the one word that leads
+//! to it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -35,6 +37,17 @@ pub(super) const STRIDE: u8 = 6;
 pub(super) const ENTRIES: usize = 1 << STRIDE;
 /// Marks a word that leads to a block.
 pub(super) const NODE: u32 = 1 << 31;
+/// Of such a word: the block has no bitmap.
+pub(super) const DENSE: u32 = 1 << 30;
+/// Of such a word: the block's elements have 32 bits, not 16.
+pub(super) const WIDE: u32 = 1 << 29;
+/// Of such a word: where in `blocks` the word before the first element is.
+pub(super) const PLACE: u32 = WIDE - 1;
+/// Index of the bitmap that all dense blocks share: every bit set. It keeps
+/// them from being a case of their own.
+const ONES: usize = 0;
+/// What is looked up for an address that has its leaf already.
+const NOWHERE: u32 = NODE | DENSE;
 /// Octets of a cache line; blocks are placed so as to straddle few.
 const LINE: usize = 64;
 /// Addresses that [`Lpm::lookup_bulk`] has under way at a time: enough to keep
@@ -61,18 +74,22 @@ impl<A: Address> Lpm<A> {
     /// blocks. The memory is reserved, and taken when first written.
     pub(super) fn new(words: usize) -> Result<Arc<Self>, FibError> {
         let no_memory = |_| FibError::Memory { octets: words * 8 };
-        Ok(Arc::new(Self {
+        let table = Self {
             root: AtomicU32::new_vec_zeroed(ROOT_WORDS).map_err(no_memory)?,
             blocks: AtomicU64::new_vec_zeroed(words).map_err(no_memory)?,
             touched: AtomicUsize::new(0),
             address: PhantomData,
-        }))
+        };
+        if let Some(ones) = table.blocks.get(ONES) {
+            ones.store(u64::MAX, Ordering::Relaxed);
+        }
+        Ok(Arc::new(table))
     }
 
-    /// The first word of `blocks` that begins a cache line.
+    /// Index of the first free word of `blocks` that begins a cache line.
     pub(super) fn first_aligned(&self) -> usize {
         let past = self.blocks.as_ptr() as usize % LINE;
-        (LINE - past) % LINE / 8
+        ONES + (LINE - past) / 8
     }
 
     /// The leaf of the longest prefix that contains `addr`, or 0.
@@ -98,28 +115,26 @@ impl<A: Address> Lpm<A> {
         }
     }
 
-    /// At most [`GROUP`] addresses, level by level; `deeper` holds the indices
-    /// of those whose word is still a block's. No branch depends on an address.
+    /// At most [`GROUP`] addresses, level by level, those that are done through
+    /// to the end: no branch and no store's place depends on a word, or the
+    /// processor would wait for one miss before it begins the next.
     #[inline]
     fn lookup_group(&self, addrs: &[A], words: &mut [u32]) {
-        let mut deeper = [0u8; GROUP];
-        let mut left = 0;
-        for (i, (addr, word)) in addrs.iter().zip(words.iter_mut()).enumerate() {
+        let mut any = 0;
+        for (addr, word) in addrs.iter().zip(words.iter_mut()) {
             *word = self.root_word(*addr);
-            deeper[left % GROUP] = i as u8;
-            left += (*word >> 31) as usize;
+            any |= *word;
         }
         let mut depth = ROOT_BITS;
-        while left > 0 && depth < A::LEN {
-            let mut still = 0;
-            for j in 0..left.min(GROUP) {
-                let i = usize::from(deeper[j]);
-                let (Some(addr), Some(word)) = (addrs.get(i), words.get_mut(i)) else { break };
-                *word = self.block_word(*word, addr.bits_at(depth, STRIDE));
-                deeper[still % GROUP] = i as u8;
-                still += (*word >> 31) as usize;
+        while any & NODE != 0 && depth < A::LEN {
+            any = 0;
+            for (addr, word) in addrs.iter().zip(words.iter_mut()) {
+                // A leaf looks into the first block, which is at hand, in vain.
+                let at = if *word & NODE != 0 { *word } else { NOWHERE };
+                let below = self.block_word(at, addr.bits_at(depth, STRIDE));
+                *word = if *word & NODE != 0 { below } else { *word };
+                any |= *word;
             }
-            left = still;
             depth += STRIDE;
         }
     }
@@ -133,9 +148,11 @@ impl<A: Address> Lpm<A> {
     /// The word of entry `slot` (0 to 63) of the block that `word` leads to.
     #[inline(always)]
     pub(super) fn block_word(&self, word: u32, slot: u32) -> u32 {
-        let base = (word & !NODE) as usize;
-        let half = half_of(self.load(base), slot);
-        (self.load(base + half / 2) >> (half % 2 * 32)) as u32
+        let place = (word & PLACE) as usize;
+        let bitmap = self.load(if word & DENSE != 0 { ONES } else { place });
+        let (index, shift) = element(word, bitmap, slot);
+        let wide = (word / WIDE) & 1;
+        (self.load(index) >> shift) as u32 & (0xffff | wide.wrapping_neg())
     }
 
     /// Words outside never come up but to a reader that is not online; it gets
@@ -157,12 +174,14 @@ impl<A: Address> Lpm<A> {
     }
 }
 
-/// Where in a block the word of entry `slot` stands, in units of four octets.
-/// (The rank counts from 1 and the bitmap takes two.)
+/// Where the element of entry `slot` of a block stands, to which `word` leads:
+/// the index in `blocks` and how many bits to shift right.
 #[inline(always)]
-pub(super) fn half_of(bitmap: u64, slot: u32) -> usize {
-    // Shifted left, only the bits 0..=slot remain.
-    (bitmap << (63 - (slot & 63))).count_ones() as usize + 1
+pub(super) fn element(word: u32, bitmap: u64, slot: u32) -> (usize, u32) {
+    // Shifted left, only the bits 0..=slot remain. The first of them is set.
+    let rank = (bitmap << (63 - (slot & 63))).count_ones().wrapping_sub(1);
+    let bit = rank << (4 + ((word / WIDE) & 1));
+    ((word & PLACE) as usize + 1 + (bit / 64) as usize, bit % 64)
 }
 
 impl<A> fmt::Debug for Lpm<A> {

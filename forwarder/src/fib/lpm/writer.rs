@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::FibError;
-use super::pool::{Pool, block_words};
+use super::block::{Block, place_of};
+use super::pool::Pool;
 use super::routes::{Child, Iter, Routes, entries_of, heap_index, root_index};
-use super::table::{ENTRIES, Lpm, NODE, ROOT_BITS, ROOT_WORDS, STRIDE, half_of};
+use super::table::{DENSE, ENTRIES, Lpm, NODE, PLACE, ROOT_BITS, ROOT_WORDS, STRIDE, element};
 use crate::fib::prefix::{Address, Prefix};
 use crate::fib::quiescence::Quiescence;
 
@@ -21,12 +22,12 @@ pub const LEAF_MAX: u32 = NODE - 1;
 /// Levels of nodes below the root, for the longer address.
 const LEVELS_MAX: usize = (128 - ROOT_BITS as usize).div_ceil(STRIDE as usize);
 /// With every node's block as large as can be, half the words a place can name.
-const NODES_MAX: usize = 1 << 25;
+const NODES_MAX: usize = 1 << 23;
 /// Space reserved at first, in words of eight octets: several times what a
 /// full Internet table takes, so that growing is rare. It costs address space.
 const WORDS_FIRST: usize = 1 << 22;
 /// The last resort: as far as a place can name.
-const WORDS_MAX: usize = NODE as usize;
+const WORDS_MAX: usize = PLACE as usize + 1;
 
 /// The one writer of a table.
 #[derive(Debug)]
@@ -295,15 +296,18 @@ impl<A: Address> LpmWriter<A> {
         }
     }
 
-    /// Replaces the word of entry `slot` of a published block.
+    /// Replaces the word, which leads to a block, of entry `slot` of a published
+    /// block, where another such word stands.
     fn publish_in_block(&self, block: u32, slot: u32, word: u32) {
         if self.pool.exhausted() || block & NODE == 0 {
             return;
         }
-        let base = (block & !NODE) as usize;
-        let half = half_of(self.table.blocks[base].load(Ordering::Relaxed), slot);
-        let at = &self.table.blocks[base + half / 2];
-        let shift = half % 2 * 32;
+        let bitmap = match block & DENSE {
+            0 => self.table.blocks[(block & PLACE) as usize].load(Ordering::Relaxed),
+            _ => u64::MAX,
+        };
+        let (index, shift) = element(block, bitmap, slot);
+        let at = &self.table.blocks[index];
         let rest = at.load(Ordering::Relaxed) & !(u64::from(u32::MAX) << shift);
         at.store(rest | u64::from(word) << shift, Ordering::Release);
     }
@@ -334,39 +338,21 @@ impl<A: Address> LpmWriter<A> {
     /// Writes a block of `entries` that differ at most at `edges`; the word
     /// that leads to it.
     fn write_block(&mut self, entries: &[u32; ENTRIES], edges: u64) -> u32 {
-        let mut words = [0u32; ENTRIES + 2];
-        words[2] = entries[0];
-        let (mut bitmap, mut count) = (1u64, 1);
-        let mut edges = edges & !1;
-        while edges != 0 {
-            let slot = edges.trailing_zeros() as usize;
-            edges &= edges - 1;
-            if entries[slot % ENTRIES] != words[1 + count] {
-                count += 1;
-                words[1 + count] = entries[slot % ENTRIES];
-                bitmap |= 1 << slot;
-            }
-        }
-        if count == 1 {
-            return entries[0];
-        }
-        words[0] = bitmap as u32;
-        words[1] = (bitmap >> 32) as u32;
-        let size = block_words(bitmap);
+        let block = match Block::of(entries, edges) {
+            Ok(block) => block,
+            Err(leaf) => return leaf,
+        };
         // Exhausted: whatever this returns is never published.
-        let Some(at) = self.pool.alloc(&self.table, size) else { return 0 };
-        let pairs = words.as_chunks::<2>().0;
-        for (to, pair) in self.table.blocks[at as usize..][..size].iter().zip(pairs) {
-            to.store(u64::from(pair[0]) | u64::from(pair[1]) << 32, Ordering::Relaxed);
-        }
-        NODE | at
+        let Some(at) = self.pool.alloc(&self.table, block.words()) else { return 0 };
+        let to = &self.table.blocks[at as usize..][..block.words()];
+        block.write(to);
+        block.word_at(at)
     }
 
     fn retire(&mut self, word: u32) {
         if word & NODE != 0 && !self.pool.exhausted() {
-            let at = word & !NODE;
-            let bitmap = self.table.blocks[at as usize].load(Ordering::Relaxed);
-            self.pool.retire(at, block_words(bitmap));
+            let (at, words) = place_of(&self.table, word);
+            self.pool.retire(at, words);
         }
     }
 
