@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use ferroute::control::punt::PuntDevice;
 use ferroute::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
+use ferroute::io::PacketIo;
+use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
+use ferroute::skb::Burst;
+use ferroute::stats::WorkerStats;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
@@ -271,6 +275,70 @@ fn root_each_rule_counts_under_its_own_reason() {
             // After the port's address has changed, frames to the old one are not its own.
             port.set_mac([0x02, 0, 0, 0, 0, 0x0c]).expect("set");
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassOtherMac);
+        });
+    }
+}
+
+/// What is to be forwarded arrives at the socket whole, and without a socket at the kernel.
+#[test]
+fn root_what_is_steered_arrives_at_the_queues_socket() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let wire = Wire::on("peer");
+            let config = PortConfig {
+                ifname: "port".to_owned(),
+                ifindex: ifindex("port"),
+                queue: 0,
+                mode: BindMode::Copy,
+            };
+            let options = Options {
+                rings: RingSizes { fill: 64, tx: 64 },
+                reserve: 64,
+                ..Options::default()
+            };
+            let (mut io, mut pool) = AfXdp::open(&[config], &options).expect("a socket");
+            let mut steering = Steering::new().expect("load");
+            let mut port = attach(&mut steering, "port", wanted);
+            steering.set_local4(&locals(&[("192.0.2.1", 32)])).expect("set");
+            port.set_steer(true, true).expect("set");
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
+            let socket = io.socket_fd(0).expect("open").as_raw_fd();
+            port.set_socket(0, socket).expect("into the map");
+
+            let own = "192.0.2.1".parse().expect("literal");
+            let esp = ethernet(PORT_MAC, 0x0800, &ipv4(own, 50));
+            assert_reason(&port, &wire, &esp, Reason::PassLocal);
+            steering.set_ipsec_terminate(true).expect("set");
+            let steered = [
+                (frame4("198.51.100.1"), Reason::SteerIpv4),
+                (frame4("127.0.0.1"), Reason::SteerIpv4),
+                (frame6("2001:db8:9::1"), Reason::SteerIpv6),
+                // One octet short of a destination address.
+                (frame4("192.0.2.1")[..14 + 19].to_vec(), Reason::SteerTooShort),
+                (frame6("2001:db8:9::1")[..14 + 39].to_vec(), Reason::SteerTooShort),
+                (esp, Reason::SteerIpsec),
+            ];
+            for (frame, reason) in &steered {
+                assert_reason(&port, &wire, frame, *reason);
+            }
+            let stats = WorkerStats::new(1);
+            let mut burst = Burst::default();
+            let start = Instant::now();
+            while burst.len() < steered.len() && start.elapsed() < PATIENCE {
+                io.rx_burst(0, &mut pool, &mut burst, &stats);
+            }
+            let got: Vec<&[u8]> = burst.as_slice().iter().map(|skb| skb.data()).collect();
+            let sent: Vec<&[u8]> = steered.iter().map(|(frame, _)| &frame[..]).collect();
+            assert_eq!(got, sent);
+
+            port.clear_socket(0).expect("out of the map");
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
+            port.set_socket(0, socket).expect("into the map again");
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::SteerIpv4);
+            // A socket that is closed, as by the end of the process, leaves the map by itself.
+            drop(io);
+            assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
         });
     }
 }
