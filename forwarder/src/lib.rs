@@ -11,6 +11,7 @@ pub mod fib;
 pub mod io;
 pub mod neigh;
 pub mod netfilter;
+pub mod pipeline;
 pub mod skb;
 pub mod stats;
 pub mod tables;

@@ -92,6 +92,10 @@ reasons! {
         Ipv6BadExthdr = "IPV6_BAD_EXTHDR",
         /// IPv6 extension headers beyond what is walked.
         Ipv6TooManyExthdrs = "IPV6_TOO_MANY_EXTHDRS",
+        /// More hop-by-hop options than are looked at.
+        Ipv6TooManyOptions = "IPV6_TOO_MANY_OPTIONS",
+        /// IPv6 is disabled on the interface.
+        Ipv6Disabled = "IPV6DISABLED",
         /// Hop-by-hop option that says drop when unknown (RFC 8200 4.2).
         Ipv6UnknownOption = "IPV6_UNKNOWN_OPTION",
         /// Dropped by a netfilter hook.

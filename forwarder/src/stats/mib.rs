@@ -12,6 +12,12 @@ reasons! {
         IpInHdrErrors = "IpInHdrErrors",
         /// IPv4 packets with an address that cannot be routed.
         IpInAddrErrors = "IpInAddrErrors",
+        /// IPv4 packets shorter than they say.
+        IpExtInTruncatedPkts = "IpExtInTruncatedPkts",
+        /// IPv4 packets with a wrong header checksum.
+        IpExtInCsumErrors = "IpExtInCsumErrors",
+        /// IPv4 packets that the reverse path filter refused.
+        TcpExtIPReversePathFilter = "TcpExtIPReversePathFilter",
         /// IPv4 packets discarded though nothing was wrong with them.
         IpInDiscards = "IpInDiscards",
         /// IPv4 packets forwarded.
@@ -38,8 +44,10 @@ reasons! {
         IcmpOutParmProbs = "IcmpOutParmProbs",
         /// ICMP Redirect sent.
         IcmpOutRedirects = "IcmpOutRedirects",
-        /// ICMP errors not sent because of the rate limits.
-        IcmpOutRateLimit = "IcmpOutRateLimit",
+        /// ICMP errors not sent because of icmp_msgs_per_sec.
+        IcmpOutRateLimitGlobal = "IcmpOutRateLimitGlobal",
+        /// ICMP errors not sent because of icmp_ratelimit.
+        IcmpOutRateLimitHost = "IcmpOutRateLimitHost",
         /// IPv6 packets received.
         Ip6InReceives = "Ip6InReceives",
         /// IPv6 packets with errors in their headers.
@@ -60,6 +68,8 @@ reasons! {
         Ip6OutRequests = "Ip6OutRequests",
         /// IPv6 packets that could not be sent for want of something.
         Ip6OutDiscards = "Ip6OutDiscards",
+        /// IPv6 packets that would have needed fragments.
+        Ip6FragFails = "Ip6FragFails",
         /// ICMPv6 messages sent.
         Icmp6OutMsgs = "Icmp6OutMsgs",
         /// ICMPv6 Destination Unreachable sent.
@@ -70,7 +80,7 @@ reasons! {
         Icmp6OutTimeExcds = "Icmp6OutTimeExcds",
         /// ICMPv6 Parameter Problem sent.
         Icmp6OutParmProblems = "Icmp6OutParmProblems",
-        /// ICMPv6 errors not sent because of the rate limits.
+        /// ICMPv6 errors not sent because of icmp.ratelimit.
         Icmp6OutRateLimitHost = "Icmp6OutRateLimitHost",
     }
 }

@@ -1,0 +1,103 @@
+//! Partial TCP and UDP checksums, as frames from veth and its like carry them.
+//!
+//! A sender whose device takes over the checksum leaves in the field the folded sum of the
+//! pseudo-header, not complemented (CHECKSUM_PARTIAL). The kernel marks such a packet outside it;
+//! AF_XDP shows only its octets. So: on a port where this can happen, a field that holds exactly
+//! that sum is taken for partial, unless the checksum is right as it is, which happens by chance
+//! once in 65,536 and needs no completion then.
+//!
+//! ICMP errors quote the packet with its partial checksum, as the kernel's do. Not recognised:
+//! checksums of a packet inside a tunnel, and SCTP's.
+
+use crate::skb::{IpSummed, SkBuff};
+use crate::wire::checksum::{
+    fold, is_valid, ones_complement_sum, pseudo_header_v4, pseudo_header_v6,
+};
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+
+/// Where a transport checksum is and what it is taken over.
+struct Checksum {
+    /// Offset of the transport header from the network header, octets.
+    transport: usize,
+    /// Offset of the end of the packet, likewise.
+    end: usize,
+    /// Offset of the field, likewise.
+    field: usize,
+    pseudo_header: u32,
+    udp: bool,
+}
+
+/// Marks a packet whose transport checksum is partial.
+pub(super) fn recognise(skb: &mut SkBuff) {
+    let packet = skb.network_header();
+    let Some(checksum) = find(packet) else { return };
+    let Some(&[high, low]) = packet.get(checksum.field..checksum.field + 2) else { return };
+    if u16::from_be_bytes([high, low]) != fold(checksum.pseudo_header) {
+        return;
+    }
+    let Some(covered) = packet.get(checksum.transport..checksum.end) else { return };
+    if !is_valid(checksum.pseudo_header + ones_complement_sum(covered)) {
+        skb.ip_summed = IpSummed::Partial;
+    }
+}
+
+/// `skb_checksum_help`: completes a partial checksum; does nothing to any other packet.
+#[inline]
+pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
+    if skb.ip_summed == IpSummed::Partial {
+        complete(skb);
+    }
+}
+
+#[cold]
+fn complete(skb: &mut SkBuff) {
+    skb.ip_summed = IpSummed::None;
+    let packet = skb.network_header_mut();
+    let Some(checksum) = find(packet) else { return };
+    let Some(covered) = packet.get(checksum.transport..checksum.end) else { return };
+    // The field holds the pseudo-header's part of the sum.
+    let mut value = !fold(ones_complement_sum(covered));
+    if checksum.udp && value == 0 {
+        // RFC 768: zero would say that there is none (CSUM_MANGLED_0).
+        value = 0xffff;
+    }
+    if let Some(field) = packet.get_mut(checksum.field..checksum.field + 2) {
+        field.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+/// The checksum of a whole TCP segment or UDP datagram; `packet` starts with its IP header.
+fn find(packet: &[u8]) -> Option<Checksum> {
+    let (transport, end, protocol, pseudo_header) = match packet.first()? >> 4 {
+        4 => {
+            let ipv4 = Ipv4Packet::new_checked(packet).ok().filter(|ipv4| !ipv4.is_fragment())?;
+            let (src, dst, protocol) = (ipv4.src_addr(), ipv4.dst_addr(), ipv4.protocol());
+            let end = usize::from(ipv4.total_len());
+            let len = end.checked_sub(ipv4.header_len())?;
+            let pseudo_header = pseudo_header_v4(src, dst, protocol, len as u16);
+            (ipv4.header_len(), end, protocol, pseudo_header)
+        }
+        6 => {
+            let ipv6 = Ipv6Packet::new_checked(packet).ok()?;
+            let upper = ipv6.upper_layer().ok().filter(|upper| upper.fragment.is_none())?;
+            let end = ipv6.total_len();
+            let len = end.checked_sub(upper.offset)? as u32;
+            let (src, dst) = (ipv6.src_addr(), ipv6.dst_addr());
+            let pseudo_header = pseudo_header_v6(src, dst, upper.protocol, len);
+            (upper.offset, end, upper.protocol, pseudo_header)
+        }
+        _ => return None,
+    };
+    let (field, udp) = match protocol {
+        Protocol::TCP => (transport + 16, false),
+        Protocol::UDP => (transport + 6, true),
+        _ => return None,
+    };
+    (field + 2 <= end && end <= packet.len()).then_some(Checksum {
+        transport,
+        end,
+        field,
+        pseudo_header,
+        udp,
+    })
+}

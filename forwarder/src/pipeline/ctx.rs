@@ -1,0 +1,145 @@
+//! What the road is given and what it leaves behind.
+//!
+//! [`Ctx`] borrows everything for one burst; [`PipelineState`] is what a worker's pipeline
+//! remembers between bursts; [`Effects`] is what the worker has to carry out afterwards. All
+//! memory is allocated when they are made.
+
+use std::net::IpAddr;
+
+use super::hold::HoldQueue;
+use super::ratelimit::IcmpLimiter;
+use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
+use crate::stats::{DropReason, PuntReason, WorkerStats};
+use crate::tables::Tables;
+
+/// Frames that one call may put on one port: a burst, and room for fragments. What is beyond is
+/// dropped as FULL_RING; the device's own queue would not have taken it either (the kernel's
+/// default txqueuelen is 1000).
+pub const EGRESS: usize = 1024;
+
+/// Neighbours asked for in one call. More are asked for again with the next packet.
+pub const NEIGH_REQUESTS: usize = 64;
+
+/// One burst's surroundings.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// The network as the control thread last published it. Read only.
+    pub tables: &'a Tables,
+    /// Free frames: ICMP errors and fragments take from it, dropped packets return to it.
+    pub pool: &'a mut FramePool,
+    /// What happened, counted.
+    pub stats: &'a WorkerStats,
+    /// What is remembered between bursts.
+    pub state: &'a mut PipelineState,
+    /// What is to be done afterwards.
+    pub out: &'a mut Effects,
+    /// The worker's clock, nanoseconds.
+    pub now_ns: u64,
+}
+
+/// What a worker's pipeline remembers between bursts.
+#[derive(Debug)]
+pub struct PipelineState {
+    /// Limits of ICMP errors.
+    pub(super) limiter: IcmpLimiter,
+    /// Packets that wait for a neighbour's address.
+    pub(super) hold: HoldQueue,
+    /// The next IPv4 identification of a packet of our own.
+    pub(super) ip_id: u16,
+    /// Keeps others from foreseeing which path a flow takes.
+    pub(super) hash_seed: u64,
+    /// Added to the worker's clock it gives nanoseconds since midnight UTC of some day; for the
+    /// IPv4 timestamp option. The worker sets it at start, and again as often as it likes.
+    pub utc_offset_ns: u64,
+}
+
+impl PipelineState {
+    /// The state of one of `workers` workers. They share the namespace's limit of ICMP messages
+    /// evenly. `seed` should be random.
+    pub fn new(seed: u64, workers: usize) -> PipelineState {
+        PipelineState {
+            limiter: IcmpLimiter::new(seed, workers),
+            hold: HoldQueue::new(),
+            ip_id: (seed >> 16) as u16,
+            hash_seed: seed,
+            utc_offset_ns: 0,
+        }
+    }
+
+    /// Packets that wait for a neighbour: the `held` of the conservation law.
+    pub fn held(&self) -> usize {
+        self.hold.held()
+    }
+}
+
+/// What the worker has to carry out after a call: send, hand back, ask.
+#[derive(Debug)]
+pub struct Effects {
+    /// Frames to send, by port.
+    pub egress: Box<[Burst]>,
+    /// Packets for the kernel.
+    pub punts: Burst,
+    /// Neighbours whose address is wanted: (ifindex, address). At most [`NEIGH_REQUESTS`].
+    pub neigh_requests: Vec<(u32, IpAddr)>,
+}
+
+impl Effects {
+    /// Nothing to do, on `ports` ports.
+    pub fn new(ports: usize) -> Effects {
+        Effects {
+            egress: (0..ports).map(|_| Burst::with_capacity(EGRESS)).collect(),
+            punts: Burst::with_capacity(2 * BURST),
+            neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
+        }
+    }
+
+    /// Frames waiting to be sent or handed back.
+    pub fn len(&self) -> usize {
+        self.egress.iter().map(Burst::len).sum::<usize>() + self.punts.len()
+    }
+
+    /// Whether there is nothing to send or hand back.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Notes a wish for a neighbour's address, once.
+    pub(super) fn ask_neigh(&mut self, oif: u32, addr: IpAddr) {
+        if self.neigh_requests.len() < NEIGH_REQUESTS && !self.neigh_requests.contains(&(oif, addr))
+        {
+            self.neigh_requests.push((oif, addr));
+        }
+    }
+}
+
+impl Ctx<'_> {
+    /// `kfree_skb_reason`: ends a packet and counts why.
+    pub(super) fn drop_skb(&mut self, skb: SkBuff, reason: DropReason) {
+        self.stats.drop(reason);
+        if let Some(port) = self.stats.ports.get(usize::from(skb.port)).filter(|_| skb.iif != 0) {
+            port.rx_dropped.inc();
+        }
+        self.pool.free(skb.into_frame());
+    }
+
+    /// Ends a packet that was used up, not lost (`consume_skb`).
+    pub(super) fn consume_skb(&mut self, skb: SkBuff) {
+        self.pool.free(skb.into_frame());
+    }
+
+    /// Hands a packet back to the kernel.
+    pub(super) fn punt_skb(&mut self, mut skb: SkBuff, reason: PuntReason) {
+        // The kernel would take the partial checksum for a wrong one.
+        super::csum_partial::skb_checksum_help(&mut skb);
+        let port = skb.port;
+        match self.out.punts.push(skb) {
+            Ok(()) => {
+                self.stats.punt(reason);
+                if let Some(port) = self.stats.ports.get(usize::from(port)) {
+                    port.punted.inc();
+                }
+            }
+            Err(skb) => self.drop_skb(skb, DropReason::PuntFailed),
+        }
+    }
+}

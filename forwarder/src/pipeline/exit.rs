@@ -1,0 +1,42 @@
+//! How a packet leaves the road before its end.
+//!
+//! Every stage returns `Result<_, Exit>`, and `?` is the only way off the road. What an exit does
+//! to the packet is done in one place, `leave` in the parent module.
+
+use crate::stats::{DropReason, PuntReason};
+
+/// A packet does not get where it was going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It is dropped in silence.
+    Drop(DropReason),
+    /// It is dropped and its sender is told, as far as the rules for ICMP errors allow.
+    Icmp(IcmpError),
+    /// It is handed back to the kernel, as it was received.
+    Punt(PuntReason),
+}
+
+/// An ICMP or ICMPv6 error: which of them is decided by the packet it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IcmpError {
+    /// The ICMP type.
+    pub icmp_type: u8,
+    /// The ICMP code.
+    pub code: u8,
+    /// The second word of the ICMP header, in host byte order: MTU or pointer as the type has it.
+    pub info: u32,
+    /// What the drop counts as.
+    pub reason: DropReason,
+}
+
+impl IcmpError {
+    /// An error whose second word is not used.
+    pub const fn new(icmp_type: u8, code: u8, reason: DropReason) -> IcmpError {
+        IcmpError { icmp_type, code, info: 0, reason }
+    }
+
+    /// An error whose second word says something.
+    pub const fn with_info(icmp_type: u8, code: u8, info: u32, reason: DropReason) -> IcmpError {
+        IcmpError { icmp_type, code, info, reason }
+    }
+}

@@ -1,0 +1,189 @@
+//! ICMPv6 errors (RFC 4443): `icmp6_send` of the kernel.
+//!
+//! RFC 4443 §2.4(e), when not to send one, stands at the head of [`icmp6_send`].
+
+use std::net::Ipv6Addr;
+
+use super::eth_input::is_l2_multicast;
+use super::icmp_send::global_allow;
+use super::ip_output::{PostRouted, post_routing};
+use super::ip6_input::Ipv6hdr;
+use super::ip6_output::ip6_finish_output;
+use super::route::{Dst, mix32};
+use super::route6::{icmp6_saddr, ip6_route_output};
+use super::{Ctx, Exit, IcmpError, nf_hook};
+use crate::netfilter::Hook;
+use crate::skb::{HEADROOM, NoRoom, SkBuff};
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::wire::ethernet::{self, EthernetFrame};
+use crate::wire::icmpv6::{self, Icmpv6Packet, Icmpv6Type, problem};
+use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, MTU_MIN, ipv6_addr_any, ipv6_addr_is_multicast};
+use crate::wire::{EtherType, Protocol, checksum};
+
+/// RFC 4443 §2.4(c): as much of the packet as fits, octets.
+const QUOTE_MAX: usize = MTU_MIN as usize - HEADER_LEN - icmpv6::HEADER_LEN;
+
+/// Tells the sender of `skb` why it does not get there, if that may be told. The packet itself is
+/// left alone.
+///
+/// # Errors
+/// The way to the sender is the kernel's alone: then it should have the packet, and tell.
+#[cold]
+pub(super) fn icmp6_send(
+    skb: &SkBuff,
+    error: &IcmpError,
+    ctx: &mut Ctx<'_>,
+) -> Result<(), PuntReason> {
+    let hdr = Ipv6hdr::of(skb);
+    let Some(dev) = ctx.tables.links.port(skb.port) else { return Ok(()) };
+    // (e.3), (e.4): not to multicast, but for what path MTU discovery and options ask for.
+    let group = ipv6_addr_is_multicast(hdr.daddr) || is_l2_multicast(skb);
+    if group && !is_for_multicast_too(skb, error) {
+        return Ok(());
+    }
+    // (e.6): not to what is not one node.
+    if ipv6_addr_any(hdr.saddr) || ipv6_addr_is_multicast(hdr.saddr) {
+        return Ok(());
+    }
+    // (e.1): not about an error.
+    if is_about_error(skb) {
+        return Ok(());
+    }
+    // net.ipv6.icmp.ratemask at its default: Packet Too Big is not limited.
+    let limited = error.icmp_type != Icmpv6Type::PKT_TOOBIG.0;
+    if limited && !global_allow(ctx) {
+        ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
+        return Ok(());
+    }
+    let dst = match ip6_route_output(hdr.saddr, dev, ctx) {
+        Ok(dst) => dst,
+        Err(Exit::Punt(reason)) => return Err(reason),
+        Err(_) => return Ok(()),
+    };
+    let Some(saddr) = icmp6_saddr(ctx.tables, &dst, dev, hdr.saddr) else { return Ok(()) };
+    if limited {
+        let timeout_ns = ratelimit_ns(&dst, hdr.saddr, ctx);
+        if !ctx.state.limiter.xrlim_allow(hdr.saddr.to_bits(), timeout_ns, ctx.now_ns) {
+            ctx.stats.mib(Mib::Icmp6OutRateLimitHost);
+            return Ok(());
+        }
+        ctx.state.limiter.global_consume();
+    }
+    send(skb, (saddr, hdr.saddr), error, &dst, ctx);
+    Ok(())
+}
+
+/// Packet Too Big, and Parameter Problem about an option of the kind that asks for it.
+fn is_for_multicast_too(skb: &SkBuff, error: &IcmpError) -> bool {
+    if error.icmp_type == Icmpv6Type::PKT_TOOBIG.0 {
+        return true;
+    }
+    let option = skb.network_header().get(error.info as usize);
+    error.icmp_type == Icmpv6Type::PARAMPROB.0
+        && error.code == problem::UNK_OPTION
+        && option.is_none_or(|kind| kind & 0xc0 == 0x80)
+}
+
+/// `is_ineligible`.
+fn is_about_error(skb: &SkBuff) -> bool {
+    let packet = skb.network_header();
+    let Ok(upper) = Ipv6Packet::new_unchecked(packet).upper_layer() else { return false };
+    if upper.protocol != Protocol::ICMPV6 || upper.later_fragment() {
+        return false;
+    }
+    match packet.get(upper.offset) {
+        Some(&inner) => Icmpv6Type(inner).is_error(),
+        // Cut off: of a fragment it may be in the next one.
+        None => !upper.fragment.is_some_and(|fragment| fragment.more_frags),
+    }
+}
+
+/// `icmpv6_xrlim_allow` lets more go to wider prefixes: the time is shifted right once for each 32
+/// bits that the route's prefix is short of 128. A lookup does not tell the prefix, so it is taken
+/// from the address on the link, and behind a router to be a /64.
+fn ratelimit_ns(dst: &Dst<'_>, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u64 {
+    let covers = |&&(addr, len): &&(Ipv6Addr, u8)| {
+        (addr.to_bits() ^ daddr.to_bits()).leading_zeros() >= u32::from(len)
+    };
+    let len = match dst.gateway {
+        None => dst.dev.addrs6.iter().find(covers).map_or(128, |addr| addr.1),
+        Some(_) => 64,
+    };
+    let timeout_ms =
+        ctx.tables.sysctl.icmp6_ratelimit_ms >> (128u32.saturating_sub(len.into()) >> 5);
+    u64::from(timeout_ms) * 1_000_000
+}
+
+fn send(
+    skb: &SkBuff,
+    addrs: (Ipv6Addr, Ipv6Addr),
+    error: &IcmpError,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) {
+    let packet = skb.network_header();
+    let quote = packet.get(..QUOTE_MAX).unwrap_or(packet);
+    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return };
+    (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
+    if fill(&mut reply, addrs, error, quote, ctx).is_err() {
+        return ctx.consume_skb(reply);
+    }
+    count(error, ctx);
+    match local_out(&mut reply, dst, ctx) {
+        Ok(routed) => ip6_finish_output(reply, dst, &routed, ctx),
+        Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
+    }
+}
+
+fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRouted, Exit> {
+    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV6, ctx)?;
+    post_routing(reply, dst, EtherType::IPV6, ctx)
+}
+
+/// Writes the error: link-layer header to be, IPv6 header, ICMPv6 header, quote.
+fn fill(
+    reply: &mut SkBuff,
+    (saddr, daddr): (Ipv6Addr, Ipv6Addr),
+    error: &IcmpError,
+    quote: &[u8],
+    ctx: &Ctx<'_>,
+) -> Result<(), NoRoom> {
+    let payload_len = icmpv6::HEADER_LEN + quote.len();
+    let octets = reply.put(ethernet::HEADER_LEN + HEADER_LEN + payload_len)?;
+    octets[..ethernet::HEADER_LEN].fill(0);
+    let (mac, packet) = octets.split_at_mut(ethernet::HEADER_LEN);
+    EthernetFrame::new_unchecked(mac).set_ethertype(EtherType::IPV6);
+    let (header, icmp) = packet.split_at_mut(HEADER_LEN);
+    let mut ipv6 = Ipv6Packet::new_unchecked(header);
+    // auto_flowlabels: the same label for the same flow (RFC 6437).
+    let label = mix32(ctx.state.hash_seed ^ daddr.to_bits() as u64 ^ (saddr.to_bits() as u64) << 1);
+    ipv6.set_version_class_flow(0, label);
+    ipv6.set_payload_len(payload_len as u16);
+    ipv6.set_next_header(Protocol::ICMPV6);
+    ipv6.set_hop_limit(ctx.tables.sysctl.hop_limit);
+    ipv6.set_src_addr(saddr);
+    ipv6.set_dst_addr(daddr);
+    let mut icmp = Icmpv6Packet::new_unchecked(icmp);
+    icmp.set_icmp_type(Icmpv6Type(error.icmp_type));
+    icmp.set_code(error.code);
+    icmp.set_rest_of_header(error.info.to_be_bytes());
+    icmp.payload_mut().copy_from_slice(quote);
+    let len = payload_len as u32;
+    icmp.fill_checksum(checksum::pseudo_header_v6(saddr, daddr, Protocol::ICMPV6, len));
+    reply.reset_mac_header();
+    reply.set_network_header(ethernet::HEADER_LEN);
+    reply.set_transport_header(ethernet::HEADER_LEN + HEADER_LEN);
+    Ok(())
+}
+
+fn count(error: &IcmpError, ctx: &Ctx<'_>) {
+    ctx.stats.mib(Mib::Icmp6OutMsgs);
+    ctx.stats.mib(Mib::Ip6OutRequests);
+    match Icmpv6Type(error.icmp_type) {
+        Icmpv6Type::DEST_UNREACH => ctx.stats.mib(Mib::Icmp6OutDestUnreachs),
+        Icmpv6Type::PKT_TOOBIG => ctx.stats.mib(Mib::Icmp6OutPktTooBigs),
+        Icmpv6Type::TIME_EXCEED => ctx.stats.mib(Mib::Icmp6OutTimeExcds),
+        Icmpv6Type::PARAMPROB => ctx.stats.mib(Mib::Icmp6OutParmProblems),
+        _ => {}
+    }
+}

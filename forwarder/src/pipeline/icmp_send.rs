@@ -1,0 +1,224 @@
+//! ICMP errors (RFC 792, RFC 1812 §4.3): `icmp_send` of the kernel.
+//!
+//! Of RFC 1812 §4.3.2.7, when not to send one, martian sources are refused long before; the rest
+//! stands at the head of [`icmp_send`], one early exit each.
+
+use super::eth_input::is_l2_multicast;
+use super::ip_forward::surroundings;
+use super::ip_input::Iphdr;
+use super::ip_options::{Echo, IpOptions};
+use super::ip_output::{ip_finish_output, post_routing};
+use super::route::{Dst, fib_result_prefsrc, inet_select_addr, ip_route_output};
+use super::{Ctx, Exit, IcmpError, nf_hook};
+use crate::netfilter::Hook;
+use crate::skb::{HEADROOM, NoRoom, SkBuff};
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::Link;
+use crate::wire::ethernet::{self, EthernetFrame};
+use crate::wire::icmpv4::{self, Icmpv4Packet, Icmpv4Type, unreach};
+use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
+use crate::wire::{EtherType, Protocol};
+
+/// RFC 1812 §4.3.2.3: as much as possible of the original without exceeding this, octets.
+const MESSAGE_MAX: usize = 576;
+/// RFC 1812 §4.3.2.5: the precedence of errors, INTERNETWORK CONTROL; the other bits of the type
+/// of service are the packet's own (IPTOS_PREC_INTERNETCONTROL, IPTOS_TOS_MASK).
+const PREC_INTERNETCONTROL: u8 = 0xc0;
+const TOS_MASK: u8 = 0x1e;
+/// INADDR_DUMMY, for a router without an address (RFC 7600 §4.8).
+const INADDR_DUMMY: u32 = u32::from_be_bytes([192, 0, 0, 8]);
+
+/// Tells the sender of `skb` why it does not get there, if that may be told. The packet itself is
+/// left alone.
+///
+/// # Errors
+/// The way to the sender is the kernel's alone: then it should have the packet, and tell.
+#[cold]
+pub(super) fn icmp_send(
+    skb: &SkBuff,
+    error: &IcmpError,
+    ctx: &mut Ctx<'_>,
+) -> Result<(), PuntReason> {
+    let iph = Iphdr::of(skb);
+    let Some(dev) = ctx.tables.links.port(skb.port) else { return Ok(()) };
+    // Not about link-layer multicast or broadcast.
+    if is_l2_multicast(skb) {
+        return Ok(());
+    }
+    // Not about a fragment other than the first.
+    if iph.later_fragment {
+        return Ok(());
+    }
+    // Not about an ICMP error; types nobody knows are taken for errors.
+    if iph.protocol == Protocol::ICMP {
+        let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
+        match ipv4.payload().first() {
+            Some(&inner) if !Icmpv4Type(inner).forbids_error() => {}
+            _ => return Ok(()),
+        }
+    }
+    let limited = is_limited(error, ctx);
+    if limited && !global_allow(ctx) {
+        ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
+        return Ok(());
+    }
+    let (dst, saddr) = match way_back(&iph, dev, ctx) {
+        Ok(way) => way,
+        Err(Exit::Punt(reason)) => return Err(reason),
+        // No way to the sender, or not to a single host: it cannot be told.
+        Err(_) => return Ok(()),
+    };
+    let options = match echo_options(skb, &iph, saddr, dev, ctx) {
+        Some(options) => options,
+        None => return Ok(()),
+    };
+    if limited {
+        let sysctl = &ctx.tables.sysctl;
+        let timeout_ns = u64::from(sysctl.icmp_ratelimit_ms) * 1_000_000;
+        if !ctx.state.limiter.xrlim_allow(u128::from(iph.saddr), timeout_ns, ctx.now_ns) {
+            ctx.stats.mib(Mib::IcmpOutRateLimitHost);
+            return Ok(());
+        }
+        ctx.state.limiter.global_consume();
+    }
+    let message = Message { saddr, daddr: iph.saddr, tos: iph.tos, options, error };
+    send(skb, &message, &dst, ctx);
+    Ok(())
+}
+
+/// `icmpv4_mask_allow`: whether the limits are for this error.
+fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
+    // Path MTU discovery is not held up.
+    let is_unreach = error.icmp_type == Icmpv4Type::DEST_UNREACH.0;
+    if is_unreach && error.code == unreach::FRAG_NEEDED {
+        return false;
+    }
+    ctx.tables.sysctl.icmp_ratemask >> error.icmp_type.min(31) & 1 != 0
+}
+
+/// `icmp_global_allow`, with the namespace's settings.
+pub(super) fn global_allow(ctx: &mut Ctx<'_>) -> bool {
+    let sysctl = &ctx.tables.sysctl;
+    let (per_sec, burst) = (sysctl.icmp_msgs_per_sec, sysctl.icmp_msgs_burst);
+    ctx.state.limiter.global_allow(per_sec, burst, ctx.now_ns)
+}
+
+/// `icmp_route_lookup`: the route to the sender, and the source address: that of the interface the
+/// packet came in by if icmp_errors_use_inbound_ifaddr says so, else the one the route prefers.
+fn way_back<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32), Exit> {
+    let inbound = ctx.tables.sysctl.icmp_errors_use_inbound_ifaddr;
+    let saddr = if inbound { inet_select_addr(ctx.tables, dev, iph.saddr) } else { 0 };
+    let dst = ip_route_output(iph.saddr, saddr, ctx)?;
+    let saddr = if saddr != 0 { saddr } else { fib_result_prefsrc(ctx.tables, &dst) };
+    Ok((dst, if saddr != 0 { saddr } else { INADDR_DUMMY }))
+}
+
+/// The options that go into the error; `None`: no error is to be sent.
+fn echo_options(
+    skb: &SkBuff,
+    iph: &Iphdr,
+    saddr: u32,
+    dev: &Link,
+    ctx: &Ctx<'_>,
+) -> Option<Option<Echo>> {
+    if !iph.has_options() {
+        return Some(None);
+    }
+    let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
+    let around = surroundings(iph, dev, ctx);
+    let (options, _) = IpOptions::compile(ipv4.option_octets(), &around);
+    options.echo(saddr, &around).map(Some)
+}
+
+/// What goes into the error beside the quoted packet.
+struct Message<'a> {
+    saddr: u32,
+    daddr: u32,
+    tos: u8,
+    options: Option<Echo>,
+    error: &'a IcmpError,
+}
+
+fn send(skb: &SkBuff, message: &Message<'_>, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
+    let options_len = message.options.as_ref().map_or(0, |echo| echo.octets().len());
+    let headers = HEADER_LEN_MIN + options_len + icmpv4::HEADER_LEN;
+    let room = (dst.mtu as usize).min(MESSAGE_MAX).saturating_sub(headers);
+    // A quote without a whole header says nothing.
+    if room <= HEADER_LEN_MIN {
+        return;
+    }
+    let packet = skb.network_header();
+    let quote = packet.get(..room).unwrap_or(packet);
+    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return };
+    (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
+    let ident = ctx.state.ip_id;
+    ctx.state.ip_id = ident.wrapping_add(1);
+    if fill(&mut reply, message, quote, ident, ctx).is_err() {
+        return ctx.consume_skb(reply);
+    }
+    count(message.error, ctx);
+    match local_out(&mut reply, dst, ctx) {
+        Ok(routed) => ip_finish_output(reply, dst, &routed, ctx),
+        Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
+    }
+}
+
+fn local_out(
+    reply: &mut SkBuff,
+    dst: &Dst<'_>,
+    ctx: &Ctx<'_>,
+) -> Result<super::ip_output::PostRouted, Exit> {
+    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV4, ctx)?;
+    post_routing(reply, dst, EtherType::IPV4, ctx)
+}
+
+/// Writes the error: link-layer header to be, IP header, options, ICMP header, quote.
+fn fill(
+    reply: &mut SkBuff,
+    message: &Message<'_>,
+    quote: &[u8],
+    ident: u16,
+    ctx: &Ctx<'_>,
+) -> Result<(), NoRoom> {
+    let options = message.options.as_ref().map_or(&[][..], Echo::octets);
+    let header_len = HEADER_LEN_MIN + options.len();
+    let total_len = header_len + icmpv4::HEADER_LEN + quote.len();
+    let octets = reply.put(ethernet::HEADER_LEN + total_len)?;
+    octets[..ethernet::HEADER_LEN + header_len].fill(0);
+    let (mac, packet) = octets.split_at_mut(ethernet::HEADER_LEN);
+    EthernetFrame::new_unchecked(mac).set_ethertype(EtherType::IPV4);
+    let (header, icmp) = packet.split_at_mut(header_len);
+    header[HEADER_LEN_MIN..].copy_from_slice(options);
+    let mut ipv4 = Ipv4Packet::new_unchecked(header);
+    ipv4.set_version_and_header_len(header_len);
+    ipv4.set_tos(message.tos & TOS_MASK | PREC_INTERNETCONTROL);
+    ipv4.set_total_len(total_len as u16);
+    ipv4.set_ident(ident);
+    ipv4.set_ttl(ctx.tables.sysctl.ip_default_ttl);
+    ipv4.set_protocol(Protocol::ICMP);
+    ipv4.set_src_addr(message.saddr.into());
+    ipv4.set_dst_addr(message.daddr.into());
+    ipv4.fill_checksum();
+    let mut icmp = Icmpv4Packet::new_unchecked(icmp);
+    icmp.set_icmp_type(Icmpv4Type(message.error.icmp_type));
+    icmp.set_code(message.error.code);
+    icmp.set_rest_of_header(message.error.info.to_be_bytes());
+    icmp.payload_mut().copy_from_slice(quote);
+    icmp.fill_checksum();
+    reply.reset_mac_header();
+    reply.set_network_header(ethernet::HEADER_LEN);
+    reply.set_transport_header(ethernet::HEADER_LEN + header_len);
+    Ok(())
+}
+
+/// `icmp_out_count`.
+fn count(error: &IcmpError, ctx: &Ctx<'_>) {
+    ctx.stats.mib(Mib::IcmpOutMsgs);
+    ctx.stats.mib(Mib::IpOutRequests);
+    match Icmpv4Type(error.icmp_type) {
+        Icmpv4Type::DEST_UNREACH => ctx.stats.mib(Mib::IcmpOutDestUnreachs),
+        Icmpv4Type::TIME_EXCEEDED => ctx.stats.mib(Mib::IcmpOutTimeExcds),
+        Icmpv4Type::PARAMETERPROB => ctx.stats.mib(Mib::IcmpOutParmProbs),
+        _ => {}
+    }
+}

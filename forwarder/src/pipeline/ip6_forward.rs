@@ -1,0 +1,85 @@
+//! IPv6 forwarding: `ip6_forward` of the kernel. Every check stands before the first write.
+//!
+//! A routing header of a packet in transit is not looked at (RFC 8200 §4.4).
+
+use super::eth_input::is_l2_multicast;
+use super::ip6_input::Ipv6hdr;
+use super::route::Dst;
+use super::{Ctx, Exit, IcmpError, nf_hook};
+use crate::netfilter::Hook;
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::Link;
+use crate::wire::EtherType;
+use crate::wire::icmpv6::{Icmpv6Type, exceeded, unreach};
+use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_linklocal};
+
+/// How often a redirect about one destination is sent: one a second.
+const REDIRECT_NS: u64 = 1_000_000_000;
+
+/// `ip6_forward`, up to its first write.
+#[inline]
+pub(super) fn ip6_forward_checks(
+    skb: &SkBuff,
+    hdr: &Ipv6hdr,
+    dev: &Link,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) -> Result<(), Exit> {
+    if !dev.forwarding6 {
+        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        return Err(Exit::Drop(DropReason::ForwardingOff));
+    }
+    if is_l2_multicast(skb) {
+        return Err(Exit::Drop(DropReason::UnicastInL2Multicast));
+    }
+    // RFC 8200 §3.
+    if hdr.hop_limit <= 1 {
+        ctx.stats.mib(Mib::Ip6InHdrErrors);
+        let (exceeded, code) = (Icmpv6Type::TIME_EXCEED.0, exceeded::EXC_HOPLIMIT);
+        return Err(Exit::Icmp(IcmpError::new(exceeded, code, DropReason::TtlExceeded)));
+    }
+    if dst.dev.ifindex == dev.ifindex {
+        let daddr = hdr.daddr.to_bits();
+        if ctx.state.limiter.xrlim_allow(daddr, REDIRECT_NS, ctx.now_ns) {
+            // The kernel forwards it and tells the sender.
+            return Err(Exit::Punt(PuntReason::Redirect));
+        }
+    } else {
+        source_scope(hdr, ctx)?;
+    }
+    ctx.stats.mib(Mib::Ip6OutForwDatagrams);
+    if hdr.len > dst.mtu as usize {
+        // RFC 8201 §4: routers do not fragment.
+        ctx.stats.mib(Mib::Ip6InTooBigErrors);
+        ctx.stats.mib(Mib::Ip6FragFails);
+        let reason = DropReason::PktTooBig;
+        return Err(Exit::Icmp(IcmpError::with_info(Icmpv6Type::PKT_TOOBIG.0, 0, dst.mtu, reason)));
+    }
+    Ok(())
+}
+
+/// Sources that may not cross a router (RFC 4291 §2.5.2, §2.5.6). Multicast and loopback ones were
+/// refused on reception.
+#[inline]
+fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    if ipv6_addr_any(hdr.saddr) {
+        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        return Err(Exit::Drop(DropReason::IpInvalidSource));
+    }
+    if ipv6_addr_is_linklocal(hdr.saddr) {
+        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        let (unreach, code) = (Icmpv6Type::DEST_UNREACH.0, unreach::NOT_NEIGHBOUR);
+        return Err(Exit::Icmp(IcmpError::new(unreach, code, DropReason::IpBeyondScope)));
+    }
+    Ok(())
+}
+
+/// The rest of `ip6_forward`: from here on the packet is changed.
+#[inline]
+pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    if let Some(fixed) = skb.network_header_mut().first_chunk_mut::<HEADER_LEN>() {
+        Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
+    }
+    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx)
+}

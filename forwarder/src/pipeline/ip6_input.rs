@@ -1,0 +1,216 @@
+//! IPv6 reception up to the routing decision: `ip6_rcv_core` and `ipv6_parse_hopopts` of the kernel.
+
+use super::{Ctx, Exit, IcmpError};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::Link;
+use crate::wire::Protocol;
+use crate::wire::icmpv6::{Icmpv6Type, problem};
+use crate::wire::ipv6::{
+    HEADER_LEN, Ipv6Packet, ipv6_addr_is_multicast, ipv6_addr_loopback, ipv6_addr_scope,
+};
+use crate::wire::ipv6_ext::{Ipv6OptionKind, UnknownAction};
+use std::net::Ipv6Addr;
+
+/// net.ipv6.max_hbh_opts_number at its default: options that are not padding.
+const MAX_HBH_OPTS: usize = 8;
+/// RFC 4942 §2.1.9.5: no more padding in a row than aligns to eight octets.
+const MAX_PADDING: usize = 7;
+/// RFC 9486; ignored unless ioam6_enabled says otherwise, but it must be aligned.
+const IOAM: Ipv6OptionKind = Ipv6OptionKind(0x31);
+/// RFC 5570: judging it takes the kernel's label database.
+const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
+
+/// The fixed header.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ipv6hdr {
+    pub saddr: Ipv6Addr,
+    pub daddr: Ipv6Addr,
+    pub hop_limit: u8,
+    /// Length of the whole packet, octets.
+    pub len: usize,
+}
+
+impl Ipv6hdr {
+    /// The header of a packet that passed [`ip6_rcv_core`].
+    #[inline]
+    pub fn of(skb: &SkBuff) -> Ipv6hdr {
+        let packet = skb.network_header();
+        let fixed = packet.first_chunk::<HEADER_LEN>().unwrap_or(&[0; HEADER_LEN]);
+        let ipv6 = Ipv6Packet::new_unchecked(fixed);
+        Ipv6hdr {
+            saddr: ipv6.src_addr(),
+            daddr: ipv6.dst_addr(),
+            hop_limit: ipv6.hop_limit(),
+            len: packet.len(),
+        }
+    }
+}
+
+/// Whether the packet is one at all. Takes padding off, and looks at hop-by-hop options.
+#[inline]
+pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    let stats = ctx.stats;
+    stats.mib(Mib::Ip6InReceives);
+    if dev.disable_ipv6 {
+        stats.mib(Mib::Ip6InDiscards);
+        return Err(Exit::Drop(DropReason::Ipv6Disabled));
+    }
+    let packet = skb.network_header();
+    let available = packet.len();
+    let Some(fixed) = packet.first_chunk::<HEADER_LEN>() else {
+        return header_error(DropReason::IpTruncated, ctx);
+    };
+    let ipv6 = Ipv6Packet::new_unchecked(fixed);
+    if ipv6.version() != 6 {
+        return header_error(DropReason::IpVersion, ctx);
+    }
+    if let Some(reason) = unusable(ipv6.src_addr(), ipv6.dst_addr()) {
+        return header_error(reason, ctx);
+    }
+    // The length may be zero if a jumbo payload option says more; see there.
+    let hop_by_hop = ipv6.next_header() == Protocol::HOP_BY_HOP;
+    let total_len = ipv6.total_len();
+    if ipv6.payload_len() != 0 || !hop_by_hop {
+        if total_len > available {
+            stats.mib(Mib::Ip6InTruncatedPkts);
+            return Err(Exit::Drop(DropReason::IpTotalLength));
+        }
+        let offset = skb.network_offset();
+        skb.trim(offset + total_len);
+    }
+    skb.set_transport_header(skb.network_offset() + HEADER_LEN);
+    if hop_by_hop {
+        return parse_hopopts(skb, ctx);
+    }
+    Ok(())
+}
+
+#[cold]
+fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    ctx.stats.mib(Mib::Ip6InHdrErrors);
+    Err(Exit::Drop(reason))
+}
+
+/// Addresses no packet on the wire may have.
+#[inline]
+fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
+    // RFC 4291 §2.5.3: the loopback address stays within the node.
+    if ipv6_addr_loopback(saddr) {
+        return Some(DropReason::IpInvalidSource);
+    }
+    if ipv6_addr_loopback(daddr) {
+        return Some(DropReason::IpInvalidDest);
+    }
+    // RFC 4291 §2.7 with erratum 3480: nor do scope 1, interface-local, and the reserved scope 0.
+    if ipv6_addr_is_multicast(daddr) && ipv6_addr_scope(daddr).0 <= 1 {
+        return Some(DropReason::IpInvalidDest);
+    }
+    // RFC 4291 §2.7: never a source.
+    ipv6_addr_is_multicast(saddr).then_some(DropReason::IpInvalidSource)
+}
+
+/// `ipv6_parse_hopopts`: the one extension header a router looks into (RFC 8200 §4.3).
+#[cold]
+fn parse_hopopts(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    let result = parse_tlv(skb.network_header());
+    if matches!(result, Err(Exit::Drop(_) | Exit::Icmp(_))) {
+        ctx.stats.mib(Mib::Ip6InHdrErrors);
+    }
+    result
+}
+
+/// `ip6_parse_tlv`.
+fn parse_tlv(packet: &[u8]) -> Result<(), Exit> {
+    const BAD: Exit = Exit::Drop(DropReason::Ipv6BadExthdr);
+    let header = packet.get(HEADER_LEN..).unwrap_or(&[]);
+    let len = header.get(1).map_or(usize::MAX, |units| (usize::from(*units) + 1) * 8);
+    let header = header.get(..len).ok_or(BAD)?;
+    let (mut at, mut padding, mut count) = (2, 0, 0);
+    let mut punt = false;
+    while let Some(&kind) = header.get(at) {
+        let kind = Ipv6OptionKind(kind);
+        if kind == Ipv6OptionKind::PAD1 {
+            (at, padding) = (at + 1, padding + 1);
+            if padding > MAX_PADDING {
+                return Err(BAD);
+            }
+            continue;
+        }
+        let option_len = 2 + usize::from(*header.get(at + 1).ok_or(BAD)?);
+        let option = header.get(at..at + option_len).ok_or(BAD)?;
+        if kind == Ipv6OptionKind::PADN {
+            padding += option_len;
+            if padding > MAX_PADDING || option.iter().skip(2).any(|&octet| octet != 0) {
+                return Err(BAD);
+            }
+        } else {
+            (padding, count) = (0, count + 1);
+            if count > MAX_HBH_OPTS {
+                return Err(Exit::Drop(DropReason::Ipv6TooManyOptions));
+            }
+            punt |= hop_option(kind, option, HEADER_LEN + at, packet)?;
+        }
+        at += option_len;
+    }
+    if punt { Err(Exit::Punt(PuntReason::IpOption)) } else { Ok(()) }
+}
+
+/// One option that is not padding; whether the kernel has to see it. `pointer` is its offset in the
+/// packet.
+fn hop_option(
+    kind: Ipv6OptionKind,
+    option: &[u8],
+    pointer: usize,
+    packet: &[u8],
+) -> Result<bool, Exit> {
+    const BAD: Exit = Exit::Drop(DropReason::Ipv6BadExthdr);
+    match kind {
+        // RFC 2711: it may interest one of the kernel's sockets.
+        Ipv6OptionKind::ROUTER_ALERT if option.len() == 4 => Ok(true),
+        Ipv6OptionKind::ROUTER_ALERT => Err(BAD),
+        IOAM if pointer & 3 == 0 => Ok(false),
+        IOAM => Err(BAD),
+        CALIPSO => Ok(true),
+        Ipv6OptionKind::JUMBO => jumbo(option, pointer, packet),
+        _ => unknown(kind, pointer, packet).map(|()| false),
+    }
+}
+
+/// RFC 2675 §3, as `ipv6_hop_jumbo` has it. What is rightly a jumbogram does not fit a frame.
+fn jumbo(option: &[u8], pointer: usize, packet: &[u8]) -> Result<bool, Exit> {
+    let [_, _, len @ ..] = option else { return Err(Exit::Drop(DropReason::Ipv6BadExthdr)) };
+    let Ok(len) = <[u8; 4]>::try_from(len) else {
+        return Err(Exit::Drop(DropReason::Ipv6BadExthdr));
+    };
+    if pointer & 3 != 2 {
+        return Err(Exit::Drop(DropReason::Ipv6BadExthdr));
+    }
+    if u32::from_be_bytes(len) <= u32::from(u16::MAX) {
+        return Err(param_prob(problem::HDR_FIELD, pointer + 2));
+    }
+    if Ipv6Packet::new_unchecked(packet).payload_len() != 0 {
+        return Err(param_prob(problem::HDR_FIELD, pointer));
+    }
+    Err(Exit::Drop(DropReason::IpTotalLength))
+}
+
+/// RFC 8200 §4.2: the two highest bits of an option's type say what to do.
+fn unknown(kind: Ipv6OptionKind, pointer: usize, packet: &[u8]) -> Result<(), Exit> {
+    const SILENT: Result<(), Exit> = Err(Exit::Drop(DropReason::Ipv6UnknownOption));
+    let multicast = ipv6_addr_is_multicast(Ipv6Packet::new_unchecked(packet).dst_addr());
+    match kind.action_if_unknown() {
+        UnknownAction::Skip => Ok(()),
+        UnknownAction::Discard => SILENT,
+        UnknownAction::DiscardAndReportUnicast if multicast => SILENT,
+        _ => Err(param_prob(problem::UNK_OPTION, pointer)),
+    }
+}
+
+fn param_prob(code: u8, pointer: usize) -> Exit {
+    let reason = match code {
+        problem::UNK_OPTION => DropReason::Ipv6UnknownOption,
+        _ => DropReason::Ipv6BadExthdr,
+    };
+    Exit::Icmp(IcmpError::with_info(Icmpv6Type::PARAMPROB.0, code, pointer as u32, reason))
+}

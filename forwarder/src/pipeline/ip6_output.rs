@@ -1,0 +1,25 @@
+//! IPv6 output behind POST_ROUTING: `ip6_finish_output2` of the kernel. Routers do not fragment, so
+//! nothing else is left to do.
+
+use std::net::IpAddr;
+
+use super::Ctx;
+use super::ip_output::PostRouted;
+use super::neigh_output::neigh_output;
+use super::route::Dst;
+use crate::skb::SkBuff;
+use crate::wire::Ipv6Packet;
+
+/// Sends the packet to the router, or to the destination itself.
+#[inline]
+pub(super) fn ip6_finish_output(
+    skb: SkBuff,
+    dst: &Dst<'_>,
+    routed: &PostRouted,
+    ctx: &mut Ctx<'_>,
+) {
+    let nexthop = dst
+        .gateway
+        .unwrap_or_else(|| IpAddr::V6(Ipv6Packet::new_unchecked(skb.network_header()).dst_addr()));
+    neigh_output(skb, dst, nexthop, routed, ctx);
+}

@@ -1,0 +1,126 @@
+//! IPv4 fragmentation (RFC 791 §2.3, RFC 1812 §4.2.2.7): `ip_do_fragment` of the kernel, by its
+//! slow path, so that sizes are the kernel's.
+//!
+//! A fragment may itself be fragmented. Every fragment but the last of a packet is a multiple of
+//! eight octets; options without the copied flag go with the first one alone.
+
+use super::Ctx;
+use super::csum_partial::skb_checksum_help;
+use super::ip_options::ip_options_fragment;
+use super::ip_output::{PostRouted, ip_finish_output2};
+use super::route::Dst;
+use crate::skb::{HEADROOM, NoRoom, SkBuff};
+use crate::stats::{DropReason, Mib};
+use crate::wire::ethernet;
+use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
+
+/// The packet to be cut.
+struct Whole {
+    header: [u8; HEADER_LEN_MAX],
+    header_len: usize,
+    payload_len: usize,
+    /// Where its payload lies in that of the packet it may be a fragment of, octets.
+    offset: usize,
+    more_frags: bool,
+    /// Most payload of one fragment.
+    room: usize,
+}
+
+/// `ip_fragment`: sends a packet in fragments. DF was looked at in `ip_forward`.
+#[cold]
+pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
+    skb_checksum_help(&mut skb);
+    let fragments = measure(&skb, dst.mtu);
+    let affordable = fragments.as_ref().is_some_and(|(_, count)| *count <= ctx.pool.available());
+    let Some((mut whole, _)) = fragments.filter(|_| affordable) else {
+        ctx.stats.mib(Mib::IpFragFails);
+        return ctx.drop_skb(skb, DropReason::FragFailed);
+    };
+    let mut done = 0;
+    while done < whole.payload_len {
+        let Some((fragment, len)) = next_fragment(&skb, &whole, done, ctx) else {
+            ctx.stats.mib(Mib::IpFragFails);
+            return ctx.drop_skb(skb, DropReason::FragFailed);
+        };
+        if whole.offset + done == 0 {
+            // Once, on the copy of the header that the rest is made from.
+            ip_options_fragment(&mut whole.header[HEADER_LEN_MIN..whole.header_len]);
+        }
+        done += len;
+        ctx.stats.mib(Mib::IpFragCreates);
+        ip_finish_output2(fragment, dst, routed, ctx);
+    }
+    ctx.stats.mib(Mib::IpFragOKs);
+    ctx.consume_skb(skb);
+}
+
+/// Whether and into how many fragments, at most, the packet can be cut.
+fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
+    let packet = skb.network_header();
+    let ipv4 = Ipv4Packet::new_checked(packet).ok()?;
+    let header_len = ipv4.header_len();
+    let payload_len = packet.len().checked_sub(header_len)?;
+    let offset = usize::from(ipv4.frag_offset());
+    let room = (mtu as usize).checked_sub(header_len).filter(|&room| room >= 8)?;
+    // An offset beyond 16 bits cannot be written; the kernel lets it run into the flags.
+    if offset + payload_len > usize::from(u16::MAX) {
+        return None;
+    }
+    let mut header = [0; HEADER_LEN_MAX];
+    header[..header_len].copy_from_slice(ipv4.header());
+    let more_frags = ipv4.more_frags();
+    let whole = Whole { header, header_len, payload_len, offset, more_frags, room };
+    Some((whole, payload_len.div_ceil(room & !7)))
+}
+
+/// `ip_frag_next`: the fragment whose payload starts `done` octets into the whole one, and how much
+/// of it there is.
+fn next_fragment(
+    skb: &SkBuff,
+    whole: &Whole,
+    done: usize,
+    ctx: &mut Ctx<'_>,
+) -> Option<(SkBuff, usize)> {
+    let left = whole.payload_len - done;
+    // The last one may end in the middle of eight octets, and so use room that others cannot.
+    let len = if left <= whole.room { left } else { whole.room & !7 };
+    let mut fragment = SkBuff::alloc_skb(ctx.pool, HEADROOM)?;
+    (fragment.port, fragment.iif, fragment.mark) = (skb.port, skb.iif, skb.mark);
+    fragment.tstamp_ns = skb.tstamp_ns;
+    if fill(&mut fragment, skb, whole, done, len).is_err() {
+        ctx.consume_skb(fragment);
+        return None;
+    }
+    Some((fragment, len))
+}
+
+fn fill(
+    fragment: &mut SkBuff,
+    skb: &SkBuff,
+    whole: &Whole,
+    done: usize,
+    len: usize,
+) -> Result<(), NoRoom> {
+    let link_layer = ethernet::HEADER_LEN;
+    let octets = fragment.put(link_layer + whole.header_len + len)?;
+    let (mac, rest) = octets.split_at_mut(link_layer);
+    let (header, payload) = rest.split_at_mut(whole.header_len);
+    let from = whole.header_len + done;
+    let source = skb.network_header().get(from..from + len).unwrap_or(&[]);
+    let mac_source = skb.mac_header().get(..link_layer).unwrap_or(&[]);
+    if source.len() != len || mac_source.len() != link_layer {
+        return Err(NoRoom { wanted: len, available: source.len() });
+    }
+    mac.copy_from_slice(mac_source);
+    payload.copy_from_slice(source);
+    header.copy_from_slice(&whole.header[..whole.header_len]);
+    let mut ipv4 = Ipv4Packet::new_unchecked(header);
+    let more_frags = done + len < whole.payload_len || whole.more_frags;
+    ipv4.set_frag(false, more_frags, (whole.offset + done) as u16);
+    ipv4.set_total_len((whole.header_len + len) as u16);
+    ipv4.fill_checksum();
+    fragment.reset_mac_header();
+    fragment.set_network_header(link_layer);
+    fragment.set_transport_header(link_layer + whole.header_len);
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! IPv4 reception up to the routing decision: `ip_rcv_core` of the kernel.
+//!
+//! The checks are those of RFC 1812 §5.2.2, in the kernel's order; each refusal has its own drop
+//! reason and moves the kernel's counter.
+
+use super::Exit;
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib, WorkerStats};
+use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
+use crate::wire::{Protocol, checksum};
+
+/// The fixed part of a header, in host byte order.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Iphdr {
+    pub saddr: u32,
+    pub daddr: u32,
+    /// Length of header and payload, octets.
+    pub tot_len: u16,
+    /// Length of the header, octets.
+    pub header_len: u8,
+    pub tos: u8,
+    pub ttl: u8,
+    pub protocol: Protocol,
+    pub dont_frag: bool,
+    /// Offset of this fragment is not 0.
+    pub later_fragment: bool,
+}
+
+impl Iphdr {
+    /// The header of a packet that passed [`ip_rcv_core`].
+    #[inline]
+    pub fn of(skb: &SkBuff) -> Iphdr {
+        let packet = skb.network_header();
+        match packet.first_chunk::<HEADER_LEN_MIN>() {
+            Some(fixed) => Iphdr::read(fixed),
+            None => Iphdr::read(&[0; HEADER_LEN_MIN]),
+        }
+    }
+
+    #[inline]
+    fn read(fixed: &[u8; HEADER_LEN_MIN]) -> Iphdr {
+        let ipv4 = Ipv4Packet::new_unchecked(fixed);
+        Iphdr {
+            saddr: ipv4.src_addr().to_bits(),
+            daddr: ipv4.dst_addr().to_bits(),
+            tot_len: ipv4.total_len(),
+            header_len: ipv4.header_len() as u8,
+            tos: ipv4.tos(),
+            ttl: ipv4.ttl(),
+            protocol: ipv4.protocol(),
+            dont_frag: ipv4.dont_frag(),
+            later_fragment: !ipv4.is_first_fragment(),
+        }
+    }
+
+    /// Whether the header has options.
+    #[inline]
+    pub fn has_options(&self) -> bool {
+        usize::from(self.header_len) > HEADER_LEN_MIN
+    }
+}
+
+/// Whether the packet is one at all. Takes the padding of short frames off (RFC 894).
+#[inline]
+pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<(), Exit> {
+    stats.mib(Mib::IpInReceives);
+    let packet = skb.network_header();
+    let available = packet.len();
+    // 1. Long enough for a header.
+    let Some(fixed) = packet.first_chunk::<HEADER_LEN_MIN>() else {
+        return header_error(stats, DropReason::IpTruncated);
+    };
+    let ipv4 = Ipv4Packet::new_unchecked(fixed);
+    // 4. Version, and 3. header length: the kernel looks at both before the checksum.
+    if ipv4.version() != 4 {
+        return header_error(stats, DropReason::IpVersion);
+    }
+    let header_len = ipv4.header_len();
+    if header_len < HEADER_LEN_MIN {
+        return header_error(stats, DropReason::IpHeaderLength);
+    }
+    if header_len > available {
+        return header_error(stats, DropReason::IpTruncated);
+    }
+    // 2. Checksum.
+    let sum = if header_len == HEADER_LEN_MIN {
+        checksum::ones_complement_sum(fixed)
+    } else {
+        checksum::ones_complement_sum(packet.get(..header_len).unwrap_or(&[]))
+    };
+    if !checksum::is_valid(sum) {
+        stats.mib(Mib::IpExtInCsumErrors);
+        return header_error(stats, DropReason::IpCsum);
+    }
+    // 5. Total length: within the frame, and not shorter than the header.
+    let total_len = usize::from(ipv4.total_len());
+    if total_len > available {
+        stats.mib(Mib::IpExtInTruncatedPkts);
+        return Err(Exit::Drop(DropReason::IpTotalLength));
+    }
+    if total_len < header_len {
+        return header_error(stats, DropReason::IpTotalLength);
+    }
+    let offset = skb.network_offset();
+    skb.trim(offset + total_len);
+    skb.set_transport_header(offset + header_len);
+    Ok(())
+}
+
+#[cold]
+fn header_error(stats: &WorkerStats, reason: DropReason) -> Result<(), Exit> {
+    stats.mib(Mib::IpInHdrErrors);
+    Err(Exit::Drop(reason))
+}

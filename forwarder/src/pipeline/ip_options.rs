@@ -1,0 +1,371 @@
+//! IPv4 options (RFC 791 §3.1, RFC 1812 §5.2.4): `ip_options_compile`, `ip_forward_options`,
+//! `ip_options_echo` and `ip_options_fragment` of the kernel.
+//!
+//! Unlike the kernel's, this compilation writes nothing into the packet: what it changes, it
+//! changes in a copy of the options, which goes into the packet when the packet is forwarded. So an
+//! ICMP error quotes the packet as it was received.
+
+use super::route::{fib_compute_spec_dst, is_unicast_elsewhere};
+use crate::tables::{Link, Tables};
+use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN};
+use crate::wire::ipv4_option::OptionKind;
+
+/// Longest area of options, octets.
+pub(super) const OPTIONS_MAX: usize = HEADER_LEN_MAX - HEADER_LEN_MIN;
+
+/// IPOPT_TS_*: what the timestamp option records.
+const TS_TSONLY: u8 = 0;
+const TS_TSANDADDR: u8 = 1;
+const TS_PRESPEC: u8 = 3;
+
+/// What the options record, beside the packet itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    pub tables: &'a Tables,
+    /// The interface the packet came in by.
+    pub dev: &'a Link,
+    pub saddr: u32,
+    /// Milliseconds since midnight UTC (`inet_current_timestamp`).
+    pub timestamp_ms: u32,
+}
+
+/// `struct ip_options`: the options of one packet, and where they are. Offsets are octets from the
+/// start of the options; lengths are in the options themselves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct IpOptions {
+    octets: [u8; OPTIONS_MAX],
+    len: usize,
+    rr: Option<usize>,
+    ts: Option<usize>,
+    pub source_route: bool,
+    pub router_alert: bool,
+    /// Judging it takes the kernel's label database.
+    pub cipso: bool,
+    rr_needaddr: bool,
+    ts_needaddr: bool,
+    ts_needtime: bool,
+    /// The copy differs from the packet, other than by what [`Self::record_route`] adds.
+    is_changed: bool,
+}
+
+impl IpOptions {
+    fn new(octets: &[u8]) -> IpOptions {
+        let len = octets.len().min(OPTIONS_MAX);
+        let mut options = IpOptions {
+            octets: [0; OPTIONS_MAX],
+            len,
+            rr: None,
+            ts: None,
+            source_route: false,
+            router_alert: false,
+            cipso: false,
+            rr_needaddr: false,
+            ts_needaddr: false,
+            ts_needtime: false,
+            is_changed: false,
+        };
+        options.octets[..len].copy_from_slice(&octets[..len]);
+        options
+    }
+
+    /// `ip_options_compile`. On error the pointer of a Parameter Problem comes with what was
+    /// understood before.
+    pub fn compile(octets: &[u8], around: &Surroundings<'_>) -> (IpOptions, Result<(), u8>) {
+        let mut options = IpOptions::new(octets);
+        let result = options.walk(around);
+        // Pointers count from the start of the IP header.
+        (options, result.map_err(|at| (HEADER_LEN_MIN + at) as u8))
+    }
+
+    fn walk(&mut self, around: &Surroundings<'_>) -> Result<(), usize> {
+        let mut at = 0;
+        while at < self.len {
+            match OptionKind(self.octets[at]) {
+                OptionKind::EOL => {
+                    let rest = &mut self.octets[at + 1..self.len];
+                    self.is_changed |= rest.iter().any(|&octet| octet != 0);
+                    rest.fill(0);
+                    return Ok(());
+                }
+                OptionKind::NOP => {
+                    at += 1;
+                    continue;
+                }
+                _ => {}
+            }
+            let left = self.len - at;
+            if left < 2 {
+                return Err(at);
+            }
+            let len = usize::from(self.octets[at + 1]);
+            if len < 2 || len > left {
+                return Err(at);
+            }
+            self.option(at, len, around)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// One option of `len` octets, all of them there.
+    fn option(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+        match OptionKind(self.octets[at]) {
+            OptionKind::SSRR | OptionKind::LSRR => {
+                if len < 3 {
+                    return Err(at + 1);
+                }
+                if self.octets[at + 2] < 4 {
+                    return Err(at + 2);
+                }
+                // RFC 1812 §5.2.4.1: at most one.
+                if self.source_route {
+                    return Err(at);
+                }
+                self.source_route = true;
+            }
+            OptionKind::RR => self.record_route(at, len, around)?,
+            OptionKind::TS => self.timestamp(at, len, around)?,
+            OptionKind::RA => {
+                if len < 4 {
+                    return Err(at + 1);
+                }
+                self.router_alert |= self.octets[at + 2] == 0 && self.octets[at + 3] == 0;
+            }
+            OptionKind::CIPSO => self.cipso = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// RFC 1812 §5.2.4.2. Where our address goes, it is filled in when the way out is known.
+    fn record_route(
+        &mut self,
+        at: usize,
+        len: usize,
+        around: &Surroundings<'_>,
+    ) -> Result<(), usize> {
+        if self.rr.is_some() {
+            return Err(at);
+        }
+        if len < 3 {
+            return Err(at + 1);
+        }
+        let pointer = usize::from(self.octets[at + 2]);
+        if pointer < 4 {
+            return Err(at + 2);
+        }
+        if pointer <= len {
+            if pointer + 3 > len {
+                return Err(at + 2);
+            }
+            self.put_addr(at + pointer - 1, spec_dst(around));
+            self.octets[at + 2] += 4;
+            self.rr_needaddr = true;
+            self.is_changed = true;
+        }
+        self.rr = Some(at);
+        Ok(())
+    }
+
+    /// RFC 1812 §5.2.4.3.
+    fn timestamp(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+        if self.ts.is_some() {
+            return Err(at);
+        }
+        if len < 4 {
+            return Err(at + 1);
+        }
+        let pointer = usize::from(self.octets[at + 2]);
+        if pointer < 5 {
+            return Err(at + 2);
+        }
+        let flag = self.octets[at + 3] & 0x0f;
+        if pointer <= len {
+            if pointer + 3 > len {
+                return Err(at + 2);
+            }
+            self.stamp(at, len, around)?;
+        } else if flag != TS_PRESPEC {
+            // No room is left: count those who could not sign.
+            if self.octets[at + 3] >> 4 == 15 {
+                return Err(at + 3);
+            }
+            self.octets[at + 3] += 0x10;
+            self.is_changed = true;
+        }
+        self.ts = Some(at);
+        Ok(())
+    }
+
+    /// Signs a timestamp option that has room for four octets.
+    fn stamp(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+        let pointer = usize::from(self.octets[at + 2]);
+        let flag = self.octets[at + 3] & 0x0f;
+        let place = at + pointer - 1;
+        let time_at = match flag {
+            TS_TSONLY => place,
+            TS_TSANDADDR | TS_PRESPEC if pointer + 7 > len => return Err(at + 2),
+            TS_TSANDADDR => {
+                self.put_addr(place, spec_dst(around));
+                self.ts_needaddr = true;
+                place + 4
+            }
+            // Only who is asked for signs.
+            TS_PRESPEC if is_unicast_elsewhere(around.tables, self.addr(place)) => return Ok(()),
+            TS_PRESPEC => place + 4,
+            _ => return Ok(()),
+        };
+        self.put_addr(time_at, around.timestamp_ms);
+        self.octets[at + 2] += if flag == TS_TSONLY { 4 } else { 8 };
+        self.ts_needtime = true;
+        self.is_changed = true;
+        Ok(())
+    }
+
+    /// `ip_forward_options`: the octets for the forwarded packet, `our_addr` (that of the outgoing
+    /// interface, asked for only where it is wanted) recorded. `None`: they are as received.
+    pub fn forwarded(&mut self, our_addr: impl FnOnce() -> u32) -> Option<&[u8]> {
+        if let Some(at) = self.rr.filter(|_| self.rr_needaddr) {
+            let pointer = usize::from(self.octets[at + 2]);
+            self.put_addr(at + pointer - 5, our_addr());
+        }
+        self.is_changed.then_some(&self.octets[..self.len])
+    }
+
+    /// `ip_options_echo` and `ip_options_build`: the options of an ICMP error about the packet,
+    /// with `saddr`, its source, and the time recorded. `None`: the kernel would send no error.
+    pub fn echo(&self, saddr: u32, around: &Surroundings<'_>) -> Option<Echo> {
+        let mut echo = Echo { octets: [0; OPTIONS_MAX], len: 0 };
+        if let Some(at) = self.rr {
+            let (to, len) = echo.copy(&self.octets, at);
+            let pointer = usize::from(echo.octets[to + 2]);
+            if self.rr_needaddr && pointer <= len {
+                if pointer + 3 > len {
+                    return None;
+                }
+                echo.put(to + pointer - 1, saddr);
+                echo.octets[to + 2] += 4;
+            }
+        }
+        if let Some(at) = self.ts {
+            let (to, len) = echo.copy(&self.octets, at);
+            self.echo_timestamp(&mut echo, to, len, saddr, around)?;
+        }
+        echo.len = echo.len.next_multiple_of(4);
+        Some(echo)
+    }
+
+    fn echo_timestamp(
+        &self,
+        echo: &mut Echo,
+        to: usize,
+        len: usize,
+        saddr: u32,
+        around: &Surroundings<'_>,
+    ) -> Option<()> {
+        let mut pointer = usize::from(echo.octets[to + 2]);
+        if pointer > len {
+            return Some(());
+        }
+        if self.ts_needaddr {
+            if pointer + 3 > len {
+                return None;
+            }
+            echo.put(to + pointer - 1, saddr);
+            pointer += 4;
+        }
+        if self.ts_needtime {
+            if pointer + 3 > len {
+                return None;
+            }
+            if echo.octets[to + 3] & 0x0f != TS_PRESPEC {
+                echo.put(to + pointer - 1, around.timestamp_ms);
+                pointer += 4;
+            } else if pointer + 7 <= len
+                && !is_unicast_elsewhere(around.tables, echo.get(to + pointer - 1))
+            {
+                echo.put(to + pointer + 3, around.timestamp_ms);
+                pointer += 8;
+            }
+        }
+        echo.octets[to + 2] = pointer as u8;
+        Some(())
+    }
+
+    fn addr(&self, at: usize) -> u32 {
+        get(&self.octets, at)
+    }
+
+    fn put_addr(&mut self, at: usize, addr: u32) {
+        put(&mut self.octets, at, addr);
+    }
+}
+
+fn spec_dst(around: &Surroundings<'_>) -> u32 {
+    fib_compute_spec_dst(around.tables, around.dev, around.saddr)
+}
+
+fn get(octets: &[u8], at: usize) -> u32 {
+    let word = octets.get(at..).and_then(|octets| octets.first_chunk::<4>());
+    u32::from_be_bytes(word.copied().unwrap_or_default())
+}
+
+fn put(octets: &mut [u8], at: usize, word: u32) {
+    if let Some(octets) = octets.get_mut(at..at + 4) {
+        octets.copy_from_slice(&word.to_be_bytes());
+    }
+}
+
+/// The options of an ICMP error.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Echo {
+    octets: [u8; OPTIONS_MAX],
+    len: usize,
+}
+
+impl Echo {
+    /// The octets, a multiple of four.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.len]
+    }
+
+    /// Appends a copy of the option at `at`; where it is now, and its length. Options fit, for they
+    /// come from an area of the same size.
+    fn copy(&mut self, from: &[u8; OPTIONS_MAX], at: usize) -> (usize, usize) {
+        let (to, len) = (self.len, usize::from(from[at + 1]));
+        self.octets[to..to + len].copy_from_slice(&from[at..at + len]);
+        self.len += len;
+        (to, len)
+    }
+
+    fn get(&self, at: usize) -> u32 {
+        get(&self.octets, at)
+    }
+
+    fn put(&mut self, at: usize, word: u32) {
+        put(&mut self.octets, at, word);
+    }
+}
+
+/// `ip_options_fragment`: makes the options of later fragments out of the first one's, by turning
+/// into no-operations those that are not to be copied.
+pub(super) fn ip_options_fragment(octets: &mut [u8]) {
+    let mut at = 0;
+    while let Some(&kind) = octets.get(at) {
+        let kind = OptionKind(kind);
+        match kind {
+            OptionKind::EOL => return,
+            OptionKind::NOP => {
+                at += 1;
+                continue;
+            }
+            _ => {}
+        }
+        let len = octets.get(at + 1).copied().map_or(0, usize::from);
+        let Some(option) = octets.get_mut(at..at + len).filter(|_| len >= 2) else { return };
+        if !kind.copied() {
+            option.fill(OptionKind::NOP.0);
+        }
+        at += len;
+    }
+}

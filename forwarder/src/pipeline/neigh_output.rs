@@ -1,0 +1,64 @@
+//! The last step: the link-layer header, and the queue of the outgoing port (`neigh_output`,
+//! `dev_queue_xmit` of the kernel).
+
+use std::net::IpAddr;
+
+use super::csum_partial::skb_checksum_help;
+use super::ip_output::PostRouted;
+use super::route::Dst;
+use super::{Ctx, hold};
+use crate::skb::SkBuff;
+use crate::stats::DropReason;
+use crate::tables::Link;
+use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
+
+/// Sends a packet to a neighbour, or holds it until the neighbour's address is known.
+#[inline]
+pub(super) fn neigh_output(
+    skb: SkBuff,
+    dst: &Dst<'_>,
+    nexthop: IpAddr,
+    routed: &PostRouted,
+    ctx: &mut Ctx<'_>,
+) {
+    let oif = dst.dev.ifindex;
+    if let Some(neigh) = ctx.tables.neigh.lookup(oif, &nexthop)
+        && let Some(lladdr) = neigh.lladdr
+    {
+        neigh.mark_used();
+        return dev_queue_xmit(skb, dst.port, dst.dev, lladdr, routed, ctx);
+    }
+    hold::hold(skb, oif, nexthop, routed, ctx);
+}
+
+/// Writes the link-layer addresses and queues the frame on its port. The EtherType is there
+/// already: it was received with the packet, or written by whoever made it.
+#[inline]
+pub(super) fn dev_queue_xmit(
+    mut skb: SkBuff,
+    port: u16,
+    dev: &Link,
+    lladdr: [u8; 6],
+    _routed: &PostRouted,
+    ctx: &mut Ctx<'_>,
+) {
+    skb_checksum_help(&mut skb);
+    if !dev.up {
+        return ctx.drop_skb(skb, DropReason::DevNotReady);
+    }
+    let Some(header) = skb.mac_header_mut().first_chunk_mut::<HEADER_LEN>() else {
+        return ctx.drop_skb(skb, DropReason::SkbNoHeadroom);
+    };
+    let mut frame = EthernetFrame::new_unchecked(header);
+    frame.set_dst_addr(MacAddr(lladdr));
+    frame.set_src_addr(MacAddr(dev.mac));
+    let Some(egress) = ctx.out.egress.get_mut(usize::from(port)) else {
+        return ctx.drop_skb(skb, DropReason::DevNotReady);
+    };
+    if let Err(skb) = egress.push(skb) {
+        if let Some(port) = ctx.stats.ports.get(usize::from(port)) {
+            port.tx_dropped.inc();
+        }
+        ctx.drop_skb(skb, DropReason::FullRing);
+    }
+}

@@ -1,0 +1,337 @@
+//! The IPv4 routing decision: `ip_route_input_slow`, `__mkroute_input` and `fib_validate_source` of
+//! the kernel, without its cache; and the choice of source addresses.
+//!
+//! What is not mirrored, or leads out by an interface that is not a port of ours, goes back to the
+//! kernel before anything about the packet has changed.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::ip_input::Iphdr;
+use super::{Ctx, Exit};
+use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::{Link, RpFilter, Tables};
+use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
+use crate::wire::{FlowKey, Ipv4Packet};
+
+/// ifindex of `lo` in every namespace: where the kernel has packets of our own come from.
+pub(super) const LOOPBACK_IFINDEX: u32 = 1;
+/// IP_MAX_MTU and IP6_MAX_MTU less what nobody uses: no packet is longer.
+const MTU_MAX: u32 = 0xffff;
+
+/// A route with the way out chosen: the kernel's `dst_entry`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dst<'a> {
+    /// `None`: a link-local destination, which needs no route.
+    pub info: Option<&'a FibInfo>,
+    /// The router to send to; `None`: the destination itself.
+    pub gateway: Option<IpAddr>,
+    /// The outgoing interface.
+    pub dev: &'a Link,
+    /// Our port for it.
+    pub port: u16,
+    /// IP MTU of the way, octets.
+    pub mtu: u32,
+    /// IPSKB_DOREDIRECT: the sender may be told of a shorter way.
+    pub redirect: bool,
+}
+
+impl<'a> Dst<'a> {
+    #[inline]
+    pub fn new(
+        info: &'a FibInfo,
+        nexthop: &'a Nexthop,
+        tables: &'a Tables,
+    ) -> Result<Dst<'a>, Exit> {
+        let port = nexthop.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
+        let dev = tables.links.port(port).ok_or(Exit::Punt(PuntReason::NotReady))?;
+        if dev.noarp {
+            // Without neighbours there is no telling what the link-layer header should be.
+            return Err(Exit::Punt(PuntReason::ForeignOif));
+        }
+        // ip_dst_mtu_maybe_forward: the route's own MTU comes first.
+        let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
+        Ok(Dst { info: Some(info), gateway: nexthop.gateway, dev, port, mtu, redirect: false })
+    }
+}
+
+/// Where a received packet goes.
+#[derive(Debug)]
+pub(super) enum RouteInput<'a> {
+    Forward(Dst<'a>),
+    /// `dst.input` is `ip_error`: options are looked at first, and then it is refused.
+    Error(RouteError),
+}
+
+/// Why there is no way: `dst.error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RouteError {
+    /// ENETUNREACH.
+    NetUnreach(DropReason),
+    /// EHOSTUNREACH.
+    HostUnreach(DropReason),
+    /// EACCES.
+    Filtered,
+    /// EINVAL.
+    Silent(DropReason),
+}
+
+/// `ip_route_input`: where a packet from the wire goes.
+#[inline]
+pub(super) fn ip_route_input<'a>(
+    skb: &SkBuff,
+    iph: &Iphdr,
+    dev: &'a Link,
+    ctx: &Ctx<'a>,
+) -> Result<RouteInput<'a>, Exit> {
+    let tables = ctx.tables;
+    // Martians are told from the rest by their first octet: 0, 127, or 224 and above.
+    let odd = |addr: u32| matches!(addr >> 24, 0 | 127 | 224..);
+    if odd(iph.saddr) || odd(iph.daddr) {
+        martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
+    }
+    let (saddr, daddr) = (iph.saddr, iph.daddr);
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let info = match tables.fib4.fib_lookup(&flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        other => return refused(other).map(RouteInput::Error),
+    };
+    if !dev.forwarding4 {
+        return Ok(RouteInput::Error(RouteError::HostUnreach(DropReason::ForwardingOff)));
+    }
+    let hash = || multipath_hash(skb, ctx);
+    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    let scope_host = fib_validate_source(iph, dev, nexthop.oif, ctx)?;
+    let mut dst = Dst::new(info, nexthop, tables)?;
+    if scope_host && nexthop.oif == dev.ifindex && dev.send_redirects {
+        dst.redirect = deserves_redirect(iph, &dst);
+    }
+    Ok(RouteInput::Forward(dst))
+}
+
+/// Destinations and sources that no lookup would refuse, in the order of `ip_route_input_slow`.
+#[cold]
+fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
+    const SOURCE: Result<(), Exit> = Err(Exit::Drop(DropReason::IpInvalidSource));
+    const DESTINATION: Result<(), Exit> = Err(Exit::Drop(DropReason::IpInvalidDest));
+    if ipv4_is_multicast(daddr) {
+        return Err(Exit::Punt(PuntReason::NotUnicast));
+    }
+    if ipv4_is_multicast(saddr) || ipv4_is_lbcast(saddr) {
+        return SOURCE;
+    }
+    if ipv4_is_lbcast(daddr) || (saddr.is_unspecified() && daddr.is_unspecified()) {
+        return Err(Exit::Punt(PuntReason::NotUnicast));
+    }
+    // RFC 1812 §5.3.7: 0/8 and 127/8 are not forwarded. 240/4 the kernel forwards.
+    if ipv4_is_zeronet(saddr) {
+        return SOURCE;
+    }
+    if ipv4_is_zeronet(daddr) || (ipv4_is_loopback(daddr) && !dev.route_localnet) {
+        return DESTINATION;
+    }
+    if ipv4_is_loopback(saddr) && !dev.route_localnet {
+        return SOURCE;
+    }
+    Ok(())
+}
+
+/// What a lookup that found no way to forward means; what is not an error is the kernel's.
+#[cold]
+fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
+    let (kind, by_rule) = match result {
+        FibResult::NoRoute => return Ok(RouteError::NetUnreach(DropReason::IpNoRoute)),
+        FibResult::Route(info) => (info.kind, false),
+        FibResult::Rule(kind) => (kind, true),
+    };
+    match kind {
+        RouteType::Blackhole => Ok(RouteError::Silent(DropReason::Blackhole)),
+        // fib4_rule_action answers ENETUNREACH where fib_props has EHOSTUNREACH.
+        RouteType::Unreachable if by_rule => Ok(RouteError::NetUnreach(DropReason::Unreachable)),
+        RouteType::Unreachable => Ok(RouteError::HostUnreach(DropReason::Unreachable)),
+        RouteType::Prohibit => Ok(RouteError::Filtered),
+        RouteType::Local => Err(Exit::Punt(PuntReason::Local)),
+        RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => {
+            Err(Exit::Punt(PuntReason::NotUnicast))
+        }
+        RouteType::Punt(reason) => Err(Exit::Punt(reason)),
+        RouteType::Unicast | RouteType::Throw => Err(Exit::Punt(PuntReason::RouteUnsupported)),
+    }
+}
+
+/// `fib_validate_source`: whether the source may come from here. `Ok(true)`: it is on this link.
+#[inline]
+fn fib_validate_source(iph: &Iphdr, dev: &Link, oif: u32, ctx: &Ctx<'_>) -> Result<bool, Exit> {
+    let tables = ctx.tables;
+    if dev.rp_filter == RpFilter::Off && (oif != dev.ifindex || !dev.send_redirects) {
+        if dev.accept_local {
+            return Ok(false);
+        }
+        if tables.fib4.merged && !tables.sysctl.custom_local_routes {
+            if tables.links.is_local4(iph.saddr) {
+                return Err(Exit::Drop(DropReason::IpLocalSource));
+            }
+            return Ok(false);
+        }
+    }
+    validate_source_by_route(iph, dev, oif, ctx)
+}
+
+/// `__fib_validate_source`: looks the way back up.
+fn validate_source_by_route(
+    iph: &Iphdr,
+    dev: &Link,
+    oif: u32,
+    ctx: &Ctx<'_>,
+) -> Result<bool, Exit> {
+    let refuse = || {
+        ctx.stats.mib(Mib::TcpExtIPReversePathFilter);
+        Err(Exit::Drop(DropReason::IpRpfilter))
+    };
+    // The mark is left out unless src_valid_mark says otherwise, which is not mirrored.
+    let flow = Flow { saddr: iph.daddr, daddr: iph.saddr, iif: oif, mark: 0 };
+    let info = match ctx.tables.fib4.fib_lookup(&flow) {
+        FibResult::Route(info) => info,
+        FibResult::Rule(RouteType::Punt(reason)) => return Err(Exit::Punt(reason)),
+        FibResult::Rule(_) | FibResult::NoRoute if dev.rp_filter == RpFilter::Off => {
+            return Ok(false);
+        }
+        FibResult::Rule(_) | FibResult::NoRoute => return refuse(),
+    };
+    match info.kind {
+        RouteType::Unicast => {}
+        RouteType::Local if dev.accept_local => {}
+        RouteType::Local => return Err(Exit::Drop(DropReason::IpLocalSource)),
+        RouteType::Punt(reason) => return Err(Exit::Punt(reason)),
+        // These end the lookup with an error, as no route does.
+        RouteType::Blackhole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
+            return if dev.rp_filter == RpFilter::Off { Ok(false) } else { refuse() };
+        }
+        RouteType::Broadcast | RouteType::Multicast | RouteType::Anycast => {
+            return Err(Exit::Drop(DropReason::IpInvalidSource));
+        }
+    }
+    if info.nexthops.iter().any(|nexthop| nexthop.oif == dev.ifindex) {
+        // nhc_scope is RT_SCOPE_HOST: the source is a neighbour.
+        let first = info.nexthops.iter().find(|nexthop| !nexthop.dead);
+        return Ok(first.is_some_and(|nexthop| nexthop.gateway.is_none()));
+    }
+    // Without an address of its own the interface cannot tell; with one, strict means here only.
+    let no_addr = dev.addrs4.is_empty();
+    match dev.rp_filter {
+        RpFilter::Off => Ok(false),
+        RpFilter::Strict => refuse(),
+        RpFilter::Loose if no_addr => refuse(),
+        RpFilter::Loose => Ok(false),
+    }
+}
+
+/// Whether the kernel tells the sender, a neighbour on the link that the packet leaves by again,
+/// of a shorter way (IPSKB_DOREDIRECT in `__mkroute_input`). How often is for `ip_forward`.
+#[cold]
+fn deserves_redirect(iph: &Iphdr, dst: &Dst<'_>) -> bool {
+    let gateway = match dst.gateway {
+        Some(IpAddr::V4(gateway)) => Some(gateway.to_bits()),
+        _ => None,
+    };
+    dst.dev.shared_media || inet_addr_onlink(dst.dev, iph.saddr, gateway)
+}
+
+/// `inet_addr_onlink`: one of our prefixes on the interface has both.
+fn inet_addr_onlink(dev: &Link, a: u32, b: Option<u32>) -> bool {
+    dev.addrs4
+        .iter()
+        .any(|&(local, len)| in_prefix(local, len, a) && b.is_none_or(|b| in_prefix(local, len, b)))
+}
+
+fn in_prefix(local: Ipv4Addr, len: u8, addr: u32) -> bool {
+    let host_bits = 32 - u32::from(len.min(32));
+    (local.to_bits() ^ addr).checked_shr(host_bits).unwrap_or(0) == 0
+}
+
+/// `fib_multipath_hash`.
+#[cold]
+fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
+    let packet = Ipv4Packet::new_unchecked(skb.network_header());
+    let key = match ctx.tables.sysctl.multipath_hash_policy4 {
+        0 => FlowKey::l3_ipv4(&packet),
+        _ => FlowKey::l4_ipv4(&packet),
+    };
+    key.hash(ctx.state.hash_seed)
+}
+
+/// The way of a packet of our own: `ip_route_output_key` for destination `daddr`.
+///
+/// # Errors
+/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when nobody can.
+pub(super) fn ip_route_output<'a>(daddr: u32, saddr: u32, ctx: &Ctx<'a>) -> Result<Dst<'a>, Exit> {
+    let flow = Flow { saddr, daddr, iif: LOOPBACK_IFINDEX, mark: 0 };
+    let info = match ctx.tables.fib4.fib_lookup(&flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        FibResult::Route(&FibInfo { kind: RouteType::Punt(reason), .. })
+        | FibResult::Rule(RouteType::Punt(reason)) => return Err(Exit::Punt(reason)),
+        _ => return Err(Exit::Drop(DropReason::IpNoRoute)),
+    };
+    let hash = || mix32(ctx.state.hash_seed ^ u64::from(daddr));
+    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    Dst::new(info, nexthop, ctx.tables)
+}
+
+/// Fibonacci hashing.
+pub(super) fn mix32(word: u64) -> u32 {
+    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+/// `fib_result_prefsrc`: the source address that goes with a route. 0: there is none.
+pub(super) fn fib_result_prefsrc(tables: &Tables, dst: &Dst<'_>) -> u32 {
+    match (dst.info.and_then(|info| info.prefsrc), dst.gateway) {
+        (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
+        (_, Some(IpAddr::V4(gateway))) => inet_select_addr(tables, dst.dev, gateway.to_bits()),
+        _ => inet_select_addr(tables, dst.dev, 0),
+    }
+}
+
+/// `inet_select_addr`: the interface's address on the subnet of `dst`, else its first, else the
+/// first of any interface. 0: there is none.
+pub(super) fn inet_select_addr(tables: &Tables, dev: &Link, dst: u32) -> u32 {
+    let on_subnet = dev.addrs4.iter().find(|&&(local, len)| dst == 0 || in_prefix(local, len, dst));
+    let of_dev = on_subnet.or_else(|| dev.addrs4.first());
+    let of_any = || {
+        let all = tables.links.iter().flat_map(|link| &link.addrs4);
+        // Those of scope host do not count.
+        all.into_iter().find(|addr| !ipv4_is_loopback(addr.0))
+    };
+    of_dev.or_else(of_any).map_or(0, |addr| addr.0.to_bits())
+}
+
+/// `fib_compute_spec_dst`: the address of ours that the sender of a forwarded packet knows us by.
+pub(super) fn fib_compute_spec_dst(tables: &Tables, dev: &Link, saddr: u32) -> u32 {
+    let flow = Flow { saddr: 0, daddr: saddr, iif: LOOPBACK_IFINDEX, mark: 0 };
+    let way_back = match tables.fib4.fib_lookup(&flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        _ => return inet_select_addr(tables, dev, saddr),
+    };
+    if let Some(IpAddr::V4(prefsrc)) = way_back.prefsrc {
+        return prefsrc.to_bits();
+    }
+    let nexthop = way_back.nexthops.iter().find(|nexthop| !nexthop.dead);
+    let oif = nexthop.and_then(|nexthop| tables.links.ifindex(nexthop.oif)).unwrap_or(dev);
+    match nexthop.and_then(|nexthop| nexthop.gateway) {
+        Some(IpAddr::V4(gateway)) => inet_select_addr(tables, oif, gateway.to_bits()),
+        _ => inet_select_addr(tables, oif, 0),
+    }
+}
+
+/// `inet_addr_type` is RTN_UNICAST: the address is some other host's.
+pub(super) fn is_unicast_elsewhere(tables: &Tables, addr: u32) -> bool {
+    let std = Ipv4Addr::from_bits(addr);
+    if ipv4_is_zeronet(std) || ipv4_is_lbcast(std) || ipv4_is_multicast(std) {
+        return false;
+    }
+    let flow = Flow { saddr: 0, daddr: addr, iif: LOOPBACK_IFINDEX, mark: 0 };
+    !matches!(
+        tables.fib4.fib_lookup(&flow),
+        FibResult::Route(FibInfo { kind: RouteType::Local | RouteType::Broadcast, .. })
+    )
+}

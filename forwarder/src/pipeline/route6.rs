@@ -1,0 +1,174 @@
+//! The IPv6 routing decision: `ip6_route_input` and `ip6_pkt_drop` of the kernel; and the choice of
+//! source addresses (RFC 6724 §5).
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::ip6_input::Ipv6hdr;
+use super::route::{Dst, LOOPBACK_IFINDEX, mix32};
+use super::{Ctx, Exit, IcmpError};
+use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::{Link, Tables};
+use crate::wire::icmpv6::{Icmpv6Type, unreach};
+use crate::wire::ipv6::{
+    MTU_MIN, Scope, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,
+    ipv6_addr_is_unique_local, ipv6_addr_loopback, ipv6_addr_scope,
+};
+use crate::wire::{FlowKey, Ipv6Packet};
+
+/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of
+/// `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
+#[inline]
+pub(super) fn ip6_route_input<'a>(
+    skb: &SkBuff,
+    hdr: &Ipv6hdr,
+    dev: &'a Link,
+    ctx: &Ctx<'a>,
+) -> Result<Dst<'a>, Exit> {
+    if ipv6_addr_is_multicast(hdr.daddr) {
+        return Err(Exit::Punt(PuntReason::NotUnicast));
+    }
+    if ipv6_addr_is_linklocal(hdr.daddr) {
+        return Err(Exit::Punt(PuntReason::Local));
+    }
+    let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let info = match ctx.tables.fib6.fib_lookup(&flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        other => return Err(refused(other, hdr, ctx)),
+    };
+    let hash = || multipath_hash(skb, ctx);
+    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    dst6(info, nexthop, ctx.tables)
+}
+
+/// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when
+/// it sends; never below what every link carries.
+#[inline]
+fn dst6<'a>(info: &'a FibInfo, nexthop: &'a Nexthop, tables: &'a Tables) -> Result<Dst<'a>, Exit> {
+    let mut dst = Dst::new(info, nexthop, tables)?;
+    let of_dev = dst.dev.mtu6.min(dst.dev.mtu);
+    let mtu = if info.mtu != 0 { info.mtu.min(of_dev) } else { of_dev };
+    dst.mtu = mtu.max(MTU_MIN);
+    Ok(dst)
+}
+
+/// `ip6_pkt_drop`, and what is the kernel's.
+#[cold]
+fn refused(result: FibResult<'_>, hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Exit {
+    let kind = match result {
+        FibResult::NoRoute => RouteType::Throw,
+        FibResult::Route(info) => info.kind,
+        FibResult::Rule(kind) => kind,
+    };
+    // net/ipv6 has one code for no route and for unreachable ones.
+    let (code, reason) = match kind {
+        RouteType::Throw => (unreach::NOROUTE, DropReason::IpNoRoute),
+        RouteType::Unreachable => (unreach::NOROUTE, DropReason::Unreachable),
+        RouteType::Prohibit => (unreach::ADM_PROHIBITED, DropReason::Prohibit),
+        RouteType::Blackhole => return Exit::Drop(DropReason::Blackhole),
+        RouteType::Local | RouteType::Anycast => return Exit::Punt(PuntReason::Local),
+        RouteType::Broadcast | RouteType::Multicast => return Exit::Punt(PuntReason::NotUnicast),
+        RouteType::Punt(reason) => return Exit::Punt(reason),
+        RouteType::Unicast => return Exit::Punt(PuntReason::RouteUnsupported),
+    };
+    let unspecified = ipv6_addr_any(hdr.daddr);
+    ctx.stats.mib(if unspecified { Mib::Ip6InAddrErrors } else { Mib::Ip6InNoRoutes });
+    Exit::Icmp(IcmpError::new(Icmpv6Type::DEST_UNREACH.0, code, reason))
+}
+
+/// `rt6_multipath_hash`.
+#[cold]
+fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
+    let packet = Ipv6Packet::new_unchecked(skb.network_header());
+    let key = match ctx.tables.sysctl.multipath_hash_policy6 {
+        0 => FlowKey::l3_ipv6(&packet),
+        _ => FlowKey::l4_ipv6(&packet),
+    };
+    key.hash(ctx.state.hash_seed)
+}
+
+/// The way of a packet of our own to `daddr`. A link-local address is on the link behind `dev`.
+///
+/// # Errors
+/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when nobody can.
+pub(super) fn ip6_route_output<'a>(
+    daddr: Ipv6Addr,
+    dev: &'a Link,
+    ctx: &Ctx<'a>,
+) -> Result<Dst<'a>, Exit> {
+    if ipv6_addr_is_linklocal(daddr) {
+        let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
+        let mtu = dev.mtu6.max(MTU_MIN);
+        return Ok(Dst { info: None, gateway: None, dev, port, mtu, redirect: false });
+    }
+    let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };
+    let info = match ctx.tables.fib6.fib_lookup(&flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        FibResult::Route(&FibInfo { kind: RouteType::Punt(reason), .. })
+        | FibResult::Rule(RouteType::Punt(reason)) => return Err(Exit::Punt(reason)),
+        _ => return Err(Exit::Drop(DropReason::IpNoRoute)),
+    };
+    let seed = ctx.state.hash_seed;
+    let hash = || mix32(seed ^ daddr.to_bits() as u64 ^ (daddr.to_bits() >> 64) as u64);
+    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+    dst6(info, nexthop, ctx.tables)
+}
+
+/// `ipv6_dev_get_saddr`: the address of ours that suits `daddr` best (RFC 6724 §5, the rules that
+/// apply to a router: 1 same, 2 scope, 5 interface, 6 label, 8 longest prefix). `None`: there is
+/// none.
+pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -> Option<Ipv6Addr> {
+    let dscope = ipv6_addr_scope(daddr);
+    let dlabel = label(daddr);
+    let score = |link: &Link, (addr, len): (Ipv6Addr, u8)| {
+        let scope = ipv6_addr_scope(addr);
+        // Rule 2: wide enough, and of those the narrowest; else the widest.
+        let suits = if scope >= dscope { 128 - i16::from(scope.0) } else { i16::from(scope.0) };
+        let common = (addr.to_bits() ^ daddr.to_bits()).leading_zeros().min(u32::from(len));
+        let same_link = link.ifindex == dev.ifindex;
+        (addr == daddr, suits, same_link, label(addr) == dlabel, common)
+    };
+    // A link-local destination is reached from its link alone.
+    let this_link_only = dscope <= Scope::LINK_LOCAL;
+    let links = tables.links.iter().filter(|link| !this_link_only || link.ifindex == dev.ifindex);
+    let mut best = None;
+    for link in links {
+        for &addr in link.addrs6.iter().filter(|addr| !ipv6_addr_loopback(addr.0)) {
+            let score = score(link, addr);
+            if best.is_none_or(|(top, _)| score > top) {
+                best = Some((score, addr.0));
+            }
+        }
+    }
+    best.map(|(_, addr)| addr)
+}
+
+/// The policy table of RFC 6724 §2.1, as the kernel has it (`ipv6_addr_label`).
+fn label(addr: Ipv6Addr) -> u8 {
+    let [a, b, ..] = addr.segments();
+    match (a, b) {
+        _ if ipv6_addr_is_unique_local(addr) => 5,
+        (0x2002, _) => 2,
+        (0x2001, 0) => 6,
+        (0x2001, 0x10..=0x1f) => 7,
+        (0, 0) if addr.to_bits() >> 32 == 0xffff => 4,
+        (0, 0) if addr.to_bits() >> 32 == 0 => 3,
+        _ => 1,
+    }
+}
+
+/// The preferred source of the route, or the best there is, for a packet that answers one received
+/// by `dev`.
+pub(super) fn icmp6_saddr(
+    tables: &Tables,
+    dst: &Dst<'_>,
+    dev: &Link,
+    daddr: Ipv6Addr,
+) -> Option<Ipv6Addr> {
+    match dst.info.and_then(|info| info.prefsrc) {
+        Some(IpAddr::V6(prefsrc)) => Some(prefsrc),
+        _ => ipv6_dev_get_saddr(tables, dev, daddr),
+    }
+}

@@ -1,0 +1,116 @@
+//! Packets that wait for a neighbour.
+
+use super::*;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+#[test]
+fn packets_wait_and_leave_in_order_when_the_neighbour_is_known() {
+    let mut lab = Net::default().lab();
+    let frames: Vec<_> =
+        (0..5u8).map(|n| V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame()).collect();
+    lab.receive(LEFT, &frames);
+    assert_eq!(lab.sent(), []);
+    assert_eq!(lab.state.held(), 5);
+    let wanted: IpAddr = addr4("198.18.2.77").into();
+    assert_eq!(lab.out.neigh_requests, [(3, wanted)]);
+    lab.poll();
+    assert_eq!(lab.state.held(), 5);
+    lab.net.neigh.push((3, "198.18.2.77", Some([2, 0, 0, 0, 2, 77])));
+    lab.publish();
+    lab.poll();
+    let sent = lab.sent();
+    assert_eq!(sent.iter().map(|(_, f)| f[15]).collect::<Vec<_>>(), [0, 4, 8, 12, 16]);
+    for (port, frame) in &sent {
+        assert_eq!((*port, &frame[..6]), (RIGHT, &[2, 0, 0, 0, 2, 77][..]));
+    }
+    assert_eq!(lab.state.held(), 0);
+}
+
+#[test]
+fn it_is_asked_again_each_second_and_given_up_after_three() {
+    let mut lab = Net::default().lab();
+    lab.net.neigh.push((3, "198.18.2.77", None));
+    lab.publish();
+    let packet = V4::to("10.14.0.1").packet();
+    lab.receive(LEFT, &[eth(0x0800, &packet)]);
+    for _ in 0..2 {
+        assert_eq!(lab.out.neigh_requests.len(), 1);
+        lab.out.neigh_requests.clear();
+        lab.now_ns += SECOND_NS / 2;
+        lab.poll();
+        assert_eq!(lab.out.neigh_requests.len(), 0);
+        lab.now_ns += SECOND_NS / 2;
+        lab.poll();
+    }
+    assert_eq!(lab.state.held(), 1);
+    lab.now_ns += SECOND_NS;
+    lab.poll();
+    assert_eq!(lab.state.held(), 0);
+    assert_eq!(lab.drops(DropReason::NeighFailed), 1);
+    let sent = lab.sent();
+    let reply = answered(&sent, 0x0800);
+    assert_eq!(reply[20..22], [3, 1], "Host Unreachable");
+    assert_eq!(reply[28..], after_hop(packet), "quoted as it was to leave, as the kernel does");
+}
+
+#[test]
+fn ipv6_is_given_up_with_address_unreachable() {
+    let mut lab = Net::default().lab();
+    let mut packet = V6::to("2001:db8:a:14::1").packet();
+    lab.receive(LEFT, &[eth(0x86dd, &packet)]);
+    assert_eq!(lab.out.neigh_requests, [(3, addr6("2001:db8:2::77").into())]);
+    lab.now_ns += 3 * SECOND_NS;
+    lab.poll();
+    let sent = lab.sent();
+    let reply = answered(&sent, 0x86dd);
+    assert_eq!(reply[40..42], [1, 3], "Address Unreachable");
+    packet[7] -= 1;
+    assert_eq!(reply[48..], packet);
+}
+
+#[test]
+fn the_oldest_packet_makes_room_and_neighbours_are_bounded() {
+    let mut lab = Net::default().lab();
+    for n in 0..40u8 {
+        lab.receive(LEFT, &[V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame()]);
+    }
+    assert_eq!(lab.state.held(), 32);
+    assert_eq!(lab.drops(DropReason::NeighQueueFull), 8);
+    lab.net.neigh.push((3, "198.18.2.77", Some([2, 0, 0, 0, 2, 77])));
+    lab.publish();
+    lab.poll();
+    assert_eq!(lab.sent()[0].1[15], 8 << 2);
+    // A sweep over a subnet holds at most a quarter of all frames.
+    for n in 3..250u8 {
+        let mut packet = V4::default().packet();
+        packet[19] = n;
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        lab.receive(LEFT, &[eth(0x0800, &packet)]);
+    }
+    assert_eq!(lab.state.held(), 64);
+    assert!(lab.out.neigh_requests.len() <= NEIGH_REQUESTS);
+    lab.now_ns += 3 * SECOND_NS;
+    lab.poll();
+    assert_eq!(lab.state.held(), 0);
+}
+
+#[test]
+fn an_error_that_has_to_wait_itself_waits() {
+    let mut lab = Net::default().lab();
+    let frame = V4 { ttl: 1, src: "198.18.1.77", ..V4::default() }.frame();
+    assert_eq!(lab.one(frame), []);
+    assert_eq!(lab.state.held(), 1);
+    assert_eq!(lab.out.neigh_requests, [(2, addr4("198.18.1.77").into())]);
+    lab.now_ns += 3 * SECOND_NS;
+    lab.poll();
+    assert_eq!((lab.sent(), lab.state.held()), (vec![], 0));
+}
+
+#[test]
+fn a_neighbour_in_use_is_marked() {
+    let mut lab = Net::default().lab();
+    lab.one(V4::default().frame());
+    let used: Vec<_> = lab.tables.neigh.iter().filter(|n| n.take_used()).map(|n| n.addr).collect();
+    assert_eq!(used, [IpAddr::V4(addr4("198.18.2.2"))]);
+}

@@ -1,0 +1,313 @@
+//! RFC 1812 §5.2.2 and §5.3: what is forwarded, and each refusal with its name.
+
+use super::*;
+use crate::tables::RpFilter;
+
+#[test]
+fn a_packet_is_forwarded_with_new_addresses_ttl_and_checksum() {
+    // UDP 198.18.1.2:4000 > 198.18.2.2:9, TTL 64, DSCP 46, 4 octets of data.
+    #[rustfmt::skip]
+    let received = vec![
+        0x02, 0, 0, 0, 0, 0x01, 0x02, 0, 0, 0, 1, 0x02, 0x08, 0x00,
+        0x45, 0xb8, 0x00, 0x20, 0x12, 0x34, 0x40, 0x00, 0x40, 0x11, 0x98, 0xb8,
+        198, 18, 1, 2, 198, 18, 2, 2,
+        0x0f, 0xa0, 0x00, 0x09, 0x00, 0x0c, 0x00, 0x00, b'd', b'a', b't', b'a',
+    ];
+    #[rustfmt::skip]
+    let sent = vec![
+        0x02, 0, 0, 0, 2, 0x02, 0x02, 0, 0, 0, 0, 0x02, 0x08, 0x00,
+        0x45, 0xb8, 0x00, 0x20, 0x12, 0x34, 0x40, 0x00, 0x3f, 0x11, 0x99, 0xb8,
+        198, 18, 1, 2, 198, 18, 2, 2,
+        0x0f, 0xa0, 0x00, 0x09, 0x00, 0x0c, 0x00, 0x00, b'd', b'a', b't', b'a',
+    ];
+    let mut lab = Net::default().lab();
+    assert_eq!(lab.one(received), [(RIGHT, sent)]);
+    assert_eq!((lab.mib(Mib::IpInReceives), lab.mib(Mib::IpForwDatagrams)), (1, 1));
+    assert_eq!(lab.stats.drops_total(), 0);
+}
+
+#[test]
+fn padding_of_short_frames_is_taken_off() {
+    let packet = V4::default().packet();
+    let mut frame = eth(0x0800, &packet);
+    frame.resize(60.max(frame.len()) + 7, 0xee);
+    let mut lab = Net::default().lab();
+    assert_eq!(forwarded(&lab.one(frame), 0x0800), after_hop(packet));
+}
+
+#[test]
+fn a_gateway_gets_the_frame_whatever_its_family() {
+    let mut lab = Net::default().lab();
+    for dst in ["10.1.2.3", "10.13.0.1"] {
+        let packet = V4::to(dst).packet();
+        let sent = lab.one(eth(0x0800, &packet));
+        assert_eq!(forwarded(&sent, 0x0800), after_hop(packet), "{dst}");
+    }
+}
+
+/// Every check of a header, in the order they are made: the change, the drop, the counter.
+#[test]
+fn malformed_headers_are_dropped_by_name() {
+    type Change = fn(&mut Vec<u8>);
+    let table: [(&str, Change, DropReason, Option<Mib>); 9] = [
+        ("no room for a header", |p| p.truncate(19), DropReason::IpTruncated, HDR),
+        ("version 5", |p| p[0] = 0x55, DropReason::IpVersion, HDR),
+        ("version 6", |p| p[0] = 0x65, DropReason::IpVersion, HDR),
+        ("header length 16", |p| p[0] = 0x44, DropReason::IpHeaderLength, HDR),
+        (
+            "header beyond the frame",
+            |p| (p[0], _) = (0x4f, p.truncate(56)),
+            DropReason::IpTruncated,
+            HDR,
+        ),
+        ("checksum", |p| p[10] ^= 1, DropReason::IpCsum, HDR),
+        ("total length beyond the frame", |p| set_len(p, 4000), DropReason::IpTotalLength, None),
+        ("total length one too long", |p| set_len(p, 48), DropReason::IpTotalLength, None),
+        ("total length below header", |p| set_len(p, 19), DropReason::IpTotalLength, HDR),
+    ];
+    const HDR: Option<Mib> = Some(Mib::IpInHdrErrors);
+    for (what, change, reason, counter) in table {
+        let mut lab = Net::default().lab();
+        let mut packet = V4::default().packet();
+        change(&mut packet);
+        assert_eq!(lab.one(eth(0x0800, &packet)), [], "{what}");
+        assert_eq!(lab.drops(reason), 1, "{what}");
+        let errors = u64::from(counter == HDR);
+        assert_eq!(lab.mib(Mib::IpInHdrErrors), errors, "{what}");
+        assert_eq!(lab.mib(Mib::IpExtInTruncatedPkts), 1 - errors, "{what}");
+        assert_eq!(lab.punted().len(), 0, "{what}");
+    }
+}
+
+fn set_len(packet: &mut [u8], len: u16) {
+    let mut ipv4 = Ipv4Packet::new_unchecked(packet);
+    ipv4.set_total_len(len);
+    ipv4.fill_checksum();
+}
+
+#[test]
+fn frames_for_others_and_other_protocols_do_not_enter() {
+    let mut lab = Net::default().lab();
+    let mut frame = V4::default().frame();
+    frame[5] = 0x77;
+    assert_eq!(lab.one(frame), []);
+    assert_eq!(lab.drops(DropReason::OtherHost), 1);
+    assert_eq!(lab.one(vec![0; 13]), []);
+    assert_eq!(lab.drops(DropReason::EthTruncated), 1);
+    assert_eq!(lab.one(eth(0x8100, &[0; 50])), []);
+    assert_eq!(lab.punts(PuntReason::NotIp), 1);
+    let mut frame = V4::default().frame();
+    frame[..6].fill(0xff);
+    assert_eq!(lab.one(frame), []);
+    assert_eq!(lab.drops(DropReason::UnicastInL2Multicast), 1);
+}
+
+#[test]
+fn martians_are_dropped_by_name() {
+    use DropReason::{IpInvalidDest, IpInvalidSource, IpLocalSource};
+    let table = [
+        ("0.0.0.0", "198.18.2.2", IpInvalidSource),
+        ("0.1.2.3", "198.18.2.2", IpInvalidSource),
+        ("127.0.0.1", "198.18.2.2", IpInvalidSource),
+        ("224.0.0.5", "198.18.2.2", IpInvalidSource),
+        ("255.255.255.255", "198.18.2.2", IpInvalidSource),
+        ("198.18.1.1", "198.18.2.2", IpLocalSource),
+        ("198.18.2.1", "198.18.2.2", IpLocalSource),
+        ("203.0.113.1", "198.18.2.2", IpLocalSource),
+        ("198.18.1.2", "0.0.0.0", IpInvalidDest),
+        ("198.18.1.2", "0.1.2.3", IpInvalidDest),
+        ("198.18.1.2", "127.0.0.1", IpInvalidDest),
+    ];
+    for (src, dst, reason) in table {
+        let mut lab = Net::default().lab();
+        assert_eq!(lab.one(V4 { src, dst, ..V4::default() }.frame()), [], "{src} > {dst}");
+        assert_eq!(lab.drops(reason), 1, "{src} > {dst}");
+    }
+}
+
+#[test]
+fn class_e_is_forwarded_as_the_kernel_does() {
+    let mut lab = Net::default().lab();
+    lab.net.routes4.push(("240.0.0.0/4", via(3, "198.18.2.2")));
+    lab.publish();
+    let sent = lab.one(V4 { src: "240.0.0.1", ..V4::to("241.0.0.1") }.frame());
+    forwarded(&sent, 0x0800);
+}
+
+#[test]
+fn what_is_the_kernels_goes_back_as_it_came() {
+    let table = [
+        ("198.18.1.1", PuntReason::Local),
+        ("198.18.2.1", PuntReason::Local),
+        ("198.18.2.255", PuntReason::NotUnicast),
+        ("255.255.255.255", PuntReason::NotUnicast),
+        ("224.0.0.1", PuntReason::NotUnicast),
+        ("203.0.113.9", PuntReason::ForeignOif),
+    ];
+    for (dst, reason) in table {
+        let mut lab = Net::default().lab();
+        let frame = V4::to(dst).frame();
+        assert_eq!(lab.one(frame.clone()), [], "{dst}");
+        assert_eq!(lab.punted(), [frame], "{dst}");
+        assert_eq!(lab.punts(reason), 1, "{dst}");
+    }
+}
+
+#[test]
+fn without_tables_everything_is_the_kernels() {
+    let mut lab = Net::default().lab();
+    lab.tables = Tables::empty();
+    let frame = V4::default().frame();
+    assert_eq!(lab.one(frame.clone()), []);
+    assert_eq!(lab.punted(), [frame]);
+    assert_eq!(lab.punts(PuntReason::NotReady), 1);
+}
+
+#[test]
+fn forwarding_off_drops_in_silence() {
+    let mut net = Net::default();
+    net.links[1].forwarding4 = false;
+    let mut lab = net.lab();
+    for dst in ["198.18.2.2", "10.10.0.1", "192.0.2.1"] {
+        assert_eq!(lab.one(V4::to(dst).frame()), [], "{dst}");
+    }
+    assert_eq!(lab.drops(DropReason::ForwardingOff), 3);
+    assert_eq!(lab.mib(Mib::IpInAddrErrors), 3);
+    assert_eq!(lab.one(V4::to("198.18.1.1").frame()), []);
+    assert_eq!(lab.punts(PuntReason::Local), 1);
+}
+
+#[test]
+fn reverse_path_filter_strict_and_loose() {
+    // Source; dropped by strict; dropped by loose.
+    let table = [
+        ("198.18.1.2", false, false),
+        ("198.18.2.9", true, false),
+        ("10.1.1.1", true, false),
+        ("192.0.2.1", true, true),
+        ("10.9.0.1", true, true),
+        ("10.10.0.1", true, true),
+    ];
+    for mode in [RpFilter::Off, RpFilter::Strict, RpFilter::Loose] {
+        for (src, strict, loose) in table {
+            let mut net = Net::default();
+            net.links[1].rp_filter = mode;
+            let mut lab = net.lab();
+            let dropped = match mode {
+                RpFilter::Off => false,
+                RpFilter::Strict => strict,
+                RpFilter::Loose => loose,
+            };
+            let sent = lab.one(V4 { src, ..V4::default() }.frame());
+            assert_eq!(sent.len(), usize::from(!dropped), "{src} {mode:?}");
+            assert_eq!(lab.drops(DropReason::IpRpfilter), u64::from(dropped), "{src} {mode:?}");
+            let counted = lab.mib(Mib::TcpExtIPReversePathFilter);
+            assert_eq!(counted, u64::from(dropped), "{src} {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn own_and_broadcast_sources_are_martian_under_the_filter_too() {
+    let mut net = Net::default();
+    net.links[1].rp_filter = RpFilter::Loose;
+    let mut lab = net.lab();
+    lab.one(V4 { src: "198.18.2.1", ..V4::default() }.frame());
+    assert_eq!(lab.drops(DropReason::IpLocalSource), 1);
+    lab.one(V4 { src: "198.18.1.255", ..V4::default() }.frame());
+    assert_eq!(lab.drops(DropReason::IpInvalidSource), 1);
+}
+
+#[test]
+fn accept_local_lets_own_addresses_in() {
+    let mut net = Net::default();
+    net.links[1].accept_local = true;
+    let mut lab = net.lab();
+    let sent = lab.one(V4 { src: "198.18.2.1", ..V4::default() }.frame());
+    forwarded(&sent, 0x0800);
+}
+
+#[test]
+fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
+    let mut lab = Net::default().lab();
+    lab.net.routes4.push(("192.0.2.0/24", via(2, "198.18.1.9")));
+    lab.net.neigh.push((2, "198.18.1.9", Some([2, 0, 0, 0, 1, 9])));
+    lab.publish();
+    let frame = V4::to("192.0.2.1").frame();
+    assert_eq!(lab.one(frame.clone()), []);
+    assert_eq!(lab.punted(), std::slice::from_ref(&frame));
+    assert_eq!(lab.punts(PuntReason::Redirect), 1);
+    // The next one comes before the kernel would send another: it is only forwarded.
+    let sent = lab.one(frame);
+    assert!(matches!(&sent[..], [(LEFT, _)]), "{sent:?}");
+    // A sender that is not on the link is not told.
+    let sent = lab.one(V4 { src: "10.1.1.1", ..V4::to("192.0.2.1") }.frame());
+    assert!(matches!(&sent[..], [(LEFT, _)]), "{sent:?}");
+    lab.net.links[1].send_redirects = false;
+    lab.publish();
+    lab.now_ns += 3_600_000_000_000;
+    let sent = lab.one(V4::to("192.0.2.1").frame());
+    assert!(matches!(&sent[..], [(LEFT, _)]), "{sent:?}");
+}
+
+#[test]
+fn flows_keep_to_one_of_several_next_hops() {
+    let mut net = Net::default();
+    let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
+    let nexthops = Box::new([hop("198.18.2.2"), hop("198.18.2.3")]);
+    net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
+    net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
+    net.sysctl.multipath_hash_policy4 = 1;
+    let mut lab = net.lab();
+    let mut chosen = [0; 2];
+    for port in 0..64u8 {
+        let mut packet = V4::to("192.0.2.1");
+        packet.payload[1] = port;
+        let mut hops = Vec::new();
+        for _ in 0..3 {
+            let sent = lab.one(packet.frame());
+            hops.push(sent[0].1[5]);
+        }
+        assert!(hops.iter().all(|hop| *hop == hops[0]), "{hops:?}");
+        chosen[usize::from(hops[0]) - 2] += 1;
+    }
+    assert!(chosen.iter().all(|&count| count > 10), "{chosen:?}");
+}
+
+#[test]
+fn hooks_see_the_packet_in_order_and_each_can_drop_it() {
+    use std::sync::Mutex;
+    let stages = [Hook::PreRouting, Hook::Forward, Hook::PostRouting];
+    for (n, dropping) in stages.into_iter().map(Some).chain([None]).enumerate() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut net = Net::default();
+        for hook in Hook::ALL {
+            let seen = Arc::clone(&seen);
+            let see = move |skb: &mut SkBuff, state: &HookState| {
+                let ttl = skb.network_header()[8];
+                seen.lock().expect("one thread").push((state.hook, state.iif, state.oif, ttl));
+                if Some(state.hook) == dropping { Verdict::Drop } else { Verdict::Accept }
+            };
+            net.hooks.register_hook(hook, 0, Arc::new(see));
+        }
+        let mut lab = net.lab();
+        let sent = lab.one(V4::default().frame());
+        assert_eq!(sent.len(), usize::from(dropping.is_none()));
+        assert_eq!(lab.drops(DropReason::NetfilterDrop), u64::from(dropping.is_some()));
+        let all = [
+            (Hook::PreRouting, 2, 0, 64),
+            (Hook::Forward, 2, 3, 63),
+            (Hook::PostRouting, 2, 3, 63),
+        ];
+        assert_eq!(*seen.lock().expect("one thread"), all[..(n + 1).min(3)]);
+    }
+}
+
+#[test]
+fn an_interface_that_is_down_sends_nothing() {
+    let mut net = Net::default();
+    net.links[2].up = false;
+    let mut lab = net.lab();
+    assert_eq!(lab.one(V4::default().frame()), []);
+    assert_eq!(lab.drops(DropReason::DevNotReady), 1);
+}
