@@ -5,6 +5,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod ipnet;
+pub mod mirror;
 pub mod punt;
 pub mod server;
 pub mod static_network;

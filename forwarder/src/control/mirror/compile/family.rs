@@ -1,0 +1,371 @@
+//! The routes of one family: longest-prefix trees kept in step with the RIB, and the infos that
+//! their leaves stand for.
+//!
+//! A leaf is the number of a route body. So when next hops change (an interface goes down, a
+//! nexthop object is replaced), the infos are published anew and no tree is touched, however many
+//! prefixes lead there.
+//!
+//! Order matters, because workers read trees while they change. A new leaf's info is published
+//! before a tree leads to it; a worker that still has older infos meets a leaf beyond their end and
+//! leaves the packet to the kernel. A leaf that nothing leads to any more keeps its info until every
+//! worker has passed by, then gets one that says the same to late comers, and its number is free
+//! when they have passed again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::info::{Ports, fib_info};
+use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey, is_default};
+use crate::control::mirror::rib::{FIRST_BODY, Net, Rib, RibAddr};
+use crate::control::mirror::state::{Family, RouterState, RuleState};
+use crate::fib::quiescence::Token;
+use crate::fib::{
+    FamilyFib, FibError, FibInfo, Lpm, LpmWriter, Prefix, Quiescence, RouteType, Rule, RuleAction,
+};
+use crate::stats::PuntReason;
+
+/// The leaf of prefixes whose routes cannot be followed.
+const LEAF_UNSUPPORTED: u32 = 1;
+
+#[derive(Debug)]
+struct Tree<A> {
+    key: TreeKey,
+    writer: LpmWriter<A>,
+}
+
+/// A number on its way back.
+#[derive(Debug)]
+struct Retiring {
+    id: u32,
+    after: Token,
+    /// Its info has been replaced and published.
+    replaced: bool,
+}
+
+/// What has to be looked at again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stale {
+    /// What next hops lead to: links, nexthop objects, netconf, ports.
+    pub nexthops: bool,
+    /// Rules, or the names of links they speak of.
+    pub rules: bool,
+}
+
+/// One family.
+#[derive(Debug)]
+pub struct FamilyCompiler<A> {
+    family: Family,
+    quiescence: Arc<Quiescence>,
+    trees: Vec<Tree<A>>,
+    merged: bool,
+    /// IPv4: the kernel keeps main and local apart for good once there were other rules
+    /// (`fib_unmerge`).
+    unmerged_for_good: bool,
+    /// IPv6: main has routes below ff00::/8, which local covers.
+    multicast_in_main: bool,
+    rules: Arc<[Rule<A>]>,
+    infos: Vec<Arc<FibInfo>>,
+    usable: Vec<bool>,
+    retiring: VecDeque<Retiring>,
+    /// Their infos were replaced, and that has not been published.
+    unpublished: Vec<u32>,
+    /// The trees could not take a route; nothing is answered from them.
+    broken: Option<FibError>,
+}
+
+/// What [`FamilyCompiler::prepare`] found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Prepared {
+    /// Infos changed: publish before the trees are touched.
+    pub publish: bool,
+    /// Every prefix has to be looked at again.
+    pub all: bool,
+}
+
+impl<A: RibAddr> FamilyCompiler<A> {
+    /// Without routes.
+    pub fn new(family: Family, quiescence: Arc<Quiescence>) -> FamilyCompiler<A> {
+        let unsupported = FibInfo::special(RouteType::Punt(PuntReason::RouteUnsupported));
+        FamilyCompiler {
+            family,
+            quiescence,
+            trees: Vec::new(),
+            merged: true,
+            unmerged_for_good: false,
+            multicast_in_main: false,
+            rules: Arc::new([]),
+            infos: vec![not_ready(), Arc::new(unsupported)],
+            usable: vec![false; FIRST_BODY as usize],
+            retiring: VecDeque::new(),
+            unpublished: Vec::new(),
+            broken: None,
+        }
+    }
+
+    /// Why nothing is answered; `None`: all is well.
+    pub fn broken(&self) -> Option<&FibError> {
+        self.broken.as_ref()
+    }
+
+    /// First step: the infos of new bodies, and of all when next hops changed.
+    pub fn prepare(
+        &mut self,
+        state: &RouterState,
+        rib: &mut Rib<A>,
+        ports: &Ports,
+        stale: Stale,
+    ) -> Prepared {
+        let created = rib.bodies_mut().take_created();
+        let bodies = rib.bodies();
+        if self.infos.len() < bodies.capacity() {
+            self.infos.resize_with(bodies.capacity(), not_ready);
+            self.usable.resize(bodies.capacity(), false);
+        }
+        let mut prepared = Prepared { publish: !created.is_empty(), all: false };
+        for id in created {
+            if let Some(body) = bodies.get(id) {
+                let (info, usable) = fib_info(state, self.family, body, ports);
+                self.infos[id as usize] = Arc::new(info);
+                self.usable[id as usize] = usable;
+            }
+        }
+        if stale.nexthops {
+            for (id, body) in bodies.iter() {
+                let (info, usable) = fib_info(state, self.family, body, ports);
+                let at = id as usize;
+                if *self.infos[at] != info {
+                    self.infos[at] = Arc::new(info);
+                    prepared.publish = true;
+                }
+                prepared.all |= self.usable[at] != usable;
+                self.usable[at] = usable;
+            }
+        }
+        prepared
+    }
+
+    /// Second step: rules, and trees for the tables they name. Whether to publish.
+    pub fn arrange(
+        &mut self,
+        state: &RouterState,
+        rib: &Rib<A>,
+        dirty: &[(u32, Net<A>)],
+        stale: Stale,
+    ) -> bool {
+        let rule_states = state.rules(self.family).as_slice();
+        let merged = self.may_merge(rule_states, rib, dirty);
+        let mut keys = if merged {
+            vec![TreeKey::whole(RT_TABLE_MAIN), TreeKey::whole(RT_TABLE_DEFAULT)]
+        } else {
+            rules::trees(rule_states, rib)
+        };
+        if merged && rib.table(RT_TABLE_DEFAULT).next().is_none() {
+            keys.truncate(1);
+        }
+        let have = |key: &TreeKey| self.trees.iter().any(|tree| tree.key == *key);
+        let surplus = self.trees.iter().any(|tree| !keys.contains(&tree.key));
+        let rearranged =
+            merged != self.merged || !keys.iter().all(have) || (surplus && stale.rules);
+        if !rearranged && !stale.rules {
+            return false;
+        }
+        if rearranged {
+            self.replace_trees(rib, &keys, merged);
+        }
+        let keys: Vec<TreeKey> = self.trees.iter().map(|tree| tree.key).collect();
+        let rules = rules::compile(state, rule_states, &keys);
+        let changed = rearranged || *self.rules != *rules;
+        self.rules = rules.into();
+        changed
+    }
+
+    fn may_merge(&mut self, rules: &[RuleState], rib: &Rib<A>, dirty: &[(u32, Net<A>)]) -> bool {
+        let default = is_default(rules, self.family);
+        if !A::V6 {
+            // Before the first dump there are none at all.
+            self.unmerged_for_good |= !default && !rules.is_empty();
+            return default && !self.unmerged_for_good;
+        }
+        // IPv6 asks local, then main; that is one longest-prefix match as long as no route of main
+        // lies below one of local.
+        let below_multicast = |net: &Net<A>| net.1 > 8 && net.0.bits_at(0, 8) == 0xff;
+        self.multicast_in_main |=
+            dirty.iter().any(|(table, net)| *table == RT_TABLE_MAIN && below_multicast(net));
+        let harmless = |net: &Net<A>| {
+            net.1 == A::LEN
+                || (net.1 == 8 && net.0.bits_at(0, 8) == 0xff && !self.multicast_in_main)
+        };
+        default && rib.table(RT_TABLE_LOCAL).all(|(net, _)| harmless(&net))
+    }
+
+    /// New trees are filled before anyone sees them; those that stay go on as they are.
+    fn replace_trees(&mut self, rib: &Rib<A>, keys: &[TreeKey], merged: bool) {
+        let mut old = std::mem::take(&mut self.trees);
+        // What the main tree holds depends on whether it is merged.
+        let keep = merged == self.merged;
+        self.merged = merged;
+        for key in keys {
+            let kept = old.iter().position(|tree| keep && tree.key == *key);
+            if let Some(at) = kept {
+                self.trees.push(old.swap_remove(at));
+                continue;
+            }
+            match LpmWriter::new(Arc::clone(&self.quiescence)) {
+                Ok(writer) => self.trees.push(Tree { key: *key, writer }),
+                Err(error) => {
+                    self.broken = Some(error);
+                    return;
+                }
+            }
+            let at = self.trees.len() - 1;
+            self.fill(rib, at);
+        }
+    }
+
+    fn fill(&mut self, rib: &Rib<A>, at: usize) {
+        let table = self.trees[at].key.table;
+        let with_local = self.merged && table == RT_TABLE_MAIN;
+        let local = with_local.then(|| rib.table(RT_TABLE_LOCAL)).into_iter().flatten();
+        for (net, _) in rib.table(table).chain(local) {
+            self.sync(rib, at, net);
+        }
+    }
+
+    /// Third step: the trees take what changed. Whether to publish, because one had to grow.
+    pub fn apply(&mut self, rib: &Rib<A>, dirty: &[(u32, Net<A>)], all: bool) -> bool {
+        for at in 0..self.trees.len() {
+            if all {
+                self.fill(rib, at);
+            }
+            let table = self.trees[at].key.table;
+            let with_local = self.merged && table == RT_TABLE_MAIN;
+            for (changed, net) in dirty {
+                if *changed == table || (with_local && *changed == RT_TABLE_LOCAL) {
+                    self.sync(rib, at, *net);
+                }
+            }
+        }
+        // Every tree has to be asked, so no `any`.
+        self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count() != 0
+    }
+
+    /// Makes one prefix of one tree what the RIB says.
+    fn sync(&mut self, rib: &Rib<A>, at: usize, net: Net<A>) {
+        let key = self.trees[at].key;
+        let with_local = self.merged && key.table == RT_TABLE_MAIN;
+        let local = if with_local { self.best(rib, rib.get(RT_TABLE_LOCAL, net)) } else { 0 };
+        let leaf = match local {
+            0 => self.best(rib, rib.get(key.table, net)),
+            local => local,
+        };
+        let Ok(prefix) = Prefix::truncated(net.0, net.1) else { return };
+        if u32::from(net.1) < key.shortest {
+            return;
+        }
+        let writer = &mut self.trees[at].writer;
+        let result = match writer.get_exact(prefix).unwrap_or(0) {
+            old if old == leaf => return,
+            _ if leaf == 0 => writer.remove(prefix),
+            _ => writer.insert(prefix, leaf),
+        };
+        if let Err(error) = result {
+            self.broken = Some(error);
+        }
+    }
+
+    /// The leaf of the route that the kernel's lookup takes of those at one prefix; 0: none.
+    fn best(&self, rib: &Rib<A>, ids: &[u32]) -> u32 {
+        let usable = |id: &&u32| self.usable.get(**id as usize).copied().unwrap_or(false);
+        if let [only] = ids
+            && rib.bodies().get(*only).is_some_and(|body| body.tos == 0 && body.src.is_none())
+        {
+            return if usable(&only) { *only } else { 0 };
+        }
+        let body = |id: &u32| rib.bodies().get(*id);
+        if ids.iter().filter_map(body).any(|body| body.tos != 0 || body.src.is_some()) {
+            return LEAF_UNSUPPORTED;
+        }
+        let first = ids.iter().find(usable);
+        let Some(metric) = first.and_then(body).map(|body| body.priority) else { return 0 };
+        if !A::V6 {
+            return first.copied().unwrap_or(0);
+        }
+        // rt6_score_route: of the same metric the higher router preference, then the first.
+        let score = |id: &u32| body(id).map(|body| (body.pref ^ 2) & 3);
+        let equals = ids.iter().filter(|id| body(id).is_some_and(|b| b.priority == metric));
+        let best = equals.filter(usable).reduce(|a, b| if score(b) > score(a) { b } else { a });
+        best.copied().unwrap_or(0)
+    }
+
+    /// Last step, after publishing: numbers that nothing leads to go back when workers have passed.
+    /// Whether infos were replaced and have to be published at the next occasion.
+    pub fn reclaim(&mut self, rib: &mut Rib<A>) -> bool {
+        let released = rib.bodies_mut().take_released();
+        if !released.is_empty() {
+            let after = self.quiescence.advance();
+            let retire = |id| Retiring { id, after, replaced: false };
+            self.retiring.extend(released.into_iter().map(retire));
+        }
+        let mut replaced = false;
+        while let Some(oldest) = self.retiring.front() {
+            if !self.quiescence.passed(oldest.after) {
+                break;
+            }
+            let Some(oldest) = self.retiring.pop_front() else { break };
+            if oldest.replaced {
+                rib.bodies_mut().give_back(oldest.id);
+            } else {
+                self.infos[oldest.id as usize] = not_ready();
+                self.unpublished.push(oldest.id);
+                replaced = true;
+            }
+        }
+        replaced
+    }
+
+    /// The infos were published: what was replaced in them waits once more.
+    pub fn published(&mut self) {
+        if self.unpublished.is_empty() {
+            return;
+        }
+        let after = self.quiescence.advance();
+        let retire = |id| Retiring { id, after, replaced: true };
+        self.retiring.extend(self.unpublished.drain(..).map(retire));
+    }
+
+    /// What workers get.
+    pub fn publishable(&self) -> FamilyFib<Lpm<A>> {
+        if self.broken.is_some() {
+            return self.punt_all();
+        }
+        let tables: Vec<_> = self.trees.iter().map(|t| Arc::clone(t.writer.table())).collect();
+        let at = |table| self.trees.iter().position(|tree| tree.key == TreeKey::whole(table));
+        FamilyFib {
+            tables: tables.into(),
+            merged: self.merged,
+            default_table: at(RT_TABLE_DEFAULT).filter(|_| self.merged).map(|at| at as u32),
+            rules: Arc::clone(&self.rules),
+            infos: self.infos.as_slice().into(),
+        }
+    }
+
+    /// The kernel forwards all of this family.
+    fn punt_all(&self) -> FamilyFib<Lpm<A>> {
+        let punt = RuleAction::Answer(RouteType::Punt(PuntReason::RouteUnsupported));
+        let rule = Rule {
+            priority: 0,
+            invert: false,
+            from: None,
+            to: None,
+            iif: None,
+            fwmark: None,
+            action: punt,
+        };
+        FamilyFib { merged: false, rules: Arc::new([rule]), ..FamilyFib::empty() }
+    }
+}
+
+/// For a leaf that stands for nothing: the kernel decides.
+fn not_ready() -> Arc<FibInfo> {
+    Arc::new(FibInfo::special(RouteType::Punt(PuntReason::NotReady)))
+}

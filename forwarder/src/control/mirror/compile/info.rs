@@ -1,0 +1,111 @@
+//! A route body to a `FibInfo`: next hops with the ports behind them, dead or alive.
+
+use std::collections::HashMap;
+
+use crate::control::mirror::rib::{
+    Expiry, RT_SCOPE_HOST, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_ONLINK,
+    RouteBody,
+};
+use crate::control::mirror::state::{Family, NexthopState, RouterState};
+use crate::fib::{FibInfo, Nexthop, RouteType};
+use crate::stats::PuntReason;
+
+/// RTAX_MTU.
+const RTAX_MTU: u16 = 2;
+const RTN_MULTICAST: u8 = 5;
+const RTN_BLACKHOLE: u8 = 6;
+const RTN_UNREACHABLE: u8 = 7;
+const RTN_PROHIBIT: u8 = 8;
+const RTN_THROW: u8 = 9;
+
+/// Ports by ifindex.
+pub type Ports = HashMap<u32, u16>;
+
+/// Why the packets of a route stay with the kernel; `None`: they do not.
+pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str> {
+    let known =
+        matches!(body.kind, RTN_UNICAST..=RTN_THROW) && (body.kind != RTN_UNICAST || has_way(body));
+    if !known {
+        return Some("of a kind that is not known here");
+    }
+    if body.nexthops.iter().any(|nh| nh.encap.is_some()) {
+        return Some("encapsulates (RTA_ENCAP)");
+    }
+    if body.nhid == 0 {
+        return None;
+    }
+    let Some(object) = state.nexthops.get(&body.nhid) else {
+        return Some("its nexthop object is not known");
+    };
+    let members = object.group.iter().map(|(id, _)| state.nexthops.get(id));
+    for nexthop in members.chain([Some(object)]) {
+        match nexthop {
+            None => return Some("a nexthop object of its group is not known"),
+            Some(nexthop) if nexthop.encap => return Some("its nexthop object encapsulates"),
+            Some(nexthop) if nexthop.fdb => return Some("its nexthop object is a bridge's (fdb)"),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+fn has_way(body: &RouteBody) -> bool {
+    body.nhid != 0 || !body.nexthops.is_empty()
+}
+
+/// What workers get for a body, and whether the kernel's lookup would take it at all: with no next
+/// hop alive it goes on to the next route (`fib_table_lookup`, `find_match`).
+pub fn fib_info(
+    state: &RouterState,
+    family: Family,
+    body: &RouteBody,
+    ports: &Ports,
+) -> (FibInfo, bool) {
+    if unsupported(state, body).is_some() {
+        let punt = RouteType::Punt(PuntReason::RouteUnsupported);
+        return (FibInfo::special(punt), body.expiry != Expiry::Expired);
+    }
+    let object = state.nexthops.get(&body.nhid);
+    let kind = match body.kind {
+        RTN_UNICAST if object.is_some_and(|nh| nh.blackhole) => RouteType::Blackhole,
+        RTN_UNICAST => RouteType::Unicast,
+        RTN_LOCAL => RouteType::Local,
+        RTN_BROADCAST => RouteType::Broadcast,
+        RTN_ANYCAST => RouteType::Anycast,
+        RTN_MULTICAST => RouteType::Multicast,
+        RTN_BLACKHOLE => RouteType::Blackhole,
+        RTN_UNREACHABLE => RouteType::Unreachable,
+        RTN_PROHIBIT => RouteType::Prohibit,
+        _ => RouteType::Throw,
+    };
+    // IPv4: addresses of ours answer on whatever interface, so the kernel never calls the next hop
+    // of a host-scope route dead (fib_sync_down_dev).
+    let immortal = family == Family::V4 && body.scope >= RT_SCOPE_HOST;
+    let dead = |oif: u32| !immortal && state.nexthop_is_dead(family, oif);
+    let hop = |oif: u32, gateway, weight, onlink| {
+        let port = ports.get(&oif).copied();
+        Nexthop { oif, port, gateway, weight, dead: dead(oif), onlink }
+    };
+    let from_object = |object: &NexthopState, weight| {
+        let onlink = object.flags & u32::from(RTNH_F_ONLINK) != 0;
+        hop(object.oif, object.gateway, weight, onlink)
+    };
+    let nexthops: Box<[Nexthop]> = match object {
+        _ if kind == RouteType::Blackhole => Box::default(),
+        Some(object) if object.group.is_empty() => Box::new([from_object(object, 1)]),
+        Some(object) => {
+            let member = |(id, weight): &(u32, u32)| {
+                state.nexthops.get(id).map(|nexthop| from_object(nexthop, *weight))
+            };
+            object.group.iter().filter_map(member).collect()
+        }
+        None => {
+            let hops = body.nexthops.iter();
+            hops.map(|nh| hop(nh.oif, nh.gateway, nh.weight, nh.flags & RTNH_F_ONLINK != 0))
+                .collect()
+        }
+    };
+    let alive = nexthops.is_empty() || nexthops.iter().any(|nh| !nh.dead);
+    let info = FibInfo { kind, nexthops, mtu: body.metric(RTAX_MTU), prefsrc: body.prefsrc };
+    (info, alive && body.expiry != Expiry::Expired)
+}

@@ -1,0 +1,115 @@
+//! Interfaces and neighbours as workers see them.
+
+use std::net::IpAddr;
+
+use super::info::Ports;
+use crate::control::mirror::state::{
+    Family, IFA_F_SECONDARY, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, LinkState, NeighState,
+    Netconf, RouterState,
+};
+use crate::neigh::Neighbour;
+use crate::tables::{Link, RpFilter};
+
+/// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
+const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
+const NUD_FAILED: u16 = 0x20;
+
+/// Kinds of interface whose frames never were on a wire and so may come without TCP and UDP
+/// checksums (CHECKSUM_PARTIAL).
+const KINDS_WITHOUT_WIRE: [&str; 7] =
+    ["veth", "tun", "netkit", "macvlan", "macvtap", "ipvlan", "bridge"];
+
+/// Why a port's traffic stays with the kernel; `None`: it does not.
+pub fn unsupported(state: &RouterState, link: &LinkState) -> Option<String> {
+    let master = state.links.get(&link.master?);
+    let kind = link.slave_kind.as_deref().or(master.and_then(|master| master.kind.as_deref()));
+    let master = master.map_or("an interface that is not known", |master| &master.name);
+    Some(match kind {
+        Some("vrf") => format!("in the VRF {master}; VRFs are not followed"),
+        Some(kind) => format!("{kind} port of {master}, which takes its packets"),
+        None => format!("belongs to {master}, which takes its packets"),
+    })
+}
+
+/// All interfaces.
+pub fn compile(state: &RouterState, ports: &Ports) -> Vec<Link> {
+    state.links.values().map(|link| compile_link(state, link, ports)).collect()
+}
+
+fn compile_link(state: &RouterState, link: &LinkState, ports: &Ports) -> Link {
+    let port = ports.get(&link.ifindex).copied();
+    let own = state.sysctls_dev.get(&link.ifindex).copied().unwrap_or_default();
+    let all = &state.sysctls_all;
+    let ifindex = link.ifindex.cast_signed();
+    let conf = |family, attr| state.conf(family, ifindex, attr);
+    let all_conf = |family, attr| state.conf(family, Netconf::ALL, attr);
+    let rp_filter =
+        conf(Family::V4, Netconf::RP_FILTER).max(all_conf(Family::V4, Netconf::RP_FILTER));
+    // ip6_forward asks conf.all, and since Linux 6.17 the interface's force_forwarding.
+    let forwarding6 = all_conf(Family::V6, Netconf::FORWARDING) != 0
+        || conf(Family::V6, Netconf::FORCE_FORWARDING) != 0;
+    let kind = link.kind.as_deref().unwrap_or_default();
+    Link {
+        port: port.filter(|_| unsupported(state, link).is_none()),
+        mac: link.address.as_slice().try_into().unwrap_or_default(),
+        mtu: link.mtu,
+        mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
+        up: link.is_up() && link.is_running(),
+        noarp: link.flags & (IFF_NOARP | IFF_POINTOPOINT | IFF_LOOPBACK) != 0,
+        forwarding4: conf(Family::V4, Netconf::FORWARDING) != 0,
+        forwarding6,
+        rp_filter: match rp_filter {
+            1 => RpFilter::Strict,
+            2 => RpFilter::Loose,
+            _ => RpFilter::Off,
+        },
+        // IN_DEV_ANDCONF, IN_DEV_ORCONF of include/linux/inetdevice.h.
+        accept_source_route: own.accept_source_route && all.accept_source_route,
+        send_redirects: own.send_redirects || all.send_redirects,
+        route_localnet: own.route_localnet || all.route_localnet,
+        accept_local: own.accept_local || all.accept_local,
+        shared_media: own.shared_media || all.shared_media,
+        disable_ipv6: own.disable_ipv6,
+        partial_csum: KINDS_WITHOUT_WIRE.contains(&kind),
+        addrs4: addrs4(state, link.ifindex),
+        addrs6: addrs6(state, link.ifindex),
+        ..Link::new(link.ifindex, &link.name)
+    }
+}
+
+fn addrs4(state: &RouterState, ifindex: u32) -> Vec<(std::net::Ipv4Addr, u8)> {
+    let mut addrs: Vec<_> = state.addrs.iter().filter(|addr| addr.ifindex == ifindex).collect();
+    addrs.sort_by_key(|addr| addr.flags & IFA_F_SECONDARY);
+    let v4 = addrs.into_iter().filter_map(|addr| match addr.local {
+        IpAddr::V4(local) => Some((local, addr.prefixlen)),
+        IpAddr::V6(_) => None,
+    });
+    v4.collect()
+}
+
+fn addrs6(state: &RouterState, ifindex: u32) -> Vec<(std::net::Ipv6Addr, u8)> {
+    let mine = state.addrs.iter().filter(|addr| addr.ifindex == ifindex && addr.is_usable());
+    let v6 = mine.filter_map(|addr| match addr.local {
+        IpAddr::V6(local) => Some((local, addr.prefixlen)),
+        IpAddr::V4(_) => None,
+    });
+    v6.collect()
+}
+
+/// What a worker sees of a neighbour: nothing while the kernel is still asking; an address; or
+/// that there is none.
+pub fn visible(neigh: &NeighState) -> Option<Option<[u8; 6]>> {
+    if neigh.dst.is_multicast() {
+        return None;
+    }
+    if neigh.state & NUD_VALID != 0 {
+        return Some(Some(neigh.lladdr.as_slice().try_into().ok()?));
+    }
+    (neigh.state & NUD_FAILED != 0).then_some(None)
+}
+
+/// All neighbours that workers see.
+pub fn neighbours(state: &RouterState) -> Vec<Neighbour> {
+    let see = |neigh: &NeighState| Some(Neighbour::new(neigh.ifindex, neigh.dst, visible(neigh)?));
+    state.neighs.values().filter_map(see).collect()
+}

@@ -1,0 +1,198 @@
+//! What the kernel said, as the tables workers read; published whenever something a worker can see
+//! has changed.
+
+pub mod family;
+pub mod info;
+pub mod links;
+pub mod rules;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::family::{FamilyCompiler, Stale};
+use self::info::Ports;
+use super::state::{Family, RouterState};
+use crate::fib::Quiescence;
+use crate::neigh::NeighTable;
+use crate::netfilter::Hooks;
+use crate::tables::{Links, Published, Tables};
+
+/// How long a tree update waits for workers to notice new infos. They do within a burst, some
+/// microseconds; one that is asleep is not waited for, it leaves such packets to the kernel.
+const NOTICE_WAIT_MAX: Duration = Duration::from_millis(1);
+
+/// What of the state changed since the tables were compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Touched {
+    /// Interfaces, or which of them are ports.
+    pub links: bool,
+    /// Addresses.
+    pub addrs: bool,
+    /// Rules.
+    pub rules: bool,
+    /// Nexthop objects.
+    pub nexthops: bool,
+    /// Neighbours, in a way that workers see.
+    pub neighs: bool,
+    /// Netconf or per-interface sysctls.
+    pub conf: bool,
+    /// Sysctls of the namespace.
+    pub sysctls: bool,
+    /// Hook functions.
+    pub hooks: bool,
+}
+
+/// Keeps the published tables.
+#[derive(Debug)]
+pub struct Compiler {
+    published: Arc<Published<Tables>>,
+    quiescence: Arc<Quiescence>,
+    current: Tables,
+    /// Published before; a worker may still hold them.
+    retired: Vec<Arc<Tables>>,
+    fib4: FamilyCompiler<u32>,
+    fib6: FamilyCompiler<u128>,
+    /// Which interfaces are ports.
+    pub ports: Ports,
+    /// Neighbours that workers used, from tables that were replaced.
+    used: HashSet<(u32, IpAddr)>,
+}
+
+impl Compiler {
+    /// Tables that know nothing, for up to `readers` workers.
+    pub fn new(readers: usize) -> Compiler {
+        let quiescence = Quiescence::new(readers);
+        let current = Tables::empty();
+        Compiler {
+            published: Arc::new(Published::new(Arc::new(current.clone()))),
+            current,
+            retired: Vec::new(),
+            fib4: FamilyCompiler::new(Family::V4, Arc::clone(&quiescence)),
+            fib6: FamilyCompiler::new(Family::V6, Arc::clone(&quiescence)),
+            quiescence,
+            ports: Ports::new(),
+            used: HashSet::new(),
+        }
+    }
+
+    /// Where workers find the tables.
+    pub fn published(&self) -> &Arc<Published<Tables>> {
+        &self.published
+    }
+
+    /// Where workers announce that they hold nothing.
+    pub fn quiescence(&self) -> &Arc<Quiescence> {
+        &self.quiescence
+    }
+
+    /// The tables as published last.
+    pub fn tables(&self) -> &Tables {
+        &self.current
+    }
+
+    /// Replaces the hook functions with the next publication.
+    pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
+        self.current.hooks = hooks;
+    }
+
+    /// What could not be compiled.
+    pub fn broken(&self) -> Option<String> {
+        let broken = self.fib4.broken().or(self.fib6.broken())?;
+        Some(broken.to_string())
+    }
+
+    /// Brings the tables in step with the state.
+    pub fn update(&mut self, state: &mut RouterState, touched: Touched) {
+        let stale = Stale {
+            nexthops: touched.links || touched.nexthops || touched.conf,
+            rules: touched.rules || touched.links,
+        };
+        let mut publish = self.update_rest(state, touched);
+        // The RIBs stand apart for as long as their bodies are read beside the rest.
+        let mut rib4 = std::mem::take(&mut state.routes4);
+        let mut rib6 = std::mem::take(&mut state.routes6);
+        let (dirty4, dirty6) = (rib4.take_dirty(), rib6.take_dirty());
+        let prepared4 = self.fib4.prepare(state, &mut rib4, &self.ports, stale);
+        let prepared6 = self.fib6.prepare(state, &mut rib6, &self.ports, stale);
+        publish |= prepared4.publish | prepared6.publish;
+        publish |= self.fib4.arrange(state, &rib4, &dirty4, stale);
+        publish |= self.fib6.arrange(state, &rib6, &dirty6, stale);
+        if publish {
+            self.publish();
+            self.wait_for_workers();
+        }
+        let regrown4 = self.fib4.apply(&rib4, &dirty4, prepared4.all);
+        let regrown6 = self.fib6.apply(&rib6, &dirty6, prepared6.all);
+        let broken = self.broken().is_some();
+        let replaced = self.fib4.reclaim(&mut rib4) | self.fib6.reclaim(&mut rib6);
+        if regrown4 || regrown6 || replaced || broken {
+            self.publish();
+        }
+        state.routes4 = rib4;
+        state.routes6 = rib6;
+    }
+
+    /// Frees what workers have let go of.
+    pub fn reclaim(&mut self, state: &mut RouterState) {
+        let replaced =
+            self.fib4.reclaim(&mut state.routes4) | self.fib6.reclaim(&mut state.routes6);
+        if replaced {
+            self.publish();
+        }
+        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+    }
+
+    /// Neighbours that workers sent to since the last call.
+    pub fn take_used(&mut self) -> HashSet<(u32, IpAddr)> {
+        self.collect_used();
+        std::mem::take(&mut self.used)
+    }
+
+    fn collect_used(&mut self) {
+        let used = self.current.neigh.iter().filter(|neigh| neigh.take_used());
+        self.used.extend(used.map(|neigh| (neigh.oif, neigh.addr)));
+    }
+
+    /// Everything but routes and rules. Whether workers can see a difference.
+    fn update_rest(&mut self, state: &RouterState, touched: Touched) -> bool {
+        let mut publish = touched.hooks;
+        if touched.links || touched.addrs || touched.conf {
+            let links = links::compile(state, &self.ports);
+            if !self.current.links.iter().eq(links.iter()) {
+                self.current.links = Arc::new(Links::new(links));
+                publish = true;
+            }
+        }
+        if touched.neighs {
+            self.collect_used();
+            self.current.neigh = Arc::new(NeighTable::new(links::neighbours(state)));
+            publish = true;
+        }
+        if touched.sysctls && *self.current.sysctl != state.sysctls {
+            self.current.sysctl = Arc::new(state.sysctls.clone());
+            publish = true;
+        }
+        publish
+    }
+
+    fn publish(&mut self) {
+        self.current.fib4 = self.fib4.publishable();
+        self.current.fib6 = self.fib6.publishable();
+        self.current.generation += 1;
+        let old = self.published.publish(Arc::new(self.current.clone()));
+        self.retired.push(old);
+        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+        self.fib4.published();
+        self.fib6.published();
+    }
+
+    fn wait_for_workers(&self) {
+        let token = self.quiescence.advance();
+        let until = Instant::now() + NOTICE_WAIT_MAX;
+        while !self.quiescence.passed(token) && Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+}

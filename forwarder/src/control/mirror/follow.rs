@@ -1,0 +1,669 @@
+//! Dumps and events applied to the state: what the kernel tells, and what it does without a word.
+//!
+//! The kernel is silent when it takes IPv4 routes away because an interface went down or lost an
+//! address (`fib_sync_down_dev`, `fib_sync_down_addr`), when nexthop objects go with their
+//! interface (`nexthop_flush_dev`), and when routes go with their nexthop object. These are done
+//! here the same way, at once; and because a rule followed by hand may be followed wrongly, the
+//! objects concerned are asked for again a moment later.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::compile::{Touched, links};
+use super::parse;
+use super::raw::Message;
+use super::rib::{Applied, Dump, RT_SCOPE_HOST, Rib, RibAddr, RouteBody};
+use super::sock::{DumpEnd, Requests, SockError};
+use super::state::{AddrState, Family, LinkState, RouterState};
+use super::sysctl;
+
+/// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
+/// and a burst of doubts costs one dump.
+const DOUBT_WAIT: Duration = Duration::from_millis(20);
+/// Dumps repeated because they were interrupted, before what came is taken and asked for again
+/// later.
+const INTERRUPTED_MAX: u32 = 8;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const RTM_GETNEIGH: u16 = 30;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_GETRULE: u16 = 34;
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
+const RTM_GETNETCONF: u16 = 82;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
+const RTM_GETNEXTHOP: u16 = 106;
+
+/// What the mirror counts about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct MirrorCounters {
+    /// Events taken.
+    pub events: u64,
+    /// Times everything or a part was asked for again.
+    pub resyncs: u64,
+    /// Times the kernel could not queue events (ENOBUFS).
+    pub enobufs: u64,
+    /// Dumps that were interrupted and repeated (NLM_F_DUMP_INTR).
+    pub dump_intr: u64,
+    /// Messages that could not be understood; what they said is not mirrored.
+    pub unparsable: u64,
+}
+
+/// Parts of the state that are to be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Parts {
+    /// Interfaces.
+    pub links: bool,
+    /// Addresses.
+    pub addrs: bool,
+    /// Rules.
+    pub rules: bool,
+    /// Nexthop objects.
+    pub nexthops: bool,
+    /// IPv4 routes.
+    pub routes4: bool,
+    /// IPv6 routes.
+    pub routes6: bool,
+    /// Neighbours.
+    pub neighs: bool,
+    /// Netconf.
+    pub netconf: bool,
+}
+
+impl Parts {
+    /// Everything.
+    pub const ALL: Parts = Parts {
+        links: true,
+        addrs: true,
+        rules: true,
+        nexthops: true,
+        routes4: true,
+        routes6: true,
+        neighs: true,
+        netconf: true,
+    };
+
+    /// Nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Parts::default()
+    }
+}
+
+/// The state and what is known to be wrong with it.
+#[derive(Debug, Default)]
+pub struct Follower {
+    /// What the kernel said.
+    pub state: RouterState,
+    /// What changed since it was compiled.
+    pub touched: Touched,
+    /// Of the mirror itself.
+    pub counters: MirrorCounters,
+    /// The set of own addresses changed.
+    pub locals_changed: bool,
+    doubts: Parts,
+    doubts_due: Option<Instant>,
+    route_expires: Option<Instant>,
+}
+
+impl Follower {
+    /// Takes one event.
+    pub fn event(&mut self, message: &Message<'_>, now: Instant) {
+        self.counters.events += 1;
+        let parsed = match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => self.link(message, now),
+            RTM_NEWADDR | RTM_DELADDR => self.addr(message, now),
+            RTM_NEWROUTE | RTM_DELROUTE => self.route(message, now),
+            RTM_NEWRULE | RTM_DELRULE => self.rule(message),
+            RTM_NEWNEXTHOP | RTM_DELNEXTHOP => self.nexthop(message, now),
+            RTM_NEWNEIGH | RTM_DELNEIGH => self.neigh(message),
+            RTM_NEWNETCONF | RTM_DELNETCONF => self.netconf(message),
+            _ => Some(()),
+        };
+        if parsed.is_none() {
+            self.counters.unparsable += 1;
+        }
+    }
+
+    /// Marks parts as doubtful.
+    pub fn doubt(&mut self, now: Instant, mark: impl FnOnce(&mut Parts)) {
+        mark(&mut self.doubts);
+        self.doubts_due.get_or_insert(now + DOUBT_WAIT);
+    }
+
+    /// When something has to be asked for again.
+    pub fn due(&self) -> Option<Instant> {
+        match (self.doubts_due, self.route_expires) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The doubtful parts, when their time has come.
+    pub fn take_due(&mut self, now: Instant) -> Parts {
+        if self.route_expires.is_some_and(|at| at <= now) {
+            self.route_expires = None;
+            self.doubts.routes6 = true;
+            self.doubts_due = Some(now);
+        }
+        if self.doubts_due.is_none_or(|due| due > now) {
+            return Parts::default();
+        }
+        self.doubts_due = None;
+        std::mem::take(&mut self.doubts)
+    }
+
+    fn link(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
+        // AF_BRIDGE and others tell about an interface what is not mirrored.
+        if message.payload.first() != Some(&0) {
+            return Some(());
+        }
+        let link = parse::link(message)?;
+        let ifindex = link.ifindex;
+        self.touched.links = true;
+        if message.kind == RTM_DELLINK {
+            self.link_gone(ifindex, now);
+            return Some(());
+        }
+        let old = self.state.links.get(&ifindex);
+        let was = old.map(|link| (link.is_up(), link.is_running(), link.name.clone()));
+        let is = (link.is_up(), link.is_running(), link.name.clone());
+        if was.as_ref().is_none_or(|was| was.2 != is.2) {
+            self.state.sysctls_dev.insert(ifindex, sysctl::read_dev(&link.name));
+        }
+        self.state.links.insert(ifindex, link);
+        let Some(was) = was else {
+            // The first end of a veth pair is told before it has another end.
+            self.doubt(now, |parts| parts.links = true);
+            return Some(());
+        };
+        if (was.0 && !is.0) || (was.1 && !is.1) {
+            self.carrier_lost(ifindex, is.0, now);
+        } else if was.0 != is.0 || was.1 != is.1 {
+            self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));
+        }
+        Some(())
+    }
+
+    fn carrier_lost(&mut self, ifindex: u32, up: bool, now: Instant) {
+        self.drop_nexthops(|nexthop_oif| nexthop_oif == ifindex);
+        if !up {
+            let links = &self.state.links;
+            let dead = |oif: u32| links.get(&oif).is_none_or(|link| !link.is_up());
+            let gone = |body: &RouteBody| {
+                body.scope < RT_SCOPE_HOST && leads_only(body, &dead) && leads(body, ifindex)
+            };
+            flush_with(&mut self.state.routes4, gone);
+        }
+        self.doubt(now, |parts| {
+            (parts.routes4, parts.routes6, parts.nexthops) = (true, true, true);
+        });
+    }
+
+    fn link_gone(&mut self, ifindex: u32, now: Instant) {
+        self.state.links.remove(&ifindex);
+        self.state.sysctls_dev.remove(&ifindex);
+        self.state.addrs.retain(|addr| addr.ifindex != ifindex);
+        self.state.neighs.retain(|(oif, _), _| *oif != ifindex);
+        self.state.netconf.retain(|(_, of), _| *of != ifindex.cast_signed());
+        self.touched.neighs = true;
+        self.touched.addrs = true;
+        self.drop_nexthops(|oif| oif == ifindex);
+        let dead = |oif: u32| oif == ifindex;
+        let gone = |body: &RouteBody| leads_only(body, &dead);
+        flush_with(&mut self.state.routes4, gone);
+        flush_with(&mut self.state.routes6, gone);
+        self.doubt(now, |parts| {
+            (parts.routes4, parts.routes6, parts.nexthops) = (true, true, true);
+        });
+    }
+
+    /// Takes nexthop objects away with their interface, groups with their last member, routes with
+    /// their object.
+    fn drop_nexthops(&mut self, gone: impl Fn(u32) -> bool) {
+        let ids: Vec<u32> = self
+            .state
+            .nexthops
+            .values()
+            .filter(|nexthop| nexthop.oif != 0 && gone(nexthop.oif))
+            .map(|nexthop| nexthop.id)
+            .collect();
+        for id in ids {
+            self.drop_nexthop(id);
+        }
+    }
+
+    fn drop_nexthop(&mut self, id: u32) {
+        self.touched.nexthops = true;
+        let mut gone = vec![id];
+        self.state.nexthops.remove(&id);
+        self.state.nexthops.retain(|group_id, nexthop| {
+            let was_group = !nexthop.group.is_empty();
+            nexthop.group.retain(|(member, _)| *member != id);
+            let empty = was_group && nexthop.group.is_empty();
+            if empty {
+                gone.push(*group_id);
+            }
+            !empty
+        });
+        let uses = |body: &RouteBody| body.nhid != 0 && gone.contains(&body.nhid);
+        flush_with(&mut self.state.routes4, uses);
+        flush_with(&mut self.state.routes6, uses);
+    }
+
+    fn addr(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
+        let addr = parse::addr(message)?;
+        self.touched.addrs = true;
+        if message.kind == RTM_NEWADDR {
+            self.state.add_addr(addr);
+        } else if self.state.del_addr(&addr) && addr.local.is_ipv4() {
+            self.addr4_gone(&addr);
+            self.doubt(now, |parts| parts.routes4 = true);
+        }
+        // Their order is the kernel's, and secondary ones may have been promoted.
+        self.doubt(now, |parts| parts.addrs = true);
+        Some(())
+    }
+
+    /// `fib_sync_down_addr`, and `fib_disable_ip` when it was the interface's last.
+    fn addr4_gone(&mut self, gone: &AddrState) {
+        let still = |same: &dyn Fn(&AddrState) -> bool| self.state.addrs.iter().any(same);
+        if !still(&|addr| addr.local == gone.local) {
+            let local: IpAddr = gone.local;
+            flush_with(&mut self.state.routes4, |body| body.prefsrc == Some(local));
+        }
+        let last = !self
+            .state
+            .addrs
+            .iter()
+            .any(|addr| addr.ifindex == gone.ifindex && addr.local.is_ipv4());
+        if last {
+            let dead = |oif: u32| oif == gone.ifindex;
+            flush_with(&mut self.state.routes4, |body| leads_only(body, &dead));
+        }
+    }
+
+    fn route(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
+        if parse::route_is_cloned(message) {
+            return Some(());
+        }
+        let family = Family::from_af(parse::route_family(message)?);
+        let del = message.kind == RTM_DELROUTE;
+        match family {
+            Some(Family::V4) => {
+                let route = parse::route::<u32>(message)?;
+                let applied = apply_route(&mut self.state.routes4, route, del, message.flags);
+                if applied == Applied::Doubt {
+                    self.doubt(now, |parts| parts.routes4 = true);
+                }
+            }
+            Some(Family::V6) => {
+                let route = parse::route::<u128>(message)?;
+                self.note_expiry(route.expires, now);
+                let applied = apply_route(&mut self.state.routes6, route, del, message.flags);
+                if applied == Applied::Doubt {
+                    self.doubt(now, |parts| parts.routes6 = true);
+                }
+            }
+            // Multicast forwarding (RTNL_FAMILY_IPMR), MPLS: not IP unicast.
+            None => {}
+        }
+        Some(())
+    }
+
+    fn note_expiry(&mut self, seconds: Option<u32>, now: Instant) {
+        let Some(seconds) = seconds else { return };
+        let at = now + Duration::from_secs(seconds.into());
+        self.route_expires = Some(self.route_expires.map_or(at, |soonest| soonest.min(at)));
+    }
+
+    fn rule(&mut self, message: &Message<'_>) -> Option<()> {
+        // RTNL_FAMILY_IPMR has rules too.
+        if message.payload.first().copied().and_then(Family::from_af).is_none() {
+            return Some(());
+        }
+        let rule = parse::rule(message)?;
+        self.touched.rules |= if message.kind == RTM_NEWRULE {
+            self.state.add_rule(rule)
+        } else {
+            self.state.del_rule(&rule)
+        };
+        Some(())
+    }
+
+    fn nexthop(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
+        let nexthop = parse::nexthop(message)?;
+        self.touched.nexthops = true;
+        if message.kind == RTM_NEWNEXTHOP {
+            self.state.nexthops.insert(nexthop.id, nexthop);
+        } else if self.state.nexthops.contains_key(&nexthop.id) {
+            self.drop_nexthop(nexthop.id);
+            self.doubt(now, |parts| {
+                (parts.nexthops, parts.routes4, parts.routes6) = (true, true, true);
+            });
+        }
+        Some(())
+    }
+
+    fn neigh(&mut self, message: &Message<'_>) -> Option<()> {
+        if parse::neigh_is_foreign(message) {
+            return Some(());
+        }
+        let neigh = parse::neigh(message)?;
+        let key = (neigh.ifindex, neigh.dst);
+        let new = if message.kind == RTM_NEWNEIGH { links::visible(&neigh) } else { None };
+        let old = if message.kind == RTM_NEWNEIGH {
+            self.state.neighs.insert(key, neigh)
+        } else {
+            self.state.neighs.remove(&key)
+        };
+        self.touched.neighs |= old.as_ref().and_then(links::visible) != new;
+        Some(())
+    }
+
+    fn netconf(&mut self, message: &Message<'_>) -> Option<()> {
+        // MPLS has netconf too.
+        if message.payload.first().copied().and_then(Family::from_af).is_none() {
+            return Some(());
+        }
+        let (family, ifindex, conf) = parse::netconf(message)?;
+        self.touched.conf |= if message.kind == RTM_NEWNETCONF {
+            self.state.add_netconf(family, ifindex, &conf)
+        } else {
+            self.state.netconf.remove(&(family, ifindex)).is_some()
+        };
+        Some(())
+    }
+
+    /// Asks for parts, and makes the state what the kernel answers.
+    pub fn resync(
+        &mut self,
+        requests: &mut Requests,
+        parts: Parts,
+        now: Instant,
+    ) -> Result<(), SockError> {
+        if parts.is_none() {
+            return Ok(());
+        }
+        self.counters.resyncs += 1;
+        // Links are dumped under RTNL, which whoever caused a doubt held until it was done.
+        self.resync_links(requests)?;
+        if parts.netconf {
+            self.resync_netconf(requests)?;
+        }
+        if parts.addrs {
+            self.resync_addrs(requests)?;
+        }
+        if parts.rules {
+            self.resync_rules(requests)?;
+        }
+        if parts.nexthops {
+            self.resync_nexthops(requests)?;
+        }
+        if parts.routes4 {
+            let mut rib = std::mem::take(&mut self.state.routes4);
+            let result = self.resync_routes(requests, &mut rib, Family::V4, now);
+            self.state.routes4 = rib;
+            result?;
+        }
+        if parts.routes6 {
+            self.route_expires = None;
+            let mut rib = std::mem::take(&mut self.state.routes6);
+            let result = self.resync_routes(requests, &mut rib, Family::V6, now);
+            self.state.routes6 = rib;
+            result?;
+        }
+        if parts.neighs {
+            self.resync_neighs(requests)?;
+        }
+        Ok(())
+    }
+
+    /// One kind of object, repeated while the dump is interrupted; `None`s of `parse` are counted.
+    fn dump<T>(
+        &mut self,
+        requests: &mut Requests,
+        what: &'static str,
+        (kind, header): (u16, &[u8]),
+        parse: impl Fn(&Message<'_>) -> Parsed<T>,
+    ) -> Result<Vec<T>, SockError> {
+        for attempt in 1.. {
+            let (mut all, mut unparsable) = (Vec::new(), 0);
+            let end = requests.dump(what, kind, header, |message| match parse(message) {
+                Parsed::Object(object) => all.push(object),
+                Parsed::Foreign => {}
+                Parsed::Unparsable => unparsable += 1,
+            })?;
+            if end == DumpEnd::Interrupted {
+                self.counters.dump_intr += 1;
+                if attempt < INTERRUPTED_MAX {
+                    continue;
+                }
+                // The events of whatever interrupts are in the queue.
+            }
+            self.counters.unparsable += unparsable;
+            return Ok(all);
+        }
+        Ok(Vec::new())
+    }
+
+    fn resync_links(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        // IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
+        let mut header = vec![0u8; 16];
+        header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
+        let request = (RTM_GETLINK, header.as_slice());
+        let links = self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
+        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        if self.state.links != links {
+            self.touched.links = true;
+            let old = std::mem::replace(&mut self.state.links, links);
+            self.follow_flags(&old);
+        }
+        for (ifindex, link) in &self.state.links {
+            let read = || sysctl::read_dev(&link.name);
+            self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
+        }
+        Ok(())
+    }
+
+    /// Flags found changed in a dump: their event is still to come, and must not be taken as news
+    /// about routes that exist by then.
+    fn follow_flags(&mut self, old: &std::collections::BTreeMap<u32, LinkState>) {
+        let lost: Vec<(u32, bool)> = old
+            .values()
+            .filter_map(|old| {
+                let new = self.state.links.get(&old.ifindex)?;
+                let down = old.is_up() && !new.is_up();
+                let quiet = old.is_running() && !new.is_running();
+                (down || quiet).then_some((new.ifindex, new.is_up()))
+            })
+            .collect();
+        let now = Instant::now();
+        for (ifindex, up) in lost {
+            self.carrier_lost(ifindex, up, now);
+        }
+        let gone: Vec<u32> =
+            old.keys().filter(|ifindex| !self.state.links.contains_key(ifindex)).copied().collect();
+        for ifindex in gone {
+            self.link_gone(ifindex, now);
+        }
+    }
+
+    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let mut addrs = Vec::new();
+        for family in Family::ALL {
+            let header = [family.af(), 0, 0, 0, 0, 0, 0, 0];
+            let request = (RTM_GETADDR, header.as_slice());
+            addrs.extend(
+                self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?,
+            );
+        }
+        self.touched.addrs |= self.state.addrs != addrs;
+        self.state.addrs = addrs;
+        Ok(())
+    }
+
+    fn resync_rules(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        for family in Family::ALL {
+            let mut header = [0u8; 12];
+            header[0] = family.af();
+            let request = (RTM_GETRULE, header.as_slice());
+            let rules =
+                self.dump(requests, "dump rules", request, |m| Parsed::from(parse::rule(m)))?;
+            self.touched.rules |= *self.state.rules(family) != rules;
+            match family {
+                Family::V4 => self.state.rules4 = rules,
+                Family::V6 => self.state.rules6 = rules,
+            }
+        }
+        Ok(())
+    }
+
+    fn resync_nexthops(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let request = (RTM_GETNEXTHOP, [0u8; 8].as_slice());
+        let dump =
+            self.dump(requests, "dump nexthops", request, |m| Parsed::from(parse::nexthop(m)));
+        let nexthops = match dump {
+            Ok(nexthops) => nexthops,
+            // Before Linux 5.3 there are none.
+            Err(SockError::Refused { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let nexthops = nexthops.into_iter().map(|nexthop| (nexthop.id, nexthop)).collect();
+        self.touched.nexthops |= self.state.nexthops != nexthops;
+        self.state.nexthops = nexthops;
+        Ok(())
+    }
+
+    fn resync_routes<A: RibAddr>(
+        &mut self,
+        requests: &mut Requests,
+        rib: &mut Rib<A>,
+        family: Family,
+        now: Instant,
+    ) -> Result<(), SockError> {
+        let mut header = [0u8; 12];
+        header[0] = family.af();
+        for attempt in 1.. {
+            let mut dump = Dump::default();
+            let (mut unparsable, mut expires) = (0, None);
+            let end = requests.dump("dump routes", RTM_GETROUTE, &header, |message| {
+                if parse::route_is_cloned(message)
+                    || parse::route_family(message) != Some(family.af())
+                {
+                    return;
+                }
+                match parse::route::<A>(message) {
+                    Some(route) => {
+                        let soonest: Option<u32> = expires;
+                        expires = soonest.into_iter().chain(route.expires).min();
+                        rib.load(&mut dump, route.table, route.net, route.body);
+                    }
+                    None => unparsable += 1,
+                }
+            });
+            let interrupted = match end {
+                Ok(end) => end == DumpEnd::Interrupted,
+                Err(error) => {
+                    rib.discard(dump);
+                    return Err(error);
+                }
+            };
+            self.counters.dump_intr += u64::from(interrupted);
+            if interrupted && attempt < INTERRUPTED_MAX {
+                rib.discard(dump);
+                continue;
+            }
+            if interrupted {
+                // Better than what was known, and not trusted.
+                self.doubt(now, |parts| match family {
+                    Family::V4 => parts.routes4 = true,
+                    Family::V6 => parts.routes6 = true,
+                });
+            }
+            self.counters.unparsable += unparsable;
+            self.note_expiry(expires, now);
+            rib.commit(dump);
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let request = (RTM_GETNEIGH, [0u8; 12].as_slice());
+        let neighs = self.dump(requests, "dump neighbours", request, |message| {
+            if parse::neigh_is_foreign(message) {
+                return Parsed::Foreign;
+            }
+            Parsed::from(parse::neigh(message))
+        })?;
+        let neighs = neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
+        self.touched.neighs |= self.state.neighs != neighs;
+        self.state.neighs = neighs;
+        Ok(())
+    }
+
+    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let mut netconf = std::collections::HashMap::new();
+        for family in Family::ALL {
+            let header = [family.af(), 0, 0, 0];
+            let request = (RTM_GETNETCONF, header.as_slice());
+            let all =
+                self.dump(requests, "dump netconf", request, |m| Parsed::from(parse::netconf(m)))?;
+            netconf.extend(all.into_iter().map(|(family, of, conf)| ((family, of), conf)));
+        }
+        self.touched.conf |= self.state.netconf != netconf;
+        self.state.netconf = netconf;
+        Ok(())
+    }
+}
+
+/// What became of a message of a dump.
+enum Parsed<T> {
+    Object(T),
+    Foreign,
+    Unparsable,
+}
+
+impl<T> From<Option<T>> for Parsed<T> {
+    fn from(object: Option<T>) -> Parsed<T> {
+        object.map_or(Parsed::Unparsable, Parsed::Object)
+    }
+}
+
+fn apply_route<A: RibAddr>(
+    rib: &mut Rib<A>,
+    route: parse::ParsedRoute<A>,
+    del: bool,
+    flags: u16,
+) -> Applied {
+    if del {
+        rib.del(route.table, route.net, &route.body)
+    } else {
+        rib.add(route.table, route.net, route.body, flags)
+    }
+}
+
+fn flush_with<A: RibAddr>(rib: &mut Rib<A>, gone: impl Fn(&RouteBody) -> bool) {
+    rib.flush(gone);
+}
+
+/// Whether the body has next hops and all leave by interfaces that are `dead`.
+fn leads_only(body: &RouteBody, dead: &impl Fn(u32) -> bool) -> bool {
+    !body.nexthops.is_empty() && body.nexthops.iter().all(|nh| nh.oif != 0 && dead(nh.oif))
+}
+
+fn leads(body: &RouteBody, oif: u32) -> bool {
+    body.nexthops.iter().any(|nh| nh.oif == oif)
+}

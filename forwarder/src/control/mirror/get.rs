@@ -1,0 +1,210 @@
+//! `route get`: what the tables that workers use say of one packet, in the words of `ip route get`.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use super::rib::RibAddr;
+use super::show::ViaView;
+use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, Nexthop, RouteType};
+use crate::stats::PuntReason;
+use crate::tables::{Link, Tables};
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RouteGet {
+    /// RTN_*; not told for unicast. "noroute" where no route matches, "punt" where the kernel
+    /// decides.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// The address asked for.
+    pub dst: IpAddr,
+    /// The source it comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+    /// Gateway of the destination's family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// Gateway of the other family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<ViaView>,
+    /// Interface it leaves by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dev: Option<String>,
+    /// Source that a packet of our own would take; only when no source was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefsrc: Option<IpAddr>,
+    /// IP MTU of the way, in octets; 0: it does not leave.
+    pub mtu: u32,
+    /// Interface it came in by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iif: Option<String>,
+    /// Ways out among which the flow's hash chooses; only when there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nexthops: Option<usize>,
+    /// Why the kernel forwards it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub punt: Option<&'static str>,
+}
+
+/// Looks `dst` up as a worker does for a packet from `from` that came in by the interface with
+/// ifindex `iif` (0: our own) with fwmark `mark`. Among several ways out the answer names the first
+/// that is alive.
+pub fn route_get(
+    tables: &Tables,
+    dst: IpAddr,
+    from: Option<IpAddr>,
+    iif: u32,
+    mark: u32,
+) -> RouteGet {
+    match dst {
+        IpAddr::V4(addr) => lookup(tables, &tables.fib4, addr.to_bits(), from, iif, mark),
+        IpAddr::V6(addr) => lookup(tables, &tables.fib6, addr.to_bits(), from, iif, mark),
+    }
+}
+
+fn lookup<A: RibAddr>(
+    tables: &Tables,
+    fib: &FamilyFib<Lpm<A>>,
+    daddr: A,
+    from: Option<IpAddr>,
+    iif: u32,
+    mark: u32,
+) -> RouteGet {
+    let saddr = from.and_then(A::from_ip).unwrap_or(A::ZERO);
+    let flow = Flow { saddr, daddr, iif, mark };
+    let mut answer = RouteGet {
+        kind: None,
+        dst: daddr.to_ip(),
+        from,
+        gateway: None,
+        via: None,
+        dev: None,
+        prefsrc: None,
+        mtu: 0,
+        iif: tables.links.ifindex(iif).map(|link| link.name.clone()),
+        nexthops: None,
+        punt: None,
+    };
+    match fib.fib_lookup(&flow) {
+        FibResult::NoRoute => answer.kind = Some("noroute"),
+        FibResult::Rule(kind) => answer.set_kind(kind),
+        FibResult::Route(info) => {
+            answer.set_kind(info.kind);
+            answer.set_info(tables, info);
+        }
+    }
+    answer
+}
+
+impl RouteGet {
+    fn set_kind(&mut self, kind: RouteType) {
+        self.kind = match kind {
+            RouteType::Unicast => None,
+            RouteType::Local => Some("local"),
+            RouteType::Broadcast => Some("broadcast"),
+            RouteType::Multicast => Some("multicast"),
+            RouteType::Anycast => Some("anycast"),
+            RouteType::Blackhole => Some("blackhole"),
+            RouteType::Unreachable => Some("unreachable"),
+            RouteType::Prohibit => Some("prohibit"),
+            RouteType::Throw => Some("throw"),
+            RouteType::Punt(_) => Some("punt"),
+        };
+        if let RouteType::Punt(reason) = kind {
+            self.punt = Some(reason.name());
+        }
+    }
+
+    fn set_info(&mut self, tables: &Tables, info: &FibInfo) {
+        let mut alive = info.nexthops.iter().filter(|nh| !nh.dead);
+        let Some(nexthop) = alive.next() else { return };
+        let others = alive.count();
+        self.nexthops = (others != 0).then_some(others + 1);
+        let link = tables.links.ifindex(nexthop.oif);
+        self.dev = link.map(|link| link.name.clone());
+        if info.kind != RouteType::Unicast {
+            return;
+        }
+        self.set_gateway(nexthop);
+        let link_mtu = link.map_or(0, |l| if self.dst.is_ipv4() { l.mtu } else { l.mtu6 });
+        self.mtu = if info.mtu == 0 { link_mtu } else { info.mtu };
+        if self.from.is_none() {
+            self.prefsrc = info.prefsrc.or_else(|| source(link?, self.dst, nexthop.gateway));
+        }
+        if nexthop.port.is_none() {
+            self.punt = Some(PuntReason::ForeignOif.name());
+        }
+    }
+
+    fn set_gateway(&mut self, nexthop: &Nexthop) {
+        let Some(host) = nexthop.gateway else { return };
+        if host.is_ipv4() == self.dst.is_ipv4() {
+            self.gateway = Some(host);
+        } else {
+            let family = if host.is_ipv4() { "inet" } else { "inet6" };
+            self.via = Some(ViaView { family, host });
+        }
+    }
+}
+
+/// The interface's address on the next hop's subnet, else its first (`inet_select_addr`).
+fn source(link: &Link, dst: IpAddr, gateway: Option<IpAddr>) -> Option<IpAddr> {
+    let towards = gateway.filter(|gw| gw.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
+    match towards {
+        IpAddr::V4(towards) => {
+            let same = |(addr, len): &&(std::net::Ipv4Addr, u8)| {
+                let shift = 32 - u32::from((*len).min(32));
+                (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+            };
+            let best = link.addrs4.iter().find(same).or(link.addrs4.first());
+            best.map(|(addr, _)| (*addr).into())
+        }
+        IpAddr::V6(towards) => {
+            let same = |(addr, len): &&(std::net::Ipv6Addr, u8)| {
+                let shift = 128 - u32::from((*len).min(128));
+                (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+            };
+            let best = link.addrs6.iter().find(same).or(link.addrs6.first());
+            best.map(|(addr, _)| (*addr).into())
+        }
+    }
+}
+
+impl fmt::Display for RouteGet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(kind) = self.kind {
+            write!(f, "{kind} ")?;
+        }
+        write!(f, "{}", self.dst)?;
+        if let Some(from) = self.from {
+            write!(f, " from {from}")?;
+        }
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        if let Some(via) = &self.via {
+            write!(f, " via {} {}", via.family, via.host)?;
+        }
+        if let Some(dev) = &self.dev {
+            write!(f, " dev {dev}")?;
+        }
+        if let Some(src) = self.prefsrc {
+            write!(f, " src {src}")?;
+        }
+        if self.mtu != 0 {
+            write!(f, " mtu {}", self.mtu)?;
+        }
+        if let Some(iif) = &self.iif {
+            write!(f, " iif {iif}")?;
+        }
+        if let Some(count) = self.nexthops {
+            write!(f, " nexthops {count}")?;
+        }
+        if let Some(punt) = self.punt {
+            write!(f, " punt {punt}")?;
+        }
+        Ok(())
+    }
+}

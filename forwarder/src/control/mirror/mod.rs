@@ -1,0 +1,394 @@
+//! The netlink mirror: follows the kernel's links, addresses, routes, rules, nexthop objects,
+//! neighbours and settings, and publishes them as the tables that workers read.
+//!
+//! Subscribe first, then dump; events that were queued before or while a dump was made are applied
+//! after it, which ends in the same state because each says what is, not what differs. Where the
+//! kernel is silent see `follow`. One thread owns the mirror and polls it; nothing here waits but
+//! for the kernel's answers.
+//!
+//! - `raw`, `parse`, `sock`: messages, what they say, the sockets;
+//! - `state`, `rib`: what the kernel said; `follow`: dumps and events applied to it;
+//! - `compile`: the tables; `resolve`: neighbours wanted; `get`, `show`: for people.
+//!
+//! Left out: XFRM, VRFs (their interfaces stay with the kernel), multicast forwarding, cached
+//! exceptions such as learnt path MTUs.
+
+pub mod compile;
+mod follow;
+mod get;
+mod parse;
+mod raw;
+mod resolve;
+pub mod rib;
+pub mod show;
+mod sock;
+pub mod state;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod unmirrored;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+pub use self::follow::MirrorCounters;
+pub use self::get::{RouteGet, route_get};
+pub use self::sock::SockError;
+pub use self::state::RouterState;
+
+use self::compile::Compiler;
+use self::compile::rules::RT_TABLE_LOCAL;
+use self::follow::{Follower, Parts};
+use self::raw::Messages;
+use self::resolve::Resolver;
+use self::rib::{Rib, RibAddr};
+use self::sock::{Events, Received, Requests};
+use crate::fib::Quiescence;
+use crate::netfilter::Hooks;
+use crate::tables::{Published, Tables};
+
+/// Datagrams applied before the tables are published, so that a flood of events is seen in steps.
+const BATCH_DATAGRAMS: usize = 4096;
+/// /proc/sys is read this often.
+const SYSCTL_INTERVAL: Duration = Duration::from_secs(1);
+/// Neighbours in use are kept fresh this often; DELAY_PROBE_TIME is 5 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Numbers that workers may still hold are looked at this often.
+const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
+
+const NUD_STALE: u16 = 0x04;
+
+/// How to follow.
+#[derive(Debug, Clone)]
+pub struct MirrorOptions {
+    /// Receive buffer for events, in octets (SO_RCVBUFFORCE). A full Internet table that is
+    /// replaced at once makes some 200 MB of events; whatever does not fit costs a dump.
+    pub rcvbuf_octets: usize,
+    /// Interfaces that are ports: ifindex and number of the port.
+    pub ports: Vec<(u32, u16)>,
+    /// Workers that will read the tables at a time.
+    pub readers: usize,
+}
+
+impl Default for MirrorOptions {
+    fn default() -> MirrorOptions {
+        MirrorOptions { rcvbuf_octets: 32 << 20, ports: Vec::new(), readers: 64 }
+    }
+}
+
+/// Why the mirror cannot go on.
+#[derive(Debug, Error)]
+pub enum MirrorError {
+    /// The kernel cannot be asked or heard.
+    #[error(transparent)]
+    Sock(#[from] SockError),
+}
+
+/// What a call of [`Mirror::process`] or [`Mirror::tick`] changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Interfaces: some came, went, or changed.
+    pub links: bool,
+    /// The router's own addresses: [`Mirror::local4`] and [`Mirror::local6`] differ.
+    pub local_addresses: bool,
+    /// Generation of the tables published last.
+    pub generation: u64,
+    /// More events wait: call again.
+    pub more: bool,
+}
+
+/// Something that is configured in the kernel and not followed; the packets concerned are left to
+/// the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Unmirrored {
+    /// What, as a person would name it.
+    pub what: String,
+    /// Why, and what that means.
+    pub why: String,
+}
+
+/// The mirror; belongs to the control thread.
+#[derive(Debug)]
+pub struct Mirror {
+    events: Events,
+    requests: Requests,
+    follower: Follower,
+    compiler: Compiler,
+    resolver: Resolver,
+    next_sysctl: Instant,
+    next_keepalive: Instant,
+    next_reclaim: Instant,
+}
+
+impl Mirror {
+    /// Subscribes, asks for everything and publishes it. The calling thread's network namespace is
+    /// the one that is followed.
+    pub fn start(options: MirrorOptions) -> Result<Mirror, MirrorError> {
+        let now = Instant::now();
+        let mut mirror = Mirror {
+            events: Events::open(options.rcvbuf_octets)?,
+            requests: Requests::open()?,
+            follower: Follower::default(),
+            compiler: Compiler::new(options.readers),
+            resolver: Resolver::default(),
+            next_sysctl: now,
+            next_keepalive: now + KEEPALIVE_INTERVAL,
+            next_reclaim: now + RECLAIM_INTERVAL,
+        };
+        mirror.compiler.ports = options.ports.into_iter().collect();
+        mirror.follower.resync(&mut mirror.requests, Parts::ALL, now)?;
+        mirror.follower.counters.resyncs = 0;
+        mirror.follower.touched.links = true;
+        mirror.follower.touched.rules = true;
+        mirror.follower.locals_changed = true;
+        mirror.poll_sysctls(now);
+        mirror.compile();
+        Ok(mirror)
+    }
+
+    /// Takes what the kernel told since the last call, publishes what that changes. Does not wait.
+    pub fn process(&mut self) -> Result<Changes, MirrorError> {
+        let now = Instant::now();
+        let more = self.drain(now)?;
+        self.settle(now, more)
+    }
+
+    /// What has to be done from time to time; see [`Mirror::next_tick`].
+    pub fn tick(&mut self, now: Instant) -> Result<Changes, MirrorError> {
+        if now >= self.next_sysctl {
+            self.poll_sysctls(now);
+        }
+        if now >= self.next_keepalive {
+            self.next_keepalive = now + KEEPALIVE_INTERVAL;
+            self.keepalive(now)?;
+        }
+        if now >= self.next_reclaim {
+            self.next_reclaim = now + RECLAIM_INTERVAL;
+            self.compiler.reclaim(&mut self.follower.state);
+        }
+        // Before asking anew, hear what was told: else it would be applied after.
+        let more = self.drain(now)?;
+        self.settle(now, more)
+    }
+
+    /// When to call [`Mirror::tick`] next.
+    pub fn next_tick(&self) -> Instant {
+        let timers = self.next_sysctl.min(self.next_keepalive).min(self.next_reclaim);
+        self.follower.due().map_or(timers, |due| due.min(timers))
+    }
+
+    fn drain(&mut self, now: Instant) -> Result<bool, MirrorError> {
+        let mut overrun = false;
+        for _ in 0..BATCH_DATAGRAMS {
+            match self.events.receive()? {
+                Received::Empty => {
+                    if overrun {
+                        self.resync_all(now)?;
+                    }
+                    return Ok(false);
+                }
+                Received::Overrun => {
+                    self.follower.counters.enobufs += 1;
+                    overrun = true;
+                }
+                Received::Datagram(datagram) => {
+                    let mut messages = Messages::new(datagram);
+                    for message in messages.by_ref() {
+                        self.follower.event(&message, now);
+                    }
+                    if messages.broken() {
+                        self.follower.counters.unparsable += 1;
+                    }
+                }
+            }
+        }
+        if overrun {
+            self.resync_all(now)?;
+        }
+        Ok(true)
+    }
+
+    fn resync_all(&mut self, now: Instant) -> Result<(), MirrorError> {
+        Ok(self.follower.resync(&mut self.requests, Parts::ALL, now)?)
+    }
+
+    /// Asks again where there is doubt, then publishes.
+    fn settle(&mut self, now: Instant, mut more: bool) -> Result<Changes, MirrorError> {
+        let due = self.follower.take_due(now);
+        if !due.is_none() {
+            self.follower.resync(&mut self.requests, due, now)?;
+            // Events from before the dump would show the past for a moment.
+            more = self.drain(now)?;
+        }
+        let touched = self.follower.touched;
+        let local_addresses = self.compile();
+        Ok(Changes {
+            links: touched.links,
+            local_addresses,
+            generation: self.compiler.tables().generation,
+            more,
+        })
+    }
+
+    /// Whether our own addresses changed.
+    fn compile(&mut self) -> bool {
+        let follower = &mut self.follower;
+        let touched = std::mem::take(&mut follower.touched);
+        let locals = follower.state.routes4.take_locals_changed()
+            | follower.state.routes6.take_locals_changed()
+            | std::mem::take(&mut follower.locals_changed);
+        if locals {
+            let custom = has_custom_local_routes(&follower.state);
+            follower.state.sysctls.custom_local_routes |= custom;
+        }
+        let touched = compile::Touched { sysctls: touched.sysctls || locals, ..touched };
+        self.compiler.update(&mut follower.state, touched);
+        locals
+    }
+
+    fn poll_sysctls(&mut self, now: Instant) {
+        self.next_sysctl = now + SYSCTL_INTERVAL;
+        let state = &mut self.follower.state;
+        let sysctls = sysctl::read_all(state.sysctls.custom_local_routes);
+        self.follower.touched.sysctls |= state.sysctls != sysctls;
+        state.sysctls = sysctls;
+        let all = sysctl::read_dev("all");
+        self.follower.touched.conf |= state.sysctls_all != all;
+        state.sysctls_all = all;
+        // Packets are looked at on ports only.
+        for ifindex in self.compiler.ports.keys() {
+            let Some(link) = state.links.get(ifindex) else { continue };
+            let own = sysctl::read_dev(&link.name);
+            self.follower.touched.conf |= state.sysctls_dev.insert(*ifindex, own) != Some(own);
+        }
+    }
+
+    /// Neighbours that workers send to and that the kernel holds for stale are confirmed.
+    fn keepalive(&mut self, now: Instant) -> Result<(), MirrorError> {
+        for (oif, addr) in self.compiler.take_used() {
+            let neigh = self.follower.state.neighs.get(&(oif, addr));
+            if neigh.is_some_and(|neigh| neigh.state & NUD_STALE != 0) {
+                self.resolve_at(oif, addr, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel for a neighbour; at most once a second each. The answer comes as an event.
+    /// Whether it was asked now.
+    pub fn resolve(&mut self, oif: u32, addr: IpAddr) -> Result<bool, MirrorError> {
+        self.resolve_at(oif, addr, Instant::now())
+    }
+
+    fn resolve_at(&mut self, oif: u32, addr: IpAddr, now: Instant) -> Result<bool, MirrorError> {
+        match self.resolver.resolve(&mut self.requests, oif, addr, now) {
+            Ok(asked) => Ok(asked),
+            // The interface is gone or down, or the table full: there is no answer to wait for.
+            Err(SockError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Where workers find the tables.
+    pub fn published(&self) -> Arc<Published<Tables>> {
+        Arc::clone(self.compiler.published())
+    }
+
+    /// Where workers announce, once a burst and before they refresh their snapshot, that they hold
+    /// nothing of what they read.
+    pub fn quiescence(&self) -> Arc<Quiescence> {
+        Arc::clone(self.compiler.quiescence())
+    }
+
+    /// Says which interfaces are ports: ifindex and number of the port. Publishes.
+    pub fn set_ports(&mut self, ports: &[(u32, u16)]) {
+        self.compiler.ports = ports.iter().copied().collect();
+        self.follower.touched.links = true;
+        self.poll_sysctls(Instant::now());
+        self.compile();
+    }
+
+    /// Replaces the hook functions. Publishes.
+    pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
+        self.compiler.set_hooks(hooks);
+        self.follower.touched.hooks = true;
+        self.compile();
+    }
+
+    /// IPv4 addresses and prefixes whose packets are for the router itself, broadcasts included.
+    pub fn local4(&self) -> Vec<(Ipv4Addr, u8)> {
+        let nets = locals(&self.follower.state.routes4);
+        nets.into_iter().map(|(addr, len)| (Ipv4Addr::from_bits(addr), len)).collect()
+    }
+
+    /// Likewise for IPv6, anycast included.
+    pub fn local6(&self) -> Vec<(Ipv6Addr, u8)> {
+        let nets = locals(&self.follower.state.routes6);
+        nets.into_iter().map(|(addr, len)| (Ipv6Addr::from_bits(addr), len)).collect()
+    }
+
+    /// What the kernel said.
+    pub fn state(&self) -> &RouterState {
+        &self.follower.state
+    }
+
+    /// The tables published last.
+    pub fn tables(&self) -> Arc<Tables> {
+        self.compiler.published().load()
+    }
+
+    /// What is configured in the kernel and not followed.
+    pub fn unmirrored(&self) -> Vec<Unmirrored> {
+        let mut list = unmirrored::list(self.state(), &self.compiler.ports);
+        if let Some(why) = self.compiler.broken() {
+            list.push(Unmirrored { what: "all routes of a family".into(), why });
+        }
+        let unparsable = self.follower.counters.unparsable;
+        if unparsable != 0 {
+            list.push(Unmirrored {
+                what: format!("{unparsable} netlink messages"),
+                why: "could not be understood; what they said is not known".into(),
+            });
+        }
+        list
+    }
+
+    /// What the mirror counts about itself.
+    pub fn counters(&self) -> MirrorCounters {
+        self.follower.counters
+    }
+}
+
+/// The events' socket, for poll(2).
+impl AsFd for Mirror {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
+
+/// Prefixes with a local, broadcast or anycast route in whatever table, each once.
+fn locals<A: RibAddr>(rib: &Rib<A>) -> Vec<(A, u8)> {
+    let local = |id: &u32| rib.bodies().get(*id).is_some_and(|body| body.is_local());
+    let mut nets: Vec<(A, u8)> = rib
+        .tables()
+        .flat_map(|table| rib.table(table))
+        .filter(|(_, ids)| ids.iter().any(local))
+        .map(|(net, _)| net)
+        .collect();
+    nets.sort_unstable();
+    nets.dedup();
+    nets
+}
+
+/// `fib_has_custom_local_routes`: someone else than the kernel put routes into the local table.
+fn has_custom_local_routes(state: &RouterState) -> bool {
+    const RTPROT_KERNEL: u8 = 2;
+    let rib = &state.routes4;
+    let custom =
+        |id: &u32| rib.bodies().get(*id).is_some_and(|body| body.protocol != RTPROT_KERNEL);
+    rib.table(RT_TABLE_LOCAL).any(|(_, ids)| ids.iter().any(custom))
+}

@@ -1,0 +1,261 @@
+//! Netlink messages and attributes as octets (RFC 3549, include/uapi/linux/netlink.h): walked when
+//! read, appended when written. Nothing here panics, whatever the octets say.
+//!
+//! The parsers of netlink-packet-route refuse a whole message for one attribute they do not
+//! expect, allocate for every attribute, and do not know nexthop objects or netconf. A mirror
+//! wants to take what it understands from every message of a table of a million routes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// `struct nlmsghdr` in octets.
+const MESSAGE_HEADER: usize = 16;
+/// `struct nlattr` in octets.
+const ATTR_HEADER: usize = 4;
+/// NLA_F_NESTED and NLA_F_NET_BYTEORDER masked off.
+const ATTR_TYPE_MASK: u16 = 0x3fff;
+
+fn align(len: usize) -> usize {
+    (len + 3) & !3
+}
+
+/// The octet at `at`.
+pub fn u8_at(data: &[u8], at: usize) -> Option<u8> {
+    data.get(at).copied()
+}
+
+/// The 16 bits at `at`, host byte order.
+pub fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(data.get(at..at + 2)?.try_into().ok()?))
+}
+
+/// The 32 bits at `at`, host byte order.
+pub fn u32_at(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// One message of a datagram.
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    /// RTM_*, NLMSG_*.
+    pub kind: u16,
+    /// NLM_F_*.
+    pub flags: u16,
+    /// Sequence number of the request it answers.
+    pub seq: u32,
+    /// What follows the header.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The attributes behind a fixed header of `header` octets.
+    pub fn attrs(&self, header: usize) -> Attrs<'a> {
+        Attrs(self.payload.get(align(header)..).unwrap_or_default())
+    }
+
+    /// NLMSG_ERROR: the negative errno, 0 for an acknowledgement; and the kernel's own words
+    /// (NLMSGERR_ATTR_MSG) where it sent some.
+    pub fn error(&self) -> Option<(i32, String)> {
+        let errno = u32_at(self.payload, 0)? as i32;
+        let request = u32_at(self.payload, 4)? as usize;
+        // NLM_F_CAPPED: of the request only the header is repeated.
+        let quoted = if self.flags & 0x100 != 0 { MESSAGE_HEADER } else { request };
+        let mut attrs = Attrs(self.payload.get(4 + align(quoted)..).unwrap_or_default());
+        let text = attrs.find(|attr| attr.kind == 1).map(|attr| attr.string()).unwrap_or_default();
+        Some((errno, text))
+    }
+}
+
+/// The messages of one datagram; ends at the first that does not fit.
+#[derive(Debug, Clone)]
+pub struct Messages<'a> {
+    rest: &'a [u8],
+    broken: bool,
+}
+
+impl<'a> Messages<'a> {
+    /// Of a datagram as received.
+    pub fn new(datagram: &'a [u8]) -> Messages<'a> {
+        Messages { rest: datagram, broken: false }
+    }
+
+    /// Whether the walk ended before the datagram did.
+    pub fn broken(&self) -> bool {
+        self.broken
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let message = u32_at(self.rest, 0)
+            .and_then(|len| self.rest.get(..len as usize))
+            .filter(|octets| octets.len() >= MESSAGE_HEADER);
+        let Some(octets) = message else {
+            self.broken = true;
+            self.rest = &[];
+            return None;
+        };
+        self.rest = self.rest.get(align(octets.len())..).unwrap_or_default();
+        Some(Message {
+            kind: u16_at(octets, 4)?,
+            flags: u16_at(octets, 6)?,
+            seq: u32_at(octets, 8)?,
+            payload: &octets[MESSAGE_HEADER..],
+        })
+    }
+}
+
+/// One attribute.
+#[derive(Debug, Clone, Copy)]
+pub struct Attr<'a> {
+    /// Its type, without the flags.
+    pub kind: u16,
+    /// Its value.
+    pub value: &'a [u8],
+}
+
+impl<'a> Attr<'a> {
+    /// As an octet.
+    pub fn u8(&self) -> Option<u8> {
+        u8_at(self.value, 0)
+    }
+
+    /// As 16 bits.
+    pub fn u16(&self) -> Option<u16> {
+        u16_at(self.value, 0)
+    }
+
+    /// As 32 bits.
+    pub fn u32(&self) -> Option<u32> {
+        u32_at(self.value, 0)
+    }
+
+    /// As a NUL-terminated string.
+    pub fn string(&self) -> String {
+        let text = self.value.split(|octet| *octet == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// As an address of either family, told apart by its length.
+    pub fn ip(&self) -> Option<IpAddr> {
+        ip(self.value)
+    }
+
+    /// As attributes.
+    pub fn nested(&self) -> Attrs<'a> {
+        Attrs(self.value)
+    }
+}
+
+/// 4 octets: IPv4; 16: IPv6.
+pub fn ip(octets: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(octets) {
+        return Some(Ipv4Addr::from(v4).into());
+    }
+    <[u8; 16]>::try_from(octets).ok().map(|v6| Ipv6Addr::from(v6).into())
+}
+
+/// Attributes one after another; ends at the first that does not fit.
+#[derive(Debug, Clone, Copy)]
+pub struct Attrs<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Attrs<'a> {
+    type Item = Attr<'a>;
+
+    fn next(&mut self) -> Option<Attr<'a>> {
+        let octets = self.0.get(..u16_at(self.0, 0)? as usize)?;
+        let attr =
+            Attr { kind: u16_at(octets, 2)? & ATTR_TYPE_MASK, value: octets.get(ATTR_HEADER..)? };
+        self.0 = self.0.get(align(octets.len())..).unwrap_or_default();
+        Some(attr)
+    }
+}
+
+/// A request under construction.
+#[derive(Debug)]
+pub struct Request(Vec<u8>);
+
+impl Request {
+    /// A message of `kind` with `flags` and a fixed header.
+    pub fn new(kind: u16, flags: u16, header: &[u8]) -> Request {
+        let mut octets = vec![0; MESSAGE_HEADER];
+        octets[4..6].copy_from_slice(&kind.to_ne_bytes());
+        octets[6..8].copy_from_slice(&flags.to_ne_bytes());
+        octets.extend_from_slice(header);
+        octets.resize(align(octets.len()), 0);
+        Request(octets)
+    }
+
+    /// Appends an attribute.
+    #[must_use]
+    pub fn attr(mut self, kind: u16, value: &[u8]) -> Request {
+        self.0.extend_from_slice(&((ATTR_HEADER + value.len()) as u16).to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(align(self.0.len()), 0);
+        self
+    }
+
+    /// The octets to send, with its length and `seq` filled in.
+    pub fn finish(mut self, seq: u32) -> Vec<u8> {
+        let len = self.0.len() as u32;
+        self.0[0..4].copy_from_slice(&len.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&seq.to_ne_bytes());
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let octets = Request::new(24, 0x301, &[2, 24, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0])
+            .attr(1, &[192, 0, 2, 0])
+            .attr(4, &7u32.to_ne_bytes())
+            .attr(3, b"eth0\0")
+            .finish(9);
+        let mut messages = Messages::new(&octets);
+        let message = messages.next().expect("one message");
+        assert_eq!((message.kind, message.flags, message.seq), (24, 0x301, 9));
+        let attrs: Vec<_> = message.attrs(12).collect();
+        assert_eq!(attrs.len(), 3);
+        assert_eq!(attrs[0].ip(), Some(Ipv4Addr::new(192, 0, 2, 0).into()));
+        assert_eq!(attrs[1].u32(), Some(7));
+        assert_eq!(attrs[2].string(), "eth0");
+        assert!(messages.next().is_none() && !messages.broken());
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_ends_the_walk_without_a_panic() {
+        let octets = Request::new(24, 0, &[0; 12]).attr(1, &[1, 2, 3, 4]).attr(9, &[5]).finish(1);
+        for len in 0..octets.len() {
+            let mut messages = Messages::new(&octets[..len]);
+            assert!(messages.next().is_none());
+            assert_eq!(messages.broken(), len != 0);
+        }
+        for len in 28..octets.len() {
+            assert!(Attrs(&octets[28..len]).count() < 2 || len > 40);
+        }
+    }
+
+    #[test]
+    fn lengths_that_lie_end_the_walk() {
+        for len in [0u16, 3, 9, 0xffff] {
+            let mut octets = vec![0; 8];
+            octets[0..2].copy_from_slice(&len.to_ne_bytes());
+            assert!(Attrs(&octets).next().is_none(), "length {len}");
+        }
+        let mut octets = vec![0; 16];
+        for len in [0u32, 15, 17, u32::MAX] {
+            octets[0..4].copy_from_slice(&len.to_ne_bytes());
+            let mut messages = Messages::new(&octets);
+            assert!(messages.next().is_none() && messages.broken(), "length {len}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Asks the kernel to find out, and keep fresh, where neighbours are. The kernel owns the neighbour
+//! table; because packets in userspace do not touch its entries, it has to be told that they are
+//! wanted (NTF_USE: as if a packet had been sent).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::raw::Request;
+use super::sock::{Requests, SockError};
+use super::state::Family;
+
+/// A neighbour is asked for at most this often; the kernel itself repeats its probes each second.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// Neighbours remembered as asked for, so that a scan of a large prefix costs no memory.
+const ASKED_MAX: usize = 4096;
+
+const RTM_NEWNEIGH: u16 = 28;
+const NLM_F_CREATE: u16 = 0x400;
+const NTF_USE: u8 = 1;
+const NDA_DST: u16 = 1;
+
+/// When each neighbour was asked for last.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    asked: HashMap<(u32, IpAddr), Instant>,
+}
+
+impl Resolver {
+    /// Asks for the neighbour `addr` on interface `oif`, unless that was done within the last
+    /// second or too many are being asked for. Whether it was asked now.
+    pub fn resolve(
+        &mut self,
+        requests: &mut Requests,
+        oif: u32,
+        addr: IpAddr,
+        now: Instant,
+    ) -> Result<bool, SockError> {
+        let recent = |at: &Instant| now.saturating_duration_since(*at) < ASK_INTERVAL;
+        if self.asked.get(&(oif, addr)).is_some_and(recent) {
+            return Ok(false);
+        }
+        if self.asked.len() >= ASKED_MAX {
+            self.asked.retain(|_, at| recent(at));
+            if self.asked.len() >= ASKED_MAX {
+                return Ok(false);
+            }
+        }
+        self.asked.insert((oif, addr), now);
+        use_neighbour(requests, oif, addr)?;
+        Ok(true)
+    }
+}
+
+/// RTM_NEWNEIGH with NTF_USE: the kernel resolves an entry that is not valid, and sees to it that
+/// a stale one is confirmed (`neigh_event_send`).
+fn use_neighbour(requests: &mut Requests, oif: u32, addr: IpAddr) -> Result<(), SockError> {
+    requests.change("use neighbour", |flags| {
+        let mut header = [0u8; 12];
+        header[0] = Family::of(&addr).af();
+        header[4..8].copy_from_slice(&oif.to_ne_bytes());
+        header[10] = NTF_USE;
+        let request = Request::new(RTM_NEWNEIGH, flags | NLM_F_CREATE, &header);
+        match addr {
+            IpAddr::V4(addr) => request.attr(NDA_DST, &addr.octets()),
+            IpAddr::V6(addr) => request.attr(NDA_DST, &addr.octets()),
+        }
+    })
+}

@@ -1,0 +1,562 @@
+//! The routes of one family as the kernel orders them: per table and prefix a list, the first
+//! usable of which wins. What a route leads to ([`RouteBody`]) is shared by all prefixes that have
+//! the same, and known by a number that the compiled tables use as leaf.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use crate::fib::prefix::Address;
+
+/// NLM_F_REPLACE.
+const NLM_F_REPLACE: u16 = 0x100;
+/// NLM_F_APPEND.
+const NLM_F_APPEND: u16 = 0x800;
+
+/// RTN_UNICAST.
+pub const RTN_UNICAST: u8 = 1;
+/// RTN_LOCAL.
+pub const RTN_LOCAL: u8 = 2;
+/// RTN_BROADCAST.
+pub const RTN_BROADCAST: u8 = 3;
+/// RTN_ANYCAST.
+pub const RTN_ANYCAST: u8 = 4;
+/// RT_SCOPE_HOST.
+pub const RT_SCOPE_HOST: u8 = 254;
+/// RTNH_F_ONLINK.
+pub const RTNH_F_ONLINK: u8 = 4;
+
+const RTPROT_RA: u8 = 9;
+
+/// The first number given to a route body; those below are the compiler's own leaves.
+pub const FIRST_BODY: u32 = 2;
+
+/// An address as a number: `u32` or `u128`.
+pub trait RibAddr: Address + Default {
+    /// Whether the IPv6 rules of insertion apply.
+    const V6: bool;
+    /// From an address of the family; `None`: of the other one.
+    fn from_ip(addr: IpAddr) -> Option<Self>;
+    /// Back.
+    fn to_ip(self) -> IpAddr;
+}
+
+impl RibAddr for u32 {
+    const V6: bool = false;
+
+    fn from_ip(addr: IpAddr) -> Option<u32> {
+        match addr {
+            IpAddr::V4(addr) => Some(addr.to_bits()),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv4Addr::from_bits(self).into()
+    }
+}
+
+impl RibAddr for u128 {
+    const V6: bool = true;
+
+    fn from_ip(addr: IpAddr) -> Option<u128> {
+        match addr {
+            IpAddr::V6(addr) => Some(addr.to_bits()),
+            IpAddr::V4(_) => None,
+        }
+    }
+
+    fn to_ip(self) -> IpAddr {
+        Ipv6Addr::from_bits(self).into()
+    }
+}
+
+/// RTA_OIF, RTA_GATEWAY or RTA_VIA, and what stands in `struct rtnexthop`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RouteNexthop {
+    /// ifindex; 0: none.
+    pub oif: u32,
+    /// Of either family.
+    pub gateway: Option<IpAddr>,
+    /// 1 to 256.
+    pub weight: u32,
+    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; the others change without notice and are derived.
+    pub flags: u8,
+    /// RTA_ENCAP_TYPE and RTA_ENCAP.
+    pub encap: Option<(u16, Box<[u8]>)>,
+}
+
+/// Whether a route ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Expiry {
+    /// No.
+    #[default]
+    Never,
+    /// It will.
+    Running,
+    /// It has, and the kernel has not collected it yet: not used.
+    Expired,
+}
+
+/// A route without table and prefix.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct RouteBody {
+    /// DSCP and ECN octet; IPv4 only.
+    pub tos: u8,
+    /// RTA_PRIORITY, the metric.
+    pub priority: u32,
+    /// RTN_*.
+    pub kind: u8,
+    /// RTPROT_*.
+    pub protocol: u8,
+    /// RT_SCOPE_*.
+    pub scope: u8,
+    /// RTA_PREFSRC.
+    pub prefsrc: Option<IpAddr>,
+    /// Source prefix; IPv6 only.
+    pub src: Option<(IpAddr, u8)>,
+    /// RTA_NH_ID; 0: none. Then `nexthops` is empty: the object has them.
+    pub nhid: u32,
+    /// Ways out.
+    pub nexthops: Box<[RouteNexthop]>,
+    /// RTAX_* and value; RTAX_LOCK (1) is the mask of those that are locked.
+    pub metrics: Box<[(u16, u32)]>,
+    /// ICMPV6_ROUTER_PREF_*.
+    pub pref: u8,
+    /// RTA_FLOW: realms.
+    pub realms: u32,
+    /// Whether it ends by itself.
+    pub expiry: Expiry,
+}
+
+impl RouteBody {
+    /// A metric, RTAX_*; 0: not set.
+    pub fn metric(&self, rtax: u16) -> u32 {
+        self.metrics.iter().find(|(kind, _)| *kind == rtax).map_or(0, |(_, value)| *value)
+    }
+
+    /// `rt6_qualify_for_ecmp`: IPv6 routes of which the kernel makes one with several next hops.
+    fn qualifies_for_ecmp(&self) -> bool {
+        self.nhid == 0
+            && self.protocol != RTPROT_RA
+            && self.nexthops.first().is_some_and(|nh| nh.gateway.is_some())
+    }
+
+    /// Makes packets ours rather than leading them on.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, RTN_LOCAL | RTN_BROADCAST | RTN_ANYCAST)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    body: Option<Arc<RouteBody>>,
+    refs: u32,
+}
+
+/// Route bodies by number.
+#[derive(Debug, Default)]
+pub struct Bodies {
+    slots: Vec<Slot>,
+    ids: HashMap<Arc<RouteBody>, u32>,
+    free: Vec<u32>,
+    created: Vec<u32>,
+    released: Vec<u32>,
+}
+
+impl Bodies {
+    /// The body of a number that is in use.
+    pub fn get(&self, id: u32) -> Option<&Arc<RouteBody>> {
+        self.slots.get(id as usize)?.body.as_ref()
+    }
+
+    /// All in use.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<RouteBody>)> {
+        (0u32..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.body.as_ref()?)))
+    }
+
+    /// One above the largest number given out.
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn take(&mut self, body: Arc<RouteBody>) -> u32 {
+        if let Some(id) = self.ids.get(&*body).copied() {
+            self.slots[id as usize].refs += 1;
+            return id;
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            let id = self.slots.len().max(FIRST_BODY as usize);
+            self.slots.resize_with(id + 1, Slot::default);
+            id as u32
+        });
+        self.slots[id as usize] = Slot { body: Some(Arc::clone(&body)), refs: 1 };
+        self.ids.insert(body, id);
+        self.created.push(id);
+        id
+    }
+
+    fn put(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        slot.refs -= 1;
+        if slot.refs == 0
+            && let Some(body) = slot.body.take()
+        {
+            self.ids.remove(&body);
+            self.released.push(id);
+        }
+    }
+
+    /// Numbers that got a body since the last call.
+    pub fn take_created(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.created)
+    }
+
+    /// Numbers that nothing refers to any more. They are not given out again before
+    /// [`Bodies::give_back`].
+    pub fn take_released(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.released)
+    }
+
+    /// No worker can meet this number any more.
+    pub fn give_back(&mut self, id: u32) {
+        self.free.push(id);
+    }
+}
+
+/// The bodies at one prefix, in the kernel's order. Nearly always one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Aliases {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Aliases {
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Aliases::One(id) => std::slice::from_ref(id),
+            Aliases::Many(ids) => ids,
+        }
+    }
+
+    fn from_vec(ids: Vec<u32>) -> Option<Aliases> {
+        match ids.as_slice() {
+            [] => None,
+            [only] => Some(Aliases::One(*only)),
+            _ => Some(Aliases::Many(ids)),
+        }
+    }
+}
+
+/// A prefix: address without host bits, and length in bits.
+pub type Net<A> = (A, u8);
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Something changed.
+    Changed,
+    /// It was so already.
+    Same,
+    /// It does not fit what is known; asking again is better.
+    Doubt,
+}
+
+type Tables<A> = BTreeMap<u32, HashMap<Net<A>, Aliases>>;
+
+/// A dump under way.
+#[derive(Debug, Default)]
+pub struct Dump<A> {
+    tables: Tables<A>,
+    len: usize,
+}
+
+/// All routes of a family.
+#[derive(Debug, Default)]
+pub struct Rib<A> {
+    tables: Tables<A>,
+    bodies: Bodies,
+    len: usize,
+    dirty: Vec<(u32, Net<A>)>,
+    locals_changed: bool,
+}
+
+impl<A: RibAddr> Rib<A> {
+    /// Number of routes (one with several next hops counts once).
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What routes lead to.
+    pub fn bodies(&self) -> &Bodies {
+        &self.bodies
+    }
+
+    /// Likewise, to hand numbers back.
+    pub fn bodies_mut(&mut self) -> &mut Bodies {
+        &mut self.bodies
+    }
+
+    /// Tables that have routes.
+    pub fn tables(&self) -> impl Iterator<Item = u32> {
+        self.tables.iter().filter(|(_, routes)| !routes.is_empty()).map(|(id, _)| *id)
+    }
+
+    /// The prefixes of a table with their routes, in no order.
+    pub fn table(&self, table: u32) -> impl Iterator<Item = (Net<A>, &[u32])> {
+        self.tables.get(&table).into_iter().flatten().map(|(net, ids)| (*net, ids.as_slice()))
+    }
+
+    /// The routes of exactly a prefix, in the kernel's order.
+    pub fn get(&self, table: u32, net: Net<A>) -> &[u32] {
+        self.tables.get(&table).and_then(|routes| routes.get(&net)).map_or(&[], Aliases::as_slice)
+    }
+
+    /// Every route: table, prefix, body.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Net<A>, &Arc<RouteBody>)> {
+        self.tables.iter().flat_map(move |(table, routes)| {
+            routes.iter().flat_map(move |(net, ids)| {
+                let bodies = ids.as_slice().iter().filter_map(|id| self.bodies.get(*id));
+                bodies.map(move |body| (*table, *net, body))
+            })
+        })
+    }
+
+    /// The prefixes whose routes changed since the last call; some may come twice.
+    pub fn take_dirty(&mut self) -> Vec<(u32, Net<A>)> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether a local, broadcast or anycast route came or went since the last call.
+    pub fn take_locals_changed(&mut self) -> bool {
+        std::mem::take(&mut self.locals_changed)
+    }
+
+    /// RTM_NEWROUTE with the flags of its header.
+    pub fn add(&mut self, table: u32, net: Net<A>, body: RouteBody, flags: u16) -> Applied {
+        let mut list = self.bodies_at(table, net);
+        let applied =
+            if A::V6 { insert6(&mut list, body, flags) } else { insert4(&mut list, body, flags) };
+        if applied != Applied::Same {
+            self.set(table, net, list);
+        }
+        applied
+    }
+
+    /// RTM_DELROUTE.
+    pub fn del(&mut self, table: u32, net: Net<A>, body: &RouteBody) -> Applied {
+        let mut list = self.bodies_at(table, net);
+        let applied = if let Some(at) = list.iter().position(|old| **old == *body) {
+            list.remove(at);
+            Applied::Changed
+        } else if A::V6 {
+            remove_nexthops(&mut list, body)
+        } else {
+            Applied::Same
+        };
+        if applied == Applied::Changed {
+            self.set(table, net, list);
+        }
+        // What is not there may have gone silently before.
+        applied
+    }
+
+    /// Takes away every route whose body `gone` names; what the kernel does without a message.
+    pub fn flush(&mut self, gone: impl Fn(&RouteBody) -> bool) -> bool {
+        let ids: Vec<u32> =
+            self.bodies.iter().filter(|(_, body)| gone(body)).map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            return false;
+        }
+        let mut hit = Vec::new();
+        for (table, routes) in &self.tables {
+            for (net, aliases) in routes {
+                if aliases.as_slice().iter().any(|id| ids.contains(id)) {
+                    hit.push((*table, *net));
+                }
+            }
+        }
+        for (table, net) in hit {
+            let mut list = self.bodies_at(table, net);
+            list.retain(|body| !gone(body));
+            self.set(table, net, list);
+        }
+        true
+    }
+
+    /// Takes a route of a dump, which tells them in the kernel's order.
+    pub fn load(&mut self, dump: &mut Dump<A>, table: u32, net: Net<A>, body: RouteBody) {
+        let id = self.bodies.take(Arc::new(body));
+        dump.len += 1;
+        let routes = dump.tables.entry(table).or_default();
+        let ids = match routes.remove(&net) {
+            None => vec![id],
+            Some(aliases) => [aliases.as_slice(), &[id]].concat(),
+        };
+        if let Some(aliases) = Aliases::from_vec(ids) {
+            routes.insert(net, aliases);
+        }
+    }
+
+    /// Forgets a dump that was interrupted.
+    pub fn discard(&mut self, dump: Dump<A>) {
+        self.put_all(&dump.tables);
+    }
+
+    /// Makes the routes what a dump told. Whether anything changed.
+    pub fn commit(&mut self, dump: Dump<A>) -> bool {
+        let old = std::mem::replace(&mut self.tables, dump.tables);
+        let before = self.dirty.len();
+        self.note_differences(&old);
+        self.put_all(&old);
+        self.len = dump.len;
+        self.dirty.len() != before
+    }
+
+    fn put_all(&mut self, tables: &Tables<A>) {
+        for aliases in tables.values().flat_map(HashMap::values) {
+            aliases.as_slice().iter().for_each(|id| self.bodies.put(*id));
+        }
+    }
+
+    fn note_differences(&mut self, old: &Tables<A>) {
+        for (table, routes) in &self.tables {
+            let old = old.get(table);
+            for (net, ids) in routes {
+                if old.and_then(|routes| routes.get(net)) != Some(ids) {
+                    self.dirty.push((*table, *net));
+                    self.locals_changed |= has_local(&self.bodies, ids.as_slice());
+                }
+            }
+        }
+        for (table, routes) in old {
+            let new = self.tables.get(table);
+            for (net, ids) in routes {
+                if new.is_none_or(|routes| !routes.contains_key(net)) {
+                    self.dirty.push((*table, *net));
+                    self.locals_changed |= has_local(&self.bodies, ids.as_slice());
+                }
+            }
+        }
+    }
+
+    fn bodies_at(&self, table: u32, net: Net<A>) -> Vec<Arc<RouteBody>> {
+        self.get(table, net).iter().filter_map(|id| self.bodies.get(*id).cloned()).collect()
+    }
+
+    fn set(&mut self, table: u32, net: Net<A>, list: Vec<Arc<RouteBody>>) {
+        let ids: Vec<u32> = list.into_iter().map(|body| self.bodies.take(body)).collect();
+        self.locals_changed |= has_local(&self.bodies, &ids);
+        self.len += ids.len();
+        let routes = self.tables.entry(table).or_default();
+        let old = match Aliases::from_vec(ids) {
+            Some(aliases) => routes.insert(net, aliases),
+            None => routes.remove(&net),
+        };
+        if let Some(old) = old {
+            self.locals_changed |= has_local(&self.bodies, old.as_slice());
+            self.len -= old.as_slice().len();
+            old.as_slice().iter().for_each(|id| self.bodies.put(*id));
+        }
+        self.dirty.push((table, net));
+    }
+}
+
+fn has_local(bodies: &Bodies, ids: &[u32]) -> bool {
+    ids.iter().any(|id| bodies.get(*id).is_some_and(|body| body.is_local()))
+}
+
+/// Kernel: `fib_table_insert`. Ordered by falling TOS, then rising metric; among equals
+/// NLM_F_APPEND goes last, NLM_F_REPLACE takes the place of the first, all else goes first.
+fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
+    if list.iter().any(|old| **old == body) {
+        return Applied::Same;
+    }
+    let key = |body: &RouteBody| (u8::MAX - body.tos, body.priority);
+    let first = list.partition_point(|old| key(old) < key(&body));
+    let behind = list.partition_point(|old| key(old) <= key(&body));
+    if flags & NLM_F_REPLACE != 0 && first < behind {
+        list[first] = Arc::new(body);
+    } else if flags & NLM_F_APPEND != 0 {
+        list.insert(behind, Arc::new(body));
+    } else {
+        list.insert(first, Arc::new(body));
+    }
+    Applied::Changed
+}
+
+/// Kernel: `fib6_add_rt2node`. Ordered by rising metric; routes through routers of the same metric
+/// are one with several next hops, and a message shows all of them.
+fn insert6(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
+    let first = list.partition_point(|old| old.priority < body.priority);
+    let behind = list.partition_point(|old| old.priority <= body.priority);
+    let ecmp = body.qualifies_for_ecmp();
+    let same = |old: &RouteBody| old.src == body.src && old.qualifies_for_ecmp() == ecmp;
+    let twin = (first..behind).find(|at| same(&list[*at]));
+    if flags & NLM_F_REPLACE != 0 {
+        let any = (first..behind).find(|at| list[*at].src == body.src);
+        let Some(at) = twin.or(any) else {
+            list.insert(behind, Arc::new(body));
+            return Applied::Changed;
+        };
+        if *list[at] == body {
+            return Applied::Same;
+        }
+        list[at] = Arc::new(body);
+        return Applied::Changed;
+    }
+    if list.iter().any(|old| **old == body) {
+        return Applied::Same;
+    }
+    let Some(at) = twin.filter(|_| ecmp) else {
+        list.insert(behind, Arc::new(body));
+        return Applied::Changed;
+    };
+    merge_nexthops(&mut list[at], body)
+}
+
+/// The message shows the whole route after the change, beginning with what is new; the kernel
+/// keeps the order in which they came.
+fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
+    if new.nexthops.iter().all(|nh| old.nexthops.contains(nh)) {
+        // An older message than what is known, or one hop fewer: ask.
+        return Applied::Doubt;
+    }
+    if !old.nexthops.iter().all(|nh| new.nexthops.contains(nh)) {
+        *old = Arc::new(new);
+        return Applied::Doubt;
+    }
+    let mut nexthops = old.nexthops.to_vec();
+    nexthops.extend(new.nexthops.iter().filter(|nh| !old.nexthops.contains(nh)).cloned());
+    *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..new });
+    Applied::Changed
+}
+
+/// RTM_DELROUTE of an IPv6 route names the next hops that go.
+fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied {
+    let matches = |old: &RouteBody| {
+        (old.priority, old.src, old.kind, old.nhid)
+            == (gone.priority, gone.src, gone.kind, gone.nhid)
+            && !gone.nexthops.is_empty()
+            && gone.nexthops.iter().all(|nh| has_hop(old, nh))
+    };
+    let Some(at) = list.iter().position(|old| matches(old)) else { return Applied::Same };
+    let left: Box<[RouteNexthop]> =
+        list[at].nexthops.iter().filter(|nh| !has_hop(gone, nh)).cloned().collect();
+    if left.is_empty() {
+        list.remove(at);
+    } else {
+        list[at] = Arc::new(RouteBody { nexthops: left, ..(*list[at]).clone() });
+    }
+    Applied::Changed
+}
+
+/// The weight of a hop taken out alone is told as 1.
+fn has_hop(body: &RouteBody, nexthop: &RouteNexthop) -> bool {
+    body.nexthops.iter().any(|nh| (nh.oif, nh.gateway) == (nexthop.oif, nexthop.gateway))
+}

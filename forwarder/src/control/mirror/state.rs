@@ -1,0 +1,407 @@
+//! What the kernel said, in its own terms: links, addresses, rules, nexthop objects, neighbours,
+//! netconf. Routes are in `rib`, and what workers get of all this is in `compile`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use super::rib::Rib;
+use crate::tables::Sysctls;
+
+/// IFF_UP of include/uapi/linux/if.h.
+pub const IFF_UP: u32 = 1;
+/// IFF_LOOPBACK.
+pub const IFF_LOOPBACK: u32 = 1 << 3;
+/// IFF_POINTOPOINT.
+pub const IFF_POINTOPOINT: u32 = 1 << 4;
+/// IFF_RUNNING.
+pub const IFF_RUNNING: u32 = 1 << 6;
+/// IFF_NOARP.
+pub const IFF_NOARP: u32 = 1 << 7;
+/// IFF_LOWER_UP: carrier.
+pub const IFF_LOWER_UP: u32 = 1 << 16;
+
+/// IFA_F_SECONDARY (IPv6: IFA_F_TEMPORARY).
+pub const IFA_F_SECONDARY: u32 = 0x01;
+/// IFA_F_OPTIMISTIC.
+pub const IFA_F_OPTIMISTIC: u32 = 0x04;
+/// IFA_F_DADFAILED.
+pub const IFA_F_DADFAILED: u32 = 0x08;
+/// IFA_F_TENTATIVE.
+pub const IFA_F_TENTATIVE: u32 = 0x40;
+
+/// An address family that is mirrored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// AF_INET.
+    V4,
+    /// AF_INET6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// From AF_*; `None`: another one.
+    pub fn from_af(af: u8) -> Option<Family> {
+        match i32::from(af) {
+            libc::AF_INET => Some(Family::V4),
+            libc::AF_INET6 => Some(Family::V6),
+            _ => None,
+        }
+    }
+
+    /// AF_INET or AF_INET6.
+    pub fn af(self) -> u8 {
+        match self {
+            Family::V4 => libc::AF_INET as u8,
+            Family::V6 => libc::AF_INET6 as u8,
+        }
+    }
+
+    /// The family of an address.
+    pub fn of(addr: &IpAddr) -> Family {
+        if addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkState {
+    /// Kernel's number of the interface.
+    pub ifindex: u32,
+    /// IFLA_IFNAME.
+    pub name: String,
+    /// ARPHRD_*.
+    pub arphrd: u16,
+    /// IFF_*.
+    pub flags: u32,
+    /// IP MTU in octets.
+    pub mtu: u32,
+    /// Link-layer address; empty when it has none.
+    pub address: Vec<u8>,
+    /// Link-layer broadcast address.
+    pub broadcast: Vec<u8>,
+    /// IFLA_QDISC.
+    pub qdisc: String,
+    /// IFLA_TXQLEN.
+    pub txqlen: u32,
+    /// IF_OPER_*.
+    pub operstate: u8,
+    /// IF_LINK_MODE_*.
+    pub linkmode: u8,
+    /// IFLA_GROUP.
+    pub group: u32,
+    /// IFLA_MASTER: ifindex of the bridge, bond or VRF it belongs to.
+    pub master: Option<u32>,
+    /// IFLA_LINK: the other end or the lower interface.
+    pub link: Option<u32>,
+    /// IFLA_LINK_NETNSID: that one is in another namespace.
+    pub link_netnsid: Option<i32>,
+    /// IFLA_INFO_KIND: "veth", "vrf", ….
+    pub kind: Option<String>,
+    /// IFLA_INFO_SLAVE_KIND: what it is to its master.
+    pub slave_kind: Option<String>,
+}
+
+impl LinkState {
+    /// Administratively up.
+    pub fn is_up(&self) -> bool {
+        self.flags & IFF_UP != 0
+    }
+
+    /// The kernel's test for RTNH_F_LINKDOWN (`fib_netdev_event`).
+    pub fn is_running(&self) -> bool {
+        self.flags & (IFF_RUNNING | IFF_LOWER_UP) != 0
+    }
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddrState {
+    /// Its interface.
+    pub ifindex: u32,
+    /// IFA_LOCAL, or IFA_ADDRESS where there is no peer.
+    pub local: IpAddr,
+    /// IFA_ADDRESS when it differs: the other end of a point-to-point link.
+    pub peer: Option<IpAddr>,
+    /// In bits.
+    pub prefixlen: u8,
+    /// IFA_F_*.
+    pub flags: u32,
+    /// RT_SCOPE_*.
+    pub scope: u8,
+    /// IFA_BROADCAST.
+    pub broadcast: Option<IpAddr>,
+    /// IFA_LABEL; IPv4 only.
+    pub label: Option<String>,
+    /// IFA_PROTO.
+    pub protocol: u8,
+    /// Seconds, as of when it was told; `u32::MAX`: forever.
+    pub valid_lft: u32,
+    /// Likewise.
+    pub preferred_lft: u32,
+}
+
+impl AddrState {
+    /// What makes it another address for the kernel.
+    fn same_key(&self, other: &AddrState) -> bool {
+        (self.ifindex, self.local, self.prefixlen, self.peer)
+            == (other.ifindex, other.local, other.prefixlen, other.peer)
+    }
+
+    /// May be the source of a packet: duplicate address detection is through.
+    pub fn is_usable(&self) -> bool {
+        let tentative = self.flags & IFA_F_TENTATIVE != 0 && self.flags & IFA_F_OPTIMISTIC == 0;
+        !tentative && self.flags & IFA_F_DADFAILED == 0
+    }
+}
+
+/// A policy rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleState {
+    /// Its family.
+    pub family: Family,
+    /// FRA_PRIORITY.
+    pub priority: u32,
+    /// FIB_RULE_INVERT.
+    pub invert: bool,
+    /// FRA_SRC.
+    pub from: Option<(IpAddr, u8)>,
+    /// FRA_DST.
+    pub to: Option<(IpAddr, u8)>,
+    /// FRA_IIFNAME.
+    pub iif: Option<String>,
+    /// FRA_OIFNAME.
+    pub oif: Option<String>,
+    /// FRA_FWMARK and FRA_FWMASK.
+    pub fwmark: Option<(u32, u32)>,
+    /// FR_ACT_*.
+    pub action: u8,
+    /// FRA_TABLE.
+    pub table: u32,
+    /// FRA_GOTO.
+    pub goto: Option<u32>,
+    /// FRA_PROTOCOL: who installed it.
+    pub protocol: u8,
+    /// `fib_rule_hdr.tos`.
+    pub tos: u8,
+    /// FRA_SUPPRESS_PREFIXLEN; `None`: none.
+    pub suppress_prefixlen: Option<u32>,
+    /// Every other selector or modifier: FRA_* and its value.
+    pub other: Vec<(u16, Vec<u8>)>,
+}
+
+/// A nexthop object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NexthopState {
+    /// NHA_ID.
+    pub id: u32,
+    /// AF_*; AF_UNSPEC for groups.
+    pub family: u8,
+    /// RT_SCOPE_*.
+    pub scope: u8,
+    /// RTPROT_*.
+    pub protocol: u8,
+    /// RTNH_F_ONLINK, if set.
+    pub flags: u32,
+    /// NHA_OIF; 0: none.
+    pub oif: u32,
+    /// NHA_GATEWAY.
+    pub gateway: Option<IpAddr>,
+    /// NHA_BLACKHOLE.
+    pub blackhole: bool,
+    /// NHA_FDB.
+    pub fdb: bool,
+    /// NHA_ENCAP_TYPE present.
+    pub encap: bool,
+    /// NHA_GROUP: ids and weights (1 to 65536).
+    pub group: Vec<(u32, u32)>,
+    /// NHA_GROUP_TYPE is resilient.
+    pub resilient: bool,
+}
+
+/// A neighbour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeighState {
+    /// Its interface.
+    pub ifindex: u32,
+    /// NDA_DST.
+    pub dst: IpAddr,
+    /// NDA_LLADDR; empty when not known.
+    pub lladdr: Vec<u8>,
+    /// NUD_*.
+    pub state: u16,
+    /// NTF_*.
+    pub flags: u8,
+    /// NDA_FLAGS_EXT.
+    pub flags_ext: u32,
+}
+
+/// NETCONFA_* of one interface, or of "all" and "default", by attribute number; `None`: not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Netconf(pub [Option<i32>; Netconf::LEN]);
+
+impl Netconf {
+    /// Attributes kept.
+    pub const LEN: usize = 10;
+    /// NETCONFA_IFINDEX_ALL.
+    pub const ALL: i32 = -1;
+    /// NETCONFA_IFINDEX_DEFAULT.
+    pub const DEFAULT: i32 = -2;
+    /// NETCONFA_FORWARDING.
+    pub const FORWARDING: usize = 2;
+    /// NETCONFA_RP_FILTER.
+    pub const RP_FILTER: usize = 3;
+    /// NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN.
+    pub const IGNORE_LINKDOWN: usize = 6;
+    /// NETCONFA_FORCE_FORWARDING.
+    pub const FORCE_FORWARDING: usize = 9;
+
+    /// A setting; 0 where the kernel does not tell.
+    pub fn get(&self, attr: usize) -> i32 {
+        self.0.get(attr).copied().flatten().unwrap_or(0)
+    }
+
+    /// Takes what `newer` tells.
+    fn merge(&mut self, newer: &Netconf) {
+        for (mine, new) in self.0.iter_mut().zip(newer.0) {
+            *mine = new.or(*mine);
+        }
+    }
+}
+
+/// Settings of one interface that only /proc/sys tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DevSysctls {
+    /// net.ipv4.conf.*.accept_source_route.
+    pub accept_source_route: bool,
+    /// net.ipv4.conf.*.send_redirects.
+    pub send_redirects: bool,
+    /// net.ipv4.conf.*.route_localnet.
+    pub route_localnet: bool,
+    /// net.ipv4.conf.*.accept_local.
+    pub accept_local: bool,
+    /// net.ipv4.conf.*.shared_media.
+    pub shared_media: bool,
+    /// net.ipv6.conf.*.disable_ipv6, or no IPv6 at all.
+    pub disable_ipv6: bool,
+    /// net.ipv6.conf.*.mtu in octets; 0: no IPv6 on it.
+    pub mtu6: u32,
+}
+
+/// Everything that was told.
+#[derive(Debug, Default)]
+pub struct RouterState {
+    /// By ifindex.
+    pub links: BTreeMap<u32, LinkState>,
+    /// In the kernel's order within an interface and family.
+    pub addrs: Vec<AddrState>,
+    /// In the order they are asked, IPv4.
+    pub rules4: Vec<RuleState>,
+    /// Likewise, IPv6.
+    pub rules6: Vec<RuleState>,
+    /// By id.
+    pub nexthops: BTreeMap<u32, NexthopState>,
+    /// By interface and address.
+    pub neighs: HashMap<(u32, IpAddr), NeighState>,
+    /// By family and ifindex.
+    pub netconf: HashMap<(Family, i32), Netconf>,
+    /// IPv4 routes.
+    pub routes4: Rib<u32>,
+    /// IPv6 routes.
+    pub routes6: Rib<u128>,
+    /// Of the namespace.
+    pub sysctls: Sysctls,
+    /// Of "all".
+    pub sysctls_all: DevSysctls,
+    /// By ifindex.
+    pub sysctls_dev: BTreeMap<u32, DevSysctls>,
+}
+
+impl RouterState {
+    /// Adds or replaces an address, where the kernel puts it (`__inet_insert_ifa`).
+    pub fn add_addr(&mut self, addr: AddrState) -> bool {
+        if let Some(old) = self.addrs.iter_mut().find(|old| old.same_key(&addr)) {
+            let changed = *old != addr;
+            *old = addr;
+            return changed;
+        }
+        self.addrs.push(addr);
+        true
+    }
+
+    /// Takes an address away; whether it was there.
+    pub fn del_addr(&mut self, addr: &AddrState) -> bool {
+        let before = self.addrs.len();
+        self.addrs.retain(|old| !old.same_key(addr));
+        self.addrs.len() != before
+    }
+
+    /// Rules of a family.
+    pub fn rules(&self, family: Family) -> &Vec<RuleState> {
+        match family {
+            Family::V4 => &self.rules4,
+            Family::V6 => &self.rules6,
+        }
+    }
+
+    fn rules_mut(&mut self, family: Family) -> &mut Vec<RuleState> {
+        match family {
+            Family::V4 => &mut self.rules4,
+            Family::V6 => &mut self.rules6,
+        }
+    }
+
+    /// Adds a rule behind those of its priority (`fib_nl_newrule`). Whether it is new: one that is
+    /// there already was told twice.
+    pub fn add_rule(&mut self, rule: RuleState) -> bool {
+        let rules = self.rules_mut(rule.family);
+        if rules.contains(&rule) {
+            return false;
+        }
+        let at = rules.partition_point(|old| old.priority <= rule.priority);
+        rules.insert(at, rule);
+        true
+    }
+
+    /// Takes a rule away; whether it was there.
+    pub fn del_rule(&mut self, rule: &RuleState) -> bool {
+        let rules = self.rules_mut(rule.family);
+        let Some(at) = rules.iter().position(|old| old == rule) else { return false };
+        rules.remove(at);
+        true
+    }
+
+    /// Takes what a netconf message tells.
+    pub fn add_netconf(&mut self, family: Family, ifindex: i32, conf: &Netconf) -> bool {
+        let mine = self.netconf.entry((family, ifindex)).or_default();
+        let before = *mine;
+        mine.merge(conf);
+        *mine != before
+    }
+
+    /// A netconf setting; 0 where the kernel does not tell.
+    pub fn conf(&self, family: Family, ifindex: i32, attr: usize) -> i32 {
+        self.netconf.get(&(family, ifindex)).map_or(0, |conf| conf.get(attr))
+    }
+
+    /// Whether a next hop out of `oif` is dead: its interface is down (RTNH_F_DEAD), or without
+    /// carrier where ignore_routes_with_linkdown says that this counts (RTNH_F_LINKDOWN). Derived
+    /// from the interface, because the kernel changes these flags without saying so.
+    pub fn nexthop_is_dead(&self, family: Family, oif: u32) -> bool {
+        let Some(link) = self.links.get(&oif) else { return oif != 0 };
+        let ignore = || self.conf(family, oif.cast_signed(), Netconf::IGNORE_LINKDOWN) != 0;
+        !link.is_up() || (!link.is_running() && ignore())
+    }
+
+    /// Routes of both families.
+    pub fn route_count(&self) -> usize {
+        self.routes4.len() + self.routes6.len()
+    }
+
+    /// The name of an interface, or its number where it is gone.
+    pub fn ifname(&self, ifindex: u32) -> String {
+        self.links.get(&ifindex).map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
+    }
+}

@@ -1,0 +1,85 @@
+//! The mirror against the kernel, in network namespaces of the tests' own. What is named `root_…`
+//! needs root, and says so when it is not.
+
+mod oracle;
+mod root;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::Mirror;
+
+/// Runs `test` on a thread in a new network namespace, which ends with it.
+fn in_netns(test: impl FnOnce() + Send + 'static) {
+    assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        // Addresses under duplicate address detection are announced only when it is through.
+        for of in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/accept_dad"), "0")
+                .expect("sysctl");
+        }
+        run("ip link set lo up");
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Runs a command line, which must succeed.
+fn run(line: &str) {
+    assert!(try_run(line), "{line}");
+}
+
+/// Runs a command line; whether it succeeded.
+fn try_run(line: &str) -> bool {
+    let mut words = line.split_whitespace();
+    let program = words.next().expect("a command");
+    let status = Command::new(program)
+        .args(words)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("the command starts");
+    status.success()
+}
+
+/// What `ip -j …` prints.
+fn ip_json(args: &str) -> serde_json::Value {
+    let output = Command::new("ip").arg("-j").args(args.split_whitespace()).output().expect("ip");
+    assert!(output.status.success(), "ip -j {args}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let text = if text.trim().is_empty() { "[]" } else { &text };
+    serde_json::from_str(text).expect("JSON")
+}
+
+/// Feeds `lines` to `ip -batch`.
+fn ip_batch(lines: &str) {
+    use std::io::Write;
+    let mut child = Command::new("ip")
+        .args(["-force", "-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("ip");
+    child.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("written");
+    child.wait().expect("ip ends");
+}
+
+/// Lets the mirror take everything that the kernel told, and ask where it is in doubt.
+fn settle(mirror: &mut Mirror) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let more = mirror.process().expect("process").more;
+        let ticked = mirror.tick(Instant::now()).expect("tick").more;
+        if !more && !ticked && mirror.follower.due().is_none() {
+            return;
+        }
+        assert!(Instant::now() < until, "events without end");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

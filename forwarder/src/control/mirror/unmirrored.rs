@@ -1,0 +1,90 @@
+//! What is configured in the kernel and not followed.
+
+use super::Unmirrored;
+use super::compile::info::{Ports, unsupported as route_unsupported};
+use super::compile::links::unsupported as link_unsupported;
+use super::compile::rules::unsupported as rule_unsupported;
+use super::rib::{Rib, RibAddr};
+use super::show;
+use super::state::{Family, RouterState};
+
+/// Routes named one by one; of more only the number is told.
+const ROUTES_NAMED_MAX: usize = 20;
+
+/// All of it.
+pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
+    let mut list = Vec::new();
+    for link in state.links.values().filter(|link| ports.contains_key(&link.ifindex)) {
+        if let Some(why) = link_unsupported(state, link) {
+            let what = format!("interface {}", link.name);
+            list.push(Unmirrored { what, why: format!("{why}: its packets stay in the kernel") });
+        }
+    }
+    for family in Family::ALL {
+        for (rule, view) in state.rules(family).iter().zip(show::rules(state, family)) {
+            if let Some(why) = rule_unsupported(rule) {
+                let text = view.to_string().replace(":\t", " ");
+                let what = format!("{} rule {text}", name(family));
+                list.push(Unmirrored {
+                    what,
+                    why: format!("{why}: what else of it matches stays in the kernel"),
+                });
+            }
+        }
+    }
+    routes(state, &state.routes4, Family::V4, &mut list);
+    routes(state, &state.routes6, Family::V6, &mut list);
+    if state.sysctls.ip_forward_use_pmtu {
+        list.push(Unmirrored {
+            what: "net.ipv4.ip_forward_use_pmtu".into(),
+            why: "path MTUs that the kernel learns are not followed".into(),
+        });
+    }
+    list
+}
+
+fn routes<A: RibAddr>(
+    state: &RouterState,
+    rib: &Rib<A>,
+    family: Family,
+    list: &mut Vec<Unmirrored>,
+) {
+    let why = |body: &super::rib::RouteBody| {
+        if body.tos != 0 {
+            return Some("chosen by tos");
+        }
+        if body.src.is_some() {
+            return Some("chosen by source prefix");
+        }
+        route_unsupported(state, body)
+    };
+    // Nearly always no body is concerned, and then no route has to be looked at.
+    if !rib.bodies().iter().any(|(_, body)| why(body).is_some()) {
+        return;
+    }
+    let mut more = 0;
+    let mut named = 0;
+    for (table, net, body) in rib.iter() {
+        let Some(why) = why(body) else { continue };
+        if named == ROUTES_NAMED_MAX {
+            more += 1;
+            continue;
+        }
+        named += 1;
+        let what = format!("{} route {}", name(family), show::route(state, table, net, body));
+        list.push(Unmirrored { what, why: format!("{why}: its packets stay in the kernel") });
+    }
+    if more != 0 {
+        list.push(Unmirrored {
+            what: format!("{more} more {} routes", name(family)),
+            why: "likewise".into(),
+        });
+    }
+}
+
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
