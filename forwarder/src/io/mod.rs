@@ -49,8 +49,8 @@ pub trait PacketIo {
     fn ports(&self) -> usize;
 
     /// Takes received frames of a port, up to the room of `burst`, and keeps the port's fill ring
-    /// supplied from `pool`. Sets `port`, `iif` and `ip_summed` of each packet. Returns how many
-    /// came.
+    /// supplied from `pool`. Sets `port` and `iif` of each packet, and `tstamp_ns` where packets
+    /// bring their own time (capture files). Returns how many came.
     fn rx_burst(
         &mut self,
         port: u16,
@@ -60,8 +60,8 @@ pub trait PacketIo {
     ) -> usize;
 
     /// Queues packets for sending, oldest first, and empties `burst`: what the TX ring cannot take
-    /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does. Returns how many
-    /// were queued.
+    /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does; so is what is for
+    /// a port that is down or gone (DEV_READY). Returns how many were queued.
     fn tx_burst(
         &mut self,
         port: u16,
