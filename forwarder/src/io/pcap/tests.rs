@@ -1,3 +1,5 @@
+//! What ports that are capture files must do.
+
 use std::process::Command;
 
 use proptest::prelude::*;
