@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 not done (and `status` when nothing is forwarded), 2 wrong usage or input.
 
 mod completions;
+mod doctor;
 mod drops;
 mod man;
 mod output;
@@ -109,6 +110,8 @@ enum Verb {
     Stat(stat::StatArgs),
     /// Show what was dropped or handed back to the kernel, and why.
     Drops(drops::DropsArgs),
+    /// Look for what stands in the way of forwarding, and say what to do.
+    Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
     /// Write man pages into a directory.
@@ -146,6 +149,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
+        Verb::Doctor(args) => return doctor::doctor(global, args),
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),
     }?;
@@ -172,8 +176,10 @@ mod tests {
     #[test]
     fn help_names_every_verb_of_the_manual() {
         let help = Cli::command().render_long_help().to_string();
-        for verb in ["status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops"]
-        {
+        for verb in [
+            "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
+            "doctor",
+        ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
         for option in ["--json", "--control", "FERROUTE_CONTROL", "--version"] {

@@ -20,6 +20,8 @@ pub enum Colour {
     Good,
     /// To be looked at.
     Odd,
+    /// Wrong.
+    Bad,
 }
 
 impl Output {
@@ -68,6 +70,7 @@ pub fn coloured(text: &str, colour: Colour) -> String {
     let code = match colour {
         Colour::Good => 32,
         Colour::Odd => 33,
+        Colour::Bad => 31,
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

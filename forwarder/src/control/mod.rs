@@ -4,8 +4,11 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod doctor;
+pub mod firewall;
 pub mod ipnet;
 pub mod mirror;
+pub mod nlsock;
 pub mod punt;
 pub mod server;
 pub mod static_network;

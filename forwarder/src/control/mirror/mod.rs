@@ -15,9 +15,9 @@
 
 pub mod compile;
 mod follow;
-mod get;
+pub mod get;
 mod parse;
-mod raw;
+pub mod raw;
 mod resolve;
 pub mod rib;
 pub mod show;

@@ -1,0 +1,64 @@
+//! `doctor`: what stands in the way of forwarding, and what to do.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::Global;
+use super::output::{Colour, coloured};
+use crate::control::doctor::{Finding, Level, examine};
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Look at this interface; repeat for more [default: the daemon's ports, or all that are up].
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    interfaces: Vec<String>,
+}
+
+/// Looks and prints; failure when something does not work.
+pub fn doctor(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
+    let findings = examine(&args.interfaces, global.control());
+    let output = global.output();
+    if output.json {
+        output.json(&findings)?;
+    } else {
+        output.text(&findings.iter().map(line).collect::<String>())?;
+    }
+    let fails = findings.iter().any(|finding| finding.level == Level::Fail);
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn line(finding: &Finding) -> String {
+    let Finding { check, port, level, message, advice } = finding;
+    let colour = match level {
+        Level::Ok => Colour::Good,
+        Level::Warn => Colour::Odd,
+        Level::Fail => Colour::Bad,
+    };
+    // Padded before it is coloured: escapes have no width.
+    let level = coloured(&format!("{:<4}", level.name()), colour);
+    let subject = port.as_ref().map_or(check.clone(), |port| format!("{port} {check}"));
+    let advice = advice.as_ref().map_or(String::new(), |text| format!("     do: {text}\n"));
+    format!("{level} {subject}: {message}\n{advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_level_subject_and_what_to_do() {
+        let finding = Finding {
+            check: "link".into(),
+            port: Some("eth0".into()),
+            level: Level::Fail,
+            message: "down".into(),
+            advice: Some("ip link set dev eth0 up".into()),
+        };
+        assert_eq!(line(&finding), "fail eth0 link: down\n     do: ip link set dev eth0 up\n");
+        let fine = Finding { port: None, level: Level::Ok, advice: None, ..finding };
+        assert_eq!(line(&fine), "ok   link: down\n");
+    }
+}

@@ -1,0 +1,222 @@
+//! The machine and the namespace.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+
+use super::Finding;
+use crate::control::api::{Request, Response, StatusReport};
+use crate::control::client::{Client, ClientError};
+use crate::control::firewall;
+
+/// What the XDP program and its map types need.
+const KERNEL_OLDEST: (u32, u32) = (6, 1);
+/// Octets of locked memory below which a worker's frames do not fit: 4096 frames of a page.
+const MEMLOCK_LEAST: u64 = 16 << 20;
+
+/// Capabilities that forwarding needs, and what for.
+const CAPABILITIES: [(Capability, &str); 3] = [
+    (Capability::CAP_NET_ADMIN, "attach XDP programs and follow netlink"),
+    (Capability::CAP_NET_RAW, "open AF_XDP sockets"),
+    (Capability::CAP_BPF, "load XDP programs"),
+];
+
+/// Kernel, privileges, limits.
+pub fn machine() -> Vec<Finding> {
+    vec![kernel(), btf(), capabilities(), memlock(), jit()]
+}
+
+fn kernel() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    match version(release) {
+        Some(version) if version < KERNEL_OLDEST => {
+            let (major, minor) = KERNEL_OLDEST;
+            let message = format!("Linux {release} is older than {major}.{minor}");
+            Finding::fail("kernel", message, "boot a newer kernel")
+        }
+        Some(_) => Finding::ok("kernel", format!("Linux {release}")),
+        None => {
+            let message = format!("the release `{release}` is not understood");
+            Finding::warn("kernel", message, "make sure that it is Linux 6.1 or later")
+        }
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn btf() -> Finding {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Finding::ok("btf", "the kernel describes its types");
+    }
+    let advice = "not needed to forward; bpftool and tracing want CONFIG_DEBUG_INFO_BTF";
+    Finding::warn("btf", "the kernel has no BTF", advice)
+}
+
+fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+fn capabilities() -> Finding {
+    // CAP_SYS_ADMIN stands for CAP_BPF since before the latter existed.
+    let have = |capability| {
+        has(capability) || capability == Capability::CAP_BPF && has(Capability::CAP_SYS_ADMIN)
+    };
+    let missing: Vec<String> = CAPABILITIES
+        .iter()
+        .filter(|(capability, _)| !have(*capability))
+        .map(|(capability, what)| format!("{capability} ({what})"))
+        .collect();
+    if missing.is_empty() {
+        return Finding::ok("capabilities", "all there");
+    }
+    let message = format!("missing: {}", missing.join(", "));
+    Finding::fail("capabilities", message, "run as root, or give the program these capabilities")
+}
+
+/// UMEM is locked memory, which CAP_IPC_LOCK exempts from the limit (`xdp_umem_account_pages`).
+fn memlock() -> Finding {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(memlock_limit);
+    match limit {
+        _ if has(Capability::CAP_IPC_LOCK) => {
+            Finding::ok("memlock", "no limit for this user (CAP_IPC_LOCK)")
+        }
+        Some(octets) if octets < MEMLOCK_LEAST => Finding::fail(
+            "memlock",
+            format!("{octets} octets of memory may be locked, the frames of a worker take more"),
+            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service",
+        ),
+        Some(_) => Finding::ok("memlock", "enough memory may be locked"),
+        None => Finding::warn("memlock", "the limit cannot be read", "see ulimit -l"),
+    }
+}
+
+fn memlock_limit(line: &str) -> Option<u64> {
+    let soft = line.strip_prefix("Max locked memory")?.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
+}
+
+fn jit() -> Finding {
+    match fs::read_to_string("/proc/sys/net/core/bpf_jit_enable") {
+        Ok(text) if text.trim() == "0" => Finding::warn(
+            "jit",
+            "BPF programs are interpreted",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        // Not to be read in a user namespace, or not switchable: then it is on.
+        _ => Finding::ok("jit", "BPF programs are compiled"),
+    }
+}
+
+/// Rules that would be bypassed.
+pub fn firewall(ports: &[String]) -> Finding {
+    match firewall::bypassed(ports) {
+        Ok(found) if found.is_empty() => {
+            Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
+        }
+        Ok(found) => Finding::fail(
+            "firewall",
+            format!("would be bypassed: {}", found.join("; ")),
+            "remove them, or start with --ignore-firewall if they need not hold for the traffic \
+             between the ports",
+        ),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::warn(
+            "firewall",
+            format!("rules cannot be read: {error}"),
+            "run the doctor as root",
+        ),
+        Err(error) => Finding::warn(
+            "firewall",
+            format!("rules cannot be read: {error}"),
+            "look with nft list ruleset, iptables-legacy-save and ip xfrm policy",
+        ),
+    }
+}
+
+/// The daemon, as far as it answers.
+pub struct Daemon {
+    /// The ports it was given; `None`: none runs.
+    pub ports: Option<Vec<String>>,
+    /// What it has to say.
+    pub findings: Vec<Finding>,
+}
+
+/// Asks the daemon how it goes.
+pub fn daemon(control: &Path) -> Daemon {
+    let answer = Client::connect(control).and_then(|mut client| client.ask(&Request::Status));
+    match answer {
+        Ok(Response::Status(report)) => Daemon {
+            findings: of_status(&report),
+            ports: Some(report.ports.into_iter().map(|port| port.ifname).collect()),
+        },
+        Ok(_) => Daemon { ports: None, findings: Vec::new() },
+        Err(ClientError::NotRunning { .. }) => {
+            Daemon { ports: None, findings: vec![Finding::ok("daemon", "none runs here")] }
+        }
+        Err(error) => {
+            let finding = Finding::warn("daemon", error.to_string(), "ask it as root");
+            Daemon { ports: None, findings: vec![finding] }
+        }
+    }
+}
+
+fn of_status(report: &StatusReport) -> Vec<Finding> {
+    let state = format!("pid {} is {}", report.pid, report.state.name());
+    let mut findings = vec![Finding::ok("daemon", state)];
+    let see = "see ferroute status";
+    findings.extend(report.warnings.iter().map(|text| Finding::warn("daemon", text, see)));
+    findings.extend(report.mirror.unmirrored.iter().map(|what| {
+        let message = format!("left to the kernel: {what}");
+        Finding::warn("mirror", message, "its packets are slower, nothing else; no need to act")
+    }));
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::{MirrorStatus, State};
+    use crate::control::doctor::Level;
+
+    #[test]
+    fn releases_compare_by_number() {
+        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(version("6.1-rc3"), Some((6, 1)));
+        assert_eq!(version("5.10.0"), Some((5, 10)));
+        assert!(version("5.10.0") < Some(KERNEL_OLDEST));
+        assert_eq!(version("unknown"), None);
+    }
+
+    #[test]
+    fn the_limit_is_read_from_procs_table() {
+        let line = "Max locked memory         8388608              8388608              bytes     ";
+        assert_eq!(memlock_limit(line), Some(8 << 20));
+        let line = "Max locked memory         unlimited            unlimited            bytes     ";
+        assert_eq!(memlock_limit(line), Some(u64::MAX));
+        assert_eq!(memlock_limit("Max open files 1024 1024 files"), None);
+    }
+
+    #[test]
+    fn what_the_daemon_cannot_follow_is_a_warning() {
+        let report = StatusReport {
+            state: State::Forwarding,
+            pid: 9,
+            version: String::new(),
+            uptime_seconds: 0,
+            ports: Vec::new(),
+            workers: Vec::new(),
+            mirror: MirrorStatus { unmirrored: vec!["rule 7".into()], ..MirrorStatus::default() },
+            warnings: Vec::new(),
+        };
+        let findings = of_status(&report);
+        assert_eq!(findings[0].message, "pid 9 is forwarding");
+        assert_eq!((findings[1].level, findings[1].check.as_str()), (Level::Warn, "mirror"));
+        assert_eq!(findings[1].message, "left to the kernel: rule 7");
+    }
+}

@@ -1,0 +1,116 @@
+//! Looks at a machine and says what stands in the way of forwarding, or makes it slow: one finding
+//! a line, each with what to do. Works without the daemon, and as far as possible without root.
+//!
+//! Everything is asked of the kernel by netlink, in the network namespace of the calling thread;
+//! sysfs would show the namespace of whoever mounted it.
+//!
+//! - `host`: the machine and the namespace; - `nic`: what an interface is and is set to;
+//! - `port`: whether that suits.
+
+mod host;
+mod nic;
+mod port;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// How something stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, but not as well, or not as the user may expect.
+    Warn,
+    /// Does not work.
+    Fail,
+}
+
+impl Level {
+    /// As printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "fail",
+        }
+    }
+}
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at: `kernel`, `mtu`, ….
+    pub check: String,
+    /// The interface; `None`: the machine.
+    pub port: Option<String>,
+    /// How it stands.
+    pub level: Level,
+    /// What was found.
+    pub message: String,
+    /// What to do; `None`: nothing.
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &str, message: impl Into<String>) -> Finding {
+        Finding {
+            check: check.into(),
+            port: None,
+            level: Level::Ok,
+            message: message.into(),
+            advice: None,
+        }
+    }
+
+    fn warn(check: &str, message: impl Into<String>, advice: impl Into<String>) -> Finding {
+        let advice = Some(advice.into());
+        Finding { level: Level::Warn, advice, ..Finding::ok(check, message) }
+    }
+
+    fn fail(check: &str, message: impl Into<String>, advice: impl Into<String>) -> Finding {
+        Finding { level: Level::Fail, ..Finding::warn(check, message, advice) }
+    }
+
+    fn on(self, port: &str) -> Finding {
+        Finding { port: Some(port.into()), ..self }
+    }
+}
+
+/// Looks at the machine and at `ports`. Without ports: at those of the daemon behind `control`, or
+/// else at every Ethernet interface that is up.
+pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
+    let daemon = host::daemon(control);
+    let nics = nic::read();
+    let ports: Vec<String> = match (ports, &daemon.ports) {
+        ([], Some(served)) => served.clone(),
+        ([], None) => {
+            let usable = |nic: &&nic::Nic| nic.is_ethernet() && nic.is_up();
+            nics.iter().flatten().filter(usable).map(|nic| nic.name.clone()).collect()
+        }
+        (named, _) => named.to_vec(),
+    };
+    let mut findings = host::machine();
+    findings.push(host::firewall(&ports));
+    findings.extend(daemon.findings);
+    match nics {
+        Err(error) => findings.push(Finding::fail(
+            "links",
+            format!("interfaces cannot be listed: {error}"),
+            "check that rtnetlink is allowed here (seccomp, sandbox)",
+        )),
+        Ok(_) if ports.is_empty() => findings.push(Finding::fail(
+            "links",
+            "no Ethernet interface is up",
+            "name the ports with -i IFACE",
+        )),
+        Ok(nics) => {
+            for name in &ports {
+                let served = daemon.ports.as_ref().is_some_and(|served| served.contains(name));
+                findings.extend(port::examine(name, &nics, served));
+            }
+        }
+    }
+    findings
+}

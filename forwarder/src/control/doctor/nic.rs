@@ -1,0 +1,224 @@
+//! What an interface is and is set to, asked by netlink: rtnetlink (link, qdisc), ethtool's family
+//! (channels, features), netdev's family (XDP features).
+
+use std::collections::BTreeSet;
+use std::io;
+
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+
+use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
+use crate::control::nlsock::{GENL_HEADER, NlSock};
+
+const RTM_GETLINK: u16 = 18;
+const RTM_GETQDISC: u16 = 38;
+/// `struct ifinfomsg` in octets.
+const IFINFO_HEADER: usize = 16;
+/// `struct tcmsg` in octets.
+const TC_HEADER: usize = 20;
+const TCA_KIND: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_SKB_PROG_ID: u16 = 6;
+const IFLA_XDP_HW_PROG_ID: u16 = 7;
+
+const NLA_F_NESTED: u16 = 0x8000;
+const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
+const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
+/// ETHTOOL_A_*_HEADER: the same in every message.
+const ETHTOOL_A_HEADER: u16 = 1;
+const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
+const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
+const ETHTOOL_A_BITSET_BITS: u16 = 3;
+const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
+const ETHTOOL_A_CHANNELS_RX_COUNT: u16 = 6;
+const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
+
+const NETDEV_CMD_DEV_GET: u8 = 1;
+const NETDEV_A_DEV_IFINDEX: u16 = 1;
+const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+
+const ARPHRD_ETHER: u16 = 1;
+const IFF_UP: u32 = 1;
+const IFF_LOOPBACK: u32 = 1 << 3;
+const IFF_LOWER_UP: u32 = 1 << 16;
+
+/// NETDEV_XDP_ACT_BASIC.
+pub const XDP_BASIC: u64 = 1;
+/// NETDEV_XDP_ACT_XSK_ZEROCOPY.
+pub const XDP_ZEROCOPY: u64 = 1 << 3;
+
+/// An interface.
+#[derive(Debug, Clone, Default)]
+pub struct Nic {
+    pub ifindex: u32,
+    pub name: String,
+    /// ARPHRD_*.
+    pub arphrd: u16,
+    /// IFF_*.
+    pub flags: u32,
+    /// IP MTU in octets.
+    pub mtu: u32,
+    /// ifindex of the bridge, bond or VRF it belongs to.
+    pub master: Option<u32>,
+    /// ifindex of the interface it sits on, of a VLAN interface for one.
+    pub lower: Option<u32>,
+    /// `veth`, `vlan`, `bridge`, …; none: a NIC.
+    pub kind: Option<String>,
+    /// Programs attached, by mode.
+    pub xdp_programs: Vec<(&'static str, u32)>,
+}
+
+impl Nic {
+    /// Whether it carries Ethernet frames; lo does, but is no way out.
+    pub fn is_ethernet(&self) -> bool {
+        self.arphrd == ARPHRD_ETHER && self.flags & IFF_LOOPBACK == 0
+    }
+
+    /// IFF_UP.
+    pub fn is_up(&self) -> bool {
+        self.flags & IFF_UP != 0
+    }
+
+    /// Whether the link has carrier.
+    pub fn has_carrier(&self) -> bool {
+        self.flags & IFF_LOWER_UP != 0
+    }
+}
+
+/// All interfaces of the namespace.
+pub fn read() -> io::Result<Vec<Nic>> {
+    NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETLINK, &[0; IFINFO_HEADER], parse_link)
+}
+
+fn parse_link(message: &Message<'_>) -> Option<Nic> {
+    let mut nic = Nic {
+        arphrd: u16_at(message.payload, 2)?,
+        ifindex: u32_at(message.payload, 4)?,
+        flags: u32_at(message.payload, 8)?,
+        ..Nic::default()
+    };
+    for attr in message.attrs(IFINFO_HEADER) {
+        match attr.kind {
+            IFLA_IFNAME => nic.name = attr.string(),
+            IFLA_MTU => nic.mtu = attr.u32()?,
+            IFLA_LINK => nic.lower = attr.u32(),
+            IFLA_MASTER => nic.master = attr.u32(),
+            IFLA_LINKINFO => {
+                nic.kind = find(attr.nested(), IFLA_INFO_KIND).map(|kind| kind.string());
+            }
+            IFLA_XDP => nic.xdp_programs = attr.nested().filter_map(program).collect(),
+            _ => {}
+        }
+    }
+    Some(nic)
+}
+
+fn program(attr: Attr<'_>) -> Option<(&'static str, u32)> {
+    let mode = match attr.kind {
+        IFLA_XDP_DRV_PROG_ID => "native",
+        IFLA_XDP_SKB_PROG_ID => "generic",
+        IFLA_XDP_HW_PROG_ID => "offload",
+        _ => return None,
+    };
+    attr.u32().filter(|id| *id != 0).map(|id| (mode, id))
+}
+
+fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
+    attrs.find(|attr| attr.kind == kind)
+}
+
+/// Whether tc filters may sit on the interface: it has a clsact or ingress qdisc.
+pub fn has_tc_hook(ifindex: u32) -> io::Result<bool> {
+    let kinds = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
+        let here = u32_at(message.payload, 4)? == ifindex;
+        let kind = find(message.attrs(TC_HEADER), TCA_KIND)?.string();
+        here.then_some(kind)
+    })?;
+    Ok(kinds.iter().any(|kind| kind == "clsact" || kind == "ingress"))
+}
+
+/// RX queues, as `ethtool -l` prints them: RX and combined channels; one where the driver has no
+/// channels.
+pub fn rx_queues(ifindex: u32) -> io::Result<u32> {
+    let queues = ethtool(ifindex, ETHTOOL_MSG_CHANNELS_GET, |attrs| {
+        let count = |kind| find(attrs, kind).and_then(|attr| attr.u32()).unwrap_or(0);
+        Some(count(ETHTOOL_A_CHANNELS_RX_COUNT) + count(ETHTOOL_A_CHANNELS_COMBINED_COUNT))
+    });
+    match queues {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
+        queues => Ok(queues?.unwrap_or(0).max(1)),
+    }
+}
+
+/// Names of the features that are on, as the kernel has them: `rx-lro`, `rx-gro-hw`, ….
+pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
+    let active = ethtool(ifindex, ETHTOOL_MSG_FEATURES_GET, |attrs| {
+        let active = find(attrs, ETHTOOL_A_FEATURES_ACTIVE)?.nested();
+        let bits = find(active, ETHTOOL_A_BITSET_BITS)?.nested();
+        Some(bits.filter_map(feature_name).collect())
+    });
+    Ok(active?.unwrap_or_default())
+}
+
+fn feature_name(bit: Attr<'_>) -> Option<String> {
+    find(bit.nested(), ETHTOOL_A_BITSET_BIT_NAME).map(|name| name.string())
+}
+
+fn ethtool<T>(
+    ifindex: u32,
+    command: u8,
+    parse: impl Fn(Attrs<'_>) -> Option<T>,
+) -> io::Result<Option<T>> {
+    let mut socket = NlSock::open(NETLINK_GENERIC)?;
+    let family = socket.family("ethtool")?;
+    // The device's attribute, cut out of a message of its own.
+    let device = Request::new(0, 0, &[]).attr(ETHTOOL_A_HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
+    let device = device.finish(0);
+    let device = device.get(16..).unwrap_or_default();
+    socket.get(
+        |flags| {
+            Request::new(family, flags, &[command, 1, 0, 0])
+                .attr(NLA_F_NESTED | ETHTOOL_A_HEADER, device)
+        },
+        |message| parse(message.attrs(GENL_HEADER)),
+    )
+}
+
+/// NETDEV_XDP_ACT_* of the driver; `None` when the kernel (before 6.3) does not tell.
+pub fn xdp_features(ifindex: u32) -> io::Result<Option<u64>> {
+    let mut socket = NlSock::open(NETLINK_GENERIC)?;
+    let family = match socket.family("netdev") {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        family => family?,
+    };
+    socket.get(
+        |flags| {
+            Request::new(family, flags, &[NETDEV_CMD_DEV_GET, 1, 0, 0])
+                .attr(NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes())
+        },
+        |message| {
+            let attr = find(message.attrs(GENL_HEADER), NETDEV_A_DEV_XDP_FEATURES)?;
+            attr.value.first_chunk().map(|octets| u64::from_ne_bytes(*octets))
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_read_and_is_no_ethernet() {
+        let nics = read().expect("dumps");
+        let lo = nics.iter().find(|nic| nic.name == "lo").expect("there is one");
+        assert!(!lo.is_ethernet() && lo.mtu > 0 && lo.ifindex == 1);
+        assert!(lo.xdp_programs.is_empty() && lo.master.is_none());
+        assert_eq!(rx_queues(lo.ifindex).expect("answers"), 1);
+    }
+}

@@ -1,0 +1,276 @@
+//! Whether an interface suits.
+
+use std::fs;
+use std::io;
+use std::thread::available_parallelism;
+
+use libbpf_rs::query::ProgInfoIter;
+
+use super::Finding;
+use super::nic::{self, Nic, XDP_BASIC, XDP_ZEROCOPY};
+use crate::io::af_xdp::driver_name;
+use crate::skb::MAX_PACKET;
+use crate::wire::ethernet;
+
+/// Largest IP MTU that a UMEM frame holds.
+const MTU_FRAME: u32 = (MAX_PACKET - ethernet::HEADER_LEN) as u32;
+/// Largest IP MTU that common drivers take native XDP with: a page less headroom (256),
+/// skb_shared_info (320) and the Ethernet header with a VLAN tag (18), rounded as they do.
+const MTU_NATIVE: u32 = 4096 - 256 - 320 - 22;
+
+/// Features that put more than one frame into one buffer, and `ethtool -K`'s name for each.
+const COALESCING: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
+
+/// All findings of one port. `served`: the running daemon has it.
+pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
+    let Some(nic) = nics.iter().find(|nic| nic.name == name) else {
+        let advice = "check the name with ip link; in another namespace, use ip netns exec";
+        return vec![Finding::fail("link", "no such interface", advice).on(name)];
+    };
+    let mut findings = vec![link(nic)];
+    if !nic.is_ethernet() {
+        let advice = "only Ethernet interfaces can be ports";
+        findings.push(Finding::fail("link", "not an Ethernet interface", advice));
+    }
+    findings.extend(master(nic, nics));
+    findings.push(driver(nic));
+    findings.push(xdp_program(nic, served));
+    findings.push(queues(nic));
+    findings.push(mtu(nic));
+    findings.extend(offloads(nic, nics));
+    findings.extend(tc(nic));
+    findings.push(forwarding(name));
+    findings.push(rp_filter(name));
+    findings.into_iter().map(|finding| finding.on(name)).collect()
+}
+
+fn link(nic: &Nic) -> Finding {
+    let name = &nic.name;
+    match (nic.is_up(), nic.has_carrier()) {
+        (false, _) => Finding::fail("link", "down", format!("ip link set dev {name} up")),
+        (true, false) => Finding::warn("link", "up, without carrier", "check the cable or peer"),
+        (true, true) => Finding::ok("link", "up"),
+    }
+}
+
+fn master(nic: &Nic, nics: &[Nic]) -> Option<Finding> {
+    let master = nics.iter().find(|other| Some(other.ifindex) == nic.master)?;
+    let kind = master.kind.as_deref().unwrap_or("device");
+    let message = format!("belongs to the {kind} {}", master.name);
+    if kind == "vrf" {
+        let advice = "routes of its VRF are followed as far as rules tell; check with route get";
+        return Some(Finding::warn("master", message, advice));
+    }
+    let advice = format!("ip link set dev {} nomaster, or leave this interface out", nic.name);
+    Some(Finding::fail("master", message, advice))
+}
+
+fn driver(nic: &Nic) -> Finding {
+    let driver = driver_name(&nic.name).or(nic.kind.clone());
+    let driver = driver.as_deref().filter(|name| !name.is_empty()).unwrap_or("unknown driver");
+    match nic::xdp_features(nic.ifindex) {
+        Ok(Some(features)) if features & XDP_BASIC == 0 => Finding::warn(
+            "driver",
+            format!("{driver}: no native XDP"),
+            "works in generic mode, much slower; see whether a newer driver or another setting of \
+             it has XDP",
+        ),
+        Ok(Some(features)) if features & XDP_ZEROCOPY == 0 => {
+            Finding::ok("driver", format!("{driver}: native XDP, AF_XDP in copy mode"))
+        }
+        Ok(Some(_)) => Finding::ok("driver", format!("{driver}: native XDP, AF_XDP zero-copy")),
+        // Kernels before 6.3, and namespaces without the right to ask.
+        Ok(None) | Err(_) => {
+            Finding::ok("driver", format!("{driver}: the kernel does not tell its XDP features"))
+        }
+    }
+}
+
+fn xdp_program(nic: &Nic, served: bool) -> Finding {
+    let Some((mode, id)) = nic.xdp_programs.first() else {
+        return Finding::ok("xdp", "no program attached");
+    };
+    let program = program_name(*id);
+    let ours = program.as_deref() == Some(xdp_prog::PROGRAM_XDP);
+    let shown = format!("{} (id {id}, {mode} mode)", program.as_deref().unwrap_or("a program"));
+    if served && ours {
+        return Finding::ok("xdp", shown);
+    }
+    if ours {
+        let message = format!("{shown} of another ferroute");
+        let advice = "find it with ferroute status --control PATH, and stop it";
+        return Finding::fail("xdp", message, advice);
+    }
+    let option = if *mode == "generic" { "xdpgeneric" } else { "xdp" };
+    let advice = format!(
+        "it is not replaced: stop what attached it, or ip link set dev {} {option} off",
+        nic.name
+    );
+    Finding::fail("xdp", format!("{shown} is attached"), advice)
+}
+
+/// `None` when it is gone or not to be seen.
+fn program_name(id: u32) -> Option<String> {
+    let program = ProgInfoIter::default().find(|program| program.id == id)?;
+    Some(program.name.to_string_lossy().into_owned())
+}
+
+fn queues(nic: &Nic) -> Finding {
+    let cpus = available_parallelism().map_or(1, |cpus| cpus.get());
+    match nic::rx_queues(nic.ifindex) {
+        Ok(queues) if queues as usize > cpus => Finding::warn(
+            "queues",
+            format!("{queues} RX queues, {cpus} CPUs: a worker serves one queue of each port"),
+            format!("ethtool -L {} combined {cpus} (or rx {cpus})", nic.name),
+        ),
+        Ok(queues) => Finding::ok("queues", format!("{queues} RX, {cpus} CPUs")),
+        Err(error) => {
+            let message = format!("the number cannot be read: {error}");
+            Finding::warn("queues", message, format!("see ethtool -l {}", nic.name))
+        }
+    }
+}
+
+fn mtu(nic: &Nic) -> Finding {
+    let Nic { mtu, name, .. } = nic;
+    match *mtu {
+        mtu if mtu > MTU_FRAME => Finding::fail(
+            "mtu",
+            format!("{mtu} does not fit a frame, which holds {MTU_FRAME}"),
+            format!("ip link set dev {name} mtu {MTU_FRAME} or less"),
+        ),
+        mtu if mtu > MTU_NATIVE => Finding::warn(
+            "mtu",
+            format!("{mtu} fits a frame, but most drivers refuse native XDP above {MTU_NATIVE}"),
+            format!("ip link set dev {name} mtu {MTU_NATIVE}, or run with --mode generic"),
+        ),
+        mtu => Finding::ok("mtu", format!("{mtu}, a frame holds {MTU_FRAME}")),
+    }
+}
+
+fn offloads(nic: &Nic, nics: &[Nic]) -> Vec<Finding> {
+    let features = match nic::features(nic.ifindex) {
+        Ok(features) => features,
+        Err(error) => {
+            let message = format!("features cannot be read: {error}");
+            let advice = format!("see ethtool -k {}", nic.name);
+            return vec![Finding::warn("offloads", message, advice)];
+        }
+    };
+    let mut findings = Vec::new();
+    for (feature, option) in COALESCING {
+        if features.contains(feature) {
+            let message = format!("{option} is on: frames that it has put together are too long");
+            let advice = format!("ethtool -K {} {option} off", nic.name);
+            findings.push(Finding::warn("offloads", message, advice));
+        }
+    }
+    let vlan =
+        |other: &&Nic| other.lower == Some(nic.ifindex) && other.kind.as_deref() == Some("vlan");
+    match (features.contains("rx-vlan-hw-parse"), nics.iter().find(vlan)) {
+        (true, Some(vlan)) => findings.push(Finding::fail(
+            "offloads",
+            format!(
+                "rxvlan is on and {} is a VLAN of it: frames come without their tag",
+                vlan.name
+            ),
+            format!("ethtool -K {} rxvlan off", nic.name),
+        )),
+        (true, None) => findings.push(Finding::warn(
+            "offloads",
+            "rxvlan is on: a tagged frame would come without its tag",
+            format!("if the link carries VLANs: ethtool -K {} rxvlan off", nic.name),
+        )),
+        (false, _) => {}
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok("offloads", "none that changes frames before they are seen"));
+    }
+    findings
+}
+
+fn tc(nic: &Nic) -> Option<Finding> {
+    let hooked = nic::has_tc_hook(nic.ifindex).unwrap_or(false);
+    hooked.then(|| {
+        Finding::warn(
+            "tc",
+            "has a clsact or ingress qdisc: its filters do not see what passes through userspace",
+            format!("see tc filter show dev {} ingress, and egress", nic.name),
+        )
+    })
+}
+
+/// A sysctl of this thread's namespace.
+fn sysctl(family: &str, port: &str, name: &str) -> io::Result<String> {
+    let text = fs::read_to_string(format!("/proc/sys/net/{family}/conf/{port}/{name}"))?;
+    Ok(text.trim().to_owned())
+}
+
+fn forwarding(port: &str) -> Finding {
+    let on = |family, port| sysctl(family, port, "forwarding").is_ok_and(|value| value != "0");
+    let v4 = format!("sysctl -w net.ipv4.conf.{port}.forwarding=1");
+    let v6 = "sysctl -w net.ipv6.conf.all.forwarding=1";
+    let off = |what: &str| format!("{what} is not forwarded, by the kernel or by ferroute");
+    // IPv6 has one switch for all (`ip6_forward`).
+    match (on("ipv4", port), on("ipv6", "all")) {
+        (true, true) => Finding::ok("forwarding", "IPv4 and IPv6 are on"),
+        (true, false) => Finding::warn("forwarding", off("IPv6"), v6),
+        (false, true) => Finding::warn("forwarding", off("IPv4"), v4),
+        (false, false) => {
+            Finding::fail("forwarding", off("neither IPv4 nor IPv6"), format!("{v4} {v6}"))
+        }
+    }
+}
+
+fn rp_filter(port: &str) -> Finding {
+    let value = |whose| sysctl("ipv4", whose, "rp_filter").ok()?.parse::<u8>().ok();
+    // Kernel: IN_DEV_RPFILTER is the larger of all and own.
+    match value("all").max(value(port)) {
+        Some(1) => Finding::ok("rp_filter", "strict: followed"),
+        Some(2) => Finding::ok("rp_filter", "loose: followed"),
+        Some(_) => Finding::ok("rp_filter", "off"),
+        None => Finding::warn("rp_filter", "cannot be read", "is /proc/sys mounted?"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::doctor::Level;
+
+    fn nic(mtu: u32) -> Nic {
+        Nic { name: "p".into(), mtu, ..Nic::default() }
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_one_finding() {
+        let findings = examine("nope", &[nic(1500)], false);
+        assert_eq!(findings.len(), 1);
+        assert_eq!((findings[0].level, findings[0].port.as_deref()), (Level::Fail, Some("nope")));
+    }
+
+    #[test]
+    fn the_mtu_is_held_against_frame_and_page() {
+        assert_eq!(mtu(&nic(1500)).level, Level::Ok);
+        assert_eq!(mtu(&nic(3600)).level, Level::Warn);
+        assert_eq!(mtu(&nic(9000)).level, Level::Fail);
+        assert_eq!(mtu(&nic(MTU_FRAME)).level, Level::Warn);
+    }
+
+    #[test]
+    fn a_down_link_says_how_to_bring_it_up() {
+        let finding = link(&nic(1500));
+        assert_eq!(finding.advice.as_deref(), Some("ip link set dev p up"));
+    }
+
+    #[test]
+    fn a_bridge_port_is_refused() {
+        let bridge =
+            Nic { ifindex: 7, name: "br0".into(), kind: Some("bridge".into()), ..Nic::default() };
+        let port = Nic { master: Some(7), ..nic(1500) };
+        let finding = master(&port, std::slice::from_ref(&bridge)).expect("a finding");
+        assert_eq!(finding.level, Level::Fail);
+        assert!(finding.message.contains("bridge br0"), "{}", finding.message);
+        assert!(master(&nic(1500), &[bridge]).is_none());
+    }
+}

@@ -1,0 +1,179 @@
+//! A netlink socket of any protocol that only asks: dumps and single questions to nf_tables, XFRM,
+//! rtnetlink and the generic families. Belongs to the network namespace of the thread that opens it.
+//!
+//! What follows the kernel's routes has sockets of its own, see [`super::mirror`].
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::mirror::raw::{Message, Messages, Request};
+
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 0x01;
+const NLM_F_ACK: u16 = 0x04;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+const NLM_F_DUMP: u16 = 0x300;
+
+/// GENL_ID_CTRL, which knows the numbers of the generic families.
+const GENL_ID_CTRL: u16 = 0x10;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+/// `struct genlmsghdr` in octets.
+pub const GENL_HEADER: usize = 4;
+
+/// How long the kernel may take to answer; only a bug or a stopped machine takes longer.
+const ANSWER_SECONDS_MAX: i64 = 30;
+/// How often a dump is asked for again because something changed meanwhile. A ruleset that changes
+/// faster than it can be read is taken as the last dump shows it.
+const DUMP_TRIES: usize = 5;
+
+/// The socket.
+#[derive(Debug)]
+pub struct NlSock {
+    socket: Socket,
+    seq: u32,
+}
+
+impl NlSock {
+    /// Opens a socket of a NETLINK_* protocol.
+    ///
+    /// # Errors
+    /// EPROTONOSUPPORT when the kernel has no such protocol.
+    pub fn open(protocol: isize) -> io::Result<NlSock> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS_MAX))?;
+        Ok(NlSock { socket, seq: 0 })
+    }
+
+    /// Asks for all objects; `parse` takes from each message what is wanted.
+    ///
+    /// # Errors
+    /// What the kernel answers with, as an errno.
+    pub fn dump<T>(
+        &mut self,
+        kind: u16,
+        header: &[u8],
+        mut parse: impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        let mut tries = DUMP_TRIES;
+        loop {
+            tries -= 1;
+            let mut found = Vec::new();
+            let request = Request::new(kind, NLM_F_REQUEST | NLM_F_DUMP, header);
+            let interrupted = self.ask(request, |message| found.extend(parse(message)))?;
+            if !interrupted || tries == 0 {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Asks one question, and takes what is wanted from the message that answers; `None` when none
+    /// came, or `parse` found nothing.
+    ///
+    /// # Errors
+    /// What the kernel answers with, as an errno.
+    pub fn get<T>(
+        &mut self,
+        request: impl FnOnce(u16) -> Request,
+        parse: impl Fn(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let mut found = None;
+        self.ask(request(NLM_F_REQUEST | NLM_F_ACK), |message| {
+            found = found.take().or_else(|| parse(message));
+        })?;
+        Ok(found)
+    }
+
+    /// The number of a generic family.
+    ///
+    /// # Errors
+    /// ENOENT when the kernel does not have it.
+    pub fn family(&mut self, name: &str) -> io::Result<u16> {
+        let request = |flags| {
+            Request::new(GENL_ID_CTRL, flags, &[CTRL_CMD_GETFAMILY, 1, 0, 0])
+                .attr(CTRL_ATTR_FAMILY_NAME, format!("{name}\0").as_bytes())
+        };
+        let id = self.get(request, |message| {
+            message.attrs(GENL_HEADER).find(|attr| attr.kind == CTRL_ATTR_FAMILY_ID)?.u16()
+        })?;
+        id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+
+    /// Sends, and hands over what answers up to its end. Returns whether a dump was interrupted.
+    fn ask(&mut self, request: Request, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        self.seq = self.seq.wrapping_add(1);
+        self.socket.send_to(&request.finish(self.seq), &SocketAddr::new(0, 0), 0)?;
+        let mut interrupted = false;
+        loop {
+            let (datagram, from) = match self.socket.recv_from_full() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                received => received?,
+            };
+            if from.port_number() != 0 {
+                continue;
+            }
+            for message in Messages::new(&datagram).filter(|message| message.seq == self.seq) {
+                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                match message.kind {
+                    NLMSG_NOOP => {}
+                    // The end of a dump, and an acknowledgement, carry an error or 0.
+                    NLMSG_DONE | NLMSG_ERROR => {
+                        return match message.error_code() {
+                            0 => Ok(interrupted),
+                            errno => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+                        };
+                    }
+                    _ => each(&message),
+                }
+            }
+        }
+    }
+}
+
+trait ErrorCode {
+    /// The negative errno that NLMSG_ERROR and NLMSG_DONE begin with.
+    fn error_code(&self) -> i32;
+}
+
+impl ErrorCode for Message<'_> {
+    fn error_code(&self) -> i32 {
+        self.payload.first_chunk().map_or(0, |octets| i32::from_ne_bytes(*octets))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+
+    #[test]
+    fn links_are_dumped_and_a_wrong_question_is_an_errno() {
+        let mut socket = NlSock::open(NETLINK_ROUTE).expect("opens");
+        let (rtm_getlink, rtm_newlink) = (18, 16);
+        let header = [0; 16];
+        let kinds = socket.dump(rtm_getlink, &header, |m| Some(m.kind)).expect("dumps");
+        assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == rtm_newlink));
+        let request = |flags| {
+            let mut header = header;
+            header[4..8].copy_from_slice(&0x7fff_fff0u32.to_ne_bytes());
+            Request::new(rtm_getlink, flags, &header)
+        };
+        let error = socket.get(request, |m| Some(m.kind)).expect_err("no such interface");
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn a_generic_family_has_a_number_or_is_not_there() {
+        let mut socket = NlSock::open(NETLINK_GENERIC).expect("opens");
+        assert_eq!(socket.family("nlctrl").expect("is always there"), GENL_ID_CTRL);
+        let error = socket.family("no-such-family").expect_err("is not there");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    }
+}
