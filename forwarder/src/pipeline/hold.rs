@@ -199,3 +199,14 @@ fn give_up(at: usize, ctx: &mut Ctx<'_>) {
     }
     ctx.state.hold.slots[at].packets = packets;
 }
+
+/// Gives every held packet up; when the worker stops.
+pub fn drop_held(ctx: &mut Ctx<'_>, reason: DropReason) {
+    for at in 0..ctx.state.hold.slots.len() {
+        let mut packets = take(at, ctx);
+        for skb in packets.drain(usize::MAX) {
+            ctx.drop_skb(skb, reason);
+        }
+        ctx.state.hold.slots[at].packets = packets;
+    }
+}

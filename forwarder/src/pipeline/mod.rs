@@ -40,7 +40,7 @@ mod route6;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
-pub use hold::poll_held;
+pub use hold::{drop_held, poll_held};
 
 use crate::netfilter::{Hook, HookState, Verdict};
 use crate::skb::{Burst, SkBuff};

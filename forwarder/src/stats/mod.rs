@@ -35,6 +35,12 @@ pub struct PortStats {
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct WorkerStats {
+    /// Turns of the worker's loop.
+    pub turns: Counter,
+    /// Those of them that took a frame.
+    pub busy_turns: Counter,
+    /// Times the worker slept.
+    pub sleeps: Counter,
     /// Drops by [`DropReason`].
     pub drops: [Counter; DropReason::COUNT],
     /// Frames handed back to the kernel, by [`PuntReason`].
@@ -49,6 +55,9 @@ impl WorkerStats {
     /// Zeroed counters for `ports` ports.
     pub fn new(ports: usize) -> WorkerStats {
         WorkerStats {
+            turns: Counter::default(),
+            busy_turns: Counter::default(),
+            sleeps: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
             punts: std::array::from_fn(|_| Counter::default()),
             mib: std::array::from_fn(|_| Counter::default()),

@@ -220,28 +220,36 @@ impl AfXdp {
     /// # Errors
     /// See [`OpenError`]; nothing stays open then.
     pub fn open(ports: &[PortConfig], options: &Options) -> Result<(AfXdp, FramePool), OpenError> {
-        let frames = options.frames(ports.len())?;
-        let (area, mut pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
-            octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
-            source,
-        })?;
-        let mut io = AfXdp {
-            ports: Vec::new(),
-            slots: Slots::new(area.frames()),
-            draining: Vec::new(),
-            area,
-            options: options.clone(),
-            next_binding: 0,
-            poll_fds: Vec::new(),
-        };
+        let (mut io, mut pool) = AfXdp::with_slots(ports.len(), options)?;
         for (port, config) in ports.iter().enumerate() {
             io.add_port(port as u16, config, &mut pool)?;
         }
         Ok((io, pool))
     }
 
-    /// Opens port number `port`: one that was removed, or one behind the last. The worker's memory
-    /// was made for as many ports as were opened at first.
+    /// No port open, but numbers and memory for `ports` of them, to be opened one by one.
+    ///
+    /// # Errors
+    /// [`OpenError::BadOptions`], [`OpenError::NoMemory`].
+    pub fn with_slots(ports: usize, options: &Options) -> Result<(AfXdp, FramePool), OpenError> {
+        let frames = options.frames(ports)?;
+        let (area, pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
+            octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
+            source,
+        })?;
+        let io = AfXdp {
+            ports: (0..ports).map(|_| None).collect(),
+            slots: Slots::new(area.frames()),
+            draining: Vec::new(),
+            area,
+            options: options.clone(),
+            next_binding: 0,
+            poll_fds: Vec::with_capacity(ports),
+        };
+        Ok((io, pool))
+    }
+
+    /// Opens port number `port`, which is not open now.
     ///
     /// May sleep, see [`Options::busy_tries`], and takes the kernel's RTNL lock.
     ///
@@ -254,7 +262,7 @@ impl AfXdp {
         pool: &mut FramePool,
     ) -> Result<(), OpenError> {
         let index = port as usize;
-        if index > self.ports.len() || self.ports.get(index).is_some_and(Option::is_some) {
+        if self.ports.get(index).is_none_or(Option::is_some) {
             return Err(OpenError::PortInUse(port));
         }
         if pool.available() < self.options.rings.fill as usize {
@@ -263,9 +271,6 @@ impl AfXdp {
         let binding = self.next_binding;
         let opened = Port::open(config, &self.options, binding, &self.area, &mut self.slots, pool)?;
         self.next_binding += 1;
-        if index == self.ports.len() {
-            self.ports.push(None);
-        }
         self.ports[index] = Some(opened);
         // Whoever had the queue before us has let go of it: it could not have been bound else.
         self.reclaim_where(pool, |d| (d.ifindex, d.queue) == (config.ifindex, config.queue));

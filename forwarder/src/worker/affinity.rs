@@ -1,0 +1,27 @@
+//! Pinning a thread to a CPU.
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// The CPU cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot run a worker on CPU {cpu}: {source}; see `taskset -p $$` and /sys/devices/system/cpu/online for those allowed"
+)]
+pub struct PinError {
+    /// As asked for.
+    pub cpu: usize,
+    source: Errno,
+}
+
+/// Binds the calling thread to one CPU.
+///
+/// # Errors
+/// EINVAL when the CPU is offline, does not exist, or lies outside the cgroup's cpuset.
+pub fn pin_to(cpu: usize) -> Result<(), PinError> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|source| PinError { cpu, source })
+}

@@ -1,0 +1,16 @@
+//! One worker: one pinned thread, its queues on every port, one UMEM.
+//!
+//! - [`poll`]: the loop: receive a burst, forward it, send, kick;
+//! - [`slow_path`]: what leaves the data path for the control thread, through bounded rings;
+//! - [`clock`], [`affinity`].
+//!
+//! Nothing here allocates, locks or logs once the loop runs. System calls are the driver's kicks,
+//! the sleep when idle, and one eventfd write when the control thread has to be told something.
+
+pub mod affinity;
+pub mod clock;
+pub mod poll;
+pub mod slow_path;
+
+pub use poll::{Command, Worker, WorkerHandle};
+pub use slow_path::{SlowPath, SlowPathQueue};

@@ -1,0 +1,310 @@
+//! The loop of a worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use super::clock::Clock;
+use super::slow_path::SlowPath;
+use crate::fib::quiescence::Reader;
+use crate::io::PacketIo;
+use crate::pipeline::{self, Ctx, Effects, PipelineState};
+use crate::skb::{Burst, FramePool};
+use crate::stats::{DropReason, WorkerStats};
+use crate::tables::{Snapshot, Tables};
+
+/// After this long without a frame a worker sleeps instead of spinning.
+const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
+/// Longest sleep: commands and new tables are noticed at least this often.
+const SLEEP: Duration = Duration::from_millis(20);
+/// Longest sleep while packets wait for a neighbour.
+const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
+/// How long RX rings must stay empty before a stopping worker believes that nothing more comes.
+const DRAIN_NS: u64 = 5_000_000;
+/// A stopping worker leaves after this long whatever still comes.
+const DRAIN_LIMIT_NS: u64 = 500_000_000;
+
+/// What the control thread may ask of a worker; done between two turns.
+pub enum Command<I> {
+    /// Runs on the worker's thread with its driver: to add or remove a port, to read a ring.
+    Call(Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>),
+    /// Answers where the worker's frames are.
+    Census(Sender<FrameCensus>),
+}
+
+impl<I> std::fmt::Debug for Command<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Command::Call(_) => "Call",
+            Command::Census(_) => "Census",
+        })
+    }
+}
+
+/// Where a worker's frames are; see [`crate::io::Census`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct FrameCensus {
+    /// Every frame of the UMEM.
+    pub total: usize,
+    /// Free in the pool.
+    pub free: usize,
+    /// In fill and RX rings.
+    pub fill_and_rx: usize,
+    /// In TX and completion rings.
+    pub tx_and_completion: usize,
+    /// Of ports that were removed, until the kernel has certainly let go of them.
+    pub draining: usize,
+    /// Waiting for a neighbour.
+    pub held: usize,
+}
+
+impl FrameCensus {
+    /// The conservation law.
+    pub fn is_conserved(&self) -> bool {
+        self.free + self.fill_and_rx + self.tx_and_completion + self.draining + self.held
+            == self.total
+    }
+}
+
+/// One worker's state; [`Worker::run`] is its life.
+#[derive(Debug)]
+pub struct Worker<I> {
+    io: I,
+    /// Ports of the router. The driver has as many or a multiple: slot `n` is a queue of port
+    /// `n % ports`, and a port's first slot is the one it sends by.
+    ports: u16,
+    pool: FramePool,
+    tables: Snapshot<Tables>,
+    reader: Reader,
+    stats: Arc<WorkerStats>,
+    state: PipelineState,
+    out: Effects,
+    burst: Burst,
+    slow_path: SlowPath,
+    commands: Receiver<Command<I>>,
+    stop: Arc<AtomicBool>,
+    clock: Clock,
+}
+
+/// The control thread's hold on a worker.
+#[derive(Debug)]
+pub struct WorkerHandle<I> {
+    commands: Sender<Command<I>>,
+    stop: Arc<AtomicBool>,
+    /// What the worker counts.
+    pub stats: Arc<WorkerStats>,
+}
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct Parts<I> {
+    /// Its driver.
+    pub io: I,
+    /// Ports of the router; the driver has this many or a multiple, see [`Worker`].
+    pub ports: u16,
+    /// What the pipeline remembers.
+    pub state: PipelineState,
+    /// The free frames of its UMEM.
+    pub pool: FramePool,
+    /// The tables.
+    pub tables: Snapshot<Tables>,
+    /// Its place among the readers of the trees.
+    pub reader: Reader,
+    /// Its counters.
+    pub stats: Arc<WorkerStats>,
+    /// Its way to the control thread.
+    pub slow_path: SlowPath,
+}
+
+impl<I: PacketIo> Worker<I> {
+    /// Assembles a worker and the handle on it.
+    pub fn new(parts: Parts<I>) -> (Worker<I>, WorkerHandle<I>) {
+        let (sender, commands) = bounded(16);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stats = Arc::clone(&parts.stats);
+        let handle = WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats };
+        let out = Effects::new(usize::from(parts.ports));
+        let worker = Worker {
+            io: parts.io,
+            ports: parts.ports.max(1),
+            pool: parts.pool,
+            tables: parts.tables,
+            reader: parts.reader,
+            stats: parts.stats,
+            state: parts.state,
+            out,
+            burst: Burst::default(),
+            slow_path: parts.slow_path,
+            commands,
+            stop,
+            clock: Clock::start(),
+        };
+        (worker, handle)
+    }
+
+    /// Forwards until told to stop, then finishes what has arrived. Gives back where every frame
+    /// ended up.
+    pub fn run(mut self) -> FrameCensus {
+        let mut last_work_ns = self.clock.now_ns();
+        while !self.stop.load(Ordering::Relaxed) && self.obey() {
+            let now_ns = self.clock.now_ns();
+            if self.turn(now_ns) > 0 {
+                last_work_ns = now_ns;
+            } else if now_ns.saturating_sub(last_work_ns) > IDLE_BEFORE_SLEEP_NS {
+                self.sleep();
+            }
+        }
+        self.drain();
+        self.census()
+    }
+
+    /// One turn: every port's burst through the road and out again. Returns the frames taken.
+    pub fn turn(&mut self, now_ns: u64) -> usize {
+        self.tables.refresh();
+        if self.state.held() > 0 {
+            self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
+            self.flush();
+        }
+        let mut taken = 0;
+        for slot in 0..self.io.ports() as u16 {
+            let received = self.io.rx_burst(slot, &mut self.pool, &mut self.burst, &self.stats);
+            if received == 0 {
+                continue;
+            }
+            taken += received;
+            if slot >= self.ports {
+                let port = slot % self.ports;
+                self.burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = port);
+            }
+            while !self.burst.is_empty() {
+                self.with_ctx(now_ns, pipeline::forward_burst);
+                self.flush();
+            }
+        }
+        self.io.kick(&mut self.pool, &self.stats);
+        self.reader.quiescent();
+        self.stats.turns.inc();
+        if taken > 0 {
+            self.stats.busy_turns.inc();
+        }
+        taken
+    }
+
+    /// Lends the pipeline everything it works with.
+    #[inline]
+    fn with_ctx(&mut self, now_ns: u64, stage: impl FnOnce(&mut Burst, &mut Ctx<'_>)) {
+        let mut ctx = Ctx {
+            tables: self.tables.get(),
+            pool: &mut self.pool,
+            stats: &self.stats,
+            state: &mut self.state,
+            out: &mut self.out,
+            now_ns,
+        };
+        stage(&mut self.burst, &mut ctx);
+    }
+
+    /// Carries out what the pipeline decided.
+    #[inline]
+    fn flush(&mut self) {
+        for (port, egress) in self.out.egress.iter_mut().enumerate() {
+            if !egress.is_empty() {
+                self.io.tx_burst(port as u16, &mut self.pool, egress, &self.stats);
+            }
+        }
+        if !self.out.punts.is_empty() {
+            for skb in self.out.punts.drain(usize::MAX) {
+                if !self.slow_path.punt(&skb) {
+                    (*self.stats).drop(DropReason::PuntFailed);
+                }
+                self.pool.free(skb.into_frame());
+            }
+        }
+        for (oif, addr) in self.out.neigh_requests.drain(..) {
+            self.slow_path.resolve(oif, addr);
+        }
+    }
+
+    /// Does what the control thread asked for. `false`: there is no control thread any more.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
+                Ok(Command::Census(answer)) => {
+                    // The asker may have given up waiting.
+                    let _ = answer.send(self.census());
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        let timeout = if self.state.held() > 0 { SLEEP_WITH_HELD } else { SLEEP };
+        self.stats.sleeps.inc();
+        self.reader.offline();
+        self.io.wait(timeout);
+        self.reader.online();
+    }
+
+    /// Takes what still lies in the rings, and waits for what is being sent.
+    fn drain(&mut self) {
+        let start_ns = self.clock.now_ns();
+        let mut last_work_ns = start_ns;
+        loop {
+            let now_ns = self.clock.now_ns();
+            if self.turn(now_ns) > 0 || self.io.census().tx_and_completion > 0 {
+                last_work_ns = now_ns;
+            }
+            if now_ns - last_work_ns > DRAIN_NS || now_ns - start_ns > DRAIN_LIMIT_NS {
+                break;
+            }
+        }
+        self.with_ctx(last_work_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
+    }
+
+    fn census(&self) -> FrameCensus {
+        let driver = self.io.census();
+        FrameCensus {
+            total: self.pool.total() as usize,
+            free: self.pool.available(),
+            fill_and_rx: driver.fill_and_rx,
+            tx_and_completion: driver.tx_and_completion,
+            draining: driver.draining,
+            held: self.state.held(),
+        }
+    }
+}
+
+impl<I> WorkerHandle<I> {
+    /// Tells the worker to finish.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Where the worker's frames are now. `None`: the worker is gone or did not get to it.
+    pub fn census(&self, timeout: Duration) -> Option<FrameCensus> {
+        let (answer, result) = bounded(1);
+        self.commands.send_timeout(Command::Census(answer), timeout).ok()?;
+        result.recv_timeout(timeout).ok()
+    }
+
+    /// Runs `call` on the worker's thread between two turns and waits for its result, at most
+    /// `timeout`. `None`: the worker is gone or did not get to it.
+    pub fn call<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, result) = bounded(1);
+        let call = Box::new(move |io: &mut I, pool: &mut FramePool, stats: &WorkerStats| {
+            // The asker may have given up waiting.
+            let _ = answer.send(call(io, pool, stats));
+        });
+        self.commands.send_timeout(Command::Call(call), timeout).ok()?;
+        result.recv_timeout(timeout).ok()
+    }
+}

@@ -1,0 +1,187 @@
+//! From a worker to the control thread: frames for the kernel, and neighbours to resolve.
+//!
+//! Bounded and allocated at start. A frame is copied into one of a fixed number of buffers that go
+//! round between the two threads; when all are under way, it is dropped (PUNT_FAILED) rather than
+//! waited for.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::skb::{MAX_PACKET, SkBuff};
+
+/// Frames under way to the kernel at most, a worker.
+const FRAMES: usize = 256;
+/// Neighbour requests under way at most, a worker.
+const REQUESTS: usize = 256;
+
+/// A frame on its way back to the kernel.
+#[derive(Debug)]
+pub struct PuntedFrame {
+    /// ifindex of the interface it came in by.
+    pub ifindex: u32,
+    len: usize,
+    buffer: Box<[u8; MAX_PACKET]>,
+}
+
+impl PuntedFrame {
+    /// The frame from its Ethernet header on.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+/// A next hop whose link-layer address is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeighRequest {
+    /// ifindex of its interface.
+    pub oif: u32,
+    /// Its address.
+    pub addr: IpAddr,
+}
+
+/// The bell: rings at the control thread's poll(2).
+#[derive(Debug)]
+pub struct Bell {
+    event: EventFd,
+    rung: AtomicBool,
+}
+
+impl Bell {
+    /// A silent bell.
+    ///
+    /// # Errors
+    /// EMFILE and the like from eventfd(2).
+    pub fn new() -> std::io::Result<Arc<Bell>> {
+        let event =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Arc::new(Bell { event, rung: AtomicBool::new(false) }))
+    }
+
+    /// Wakes the control thread; a system call only if it has not been woken already.
+    pub fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            // Fails only when the counter would overflow, and then it is readable anyway.
+            let _ = self.event.write(1);
+        }
+    }
+
+    /// Called by the control thread before it looks at the queues.
+    pub fn silence(&self) {
+        let _ = self.event.read();
+        self.rung.store(false, Ordering::Release);
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct SlowPath {
+    empty: Receiver<Box<[u8; MAX_PACKET]>>,
+    frames: Sender<PuntedFrame>,
+    requests: Sender<NeighRequest>,
+    bell: Arc<Bell>,
+}
+
+/// The control thread's end.
+#[derive(Debug)]
+pub struct SlowPathQueue {
+    recycle: Sender<Box<[u8; MAX_PACKET]>>,
+    frames: Receiver<PuntedFrame>,
+    requests: Receiver<NeighRequest>,
+}
+
+/// Makes the two ends.
+pub fn slow_path(bell: Arc<Bell>) -> (SlowPath, SlowPathQueue) {
+    let (recycle, empty) = bounded(FRAMES);
+    let (frames_in, frames_out) = bounded(FRAMES);
+    let (requests_in, requests_out) = bounded(REQUESTS);
+    for _ in 0..FRAMES {
+        // There is room for each: the channel holds FRAMES.
+        let _ = recycle.try_send(Box::new([0; MAX_PACKET]));
+    }
+    (
+        SlowPath { empty, frames: frames_in, requests: requests_in, bell },
+        SlowPathQueue { recycle, frames: frames_out, requests: requests_out },
+    )
+}
+
+impl SlowPath {
+    /// Hands a copy of a frame to the control thread. `false`: no buffer was free.
+    pub fn punt(&self, skb: &SkBuff) -> bool {
+        let frame = skb.mac_header();
+        if frame.len() > MAX_PACKET {
+            return false;
+        }
+        let Ok(mut buffer) = self.empty.try_recv() else { return false };
+        buffer[..frame.len()].copy_from_slice(frame);
+        let punted = PuntedFrame { ifindex: skb.iif, len: frame.len(), buffer };
+        let sent = self.frames.try_send(punted).is_ok();
+        self.bell.ring();
+        sent
+    }
+
+    /// Asks for a neighbour. `false`: too many requests are under way; the packet that needs it
+    /// waits, and asks again.
+    pub fn resolve(&self, oif: u32, addr: IpAddr) -> bool {
+        let sent = self.requests.try_send(NeighRequest { oif, addr }).is_ok();
+        self.bell.ring();
+        sent
+    }
+}
+
+impl SlowPathQueue {
+    /// Passes every waiting frame to `inject`, then reuses its buffer.
+    pub fn drain_frames(&self, mut inject: impl FnMut(&mut PuntedFrame)) {
+        while let Ok(mut frame) = self.frames.try_recv() {
+            inject(&mut frame);
+            let _ = self.recycle.try_send(frame.buffer);
+        }
+    }
+
+    /// The waiting neighbour requests.
+    pub fn requests(&self) -> impl Iterator<Item = NeighRequest> + '_ {
+        self.requests.try_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::Umem;
+
+    #[test]
+    fn frames_pass_in_order_buffers_go_round_and_a_full_queue_refuses() {
+        let bell = Bell::new().expect("an eventfd");
+        let (worker, control) = slow_path(bell);
+        let mut pool = Umem::anonymous(1).into_pool();
+        let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
+        skb.put(1).expect("room");
+        skb.iif = 7;
+        for round in 0..2u8 {
+            for n in 0..FRAMES {
+                skb.data_mut()[0] = (n as u8).wrapping_add(round);
+                assert!(worker.punt(&skb));
+            }
+            assert!(!worker.punt(&skb), "no buffer is free");
+            let mut n = 0;
+            control.drain_frames(|frame| {
+                assert_eq!(
+                    (frame.ifindex, frame.bytes_mut()[0]),
+                    (7, (n as u8).wrapping_add(round))
+                );
+                n += 1;
+            });
+            assert_eq!(n, FRAMES);
+        }
+    }
+}
