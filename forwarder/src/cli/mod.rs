@@ -87,6 +87,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Forward between interfaces in userspace until told to stop.
+    Run(RunArgs),
     /// Say whether packets are forwarded, on which ports and how.
     Status(status::StatusArgs),
     /// Show interfaces as the daemon knows them.
@@ -140,6 +142,7 @@ pub fn main() -> ExitCode {
 fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
     use crate::control::api::Object;
     match verb {
+        Verb::Run(args) => crate::control::daemon::run(args.options(global)?),
         Verb::Status(args) => return status::status(global, args),
         Verb::Link(args) => show::show(global, Object::Link, args.words()),
         Verb::Addr(args) => show::show(global, Object::Addr, args.words()),

@@ -4,11 +4,14 @@
 pub mod api;
 pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod doctor;
 pub mod firewall;
 pub mod ipnet;
 pub mod mirror;
+pub mod nic;
 pub mod nlsock;
+pub mod privilege;
 pub mod punt;
 pub mod server;
 pub mod static_network;

@@ -8,11 +8,11 @@
 //! - `port`: whether that suits.
 
 mod host;
-mod nic;
 mod port;
 
 use std::path::Path;
 
+use crate::control::nic;
 use serde::{Deserialize, Serialize};
 
 /// How something stands.

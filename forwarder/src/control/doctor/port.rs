@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use libbpf_rs::query::ProgInfoIter;
 
 use super::Finding;
-use super::nic::{self, Nic, XDP_BASIC, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, XDP_BASIC, XDP_ZEROCOPY};
 use crate::io::af_xdp::driver_name;
 use crate::skb::MAX_PACKET;
 use crate::wire::ethernet;

@@ -1,0 +1,433 @@
+//! `ferroute run`: brings the parts up, keeps them in step with the kernel, takes them down.
+//!
+//! One control thread (this one) owns everything but the workers: the mirror, the ports, the slow
+//! path, the answers to the control socket. It sleeps in poll(2) on netlink, signals and a bell.
+//!
+//! - [`port`]: one interface, from absent to active;
+//! - [`relay`]: requests of the control socket, brought to this thread;
+//! - [`report`], [`show`]: their answers.
+
+/// A line on standard error, which may be gone: then it is lost, and nothing else.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "ferroute: {}", format_args!($($arg)*));
+    }};
+}
+
+mod port;
+mod relay;
+mod report;
+mod show;
+
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam_channel::Receiver;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use self::port::{Equipment, Port, State};
+use self::relay::{Pending, relay};
+use super::config::RunOptions;
+use super::mirror::{Changes, Mirror, MirrorOptions};
+use super::punt::PuntDevice;
+use super::server::Server;
+use super::xdp::Steering;
+use super::{firewall, nic, privilege};
+use crate::io::af_xdp::{AfXdp, Options, RingSizes};
+use crate::pipeline::PipelineState;
+use crate::stats::WorkerStats;
+use crate::tables::Links;
+use crate::worker::poll::{FrameCensus, Parts};
+use crate::worker::slow_path::{Bell, SlowPathQueue, slow_path};
+use crate::worker::{Worker, WorkerHandle, affinity};
+
+/// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
+/// this often at least.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the firewall is looked at: rules that appear while we run must not be bypassed.
+const FIREWALL_CHECK: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What stands in the way of starting: privilege, interface, program, socket, firewall; each says
+/// what to do. Later trouble with one port is reported by `status` and leaves it to the kernel.
+pub fn run(options: RunOptions) -> Result<()> {
+    privilege::require()?;
+    let mut daemon = Daemon::start(options)?;
+    let ended = daemon.serve();
+    daemon.stop();
+    ended
+}
+
+struct Daemon {
+    options: RunOptions,
+    started: Instant,
+    signals: SignalFd,
+    bell: Arc<Bell>,
+    mirror: Mirror,
+    steering: Steering,
+    punt: PuntDevice,
+    workers: Vec<WorkerHandle<AfXdp>>,
+    threads: Vec<JoinHandle<FrameCensus>>,
+    cpus: Vec<Option<usize>>,
+    /// Most queues of one port that a worker has room for.
+    rounds: u32,
+    slow_paths: Vec<SlowPathQueue>,
+    ports: Vec<Port>,
+    /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
+    bypassed: Vec<String>,
+    firewall_checked: Instant,
+    pending: Receiver<Pending>,
+    server: Option<Server>,
+    stopping: bool,
+}
+
+impl Daemon {
+    fn start(options: RunOptions) -> Result<Daemon> {
+        // Before any thread exists, so that every thread inherits the mask.
+        let signals = take_signals()?;
+        let bell = Bell::new().context("cannot create an eventfd")?;
+        let bypassed = firewall::bypassed(&options.interfaces)?;
+        if !bypassed.is_empty() && !options.ignore_firewall {
+            bail!(
+                "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
+                 remove them, or start with --ignore-firewall if they need not hold for the traffic \
+                 between the ports",
+                bypassed.join("\n  ")
+            );
+        }
+        let mirror = Mirror::start(MirrorOptions::default())?;
+        let steering = Steering::new()?;
+        let punt = PuntDevice::open(&steering)?;
+        let (relay, pending) = relay(Arc::clone(&bell));
+        let ports = options.interfaces.iter().enumerate();
+        let mut daemon = Daemon {
+            started: Instant::now(),
+            signals,
+            bell,
+            mirror,
+            steering,
+            punt,
+            workers: Vec::new(),
+            threads: Vec::new(),
+            cpus: Vec::new(),
+            rounds: 1,
+            slow_paths: Vec::new(),
+            ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
+            bypassed,
+            firewall_checked: Instant::now(),
+            pending,
+            server: None,
+            stopping: false,
+            options,
+        };
+        daemon.refuse_unfit_interfaces()?;
+        daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
+        daemon.start_workers()?;
+        daemon.bring_up_ports(true)?;
+        say!("{}", daemon.summary());
+        Ok(daemon)
+    }
+
+    /// At the start, what cannot be served is the user's mistake; later it is the network's course.
+    fn refuse_unfit_interfaces(&self) -> Result<()> {
+        let links = self.links();
+        for port in &self.ports {
+            let name = &port.ifname;
+            let Some(link) = links.iter().find(|link| link.name == *name) else {
+                let known: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
+                bail!("no interface {name}; there are: {}", known.join(" "));
+            };
+            if let Some(obstacle) = Port::obstacle(link) {
+                bail!("interface {name}: {obstacle}");
+            }
+        }
+        Ok(())
+    }
+
+    fn links(&self) -> Arc<Links> {
+        Arc::clone(&self.mirror.tables().links)
+    }
+
+    /// One worker a CPU of `--cpus`, else one a queue index that every port has.
+    fn start_workers(&mut self) -> Result<()> {
+        let queues = self.queues()?;
+        let count = match &self.options.cpus {
+            Some(cpus) => cpus.cpus().len(),
+            None => queues.iter().copied().min().unwrap_or(1) as usize,
+        };
+        let most = queues.into_iter().max().unwrap_or(1);
+        self.rounds = most.div_ceil(count as u32);
+        let online = std::thread::available_parallelism().map_or(1, usize::from);
+        for n in 0..count {
+            let cpu = match &self.options.cpus {
+                Some(cpus) => cpus.cpus().get(n).copied(),
+                // The last CPUs first: the first serves interrupts and everything else.
+                None => Some(online - 1 - n % online),
+            };
+            let (worker, handle, queue) = self.make_worker(count)?;
+            let thread = spawn(worker, n, cpu)?;
+            self.workers.push(handle);
+            self.threads.push(thread);
+            self.cpus.push(cpu);
+            self.slow_paths.push(queue);
+        }
+        Ok(())
+    }
+
+    /// RX queues of each port.
+    fn queues(&self) -> Result<Vec<u32>> {
+        let links = self.links();
+        let queues = |port: &Port| {
+            let link = links.iter().find(|link| link.name == port.ifname);
+            let link = link.with_context(|| format!("interface {} is gone", port.ifname))?;
+            nic::rx_queues(link.ifindex)
+                .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))
+        };
+        self.ports.iter().map(queues).collect()
+    }
+
+    fn make_worker(
+        &self,
+        count: usize,
+    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, SlowPathQueue)> {
+        let ports = self.ports.len() as u16;
+        let slots = usize::from(ports) * self.rounds as usize;
+        let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
+        let (io, pool) = AfXdp::with_slots(slots, &Options { rings, ..Options::default() })?;
+        let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
+        let reader =
+            self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
+        let (worker, handle) = Worker::new(Parts {
+            io,
+            ports,
+            pool,
+            tables: self.mirror.published().subscribe(),
+            reader,
+            stats: Arc::new(WorkerStats::new(slots)),
+            state: PipelineState::new(RandomState::new().hash_one("worker"), count),
+            slow_path,
+        });
+        Ok((worker, handle, queue))
+    }
+
+    /// Activates every port that can be. `must`: one that cannot is an error.
+    fn bring_up_ports(&mut self, must: bool) -> Result<()> {
+        let links = self.links();
+        let mut with = Equipment {
+            steering: &mut self.steering,
+            punt: &self.punt,
+            workers: &self.workers,
+            options: &self.options,
+            rounds: self.rounds,
+        };
+        let mut changed = false;
+        for port in &mut self.ports {
+            let link = links.iter().find(|link| link.name == port.ifname);
+            changed |= follow_link(port, link, &mut with, must)?;
+        }
+        if changed {
+            let active = self.ports.iter().filter(|port| port.state == State::Active);
+            let active: Vec<(u32, u16)> = active.map(|p| (p.ifindex, p.index)).collect();
+            self.mirror.set_ports(&active);
+        }
+        self.steer()
+    }
+
+    /// Local addresses first, then steering: a frame for the router itself never goes astray.
+    fn steer(&mut self) -> Result<()> {
+        let local4 = self.mirror.local4().into_iter().collect();
+        let local6 = self.mirror.local6().into_iter().collect();
+        self.steering.set_local4(&local4)?;
+        self.steering.set_local6(&local6)?;
+        let on = !self.stopping && self.steering_allowed();
+        self.ports.iter_mut().try_for_each(|port| port.steer(on))
+    }
+
+    fn steering_allowed(&self) -> bool {
+        self.bypassed.is_empty() || self.options.ignore_firewall
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        while !self.stopping {
+            self.sleep()?;
+            self.bell.silence();
+            if matches!(self.signals.read_signal(), Ok(Some(_))) {
+                break;
+            }
+            let changes = self.mirror.process()?;
+            self.follow(&changes)?;
+            self.run_slow_path()?;
+            self.answer_requests();
+            let changes = self.mirror.tick(Instant::now())?;
+            self.follow(&changes)?;
+            self.watch_firewall()?;
+        }
+        Ok(())
+    }
+
+    fn sleep(&self) -> Result<()> {
+        let events = PollFlags::POLLIN;
+        let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
+        fds.push(PollFd::new(self.bell.as_fd(), events));
+        fds.push(PollFd::new(self.signals.as_fd(), events));
+        match poll(&mut fds, PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno).context("poll(2)"),
+        }
+    }
+
+    fn follow(&mut self, changes: &Changes) -> Result<()> {
+        if changes.links {
+            self.bring_up_ports(false)?;
+        } else if changes.local_addresses {
+            self.steer()?;
+        }
+        Ok(())
+    }
+
+    fn run_slow_path(&mut self) -> Result<()> {
+        for queue in &self.slow_paths {
+            queue.drain_frames(|frame| {
+                let ifindex = frame.ifindex;
+                // A frame the kernel does not take back is lost as on a full queue; the device
+                // counts it.
+                let _ = self.punt.inject(ifindex, frame.bytes_mut());
+            });
+            for request in queue.requests() {
+                self.mirror.resolve(request.oif, request.addr)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_requests(&mut self) {
+        while let Ok(pending) = self.pending.try_recv() {
+            let response = self.report(&pending.request);
+            pending.answer(response);
+        }
+    }
+
+    /// A rule that appears while we run is not bypassed: steering stops until it is gone.
+    fn watch_firewall(&mut self) -> Result<()> {
+        if self.firewall_checked.elapsed() < FIREWALL_CHECK {
+            return Ok(());
+        }
+        self.firewall_checked = Instant::now();
+        let bypassed = firewall::bypassed(&self.options.interfaces)?;
+        if bypassed == self.bypassed {
+            return Ok(());
+        }
+        self.bypassed = bypassed;
+        if !self.options.ignore_firewall {
+            let left = if self.bypassed.is_empty() { "userspace again" } else { "the kernel" };
+            say!("the firewall changed; forwarding is done by {left}");
+        }
+        self.steer()
+    }
+
+    /// Nothing that has arrived is lost: the kernel takes what comes from now on, the workers
+    /// finish what they have.
+    fn stop(&mut self) {
+        self.stopping = true;
+        if let Err(error) = self.steer() {
+            say!("cannot stop steering: {error:#}");
+        }
+        self.workers.iter().for_each(WorkerHandle::stop);
+        for (n, thread) in self.threads.drain(..).enumerate() {
+            match thread.join() {
+                Ok(census) if census.is_conserved() => {}
+                Ok(census) => say!("worker {n} lost frames: {census:?}"),
+                Err(_) => say!("worker {n} panicked; this is a bug"),
+            }
+        }
+        // What the workers handed over last.
+        if let Err(error) = self.run_slow_path() {
+            say!("{error:#}");
+        }
+        self.server = None;
+        say!("{}", self.totals());
+    }
+}
+
+/// Takes a port to where its interface is now. Returns whether its ifindex changed hands.
+fn follow_link(
+    port: &mut Port,
+    link: Option<&crate::tables::Link>,
+    with: &mut Equipment<'_>,
+    must: bool,
+) -> Result<bool> {
+    let Some(link) = link else {
+        let was_active = port.state == State::Active;
+        if port.state != State::Absent {
+            port.deactivate(State::Absent, with);
+            say!("interface {} is gone; waiting for it to return", port.ifname);
+        }
+        return Ok(was_active);
+    };
+    let mut changed = false;
+    if port.state == State::Active && port.ifindex != link.ifindex {
+        port.deactivate(State::Absent, with);
+        changed = true;
+    }
+    let oversized = Port::obstacle(link).filter(|_| link.up);
+    match (port.state == State::Active, oversized) {
+        // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
+        (true, None) => port.follow(link, with.punt)?,
+        (true, Some(why)) => {
+            say!("interface {}: {why}; left to the kernel", port.ifname);
+            port.deactivate(State::Waiting(why), with);
+            changed = true;
+        }
+        (false, _) => {
+            if let Some(why) = Port::obstacle(link) {
+                port.state = State::Waiting(why);
+            } else if let Err(error) = port.activate(link, with) {
+                if must {
+                    return Err(error);
+                }
+                say!("interface {}: {error:#}; left to the kernel", port.ifname);
+            } else {
+                if !must {
+                    say!("interface {} is back", port.ifname);
+                }
+                changed = true;
+            }
+        }
+    }
+    Ok(changed)
+}
+
+fn take_signals() -> Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.thread_block().context("cannot block signals")?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .context("cannot create a signalfd")
+}
+
+/// Starts a worker's thread and waits until it is pinned.
+fn spawn(worker: Worker<AfXdp>, n: usize, cpu: Option<usize>) -> Result<JoinHandle<FrameCensus>> {
+    let (pinned, result) = crossbeam_channel::bounded(1);
+    let thread = std::thread::Builder::new().name(format!("fr-worker{n}")).spawn(move || {
+        let outcome = cpu.map_or(Ok(()), affinity::pin_to);
+        let failed = outcome.is_err();
+        // The starter waits for this; if it has given up, there is nobody to work for.
+        if pinned.send(outcome).is_err() || failed {
+            return FrameCensus::default();
+        }
+        worker.run()
+    });
+    let thread = thread.context("cannot start a worker thread")?;
+    result.recv().context("a worker thread ended at once")??;
+    Ok(thread)
+}

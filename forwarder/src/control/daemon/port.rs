@@ -1,0 +1,236 @@
+//! A port of the daemon: from an interface's name to frames in userspace, and back to the kernel.
+//!
+//! ```text
+//! Absent ──link appears──▶ Waiting ──up, fits a frame──▶ Active ──gone, too large──▶ Absent/Waiting
+//! ```
+//! Whatever is not Active is the kernel's: no XDP program is attached, nothing is lost.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::control::config::{Mode, RunOptions};
+use crate::control::nic;
+use crate::control::punt::PuntDevice;
+use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpMode};
+use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, PortConfig};
+use crate::skb::MAX_PACKET;
+use crate::tables::Link;
+use crate::worker::WorkerHandle;
+
+/// How long a worker may take to open its sockets; binding retries while the kernel lets go of a
+/// queue closed a moment ago.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Octets of an Ethernet header, which a frame holds beside the IP packet.
+const ETH_HLEN: usize = 14;
+
+/// Why a port is or is not active.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// No interface of that name.
+    Absent,
+    /// The interface cannot be served as it is; the text says why.
+    Waiting(String),
+    /// Its frames come to userspace.
+    Active,
+}
+
+impl State {
+    /// As `status` prints it.
+    pub fn describe(&self) -> &str {
+        match self {
+            State::Absent => "absent",
+            State::Waiting(why) => why,
+            State::Active => "forwarding",
+        }
+    }
+}
+
+/// What activating a port needs.
+pub struct Equipment<'a> {
+    /// The shared maps.
+    pub steering: &'a mut Steering,
+    /// The way back to the kernel.
+    pub punt: &'a PuntDevice,
+    /// All workers.
+    pub workers: &'a [WorkerHandle<AfXdp>],
+    /// What the user asked for.
+    pub options: &'a RunOptions,
+    /// Most queues of one port that a worker has room for.
+    pub rounds: u32,
+}
+
+/// One `-i`.
+#[derive(Debug)]
+pub struct Port {
+    /// Number among the workers' ports.
+    pub index: u16,
+    /// As given.
+    pub ifname: String,
+    /// 0: absent.
+    pub ifindex: u32,
+    /// Where it stands.
+    pub state: State,
+    /// RX queues served.
+    pub queues: u32,
+    /// How the sockets are bound.
+    pub bind_mode: Option<BoundMode>,
+    /// The attached program.
+    pub program: Option<PortProgram>,
+    mac: [u8; 6],
+}
+
+impl Port {
+    /// A port without an interface.
+    pub fn new(index: u16, ifname: &str) -> Port {
+        Port {
+            index,
+            ifname: ifname.to_owned(),
+            ifindex: 0,
+            state: State::Absent,
+            queues: 0,
+            bind_mode: None,
+            program: None,
+            mac: [0; 6],
+        }
+    }
+
+    /// Why an interface cannot be a port as it is; `None`: it can.
+    pub fn obstacle(link: &Link) -> Option<String> {
+        let largest = MAX_PACKET - ETH_HLEN;
+        if link.mtu as usize > largest {
+            return Some(format!(
+                "MTU {} is larger than a frame holds; lower it: ip link set {} mtu {largest}",
+                link.mtu, link.name
+            ));
+        }
+        (!link.up).then(|| format!("down; bring it up: ip link set {} up", link.name))
+    }
+
+    /// Attaches the program, opens a socket on every queue, and directs the queues to them. Frames
+    /// are steered only after [`Port::steer`]. On failure everything is as before.
+    pub fn activate(&mut self, link: &Link, with: &mut Equipment<'_>) -> Result<()> {
+        let channels = nic::rx_queues(link.ifindex)
+            .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
+        let queues = self.queues_served(channels, with)?;
+        let attach = match with.options.mode {
+            Mode::Auto => AttachMode::Auto,
+            Mode::Zerocopy | Mode::Copy => AttachMode::Native,
+            Mode::Generic => AttachMode::Generic,
+        };
+        let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, attach)?;
+        self.ifindex = link.ifindex;
+        self.mac = link.mac;
+        self.queues = queues;
+        let opened = self.open_sockets(&program, with).and_then(|()| {
+            let generic = program.mode() == XdpMode::Generic;
+            Ok(with.punt.add_port(link.ifindex, link.mac, generic)?)
+        });
+        if let Err(error) = opened {
+            self.deactivate(State::Waiting(error.to_string()), with);
+            return Err(error);
+        }
+        self.program = Some(program);
+        self.state = State::Active;
+        Ok(())
+    }
+
+    /// Every queue is served or the port is refused: a queue without a socket would leave its share
+    /// of the flows to the kernel, so it is the user who decides for that.
+    fn queues_served(&self, channels: u32, with: &Equipment<'_>) -> Result<u32> {
+        let name = &self.ifname;
+        let workers = with.workers.len() as u32;
+        if workers > channels {
+            bail!(
+                "{name} has {channels} RX queue(s) for {workers} workers, and every worker needs \
+                 one on every port; give it more (ethtool -L {name} combined {workers}) or fewer \
+                 CPUs (--cpus)"
+            );
+        }
+        match with.options.queues {
+            _ if channels.div_ceil(workers) > with.rounds => bail!(
+                "{name} has {channels} RX queues, more than there were at the start; restart \
+                 ferroute to serve them, or reduce them (ethtool -L {name} combined {})",
+                with.rounds * workers
+            ),
+            Some(wanted) if wanted != channels => bail!(
+                "{name} has {channels} RX queue(s), --queues {wanted} asked for; set the number \
+                 (ethtool -L {name} combined {wanted}) or leave --queues out to serve all"
+            ),
+            _ => Ok(channels),
+        }
+    }
+
+    /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
+    /// worker sends by.
+    fn open_sockets(&mut self, program: &PortProgram, with: &Equipment<'_>) -> Result<()> {
+        let mode = match with.options.mode {
+            Mode::Auto => BindMode::Auto,
+            Mode::Zerocopy => BindMode::ZeroCopy,
+            Mode::Copy | Mode::Generic => BindMode::Copy,
+        };
+        for queue in 0..self.queues {
+            let n = queue as usize % with.workers.len();
+            let slot = self.slot(queue, with);
+            let config =
+                PortConfig { ifname: self.ifname.clone(), ifindex: self.ifindex, queue, mode };
+            let opened = with.workers[n].call(WORKER_TIMEOUT, move |io, pool, _| {
+                io.add_port(slot, &config, pool)?;
+                let info = io.port_info(slot).context("the socket is gone again")?;
+                let fd = io.socket_fd(slot).context("the socket is gone again")?;
+                Ok::<(BoundMode, OwnedFd), anyhow::Error>((info.mode, fd.try_clone_to_owned()?))
+            });
+            let (mode, fd) = opened.with_context(|| format!("worker {n} does not answer"))??;
+            program.set_socket(queue, fd)?;
+            self.bind_mode = Some(mode);
+        }
+        Ok(())
+    }
+
+    /// The place of a queue in its worker's driver.
+    fn slot(&self, queue: u32, with: &Equipment<'_>) -> u16 {
+        let round = queue as usize / with.workers.len();
+        self.index + (round * with.options.interfaces.len()) as u16
+    }
+
+    /// Lets the program steer, or leaves everything to the kernel.
+    pub fn steer(&mut self, on: bool) -> Result<()> {
+        match &mut self.program {
+            Some(program) => Ok(program.set_steer(on, on)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Follows a change of the MAC address.
+    pub fn follow(&mut self, link: &Link, punt: &PuntDevice) -> Result<()> {
+        if let Some(program) = &mut self.program
+            && self.mac != link.mac
+        {
+            program.set_mac(link.mac)?;
+            punt.add_port(link.ifindex, link.mac, program.mode() == XdpMode::Generic)?;
+            self.mac = link.mac;
+        }
+        Ok(())
+    }
+
+    /// Gives the interface back to the kernel.
+    pub fn deactivate(&mut self, state: State, with: &Equipment<'_>) {
+        // First the program: from here on the kernel has every frame that arrives.
+        self.program = None;
+        for queue in 0..self.queues {
+            let worker = &with.workers[queue as usize % with.workers.len()];
+            let slot = self.slot(queue, with);
+            // A worker that does not answer is stopping, and closes its sockets itself.
+            let _ = worker
+                .call(WORKER_TIMEOUT, move |io, pool, stats| io.remove_port(slot, pool, stats));
+        }
+        if self.ifindex != 0 {
+            let _ = with.punt.remove_port(self.ifindex);
+        }
+        self.ifindex = 0;
+        self.queues = 0;
+        self.bind_mode = None;
+        self.state = state;
+    }
+}
