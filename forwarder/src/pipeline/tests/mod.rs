@@ -3,10 +3,14 @@
 //! Two ports, `left` and `right`, each with a neighbour that is known (`.2`, `::2`), one
 //! interface that is the kernel's alone, and routes of every type.
 
+mod conservation;
 mod fragments;
 mod hold;
 mod icmp4;
+mod icmp6;
 mod ipv4;
+mod ipv6;
+mod options;
 mod partial;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,0 +1,129 @@
+//! Whatever comes in, nothing panics and no frame is lost.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What one packet became is counted once.
+fn run(lab: &mut Lab, frames: &[Vec<u8>]) {
+    lab.receive(LEFT, frames);
+    lab.poll();
+    lab.now_ns += 700_000_000;
+    lab.poll();
+    lab.assert_conserved();
+    let punts: u64 = lab.stats.punts.iter().map(crate::stats::Counter::get).sum();
+    let out = (lab.sent().len() + lab.state.held()) as u64 + lab.stats.drops_total() + punts;
+    let in_and_own = frames.len() as u64 + lab.mib(Mib::IcmpOutMsgs) + lab.mib(Mib::Icmp6OutMsgs);
+    let cut = lab.mib(Mib::IpFragOKs);
+    let fragments = lab.mib(Mib::IpFragCreates);
+    assert_eq!(
+        in_and_own + fragments - cut,
+        out,
+        "in + own + fragments = out + drops + punts + held"
+    );
+    lab.punted();
+    assert_eq!(lab.pool.available() + lab.state.held(), FRAMES as usize);
+}
+
+fn lab() -> Lab {
+    let mut net = Net::default();
+    net.links[1].partial_csum = true;
+    net.links[2].mtu = 576;
+    net.lab()
+}
+
+/// A packet that gets far: right addresses, then some octets changed and the checksum mended.
+fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
+    let dst4 = prop::sample::select(vec![
+        "198.18.2.2",
+        "198.18.2.9",
+        "10.1.1.1",
+        "10.9.0.1",
+        "10.10.0.1",
+        "10.12.0.1",
+        "10.13.0.1",
+        "192.0.2.1",
+        "198.18.1.1",
+        "203.0.113.5",
+        "198.18.1.9",
+    ]);
+    let dst6 = prop::sample::select(vec![
+        "2001:db8:2::2",
+        "2001:db8:2::9",
+        "2001:db8:a::1",
+        "2001:db8:a:9::1",
+        "2001:db8:a:10::1",
+        "2001:db8:a:12::1",
+        "2001:db9::1",
+        "ff02::1",
+        "2001:db8:1::9",
+    ]);
+    let octets = |max: usize| prop::collection::vec(any::<u8>(), 0..max);
+    let edits = || prop::collection::vec((0usize..90, any::<u8>()), 0..4);
+    let v4 = (dst4, octets(40), octets(1800), any::<(u8, bool, bool, u16)>(), edits());
+    let v4 = v4.prop_map(|(dst, options, payload, (ttl, dont_frag, more_frags, offset), edits)| {
+        let protocol = Protocol([1, 6, 17, 99][usize::from(ttl & 3)]);
+        let offset = if ttl & 16 == 0 { 0 } else { offset & 0xfff8 };
+        let packet =
+            V4 { ttl, protocol, dont_frag, more_frags, offset, options, payload, ..V4::to(dst) };
+        let mut packet = packet.packet();
+        for (at, octet) in edits {
+            let at = at % packet.len();
+            packet[at] = octet;
+        }
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        eth(0x0800, &packet)
+    });
+    let v6 = (dst6, octets(1800), any::<(u8, u8)>(), edits());
+    let v6 = v6.prop_map(|(dst, payload, (hop_limit, kind), edits)| {
+        let next_header = Protocol([0, 6, 17, 43, 44, 58, 60, 51][usize::from(kind & 7)]);
+        let mut packet = V6 { hop_limit, next_header, payload, ..V6::to(dst) }.packet();
+        for (at, octet) in edits {
+            let at = at % packet.len();
+            packet[at] = octet;
+        }
+        eth(0x86dd, &packet)
+    });
+    prop_oneof![v4, v6]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn arbitrary_octets(frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20)) {
+        run(&mut lab(), &frames);
+    }
+
+    #[test]
+    fn arbitrary_packets(
+        frames in prop::collection::vec(
+            (any::<bool>(), prop::collection::vec(any::<u8>(), 0..200)), 1..20)
+    ) {
+        let frame = |(v6, octets): &(bool, Vec<u8>)| eth(if *v6 { 0x86dd } else { 0x0800 }, octets);
+        run(&mut lab(), &frames.iter().map(frame).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn packets_that_get_far(frames in prop::collection::vec(nearly_right(), 1..30)) {
+        run(&mut lab(), &frames);
+    }
+
+    #[test]
+    fn with_hardly_a_free_frame(frames in prop::collection::vec(nearly_right(), 1..8), free in 0usize..6) {
+        let mut lab = lab();
+        let mut burst = Burst::with_capacity(frames.len());
+        for frame in &frames {
+            let mut skb = SkBuff::alloc_skb(&mut lab.pool, 256).expect("a frame");
+            skb.put(frame.len()).expect("room").copy_from_slice(frame);
+            burst.push(skb).expect("room");
+        }
+        let mut taken: Vec<_> = std::iter::from_fn(|| lab.pool.alloc()).collect();
+        for _ in 0..free {
+            lab.pool.free(taken.pop().expect("many"));
+        }
+        lab.ctx(|ctx| forward_burst(&mut burst, ctx));
+        taken.into_iter().for_each(|frame| lab.pool.free(frame));
+        lab.assert_conserved();
+    }
+}

@@ -1,0 +1,175 @@
+//! ICMPv6 errors: when, to whom, and every octet of them.
+
+use super::*;
+
+/// An ICMPv6 error from `src` to `dst`, quoting `quote`; the flow label is taken from `reply`.
+fn error(
+    head: [u8; 2],
+    info: u32,
+    quote: &[u8],
+    (src, dst): (&'static str, &'static str),
+    reply: &[u8],
+) -> Vec<u8> {
+    let mut icmp = vec![head[0], head[1], 0, 0];
+    icmp.extend(info.to_be_bytes());
+    icmp.extend(quote);
+    let len = icmp.len() as u32;
+    let pseudo = checksum::pseudo_header_v6(addr6(src), addr6(dst), Protocol::ICMPV6, len);
+    let sum = !checksum::fold(pseudo + checksum::ones_complement_sum(&icmp));
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut packet =
+        V6 { src, dst, next_header: Protocol::ICMPV6, payload: icmp, hop_limit: 64 }.packet();
+    packet[1..4].copy_from_slice(&[reply[1] & 0x0f, reply[2], reply[3]]);
+    packet
+}
+
+const BACK: (&str, &str) = ("2001:db8:1::1", "2001:db8:1::2");
+
+#[test]
+fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
+    let long = |dst, len| V6 { payload: udp(&vec![7; len]), ..V6::to(dst) };
+    let table = [
+        ("hop limit 1", V6 { hop_limit: 1, ..V6::default() }, [3, 0], 0, DropReason::TtlExceeded),
+        ("hop limit 0", V6 { hop_limit: 0, ..V6::default() }, [3, 0], 0, DropReason::TtlExceeded),
+        ("no route", V6::to("2001:db9::1"), [1, 0], 0, DropReason::IpNoRoute),
+        ("unreachable", V6::to("2001:db8:a:10::1"), [1, 0], 0, DropReason::Unreachable),
+        ("prohibit", V6::to("2001:db8:a:11::1"), [1, 1], 0, DropReason::Prohibit),
+        ("too big", long("2001:db8:2::2", 1600), [2, 0], 1500, DropReason::PktTooBig),
+        ("route's mtu", long("2001:db8:a:12::2", 1300), [2, 0], 1300, DropReason::PktTooBig),
+    ];
+    for (what, packet, head, info, reason) in table {
+        let mut lab = Net::default().lab();
+        let sent = lab.one(packet.frame());
+        let reply = answered(&sent, 0x86dd);
+        let packet = packet.packet();
+        let quote = &packet[..packet.len().min(1280 - 48)];
+        assert_eq!(reply, error(head, info, quote, BACK, reply), "{what}");
+        assert_eq!(lab.drops(reason), 1, "{what}");
+        assert_eq!(lab.mib(Mib::Icmp6OutMsgs), 1, "{what}");
+    }
+}
+
+#[test]
+fn the_mtu_told_is_never_below_1280() {
+    let mut net = Net::default();
+    (net.links[2].mtu, net.links[2].mtu6) = (1000, 1000);
+    let mut lab = net.lab();
+    let fits = V6 { payload: udp(&[0; 1280 - 48]), ..V6::default() };
+    forwarded(&lab.one(fits.frame()), 0x86dd);
+    let sent = lab.one(V6 { payload: udp(&[0; 1281 - 48]), ..V6::default() }.frame());
+    assert_eq!(answered(&sent, 0x86dd)[44..48], 1280u32.to_be_bytes());
+}
+
+#[test]
+fn counters_move_as_the_kernels() {
+    let mut lab = Net::default().lab();
+    lab.one(V6 { hop_limit: 1, ..V6::default() }.frame());
+    assert_eq!((lab.mib(Mib::Ip6InHdrErrors), lab.mib(Mib::Icmp6OutTimeExcds)), (1, 1));
+    lab.one(V6::to("2001:db9::1").frame());
+    assert_eq!((lab.mib(Mib::Ip6InNoRoutes), lab.mib(Mib::Icmp6OutDestUnreachs)), (1, 1));
+    lab.one(V6 { payload: udp(&[0; 1600]), ..V6::default() }.frame());
+    assert_eq!((lab.mib(Mib::Ip6InTooBigErrors), lab.mib(Mib::Icmp6OutPktTooBigs)), (1, 1));
+    assert_eq!((lab.mib(Mib::Ip6FragFails), lab.mib(Mib::Ip6OutRequests)), (1, 3));
+}
+
+#[test]
+fn a_link_local_source_may_not_cross_and_is_answered_on_its_link() {
+    let mut lab = Net::default().lab();
+    let packet = V6 { src: "fe80::2", ..V6::default() };
+    let sent = lab.one(packet.frame());
+    let reply = answered(&sent, 0x86dd);
+    let expected = error([1, 2], 0, &packet.packet(), ("fe80::1", "fe80::2"), reply);
+    assert_eq!(reply, expected);
+    assert_eq!(lab.drops(DropReason::IpBeyondScope), 1);
+    assert_eq!(lab.mib(Mib::Ip6InAddrErrors), 1);
+}
+
+/// RFC 4443 §2.4(e).
+#[test]
+fn errors_are_not_sent_about() {
+    let icmp = |icmp_type: u8| {
+        let payload = vec![icmp_type, 0, 0, 0, 0, 0, 0, 0];
+        V6 { hop_limit: 1, next_header: Protocol::ICMPV6, payload, ..V6::default() }
+    };
+    let behind = |header: &[u8], packet: V6, next_header| {
+        let payload = [header, &packet.payload].concat();
+        V6 { next_header, payload, ..packet }
+    };
+    let table = [
+        ("an error", icmp(1), 0),
+        ("an error nobody knows", icmp(100), 0),
+        ("echo", icmp(128), 1),
+        ("a redirect", icmp(137), 1),
+        ("no type", V6 { payload: vec![], ..icmp(1) }, 0),
+        (
+            "an error behind options",
+            behind(&[58, 0, 1, 4, 0, 0, 0, 0], icmp(3), Protocol::DEST_OPTS),
+            0,
+        ),
+        (
+            "an error's first fragment",
+            behind(&[58, 0, 0, 1, 0, 0, 0, 1], icmp(3), Protocol::FRAGMENT),
+            0,
+        ),
+        (
+            "a later fragment, whose type is not there",
+            behind(&[58, 0, 0, 9, 0, 0, 0, 1], icmp(3), Protocol::FRAGMENT),
+            1,
+        ),
+        ("a source without a route", V6 { hop_limit: 1, src: "2001:db9::1", ..V6::default() }, 0),
+    ];
+    for (what, packet, replies) in table {
+        let mut lab = Net::default().lab();
+        assert_eq!(lab.one(packet.frame()).len(), replies, "{what}");
+        assert_eq!(lab.drops(DropReason::TtlExceeded), 1, "{what}");
+    }
+    let mut lab = Net::default().lab();
+    assert_eq!(lab.one(V6::to("2001:db8:a:9::1").frame()), [], "blackhole");
+    assert_eq!(lab.drops(DropReason::Blackhole), 1);
+    let mut frame = V6 { hop_limit: 1, ..V6::default() }.frame();
+    frame[0] |= 1;
+    assert_eq!(lab.one(frame), [], "link-layer multicast");
+}
+
+#[test]
+fn the_source_is_the_address_that_suits_the_sender_best() {
+    let source = |net: Net, src: &'static str| {
+        let mut lab = net.lab();
+        let sent = lab.one(V6 { hop_limit: 1, src, ..V6::default() }.frame());
+        let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
+        Ipv6Addr::from(<[u8; 16]>::try_from(&frame[22..38]).expect("sixteen octets"))
+    };
+    // From afar: the address of the interface it came in by.
+    assert_eq!(source(Net::default(), "2001:db8:a::1"), addr6("2001:db8:1::1"));
+    // Longest common prefix on that interface.
+    let mut net = Net::default();
+    net.links[1].addrs6.insert(0, (addr6("2001:db8:a:ffff::1"), 64));
+    assert_eq!(source(net, "2001:db8:a::1"), addr6("2001:db8:a:ffff::1"));
+    // Same label first: unique local to unique local.
+    let mut net = Net::default();
+    net.links[1].addrs6.push((addr6("fd00::1"), 64));
+    net.routes6.push(("fd00:1::/32", via(3, "2001:db8:2::2")));
+    assert_eq!(source(net, "fd00:1::9"), addr6("fd00::1"));
+    // Another interface's, rather than one of too narrow a scope.
+    let mut net = Net::default();
+    net.links[1].addrs6.remove(0);
+    assert_eq!(source(net, "2001:db8:a::1"), addr6("2001:db8:2::1"));
+    // The route's own choice.
+    let mut net = Net::default();
+    let prefsrc = Some(IpAddr::V6(addr6("2001:db8:2::1")));
+    net.routes6.push(("2001:db8:a:1::/64", FibInfo { prefsrc, ..via(3, "2001:db8:2::2") }));
+    assert_eq!(source(net, "2001:db8:a:1::1"), addr6("2001:db8:2::1"));
+}
+
+#[test]
+fn errors_are_limited_but_not_packet_too_big() {
+    let count = |packet: V6| {
+        let mut net = Net::default();
+        net.sysctl.icmp6_ratelimit_ms = 1000;
+        let mut lab = net.lab();
+        let sent = (0..40).filter(|_| !lab.one(packet.frame()).is_empty()).count();
+        (sent, lab.mib(Mib::Icmp6OutRateLimitHost))
+    };
+    assert_eq!(count(V6 { hop_limit: 1, ..V6::default() }), (6, 34));
+    assert_eq!(count(V6 { payload: udp(&[0; 1600]), ..V6::default() }), (40, 0));
+}

@@ -1,0 +1,211 @@
+//! RFC 8200 forwarding: what passes, and each refusal with its name.
+
+use super::*;
+
+#[test]
+fn a_packet_is_forwarded_with_new_addresses_and_hop_limit() {
+    let mut packet = V6::default().packet();
+    // Traffic class 0xb8, flow label 0x12345.
+    packet[..4].copy_from_slice(&[0x6b, 0x81, 0x23, 0x45]);
+    let mut lab = Net::default().lab();
+    let sent = lab.one(eth(0x86dd, &packet));
+    packet[7] = 63;
+    assert_eq!(forwarded(&sent, 0x86dd), packet);
+    assert_eq!((lab.mib(Mib::Ip6InReceives), lab.mib(Mib::Ip6OutForwDatagrams)), (1, 1));
+    let sent = lab.one(V6::to("2001:db8:a::1").frame());
+    assert_eq!(
+        forwarded(&sent, 0x86dd),
+        { V6 { hop_limit: 63, ..V6::to("2001:db8:a::1") } }.packet()
+    );
+}
+
+#[test]
+fn padding_is_taken_off() {
+    let packet = V6::default().packet();
+    let mut frame = V6::default().frame();
+    frame.extend([0xee; 9]);
+    let sent = Net::default().lab().one(frame);
+    assert_eq!(forwarded(&sent, 0x86dd).len(), packet.len());
+}
+
+#[test]
+fn malformed_headers_are_dropped_by_name() {
+    type Change = fn(&mut Vec<u8>);
+    let table: [(&str, Change, DropReason, Mib); 4] = [
+        ("no room for a header", |p| p.truncate(39), DropReason::IpTruncated, Mib::Ip6InHdrErrors),
+        ("version 4", |p| p[0] = 0x40, DropReason::IpVersion, Mib::Ip6InHdrErrors),
+        ("beyond the frame", |p| p[4] = 9, DropReason::IpTotalLength, Mib::Ip6InTruncatedPkts),
+        ("one too long", |p| p[5] += 1, DropReason::IpTotalLength, Mib::Ip6InTruncatedPkts),
+    ];
+    for (what, change, reason, counter) in table {
+        let mut lab = Net::default().lab();
+        let mut packet = V6::default().packet();
+        change(&mut packet);
+        assert_eq!(lab.one(eth(0x86dd, &packet)), [], "{what}");
+        assert_eq!((lab.drops(reason), lab.mib(counter)), (1, 1), "{what}");
+    }
+}
+
+#[test]
+fn addresses_that_may_not_be_on_the_wire_are_dropped_by_name() {
+    use DropReason::{IpInvalidDest, IpInvalidSource};
+    let table = [
+        ("::1", "2001:db8:2::2", IpInvalidSource, Mib::Ip6InHdrErrors),
+        ("ff02::1", "2001:db8:2::2", IpInvalidSource, Mib::Ip6InHdrErrors),
+        ("::", "2001:db8:2::2", IpInvalidSource, Mib::Ip6InAddrErrors),
+        ("2001:db8:1::2", "::1", IpInvalidDest, Mib::Ip6InHdrErrors),
+        ("2001:db8:1::2", "ff01::1", IpInvalidDest, Mib::Ip6InHdrErrors),
+        ("2001:db8:1::2", "ff00::1", IpInvalidDest, Mib::Ip6InHdrErrors),
+    ];
+    for (src, dst, reason, counter) in table {
+        let mut lab = Net::default().lab();
+        assert_eq!(lab.one(V6 { src, dst, ..V6::default() }.frame()), [], "{src} > {dst}");
+        assert_eq!((lab.drops(reason), lab.mib(counter)), (1, 1), "{src} > {dst}");
+    }
+}
+
+#[test]
+fn what_is_the_kernels_goes_back_as_it_came() {
+    let table = [
+        ("2001:db8:1::1", PuntReason::Local),
+        ("fe80::1", PuntReason::Local),
+        ("ff02::1", PuntReason::NotUnicast),
+        ("ff0e::1", PuntReason::NotUnicast),
+        ("2001:db8:4::1", PuntReason::ForeignOif),
+    ];
+    for (dst, reason) in table {
+        let mut lab = Net::default().lab();
+        assert_eq!(lab.one(V6::to(dst).frame()), [], "{dst}");
+        assert_eq!(lab.punted(), [V6::to(dst).frame()], "{dst}");
+        assert_eq!(lab.punts(reason), 1, "{dst}");
+    }
+}
+
+#[test]
+fn forwarding_off_and_ipv6_disabled_are_silent() {
+    let mut lab = Net::default().lab();
+    lab.net.links[1].forwarding6 = false;
+    lab.publish();
+    assert_eq!(lab.one(V6::default().frame()), []);
+    assert_eq!(lab.drops(DropReason::ForwardingOff), 1);
+    assert_eq!(lab.mib(Mib::Ip6InAddrErrors), 1);
+    lab.net.links[1].disable_ipv6 = true;
+    lab.publish();
+    assert_eq!(lab.one(V6::default().frame()), []);
+    assert_eq!(lab.drops(DropReason::Ipv6Disabled), 1);
+    assert_eq!(lab.mib(Mib::Ip6InDiscards), 1);
+}
+
+#[test]
+fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
+    let mut lab = Net::default().lab();
+    lab.net.routes6.push(("2001:db8:b::/48", via(2, "2001:db8:1::2")));
+    lab.publish();
+    let frame = V6::to("2001:db8:b::1").frame();
+    // XRLIM_BURST_FACTOR redirects at once, then one a second; the rest is only forwarded.
+    for n in 0..8 {
+        let sent = lab.one(frame.clone());
+        assert_eq!(sent.len(), usize::from(n >= 6));
+    }
+    assert_eq!(lab.punted().len(), 6);
+    assert_eq!(lab.punts(PuntReason::Redirect), 6);
+}
+
+/// A packet with a hop-by-hop header of these options.
+fn hop_by_hop(options: &[u8]) -> V6 {
+    assert_eq!(options.len() % 8, 6);
+    let mut payload = vec![17, (options.len() / 8) as u8];
+    payload.extend(options);
+    payload.extend(udp(b"x"));
+    V6 { next_header: Protocol::HOP_BY_HOP, payload, ..V6::default() }
+}
+
+#[test]
+fn hop_by_hop_options_that_change_nothing_pass() {
+    for options in [
+        [1, 4, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0x1e, 4, 1, 2, 3, 4],
+        [0x3e, 2, 1, 2, 0, 0],
+        // IOAM, aligned.
+        [1, 0, 0x31, 0, 1, 0],
+    ] {
+        let mut lab = Net::default().lab();
+        let packet = hop_by_hop(&options);
+        let sent = lab.one(packet.frame());
+        assert_eq!(forwarded(&sent, 0x86dd), V6 { hop_limit: 63, ..packet }.packet());
+    }
+}
+
+#[test]
+fn hop_by_hop_options_are_dropped_punted_or_reported() {
+    type Outcome = (Option<DropReason>, Option<(u8, u32)>);
+    use DropReason::*;
+    let bad: Outcome = (Some(Ipv6BadExthdr), None);
+    let table: [(&str, [u8; 6], Outcome); 10] = [
+        ("option past the header", [0, 0, 0, 0, 5, 1], bad),
+        ("option without a length", [0, 0, 0, 0, 0, 5], bad),
+        ("padding that says something", [1, 4, 0, 0, 9, 0], bad),
+        ("router alert of length 4", [5, 4, 0, 0, 0, 0], bad),
+        ("IOAM out of line", [0, 0x31, 0, 1, 1, 0], bad),
+        ("jumbo out of line", [0, 0, 0xc2, 2, 0, 0], bad),
+        ("jumbo not jumbo", [0xc2, 4, 0, 0, 0xff, 0xff], (Some(Ipv6BadExthdr), Some((0, 44)))),
+        ("unknown, discard", [0x5e, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), None)),
+        ("unknown, report", [0x9e, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), Some((2, 42)))),
+        ("unknown, report", [0xde, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), Some((2, 42)))),
+    ];
+    for (what, options, (reason, problem)) in table {
+        let mut lab = Net::default().lab();
+        let packet = hop_by_hop(&options);
+        let sent = lab.one(packet.frame());
+        match problem {
+            None => assert_eq!(sent, [], "{what}"),
+            Some((code, pointer)) => {
+                let icmp = &answered(&sent, 0x86dd)[40..];
+                assert_eq!(icmp[..2], [4, code], "{what}");
+                assert_eq!(icmp[4..8], pointer.to_be_bytes(), "{what}");
+                assert_eq!(icmp[8..], packet.packet(), "{what}");
+            }
+        }
+        assert_eq!(lab.drops(reason.expect("a reason")), 1, "{what}");
+        assert_eq!(lab.mib(Mib::Ip6InHdrErrors), 1, "{what}");
+    }
+    let mut lab = Net::default().lab();
+    assert_eq!(lab.one(hop_by_hop(&[5, 2, 0, 0, 1, 0]).frame()), []);
+    assert_eq!(lab.punts(PuntReason::IpOption), 1);
+    // To a group, the reporting kind of option depends.
+    for (kind, replies) in [(0x9e, 1), (0xde, 0)] {
+        let packet = V6 { dst: "ff0e::1", ..hop_by_hop(&[kind, 4, 0, 0, 0, 0]) };
+        assert_eq!(Net::default().lab().one(packet.frame()).len(), replies);
+    }
+}
+
+#[test]
+fn padding_and_options_are_counted() {
+    let mut lab = Net::default().lab();
+    let mut options = vec![1, 5, 0, 0, 0, 0, 0, 0];
+    options.extend([0x1e, 4, 1, 2, 3, 4]);
+    assert_eq!(lab.one(hop_by_hop(&options).frame()), []);
+    assert_eq!(lab.drops(DropReason::Ipv6BadExthdr), 1);
+    let many = [0x1e, 0].repeat(8);
+    let eight = [&many[..], &[1, 4, 0, 0, 0, 0]].concat();
+    assert_eq!(lab.one(hop_by_hop(&eight).frame()).len(), 1);
+    let nine = [&many[..], &[0x1e, 0, 1, 2, 0, 0]].concat();
+    assert_eq!(lab.one(hop_by_hop(&nine).frame()), []);
+    assert_eq!(lab.drops(DropReason::Ipv6TooManyOptions), 1);
+}
+
+#[test]
+fn other_extension_headers_are_none_of_a_routers_business() {
+    // A routing header of type 0 with a segment left, an unknown header, a broken one.
+    for (next_header, header) in [
+        (Protocol::ROUTING, &[17, 2, 0, 1, 0, 0, 0, 0][..]),
+        (Protocol::DEST_OPTS, &[17, 0, 0xc2, 0xff, 0, 0, 0, 0]),
+        (Protocol(253), &[0, 0]),
+        (Protocol::FRAGMENT, &[17, 0, 0]),
+    ] {
+        let packet = V6 { next_header, payload: header.to_vec(), ..V6::default() };
+        let sent = Net::default().lab().one(packet.frame());
+        assert_eq!(forwarded(&sent, 0x86dd), V6 { hop_limit: 63, ..packet }.packet());
+    }
+}

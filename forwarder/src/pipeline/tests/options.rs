@@ -1,0 +1,187 @@
+//! IPv4 options (RFC 1812 §5.2.4), as `ip_options_compile` and `ip_forward_options` treat them.
+
+use super::*;
+
+/// 12:34:56.789 UTC.
+const NOW_MS: u32 = 45_296_789;
+
+fn lab() -> Lab {
+    let mut lab = Net::default().lab();
+    let day_ns = 86_400_000_000_000;
+    lab.state.utc_offset_ns = 20_000 * day_ns + u64::from(NOW_MS) * 1_000_000 - lab.now_ns % day_ns;
+    lab.state.utc_offset_ns -= lab.now_ns - lab.now_ns % day_ns;
+    lab
+}
+
+fn with(options: &[u8]) -> V4 {
+    V4 { options: options.to_vec(), ..V4::default() }
+}
+
+/// The options of the forwarded packet.
+fn options_after(options: &[u8]) -> Vec<u8> {
+    let mut lab = lab();
+    let sent = lab.one(with(options).frame());
+    let packet = forwarded(&sent, 0x0800);
+    let ipv4 = Ipv4Packet::new_checked(packet).expect("a header");
+    assert!(ipv4.verify_checksum());
+    assert_eq!(ipv4.ttl(), 63);
+    assert_eq!(ipv4.payload(), udp(b"payload of a packet"));
+    ipv4.option_octets().to_vec()
+}
+
+#[test]
+fn what_needs_no_edit_is_forwarded_as_it_is() {
+    for options in [
+        &[1, 1, 1, 1][..],
+        &[0, 0, 0, 0],
+        &[136, 4, 0xab, 0xcd],
+        &[130, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        &[0x42, 3, 9, 1],
+        // Full: a record route without room, a prespecified timestamp without room.
+        &[7, 7, 8, 1, 2, 3, 4, 0],
+        &[68, 12, 13, 3, 1, 2, 3, 4, 5, 6, 7, 8],
+        // Router alert that means nothing.
+        &[148, 4, 0, 1],
+    ] {
+        assert_eq!(options_after(options), options);
+    }
+}
+
+#[test]
+fn what_follows_the_end_of_the_list_is_cleared() {
+    assert_eq!(options_after(&[1, 0, 7, 9]), [1, 0, 0, 0]);
+}
+
+#[test]
+fn record_route_gets_the_outgoing_address() {
+    let after = options_after(&[7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(after, [7, 11, 8, 198, 18, 2, 1, 0, 0, 0, 0, 0]);
+    let after = options_after(&[7, 11, 8, 9, 9, 9, 9, 0, 0, 0, 0, 0]);
+    assert_eq!(after, [7, 11, 12, 9, 9, 9, 9, 198, 18, 2, 1, 0]);
+}
+
+#[test]
+fn timestamps_are_signed_as_their_flag_says() {
+    let [a, b, c, d] = NOW_MS.to_be_bytes();
+    let table: [(&[u8], &[u8]); 6] = [
+        (&[68, 8, 5, 0, 0, 0, 0, 0], &[68, 8, 9, 0, a, b, c, d]),
+        // With the address that the sender knows us by.
+        (&[68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0], &[68, 12, 13, 1, 198, 18, 1, 1, a, b, c, d]),
+        // Asked for, by any address of ours.
+        (&[68, 12, 5, 3, 198, 18, 2, 1, 0, 0, 0, 0], &[68, 12, 13, 3, 198, 18, 2, 1, a, b, c, d]),
+        // Somebody else is asked for.
+        (&[68, 12, 5, 3, 10, 1, 1, 1, 0, 0, 0, 0], &[68, 12, 5, 3, 10, 1, 1, 1, 0, 0, 0, 0]),
+        // No room: one more could not sign.
+        (&[68, 8, 9, 0x20, 1, 2, 3, 4], &[68, 8, 9, 0x30, 1, 2, 3, 4]),
+        // A flag that nobody knows.
+        (&[68, 8, 5, 7, 0, 0, 0, 0], &[68, 8, 5, 7, 0, 0, 0, 0]),
+    ];
+    for (before, after) in table {
+        assert_eq!(options_after(before), after);
+    }
+}
+
+#[test]
+fn malformed_options_get_a_parameter_problem_that_points_at_them() {
+    let table: [(&str, &[u8], u8); 17] = [
+        ("an option without a length", &[1, 1, 1, 7], 23),
+        ("length 0", &[7, 0, 0, 0], 20),
+        ("length 1", &[1, 9, 1, 0], 21),
+        ("length beyond the header", &[7, 5, 4, 0], 20),
+        ("record route too short", &[7, 2, 0, 0], 21),
+        ("record route pointer 3", &[7, 7, 3, 0, 0, 0, 0, 0], 22),
+        ("record route pointer off its grid", &[7, 7, 5, 0, 0, 0, 0, 0], 22),
+        ("two record routes", &[7, 3, 4, 7, 3, 4, 0, 0], 23),
+        ("timestamp too short", &[68, 3, 5, 0], 21),
+        ("timestamp pointer 4", &[68, 8, 4, 0, 0, 0, 0, 0], 22),
+        ("timestamp without room for a time", &[68, 8, 6, 0, 0, 0, 0, 0], 22),
+        ("timestamp without room for an address", &[68, 8, 5, 1, 0, 0, 0, 0], 22),
+        ("timestamp overflow full", &[68, 8, 9, 0xf0, 0, 0, 0, 0], 23),
+        ("two timestamps", &[68, 4, 5, 0, 68, 4, 5, 0], 24),
+        ("source route too short", &[131, 2, 0, 0], 21),
+        ("source route pointer 3", &[137, 7, 3, 0, 0, 0, 0, 0], 22),
+        ("router alert too short", &[148, 3, 0, 0], 21),
+    ];
+    for (what, options, pointer) in table {
+        let mut lab = lab();
+        let packet = with(options);
+        let sent = lab.one(packet.frame());
+        let reply = answered(&sent, 0x0800);
+        let header_len = usize::from(reply[0] & 15) * 4;
+        let icmp = &reply[header_len..];
+        assert_eq!(icmp[..2], [12, 0], "{what}");
+        assert_eq!(icmp[4..8], [pointer, 0, 0, 0], "{what}");
+        assert_eq!(icmp[8..], packet.packet(), "{what}: quoted as received");
+        assert_eq!(lab.drops(DropReason::IpOptions), 1, "{what}");
+        assert_eq!(lab.mib(Mib::IpInHdrErrors), 1, "{what}");
+        assert_eq!(lab.mib(Mib::IcmpOutParmProbs), 1, "{what}");
+    }
+}
+
+#[test]
+fn source_routes_are_dropped_unless_they_are_accepted_and_then_the_kernels() {
+    for options in [&[131, 7, 4, 10, 0, 0, 1, 0][..], &[137, 7, 8, 10, 0, 0, 1, 0]] {
+        let mut lab = lab();
+        assert_eq!(lab.one(with(options).frame()), []);
+        assert_eq!(lab.drops(DropReason::IpSourceRoute), 1);
+        lab.net.links[1].accept_source_route = true;
+        lab.publish();
+        assert_eq!(lab.one(with(options).frame()), []);
+        assert_eq!(lab.punted(), [with(options).frame()]);
+        assert_eq!(lab.punts(PuntReason::IpOption), 1);
+    }
+}
+
+#[test]
+fn router_alert_and_security_labels_are_the_kernels() {
+    for options in [&[148, 4, 0, 0][..], &[134, 8, 0, 0, 0, 1, 1, 2]] {
+        let mut lab = lab();
+        assert_eq!(lab.one(with(options).frame()), []);
+        assert_eq!(lab.punted(), [with(options).frame()]);
+        assert_eq!(lab.punts(PuntReason::IpOption), 1);
+    }
+}
+
+#[test]
+fn options_are_judged_before_routes_and_martians_before_options() {
+    let bad = [7, 2, 0, 0];
+    let mut lab = lab();
+    let sent = lab.one(V4 { dst: "192.0.2.1", ..with(&bad) }.frame());
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "not Net Unreachable");
+    let sent = lab.one(V4 { ttl: 1, ..with(&bad) }.frame());
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "not Time Exceeded");
+    assert_eq!(lab.one(V4 { src: "0.0.0.1", ..with(&bad) }.frame()), []);
+    assert_eq!(lab.drops(DropReason::IpInvalidSource), 1);
+}
+
+#[test]
+fn errors_record_the_routers_own_passage_and_quote_what_was_received() {
+    let [a, b, c, d] = NOW_MS.to_be_bytes();
+    let table: [(&[u8], &[u8]); 5] = [
+        // Our address as the receiving router, then as the sender of the error.
+        (
+            &[7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[7, 15, 12, 198, 18, 1, 1, 198, 18, 1, 1, 0, 0, 0, 0, 0],
+        ),
+        (&[7, 7, 4, 0, 0, 0, 0, 0], &[7, 7, 8, 198, 18, 1, 1, 0]),
+        (&[68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[68, 12, 13, 0, a, b, c, d, a, b, c, d]),
+        // Only record route and timestamp are echoed, in this order.
+        (&[1, 136, 4, 9, 9, 68, 4, 5, 0, 7, 3, 4], &[7, 3, 4, 68, 4, 5, 0, 0]),
+        (&[136, 4, 9, 9], &[]),
+    ];
+    for (before, after) in table {
+        let mut lab = lab();
+        let packet = V4 { ttl: 1, ..with(before) };
+        let sent = lab.one(packet.frame());
+        let reply = answered(&sent, 0x0800);
+        let ipv4 = Ipv4Packet::new_checked(reply).expect("a header");
+        assert!(ipv4.verify_checksum());
+        // A timestamp of four octets without room counts the overflow.
+        let mut after = after.to_vec();
+        if let Some(at) = after.windows(3).position(|w| w == [68, 4, 5]) {
+            after[at + 3] = 0x10;
+        }
+        assert_eq!(ipv4.option_octets(), after, "{before:?}");
+        assert_eq!(ipv4.payload()[8..], packet.packet(), "{before:?}");
+    }
+}
