@@ -2,6 +2,10 @@
 //! own XDP program.
 //!
 //! Needs root. Each test has a network namespace of its own, which goes with its thread.
+//!
+//! With `FERROUTE_TEST_NICS` set, nothing is made: `port0`, `port1` and their peers `peer0`, `peer1`
+//! are interfaces that are there, and the tests run where they are, one at a time. So in a virtual
+//! machine the same tests show zero-copy: set it to the mode expected (`copy` or `zero-copy`).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
@@ -33,6 +37,9 @@ const RINGS: RingSizes = RingSizes { fill: 256, tx: 128 };
 /// Runs `test` in a thread with a network namespace of its own: two veth pairs, IPv6 quiet.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
+    if mode_of_nics().is_some() {
+        return test();
+    }
     let thread = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
@@ -43,6 +50,10 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+fn mode_of_nics() -> Option<String> {
+    std::env::var("FERROUTE_TEST_NICS").ok()
 }
 
 fn run(command: &str) {
@@ -61,7 +72,9 @@ fn veth(n: usize) {
 fn config(n: usize) -> PortConfig {
     let ifname = format!("port{n}");
     let ifindex = nix::net::if_::if_nametoindex(ifname.as_str()).expect("an interface");
-    PortConfig { ifname, ifindex, queue: 0, mode: BindMode::Auto }
+    let copy = mode_of_nics().is_some_and(|mode| mode == BoundMode::Copy.to_string());
+    let mode = if copy { BindMode::Copy } else { BindMode::Auto };
+    PortConfig { ifname, ifindex, queue: 0, mode }
 }
 
 fn options() -> Options {
@@ -190,13 +203,17 @@ impl Rig {
     fn assert_forwards(&mut self, from: usize, frames: &[Vec<u8>]) {
         let start = Instant::now();
         let mut arrived = 0;
-        for batch in frames.chunks(64) {
+        // Emulated NICs drop what comes faster than they are emulated.
+        let batch = if mode_of_nics().is_some() { 16 } else { 64 };
+        for batch in frames.chunks(batch) {
             batch.iter().for_each(|frame| self.wires[from].send(frame));
             let expected = arrived + batch.len();
             while arrived < expected {
                 assert!(start.elapsed() < PATIENCE, "{arrived} of {} arrived", frames.len());
                 self.turn();
                 while let Some(got) = self.wires[1 - from].receive() {
+                    // First the number: which of many were lost says more than their octets.
+                    assert_eq!(got[18..20], frames[arrived][18..20], "{:?}", self.stats.ports);
                     assert_eq!(got, frames[arrived], "frame {arrived}");
                     arrived += 1;
                 }
@@ -235,7 +252,8 @@ fn root_frames_of_every_size_cross_intact_and_in_order_both_ways() {
         let mut rig = Rig::new(&options());
         for port in 0..2 {
             let info = rig.io.port_info(port).expect("open");
-            assert_eq!((info.mode, info.state), (BoundMode::Copy, PortState::Up));
+            let expected = mode_of_nics().unwrap_or_else(|| BoundMode::Copy.to_string());
+            assert_eq!((info.mode.to_string(), info.state), (expected, PortState::Up));
         }
         let frames = frames(3000);
         rig.assert_forwards(0, &frames);
@@ -391,8 +409,12 @@ fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
             rig.assert_forwards(0, &frames(100));
             (0..20).for_each(|id| rig.wires[0].send(&frame(id, 60)));
             rig.io.remove_port(0, &mut rig.pool, &rig.stats);
-            assert_eq!(rig.io.census().draining, 0);
             rig.assert_conserved();
+            let start = Instant::now();
+            while rig.io.reclaim(&mut rig.pool) > 0 {
+                assert!(mode_of_nics().is_some(), "copied frames are free at once");
+                assert!(start.elapsed() < PATIENCE, "{:?}", rig.io.census());
+            }
             rig.io.add_port(0, &config(0), &mut rig.pool).expect("bind anew");
             let socket = rig.io.socket_fd(0).expect("open").as_raw_fd();
             let program = rig.programs[0].as_ref().expect("attached");
