@@ -1,6 +1,7 @@
 //! The XDP program, its loader and the punt device against the running kernel.
 //!
-//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+//! Needs root: scripts/test runs them. Each test has a network namespace of its own, which goes with
+//! its thread.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -200,6 +201,7 @@ fn locals6(list: &[(&str, u8)]) -> BTreeSet<(Ipv6Addr, u8)> {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_each_rule_counts_under_its_own_reason() {
     for (wanted, mode) in MODES {
         in_namespace(move || {
@@ -281,6 +283,7 @@ fn root_each_rule_counts_under_its_own_reason() {
 
 /// What is to be forwarded arrives at the socket whole, and without a socket at the kernel.
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_what_is_steered_arrives_at_the_queues_socket() {
     for (wanted, _) in MODES {
         in_namespace(move || {
@@ -344,6 +347,7 @@ fn root_what_is_steered_arrives_at_the_queues_socket() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_local_addresses_are_what_was_said_last() {
     in_namespace(|| {
         veth("port", "peer");
@@ -385,6 +389,7 @@ fn root_local_addresses_are_what_was_said_last() {
 /// The kernel forwards what userspace hands back, and takes it for received on the port: only a
 /// rule for that port's iif has the route.
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
     for (wanted, mode) in MODES {
         in_namespace(move || {
@@ -440,6 +445,7 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_the_punt_device_is_up_silent_and_gone_when_dropped() {
     in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0");
@@ -458,6 +464,7 @@ fn root_the_punt_device_is_up_silent_and_gone_when_dropped() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_foreign_program_is_named_and_left_alone() {
     for (wanted, _) in MODES {
         in_namespace(move || {
@@ -494,6 +501,7 @@ fn root_a_foreign_program_is_named_and_left_alone() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_second_ferroute_is_refused_until_the_first_is_gone() {
     for (wanted, mode) in MODES {
         in_namespace(move || {
@@ -515,6 +523,7 @@ fn root_a_second_ferroute_is_refused_until_the_first_is_gone() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_dropping_a_port_detaches_its_program() {
     in_namespace(|| {
         veth("port", "peer");
@@ -529,6 +538,7 @@ fn root_dropping_a_port_detaches_its_program() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_port_may_vanish_and_come_back() {
     in_namespace(|| {
         veth("port", "peer");
@@ -546,6 +556,7 @@ fn root_a_port_may_vanish_and_come_back() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
     in_namespace(|| {
         run("ip link add bridge0 type bridge; ip link set bridge0 up");
@@ -559,6 +570,7 @@ fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_refusal_of_the_driver_says_what_helps() {
     in_namespace(|| {
         veth("port", "peer");
@@ -570,6 +582,7 @@ fn root_a_refusal_of_the_driver_says_what_helps() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_only_sockets_of_queues_that_fit_are_taken() {
     in_namespace(|| {
         veth("port", "peer");
@@ -586,6 +599,7 @@ fn root_only_sockets_of_queues_that_fit_are_taken() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_without_capabilities_the_error_names_them() {
     in_namespace(|| {
         caps::clear(None, caps::CapSet::Effective).expect("drop capabilities");
