@@ -85,8 +85,8 @@ impl Reader {
         &self.quiescence.slots[self.slot].seen
     }
 
-    /// Nothing read before is held any more: one load, one store. Also what an
-    /// offline reader must not call; it comes back by [`Reader::online`].
+    /// Nothing read before is held any more: one load, one store. Not for a
+    /// reader that is offline: it comes back by [`Reader::online`].
     #[inline]
     pub fn quiescent(&self) {
         // Acquire: who sees the epoch sees what was unlinked before it.

@@ -81,7 +81,9 @@ fn prefix<A: Number>() -> impl Strategy<Value = Prefix<A>> {
 }
 
 fn ops<A: Number>() -> impl Strategy<Value = Vec<Op<A>>> {
-    let op = (prefix::<A>(), 1..6u32, any::<bool>(), any::<proptest::sample::Index>());
+    // Few leaves, so that neighbours are often alike; of both widths.
+    let leaf = select(vec![1, 2, 3, 0xffff, 0x1_0000, LEAF_MAX]);
+    let op = (prefix::<A>(), leaf, any::<bool>(), any::<proptest::sample::Index>());
     prop::collection::vec(op, 1..120).prop_map(|steps| {
         let mut had: Vec<Prefix<A>> = Vec::new();
         let mut ops = Vec::new();
@@ -178,6 +180,26 @@ proptest! {
     #[test]
     fn a_table_that_must_grow_agrees_with_a_scan(ops in ops::<u128>()) {
         agrees_with_a_scan(&ops, 64);
+    }
+}
+
+/// A block from two elements to 64 and back, narrow, wide, and changing from
+/// one to the other; with room for nothing else, so that it grows on the way.
+#[test]
+fn blocks_of_every_size_agree_with_a_scan() {
+    let leaves: [fn(u32) -> u32; 3] =
+        [|n| 1 + n, |n| 0x1_0000 + n, |n| if n % 8 == 7 { LEAF_MAX - n } else { 1 + n }];
+    for leaf in leaves {
+        let routes = (0..64).map(|n| {
+            // Every entry once, not in order.
+            let slot = n * 37 % 64;
+            Op::Insert(Prefix4::truncated(0x0a00_0000 | slot << 8, 24).unwrap(), leaf(n))
+        });
+        let mut ops: Vec<_> = routes.collect();
+        let removals = ops.iter().rev().map(|op| Op::Remove(*op.prefix())).collect::<Vec<_>>();
+        ops.extend(removals);
+        agrees_with_a_scan(&ops, 64);
+        agrees_with_a_scan(&ops, 1 << 14);
     }
 }
 

@@ -39,7 +39,7 @@ pub struct LpmWriter<A> {
     prefixes: std::marker::PhantomData<A>,
 }
 
-/// The way down to a node: the nodes and the entries taken in them.
+/// The way down to a node: the nodes passed, the root's first.
 struct Path {
     nodes: [u32; LEVELS_MAX],
     /// Index of the last node.
