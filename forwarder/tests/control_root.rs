@@ -117,10 +117,10 @@ fn root_ipsec_policies_are_counted() {
         assert_eq!(
             found(),
             [
-                "IPsec: 1 IPv4 fwd policy (see ip xfrm policy)",
-                "IPsec: 1 IPv6 fwd policy (see ip xfrm policy)",
-                "IPsec: 1 IPv4 in policy (see ip xfrm policy)",
-                "IPsec: 1 IPv4 out policy (see ip xfrm policy)",
+                "XFRM: 1 IPv4 fwd policy for IPsec (see ip xfrm policy)",
+                "XFRM: 1 IPv6 fwd policy for IPsec (see ip xfrm policy)",
+                "XFRM: 1 IPv4 in policy for IPsec (see ip xfrm policy)",
+                "XFRM: 1 IPv4 out policy for IPsec (see ip xfrm policy)",
             ]
         );
     });
@@ -214,7 +214,7 @@ fn root_the_doctor_names_what_is_wrong_and_what_to_do() {
         expect("master", Level::Fail, "bridge br0", "nomaster");
         expect("queues", Level::Warn, "64 RX queues", "ethtool -L port");
         expect("firewall", Level::Fail, "chain ip t f", "--ignore-firewall");
-        expect("forwarding", Level::Fail, "neither", "net.ipv4.conf.port.forwarding=1");
+        expect("forwarding", Level::Fail, "is off", "net.ipv4.ip_forward=1");
         expect("rp_filter", Level::Ok, "strict", "");
         expect("tc", Level::Warn, "clsact", "tc filter show");
         expect("daemon", Level::Ok, "none runs", "");

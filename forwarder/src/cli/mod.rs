@@ -7,6 +7,7 @@ mod doctor;
 mod drops;
 mod man;
 mod output;
+mod replay;
 mod route;
 mod run;
 mod show;
@@ -112,6 +113,8 @@ enum Verb {
     Stat(stat::StatArgs),
     /// Show what was dropped or handed back to the kernel, and why.
     Drops(drops::DropsArgs),
+    /// Send a capture's packets through the whole road, by a network described in a file.
+    Replay(replay::ReplayArgs),
     /// Look for what stands in the way of forwarding, and say what to do.
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
@@ -152,6 +155,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
+        Verb::Replay(args) => replay::replay(global, args),
         Verb::Doctor(args) => return doctor::doctor(global, args),
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),
@@ -211,6 +215,8 @@ mod tests {
             "status --wait 3",
             "neigh show dev eth0 -j",
             "--control /tmp/x status",
+            "replay in.pcap -o out.pcap -c net.toml --iif left",
+            "doctor -i eth0 -i eth1 -j",
         ] {
             let words = std::iter::once("ferroute").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -183,7 +183,10 @@ fn xfrm() -> io::Result<Vec<String>> {
     let mut found: Vec<String> = counts
         .iter()
         .map(|((direction, family), count)| {
-            format!("IPsec: {count} {family} {direction} {} (see ip xfrm policy)", plural(*count))
+            format!(
+                "XFRM: {count} {family} {direction} {} for IPsec (see ip xfrm policy)",
+                plural(*count)
+            )
         })
         .collect();
     let default = socket.get(
@@ -192,8 +195,7 @@ fn xfrm() -> io::Result<Vec<String>> {
     );
     // Kernels before 5.14 do not know the question and have no such default.
     if let Ok(Some(XFRM_USERPOLICY_BLOCK)) = default {
-        found
-            .push("IPsec: forwarding is blocked by default (see ip xfrm policy getdefault)".into());
+        found.push("XFRM: forwarding is blocked by default (see ip xfrm policy getdefault)".into());
     }
     Ok(found)
 }

@@ -13,6 +13,7 @@ pub mod nic;
 pub mod nlsock;
 pub mod privilege;
 pub mod punt;
+pub mod replay;
 pub mod server;
 pub mod static_network;
 pub mod xdp;

@@ -208,17 +208,15 @@ fn sysctl(family: &str, port: &str, name: &str) -> io::Result<String> {
 
 fn forwarding(port: &str) -> Finding {
     let on = |family, port| sysctl(family, port, "forwarding").is_ok_and(|value| value != "0");
-    let v4 = format!("sysctl -w net.ipv4.conf.{port}.forwarding=1");
+    let v4 = "sysctl -w net.ipv4.ip_forward=1";
     let v6 = "sysctl -w net.ipv6.conf.all.forwarding=1";
-    let off = |what: &str| format!("{what} is not forwarded, by the kernel or by ferroute");
+    let off = |what: &str| format!("{what} forwarding is off, in the kernel and so in ferroute");
     // IPv6 has one switch for all (`ip6_forward`).
     match (on("ipv4", port), on("ipv6", "all")) {
         (true, true) => Finding::ok("forwarding", "IPv4 and IPv6 are on"),
         (true, false) => Finding::warn("forwarding", off("IPv6"), v6),
         (false, true) => Finding::warn("forwarding", off("IPv4"), v4),
-        (false, false) => {
-            Finding::fail("forwarding", off("neither IPv4 nor IPv6"), format!("{v4} {v6}"))
-        }
+        (false, false) => Finding::fail("forwarding", off("IPv4 and IPv6"), format!("{v4}; {v6}")),
     }
 }
 
