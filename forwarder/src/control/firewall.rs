@@ -85,7 +85,7 @@ fn nftables(ports: &[String]) -> io::Result<Vec<String>> {
 /// `None` for chains without a hook, which are only jumped to.
 fn parse_chain(message: &Message<'_>) -> Option<Chain> {
     let attrs = message.attrs(NFGEN_HEADER);
-    let text = |kind| find(attrs, kind).map(|value| string(value)).unwrap_or_default();
+    let text = |kind| find(attrs, kind).map(string).unwrap_or_default();
     let hook = Attrs(find(attrs, NFTA_CHAIN_HOOK)?);
     let mut devices: Vec<String> = find(hook, NFTA_HOOK_DEV).map(string).into_iter().collect();
     devices.extend(Attrs(find(hook, NFTA_HOOK_DEVS).unwrap_or_default()).map(|dev| dev.string()));

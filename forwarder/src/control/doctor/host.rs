@@ -9,19 +9,12 @@ use caps::{CapSet, Capability};
 use super::Finding;
 use crate::control::api::{Request, Response, StatusReport};
 use crate::control::client::{Client, ClientError};
-use crate::control::firewall;
+use crate::control::{firewall, privilege};
 
 /// What the XDP program and its map types need.
 const KERNEL_OLDEST: (u32, u32) = (6, 1);
 /// Octets of locked memory below which a worker's frames do not fit: 4096 frames of a page.
 const MEMLOCK_LEAST: u64 = 16 << 20;
-
-/// Capabilities that forwarding needs, and what for.
-const CAPABILITIES: [(Capability, &str); 3] = [
-    (Capability::CAP_NET_ADMIN, "attach XDP programs and follow netlink"),
-    (Capability::CAP_NET_RAW, "open AF_XDP sockets"),
-    (Capability::CAP_BPF, "load XDP programs"),
-];
 
 /// Kernel, privileges, limits.
 pub fn machine() -> Vec<Finding> {
@@ -58,23 +51,13 @@ fn btf() -> Finding {
     Finding::warn("btf", "the kernel has no BTF", advice)
 }
 
-fn has(capability: Capability) -> bool {
-    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
-}
-
 fn capabilities() -> Finding {
-    // CAP_SYS_ADMIN stands for CAP_BPF since before the latter existed.
-    let have = |capability| {
-        has(capability) || capability == Capability::CAP_BPF && has(Capability::CAP_SYS_ADMIN)
-    };
-    let missing: Vec<String> = CAPABILITIES
-        .iter()
-        .filter(|(capability, _)| !have(*capability))
-        .map(|(capability, what)| format!("{capability} ({what})"))
-        .collect();
+    let missing = privilege::missing();
     if missing.is_empty() {
         return Finding::ok("capabilities", "all there");
     }
+    let missing: Vec<String> =
+        missing.iter().map(|(capability, what)| format!("{capability} ({what})")).collect();
     let message = format!("missing: {}", missing.join(", "));
     Finding::fail("capabilities", message, "run as root, or give the program these capabilities")
 }
@@ -83,8 +66,9 @@ fn capabilities() -> Finding {
 fn memlock() -> Finding {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(memlock_limit);
+    let exempt = caps::has_cap(None, CapSet::Effective, Capability::CAP_IPC_LOCK);
     match limit {
-        _ if has(Capability::CAP_IPC_LOCK) => {
+        _ if exempt.unwrap_or(false) => {
             Finding::ok("memlock", "no limit for this user (CAP_IPC_LOCK)")
         }
         Some(octets) if octets < MEMLOCK_LEAST => Finding::fail(

@@ -4,16 +4,17 @@
 //! Everything is asked of the kernel by netlink, in the network namespace of the calling thread;
 //! sysfs would show the namespace of whoever mounted it.
 //!
-//! - `host`: the machine and the namespace; - `nic`: what an interface is and is set to;
-//! - `port`: whether that suits.
+//! - `host`: the machine and the namespace;
+//! - `port`: whether an interface, as [`super::nic`] has it, suits.
 
 mod host;
 mod port;
 
 use std::path::Path;
 
-use crate::control::nic;
 use serde::{Deserialize, Serialize};
+
+use super::nic;
 
 /// How something stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
