@@ -26,10 +26,13 @@ const DRAIN_NS: u64 = 5_000_000;
 /// A stopping worker leaves after this long whatever still comes.
 const DRAIN_LIMIT_NS: u64 = 500_000_000;
 
+/// Runs with a worker's driver, free frames and counters.
+type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
+
 /// What the control thread may ask of a worker; done between two turns.
 pub enum Command<I> {
     /// Runs on the worker's thread with its driver: to add or remove a port, to read a ring.
-    Call(Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>),
+    Call(Call<I>),
     /// Answers where the worker's frames are.
     Census(Sender<FrameCensus>),
 }

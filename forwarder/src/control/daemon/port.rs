@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::control::config::{Mode, RunOptions};
 use crate::control::nic;
 use crate::control::punt::PuntDevice;
-use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpMode};
+use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, PortConfig};
 use crate::skb::MAX_PACKET;
 use crate::tables::Link;
@@ -119,21 +119,50 @@ impl Port {
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
             Mode::Generic => AttachMode::Generic,
         };
-        let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, attach)?;
         self.ifindex = link.ifindex;
         self.mac = link.mac;
         self.queues = queues;
-        let opened = self.open_sockets(&program, with).and_then(|()| {
-            let generic = program.mode() == XdpMode::Generic;
-            Ok(with.punt.add_port(link.ifindex, link.mac, generic)?)
-        });
-        if let Err(error) = opened {
-            self.deactivate(State::Waiting(error.to_string()), with);
-            return Err(error);
+        match self.attach(attach, link, with) {
+            Ok(program) => {
+                self.program = Some(program);
+                self.state = State::Active;
+                Ok(())
+            }
+            Err(error) => {
+                self.deactivate(State::Waiting(format!("{error:#}")), with);
+                Err(error)
+            }
         }
-        self.program = Some(program);
-        self.state = State::Active;
-        Ok(())
+    }
+
+    /// Sockets first: some drivers fill their rings when the program is attached (igb), and the
+    /// fill rings are full by then.
+    fn attach(
+        &mut self,
+        mode: AttachMode,
+        link: &Link,
+        with: &mut Equipment<'_>,
+    ) -> Result<PortProgram> {
+        let sockets = self.open_sockets(with);
+        // Attached in any case: whose program is there already says more than "busy".
+        let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, mode);
+        let (program, sockets) = match (program, sockets) {
+            (
+                Err(taken @ (XdpError::ForeignProgram { .. } | XdpError::AlreadyRunning { .. })),
+                _,
+            ) => {
+                return Err(taken.into());
+            }
+            (program, sockets) => {
+                let sockets = sockets?;
+                (program?, sockets)
+            }
+        };
+        for (queue, socket) in (0..).zip(sockets) {
+            program.set_socket(queue, socket)?;
+        }
+        with.punt.add_port(link.ifindex, link.mac, program.mode() == XdpMode::Generic)?;
+        Ok(program)
     }
 
     /// Every queue is served or the port is refused: a queue without a socket would leave its share
@@ -164,7 +193,8 @@ impl Port {
 
     /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
     /// worker sends by.
-    fn open_sockets(&mut self, program: &PortProgram, with: &Equipment<'_>) -> Result<()> {
+    fn open_sockets(&mut self, with: &Equipment<'_>) -> Result<Vec<OwnedFd>> {
+        let mut sockets = Vec::new();
         let mode = match with.options.mode {
             Mode::Auto => BindMode::Auto,
             Mode::Zerocopy => BindMode::ZeroCopy,
@@ -182,10 +212,10 @@ impl Port {
                 Ok::<(BoundMode, OwnedFd), anyhow::Error>((info.mode, fd.try_clone_to_owned()?))
             });
             let (mode, fd) = opened.with_context(|| format!("worker {n} does not answer"))??;
-            program.set_socket(queue, fd)?;
+            sockets.push(fd);
             self.bind_mode = Some(mode);
         }
-        Ok(())
+        Ok(sockets)
     }
 
     /// The place of a queue in its worker's driver.
