@@ -149,7 +149,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Status(args) => return status::status(global, args),
         Verb::Link(args) => show::show(global, Object::Link, args.words()),
         Verb::Addr(args) => show::show(global, Object::Addr, args.words()),
-        Verb::Route(args) => route::route(global, args),
+        Verb::Route(args) => return route::route(global, args),
         Verb::Rule(args) => show::show(global, Object::Rule, args.words()),
         Verb::Nexthop(args) => show::show(global, Object::Nexthop, args.words()),
         Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),

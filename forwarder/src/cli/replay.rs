@@ -11,8 +11,42 @@ use crate::control::config::Config;
 use crate::control::replay::{ReplayReport, replay as run_replay};
 use crate::control::static_network::StaticNetwork;
 
+/// What a file looks like.
+const EXAMPLE: &str = r#"Example of a FILE:
+  [[replay.interface]]
+  name = "left"
+  mac = "02:00:00:00:00:01"
+  addresses = ["198.18.1.1/24", "2001:db8:1::1/64"]
+  [[replay.interface]]
+  name = "right"
+  mac = "02:00:00:00:00:02"
+  addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
+  mtu = 1280                 # also forwarding, rp_filter, up, noarp, port, ...
+  [[replay.route]]
+  dst = "default"
+  via = "198.18.2.2"         # or dev; mtu, metric, table, src
+  [[replay.route]]
+  dst = "10.0.0.0/8"
+  nexthop = [{ via = "198.18.2.2", weight = 3 }, { dev = "left" }]
+  [[replay.route]]
+  dst = "192.0.2.0/24"
+  type = "blackhole"         # unreachable, prohibit, throw, local, ...
+  [[replay.rule]]
+  priority = 100
+  from = "198.18.1.0/24"     # to, iif, fwmark, not
+  table = 100                # or goto, or action
+  [[replay.neighbour]]
+  dev = "right"
+  address = "198.18.2.2"
+  lladdr = "02:00:00:00:00:12"
+  [replay.sysctl]
+  icmp_ratelimit = 0
+
+Connected, local and broadcast routes come with the addresses, as in the kernel."#;
+
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLE)]
 pub struct ReplayArgs {
     /// The capture to read: pcap or pcapng; an interface's name in a pcapng file is the port.
     #[arg(value_name = "IN.pcap")]
@@ -60,6 +94,15 @@ fn text(report: &ReplayReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_example_in_the_help_is_right() {
+        let lines = EXAMPLE.lines().skip(1).take_while(|line| !line.is_empty());
+        let text: String = lines.map(|line| format!("{line}\n")).collect();
+        let config = Config::parse(&text, "example".as_ref()).expect("is right");
+        let network = StaticNetwork::new(&config.replay.expect("a network")).expect("is right");
+        assert_eq!((network.ports().len(), network.rules.len()), (2, 1));
+    }
 
     #[test]
     fn the_text_names_what_was_counted() {

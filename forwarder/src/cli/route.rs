@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::net::IpAddr;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -40,13 +41,14 @@ struct GetArgs {
     words: Vec<String>,
 }
 
-/// Shows or asks.
-pub fn route(global: &Global, args: &RouteArgs) -> Result<()> {
+/// Shows or asks. As with `ip`, asking for one address that leads nowhere is a failure.
+pub fn route(global: &Global, args: &RouteArgs) -> Result<ExitCode> {
     match &args.verb {
         None => show::show(global, Object::Route, &[]),
         Some(RouteVerb::Show(args)) => show::show(global, Object::Route, &args.words),
-        Some(RouteVerb::Get(args)) => get(global, &args.words),
-    }
+        Some(RouteVerb::Get(args)) => return get(global, &args.words),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What is asked about, before the addresses are known.
@@ -89,7 +91,7 @@ fn parse_question(words: &[String]) -> Result<Question, String> {
     Ok(question)
 }
 
-fn get(global: &Global, words: &[String]) -> Result<()> {
+fn get(global: &Global, words: &[String]) -> Result<ExitCode> {
     let question = parse_question(words).map_err(Usage)?;
     let addrs = match question.addr {
         Some(addr) => vec![addr],
@@ -98,6 +100,7 @@ fn get(global: &Global, words: &[String]) -> Result<()> {
     let output = global.output();
     let mut client = Client::connect(global.control())?;
     let mut array = Vec::new();
+    let mut nowhere = false;
     for addrs in addrs.chunks(ADDRS_A_REQUEST) {
         let request = Request::RouteGet(RouteGetRequest {
             addrs: addrs.to_vec(),
@@ -107,12 +110,27 @@ fn get(global: &Global, words: &[String]) -> Result<()> {
             format: if output.json { Format::Json } else { Format::Text },
         });
         match client.ask(&request)? {
-            Response::Rendered(Rendered::Text(text)) => output.text(&text)?,
-            Response::Rendered(Rendered::Json(Value::Array(part))) => array.extend(part),
+            Response::Rendered(Rendered::Text(text)) => {
+                nowhere = leads_nowhere(text.split_whitespace().next());
+                output.text(&text)?;
+            }
+            Response::Rendered(Rendered::Json(Value::Array(part))) => {
+                nowhere = leads_nowhere(part.first().and_then(|answer| answer["type"].as_str()));
+                array.extend(part);
+            }
             other => return Err(unexpected(&other)),
         }
     }
-    if output.json { output.json(&array) } else { Ok(()) }
+    if output.json {
+        output.json(&array)?;
+    }
+    let failed = nowhere && question.addr.is_some();
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Whether an answer's type, or the first word of its line, says that packets end here.
+fn leads_nowhere(kind: Option<&str>) -> bool {
+    matches!(kind, Some("noroute" | "blackhole" | "unreachable" | "prohibit"))
 }
 
 /// One address a line; empty lines and what follows `#` do not count.

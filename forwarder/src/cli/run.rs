@@ -8,8 +8,23 @@ use clap::Args;
 use super::{Global, Usage};
 use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
 
+/// What a file looks like.
+const EXAMPLE: &str = r#"Example of a FILE:
+  [run]
+  interfaces = ["eth0", "eth1"]
+  mode = "auto"              # zerocopy, copy, generic
+  cpus = "0-3,5"
+  queues = 2
+  rx_ring = 2048             # descriptors, a power of two
+  tx_ring = 2048
+  ignore_firewall = false
+  control = "/run/ferroute.sock"
+
+Ends with SIGINT or SIGTERM; from then on the kernel forwards."#;
+
 /// Flags of `run`.
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLE)]
 pub struct RunArgs {
     /// Forward on this interface; repeat for each port.
     #[arg(short, long = "interface", value_name = "IFACE")]
@@ -48,5 +63,19 @@ impl RunArgs {
         };
         let options = RunOptions::resolve(flags, file.and_then(|config| config.run));
         Ok(options.map_err(Usage)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_in_the_help_is_right() {
+        let lines = EXAMPLE.lines().skip(1).take_while(|line| !line.is_empty());
+        let text: String = lines.map(|line| format!("{line}\n")).collect();
+        let config = Config::parse(&text, "example".as_ref()).expect("is right");
+        let options = RunOptions::resolve(RunFlags::default(), config.run).expect("is right");
+        assert_eq!(options.cpus.map(|list| list.cpus().len()), Some(5));
     }
 }

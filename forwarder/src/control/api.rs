@@ -41,7 +41,8 @@ pub enum Request {
     /// What is mirrored: answered with [`Response::Rendered`].
     Show(ShowRequest),
     /// Where packets would go: answered with [`Response::Rendered`], one element (JSON: of an
-    /// array; text: a line or more) an address, in the order asked.
+    /// array; text: a line) an address, in the order asked. What does not lead anywhere says so as
+    /// its type: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
     RouteGet(RouteGetRequest),
     /// Counters: answered with [`Response::Stat`].
     Stat,

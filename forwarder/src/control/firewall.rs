@@ -158,8 +158,13 @@ fn matches_port(device: &str, ports: &[String]) -> bool {
 /// table counts as rules.
 fn iptables(program: &str, file: &str) -> io::Result<Vec<String>> {
     // Of this thread's namespace: /proc/net is the main thread's.
-    let names = match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
+    let path = format!("/proc/thread-self/net/{file}");
+    let names = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // Only root's user id opens it, whatever the capabilities: what is not known may be there.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok(vec![format!("{program}-legacy: perhaps; {path} is for root to read")]);
+        }
         names => names?,
     };
     Ok(names

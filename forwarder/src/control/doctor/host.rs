@@ -18,7 +18,9 @@ const MEMLOCK_LEAST: u64 = 16 << 20;
 
 /// Kernel, privileges, limits.
 pub fn machine() -> Vec<Finding> {
-    vec![kernel(), btf(), capabilities(), memlock(), jit()]
+    let mut findings = vec![kernel(), btf(), capabilities(), memlock(), jit()];
+    findings.extend(learnt_mtu());
+    findings
 }
 
 fn kernel() -> Finding {
@@ -96,6 +98,19 @@ fn jit() -> Finding {
         // Not to be read in a user namespace, or not switchable: then it is on.
         _ => Finding::ok("jit", "BPF programs are compiled"),
     }
+}
+
+/// Path MTUs that the kernel has learnt are not mirrored.
+fn learnt_mtu() -> Option<Finding> {
+    let value = fs::read_to_string("/proc/sys/net/ipv4/ip_forward_use_pmtu").ok()?;
+    (value.trim() != "0").then(|| {
+        Finding::warn(
+            "pmtu",
+            "ip_forward_use_pmtu is on: the kernel forwards by path MTUs it has learnt, ferroute \
+             by those of routes and interfaces",
+            "sysctl -w net.ipv4.ip_forward_use_pmtu=0",
+        )
+    })
 }
 
 /// Rules that would be bypassed.
