@@ -1,4 +1,4 @@
-//! Dumps and events applied to the state: what the kernel tells, and what it does without a word.
+//! Events applied to the state: what the kernel tells, and what it does without a word.
 //!
 //! The kernel is silent when it takes IPv4 routes away because an interface went down or lost an
 //! address (`fib_sync_down_dev`, `fib_sync_down_addr`), when nexthop objects go with their
@@ -12,39 +12,28 @@ use std::time::{Duration, Instant};
 use super::compile::{Touched, links};
 use super::parse;
 use super::raw::Message;
-use super::rib::{Applied, Dump, RT_SCOPE_HOST, Rib, RibAddr, RouteBody};
-use super::sock::{DumpEnd, Requests, SockError};
-use super::state::{AddrState, Family, LinkState, RouterState};
+use super::rib::{Applied, RT_SCOPE_HOST, Rib, RibAddr, RouteBody};
+use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
 
 /// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
 /// and a burst of doubts costs one dump.
 const DOUBT_WAIT: Duration = Duration::from_millis(20);
-/// Dumps repeated because they were interrupted, before what came is taken and asked for again
-/// later.
-const INTERRUPTED_MAX: u32 = 8;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
-const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
-const RTM_GETNEIGH: u16 = 30;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
-const RTM_GETRULE: u16 = 34;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
-const RTM_GETNETCONF: u16 = 82;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
-const RTM_GETNEXTHOP: u16 = 106;
 
 /// What the mirror counts about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
@@ -114,7 +103,9 @@ pub struct Follower {
     pub locals_changed: bool,
     doubts: Parts,
     doubts_due: Option<Instant>,
-    route_expires: Option<Instant>,
+    /// Asking takes long with many routes; most of the time is for events.
+    pub(super) rest_until: Option<Instant>,
+    pub(super) route_expires: Option<Instant>,
 }
 
 impl Follower {
@@ -128,7 +119,7 @@ impl Follower {
             RTM_NEWRULE | RTM_DELRULE => self.rule(message),
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => self.nexthop(message, now),
             RTM_NEWNEIGH | RTM_DELNEIGH => self.neigh(message),
-            RTM_NEWNETCONF | RTM_DELNETCONF => self.netconf(message),
+            RTM_NEWNETCONF | RTM_DELNETCONF => self.netconf(message, now),
             _ => Some(()),
         };
         if parsed.is_none() {
@@ -139,7 +130,8 @@ impl Follower {
     /// Marks parts as doubtful.
     pub fn doubt(&mut self, now: Instant, mark: impl FnOnce(&mut Parts)) {
         mark(&mut self.doubts);
-        self.doubts_due.get_or_insert(now + DOUBT_WAIT);
+        let soon = now + DOUBT_WAIT;
+        self.doubts_due.get_or_insert(self.rest_until.map_or(soon, |rest| rest.max(soon)));
     }
 
     /// When something has to be asked for again.
@@ -196,7 +188,7 @@ impl Follower {
         Some(())
     }
 
-    fn carrier_lost(&mut self, ifindex: u32, up: bool, now: Instant) {
+    pub(super) fn carrier_lost(&mut self, ifindex: u32, up: bool, now: Instant) {
         self.drop_nexthops(|nexthop_oif| nexthop_oif == ifindex);
         if !up {
             let links = &self.state.links;
@@ -211,7 +203,7 @@ impl Follower {
         });
     }
 
-    fn link_gone(&mut self, ifindex: u32, now: Instant) {
+    pub(super) fn link_gone(&mut self, ifindex: u32, now: Instant) {
         self.state.links.remove(&ifindex);
         self.state.sysctls_dev.remove(&ifindex);
         self.state.addrs.retain(|addr| addr.ifindex != ifindex);
@@ -267,6 +259,10 @@ impl Follower {
         self.touched.addrs = true;
         if message.kind == RTM_NEWADDR {
             self.state.add_addr(addr);
+            // `fib_sync_up`: next hops that were dead for want of an address come to life.
+            if self.state.routes4.bodies().iter().any(|(_, body)| body.has_dead()) {
+                self.doubt(now, |parts| parts.routes4 = true);
+            }
         } else if self.state.del_addr(&addr) && addr.local.is_ipv4() {
             self.addr4_gone(&addr);
             self.doubt(now, |parts| parts.routes4 = true);
@@ -322,7 +318,7 @@ impl Follower {
         Some(())
     }
 
-    fn note_expiry(&mut self, seconds: Option<u32>, now: Instant) {
+    pub(super) fn note_expiry(&mut self, seconds: Option<u32>, now: Instant) {
         let Some(seconds) = seconds else { return };
         let at = now + Duration::from_secs(seconds.into());
         self.route_expires = Some(self.route_expires.map_or(at, |soonest| soonest.min(at)));
@@ -372,273 +368,22 @@ impl Follower {
         Some(())
     }
 
-    fn netconf(&mut self, message: &Message<'_>) -> Option<()> {
+    fn netconf(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
         // MPLS has netconf too.
         if message.payload.first().copied().and_then(Family::from_af).is_none() {
             return Some(());
         }
         let (family, ifindex, conf) = parse::netconf(message)?;
+        if family == Family::V4 && conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
+            // It shows in RTNH_F_DEAD.
+            self.doubt(now, |parts| parts.routes4 = true);
+        }
         self.touched.conf |= if message.kind == RTM_NEWNETCONF {
             self.state.add_netconf(family, ifindex, &conf)
         } else {
             self.state.netconf.remove(&(family, ifindex)).is_some()
         };
         Some(())
-    }
-
-    /// Asks for parts, and makes the state what the kernel answers.
-    pub fn resync(
-        &mut self,
-        requests: &mut Requests,
-        parts: Parts,
-        now: Instant,
-    ) -> Result<(), SockError> {
-        if parts.is_none() {
-            return Ok(());
-        }
-        self.counters.resyncs += 1;
-        // Links are dumped under RTNL, which whoever caused a doubt held until it was done.
-        self.resync_links(requests)?;
-        if parts.netconf {
-            self.resync_netconf(requests)?;
-        }
-        if parts.addrs {
-            self.resync_addrs(requests)?;
-        }
-        if parts.rules {
-            self.resync_rules(requests)?;
-        }
-        if parts.nexthops {
-            self.resync_nexthops(requests)?;
-        }
-        if parts.routes4 {
-            let mut rib = std::mem::take(&mut self.state.routes4);
-            let result = self.resync_routes(requests, &mut rib, Family::V4, now);
-            self.state.routes4 = rib;
-            result?;
-        }
-        if parts.routes6 {
-            self.route_expires = None;
-            let mut rib = std::mem::take(&mut self.state.routes6);
-            let result = self.resync_routes(requests, &mut rib, Family::V6, now);
-            self.state.routes6 = rib;
-            result?;
-        }
-        if parts.neighs {
-            self.resync_neighs(requests)?;
-        }
-        Ok(())
-    }
-
-    /// One kind of object, repeated while the dump is interrupted; `None`s of `parse` are counted.
-    fn dump<T>(
-        &mut self,
-        requests: &mut Requests,
-        what: &'static str,
-        (kind, header): (u16, &[u8]),
-        parse: impl Fn(&Message<'_>) -> Parsed<T>,
-    ) -> Result<Vec<T>, SockError> {
-        for attempt in 1.. {
-            let (mut all, mut unparsable) = (Vec::new(), 0);
-            let end = requests.dump(what, kind, header, |message| match parse(message) {
-                Parsed::Object(object) => all.push(object),
-                Parsed::Foreign => {}
-                Parsed::Unparsable => unparsable += 1,
-            })?;
-            if end == DumpEnd::Interrupted {
-                self.counters.dump_intr += 1;
-                if attempt < INTERRUPTED_MAX {
-                    continue;
-                }
-                // The events of whatever interrupts are in the queue.
-            }
-            self.counters.unparsable += unparsable;
-            return Ok(all);
-        }
-        Ok(Vec::new())
-    }
-
-    fn resync_links(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        // IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
-        let mut header = vec![0u8; 16];
-        header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
-        let request = (RTM_GETLINK, header.as_slice());
-        let links = self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
-        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
-        if self.state.links != links {
-            self.touched.links = true;
-            let old = std::mem::replace(&mut self.state.links, links);
-            self.follow_flags(&old);
-        }
-        for (ifindex, link) in &self.state.links {
-            let read = || sysctl::read_dev(&link.name);
-            self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
-        }
-        Ok(())
-    }
-
-    /// Flags found changed in a dump: their event is still to come, and must not be taken as news
-    /// about routes that exist by then.
-    fn follow_flags(&mut self, old: &std::collections::BTreeMap<u32, LinkState>) {
-        let lost: Vec<(u32, bool)> = old
-            .values()
-            .filter_map(|old| {
-                let new = self.state.links.get(&old.ifindex)?;
-                let down = old.is_up() && !new.is_up();
-                let quiet = old.is_running() && !new.is_running();
-                (down || quiet).then_some((new.ifindex, new.is_up()))
-            })
-            .collect();
-        let now = Instant::now();
-        for (ifindex, up) in lost {
-            self.carrier_lost(ifindex, up, now);
-        }
-        let gone: Vec<u32> =
-            old.keys().filter(|ifindex| !self.state.links.contains_key(ifindex)).copied().collect();
-        for ifindex in gone {
-            self.link_gone(ifindex, now);
-        }
-    }
-
-    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let mut addrs = Vec::new();
-        for family in Family::ALL {
-            let header = [family.af(), 0, 0, 0, 0, 0, 0, 0];
-            let request = (RTM_GETADDR, header.as_slice());
-            addrs.extend(
-                self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?,
-            );
-        }
-        self.touched.addrs |= self.state.addrs != addrs;
-        self.state.addrs = addrs;
-        Ok(())
-    }
-
-    fn resync_rules(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        for family in Family::ALL {
-            let mut header = [0u8; 12];
-            header[0] = family.af();
-            let request = (RTM_GETRULE, header.as_slice());
-            let rules =
-                self.dump(requests, "dump rules", request, |m| Parsed::from(parse::rule(m)))?;
-            self.touched.rules |= *self.state.rules(family) != rules;
-            match family {
-                Family::V4 => self.state.rules4 = rules,
-                Family::V6 => self.state.rules6 = rules,
-            }
-        }
-        Ok(())
-    }
-
-    fn resync_nexthops(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let request = (RTM_GETNEXTHOP, [0u8; 8].as_slice());
-        let dump =
-            self.dump(requests, "dump nexthops", request, |m| Parsed::from(parse::nexthop(m)));
-        let nexthops = match dump {
-            Ok(nexthops) => nexthops,
-            // Before Linux 5.3 there are none.
-            Err(SockError::Refused { .. }) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let nexthops = nexthops.into_iter().map(|nexthop| (nexthop.id, nexthop)).collect();
-        self.touched.nexthops |= self.state.nexthops != nexthops;
-        self.state.nexthops = nexthops;
-        Ok(())
-    }
-
-    fn resync_routes<A: RibAddr>(
-        &mut self,
-        requests: &mut Requests,
-        rib: &mut Rib<A>,
-        family: Family,
-        now: Instant,
-    ) -> Result<(), SockError> {
-        let mut header = [0u8; 12];
-        header[0] = family.af();
-        for attempt in 1.. {
-            let mut dump = Dump::default();
-            let (mut unparsable, mut expires) = (0, None);
-            let end = requests.dump("dump routes", RTM_GETROUTE, &header, |message| {
-                if parse::route_is_cloned(message)
-                    || parse::route_family(message) != Some(family.af())
-                {
-                    return;
-                }
-                match parse::route::<A>(message) {
-                    Some(route) => {
-                        let soonest: Option<u32> = expires;
-                        expires = soonest.into_iter().chain(route.expires).min();
-                        rib.load(&mut dump, route.table, route.net, route.body);
-                    }
-                    None => unparsable += 1,
-                }
-            });
-            let interrupted = match end {
-                Ok(end) => end == DumpEnd::Interrupted,
-                Err(error) => {
-                    rib.discard(dump);
-                    return Err(error);
-                }
-            };
-            self.counters.dump_intr += u64::from(interrupted);
-            if interrupted && attempt < INTERRUPTED_MAX {
-                rib.discard(dump);
-                continue;
-            }
-            if interrupted {
-                // Better than what was known, and not trusted.
-                self.doubt(now, |parts| match family {
-                    Family::V4 => parts.routes4 = true,
-                    Family::V6 => parts.routes6 = true,
-                });
-            }
-            self.counters.unparsable += unparsable;
-            self.note_expiry(expires, now);
-            rib.commit(dump);
-            return Ok(());
-        }
-        Ok(())
-    }
-
-    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let request = (RTM_GETNEIGH, [0u8; 12].as_slice());
-        let neighs = self.dump(requests, "dump neighbours", request, |message| {
-            if parse::neigh_is_foreign(message) {
-                return Parsed::Foreign;
-            }
-            Parsed::from(parse::neigh(message))
-        })?;
-        let neighs = neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
-        self.touched.neighs |= self.state.neighs != neighs;
-        self.state.neighs = neighs;
-        Ok(())
-    }
-
-    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let mut netconf = std::collections::HashMap::new();
-        for family in Family::ALL {
-            let header = [family.af(), 0, 0, 0];
-            let request = (RTM_GETNETCONF, header.as_slice());
-            let all =
-                self.dump(requests, "dump netconf", request, |m| Parsed::from(parse::netconf(m)))?;
-            netconf.extend(all.into_iter().map(|(family, of, conf)| ((family, of), conf)));
-        }
-        self.touched.conf |= self.state.netconf != netconf;
-        self.state.netconf = netconf;
-        Ok(())
-    }
-}
-
-/// What became of a message of a dump.
-enum Parsed<T> {
-    Object(T),
-    Foreign,
-    Unparsable,
-}
-
-impl<T> From<Option<T>> for Parsed<T> {
-    fn from(object: Option<T>) -> Parsed<T> {
-        object.map_or(Parsed::Unparsable, Parsed::Object)
     }
 }
 

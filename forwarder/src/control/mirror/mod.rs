@@ -7,13 +7,14 @@
 //! for the kernel's answers.
 //!
 //! - `raw`, `parse`, `sock`: messages, what they say, the sockets;
-//! - `state`, `rib`: what the kernel said; `follow`: dumps and events applied to it;
+//! - `state`, `rib`: what the kernel said; `dump`, `follow`: answers and events applied to it;
 //! - `compile`: the tables; `resolve`: neighbours wanted; `get`, `show`: for people.
 //!
 //! Left out: XFRM, VRFs (their interfaces stay with the kernel), multicast forwarding, cached
 //! exceptions such as learnt path MTUs.
 
 pub mod compile;
+mod dump;
 mod follow;
 pub mod get;
 mod parse;

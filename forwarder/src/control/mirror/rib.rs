@@ -23,6 +23,8 @@ pub const RTN_BROADCAST: u8 = 3;
 pub const RTN_ANYCAST: u8 = 4;
 /// RT_SCOPE_HOST.
 pub const RT_SCOPE_HOST: u8 = 254;
+/// RTNH_F_DEAD.
+pub const RTNH_F_DEAD: u8 = 1;
 /// RTNH_F_ONLINK.
 pub const RTNH_F_ONLINK: u8 = 4;
 
@@ -80,7 +82,9 @@ pub struct RouteNexthop {
     pub gateway: Option<IpAddr>,
     /// 1 to 256.
     pub weight: u32,
-    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; the others change without notice and are derived.
+    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; RTNH_F_DEAD of IPv4 routes with several next hops, where
+    /// it also means an interface that lost its last address. The others are derived from the
+    /// interface, because they change without notice.
     pub flags: u8,
     /// RTA_ENCAP_TYPE and RTA_ENCAP.
     pub encap: Option<(u16, Box<[u8]>)>,
@@ -140,6 +144,31 @@ impl RouteBody {
         self.nhid == 0
             && self.protocol != RTPROT_RA
             && self.nexthops.first().is_some_and(|nh| nh.gateway.is_some())
+    }
+
+    /// Whether the kernel said that a next hop is dead.
+    pub fn has_dead(&self) -> bool {
+        self.nexthops.iter().any(|nh| nh.flags & RTNH_F_DEAD != 0)
+    }
+
+    /// Equal but for what changes without notice.
+    fn same_route(&self, other: &RouteBody) -> bool {
+        if self == other {
+            return true;
+        }
+        let alive = |body: &RouteBody| {
+            let mut body = body.clone();
+            body.nexthops.iter_mut().for_each(|nh| nh.flags &= !RTNH_F_DEAD);
+            body
+        };
+        (self.has_dead() || other.has_dead()) && alive(self) == alive(other)
+    }
+
+    /// The kernel does not call its next hop dead or without carrier, because an address of ours
+    /// answers on whatever interface: of host scope in IPv4 (`fib_sync_down_dev`), local or anycast
+    /// in IPv6 (`fib6_ifdown`).
+    pub fn outlives_its_link(&self, v6: bool) -> bool {
+        if v6 { matches!(self.kind, RTN_LOCAL | RTN_ANYCAST) } else { self.scope >= RT_SCOPE_HOST }
     }
 
     /// Makes packets ours rather than leading them on.
@@ -351,7 +380,7 @@ impl<A: RibAddr> Rib<A> {
     /// RTM_DELROUTE.
     pub fn del(&mut self, table: u32, net: Net<A>, body: &RouteBody) -> Applied {
         let mut list = self.bodies_at(table, net);
-        let applied = if let Some(at) = list.iter().position(|old| **old == *body) {
+        let applied = if let Some(at) = list.iter().position(|old| old.same_route(body)) {
             list.remove(at);
             Applied::Changed
         } else if A::V6 {
@@ -359,7 +388,7 @@ impl<A: RibAddr> Rib<A> {
         } else {
             Applied::Same
         };
-        if applied == Applied::Changed {
+        if applied != Applied::Same {
             self.set(table, net, list);
         }
         // What is not there may have gone silently before.
@@ -474,7 +503,7 @@ fn has_local(bodies: &Bodies, ids: &[u32]) -> bool {
 /// Kernel: `fib_table_insert`. Ordered by falling TOS, then rising metric; among equals
 /// NLM_F_APPEND goes last, NLM_F_REPLACE takes the place of the first, all else goes first.
 fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
-    if list.iter().any(|old| **old == body) {
+    if list.iter().any(|old| old.same_route(&body)) {
         return Applied::Same;
     }
     let key = |body: &RouteBody| (u8::MAX - body.tos, body.priority);
@@ -533,7 +562,8 @@ fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
     }
     let mut nexthops = old.nexthops.to_vec();
     nexthops.extend(new.nexthops.iter().filter(|nh| !old.nexthops.contains(nh)).cloned());
-    *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..new });
+    // What the kernel shows of the whole is its first hop's.
+    *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..(**old).clone() });
     Applied::Changed
 }
 
@@ -550,10 +580,12 @@ fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied 
         list[at].nexthops.iter().filter(|nh| !has_hop(gone, nh)).cloned().collect();
     if left.is_empty() {
         list.remove(at);
-    } else {
-        list[at] = Arc::new(RouteBody { nexthops: left, ..(*list[at]).clone() });
+        return Applied::Changed;
     }
-    Applied::Changed
+    // What the kernel shows of the whole (metrics, who set it) is its first hop's.
+    let first_stays = list[at].nexthops.first() == left.first();
+    list[at] = Arc::new(RouteBody { nexthops: left, ..(*list[at]).clone() });
+    if first_stays { Applied::Changed } else { Applied::Doubt }
 }
 
 /// The weight of a hop taken out alone is told as 1.

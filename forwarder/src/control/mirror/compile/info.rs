@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::control::mirror::rib::{
-    Expiry, RT_SCOPE_HOST, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_ONLINK,
+    Expiry, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD, RTNH_F_ONLINK,
     RouteBody,
 };
 use crate::control::mirror::state::{Family, NexthopState, RouterState};
@@ -78,9 +78,7 @@ pub fn fib_info(
         RTN_PROHIBIT => RouteType::Prohibit,
         _ => RouteType::Throw,
     };
-    // IPv4: addresses of ours answer on whatever interface, so the kernel never calls the next hop
-    // of a host-scope route dead (fib_sync_down_dev).
-    let immortal = family == Family::V4 && body.scope >= RT_SCOPE_HOST;
+    let immortal = body.outlives_its_link(family == Family::V6);
     let dead = |oif: u32| !immortal && state.nexthop_is_dead(family, oif);
     let hop = |oif: u32, gateway, weight, onlink| {
         let port = ports.get(&oif).copied();
@@ -101,8 +99,11 @@ pub fn fib_info(
         }
         None => {
             let hops = body.nexthops.iter();
-            hops.map(|nh| hop(nh.oif, nh.gateway, nh.weight, nh.flags & RTNH_F_ONLINK != 0))
-                .collect()
+            hops.map(|nh| {
+                let way = hop(nh.oif, nh.gateway, nh.weight, nh.flags & RTNH_F_ONLINK != 0);
+                Nexthop { dead: way.dead || nh.flags & RTNH_F_DEAD != 0, ..way }
+            })
+            .collect()
         }
     };
     let alive = nexthops.is_empty() || nexthops.iter().any(|nh| !nh.dead);

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::names;
-use crate::control::mirror::rib::{Net, RTNH_F_ONLINK, Rib, RibAddr, RouteBody};
+use crate::control::mirror::rib::{Net, RTNH_F_DEAD, RTNH_F_ONLINK, Rib, RibAddr, RouteBody};
 use crate::control::mirror::state::{Family, RouterState};
 use crate::fib::Prefix;
 
@@ -147,7 +147,7 @@ pub fn route<A: RibAddr>(
 
 /// The ways out, those of a nexthop object looked up.
 fn hops(state: &RouterState, family: Family, body: &RouteBody) -> Vec<HopView> {
-    let immortal = family == Family::V4 && body.scope >= 254;
+    let immortal = body.outlives_its_link(family == Family::V6);
     let view = |oif: u32, gateway: Option<IpAddr>, weight: u32, flags: u8| {
         let own = gateway.filter(|gateway| Family::of(gateway) == family);
         let via = gateway.filter(|gateway| Family::of(gateway) != family);
@@ -185,11 +185,12 @@ fn hop_flags(
 ) -> Vec<&'static str> {
     let Some(flags) = flags else { return Vec::new() };
     let quiet = state.links.get(&oif).is_some_and(|link| !link.is_running());
+    let told_dead = flags & RTNH_F_DEAD != 0;
     let named = [
-        (oif != 0 && state.nexthop_is_dead(family, oif), "dead"),
+        (told_dead || (oif != 0 && state.nexthop_is_dead(family, oif)), "dead"),
         (flags & RTNH_F_ONLINK != 0, "onlink"),
         (flags & RTNH_F_PERVASIVE != 0, "pervasive"),
-        (quiet, "linkdown"),
+        (quiet || told_dead, "linkdown"),
     ];
     named.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
 }

@@ -1,7 +1,10 @@
 //! The mirror against the kernel, in network namespaces of the tests' own. What is named `root_…`
-//! needs root, and says so when it is not.
+//! needs root, is run by scripts/test, and says so when it is not root.
 
+mod answers;
+mod messages;
 mod oracle;
+mod random;
 mod root;
 
 use std::process::{Command, Stdio};
@@ -81,5 +84,21 @@ fn settle(mirror: &mut Mirror) {
         }
         assert!(Instant::now() < until, "events without end");
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Some of what the kernel does follows its answer (IPv6 addresses come from a work queue): tries
+/// until `holds`, for some seconds.
+fn eventually(
+    mirror: &mut Mirror,
+    holds: impl Fn(&Mirror) -> Result<(), String>,
+) -> Result<(), String> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        settle(mirror);
+        match holds(mirror) {
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
     }
 }

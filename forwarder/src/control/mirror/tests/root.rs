@@ -1,8 +1,28 @@
 //! The mirror follows a kernel that changes.
 
-use super::oracle::assert_equals_kernel;
-use super::{in_netns, run, settle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::answers::{Question, same_answers};
+use super::oracle::equals_kernel;
+use super::random::Rng;
+use super::{eventually, in_netns, ip_batch, run, settle};
 use crate::control::mirror::{Mirror, MirrorOptions};
+
+#[track_caller]
+fn assert_equals_kernel(mirror: &mut Mirror) {
+    eventually(mirror, equals_kernel).unwrap_or_else(|difference| panic!("{difference}"));
+}
+
+/// Answers as the kernel's, and none left to it.
+#[track_caller]
+fn assert_answers(mirror: &mut Mirror, questions: &[Question]) {
+    let answers = same_answers(mirror, questions);
+    assert!(answers.as_ref().is_ok_and(Vec::is_empty), "{answers:?}");
+}
 
 const LAB: &[&str] = &[
     "ip link add va type veth peer name vb",
@@ -45,25 +65,255 @@ const LAB: &[&str] = &[
 ];
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_dump_shows_what_the_kernel_has() {
     in_netns(|| {
         LAB.iter().for_each(|line| run(line));
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
-        settle(&mut mirror);
-        assert_equals_kernel(&mirror);
+        assert_equals_kernel(&mut mirror);
         assert_eq!(mirror.counters().unparsable, 0);
     });
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_events_show_what_the_kernel_has() {
     in_netns(|| {
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
         for line in LAB {
             run(line);
-            settle(&mut mirror);
-            assert_equals_kernel(&mirror);
+            assert_equals_kernel(&mut mirror);
         }
         assert_eq!(mirror.counters().unparsable, 0);
+    });
+}
+
+/// A hundred thousand routes, two thirds of them IPv4.
+fn many_routes(verb: &str) -> String {
+    use std::fmt::Write;
+    let mut lines = String::new();
+    for n in 0..66_000u32 {
+        let (a, b) = (n >> 8, n & 255);
+        let _ = match n % 3 {
+            0 => writeln!(lines, "route {verb} 11.{}.{b}.0/24 via 10.0.0.2", a & 255),
+            1 => writeln!(lines, "route {verb} 12.{}.{b}.{}/32 via 10.0.1.3", a & 255, a >> 8),
+            _ => writeln!(lines, "route {verb} 13.{}.{b}.128/25 dev va metric {n}", a & 255),
+        };
+    }
+    for n in 0..34_000u32 {
+        let (hop, dev) = (2 + n % 3, if n % 2 == 0 { "va" } else { "vc" });
+        let _ = writeln!(lines, "route {verb} 2001:db9:{n:x}::/48 via fe80::{hop} dev {dev}");
+    }
+    lines
+}
+
+/// The mirror follows while the routes come or go.
+fn batch_under_way(mirror: &mut Mirror, verb: &'static str) {
+    let writer = std::thread::spawn(move || ip_batch(&many_routes(verb)));
+    while !writer.is_finished() {
+        mirror.process().expect("process");
+        mirror.tick(Instant::now()).expect("tick");
+    }
+    writer.join().expect("no panic");
+}
+
+fn ports() {
+    [
+        "ip link add va type veth peer name vb",
+        "ip link add vc type veth peer name vd",
+        "ip link set va up",
+        "ip link set vb up",
+        "ip link set vc up",
+        "ip link set vd up",
+        "ip addr add 10.0.0.1/24 dev va",
+        "ip addr add 10.0.1.1/24 dev vc",
+        "ip addr add 2001:db8::1/64 dev va nodad",
+        "ip addr add 2001:db8:1::1/64 dev vc nodad",
+        "sysctl -w net.ipv4.ip_forward=1",
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+    ]
+    .iter()
+    .for_each(|line| run(line));
+}
+
+fn questions(mirror: &Mirror, count: usize) -> Vec<Question> {
+    let mut rng = Rng::new(7);
+    let iif = mirror.state().links.values().find(|link| link.name == "va").expect("va").ifindex;
+    let mut questions = std::collections::HashMap::new();
+    while questions.len() < count {
+        let bits = rng.next();
+        let question = if rng.below(3) == 0 {
+            let [a, b, c] = [bits as u16, (bits >> 16) as u16, (bits >> 32) as u16];
+            let dst = [0x2001, 0xdb9, a & 0x8fff, b, c, 0, 0, 9].into();
+            let from = [0x2001, 0xdb8, 0x98, 0, 0, 0, 0, 5].into();
+            Question { dst, from, iif, mark: 0 }
+        } else {
+            let [a, b, c, ..] = bits.to_be_bytes();
+            let dst = [11 + a % 4, b, c, if a & 64 == 0 { 0 } else { a | 128 }].into();
+            Question { dst, from: [10, 98, 0, 5].into(), iif, mark: 0 }
+        };
+        questions.insert(question.dst, question);
+    }
+    questions.into_values().collect()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_hundred_thousand_routes_by_events_and_by_dump() {
+    in_netns(|| {
+        ports();
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        batch_under_way(&mut mirror, "add");
+        assert_equals_kernel(&mut mirror);
+        assert!(mirror.state().route_count() > 99_000, "{}", mirror.state().route_count());
+        assert_eq!(mirror.counters().enobufs, 0);
+        let questions = questions(&mirror, 10_000);
+        assert_answers(&mut mirror, &questions);
+        let mut dumped = Mirror::start(MirrorOptions::default()).expect("starts");
+        assert_equals_kernel(&mut dumped);
+        assert_answers(&mut dumped, &questions);
+        // The kernel says nothing of the IPv4 routes that go here.
+        run("ip link set va down");
+        assert_equals_kernel(&mut mirror);
+        ip_batch(&many_routes("del"));
+        assert_equals_kernel(&mut mirror);
+        assert!(mirror.state().route_count() < 100, "{}", mirror.state().route_count());
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_events_that_did_not_fit_end_in_the_same_tables() {
+    in_netns(|| {
+        ports();
+        let options = MirrorOptions { rcvbuf_octets: 4096, ..MirrorOptions::default() };
+        let mut mirror = Mirror::start(options).expect("starts");
+        ip_batch(&many_routes("add"));
+        settle(&mut mirror);
+        let counters = mirror.counters();
+        assert!(counters.enobufs > 0 && counters.resyncs > 0, "{counters:?}");
+        assert_equals_kernel(&mut mirror);
+        let questions = questions(&mirror, 2000);
+        assert_answers(&mut mirror, &questions);
+        ip_batch(&many_routes("del"));
+        assert_equals_kernel(&mut mirror);
+    });
+}
+
+/// Dumps while another thread changes what is dumped are interrupted, and asked for again.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
+    in_netns(|| {
+        ports();
+        let addresses = |verb: &str, net: u32| -> String {
+            let line = |n: u32| format!("addr {verb} 10.{net}.{}.{}/32 dev va\n", n >> 8, n & 255);
+            (1..2000).map(line).collect()
+        };
+        ip_batch(&addresses("add", 60));
+        let enough = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&enough);
+        let (add, del) = (addresses("add", 61), addresses("del", 61));
+        let writer = std::thread::spawn(move || {
+            while !stop.load(Relaxed) {
+                ip_batch(&add);
+                ip_batch(&del);
+            }
+        });
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let until = Instant::now() + Duration::from_secs(60);
+        while mirror.counters().dump_intr == 0 && Instant::now() < until {
+            mirror.resync_all(Instant::now()).expect("asked");
+            mirror.process().expect("process");
+        }
+        enough.store(true, Relaxed);
+        writer.join().expect("no panic");
+        assert_ne!(mirror.counters().dump_intr, 0, "{:?}", mirror.counters());
+        assert_equals_kernel(&mut mirror);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_neighbour_that_is_asked_for_is_found() {
+    in_netns(|| {
+        run("ip link add va type veth peer name vb");
+        run("ip link set va up");
+        run("ip addr add 10.0.0.1/24 dev va");
+        // The other end is in a namespace of its own and answers ARP there.
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (finish, finished) = std::sync::mpsc::channel::<()>();
+        let peer = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            ready.send(nix::unistd::gettid()).expect("main thread waits");
+            finished.recv().expect("main thread says when");
+            run("ip addr add 10.0.0.2/24 dev vb");
+            run("ip link set vb up");
+            finished.recv().expect("main thread says when");
+        });
+        let tid = is_ready.recv().expect("peer thread");
+        run(&format!("ip link set vb netns {tid}"));
+        finish.send(()).expect("peer thread waits");
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let oif = mirror_link(&mirror, "va");
+        let found = |mirror: &Mirror, host: u8| {
+            let addr = [10, 0, 0, host].into();
+            mirror.tables().neigh.lookup(oif, &addr).map(|neigh| neigh.lladdr)
+        };
+        let until = Instant::now() + Duration::from_secs(30);
+        while found(&mirror, 2).flatten().is_none() || found(&mirror, 3) != Some(None) {
+            assert!(Instant::now() < until, "no answer: {:?}", mirror.state().neighs);
+            mirror.resolve(oif, [10, 0, 0, 2].into()).expect("asked");
+            mirror.resolve(oif, [10, 0, 0, 3].into()).expect("asked");
+            settle(&mut mirror);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let asked = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
+        let again = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
+        assert!(asked && !again, "once a second each");
+        assert!(!mirror.resolve(4711, [10, 0, 0, 4].into()).expect("no such interface"));
+        finish.send(()).expect("peer thread waits");
+        peer.join().expect("no panic");
+    });
+}
+
+fn mirror_link(mirror: &Mirror, name: &str) -> u32 {
+    mirror.state().links.values().find(|link| link.name == name).expect("the link").ifindex
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_settings_are_followed() {
+    in_netns(|| {
+        ports();
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let va = mirror_link(&mirror, "va");
+        mirror.set_ports(&[(va, 3)]);
+        let link = |mirror: &Mirror| mirror.tables().links.ifindex(va).cloned().expect("va");
+        assert_eq!(link(&mirror).port, Some(3));
+        assert!(link(&mirror).forwarding4 && link(&mirror).forwarding6);
+        run("sysctl -w net.ipv4.conf.va.forwarding=0");
+        run("sysctl -w net.ipv4.conf.all.rp_filter=2");
+        run("sysctl -w net.ipv4.conf.va.rp_filter=1");
+        run("sysctl -w net.ipv6.conf.all.forwarding=0");
+        run("ip link set va mtu 1400");
+        settle(&mut mirror);
+        assert!(!link(&mirror).forwarding4 && !link(&mirror).forwarding6);
+        assert_eq!(link(&mirror).rp_filter, crate::tables::RpFilter::Loose);
+        assert_eq!(link(&mirror).mtu, 1400);
+        // These have no event.
+        run("sysctl -w net.ipv6.conf.va.mtu=1300");
+        run("sysctl -w net.ipv4.conf.va.send_redirects=0");
+        run("sysctl -w net.ipv4.conf.all.send_redirects=0");
+        run("sysctl -w net.ipv4.icmp_ratelimit=80");
+        mirror.tick(Instant::now() + Duration::from_secs(2)).expect("tick");
+        assert_eq!(link(&mirror).mtu6, 1300);
+        assert!(!link(&mirror).send_redirects);
+        assert_eq!(mirror.tables().sysctl.icmp_ratelimit_ms, 80);
+        run("ip link add br0 type bridge");
+        run("ip link set va master br0");
+        settle(&mut mirror);
+        assert_eq!(link(&mirror).port, None, "a bridge's port is the bridge's");
+        assert_eq!(mirror.unmirrored().len(), 1);
     });
 }

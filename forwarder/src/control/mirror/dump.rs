@@ -1,0 +1,298 @@
+//! Asks the kernel for everything, or a part, and makes the state what it answers: the first time,
+//! after events were lost, and where `follow` is in doubt. Objects that are not in the answer are
+//! gone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use super::follow::{Follower, Parts};
+use super::parse;
+use super::raw::Message;
+use super::rib::{Dump, Rib, RibAddr};
+use super::sock::{DumpEnd, Requests, SockError};
+use super::state::{Family, LinkState};
+use super::sysctl;
+
+/// Dumps repeated because they were interrupted, before what came is taken and asked for again
+/// later.
+const INTERRUPTED_MAX: u32 = 8;
+
+/// After asking because of doubts, doubts rest for so many times as long as it took.
+const REST: u32 = 5;
+
+const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
+const RTM_GETRULE: u16 = 34;
+const RTM_GETNETCONF: u16 = 82;
+const RTM_GETNEXTHOP: u16 = 106;
+
+impl Follower {
+    /// Asks for parts, and makes the state what the kernel answers.
+    pub fn resync(
+        &mut self,
+        requests: &mut Requests,
+        parts: Parts,
+        now: Instant,
+    ) -> Result<(), SockError> {
+        if parts.is_none() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        self.counters.resyncs += 1;
+        self.ask(requests, parts, now)?;
+        self.rest_until = Some(Instant::now() + begun.elapsed() * REST);
+        Ok(())
+    }
+
+    fn ask(
+        &mut self,
+        requests: &mut Requests,
+        parts: Parts,
+        now: Instant,
+    ) -> Result<(), SockError> {
+        // Links are dumped under RTNL, which whoever caused a doubt held until it was done.
+        self.resync_links(requests)?;
+        if parts.netconf {
+            self.resync_netconf(requests)?;
+        }
+        if parts.addrs {
+            self.resync_addrs(requests)?;
+        }
+        if parts.rules {
+            self.resync_rules(requests)?;
+        }
+        if parts.nexthops {
+            self.resync_nexthops(requests)?;
+        }
+        if parts.routes4 {
+            let mut rib = std::mem::take(&mut self.state.routes4);
+            let result = self.resync_routes(requests, &mut rib, Family::V4, now);
+            self.state.routes4 = rib;
+            result?;
+        }
+        if parts.routes6 {
+            self.route_expires = None;
+            let mut rib = std::mem::take(&mut self.state.routes6);
+            let result = self.resync_routes(requests, &mut rib, Family::V6, now);
+            self.state.routes6 = rib;
+            result?;
+        }
+        if parts.neighs {
+            self.resync_neighs(requests)?;
+        }
+        Ok(())
+    }
+
+    /// One kind of object, repeated while the dump is interrupted; `None`s of `parse` are counted.
+    fn dump<T>(
+        &mut self,
+        requests: &mut Requests,
+        what: &'static str,
+        (kind, header): (u16, &[u8]),
+        parse: impl Fn(&Message<'_>) -> Parsed<T>,
+    ) -> Result<Vec<T>, SockError> {
+        for attempt in 1.. {
+            let (mut all, mut unparsable) = (Vec::new(), 0);
+            let end = requests.dump(what, kind, header, |message| match parse(message) {
+                Parsed::Object(object) => all.push(object),
+                Parsed::Foreign => {}
+                Parsed::Unparsable => unparsable += 1,
+            })?;
+            if end == DumpEnd::Interrupted {
+                self.counters.dump_intr += 1;
+                if attempt < INTERRUPTED_MAX {
+                    continue;
+                }
+                // The events of whatever interrupts are in the queue.
+            }
+            self.counters.unparsable += unparsable;
+            return Ok(all);
+        }
+        Ok(Vec::new())
+    }
+
+    fn resync_links(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        // IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
+        let mut header = vec![0u8; 16];
+        header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
+        let request = (RTM_GETLINK, header.as_slice());
+        let links = self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
+        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        if self.state.links != links {
+            self.touched.links = true;
+            let old = std::mem::replace(&mut self.state.links, links);
+            self.follow_flags(&old);
+        }
+        for (ifindex, link) in &self.state.links {
+            let read = || sysctl::read_dev(&link.name);
+            self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
+        }
+        Ok(())
+    }
+
+    /// Flags found changed in a dump: their event is still to come, and must not be taken as news
+    /// about routes that exist by then.
+    fn follow_flags(&mut self, old: &BTreeMap<u32, LinkState>) {
+        let lost: Vec<(u32, bool)> = old
+            .values()
+            .filter_map(|old| {
+                let new = self.state.links.get(&old.ifindex)?;
+                let down = old.is_up() && !new.is_up();
+                let quiet = old.is_running() && !new.is_running();
+                (down || quiet).then_some((new.ifindex, new.is_up()))
+            })
+            .collect();
+        let now = Instant::now();
+        for (ifindex, up) in lost {
+            self.carrier_lost(ifindex, up, now);
+        }
+        let gone: Vec<u32> =
+            old.keys().filter(|ifindex| !self.state.links.contains_key(ifindex)).copied().collect();
+        for ifindex in gone {
+            self.link_gone(ifindex, now);
+        }
+    }
+
+    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let mut addrs = Vec::new();
+        for family in Family::ALL {
+            let header = [family.af(), 0, 0, 0, 0, 0, 0, 0];
+            let request = (RTM_GETADDR, header.as_slice());
+            addrs.extend(
+                self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?,
+            );
+        }
+        self.touched.addrs |= self.state.addrs != addrs;
+        self.state.addrs = addrs;
+        Ok(())
+    }
+
+    fn resync_rules(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        for family in Family::ALL {
+            let mut header = [0u8; 12];
+            header[0] = family.af();
+            let request = (RTM_GETRULE, header.as_slice());
+            let rules =
+                self.dump(requests, "dump rules", request, |m| Parsed::from(parse::rule(m)))?;
+            self.touched.rules |= *self.state.rules(family) != rules;
+            match family {
+                Family::V4 => self.state.rules4 = rules,
+                Family::V6 => self.state.rules6 = rules,
+            }
+        }
+        Ok(())
+    }
+
+    fn resync_nexthops(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let request = (RTM_GETNEXTHOP, [0u8; 8].as_slice());
+        let dump =
+            self.dump(requests, "dump nexthops", request, |m| Parsed::from(parse::nexthop(m)));
+        let nexthops = match dump {
+            Ok(nexthops) => nexthops,
+            // Before Linux 5.3 there are none.
+            Err(SockError::Refused { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let nexthops = nexthops.into_iter().map(|nexthop| (nexthop.id, nexthop)).collect();
+        self.touched.nexthops |= self.state.nexthops != nexthops;
+        self.state.nexthops = nexthops;
+        Ok(())
+    }
+
+    fn resync_routes<A: RibAddr>(
+        &mut self,
+        requests: &mut Requests,
+        rib: &mut Rib<A>,
+        family: Family,
+        now: Instant,
+    ) -> Result<(), SockError> {
+        let mut header = [0u8; 12];
+        header[0] = family.af();
+        for attempt in 1.. {
+            let mut dump = Dump::default();
+            let (mut unparsable, mut expires) = (0, None);
+            let end = requests.dump("dump routes", RTM_GETROUTE, &header, |message| {
+                if parse::route_is_cloned(message)
+                    || parse::route_family(message) != Some(family.af())
+                {
+                    return;
+                }
+                match parse::route::<A>(message) {
+                    Some(route) => {
+                        let soonest: Option<u32> = expires;
+                        expires = soonest.into_iter().chain(route.expires).min();
+                        rib.load(&mut dump, route.table, route.net, route.body);
+                    }
+                    None => unparsable += 1,
+                }
+            });
+            let interrupted = match end {
+                Ok(end) => end == DumpEnd::Interrupted,
+                Err(error) => {
+                    rib.discard(dump);
+                    return Err(error);
+                }
+            };
+            self.counters.dump_intr += u64::from(interrupted);
+            if interrupted && attempt < INTERRUPTED_MAX {
+                rib.discard(dump);
+                continue;
+            }
+            if interrupted {
+                // Better than what was known, and not trusted.
+                self.doubt(now, |parts| match family {
+                    Family::V4 => parts.routes4 = true,
+                    Family::V6 => parts.routes6 = true,
+                });
+            }
+            self.counters.unparsable += unparsable;
+            self.note_expiry(expires, now);
+            rib.commit(dump);
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let request = (RTM_GETNEIGH, [0u8; 12].as_slice());
+        let neighs = self.dump(requests, "dump neighbours", request, |message| {
+            if parse::neigh_is_foreign(message) {
+                return Parsed::Foreign;
+            }
+            Parsed::from(parse::neigh(message))
+        })?;
+        let neighs = neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
+        self.touched.neighs |= self.state.neighs != neighs;
+        self.state.neighs = neighs;
+        Ok(())
+    }
+
+    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+        let mut netconf = HashMap::new();
+        for family in Family::ALL {
+            let header = [family.af(), 0, 0, 0];
+            let request = (RTM_GETNETCONF, header.as_slice());
+            let all =
+                self.dump(requests, "dump netconf", request, |m| Parsed::from(parse::netconf(m)))?;
+            netconf.extend(all.into_iter().map(|(family, of, conf)| ((family, of), conf)));
+        }
+        self.touched.conf |= self.state.netconf != netconf;
+        self.state.netconf = netconf;
+        Ok(())
+    }
+}
+
+/// What became of a message of a dump.
+enum Parsed<T> {
+    Object(T),
+    Foreign,
+    Unparsable,
+}
+
+impl<T> From<Option<T>> for Parsed<T> {
+    fn from(object: Option<T>) -> Parsed<T> {
+        object.map_or(Parsed::Unparsable, Parsed::Object)
+    }
+}

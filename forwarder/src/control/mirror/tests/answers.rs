@@ -1,0 +1,185 @@
+//! What the tables answer, compared with `ip route get … iif`, which takes the way of a packet that
+//! is forwarded.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::random::Rng;
+use crate::control::mirror::Mirror;
+use crate::control::mirror::rib::RibAddr;
+use crate::fib::{FamilyFib, FibResult, Flow, Lpm, Nexthop, RouteType};
+
+/// One question.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    pub dst: IpAddr,
+    pub from: IpAddr,
+    pub iif: u32,
+    pub mark: u32,
+}
+
+/// What is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    /// RTN_* of what is for the router itself.
+    Own(&'static str),
+    /// Interface and gateway; of several ways the kernel names one.
+    Ways(Vec<(String, Option<IpAddr>)>),
+    /// No way, whatever the reason.
+    No,
+    /// Left to the kernel.
+    Punt,
+}
+
+fn ours(mirror: &Mirror, question: &Question) -> Answer {
+    let tables = mirror.tables();
+    match (question.dst, question.from) {
+        (IpAddr::V4(dst), IpAddr::V4(from)) => {
+            look_up(mirror, &tables.fib4, dst.to_bits(), from.to_bits(), question)
+        }
+        (IpAddr::V6(dst), IpAddr::V6(from)) => {
+            look_up(mirror, &tables.fib6, dst.to_bits(), from.to_bits(), question)
+        }
+        other => panic!("one family, please: {other:?}"),
+    }
+}
+
+fn look_up<A: RibAddr>(
+    mirror: &Mirror,
+    fib: &FamilyFib<Lpm<A>>,
+    daddr: A,
+    saddr: A,
+    question: &Question,
+) -> Answer {
+    let flow = Flow { saddr, daddr, iif: question.iif, mark: question.mark };
+    let info = match fib.fib_lookup(&flow) {
+        FibResult::NoRoute => return Answer::No,
+        FibResult::Rule(RouteType::Punt(_)) => return Answer::Punt,
+        FibResult::Rule(_) => return Answer::No,
+        FibResult::Route(info) => info,
+    };
+    let name = |nh: &Nexthop| (mirror.state().ifname(nh.oif), nh.gateway);
+    match info.kind {
+        RouteType::Unicast => {
+            Answer::Ways(info.nexthops.iter().filter(|nh| !nh.dead).map(name).collect())
+        }
+        RouteType::Local => Answer::Own("local"),
+        RouteType::Broadcast => Answer::Own("broadcast"),
+        RouteType::Anycast => Answer::Own("anycast"),
+        RouteType::Multicast => Answer::Own("multicast"),
+        RouteType::Punt(_) => Answer::Punt,
+        _ => Answer::No,
+    }
+}
+
+/// Asks all at once; an address that gets no answer has no way.
+fn theirs(mirror: &Mirror, questions: &[Question]) -> HashMap<IpAddr, Answer> {
+    let mut lines = String::new();
+    for Question { dst, from, iif, mark } in questions {
+        let iif = mirror.state().ifname(*iif);
+        lines += &format!("route get {dst} from {from} iif {iif} mark {mark}\n");
+    }
+    let mut child = Command::new("ip")
+        .args(["-j", "-force", "-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("ip");
+    let mut stdin = child.stdin.take().expect("piped");
+    let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().expect("ip ends");
+    writer.join().expect("no panic").expect("written");
+    let mut answers = HashMap::new();
+    for answer in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+        let Value::Array(answer) = answer.expect("JSON") else { continue };
+        let Some(answer) = answer.first() else { continue };
+        let ip = |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
+        let Some(dst) = ip(&answer["dst"]) else { continue };
+        let kind = match answer["type"].as_str() {
+            Some("local") => Answer::Own("local"),
+            Some("broadcast") => Answer::Own("broadcast"),
+            Some("anycast") => Answer::Own("anycast"),
+            Some("multicast") => Answer::Own("multicast"),
+            Some(_) => Answer::No,
+            None => {
+                let via = ip(&answer["gateway"]).or(ip(&answer["via"]["host"]));
+                Answer::Ways(vec![(answer["dev"].as_str().unwrap_or("-").to_owned(), via)])
+            }
+        };
+        answers.insert(dst, kind);
+    }
+    answers
+}
+
+fn agree(ours: &Answer, theirs: &Answer) -> bool {
+    match (ours, theirs) {
+        (Answer::Punt, _) => true,
+        (Answer::Ways(ours), Answer::Ways(theirs)) => theirs.iter().all(|way| ours.contains(way)),
+        // IPv6 does not tell anycast from local in an answer.
+        (Answer::Own("anycast"), Answer::Own(_)) => true,
+        _ => ours == theirs,
+    }
+}
+
+/// Every question answered as the kernel does. Those that were left to it.
+pub fn same_answers(mirror: &Mirror, questions: &[Question]) -> Result<Vec<Question>, String> {
+    let theirs = theirs(mirror, questions);
+    let (mut wrong, mut punted) = (Vec::new(), Vec::new());
+    for question in questions {
+        let our = ours(mirror, question);
+        let their = theirs.get(&question.dst).cloned().unwrap_or(Answer::No);
+        if our == Answer::Punt {
+            punted.push(*question);
+        }
+        if !agree(&our, &their) {
+            wrong.push(format!("{question:?}: mirror {our:?}, kernel {their:?}"));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(punted);
+    }
+    Err(format!("{} answers wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(10)]))
+}
+
+/// Random addresses around the prefixes of the random commands.
+pub fn random_answers(mirror: &Mirror, rng: &mut Rng) -> Result<(), String> {
+    let up = |name: &str| {
+        let link = mirror.state().links.values().find(|link| link.name == name);
+        link.filter(|link| link.is_up()).map(|link| link.ifindex)
+    };
+    let iifs: Vec<u32> = ["va", "vc"].into_iter().filter_map(up).collect();
+    // An interface without an address takes no packets of that family.
+    let usable = |iif: u32, v4: bool| {
+        mirror.state().addrs.iter().any(|a| a.ifindex == iif && a.local.is_ipv4() == v4)
+    };
+    let mut questions: HashMap<IpAddr, Question> = HashMap::new();
+    for _ in 0..200 {
+        if iifs.is_empty() {
+            return Ok(());
+        }
+        let iif = iifs[rng.below(iifs.len() as u64) as usize];
+        let mark = rng.below(3) as u32;
+        let (a, b, c) = (rng.below(4) as u8, rng.below(4) as u8, rng.below(6) as u8);
+        let v4: IpAddr = [10, a, b, if c == 5 { 255 } else { c | (b << 6) }].into();
+        let (x, y, z) = (5 + u16::from(a / 2), u16::from(b / 2), u16::from(c) + 5);
+        let v6: IpAddr = match a {
+            0 => [0x2001, 0xdb8, u16::from(b), 0, 0, 0, u16::from(c) << 13, z].into(),
+            _ => [0x2001, 0xdb8, x, y, 0, 0, 0, z].into(),
+        };
+        let from4 = [10, if a == 1 { 99 } else { 98 }, 0, 5].into();
+        let from6 = [0x2001, 0xdb8, if a == 1 { 0x99 } else { 0x98 }, 0, 0, 0, 0, 5].into();
+        if usable(iif, true) {
+            questions.insert(v4, Question { dst: v4, from: from4, iif, mark });
+        }
+        if usable(iif, false) {
+            questions.insert(v6, Question { dst: v6, from: from6, iif, mark });
+        }
+    }
+    let questions: Vec<Question> = questions.into_values().collect();
+    same_answers(mirror, &questions).map(|_| ())
+}
