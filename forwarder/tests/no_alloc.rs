@@ -1,0 +1,227 @@
+//! The data path allocates nothing after start: `forward_burst` and `poll_held` under an allocator
+//! that counts.
+//!
+//! Packets of every fate pass: forwarded, in fragments, with options, refused with an ICMP error,
+//! held for a neighbour and sent or given up, handed back.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
+use ferroute::neigh::{NeighTable, Neighbour};
+use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
+use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem};
+use ferroute::stats::{Mib, WorkerStats};
+use ferroute::tables::{Link, Links, Sysctls, Tables};
+use ferroute::wire::Ipv4Packet;
+
+thread_local! {
+    /// Allocations of this thread; other tests may run in others.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn unicast(gateway: Option<&str>) -> FibInfo {
+    let gateway = gateway.map(|addr| addr.parse().expect("an address"));
+    let nexthop = Nexthop { oif: 3, port: Some(1), gateway, weight: 1, dead: false, onlink: false };
+    FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) }
+}
+
+fn left() -> FibInfo {
+    let mut info = unicast(None);
+    (info.nexthops[0].oif, info.nexthops[0].port) = (2, Some(0));
+    info
+}
+
+fn tables(generation: u64, resolved: bool) -> Tables {
+    let mut left_link = Link::new(2, "left");
+    (left_link.port, left_link.mac, left_link.partial_csum) = (Some(0), LEFT_MAC, true);
+    (left_link.forwarding4, left_link.forwarding6) = (true, true);
+    left_link.addrs4 = vec![([198, 18, 1, 1].into(), 24)];
+    left_link.addrs6 = vec![("2001:db8:1::1".parse().expect("an address"), 64)];
+    let mut right_link = Link { port: Some(1), mtu: 1280, ..left_link.clone() };
+    (right_link.ifindex, right_link.addrs4) = (3, vec![([198, 18, 2, 1].into(), 24)]);
+    let infos: Arc<[Arc<FibInfo>]> = [
+        FibInfo::special(RouteType::Blackhole),
+        left(),
+        unicast(None),
+        FibInfo::special(RouteType::Unreachable),
+        FibInfo::special(RouteType::Local),
+    ]
+    .map(Arc::new)
+    .into();
+    let prefix4 = |text: &str, leaf| (text.parse().expect("a prefix"), leaf);
+    let prefix6 = |text: &str, leaf| (text.parse().expect("a prefix"), leaf);
+    let table4 = Lpm4::from_routes([
+        prefix4("198.18.1.0/24", 1),
+        prefix4("198.18.2.0/24", 2),
+        prefix4("10.10.0.0/16", 3),
+        prefix4("198.18.1.1/32", 4),
+    ]);
+    let table6 = Lpm6::from_routes([prefix6("2001:db8:1::/64", 1), prefix6("2001:db8:2::/64", 2)]);
+    let neigh = |oif, addr: &str| {
+        let addr: IpAddr = addr.parse().expect("an address");
+        Neighbour::new(oif, addr, Some([2, 0, 0, 0, 9, 9]))
+    };
+    let mut neighbours = vec![
+        neigh(2, "198.18.1.2"),
+        neigh(2, "2001:db8:1::2"),
+        neigh(3, "198.18.2.2"),
+        neigh(3, "2001:db8:2::2"),
+    ];
+    if resolved {
+        neighbours.push(neigh(3, "198.18.2.77"));
+    }
+    let sysctl = Sysctls { icmp_ratelimit_ms: 0, icmp6_ratelimit_ms: 0, ..Sysctls::default() };
+    Tables {
+        generation,
+        links: Arc::new(Links::new(vec![left_link, right_link])),
+        fib4: FamilyFib {
+            tables: Arc::new([table4.expect("a table")]),
+            infos: Arc::clone(&infos),
+            ..FamilyFib::empty()
+        },
+        fib6: FamilyFib {
+            tables: Arc::new([table6.expect("a table")]),
+            infos,
+            ..FamilyFib::empty()
+        },
+        neigh: Arc::new(NeighTable::new(neighbours)),
+        sysctl: Arc::new(sysctl),
+        ..Tables::empty()
+    }
+}
+
+/// A UDP packet in a frame for the left port.
+fn ipv4(dst: [u8; 4], ttl: u8, len: usize, options: &[u8]) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let mut packet = vec![0; header_len + len];
+    packet[20..header_len].copy_from_slice(options);
+    let mut view = Ipv4Packet::new_unchecked(&mut packet[..]);
+    view.set_version_and_header_len(header_len);
+    view.set_total_len((header_len + len) as u16);
+    view.set_ttl(ttl);
+    view.set_protocol(ferroute::wire::Protocol::UDP);
+    view.set_src_addr([198, 18, 1, 2].into());
+    view.set_dst_addr(dst.into());
+    view.fill_checksum();
+    [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 8, 0], &packet].concat()
+}
+
+fn ipv6(dst_subnet: u8, hop_limit: u8, len: u16) -> Vec<u8> {
+    let mut frame = [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+    frame.extend(len.to_be_bytes());
+    frame.extend([17, hop_limit]);
+    for subnet in [1, dst_subnet] {
+        frame.extend([0x20, 1, 0x0d, 0xb8, 0, subnet, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    }
+    frame.resize(frame.len() + usize::from(len), 0);
+    frame
+}
+
+struct Bench {
+    pool: FramePool,
+    stats: WorkerStats,
+    state: PipelineState,
+    out: Effects,
+    now_ns: u64,
+}
+
+impl Bench {
+    /// One turn of a worker; returns how often it allocated or freed.
+    fn turn(&mut self, burst: &mut Burst, tables: &Tables) -> u64 {
+        let before = ALLOCATIONS.with(Cell::get);
+        let mut ctx = Ctx {
+            tables,
+            pool: &mut self.pool,
+            stats: &self.stats,
+            state: &mut self.state,
+            out: &mut self.out,
+            now_ns: self.now_ns,
+        };
+        poll_held(&mut ctx);
+        forward_burst(burst, &mut ctx);
+        for egress in &mut self.out.egress {
+            egress.drain(usize::MAX).for_each(|skb| self.pool.free(skb.into_frame()));
+        }
+        self.out.punts.drain(usize::MAX).for_each(|skb| self.pool.free(skb.into_frame()));
+        self.out.neigh_requests.clear();
+        ALLOCATIONS.with(Cell::get) - before
+    }
+}
+
+#[test]
+fn the_data_path_allocates_nothing() {
+    let mut bench = Bench {
+        pool: Umem::anonymous(512).into_pool(),
+        stats: WorkerStats::new(2),
+        state: PipelineState::new(7, 1),
+        out: Effects::new(2),
+        now_ns: 1_000_000_000_000,
+    };
+    let frames = [
+        ipv4([198, 18, 2, 2], 64, 40, &[]),
+        ipv4([198, 18, 2, 2], 64, 3000, &[]),
+        ipv4([198, 18, 2, 2], 64, 2000, &[7, 7, 4, 0, 0, 0, 0, 0]),
+        ipv4([198, 18, 2, 2], 1, 40, &[7, 7, 4, 0, 0, 0, 0, 0]),
+        ipv4([198, 18, 2, 2], 1, 40, &[]),
+        ipv4([198, 18, 2, 77], 64, 40, &[]),
+        ipv4([198, 18, 2, 78], 64, 40, &[]),
+        ipv4([10, 10, 0, 1], 64, 40, &[]),
+        ipv4([192, 0, 2, 1], 64, 40, &[]),
+        ipv4([198, 18, 1, 1], 64, 40, &[]),
+        ipv6(2, 64, 40),
+        ipv6(2, 1, 40),
+        ipv6(2, 64, 2000),
+        ipv6(9, 64, 40),
+        vec![0; 60],
+    ];
+    let mut burst = Burst::with_capacity(frames.len());
+    for turn in 0..20u64 {
+        let tables = tables(turn, turn % 5 == 4);
+        for frame in &frames {
+            let mut skb = SkBuff::alloc_skb(&mut bench.pool, HEADROOM).expect("a frame");
+            skb.put(frame.len()).expect("room").copy_from_slice(frame);
+            burst.push(skb).expect("room");
+        }
+        assert_eq!(bench.turn(&mut burst, &tables), 0, "turn {turn}");
+        bench.now_ns += 1_000_000_000;
+    }
+    // It was not for want of work.
+    let stats = &bench.stats;
+    for name in [
+        Mib::IpForwDatagrams,
+        Mib::IpFragCreates,
+        Mib::IcmpOutTimeExcds,
+        Mib::IcmpOutDestUnreachs,
+        Mib::Ip6OutForwDatagrams,
+        Mib::Icmp6OutPktTooBigs,
+        Mib::Icmp6OutDestUnreachs,
+    ] {
+        assert!(stats.mib[name as usize].get() >= 5, "{name}");
+    }
+    assert_eq!(bench.pool.available() + bench.state.held(), 512);
+}
