@@ -113,21 +113,23 @@ fn way_back<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32)
     Ok((dst, if saddr != 0 { saddr } else { INADDR_DUMMY }))
 }
 
-/// The options that go into the error; `None`: no error is to be sent.
+/// The options of the packet, and those that go into the error; the outer `None`: no error is to be
+/// sent.
 fn echo_options(
     skb: &SkBuff,
     iph: &Iphdr,
     saddr: u32,
     dev: &Link,
     ctx: &Ctx<'_>,
-) -> Option<Option<Echo>> {
+) -> Option<Option<(IpOptions, Echo)>> {
     if !iph.has_options() {
         return Some(None);
     }
     let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
     let around = surroundings(iph, dev, ctx);
     let (options, _) = IpOptions::compile(ipv4.option_octets(), &around);
-    options.echo(saddr, &around).map(Some)
+    let echo = options.echo(saddr, &around)?;
+    Some(Some((options, echo)))
 }
 
 /// What goes into the error beside the quoted packet.
@@ -135,12 +137,12 @@ struct Message<'a> {
     saddr: u32,
     daddr: u32,
     tos: u8,
-    options: Option<Echo>,
+    options: Option<(IpOptions, Echo)>,
     error: &'a IcmpError,
 }
 
 fn send(skb: &SkBuff, message: &Message<'_>, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
-    let options_len = message.options.as_ref().map_or(0, |echo| echo.octets().len());
+    let options_len = message.options.as_ref().map_or(0, |(_, echo)| echo.octets().len());
     let headers = HEADER_LEN_MIN + options_len + icmpv4::HEADER_LEN;
     let room = (dst.mtu as usize).min(MESSAGE_MAX).saturating_sub(headers);
     // A quote without a whole header says nothing.
@@ -180,7 +182,7 @@ fn fill(
     ident: u16,
     ctx: &Ctx<'_>,
 ) -> Result<(), NoRoom> {
-    let options = message.options.as_ref().map_or(&[][..], Echo::octets);
+    let options = message.options.as_ref().map_or(&[][..], |(_, echo)| echo.octets());
     let header_len = HEADER_LEN_MIN + options.len();
     let total_len = header_len + icmpv4::HEADER_LEN + quote.len();
     let octets = reply.put(ethernet::HEADER_LEN + total_len)?;
@@ -204,6 +206,12 @@ fn fill(
     icmp.set_code(message.error.code);
     icmp.set_rest_of_header(message.error.info.to_be_bytes());
     icmp.payload_mut().copy_from_slice(quote);
+    if let Some((options, _)) = &message.options {
+        // What the packet recorded of its passage before it was refused is quoted with it, as by
+        // the kernel; all else is as received, the header's checksum included.
+        let area = icmp.payload_mut().get_mut(HEADER_LEN_MIN..).unwrap_or(&mut []);
+        area.iter_mut().zip(options.octets()).for_each(|(octet, &recorded)| *octet = recorded);
+    }
     icmp.fill_checksum();
     reply.reset_mac_header();
     reply.set_network_header(ethernet::HEADER_LEN);

@@ -5,6 +5,7 @@
 use super::eth_input::is_l2_multicast;
 use super::ip6_input::Ipv6hdr;
 use super::route::Dst;
+use super::route6::mtu_of_dev;
 use super::{Ctx, Exit, IcmpError, nf_hook};
 use crate::netfilter::Hook;
 use crate::skb::SkBuff;
@@ -53,8 +54,11 @@ pub(super) fn ip6_forward_checks(
         // RFC 8201 §4: routers do not fragment.
         ctx.stats.mib(Mib::Ip6InTooBigErrors);
         ctx.stats.mib(Mib::Ip6FragFails);
-        let reason = DropReason::PktTooBig;
-        return Err(Exit::Icmp(IcmpError::with_info(Icmpv6Type::PKT_TOOBIG.0, 0, dst.mtu, reason)));
+        let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
+        // The kernel asks the interface first, and the route's own MTU only when it sends.
+        let of_dev = mtu_of_dev(dst.dev);
+        let mtu = if hdr.len > of_dev as usize { of_dev } else { dst.mtu };
+        return Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)));
     }
     Ok(())
 }

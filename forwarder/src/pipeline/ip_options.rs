@@ -2,8 +2,8 @@
 //! `ip_options_echo` and `ip_options_fragment` of the kernel.
 //!
 //! Unlike the kernel's, this compilation writes nothing into the packet: what it changes, it
-//! changes in a copy of the options, which goes into the packet when the packet is forwarded. So an
-//! ICMP error quotes the packet as it was received.
+//! changes in a copy of the options, which goes into the packet when the packet is forwarded, or into
+//! the quote of an ICMP error when it is refused. So a packet handed back is as it was received.
 
 use super::route::{fib_compute_spec_dst, is_unicast_elsewhere};
 use crate::tables::{Link, Tables};
@@ -220,6 +220,11 @@ impl IpOptions {
         self.ts_needtime = true;
         self.is_changed = true;
         Ok(())
+    }
+
+    /// The options as compiled.
+    pub fn octets(&self) -> &[u8] {
+        &self.octets[..self.len]
     }
 
     /// `ip_forward_options`: the octets for the forwarded packet, `our_addr` (that of the outgoing

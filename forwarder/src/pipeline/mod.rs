@@ -9,6 +9,7 @@
 //! ```
 //! Each stage is a file named as the kernel names it. A stage decides, and only then acts: every
 //! check stands before the first write, so that an ICMP error quotes the packet as it was received
+//! (but for what record route and timestamp options noted on the way here, as in the kernel)
 //! and the kernel, where it gets a packet back, gets it as it was. `?` is the only way off the
 //! road ([`Exit`]); what an exit does to a packet is done in [`leave`].
 //!

@@ -48,10 +48,15 @@ pub(super) fn ip6_route_input<'a>(
 #[inline]
 fn dst6<'a>(info: &'a FibInfo, nexthop: &'a Nexthop, tables: &'a Tables) -> Result<Dst<'a>, Exit> {
     let mut dst = Dst::new(info, nexthop, tables)?;
-    let of_dev = dst.dev.mtu6.min(dst.dev.mtu);
-    let mtu = if info.mtu != 0 { info.mtu.min(of_dev) } else { of_dev };
-    dst.mtu = mtu.max(MTU_MIN);
+    let of_dev = mtu_of_dev(dst.dev);
+    dst.mtu = if info.mtu != 0 { info.mtu.min(of_dev).max(MTU_MIN) } else { of_dev };
     Ok(dst)
+}
+
+/// IPv6 MTU of an interface, octets; never below what every link carries.
+#[inline]
+pub(super) fn mtu_of_dev(dev: &Link) -> u32 {
+    dev.mtu6.min(dev.mtu).max(MTU_MIN)
 }
 
 /// `ip6_pkt_drop`, and what is the kernel's.
@@ -100,7 +105,7 @@ pub(super) fn ip6_route_output<'a>(
 ) -> Result<Dst<'a>, Exit> {
     if ipv6_addr_is_linklocal(daddr) {
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
-        let mtu = dev.mtu6.max(MTU_MIN);
+        let mtu = mtu_of_dev(dev);
         return Ok(Dst { info: None, gateway: None, dev, port, mtu, redirect: false });
     }
     let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };

@@ -35,6 +35,7 @@ fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
         ("unreachable", V6::to("2001:db8:a:10::1"), [1, 0], 0, DropReason::Unreachable),
         ("prohibit", V6::to("2001:db8:a:11::1"), [1, 1], 0, DropReason::Prohibit),
         ("too big", long("2001:db8:2::2", 1600), [2, 0], 1500, DropReason::PktTooBig),
+        ("both mtus", long("2001:db8:a:12::2", 1600), [2, 0], 1500, DropReason::PktTooBig),
         ("route's mtu", long("2001:db8:a:12::2", 1300), [2, 0], 1300, DropReason::PktTooBig),
     ];
     for (what, packet, head, info, reason) in table {

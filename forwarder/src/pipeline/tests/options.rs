@@ -111,7 +111,11 @@ fn malformed_options_get_a_parameter_problem_that_points_at_them() {
         let icmp = &reply[header_len..];
         assert_eq!(icmp[..2], [12, 0], "{what}");
         assert_eq!(icmp[4..8], [pointer, 0, 0, 0], "{what}");
-        assert_eq!(icmp[8..], packet.packet(), "{what}: quoted as received");
+        let recorded = icmp[28..icmp.len() - packet.payload.len()].to_vec();
+        let unrecorded = |at: usize| recorded[at] == packet.packet()[20 + at];
+        assert!(usize::from(pointer) < 20 || unrecorded(usize::from(pointer) - 20), "{what}");
+        assert_eq!(icmp[8..28], packet.packet()[..20], "{what}: quoted as received");
+        assert_eq!(icmp[28 + recorded.len()..], packet.payload, "{what}: quoted as received");
         assert_eq!(lab.drops(DropReason::IpOptions), 1, "{what}");
         assert_eq!(lab.mib(Mib::IpInHdrErrors), 1, "{what}");
         assert_eq!(lab.mib(Mib::IcmpOutParmProbs), 1, "{what}");
@@ -155,33 +159,43 @@ fn options_are_judged_before_routes_and_martians_before_options() {
 }
 
 #[test]
-fn errors_record_the_routers_own_passage_and_quote_what_was_received() {
+fn errors_echo_the_options_that_record_and_quote_what_they_recorded() {
     let [a, b, c, d] = NOW_MS.to_be_bytes();
-    let table: [(&[u8], &[u8]); 5] = [
+    // As received; in the error's header; in the quote.
+    let table: [(&[u8], &[u8], &[u8]); 5] = [
         // Our address as the receiving router, then as the sender of the error.
         (
             &[7, 15, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             &[7, 15, 12, 198, 18, 1, 1, 198, 18, 1, 1, 0, 0, 0, 0, 0],
+            &[7, 15, 8, 198, 18, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         ),
-        (&[7, 7, 4, 0, 0, 0, 0, 0], &[7, 7, 8, 198, 18, 1, 1, 0]),
-        (&[68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[68, 12, 13, 0, a, b, c, d, a, b, c, d]),
-        // Only record route and timestamp are echoed, in this order.
-        (&[1, 136, 4, 9, 9, 68, 4, 5, 0, 7, 3, 4], &[7, 3, 4, 68, 4, 5, 0, 0]),
-        (&[136, 4, 9, 9], &[]),
+        (&[7, 7, 4, 0, 0, 0, 0, 0], &[7, 7, 8, 198, 18, 1, 1, 0], &[7, 7, 8, 198, 18, 1, 1, 0]),
+        (
+            &[68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[68, 12, 13, 0, a, b, c, d, a, b, c, d],
+            &[68, 12, 9, 0, a, b, c, d, 0, 0, 0, 0],
+        ),
+        // Only record route and timestamp are echoed, in this order; an overflow is counted.
+        (
+            &[1, 136, 4, 9, 9, 68, 4, 5, 0, 7, 3, 4],
+            &[7, 3, 4, 68, 4, 5, 0x10, 0],
+            &[1, 136, 4, 9, 9, 68, 4, 5, 0x10, 7, 3, 4],
+        ),
+        (&[136, 4, 9, 9], &[], &[136, 4, 9, 9]),
     ];
-    for (before, after) in table {
+    for (received, echoed, quoted) in table {
         let mut lab = lab();
-        let packet = V4 { ttl: 1, ..with(before) };
+        let packet = V4 { ttl: 1, ..with(received) };
         let sent = lab.one(packet.frame());
         let reply = answered(&sent, 0x0800);
         let ipv4 = Ipv4Packet::new_checked(reply).expect("a header");
         assert!(ipv4.verify_checksum());
-        // A timestamp of four octets without room counts the overflow.
-        let mut after = after.to_vec();
-        if let Some(at) = after.windows(3).position(|w| w == [68, 4, 5]) {
-            after[at + 3] = 0x10;
-        }
-        assert_eq!(ipv4.option_octets(), after, "{before:?}");
-        assert_eq!(ipv4.payload()[8..], packet.packet(), "{before:?}");
+        assert!(checksum::is_valid(checksum::ones_complement_sum(ipv4.payload())));
+        assert_eq!(ipv4.option_octets(), echoed, "{received:?}");
+        let quote = &ipv4.payload()[8..];
+        let original = packet.packet();
+        assert_eq!(quote[..20], original[..20], "{received:?}: checksum as received");
+        assert_eq!(quote[20..20 + quoted.len()], *quoted, "{received:?}");
+        assert_eq!(quote[20 + quoted.len()..], original[20 + quoted.len()..], "{received:?}");
     }
 }
