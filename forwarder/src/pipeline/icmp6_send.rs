@@ -105,7 +105,7 @@ fn ratelimit_ns(dst: &Dst<'_>, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u64 {
     let covers = |&&(addr, len): &&(Ipv6Addr, u8)| {
         (addr.to_bits() ^ daddr.to_bits()).leading_zeros() >= u32::from(len)
     };
-    let len = match dst.gateway {
+    let len = match dst.gateway() {
         None => dst.dev.addrs6.iter().find(covers).map_or(128, |addr| addr.1),
         Some(_) => 64,
     };

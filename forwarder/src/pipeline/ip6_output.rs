@@ -18,8 +18,11 @@ pub(super) fn ip6_finish_output(
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
-    let nexthop = dst
-        .gateway
-        .unwrap_or_else(|| IpAddr::V6(Ipv6Packet::new_unchecked(skb.network_header()).dst_addr()));
-    neigh_output(skb, dst, nexthop, routed, ctx);
+    match dst.gateway() {
+        Some(gateway) => neigh_output(skb, dst, gateway, routed, ctx),
+        None => {
+            let daddr = Ipv6Packet::new_unchecked(skb.network_header()).dst_addr();
+            neigh_output(skb, dst, &IpAddr::V6(daddr), routed, ctx);
+        }
+    }
 }

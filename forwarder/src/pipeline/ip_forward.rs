@@ -139,7 +139,7 @@ fn ip_forward_options(skb: &mut SkBuff, mut options: IpOptions, dst: &Dst<'_>, c
     let mut ipv4 = Ipv4Packet::new_unchecked(skb.network_header_mut());
     let daddr = ipv4.dst_addr().to_bits();
     // ip_rt_get_source: by the route that the packet takes.
-    let our_addr = || match (dst.info.and_then(|info| info.prefsrc), dst.gateway) {
+    let our_addr = || match (dst.prefsrc(), dst.gateway()) {
         (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
         (_, Some(IpAddr::V4(gateway))) => inet_select_addr(ctx.tables, dst.dev, gateway.to_bits()),
         _ => inet_select_addr(ctx.tables, dst.dev, daddr),

@@ -46,8 +46,13 @@ pub(super) fn ip_finish_output2(
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
-    let nexthop = dst.gateway.unwrap_or_else(|| IpAddr::V4(destination(&skb)));
-    neigh_output(skb, dst, nexthop, routed, ctx);
+    match dst.gateway() {
+        Some(gateway) => neigh_output(skb, dst, gateway, routed, ctx),
+        None => {
+            let daddr = IpAddr::V4(destination(&skb));
+            neigh_output(skb, dst, &daddr, routed, ctx);
+        }
+    }
 }
 
 #[inline]

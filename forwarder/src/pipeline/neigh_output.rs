@@ -17,18 +17,18 @@ use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
 pub(super) fn neigh_output(
     skb: SkBuff,
     dst: &Dst<'_>,
-    nexthop: IpAddr,
+    nexthop: &IpAddr,
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
     let oif = dst.dev.ifindex;
-    if let Some(neigh) = ctx.tables.neigh.lookup(oif, &nexthop)
+    if let Some(neigh) = ctx.tables.neigh.lookup(oif, nexthop)
         && let Some(lladdr) = neigh.lladdr
     {
         neigh.mark_used();
         return dev_queue_xmit(skb, dst.port, dst.dev, lladdr, routed, ctx);
     }
-    hold::hold(skb, oif, nexthop, routed, ctx);
+    hold::hold(skb, oif, *nexthop, routed, ctx);
 }
 
 /// Writes the link-layer addresses and queues the frame on its port. The EtherType is there

@@ -25,8 +25,8 @@ const MTU_MAX: u32 = 0xffff;
 pub(super) struct Dst<'a> {
     /// `None`: a link-local destination, which needs no route.
     pub info: Option<&'a FibInfo>,
-    /// The router to send to; `None`: the destination itself.
-    pub gateway: Option<IpAddr>,
+    /// The way out chosen; `None`: the destination is on the link.
+    pub nexthop: Option<&'a Nexthop>,
     /// The outgoing interface.
     pub dev: &'a Link,
     /// Our port for it.
@@ -38,6 +38,17 @@ pub(super) struct Dst<'a> {
 }
 
 impl<'a> Dst<'a> {
+    /// The router to send to; `None`: the destination itself.
+    #[inline]
+    pub fn gateway(&self) -> Option<&'a IpAddr> {
+        self.nexthop?.gateway.as_ref()
+    }
+
+    /// The source address that the route prefers.
+    pub fn prefsrc(&self) -> Option<IpAddr> {
+        self.info?.prefsrc
+    }
+
     #[inline]
     pub fn new(
         info: &'a FibInfo,
@@ -52,7 +63,7 @@ impl<'a> Dst<'a> {
         }
         // ip_dst_mtu_maybe_forward: the route's own MTU comes first.
         let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
-        Ok(Dst { info: Some(info), gateway: nexthop.gateway, dev, port, mtu, redirect: false })
+        Ok(Dst { info: Some(info), nexthop: Some(nexthop), dev, port, mtu, redirect: false })
     }
 }
 
@@ -231,7 +242,7 @@ fn validate_source_by_route(
 /// of a shorter way (IPSKB_DOREDIRECT in `__mkroute_input`). How often is for `ip_forward`.
 #[cold]
 fn deserves_redirect(iph: &Iphdr, dst: &Dst<'_>) -> bool {
-    let gateway = match dst.gateway {
+    let gateway = match dst.gateway() {
         Some(IpAddr::V4(gateway)) => Some(gateway.to_bits()),
         _ => None,
     };
@@ -285,7 +296,7 @@ pub(super) fn mix32(word: u64) -> u32 {
 
 /// `fib_result_prefsrc`: the source address that goes with a route. 0: there is none.
 pub(super) fn fib_result_prefsrc(tables: &Tables, dst: &Dst<'_>) -> u32 {
-    match (dst.info.and_then(|info| info.prefsrc), dst.gateway) {
+    match (dst.prefsrc(), dst.gateway()) {
         (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
         (_, Some(IpAddr::V4(gateway))) => inet_select_addr(tables, dst.dev, gateway.to_bits()),
         _ => inet_select_addr(tables, dst.dev, 0),

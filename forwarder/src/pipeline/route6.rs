@@ -106,7 +106,7 @@ pub(super) fn ip6_route_output<'a>(
     if ipv6_addr_is_linklocal(daddr) {
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         let mtu = mtu_of_dev(dev);
-        return Ok(Dst { info: None, gateway: None, dev, port, mtu, redirect: false });
+        return Ok(Dst { info: None, nexthop: None, dev, port, mtu, redirect: false });
     }
     let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };
     let info = match ctx.tables.fib6.fib_lookup(&flow) {
@@ -172,7 +172,7 @@ pub(super) fn icmp6_saddr(
     dev: &Link,
     daddr: Ipv6Addr,
 ) -> Option<Ipv6Addr> {
-    match dst.info.and_then(|info| info.prefsrc) {
+    match dst.prefsrc() {
         Some(IpAddr::V6(prefsrc)) => Some(prefsrc),
         _ => ipv6_dev_get_saddr(tables, dev, daddr),
     }
