@@ -76,7 +76,7 @@ fn a_route_is_replaced_in_place() -> Result<()> {
     open_and_close(
         BEHIND4,
         "ip route replace 203.0.113.0/24 via 198.18.2.2",
-        "ip route replace 203.0.113.0/24 via 198.18.1.77",
+        "ip route replace 203.0.113.0/24 via 198.18.2.77",
     )
 }
 
@@ -186,6 +186,8 @@ fn multipath_spreads_flows_by_weight() -> Result<()> {
         lab.router.run(&format!("ip neigh add {neighbour} nud permanent"))?;
     }
     lab.router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+    // The kernel does not tell of sysctls: they are looked at several times a second.
+    std::thread::sleep(Duration::from_secs(1));
     lab.router.run(
         "ip route add 203.0.113.9 nexthop via 198.18.2.11 weight 1 nexthop via 198.18.2.12 weight 3",
     )?;

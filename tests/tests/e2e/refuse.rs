@@ -42,7 +42,10 @@ fn firewall(commands: &[&str], word: &str) -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn an_nftables_forward_chain() -> Result<()> {
     let chain = "{ type filter hook forward priority 0 ; policy accept ; }";
-    firewall(&["nft add table inet fw", &format!("nft add chain inet fw fwd {chain}")], "nftables")
+    firewall(
+        &["nft add table inet fw", &format!("nft add chain inet fw forwarding {chain}")],
+        "nftables",
+    )
 }
 
 #[test]

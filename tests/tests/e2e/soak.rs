@@ -30,6 +30,10 @@ fn every_packet_and_frame_is_accounted_for() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::up()?;
+    // Else the kernel takes the IPv6 addresses off an interface that goes down.
+    for port in ["rt-left", "rt-right"] {
+        lab.router.sysctl(&format!("net/ipv6/conf/{port}/keep_addr_on_down"), "1")?;
+    }
     let mut ferroute = Ferroute::start(&lab)?;
     let frames_before = ferroute.json(&["stat"])?["frames"]["total"].as_u64();
     let pace = Duration::from_millis(1);

@@ -54,8 +54,11 @@ use crate::tables::{Published, Tables};
 
 /// Datagrams applied before the tables are published, so that a flood of events is seen in steps.
 const BATCH_DATAGRAMS: usize = 4096;
-/// /proc/sys is read this often.
-const SYSCTL_INTERVAL: Duration = Duration::from_secs(1);
+/// Far more than a receive buffer holds: by then the kernel fills it as fast as it is emptied, and
+/// the next overrun is near.
+const DISCARD_DATAGRAMS_MAX: usize = 4 << 20;
+/// /proc/sys, of whose changes the kernel does not tell, is read this often.
+const SYSCTL_INTERVAL: Duration = Duration::from_millis(200);
 /// Neighbours in use are kept fresh this often; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Numbers that workers may still hold are looked at this often.
@@ -182,19 +185,15 @@ impl Mirror {
         self.follower.due().map_or(timers, |due| due.min(timers))
     }
 
+    /// Applies what waits, at most a batch. Whether more waits.
     fn drain(&mut self, now: Instant) -> Result<bool, MirrorError> {
-        let mut overrun = false;
         for _ in 0..BATCH_DATAGRAMS {
             match self.events.receive()? {
-                Received::Empty => {
-                    if overrun {
-                        self.resync_all(now)?;
-                    }
-                    return Ok(false);
-                }
+                Received::Empty => return Ok(false),
                 Received::Overrun => {
-                    self.follower.counters.enobufs += 1;
-                    overrun = true;
+                    self.discard()?;
+                    self.resync_all(now)?;
+                    return Ok(true);
                 }
                 Received::Datagram(datagram) => {
                     let mut messages = Messages::new(datagram);
@@ -207,10 +206,21 @@ impl Mirror {
                 }
             }
         }
-        if overrun {
-            self.resync_all(now)?;
-        }
         Ok(true)
+    }
+
+    /// Messages were lost. Those that still wait are from before the dump that follows: applied
+    /// after it they would bring back what has gone since, whose removal is among the lost.
+    fn discard(&mut self) -> Result<(), MirrorError> {
+        self.follower.counters.enobufs += 1;
+        for _ in 0..DISCARD_DATAGRAMS_MAX {
+            match self.events.receive()? {
+                Received::Empty => break,
+                Received::Overrun => self.follower.counters.enobufs += 1,
+                Received::Datagram(_) => {}
+            }
+        }
+        Ok(())
     }
 
     fn resync_all(&mut self, now: Instant) -> Result<(), MirrorError> {

@@ -20,8 +20,9 @@ use crate::netfilter::Hooks;
 use crate::tables::{Links, Published, Tables};
 
 /// How long a tree update waits for workers to notice new infos. They do within a burst, some
-/// microseconds; one that is asleep is not waited for, it leaves such packets to the kernel.
-const NOTICE_WAIT_MAX: Duration = Duration::from_millis(1);
+/// microseconds; one that sleeps is not waited for, it looks when it wakes. Only one that lost its
+/// CPU in the middle of a burst takes longer; beyond this it leaves such packets to the kernel.
+const NOTICE_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// What of the state changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
