@@ -26,8 +26,9 @@ const PER_NEIGHBOUR: usize = 32;
 const HELD_MAX: usize = 512;
 /// mcast_solicit × retrans_time: when the kernel gives a neighbour up.
 const TIMEOUT_NS: u64 = 3_000_000_000;
-/// How long to wait before asking again.
-const ASK_AGAIN_NS: u64 = 1_000_000_000;
+/// How long to wait before asking again: the kernel forgets whom it looks for when the interface
+/// goes down in between.
+const ASK_AGAIN_NS: u64 = 250_000_000;
 /// How often to look for packets that waited too long.
 const POLL_NS: u64 = 50_000_000;
 

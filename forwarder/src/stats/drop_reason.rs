@@ -112,7 +112,7 @@ reasons! {
         SkbNoHeadroom = "SKB_NO_HEADROOM",
         /// The TX ring of the outgoing port is full.
         FullRing = "FULL_RING",
-        /// The kernel took the frame from the TX ring and could not send it (EBUSY).
+        /// The kernel took the frame from the TX ring and could not send it (EBUSY); it counts as sent, too.
         TxError = "TX_ERROR",
         /// A descriptor of the RX ring that does not lie in one frame.
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",

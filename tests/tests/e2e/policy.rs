@@ -123,7 +123,7 @@ fn refused(route: &str, address: &str) -> Result<String> {
     let ferroute = Ferroute::start(&lab)?;
     lab.router.run(&format!("ip route add {route}"))?;
     // The mirror hears of it a moment later.
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    std::thread::sleep(Duration::from_millis(500));
     let result = ping(&lab.left, &format!("-c 2 -i 0.3 -W 2 {address}"))?;
     ensure!(result.received == 0, "{route}: {}", result.text);
     ferroute.forwarded_all_itself()?;

@@ -289,7 +289,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Asks the kernel for a neighbour; at most once a second each. The answer comes as an event.
+    /// Asks the kernel for a neighbour; at most five times a second each. The answer comes as an event.
     /// Whether it was asked now.
     pub fn resolve(&mut self, oif: u32, addr: IpAddr) -> Result<bool, MirrorError> {
         self.resolve_at(oif, addr, Instant::now())

@@ -10,8 +10,10 @@ use super::raw::Request;
 use super::sock::{Requests, SockError};
 use super::state::Family;
 
-/// A neighbour is asked for at most this often; the kernel itself repeats its probes each second.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// A neighbour is asked for at most this often. The kernel repeats its probes by itself, each
+/// second; but it forgets the entry when the interface goes down, and a packet that comes right
+/// after must not wait a second for the next question.
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
 /// Neighbours remembered as asked for, so that a scan of a large prefix costs no memory.
 const ASKED_MAX: usize = 4096;
 
@@ -27,8 +29,8 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// Asks for the neighbour `addr` on interface `oif`, unless that was done within the last
-    /// second or too many are being asked for. Whether it was asked now.
+    /// Asks for the neighbour `addr` on interface `oif`, unless that was done a moment
+    /// ago or too many are being asked for. Whether it was asked now.
     pub fn resolve(
         &mut self,
         requests: &mut Requests,
