@@ -46,7 +46,7 @@ pub(super) fn icmp_send(
         return Ok(());
     }
     // Not about a fragment other than the first.
-    if iph.later_fragment {
+    if iph.frag_offset != 0 {
         return Ok(());
     }
     // Not about an ICMP error; types nobody knows are taken for errors.

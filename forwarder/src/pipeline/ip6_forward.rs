@@ -50,14 +50,13 @@ pub(super) fn ip6_forward_checks(
         source_scope(hdr, ctx)?;
     }
     ctx.stats.mib(Mib::Ip6OutForwDatagrams);
-    if hdr.len > dst.mtu as usize {
+    // The route's own MTU is looked at where the packet is sent, as in the kernel.
+    let mtu = mtu_of_dev(dst.dev);
+    if hdr.len > mtu as usize {
         // RFC 8201 §4: routers do not fragment.
         ctx.stats.mib(Mib::Ip6InTooBigErrors);
         ctx.stats.mib(Mib::Ip6FragFails);
         let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
-        // The kernel asks the interface first, and the route's own MTU only when it sends.
-        let of_dev = mtu_of_dev(dst.dev);
-        let mtu = if hdr.len > of_dev as usize { of_dev } else { dst.mtu };
         return Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)));
     }
     Ok(())

@@ -100,17 +100,27 @@ pub(super) fn ip_forward_checks(
         return Err(Exit::Punt(PuntReason::Redirect));
     }
     ctx.stats.mib(Mib::IpForwDatagrams);
-    if u32::from(iph.tot_len) > dst.mtu && iph.dont_frag {
+    if u32::from(iph.tot_len) > dst.mtu {
+        return exceeds_mtu(iph, dst, ctx);
+    }
+    Ok(())
+}
+
+/// Too long for the way: to be cut, if it may be.
+#[cold]
+fn exceeds_mtu(iph: &Iphdr, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    if iph.dont_frag {
         // RFC 1191 §4.
         ctx.stats.mib(Mib::IpFragFails);
-        let frag_needed = (Icmpv4Type::DEST_UNREACH.0, unreach::FRAG_NEEDED);
+        let (unreach, code) = (Icmpv4Type::DEST_UNREACH.0, unreach::FRAG_NEEDED);
         let reason = DropReason::PktTooBig;
-        return Err(Exit::Icmp(IcmpError::with_info(
-            frag_needed.0,
-            frag_needed.1,
-            dst.mtu,
-            reason,
-        )));
+        return Err(Exit::Icmp(IcmpError::with_info(unreach, code, dst.mtu, reason)));
+    }
+    let payload_len = iph.tot_len.saturating_sub(iph.header_len.into());
+    if iph.frag_offset.checked_add(payload_len).is_none() {
+        // No such packet can be put together. The kernel cuts it all the same, and the offsets run
+        // into the flags; it may do so itself.
+        return Err(Exit::Punt(PuntReason::OversizeFragment));
     }
     Ok(())
 }

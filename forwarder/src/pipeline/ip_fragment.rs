@@ -62,7 +62,7 @@ fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     let payload_len = packet.len().checked_sub(header_len)?;
     let offset = usize::from(ipv4.frag_offset());
     let room = (mtu as usize).checked_sub(header_len).filter(|&room| room >= 8)?;
-    // An offset beyond 16 bits cannot be written; the kernel lets it run into the flags.
+    // ip_forward has handed these back; an offset beyond 16 bits cannot be written.
     if offset + payload_len > usize::from(u16::MAX) {
         return None;
     }

@@ -22,8 +22,8 @@ pub(super) struct Iphdr {
     pub ttl: u8,
     pub protocol: Protocol,
     pub dont_frag: bool,
-    /// Offset of this fragment is not 0.
-    pub later_fragment: bool,
+    /// Where this fragment's payload lies in the whole one, octets.
+    pub frag_offset: u16,
 }
 
 impl Iphdr {
@@ -49,7 +49,7 @@ impl Iphdr {
             ttl: ipv4.ttl(),
             protocol: ipv4.protocol(),
             dont_frag: ipv4.dont_frag(),
-            later_fragment: !ipv4.is_first_fragment(),
+            frag_offset: ipv4.frag_offset(),
         }
     }
 

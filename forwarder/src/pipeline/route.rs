@@ -135,7 +135,8 @@ fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
     if ipv4_is_lbcast(daddr) || (saddr.is_unspecified() && daddr.is_unspecified()) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
     }
-    // RFC 1812 §5.3.7: 0/8 and 127/8 are not forwarded. 240/4 the kernel forwards.
+    // RFC 1812 §5.3.7: 0.0.0.0 and 127/8 are not forwarded. The rest of 0/8, and 240/4, the kernel
+    // forwards.
     if ipv4_is_zeronet(saddr) {
         return SOURCE;
     }

@@ -142,6 +142,8 @@ reasons! {
         NotUnicast = "NOT_UNICAST",
         /// Would leave by the interface it came in by and deserves a redirect.
         Redirect = "REDIRECT",
+        /// A fragment that reaches beyond 65535 octets and would have to be cut.
+        OversizeFragment = "OVERSIZE_FRAGMENT",
         /// The tables have not been filled yet.
         NotReady = "NOT_READY",
         /// Not IP.

@@ -308,11 +308,12 @@ pub const fn ipv4_is_loopback(addr: Ipv4Addr) -> bool {
     addr.to_bits() >> 24 == 127
 }
 
-/// 0.0.0.0/8, "this network" (RFC 1122 §3.2.1.3).
+/// 0.0.0.0, "this host on this network" (RFC 1122 §3.2.1.3). The rest of 0/8 the kernel has taken
+/// for ordinary addresses since 5.3.
 #[inline]
 #[must_use]
 pub const fn ipv4_is_zeronet(addr: Ipv4Addr) -> bool {
-    addr.to_bits() >> 24 == 0
+    addr.to_bits() == 0
 }
 
 /// 224.0.0.0/4.
@@ -491,7 +492,7 @@ mod tests {
         type Is = fn(Ipv4Addr) -> bool;
         let inside_and_around: [(Is, &str, &str, &str, &str); 7] = [
             (ipv4_is_loopback, "126.255.255.255", "127.0.0.0", "127.255.255.255", "128.0.0.0"),
-            (ipv4_is_zeronet, "255.255.255.255", "0.0.0.0", "0.255.255.255", "1.0.0.0"),
+            (ipv4_is_zeronet, "255.255.255.255", "0.0.0.0", "0.0.0.0", "0.0.0.1"),
             (ipv4_is_multicast, "223.255.255.255", "224.0.0.0", "239.255.255.255", "240.0.0.0"),
             (ipv4_is_local_multicast, "223.255.255.255", "224.0.0.0", "224.0.0.255", "224.0.1.0"),
             (ipv4_is_lbcast, "255.255.255.254", "255.255.255.255", "255.255.255.255", "0.0.0.0"),

@@ -95,11 +95,12 @@ fn no_room_for_eight_octets_is_a_silent_drop() {
 }
 
 #[test]
-fn a_fragment_beyond_the_longest_packet_is_dropped() {
+fn a_fragment_beyond_the_longest_packet_is_the_kernels_to_cut() {
     let mut lab = lab(1280);
     let packet = V4 { offset: 65_528, payload: vec![0; 1400], ..V4::default() };
     assert_eq!(lab.one(packet.frame()), []);
-    assert_eq!(lab.drops(DropReason::FragFailed), 1);
+    assert_eq!(lab.punted(), [packet.frame()]);
+    assert_eq!(lab.punts(PuntReason::OversizeFragment), 1);
 }
 
 #[test]

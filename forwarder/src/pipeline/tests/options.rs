@@ -154,7 +154,7 @@ fn options_are_judged_before_routes_and_martians_before_options() {
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Net Unreachable");
     let sent = lab.one(V4 { ttl: 1, ..with(&bad) }.frame());
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Time Exceeded");
-    assert_eq!(lab.one(V4 { src: "0.0.0.1", ..with(&bad) }.frame()), []);
+    assert_eq!(lab.one(V4 { src: "0.0.0.0", ..with(&bad) }.frame()), []);
     assert_eq!(lab.drops(DropReason::IpInvalidSource), 1);
 }
 
