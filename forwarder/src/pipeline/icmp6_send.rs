@@ -49,8 +49,7 @@ pub(super) fn icmp6_send(
     if is_about_error(skb) {
         return Ok(());
     }
-    // net.ipv6.icmp.ratemask at its default: Packet Too Big is not limited.
-    let limited = error.icmp_type != Icmpv6Type::PKT_TOOBIG.0;
+    let limited = ctx.tables.sysctl.icmp6_ratemask >> (error.icmp_type & 127) & 1 != 0;
     if limited && !global_allow(ctx) {
         ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
         return Ok(());

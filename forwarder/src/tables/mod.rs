@@ -204,6 +204,8 @@ pub struct Sysctls {
     pub icmp_errors_use_inbound_ifaddr: bool,
     /// net.ipv6.icmp.ratelimit, milliseconds; 0: no limit.
     pub icmp6_ratelimit_ms: u32,
+    /// net.ipv6.icmp.ratemask: bit n set: type n is limited. Errors are the types below 128.
+    pub icmp6_ratemask: u128,
     /// net.ipv4.fib_multipath_hash_policy: 0: addresses, 1: addresses, protocol and ports.
     pub multipath_hash_policy4: u8,
     /// net.ipv6.fib_multipath_hash_policy.
@@ -228,6 +230,8 @@ impl Default for Sysctls {
             icmp_msgs_burst: 50,
             icmp_errors_use_inbound_ifaddr: false,
             icmp6_ratelimit_ms: 1000,
+            // 0-1,3-127: all but Packet Too Big.
+            icmp6_ratemask: !(1 << 2),
             multipath_hash_policy4: 0,
             multipath_hash_policy6: 0,
             ip_forward_use_pmtu: false,

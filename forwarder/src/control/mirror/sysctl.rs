@@ -12,6 +12,18 @@ fn read<T: FromStr>(path: &str) -> Option<T> {
     fs::read_to_string(format!("/proc/sys/net/{path}")).ok()?.trim().parse().ok()
 }
 
+/// The bits of a list such as `0-1,3-127`, as the kernel prints bitmaps; those above 127 are left
+/// out.
+fn bits_below_128(list: &str) -> u128 {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.trim().parse::<u32>().ok()?, last.trim().parse::<u32>().ok()?))
+    };
+    let bits =
+        list.trim().split(',').filter_map(range).flat_map(|(first, last)| first..=last.min(127));
+    bits.fold(0, |mask, bit| mask | 1 << bit.min(127))
+}
+
 /// The namespace's settings; what the kernel does not have keeps its default.
 pub fn read_all(custom_local_routes: bool) -> Sysctls {
     let default = Sysctls::default();
@@ -30,6 +42,8 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
             default.icmp_errors_use_inbound_ifaddr,
         ),
         icmp6_ratelimit_ms: number("ipv6/icmp/ratelimit", default.icmp6_ratelimit_ms),
+        icmp6_ratemask: fs::read_to_string("/proc/sys/net/ipv6/icmp/ratemask")
+            .map_or(default.icmp6_ratemask, |list| bits_below_128(&list)),
         multipath_hash_policy4: octet(
             "ipv4/fib_multipath_hash_policy",
             default.multipath_hash_policy4,
@@ -56,5 +70,20 @@ pub fn read_dev(name: &str) -> DevSysctls {
         disable_ipv6: read::<u32>(&format!("ipv6/conf/{name}/disable_ipv6"))
             .is_none_or(|value| value != 0),
         mtu6: read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bitmaps_are_read_as_the_kernel_prints_them() {
+        assert_eq!(bits_below_128("0-1,3-127\n"), !(1 << 2));
+        assert_eq!(bits_below_128("\n"), 0);
+        assert_eq!(bits_below_128("3"), 8);
+        assert_eq!(bits_below_128("127-255,2"), 1 << 127 | 4);
+        assert_eq!(bits_below_128("128-255"), 0);
+        assert_eq!(bits_below_128("x,1-"), 0);
     }
 }

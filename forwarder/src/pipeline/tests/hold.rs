@@ -28,19 +28,19 @@ fn packets_wait_and_leave_in_order_when_the_neighbour_is_known() {
 }
 
 #[test]
-fn it_is_asked_again_each_second_and_given_up_after_three() {
+fn it_is_asked_again_each_quarter_second_and_given_up_after_three() {
     let mut lab = Net::default().lab();
     lab.net.neigh.push((3, "198.18.2.77", None));
     lab.publish();
     let packet = V4::to("10.14.0.1").packet();
     lab.receive(LEFT, &[eth(0x0800, &packet)]);
-    for _ in 0..2 {
+    for _ in 0..8 {
         assert_eq!(lab.out.neigh_requests.len(), 1);
         lab.out.neigh_requests.clear();
-        lab.now_ns += SECOND_NS / 2;
+        lab.now_ns += SECOND_NS / 8;
         lab.poll();
         assert_eq!(lab.out.neigh_requests.len(), 0);
-        lab.now_ns += SECOND_NS / 2;
+        lab.now_ns += SECOND_NS / 8;
         lab.poll();
     }
     assert_eq!(lab.state.held(), 1);

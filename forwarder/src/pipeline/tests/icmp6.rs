@@ -178,4 +178,8 @@ fn errors_are_limited_but_not_packet_too_big() {
     };
     assert_eq!(count(V6 { hop_limit: 1, ..V6::default() }), (6, 34));
     assert_eq!(count(V6 { payload: udp(&[0; 1600]), ..V6::default() }), (40, 0));
+    let mut net = Net::default();
+    (net.sysctl.icmp6_ratemask, net.sysctl.icmp_msgs_per_sec) = (0, 0);
+    let mut lab = net.lab();
+    answered(&lab.one(V6 { hop_limit: 1, ..V6::default() }.frame()), 0x86dd);
 }
