@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ferroute_tests::packet::{ETHERTYPE_IPV4, ICMP, Ipv4, TCP, UDP, ethernet, icmp, tcp, udp};
 use ferroute_tests::rng::Rng;
 
-use crate::input::{Input, data, hardware};
+use crate::input::{Input, data, hardware, maybe_tagged};
 use crate::world::{RIGHT_MTU, Side, mtu};
 
 /// Sources as they should be, seen from the left.
@@ -302,7 +302,8 @@ fn wrap(rng: &mut Rng, side: Side, packet: &[u8], notes: &mut Vec<&'static str>)
         notes.push(note);
         to = address;
     }
-    let mut frame = ethernet(to, from, ETHERTYPE_IPV4, packet);
+    let (ethertype, packet) = maybe_tagged(rng, ETHERTYPE_IPV4, packet, notes);
+    let mut frame = ethernet(to, from, ethertype, &packet);
     if frame.len() < 60 && rng.one_in(2) {
         frame.resize(60, 0);
         notes.push("padded");

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use ferroute_tests::packet::{ETHERTYPE_IPV6, ICMPV6, Ipv6, TCP, UDP, ethernet, icmpv6, tcp, udp};
 use ferroute_tests::rng::Rng;
 
-use crate::input::{Input, data, hardware};
+use crate::input::{Input, data, hardware, maybe_tagged};
 use crate::world::{RIGHT_MTU, Side, mtu};
 
 const HOP_BY_HOP: u8 = 0;
@@ -289,5 +289,6 @@ fn wrap(rng: &mut Rng, side: Side, packet: &[u8], notes: &mut Vec<&'static str>)
         notes.push(note);
         to = address;
     }
-    ethernet(to, from, ETHERTYPE_IPV6, packet)
+    let (ethertype, packet) = maybe_tagged(rng, ETHERTYPE_IPV6, packet, notes);
+    ethernet(to, from, ethertype, &packet)
 }

@@ -4,8 +4,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ferroute_tests::lab::mac;
 use ferroute_tests::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMPV6, be16};
+use ferroute_tests::rng::Rng;
 
 use crate::world::{ROUTER4, ROUTER6, Side};
+
+const ETHERTYPE_VLAN: u16 = 0x8100;
 
 /// Starts the data of every packet that has room for it; the packet's number follows.
 const MAGIC: [u8; 4] = *b"FRt!";
@@ -35,6 +38,25 @@ pub fn hardware(side: Side) -> ([u8; 6], [u8; 6]) {
         Side::Left => (mac::RT_LEFT, mac::LEFT),
         Side::Right => (mac::RT_RIGHT, mac::RIGHT),
     }
+}
+
+/// Puts a VLAN tag before a packet, seldom: of VLAN 5, which is not there, or a mere priority tag,
+/// which makes no difference to a router. Gives the outer EtherType and what follows it.
+pub fn maybe_tagged(
+    rng: &mut Rng,
+    ethertype: u16,
+    packet: &[u8],
+    notes: &mut Vec<&'static str>,
+) -> (u16, Vec<u8>) {
+    if !rng.one_in(40) {
+        return (ethertype, packet.to_vec());
+    }
+    let (note, tag) = rng.pick(&[("VLAN 5", 5u16), ("priority tag", 6 << 13)]);
+    notes.push(note);
+    let mut tagged = tag.to_be_bytes().to_vec();
+    tagged.extend(ethertype.to_be_bytes());
+    tagged.extend(packet);
+    (ETHERTYPE_VLAN, tagged)
 }
 
 /// True for frames that the router sent.

@@ -53,14 +53,15 @@ fn expect_equal(outcome: &Outcome, seed: u64) -> Result<()> {
     Ok(())
 }
 
-#[test]
-#[ignore = "needs root: run by scripts/test"]
-fn ferroute_does_what_the_kernel_does() -> Result<()> {
+/// Ferroute against the kernel, after the same change to both worlds.
+fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Result<()> {
     let (kernel, world) = (World::build()?, World::build()?);
+    change(&kernel)?;
+    change(&world)?;
     let mut ferroute = Ferroute::start(&world.lab)?;
     let seed = rng::seed();
     println!("seed {seed}");
-    let outcome = compare(&kernel, &world, &generate(seed, packets()), PATIENCE)?;
+    let outcome = compare(&kernel, &world, &generate(seed, packets), PATIENCE)?;
     ensure!(ferroute.is_running(), "ferroute has ended\n{}", ferroute.said());
     let by_kernel = ferroute.forwarded_by_kernel()?;
     println!("left to the kernel: {by_kernel:?}");
@@ -73,6 +74,48 @@ fn ferroute_does_what_the_kernel_does() -> Result<()> {
         );
     }
     ferroute.terminate()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn ferroute_does_what_the_kernel_does() -> Result<()> {
+    ferroute_agrees(|_| Ok(()), packets())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn also_with_default_routes_and_a_strict_reverse_path_filter() -> Result<()> {
+    let change = |world: &World| {
+        let router = &world.lab.router;
+        router.run("ip route add default via 198.18.2.2")?;
+        router.run("ip route add default via 2001:db8:2::2")?;
+        router.sysctl("net/ipv4/conf/all/rp_filter", "1")
+    };
+    ferroute_agrees(change, packets() / 3)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn also_with_a_loose_reverse_path_filter_and_source_routes_allowed() -> Result<()> {
+    let change = |world: &World| {
+        let router = &world.lab.router;
+        router.sysctl("net/ipv4/conf/rt-left/rp_filter", "2")?;
+        for port in ["all", "rt-left", "rt-right"] {
+            router.sysctl(&format!("net/ipv4/conf/{port}/accept_source_route"), "1")?;
+        }
+        Ok(())
+    };
+    ferroute_agrees(change, packets() / 3)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn also_where_one_port_does_not_forward() -> Result<()> {
+    let change = |world: &World| {
+        world.lab.router.sysctl("net/ipv4/conf/rt-right/forwarding", "0")?;
+        world.lab.router.sysctl("net/ipv6/conf/rt-right/forwarding", "0")
+    };
+    ferroute_agrees(change, packets() / 3)
 }
 
 #[test]
