@@ -179,15 +179,15 @@ fn spread(lab: &Lab) -> Result<BTreeMap<u8, usize>> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn multipath_spreads_flows_by_weight() -> Result<()> {
-    let (lab, ferroute) = lab_with_ferroute()?;
+    let lab = Lab::up()?;
+    // By ports, not addresses alone. Read from time to time only, so it is set before.
+    lab.router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
+    let ferroute = Ferroute::start(&lab)?;
     // The path is told by the neighbour's hardware address; nobody there has to answer.
     for host in [11, 12] {
         let neighbour = format!("198.18.2.{host} dev rt-right lladdr 02:00:00:00:00:{host}");
         lab.router.run(&format!("ip neigh add {neighbour} nud permanent"))?;
     }
-    lab.router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
-    // The kernel does not tell of sysctls: they are looked at several times a second.
-    std::thread::sleep(Duration::from_secs(1));
     lab.router.run(
         "ip route add 203.0.113.9 nexthop via 198.18.2.11 weight 1 nexthop via 198.18.2.12 weight 3",
     )?;

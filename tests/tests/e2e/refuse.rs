@@ -65,7 +65,7 @@ fn an_iptables_rule() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn an_xfrm_policy() -> Result<()> {
     let policy = "dir fwd src 203.0.113.0/24 dst 198.18.2.0/24 action block";
-    firewall(&[&format!("ip xfrm policy add {policy}")], "XFRM")
+    firewall(&[&format!("ip xfrm policy add {policy}")], "IPsec")
 }
 
 #[test]
@@ -234,6 +234,6 @@ fn a_sound_lab_passes_the_doctor() -> Result<()> {
     lab.router.sysctl("net/ipv4/ip_forward", "0")?;
     let output = lab.router.command(ferroute::binary()).arg("doctor").args(PORTS).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(text.contains("ip_forward"), "doctor overlooks ip_forward=0:\n{text}");
+    ensure!(text.contains("IPv4 is not forwarded"), "doctor overlooks ip_forward=0:\n{text}");
     Ok(())
 }

@@ -50,7 +50,7 @@ fn each_kind_has_its_name() -> Result<()> {
         ("IP_INVALID_SOURCE", frame(|header| header.src = Ipv4Addr::new(127, 0, 0, 1))),
         ("IP_INVALID_SOURCE", frame(|header| header.src = Ipv4Addr::new(224, 0, 0, 1))),
         ("IP_LOCAL_SOURCE", frame(|header| header.src = Ipv4Addr::new(198, 18, 2, 1))),
-        ("IP_INVALID_DEST", frame(|header| header.dst = Ipv4Addr::new(0, 1, 2, 3))),
+        ("IP_INVALID_DEST", frame(|header| header.dst = Ipv4Addr::new(0, 0, 0, 0))),
         ("IP_SOURCE_ROUTE", frame(|header| header.options = vec![131, 7, 4, 1, 2, 3, 4, 0])),
         ("IP_OPTIONS", frame(|header| header.options = vec![7, 39, 4, 0])),
         ("TTL_EXCEEDED", frame(|header| header.ttl = 1)),

@@ -18,8 +18,12 @@ use crate::{generate4, generate6};
 const BATCH: usize = 64;
 /// After so many differences the rest would tell nothing new.
 const DIFFERENCES_MAX: usize = 200;
+/// How long a batch may take once one has differed.
+const IMPATIENCE: Duration = Duration::from_millis(500);
 /// For frames that only one of the worlds sends, and late.
 const LATE: Duration = Duration::from_millis(500);
+
+const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// Frames by the number of the packet they are the consequence of.
 type Outputs = BTreeMap<u16, Vec<(Side, Vec<u8>)>>;
@@ -34,10 +38,8 @@ pub struct Outcome {
     pub forwarded: usize,
     pub answered: usize,
     pub silent: usize,
-    /// One text for each packet whose consequences differ.
-    pub differences: Vec<String>,
-    /// How often each kind of packet differs.
-    pub kinds: BTreeMap<String, usize>,
+    /// What is special about a packet whose consequences differ, and all that is to be told.
+    pub differences: Vec<(String, String)>,
 }
 
 /// `count` packets of a seed, each batch ending with two plain ones.
@@ -64,7 +66,7 @@ pub fn compare(
 ) -> Result<Outcome> {
     let mut outputs = [Outputs::new(), Outputs::new()];
     let worlds = [one, other];
-    let mut differing = 0;
+    let (mut differing, mut patience) = (0, patience);
     for batch in inputs.chunks(BATCH) {
         for world in worlds {
             for input in batch {
@@ -72,6 +74,8 @@ pub fn compare(
             }
         }
         if !settled(worlds, batch, &mut outputs, patience) {
+            // It is not the machine that is slow: no need to wait as long again.
+            patience = patience.min(IMPATIENCE);
             differing += batch.iter().filter(|i| !agree(&outputs, i.index)).count();
         }
         if differing >= DIFFERENCES_MAX {
@@ -127,12 +131,13 @@ fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], patience: Duration) 
 ///
 /// Left out is the router's own chatter: ARP, neighbour discovery (redirects with it: the kernel
 /// sends one a second at most), multicast listener reports.
+/// ICMP errors to a broadcast address are left out as well, see `normalise`.
 fn consequence(frame: &[u8]) -> Option<u16> {
     if !is_from_router(frame) {
         return None;
     }
     let chatter = match be16(frame, 12) {
-        Some(ETHERTYPE_IPV4) => false,
+        Some(ETHERTYPE_IPV4) => is_made_by_router(frame) && frame[..6] == BROADCAST,
         Some(ETHERTYPE_IPV6) => {
             // Listener reports stand behind a hop-by-hop header with the router alert.
             let (next, kind) = (frame.get(20), frame.get(54));
@@ -160,20 +165,19 @@ fn judge(inputs: &[Input], outputs: &[Outputs; 2]) -> Outcome {
             Some(_) => outcome.forwarded += 1,
         }
         if !agree(outputs, input.index) {
-            *outcome.kinds.entry(input.note.clone()).or_default() += 1;
-            outcome.differences.push(difference(input, outputs));
+            outcome.differences.push((input.note.clone(), difference(input, outputs)));
         }
     }
     // What cannot be told apart must at least be the same in all.
     if !agree(outputs, 0) {
-        let mut text = String::from("frames that belong to no packet:\n");
+        let mut text = String::new();
         let (one, other) = (frames(&outputs[0], 0), frames(&outputs[1], 0));
         let only_in = |frames: &[(Side, Vec<u8>)], others: &[(Side, Vec<u8>)]| {
             frames.iter().filter(|f| !others.contains(f)).cloned().collect::<Vec<_>>()
         };
         list(&mut text, "only the first", &only_in(one, other));
         list(&mut text, "only the second", &only_in(other, one));
-        outcome.differences.push(text);
+        outcome.differences.push(("frames that belong to no packet".into(), text));
     }
     outcome
 }

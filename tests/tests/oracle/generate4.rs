@@ -48,7 +48,9 @@ const DESTINATIONS: [[u8; 4]; 9] = [
 ];
 
 /// Where no packet comes through: no route, or one that says so; a rule may know better.
-const UNREACHABLE: [[u8; 4]; 8] = [
+const UNREACHABLE: [[u8; 4]; 10] = [
+    [0, 0, 0, 1],
+    [240, 0, 0, 1],
     [198, 51, 100, 3],
     [198, 51, 100, 70],
     [198, 51, 100, 130],
@@ -60,16 +62,14 @@ const UNREACHABLE: [[u8; 4]; 8] = [
 ];
 
 /// Destinations a router must not forward to, or that are its own.
-const ODD_DESTINATIONS: [[u8; 4]; 16] = [
+const ODD_DESTINATIONS: [[u8; 4]; 14] = [
     [0, 0, 0, 0],
-    [0, 0, 0, 1],
     [127, 0, 0, 1],
     [127, 3, 2, 1],
     [255, 255, 255, 255],
     [224, 0, 0, 1],
     [224, 0, 0, 5],
     [239, 1, 2, 3],
-    [240, 0, 0, 1],
     [198, 18, 1, 255],
     [198, 18, 2, 255],
     [198, 18, 2, 0],
@@ -248,7 +248,8 @@ fn spoil(rng: &mut Rng, header: &mut Ipv4, payload_len: usize) -> &'static str {
             "reserved flag"
         }
         _ => {
-            header.offset = 8190;
+            // Not fragmented any further: the kernel would let the offset wrap, Ferroute drops.
+            (header.df, header.offset) = (true, 8190);
             "fragment beyond 65535 octets"
         }
     }

@@ -32,6 +32,9 @@ pub const ROUTER6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0x00f0, 0x00ff, 0xfe00, 0x0201),
 ];
 
+/// The IPv6 prefix (64 bits) whose route has an MTU of its own, 1300.
+pub const MTU_ROUTE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 1, 0, 0, 0, 0);
+
 /// Routes, rules and nexthops. ECMP is left out: the kernel's hash is seeded for each namespace.
 const ROUTES4: &str = "\
 route add 203.0.113.0/25 via 198.18.2.2
@@ -77,7 +80,9 @@ rule add from 2001:db8:1::67 prohibit pref 1001
 
 /// Sysctls of the router. ICMP errors are neither limited nor redirected away: a limit depends on
 /// time, and a redirect on what was sent before.
-const SYSCTLS: [(&str, &str); 7] = [
+const SYSCTLS: [(&str, &str); 9] = [
+    ("net/ipv4/icmp_msgs_per_sec", "1000000"),
+    ("net/ipv4/icmp_msgs_burst", "1000000"),
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/icmp_ratemask", "0"),
     ("net/ipv6/icmp/ratelimit", "0"),
