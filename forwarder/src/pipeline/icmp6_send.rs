@@ -18,6 +18,7 @@ use crate::stats::{DropReason, Mib, PuntReason};
 use crate::wire::ethernet::{self, EthernetFrame};
 use crate::wire::icmpv6::{self, Icmpv6Packet, Icmpv6Type, problem};
 use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, MTU_MIN, ipv6_addr_any, ipv6_addr_is_multicast};
+use crate::wire::ipv6_ext::is_ext_header;
 use crate::wire::{EtherType, Protocol, checksum};
 
 /// RFC 4443 §2.4(c): as much of the packet as fits, octets.
@@ -83,18 +84,40 @@ fn is_for_multicast_too(skb: &SkBuff, error: &IcmpError) -> bool {
         && option.is_none_or(|kind| kind & 0xc0 == 0x80)
 }
 
-/// `is_ineligible`.
+/// `is_ineligible`: an error, or what may be one for all that can be seen of it.
+///
+/// Walks as `ipv6_skip_exthdr` does, to the end of the packet whatever the payload length says, and
+/// over a header of which no more than the first octets are there.
 fn is_about_error(skb: &SkBuff) -> bool {
     let packet = skb.network_header();
-    let Ok(upper) = Ipv6Packet::new_unchecked(packet).upper_layer() else { return false };
-    if upper.protocol != Protocol::ICMPV6 || upper.later_fragment() {
-        return false;
+    let octet = |at: usize| packet.get(at).copied();
+    let mut next = Ipv6Packet::new_unchecked(packet).next_header();
+    let (mut at, mut is_fragment) = (HEADER_LEN, false);
+    while is_ext_header(next) {
+        let (Some(following), Some(len)) = (octet(at), octet(at + 1)) else { return false };
+        let len = usize::from(len);
+        at += match next {
+            Protocol::FRAGMENT => {
+                let (Some(high), Some(low)) = (octet(at + 2), octet(at + 3)) else { return false };
+                let offset_and_more = u16::from_be_bytes([high, low]);
+                if offset_and_more & !7 != 0 {
+                    // A later one: the header in question is in the first.
+                    return false;
+                }
+                is_fragment = offset_and_more != 0;
+                8
+            }
+            Protocol::AH => (len + 2) * 4,
+            _ => (len + 1) * 8,
+        };
+        next = Protocol(following);
     }
-    match packet.get(upper.offset) {
-        Some(&inner) => Icmpv6Type(inner).is_error(),
-        // Cut off: of a fragment it may be in the next one.
-        None => !upper.fragment.is_some_and(|fragment| fragment.more_frags),
-    }
+    next == Protocol::ICMPV6
+        && match octet(at) {
+            Some(inner) => Icmpv6Type(inner).is_error(),
+            // Cut off: of a fragment it may be in the next one.
+            None => !is_fragment,
+        }
 }
 
 /// `icmpv6_xrlim_allow` lets more go to wider prefixes: the time is shifted right once for each 32

@@ -122,6 +122,15 @@ fn errors_are_not_sent_about() {
             behind(&[58, 0, 0, 9, 0, 0, 0, 1], icmp(3), Protocol::FRAGMENT),
             1,
         ),
+        (
+            "an error, cut off before its type",
+            behind(
+                &[58, 3, 0, 0, 0, 0, 0, 0],
+                V6 { payload: vec![], ..icmp(3) },
+                Protocol::ROUTING,
+            ),
+            0,
+        ),
         ("a source without a route", V6 { hop_limit: 1, src: "2001:db9::1", ..V6::default() }, 0),
     ];
     for (what, packet, replies) in table {
@@ -129,6 +138,13 @@ fn errors_are_not_sent_about() {
         assert_eq!(lab.one(packet.frame()).len(), replies, "{what}");
         assert_eq!(lab.drops(DropReason::TtlExceeded), 1, "{what}");
     }
+    // A payload length of 0, as a jumbogram has, does not hide the error behind the options.
+    let options = behind(&[58, 0, 0xde, 4, 0, 0, 0, 0], icmp(3), Protocol::HOP_BY_HOP);
+    let mut frame = V6 { hop_limit: 64, ..options }.frame();
+    frame[18..20].fill(0);
+    let mut lab = Net::default().lab();
+    assert_eq!(lab.one(frame), [], "payload length 0");
+    assert_eq!(lab.drops(DropReason::Ipv6UnknownOption), 1);
     let mut lab = Net::default().lab();
     assert_eq!(lab.one(V6::to("2001:db8:a:9::1").frame()), [], "blackhole");
     assert_eq!(lab.drops(DropReason::Blackhole), 1);
