@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The share of forwarded packets that may have gone through the kernel all the same: those that
 /// Ferroute leaves to it on purpose.
 const LEFT_TO_KERNEL_PERCENT_MAX: u64 = 5;
-const PACKETS: usize = 6000;
+const PACKETS: usize = 20_000;
 const PACKETS_MAX: usize = 65_000;
 
 fn packets() -> usize {

@@ -4,9 +4,8 @@
 //! | --- | --- | --- |
 //! | identification | IPv4 packets the router makes itself | any number will do (RFC 6864 §4.1); the kernel's is random |
 //! | flow label | IPv6 packets the router makes itself | any number will do (RFC 6437 §3); the kernel's is hashed with a secret |
-//! | timestamps | the timestamp option of IPv4 | the time of day in milliseconds |
-//! | options | the IPv4 header that an ICMP error quotes | the kernel quotes what it has made of them (`ip_options_compile`), Ferroute the packet as received (RFC 1812 §4.3.2.3) |
-//! | MTU, and the quoted hop limit | Packet Too Big for a route with an MTU below its link's | the kernel names the link's MTU first (`ip6_forward`), and the route's when the packet fits the link, with the hop limit counted down (`ip6_fragment`); Ferroute names the route's at once and quotes the packet as received |
+//! | timestamps | the timestamp option of IPv4, also in a quoted header | the time of day in milliseconds |
+//! | quoted hop limit | Packet Too Big for a route with an MTU below its link's | what fits the link is refused late (`ip6_fragment`), when the kernel has counted it down; Ferroute quotes it as received |
 //! | ICMP errors as a whole | to a broadcast address | RFC 1812 §4.3.2.7 forbids them, Ferroute sends none; the kernel does where it looks for the route before the source |
 //! | fragments as a whole | of a fragment that ends beyond 65535 octets | the kernel lets the offset wrap, Ferroute drops it; the generator keeps them out |
 //! | redirects | | one a second at most; kept out, as is all neighbour discovery |
@@ -54,21 +53,20 @@ fn normalise4(packet: &mut [u8], own: bool) {
     }
 }
 
-/// Sets the options of the packet that an ICMP error quotes to zero.
+/// The same for the packet that an ICMP error quotes: the time is in it already.
 fn normalise_quoted(message: &mut [u8]) {
     let is_error = matches!(message[0], 3 | 5 | 11 | 12);
     let was_right = checksum(message) == 0;
     let Some((header, _)) = split_header(&mut message[8..]) else { return };
-    if is_error && header.len() > 20 {
+    if is_error && clear_timestamps(&mut header[20..]) {
         header[10..12].fill(0);
-        header[20..].fill(0);
         if was_right {
             message[2..4].fill(0);
         }
     }
 }
 
-/// Sets the MTU and the quoted hop limit of a Packet Too Big to zero, where the route has an MTU.
+/// Sets the hop limit that a Packet Too Big quotes to zero, where the route has an MTU of its own.
 fn normalise_too_big(packet: &mut [u8]) {
     const HEADER_LEN: usize = 40;
     const QUOTED: usize = HEADER_LEN + 8;
@@ -79,7 +77,6 @@ fn normalise_too_big(packet: &mut [u8]) {
     }
     let (header, message) = packet.split_at(HEADER_LEN);
     let was_right = icmpv6_checksum_is_right(&header[8..24], &header[24..40], message);
-    packet[HEADER_LEN + 4..HEADER_LEN + 8].fill(0);
     packet[QUOTED + 7] = 0;
     if was_right {
         packet[HEADER_LEN + 2..HEADER_LEN + 4].fill(0);
