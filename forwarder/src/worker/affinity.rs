@@ -1,7 +1,7 @@
 //! Pinning a thread to a CPU.
 
 use nix::errno::Errno;
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// The CPU cannot be had.
@@ -24,4 +24,12 @@ pub fn pin_to(cpu: usize) -> Result<(), PinError> {
     set.set(cpu)
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
         .map_err(|source| PinError { cpu, source })
+}
+
+/// The CPUs that the calling thread may run on, in rising order; never none.
+pub fn allowed_cpus() -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
+    let allowed: Vec<usize> =
+        (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect();
+    if allowed.is_empty() { vec![0] } else { allowed }
 }

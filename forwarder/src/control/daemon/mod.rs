@@ -51,8 +51,12 @@ use crate::worker::{Worker, WorkerHandle, affinity};
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
 const TICK: Duration = Duration::from_millis(100);
-/// How often the firewall is looked at: rules that appear while we run must not be bypassed.
-const FIREWALL_CHECK: Duration = Duration::from_secs(1);
+/// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may
+/// still be letting go of it.
+const BUSY_TRIES: u32 = 50;
+/// How often is looked at what no event tells of: rules that appear while we run must not be
+/// bypassed, and a port that could not be served may be free.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -84,7 +88,7 @@ struct Daemon {
     ports: Vec<Port>,
     /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
     bypassed: Vec<String>,
-    firewall_checked: Instant,
+    checked: Instant,
     pending: Receiver<Pending>,
     server: Option<Server>,
     stopping: bool,
@@ -123,7 +127,7 @@ impl Daemon {
             slow_paths: Vec::new(),
             ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
             bypassed,
-            firewall_checked: Instant::now(),
+            checked: Instant::now(),
             pending,
             server: None,
             stopping: false,
@@ -166,12 +170,12 @@ impl Daemon {
         };
         let most = queues.into_iter().max().unwrap_or(1);
         self.rounds = most.div_ceil(count as u32);
-        let online = std::thread::available_parallelism().map_or(1, usize::from);
+        let allowed = affinity::allowed_cpus();
         for n in 0..count {
             let cpu = match &self.options.cpus {
                 Some(cpus) => cpus.cpus().get(n).copied(),
                 // The last CPUs first: the first serves interrupts and everything else.
-                None => Some(online - 1 - n % online),
+                None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
             };
             let (worker, handle, queue) = self.make_worker(count)?;
             let thread = spawn(worker, n, cpu)?;
@@ -202,7 +206,8 @@ impl Daemon {
         let ports = self.ports.len() as u16;
         let slots = usize::from(ports) * self.rounds as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
-        let (io, pool) = AfXdp::with_slots(slots, &Options { rings, ..Options::default() })?;
+        let (io, pool) =
+            AfXdp::with_slots(slots, &Options { rings, busy_tries: 1, ..Options::default() })?;
         let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
         let reader =
             self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
@@ -228,6 +233,7 @@ impl Daemon {
             workers: &self.workers,
             options: &self.options,
             rounds: self.rounds,
+            tries: if must { BUSY_TRIES } else { 1 },
         };
         let mut changed = false;
         for port in &mut self.ports {
@@ -269,9 +275,20 @@ impl Daemon {
             self.answer_requests();
             let changes = self.mirror.tick(Instant::now())?;
             self.follow(&changes)?;
-            self.watch_firewall()?;
+            if self.checked.elapsed() >= CHECK {
+                self.checked = Instant::now();
+                self.watch_firewall()?;
+                self.retry_ports()?;
+            }
         }
         Ok(())
+    }
+
+    /// A port whose queue was busy, or whose interface had another's program, may be free by now:
+    /// no event tells.
+    fn retry_ports(&mut self) -> Result<()> {
+        let waits = |port: &Port| matches!(port.state, State::Waiting(_));
+        if self.ports.iter().any(waits) { self.bring_up_ports(false) } else { Ok(()) }
     }
 
     fn sleep(&self) -> Result<()> {
@@ -318,10 +335,6 @@ impl Daemon {
 
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
-        if self.firewall_checked.elapsed() < FIREWALL_CHECK {
-            return Ok(());
-        }
-        self.firewall_checked = Instant::now();
         let bypassed = firewall::bypassed(&self.options.interfaces)?;
         if bypassed == self.bypassed {
             return Ok(());
@@ -390,16 +403,22 @@ fn follow_link(
         (false, _) => {
             if let Some(why) = Port::obstacle(link) {
                 port.state = State::Waiting(why);
-            } else if let Err(error) = port.activate(link, with) {
-                if must {
-                    return Err(error);
-                }
-                say!("interface {}: {error:#}; left to the kernel", port.ifname);
             } else {
-                if !must {
-                    say!("interface {} is back", port.ifname);
+                let before = port.state.clone();
+                match port.activate(link, with) {
+                    Ok(()) => {
+                        if !must {
+                            say!("interface {} is back", port.ifname);
+                        }
+                        changed = true;
+                    }
+                    Err(error) if must => return Err(error),
+                    // Tried again and again: told once.
+                    Err(error) if port.state != before => {
+                        say!("interface {}: {error:#}; left to the kernel", port.ifname);
+                    }
+                    Err(_) => {}
                 }
-                changed = true;
             }
         }
     }

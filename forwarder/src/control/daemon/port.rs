@@ -14,14 +14,15 @@ use crate::control::config::{Mode, RunOptions};
 use crate::control::nic;
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
-use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, PortConfig};
+use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig};
 use crate::skb::MAX_PACKET;
 use crate::tables::Link;
 use crate::worker::WorkerHandle;
 
-/// How long a worker may take to open its sockets; binding retries while the kernel lets go of a
-/// queue closed a moment ago.
+/// How long a worker may take to open or close a socket.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause before a queue that was busy is tried again: one just closed stays busy for a while.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Octets of an Ethernet header, which a frame holds beside the IP packet.
 const ETH_HLEN: usize = 14;
 
@@ -59,6 +60,8 @@ pub struct Equipment<'a> {
     pub options: &'a RunOptions,
     /// Most queues of one port that a worker has room for.
     pub rounds: u32,
+    /// How often a busy queue is tried; once while running, for it is tried again later.
+    pub tries: u32,
 }
 
 /// One `-i`.
@@ -113,7 +116,9 @@ impl Port {
     pub fn activate(&mut self, link: &Link, with: &mut Equipment<'_>) -> Result<()> {
         let channels = nic::rx_queues(link.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
-        let queues = self.queues_served(channels, with)?;
+        let queues = self.queues_served(channels, with).inspect_err(|error| {
+            self.state = State::Waiting(format!("{error:#}"));
+        })?;
         let attach = match with.options.mode {
             Mode::Auto => AttachMode::Auto,
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
@@ -201,21 +206,38 @@ impl Port {
             Mode::Copy | Mode::Generic => BindMode::Copy,
         };
         for queue in 0..self.queues {
-            let n = queue as usize % with.workers.len();
-            let slot = self.slot(queue, with);
             let config =
                 PortConfig { ifname: self.ifname.clone(), ifindex: self.ifindex, queue, mode };
+            let (mode, fd) = self.open_socket(config, with)?;
+            sockets.push(fd);
+            self.bind_mode = Some(mode);
+        }
+        Ok(sockets)
+    }
+
+    /// Waiting for a busy queue is done here, not on the worker: it has other ports to serve.
+    fn open_socket(
+        &self,
+        config: PortConfig,
+        with: &Equipment<'_>,
+    ) -> Result<(BoundMode, OwnedFd)> {
+        let n = config.queue as usize % with.workers.len();
+        let slot = self.slot(config.queue, with);
+        let mut tries = with.tries;
+        loop {
+            tries = tries.saturating_sub(1);
+            let config = config.clone();
             let opened = with.workers[n].call(WORKER_TIMEOUT, move |io, pool, _| {
                 io.add_port(slot, &config, pool)?;
                 let info = io.port_info(slot).context("the socket is gone again")?;
                 let fd = io.socket_fd(slot).context("the socket is gone again")?;
                 Ok::<(BoundMode, OwnedFd), anyhow::Error>((info.mode, fd.try_clone_to_owned()?))
             });
-            let (mode, fd) = opened.with_context(|| format!("worker {n} does not answer"))??;
-            sockets.push(fd);
-            self.bind_mode = Some(mode);
+            match opened.with_context(|| format!("worker {n} does not answer"))? {
+                Err(error) if tries > 0 && is_busy(&error) => std::thread::sleep(BUSY_PAUSE),
+                opened => return opened,
+            }
         }
-        Ok(sockets)
     }
 
     /// The place of a queue in its worker's driver.
@@ -263,4 +285,8 @@ impl Port {
         self.bind_mode = None;
         self.state = state;
     }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(OpenError::Busy { .. }))
 }

@@ -30,7 +30,9 @@ pub(super) fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
         Object::Rule => render(rules(state, filter).into_iter(), format),
         Object::Nexthop => {
             let pass = |view: &show::NexthopView| {
+                let protocol = view.protocol.as_deref().unwrap_or("unspec");
                 filter.id.is_none_or(|id| id == view.id)
+                    && passes(&filter.protocol, protocol)
                     && filter.dev.as_ref().is_none_or(|dev| view.dev.as_ref() == Some(dev))
             };
             render(show::nexthops(state).into_iter().filter(pass), format)
