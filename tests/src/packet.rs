@@ -217,11 +217,6 @@ pub fn icmpv6(src: Ipv6Addr, dst: Ipv6Addr, message: (u8, u8, [u8; 4]), data: &[
     octets
 }
 
-/// Whether an ICMPv6 message has the checksum that it should between two addresses.
-pub fn icmpv6_checksum_is_right(src: &[u8], dst: &[u8], message: &[u8]) -> bool {
-    fold(sum(message) + pseudo(src, dst, ICMPV6, message.len())) == 0
-}
-
 /// A 16-bit field of a frame, if the frame has it.
 pub fn be16(frame: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?))

@@ -248,8 +248,7 @@ fn spoil(rng: &mut Rng, header: &mut Ipv4, payload_len: usize) -> &'static str {
             "reserved flag"
         }
         _ => {
-            // Not fragmented any further: the kernel would let the offset wrap, Ferroute drops.
-            (header.df, header.offset) = (true, 8190);
+            header.offset = 8190;
             "fragment beyond 65535 octets"
         }
     }

@@ -5,18 +5,13 @@
 //! | identification | IPv4 packets the router makes itself | any number will do (RFC 6864 §4.1); the kernel's is random |
 //! | flow label | IPv6 packets the router makes itself | any number will do (RFC 6437 §3); the kernel's is hashed with a secret |
 //! | timestamps | the timestamp option of IPv4, also in a quoted header | the time of day in milliseconds |
-//! | quoted hop limit | Packet Too Big for a route with an MTU below its link's | what fits the link is refused late (`ip6_fragment`), when the kernel has counted it down; Ferroute quotes it as received |
 //! | ICMP errors as a whole | to a broadcast address | RFC 1812 §4.3.2.7 forbids them, Ferroute sends none; the kernel does where it looks for the route before the source |
-//! | fragments as a whole | of a fragment that ends beyond 65535 octets | the kernel lets the offset wrap, Ferroute drops it; the generator keeps them out |
 //! | redirects | | one a second at most; kept out, as is all neighbour discovery |
-//! | checksums of IPv4, ICMP, ICMPv6 | where one of these was changed | cover them; they are checked first, and a wrong one stays |
+//! | checksums of IPv4 and ICMP | where one of these was changed | cover them; they are checked first, and a wrong one stays |
 
-use ferroute_tests::packet::{
-    ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, ICMPV6, be16, checksum, icmpv6_checksum_is_right,
-};
+use ferroute_tests::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, be16, checksum};
 
 use crate::input::is_made_by_router;
-use crate::world::MTU_ROUTE6;
 
 const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
@@ -30,7 +25,6 @@ pub fn normalise(mut frame: Vec<u8>) -> Vec<u8> {
         Some(ETHERTYPE_IPV6) if own && frame.len() >= ETH_LEN + 4 => {
             frame[ETH_LEN + 1] &= 0xf0;
             frame[ETH_LEN + 2..ETH_LEN + 4].fill(0);
-            normalise_too_big(&mut frame[ETH_LEN..]);
         }
         _ => {}
     }
@@ -63,23 +57,6 @@ fn normalise_quoted(message: &mut [u8]) {
         if was_right {
             message[2..4].fill(0);
         }
-    }
-}
-
-/// Sets the hop limit that a Packet Too Big quotes to zero, where the route has an MTU of its own.
-fn normalise_too_big(packet: &mut [u8]) {
-    const HEADER_LEN: usize = 40;
-    const QUOTED: usize = HEADER_LEN + 8;
-    let is_too_big = packet.get(6) == Some(&ICMPV6) && packet.get(HEADER_LEN) == Some(&2);
-    let quoted_dst = packet.get(QUOTED + 24..QUOTED + 32);
-    if !is_too_big || quoted_dst != Some(&MTU_ROUTE6.octets()[..8]) {
-        return;
-    }
-    let (header, message) = packet.split_at(HEADER_LEN);
-    let was_right = icmpv6_checksum_is_right(&header[8..24], &header[24..40], message);
-    packet[QUOTED + 7] = 0;
-    if was_right {
-        packet[HEADER_LEN + 2..HEADER_LEN + 4].fill(0);
     }
 }
 

@@ -32,9 +32,6 @@ pub const ROUTER6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0x00f0, 0x00ff, 0xfe00, 0x0201),
 ];
 
-/// The IPv6 prefix (64 bits) whose route has an MTU of its own, 1300.
-pub const MTU_ROUTE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 1, 0, 0, 0, 0);
-
 /// Routes, rules and nexthops. ECMP is left out: the kernel's hash is seeded for each namespace.
 const ROUTES4: &str = "\
 route add 203.0.113.0/25 via 198.18.2.2
