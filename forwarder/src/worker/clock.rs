@@ -1,6 +1,6 @@
 //! The worker's clock: nanoseconds since the process began to look, monotonic.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Read once a burst, passed down from there; the pipeline never reads a clock.
 #[derive(Debug, Clone, Copy)]
@@ -18,5 +18,12 @@ impl Clock {
     #[inline]
     pub fn now_ns(&self) -> u64 {
         self.start.elapsed().as_nanos() as u64
+    }
+
+    /// What has to be added to [`Self::now_ns`] for nanoseconds of UTC since 1970, as the system's
+    /// clock has it now; for IPv4 timestamp options.
+    pub fn utc_offset_ns(&self) -> u64 {
+        let utc = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (utc.as_nanos() as u64).wrapping_sub(self.now_ns())
     }
 }

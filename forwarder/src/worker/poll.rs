@@ -129,6 +129,9 @@ impl<I: PacketIo> Worker<I> {
         let stats = Arc::clone(&parts.stats);
         let handle = WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats };
         let out = Effects::new(usize::from(parts.ports));
+        let clock = Clock::start();
+        let mut state = parts.state;
+        state.utc_offset_ns = clock.utc_offset_ns();
         let worker = Worker {
             io: parts.io,
             ports: parts.ports.max(1),
@@ -136,13 +139,13 @@ impl<I: PacketIo> Worker<I> {
             tables: parts.tables,
             reader: parts.reader,
             stats: parts.stats,
-            state: parts.state,
+            state,
             out,
             burst: Burst::default(),
             slow_path: parts.slow_path,
             commands,
             stop,
-            clock: Clock::start(),
+            clock,
         };
         (worker, handle)
     }
@@ -251,6 +254,8 @@ impl<I: PacketIo> Worker<I> {
         self.reader.offline();
         self.io.wait(timeout);
         self.reader.online();
+        // The system's clock may have been set; here is time to look.
+        self.state.utc_offset_ns = self.clock.utc_offset_ns();
     }
 
     /// Takes what still lies in the rings, and waits for what is being sent.
