@@ -41,6 +41,12 @@ impl Frame {
         self.index as usize * FRAME_SIZE
     }
 
+    /// Whether the frame lies in the area that starts at `base`.
+    #[inline]
+    pub(crate) fn is_of(&self, base: NonNull<u8>) -> bool {
+        self.start.as_ptr() as usize == base.as_ptr() as usize + self.umem_offset()
+    }
+
     /// The whole frame.
     #[inline]
     pub fn bytes(&self) -> &[u8; FRAME_SIZE] {

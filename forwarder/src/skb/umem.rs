@@ -35,12 +35,11 @@ struct Page([u8; FRAME_SIZE]);
 impl Umem {
     /// Allocates an area of `frames` zeroed frames in ordinary memory.
     pub fn anonymous(frames: u32) -> Umem {
-        let mut pages = vec![Page([0; FRAME_SIZE]); frames as usize].into_boxed_slice();
-        let base = NonNull::from(&mut pages[..]).cast::<u8>();
-        // The raw pointer is what is kept: a Box moved into the keeper would assert unique access
-        // to memory that frames point into.
-        let keeper = Pages(NonNull::from(Box::leak(pages)));
-        Umem { base, frames, _keeper: Box::new(keeper) }
+        let pages = vec![Page([0; FRAME_SIZE]); frames as usize].into_boxed_slice();
+        // The raw pointer is what is kept, and what frames are cut from: a Box moved into the
+        // keeper would assert unique access to memory that frames point into.
+        let pages = NonNull::from(Box::leak(pages));
+        Umem { base: pages.cast(), frames, _keeper: Box::new(Pages(pages)) }
     }
 
     /// Adopts an area that a driver has mapped.
@@ -100,11 +99,16 @@ impl FramePool {
         self.free.pop()
     }
 
-    /// Gives a frame back. Never allocates: there is room for every frame of the area.
+    /// Gives a frame back. Never allocates: there is room for every frame of the area. A frame of
+    /// another area is not taken, and lost to its own: this pool must not hand it out after that
+    /// area is unmapped.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        debug_assert!(self.free.len() < self.total() as usize, "more frames than the umem has");
-        self.free.push(frame);
+        if self.umem.as_ref().is_some_and(|umem| frame.is_of(umem.base)) {
+            self.free.push(frame);
+        } else {
+            debug_assert!(false, "frame {} is of another umem", frame.index());
+        }
     }
 
     /// Free frames now.

@@ -58,6 +58,11 @@ impl Area {
         Ok((area, umem.into_pool()))
     }
 
+    /// The first octet.
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
     /// Address of the first octet.
     pub(super) fn addr(&self) -> u64 {
         self.base.as_ptr() as u64

@@ -239,7 +239,7 @@ impl AfXdp {
         })?;
         let io = AfXdp {
             ports: (0..ports).map(|_| None).collect(),
-            slots: Slots::new(area.frames()),
+            slots: Slots::new(area.base(), area.frames()),
             draining: Vec::new(),
             area,
             options: options.clone(),

@@ -21,7 +21,7 @@ const SHORTEST: usize = 14;
 const IDLE_KICKS: u32 = 2;
 
 /// Turns between two attempts to send on an interface that is down.
-const DOWN_TURNS: u32 = 1024;
+const DOWN_TURNS: u32 = 64;
 
 /// An open port.
 #[derive(Debug)]
@@ -177,8 +177,14 @@ impl Port {
         {
             match slots.give(frame, self.rx_owner) {
                 Ok(addr) => {
-                    let room = self.socket.fill.push(addr);
-                    debug_assert!(room, "the ring has room for all frames of the receiving side");
+                    if !self.socket.fill.push(addr) {
+                        // The kernel shows what it received before it shows what it took for it
+                        // (xsk_flush): there is room next turn.
+                        if let Some(frame) = slots.take(addr, self.rx_owner) {
+                            pool.free(frame);
+                        }
+                        break;
+                    }
                 }
                 Err(frame) => {
                     pool.free(frame);
@@ -219,8 +225,14 @@ impl Port {
                 Ok(addr) => {
                     let addr = addr + offset as u64;
                     let desc = libc::xdp_desc { addr, len: len as u32, options: 0 };
-                    let room = self.socket.tx.push(desc);
-                    debug_assert!(room, "the ring has room for all frames of the sending side");
+                    if !self.socket.tx.push(desc) {
+                        // As with the fill ring: completed is shown before taken.
+                        count_tx_drop(DropReason::FullRing, port, stats);
+                        if let Some(frame) = slots.take(addr, self.tx_owner) {
+                            pool.free(frame);
+                        }
+                        continue;
+                    }
                     self.tx_and_completion += 1;
                     packets += 1;
                     octets += len as u64;

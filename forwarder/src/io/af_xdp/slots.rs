@@ -5,6 +5,10 @@
 //! address that was never given, given elsewhere, or handed back twice finds none. So no address,
 //! right or wrong, can make a second token of a frame.
 
+#![expect(unsafe_code, reason = "an address that crosses threads")]
+
+use std::ptr::NonNull;
+
 use crate::skb::{FRAME_SIZE, Frame, FramePool};
 
 /// Names one direction of one binding of a port. Never used again when the port is bound anew.
@@ -31,12 +35,20 @@ struct Slot {
 
 /// One place for each frame of the area.
 #[derive(Debug)]
-pub(super) struct Slots(Box<[Slot]>);
+pub(super) struct Slots {
+    places: Box<[Slot]>,
+    /// Start of the area.
+    base: NonNull<u8>,
+}
+
+// SAFETY: the address is compared, never dereferenced.
+unsafe impl Send for Slots {}
 
 impl Slots {
-    /// Empty places for `frames` frames.
-    pub(super) fn new(frames: u32) -> Slots {
-        Slots((0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect())
+    /// Empty places for the `frames` frames of the area at `base`.
+    pub(super) fn new(base: NonNull<u8>, frames: u32) -> Slots {
+        let places = (0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect();
+        Slots { places, base }
     }
 
     /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
@@ -44,8 +56,8 @@ impl Slots {
     #[inline]
     pub(super) fn give(&mut self, frame: Frame, owner: Owner) -> Result<u64, Frame> {
         let offset = frame.umem_offset() as u64;
-        match self.0.get_mut(frame.index() as usize) {
-            Some(slot) if slot.frame.is_none() => {
+        match self.places.get_mut(frame.index() as usize) {
+            Some(slot) if slot.frame.is_none() && frame.is_of(self.base) => {
                 *slot = Slot { frame: Some(frame), owner };
                 Ok(offset)
             }
@@ -57,14 +69,14 @@ impl Slots {
     /// `None`: that frame was not given to `owner`.
     #[inline]
     pub(super) fn take(&mut self, addr: u64, owner: Owner) -> Option<Frame> {
-        let slot = self.0.get_mut((addr / FRAME_SIZE as u64) as usize)?;
+        let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
         if slot.owner != owner { None } else { slot.frame.take() }
     }
 
     /// Frees all frames given to `owner`. Only for a ring that the kernel has let go of.
     pub(super) fn reclaim(&mut self, owner: Owner, pool: &mut FramePool) -> usize {
         let mut count = 0;
-        for slot in self.0.iter_mut().filter(|slot| slot.owner == owner) {
+        for slot in self.places.iter_mut().filter(|slot| slot.owner == owner) {
             if let Some(frame) = slot.frame.take() {
                 pool.free(frame);
                 count += 1;
@@ -77,12 +89,13 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::af_xdp::area::Area;
     use crate::skb::Umem;
 
     #[test]
     fn only_what_was_given_comes_back_and_only_once_and_only_to_its_owner() {
-        let mut pool = Umem::anonymous(4).into_pool();
-        let mut slots = Slots::new(4);
+        let (area, mut pool) = Area::map(4).expect("maps");
+        let mut slots = Slots::new(area.base(), 4);
         let frame = pool.alloc().expect("four frames");
         let index = frame.index();
         let addr = slots.give(frame, Owner::rx(1)).expect("free place");
@@ -99,8 +112,8 @@ mod tests {
 
     #[test]
     fn reclaiming_takes_one_owners_frames_and_no_others() {
-        let mut pool = Umem::anonymous(4).into_pool();
-        let mut slots = Slots::new(4);
+        let (area, mut pool) = Area::map(4).expect("maps");
+        let mut slots = Slots::new(area.base(), 4);
         for n in 0..4 {
             let owner = if n == 0 { Owner::tx(7) } else { Owner::rx(7) };
             let frame = pool.alloc().expect("four frames");
@@ -110,5 +123,15 @@ mod tests {
         assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 0);
         assert_eq!(pool.available(), 3);
         assert_eq!(slots.reclaim(Owner::tx(7), &mut pool), 1);
+    }
+
+    #[test]
+    fn a_frame_of_another_area_comes_back() {
+        let (area, _pool) = Area::map(1).expect("maps");
+        let mut slots = Slots::new(area.base(), 1);
+        let mut other = Umem::anonymous(1).into_pool();
+        let frame = other.alloc().expect("one frame");
+        let frame = slots.give(frame, Owner::rx(1)).expect_err("not of this area");
+        other.free(frame);
     }
 }
