@@ -132,6 +132,25 @@ impl<L: PrefixMatch> FamilyFib<L> {
         }
     }
 
+    /// Whether every packet that is not for this host ends as [`RouteType::Punt`] by a rule: then
+    /// it need not be brought to userspace at all. Only rules of priority 0 (the local table) may
+    /// stand before the one that says so.
+    pub fn punts_all(&self) -> bool {
+        let everything = |rule: &&Rule<L::Addr>| {
+            !rule.invert
+                && rule.from.is_none()
+                && rule.to.is_none()
+                && rule.iif.is_none()
+                && rule.fwmark.is_none()
+                && matches!(rule.action, RuleAction::Answer(RouteType::Punt(_)))
+        };
+        !self.merged
+            && self.rules.iter().find(|rule| rule.priority != 0).is_some_and(|first| {
+                everything(&first)
+                    || self.rules.iter().take_while(|r| r.priority == 0).any(|r| everything(&r))
+            })
+    }
+
     /// `fib_lookup`: the route for a flow, by the rules.
     #[inline]
     pub fn fib_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {

@@ -66,6 +66,13 @@ impl PipelineState {
         }
     }
 
+    /// Sets the seed of the flow hash: workers must agree on it, for the packets of one flow, and
+    /// the ICMP errors about it, come by different queues.
+    #[must_use]
+    pub fn with_hash_seed(self, hash_seed: u64) -> PipelineState {
+        PipelineState { hash_seed, ..self }
+    }
+
     /// Packets that wait for a neighbour: the `held` of the conservation law.
     pub fn held(&self) -> usize {
         self.hold.held()
@@ -132,14 +139,12 @@ impl Ctx<'_> {
         // The kernel would take the partial checksum for a wrong one.
         super::csum_partial::skb_checksum_help(&mut skb);
         let port = skb.port;
-        match self.out.punts.push(skb) {
-            Ok(()) => {
-                self.stats.punt(reason);
-                if let Some(port) = self.stats.ports.get(usize::from(port)) {
-                    port.punted.inc();
-                }
-            }
-            Err(skb) => self.drop_skb(skb, DropReason::PuntFailed),
+        self.stats.punt(reason);
+        if let Some(port) = self.stats.ports.get(usize::from(port)) {
+            port.punted.inc();
+        }
+        if let Err(skb) = self.out.punts.push(skb) {
+            self.drop_skb(skb, DropReason::PuntFailed);
         }
     }
 }

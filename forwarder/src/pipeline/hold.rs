@@ -100,9 +100,12 @@ pub(super) fn hold(skb: SkBuff, oif: u32, addr: IpAddr, routed: &PostRouted, ctx
         queue.poll_ns = ctx.now_ns + POLL_NS;
     }
     let (slot, new) = match queue.slot(oif, addr) {
-        Some((_, true)) if scarce => return ctx.drop_skb(skb, DropReason::NeighQueueFull),
-        Some(found) => found,
-        None => return ctx.drop_skb(skb, DropReason::NeighQueueFull),
+        Some(found @ (_, new)) if !(new && scarce) => found,
+        // Not held, but asked for: once the kernel has the answer, packets flow.
+        _ => {
+            ctx.out.ask_neigh(oif, addr);
+            return ctx.drop_skb(skb, DropReason::NeighQueueFull);
+        }
     };
     if new {
         (slot.oif, slot.addr, slot.routed) = (oif, addr, Some(routed.clone()));

@@ -118,7 +118,7 @@ reasons! {
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",
         /// A packet spread over several frames, on a port that does not take them.
         RxMultiBuffer = "RX_MULTI_BUFFER",
-        /// To be handed back to the kernel, but that way is full or closed.
+        /// To be handed back to the kernel, and counted as such, but that way was full or closed.
         PuntFailed = "PUNT_FAILED",
         /// Still held when the worker stopped.
         Shutdown = "SHUTDOWN",

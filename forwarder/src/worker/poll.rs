@@ -19,7 +19,7 @@ use crate::tables::{Snapshot, Tables};
 const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep: commands and new tables are noticed at least this often.
 const SLEEP: Duration = Duration::from_millis(20);
-/// Longest sleep while packets wait for a neighbour.
+/// Longest sleep while packets wait for a neighbour, or to be sent.
 const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
 /// How long RX rings must stay empty before a stopping worker believes that nothing more comes.
 const DRAIN_NS: u64 = 5_000_000;
@@ -249,7 +249,8 @@ impl<I: PacketIo> Worker<I> {
     }
 
     fn sleep(&mut self) {
-        let timeout = if self.state.held() > 0 { SLEEP_WITH_HELD } else { SLEEP };
+        let pending = self.state.held() > 0 || self.io.census().tx_and_completion > 0;
+        let timeout = if pending { SLEEP_WITH_HELD } else { SLEEP };
         self.stats.sleeps.inc();
         self.reader.offline();
         self.io.wait(timeout);

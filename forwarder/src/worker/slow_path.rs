@@ -73,7 +73,8 @@ impl Bell {
     /// Called by the control thread before it looks at the queues.
     pub fn silence(&self) {
         let _ = self.event.read();
-        self.rung.store(false, Ordering::Release);
+        // A swap, not a store: what the queues hold must not be read before it.
+        self.rung.swap(false, Ordering::AcqRel);
     }
 }
 

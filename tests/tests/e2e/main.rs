@@ -9,7 +9,6 @@
 mod follow;
 mod full_table;
 mod hops;
-mod left;
 mod life;
 mod mtu;
 mod neighbours;

@@ -76,7 +76,9 @@ fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
 
         let (rx, tx) = (of_ports(stat, "rx_packets")?, of_ports(stat, "tx_packets")?);
         // What the kernel could not send it had taken from the ring before: those count as sent, too.
-        let unsent = stat["drops"]["TX_ERROR"].as_u64().unwrap_or(0);
+        // Likewise what was on its way back to the kernel.
+        let late = |reason: &str| stat["drops"][reason].as_u64().unwrap_or(0);
+        let unsent = late("TX_ERROR") + late("PUNT_FAILED");
         let (drops, punts) = (total(&stat["drops"]) - unsent, total(&stat["punts"]));
         let made = stat["mib"]["IcmpOutMsgs"].as_u64().unwrap_or(0)
             + stat["mib"]["Icmp6OutMsgs"].as_u64().unwrap_or(0);
