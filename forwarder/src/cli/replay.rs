@@ -1,6 +1,7 @@
 //! `replay`: a capture through the whole road, without root.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -70,9 +71,20 @@ pub fn replay(global: &Global, args: &ReplayArgs) -> Result<()> {
     })?;
     // The file has been checked: what is wrong with it was said with its place.
     let network = StaticNetwork::new(&section).map_err(|wrong| Usage(wrong.message))?;
+    refuse_same_file(&args.input, &args.output)?;
     let report = run_replay(&network, &args.input, &args.output, args.iif.as_deref())?;
     let output = global.output();
     if output.json { output.json(&report) } else { output.text(&text(&report)) }
+}
+
+/// The output is emptied before the input is read.
+fn refuse_same_file(input: &Path, output: &Path) -> Result<()> {
+    let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    if identity(input).is_some_and(|input| identity(output) == Some(input)) {
+        let (input, output) = (input.display(), output.display());
+        return Err(Usage(format!("{output} is {input}; write to another file")).into());
+    }
+    Ok(())
 }
 
 fn text(report: &ReplayReport) -> String {

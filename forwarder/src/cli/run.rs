@@ -38,7 +38,7 @@ pub struct RunArgs {
     /// CPUs for the workers, one each, like 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// RX queues to serve on every port [default: all of them].
+    /// RX queues that every port must have; all are served [default: as many as it has].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
     /// Start even if a firewall or IPsec policies would be bypassed.

@@ -12,6 +12,7 @@ use std::io;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
 
 use super::mirror::raw::{Attrs, Message, Request, u8_at, u16_at};
+use super::nic;
 use super::nlsock::NlSock;
 
 /// `struct nfgenmsg` in octets.
@@ -51,6 +52,21 @@ pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
     found.extend(iptables("iptables", "ip_tables_names")?);
     found.extend(iptables("ip6tables", "ip6_tables_names")?);
     found.extend(xfrm()?);
+    found.extend(tc(ports)?);
+    Ok(found)
+}
+
+/// Filters at the ports' ingress and egress: userspace receives before the one and sends past the
+/// other.
+fn tc(ports: &[String]) -> io::Result<Vec<String>> {
+    let nics = nic::read()?;
+    let mut found = Vec::new();
+    for nic in nics.iter().filter(|nic| ports.contains(&nic.name)) {
+        let filters = nic::tc_filters(nic.ifindex)?;
+        found.extend(filters.into_iter().map(|(direction, kind)| {
+            format!("tc filter ({kind}) at the {direction} of {}", nic.name)
+        }));
+    }
     Ok(found)
 }
 

@@ -11,6 +11,10 @@ use crate::control::nlsock::{GENL_HEADER, NlSock};
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETQDISC: u16 = 38;
+const RTM_GETTFILTER: u16 = 46;
+/// TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and (…, TC_H_MIN_EGRESS).
+const TC_H_INGRESS: u32 = 0xffff_fff2;
+const TC_H_EGRESS: u32 = 0xffff_fff3;
 /// `struct ifinfomsg` in octets.
 const IFINFO_HEADER: usize = 16;
 /// `struct tcmsg` in octets.
@@ -141,6 +145,25 @@ pub fn has_tc_hook(ifindex: u32) -> io::Result<bool> {
         here.then_some(kind)
     })?;
     Ok(kinds.iter().any(|kind| kind == "clsact" || kind == "ingress"))
+}
+
+/// The tc filters of an interface's ingress and egress: where they sit, and their kind, each pair
+/// once.
+pub fn tc_filters(ifindex: u32) -> io::Result<BTreeSet<(&'static str, String)>> {
+    let mut found = BTreeSet::new();
+    if !has_tc_hook(ifindex)? {
+        return Ok(found);
+    }
+    for (direction, parent) in [("ingress", TC_H_INGRESS), ("egress", TC_H_EGRESS)] {
+        let mut header = [0; TC_HEADER];
+        header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        header[12..16].copy_from_slice(&parent.to_ne_bytes());
+        let kinds = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETTFILTER, &header, |message| {
+            Some(find(message.attrs(TC_HEADER), TCA_KIND)?.string())
+        })?;
+        found.extend(kinds.into_iter().map(|kind| (direction, kind)));
+    }
+    Ok(found)
 }
 
 /// RX queues, as `ethtool -l` prints them: RX and combined channels; one where the driver has no

@@ -58,7 +58,7 @@ const BUSY_TRIES: u32 = 50;
 /// bypassed, and a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
 /// What stands in the way of starting: privilege, interface, program, socket, firewall; each says
@@ -92,6 +92,14 @@ struct Daemon {
     pending: Receiver<Pending>,
     server: Option<Server>,
     stopping: bool,
+    /// Why a family's local addresses are not all in the XDP program's maps.
+    unknown_locals: Option<String>,
+    /// The TAP device does not take frames: the kernel gets everything until it does again.
+    punt_broken: bool,
+    /// Generation of the tables by which the programs were last told what to steer.
+    steered: u64,
+    /// Of the flow hash, the same for all workers.
+    hash_seed: u64,
 }
 
 impl Daemon {
@@ -99,7 +107,8 @@ impl Daemon {
         // Before any thread exists, so that every thread inherits the mask.
         let signals = take_signals()?;
         let bell = Bell::new().context("cannot create an eventfd")?;
-        let bypassed = firewall::bypassed(&options.interfaces)?;
+        let bypassed = firewall::bypassed(&options.interfaces)
+            .context("cannot read the firewall's rules, so it is not known what they are")?;
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
                 "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
@@ -131,11 +140,17 @@ impl Daemon {
             pending,
             server: None,
             stopping: false,
+            unknown_locals: None,
+            punt_broken: false,
+            steered: 0,
+            hash_seed: RandomState::new().hash_one("flows"),
             options,
         };
         daemon.refuse_unfit_interfaces()?;
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
         daemon.start_workers()?;
+        // Rules may have come since they were looked at.
+        daemon.watch_firewall()?;
         daemon.bring_up_ports(true)?;
         say!("{}", daemon.summary());
         Ok(daemon)
@@ -150,27 +165,33 @@ impl Daemon {
                 let known: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
                 bail!("no interface {name}; there are: {}", known.join(" "));
             };
-            if let Some(obstacle) = Port::obstacle(link) {
+            if let Some(obstacle) = Port::obstacle(link, self.is_up(link.ifindex)) {
                 bail!("interface {name}: {obstacle}");
             }
         }
         Ok(())
     }
 
+    /// Administratively; a cable may be unplugged.
+    fn is_up(&self, ifindex: u32) -> bool {
+        self.mirror.state().links.get(&ifindex).is_some_and(|link| link.is_up())
+    }
+
     fn links(&self) -> Arc<Links> {
         Arc::clone(&self.mirror.tables().links)
     }
 
-    /// One worker a CPU of `--cpus`, else one a queue index that every port has.
+    /// One worker a CPU of `--cpus`, else one a queue index that every port has, as far as there
+    /// are CPUs.
     fn start_workers(&mut self) -> Result<()> {
         let queues = self.queues()?;
+        let allowed = affinity::allowed_cpus();
         let count = match &self.options.cpus {
             Some(cpus) => cpus.cpus().len(),
-            None => queues.iter().copied().min().unwrap_or(1) as usize,
+            None => (queues.iter().copied().min().unwrap_or(1) as usize).min(allowed.len()),
         };
         let most = queues.into_iter().max().unwrap_or(1);
         self.rounds = most.div_ceil(count as u32);
-        let allowed = affinity::allowed_cpus();
         for n in 0..count {
             let cpu = match &self.options.cpus {
                 Some(cpus) => cpus.cpus().get(n).copied(),
@@ -218,7 +239,8 @@ impl Daemon {
             tables: self.mirror.published().subscribe(),
             reader,
             stats: Arc::new(WorkerStats::new(slots)),
-            state: PipelineState::new(RandomState::new().hash_one("worker"), count),
+            state: PipelineState::new(RandomState::new().hash_one("worker"), count)
+                .with_hash_seed(self.hash_seed),
             slow_path,
         });
         Ok((worker, handle, queue))
@@ -236,9 +258,14 @@ impl Daemon {
             tries: if must { BUSY_TRIES } else { 1 },
         };
         let mut changed = false;
+        let state = self.mirror.state();
         for port in &mut self.ports {
             let link = links.iter().find(|link| link.name == port.ifname);
-            changed |= follow_link(port, link, &mut with, must)?;
+            let obstacle = link.and_then(|link| {
+                let is_up = state.links.get(&link.ifindex).is_some_and(|link| link.is_up());
+                Port::obstacle(link, is_up)
+            });
+            changed |= follow_link(port, link, obstacle, &mut with, must)?;
         }
         if changed {
             let active = self.ports.iter().filter(|port| port.state == State::Active);
@@ -250,16 +277,38 @@ impl Daemon {
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
     fn steer(&mut self) -> Result<()> {
+        let tables = self.mirror.tables();
+        self.steered = tables.generation;
+        if self.stopping || !self.steering_allowed() {
+            return self.ports.iter_mut().try_for_each(|port| port.steer(false, false));
+        }
         let local4 = self.mirror.local4().into_iter().collect();
         let local6 = self.mirror.local6().into_iter().collect();
-        self.steering.set_local4(&local4)?;
-        self.steering.set_local6(&local6)?;
-        let on = !self.stopping && self.steering_allowed();
-        self.ports.iter_mut().try_for_each(|port| port.steer(on))
+        // Without all its addresses a family would have to be guessed at: the kernel has it.
+        let known4 = self.steering.set_local4(&local4);
+        let known6 = self.steering.set_local6(&local6);
+        let ipv4 = known4.is_ok() && !tables.fib4.punts_all();
+        let ipv6 = known6.is_ok() && !tables.fib6.punts_all();
+        let unknown = known4.err().or(known6.err()).map(|error| {
+            format!(
+                "{error}; a family whose local addresses are not all known is left to the kernel"
+            )
+        });
+        if unknown != self.unknown_locals {
+            if let Some(why) = &unknown {
+                say!("{why}");
+            }
+            self.unknown_locals = unknown;
+        }
+        self.ports.iter_mut().try_for_each(|port| {
+            // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
+            let followed = tables.links.port(port.index).is_some();
+            port.steer(ipv4 && followed, ipv6 && followed)
+        })
     }
 
     fn steering_allowed(&self) -> bool {
-        self.bypassed.is_empty() || self.options.ignore_firewall
+        !self.punt_broken && (self.bypassed.is_empty() || self.options.ignore_firewall)
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -277,7 +326,11 @@ impl Daemon {
             self.follow(&changes)?;
             if self.checked.elapsed() >= CHECK {
                 self.checked = Instant::now();
+                if let Some(n) = self.threads.iter().position(JoinHandle::is_finished) {
+                    bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
+                }
                 self.watch_firewall()?;
+                self.mend_punt()?;
                 self.retry_ports()?;
             }
         }
@@ -287,8 +340,23 @@ impl Daemon {
     /// A port whose queue was busy, or whose interface had another's program, may be free by now:
     /// no event tells.
     fn retry_ports(&mut self) -> Result<()> {
-        let waits = |port: &Port| matches!(port.state, State::Waiting(_));
-        if self.ports.iter().any(waits) { self.bring_up_ports(false) } else { Ok(()) }
+        let changed: Vec<usize> =
+            (0..self.ports.len()).filter(|&n| self.ports[n].queues_changed()).collect();
+        for &n in &changed {
+            let port = &mut self.ports[n];
+            say!("interface {}: its number of queues has changed", port.ifname);
+            let with = Equipment {
+                steering: &mut self.steering,
+                punt: &self.punt,
+                workers: &self.workers,
+                options: &self.options,
+                rounds: self.rounds,
+                tries: 1,
+            };
+            port.deactivate(State::Absent, &with);
+        }
+        let due = self.ports.iter().any(Port::retry_is_due);
+        if due || !changed.is_empty() { self.bring_up_ports(false) } else { Ok(()) }
     }
 
     fn sleep(&self) -> Result<()> {
@@ -305,25 +373,44 @@ impl Daemon {
     fn follow(&mut self, changes: &Changes) -> Result<()> {
         if changes.links {
             self.bring_up_ports(false)?;
-        } else if changes.local_addresses {
+        } else if changes.local_addresses || changes.generation != self.steered {
             self.steer()?;
         }
         Ok(())
     }
 
     fn run_slow_path(&mut self) -> Result<()> {
+        let mut refused = None;
         for queue in &self.slow_paths {
             queue.drain_frames(|frame| {
                 let ifindex = frame.ifindex;
-                // A frame the kernel does not take back is lost as on a full queue; the device
-                // counts it.
-                let _ = self.punt.inject(ifindex, frame.bytes_mut());
+                refused = self.punt.inject(ifindex, frame.bytes_mut()).err().or(refused.take());
             });
             for request in queue.requests() {
                 self.mirror.resolve(request.oif, request.addr)?;
             }
         }
+        if let Some(error) = refused.filter(|_| !self.punt_broken) {
+            say!("{} does not take frames ({error}); all is left to the kernel", self.punt.name());
+            self.punt_broken = true;
+            self.steer()?;
+        }
         Ok(())
+    }
+
+    /// Makes a new TAP device after the old one was taken away or down.
+    fn mend_punt(&mut self) -> Result<()> {
+        if !self.punt_broken {
+            return Ok(());
+        }
+        let Ok(punt) = PuntDevice::open(&self.steering) else { return Ok(()) };
+        for port in self.ports.iter().filter(|port| port.state == State::Active) {
+            port.admit(&punt)?;
+        }
+        say!("{} takes frames for the kernel again", punt.name());
+        self.punt = punt;
+        self.punt_broken = false;
+        self.steer()
     }
 
     fn answer_requests(&mut self) {
@@ -335,7 +422,9 @@ impl Daemon {
 
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
-        let bypassed = firewall::bypassed(&self.options.interfaces)?;
+        // What cannot be read may hold anything.
+        let bypassed = firewall::bypassed(&self.options.interfaces)
+            .unwrap_or_else(|error| vec![format!("the firewall cannot be read: {error}")]);
         if bypassed == self.bypassed {
             return Ok(());
         }
@@ -375,6 +464,7 @@ impl Daemon {
 fn follow_link(
     port: &mut Port,
     link: Option<&crate::tables::Link>,
+    obstacle: Option<String>,
     with: &mut Equipment<'_>,
     must: bool,
 ) -> Result<bool> {
@@ -391,7 +481,7 @@ fn follow_link(
         port.deactivate(State::Absent, with);
         changed = true;
     }
-    let oversized = Port::obstacle(link).filter(|_| link.up);
+    let oversized = obstacle.clone().filter(|_| link.up);
     match (port.state == State::Active, oversized) {
         // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
         (true, None) => port.follow(link, with.punt)?,
@@ -401,9 +491,9 @@ fn follow_link(
             changed = true;
         }
         (false, _) => {
-            if let Some(why) = Port::obstacle(link) {
+            if let Some(why) = obstacle {
                 port.state = State::Waiting(why);
-            } else {
+            } else if must || port.state == State::Absent || port.retry_is_due() {
                 let before = port.state.clone();
                 match port.activate(link, with) {
                     Ok(()) => {
@@ -429,6 +519,8 @@ fn take_signals() -> Result<SignalFd> {
     let mut mask = SigSet::empty();
     mask.add(Signal::SIGTERM);
     mask.add(Signal::SIGINT);
+    // The terminal is gone.
+    mask.add(Signal::SIGHUP);
     mask.thread_block().context("cannot block signals")?;
     SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .context("cannot create a signalfd")

@@ -6,7 +6,7 @@
 //! Whatever is not Active is the kernel's: no XDP program is attached, nothing is lost.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -21,8 +21,12 @@ use crate::worker::WorkerHandle;
 
 /// How long a worker may take to open or close a socket.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long workers have for what lies in the rings of a port that is given up.
+const DRAIN: Duration = Duration::from_millis(5);
 /// Pause before a queue that was busy is tried again: one just closed stays busy for a while.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// The longest pause between two attempts to serve a port is 2^6 seconds.
+const RETRY_DOUBLINGS: u32 = 6;
 /// Octets of an Ethernet header, which a frame holds beside the IP packet.
 const ETH_HLEN: usize = 14;
 
@@ -82,6 +86,9 @@ pub struct Port {
     /// The attached program.
     pub program: Option<PortProgram>,
     mac: [u8; 6],
+    /// Failed attempts in a row, and when the next is due.
+    failures: u32,
+    retry_at: Instant,
 }
 
 impl Port {
@@ -96,11 +103,25 @@ impl Port {
             bind_mode: None,
             program: None,
             mac: [0; 6],
+            failures: 0,
+            retry_at: Instant::now(),
         }
     }
 
+    /// Whether a port that could not be served is to be tried again: each time after twice as
+    /// long, for some NICs reset their link at every attempt.
+    pub fn retry_is_due(&self) -> bool {
+        matches!(self.state, State::Waiting(_)) && Instant::now() >= self.retry_at
+    }
+
+    /// Whether its number of queues has changed since it was opened.
+    pub fn queues_changed(&self) -> bool {
+        self.state == State::Active
+            && nic::rx_queues(self.ifindex).is_ok_and(|queues| queues != self.queues)
+    }
+
     /// Why an interface cannot be a port as it is; `None`: it can.
-    pub fn obstacle(link: &Link) -> Option<String> {
+    pub fn obstacle(link: &Link, is_up: bool) -> Option<String> {
         let largest = MAX_PACKET - ETH_HLEN;
         if link.mtu as usize > largest {
             return Some(format!(
@@ -108,12 +129,15 @@ impl Port {
                 link.mtu, link.name
             ));
         }
-        (!link.up).then(|| format!("down; bring it up: ip link set {} up", link.name))
+        (!is_up).then(|| format!("down; bring it up: ip link set {} up", link.name))
     }
 
     /// Attaches the program, opens a socket on every queue, and directs the queues to them. Frames
     /// are steered only after [`Port::steer`]. On failure everything is as before.
     pub fn activate(&mut self, link: &Link, with: &mut Equipment<'_>) -> Result<()> {
+        self.failures = (self.failures + 1).min(RETRY_DOUBLINGS);
+        self.retry_at = Instant::now() + Duration::from_secs(1 << self.failures);
+        self.refuse_unfit(link, with)?;
         let channels = nic::rx_queues(link.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
         let queues = self.queues_served(channels, with).inspect_err(|error| {
@@ -131,6 +155,7 @@ impl Port {
             Ok(program) => {
                 self.program = Some(program);
                 self.state = State::Active;
+                self.failures = 0;
                 Ok(())
             }
             Err(error) => {
@@ -168,6 +193,29 @@ impl Port {
         }
         with.punt.add_port(link.ifindex, link.mac, program.mode() == XdpMode::Generic)?;
         Ok(program)
+    }
+
+    /// What an interface must be, beside up and small enough.
+    fn refuse_unfit(&mut self, link: &Link, with: &Equipment<'_>) -> Result<()> {
+        let name = &self.ifname;
+        let nics = nic::read().with_context(|| format!("{name}: cannot be looked at"))?;
+        let nic = nics.iter().find(|nic| nic.ifindex == link.ifindex);
+        let nic = nic.with_context(|| format!("interface {name} is gone"))?;
+        let unfit = if !nic.is_ethernet() || name == with.punt.name() {
+            Some("is not an Ethernet interface that packets could be forwarded by".to_owned())
+        } else if nic.master.is_some() {
+            Some("belongs to a bridge, bond or VRF, which takes its packets".to_owned())
+        } else if nic.kind.as_deref() != Some("veth") && strips_vlan_tags(link.ifindex) {
+            Some(format!(
+                "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; \
+                 switch that off: ethtool -K {name} rxvlan off"
+            ))
+        } else {
+            None
+        };
+        let Some(why) = unfit else { return Ok(()) };
+        self.state = State::Waiting(why.clone());
+        bail!("interface {name} {why}")
     }
 
     /// Every queue is served or the port is refused: a queue without a socket would leave its share
@@ -246,10 +294,16 @@ impl Port {
         self.index + (round * with.options.interfaces.len()) as u16
     }
 
-    /// Lets the program steer, or leaves everything to the kernel.
-    pub fn steer(&mut self, on: bool) -> Result<()> {
+    /// Lets the port's frames through a punt device.
+    pub fn admit(&self, punt: &PuntDevice) -> Result<()> {
+        let generic = self.program.as_ref().is_some_and(|p| p.mode() == XdpMode::Generic);
+        Ok(punt.add_port(self.ifindex, self.mac, generic)?)
+    }
+
+    /// Lets the program steer a family, or leaves it to the kernel.
+    pub fn steer(&mut self, ipv4: bool, ipv6: bool) -> Result<()> {
         match &mut self.program {
-            Some(program) => Ok(program.set_steer(on, on)?),
+            Some(program) => Ok(program.set_steer(ipv4, ipv6)?),
             None => Ok(()),
         }
     }
@@ -268,8 +322,11 @@ impl Port {
 
     /// Gives the interface back to the kernel.
     pub fn deactivate(&mut self, state: State, with: &Equipment<'_>) {
-        // First the program: from here on the kernel has every frame that arrives.
-        self.program = None;
+        // First the program: from here on the kernel has every frame that arrives. What has
+        // arrived before is forwarded meanwhile.
+        if self.program.take().is_some() {
+            std::thread::sleep(DRAIN);
+        }
         for queue in 0..self.queues {
             let worker = &with.workers[queue as usize % with.workers.len()];
             let slot = self.slot(queue, with);
@@ -289,4 +346,9 @@ impl Port {
 
 fn is_busy(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(OpenError::Busy { .. }))
+}
+
+/// A driver that cannot be asked for its features has none.
+fn strips_vlan_tags(ifindex: u32) -> bool {
+    nic::features(ifindex).is_ok_and(|features| features.contains("rx-vlan-hw-parse"))
 }

@@ -51,7 +51,12 @@ impl Daemon {
         let port = |port: &super::Port| PortStatus {
             ifname: port.ifname.clone(),
             ifindex: port.ifindex,
-            state: port.state.describe().to_owned(),
+            state: match links.ifindex(port.ifindex) {
+                Some(link) if !link.up && port.state == State::Active => {
+                    if self.is_up(link.ifindex) { "no carrier" } else { "down" }.to_owned()
+                }
+                _ => port.state.describe().to_owned(),
+            },
             xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
             bind_mode: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
             queues: port.queues,
@@ -111,6 +116,19 @@ impl Daemon {
                 format!("{what}: {then}")
             })
             .collect();
+        warnings.extend(self.unknown_locals.clone());
+        if self.punt_broken {
+            warnings.push(format!("{} does not take frames", self.punt.name()));
+        }
+        let links = self.links();
+        for port in &self.ports {
+            let Some(link) = links.ifindex(port.ifindex) else { continue };
+            for (family, on) in [("IPv4", link.forwarding4), ("IPv6", link.forwarding6)] {
+                if !on {
+                    warnings.push(format!("{family} forwarding is off on {}", link.name));
+                }
+            }
+        }
         let idle = self.ports.iter().filter(|port| port.state != State::Active);
         warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
         warnings

@@ -15,6 +15,9 @@ use crate::control::mirror::show::{self, HopView, RouteView};
 use crate::control::mirror::state::{self, RouterState};
 use crate::tables::Tables;
 
+/// The loopback interface has this number in every namespace.
+const LOOPBACK_IFINDEX: u32 = 1;
+
 /// Answers `show`.
 pub(super) fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
     let (filter, format) = (&request.filter, request.format);
@@ -58,7 +61,8 @@ pub(super) fn get(
     request: &RouteGetRequest,
 ) -> Result<Rendered, String> {
     let iif = match &request.iif {
-        None => 0,
+        // As `ip` asks: a packet of our own, which comes in by lo.
+        None => LOOPBACK_IFINDEX,
         Some(name) => {
             let link = state.links.values().find(|link| link.name == *name);
             link.ok_or_else(|| format!("route get: no interface {name}"))?.ifindex

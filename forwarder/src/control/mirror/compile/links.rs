@@ -21,6 +21,16 @@ const KINDS_WITHOUT_WIRE: [&str; 7] =
 
 /// Why a port's traffic stays with the kernel; `None`: it does not.
 pub fn unsupported(state: &RouterState, link: &LinkState) -> Option<String> {
+    // They take their frames at the lower interface, before it is routed.
+    const TAKERS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+    let takes = |upper: &&LinkState| {
+        upper.link == Some(link.ifindex)
+            && upper.link_netnsid.is_none()
+            && upper.kind.as_deref().is_some_and(|kind| TAKERS.contains(&kind))
+    };
+    if let Some(upper) = state.links.values().find(takes) {
+        return Some(format!("{} on it takes its packets", upper.name));
+    }
     let master = state.links.get(&link.master?);
     let kind = link.slave_kind.as_deref().or(master.and_then(|master| master.kind.as_deref()));
     let master = master.map_or("an interface that is not known", |master| &master.name);
