@@ -1,10 +1,11 @@
-//! What the road costs: TSC cycles a packet of `forward_burst`, without rings.
+//! What the road costs: nanoseconds a packet of `forward_burst`, without rings.
 //!
 //! `cargo bench --bench pipeline`. Bursts of 64 packets of 64 octets go from one port to another;
 //! the frames are put back between bursts, outside the measured stretch. Printed are the median and
 //! the best tenth of many bursts: this thread is not alone on its core.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::neigh::{NeighTable, Neighbour};
@@ -91,7 +92,7 @@ fn measure(name: &str, frame: impl Fn(usize) -> Vec<u8>) {
     let mut state = PipelineState::new(7, 1);
     let frames: Vec<_> = (0..BURST).map(frame).collect();
     let mut burst = Burst::with_capacity(BURST);
-    let mut cycles = Vec::with_capacity(ROUNDS);
+    let mut times_ns = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS as u64 {
         for frame in &frames {
             let mut skb = SkBuff::alloc_skb(&mut pool, HEADROOM).expect("a frame");
@@ -106,30 +107,17 @@ fn measure(name: &str, frame: impl Fn(usize) -> Vec<u8>) {
             out: &mut out,
             now_ns: round * 1000,
         };
-        let start = tsc();
+        let start = Instant::now();
         forward_burst(&mut burst, &mut ctx);
-        cycles.push(tsc() - start);
+        times_ns.push(start.elapsed().as_nanos() as u64);
         assert_eq!(out.egress[1].len(), BURST);
         out.egress[1].drain(BURST).for_each(|skb| pool.free(skb.into_frame()));
     }
-    cycles.sort_unstable();
-    let a_packet = |at: usize| cycles[at] as f64 / BURST as f64;
+    times_ns.sort_unstable();
+    let a_packet = |at: usize| times_ns[at] as f64 / BURST as f64;
     println!(
-        "{name:24} {:6.1} cycles a packet (best tenth {:.1})",
+        "{name:24} {:6.1} ns a packet (best tenth {:.1})",
         a_packet(ROUNDS / 2),
         a_packet(ROUNDS / 10)
     );
-}
-
-/// The time stamp counter, or nanoseconds where there is none.
-#[cfg(target_arch = "x86_64")]
-fn tsc() -> u64 {
-    // SAFETY: reads a counter that every x86-64 processor has.
-    unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn tsc() -> u64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_nanos() as u64)
 }
