@@ -374,9 +374,9 @@ impl Follower {
             return Some(());
         }
         let (family, ifindex, conf) = parse::netconf(message)?;
-        if family == Family::V4 && conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
+        if conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
             // It shows in RTNH_F_DEAD.
-            self.doubt(now, |parts| parts.routes4 = true);
+            self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));
         }
         self.touched.conf |= if message.kind == RTM_NEWNETCONF {
             self.state.add_netconf(family, ifindex, &conf)

@@ -355,6 +355,7 @@ impl Mirror {
     /// What is configured in the kernel and not followed.
     pub fn unmirrored(&self) -> Vec<Unmirrored> {
         let mut list = unmirrored::list(self.state(), &self.compiler.ports);
+        unmirrored::chosen_by_iif(&self.compiler.chosen_by_iif(self.state()), &mut list);
         if let Some(why) = self.compiler.broken() {
             list.push(Unmirrored { what: "all routes of a family".into(), why });
         }

@@ -7,7 +7,9 @@
 use std::net::IpAddr;
 
 use super::raw::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
-use super::rib::{Expiry, Net, RTNH_F_DEAD, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop};
+use super::rib::{
+    Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
+};
 use super::state::{AddrState, Family, LinkState, NeighState, Netconf, NexthopState, RuleState};
 
 /// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are settings rather than conditions.
@@ -141,7 +143,7 @@ pub fn route<A: RibAddr>(message: &Message<'_>) -> Option<ParsedRoute<A>> {
             6 => body.priority = attr.u32()?,
             7 => body.prefsrc = Some(attr.ip()?),
             8 => body.metrics = metrics(attr),
-            9 => body.nexthops = multipath(attr, !A::V6)?,
+            9 => body.nexthops = multipath(attr)?,
             11 => body.realms = attr.u32()?,
             12 => expires = u32_at(attr.value, 8).filter(|ticks| *ticks != 0),
             15 => table = attr.u32()?,
@@ -204,17 +206,16 @@ impl NexthopBuilder {
     }
 }
 
-/// RTA_MULTIPATH: `struct rtnexthop`, each followed by its attributes. RTNH_F_DEAD stays with
-/// `keep_dead`.
-fn multipath(attr: Attr<'_>, keep_dead: bool) -> Option<Box<[RouteNexthop]>> {
+/// RTA_MULTIPATH: `struct rtnexthop`, each followed by its attributes.
+fn multipath(attr: Attr<'_>) -> Option<Box<[RouteNexthop]>> {
     let mut rest = attr.value;
     let mut nexthops = Vec::new();
     while !rest.is_empty() {
         let octets = rest.get(..u16_at(rest, 0)? as usize).filter(|o| o.len() >= RTNEXTHOP)?;
         let flags = u8_at(octets, 2)?;
         let mut hop = NexthopBuilder::new(flags, u32::from(u8_at(octets, 3)?) + 1);
-        if keep_dead {
-            hop.nexthop.flags |= flags & RTNH_F_DEAD;
+        if flags & RTNH_F_DEAD != 0 {
+            hop.nexthop.flags |= flags & (RTNH_F_DEAD | RTNH_F_LINKDOWN);
         }
         hop.nexthop.oif = u32_at(octets, 4)?;
         for attr in Attrs(octets.get(RTNEXTHOP..)?) {

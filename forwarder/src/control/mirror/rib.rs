@@ -25,6 +25,8 @@ pub const RTN_ANYCAST: u8 = 4;
 pub const RT_SCOPE_HOST: u8 = 254;
 /// RTNH_F_DEAD.
 pub const RTNH_F_DEAD: u8 = 1;
+/// RTNH_F_LINKDOWN.
+pub const RTNH_F_LINKDOWN: u8 = 16;
 /// RTNH_F_ONLINK.
 pub const RTNH_F_ONLINK: u8 = 4;
 
@@ -82,9 +84,10 @@ pub struct RouteNexthop {
     pub gateway: Option<IpAddr>,
     /// 1 to 256.
     pub weight: u32,
-    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; RTNH_F_DEAD of IPv4 routes with several next hops, where
-    /// it also means an interface that lost its last address. The others are derived from the
-    /// interface, because they change without notice.
+    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; RTNH_F_DEAD (and then RTNH_F_LINKDOWN) of routes with
+    /// several next hops, where it means more than an interface that is down: one that lost its last IPv4 address, or that came
+    /// up without carrier (IPv6). The others are derived from the interface, because they change
+    /// without notice.
     pub flags: u8,
     /// RTA_ENCAP_TYPE and RTA_ENCAP.
     pub encap: Option<(u16, Box<[u8]>)>,
@@ -158,7 +161,8 @@ impl RouteBody {
         }
         let alive = |body: &RouteBody| {
             let mut body = body.clone();
-            body.nexthops.iter_mut().for_each(|nh| nh.flags &= !RTNH_F_DEAD);
+            let conditions = RTNH_F_DEAD | RTNH_F_LINKDOWN;
+            body.nexthops.iter_mut().for_each(|nh| nh.flags &= !conditions);
             body
         };
         (self.has_dead() || other.has_dead()) && alive(self) == alive(other)
@@ -552,16 +556,16 @@ fn insert6(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Appli
 /// The message shows the whole route after the change, beginning with what is new; the kernel
 /// keeps the order in which they came.
 fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
-    if new.nexthops.iter().all(|nh| old.nexthops.contains(nh)) {
+    if new.nexthops.iter().all(|nh| has_hop(old, nh)) {
         // An older message than what is known, or one hop fewer: ask.
         return Applied::Doubt;
     }
-    if !old.nexthops.iter().all(|nh| new.nexthops.contains(nh)) {
+    if !old.nexthops.iter().all(|nh| has_hop(&new, nh)) {
         *old = Arc::new(new);
         return Applied::Doubt;
     }
     let mut nexthops = old.nexthops.to_vec();
-    nexthops.extend(new.nexthops.iter().filter(|nh| !old.nexthops.contains(nh)).cloned());
+    nexthops.extend(new.nexthops.iter().filter(|nh| !has_hop(old, nh)).cloned());
     // What the kernel shows of the whole is its first hop's.
     *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..(**old).clone() });
     Applied::Changed

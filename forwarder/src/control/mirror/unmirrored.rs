@@ -4,7 +4,7 @@ use super::Unmirrored;
 use super::compile::info::{Ports, unsupported as route_unsupported};
 use super::compile::links::unsupported as link_unsupported;
 use super::compile::rules::unsupported as rule_unsupported;
-use super::rib::{Rib, RibAddr};
+use super::rib::{Net, Rib, RibAddr};
 use super::show;
 use super::state::{Family, RouterState};
 
@@ -79,6 +79,21 @@ fn routes<A: RibAddr>(
             what: format!("{more} more {} routes", name(family)),
             why: "likewise".into(),
         });
+    }
+}
+
+/// IPv6 prefixes with several equal routes.
+pub fn chosen_by_iif(prefixes: &[(u32, Net<u128>)], list: &mut Vec<Unmirrored>) {
+    for (table, (addr, len)) in prefixes.iter().take(ROUTES_NAMED_MAX) {
+        list.push(Unmirrored {
+            what: format!("IPv6 routes {}/{len} table {table}", addr.to_ip()),
+            why: "of equal metric, chosen by incoming interface: their packets stay in the kernel"
+                .into(),
+        });
+    }
+    if let Some(more) = prefixes.len().checked_sub(ROUTES_NAMED_MAX).filter(|more| *more != 0) {
+        let what = format!("{more} more IPv6 prefixes");
+        list.push(Unmirrored { what, why: "likewise".into() });
     }
 }
 

@@ -26,6 +26,8 @@ use crate::stats::PuntReason;
 
 /// The leaf of prefixes whose routes cannot be followed.
 const LEAF_UNSUPPORTED: u32 = 1;
+/// The loopback's number in every namespace; no packet comes in by it.
+const IFINDEX_LOOPBACK: u32 = 1;
 
 #[derive(Debug)]
 struct Tree<A> {
@@ -136,6 +138,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 if *self.infos[at] != info {
                     self.infos[at] = Arc::new(info);
                     prepared.publish = true;
+                    // Which of equal routes is taken may depend on what is left of each.
+                    prepared.all |= A::V6;
                 }
                 prepared.all |= self.usable[at] != usable;
                 self.usable[at] = usable;
@@ -253,9 +257,9 @@ impl<A: RibAddr> FamilyCompiler<A> {
     fn sync(&mut self, rib: &Rib<A>, at: usize, net: Net<A>) {
         let key = self.trees[at].key;
         let with_local = self.merged && key.table == RT_TABLE_MAIN;
-        let local = if with_local { self.best(rib, rib.get(RT_TABLE_LOCAL, net)) } else { 0 };
+        let local = if with_local { self.best(rib, net, rib.get(RT_TABLE_LOCAL, net)) } else { 0 };
         let leaf = match local {
-            0 => self.best(rib, rib.get(key.table, net)),
+            0 => self.best(rib, net, rib.get(key.table, net)),
             local => local,
         };
         let Ok(prefix) = Prefix::truncated(net.0, net.1) else { return };
@@ -274,27 +278,69 @@ impl<A: RibAddr> FamilyCompiler<A> {
     }
 
     /// The leaf of the route that the kernel's lookup takes of those at one prefix; 0: none.
-    fn best(&self, rib: &Rib<A>, ids: &[u32]) -> u32 {
-        let usable = |id: &&u32| self.usable.get(**id as usize).copied().unwrap_or(false);
+    fn best(&self, rib: &Rib<A>, net: Net<A>, ids: &[u32]) -> u32 {
         if let [only] = ids
             && rib.bodies().get(*only).is_some_and(|body| body.tos == 0 && body.src.is_none())
         {
-            return if usable(&only) { *only } else { 0 };
+            return if self.is_usable(*only) { *only } else { 0 };
         }
         let body = |id: &u32| rib.bodies().get(*id);
         if ids.iter().filter_map(body).any(|body| body.tos != 0 || body.src.is_some()) {
             return LEAF_UNSUPPORTED;
         }
-        let first = ids.iter().find(usable);
-        let Some(metric) = first.and_then(body).map(|body| body.priority) else { return 0 };
-        if !A::V6 {
-            return first.copied().unwrap_or(0);
+        if A::V6 && self.is_chosen_by_iif(rib, net, ids) {
+            return LEAF_UNSUPPORTED;
         }
-        // rt6_score_route: of the same metric the higher router preference, then the first.
-        let score = |id: &u32| body(id).map(|body| (body.pref ^ 2) & 3);
-        let equals = ids.iter().filter(|id| body(id).is_some_and(|b| b.priority == metric));
-        let best = equals.filter(usable).reduce(|a, b| if score(b) > score(a) { b } else { a });
-        best.copied().unwrap_or(0)
+        self.candidates(rib, ids).first().copied().unwrap_or(0)
+    }
+
+    fn is_usable(&self, id: u32) -> bool {
+        self.usable.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// The usable routes of the lowest metric; in IPv6 those of the highest router preference
+    /// (`rt6_score_route`). The first is taken.
+    fn candidates(&self, rib: &Rib<A>, ids: &[u32]) -> Vec<u32> {
+        let body = |id: &u32| rib.bodies().get(*id);
+        let mut left: Vec<u32> = ids.iter().copied().filter(|id| self.is_usable(*id)).collect();
+        let metric = left.first().and_then(body).map(|body| body.priority);
+        left.retain(|id| body(id).map(|body| body.priority) == metric);
+        if A::V6 {
+            let score = |id: &u32| body(id).map(|body| (body.pref ^ 2) & 3);
+            let best = left.iter().map(score).max().flatten();
+            left.retain(|id| score(id) == best);
+        }
+        left
+    }
+
+    /// IPv6: of equal routes the kernel prefers one that leads out by the interface the packet came
+    /// in by (`ip6_pol_route_input` asks for flowi6_iif). Whether that makes a difference here.
+    fn is_chosen_by_iif(&self, rib: &Rib<A>, net: Net<A>, ids: &[u32]) -> bool {
+        // Nothing is forwarded to link-local or multicast addresses, which all links have.
+        let multicast = net.1 >= 8 && net.0.bits_at(0, 8) == 0xff;
+        let link_local = net.1 >= 10 && net.0.bits_at(0, 10) == 0xfe80 >> 6;
+        if multicast || link_local {
+            return false;
+        }
+        let candidates = self.candidates(rib, ids);
+        let hops = |id: &u32| self.infos[*id as usize].nexthops.iter().filter(|nh| !nh.dead);
+        let Some((first, others)) = candidates.split_first() else { return false };
+        let of_first: Vec<u32> = hops(first).map(|nh| nh.oif).collect();
+        let mut oifs = others.iter().flat_map(hops).map(|nh| nh.oif);
+        oifs.any(|oif| oif > IFINDEX_LOOPBACK && !of_first.contains(&oif))
+    }
+
+    /// Prefixes with several equal routes among which the incoming interface chooses.
+    pub fn chosen_by_iif(&self, rib: &Rib<A>) -> Vec<(u32, Net<A>)> {
+        if !A::V6 {
+            return Vec::new();
+        }
+        let all = rib.tables().flat_map(|table| rib.table(table).map(move |at| (table, at)));
+        let several = all.filter(|(_, (_, ids))| ids.len() > 1);
+        several
+            .filter(|(_, (net, ids))| self.is_chosen_by_iif(rib, *net, ids))
+            .map(|(table, (net, _))| (table, net))
+            .collect()
     }
 
     /// Last step, after publishing: numbers that nothing leads to go back when workers have passed.

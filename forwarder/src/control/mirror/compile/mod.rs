@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use self::family::{FamilyCompiler, Stale};
 use self::info::Ports;
+use super::rib::Net;
 use super::state::{Family, RouterState};
 use crate::fib::Quiescence;
 use crate::neigh::NeighTable;
@@ -96,6 +97,12 @@ impl Compiler {
     /// Replaces the hook functions with the next publication.
     pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
         self.current.hooks = hooks;
+    }
+
+    /// IPv6 prefixes with several equal routes among which the incoming interface chooses: table and
+    /// prefix. They are left to the kernel.
+    pub fn chosen_by_iif(&self, state: &RouterState) -> Vec<(u32, Net<u128>)> {
+        self.fib6.chosen_by_iif(&state.routes6)
     }
 
     /// What could not be compiled.

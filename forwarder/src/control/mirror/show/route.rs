@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::names;
-use crate::control::mirror::rib::{Net, RTNH_F_DEAD, RTNH_F_ONLINK, Rib, RibAddr, RouteBody};
+use crate::control::mirror::rib::{
+    Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, Rib, RibAddr, RouteBody,
+};
 use crate::control::mirror::state::{Family, RouterState};
 use crate::fib::Prefix;
 
@@ -117,7 +119,11 @@ pub fn route<A: RibAddr>(
     let family = if A::V6 { Family::V6 } else { Family::V4 };
     let dst = Prefix::truncated(net.0, net.1).map_or_else(|e| e.to_string(), |p| p.to_string());
     let mut hops = hops(state, family, body);
-    let hop = (hops.len() == 1).then(|| {
+    // A group stays one in IPv6, even with a single member (`rt6_fill_node_nexthop`).
+    let group = A::V6
+        && body.nhid != 0
+        && state.nexthops.get(&body.nhid).is_some_and(|object| !object.group.is_empty());
+    let hop = (hops.len() == 1 && !group).then(|| {
         let hop = hops.remove(0);
         HopView { weight: None, ..hop }
     });
@@ -190,7 +196,7 @@ fn hop_flags(
         (told_dead || (oif != 0 && state.nexthop_is_dead(family, oif)), "dead"),
         (flags & RTNH_F_ONLINK != 0, "onlink"),
         (flags & RTNH_F_PERVASIVE != 0, "pervasive"),
-        (quiet || told_dead, "linkdown"),
+        (quiet || flags & RTNH_F_LINKDOWN != 0, "linkdown"),
     ];
     named.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect()
 }

@@ -68,8 +68,12 @@ pub fn routes_theirs() -> Vec<Value> {
 }
 
 /// The kernel does not mark IPv4 routes through IPv6 routers that were added without carrier, and
-/// the mirror derives the mark from the interface.
+/// the mirror derives the mark from the interface. Whether a route of several ways is marked as a
+/// whole depends on what happened, not on what is.
 fn drop_link_flags(routes: &mut [Value]) {
+    for route in routes.iter_mut().filter(|route| !route["nexthops"].is_null()) {
+        route["flags"] = serde_json::json!([]);
+    }
     for route in routes.iter_mut().filter(|route| !route["via"].is_null()) {
         route["flags"].as_array_mut().expect("flags").retain(|flag| flag == "onlink");
     }
