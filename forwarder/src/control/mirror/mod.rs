@@ -64,6 +64,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Numbers that workers may still hold are looked at this often.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Dumps that may fail one after another (for want of memory, say).
+const FAILURES_MAX: u32 = 10;
+
 const NUD_STALE: u16 = 0x04;
 
 /// How to follow.
@@ -123,6 +126,8 @@ pub struct Mirror {
     follower: Follower,
     compiler: Compiler,
     resolver: Resolver,
+    /// Dumps that failed since one succeeded.
+    failures: u32,
     next_sysctl: Instant,
     next_keepalive: Instant,
     next_reclaim: Instant,
@@ -139,6 +144,7 @@ impl Mirror {
             follower: Follower::default(),
             compiler: Compiler::new(options.readers),
             resolver: Resolver::default(),
+            failures: 0,
             next_sysctl: now,
             next_keepalive: now + KEEPALIVE_INTERVAL,
             next_reclaim: now + RECLAIM_INTERVAL,
@@ -224,14 +230,30 @@ impl Mirror {
     }
 
     fn resync_all(&mut self, now: Instant) -> Result<(), MirrorError> {
-        Ok(self.follower.resync(&mut self.requests, Parts::ALL, now)?)
+        self.ask(Parts::ALL, now)
+    }
+
+    /// Asks for parts. What fails is tried again a moment later; a kernel that does not answer time
+    /// and again cannot be followed.
+    fn ask(&mut self, parts: Parts, now: Instant) -> Result<(), MirrorError> {
+        match self.follower.resync(&mut self.requests, parts, now) {
+            Ok(()) => self.failures = 0,
+            Err(error) if self.failures == FAILURES_MAX => return Err(error.into()),
+            Err(_) => {
+                self.failures += 1;
+                // The rest of an unfinished answer is not for the next question.
+                self.requests = Requests::open()?;
+                self.follower.doubt(now, |doubts| *doubts = Parts::ALL);
+            }
+        }
+        Ok(())
     }
 
     /// Asks again where there is doubt, then publishes.
     fn settle(&mut self, now: Instant, mut more: bool) -> Result<Changes, MirrorError> {
         let due = self.follower.take_due(now);
         if !due.is_none() {
-            self.follower.resync(&mut self.requests, due, now)?;
+            self.ask(due, now)?;
             // Events from before the dump would show the past for a moment.
             more = self.drain(now)?;
         }

@@ -401,20 +401,25 @@ impl<A: RibAddr> Rib<A> {
 
     /// Takes away every route whose body `gone` names; what the kernel does without a message.
     pub fn flush(&mut self, gone: impl Fn(&RouteBody) -> bool) -> bool {
-        let ids: Vec<u32> =
-            self.bodies.iter().filter(|(_, body)| gone(body)).map(|(id, _)| id).collect();
-        if ids.is_empty() {
+        let mut hit = vec![false; self.bodies.capacity()];
+        let mut any = false;
+        for (id, _) in self.bodies.iter().filter(|(_, body)| gone(body)) {
+            hit[id as usize] = true;
+            any = true;
+        }
+        if !any {
             return false;
         }
-        let mut hit = Vec::new();
+        let is_hit = |id: &u32| hit.get(*id as usize).copied().unwrap_or(false);
+        let mut nets = Vec::new();
         for (table, routes) in &self.tables {
             for (net, aliases) in routes {
-                if aliases.as_slice().iter().any(|id| ids.contains(id)) {
-                    hit.push((*table, *net));
+                if aliases.as_slice().iter().any(is_hit) {
+                    nets.push((*table, *net));
                 }
             }
         }
-        for (table, net) in hit {
+        for (table, net) in nets {
             let mut list = self.bodies_at(table, net);
             list.retain(|body| !gone(body));
             self.set(table, net, list);

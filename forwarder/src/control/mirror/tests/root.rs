@@ -270,7 +270,7 @@ fn root_a_neighbour_that_is_asked_for_is_found() {
         }
         let asked = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
         let again = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
-        assert!(asked && !again, "once a second each");
+        assert!(asked && !again, "not twice within a moment");
         assert!(!mirror.resolve(4711, [10, 0, 0, 4].into()).expect("no such interface"));
         finish.send(()).expect("peer thread waits");
         peer.join().expect("no panic");
