@@ -172,7 +172,11 @@ fn of_status(report: &StatusReport) -> Vec<Finding> {
     findings.extend(report.warnings.iter().map(|text| Finding::warn("daemon", text, see)));
     findings.extend(report.mirror.unmirrored.iter().map(|what| {
         let message = format!("left to the kernel: {what}");
-        Finding::warn("mirror", message, "its packets are slower, nothing else; no need to act")
+        Finding::warn(
+            "mirror",
+            message,
+            "the kernel forwards its packets; more than it can take back are dropped (PUNT_FAILED)",
+        )
     }));
     findings
 }

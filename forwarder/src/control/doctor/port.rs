@@ -58,7 +58,7 @@ fn master(nic: &Nic, nics: &[Nic]) -> Option<Finding> {
     let kind = master.kind.as_deref().unwrap_or("device");
     let message = format!("belongs to the {kind} {}", master.name);
     if kind == "vrf" {
-        let advice = "routes of its VRF are followed as far as rules tell; check with route get";
+        let advice = "VRFs are not followed: its packets stay in the kernel";
         return Some(Finding::warn("master", message, advice));
     }
     let advice = format!("ip link set dev {} nomaster, or leave this interface out", nic.name);
@@ -120,7 +120,9 @@ fn queues(nic: &Nic) -> Finding {
     match nic::rx_queues(nic.ifindex) {
         Ok(queues) if queues as usize > cpus => Finding::warn(
             "queues",
-            format!("{queues} RX queues, {cpus} CPUs: a worker serves one queue of each port"),
+            format!(
+                "{queues} RX queues, {cpus} CPUs: workers share the queues, each needs one of every port"
+            ),
             format!("ethtool -L {} combined {cpus} (or rx {cpus})", nic.name),
         ),
         Ok(queues) => Finding::ok("queues", format!("{queues} RX, {cpus} CPUs")),
