@@ -58,6 +58,8 @@ pub struct Compiler {
     fib6: FamilyCompiler<u128>,
     /// Which interfaces are ports.
     pub ports: Ports,
+    /// [`NOTICE_WAIT_MAX`], but for a test that wants late workers.
+    pub notice_wait: Duration,
     /// Neighbours that workers used, from tables that were replaced.
     used: HashSet<(u32, IpAddr)>,
 }
@@ -75,6 +77,7 @@ impl Compiler {
             fib6: FamilyCompiler::new(Family::V6, Arc::clone(&quiescence)),
             quiescence,
             ports: Ports::new(),
+            notice_wait: NOTICE_WAIT_MAX,
             used: HashSet::new(),
         }
     }
@@ -198,7 +201,7 @@ impl Compiler {
 
     fn wait_for_workers(&self) {
         let token = self.quiescence.advance();
-        let until = Instant::now() + NOTICE_WAIT_MAX;
+        let until = Instant::now() + self.notice_wait;
         while !self.quiescence.passed(token) && Instant::now() < until {
             std::thread::yield_now();
         }

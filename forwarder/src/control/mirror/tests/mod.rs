@@ -2,6 +2,7 @@
 //! needs root, is run by scripts/test, and says so when it is not root.
 
 mod answers;
+mod leaves;
 mod messages;
 mod oracle;
 mod random;

@@ -1,0 +1,120 @@
+//! Numbers of leaves are used again while workers read: none may meet another route's info.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::super::compile::{Compiler, Touched};
+use super::super::rib::{RTN_UNICAST, RouteBody, RouteNexthop};
+use super::super::state::{Family, IFF_LOWER_UP, IFF_UP, LinkState, RouterState, RuleState};
+use crate::fib::{FibResult, Flow};
+use crate::tables::Tables;
+
+const NLM_F_REPLACE: u16 = 0x100;
+const TABLE_MAIN: u32 = 254;
+const ROUNDS: u32 = 20_000;
+
+fn default_rule(priority: u32, table: u32) -> RuleState {
+    RuleState {
+        family: Family::V4,
+        priority,
+        invert: false,
+        from: None,
+        to: None,
+        iif: None,
+        oif: None,
+        fwmark: None,
+        action: 1,
+        table,
+        goto: None,
+        protocol: 2,
+        tos: 0,
+        suppress_prefixlen: None,
+        other: Vec::new(),
+    }
+}
+
+fn state() -> RouterState {
+    let mut state = RouterState::default();
+    let flags = IFF_UP | IFF_LOWER_UP;
+    state.links.insert(2, LinkState { ifindex: 2, flags, mtu: 1500, ..LinkState::default() });
+    state.rules4 = [(0, 255), (32766, 254), (32767, 253)]
+        .map(|(priority, table)| default_rule(priority, table))
+        .into();
+    state
+}
+
+/// Prefix number `n` leads to routers 10.n.*.* only.
+fn body(n: u32, round: u32) -> RouteBody {
+    let gateway = Ipv4Addr::from_bits(10 << 24 | n << 16 | round & 0xffff);
+    let nexthop =
+        RouteNexthop { oif: 2, gateway: Some(gateway.into()), weight: 1, flags: 0, encap: None };
+    RouteBody { kind: RTN_UNICAST, nexthops: Box::new([nexthop]), ..RouteBody::default() }
+}
+
+/// The prefix whose routes an answer is from; `None`: the kernel is to decide.
+fn owner(tables: &Tables, daddr: u32) -> Option<u8> {
+    match tables.fib4.fib_lookup(&Flow { saddr: 0, daddr, iif: 2, mark: 0 }) {
+        FibResult::Route(info) => match info.nexthops.first()?.gateway? {
+            std::net::IpAddr::V4(gateway) => Some(gateway.octets()[1]),
+            std::net::IpAddr::V6(_) => None,
+        },
+        FibResult::Rule(_) => None,
+        FibResult::NoRoute => panic!("the routes are replaced, never away"),
+    }
+}
+
+#[test]
+fn a_number_used_again_never_shows_another_route() {
+    let mut state = state();
+    let mut compiler = Compiler::new(4);
+    compiler.notice_wait = Duration::ZERO;
+    let mut change = |compiler: &mut Compiler, round: u32, touched| {
+        for n in 0..8u32 {
+            let net = (20 << 24 | n << 16, 16);
+            state.routes4.add(TABLE_MAIN, net, body(n, round), NLM_F_REPLACE);
+        }
+        compiler.update(&mut state, touched);
+        compiler.reclaim(&mut state);
+        state.routes4.bodies().capacity()
+    };
+    change(&mut compiler, 0, Touched { links: true, rules: true, ..Touched::default() });
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker = {
+        let (published, quiescence) =
+            (Arc::clone(compiler.published()), Arc::clone(compiler.quiescence()));
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let reader = quiescence.reader().expect("room for a reader");
+            let mut snapshot = published.subscribe();
+            let (mut right, mut kernel) = (0u64, 0u64);
+            while !stop.load(Relaxed) {
+                snapshot.refresh();
+                // A worker that loses its CPU here meets trees newer than its infos.
+                std::thread::sleep(Duration::from_micros(100));
+                for at in 0..64u32 {
+                    let n = at % 8;
+                    match owner(snapshot.get(), 20 << 24 | n << 16 | at) {
+                        Some(other) => assert_eq!(u32::from(other), n, "another route's info"),
+                        None => kernel += 1,
+                    }
+                    right += 1;
+                }
+                reader.quiescent();
+            }
+            (right, kernel)
+        })
+    };
+    let mut capacity = 0;
+    for round in 1..ROUNDS {
+        capacity = change(&mut compiler, round, Touched::default());
+        if worker.is_finished() {
+            break;
+        }
+    }
+    stop.store(true, Relaxed);
+    let (right, kernel) = worker.join().expect("every answer was its own route's");
+    assert!(right > 0 && kernel > 0, "{right} lookups; {kernel} met a tree newer than the infos");
+    assert!(capacity < ROUNDS as usize * 4, "numbers are used again: {capacity}");
+}
