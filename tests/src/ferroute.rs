@@ -179,6 +179,13 @@ impl Ferroute {
         self.place.said()
     }
 
+    /// What it counted and said so far, to stand beside the error of a test that failed.
+    pub fn account(&self) -> String {
+        let answers = ["stat", "drops", "neigh"]
+            .map(|verb| self.ask(&[verb]).unwrap_or_else(|error| format!("{verb}: {error:#}\n")));
+        format!("--- ferroute counted:\n{}--- and said:\n{}---", answers.concat(), self.said())
+    }
+
     /// Its process id; `None` when the kernel forwards.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

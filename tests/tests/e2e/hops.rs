@@ -1,6 +1,6 @@
 //! The router is one hop, for every tool, in both families, and the kernel's stack is not in it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6, RT_LEFT4, RT_LEFT6, RT_RIGHT4};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, Netns};
@@ -9,7 +9,7 @@ use ferroute_tests::{Ferroute, Lab, Netns};
 fn past_the_kernel(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start(&lab)?;
-    test(&lab)?;
+    test(&lab).with_context(|| ferroute.account())?;
     ferroute.forwarded_all_itself()
 }
 
@@ -71,13 +71,27 @@ fn traceroute_v6_sees_one_hop() -> Result<()> {
 fn traceroute_of_icmp_and_tcp_sees_one_hop() -> Result<()> {
     past_the_kernel(|lab| {
         for method in ["-I", "-T"] {
-            let text = lab.left.run(&format!("traceroute {method} -n -q 1 -w 5 {RIGHT4}"))?;
-            expect_hops(&text, &[RT_LEFT4, RIGHT4])?;
-            let text = lab.left.run(&format!("traceroute -6 {method} -n -q 1 -w 5 {RIGHT6}"))?;
-            expect_hops(&text, &[RT_LEFT6, RIGHT6])?;
+            traceroute_raw(&lab.left, &format!("{method} {RIGHT4}"), &[RT_LEFT4, RIGHT4])?;
+            traceroute_raw(&lab.left, &format!("-6 {method} {RIGHT6}"), &[RT_LEFT6, RIGHT6])?;
         }
         Ok(())
     })
+}
+
+/// traceroute(8) by one raw socket, which one time in a hundred goes deaf: the kernel queues the
+/// ICMP error before it sets the socket's error (`raw_err`), a reader on another CPU can take the
+/// first before the second, and traceroute, which sees POLLERR and an empty error queue from then
+/// on, never reads what else has come. So a run that heard nothing after the router is tried again.
+fn traceroute_raw(from: &Netns, to: &str, expected: &[&str]) -> Result<()> {
+    let mut heard = Ok(());
+    for _ in 0..4 {
+        let text = from.run(&format!("traceroute -n -q 1 -w 5 -m 4 {to}"))?;
+        heard = expect_hops(&text, expected);
+        if heard.is_ok() || expect_hops(&text, &expected[..1]).is_err() {
+            break;
+        }
+    }
+    heard
 }
 
 #[test]
