@@ -1,13 +1,14 @@
 //! Ferroute: an AF_XDP router that follows the Linux kernel's control plane.
 //!
 //! The layers point one way; a module may use only what stands left of it:
-//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker → control → cli`.
+//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker → hdr → control → cli`.
 
 #![deny(unsafe_code)]
 
 pub mod cli;
 pub mod control;
 pub mod fib;
+pub mod hdr;
 pub mod io;
 pub mod neigh;
 pub mod netfilter;

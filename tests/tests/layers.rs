@@ -1,7 +1,7 @@
 //! The layers point one way: a module uses only what stands left of it.
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker →
-//! control → cli`. Modules of one layer do not use each other. Tests inside a module may use
+//! hdr → control → cli`. Modules of one layer do not use each other. Tests inside a module may use
 //! anything, and so may `lib.rs` and `main.rs`, which only put the program together.
 
 #![forbid(unsafe_code)]
@@ -11,7 +11,7 @@ use std::path::Path;
 
 use ferroute_tests::lab::repository;
 
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["wire"],
     &["skb", "stats"],
     &["fib", "neigh", "netfilter", "ipsec"],
@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 9] = [
     &["pipeline"],
     &["io"],
     &["worker"],
+    &["hdr"],
     &["control"],
     &["cli"],
 ];

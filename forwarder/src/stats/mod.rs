@@ -5,10 +5,12 @@
 
 pub mod counter;
 pub mod drop_reason;
+pub mod hdr;
 pub mod mib;
 
 pub use counter::Counter;
 pub use drop_reason::{DropReason, PuntReason};
+pub use hdr::HdrCounters;
 pub use mib::Mib;
 
 /// Frames and octets of one port as one worker saw them; octets include the Ethernet header.

@@ -1,0 +1,229 @@
+//! A file that is complete or not there: written beside its name, and renamed when done.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+use tempfile::TempPath;
+
+/// Why a file could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}", path.display())]
+pub struct FileError {
+    /// As the user named it.
+    pub path: PathBuf,
+    source: io::Error,
+}
+
+/// A file to be. Made early, so that a path that cannot be written is refused before any work.
+#[derive(Debug)]
+pub struct OutFile {
+    path: PathBuf,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    Stdout,
+    /// No regular file, as /dev/null or a pipe: there is nothing to rename over.
+    Special(BufWriter<File>),
+    Beside {
+        file: BufWriter<File>,
+        temporary: TempPath,
+        path: PathBuf,
+    },
+    /// Has its name already.
+    Named(BufWriter<File>),
+}
+
+/// Whether a path means standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+impl OutFile {
+    /// Begins a file; `-` is standard output. An existing file stays as it is until
+    /// [`Self::commit`].
+    ///
+    /// # Errors
+    /// When the path cannot be written.
+    pub fn create(path: &Path) -> Result<OutFile, FileError> {
+        let target = Target::of(path).map_err(|error| error_at(path, error))?;
+        Ok(OutFile { path: path.to_owned(), target })
+    }
+
+    /// Writes by `write`.
+    ///
+    /// # Errors
+    /// With the path, and what `write` failed with.
+    pub fn write(
+        &mut self,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), FileError> {
+        let written = match &mut self.target {
+            Target::Stdout => {
+                let mut stdout = BufWriter::new(io::stdout().lock());
+                write(&mut stdout).and_then(|()| stdout.flush())
+            }
+            Target::Special(file) | Target::Named(file) | Target::Beside { file, .. } => {
+                write(file).and_then(|()| file.flush())
+            }
+        };
+        written.map_err(|source| self.error(source))
+    }
+
+    /// Gives the file its name; what had it before is gone. What is written from now on is added to
+    /// it.
+    ///
+    /// # Errors
+    /// When the system refuses; the file that was there stays.
+    pub fn commit(&mut self) -> Result<(), FileError> {
+        if !matches!(self.target, Target::Beside { .. }) {
+            return Ok(());
+        }
+        let target = std::mem::replace(&mut self.target, Target::Stdout);
+        let Target::Beside { file, temporary, path } = target else { return Ok(()) };
+        // A disk without room may tell only now.
+        let synced = file.get_ref().sync_all();
+        let named = synced.and_then(|()| temporary.persist(path).map_err(|error| error.error));
+        named.map_err(|source| self.error(source))?;
+        self.target = Target::Named(file);
+        Ok(())
+    }
+
+    fn error(&self, source: io::Error) -> FileError {
+        error_at(&self.path, source)
+    }
+}
+
+fn error_at(path: &Path, source: io::Error) -> FileError {
+    FileError { path: path.to_owned(), source }
+}
+
+impl Target {
+    fn of(path: &Path) -> io::Result<Target> {
+        if is_stdout(path) {
+            return Ok(Target::Stdout);
+        }
+        // A link stays, and what it leads to is replaced.
+        let path = match fs::canonicalize(path) {
+            Ok(path) => path,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+            Err(error) => return Err(error),
+        };
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(meta) if !meta.is_file() => {
+                return Ok(Target::Special(BufWriter::new(
+                    File::options().write(true).open(path)?,
+                )));
+            }
+            // Renaming would pass over the file's own mode, which may forbid writing.
+            Ok(_) => drop(File::options().append(true).open(&path)?),
+            Err(_) => {}
+        }
+        let directory = directory(&path);
+        // What is wrong with the directory is told without the name of a temporary file in it.
+        if !fs::metadata(directory)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        access(directory, AccessFlags::W_OK)?;
+        let temporary = tempfile::Builder::new()
+            .prefix(".ferroute-")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory)?;
+        let (file, temporary) = temporary.into_parts();
+        Ok(Target::Beside { file: BufWriter::new(file), temporary, path })
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes a whole file by `write`; `-` is standard output.
+///
+/// # Errors
+/// As [`OutFile`]; the file that was there stays.
+pub fn write(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let mut file = OutFile::create(path)?;
+    file.write(write)?;
+    file.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).expect("a directory").flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn chain(error: FileError) -> String {
+        format!("{:#}", anyhow::Error::from(error))
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        write(&path, |w| w.write_all(b"first")).expect("writes");
+        let error = write(&path, |w| {
+            w.write_all(b"half of the sec")?;
+            Err(io::Error::from_raw_os_error(28))
+        });
+        let error = chain(error.expect_err("fails"));
+        let expected = format!("cannot write {}: No space left on device", path.display());
+        assert!(error.starts_with(&expected), "{error}");
+        assert_eq!(fs::read(&path).expect("is there"), b"first");
+        assert_eq!(files(dir.path()), ["out"], "nothing stays behind");
+
+        let mut file = OutFile::create(&path).expect("can be written");
+        file.write(|w| w.write_all(b"second")).expect("writes");
+        assert_eq!(fs::read(&path).expect("is there"), b"first", "until it is complete");
+        file.commit().expect("renames");
+        assert_eq!(fs::read(&path).expect("is there"), b"second");
+        file.write(|w| w.write_all(b", and more")).expect("writes");
+        file.commit().expect("nothing to do");
+        assert_eq!(fs::read(&path).expect("is there"), b"second, and more");
+        assert_eq!(files(dir.path()), ["out"]);
+    }
+
+    #[test]
+    fn a_full_disk_and_a_path_that_is_none_are_told() {
+        let full = chain(write(Path::new("/dev/full"), |w| w.write_all(b"x")).expect_err("full"));
+        assert!(full.starts_with("cannot write /dev/full: No space left on device"), "{full}");
+        let missing = Path::new("/nonexistent/file");
+        let error = chain(OutFile::create(missing).expect_err("no directory"));
+        assert_eq!(error, "cannot write /nonexistent/file: No such file or directory (os error 2)");
+        let error = chain(OutFile::create(Path::new("/")).expect_err("a directory"));
+        assert_eq!(error, "cannot write /: is a directory");
+        write(Path::new("/dev/null"), |w| w.write_all(b"x")).expect("takes everything");
+        assert!(!fs::metadata("/dev/null").expect("is there").is_file(), "still a device");
+    }
+
+    #[test]
+    fn a_link_is_followed_and_the_mode_is_that_of_any_new_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [link, file] = ["link", "file"].map(|name| dir.path().join(name));
+        fs::write(&file, "old").expect("writes");
+        std::os::unix::fs::symlink(&file, &link).expect("links");
+        write(&link, |w| w.write_all(b"new")).expect("writes");
+        assert_eq!(fs::read(&file).expect("is there"), b"new");
+        assert!(fs::symlink_metadata(&link).expect("is there").is_symlink());
+        let mode = |path: &Path| fs::metadata(path).expect("is there").permissions().mode();
+        let [ours, plain] = ["ours", "plain"].map(|name| dir.path().join(name));
+        write(&ours, |_| Ok(())).expect("writes");
+        fs::write(&plain, "").expect("writes");
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+}
