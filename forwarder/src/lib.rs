@@ -1,7 +1,7 @@
 //! Ferroute: an AF_XDP router that follows the Linux kernel's control plane.
 //!
 //! The layers point one way; a module may use only what stands left of it:
-//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker → hdr → control → cli`.
+//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker → hdr → control → load → cli`.
 
 #![deny(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod control;
 pub mod fib;
 pub mod hdr;
 pub mod io;
+pub mod load;
 pub mod neigh;
 pub mod netfilter;
 pub mod pipeline;

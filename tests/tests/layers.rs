@@ -1,8 +1,8 @@
 //! The layers point one way: a module uses only what stands left of it.
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker →
-//! hdr → control → cli`. Modules of one layer do not use each other. Tests inside a module may use
-//! anything, and so may `lib.rs` and `main.rs`, which only put the program together.
+//! hdr → control → load → cli`. Modules of one layer do not use each other. Tests inside a module
+//! may use anything, and so may `lib.rs` and `main.rs`, which only put the program together.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use std::path::Path;
 
 use ferroute_tests::lab::repository;
 
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["wire"],
     &["skb", "stats"],
     &["fib", "neigh", "netfilter", "ipsec"],
@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 10] = [
     &["worker"],
     &["hdr"],
     &["control"],
+    &["load"],
     &["cli"],
 ];
 

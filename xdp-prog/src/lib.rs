@@ -1,10 +1,12 @@
 //! What the BPF programs and userspace share: names, map layouts, the reasons that are counted.
 //!
-//! The programs themselves are in `src/bin/ferroute-xdp` and are built for the BPF target only
+//! The programs themselves are in `src/bin` and are built for the BPF target only
 //! (`scripts/build-xdp`). This half is `no_std` and builds everywhere. Layouts are `#[repr(C)]` in
 //! the machine's own byte order, as map values are; addresses and MACs are octets as on the wire.
 
 #![no_std]
+
+pub mod load;
 
 /// The XDP program. The kernel shows at most 15 octets of a program's name, so this one is whole.
 pub const PROGRAM_XDP: &str = "ferroute_xdp";

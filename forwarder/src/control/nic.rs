@@ -20,12 +20,14 @@ const IFINFO_HEADER: usize = 16;
 /// `struct tcmsg` in octets.
 const TC_HEADER: usize = 20;
 const TCA_KIND: u16 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_STATS64: u16 = 23;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -74,8 +76,20 @@ pub struct Nic {
     pub lower: Option<u32>,
     /// `veth`, `vlan`, `bridge`, …; none: a NIC.
     pub kind: Option<String>,
+    /// Its hardware address; `None`: not of six octets.
+    pub mac: Option<[u8; 6]>,
+    /// What it has sent.
+    pub tx: TxCounters,
     /// Programs attached, by mode.
     pub xdp_programs: Vec<(&'static str, u32)>,
+}
+
+/// Of `struct rtnl_link_stats64`, in packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TxCounters {
+    pub packets: u64,
+    /// Errors and drops.
+    pub failed: u64,
 }
 
 impl Nic {
@@ -109,6 +123,15 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
     };
     for attr in message.attrs(IFINFO_HEADER) {
         match attr.kind {
+            IFLA_ADDRESS => nic.mac = attr.value.try_into().ok(),
+            IFLA_STATS64 => {
+                // rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped,
+                // tx_dropped.
+                let words = attr.value.as_chunks::<8>().0;
+                let word =
+                    |at: usize| words.get(at).map_or(0, |octets| u64::from_ne_bytes(*octets));
+                nic.tx = TxCounters { packets: word(1), failed: word(5) + word(7) };
+            }
             IFLA_IFNAME => nic.name = attr.string(),
             IFLA_MTU => nic.mtu = attr.u32()?,
             IFLA_LINK => nic.lower = attr.u32(),

@@ -21,7 +21,7 @@ use xdp_prog::SharedSettings;
 
 pub use self::error::XdpError;
 use self::object::Shared;
-pub(super) use self::object::with_log;
+pub(crate) use self::object::with_log;
 pub use self::port::{AttachMode, PortProgram, XdpMode};
 
 /// What the ports share.

@@ -126,7 +126,7 @@ thread_local! {
 }
 
 /// Runs `f` and returns what libbpf said meanwhile: it is for the error message, not for stderr.
-pub(in crate::control) fn with_log<T>(f: impl FnOnce() -> T) -> (T, String) {
+pub(crate) fn with_log<T>(f: impl FnOnce() -> T) -> (T, String) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         libbpf_rs::set_print(Some((PrintLevel::Info, |_level, text| {

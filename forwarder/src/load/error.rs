@@ -1,0 +1,117 @@
+//! What stands in the way of a load, said so that the reader knows what to do.
+
+use std::io;
+
+use super::traffic::TrafficError;
+
+/// Why there is no load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What was asked for cannot be sent.
+    #[error(transparent)]
+    Traffic(#[from] TrafficError),
+    /// A network namespace cannot be entered.
+    #[error("network namespace {name}: {source}; `ip netns` lists those that have names")]
+    Netns {
+        /// As it was given.
+        name: String,
+        /// The kernel's errno.
+        source: io::Error,
+    },
+    /// No interface of that name.
+    #[error("there is no interface {0}")]
+    NoInterface(String),
+    /// Netlink does not answer.
+    #[error("the kernel does not tell of its interfaces: {0}")]
+    Netlink(io::Error),
+    /// No Ethernet.
+    #[error("{0} carries no Ethernet frames")]
+    NotEthernet(String),
+    /// Down.
+    #[error("{0} is down: ip link set {1} up")]
+    Down(String, String),
+    /// No carrier.
+    #[error("{0} has no carrier: look at its cable, or at the other end of the veth")]
+    NoCarrier(String),
+    /// A frame longer than the interface takes.
+    #[error("{size} octets do not fit {place}, whose MTU is {mtu}: at most {max}")]
+    TooLong {
+        /// The interface.
+        place: String,
+        /// The longest frame asked for, in octets without the FCS.
+        size: usize,
+        /// Its IP MTU.
+        mtu: u32,
+        /// The longest frame it takes, in octets without the FCS.
+        max: usize,
+    },
+    /// No CAP_BPF and so on.
+    #[error(
+        "no permission to {0}: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and \
+         CAP_NET_RAW"
+    )]
+    NotPermitted(&'static str),
+    /// The kernel refuses the BPF object.
+    #[error("the kernel does not take the load generator's BPF programs ({source}); Linux 6.1 or later is needed{}", indented(.log))]
+    Load {
+        /// libbpf's error.
+        source: libbpf_rs::Error,
+        /// What it said.
+        log: String,
+    },
+    /// The embedded object has no such map or program.
+    #[error("the embedded BPF object has no {0}: it does not belong to this build")]
+    Incomplete(&'static str),
+    /// A map cannot be used.
+    #[error("the BPF map {0} cannot be used: {1}")]
+    Map(&'static str, libbpf_rs::Error),
+    /// XDP cannot be attached.
+    #[error("{place}: the XDP program cannot be attached: {source}{}", attach_hint(.source))]
+    Attach {
+        /// The interface.
+        place: String,
+        /// The kernel's errno.
+        source: io::Error,
+    },
+    /// BPF_PROG_RUN fails.
+    #[error("{place}: the kernel does not run the generator's program: {source}")]
+    Run {
+        /// The interface.
+        place: String,
+        /// libbpf's error.
+        source: libbpf_rs::Error,
+    },
+    /// The port takes no frames from XDP.
+    #[error(
+        "{0} takes no frames from XDP; on a veth the other end needs an XDP program or GRO \
+         (ethtool -K … gro on): or use AF_XDP (--engine af_xdp)"
+    )]
+    NothingSent(String),
+    /// A thread cannot be started or pinned.
+    #[error("a generator's thread cannot run: {0}")]
+    Thread(String),
+}
+
+fn attach_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => "; it has another program: `ip link` shows it",
+        Some(libc::EPERM | libc::EACCES) => "; run as root, or with CAP_NET_ADMIN and CAP_BPF",
+        _ => "",
+    }
+}
+
+fn indented(log: &str) -> String {
+    const LINES_MAX: usize = 20;
+    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines.len().saturating_sub(LINES_MAX);
+    lines[from..].iter().map(|line| format!("\n    {line}")).collect()
+}
+
+impl LoadError {
+    pub(super) fn load(source: libbpf_rs::Error, log: String) -> LoadError {
+        if source.kind() == libbpf_rs::ErrorKind::PermissionDenied && !log.contains("processed") {
+            return LoadError::NotPermitted("load BPF programs");
+        }
+        LoadError::Load { source, log }
+    }
+}

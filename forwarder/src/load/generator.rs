@@ -1,0 +1,277 @@
+//! The generator's threads: each runs its own instance of the program over live frames.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{ErrorKind, MapHandle, Object, ProgramInput};
+use xdp_prog::load::{
+    GeneratorConfig, GeneratorState, INTERVAL_SHIFT, MAP_CONFIG, MAP_STATE, PROGRAM_PKTGEN,
+};
+
+use super::circuit::Shared;
+use super::{LoadError, Pace, Place, object};
+use crate::control::nic::{Nic, TxCounters};
+use crate::worker::affinity;
+
+/// Runs of the program in one system call: setting one up takes about 20 ms, and only when it is
+/// over does the thread see that it is to stop.
+const REPEAT: u32 = 1 << 20;
+/// Fewest runs: the kernel works in batches of 64.
+const REPEAT_MIN: u32 = 64;
+/// How long a system call may take where the program waits for packets to be due.
+const PACED_CALL: Duration = Duration::from_secs(1);
+/// BPF_F_TEST_XDP_LIVE_FRAMES of linux/bpf.h.
+const LIVE_FRAMES: u32 = libbpf_rs::libbpf_sys::BPF_F_TEST_XDP_LIVE_FRAMES;
+
+/// What a generator has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
+pub struct Sent {
+    /// Packets handed to the port.
+    pub packets: u64,
+    /// Octets of them, without the FCS.
+    pub octets: u64,
+    /// Packets that the port did not take: its counters of drops and errors, others' packets
+    /// included.
+    pub port_dropped: u64,
+    /// From the start to now, or to the end.
+    #[serde(rename = "seconds")]
+    pub elapsed_s: f64,
+}
+
+/// A running generator. Dropping it stops it.
+#[derive(Debug)]
+pub struct Generator {
+    place: Place,
+    before: TxCounters,
+    started: Instant,
+    stop: Arc<AtomicBool>,
+    threads: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    config: GeneratorConfig,
+    config_map: MapHandle,
+    state_map: MapHandle,
+    thread: Option<JoinHandle<Result<(), LoadError>>>,
+}
+
+/// Starts one thread for each of `configs`.
+pub(super) fn start(
+    shared: &Shared,
+    place: &Place,
+    nic: &Nic,
+    configs: Vec<GeneratorConfig>,
+    pace: &Pace,
+) -> Result<Generator, LoadError> {
+    let mut generator = Generator {
+        place: place.clone(),
+        before: nic.tx,
+        started: Instant::now(),
+        stop: Arc::new(AtomicBool::new(false)),
+        threads: Vec::with_capacity(configs.len()),
+    };
+    // All are ready before the first begins.
+    let mut begin = Vec::with_capacity(configs.len());
+    for (n, config) in configs.into_iter().enumerate() {
+        let worker = Worker {
+            place: place.clone(),
+            ifindex: nic.ifindex,
+            shared: shared.duplicate()?,
+            config,
+            cpu: pace.cpus.get(n % pace.cpus.len().max(1)).copied(),
+            stop: generator.stop.clone(),
+        };
+        let (ready, maps) = mpsc::channel();
+        let (go, begun) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(format!("pktgen-{n}"))
+            .spawn(move || worker.run(&ready, &begun))
+            .map_err(|error| LoadError::Thread(error.to_string()))?;
+        let (config_map, state_map) =
+            maps.recv().map_err(|_| LoadError::Thread("it ended at once".into()))??;
+        let thread = Some(thread);
+        generator.threads.push(Running { config, config_map, state_map, thread });
+        begin.push(go);
+    }
+    generator.started = Instant::now();
+    for go in begin {
+        // A thread that does not listen any more tells why when it is joined.
+        let _ = go.send(());
+    }
+    Ok(generator)
+}
+
+impl Generator {
+    /// What was sent so far.
+    ///
+    /// # Errors
+    /// [`LoadError::Map`], [`LoadError::Netlink`].
+    pub fn sent(&self) -> Result<Sent, LoadError> {
+        let tx = self.place.nic()?.tx;
+        let mut sent = Sent {
+            elapsed_s: self.started.elapsed().as_secs_f64(),
+            port_dropped: tx.failed.saturating_sub(self.before.failed),
+            ..Sent::default()
+        };
+        for thread in &self.threads {
+            let state = state(&thread.state_map)?;
+            sent.packets += state.sent;
+            sent.octets += state.octets;
+        }
+        Ok(sent)
+    }
+
+    /// Whether every thread has sent its share, or failed.
+    pub fn is_finished(&self) -> bool {
+        let thread =
+            |running: &Running| running.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        self.threads.iter().all(thread)
+    }
+
+    /// Stops it and says what was sent.
+    ///
+    /// # Errors
+    /// The first thing that went wrong in a thread; [`LoadError::NothingSent`] if the port took no
+    /// frame at all.
+    pub fn stop(mut self) -> Result<Sent, LoadError> {
+        let ended = self.end();
+        let sent = self.sent()?;
+        ended?;
+        let taken = self.place.nic()?.tx.packets.wrapping_sub(self.before.packets);
+        if sent.packets > 0 && taken == 0 {
+            return Err(LoadError::NothingSent(self.place.to_string()));
+        }
+        Ok(sent)
+    }
+
+    fn end(&mut self) -> Result<(), LoadError> {
+        self.stop.store(true, Ordering::Relaxed);
+        for running in &mut self.threads {
+            running.config.stop = 1;
+            object::write(&running.config_map, MAP_CONFIG, &running.config.to_bytes())?;
+        }
+        let mut result = Ok(());
+        for running in &mut self.threads {
+            if let Some(thread) = running.thread.take() {
+                let ended = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                result = result.and(ended);
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Generator {
+    fn drop(&mut self) {
+        // Told by `stop` to those who ask.
+        let _ = self.end();
+    }
+}
+
+fn state(map: &MapHandle) -> Result<GeneratorState, LoadError> {
+    let value = object::read(map, MAP_STATE)?;
+    GeneratorState::from_bytes(&value).ok_or(LoadError::Incomplete(MAP_STATE))
+}
+
+/// One thread.
+struct Worker {
+    place: Place,
+    ifindex: u32,
+    shared: Shared,
+    config: GeneratorConfig,
+    cpu: Option<usize>,
+    stop: Arc<AtomicBool>,
+}
+
+type Maps = Result<(MapHandle, MapHandle), LoadError>;
+
+impl Worker {
+    fn run(self, ready: &mpsc::Sender<Maps>, begin: &mpsc::Receiver<()>) -> Result<(), LoadError> {
+        let (mut object, maps) = match self.prepare() {
+            Ok((object, config, state)) => (object, Ok((config, state))),
+            Err(error) => {
+                // Who waits for it stops waiting when it is gone.
+                let _ = ready.send(Err(error));
+                return Ok(());
+            }
+        };
+        let state_map = object::map(&object, MAP_STATE)?;
+        if ready.send(maps).is_err() || begin.recv().is_err() {
+            return Ok(());
+        }
+        self.send(&mut object, &state_map)
+    }
+
+    fn prepare(&self) -> Result<(Object, MapHandle, MapHandle), LoadError> {
+        if let Some(cpu) = self.cpu {
+            affinity::pin_to(cpu).map_err(|error| LoadError::Thread(error.to_string()))?;
+        }
+        self.place.enter()?;
+        let object = object::load(PROGRAM_PKTGEN, &self.shared.by_name())?;
+        let config = object::map(&object, MAP_CONFIG)?;
+        object::write(&config, MAP_CONFIG, &self.config.to_bytes())?;
+        let state = object::map(&object, MAP_STATE)?;
+        Ok((object, config, state))
+    }
+
+    fn send(&self, object: &mut Object, state_map: &MapHandle) -> Result<(), LoadError> {
+        let program = object
+            .progs_mut()
+            .find(|program| program.name() == PROGRAM_PKTGEN)
+            .ok_or(LoadError::Incomplete(PROGRAM_PKTGEN))?;
+        let frame = vec![0; self.config.frame_max as usize];
+        // What a run is thought to take, until it is known.
+        let mut run_ns = 100.0;
+        loop {
+            let sent = state(state_map)?.sent;
+            let Some(repeat) = self.repeat(sent, run_ns) else { return Ok(()) };
+            let mut context = self.context(frame.len());
+            let started = Instant::now();
+            let result = program.test_run(ProgramInput {
+                context_in: Some(&mut context),
+                data_in: Some(&frame),
+                flags: LIVE_FRAMES,
+                repeat,
+                ..ProgramInput::default()
+            });
+            match result {
+                // A signal ends it early.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => {
+                    let place = self.place.to_string();
+                    return Err(LoadError::Run { place, source });
+                }
+                Ok(_) => run_ns = started.elapsed().as_nanos() as f64 / f64::from(repeat),
+            }
+        }
+    }
+
+    /// How often the program is to be run next; `None`: it is done.
+    fn repeat(&self, sent: u64, run_ns: f64) -> Option<u32> {
+        let (count, interval) = (self.config.count, self.config.interval);
+        let done = count != 0 && sent >= count;
+        if done || self.config.stop != 0 || self.stop.load(Ordering::Relaxed) {
+            return None;
+        }
+        let left = if count == 0 { u64::MAX } else { count - sent };
+        if interval == 0 {
+            return Some(u32::try_from(left).unwrap_or(REPEAT).clamp(REPEAT_MIN, REPEAT));
+        }
+        let left_ns = left as f64 * (interval >> INTERVAL_SHIFT).max(1) as f64;
+        let call_ns = left_ns.min(PACED_CALL.as_nanos() as f64);
+        Some(((call_ns / run_ns.max(1.0)) as u32).clamp(REPEAT_MIN, 1 << 28))
+    }
+
+    /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+    /// egress_ifindex. XDP_TX sends by the interface frames seem to have come from.
+    fn context(&self, octets: usize) -> [u8; 24] {
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&(octets as u32).to_ne_bytes());
+        context[12..16].copy_from_slice(&self.ifindex.to_ne_bytes());
+        context
+    }
+}

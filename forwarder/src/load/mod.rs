@@ -1,0 +1,42 @@
+//! Load: packets made as fast as a port takes them, and what receives and counts them.
+//!
+//! - [`traffic`]: what is sent and how fast, in the vocabulary of the kernel's pktgen;
+//! - [`Place`]: an interface, perhaps in another network namespace;
+//! - [`Circuit`]: generators and sinks that are XDP programs and share counters, so that a loop can
+//!   be closed: no more than a window of packets is under way.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use ferroute::load::{Circuit, Pace, Place, Traffic};
+//!
+//! let circuit = Circuit::new()?;
+//! let sink = circuit.sink(&Place::within("fr-right", "right"))?;
+//! let traffic = Traffic::new(
+//!     [0x02, 0xf0, 0, 0, 1, 1],
+//!     "198.18.1.2".parse().expect("an address"),
+//!     "198.18.2.2".parse().expect("an address"),
+//! );
+//! let pace = Pace { window: Some(512), ..Pace::default() };
+//! let generator = circuit.generator(&Place::within("fr-left", "left"), &traffic, &pace)?;
+//! std::thread::sleep(Duration::from_secs(1));
+//! let sent = generator.stop()?;
+//! println!("{} sent, {} received", sent.packets, sink.counts()?.received);
+//! # Ok::<(), ferroute::load::LoadError>(())
+//! ```
+
+mod circuit;
+mod error;
+#[cfg(test)]
+mod frame;
+mod generator;
+mod object;
+mod place;
+#[cfg(test)]
+mod tests;
+pub mod traffic;
+
+pub use circuit::{Circuit, Counts, Sink};
+pub use error::LoadError;
+pub use generator::{Generator, Sent};
+pub use place::Place;
+pub use traffic::{Pace, Sizes, Span, Traffic, TrafficError, Vlan};
