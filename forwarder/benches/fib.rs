@@ -1,15 +1,15 @@
 //! How fast the longest-prefix match is with a full Internet table.
 //!
-//! Tables and addresses are made up from a fixed seed: prefix lengths as the
-//! Internet's tables have them, most prefixes close to others (`--uniform`:
-//! spread evenly), addresses inside random routes. `--write DIR` puts both
-//! into files that `dpdk-test-fib` reads, for a comparison on the same machine.
+//! Tables and addresses come from `full_table` (`--uniform`: prefixes spread
+//! evenly). `--write DIR` puts both into files that `dpdk-test-fib` reads, for a
+//! comparison on the same machine.
 //!
 //! CPU time is not continuous on a virtual machine. So lookups are timed in
 //! short batches, batches that span a gap are dropped and the median is told.
+//! The `pass` figures are means over one whole pass, gaps and all, as
+//! `dpdk-test-fib` prints them: those two can be compared.
 //! Cycles are nanoseconds times the TSC's frequency.
 
-use std::collections::HashSet;
 use std::hint::black_box;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,10 @@ use ferroute::fib::lpm::{Lpm, LpmWriter};
 use ferroute::fib::prefix::{Address, Prefix};
 use ferroute::fib::quiescence::Quiescence;
 use serde::Serialize;
+
+use full_table::{Random, SEED, covered, make_table, prefix4, prefix6, tsc_mhz};
+
+mod full_table;
 
 /// Lookups timed together: long against a reading of the clock, short against
 /// a gap.
@@ -53,6 +57,9 @@ struct Args {
     /// Spread prefixes evenly over the address space
     #[arg(long)]
     uniform: bool,
+    /// Measure one family only: 4 or 6
+    #[arg(long, value_parser = clap::value_parser!(u8).range(4..=6))]
+    only: Option<u8>,
     /// Print JSON
     #[arg(short, long)]
     json: bool,
@@ -66,7 +73,7 @@ struct Args {
 
 fn main() -> io::Result<()> {
     let args = Args::parse();
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random(SEED);
     let routes4 = make_table(args.routes, args.leaves, &mut random, |r| prefix4(r, args.uniform));
     let addrs4 = covered(&routes4, args.addresses, &mut random);
     let routes6 = make_table(args.routes6, args.leaves, &mut random, |r| prefix6(r, args.uniform));
@@ -75,10 +82,13 @@ fn main() -> io::Result<()> {
         write_files(dir, "4", &routes4, &addrs4)?;
         return write_files(dir, "6", &routes6, &addrs6);
     }
-    let results = [
-        measure("IPv4", &routes4, &addrs4, args.rounds, &mut random),
-        measure("IPv6", &routes6, &addrs6, args.rounds, &mut random),
-    ];
+    let mut results = Vec::new();
+    if args.only != Some(6) {
+        results.push(measure("IPv4", &routes4, &addrs4, args.rounds, &mut random));
+    }
+    if args.only != Some(4) {
+        results.push(measure("IPv6", &routes6, &addrs6, args.rounds, &mut random));
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
@@ -104,6 +114,11 @@ struct Result {
     add_ns: f64,
     replace_ns: f64,
     delete_ns: f64,
+    lookup_bulk_pass_ns: f64,
+    add_pass_ns: f64,
+    delete_pass_ns: f64,
+    /// Until the table stands.
+    build_ms: f64,
     table_octets: usize,
     writer_octets: usize,
     table_octets_after_churn: usize,
@@ -130,6 +145,9 @@ fn print_result(result: &Result) {
         ("add", result.add_ns),
         ("replace", result.replace_ns),
         ("delete", result.delete_ns),
+        ("a pass: bulk", result.lookup_bulk_pass_ns),
+        ("  add every route", result.add_pass_ns),
+        ("  delete every route", result.delete_pass_ns),
     ] {
         println!("  {what:20} {ns:8.1} ns {:8.1} cycles", cycles(ns));
     }
@@ -144,13 +162,15 @@ fn measure<A: Address>(
 ) -> Result {
     let fail = "a table of this size fits";
     let mut writer = LpmWriter::new(Quiescence::new(1)).expect(fail);
+    let start = Instant::now();
     let build_add_ns = time_updates(routes, |(prefix, leaf)| {
         writer.insert(prefix, leaf).expect(fail);
     });
+    let build = start.elapsed();
     let table = Arc::clone(writer.table());
     let table_octets = table.memory_octets();
     let mut some: Vec<(Prefix<A>, u32)> = routes.to_vec();
-    random.shuffle(&mut some);
+    shuffle(&mut some, random);
     some.truncate((routes.len() / 5).max(1));
     let (mut delete, mut add, mut replace) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -165,9 +185,23 @@ fn measure<A: Address>(
         }));
     }
     let lookups = time_lookups(writer.table(), addrs, rounds);
+    let lookup_bulk_pass_ns = pass_ns(addrs.len(), || {
+        let mut leaves = vec![0; BURST];
+        for burst in addrs.chunks_exact(BURST) {
+            writer.table().lookup_bulk(burst, &mut leaves);
+            black_box(&mut leaves);
+        }
+    });
+    let (writer_octets, table_octets_after_churn) =
+        (writer.memory_octets(), writer.table().memory_octets());
+    let delete_pass_ns = pass_ns(routes.len(), || {
+        for (prefix, _) in routes {
+            writer.remove(*prefix).expect(fail);
+        }
+    });
     Result {
         family,
-        routes: writer.len(),
+        routes: routes.len(),
         tsc_mhz: tsc_mhz(),
         lookup_bulk_ns: quantile(&lookups[0], 0.5),
         lookup_independent_ns: quantile(&lookups[1], 0.5),
@@ -179,9 +213,13 @@ fn measure<A: Address>(
         add_ns: median(add),
         replace_ns: median(replace),
         delete_ns: median(delete),
+        lookup_bulk_pass_ns,
+        add_pass_ns: build.as_nanos() as f64 / routes.len().max(1) as f64,
+        delete_pass_ns,
+        build_ms: build.as_secs_f64() * 1e3,
         table_octets,
-        writer_octets: writer.memory_octets(),
-        table_octets_after_churn: writer.table().memory_octets(),
+        writer_octets,
+        table_octets_after_churn,
     }
 }
 
@@ -237,6 +275,13 @@ fn time(times: &mut Vec<f64>, n: usize, work: impl FnOnce()) {
     }
 }
 
+/// Nanoseconds that each of `n` took, gaps and all.
+fn pass_ns(n: usize, work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_nanos() as f64 / n.max(1) as f64
+}
+
 fn sorted(mut times: Vec<f64>) -> Vec<f64> {
     times.sort_by(f64::total_cmp);
     times
@@ -249,151 +294,6 @@ fn quantile(times: &[f64], of: f64) -> f64 {
 
 fn median(times: Vec<f64>) -> f64 {
     quantile(&sorted(times), 0.5)
-}
-
-/// The TSC's frequency: Linux on x86 tells it as half the "bogomips". NaN
-/// where it does not.
-fn tsc_mhz() -> f64 {
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = cpuinfo.lines().find(|line| line.starts_with("bogomips"));
-    let bogomips = line.and_then(|line| line.split(':').nth(1)?.trim().parse::<f64>().ok());
-    bogomips.map_or(f64::NAN, |bogomips| bogomips / 2.0)
-}
-
-/// `count` different prefixes, each with a leaf, in random order.
-fn make_table<A: Address>(
-    count: usize,
-    leaves: u32,
-    random: &mut Random,
-    mut prefix: impl FnMut(&mut Random) -> Prefix<A>,
-) -> Vec<(Prefix<A>, u32)> {
-    let mut seen = HashSet::with_capacity(count);
-    let mut routes = Vec::with_capacity(count);
-    while routes.len() < count {
-        let prefix = prefix(random);
-        if seen.insert(prefix) {
-            routes.push((prefix, 1 + random.below(leaves.into()) as u32));
-        }
-    }
-    routes
-}
-
-/// Length and share, in parts of 100,000.
-type Shares = &'static [(u8, u64)];
-
-/// As in the IPv4 tables of route collectors, and a few longer ones such as a
-/// provider has inside.
-const LENGTHS4: Shares = &[
-    (8, 2),
-    (9, 2),
-    (10, 4),
-    (11, 10),
-    (12, 30),
-    (13, 60),
-    (14, 120),
-    (15, 200),
-    (16, 1_340),
-    (17, 830),
-    (18, 1_400),
-    (19, 2_500),
-    (20, 4_400),
-    (21, 5_100),
-    (22, 11_000),
-    (23, 10_200),
-    (24, 62_302),
-    (25, 60),
-    (26, 60),
-    (27, 60),
-    (28, 60),
-    (29, 80),
-    (30, 80),
-    (32, 100),
-];
-
-/// As in the IPv6 tables of route collectors.
-const LENGTHS6: Shares = &[
-    (20, 10),
-    (24, 30),
-    (28, 150),
-    (29, 3_200),
-    (30, 500),
-    (31, 300),
-    (32, 11_500),
-    (33, 1_800),
-    (34, 1_500),
-    (35, 800),
-    (36, 6_500),
-    (38, 1_500),
-    (39, 500),
-    (40, 9_800),
-    (42, 1_900),
-    (44, 9_600),
-    (45, 900),
-    (46, 2_400),
-    (47, 1_800),
-    (48, 45_000),
-    (56, 150),
-    (64, 160),
-];
-
-fn length(shares: Shares, random: &mut Random) -> u8 {
-    let all = shares.iter().map(|(_, share)| share).sum();
-    let mut at = random.below(all);
-    for (len, share) in shares {
-        match at.checked_sub(*share) {
-            Some(rest) => at = rest,
-            None => return *len,
-        }
-    }
-    unreachable!("the shares add up")
-}
-
-fn prefix4(random: &mut Random, uniform: bool) -> Prefix<u32> {
-    loop {
-        // Most routes lie in few /16s: squaring crowds them.
-        let high = if uniform { random.below(1 << 16) } else { scatter(random.crowded(50_000)) };
-        let addr = (high as u32) << 16 | random.below(1 << 16) as u32;
-        let prefix = Prefix::truncated(addr, length(LENGTHS4, random)).expect("at most 32");
-        if (1..224).contains(&(prefix.bits() >> 24)) {
-            return prefix;
-        }
-    }
-}
-
-fn prefix6(random: &mut Random, uniform: bool) -> Prefix<u128> {
-    // The registries' blocks, 2001::/16 and six /12s; allocations in them.
-    const POOLS: [u128; 7] = [0x2001, 0x2400, 0x2600, 0x2800, 0x2a00, 0x2a10, 0x2c00];
-    let low = u128::from(random.below(1 << 32)) << 64;
-    let (pool, allocation) = if uniform {
-        (random.below(7), random.below(1 << 16))
-    } else {
-        let n = random.crowded(30_000);
-        (n % 7, scatter(n / 7))
-    };
-    let addr = POOLS[pool as usize] << 112 | u128::from(allocation) << 96 | low;
-    Prefix::truncated(addr, length(LENGTHS6, random)).expect("at most 128")
-}
-
-/// Spreads small numbers over 16 bits, one to one.
-fn scatter(n: u64) -> u64 {
-    n.wrapping_mul(40_503) & 0xffff
-}
-
-/// Addresses inside random routes.
-fn covered<A: Address>(routes: &[(Prefix<A>, u32)], count: usize, random: &mut Random) -> Vec<A> {
-    let host = |random: &mut Random, prefix: Prefix<A>| {
-        let mut bits = A::ZERO;
-        for depth in (0..A::LEN).step_by(32) {
-            bits = bits.or(A::from_bits_at(random.below(1 << 32) as u32, depth, 32));
-        }
-        prefix.bits().or(bits.and(A::netmask(prefix.len()).not()))
-    };
-    (0..count)
-        .map(|_| {
-            let (prefix, _) = routes[random.below(routes.len() as u64) as usize];
-            host(random, prefix)
-        })
-        .collect()
 }
 
 /// The files that `dpdk-test-fib -f … -t …` reads.
@@ -418,33 +318,9 @@ fn write_files<A: Address>(
     out.flush()
 }
 
-/// xorshift64*: the same numbers on every machine.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Below `n`, evenly.
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-
-    /// Below `n`, the small ones far more often.
-    fn crowded(&mut self, n: u64) -> u64 {
-        let u = self.below(1 << 32) as f64 / (1u64 << 32) as f64;
-        (u * u * n as f64) as u64
-    }
-
-    fn shuffle<T>(&mut self, all: &mut [T]) {
-        for i in (1..all.len()).rev() {
-            let j = self.below(i as u64 + 1) as usize;
-            all.swap(i, j);
-        }
+fn shuffle<T>(all: &mut [T], random: &mut Random) {
+    for i in (1..all.len()).rev() {
+        let j = random.below(i as u64 + 1) as usize;
+        all.swap(i, j);
     }
 }

@@ -1,106 +1,123 @@
-//! What the road costs: nanoseconds a packet of `forward_burst`, without rings.
+//! What the road costs without a kernel in the way. One core, 64 octets a packet.
 //!
-//! `cargo bench --bench pipeline`. Bursts of 64 packets of 64 octets go from one port to another;
-//! the frames are put back between bursts, outside the measured stretch. Printed are the median and
-//! the best tenth of many bursts: this thread is not alone on its core.
+//! `cargo bench --bench pipeline`. Two things are measured:
+//!
+//! - the road alone: `forward_burst` over bursts of 64 that lie ready, frames put back outside the
+//!   measured stretch;
+//! - a worker's whole turns over a driver that does what DPDK's `net_null` with `copy=1` does: each
+//!   packet is copied into a frame and out of one. With one route, and with a full table
+//!   (`full_table`) and random destinations in it.
+//!
+//! This thread is not alone on its core. So the cost is the median over short stretches that were
+//! not interrupted, and packets per second count the seconds this thread had the CPU, as
+//! `/proc/thread-self/schedstat` tells them.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::hint::black_box;
+use std::io;
+use std::time::{Duration, Instant};
 
-use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
-use ferroute::neigh::{NeighTable, Neighbour};
+use clap::Parser;
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst};
 use ferroute::skb::{Burst, HEADROOM, SkBuff, Umem};
 use ferroute::stats::WorkerStats;
-use ferroute::tables::{Link, Links, Tables};
-use ferroute::wire::{Ipv4Packet, Protocol};
+use ferroute::tables::Tables;
+use serde::Serialize;
 
+use null::NullIo;
+
+mod full_table;
+mod null;
+
+/// Packets of a burst, as a worker takes them.
 const BURST: usize = 64;
-const ROUNDS: usize = 20_000;
-const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Turns timed together: long against a reading of the clock, short against a gap.
+const TURNS: usize = 16;
+/// A stretch that took longer was interrupted.
+const GAP: Duration = Duration::from_millis(1);
+/// Bursts of the road alone.
+const BURSTS: usize = 20_000;
 
-fn main() {
-    for (name, flows) in [("ipv4, one flow", 1), ("ipv4, 64 destinations", 64)] {
-        measure(name, |n| ipv4((n % flows) as u8));
+#[derive(Debug, Parser)]
+#[command(about = "Measures the pipeline in memory")]
+struct Args {
+    /// Seconds for each measurement of whole turns
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// IPv4 routes of the full table
+    #[arg(long, default_value_t = 1_000_000)]
+    routes: usize,
+    /// IPv6 routes of the full table
+    #[arg(long, default_value_t = 200_000)]
+    routes6: usize,
+    /// Leave out the road alone
+    #[arg(long)]
+    turns_only: bool,
+    /// Print JSON
+    #[arg(short, long)]
+    json: bool,
+    /// Given by `cargo bench`
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What one measurement found; a packet's cost is a median.
+#[derive(Debug, Serialize)]
+struct Result {
+    name: &'static str,
+    ns_a_packet: f64,
+    /// The tenth of the stretches that were fastest: a quiet machine.
+    ns_a_packet_p10: f64,
+    /// A second of CPU time; whole turns only.
+    packets_a_second: Option<f64>,
+    tsc_mhz: f64,
+}
+
+fn main() -> io::Result<()> {
+    let args = Args::parse();
+    let mut results = Vec::new();
+    let one = null::one_route();
+    if !args.turns_only {
+        for (name, flows) in [("road, IPv4, one flow", 1), ("road, IPv4, 64 destinations", 64)] {
+            results.push(road(name, &one, |n| null::frame4([10, 0, (n % flows) as u8, 1].into())));
+        }
+        results.push(road("road, IPv6, one flow", &one, |_| {
+            null::frame6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into())
+        }));
     }
-    measure("ipv6, one flow", |_| ipv6());
-}
-
-fn tables() -> Tables {
-    let mut left = Link::new(2, "left");
-    (left.port, left.mac, left.forwarding4, left.forwarding6) = (Some(0), LEFT_MAC, true, true);
-    left.addrs4 = vec![([198, 18, 1, 1].into(), 24)];
-    let right = Link { ifindex: 3, port: Some(1), ..left.clone() };
-    let gateway = |addr: &str| {
-        let gateway = Some(addr.parse().expect("an address"));
-        let nexthop =
-            Nexthop { oif: 3, port: Some(1), gateway, weight: 1, dead: false, onlink: false };
-        let nexthops = Box::new([nexthop]);
-        Arc::new(FibInfo { nexthops, ..FibInfo::special(RouteType::Unicast) })
-    };
-    let routes4 = (0..=255u32).map(|n| {
-        let prefix = format!("10.{n}.0.0/16").parse().expect("a prefix");
-        (prefix, 1)
-    });
-    let routes6 = [("2001:db8::/32".parse().expect("a prefix"), 2)];
-    let infos = [gateway("198.18.2.2"), gateway("198.18.2.2"), gateway("2001:db8:2::2")];
-    let neigh = |addr: &str| Neighbour::new(3, addr.parse().expect("an address"), Some([2; 6]));
-    Tables {
-        links: Arc::new(Links::new(vec![left, right])),
-        fib4: FamilyFib {
-            tables: Arc::new([Lpm4::from_routes(routes4).expect("a table")]),
-            infos: Arc::new(infos.clone()),
-            ..FamilyFib::empty()
-        },
-        fib6: FamilyFib {
-            tables: Arc::new([Lpm6::from_routes(routes6).expect("a table")]),
-            infos: Arc::new(infos),
-            ..FamilyFib::empty()
-        },
-        neigh: Arc::new(NeighTable::new(vec![neigh("198.18.2.2"), neigh("2001:db8:2::2")])),
-        ..Tables::empty()
+    let seconds = Duration::from_secs_f64(args.seconds);
+    let destinations = (0..1 << 16).map(|n: u32| 0x0a00_0000 | n).collect();
+    results.push(turns("turns, IPv4, one route", one, NullIo::ipv4(destinations), seconds)?);
+    let (tables, four, six) = null::full_table(args.routes, args.routes6);
+    results.push(turns("turns, IPv4, full table", tables.clone(), NullIo::ipv4(four), seconds)?);
+    results.push(turns("turns, IPv6, full table", tables, NullIo::ipv6(six), seconds)?);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+        return Ok(());
     }
-}
-
-fn ipv4(net: u8) -> Vec<u8> {
-    let mut frame = [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 8, 0], &[0; 50]].concat();
-    let mut ipv4 = Ipv4Packet::new_unchecked(&mut frame[14..]);
-    ipv4.set_version_and_header_len(20);
-    ipv4.set_total_len(50);
-    ipv4.set_ttl(64);
-    ipv4.set_protocol(Protocol::UDP);
-    ipv4.set_src_addr([198, 18, 1, 2].into());
-    ipv4.set_dst_addr([10, net, 0, 1].into());
-    ipv4.fill_checksum();
-    frame
-}
-
-fn ipv6() -> Vec<u8> {
-    let mut frame = [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 0x86, 0xdd, 0x60, 0, 0, 0]].concat();
-    frame.extend([0, 10, 17, 64]);
-    for subnet in [1, 2] {
-        frame.extend([0x20, 1, 0x0d, 0xb8, 0, subnet, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+    for Result { name, ns_a_packet, ns_a_packet_p10, packets_a_second, tsc_mhz } in results {
+        let cycles = ns_a_packet * tsc_mhz / 1000.0;
+        print!("{name:28} {ns_a_packet:6.1} ns, {cycles:6.1} cycles a packet");
+        print!(" (best tenth {ns_a_packet_p10:.1} ns)");
+        println!("{}", packets_a_second.map_or(String::new(), |pps| format!(", {pps:.0} pps")));
     }
-    frame.resize(64, 0);
-    frame
+    Ok(())
 }
 
-fn measure(name: &str, frame: impl Fn(usize) -> Vec<u8>) {
-    let tables = tables();
+fn road(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -> Result {
     let mut pool = Umem::anonymous(4 * BURST as u32).into_pool();
     let (stats, mut out) = (WorkerStats::new(2), Effects::new(2));
     let mut state = PipelineState::new(7, 1);
     let frames: Vec<_> = (0..BURST).map(frame).collect();
     let mut burst = Burst::with_capacity(BURST);
-    let mut times_ns = Vec::with_capacity(ROUNDS);
-    for round in 0..ROUNDS as u64 {
+    let mut times_ns = Vec::with_capacity(BURSTS);
+    for round in 0..BURSTS as u64 {
         for frame in &frames {
             let mut skb = SkBuff::alloc_skb(&mut pool, HEADROOM).expect("a frame");
             skb.put(frame.len()).expect("room").copy_from_slice(frame);
             burst.push(skb).expect("room");
         }
         let mut ctx = Ctx {
-            tables: &tables,
+            tables,
             pool: &mut pool,
             stats: &stats,
             state: &mut state,
@@ -109,15 +126,56 @@ fn measure(name: &str, frame: impl Fn(usize) -> Vec<u8>) {
         };
         let start = Instant::now();
         forward_burst(&mut burst, &mut ctx);
-        times_ns.push(start.elapsed().as_nanos() as u64);
+        times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
         assert_eq!(out.egress[1].len(), BURST);
         out.egress[1].drain(BURST).for_each(|skb| pool.free(skb.into_frame()));
     }
-    times_ns.sort_unstable();
-    let a_packet = |at: usize| times_ns[at] as f64 / BURST as f64;
-    println!(
-        "{name:24} {:6.1} ns a packet (best tenth {:.1})",
-        a_packet(ROUNDS / 2),
-        a_packet(ROUNDS / 10)
-    );
+    result(name, times_ns, None)
+}
+
+/// Turns of a whole worker for `length`, on this thread.
+fn turns<const N: usize>(
+    name: &'static str,
+    tables: Tables,
+    io: NullIo<N>,
+    length: Duration,
+) -> io::Result<Result> {
+    let (mut worker, handle) = null::worker(tables, io)?;
+    let mut times_ns = Vec::with_capacity(1 << 20);
+    let (start, start_ns) = (Instant::now(), cpu_time_ns()?);
+    let mut packets = 0;
+    while start.elapsed() < length {
+        let stretch = Instant::now();
+        let now_ns = stretch.duration_since(start).as_nanos() as u64;
+        let taken: usize = (0..TURNS).map(|_| worker.turn(now_ns)).sum();
+        let took = stretch.elapsed();
+        packets += taken;
+        if took < GAP {
+            times_ns.push(took.as_nanos() as f64 / taken.max(1) as f64);
+        }
+    }
+    let seconds = (cpu_time_ns()? - start_ns) as f64 / 1e9;
+    let sent = handle.stats.ports[1].tx_packets.get();
+    // A road that drops is quick, and no measurement.
+    assert_eq!(black_box(sent), packets as u64, "{:?}", handle.stats);
+    Ok(result(name, times_ns, Some(packets as f64 / seconds)))
+}
+
+fn result(name: &'static str, mut times_ns: Vec<f64>, packets_a_second: Option<f64>) -> Result {
+    times_ns.sort_by(f64::total_cmp);
+    let at = |part: f64| times_ns.get((times_ns.len() as f64 * part) as usize).copied();
+    Result {
+        name,
+        ns_a_packet: at(0.5).unwrap_or(f64::NAN),
+        ns_a_packet_p10: at(0.1).unwrap_or(f64::NAN),
+        packets_a_second,
+        tsc_mhz: full_table::tsc_mhz(),
+    }
+}
+
+/// How long this thread has had a CPU.
+fn cpu_time_ns() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    first.ok_or_else(|| io::Error::other("no schedstat"))
 }
