@@ -1,0 +1,259 @@
+//! DPDK's programs: started as Debian installs them, without hugepages, and their output read.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// How long a program may take to come up, or to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// EAL options without which it wants hugepages, PCI devices and files in /run.
+const EAL: [&str; 4] = ["--no-huge", "--no-pci", "--no-shconf", "--no-telemetry"];
+
+/// The CPU that single-threaded entrants run on: the last, as most is done on the first.
+pub fn cpu() -> String {
+    let cpus = thread::available_parallelism().map_or(1, Into::into);
+    (cpus - 1usize).to_string()
+}
+
+/// A command on that CPU.
+pub fn pinned(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cpu()]).arg(program.as_ref());
+    command
+}
+
+/// Runs a command to its end and gives its standard output.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().map_err(|error| not_started(command, error))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = errors.lines().chain(text.lines()).last().unwrap_or_default();
+    ensure!(output.status.success(), "{}: {last}", output.status);
+    Ok(text)
+}
+
+/// Fails unless the program is found in PATH.
+fn installed(program: &str) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    ensure!(found, "{program} is not installed; scripts/setup installs it");
+    Ok(())
+}
+
+fn not_started(command: &Command, error: std::io::Error) -> anyhow::Error {
+    let program = Path::new(command.get_program()).display().to_string();
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return anyhow::anyhow!("{program} is not installed; scripts/setup installs it");
+    }
+    anyhow::Error::new(error).context(format!("starting {program}"))
+}
+
+/// A run of dpdk-test-fib.
+#[derive(Debug)]
+pub struct FibRun<'a> {
+    pub family: &'a str,
+    pub algorithm: &'a str,
+    /// Octets of an entry.
+    pub entry: &'a str,
+    /// Second-level groups to be had.
+    pub groups: usize,
+    pub routes: &'a Path,
+    pub addresses: &'a Path,
+}
+
+/// TSC cycles, means.
+#[derive(Debug, PartialEq)]
+pub struct FibFound {
+    pub lookup: f64,
+    pub add: f64,
+    pub delete: f64,
+}
+
+impl FibRun<'_> {
+    /// Runs it once.
+    pub fn measure(&self) -> Result<FibFound> {
+        let mut command = Command::new("dpdk-test-fib");
+        command.args(EAL).args(["-m", "3072", "-l", &cpu(), "--", "-f"]).arg(self.routes);
+        command.arg("-t").arg(self.addresses).args(["-b", self.algorithm, "-e", self.entry]);
+        command.args(["-g", &(self.groups + 1024).to_string()]);
+        if self.family == "6" {
+            command.arg("-6");
+        }
+        fib_found(&run(&mut command)?)
+    }
+}
+
+/// It prints ten means of a tenth of the routes each, for adding and deleting, and one for lookups.
+fn fib_found(text: &str) -> Result<FibFound> {
+    let mean = |what: &str| -> Result<f64> {
+        let values =
+            text.lines().filter_map(|line| line.trim().strip_prefix(what)?.trim().parse().ok());
+        let values: Vec<f64> = values.collect();
+        let last = || text.lines().last().unwrap_or_default().to_owned();
+        ensure!(!values.is_empty(), "dpdk-test-fib ended with: {}", last());
+        Ok(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    Ok(FibFound {
+        lookup: mean("AVG FIB lookup")?,
+        add: mean("AVG FIB add")?,
+        delete: mean("AVG FIB delete")?,
+    })
+}
+
+/// A testpmd that forwards on one core once it is told to.
+#[derive(Debug)]
+pub struct Testpmd {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    log: Vec<String>,
+}
+
+impl Testpmd {
+    /// Starts it with two ports, the main thread on the first CPU and forwarding on [`cpu`].
+    /// `command` runs what is added to it, perhaps in a namespace.
+    pub fn start(mut command: Command, vdevs: [&str; 2]) -> Result<Self> {
+        installed("dpdk-testpmd")?;
+        // Into a pipe its output would come in blocks.
+        command.args(["stdbuf", "-oL", "dpdk-testpmd"]).args(EAL);
+        command.args(["-m", "1024", "-l", &format!("0,{}", cpu())]);
+        command.args(["--vdev", vdevs[0], "--vdev", vdevs[1], "--", "-i"]);
+        command.args(["--forward-mode=mac", "--nb-cores=1", "--total-num-mbufs=16384"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| not_started(&command, error))?;
+        let (sender, lines) = channel();
+        let outputs: [Option<Box<dyn std::io::Read + Send>>; 2] = [
+            child.stdout.take().map(|out| Box::new(out) as Box<_>),
+            child.stderr.take().map(|err| Box::new(err) as Box<_>),
+        ];
+        for output in outputs.into_iter().flatten() {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                    if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let stdin = child.stdin.take();
+        let mut this = Self { child, stdin, lines, log: Vec::new() };
+        this.wait_for("Done")?;
+        Ok(this)
+    }
+
+    /// Tells it something at its prompt.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("testpmd has been told to end")?;
+        writeln!(stdin, "{line}").with_context(|| format!("telling testpmd to {line}"))
+    }
+
+    /// Forwards for `length`. Packets, and nanoseconds that its forwarding thread had a CPU.
+    pub fn forward(&mut self, length: Duration) -> Result<(u64, u64)> {
+        let before = self.cpu_time_ns()?;
+        self.say("start")?;
+        thread::sleep(length);
+        self.say("stop")?;
+        let at = self.log.len();
+        self.wait_for("Accumulated forward statistics")?;
+        self.wait_for("TX-packets")?;
+        let after = self.cpu_time_ns()?;
+        let packets = accumulated_tx(&self.log[at..]).context("testpmd told no packets")?;
+        Ok((packets, after - before))
+    }
+
+    fn wait_for(&mut self, what: &str) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                let last = self
+                    .log
+                    .iter()
+                    .rev()
+                    .find(|line| line.contains("Cause") || line.contains("rror"));
+                let last = last.or(self.log.last()).map_or("", |line| line.trim());
+                bail!("testpmd ended or hangs; its last words: {last}");
+            };
+            self.log.push(line);
+            if self.log.last().is_some_and(|line| line.contains(what)) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long the forwarding thread has had a CPU.
+    fn cpu_time_ns(&self) -> Result<u64> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
+            let task = task?.path();
+            let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+            // rte-worker-1 in 22.11, lcore-worker-1 and dpdk-worker1 in others.
+            if name.contains("-worker") {
+                let text = fs::read_to_string(task.join("schedstat"))?;
+                let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
+                return first.context("schedstat has no time");
+            }
+        }
+        bail!("testpmd has no forwarding thread")
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        let _ = self.say("quit");
+        self.stdin = None;
+        let end = Instant::now() + Duration::from_secs(10);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// TX-packets of the block that adds all ports up.
+fn accumulated_tx(log: &[String]) -> Option<u64> {
+    let mut block = log.iter().skip_while(|line| !line.contains("Accumulated"));
+    let line = block.find_map(|line| line.trim().strip_prefix("TX-packets:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_test_fib_prints_is_averaged() {
+        let text = "EAL: x\nAVG FIB add 700\nAVG FIB add 900\nAVG FIB lookup 36.4\n\
+                    AVG FIB delete 1000\nAVG FIB delete 3000\n";
+        let found = fib_found(text).expect("is complete");
+        assert_eq!(found, FibFound { lookup: 36.4, add: 800.0, delete: 2000.0 });
+        let error = fib_found("AVG FIB add 1\nCan not add a route to FIB, err -28\n");
+        let error = error.expect_err("has no lookup").to_string();
+        assert_eq!(error, "dpdk-test-fib ended with: Can not add a route to FIB, err -28");
+    }
+
+    #[test]
+    fn packets_are_those_of_all_ports_together() {
+        let text = "Forward statistics for port 0\n  TX-packets: 1   TX-dropped: 0\n\
+                    +++ Accumulated forward statistics for all ports+++\n\
+                    \x20 RX-packets: 12   RX-dropped: 0\n  TX-packets: 11   TX-dropped: 1\n";
+        let log: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert_eq!(accumulated_tx(&log), Some(11));
+        assert_eq!(accumulated_tx(&log[..2]), None);
+    }
+
+    #[test]
+    fn what_is_not_installed_is_said_so() {
+        let error = run(&mut Command::new("dpdk-not-there")).expect_err("is not there");
+        let said = error.to_string();
+        assert_eq!(said, "dpdk-not-there is not installed; scripts/setup installs it");
+    }
+}

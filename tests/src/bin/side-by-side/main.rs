@@ -1,0 +1,143 @@
+//! Ferroute beside its peers, all in one run: what `scripts/bench` builds for and starts.
+//!
+//! Every section has one entrant that is Ferroute and others that are not. They run in turn, round
+//! after round; what is told is medians over the rounds, and the median of each round's ratio, so
+//! that a machine that is slower for a while is so for all of them. An entrant that could not run
+//! says so in its row; a figure of an earlier run is never shown.
+//!
+//! The table goes to standard output; JSON and Markdown go into a directory.
+
+#![forbid(unsafe_code)]
+
+mod built;
+mod dpdk;
+mod fib;
+mod host;
+mod pipeline;
+mod rounds;
+mod table;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+
+use built::Built;
+use rounds::Section;
+use table::Results;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures Ferroute beside its peers")]
+struct Args {
+    /// Fewer and shorter rounds: under five minutes, to see that everything runs
+    #[arg(long)]
+    quick: bool,
+    /// Rounds of every section
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// What `cargo build --message-format=json` said
+    #[arg(long, value_name = "FILE")]
+    built: PathBuf,
+    /// Where JSON and Markdown go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only these sections
+    sections: Vec<SectionName>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SectionName {
+    /// Longest-prefix match, against dpdk-test-fib
+    Fib,
+    /// The pipeline in memory, against testpmd on net_null
+    Pipeline,
+}
+
+/// What every section is told.
+#[derive(Debug)]
+pub struct Plan {
+    quick: bool,
+    built: Built,
+    /// For files that the entrants read.
+    dir: PathBuf,
+    /// Set when the run is to end.
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Plan {
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether it ran to its end and Ferroute itself could be measured.
+fn run(args: &Args) -> Result<bool> {
+    let interrupted = catch_signals()?;
+    let built = Built::read(&args.built)?;
+    fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+    let plan = Plan { quick: args.quick, built, dir: args.out.clone(), interrupted };
+    let rounds = usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 7 }));
+    let mut results = Results::begin(args.quick);
+    let names = match args.sections.as_slice() {
+        [] => SectionName::value_variants(),
+        some => some,
+    };
+    let mut complete = true;
+    for name in names {
+        if plan.is_interrupted() {
+            break;
+        }
+        let sections: Vec<Section<'_>> = match name {
+            SectionName::Fib => fib::sections(&plan)?,
+            SectionName::Pipeline => vec![pipeline::section(&plan)],
+        };
+        for section in sections {
+            let result = section.run(rounds, &|| plan.is_interrupted());
+            complete &= result.has_subject();
+            results.sections.push(result);
+        }
+    }
+    results.interrupted = plan.is_interrupted();
+    results.end();
+    print!("{}", results.text());
+    let write = |name: &str, text: &str| {
+        let path = args.out.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    write("bench.json", &(serde_json::to_string_pretty(&results)? + "\n"))?;
+    write("bench.md", &results.markdown())?;
+    eprintln!("bench: written to {}/bench.md and bench.json", args.out.display());
+    Ok(complete && !results.interrupted)
+}
+
+/// SIGINT and SIGTERM end the run at the next possible moment, with what is known by then. The
+/// entrants' processes get the terminal's SIGINT themselves.
+fn catch_signals() -> Result<Arc<AtomicBool>> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().context("blocking signals")?;
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            eprintln!("bench: ending with what is known so far");
+            set.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(flag)
+}

@@ -1,0 +1,79 @@
+//! Packets through memory, one core: Ferroute's whole turns over ports that only copy, against
+//! testpmd's `mac` on two `net_null` ports, which only copy too.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::Plan;
+use crate::dpdk::{self, Testpmd};
+use crate::host::tsc_mhz;
+use crate::rounds::{Entrant, Metric, Sample, Section};
+
+const METRICS: [Metric; 6] = [
+    Metric { key: "one", title: "one IPv4 route, Mpps", digits: 2 },
+    Metric { key: "full", title: "full table, IPv4, random destinations, Mpps", digits: 2 },
+    Metric { key: "full6", title: "full table, IPv6, random destinations, Mpps", digits: 2 },
+    Metric { key: "one_cycles", title: "one IPv4 route, cycles a packet", digits: 1 },
+    Metric { key: "full_cycles", title: "full table, IPv4, cycles a packet", digits: 1 },
+    Metric { key: "full6_cycles", title: "full table, IPv6, cycles a packet", digits: 1 },
+];
+/// Names of what is measured, rate and cost, in the order in which `pipeline` prints them.
+const KEYS: [(&str, &str); 3] =
+    [("one", "one_cycles"), ("full", "full_cycles"), ("full6", "full6_cycles")];
+const NOTE: &str = "\
+64 octets a packet. Packets a second of CPU time that the forwarding thread had (schedstat): a second \
+in which it was kept waiting would say nothing. testpmd routes nothing: it writes two MAC addresses, \
+whatever the table, and forwards both ways between its ports; its one figure stands beside each of \
+ours.";
+
+/// The section.
+pub fn section(plan: &Plan) -> Section<'_> {
+    let seconds = if plan.quick { 2 } else { 5 };
+    let keys: Vec<&str> = METRICS.iter().map(|metric| metric.key).collect();
+    let length = Duration::from_secs(seconds);
+    let own = move || own(plan.built.path("pipeline")?, seconds);
+    Section {
+        title: "Pipeline in memory, one core".into(),
+        note: NOTE.into(),
+        metrics: METRICS.to_vec(),
+        entrants: vec![
+            Entrant { name: "Ferroute".into(), gives: keys.clone(), run: Box::new(own) },
+            Entrant {
+                name: "DPDK testpmd mac, net_null".into(),
+                gives: keys,
+                run: Box::new(move || theirs(length)),
+            },
+        ],
+    }
+}
+
+fn own(program: &Path, seconds: u64) -> Result<Sample> {
+    let args = ["--json", "--turns-only", "--seconds", &seconds.to_string()];
+    let text = dpdk::run(dpdk::pinned(program).args(args))?;
+    let answer: Value = serde_json::from_str(&text).context("reading its JSON")?;
+    let mut sample = Sample::new();
+    for (at, keys) in KEYS.into_iter().enumerate() {
+        let pps = answer[at]["packets_a_second"].as_f64();
+        put(&mut sample, keys, pps.with_context(|| format!("no packets in {text}"))?);
+    }
+    Ok(sample)
+}
+
+fn theirs(length: Duration) -> Result<Sample> {
+    let vdevs = ["net_null0,copy=1,size=64", "net_null1,copy=1,size=64"];
+    let mut testpmd = Testpmd::start(Command::new("env"), vdevs)?;
+    let (packets, cpu_ns) = testpmd.forward(length)?;
+    let pps = packets as f64 * 1e9 / cpu_ns as f64;
+    let mut sample = Sample::new();
+    KEYS.into_iter().for_each(|keys| put(&mut sample, keys, pps));
+    Ok(sample)
+}
+
+fn put(sample: &mut Sample, keys: (&'static str, &'static str), pps: f64) {
+    sample.insert(keys.0, pps / 1e6);
+    sample.insert(keys.1, tsc_mhz() * 1e6 / pps);
+}
