@@ -1,12 +1,14 @@
 //! What the road costs without a kernel in the way. One core, 64 octets a packet.
 //!
-//! `cargo bench --bench pipeline`. Two things are measured:
+//! `cargo bench --bench pipeline`. Three things are measured:
 //!
 //! - the road alone: `forward_burst` over bursts of 64 that lie ready, frames put back outside the
 //!   measured stretch;
 //! - a worker's whole turns over a driver that does what DPDK's `net_null` with `copy=1` does: each
 //!   packet is copied into a frame and out of one. With one route, and with a full table
-//!   (`full_table`) and random destinations in it.
+//!   (`full_table`) and random destinations in it;
+//! - the same turns of three workers that time no frame, one in 64, and every frame, in turn, so
+//!   that what disturbs one disturbs all.
 //!
 //! This thread is not alone on its core. So the cost is the median over short stretches that were
 //! not interrupted, and packets per second count the seconds this thread had the CPU, as
@@ -17,6 +19,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use ferroute::control::config::LATENCY_SAMPLE_DEFAULT;
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst};
 use ferroute::skb::{Burst, HEADROOM, SkBuff, Umem};
 use ferroute::stats::WorkerStats;
@@ -85,7 +88,10 @@ fn main() -> io::Result<()> {
         }));
     }
     let seconds = Duration::from_secs_f64(args.seconds);
-    let destinations = (0..1 << 16).map(|n: u32| 0x0a00_0000 | n).collect();
+    let destinations: Vec<u32> = (0..1 << 16).map(|n| 0x0a00_0000 | n).collect();
+    if !args.turns_only {
+        results.extend(timing(&one, &destinations, seconds)?);
+    }
     results.push(turns("turns, IPv4, one route", one, NullIo::ipv4(destinations), seconds)?);
     let (tables, four, six) = null::full_table(args.routes, args.routes6);
     results.push(turns("turns, IPv4, full table", tables.clone(), NullIo::ipv4(four), seconds)?);
@@ -140,7 +146,7 @@ fn turns<const N: usize>(
     io: NullIo<N>,
     length: Duration,
 ) -> io::Result<Result> {
-    let (mut worker, handle) = null::worker(tables, io)?;
+    let (mut worker, handle) = null::worker(tables, io, LATENCY_SAMPLE_DEFAULT)?;
     let mut times_ns = Vec::with_capacity(1 << 20);
     let (start, start_ns) = (Instant::now(), cpu_time_ns()?);
     let mut packets = 0;
@@ -159,6 +165,26 @@ fn turns<const N: usize>(
     // A road that drops is quick, and no measurement.
     assert_eq!(black_box(sent), packets as u64, "{:?}", handle.stats);
     Ok(result(name, times_ns, Some(packets as f64 / seconds)))
+}
+
+/// What timing frames costs.
+fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result<Vec<Result>> {
+    let names = ["turns, no frame timed", "turns, one in 64 timed", "turns, every frame timed"];
+    let mut runs = Vec::new();
+    for (name, every) in names.into_iter().zip([0, 64, 1]) {
+        let io = NullIo::ipv4(destinations.to_vec());
+        runs.push((name, null::worker(tables.clone(), io, every)?, Vec::new()));
+    }
+    let start = Instant::now();
+    while start.elapsed() < length * 3 {
+        for (_, (worker, _), times_ns) in &mut runs {
+            let stretch = Instant::now();
+            let now_ns = stretch.duration_since(start).as_nanos() as u64;
+            let taken: usize = (0..TURNS).map(|_| worker.turn(now_ns)).sum();
+            times_ns.push(stretch.elapsed().as_nanos() as f64 / taken as f64);
+        }
+    }
+    Ok(runs.into_iter().map(|(name, _, times_ns)| result(name, times_ns, None)).collect())
 }
 
 fn result(name: &'static str, mut times_ns: Vec<f64>, packets_a_second: Option<f64>) -> Result {

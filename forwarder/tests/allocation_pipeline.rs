@@ -1,5 +1,5 @@
-//! The data path allocates nothing after start: `forward_burst` and `poll_held` under an allocator
-//! that counts.
+//! The data path allocates nothing after start: `forward_burst` and `poll_held`, and a worker's
+//! whole turn with every frame timed, under an allocator that counts.
 //!
 //! Packets of every fate pass: forwarded, in fragments, with options, refused with an ICMP error,
 //! held for a neighbour and sent or given up, handed back.
@@ -9,13 +9,19 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ferroute::fib::quiescence::Quiescence;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
+use ferroute::io::MemIo;
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
 use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem};
 use ferroute::stats::{Mib, WorkerStats};
+use ferroute::tables::publish::Published;
 use ferroute::tables::{Link, Links, Sysctls, Tables};
 use ferroute::wire::Ipv4Packet;
+use ferroute::worker::poll::Parts;
+use ferroute::worker::slow_path::{Bell, slow_path};
+use ferroute::worker::{Residence, Worker};
 
 thread_local! {
     /// Allocations of this thread; other tests may run in others.
@@ -173,16 +179,9 @@ impl Bench {
     }
 }
 
-#[test]
-fn the_data_path_allocates_nothing() {
-    let mut bench = Bench {
-        pool: Umem::anonymous(512).into_pool(),
-        stats: WorkerStats::new(2),
-        state: PipelineState::new(7, 1),
-        out: Effects::new(2),
-        now_ns: 1_000_000_000_000,
-    };
-    let frames = [
+/// Packets of every fate.
+fn frames() -> [Vec<u8>; 15] {
+    [
         ipv4([198, 18, 2, 2], 64, 40, &[]),
         ipv4([198, 18, 2, 2], 64, 3000, &[]),
         ipv4([198, 18, 2, 2], 64, 2000, &[7, 7, 4, 0, 0, 0, 0, 0]),
@@ -198,7 +197,19 @@ fn the_data_path_allocates_nothing() {
         ipv6(2, 64, 2000),
         ipv6(9, 64, 40),
         vec![0; 60],
-    ];
+    ]
+}
+
+#[test]
+fn the_data_path_allocates_nothing() {
+    let mut bench = Bench {
+        pool: Umem::anonymous(512).into_pool(),
+        stats: WorkerStats::new(2),
+        state: PipelineState::new(7, 1),
+        out: Effects::new(2),
+        now_ns: 1_000_000_000_000,
+    };
+    let frames = frames();
     let mut burst = Burst::with_capacity(frames.len());
     for turn in 0..20u64 {
         let tables = tables(turn, turn % 5 == 4);
@@ -224,4 +235,49 @@ fn the_data_path_allocates_nothing() {
         assert!(stats.mib[name as usize].get() >= 5, "{name}");
     }
     assert_eq!(bench.pool.available() + bench.state.held(), 512);
+}
+
+#[test]
+fn a_worker_that_times_every_frame_allocates_nothing_and_counts_what_it_forwarded() {
+    const TURNS: u64 = 20;
+    let frames = frames();
+    let mut pool = Umem::anonymous(8192).into_pool();
+    let mut io = MemIo::new(2, 4096);
+    for frame in std::iter::repeat_n(&frames, 4).flatten() {
+        io.inject(0, &mut pool, frame).expect("room");
+    }
+    io.set_sink(0, true).and_then(|()| io.set_sink(1, true)).expect("two ports");
+    let packets: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+    io.set_source(0, &packets).expect("port 0");
+    let tables_of = |turn: u64| Arc::new(tables(turn, turn % 5 == 4));
+    let published = Arc::new(Published::new(tables_of(0)));
+    let (slow_path, _queue) = slow_path(Bell::new().expect("an eventfd"));
+    let (mut worker, handle) = Worker::new(Parts {
+        io,
+        ports: 2,
+        state: PipelineState::new(7, 1),
+        pool,
+        tables: published.subscribe(),
+        reader: Quiescence::new(1).reader().expect("room for one"),
+        stats: Arc::new(WorkerStats::new(2)),
+        residence: Residence::new(2, 1).expect("memory"),
+        slow_path,
+    });
+    let mut old = Vec::new();
+    for turn in 0..TURNS {
+        old.push(published.publish(tables_of(turn)));
+        let before = ALLOCATIONS.with(Cell::get);
+        worker.turn(1_000_000_000_000 + turn * 1_000_000_000);
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "turn {turn}");
+    }
+    let counted =
+        |iif, oif| handle.residence.counts(iif, oif).iter().map(|(_, count)| count).sum::<u64>();
+    let mib = |name: Mib| handle.stats.mib[name as usize].get();
+    // Each packet in fragments once; those that were held too; none that was not sent.
+    let sent = handle.stats.ports[1].tx_packets.get();
+    assert_eq!(counted(0, 1), sent - mib(Mib::IpFragCreates) + mib(Mib::IpFragOKs));
+    assert!(mib(Mib::IpFragOKs) > TURNS && sent > 4 * TURNS);
+    // ICMP errors went back, and are not counted.
+    assert!(handle.stats.ports[0].tx_packets.get() > TURNS);
+    assert_eq!((counted(0, 0), counted(1, 0), counted(1, 1)), (0, 0, 0));
 }

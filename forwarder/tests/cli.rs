@@ -1,14 +1,15 @@
 //! The program's verbs against a daemon made of fixed answers: outputs and exit codes. No root.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferroute::control::api::{
-    Counters, DropsReport, Filter, Format, MirrorStatus, NamedCount, Object, PortReport, Rendered,
-    Request, Response, RouteGetRequest, ShowRequest, StatReport, State, StatusReport, WorkerReport,
+    Counters, DropsReport, Filter, Format, LatencyReport, MirrorStatus, NamedCount, Object,
+    PairLatency, PortReport, Rendered, Request, Response, RouteGetRequest, ShowRequest, StatReport,
+    State, StatusReport, WorkerReport,
 };
 use ferroute::control::server::{ControlHandler, Server};
 use serde_json::{Value, json};
@@ -37,6 +38,7 @@ impl ControlHandler for Daemon {
             }
             Request::Stat => Response::Stat(stat()),
             Request::Drops => Response::Drops(drops()),
+            Request::Latency { .. } => Response::Latency(latency()),
         }
     }
 }
@@ -75,6 +77,24 @@ fn stat() -> StatReport {
         ..PortReport::default()
     };
     StatReport { workers: vec![worker], ports: vec![port] }
+}
+
+/// A thousand frames each way, the one of 1 to 1000 ns, the other of 1 µs.
+fn latency() -> LatencyReport {
+    let pair = |iif: &str, oif: &str, counts| PairLatency {
+        iif: iif.to_owned(),
+        oif: oif.to_owned(),
+        counts,
+    };
+    let there = pair("eth0", "eth1", (1..=1000).map(|ns| (ns, 1)).collect());
+    let back = pair("eth1", "eth0", vec![(1000, 1000)]);
+    LatencyReport {
+        sample: 1,
+        resets: 0,
+        age_us: 2_000_000,
+        ports: vec!["eth0".into(), "eth1".into()],
+        pairs: vec![there, back],
+    }
 }
 
 fn drops() -> DropsReport {
@@ -197,6 +217,73 @@ fn counters_are_shown_as_nstat_does() {
     assert_eq!(lab.run("stat --port eth1").status.code(), Some(1));
     assert!(lab.text("drops").starts_with("#dropped\nIP_CSUM  3  What it means.\n#handed"));
     assert_eq!(lab.json("-j drops -z")["drops"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn latency_is_told_for_each_port_pair_and_in_all() {
+    let lab = Lab::new();
+    let text = lab.text("latency");
+    assert!(text.contains("\neth0   eth1  1000   500 ns   900 ns   990 ns   999 ns "), "{text}");
+    let report = lab.json("-j latency");
+    assert_eq!((&report["sample"], &report["seconds"]), (&json!(1), &json!(2.0)));
+    let there = &report["pairs"][0];
+    assert_eq!((&there["iif"], &there["oif"]), (&json!("eth0"), &json!("eth1")));
+    for (name, value) in [("count", 1000), ("p50_ns", 500), ("p99.9_ns", 999), ("max_ns", 1000)] {
+        assert_eq!(there[name], value, "{name}");
+    }
+    assert_eq!(report["total"]["count"], 2000);
+    let one = lab.json("-j latency --port-pair :eth0");
+    assert_eq!((&one["total"]["count"], &one["total"]["min_ns"]), (&json!(1000), &json!(1000)));
+    let stranger = lab.run("latency --port-pair eth7:");
+    assert_eq!(stranger.status.code(), Some(1));
+    let expected = "ferroute: eth7 is not a port of the daemon; it has eth0, eth1\n";
+    assert_eq!(String::from_utf8_lossy(&stranger.stderr), expected);
+}
+
+#[test]
+fn latency_is_written_to_files_or_instead_of_the_table() {
+    let lab = Lab::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (hgrm, log, svg) = (path("a.hgrm"), path("a.log"), path("a.svg"));
+    assert!(lab.text(&format!("latency --hgrm {hgrm} --log {log} --svg {svg}")).contains("total"));
+    let read = |path: &str| std::fs::read_to_string(path).expect("is there");
+    assert_eq!(read(&hgrm), lab.text("latency --hgrm -"), "and no table");
+    assert!(read(&hgrm).contains("Total count    =         2000]"));
+    assert!(read(&svg).contains("\neth0:eth1\n"));
+    let begins = |text: &str| read(&log).lines().filter(|l| l.starts_with(text)).count();
+    assert_eq!(begins("Tag=eth0:eth1,0.000,2.000,1000.000,HIST"), 1, "{}", read(&log));
+    assert_eq!(begins("0.000,2.000,1000.000,HIST"), 1);
+
+    assert_eq!(lab.run("latency --hgrm - --svg -").status.code(), Some(2));
+    let full = lab.run("latency --svg /dev/full");
+    assert_eq!(full.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&full.stderr);
+    assert!(stderr.contains("cannot write /dev/full: No space left on device"), "{stderr}");
+    // Before the daemon is asked to forget what it counted.
+    let wrong = lab.run("--control /nonexistent/s latency --reset --log /nonexistent/log");
+    let stderr = String::from_utf8_lossy(&wrong.stderr);
+    assert!(stderr.contains("cannot write /nonexistent/log: No such file"), "{stderr}");
+}
+
+#[test]
+fn latency_is_watched_until_the_reader_leaves() {
+    let lab = Lab::new();
+    let directory = tempfile::tempdir().expect("a directory");
+    let log = directory.path().join("log");
+    let line = format!("-j latency --watch --log {}", log.display());
+    let mut child = lab.command(&line).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    for _ in 0..3 {
+        let line = lines.next().expect("another second").expect("reads");
+        let report: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(report["total"]["count"], 2000);
+    }
+    drop(lines);
+    assert!(child.wait().expect("ends").success());
+    let log = std::fs::read_to_string(log).expect("is there");
+    // The third line of output comes before the second interval is written.
+    assert!(log.lines().filter(|l| l.starts_with("Tag=eth1:eth0,")).count() >= 1, "{log}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use ferroute::tables::{Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ferroute::worker::poll::Parts;
 use ferroute::worker::slow_path::{Bell, slow_path};
-use ferroute::worker::{Worker, WorkerHandle};
+use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 use super::full_table::{Random, SEED, covered, make_table, prefix4, prefix6};
 
@@ -133,8 +133,12 @@ impl<const N: usize> PacketIo for NullIo<N> {
     }
 }
 
-/// A worker over `io` that nobody else talks to.
-pub fn worker<I: PacketIo>(tables: Tables, io: I) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
+/// A worker over `io` that nobody else talks to and that times one frame in `every`.
+pub fn worker<I: PacketIo>(
+    tables: Tables,
+    io: I,
+    every: u32,
+) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
     let published = Arc::new(Published::new(Arc::new(tables)));
     let quiescence = Quiescence::new(1);
     Ok(Worker::new(Parts {
@@ -145,6 +149,7 @@ pub fn worker<I: PacketIo>(tables: Tables, io: I) -> io::Result<(Worker<I>, Work
         tables: published.subscribe(),
         reader: quiescence.reader().expect("one reader"),
         stats: Arc::new(WorkerStats::new(2)),
+        residence: Residence::new(2, every).expect("memory"),
         slow_path: slow_path(Bell::new()?).0,
     }))
 }

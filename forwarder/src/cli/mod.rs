@@ -5,6 +5,7 @@
 mod completions;
 mod doctor;
 mod drops;
+mod latency;
 mod man;
 mod output;
 mod replay;
@@ -113,6 +114,8 @@ enum Verb {
     Stat(stat::StatArgs),
     /// Show what was dropped or handed back to the kernel, and why.
     Drops(drops::DropsArgs),
+    /// Show how long frames stay in userspace, as percentiles by port pair.
+    Latency(latency::LatencyArgs),
     /// Send a capture's packets through the whole road, by a network described in a file.
     Replay(replay::ReplayArgs),
     /// Look for what stands in the way of forwarding, and say what to do.
@@ -155,6 +158,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
+        Verb::Latency(args) => latency::latency(global, args),
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Doctor(args) => return doctor::doctor(global, args),
         Verb::Completions(args) => completions::completions(args),
@@ -185,7 +189,7 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         for verb in [
             "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
-            "doctor",
+            "latency", "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
@@ -213,6 +217,8 @@ mod tests {
             "stat -z",
             "drops -j",
             "status --wait 3",
+            "latency --watch --reset --port-pair eth0:eth1 --port-pair :eth0 -j",
+            "latency --hgrm a.hgrm --log - --svg a.svg",
             "neigh show dev eth0 -j",
             "--control /tmp/x status",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
@@ -221,7 +227,14 @@ mod tests {
             let words = std::iter::once("ferroute").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
-        for line in ["", "route frobnicate", "status --wait never", "-4 -6 route", "stat extra"] {
+        for line in [
+            "",
+            "route frobnicate",
+            "status --wait never",
+            "-4 -6 route",
+            "stat extra",
+            "latency --port-pair eth0",
+        ] {
             let words = std::iter::once("ferroute").chain(line.split_terminator(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line:?}");
         }

@@ -17,6 +17,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   queues = 2
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
+  latency_sample = 64
   ignore_firewall = false
   control = "/run/ferroute.sock"
 
@@ -41,6 +42,9 @@ pub struct RunArgs {
     /// RX queues that every port must have; all are served [default: as many as it has].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
+    /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].
+    #[arg(long, value_name = "N")]
+    latency_sample: Option<u32>,
     /// Start even if a firewall or IPsec policies would be bypassed.
     #[arg(long)]
     ignore_firewall: bool,
@@ -58,6 +62,7 @@ impl RunArgs {
             mode: self.mode,
             cpus: self.cpus.clone(),
             queues: self.queues,
+            latency_sample: self.latency_sample,
             ignore_firewall: self.ignore_firewall,
             control: global.control.clone(),
         };

@@ -48,6 +48,11 @@ pub enum Request {
     Stat,
     /// What was dropped: answered with [`Response::Drops`].
     Drops,
+    /// How long frames stayed: answered with [`Response::Latency`].
+    Latency {
+        /// What is answered is not counted again.
+        reset: bool,
+    },
 }
 
 /// How an answer is to be written.
@@ -180,6 +185,8 @@ pub enum Response {
     Stat(StatReport),
     /// To [`Request::Drops`].
     Drops(DropsReport),
+    /// To [`Request::Latency`].
+    Latency(LatencyReport),
     /// It could not be done.
     Error {
         /// What and why, for the user.
@@ -402,6 +409,34 @@ pub struct NamedCount {
     pub help: String,
 }
 
+/// Answers [`Request::Latency`]: how long frames stayed with the workers, by port pair, since the
+/// start or the last reset.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyReport {
+    /// One frame in this many is measured; 0: none.
+    pub sample: u32,
+    /// Resets before this answer.
+    pub resets: u64,
+    /// Microseconds since the start or the last of them.
+    pub age_us: u64,
+    /// Every port, in the order given to `run`.
+    pub ports: Vec<String>,
+    /// Pairs with at least one frame, all workers together.
+    pub pairs: Vec<PairLatency>,
+}
+
+/// What was measured of the frames that went from one port to another.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairLatency {
+    /// The port they came in by.
+    pub iif: String,
+    /// The port they left by.
+    pub oif: String,
+    /// The buckets of an HDR histogram ([`crate::hdr::histogram`]) that are not empty: the lowest
+    /// value in nanoseconds, the count.
+    pub counts: Vec<(u64, u64)>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -421,6 +456,7 @@ mod tests {
         round_trip(Request::Status);
         round_trip(Request::Stat);
         round_trip(Request::Drops);
+        round_trip(Request::Latency { reset: true });
         round_trip(Request::Show(ShowRequest {
             object: Object::Route,
             filter: Filter {
@@ -457,6 +493,9 @@ mod tests {
             warnings: vec!["mind".into()],
         }));
         round_trip(Response::Drops(DropsReport::default()));
+        let counts = vec![(1, u64::MAX), (u64::MAX, 1)];
+        let pairs = vec![PairLatency { iif: "a".into(), oif: "b".into(), counts }];
+        round_trip(Response::Latency(LatencyReport { pairs, ..LatencyReport::default() }));
     }
 
     #[test]

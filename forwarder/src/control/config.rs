@@ -8,6 +8,7 @@
 //! queues = 2
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
+//! latency_sample = 64        # one frame in so many is measured; 0: none
 //! ignore_firewall = false
 //! control = "/run/ferroute.sock"
 //! ```
@@ -31,6 +32,11 @@ use super::static_network::ReplaySection;
 pub const CONTROL_DEFAULT: &str = "/run/ferroute.sock";
 /// Descriptors of a ring when nobody says otherwise: as many as the common drivers' rings have.
 pub const RING_DEFAULT: u32 = 2048;
+/// One frame in this many is measured when nobody says otherwise: it costs nothing that can be
+/// measured, and a second of light traffic shows a median.
+pub const LATENCY_SAMPLE_DEFAULT: u32 = 64;
+/// Rarer, and nothing would be seen.
+const LATENCY_SAMPLE_MAX: u32 = 1_000_000;
 /// Descriptors a ring may have. Each receive descriptor holds a frame of 4096 octets.
 const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
 /// Queues a port may have; the size of the XDP program's socket map.
@@ -70,6 +76,8 @@ pub struct RunOptions {
     pub rx_ring: u32,
     /// Descriptors of TX and completion rings, a power of two.
     pub tx_ring: u32,
+    /// One frame in this many is measured; 0: none.
+    pub latency_sample: u32,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: bool,
     /// The control socket.
@@ -87,6 +95,8 @@ pub struct RunFlags {
     pub cpus: Option<CpuList>,
     /// `--queues`.
     pub queues: Option<u32>,
+    /// `--latency-sample`.
+    pub latency_sample: Option<u32>,
     /// `--ignore-firewall`; cannot be switched off by a flag.
     pub ignore_firewall: bool,
     /// `--control` or FERROUTE_CONTROL.
@@ -119,6 +129,8 @@ impl RunOptions {
         }
         let queues = flags.queues.or(file.queues.map(Spanned::into_inner));
         queues.map_or(Ok(()), check_queues)?;
+        let latency_sample = flags.latency_sample.or(file.latency_sample.map(Spanned::into_inner));
+        latency_sample.map_or(Ok(()), check_latency_sample)?;
         Ok(RunOptions {
             interfaces,
             mode: flags.mode.or(file.mode).unwrap_or_default(),
@@ -126,6 +138,7 @@ impl RunOptions {
             queues,
             rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
+            latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
             control: flags.control.or(file.control).unwrap_or_else(|| CONTROL_DEFAULT.into()),
         })
@@ -159,6 +172,8 @@ pub struct RunSection {
     pub rx_ring: Option<Spanned<u32>>,
     /// Descriptors of TX and completion rings.
     pub tx_ring: Option<Spanned<u32>>,
+    /// One frame in this many is measured; 0: none.
+    pub latency_sample: Option<Spanned<u32>>,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
     /// The control socket.
@@ -178,6 +193,10 @@ impl RunSection {
         }
         if let Some(queues) = &self.queues {
             check_queues(*queues.get_ref()).map_err(|m| Located::new(queues.span(), m))?;
+        }
+        if let Some(sample) = &self.latency_sample {
+            let at = |message| Located::new(sample.span(), message);
+            check_latency_sample(*sample.get_ref()).map_err(at)?;
         }
         for ring in [&self.rx_ring, &self.tx_ring].into_iter().flatten() {
             check_ring(*ring.get_ref()).map_err(|m| Located::new(ring.span(), m))?;
@@ -291,6 +310,13 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
 fn check_queues(queues: u32) -> Result<(), String> {
     if !(1..=QUEUES_MAX).contains(&queues) {
         return Err(format!("queues is {queues}, expected 1 to {QUEUES_MAX}"));
+    }
+    Ok(())
+}
+
+fn check_latency_sample(sample: u32) -> Result<(), String> {
+    if sample > LATENCY_SAMPLE_MAX {
+        return Err(format!("latency sample is {sample}, expected 0 to {LATENCY_SAMPLE_MAX}"));
     }
     Ok(())
 }
@@ -418,13 +444,17 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `cpus`, \
-             `queues`, `rx_ring`, `tx_ring`, `ignore_firewall`, `control`"
+             `queues`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),
             "r.toml:1:2: unknown field `walk`, expected `run` or `replay`"
         );
         assert_eq!(error("[run]\n\nqueues = 0\n"), "r.toml:3:10: queues is 0, expected 1 to 256");
+        assert_eq!(
+            error("[run]\nlatency_sample = 1000001\n"),
+            "r.toml:2:18: latency sample is 1000001, expected 0 to 1000000"
+        );
         assert_eq!(
             error("[run]\nrx_ring = 1000\n"),
             "r.toml:2:11: ring size is 1000, expected a power of two from 64 to 32768"
@@ -463,11 +493,12 @@ mod tests {
     #[test]
     fn flags_override_the_file() {
         let file = run("[run]\ninterfaces = [\"a\", \"b\"]\nmode = \"copy\"\ncpus = [2, 0]\n\
-                        queues = 2\nrx_ring = 512\ncontrol = \"/tmp/s\"\n");
+                        queues = 2\nlatency_sample = 0\nrx_ring = 512\ncontrol = \"/tmp/s\"\n");
         let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
         assert_eq!(options.interfaces, ["a", "b"]);
         assert_eq!((options.mode, options.queues), (Mode::Copy, Some(2)));
         assert_eq!((options.rx_ring, options.tx_ring), (512, RING_DEFAULT));
+        assert_eq!(options.latency_sample, 0);
         assert_eq!(options.cpus.as_ref().map(CpuList::cpus), Some(&[2, 0][..]));
         assert_eq!(options.control, Path::new("/tmp/s"));
 
@@ -475,6 +506,7 @@ mod tests {
             interfaces: vec!["c".into()],
             mode: Some(Mode::Generic),
             queues: Some(1),
+            latency_sample: Some(1),
             ignore_firewall: true,
             ..RunFlags::default()
         };
@@ -482,6 +514,7 @@ mod tests {
         assert_eq!(options.interfaces, ["c"]);
         assert_eq!((options.mode, options.queues), (Mode::Generic, Some(1)));
         assert!(options.ignore_firewall);
+        assert_eq!(options.latency_sample, 1);
         assert_eq!(options.rx_ring, 512);
     }
 
@@ -501,6 +534,7 @@ mod tests {
         }
         let options = RunOptions::resolve(flags(&["a"]), None).expect("right");
         assert_eq!(options.control, Path::new(CONTROL_DEFAULT));
+        assert_eq!(options.latency_sample, LATENCY_SAMPLE_DEFAULT);
     }
 
     #[test]

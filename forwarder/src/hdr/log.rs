@@ -35,8 +35,15 @@ impl IntervalLog {
     /// # Errors
     /// When the path cannot be written.
     pub fn create(path: &Path, start: SystemTime) -> Result<IntervalLog, FileError> {
-        let mut log =
-            IntervalLog { out: OutFile::create(path)?, serializer: V2DeflateSerializer::new() };
+        IntervalLog::new(OutFile::create(path)?, start)
+    }
+
+    /// The same in a file that was begun before.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn new(out: OutFile, start: SystemTime) -> Result<IntervalLog, FileError> {
+        let mut log = IntervalLog { out, serializer: V2DeflateSerializer::new() };
         log.out.write(|out| header(out, start))?;
         Ok(log)
     }

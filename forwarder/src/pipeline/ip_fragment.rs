@@ -87,6 +87,8 @@ fn next_fragment(
     let mut fragment = SkBuff::alloc_skb(ctx.pool, HEADROOM)?;
     (fragment.port, fragment.iif, fragment.mark) = (skb.port, skb.iif, skb.mark);
     fragment.tstamp_ns = skb.tstamp_ns;
+    // The packet has left when its last fragment has.
+    fragment.timed = skb.timed && len == left;
     if fill(&mut fragment, skb, whole, done, len).is_err() {
         ctx.consume_skb(fragment);
         return None;

@@ -51,7 +51,11 @@ pub struct SkBuff {
     pub mark: u32,
     /// State of the transport checksum.
     pub ip_summed: IpSummed,
-    /// When the packet was taken from the RX ring, nanoseconds of the worker's clock.
+    /// Whether it is measured how long the packet stays; `tstamp_ns` is set then.
+    pub timed: bool,
+    /// When the packet was taken from the RX ring, nanoseconds of the clock that timed packets are
+    /// measured by; of a capture file's packets, when they were captured; of own packets, when they
+    /// were made. Else 0.
     pub tstamp_ns: u64,
 }
 
@@ -91,6 +95,7 @@ impl SkBuff {
             iif: 0,
             mark: 0,
             ip_summed: IpSummed::None,
+            timed: false,
             tstamp_ns: 0,
         })
     }

@@ -38,7 +38,7 @@ pub fn value_at(index: usize) -> u64 {
 }
 
 /// Several histograms in one allocation; memory is taken as counters are touched.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct HdrCounters {
     counters: Box<[AtomicU64]>,
     /// How many values each histogram has, so that a reader passes over empty ones.

@@ -2,6 +2,7 @@
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
 //! - [`slow_path`]: what leaves the data path for the control thread, through bounded rings;
+//! - [`residence`]: how long frames stay, sampled;
 //! - [`clock`], [`affinity`].
 //!
 //! Nothing here allocates, locks or logs once the loop runs. System calls are the driver's kicks,
@@ -10,7 +11,9 @@
 pub mod affinity;
 pub mod clock;
 pub mod poll;
+pub mod residence;
 pub mod slow_path;
 
 pub use poll::{Command, Worker, WorkerHandle};
+pub use residence::Residence;
 pub use slow_path::{SlowPath, SlowPathQueue};

@@ -1,5 +1,6 @@
 //! The loop of a worker.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::clock::Clock;
+use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
 use crate::fib::quiescence::Reader;
 use crate::io::PacketIo;
@@ -86,6 +88,7 @@ pub struct Worker<I> {
     out: Effects,
     burst: Burst,
     slow_path: SlowPath,
+    sampler: Sampler,
     commands: Receiver<Command<I>>,
     stop: Arc<AtomicBool>,
     clock: Clock,
@@ -98,6 +101,8 @@ pub struct WorkerHandle<I> {
     stop: Arc<AtomicBool>,
     /// What the worker counts.
     pub stats: Arc<WorkerStats>,
+    /// How long frames stay with it.
+    pub residence: Arc<Residence>,
 }
 
 /// What a worker is made of.
@@ -117,6 +122,8 @@ pub struct Parts<I> {
     pub reader: Reader,
     /// Its counters.
     pub stats: Arc<WorkerStats>,
+    /// Which frames it times, and what came of it.
+    pub residence: Residence,
     /// Its way to the control thread.
     pub slow_path: SlowPath,
 }
@@ -127,7 +134,9 @@ impl<I: PacketIo> Worker<I> {
         let (sender, commands) = bounded(16);
         let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::clone(&parts.stats);
-        let handle = WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats };
+        let residence = Arc::new(parts.residence);
+        let sampler = Sampler::new(Arc::clone(&residence), RandomState::new().hash_one("sampler"));
+        let handle = WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats, residence };
         let out = Effects::new(usize::from(parts.ports));
         let clock = Clock::start();
         let mut state = parts.state;
@@ -143,6 +152,7 @@ impl<I: PacketIo> Worker<I> {
             out,
             burst: Burst::default(),
             slow_path: parts.slow_path,
+            sampler,
             commands,
             stop,
             clock,
@@ -170,6 +180,7 @@ impl<I: PacketIo> Worker<I> {
     pub fn turn(&mut self, now_ns: u64) -> usize {
         self.tables.refresh();
         if self.state.held() > 0 {
+            self.sampler.arm();
             self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
             self.flush();
         }
@@ -184,6 +195,7 @@ impl<I: PacketIo> Worker<I> {
                 let port = slot % self.ports;
                 self.burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = port);
             }
+            self.sampler.choose(self.burst.as_mut_slice());
             while !self.burst.is_empty() {
                 self.with_ctx(now_ns, pipeline::forward_burst);
                 self.flush();
@@ -217,9 +229,13 @@ impl<I: PacketIo> Worker<I> {
     fn flush(&mut self) {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             if !egress.is_empty() {
-                self.io.tx_burst(port as u16, &mut self.pool, egress, &self.stats);
+                let port = port as u16;
+                self.sampler.find(egress.as_slice());
+                let put = self.io.tx_burst(port, &mut self.pool, egress, &self.stats);
+                self.sampler.record(port, put);
             }
         }
+        self.sampler.disarm();
         if !self.out.punts.is_empty() {
             for skb in self.out.punts.drain(usize::MAX) {
                 if !self.slow_path.punt(&skb) {

@@ -5,7 +5,7 @@
 //!
 //! - [`port`]: one interface, from absent to active;
 //! - [`relay`]: requests of the control socket, brought to this thread;
-//! - [`report`], [`show`]: their answers.
+//! - [`report`], [`show`], [`latency`]: their answers.
 
 /// A line on standard error, which may be gone: then it is lost, and nothing else.
 macro_rules! say {
@@ -15,6 +15,7 @@ macro_rules! say {
     }};
 }
 
+mod latency;
 mod port;
 mod relay;
 mod report;
@@ -32,6 +33,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::latency::Baseline;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::config::RunOptions;
@@ -46,7 +48,7 @@ use crate::stats::WorkerStats;
 use crate::tables::Links;
 use crate::worker::poll::{FrameCensus, Parts};
 use crate::worker::slow_path::{Bell, SlowPathQueue, slow_path};
-use crate::worker::{Worker, WorkerHandle, affinity};
+use crate::worker::{Residence, Worker, WorkerHandle, affinity};
 
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
@@ -100,6 +102,8 @@ struct Daemon {
     steered: u64,
     /// Of the flow hash, the same for all workers.
     hash_seed: u64,
+    /// Where the histograms of latency begin.
+    baseline: Baseline,
 }
 
 impl Daemon {
@@ -144,6 +148,7 @@ impl Daemon {
             punt_broken: false,
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
+            baseline: Baseline::new(),
             options,
         };
         daemon.refuse_unfit_interfaces()?;
@@ -232,6 +237,9 @@ impl Daemon {
         let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
         let reader =
             self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
+        let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
+            format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
+        })?;
         let (worker, handle) = Worker::new(Parts {
             io,
             ports,
@@ -239,6 +247,7 @@ impl Daemon {
             tables: self.mirror.published().subscribe(),
             reader,
             stats: Arc::new(WorkerStats::new(slots)),
+            residence,
             state: PipelineState::new(RandomState::new().hash_one("worker"), count)
                 .with_hash_seed(self.hash_seed),
             slow_path,

@@ -23,6 +23,7 @@ impl Daemon {
             Request::Status => Response::Status(self.status()),
             Request::Stat => Response::Stat(self.stat()),
             Request::Drops => Response::Drops(self.drops()),
+            Request::Latency { reset } => Response::Latency(self.latency(*reset)),
             Request::Show(request) => Response::Rendered(show::show(self.mirror.state(), request)),
             Request::RouteGet(request) => {
                 match show::get(self.mirror.state(), &self.mirror.tables(), request) {

@@ -1,0 +1,88 @@
+//! `latency`: what the workers measured, added up and counted from the last reset.
+//!
+//! The workers' counters are theirs alone to write. A reset therefore only remembers where they
+//! stood; what has been counted since is the difference.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::Daemon;
+use crate::control::api::{LatencyReport, PairLatency};
+use crate::stats::hdr::value_at;
+
+/// Counts by counter.
+type Counts = BTreeMap<u32, u64>;
+
+/// Where the counters stood at the last reset.
+pub(super) struct Baseline {
+    resets: u64,
+    since: Instant,
+    /// By (in-port, out-port), all workers together.
+    pairs: BTreeMap<(u16, u16), Counts>,
+}
+
+impl Baseline {
+    /// The start: zero.
+    pub(super) fn new() -> Baseline {
+        Baseline { resets: 0, since: Instant::now(), pairs: BTreeMap::new() }
+    }
+}
+
+impl Daemon {
+    /// What was measured since the last reset; `reset`: which from then on is now.
+    pub(super) fn latency(&mut self, reset: bool) -> LatencyReport {
+        let ports = self.ports.len() as u16;
+        let pairs = (0..ports).flat_map(|iif| (0..ports).map(move |oif| (iif, oif)));
+        let totals: BTreeMap<(u16, u16), Counts> =
+            pairs.map(|pair| (pair, self.counts(pair))).filter(|(_, c)| !c.is_empty()).collect();
+        let name = |port: u16| self.ports[usize::from(port)].ifname.clone();
+        let since = |(&pair, counts): (&(u16, u16), &Counts)| PairLatency {
+            iif: name(pair.0),
+            oif: name(pair.1),
+            counts: difference(counts, self.baseline.pairs.get(&pair)),
+        };
+        let report = LatencyReport {
+            sample: self.options.latency_sample,
+            resets: self.baseline.resets,
+            age_us: self.baseline.since.elapsed().as_micros() as u64,
+            ports: (0..ports).map(name).collect(),
+            pairs: totals.iter().map(since).filter(|pair| !pair.counts.is_empty()).collect(),
+        };
+        if reset {
+            let resets = self.baseline.resets + 1;
+            self.baseline = Baseline { resets, since: Instant::now(), pairs: totals };
+        }
+        report
+    }
+
+    fn counts(&self, (iif, oif): (u16, u16)) -> Counts {
+        let mut sum = Counts::new();
+        for worker in &self.workers {
+            for (index, count) in worker.residence.counts(iif, oif) {
+                *sum.entry(index).or_default() += count;
+            }
+        }
+        sum
+    }
+}
+
+/// What came since, as (lowest value of the counter in nanoseconds, count).
+fn difference(counts: &Counts, before: Option<&Counts>) -> Vec<(u64, u64)> {
+    let before = |index| before.and_then(|before| before.get(index)).copied().unwrap_or(0);
+    let since = counts.iter().map(|(index, &count)| (index, count.wrapping_sub(before(index))));
+    since.filter(|(_, n)| *n > 0).map(|(&index, n)| (value_at(index as usize), n)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_came_since_is_told() {
+        let before = Counts::from([(3, 10), (7, 1)]);
+        let now = Counts::from([(3, 12), (7, 1), (4000, 5)]);
+        assert_eq!(difference(&now, Some(&before)), [(3, 2), (value_at(4000), 5)]);
+        assert_eq!(difference(&before, None), [(3, 10), (7, 1)]);
+        assert_eq!(difference(&before, Some(&before)), []);
+    }
+}

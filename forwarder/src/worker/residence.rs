@@ -1,0 +1,250 @@
+//! How long frames stay with a worker, as histograms a port pair.
+//!
+//! The time of a frame begins when its burst has been taken from the RX ring and ends when it has
+//! been put on the TX ring of the port it leaves by (the ring's index is written once a burst).
+//!
+//! - **Inside**: the whole road of the frame; that of those before it in the burst, and of those
+//!   behind it too, as a burst goes out together; bursts that leave by other ports before it; and
+//!   the wait for a neighbour's address (up to three seconds), which is where long tails come from.
+//! - **Not inside**: the wait in the RX ring, in which a worker that has lost its CPU shows first;
+//!   taking the burst; the system call that has the kernel send; the TX ring and the NIC.
+//! - **Not counted**: what never gets to a TX ring (dropped, handed back to the kernel), and the
+//!   router's own packets. A packet that leaves in fragments counts once, with its last fragment.
+//!
+//! One frame in `every` is measured on average, at random distances, so that what repeats in the
+//! traffic is not measured always or never. The clock is read only for bursts with such a frame:
+//! once when taken, once when put. Recording is a load and a store.
+
+use std::sync::Arc;
+
+use super::clock::Stopwatch;
+use crate::pipeline::EGRESS;
+use crate::skb::SkBuff;
+use crate::stats::HdrCounters;
+
+/// What one worker measured; it alone writes, anyone may read.
+#[derive(Debug)]
+pub struct Residence {
+    every: u32,
+    ports: usize,
+    /// By in-port × ports + out-port.
+    pairs: HdrCounters,
+}
+
+impl Residence {
+    /// For one frame in `every` between `ports` ports; 0 measures nothing. `None`: there is no
+    /// memory for that many port pairs (each 216 KiB, of which what is counted in is taken).
+    pub fn new(ports: u16, every: u32) -> Option<Residence> {
+        let ports = usize::from(ports);
+        let pairs = HdrCounters::new(if every == 0 { 0 } else { ports * ports })?;
+        Some(Residence { every, ports, pairs })
+    }
+
+    /// Measures nothing.
+    pub fn off() -> Residence {
+        Residence { every: 0, ports: 0, pairs: HdrCounters::default() }
+    }
+
+    /// What was measured from one port to another: (index, count) as
+    /// [`HdrCounters::counts`] gives them.
+    pub fn counts(&self, iif: u16, oif: u16) -> Vec<(u32, u64)> {
+        self.pairs.counts(self.pair(iif, oif))
+    }
+
+    #[inline]
+    fn pair(&self, iif: u16, oif: u16) -> usize {
+        usize::from(iif) * self.ports + usize::from(oif)
+    }
+}
+
+/// A frame found in an egress burst.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    position: u32,
+    iif: u16,
+    taken_ns: u64,
+}
+
+/// The worker's side.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    residence: Arc<Residence>,
+    clock: Stopwatch,
+    /// Frames until the next to be measured.
+    skip: usize,
+    random: u64,
+    /// Whether a frame that is measured may be among those about to leave.
+    armed: bool,
+    found: Vec<Found>,
+}
+
+impl Sampler {
+    /// `seed` sets which frames are measured.
+    pub(super) fn new(residence: Arc<Residence>, seed: u64) -> Sampler {
+        let mut sampler = Sampler {
+            clock: Stopwatch::start(),
+            skip: usize::MAX,
+            // Zero stays zero.
+            random: seed | 1,
+            armed: false,
+            found: Vec::with_capacity(EGRESS),
+            residence,
+        };
+        if sampler.residence.every > 0 {
+            sampler.skip = sampler.distance() - 1;
+        }
+        sampler
+    }
+
+    /// Chooses among received frames. When nothing is measured, `skip` never comes down to them.
+    #[inline]
+    pub(super) fn choose(&mut self, burst: &mut [SkBuff]) {
+        if self.skip < burst.len() {
+            self.stamp(burst);
+        } else if self.residence.every > 0 {
+            self.skip -= burst.len();
+        }
+    }
+
+    fn stamp(&mut self, burst: &mut [SkBuff]) {
+        let now_ns = self.clock.now_ns();
+        let mut at = self.skip;
+        while let Some(skb) = burst.get_mut(at) {
+            (skb.timed, skb.tstamp_ns) = (true, now_ns);
+            at += self.distance();
+        }
+        self.skip = at - burst.len();
+        self.armed = true;
+    }
+
+    /// Frames that were held may leave now.
+    #[inline]
+    pub(super) fn arm(&mut self) {
+        self.armed = self.residence.every > 0;
+    }
+
+    /// Nothing is about to leave any more.
+    #[inline]
+    pub(super) fn disarm(&mut self) {
+        self.armed = false;
+    }
+
+    /// Looks for measured frames in a burst before it is put on a TX ring.
+    #[inline]
+    pub(super) fn find(&mut self, egress: &[SkBuff]) {
+        if !self.armed {
+            return;
+        }
+        for (position, skb) in egress.iter().enumerate().filter(|(_, skb)| skb.timed) {
+            // There is room for a whole burst: nothing is allocated.
+            if self.found.len() < self.found.capacity() {
+                let position = position as u32;
+                self.found.push(Found { position, iif: skb.port, taken_ns: skb.tstamp_ns });
+            }
+        }
+    }
+
+    /// Records those found, after the first `put` frames of the burst were put on the TX ring.
+    #[inline]
+    pub(super) fn record(&mut self, oif: u16, put: usize) {
+        if self.found.is_empty() {
+            return;
+        }
+        let now_ns = self.clock.now_ns();
+        for found in self.found.drain(..).filter(|found| (found.position as usize) < put) {
+            let pair = self.residence.pair(found.iif, oif);
+            self.residence.pairs.record(pair, now_ns.saturating_sub(found.taken_ns));
+        }
+    }
+
+    /// From 1 to 2 × every − 1, every on average (xorshift64, Marsaglia 2003).
+    #[inline]
+    fn distance(&mut self) -> usize {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let range = 2 * u64::from(self.residence.every) - 1;
+        1 + (self.random % range) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::{Burst, FramePool, HEADROOM, Umem};
+
+    fn burst(pool: &mut FramePool, len: usize) -> Burst {
+        let mut burst = Burst::default();
+        for _ in 0..len {
+            burst.push(SkBuff::alloc_skb(pool, HEADROOM).expect("a frame")).expect("room");
+        }
+        burst
+    }
+
+    fn sampler(every: u32) -> Sampler {
+        Sampler::new(Arc::new(Residence::new(2, every).expect("memory")), 7)
+    }
+
+    fn count(sampler: &Sampler, iif: u16, oif: u16) -> u64 {
+        sampler.residence.counts(iif, oif).iter().map(|(_, count)| count).sum()
+    }
+
+    #[test]
+    fn as_many_are_chosen_as_asked_for_and_not_always_the_same_place() {
+        let mut pool = Umem::anonymous(64).into_pool();
+        let mut burst = burst(&mut pool, 64);
+        for (every, expected) in [(0, 0..=0), (1, 64_000..=64_000), (64, 900..=1100)] {
+            let mut sampler = sampler(every);
+            let mut chosen = [0; 64];
+            for _ in 0..1000 {
+                sampler.choose(burst.as_mut_slice());
+                for (skb, chosen) in burst.as_mut_slice().iter_mut().zip(&mut chosen) {
+                    *chosen += u32::from(std::mem::take(&mut skb.timed));
+                }
+            }
+            let total = chosen.iter().sum::<u32>();
+            assert!(expected.contains(&total), "one in {every}: {total} of 64000");
+            assert!(every == 0 || chosen.iter().all(|&count| count > 0), "{chosen:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_ring_did_not_take_is_not_counted_and_pairs_have_a_direction() {
+        let mut pool = Umem::anonymous(8).into_pool();
+        let mut sampler = sampler(1);
+        let mut burst = burst(&mut pool, 8);
+        sampler.choose(burst.as_mut_slice());
+        sampler.find(burst.as_slice());
+        sampler.record(1, 5);
+        assert_eq!((count(&sampler, 0, 1), count(&sampler, 1, 0)), (5, 0));
+        // Not armed: nothing is looked for.
+        sampler.disarm();
+        sampler.find(burst.as_slice());
+        sampler.record(1, 8);
+        assert_eq!(count(&sampler, 0, 1), 5);
+        // Held ones, sent later.
+        sampler.arm();
+        burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = 1);
+        sampler.find(burst.as_slice());
+        sampler.record(0, 8);
+        assert_eq!((count(&sampler, 0, 1), count(&sampler, 1, 0)), (5, 8));
+    }
+
+    #[test]
+    fn time_is_of_the_clock() {
+        let mut pool = Umem::anonymous(1).into_pool();
+        let mut sampler = sampler(1);
+        let mut burst = burst(&mut pool, 1);
+        sampler.choose(burst.as_mut_slice());
+        let taken_ns = burst.as_slice()[0].tstamp_ns;
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        sampler.find(burst.as_slice());
+        sampler.record(1, 1);
+        let after_ns = sampler.clock.now_ns();
+        let index = sampler.residence.counts(0, 1)[0].0;
+        let measured_ns = crate::stats::hdr::value_at(index as usize);
+        // A lower bound and the clock itself: however long this thread was kept from its CPU.
+        assert!(measured_ns > 19_000_000, "{measured_ns}");
+        assert!(measured_ns <= after_ns - taken_ns, "{measured_ns}");
+    }
+}
