@@ -16,6 +16,19 @@ use super::Protocol;
 #[inline]
 #[must_use]
 pub fn ones_complement_sum(data: &[u8]) -> u32 {
+    u32::from(u16::from_be(fold_u64(native_sum(data))))
+}
+
+/// Whether `data`, its checksum included, is intact (RFC 1071 §1(3)).
+#[inline]
+#[must_use]
+pub fn verify(data: &[u8]) -> bool {
+    // All ones are that in any byte order.
+    fold_u64(native_sum(data)) == 0xffff
+}
+
+#[inline]
+fn native_sum(data: &[u8]) -> u64 {
     // Each step adds less than 2^33, so 2^31 steps fit: 16 GiB.
     let mut sum: u64 = 0;
     let mut eights = data.chunks_exact(8);
@@ -35,16 +48,15 @@ pub fn ones_complement_sum(data: &[u8]) -> u32 {
         [a, b] => u32::from_ne_bytes([a, b, 0, 0]),
         [a, b, c, ..] => u32::from_ne_bytes([a, b, c, 0]),
     });
-    u32::from(u16::from_be(fold_u64(sum)))
+    sum
 }
 
 /// Folds carries until sixteen bits are left. Zero only for a sum of zero.
 #[inline]
 #[must_use]
 pub const fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    // Both halves added in the upper one, with the carry out of the lower one added too.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The checksum of `data`: the complement of its sum. The checksum field within must be zero.
@@ -131,9 +143,8 @@ const fn halves(word: u32) -> u32 {
 
 #[inline]
 const fn fold_u64(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    fold(sum as u32)
+    // Both halves added in the upper one, as in `fold`.
+    fold((sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32)
 }
 
 #[cfg(test)]
