@@ -162,6 +162,14 @@ impl<L: PrefixMatch> FamilyFib<L> {
             .unwrap_or(FibResult::NoRoute)
     }
 
+    /// The route of a leaf that was looked up before in the merged table, if packets are forwarded
+    /// by it.
+    #[inline]
+    pub fn unicast(&self, leaf: u32) -> Option<&FibInfo> {
+        let info = self.infos.get(leaf as usize).filter(|_| leaf != 0)?;
+        (info.kind == RouteType::Unicast).then_some(info)
+    }
+
     /// `None`: no route in this table, or a throw; the next rule is asked.
     #[inline]
     fn table_lookup(&self, table: Option<u32>, daddr: L::Addr) -> Option<FibResult<'_>> {

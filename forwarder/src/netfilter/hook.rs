@@ -79,6 +79,12 @@ impl Hooks {
         chain.insert(at, Entry { priority, function });
     }
 
+    /// Whether nobody is registered at a hook point.
+    #[inline]
+    pub fn is_empty(&self, hook: Hook) -> bool {
+        self.chains[hook as usize].is_empty()
+    }
+
     /// `NF_HOOK`: asks every function until one does not accept.
     #[inline]
     pub fn run(&self, skb: &mut SkBuff, state: &HookState) -> Verdict {

@@ -4,7 +4,7 @@
 //! for sure is looked at again. Tagged frames and other protocols are the kernel's.
 
 use super::Exit;
-use crate::skb::SkBuff;
+use crate::skb::{PktType, SkBuff};
 use crate::stats::{DropReason, PuntReason};
 use crate::tables::Link;
 use crate::wire::ethernet::{EtherType, EthernetFrame, HEADER_LEN};
@@ -19,8 +19,11 @@ pub(super) fn eth_input(skb: &mut SkBuff, dev: &Link) -> Result<EtherType, Exit>
     };
     let frame = EthernetFrame::new_unchecked(header);
     let (dst, ethertype) = (frame.dst_addr(), frame.ethertype());
-    if dst.0 != dev.mac && !dst.is_multicast() {
-        return Err(Exit::Drop(DropReason::OtherHost));
+    if dst.0 != dev.mac {
+        if !dst.is_multicast() {
+            return Err(Exit::Drop(DropReason::OtherHost));
+        }
+        skb.pkt_type = PktType::Multicast;
     }
     if !matches!(ethertype, EtherType::IPV4 | EtherType::IPV6) {
         return Err(Exit::Punt(PuntReason::NotIp));
@@ -33,5 +36,5 @@ pub(super) fn eth_input(skb: &mut SkBuff, dev: &Link) -> Result<EtherType, Exit>
 /// PACKET_HOST).
 #[inline]
 pub(super) fn is_l2_multicast(skb: &SkBuff) -> bool {
-    skb.mac_header().first().is_some_and(|octet| octet & 1 != 0)
+    skb.pkt_type == PktType::Multicast
 }

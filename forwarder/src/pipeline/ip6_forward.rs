@@ -84,5 +84,6 @@ pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Res
     if let Some(fixed) = skb.network_header_mut().first_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
-    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx)
+    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx)?;
+    Ok(())
 }

@@ -47,9 +47,9 @@ impl Ipv6hdr {
     }
 }
 
-/// Whether the packet is one at all. Takes padding off, and looks at hop-by-hop options.
+/// Whether the packet is one at all, and its header. Takes padding off, and looks at hop-by-hop options.
 #[inline]
-pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
+pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
     let stats = ctx.stats;
     stats.mib(Mib::Ip6InReceives);
     if dev.disable_ipv6 {
@@ -81,13 +81,13 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
     }
     skb.set_transport_header(skb.network_offset() + HEADER_LEN);
     if hop_by_hop {
-        return parse_hopopts(skb, ctx);
+        parse_hopopts(skb, ctx)?;
     }
-    Ok(())
+    Ok(Ipv6hdr::of(skb))
 }
 
 #[cold]
-fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<(), Exit> {
+fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
     ctx.stats.mib(Mib::Ip6InHdrErrors);
     Err(Exit::Drop(reason))
 }

@@ -9,6 +9,9 @@ use crate::stats::{DropReason, Mib, WorkerStats};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use crate::wire::{Protocol, checksum};
 
+/// First octet of a header without options.
+const VERSION_4_NO_OPTIONS: u8 = 0x45;
+
 /// The fixed part of a header, in host byte order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Iphdr {
@@ -60,9 +63,9 @@ impl Iphdr {
     }
 }
 
-/// Whether the packet is one at all. Takes the padding of short frames off (RFC 894).
+/// Whether the packet is one at all, and its header. Takes the padding of short frames off (RFC 894).
 #[inline]
-pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<(), Exit> {
+pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr, Exit> {
     stats.mib(Mib::IpInReceives);
     let packet = skb.network_header();
     let available = packet.len();
@@ -71,24 +74,24 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<(), E
         return header_error(stats, DropReason::IpTruncated);
     };
     let ipv4 = Ipv4Packet::new_unchecked(fixed);
-    // 4. Version, and 3. header length: the kernel looks at both before the checksum.
-    if ipv4.version() != 4 {
-        return header_error(stats, DropReason::IpVersion);
-    }
     let header_len = ipv4.header_len();
-    if header_len < HEADER_LEN_MIN {
-        return header_error(stats, DropReason::IpHeaderLength);
-    }
-    if header_len > available {
-        return header_error(stats, DropReason::IpTruncated);
-    }
-    // 2. Checksum.
-    let sum = if header_len == HEADER_LEN_MIN {
-        checksum::ones_complement_sum(fixed)
+    // 2. Checksum: of the usual header without a look at what 4. and 3. ask.
+    let intact = if fixed[0] == VERSION_4_NO_OPTIONS {
+        checksum::verify(fixed)
     } else {
-        checksum::ones_complement_sum(packet.get(..header_len).unwrap_or(&[]))
+        // 4. Version, and 3. header length: the kernel looks at both before the checksum.
+        if ipv4.version() != 4 {
+            return header_error(stats, DropReason::IpVersion);
+        }
+        if header_len < HEADER_LEN_MIN {
+            return header_error(stats, DropReason::IpHeaderLength);
+        }
+        let Some(header) = packet.get(..header_len) else {
+            return header_error(stats, DropReason::IpTruncated);
+        };
+        checksum::verify(header)
     };
-    if !checksum::is_valid(sum) {
+    if !intact {
         stats.mib(Mib::IpExtInCsumErrors);
         return header_error(stats, DropReason::IpCsum);
     }
@@ -101,14 +104,15 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<(), E
     if total_len < header_len {
         return header_error(stats, DropReason::IpTotalLength);
     }
+    let iph = Iphdr::read(fixed);
     let offset = skb.network_offset();
     skb.trim(offset + total_len);
     skb.set_transport_header(offset + header_len);
-    Ok(())
+    Ok(iph)
 }
 
 #[cold]
-fn header_error(stats: &WorkerStats, reason: DropReason) -> Result<(), Exit> {
+fn header_error(stats: &WorkerStats, reason: DropReason) -> Result<Iphdr, Exit> {
     stats.mib(Mib::IpInHdrErrors);
     Err(Exit::Drop(reason))
 }

@@ -7,6 +7,7 @@
 //!                                                                                   │
 //!  port ── neigh_output ── ip_fragment (IPv4) ── ip_output: POST_ROUTING ───────────┘
 //! ```
+//! Before its packets go one by one, a burst's routes are looked up together ([`route_ahead`]).
 //! Each stage is a file named as the kernel names it. A stage decides, and only then acts: every
 //! check stands before the first write, so that an ICMP error quotes the packet as it was received
 //! (but for what record route and timestamp options noted on the way here, as in the kernel)
@@ -38,6 +39,7 @@ mod neigh_output;
 mod ratelimit;
 mod route;
 mod route6;
+mod route_ahead;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -58,24 +60,26 @@ use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::{Ipv6hdr, ip6_rcv_core};
 use ip6_output::ip6_finish_output;
 use route::{Dst, RouteInput, ip_route_input};
+use route_ahead::{RouteAhead, RoutesAhead};
 use route6::ip6_route_input;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. What is to be sent, handed
 /// back or asked for is in [`Ctx::out`] afterwards; the worker empties it before the next call.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
-    for skb in burst.drain(usize::MAX) {
-        forward(skb, ctx);
+    let ahead = RoutesAhead::look(burst.as_slice(), ctx.tables);
+    for (n, skb) in burst.drain(usize::MAX).enumerate() {
+        forward(skb, n, &ahead, ctx);
     }
 }
 
-#[inline]
-fn forward(mut skb: SkBuff, ctx: &mut Ctx<'_>) {
+#[inline(always)]
+fn forward(mut skb: SkBuff, n: usize, ahead: &RoutesAhead, ctx: &mut Ctx<'_>) {
     let exit = match receive(&mut skb, ctx) {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, ahead.v4(n), ctx) {
             Ok((dst, routed)) => return ip_finish_output(skb, &dst, &routed, ctx),
             Err(exit) => exit,
         },
-        Ok((_, dev)) => match ip6_rcv(&mut skb, dev, ctx) {
+        Ok((_, dev)) => match ip6_rcv(&mut skb, dev, ahead.v6(n), ctx) {
             Ok((dst, routed)) => return ip6_finish_output(skb, &dst, &routed, ctx),
             Err(exit) => exit,
         },
@@ -97,15 +101,17 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
 fn ip_rcv<'a>(
     skb: &mut SkBuff,
     dev: &'a Link,
+    ahead: RouteAhead<u32>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
-    ip_rcv_core(skb, ctx.stats)?;
+    let mut iph = ip_rcv_core(skb, ctx.stats)?;
     if dev.partial_csum {
         csum_partial::recognise(skb);
     }
-    nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)?;
-    let iph = Iphdr::of(skb);
-    let route = ip_route_input(skb, &iph, dev, ctx)?;
+    if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)? == Asked::Some {
+        iph = Iphdr::of(skb);
+    }
+    let route = ip_route_input(skb, &iph, dev, ahead, ctx)?;
     let options = match iph.has_options() {
         true => Some(ip_rcv_options(skb, &iph, dev, ctx)?),
         false => None,
@@ -125,19 +131,28 @@ fn ip_rcv<'a>(
 fn ip6_rcv<'a>(
     skb: &mut SkBuff,
     dev: &'a Link,
+    ahead: RouteAhead<u128>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
-    ip6_rcv_core(skb, dev, ctx)?;
+    let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     if dev.partial_csum {
         csum_partial::recognise(skb);
     }
-    nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)?;
-    let hdr = Ipv6hdr::of(skb);
-    let dst = ip6_route_input(skb, &hdr, dev, ctx)?;
+    if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)? == Asked::Some {
+        hdr = Ipv6hdr::of(skb);
+    }
+    let dst = ip6_route_input(skb, &hdr, dev, ahead, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, &dst, ctx)?;
     ip6_forward(skb, &dst, ctx)?;
     let routed = post_routing(skb, &dst, EtherType::IPV6, ctx)?;
     Ok((dst, routed))
+}
+
+/// Whether a hook point had functions: what was read of the packet before may be different now.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Nobody,
+    Some,
 }
 
 /// `NF_HOOK`: asks the functions registered at a hook point.
@@ -148,10 +163,13 @@ fn nf_hook(
     oif: u32,
     protocol: EtherType,
     ctx: &Ctx<'_>,
-) -> Result<(), Exit> {
+) -> Result<Asked, Exit> {
+    if ctx.tables.hooks.is_empty(hook) {
+        return Ok(Asked::Nobody);
+    }
     let state = HookState { hook, iif: skb.iif, oif, protocol: protocol.0 };
     match ctx.tables.hooks.run(skb, &state) {
-        Verdict::Accept => Ok(()),
+        Verdict::Accept => Ok(Asked::Some),
         Verdict::Drop => Err(Exit::Drop(DropReason::NetfilterDrop)),
     }
 }

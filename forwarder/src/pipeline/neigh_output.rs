@@ -13,7 +13,7 @@ use crate::tables::Link;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
 
 /// Sends a packet to a neighbour, or holds it until the neighbour's address is known.
-#[inline]
+#[inline(always)]
 pub(super) fn neigh_output(
     skb: SkBuff,
     dst: &Dst<'_>,
@@ -33,7 +33,7 @@ pub(super) fn neigh_output(
 
 /// Writes the link-layer addresses and queues the frame on its port. The EtherType is there
 /// already: it was received with the packet, or written by whoever made it.
-#[inline]
+#[inline(always)]
 pub(super) fn dev_queue_xmit(
     mut skb: SkBuff,
     port: u16,

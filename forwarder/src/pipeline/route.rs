@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::ip_input::Iphdr;
+use super::route_ahead::RouteAhead;
 use super::{Ctx, Exit};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -94,6 +95,7 @@ pub(super) fn ip_route_input<'a>(
     skb: &SkBuff,
     iph: &Iphdr,
     dev: &'a Link,
+    ahead: RouteAhead<u32>,
     ctx: &Ctx<'a>,
 ) -> Result<RouteInput<'a>, Exit> {
     let tables = ctx.tables;
@@ -103,10 +105,15 @@ pub(super) fn ip_route_input<'a>(
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
     let (saddr, daddr) = (iph.saddr, iph.daddr);
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-    let info = match tables.fib4.fib_lookup(&flow) {
-        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-        other => return refused(other).map(RouteInput::Error),
+    let info = match ahead.unicast(daddr, &tables.fib4) {
+        Some(info) => info,
+        None => {
+            let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+            match tables.fib4.fib_lookup(&flow) {
+                FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+                other => return refused(other).map(RouteInput::Error),
+            }
+        }
     };
     if !dev.forwarding4 {
         return Ok(RouteInput::Error(RouteError::HostUnreach(DropReason::ForwardingOff)));

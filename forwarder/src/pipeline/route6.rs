@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::ip6_input::Ipv6hdr;
 use super::route::{Dst, LOOPBACK_IFINDEX, mix32};
+use super::route_ahead::RouteAhead;
 use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -24,6 +25,7 @@ pub(super) fn ip6_route_input<'a>(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
     dev: &'a Link,
+    ahead: RouteAhead<u128>,
     ctx: &Ctx<'a>,
 ) -> Result<Dst<'a>, Exit> {
     if ipv6_addr_is_multicast(hdr.daddr) {
@@ -33,10 +35,15 @@ pub(super) fn ip6_route_input<'a>(
         return Err(Exit::Punt(PuntReason::Local));
     }
     let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-    let info = match ctx.tables.fib6.fib_lookup(&flow) {
-        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-        other => return Err(refused(other, hdr, ctx)),
+    let info = match ahead.unicast(daddr, &ctx.tables.fib6) {
+        Some(info) => info,
+        None => {
+            let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+            match ctx.tables.fib6.fib_lookup(&flow) {
+                FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+                other => return Err(refused(other, hdr, ctx)),
+            }
+        }
     };
     let hash = || multipath_hash(skb, ctx);
     let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;

@@ -14,7 +14,7 @@ pub mod umem;
 
 pub use burst::Burst;
 pub use frame::Frame;
-pub use skbuff::{IpSummed, NoRoom, SkBuff};
+pub use skbuff::{IpSummed, NoRoom, PktType, SkBuff};
 pub use umem::{FramePool, Umem};
 
 /// Size of one UMEM frame in octets. AF_XDP allows 2048 or one page; a page holds every packet up

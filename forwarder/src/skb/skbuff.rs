@@ -33,6 +33,16 @@ pub enum IpSummed {
     Partial,
 }
 
+/// `skb->pkt_type`, as far as a router tells apart: to whom the link-layer header is addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PktType {
+    /// PACKET_HOST: to us.
+    #[default]
+    Host,
+    /// PACKET_MULTICAST, PACKET_BROADCAST: to a group.
+    Multicast,
+}
+
 /// One packet and what the road has learnt of it.
 #[derive(Debug)]
 pub struct SkBuff {
@@ -51,6 +61,8 @@ pub struct SkBuff {
     pub mark: u32,
     /// State of the transport checksum.
     pub ip_summed: IpSummed,
+    /// Whether the frame was addressed to us or to a group.
+    pub pkt_type: PktType,
     /// Whether it is measured how long the packet stays; `tstamp_ns` is set then.
     pub timed: bool,
     /// When the packet was taken from the RX ring, nanoseconds of the clock that timed packets are
@@ -95,6 +107,7 @@ impl SkBuff {
             iif: 0,
             mark: 0,
             ip_summed: IpSummed::None,
+            pkt_type: PktType::Host,
             timed: false,
             tstamp_ns: 0,
         })
