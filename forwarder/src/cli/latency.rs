@@ -186,6 +186,8 @@ fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
         for (value, count) in &mut pair.counts {
             *count = count.saturating_sub(earlier.get(value).copied().unwrap_or(0));
         }
+        // A histogram takes the highest value it was shown, also none times.
+        pair.counts.retain(|(_, count)| *count > 0);
     }
     since
 }
@@ -312,8 +314,9 @@ mod tests {
         let before = report(0, &[(100, 5), (200, 1)]);
         let counts = |report: &LatencyReport| report.pairs[0].counts.clone();
         let after = report(0, &[(100, 7), (200, 1), (300, 2)]);
-        assert_eq!(counts(&since(&after, &before)), [(100, 2), (200, 0), (300, 2)]);
+        assert_eq!(counts(&since(&after, &before)), [(100, 2), (300, 2)]);
         assert_eq!(whole(&since(&after, &before)).len(), 4);
+        assert_eq!(whole(&since(&before, &before)).max(), 0);
         let after = report(1, &[(100, 1)]);
         assert_eq!(counts(&since(&after, &before)), [(100, 1)]);
     }

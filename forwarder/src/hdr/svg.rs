@@ -53,6 +53,7 @@ fn draw_into(
     let mut chart = ChartBuilder::on(&area)
         .caption(title, ("sans-serif", 22))
         .margin(16)
+        .margin_right(40)
         .x_label_area_size(44)
         .y_label_area_size(80)
         .build_cartesian_2d(percentiles, times)?;

@@ -9,6 +9,7 @@
 mod follow;
 mod full_table;
 mod hops;
+mod latency;
 mod left;
 mod life;
 mod mtu;
