@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn the_form_is_that_of_hdrhistogram() {
-        // As the original in Java prints it, with a ratio of 1000.
+        // Written by hand from the format's description; the end-to-end tests have a reader of it.
         assert_eq!(
             text(&[1000, 1500, 2000]),
             "       Value     Percentile TotalCount 1/(1-Percentile)\n\
