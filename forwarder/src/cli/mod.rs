@@ -8,10 +8,13 @@ mod drops;
 mod latency;
 mod man;
 mod output;
+mod pktgen;
 mod replay;
 mod route;
 mod run;
 mod show;
+mod signals;
+mod sink;
 mod stat;
 mod status;
 
@@ -118,6 +121,10 @@ enum Verb {
     Latency(latency::LatencyArgs),
     /// Send a capture's packets through the whole road, by a network described in a file.
     Replay(replay::ReplayArgs),
+    /// Send packets as fast as a port takes them, or at a rate; they carry kernel pktgen's header.
+    Pktgen(Box<pktgen::PktgenArgs>),
+    /// Receive such packets: how many were lost, came twice or late, and how long they took.
+    Sink(sink::SinkArgs),
     /// Look for what stands in the way of forwarding, and say what to do.
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
@@ -160,6 +167,8 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Drops(args) => drops::drops(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Replay(args) => replay::replay(global, args),
+        Verb::Pktgen(args) => pktgen::pktgen(global, args),
+        Verb::Sink(args) => sink::sink(global, args),
         Verb::Doctor(args) => return doctor::doctor(global, args),
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),

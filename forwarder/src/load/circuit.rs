@@ -18,8 +18,8 @@ use xdp_prog::load::{
     PROGRAM_SINK, latency_of_bucket,
 };
 
-use super::generator::{Generator, start};
-use super::{LoadError, Pace, Place, Traffic, object};
+use super::{Generator, LoadError, Pace, Place, Traffic, live_frames, object};
+use crate::control::nic::Nic;
 use crate::io::af_xdp::link::{LinkMode, XdpLink};
 
 /// How long nothing may move before packets under way count as lost. More than the gaps that a
@@ -155,13 +155,24 @@ impl Circuit {
         pace: &Pace,
     ) -> Result<Generator, LoadError> {
         let nic = place.usable()?;
-        let configs: Vec<GeneratorConfig> = traffic.configs(pace, nic.mac.unwrap_or_default())?;
-        let (size, max) = (traffic.size_max(), traffic.size_limit(nic.mtu));
-        if size > max {
-            return Err(LoadError::TooLong { place: place.to_string(), size, mtu: nic.mtu, max });
-        }
-        start(&self.maps, place, &nic, configs, pace)
+        let configs = configs(place, &nic, traffic, pace)?;
+        live_frames::start(&self.maps, place, &nic, configs, pace)
     }
+}
+
+/// What each thread has to know, if the interface can carry it.
+pub(super) fn configs(
+    place: &Place,
+    nic: &Nic,
+    traffic: &Traffic,
+    pace: &Pace,
+) -> Result<Vec<GeneratorConfig>, LoadError> {
+    let configs = traffic.configs(pace, nic.mac.unwrap_or_default())?;
+    let (size, max) = (traffic.size_max(), traffic.size_limit(nic.mtu));
+    if size > max {
+        return Err(LoadError::TooLong { place: place.to_string(), size, mtu: nic.mtu, max });
+    }
+    Ok(configs)
 }
 
 impl Drop for Circuit {

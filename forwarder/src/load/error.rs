@@ -3,6 +3,8 @@
 use std::io;
 
 use super::traffic::TrafficError;
+use crate::io::af_xdp::OpenError;
+use crate::io::pcap::PcapError;
 
 /// Why there is no load.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +89,28 @@ pub enum LoadError {
          (ethtool -K … gro on): or use AF_XDP (--engine af_xdp)"
     )]
     NothingSent(String),
+    /// AF_XDP cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// More threads than queues.
+    #[error(
+        "{threads} threads for the {queues} queues of {place}: AF_XDP needs a queue for each thread \
+         (ethtool -L), or use --engine xdp"
+    )]
+    Queues {
+        /// The interface.
+        place: String,
+        /// As asked for.
+        threads: usize,
+        /// As there are.
+        queues: u32,
+    },
+    /// A capture that cannot be read.
+    #[error(transparent)]
+    Capture(#[from] PcapError),
+    /// A capture that cannot be sent.
+    #[error("{0}: {1}")]
+    CaptureUnfit(String, String),
     /// A thread cannot be started or pinned.
     #[error("a generator's thread cannot run: {0}")]
     Thread(String),

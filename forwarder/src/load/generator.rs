@@ -1,30 +1,17 @@
-//! The generator's threads: each runs its own instance of the program over live frames.
+//! A running generator, whichever its engine: threads, what they have sent, and their end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{ErrorKind, MapHandle, Object, ProgramInput};
-use xdp_prog::load::{
-    GeneratorConfig, GeneratorState, INTERVAL_SHIFT, MAP_CONFIG, MAP_STATE, PROGRAM_PKTGEN,
-};
+use libbpf_rs::MapHandle;
+use xdp_prog::load::{GeneratorConfig, GeneratorState, MAP_CONFIG, MAP_STATE};
 
-use super::circuit::Shared;
-use super::{LoadError, Pace, Place, object};
+use super::{LoadError, Place, object};
 use crate::control::nic::{Nic, TxCounters};
-use crate::worker::affinity;
-
-/// Runs of the program in one system call: setting one up takes about 20 ms, and only when it is
-/// over does the thread see that it is to stop.
-const REPEAT: u32 = 1 << 20;
-/// Fewest runs: the kernel works in batches of 64.
-const REPEAT_MIN: u32 = 64;
-/// How long a system call may take where the program waits for packets to be due.
-const PACED_CALL: Duration = Duration::from_secs(1);
-/// BPF_F_TEST_XDP_LIVE_FRAMES of linux/bpf.h.
-const LIVE_FRAMES: u32 = libbpf_rs::libbpf_sys::BPF_F_TEST_XDP_LIVE_FRAMES;
+use crate::stats::{DropReason, WorkerStats};
 
 /// What a generator has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
@@ -47,62 +34,102 @@ pub struct Generator {
     place: Place,
     before: TxCounters,
     started: Instant,
+    ended: Option<Duration>,
     stop: Arc<AtomicBool>,
     threads: Vec<Running>,
 }
 
 #[derive(Debug)]
 struct Running {
-    config: GeneratorConfig,
-    config_map: MapHandle,
-    state_map: MapHandle,
+    counters: Counters,
     thread: Option<JoinHandle<Result<(), LoadError>>>,
 }
 
-/// Starts one thread for each of `configs`.
-pub(super) fn start(
-    shared: &Shared,
-    place: &Place,
-    nic: &Nic,
-    configs: Vec<GeneratorConfig>,
-    pace: &Pace,
-) -> Result<Generator, LoadError> {
-    let mut generator = Generator {
-        place: place.clone(),
-        before: nic.tx,
-        started: Instant::now(),
-        stop: Arc::new(AtomicBool::new(false)),
-        threads: Vec::with_capacity(configs.len()),
-    };
-    // All are ready before the first begins.
-    let mut begin = Vec::with_capacity(configs.len());
-    for (n, config) in configs.into_iter().enumerate() {
-        let worker = Worker {
+/// Where a thread's counters are.
+#[derive(Debug)]
+pub(super) enum Counters {
+    /// In the maps of its program, which is told there to stop, too.
+    Program { config: Box<GeneratorConfig>, config_map: MapHandle, state_map: MapHandle },
+    /// In memory.
+    Worker(Arc<WorkerStats>),
+}
+
+/// What a thread answers when it is ready, or why it is not.
+pub(super) type Ready = Sender<Result<Counters, LoadError>>;
+
+/// Threads that are made ready one by one, and begin together.
+#[derive(Debug)]
+pub(super) struct Starting {
+    generator: Generator,
+    begin: Vec<Sender<()>>,
+}
+
+impl Starting {
+    pub(super) fn new(place: &Place, nic: &Nic) -> Starting {
+        let generator = Generator {
             place: place.clone(),
-            ifindex: nic.ifindex,
-            shared: shared.duplicate()?,
-            config,
-            cpu: pace.cpus.get(n % pace.cpus.len().max(1)).copied(),
-            stop: generator.stop.clone(),
+            before: nic.tx,
+            started: Instant::now(),
+            ended: None,
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::new(),
         };
-        let (ready, maps) = mpsc::channel();
+        Starting { generator, begin: Vec::new() }
+    }
+
+    /// Tells threads to stop.
+    pub(super) fn stop(&self) -> Arc<AtomicBool> {
+        self.generator.stop.clone()
+    }
+
+    /// Starts a thread and waits until it is ready.
+    pub(super) fn thread(
+        &mut self,
+        run: impl FnOnce(Ready, Receiver<()>) -> Result<(), LoadError> + Send + 'static,
+    ) -> Result<(), LoadError> {
+        let (ready, counters) = mpsc::channel();
         let (go, begun) = mpsc::channel();
         let thread = thread::Builder::new()
-            .name(format!("pktgen-{n}"))
-            .spawn(move || worker.run(&ready, &begun))
+            .name(format!("pktgen-{}", self.begin.len()))
+            .spawn(move || run(ready, begun))
             .map_err(|error| LoadError::Thread(error.to_string()))?;
-        let (config_map, state_map) =
-            maps.recv().map_err(|_| LoadError::Thread("it ended at once".into()))??;
-        let thread = Some(thread);
-        generator.threads.push(Running { config, config_map, state_map, thread });
-        begin.push(go);
+        let counters =
+            counters.recv().map_err(|_| LoadError::Thread("it ended at once".into()))??;
+        self.generator.threads.push(Running { counters, thread: Some(thread) });
+        self.begin.push(go);
+        Ok(())
     }
-    generator.started = Instant::now();
-    for go in begin {
-        // A thread that does not listen any more tells why when it is joined.
-        let _ = go.send(());
+
+    /// Has all of them begin.
+    pub(super) fn begin(mut self) -> Generator {
+        self.generator.started = Instant::now();
+        for go in self.begin {
+            // A thread that does not listen any more tells why when it is joined.
+            let _ = go.send(());
+        }
+        self.generator
     }
-    Ok(generator)
+}
+
+impl Counters {
+    /// Packets, octets, and those of the packets that did not get as far as the port's counters.
+    fn sent(&self) -> Result<(u64, u64, u64), LoadError> {
+        match self {
+            Counters::Program { state_map, .. } => {
+                let state = state(state_map)?;
+                Ok((state.sent, state.octets, 0))
+            }
+            Counters::Worker(stats) => {
+                let refused = stats.drops[DropReason::TxError as usize].get();
+                let lost = stats.drops_total() - refused;
+                let (packets, octets) = stats
+                    .ports
+                    .first()
+                    .map_or((0, 0), |port| (port.tx_packets.get(), port.tx_bytes.get()));
+                Ok((packets, octets, lost))
+            }
+        }
+    }
 }
 
 impl Generator {
@@ -111,25 +138,26 @@ impl Generator {
     /// # Errors
     /// [`LoadError::Map`], [`LoadError::Netlink`].
     pub fn sent(&self) -> Result<Sent, LoadError> {
+        let elapsed = self.ended.unwrap_or_else(|| self.started.elapsed());
         let tx = self.place.nic()?.tx;
         let mut sent = Sent {
-            elapsed_s: self.started.elapsed().as_secs_f64(),
+            elapsed_s: elapsed.as_secs_f64(),
             port_dropped: tx.failed.saturating_sub(self.before.failed),
             ..Sent::default()
         };
         for thread in &self.threads {
-            let state = state(&thread.state_map)?;
-            sent.packets += state.sent;
-            sent.octets += state.octets;
+            let (packets, octets, lost) = thread.counters.sent()?;
+            sent.packets += packets;
+            sent.octets += octets;
+            sent.port_dropped += lost;
         }
         Ok(sent)
     }
 
     /// Whether every thread has sent its share, or failed.
     pub fn is_finished(&self) -> bool {
-        let thread =
-            |running: &Running| running.thread.as_ref().is_none_or(JoinHandle::is_finished);
-        self.threads.iter().all(thread)
+        let done = |running: &Running| running.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        self.threads.iter().all(done)
     }
 
     /// Stops it and says what was sent.
@@ -141,8 +169,8 @@ impl Generator {
         let ended = self.end();
         let sent = self.sent()?;
         ended?;
-        let taken = self.place.nic()?.tx.packets.wrapping_sub(self.before.packets);
-        if sent.packets > 0 && taken == 0 {
+        let tx = self.place.nic()?.tx;
+        if sent.packets > 0 && tx == self.before {
             return Err(LoadError::NothingSent(self.place.to_string()));
         }
         Ok(sent)
@@ -150,11 +178,15 @@ impl Generator {
 
     fn end(&mut self) -> Result<(), LoadError> {
         self.stop.store(true, Ordering::Relaxed);
-        for running in &mut self.threads {
-            running.config.stop = 1;
-            object::write(&running.config_map, MAP_CONFIG, &running.config.to_bytes())?;
-        }
         let mut result = Ok(());
+        for running in &mut self.threads {
+            if let Counters::Program { config, config_map, .. } = &mut running.counters {
+                config.stop = 1;
+                let told = object::write(config_map, MAP_CONFIG, &config.to_bytes());
+                result = result.and(told);
+            }
+        }
+        self.ended.get_or_insert_with(|| self.started.elapsed());
         for running in &mut self.threads {
             if let Some(thread) = running.thread.take() {
                 let ended = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -172,106 +204,8 @@ impl Drop for Generator {
     }
 }
 
-fn state(map: &MapHandle) -> Result<GeneratorState, LoadError> {
+/// What a program has done.
+pub(super) fn state(map: &MapHandle) -> Result<GeneratorState, LoadError> {
     let value = object::read(map, MAP_STATE)?;
     GeneratorState::from_bytes(&value).ok_or(LoadError::Incomplete(MAP_STATE))
-}
-
-/// One thread.
-struct Worker {
-    place: Place,
-    ifindex: u32,
-    shared: Shared,
-    config: GeneratorConfig,
-    cpu: Option<usize>,
-    stop: Arc<AtomicBool>,
-}
-
-type Maps = Result<(MapHandle, MapHandle), LoadError>;
-
-impl Worker {
-    fn run(self, ready: &mpsc::Sender<Maps>, begin: &mpsc::Receiver<()>) -> Result<(), LoadError> {
-        let (mut object, maps) = match self.prepare() {
-            Ok((object, config, state)) => (object, Ok((config, state))),
-            Err(error) => {
-                // Who waits for it stops waiting when it is gone.
-                let _ = ready.send(Err(error));
-                return Ok(());
-            }
-        };
-        let state_map = object::map(&object, MAP_STATE)?;
-        if ready.send(maps).is_err() || begin.recv().is_err() {
-            return Ok(());
-        }
-        self.send(&mut object, &state_map)
-    }
-
-    fn prepare(&self) -> Result<(Object, MapHandle, MapHandle), LoadError> {
-        if let Some(cpu) = self.cpu {
-            affinity::pin_to(cpu).map_err(|error| LoadError::Thread(error.to_string()))?;
-        }
-        self.place.enter()?;
-        let object = object::load(PROGRAM_PKTGEN, &self.shared.by_name())?;
-        let config = object::map(&object, MAP_CONFIG)?;
-        object::write(&config, MAP_CONFIG, &self.config.to_bytes())?;
-        let state = object::map(&object, MAP_STATE)?;
-        Ok((object, config, state))
-    }
-
-    fn send(&self, object: &mut Object, state_map: &MapHandle) -> Result<(), LoadError> {
-        let program = object
-            .progs_mut()
-            .find(|program| program.name() == PROGRAM_PKTGEN)
-            .ok_or(LoadError::Incomplete(PROGRAM_PKTGEN))?;
-        let frame = vec![0; self.config.frame_max as usize];
-        // What a run is thought to take, until it is known.
-        let mut run_ns = 100.0;
-        loop {
-            let sent = state(state_map)?.sent;
-            let Some(repeat) = self.repeat(sent, run_ns) else { return Ok(()) };
-            let mut context = self.context(frame.len());
-            let started = Instant::now();
-            let result = program.test_run(ProgramInput {
-                context_in: Some(&mut context),
-                data_in: Some(&frame),
-                flags: LIVE_FRAMES,
-                repeat,
-                ..ProgramInput::default()
-            });
-            match result {
-                // A signal ends it early.
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => {
-                    let place = self.place.to_string();
-                    return Err(LoadError::Run { place, source });
-                }
-                Ok(_) => run_ns = started.elapsed().as_nanos() as f64 / f64::from(repeat),
-            }
-        }
-    }
-
-    /// How often the program is to be run next; `None`: it is done.
-    fn repeat(&self, sent: u64, run_ns: f64) -> Option<u32> {
-        let (count, interval) = (self.config.count, self.config.interval);
-        let done = count != 0 && sent >= count;
-        if done || self.config.stop != 0 || self.stop.load(Ordering::Relaxed) {
-            return None;
-        }
-        let left = if count == 0 { u64::MAX } else { count - sent };
-        if interval == 0 {
-            return Some(u32::try_from(left).unwrap_or(REPEAT).clamp(REPEAT_MIN, REPEAT));
-        }
-        let left_ns = left as f64 * (interval >> INTERVAL_SHIFT).max(1) as f64;
-        let call_ns = left_ns.min(PACED_CALL.as_nanos() as f64);
-        Some(((call_ns / run_ns.max(1.0)) as u32).clamp(REPEAT_MIN, 1 << 28))
-    }
-
-    /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-    /// egress_ifindex. XDP_TX sends by the interface frames seem to have come from.
-    fn context(&self, octets: usize) -> [u8; 24] {
-        let mut context = [0; 24];
-        context[4..8].copy_from_slice(&(octets as u32).to_ne_bytes());
-        context[12..16].copy_from_slice(&self.ifindex.to_ne_bytes());
-        context
-    }
 }

@@ -3,7 +3,10 @@
 //! - [`traffic`]: what is sent and how fast, in the vocabulary of the kernel's pktgen;
 //! - [`Place`]: an interface, perhaps in another network namespace;
 //! - [`Circuit`]: generators and sinks that are XDP programs and share counters, so that a loop can
-//!   be closed: no more than a window of packets is under way.
+//!   be closed: no more than a window of packets is under way;
+//! - [`af_xdp`]: the generator's other engine, our AF_XDP driver;
+//! - [`capture`]: frames of a capture file instead of made ones;
+//! - [`receiver`], [`tracker`]: a sink in userspace, which follows sequence numbers.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -24,16 +27,21 @@
 //! # Ok::<(), ferroute::load::LoadError>(())
 //! ```
 
+pub mod af_xdp;
+pub mod capture;
 mod circuit;
 mod error;
-#[cfg(test)]
 mod frame;
 mod generator;
+mod live_frames;
 mod object;
 mod place;
+pub mod receiver;
 #[cfg(test)]
 mod tests;
+pub mod tracker;
 pub mod traffic;
+pub mod way;
 
 pub use circuit::{Circuit, Counts, Sink};
 pub use error::LoadError;

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use xdp_prog::load::{GeneratorConfig, MAGIC};
 
 use super::traffic::FRAME_MAX;
-use super::{Pace, Sizes, Span, Traffic, TrafficError, Vlan, frame};
+use super::{Circuit, Pace, Place, Sizes, Span, Traffic, TrafficError, Vlan, frame};
 use crate::wire::checksum::{pseudo_header_v4, pseudo_header_v6};
 use crate::wire::{EtherType, EthernetFrame, Ipv4Packet, Ipv6Packet, Protocol, UdpPacket, VlanTag};
 
@@ -214,4 +216,94 @@ fn an_impossible_pace_is_refused() {
     assert_eq!(refused(none), TrafficError::NoPackets);
     assert_eq!(refused(Pace { window: Some(0), ..Pace::default() }), TrafficError::NoWindow);
     assert_eq!(refused(Pace { threads: 257, ..Pace::default() }), TrafficError::Threads(257));
+}
+
+/// Two namespaces joined by a veth pair, gone when this is dropped.
+struct Wire {
+    left: String,
+    right: String,
+}
+
+impl Wire {
+    fn new() -> Wire {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let wire = Wire { left: format!("frt-load-{id}-l"), right: format!("frt-load-{id}-r") };
+        let (left, right) = (&wire.left, &wire.right);
+        ip_tool(&format!("netns add {left}"));
+        ip_tool(&format!("netns add {right}"));
+        ip_tool(&format!("link add left netns {left} type veth peer name right netns {right}"));
+        ip_tool(&format!("-n {left} link set left up"));
+        ip_tool(&format!("-n {right} link set right up"));
+        wire
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        for name in [&self.left, &self.right] {
+            let _ = std::process::Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+fn ip_tool(line: &str) {
+    let status = std::process::Command::new("ip").args(line.split(' ')).status();
+    assert!(status.expect("ip is there").success(), "ip {line}");
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_closed_loop_brings_every_packet_and_its_latency() {
+    const COUNT: u64 = 20_000;
+    let wire = Wire::new();
+    let circuit = Circuit::new().expect("loads");
+    let sink = circuit.sink(&Place::within(&wire.right, "right")).expect("attaches");
+    for traffic in [ipv4(), ipv6()] {
+        let before = sink.counts().expect("counts");
+        // Fewer than a veth's ring holds: none is lost, whatever the CPUs do.
+        let pace = Pace { count: Some(COUNT), window: Some(64), threads: 2, ..Pace::default() };
+        let left = Place::within(&wire.left, "left");
+        let generator = circuit.generator(&left, &traffic, &pace).expect("starts");
+        while !generator.is_finished() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let sent = generator.stop().expect("sends");
+        assert_eq!((sent.packets, sent.port_dropped), (COUNT, 0));
+        assert_eq!(sent.octets, COUNT * traffic.size_max() as u64);
+        // The last may still be on its way.
+        for _ in 0..1000 {
+            if sink.counts().expect("counts").received == before.received + COUNT {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let counts = sink.counts().expect("counts");
+        assert_eq!(counts.received - before.received, COUNT);
+        assert_eq!(counts.octets - before.octets, sent.octets);
+        assert_eq!(counts.sent - before.sent, COUNT);
+    }
+    assert_eq!(sink.latency().expect("reads").len(), 2 * COUNT);
+    sink.reset_latency().expect("writes");
+    assert!(sink.latency().expect("reads").is_empty());
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_loop_whose_packets_are_lost_opens_again() {
+    let wire = Wire::new();
+    let circuit = Circuit::new().expect("loads");
+    // On the wrong end: nothing comes there. The other end takes frames with GRO alone.
+    let sink = circuit.sink(&Place::within(&wire.left, "left")).expect("attaches");
+    ip_tool(&format!("netns exec {} ethtool -K right gro on", wire.right));
+    let pace = Pace { window: Some(16), ..Pace::default() };
+    let left = Place::within(&wire.left, "left");
+    let generator = circuit.generator(&left, &ipv4(), &pace).expect("starts");
+    let opened = (0..2000).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        generator.sent().expect("counts").packets > 64
+    });
+    drop(generator);
+    let counts = sink.counts().expect("counts");
+    assert!(opened && counts.received == 0 && counts.forgiven > 0, "{counts:?}");
 }

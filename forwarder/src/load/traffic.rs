@@ -372,14 +372,19 @@ impl Pace {
         }
     }
 
+    /// The CPU of a thread.
+    pub(super) fn cpu(&self, thread: usize) -> Option<usize> {
+        self.cpus.get(thread % self.cpus.len().max(1)).copied()
+    }
+
     /// Time between two packets of one of `threads` threads, in 1/1024 ns.
-    fn interval(&self, threads: u64) -> u64 {
+    pub(super) fn interval(&self, threads: u64) -> u64 {
         let unit = 1e9 * (1u64 << INTERVAL_SHIFT) as f64;
         self.rate.map_or(0, |rate| (unit * threads as f64 / rate).round() as u64)
     }
 
     /// Packets of one thread; 0: no end, or none.
-    fn share(&self, thread: u64, threads: u64) -> u64 {
+    pub(super) fn share(&self, thread: u64, threads: u64) -> u64 {
         let count = self.count.unwrap_or(0);
         count / threads + u64::from(thread < count % threads)
     }
@@ -455,6 +460,9 @@ pub enum TrafficError {
     /// A loop that lets nothing through.
     #[error("a window of 0 packets lets nothing through")]
     NoWindow,
+    /// A window with the other engine.
+    #[error("a closed loop needs the XDP engine")]
+    WindowNeedsXdp,
     /// Too many.
     #[error("{0} threads: at most {THREADS_MAX}")]
     Threads(usize),

@@ -12,6 +12,7 @@ mod hops;
 mod latency;
 mod left;
 mod life;
+mod load;
 mod mtu;
 mod neighbours;
 mod policy;

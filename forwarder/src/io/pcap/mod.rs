@@ -63,6 +63,16 @@ pub enum PcapError {
     },
 }
 
+/// Shows every packet of a capture to `each`, of whichever interface.
+///
+/// # Errors
+/// See [`PcapError`]; the packets before were shown.
+pub fn packets(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), PcapError> {
+    let mut reader = Reader::open(path, None, 0)?;
+    while reader.next(&mut each)?.is_some() {}
+    Ok(())
+}
+
 /// One port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PcapPort {
@@ -109,7 +119,7 @@ impl PcapIo {
         ports: &[PcapPort],
         default_port: u16,
     ) -> Result<PcapIo, PcapError> {
-        let reader = Reader::open(input, ports, default_port)?;
+        let reader = Reader::open(input, Some(ports), default_port)?;
         let writer = output.map(|path| Writer::create(path, ports)).transpose()?;
         Ok(PcapIo {
             ports: ports.to_vec(),

@@ -32,7 +32,8 @@ pub(super) struct Record {
 pub(super) struct Reader {
     feed: Feed,
     format: Format,
-    ports: Vec<String>,
+    /// `None`: every interface is port 0.
+    ports: Option<Vec<String>>,
     default_port: u16,
     /// Packets given out.
     pub(super) read: u64,
@@ -58,7 +59,7 @@ impl std::fmt::Debug for Format {
 impl Reader {
     pub(super) fn open(
         path: &Path,
-        ports: &[PcapPort],
+        ports: Option<&[PcapPort]>,
         default_port: u16,
     ) -> Result<Reader, PcapError> {
         let file =
@@ -81,7 +82,7 @@ impl Reader {
         Ok(Reader {
             feed,
             format,
-            ports: ports.iter().map(|port| port.ifname.clone()).collect(),
+            ports: ports.map(|ports| ports.iter().map(|port| port.ifname.clone()).collect()),
             default_port,
             read: 0,
             skipped: 0,
@@ -102,7 +103,7 @@ impl Reader {
                     self.feed.parse(|octets| next_pcap(parser, octets, port, &mut copy))?
                 }
                 Format::PcapNg(parser) => {
-                    let (ports, last_ns) = (&self.ports, self.last_ns);
+                    let (ports, last_ns) = (self.ports.as_deref(), self.last_ns);
                     self.feed
                         .parse(|octets| next_pcapng(parser, octets, ports, last_ns, &mut copy))?
                 }
@@ -153,7 +154,7 @@ fn next_pcap<'a>(
 fn next_pcapng<'a>(
     parser: &mut PcapNgParser,
     octets: &'a [u8],
-    ports: &[String],
+    ports: Option<&[String]>,
     last_ns: u64,
     copy: &mut impl FnMut(&[u8]),
 ) -> Result<(&'a [u8], Found), ParseError> {
@@ -170,7 +171,8 @@ fn next_pcapng<'a>(
         let what = format!("a packet of interface {number}, which the file does not describe");
         return Ok((rest, Found::Wrong(what)));
     };
-    let Some(port) = port_of(interface, number, ports) else { return Ok((rest, Found::Skipped)) };
+    let port = ports.map_or(Some(0), |ports| port_of(interface, number, ports));
+    let Some(port) = port else { return Ok((rest, Found::Skipped)) };
     if interface.linktype != DataLink::ETHERNET {
         return Ok((rest, Found::Wrong(not_ethernet(interface.linktype))));
     }

@@ -1,8 +1,8 @@
 //! `ferroute_sink`: counts and drops what carries pktgen's header and passes the rest to the
-//! kernel. `ferroute_catch`: puts every UDP packet on the queue's AF_XDP socket.
+//! kernel. `ferroute_catch`: puts such packets on the queue's AF_XDP socket instead.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
     btf_maps::{PerCpuArray, XskMap},
     helpers::bpf_ktime_get_tai_ns,
     macros::{btf_map, xdp},
@@ -26,10 +26,7 @@ const IPPROTO_UDP: u16 = 17;
 #[xdp]
 pub fn ferroute_sink(ctx: XdpContext) -> u32 {
     let Some(counters) = FR_LOOP.get_ptr_mut(0) else { return XDP_PASS };
-    let header = udp(&ctx).and_then(|offset| at::<[u16; 8]>(&ctx, offset + 8));
-    // SAFETY: inside the frame, 2-octet aligned as every header here is.
-    let header = header.map(|header| unsafe { &*header });
-    let Some(header) = header.filter(|header| be32(header, 0) == MAGIC) else {
+    let Some(header) = pktgen_header(&ctx) else {
         // SAFETY: of a map's value.
         unsafe { add(&raw mut (*counters).other, 1) };
         return XDP_PASS;
@@ -45,13 +42,26 @@ pub fn ferroute_sink(ctx: XdpContext) -> u32 {
 
 #[xdp]
 pub fn ferroute_catch(ctx: XdpContext) -> u32 {
-    if udp(&ctx).is_none() {
+    let Some(counters) = FR_LOOP.get_ptr_mut(0) else { return XDP_PASS };
+    if pktgen_header(&ctx).is_none() {
+        // SAFETY: of a map's value.
+        unsafe { add(&raw mut (*counters).other, 1) };
         return XDP_PASS;
     }
     // The flags are what the kernel returns for a queue without a socket.
     match FR_CATCH.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
-        Ok(action) | Err(action) => action,
+        Ok(_) => XDP_REDIRECT,
+        Err(_) => XDP_PASS,
     }
+}
+
+/// Pktgen's header, if the packet has one.
+#[inline(always)]
+fn pktgen_header(ctx: &XdpContext) -> Option<&[u16; 8]> {
+    let header = at::<[u16; 8]>(ctx, udp(ctx)? + 8)?;
+    // SAFETY: inside the frame, 2-octet aligned as every header here is.
+    let header = unsafe { &*header };
+    if be32(header, 0) == MAGIC { Some(header) } else { None }
 }
 
 /// Where the UDP header begins, in octets. `None`: no UDP, or behind options or extensions.

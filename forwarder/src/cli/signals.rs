@@ -1,0 +1,30 @@
+//! SIGINT, SIGTERM and SIGHUP for verbs that run until told to stop, and then say what they did.
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Signals that end the verb instead of the process.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// From here on; to be called before threads are started, which inherit it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a signalfd.
+    pub fn take() -> Result<Signals> {
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block().context("cannot block signals")?;
+        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+        Ok(Signals(fd.context("cannot create a signalfd")?))
+    }
+
+    /// Whether one has come.
+    pub fn came(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+}

@@ -1,0 +1,268 @@
+//! `sink`: receives a load and says what became of it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::output::columns;
+use super::signals::Signals;
+use super::{Global, Usage};
+use crate::hdr::{IntervalLog, OutFile, Summary, hgrm, svg};
+use crate::io::af_xdp::BindMode;
+use crate::load::Place;
+use crate::load::receiver::Receiver;
+use crate::load::tracker::{Tally, Tracker};
+
+/// Words on what the figures mean.
+const NOTES: &str = "\
+Understands the packets of `ferroute pktgen` and of the kernel's pktgen. Everything else goes to
+the kernel as before. Streams are told apart by source MAC and generator thread, and are taken to
+be seen from their start if their first packet has a number up to 65536. What was lost after the
+last packet that came shows only with --count.
+
+Latency is from the time in a packet to when the sink took it from its ring, so both clocks have to
+agree: on one host they do. Packets carry microseconds, so that is the resolution. With --rate it is
+given a second time, corrected for coordinated omission: from when a packet was due, however long
+the generator was held up before it sent it.
+
+Ends with --count, --idle, --duration or Ctrl-C.";
+
+/// How long a wait may take.
+const WAIT: Duration = Duration::from_millis(10);
+/// Between two lines of the log.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Arguments of `sink`.
+#[derive(Debug, Args)]
+#[command(after_long_help = NOTES)]
+pub struct SinkArgs {
+    /// Receive on this interface, on all its queues.
+    #[arg(short, long, value_name = "IFACE")]
+    interface: String,
+    /// Packets to expect: ends when so many have come, and those missing are lost.
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    duration: Option<f64>,
+    /// End when packets came and then none did for so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<f64>,
+    /// Packets a second that the generator was told to send.
+    #[arg(long, value_name = "PPS")]
+    rate: Option<f64>,
+    /// Threads that the generator was told to send with.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "rate")]
+    threads: u32,
+    /// Write the percentile distribution (.hgrm); - is standard output.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Write an interval log (HdrHistogram V2), a line a second.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Draw the percentile plot.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+/// What came.
+#[derive(Debug, Serialize)]
+struct Report {
+    interface: String,
+    #[serde(flatten)]
+    tally: Tally,
+    /// From the first packet to the last.
+    seconds: f64,
+    pps: f64,
+    /// Frames without pktgen's header.
+    other: u64,
+    /// Packets that found the sink's own rings full.
+    overrun: u64,
+    latency: Summary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_corrected: Option<Summary>,
+}
+
+/// Files to be written at the end.
+struct Files {
+    hgrm: Option<OutFile>,
+    svg: Option<OutFile>,
+    log: Option<Log>,
+}
+
+/// The interval log, and what was in it already.
+struct Log {
+    file: IntervalLog,
+    started: Instant,
+    begun: Duration,
+    written: Histogram<u64>,
+}
+
+/// Receives until it is over, and says what came.
+pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
+    args.check()?;
+    let signals = Signals::take()?;
+    let mut files = args.files()?;
+    let place = Place::here(&args.interface);
+    let mut receiver = Receiver::open(&place, BindMode::Auto)?;
+    let interval_ns = args.rate.map(|rate| 1e9 * f64::from(args.threads) / rate);
+    let mut tracker = Tracker::new(interval_ns);
+    let seconds = args.receive(&signals, &mut receiver, &mut tracker, &mut files)?;
+    // What is in the rings still counts.
+    while receiver.turn(&mut tracker, Duration::ZERO) > 0 {}
+    files.finish(&args.interface, &tracker)?;
+    let mut tally = tracker.tally();
+    if let Some(count) = args.count {
+        tally.lost = tally.lost.max(count.saturating_sub(tally.received));
+    }
+    let report = Report {
+        interface: args.interface.clone(),
+        tally,
+        seconds,
+        pps: if seconds > 0.0 { (tally.received as f64 - 1.0) / seconds } else { 0.0 },
+        other: receiver.other()?,
+        overrun: receiver.overrun(),
+        latency: Summary::of(tracker.latency()),
+        latency_corrected: tracker.corrected().map(Summary::of),
+    };
+    let output = global.output();
+    if output.json {
+        output.json(&report)?
+    } else {
+        output.text(&report.text())?
+    }
+    if tally.received + tally.late == 0 {
+        bail!(
+            "{}: no packet with pktgen's header came; {} other frames did, and went to the kernel",
+            args.interface,
+            report.other
+        );
+    }
+    Ok(())
+}
+
+impl SinkArgs {
+    fn check(&self) -> Result<()> {
+        let times = [("--duration", self.duration), ("--idle", self.idle), ("--rate", self.rate)];
+        for (name, value) in times {
+            if value.is_some_and(|value| !(value > 0.0 && value.is_finite())) {
+                return Err(Usage(format!("{name}: more than 0 is needed")).into());
+            }
+        }
+        if self.threads == 0 || self.count == Some(0) {
+            return Err(Usage("--threads and --count: at least 1".into()).into());
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Files> {
+        let log = match &self.log {
+            Some(path) => Some(Log {
+                file: IntervalLog::create(path, SystemTime::now())?,
+                started: Instant::now(),
+                begun: Duration::ZERO,
+                written: crate::hdr::histogram(),
+            }),
+            None => None,
+        };
+        let file = |path: &Option<PathBuf>| path.as_deref().map(OutFile::create).transpose();
+        Ok(Files { hgrm: file(&self.hgrm)?, svg: file(&self.svg)?, log })
+    }
+
+    /// Returns the seconds from the first packet to the last.
+    fn receive(
+        &self,
+        signals: &Signals,
+        receiver: &mut Receiver,
+        tracker: &mut Tracker,
+        files: &mut Files,
+    ) -> Result<f64> {
+        let started = Instant::now();
+        let (mut first, mut last): (Option<Instant>, Instant) = (None, started);
+        let over = |seconds: Option<f64>, since: Instant| {
+            seconds.is_some_and(|seconds| since.elapsed().as_secs_f64() >= seconds)
+        };
+        let mut looked = started;
+        while self.count.is_none_or(|count| tracker.tally().received < count) {
+            // A burst at a time; the rest is looked at now and then only.
+            if receiver.turn(tracker, WAIT) > 0 {
+                last = Instant::now();
+                first.get_or_insert(last);
+            }
+            if looked.elapsed() < WAIT {
+                continue;
+            }
+            looked = Instant::now();
+            let idle = first.is_some() && over(self.idle, last);
+            if signals.came() || idle || over(self.duration, started) {
+                break;
+            }
+            files.interval(tracker, false)?;
+        }
+        Ok(first.map_or(0.0, |first| last.duration_since(first).as_secs_f64()))
+    }
+}
+
+impl Files {
+    fn interval(&mut self, tracker: &Tracker, last: bool) -> Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let now = log.started.elapsed();
+        if !last && now - log.begun < INTERVAL {
+            return Ok(());
+        }
+        let mut new = tracker.latency().clone();
+        // All that was written came from there.
+        let _ = new.subtract(&log.written);
+        log.file.interval(log.begun, now - log.begun, [], &new)?;
+        log.written.clone_from(tracker.latency());
+        log.begun = now;
+        Ok(())
+    }
+
+    fn finish(&mut self, interface: &str, tracker: &Tracker) -> Result<()> {
+        self.interval(tracker, true)?;
+        let latency = tracker.corrected().unwrap_or(tracker.latency());
+        if let Some(file) = &mut self.hgrm {
+            file.write(|out| hgrm::write(latency, out))?;
+            file.commit()?;
+        }
+        if let Some(file) = &mut self.svg {
+            let mut lines = vec![("latency", tracker.latency())];
+            lines.extend(tracker.corrected().map(|corrected| ("corrected", corrected)));
+            let title = format!("One-way latency to {interface}");
+            file.write(|out| out.write_all(svg::draw(&title, &lines)?.as_bytes()))?;
+            file.commit()?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let Tally { received, octets, lost, duplicated, reordered, late, .. } = self.tally;
+        let mut text = format!(
+            "{}: received {received} packets, {octets} octets in {:.2} s: {:.0} packets/s; \
+             lost {lost}, duplicated {duplicated}, reordered {reordered}\n",
+            self.interface, self.seconds, self.pps,
+        );
+        if late > 0 {
+            text += &format!("{late} more came too late to be told from duplicates\n");
+        }
+        if self.overrun > 0 {
+            text += &format!("{} found the sink's rings full: lost here\n", self.overrun);
+        }
+        if self.latency.count > 0 {
+            let row =
+                |name: &str, cells: [String; 7]| [vec![name.to_owned()], cells.into()].concat();
+            let mut rows = vec![row("", Summary::TITLES.map(str::to_owned))];
+            rows.push(row("latency", self.latency.cells()));
+            rows.extend(self.latency_corrected.map(|summary| row("corrected", summary.cells())));
+            text += &columns(&rows);
+        }
+        text
+    }
+}

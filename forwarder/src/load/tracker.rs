@@ -1,0 +1,400 @@
+//! What became of a generator's packets, by the headers of those that came.
+//!
+//! A stream is what one thread of one generator sent: told apart by source MAC and the thread's
+//! number. Two generators behind one router look the same: give each a sink of its own.
+
+use std::collections::HashMap;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use xdp_prog::load::MAGIC;
+
+use crate::wire::{EtherType, EthernetFrame, Ipv4Packet, Ipv6Packet, Protocol, UdpPacket, VlanTag};
+
+/// Packets that may overtake one and leave it recognisable.
+const WINDOW: u64 = 1 << 16;
+/// A stream whose first packet has a number up to this is taken to be seen from its start.
+const FROM_START: u64 = WINDOW;
+/// Streams remembered. Each takes 8 KiB.
+const STREAMS_MAX: usize = 4096;
+/// Octets of pktgen's header.
+const HEADER: usize = 16;
+
+/// What a packet says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    stream: ([u8; 6], u16),
+    sequence: u32,
+    /// When it was sent, µs of CLOCK_REALTIME; 0: it does not say.
+    sent_us: u64,
+}
+
+/// What came of a load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Packets that came, each counted once.
+    pub received: u64,
+    /// Octets of them, without the FCS.
+    pub octets: u64,
+    /// Sequence numbers missing between the first and the highest that came. Those of the end of
+    /// a stream, after the last that came, cannot be known.
+    pub lost: u64,
+    /// Packets that came again.
+    pub duplicated: u64,
+    /// Packets that came after one with a higher sequence number (RFC 4737).
+    pub reordered: u64,
+    /// Packets so far behind that they may have been counted before; they are in no other counter.
+    pub late: u64,
+    /// Streams seen.
+    pub streams: u64,
+    /// Times a stream began anew.
+    pub restarts: u64,
+}
+
+/// Follows the streams.
+#[derive(Debug)]
+pub struct Tracker {
+    streams: HashMap<([u8; 6], u16), Stream>,
+    tally: Tally,
+    latency: Histogram<u64>,
+    corrected: Option<Corrected>,
+}
+
+#[derive(Debug)]
+struct Corrected {
+    /// From one packet of a stream to its next.
+    interval_ns: f64,
+    latency: Histogram<u64>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// Lowest sequence number that is asked for.
+    first: u64,
+    highest: u64,
+    /// Sent time of the highest.
+    highest_us: u64,
+    received: u64,
+    /// One bit for each of the last [`WINDOW`] numbers, at the number modulo the window.
+    bits: Box<[u64]>,
+    /// A number and when it was due, in ns of CLOCK_REALTIME.
+    due: Option<(u64, f64)>,
+}
+
+impl Tracker {
+    /// Nothing seen. `interval_ns` is the time between two packets of a stream, if the generator
+    /// had a rate: latency is then also counted from when a packet was due.
+    pub fn new(interval_ns: Option<f64>) -> Tracker {
+        let corrected = |interval_ns| Corrected { interval_ns, latency: crate::hdr::histogram() };
+        Tracker {
+            streams: HashMap::new(),
+            tally: Tally::default(),
+            latency: crate::hdr::histogram(),
+            corrected: interval_ns.map(corrected),
+        }
+    }
+
+    /// Takes a frame that came at `now_ns` of CLOCK_REALTIME. False: it has no pktgen header.
+    pub fn take(&mut self, frame: &[u8], now_ns: u64) -> bool {
+        let Some(seen) = parse(frame) else { return false };
+        if self.streams.len() == STREAMS_MAX && !self.streams.contains_key(&seen.stream) {
+            self.tally.late += 1;
+            return true;
+        }
+        let stream = self.streams.entry(seen.stream).or_insert_with(|| Stream::new(seen));
+        match stream.place(seen) {
+            Placed::New => {}
+            Placed::Behind => self.tally.reordered += 1,
+            Placed::Again => {
+                self.tally.duplicated += 1;
+                return true;
+            }
+            Placed::Late => {
+                self.tally.late += 1;
+                return true;
+            }
+            Placed::Restart => {
+                self.tally.lost += stream.lost();
+                self.tally.restarts += 1;
+                *stream = Stream::new(seen);
+                stream.place(seen);
+            }
+        }
+        self.tally.received += 1;
+        self.tally.octets += frame.len() as u64;
+        if seen.sent_us != 0 {
+            let sent_ns = seen.sent_us * 1000;
+            // A clock that was set back gives no negative time.
+            self.latency.saturating_record(now_ns.saturating_sub(sent_ns));
+            if let Some(corrected) = &mut self.corrected {
+                let number = stream.extend(seen.sequence).unwrap_or(stream.highest);
+                let due_ns = stream.due(number, sent_ns as f64, corrected.interval_ns);
+                corrected.latency.saturating_record((now_ns as f64 - due_ns).max(0.0) as u64);
+            }
+        }
+        true
+    }
+
+    /// What came so far.
+    pub fn tally(&self) -> Tally {
+        let lost: u64 = self.streams.values().map(Stream::lost).sum();
+        let streams = self.streams.len() as u64;
+        Tally { lost: self.tally.lost + lost, streams, ..self.tally }
+    }
+
+    /// From when packets were sent to when they came, in ns; known to 1 µs.
+    pub fn latency(&self) -> &Histogram<u64> {
+        &self.latency
+    }
+
+    /// From when packets were due, which a generator that was held up does not keep; where it had a
+    /// rate.
+    pub fn corrected(&self) -> Option<&Histogram<u64>> {
+        self.corrected.as_ref().map(|corrected| &corrected.latency)
+    }
+}
+
+enum Placed {
+    New,
+    Behind,
+    Again,
+    Late,
+    Restart,
+}
+
+impl Stream {
+    fn new(seen: Seen) -> Stream {
+        let sequence = u64::from(seen.sequence);
+        Stream {
+            first: if sequence <= FROM_START { sequence.min(1) } else { sequence },
+            // So that numbers can go back.
+            highest: sequence,
+            highest_us: seen.sent_us,
+            received: 0,
+            bits: vec![0; (WINDOW / 64) as usize].into(),
+            due: None,
+        }
+    }
+
+    /// The 64 bits of which a packet carries the lower 32: those next to the highest.
+    fn extend(&self, sequence: u32) -> Option<u64> {
+        let ahead = sequence.wrapping_sub(self.highest as u32).cast_signed();
+        self.highest.checked_add_signed(i64::from(ahead))
+    }
+
+    fn place(&mut self, seen: Seen) -> Placed {
+        if self.received == 0 {
+            self.mark(self.highest);
+            self.received = 1;
+            return Placed::New;
+        }
+        // What was sent later with a lower number is of a generator that began anew.
+        let later = seen.sent_us > self.highest_us;
+        let number = match self.extend(seen.sequence) {
+            Some(number) if number > self.highest => {
+                self.advance(number);
+                self.highest_us = seen.sent_us;
+                self.received += 1;
+                return Placed::New;
+            }
+            _ if later => return Placed::Restart,
+            Some(number) => number,
+            None => return Placed::Late,
+        };
+        if number < self.first || self.highest - number >= WINDOW {
+            return Placed::Late;
+        }
+        if self.mark(number) {
+            return Placed::Again;
+        }
+        self.received += 1;
+        Placed::Behind
+    }
+
+    fn advance(&mut self, number: u64) {
+        if number - self.highest >= WINDOW {
+            self.bits.fill(0);
+        } else {
+            for skipped in self.highest + 1..=number {
+                let at = skipped % WINDOW;
+                self.bits[(at / 64) as usize] &= !(1 << (at % 64));
+            }
+        }
+        self.highest = number;
+        self.mark(number);
+    }
+
+    /// Whether it was marked before.
+    fn mark(&mut self, number: u64) -> bool {
+        let at = number % WINDOW;
+        let word = &mut self.bits[(at / 64) as usize];
+        let before = *word >> (at % 64) & 1 == 1;
+        *word |= 1 << (at % 64);
+        before
+    }
+
+    fn lost(&self) -> u64 {
+        (self.highest - self.first + 1).saturating_sub(self.received)
+    }
+
+    /// When a packet was due. A packet that was sent before it was due shows that the whole
+    /// schedule lies earlier: the one known so far came from packets that were held up.
+    fn due(&mut self, number: u64, sent_ns: f64, interval_ns: f64) -> f64 {
+        let due = self
+            .due
+            .map_or(sent_ns, |(from, due_ns)| due_ns + (number as f64 - from as f64) * interval_ns);
+        let due = due.min(sent_ns);
+        self.due = Some((number, due));
+        due
+    }
+}
+
+fn parse(frame: &[u8]) -> Option<Seen> {
+    let eth = EthernetFrame::new_checked(frame).ok()?;
+    let (kind, l3) = match eth.ethertype() {
+        EtherType::VLAN => {
+            let tag = VlanTag::new_checked(frame.get(14..)?).ok()?;
+            (tag.ethertype(), frame.get(18..)?)
+        }
+        kind => (kind, frame.get(14..)?),
+    };
+    let l4 = if kind == EtherType::IPV4 {
+        let packet = Ipv4Packet::new_checked(l3).ok()?;
+        let whole = packet.protocol() == Protocol::UDP && !packet.is_fragment();
+        let whole = whole && packet.version() == 4;
+        l3.get(packet.header_len()..).filter(|_| whole)?
+    } else {
+        let packet = Ipv6Packet::new_checked(l3).ok()?;
+        let ours = kind == EtherType::IPV6 && packet.version() == 6;
+        let ours = ours && packet.next_header() == Protocol::UDP;
+        l3.get(40..).filter(|_| ours)?
+    };
+    let udp = UdpPacket::new_checked(l4).ok()?;
+    let payload = udp.payload();
+    let word =
+        |at: usize| payload.get(at..)?.first_chunk().map(|octets| u32::from_be_bytes(*octets));
+    if word(0)? != MAGIC {
+        return None;
+    }
+    let thread = payload.get(HEADER..HEADER + 2).map_or(0, |t| u16::from_be_bytes([t[0], t[1]]));
+    let (second, microsecond) = (u64::from(word(8)?), u64::from(word(12)?));
+    Some(Seen {
+        stream: (eth.src_addr().0, thread),
+        sequence: word(4)?,
+        sent_us: second * 1_000_000 + microsecond,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{Pace, Traffic, frame};
+
+    const START_US: u64 = 1_700_000_000_000_000;
+
+    /// Packet number `n` from 0 on of a thread, sent `at` µs after the start.
+    fn packet(thread: usize, n: u64, at: u64) -> Vec<u8> {
+        let ip = |text: &str| text.parse().expect("an address");
+        let traffic = Traffic::new([2, 0, 0, 0, 0, 2], ip("10.0.0.1"), ip("10.0.0.2"));
+        let pace = Pace { threads: 4, ..Pace::default() };
+        let config = traffic.configs(&pace, [2, 0, 0, 0, 0, 1]).expect("can be sent")[thread];
+        let mut octets = vec![0; 60];
+        let us = START_US + at;
+        frame::write(&config, n, ((us / 1_000_000) as u32, (us % 1_000_000) as u32), &mut octets);
+        octets
+    }
+
+    fn tracked(packets: &[(usize, u64, u64)]) -> Tally {
+        let mut tracker = Tracker::new(None);
+        for (thread, n, at) in packets {
+            assert!(tracker.take(&packet(*thread, *n, *at), (START_US + at) * 1000));
+        }
+        tracker.tally()
+    }
+
+    #[test]
+    fn gaps_are_lost_and_what_comes_later_is_reordered() {
+        let tally = tracked(&[(0, 0, 0), (0, 1, 1), (0, 5, 5), (0, 3, 3), (0, 6, 6)]);
+        assert_eq!((tally.received, tally.lost), (5, 2));
+        assert_eq!((tally.reordered, tally.duplicated, tally.late), (1, 0, 0));
+    }
+
+    #[test]
+    fn what_was_lost_at_the_start_counts_and_what_came_twice_once() {
+        let tally = tracked(&[(0, 2, 2), (0, 3, 3), (0, 2, 2), (0, 3, 3), (0, 1, 1)]);
+        assert_eq!((tally.received, tally.lost), (3, 1));
+        assert_eq!((tally.reordered, tally.duplicated), (1, 2));
+    }
+
+    #[test]
+    fn a_sink_that_came_late_does_not_ask_for_what_was_before() {
+        let tally = tracked(&[(0, 1_000_000, 0), (0, 1_000_002, 2)]);
+        assert_eq!((tally.received, tally.lost), (2, 1));
+    }
+
+    #[test]
+    fn threads_have_numbers_of_their_own() {
+        let tally = tracked(&[(0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 1), (2, 2, 2)]);
+        assert_eq!((tally.streams, tally.received, tally.lost), (3, 5, 1));
+        assert_eq!((tally.reordered, tally.duplicated), (0, 0));
+    }
+
+    #[test]
+    fn a_generator_that_begins_anew_is_no_duplicate() {
+        let tally = tracked(&[(0, 0, 0), (0, 1, 1), (0, 3, 3), (0, 0, 9), (0, 1, 10)]);
+        assert_eq!((tally.restarts, tally.received, tally.lost), (1, 5, 1));
+        assert_eq!((tally.reordered, tally.duplicated), (0, 0));
+    }
+
+    #[test]
+    fn numbers_go_on_after_32_bits_and_beyond_the_window() {
+        let end = u64::from(u32::MAX);
+        let tally =
+            tracked(&[(0, end - 3, 0), (0, end + 1, 4), (0, end, 3), (0, end + 200_001, 9)]);
+        assert_eq!((tally.received, tally.reordered, tally.restarts), (4, 1, 0));
+        assert_eq!(tally.lost, 200_005 - 4);
+        let late = tracked(&[(0, 70_000, 0), (0, 70_001 + WINDOW, 2), (0, 70_001, 1)]);
+        assert_eq!((late.late, late.received), (1, 2));
+    }
+
+    #[test]
+    fn latency_is_from_the_stamp_and_corrected_from_when_it_was_due() {
+        // Every 10 µs; the generator was held up for 40 µs before the third, and made up for it.
+        let mut tracker = Tracker::new(Some(10_000.0));
+        for (n, at) in [(0, 0), (1, 10), (2, 60), (3, 60), (4, 60), (5, 60), (6, 60), (7, 70)] {
+            tracker.take(&packet(0, n, at), (START_US + at + 5) * 1000);
+        }
+        assert_eq!(tracker.latency().len(), 8);
+        assert_eq!(tracker.latency().max() / 1000, 5);
+        let corrected = tracker.corrected().expect("it had a rate");
+        let us: Vec<u64> =
+            corrected.iter_recorded().map(|v| v.value_iterated_to() / 1000).collect();
+        assert_eq!(us, [5, 15, 25, 35, 45]);
+    }
+
+    #[test]
+    fn a_first_packet_that_was_held_up_does_not_shift_the_schedule() {
+        let mut tracker = Tracker::new(Some(10_000.0));
+        for (n, at) in [(0, 50), (1, 50), (2, 50), (3, 50), (4, 50), (5, 50), (6, 60)] {
+            tracker.take(&packet(0, n, at), (START_US + at + 5) * 1000);
+        }
+        // From the packets that were held up alone nothing can be told.
+        let corrected = tracker.corrected().expect("it had a rate");
+        assert_eq!((corrected.min() / 1000, corrected.max() / 1000), (5, 5));
+    }
+
+    #[test]
+    fn other_frames_are_told_apart() {
+        let mut tracker = Tracker::new(None);
+        let good = packet(0, 0, 0);
+        for len in 0..58 {
+            assert!(!tracker.take(&good[..len], 0), "{len}");
+        }
+        for at in [12, 14, 23, 42, 45] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x80;
+            assert!(!tracker.take(&bad, 0), "octet {at}");
+        }
+        assert_eq!(tracker.tally(), Tally::default());
+    }
+}
