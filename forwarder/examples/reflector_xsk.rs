@@ -47,12 +47,13 @@ fn main() -> Result<()> {
         .build()?;
     let frames = NonZeroU32::new(4 * RING).ok_or("no frames")?;
     let (umem, descs) = Umem::new(config, frames, false)?;
-    let (mine, others) = descs.split_at(descs.len() / 2);
-    let mut ports = [Port::open(&umem, left, mine)?, Port::open(&umem, right, others)?];
+    // One pool: what comes in by one port and leaves by the other is free for either.
+    let mut free = descs;
+    let mut ports = [Port::open(&umem, left, &mut free)?, Port::open(&umem, right, &mut free)?];
     let mut steering = Steering::new()?;
     let programs =
         [attach(&mut steering, left, &ports[0])?, attach(&mut steering, right, &ports[1])?];
-    run(&mut ports, seconds);
+    run(&mut ports, &mut free, seconds);
     drop(programs);
     Ok(())
 }
@@ -62,14 +63,12 @@ struct Port {
     tx: TxQueue,
     fill: FillQueue,
     comp: CompQueue,
-    /// Frames that are neither with the kernel nor under way.
-    free: Vec<FrameDesc>,
     /// Frames in the TX or the completion ring.
     sending: usize,
 }
 
 impl Port {
-    fn open(umem: &Umem, ifname: &str, frames: &[FrameDesc]) -> Result<Port> {
+    fn open(umem: &Umem, ifname: &str, free: &mut Vec<FrameDesc>) -> Result<Port> {
         let config = SocketConfig::builder()
             .rx_queue_size(QueueSize::new(RING)?)
             .tx_queue_size(QueueSize::new(RING)?)
@@ -79,20 +78,22 @@ impl Port {
         // SAFETY: no program is loaded by libxdp, and each (interface, queue) is bound once.
         let (tx, rx, rings) = unsafe { Socket::new(config, umem, &ifname.parse()?, 0)? };
         let (fill, comp) = rings.ok_or("the socket came without rings")?;
-        let mut port = Port { rx, tx, fill, comp, free: frames.to_vec(), sending: 0 };
-        port.refill();
+        let mut port = Port { rx, tx, fill, comp, sending: 0 };
+        port.refill(free);
         Ok(port)
     }
 
-    fn refill(&mut self) {
+    fn refill(&mut self, free: &mut Vec<FrameDesc>) {
         // The ring takes all or nothing.
-        let room = (self.fill.nb_free_exact() as usize).min(self.free.len());
+        let left = free.len().saturating_sub(self.fill.nb_free_exact() as usize);
         // SAFETY: free frames belong to this umem and nobody else has them.
-        let given = unsafe { self.fill.produce(&self.free[..room]) };
-        self.free.drain(..given);
+        let given = unsafe { self.fill.produce(&free[left..]) };
+        if given > 0 {
+            free.truncate(left);
+        }
     }
 
-    fn kick(&mut self, descs: &mut [FrameDesc]) {
+    fn kick(&mut self, free: &mut Vec<FrameDesc>, descs: &mut [FrameDesc]) {
         for _ in 0..KICKS {
             if self.sending == 0 {
                 break;
@@ -103,10 +104,10 @@ impl Port {
             }
             // SAFETY: the descriptors are of this umem, and are overwritten.
             let done = unsafe { self.comp.consume(descs) };
-            self.free.extend_from_slice(&descs[..done]);
+            free.extend_from_slice(&descs[..done]);
             self.sending -= done;
         }
-        self.refill();
+        self.refill(free);
     }
 }
 
@@ -122,7 +123,7 @@ fn attach(steering: &mut Steering, ifname: &str, port: &Port) -> Result<PortProg
     Ok(program)
 }
 
-fn run(ports: &mut [Port; 2], seconds: u64) {
+fn run(ports: &mut [Port; 2], free: &mut Vec<FrameDesc>, seconds: u64) {
     let mut descs = [FrameDesc::default(); BURST];
     let mut dropped = 0;
     for _ in 0..seconds {
@@ -139,12 +140,12 @@ fn run(ports: &mut [Port; 2], seconds: u64) {
                 // SAFETY: the frames were received just now, and nobody else has them.
                 let sent = unsafe { out.tx.produce(&descs[..got]) };
                 out.sending += sent;
-                out.free.extend_from_slice(&descs[sent..got]);
+                free.extend_from_slice(&descs[sent..got]);
                 dropped += got - sent;
                 taken += got;
             }
             let moved = start.elapsed();
-            ports.iter_mut().for_each(|port| port.kick(&mut descs));
+            ports.iter_mut().for_each(|port| port.kick(free, &mut descs));
             let all = start.elapsed();
             packets += taken;
             if taken > 0 && all < INTERRUPTED {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 not done (and `status` when nothing is forwarded), 2 wrong usage or input.
 
+mod bench;
 mod completions;
 mod doctor;
 mod drops;
@@ -125,6 +126,8 @@ enum Verb {
     Pktgen(Box<pktgen::PktgenArgs>),
     /// Receive such packets: how many were lost, came twice or late, and how long they took.
     Sink(sink::SinkArgs),
+    /// Measure a device between two ports: throughput, latency, loss, bursts (RFC 2544, RFC 9004).
+    Bench(Box<bench::BenchArgs>),
     /// Look for what stands in the way of forwarding, and say what to do.
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
@@ -169,6 +172,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Pktgen(args) => pktgen::pktgen(global, args),
         Verb::Sink(args) => sink::sink(global, args),
+        Verb::Bench(args) => return bench::bench(global, args),
         Verb::Doctor(args) => return doctor::doctor(global, args),
         Verb::Completions(args) => completions::completions(args),
         Verb::Man(args) => man::man(args),

@@ -45,6 +45,9 @@ pub struct RunArgs {
     /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
+    /// Time every turn of the workers: `stat -j` has what a frame costs. For benchmarks.
+    #[arg(long, hide = true)]
+    account: bool,
     /// Start even if a firewall or IPsec policies would be bypassed.
     #[arg(long)]
     ignore_firewall: bool,
@@ -63,6 +66,7 @@ impl RunArgs {
             cpus: self.cpus.clone(),
             queues: self.queues,
             latency_sample: self.latency_sample,
+            account: self.account,
             ignore_firewall: self.ignore_firewall,
             control: global.control.clone(),
         };

@@ -344,6 +344,9 @@ pub struct WorkerReport {
     pub punts: Counters,
     /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
     pub frames: Counters,
+    /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub cost: Counters,
 }
 
 /// What one port counted. Octets include the Ethernet header.

@@ -78,6 +78,8 @@ pub struct RunOptions {
     pub tx_ring: u32,
     /// One frame in this many is measured; 0: none.
     pub latency_sample: u32,
+    /// Workers time their turns.
+    pub account: bool,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: bool,
     /// The control socket.
@@ -97,6 +99,8 @@ pub struct RunFlags {
     pub queues: Option<u32>,
     /// `--latency-sample`.
     pub latency_sample: Option<u32>,
+    /// `--account`; by flag only.
+    pub account: bool,
     /// `--ignore-firewall`; cannot be switched off by a flag.
     pub ignore_firewall: bool,
     /// `--control` or FERROUTE_CONTROL.
@@ -139,6 +143,7 @@ impl RunOptions {
             rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
+            account: flags.account,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
             control: flags.control.or(file.control).unwrap_or_else(|| CONTROL_DEFAULT.into()),
         })

@@ -7,6 +7,7 @@
 //! - [`af_xdp`]: the generator's other engine, our AF_XDP driver;
 //! - [`capture`]: frames of a capture file instead of made ones;
 //! - [`receiver`], [`tracker`]: a sink in userspace, which follows sequence numbers.
+//! - [`rfc2544`]: trials and searches between two ports.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -37,6 +38,7 @@ mod live_frames;
 mod object;
 mod place;
 pub mod receiver;
+pub mod rfc2544;
 #[cfg(test)]
 mod tests;
 pub mod tracker;

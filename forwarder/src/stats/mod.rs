@@ -33,6 +33,17 @@ pub struct PortStats {
     pub punted: Counter,
 }
 
+/// Time spent in turns that took a frame and were not interrupted; zeros unless asked for.
+#[derive(Debug, Default)]
+pub struct Cost {
+    /// Frames of those turns.
+    pub frames: Counter,
+    /// Nanoseconds in userspace.
+    pub user_ns: Counter,
+    /// Nanoseconds in the driver's kick: its system calls, and what they complete.
+    pub kick_ns: Counter,
+}
+
 /// All counters of one worker.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -43,6 +54,8 @@ pub struct WorkerStats {
     pub busy_turns: Counter,
     /// Times the worker slept.
     pub sleeps: Counter,
+    /// What a frame costs, where the worker accounts for it.
+    pub cost: Cost,
     /// Drops by [`DropReason`].
     pub drops: [Counter; DropReason::COUNT],
     /// Frames handed back to the kernel, by [`PuntReason`].
@@ -60,6 +73,7 @@ impl WorkerStats {
             turns: Counter::default(),
             busy_turns: Counter::default(),
             sleeps: Counter::default(),
+            cost: Cost::default(),
             drops: std::array::from_fn(|_| Counter::default()),
             punts: std::array::from_fn(|_| Counter::default()),
             mib: std::array::from_fn(|_| Counter::default()),

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
@@ -27,6 +27,9 @@ const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
 const DRAIN_NS: u64 = 5_000_000;
 /// A stopping worker leaves after this long whatever still comes.
 const DRAIN_LIMIT_NS: u64 = 500_000_000;
+
+/// A timed turn that took longer was off its CPU, and says nothing of what a frame costs.
+const INTERRUPTED: Duration = Duration::from_millis(1);
 
 /// Runs with a worker's driver, free frames and counters.
 type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
@@ -92,6 +95,8 @@ pub struct Worker<I> {
     commands: Receiver<Command<I>>,
     stop: Arc<AtomicBool>,
     clock: Clock,
+    /// Whether turns are timed.
+    accounting: bool,
 }
 
 /// The control thread's hold on a worker.
@@ -156,8 +161,14 @@ impl<I: PacketIo> Worker<I> {
             commands,
             stop,
             clock,
+            accounting: false,
         };
         (worker, handle)
+    }
+
+    /// Times every turn from now on, for [`WorkerStats::cost`]: three readings of the clock a turn.
+    pub fn set_accounting(&mut self, on: bool) {
+        self.accounting = on;
     }
 
     /// Forwards until told to stop, then finishes what has arrived. Gives back where every frame
@@ -178,6 +189,7 @@ impl<I: PacketIo> Worker<I> {
 
     /// One turn: every port's burst through the road and out again. Returns the frames taken.
     pub fn turn(&mut self, now_ns: u64) -> usize {
+        let begun = self.accounting.then(Instant::now);
         self.tables.refresh();
         if self.state.held() > 0 {
             self.sampler.arm();
@@ -201,13 +213,27 @@ impl<I: PacketIo> Worker<I> {
                 self.flush();
             }
         }
+        let user = begun.map(|begun| begun.elapsed());
         self.io.kick(&mut self.pool, &self.stats);
+        if let (Some(begun), Some(user)) = (begun, user) {
+            self.account(taken, user, begun.elapsed());
+        }
         self.reader.quiescent();
         self.stats.turns.inc();
         if taken > 0 {
             self.stats.busy_turns.inc();
         }
         taken
+    }
+
+    /// Adds a turn's time, unless it was interrupted or had nothing to do.
+    fn account(&self, taken: usize, user: Duration, all: Duration) {
+        if taken > 0 && all < INTERRUPTED {
+            let cost = &self.stats.cost;
+            cost.frames.add(taken as u64);
+            cost.user_ns.add(user.as_nanos() as u64);
+            cost.kick_ns.add((all - user).as_nanos() as u64);
+        }
     }
 
     /// Lends the pipeline everything it works with.

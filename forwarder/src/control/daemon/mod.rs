@@ -240,7 +240,7 @@ impl Daemon {
         let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
             format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
         })?;
-        let (worker, handle) = Worker::new(Parts {
+        let (mut worker, handle) = Worker::new(Parts {
             io,
             ports,
             pool,
@@ -252,6 +252,7 @@ impl Daemon {
                 .with_hash_seed(self.hash_seed),
             slow_path,
         });
+        worker.set_accounting(self.options.account);
         Ok((worker, handle, queue))
     }
 

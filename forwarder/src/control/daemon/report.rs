@@ -10,7 +10,7 @@ use crate::control::api::{
 };
 use crate::control::mirror::state::Family;
 use crate::io::af_xdp::XdpStatistics;
-use crate::stats::{Counter, DropReason, Mib, PortStats, PuntReason, WorkerStats};
+use crate::stats::{Cost, Counter, DropReason, Mib, PortStats, PuntReason, WorkerStats};
 use crate::worker::poll::FrameCensus;
 
 /// A worker answers between two turns; one that does not is asleep or stopping.
@@ -144,6 +144,7 @@ impl Daemon {
                 drops: named(DropReason::ALL.iter().map(|r| r.name()), &stats.drops),
                 punts: named(PuntReason::ALL.iter().map(|r| r.name()), &stats.punts),
                 frames: handle.census(WORKER_TIMEOUT).map_or_else(Counters::new, frames),
+                cost: if self.options.account { cost(&stats.cost) } else { Counters::new() },
             }
         };
         let ports = self.ports.iter().map(|port| self.port_report(port)).collect();
@@ -218,6 +219,15 @@ impl Daemon {
             sum(&|p| p.punted.get()),
         )
     }
+}
+
+fn cost(cost: &Cost) -> Counters {
+    let entry = |name: &str, counter: &Counter| (name.to_owned(), counter.get());
+    Counters::from([
+        entry("frames", &cost.frames),
+        entry("user_ns", &cost.user_ns),
+        entry("kick_ns", &cost.kick_ns),
+    ])
 }
 
 fn named<'a>(names: impl Iterator<Item = &'a str>, counters: &[Counter]) -> Counters {

@@ -16,6 +16,7 @@ mod host;
 mod pipeline;
 mod rounds;
 mod table;
+mod veth;
 
 use std::fs;
 use std::path::PathBuf;
@@ -56,6 +57,19 @@ enum SectionName {
     Fib,
     /// The pipeline in memory, against testpmd on net_null
     Pipeline,
+    /// End to end, against bare reflectors, testpmd, XDP and the kernel
+    Veth,
+}
+
+impl SectionName {
+    /// A quick run has five minutes for everything, and building tables takes long.
+    fn rounds(self, quick: bool) -> usize {
+        match (self, quick) {
+            (_, false) => 7,
+            (SectionName::Fib, true) => 2,
+            (_, true) => 3,
+        }
+    }
 }
 
 /// What every section is told.
@@ -92,7 +106,6 @@ fn run(args: &Args) -> Result<bool> {
     let built = Built::read(&args.built)?;
     fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     let plan = Plan { quick: args.quick, built, dir: args.out.clone(), interrupted };
-    let rounds = usize::from(args.rounds.unwrap_or(if args.quick { 3 } else { 7 }));
     let mut results = Results::begin(args.quick);
     let names = match args.sections.as_slice() {
         [] => SectionName::value_variants(),
@@ -106,7 +119,9 @@ fn run(args: &Args) -> Result<bool> {
         let sections: Vec<Section<'_>> = match name {
             SectionName::Fib => fib::sections(&plan)?,
             SectionName::Pipeline => vec![pipeline::section(&plan)],
+            SectionName::Veth => vec![veth::section(&plan)],
         };
+        let rounds = args.rounds.map_or_else(|| name.rounds(args.quick), usize::from);
         for section in sections {
             let result = section.run(rounds, &|| plan.is_interrupted());
             complete &= result.has_subject();

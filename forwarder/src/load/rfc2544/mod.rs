@@ -1,0 +1,342 @@
+//! How fast a device between two ports forwards: RFC 2544, with the bursts of RFC 9004.
+//!
+//! - [`Plan`]: which tests, for how long; [`run`] carries it out and gives a [`Report`];
+//! - [`Device`]: one trial; [`ports`] has the real one, tests simulate others;
+//! - [`search`]: from trials to a rate or a burst;
+//! - [`sizes`]: frame sizes with the FCS, as the RFCs count them, and IMIX.
+//!
+//! An open loop (a rate) measures the device and the gaps in its CPU time: where there are gaps,
+//! packets are lost at any rate. A closed loop ([`Plan::window`]) lets only so many packets be under
+//! way, and measures how fast the device is while it runs.
+
+pub mod ports;
+mod report;
+pub mod search;
+pub mod sizes;
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use super::LoadError;
+use crate::hdr::Summary;
+use search::median;
+
+pub use report::{Bursts, ClosedLoop, LatencyAt, LossPoint, Rate, Report, SizeReport, Throughput};
+pub use sizes::FrameSize;
+
+/// Loads of the latency test, in percent of the throughput (RFC 2544 26.2 asks for the throughput
+/// itself; a device at its limit queues).
+const LATENCY_LOADS: [f64; 3] = [10.0, 50.0, 90.0];
+/// Between two points of the loss curve, in percent (RFC 2544 26.3: at most 10 %).
+const LOSS_STEP: u32 = 10;
+/// The first burst tried, in packets: what a device takes at once.
+const BURST_FIRST: f64 = 64.0;
+/// The longest burst, in seconds at full rate (RFC 2544 26.4: at least 2).
+const BURST_SECONDS: f64 = 2.0;
+
+/// What a trial offers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Load {
+    /// Packets a second.
+    Rate(f64),
+    /// As fast as the port takes them.
+    Full,
+    /// So many packets, as fast as the port takes them.
+    Burst(u64),
+    /// No more than so many packets under way.
+    Window(u64),
+}
+
+/// What came of a trial.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets that came back, in time or a little later.
+    pub received: u64,
+    /// Packets sent a second while it lasted.
+    pub offered_pps: f64,
+    /// Packets received a second while it lasted.
+    pub received_pps: f64,
+    /// One way, in nanoseconds.
+    pub latency: Histogram<u64>,
+}
+
+impl Trial {
+    /// Part of the packets that did not come back, 0 to 1.
+    pub fn loss(&self) -> f64 {
+        if self.sent == 0 {
+            return 0.0;
+        }
+        self.sent.saturating_sub(self.received) as f64 / self.sent as f64
+    }
+}
+
+/// Why there are no more trials.
+#[derive(Debug, thiserror::Error)]
+pub enum TrialError {
+    /// Somebody wants it to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A port does not do its part.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Nothing comes back.
+    #[error(
+        "{to} received none of {sent} packets sent by {from} to {destination} ({mac}): does the \
+         device forward, and has it a route and a neighbour for {destination}?"
+    )]
+    Silent {
+        /// The sending port.
+        from: String,
+        /// The receiving port.
+        to: String,
+        /// Address that was sent to.
+        destination: String,
+        /// MAC address that was sent to.
+        mac: String,
+        /// How many packets were sent.
+        sent: u64,
+    },
+}
+
+/// Two ports and a device between them.
+pub trait Device {
+    /// Offers a load for a while and counts what comes back.
+    ///
+    /// # Errors
+    /// See [`TrialError`].
+    fn trial(&mut self, size: FrameSize, load: Load, length: Duration)
+    -> Result<Trial, TrialError>;
+
+    /// Shows somebody what goes on.
+    fn progress(&mut self, _text: &str) {}
+}
+
+/// A test of RFC 2544.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Test {
+    /// The highest rate without loss (26.1), and with no more than --loss.
+    Throughput,
+    /// How long packets take at 10, 50 and 90 % of it (26.2).
+    Latency,
+    /// Loss over the rate (26.3).
+    Loss,
+    /// The longest burst without loss (26.4, RFC 9004).
+    Burst,
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Frame sizes, each measured by itself.
+    pub sizes: Vec<FrameSize>,
+    /// Tests.
+    pub tests: Vec<Test>,
+    /// How long a trial lasts.
+    pub length: Duration,
+    /// Loss that the partial drop rate allows, 0 to 1; `None`: it is not asked for.
+    pub loss: Option<f64>,
+    /// How close a search comes, as a part of the highest rate.
+    pub resolution: f64,
+    /// Packets under way at most, instead of a rate; throughput and latency only.
+    pub window: Option<u64>,
+    /// How often closed loops and bursts are repeated.
+    pub repeat: usize,
+}
+
+/// Carries out the plan. What ends it early is in the second value; the report has what was known
+/// by then.
+pub fn run(plan: &Plan, device: &mut dyn Device) -> (Report, Option<TrialError>) {
+    let mut report = Report::new(plan);
+    for size in &plan.sizes {
+        let mut of_size = SizeReport::new(*size);
+        let ended = measure(plan, *size, device, &mut of_size);
+        if of_size.has_something() || ended.is_ok() {
+            report.sizes.push(of_size);
+        }
+        if let Err(error) = ended {
+            return (report, Some(error));
+        }
+    }
+    (report, None)
+}
+
+fn measure(
+    plan: &Plan,
+    size: FrameSize,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<(), TrialError> {
+    let wants = |test| plan.tests.contains(&test);
+    if let Some(window) = plan.window {
+        let rate = closed_loop(plan, size, window, device, report)?;
+        return if wants(Test::Latency) {
+            latency(plan, size, rate, device, report)
+        } else {
+            Ok(())
+        };
+    }
+    let full = device.trial(size, Load::Full, plan.length)?;
+    report.full = Some(Rate::of(full.offered_pps, size));
+    tell(device, size, "as fast as the port sends", &full);
+    let mut base = None;
+    if wants(Test::Throughput) || wants(Test::Latency) {
+        let mut at = |allowed| search_rate(plan, size, &full, allowed, device);
+        let throughput = Throughput { loss_percent: 0.0, rate: at(0.0)? };
+        report.throughput.push(throughput);
+        base = throughput.rate;
+        if let Some(loss) = plan.loss {
+            let partial = Throughput { loss_percent: loss * 100.0, rate: at(loss)? };
+            report.throughput.push(partial);
+            base = base.or(partial.rate);
+        }
+    }
+    if wants(Test::Latency) {
+        match base {
+            Some(rate) => latency(plan, size, rate.pps, device, report)?,
+            None => device.progress(&format!("{size}: no latency, as no rate was without loss")),
+        }
+    }
+    if wants(Test::Loss) {
+        loss_curve(plan, size, &full, device, report)?;
+    }
+    if wants(Test::Burst) {
+        bursts(plan, size, &full, device, report)?;
+    }
+    Ok(())
+}
+
+fn search_rate(
+    plan: &Plan,
+    size: FrameSize,
+    full: &Trial,
+    allowed: f64,
+    device: &mut dyn Device,
+) -> Result<Option<Rate>, TrialError> {
+    if full.loss() <= allowed {
+        return Ok(Some(Rate::of(full.offered_pps, size)));
+    }
+    let first = full.received_pps;
+    let found = search::highest(full.offered_pps, first, plan.resolution, |pps| {
+        let trial = device.trial(size, Load::Rate(pps), plan.length)?;
+        tell(device, size, "searching", &trial);
+        Ok::<bool, TrialError>(trial.loss() <= allowed)
+    })?;
+    Ok(found.map(|pps| Rate::of(pps, size)))
+}
+
+/// Gives packets a second.
+fn closed_loop(
+    plan: &Plan,
+    size: FrameSize,
+    window: u64,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<f64, TrialError> {
+    let (mut rates, mut lost) = (Vec::new(), 0);
+    for _ in 0..plan.repeat.max(1) {
+        let trial = device.trial(size, Load::Window(window), plan.length)?;
+        rates.push(trial.received_pps);
+        lost += trial.sent.saturating_sub(trial.received);
+        tell(device, size, &format!("{window} under way"), &trial);
+        let pps = median(&rates);
+        report.closed = Some(ClosedLoop {
+            window,
+            rate: Rate::of(pps, size),
+            trials_pps: rates.clone(),
+            lost,
+            latency: Summary::of(&trial.latency),
+        });
+    }
+    Ok(median(&rates))
+}
+
+fn latency(
+    plan: &Plan,
+    size: FrameSize,
+    base_pps: f64,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<(), TrialError> {
+    for percent in LATENCY_LOADS {
+        let trial = device.trial(size, Load::Rate(base_pps * percent / 100.0), plan.length)?;
+        tell(device, size, &format!("latency at {percent} %"), &trial);
+        report.latency.push(LatencyAt {
+            load_percent: percent,
+            offered_pps: trial.offered_pps,
+            loss_percent: trial.loss() * 100.0,
+            summary: Summary::of(&trial.latency),
+            histogram: trial.latency,
+        });
+    }
+    Ok(())
+}
+
+/// From full rate down, until two points in a row lose nothing.
+fn loss_curve(
+    plan: &Plan,
+    size: FrameSize,
+    full: &Trial,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<(), TrialError> {
+    let mut without = 0;
+    for percent in (1..=100 / LOSS_STEP).rev().map(|n| f64::from(n * LOSS_STEP)) {
+        let measured;
+        let trial = if percent == 100.0 {
+            full
+        } else {
+            let load = Load::Rate(full.offered_pps * percent / 100.0);
+            measured = device.trial(size, load, plan.length)?;
+            tell(device, size, &format!("loss at {percent} %"), &measured);
+            &measured
+        };
+        let loss_percent = trial.loss() * 100.0;
+        report.loss.push(LossPoint { percent, offered_pps: trial.offered_pps, loss_percent });
+        without = if trial.loss() == 0.0 { without + 1 } else { 0 };
+        if without == 2 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// RFC 9004: the search is repeated and averaged; the buffer is what the burst tells beyond what
+/// the device sent on meanwhile (section 6.4).
+fn bursts(
+    plan: &Plan,
+    size: FrameSize,
+    full: &Trial,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<(), TrialError> {
+    let longest = (full.offered_pps * BURST_SECONDS).max(1.0);
+    let mut lengths = Vec::new();
+    for _ in 0..plan.repeat.max(1) {
+        let found = search::highest_from(BURST_FIRST, longest, plan.resolution, |packets| {
+            let load = Load::Burst(packets.round().max(1.0) as u64);
+            let trial = device.trial(size, load, Duration::from_secs_f64(BURST_SECONDS))?;
+            tell(device, size, "burst", &trial);
+            Ok::<bool, TrialError>(trial.received >= trial.sent)
+        })?;
+        lengths.push(found.unwrap_or(0.0).round());
+        let throughput = report.throughput.first().and_then(|found| found.rate);
+        let sustained = throughput.map(|rate| rate.pps / full.offered_pps);
+        report.bursts = Some(Bursts::of(&lengths, longest.round(), full.offered_pps, sustained));
+    }
+    Ok(())
+}
+
+fn tell(device: &mut dyn Device, size: FrameSize, what: &str, trial: &Trial) {
+    let Trial { sent, offered_pps, received_pps, .. } = trial;
+    device.progress(&format!(
+        "{size}: {what}: {sent} sent at {offered_pps:.0}/s, back at {received_pps:.0}/s, {:.4} % lost",
+        trial.loss() * 100.0
+    ));
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,340 @@
+//! What a run found: as JSON (by serde), as Markdown, and its latencies as a picture.
+
+use std::fmt::Write as _;
+use std::io;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{FrameSize, Plan, Test};
+use crate::hdr::{Summary, svg};
+
+/// Preamble, start delimiter and gap between two frames, in octets: what a wire needs beside the
+/// frame.
+const BETWEEN_FRAMES: f64 = 20.0;
+
+/// A rate in packets and in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Rate {
+    /// Packets a second.
+    pub pps: f64,
+    /// Megabits a second of frames with their FCS.
+    pub mbps: f64,
+    /// Megabits a second that a wire would carry: with preamble and gap.
+    pub wire_mbps: f64,
+}
+
+impl Rate {
+    pub(super) fn of(pps: f64, size: FrameSize) -> Rate {
+        let mbps = |octets: f64| pps * octets * 8.0 / 1e6;
+        let octets = size.mean_octets();
+        Rate { pps, mbps: mbps(octets), wire_mbps: mbps(octets + BETWEEN_FRAMES) }
+    }
+}
+
+/// The highest rate with no more than some loss.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Throughput {
+    /// Loss allowed.
+    pub loss_percent: f64,
+    /// `None`: more was lost at every rate.
+    pub rate: Option<Rate>,
+}
+
+/// A closed loop.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClosedLoop {
+    /// Packets under way at most.
+    pub window: u64,
+    /// Median of the trials.
+    pub rate: Rate,
+    /// Each trial's packets a second.
+    pub trials_pps: Vec<f64>,
+    /// Packets that never came, of all trials.
+    pub lost: u64,
+    /// Of the last trial: a full window is a full queue.
+    pub latency: Summary,
+}
+
+/// Latency under a load.
+#[derive(Debug, Clone, Serialize)]
+pub struct LatencyAt {
+    /// In percent of the throughput, or of the closed loop's rate.
+    pub load_percent: f64,
+    /// Packets sent a second.
+    pub offered_pps: f64,
+    /// Lost meanwhile.
+    pub loss_percent: f64,
+    /// Percentiles, one way.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// All of it, for the picture.
+    #[serde(skip)]
+    pub histogram: Histogram<u64>,
+}
+
+/// A point of the loss curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LossPoint {
+    /// In percent of the highest rate the sending port reaches.
+    pub percent: f64,
+    /// Packets sent a second.
+    pub offered_pps: f64,
+    /// Of them.
+    pub loss_percent: f64,
+}
+
+/// Bursts without loss (RFC 9004).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bursts {
+    /// Mean length over the searches, in packets.
+    pub packets: f64,
+    /// The shortest.
+    pub packets_min: f64,
+    /// The longest.
+    pub packets_max: f64,
+    /// Searches.
+    pub searches: usize,
+    /// No search met a loss: the device forwards at the rate of the port.
+    pub without_end: bool,
+    /// Buffer in seconds at the port's rate, less what the device sent on meanwhile; `None` where
+    /// its throughput is not known or no burst was too long.
+    pub buffer_s: Option<f64>,
+}
+
+impl Bursts {
+    /// Of the lengths found, of at most `longest`, sent at `pps`; the device sustains the part
+    /// `sustained` of that rate.
+    pub(super) fn of(lengths: &[f64], longest: f64, pps: f64, sustained: Option<f64>) -> Bursts {
+        let packets = lengths.iter().sum::<f64>() / lengths.len().max(1) as f64;
+        let without_end = lengths.iter().all(|&length| length >= longest);
+        let implied_s = packets / pps;
+        Bursts {
+            packets,
+            packets_min: lengths.iter().copied().fold(f64::INFINITY, f64::min),
+            packets_max: lengths.iter().copied().fold(0.0, f64::max),
+            searches: lengths.len(),
+            without_end,
+            buffer_s: sustained.filter(|_| !without_end).map(|part| implied_s * (1.0 - part)),
+        }
+    }
+}
+
+/// Everything of one frame size. What was not measured is absent.
+#[derive(Debug, Clone, Serialize)]
+pub struct SizeReport {
+    /// In octets with the FCS, or imix.
+    pub size: FrameSize,
+    /// The highest rate the sending port reaches.
+    pub full: Option<Rate>,
+    /// Without loss, then with what was allowed.
+    pub throughput: Vec<Throughput>,
+    /// Closed loop.
+    pub closed: Option<ClosedLoop>,
+    /// By load.
+    pub latency: Vec<LatencyAt>,
+    /// From the highest rate down.
+    pub loss: Vec<LossPoint>,
+    /// Back to back.
+    pub bursts: Option<Bursts>,
+}
+
+impl SizeReport {
+    pub(super) fn new(size: FrameSize) -> SizeReport {
+        SizeReport {
+            size,
+            full: None,
+            throughput: Vec::new(),
+            closed: None,
+            latency: Vec::new(),
+            loss: Vec::new(),
+            bursts: None,
+        }
+    }
+
+    pub(super) fn has_something(&self) -> bool {
+        self.full.is_some() || self.closed.is_some()
+    }
+}
+
+/// A run.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Where packets went in, for people.
+    pub from: String,
+    /// Where they came out.
+    pub to: String,
+    /// Tests asked for.
+    pub tests: Vec<Test>,
+    /// How long a trial lasted.
+    pub trial_s: f64,
+    /// Ended by a signal: what follows is what was known by then.
+    pub interrupted: bool,
+    /// By frame size.
+    pub sizes: Vec<SizeReport>,
+}
+
+impl Report {
+    pub(super) fn new(plan: &Plan) -> Report {
+        Report {
+            from: String::new(),
+            to: String::new(),
+            tests: plan.tests.clone(),
+            trial_s: plan.length.as_secs_f64(),
+            interrupted: false,
+            sizes: Vec::new(),
+        }
+    }
+
+    /// For a page, and readable on a terminal.
+    pub fn markdown(&self) -> String {
+        let mut text = format!(
+            "# {} to {}\n\nFrame sizes in octets with the FCS; trials of {} s.\n",
+            self.from, self.to, self.trial_s
+        );
+        if self.interrupted {
+            text += "\n**Interrupted: what was known by then.**\n";
+        }
+        let rows = [
+            throughput_table(&self.sizes),
+            closed_table(&self.sizes),
+            latency_table(&self.sizes),
+            loss_table(&self.sizes),
+            burst_table(&self.sizes),
+        ];
+        rows.iter().filter(|table| !table.rows.is_empty()).for_each(|table| table.write(&mut text));
+        text
+    }
+
+    /// The percentile plot of all latencies; `None` without any.
+    ///
+    /// # Errors
+    /// When it cannot be drawn.
+    pub fn svg(&self) -> io::Result<Option<String>> {
+        let each = self.sizes.iter().flat_map(|size| size.latency.iter().map(move |at| (size, at)));
+        let named: Vec<(String, &Histogram<u64>)> = each
+            .filter(|(_, at)| !at.histogram.is_empty())
+            .map(|(size, at)| {
+                let name = format!("{} octets, {} %", size.size, at.load_percent);
+                (name.replace("imix octets", "IMIX"), &at.histogram)
+            })
+            .collect();
+        if named.is_empty() {
+            return Ok(None);
+        }
+        let lines: Vec<_> = named.iter().map(|(name, h)| (name.as_str(), *h)).collect();
+        svg::draw(&format!("Latency, {} to {}", self.from, self.to), &lines).map(Some)
+    }
+}
+
+/// A Markdown table.
+struct Table {
+    title: &'static str,
+    head: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn write(&self, text: &mut String) {
+        // Widths make it readable as it is.
+        let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
+        let all = || std::iter::once(&head).chain(&self.rows);
+        let width = |at: usize| all().map(|row| row[at].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        let line = |row: &[String]| {
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell:>width$} |"));
+            format!("|{}\n", cells.collect::<String>())
+        };
+        let rule: String =
+            widths.iter().map(|width| format!(" {}: |", "-".repeat((*width).max(4) - 1))).collect();
+        let _ = write!(text, "\n## {}\n\n{}|{rule}\n", self.title, line(&head));
+        self.rows.iter().for_each(|row| *text += &line(row));
+    }
+}
+
+fn rate_cells(rate: Option<Rate>) -> [String; 2] {
+    let cell = |value: f64| format!("{value:.0}");
+    rate.map_or(["none".into(), "none".into()], |rate| [cell(rate.pps), cell(rate.mbps)])
+}
+
+fn throughput_table(sizes: &[SizeReport]) -> Table {
+    let mut rows = Vec::new();
+    for size in sizes {
+        for found in &size.throughput {
+            let [pps, mbps] = rate_cells(found.rate);
+            let [full, _] = rate_cells(size.full);
+            rows.push(vec![
+                size.size.to_string(),
+                format!("{} %", found.loss_percent),
+                pps,
+                mbps,
+                full,
+            ]);
+        }
+    }
+    let head = vec!["size", "loss allowed", "packets/s", "Mbit/s", "the port sends at most"];
+    Table { title: "Throughput", head, rows }
+}
+
+fn closed_table(sizes: &[SizeReport]) -> Table {
+    let row = |size: &SizeReport| {
+        let closed = size.closed.as_ref()?;
+        let [pps, mbps] = rate_cells(Some(closed.rate));
+        let edge = |f: fn(f64, f64) -> f64| closed.trials_pps.iter().copied().reduce(f);
+        let range = [edge(f64::min)?, edge(f64::max)?].map(|pps| format!("{pps:.0}")).join(" – ");
+        let lost = closed.lost.to_string();
+        Some(vec![size.size.to_string(), closed.window.to_string(), pps, range, mbps, lost])
+    };
+    let head = vec!["size", "under way", "packets/s", "trials", "Mbit/s", "lost"];
+    Table { title: "Closed loop", head, rows: sizes.iter().filter_map(row).collect() }
+}
+
+fn latency_table(sizes: &[SizeReport]) -> Table {
+    let mut rows = Vec::new();
+    for size in sizes {
+        for at in &size.latency {
+            let mut row = vec![
+                size.size.to_string(),
+                format!("{} %", at.load_percent),
+                format!("{:.0}", at.offered_pps),
+                format!("{:.4} %", at.loss_percent),
+            ];
+            row.extend(at.summary.cells());
+            rows.push(row);
+        }
+    }
+    let mut head = vec!["size", "load", "packets/s", "lost"];
+    head.extend(Summary::TITLES);
+    Table { title: "Latency, one way", head, rows }
+}
+
+fn loss_table(sizes: &[SizeReport]) -> Table {
+    let mut rows = Vec::new();
+    for size in sizes {
+        for point in &size.loss {
+            rows.push(vec![
+                size.size.to_string(),
+                format!("{} %", point.percent),
+                format!("{:.0}", point.offered_pps),
+                format!("{:.4} %", point.loss_percent),
+            ]);
+        }
+    }
+    Table { title: "Loss", head: vec!["size", "load", "packets/s", "lost"], rows }
+}
+
+fn burst_table(sizes: &[SizeReport]) -> Table {
+    let row = |size: &SizeReport| {
+        let bursts = size.bursts?;
+        let at_least = if bursts.without_end { "≥ " } else { "" };
+        Some(vec![
+            size.size.to_string(),
+            format!("{at_least}{:.0}", bursts.packets),
+            format!("{:.0} – {:.0}", bursts.packets_min, bursts.packets_max),
+            bursts.searches.to_string(),
+            bursts.buffer_s.map_or("-".into(), |s| format!("{:.2} ms", s * 1e3)),
+        ])
+    };
+    let head = vec!["size", "packets", "range", "searches", "buffer"];
+    Table { title: "Bursts without loss", head, rows: sizes.iter().filter_map(row).collect() }
+}
