@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::output::columns;
 use super::signals::Signals;
 use super::{Global, Usage};
+use crate::hdr::file::is_stdout;
 use crate::hdr::{IntervalLog, OutFile, Summary, hgrm, svg};
 use crate::io::af_xdp::BindMode;
 use crate::load::Place;
@@ -20,7 +21,8 @@ use crate::load::tracker::{Tally, Tracker};
 /// Words on what the figures mean.
 const NOTES: &str = "\
 Understands the packets of `ferroute pktgen` and of the kernel's pktgen. Everything else goes to
-the kernel as before. Streams are told apart by source MAC and generator thread, and are taken to
+the kernel as before. Streams are told apart by source MAC and generator thread (the kernel's pktgen
+sends no number of its threads: give each a MAC, or use one), and are taken to
 be seen from their start if their first packet has a number up to 65536. What was lost after the
 last packet that came shows only with --count.
 
@@ -33,6 +35,10 @@ Ends with --count, --idle, --duration or Ctrl-C.";
 
 /// How long a wait may take.
 const WAIT: Duration = Duration::from_millis(10);
+/// How long the rings may take to be emptied at the end.
+const DRAIN: Duration = Duration::from_millis(20);
+/// With --count: after so many seconds without a packet no more is expected.
+const COUNT_IDLE_S: f64 = 5.0;
 /// Between two lines of the log.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -43,7 +49,8 @@ pub struct SinkArgs {
     /// Receive on this interface, on all its queues.
     #[arg(short, long, value_name = "IFACE")]
     interface: String,
-    /// Packets to expect: ends when so many have come, and those missing are lost.
+    /// Packets to expect: ends when so many have come, or none came for 5 seconds (or --idle) after
+    /// the first; those missing are lost.
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
     /// End after so many seconds.
@@ -104,7 +111,7 @@ struct Log {
 
 /// Receives until it is over, and says what came.
 pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
-    args.check()?;
+    let quiet = args.check()?;
     let signals = Signals::take()?;
     let mut files = args.files()?;
     let place = Place::here(&args.interface);
@@ -112,8 +119,9 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
     let interval_ns = args.rate.map(|rate| 1e9 * f64::from(args.threads) / rate);
     let mut tracker = Tracker::new(interval_ns);
     let seconds = args.receive(&signals, &mut receiver, &mut tracker, &mut files)?;
-    // What is in the rings still counts.
-    while receiver.turn(&mut tracker, Duration::ZERO) > 0 {}
+    // What is in the rings still counts; what a generator that runs on puts there does not.
+    let ended = Instant::now();
+    while receiver.turn(&mut tracker, Duration::ZERO) > 0 && ended.elapsed() < DRAIN {}
     files.finish(&args.interface, &tracker)?;
     let mut tally = tracker.tally();
     if let Some(count) = args.count {
@@ -130,10 +138,12 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
         latency_corrected: tracker.corrected().map(Summary::of),
     };
     let output = global.output();
-    if output.json {
-        output.json(&report)?
+    if quiet {
+        // Standard output is a file's.
+    } else if output.json {
+        output.json(&report)?;
     } else {
-        output.text(&report.text())?
+        output.text(&report.text())?;
     }
     if tally.received + tally.late == 0 {
         bail!(
@@ -146,7 +156,8 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
 }
 
 impl SinkArgs {
-    fn check(&self) -> Result<()> {
+    /// Whether standard output is taken by one of the files.
+    fn check(&self) -> Result<bool> {
         let times = [("--duration", self.duration), ("--idle", self.idle), ("--rate", self.rate)];
         for (name, value) in times {
             if value.is_some_and(|value| !(value > 0.0 && value.is_finite())) {
@@ -156,7 +167,12 @@ impl SinkArgs {
         if self.threads == 0 || self.count == Some(0) {
             return Err(Usage("--threads and --count: at least 1".into()).into());
         }
-        Ok(())
+        let files = [&self.hgrm, &self.log, &self.svg];
+        match files.iter().filter(|file| file.as_deref().is_some_and(is_stdout)).count() {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Usage("only one FILE can be `-`, standard output".into()).into()),
+        }
     }
 
     fn files(&self) -> Result<Files> {
@@ -186,6 +202,7 @@ impl SinkArgs {
         let over = |seconds: Option<f64>, since: Instant| {
             seconds.is_some_and(|seconds| since.elapsed().as_secs_f64() >= seconds)
         };
+        let idle_s = self.idle.or(self.count.map(|_| COUNT_IDLE_S));
         let mut looked = started;
         while self.count.is_none_or(|count| tracker.tally().received < count) {
             // A burst at a time; the rest is looked at now and then only.
@@ -197,7 +214,7 @@ impl SinkArgs {
                 continue;
             }
             looked = Instant::now();
-            let idle = first.is_some() && over(self.idle, last);
+            let idle = first.is_some() && over(idle_s, last);
             if signals.came() || idle || over(self.duration, started) {
                 break;
             }

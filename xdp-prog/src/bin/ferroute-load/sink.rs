@@ -72,7 +72,12 @@ fn udp(ctx: &XdpContext) -> Option<usize> {
         other => (other, 14),
     };
     match ethertype {
-        ETH_P_IP if word(ctx, l3)? >> 8 == 0x45 && word(ctx, l3 + 8)? & 0xff == IPPROTO_UDP => {
+        // Whole packets: no fragment, be it the first with the header in it.
+        ETH_P_IP
+            if word(ctx, l3)? >> 8 == 0x45
+                && word(ctx, l3 + 6)? & 0x3fff == 0
+                && word(ctx, l3 + 8)? & 0xff == IPPROTO_UDP =>
+        {
             Some(l3 + 20)
         }
         ETH_P_IPV6 if word(ctx, l3 + 6)? >> 8 == IPPROTO_UDP => Some(l3 + 40),
