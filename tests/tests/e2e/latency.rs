@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::{LEFT4, RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
-use ferroute_tests::{Ferroute, Lab, eventually, lab};
+use ferroute_tests::{Ferroute, Lab, eventually};
 use serde_json::Value;
 
 /// What `hdrhistogram` for Python finds in a log: for each tag (`-` for none) the count, the
@@ -35,9 +35,10 @@ const PERCENTILES: [&str; 5] = ["p50_ns", "p90_ns", "p99_ns", "p99.9_ns", "p99.9
 
 /// A program of the Python tools that scripts/setup installs.
 fn tool(program: &str, args: &[&str]) -> Result<Vec<u8>> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let target = target.unwrap_or_else(|| lab::repository().join("target"));
-    let path = target.join("hdrhistogram/bin").join(program);
+    let dir = |name| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache = dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")));
+    let cache = cache.context("neither XDG_CACHE_HOME nor HOME is set")?;
+    let path = cache.join("ferroute/hdrhistogram/bin").join(program);
     // matplotlib writes a cache, else where the user's home is.
     let home = tempfile::tempdir()?;
     let output = Command::new(&path).args(args).env("MPLCONFIGDIR", home.path()).output();
