@@ -105,15 +105,10 @@ pub(super) fn ip_route_input<'a>(
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
     let (saddr, daddr) = (iph.saddr, iph.daddr);
-    let info = match ahead.unicast(daddr, &tables.fib4) {
-        Some(info) => info,
-        None => {
-            let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-            match tables.fib4.fib_lookup(&flow) {
-                FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-                other => return refused(other).map(RouteInput::Error),
-            }
-        }
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let info = match ahead.fib_lookup(&flow, &tables.fib4) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        other => return refused(other).map(RouteInput::Error),
     };
     if !dev.forwarding4 {
         return Ok(RouteInput::Error(RouteError::HostUnreach(DropReason::ForwardingOff)));

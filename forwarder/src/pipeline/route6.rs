@@ -35,15 +35,10 @@ pub(super) fn ip6_route_input<'a>(
         return Err(Exit::Punt(PuntReason::Local));
     }
     let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
-    let info = match ahead.unicast(daddr, &ctx.tables.fib6) {
-        Some(info) => info,
-        None => {
-            let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-            match ctx.tables.fib6.fib_lookup(&flow) {
-                FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-                other => return Err(refused(other, hdr, ctx)),
-            }
-        }
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let info = match ahead.fib_lookup(&flow, &ctx.tables.fib6) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
+        other => return Err(refused(other, hdr, ctx)),
     };
     let hash = || multipath_hash(skb, ctx);
     let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;

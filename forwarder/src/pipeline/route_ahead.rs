@@ -6,7 +6,7 @@
 //! done where rules decide: they are asked packet by packet.
 
 use crate::fib::prefix::Address;
-use crate::fib::{FamilyFib, FibInfo, Lpm};
+use crate::fib::{FamilyFib, FibResult, Flow, Lpm};
 use crate::skb::SkBuff;
 use crate::skb::burst::BURST;
 use crate::tables::Tables;
@@ -107,9 +107,11 @@ impl<A: Address> Ahead<A> {
 }
 
 impl<A: Address> RouteAhead<A> {
-    /// The unicast route to `daddr`, if that is what was looked up and found.
+    /// `fib_lookup`, which is done already if this is the destination that was looked up and packets
+    /// are forwarded to it.
     #[inline]
-    pub fn unicast<'a>(&self, daddr: A, fib: &'a FamilyFib<Lpm<A>>) -> Option<&'a FibInfo> {
-        if self.daddr == daddr { fib.unicast(self.leaf) } else { None }
+    pub fn fib_lookup<'a>(&self, flow: &Flow<A>, fib: &'a FamilyFib<Lpm<A>>) -> FibResult<'a> {
+        let foreseen = if self.daddr == flow.daddr { fib.unicast(self.leaf) } else { None };
+        foreseen.map_or_else(|| fib.fib_lookup(flow), FibResult::Route)
     }
 }
