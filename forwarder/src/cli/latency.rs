@@ -13,11 +13,11 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::output::columns;
-use super::{Global, Usage, unexpected};
+use super::output::{self, columns};
+use super::{Global, unexpected};
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
 use crate::control::client::Client;
-use crate::hdr::{self, IntervalLog, OutFile, Summary, file::is_stdout, hgrm, svg};
+use crate::hdr::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -97,21 +97,11 @@ impl LatencyArgs {
         let create = |path: &Option<PathBuf>| path.as_deref().map(OutFile::create).transpose();
         Ok(Files { hgrm: create(&self.hgrm)?, svg: create(&self.svg)? })
     }
-
-    /// Whether standard output is a file's.
-    fn check(&self) -> Result<bool> {
-        let files = [&self.hgrm, &self.log, &self.svg];
-        let to_stdout = files.iter().filter(|f| f.as_deref().is_some_and(is_stdout)).count();
-        if to_stdout > 1 {
-            return Err(Usage("only one FILE can be `-`, standard output".into()).into());
-        }
-        Ok(to_stdout == 1)
-    }
 }
 
 /// Asks and prints, once or each second.
 pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
-    let quiet = args.check()?;
+    let quiet = output::is_taken_by([&args.hgrm, &args.log, &args.svg])?;
     let mut files = args.files()?;
     let log = args.log.as_deref().map(OutFile::create).transpose()?;
     let mut client = Client::connect(global.control())?;

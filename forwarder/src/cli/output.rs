@@ -1,9 +1,25 @@
 //! Writing to standard output: text in columns, JSON, colour on a terminal.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
+
+use super::Usage;
+use crate::hdr::file::is_stdout;
+
+/// Whether one of the files to be written is standard output (`-`), which then is that file's alone.
+///
+/// # Errors
+/// [`Usage`] when more than one is.
+pub fn is_taken_by(files: [&Option<PathBuf>; 3]) -> Result<bool> {
+    match files.iter().filter(|file| file.as_deref().is_some_and(is_stdout)).count() {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Usage("only one FILE can be `-`, standard output".into()).into()),
+    }
+}
 
 /// Standard output, in the form that the user asked for.
 #[derive(Debug)]

@@ -8,10 +8,9 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::output::columns;
+use super::output::{self, columns};
 use super::signals::Signals;
 use super::{Global, Usage};
-use crate::hdr::file::is_stdout;
 use crate::hdr::{IntervalLog, OutFile, Summary, hgrm, svg};
 use crate::io::af_xdp::BindMode;
 use crate::load::Place;
@@ -167,12 +166,7 @@ impl SinkArgs {
         if self.threads == 0 || self.count == Some(0) {
             return Err(Usage("--threads and --count: at least 1".into()).into());
         }
-        let files = [&self.hgrm, &self.log, &self.svg];
-        match files.iter().filter(|file| file.as_deref().is_some_and(is_stdout)).count() {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Usage("only one FILE can be `-`, standard output".into()).into()),
-        }
+        output::is_taken_by([&self.hgrm, &self.log, &self.svg])
     }
 
     fn files(&self) -> Result<Files> {
