@@ -24,7 +24,7 @@ impl ControlHandler for Daemon {
     fn handle(&self, request: Request) -> Response {
         match request {
             Request::Status => self.status(),
-            Request::Show(ShowRequest { object: Object::Route, filter, format }) => {
+            Request::Show(ShowRequest { object: Object::Route, filter, format, .. }) => {
                 routes(&filter, format)
             }
             Request::Show(_) => Response::error("only routes are known here"),

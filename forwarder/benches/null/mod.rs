@@ -126,7 +126,9 @@ impl<const N: usize> PacketIo for NullIo<N> {
 
     fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 
-    fn wait(&mut self, _timeout: Duration) {}
+    fn wait(&mut self, _timeout: Duration) -> bool {
+        false
+    }
 
     fn census(&self) -> Census {
         Census::default()

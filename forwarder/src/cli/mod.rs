@@ -99,7 +99,7 @@ enum Verb {
     Status(status::StatusArgs),
     /// Show interfaces as the daemon knows them.
     #[command(visible_alias = "l")]
-    Link(show::NounArgs),
+    Link(show::LinkArgs),
     /// Show addresses as the daemon knows them.
     #[command(visible_alias = "a", alias = "address")]
     Addr(show::NounArgs),
@@ -160,7 +160,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
     match verb {
         Verb::Run(args) => crate::control::daemon::run(args.options(global)?),
         Verb::Status(args) => return status::status(global, args),
-        Verb::Link(args) => show::show(global, Object::Link, args.words()),
+        Verb::Link(args) => args.show(global),
         Verb::Addr(args) => show::show(global, Object::Addr, args.words()),
         Verb::Route(args) => return route::route(global, args),
         Verb::Rule(args) => show::show(global, Object::Rule, args.words()),
@@ -216,6 +216,8 @@ mod tests {
         for line in [
             "link",
             "l show",
+            "link -d show up",
+            "-j link show -d dev eth0",
             "-j a",
             "addr show dev eth0",
             "-6 route",
@@ -236,6 +238,8 @@ mod tests {
             "--control /tmp/x status",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
             "doctor -i eth0 -i eth1 -j",
+            "run -i eth0 --poll busy --busy-budget 8",
+            "run -i eth0 --poll interrupt",
         ] {
             let words = std::iter::once("ferroute").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -247,6 +251,9 @@ mod tests {
             "-4 -6 route",
             "stat extra",
             "latency --port-pair eth0",
+            "run -i eth0 --poll often",
+            "run -i eth0 --poll busy --busy-budget 0",
+            "run -i eth0 --poll busy --busy-budget 65536",
         ] {
             let words = std::iter::once("ferroute").chain(line.split_terminator(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line:?}");

@@ -7,12 +7,14 @@ use clap::Args;
 
 use super::{Global, Usage};
 use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
+use crate::worker::poll::PollMode;
 
 /// What a file looks like.
 const EXAMPLE: &str = r#"Example of a FILE:
   [run]
   interfaces = ["eth0", "eth1"]
   mode = "auto"              # zerocopy, copy, generic
+  poll = "adaptive"          # busy, interrupt
   cpus = "0-3,5"
   queues = 2
   rx_ring = 2048             # descriptors, a power of two
@@ -22,6 +24,24 @@ const EXAMPLE: &str = r#"Example of a FILE:
   control = "/run/ferroute.sock"
 
 Ends with SIGINT or SIGTERM; from then on the kernel forwards."#;
+
+/// `--poll`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PollArg {
+    Busy,
+    Adaptive,
+    Interrupt,
+}
+
+impl From<PollArg> for PollMode {
+    fn from(arg: PollArg) -> PollMode {
+        match arg {
+            PollArg::Busy => PollMode::Busy,
+            PollArg::Adaptive => PollMode::Adaptive,
+            PollArg::Interrupt => PollMode::Interrupt,
+        }
+    }
+}
 
 /// Flags of `run`.
 #[derive(Debug, Args)]
@@ -36,6 +56,13 @@ pub struct RunArgs {
     /// How to bind to the interfaces' queues [default: auto].
     #[arg(long)]
     mode: Option<Mode>,
+    /// How workers learn of frames: busy: poll without end; adaptive: poll under load, sleep when
+    /// there is none; interrupt: sleep whenever there is nothing [default: adaptive].
+    #[arg(long, value_enum)]
+    poll: Option<PollArg>,
+    /// Packets the kernel takes from a queue at one poll, with --poll busy [default: 64].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    busy_budget: Option<u16>,
     /// CPUs for the workers, one each, like 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
@@ -63,6 +90,8 @@ impl RunArgs {
         let flags = RunFlags {
             interfaces: self.interfaces.clone(),
             mode: self.mode,
+            poll: self.poll.map(PollMode::from),
+            busy_budget: self.busy_budget,
             cpus: self.cpus.clone(),
             queues: self.queues,
             latency_sample: self.latency_sample,

@@ -37,6 +37,24 @@ pub struct ShowArgs {
     pub words: Vec<String>,
 }
 
+/// `link`: as the other nouns, and with more to show.
+#[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
+pub struct LinkArgs {
+    /// Show everything: queues and what polls them, interrupts, rings, offloads, counters, XDP mode.
+    #[arg(short, long, global = true)]
+    details: bool,
+    #[command(flatten)]
+    noun: NounArgs,
+}
+
+impl LinkArgs {
+    /// Asks for the interfaces and prints them.
+    pub fn show(&self, global: &Global) -> Result<()> {
+        ask(global, Object::Link, self.noun.words(), self.details)
+    }
+}
+
 impl NounArgs {
     /// The filter's words.
     pub fn words(&self) -> &[String] {
@@ -46,11 +64,15 @@ impl NounArgs {
 
 /// Asks for the objects and prints them.
 pub fn show(global: &Global, object: Object, words: &[String]) -> Result<()> {
+    ask(global, object, words, false)
+}
+
+fn ask(global: &Global, object: Object, words: &[String], details: bool) -> Result<()> {
     let mut filter = parse_filter(object, words).map_err(Usage)?;
     filter.family = global.family();
     let output = global.output();
     let format = if output.json { Format::Json } else { Format::Text };
-    match global.ask(&Request::Show(ShowRequest { object, filter, format }))? {
+    match global.ask(&Request::Show(ShowRequest { object, filter, format, details }))? {
         Response::Rendered(Rendered::Text(text)) => output.text(&text),
         Response::Rendered(Rendered::Json(value)) => output.json(&value),
         other => Err(unexpected(&other)),

@@ -37,6 +37,7 @@ pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
             "drops": report.drops(),
             "punts": report.punts(),
             "frames": report.frames(),
+            "polling": report.polling(),
             "ports": report.ports,
             "workers": report.workers,
         })),
@@ -60,6 +61,9 @@ fn text(report: &StatReport, zeros: bool) -> String {
     text += &section("drops", &report.drops(), zeros);
     text += &section("handed to the kernel", &report.punts(), zeros);
     text += &section("frames", &report.frames(), zeros);
+    for worker in &report.workers {
+        text += &section(&format!("polling, worker {}", worker.worker), &worker.polling, zeros);
+    }
     text
 }
 

@@ -92,6 +92,9 @@ pub struct ShowRequest {
     pub filter: Filter,
     /// How written.
     pub format: Format,
+    /// Links: with everything that can be read of the device, and of the port that it is.
+    #[serde(default)]
+    pub details: bool,
 }
 
 /// An address family on its own.
@@ -344,6 +347,10 @@ pub struct WorkerReport {
     pub punts: Counters,
     /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
     pub frames: Counters,
+    /// How it polled: polls, polls_with_packets, budget_exhausted (bursts that were full), sleeps,
+    /// wakeups (those that a packet ended), idle_ns (without packets, polling or asleep).
+    #[serde(default)]
+    pub polling: Counters,
     /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
@@ -376,6 +383,11 @@ impl StatReport {
     /// Punts of all workers together.
     pub fn punts(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.punts))
+    }
+
+    /// How all workers together polled.
+    pub fn polling(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.polling))
     }
 
     /// The frame census of all workers together.
@@ -470,6 +482,7 @@ mod tests {
                 ..Filter::default()
             },
             format: Format::Json,
+            details: false,
         }));
         round_trip(Request::RouteGet(RouteGetRequest {
             addrs: vec!["192.0.2.1".parse().expect("an address"); 3],

@@ -4,6 +4,8 @@
 //! [run]
 //! interfaces = ["eth0", "eth1"]
 //! mode = "auto"              # zerocopy, copy, generic
+//! poll = "adaptive"          # busy, interrupt
+//! busy_budget = 64           # packets of one poll; with poll = "busy"
 //! cpus = "0-3,5"
 //! queues = 2
 //! rx_ring = 2048             # descriptors, a power of two
@@ -27,6 +29,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
 use super::static_network::ReplaySection;
+use crate::worker::poll::PollMode;
 
 /// Where the control socket is when nobody says otherwise.
 pub const CONTROL_DEFAULT: &str = "/run/ferroute.sock";
@@ -37,6 +40,9 @@ pub const RING_DEFAULT: u32 = 2048;
 pub const LATENCY_SAMPLE_DEFAULT: u32 = 64;
 /// Rarer, and nothing would be seen.
 const LATENCY_SAMPLE_MAX: u32 = 1_000_000;
+/// Packets of one busy poll when nobody says otherwise: NAPI_POLL_WEIGHT, and as many as a worker
+/// takes at once.
+pub const BUSY_BUDGET_DEFAULT: u16 = 64;
 /// Descriptors a ring may have. Each receive descriptor holds a frame of 4096 octets.
 const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
 /// Queues a port may have; the size of the XDP program's socket map.
@@ -68,6 +74,10 @@ pub struct RunOptions {
     pub interfaces: Vec<String>,
     /// How to bind.
     pub mode: Mode,
+    /// How workers learn of frames.
+    pub poll: PollMode,
+    /// Packets the kernel takes from a queue at each busy poll.
+    pub busy_budget: u16,
     /// CPUs for the workers, in order; `None`: the daemon chooses.
     pub cpus: Option<CpuList>,
     /// RX queues to serve on every port; `None`: all it has.
@@ -93,6 +103,10 @@ pub struct RunFlags {
     pub interfaces: Vec<String>,
     /// `--mode`.
     pub mode: Option<Mode>,
+    /// `--poll`.
+    pub poll: Option<PollMode>,
+    /// `--busy-budget`.
+    pub busy_budget: Option<u16>,
     /// `--cpus`.
     pub cpus: Option<CpuList>,
     /// `--queues`.
@@ -135,9 +149,17 @@ impl RunOptions {
         queues.map_or(Ok(()), check_queues)?;
         let latency_sample = flags.latency_sample.or(file.latency_sample.map(Spanned::into_inner));
         latency_sample.map_or(Ok(()), check_latency_sample)?;
+        let poll = flags.poll.or(file.poll).unwrap_or_default();
+        let busy_budget = flags.busy_budget.or(file.busy_budget.map(Spanned::into_inner));
+        busy_budget.map_or(Ok(()), check_busy_budget)?;
+        if busy_budget.is_some() && poll != PollMode::Busy {
+            return Err("a busy budget is for --poll busy only; add that, or leave it out".into());
+        }
         Ok(RunOptions {
             interfaces,
             mode: flags.mode.or(file.mode).unwrap_or_default(),
+            poll,
+            busy_budget: busy_budget.unwrap_or(BUSY_BUDGET_DEFAULT),
             cpus: flags.cpus.or(file.cpus),
             queues,
             rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
@@ -169,6 +191,10 @@ pub struct RunSection {
     pub interfaces: Vec<Spanned<String>>,
     /// How to bind.
     pub mode: Option<Mode>,
+    /// How workers learn of frames.
+    pub poll: Option<PollMode>,
+    /// Packets of one busy poll.
+    pub busy_budget: Option<Spanned<u16>>,
     /// `"0-3,5"`, or an array of numbers.
     pub cpus: Option<CpuList>,
     /// RX queues to serve on every port.
@@ -198,6 +224,9 @@ impl RunSection {
         }
         if let Some(queues) = &self.queues {
             check_queues(*queues.get_ref()).map_err(|m| Located::new(queues.span(), m))?;
+        }
+        if let Some(budget) = &self.busy_budget {
+            check_busy_budget(*budget.get_ref()).map_err(|m| Located::new(budget.span(), m))?;
         }
         if let Some(sample) = &self.latency_sample {
             let at = |message| Located::new(sample.span(), message);
@@ -315,6 +344,13 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
 fn check_queues(queues: u32) -> Result<(), String> {
     if !(1..=QUEUES_MAX).contains(&queues) {
         return Err(format!("queues is {queues}, expected 1 to {QUEUES_MAX}"));
+    }
+    Ok(())
+}
+
+fn check_busy_budget(budget: u16) -> Result<(), String> {
+    if budget == 0 {
+        return Err(format!("busy budget is 0, expected 1 to {}", u16::MAX));
     }
     Ok(())
 }
@@ -448,8 +484,8 @@ mod tests {
         );
         assert_eq!(
             error("[run]\nqueue = 2\n"),
-            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `cpus`, \
-             `queues`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
+            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `poll`, \
+             `busy_budget`, `cpus`, `queues`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),
@@ -521,6 +557,27 @@ mod tests {
         assert!(options.ignore_firewall);
         assert_eq!(options.latency_sample, 1);
         assert_eq!(options.rx_ring, 512);
+    }
+
+    #[test]
+    fn a_busy_budget_is_for_busy_polling() {
+        let file = run("[run]\ninterfaces = [\"a\"]\npoll = \"busy\"\nbusy_budget = 8\n");
+        let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
+        assert_eq!((options.poll, options.busy_budget), (PollMode::Busy, 8));
+        let flags = RunFlags { poll: Some(PollMode::Interrupt), ..RunFlags::default() };
+        let refused = RunOptions::resolve(flags, Some(file)).expect_err("is for busy");
+        assert!(refused.contains("--poll busy only"), "{refused}");
+        let flags = RunFlags { interfaces: vec!["a".into()], ..RunFlags::default() };
+        let options = RunOptions::resolve(flags, None).expect("right");
+        assert_eq!((options.poll, options.busy_budget), (PollMode::Adaptive, BUSY_BUDGET_DEFAULT));
+        assert_eq!(
+            error("[run]\nbusy_budget = 0\n"),
+            "r.toml:2:15: busy budget is 0, expected 1 to 65535"
+        );
+        assert_eq!(
+            error("[run]\npoll = \"often\"\n"),
+            "r.toml:2:8: unknown variant `often`, expected one of `busy`, `adaptive`, `interrupt`"
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod device;
 pub mod doctor;
 pub mod firewall;
 pub mod ipnet;

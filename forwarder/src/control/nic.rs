@@ -6,6 +6,7 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
+use crate::control::device::ethtool;
 use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
 use crate::control::nlsock::{GENL_HEADER, NlSock};
 
@@ -33,12 +34,6 @@ const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const IFLA_XDP_HW_PROG_ID: u16 = 7;
 
-const NLA_F_NESTED: u16 = 0x8000;
-const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
-const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
-/// ETHTOOL_A_*_HEADER: the same in every message.
-const ETHTOOL_A_HEADER: u16 = 1;
-const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
@@ -156,7 +151,8 @@ fn program(attr: Attr<'_>) -> Option<(&'static str, u32)> {
     attr.u32().filter(|id| *id != 0).map(|id| (mode, id))
 }
 
-fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
+/// The first attribute of a kind.
+pub(crate) fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
     attrs.find(|attr| attr.kind == kind)
 }
 
@@ -192,19 +188,16 @@ pub fn tc_filters(ifindex: u32) -> io::Result<BTreeSet<(&'static str, String)>> 
 /// RX queues, as `ethtool -l` prints them: RX and combined channels; one where the driver has no
 /// channels.
 pub fn rx_queues(ifindex: u32) -> io::Result<u32> {
-    let queues = ethtool(ifindex, ETHTOOL_MSG_CHANNELS_GET, |attrs| {
+    let queues = ethtool::ask(ifindex, ethtool::CHANNELS_GET, |attrs| {
         let count = |kind| find(attrs, kind).and_then(|attr| attr.u32()).unwrap_or(0);
         Some(count(ETHTOOL_A_CHANNELS_RX_COUNT) + count(ETHTOOL_A_CHANNELS_COMBINED_COUNT))
     });
-    match queues {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
-        queues => Ok(queues?.unwrap_or(0).max(1)),
-    }
+    Ok(queues?.unwrap_or(0).max(1))
 }
 
 /// Names of the features that are on, as the kernel has them: `rx-lro`, `rx-gro-hw`, ….
 pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
-    let active = ethtool(ifindex, ETHTOOL_MSG_FEATURES_GET, |attrs| {
+    let active = ethtool::ask(ifindex, ethtool::FEATURES_GET, |attrs| {
         let active = find(attrs, ETHTOOL_A_FEATURES_ACTIVE)?.nested();
         let bits = find(active, ETHTOOL_A_BITSET_BITS)?.nested();
         Some(bits.filter_map(feature_name).collect())
@@ -214,26 +207,6 @@ pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
 
 fn feature_name(bit: Attr<'_>) -> Option<String> {
     find(bit.nested(), ETHTOOL_A_BITSET_BIT_NAME).map(|name| name.string())
-}
-
-fn ethtool<T>(
-    ifindex: u32,
-    command: u8,
-    parse: impl Fn(Attrs<'_>) -> Option<T>,
-) -> io::Result<Option<T>> {
-    let mut socket = NlSock::open(NETLINK_GENERIC)?;
-    let family = socket.family("ethtool")?;
-    // The device's attribute, cut out of a message of its own.
-    let device = Request::new(0, 0, &[]).attr(ETHTOOL_A_HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
-    let device = device.finish(0);
-    let device = device.get(16..).unwrap_or_default();
-    socket.get(
-        |flags| {
-            Request::new(family, flags, &[command, 1, 0, 0])
-                .attr(NLA_F_NESTED | ETHTOOL_A_HEADER, device)
-        },
-        |message| parse(message.attrs(GENL_HEADER)),
-    )
 }
 
 /// NETDEV_XDP_ACT_* of the driver; `None` when the kernel (before 6.3) does not tell.

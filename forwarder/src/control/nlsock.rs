@@ -60,14 +60,27 @@ impl NlSock {
         &mut self,
         kind: u16,
         header: &[u8],
+        parse: impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        self.dump_by(|flags| Request::new(kind, flags, header), parse)
+    }
+
+    /// Asks for all objects that a request selects; `parse` takes from each message what is wanted.
+    ///
+    /// # Errors
+    /// What the kernel answers with, as an errno.
+    pub fn dump_by<T>(
+        &mut self,
+        request: impl Fn(u16) -> Request,
         mut parse: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
         let mut tries = DUMP_TRIES;
         loop {
             tries -= 1;
             let mut found = Vec::new();
-            let request = Request::new(kind, NLM_F_REQUEST | NLM_F_DUMP, header);
-            let interrupted = self.ask(request, |message| found.extend(parse(message)))?;
+            let interrupted = self.ask(request(NLM_F_REQUEST | NLM_F_DUMP), |message| {
+                found.extend(parse(message));
+            })?;
             if !interrupted || tries == 0 {
                 return Ok(found);
             }

@@ -1,6 +1,7 @@
 //! Ports: where frames come from and go to.
 //!
 //! - [`PacketIo`]: what a worker asks of a driver, whichever it is;
+//! - [`device`]: a port as a network device: its parameters and callbacks;
 //! - `mem`: ports in memory, for tests and benchmarks;
 //! - `pcap`: ports that are capture files;
 //! - `af_xdp`: ports that are queues of network interfaces.
@@ -9,6 +10,7 @@
 //! lost (ring full, sent in vain) in the worker's statistics.
 
 pub mod af_xdp;
+pub mod device;
 pub mod mem;
 pub mod pcap;
 
@@ -74,8 +76,9 @@ pub trait PacketIo {
     /// back into `pool`. Called every turn, also when nothing was queued: frames under way need it.
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats);
 
-    /// Sleeps until a frame may have arrived, at most `timeout`. May return early.
-    fn wait(&mut self, timeout: Duration);
+    /// Sleeps until a frame may have arrived, at most `timeout`; `true`: one may have. May return
+    /// early.
+    fn wait(&mut self, timeout: Duration) -> bool;
 
     /// Frames the driver holds now.
     fn census(&self) -> Census;

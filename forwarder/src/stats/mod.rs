@@ -31,6 +31,8 @@ pub struct PortStats {
     pub tx_dropped: Counter,
     /// Frames that came in by this port and were handed back to the kernel.
     pub punted: Counter,
+    /// When frames were last put on its TX ring, by the worker's clock in nanoseconds; 0: never.
+    pub last_tx_ns: Counter,
 }
 
 /// Time spent in turns that took a frame and were not interrupted; zeros unless asked for.
@@ -48,12 +50,18 @@ pub struct Cost {
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct WorkerStats {
-    /// Turns of the worker's loop.
+    /// Turns of the worker's loop: polls, in NAPI's words.
     pub turns: Counter,
     /// Those of them that took a frame.
     pub busy_turns: Counter,
+    /// Bursts that were full: more may have been waiting (NAPI: the budget was exhausted).
+    pub full_bursts: Counter,
     /// Times the worker slept.
     pub sleeps: Counter,
+    /// Those of them that a frame ended.
+    pub wakeups: Counter,
+    /// Nanoseconds in turns that took no frame, and asleep.
+    pub idle_ns: Counter,
     /// What a frame costs, where the worker accounts for it.
     pub cost: Cost,
     /// Drops by [`DropReason`].
@@ -72,7 +80,10 @@ impl WorkerStats {
         WorkerStats {
             turns: Counter::default(),
             busy_turns: Counter::default(),
+            full_bursts: Counter::default(),
             sleeps: Counter::default(),
+            wakeups: Counter::default(),
+            idle_ns: Counter::default(),
             cost: Cost::default(),
             drops: std::array::from_fn(|_| Counter::default()),
             punts: std::array::from_fn(|_| Counter::default()),

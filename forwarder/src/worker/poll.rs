@@ -17,7 +17,7 @@ use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
 use crate::tables::{Snapshot, Tables};
 
-/// After this long without a frame a worker sleeps instead of spinning.
+/// After this long without a frame an adaptive worker sleeps instead of polling.
 const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep: commands and new tables are noticed at least this often.
 const SLEEP: Duration = Duration::from_millis(20);
@@ -30,6 +30,31 @@ const DRAIN_LIMIT_NS: u64 = 500_000_000;
 
 /// A timed turn that took longer was off its CPU, and says nothing of what a frame costs.
 const INTERRUPTED: Duration = Duration::from_millis(1);
+
+/// How a worker learns of frames, as a driver does under NAPI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// It polls without end, and has its core to itself.
+    Busy,
+    /// It polls while there are frames, and sleeps until the next when there have been none for
+    /// 200 µs.
+    #[default]
+    Adaptive,
+    /// It sleeps whenever a turn finds nothing.
+    Interrupt,
+}
+
+impl PollMode {
+    /// How long a worker polls in vain before it sleeps, in nanoseconds.
+    fn patience_ns(self) -> u64 {
+        match self {
+            PollMode::Busy => u64::MAX,
+            PollMode::Adaptive => IDLE_BEFORE_SLEEP_NS,
+            PollMode::Interrupt => 0,
+        }
+    }
+}
 
 /// Runs with a worker's driver, free frames and counters.
 type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
@@ -97,6 +122,7 @@ pub struct Worker<I> {
     clock: Clock,
     /// Whether turns are timed.
     accounting: bool,
+    mode: PollMode,
 }
 
 /// The control thread's hold on a worker.
@@ -108,6 +134,8 @@ pub struct WorkerHandle<I> {
     pub stats: Arc<WorkerStats>,
     /// How long frames stay with it.
     pub residence: Arc<Residence>,
+    /// By which it tells the time.
+    pub clock: Clock,
 }
 
 /// What a worker is made of.
@@ -141,9 +169,10 @@ impl<I: PacketIo> Worker<I> {
         let stats = Arc::clone(&parts.stats);
         let residence = Arc::new(parts.residence);
         let sampler = Sampler::new(Arc::clone(&residence), RandomState::new().hash_one("sampler"));
-        let handle = WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats, residence };
-        let out = Effects::new(usize::from(parts.ports));
         let clock = Clock::start();
+        let handle =
+            WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats, residence, clock };
+        let out = Effects::new(usize::from(parts.ports));
         let mut state = parts.state;
         state.utc_offset_ns = clock.utc_offset_ns();
         let worker = Worker {
@@ -162,6 +191,7 @@ impl<I: PacketIo> Worker<I> {
             stop,
             clock,
             accounting: false,
+            mode: PollMode::default(),
         };
         (worker, handle)
     }
@@ -171,16 +201,27 @@ impl<I: PacketIo> Worker<I> {
         self.accounting = on;
     }
 
+    /// Sets how it learns of frames.
+    pub fn set_poll_mode(&mut self, mode: PollMode) {
+        self.mode = mode;
+    }
+
     /// Forwards until told to stop, then finishes what has arrived. Gives back where every frame
     /// ended up.
     pub fn run(mut self) -> FrameCensus {
-        let mut last_work_ns = self.clock.now_ns();
+        let patience_ns = self.mode.patience_ns();
+        let mut now_ns = self.clock.now_ns();
+        let mut last_work_ns = now_ns;
         while !self.stop.load(Ordering::Relaxed) && self.obey() {
-            let now_ns = self.clock.now_ns();
-            if self.turn(now_ns) > 0 {
+            let idle = self.turn(now_ns) == 0;
+            if !idle {
                 last_work_ns = now_ns;
-            } else if now_ns.saturating_sub(last_work_ns) > IDLE_BEFORE_SLEEP_NS {
+            } else if now_ns.saturating_sub(last_work_ns) >= patience_ns {
                 self.sleep();
+            }
+            let begun_ns = std::mem::replace(&mut now_ns, self.clock.now_ns());
+            if idle {
+                self.stats.idle_ns.add(now_ns.saturating_sub(begun_ns));
             }
         }
         self.drain();
@@ -194,7 +235,7 @@ impl<I: PacketIo> Worker<I> {
         if self.state.held() > 0 {
             self.sampler.arm();
             self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
-            self.flush();
+            self.flush(now_ns);
         }
         let mut taken = 0;
         for slot in 0..self.io.ports() as u16 {
@@ -203,6 +244,9 @@ impl<I: PacketIo> Worker<I> {
                 continue;
             }
             taken += received;
+            if self.burst.room() == 0 {
+                self.stats.full_bursts.inc();
+            }
             if slot >= self.ports {
                 let port = slot % self.ports;
                 self.burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = port);
@@ -210,7 +254,7 @@ impl<I: PacketIo> Worker<I> {
             self.sampler.choose(self.burst.as_mut_slice());
             while !self.burst.is_empty() {
                 self.with_ctx(now_ns, pipeline::forward_burst);
-                self.flush();
+                self.flush(now_ns);
             }
         }
         let user = begun.map(|begun| begun.elapsed());
@@ -252,13 +296,18 @@ impl<I: PacketIo> Worker<I> {
 
     /// Carries out what the pipeline decided.
     #[inline]
-    fn flush(&mut self) {
+    fn flush(&mut self, now_ns: u64) {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             if !egress.is_empty() {
                 let port = port as u16;
                 self.sampler.find(egress.as_slice());
                 let put = self.io.tx_burst(port, &mut self.pool, egress, &self.stats);
                 self.sampler.record(port, put);
+                if put > 0
+                    && let Some(counters) = self.stats.ports.get(usize::from(port))
+                {
+                    counters.last_tx_ns.set(now_ns);
+                }
             }
         }
         self.sampler.disarm();
@@ -295,7 +344,9 @@ impl<I: PacketIo> Worker<I> {
         let timeout = if pending { SLEEP_WITH_HELD } else { SLEEP };
         self.stats.sleeps.inc();
         self.reader.offline();
-        self.io.wait(timeout);
+        if self.io.wait(timeout) {
+            self.stats.wakeups.inc();
+        }
         self.reader.online();
         // The system's clock may have been set; here is time to look.
         self.state.utc_offset_ns = self.clock.utc_offset_ns();

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod devices;
 mod follow;
 mod full_table;
 mod hops;
@@ -17,6 +18,7 @@ mod load;
 mod mtu;
 mod neighbours;
 mod policy;
+mod polling;
 mod queues;
 mod refuse;
 mod soak;

@@ -5,7 +5,7 @@
 //!
 //! - [`port`]: one interface, from absent to active;
 //! - [`relay`]: requests of the control socket, brought to this thread;
-//! - [`report`], [`show`], [`latency`]: their answers.
+//! - [`report`], [`show`], [`links`], [`latency`]: their answers.
 
 /// A line on standard error, which may be gone: then it is lost, and nothing else.
 macro_rules! say {
@@ -16,6 +16,7 @@ macro_rules! say {
 }
 
 mod latency;
+mod links;
 mod port;
 mod relay;
 mod report;
@@ -23,6 +24,7 @@ mod show;
 
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +39,7 @@ use self::latency::Baseline;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::config::RunOptions;
+use super::device::poll;
 use super::mirror::{Changes, Mirror, MirrorOptions};
 use super::punt::PuntDevice;
 use super::server::Server;
@@ -46,7 +49,7 @@ use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
 use crate::stats::WorkerStats;
 use crate::tables::Links;
-use crate::worker::poll::{FrameCensus, Parts};
+use crate::worker::poll::{FrameCensus, Parts, PollMode};
 use crate::worker::slow_path::{Bell, SlowPathQueue, slow_path};
 use crate::worker::{Residence, Worker, WorkerHandle, affinity};
 
@@ -152,6 +155,13 @@ impl Daemon {
             options,
         };
         daemon.refuse_unfit_interfaces()?;
+        match poll::restore_leftovers(Path::new(poll::RUN_DIR)) {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => {
+                say!("{}: put back what an earlier run had set for polling", names.join(", "));
+            }
+            Err(error) => say!("cannot put back what an earlier run set for polling: {error}"),
+        }
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
         daemon.start_workers()?;
         // Rules may have come since they were looked at.
@@ -232,8 +242,10 @@ impl Daemon {
         let ports = self.ports.len() as u16;
         let slots = usize::from(ports) * self.rounds as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
-        let (io, pool) =
-            AfXdp::with_slots(slots, &Options { rings, busy_tries: 1, ..Options::default() })?;
+        let busy_poll_budget =
+            (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
+        let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
+        let (io, pool) = AfXdp::with_slots(slots, &options)?;
         let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
         let reader =
             self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
@@ -253,6 +265,7 @@ impl Daemon {
             slow_path,
         });
         worker.set_accounting(self.options.account);
+        worker.set_poll_mode(self.options.poll);
         Ok((worker, handle, queue))
     }
 
@@ -342,6 +355,7 @@ impl Daemon {
                 self.watch_firewall()?;
                 self.mend_punt()?;
                 self.retry_ports()?;
+                self.ports.iter_mut().for_each(Port::refresh_polling);
             }
         }
         Ok(())
@@ -425,7 +439,7 @@ impl Daemon {
 
     fn answer_requests(&mut self) {
         while let Ok(pending) = self.pending.try_recv() {
-            let response = self.report(&pending.request);
+            let response = self.report(&pending);
             pending.answer(response);
         }
     }
@@ -461,6 +475,7 @@ impl Daemon {
                 Err(_) => say!("worker {n} panicked; this is a bug"),
             }
         }
+        self.ports.iter_mut().for_each(Port::restore_polling);
         // What the workers handed over last.
         if let Err(error) = self.run_slow_path() {
             say!("{error:#}");

@@ -6,18 +6,22 @@
 //! Whatever is not Active is the kernel's: no XDP program is attached, nothing is lost.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::control::config::{Mode, RunOptions};
-use crate::control::nic;
+use crate::control::device::poll::{self, Tuned};
+use crate::control::nic::{self, XDP_ZEROCOPY};
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
-use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig};
+use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
+use crate::io::device::{DeviceError, NetDeviceOps};
 use crate::skb::MAX_PACKET;
 use crate::tables::Link;
 use crate::worker::WorkerHandle;
+use crate::worker::poll::PollMode;
 
 /// How long a worker may take to open or close a socket.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,8 +87,14 @@ pub struct Port {
     pub queues: u32,
     /// How the sockets are bound.
     pub bind_mode: Option<BoundMode>,
+    /// Why they are not bound zero-copy, when they are not.
+    pub no_zerocopy: Option<String>,
     /// The attached program.
     pub program: Option<PortProgram>,
+    /// What is set of its interface while it is polled.
+    tuned: Option<Tuned>,
+    /// With which the driver refused zero-copy.
+    zerocopy_errno: Option<i32>,
     mac: [u8; 6],
     /// Failed attempts in a row, and when the next is due.
     failures: u32,
@@ -101,7 +111,10 @@ impl Port {
             state: State::Absent,
             queues: 0,
             bind_mode: None,
+            no_zerocopy: None,
             program: None,
+            tuned: None,
+            zerocopy_errno: None,
             mac: [0; 6],
             failures: 0,
             retry_at: Instant::now(),
@@ -153,7 +166,11 @@ impl Port {
         self.queues = queues;
         match self.attach(attach, link, with) {
             Ok(program) => {
+                self.no_zerocopy = self.why_copy(&program, with);
                 self.program = Some(program);
+                if with.options.poll == PollMode::Busy {
+                    self.tune();
+                }
                 self.state = State::Active;
                 self.failures = 0;
                 Ok(())
@@ -256,30 +273,27 @@ impl Port {
         for queue in 0..self.queues {
             let config =
                 PortConfig { ifname: self.ifname.clone(), ifindex: self.ifindex, queue, mode };
-            let (mode, fd) = self.open_socket(config, with)?;
+            let (info, fd) = self.open_socket(config, with)?;
             sockets.push(fd);
-            self.bind_mode = Some(mode);
+            self.bind_mode = Some(info.mode);
+            self.zerocopy_errno = info.no_zerocopy;
         }
         Ok(sockets)
     }
 
     /// Waiting for a busy queue is done here, not on the worker: it has other ports to serve.
-    fn open_socket(
-        &self,
-        config: PortConfig,
-        with: &Equipment<'_>,
-    ) -> Result<(BoundMode, OwnedFd)> {
+    fn open_socket(&self, config: PortConfig, with: &Equipment<'_>) -> Result<(PortInfo, OwnedFd)> {
         let n = config.queue as usize % with.workers.len();
         let slot = self.slot(config.queue, with);
         let mut tries = with.tries;
         loop {
             tries = tries.saturating_sub(1);
             let config = config.clone();
-            let opened = with.workers[n].call(WORKER_TIMEOUT, move |io, pool, _| {
-                io.add_port(slot, &config, pool)?;
+            let opened = with.workers[n].call(WORKER_TIMEOUT, move |io, pool, stats| {
+                io.device(slot, config, pool, stats).open()?;
                 let info = io.port_info(slot).context("the socket is gone again")?;
                 let fd = io.socket_fd(slot).context("the socket is gone again")?;
-                Ok::<(BoundMode, OwnedFd), anyhow::Error>((info.mode, fd.try_clone_to_owned()?))
+                Ok::<(PortInfo, OwnedFd), anyhow::Error>((info, fd.try_clone_to_owned()?))
             });
             match opened.with_context(|| format!("worker {n} does not answer"))? {
                 Err(error) if tries > 0 && is_busy(&error) => std::thread::sleep(BUSY_PAUSE),
@@ -322,6 +336,7 @@ impl Port {
 
     /// Gives the interface back to the kernel.
     pub fn deactivate(&mut self, state: State, with: &Equipment<'_>) {
+        self.restore_polling();
         // First the program: from here on the kernel has every frame that arrives. What has
         // arrived before is forwarded meanwhile.
         if self.program.take().is_some() {
@@ -340,12 +355,65 @@ impl Port {
         self.ifindex = 0;
         self.queues = 0;
         self.bind_mode = None;
+        self.no_zerocopy = None;
         self.state = state;
+    }
+
+    /// The driver's interrupts give way to the worker's polls. Where that cannot be had, polling
+    /// goes on beside them.
+    fn tune(&mut self) {
+        match Tuned::apply(Path::new(poll::RUN_DIR), &self.ifname, self.ifindex) {
+            Ok(tuned) => self.tuned = Some(tuned),
+            Err(error) => say!("interface {}: interrupts stay as they are: {error}", self.ifname),
+        }
+    }
+
+    /// NAPI instances that came since are set as the others.
+    pub fn refresh_polling(&mut self) {
+        let Some(tuned) = &mut self.tuned else { return };
+        if let Err(error) = tuned.refresh() {
+            say!("interface {}: interrupts stay as they are: {error}", self.ifname);
+            self.restore_polling();
+        }
+    }
+
+    /// Puts back what was set while it was polled.
+    pub fn restore_polling(&mut self) {
+        let Some(Err(error)) = self.tuned.take().map(Tuned::restore) else { return };
+        say!(
+            "interface {}: cannot put back what was set for polling: {error}; the next start tries \
+             again",
+            self.ifname
+        );
+    }
+
+    /// Why sockets that are bound are not zero-copy.
+    fn why_copy(&self, program: &PortProgram, with: &Equipment<'_>) -> Option<String> {
+        if self.bind_mode == Some(BoundMode::ZeroCopy) {
+            return None;
+        }
+        let driver = driver_name(&self.ifname).unwrap_or_else(|| "unknown".to_owned());
+        let can = nic::xdp_features(self.ifindex).ok().flatten();
+        Some(match (with.options.mode, self.zerocopy_errno) {
+            (Mode::Copy, _) => "--mode copy".to_owned(),
+            (Mode::Generic, _) => "--mode generic".to_owned(),
+            _ if program.mode() == XdpMode::Generic => {
+                format!("the driver, {driver}, has no XDP")
+            }
+            _ if can.is_some_and(|acts| acts & XDP_ZEROCOPY == 0) => {
+                format!("the driver, {driver}, has no zero-copy AF_XDP")
+            }
+            (_, Some(errno)) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                format!("the driver, {driver}, refused: {error}")
+            }
+            _ => "not tried".to_owned(),
+        })
     }
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(OpenError::Busy { .. }))
+    matches!(error.downcast_ref(), Some(DeviceError::Open(OpenError::Busy { .. })))
 }
 
 /// A driver that cannot be asked for its features has none.

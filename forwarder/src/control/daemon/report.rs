@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::port::State;
+use super::relay::Pending;
 use super::{Daemon, show};
 use crate::control::api::{
-    self, Counters, DropsReport, MirrorStatus, NamedCount, PortReport, PortStatus, Request,
+    self, Counters, DropsReport, MirrorStatus, NamedCount, Object, PortReport, PortStatus, Request,
     Response, StatReport, StatusReport, WorkerReport, WorkerStatus,
 };
 use crate::control::mirror::state::Family;
@@ -18,12 +19,15 @@ const WORKER_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Daemon {
     /// The answer to a request.
-    pub(super) fn report(&mut self, request: &Request) -> Response {
-        match request {
+    pub(super) fn report(&mut self, pending: &Pending) -> Response {
+        match &pending.request {
             Request::Status => Response::Status(self.status()),
             Request::Stat => Response::Stat(self.stat()),
             Request::Drops => Response::Drops(self.drops()),
             Request::Latency { reset } => Response::Latency(self.latency(*reset)),
+            Request::Show(request) if request.details && request.object == Object::Link => {
+                Response::Rendered(self.detailed_links(request, &pending.details))
+            }
             Request::Show(request) => Response::Rendered(show::show(self.mirror.state(), request)),
             Request::RouteGet(request) => {
                 match show::get(self.mirror.state(), &self.mirror.tables(), request) {
@@ -144,6 +148,7 @@ impl Daemon {
                 drops: named(DropReason::ALL.iter().map(|r| r.name()), &stats.drops),
                 punts: named(PuntReason::ALL.iter().map(|r| r.name()), &stats.punts),
                 frames: handle.census(WORKER_TIMEOUT).map_or_else(Counters::new, frames),
+                polling: polling(stats),
                 cost: if self.options.account { cost(&stats.cost) } else { Counters::new() },
             }
         };
@@ -221,6 +226,18 @@ impl Daemon {
     }
 }
 
+fn polling(stats: &WorkerStats) -> Counters {
+    let entry = |name: &str, counter: &Counter| (name.to_owned(), counter.get());
+    Counters::from([
+        entry("polls", &stats.turns),
+        entry("polls_with_packets", &stats.busy_turns),
+        entry("budget_exhausted", &stats.full_bursts),
+        entry("sleeps", &stats.sleeps),
+        entry("wakeups", &stats.wakeups),
+        entry("idle_ns", &stats.idle_ns),
+    ])
+}
+
 fn cost(cost: &Cost) -> Counters {
     let entry = |name: &str, counter: &Counter| (name.to_owned(), counter.get());
     Counters::from([
@@ -234,9 +251,17 @@ fn named<'a>(names: impl Iterator<Item = &'a str>, counters: &[Counter]) -> Coun
     names.zip(counters).map(|(name, counter)| (name.to_owned(), counter.get())).collect()
 }
 
-fn port_counters(stats: &PortStats) -> Counters {
-    let PortStats { rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted } =
-        stats;
+pub(super) fn port_counters(stats: &PortStats) -> Counters {
+    let PortStats {
+        rx_packets,
+        rx_bytes,
+        tx_packets,
+        tx_bytes,
+        rx_dropped,
+        tx_dropped,
+        punted,
+        last_tx_ns: _,
+    } = stats;
     [
         ("rx_packets", rx_packets),
         ("rx_bytes", rx_bytes),
@@ -251,7 +276,7 @@ fn port_counters(stats: &PortStats) -> Counters {
     .collect()
 }
 
-fn add(sum: &mut Counters, part: &Counters) {
+pub(super) fn add(sum: &mut Counters, part: &Counters) {
     for (name, count) in part {
         *sum.entry(name.clone()).or_default() += count;
     }

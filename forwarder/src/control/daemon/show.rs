@@ -22,12 +22,7 @@ const LOOPBACK_IFINDEX: u32 = 1;
 pub(super) fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
     let (filter, format) = (&request.filter, request.format);
     match request.object {
-        Object::Link => {
-            let pass = |view: &show::LinkView| {
-                passes(&filter.dev, &view.ifname) && (!filter.up || view.flags.contains(&"UP"))
-            };
-            render(show::links(state).into_iter().filter(pass), format)
-        }
+        Object::Link => render(links(state, filter).into_iter(), format),
         Object::Addr => render(addrs(state, filter).into_iter(), format),
         Object::Route => render(routes(state, filter).into_iter(), format),
         Object::Rule => render(rules(state, filter).into_iter(), format),
@@ -74,6 +69,14 @@ pub(super) fn get(
 
 fn passes(wanted: &Option<String>, name: &str) -> bool {
     wanted.as_ref().is_none_or(|wanted| wanted == name)
+}
+
+/// Links that a filter lets pass.
+pub(super) fn links(state: &RouterState, filter: &Filter) -> Vec<show::LinkView> {
+    let pass = |view: &show::LinkView| {
+        passes(&filter.dev, &view.ifname) && (!filter.up || view.flags.contains(&"UP"))
+    };
+    show::links(state).into_iter().filter(pass).collect()
 }
 
 fn addrs(state: &RouterState, filter: &Filter) -> Vec<show::LinkAddrView> {
@@ -143,7 +146,11 @@ fn rules(state: &RouterState, filter: &Filter) -> Vec<show::RuleView> {
     wanted.map(|(view, _)| view).collect()
 }
 
-fn render<T: Serialize + Display>(views: impl Iterator<Item = T>, format: Format) -> Rendered {
+/// Writes what was found in the form asked for.
+pub(super) fn render<T: Serialize + Display>(
+    views: impl Iterator<Item = T>,
+    format: Format,
+) -> Rendered {
     match format {
         Format::Text => Rendered::Text(views.fold(String::new(), |text, view| {
             let view = view.to_string();

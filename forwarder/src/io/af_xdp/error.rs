@@ -10,6 +10,7 @@ pub(super) enum Step {
     Socket,
     Register,
     Rings,
+    BusyPoll,
     Bind,
 }
 
@@ -94,6 +95,19 @@ pub enum OpenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// SO_PREFER_BUSY_POLL, SO_BUSY_POLL or SO_BUSY_POLL_BUDGET was refused.
+    #[error(
+        "{ifname}, queue {queue}: the kernel does not let its queue be polled by the socket \
+         ({source}): that needs Linux 5.11 and CAP_NET_ADMIN; use --poll adaptive"
+    )]
+    BusyPoll {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Anything else bind(2) said.
     #[error("{ifname}, queue {queue}: the AF_XDP socket could not be bound: {source}")]
     Bind {
@@ -137,6 +151,7 @@ impl OpenError {
             (Step::Socket, libc::EAFNOSUPPORT | libc::ESOCKTNOSUPPORT) => {
                 OpenError::NoAfXdp(source)
             }
+            (Step::BusyPoll, _) => OpenError::BusyPoll { ifname, queue, source },
             (Step::Register, _) => OpenError::NoMemory { octets, source },
             (Step::Bind, libc::ENODEV) => {
                 OpenError::NoInterface { ifname, ifindex: config.ifindex }

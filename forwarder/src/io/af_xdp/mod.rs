@@ -7,6 +7,7 @@
 //! - `slots`: where the tokens of frames rest while the kernel has the frames;
 //! - `ring`, `socket`: the kernel's interface;
 //! - `port`: what is done with them;
+//! - [`AfXdpDevice`]: a port as a network device;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for.
 //!
 //! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
@@ -18,8 +19,10 @@
 //! share one in the first one's mode.
 
 mod area;
+mod device;
 mod error;
 pub mod link;
+mod membership;
 mod netdev;
 mod port;
 mod ring;
@@ -32,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::area::Area;
+use self::membership::Membership;
 use self::port::Port;
 use self::slots::{Owner, Slots};
 use self::socket::Socket;
@@ -39,8 +43,9 @@ use super::{Census, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
 
+pub use device::AfXdpDevice;
 pub use error::OpenError;
-pub use netdev::driver_name;
+pub use netdev::{driver_info, driver_name, netns_id};
 
 /// How a socket is to be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,6 +130,10 @@ pub struct Options {
     pub busy_tries: u32,
     /// Pause between two of these.
     pub busy_pause: Duration,
+    /// Packets that the kernel may take from a queue each time it is asked to poll it by a socket,
+    /// instead of polling by interrupts of its own; `None`: interrupts. Needs Linux 5.11 and
+    /// CAP_NET_ADMIN.
+    pub busy_poll_budget: Option<u16>,
 }
 
 impl Default for Options {
@@ -134,6 +143,7 @@ impl Default for Options {
             reserve: 1024,
             busy_tries: 50,
             busy_pause: Duration::from_millis(20),
+            busy_poll_budget: None,
         }
     }
 }
@@ -182,6 +192,8 @@ pub struct PortInfo {
     pub config: PortConfig,
     /// What it was bound as.
     pub mode: BoundMode,
+    /// The errno with which the driver refused zero-copy, if that was tried in vain.
+    pub no_zerocopy: Option<i32>,
     /// What became of the interface.
     pub state: PortState,
 }
@@ -202,6 +214,8 @@ pub struct AfXdp {
     next_binding: u32,
     /// For poll(2); rebuilt when ports change.
     poll_fds: Vec<libc::pollfd>,
+    /// By port: what keeps the interface receiving more than its own frames.
+    memberships: Vec<Option<Membership>>,
 }
 
 /// A closed zero-copy port whose NIC may still write to its frames.
@@ -245,6 +259,7 @@ impl AfXdp {
             options: options.clone(),
             next_binding: 0,
             poll_fds: Vec::with_capacity(ports),
+            memberships: (0..ports).map(|_| None).collect(),
         };
         Ok((io, pool))
     }
@@ -374,7 +389,8 @@ impl AfXdp {
     /// What a port is. `None`: removed, or never there. Looks whether the interface still exists.
     pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
         let port = self.ports.get_mut(port as usize)?.as_mut()?;
-        Some(PortInfo { config: port.config.clone(), mode: port.mode, state: port.state() })
+        let (mode, no_zerocopy, state) = (port.mode, port.no_zerocopy, port.state());
+        Some(PortInfo { config: port.config.clone(), mode, no_zerocopy, state })
     }
 
     /// What the kernel counted for a port.
@@ -441,8 +457,8 @@ impl PacketIo for AfXdp {
         }
     }
 
-    fn wait(&mut self, timeout: Duration) {
-        socket::poll(&mut self.poll_fds, timeout);
+    fn wait(&mut self, timeout: Duration) -> bool {
+        socket::poll(&mut self.poll_fds, timeout)
     }
 
     fn census(&self) -> Census {

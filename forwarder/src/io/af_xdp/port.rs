@@ -28,6 +28,8 @@ const DOWN_TURNS: u32 = 64;
 pub(super) struct Port {
     pub(super) config: PortConfig,
     pub(super) mode: BoundMode,
+    /// See [`PortInfo`](super::PortInfo).
+    pub(super) no_zerocopy: Option<i32>,
     socket: Socket,
     sizes: RingSizes,
     rx_owner: Owner,
@@ -41,6 +43,8 @@ pub(super) struct Port {
     state: PortState,
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
+    /// The queue is polled by our system calls, not by interrupts.
+    busy_poll: bool,
 }
 
 impl Port {
@@ -73,9 +77,10 @@ impl Port {
             }
         }
         match bind(config, options, area, &fill) {
-            Ok((socket, mode)) => Ok(Port {
+            Ok((socket, mode, no_zerocopy)) => Ok(Port {
                 config: config.clone(),
                 mode,
+                no_zerocopy,
                 socket,
                 sizes: options.rings,
                 rx_owner,
@@ -85,6 +90,7 @@ impl Port {
                 in_multi_buffer: false,
                 state: PortState::Up,
                 retry_in: 0,
+                busy_poll: options.busy_poll_budget.is_some(),
             }),
             Err(error) => {
                 // No socket was bound, so the kernel has nothing.
@@ -278,7 +284,8 @@ impl Port {
         } else if self.state == PortState::Down {
             self.wait_for_up();
         }
-        if self.socket.fill.needs_wakeup() && self.state == PortState::Up {
+        let wake = self.socket.fill.needs_wakeup() || (self.busy_poll && self.socket.rx.is_empty());
+        if wake && self.state == PortState::Up {
             self.socket.wake_rx();
         }
     }
@@ -286,7 +293,7 @@ impl Port {
     /// Has the kernel empty the TX ring. In copy mode one sendto(2) sends a bounded number of
     /// packets, so it is repeated while it gets anywhere; zero-copy drivers are only to be woken.
     fn wake_tx(&mut self, port: u16, stats: &WorkerStats) {
-        if !self.socket.tx.needs_wakeup() {
+        if !self.socket.tx.needs_wakeup() && !self.busy_poll {
             return;
         }
         let copy = self.mode == BoundMode::Copy;
@@ -397,19 +404,21 @@ impl Port {
     }
 }
 
-/// Opens and binds a socket in the first mode that goes.
+/// Opens and binds a socket in the first mode that goes; with the errno of zero-copy, if that did
+/// not.
 fn bind(
     config: &PortConfig,
     options: &Options,
     area: &Area,
     fill: &[u64],
-) -> Result<(Socket, BoundMode), OpenError> {
+) -> Result<(Socket, BoundMode, Option<i32>), OpenError> {
+    let mut no_zerocopy = None;
     let refused = |(step, errno)| {
         OpenError::from_os(step, io::Error::from_raw_os_error(errno), config, area.len())
     };
     if config.mode != BindMode::Copy {
         match bind_as(libc::XDP_ZEROCOPY, config, options, area, fill) {
-            Ok(bound) => return Ok(bound),
+            Ok((socket, mode)) => return Ok((socket, mode, None)),
             // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
             Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
                 if config.mode == BindMode::ZeroCopy {
@@ -421,11 +430,13 @@ fn bind(
                         source: io::Error::from_raw_os_error(errno),
                     });
                 }
+                no_zerocopy = Some(errno);
             }
             Err(error) => return Err(refused(error)),
         }
     }
-    bind_as(libc::XDP_COPY, config, options, area, fill).map_err(refused)
+    let (socket, mode) = bind_as(libc::XDP_COPY, config, options, area, fill).map_err(refused)?;
+    Ok((socket, mode, no_zerocopy))
 }
 
 /// One mode. A queue whose last socket was closed just now stays busy for a while, until the
@@ -442,6 +453,9 @@ fn bind_as(
     loop {
         // A fresh one each time: a failed bind may have taken from the fill ring.
         let mut socket = Socket::open(area, &options.rings).map_err(|(s, e)| (s, errno(e)))?;
+        if let Some(budget) = options.busy_poll_budget {
+            socket.prefer_busy_poll(budget).map_err(|e| (Step::BusyPoll, errno(e)))?;
+        }
         for &addr in fill {
             socket.fill.push(addr);
         }

@@ -209,6 +209,12 @@ impl<T: Entry> Consumer<T> {
         Some(entry)
     }
 
+    /// Whether there is nothing to pop now.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.next == self.ring.producer().load(Ordering::Relaxed)
+    }
+
     /// Gives the kernel the room of everything popped so far.
     #[inline]
     pub(super) fn release(&mut self) {

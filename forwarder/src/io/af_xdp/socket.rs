@@ -17,6 +17,10 @@ use crate::skb::FRAME_SIZE;
 /// between 32 (what it is otherwise) and the TX ring's size.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
+/// Microseconds of SO_BUSY_POLL. Any but 0 will do: asked not to block, the kernel polls a queue
+/// once and returns (xsk_recvmsg: `sk_busy_loop(sk, 1)`).
+const BUSY_POLL_US: libc::c_int = 20;
+
 /// Octets of socket buffer that one packet under way is accounted for in copy mode, at most: a
 /// frame and what describes it.
 const SNDBUF_PER_PACKET: u32 = FRAME_SIZE as u32 + 1024;
@@ -90,6 +94,16 @@ impl Socket {
         })
     }
 
+    /// Lets the socket's system calls poll the queue, at most `budget` packets each, in preference
+    /// to the kernel's own polling by interrupts (Documentation/networking/napi.rst, "Busy
+    /// polling").
+    pub(super) fn prefer_busy_poll(&self, budget: u16) -> io::Result<()> {
+        let budget = libc::c_int::from(budget);
+        set(self.fd(), libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, &(1 as libc::c_int))?;
+        set(self.fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL, &BUSY_POLL_US)?;
+        set(self.fd(), libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, &budget)
+    }
+
     /// Whether the socket was bound zero-copy (XDP_OPTIONS).
     pub(super) fn is_zerocopy(&self) -> io::Result<bool> {
         let options: libc::xdp_options = get(self.fd(), libc::SOL_XDP, libc::XDP_OPTIONS)?;
@@ -125,7 +139,7 @@ impl Socket {
         } as libc::c_int)
     }
 
-    /// Has the kernel look at the fill ring again.
+    /// Has the kernel look at the fill ring again, and poll the queue if the socket prefers that.
     pub(super) fn wake_rx(&self) {
         // What it says makes no difference: the ring is looked at every turn.
         // SAFETY: no octets and no address are passed.
@@ -160,16 +174,16 @@ fn register(fd: BorrowedFd<'_>, area: &Area) -> io::Result<()> {
     set(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &reg)
 }
 
-/// Sleeps until a packet may have come on one of `fds` (POLLIN), at most `timeout`.
-pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) {
+/// Sleeps until a packet may have come on one of `fds` (POLLIN), at most `timeout`. Returns whether
+/// one has; it may return early.
+pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: timeout.subsec_nanos().into(),
     };
-    // Returning early is allowed, so no outcome needs a look.
     // SAFETY: the array and its length belong together; both it and the timeout live through the
     // call; no signal mask is passed.
-    unsafe {
+    let ready = unsafe {
         libc::ppoll(
             fds.as_mut_ptr(),
             fds.len() as libc::nfds_t,
@@ -177,6 +191,7 @@ pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) {
             std::ptr::null(),
         )
     };
+    ready > 0
 }
 
 fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {

@@ -11,6 +11,7 @@
 //! The order of the file is kept over all ports: a port gives nothing until the packets before its
 //! next one were taken.
 
+mod device;
 mod reader;
 mod writer;
 
@@ -18,11 +19,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::device::PortSettings;
 use self::reader::Reader;
 use self::writer::Writer;
 use super::{Census, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool, HEADROOM, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
+
+pub use device::PcapDevice;
 
 /// What is wrong with a capture file.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +90,7 @@ pub struct PcapPort {
 #[derive(Debug)]
 pub struct PcapIo {
     ports: Vec<PcapPort>,
+    settings: Vec<PortSettings>,
     reader: Reader,
     writer: Option<Writer>,
     /// The next packet of the file, until its port takes it.
@@ -123,6 +128,7 @@ impl PcapIo {
         let writer = output.map(|path| Writer::create(path, ports)).transpose()?;
         Ok(PcapIo {
             ports: ports.to_vec(),
+            settings: vec![PortSettings::default(); ports.len()],
             reader,
             writer,
             next: None,
@@ -214,6 +220,14 @@ impl PacketIo for PcapIo {
         while burst.room() > 0 {
             self.fetch(pool, stats);
             let Some(skb) = self.next.take_if(|skb| skb.port == port) else { break };
+            if !self.settings.get(port as usize).is_some_and(|settings| settings.up) {
+                stats.drop(DropReason::DevNotReady);
+                if let Some(counters) = stats.ports.get(port as usize) {
+                    counters.rx_dropped.inc();
+                }
+                pool.free(skb.into_frame());
+                continue;
+            }
             packets += 1;
             if let Some(counters) = stats.ports.get(port as usize) {
                 counters.rx_packets.inc();
@@ -234,7 +248,7 @@ impl PacketIo for PcapIo {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        if port as usize >= self.ports.len() {
+        if self.settings.get(port as usize).is_none_or(|settings| !settings.up) {
             drop_all(DropReason::DevNotReady, port, pool, burst, stats);
             return 0;
         }
@@ -261,7 +275,9 @@ impl PacketIo for PcapIo {
     fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 
     /// Returns at once: a file does not wait.
-    fn wait(&mut self, _timeout: Duration) {}
+    fn wait(&mut self, _timeout: Duration) -> bool {
+        false
+    }
 
     fn census(&self) -> Census {
         Census { fill_and_rx: usize::from(self.next.is_some()), ..Census::default() }

@@ -7,5 +7,6 @@ mod other;
 mod route;
 
 pub use link::{AddrView, LinkAddrView, LinkView, addrs, links};
+pub use names::lladdr;
 pub use other::{NeighView, NexthopView, RuleView, neighs, nexthops, rules};
 pub use route::{HopView, RouteView, ViaView, route, routes};

@@ -4,12 +4,18 @@
 //! can be an endless [source](MemIo::set_source) and a [sink](MemIo::set_sink). Rings are bounded
 //! as those of a NIC are. Nothing is lost silently: what a ring cannot take is counted.
 
+mod device;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Census, PacketIo, drop_unsent};
+use self::device::MTU_DEFAULT;
+use super::device::{MacAddr, RxMode};
+use super::{Census, PacketIo, drop_all, drop_unsent};
 use crate::skb::{Burst, FramePool, HEADROOM, IpSummed, MAX_PACKET, SkBuff};
-use crate::stats::WorkerStats;
+use crate::stats::{DropReason, WorkerStats};
+
+pub use device::MemDevice;
 
 /// Octets of a source's packet that are written each time it is received again: Ethernet, IPv6 and
 /// TCP with options, and what an ICMP error quotes of a small packet. What follows is whatever the
@@ -33,6 +39,12 @@ pub enum InjectError {
     /// The pool has no free frame.
     #[error("no free frame")]
     NoFrame,
+    /// The port is down.
+    #[error("port {0} is down")]
+    Down(u16),
+    /// The packet is for another station, and the port does not take those.
+    #[error("the packet is for another station")]
+    OtherHost,
     /// The packet is longer than a frame holds.
     #[error("{0} octets do not fit a frame, which holds {MAX_PACKET}")]
     TooLong(usize),
@@ -54,6 +66,11 @@ struct MemPort {
     tx: VecDeque<SkBuff>,
     source: Option<Source>,
     sink: bool,
+    up: bool,
+    mtu: u32,
+    /// Its address; `None`: it takes what is for any.
+    mac: Option<MacAddr>,
+    rx_mode: RxMode,
 }
 
 /// Packets that are received over and over.
@@ -73,6 +90,10 @@ impl MemIo {
             tx: VecDeque::with_capacity(ring),
             source: None,
             sink: false,
+            up: true,
+            mtu: MTU_DEFAULT,
+            mac: None,
+            rx_mode: RxMode::default(),
         };
         MemIo { ports: (0..ports).map(port).collect(), ring }
     }
@@ -84,6 +105,26 @@ impl MemIo {
     pub fn set_ifindex(&mut self, port: u16, ifindex: u32) -> Result<(), InjectError> {
         self.port_mut(port)?.iif = ifindex;
         Ok(())
+    }
+
+    /// Gives a port an address: packets for other stations are refused from now on, unless its
+    /// receive mode takes them.
+    ///
+    /// # Errors
+    /// [`InjectError::NoPort`].
+    pub fn set_mac(&mut self, port: u16, mac: MacAddr) -> Result<(), InjectError> {
+        self.port_mut(port)?.mac = Some(mac);
+        Ok(())
+    }
+
+    /// A port as a network device, with what its worker lends. Ports begin open.
+    pub fn device<'a>(
+        &'a mut self,
+        port: u16,
+        pool: &'a mut FramePool,
+        stats: &'a WorkerStats,
+    ) -> MemDevice<'a> {
+        MemDevice { io: self, port, pool, stats }
     }
 
     /// Sets what packets of a port carry as `ip_summed`.
@@ -134,6 +175,12 @@ impl MemIo {
         if packet.len() > MAX_PACKET {
             return Err(InjectError::TooLong(packet.len()));
         }
+        if !this.up {
+            return Err(InjectError::Down(port));
+        }
+        if !this.takes(packet) {
+            return Err(InjectError::OtherHost);
+        }
         if this.rx.len() == ring {
             return Err(InjectError::RingFull(ring));
         }
@@ -162,6 +209,16 @@ impl MemIo {
 }
 
 impl MemPort {
+    /// Whether the address filter lets a packet in.
+    fn takes(&self, packet: &[u8]) -> bool {
+        let (Some(mac), Some(dst)) = (self.mac, packet.first_chunk::<6>()) else { return true };
+        let multicast = dst[0] & 1 != 0;
+        self.rx_mode.promisc
+            || *dst == mac
+            || *dst == [0xff; 6]
+            || (multicast && self.rx_mode.allmulti)
+    }
+
     /// A received packet of `len` octets that begins with `header`.
     #[inline]
     fn receive(
@@ -236,6 +293,10 @@ impl PacketIo for MemIo {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
+        if self.ports.get(port as usize).is_none_or(|this| !this.up) {
+            drop_all(DropReason::DevNotReady, port, pool, burst, stats);
+            return 0;
+        }
         let room = self.ports.get(port as usize).map_or(0, |this| self.ring - this.tx.len());
         let (mut packets, mut octets) = (0, 0);
         if let Some(this) = self.ports.get_mut(port as usize) {
@@ -262,7 +323,9 @@ impl PacketIo for MemIo {
     }
 
     /// Returns at once: only the caller itself can put frames in.
-    fn wait(&mut self, _timeout: Duration) {}
+    fn wait(&mut self, _timeout: Duration) -> bool {
+        false
+    }
 
     fn census(&self) -> Census {
         Census {
@@ -279,7 +342,6 @@ mod tests {
 
     use super::*;
     use crate::skb::Umem;
-    use crate::stats::DropReason;
 
     fn setup(ports: usize, ring: usize, frames: u32) -> (MemIo, FramePool, WorkerStats, Burst) {
         let pool = Umem::anonymous(frames).into_pool();

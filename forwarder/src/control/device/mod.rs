@@ -1,0 +1,17 @@
+//! What a device of the kernel is and is set to, by netlink; see [`crate::io::device`].
+//!
+//! - [`rtnl`]: rtnetlink: parameters and statistics;
+//! - [`ethtool`]: the ethtool family: channels, rings, offloads, time stamps, coalescing;
+//! - [`napi`]: the netdev family: NAPI instances, queues and their interrupts;
+//! - [`poll`], [`sysfs`]: what busy polling sets of them, and how it is put back;
+//! - [`KernelDevice`]: all of it behind the callbacks; [`details`]: printed.
+
+pub mod details;
+pub mod ethtool;
+mod kernel;
+pub mod napi;
+pub mod poll;
+pub mod rtnl;
+pub mod sysfs;
+
+pub use kernel::KernelDevice;

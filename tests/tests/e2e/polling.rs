@@ -1,0 +1,138 @@
+//! How workers learn of packets: each mode forwards and says what it does, an idle router leaves the
+//! CPU alone, and what busy polling sets of an interface is put back.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::lab::addr::RIGHT4;
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute::by_kernel};
+use serde_json::Value;
+
+/// Of a core, when there is no traffic.
+const IDLE_CPU_MAX: f64 = 0.02;
+/// How long is looked at once, and how often at most: something else may have kept it busy.
+const WINDOW: Duration = Duration::from_secs(3);
+const WINDOWS: usize = 5;
+
+fn count(ferroute: &Ferroute, name: &str) -> Result<u64> {
+    ferroute.json(&["stat"])?["polling"][name].as_u64().with_context(|| format!("no {name}"))
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn each_poll_mode_forwards_and_tells_what_it_does() -> Result<()> {
+    if by_kernel() {
+        return Ok(());
+    }
+    for mode in ["busy", "adaptive", "interrupt"] {
+        let lab = Lab::up()?;
+        let mut ferroute = Ferroute::start_with(&lab, &["--poll", mode])?;
+        ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+        ferroute.forwarded_all_itself()?;
+        ensure!(count(&ferroute, "polls_with_packets")? > 0, "{mode}: no poll found a packet");
+        ensure!(count(&ferroute, "polls")? >= count(&ferroute, "polls_with_packets")?);
+        let (sleeps, idle_ns) = (count(&ferroute, "sleeps")?, count(&ferroute, "idle_ns")?);
+        ensure!((sleeps == 0) == (mode == "busy"), "{mode}: slept {sleeps} times");
+        let woken = || {
+            let _ = ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}"));
+            count(&ferroute, "wakeups").is_ok_and(|wakeups| wakeups > 0)
+        };
+        ensure!(mode == "busy" || eventually(woken), "{mode}: no packet ever woke a worker");
+        ensure!(
+            eventually(|| count(&ferroute, "idle_ns").is_ok_and(|now| now > idle_ns)),
+            "{mode}"
+        );
+        let link = ferroute.json(&["link", "show", "-d", "dev", "rt-left"])?;
+        ensure!(link[0]["port"]["poll"] == mode, "{link}");
+        ensure!(ferroute.ask(&["stat"])?.contains("#polling, worker 0\n"));
+        ferroute.terminate()?;
+    }
+    Ok(())
+}
+
+/// What all threads of a process have used of the CPU.
+fn cpu_time(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        // Nanoseconds on the CPU come first (Documentation/scheduler/sched-stats.rst).
+        let text = fs::read_to_string(task.path().join("schedstat"))?;
+        sum += text.split(' ').next().context("empty")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_idle_router_leaves_the_cpu_alone() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    let mut used = Vec::new();
+    for _ in 0..WINDOWS {
+        let (begun, before) = (Instant::now(), cpu_time(pid)?);
+        std::thread::sleep(WINDOW);
+        used.push((cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64());
+        if used.last().is_some_and(|used| *used < IDLE_CPU_MAX) {
+            break;
+        }
+    }
+    ensure!(used.last().is_some_and(|used| *used < IDLE_CPU_MAX), "of a core, idle: {used:?}");
+    // And it is there when something comes.
+    ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+    ferroute.forwarded_all_itself()
+}
+
+/// What the NAPI instances of the router's left port are set to: polls in vain, nanoseconds; from
+/// sysfs where the kernel has them for the device only.
+fn settings(ferroute: &Ferroute, lab: &Lab) -> Result<Vec<(u64, u64)>> {
+    let link = ferroute.json(&["link", "show", "-d", "dev", "rt-left"])?;
+    let set = |napi: &Value| {
+        let number = |name: &str| napi["settings"][name].as_u64();
+        Some((number("defer_hard_irqs")?, number("gro_flush_timeout")?))
+    };
+    let napis = link[0]["napi"].as_array().context("no list")?;
+    let found: Vec<_> = napis.iter().filter_map(set).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let read = |name: &str| -> Result<u64> {
+        Ok(lab.router.run(&format!("cat /sys/class/net/rt-left/{name}"))?.trim().parse()?)
+    };
+    Ok(vec![(read("napi_defer_hard_irqs")?, read("gro_flush_timeout")?)])
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn what_busy_polling_sets_is_put_back_also_after_a_crash() -> Result<()> {
+    if by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    // With GRO a veth keeps its NAPI instances when no XDP program is attached, as a NIC does.
+    lab.router.run("ethtool -K rt-left gro on")?;
+    let original = (3, 30_000);
+    for (name, value) in [("napi_defer_hard_irqs", original.0), ("gro_flush_timeout", original.1)] {
+        let line = format!("echo {value} > /sys/class/net/rt-left/{name}");
+        ensure!(lab.router.command("sh").args(["-c", &line]).status()?.success(), "{line}");
+    }
+    for killed in [false, true] {
+        let mut busy = Ferroute::start_with(&lab, &["--poll", "busy", "--busy-budget", "32"])?;
+        let while_busy = settings(&busy, &lab)?;
+        ensure!(while_busy.iter().all(|set| *set == (2, 200_000)), "{while_busy:?}");
+        ping_all(&lab.left, &format!("-c 3 -i 0.02 -W 5 {RIGHT4}"))?;
+        if killed {
+            busy.kill()?
+        } else {
+            busy.terminate()?
+        }
+        let mut next = Ferroute::start(&lab)?;
+        let now = settings(&next, &lab)?;
+        ensure!(now.iter().all(|set| *set == original), "killed: {killed}, {now:?}");
+        ensure!(next.said().contains("put back") == killed, "{}", next.said());
+        next.terminate()?;
+    }
+    Ok(())
+}
