@@ -42,7 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What stands in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Middle {
-    Ferroute,
+    /// With this `--poll`.
+    Ferroute(&'static str),
     Reflector,
     ReflectorXsk,
     Testpmd,
@@ -53,7 +54,8 @@ enum Middle {
 /// The section.
 pub fn section(plan: &Plan) -> Section<'_> {
     let entrant = |name: &str, middle: Middle| {
-        let costs = matches!(middle, Middle::Ferroute | Middle::Reflector | Middle::ReflectorXsk);
+        let costs =
+            matches!(middle, Middle::Ferroute(_) | Middle::Reflector | Middle::ReflectorXsk);
         let costs = if costs { &["user", "kick"][..] } else { &[] };
         Entrant {
             name: name.into(),
@@ -66,7 +68,9 @@ pub fn section(plan: &Plan) -> Section<'_> {
         note: NOTE.into(),
         metrics: METRICS.to_vec(),
         entrants: vec![
-            entrant("Ferroute", Middle::Ferroute),
+            entrant("Ferroute", Middle::Ferroute("adaptive")),
+            entrant("Ferroute, --poll busy", Middle::Ferroute("busy")),
+            entrant("Ferroute, --poll interrupt", Middle::Ferroute("interrupt")),
             entrant("bare reflector, our AF_XDP driver", Middle::Reflector),
             entrant("bare reflector, xsk-rs", Middle::ReflectorXsk),
             entrant("DPDK testpmd mac, net_af_xdp", Middle::Testpmd),
@@ -166,8 +170,8 @@ impl Running {
         };
         let cpu = dpdk::cpu();
         Ok(match middle {
-            Middle::Ferroute => {
-                let args = ["--cpus", &cpu, "--account"];
+            Middle::Ferroute(poll) => {
+                let args = ["--cpus", &cpu, "--account", "--poll", poll];
                 Self::Ferroute(Box::new(Ferroute::start_with(lab, &args)?))
             }
             Middle::Reflector => Self::Reflector(program("reflector", &[&cpu])?),
