@@ -101,7 +101,11 @@ fn within<T: Send>(
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+        match mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none) {
+            // What is mounted there is this namespace's.
+            Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
+            Err(errno) => return Err(errno.into()),
+        }
         let device = Path::new("/sys/class/net").join(ifname);
         if number::<u32>(&device.join("ifindex"))? != ifindex {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
