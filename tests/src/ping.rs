@@ -41,3 +41,14 @@ pub fn ping_all(from: &Netns, args: &str) -> Result<Ping> {
     ensure!(result.received == result.sent, "ping {args}:\n{}", result.text);
     Ok(result)
 }
+
+/// Pings `count` times, one after the other, and fails unless every one is answered.
+///
+/// Not by one `ping -c COUNT`: that waits for its last answers only twice as long as the others took,
+/// whatever `-W` says, which is less than a busy machine may keep them.
+///
+/// # Errors
+/// When one is not; the message has what `ping` printed.
+pub fn ping_each(from: &Netns, to: &str, count: u32) -> Result<()> {
+    (0..count).try_for_each(|_| ping_all(from, &format!("-c 1 -W 10 {to}")).map(drop))
+}

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use ferroute_tests::lab::addr::RIGHT4;
-use ferroute_tests::ping::ping_all;
+use ferroute_tests::lab::addr::LEFT4;
+use ferroute_tests::ping::ping_each;
 use ferroute_tests::{Ferroute, Lab, ferroute::by_kernel};
 use serde_json::Value;
 
@@ -89,7 +89,7 @@ fn a_port_is_shown_with_its_mode_sockets_and_counters() -> Result<()> {
     let lab = Lab::with_queues(2)?;
     for (mode, why) in [("auto", "veth"), ("copy", "--mode copy")] {
         let mut ferroute = Ferroute::start_with(&lab, &["--mode", mode])?;
-        ping_all(&lab.right, "-c 5 -i 0.02 -W 5 198.18.1.2")?;
+        ping_each(&lab.right, LEFT4, 5).with_context(|| ferroute.account())?;
         let port = details(&ferroute)?["port"].take();
         ensure!(port["xdp"] == "native" && port["bind"] == "copy", "{port}");
         ensure!(port["no_zerocopy"].as_str().is_some_and(|text| text.contains(why)), "{port}");
@@ -110,6 +110,5 @@ fn a_port_is_shown_with_its_mode_sockets_and_counters() -> Result<()> {
         ensure!(lo[0]["port"].is_null() && lo[0]["promiscuity"] == 0, "{lo}");
         ferroute.terminate()?;
     }
-    ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}"))?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::RIGHT4;
-use ferroute_tests::ping::ping_all;
+use ferroute_tests::ping::ping_each;
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute::by_kernel};
 use serde_json::Value;
 
@@ -29,14 +29,14 @@ fn each_poll_mode_forwards_and_tells_what_it_does() -> Result<()> {
     for mode in ["busy", "adaptive", "interrupt"] {
         let lab = Lab::up()?;
         let mut ferroute = Ferroute::start_with(&lab, &["--poll", mode])?;
-        ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+        all_answered(&lab, &ferroute)?;
         ferroute.forwarded_all_itself()?;
         ensure!(count(&ferroute, "polls_with_packets")? > 0, "{mode}: no poll found a packet");
         ensure!(count(&ferroute, "polls")? >= count(&ferroute, "polls_with_packets")?);
         let (sleeps, idle_ns) = (count(&ferroute, "sleeps")?, count(&ferroute, "idle_ns")?);
         ensure!((sleeps == 0) == (mode == "busy"), "{mode}: slept {sleeps} times");
         let woken = || {
-            let _ = ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}"));
+            let _ = ping_each(&lab.left, RIGHT4, 1);
             count(&ferroute, "wakeups").is_ok_and(|wakeups| wakeups > 0)
         };
         ensure!(mode == "busy" || eventually(woken), "{mode}: no packet ever woke a worker");
@@ -50,6 +50,11 @@ fn each_poll_mode_forwards_and_tells_what_it_does() -> Result<()> {
         ferroute.terminate()?;
     }
     Ok(())
+}
+
+/// Pings, and their error has what the router counted.
+fn all_answered(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
+    ping_each(&lab.left, RIGHT4, 20).with_context(|| ferroute.account())
 }
 
 /// What all threads of a process have used of the CPU.
@@ -68,7 +73,7 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 fn an_idle_router_leaves_the_cpu_alone() -> Result<()> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start(&lab)?;
-    ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+    all_answered(&lab, &ferroute)?;
     let Some(pid) = ferroute.pid() else { return Ok(()) };
     let mut used = Vec::new();
     for _ in 0..WINDOWS {
@@ -81,7 +86,7 @@ fn an_idle_router_leaves_the_cpu_alone() -> Result<()> {
     }
     ensure!(used.last().is_some_and(|used| *used < IDLE_CPU_MAX), "of a core, idle: {used:?}");
     // And it is there when something comes.
-    ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
+    all_answered(&lab, &ferroute)?;
     ferroute.forwarded_all_itself()
 }
 
@@ -122,7 +127,7 @@ fn what_busy_polling_sets_is_put_back_also_after_a_crash() -> Result<()> {
         let mut busy = Ferroute::start_with(&lab, &["--poll", "busy", "--busy-budget", "32"])?;
         let while_busy = settings(&busy, &lab)?;
         ensure!(while_busy.iter().all(|set| *set == (2, 200_000)), "{while_busy:?}");
-        ping_all(&lab.left, &format!("-c 3 -i 0.02 -W 5 {RIGHT4}"))?;
+        all_answered(&lab, &busy)?;
         if killed {
             busy.kill()?
         } else {
