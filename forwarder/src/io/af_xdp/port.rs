@@ -315,7 +315,13 @@ impl Port {
                 }
             }
             let left = self.socket.tx.pending();
-            if left == 0 || !copy {
+            if !copy {
+                if self.busy_poll && left > 0 && self.socket.tx.needs_wakeup() {
+                    self.socket.wake_by_poll();
+                }
+                return;
+            }
+            if left == 0 {
                 return;
             }
             idle = if left == pending { idle + 1 } else { 0 };

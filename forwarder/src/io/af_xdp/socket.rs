@@ -139,6 +139,14 @@ impl Socket {
         } as libc::c_int)
     }
 
+    /// Wakes the driver of a zero-copy socket that prefers busy polling. For such a one sendto(2)
+    /// polls the RX queue's NAPI instance and wakes nobody (`xsk_no_wakeup`), but drivers may send by
+    /// another instance (igb, virtio_net); poll(2) wakes as ever (`xsk_poll`).
+    pub(super) fn wake_by_poll(&self) {
+        let fd = self.fd.as_raw_fd();
+        poll(&mut [libc::pollfd { fd, events: libc::POLLOUT, revents: 0 }], Duration::ZERO);
+    }
+
     /// Has the kernel look at the fill ring again, and poll the queue if the socket prefers that.
     pub(super) fn wake_rx(&self) {
         // What it says makes no difference: the ring is looked at every turn.
