@@ -107,9 +107,9 @@ impl Link {
 /// Interfaces, found by ifindex or by port.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
-    links: Vec<Link>,
-    /// Position + 1 in `links` by port; 0: none.
-    by_port: Vec<u32>,
+    links: Vec<Arc<Link>>,
+    /// Those that are ports, where one step finds them.
+    by_port: Vec<Option<Arc<Link>>>,
     /// Every IPv4 address of ours: open addressing, a power of two long, at most a quarter full;
     /// 0 is an empty slot (0.0.0.0 is nobody's address).
     local4: Vec<u32>,
@@ -117,13 +117,14 @@ pub struct Links {
 
 impl Links {
     /// Builds the index.
-    pub fn new(mut links: Vec<Link>) -> Links {
+    pub fn new(links: Vec<Link>) -> Links {
+        let mut links: Vec<Arc<Link>> = links.into_iter().map(Arc::new).collect();
         links.sort_by_key(|link| link.ifindex);
         let ports = links.iter().filter_map(|link| link.port).max().map_or(0, |p| p as usize + 1);
-        let mut by_port = vec![0; ports];
-        for (n, link) in links.iter().enumerate() {
+        let mut by_port = vec![None; ports];
+        for link in &links {
             if let Some(port) = link.port {
-                by_port[port as usize] = n as u32 + 1;
+                by_port[port as usize] = Some(Arc::clone(link));
             }
         }
         let local4 = local_set(links.iter().flat_map(|link| link.addrs4.iter().map(|a| a.0)));
@@ -150,18 +151,18 @@ impl Links {
     /// The interface behind a port.
     #[inline]
     pub fn port(&self, port: u16) -> Option<&Link> {
-        self.links.get((*self.by_port.get(port as usize)? as usize).checked_sub(1)?)
+        self.by_port.get(port as usize)?.as_deref()
     }
 
     /// The interface with an ifindex.
     pub fn ifindex(&self, ifindex: u32) -> Option<&Link> {
         let at = self.links.binary_search_by_key(&ifindex, |link| link.ifindex).ok()?;
-        self.links.get(at)
+        self.links.get(at).map(Arc::as_ref)
     }
 
     /// All, by ifindex.
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.links.iter()
+        self.links.iter().map(Arc::as_ref)
     }
 }
 
