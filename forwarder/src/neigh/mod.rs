@@ -5,7 +5,7 @@
 //! STALE rebuilds nothing). The one thing a worker writes is the `used` mark, from which the
 //! control thread learns which entries the kernel has to keep fresh.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// A neighbour that may be sent to (NUD_VALID: REACHABLE, STALE, DELAY, PROBE, PERMANENT, NOARP) or
@@ -42,12 +42,13 @@ impl Neighbour {
     }
 }
 
-/// All neighbours: open addressing with linear probing, at most half full.
+/// All neighbours.
 #[derive(Debug)]
 pub struct NeighTable {
-    /// Position + 1 in `entries`; 0: empty. A power of two long.
-    slots: Box<[u32]>,
     entries: Box<[Neighbour]>,
+    /// By interface and IPv4 address in one word.
+    v4: Keys<u64>,
+    v6: Keys<(u128, u32)>,
 }
 
 impl Default for NeighTable {
@@ -59,34 +60,26 @@ impl Default for NeighTable {
 impl NeighTable {
     /// Builds the table. Of entries with the same key the last counts.
     pub fn new(entries: Vec<Neighbour>) -> NeighTable {
-        let mut slots = vec![0u32; (entries.len() * 2).next_power_of_two().max(8)];
-        let mask = slots.len() - 1;
+        let [four, six] = [true, false]
+            .map(|four| entries.iter().filter(|entry| entry.addr.is_ipv4() == four).count());
+        let (mut v4, mut v6) = (Keys::with_room(four), Keys::with_room(six));
         for (n, entry) in entries.iter().enumerate() {
-            let mut at = hash(entry.oif, &entry.addr) & mask;
-            while slots[at] != 0 {
-                let other = &entries[slots[at] as usize - 1];
-                if other.oif == entry.oif && other.addr == entry.addr {
-                    break;
-                }
-                at = (at + 1) & mask;
+            match entry.addr {
+                IpAddr::V4(addr) => v4.insert(key4(entry.oif, addr), n as u32),
+                IpAddr::V6(addr) => v6.insert((addr.to_bits(), entry.oif), n as u32),
             }
-            slots[at] = n as u32 + 1;
         }
-        NeighTable { slots: slots.into(), entries: entries.into() }
+        NeighTable { entries: entries.into(), v4, v6 }
     }
 
     /// `__neigh_lookup`: the entry for an address on an interface.
     #[inline]
     pub fn lookup(&self, oif: u32, addr: &IpAddr) -> Option<&Neighbour> {
-        let mask = self.slots.len() - 1;
-        let mut at = hash(oif, addr) & mask;
-        loop {
-            let entry = self.entries.get((*self.slots.get(at)? as usize).checked_sub(1)?)?;
-            if entry.oif == oif && entry.addr == *addr {
-                return Some(entry);
-            }
-            at = (at + 1) & mask;
-        }
+        let at = match addr {
+            IpAddr::V4(addr) => self.v4.find(&key4(oif, *addr))?,
+            IpAddr::V6(addr) => self.v6.find(&(addr.to_bits(), oif))?,
+        };
+        self.entries.get(at as usize)
     }
 
     /// Every entry.
@@ -95,18 +88,78 @@ impl NeighTable {
     }
 }
 
-/// Fibonacci hashing over the octets that vary.
 #[inline]
-fn hash(oif: u32, addr: &IpAddr) -> usize {
-    let word = match addr {
-        IpAddr::V4(addr) => u64::from(addr.to_bits()),
-        IpAddr::V6(addr) => {
-            let bits = addr.to_bits();
-            (bits >> 64) as u64 ^ (bits as u64).rotate_left(23)
+fn key4(oif: u32, addr: Ipv4Addr) -> u64 {
+    u64::from(oif) << 32 | u64::from(addr.to_bits())
+}
+
+/// Positions by key: open addressing with linear probing, at most half full.
+#[derive(Debug)]
+struct Keys<K> {
+    /// A power of two long.
+    slots: Box<[Slot<K>]>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot<K> {
+    key: K,
+    /// 0: the slot is empty.
+    position_plus_1: u32,
+}
+
+impl<K: Key> Keys<K> {
+    fn with_room(count: usize) -> Keys<K> {
+        let length = (count * 2).next_power_of_two().max(8);
+        Keys { slots: vec![Slot::default(); length].into() }
+    }
+
+    /// For at most as many keys as there is room for.
+    fn insert(&mut self, key: K, position: u32) {
+        let mask = self.slots.len() - 1;
+        let mut at = key.hash() & mask;
+        while self.slots[at].position_plus_1 != 0 && self.slots[at].key != key {
+            at = (at + 1) & mask;
         }
-    };
-    let mixed = (word ^ (u64::from(oif) << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as usize
+        self.slots[at] = Slot { key, position_plus_1: position + 1 };
+    }
+
+    #[inline]
+    fn find(&self, key: &K) -> Option<u32> {
+        let mut at = key.hash();
+        loop {
+            let slot = self.slots.get(at & self.slots.len().wrapping_sub(1))?;
+            if slot.key == *key || slot.position_plus_1 == 0 {
+                return slot.position_plus_1.checked_sub(1);
+            }
+            at += 1;
+        }
+    }
+}
+
+trait Key: Copy + Default + PartialEq {
+    fn hash(&self) -> usize;
+}
+
+impl Key for u64 {
+    #[inline]
+    fn hash(&self) -> usize {
+        (mix(*self) >> 32) as usize
+    }
+}
+
+impl Key for (u128, u32) {
+    #[inline]
+    fn hash(&self) -> usize {
+        let (addr, oif) = *self;
+        let word = (addr >> 64) as u64 ^ (addr as u64).rotate_left(23);
+        (mix(word ^ (u64::from(oif) << 40)) >> 32) as usize
+    }
+}
+
+/// Fibonacci hashing.
+#[inline]
+fn mix(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
