@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use prefetch_index::prefetch_index;
+
 use super::area::Area;
 use super::error::{OpenError, Step};
 use super::slots::{Owner, Slots};
@@ -118,6 +120,8 @@ impl Port {
             let Some(mut skb) = self.receive(desc, slots, pool, stats, counters) else { continue };
             skb.port = port;
             skb.iif = self.config.ifindex;
+            // Written by another core, or a device: on its way while the rest of the ring is read.
+            prefetch_index(skb.data(), 0);
             packets += 1;
             octets += skb.len() as u64;
             if let Err(skb) = burst.push(skb) {
