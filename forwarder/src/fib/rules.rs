@@ -19,7 +19,7 @@ pub trait PrefixMatch {
 }
 
 /// What a lookup asks (`flowi4`/`flowi6`). Addresses in host byte order.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow<A> {
     /// Source address.
     pub saddr: A,

@@ -7,7 +7,8 @@
 //!                                                                                   │
 //!  port ── neigh_output ── ip_fragment (IPv4) ── ip_output: POST_ROUTING ───────────┘
 //! ```
-//! Before its packets go one by one, a burst's routes are looked up together ([`route_ahead`]).
+//! Before its packets go one by one, a burst's routes are looked up together ([`route_ahead`]); a
+//! packet of the same flow as the one before goes its way ([`route_hint`]).
 //! Each stage is a file named as the kernel names it. A stage decides, and only then acts: every
 //! check stands before the first write, so that an ICMP error quotes the packet as it was received
 //! (but for what record route and timestamp options noted on the way here, as in the kernel)
@@ -40,6 +41,7 @@ mod ratelimit;
 mod route;
 mod route6;
 mod route_ahead;
+mod route_hint;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -60,26 +62,43 @@ use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::{Ipv6hdr, ip6_rcv_core};
 use ip6_output::ip6_finish_output;
 use route::{Dst, RouteInput, ip_route_input};
-use route_ahead::{RouteAhead, RoutesAhead};
+use route_ahead::RoutesAhead;
+use route_hint::RouteHint;
 use route6::ip6_route_input;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. What is to be sent, handed
 /// back or asked for is in [`Ctx::out`] afterwards; the worker empties it before the next call.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     let ahead = RoutesAhead::look(burst.as_slice(), ctx.tables);
+    let mut known = RoutesKnown {
+        ahead: &ahead,
+        n: 0,
+        hint4: RouteHint::default(),
+        hint6: RouteHint::default(),
+    };
     for (n, skb) in burst.drain(usize::MAX).enumerate() {
-        forward(skb, n, &ahead, ctx);
+        known.n = n;
+        forward(skb, &mut known, ctx);
     }
 }
 
+/// What is known of packets' routes before they are looked up one by one.
+struct RoutesKnown<'a, 'b> {
+    ahead: &'b RoutesAhead,
+    /// The packet's position in the burst.
+    n: usize,
+    hint4: RouteHint<'a, u32>,
+    hint6: RouteHint<'a, u128>,
+}
+
 #[inline(always)]
-fn forward(mut skb: SkBuff, n: usize, ahead: &RoutesAhead, ctx: &mut Ctx<'_>) {
+fn forward<'a>(mut skb: SkBuff, known: &mut RoutesKnown<'a, '_>, ctx: &mut Ctx<'a>) {
     let exit = match receive(&mut skb, ctx) {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, ahead.v4(n), ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, known, ctx) {
             Ok((dst, routed)) => return ip_finish_output(skb, &dst, &routed, ctx),
             Err(exit) => exit,
         },
-        Ok((_, dev)) => match ip6_rcv(&mut skb, dev, ahead.v6(n), ctx) {
+        Ok((_, dev)) => match ip6_rcv(&mut skb, dev, known, ctx) {
             Ok((dst, routed)) => return ip6_finish_output(skb, &dst, &routed, ctx),
             Err(exit) => exit,
         },
@@ -101,7 +120,7 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
 fn ip_rcv<'a>(
     skb: &mut SkBuff,
     dev: &'a Link,
-    ahead: RouteAhead<u32>,
+    known: &mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
@@ -111,7 +130,7 @@ fn ip_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)? == Asked::Some {
         iph = Iphdr::of(skb);
     }
-    let route = ip_route_input(skb, &iph, dev, ahead, ctx)?;
+    let route = ip_route_input(skb, &iph, dev, known, ctx)?;
     let options = match iph.has_options() {
         true => Some(ip_rcv_options(skb, &iph, dev, ctx)?),
         false => None,
@@ -131,7 +150,7 @@ fn ip_rcv<'a>(
 fn ip6_rcv<'a>(
     skb: &mut SkBuff,
     dev: &'a Link,
-    ahead: RouteAhead<u128>,
+    known: &mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
@@ -141,7 +160,7 @@ fn ip6_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)? == Asked::Some {
         hdr = Ipv6hdr::of(skb);
     }
-    let dst = ip6_route_input(skb, &hdr, dev, ahead, ctx)?;
+    let dst = ip6_route_input(skb, &hdr, dev, known, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, &dst, ctx)?;
     ip6_forward(skb, &dst, ctx)?;
     let routed = post_routing(skb, &dst, EtherType::IPV6, ctx)?;

@@ -7,8 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::ip_input::Iphdr;
-use super::route_ahead::RouteAhead;
-use super::{Ctx, Exit};
+use super::{Ctx, Exit, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -95,17 +94,21 @@ pub(super) fn ip_route_input<'a>(
     skb: &SkBuff,
     iph: &Iphdr,
     dev: &'a Link,
-    ahead: RouteAhead<u32>,
+    known: &mut RoutesKnown<'a, '_>,
     ctx: &Ctx<'a>,
 ) -> Result<RouteInput<'a>, Exit> {
     let tables = ctx.tables;
+    let (saddr, daddr) = (iph.saddr, iph.daddr);
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    if let Some(dst) = known.hint4.of(&flow) {
+        return Ok(RouteInput::Forward(dst));
+    }
     // Martians are told from the rest by their first octet: 0, 127, or 224 and above.
     let odd = |addr: u32| matches!(addr >> 24, 0 | 127 | 224..);
     if odd(iph.saddr) || odd(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
-    let (saddr, daddr) = (iph.saddr, iph.daddr);
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let ahead = known.ahead.v4(known.n);
     let info = match ahead.fib_lookup(&flow, &tables.fib4) {
         FibResult::Route(info) if info.kind == RouteType::Unicast => info,
         other => return refused(other).map(RouteInput::Error),
@@ -120,6 +123,7 @@ pub(super) fn ip_route_input<'a>(
     if scope_host && nexthop.oif == dev.ifindex && dev.send_redirects {
         dst.redirect = deserves_redirect(iph, &dst);
     }
+    known.hint4.learn(flow, &dst);
     Ok(RouteInput::Forward(dst))
 }
 

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::ip6_input::Ipv6hdr;
 use super::route::{Dst, LOOPBACK_IFINDEX, mix32};
-use super::route_ahead::RouteAhead;
-use super::{Ctx, Exit, IcmpError};
+use super::{Ctx, Exit, IcmpError, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -25,24 +24,30 @@ pub(super) fn ip6_route_input<'a>(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
     dev: &'a Link,
-    ahead: RouteAhead<u128>,
+    known: &mut RoutesKnown<'a, '_>,
     ctx: &Ctx<'a>,
 ) -> Result<Dst<'a>, Exit> {
+    let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    if let Some(dst) = known.hint6.of(&flow) {
+        return Ok(dst);
+    }
     if ipv6_addr_is_multicast(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
     }
     if ipv6_addr_is_linklocal(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::Local));
     }
-    let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
+    let ahead = known.ahead.v6(known.n);
     let info = match ahead.fib_lookup(&flow, &ctx.tables.fib6) {
         FibResult::Route(info) if info.kind == RouteType::Unicast => info,
         other => return Err(refused(other, hdr, ctx)),
     };
     let hash = || multipath_hash(skb, ctx);
     let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
-    dst6(info, nexthop, ctx.tables)
+    let dst = dst6(info, nexthop, ctx.tables)?;
+    known.hint6.learn(flow, &dst);
+    Ok(dst)
 }
 
 /// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when

@@ -3,7 +3,10 @@
 //! One lookup after another waits for one cache miss after another; here those of a burst wait
 //! together, and the packets' headers are fetched on the way. What is found is a guess: the road
 //! takes it only for a destination that is still the one looked up, so a hook may change it. Not
-//! done where rules decide: they are asked packet by packet.
+//! done where rules decide: they are asked packet by packet; nor where the tables are so small that
+//! nothing waits.
+
+use std::sync::Arc;
 
 use crate::fib::prefix::Address;
 use crate::fib::{FamilyFib, FibResult, Flow, Lpm};
@@ -41,6 +44,9 @@ impl RoutesAhead {
     #[inline]
     pub fn look(burst: &[SkBuff], tables: &Tables) -> RoutesAhead {
         let mut ahead = RoutesAhead { v4: Ahead::new(), v6: Ahead::new() };
+        if !is_worth_it(&tables.fib4) && !is_worth_it(&tables.fib6) {
+            return ahead;
+        }
         let (mut any4, mut any6) = (false, false);
         for (n, skb) in burst.iter().take(BURST).enumerate() {
             let Some((header, packet)) = skb.data().split_first_chunk::<HEADER_LEN>() else {
@@ -92,7 +98,7 @@ impl<A: Address> Ahead<A> {
 
     #[inline]
     fn look(&mut self, count: usize, fib: &FamilyFib<Lpm<A>>) {
-        if let Some(table) = fib.tables.first().filter(|_| fib.merged) {
+        if let Some(table) = table(fib) {
             table.lookup_bulk(&self.daddrs[..count.min(BURST)], &mut self.leaves);
         }
     }
@@ -104,6 +110,18 @@ impl<A: Address> Ahead<A> {
             _ => RouteAhead { daddr: A::ZERO, leaf: 0 },
         }
     }
+}
+
+/// The table that every packet's route is in, if there is one.
+#[inline]
+fn table<A: Address>(fib: &FamilyFib<Lpm<A>>) -> Option<&Lpm<A>> {
+    fib.tables.first().filter(|_| fib.merged).map(Arc::as_ref)
+}
+
+/// Whether lookups in a table wait for memory.
+#[inline]
+fn is_worth_it<A: Address>(fib: &FamilyFib<Lpm<A>>) -> bool {
+    table(fib).is_some_and(|table| !table.is_at_hand())
 }
 
 impl<A: Address> RouteAhead<A> {

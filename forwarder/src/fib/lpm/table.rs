@@ -49,6 +49,8 @@ pub(super) const PLACE: u32 = WIDE - 1;
 const ONES: usize = 0;
 /// Octets of a cache line; blocks are placed so as to straddle few.
 const LINE: usize = 64;
+/// Words of blocks, of eight octets, that stay in a first-level cache beside the packets.
+const AT_HAND: usize = 2048;
 /// Addresses that [`Lpm::lookup_bulk`] has under way at a time: a worker's burst, whose state and
 /// lines fit into L1.
 const GROUP: usize = 64;
@@ -170,6 +172,12 @@ impl<A: Address> Lpm<A> {
     #[inline(always)]
     fn load(&self, at: usize) -> u64 {
         self.blocks.get(at).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Whether all blocks fit into a core's first-level cache: then lookups are quick one by one.
+    #[inline]
+    pub fn is_at_hand(&self) -> bool {
+        self.touched.load(Ordering::Relaxed) <= AT_HAND
     }
 
     /// Octets of memory that lookups use: the root, and of the blocks what has

@@ -12,6 +12,7 @@ mod ipv4;
 mod ipv6;
 mod options;
 mod partial;
+mod trains;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
