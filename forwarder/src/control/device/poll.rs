@@ -125,13 +125,13 @@ impl Tuned {
 
 impl Saved {
     fn put_back(&self) -> io::Result<()> {
-        // The interface may be another one of that name by now.
+        // It may have another name by now; its number is no other's (dev_new_index).
         let nics = nic::read()?;
-        if !nics.iter().any(|nic| nic.ifindex == self.ifindex && nic.name == self.ifname) {
+        let Some(nic) = nics.iter().find(|nic| nic.ifindex == self.ifindex) else {
             return Ok(());
-        }
+        };
         if let Some(device) = self.device {
-            sysfs::write(&self.ifname, self.ifindex, device)?;
+            sysfs::write(&nic.name, self.ifindex, device)?;
         }
         for (id, now) in settable(self.ifindex)? {
             let known = self.napis.iter().find(|(saved, _)| *saved == id);
