@@ -1,6 +1,6 @@
 //! What the road costs without a kernel in the way. One core, 64 octets a packet.
 //!
-//! `cargo bench --bench pipeline`. Three things are measured:
+//! `cargo bench --bench pipeline`. Four things are measured:
 //!
 //! - the road alone: `forward_burst` over bursts of 64 that lie ready, frames put back outside the
 //!   measured stretch;
@@ -8,7 +8,9 @@
 //!   packet is copied into a frame and out of one. With one route, and with a full table
 //!   (`full_table`) and random destinations in it;
 //! - the same turns of three workers that time no frame, one in 64, and every frame, in turn, so
-//!   that what disturbs one disturbs all.
+//!   that what disturbs one disturbs all;
+//! - likewise without a capture, with one whose filter matches nothing, and with one that takes
+//!   every packet twice, as it comes and as it leaves, while another thread reads (`capture`).
 //!
 //! This thread is not alone on its core. So the cost is the median over short stretches that were
 //! not interrupted, and packets per second count the seconds this thread had the CPU, as
@@ -28,6 +30,7 @@ use serde::Serialize;
 
 use null::NullIo;
 
+mod capture;
 mod full_table;
 mod null;
 
@@ -91,9 +94,13 @@ fn main() -> io::Result<()> {
     let destinations: Vec<u32> = (0..1 << 16).map(|n| 0x0a00_0000 | n).collect();
     if !args.turns_only {
         results.extend(timing(&one, &destinations, seconds)?);
+        results.extend(capture::capturing(capture::ONE_ROUTE, &one, &destinations, seconds)?);
     }
     results.push(turns("turns, IPv4, one route", one, NullIo::ipv4(destinations), seconds)?);
     let (tables, four, six) = null::full_table(args.routes, args.routes6);
+    if !args.turns_only {
+        results.extend(capture::capturing(capture::FULL_TABLE, &tables, &four, seconds)?);
+    }
     results.push(turns("turns, IPv4, full table", tables.clone(), NullIo::ipv4(four), seconds)?);
     results.push(turns("turns, IPv6, full table", tables, NullIo::ipv6(six), seconds)?);
     if args.json {

@@ -1,10 +1,11 @@
 //! Ferroute: an AF_XDP router that follows the Linux kernel's control plane.
 //!
 //! The layers point one way; a module may use only what stands left of it:
-//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker → hdr → control → load → cli`.
+//! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker → hdr → control → load → cli`.
 
 #![deny(unsafe_code)]
 
+pub mod capture;
 pub mod cli;
 pub mod control;
 pub mod fib;

@@ -1,5 +1,5 @@
 //! The data path allocates nothing after start: `forward_burst` and `poll_held`, and a worker's
-//! whole turn with every frame timed, under an allocator that counts.
+//! whole turn with every frame timed and captured, under an allocator that counts.
 //!
 //! Packets of every fate pass: forwarded, in fragments, with options, refused with an ICMP error,
 //! held for a neighbour and sent or given up, handed back.
@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ferroute::capture::{Filter, Session, Wanted, compile, ring};
 use ferroute::fib::quiescence::Quiescence;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::io::MemIo;
@@ -238,7 +239,7 @@ fn the_data_path_allocates_nothing() {
 }
 
 #[test]
-fn a_worker_that_times_every_frame_allocates_nothing_and_counts_what_it_forwarded() {
+fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_what_it_forwarded() {
     const TURNS: u64 = 20;
     let frames = frames();
     let mut pool = Umem::anonymous(8192).into_pool();
@@ -263,6 +264,16 @@ fn a_worker_that_times_every_frame_allocates_nothing_and_counts_what_it_forwarde
         residence: Residence::new(2, 1).expect("memory"),
         slow_path,
     });
+    let wanted = Wanted {
+        ports: None,
+        received: true,
+        sent: true,
+        dropped: true,
+        snaplen: usize::MAX,
+        filter: Some(Filter::new(&compile("ip or ip6").expect("a filter")).expect("sound")),
+    };
+    let (writer, reader) = ring(64);
+    assert!(worker.tap().attach(Session::new(1, wanted, writer)).is_none());
     let mut old = Vec::new();
     for turn in 0..TURNS {
         old.push(published.publish(tables_of(turn)));
@@ -277,6 +288,8 @@ fn a_worker_that_times_every_frame_allocates_nothing_and_counts_what_it_forwarde
     let sent = handle.stats.ports[1].tx_packets.get();
     assert_eq!(counted(0, 1), sent - mib(Mib::IpFragCreates) + mib(Mib::IpFragOKs));
     assert!(mib(Mib::IpFragOKs) > TURNS && sent > 4 * TURNS);
+    // What was sent had been received, and both were captured.
+    assert!(reader.matched() > sent && reader.lost() == 0, "{reader:?}");
     // ICMP errors went back, and are not counted.
     assert!(handle.stats.ports[0].tx_packets.get() > TURNS);
     assert_eq!((counted(0, 0), counted(1, 0), counted(1, 1)), (0, 0, 0));

@@ -1,17 +1,19 @@
 //! The program's verbs against a daemon made of fixed answers: outputs and exit codes. No root.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferroute::control::api::{
-    Counters, DropsReport, Filter, Format, LatencyReport, MirrorStatus, NamedCount, Object,
-    PairLatency, PortReport, Rendered, Request, Response, RouteGetRequest, ShowRequest, StatReport,
-    State, StatusReport, WorkerReport,
+    CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Counters, DropsReport, Filter, Format,
+    LatencyReport, MirrorStatus, NamedCount, Object, PairLatency, PortReport, Rendered, Request,
+    Response, RouteGetRequest, ShowRequest, StatReport, State, StatusReport, WorkerReport,
 };
-use ferroute::control::server::{ControlHandler, Server};
+use ferroute::control::capture::Message;
+use ferroute::control::server::{Answer, ControlHandler, Follow, Server};
 use serde_json::{Value, json};
 
 /// Forwards from the third time on that it is asked how it goes.
@@ -21,8 +23,8 @@ struct Daemon {
 }
 
 impl ControlHandler for Daemon {
-    fn handle(&self, request: Request) -> Response {
-        match request {
+    fn handle(&self, request: Request) -> Answer {
+        let response = match request {
             Request::Status => self.status(),
             Request::Show(ShowRequest { object: Object::Route, filter, format, .. }) => {
                 routes(&filter, format)
@@ -39,7 +41,9 @@ impl ControlHandler for Daemon {
             Request::Stat => Response::Stat(stat()),
             Request::Drops => Response::Drops(drops()),
             Request::Latency { .. } => Response::Latency(latency()),
-        }
+            Request::Capture(request) => return capture(&request),
+        };
+        response.into()
     }
 }
 
@@ -94,6 +98,61 @@ fn latency() -> LatencyReport {
         age_us: 2_000_000,
         ports: vec!["eth0".into(), "eth1".into()],
         pairs: vec![there, back],
+    }
+}
+
+/// A packet each way and a drop; then, when the client has had enough, the account.
+struct Copies;
+
+fn capture(request: &CaptureRequest) -> Answer {
+    if request.filter.iter().any(|insn| insn.k == 4242) {
+        return Response::error("this filter has its reasons").into();
+    }
+    let port = |ifname: &str, ifindex| CapturePort { ifname: ifname.into(), ifindex, mac: [2; 6] };
+    let ports = vec![port("eth0", 2), port("eth1", 3)];
+    Answer::Follow(Response::Capture(CaptureGrant { ports, pid: 1 }), Box::new(Copies))
+}
+
+impl Follow for Copies {
+    fn follow(self: Box<Self>, mut stream: &UnixStream) -> std::io::Result<()> {
+        let record = |port: u8, kind: u8, reason: u8| {
+            let mut record = vec![0; 24];
+            (record[8], record[12], record[16], record[18], record[19]) =
+                (60, 60, port, kind, reason);
+            record.resize(84, 0xff);
+            record
+        };
+        let records = [record(0, 1, 0), record(1, 2, 0), record(0, 3, 2)].concat();
+        Message::Packets(&records).write(stream)?;
+        stream.read_to_end(&mut Vec::new())?;
+        Message::End(CaptureEnd { matched: 5, lost: 2, stopping: false }).write(stream)
+    }
+}
+
+#[test]
+fn captured_packets_are_printed_or_written_and_counted() {
+    let lab = Lab::new();
+    let output = lab.run("capture -c 3 -i eth0 udp port 53");
+    let (text, said) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(text.starts_with("0.000000000 eth0     In   ff:ff:ff:ff:ff:ff > "), "{text}");
+    assert!(text.contains("\n0.000000000 eth1     Out  "), "{text}");
+    assert!(text.lines().last().expect("a line").ends_with(" [OTHERHOST]"), "{text}");
+    assert!(said.contains("capturing on eth0\n3 packets captured\n5 packets received by filter\n"));
+    assert!(said.contains("2 packets lost by the capture: "), "{said}");
+    let json = lab.text("-j capture -c 3");
+    let last: Value = serde_json::from_str(json.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((&last["direction"], &last["reason"]), (&json!("drop"), &json!("OTHERHOST")));
+    assert_eq!(lab.text("-j capture -c 1").lines().count(), 1);
+    let file = lab.run("capture -c 3 -w -");
+    assert!(file.stdout.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]), "{file:?}");
+
+    let refused = lab.run("capture udp port 4242");
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.stderr, b"ferroute: this filter has its reasons\n");
+    for line in ["capture host and", "capture -c 0", "capture -B 0", "capture -Q up"] {
+        assert_eq!(lab.run(line).status.code(), Some(2), "{line}");
     }
 }
 

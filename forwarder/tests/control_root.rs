@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ferroute::control::api::{Request, Response};
 use ferroute::control::doctor::{Finding, Level, examine};
 use ferroute::control::firewall::bypassed;
-use ferroute::control::server::{ControlHandler, Server};
+use ferroute::control::server::{Answer, ControlHandler, Server};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs `test` in a thread with a network namespace of its own.
@@ -137,8 +137,8 @@ fn root_ipsec_policies_are_counted() {
 struct Never;
 
 impl ControlHandler for Never {
-    fn handle(&self, _: Request) -> Response {
-        Response::error("it was asked")
+    fn handle(&self, _: Request) -> Answer {
+        Response::error("it was asked").into()
     }
 }
 

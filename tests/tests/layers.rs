@@ -1,6 +1,6 @@
 //! The layers point one way: a module uses only what stands left of it.
 //!
-//! `wire → skb, stats → fib · neigh · netfilter · ipsec → tables → pipeline → io → worker →
+//! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker →
 //! hdr → control → load → cli`. Modules of one layer do not use each other. Tests inside a module
 //! may use anything, and so may `lib.rs` and `main.rs`, which only put the program together.
 
@@ -14,7 +14,7 @@ use ferroute_tests::lab::repository;
 const LAYERS: [&[&str]; 11] = [
     &["wire"],
     &["skb", "stats"],
-    &["fib", "neigh", "netfilter", "ipsec"],
+    &["fib", "neigh", "netfilter", "ipsec", "capture"],
     &["tables"],
     &["pipeline"],
     &["io"],

@@ -105,6 +105,10 @@ impl<const N: usize> PacketIo for NullIo<N> {
         packets as usize
     }
 
+    fn tx_room(&self, _port: u16) -> usize {
+        usize::MAX
+    }
+
     fn tx_burst(
         &mut self,
         port: u16,

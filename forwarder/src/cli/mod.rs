@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 not done (and `status` when nothing is forwarded), 2 wrong usage or input.
 
 mod bench;
+mod capture;
 mod completions;
 mod doctor;
 mod drops;
@@ -120,6 +121,8 @@ enum Verb {
     Drops(drops::DropsArgs),
     /// Show how long frames stay in userspace, as percentiles by port pair.
     Latency(latency::LatencyArgs),
+    /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
+    Capture(capture::CaptureArgs),
     /// Send a capture's packets through the whole road, by a network described in a file.
     Replay(replay::ReplayArgs),
     /// Send packets as fast as a port takes them, or at a rate; they carry kernel pktgen's header.
@@ -169,6 +172,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
         Verb::Latency(args) => latency::latency(global, args),
+        Verb::Capture(args) => capture::capture(global, args),
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Pktgen(args) => pktgen::pktgen(global, args),
         Verb::Sink(args) => sink::sink(global, args),
@@ -202,7 +206,7 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         for verb in [
             "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
-            "latency", "doctor",
+            "latency", "capture", "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
@@ -236,6 +240,8 @@ mod tests {
             "latency --hgrm a.hgrm --log - --svg a.svg",
             "neigh show dev eth0 -j",
             "--control /tmp/x status",
+            "capture -i eth0 -i eth1 -w - --direction in,drop -c 5 -s 96 udp port 53 and not host 10.1.1.1",
+            "capture -i any --promisc",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
             "doctor -i eth0 -i eth1 -j",
             "run -i eth0 --poll busy --busy-budget 8",
@@ -254,6 +260,8 @@ mod tests {
             "run -i eth0 --poll often",
             "run -i eth0 --poll busy --busy-budget 0",
             "run -i eth0 --poll busy --busy-budget 65536",
+            "capture -c 0",
+            "capture --direction up",
         ] {
             let words = std::iter::once("ferroute").chain(line.split_terminator(' '));
             assert!(Cli::try_parse_from(words).is_err(), "{line:?}");

@@ -1,5 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP for verbs that run until told to stop, and then say what they did.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -26,5 +28,12 @@ impl Signals {
     /// Whether one has come.
     pub fn came(&self) -> bool {
         matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+}
+
+/// Readable when one has come.
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ipnet::IpNet;
+use crate::capture::Insn;
 
 /// Counts up when a request or response changes its meaning.
 pub const API_VERSION: u32 = 1;
@@ -53,6 +54,36 @@ pub enum Request {
         /// What is answered is not counted again.
         reset: bool,
     },
+    /// Copies of packets: answered with [`Response::Capture`], after which the connection is the
+    /// capture's, see [`super::capture`].
+    Capture(CaptureRequest),
+}
+
+/// Asks for copies of packets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaptureRequest {
+    /// Names of ports; none: all.
+    pub ports: Vec<String>,
+    /// Where packets are seen.
+    pub directions: Vec<CaptureDirection>,
+    /// Octets kept of each.
+    pub snaplen: u32,
+    /// Memory for copies that wait for the client, of each worker, in KiB.
+    pub buffer_kib: u32,
+    /// Which packets; none: all.
+    pub filter: Vec<Insn>,
+}
+
+/// Where a packet is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CaptureDirection {
+    /// As it was received.
+    In,
+    /// As it was put on a TX ring.
+    Out,
+    /// As it was when it was dropped.
+    Drop,
 }
 
 /// How an answer is to be written.
@@ -190,6 +221,8 @@ pub enum Response {
     Drops(DropsReport),
     /// To [`Request::Latency`].
     Latency(LatencyReport),
+    /// To [`Request::Capture`].
+    Capture(CaptureGrant),
     /// It could not be done.
     Error {
         /// What and why, for the user.
@@ -452,6 +485,37 @@ pub struct PairLatency {
     pub counts: Vec<(u64, u64)>,
 }
 
+/// Answers [`Request::Capture`]: it has begun.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CaptureGrant {
+    /// All ports, by the number that copies name them by.
+    pub ports: Vec<CapturePort>,
+    /// The daemon's process.
+    pub pid: u32,
+}
+
+/// A port, for a capture.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturePort {
+    /// Interface name.
+    pub ifname: String,
+    /// 0: it is gone.
+    pub ifindex: u32,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+}
+
+/// What there is to say when a capture has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureEnd {
+    /// Packets that passed the filter.
+    pub matched: u64,
+    /// Those of them that could not be copied, because the client did not keep up.
+    pub lost: u64,
+    /// It ended because the daemon does.
+    pub stopping: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -472,6 +536,13 @@ mod tests {
         round_trip(Request::Stat);
         round_trip(Request::Drops);
         round_trip(Request::Latency { reset: true });
+        round_trip(Request::Capture(CaptureRequest {
+            ports: vec!["eth0".into()],
+            directions: vec![CaptureDirection::In, CaptureDirection::Drop],
+            snaplen: 96,
+            buffer_kib: 4096,
+            filter: vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }],
+        }));
         round_trip(Request::Show(ShowRequest {
             object: Object::Route,
             filter: Filter {

@@ -101,6 +101,12 @@ impl Client {
         }
     }
 
+    /// The connection, for what follows an answer on it, and what of that was read already.
+    pub fn into_stream(self) -> (UnixStream, Vec<u8>) {
+        let read = self.reader.buffer().to_vec();
+        (self.reader.into_inner(), read)
+    }
+
     fn send(&mut self, request: &Request) -> io::Result<()> {
         let mut writer = BufWriter::with_capacity(1 << 16, self.reader.get_ref());
         serde_json::to_writer(&mut writer, &Envelope::new(request))?;

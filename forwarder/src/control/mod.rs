@@ -2,6 +2,7 @@
 //! the command line.
 
 pub mod api;
+pub mod capture;
 pub mod client;
 pub mod config;
 pub mod daemon;

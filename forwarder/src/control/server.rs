@@ -33,7 +33,37 @@ const REQUEST_MAX: u64 = 64 << 20;
 /// Answers requests. Called on the threads of the connections, several at a time.
 pub trait ControlHandler: Send + Sync {
     /// The answer; what goes wrong is [`Response::Error`].
-    fn handle(&self, request: Request) -> Response;
+    fn handle(&self, request: Request) -> Answer;
+}
+
+/// What is done about a request.
+pub enum Answer {
+    /// It is answered.
+    Response(Response),
+    /// It is answered, and then the connection has another use and ends.
+    Follow(Response, Box<dyn Follow>),
+}
+
+/// What follows on a connection after an answer.
+pub trait Follow: Send {
+    /// Uses the connection, on its thread, as long as it likes.
+    ///
+    /// # Errors
+    /// What the stream says; the connection is closed either way.
+    fn follow(self: Box<Self>, stream: &UnixStream) -> io::Result<()>;
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Answer::Response(response) | Answer::Follow(response, _)) = self;
+        response.fmt(f)
+    }
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer::Response(response)
+    }
 }
 
 /// Why the socket could not be opened.
@@ -232,9 +262,15 @@ fn serve(stream: &UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
         }
         let response = match parse(&line) {
             Ok(request) => handler.handle(request),
-            Err(message) => Response::error(message),
+            Err(message) => Response::error(message).into(),
         };
-        answer(stream, &response)?;
+        match response {
+            Answer::Response(response) => answer(stream, &response)?,
+            Answer::Follow(response, follow) => {
+                answer(stream, &response)?;
+                return follow.follow(stream);
+            }
+        }
     }
 }
 
@@ -280,14 +316,15 @@ mod tests {
     struct Echo;
 
     impl ControlHandler for Echo {
-        fn handle(&self, request: Request) -> Response {
-            match request {
+        fn handle(&self, request: Request) -> Answer {
+            let response = match request {
                 Request::RouteGet(RouteGetRequest { addrs, .. }) => {
                     let lines = addrs.iter().map(|addr| format!("{addr}\n")).collect();
                     Response::Rendered(Rendered::Text(lines))
                 }
                 other => Response::error(format!("{other:?}")),
-            }
+            };
+            response.into()
         }
     }
 

@@ -61,6 +61,9 @@ pub trait PacketIo {
         stats: &WorkerStats,
     ) -> usize;
 
+    /// How many packets [`Self::tx_burst`] would certainly queue now.
+    fn tx_room(&self, port: u16) -> usize;
+
     /// Queues packets for sending, oldest first, and empties `burst`: what the TX ring cannot take
     /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does; so is what is for
     /// a port that is down or gone (DEV_READY). Returns how many were queued.

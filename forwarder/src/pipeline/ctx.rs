@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use super::hold::HoldQueue;
 use super::ratelimit::IcmpLimiter;
+use crate::capture::Tap;
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Tables;
@@ -88,6 +89,8 @@ pub struct Effects {
     pub punts: Burst,
     /// Neighbours whose address is wanted: (ifindex, address). At most [`NEIGH_REQUESTS`].
     pub neigh_requests: Vec<(u32, IpAddr)>,
+    /// Captures, which are shown what is dropped.
+    pub tap: Tap,
 }
 
 impl Effects {
@@ -97,6 +100,7 @@ impl Effects {
             egress: (0..ports).map(|_| Burst::with_capacity(EGRESS)).collect(),
             punts: Burst::with_capacity(2 * BURST),
             neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
+            tap: Tap::new(),
         }
     }
 
@@ -123,6 +127,9 @@ impl Ctx<'_> {
     /// `kfree_skb_reason`: ends a packet and counts why.
     pub(super) fn drop_skb(&mut self, skb: SkBuff, reason: DropReason) {
         self.stats.drop(reason);
+        if self.out.tap.is_on() {
+            self.out.tap.dropped(&skb, reason);
+        }
         if let Some(port) = self.stats.ports.get(usize::from(skb.port)).filter(|_| skb.iif != 0) {
             port.rx_dropped.inc();
         }

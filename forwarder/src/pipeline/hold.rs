@@ -91,7 +91,15 @@ impl HoldQueue {
 
 /// Holds a packet until its neighbour is known (`__neigh_event_send`).
 #[cold]
-pub(super) fn hold(skb: SkBuff, oif: u32, addr: IpAddr, routed: &PostRouted, ctx: &mut Ctx<'_>) {
+pub(super) fn hold(
+    mut skb: SkBuff,
+    oif: u32,
+    addr: IpAddr,
+    routed: &PostRouted,
+    ctx: &mut Ctx<'_>,
+) {
+    // There may be other captures when it goes on.
+    skb.passed_over = 0;
     let queue = &mut ctx.state.hold;
     // Frames are for packets under way first: a sweep over dead addresses must not take them all.
     let scarce = queue.held >= HELD_MAX.min(ctx.pool.total() as usize / 4);

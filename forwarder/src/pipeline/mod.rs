@@ -186,6 +186,8 @@ fn nf_hook(
     if ctx.tables.hooks.is_empty(hook) {
         return Ok(Asked::Nobody);
     }
+    // It may be changed there.
+    skb.passed_over = 0;
     let state = HookState { hook, iif: skb.iif, oif, protocol: protocol.0 };
     match ctx.tables.hooks.run(skb, &state) {
         Verdict::Accept => Ok(Asked::Some),

@@ -63,6 +63,9 @@ pub struct SkBuff {
     pub ip_summed: IpSummed,
     /// Whether the frame was addressed to us or to a group.
     pub pkt_type: PktType,
+    /// Captures that the packet does not concern, whatever forwarding makes of it, a bit each; only
+    /// while it is not put aside.
+    pub passed_over: u8,
     /// Whether it is measured how long the packet stays; `tstamp_ns` is set then.
     pub timed: bool,
     /// When the packet was taken from the RX ring, nanoseconds of the clock that timed packets are
@@ -108,6 +111,7 @@ impl SkBuff {
             mark: 0,
             ip_summed: IpSummed::None,
             pkt_type: PktType::Host,
+            passed_over: 0,
             timed: false,
             tstamp_ns: 0,
         })

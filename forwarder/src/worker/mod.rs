@@ -14,6 +14,6 @@ pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
-pub use poll::{Command, Worker, WorkerHandle};
+pub use poll::{Command, TapHandle, Worker, WorkerHandle};
 pub use residence::Residence;
 pub use slow_path::{SlowPath, SlowPathQueue};

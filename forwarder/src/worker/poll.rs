@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use super::clock::Clock;
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
+use crate::capture::{Session, Tap};
 use crate::fib::quiescence::Reader;
 use crate::io::PacketIo;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
@@ -63,6 +64,8 @@ type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
 pub enum Command<I> {
     /// Runs on the worker's thread with its driver: to add or remove a port, to read a ring.
     Call(Call<I>),
+    /// Runs on the worker's thread with its captures: to begin or end one.
+    Tap(Box<dyn FnOnce(&mut Tap) + Send>),
     /// Answers where the worker's frames are.
     Census(Sender<FrameCensus>),
 }
@@ -71,6 +74,7 @@ impl<I> std::fmt::Debug for Command<I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Command::Call(_) => "Call",
+            Command::Tap(_) => "Tap",
             Command::Census(_) => "Census",
         })
     }
@@ -206,6 +210,11 @@ impl<I: PacketIo> Worker<I> {
         self.mode = mode;
     }
 
+    /// The worker's captures, before it runs.
+    pub fn tap(&mut self) -> &mut Tap {
+        &mut self.out.tap
+    }
+
     /// Forwards until told to stop, then finishes what has arrived. Gives back where every frame
     /// ended up.
     pub fn run(mut self) -> FrameCensus {
@@ -252,6 +261,9 @@ impl<I: PacketIo> Worker<I> {
                 self.burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = port);
             }
             self.sampler.choose(self.burst.as_mut_slice());
+            if self.out.tap.is_on() {
+                self.out.tap.received(self.burst.as_mut_slice());
+            }
             while !self.burst.is_empty() {
                 self.with_ctx(now_ns, pipeline::forward_burst);
                 self.flush(now_ns);
@@ -261,6 +273,9 @@ impl<I: PacketIo> Worker<I> {
         self.io.kick(&mut self.pool, &self.stats);
         if let (Some(begun), Some(user)) = (begun, user) {
             self.account(taken, user, begun.elapsed());
+        }
+        if self.out.tap.is_on() {
+            self.out.tap.hand_over();
         }
         self.reader.quiescent();
         self.stats.turns.inc();
@@ -301,8 +316,16 @@ impl<I: PacketIo> Worker<I> {
             if !egress.is_empty() {
                 let port = port as u16;
                 self.sampler.find(egress.as_slice());
+                let tapped = self.out.tap.is_on();
+                if tapped {
+                    let certain = self.io.tx_room(port);
+                    self.out.tap.leaving(port, egress.as_slice(), certain, &self.stats);
+                }
                 let put = self.io.tx_burst(port, &mut self.pool, egress, &self.stats);
                 self.sampler.record(port, put);
+                if tapped {
+                    self.out.tap.left(put, &self.stats);
+                }
                 if put > 0
                     && let Some(counters) = self.stats.ports.get(usize::from(port))
                 {
@@ -315,6 +338,9 @@ impl<I: PacketIo> Worker<I> {
             for skb in self.out.punts.drain(usize::MAX) {
                 if !self.slow_path.punt(&skb) {
                     (*self.stats).drop(DropReason::PuntFailed);
+                    if self.out.tap.is_on() {
+                        self.out.tap.dropped(&skb, DropReason::PuntFailed);
+                    }
                 }
                 self.pool.free(skb.into_frame());
             }
@@ -329,6 +355,7 @@ impl<I: PacketIo> Worker<I> {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
+                Ok(Command::Tap(call)) => call(&mut self.out.tap),
                 Ok(Command::Census(answer)) => {
                     // The asker may have given up waiting.
                     let _ = answer.send(self.census());
@@ -394,6 +421,11 @@ impl<I> WorkerHandle<I> {
         result.recv_timeout(timeout).ok()
     }
 
+    /// A hold on the worker's captures alone.
+    pub fn taps(&self) -> TapHandle<I> {
+        TapHandle { commands: self.commands.clone() }
+    }
+
     /// Runs `call` on the worker's thread between two turns and waits for its result, at most
     /// `timeout`. `None`: the worker is gone or did not get to it.
     pub fn call<T: Send + 'static>(
@@ -407,6 +439,42 @@ impl<I> WorkerHandle<I> {
             let _ = answer.send(call(io, pool, stats));
         });
         self.commands.send_timeout(Command::Call(call), timeout).ok()?;
+        result.recv_timeout(timeout).ok()
+    }
+}
+
+/// Begins and ends captures on a worker; for threads other than the control thread, too.
+#[derive(Debug)]
+pub struct TapHandle<I> {
+    commands: Sender<Command<I>>,
+}
+
+impl<I> TapHandle<I> {
+    /// Begins a capture. `None`: the worker is gone, did not get to it within `timeout`, or has
+    /// [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX) already.
+    pub fn attach(&self, session: Session, timeout: Duration) -> Option<()> {
+        match self.ask(timeout, move |tap| tap.attach(session))? {
+            None => Some(()),
+            Some(_refused) => None,
+        }
+    }
+
+    /// Ends a capture; what it copied has been handed over then. `None`: as for [`Self::attach`],
+    /// or there is no such capture.
+    pub fn detach(&self, id: u64, timeout: Duration) -> Option<()> {
+        // Its memory is freed here, not on the worker.
+        self.ask(timeout, move |tap| tap.detach(id))?.map(drop)
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        call: impl FnOnce(&mut Tap) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (answer, result) = bounded(1);
+        // The asker may have given up waiting.
+        let call = Box::new(move |tap: &mut Tap| drop(answer.send(call(tap))));
+        self.commands.send_timeout(Command::Tap(call), timeout).ok()?;
         result.recv_timeout(timeout).ok()
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod capture;
 mod devices;
 mod follow;
 mod full_table;

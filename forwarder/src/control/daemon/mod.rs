@@ -5,7 +5,8 @@
 //!
 //! - [`port`]: one interface, from absent to active;
 //! - [`relay`]: requests of the control socket, brought to this thread;
-//! - [`report`], [`show`], [`links`], [`latency`]: their answers.
+//! - [`report`], [`show`], [`links`], [`latency`]: their answers;
+//! - [`capture`]: copies of packets, on their way to those who asked.
 
 /// A line on standard error, which may be gone: then it is lost, and nothing else.
 macro_rules! say {
@@ -15,6 +16,7 @@ macro_rules! say {
     }};
 }
 
+mod capture;
 mod latency;
 mod links;
 mod port;
@@ -35,9 +37,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::capture::Captures;
 use self::latency::Baseline;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
+use super::api::Request;
 use super::config::RunOptions;
 use super::device::poll;
 use super::mirror::{Changes, Mirror, MirrorOptions};
@@ -107,6 +111,7 @@ struct Daemon {
     hash_seed: u64,
     /// Where the histograms of latency begin.
     baseline: Baseline,
+    captures: Captures,
 }
 
 impl Daemon {
@@ -152,6 +157,7 @@ impl Daemon {
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
             baseline: Baseline::new(),
+            captures: Captures::new(),
             options,
         };
         daemon.refuse_unfit_interfaces()?;
@@ -345,6 +351,7 @@ impl Daemon {
             self.follow(&changes)?;
             self.run_slow_path()?;
             self.answer_requests();
+            self.tell_captures();
             let changes = self.mirror.tick(Instant::now())?;
             self.follow(&changes)?;
             if self.checked.elapsed() >= CHECK {
@@ -439,8 +446,11 @@ impl Daemon {
 
     fn answer_requests(&mut self) {
         while let Ok(pending) = self.pending.try_recv() {
-            let response = self.report(&pending);
-            pending.answer(response);
+            let answer = match &pending.request {
+                Request::Capture(request) => self.capture(request),
+                _ => self.report(&pending).into(),
+            };
+            pending.answer(answer);
         }
     }
 
@@ -480,6 +490,7 @@ impl Daemon {
         if let Err(error) = self.run_slow_path() {
             say!("{error:#}");
         }
+        self.captures.finish();
         self.server = None;
         say!("{}", self.totals());
     }

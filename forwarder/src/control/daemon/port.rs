@@ -121,6 +121,11 @@ impl Port {
         }
     }
 
+    /// Its hardware address, as far as it has been known.
+    pub fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
     /// Whether a port that could not be served is to be tried again: each time after twice as
     /// long, for some NICs reset their link at every attempt.
     pub fn retry_is_due(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::control::api::{Object, Request, Response, ShowRequest};
 use crate::control::device::KernelDevice;
 use crate::control::device::details::Details;
 use crate::control::nic;
-use crate::control::server::ControlHandler;
+use crate::control::server::{Answer, ControlHandler};
 use crate::worker::slow_path::Bell;
 
 /// Requests waiting at most; the server serves fewer clients than this.
@@ -26,13 +26,13 @@ pub struct Pending {
     /// Devices by ifindex, where the request is for their details: reading them takes many system
     /// calls, and the control thread has other things to do.
     pub details: BTreeMap<u32, Details>,
-    answer: Sender<Response>,
+    answer: Sender<Answer>,
 }
 
 impl Pending {
     /// Sends the answer; the asker may be gone.
-    pub fn answer(self, response: Response) {
-        let _ = self.answer.send(response);
+    pub fn answer(self, answer: Answer) {
+        let _ = self.answer.send(answer);
     }
 }
 
@@ -67,20 +67,20 @@ fn read_details(request: &Request) -> io::Result<BTreeMap<u32, Details>> {
 }
 
 impl ControlHandler for Relay {
-    fn handle(&self, request: Request) -> Response {
+    fn handle(&self, request: Request) -> Answer {
         let (answer, result) = bounded(1);
         let details = match read_details(&request) {
             Ok(details) => details,
-            Err(error) => return Response::error(format!("link show: {error}")),
+            Err(error) => return Response::error(format!("link show: {error}")).into(),
         };
         let pending = Pending { request, details, answer };
         let sent = self.pending.send_timeout(pending, ANSWER_TIMEOUT);
         self.bell.ring();
         if sent.is_err() {
-            return Response::error("the control thread is busy or stopping; try again");
+            return Response::error("the control thread is busy or stopping; try again").into();
         }
         result
             .recv_timeout(ANSWER_TIMEOUT)
-            .unwrap_or_else(|_| Response::error("the daemon is stopping"))
+            .unwrap_or_else(|_| Response::error("the daemon is stopping").into())
     }
 }

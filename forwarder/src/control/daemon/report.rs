@@ -24,6 +24,7 @@ impl Daemon {
             Request::Status => Response::Status(self.status()),
             Request::Stat => Response::Stat(self.stat()),
             Request::Drops => Response::Drops(self.drops()),
+            Request::Capture(_) => Response::error("a capture is no report"),
             Request::Latency { reset } => Response::Latency(self.latency(*reset)),
             Request::Show(request) if request.details && request.object == Object::Link => {
                 Response::Rendered(self.detailed_links(request, &pending.details))

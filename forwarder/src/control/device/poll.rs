@@ -125,13 +125,13 @@ impl Tuned {
 
 impl Saved {
     fn put_back(&self) -> io::Result<()> {
-        // It may have another name by now; its number is no other's (dev_new_index).
+        // The interface may be another one of that name by now.
         let nics = nic::read()?;
-        let Some(nic) = nics.iter().find(|nic| nic.ifindex == self.ifindex) else {
+        if !nics.iter().any(|nic| nic.ifindex == self.ifindex && nic.name == self.ifname) {
             return Ok(());
-        };
+        }
         if let Some(device) = self.device {
-            sysfs::write(&nic.name, self.ifindex, device)?;
+            sysfs::write(&self.ifname, self.ifindex, device)?;
         }
         for (id, now) in settable(self.ifindex)? {
             let known = self.napis.iter().find(|(saved, _)| *saved == id);

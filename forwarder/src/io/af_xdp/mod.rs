@@ -433,6 +433,10 @@ impl PacketIo for AfXdp {
         }
     }
 
+    fn tx_room(&self, port: u16) -> usize {
+        self.ports.get(port as usize).and_then(Option::as_ref).map_or(0, Port::tx_room_up)
+    }
+
     #[inline]
     fn tx_burst(
         &mut self,

@@ -269,6 +269,11 @@ impl Port {
         self.sizes.tx - self.tx_and_completion
     }
 
+    /// See [`PacketIo::tx_room`](crate::io::PacketIo::tx_room).
+    pub(super) fn tx_room_up(&self) -> usize {
+        if self.state == PortState::Up { self.tx_room() as usize } else { 0 }
+    }
+
     /// See [`PacketIo::kick`](crate::io::PacketIo::kick).
     #[inline]
     pub(super) fn kick(

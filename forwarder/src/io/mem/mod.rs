@@ -286,6 +286,11 @@ impl PacketIo for MemIo {
         packets as usize
     }
 
+    fn tx_room(&self, port: u16) -> usize {
+        let up = self.ports.get(port as usize).filter(|this| this.up);
+        up.map_or(0, |this| self.ring - this.tx.len())
+    }
+
     fn tx_burst(
         &mut self,
         port: u16,
@@ -297,7 +302,7 @@ impl PacketIo for MemIo {
             drop_all(DropReason::DevNotReady, port, pool, burst, stats);
             return 0;
         }
-        let room = self.ports.get(port as usize).map_or(0, |this| self.ring - this.tx.len());
+        let room = self.tx_room(port);
         let (mut packets, mut octets) = (0, 0);
         if let Some(this) = self.ports.get_mut(port as usize) {
             for skb in burst.drain(room) {

@@ -241,6 +241,10 @@ impl PacketIo for PcapIo {
         packets
     }
 
+    fn tx_room(&self, port: u16) -> usize {
+        if (port as usize) < self.ports.len() { usize::MAX } else { 0 }
+    }
+
     fn tx_burst(
         &mut self,
         port: u16,

@@ -1,0 +1,204 @@
+//! The way of the copies from a worker to a reader: blocks of memory that go round.
+//!
+//! As PACKET_MMAP's third version does: the worker writes records into a block and hands the block
+//! over when it is full, or as soon as the reader has taken all before it. So a hand-over is paid
+//! once for many packets under load, and a lone packet is not kept waiting. When no block is
+//! empty, copies are counted as lost.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use super::record::{HEAD, Head, Mark, settle};
+use crate::stats::Counter;
+
+/// Octets of a block. Long against any packet, short against the second-level cache.
+pub const BLOCK: usize = 128 << 10;
+
+/// Reads the clock when the first packet of a burst is copied: it is the system's, the one that
+/// users know, and may be set.
+#[derive(Debug, Default)]
+pub(super) struct Stamp(Option<u64>);
+
+impl Stamp {
+    #[inline]
+    fn ns(&mut self) -> u64 {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        *self.0.get_or_insert_with(|| now().as_nanos() as u64)
+    }
+}
+
+/// What the worker counts of one ring.
+#[derive(Debug, Default)]
+struct Counts {
+    matched: Counter,
+    lost: Counter,
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub(super) struct RingWriter {
+    empty: Receiver<Vec<u8>>,
+    full: Sender<Vec<u8>>,
+    /// Being written; without memory: none was empty.
+    block: Vec<u8>,
+    /// No block was empty; looked again after the turn.
+    starved: bool,
+    /// Octets kept of a packet.
+    pub(super) snaplen: usize,
+    /// Written, but their records are not settled.
+    kept: Vec<Vec<u8>>,
+    /// While records are not settled: where the first of them may stand in the oldest such block.
+    unsettled: Option<usize>,
+    counts: Arc<Counts>,
+}
+
+/// The reader's end.
+#[derive(Debug)]
+pub struct RingReader {
+    empty: Sender<Vec<u8>>,
+    full: Receiver<Vec<u8>>,
+    counts: Arc<Counts>,
+}
+
+/// Both ends of a ring of `blocks` blocks of [`BLOCK`] octets, 1 at least. Its memory is there
+/// afterwards, not only promised.
+pub fn ring(blocks: usize) -> (RingIn, RingReader) {
+    let blocks = blocks.max(1);
+    let (give, empty) = bounded(blocks);
+    let (full, take) = bounded(blocks);
+    for _ in 0..blocks {
+        let mut block = vec![1; BLOCK];
+        block.clear();
+        // There is room for each.
+        let _ = give.try_send(block);
+    }
+    let counts = Arc::new(Counts::default());
+    let writer = RingWriter {
+        empty,
+        full,
+        block: Vec::new(),
+        starved: false,
+        snaplen: BLOCK,
+        kept: Vec::with_capacity(blocks),
+        unsettled: None,
+        counts: Arc::clone(&counts),
+    };
+    (RingIn(writer), RingReader { empty: give, full: take, counts })
+}
+
+/// The worker's end, until it is part of a session.
+#[derive(Debug)]
+pub struct RingIn(pub(super) RingWriter);
+
+impl RingWriter {
+    /// Counts a packet that passed the filter, and copies it if there is room.
+    #[inline]
+    pub(super) fn push(&mut self, stamp: &mut Stamp, packet: &[u8], mark: Mark) {
+        self.counts.matched.inc();
+        let kept = packet.len().min(self.snaplen);
+        if self.block.capacity() - self.block.len() < HEAD + kept && !self.next_block() {
+            self.counts.lost.inc();
+            return;
+        }
+        let (len, tstamp_ns) = (packet.len() as u32, stamp.ns());
+        let head = Head { tstamp_ns, len, kept: kept as u32, mark };
+        self.block.extend_from_slice(&head.to_octets());
+        self.block.extend_from_slice(&packet[..kept]);
+    }
+
+    fn next_block(&mut self) -> bool {
+        if self.starved {
+            return false;
+        }
+        let Ok(mut next) = self.empty.try_recv() else {
+            self.starved = true;
+            return false;
+        };
+        std::mem::swap(&mut self.block, &mut next);
+        if next.is_empty() {
+            return true;
+        }
+        if self.unsettled.is_some() {
+            // There is room for every block.
+            self.kept.push(next);
+        } else {
+            let _ = self.full.try_send(next);
+        }
+        true
+    }
+
+    /// From here on records may be [`super::record::kind::LEAVING`].
+    pub(super) fn begin_unsettled(&mut self) {
+        self.unsettled = Some(self.block.len());
+    }
+
+    /// Settles those records; see [`settle`].
+    pub(super) fn settle(&mut self, resolve: impl Fn(u32) -> (u8, u8)) {
+        let Some(mut start) = self.unsettled.take() else { return };
+        let mut void = 0;
+        for mut block in self.kept.drain(..) {
+            void += settle(&mut block, std::mem::take(&mut start), &resolve);
+            let _ = self.full.try_send(block);
+        }
+        void += settle(&mut self.block, start, &resolve);
+        self.counts.matched.set(self.counts.matched.get() - void);
+    }
+
+    /// Hands over what is written, if the reader waits for it.
+    #[inline]
+    pub(super) fn hand_over(&mut self) {
+        self.starved = false;
+        if !self.block.is_empty() && self.full.is_empty() {
+            self.flush();
+        }
+    }
+
+    /// Hands over what is written.
+    pub(super) fn flush(&mut self) {
+        if !self.block.is_empty() {
+            let _ = self.full.try_send(std::mem::take(&mut self.block));
+        }
+    }
+}
+
+/// The capture, or the worker, has ended: nothing that was copied is kept back.
+impl Drop for RingWriter {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl RingReader {
+    /// Shows the next block to `read`, if there is one, and gives it back. `None`: there is none
+    /// now; an error: nor will there be, for the worker's end is gone.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Ended> {
+        let mut block = match self.full.try_recv() {
+            Ok(block) => block,
+            Err(TryRecvError::Empty) => return Ok(None),
+            Err(TryRecvError::Disconnected) => return Err(Ended),
+        };
+        let result = read(&block);
+        block.clear();
+        let _ = self.empty.try_send(block);
+        Ok(Some(result))
+    }
+
+    /// Packets that passed the filter.
+    pub fn matched(&self) -> u64 {
+        self.counts.matched.get()
+    }
+
+    /// Those of them for which there was no room.
+    pub fn lost(&self) -> u64 {
+        self.counts.lost.get()
+    }
+}
+
+/// The worker's end of a ring is gone, and everything in it has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended;

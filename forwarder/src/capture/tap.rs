@@ -1,0 +1,205 @@
+//! Where a worker looks at packets for captures, and what it copies.
+//!
+//! A packet is seen as it was received, before the pipeline; as it is put on a TX ring; and as it
+//! was when it was dropped, with the reason. Frames a driver could not take from its RX ring have
+//! no copy, nor have those that the XDP program leaves to the kernel.
+//!
+//! With no capture everything costs one comparison: [`Tap::is_on`].
+
+use super::filter::{Filter, Verdict};
+use super::record::{Mark, kind};
+use super::ring::{RingIn, RingWriter, Stamp};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, WorkerStats};
+
+/// Captures at once, at most.
+pub const SESSIONS_MAX: usize = 8;
+
+/// Why a driver drops what it was given to send; the first of them whose counter has moved is told.
+const TX_REASONS: [DropReason; 4] =
+    [DropReason::DevNotReady, DropReason::FullRing, DropReason::EthTruncated, DropReason::TxError];
+
+/// What a capture wants to see.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// By port; `None`: every port.
+    pub ports: Option<Box<[bool]>>,
+    /// Received packets.
+    pub received: bool,
+    /// Sent packets.
+    pub sent: bool,
+    /// Dropped packets.
+    pub dropped: bool,
+    /// Octets kept of each.
+    pub snaplen: usize,
+    /// Which packets; `None`: all.
+    pub filter: Option<Filter>,
+}
+
+/// One capture on one worker.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    wanted: Wanted,
+    ring: RingWriter,
+}
+
+/// A worker's captures.
+#[derive(Debug, Default)]
+pub struct Tap {
+    /// Never more than [`SESSIONS_MAX`], for which there is room.
+    sessions: Vec<Session>,
+    /// The driver's counters before it was given packets to send.
+    before: [u64; TX_REASONS.len()],
+}
+
+impl Session {
+    /// A capture whose copies go into `ring`. `id` is its name.
+    pub fn new(id: u64, wanted: Wanted, ring: RingIn) -> Session {
+        let mut ring = ring.0;
+        ring.snaplen = wanted.snaplen;
+        Session { id, wanted, ring }
+    }
+
+    #[inline]
+    fn wants_port(&self, port: u16) -> bool {
+        let ports = self.wanted.ports.as_ref();
+        ports.is_none_or(|ports| ports.get(usize::from(port)).is_some_and(|&wanted| wanted))
+    }
+
+    /// Whether a packet concerns it. `bit`: its own in `passed_over`.
+    #[inline(always)]
+    fn concerns(&self, skb: &SkBuff, packet: &[u8], bit: u8) -> bool {
+        let filter = self.wanted.filter.as_ref();
+        skb.passed_over & bit == 0
+            && filter.is_none_or(|filter| filter.judge(packet) == Verdict::Match)
+    }
+}
+
+impl Tap {
+    /// No capture.
+    pub fn new() -> Tap {
+        Tap { sessions: Vec::with_capacity(SESSIONS_MAX), before: Default::default() }
+    }
+
+    /// Whether anything is captured.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        !self.sessions.is_empty()
+    }
+
+    /// Begins a capture; gives it back when there are [`SESSIONS_MAX`] already.
+    pub fn attach(&mut self, session: Session) -> Option<Session> {
+        if self.sessions.len() == SESSIONS_MAX {
+            return Some(session);
+        }
+        self.sessions.push(session);
+        None
+    }
+
+    /// Ends a capture. What it has copied is handed over when the session is dropped, which frees
+    /// memory.
+    pub fn detach(&mut self, id: u64) -> Option<Session> {
+        let at = self.sessions.iter().position(|session| session.id == id)?;
+        Some(self.sessions.remove(at))
+    }
+
+    /// Packets of one port were received.
+    pub fn received(&mut self, packets: &mut [SkBuff]) {
+        let Some(port) = packets.first().map(|skb| skb.port) else { return };
+        let mut stamp = Stamp::default();
+        for (n, session) in self.sessions.iter_mut().enumerate() {
+            if !session.wanted.received || !session.wants_port(port) {
+                continue;
+            }
+            for some in packets.chunks_mut(64) {
+                let (matched, for_good) = match &session.wanted.filter {
+                    Some(filter) => filter.judge_burst(some),
+                    None => (u64::MAX, 0),
+                };
+                for (at, skb) in some.iter_mut().enumerate() {
+                    skb.passed_over |= ((for_good >> at & 1) as u8) << n;
+                }
+                if matched != 0 {
+                    for (_, skb) in some.iter().enumerate().filter(|(at, _)| matched >> at & 1 == 1)
+                    {
+                        session.ring.push(&mut stamp, skb.data(), Mark::new(port, kind::IN));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Packets are about to be given to the driver of `port`, which certainly takes the first
+    /// `certain` of them. [`Tap::left`] must follow.
+    pub fn leaving(&mut self, port: u16, packets: &[SkBuff], certain: usize, stats: &WorkerStats) {
+        let mut stamp = Stamp::default();
+        let (sure, unsure) = packets.split_at(certain.min(packets.len()));
+        if !unsure.is_empty() {
+            self.before = tx_drops(stats);
+        }
+        for (n, session) in self.sessions.iter_mut().enumerate() {
+            if !session.wants_port(port) {
+                continue;
+            }
+            let bit = 1 << n;
+            if session.wanted.sent {
+                for skb in sure {
+                    if session.concerns(skb, skb.data(), bit) {
+                        session.ring.push(&mut stamp, skb.data(), Mark::new(port, kind::OUT));
+                    }
+                }
+            }
+            if !unsure.is_empty() && (session.wanted.sent || session.wanted.dropped) {
+                session.ring.begin_unsettled();
+                for (skb, place) in unsure.iter().zip(certain as u32..) {
+                    if session.concerns(skb, skb.data(), bit) {
+                        let mark = Mark { place, ..Mark::new(port, kind::LEAVING) };
+                        session.ring.push(&mut stamp, skb.data(), mark);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The driver took the first `put` of them, and dropped the others.
+    pub fn left(&mut self, put: usize, stats: &WorkerStats) {
+        let before = self.before;
+        let reason = || {
+            let moved = tx_drops(stats).into_iter().zip(before).position(|(now, was)| now != was);
+            TX_REASONS[moved.unwrap_or(0)] as u8
+        };
+        for Session { wanted, ring, .. } in &mut self.sessions {
+            ring.settle(|place| match (place as usize) < put {
+                true if wanted.sent => (kind::OUT, 0),
+                false if wanted.dropped => (kind::DROP, reason()),
+                _ => (kind::VOID, 0),
+            });
+        }
+    }
+
+    /// A packet was dropped.
+    #[cold]
+    pub fn dropped(&mut self, skb: &SkBuff, reason: DropReason) {
+        let mut stamp = Stamp::default();
+        for (n, session) in self.sessions.iter_mut().enumerate() {
+            if !session.wanted.dropped || !session.wants_port(skb.port) {
+                continue;
+            }
+            let packet = skb.mac_header();
+            if session.concerns(skb, packet, 1 << n) {
+                let mark = Mark { reason: reason as u8, ..Mark::new(skb.port, kind::DROP) };
+                session.ring.push(&mut stamp, packet, mark);
+            }
+        }
+    }
+
+    /// The end of a turn: readers that wait get what there is.
+    pub fn hand_over(&mut self) {
+        self.sessions.iter_mut().for_each(|session| session.ring.hand_over());
+    }
+}
+
+fn tx_drops(stats: &WorkerStats) -> [u64; TX_REASONS.len()] {
+    TX_REASONS.map(|reason| stats.drops[reason as usize].get())
+}

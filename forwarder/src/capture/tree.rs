@@ -1,0 +1,360 @@
+//! A filter as a tree of tests: what most programs come down to, at a fraction of the steps.
+//!
+//! libpcap's code for `host 192.0.2.1 and udp port 53` loads fields at fixed offsets, or behind the
+//! IPv4 header's length, and compares each with constants. Every comparison, together with the load
+//! and the mask before it, becomes one node: is the field between two values? A program that does
+//! anything else has no tree, and a packet that ends within four octets of a field is left to the
+//! program itself.
+
+use std::collections::HashMap;
+
+use super::filter::{Insn, Verdict, code};
+
+/// Longer programs have no tree: how deep one is built is bounded by their length.
+const INSNS_MAX: usize = 512;
+/// Nodes of a tree at most; a program whose paths do not join may need more than it has
+/// instructions.
+const NODES_MAX: usize = 1024;
+/// Instead of a node: the packet matches.
+const MATCH: u16 = u16::MAX;
+/// Instead of a node: it does not.
+const NO_MATCH: u16 = u16::MAX - 1;
+/// Where the octet with the IPv4 header's length stands behind an Ethernet header.
+const IHL_OFFSET: u32 = 14;
+
+/// Whether `word & mask` lies in `low ..= low + span`, the word being the four octets at `offset`
+/// in network byte order.
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    offset: u16,
+    /// The offset counts from the end of the IPv4 header, less the Ethernet header's 14 octets.
+    behind_ihl: bool,
+    mask: u32,
+    low: u32,
+    span: u32,
+    /// Forwarding does not change the field.
+    lasting: bool,
+}
+
+/// The tests, from the root on. Where a test leads stands apart from it: two loads with bounds of
+/// their own are a branch, which the processor foresees; from one node it would be a selection,
+/// which it has to wait for.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tree {
+    nodes: Vec<Node>,
+    yes: Vec<u16>,
+    no: Vec<u16>,
+    root: u16,
+}
+
+impl Tree {
+    /// The tree of a checked program; `None`: it has none.
+    pub(super) fn of(insns: &[Insn]) -> Option<Tree> {
+        if insns.len() > INSNS_MAX {
+            return None;
+        }
+        let mut builder = Builder { insns, tree: Tree::default(), known: HashMap::new() };
+        let root = builder.build(State { pc: 0, ..State::default() })?;
+        Some(Tree { root, ..builder.tree })
+    }
+
+    /// Whether a packet passes; `None`: the program has to be asked.
+    #[inline]
+    pub(super) fn judge(&self, packet: &[u8]) -> Option<Verdict> {
+        let (mut at, mut lasting) = (self.root, true);
+        while let Some(node) = self.nodes.get(usize::from(at)) {
+            let mut offset = usize::from(node.offset);
+            if node.behind_ihl {
+                offset += usize::from(packet.get(IHL_OFFSET as usize)? & 0xf) << 2;
+            }
+            let word = u32::from_be_bytes(*packet.get(offset..)?.first_chunk()?);
+            let within = (word & node.mask).wrapping_sub(node.low) <= node.span;
+            lasting &= node.lasting;
+            at = if within {
+                *self.yes.get(usize::from(at))?
+            } else {
+                *self.no.get(usize::from(at))?
+            };
+        }
+        Some(match at == MATCH {
+            true => Verdict::Match,
+            false if lasting => Verdict::NoMatchForGood,
+            false => Verdict::NoMatch,
+        })
+    }
+}
+
+/// Octets of a packet that a burst's tests look at, as many as the shortest Ethernet frame has.
+const WINDOW: usize = 60;
+/// Octets of an IPv4 header without options.
+const IHL_MIN: usize = 20;
+/// Nodes of a tree that a burst is judged by, at most.
+const BURST_NODES: usize = 64;
+/// Packets fewer than this are tested one by one.
+const FEW: u32 = 8;
+
+/// Up to 64 packets, a bit each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Judged {
+    /// Those that pass.
+    pub matched: u64,
+    /// Those that do not, for good.
+    pub for_good: u64,
+    /// Those that have to be judged one by one.
+    pub unknown: u64,
+}
+
+impl Tree {
+    /// Judges up to 64 packets together: a test is fetched once for all, and the packets do not
+    /// wait for each other. Left over: packets below 60 octets, those with IPv4 options whose ports
+    /// are looked at, and all, where the tree is large or looks far into the packet.
+    pub(super) fn judge_burst<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Judged {
+        let mut windows = [&[0; WINDOW]; 64];
+        let (mut count, mut todo, mut judged) = (0, 0u64, Judged::default());
+        for (packet, window) in packets.zip(&mut windows) {
+            match packet.first_chunk() {
+                Some(octets) => {
+                    *window = octets;
+                    todo |= 1 << count;
+                }
+                None => judged.unknown |= 1 << count,
+            }
+            count += 1;
+        }
+        if self.nodes.len() > BURST_NODES {
+            judged.unknown |= todo;
+            return judged;
+        }
+        // The root is the last node: every node stands behind those that it leads to.
+        let (mut at, mut passing) = ([0; BURST_NODES], Passing { judged, no_match: 0 });
+        passing.to(self.root, todo, &mut at);
+        let mut fleeting = 0;
+        for n in (0..self.nodes.len()).rev() {
+            let here = at[n];
+            if here == 0 {
+                continue;
+            }
+            let Some(within) = self.nodes[n].test_burst(&windows[..count], here) else {
+                passing.judged.unknown |= here;
+                continue;
+            };
+            let (odd, within) = within;
+            passing.judged.unknown |= odd;
+            let here = here & !odd;
+            if !self.nodes[n].lasting {
+                fleeting |= here;
+            }
+            passing.to(self.yes[n], here & within, &mut at);
+            passing.to(self.no[n], here & !within, &mut at);
+        }
+        let unknown = passing.judged.unknown;
+        Judged { for_good: passing.no_match & !fleeting, unknown, ..passing.judged }
+    }
+}
+
+/// Where packets have come to.
+struct Passing {
+    judged: Judged,
+    no_match: u64,
+}
+
+impl Passing {
+    fn to(&mut self, node: u16, packets: u64, at: &mut [u64; BURST_NODES]) {
+        match node {
+            MATCH => self.judged.matched |= packets,
+            NO_MATCH => self.no_match |= packets,
+            node => at[usize::from(node)] |= packets,
+        }
+    }
+}
+
+impl Node {
+    /// Of the packets `here`: those that cannot be tested, and those whose field is between the
+    /// values. `None`: the field is beyond the windows.
+    fn test_burst(&self, windows: &[&[u8; WINDOW]], here: u64) -> Option<(u64, u64)> {
+        let mut odd = 0;
+        let mut offset = usize::from(self.offset);
+        if self.behind_ihl {
+            offset += IHL_MIN;
+            for (n, window) in windows.iter().enumerate() {
+                odd |= u64::from(window[IHL_OFFSET as usize] & 0xf != 5) << n;
+            }
+        }
+        if offset > WINDOW - 4 {
+            return None;
+        }
+        let test = |window: &[u8; WINDOW]| {
+            let octets = [0, 1, 2, 3].map(|n| window[offset + n]);
+            let word = u32::from_be_bytes(octets);
+            u64::from((word & self.mask).wrapping_sub(self.low) <= self.span)
+        };
+        let mut within = 0;
+        if here.count_ones() < FEW {
+            let mut left = here;
+            while left != 0 {
+                let n = left.trailing_zeros();
+                within |= test(windows.get(n as usize)?) << n;
+                left &= left - 1;
+            }
+        } else {
+            for (n, window) in windows.iter().enumerate() {
+                within |= test(window) << n;
+            }
+        }
+        Some((odd & here, within))
+    }
+}
+
+/// What A holds: `size` octets at an offset, some bits masked out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Field {
+    offset: u16,
+    behind_ihl: bool,
+    /// Bits of the field.
+    bits: u32,
+    mask: u32,
+}
+
+/// A place in the program and what is known there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct State {
+    pc: usize,
+    a: Option<Field>,
+    /// A has been compared: otherwise its load, which may end the program, must not be left out.
+    a_tested: bool,
+    /// X is the IPv4 header's length.
+    x_is_ihl: bool,
+    x_used: bool,
+}
+
+struct Builder<'a> {
+    insns: &'a [Insn],
+    tree: Tree,
+    known: HashMap<State, u16>,
+}
+
+impl Builder<'_> {
+    /// The node, or the end, that a state comes to.
+    fn build(&mut self, mut state: State) -> Option<u16> {
+        use code::*;
+        if let Some(&known) = self.known.get(&state) {
+            return Some(known);
+        }
+        let begin = state;
+        let end = loop {
+            let insn = *self.insns.get(state.pc)?;
+            state.pc += 1;
+            match insn.code & CLASS {
+                LD if state.settled_a() => {
+                    (state.a, state.a_tested) = (Some(state.field(&insn)?), false);
+                    state.x_used |= insn.code & MODE == IND;
+                }
+                LDX if insn.code & MODE == MSH && insn.k == IHL_OFFSET && state.settled_x() => {
+                    (state.x_is_ihl, state.x_used) = (true, false);
+                }
+                ALU if insn.code & (OP | X) == AND => {
+                    let mut field = state.a?;
+                    field.mask &= insn.k;
+                    state.a = Some(field);
+                }
+                JMP if insn.code & OP == JA => state.pc += insn.k as usize,
+                JMP if insn.code & X == 0 => {
+                    let field = state.a?;
+                    state.a_tested = true;
+                    break self.branch(&insn, field, state)?;
+                }
+                RET if insn.code & A == 0 && state.settled_a() && state.settled_x() => {
+                    break if insn.k == 0 { NO_MATCH } else { MATCH };
+                }
+                _ => return None,
+            }
+        };
+        self.known.insert(begin, end);
+        Some(end)
+    }
+
+    fn branch(&mut self, insn: &Insn, field: Field, state: State) -> Option<u16> {
+        let to = |skip: u8| State { pc: state.pc + usize::from(skip), ..state };
+        let (mut yes, mut no) = (self.build(to(insn.jt))?, self.build(to(insn.jf))?);
+        let top = 32 - field.bits;
+        let mut mask = field.mask << top;
+        let all = u32::MAX << top;
+        let (low, span) = match insn.code & code::OP {
+            // More than the field can hold.
+            code::JEQ | code::JGE if insn.k > all >> top => return self.never(field, no),
+            code::JGT if insn.k >= all >> top => return self.never(field, no),
+            code::JEQ => (insn.k << top, 0),
+            code::JGE => (insn.k << top, u32::MAX - (insn.k << top)),
+            code::JGT => ((insn.k + 1) << top, u32::MAX - ((insn.k + 1) << top)),
+            _ => {
+                mask &= insn.k << top;
+                (yes, no) = (no, yes);
+                (0, 0)
+            }
+        };
+        self.node(field, mask, (low, span), (yes, no))
+    }
+
+    /// A test that never holds: it stays, for its load may end the program.
+    fn never(&mut self, field: Field, no: u16) -> Option<u16> {
+        self.node(field, 0, (0, 0), (no, no))
+    }
+
+    fn node(
+        &mut self,
+        field: Field,
+        mask: u32,
+        (low, span): (u32, u32),
+        (yes, no): (u16, u16),
+    ) -> Option<u16> {
+        let Field { offset, behind_ihl, .. } = field;
+        let lasting = field.is_lasting();
+        self.tree.nodes.push(Node { offset, behind_ihl, mask, low, span, lasting });
+        self.tree.yes.push(yes);
+        self.tree.no.push(no);
+        let count = self.tree.nodes.len();
+        (count <= NODES_MAX).then_some(count as u16 - 1)
+    }
+}
+
+impl Field {
+    /// Whether forwarding leaves the field as it is, in IPv4 and IPv6 alike: it writes the Ethernet
+    /// addresses, TTL and header checksum or hop limit, options, and checksums that were left to
+    /// the device.
+    fn is_lasting(&self) -> bool {
+        let (begin, end) = (self.offset, self.offset.saturating_add(self.bits as u16 / 8));
+        let lies_in = |from: u16, to: u16| from <= begin && end <= to;
+        match self.behind_ihl {
+            // Ports, ICMP type and code.
+            true => lies_in(14, 18),
+            // EtherType to IPv6's next header; IPv4's protocol; IPv4's addresses.
+            false => lies_in(12, 21) || lies_in(23, 24) || lies_in(26, 34),
+        }
+    }
+}
+
+impl State {
+    fn settled_a(&self) -> bool {
+        self.a.is_none() || self.a_tested
+    }
+
+    fn settled_x(&self) -> bool {
+        !self.x_is_ihl || self.x_used
+    }
+
+    /// What a load puts into A.
+    fn field(&self, insn: &Insn) -> Option<Field> {
+        let behind_ihl = match insn.code & code::MODE {
+            code::ABS => false,
+            code::IND if self.x_is_ihl => true,
+            _ => return None,
+        };
+        let bits = match insn.code & code::SIZE {
+            code::W => 32,
+            code::H => 16,
+            _ => 8,
+        };
+        let offset = insn.k.try_into().ok()?;
+        Some(Field { offset, behind_ihl, bits, mask: u32::MAX >> (32 - bits) })
+    }
+}

@@ -1,0 +1,341 @@
+//! `capture`: copies of what passes through userspace, or is dropped there, for tcpdump's readers.
+//!
+//! - [`out`]: pcapng, or lines;
+//! - [`promisc`]: frames for other stations, which never come to userspace.
+
+mod out;
+mod promisc;
+
+use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use self::out::{Out, Seen};
+use self::promisc::Promiscuous;
+use super::signals::Signals;
+use super::{Global, Usage, output, unexpected};
+use crate::capture::{Filter, Insn, Kind, Record, Records, compile};
+use crate::control::api::{
+    CaptureDirection, CaptureEnd, CapturePort, CaptureRequest, Request, Response,
+};
+use crate::control::capture::Message;
+use crate::control::client::Client;
+
+/// Octets read from the daemon at once.
+const READ: usize = 1 << 20;
+/// How often is looked at promiscuous sockets.
+const LOOK_MS: u16 = 20;
+
+const ABOUT: &str = "\
+What passes through userspace is redirected by XDP before tcpdump could see it, so tcpdump on a port \
+shows only what the kernel handles: ARP, the router's own addresses, and what was handed back. This \
+verb shows the rest: packets as they were received, as they were put on a TX ring, and as they were \
+when they were dropped, with the reason as the packet's comment. For the kernel's share ask tcpdump.
+
+FILTER is in tcpdump's language (man pcap-filter). Without -w a line is printed for each packet; with \
+-j it is JSON. FILE is pcapng with the ports' names, nanoseconds and directions:
+
+  ferroute capture -i eth0 -w - udp port 53 | wireshark -k -i -
+  ferroute capture --direction drop -w drops.pcapng
+  tshark -r drops.pcapng -T fields -e frame.comment | sort | uniq -c
+
+A drop is shown at the port that the packet came in by, or, if it was the TX ring that did not take \
+it, at the one it was to leave by. A reader that does not keep up loses copies, which are counted; \
+packets are forwarded all the same. With several workers, packets of one may stand before a \
+little older ones of another; reordercap puts them in order.
+
+--promisc has the port accept unicast frames for other stations, as tcpdump does: the interface's \
+promiscuity counter is one higher while the capture runs (ip -d link). Such frames are shown and \
+never forwarded. To be used in the network namespace of the daemon.
+
+Ends after -c packets or with Ctrl-C, and says on standard error what was captured and lost.";
+
+/// Where packets are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Direction {
+    /// As received.
+    In,
+    /// As put on a TX ring.
+    Out,
+    /// As they were when dropped.
+    Drop,
+}
+
+/// Flags of `capture`, tcpdump's where it has them.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT)]
+pub struct CaptureArgs {
+    /// Capture on this port, or on `any`; repeat for more [default: any].
+    #[arg(short, long = "interface", value_name = "PORT")]
+    interfaces: Vec<String>,
+    /// Write pcapng to a file, or to standard output (`-`).
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Only packets seen there; several with commas [default: in,out,drop].
+    #[arg(short = 'Q', long, value_name = "DIRECTION", value_delimiter = ',')]
+    direction: Vec<Direction>,
+    /// Octets kept of each packet.
+    #[arg(short, long, value_name = "OCTETS", default_value_t = 262_144)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    snaplen: u32,
+    /// End after so many packets.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// Have the port accept frames for other stations, too.
+    #[arg(long)]
+    promisc: bool,
+    /// Memory for copies that wait to be written, of each worker.
+    #[arg(short = 'B', long, value_name = "KIB", default_value_t = 4096)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    buffer_size: u32,
+    /// Which packets, in tcpdump's language [default: all].
+    #[arg(value_name = "FILTER", trailing_var_arg = true)]
+    filter: Vec<String>,
+}
+
+impl CaptureArgs {
+    fn request(&self, filter: &str) -> Result<CaptureRequest> {
+        let filter = match filter.trim() {
+            "" => Vec::new(),
+            filter => program(filter)?,
+        };
+        let directions = match &self.direction[..] {
+            [] => Direction::value_variants(),
+            chosen => chosen,
+        };
+        let direction = |direction: &Direction| match direction {
+            Direction::In => CaptureDirection::In,
+            Direction::Out => CaptureDirection::Out,
+            Direction::Drop => CaptureDirection::Drop,
+        };
+        Ok(CaptureRequest {
+            ports: self.ports(),
+            directions: directions.iter().map(direction).collect(),
+            snaplen: self.snaplen,
+            buffer_kib: self.buffer_size,
+            filter,
+        })
+    }
+
+    /// None: all.
+    fn ports(&self) -> Vec<String> {
+        let any = self.interfaces.iter().any(|name| name == "any");
+        if any { Vec::new() } else { self.interfaces.clone() }
+    }
+}
+
+/// The filter's program, as the daemon will take it.
+fn program(filter: &str) -> Result<Vec<Insn>> {
+    let insns = compile(filter).map_err(|error| Usage(error.to_string()))?;
+    Filter::new(&insns).map_err(|error| Usage(format!("`{filter}`: {error}")))?;
+    Ok(insns)
+}
+
+/// Captures until it is over, and says what it was.
+pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
+    let filter = args.filter.join(" ");
+    let request = args.request(&filter)?;
+    let signals = Rc::new(Signals::take()?);
+    let mut client = Client::connect(global.control())?;
+    let grant = match client.ask(&Request::Capture(request))? {
+        Response::Capture(grant) => grant,
+        other => return Err(unexpected(&other)),
+    };
+    let (stream, read) = client.into_stream();
+    stream.set_nonblocking(true)?;
+    let promiscuous = match args.promisc {
+        true => Some(Promiscuous::new(&args.ports(), &filter, args.snaplen, grant.pid)?),
+        false => None,
+    };
+    let out = Out::create(args.write.as_deref(), global, &signals, args.snaplen)?;
+    let mut capture = Capture {
+        stream,
+        read,
+        signals,
+        out,
+        promiscuous,
+        left: args.count.unwrap_or(u64::MAX),
+        captured: 0,
+        leaving: false,
+    };
+    capture.follow_ports(grant.ports)?;
+    let names: Vec<&str> = match request_names(&args.interfaces) {
+        Some(names) => names,
+        None => capture.out.ports().iter().map(|port| port.ifname.as_str()).collect(),
+    };
+    eprintln!("ferroute: capturing on {}", names.join(", "));
+    let ended = capture.run();
+    let flushed = capture.out.flush();
+    capture.say(ended.as_ref().ok().copied().flatten());
+    let end = match (ended, flushed) {
+        (Err(error), _) | (_, Err(error)) if output::is_broken_pipe(&error) => return Ok(()),
+        (ended, flushed) => flushed.and(ended)?,
+    };
+    match end {
+        Some(CaptureEnd { stopping: false, .. }) => Ok(()),
+        _ => bail!("the daemon has ended"),
+    }
+}
+
+/// The ports named; `None`: all.
+fn request_names(interfaces: &[String]) -> Option<Vec<&str>> {
+    let any = interfaces.is_empty() || interfaces.iter().any(|name| name == "any");
+    (!any).then(|| interfaces.iter().map(String::as_str).collect())
+}
+
+struct Capture {
+    stream: UnixStream,
+    /// From the daemon, not looked at yet.
+    read: Vec<u8>,
+    signals: Rc<Signals>,
+    out: Out,
+    promiscuous: Option<Promiscuous>,
+    /// Packets until -c is reached.
+    left: u64,
+    captured: u64,
+    /// The daemon was told that no more is wanted.
+    leaving: bool,
+}
+
+impl Capture {
+    /// Until the daemon says that it is over. `None`: it ended without a word.
+    fn run(&mut self) -> Result<Option<CaptureEnd>> {
+        loop {
+            if let Some(end) = self.messages()? {
+                return Ok(Some(end));
+            }
+            self.look_at_others()?;
+            self.out.flush()?;
+            if self.signals.came() || self.left == 0 {
+                self.leave();
+            }
+            self.wait()?;
+            if !self.receive()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Has the daemon send what is under way, and its account.
+    fn leave(&mut self) {
+        if !self.leaving {
+            // The daemon may have ended; that shows when reading.
+            let _ = self.stream.shutdown(Shutdown::Write);
+            self.promiscuous = None;
+            self.leaving = true;
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        let mut fds = [
+            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+        ];
+        let timeout = match self.promiscuous {
+            Some(_) => PollTimeout::from(LOOK_MS),
+            None => PollTimeout::NONE,
+        };
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno).context("poll(2)"),
+        }
+    }
+
+    /// Reads what has come. `false`: nothing more will.
+    fn receive(&mut self) -> Result<bool> {
+        let had = self.read.len();
+        self.read.resize(had + READ, 0);
+        let result = self.stream.read(&mut self.read[had..]);
+        self.read.truncate(had + result.as_ref().map_or(0, |&octets| octets));
+        match result {
+            Ok(octets) => Ok(octets > 0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
+            Err(error) => Err(error).context("reading from the daemon"),
+        }
+    }
+
+    /// Does what the whole messages say.
+    fn messages(&mut self) -> Result<Option<CaptureEnd>> {
+        let read = std::mem::take(&mut self.read);
+        let mut at = 0;
+        while let Some((message, length)) = Message::parse(&read[at..])? {
+            at += length;
+            match message {
+                Message::Packets(packets) => self.packets(packets)?,
+                Message::Ports(ports) => self.follow_ports(ports)?,
+                Message::End(end) => return Ok(Some(end)),
+            }
+        }
+        self.read = read;
+        self.read.drain(..at);
+        Ok(None)
+    }
+
+    /// The copies of all workers, as far as they have come, in the order of their time.
+    fn packets(&mut self, packets: &[u8]) -> Result<()> {
+        let mut records: Vec<Record<'_>> = Records::new(packets).collect();
+        records.sort_by_key(|record| record.tstamp_ns);
+        for record in records {
+            self.packet(record, false)?;
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, record: Record<'_>, promiscuous: bool) -> Result<()> {
+        if self.left > 0 {
+            self.out.write(&Seen { record, promiscuous })?;
+            self.left -= 1;
+            self.captured += 1;
+        }
+        Ok(())
+    }
+
+    /// Frames for other stations.
+    fn look_at_others(&mut self) -> Result<()> {
+        let Some(mut promiscuous) = self.promiscuous.take() else { return Ok(()) };
+        let look = promiscuous.look(|port, tstamp_ns, len, data| {
+            self.packet(Record { tstamp_ns, port, kind: Kind::In, len, data }, true)
+        });
+        self.promiscuous = Some(promiscuous);
+        look
+    }
+
+    fn follow_ports(&mut self, ports: Vec<CapturePort>) -> Result<()> {
+        for (was, is) in self.out.ports().iter().zip(&ports) {
+            if was.ifname != is.ifname {
+                eprintln!("ferroute: interface {} is now {}", was.ifname, is.ifname);
+            }
+            match (was.ifindex, is.ifindex) {
+                (was, is) if was == is => {}
+                (_, 0) => eprintln!(
+                    "ferroute: interface {} is gone; its packets are captured when it is back",
+                    is.ifname
+                ),
+                _ => eprintln!("ferroute: interface {} is back", is.ifname),
+            }
+        }
+        if let Some(promiscuous) = &mut self.promiscuous {
+            promiscuous.follow(&ports)?;
+        }
+        self.out.follow(ports)
+    }
+
+    /// tcpdump's last words.
+    fn say(&mut self, end: Option<CaptureEnd>) {
+        let packets = |count: u64| format!("{count} packet{}", if count == 1 { "" } else { "s" });
+        eprintln!("{} captured", packets(self.captured));
+        if let Some(CaptureEnd { matched, lost, .. }) = end {
+            eprintln!("{} received by filter", packets(matched));
+            let hint = if lost > 0 { ": they came faster than they were written" } else { "" };
+            eprintln!("{} lost by the capture{hint}", packets(lost));
+        }
+    }
+}
