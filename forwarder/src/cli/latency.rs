@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
@@ -14,6 +13,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::output::{self, columns};
+use super::signals::Signals;
 use super::{Global, unexpected};
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
 use crate::control::client::Client;
@@ -102,6 +102,8 @@ impl LatencyArgs {
 /// Asks and prints, once or each second.
 pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     let quiet = output::is_taken_by([&args.hgrm, &args.log, &args.svg])?;
+    // Files that are begun and have no name yet would outlive a process that is killed.
+    let signals = Signals::take()?;
     let mut files = args.files()?;
     let log = args.log.as_deref().map(OutFile::create).transpose()?;
     let mut client = Client::connect(global.control())?;
@@ -127,7 +129,9 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
         before = LatencyReport { resets: before.resets + 1, ..LatencyReport::default() };
     }
     for tick in 1.. {
-        thread::sleep((PERIOD * tick).saturating_sub(start.elapsed()));
+        if signals.wait((PERIOD * tick).saturating_sub(start.elapsed())) {
+            break;
+        }
         let mut files = args.files()?;
         let report = ask(&mut client, args, false)?;
         let at = start.elapsed();

@@ -2,13 +2,16 @@
 //! public HdrHistogram tools as it was printed.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::{LEFT4, RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// What `hdrhistogram` for Python finds in a log: for each tag (`-` for none) the count, the
@@ -172,5 +175,29 @@ fn what_is_not_measured_is_said() -> Result<()> {
     let answer = ferroute.command(&["latency"]).output()?;
     let stderr = String::from_utf8_lossy(&answer.stderr);
     ensure!(answer.status.code() == Some(1) && stderr.contains("--latency-sample 0"), "{stderr}");
+    ferroute.forwarded_all_itself()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_watch_that_is_interrupted_leaves_no_file_begun() -> Result<()> {
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &["--latency-sample", "1"])?;
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("out.log").display().to_string();
+    let mut command = ferroute.command(&["latency", "--watch", "--log", &log]);
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    // It has printed: its files are begun.
+    let mut out = child.stdout.take().context("no output")?;
+    out.read_exact(&mut [0])?;
+    kill(Pid::from_raw(child.id().try_into()?), Signal::SIGINT)?;
+    std::io::copy(&mut out, &mut std::io::sink())?;
+    let status = child.wait()?;
+    ensure!(status.success(), "{status}");
+    let left: Vec<_> = fs::read_dir(&dir)?.flatten().map(|entry| entry.file_name()).collect();
+    ensure!(left.is_empty() || left == ["out.log"], "{left:?}");
     ferroute.forwarded_all_itself()
 }
