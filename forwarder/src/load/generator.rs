@@ -42,7 +42,8 @@ pub struct Generator {
 #[derive(Debug)]
 struct Running {
     counters: Counters,
-    thread: Option<JoinHandle<Result<(), LoadError>>>,
+    /// When it was done, and how it went.
+    thread: Option<JoinHandle<(Instant, Result<(), LoadError>)>>,
 }
 
 /// Where a thread's counters are.
@@ -91,7 +92,10 @@ impl Starting {
         let (go, begun) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("pktgen-{}", self.begin.len()))
-            .spawn(move || run(ready, begun))
+            .spawn(move || {
+                let result = run(ready, begun);
+                (Instant::now(), result)
+            })
             .map_err(|error| LoadError::Thread(error.to_string()))?;
         let counters =
             counters.recv().map_err(|_| LoadError::Thread("it ended at once".into()))??;
@@ -177,6 +181,23 @@ impl Generator {
         Ok(sent)
     }
 
+    /// From the first to the last packet, as the programs saw them: setting live frames up takes
+    /// tens of milliseconds before the first.
+    fn sending(&self) -> Option<Duration> {
+        let mut whole: Option<(u64, u64)> = None;
+        for running in &self.threads {
+            let Counters::Program { state_map, .. } = &running.counters else { return None };
+            let GeneratorState { first_ns, last_ns, .. } = state(state_map).ok()?;
+            if first_ns != 0 {
+                let (first, last) = whole.unwrap_or((first_ns, last_ns));
+                whole = Some((first.min(first_ns), last.max(last_ns)));
+            }
+        }
+        let (first, last) = whole?;
+        // A single packet has no length.
+        (last > first).then(|| Duration::from_nanos(last - first))
+    }
+
     fn end(&mut self) -> Result<(), LoadError> {
         self.stop.store(true, Ordering::Relaxed);
         let mut result = Ok(());
@@ -187,12 +208,17 @@ impl Generator {
                 result = result.and(told);
             }
         }
-        self.ended.get_or_insert_with(|| self.started.elapsed());
         for running in &mut self.threads {
             if let Some(thread) = running.thread.take() {
-                let ended = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                result = result.and(ended);
+                let (at, how) =
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let ended = at.saturating_duration_since(self.started);
+                self.ended = self.ended.max(Some(ended));
+                result = result.and(how);
             }
+        }
+        if let Some(sending) = self.sending() {
+            self.ended = Some(sending);
         }
         result
     }
