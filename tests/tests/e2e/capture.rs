@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::{LEFT4, RIGHT4};
 use ferroute_tests::lab::mac;
 use ferroute_tests::packet::{ETHERTYPE_IPV4, Ipv4, UDP, ethernet, udp};
-use ferroute_tests::ping::ping_all;
+use ferroute_tests::ping::{ping, ping_all, ping_each};
 use ferroute_tests::tap::Tap;
 use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually};
 use nix::sys::signal::{Signal, kill};
@@ -264,10 +264,7 @@ fn what_goes_wrong_with_a_capture_is_said_and_disturbs_nothing() -> Result<()> {
     }
     let lab = Lab::up()?;
     let mut ferroute = Ferroute::start(&lab)?;
-    let ping = |count: u32| {
-        // One after the other: ping's own socket overflows when it is kept from its CPU.
-        ping_all(&lab.left, &format!("-c {count} -A -W 5 -s 1000 {RIGHT4}")).map(drop)
-    };
+    let ping = |count: u32| ping_each(&lab.left, RIGHT4, count);
     ping(1)?;
     for (args, code, words) in [
         (&["host", "and"][..], 2, "syntax error"),
@@ -294,7 +291,7 @@ fn what_goes_wrong_with_a_capture_is_said_and_disturbs_nothing() -> Result<()> {
     let (status, said) = gone.ended()?;
     ensure!(status.success() && !said.contains("ferroute: cannot"), "{status}: {said}");
 
-    slow_reader(&ferroute, &ping)?;
+    slow_reader(&ferroute, &lab)?;
 
     let left_alone = Capture::start(&ferroute, &[], Stdio::null())?;
     ferroute.kill()?;
@@ -304,10 +301,13 @@ fn what_goes_wrong_with_a_capture_is_said_and_disturbs_nothing() -> Result<()> {
 }
 
 /// Copies are lost and counted, packets are not.
-fn slow_reader(ferroute: &Ferroute, ping: &dyn Fn(u32) -> Result<()>) -> Result<()> {
+fn slow_reader(ferroute: &Ferroute, lab: &Lab) -> Result<()> {
     let mut slow = Capture::start(ferroute, &["-B", "256", "-w", "-"], Stdio::piped())?;
     // Four copies of a kilobyte each: more than ring, socket and pipe hold together.
-    ping(1000)?;
+    // One after the other: ping's own socket overflows when it is kept from its CPU.
+    let pings = ping(&lab.left, &format!("-c 1000 -A -W 10 -s 1000 {RIGHT4}"))?;
+    // It waits for the last answer only as long as it likes.
+    ensure!(pings.sent == 1000 && pings.received >= 990, "{}", pings.text);
     let mut stdout = slow.child.stdout.take().context("a pipe")?;
     let reading = std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
     // Also what is under way is written before it ends.
@@ -322,7 +322,7 @@ fn slow_reader(ferroute: &Ferroute, ping: &dyn Fn(u32) -> Result<()>) -> Result<
     let (captured, matched) = (count("captured")?, count("received by filter")?);
     let lost = count("lost by the capture")?;
     ensure!(status.success() && lost > 0, "{status}: {said}");
-    ensure!(captured + lost == matched && matched == 4000, "{said}");
+    ensure!(captured + lost == matched && (3960..=4000).contains(&matched), "{said}");
     ferroute.forwarded_all_itself()
 }
 
@@ -355,8 +355,17 @@ fn a_port_that_is_renamed_is_told_and_captured_again_when_it_is_back() -> Result
     ));
     ferroute.wait_until_forwarding()?;
     ensure!(eventually(|| promiscuity(&lab).is_ok_and(|count| count >= 1)));
-    ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
-    ensure!(capture.stop()?.contains("6 packets captured"));
-    ensure!(read(&path)?.iter().all(|shown| shown.port == "rt-left"));
+    // The kernel forwards until neighbours and routes are back.
+    ensure!(eventually(|| ping_all(&lab.left, &format!("-c 1 -W 1 {RIGHT4}")).is_ok()));
+    let counter = |ferroute: &Ferroute| -> Result<u64> {
+        let ports = ferroute.json(&["stat", "--port", "rt-left"])?;
+        ports[0]["counters"]["rx_packets"].as_u64().context("no rx_packets")
+    };
+    let before = counter(&ferroute)?;
+    ping_each(&lab.left, RIGHT4, 3)?;
+    ensure!(counter(&ferroute)? >= before + 3, "the kernel still forwards");
+    capture.stop()?;
+    let shown = read(&path)?;
+    ensure!(shown.len() >= 6 && shown.iter().all(|shown| shown.port == "rt-left"), "{shown:?}");
     ferroute.terminate()
 }

@@ -23,8 +23,8 @@ use crate::control::server::{Answer, Follow};
 use crate::io::af_xdp::AfXdp;
 use crate::worker::TapHandle;
 
-/// A worker does what it is asked between two turns.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A worker does what it is asked between two turns; one kept from its CPU may take a while.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked for copies. Workers do not tell: that would cost them a system call.
 const LOOK_MS: u16 = 5;
 /// Octets of packets in one message, about: those of all workers that came in one look.
@@ -118,12 +118,14 @@ impl Daemon {
         };
         for (n, worker) in self.workers.iter().enumerate() {
             let (writer, reader) = ring(blocks);
-            let tap = worker.taps();
             let session = Session::new(stream.id, wanted.clone(), writer);
-            tap.attach(session, WORKER_TIMEOUT)
-                .ok_or_else(|| format!("worker {n} does not take the capture; try again"))?;
-            stream.taps.push(tap);
             stream.rings.push(reader);
+            // Before it is asked: what it does after we have stopped waiting is to be undone, too.
+            stream.taps.push(worker.taps());
+            worker
+                .taps()
+                .attach(session, WORKER_TIMEOUT)
+                .ok_or_else(|| format!("worker {n} does not take the capture; try again"))?;
         }
         Ok(stream)
     }
