@@ -8,7 +8,6 @@
 //! machine the same tests show zero-copy: set it to the mode expected (`copy` or `zero-copy`).
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
@@ -18,12 +17,15 @@ use ferroute::io::af_xdp::{
 };
 use ferroute::skb::{Burst, FramePool};
 use ferroute::stats::{DropReason, WorkerStats};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+
+use netns::run;
+
+mod netns;
 
 const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
 const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
@@ -36,29 +38,20 @@ const RINGS: RingSizes = RingSizes { fill: 256, tx: 128 };
 
 /// Runs `test` in a thread with a network namespace of its own: two veth pairs, IPv6 quiet.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
+    netns::need_root();
     if mode_of_nics().is_some() {
         return test();
     }
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    netns::in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
         veth(0);
         veth(1);
         test();
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 fn mode_of_nics() -> Option<String> {
     std::env::var("FERROUTE_TEST_NICS").ok()
-}
-
-fn run(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
-    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// The veth pair `port0`–`peer0` or `port1`–`peer1`, both up.

@@ -12,24 +12,17 @@ use ferroute::control::api::{Request, Response};
 use ferroute::control::doctor::{Finding, Level, examine};
 use ferroute::control::firewall::bypassed;
 use ferroute::control::server::{Answer, ControlHandler, Server};
-use nix::sched::{CloneFlags, unshare};
+
+use netns::run;
+
+mod netns;
 
 /// Runs `test` in a thread with a network namespace of its own.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    netns::in_namespace(|| {
         run("ip link set lo up");
         test();
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn run(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
-    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn found() -> Vec<String> {

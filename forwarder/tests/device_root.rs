@@ -4,7 +4,6 @@
 //! Needs root. Each test has a network namespace of its own, which goes with its thread.
 
 use std::path::Path;
-use std::process::Command;
 
 use ferroute::control::device::KernelDevice;
 use ferroute::control::device::napi;
@@ -13,7 +12,10 @@ use ferroute::control::device::sysfs::{self, DeviceSettings};
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use ferroute::io::device::{DeviceError, EthtoolOps, NetDevice, NetDeviceOps, RxUsers};
 use ferroute::stats::WorkerStats;
-use nix::sched::{CloneFlags, unshare};
+
+use netns::run;
+
+mod netns;
 
 /// The largest IP packet that a frame holds, in octets.
 const MTU_MAX: u32 = 3826;
@@ -21,21 +23,11 @@ const MTU_MAX: u32 = 3826;
 /// Runs `test` in a thread with a network namespace of its own, which has the veth pair
 /// `port`–`peer`, both up.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    netns::in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1; \
              ip link add port type veth peer name peer; ip link set port up; ip link set peer up");
         test();
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn run(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
-    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn ifindex(name: &str) -> u32 {

@@ -17,13 +17,16 @@ use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use ferroute::skb::Burst;
 use ferroute::stats::WorkerStats;
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use xdp_prog::Reason;
+
+use netns::run;
+
+mod netns;
 
 const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
 const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
@@ -35,22 +38,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `test` in a thread with a network namespace of its own: IPv6 quiet, forwarding on.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    netns::in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
         run("sysctl -qw net.ipv4.ip_forward=1");
         run("ip link set lo up");
         test();
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn run(command: &str) {
-    let out = Command::new("sh").args(["-ec", command]).output().expect("sh");
-    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 fn output(command: &str) -> String {
