@@ -53,13 +53,13 @@ const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 fn unicast(gateway: Option<&str>) -> FibInfo {
     let gateway = gateway.map(|addr| addr.parse().expect("an address"));
-    let nexthop = Nexthop { oif: 3, port: Some(1), gateway, weight: 1, dead: false, onlink: false };
+    let nexthop = Nexthop { oif: 3, dev: Some(1), gateway, weight: 1, dead: false, onlink: false };
     FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) }
 }
 
 fn left() -> FibInfo {
     let mut info = unicast(None);
-    (info.nexthops[0].oif, info.nexthops[0].port) = (2, Some(0));
+    (info.nexthops[0].oif, info.nexthops[0].dev) = (2, Some(0));
     info
 }
 

@@ -206,7 +206,7 @@ fn family<A: Address>(
     let info = |gateway| {
         let nexthop = Nexthop {
             oif: 3,
-            port: Some(1),
+            dev: Some(1),
             gateway: Some(gateway),
             weight: 1,
             dead: false,

@@ -80,7 +80,7 @@ pub fn replay(
     let ports: Vec<PcapPort> = network
         .links
         .iter()
-        .filter(|link| link.port.is_some())
+        .filter(|link| link.port.is_some() && link.vlan.is_none())
         .map(|link| PcapPort { ifname: link.name.clone(), ifindex: link.ifindex })
         .collect();
     let default_port = match iif {
@@ -214,8 +214,27 @@ address = "198.18.2.2"
 lladdr = "02:00:00:00:00:12"
 "#;
 
+    const VLANS: &str = r#"
+[[replay.interface]]
+name = "left.10"
+vlan = { link = "left", id = 10 }
+addresses = ["198.18.10.1/24"]
+[[replay.interface]]
+name = "right.s20"
+vlan = { link = "right", id = 20, protocol = "802.1ad" }
+[[replay.interface]]
+name = "right.20.7"
+vlan = { link = "right.s20", id = 7, egress_qos_map = ["0:5"] }
+addresses = ["198.18.20.1/24"]
+[[replay.neighbour]]
+dev = "right.20.7"
+address = "198.18.20.2"
+lladdr = "02:00:00:00:00:12"
+"#;
+
     fn network() -> StaticNetwork {
-        let config = Config::parse(NETWORK, Path::new("n.toml")).expect("is right");
+        let text = format!("{NETWORK}{VLANS}");
+        let config = Config::parse(&text, Path::new("n.toml")).expect("is right");
         StaticNetwork::new(&config.replay.expect("has the section")).expect("is right")
     }
 
@@ -285,6 +304,21 @@ lladdr = "02:00:00:00:00:12"
         assert_eq!(icmp[..6], [2, 0, 0, 0, 0, 0x11], "back to the sender");
         assert_eq!((icmp[23], icmp[34], icmp[35]), (1, 11, 0), "Time Exceeded in transit");
         assert_eq!(icmp[42..62], frames[1][14..34], "quotes the packet as received");
+    }
+
+    #[test]
+    fn tagged_packets_go_between_vlans() {
+        let mut tagged = frame([198, 18, 20, 2], 64);
+        // PCP 6.
+        tagged.splice(12..12, [0x81, 0, 0xc0, 10]);
+        let mut unknown = tagged.clone();
+        unknown[15] = 11;
+        let (report, out) = run(&[tagged.clone(), unknown], None).expect("runs");
+        assert_eq!(report.punts, Counters::from([("VLAN_UNKNOWN".into(), 1)]));
+        assert_eq!(out.len(), 1);
+        // The priority it came with; and where there is a map, that of the map.
+        assert_eq!(out[0][12..22], [0x88, 0xa8, 0xc0, 20, 0x81, 0, 0xa0, 7, 8, 0]);
+        assert_eq!(out[0][42..], tagged[38..], "what is above IP is untouched");
     }
 
     #[test]

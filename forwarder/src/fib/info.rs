@@ -34,8 +34,9 @@ pub enum RouteType {
 pub struct Nexthop {
     /// ifindex of the outgoing interface; 0 when there is none.
     pub oif: u32,
-    /// Our port for it; `None`: the interface is the kernel's alone, its packets are punted.
-    pub port: Option<u16>,
+    /// Its number among the interfaces that packets leave by (`Links::dev`); `None`: it is the
+    /// kernel's alone, and packets for it are punted.
+    pub dev: Option<u16>,
     /// The router to send to; `None`: the destination is on link. Either family: an IPv4 route may
     /// lead through an IPv6 router (RTA_VIA).
     pub gateway: Option<IpAddr>,
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     fn nexthop(oif: u32, weight: u32, dead: bool) -> Nexthop {
-        Nexthop { oif, port: None, gateway: None, weight, dead, onlink: false }
+        Nexthop { oif, dev: None, gateway: None, weight, dead, onlink: false }
     }
 
     fn route(nexthops: Vec<Nexthop>) -> FibInfo {

@@ -146,6 +146,10 @@ impl Ctx<'_> {
         // The kernel would take the partial checksum for a wrong one.
         super::csum_partial::skb_checksum_help(&mut skb);
         let port = skb.port;
+        if let Some(link) = self.tables.links.port(port) {
+            // The kernel finds the VLAN by itself.
+            skb.iif = link.ifindex;
+        }
         self.stats.punt(reason);
         if let Some(port) = self.stats.ports.get(usize::from(port)) {
             port.punted.inc();

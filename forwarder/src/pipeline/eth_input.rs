@@ -1,35 +1,69 @@
 //! The link-layer header of a received frame: `eth_type_trans` of the kernel.
 //!
 //! Which of our ports a frame is for was decided by the XDP program; here only what it cannot know
-//! for sure is looked at again. Tagged frames and other protocols are the kernel's.
+//! for sure is looked at again. Tagged frames go to [`super::vlan`], other protocols to the kernel.
 
 use super::Exit;
+use super::vlan::{TaggedFor, vlan_do_receive};
 use crate::skb::{PktType, SkBuff};
 use crate::stats::{DropReason, PuntReason};
-use crate::tables::Link;
-use crate::wire::ethernet::{EtherType, EthernetFrame, HEADER_LEN};
+use crate::tables::{Link, Tables};
+use crate::wire::ethernet::{EtherType, EthernetFrame, HEADER_LEN, MacAddr};
 
-/// Finds the network header. A frame to another station's address is dropped; one to a group
-/// address goes on, and those who must not answer such a one ask [`is_l2_multicast`].
+/// Finds the network header and the interface, which is `port` or a VLAN sub-interface of it. A frame
+/// to another station's address is dropped; one to a group address goes on, and those who must not
+/// answer such a one ask [`is_l2_multicast`].
 #[inline]
-pub(super) fn eth_input(skb: &mut SkBuff, dev: &Link) -> Result<EtherType, Exit> {
+pub(super) fn eth_input<'a>(
+    skb: &mut SkBuff,
+    port: &'a Link,
+    tables: &'a Tables,
+) -> Result<(EtherType, &'a Link), Exit> {
     skb.reset_mac_header();
     let Some(header) = skb.data().first_chunk::<HEADER_LEN>() else {
         return Err(Exit::Drop(DropReason::EthTruncated));
     };
     let frame = EthernetFrame::new_unchecked(header);
     let (dst, ethertype) = (frame.dst_addr(), frame.ethertype());
-    if dst.0 != dev.mac {
-        if !dst.is_multicast() {
-            return Err(Exit::Drop(DropReason::OtherHost));
-        }
-        skb.pkt_type = PktType::Multicast;
+    if !matches!(ethertype, EtherType::IPV4 | EtherType::IPV6) {
+        return not_ip(skb, port, dst, tables);
+    }
+    if dst.0 != port.mac {
+        other_mac(skb, dst)?;
+    }
+    skb.set_network_header(HEADER_LEN);
+    Ok((ethertype, port))
+}
+
+#[cold]
+fn other_mac(skb: &mut SkBuff, dst: MacAddr) -> Result<(), Exit> {
+    if !dst.is_multicast() {
+        return Err(Exit::Drop(DropReason::OtherHost));
+    }
+    skb.pkt_type = PktType::Multicast;
+    Ok(())
+}
+
+/// What is behind tags, or the kernel's.
+#[inline(never)]
+fn not_ip<'a>(
+    skb: &mut SkBuff,
+    port: &'a Link,
+    dst: MacAddr,
+    tables: &'a Tables,
+) -> Result<(EtherType, &'a Link), Exit> {
+    let TaggedFor { dev, ethertype, header_len } = vlan_do_receive(skb, port, &tables.links)?;
+    // As vlan_do_receive of the kernel has it: an address of the port or of the sub-interface.
+    let between = dev.vlan.as_ref().and_then(|vlan| vlan.between);
+    if dst.0 != port.mac && dst.0 != dev.mac && Some(dst.0) != between {
+        other_mac(skb, dst)?;
     }
     if !matches!(ethertype, EtherType::IPV4 | EtherType::IPV6) {
         return Err(Exit::Punt(PuntReason::NotIp));
     }
-    skb.set_network_header(HEADER_LEN);
-    Ok(ethertype)
+    skb.iif = dev.ifindex;
+    skb.set_network_header(header_len);
+    Ok((ethertype, dev))
 }
 
 /// Whether the frame came as link-layer multicast or broadcast (`skb->pkt_type` is not

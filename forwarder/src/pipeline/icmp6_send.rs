@@ -36,7 +36,7 @@ pub(super) fn icmp6_send(
     ctx: &mut Ctx<'_>,
 ) -> Result<(), PuntReason> {
     let hdr = Ipv6hdr::of(skb);
-    let Some(dev) = ctx.tables.links.port(skb.port) else { return Ok(()) };
+    let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
     // (e.3), (e.4): not to multicast, but for what path MTU discovery and options ask for.
     let group = ipv6_addr_is_multicast(hdr.daddr) || is_l2_multicast(skb);
     if group && !is_for_multicast_too(skb, error) {

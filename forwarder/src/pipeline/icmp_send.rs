@@ -40,7 +40,7 @@ pub(super) fn icmp_send(
     ctx: &mut Ctx<'_>,
 ) -> Result<(), PuntReason> {
     let iph = Iphdr::of(skb);
-    let Some(dev) = ctx.tables.links.port(skb.port) else { return Ok(()) };
+    let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
     // Not about link-layer multicast or broadcast.
     if is_l2_multicast(skb) {
         return Ok(());

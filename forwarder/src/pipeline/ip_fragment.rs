@@ -11,7 +11,6 @@ use super::ip_output::{PostRouted, ip_finish_output2};
 use super::route::Dst;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib};
-use crate::wire::ethernet;
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
 
 /// The packet to be cut.
@@ -103,7 +102,8 @@ fn fill(
     done: usize,
     len: usize,
 ) -> Result<(), NoRoom> {
-    let link_layer = ethernet::HEADER_LEN;
+    // With the tags that it came with, whose priority is kept.
+    let link_layer = skb.network_offset();
     let octets = fragment.put(link_layer + whole.header_len + len)?;
     let (mac, rest) = octets.split_at_mut(link_layer);
     let (header, payload) = rest.split_at_mut(whole.header_len);

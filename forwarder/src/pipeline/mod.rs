@@ -7,6 +7,9 @@
 //!                                                                                   │
 //!  port ── neigh_output ── ip_fragment (IPv4) ── ip_output: POST_ROUTING ───────────┘
 //! ```
+//! Tags are taken off and put on at the two ends of the road ([`vlan`]); between them a VLAN is an
+//! interface like others.
+//!
 //! Before its packets go one by one, a burst's routes are looked up together ([`route_ahead`]); a
 //! packet of the same flow as the one before goes its way ([`route_hint`]).
 //! Each stage is a file named as the kernel names it. A stage decides, and only then acts: every
@@ -42,6 +45,7 @@ mod route;
 mod route6;
 mod route_ahead;
 mod route_hint;
+mod vlan;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -107,12 +111,12 @@ fn forward<'a>(mut skb: SkBuff, known: &mut RoutesKnown<'a, '_>, ctx: &mut Ctx<'
     leave(skb, exit, ctx);
 }
 
-/// Up to the protocol.
+/// Up to the protocol, and the interface that the packet counts as received by.
 #[inline]
 fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link), Exit> {
-    let dev = ctx.tables.links.port(skb.port).ok_or(Exit::Punt(PuntReason::NotReady))?;
-    skb.iif = dev.ifindex;
-    Ok((eth_input(skb, dev)?, dev))
+    let port = ctx.tables.links.port(skb.port).ok_or(Exit::Punt(PuntReason::NotReady))?;
+    skb.iif = port.ifindex;
+    eth_input(skb, port, ctx.tables)
 }
 
 /// The road of an IPv4 packet (RFC 1812 §5.2.1).

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::csum_partial::skb_checksum_help;
 use super::ip_output::PostRouted;
 use super::route::Dst;
+use super::vlan::vlan_dev_hard_header;
 use super::{Ctx, hold};
 use crate::skb::SkBuff;
 use crate::stats::DropReason;
@@ -31,8 +32,9 @@ pub(super) fn neigh_output(
     hold::hold(skb, oif, *nexthop, routed, ctx);
 }
 
-/// Writes the link-layer addresses and queues the frame on its port. The EtherType is there
-/// already: it was received with the packet, or written by whoever made it.
+/// Writes the link-layer addresses, and tags where the interface has some, and queues the frame on
+/// its port. The EtherType is there already, in front of the IP header: it was received with the
+/// packet, or written by whoever made it.
 #[inline(always)]
 pub(super) fn dev_queue_xmit(
     mut skb: SkBuff,
@@ -46,7 +48,12 @@ pub(super) fn dev_queue_xmit(
     if !dev.up {
         return ctx.drop_skb(skb, DropReason::DevNotReady);
     }
-    let Some(header) = skb.mac_header_mut().first_chunk_mut::<HEADER_LEN>() else {
+    // What was received with tags and leaves without is shorter by them.
+    let header = match &dev.vlan {
+        None => skb.set_mac_header(HEADER_LEN).ok(),
+        Some(vlan) => vlan_dev_hard_header(&mut skb, vlan, ctx.tables),
+    };
+    let Some(header) = header.and_then(|header| header.first_chunk_mut::<HEADER_LEN>()) else {
         return ctx.drop_skb(skb, DropReason::SkbNoHeadroom);
     };
     let mut frame = EthernetFrame::new_unchecked(header);

@@ -29,7 +29,7 @@ pub(super) struct Dst<'a> {
     pub nexthop: Option<&'a Nexthop>,
     /// The outgoing interface.
     pub dev: &'a Link,
-    /// Our port for it.
+    /// The port its frames leave by.
     pub port: u16,
     /// IP MTU of the way, octets.
     pub mtu: u32,
@@ -55,8 +55,9 @@ impl<'a> Dst<'a> {
         nexthop: &'a Nexthop,
         tables: &'a Tables,
     ) -> Result<Dst<'a>, Exit> {
-        let port = nexthop.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
-        let dev = tables.links.port(port).ok_or(Exit::Punt(PuntReason::NotReady))?;
+        let dev = nexthop.dev.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
+        let dev = tables.links.dev(dev).ok_or(Exit::Punt(PuntReason::NotReady))?;
+        let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         if dev.noarp {
             // Without neighbours there is no telling what the link-layer header should be.
             return Err(Exit::Punt(PuntReason::ForeignOif));

@@ -250,6 +250,22 @@ impl SkBuff {
         self.mac_header = self.data;
     }
 
+    /// Makes the packet start `len` octets in front of its network header, where its link-layer
+    /// header is from now on: returned for writing, with what was there before.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the frame starts behind.
+    #[inline]
+    pub fn set_mac_header(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
+        let network = self.network_header as usize;
+        let Some(start) = network.checked_sub(len) else {
+            return Err(NoRoom { wanted: len, available: network });
+        };
+        self.data = start as u16;
+        self.mac_header = self.data;
+        Ok(self.frame.bytes_mut().get_mut(start..network).unwrap_or(&mut []))
+    }
+
     /// `skb_set_network_header`: the network header starts `offset` octets after data.
     #[inline]
     pub fn set_network_header(&mut self, offset: usize) {
@@ -401,6 +417,19 @@ mod tests {
         assert!(skb.transport_header().is_empty());
         skb.trim(3);
         assert!(skb.network_header().is_empty());
+    }
+
+    #[test]
+    fn a_link_layer_header_may_be_longer_or_shorter_than_the_one_received() {
+        let (_pool, mut skb) = skb();
+        skb.put(20).expect("room").copy_from_slice(&std::array::from_fn::<u8, 20, _>(|n| n as u8));
+        skb.set_network_header(16);
+        assert_eq!(skb.set_mac_header(2).expect("room"), [14, 15]);
+        assert_eq!((skb.data(), skb.network_offset()), (&[14, 15, 16, 17, 18, 19][..], 2));
+        assert_eq!(skb.set_mac_header(80).expect("all of the frame before").len(), 80);
+        assert_eq!((skb.len(), skb.network_header()[0]), (84, 16));
+        let refused = skb.set_mac_header(81).map(|_| ());
+        assert_eq!(refused, Err(NoRoom { wanted: 81, available: 80 }));
     }
 
     #[test]

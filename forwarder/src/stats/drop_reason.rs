@@ -148,6 +148,8 @@ reasons! {
         NotReady = "NOT_READY",
         /// Not IP.
         NotIp = "NOT_IP",
+        /// Tagged for a VLAN that no followed sub-interface of the port has.
+        VlanUnknown = "VLAN_UNKNOWN",
     }
 }
 

@@ -5,6 +5,7 @@
 //! route change does not copy a table.
 
 pub mod publish;
+pub mod vlan;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 
 pub use publish::{Published, Snapshot};
+pub use vlan::{EgressTag, Tag, TagStack, Vlan};
+
+use vlan::TagIndex;
 
 /// `rp_filter` of the kernel (RFC 3704).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,8 +38,11 @@ pub struct Link {
     pub ifindex: u32,
     /// Name, for messages.
     pub name: String,
-    /// Index among the worker's ports; `None`: the kernel's alone.
+    /// Index among the worker's ports, of a VLAN sub-interface that of the port its frames come by;
+    /// `None`: the kernel's alone.
     pub port: Option<u16>,
+    /// Set of a VLAN sub-interface.
+    pub vlan: Option<Vlan>,
     /// Own MAC address.
     pub mac: [u8; 6],
     /// IP MTU in octets.
@@ -83,6 +90,7 @@ impl Link {
             ifindex,
             name: name.to_owned(),
             port: None,
+            vlan: None,
             mac: [0; 6],
             mtu: 1500,
             mtu6: 1500,
@@ -102,6 +110,12 @@ impl Link {
             addrs6: Vec::new(),
         }
     }
+
+    /// Its number among the interfaces that packets leave by; see [`Links::dev`]. A port's is the
+    /// port's own.
+    pub fn dev(&self) -> Option<u16> {
+        self.port.map(|port| self.vlan.as_ref().map_or(port, |vlan| vlan.dev))
+    }
 }
 
 /// Interfaces, found by ifindex or by port.
@@ -110,6 +124,9 @@ pub struct Links {
     links: Vec<Arc<Link>>,
     /// Those that are ports, where one step finds them.
     by_port: Vec<Option<Arc<Link>>>,
+    /// Ports and their VLAN sub-interfaces, likewise.
+    by_dev: Vec<Option<Arc<Link>>>,
+    by_tags: TagIndex,
     /// Every IPv4 address of ours: open addressing, a power of two long, at most a quarter full;
     /// 0 is an empty slot (0.0.0.0 is nobody's address).
     local4: Vec<u32>,
@@ -120,15 +137,15 @@ impl Links {
     pub fn new(links: Vec<Link>) -> Links {
         let mut links: Vec<Arc<Link>> = links.into_iter().map(Arc::new).collect();
         links.sort_by_key(|link| link.ifindex);
-        let ports = links.iter().filter_map(|link| link.port).max().map_or(0, |p| p as usize + 1);
-        let mut by_port = vec![None; ports];
-        for link in &links {
-            if let Some(port) = link.port {
-                by_port[port as usize] = Some(Arc::clone(link));
-            }
-        }
+        let by_port = numbered(&links, |link| link.port.filter(|_| link.vlan.is_none()));
+        let by_dev = numbered(&links, Link::dev);
+        let stack = |link: &Arc<Link>| {
+            let (port, vlan) = (link.port?, link.vlan.as_ref()?);
+            Some((TagStack::of(port, vlan)?, vlan.dev))
+        };
+        let by_tags = TagIndex::new(&links.iter().filter_map(stack).collect::<Vec<_>>());
         let local4 = local_set(links.iter().flat_map(|link| link.addrs4.iter().map(|a| a.0)));
-        Links { links, by_port, local4 }
+        Links { links, by_port, by_dev, by_tags, local4 }
     }
 
     /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`).
@@ -154,6 +171,19 @@ impl Links {
         self.by_port.get(port as usize)?.as_deref()
     }
 
+    /// The interface of a number that next hops have: ports under their own, and above them VLAN
+    /// sub-interfaces. It has a port.
+    #[inline]
+    pub fn dev(&self, dev: u16) -> Option<&Link> {
+        self.by_dev.get(dev as usize)?.as_deref()
+    }
+
+    /// The VLAN sub-interface whose frames have these tags.
+    #[inline]
+    pub fn tagged(&self, stack: TagStack) -> Option<&Link> {
+        self.dev(self.by_tags.get(stack)?)
+    }
+
     /// The interface with an ifindex.
     pub fn ifindex(&self, ifindex: u32) -> Option<&Link> {
         let at = self.links.binary_search_by_key(&ifindex, |link| link.ifindex).ok()?;
@@ -164,6 +194,18 @@ impl Links {
     pub fn iter(&self) -> impl Iterator<Item = &Link> {
         self.links.iter().map(Arc::as_ref)
     }
+}
+
+/// Links by a number that some have.
+fn numbered(links: &[Arc<Link>], number: impl Fn(&Link) -> Option<u16>) -> Vec<Option<Arc<Link>>> {
+    let len = links.iter().filter_map(|link| number(link)).max().map_or(0, |n| n as usize + 1);
+    let mut by_number = vec![None; len];
+    for link in links {
+        if let Some(n) = number(link) {
+            by_number[n as usize] = Some(Arc::clone(link));
+        }
+    }
+    by_number
 }
 
 fn local_set(addrs: impl Iterator<Item = Ipv4Addr>) -> Vec<u32> {

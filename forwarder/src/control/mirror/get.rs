@@ -133,7 +133,7 @@ impl RouteGet {
         if self.from.is_none() {
             self.prefsrc = info.prefsrc.or_else(|| source(link?, self.dst, nexthop.gateway));
         }
-        if nexthop.port.is_none() {
+        if nexthop.dev.is_none() {
             self.punt = Some(PuntReason::ForeignOif.name());
         }
     }

@@ -220,13 +220,48 @@ addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
         let daddr = "2001:db8:2::9".parse::<std::net::Ipv6Addr>().expect("address").to_bits();
         let flow = Flow { saddr: 1, daddr, iif: 1, mark: 0 };
         let FibResult::Route(info) = tables.fib6.fib_lookup(&flow) else { panic!("no route") };
-        assert_eq!((info.nexthops[0].oif, info.nexthops[0].port), (2, Some(1)));
+        assert_eq!((info.nexthops[0].oif, info.nexthops[0].dev), (2, Some(1)));
         let anycast = Flow { daddr: daddr & !0xffff, ..flow };
         let FibResult::Route(info) = tables.fib6.fib_lookup(&anycast) else { panic!("no route") };
         assert_eq!(info.kind, RouteType::Anycast);
         let right = tables.links.port(1).expect("a port");
         assert_eq!((right.mtu, right.mtu6, right.name.as_str()), (1280, 1280, "right"));
         assert!(right.addrs6.iter().any(|(a, _)| a.to_string() == "fe80::ff:fe00:2"));
+    }
+
+    #[test]
+    fn a_vlan_has_what_the_interface_below_has_unless_it_says_otherwise() {
+        let vlan = |name: &str, link: &str, more: &str| {
+            format!(
+                "[[replay.interface]]\nname = \"{name}\"\nvlan = {{ link = \"{link}\", id = 7 }}\n{more}\n"
+            )
+        };
+        let outer = vlan("right.7", "right", "mac = \"02:00:00:00:00:07\"");
+        let inner = vlan("right.7.7", "right.7", "mtu = 1000\naddresses = [\"198.18.7.1/24\"]");
+        let network = network(&format!("{outer}{inner}"));
+        assert_eq!(network.ports(), ["left", "right"]);
+        let tables = network.tables().expect("fits");
+        let link = |name: &str| network.link(name).expect("is described");
+        let (outer, inner) = (link("right.7"), link("right.7.7"));
+        assert_eq!((outer.mtu, inner.mtu, outer.port, inner.port), (1280, 1000, Some(1), Some(1)));
+        assert_eq!((inner.mac, inner.dev()), ([2, 0, 0, 0, 0, 7], Some(3)));
+        let FibResult::Route(info) = tables.fib4.fib_lookup(&flow4("198.18.7.9", 0)) else {
+            panic!("no route")
+        };
+        let dev = info.nexthops[0].dev.and_then(|dev| tables.links.dev(dev));
+        assert_eq!(dev.map(|link| link.name.as_str()), Some("right.7.7"));
+        let third = vlan("x", "right.7.7", "");
+        let refused = wrong(&format!(
+            "{}{}{third}",
+            vlan("right.7", "right", ""),
+            vlan("right.7.7", "right.7", "")
+        ));
+        assert!(
+            refused.ends_with("`right.7.7` has 2 tags, and no frame has more here"),
+            "{refused}"
+        );
+        let twice = wrong(&format!("{}{}", vlan("a", "right", ""), vlan("b", "right", "")));
+        assert!(twice.ends_with("VLAN 7 of `right` is `a` already"), "{twice}");
     }
 
     #[test]
@@ -344,6 +379,23 @@ table = 100
                 "[[replay.interface]]\nname = \"x\"\nmac = \"02:00\"\n",
                 "n.toml:14:7: invalid value: string \"02:00\", expected a MAC address like \
                  02:00:00:00:00:01",
+            ),
+            ("[[replay.interface]]\nname = \"x\"\n", "n.toml:13:8: interface `x` wants a mac"),
+            (
+                "[[replay.interface]]\nname = \"x\"\nvlan = { link = \"middle\", id = 1 }\n",
+                "n.toml:14:17: interface `middle` is not described, expected one of left, right",
+            ),
+            (
+                "[[replay.interface]]\nname = \"x\"\nvlan = { link = \"left\", id = 4095 }\n",
+                "n.toml:14:30: id is 4095, expected 0 to 4094",
+            ),
+            (
+                "[[replay.interface]]\nname = \"x\"\nmtu = 1281\nvlan = { link = \"right\", id = 1 }\n",
+                "n.toml:14:7: mtu is 1281, expected 68 to 1280",
+            ),
+            (
+                "[[replay.interface]]\nname = \"x\"\nvlan = { link = \"left\", id = 1, egress_qos_map = [\"0:8\"] }\n",
+                "n.toml:14:51: PCP is 8, expected 0 to 7",
             ),
             (
                 "[[replay.rule]]\npriority = 5\ngoto = 4\n",

@@ -8,6 +8,11 @@
 //! addresses = ["198.18.1.1/24", "2001:db8:1::1/64"]
 //! # mtu = 1500, up = true, forwarding = true, rp_filter = 0, port = true, noarp = false, …
 //!
+//! [[replay.interface]]
+//! name = "left.100"          # VLAN 100 of left, with its MAC address and MTU
+//! vlan = { link = "left", id = 100 } # protocol = "802.1ad", egress_qos_map = ["0:1"], …
+//! addresses = ["198.18.100.1/24"]
+//!
 //! [[replay.route]]
 //! dst = "default"
 //! via = "198.18.2.2"         # or dev = "right", type = "blackhole", [[replay.route.nexthop]] …
@@ -29,11 +34,12 @@
 //! As in the kernel, an address brings its connected, local and broadcast routes with it, and an
 //! interface its IPv6 link-local address.
 //!
-//! - `section`: the file's words; `resolve`: the network they describe; `build`: its tables.
+//! - `section`: the file's words; `resolve`, `vlan`: the network they describe; `build`: its tables.
 
 mod build;
 mod resolve;
 mod section;
+mod vlan;
 
 use std::net::IpAddr;
 
@@ -148,7 +154,7 @@ impl StaticNetwork {
     pub fn ports(&self) -> Vec<&str> {
         self.links
             .iter()
-            .filter(|link| link.port.is_some())
+            .filter(|link| link.port.is_some() && link.vlan.is_none())
             .map(|link| link.name.as_str())
             .collect()
     }

@@ -10,6 +10,7 @@ use super::section::{
 };
 use super::{
     StaticAction, StaticNeighbour, StaticNetwork, StaticRoute, StaticRule, TABLE_LOCAL, TABLE_MAIN,
+    vlan,
 };
 use crate::control::api::Family;
 use crate::control::config::{Located, check_ifname};
@@ -21,9 +22,15 @@ use crate::tables::{Link, RpFilter, Sysctls};
 const MTU_RANGE: std::ops::RangeInclusive<u32> =
     68..=(crate::skb::MAX_PACKET - crate::wire::ethernet::HEADER_LEN) as u32;
 
+/// ETH_DATA_LEN.
+const MTU_DEFAULT: u32 = 1500;
+
 pub(super) fn resolve(section: &ReplaySection) -> Result<StaticNetwork, Located> {
     let mut network =
         StaticNetwork { sysctl: sysctls(&section.sysctl), ..StaticNetwork::default() };
+    // Ports come first, and behind them what sits on them; see `Links::dev`.
+    let is_port = |interface: &&InterfaceSection| interface.port && interface.vlan.is_none();
+    let mut devs = section.interface.iter().filter(is_port).count() as u16;
     let mut ports = 0;
     for interface in &section.interface {
         let ifindex = network.links.len() as u32 + 1;
@@ -31,9 +38,16 @@ pub(super) fn resolve(section: &ReplaySection) -> Result<StaticNetwork, Located>
             let message = format!("interface `{}` is there already", interface.name.get_ref());
             return Err(Located::new(interface.name.span(), message));
         }
-        let port = interface.port.then_some(ports);
-        ports += u16::from(interface.port);
-        let link = link(interface, ifindex, port)?;
+        let link = if let Some(vlan) = &interface.vlan {
+            let (lower, vlan) = vlan::resolve(&network, vlan, devs)?;
+            devs += 1;
+            let port = lower.port.filter(|_| interface.port);
+            Link { port, vlan: Some(vlan), ..link(interface, ifindex, Some(lower))? }
+        } else {
+            let port = interface.port.then_some(ports);
+            ports += u16::from(interface.port);
+            Link { port, ..link(interface, ifindex, None)? }
+        };
         if link.up {
             connected_routes(&link, &mut network.routes);
         }
@@ -57,17 +71,25 @@ pub(super) fn resolve(section: &ReplaySection) -> Result<StaticNetwork, Located>
     Ok(network)
 }
 
-fn link(section: &InterfaceSection, ifindex: u32, port: Option<u16>) -> Result<Link, Located> {
-    let InterfaceSection { name, mtu, .. } = section;
+/// The interface of a section, port and VLAN apart; `lower`: the one it sits on.
+fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Result<Link, Located> {
+    let InterfaceSection { name, .. } = section;
     check_ifname(name.get_ref()).map_err(|message| Located::new(name.span(), message))?;
-    let mtu6 = section.mtu6.as_ref().unwrap_or(mtu);
-    for mtu in [mtu, mtu6] {
-        if !MTU_RANGE.contains(mtu.get_ref()) {
-            let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
+    let Some(mac) = section.mac.map(|mac| mac.0).or(lower.map(|lower| lower.mac)) else {
+        let message = format!("interface `{}` wants a mac", name.get_ref());
+        return Err(Located::new(name.span(), message));
+    };
+    let most = lower.map_or(*MTU_RANGE.end(), |lower| lower.mtu);
+    for mtu in [&section.mtu, &section.mtu6].into_iter().flatten() {
+        if !(*MTU_RANGE.start()..=most).contains(mtu.get_ref()) {
+            let least = MTU_RANGE.start();
             let message = format!("mtu is {}, expected {least} to {most}", mtu.get_ref());
             return Err(Located::new(mtu.span(), message));
         }
     }
+    let mtu = section.mtu.as_ref().map(|mtu| *mtu.get_ref());
+    let mtu = mtu.unwrap_or(lower.map_or(MTU_DEFAULT, |lower| lower.mtu));
+    let mtu6 = section.mtu6.as_ref().map_or(mtu, |mtu6| *mtu6.get_ref());
     let rp_filter = match section.rp_filter.as_ref().map(|value| (value.get_ref(), value.span())) {
         None | Some((0, _)) => RpFilter::Off,
         Some((1, _)) => RpFilter::Strict,
@@ -79,10 +101,9 @@ fn link(section: &InterfaceSection, ifindex: u32, port: Option<u16>) -> Result<L
         }
     };
     let mut link = Link {
-        port,
-        mac: section.mac.0,
-        mtu: *mtu.get_ref(),
-        mtu6: *mtu6.get_ref().min(mtu.get_ref()),
+        mac,
+        mtu,
+        mtu6: mtu6.min(mtu),
         up: section.up,
         noarp: section.noarp,
         forwarding4: section.forwarding4.unwrap_or(section.forwarding),
@@ -94,7 +115,7 @@ fn link(section: &InterfaceSection, ifindex: u32, port: Option<u16>) -> Result<L
         accept_local: section.accept_local,
         shared_media: section.shared_media,
         disable_ipv6: section.disable_ipv6,
-        partial_csum: section.partial_csum,
+        partial_csum: section.partial_csum || lower.is_some_and(|lower| lower.partial_csum),
         ..Link::new(ifindex, name.get_ref())
     };
     for address in &section.addresses {
@@ -123,7 +144,7 @@ fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
     let nexthop = Nexthop {
         oif: link.ifindex,
-        port: link.port,
+        dev: link.dev(),
         gateway: None,
         weight: 1,
         dead: false,
@@ -164,7 +185,10 @@ fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
     }
 }
 
-fn named<'a>(network: &'a StaticNetwork, name: &Spanned<String>) -> Result<&'a Link, Located> {
+pub(super) fn named<'a>(
+    network: &'a StaticNetwork,
+    name: &Spanned<String>,
+) -> Result<&'a Link, Located> {
     network.link(name.get_ref()).ok_or_else(|| {
         let names: Vec<&str> = network.links.iter().map(|link| link.name.as_str()).collect();
         let message = format!(
@@ -257,7 +281,7 @@ fn resolve_nexthop(
     }
     Ok(Nexthop {
         oif: link.ifindex,
-        port: link.port,
+        dev: link.dev(),
         gateway: nexthop.via.as_ref().map(|via| *via.get_ref()),
         weight,
         dead: !link.up,

@@ -43,11 +43,13 @@ impl ReplaySection {
 #[serde(deny_unknown_fields)]
 pub(super) struct InterfaceSection {
     pub name: Spanned<String>,
-    pub mac: Mac,
+    /// A sub-interface may take that of the interface it sits on.
+    pub mac: Option<Mac>,
     #[serde(default)]
     pub addresses: Vec<Spanned<IpNet>>,
-    #[serde(default = "mtu_default")]
-    pub mtu: Spanned<u32>,
+    /// 1500, or that of the interface it sits on.
+    pub mtu: Option<Spanned<u32>>,
+    pub vlan: Option<VlanSection>,
     pub mtu6: Option<Spanned<u32>>,
     #[serde(default = "yes")]
     pub port: bool,
@@ -75,6 +77,49 @@ pub(super) struct InterfaceSection {
     pub disable_ipv6: bool,
     #[serde(default)]
     pub partial_csum: bool,
+}
+
+/// Words of `ip link add … type vlan`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VlanSection {
+    pub link: Spanned<String>,
+    pub id: Spanned<u16>,
+    #[serde(default)]
+    pub protocol: VlanProtocol,
+    #[serde(default)]
+    pub ingress_qos_map: Vec<Spanned<QosMap>>,
+    #[serde(default)]
+    pub egress_qos_map: Vec<Spanned<QosMap>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub(super) enum VlanProtocol {
+    #[default]
+    #[serde(rename = "802.1Q")]
+    Ieee8021q,
+    #[serde(rename = "802.1ad")]
+    Ieee8021ad,
+}
+
+/// `"7:3"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct QosMap {
+    pub from: u32,
+    pub to: u32,
+}
+
+impl<'de> Deserialize<'de> for QosMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<QosMap, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let pair = text
+            .split_once(':')
+            .and_then(|(from, to)| Some(QosMap { from: from.parse().ok()?, to: to.parse().ok()? }));
+        pair.ok_or_else(|| {
+            let expected = "two numbers with a colon between, like 7:3";
+            de::Error::invalid_value(de::Unexpected::Str(&text), &expected)
+        })
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -149,10 +194,6 @@ pub(super) struct SysctlSection {
 
 fn yes() -> bool {
     true
-}
-
-fn mtu_default() -> Spanned<u32> {
-    Spanned::new(0..0, 1500)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -26,7 +26,7 @@ fn run(lab: &mut Lab, frames: &[Vec<u8>]) {
 }
 
 fn lab() -> Lab {
-    let mut net = Net::default();
+    let mut net = vlan::net();
     net.links[1].partial_csum = true;
     net.links[2].mtu = 576;
     net.lab()
@@ -87,6 +87,24 @@ fn nearly_right() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![v4, v6]
 }
 
+/// A packet that gets far, behind tags of VLANs that are known and of such that are not.
+fn tagged() -> impl Strategy<Value = Vec<u8>> {
+    let tpid = prop::sample::select(vec![0x8100u16, 0x88a8, 0x9100]);
+    let vid = prop::sample::select(vec![0u16, 5, 10, 20, 40, 4095]);
+    let tags = prop::collection::vec((tpid, vid, any::<u8>()), 0..6);
+    (tags, nearly_right(), any::<u8>()).prop_map(|(tags, mut frame, cut)| {
+        let octets = tags.iter().flat_map(|(tpid, vid, pcp)| {
+            let tci = u16::from(pcp & 15) << 12 | vid;
+            [tpid.to_be_bytes(), tci.to_be_bytes()].concat()
+        });
+        frame.splice(12..12, octets.collect::<Vec<_>>());
+        if cut < 32 {
+            frame.truncate(usize::from(cut));
+        }
+        frame
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
@@ -106,6 +124,11 @@ proptest! {
 
     #[test]
     fn packets_that_get_far(frames in prop::collection::vec(nearly_right(), 1..30)) {
+        run(&mut lab(), &frames);
+    }
+
+    #[test]
+    fn packets_behind_tags(frames in prop::collection::vec(tagged(), 1..30)) {
         run(&mut lab(), &frames);
     }
 

@@ -13,6 +13,7 @@ mod ipv6;
 mod options;
 mod partial;
 mod trains;
+mod vlan;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -50,13 +51,15 @@ fn link(ifindex: u32, name: &str, port: Option<u16>, mac: [u8; 6]) -> Link {
 
 /// A route through `gateway`, or on link if it is empty.
 pub fn via(oif: u32, gateway: &str) -> FibInfo {
-    let port = match oif {
+    let dev = match oif {
         2 => Some(LEFT),
         3 => Some(RIGHT),
+        // VLANs.
+        10.. => Some(oif as u16 - 8),
         _ => None,
     };
     let gateway = gateway.parse::<IpAddr>().ok();
-    let nexthop = Nexthop { oif, port, gateway, weight: 1, dead: false, onlink: false };
+    let nexthop = Nexthop { oif, dev, gateway, weight: 1, dead: false, onlink: false };
     FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) }
 }
 

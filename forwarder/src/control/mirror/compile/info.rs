@@ -20,6 +20,8 @@ const RTN_THROW: u8 = 9;
 
 /// Ports by ifindex.
 pub type Ports = HashMap<u32, u16>;
+/// Numbers of the interfaces that packets leave by (`Links::dev`), by ifindex.
+pub type Devs = HashMap<u32, u16>;
 
 /// Why the packets of a route stay with the kernel; `None`: they do not.
 pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str> {
@@ -59,7 +61,7 @@ pub fn fib_info(
     state: &RouterState,
     family: Family,
     body: &RouteBody,
-    ports: &Ports,
+    devs: &Devs,
 ) -> (FibInfo, bool) {
     if unsupported(state, body).is_some() {
         let punt = RouteType::Punt(PuntReason::RouteUnsupported);
@@ -81,8 +83,8 @@ pub fn fib_info(
     let immortal = body.outlives_its_link(family == Family::V6);
     let dead = |oif: u32| !immortal && state.nexthop_is_dead(family, oif);
     let hop = |oif: u32, gateway, weight, onlink| {
-        let port = ports.get(&oif).copied();
-        Nexthop { oif, port, gateway, weight, dead: dead(oif), onlink }
+        let dev = devs.get(&oif).copied();
+        Nexthop { oif, dev, gateway, weight, dead: dead(oif), onlink }
     };
     let from_object = |object: &NexthopState, weight| {
         let onlink = object.flags & u32::from(RTNH_F_ONLINK) != 0;

@@ -1,0 +1,188 @@
+//! VLAN sub-interfaces (802.1Q, 802.1ad): what tells their frames, and how they are found by it.
+//!
+//! A sub-interface is a [`Link`](super::Link) of its own with the port of the interface it sits on.
+//! Of two tags the first on the wire is that of the interface in between. More tags are the
+//! kernel's.
+
+use crate::wire::EtherType;
+use crate::wire::vlan::VID_MAX;
+
+/// Tags of one frame at most.
+pub const TAGS_MAX: usize = 2;
+
+/// What tells frames of a VLAN: TPID and VID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag {
+    tpid: EtherType,
+    vid: u16,
+}
+
+impl Tag {
+    /// `None`: the TPID is neither 0x8100 nor 0x88a8, or the VID is above [`VID_MAX`].
+    pub fn new(tpid: EtherType, vid: u16) -> Option<Tag> {
+        (tpid.is_vlan() && vid <= VID_MAX).then_some(Tag { tpid, vid })
+    }
+
+    /// The EtherType that announces the tag.
+    #[inline]
+    pub fn tpid(self) -> EtherType {
+        self.tpid
+    }
+
+    /// VLAN identifier.
+    #[inline]
+    pub fn vid(self) -> u16 {
+        self.vid
+    }
+
+    /// Never 0, which stands for no tag.
+    #[inline]
+    fn bits(self) -> u64 {
+        1 << 15 | u64::from(self.tpid == EtherType::QINQ) << 14 | u64::from(self.vid)
+    }
+}
+
+/// One tag that a sub-interface puts on its frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressTag {
+    /// TPID and VID.
+    pub tag: Tag,
+    /// `egress-qos-map`: priority of the packet (`skb->priority`) and PCP, for the PCPs that are
+    /// not 0. Empty: the PCP that the packet came with is kept.
+    pub qos: Box<[(u32, u8)]>,
+}
+
+/// What makes a link a VLAN sub-interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vlan {
+    /// Its number among the interfaces that packets leave by: see [`Links::dev`](super::Links::dev).
+    pub dev: u16,
+    /// ifindex of the interface it sits on.
+    pub link: u32,
+    /// Its tags, in the order they stand in a frame: one, or two.
+    pub tags: Box<[EgressTag]>,
+    /// `ingress-qos-map`: the priority of packets by their PCP.
+    pub ingress_qos: [u32; 8],
+    /// MAC address of the interface in between, if there is one: frames to it are accepted, too.
+    pub between: Option<[u8; 6]>,
+}
+
+/// Port and tags of a frame, as far as they have been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TagStack(u64);
+
+impl TagStack {
+    /// A port's frames without tags.
+    #[inline]
+    pub fn untagged(port: u16) -> TagStack {
+        TagStack(u64::from(port) << 32)
+    }
+
+    /// With one more tag, behind the others; `None`: there are [`TAGS_MAX`].
+    #[inline]
+    pub fn push(self, tag: Tag) -> Option<TagStack> {
+        match self.0 as u32 {
+            0 => Some(TagStack(self.0 | tag.bits() << 16)),
+            first if first & 0xffff == 0 => Some(TagStack(self.0 | tag.bits())),
+            _ => None,
+        }
+    }
+
+    /// The tags of a sub-interface that receives by `port`.
+    pub fn of(port: u16, vlan: &Vlan) -> Option<TagStack> {
+        let untagged = TagStack::untagged(port);
+        vlan.tags.iter().try_fold(untagged, |stack, egress| stack.push(egress.tag))
+    }
+}
+
+/// Sub-interfaces by port and tags: open addressing, a power of two long, at most half full.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TagIndex {
+    /// Tags and [`Vlan::dev`]; the tags of an empty slot are 0, which no sub-interface has.
+    slots: Vec<(u64, u16)>,
+}
+
+impl TagIndex {
+    pub(super) fn new(entries: &[(TagStack, u16)]) -> TagIndex {
+        if entries.is_empty() {
+            return TagIndex::default();
+        }
+        let mut slots = vec![(0, 0); (entries.len() * 2).next_power_of_two().max(8)];
+        let mask = slots.len() - 1;
+        for &(TagStack(key), dev) in entries {
+            let mut at = slot(key) & mask;
+            while slots[at].0 != 0 && slots[at].0 != key {
+                at = (at + 1) & mask;
+            }
+            slots[at] = (key, dev);
+        }
+        TagIndex { slots }
+    }
+
+    #[inline]
+    pub(super) fn get(&self, stack: TagStack) -> Option<u16> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = slot(stack.0) & mask;
+        // Half of the slots are empty, so the walk ends.
+        loop {
+            match *self.slots.get(at)? {
+                (0, _) => return None,
+                (key, dev) if key == stack.0 => return Some(dev),
+                _ => at = (at + 1) & mask,
+            }
+        }
+    }
+}
+
+/// Fibonacci hashing.
+#[inline]
+fn slot(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(tpid: EtherType, vid: u16) -> Tag {
+        Tag::new(tpid, vid).expect("a tag")
+    }
+
+    #[test]
+    fn only_tags_of_802_1q_and_802_1ad_with_a_vid_are_tags() {
+        assert!(Tag::new(EtherType::VLAN, 0).is_some());
+        assert!(Tag::new(EtherType::QINQ, 4094).is_some());
+        assert!(Tag::new(EtherType::VLAN, 4095).is_none());
+        assert!(Tag::new(EtherType(0x9100), 1).is_none());
+    }
+
+    #[test]
+    fn every_stack_is_found_and_no_other() {
+        let mut stacks = Vec::new();
+        for port in [0, 1, 7] {
+            let untagged = TagStack::untagged(port);
+            for vid in (0..400).step_by(3) {
+                let one = untagged.push(tag(EtherType::VLAN, vid)).expect("room");
+                let two = one.push(tag(EtherType::VLAN, vid)).expect("room");
+                assert!(two.push(tag(EtherType::VLAN, 1)).is_none(), "a third tag");
+                let service = untagged.push(tag(EtherType::QINQ, vid)).expect("room");
+                stacks.extend([one, two, service]);
+            }
+        }
+        let entries: Vec<_> = stacks.iter().copied().zip(0..).collect();
+        let index = TagIndex::new(&entries);
+        for (stack, dev) in &entries {
+            assert_eq!(index.get(*stack), Some(*dev));
+        }
+        for port in [0, 1, 2, 7] {
+            let untagged = TagStack::untagged(port);
+            assert_eq!(index.get(untagged), None);
+            for vid in (1..400).step_by(3) {
+                let one = untagged.push(tag(EtherType::VLAN, vid)).expect("room");
+                assert_eq!(index.get(one), None);
+                assert_eq!(index.get(one.push(tag(EtherType::QINQ, vid)).expect("room")), None);
+            }
+        }
+        assert_eq!(TagIndex::default().get(TagStack::untagged(0)), None);
+    }
+}
