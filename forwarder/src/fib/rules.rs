@@ -157,9 +157,16 @@ impl<L: PrefixMatch> FamilyFib<L> {
         if !self.merged {
             return self.fib_rules_lookup(flow);
         }
-        self.table_lookup(Some(0), flow.daddr)
-            .or_else(|| self.table_lookup(self.default_table, flow.daddr))
-            .unwrap_or(FibResult::NoRoute)
+        match self.table_lookup(Some(0), flow.daddr) {
+            Some(found) => found,
+            None => self.default_lookup(flow),
+        }
+    }
+
+    /// The last of the kernel's three rules.
+    #[cold]
+    fn default_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
+        self.table_lookup(self.default_table, flow.daddr).unwrap_or(FibResult::NoRoute)
     }
 
     /// The route of a leaf that was looked up before in the merged table, if packets are forwarded
@@ -185,6 +192,7 @@ impl<L: PrefixMatch> FamilyFib<L> {
     }
 
     /// Kernel: `fib_rules_lookup`. A goto only leads forward, so the walk ends.
+    #[inline(never)]
     fn fib_rules_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
         let mut at = 0;
         while let Some(rule) = self.rules.get(at) {

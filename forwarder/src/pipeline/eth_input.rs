@@ -20,7 +20,7 @@ pub(super) fn eth_input<'a>(
     tables: &'a Tables,
 ) -> Result<(EtherType, &'a Link), Exit> {
     skb.reset_mac_header();
-    let Some(header) = skb.data().first_chunk::<HEADER_LEN>() else {
+    let Some(header) = skb.mac_chunk::<HEADER_LEN>() else {
         return Err(Exit::Drop(DropReason::EthTruncated));
     };
     let frame = EthernetFrame::new_unchecked(header);

@@ -81,7 +81,7 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
 /// The rest of `ip6_forward`: from here on the packet is changed.
 #[inline]
 pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
-    if let Some(fixed) = skb.network_header_mut().first_chunk_mut::<HEADER_LEN>() {
+    if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
     nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx)?;

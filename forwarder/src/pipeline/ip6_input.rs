@@ -35,14 +35,13 @@ impl Ipv6hdr {
     /// The header of a packet that passed [`ip6_rcv_core`].
     #[inline]
     pub fn of(skb: &SkBuff) -> Ipv6hdr {
-        let packet = skb.network_header();
-        let fixed = packet.first_chunk::<HEADER_LEN>().unwrap_or(&[0; HEADER_LEN]);
+        let fixed = skb.network_chunk::<HEADER_LEN>().unwrap_or(&[0; HEADER_LEN]);
         let ipv6 = Ipv6Packet::new_unchecked(fixed);
         Ipv6hdr {
             saddr: ipv6.src_addr(),
             daddr: ipv6.dst_addr(),
             hop_limit: ipv6.hop_limit(),
-            len: packet.len(),
+            len: skb.len() - skb.network_offset(),
         }
     }
 }
@@ -56,9 +55,7 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
         stats.mib(Mib::Ip6InDiscards);
         return Err(Exit::Drop(DropReason::Ipv6Disabled));
     }
-    let packet = skb.network_header();
-    let available = packet.len();
-    let Some(fixed) = packet.first_chunk::<HEADER_LEN>() else {
+    let Some(fixed) = skb.network_chunk::<HEADER_LEN>() else {
         return header_error(DropReason::IpTruncated, ctx);
     };
     let ipv6 = Ipv6Packet::new_unchecked(fixed);
@@ -71,15 +68,15 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
     // The length may be zero if a jumbo payload option says more; see there.
     let hop_by_hop = ipv6.next_header() == Protocol::HOP_BY_HOP;
     let total_len = ipv6.total_len();
+    let offset = skb.network_offset();
     if ipv6.payload_len() != 0 || !hop_by_hop {
-        if total_len > available {
+        if total_len > skb.len() - offset {
             stats.mib(Mib::Ip6InTruncatedPkts);
             return Err(Exit::Drop(DropReason::IpTotalLength));
         }
-        let offset = skb.network_offset();
         skb.trim(offset + total_len);
     }
-    skb.set_transport_header(skb.network_offset() + HEADER_LEN);
+    skb.set_transport_header(offset + HEADER_LEN);
     if hop_by_hop {
         parse_hopopts(skb, ctx)?;
     }

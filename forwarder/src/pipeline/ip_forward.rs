@@ -133,7 +133,7 @@ pub(super) fn ip_forward(
     dst: &Dst<'_>,
     ctx: &Ctx<'_>,
 ) -> Result<(), Exit> {
-    if let Some(fixed) = skb.network_header_mut().first_chunk_mut::<HEADER_LEN_MIN>() {
+    if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();
     }
     nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV4, ctx)?;

@@ -67,10 +67,8 @@ impl Iphdr {
 #[inline]
 pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr, Exit> {
     stats.mib(Mib::IpInReceives);
-    let packet = skb.network_header();
-    let available = packet.len();
     // 1. Long enough for a header.
-    let Some(fixed) = packet.first_chunk::<HEADER_LEN_MIN>() else {
+    let Some(fixed) = skb.network_chunk::<HEADER_LEN_MIN>() else {
         return header_error(stats, DropReason::IpTruncated);
     };
     let ipv4 = Ipv4Packet::new_unchecked(fixed);
@@ -86,7 +84,7 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         if header_len < HEADER_LEN_MIN {
             return header_error(stats, DropReason::IpHeaderLength);
         }
-        let Some(header) = packet.get(..header_len) else {
+        let Some(header) = skb.network_header().get(..header_len) else {
             return header_error(stats, DropReason::IpTruncated);
         };
         checksum::verify(header)
@@ -97,7 +95,8 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
     }
     // 5. Total length: within the frame, and not shorter than the header.
     let total_len = usize::from(ipv4.total_len());
-    if total_len > available {
+    let offset = skb.network_offset();
+    if total_len > skb.len() - offset {
         stats.mib(Mib::IpExtInTruncatedPkts);
         return Err(Exit::Drop(DropReason::IpTotalLength));
     }
@@ -105,7 +104,6 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         return header_error(stats, DropReason::IpTotalLength);
     }
     let iph = Iphdr::read(fixed);
-    let offset = skb.network_offset();
     skb.trim(offset + total_len);
     skb.set_transport_header(offset + header_len);
     Ok(iph)

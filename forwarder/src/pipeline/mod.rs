@@ -65,7 +65,7 @@ use ip_output::{PostRouted, ip_finish_output, post_routing};
 use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::{Ipv6hdr, ip6_rcv_core};
 use ip6_output::ip6_finish_output;
-use route::{Dst, RouteInput, ip_route_input};
+use route::{Dst, RouteInput, ip_route_input, own_sources_listed};
 use route_ahead::RoutesAhead;
 use route_hint::RouteHint;
 use route6::ip6_route_input;
@@ -77,6 +77,7 @@ pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     let mut known = RoutesKnown {
         ahead: &ahead,
         n: 0,
+        own_sources_listed: own_sources_listed(ctx.tables),
         hint4: RouteHint::default(),
         hint6: RouteHint::default(),
     };
@@ -91,6 +92,7 @@ struct RoutesKnown<'a, 'b> {
     ahead: &'b RoutesAhead,
     /// The packet's position in the burst.
     n: usize,
+    own_sources_listed: bool,
     hint4: RouteHint<'a, u32>,
     hint6: RouteHint<'a, u128>,
 }
@@ -99,11 +101,17 @@ struct RoutesKnown<'a, 'b> {
 fn forward<'a>(mut skb: SkBuff, known: &mut RoutesKnown<'a, '_>, ctx: &mut Ctx<'a>) {
     let exit = match receive(&mut skb, ctx) {
         Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, known, ctx) {
-            Ok((dst, routed)) => return ip_finish_output(skb, &dst, &routed, ctx),
+            Ok((mut dst, routed)) => {
+                known.hint4.resolve(&mut dst, ctx.tables);
+                return ip_finish_output(skb, &dst, &routed, ctx);
+            }
             Err(exit) => exit,
         },
         Ok((_, dev)) => match ip6_rcv(&mut skb, dev, known, ctx) {
-            Ok((dst, routed)) => return ip6_finish_output(skb, &dst, &routed, ctx),
+            Ok((mut dst, routed)) => {
+                known.hint6.resolve(&mut dst, ctx.tables);
+                return ip6_finish_output(skb, &dst, &routed, ctx);
+            }
             Err(exit) => exit,
         },
         Err(exit) => exit,

@@ -8,6 +8,7 @@ use super::ip_output::PostRouted;
 use super::route::Dst;
 use super::vlan::vlan_dev_hard_header;
 use super::{Ctx, hold};
+use crate::neigh::Neighbour;
 use crate::skb::SkBuff;
 use crate::stats::DropReason;
 use crate::tables::Link;
@@ -23,13 +24,23 @@ pub(super) fn neigh_output(
     ctx: &mut Ctx<'_>,
 ) {
     let oif = dst.dev.ifindex;
-    if let Some(neigh) = ctx.tables.neigh.lookup(oif, nexthop)
+    let neigh = match dst.gateway() {
+        Some(_) => dst.neigh.or_else(|| gateway_lookup(oif, nexthop, ctx)),
+        None => ctx.tables.neigh.lookup(oif, nexthop),
+    };
+    if let Some(neigh) = neigh
         && let Some(lladdr) = neigh.lladdr
     {
         neigh.mark_used();
         return dev_queue_xmit(skb, dst.port, dst.dev, lladdr, routed, ctx);
     }
     hold::hold(skb, oif, *nexthop, routed, ctx);
+}
+
+/// For packets of our own, and in vain for those whose router is not known.
+#[cold]
+fn gateway_lookup<'a>(oif: u32, nexthop: &IpAddr, ctx: &Ctx<'a>) -> Option<&'a Neighbour> {
+    ctx.tables.neigh.lookup(oif, nexthop)
 }
 
 /// Writes the link-layer addresses, and tags where the interface has some, and queues the frame on

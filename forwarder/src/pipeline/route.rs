@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::ip_input::Iphdr;
 use super::{Ctx, Exit, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
+use crate::neigh::Neighbour;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Link, RpFilter, Tables};
@@ -29,6 +30,8 @@ pub(super) struct Dst<'a> {
     pub nexthop: Option<&'a Nexthop>,
     /// The outgoing interface.
     pub dev: &'a Link,
+    /// The neighbour that the gateway is, once it was looked up ([`super::RouteHint::resolve`]).
+    pub neigh: Option<&'a Neighbour>,
     /// The port its frames leave by.
     pub port: u16,
     /// IP MTU of the way, octets.
@@ -49,7 +52,7 @@ impl<'a> Dst<'a> {
         self.info?.prefsrc
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn new(
         info: &'a FibInfo,
         nexthop: &'a Nexthop,
@@ -64,7 +67,8 @@ impl<'a> Dst<'a> {
         }
         // ip_dst_mtu_maybe_forward: the route's own MTU comes first.
         let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
-        Ok(Dst { info: Some(info), nexthop: Some(nexthop), dev, port, mtu, redirect: false })
+        let (info, nexthop) = (Some(info), Some(nexthop));
+        Ok(Dst { info, nexthop, dev, neigh: None, port, mtu, redirect: false })
     }
 }
 
@@ -117,11 +121,16 @@ pub(super) fn ip_route_input<'a>(
     if !dev.forwarding4 {
         return Ok(RouteInput::Error(RouteError::HostUnreach(DropReason::ForwardingOff)));
     }
-    let hash = || multipath_hash(skb, ctx);
-    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
-    let scope_host = fib_validate_source(iph, dev, nexthop.oif, ctx)?;
-    let mut dst = Dst::new(info, nexthop, tables)?;
-    if scope_host && nexthop.oif == dev.ifindex && dev.send_redirects {
+    let mut dst = match known.hint4.by(info) {
+        Some(dst) => dst,
+        None => {
+            let hash = || multipath_hash(skb, ctx);
+            let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+            Dst::new(info, nexthop, tables)?
+        }
+    };
+    let scope_host = fib_validate_source(iph, dev, &dst, known.own_sources_listed, ctx)?;
+    if scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects {
         dst.redirect = deserves_redirect(iph, &dst);
     }
     known.hint4.learn(flow, &dst);
@@ -180,21 +189,34 @@ fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
 }
 
 /// `fib_validate_source`: whether the source may come from here. `Ok(true)`: it is on this link.
+/// `listed`: see [`own_sources_listed`].
 #[inline]
-fn fib_validate_source(iph: &Iphdr, dev: &Link, oif: u32, ctx: &Ctx<'_>) -> Result<bool, Exit> {
-    let tables = ctx.tables;
+fn fib_validate_source(
+    iph: &Iphdr,
+    dev: &Link,
+    dst: &Dst<'_>,
+    listed: bool,
+    ctx: &Ctx<'_>,
+) -> Result<bool, Exit> {
+    let oif = dst.dev.ifindex;
     if dev.rp_filter == RpFilter::Off && (oif != dev.ifindex || !dev.send_redirects) {
         if dev.accept_local {
             return Ok(false);
         }
-        if tables.fib4.merged && !tables.sysctl.custom_local_routes {
-            if tables.links.is_local4(iph.saddr) {
+        if listed {
+            if ctx.tables.links.is_local4(iph.saddr) {
                 return Err(Exit::Drop(DropReason::IpLocalSource));
             }
             return Ok(false);
         }
     }
     validate_source_by_route(iph, dev, oif, ctx)
+}
+
+/// Whether our own addresses are all that the local table has, so that they are found without it.
+#[inline]
+pub(super) fn own_sources_listed(tables: &Tables) -> bool {
+    tables.fib4.merged && !tables.sysctl.custom_local_routes
 }
 
 /// `__fib_validate_source`: looks the way back up.

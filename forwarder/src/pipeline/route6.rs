@@ -43,9 +43,14 @@ pub(super) fn ip6_route_input<'a>(
         FibResult::Route(info) if info.kind == RouteType::Unicast => info,
         other => return Err(refused(other, hdr, ctx)),
     };
-    let hash = || multipath_hash(skb, ctx);
-    let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
-    let dst = dst6(info, nexthop, ctx.tables)?;
+    let dst = match known.hint6.by(info) {
+        Some(dst) => dst,
+        None => {
+            let hash = || multipath_hash(skb, ctx);
+            let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+            dst6(info, nexthop, ctx.tables)?
+        }
+    };
     known.hint6.learn(flow, &dst);
     Ok(dst)
 }
@@ -113,7 +118,8 @@ pub(super) fn ip6_route_output<'a>(
     if ipv6_addr_is_linklocal(daddr) {
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         let mtu = mtu_of_dev(dev);
-        return Ok(Dst { info: None, nexthop: None, dev, port, mtu, redirect: false });
+        let (info, nexthop) = (None, None);
+        return Ok(Dst { info, nexthop, dev, neigh: None, port, mtu, redirect: false });
     }
     let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };
     let info = match ctx.tables.fib6.fib_lookup(&flow) {

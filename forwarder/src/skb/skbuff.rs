@@ -302,6 +302,25 @@ impl SkBuff {
         self.tail_from_mut(self.network_header)
     }
 
+    /// The first `N` octets of the link-layer header, if the packet has them: as [`Self::mac_header`],
+    /// with one look at the bounds.
+    #[inline]
+    pub fn mac_chunk<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.chunk(self.mac_header)
+    }
+
+    /// The first `N` octets of the network header, if the packet has them.
+    #[inline]
+    pub fn network_chunk<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.chunk(self.network_header)
+    }
+
+    /// The same, writable.
+    #[inline]
+    pub fn network_chunk_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.chunk_mut(self.network_header)
+    }
+
     /// `skb_transport_header`: from the transport header to the tail.
     #[inline]
     pub fn transport_header(&self) -> &[u8] {
@@ -360,6 +379,20 @@ impl SkBuff {
     #[inline]
     fn tail_from(&self, start: u16) -> &[u8] {
         self.frame.bytes().get(start as usize..self.tail as usize).unwrap_or(&[])
+    }
+
+    #[inline]
+    fn chunk<const N: usize>(&self, start: u16) -> Option<&[u8; N]> {
+        let (start, end) = (start as usize, start as usize + N);
+        let within = end <= self.tail as usize;
+        self.frame.bytes().get(start..end).filter(|_| within)?.first_chunk()
+    }
+
+    #[inline]
+    fn chunk_mut<const N: usize>(&mut self, start: u16) -> Option<&mut [u8; N]> {
+        let (start, end) = (start as usize, start as usize + N);
+        let within = end <= self.tail as usize;
+        self.frame.bytes_mut().get_mut(start..end).filter(|_| within)?.first_chunk_mut()
     }
 
     #[inline]
