@@ -141,7 +141,7 @@ fn road(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -
         forward_burst(&mut burst, &mut ctx);
         times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
         assert_eq!(out.egress[1].len(), BURST);
-        out.egress[1].drain(BURST).for_each(|skb| pool.free(skb.into_frame()));
+        out.egress[1].drain(BURST).for_each(|skb| pool.kfree_skb(skb));
     }
     result(name, times_ns, None)
 }

@@ -52,7 +52,12 @@ fn main() -> Result<()> {
 
 fn config(ifname: &str) -> Result<PortConfig> {
     let ifindex = nix::net::if_::if_nametoindex(ifname)?;
-    Ok(PortConfig { ifname: ifname.to_owned(), ifindex, queue: 0, mode: BindMode::Auto })
+    Ok(PortConfig {
+        ifname: ifname.to_owned(),
+        ifindex,
+        mode: BindMode::Auto,
+        ..PortConfig::default()
+    })
 }
 
 fn attach(

@@ -67,7 +67,7 @@ fn config(n: usize) -> PortConfig {
     let ifindex = nix::net::if_::if_nametoindex(ifname.as_str()).expect("an interface");
     let copy = mode_of_nics().is_some_and(|mode| mode == BoundMode::Copy.to_string());
     let mode = if copy { BindMode::Copy } else { BindMode::Auto };
-    PortConfig { ifname, ifindex, queue: 0, mode }
+    PortConfig { ifname, ifindex, mode, ..PortConfig::default() }
 }
 
 fn options() -> Options {

@@ -172,9 +172,9 @@ impl Bench {
         poll_held(&mut ctx);
         forward_burst(burst, &mut ctx);
         for egress in &mut self.out.egress {
-            egress.drain(usize::MAX).for_each(|skb| self.pool.free(skb.into_frame()));
+            egress.drain(usize::MAX).for_each(|skb| self.pool.kfree_skb(skb));
         }
-        self.out.punts.drain(usize::MAX).for_each(|skb| self.pool.free(skb.into_frame()));
+        self.out.punts.drain(usize::MAX).for_each(|skb| self.pool.kfree_skb(skb));
         self.out.neigh_requests.clear();
         ALLOCATIONS.with(Cell::get) - before
     }

@@ -47,6 +47,7 @@ fn an_af_xdp_port_is_a_device() {
             ifindex: ifindex("port"),
             queue: 0,
             mode: BindMode::Auto,
+            ..PortConfig::default()
         };
         let mut device = io.device(0, config, &mut pool, &stats);
         let frame = [0xff; 60];

@@ -287,6 +287,7 @@ fn root_what_is_steered_arrives_at_the_queues_socket() {
                 ifindex: ifindex("port"),
                 queue: 0,
                 mode: BindMode::Copy,
+                ..PortConfig::default()
             };
             let options = Options {
                 rings: RingSizes { fill: 64, tx: 64 },

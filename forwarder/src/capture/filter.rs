@@ -126,9 +126,27 @@ impl Filter {
 }
 
 impl Filter {
+    /// Whether a packet passes of which `head` is the part before its frags. What asks for nothing
+    /// beyond the head is judged by that alone; else the packet is put together in `scratch`.
+    #[inline(always)]
+    pub fn judge_skb(&self, head: &[u8], skb: &SkBuff, scratch: &mut Vec<u8>) -> Verdict {
+        if skb.is_nonlinear() { self.judge_frags(head, skb, scratch) } else { self.judge(head) }
+    }
+
+    #[cold]
+    fn judge_frags(&self, head: &[u8], skb: &SkBuff, scratch: &mut Vec<u8>) -> Verdict {
+        if let Some(verdict) = self.tree.as_ref().and_then(|tree| tree.judge(head)) {
+            return verdict;
+        }
+        scratch.clear();
+        scratch.extend_from_slice(head);
+        skb.frags().for_each(|frag| scratch.extend_from_slice(frag));
+        self.judge(scratch)
+    }
+
     /// Judges up to 64 packets: those that pass, and those that do not for good, a bit each.
     #[inline]
-    pub fn judge_burst(&self, packets: &[SkBuff]) -> (u64, u64) {
+    pub fn judge_burst(&self, packets: &[SkBuff], scratch: &mut Vec<u8>) -> (u64, u64) {
         let all = u64::MAX >> 64usize.saturating_sub(packets.len().clamp(1, 64));
         let mut judged = match &self.tree {
             Some(tree) => tree.judge_burst(packets.iter().map(SkBuff::data)),
@@ -137,7 +155,7 @@ impl Filter {
         while judged.unknown != 0 {
             let n = judged.unknown.trailing_zeros() as usize;
             judged.unknown &= judged.unknown - 1;
-            match packets.get(n).map(|skb| self.judge(skb.data())) {
+            match packets.get(n).map(|skb| self.judge_skb(skb.data(), skb, scratch)) {
                 Some(Verdict::Match) => judged.matched |= 1 << n,
                 Some(Verdict::NoMatchForGood) => judged.for_good |= 1 << n,
                 _ => {}

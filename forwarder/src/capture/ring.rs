@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::record::{HEAD, Head, Mark, settle};
+use crate::skb::SkBuff;
 use crate::stats::Counter;
 
 /// Octets of a block. Long against any packet, short against the second-level cache.
@@ -93,19 +94,35 @@ pub fn ring(blocks: usize) -> (RingIn, RingReader) {
 pub struct RingIn(pub(super) RingWriter);
 
 impl RingWriter {
-    /// Counts a packet that passed the filter, and copies it if there is room.
+    /// Counts a packet that passed the filter, and copies it if there is room: `packet`, which is the
+    /// head of `skb`, and its frags.
     #[inline]
-    pub(super) fn push(&mut self, stamp: &mut Stamp, packet: &[u8], mark: Mark) {
+    pub(super) fn push(&mut self, stamp: &mut Stamp, packet: &[u8], skb: &SkBuff, mark: Mark) {
         self.counts.matched.inc();
-        let kept = packet.len().min(self.snaplen);
+        let len = packet.len() + skb.data_len();
+        let kept = len.min(self.snaplen);
         if self.block.capacity() - self.block.len() < HEAD + kept && !self.next_block() {
             self.counts.lost.inc();
             return;
         }
-        let (len, tstamp_ns) = (packet.len() as u32, stamp.ns());
+        let (len, tstamp_ns) = (len as u32, stamp.ns());
         let head = Head { tstamp_ns, len, kept: kept as u32, mark };
         self.block.extend_from_slice(&head.to_octets());
-        self.block.extend_from_slice(&packet[..kept]);
+        let head = kept.min(packet.len());
+        self.block.extend_from_slice(&packet[..head]);
+        if head < kept {
+            self.push_frags(skb, kept - head);
+        }
+    }
+
+    /// The first `left` octets of the frags.
+    #[cold]
+    fn push_frags(&mut self, skb: &SkBuff, mut left: usize) {
+        for frag in skb.frags() {
+            let now = frag.len().min(left);
+            self.block.extend_from_slice(&frag[..now]);
+            left -= now;
+        }
     }
 
     fn next_block(&mut self) -> bool {

@@ -9,15 +9,20 @@
 use super::filter::{Filter, Verdict};
 use super::record::{Mark, kind};
 use super::ring::{RingIn, RingWriter, Stamp};
-use crate::skb::SkBuff;
+use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
 /// Captures at once, at most.
 pub const SESSIONS_MAX: usize = 8;
 
 /// Why a driver drops what it was given to send; the first of them whose counter has moved is told.
-const TX_REASONS: [DropReason; 4] =
-    [DropReason::DevNotReady, DropReason::FullRing, DropReason::EthTruncated, DropReason::TxError];
+const TX_REASONS: [DropReason; 5] = [
+    DropReason::DevNotReady,
+    DropReason::FullRing,
+    DropReason::EthTruncated,
+    DropReason::TxMultiBuffer,
+    DropReason::TxError,
+];
 
 /// What a capture wants to see.
 #[derive(Debug, Clone)]
@@ -51,6 +56,8 @@ pub struct Tap {
     sessions: Vec<Session>,
     /// The driver's counters before it was given packets to send.
     before: [u64; TX_REASONS.len()],
+    /// A packet of several frames in one piece, for a filter that looks beyond the first.
+    scratch: Vec<u8>,
 }
 
 impl Session {
@@ -69,17 +76,21 @@ impl Session {
 
     /// Whether a packet concerns it. `bit`: its own in `passed_over`.
     #[inline(always)]
-    fn concerns(&self, skb: &SkBuff, packet: &[u8], bit: u8) -> bool {
+    fn concerns(&self, skb: &SkBuff, packet: &[u8], bit: u8, scratch: &mut Vec<u8>) -> bool {
         let filter = self.wanted.filter.as_ref();
         skb.passed_over & bit == 0
-            && filter.is_none_or(|filter| filter.judge(packet) == Verdict::Match)
+            && filter.is_none_or(|filter| filter.judge_skb(packet, skb, scratch) == Verdict::Match)
     }
 }
 
 impl Tap {
     /// No capture.
     pub fn new() -> Tap {
-        Tap { sessions: Vec::with_capacity(SESSIONS_MAX), before: Default::default() }
+        Tap {
+            sessions: Vec::with_capacity(SESSIONS_MAX),
+            before: Default::default(),
+            scratch: Vec::with_capacity(MAX_JUMBO),
+        }
     }
 
     /// Whether anything is captured.
@@ -114,7 +125,7 @@ impl Tap {
             }
             for some in packets.chunks_mut(64) {
                 let (matched, for_good) = match &session.wanted.filter {
-                    Some(filter) => filter.judge_burst(some),
+                    Some(filter) => filter.judge_burst(some, &mut self.scratch),
                     None => (u64::MAX, 0),
                 };
                 for (at, skb) in some.iter_mut().enumerate() {
@@ -123,7 +134,7 @@ impl Tap {
                 if matched != 0 {
                     for (_, skb) in some.iter().enumerate().filter(|(at, _)| matched >> at & 1 == 1)
                     {
-                        session.ring.push(&mut stamp, skb.data(), Mark::new(port, kind::IN));
+                        session.ring.push(&mut stamp, skb.data(), skb, Mark::new(port, kind::IN));
                     }
                 }
             }
@@ -145,17 +156,17 @@ impl Tap {
             let bit = 1 << n;
             if session.wanted.sent {
                 for skb in sure {
-                    if session.concerns(skb, skb.data(), bit) {
-                        session.ring.push(&mut stamp, skb.data(), Mark::new(port, kind::OUT));
+                    if session.concerns(skb, skb.data(), bit, &mut self.scratch) {
+                        session.ring.push(&mut stamp, skb.data(), skb, Mark::new(port, kind::OUT));
                     }
                 }
             }
             if !unsure.is_empty() && (session.wanted.sent || session.wanted.dropped) {
                 session.ring.begin_unsettled();
                 for (skb, place) in unsure.iter().zip(certain as u32..) {
-                    if session.concerns(skb, skb.data(), bit) {
+                    if session.concerns(skb, skb.data(), bit, &mut self.scratch) {
                         let mark = Mark { place, ..Mark::new(port, kind::LEAVING) };
-                        session.ring.push(&mut stamp, skb.data(), mark);
+                        session.ring.push(&mut stamp, skb.data(), skb, mark);
                     }
                 }
             }
@@ -187,9 +198,9 @@ impl Tap {
                 continue;
             }
             let packet = skb.mac_header();
-            if session.concerns(skb, packet, 1 << n) {
+            if session.concerns(skb, packet, 1 << n, &mut self.scratch) {
                 let mark = Mark { reason: reason as u8, ..Mark::new(skb.port, kind::DROP) };
-                session.ring.push(&mut stamp, packet, mark);
+                session.ring.push(&mut stamp, packet, skb, mark);
             }
         }
     }

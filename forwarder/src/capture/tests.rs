@@ -147,7 +147,7 @@ proptest! {
         let mut burst = burst(&mut pool, &packets);
         for (text, _) in FILTERS {
             let filter = Filter::new(&compile(text).expect(text)).expect(text);
-            let (matched, for_good) = filter.judge_burst(burst.as_slice());
+            let (matched, for_good) = filter.judge_burst(burst.as_slice(), &mut Vec::new());
             for (n, packet) in packets.iter().enumerate() {
                 let verdict = match (matched >> n & 1, for_good >> n & 1) {
                     (1, 0) => Verdict::Match,
@@ -159,7 +159,7 @@ proptest! {
             }
             prop_assert!(packets.len() == 64 || (matched | for_good) >> packets.len() == 0);
         }
-        burst.drain(64).for_each(|skb| pool.free(skb.into_frame()));
+        burst.drain(64).for_each(|skb| pool.kfree_skb(skb));
     }
 
     #[test]
@@ -235,7 +235,7 @@ fn packets_are_seen_as_they_come_as_they_leave_and_as_they_are_dropped() {
     assert!(tap.detach(2).is_none());
     drop(tap.detach(1).expect("it is there"));
     assert_eq!(reader.read(|_| ()), Err(Ended));
-    burst.drain(4).for_each(|skb| pool.free(skb.into_frame()));
+    burst.drain(4).for_each(|skb| pool.kfree_skb(skb));
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_capture_sees_its_ports_directions_and_filter_alone() {
             "{n}"
         );
     }
-    burst.drain(4).for_each(|skb| pool.free(skb.into_frame()));
+    burst.drain(4).for_each(|skb| pool.kfree_skb(skb));
 }
 
 #[test]
@@ -303,7 +303,43 @@ fn what_does_not_fit_is_counted_and_there_is_room_again_when_the_reader_has_read
     tap.received(&mut burst.as_mut_slice()[..1]);
     tap.hand_over();
     assert_eq!(seen(&reader), [(Kind::In, 0, 1000, 7)]);
-    burst.drain(64).for_each(|skb| pool.free(skb.into_frame()));
+    burst.drain(64).for_each(|skb| pool.kfree_skb(skb));
+}
+
+#[test]
+fn a_packet_of_several_frames_is_judged_and_copied_whole() {
+    let mut pool = Umem::anonymous(16).into_pool();
+    let stats = WorkerStats::new(2);
+    let packet: Vec<u8> = (0..9014).map(|n| (n % 251) as u8).collect();
+    let last = packet[9013];
+    let mut burst = Burst::default();
+    burst.push(SkBuff::of_octets(&mut pool, &packet).expect("frames")).expect("room");
+    for (text, snaplen, copies) in [
+        ("len = 9014".to_owned(), usize::MAX, 3),
+        (format!("ether[9013] = {last}"), 5000, 3),
+        (format!("ether[9013] = {}", last ^ 1), 5000, 0),
+        ("ether[9014] = 0".to_owned(), 5000, 0),
+        ("ether[6] = 6".to_owned(), 3840, 3),
+        ("ether[6] = 7".to_owned(), 100, 0),
+    ] {
+        let (mut tap, (writer, reader)) = (Tap::new(), ring(1));
+        let filter = Some(Filter::new(&compile(&text).expect("a filter")).expect("sound"));
+        let session = Session::new(1, Wanted { snaplen, filter, ..all() }, writer);
+        assert!(tap.attach(session).is_none());
+        burst.as_mut_slice()[0].passed_over = 0;
+        tap.received(burst.as_mut_slice());
+        tap.leaving(1, burst.as_slice(), 1, &stats);
+        tap.left(1, &stats);
+        tap.dropped(&burst.as_slice()[0], DropReason::TtlExceeded);
+        tap.hand_over();
+        let copy = |block: &[u8]| -> Vec<(u32, Vec<u8>)> {
+            Records::new(block).map(|record| (record.len, record.data.to_vec())).collect()
+        };
+        let seen = reader.read(copy).expect("the worker is there").unwrap_or_default();
+        let expected = (9014, packet[..snaplen.min(9014)].to_vec());
+        assert!(seen == vec![expected; copies], "{text}: {} copies", seen.len());
+    }
+    burst.drain(1).for_each(|skb| pool.kfree_skb(skb));
 }
 
 #[test]

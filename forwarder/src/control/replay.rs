@@ -160,7 +160,7 @@ impl Road {
             self.io.tx_burst(port as u16, &mut self.pool, egress, &self.stats);
         }
         for skb in self.out.punts.drain(usize::MAX) {
-            self.pool.free(skb.into_frame());
+            self.pool.kfree_skb(skb);
         }
         // Nobody is there to be asked.
         self.out.neigh_requests.clear();

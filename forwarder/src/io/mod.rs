@@ -6,7 +6,8 @@
 //! - `pcap`: ports that are capture files;
 //! - `af_xdp`: ports that are queues of network interfaces.
 //!
-//! A driver moves frames, it never copies one and never allocates after start. It counts what it
+//! A driver moves frames, it never copies one (unless a port takes only packets of one frame, and
+//! one is in several) and never allocates after start. It counts what it
 //! lost (ring full, sent in vain) in the worker's statistics.
 
 pub mod af_xdp;
@@ -106,6 +107,6 @@ fn drop_all(
         if let Some(counters) = stats.ports.get(port as usize) {
             counters.tx_dropped.inc();
         }
-        pool.free(skb.into_frame());
+        pool.kfree_skb(skb);
     }
 }

@@ -69,6 +69,7 @@ pub fn start(
                 ifindex: nic.ifindex,
                 queue: n as u32,
                 mode,
+                ..PortConfig::default()
             },
             cpu: pace.cpu(n),
             interval: pace.interval(threads as u64),

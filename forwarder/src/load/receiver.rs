@@ -48,7 +48,13 @@ impl Receiver {
         let here = Place::here(&place.ifname);
         let ifindex = here.usable()?.ifindex;
         let queues = nic::rx_queues(ifindex).map_err(LoadError::Netlink)?;
-        let port = |queue| PortConfig { ifname: place.ifname.clone(), ifindex, queue, mode };
+        let port = |queue| PortConfig {
+            ifname: place.ifname.clone(),
+            ifindex,
+            queue,
+            mode,
+            ..PortConfig::default()
+        };
         let ports: Vec<PortConfig> = (0..queues).map(port).collect();
         let options = Options { rings: RINGS, ..Options::default() };
         let (io, pool) = AfXdp::open(&ports, &options)?;
@@ -81,7 +87,7 @@ impl Receiver {
                 .map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64);
             for skb in self.burst.drain(usize::MAX) {
                 tracker.take(skb.data(), now);
-                self.pool.free(skb.into_frame());
+                self.pool.kfree_skb(skb);
             }
         }
         self.io.kick(&mut self.pool, &self.stats);

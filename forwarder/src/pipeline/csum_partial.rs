@@ -30,15 +30,28 @@ struct Checksum {
 /// Marks a packet whose transport checksum is partial.
 pub(super) fn recognise(skb: &mut SkBuff) {
     let packet = skb.network_header();
-    let Some(checksum) = find(packet) else { return };
+    let Some(checksum) = find(skb) else { return };
     let Some(&[high, low]) = packet.get(checksum.field..checksum.field + 2) else { return };
     if u16::from_be_bytes([high, low]) != fold(checksum.pseudo_header) {
         return;
     }
-    let Some(covered) = packet.get(checksum.transport..checksum.end) else { return };
-    if !is_valid(checksum.pseudo_header + ones_complement_sum(covered)) {
+    if !is_valid(checksum.pseudo_header + sum(skb, &checksum)) {
         skb.ip_summed = IpSummed::Partial;
     }
+}
+
+/// `skb_checksum`: the sum of what the checksum is taken over, wherever it lies.
+fn sum(skb: &SkBuff, checksum: &Checksum) -> u32 {
+    let covered = checksum.end - checksum.transport;
+    let (mut sum, mut at) = (0, 0);
+    for slice in skb.slices(skb.network_offset() + checksum.transport, covered) {
+        let part = ones_complement_sum(slice);
+        // What begins at an odd octet has the octets of its words the other way round (RFC 1071
+        // §2(B)).
+        sum += if at % 2 == 0 { part } else { u32::from((part as u16).swap_bytes()) };
+        at += slice.len();
+    }
+    sum
 }
 
 /// `skb_checksum_help`: completes a partial checksum; does nothing to any other packet.
@@ -52,22 +65,22 @@ pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
 #[cold]
 fn complete(skb: &mut SkBuff) {
     skb.ip_summed = IpSummed::None;
-    let packet = skb.network_header_mut();
-    let Some(checksum) = find(packet) else { return };
-    let Some(covered) = packet.get(checksum.transport..checksum.end) else { return };
+    let Some(checksum) = find(skb) else { return };
     // The field holds the pseudo-header's part of the sum.
-    let mut value = !fold(ones_complement_sum(covered));
+    let mut value = !fold(sum(skb, &checksum));
     if checksum.udp && value == 0 {
         // RFC 768: zero would say that there is none (CSUM_MANGLED_0).
         value = 0xffff;
     }
+    let packet = skb.network_header_mut();
     if let Some(field) = packet.get_mut(checksum.field..checksum.field + 2) {
         field.copy_from_slice(&value.to_be_bytes());
     }
 }
 
-/// The checksum of a whole TCP segment or UDP datagram; `packet` starts with its IP header.
-fn find(packet: &[u8]) -> Option<Checksum> {
+/// The checksum of a packet that is a whole TCP segment or UDP datagram.
+fn find(skb: &SkBuff) -> Option<Checksum> {
+    let packet = skb.network_header();
     let (transport, end, protocol, pseudo_header) = match packet.first()? >> 4 {
         4 => {
             let ipv4 = Ipv4Packet::new_checked(packet).ok().filter(|ipv4| !ipv4.is_fragment())?;
@@ -93,11 +106,6 @@ fn find(packet: &[u8]) -> Option<Checksum> {
         Protocol::UDP => (transport + 6, true),
         _ => return None,
     };
-    (field + 2 <= end && end <= packet.len()).then_some(Checksum {
-        transport,
-        end,
-        field,
-        pseudo_header,
-        udp,
-    })
+    let is_there = field + 2 <= end.min(packet.len()) && end <= packet.len() + skb.data_len();
+    is_there.then_some(Checksum { transport, end, field, pseudo_header, udp })
 }

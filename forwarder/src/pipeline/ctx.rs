@@ -74,7 +74,7 @@ impl PipelineState {
         PipelineState { hash_seed, ..self }
     }
 
-    /// Packets that wait for a neighbour: the `held` of the conservation law.
+    /// Frames of packets that wait for a neighbour: the `held` of the conservation law.
     pub fn held(&self) -> usize {
         self.hold.held()
     }
@@ -106,7 +106,7 @@ impl Effects {
 
     /// Frames waiting to be sent or handed back.
     pub fn len(&self) -> usize {
-        self.egress.iter().map(Burst::len).sum::<usize>() + self.punts.len()
+        self.egress.iter().map(Burst::frames).sum::<usize>() + self.punts.frames()
     }
 
     /// Whether there is nothing to send or hand back.
@@ -133,12 +133,12 @@ impl Ctx<'_> {
         if let Some(port) = self.stats.ports.get(usize::from(skb.port)).filter(|_| skb.iif != 0) {
             port.rx_dropped.inc();
         }
-        self.pool.free(skb.into_frame());
+        self.pool.kfree_skb(skb);
     }
 
     /// Ends a packet that was used up, not lost (`consume_skb`).
     pub(super) fn consume_skb(&mut self, skb: SkBuff) {
-        self.pool.free(skb.into_frame());
+        self.pool.kfree_skb(skb);
     }
 
     /// Hands a packet back to the kernel.

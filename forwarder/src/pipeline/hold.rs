@@ -22,7 +22,7 @@ const NEIGHBOURS: usize = 64;
 /// Packets held for one neighbour. The kernel holds 212,992 octets of memory, some 90 full-sized
 /// packets; a TCP connection starts with ten.
 const PER_NEIGHBOUR: usize = 32;
-/// Packets held in all.
+/// Frames held in all.
 const HELD_MAX: usize = 512;
 /// mcast_solicit × retrans_time: when the kernel gives a neighbour up.
 const TIMEOUT_NS: u64 = 3_000_000_000;
@@ -58,6 +58,7 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct HoldQueue {
     slots: Box<[Slot]>,
+    /// Frames of the packets in them.
     held: usize,
     generation: u64,
     poll_ns: u64,
@@ -123,10 +124,11 @@ pub(super) fn hold(
     // As in the kernel, the oldest makes room.
     let full = scarce || slot.packets.room() == 0;
     let oldest = if full { slot.packets.drain(1).next() } else { None };
+    let frames = skb.frames();
     let refused = slot.packets.push(skb).err();
-    queue.held += 1;
+    queue.held += frames;
     for skb in [oldest, refused].into_iter().flatten() {
-        ctx.state.hold.held -= 1;
+        ctx.state.hold.held -= skb.frames();
         ctx.drop_skb(skb, DropReason::NeighQueueFull);
     }
 }
@@ -171,7 +173,7 @@ fn poll_slots(ctx: &mut Ctx<'_>) {
 fn take(at: usize, ctx: &mut Ctx<'_>) -> Burst {
     let empty = Burst::with_capacity(0);
     let packets = std::mem::replace(&mut ctx.state.hold.slots[at].packets, empty);
-    ctx.state.hold.held -= packets.len();
+    ctx.state.hold.held -= packets.frames();
     packets
 }
 

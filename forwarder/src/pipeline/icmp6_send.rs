@@ -90,7 +90,10 @@ fn is_for_multicast_too(skb: &SkBuff, error: &IcmpError) -> bool {
 /// over a header of which no more than the first octets are there.
 fn is_about_error(skb: &SkBuff) -> bool {
     let packet = skb.network_header();
-    let octet = |at: usize| packet.get(at).copied();
+    let octet = |at: usize| {
+        let mut octet = [0];
+        skb.copy_bits(skb.network_offset() + at, &mut octet).ok().map(|()| octet[0])
+    };
     let mut next = Ipv6Packet::new_unchecked(packet).next_header();
     let (mut at, mut is_fragment) = (HEADER_LEN, false);
     while is_ext_header(next) {

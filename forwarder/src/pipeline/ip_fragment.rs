@@ -4,12 +4,14 @@
 //! A fragment may itself be fragmented. Every fragment but the last of a packet is a multiple of
 //! eight octets; options without the copied flag go with the first one alone.
 
+use std::ops::Range;
+
 use super::Ctx;
 use super::csum_partial::skb_checksum_help;
 use super::ip_options::ip_options_fragment;
 use super::ip_output::{PostRouted, ip_finish_output2};
 use super::route::Dst;
-use crate::skb::{HEADROOM, NoRoom, SkBuff};
+use crate::skb::{FRAME_SIZE, HEADROOM, MAX_PACKET, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib};
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
 
@@ -30,7 +32,7 @@ struct Whole {
 pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
     skb_checksum_help(&mut skb);
     let fragments = measure(&skb, dst.mtu);
-    let affordable = fragments.as_ref().is_some_and(|(_, count)| *count <= ctx.pool.available());
+    let affordable = fragments.as_ref().is_some_and(|(_, frames)| *frames <= ctx.pool.available());
     let Some((mut whole, _)) = fragments.filter(|_| affordable) else {
         ctx.stats.mib(Mib::IpFragFails);
         return ctx.drop_skb(skb, DropReason::FragFailed);
@@ -53,12 +55,12 @@ pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, c
     ctx.consume_skb(skb);
 }
 
-/// Whether and into how many fragments, at most, the packet can be cut.
+/// Whether the packet can be cut, and how many frames its fragments take at most.
 fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     let packet = skb.network_header();
     let ipv4 = Ipv4Packet::new_checked(packet).ok()?;
     let header_len = ipv4.header_len();
-    let payload_len = packet.len().checked_sub(header_len)?;
+    let payload_len = (packet.len() + skb.data_len()).checked_sub(header_len)?;
     let offset = usize::from(ipv4.frag_offset());
     let room = (mtu as usize).checked_sub(header_len).filter(|&room| room >= 8)?;
     // ip_forward has handed these back; an offset beyond 16 bits cannot be written.
@@ -69,7 +71,9 @@ fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     header[..header_len].copy_from_slice(ipv4.header());
     let more_frags = ipv4.more_frags();
     let whole = Whole { header, header_len, payload_len, offset, more_frags, room };
-    Some((whole, payload_len.div_ceil(room & !7)))
+    let longest = skb.network_offset() + header_len + room.min(payload_len);
+    let frames = 1 + longest.saturating_sub(MAX_PACKET).div_ceil(FRAME_SIZE);
+    Some((whole, payload_len.div_ceil(room & !7) * frames))
 }
 
 /// `ip_frag_next`: the fragment whose payload starts `done` octets into the whole one, and how much
@@ -88,33 +92,31 @@ fn next_fragment(
     fragment.tstamp_ns = skb.tstamp_ns;
     // The packet has left when its last fragment has.
     fragment.timed = skb.timed && len == left;
-    if fill(&mut fragment, skb, whole, done, len).is_err() {
+    let filled = fill(&mut fragment, skb, whole, done, len);
+    if filled.and_then(|payload| copy_payload(&mut fragment, skb, payload, ctx)).is_err() {
         ctx.consume_skb(fragment);
         return None;
     }
     Some((fragment, len))
 }
 
+/// Writes link-layer and IP header; returns which octets of the packet are the payload.
 fn fill(
     fragment: &mut SkBuff,
     skb: &SkBuff,
     whole: &Whole,
     done: usize,
     len: usize,
-) -> Result<(), NoRoom> {
+) -> Result<Range<usize>, NoRoom> {
     // With the tags that it came with, whose priority is kept.
     let link_layer = skb.network_offset();
-    let octets = fragment.put(link_layer + whole.header_len + len)?;
-    let (mac, rest) = octets.split_at_mut(link_layer);
-    let (header, payload) = rest.split_at_mut(whole.header_len);
-    let from = whole.header_len + done;
-    let source = skb.network_header().get(from..from + len).unwrap_or(&[]);
+    let octets = fragment.put(link_layer + whole.header_len)?;
+    let (mac, header) = octets.split_at_mut(link_layer);
     let mac_source = skb.mac_header().get(..link_layer).unwrap_or(&[]);
-    if source.len() != len || mac_source.len() != link_layer {
-        return Err(NoRoom { wanted: len, available: source.len() });
+    if mac_source.len() != link_layer {
+        return Err(NoRoom { wanted: link_layer, available: mac_source.len() });
     }
     mac.copy_from_slice(mac_source);
-    payload.copy_from_slice(source);
     header.copy_from_slice(&whole.header[..whole.header_len]);
     let mut ipv4 = Ipv4Packet::new_unchecked(header);
     let more_frags = done + len < whole.payload_len || whole.more_frags;
@@ -124,5 +126,21 @@ fn fill(
     fragment.reset_mac_header();
     fragment.set_network_header(link_layer);
     fragment.set_transport_header(link_layer + whole.header_len);
-    Ok(())
+    let from = skb.network_offset() + whole.header_len + done;
+    Ok(from..from + len)
+}
+
+/// Of a packet in several frames, too, and into as many as the fragment takes.
+fn copy_payload(
+    fragment: &mut SkBuff,
+    skb: &SkBuff,
+    payload: Range<usize>,
+    ctx: &mut Ctx<'_>,
+) -> Result<(), NoRoom> {
+    let (wanted, headers) = (payload.len(), fragment.len());
+    for slice in skb.slices(payload.start, wanted) {
+        fragment.append(slice, ctx.pool)?;
+    }
+    let available = fragment.len() - headers;
+    if available < wanted { Err(NoRoom { wanted, available }) } else { Ok(()) }
 }

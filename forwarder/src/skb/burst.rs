@@ -50,6 +50,11 @@ impl Burst {
         self.packets.len()
     }
 
+    /// Frames of the packets held.
+    pub fn frames(&self) -> usize {
+        self.packets.iter().map(SkBuff::frames).sum()
+    }
+
     /// Whether no packet is held.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -1,18 +1,21 @@
-//! The socket buffer: one packet in one UMEM frame.
+//! The socket buffer: one packet in one UMEM frame, or a long one in several.
 //!
 //! - [`umem`]: the memory all frames are cut from, and the pool of free frames;
 //! - [`frame`]: the token that *is* the permission to touch a frame;
 //! - [`skbuff`]: the kernel's `sk_buff` API over a frame;
+//! - [`frag`]: the further frames of a packet that one does not hold;
 //! - [`burst`]: a bounded batch of packets.
 //!
 //! Nothing here allocates after start, and nothing here knows a protocol.
 
 pub mod burst;
+pub mod frag;
 pub mod frame;
 pub mod skbuff;
 pub mod umem;
 
 pub use burst::Burst;
+pub use frag::{Frags, MAX_SKB_FRAGS, Piece};
 pub use frame::Frame;
 pub use skbuff::{IpSummed, NoRoom, PktType, SkBuff};
 pub use umem::{FramePool, Umem};
@@ -27,3 +30,18 @@ pub const HEADROOM: usize = 256;
 
 /// Longest packet that fits one frame, link-layer header included, in octets.
 pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM;
+
+/// The largest IP MTU of a port that takes packets of several frames, in octets: what is usual for
+/// jumbo frames.
+pub const JUMBO_MTU: u32 = 9000;
+
+/// Longest packet of such a port: two VLAN tags and an Ethernet header beside it.
+pub const MAX_JUMBO: usize = JUMBO_MTU as usize + 14 + 2 * 4;
+
+/// Octets that drivers make sure of in the head of a longer packet, so that every header the
+/// pipeline reads lies there: Ethernet with two VLAN tags, IPv6, and the longest extension header
+/// (RFC 8200 §4.3).
+pub const HEAD_MIN: usize = 14 + 2 * 4 + 40 + 2048;
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! `SkBuff`: the kernel's `sk_buff` API over one UMEM frame.
+//! `SkBuff`: the kernel's `sk_buff` API over UMEM frames.
 //!
 //! ```text
 //!  head            data                    tail            end
@@ -8,8 +8,13 @@
 //! `head` is 0 and `end` is [`FRAME_SIZE`]; every offset is in octets from `head`. As in the
 //! kernel, [`SkBuff::put`] and [`SkBuff::push`] grow the packet, [`SkBuff::pull`] and
 //! [`SkBuff::trim`] shrink it; unlike the kernel, asking for more than there is is an error, not a
-//! panic. There is no cloning and no fragment list: one packet, one frame, one owner.
+//! panic. There is no cloning: one packet, one owner.
+//!
+//! A packet that one frame does not hold goes on in frags, a frame each, as in the kernel. The
+//! first frame is its head: [`SkBuff::data`] and the header accessors give the octets there alone,
+//! [`SkBuff::len`] counts all, and [`SkBuff::slices`] and [`SkBuff::copy_bits`] read all.
 
+use super::frag::{Frags, Link, Piece};
 use super::{FRAME_SIZE, Frame, FramePool, HEADROOM};
 
 /// A header or the packet would leave its frame.
@@ -46,9 +51,11 @@ pub enum PktType {
 /// One packet and what the road has learnt of it.
 #[derive(Debug)]
 pub struct SkBuff {
-    frame: Frame,
-    data: u16,
-    tail: u16,
+    pub(super) frame: Frame,
+    /// Where the packet goes on.
+    pub(super) frags: Option<Link>,
+    pub(super) data: u16,
+    pub(super) tail: u16,
     mac_header: u16,
     network_header: u16,
     transport_header: u16,
@@ -73,6 +80,9 @@ pub struct SkBuff {
     /// were made. Else 0.
     pub tstamp_ns: u64,
 }
+
+/// No drop glue: packets are moved through many hands, and each would have to look.
+const _: () = assert!(!std::mem::needs_drop::<SkBuff>());
 
 /// Offsets are 16 bits wide.
 const _: () = assert!(FRAME_SIZE <= u16::MAX as usize);
@@ -101,6 +111,7 @@ impl SkBuff {
         let (data, tail) = (offset as u16, (offset + len) as u16);
         Ok(SkBuff {
             frame,
+            frags: None,
             data,
             tail,
             mac_header: data,
@@ -125,13 +136,26 @@ impl SkBuff {
         }
     }
 
-    /// Ends the packet and gives its frame back (`kfree_skb` is `pool.free(skb.into_frame())`).
-    #[inline]
-    pub fn into_frame(self) -> Frame {
-        self.frame
+    /// A packet of these octets, link-layer header first, in as many frames as it takes. `None`:
+    /// too few are free, or it is longer than a packet may be.
+    pub fn of_octets(pool: &mut FramePool, octets: &[u8]) -> Option<SkBuff> {
+        let mut skb = SkBuff::alloc_skb(pool, HEADROOM)?;
+        if skb.append(octets, pool).is_err() {
+            pool.kfree_skb(skb);
+            return None;
+        }
+        Some(skb)
     }
 
-    /// Index of the frame under the packet.
+    /// Ends the packet: its head, and what it had beyond. Who has no use for the frames ends it by
+    /// [`FramePool::kfree_skb`].
+    #[inline]
+    pub fn into_frames(self) -> (Piece, Frags) {
+        let (offset, len) = (self.data as usize, self.headlen());
+        (Piece { frame: self.frame, offset, len }, Frags(self.frags))
+    }
+
+    /// Index of the frame under the packet's head.
     #[inline]
     pub fn frame_index(&self) -> u32 {
         self.frame.index()
@@ -154,7 +178,7 @@ impl SkBuff {
     /// `skb_put`: `len` more octets at the end, returned for writing.
     ///
     /// # Errors
-    /// [`NoRoom`] when the tailroom is smaller.
+    /// [`NoRoom`] when the tailroom is smaller; a packet with frags has none.
     #[inline]
     pub fn put(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
         let available = self.tailroom();
@@ -184,46 +208,68 @@ impl SkBuff {
     /// `skb_pull`: takes `len` octets off the front.
     ///
     /// # Errors
-    /// [`NoRoom`] when the packet is shorter.
+    /// [`NoRoom`] when the head is shorter; see [`SkBuff::may_pull`].
     #[inline]
     pub fn pull(&mut self, len: usize) -> Result<(), NoRoom> {
-        if len > self.len() {
-            return Err(NoRoom { wanted: len, available: self.len() });
+        if len > self.headlen() {
+            return Err(NoRoom { wanted: len, available: self.headlen() });
         }
         self.data += len as u16;
         Ok(())
     }
 
-    /// `skb_trim`: shortens the packet to `len` octets; a longer `len` changes nothing.
+    /// `pskb_trim`: shortens the packet to `len` octets; a longer `len` changes nothing. Frames that
+    /// it no longer reaches into stay with it until it is freed.
     #[inline]
     pub fn trim(&mut self, len: usize) {
-        if len < self.len() {
+        if self.frags.is_some() {
+            self.trim_frags(len);
+        }
+        if len < self.headlen() {
             self.tail = self.data + len as u16;
         }
     }
 
-    /// Length of the packet in octets, from data to tail.
+    /// Length of the packet in octets.
     #[inline]
     pub fn len(&self) -> usize {
+        self.headlen() + self.data_len()
+    }
+
+    /// `skb_headlen`: octets in the head, from data to tail.
+    #[inline]
+    pub fn headlen(&self) -> usize {
         (self.tail - self.data) as usize
+    }
+
+    /// `skb->data_len`: octets in frags.
+    #[inline]
+    pub fn data_len(&self) -> usize {
+        if self.frags.is_none() { 0 } else { self.frags_len() }
     }
 
     /// Whether the packet has no octets.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.tail == self.data
+        self.len() == 0
     }
 
-    /// Octets free in front of the packet.
+    /// `skb_is_nonlinear`: whether some of the packet lies beyond the head.
     #[inline]
-    pub fn headroom(&self) -> usize {
-        self.data as usize
+    pub fn is_nonlinear(&self) -> bool {
+        self.data_len() != 0
     }
 
-    /// Octets free behind the packet.
+    /// Frames the packet has: one, and one for each frag.
+    #[inline]
+    pub fn frames(&self) -> usize {
+        if self.frags.is_none() { 1 } else { 1 + self.frags().count() }
+    }
+
+    /// `skb_tailroom`: octets free behind the packet; none when it goes on in frags.
     #[inline]
     pub fn tailroom(&self) -> usize {
-        FRAME_SIZE - self.tail as usize
+        if self.frags.is_some() { 0 } else { FRAME_SIZE - self.tail as usize }
     }
 
     /// Offset of the packet's first octet in its frame.
@@ -232,13 +278,13 @@ impl SkBuff {
         self.data as usize
     }
 
-    /// The packet, from data to tail.
+    /// The packet's head, from data to tail: all of it but for what lies in frags.
     #[inline]
     pub fn data(&self) -> &[u8] {
         self.tail_from(self.data)
     }
 
-    /// The packet, writable.
+    /// The packet's head, writable.
     #[inline]
     pub fn data_mut(&mut self) -> &mut [u8] {
         self.tail_from_mut(self.data)
@@ -345,13 +391,13 @@ impl SkBuff {
         self.transport_header.saturating_sub(self.data) as usize
     }
 
-    /// Moves the packet's octets so that it starts at `offset` in its frame; for drivers whose
+    /// Moves the head's octets so that it starts at `offset` in its frame; for drivers whose
     /// descriptors cannot say where a packet starts. Headers move along.
     ///
     /// # Errors
-    /// [`NoRoom`] when the packet would leave the frame.
+    /// [`NoRoom`] when the head would leave the frame.
     pub fn move_to(&mut self, offset: usize) -> Result<(), NoRoom> {
-        let len = self.len();
+        let len = self.headlen();
         if offset + len > FRAME_SIZE {
             return Err(NoRoom { wanted: offset + len, available: FRAME_SIZE });
         }
@@ -398,81 +444,5 @@ impl SkBuff {
     #[inline]
     fn tail_from_mut(&mut self, start: u16) -> &mut [u8] {
         self.frame.bytes_mut().get_mut(start as usize..self.tail as usize).unwrap_or(&mut [])
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::skb::Umem;
-
-    fn skb() -> (FramePool, SkBuff) {
-        let mut pool = Umem::anonymous(1).into_pool();
-        let skb = SkBuff::alloc_skb(&mut pool, 64).expect("one frame");
-        (pool, skb)
-    }
-
-    #[test]
-    fn put_push_pull_trim_move_the_edges_as_in_the_kernel() {
-        let (_pool, mut skb) = skb();
-        assert_eq!((skb.len(), skb.headroom()), (0, 64));
-        skb.put(4).expect("room").copy_from_slice(b"data");
-        skb.push(2).expect("room").copy_from_slice(b"h:");
-        assert_eq!(skb.data(), b"h:data");
-        skb.pull(1).expect("long enough");
-        skb.trim(3);
-        assert_eq!(skb.data(), b":da");
-        skb.trim(100);
-        assert_eq!(skb.len(), 3);
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused_and_changes_nothing() {
-        let (_pool, mut skb) = skb();
-        assert_eq!(skb.push(65).map(|_| ()), Err(NoRoom { wanted: 65, available: 64 }));
-        assert_eq!(
-            skb.put(FRAME_SIZE).map(|_| ()),
-            Err(NoRoom { wanted: FRAME_SIZE, available: FRAME_SIZE - 64 })
-        );
-        assert_eq!(skb.pull(1), Err(NoRoom { wanted: 1, available: 0 }));
-        skb.put(1).expect("room");
-        assert_eq!(skb.reserve(1), Err(NoRoom { wanted: 1, available: 0 }));
-        assert_eq!((skb.len(), skb.headroom()), (1, 64));
-    }
-
-    #[test]
-    fn header_offsets_never_leave_the_packet() {
-        let (_pool, mut skb) = skb();
-        skb.put(20).expect("room");
-        skb.set_network_header(14);
-        assert_eq!(skb.network_header().len(), 6);
-        skb.set_transport_header(500);
-        assert!(skb.transport_header().is_empty());
-        skb.trim(3);
-        assert!(skb.network_header().is_empty());
-    }
-
-    #[test]
-    fn a_link_layer_header_may_be_longer_or_shorter_than_the_one_received() {
-        let (_pool, mut skb) = skb();
-        skb.put(20).expect("room").copy_from_slice(&std::array::from_fn::<u8, 20, _>(|n| n as u8));
-        skb.set_network_header(16);
-        assert_eq!(skb.set_mac_header(2).expect("room"), [14, 15]);
-        assert_eq!((skb.data(), skb.network_offset()), (&[14, 15, 16, 17, 18, 19][..], 2));
-        assert_eq!(skb.set_mac_header(80).expect("all of the frame before").len(), 80);
-        assert_eq!((skb.len(), skb.network_header()[0]), (84, 16));
-        let refused = skb.set_mac_header(81).map(|_| ());
-        assert_eq!(refused, Err(NoRoom { wanted: 81, available: 80 }));
-    }
-
-    #[test]
-    fn moving_a_packet_keeps_its_octets_and_headers() {
-        let (_pool, mut skb) = skb();
-        skb.put(20).expect("room").copy_from_slice(&std::array::from_fn::<u8, 20, _>(|n| n as u8));
-        skb.set_network_header(14);
-        skb.move_to(256).expect("fits");
-        assert_eq!(skb.data()[..3], [0, 1, 2]);
-        assert_eq!(skb.network_header()[0], 14);
-        assert!(skb.move_to(FRAME_SIZE - 19).is_err());
     }
 }

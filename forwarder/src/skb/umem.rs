@@ -8,7 +8,8 @@
 
 use std::ptr::NonNull;
 
-use super::{FRAME_SIZE, Frame};
+use super::frag::{Frag, Frags};
+use super::{FRAME_SIZE, Frame, SkBuff};
 
 /// A memory area of `frames` × [`FRAME_SIZE`] octets, and whatever keeps it mapped.
 pub struct Umem {
@@ -68,7 +69,8 @@ impl Umem {
                 unsafe { Frame::from_raw(start, index) }
             })
             .collect();
-        FramePool { free, umem: Some(self) }
+        let links = (0..self.frames).map(|_| Box::default()).collect();
+        FramePool { free, links, umem: Some(self) }
     }
 }
 
@@ -89,6 +91,9 @@ impl Drop for Pages {
 #[derive(Debug)]
 pub struct FramePool {
     free: Vec<Frame>,
+    /// One for each frame, so that a packet may have any of them as a frag.
+    #[expect(clippy::vec_box, reason = "links move from here into chains as they are")]
+    links: Vec<Box<Frag>>,
     umem: Option<Umem>,
 }
 
@@ -109,6 +114,34 @@ impl FramePool {
         } else {
             debug_assert!(false, "frame {} is of another umem", frame.index());
         }
+    }
+
+    /// `kfree_skb`: gives back every frame of a packet. Never allocates.
+    #[inline]
+    pub fn kfree_skb(&mut self, skb: SkBuff) {
+        let (head, frags) = skb.into_frames();
+        self.free(head.frame);
+        if !frags.is_empty() {
+            self.free_frags(frags);
+        }
+    }
+
+    /// Gives back the frames that were a packet's frags.
+    #[cold]
+    pub fn free_frags(&mut self, mut frags: Frags) {
+        while let Some(piece) = frags.pop(self) {
+            self.free(piece.frame);
+        }
+    }
+
+    /// A link for a frame that becomes a frag.
+    pub(super) fn take_link(&mut self) -> Option<Box<Frag>> {
+        self.links.pop()
+    }
+
+    /// Never allocates: there is room for every link made with the pool.
+    pub(super) fn put_link(&mut self, link: Box<Frag>) {
+        self.links.push(link);
     }
 
     /// Free frames now.

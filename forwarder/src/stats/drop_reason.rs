@@ -116,8 +116,10 @@ reasons! {
         TxError = "TX_ERROR",
         /// A descriptor of the RX ring that does not lie in one frame.
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",
-        /// A packet spread over several frames, on a port that does not take them.
+        /// A packet longer than a frame on a port that does not take such, or longer than any it takes.
         RxMultiBuffer = "RX_MULTI_BUFFER",
+        /// A packet in several frames, and longer than the one that its outgoing port takes.
+        TxMultiBuffer = "TX_MULTI_BUFFER",
         /// To be handed back to the kernel, and counted as such, but that way was full or closed.
         PuntFailed = "PUNT_FAILED",
         /// Still held when the worker stopped.

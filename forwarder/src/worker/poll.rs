@@ -342,7 +342,7 @@ impl<I: PacketIo> Worker<I> {
                         self.out.tap.dropped(&skb, DropReason::PuntFailed);
                     }
                 }
-                self.pool.free(skb.into_frame());
+                self.pool.kfree_skb(skb);
             }
         }
         for (oif, addr) in self.out.neigh_requests.drain(..) {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::skb::{MAX_PACKET, SkBuff};
+use crate::skb::{MAX_JUMBO, SkBuff};
 
 /// Frames under way to the kernel at most, a worker.
 const FRAMES: usize = 256;
@@ -25,7 +25,7 @@ pub struct PuntedFrame {
     /// ifindex of the interface it came in by.
     pub ifindex: u32,
     len: usize,
-    buffer: Box<[u8; MAX_PACKET]>,
+    buffer: Box<[u8; MAX_JUMBO]>,
 }
 
 impl PuntedFrame {
@@ -87,7 +87,7 @@ impl AsFd for Bell {
 /// The worker's end.
 #[derive(Debug)]
 pub struct SlowPath {
-    empty: Receiver<Box<[u8; MAX_PACKET]>>,
+    empty: Receiver<Box<[u8; MAX_JUMBO]>>,
     frames: Sender<PuntedFrame>,
     requests: Sender<NeighRequest>,
     bell: Arc<Bell>,
@@ -96,7 +96,7 @@ pub struct SlowPath {
 /// The control thread's end.
 #[derive(Debug)]
 pub struct SlowPathQueue {
-    recycle: Sender<Box<[u8; MAX_PACKET]>>,
+    recycle: Sender<Box<[u8; MAX_JUMBO]>>,
     frames: Receiver<PuntedFrame>,
     requests: Receiver<NeighRequest>,
 }
@@ -108,7 +108,7 @@ pub fn slow_path(bell: Arc<Bell>) -> (SlowPath, SlowPathQueue) {
     let (requests_in, requests_out) = bounded(REQUESTS);
     for _ in 0..FRAMES {
         // There is room for each: the channel holds FRAMES.
-        let _ = recycle.try_send(Box::new([0; MAX_PACKET]));
+        let _ = recycle.try_send(Box::new([0; MAX_JUMBO]));
     }
     (
         SlowPath { empty, frames: frames_in, requests: requests_in, bell },
@@ -119,13 +119,17 @@ pub fn slow_path(bell: Arc<Bell>) -> (SlowPath, SlowPathQueue) {
 impl SlowPath {
     /// Hands a copy of a frame to the control thread. `false`: no buffer was free.
     pub fn punt(&self, skb: &SkBuff) -> bool {
-        let frame = skb.mac_header();
-        if frame.len() > MAX_PACKET {
+        let head = skb.mac_header();
+        if head.len() + skb.data_len() > MAX_JUMBO {
             return false;
         }
         let Ok(mut buffer) = self.empty.try_recv() else { return false };
-        buffer[..frame.len()].copy_from_slice(frame);
-        let punted = PuntedFrame { ifindex: skb.iif, len: frame.len(), buffer };
+        let mut len = 0;
+        for slice in std::iter::once(head).chain(skb.frags()) {
+            buffer[len..len + slice.len()].copy_from_slice(slice);
+            len += slice.len();
+        }
+        let punted = PuntedFrame { ifindex: skb.iif, len, buffer };
         let sent = self.frames.try_send(punted).is_ok();
         self.bell.ring();
         sent

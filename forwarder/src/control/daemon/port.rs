@@ -276,8 +276,13 @@ impl Port {
             Mode::Copy | Mode::Generic => BindMode::Copy,
         };
         for queue in 0..self.queues {
-            let config =
-                PortConfig { ifname: self.ifname.clone(), ifindex: self.ifindex, queue, mode };
+            let config = PortConfig {
+                ifname: self.ifname.clone(),
+                ifindex: self.ifindex,
+                queue,
+                mode,
+                ..PortConfig::default()
+            };
             let (info, fd) = self.open_socket(config, with)?;
             sockets.push(fd);
             self.bind_mode = Some(info.mode);

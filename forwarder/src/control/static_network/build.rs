@@ -402,8 +402,8 @@ table = 100
                 "n.toml:14:8: goto is 4, expected a priority beyond the rule's own, 5",
             ),
             (
-                "[[replay.interface]]\nname = \"x\"\nmac = \"02:00:00:00:00:03\"\nmtu = 9000\n",
-                "n.toml:15:7: mtu is 9000, expected 68 to 3826",
+                "[[replay.interface]]\nname = \"x\"\nmac = \"02:00:00:00:00:03\"\nmtu = 9001\n",
+                "n.toml:15:7: mtu is 9001, expected 68 to 9000",
             ),
         ] {
             assert_eq!(wrong(text), expected);

@@ -18,9 +18,8 @@ use crate::control::ipnet::IpNet;
 use crate::fib::{FibInfo, Nexthop, RouteType};
 use crate::tables::{Link, RpFilter, Sysctls};
 
-/// Smallest and largest IP MTU: RFC 791's smallest, and what a UMEM frame holds.
-const MTU_RANGE: std::ops::RangeInclusive<u32> =
-    68..=(crate::skb::MAX_PACKET - crate::wire::ethernet::HEADER_LEN) as u32;
+/// Smallest and largest IP MTU: RFC 791's smallest, and the largest that a port takes.
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=crate::skb::JUMBO_MTU;
 
 /// ETH_DATA_LEN.
 const MTU_DEFAULT: u32 = 1500;

@@ -9,7 +9,7 @@ use crate::io::PacketIo;
 use crate::io::device::{
     DeviceError, ETH_HLEN, NetDeviceOps, RxMode, Stats, check_length, check_mtu, xmit_one,
 };
-use crate::skb::{FramePool, MAX_PACKET};
+use crate::skb::{FramePool, JUMBO_MTU, MAX_PACKET};
 use crate::stats::WorkerStats;
 
 /// A port of [`AfXdp`], with what its worker lends.
@@ -50,6 +50,15 @@ impl AfXdpDevice<'_> {
         }
     }
 
+    /// The largest IP MTU it takes as it is open, or would be opened.
+    fn mtu_max(&mut self) -> u32 {
+        let info = self.io.port_info(self.port);
+        match info.map_or(self.config.multi_buffer, |info| info.multi_buffer) {
+            true => JUMBO_MTU,
+            false => (MAX_PACKET - ETH_HLEN) as u32,
+        }
+    }
+
     fn membership(&mut self) -> Result<&mut Option<Membership>, DeviceError> {
         let gone = || DeviceError::Gone(self.config.ifname.clone());
         self.io.memberships.get_mut(usize::from(self.port)).ok_or_else(gone)
@@ -71,13 +80,14 @@ impl NetDeviceOps for AfXdpDevice<'_> {
     }
 
     fn start_xmit(&mut self, frame: &[u8]) -> Result<(), DeviceError> {
+        let max = self.mtu_max() as usize + ETH_HLEN;
         let name = || self.config.ifname.clone();
         match self.io.port_info(self.port).map(|info| info.state) {
             Some(PortState::Up) => {}
             Some(PortState::Gone) => return Err(DeviceError::Gone(name())),
             Some(PortState::Down) | None => return Err(DeviceError::Down(name())),
         }
-        check_length(&self.config.ifname, frame.len(), MAX_PACKET)?;
+        check_length(&self.config.ifname, frame.len(), max)?;
         if !xmit_one(self.io, self.port, self.pool, self.stats, frame) {
             return Err(DeviceError::Busy(name()));
         }
@@ -95,7 +105,8 @@ impl NetDeviceOps for AfXdpDevice<'_> {
     }
 
     fn change_mtu(&mut self, mtu: u32) -> Result<(), DeviceError> {
-        check_mtu(&self.config.ifname, mtu, (MAX_PACKET - ETH_HLEN) as u32)?;
+        let max = self.mtu_max();
+        check_mtu(&self.config.ifname, mtu, max)?;
         netdev::set_mtu(&self.config.ifname, mtu).map_err(self.failed("set its MTU"))
     }
 

@@ -90,7 +90,7 @@ pub enum PortState {
 }
 
 /// One port to be: a queue of an interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortConfig {
     /// Name of the interface, for messages.
     pub ifname: String,
@@ -100,6 +100,12 @@ pub struct PortConfig {
     pub queue: u32,
     /// How to bind.
     pub mode: BindMode,
+    /// Whether packets are to take several frames where one does not hold them, if the kernel can
+    /// (XDP_USE_SG, Linux 6.6).
+    pub multi_buffer: bool,
+    /// Descriptors that the driver sends as one packet in zero-copy mode (`xdp-zc-max-segs` of
+    /// netdev netlink).
+    pub zerocopy_segments: u32,
 }
 
 /// Sizes of a port's rings in frames, powers of two.
@@ -194,6 +200,8 @@ pub struct PortInfo {
     pub mode: BoundMode,
     /// The errno with which the driver refused zero-copy, if that was tried in vain.
     pub no_zerocopy: Option<i32>,
+    /// Whether packets may take several frames.
+    pub multi_buffer: bool,
     /// What became of the interface.
     pub state: PortState,
 }
@@ -390,7 +398,8 @@ impl AfXdp {
     pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
         let port = self.ports.get_mut(port as usize)?.as_mut()?;
         let (mode, no_zerocopy, state) = (port.mode, port.no_zerocopy, port.state());
-        Some(PortInfo { config: port.config.clone(), mode, no_zerocopy, state })
+        let (config, multi_buffer) = (port.config.clone(), port.multi_buffer());
+        Some(PortInfo { config, mode, no_zerocopy, multi_buffer, state })
     }
 
     /// What the kernel counted for a port.

@@ -11,7 +11,7 @@ use super::slots::{Owner, Slots};
 use super::socket::Socket;
 use super::{BindMode, BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
 use crate::io::{drop_all, drop_unsent};
-use crate::skb::{Burst, FRAME_SIZE, FramePool, SkBuff};
+use crate::skb::{Burst, FRAME_SIZE, Frame, FramePool, HEAD_MIN, MAX_SKB_FRAGS, Piece, SkBuff};
 use crate::stats::{DropReason, PortStats, WorkerStats};
 
 /// Shortest frame given to the kernel, in octets: an Ethernet header. Fewer it may refuse
@@ -40,8 +40,12 @@ pub(super) struct Port {
     fill_and_rx: u32,
     /// Frames in the TX ring, with the kernel, or in the completion ring.
     tx_and_completion: u32,
-    /// The next RX descriptor continues a packet that is being dropped.
+    /// Packets may take several descriptors, at most as many as this; 1: they do not.
+    segments: usize,
+    /// The next RX descriptor continues a packet.
     in_multi_buffer: bool,
+    /// That packet, as far as it has come; `None`: it is being dropped.
+    partial: Option<SkBuff>,
     state: PortState,
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
@@ -79,17 +83,19 @@ impl Port {
             }
         }
         match bind(config, options, area, &fill) {
-            Ok((socket, mode, no_zerocopy)) => Ok(Port {
+            Ok(Bound { socket, mode, no_zerocopy, multi_buffer }) => Ok(Port {
                 config: config.clone(),
                 mode,
                 no_zerocopy,
                 socket,
+                segments: segments(mode, multi_buffer, config),
                 sizes: options.rings,
                 rx_owner,
                 tx_owner,
                 fill_and_rx: fill.len() as u32,
                 tx_and_completion: 0,
                 in_multi_buffer: false,
+                partial: None,
                 state: PortState::Up,
                 retry_in: 0,
                 busy_poll: options.busy_poll_budget.is_some(),
@@ -126,7 +132,7 @@ impl Port {
             octets += skb.len() as u64;
             if let Err(skb) = burst.push(skb) {
                 // There was room.
-                pool.free(skb.into_frame());
+                pool.kfree_skb(skb);
             }
         }
         self.socket.rx.release();
@@ -150,21 +156,20 @@ impl Port {
         stats: &WorkerStats,
         counters: Option<&PortStats>,
     ) -> Option<SkBuff> {
-        let Some(frame) = slots.take(desc.addr, self.rx_owner) else {
+        let taken = slots.take(desc.addr, self.rx_owner);
+        self.fill_and_rx -= u32::from(taken.is_some());
+        if desc.options & libc::XDP_PKT_CONTD != 0 || self.in_multi_buffer {
+            let reason = match self.receive_part(desc, taken, pool) {
+                Ok(skb) => return skb,
+                Err(reason) => reason,
+            };
+            count_rx_drop(reason, stats, counters);
+            return None;
+        }
+        let Some(frame) = taken else {
             count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
             return None;
         };
-        self.fill_and_rx -= 1;
-        let more = desc.options & libc::XDP_PKT_CONTD != 0;
-        if more || self.in_multi_buffer {
-            // Sockets here are bound without XDP_USE_SG, so this is a kernel that does otherwise.
-            if !more {
-                count_rx_drop(DropReason::RxMultiBuffer, stats, counters);
-            }
-            self.in_multi_buffer = more;
-            pool.free(frame);
-            return None;
-        }
         let offset = (desc.addr % FRAME_SIZE as u64) as usize;
         match SkBuff::receive(frame, offset, desc.len as usize) {
             Ok(skb) => Some(skb),
@@ -174,6 +179,51 @@ impl Port {
                 None
             }
         }
+    }
+
+    /// One descriptor of a packet that takes several; gives the packet with the last one. They may be
+    /// spread over calls: the kernel shows a packet's descriptors together, but a burst may be full.
+    #[cold]
+    fn receive_part(
+        &mut self,
+        desc: libc::xdp_desc,
+        frame: Option<Frame>,
+        pool: &mut FramePool,
+    ) -> Result<Option<SkBuff>, DropReason> {
+        let more = desc.options & libc::XDP_PKT_CONTD != 0;
+        let first = !std::mem::replace(&mut self.in_multi_buffer, more);
+        let (offset, len) = ((desc.addr % FRAME_SIZE as u64) as usize, desc.len as usize);
+        let added = match (frame, self.partial.take()) {
+            // Not bound for it: this is a kernel that does otherwise.
+            (Some(frame), _) if first && self.segments == 1 => Err((Some(frame), None)),
+            (Some(frame), _) if first => {
+                SkBuff::receive(frame, offset, len).map_err(|frame| (Some(frame), None))
+            }
+            (Some(frame), Some(mut skb)) => match skb.add_frag(frame, offset, len, pool) {
+                Ok(()) => Ok(skb),
+                Err(frame) => Err((Some(frame), Some(skb))),
+            },
+            (frame, skb) => Err((frame, skb)),
+        };
+        match added {
+            Ok(skb) if more => self.partial = Some(skb),
+            Ok(mut skb) => {
+                if skb.may_pull(HEAD_MIN.min(skb.len())) {
+                    return Ok(Some(skb));
+                }
+                pool.kfree_skb(skb);
+                return Err(DropReason::RxMultiBuffer);
+            }
+            Err((frame, skb)) => {
+                frame.into_iter().for_each(|frame| pool.free(frame));
+                skb.into_iter().for_each(|skb| pool.kfree_skb(skb));
+                // What is left of it is dropped, and counted with its last descriptor.
+                if !more {
+                    return Err(DropReason::RxMultiBuffer);
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Gives the kernel free frames up to the size of the fill ring.
@@ -220,20 +270,28 @@ impl Port {
             drop_all(DropReason::DevNotReady, port, pool, burst, stats);
             return 0;
         }
-        if burst.len() as u32 > self.tx_room() {
+        if self.fitting(burst.as_slice()) < burst.len() {
             self.complete(slots, pool, stats);
         }
         let (mut packets, mut octets) = (0, 0);
-        for skb in burst.drain(self.tx_room() as usize) {
-            let (len, offset) = (skb.len(), skb.data_offset());
+        for skb in burst.drain(self.fitting(burst.as_slice())) {
+            let len = skb.len();
             if len < SHORTEST {
                 count_tx_drop(DropReason::EthTruncated, port, stats);
-                pool.free(skb.into_frame());
+                pool.kfree_skb(skb);
                 continue;
             }
-            match slots.give(skb.into_frame(), self.tx_owner) {
+            if skb.frames() > 1 {
+                match self.send_chain(skb, slots, pool) {
+                    Ok(()) => (packets, octets) = (packets + 1, octets + len as u64),
+                    Err(reason) => count_tx_drop(reason, port, stats),
+                }
+                continue;
+            }
+            let (head, _) = skb.into_frames();
+            match slots.give(head.frame, self.tx_owner) {
                 Ok(addr) => {
-                    let addr = addr + offset as u64;
+                    let addr = addr + head.offset as u64;
                     let desc = libc::xdp_desc { addr, len: len as u32, options: 0 };
                     if !self.socket.tx.push(desc) {
                         // As with the fill ring: completed is shown before taken.
@@ -262,6 +320,75 @@ impl Port {
         packets as usize
     }
 
+    /// Sends a packet of several frames: all its descriptors or none.
+    #[cold]
+    fn send_chain(
+        &mut self,
+        mut skb: SkBuff,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+    ) -> Result<(), DropReason> {
+        // Of frames that it no longer reaches into (`trim`, `may_pull`) it may be rid, and be shorter
+        // than they suggest.
+        if (skb.frames() > self.segments && !skb.linearize()) || !skb.may_pull(SHORTEST) {
+            pool.kfree_skb(skb);
+            return Err(DropReason::TxMultiBuffer);
+        }
+        let mut descs = [libc::xdp_desc { addr: 0, len: 0, options: 0 }; MAX_SKB_FRAGS + 1];
+        let (mut count, mut refused) = (0, None);
+        let (head, mut frags) = skb.into_frames();
+        let mut piece = Some(head);
+        while let Some(Piece { frame, offset, len }) = piece {
+            match (descs.get_mut(count), len) {
+                (Some(desc), 1..) => match slots.give(frame, self.tx_owner) {
+                    Ok(addr) => {
+                        (desc.addr, desc.len) = (addr + offset as u64, len as u32);
+                        count += 1;
+                    }
+                    Err(frame) => {
+                        refused = Some(DropReason::TxError);
+                        pool.free(frame);
+                    }
+                },
+                _ => pool.free(frame),
+            }
+            piece = frags.pop(pool);
+        }
+        let descs = &mut descs[..count];
+        if self.socket.tx.room() < count as u32 {
+            // As with the fill ring: completed is shown before taken.
+            refused = refused.or(Some(DropReason::FullRing));
+        }
+        if let Some(reason) = refused {
+            let taken = descs.iter().filter_map(|desc| slots.take(desc.addr, self.tx_owner));
+            taken.for_each(|frame| pool.free(frame));
+            return Err(reason);
+        }
+        if let Some((_, before)) = descs.split_last_mut() {
+            before.iter_mut().for_each(|desc| desc.options = libc::XDP_PKT_CONTD);
+        }
+        for &mut desc in descs {
+            self.socket.tx.push(desc);
+        }
+        self.tx_and_completion += count as u32;
+        Ok(())
+    }
+
+    /// How many of the packets, oldest first, the sending side can take; each whole.
+    #[inline]
+    fn fitting(&self, packets: &[SkBuff]) -> usize {
+        let mut left = self.tx_room() as usize;
+        if self.segments == 1 {
+            return left.min(packets.len());
+        }
+        let fits = |skb: &&SkBuff| {
+            let room = left.checked_sub(skb.frames());
+            left = room.unwrap_or(0);
+            room.is_some()
+        };
+        packets.iter().take_while(fits).count()
+    }
+
     /// Frames the sending side can take. As many as the completion ring holds may be under way, so
     /// that the kernel never finds it full.
     #[inline]
@@ -271,7 +398,11 @@ impl Port {
 
     /// See [`PacketIo::tx_room`](crate::io::PacketIo::tx_room).
     pub(super) fn tx_room_up(&self) -> usize {
-        if self.state == PortState::Up { self.tx_room() as usize } else { 0 }
+        if self.state != PortState::Up {
+            return 0;
+        }
+        let frames = if self.segments == 1 { 1 } else { MAX_SKB_FRAGS + 1 };
+        self.tx_room() as usize / frames
     }
 
     /// See [`PacketIo::kick`](crate::io::PacketIo::kick).
@@ -384,22 +515,32 @@ impl Port {
             count_tx_drop(DropReason::DevNotReady, port, stats);
         }
         let counters = stats.ports.get(port as usize);
+        if let Some(partial) = self.partial.take() {
+            count_rx_drop(DropReason::DevNotReady, stats, counters);
+            pool.kfree_skb(partial);
+        }
         while let Some(desc) = self.socket.rx.pop() {
             if let Some(skb) = self.receive(desc, slots, pool, stats, counters) {
                 count_rx_drop(DropReason::DevNotReady, stats, counters);
-                pool.free(skb.into_frame());
+                pool.kfree_skb(skb);
             }
         }
     }
 
     /// Frames on the receiving and on the sending side.
     pub(super) fn frames(&self) -> (usize, usize) {
-        (self.fill_and_rx as usize, self.tx_and_completion as usize)
+        let partial = self.partial.as_ref().map_or(0, SkBuff::frames);
+        (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
     }
 
     /// Both names under which the port's frames lie in the slots.
     pub(super) fn owners(&self) -> [Owner; 2] {
         [self.rx_owner, self.tx_owner]
+    }
+
+    /// Whether packets may take several frames.
+    pub(super) fn multi_buffer(&self) -> bool {
+        self.segments > 1
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -419,21 +560,56 @@ impl Port {
     }
 }
 
-/// Opens and binds a socket in the first mode that goes; with the errno of zero-copy, if that did
-/// not.
+/// A bound socket, and as what.
+struct Bound {
+    socket: Socket,
+    mode: BoundMode,
+    /// The errno of zero-copy, if that was refused.
+    no_zerocopy: Option<i32>,
+    multi_buffer: bool,
+}
+
+/// Descriptors that a packet may take.
+fn segments(mode: BoundMode, multi_buffer: bool, config: &PortConfig) -> usize {
+    match mode {
+        _ if !multi_buffer => 1,
+        BoundMode::Copy => MAX_SKB_FRAGS,
+        BoundMode::ZeroCopy => (config.zerocopy_segments as usize).clamp(1, MAX_SKB_FRAGS),
+    }
+}
+
+/// Opens and binds a socket in the first mode that goes, with XDP_USE_SG if that is wanted and
+/// can be had (Linux 6.6).
 fn bind(
     config: &PortConfig,
     options: &Options,
     area: &Area,
     fill: &[u64],
-) -> Result<(Socket, BoundMode, Option<i32>), OpenError> {
+) -> Result<Bound, OpenError> {
+    if config.multi_buffer {
+        match bind_with(libc::XDP_USE_SG, config, options, area, fill) {
+            Err(OpenError::NoQueue { .. } | OpenError::NoZeroCopy { .. }) => {}
+            bound => return bound,
+        }
+    }
+    bind_with(0, config, options, area, fill)
+}
+
+fn bind_with(
+    sg: u16,
+    config: &PortConfig,
+    options: &Options,
+    area: &Area,
+    fill: &[u64],
+) -> Result<Bound, OpenError> {
     let mut no_zerocopy = None;
     let refused = |(step, errno)| {
         OpenError::from_os(step, io::Error::from_raw_os_error(errno), config, area.len())
     };
+    let multi_buffer = sg != 0;
     if config.mode != BindMode::Copy {
-        match bind_as(libc::XDP_ZEROCOPY, config, options, area, fill) {
-            Ok((socket, mode)) => return Ok((socket, mode, None)),
+        match bind_as(libc::XDP_ZEROCOPY | sg, config, options, area, fill) {
+            Ok((socket, mode)) => return Ok(Bound { socket, mode, no_zerocopy, multi_buffer }),
             // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
             Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
                 if config.mode == BindMode::ZeroCopy {
@@ -450,8 +626,9 @@ fn bind(
             Err(error) => return Err(refused(error)),
         }
     }
-    let (socket, mode) = bind_as(libc::XDP_COPY, config, options, area, fill).map_err(refused)?;
-    Ok((socket, mode, no_zerocopy))
+    let bound = bind_as(libc::XDP_COPY | sg, config, options, area, fill);
+    let (socket, mode) = bound.map_err(refused)?;
+    Ok(Bound { socket, mode, no_zerocopy, multi_buffer })
 }
 
 /// One mode. A queue whose last socket was closed just now stays busy for a while, until the

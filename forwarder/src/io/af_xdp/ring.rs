@@ -149,6 +149,12 @@ impl<T: Entry> Producer<T> {
         true
     }
 
+    /// Entries that could be written now.
+    #[inline]
+    pub(super) fn room(&mut self) -> u32 {
+        self.ring.size - self.pending()
+    }
+
     /// Shows the kernel everything pushed so far.
     #[inline]
     pub(super) fn submit(&mut self) {

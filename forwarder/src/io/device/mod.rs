@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PacketIo;
 use super::af_xdp::OpenError;
-use crate::skb::{Burst, FramePool, HEADROOM, SkBuff};
+use crate::skb::{Burst, FramePool, SkBuff};
 use crate::stats::{PortStats, WorkerStats};
 
 /// A hardware address.
@@ -110,19 +110,11 @@ pub(super) fn xmit_one(
     stats: &WorkerStats,
     frame: &[u8],
 ) -> bool {
-    let Some(mut memory) = pool.alloc() else { return false };
-    if let Some(room) = memory.bytes_mut().get_mut(HEADROOM..HEADROOM + frame.len()) {
-        room.copy_from_slice(frame);
-    }
+    let Some(skb) = SkBuff::of_octets(pool, frame) else { return false };
     let mut burst = Burst::with_capacity(1);
-    match SkBuff::receive(memory, HEADROOM, frame.len()) {
-        Ok(skb) => {
-            if let Err(skb) = burst.push(skb) {
-                // There was room.
-                pool.free(skb.into_frame());
-            }
-        }
-        Err(memory) => pool.free(memory),
+    if let Err(skb) = burst.push(skb) {
+        // There was room.
+        pool.kfree_skb(skb);
     }
     io.tx_burst(port, pool, &mut burst, stats) == 1
 }

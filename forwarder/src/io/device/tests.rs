@@ -45,7 +45,7 @@ fn behaves_as_a_device(device: &mut impl NetDevice, max: u32) {
 fn a_port_in_memory_is_a_device() {
     let (mut io, mut pool) = (MemIo::new(1, 8), Umem::anonymous(16).into_pool());
     let stats = WorkerStats::new(1);
-    behaves_as_a_device(&mut io.device(0, &mut pool, &stats), 3826);
+    behaves_as_a_device(&mut io.device(0, &mut pool, &stats), 9000);
     assert_eq!(io.take_all_sent(0, &mut pool).len(), 3);
     assert_eq!(pool.available(), 16);
     let mut none = io.device(1, &mut pool, &stats);
@@ -83,7 +83,7 @@ fn a_port_over_a_capture_is_a_device() {
     let mut pool = Umem::anonymous(16).into_pool();
     let stats = WorkerStats::new(1);
     let mut io = PcapIo::open(&input, Some(&output), &ports, 0).expect("opens");
-    behaves_as_a_device(&mut io.device(0, &mut pool, &stats), 3826);
+    behaves_as_a_device(&mut io.device(0, &mut pool, &stats), 9000);
     assert_eq!(io.finish(&mut pool).expect("written").written, 3);
     assert_eq!(pool.available(), 16);
 }
@@ -104,7 +104,7 @@ fn the_receive_mode_of_a_port_in_memory_is_what_it_takes() {
             assert!(matches!(result, Ok(()) | Err(InjectError::OtherHost)), "{result:?}");
             let mut burst = Burst::default();
             io.rx_burst(0, pool, &mut burst, &stats);
-            burst.drain(usize::MAX).for_each(|skb| pool.free(skb.into_frame()));
+            burst.drain(usize::MAX).for_each(|skb| pool.kfree_skb(skb));
             result.is_ok()
         })
     };

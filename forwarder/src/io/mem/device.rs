@@ -8,7 +8,7 @@ use crate::io::device::{
     NetDevice, NetDeviceOps, Params, Rings, RxMode, Stats, Timestamping, check_length, check_mtu,
     is_up_flag, xmit_one,
 };
-use crate::skb::{FramePool, MAX_PACKET};
+use crate::skb::{FramePool, JUMBO_MTU};
 use crate::stats::WorkerStats;
 
 /// As an Ethernet interface begins.
@@ -67,7 +67,7 @@ impl NetDeviceOps for MemDevice<'_> {
     }
 
     fn change_mtu(&mut self, mtu: u32) -> Result<(), DeviceError> {
-        check_mtu(&self.name(), mtu, (MAX_PACKET - ETH_HLEN) as u32)?;
+        check_mtu(&self.name(), mtu, JUMBO_MTU)?;
         self.this()?.mtu = mtu;
         Ok(())
     }
@@ -114,7 +114,7 @@ impl NetDevice for MemDevice<'_> {
             name: self.name(),
             flags: is_up_flag(this.up),
             mtu: this.mtu,
-            max_mtu: (MAX_PACKET - ETH_HLEN) as u32,
+            max_mtu: JUMBO_MTU,
             mac: this.mac,
             promiscuity: u32::from(this.rx_mode.promisc),
             allmulti: Some(u32::from(this.rx_mode.allmulti)),

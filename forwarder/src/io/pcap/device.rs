@@ -8,11 +8,11 @@ use crate::io::device::{
     NetDeviceOps, Params, Rings, RxMode, Stats, Timestamping, check_length, check_mtu, is_up_flag,
     xmit_one,
 };
-use crate::skb::{FramePool, MAX_PACKET};
+use crate::skb::{FramePool, JUMBO_MTU};
 use crate::stats::WorkerStats;
 
-/// The longest IP packet that a frame holds, in octets: captures have any.
-const MTU_MAX: u32 = (MAX_PACKET - ETH_HLEN) as u32;
+/// The longest IP packet that a port takes, in octets: captures have any.
+const MTU_MAX: u32 = JUMBO_MTU;
 
 /// What can be set of a port.
 #[derive(Debug, Clone, Copy)]

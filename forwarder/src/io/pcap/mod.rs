@@ -23,7 +23,7 @@ use self::device::PortSettings;
 use self::reader::Reader;
 use self::writer::Writer;
 use super::{Census, PacketIo, drop_all};
-use crate::skb::{Burst, FramePool, HEADROOM, MAX_PACKET, SkBuff};
+use crate::skb::{Burst, FramePool, HEADROOM, MAX_JUMBO, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
 pub use device::PcapDevice;
@@ -99,7 +99,12 @@ pub struct PcapIo {
     now_ns: u64,
     done: bool,
     error: Option<PcapError>,
+    /// A packet of several frames, to be written in one piece.
+    scratch: Vec<u8>,
 }
+
+/// Frames that the longest packet takes.
+const FRAMES_MAX: usize = MAX_JUMBO.div_ceil(MAX_PACKET);
 
 /// What a finished replay has to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +140,7 @@ impl PcapIo {
             now_ns: 0,
             done: false,
             error: None,
+            scratch: Vec::with_capacity(MAX_JUMBO),
         })
     }
 
@@ -154,7 +160,7 @@ impl PcapIo {
     /// The first error there was, in reading or writing.
     pub fn finish(mut self, pool: &mut FramePool) -> Result<Replayed, PcapError> {
         if let Some(skb) = self.next.take() {
-            pool.free(skb.into_frame());
+            pool.kfree_skb(skb);
         }
         if let Some(error) = self.error {
             return Err(error);
@@ -163,43 +169,40 @@ impl PcapIo {
         Ok(Replayed { read: self.reader.read, skipped: self.reader.skipped, written })
     }
 
-    /// Fetches the next packet of the file into a frame, if there is none yet.
+    /// Fetches the next packet of the file, if there is none yet and frames are free.
     fn fetch(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
         while self.next.is_none() && !self.done && self.error.is_none() {
-            let Some(mut frame) = pool.alloc() else { return };
-            let mut len = 0;
+            if pool.available() < FRAMES_MAX {
+                return;
+            }
+            let Some(mut skb) = SkBuff::alloc_skb(pool, HEADROOM) else { return };
+            let mut fits = true;
             let copy = |octets: &[u8]| {
-                len = octets.len();
-                if len <= MAX_PACKET {
-                    frame.bytes_mut()[HEADROOM..HEADROOM + len].copy_from_slice(octets);
-                }
+                fits = octets.len() <= MAX_JUMBO && skb.append(octets, pool).is_ok();
             };
             let record = match self.reader.next(copy) {
                 Ok(Some(record)) => record,
                 end => {
                     self.done = true;
                     self.error = end.err();
-                    pool.free(frame);
+                    pool.kfree_skb(skb);
                     return;
                 }
             };
             self.now_ns = record.tstamp_ns;
-            match SkBuff::receive(frame, HEADROOM, len) {
-                Ok(mut skb) => {
-                    skb.port = record.port;
-                    skb.iif = self.ports.get(record.port as usize).map_or(0, |port| port.ifindex);
-                    skb.tstamp_ns = record.tstamp_ns;
-                    self.next = Some(skb);
+            if !fits {
+                // Longer than any MTU of ours: what a port would have dropped.
+                stats.drop(DropReason::RxMultiBuffer);
+                if let Some(counters) = stats.ports.get(record.port as usize) {
+                    counters.rx_dropped.inc();
                 }
-                Err(frame) => {
-                    // Longer than a frame: what a port of ours would have dropped.
-                    stats.drop(DropReason::RxMultiBuffer);
-                    if let Some(counters) = stats.ports.get(record.port as usize) {
-                        counters.rx_dropped.inc();
-                    }
-                    pool.free(frame);
-                }
+                pool.kfree_skb(skb);
+                continue;
             }
+            skb.port = record.port;
+            skb.iif = self.ports.get(record.port as usize).map_or(0, |port| port.ifindex);
+            skb.tstamp_ns = record.tstamp_ns;
+            self.next = Some(skb);
         }
     }
 }
@@ -225,7 +228,7 @@ impl PacketIo for PcapIo {
                 if let Some(counters) = stats.ports.get(port as usize) {
                     counters.rx_dropped.inc();
                 }
-                pool.free(skb.into_frame());
+                pool.kfree_skb(skb);
                 continue;
             }
             packets += 1;
@@ -235,7 +238,7 @@ impl PacketIo for PcapIo {
             }
             if let Err(skb) = burst.push(skb) {
                 // There was room.
-                pool.free(skb.into_frame());
+                pool.kfree_skb(skb);
             }
         }
         packets
@@ -261,7 +264,7 @@ impl PacketIo for PcapIo {
             let tstamp_ns = if skb.tstamp_ns == 0 { self.now_ns } else { skb.tstamp_ns };
             if let Some(writer) = &mut self.writer
                 && self.error.is_none()
-                && let Err(error) = writer.write(port, tstamp_ns, skb.data())
+                && let Err(error) = writer.write(port, tstamp_ns, skb.whole(&mut self.scratch))
             {
                 self.error = Some(error);
             }
@@ -270,7 +273,7 @@ impl PacketIo for PcapIo {
                 counters.tx_packets.inc();
                 counters.tx_bytes.add(skb.len() as u64);
             }
-            pool.free(skb.into_frame());
+            pool.kfree_skb(skb);
         }
         packets
     }
@@ -284,7 +287,7 @@ impl PacketIo for PcapIo {
     }
 
     fn census(&self) -> Census {
-        Census { fill_and_rx: usize::from(self.next.is_some()), ..Census::default() }
+        Census { fill_and_rx: self.next.as_ref().map_or(0, SkBuff::frames), ..Census::default() }
     }
 }
 

@@ -34,11 +34,11 @@ fn received(path: &Path, default_port: u16) -> Result<Vec<(u16, u64, Vec<u8>)>, 
     while !io.is_done() {
         for port in 0..2 {
             io.rx_burst(port, &mut pool, &mut burst, &stats);
-            assert_eq!(pool.available() + burst.len() + io.census().total(), 100);
+            assert_eq!(pool.available() + burst.frames() + io.census().total(), 100);
             for skb in burst.drain(usize::MAX) {
                 assert_eq!((skb.port, skb.iif), (port, 10 + u32::from(port)));
-                packets.push((port, skb.tstamp_ns, skb.data().to_vec()));
-                pool.free(skb.into_frame());
+                packets.push((port, skb.tstamp_ns, skb.whole(&mut Vec::new()).to_vec()));
+                pool.kfree_skb(skb);
             }
         }
     }
@@ -51,7 +51,8 @@ fn received(path: &Path, default_port: u16) -> Result<Vec<(u16, u64, Vec<u8>)>, 
 fn some_packets(count: u64) -> Vec<(u16, u64, Vec<u8>)> {
     (0..count)
         .map(|n| {
-            (u16::from(n % 5 < 2), 1_700_000_000_123_456_789 + n, vec![n as u8; 14 + n as usize])
+            let len = if n % 7 == 6 { 9014 } else { 14 + n as usize };
+            (u16::from(n % 5 < 2), 1_700_000_000_123_456_789 + n, vec![n as u8; len])
         })
         .collect()
 }
@@ -127,10 +128,9 @@ fn microsecond_stamps_and_cut_packets_are_understood() {
 }
 
 #[test]
-fn a_packet_longer_than_a_frame_is_a_named_drop() {
+fn a_packet_beyond_the_largest_mtu_is_a_named_drop() {
     let dir = TempDir::new().expect("directory");
-    let packets =
-        [(0, 1, vec![1; 60]), (0, 2, vec![2; MAX_PACKET + 1]), (0, 3, vec![3; MAX_PACKET])];
+    let packets = [(0, 1, vec![1; 60]), (0, 2, vec![2; MAX_JUMBO + 1]), (0, 3, vec![3; MAX_JUMBO])];
     let path = written(&dir, "a.pcap", &packets);
     let got = received(&path, 0).expect("readable");
     assert_eq!(got, [packets[0].clone(), packets[2].clone()]);
@@ -146,7 +146,7 @@ fn packets_of_an_interface_that_is_no_port_are_skipped() {
     let mut io = PcapIo::open(&path, None, &only_right, 0).expect("open");
     assert_eq!(io.rx_burst(0, &mut pool, &mut burst, &stats), 2);
     assert!(io.is_done());
-    burst.drain(9).for_each(|skb| pool.free(skb.into_frame()));
+    burst.drain(9).for_each(|skb| pool.kfree_skb(skb));
     let replayed = io.finish(&mut pool).expect("no error");
     assert_eq!(replayed, Replayed { read: 2, skipped: 3, written: 0 });
 }

@@ -10,6 +10,7 @@ mod icmp4;
 mod icmp6;
 mod ipv4;
 mod ipv6;
+mod jumbo;
 mod options;
 mod partial;
 mod trains;
@@ -197,10 +198,15 @@ impl Lab {
 
     /// Lets frames come in by a port, as one burst.
     pub fn receive(&mut self, port: u16, frames: &[Vec<u8>]) {
-        let mut burst = Burst::with_capacity(frames.len());
-        for frame in frames {
-            let mut skb = SkBuff::alloc_skb(&mut self.pool, crate::skb::HEADROOM).expect("a frame");
-            skb.put(frame.len()).expect("room").copy_from_slice(frame);
+        let skbs = frames.iter().map(|frame| SkBuff::of_octets(&mut self.pool, frame));
+        let skbs = skbs.map(|skb| skb.expect("a frame")).collect();
+        self.receive_skbs(port, skbs);
+    }
+
+    /// Lets packets come in by a port, as one burst.
+    pub fn receive_skbs(&mut self, port: u16, skbs: Vec<SkBuff>) {
+        let mut burst = Burst::with_capacity(skbs.len());
+        for mut skb in skbs {
             (skb.port, skb.iif) = (port, u32::from(port) + 2);
             burst.push(skb).expect("room");
         }
@@ -224,8 +230,8 @@ impl Lab {
         let mut sent = Vec::new();
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             for skb in egress.drain(usize::MAX) {
-                sent.push((port as u16, skb.data().to_vec()));
-                self.pool.free(skb.into_frame());
+                sent.push((port as u16, flat(&skb)));
+                self.pool.kfree_skb(skb);
             }
         }
         sent
@@ -235,8 +241,8 @@ impl Lab {
     pub fn punted(&mut self) -> Vec<Vec<u8>> {
         let mut punted = Vec::new();
         for skb in self.out.punts.drain(usize::MAX) {
-            punted.push(skb.data().to_vec());
-            self.pool.free(skb.into_frame());
+            punted.push(flat(&skb));
+            self.pool.kfree_skb(skb);
         }
         punted
     }
@@ -263,6 +269,11 @@ impl Lab {
         let frames = self.pool.available() + self.out.len() + self.state.held();
         assert_eq!(frames, FRAMES as usize, "free + out + held = all");
     }
+}
+
+/// A packet's octets, wherever they lie.
+fn flat(skb: &SkBuff) -> Vec<u8> {
+    skb.slices(0, usize::MAX).flatten().copied().collect()
 }
 
 pub fn addr4(text: &str) -> Ipv4Addr {
