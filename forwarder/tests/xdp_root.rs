@@ -3,7 +3,7 @@
 //! Needs root: scripts/test runs them. Each test has a network namespace of its own, which goes with
 //! its thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ use nix::sys::socket::{
     setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
-use xdp_prog::Reason;
+use xdp_prog::{Reason, VlanSettings, mac_words, vlan_key};
 
 use netns::run;
 
@@ -216,8 +216,7 @@ fn root_each_rule_counts_under_its_own_reason() {
 
             let arp = ethernet([0xff; 6], 0x0806, &[0; 46]);
             let lldp = ethernet([0x01, 0x80, 0xc2, 0, 0, 0x0e], 0x88cc, &[0; 46]);
-            let vlan = ethernet(PORT_MAC, 0x8100, &[0; 46]);
-            for frame in [arp, lldp, vlan] {
+            for frame in [arp, lldp] {
                 assert_reason(&port, &wire, &frame, Reason::PassNotIp);
             }
             let to_broadcast = ethernet([0xff; 6], 0x0800, &frame4("198.51.100.1")[14..]);
@@ -270,6 +269,96 @@ fn root_each_rule_counts_under_its_own_reason() {
             // After the port's address has changed, frames to the old one are not its own.
             port.set_mac([0x02, 0, 0, 0, 0, 0x0c]).expect("set");
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassOtherMac);
+        });
+    }
+}
+
+/// A frame with tags put in behind its addresses.
+fn tagged(tags: &[(u16, u16)], frame: &[u8]) -> Vec<u8> {
+    let tags = tags.iter().flat_map(|(tpid, tci)| [tpid.to_be_bytes(), tci.to_be_bytes()].concat());
+    let mut tagged = frame.to_vec();
+    tagged.splice(12..12, tags.collect::<Vec<_>>());
+    tagged
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_tagged_frames_are_steered_for_vlans_that_are_known() {
+    const SUB_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x1a];
+    const BETWEEN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x1b];
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let wire = Wire::on("peer");
+            let mut steering = Steering::new().expect("load");
+            let mut port = attach(&mut steering, "port", wanted);
+            steering.set_local4(&locals(&[("192.0.2.1", 32)])).expect("set");
+            steering.set_local6(&locals6(&[("2001:db8::1", 128)])).expect("set");
+            let settings =
+                |mac, between| VlanSettings { mac: mac_words(mac), between: mac_words(between) };
+            let one = settings(PORT_MAC, PORT_MAC);
+            let two = settings(SUB_MAC, BETWEEN_MAC);
+            let mut vlans = BTreeMap::from([
+                (vlan_key([(0x8100, 10)]), one),
+                (vlan_key([(0x88a8, 20), (0x8100, 4094)]), two),
+            ]);
+            port.set_vlans(&vlans).expect("set");
+            // With PCP and DEI.
+            let known: [&[(u16, u16)]; 2] =
+                [&[(0x8100, 0xf00a)], &[(0x88a8, 0x6014), (0x8100, 0xeffe)]];
+            let (v4, v6) = (frame4("198.51.100.1"), frame6("2001:db8:1::1"));
+            assert_reason(&port, &wire, &tagged(known[0], &v4), Reason::PassFamilyOff);
+            port.set_steer(true, true).expect("set");
+            for tags in known {
+                // What is to be steered, and finds no socket.
+                assert_reason(&port, &wire, &tagged(tags, &v4), Reason::PassNoSocket);
+                assert_reason(&port, &wire, &tagged(tags, &v6), Reason::PassNoSocket);
+                for (frame, reason) in [
+                    (frame4("192.0.2.1"), Reason::PassLocal),
+                    (frame6("2001:db8::1"), Reason::PassLocal),
+                    (frame4("224.0.0.5"), Reason::PassMulticast),
+                    (frame6("fe80::1"), Reason::PassLinkLocal),
+                    (ethernet(PORT_MAC, 0x0806, &[0; 46]), Reason::PassNotIp),
+                    (ethernet([0xff; 6], 0x0800, &v4[14..]), Reason::PassOtherMac),
+                ] {
+                    assert_reason(&port, &wire, &tagged(tags, &frame), reason);
+                }
+            }
+            for (mac, reason) in [
+                (SUB_MAC, Reason::PassNoSocket),
+                (BETWEEN_MAC, Reason::PassNoSocket),
+                (PEER_MAC, Reason::PassOtherMac),
+            ] {
+                let frame = ethernet(mac, 0x0800, &v4[14..]);
+                assert_reason(&port, &wire, &tagged(known[1], &frame), reason);
+                let of_one =
+                    if reason == Reason::PassNoSocket { Reason::PassOtherMac } else { reason };
+                assert_reason(&port, &wire, &tagged(known[0], &frame), of_one);
+            }
+            let unknown: [&[(u16, u16)]; 6] = [
+                &[(0x8100, 11)],
+                &[(0x88a8, 10)],
+                &[(0x88a8, 20)],
+                &[(0x8100, 20), (0x8100, 4094)],
+                &[(0x8100, 10), (0x8100, 10)],
+                &[(0x8100, 0)],
+            ];
+            for tags in unknown {
+                assert_reason(&port, &wire, &tagged(tags, &v4), Reason::PassVlan);
+            }
+            // A third tag is not looked behind.
+            let three = tagged(&[known[1], &[(0x8100, 10)]].concat(), &v4);
+            assert_reason(&port, &wire, &three, Reason::PassNotIp);
+            // Cut off in the inner tag, and in the IP header.
+            let whole = tagged(known[1], &v4);
+            assert_reason(&port, &wire, &whole[..21], Reason::PassNotIp);
+            assert_reason(&port, &wire, &whole[..22 + 19], Reason::PassNoSocket);
+            // As told anew.
+            vlans.remove(&vlan_key([(0x8100, 10)]));
+            vlans.insert(vlan_key([(0x8100, 0)]), one);
+            port.set_vlans(&vlans).expect("set");
+            assert_reason(&port, &wire, &tagged(known[0], &v4), Reason::PassVlan);
+            assert_reason(&port, &wire, &tagged(&[(0x8100, 0xe000)], &v4), Reason::PassNoSocket);
         });
     }
 }

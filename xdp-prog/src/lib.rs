@@ -19,6 +19,9 @@ pub const MAP_SOCKETS: &str = "FR_SOCKETS";
 pub const MAP_PORT: &str = "FR_PORT";
 /// PERCPU_ARRAY of [`QueueCounters`], key: RX queue index. One for each port.
 pub const MAP_COUNTERS: &str = "FR_COUNTERS";
+/// HASH, key: [`vlan_key`], value: [`VlanSettings`]: the VLANs whose frames are steered. One for each
+/// port.
+pub const MAP_VLANS: &str = "FR_VLANS";
 /// ARRAY of one [`SharedSettings`], shared by all ports.
 pub const MAP_SHARED: &str = "FR_SHARED";
 /// HASH, key: an IPv4 address (4 octets) that is the router's own or a broadcast address of it.
@@ -39,6 +42,8 @@ pub const QUEUES_MAX: usize = 256;
 pub const LOCAL_ADDRS_MAX: usize = 65_536;
 /// Entries of each trie of local prefixes. Memory is taken as entries come.
 pub const LOCAL_PREFIXES_MAX: usize = 16_384;
+/// VLANs of one port. Memory is taken as entries come.
+pub const VLANS_MAX: usize = 16_384;
 /// Ports the punt program can serve.
 pub const PUNT_PORTS_MAX: usize = 1_024;
 
@@ -54,7 +59,7 @@ pub const PUNT_DESTINATION: [u8; 2] = [0x02, 0xfe];
 pub enum Reason {
     /// No AF_XDP socket on this queue: ferroute is starting, stopping, or gone.
     PassNoSocket = 0,
-    /// Neither IPv4 nor IPv6: ARP, LLDP, VLAN tags; or shorter than an Ethernet header.
+    /// Neither IPv4 nor IPv6: ARP, LLDP; or shorter than an Ethernet header.
     PassNotIp,
     /// The destination MAC is not the port's: broadcast, multicast, another station's.
     PassOtherMac,
@@ -70,6 +75,8 @@ pub enum Reason {
     PassBroadcast,
     /// The destination is link-local: 169.254.0.0/16, fe80::/10.
     PassLinkLocal,
+    /// Tagged for a VLAN that is not steered.
+    PassVlan,
     /// IPv4, to be forwarded.
     SteerIpv4,
     /// IPv6, to be forwarded.
@@ -85,7 +92,7 @@ pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
     /// Every reason, at its own index.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::PassNoSocket,
         Self::PassNotIp,
         Self::PassOtherMac,
@@ -95,6 +102,7 @@ impl Reason {
         Self::PassMulticast,
         Self::PassBroadcast,
         Self::PassLinkLocal,
+        Self::PassVlan,
         Self::SteerIpv4,
         Self::SteerIpv6,
         Self::SteerTooShort,
@@ -114,6 +122,7 @@ impl Reason {
             Self::PassMulticast => "pass_multicast",
             Self::PassBroadcast => "pass_broadcast",
             Self::PassLinkLocal => "pass_link_local",
+            Self::PassVlan => "pass_vlan",
             Self::SteerIpv4 => "steer_ipv4",
             Self::SteerIpv6 => "steer_ipv6",
             Self::SteerTooShort => "steer_too_short",
@@ -176,6 +185,42 @@ impl PortSettings {
             to.copy_from_slice(&word.to_ne_bytes());
         }
         out[12..].copy_from_slice(&self.flags.to_ne_bytes());
+        out
+    }
+}
+
+/// Key of a VLAN: TPID and VID of the outer and of the inner tag, 16 bits each as they stand in a
+/// frame, with PCP and DEI 0. With one tag the second half is 0.
+pub type VlanKey = [u16; 4];
+
+/// The key of one or two tags (TPID, VID), the outermost first; more are not looked at.
+#[must_use]
+pub fn vlan_key(tags: impl IntoIterator<Item = (u16, u16)>) -> VlanKey {
+    let mut key = [0; 4];
+    for (words, (tpid, vid)) in key.chunks_exact_mut(2).zip(tags) {
+        words.copy_from_slice(&[tpid.to_be(), vid.to_be()]);
+    }
+    key
+}
+
+/// A VLAN whose frames are steered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct VlanSettings {
+    /// The sub-interface's MAC: frames to it are steered as those to the port's.
+    pub mac: MacWords,
+    /// Likewise that of the interface between the two, with two tags; else as `mac`.
+    pub between: MacWords,
+}
+
+impl VlanSettings {
+    /// The map value.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 12] {
+        let mut out = [0; 12];
+        for (to, word) in out.chunks_exact_mut(2).zip(self.mac.iter().chain(&self.between)) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
         out
     }
 }
@@ -245,6 +290,16 @@ mod tests {
         assert_eq!(PortSettings::default().to_bytes().len(), size_of::<PortSettings>());
         assert_eq!(SharedSettings::default().to_bytes().len(), size_of::<SharedSettings>());
         assert_eq!(PuntPort::default().to_bytes().len(), size_of::<PuntPort>());
+        assert_eq!(VlanSettings::default().to_bytes().len(), size_of::<VlanSettings>());
+    }
+
+    #[test]
+    fn the_key_of_a_vlan_is_what_stands_in_the_frame() {
+        let octets = |key: VlanKey| key.map(u16::to_ne_bytes);
+        let one = vlan_key([(0x8100, 0x123)]);
+        assert_eq!(octets(one), [[0x81, 0], [0x01, 0x23], [0, 0], [0, 0]]);
+        let two = vlan_key([(0x88a8, 0xffe), (0x8100, 1)]);
+        assert_eq!(octets(two), [[0x88, 0xa8], [0x0f, 0xfe], [0x81, 0], [0, 1]]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl From<PollArg> for PollMode {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLE)]
 pub struct RunArgs {
-    /// Forward on this interface; repeat for each port.
+    /// Forward on this interface and its VLANs; repeat for each port.
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
     /// Read the [run] section of a TOML file; flags override it.

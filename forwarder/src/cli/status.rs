@@ -101,15 +101,18 @@ fn text(report: &StatusReport) -> String {
 
 fn ports(ports: &[PortStatus]) -> String {
     let or_dash = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+    let any_vlans = ports.iter().any(|port| !port.vlans.is_empty());
     let row = |port: &PortStatus| {
-        vec![
+        let mut row = vec![
             format!("port {}", port.ifname),
             port.state.clone(),
             format!("xdp {}", or_dash(&port.xdp_mode)),
             format!("bind {}", or_dash(&port.bind_mode)),
             format!("queues {}", port.queues),
             format!("mtu {}", port.mtu),
-        ]
+        ];
+        row.extend(any_vlans.then(|| format!("vlans {}", port.vlans.len())));
+        row
     };
     columns(&ports.iter().map(row).collect::<Vec<_>>())
 }
@@ -155,6 +158,7 @@ mod tests {
             ifname: "eth0".into(),
             state: "forwarding".into(),
             xdp_mode: "native".into(),
+            vlans: vec!["eth0.1".into(), "eth0.2".into()],
             ..PortStatus::default()
         };
         let report = StatusReport {
@@ -170,7 +174,7 @@ mod tests {
         let text = text(&report);
         for part in [
             "forwarding pid 7 version 0.1.0 up 1m01s\n",
-            "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0\n",
+            "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
             "worker 0  cpu any  queue 0  loops 200 (25.0 % busy)\n",
             "note left to the kernel: route X\n",
             "warning mind the gap\n",

@@ -311,6 +311,9 @@ pub struct PortStatus {
     pub queues: u32,
     /// IP MTU in octets.
     pub mtu: u32,
+    /// VLAN interfaces on it that are followed.
+    #[serde(default)]
+    pub vlans: Vec<String>,
 }
 
 /// One worker.

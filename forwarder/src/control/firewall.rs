@@ -12,7 +12,7 @@ use std::io;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
 
 use super::mirror::raw::{Attrs, Message, Request, u8_at, u16_at};
-use super::nic;
+use super::nic::{self, Nic};
 use super::nlsock::NlSock;
 
 /// `struct nfgenmsg` in octets.
@@ -43,25 +43,37 @@ const XFRM_POLICY_DIR: usize = 56 + 64 + 32 + 4 + 4;
 /// Offset of `family` in the selector: behind two addresses and four ports and masks.
 const XFRM_SELECTOR_FAMILY: usize = 2 * 16 + 4 * 2;
 
-/// Everything that would be bypassed for packets between `ports`, a line each; none: nothing.
+/// Everything that would be bypassed for packets between `ports` and their VLANs, a line each; none:
+/// nothing.
 ///
 /// # Errors
 /// When the kernel cannot be asked; then nothing is known.
 pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
-    let mut found = nftables(ports)?;
+    let nics = nic::read()?;
+    let vlans = nic::vlans_of(&nics, ports);
+    let names: Vec<String> =
+        ports.iter().chain(vlans.iter().map(|nic| &nic.name)).cloned().collect();
+    let mut found = nftables(&names)?;
     found.extend(iptables("iptables", "ip_tables_names")?);
     found.extend(iptables("ip6tables", "ip6_tables_names")?);
     found.extend(xfrm()?);
-    found.extend(tc(ports)?);
+    let own = nics.iter().filter(|nic| ports.contains(&nic.name));
+    found.extend(tc(own.chain(vlans.iter().copied()))?);
+    // On a port it is what stands in the way of our own.
+    let programs =
+        vlans.iter().flat_map(|nic| nic.xdp_programs.iter().map(move |program| (nic, program)));
+    found.extend(
+        programs.map(|(nic, (mode, id))| format!("XDP program {id} ({mode}) on {}", nic.name)),
+    );
     Ok(found)
 }
 
-/// Filters at the ports' ingress and egress: userspace receives before the one and sends past the
-/// other.
-fn tc(ports: &[String]) -> io::Result<Vec<String>> {
-    let nics = nic::read()?;
+/// Filters at the interfaces' ingress and egress: userspace receives before the one and sends past
+/// the other.
+fn tc<'a>(nics: impl Iterator<Item = &'a Nic>) -> io::Result<Vec<String>> {
+    let hooked = nic::tc_hooked()?;
     let mut found = Vec::new();
-    for nic in nics.iter().filter(|nic| ports.contains(&nic.name)) {
+    for nic in nics.filter(|nic| hooked.contains(&nic.ifindex)) {
         let filters = nic::tc_filters(nic.ifindex)?;
         found.extend(filters.into_iter().map(|(direction, kind)| {
             format!("tc filter ({kind}) at the {direction} of {}", nic.name)

@@ -9,6 +9,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use crate::control::device::ethtool;
 use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
 use crate::control::nlsock::{GENL_HEADER, NlSock};
+use crate::tables::vlan::TAGS_MAX;
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETQDISC: u16 = 38;
@@ -29,6 +30,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_STATS64: u16 = 23;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
@@ -67,7 +69,8 @@ pub struct Nic {
     pub mtu: u32,
     /// ifindex of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
-    /// ifindex of the interface it sits on, of a VLAN interface for one.
+    /// ifindex of the interface it sits on, of a VLAN interface for one; `None`: on none of this
+    /// namespace.
     pub lower: Option<u32>,
     /// `veth`, `vlan`, `bridge`, …; none: a NIC.
     pub kind: Option<String>,
@@ -110,6 +113,7 @@ pub fn read() -> io::Result<Vec<Nic>> {
 }
 
 fn parse_link(message: &Message<'_>) -> Option<Nic> {
+    let mut elsewhere = false;
     let mut nic = Nic {
         arphrd: u16_at(message.payload, 2)?,
         ifindex: u32_at(message.payload, 4)?,
@@ -130,6 +134,7 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
             IFLA_IFNAME => nic.name = attr.string(),
             IFLA_MTU => nic.mtu = attr.u32()?,
             IFLA_LINK => nic.lower = attr.u32(),
+            IFLA_LINK_NETNSID => elsewhere = true,
             IFLA_MASTER => nic.master = attr.u32(),
             IFLA_LINKINFO => {
                 nic.kind = find(attr.nested(), IFLA_INFO_KIND).map(|kind| kind.string());
@@ -138,7 +143,27 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
             _ => {}
         }
     }
+    nic.lower = nic.lower.filter(|_| !elsewhere);
     Some(nic)
+}
+
+/// The VLAN interfaces that sit on `ports`, or on one that does.
+pub fn vlans_of<'a>(nics: &'a [Nic], ports: &[String]) -> Vec<&'a Nic> {
+    let mut below: BTreeSet<u32> =
+        nics.iter().filter(|nic| ports.contains(&nic.name)).map(|nic| nic.ifindex).collect();
+    let mut found: Vec<&Nic> = Vec::new();
+    // One may have a lower number than what it sits on: once more for each tag.
+    for _ in 0..TAGS_MAX {
+        let more = nics.iter().filter(|nic| {
+            nic.kind.as_deref() == Some("vlan")
+                && nic.lower.is_some_and(|lower| below.contains(&lower))
+                && !below.contains(&nic.ifindex)
+        });
+        let more: Vec<&Nic> = more.collect();
+        below.extend(more.iter().map(|nic| nic.ifindex));
+        found.extend(more);
+    }
+    found
 }
 
 fn program(attr: Attr<'_>) -> Option<(&'static str, u32)> {
@@ -156,23 +181,20 @@ pub(crate) fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
     attrs.find(|attr| attr.kind == kind)
 }
 
-/// Whether tc filters may sit on the interface: it has a clsact or ingress qdisc.
-pub fn has_tc_hook(ifindex: u32) -> io::Result<bool> {
-    let kinds = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
-        let here = u32_at(message.payload, 4)? == ifindex;
+/// Interfaces that tc filters may sit on: they have a clsact or ingress qdisc.
+pub fn tc_hooked() -> io::Result<BTreeSet<u32>> {
+    let hooked = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
         let kind = find(message.attrs(TC_HEADER), TCA_KIND)?.string();
-        here.then_some(kind)
+        let ifindex = u32_at(message.payload, 4)?;
+        (kind == "clsact" || kind == "ingress").then_some(ifindex)
     })?;
-    Ok(kinds.iter().any(|kind| kind == "clsact" || kind == "ingress"))
+    Ok(hooked.into_iter().collect())
 }
 
-/// The tc filters of an interface's ingress and egress: where they sit, and their kind, each pair
-/// once.
+/// The tc filters of an interface's ingress and egress, where it is one of [`tc_hooked`]: where they
+/// sit, and their kind, each pair once.
 pub fn tc_filters(ifindex: u32) -> io::Result<BTreeSet<(&'static str, String)>> {
     let mut found = BTreeSet::new();
-    if !has_tc_hook(ifindex)? {
-        return Ok(found);
-    }
     for (direction, parent) in [("ingress", TC_H_INGRESS), ("egress", TC_H_EGRESS)] {
         let mut header = [0; TC_HEADER];
         header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
@@ -205,6 +227,23 @@ pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
     Ok(active?.unwrap_or_default())
 }
 
+/// Features that take VLAN tags off received frames, and `ethtool -K`'s name for each.
+const STRIPPING: [(&str, &str); 2] =
+    [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
+
+/// Whether an interface takes VLAN tags off the frames it receives before an XDP program sees them:
+/// what to say to `ethtool -K` so that it does not. A veth says it does, but the tag is not in its
+/// frames to begin with. A driver that cannot be asked for its features has none.
+pub fn vlan_stripping(nic: &Nic) -> Option<String> {
+    if nic.kind.as_deref() == Some("veth") {
+        return None;
+    }
+    let features = features(nic.ifindex).ok()?;
+    let on = STRIPPING.iter().filter(|(feature, _)| features.contains(*feature));
+    let off: Vec<String> = on.map(|(_, option)| format!("{option} off")).collect();
+    (!off.is_empty()).then(|| off.join(" "))
+}
+
 fn feature_name(bit: Attr<'_>) -> Option<String> {
     find(bit.nested(), ETHTOOL_A_BITSET_BIT_NAME).map(|name| name.string())
 }
@@ -231,6 +270,30 @@ pub fn xdp_features(ifindex: u32) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vlans_are_found_on_ports_and_on_each_other() {
+        let nic = |ifindex: u32, name: &str, lower: Option<u32>, kind: Option<&str>| Nic {
+            ifindex,
+            name: name.into(),
+            lower,
+            kind: kind.map(str::to_owned),
+            ..Nic::default()
+        };
+        let vlan = Some("vlan");
+        let nics = [
+            nic(3, "inner", Some(9), vlan),
+            nic(4, "eth0", None, None),
+            nic(5, "eth1", None, None),
+            nic(6, "eth1.1", Some(5), vlan),
+            nic(7, "macvlan0", Some(4), Some("macvlan")),
+            nic(8, "elsewhere", None, vlan),
+            nic(9, "outer", Some(4), vlan),
+        ];
+        let found: Vec<&str> =
+            vlans_of(&nics, &["eth0".to_owned()]).iter().map(|nic| nic.name.as_str()).collect();
+        assert_eq!(found, ["outer", "inner"]);
+    }
 
     #[test]
     fn the_loopback_interface_is_read_and_is_no_ethernet() {

@@ -103,6 +103,8 @@ struct Daemon {
     stopping: bool,
     /// Why a family's local addresses are not all in the XDP program's maps.
     unknown_locals: Option<String>,
+    /// Why VLANs are not all in its maps.
+    unknown_vlans: Option<String>,
     /// The TAP device does not take frames: the kernel gets everything until it does again.
     punt_broken: bool,
     /// Generation of the tables by which the programs were last told what to steer.
@@ -153,6 +155,7 @@ impl Daemon {
             server: None,
             stopping: false,
             unknown_locals: None,
+            unknown_vlans: None,
             punt_broken: false,
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
@@ -297,11 +300,16 @@ impl Daemon {
             changed |= follow_link(port, link, obstacle, &mut with, must)?;
         }
         if changed {
-            let active = self.ports.iter().filter(|port| port.state == State::Active);
-            let active: Vec<(u32, u16)> = active.map(|p| (p.ifindex, p.index)).collect();
-            self.mirror.set_ports(&active);
+            self.tell_mirror();
         }
         self.steer()
+    }
+
+    /// Which interfaces are ports now.
+    fn tell_mirror(&mut self) {
+        let active = self.ports.iter().filter(|port| port.state == State::Active);
+        let active: Vec<(u32, u16)> = active.map(|p| (p.ifindex, p.index)).collect();
+        self.mirror.set_ports(&active);
     }
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
@@ -328,6 +336,16 @@ impl Daemon {
                 say!("{why}");
             }
             self.unknown_locals = unknown;
+        }
+        let vlans = self.ports.iter_mut().map(|port| port.steer_vlans(&tables.links));
+        let unknown_vlans = vlans.filter_map(Result::err).next();
+        let unknown_vlans =
+            unknown_vlans.map(|error| format!("{error:#}; such VLANs are left to the kernel"));
+        if unknown_vlans != self.unknown_vlans {
+            if let Some(why) = &unknown_vlans {
+                say!("{why}");
+            }
+            self.unknown_vlans = unknown_vlans;
         }
         self.ports.iter_mut().try_for_each(|port| {
             // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
@@ -368,14 +386,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// A port whose queue was busy, or whose interface had another's program, may be free by now:
-    /// no event tells.
+    /// A port whose queue was busy, or whose interface had another's program, may be free by now, and
+    /// one that is served may be unfit: no event tells.
     fn retry_ports(&mut self) -> Result<()> {
-        let changed: Vec<usize> =
-            (0..self.ports.len()).filter(|&n| self.ports[n].queues_changed()).collect();
-        for &n in &changed {
+        let nics = nic::read().unwrap_or_default();
+        let state = |port: &Port| match port.spoilt(&nics) {
+            Some(why) => Some(State::Waiting(why)),
+            None => port.queues_changed().then_some(State::Absent),
+        };
+        let changed: Vec<(usize, State)> =
+            self.ports.iter().enumerate().filter_map(|(n, port)| Some((n, state(port)?))).collect();
+        let any_changed = !changed.is_empty();
+        for (n, state) in changed {
             let port = &mut self.ports[n];
-            say!("interface {}: its number of queues has changed", port.ifname);
+            match &state {
+                State::Waiting(why) => say!("interface {} {why}; left to the kernel", port.ifname),
+                _ => say!("interface {}: its number of queues has changed", port.ifname),
+            }
             let with = Equipment {
                 steering: &mut self.steering,
                 punt: &self.punt,
@@ -384,10 +411,13 @@ impl Daemon {
                 rounds: self.rounds,
                 tries: 1,
             };
-            port.deactivate(State::Absent, &with);
+            port.deactivate(state, &with);
+        }
+        if any_changed {
+            self.tell_mirror();
         }
         let due = self.ports.iter().any(Port::retry_is_due);
-        if due || !changed.is_empty() { self.bring_up_ports(false) } else { Ok(()) }
+        if due || any_changed { self.bring_up_ports(false) } else { Ok(()) }
     }
 
     fn sleep(&self) -> Result<()> {

@@ -5,21 +5,24 @@
 //! ```
 //! Whatever is not Active is the kernel's: no XDP program is attached, nothing is lost.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
 use crate::control::config::{Mode, RunOptions};
 use crate::control::device::poll::{self, Tuned};
-use crate::control::nic::{self, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, XDP_ZEROCOPY};
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
 use crate::io::device::{DeviceError, NetDeviceOps};
 use crate::skb::MAX_PACKET;
-use crate::tables::Link;
+use crate::tables::{Link, Links};
+use crate::wire::EtherType;
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
@@ -138,6 +141,12 @@ impl Port {
             && nic::rx_queues(self.ifindex).is_ok_and(|queues| queues != self.queues)
     }
 
+    /// Why it cannot be served any longer: its interface takes tags off since.
+    pub fn spoilt(&self, nics: &[Nic]) -> Option<String> {
+        let active = self.state == State::Active;
+        strips_tags(nics.iter().find(|nic| active && nic.ifindex == self.ifindex)?)
+    }
+
     /// Why an interface cannot be a port as it is; `None`: it can.
     pub fn obstacle(link: &Link, is_up: bool) -> Option<String> {
         let largest = MAX_PACKET - ETH_HLEN;
@@ -227,13 +236,12 @@ impl Port {
             Some("is not an Ethernet interface that packets could be forwarded by".to_owned())
         } else if nic.master.is_some() {
             Some("belongs to a bridge, bond or VRF, which takes its packets".to_owned())
-        } else if nic.kind.as_deref() != Some("veth") && strips_vlan_tags(link.ifindex) {
-            Some(format!(
-                "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; \
-                 switch that off: ethtool -K {name} rxvlan off"
-            ))
+        } else if nic.kind.as_deref() == Some("vlan") {
+            let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
+            let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
+            Some(format!("is a VLAN: name {lower} instead, and its VLANs come along"))
         } else {
-            None
+            strips_tags(nic)
         };
         let Some(why) = unfit else { return Ok(()) };
         self.state = State::Waiting(why.clone());
@@ -332,6 +340,25 @@ impl Port {
         }
     }
 
+    /// Lets the program steer frames of the VLANs that are followed, and those with VID 0, which are
+    /// the port's own. What cannot be told it stays with the kernel.
+    pub fn steer_vlans(&mut self, links: &Links) -> Result<()> {
+        let Some(program) = &mut self.program else { return Ok(()) };
+        let mac = mac_words(self.mac);
+        let own = VlanSettings { mac, between: mac };
+        let mut wanted = BTreeMap::from(
+            [EtherType::VLAN, EtherType::QINQ].map(|tpid| (vlan_key([(tpid.0, 0)]), own)),
+        );
+        for link in links.iter().filter(|link| link.port == Some(self.index)) {
+            let Some(vlan) = &link.vlan else { continue };
+            let tags = vlan.tags.iter().map(|egress| (egress.tag.tpid().0, egress.tag.vid()));
+            let mac = mac_words(link.mac);
+            let between = vlan.between.map_or(mac, mac_words);
+            wanted.insert(vlan_key(tags), VlanSettings { mac, between });
+        }
+        Ok(program.set_vlans(&wanted)?)
+    }
+
     /// Follows a change of the MAC address.
     pub fn follow(&mut self, link: &Link, punt: &PuntDevice) -> Result<()> {
         if let Some(program) = &mut self.program
@@ -426,7 +453,11 @@ fn is_busy(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(DeviceError::Open(OpenError::Busy { .. })))
 }
 
-/// A driver that cannot be asked for its features has none.
-fn strips_vlan_tags(ifindex: u32) -> bool {
-    nic::features(ifindex).is_ok_and(|features| features.contains("rx-vlan-hw-parse"))
+fn strips_tags(nic: &Nic) -> Option<String> {
+    let off = nic::vlan_stripping(nic)?;
+    Some(format!(
+        "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; switch that \
+         off: ethtool -K {} {off}",
+        nic.name
+    ))
 }

@@ -67,6 +67,11 @@ impl Daemon {
             bind_mode: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
             queues: port.queues,
             mtu: links.ifindex(port.ifindex).map_or(0, |link| link.mtu),
+            vlans: links
+                .iter()
+                .filter(|link| link.vlan.is_some() && link.port == Some(port.index))
+                .map(|link| link.name.clone())
+                .collect(),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| {
             let stats = &self.workers[n].stats;
@@ -123,6 +128,7 @@ impl Daemon {
             })
             .collect();
         warnings.extend(self.unknown_locals.clone());
+        warnings.extend(self.unknown_vlans.clone());
         if self.punt_broken {
             warnings.push(format!("{} does not take frames", self.punt.name()));
         }

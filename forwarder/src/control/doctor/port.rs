@@ -192,7 +192,7 @@ fn offloads(nic: &Nic, nics: &[Nic]) -> Vec<Finding> {
 }
 
 fn tc(nic: &Nic) -> Option<Finding> {
-    let hooked = nic::has_tc_hook(nic.ifindex).unwrap_or(false);
+    let hooked = nic::tc_hooked().is_ok_and(|hooked| hooked.contains(&nic.ifindex));
     hooked.then(|| {
         Finding::warn(
             "tc",

@@ -59,6 +59,8 @@ const BATCH_DATAGRAMS: usize = 4096;
 const DISCARD_DATAGRAMS_MAX: usize = 4 << 20;
 /// /proc/sys, of whose changes the kernel does not tell, is read this often.
 const SYSCTL_INTERVAL: Duration = Duration::from_millis(200);
+/// Of so many VLAN sub-interfaces at a time.
+const VLAN_SYSCTLS: usize = 64;
 /// Neighbours in use are kept fresh this often; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Numbers that workers may still hold are looked at this often.
@@ -129,6 +131,8 @@ pub struct Mirror {
     /// Dumps that failed since one succeeded.
     failures: u32,
     next_sysctl: Instant,
+    /// The VLAN sub-interface whose settings were read last.
+    sysctl_turn: u32,
     next_keepalive: Instant,
     next_reclaim: Instant,
 }
@@ -146,6 +150,7 @@ impl Mirror {
             resolver: Resolver::default(),
             failures: 0,
             next_sysctl: now,
+            sysctl_turn: 0,
             next_keepalive: now + KEEPALIVE_INTERVAL,
             next_reclaim: now + RECLAIM_INTERVAL,
         };
@@ -292,11 +297,13 @@ impl Mirror {
         let all = sysctl::read_dev("all");
         self.follower.touched.conf |= state.sysctls_all != all;
         state.sysctls_all = all;
-        // Packets are looked at on ports only.
-        for ifindex in self.compiler.ports.keys() {
-            let Some(link) = state.links.get(ifindex) else { continue };
+        // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
+        let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, VLAN_SYSCTLS);
+        self.sysctl_turn = vlans.last().copied().unwrap_or_default();
+        for ifindex in self.compiler.ports.keys().copied().chain(vlans) {
+            let Some(link) = state.links.get(&ifindex) else { continue };
             let own = sysctl::read_dev(&link.name);
-            self.follower.touched.conf |= state.sysctls_dev.insert(*ifindex, own) != Some(own);
+            self.follower.touched.conf |= state.sysctls_dev.insert(ifindex, own) != Some(own);
         }
     }
 

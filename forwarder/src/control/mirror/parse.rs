@@ -10,7 +10,10 @@ use super::raw::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use super::rib::{
     Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
 };
-use super::state::{AddrState, Family, LinkState, NeighState, Netconf, NexthopState, RuleState};
+use super::state::{
+    AddrState, Family, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
+};
+use crate::wire::EtherType;
 
 /// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are settings rather than conditions.
 const RTNH_F_SETTINGS: u8 = 0x02 | RTNH_F_ONLINK;
@@ -53,13 +56,39 @@ pub fn link(message: &Message<'_>) -> Option<LinkState> {
 }
 
 fn link_info(link: &mut LinkState, info: Attr<'_>) {
+    let mut data = None;
     for attr in info.nested() {
         match attr.kind {
             1 => link.kind = Some(attr.string()),
+            2 => data = Some(attr),
             4 => link.slave_kind = Some(attr.string()),
             _ => {}
         }
     }
+    link.vlan = data.filter(|_| link.kind.as_deref() == Some("vlan")).and_then(vlan);
+}
+
+/// IFLA_VLAN_*; before Linux 3.10 there was one protocol.
+fn vlan(data: Attr<'_>) -> Option<VlanState> {
+    let mut vlan = VlanState { protocol: EtherType::VLAN.0, ..VlanState::default() };
+    let mut has_id = false;
+    for attr in data.nested() {
+        match attr.kind {
+            1 => (vlan.id, has_id) = (u16_at(attr.value, 0)?, true),
+            // struct ifla_vlan_flags: flags, mask.
+            2 => vlan.flags = u32_at(attr.value, 0)?,
+            3 => vlan.egress_qos = attr.nested().filter_map(qos_mapping).collect(),
+            4 => vlan.ingress_qos = attr.nested().filter_map(qos_mapping).collect(),
+            5 => vlan.protocol = u16_at(attr.value, 0).map(u16::from_be)?,
+            _ => {}
+        }
+    }
+    has_id.then_some(vlan)
+}
+
+/// `struct ifla_vlan_qos_mapping`: from, to.
+fn qos_mapping(attr: Attr<'_>) -> Option<(u32, u32)> {
+    Some((u32_at(attr.value, 0)?, u32_at(attr.value, 4)?))
 }
 
 /// RTM_NEWADDR, RTM_DELADDR.

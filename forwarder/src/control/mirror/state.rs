@@ -102,6 +102,23 @@ pub struct LinkState {
     pub kind: Option<String>,
     /// IFLA_INFO_SLAVE_KIND: what it is to its master.
     pub slave_kind: Option<String>,
+    /// IFLA_INFO_DATA of kind "vlan".
+    pub vlan: Option<VlanState>,
+}
+
+/// IFLA_VLAN_*: what makes an interface a VLAN's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VlanState {
+    /// IFLA_VLAN_PROTOCOL: the TPID, 0x8100 or 0x88a8.
+    pub protocol: u16,
+    /// IFLA_VLAN_ID.
+    pub id: u16,
+    /// VLAN_FLAG_*.
+    pub flags: u32,
+    /// IFLA_VLAN_INGRESS_QOS: PCP and priority.
+    pub ingress_qos: Vec<(u32, u32)>,
+    /// IFLA_VLAN_EGRESS_QOS: priority and PCP.
+    pub egress_qos: Vec<(u32, u32)>,
 }
 
 impl LinkState {

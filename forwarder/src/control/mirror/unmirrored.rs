@@ -1,9 +1,12 @@
 //! What is configured in the kernel and not followed.
 
+use xdp_prog::VLANS_MAX;
+
 use super::Unmirrored;
 use super::compile::info::{Ports, unsupported as route_unsupported};
-use super::compile::links::unsupported as link_unsupported;
+use super::compile::links::{Takers, unsupported as link_unsupported};
 use super::compile::rules::unsupported as rule_unsupported;
+use super::compile::vlans::{Left, place};
 use super::rib::{Net, Rib, RibAddr};
 use super::show;
 use super::state::{Family, RouterState};
@@ -14,12 +17,7 @@ const ROUTES_NAMED_MAX: usize = 20;
 /// All of it.
 pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
     let mut list = Vec::new();
-    for link in state.links.values().filter(|link| ports.contains_key(&link.ifindex)) {
-        if let Some(why) = link_unsupported(state, link) {
-            let what = format!("interface {}", link.name);
-            list.push(Unmirrored { what, why: format!("{why}: its packets stay in the kernel") });
-        }
-    }
+    links(state, ports, &mut list);
     for family in Family::ALL {
         for (rule, view) in state.rules(family).iter().zip(show::rules(state, family)) {
             if let Some(why) = rule_unsupported(rule) {
@@ -41,6 +39,31 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
         });
     }
     list
+}
+
+/// Ports and VLANs of ports.
+fn links(state: &RouterState, ports: &Ports, list: &mut Vec<Unmirrored>) {
+    let takers = Takers::new(state);
+    let mut followed = 0;
+    for link in state.links.values() {
+        let why = if ports.contains_key(&link.ifindex) {
+            link_unsupported(state, link, &takers)
+        } else {
+            match place(state, link, ports, &takers) {
+                Err(Left::Because(why)) => Some(why),
+                Err(Left::Plainly) => None,
+                Ok(_) => {
+                    followed += 1;
+                    (followed > VLANS_MAX)
+                        .then(|| format!("not one of the first {VLANS_MAX} VLANs"))
+                }
+            }
+        };
+        if let Some(why) = why {
+            let what = format!("interface {}", link.name);
+            list.push(Unmirrored { what, why: format!("{why}: its packets stay in the kernel") });
+        }
+    }
 }
 
 fn routes<A: RibAddr>(

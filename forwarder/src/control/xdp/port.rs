@@ -1,13 +1,16 @@
 //! One port's instance of the XDP program: attached by a link, with its own sockets, settings and
 //! counters.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, Xdp, XdpFlags};
-use xdp_prog::{PortSettings, QUEUES_MAX, QueueCounters, REASONS, mac_words};
+use xdp_prog::{
+    PortSettings, QUEUES_MAX, QueueCounters, REASONS, VlanKey, VlanSettings, mac_words,
+};
 
 use super::XdpError;
 use super::object::{self, Shared};
@@ -53,6 +56,9 @@ pub struct PortProgram {
     port: MapHandle,
     sockets: MapHandle,
     counters: MapHandle,
+    vlans: MapHandle,
+    /// What is in it.
+    vlans_set: BTreeMap<VlanKey, VlanSettings>,
 }
 
 impl PortProgram {
@@ -81,6 +87,8 @@ impl PortProgram {
             port: object::map(&object, xdp_prog::MAP_PORT)?,
             sockets: object::map(&object, xdp_prog::MAP_SOCKETS)?,
             counters: object::map(&object, xdp_prog::MAP_COUNTERS)?,
+            vlans: object::map(&object, xdp_prog::MAP_VLANS)?,
+            vlans_set: BTreeMap::new(),
         };
         port.store_settings()?;
         Ok(port)
@@ -148,6 +156,33 @@ impl PortProgram {
         if flags != self.settings.flags {
             self.settings.flags = flags;
             self.store_settings()?;
+        }
+        Ok(())
+    }
+
+    /// Says which tagged frames are steered, as those without tags are: the whole set. None at
+    /// start. Only what changed is written.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`]; what was written before it stays, and the next call takes it from there.
+    pub fn set_vlans(&mut self, wanted: &BTreeMap<VlanKey, VlanSettings>) -> Result<(), XdpError> {
+        let octets = |key: &VlanKey| key.map(u16::to_ne_bytes).concat();
+        let gone = self.vlans_set.keys().filter(|key| !wanted.contains_key(*key));
+        for key in gone.copied().collect::<Vec<_>>() {
+            match self.vlans.delete(&octets(&key)) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(XdpError::map("remove a VLAN from", &self.vlans, e));
+                }
+                _ => self.vlans_set.remove(&key),
+            };
+        }
+        for (key, settings) in wanted {
+            if self.vlans_set.get(key) != Some(settings) {
+                self.vlans
+                    .update(&octets(key), &settings.to_bytes(), MapFlags::ANY)
+                    .map_err(|source| XdpError::map("add a VLAN to", &self.vlans, source))?;
+                self.vlans_set.insert(*key, *settings);
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `ferroute_xdp`: which frames userspace forwards, and which stay with the kernel.
 //!
 //! The kernel keeps what is not plain IP to be forwarded: ARP, the router's own addresses,
-//! multicast, broadcast, link-local. Headers are not checked here: what is odd goes to userspace,
+//! multicast, broadcast, link-local, VLANs it is not told of. Headers are not checked here: what is odd goes to userspace,
 //! which has a name for each drop. Without a socket on the queue the kernel gets everything.
 
 use aya_ebpf::{
@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use xdp_prog::{
     LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX, QueueCounters, Reason,
-    SharedSettings,
+    SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
 };
 
 /// Addresses as they stand in a header: 16-bit words in memory order, so that a map's key can be
@@ -30,6 +30,8 @@ static FR_PORT: Array<PortSettings, 1> = Array::new();
 #[btf_map]
 static FR_COUNTERS: PerCpuArray<QueueCounters, QUEUES_MAX> = PerCpuArray::new();
 #[btf_map]
+static FR_VLANS: HashMap<VlanKey, VlanSettings, VLANS_MAX, NO_PREALLOC> = HashMap::new();
+#[btf_map]
 static FR_SHARED: Array<SharedSettings, 1> = Array::new();
 #[btf_map]
 static FR_LOCAL4: HashMap<Ipv4Words, u8, LOCAL_ADDRS_MAX, NO_PREALLOC> = HashMap::new();
@@ -42,6 +44,10 @@ static FR_LOCAL_PFX6: LpmTrie<Ipv6Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new(
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+/// The VLAN in the tag control information.
+const VLAN_VID_MASK: u16 = 0x0fff;
 const IPPROTO_ESP: u8 = 50;
 const IPPROTO_AH: u8 = 51;
 
@@ -54,6 +60,13 @@ struct EthHdr {
     ethertype: u16,
 }
 
+/// What follows the EtherType of a tag.
+#[repr(C)]
+struct VlanHdr {
+    tci: u16,
+    ethertype: u16,
+}
+
 /// What is needed of an IPv4 header without options.
 #[repr(C)]
 struct Ipv4Hdr {
@@ -63,6 +76,10 @@ struct Ipv4Hdr {
     source: Ipv4Words,
     destination: Ipv4Words,
 }
+
+/// Octets in front of what a frame carries behind one tag, and behind two.
+const ONE_TAG: usize = size_of::<EthHdr>() + size_of::<VlanHdr>();
+const TWO_TAGS: usize = ONE_TAG + size_of::<VlanHdr>();
 
 /// What is needed of the IPv6 fixed header.
 #[repr(C)]
@@ -107,7 +124,7 @@ fn decide(ctx: &XdpContext) -> Reason {
     };
     let ethertype = u16::from_be(eth.ethertype);
     if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
-        return Reason::PassNotIp;
+        return decide_tagged(ctx, eth, port, shared);
     }
     if !same_mac(&eth.destination, &port.mac) {
         return Reason::PassOtherMac;
@@ -115,22 +132,88 @@ fn decide(ctx: &XdpContext) -> Reason {
     if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
         return Reason::PassPunted;
     }
-    if ethertype == ETH_P_IP {
-        if port.flags & PortSettings::STEER_IPV4 == 0 {
-            return Reason::PassFamilyOff;
-        }
-        decide_ipv4(ctx, shared)
+    decide_family::<{ size_of::<EthHdr>() }>(ctx, ethertype, port, shared)
+}
+
+/// A frame with one or two tags: of a VLAN that is steered, and for one of the addresses that the
+/// kernel takes it for (`vlan_do_receive`).
+#[inline(always)]
+fn decide_tagged(
+    ctx: &XdpContext,
+    eth: &EthHdr,
+    port: &PortSettings,
+    shared: &SharedSettings,
+) -> Reason {
+    if !is_tag(eth.ethertype) {
+        return Reason::PassNotIp;
+    }
+    let Some(outer) = header::<VlanHdr>(ctx, ONE_TAG - size_of::<VlanHdr>()) else {
+        return Reason::PassNotIp;
+    };
+    let mut key: VlanKey = [eth.ethertype, outer.tci & VLAN_VID_MASK.to_be(), 0, 0];
+    let mut ethertype = outer.ethertype;
+    let twice = is_tag(ethertype);
+    if twice {
+        let Some(inner) = header::<VlanHdr>(ctx, TWO_TAGS - size_of::<VlanHdr>()) else {
+            return Reason::PassNotIp;
+        };
+        key[2] = ethertype;
+        key[3] = inner.tci & VLAN_VID_MASK.to_be();
+        ethertype = inner.ethertype;
+    }
+    let ethertype = u16::from_be(ethertype);
+    if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
+        return Reason::PassNotIp;
+    }
+    // SAFETY: read at once; a value overwritten meanwhile is one of a VLAN that is being changed.
+    let Some(vlan) = (unsafe { FR_VLANS.get(&key) }) else {
+        return Reason::PassVlan;
+    };
+    if !same_mac(&eth.destination, &port.mac)
+        && !same_mac(&eth.destination, &vlan.mac)
+        && !same_mac(&eth.destination, &vlan.between)
+    {
+        return Reason::PassOtherMac;
+    }
+    if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
+        return Reason::PassPunted;
+    }
+    if twice {
+        decide_family::<TWO_TAGS>(ctx, ethertype, port, shared)
     } else {
-        if port.flags & PortSettings::STEER_IPV6 == 0 {
-            return Reason::PassFamilyOff;
-        }
-        decide_ipv6(ctx, shared)
+        decide_family::<ONE_TAG>(ctx, ethertype, port, shared)
     }
 }
 
 #[inline(always)]
-fn decide_ipv4(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
-    let Some(ip) = header::<Ipv4Hdr>(ctx, size_of::<EthHdr>()) else {
+fn is_tag(ethertype: u16) -> bool {
+    ethertype == ETH_P_8021Q.to_be() || ethertype == ETH_P_8021AD.to_be()
+}
+
+/// Of a frame for the port whose IP header is at `OFFSET`.
+#[inline(always)]
+fn decide_family<const OFFSET: usize>(
+    ctx: &XdpContext,
+    ethertype: u16,
+    port: &PortSettings,
+    shared: &SharedSettings,
+) -> Reason {
+    if ethertype == ETH_P_IP {
+        if port.flags & PortSettings::STEER_IPV4 == 0 {
+            return Reason::PassFamilyOff;
+        }
+        decide_ipv4::<OFFSET>(ctx, shared)
+    } else {
+        if port.flags & PortSettings::STEER_IPV6 == 0 {
+            return Reason::PassFamilyOff;
+        }
+        decide_ipv6::<OFFSET>(ctx, shared)
+    }
+}
+
+#[inline(always)]
+fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+    let Some(ip) = header::<Ipv4Hdr>(ctx, OFFSET) else {
         return Reason::SteerTooShort;
     };
     let high = u16::from_be(ip.destination[0]);
@@ -155,8 +238,8 @@ fn decide_ipv4(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
 }
 
 #[inline(always)]
-fn decide_ipv6(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
-    let Some(ip) = header::<Ipv6Hdr>(ctx, size_of::<EthHdr>()) else {
+fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+    let Some(ip) = header::<Ipv6Hdr>(ctx, OFFSET) else {
         return Reason::SteerTooShort;
     };
     let high = u16::from_be(ip.destination[0]);

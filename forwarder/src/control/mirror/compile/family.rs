@@ -14,8 +14,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::info::{Ports, fib_info};
+use super::info::fib_info;
 use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey, is_default};
+use super::vlans::Devs;
 use crate::control::mirror::rib::{FIRST_BODY, Net, Rib, RibAddr};
 use crate::control::mirror::state::{Family, RouterState, RuleState};
 use crate::fib::quiescence::Token;
@@ -114,7 +115,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         &mut self,
         state: &RouterState,
         rib: &mut Rib<A>,
-        ports: &Ports,
+        devs: &Devs,
         stale: Stale,
     ) -> Prepared {
         let created = rib.bodies_mut().take_created();
@@ -126,14 +127,14 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let mut prepared = Prepared { publish: !created.is_empty(), all: false };
         for id in created {
             if let Some(body) = bodies.get(id) {
-                let (info, usable) = fib_info(state, self.family, body, ports);
+                let (info, usable) = fib_info(state, self.family, body, devs);
                 self.infos[id as usize] = Arc::new(info);
                 self.usable[id as usize] = usable;
             }
         }
         if stale.nexthops {
             for (id, body) in bodies.iter() {
-                let (info, usable) = fib_info(state, self.family, body, ports);
+                let (info, usable) = fib_info(state, self.family, body, devs);
                 let at = id as usize;
                 if *self.infos[at] != info {
                     self.infos[at] = Arc::new(info);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::vlans::Devs;
 use crate::control::mirror::rib::{
     Expiry, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD, RTNH_F_ONLINK,
     RouteBody,
@@ -20,8 +21,6 @@ const RTN_THROW: u8 = 9;
 
 /// Ports by ifindex.
 pub type Ports = HashMap<u32, u16>;
-/// Numbers of the interfaces that packets leave by (`Links::dev`), by ifindex.
-pub type Devs = HashMap<u32, u16>;
 
 /// Why the packets of a route stay with the kernel; `None`: they do not.
 pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str> {
@@ -83,7 +82,7 @@ pub fn fib_info(
     let immortal = body.outlives_its_link(family == Family::V6);
     let dead = |oif: u32| !immortal && state.nexthop_is_dead(family, oif);
     let hop = |oif: u32, gateway, weight, onlink| {
-        let dev = devs.get(&oif).copied();
+        let dev = devs.number(oif);
         Nexthop { oif, dev, gateway, weight, dead: dead(oif), onlink }
     };
     let from_object = |object: &NexthopState, weight| {

@@ -1,11 +1,13 @@
 //! Interfaces and neighbours as workers see them.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::info::Ports;
+use super::vlans::{DEPTH_MAX, Devs};
 use crate::control::mirror::state::{
-    Family, IFA_F_SECONDARY, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, LinkState, NeighState,
-    Netconf, RouterState,
+    AddrState, Family, IFA_F_SECONDARY, IFF_LOOPBACK, IFF_NOARP, IFF_POINTOPOINT, LinkState,
+    NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
 use crate::tables::{Link, RpFilter};
@@ -19,16 +21,27 @@ const NUD_FAILED: u16 = 0x20;
 const KINDS_WITHOUT_WIRE: [&str; 7] =
     ["veth", "tun", "netkit", "macvlan", "macvtap", "ipvlan", "bridge"];
 
-/// Why a port's traffic stays with the kernel; `None`: it does not.
-pub fn unsupported(state: &RouterState, link: &LinkState) -> Option<String> {
-    // They take their frames at the lower interface, before it is routed.
-    const TAKERS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
-    let takes = |upper: &&LinkState| {
-        upper.link == Some(link.ifindex)
-            && upper.link_netnsid.is_none()
-            && upper.kind.as_deref().is_some_and(|kind| TAKERS.contains(&kind))
-    };
-    if let Some(upper) = state.links.values().find(takes) {
+/// Interfaces that take their frames at the one they sit on, before it is routed; by the ifindex of
+/// that one.
+#[derive(Debug)]
+pub struct Takers<'a>(HashMap<u32, &'a LinkState>);
+
+impl<'a> Takers<'a> {
+    /// All of them.
+    pub fn new(state: &'a RouterState) -> Takers<'a> {
+        const KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+        let takes = |upper: &&LinkState| {
+            upper.link_netnsid.is_none()
+                && upper.kind.as_deref().is_some_and(|kind| KINDS.contains(&kind))
+        };
+        let takers = state.links.values().filter(takes);
+        Takers(takers.filter_map(|upper| Some((upper.link?, upper))).collect())
+    }
+}
+
+/// Why an interface's traffic stays with the kernel; `None`: it does not.
+pub fn unsupported(state: &RouterState, link: &LinkState, takers: &Takers<'_>) -> Option<String> {
+    if let Some(upper) = takers.0.get(&link.ifindex) {
         return Some(format!("{} on it takes its packets", upper.name));
     }
     let master = state.links.get(&link.master?);
@@ -42,12 +55,27 @@ pub fn unsupported(state: &RouterState, link: &LinkState) -> Option<String> {
 }
 
 /// All interfaces.
-pub fn compile(state: &RouterState, ports: &Ports) -> Vec<Link> {
-    state.links.values().map(|link| compile_link(state, link, ports)).collect()
+pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
+    let takers = Takers::new(state);
+    let mut addrs = HashMap::new();
+    for addr in &state.addrs {
+        addrs.entry(addr.ifindex).or_insert_with(Vec::new).push(addr);
+    }
+    let compiled = state.links.values().map(|link| {
+        let port = ports.get(&link.ifindex).copied();
+        let port = port.filter(|_| unsupported(state, link, &takers).is_none());
+        let (port, vlan) = match devs.vlan(link.ifindex) {
+            Some((port, vlan)) => (Some(*port), Some(vlan.clone())),
+            None => (port, None),
+        };
+        let addrs = addrs.get(&link.ifindex).map_or(&[][..], Vec::as_slice);
+        Link { port, vlan, ..compile_link(state, link, addrs) }
+    });
+    compiled.collect()
 }
 
-fn compile_link(state: &RouterState, link: &LinkState, ports: &Ports) -> Link {
-    let port = ports.get(&link.ifindex).copied();
+/// All but port and VLAN.
+fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> Link {
     let own = state.sysctls_dev.get(&link.ifindex).copied().unwrap_or_default();
     let all = &state.sysctls_all;
     let ifindex = link.ifindex.cast_signed();
@@ -58,9 +86,7 @@ fn compile_link(state: &RouterState, link: &LinkState, ports: &Ports) -> Link {
     // ip6_forward asks conf.all, and since Linux 6.17 the interface's force_forwarding.
     let forwarding6 = all_conf(Family::V6, Netconf::FORWARDING) != 0
         || conf(Family::V6, Netconf::FORCE_FORWARDING) != 0;
-    let kind = link.kind.as_deref().unwrap_or_default();
     Link {
-        port: port.filter(|_| unsupported(state, link).is_none()),
         mac: link.address.as_slice().try_into().unwrap_or_default(),
         mtu: link.mtu,
         mtu6: if own.mtu6 == 0 { link.mtu } else { own.mtu6.min(link.mtu) },
@@ -80,15 +106,26 @@ fn compile_link(state: &RouterState, link: &LinkState, ports: &Ports) -> Link {
         accept_local: own.accept_local || all.accept_local,
         shared_media: own.shared_media || all.shared_media,
         disable_ipv6: own.disable_ipv6,
-        partial_csum: KINDS_WITHOUT_WIRE.contains(&kind),
-        addrs4: addrs4(state, link.ifindex),
-        addrs6: addrs6(state, link.ifindex),
+        partial_csum: KINDS_WITHOUT_WIRE.contains(&lowest_kind(state, link)),
+        addrs4: addrs4(addrs),
+        addrs6: addrs6(addrs),
         ..Link::new(link.ifindex, &link.name)
     }
 }
 
-fn addrs4(state: &RouterState, ifindex: u32) -> Vec<(std::net::Ipv4Addr, u8)> {
-    let mut addrs: Vec<_> = state.addrs.iter().filter(|addr| addr.ifindex == ifindex).collect();
+/// The kind of an interface, of a VLAN's that of the interface below.
+fn lowest_kind<'a>(state: &'a RouterState, link: &'a LinkState) -> &'a str {
+    let mut at = link;
+    for _ in 0..DEPTH_MAX {
+        let Some(lower) = at.link.filter(|_| at.vlan.is_some()) else { break };
+        let Some(lower) = state.links.get(&lower) else { break };
+        at = lower;
+    }
+    at.kind.as_deref().unwrap_or_default()
+}
+
+fn addrs4(addrs: &[&AddrState]) -> Vec<(std::net::Ipv4Addr, u8)> {
+    let mut addrs = addrs.to_vec();
     addrs.sort_by_key(|addr| addr.flags & IFA_F_SECONDARY);
     let v4 = addrs.into_iter().filter_map(|addr| match addr.local {
         IpAddr::V4(local) => Some((local, addr.prefixlen)),
@@ -97,8 +134,8 @@ fn addrs4(state: &RouterState, ifindex: u32) -> Vec<(std::net::Ipv4Addr, u8)> {
     v4.collect()
 }
 
-fn addrs6(state: &RouterState, ifindex: u32) -> Vec<(std::net::Ipv6Addr, u8)> {
-    let mine = state.addrs.iter().filter(|addr| addr.ifindex == ifindex && addr.is_usable());
+fn addrs6(addrs: &[&AddrState]) -> Vec<(std::net::Ipv6Addr, u8)> {
+    let mine = addrs.iter().filter(|addr| addr.is_usable());
     let v6 = mine.filter_map(|addr| match addr.local {
         IpAddr::V6(local) => Some((local, addr.prefixlen)),
         IpAddr::V4(_) => None,

@@ -5,6 +5,7 @@ pub mod family;
 pub mod info;
 pub mod links;
 pub mod rules;
+pub mod vlans;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use self::family::{FamilyCompiler, Stale};
 use self::info::Ports;
+use self::vlans::Devs;
 use super::rib::Net;
 use super::state::{Family, RouterState};
 use crate::fib::Quiescence;
@@ -58,6 +60,8 @@ pub struct Compiler {
     fib6: FamilyCompiler<u128>,
     /// Which interfaces are ports.
     pub ports: Ports,
+    /// They and their VLAN sub-interfaces, as of the last update.
+    pub devs: Devs,
     /// [`NOTICE_WAIT_MAX`], but for a test that wants late workers.
     pub notice_wait: Duration,
     /// Neighbours that workers used, from tables that were replaced.
@@ -77,6 +81,7 @@ impl Compiler {
             fib6: FamilyCompiler::new(Family::V6, Arc::clone(&quiescence)),
             quiescence,
             ports: Ports::new(),
+            devs: Devs::default(),
             notice_wait: NOTICE_WAIT_MAX,
             used: HashSet::new(),
         }
@@ -120,13 +125,16 @@ impl Compiler {
             nexthops: touched.links || touched.nexthops || touched.conf,
             rules: touched.rules || touched.links,
         };
+        if touched.links {
+            self.devs = Devs::new(state, &self.ports);
+        }
         let mut publish = self.update_rest(state, touched);
         // The RIBs stand apart for as long as their bodies are read beside the rest.
         let mut rib4 = std::mem::take(&mut state.routes4);
         let mut rib6 = std::mem::take(&mut state.routes6);
         let (dirty4, dirty6) = (rib4.take_dirty(), rib6.take_dirty());
-        let prepared4 = self.fib4.prepare(state, &mut rib4, &self.ports, stale);
-        let prepared6 = self.fib6.prepare(state, &mut rib6, &self.ports, stale);
+        let prepared4 = self.fib4.prepare(state, &mut rib4, &self.devs, stale);
+        let prepared6 = self.fib6.prepare(state, &mut rib6, &self.devs, stale);
         publish |= prepared4.publish | prepared6.publish;
         publish |= self.fib4.arrange(state, &rib4, &dirty4, stale);
         publish |= self.fib6.arrange(state, &rib6, &dirty6, stale);
@@ -170,7 +178,7 @@ impl Compiler {
     fn update_rest(&mut self, state: &RouterState, touched: Touched) -> bool {
         let mut publish = touched.hooks;
         if touched.links || touched.addrs || touched.conf {
-            let links = links::compile(state, &self.ports);
+            let links = links::compile(state, &self.ports, &self.devs);
             if !self.current.links.iter().eq(links.iter()) {
                 self.current.links = Arc::new(Links::new(links));
                 publish = true;

@@ -1,11 +1,13 @@
 //! `ip link show` and `ip addr show`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use super::names;
+use super::vlan::{self, LinkInfo};
 use crate::control::mirror::state::{
     AddrState, IFA_F_DADFAILED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY, IFA_F_TENTATIVE, LinkState,
     RouterState,
@@ -64,11 +66,32 @@ pub struct LinkView {
     /// Namespace of `link_index`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_netnsid: Option<i32>,
+    /// Of a VLAN interface; not shown with addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linkinfo: Option<LinkInfo>,
 }
 
-/// All interfaces.
+/// All interfaces by their numbers, but VLANs behind what they sit on.
 pub fn links(state: &RouterState) -> Vec<LinkView> {
-    state.links.values().map(|link| view(state, link, true)).collect()
+    let below = |link: &LinkState| {
+        let lower = link.link.filter(|_| link.vlan.is_some() && link.link_netnsid.is_none());
+        lower.filter(|lower| state.links.contains_key(lower))
+    };
+    let mut upon: BTreeMap<u32, Vec<&LinkState>> = BTreeMap::new();
+    for link in state.links.values().rev() {
+        if let Some(lower) = below(link) {
+            upon.entry(lower).or_default().push(link);
+        }
+    }
+    let mut views = Vec::new();
+    for link in state.links.values().filter(|link| below(link).is_none()) {
+        let mut next = vec![link];
+        while let Some(link) = next.pop() {
+            views.push(view(state, link, true));
+            next.extend(upon.remove(&link.ifindex).unwrap_or_default());
+        }
+    }
+    views
 }
 
 fn view(state: &RouterState, link: &LinkState, with_mode: bool) -> LinkView {
@@ -95,6 +118,7 @@ fn view(state: &RouterState, link: &LinkState, with_mode: bool) -> LinkView {
         address: address(&link.address),
         broadcast: address(&link.broadcast),
         link_netnsid: link.link_netnsid,
+        linkinfo: link.vlan.as_ref().filter(|_| with_mode).map(vlan::linkinfo),
     }
 }
 
@@ -129,7 +153,7 @@ impl fmt::Display for LinkView {
         if let Some(id) = self.link_netnsid {
             write!(f, " link-netnsid {id}")?;
         }
-        Ok(())
+        self.linkinfo.as_ref().map_or(Ok(()), |info| write!(f, "{info}"))
     }
 }
 

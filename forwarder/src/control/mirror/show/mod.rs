@@ -5,6 +5,7 @@ mod link;
 mod names;
 mod other;
 mod route;
+mod vlan;
 
 pub use link::{AddrView, LinkAddrView, LinkView, addrs, links};
 pub use names::lladdr;

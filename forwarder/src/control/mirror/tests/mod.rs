@@ -7,6 +7,7 @@ mod messages;
 mod oracle;
 mod random;
 mod root;
+mod vlans;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,0 +1,127 @@
+//! VLAN sub-interfaces of ports: which are followed, with which tags, and their numbers.
+//!
+//! A sub-interface comes along with its port; what it sits on may itself be one (QinQ). Left to the
+//! kernel is one that is down, that something takes the packets of, or that has more tags than are
+//! looked at. REORDER_HDR, GVRP, MVRP and loose binding make no difference to what is forwarded, and
+//! so are not looked at: the state of a loosely bound sub-interface is the kernel's word.
+
+use std::collections::{BTreeMap, HashMap};
+
+use xdp_prog::VLANS_MAX;
+
+use super::info::Ports;
+use super::links::{Takers, unsupported};
+use crate::control::mirror::state::{LinkState, RouterState};
+use crate::skb::MAX_PACKET;
+use crate::tables::vlan::TAGS_MAX;
+use crate::tables::{EgressTag, Tag, Vlan};
+use crate::wire::{EtherType, ethernet, vlan};
+
+/// MAX_NEST_DEV of the kernel: interfaces upon each other at most.
+pub const DEPTH_MAX: usize = 8;
+
+/// Numbers of the interfaces that packets leave by (`Links::dev`), and what is known of those that
+/// are no ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devs {
+    numbers: HashMap<u32, u16>,
+    vlans: BTreeMap<u32, (u16, Vlan)>,
+}
+
+impl Devs {
+    /// Of the ports and the sub-interfaces that are followed.
+    pub fn new(state: &RouterState, ports: &Ports) -> Devs {
+        let takers = Takers::new(state);
+        let mut devs = Devs { numbers: ports.clone(), vlans: BTreeMap::new() };
+        let mut next = ports.values().max().map_or(0, |last| last + 1);
+        for link in state.links.values().filter(|link| link.vlan.is_some()) {
+            let Ok((port, vlan)) = place(state, link, ports, &takers) else { continue };
+            if devs.vlans.len() == VLANS_MAX {
+                break;
+            }
+            devs.numbers.insert(link.ifindex, next);
+            devs.vlans.insert(link.ifindex, (port, Vlan { dev: next, ..vlan }));
+            next += 1;
+        }
+        devs
+    }
+
+    /// The number of an interface.
+    pub fn number(&self, ifindex: u32) -> Option<u16> {
+        self.numbers.get(&ifindex).copied()
+    }
+
+    /// Port and tags of a sub-interface that is followed.
+    pub fn vlan(&self, ifindex: u32) -> Option<&(u16, Vlan)> {
+        self.vlans.get(&ifindex)
+    }
+
+    /// ifindices of up to `count` sub-interfaces, those behind `last` first: for who takes turns.
+    pub fn vlans_after(&self, last: u32, count: usize) -> Vec<u32> {
+        let behind = self.vlans.range(last.saturating_add(1)..);
+        behind.chain(self.vlans.range(..=last)).map(|(ifindex, _)| *ifindex).take(count).collect()
+    }
+}
+
+/// Why a VLAN interface is not followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// It sits on no port, or is down: nobody wonders.
+    Plainly,
+    /// To be told.
+    Because(String),
+}
+
+/// The port and the tags of a VLAN interface; its number is not set.
+pub fn place(
+    state: &RouterState,
+    link: &LinkState,
+    ports: &Ports,
+    takers: &Takers<'_>,
+) -> Result<(u16, Vlan), Left> {
+    let mut tags = Vec::new();
+    let mut between = None;
+    let mut at = link;
+    let port = loop {
+        let vlan = at.vlan.as_ref().ok_or(Left::Plainly)?;
+        // What sits on a port of another namespace is that one's.
+        let lower = at.link.filter(|_| at.link_netnsid.is_none()).ok_or(Left::Plainly)?;
+        let lower = state.links.get(&lower).ok_or(Left::Plainly)?;
+        let tag = Tag::new(EtherType(vlan.protocol), vlan.id).ok_or(Left::Plainly)?;
+        let qos = vlan.egress_qos.iter().filter(|(_, pcp)| *pcp != 0);
+        let qos = qos.map(|(priority, pcp)| (*priority, (*pcp & 7) as u8)).collect();
+        tags.push(EgressTag { tag, qos });
+        if !at.is_up() {
+            return Err(Left::Plainly);
+        }
+        if let Some(port) = ports.get(&lower.ifindex) {
+            if unsupported(state, lower, takers).is_some() {
+                return Err(Left::Plainly);
+            }
+            break *port;
+        }
+        if tags.len() == DEPTH_MAX {
+            return Err(Left::Plainly);
+        }
+        between = lower.address.as_slice().try_into().ok();
+        at = lower;
+    };
+    if tags.len() > TAGS_MAX {
+        return Err(Left::Because(format!("has more than {TAGS_MAX} tags")));
+    }
+    if let Some(why) = unsupported(state, link, takers) {
+        return Err(Left::Because(why));
+    }
+    let most = MAX_PACKET - ethernet::HEADER_LEN - tags.len() * vlan::HEADER_LEN;
+    if link.mtu as usize > most {
+        let why = format!("MTU {} and its tags are more than a frame holds ({most})", link.mtu);
+        return Err(Left::Because(why));
+    }
+    tags.reverse();
+    let mut ingress_qos = [0; 8];
+    for (pcp, priority) in link.vlan.iter().flat_map(|vlan| &vlan.ingress_qos) {
+        ingress_qos[*pcp as usize & 7] = *priority;
+    }
+    let lower = link.link.unwrap_or_default();
+    Ok((port, Vlan { dev: 0, link: lower, tags: tags.into(), ingress_qos, between }))
+}

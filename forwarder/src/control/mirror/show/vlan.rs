@@ -1,0 +1,86 @@
+//! What makes an interface a VLAN's, as `ip -d link show` prints it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::control::mirror::state::VlanState;
+use crate::wire::EtherType;
+
+/// VLAN_FLAG_* of include/uapi/linux/if_vlan.h.
+const FLAGS: [(u32, &str); 5] = [
+    (0x01, "REORDER_HDR"),
+    (0x02, "GVRP"),
+    (0x04, "LOOSE_BINDING"),
+    (0x08, "MVRP"),
+    (0x10, "BRIDGE_BINDING"),
+];
+
+/// `linkinfo` of a VLAN interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinkInfo {
+    /// "vlan".
+    pub info_kind: &'static str,
+    /// The rest.
+    pub info_data: VlanView,
+}
+
+/// TPID, VID and maps.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VlanView {
+    /// "802.1Q" or "802.1ad".
+    pub protocol: String,
+    /// VID.
+    pub id: u16,
+    /// VLAN_FLAG_* without the prefix.
+    pub flags: Vec<&'static str>,
+    /// PCP and priority.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ingress_qos: Vec<Mapping>,
+    /// Priority and PCP.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress_qos: Vec<Mapping>,
+}
+
+/// One entry of a map.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mapping {
+    /// What is mapped.
+    pub from: u32,
+    /// To what.
+    pub to: u32,
+}
+
+/// What a VLAN interface shows.
+pub fn linkinfo(vlan: &VlanState) -> LinkInfo {
+    let protocol = match EtherType(vlan.protocol) {
+        EtherType::VLAN => "802.1Q".to_owned(),
+        EtherType::QINQ => "802.1ad".to_owned(),
+        EtherType(other) => format!("{other:#06x}"),
+    };
+    let flags = FLAGS.iter().filter(|(bit, _)| vlan.flags & bit != 0).map(|(_, name)| *name);
+    let mapping = |&(from, to): &(u32, u32)| Mapping { from, to };
+    let info_data = VlanView {
+        protocol,
+        id: vlan.id,
+        flags: flags.collect(),
+        ingress_qos: vlan.ingress_qos.iter().map(mapping).collect(),
+        egress_qos: vlan.egress_qos.iter().map(mapping).collect(),
+    };
+    LinkInfo { info_kind: "vlan", info_data }
+}
+
+impl fmt::Display for LinkInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let VlanView { protocol, id, flags, ingress_qos, egress_qos } = &self.info_data;
+        write!(f, "\n    vlan protocol {protocol} id {id} <{}>", flags.join(","))?;
+        for (name, map) in [("ingress", ingress_qos), ("egress", egress_qos)] {
+            if !map.is_empty() {
+                write!(f, "\n      {name}-qos-map {{ ")?;
+                map.iter().try_for_each(|pair| write!(f, "{}:{} ", pair.from, pair.to))?;
+                write!(f, "}}")?;
+            }
+        }
+        Ok(())
+    }
+}
