@@ -181,7 +181,7 @@ impl Rig {
         self.io.kick(&mut self.pool, &self.stats);
         self.assert_conserved();
         if taken == 0 {
-            self.io.wait(Duration::from_millis(1));
+            self.io.wait(Duration::from_millis(1), None);
         }
         taken
     }

@@ -40,7 +40,7 @@ fn an_af_xdp_port_is_a_device() {
     in_namespace(|| {
         let options =
             Options { rings: RingSizes { fill: 64, tx: 64 }, reserve: 64, ..Options::default() };
-        let (mut io, mut pool) = AfXdp::with_slots(1, &options).expect("memory");
+        let (mut io, mut pool) = AfXdp::with_slots(1, 1, &options).expect("memory");
         let stats = WorkerStats::new(1);
         let config = PortConfig {
             ifname: "port".to_owned(),

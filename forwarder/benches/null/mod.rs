@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ impl<const N: usize> PacketIo for NullIo<N> {
 
     fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 
-    fn wait(&mut self, _timeout: Duration) -> bool {
+    fn wait(&mut self, _timeout: Duration, _bell: Option<BorrowedFd<'_>>) -> bool {
         false
     }
 

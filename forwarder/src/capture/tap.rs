@@ -189,6 +189,23 @@ impl Tap {
         }
     }
 
+    /// Packets for `port` were dropped before a driver could be given them.
+    #[cold]
+    pub fn refused(&mut self, port: u16, packets: &[SkBuff], reason: DropReason) {
+        let mut stamp = Stamp::default();
+        for (n, session) in self.sessions.iter_mut().enumerate() {
+            if !session.wanted.dropped || !session.wants_port(port) {
+                continue;
+            }
+            for skb in packets {
+                if session.concerns(skb, skb.data(), 1 << n, &mut self.scratch) {
+                    let mark = Mark { reason: reason as u8, ..Mark::new(port, kind::DROP) };
+                    session.ring.push(&mut stamp, skb.data(), skb, mark);
+                }
+            }
+        }
+    }
+
     /// A packet was dropped.
     #[cold]
     pub fn dropped(&mut self, skb: &SkBuff, reason: DropReason) {

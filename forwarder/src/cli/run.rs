@@ -63,10 +63,11 @@ pub struct RunArgs {
     /// Packets the kernel takes from a queue at one poll, with --poll busy [default: 64].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     busy_budget: Option<u16>,
-    /// CPUs for the workers, one each, like 0-3,5.
+    /// CPUs for the workers, one each, like 0-3,5; no more of them than a port has queues are used
+    /// [default: all allowed].
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// RX queues that every port must have; all are served [default: as many as it has].
+    /// RX queues that every port must have. All queues are served in any case [default: any number].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
     /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].

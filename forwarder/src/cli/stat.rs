@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 
+use super::status::worker_ports;
 use super::{Global, unexpected};
 use crate::control::api::{Counters, PortReport, Request, Response, StatReport};
 
@@ -38,6 +39,7 @@ pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
             "punts": report.punts(),
             "frames": report.frames(),
             "polling": report.polling(),
+            "crossings": report.crossings(),
             "ports": report.ports,
             "workers": report.workers,
         })),
@@ -63,6 +65,9 @@ fn text(report: &StatReport, zeros: bool) -> String {
     text += &section("frames", &report.frames(), zeros);
     for worker in &report.workers {
         text += &section(&format!("polling, worker {}", worker.worker), &worker.polling, zeros);
+        let ports = worker_ports(worker.worker, &worker.ports);
+        text += &format!("#queues, worker {}: {ports}\n", worker.worker);
+        text += &lines(&worker.crossings, zeros);
     }
     text
 }
@@ -79,9 +84,13 @@ fn port_text(ports: &[PortReport], zeros: bool) -> String {
 
 /// nstat's looks: `#title`, then name and count a line.
 fn section(title: &str, counters: &Counters, zeros: bool) -> String {
-    let shown = counters.iter().filter(|(_, count)| zeros || **count != 0);
-    let lines: String = shown.map(|(name, count)| format!("{name:<31} {count}\n")).collect();
+    let lines = lines(counters, zeros);
     if lines.is_empty() { lines } else { format!("#{title}\n{lines}") }
+}
+
+fn lines(counters: &Counters, zeros: bool) -> String {
+    let shown = counters.iter().filter(|(_, count)| zeros || **count != 0);
+    shown.map(|(name, count)| format!("{name:<31} {count}\n")).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use clap::Args;
 
 use super::output::{Colour, coloured, columns};
 use super::{Global, unexpected};
-use crate::control::api::{PortStatus, Request, Response, State, StatusReport, WorkerStatus};
+use crate::control::api::{
+    PortStatus, Request, Response, State, StatusReport, WorkerPort, WorkerStatus,
+};
 
 /// Between two looks while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -123,11 +125,30 @@ fn workers(workers: &[WorkerStatus]) -> String {
         vec![
             format!("worker {}", worker.worker),
             format!("cpu {}", worker.cpu.map_or("any".into(), |cpu| cpu.to_string())),
-            format!("queue {}", worker.queue),
+            worker_ports(worker.worker, &worker.ports),
             format!("loops {} ({busy:.1} % busy)", worker.loops),
         ]
     };
     columns(&workers.iter().map(row).collect::<Vec<_>>())
+}
+
+/// `eth0 queues 0,2, eth1 by worker 0`: what a worker serves, and by whom it sends.
+pub(super) fn worker_ports(worker: u32, ports: &[WorkerPort]) -> String {
+    let one = |port: &WorkerPort| {
+        let queues: Vec<String> = port.queues.iter().map(u32::to_string).collect();
+        let mut text = port.ifname.clone();
+        match &queues[..] {
+            [] => {}
+            [queue] => text += &format!(" queue {queue}"),
+            _ => text += &format!(" queues {}", queues.join(",")),
+        }
+        if port.sends_by != worker {
+            text += &format!(" by worker {}", port.sends_by);
+        }
+        text
+    };
+    let ports: Vec<String> = ports.iter().map(one).collect();
+    if ports.is_empty() { "no queue".to_owned() } else { ports.join(", ") }
 }
 
 /// `59s`, `1m05s`, `2h00m`, `3d04h`.
@@ -161,13 +182,24 @@ mod tests {
             vlans: vec!["eth0.1".into(), "eth0.2".into()],
             ..PortStatus::default()
         };
+        let served = |ifname: &str, queues: &[u32], sends_by| WorkerPort {
+            ifname: ifname.into(),
+            queues: queues.into(),
+            sends_by,
+        };
+        let worker = WorkerStatus {
+            loops: 200,
+            busy_loops: 50,
+            ports: vec![served("eth0", &[0, 2], 0), served("eth1", &[], 1)],
+            ..WorkerStatus::default()
+        };
         let report = StatusReport {
             state: State::Forwarding,
             pid: 7,
             version: "0.1.0".into(),
             uptime_seconds: 61,
             ports: vec![port],
-            workers: vec![WorkerStatus { loops: 200, busy_loops: 50, ..WorkerStatus::default() }],
+            workers: vec![worker],
             mirror: MirrorStatus { unmirrored: vec!["route X".into()], ..Default::default() },
             warnings: vec!["mind the gap".into()],
         };
@@ -175,7 +207,7 @@ mod tests {
         for part in [
             "forwarding pid 7 version 0.1.0 up 1m01s\n",
             "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
-            "worker 0  cpu any  queue 0  loops 200 (25.0 % busy)\n",
+            "worker 0  cpu any  eth0 queues 0,2, eth1 by worker 1  loops 200 (25.0 % busy)\n",
             "note left to the kernel: route X\n",
             "warning mind the gap\n",
         ] {

@@ -323,12 +323,24 @@ pub struct WorkerStatus {
     pub worker: u32,
     /// CPU it is pinned to.
     pub cpu: Option<u32>,
-    /// Queue it serves on every port.
-    pub queue: u32,
+    /// What it does for each port that is served.
+    #[serde(default)]
+    pub ports: Vec<WorkerPort>,
     /// Turns of its loop, busy and idle.
     pub loops: u64,
     /// Those of them that moved a packet.
     pub busy_loops: u64,
+}
+
+/// What one worker does for one port.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerPort {
+    /// Interface name.
+    pub ifname: String,
+    /// RX queues of the port that it serves.
+    pub queues: Vec<u32>,
+    /// The worker by whose queue it sends on the port; another one where it has none that sends.
+    pub sends_by: u32,
 }
 
 /// The netlink mirror.
@@ -387,6 +399,13 @@ pub struct WorkerReport {
     /// wakeups (those that a packet ended), idle_ns (without packets, polling or asleep).
     #[serde(default)]
     pub polling: Counters,
+    /// What it does for each port that is served.
+    #[serde(default)]
+    pub ports: Vec<WorkerPort>,
+    /// Packets that left by another worker's queue, and those of others that left by its own:
+    /// crossed_out, crossed_in.
+    #[serde(default)]
+    pub crossings: Counters,
     /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
@@ -424,6 +443,11 @@ impl StatReport {
     /// How all workers together polled.
     pub fn polling(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.polling))
+    }
+
+    /// What crossed from worker to worker, all together.
+    pub fn crossings(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.crossings))
     }
 
     /// The frame census of all workers together.

@@ -46,7 +46,7 @@ pub const BUSY_BUDGET_DEFAULT: u16 = 64;
 /// Descriptors a ring may have. Each receive descriptor holds a frame of 4096 octets.
 const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
 /// Queues a port may have; the size of the XDP program's socket map.
-const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
+pub const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
 /// IFNAMSIZ less the final zero.
 const IFNAME_MAX: usize = 15;
 /// A CPU's number is below this: the kernel's largest NR_CPUS.

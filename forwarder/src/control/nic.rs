@@ -39,8 +39,6 @@ const IFLA_XDP_HW_PROG_ID: u16 = 7;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
 const ETHTOOL_A_BITSET_BITS: u16 = 3;
 const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
-const ETHTOOL_A_CHANNELS_RX_COUNT: u16 = 6;
-const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
 
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
@@ -207,14 +205,30 @@ pub fn tc_filters(ifindex: u32) -> io::Result<BTreeSet<(&'static str, String)>> 
     Ok(found)
 }
 
-/// RX queues, as `ethtool -l` prints them: RX and combined channels; one where the driver has no
-/// channels.
+/// How many queues an interface has, as `ethtool -l` prints them: those of its combined channels
+/// counted with either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queues {
+    /// That receive.
+    pub rx: u32,
+    /// That send.
+    pub tx: u32,
+    /// That could receive, at most.
+    pub rx_max: u32,
+}
+
+/// The queues of an interface; one of each where the driver has no channels.
+pub fn queues(ifindex: u32) -> io::Result<Queues> {
+    let channels = ethtool::channels(ifindex)?.unwrap_or_default();
+    let (now, max) = (channels.now, channels.max);
+    let rx = (now.rx + now.combined).max(1);
+    let rx_max = max.rx.max(max.combined).max(rx);
+    Ok(Queues { rx, tx: (now.tx + now.combined).max(1), rx_max })
+}
+
+/// RX queues, see [`queues`].
 pub fn rx_queues(ifindex: u32) -> io::Result<u32> {
-    let queues = ethtool::ask(ifindex, ethtool::CHANNELS_GET, |attrs| {
-        let count = |kind| find(attrs, kind).and_then(|attr| attr.u32()).unwrap_or(0);
-        Some(count(ETHTOOL_A_CHANNELS_RX_COUNT) + count(ETHTOOL_A_CHANNELS_COMBINED_COUNT))
-    });
-    Ok(queues?.unwrap_or(0).max(1))
+    Ok(queues(ifindex)?.rx)
 }
 
 /// Names of the features that are on, as the kernel has them: `rx-lro`, `rx-gro-hw`, ….

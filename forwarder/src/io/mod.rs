@@ -15,6 +15,7 @@ pub mod device;
 pub mod mem;
 pub mod pcap;
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::skb::{Burst, FramePool};
@@ -80,9 +81,9 @@ pub trait PacketIo {
     /// back into `pool`. Called every turn, also when nothing was queued: frames under way need it.
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats);
 
-    /// Sleeps until a frame may have arrived, at most `timeout`; `true`: one may have. May return
-    /// early.
-    fn wait(&mut self, timeout: Duration) -> bool;
+    /// Sleeps until a frame may have arrived, or `bell` can be read, at most `timeout`; `true`: one of
+    /// the two. May return early.
+    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool;
 
     /// Frames the driver holds now.
     fn census(&self) -> Census;

@@ -92,7 +92,7 @@ impl Receiver {
         }
         self.io.kick(&mut self.pool, &self.stats);
         if count == 0 {
-            self.io.wait(wait);
+            self.io.wait(wait, None);
         }
         count
     }

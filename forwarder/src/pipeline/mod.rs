@@ -227,4 +227,4 @@ fn leave(skb: SkBuff, exit: Exit, ctx: &mut Ctx<'_>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

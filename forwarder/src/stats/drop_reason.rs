@@ -112,6 +112,8 @@ reasons! {
         SkbNoHeadroom = "SKB_NO_HEADROOM",
         /// The TX ring of the outgoing port is full.
         FullRing = "FULL_RING",
+        /// The way to the worker that has a queue of the outgoing port is full.
+        CpuBacklog = "CPU_BACKLOG",
         /// The kernel took the frame from the TX ring and could not send it (EBUSY); it counts as sent, too.
         TxError = "TX_ERROR",
         /// A descriptor of the RX ring that does not lie in one frame.

@@ -62,6 +62,10 @@ pub struct WorkerStats {
     pub wakeups: Counter,
     /// Nanoseconds in turns that took no frame, and asleep.
     pub idle_ns: Counter,
+    /// Packets that left by another worker's queue, the port having none of this one's.
+    pub crossed_out: Counter,
+    /// Packets of other workers that this one was given to send.
+    pub crossed_in: Counter,
     /// What a frame costs, where the worker accounts for it.
     pub cost: Cost,
     /// Drops by [`DropReason`].
@@ -84,6 +88,8 @@ impl WorkerStats {
             sleeps: Counter::default(),
             wakeups: Counter::default(),
             idle_ns: Counter::default(),
+            crossed_out: Counter::default(),
+            crossed_in: Counter::default(),
             cost: Cost::default(),
             drops: std::array::from_fn(|_| Counter::default()),
             punts: std::array::from_fn(|_| Counter::default()),

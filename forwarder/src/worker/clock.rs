@@ -1,5 +1,6 @@
 //! The worker's clocks: nanoseconds since it began to look.
 
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Monotonic. Read once a burst, passed down from there; the pipeline never reads a clock.
@@ -31,6 +32,8 @@ impl Clock {
 /// For distances on one CPU, at the lowest cost: the processor's counter where it runs at one rate
 /// (x86: invariant TSC; 10 ns a reading, where the system's clock takes 25), else the system's
 /// monotonic clock. The rate is measured when the first is made, in about a millisecond.
+///
+/// All of a process have the same zero: a packet may be stamped by one worker and measured by another.
 #[derive(Debug, Clone)]
 pub struct Stopwatch {
     clock: quanta::Clock,
@@ -38,13 +41,17 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Starts at zero.
+    /// Starts at zero, if it is the process's first.
     pub fn start() -> Stopwatch {
-        let clock = quanta::Clock::new();
-        Stopwatch { start: clock.raw(), clock }
+        static FIRST: OnceLock<Stopwatch> = OnceLock::new();
+        let first = || {
+            let clock = quanta::Clock::new();
+            Stopwatch { start: clock.raw(), clock }
+        };
+        FIRST.get_or_init(first).clone()
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds since the first was started.
     #[inline]
     pub fn now_ns(&self) -> u64 {
         self.clock.delta_as_nanos(self.start, self.clock.raw())

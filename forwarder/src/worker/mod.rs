@@ -1,19 +1,26 @@
 //! One worker: one pinned thread, its queues on every port, one UMEM.
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
+//! - [`crossing`]: packets that leave by a port on which their worker has no queue;
 //! - [`slow_path`]: what leaves the data path for the control thread, through bounded rings;
 //! - [`residence`]: how long frames stay, sampled;
 //! - [`clock`], [`affinity`].
 //!
 //! Nothing here allocates, locks or logs once the loop runs. System calls are the driver's kicks,
-//! the sleep when idle, and one eventfd write when the control thread has to be told something.
+//! the sleep when idle, and one eventfd write when the control thread has to be told something or
+//! another worker has to be woken.
 
 pub mod affinity;
 pub mod clock;
+pub mod crossing;
 pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
+pub use crossing::Crossings;
 pub use poll::{Command, TapHandle, Worker, WorkerHandle};
 pub use residence::Residence;
 pub use slow_path::{SlowPath, SlowPathQueue};
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::clock::Clock;
+use super::crossing::Crossings;
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
 use crate::capture::{Session, Tap};
@@ -66,6 +67,8 @@ pub enum Command<I> {
     Call(Call<I>),
     /// Runs on the worker's thread with its captures: to begin or end one.
     Tap(Box<dyn FnOnce(&mut Tap) + Send>),
+    /// Runs on the worker's thread with its ways to and from other workers: to change them.
+    Cross(Box<dyn FnOnce(&mut Crossings) + Send>),
     /// Answers where the worker's frames are.
     Census(Sender<FrameCensus>),
 }
@@ -75,6 +78,7 @@ impl<I> std::fmt::Debug for Command<I> {
         f.write_str(match self {
             Command::Call(_) => "Call",
             Command::Tap(_) => "Tap",
+            Command::Cross(_) => "Cross",
             Command::Census(_) => "Census",
         })
     }
@@ -109,8 +113,9 @@ impl FrameCensus {
 #[derive(Debug)]
 pub struct Worker<I> {
     io: I,
-    /// Ports of the router. The driver has as many or a multiple: slot `n` is a queue of port
-    /// `n % ports`, and a port's first slot is the one it sends by.
+    /// Ports of the router. The driver has as many or more: slot `n` is a queue of port `n % ports`,
+    /// and a port's first slot is the one it sends by. Where that is empty, `crossings` leads to a
+    /// worker that has one.
     ports: u16,
     pool: FramePool,
     tables: Snapshot<Tables>,
@@ -120,6 +125,7 @@ pub struct Worker<I> {
     out: Effects,
     burst: Burst,
     slow_path: SlowPath,
+    crossings: Crossings,
     sampler: Sampler,
     commands: Receiver<Command<I>>,
     stop: Arc<AtomicBool>,
@@ -190,6 +196,7 @@ impl<I: PacketIo> Worker<I> {
             out,
             burst: Burst::default(),
             slow_path: parts.slow_path,
+            crossings: Crossings::default(),
             sampler,
             commands,
             stop,
@@ -208,6 +215,17 @@ impl<I: PacketIo> Worker<I> {
     /// Sets how it learns of frames.
     pub fn set_poll_mode(&mut self, mode: PollMode) {
         self.mode = mode;
+    }
+
+    /// The worker's ways to and from others, before it runs.
+    pub fn crossings(&mut self) -> &mut Crossings {
+        &mut self.crossings
+    }
+
+    /// What a test looks into.
+    #[cfg(test)]
+    pub(super) fn io(&mut self) -> (&mut I, &mut FramePool) {
+        (&mut self.io, &mut self.pool)
     }
 
     /// The worker's captures, before it runs.
@@ -237,7 +255,8 @@ impl<I: PacketIo> Worker<I> {
         self.census()
     }
 
-    /// One turn: every port's burst through the road and out again. Returns the frames taken.
+    /// One turn: every port's burst through the road and out again. Returns the packets taken, also
+    /// from other workers.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         let begun = self.accounting.then(Instant::now);
         self.tables.refresh();
@@ -246,6 +265,7 @@ impl<I: PacketIo> Worker<I> {
             self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
             self.flush(now_ns);
         }
+        let crossed = if self.crossings.ways_in() > 0 { self.take_crossed(now_ns) } else { 0 };
         let mut taken = 0;
         for slot in 0..self.io.ports() as u16 {
             let received = self.io.rx_burst(slot, &mut self.pool, &mut self.burst, &self.stats);
@@ -279,10 +299,27 @@ impl<I: PacketIo> Worker<I> {
         }
         self.reader.quiescent();
         self.stats.turns.inc();
-        if taken > 0 {
+        if taken + crossed > 0 {
             self.stats.busy_turns.inc();
         }
-        taken
+        taken + crossed
+    }
+
+    /// Sends what other workers have no queue for. Returns how many packets came.
+    fn take_crossed(&mut self, now_ns: u64) -> usize {
+        let mut packets = 0;
+        for way in 0..self.crossings.ways_in() {
+            let egress = &mut self.out.egress;
+            let taken = self.crossings.take(way, &mut self.pool, egress, &self.stats);
+            if taken.packets > 0 {
+                if taken.timed {
+                    self.sampler.arm();
+                }
+                self.flush(now_ns);
+                packets += taken.packets;
+            }
+        }
+        packets
     }
 
     /// Adds a turn's time, unless it was interrupted or had nothing to do.
@@ -314,9 +351,17 @@ impl<I: PacketIo> Worker<I> {
     fn flush(&mut self, now_ns: u64) {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             if !egress.is_empty() {
+                let tapped = self.out.tap.is_on();
+                if let Some(way) = self.crossings.way(port) {
+                    let (port, room) = (port as u16, way.room());
+                    if tapped && let Some(beyond) = egress.as_slice().get(room..) {
+                        self.out.tap.refused(port, beyond, DropReason::CpuBacklog);
+                    }
+                    way.send(port, room, egress, &mut self.pool, &self.stats);
+                    continue;
+                }
                 let port = port as u16;
                 self.sampler.find(egress.as_slice());
-                let tapped = self.out.tap.is_on();
                 if tapped {
                     let certain = self.io.tx_room(port);
                     self.out.tap.leaving(port, egress.as_slice(), certain, &self.stats);
@@ -356,6 +401,7 @@ impl<I: PacketIo> Worker<I> {
             match self.commands.try_recv() {
                 Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
                 Ok(Command::Tap(call)) => call(&mut self.out.tap),
+                Ok(Command::Cross(call)) => call(&mut self.crossings),
                 Ok(Command::Census(answer)) => {
                     // The asker may have given up waiting.
                     let _ = answer.send(self.census());
@@ -371,16 +417,32 @@ impl<I: PacketIo> Worker<I> {
         let timeout = if pending { SLEEP_WITH_HELD } else { SLEEP };
         self.stats.sleeps.inc();
         self.reader.offline();
-        if self.io.wait(timeout) {
-            self.stats.wakeups.inc();
+        if self.crossings.may_sleep() {
+            if self.io.wait(timeout, self.crossings.bell()) {
+                self.stats.wakeups.inc();
+            }
+            self.crossings.awake();
         }
         self.reader.online();
         // The system's clock may have been set; here is time to look.
         self.state.utc_offset_ns = self.clock.utc_offset_ns();
     }
 
-    /// Takes what still lies in the rings, and waits for what is being sent.
+    /// Takes what still lies in the rings, then what other workers still send over, and waits for
+    /// what is being sent.
     fn drain(&mut self) {
+        let now_ns = self.drain_until(|_, idle_ns| idle_ns > DRAIN_NS);
+        self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
+        self.crossings.close();
+        if self.crossings.ways_in() > 0 {
+            // They close their ways when they have come as far as this.
+            self.drain_until(|worker, idle_ns| worker.crossings.is_over() && idle_ns > 0);
+        }
+    }
+
+    /// Turns until `done`, which is told for how long there has been nothing to do, but not for ever.
+    /// Returns the time.
+    fn drain_until(&mut self, done: impl Fn(&Self, u64) -> bool) -> u64 {
         let start_ns = self.clock.now_ns();
         let mut last_work_ns = start_ns;
         loop {
@@ -388,14 +450,13 @@ impl<I: PacketIo> Worker<I> {
             if self.turn(now_ns) > 0 || self.io.census().tx_and_completion > 0 {
                 last_work_ns = now_ns;
             }
-            if now_ns - last_work_ns > DRAIN_NS || now_ns - start_ns > DRAIN_LIMIT_NS {
-                break;
+            if done(self, now_ns - last_work_ns) || now_ns - start_ns > DRAIN_LIMIT_NS {
+                return now_ns;
             }
         }
-        self.with_ctx(last_work_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
     }
 
-    fn census(&self) -> FrameCensus {
+    pub(super) fn census(&self) -> FrameCensus {
         let driver = self.io.census();
         FrameCensus {
             total: self.pool.total() as usize,
@@ -424,6 +485,23 @@ impl<I> WorkerHandle<I> {
     /// A hold on the worker's captures alone.
     pub fn taps(&self) -> TapHandle<I> {
         TapHandle { commands: self.commands.clone() }
+    }
+
+    /// Changes the worker's ways to and from others, between two turns. `None`: the worker is gone or
+    /// did not get to it within `timeout`.
+    pub fn cross(
+        &self,
+        timeout: Duration,
+        change: impl FnOnce(&mut Crossings) + Send + 'static,
+    ) -> Option<()> {
+        let (answer, result) = bounded(1);
+        // The asker may have given up waiting.
+        let change = Box::new(move |crossings: &mut Crossings| {
+            change(crossings);
+            let _ = answer.send(());
+        });
+        self.commands.send_timeout(Command::Cross(change), timeout).ok()?;
+        result.recv_timeout(timeout).ok()
     }
 
     /// Runs `call` on the worker's thread between two turns and waits for its result, at most

@@ -9,6 +9,8 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, eventually};
 use serde_json::Value;
 
+use crate::queues::lopsided;
+
 const FLAPS: usize = 8;
 
 /// The sum of an object's numbers.
@@ -26,23 +28,34 @@ fn of_ports(stat: &Value, counter: &str) -> Result<u64> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn every_packet_and_frame_is_accounted_for() -> Result<()> {
+    soak(&Lab::up()?, 1)
+}
+
+/// Packets cross between workers, if there is more than one.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn every_packet_is_accounted_for_where_ports_have_different_numbers_of_queues() -> Result<()> {
+    soak(&lopsided((4, 2), (1, 1))?, 4)
+}
+
+/// So many streams of every kind.
+fn soak(lab: &Lab, streams: usize) -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
-    let lab = Lab::up()?;
     // Else the kernel takes the IPv6 addresses off an interface that goes down.
     for port in ["rt-left", "rt-right"] {
         lab.router.sysctl(&format!("net/ipv6/conf/{port}/keep_addr_on_down"), "1")?;
     }
-    let mut ferroute = Ferroute::start(&lab)?;
+    let mut ferroute = Ferroute::start(lab)?;
     let frames_before = ferroute.json(&["stat"])?["frames"]["total"].as_u64();
     let pace = Duration::from_millis(1);
-    let streams = [
-        Stream::start(&lab.left, &lab.right, RIGHT4, pace)?,
-        Stream::start(&lab.left, &lab.right, RIGHT6, pace)?,
-        Stream::start(&lab.right, &lab.left, LEFT4, pace)?,
-        Stream::start(&lab.right, &lab.left, LEFT6, pace)?,
-    ];
+    let (left, right) = (&lab.left, &lab.right);
+    let kinds =
+        [(left, right, RIGHT4), (left, right, RIGHT6), (right, left, LEFT4), (right, left, LEFT6)];
+    let streams = kinds.iter().cycle().take(4 * streams);
+    let streams = streams.map(|(from, to, address)| Stream::start(from, to, address, pace));
+    let streams: Vec<Stream> = streams.collect::<Result<_>>()?;
     for flap in 0..FLAPS {
         let port = ["rt-left", "rt-right"][flap % 2];
         lab.router.run(&format!("ip link set {port} down"))?;
@@ -82,6 +95,8 @@ fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
         let (drops, punts) = (total(&stat["drops"]) - unsent, total(&stat["punts"]));
         let made = stat["mib"]["IcmpOutMsgs"].as_u64().unwrap_or(0)
             + stat["mib"]["Icmp6OutMsgs"].as_u64().unwrap_or(0);
+        let crossings = &stat["crossings"];
+        ensure!(crossings["crossed_out"] == crossings["crossed_in"], "under way: {crossings}");
         Ok(rx + made == tx + drops + punts + place("held")?)
     };
     // Not while packets are under way.

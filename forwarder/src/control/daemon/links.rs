@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::crossroads::{sends_by, worker_of};
 use super::port::{Port, State};
 use super::report::{add, port_counters};
 use super::{Daemon, show};
@@ -45,6 +46,9 @@ struct PortDetails {
     tx_ring: u32,
     /// Which worker serves which queue.
     sockets: Vec<SocketDetails>,
+    /// Which worker sends by another's queue, having none that sends.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    crossings: Vec<CrossingDetails>,
     /// Milliseconds since a packet was put on a TX ring; `None`: none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_tx_ms: Option<u64>,
@@ -59,6 +63,13 @@ struct SocketDetails {
     worker: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     cpu: Option<u32>,
+}
+
+/// A worker that has no queue by which it could send.
+#[derive(Debug, Serialize)]
+struct CrossingDetails {
+    worker: u32,
+    sends_by: u32,
 }
 
 impl Daemon {
@@ -93,11 +104,16 @@ impl Daemon {
             }
         }
         let socket = |queue: u32| {
-            let worker = queue as usize % self.workers.len().max(1);
+            let worker = worker_of(queue, self.workers.len());
             let cpu = self.cpus.get(worker).copied().flatten().map(|cpu| cpu as u32);
             SocketDetails { queue, worker: worker as u32, cpu }
         };
         let active = port.state == State::Active;
+        let workers = if active { self.workers.len() as u32 } else { 0 };
+        let crossing = |worker: u32| {
+            let sends_by = sends_by(worker as usize, port.senders) as u32;
+            (sends_by != worker).then_some(CrossingDetails { worker, sends_by })
+        };
         PortDetails {
             state: port.state.describe().to_owned(),
             xdp: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
@@ -107,6 +123,7 @@ impl Daemon {
             rx_ring: self.options.rx_ring,
             tx_ring: self.options.tx_ring,
             sockets: (0..if active { port.queues } else { 0 }).map(socket).collect(),
+            crossings: (0..workers).filter_map(crossing).collect(),
             last_tx_ms,
             counters,
         }
@@ -139,6 +156,9 @@ impl fmt::Display for PortDetails {
         for socket in &self.sockets {
             write!(f, "\n    socket queue {} worker {}", socket.queue, socket.worker)?;
             socket.cpu.map_or(Ok(()), |cpu| write!(f, " cpu {cpu}"))?;
+        }
+        for crossing in &self.crossings {
+            write!(f, "\n    worker {} sends by worker {}", crossing.worker, crossing.sends_by)?;
         }
         match self.last_tx_ms {
             Some(ms) => write!(f, "\n    last transmit {}.{:03} s ago", ms / 1000, ms % 1000)?,

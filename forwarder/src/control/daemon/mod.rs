@@ -4,6 +4,7 @@
 //! path, the answers to the control socket. It sleeps in poll(2) on netlink, signals and a bell.
 //!
 //! - [`port`]: one interface, from absent to active;
+//! - [`crossroads`]: which worker serves which queue;
 //! - [`relay`]: requests of the control socket, brought to this thread;
 //! - [`report`], [`show`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
@@ -17,6 +18,7 @@ macro_rules! say {
 }
 
 mod capture;
+mod crossroads;
 mod latency;
 mod links;
 mod port;
@@ -38,17 +40,19 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::capture::Captures;
+use self::crossroads::{Crossroads, worker_of};
 use self::latency::Baseline;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::api::Request;
-use super::config::RunOptions;
+use super::config::{CpuList, QUEUES_MAX, RunOptions};
 use super::device::poll;
 use super::mirror::{Changes, Mirror, MirrorOptions};
+use super::nic::{self, Queues};
 use super::punt::PuntDevice;
 use super::server::Server;
 use super::xdp::Steering;
-use super::{firewall, nic, privilege};
+use super::{firewall, privilege};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
 use crate::stats::WorkerStats;
@@ -63,6 +67,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may
 /// still be letting go of it.
 const BUSY_TRIES: u32 = 50;
+/// The same for a queue that has come: forwarding goes on meanwhile.
+const BUSY_TRIES_LATER: u32 = 5;
 /// How often is looked at what no event tells of: rules that appear while we run must not be
 /// bypassed, and a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
@@ -91,8 +97,9 @@ struct Daemon {
     workers: Vec<WorkerHandle<AfXdp>>,
     threads: Vec<JoinHandle<FrameCensus>>,
     cpus: Vec<Option<usize>>,
-    /// Most queues of one port that a worker has room for.
+    /// Most queues of one port that a worker can serve.
     rounds: u32,
+    crossroads: Crossroads,
     slow_paths: Vec<SlowPathQueue>,
     ports: Vec<Port>,
     /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
@@ -147,6 +154,7 @@ impl Daemon {
             threads: Vec::new(),
             cpus: Vec::new(),
             rounds: 1,
+            crossroads: Crossroads::new(0, 0)?,
             slow_paths: Vec::new(),
             ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
             bypassed,
@@ -205,24 +213,29 @@ impl Daemon {
         Arc::clone(&self.mirror.tables().links)
     }
 
-    /// One worker a CPU of `--cpus`, else one a queue index that every port has, as far as there
-    /// are CPUs.
+    /// One worker a CPU of `--cpus`, or of those allowed, but no more than a port has queues.
     fn start_workers(&mut self) -> Result<()> {
         let queues = self.queues()?;
         let allowed = affinity::allowed_cpus();
-        let count = match &self.options.cpus {
-            Some(cpus) => cpus.cpus().len(),
-            None => (queues.iter().copied().min().unwrap_or(1) as usize).min(allowed.len()),
-        };
-        let most = queues.into_iter().max().unwrap_or(1);
-        self.rounds = most.div_ceil(count as u32);
+        let most = queues.iter().map(|queues| queues.rx).max().unwrap_or(1) as usize;
+        let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
+        let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
+        if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
+        {
+            say!("no port has more than {most} queue(s): there is no work for CPUs {idle:?}");
+        }
+        let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
+        self.rounds = most.div_ceil(count as u32).max(1);
+        self.crossroads = Crossroads::new(count, self.options.tx_ring as usize)?;
         for n in 0..count {
-            let cpu = match &self.options.cpus {
-                Some(cpus) => cpus.cpus().get(n).copied(),
+            let cpu = match cpus {
+                Some(cpus) => cpus.get(n).copied(),
                 // The last CPUs first: the first serves interrupts and everything else.
                 None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
             };
-            let (worker, handle, queue) = self.make_worker(count)?;
+            let served = |queues: &Queues| (0..queues.rx).filter(|&q| worker_of(q, count) == n);
+            let expected = queues.iter().flat_map(served).count();
+            let (worker, handle, queue) = self.make_worker(count, expected)?;
             let thread = spawn(worker, n, cpu)?;
             self.workers.push(handle);
             self.threads.push(thread);
@@ -232,21 +245,23 @@ impl Daemon {
         Ok(())
     }
 
-    /// RX queues of each port.
-    fn queues(&self) -> Result<Vec<u32>> {
+    /// Queues of each port.
+    fn queues(&self) -> Result<Vec<Queues>> {
         let links = self.links();
         let queues = |port: &Port| {
             let link = links.iter().find(|link| link.name == port.ifname);
             let link = link.with_context(|| format!("interface {} is gone", port.ifname))?;
-            nic::rx_queues(link.ifindex)
+            nic::queues(link.ifindex)
                 .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))
         };
         self.ports.iter().map(queues).collect()
     }
 
+    /// A worker that is expected to serve so many queues of all ports together.
     fn make_worker(
         &self,
         count: usize,
+        expected: usize,
     ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, SlowPathQueue)> {
         let ports = self.ports.len() as u16;
         let slots = usize::from(ports) * self.rounds as usize;
@@ -254,7 +269,7 @@ impl Daemon {
         let busy_poll_budget =
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
         let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
-        let (io, pool) = AfXdp::with_slots(slots, &options)?;
+        let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
         let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
         let reader =
             self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
@@ -287,6 +302,7 @@ impl Daemon {
             workers: &self.workers,
             options: &self.options,
             rounds: self.rounds,
+            crossroads: &mut self.crossroads,
             tries: if must { BUSY_TRIES } else { 1 },
         };
         let mut changed = false;
@@ -390,34 +406,40 @@ impl Daemon {
     /// one that is served may be unfit: no event tells.
     fn retry_ports(&mut self) -> Result<()> {
         let nics = nic::read().unwrap_or_default();
-        let state = |port: &Port| match port.spoilt(&nics) {
-            Some(why) => Some(State::Waiting(why)),
-            None => port.queues_changed().then_some(State::Absent),
-        };
-        let changed: Vec<(usize, State)> =
-            self.ports.iter().enumerate().filter_map(|(n, port)| Some((n, state(port)?))).collect();
-        let any_changed = !changed.is_empty();
-        for (n, state) in changed {
-            let port = &mut self.ports[n];
-            match &state {
-                State::Waiting(why) => say!("interface {} {why}; left to the kernel", port.ifname),
-                _ => say!("interface {}: its number of queues has changed", port.ifname),
+        let (mut changed, mut given_up) = (false, false);
+        for port in &mut self.ports {
+            let spoilt = port.spoilt(&nics);
+            if spoilt.is_none() && !port.queues_changed() {
+                continue;
             }
-            let with = Equipment {
+            let mut with = Equipment {
                 steering: &mut self.steering,
                 punt: &self.punt,
                 workers: &self.workers,
                 options: &self.options,
                 rounds: self.rounds,
-                tries: 1,
+                crossroads: &mut self.crossroads,
+                tries: BUSY_TRIES_LATER,
             };
-            port.deactivate(state, &with);
+            if let Some(why) = spoilt {
+                say!("interface {} {why}; left to the kernel", port.ifname);
+                port.deactivate(State::Waiting(why), &with);
+            } else {
+                say!("interface {}: its number of queues has changed", port.ifname);
+                port.follow_queues(&mut with);
+            }
+            given_up |= port.state != State::Active;
+            changed = true;
         }
-        if any_changed {
+        if given_up {
             self.tell_mirror();
         }
         let due = self.ports.iter().any(Port::retry_is_due);
-        if due || any_changed { self.bring_up_ports(false) } else { Ok(()) }
+        match due || given_up {
+            true => self.bring_up_ports(false),
+            false if changed => self.steer(),
+            false => Ok(()),
+        }
     }
 
     fn sleep(&self) -> Result<()> {

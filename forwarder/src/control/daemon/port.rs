@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
-use crate::control::config::{Mode, RunOptions};
+use super::crossroads::{Crossroads, worker_of};
+use crate::control::config::{Mode, QUEUES_MAX, RunOptions};
 use crate::control::device::poll::{self, Tuned};
-use crate::control::nic::{self, Nic, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, Queues, XDP_ZEROCOPY};
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
@@ -69,8 +70,10 @@ pub struct Equipment<'a> {
     pub workers: &'a [WorkerHandle<AfXdp>],
     /// What the user asked for.
     pub options: &'a RunOptions,
-    /// Most queues of one port that a worker has room for.
+    /// Most queues of one port that a worker can serve.
     pub rounds: u32,
+    /// The ways between workers.
+    pub crossroads: &'a mut Crossroads,
     /// How often a busy queue is tried; once while running, for it is tried again later.
     pub tries: u32,
 }
@@ -88,6 +91,10 @@ pub struct Port {
     pub state: State,
     /// RX queues served.
     pub queues: u32,
+    /// Of those the first so many can send.
+    pub senders: u32,
+    /// What the interface had when it was opened.
+    had: Option<Queues>,
     /// How the sockets are bound.
     pub bind_mode: Option<BoundMode>,
     /// Why they are not bound zero-copy, when they are not.
@@ -113,6 +120,8 @@ impl Port {
             ifindex: 0,
             state: State::Absent,
             queues: 0,
+            senders: 0,
+            had: None,
             bind_mode: None,
             no_zerocopy: None,
             program: None,
@@ -138,7 +147,7 @@ impl Port {
     /// Whether its number of queues has changed since it was opened.
     pub fn queues_changed(&self) -> bool {
         self.state == State::Active
-            && nic::rx_queues(self.ifindex).is_ok_and(|queues| queues != self.queues)
+            && nic::queues(self.ifindex).is_ok_and(|queues| Some(queues) != self.had)
     }
 
     /// Why it cannot be served any longer: its interface takes tags off since.
@@ -159,25 +168,76 @@ impl Port {
         (!is_up).then(|| format!("down; bring it up: ip link set {} up", link.name))
     }
 
+    /// Follows a change of the number of queues: new ones get sockets beside those there are. Fewer
+    /// there are only after the interface was another one for a while: the kernel lets no queue go
+    /// that has a socket (ethnl_set_channels). Then, and when the new ones cannot be served, the port
+    /// is given back to the kernel.
+    pub fn follow_queues(&mut self, with: &mut Equipment<'_>) {
+        let Err(error) = self.extend(with) else { return };
+        say!("interface {}: {error:#}; left to the kernel", self.ifname);
+        self.deactivate(State::Waiting(format!("{error:#}")), with);
+    }
+
+    fn extend(&mut self, with: &mut Equipment<'_>) -> Result<()> {
+        let channels = nic::queues(self.ifindex)
+            .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
+        let served = self.queues_served(channels, with)?;
+        if served < self.queues {
+            bail!("{} has fewer queues than before", self.ifname);
+        }
+        for queue in self.queues..served {
+            let (_, socket) = self.open_socket(queue, with)?;
+            // What has a socket is closed with the port.
+            self.queues = queue + 1;
+            if let Some(program) = &self.program {
+                program.set_socket(queue, socket)?;
+            }
+        }
+        self.senders = served.min(channels.tx);
+        self.had = Some(channels);
+        with.crossroads.lead(self.index, self.senders, with.workers)?;
+        if self.bind_mode == Some(BoundMode::Copy) { self.attach_again(with) } else { Ok(()) }
+    }
+
+    /// A veth runs the program on the queues that it had when the program was attached, and on no
+    /// others (`veth_enable_range_safe` leaves their `xdp_prog` out). Until [`Port::steer`] the kernel
+    /// has what arrives.
+    fn attach_again(&mut self, with: &mut Equipment<'_>) -> Result<()> {
+        self.program = None;
+        let mode = attach_mode(with.options.mode);
+        let program = with.steering.attach(self.ifindex, &self.ifname, self.mac, mode)?;
+        for queue in 0..self.queues {
+            let n = worker_of(queue, with.workers.len());
+            let slot = self.slot(queue, with);
+            let fd = with.workers[n]
+                .call(WORKER_TIMEOUT, move |io, _, _| {
+                    Some(io.socket_fd(slot)?.try_clone_to_owned())
+                })
+                .with_context(|| format!("worker {n} does not answer"))?;
+            program.set_socket(queue, fd.context("the socket is gone")??)?;
+        }
+        self.program = Some(program);
+        Ok(())
+    }
+
     /// Attaches the program, opens a socket on every queue, and directs the queues to them. Frames
     /// are steered only after [`Port::steer`]. On failure everything is as before.
     pub fn activate(&mut self, link: &Link, with: &mut Equipment<'_>) -> Result<()> {
         self.failures = (self.failures + 1).min(RETRY_DOUBLINGS);
         self.retry_at = Instant::now() + Duration::from_secs(1 << self.failures);
         self.refuse_unfit(link, with)?;
-        let channels = nic::rx_queues(link.ifindex)
+        let channels = nic::queues(link.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
         let queues = self.queues_served(channels, with).inspect_err(|error| {
             self.state = State::Waiting(format!("{error:#}"));
         })?;
-        let attach = match with.options.mode {
-            Mode::Auto => AttachMode::Auto,
-            Mode::Zerocopy | Mode::Copy => AttachMode::Native,
-            Mode::Generic => AttachMode::Generic,
-        };
+        let attach = attach_mode(with.options.mode);
         self.ifindex = link.ifindex;
         self.mac = link.mac;
+        self.had = Some(channels);
         self.queues = queues;
+        // A socket sends by a TX queue of its own queue's number, and there may be fewer of those.
+        self.senders = queues.min(channels.tx);
         match self.attach(attach, link, with) {
             Ok(program) => {
                 self.no_zerocopy = self.why_copy(&program, with);
@@ -204,7 +264,10 @@ impl Port {
         link: &Link,
         with: &mut Equipment<'_>,
     ) -> Result<PortProgram> {
-        let sockets = self.open_sockets(with);
+        let sockets = self.open_sockets(with).and_then(|sockets| {
+            with.crossroads.lead(self.index, self.senders, with.workers)?;
+            Ok(sockets)
+        });
         // Attached in any case: whose program is there already says more than "busy".
         let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, mode);
         let (program, sockets) = match (program, sockets) {
@@ -250,48 +313,34 @@ impl Port {
 
     /// Every queue is served or the port is refused: a queue without a socket would leave its share
     /// of the flows to the kernel, so it is the user who decides for that.
-    fn queues_served(&self, channels: u32, with: &Equipment<'_>) -> Result<u32> {
-        let name = &self.ifname;
-        let workers = with.workers.len() as u32;
-        if workers > channels {
-            bail!(
-                "{name} has {channels} RX queue(s) for {workers} workers, and every worker needs \
-                 one on every port; give it more (ethtool -L {name} combined {workers}) or fewer \
-                 CPUs (--cpus)"
-            );
-        }
+    fn queues_served(&self, channels: Queues, with: &Equipment<'_>) -> Result<u32> {
+        let (name, queues) = (&self.ifname, channels.rx);
+        let possible = (with.rounds * with.workers.len() as u32).min(QUEUES_MAX);
         match with.options.queues {
-            _ if channels.div_ceil(workers) > with.rounds => bail!(
-                "{name} has {channels} RX queues, more than there were at the start; restart \
-                 ferroute to serve them, or reduce them (ethtool -L {name} combined {})",
-                with.rounds * workers
+            _ if queues > possible => bail!(
+                "{name} has {queues} RX queues, and no more than {possible} can be served; reduce \
+                 them (ethtool -L {name} combined {possible}){}",
+                if possible < QUEUES_MAX { ", or restart ferroute" } else { "" }
             ),
-            Some(wanted) if wanted != channels => bail!(
-                "{name} has {channels} RX queue(s), --queues {wanted} asked for; set the number \
+            Some(wanted) if wanted > channels.rx_max => bail!(
+                "{name} has {queues} RX queue(s) and can have {} at most, --queues {wanted} asked \
+                 for; leave --queues out to serve all",
+                channels.rx_max
+            ),
+            Some(wanted) if wanted != queues => bail!(
+                "{name} has {queues} RX queue(s), --queues {wanted} asked for; set the number \
                  (ethtool -L {name} combined {wanted}) or leave --queues out to serve all"
             ),
-            _ => Ok(channels),
+            _ => Ok(queues),
         }
     }
 
     /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
-    /// worker sends by.
+    /// worker sends by, if it can send.
     fn open_sockets(&mut self, with: &Equipment<'_>) -> Result<Vec<OwnedFd>> {
         let mut sockets = Vec::new();
-        let mode = match with.options.mode {
-            Mode::Auto => BindMode::Auto,
-            Mode::Zerocopy => BindMode::ZeroCopy,
-            Mode::Copy | Mode::Generic => BindMode::Copy,
-        };
         for queue in 0..self.queues {
-            let config = PortConfig {
-                ifname: self.ifname.clone(),
-                ifindex: self.ifindex,
-                queue,
-                mode,
-                ..PortConfig::default()
-            };
-            let (info, fd) = self.open_socket(config, with)?;
+            let (info, fd) = self.open_socket(queue, with)?;
             sockets.push(fd);
             self.bind_mode = Some(info.mode);
             self.zerocopy_errno = info.no_zerocopy;
@@ -300,9 +349,21 @@ impl Port {
     }
 
     /// Waiting for a busy queue is done here, not on the worker: it has other ports to serve.
-    fn open_socket(&self, config: PortConfig, with: &Equipment<'_>) -> Result<(PortInfo, OwnedFd)> {
-        let n = config.queue as usize % with.workers.len();
-        let slot = self.slot(config.queue, with);
+    fn open_socket(&self, queue: u32, with: &Equipment<'_>) -> Result<(PortInfo, OwnedFd)> {
+        let mode = match with.options.mode {
+            Mode::Auto => BindMode::Auto,
+            Mode::Zerocopy => BindMode::ZeroCopy,
+            Mode::Copy | Mode::Generic => BindMode::Copy,
+        };
+        let config = PortConfig {
+            ifname: self.ifname.clone(),
+            ifindex: self.ifindex,
+            queue,
+            mode,
+            ..PortConfig::default()
+        };
+        let n = worker_of(queue, with.workers.len());
+        let slot = self.slot(queue, with);
         let mut tries = with.tries;
         loop {
             tries = tries.saturating_sub(1);
@@ -380,7 +441,7 @@ impl Port {
             std::thread::sleep(DRAIN);
         }
         for queue in 0..self.queues {
-            let worker = &with.workers[queue as usize % with.workers.len()];
+            let worker = &with.workers[worker_of(queue, with.workers.len())];
             let slot = self.slot(queue, with);
             // A worker that does not answer is stopping, and closes its sockets itself.
             let _ = worker
@@ -390,7 +451,7 @@ impl Port {
             let _ = with.punt.remove_port(self.ifindex);
         }
         self.ifindex = 0;
-        self.queues = 0;
+        (self.queues, self.senders, self.had) = (0, 0, None);
         self.bind_mode = None;
         self.no_zerocopy = None;
         self.state = state;
@@ -446,6 +507,14 @@ impl Port {
             }
             _ => "not tried".to_owned(),
         })
+    }
+}
+
+fn attach_mode(mode: Mode) -> AttachMode {
+    match mode {
+        Mode::Auto => AttachMode::Auto,
+        Mode::Zerocopy | Mode::Copy => AttachMode::Native,
+        Mode::Generic => AttachMode::Generic,
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use super::crossroads::{sends_by, worker_of};
 use super::port::State;
 use super::relay::Pending;
 use super::{Daemon, show};
 use crate::control::api::{
     self, Counters, DropsReport, MirrorStatus, NamedCount, Object, PortReport, PortStatus, Request,
-    Response, StatReport, StatusReport, WorkerReport, WorkerStatus,
+    Response, StatReport, StatusReport, WorkerPort, WorkerReport, WorkerStatus,
 };
 use crate::control::mirror::state::Family;
 use crate::io::af_xdp::XdpStatistics;
@@ -78,7 +79,7 @@ impl Daemon {
             WorkerStatus {
                 worker: n as u32,
                 cpu: cpu.map(|cpu| cpu as u32),
-                queue: n as u32,
+                ports: self.worker_ports(n),
                 loops: stats.turns.get(),
                 busy_loops: stats.busy_turns.get(),
             }
@@ -156,11 +157,25 @@ impl Daemon {
                 punts: named(PuntReason::ALL.iter().map(|r| r.name()), &stats.punts),
                 frames: handle.census(WORKER_TIMEOUT).map_or_else(Counters::new, frames),
                 polling: polling(stats),
+                ports: self.worker_ports(n),
+                crossings: crossings(stats),
                 cost: if self.options.account { cost(&stats.cost) } else { Counters::new() },
             }
         };
         let ports = self.ports.iter().map(|port| self.port_report(port)).collect();
         StatReport { workers: self.workers.iter().enumerate().map(worker).collect(), ports }
+    }
+
+    /// What a worker does for each port that is served.
+    fn worker_ports(&self, worker: usize) -> Vec<WorkerPort> {
+        let active = self.ports.iter().filter(|port| port.state == State::Active);
+        let served = |queue: &u32| worker_of(*queue, self.workers.len()) == worker;
+        let port = |port: &super::Port| WorkerPort {
+            ifname: port.ifname.clone(),
+            queues: (0..port.queues).filter(served).collect(),
+            sends_by: sends_by(worker, port.senders) as u32,
+        };
+        active.map(port).collect()
     }
 
     fn port_report(&self, port: &super::Port) -> PortReport {
@@ -242,6 +257,14 @@ fn polling(stats: &WorkerStats) -> Counters {
         entry("sleeps", &stats.sleeps),
         entry("wakeups", &stats.wakeups),
         entry("idle_ns", &stats.idle_ns),
+    ])
+}
+
+fn crossings(stats: &WorkerStats) -> Counters {
+    let entry = |name: &str, counter: &Counter| (name.to_owned(), counter.get());
+    Counters::from([
+        entry("crossed_out", &stats.crossed_out),
+        entry("crossed_in", &stats.crossed_in),
     ])
 }
 

@@ -14,7 +14,7 @@ const NLA_F_NESTED: u16 = 0x8000;
 
 pub(crate) const FEATURES_GET: u8 = 11;
 const RINGS_GET: u8 = 15;
-pub(crate) const CHANNELS_GET: u8 = 17;
+const CHANNELS_GET: u8 = 17;
 const COALESCE_GET: u8 = 19;
 const TSINFO_GET: u8 = 25;
 

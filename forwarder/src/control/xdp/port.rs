@@ -266,7 +266,8 @@ impl Target<'_> {
                 "lower the MTU (on a veth also the peer's) or switch LRO off"
             }
             Some(libc::ENOMEM | libc::ENOSPC) => {
-                "reduce its queues with ethtool -L: XDP needs a TX queue for each CPU"
+                "reduce its queues with ethtool -L: XDP needs a TX queue for each CPU, and a veth as \
+                 many RX queues as its peer has TX queues"
             }
             _ => return self.error(XdpMode::Native, source),
         };

@@ -30,7 +30,7 @@ mod slots;
 mod socket;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,16 +214,29 @@ pub struct PortInfo {
 pub struct AfXdp {
     // First, so that sockets close before what they use goes.
     ports: Vec<Option<Port>>,
+    /// Beyond these none is open.
+    used: usize,
+    /// As many share the memory without want.
+    expected: usize,
     slots: Slots,
     draining: Vec<Draining>,
     area: Arc<Area>,
     options: Options,
     /// Number of the next binding; see [`Owner`].
     next_binding: u32,
-    /// For poll(2); rebuilt when ports change.
+    /// For poll(2); rebuilt when ports change. The last is for the bell of [`PacketIo::wait`].
     poll_fds: Vec<libc::pollfd>,
     /// By port: what keeps the interface receiving more than its own frames.
     memberships: Vec<Option<Membership>>,
+}
+
+/// Frames that a port has to receive into however many ports there are.
+const FILL_LEAST: usize = 64;
+/// poll(2) passes over negative descriptors.
+const NO_BELL: RawFd = -1;
+
+fn pollfd(fd: RawFd) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
 }
 
 /// A closed zero-copy port whose NIC may still write to its frames.
@@ -242,31 +255,38 @@ impl AfXdp {
     /// # Errors
     /// See [`OpenError`]; nothing stays open then.
     pub fn open(ports: &[PortConfig], options: &Options) -> Result<(AfXdp, FramePool), OpenError> {
-        let (mut io, mut pool) = AfXdp::with_slots(ports.len(), options)?;
+        let (mut io, mut pool) = AfXdp::with_slots(ports.len(), ports.len(), options)?;
         for (port, config) in ports.iter().enumerate() {
             io.add_port(port as u16, config, &mut pool)?;
         }
         Ok((io, pool))
     }
 
-    /// No port open, but numbers and memory for `ports` of them, to be opened one by one.
+    /// No port open, but numbers for `ports` of them, to be opened one by one, and memory for
+    /// `expected`. When more are open, they share it: each has fewer packets waiting at most.
     ///
     /// # Errors
     /// [`OpenError::BadOptions`], [`OpenError::NoMemory`].
-    pub fn with_slots(ports: usize, options: &Options) -> Result<(AfXdp, FramePool), OpenError> {
-        let frames = options.frames(ports)?;
+    pub fn with_slots(
+        ports: usize,
+        expected: usize,
+        options: &Options,
+    ) -> Result<(AfXdp, FramePool), OpenError> {
+        let frames = options.frames(expected)?;
         let (area, pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
             octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
             source,
         })?;
         let io = AfXdp {
             ports: (0..ports).map(|_| None).collect(),
+            used: 0,
+            expected,
             slots: Slots::new(area.base(), area.frames()),
             draining: Vec::new(),
             area,
             options: options.clone(),
             next_binding: 0,
-            poll_fds: Vec::with_capacity(ports),
+            poll_fds: vec![pollfd(NO_BELL)],
             memberships: (0..ports).map(|_| None).collect(),
         };
         Ok((io, pool))
@@ -288,16 +308,24 @@ impl AfXdp {
         if self.ports.get(index).is_none_or(Option::is_some) {
             return Err(OpenError::PortInUse(port));
         }
-        if pool.available() < self.options.rings.fill as usize {
+        let open = self.ports.iter().flatten().count() + 1;
+        let wanted = self.fill_share(open);
+        if pool.available() < wanted as usize {
             self.reclaim(pool);
         }
+        let fill = if open > self.expected {
+            pool.available().min(wanted as usize)
+        } else {
+            wanted as usize
+        };
         let binding = self.next_binding;
-        let opened = Port::open(config, &self.options, binding, &self.area, &mut self.slots, pool)?;
+        let opened =
+            Port::open(config, &self.options, binding, fill, &self.area, &mut self.slots, pool)?;
         self.next_binding += 1;
         self.ports[index] = Some(opened);
         // Whoever had the queue before us has let go of it: it could not have been bound else.
         self.reclaim_where(pool, |d| (d.ifindex, d.queue) == (config.ifindex, config.queue));
-        self.rebuild_poll_fds();
+        self.ports_changed();
         Ok(())
     }
 
@@ -326,7 +354,7 @@ impl AfXdp {
             self.reclaim_where(pool, |d| d.owners == owners);
         }
         self.reclaim(pool);
-        self.rebuild_poll_fds();
+        self.ports_changed();
     }
 
     /// Takes back the frames of removed ports that the kernel has let go of since. Returns how many
@@ -413,19 +441,31 @@ impl AfXdp {
         }
     }
 
-    fn rebuild_poll_fds(&mut self) {
+    /// Frames that each of `open` ports has to receive into.
+    fn fill_share(&self, open: usize) -> u32 {
+        let fill = self.options.rings.fill;
+        match open > self.expected {
+            false => fill,
+            // At least a burst.
+            true => {
+                (fill as usize * self.expected / open).max(FILL_LEAST).min(fill as usize) as u32
+            }
+        }
+    }
+
+    fn ports_changed(&mut self) {
+        let share = self.fill_share(self.ports.iter().flatten().count());
+        self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
+        self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
         self.poll_fds.clear();
-        self.poll_fds.extend(self.ports.iter().flatten().map(|port| libc::pollfd {
-            fd: port.fd().as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        }));
+        self.poll_fds.extend(fds.chain([NO_BELL]).map(pollfd));
     }
 }
 
 impl PacketIo for AfXdp {
     fn ports(&self) -> usize {
-        self.ports.len()
+        self.used
     }
 
     #[inline]
@@ -463,14 +503,17 @@ impl PacketIo for AfXdp {
 
     #[inline]
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        for (port, this) in self.ports.iter_mut().enumerate() {
+        for (port, this) in self.ports[..self.used].iter_mut().enumerate() {
             if let Some(this) = this {
                 this.kick(port as u16, &mut self.slots, pool, stats);
             }
         }
     }
 
-    fn wait(&mut self, timeout: Duration) -> bool {
+    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
+        if let Some(last) = self.poll_fds.last_mut() {
+            last.fd = bell.map_or(NO_BELL, |bell| bell.as_raw_fd());
+        }
         socket::poll(&mut self.poll_fds, timeout)
     }
 

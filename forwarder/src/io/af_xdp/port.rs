@@ -34,6 +34,8 @@ pub(super) struct Port {
     pub(super) no_zerocopy: Option<i32>,
     socket: Socket,
     sizes: RingSizes,
+    /// Frames it is to have to receive into; no more than its fill ring holds.
+    fill: u32,
     rx_owner: Owner,
     tx_owner: Owner,
     /// Frames in the fill ring, with the kernel, or in the RX ring.
@@ -54,18 +56,19 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Opens a port as binding number `binding`, its fill ring full before it is bound.
+    /// Opens a port as binding number `binding`, with `wanted` frames in its fill ring before it is
+    /// bound.
     pub(super) fn open(
         config: &PortConfig,
         options: &Options,
         binding: u32,
+        wanted: usize,
         area: &Area,
         slots: &mut Slots,
         pool: &mut FramePool,
     ) -> Result<Port, OpenError> {
         let (rx_owner, tx_owner) = (Owner::rx(binding), Owner::tx(binding));
-        let wanted = options.rings.fill as usize;
-        if pool.available() < wanted {
+        if pool.available() < wanted || wanted == 0 {
             let (ifname, free) = (config.ifname.clone(), pool.available());
             return Err(OpenError::NoFrames { ifname, free, wanted });
         }
@@ -90,6 +93,7 @@ impl Port {
                 socket,
                 segments: segments(mode, multi_buffer, config),
                 sizes: options.rings,
+                fill: fill.len() as u32,
                 rx_owner,
                 tx_owner,
                 fill_and_rx: fill.len() as u32,
@@ -226,13 +230,18 @@ impl Port {
         Ok(None)
     }
 
-    /// Gives the kernel free frames up to the size of the fill ring.
+    /// Sets how many frames it is to have to receive into. Those beyond go as packets come.
+    pub(super) fn set_fill(&mut self, frames: u32) {
+        self.fill = frames.min(self.sizes.fill);
+    }
+
+    /// Gives the kernel free frames up to its share.
     #[inline]
     fn refill(&mut self, slots: &mut Slots, pool: &mut FramePool) {
-        if self.fill_and_rx == self.sizes.fill || self.state == PortState::Gone {
+        if self.fill_and_rx >= self.fill || self.state == PortState::Gone {
             return;
         }
-        while self.fill_and_rx < self.sizes.fill
+        while self.fill_and_rx < self.fill
             && let Some(frame) = pool.alloc()
         {
             match slots.give(frame, self.rx_owner) {

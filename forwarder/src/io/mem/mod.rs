@@ -7,7 +7,10 @@
 mod device;
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::device::MTU_DEFAULT;
 use super::device::{MacAddr, RxMode};
@@ -351,9 +354,11 @@ impl PacketIo for MemIo {
         }
     }
 
-    /// Returns at once: only the caller itself can put frames in.
-    fn wait(&mut self, _timeout: Duration) -> bool {
-        false
+    /// For the bell only: nobody but the caller itself can put frames in. Without one, returns at once.
+    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
+        let Some(bell) = bell else { return false };
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        poll(&mut [PollFd::new(bell, PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
     }
 
     fn census(&self) -> Census {

@@ -16,6 +16,7 @@ mod reader;
 mod writer;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -282,7 +283,7 @@ impl PacketIo for PcapIo {
     fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 
     /// Returns at once: a file does not wait.
-    fn wait(&mut self, _timeout: Duration) -> bool {
+    fn wait(&mut self, _timeout: Duration, _bell: Option<BorrowedFd<'_>>) -> bool {
         false
     }
 

@@ -1,0 +1,273 @@
+//! Workers side by side: what one of them has no queue for leaves by another.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::crossing::{Waker, way};
+use super::poll::{FrameCensus, Parts, PollMode};
+use super::slow_path::{Bell, slow_path};
+use super::{Crossings, Residence, Worker, WorkerHandle};
+use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
+use crate::fib::quiescence::Quiescence;
+use crate::io::MemIo;
+use crate::pipeline::PipelineState;
+use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
+use crate::skb::{Burst, MAX_JUMBO, SkBuff, Umem};
+use crate::stats::{DropReason, WorkerStats};
+use crate::tables::Published;
+
+const FRAMES: u32 = 512;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A worker on a bench, with its end of a capture of everything.
+struct Bench {
+    worker: Worker<MemIo>,
+    handle: WorkerHandle<MemIo>,
+    captured: RingReader,
+    waker: Arc<Waker>,
+}
+
+fn bench(frames: u32) -> Bench {
+    let published = Arc::new(Published::new(Arc::new(Net::default().tables(1))));
+    let (mut worker, handle) = Worker::new(Parts {
+        io: MemIo::new(2, 256),
+        ports: 2,
+        state: PipelineState::new(7, 1),
+        pool: Umem::anonymous(frames).into_pool(),
+        tables: published.subscribe(),
+        reader: Quiescence::new(1).reader().expect("room for one"),
+        stats: Arc::new(WorkerStats::new(2)),
+        residence: Residence::new(2, 1).expect("memory"),
+        slow_path: slow_path(Bell::new().expect("an eventfd")).0,
+    });
+    let wanted = Wanted {
+        ports: None,
+        received: true,
+        sent: true,
+        dropped: true,
+        snaplen: 200,
+        filter: None,
+    };
+    let (writer, captured) = ring(4);
+    assert!(worker.tap().attach(Session::new(1, wanted, writer)).is_none());
+    Bench { worker, handle, captured, waker: Waker::new().expect("an eventfd") }
+}
+
+/// Packets of `from` for the right port leave by `to`, which is number 1.
+fn connect(from: &mut Bench, to: &mut Bench, packets: usize) {
+    let (out, into) = way(packets, 1, Arc::clone(&to.waker));
+    to.worker.crossings().admit(into, Arc::clone(&to.waker));
+    from.worker.crossings().add(out);
+    from.worker.crossings().lead(RIGHT, Some(1));
+}
+
+/// Packet number `n` of the host on the left to that on the right.
+fn frame(n: u32) -> Vec<u8> {
+    V4 { payload: udp(&n.to_be_bytes()), ..V4::default() }.frame()
+}
+
+fn number(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[42..46].try_into().expect("four octets"))
+}
+
+impl Bench {
+    fn inject(&mut self, numbers: std::ops::Range<u32>) {
+        let (io, pool) = self.worker.io();
+        for n in numbers {
+            io.inject(LEFT, pool, &frame(n)).expect("room");
+        }
+    }
+
+    fn sent(&mut self) -> Vec<u32> {
+        let (io, pool) = self.worker.io();
+        io.take_all_sent(RIGHT, pool).iter().map(|frame| number(frame)).collect()
+    }
+
+    /// What was captured: where, by which port, and which packet.
+    fn captured(&self) -> Vec<(Kind, u16, u32)> {
+        let mut found = Vec::new();
+        while let Ok(Some(())) = self.captured.read(|block| {
+            found.extend(Records::new(block).map(|r| (r.kind, r.port, number(r.data))));
+        }) {}
+        found
+    }
+
+    /// Turns until there is nothing to do; gives what was captured meanwhile.
+    fn work(&mut self) -> Vec<(Kind, u16, u32)> {
+        let mut captured = Vec::new();
+        while self.worker.turn(1) > 0 {
+            captured.extend(self.captured());
+        }
+        captured
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        self.handle.stats.drops[reason as usize].get()
+    }
+
+    fn assert_all_free(&self) {
+        let census = self.worker.census();
+        assert_eq!((census.free, census.is_conserved()), (census.total, true), "{census:?}");
+    }
+}
+
+#[test]
+fn packets_cross_in_order_and_are_captured_and_timed_where_they_leave() {
+    let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
+    connect(&mut one, &mut two, 256);
+    for round in 0..3 {
+        one.inject(round * 150..(round + 1) * 150);
+        let received = one.work();
+        one.assert_all_free();
+        let left = two.work();
+        let expected: Vec<u32> = (round * 150..(round + 1) * 150).collect();
+        assert_eq!(two.sent(), expected);
+        assert!(one.sent().is_empty());
+        let seen = |kind, port| expected.iter().map(|&n| (kind, port, n)).collect::<Vec<_>>();
+        assert_eq!(received, seen(Kind::In, LEFT));
+        assert_eq!(left, seen(Kind::Out, RIGHT));
+        two.assert_all_free();
+    }
+    let timed = |bench: &Bench, iif, oif| -> u64 {
+        bench.handle.residence.counts(iif, oif).iter().map(|(_, count)| count).sum()
+    };
+    assert_eq!((timed(&one, LEFT, RIGHT), timed(&two, LEFT, RIGHT)), (0, 450));
+    let (from, to) = (&one.handle.stats, &two.handle.stats);
+    assert_eq!((from.crossed_out.get(), from.crossed_in.get()), (450, 0));
+    assert_eq!((to.crossed_out.get(), to.crossed_in.get()), (0, 450));
+    let tx = |stats: &WorkerStats| stats.ports[usize::from(RIGHT)].tx_packets.get();
+    assert_eq!((tx(from), tx(to)), (0, 450));
+}
+
+#[test]
+fn a_full_way_drops_the_newest_by_name_and_goes_on_when_there_is_room() {
+    let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
+    connect(&mut one, &mut two, 20);
+    one.inject(0..50);
+    one.worker.turn(1);
+    assert_eq!(one.drops(DropReason::CpuBacklog), 30);
+    assert_eq!(one.handle.stats.ports[usize::from(RIGHT)].tx_dropped.get(), 30);
+    one.assert_all_free();
+    let refused: Vec<_> = one.captured().into_iter().skip(50).collect();
+    let expected: Vec<_> =
+        (20..50).map(|n| (Kind::Drop(DropReason::CpuBacklog), RIGHT, n)).collect();
+    assert_eq!(refused, expected);
+    two.worker.turn(1);
+    assert_eq!(two.sent(), (0..20).collect::<Vec<_>>());
+    one.inject(50..60);
+    one.worker.turn(1);
+    two.worker.turn(1);
+    assert_eq!(two.sent(), (50..60).collect::<Vec<_>>());
+    assert_eq!(one.drops(DropReason::CpuBacklog), 30);
+}
+
+#[test]
+fn what_finds_no_frame_or_no_port_where_it_lands_is_dropped_by_name() {
+    let (mut one, mut two) = (bench(FRAMES), bench(8));
+    connect(&mut one, &mut two, 64);
+    one.inject(0..20);
+    one.worker.turn(1);
+    two.worker.turn(1);
+    assert_eq!(two.sent(), (0..8).collect::<Vec<_>>());
+    assert_eq!(two.drops(DropReason::NoMem), 12);
+    let port = &two.handle.stats.ports[usize::from(RIGHT)];
+    assert_eq!(port.tx_dropped.get(), 12);
+    two.assert_all_free();
+    // Its buffers are back all the same.
+    one.inject(20..28);
+    one.worker.turn(1);
+    assert_eq!(one.drops(DropReason::CpuBacklog), 0);
+    let (io, pool) = two.worker.io();
+    let stats = WorkerStats::new(2);
+    crate::io::device::NetDeviceOps::stop(&mut io.device(RIGHT, pool, &stats)).expect("closes");
+    two.worker.turn(1);
+    assert_eq!(two.drops(DropReason::DevNotReady), 8);
+    two.assert_all_free();
+}
+
+#[test]
+fn a_packet_of_several_frames_crosses_whole() {
+    let octets: Vec<u8> = (0..MAX_JUMBO).map(|n| (n % 251) as u8).collect();
+    let (mut here, mut there) = (Umem::anonymous(8).into_pool(), Umem::anonymous(4).into_pool());
+    let waker = Waker::new().expect("an eventfd");
+    let (out, into) = way(2, 1, Arc::clone(&waker));
+    let (mut crossings, stats) = (Crossings::default(), WorkerStats::new(2));
+    crossings.admit(into, waker);
+    let mut egress = [Burst::default(), Burst::default()];
+    for (round, kept) in [(0, 1), (1, 1)] {
+        let mut burst = Burst::default();
+        burst.push(SkBuff::of_octets(&mut here, &octets).expect("frames")).expect("room");
+        out.send(RIGHT, out.room(), &mut burst, &mut here, &stats);
+        assert_eq!(here.available(), 8);
+        assert_eq!(crossings.take(0, &mut there, &mut egress, &stats).packets, 1);
+        // The second finds too few frames.
+        assert_eq!(egress[1].len(), kept, "round {round}");
+    }
+    assert_eq!(egress[1].as_slice()[0].whole(&mut Vec::new()), &octets[..]);
+    assert_eq!(stats.drops[DropReason::NoMem as usize].get(), 1);
+    egress[1].drain(1).for_each(|skb| there.kfree_skb(skb));
+    assert_eq!(there.available(), 4);
+}
+
+#[test]
+fn a_port_may_lead_elsewhere_and_back() {
+    let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
+    connect(&mut one, &mut two, 64);
+    one.worker.crossings().lead(RIGHT, None);
+    one.inject(0..5);
+    one.worker.turn(1);
+    assert_eq!(one.sent(), [0, 1, 2, 3, 4]);
+    one.worker.crossings().lead(RIGHT, Some(1));
+    one.inject(5..6);
+    one.worker.turn(1);
+    two.worker.turn(1);
+    assert_eq!((one.sent().len(), two.sent()), (0, vec![5]));
+}
+
+/// Three workers as threads; two have no queue on the right port. Every packet arrives, whether the
+/// third sleeps or not, and what is under way when they are stopped arrives, too.
+#[test]
+fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
+    const PACKETS: u32 = 2000;
+    let mut benches = [bench(FRAMES), bench(FRAMES), bench(FRAMES)];
+    let [one, two, three] = &mut benches;
+    connect(one, two, 256);
+    connect(three, two, 256);
+    let mut threads = Vec::new();
+    let mut handles = Vec::new();
+    for Bench { mut worker, handle, .. } in benches {
+        worker.io().0.set_sink(RIGHT, true).expect("port 1");
+        worker.set_poll_mode(PollMode::Interrupt);
+        threads.push(thread::spawn(move || worker.run()));
+        handles.push(handle);
+    }
+    let sent = || handles[1].stats.ports[usize::from(RIGHT)].tx_packets.get();
+    for n in (0..PACKETS).step_by(20) {
+        let handle = &handles[if n % 60 == 0 { 0 } else { 2 }];
+        let put = handle.call(PATIENCE, move |io, pool, _| {
+            (n..n + 20).try_for_each(|n| io.inject(LEFT, pool, &frame(n)))
+        });
+        put.expect("it runs").expect("room");
+        if n % 100 == 0 {
+            // Now and then all of them sleep.
+            let begun = Instant::now();
+            while sent() < u64::from(n + 20) {
+                assert!(begun.elapsed() < PATIENCE, "{} of {} are sent", sent(), n + 20);
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    handles.iter().for_each(WorkerHandle::stop);
+    let censuses: Vec<FrameCensus> =
+        threads.into_iter().map(|thread| thread.join().expect("ends well")).collect();
+    assert!(censuses.iter().all(|census| census.is_conserved()), "{censuses:?}");
+    assert!(censuses.iter().all(|census| census.free == census.total), "{censuses:?}");
+    assert_eq!(sent(), u64::from(PACKETS));
+    let crossed = |of: fn(&WorkerStats) -> u64| handles.iter().map(|h| of(&h.stats)).sum::<u64>();
+    assert_eq!(crossed(|stats| stats.crossed_out.get()), u64::from(PACKETS));
+    assert_eq!(crossed(|stats| stats.crossed_in.get()), u64::from(PACKETS));
+    assert_eq!(crossed(WorkerStats::drops_total), 0);
+    assert!(handles[1].stats.wakeups.get() > 0, "it was never woken");
+}
