@@ -9,6 +9,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use crate::control::device::ethtool;
 use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
 use crate::control::nlsock::{GENL_HEADER, NlSock};
+use crate::io::device::Feature;
 use crate::tables::vlan::TAGS_MAX;
 
 const RTM_GETLINK: u16 = 18;
@@ -245,17 +246,33 @@ pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
 const STRIPPING: [(&str, &str); 2] =
     [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
 
-/// Whether an interface takes VLAN tags off the frames it receives before an XDP program sees them:
-/// what to say to `ethtool -K` so that it does not. A veth says it does, but the tag is not in its
-/// frames to begin with. A driver that cannot be asked for its features has none.
-pub fn vlan_stripping(nic: &Nic) -> Option<String> {
+/// That an interface takes VLAN tags off the frames it receives, before an XDP program sees them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stripping {
+    /// What to say to `ethtool -K`: `eth0 rxvlan off`.
+    pub off: String,
+    /// The driver does not let it be switched off.
+    pub fixed: bool,
+}
+
+/// Whether it does. A veth says that it does, but there the tag is not in the frame to begin with. A
+/// driver that cannot be asked for its features has none.
+pub fn vlan_stripping(nic: &Nic) -> Option<Stripping> {
     if nic.kind.as_deref() == Some("veth") {
         return None;
     }
-    let features = features(nic.ifindex).ok()?;
-    let on = STRIPPING.iter().filter(|(feature, _)| features.contains(*feature));
-    let off: Vec<String> = on.map(|(_, option)| format!("{option} off")).collect();
-    (!off.is_empty()).then(|| off.join(" "))
+    stripping(&nic.name, &ethtool::features(nic.ifindex).ok()?)
+}
+
+fn stripping(name: &str, features: &[Feature]) -> Option<Stripping> {
+    let option = |feature: &Feature| {
+        let (_, option) = STRIPPING.iter().find(|(stripping, _)| feature.name == *stripping)?;
+        feature.on.then_some((*option, feature.fixed))
+    };
+    let on: Vec<(&str, bool)> = features.iter().filter_map(option).collect();
+    let off = on.iter().fold(name.to_owned(), |line, (option, _)| format!("{line} {option} off"));
+    let fixed = on.iter().any(|(_, fixed)| *fixed);
+    (!on.is_empty()).then_some(Stripping { off, fixed })
 }
 
 fn feature_name(bit: Attr<'_>) -> Option<String> {
@@ -307,6 +324,23 @@ mod tests {
         let found: Vec<&str> =
             vlans_of(&nics, &["eth0".to_owned()]).iter().map(|nic| nic.name.as_str()).collect();
         assert_eq!(found, ["outer", "inner"]);
+    }
+
+    #[test]
+    fn stripping_of_tags_is_known_by_the_features_that_are_on() {
+        let feature = |name: &str, on, fixed| Feature { name: name.to_owned(), on, fixed };
+        let other = feature("rx-gro", true, false);
+        assert_eq!(
+            stripping("eth0", &[other.clone(), feature("rx-vlan-hw-parse", false, true)]),
+            None
+        );
+        let tagged = [other, feature("rx-vlan-hw-parse", true, false)];
+        let expected = Stripping { off: "eth0 rxvlan off".to_owned(), fixed: false };
+        assert_eq!(stripping("eth0", &tagged), Some(expected));
+        let both = [&tagged[..], &[feature("rx-vlan-stag-hw-parse", true, true)]].concat();
+        let expected =
+            Stripping { off: "eth0 rxvlan off rx-vlan-stag-hw-parse off".to_owned(), fixed: true };
+        assert_eq!(stripping("eth0", &both), Some(expected));
     }
 
     #[test]

@@ -133,6 +133,19 @@ impl Daemon {
     fn wanted(&self, request: &CaptureRequest) -> Result<Wanted, String> {
         let names: Vec<&str> = self.ports.iter().map(|port| port.ifname.as_str()).collect();
         if let Some(stranger) = request.ports.iter().find(|name| !names.contains(&name.as_str())) {
+            let links = self.links();
+            let link = links.iter().find(|link| link.name == *stranger);
+            if let Some((port, vlan)) =
+                link.and_then(|link| Some((link.port?, link.vlan.as_ref()?)))
+                && let Some(port) = names.get(usize::from(port))
+            {
+                let tags: Vec<String> =
+                    vlan.tags.iter().map(|egress| format!("vlan {}", egress.tag.vid())).collect();
+                return Err(format!(
+                    "{stranger} is a VLAN of the port {port}: -i {port} {}",
+                    tags.join(" and ")
+                ));
+            }
             return Err(format!(
                 "{stranger} is not a port of the daemon; it has {}",
                 names.join(", ")

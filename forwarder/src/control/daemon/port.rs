@@ -16,7 +16,7 @@ use xdp_prog::{VlanSettings, mac_words, vlan_key};
 use super::crossroads::{Crossroads, worker_of};
 use crate::control::config::{Mode, QUEUES_MAX, RunOptions};
 use crate::control::device::poll::{self, Tuned};
-use crate::control::nic::{self, Nic, Queues, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, Queues, Stripping, XDP_ZEROCOPY};
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
@@ -523,10 +523,12 @@ fn is_busy(error: &anyhow::Error) -> bool {
 }
 
 fn strips_tags(nic: &Nic) -> Option<String> {
-    let off = nic::vlan_stripping(nic)?;
+    let Stripping { off, fixed } = nic::vlan_stripping(nic)?;
+    let remedy = match fixed {
+        false => format!("switch that off: ethtool -K {off}"),
+        true => "its driver does not let that be switched off, so it cannot be a port".to_owned(),
+    };
     Some(format!(
-        "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; switch that \
-         off: ethtool -K {} {off}",
-        nic.name
+        "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; {remedy}"
     ))
 }

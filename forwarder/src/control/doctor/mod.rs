@@ -87,7 +87,9 @@ pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
     let ports: Vec<String> = match (ports, &daemon.ports) {
         ([], Some(served)) => served.clone(),
         ([], None) => {
-            let usable = |nic: &&nic::Nic| nic.is_ethernet() && nic.is_up();
+            // VLANs come along with what they sit on.
+            let own = |nic: &nic::Nic| nic.kind.as_deref() != Some("vlan");
+            let usable = |nic: &&nic::Nic| nic.is_ethernet() && nic.is_up() && own(nic);
             nics.iter().flatten().filter(usable).map(|nic| nic.name.clone()).collect()
         }
         (named, _) => named.to_vec(),

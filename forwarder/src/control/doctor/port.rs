@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use libbpf_rs::query::ProgInfoIter;
 
 use super::Finding;
-use crate::control::nic::{self, Nic, XDP_BASIC, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, Stripping, XDP_BASIC, XDP_ZEROCOPY};
 use crate::io::af_xdp::driver_name;
 use crate::skb::MAX_PACKET;
 use crate::wire::ethernet;
@@ -28,6 +28,12 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
         return vec![Finding::fail("link", "no such interface", advice).on(name)];
     };
     let mut findings = vec![link(nic)];
+    if nic.kind.as_deref() == Some("vlan") {
+        let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
+        let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
+        let advice = format!("name {lower} instead, and its VLANs come along");
+        return vec![Finding::fail("link", "is a VLAN", advice).on(name)];
+    }
     if !nic.is_ethernet() {
         let advice = "only Ethernet interfaces can be ports";
         findings.push(Finding::fail("link", "not an Ethernet interface", advice));
@@ -37,7 +43,8 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     findings.push(xdp_program(nic, served));
     findings.push(queues(nic));
     findings.push(mtu(nic));
-    findings.extend(offloads(nic, nics));
+    findings.extend(offloads(nic));
+    findings.push(vlans(nic, nics));
     findings.extend(tc(nic));
     findings.push(forwarding(name));
     findings.push(rp_filter(name));
@@ -150,7 +157,7 @@ fn mtu(nic: &Nic) -> Finding {
     }
 }
 
-fn offloads(nic: &Nic, nics: &[Nic]) -> Vec<Finding> {
+fn offloads(nic: &Nic) -> Vec<Finding> {
     let features = match nic::features(nic.ifindex) {
         Ok(features) => features,
         Err(error) => {
@@ -167,28 +174,38 @@ fn offloads(nic: &Nic, nics: &[Nic]) -> Vec<Finding> {
             findings.push(Finding::warn("offloads", message, advice));
         }
     }
-    let vlan =
-        |other: &&Nic| other.lower == Some(nic.ifindex) && other.kind.as_deref() == Some("vlan");
-    match (features.contains("rx-vlan-hw-parse"), nics.iter().find(vlan)) {
-        (true, Some(vlan)) => findings.push(Finding::fail(
-            "offloads",
-            format!(
-                "rxvlan is on and {} is a VLAN of it: frames come without their tag",
-                vlan.name
-            ),
-            format!("ethtool -K {} rxvlan off", nic.name),
-        )),
-        (true, None) => findings.push(Finding::warn(
-            "offloads",
-            "rxvlan is on: a tagged frame would come without its tag",
-            format!("if the link carries VLANs: ethtool -K {} rxvlan off", nic.name),
-        )),
-        (false, _) => {}
-    }
     if findings.is_empty() {
         findings.push(Finding::ok("offloads", "none that changes frames before they are seen"));
     }
     findings
+}
+
+/// Whether frames come with their tags, and which VLANs there are.
+fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
+    let names = nic::vlans_of(nics, std::slice::from_ref(&nic.name));
+    let names: Vec<&str> = names.iter().map(|vlan| vlan.name.as_str()).collect();
+    if let Some(Stripping { off, fixed }) = nic::vlan_stripping(nic) {
+        let message = "VLAN tags are taken off: tagged frames would be forwarded as untagged ones";
+        let advice = match fixed {
+            false => format!("ethtool -K {off}"),
+            true => "its driver does not let that be switched off: it cannot be a port".to_owned(),
+        };
+        return Finding::fail("vlan", message, advice);
+    }
+    if nic.kind.as_deref() == Some("veth") && !names.is_empty() {
+        return Finding::warn(
+            "vlan",
+            format!(
+                "{}: on a veth, tags may be beside the frames, where XDP does not see them",
+                names.join(", ")
+            ),
+            "where the frames are sent: ethtool -K PEER txvlan off",
+        );
+    }
+    match &names[..] {
+        [] => Finding::ok("vlan", "none; tags are left in the frames"),
+        _ => Finding::ok("vlan", format!("{} come along", names.join(", "))),
+    }
 }
 
 fn tc(nic: &Nic) -> Option<Finding> {
