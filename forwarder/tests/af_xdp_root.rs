@@ -15,7 +15,7 @@ use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{
     AfXdp, BindMode, BoundMode, OpenError, Options, PortConfig, PortState, RingSizes, driver_name,
 };
-use ferroute::skb::{Burst, FramePool};
+use ferroute::skb::{Burst, FramePool, SkBuff};
 use ferroute::stats::{DropReason, WorkerStats};
 use nix::sys::socket::{
     AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
@@ -108,7 +108,7 @@ impl Wire {
 
     /// The next frame that a port of ours sent.
     fn receive(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 4096];
+        let mut frame = vec![0; 1 << 14];
         while let Ok(len) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
             if len >= 14 && frame[12..14] == [8, 0] && frame[..6] == PORT_MAC {
                 return Some(frame[..len].to_vec());
@@ -143,6 +143,21 @@ struct Rig {
 
 impl Rig {
     fn new(options: &Options) -> Rig {
+        Rig::with(options, false)
+    }
+
+    /// The same with an MTU of 9000 everywhere.
+    fn jumbo() -> Rig {
+        for interface in ["port0", "port1", "peer0", "peer1"] {
+            run(&format!("ip link set {interface} mtu 9000"));
+        }
+        let rig = Rig::with(&options(), true);
+        // So that what one burst brings fits the TX ring.
+        Rig { burst: Burst::with_capacity(20), ..rig }
+    }
+
+    fn with(options: &Options, multi_buffer: bool) -> Rig {
+        let config = |n| PortConfig { multi_buffer, ..config(n) };
         let (io, pool) = AfXdp::open(&[config(0), config(1)], options).expect("two ports");
         let mut rig = Rig {
             steering: Steering::new().expect("load"),
@@ -154,16 +169,24 @@ impl Rig {
             wires: vec![Wire::on("peer0"), Wire::on("peer1")],
         };
         for n in 0..2 {
-            let program = rig.attach(n);
+            let program = rig.attach_for(n, multi_buffer);
             rig.programs.push(Some(program));
         }
         rig
     }
 
     fn attach(&mut self, n: usize) -> PortProgram {
+        self.attach_for(n, false)
+    }
+
+    fn attach_for(&mut self, n: usize, multi_buffer: bool) -> PortProgram {
         let PortConfig { ifname, ifindex, queue, .. } = config(n);
-        let mut program =
-            self.steering.attach(ifindex, &ifname, PORT_MAC, AttachMode::Native).expect("attach");
+        let (steering, mode) = (&mut self.steering, AttachMode::Native);
+        let attached = match multi_buffer {
+            true => steering.attach_multi_buffer(ifindex, &ifname, PORT_MAC, mode),
+            false => steering.attach(ifindex, &ifname, PORT_MAC, mode),
+        };
+        let mut program = attached.expect("attach");
         let socket = self.io.socket_fd(n as u16).expect("an open port");
         program.set_socket(queue, socket.as_raw_fd()).expect("into the XSKMAP");
         program.set_steer(true, true).expect("steer");
@@ -187,7 +210,7 @@ impl Rig {
     }
 
     fn assert_conserved(&self) {
-        let all = self.pool.available() + self.burst.len() + self.io.census().total();
+        let all = self.pool.available() + self.burst.frames() + self.io.census().total();
         assert_eq!(all, self.pool.total() as usize, "{:?}", self.io.census());
     }
 
@@ -321,10 +344,78 @@ fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
 }
 
 #[test]
+fn root_jumbo_frames_cross_intact_and_in_order_both_ways() {
+    // Not every driver has them: see the table of the README.
+    if mode_of_nics().is_some() {
+        return;
+    }
+    in_namespace(|| {
+        let mut rig = Rig::jumbo();
+        assert!(rig.io.port_info(0).is_some_and(|info| info.multi_buffer));
+        // Around every border between frames, and anything between.
+        let sizes = [3839, 3840, 3841, 4096, 7679, 7680, 7681, 9013, 9014].into_iter();
+        let sizes: Vec<usize> = sizes.chain((60..9014).step_by(97)).collect();
+        let frames: Vec<_> = (0..).zip(sizes).map(|(id, len)| frame(id, len)).collect();
+        rig.assert_forwards(0, &frames);
+        rig.assert_forwards(1, &frames);
+        rig.settle();
+        assert_eq!(rig.stats.drops_total(), 0);
+        rig.close();
+    });
+}
+
+#[test]
+fn root_a_packet_of_several_frames_is_sent_whole_or_not_at_all() {
+    if mode_of_nics().is_some() {
+        return;
+    }
+    in_namespace(|| {
+        let mut rig = Rig::jumbo();
+        let fit = RINGS.tx as usize / 3;
+        rig.burst = Burst::with_capacity(fit + 2);
+        let frames: Vec<_> = (0..fit + 2).map(|id| frame(id as u16, 9014)).collect();
+        for frame in &frames {
+            let skb = SkBuff::of_octets(&mut rig.pool, frame).expect("free frames");
+            assert_eq!(skb.frames(), 3);
+            rig.burst.push(skb).expect("room");
+        }
+        assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), fit);
+        assert_eq!(rig.drops(DropReason::FullRing), 2);
+        assert_eq!(rig.io.census().tx_and_completion, 3 * fit);
+        rig.settle();
+        let arrived: Vec<_> = std::iter::from_fn(|| rig.wires[1].receive()).collect();
+        assert!(arrived == frames[..fit], "{} of {fit}", arrived.len());
+        rig.close();
+    });
+}
+
+#[test]
+fn root_a_port_for_single_frames_sends_a_packet_in_one_piece_or_names_the_drop() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let small = frame(1, 1400);
+        let mut skb = SkBuff::of_octets(&mut rig.pool, &small[..600]).expect("a free frame");
+        for part in small[600..].chunks(300) {
+            let mut memory = rig.pool.alloc().expect("a free frame");
+            memory.bytes_mut()[7..7 + part.len()].copy_from_slice(part);
+            skb.add_frag(memory, 7, part.len(), &mut rig.pool).expect("room");
+        }
+        rig.burst.push(skb).expect("room");
+        let long = SkBuff::of_octets(&mut rig.pool, &frame(2, 9014)).expect("free frames");
+        rig.burst.push(long).expect("room");
+        assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), 1);
+        assert_eq!(rig.drops(DropReason::TxMultiBuffer), 1);
+        rig.settle();
+        assert_eq!(rig.wires[1].receive().expect("sent"), small);
+        rig.close();
+    });
+}
+
+#[test]
 fn root_a_runt_is_not_given_to_the_kernel() {
     in_namespace(|| {
         let mut rig = Rig::new(&options());
-        let skb = ferroute::skb::SkBuff::alloc_skb(&mut rig.pool, 256).expect("a free frame");
+        let skb = SkBuff::alloc_skb(&mut rig.pool, 256).expect("a free frame");
         rig.burst.push(skb).expect("room");
         assert_eq!(rig.io.tx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats), 0);
         assert_eq!(rig.drops(DropReason::EthTruncated), 1);

@@ -191,7 +191,7 @@ fn root_the_doctor_finds_a_veth_fit_to_forward() {
 fn root_the_doctor_names_what_is_wrong_and_what_to_do() {
     in_namespace(|| {
         run("ip link add port numrxqueues 64 numtxqueues 64 type veth peer name peer");
-        run("ip link set port mtu 9000; ip link add br0 type bridge; ip link set port master br0");
+        run("ip link set port mtu 9001; ip link add br0 type bridge; ip link set port master br0");
         run("ethtool -L port rx 64 tx 64");
         run("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.port.rp_filter=1");
         run("nft 'table ip t { chain f { type filter hook forward priority 0; }; }'");
@@ -204,7 +204,7 @@ fn root_the_doctor_names_what_is_wrong_and_what_to_do() {
             assert!(finding.advice.as_deref().unwrap_or_default().contains(advice), "{finding:?}");
         };
         expect("link", Level::Fail, "down", "ip link set dev port up");
-        expect("mtu", Level::Fail, "9000", "ip link set dev port mtu 3826");
+        expect("mtu", Level::Fail, "9001", "ip link set dev port mtu 9000");
         expect("master", Level::Fail, "bridge br0", "nomaster");
         expect("queues", Level::Warn, "64 RX queues", "ethtool -L port");
         expect("firewall", Level::Fail, "chain ip t f", "--ignore-firewall");

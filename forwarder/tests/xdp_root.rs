@@ -656,11 +656,27 @@ fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
 #[ignore = "needs root: run by scripts/test"]
 fn root_a_refusal_of_the_driver_says_what_helps() {
     in_namespace(|| {
-        veth("port", "peer");
-        run("ip link set port mtu 9000; ip link set peer mtu 9000");
+        run("ip link add port type veth peer name peer numrxqueues 2 numtxqueues 2");
+        run("ip link set port up; ip link set peer up");
         let mut steering = Steering::new().expect("load");
         let text = refusal(&mut steering, "port", AttachMode::Auto).to_string();
-        assert!(text.contains("lower the MTU"), "{text}");
+        assert!(text.contains("ethtool -L"), "{text}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_packets_of_several_buffers_may_be_the_ports_or_the_peers() {
+    in_namespace(|| {
+        veth("port", "peer");
+        let mut steering = Steering::new().expect("load");
+        for mtus in [(1500, 9000), (9000, 9000)] {
+            run(&format!("ip link set port mtu {}; ip link set peer mtu {}", mtus.0, mtus.1));
+            assert_eq!(attach(&mut steering, "port", AttachMode::Auto).mode(), XdpMode::Native);
+            let (port, mac, mode) = (ifindex("port"), PORT_MAC, AttachMode::Auto);
+            let attached = steering.attach_multi_buffer(port, "port", mac, mode).expect("attach");
+            assert_eq!(attached.mode(), XdpMode::Native);
+        }
     });
 }
 

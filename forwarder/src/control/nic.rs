@@ -44,6 +44,7 @@ const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const NETDEV_A_DEV_XDP_ZC_MAX_SEGS: u16 = 4;
 
 const ARPHRD_ETHER: u16 = 1;
 const IFF_UP: u32 = 1;
@@ -54,6 +55,8 @@ const IFF_LOWER_UP: u32 = 1 << 16;
 pub const XDP_BASIC: u64 = 1;
 /// NETDEV_XDP_ACT_XSK_ZEROCOPY.
 pub const XDP_ZEROCOPY: u64 = 1 << 3;
+/// NETDEV_XDP_ACT_RX_SG: packets of several buffers.
+pub const XDP_MULTI_BUFFER: u64 = 1 << 5;
 
 /// An interface.
 #[derive(Debug, Clone, Default)]
@@ -281,6 +284,25 @@ fn feature_name(bit: Attr<'_>) -> Option<String> {
 
 /// NETDEV_XDP_ACT_* of the driver; `None` when the kernel (before 6.3) does not tell.
 pub fn xdp_features(ifindex: u32) -> io::Result<Option<u64>> {
+    netdev(ifindex, NETDEV_A_DEV_XDP_FEATURES, |value| {
+        value.first_chunk().map(|octets| u64::from_ne_bytes(*octets))
+    })
+}
+
+/// Descriptors that the driver takes for one packet in zero-copy mode; `None`: one, or the kernel
+/// (before 6.6) does not tell.
+pub fn zerocopy_segments(ifindex: u32) -> io::Result<Option<u32>> {
+    netdev(ifindex, NETDEV_A_DEV_XDP_ZC_MAX_SEGS, |value| {
+        value.first_chunk().map(|octets| u32::from_ne_bytes(*octets))
+    })
+}
+
+/// One attribute of what netdev netlink tells of an interface.
+fn netdev<T>(
+    ifindex: u32,
+    attribute: u16,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<Option<T>> {
     let mut socket = NlSock::open(NETLINK_GENERIC)?;
     let family = match socket.family("netdev") {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
@@ -291,10 +313,7 @@ pub fn xdp_features(ifindex: u32) -> io::Result<Option<u64>> {
             Request::new(family, flags, &[NETDEV_CMD_DEV_GET, 1, 0, 0])
                 .attr(NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes())
         },
-        |message| {
-            let attr = find(message.attrs(GENL_HEADER), NETDEV_A_DEV_XDP_FEATURES)?;
-            attr.value.first_chunk().map(|octets| u64::from_ne_bytes(*octets))
-        },
+        |message| read(find(message.attrs(GENL_HEADER), attribute)?.value),
     )
 }
 

@@ -174,7 +174,7 @@ fn hop_option(
     }
 }
 
-/// RFC 2675 §3, as `ipv6_hop_jumbo` has it. What is rightly a jumbogram does not fit a frame.
+/// RFC 2675 §3, as `ipv6_hop_jumbo` has it. What is rightly a jumbogram is longer than any MTU here.
 fn jumbo(option: &[u8], pointer: usize, packet: &[u8]) -> Result<bool, Exit> {
     let [_, _, len @ ..] = option else { return Err(Exit::Drop(DropReason::Ipv6BadExthdr)) };
     let Ok(len) = <[u8; 4]>::try_from(len) else {

@@ -31,6 +31,9 @@ pub const HEADROOM: usize = 256;
 /// Longest packet that fits one frame, link-layer header included, in octets.
 pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM;
 
+/// Largest IP MTU whose packets one frame holds, with an Ethernet header.
+pub const MTU_FRAME: u32 = (MAX_PACKET - 14) as u32;
+
 /// The largest IP MTU of a port that takes packets of several frames, in octets: what is usual for
 /// jumbo frames.
 pub const JUMBO_MTU: u32 = 9000;

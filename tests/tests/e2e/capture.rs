@@ -24,14 +24,14 @@ use tempfile::TempDir;
 const PORT: u16 = 4242;
 
 /// A `ferroute capture` that runs.
-struct Capture {
+pub struct Capture {
     child: Child,
     dir: TempDir,
 }
 
 impl Capture {
     /// Starts it and waits until it captures.
-    fn start(ferroute: &Ferroute, args: &[&str], stdout: Stdio) -> Result<Self> {
+    pub fn start(ferroute: &Ferroute, args: &[&str], stdout: Stdio) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let args: Vec<&str> = std::iter::once("capture").chain(args.iter().copied()).collect();
         let mut command = ferroute.command(&args);
@@ -66,7 +66,7 @@ impl Capture {
     }
 
     /// As with Ctrl-C; gives what it said.
-    fn stop(self) -> Result<String> {
+    pub fn stop(self) -> Result<String> {
         self.signal(Signal::SIGINT)?;
         let (status, said) = self.ended()?;
         ensure!(status.success(), "{status}: {said}");
@@ -83,12 +83,12 @@ impl Drop for Capture {
 
 /// A packet as tshark shows it.
 #[derive(Debug, PartialEq)]
-struct Shown {
-    port: String,
+pub struct Shown {
+    pub port: String,
     /// `0x…1` in, `0x…2` out.
-    flags: u32,
+    pub flags: u32,
     comment: String,
-    frame: Vec<u8>,
+    pub frame: Vec<u8>,
 }
 
 fn tshark(file: &Path, args: &[&str]) -> Result<String> {
@@ -98,7 +98,7 @@ fn tshark(file: &Path, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn read(file: &Path) -> Result<Vec<Shown>> {
+pub fn read(file: &Path) -> Result<Vec<Shown>> {
     const FIELDS: [&str; 3] = ["frame.interface_name", "frame.packet_flags", "frame.comment"];
     let mut args = vec!["-T", "fields", "-E", "separator=|"];
     FIELDS.iter().for_each(|field| args.extend(["-e", field]));
@@ -145,7 +145,7 @@ fn through(lab: &Lab, frames: &[Vec<u8>], expected: usize) -> Result<Vec<Vec<u8>
     Ok(arrived)
 }
 
-fn file(dir: &TempDir) -> (PathBuf, String) {
+pub fn file(dir: &TempDir) -> (PathBuf, String) {
     let path = dir.path().join("capture.pcapng");
     (path.clone(), path.display().to_string())
 }

@@ -12,6 +12,7 @@ mod devices;
 mod follow;
 mod full_table;
 mod hops;
+mod jumbo;
 mod latency;
 mod left;
 mod life;

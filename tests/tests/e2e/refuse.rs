@@ -103,14 +103,14 @@ fn a_loopback_interface() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_mtu_too_large_for_a_frame() -> Result<()> {
+fn an_mtu_beyond_jumbo_frames() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
     let lab = Lab::up()?;
-    lab.left.run("ip link set left mtu 9000")?;
-    lab.router.run("ip link set rt-left mtu 9000")?;
-    refused(&lab, &PORTS, &["rt-left", "9000"])?;
+    lab.left.run("ip link set left mtu 9001")?;
+    lab.router.run("ip link set rt-left mtu 9001")?;
+    refused(&lab, &PORTS, &["rt-left", "9001", "ip link set rt-left mtu 9000"])?;
     ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}")).map(drop)
 }
 

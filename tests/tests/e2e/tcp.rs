@@ -34,7 +34,7 @@ impl Drop for Server {
     }
 }
 
-fn iperf(lab: &Lab, address: &str) -> Result<()> {
+pub fn iperf(lab: &Lab, address: &str) -> Result<()> {
     for direction in ["", "-R"] {
         let client = format!(
             "timeout 60 iperf3 -c {address} -n {OCTETS} {direction} --connect-timeout 5000 -J"

@@ -39,6 +39,8 @@ struct PortDetails {
     /// Why not zero-copy.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_zerocopy: Option<String>,
+    /// Whether packets may take several frames.
+    multi_buffer: bool,
     poll: PollMode,
     /// Descriptors of its sockets' fill and RX rings.
     rx_ring: u32,
@@ -119,6 +121,7 @@ impl Daemon {
             xdp: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
             bind: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
             no_zerocopy: port.no_zerocopy.clone(),
+            multi_buffer: port.multi_buffer,
             poll: self.options.poll,
             rx_ring: self.options.rx_ring,
             tx_ring: self.options.tx_ring,
@@ -143,6 +146,9 @@ impl fmt::Display for PortDetails {
         write!(f, "\n    port {}", self.state)?;
         if !self.xdp.is_empty() {
             write!(f, " xdp {} {}", self.xdp, self.bind)?;
+        }
+        if self.multi_buffer {
+            write!(f, " multi-buffer")?;
         }
         if let Some(why) = &self.no_zerocopy {
             write!(f, " (not zero-copy: {why})")?;

@@ -569,6 +569,11 @@ fn follow_link(
         port.deactivate(State::Absent, with);
         changed = true;
     }
+    if port.is_outgrown(link) && obstacle.is_none() {
+        say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
+        port.deactivate(State::Absent, with);
+        changed = true;
+    }
     let oversized = obstacle.clone().filter(|_| link.up);
     match (port.state == State::Active, oversized) {
         // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
@@ -581,7 +586,11 @@ fn follow_link(
         (false, _) => {
             if let Some(why) = obstacle {
                 port.state = State::Waiting(why);
-            } else if must || port.state == State::Absent || port.retry_is_due() {
+            } else if must
+                || port.state == State::Absent
+                || port.mtu_changed(link)
+                || port.retry_is_due()
+            {
                 let before = port.state.clone();
                 match port.activate(link, with) {
                     Ok(()) => {

@@ -16,12 +16,14 @@ use xdp_prog::{VlanSettings, mac_words, vlan_key};
 use super::crossroads::{Crossroads, worker_of};
 use crate::control::config::{Mode, QUEUES_MAX, RunOptions};
 use crate::control::device::poll::{self, Tuned};
-use crate::control::nic::{self, Nic, Queues, Stripping, XDP_ZEROCOPY};
+use crate::control::nic::{
+    self, Nic, Queues, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
+};
 use crate::control::punt::PuntDevice;
 use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
 use crate::io::device::{DeviceError, NetDeviceOps};
-use crate::skb::MAX_PACKET;
+use crate::skb::{JUMBO_MTU, MTU_FRAME};
 use crate::tables::{Link, Links};
 use crate::wire::EtherType;
 use crate::worker::WorkerHandle;
@@ -35,8 +37,6 @@ const DRAIN: Duration = Duration::from_millis(5);
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// The longest pause between two attempts to serve a port is 2^6 seconds.
 const RETRY_DOUBLINGS: u32 = 6;
-/// Octets of an Ethernet header, which a frame holds beside the IP packet.
-const ETH_HLEN: usize = 14;
 
 /// Why a port is or is not active.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub struct Port {
     pub bind_mode: Option<BoundMode>,
     /// Why they are not bound zero-copy, when they are not.
     pub no_zerocopy: Option<String>,
+    /// Whether packets may take several frames.
+    pub multi_buffer: bool,
     /// The attached program.
     pub program: Option<PortProgram>,
     /// What is set of its interface while it is polled.
@@ -106,6 +108,8 @@ pub struct Port {
     /// With which the driver refused zero-copy.
     zerocopy_errno: Option<i32>,
     mac: [u8; 6],
+    /// With which it was last tried to serve the interface.
+    mtu: u32,
     /// Failed attempts in a row, and when the next is due.
     failures: u32,
     retry_at: Instant,
@@ -124,10 +128,12 @@ impl Port {
             had: None,
             bind_mode: None,
             no_zerocopy: None,
+            multi_buffer: false,
             program: None,
             tuned: None,
             zerocopy_errno: None,
             mac: [0; 6],
+            mtu: 0,
             failures: 0,
             retry_at: Instant::now(),
         }
@@ -144,6 +150,16 @@ impl Port {
         matches!(self.state, State::Waiting(_)) && Instant::now() >= self.retry_at
     }
 
+    /// Whether a port that could not be served has another MTU since that was tried.
+    pub fn mtu_changed(&self, link: &Link) -> bool {
+        matches!(self.state, State::Waiting(_)) && self.mtu != link.mtu
+    }
+
+    /// Whether packets have become longer than those it was opened for.
+    pub fn is_outgrown(&self, link: &Link) -> bool {
+        self.state == State::Active && link.mtu > MTU_FRAME && !self.multi_buffer
+    }
+
     /// Whether its number of queues has changed since it was opened.
     pub fn queues_changed(&self) -> bool {
         self.state == State::Active
@@ -158,10 +174,9 @@ impl Port {
 
     /// Why an interface cannot be a port as it is; `None`: it can.
     pub fn obstacle(link: &Link, is_up: bool) -> Option<String> {
-        let largest = MAX_PACKET - ETH_HLEN;
-        if link.mtu as usize > largest {
+        if link.mtu > JUMBO_MTU {
             return Some(format!(
-                "MTU {} is larger than a frame holds; lower it: ip link set {} mtu {largest}",
+                "MTU {} is larger than {JUMBO_MTU}; lower it: ip link set {} mtu {JUMBO_MTU}",
                 link.mtu, link.name
             ));
         }
@@ -225,6 +240,7 @@ impl Port {
     pub fn activate(&mut self, link: &Link, with: &mut Equipment<'_>) -> Result<()> {
         self.failures = (self.failures + 1).min(RETRY_DOUBLINGS);
         self.retry_at = Instant::now() + Duration::from_secs(1 << self.failures);
+        self.mtu = link.mtu;
         self.refuse_unfit(link, with)?;
         let channels = nic::queues(link.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
@@ -264,12 +280,30 @@ impl Port {
         link: &Link,
         with: &mut Equipment<'_>,
     ) -> Result<PortProgram> {
-        let sockets = self.open_sockets(with).and_then(|sockets| {
-            with.crossroads.lead(self.index, self.senders, with.workers)?;
-            Ok(sockets)
+        let long = link.mtu > MTU_FRAME;
+        self.multi_buffer = long;
+        let sockets = self.open_sockets(with).and_then(|sockets| match long {
+            true if !self.multi_buffer => bail!(
+                "interface {name}: MTU {} is larger than a frame holds, and {}; lower it: ip link set \
+                 {name} mtu {MTU_FRAME}",
+                link.mtu,
+                match self.bind_mode {
+                    Some(BoundMode::ZeroCopy) => "its zero-copy sockets take one frame a packet",
+                    _ => "AF_XDP sockets of packets of several need Linux 6.6",
+                },
+                name = self.ifname
+            ),
+            _ => {
+                with.crossroads.lead(self.index, self.senders, with.workers)?;
+                Ok(sockets)
+            }
         });
         // Attached in any case: whose program is there already says more than "busy".
-        let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, mode);
+        let (ifindex, mac) = (link.ifindex, link.mac);
+        let program = match long {
+            true => with.steering.attach_multi_buffer(ifindex, &self.ifname, mac, mode),
+            false => with.steering.attach(ifindex, &self.ifname, mac, mode),
+        };
         let (program, sockets) = match (program, sockets) {
             (
                 Err(taken @ (XdpError::ForeignProgram { .. } | XdpError::AlreadyRunning { .. })),
@@ -304,11 +338,29 @@ impl Port {
             let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
             Some(format!("is a VLAN: name {lower} instead, and its VLANs come along"))
         } else {
-            strips_tags(nic)
+            strips_tags(nic).or_else(|| self.too_long(link, with))
         };
         let Some(why) = unfit else { return Ok(()) };
         self.state = State::Waiting(why.clone());
         bail!("interface {name} {why}")
+    }
+
+    /// Why its packets are too long for the driver; `None`: they are not.
+    fn too_long(&self, link: &Link, with: &Equipment<'_>) -> Option<String> {
+        if link.mtu <= MTU_FRAME || with.options.mode == Mode::Generic {
+            return None;
+        }
+        let can = nic::xdp_features(link.ifindex).ok().flatten()?;
+        if can & XDP_BASIC == 0 || can & XDP_MULTI_BUFFER != 0 {
+            return None;
+        }
+        let (name, driver) = (&self.ifname, driver_name(&self.ifname));
+        Some(format!(
+            "has an MTU of {}, and its driver, {}, no XDP for packets of several buffers; lower it: \
+             ip link set {name} mtu {MTU_FRAME}, or use --mode generic",
+            link.mtu,
+            driver.unwrap_or_else(|| "unknown".to_owned())
+        ))
     }
 
     /// Every queue is served or the port is refused: a queue without a socket would leave its share
@@ -343,6 +395,7 @@ impl Port {
             let (info, fd) = self.open_socket(queue, with)?;
             sockets.push(fd);
             self.bind_mode = Some(info.mode);
+            self.multi_buffer = info.multi_buffer;
             self.zerocopy_errno = info.no_zerocopy;
         }
         Ok(sockets)
@@ -360,7 +413,11 @@ impl Port {
             ifindex: self.ifindex,
             queue,
             mode,
-            ..PortConfig::default()
+            multi_buffer: self.multi_buffer,
+            zerocopy_segments: match self.multi_buffer {
+                true => nic::zerocopy_segments(self.ifindex).ok().flatten().unwrap_or(1),
+                false => 1,
+            },
         };
         let n = worker_of(queue, with.workers.len());
         let slot = self.slot(queue, with);
@@ -454,6 +511,7 @@ impl Port {
         (self.queues, self.senders, self.had) = (0, 0, None);
         self.bind_mode = None;
         self.no_zerocopy = None;
+        self.multi_buffer = false;
         self.state = state;
     }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::KernelDevice;
 use super::napi::{self, Napi, Queue};
 use super::sysfs::{self, Irq};
-use crate::control::nic::{self, XDP_BASIC, XDP_ZEROCOPY};
+use crate::control::nic::{self, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY};
 use crate::io::device::{
     Channels, Coalescing, DriverInfo, EthtoolOps, Feature, Multicast, Rings, Stats, Timestamping,
 };
@@ -74,6 +74,8 @@ pub struct XdpFeatures {
     pub native: bool,
     /// AF_XDP without copies.
     pub zerocopy: bool,
+    /// Packets of several buffers.
+    pub multi_buffer: bool,
 }
 
 /// Counters with the keys of `ip -s -j link`.
@@ -140,6 +142,7 @@ impl Details {
         let xdp = |acts| XdpFeatures {
             native: acts & XDP_BASIC != 0,
             zerocopy: acts & XDP_ZEROCOPY != 0,
+            multi_buffer: acts & XDP_MULTI_BUFFER != 0,
         };
         let napi = napi::instances(device.ifindex)?;
         let irqs = if napi.iter().any(|napi| napi.irq.is_some()) {

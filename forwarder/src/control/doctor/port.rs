@@ -7,13 +7,10 @@ use std::thread::available_parallelism;
 use libbpf_rs::query::ProgInfoIter;
 
 use super::Finding;
-use crate::control::nic::{self, Nic, Stripping, XDP_BASIC, XDP_ZEROCOPY};
+use crate::control::nic::{self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY};
 use crate::io::af_xdp::driver_name;
-use crate::skb::MAX_PACKET;
-use crate::wire::ethernet;
+use crate::skb::{JUMBO_MTU, MTU_FRAME};
 
-/// Largest IP MTU that a UMEM frame holds.
-const MTU_FRAME: u32 = (MAX_PACKET - ethernet::HEADER_LEN) as u32;
 /// Largest IP MTU that common drivers take native XDP with: a page less headroom (256),
 /// skb_shared_info (320) and the Ethernet header with a VLAN tag (18), rounded as they do.
 const MTU_NATIVE: u32 = 4096 - 256 - 320 - 22;
@@ -143,17 +140,47 @@ fn queues(nic: &Nic) -> Finding {
 fn mtu(nic: &Nic) -> Finding {
     let Nic { mtu, name, .. } = nic;
     match *mtu {
-        mtu if mtu > MTU_FRAME => Finding::fail(
+        mtu if mtu > JUMBO_MTU => Finding::fail(
             "mtu",
-            format!("{mtu} does not fit a frame, which holds {MTU_FRAME}"),
-            format!("ip link set dev {name} mtu {MTU_FRAME} or less"),
+            format!("{mtu} is larger than {JUMBO_MTU}"),
+            format!("ip link set dev {name} mtu {JUMBO_MTU} or less"),
         ),
+        mtu if mtu > MTU_FRAME => jumbo(nic, nic::xdp_features(nic.ifindex).ok().flatten()),
         mtu if mtu > MTU_NATIVE => Finding::warn(
             "mtu",
-            format!("{mtu} fits a frame, but most drivers refuse native XDP above {MTU_NATIVE}"),
+            format!(
+                "{mtu} fits a frame, but drivers without XDP for packets of several buffers refuse it \
+                 above {MTU_NATIVE}"
+            ),
             format!("ip link set dev {name} mtu {MTU_NATIVE}, or run with --mode generic"),
         ),
         mtu => Finding::ok("mtu", format!("{mtu}, a frame holds {MTU_FRAME}")),
+    }
+}
+
+/// An MTU whose packets take several frames, with what the driver says of itself.
+fn jumbo(nic: &Nic, features: Option<u64>) -> Finding {
+    let Nic { mtu, name, .. } = nic;
+    match features {
+        Some(can) if can & XDP_MULTI_BUFFER != 0 => {
+            Finding::ok("mtu", format!("{mtu}, in several frames, of which one holds {MTU_FRAME}"))
+        }
+        Some(can) if can & XDP_BASIC == 0 => {
+            Finding::ok("mtu", format!("{mtu}, in several frames, in generic mode"))
+        }
+        Some(_) => Finding::fail(
+            "mtu",
+            format!(
+                "{mtu} does not fit a frame, which holds {MTU_FRAME}, and the driver has no XDP for \
+                 packets of several buffers"
+            ),
+            format!("ip link set dev {name} mtu {MTU_FRAME} or less, or run with --mode generic"),
+        ),
+        None => Finding::fail(
+            "mtu",
+            format!("{mtu} does not fit a frame, which holds {MTU_FRAME}; more needs Linux 6.6"),
+            format!("ip link set dev {name} mtu {MTU_FRAME} or less"),
+        ),
     }
 }
 
@@ -270,8 +297,16 @@ mod tests {
     fn the_mtu_is_held_against_frame_and_page() {
         assert_eq!(mtu(&nic(1500)).level, Level::Ok);
         assert_eq!(mtu(&nic(3600)).level, Level::Warn);
-        assert_eq!(mtu(&nic(9000)).level, Level::Fail);
         assert_eq!(mtu(&nic(MTU_FRAME)).level, Level::Warn);
+        assert_eq!(mtu(&nic(9001)).level, Level::Fail);
+        for (features, level) in [
+            (None, Level::Fail),
+            (Some(0), Level::Ok),
+            (Some(XDP_BASIC), Level::Fail),
+            (Some(XDP_BASIC | XDP_MULTI_BUFFER), Level::Ok),
+        ] {
+            assert_eq!(jumbo(&nic(9000), features).level, level, "{features:?}");
+        }
     }
 
     #[test]

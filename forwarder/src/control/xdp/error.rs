@@ -116,6 +116,15 @@ impl XdpError {
         Self::Map { what, map: map.name().to_string_lossy().into_owned(), source }
     }
 
+    /// Whether the driver may have refused for its MTU's sake.
+    pub(super) fn is_of_mtu(&self) -> bool {
+        let errno = match self {
+            Self::NativeRefused { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        matches!(errno, Some(libc::ERANGE | libc::EINVAL | libc::E2BIG))
+    }
+
     pub(super) fn load(source: libbpf_rs::Error, log: String) -> Self {
         if source.kind() == libbpf_rs::ErrorKind::PermissionDenied && !log.contains("processed") {
             return Self::NotPermitted { what: "load BPF programs" };

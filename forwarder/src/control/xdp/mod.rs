@@ -22,6 +22,7 @@ use xdp_prog::SharedSettings;
 pub use self::error::XdpError;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
+use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, XdpMode};
 
 /// What the ports share.
@@ -65,7 +66,37 @@ impl Steering {
         mac: [u8; 6],
         mode: AttachMode,
     ) -> Result<PortProgram, XdpError> {
-        PortProgram::attach(&self.shared, self.punt_source, ifindex, ifname, mac, mode)
+        let port = PortId { ifindex, ifname, mac };
+        match self.load_and_attach(&port, mode, false) {
+            // For its MTU, or on a veth its peer's, which the driver takes with the other kind.
+            Err(refused) if refused.is_of_mtu() => {
+                self.load_and_attach(&port, mode, true).map_err(|_| refused)
+            }
+            attached => attached,
+        }
+    }
+
+    /// As [`Steering::attach`], for packets of several buffers, too (Linux 5.18).
+    ///
+    /// # Errors
+    /// As for [`Steering::attach`].
+    pub fn attach_multi_buffer(
+        &mut self,
+        ifindex: u32,
+        ifname: &str,
+        mac: [u8; 6],
+        mode: AttachMode,
+    ) -> Result<PortProgram, XdpError> {
+        self.load_and_attach(&PortId { ifindex, ifname, mac }, mode, true)
+    }
+
+    fn load_and_attach(
+        &self,
+        port: &PortId<'_>,
+        mode: AttachMode,
+        frags: bool,
+    ) -> Result<PortProgram, XdpError> {
+        PortProgram::attach(&self.shared, self.punt_source, port, mode, frags)
     }
 
     /// Says which IPv4 addresses are the router's own: the whole set, each with its prefix length

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Once;
 
-use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
+use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
 
 use super::XdpError;
 
@@ -49,10 +49,17 @@ impl Shared {
         })
     }
 
-    /// Loads an instance of the XDP program that uses the shared maps.
-    pub(super) fn load_port(&self) -> Result<Object, XdpError> {
+    /// Loads an instance of the XDP program that uses the shared maps. `frags`: for packets of
+    /// several buffers, too, as the section `xdp.frags` says of a program (Linux 5.18); it reads the
+    /// first buffer only. Drivers take larger MTUs with such a one.
+    pub(super) fn load_port(&self, frags: bool) -> Result<Object, XdpError> {
         load(|open| {
             only_program(open, xdp_prog::PROGRAM_XDP);
+            for mut program in open.progs_mut().filter(|_| frags) {
+                if program.name() == xdp_prog::PROGRAM_XDP {
+                    program.set_flags(libbpf_sys::BPF_F_XDP_HAS_FRAGS);
+                }
+            }
             for mut map in open.maps_mut() {
                 let name = map.name().to_string_lossy().into_owned();
                 match self.shared_map(&name) {

@@ -61,16 +61,23 @@ pub struct PortProgram {
     vlans_set: BTreeMap<VlanKey, VlanSettings>,
 }
 
+/// The interface that a program is for.
+pub(super) struct PortId<'a> {
+    pub(super) ifindex: u32,
+    pub(super) ifname: &'a str,
+    pub(super) mac: [u8; 6],
+}
+
 impl PortProgram {
     pub(super) fn attach(
         shared: &Shared,
         punt_source: [u8; 6],
-        ifindex: u32,
-        ifname: &str,
-        mac: [u8; 6],
+        port: &PortId<'_>,
         wanted: AttachMode,
+        frags: bool,
     ) -> Result<PortProgram, XdpError> {
-        let object = shared.load_port()?;
+        let &PortId { ifindex, ifname, mac } = port;
+        let object = shared.load_port(frags)?;
         let program = object::program(&object, xdp_prog::PROGRAM_XDP)?;
         let target = Target { ifindex, ifname, program };
         target.refuse_if_taken()?;

@@ -9,7 +9,7 @@ use crate::io::PacketIo;
 use crate::io::device::{
     DeviceError, ETH_HLEN, NetDeviceOps, RxMode, Stats, check_length, check_mtu, xmit_one,
 };
-use crate::skb::{FramePool, JUMBO_MTU, MAX_PACKET};
+use crate::skb::{FramePool, JUMBO_MTU, MTU_FRAME};
 use crate::stats::WorkerStats;
 
 /// A port of [`AfXdp`], with what its worker lends.
@@ -55,7 +55,7 @@ impl AfXdpDevice<'_> {
         let info = self.io.port_info(self.port);
         match info.map_or(self.config.multi_buffer, |info| info.multi_buffer) {
             true => JUMBO_MTU,
-            false => (MAX_PACKET - ETH_HLEN) as u32,
+            false => MTU_FRAME,
         }
     }
 

@@ -6,7 +6,7 @@
 //! - `area`: that memory;
 //! - `slots`: where the tokens of frames rest while the kernel has the frames;
 //! - `ring`, `socket`: the kernel's interface;
-//! - `port`: what is done with them;
+//! - `bind`: in which mode they are bound; `port`: what is done with them;
 //! - [`AfXdpDevice`]: a port as a network device;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for.
 //!
@@ -19,6 +19,7 @@
 //! share one in the first one's mode.
 
 mod area;
+mod bind;
 mod device;
 mod error;
 pub mod link;

@@ -6,10 +6,11 @@ use std::os::fd::BorrowedFd;
 use prefetch_index::prefetch_index;
 
 use super::area::Area;
-use super::error::{OpenError, Step};
+use super::bind::{Bound, bind, segments};
+use super::error::OpenError;
 use super::slots::{Owner, Slots};
 use super::socket::Socket;
-use super::{BindMode, BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
+use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
 use crate::io::{drop_all, drop_unsent};
 use crate::skb::{Burst, FRAME_SIZE, Frame, FramePool, HEAD_MIN, MAX_SKB_FRAGS, Piece, SkBuff};
 use crate::stats::{DropReason, PortStats, WorkerStats};
@@ -566,115 +567,6 @@ impl Port {
             self.state = PortState::Gone;
         }
         self.state
-    }
-}
-
-/// A bound socket, and as what.
-struct Bound {
-    socket: Socket,
-    mode: BoundMode,
-    /// The errno of zero-copy, if that was refused.
-    no_zerocopy: Option<i32>,
-    multi_buffer: bool,
-}
-
-/// Descriptors that a packet may take.
-fn segments(mode: BoundMode, multi_buffer: bool, config: &PortConfig) -> usize {
-    match mode {
-        _ if !multi_buffer => 1,
-        BoundMode::Copy => MAX_SKB_FRAGS,
-        BoundMode::ZeroCopy => (config.zerocopy_segments as usize).clamp(1, MAX_SKB_FRAGS),
-    }
-}
-
-/// Opens and binds a socket in the first mode that goes, with XDP_USE_SG if that is wanted and
-/// can be had (Linux 6.6).
-fn bind(
-    config: &PortConfig,
-    options: &Options,
-    area: &Area,
-    fill: &[u64],
-) -> Result<Bound, OpenError> {
-    if config.multi_buffer {
-        match bind_with(libc::XDP_USE_SG, config, options, area, fill) {
-            Err(OpenError::NoQueue { .. } | OpenError::NoZeroCopy { .. }) => {}
-            bound => return bound,
-        }
-    }
-    bind_with(0, config, options, area, fill)
-}
-
-fn bind_with(
-    sg: u16,
-    config: &PortConfig,
-    options: &Options,
-    area: &Area,
-    fill: &[u64],
-) -> Result<Bound, OpenError> {
-    let mut no_zerocopy = None;
-    let refused = |(step, errno)| {
-        OpenError::from_os(step, io::Error::from_raw_os_error(errno), config, area.len())
-    };
-    let multi_buffer = sg != 0;
-    if config.mode != BindMode::Copy {
-        match bind_as(libc::XDP_ZEROCOPY | sg, config, options, area, fill) {
-            Ok((socket, mode)) => return Ok(Bound { socket, mode, no_zerocopy, multi_buffer }),
-            // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
-            Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
-                if config.mode == BindMode::ZeroCopy {
-                    return Err(OpenError::NoZeroCopy {
-                        ifname: config.ifname.clone(),
-                        queue: config.queue,
-                        driver: netdev::driver_name(&config.ifname)
-                            .unwrap_or_else(|| "unknown".to_owned()),
-                        source: io::Error::from_raw_os_error(errno),
-                    });
-                }
-                no_zerocopy = Some(errno);
-            }
-            Err(error) => return Err(refused(error)),
-        }
-    }
-    let bound = bind_as(libc::XDP_COPY | sg, config, options, area, fill);
-    let (socket, mode) = bound.map_err(refused)?;
-    Ok(Bound { socket, mode, no_zerocopy, multi_buffer })
-}
-
-/// One mode. A queue whose last socket was closed just now stays busy for a while, until the
-/// kernel's deferred release has run (xp_put_pool): tried again, a bounded number of times.
-fn bind_as(
-    mode: u16,
-    config: &PortConfig,
-    options: &Options,
-    area: &Area,
-    fill: &[u64],
-) -> Result<(Socket, BoundMode), (Step, i32)> {
-    let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-    let mut tries = options.busy_tries.max(1);
-    loop {
-        // A fresh one each time: a failed bind may have taken from the fill ring.
-        let mut socket = Socket::open(area, &options.rings).map_err(|(s, e)| (s, errno(e)))?;
-        if let Some(budget) = options.busy_poll_budget {
-            socket.prefer_busy_poll(budget).map_err(|e| (Step::BusyPoll, errno(e)))?;
-        }
-        for &addr in fill {
-            socket.fill.push(addr);
-        }
-        socket.fill.submit();
-        let flags = mode | libc::XDP_USE_NEED_WAKEUP;
-        match socket.bind(config.ifindex, config.queue, flags).map_err(errno) {
-            Ok(()) => {
-                let zerocopy = socket.is_zerocopy().map_err(|e| (Step::Bind, errno(e)))?;
-                let mode = if zerocopy { BoundMode::ZeroCopy } else { BoundMode::Copy };
-                return Ok((socket, mode));
-            }
-            Err(libc::EBUSY) if tries > 1 => {
-                tries -= 1;
-                drop(socket);
-                std::thread::sleep(options.busy_pause);
-            }
-            Err(error) => return Err((Step::Bind, error)),
-        }
     }
 }
 
