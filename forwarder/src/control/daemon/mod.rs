@@ -353,10 +353,12 @@ impl Daemon {
             }
             self.unknown_locals = unknown;
         }
-        let vlans = self.ports.iter_mut().map(|port| port.steer_vlans(&tables.links));
-        let unknown_vlans = vlans.filter_map(Result::err).next();
-        let unknown_vlans =
-            unknown_vlans.map(|error| format!("{error:#}; such VLANs are left to the kernel"));
+        let mut unknown_vlans = None;
+        for port in &mut self.ports {
+            if let Err(error) = port.steer_vlans(&tables.links) {
+                unknown_vlans = Some(format!("{error:#}; such VLANs are left to the kernel"));
+            }
+        }
         if unknown_vlans != self.unknown_vlans {
             if let Some(why) = &unknown_vlans {
                 say!("{why}");

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -103,6 +104,8 @@ pub struct Port {
     pub multi_buffer: bool,
     /// The attached program.
     pub program: Option<PortProgram>,
+    /// The interfaces whose VLANs it has been told; tables change more often than they.
+    vlans_of: Option<Arc<Links>>,
     /// What is set of its interface while it is polled.
     tuned: Option<Tuned>,
     /// With which the driver refused zero-copy.
@@ -130,6 +133,7 @@ impl Port {
             no_zerocopy: None,
             multi_buffer: false,
             program: None,
+            vlans_of: None,
             tuned: None,
             zerocopy_errno: None,
             mac: [0; 6],
@@ -218,7 +222,7 @@ impl Port {
     /// others (`veth_enable_range_safe` leaves their `xdp_prog` out). Until [`Port::steer`] the kernel
     /// has what arrives.
     fn attach_again(&mut self, with: &mut Equipment<'_>) -> Result<()> {
-        self.program = None;
+        (self.program, self.vlans_of) = (None, None);
         let mode = attach_mode(with.options.mode);
         let program = with.steering.attach(self.ifindex, &self.ifname, self.mac, mode)?;
         for queue in 0..self.queues {
@@ -460,8 +464,11 @@ impl Port {
 
     /// Lets the program steer frames of the VLANs that are followed, and those with VID 0, which are
     /// the port's own. What cannot be told it stays with the kernel.
-    pub fn steer_vlans(&mut self, links: &Links) -> Result<()> {
+    pub fn steer_vlans(&mut self, links: &Arc<Links>) -> Result<()> {
         let Some(program) = &mut self.program else { return Ok(()) };
+        if self.vlans_of.as_ref().is_some_and(|told| Arc::ptr_eq(told, links)) {
+            return Ok(());
+        }
         let mac = mac_words(self.mac);
         let own = VlanSettings { mac, between: mac };
         let mut wanted = BTreeMap::from(
@@ -474,7 +481,10 @@ impl Port {
             let between = vlan.between.map_or(mac, mac_words);
             wanted.insert(vlan_key(tags), VlanSettings { mac, between });
         }
-        Ok(program.set_vlans(&wanted)?)
+        self.vlans_of = None;
+        program.set_vlans(&wanted)?;
+        self.vlans_of = Some(Arc::clone(links));
+        Ok(())
     }
 
     /// Follows a change of the MAC address.
@@ -512,6 +522,7 @@ impl Port {
         self.bind_mode = None;
         self.no_zerocopy = None;
         self.multi_buffer = false;
+        self.vlans_of = None;
         self.state = state;
     }
 
