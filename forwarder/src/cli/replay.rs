@@ -23,6 +23,9 @@ const EXAMPLE: &str = r#"Example of a FILE:
   mac = "02:00:00:00:00:02"
   addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
   mtu = 1280                 # also forwarding, rp_filter, up, noarp, port, ...
+  [[replay.interface]]
+  name = "left.100"
+  vlan = { link = "left", id = 100 } # protocol = "802.1ad", egress_qos_map = ["0:1"]
   [[replay.route]]
   dst = "default"
   via = "198.18.2.2"         # or dev; mtu, metric, table, src
@@ -42,11 +45,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   lladdr = "02:00:00:00:00:12"
   [replay.sysctl]
   icmp_ratelimit = 0
-An interface may be a VLAN of one before it:
-  [[replay.interface]]
-  name = "left.100"
-  vlan = { link = "left", id = 100 }     # protocol = "802.1ad", egress_qos_map = ["0:1"]
-  addresses = ["198.18.100.1/24"]
+
 Connected, local and broadcast routes come with the addresses, as in the kernel."#;
 
 /// Arguments of `replay`.

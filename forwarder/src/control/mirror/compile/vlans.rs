@@ -12,7 +12,7 @@ use xdp_prog::VLANS_MAX;
 use super::info::Ports;
 use super::links::{Takers, unsupported};
 use crate::control::mirror::state::{LinkState, RouterState};
-use crate::skb::MAX_PACKET;
+use crate::skb::{MAX_PACKET, MTU_FRAME};
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Tag, Vlan};
 use crate::wire::{EtherType, ethernet, vlan};
@@ -113,7 +113,8 @@ pub fn place(
         return Err(Left::Because(why));
     }
     let most = MAX_PACKET - ethernet::HEADER_LEN - tags.len() * vlan::HEADER_LEN;
-    if link.mtu as usize > most {
+    // Beyond MTU_FRAME its port, whose MTU is no smaller, takes packets of several frames.
+    if link.mtu as usize > most && link.mtu <= MTU_FRAME {
         let why = format!("MTU {} and its tags are more than a frame holds ({most})", link.mtu);
         return Err(Left::Because(why));
     }
