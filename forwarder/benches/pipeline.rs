@@ -1,6 +1,6 @@
 //! What the road costs without a kernel in the way. One core, 64 octets a packet.
 //!
-//! `cargo bench --bench pipeline`. Four things are measured:
+//! `cargo bench --bench pipeline`. Five things are measured:
 //!
 //! - the road alone: `forward_burst` over bursts of 64 that lie ready, frames put back outside the
 //!   measured stretch;
@@ -10,7 +10,8 @@
 //! - the same turns of three workers that time no frame, one in 64, and every frame, in turn, so
 //!   that what disturbs one disturbs all;
 //! - likewise without a capture, with one whose filter matches nothing, and with one that takes
-//!   every packet twice, as it comes and as it leaves, while another thread reads (`capture`).
+//!   every packet twice, as it comes and as it leaves, while another thread reads (`capture`);
+//! - what a second worker brings, beside what a second CPU could at best (`workers`).
 //!
 //! This thread is not alone on its core. So the cost is the median over short stretches that were
 //! not interrupted, and packets per second count the seconds this thread had the CPU, as
@@ -33,6 +34,7 @@ use null::NullIo;
 mod capture;
 mod full_table;
 mod null;
+mod workers;
 
 /// Packets of a burst, as a worker takes them.
 const BURST: usize = 64;
@@ -58,6 +60,12 @@ struct Args {
     /// Leave out the road alone
     #[arg(long)]
     turns_only: bool,
+    /// Nothing but what a second worker brings
+    #[arg(long)]
+    workers_only: bool,
+    /// One worker on this CPU, which prints its packets a second
+    #[arg(long, hide = true)]
+    solo: Option<usize>,
     /// Print JSON
     #[arg(short, long)]
     json: bool,
@@ -80,8 +88,14 @@ struct Result {
 
 fn main() -> io::Result<()> {
     let args = Args::parse();
+    if let Some(cpu) = args.solo {
+        return workers::solo(cpu, Duration::from_secs_f64(args.seconds));
+    }
     let mut results = Vec::new();
     let one = null::one_route();
+    if args.workers_only {
+        return workers(&one, &args);
+    }
     if !args.turns_only {
         for (name, flows) in [("road, IPv4, one flow", 1), ("road, IPv4, 64 destinations", 64)] {
             results.push(road(name, &one, |n| null::frame4([10, 0, (n % flows) as u8, 1].into())));
@@ -103,8 +117,30 @@ fn main() -> io::Result<()> {
     }
     results.push(turns("turns, IPv4, full table", tables.clone(), NullIo::ipv4(four), seconds)?);
     results.push(turns("turns, IPv6, full table", tables, NullIo::ipv6(six), seconds)?);
+    print(&results, args.json)?;
+    if args.turns_only || args.json { Ok(()) } else { workers(&null::one_route(), &args) }
+}
+
+/// Measures what a second worker brings, and prints it.
+fn workers(tables: &Tables, args: &Args) -> io::Result<()> {
+    let Some(report) = workers::measure(tables, Duration::from_secs_f64(args.seconds))? else {
+        println!("workers: one CPU only, so there is nothing to compare");
+        return Ok(());
+    };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    let (ratio, ceiling) = (report.ratio(), report.ceiling());
+    println!("one worker                   {:.0} pps", report.one);
+    println!("two workers                  {:.0} pps, {ratio:.2} times one", report.two);
+    println!("two processes, the ceiling   {:.0} pps, {ceiling:.2} times one", report.processes);
+    Ok(())
+}
+
+fn print(results: &[Result], json: bool) -> io::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(results)?);
         return Ok(());
     }
     for Result { name, ns_a_packet, ns_a_packet_p10, packets_a_second, tsc_mhz } in results {

@@ -146,15 +146,23 @@ pub fn worker<I: PacketIo>(
     io: I,
     every: u32,
 ) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
-    let published = Arc::new(Published::new(Arc::new(tables)));
-    let quiescence = Quiescence::new(1);
+    worker_of(&Arc::new(Published::new(Arc::new(tables))), &Quiescence::new(1), io, every)
+}
+
+/// One of several workers over the same tables.
+pub fn worker_of<I: PacketIo>(
+    published: &Arc<Published<Tables>>,
+    quiescence: &Arc<Quiescence>,
+    io: I,
+    every: u32,
+) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
     Ok(Worker::new(Parts {
         io,
         ports: 2,
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(FRAMES).into_pool(),
         tables: published.subscribe(),
-        reader: quiescence.reader().expect("one reader"),
+        reader: quiescence.reader().expect("a place for each"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, every).expect("memory"),
         slow_path: slow_path(Bell::new()?).0,

@@ -118,7 +118,7 @@ fn run(args: &Args) -> Result<bool> {
         }
         let sections: Vec<Section<'_>> = match name {
             SectionName::Fib => fib::sections(&plan)?,
-            SectionName::Pipeline => vec![pipeline::section(&plan)],
+            SectionName::Pipeline => vec![pipeline::section(&plan), pipeline::workers(&plan)],
             SectionName::Veth => vec![veth::section(&plan)],
         };
         let rounds = args.rounds.map_or_else(|| name.rounds(args.quick), usize::from);

@@ -51,6 +51,44 @@ pub fn section(plan: &Plan) -> Section<'_> {
     }
 }
 
+const WORKERS: [Metric; 2] = [
+    Metric { key: "mpps", title: "two, Mpps", digits: 2 },
+    Metric { key: "times", title: "times one alone", digits: 2 },
+];
+const WORKERS_NOTE: &str = "\
+Two workers of one router on a CPU each, with a queue each, against one of them alone: packets a second \
+of CPU time that they had. Two processes with nothing in common show what two CPUs of this machine \
+give at best, which is less than twice one where they share a core or its cache.";
+
+/// What a second worker brings.
+pub fn workers(plan: &Plan) -> Section<'_> {
+    let seconds = if plan.quick { 2 } else { 5 };
+    let entrant = |name: &str, one: &'static str, two: &'static str| {
+        let run = move || workers_of(plan.built.path("pipeline")?, seconds, one, two);
+        Entrant { name: name.into(), gives: vec!["mpps", "times"], run: Box::new(run) }
+    };
+    Section {
+        title: "Pipeline in memory, two cores".into(),
+        note: WORKERS_NOTE.into(),
+        metrics: WORKERS.to_vec(),
+        entrants: vec![
+            entrant("Ferroute, two workers", "one", "two"),
+            entrant("two processes, one worker each", "process", "processes"),
+        ],
+    }
+}
+
+fn workers_of(program: &Path, seconds: u64, one: &str, two: &str) -> Result<Sample> {
+    let mut command = Command::new(program);
+    command.args(["--json", "--workers-only", "--seconds", &seconds.to_string()]);
+    let text = dpdk::run(&mut command)?;
+    let answer: Value = serde_json::from_str(&text)
+        .with_context(|| format!("two workers need two CPUs; it said {text:?}"))?;
+    let number = |key: &str| answer[key].as_f64().with_context(|| format!("no {key} in {text}"));
+    let (one, two) = (number(one)?, number(two)?);
+    Ok(Sample::from([("mpps", two / 1e6), ("times", two / one)]))
+}
+
 fn own(program: &Path, seconds: u64) -> Result<Sample> {
     let args = ["--json", "--turns-only", "--seconds", &seconds.to_string()];
     let text = dpdk::run(dpdk::pinned(program).args(args))?;
