@@ -17,6 +17,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   poll = "adaptive"          # busy, interrupt
   cpus = "0-3,5"
   queues = 2
+  pin_irqs = false
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
   latency_sample = 64
@@ -67,9 +68,13 @@ pub struct RunArgs {
     /// [default: all allowed].
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// RX queues that every port must have. All queues are served in any case [default: any number].
+    /// Serve the first N RX queues of every port. It must have no others, or no packets for them by
+    /// its RSS table (ethtool -X IFACE equal N) [default: all it has].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
+    /// Move the interrupt of each queue to its worker's CPU; they are put back at the end.
+    #[arg(long)]
+    pin_irqs: bool,
     /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
@@ -95,6 +100,7 @@ impl RunArgs {
             busy_budget: self.busy_budget,
             cpus: self.cpus.clone(),
             queues: self.queues,
+            pin_irqs: self.pin_irqs,
             latency_sample: self.latency_sample,
             account: self.account,
             ignore_firewall: self.ignore_firewall,

@@ -8,6 +8,7 @@
 //! busy_budget = 64           # packets of one poll; with poll = "busy"
 //! cpus = "0-3,5"
 //! queues = 2
+//! pin_irqs = true            # interrupts of queues to their workers' CPUs
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
 //! latency_sample = 64        # one frame in so many is measured; 0: none
@@ -80,8 +81,10 @@ pub struct RunOptions {
     pub busy_budget: u16,
     /// CPUs for the workers, in order; `None`: the daemon chooses.
     pub cpus: Option<CpuList>,
-    /// RX queues to serve on every port; `None`: all it has.
+    /// RX queues that every port must have or send all its packets to; `None`: any number.
     pub queues: Option<u32>,
+    /// Interrupts of queues go to their workers' CPUs.
+    pub pin_irqs: bool,
     /// Descriptors of RX and fill rings, a power of two.
     pub rx_ring: u32,
     /// Descriptors of TX and completion rings, a power of two.
@@ -111,6 +114,8 @@ pub struct RunFlags {
     pub cpus: Option<CpuList>,
     /// `--queues`.
     pub queues: Option<u32>,
+    /// `--pin-irqs`; cannot be switched off by a flag.
+    pub pin_irqs: bool,
     /// `--latency-sample`.
     pub latency_sample: Option<u32>,
     /// `--account`; by flag only.
@@ -162,6 +167,7 @@ impl RunOptions {
             busy_budget: busy_budget.unwrap_or(BUSY_BUDGET_DEFAULT),
             cpus: flags.cpus.or(file.cpus),
             queues,
+            pin_irqs: flags.pin_irqs || file.pin_irqs.unwrap_or(false),
             rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
@@ -199,6 +205,8 @@ pub struct RunSection {
     pub cpus: Option<CpuList>,
     /// RX queues to serve on every port.
     pub queues: Option<Spanned<u32>>,
+    /// Interrupts of queues go to their workers' CPUs.
+    pub pin_irqs: Option<bool>,
     /// Descriptors of RX and fill rings.
     pub rx_ring: Option<Spanned<u32>>,
     /// Descriptors of TX and completion rings.
@@ -485,7 +493,7 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),

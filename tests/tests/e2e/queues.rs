@@ -228,3 +228,23 @@ fn more_queues_than_workers_are_served_or_refused() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn what_a_veth_lacks_is_said_and_the_doctor_knows_who_serves_what() -> Result<()> {
+    if ferroute_tests::ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::with_queues(2)?;
+    let mut ferroute = Ferroute::start_with(&lab, &["--pin-irqs"])?;
+    all_arrive(&lab, Way::ToRight, 1)?;
+    ensure!(ferroute.said().contains("rt-left: no interrupt to pin"), "{}", ferroute.said());
+    let output = ferroute.command(&["-j", "doctor", "-i", "rt-left"]).output()?;
+    let findings: Value = serde_json::from_slice(&output.stdout)?;
+    for check in ["queues", "rss", "irq"] {
+        let found = findings.as_array().into_iter().flatten().find(|f| f["check"] == check);
+        let level = found.map(|finding| &finding["level"]);
+        ensure!(level.is_some_and(|level| level == "ok"), "{check}: {findings:#}");
+    }
+    ferroute.terminate()
+}

@@ -4,7 +4,7 @@
 //! path, the answers to the control socket. It sleeps in poll(2) on netlink, signals and a bell.
 //!
 //! - [`port`]: one interface, from absent to active;
-//! - [`crossroads`]: which worker serves which queue;
+//! - [`queues`], [`crossroads`]: its queues, and which worker serves which;
 //! - [`relay`]: requests of the control socket, brought to this thread;
 //! - [`report`], [`show`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
@@ -22,6 +22,7 @@ mod crossroads;
 mod latency;
 mod links;
 mod port;
+mod queues;
 mod relay;
 mod report;
 mod show;
@@ -46,7 +47,7 @@ use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::api::Request;
 use super::config::{CpuList, QUEUES_MAX, RunOptions};
-use super::device::poll;
+use super::device::{irq, keep::RUN_DIR, poll};
 use super::mirror::{Changes, Mirror, MirrorOptions};
 use super::nic::{self, Queues};
 use super::punt::PuntDevice;
@@ -172,13 +173,8 @@ impl Daemon {
             options,
         };
         daemon.refuse_unfit_interfaces()?;
-        match poll::restore_leftovers(Path::new(poll::RUN_DIR)) {
-            Ok(names) if names.is_empty() => {}
-            Ok(names) => {
-                say!("{}: put back what an earlier run had set for polling", names.join(", "));
-            }
-            Err(error) => say!("cannot put back what an earlier run set for polling: {error}"),
-        }
+        tell_leftovers(poll::restore_leftovers(Path::new(RUN_DIR)), "for polling");
+        tell_leftovers(irq::restore_leftovers(Path::new(RUN_DIR)), "of interrupts");
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
         daemon.start_workers()?;
         // Rules may have come since they were looked at.
@@ -217,12 +213,16 @@ impl Daemon {
     fn start_workers(&mut self) -> Result<()> {
         let queues = self.queues()?;
         let allowed = affinity::allowed_cpus();
-        let most = queues.iter().map(|queues| queues.rx).max().unwrap_or(1) as usize;
+        // `--queues` may leave some out.
+        let limit = self.options.queues.unwrap_or(QUEUES_MAX);
+        let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
         let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
         let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
         if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
         {
-            say!("no port has more than {most} queue(s): there is no work for CPUs {idle:?}");
+            say!(
+                "no port has more than {most} queue(s) to serve: there is no work for CPUs {idle:?}"
+            );
         }
         let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
         self.rounds = most.div_ceil(count as u32).max(1);
@@ -233,7 +233,8 @@ impl Daemon {
                 // The last CPUs first: the first serves interrupts and everything else.
                 None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
             };
-            let served = |queues: &Queues| (0..queues.rx).filter(|&q| worker_of(q, count) == n);
+            let served =
+                |queues: &Queues| (0..queues.rx.min(limit)).filter(|&q| worker_of(q, count) == n);
             let expected = queues.iter().flat_map(served).count();
             let (worker, handle, queue) = self.make_worker(count, expected)?;
             let thread = spawn(worker, n, cpu)?;
@@ -302,6 +303,7 @@ impl Daemon {
             workers: &self.workers,
             options: &self.options,
             rounds: self.rounds,
+            cpus: &self.cpus,
             crossroads: &mut self.crossroads,
             tries: if must { BUSY_TRIES } else { 1 },
         };
@@ -399,6 +401,7 @@ impl Daemon {
                 self.mend_punt()?;
                 self.retry_ports()?;
                 self.ports.iter_mut().for_each(Port::refresh_polling);
+                self.look_for_unserved();
             }
         }
         Ok(())
@@ -420,6 +423,7 @@ impl Daemon {
                 workers: &self.workers,
                 options: &self.options,
                 rounds: self.rounds,
+                cpus: &self.cpus,
                 crossroads: &mut self.crossroads,
                 tries: BUSY_TRIES_LATER,
             };
@@ -441,6 +445,17 @@ impl Daemon {
             true => self.bring_up_ports(false),
             false if changed => self.steer(),
             false => Ok(()),
+        }
+    }
+
+    /// A queue whose packets the kernel has is told of, once; `status` goes on to.
+    fn look_for_unserved(&mut self) {
+        for port in &mut self.ports {
+            if !port.look_for_unserved().is_empty()
+                && let Some(what) = port.unserved()
+            {
+                say!("{what}");
+            }
         }
     }
 
@@ -540,6 +555,7 @@ impl Daemon {
             }
         }
         self.ports.iter_mut().for_each(Port::restore_polling);
+        self.ports.iter_mut().for_each(Port::restore_irqs);
         // What the workers handed over last.
         if let Err(error) = self.run_slow_path() {
             say!("{error:#}");
@@ -612,6 +628,15 @@ fn follow_link(
         }
     }
     Ok(changed)
+}
+
+/// Says what was put back that an earlier run had set, and what could not be.
+fn tell_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
+    match restored {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => say!("{}: put back what an earlier run had set {what}", names.join(", ")),
+        Err(error) => say!("cannot put back what an earlier run set {what}: {error}"),
+    }
 }
 
 fn take_signals() -> Result<SignalFd> {

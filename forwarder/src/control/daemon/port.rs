@@ -15,8 +15,10 @@ use anyhow::{Context, Result, bail};
 use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
 use super::crossroads::{Crossroads, worker_of};
-use crate::control::config::{Mode, QUEUES_MAX, RunOptions};
-use crate::control::device::poll::{self, Tuned};
+use crate::control::config::{Mode, RunOptions};
+use crate::control::device::irq::Pinned;
+use crate::control::device::keep::RUN_DIR;
+use crate::control::device::poll::Tuned;
 use crate::control::nic::{
     self, Nic, Queues, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
 };
@@ -73,6 +75,8 @@ pub struct Equipment<'a> {
     pub options: &'a RunOptions,
     /// Most queues of one port that a worker can serve.
     pub rounds: u32,
+    /// The workers' CPUs.
+    pub cpus: &'a [Option<usize>],
     /// The ways between workers.
     pub crossroads: &'a mut Crossroads,
     /// How often a busy queue is tried; once while running, for it is tried again later.
@@ -95,7 +99,7 @@ pub struct Port {
     /// Of those the first so many can send.
     pub senders: u32,
     /// What the interface had when it was opened.
-    had: Option<Queues>,
+    pub(super) had: Option<Queues>,
     /// How the sockets are bound.
     pub bind_mode: Option<BoundMode>,
     /// Why they are not bound zero-copy, when they are not.
@@ -108,6 +112,11 @@ pub struct Port {
     vlans_of: Option<Arc<Links>>,
     /// What is set of its interface while it is polled.
     tuned: Option<Tuned>,
+    /// Where its interrupts went before.
+    pub(super) pinned: Option<Pinned>,
+    /// Queues that get packets to forward and have no socket, with how many they had got when last
+    /// looked at.
+    pub(super) unserved: BTreeMap<u32, u64>,
     /// With which the driver refused zero-copy.
     zerocopy_errno: Option<i32>,
     mac: [u8; 6],
@@ -135,6 +144,8 @@ impl Port {
             program: None,
             vlans_of: None,
             tuned: None,
+            pinned: None,
+            unserved: BTreeMap::new(),
             zerocopy_errno: None,
             mac: [0; 6],
             mtu: 0,
@@ -200,7 +211,7 @@ impl Port {
     fn extend(&mut self, with: &mut Equipment<'_>) -> Result<()> {
         let channels = nic::queues(self.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
-        let served = self.queues_served(channels, with)?;
+        let served = self.queues_served(self.ifindex, channels, with)?;
         if served < self.queues {
             bail!("{} has fewer queues than before", self.ifname);
         }
@@ -215,6 +226,9 @@ impl Port {
         self.senders = served.min(channels.tx);
         self.had = Some(channels);
         with.crossroads.lead(self.index, self.senders, with.workers)?;
+        self.unserved.clear();
+        self.restore_irqs();
+        self.pin(with);
         if self.bind_mode == Some(BoundMode::Copy) { self.attach_again(with) } else { Ok(()) }
     }
 
@@ -248,7 +262,7 @@ impl Port {
         self.refuse_unfit(link, with)?;
         let channels = nic::queues(link.ifindex)
             .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
-        let queues = self.queues_served(channels, with).inspect_err(|error| {
+        let queues = self.queues_served(link.ifindex, channels, with).inspect_err(|error| {
             self.state = State::Waiting(format!("{error:#}"));
         })?;
         let attach = attach_mode(with.options.mode);
@@ -265,6 +279,7 @@ impl Port {
                 if with.options.poll == PollMode::Busy {
                     self.tune();
                 }
+                self.pin(with);
                 self.state = State::Active;
                 self.failures = 0;
                 Ok(())
@@ -365,30 +380,6 @@ impl Port {
             link.mtu,
             driver.unwrap_or_else(|| "unknown".to_owned())
         ))
-    }
-
-    /// Every queue is served or the port is refused: a queue without a socket would leave its share
-    /// of the flows to the kernel, so it is the user who decides for that.
-    fn queues_served(&self, channels: Queues, with: &Equipment<'_>) -> Result<u32> {
-        let (name, queues) = (&self.ifname, channels.rx);
-        let possible = (with.rounds * with.workers.len() as u32).min(QUEUES_MAX);
-        match with.options.queues {
-            _ if queues > possible => bail!(
-                "{name} has {queues} RX queues, and no more than {possible} can be served; reduce \
-                 them (ethtool -L {name} combined {possible}){}",
-                if possible < QUEUES_MAX { ", or restart ferroute" } else { "" }
-            ),
-            Some(wanted) if wanted > channels.rx_max => bail!(
-                "{name} has {queues} RX queue(s) and can have {} at most, --queues {wanted} asked \
-                 for; leave --queues out to serve all",
-                channels.rx_max
-            ),
-            Some(wanted) if wanted != queues => bail!(
-                "{name} has {queues} RX queue(s), --queues {wanted} asked for; set the number \
-                 (ethtool -L {name} combined {wanted}) or leave --queues out to serve all"
-            ),
-            _ => Ok(queues),
-        }
     }
 
     /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
@@ -502,6 +493,8 @@ impl Port {
     /// Gives the interface back to the kernel.
     pub fn deactivate(&mut self, state: State, with: &Equipment<'_>) {
         self.restore_polling();
+        self.restore_irqs();
+        self.unserved.clear();
         // First the program: from here on the kernel has every frame that arrives. What has
         // arrived before is forwarded meanwhile.
         if self.program.take().is_some() {
@@ -529,7 +522,7 @@ impl Port {
     /// The driver's interrupts give way to the worker's polls. Where that cannot be had, polling
     /// goes on beside them.
     fn tune(&mut self) {
-        match Tuned::apply(Path::new(poll::RUN_DIR), &self.ifname, self.ifindex) {
+        match Tuned::apply(Path::new(RUN_DIR), &self.ifname, self.ifindex) {
             Ok(tuned) => self.tuned = Some(tuned),
             Err(error) => say!("interface {}: interrupts stay as they are: {error}", self.ifname),
         }

@@ -142,6 +142,7 @@ impl Daemon {
                 }
             }
         }
+        warnings.extend(self.ports.iter().filter_map(super::Port::unserved));
         let idle = self.ports.iter().filter(|port| port.state != State::Active);
         warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
         warnings

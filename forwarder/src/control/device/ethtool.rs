@@ -17,6 +17,7 @@ const RINGS_GET: u8 = 15;
 const CHANNELS_GET: u8 = 17;
 const COALESCE_GET: u8 = 19;
 const TSINFO_GET: u8 = 25;
+const RSS_GET: u8 = 38;
 
 /// ETHTOOL_A_*_HEADER: the same in every message.
 const HEADER: u16 = 1;
@@ -70,6 +71,17 @@ pub fn channels(ifindex: u32) -> io::Result<Option<Channels>> {
         };
         Some(Channels { max: counts(2), now: counts(6) })
     })
+}
+
+/// The RSS indirection table: the RX queue of each of its entries, over which flows are spread by
+/// their hash. `None`: there is none, or the kernel (before 6.3) does not tell.
+pub fn rss_table(ifindex: u32) -> io::Result<Option<Vec<u32>>> {
+    // ETHTOOL_A_RSS_INDIR.
+    let table = ask(ifindex, RSS_GET, |attrs| {
+        let table = find(attrs, 4)?.value.as_chunks::<4>().0;
+        Some(table.iter().map(|entry| u32::from_ne_bytes(*entry)).collect::<Vec<u32>>())
+    })?;
+    Ok(table.filter(|table| !table.is_empty()))
 }
 
 /// Descriptors of the rings.

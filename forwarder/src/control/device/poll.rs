@@ -1,26 +1,23 @@
 //! What busy polling sets of a port's NAPI instances, and how it is put back: when the port is given
-//! up, and, after a crash, at the next start, by a file in [`RUN_DIR`].
+//! up, and, after a crash, at the next start, by a file that is [kept](super::keep).
 //!
 //! While the worker polls, a queue's interrupt is to stay off: after each poll the kernel waits
 //! `gro_flush_timeout` for the next, and enables the interrupt after `defer_hard_irqs` such waits in
 //! vain (Documentation/networking/napi.rst, "IRQ mitigation"). From Linux 6.13 on these are set for
 //! each NAPI instance by netlink, before for the device by sysfs.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::keep::{self, Kept};
 use super::napi::{self, NapiSettings};
 use super::sysfs::{self, DeviceSettings};
 use crate::control::nic;
-use crate::io::af_xdp::netns_id;
 
-/// Where the files are: one a port that is polled, named for its namespace and its name.
-pub const RUN_DIR: &str = "/run/ferroute";
+/// What the names of the files begin with.
+const KIND: &str = "poll";
 
 /// The interrupt comes back 400 µs after the last poll: long after the next should have come, soon
 /// enough that a worker that ended or is held up costs little. `irq_suspend_timeout` bounds how long
@@ -45,10 +42,8 @@ struct Saved {
 /// A port whose NAPI instances are set for busy polling. Put back by [`Tuned::restore`].
 #[derive(Debug)]
 pub struct Tuned {
-    directory: PathBuf,
     saved: Saved,
-    /// Held while the port is polled: who starts later sees that the file is in use.
-    _lock: Flock<File>,
+    kept: Kept,
 }
 
 impl Tuned {
@@ -63,8 +58,8 @@ impl Tuned {
         if saved.napis.is_empty() {
             saved.device = Some(sysfs::read(ifname, ifindex)?);
         }
-        let lock = save(directory, &saved)?;
-        let tuned = Tuned { directory: directory.to_owned(), saved, _lock: lock };
+        let kept = Kept::save(directory, KIND, ifname, &saved)?;
+        let tuned = Tuned { saved, kept };
         match tuned.set() {
             Ok(()) => Ok(tuned),
             Err(error) => {
@@ -108,7 +103,7 @@ impl Tuned {
         saved.napis.retain(|(id, _)| now.iter().any(|(there, _)| there == id));
         saved.napis.retain(|(id, _)| fresh.iter().all(|(new, _)| new != id));
         saved.napis.extend(&fresh);
-        self._lock = save(&self.directory, &saved)?;
+        self.kept.replace(&saved)?;
         self.saved = saved;
         fresh.into_iter().try_for_each(|(id, _)| napi::set(id, BUSY))
     }
@@ -119,7 +114,7 @@ impl Tuned {
     /// What could not be put back; the file stays, and the next start tries again.
     pub fn restore(self) -> io::Result<()> {
         self.saved.put_back()?;
-        fs::remove_file(path(&self.directory, &self.saved.ifname)?)
+        self.kept.forget()
     }
 }
 
@@ -157,60 +152,5 @@ fn settable(ifindex: u32) -> io::Result<Vec<(u32, NapiSettings)>> {
 /// # Errors
 /// What could not be read or put back; each is tried all the same.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let prefix = prefix()?;
-    let (mut restored, mut failed) = (Vec::new(), Ok(()));
-    for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
-            continue;
-        }
-        match restore_leftover(&entry.path()) {
-            Ok(ifname) => restored.extend(ifname),
-            Err(error) => failed = Err(error),
-        }
-    }
-    failed.map(|()| restored)
-}
-
-/// `None`: the file is in use.
-fn restore_leftover(path: &Path) -> io::Result<Option<String>> {
-    let Ok(lock) = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) else {
-        return Ok(None);
-    };
-    let saved: Result<Saved, _> = serde_json::from_reader(&*lock);
-    // One that cannot be read was not written by us: it says nothing.
-    let ifname = match saved {
-        Ok(saved) => {
-            saved.put_back()?;
-            Some(saved.ifname)
-        }
-        Err(_) => None,
-    };
-    fs::remove_file(path)?;
-    Ok(ifname)
-}
-
-/// Writes the file, complete or not at all, and locks it.
-fn save(directory: &Path, saved: &Saved) -> io::Result<Flock<File>> {
-    if !directory.exists() {
-        fs::create_dir_all(directory)?;
-        fs::set_permissions(directory, Permissions::from_mode(0o700))?;
-    }
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    serde_json::to_writer(&mut file, saved)?;
-    file.flush()?;
-    let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
-    file.persist(path(directory, &saved.ifname)?).map_err(|error| error.error)?;
-    Ok(lock)
-}
-
-fn path(directory: &Path, ifname: &str) -> io::Result<PathBuf> {
-    Ok(directory.join(format!("{}{ifname}.json", prefix()?)))
-}
-
-fn prefix() -> io::Result<String> {
-    Ok(format!("poll-{}-", netns_id()?))
+    keep::leftovers(directory, KIND, |saved: Saved| saved.put_back().map(|()| saved.ifname))
 }

@@ -81,6 +81,18 @@ pub fn irqs(ifname: &str, ifindex: u32) -> io::Result<Vec<Irq>> {
     Ok(irqs)
 }
 
+/// The NUMA node that a device is at; `None`: the machine does not tell, or the device is nowhere.
+///
+/// # Errors
+/// As for [`read`].
+pub fn numa_node(ifname: &str, ifindex: u32) -> io::Result<Option<u32>> {
+    within(ifname, ifindex, |device| {
+        let places = ["device/numa_node", "device/../numa_node"];
+        // -1: none.
+        Ok(places.iter().find_map(|place| number::<u32>(&device.join(place)).ok()))
+    })
+}
+
 /// Lines of /proc/interrupts that have a number: it, counts by CPU, chip and kind, name.
 fn named(interrupts: &str) -> Vec<Irq> {
     let irq = |line: &str| {

@@ -140,8 +140,8 @@ pub fn firewall(ports: &[String]) -> Finding {
 
 /// The daemon, as far as it answers.
 pub struct Daemon {
-    /// The ports it was given; `None`: none runs.
-    pub ports: Option<Vec<String>>,
+    /// How it goes; `None`: none runs, or it does not say.
+    pub status: Option<StatusReport>,
     /// What it has to say.
     pub findings: Vec<Finding>,
 }
@@ -150,17 +150,16 @@ pub struct Daemon {
 pub fn daemon(control: &Path) -> Daemon {
     let answer = Client::connect(control).and_then(|mut client| client.ask(&Request::Status));
     match answer {
-        Ok(Response::Status(report)) => Daemon {
-            findings: of_status(&report),
-            ports: Some(report.ports.into_iter().map(|port| port.ifname).collect()),
-        },
-        Ok(_) => Daemon { ports: None, findings: Vec::new() },
+        Ok(Response::Status(report)) => {
+            Daemon { findings: of_status(&report), status: Some(report) }
+        }
+        Ok(_) => Daemon { status: None, findings: Vec::new() },
         Err(ClientError::NotRunning { .. }) => {
-            Daemon { ports: None, findings: vec![Finding::ok("daemon", "none runs here")] }
+            Daemon { status: None, findings: vec![Finding::ok("daemon", "none runs here")] }
         }
         Err(error) => {
             let finding = Finding::warn("daemon", error.to_string(), "ask it as root");
-            Daemon { ports: None, findings: vec![finding] }
+            Daemon { status: None, findings: vec![finding] }
         }
     }
 }

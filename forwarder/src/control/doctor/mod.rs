@@ -5,10 +5,12 @@
 //! sysfs would show the namespace of whoever mounted it.
 //!
 //! - `host`: the machine and the namespace;
-//! - `port`: whether an interface, as [`super::nic`] has it, suits.
+//! - `port`: whether an interface, as [`super::nic`] has it, suits;
+//! - `queues`: its queues, against the workers that serve them.
 
 mod host;
 mod port;
+mod queues;
 
 use std::path::Path;
 
@@ -84,8 +86,8 @@ impl Finding {
 pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
     let daemon = host::daemon(control);
     let nics = nic::read();
-    let ports: Vec<String> = match (ports, &daemon.ports) {
-        ([], Some(served)) => served.clone(),
+    let ports: Vec<String> = match (ports, &daemon.status) {
+        ([], Some(status)) => status.ports.iter().map(|port| port.ifname.clone()).collect(),
         ([], None) => {
             // VLANs come along with what they sit on.
             let own = |nic: &nic::Nic| nic.kind.as_deref() != Some("vlan");
@@ -110,8 +112,16 @@ pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
         )),
         Ok(nics) => {
             for name in &ports {
-                let served = daemon.ports.as_ref().is_some_and(|served| served.contains(name));
-                findings.extend(port::examine(name, &nics, served));
+                let port = daemon.status.iter().flat_map(|status| &status.ports);
+                let port = port.into_iter().find(|port| port.ifname == *name);
+                findings.extend(port::examine(name, &nics, port.is_some()));
+                let served = queues::Served {
+                    queues: port.map_or(0, |port| port.queues),
+                    workers: daemon.status.as_ref().map_or(&[], |status| &status.workers),
+                };
+                let nic = nics.iter().find(|nic| nic.name == *name);
+                let found = nic.into_iter().flat_map(|nic| queues::examine(nic, &served));
+                findings.extend(found.map(|finding| finding.on(name)));
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::thread::available_parallelism;
 
 use libbpf_rs::query::ProgInfoIter;
 
@@ -38,7 +37,6 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     findings.extend(master(nic, nics));
     findings.push(driver(nic));
     findings.push(xdp_program(nic, served));
-    findings.push(queues(nic));
     findings.push(mtu(nic));
     findings.extend(offloads(nic));
     findings.push(vlans(nic, nics));
@@ -117,24 +115,6 @@ fn xdp_program(nic: &Nic, served: bool) -> Finding {
 fn program_name(id: u32) -> Option<String> {
     let program = ProgInfoIter::default().find(|program| program.id == id)?;
     Some(program.name.to_string_lossy().into_owned())
-}
-
-fn queues(nic: &Nic) -> Finding {
-    let cpus = available_parallelism().map_or(1, |cpus| cpus.get());
-    match nic::rx_queues(nic.ifindex) {
-        Ok(queues) if queues as usize > cpus => Finding::warn(
-            "queues",
-            format!(
-                "{queues} RX queues, {cpus} CPUs: workers share the queues, each needs one of every port"
-            ),
-            format!("ethtool -L {} combined {cpus} (or rx {cpus})", nic.name),
-        ),
-        Ok(queues) => Finding::ok("queues", format!("{queues} RX, {cpus} CPUs")),
-        Err(error) => {
-            let message = format!("the number cannot be read: {error}");
-            Finding::warn("queues", message, format!("see ethtool -l {}", nic.name))
-        }
-    }
 }
 
 fn mtu(nic: &Nic) -> Finding {

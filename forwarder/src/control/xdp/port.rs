@@ -203,7 +203,11 @@ impl PortProgram {
         (0..queues.min(QUEUES_MAX as u32)).map(|queue| self.queue_counters(queue)).collect()
     }
 
-    fn queue_counters(&self, queue: u32) -> Result<QueueCounters, XdpError> {
+    /// What the program did with frames of one queue, by [`xdp_prog::Reason`].
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn queue_counters(&self, queue: u32) -> Result<QueueCounters, XdpError> {
         let cpus = self
             .counters
             .lookup_percpu(&queue.to_ne_bytes(), MapFlags::ANY)

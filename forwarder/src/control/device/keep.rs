@@ -1,0 +1,108 @@
+//! What was found before something was set, kept in a file while it is: so that it can be put back
+//! after a crash, at the next start.
+//!
+//! One file a port and kind, named for the network namespace and the port. Who set it holds a lock on
+//! it; a file without a lock is a leftover.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::io::af_xdp::netns_id;
+
+/// Where the files are.
+pub const RUN_DIR: &str = "/run/ferroute";
+
+/// A file, held.
+#[derive(Debug)]
+pub(super) struct Kept {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Kept {
+    /// Writes what is to be put back for a port.
+    pub(super) fn save<T: Serialize>(
+        directory: &Path,
+        kind: &str,
+        ifname: &str,
+        found: &T,
+    ) -> io::Result<Kept> {
+        if !directory.exists() {
+            fs::create_dir_all(directory)?;
+            fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+        }
+        let path = directory.join(format!("{}{ifname}.json", prefix(kind)?));
+        Ok(Kept { _lock: write(&path, found)?, path })
+    }
+
+    /// Writes something else.
+    pub(super) fn replace<T: Serialize>(&mut self, found: &T) -> io::Result<()> {
+        self._lock = write(&self.path, found)?;
+        Ok(())
+    }
+
+    /// It has been put back.
+    pub(super) fn forget(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
+    }
+}
+
+/// Writes the file, complete or not at all, and locks it.
+fn write<T: Serialize>(path: &Path, found: &T) -> io::Result<Flock<File>> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    serde_json::to_writer(&mut file, found)?;
+    file.flush()?;
+    let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(lock)
+}
+
+/// Puts back what processes that are gone have left in this namespace, and forgets it. `put_back`
+/// gives the name of the port.
+pub(super) fn leftovers<T: DeserializeOwned>(
+    directory: &Path,
+    kind: &str,
+    put_back: impl Fn(T) -> io::Result<String>,
+) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let prefix = prefix(kind)?;
+    let (mut restored, mut failed) = (Vec::new(), Ok(()));
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        match leftover(&entry.path(), &put_back) {
+            Ok(ifname) => restored.extend(ifname),
+            Err(error) => failed = Err(error),
+        }
+    }
+    failed.map(|()| restored)
+}
+
+/// `None`: the file is in use, or none of ours.
+fn leftover<T: DeserializeOwned>(
+    path: &Path,
+    put_back: impl Fn(T) -> io::Result<String>,
+) -> io::Result<Option<String>> {
+    let Ok(lock) = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) else {
+        return Ok(None);
+    };
+    // One that cannot be read was not written by us: it says nothing.
+    let ifname = serde_json::from_reader(&*lock).ok().map(put_back).transpose()?;
+    fs::remove_file(path)?;
+    Ok(ifname)
+}
+
+fn prefix(kind: &str) -> io::Result<String> {
+    Ok(format!("{kind}-{}-", netns_id()?))
+}

@@ -1,0 +1,178 @@
+//! Queues of an interface against the workers that serve them: numbers, RSS, interrupts, NUMA.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread::available_parallelism;
+
+use super::Finding;
+use crate::control::api::WorkerStatus;
+use crate::control::config::CpuList;
+use crate::control::device::{ethtool, irq, sysfs};
+use crate::control::nic::{self, Nic};
+
+/// What the daemon does with a port.
+#[derive(Debug, Default)]
+pub struct Served<'a> {
+    /// RX queues that it serves; 0: not told, or none.
+    pub queues: u32,
+    /// Its workers; none: it does not run.
+    pub workers: &'a [WorkerStatus],
+}
+
+/// All findings about the queues of one port.
+pub fn examine(nic: &Nic, served: &Served<'_>) -> Vec<Finding> {
+    let queues = match nic::queues(nic.ifindex) {
+        Ok(queues) => queues.rx,
+        Err(error) => {
+            let message = format!("the number cannot be read: {error}");
+            return vec![Finding::warn("queues", message, format!("see ethtool -l {}", nic.name))];
+        }
+    };
+    let cpus = available_parallelism().map_or(1, |cpus| cpus.get());
+    let mut findings = vec![Finding::ok("queues", format!("{queues} RX, {cpus} CPUs"))];
+    let table = ethtool::rss_table(nic.ifindex).ok().flatten();
+    let open = if served.queues > 0 { served.queues } else { queues };
+    findings.push(rss(&nic.name, table.as_deref(), queues, open));
+    findings.extend(interrupts(nic, served.workers));
+    findings.extend(numa(nic, served.workers));
+    findings
+}
+
+/// `queues`: those there are; `open`: of those the first so many have, or would have, a socket.
+fn rss(name: &str, table: Option<&[u32]>, queues: u32, open: u32) -> Finding {
+    let advice = format!("ethtool -X {name} equal {open}, or ethtool -L {name} combined {open}");
+    let Some(table) = table else {
+        let message = "no RSS table: none, or the kernel does not tell";
+        return match open < queues {
+            true => Finding::warn(
+                "rss",
+                format!("{message}; queues from {open} on have no socket, the kernel gets theirs"),
+                format!("ethtool -L {name} combined {open}"),
+            ),
+            false => Finding::ok("rss", message),
+        };
+    };
+    let used: BTreeSet<u32> = table.iter().copied().collect();
+    let lost: Vec<String> = used.range(open..).map(u32::to_string).collect();
+    if !lost.is_empty() {
+        let message = format!(
+            "the table has packets for queue {}, which has no socket: the kernel gets them",
+            lost.join(", ")
+        );
+        return Finding::warn("rss", message, advice);
+    }
+    if used.len() < open as usize {
+        let message = format!("the table has packets for {} of {open} queues", used.len());
+        return Finding::warn("rss", message, format!("ethtool -X {name} equal {open}"));
+    }
+    Finding::ok("rss", format!("flows are spread over all {open} queue(s)"))
+}
+
+/// The CPU of the worker that serves a queue.
+fn worker_cpu(ifname: &str, queue: u32, workers: &[WorkerStatus]) -> Option<u32> {
+    let serves = |worker: &&WorkerStatus| {
+        worker.ports.iter().any(|port| port.ifname == ifname && port.queues.contains(&queue))
+    };
+    workers.iter().find(serves)?.cpu
+}
+
+fn interrupts(nic: &Nic, workers: &[WorkerStatus]) -> Vec<Finding> {
+    let found = match irq::of_queues(&nic.name, nic.ifindex) {
+        Ok(found) if found.is_empty() => {
+            return vec![Finding::ok("irq", "no interrupt of a queue: nothing to pin")];
+        }
+        Ok(found) => found,
+        Err(error) => {
+            let message = format!("interrupts cannot be read: {error}");
+            return vec![Finding::warn("irq", message, "run the doctor as root")];
+        }
+    };
+    let mut findings = Vec::new();
+    for irq::QueueIrq { queue, irq } in found {
+        let Ok(cpus) = irq::cpus(irq) else { continue };
+        let what = format!("interrupt {irq} of queue {queue} may go to CPU {cpus}");
+        findings.push(match worker_cpu(&nic.name, queue, workers) {
+            Some(cpu) if cpus != cpu.to_string() => Finding::warn(
+                "irq",
+                format!("{what}, its worker is on CPU {cpu}"),
+                format!(
+                    "run with --pin-irqs (and without irqbalance), or echo {cpu} > \
+                     /proc/irq/{irq}/smp_affinity_list"
+                ),
+            ),
+            Some(_) => Finding::ok("irq", format!("{what}, its worker's")),
+            None => Finding::ok("irq", what),
+        });
+    }
+    findings
+}
+
+/// The CPUs of a NUMA node.
+fn node_cpus(node: u32) -> Option<Vec<usize>> {
+    let list = fs::read_to_string(format!("/sys/devices/system/node/node{node}/cpulist")).ok()?;
+    Some(list.trim().parse::<CpuList>().ok()?.cpus().to_vec())
+}
+
+fn numa(nic: &Nic, workers: &[WorkerStatus]) -> Option<Finding> {
+    let node = sysfs::numa_node(&nic.name, nic.ifindex).ok()??;
+    let near = node_cpus(node)?;
+    Some(of_node(node, &near, workers))
+}
+
+fn of_node(node: u32, near: &[usize], workers: &[WorkerStatus]) -> Finding {
+    let far: Vec<String> = workers
+        .iter()
+        .filter_map(|worker| worker.cpu)
+        .filter(|cpu| !near.contains(&(*cpu as usize)))
+        .map(|cpu| cpu.to_string())
+        .collect();
+    if far.is_empty() {
+        return Finding::ok("numa", format!("at node {node}"));
+    }
+    let cpus: Vec<String> = near.iter().map(usize::to_string).collect();
+    let message = format!("at node {node}, but workers are on CPU {} of another", far.join(","));
+    Finding::warn("numa", message, format!("choose of its CPUs: --cpus {}", cpus.join(",")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::api::WorkerPort;
+    use crate::control::doctor::Level;
+
+    #[test]
+    fn a_queue_that_the_table_uses_and_nobody_serves_is_named_with_the_remedy() {
+        let finding = rss("p", Some(&[0, 1, 2, 3]), 4, 2);
+        assert_eq!(finding.level, Level::Warn);
+        assert!(finding.message.contains("queue 2, 3"), "{}", finding.message);
+        let advice = finding.advice.expect("what to do");
+        assert!(advice.contains("ethtool -X p equal 2"), "{advice}");
+        assert_eq!(rss("p", Some(&[0, 1, 0, 1]), 4, 2).level, Level::Ok);
+        assert_eq!(rss("p", Some(&[0, 0]), 2, 2).level, Level::Warn);
+        assert_eq!(rss("p", None, 2, 2).level, Level::Ok);
+        assert_eq!(rss("p", None, 4, 2).level, Level::Warn);
+    }
+
+    #[test]
+    fn workers_at_another_node_are_told_of_with_cpus_that_are_near() {
+        let worker = |cpu| WorkerStatus { cpu: Some(cpu), ..WorkerStatus::default() };
+        assert_eq!(of_node(1, &[2, 3], &[worker(2), worker(3)]).level, Level::Ok);
+        let finding = of_node(1, &[2, 3], &[worker(2), worker(0)]);
+        assert_eq!(finding.level, Level::Warn);
+        assert_eq!(finding.advice.as_deref(), Some("choose of its CPUs: --cpus 2,3"));
+    }
+
+    #[test]
+    fn the_worker_of_a_queue_is_found_by_what_it_serves() {
+        let port = |queues: &[u32]| WorkerPort {
+            ifname: "p".into(),
+            queues: queues.into(),
+            ..WorkerPort::default()
+        };
+        let worker = |cpu, ports| WorkerStatus { cpu: Some(cpu), ports, ..WorkerStatus::default() };
+        let workers = [worker(4, vec![port(&[0, 2])]), worker(5, vec![port(&[1])])];
+        assert_eq!(worker_cpu("p", 1, &workers), Some(5));
+        assert_eq!(worker_cpu("p", 2, &workers), Some(4));
+        assert_eq!((worker_cpu("p", 3, &workers), worker_cpu("q", 0, &workers)), (None, None));
+    }
+}
