@@ -10,6 +10,7 @@
 
 mod compile;
 pub mod filter;
+mod probe;
 pub mod record;
 pub mod ring;
 pub mod tap;

@@ -128,8 +128,16 @@ impl Tap {
                     Some(filter) => filter.judge_burst(some, &mut self.scratch),
                     None => (u64::MAX, 0),
                 };
-                for (at, skb) in some.iter_mut().enumerate() {
-                    skb.passed_over |= ((for_good >> at & 1) as u8) << n;
+                match for_good {
+                    0 => {}
+                    _ if for_good.count_ones() as usize == some.len() => {
+                        some.iter_mut().for_each(|skb| skb.passed_over |= 1 << n);
+                    }
+                    _ => {
+                        for (at, skb) in some.iter_mut().enumerate() {
+                            skb.passed_over |= ((for_good >> at & 1) as u8) << n;
+                        }
+                    }
                 }
                 if matched != 0 {
                     for (_, skb) in some.iter().enumerate().filter(|(at, _)| matched >> at & 1 == 1)

@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 
 use super::filter::{Insn, Verdict, code};
+use super::probe::{Probe, WINDOW, Window};
+use crate::wire::EtherType;
 
 /// Longer programs have no tree: how deep one is built is bounded by their length.
 const INSNS_MAX: usize = 512;
@@ -16,24 +18,32 @@ const INSNS_MAX: usize = 512;
 /// instructions.
 const NODES_MAX: usize = 1024;
 /// Instead of a node: the packet matches.
-const MATCH: u16 = u16::MAX;
+pub(super) const MATCH: u16 = u16::MAX;
 /// Instead of a node: it does not.
 const NO_MATCH: u16 = u16::MAX - 1;
+/// Reverse ARP (RFC 903), which `host` and `net` ask for, too.
+const RARP: EtherType = EtherType(0x8035);
+/// Where the EtherType stands, octets from the start of the frame.
+pub(super) const ETHERTYPE: usize = 12;
+/// Where IPv6 addresses begin.
+const IPV6_SADDR: usize = 22;
+/// Where the ports stand behind an IPv6 header, four octets.
+const IPV6_PORTS: usize = 54;
 /// Where the octet with the IPv4 header's length stands behind an Ethernet header.
 const IHL_OFFSET: u32 = 14;
 
 /// Whether `word & mask` lies in `low ..= low + span`, the word being the four octets at `offset`
 /// in network byte order.
 #[derive(Debug, Clone, Copy)]
-struct Node {
-    offset: u16,
+pub(super) struct Node {
+    pub(super) offset: u16,
     /// The offset counts from the end of the IPv4 header, less the Ethernet header's 14 octets.
-    behind_ihl: bool,
-    mask: u32,
-    low: u32,
-    span: u32,
+    pub(super) behind_ihl: bool,
+    pub(super) mask: u32,
+    pub(super) low: u32,
+    pub(super) span: u32,
     /// Forwarding does not change the field.
-    lasting: bool,
+    pub(super) lasting: bool,
 }
 
 /// The tests, from the root on. Where a test leads stands apart from it: two loads with bounds of
@@ -41,10 +51,12 @@ struct Node {
 /// which it has to wait for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tree {
-    nodes: Vec<Node>,
-    yes: Vec<u16>,
-    no: Vec<u16>,
-    root: u16,
+    pub(super) nodes: Vec<Node>,
+    pub(super) yes: Vec<u16>,
+    pub(super) no: Vec<u16>,
+    pub(super) root: u16,
+    /// What bursts are asked first.
+    probe: Option<Probe>,
 }
 
 impl Tree {
@@ -55,7 +67,68 @@ impl Tree {
         }
         let mut builder = Builder { insns, tree: Tree::default(), known: HashMap::new() };
         let root = builder.build(State { pc: 0, ..State::default() })?;
-        Some(Tree { root, ..builder.tree })
+        let mut tree = Tree { root, ..builder.tree };
+        tree.mark_lasting();
+        Some(Tree { probe: Probe::of(&tree), ..tree })
+    }
+
+    /// Fields that forwarding leaves as they are, because only packets of one protocol are asked for
+    /// them: of ARP it changes nothing, for it does not forward it; of IPv6 nothing from the
+    /// addresses to the ports.
+    fn mark_lasting(&mut self) {
+        for n in 0..self.nodes.len() {
+            let this = |node: u16| usize::from(node) == n;
+            let only = |ethertypes: &[EtherType]| self.is_behind_ethertype(ethertypes, &this);
+            let Node { offset, behind_ihl, mask, .. } = self.nodes[n];
+            // A word of which the last bits do not count ends earlier.
+            let (begin, end) =
+                (usize::from(offset), usize::from(offset) + 4 - mask.trailing_zeros() as usize / 8);
+            let in_ipv6 = !behind_ihl && IPV6_SADDR <= begin && end <= IPV6_PORTS + 4;
+            let lasting = (in_ipv6 && only(&[EtherType::IPV6])) || only(&[EtherType::ARP, RARP]);
+            self.nodes[n].lasting |= lasting;
+        }
+    }
+
+    /// Whether nodes that are `wanted` are only come to by packets of these protocols.
+    pub(super) fn is_behind_ethertype(
+        &self,
+        ethertypes: &[EtherType],
+        wanted: &dyn Fn(u16) -> bool,
+    ) -> bool {
+        let asks = |n: usize| {
+            let Node { offset, behind_ihl, mask, low, span, .. } = self.nodes[n];
+            let asked = ethertypes.contains(&EtherType((low >> 16) as u16));
+            asked
+                && (mask, span) == (0xffff_0000, 0)
+                && usize::from(offset) == ETHERTYPE
+                && !behind_ihl
+        };
+        !self.reaches(&asks, wanted)
+    }
+
+    /// Whether the root, or a node or end that it leads to, is `wanted`, without the `yes` of the
+    /// nodes that are `closed`.
+    pub(super) fn reaches(
+        &self,
+        closed: &dyn Fn(usize) -> bool,
+        wanted: &dyn Fn(u16) -> bool,
+    ) -> bool {
+        let mut seen = vec![false; self.nodes.len()];
+        let mut todo = vec![self.root];
+        while let Some(at) = todo.pop() {
+            if wanted(at) {
+                return true;
+            }
+            let n = usize::from(at);
+            if seen.get_mut(n).is_none_or(|seen| std::mem::replace(seen, true)) {
+                continue;
+            }
+            todo.push(self.no[n]);
+            if !closed(n) {
+                todo.push(self.yes[n]);
+            }
+        }
+        false
     }
 
     /// Whether a packet passes; `None`: the program has to be asked.
@@ -84,8 +157,6 @@ impl Tree {
     }
 }
 
-/// Octets of a packet that a burst's tests look at, as many as the shortest Ethernet frame has.
-const WINDOW: usize = 60;
 /// Octets of an IPv4 header without options.
 const IHL_MIN: usize = 20;
 /// Nodes of a tree that a burst is judged by, at most.
@@ -105,8 +176,8 @@ pub(super) struct Judged {
 }
 
 impl Tree {
-    /// Judges up to 64 packets together: a test is fetched once for all, and the packets do not
-    /// wait for each other. Left over: packets below 60 octets, those with IPv4 options whose ports
+    /// Judges up to 64 packets together: most are told by the [`Probe`]; for the others a test is
+    /// fetched once for all, and they do not wait for each other. Left over: packets below 60 octets, those with IPv4 options whose ports
     /// are looked at, and all, where the tree is large or looks far into the packet.
     pub(super) fn judge_burst<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Judged {
         let mut windows = [&[0; WINDOW]; 64];
@@ -121,7 +192,14 @@ impl Tree {
             }
             count += 1;
         }
-        if self.nodes.len() > BURST_NODES {
+        if let Some(probe) = &self.probe {
+            let found = probe.may_match(&windows[..count]) & todo;
+            if probe.is_lasting() {
+                judged.for_good = todo & !found;
+            }
+            todo = found;
+        }
+        if todo.count_ones() < FEW || self.nodes.len() > BURST_NODES {
             judged.unknown |= todo;
             return judged;
         }
@@ -148,7 +226,8 @@ impl Tree {
             passing.to(self.no[n], here & !within, &mut at);
         }
         let unknown = passing.judged.unknown;
-        Judged { for_good: passing.no_match & !fleeting, unknown, ..passing.judged }
+        let for_good = passing.judged.for_good | (passing.no_match & !fleeting);
+        Judged { for_good, unknown, ..passing.judged }
     }
 }
 
@@ -169,9 +248,14 @@ impl Passing {
 }
 
 impl Node {
+    /// Where the field stands in a packet without IPv4 options, octets from its start.
+    pub(super) fn place_without_options(&self) -> usize {
+        usize::from(self.offset) + if self.behind_ihl { IHL_MIN } else { 0 }
+    }
+
     /// Of the packets `here`: those that cannot be tested, and those whose field is between the
     /// values. `None`: the field is beyond the windows.
-    fn test_burst(&self, windows: &[&[u8; WINDOW]], here: u64) -> Option<(u64, u64)> {
+    fn test_burst(&self, windows: &[&Window], here: u64) -> Option<(u64, u64)> {
         let mut odd = 0;
         let mut offset = usize::from(self.offset);
         if self.behind_ihl {
@@ -183,7 +267,7 @@ impl Node {
         if offset > WINDOW - 4 {
             return None;
         }
-        let test = |window: &[u8; WINDOW]| {
+        let test = |window: &Window| {
             let octets = [0, 1, 2, 3].map(|n| window[offset + n]);
             let word = u32::from_be_bytes(octets);
             u64::from((word & self.mask).wrapping_sub(self.low) <= self.span)

@@ -62,6 +62,8 @@ fn not_ip<'a>(
         return Err(Exit::Punt(PuntReason::NotIp));
     }
     skb.iif = dev.ifindex;
+    // A capture's filter sees it at other places when it leaves with other tags.
+    skb.passed_over = 0;
     skb.set_network_header(header_len);
     Ok((ethertype, dev))
 }
