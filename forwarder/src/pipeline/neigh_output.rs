@@ -61,10 +61,11 @@ pub(super) fn dev_queue_xmit(
     }
     // What was received with tags and leaves without is shorter by them.
     let header = match &dev.vlan {
-        None => skb.set_mac_header(HEADER_LEN).ok(),
-        Some(vlan) => vlan_dev_hard_header(&mut skb, vlan, ctx.tables),
+        None => skb.set_mac_chunk::<HEADER_LEN>(),
+        Some(vlan) => vlan_dev_hard_header(&mut skb, vlan, ctx.tables)
+            .and_then(|header| header.first_chunk_mut()),
     };
-    let Some(header) = header.and_then(|header| header.first_chunk_mut::<HEADER_LEN>()) else {
+    let Some(header) = header else {
         return ctx.drop_skb(skb, DropReason::SkbNoHeadroom);
     };
     let mut frame = EthernetFrame::new_unchecked(header);

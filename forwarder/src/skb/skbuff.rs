@@ -312,6 +312,15 @@ impl SkBuff {
         Ok(self.frame.bytes_mut().get_mut(start..network).unwrap_or(&mut []))
     }
 
+    /// [`SkBuff::set_mac_header`] for a length that is known when this is compiled.
+    #[inline]
+    pub fn set_mac_chunk<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let network = self.network_header as usize;
+        let start = network.checked_sub(N)?;
+        (self.data, self.mac_header) = (start as u16, start as u16);
+        self.frame.bytes_mut().get_mut(start..start + N)?.first_chunk_mut()
+    }
+
     /// `skb_set_network_header`: the network header starts `offset` octets after data.
     #[inline]
     pub fn set_network_header(&mut self, offset: usize) {

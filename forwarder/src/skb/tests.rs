@@ -59,6 +59,10 @@ fn a_link_layer_header_may_be_longer_or_shorter_than_the_one_received() {
     assert_eq!((skb.data(), skb.network_offset()), (&[14, 15, 16, 17, 18, 19][..], 2));
     assert_eq!(skb.set_mac_header(80).expect("all of the frame before").len(), 80);
     assert_eq!((skb.len(), skb.network_header()[0]), (84, 16));
+    let refused = skb.set_mac_chunk::<81>();
+    assert!(refused.is_none());
+    assert_eq!(skb.set_mac_chunk::<2>(), Some(&mut [14, 15]));
+    assert_eq!((skb.len(), skb.network_offset()), (6, 2));
     let refused = skb.set_mac_header(81).map(|_| ());
     assert_eq!(refused, Err(NoRoom { wanted: 81, available: 80 }));
 }
