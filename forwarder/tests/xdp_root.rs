@@ -611,7 +611,7 @@ fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
 fn root_a_refusal_of_the_driver_says_what_helps() {
     in_namespace(|| {
         run("ip link add port type veth peer name peer numrxqueues 2 numtxqueues 2");
-        run("ip link set port up; ip link set peer up");
+        run("ip link set port up; ip link set peer up; ethtool -L peer tx 2");
         let mut steering = Steering::new().expect("load");
         let text = refusal(&mut steering, "port", AttachMode::Auto).to_string();
         assert!(text.contains("ethtool -L"), "{text}");
