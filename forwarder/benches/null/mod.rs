@@ -14,7 +14,7 @@ use ferroute::fib::{FamilyFib, FibInfo, Lpm, Nexthop, Prefix, RouteType};
 use ferroute::io::{Census, PacketIo};
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::PipelineState;
-use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem};
+use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem, colour};
 use ferroute::stats::WorkerStats;
 use ferroute::tables::{Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
@@ -92,11 +92,12 @@ impl<const N: usize> PacketIo for NullIo<N> {
         let mut packets = 0;
         while burst.room() > 0 {
             let Some(mut frame) = pool.alloc() else { break };
-            let octets = &mut frame.bytes_mut()[HEADROOM..HEADROOM + LENGTH];
+            let headroom = HEADROOM + colour(frame.index());
+            let octets = &mut frame.bytes_mut()[headroom..headroom + LENGTH];
             octets.copy_from_slice(&self.template);
             octets[self.offset..self.offset + N].copy_from_slice(&self.differing[self.next]);
             self.next = if self.next + 1 == self.differing.len() { 0 } else { self.next + 1 };
-            let mut skb = SkBuff::receive(frame, HEADROOM, LENGTH).expect("a frame holds it");
+            let mut skb = SkBuff::receive(frame, headroom, LENGTH).expect("a frame holds it");
             (skb.port, skb.iif) = (0, 2);
             burst.push(skb).expect("there was room");
             packets += 1;

@@ -28,8 +28,26 @@ pub const FRAME_SIZE: usize = 4096;
 /// free, and what we leave free in packets of our own.
 pub const HEADROOM: usize = 256;
 
-/// Longest packet that fits one frame, link-layer header included, in octets.
-pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM;
+/// Octets of a cache line.
+const CACHE_LINE: usize = 64;
+/// Colours of frames, see [`colour`].
+pub const COLOURS: usize = 8;
+
+/// How much further back than [`HEADROOM`] packets in frame `index` should start, in octets, where
+/// the driver has a choice. Frames start at pages, so without it the headers of all packets of a
+/// burst would fall into the same few lines of a first-level cache, which holds but eight or twelve
+/// of them, and drive each other out.
+#[inline]
+pub const fn colour(index: u32) -> usize {
+    (COLOURS - 1 - index as usize % COLOURS) * CACHE_LINE
+}
+
+/// The largest of them, octets: that of frame 0.
+pub const COLOUR_MAX: usize = colour(0);
+
+/// Longest packet that a driver puts into one frame, link-layer header included, in octets; whatever
+/// the frame's colour.
+pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM - COLOUR_MAX;
 
 /// Largest IP MTU whose packets one frame holds, with an Ethernet header.
 pub const MTU_FRAME: u32 = (MAX_PACKET - 14) as u32;

@@ -5,7 +5,7 @@ use std::io;
 use super::area::Area;
 use super::error::{OpenError, Step};
 use super::netdev;
-use super::socket::Socket;
+use super::socket::{Layout, Socket};
 use super::{BindMode, BoundMode, Options, PortConfig};
 use crate::skb::MAX_SKB_FRAGS;
 
@@ -57,7 +57,7 @@ fn bind_with(
     };
     let multi_buffer = sg != 0;
     if config.mode != BindMode::Copy {
-        match bind_as(libc::XDP_ZEROCOPY | sg, config, options, area, fill) {
+        match bind_as(BoundMode::ZeroCopy, sg, config, options, area, fill) {
             Ok((socket, mode)) => return Ok(Bound { socket, mode, no_zerocopy, multi_buffer }),
             // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
             Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
@@ -75,7 +75,7 @@ fn bind_with(
             Err(error) => return Err(refused(error)),
         }
     }
-    let bound = bind_as(libc::XDP_COPY | sg, config, options, area, fill);
+    let bound = bind_as(BoundMode::Copy, sg, config, options, area, fill);
     let (socket, mode) = bound.map_err(refused)?;
     Ok(Bound { socket, mode, no_zerocopy, multi_buffer })
 }
@@ -83,25 +83,32 @@ fn bind_with(
 /// One mode. A queue whose last socket was closed just now stays busy for a while, until the
 /// kernel's deferred release has run (xp_put_pool): tried again, a bounded number of times.
 fn bind_as(
-    mode: u16,
+    mode: BoundMode,
+    sg: u16,
     config: &PortConfig,
     options: &Options,
     area: &Area,
     fill: &[u64],
 ) -> Result<(Socket, BoundMode), (Step, i32)> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+    let layout = Layout::of(mode);
+    let copy_or_not = match mode {
+        BoundMode::ZeroCopy => libc::XDP_ZEROCOPY,
+        BoundMode::Copy => libc::XDP_COPY,
+    };
     let mut tries = options.busy_tries.max(1);
     loop {
         // A fresh one each time: a failed bind may have taken from the fill ring.
-        let mut socket = Socket::open(area, &options.rings).map_err(|(s, e)| (s, errno(e)))?;
+        let opened = Socket::open(area, layout, &options.rings);
+        let mut socket = opened.map_err(|(step, error)| (step, errno(error)))?;
         if let Some(budget) = options.busy_poll_budget {
             socket.prefer_busy_poll(budget).map_err(|e| (Step::BusyPoll, errno(e)))?;
         }
         for &addr in fill {
-            socket.fill.push(addr);
+            socket.fill.push(layout.fill_addr(addr));
         }
         socket.fill.submit();
-        let flags = mode | libc::XDP_USE_NEED_WAKEUP;
+        let flags = copy_or_not | sg | libc::XDP_USE_NEED_WAKEUP;
         match socket.bind(config.ifindex, config.queue, flags).map_err(errno) {
             Ok(()) => {
                 let zerocopy = socket.is_zerocopy().map_err(|e| (Step::Bind, errno(e)))?;

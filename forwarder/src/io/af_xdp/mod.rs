@@ -39,7 +39,7 @@ use self::area::Area;
 use self::membership::Membership;
 use self::port::Port;
 use self::slots::{Owner, Slots};
-use self::socket::Socket;
+use self::socket::{Layout, Socket};
 use super::{Census, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
@@ -383,7 +383,8 @@ impl AfXdp {
         let probe = || -> Result<(), io::Error> {
             let (area, _pool) = Area::map(1)?;
             let sizes = RingSizes { fill: 1, tx: 1 };
-            let socket = Socket::open(&area, &sizes).map_err(|(_, error)| error)?;
+            let socket =
+                Socket::open(&area, Layout::Aligned, &sizes).map_err(|(_, error)| error)?;
             socket.bind(ifindex, queue, libc::XDP_COPY)
         };
         probe().is_ok()

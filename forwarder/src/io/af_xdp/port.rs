@@ -9,7 +9,7 @@ use super::area::Area;
 use super::bind::{Bound, bind, segments};
 use super::error::OpenError;
 use super::slots::{Owner, Slots};
-use super::socket::Socket;
+use super::socket::{Layout, Socket, packet_addr};
 use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
 use crate::io::{drop_all, drop_unsent};
 use crate::skb::{Burst, FRAME_SIZE, Frame, FramePool, HEAD_MIN, MAX_SKB_FRAGS, Piece, SkBuff};
@@ -34,6 +34,7 @@ pub(super) struct Port {
     /// See [`PortInfo`](super::PortInfo).
     pub(super) no_zerocopy: Option<i32>,
     socket: Socket,
+    layout: Layout,
     sizes: RingSizes,
     /// Frames it is to have to receive into; no more than its fill ring holds.
     fill: u32,
@@ -92,6 +93,7 @@ impl Port {
                 mode,
                 no_zerocopy,
                 socket,
+                layout: Layout::of(mode),
                 segments: segments(mode, multi_buffer, config),
                 sizes: options.rings,
                 fill: fill.len() as u32,
@@ -161,9 +163,11 @@ impl Port {
         stats: &WorkerStats,
         counters: Option<&PortStats>,
     ) -> Option<SkBuff> {
-        let taken = slots.take(desc.addr, self.rx_owner);
+        let addr = packet_addr(desc.addr);
+        let taken = slots.take(addr, self.rx_owner);
         self.fill_and_rx -= u32::from(taken.is_some());
         if desc.options & libc::XDP_PKT_CONTD != 0 || self.in_multi_buffer {
+            let desc = libc::xdp_desc { addr, ..desc };
             let reason = match self.receive_part(desc, taken, pool) {
                 Ok(skb) => return skb,
                 Err(reason) => reason,
@@ -175,7 +179,7 @@ impl Port {
             count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
             return None;
         };
-        let offset = (desc.addr % FRAME_SIZE as u64) as usize;
+        let offset = (addr % FRAME_SIZE as u64) as usize;
         match SkBuff::receive(frame, offset, desc.len as usize) {
             Ok(skb) => Some(skb),
             Err(frame) => {
@@ -247,7 +251,7 @@ impl Port {
         {
             match slots.give(frame, self.rx_owner) {
                 Ok(addr) => {
-                    if !self.socket.fill.push(addr) {
+                    if !self.socket.fill.push(self.layout.fill_addr(addr)) {
                         // The kernel shows what it received before it shows what it took for it
                         // (xsk_flush): there is room next turn.
                         if let Some(frame) = slots.take(addr, self.rx_owner) {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::area::Area;
 use super::error::Step;
 use super::ring::{Consumer, Producer};
-use super::{RingSizes, XdpStatistics};
-use crate::skb::FRAME_SIZE;
+use super::{BoundMode, RingSizes, XdpStatistics};
+use crate::skb::{COLOUR_MAX, FRAME_SIZE, colour};
 
 /// SOL_XDP option of kernels from 6.17 on: how many packets one sendto(2) sends in copy mode,
 /// between 32 (what it is otherwise) and the TX ring's size.
@@ -24,6 +24,56 @@ const BUSY_POLL_US: libc::c_int = 20;
 /// Octets of socket buffer that one packet under way is accounted for in copy mode, at most: a
 /// frame and what describes it.
 const SNDBUF_PER_PACKET: u32 = FRAME_SIZE as u32 + 1024;
+
+/// Where the kernel puts received packets in frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// [`HEADROOM`](crate::skb::HEADROOM) behind the frame's start: what every driver can.
+    Aligned,
+    /// Further back by the frame's colour: chunks begin where the fill ring says
+    /// (XDP_UMEM_UNALIGNED_CHUNK_FLAG), with as much headroom more as colours may take. So a chunk
+    /// begins in the frame before, where nothing is written, and its packet ends in its own. Only
+    /// for copy mode: without huge pages, chunks that cross pages are beyond a NIC's DMA.
+    Coloured,
+}
+
+impl Layout {
+    /// The one for a mode.
+    pub(super) fn of(mode: BoundMode) -> Layout {
+        match mode {
+            BoundMode::Copy => Layout::Coloured,
+            BoundMode::ZeroCopy => Layout::Aligned,
+        }
+    }
+
+    /// The fill ring's entry for the frame that starts at `addr`, octets from the area's start.
+    #[inline]
+    pub(super) fn fill_addr(self, addr: u64) -> u64 {
+        match self {
+            Layout::Aligned => addr,
+            // Frame 0 has the largest colour.
+            Layout::Coloured => {
+                let colour = colour((addr / FRAME_SIZE as u64) as u32);
+                (addr + colour as u64).saturating_sub(COLOUR_MAX as u64)
+            }
+        }
+    }
+
+    /// Headroom beyond what is usual, octets, and flags of XDP_UMEM_REG.
+    fn registered(self) -> (u32, u32) {
+        match self {
+            Layout::Aligned => (0, 0),
+            Layout::Coloured => (COLOUR_MAX as u32, libc::XDP_UMEM_UNALIGNED_CHUNK_FLAG),
+        }
+    }
+}
+
+/// Where a descriptor's packet starts, octets from the area's start. In chunks that are not aligned
+/// the kernel says the chunk's start and, in the upper 16 bits, how far behind the packet starts.
+#[inline]
+pub(super) fn packet_addr(addr: u64) -> u64 {
+    (addr & libc::XSK_UNALIGNED_BUF_ADDR_MASK) + (addr >> libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT)
+}
 
 /// A socket with its rings, not bound yet or bound.
 #[derive(Debug)]
@@ -41,7 +91,11 @@ impl Socket {
     /// Every socket registers the whole area for itself. With XDP_SHARED_UMEM the first socket
     /// would have to outlive all others and would decide for all of them between copy and
     /// zero-copy (xsk_bind and xp_assign_dev_shared); the kernel pins the same pages either way.
-    pub(super) fn open(area: &Area, sizes: &RingSizes) -> Result<Socket, (Step, io::Error)> {
+    pub(super) fn open(
+        area: &Area,
+        layout: Layout,
+        sizes: &RingSizes,
+    ) -> Result<Socket, (Step, io::Error)> {
         // SAFETY: no pointers.
         let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
@@ -49,7 +103,7 @@ impl Socket {
         }
         // SAFETY: just opened, and owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        register(fd.as_fd(), area).map_err(|error| (Step::Register, error))?;
+        register(fd.as_fd(), area, layout).map_err(|error| (Step::Register, error))?;
         Socket::with_rings(fd, sizes).map_err(|error| (Step::Rings, error))
     }
 
@@ -169,14 +223,15 @@ impl Socket {
     }
 }
 
-/// XDP_UMEM_REG: no extra headroom, no flags.
-fn register(fd: BorrowedFd<'_>, area: &Area) -> io::Result<()> {
+/// XDP_UMEM_REG.
+fn register(fd: BorrowedFd<'_>, area: &Area, layout: Layout) -> io::Result<()> {
+    let (headroom, flags) = layout.registered();
     let reg = libc::xdp_umem_reg {
         addr: area.addr(),
         len: area.len(),
         chunk_size: FRAME_SIZE as u32,
-        headroom: 0,
-        flags: 0,
+        headroom,
+        flags,
         tx_metadata_len: 0,
     };
     set(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &reg)
@@ -237,4 +292,33 @@ fn get<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skb::{COLOURS, HEADROOM, MAX_PACKET};
+
+    #[test]
+    fn every_colour_keeps_its_packet_within_its_frame_and_its_chunk_within_the_area() {
+        let mut seen = std::collections::BTreeSet::new();
+        for index in 0..64u32 {
+            let frame = u64::from(index) * FRAME_SIZE as u64;
+            for layout in [Layout::Aligned, Layout::Coloured] {
+                let chunk = layout.fill_addr(frame);
+                assert!(
+                    chunk + FRAME_SIZE as u64 <= frame + FRAME_SIZE as u64,
+                    "{layout:?} {index}"
+                );
+                let offset = u64::from(layout.registered().0) + HEADROOM as u64;
+                let told = chunk | offset << libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT;
+                let packet = packet_addr(told) - frame;
+                let colour = if layout == Layout::Aligned { 0 } else { colour(index) };
+                assert_eq!(packet, (HEADROOM + colour) as u64, "{layout:?} {index}");
+                assert!(packet + MAX_PACKET as u64 <= FRAME_SIZE as u64, "{layout:?} {index}");
+                seen.insert(packet);
+            }
+        }
+        assert_eq!(seen.len(), COLOURS);
+    }
 }

@@ -62,7 +62,7 @@ fn packets_of_every_length_are_forwarded_whole() {
 #[test]
 fn fragments_are_those_of_a_flat_packet() {
     // The widths are where a fragment is one frame, hardly more than one, and three.
-    for mtu in [576, 1500, 3826, 3827, 5000, 8999] {
+    for mtu in [576, 1500, 3378, 3379, 3826, 3827, 5000, 8999] {
         for len in lengths().into_iter().filter(|&len| len > mtu as usize) {
             let mut lab = lab(mtu);
             let packet = V4 { payload: udp(&payload(len - 28)), ..V4::default() };
