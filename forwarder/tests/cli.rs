@@ -269,7 +269,10 @@ fn route_get_takes_one_address_or_a_list() {
 #[test]
 fn counters_are_shown_as_nstat_does() {
     let lab = Lab::new();
-    assert_eq!(lab.text("stat"), "#ferroute\nIpForwDatagrams                 7\n");
+    assert_eq!(
+        lab.text("stat"),
+        "#ferroute\nIpForwDatagrams                 7\n#queues, worker 0: no queue\n"
+    );
     assert!(lab.text("stat -z").contains("IpInHdrErrors                   0\n"));
     assert_eq!(lab.json("-j stat")["mib"]["IpInHdrErrors"], 0);
     assert_eq!(lab.json("-j stat --port eth0")[0]["counters"]["rx_packets"], 9);

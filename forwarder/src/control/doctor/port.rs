@@ -10,10 +10,6 @@ use crate::control::nic::{self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP
 use crate::io::af_xdp::driver_name;
 use crate::skb::{JUMBO_MTU, MTU_FRAME};
 
-/// Largest IP MTU that common drivers take native XDP with: a page less headroom (256),
-/// skb_shared_info (320) and the Ethernet header with a VLAN tag (18), rounded as they do.
-const MTU_NATIVE: u32 = 4096 - 256 - 320 - 22;
-
 /// Features that put more than one frame into one buffer, and `ethtool -K`'s name for each.
 const COALESCING: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
 
@@ -126,14 +122,6 @@ fn mtu(nic: &Nic) -> Finding {
             format!("ip link set dev {name} mtu {JUMBO_MTU} or less"),
         ),
         mtu if mtu > MTU_FRAME => jumbo(nic, nic::xdp_features(nic.ifindex).ok().flatten()),
-        mtu if mtu > MTU_NATIVE => Finding::warn(
-            "mtu",
-            format!(
-                "{mtu} fits a frame, but drivers without XDP for packets of several buffers refuse it \
-                 above {MTU_NATIVE}"
-            ),
-            format!("ip link set dev {name} mtu {MTU_NATIVE}, or run with --mode generic"),
-        ),
         mtu => Finding::ok("mtu", format!("{mtu}, a frame holds {MTU_FRAME}")),
     }
 }
@@ -274,10 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn the_mtu_is_held_against_frame_and_page() {
+    fn the_mtu_is_held_against_what_a_frame_and_a_port_hold() {
         assert_eq!(mtu(&nic(1500)).level, Level::Ok);
-        assert_eq!(mtu(&nic(3600)).level, Level::Warn);
-        assert_eq!(mtu(&nic(MTU_FRAME)).level, Level::Warn);
+        assert_eq!(mtu(&nic(MTU_FRAME)).level, Level::Ok);
+        // Of no interface, so of no driver either.
+        assert_eq!(mtu(&nic(MTU_FRAME + 1)).level, Level::Fail);
         assert_eq!(mtu(&nic(9001)).level, Level::Fail);
         for (features, level) in [
             (None, Level::Fail),
