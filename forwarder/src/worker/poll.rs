@@ -29,9 +29,14 @@ const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
 /// How long RX rings must stay empty before a stopping worker believes that nothing more comes.
 const DRAIN_NS: u64 = 5_000_000;
 /// A stopping worker leaves after this long whatever still comes.
+#[cfg(not(test))]
 const DRAIN_LIMIT_NS: u64 = 500_000_000;
+/// Tests run where threads lose their CPU.
+#[cfg(test)]
+const DRAIN_LIMIT_NS: u64 = 60_000_000_000;
 
-/// Bursts taken from one queue before the next has its turn, and before the kernel is entered: what
+/// Bursts taken from one queue before the next has its turn, and, unless a TX ring fills up, before
+/// the kernel is entered: what
 /// it leaves in the caches of our code and data is paid for once a turn. (A driver's NAPI weight is
 /// one burst, its budget 300 packets.)
 const BURSTS_A_TURN: usize = 4;
@@ -302,14 +307,20 @@ impl<I: PacketIo> Worker<I> {
     fn take_crossed(&mut self, now_ns: u64) -> usize {
         let mut packets = 0;
         for way in 0..self.crossings.ways_in() {
-            let egress = &mut self.out.egress;
-            let taken = self.crossings.take(way, &mut self.pool, egress, &self.stats);
-            if taken.packets > 0 {
-                if taken.timed {
-                    self.sampler.arm();
+            // As much as from a queue of its own.
+            for _ in 0..BURSTS_A_TURN {
+                let egress = &mut self.out.egress;
+                let taken = self.crossings.take(way, &mut self.pool, egress, &self.stats);
+                if taken.packets > 0 {
+                    if taken.timed {
+                        self.sampler.arm();
+                    }
+                    self.flush(now_ns);
+                    packets += taken.packets;
                 }
-                self.flush(now_ns);
-                packets += taken.packets;
+                if taken.packets < BURST {
+                    break;
+                }
             }
         }
         packets
@@ -379,6 +390,10 @@ impl<I: PacketIo> Worker<I> {
                 }
                 let port = port as u16;
                 self.sampler.find(egress.as_slice());
+                if self.io.tx_room(port) < egress.len() {
+                    // The kernel may not have been told yet of what earlier bursts put there.
+                    self.io.kick(&mut self.pool, &self.stats);
+                }
                 if tapped {
                     let certain = self.io.tx_room(port);
                     self.out.tap.leaving(port, egress.as_slice(), certain, &self.stats);

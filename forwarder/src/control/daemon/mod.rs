@@ -590,6 +590,8 @@ fn follow_link(
     if port.is_outgrown(link) && obstacle.is_none() {
         say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
         port.deactivate(State::Absent, with);
+        // What was closed just now stays busy for a while.
+        with.tries = with.tries.max(BUSY_TRIES_LATER);
         changed = true;
     }
     let oversized = obstacle.clone().filter(|_| link.up);

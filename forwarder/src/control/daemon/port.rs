@@ -238,7 +238,12 @@ impl Port {
     fn attach_again(&mut self, with: &mut Equipment<'_>) -> Result<()> {
         (self.program, self.vlans_of) = (None, None);
         let mode = attach_mode(with.options.mode);
-        let program = with.steering.attach(self.ifindex, &self.ifname, self.mac, mode)?;
+        let program = match self.multi_buffer {
+            true => {
+                with.steering.attach_multi_buffer(self.ifindex, &self.ifname, self.mac, mode)?
+            }
+            false => with.steering.attach(self.ifindex, &self.ifname, self.mac, mode)?,
+        };
         for queue in 0..self.queues {
             let n = worker_of(queue, with.workers.len());
             let slot = self.slot(queue, with);

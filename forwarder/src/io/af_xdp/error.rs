@@ -122,7 +122,10 @@ pub enum OpenError {
     #[error("{0}")]
     BadOptions(String),
     /// The pool has too few free frames to receive into.
-    #[error("{free} frames are free, {ifname} needs {wanted} for its fill ring")]
+    #[error(
+        "{free} frames are free, {ifname} needs {wanted} for its fill ring; start anew, to have \
+         memory for as many queues as there are now"
+    )]
     NoFrames {
         /// Name of the interface.
         ifname: String,

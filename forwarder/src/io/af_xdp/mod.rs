@@ -156,6 +156,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Frames that a port has at least to receive into: a burst.
+    fn fill_least(&self) -> usize {
+        FILL_LEAST.min(self.rings.fill as usize)
+    }
+
     /// Frames that `ports` ports need.
     ///
     /// # Errors
@@ -273,7 +278,8 @@ impl AfXdp {
         expected: usize,
         options: &Options,
     ) -> Result<(AfXdp, FramePool), OpenError> {
-        let frames = options.frames(expected)?;
+        let later = (ports.saturating_sub(expected) * options.fill_least()) as u32;
+        let frames = options.frames(expected)?.saturating_add(later);
         let (area, pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
             octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
             source,
@@ -315,7 +321,11 @@ impl AfXdp {
             self.reclaim(pool);
         }
         let fill = if open > self.expected {
-            pool.available().min(wanted as usize)
+            // A share for each that may still come, and what is needed beside the rings.
+            let least = self.options.fill_least();
+            let kept = (self.ports.len() - open) * least + self.options.reserve as usize;
+            let free = pool.available();
+            free.saturating_sub(kept).max(least).min(wanted as usize).min(free)
         } else {
             wanted as usize
         };

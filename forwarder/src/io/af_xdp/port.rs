@@ -38,6 +38,8 @@ pub(super) struct Port {
     sizes: RingSizes,
     /// Frames it is to have to receive into; no more than its fill ring holds.
     fill: u32,
+    /// What it was opened with: more is never taken, for others have the rest.
+    opened: u32,
     rx_owner: Owner,
     tx_owner: Owner,
     /// Frames in the fill ring, with the kernel, or in the RX ring.
@@ -97,6 +99,7 @@ impl Port {
                 segments: segments(mode, multi_buffer, config),
                 sizes: options.rings,
                 fill: fill.len() as u32,
+                opened: fill.len() as u32,
                 rx_owner,
                 tx_owner,
                 fill_and_rx: fill.len() as u32,
@@ -237,7 +240,7 @@ impl Port {
 
     /// Sets how many frames it is to have to receive into. Those beyond go as packets come.
     pub(super) fn set_fill(&mut self, frames: u32) {
-        self.fill = frames.min(self.sizes.fill);
+        self.fill = frames.min(self.opened);
     }
 
     /// Gives the kernel free frames up to its share.
@@ -529,15 +532,15 @@ impl Port {
             count_tx_drop(DropReason::DevNotReady, port, stats);
         }
         let counters = stats.ports.get(port as usize);
-        if let Some(partial) = self.partial.take() {
-            count_rx_drop(DropReason::DevNotReady, stats, counters);
-            pool.kfree_skb(partial);
-        }
         while let Some(desc) = self.socket.rx.pop() {
             if let Some(skb) = self.receive(desc, slots, pool, stats, counters) {
                 count_rx_drop(DropReason::DevNotReady, stats, counters);
                 pool.kfree_skb(skb);
             }
+        }
+        if let Some(partial) = self.partial.take() {
+            count_rx_drop(DropReason::DevNotReady, stats, counters);
+            pool.kfree_skb(partial);
         }
     }
 
