@@ -18,7 +18,7 @@ use netns::run;
 mod netns;
 
 /// The largest IP packet that a frame holds, in octets.
-const MTU_MAX: u32 = 3378;
+const MTU_MAX: u32 = 3370;
 
 /// Runs `test` in a thread with a network namespace of its own, which has the veth pair
 /// `port`–`peer`, both up.

@@ -81,7 +81,7 @@ pub(super) fn vlan_dev_hard_header<'a>(
     skb.passed_over = 0;
     let came_with = Priorities::received(skb);
     let mapped = vlan.tags.iter().any(|egress| !egress.qos.is_empty());
-    let priority = if mapped { skb_priority(skb, &came_with, &tables.links) } else { 0 };
+    let priority = if mapped { skb_priority(skb, &came_with, tables) } else { 0 };
     let header = skb.set_mac_header(HEADER_LEN + vlan.tags.len() * TAG_LEN).ok()?;
     let tags = header.get_mut(ADDRS_LEN..)?.chunks_exact_mut(TAG_LEN);
     for (n, (octets, egress)) in tags.zip(&vlan.tags).enumerate() {
@@ -139,17 +139,17 @@ impl Priorities {
 
 /// `skb->priority` as the kernel has it when a packet leaves: `ip_forward` takes it from the type
 /// of service; IPv6 leaves it as the interface it came by mapped it; own packets have 0.
-fn skb_priority(skb: &SkBuff, came_with: &Priorities, links: &Links) -> u32 {
+fn skb_priority(skb: &SkBuff, came_with: &Priorities, tables: &Tables) -> u32 {
     if skb.iif == 0 {
         return 0;
     }
     let packet = skb.network_header();
     match packet.get(..2) {
-        Some([first, _]) if first >> 4 == 4 => {
+        Some([first, _]) if first >> 4 == 4 && tables.sysctl.ip_forward_update_priority => {
             rt_tos2priority(Ipv4Packet::new_unchecked(packet).tos())
         }
         _ => {
-            let vlan = links.ifindex(skb.iif).and_then(|link| link.vlan.as_ref());
+            let vlan = tables.links.ifindex(skb.iif).and_then(|link| link.vlan.as_ref());
             vlan.map_or(0, |vlan| vlan.ingress_qos[came_with.innermost() & 7])
         }
     }

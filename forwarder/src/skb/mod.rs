@@ -49,8 +49,8 @@ pub const COLOUR_MAX: usize = colour(0);
 /// the frame's colour.
 pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM - COLOUR_MAX;
 
-/// Largest IP MTU whose packets one frame holds, with an Ethernet header.
-pub const MTU_FRAME: u32 = (MAX_PACKET - 14) as u32;
+/// Largest IP MTU whose packets one frame holds, with an Ethernet header and two VLAN tags.
+pub const MTU_FRAME: u32 = (MAX_PACKET - 14 - 2 * 4) as u32;
 
 /// The largest IP MTU of a port that takes packets of several frames, in octets: what is usual for
 /// jumbo frames.

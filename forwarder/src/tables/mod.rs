@@ -253,6 +253,8 @@ pub struct Sysctls {
     pub multipath_hash_policy4: u8,
     /// net.ipv6.fib_multipath_hash_policy.
     pub multipath_hash_policy6: u8,
+    /// net.ipv4.ip_forward_update_priority: forwarded IPv4 packets get the priority of their TOS.
+    pub ip_forward_update_priority: bool,
     /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set,
     /// `doctor` says so.
     pub ip_forward_use_pmtu: bool,
@@ -277,6 +279,7 @@ impl Default for Sysctls {
             icmp6_ratemask: !(1 << 2),
             multipath_hash_policy4: 0,
             multipath_hash_policy6: 0,
+            ip_forward_update_priority: true,
             ip_forward_use_pmtu: false,
             custom_local_routes: false,
         }

@@ -194,10 +194,13 @@ fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
                 "{}: on a veth, tags may be beside the frames, where XDP does not see them",
                 names.join(", ")
             ),
-            "where the frames are sent: ethtool -K PEER txvlan off",
+            "where the frames are sent: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off",
         );
     }
     match &names[..] {
+        [] if nic.kind.as_deref() == Some("veth") => {
+            Finding::ok("vlan", "none; what the peer sends with a tag beside it counts as untagged")
+        }
         [] => Finding::ok("vlan", "none; tags are left in the frames"),
         _ => Finding::ok("vlan", format!("{} come along", names.join(", "))),
     }

@@ -52,6 +52,10 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
             "ipv6/fib_multipath_hash_policy",
             default.multipath_hash_policy6,
         ),
+        ip_forward_update_priority: switch(
+            "ipv4/ip_forward_update_priority",
+            default.ip_forward_update_priority,
+        ),
         ip_forward_use_pmtu: switch("ipv4/ip_forward_use_pmtu", default.ip_forward_use_pmtu),
         custom_local_routes,
     }

@@ -12,10 +12,9 @@ use xdp_prog::VLANS_MAX;
 use super::info::Ports;
 use super::links::{Takers, unsupported};
 use crate::control::mirror::state::{LinkState, RouterState};
-use crate::skb::{MAX_PACKET, MTU_FRAME};
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Tag, Vlan};
-use crate::wire::{EtherType, ethernet, vlan};
+use crate::wire::EtherType;
 
 /// MAX_NEST_DEV of the kernel: interfaces upon each other at most.
 pub const DEPTH_MAX: usize = 8;
@@ -110,12 +109,6 @@ pub fn place(
         return Err(Left::Because(format!("has more than {TAGS_MAX} tags")));
     }
     if let Some(why) = unsupported(state, link, takers) {
-        return Err(Left::Because(why));
-    }
-    let most = MAX_PACKET - ethernet::HEADER_LEN - tags.len() * vlan::HEADER_LEN;
-    // Beyond MTU_FRAME its port, whose MTU is no smaller, takes packets of several frames.
-    if link.mtu as usize > most && link.mtu <= MTU_FRAME {
-        let why = format!("MTU {} and its tags are more than a frame holds ({most})", link.mtu);
         return Err(Left::Because(why));
     }
     tags.reverse();
