@@ -70,7 +70,8 @@ fn attach(
         .filter(|i| i.interface_name == config.ifname)
         .find_map(|i| i.address?.as_link_addr()?.addr())
         .ok_or("no MAC address")?;
-    let mut program = steering.attach(config.ifindex, &config.ifname, mac, AttachMode::Auto)?;
+    let mut program =
+        steering.attach(config.ifindex, &config.ifname, mac, AttachMode::Auto, false)?;
     let socket = io.socket_fd(port).ok_or("a port that is not there")?;
     program.set_socket(config.queue, socket.as_raw_fd())?;
     program.set_steer(true, true)?;

@@ -117,7 +117,7 @@ fn attach(steering: &mut Steering, ifname: &str, port: &Port) -> Result<PortProg
         .find_map(|i| i.address?.as_link_addr()?.addr())
         .ok_or("no MAC address")?;
     let ifindex = nix::net::if_::if_nametoindex(ifname)?;
-    let mut program = steering.attach(ifindex, ifname, mac, AttachMode::Auto)?;
+    let mut program = steering.attach(ifindex, ifname, mac, AttachMode::Auto, false)?;
     program.set_socket(0, port.rx.fd().as_raw_fd())?;
     program.set_steer(true, true)?;
     Ok(program)

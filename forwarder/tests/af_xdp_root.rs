@@ -181,11 +181,8 @@ impl Rig {
 
     fn attach_for(&mut self, n: usize, multi_buffer: bool) -> PortProgram {
         let PortConfig { ifname, ifindex, queue, .. } = config(n);
-        let (steering, mode) = (&mut self.steering, AttachMode::Native);
-        let attached = match multi_buffer {
-            true => steering.attach_multi_buffer(ifindex, &ifname, PORT_MAC, mode),
-            false => steering.attach(ifindex, &ifname, PORT_MAC, mode),
-        };
+        let mode = AttachMode::Native;
+        let attached = self.steering.attach(ifindex, &ifname, PORT_MAC, mode, multi_buffer);
         let mut program = attached.expect("attach");
         let socket = self.io.socket_fd(n as u16).expect("an open port");
         program.set_socket(queue, socket.as_raw_fd()).expect("into the XSKMAP");

@@ -136,12 +136,12 @@ fn assert_reason(port: &PortProgram, wire: &Wire, frame: &[u8], reason: Reason) 
 }
 
 fn attach(steering: &mut Steering, name: &str, mode: AttachMode) -> PortProgram {
-    steering.attach(ifindex(name), name, PORT_MAC, mode).expect("attach")
+    steering.attach(ifindex(name), name, PORT_MAC, mode, false).expect("attach")
 }
 
 /// The error of attaching where it has to fail.
 fn refusal(steering: &mut Steering, name: &str, mode: AttachMode) -> XdpError {
-    match steering.attach(ifindex(name), name, PORT_MAC, mode) {
+    match steering.attach(ifindex(name), name, PORT_MAC, mode, false) {
         Ok(_) => panic!("attached to {name}"),
         Err(e) => e,
     }
@@ -441,7 +441,7 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
             let mut steering = Steering::new().expect("load");
             let mut port = attach(&mut steering, "port", wanted);
             let mut out = steering
-                .attach(ifindex("out"), "out", [0x02, 0, 0, 0, 0, 0x0a], wanted)
+                .attach(ifindex("out"), "out", [0x02, 0, 0, 0, 0, 0x0a], wanted, false)
                 .expect("attach");
             port.set_steer(true, true).expect("set");
             out.set_steer(true, true).expect("set");
@@ -586,7 +586,7 @@ fn root_a_port_may_vanish_and_come_back() {
         drop(gone);
         veth("port", "peer");
         drop(attach(&mut steering, "port", AttachMode::Auto));
-        let error = steering.attach(0x7fff_fff0, "ghost", PORT_MAC, AttachMode::Auto);
+        let error = steering.attach(0x7fff_fff0, "ghost", PORT_MAC, AttachMode::Auto, false);
         let text = error.expect_err("no such interface").to_string();
         assert!(text.contains("ghost"), "{text}");
     });
@@ -628,7 +628,7 @@ fn root_packets_of_several_buffers_may_be_the_ports_or_the_peers() {
             run(&format!("ip link set port mtu {}; ip link set peer mtu {}", mtus.0, mtus.1));
             assert_eq!(attach(&mut steering, "port", AttachMode::Auto).mode(), XdpMode::Native);
             let (port, mac, mode) = (ifindex("port"), PORT_MAC, AttachMode::Auto);
-            let attached = steering.attach_multi_buffer(port, "port", mac, mode).expect("attach");
+            let attached = steering.attach(port, "port", mac, mode, true).expect("attach");
             assert_eq!(attached.mode(), XdpMode::Native);
         }
     });

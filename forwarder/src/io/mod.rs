@@ -104,10 +104,7 @@ fn drop_all(
     stats: &WorkerStats,
 ) {
     for skb in burst.drain(usize::MAX) {
-        stats.drop(reason);
-        if let Some(counters) = stats.ports.get(port as usize) {
-            counters.tx_dropped.inc();
-        }
+        stats.tx_drop(reason, port);
         pool.kfree_skb(skb);
     }
 }

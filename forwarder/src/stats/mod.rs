@@ -104,6 +104,15 @@ impl WorkerStats {
         self.drops[reason as usize].inc();
     }
 
+    /// Counts a packet that was to leave by a port and is dropped (tx_dropped).
+    #[cold]
+    pub fn tx_drop(&self, reason: DropReason, port: u16) {
+        self.drop(reason);
+        if let Some(counters) = self.ports.get(usize::from(port)) {
+            counters.tx_dropped.inc();
+        }
+    }
+
     /// Counts one frame handed back to the kernel.
     #[inline]
     pub fn punt(&self, reason: PuntReason) {

@@ -152,7 +152,7 @@ impl WayOut {
         self.waker.wake();
         stats.crossed_out.add(sent as u64);
         for _ in sent..packets {
-            count_tx_drop(DropReason::CpuBacklog, oif, stats);
+            stats.tx_drop(DropReason::CpuBacklog, oif);
         }
     }
 }
@@ -242,7 +242,7 @@ impl Crossings {
                 }
                 (skb, _) => {
                     skb.into_iter().for_each(|skb| pool.kfree_skb(skb));
-                    count_tx_drop(DropReason::NoMem, crossing.oif, stats);
+                    stats.tx_drop(DropReason::NoMem, crossing.oif);
                 }
             }
             // There is room for every buffer; the sender may be gone.
@@ -294,12 +294,4 @@ fn land(crossing: &Crossing, pool: &mut FramePool) -> Option<SkBuff> {
     (skb.port, skb.iif) = (crossing.port, crossing.iif);
     (skb.timed, skb.tstamp_ns) = (crossing.timed, crossing.tstamp_ns);
     Some(skb)
-}
-
-#[cold]
-fn count_tx_drop(reason: DropReason, port: u16, stats: &WorkerStats) {
-    stats.drop(reason);
-    if let Some(counters) = stats.ports.get(usize::from(port)) {
-        counters.tx_dropped.inc();
-    }
 }

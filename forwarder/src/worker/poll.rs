@@ -36,9 +36,8 @@ const DRAIN_LIMIT_NS: u64 = 500_000_000;
 const DRAIN_LIMIT_NS: u64 = 60_000_000_000;
 
 /// Bursts taken from one queue before the next has its turn, and, unless a TX ring fills up, before
-/// the kernel is entered: what
-/// it leaves in the caches of our code and data is paid for once a turn. (A driver's NAPI weight is
-/// one burst, its budget 300 packets.)
+/// the kernel is entered: what it leaves in the caches of our code and data is paid for once a turn.
+/// (A driver's NAPI weight is one burst, its budget 300 packets.)
 const BURSTS_A_TURN: usize = 4;
 
 /// A timed turn that took longer was off its CPU, and says nothing of what a frame costs.
@@ -509,9 +508,7 @@ impl<I> WorkerHandle<I> {
 
     /// Where the worker's frames are now. `None`: the worker is gone or did not get to it.
     pub fn census(&self, timeout: Duration) -> Option<FrameCensus> {
-        let (answer, result) = bounded(1);
-        self.commands.send_timeout(Command::Census(answer), timeout).ok()?;
-        result.recv_timeout(timeout).ok()
+        ask(&self.commands, timeout, Command::Census)
     }
 
     /// A hold on the worker's captures alone.
@@ -526,14 +523,12 @@ impl<I> WorkerHandle<I> {
         timeout: Duration,
         change: impl FnOnce(&mut Crossings) + Send + 'static,
     ) -> Option<()> {
-        let (answer, result) = bounded(1);
-        // The asker may have given up waiting.
-        let change = Box::new(move |crossings: &mut Crossings| {
-            change(crossings);
-            let _ = answer.send(());
-        });
-        self.commands.send_timeout(Command::Cross(change), timeout).ok()?;
-        result.recv_timeout(timeout).ok()
+        ask(&self.commands, timeout, |answer| {
+            Command::Cross(Box::new(move |crossings| {
+                change(crossings);
+                let _ = answer.send(());
+            }))
+        })
     }
 
     /// Runs `call` on the worker's thread between two turns and waits for its result, at most
@@ -543,14 +538,24 @@ impl<I> WorkerHandle<I> {
         timeout: Duration,
         call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
     ) -> Option<T> {
-        let (answer, result) = bounded(1);
-        let call = Box::new(move |io: &mut I, pool: &mut FramePool, stats: &WorkerStats| {
-            // The asker may have given up waiting.
-            let _ = answer.send(call(io, pool, stats));
-        });
-        self.commands.send_timeout(Command::Call(call), timeout).ok()?;
-        result.recv_timeout(timeout).ok()
+        ask(&self.commands, timeout, |answer| {
+            Command::Call(Box::new(move |io, pool, stats| {
+                let _ = answer.send(call(io, pool, stats));
+            }))
+        })
     }
+}
+
+/// Sends a command and waits for its answer, `timeout` for each. `None`: the worker is gone or did
+/// not get to it; it may still do so, and its answer finds nobody then.
+fn ask<I, T>(
+    commands: &Sender<Command<I>>,
+    timeout: Duration,
+    command: impl FnOnce(Sender<T>) -> Command<I>,
+) -> Option<T> {
+    let (answer, result) = bounded(1);
+    commands.send_timeout(command(answer), timeout).ok()?;
+    result.recv_timeout(timeout).ok()
 }
 
 /// Begins and ends captures on a worker; for threads other than the control thread, too.
@@ -581,10 +586,8 @@ impl<I> TapHandle<I> {
         timeout: Duration,
         call: impl FnOnce(&mut Tap) -> T + Send + 'static,
     ) -> Option<T> {
-        let (answer, result) = bounded(1);
-        // The asker may have given up waiting.
-        let call = Box::new(move |tap: &mut Tap| drop(answer.send(call(tap))));
-        self.commands.send_timeout(Command::Tap(call), timeout).ok()?;
-        result.recv_timeout(timeout).ok()
+        ask(&self.commands, timeout, |answer| {
+            Command::Tap(Box::new(move |tap| drop(answer.send(call(tap)))))
+        })
     }
 }

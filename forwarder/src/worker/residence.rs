@@ -5,7 +5,8 @@
 //!
 //! - **Inside**: the whole road of the frame; that of those before it in the burst, and of those
 //!   behind it too, as a burst goes out together; bursts that leave by other ports before it; the
-//!   way to another worker, which counts it, where that sends it; and the wait for a neighbour's address (up to three seconds), which is where long tails come from.
+//!   way to another worker, which counts it, where that sends it; and the wait for a neighbour's
+//!   address (up to three seconds), which is where long tails come from.
 //! - **Not inside**: the wait in the RX ring, in which a worker that has lost its CPU shows first;
 //!   taking the burst; the system call that has the kernel send; the TX ring and the NIC.
 //! - **Not counted**: what never gets to a TX ring (dropped, handed back to the kernel), and the

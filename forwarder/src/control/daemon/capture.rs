@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Daemon;
+use super::{Daemon, WORKER_TIMEOUT};
 use crate::capture::ring::BLOCK;
 use crate::capture::tap::SESSIONS_MAX;
 use crate::capture::{Filter, RingReader, Session, Wanted, ring};
@@ -23,8 +23,6 @@ use crate::control::server::{Answer, Follow};
 use crate::io::af_xdp::AfXdp;
 use crate::worker::TapHandle;
 
-/// A worker does what it is asked between two turns; one kept from its CPU may take a while.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked for copies. Workers do not tell: that would cost them a system call.
 const LOOK_MS: u16 = 5;
 /// Octets of packets in one message, about: those of all workers that came in one look.

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::WORKER_TIMEOUT;
 use crate::io::af_xdp::AfXdp;
 use crate::worker::WorkerHandle;
 use crate::worker::crossing::{Waker, way};
-
-/// How long a worker may take to learn of a way.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The worker that serves a queue, of every port.
 pub(super) fn worker_of(queue: u32, workers: usize) -> usize {

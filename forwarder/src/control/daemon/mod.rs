@@ -62,6 +62,9 @@ use crate::worker::poll::{FrameCensus, Parts, PollMode};
 use crate::worker::slow_path::{Bell, SlowPathQueue, slow_path};
 use crate::worker::{Residence, Worker, WorkerHandle, affinity};
 
+/// A worker does what it is asked between two turns; one kept from its CPU, or that opens a socket,
+/// may take a while.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
 const TICK: Duration = Duration::from_millis(100);
@@ -451,7 +454,7 @@ impl Daemon {
     /// A queue whose packets the kernel has is told of, once; `status` goes on to.
     fn look_for_unserved(&mut self) {
         for port in &mut self.ports {
-            if !port.look_for_unserved().is_empty()
+            if port.look_for_unserved()
                 && let Some(what) = port.unserved()
             {
                 say!("{what}");

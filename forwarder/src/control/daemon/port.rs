@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
+use super::WORKER_TIMEOUT;
 use super::crossroads::{Crossroads, worker_of};
 use crate::control::config::{Mode, RunOptions};
 use crate::control::device::irq::Pinned;
@@ -32,8 +33,6 @@ use crate::wire::EtherType;
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
-/// How long a worker may take to open or close a socket.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long workers have for what lies in the rings of a port that is given up.
 const DRAIN: Duration = Duration::from_millis(5);
 /// Pause before a queue that was busy is tried again: one just closed stays busy for a while.
@@ -238,12 +237,8 @@ impl Port {
     fn attach_again(&mut self, with: &mut Equipment<'_>) -> Result<()> {
         (self.program, self.vlans_of) = (None, None);
         let mode = attach_mode(with.options.mode);
-        let program = match self.multi_buffer {
-            true => {
-                with.steering.attach_multi_buffer(self.ifindex, &self.ifname, self.mac, mode)?
-            }
-            false => with.steering.attach(self.ifindex, &self.ifname, self.mac, mode)?,
-        };
+        let (ifindex, mac) = (self.ifindex, self.mac);
+        let program = with.steering.attach(ifindex, &self.ifname, mac, mode, self.multi_buffer)?;
         for queue in 0..self.queues {
             let n = worker_of(queue, with.workers.len());
             let slot = self.slot(queue, with);
@@ -323,11 +318,7 @@ impl Port {
             }
         });
         // Attached in any case: whose program is there already says more than "busy".
-        let (ifindex, mac) = (link.ifindex, link.mac);
-        let program = match long {
-            true => with.steering.attach_multi_buffer(ifindex, &self.ifname, mac, mode),
-            false => with.steering.attach(ifindex, &self.ifname, mac, mode),
-        };
+        let program = with.steering.attach(link.ifindex, &self.ifname, link.mac, mode, long);
         let (program, sockets) = match (program, sockets) {
             (
                 Err(taken @ (XdpError::ForeignProgram { .. } | XdpError::AlreadyRunning { .. })),

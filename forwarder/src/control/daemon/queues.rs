@@ -72,19 +72,17 @@ impl Port {
     }
 
     /// Looks for queues that get packets to forward and have no socket, whatever sent them there: the
-    /// kernel forwards those. Returns those found now and not before.
-    pub fn look_for_unserved(&mut self) -> Vec<u32> {
-        let (Some(program), Some(had)) = (&self.program, self.had) else { return Vec::new() };
+    /// kernel forwards those. Whether there are some that there were not before.
+    pub fn look_for_unserved(&mut self) -> bool {
+        let (Some(program), Some(had)) = (&self.program, self.had) else { return false };
         // A driver that does not tell may have more than it tells.
         let end = had.rx_max.max(self.queues + QUEUES_UNTOLD).min(QUEUES_MAX);
-        let mut found = Vec::new();
+        let mut found = false;
         for queue in self.queues..end {
             let counters = program.queue_counters(queue).unwrap_or_default();
             let count = counters[xdp_prog::Reason::PassNoSocket as usize];
-            let known = self.unserved.get(&queue).copied();
-            if count > known.unwrap_or(0) {
-                self.unserved.insert(queue, count);
-                found.extend(known.is_none().then_some(queue));
+            if count > self.unserved.get(&queue).copied().unwrap_or(0) {
+                found |= self.unserved.insert(queue, count).is_none();
             }
         }
         found

@@ -65,29 +65,16 @@ impl Steering {
         ifname: &str,
         mac: [u8; 6],
         mode: AttachMode,
+        multi_buffer: bool,
     ) -> Result<PortProgram, XdpError> {
         let port = PortId { ifindex, ifname, mac };
-        match self.load_and_attach(&port, mode, false) {
+        match self.load_and_attach(&port, mode, multi_buffer) {
             // For its MTU, or on a veth its peer's, which the driver takes with the other kind.
-            Err(refused) if refused.is_of_mtu() => {
+            Err(refused) if !multi_buffer && refused.is_of_mtu() => {
                 self.load_and_attach(&port, mode, true).map_err(|_| refused)
             }
             attached => attached,
         }
-    }
-
-    /// As [`Steering::attach`], for packets of several buffers, too (Linux 5.18).
-    ///
-    /// # Errors
-    /// As for [`Steering::attach`].
-    pub fn attach_multi_buffer(
-        &mut self,
-        ifindex: u32,
-        ifname: &str,
-        mac: [u8; 6],
-        mode: AttachMode,
-    ) -> Result<PortProgram, XdpError> {
-        self.load_and_attach(&PortId { ifindex, ifname, mac }, mode, true)
     }
 
     fn load_and_attach(

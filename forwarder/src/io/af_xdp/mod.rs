@@ -459,9 +459,7 @@ impl AfXdp {
         match open > self.expected {
             false => fill,
             // At least a burst.
-            true => {
-                (fill as usize * self.expected / open).max(FILL_LEAST).min(fill as usize) as u32
-            }
+            true => (fill as usize * self.expected / open).max(self.options.fill_least()) as u32,
         }
     }
 

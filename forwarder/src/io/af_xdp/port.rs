@@ -34,7 +34,6 @@ pub(super) struct Port {
     /// See [`PortInfo`](super::PortInfo).
     pub(super) no_zerocopy: Option<i32>,
     socket: Socket,
-    layout: Layout,
     sizes: RingSizes,
     /// Frames it is to have to receive into; no more than its fill ring holds.
     fill: u32,
@@ -95,7 +94,6 @@ impl Port {
                 mode,
                 no_zerocopy,
                 socket,
-                layout: Layout::of(mode),
                 segments: segments(mode, multi_buffer, config),
                 sizes: options.rings,
                 fill: fill.len() as u32,
@@ -254,7 +252,7 @@ impl Port {
         {
             match slots.give(frame, self.rx_owner) {
                 Ok(addr) => {
-                    if !self.socket.fill.push(self.layout.fill_addr(addr)) {
+                    if !self.socket.fill.push(Layout::of(self.mode).fill_addr(addr)) {
                         // The kernel shows what it received before it shows what it took for it
                         // (xsk_flush): there is room next turn.
                         if let Some(frame) = slots.take(addr, self.rx_owner) {
@@ -294,14 +292,14 @@ impl Port {
         for skb in burst.drain(self.fitting(burst.as_slice())) {
             let len = skb.len();
             if len < SHORTEST {
-                count_tx_drop(DropReason::EthTruncated, port, stats);
+                stats.tx_drop(DropReason::EthTruncated, port);
                 pool.kfree_skb(skb);
                 continue;
             }
             if skb.frames() > 1 {
                 match self.send_chain(skb, slots, pool) {
                     Ok(()) => (packets, octets) = (packets + 1, octets + len as u64),
-                    Err(reason) => count_tx_drop(reason, port, stats),
+                    Err(reason) => stats.tx_drop(reason, port),
                 }
                 continue;
             }
@@ -312,7 +310,7 @@ impl Port {
                     let desc = libc::xdp_desc { addr, len: len as u32, options: 0 };
                     if !self.socket.tx.push(desc) {
                         // As with the fill ring: completed is shown before taken.
-                        count_tx_drop(DropReason::FullRing, port, stats);
+                        stats.tx_drop(DropReason::FullRing, port);
                         if let Some(frame) = slots.take(addr, self.tx_owner) {
                             pool.free(frame);
                         }
@@ -323,7 +321,7 @@ impl Port {
                     octets += len as u64;
                 }
                 Err(frame) => {
-                    count_tx_drop(DropReason::TxError, port, stats);
+                    stats.tx_drop(DropReason::TxError, port);
                     pool.free(frame);
                 }
             }
@@ -466,7 +464,7 @@ impl Port {
                     // Try again: a limit per call, the socket's buffer, the completion ring.
                     libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM => {}
                     // One frame was completed and not sent (__dev_direct_xmit: NET_XMIT_DROP).
-                    libc::EBUSY => count_tx_drop(DropReason::TxError, port, stats),
+                    libc::EBUSY => stats.tx_drop(DropReason::TxError, port),
                     // The interface is down, gone, or between two programs.
                     _ => return self.stop_sending(),
                 }
@@ -529,7 +527,7 @@ impl Port {
     ) {
         self.complete(slots, pool, stats);
         for _ in 0..self.tx_and_completion {
-            count_tx_drop(DropReason::DevNotReady, port, stats);
+            stats.tx_drop(DropReason::DevNotReady, port);
         }
         let counters = stats.ports.get(port as usize);
         while let Some(desc) = self.socket.rx.pop() {
@@ -582,13 +580,5 @@ fn count_rx_drop(reason: DropReason, stats: &WorkerStats, counters: Option<&Port
     stats.drop(reason);
     if let Some(counters) = counters {
         counters.rx_dropped.inc();
-    }
-}
-
-#[cold]
-fn count_tx_drop(reason: DropReason, port: u16, stats: &WorkerStats) {
-    stats.drop(reason);
-    if let Some(counters) = stats.ports.get(port as usize) {
-        counters.tx_dropped.inc();
     }
 }

@@ -195,8 +195,7 @@ impl MemIo {
     /// Takes the oldest packet a port was given to send, and frees its frame.
     pub fn take_sent(&mut self, port: u16, pool: &mut FramePool) -> Option<Vec<u8>> {
         let skb = self.ports.get_mut(port as usize)?.tx.pop_front()?;
-        let mut octets = Vec::with_capacity(skb.len());
-        skb.slices(0, usize::MAX).for_each(|slice| octets.extend_from_slice(slice));
+        let octets = skb.whole(&mut Vec::new()).to_vec();
         pool.kfree_skb(skb);
         Some(octets)
     }
