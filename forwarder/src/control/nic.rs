@@ -9,7 +9,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use crate::control::device::ethtool;
 use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
 use crate::control::nlsock::{GENL_HEADER, NlSock};
-use crate::io::device::Feature;
+use crate::io::device::{Channels, Feature};
 use crate::tables::vlan::TAGS_MAX;
 
 const RTM_GETLINK: u16 = 18;
@@ -219,15 +219,37 @@ pub struct Queues {
     pub tx: u32,
     /// That could receive, at most.
     pub rx_max: u32,
+    /// That could send, at most.
+    pub tx_max: u32,
+    /// They are set apart from each other, as those of a veth: none is of a combined channel.
+    pub apart: bool,
+}
+
+impl Queues {
+    /// The command that gives interface `name` so many.
+    pub fn command(&self, name: &str, queues: u32) -> String {
+        match self.apart {
+            true => format!("ethtool -L {name} rx {queues} tx {}", queues.min(self.tx_max)),
+            false => format!("ethtool -L {name} combined {queues}"),
+        }
+    }
 }
 
 /// The queues of an interface; one of each where the driver has no channels.
 pub fn queues(ifindex: u32) -> io::Result<Queues> {
-    let channels = ethtool::channels(ifindex)?.unwrap_or_default();
+    Ok(of_channels(&ethtool::channels(ifindex)?.unwrap_or_default()))
+}
+
+fn of_channels(channels: &Channels) -> Queues {
     let (now, max) = (channels.now, channels.max);
-    let rx = (now.rx + now.combined).max(1);
-    let rx_max = max.rx.max(max.combined).max(rx);
-    Ok(Queues { rx, tx: (now.tx + now.combined).max(1), rx_max })
+    let (rx, tx) = ((now.rx + now.combined).max(1), (now.tx + now.combined).max(1));
+    Queues {
+        rx,
+        tx,
+        rx_max: max.rx.max(max.combined).max(rx),
+        tx_max: max.tx.max(max.combined).max(tx),
+        apart: max.combined == 0 && max.rx > 0,
+    }
 }
 
 /// RX queues, see [`queues`].
@@ -320,6 +342,7 @@ fn netdev<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::device::ChannelCounts;
 
     #[test]
     fn vlans_are_found_on_ports_and_on_each_other() {
@@ -343,6 +366,25 @@ mod tests {
         let found: Vec<&str> =
             vlans_of(&nics, &["eth0".to_owned()]).iter().map(|nic| nic.name.as_str()).collect();
         assert_eq!(found, ["outer", "inner"]);
+    }
+
+    #[test]
+    fn the_command_that_sets_queues_is_that_of_the_channels_there_are() {
+        let counts =
+            |rx, tx, combined| ChannelCounts { rx, tx, combined, ..ChannelCounts::default() };
+        let of = |now, max| of_channels(&Channels { now, max });
+        let nic = of(counts(0, 0, 2), counts(0, 0, 8));
+        assert_eq!((nic.rx, nic.tx, nic.rx_max, nic.apart), (2, 2, 8, false));
+        assert_eq!(nic.command("eth0", 4), "ethtool -L eth0 combined 4");
+        let veth = of(counts(4, 1, 0), counts(8, 2, 0));
+        assert_eq!((veth.rx, veth.tx, veth.rx_max, veth.tx_max), (4, 1, 8, 2));
+        assert_eq!(veth.command("veth0", 1), "ethtool -L veth0 rx 1 tx 1");
+        assert_eq!(veth.command("veth0", 4), "ethtool -L veth0 rx 4 tx 2");
+        // Those that take either.
+        let both = of(counts(0, 0, 4), counts(4, 4, 4));
+        assert_eq!(both.command("eth0", 2), "ethtool -L eth0 combined 2");
+        let none = of(ChannelCounts::default(), ChannelCounts::default());
+        assert_eq!((none.rx, none.tx, none.rx_max, none.apart), (1, 1, 1, false));
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn queues_and_cpus_that_cannot_be_had_are_refused() -> Result<()> {
     }
     let lab = Lab::with_queues(2)?;
     for (more, said) in [
-        ("--queues 1", "ethtool -L rt-left combined 1"),
+        ("--queues 1", "set the number (ethtool -L rt-left rx 1 tx 1), or leave --queues out"),
         ("--queues 3", "can have 2 at most"),
         ("--queues 0", "expected 1 to 256"),
         ("--queues 257", "expected 1 to 256"),

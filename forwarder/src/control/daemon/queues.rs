@@ -37,38 +37,21 @@ impl Port {
             ),
             Some(wanted) if wanted > queues => bail!(
                 "{name} has {queues} RX queue(s), --queues {wanted} asked for; set the number \
-                 (ethtool -L {name} combined {wanted}) or leave --queues out to serve all"
+                 ({}) or leave --queues out to serve all",
+                channels.command(name, wanted)
             ),
-            Some(wanted) if wanted < queues => self.first_queues(ifindex, queues, wanted),
+            Some(wanted) if wanted < queues => {
+                let table = ethtool::rss_table(ifindex).ok().flatten();
+                first_queues(name, channels, wanted, table.as_deref())
+            }
             _ if queues > possible => bail!(
                 "{name} has {queues} RX queues, and no more than {possible} can be served; reduce \
-                 them (ethtool -L {name} combined {possible}){}",
+                 them ({}){}",
+                channels.command(name, possible),
                 if possible < QUEUES_MAX { ", or restart ferroute" } else { "" }
             ),
             _ => Ok(queues),
         }
-    }
-
-    /// Only the first `wanted` queues, if no packet comes by the others.
-    fn first_queues(&self, ifindex: u32, queues: u32, wanted: u32) -> Result<u32> {
-        let name = &self.ifname;
-        let table = ethtool::rss_table(ifindex).ok().flatten();
-        let others: BTreeSet<u32> = match &table {
-            Some(table) => table.iter().copied().filter(|&queue| queue >= wanted).collect(),
-            None => (wanted..queues).collect(),
-        };
-        if others.is_empty() {
-            return Ok(wanted);
-        }
-        let why = match table {
-            Some(_) => format!("its RSS table has packets for {}", list(&others)),
-            None => format!("it has no RSS table that keeps packets from {}", list(&others)),
-        };
-        bail!(
-            "{name} has {queues} RX queue(s), --queues {wanted} asked for, and {why}; set the number \
-             (ethtool -L {name} combined {wanted}), keep packets to the first (ethtool -X {name} \
-             equal {wanted}), or leave --queues out to serve all"
-        )
     }
 
     /// Looks for queues that get packets to forward and have no socket, whatever sent them there: the
@@ -90,16 +73,10 @@ impl Port {
 
     /// What `look_for_unserved` has found, and what to do.
     pub fn unserved(&self) -> Option<String> {
-        let name = &self.ifname;
         let queues: BTreeSet<u32> = self.unserved.keys().copied().collect();
-        (!queues.is_empty()).then(|| {
-            format!(
-                "{name}: {} without a socket: its packets are left to the kernel; keep packets to the \
-                 {} that are served (ethtool -X {name} equal {}) or have no more (ethtool -L {name} \
-                 combined {})",
-                list(&queues), self.queues, self.queues, self.queues
-            )
-        })
+        let channels = self.had.filter(|_| !queues.is_empty())?;
+        let has_table = ethtool::rss_table(self.ifindex).is_ok_and(|table| table.is_some());
+        Some(tell_unserved(&self.ifname, &queues, self.queues, channels, has_table))
     }
 
     /// Interrupts of queues to their workers' CPUs, where that is asked for.
@@ -140,8 +117,84 @@ impl Port {
     }
 }
 
+/// Only the first `wanted` queues, if no packet comes by the others; `table`: where RSS sends them.
+fn first_queues(name: &str, channels: Queues, wanted: u32, table: Option<&[u32]>) -> Result<u32> {
+    let (queues, set) = (channels.rx, channels.command(name, wanted));
+    let others: BTreeSet<u32> = match table {
+        Some(table) => table.iter().copied().filter(|&queue| queue >= wanted).collect(),
+        None => (wanted..queues).collect(),
+    };
+    if others.is_empty() {
+        return Ok(wanted);
+    }
+    let (others, asked) = (list(&others), format!("--queues {wanted} asked for"));
+    match table {
+        Some(_) => bail!(
+            "{name} has {queues} RX queue(s), {asked}, and its RSS table has packets for {others}; \
+             set the number ({set}), keep packets to the first (ethtool -X {name} equal {wanted}), \
+             or leave --queues out to serve all"
+        ),
+        None => bail!(
+            "{name} has {queues} RX queue(s), {asked}, and it has no RSS table that keeps packets \
+             from {others}; set the number ({set}), or leave --queues out to serve all"
+        ),
+    }
+}
+
+fn tell_unserved(
+    name: &str,
+    queues: &BTreeSet<u32>,
+    served: u32,
+    channels: Queues,
+    has_table: bool,
+) -> String {
+    let keep = match has_table {
+        true => format!(
+            "keep packets to the {served} that are served (ethtool -X {name} equal {served}) or "
+        ),
+        false => String::new(),
+    };
+    format!(
+        "{name}: {} without a socket: its packets are left to the kernel; {keep}have no more ({})",
+        list(queues),
+        channels.command(name, served)
+    )
+}
+
 /// `queue 3`, `queues 2, 3`.
 fn list(queues: &BTreeSet<u32>) -> String {
     let names: Vec<String> = queues.iter().map(u32::to_string).collect();
     format!("queue{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NIC: Queues = Queues { rx: 4, tx: 4, rx_max: 8, tx_max: 8, apart: false };
+    const VETH: Queues = Queues { apart: true, ..NIC };
+
+    #[test]
+    fn only_the_first_queues_are_served_if_no_packet_comes_by_the_others() {
+        assert_eq!(first_queues("p", NIC, 2, Some(&[0, 1, 0, 1])).expect("kept away"), 2);
+        let said = |channels, table| {
+            first_queues("p", channels, 2, table).expect_err("packets come").to_string()
+        };
+        let with = said(NIC, Some(&[0, 1, 2, 3][..]));
+        assert!(with.contains("its RSS table has packets for queues 2, 3"), "{with}");
+        assert!(with.contains("ethtool -L p combined 2"), "{with}");
+        assert!(with.contains("ethtool -X p equal 2"), "{with}");
+        let without = said(VETH, None);
+        assert!(without.contains("ethtool -L p rx 2 tx 2"), "{without}");
+        assert!(!without.contains("combined") && !without.contains("-X"), "{without}");
+    }
+
+    #[test]
+    fn what_is_said_of_queues_without_a_socket_is_what_the_interface_can_do() {
+        let queues = BTreeSet::from([3]);
+        let nic = tell_unserved("p", &queues, 2, NIC, true);
+        assert!(nic.contains("ethtool -X p equal 2) or have no more (ethtool -L p combined 2)"));
+        let veth = tell_unserved("p", &queues, 2, VETH, false);
+        assert!(veth.ends_with("left to the kernel; have no more (ethtool -L p rx 2 tx 2)"));
+    }
 }

@@ -8,7 +8,7 @@ use super::Finding;
 use crate::control::api::WorkerStatus;
 use crate::control::config::CpuList;
 use crate::control::device::{ethtool, irq, sysfs};
-use crate::control::nic::{self, Nic};
+use crate::control::nic::{self, Nic, Queues};
 
 /// What the daemon does with a port.
 #[derive(Debug, Default)]
@@ -22,16 +22,16 @@ pub struct Served<'a> {
 /// All findings about the queues of one port.
 pub fn examine(nic: &Nic, served: &Served<'_>) -> Vec<Finding> {
     let queues = match nic::queues(nic.ifindex) {
-        Ok(queues) => queues.rx,
+        Ok(queues) => queues,
         Err(error) => {
             let message = format!("the number cannot be read: {error}");
             return vec![Finding::warn("queues", message, format!("see ethtool -l {}", nic.name))];
         }
     };
     let cpus = available_parallelism().map_or(1, |cpus| cpus.get());
-    let mut findings = vec![Finding::ok("queues", format!("{queues} RX, {cpus} CPUs"))];
+    let mut findings = vec![Finding::ok("queues", format!("{} RX, {cpus} CPUs", queues.rx))];
     let table = ethtool::rss_table(nic.ifindex).ok().flatten();
-    let open = if served.queues > 0 { served.queues } else { queues };
+    let open = if served.queues > 0 { served.queues } else { queues.rx };
     findings.push(rss(&nic.name, table.as_deref(), queues, open));
     findings.extend(interrupts(nic, served.workers));
     findings.extend(numa(nic, served.workers));
@@ -39,15 +39,15 @@ pub fn examine(nic: &Nic, served: &Served<'_>) -> Vec<Finding> {
 }
 
 /// `queues`: those there are; `open`: of those the first so many have, or would have, a socket.
-fn rss(name: &str, table: Option<&[u32]>, queues: u32, open: u32) -> Finding {
-    let advice = format!("ethtool -X {name} equal {open}, or ethtool -L {name} combined {open}");
+fn rss(name: &str, table: Option<&[u32]>, queues: Queues, open: u32) -> Finding {
+    let set = queues.command(name, open);
     let Some(table) = table else {
         let message = "no RSS table: none, or the kernel does not tell";
-        return match open < queues {
+        return match open < queues.rx {
             true => Finding::warn(
                 "rss",
                 format!("{message}; queues from {open} on have no socket, the kernel gets theirs"),
-                format!("ethtool -L {name} combined {open}"),
+                set,
             ),
             false => Finding::ok("rss", message),
         };
@@ -59,7 +59,7 @@ fn rss(name: &str, table: Option<&[u32]>, queues: u32, open: u32) -> Finding {
             "the table has packets for queue {}, which has no socket: the kernel gets them",
             lost.join(", ")
         );
-        return Finding::warn("rss", message, advice);
+        return Finding::warn("rss", message, format!("ethtool -X {name} equal {open}, or {set}"));
     }
     if used.len() < open as usize {
         let message = format!("the table has packets for {} of {open} queues", used.len());
@@ -142,15 +142,18 @@ mod tests {
 
     #[test]
     fn a_queue_that_the_table_uses_and_nobody_serves_is_named_with_the_remedy() {
-        let finding = rss("p", Some(&[0, 1, 2, 3]), 4, 2);
+        let nic = |rx| Queues { rx, tx: rx, rx_max: 4, tx_max: 4, apart: false };
+        let finding = rss("p", Some(&[0, 1, 2, 3]), nic(4), 2);
         assert_eq!(finding.level, Level::Warn);
         assert!(finding.message.contains("queue 2, 3"), "{}", finding.message);
         let advice = finding.advice.expect("what to do");
-        assert!(advice.contains("ethtool -X p equal 2"), "{advice}");
-        assert_eq!(rss("p", Some(&[0, 1, 0, 1]), 4, 2).level, Level::Ok);
-        assert_eq!(rss("p", Some(&[0, 0]), 2, 2).level, Level::Warn);
-        assert_eq!(rss("p", None, 2, 2).level, Level::Ok);
-        assert_eq!(rss("p", None, 4, 2).level, Level::Warn);
+        assert_eq!(advice, "ethtool -X p equal 2, or ethtool -L p combined 2");
+        assert_eq!(rss("p", Some(&[0, 1, 0, 1]), nic(4), 2).level, Level::Ok);
+        assert_eq!(rss("p", Some(&[0, 0]), nic(2), 2).level, Level::Warn);
+        assert_eq!(rss("p", None, nic(2), 2).level, Level::Ok);
+        let veth = rss("p", None, Queues { apart: true, ..nic(4) }, 2);
+        assert_eq!(veth.level, Level::Warn);
+        assert_eq!(veth.advice.as_deref(), Some("ethtool -L p rx 2 tx 2"));
     }
 
     #[test]
