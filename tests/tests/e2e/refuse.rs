@@ -237,3 +237,28 @@ fn a_sound_lab_passes_the_doctor() -> Result<()> {
     ensure!(text.contains("net.ipv4.ip_forward=1"), "doctor overlooks ip_forward=0:\n{text}");
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_way_back_to_the_kernel_that_is_not_there_is_found_by_the_doctor() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    // What is mounted there is seen by the command alone.
+    let doctor = |before: &str| -> Result<String> {
+        let script = format!("{before} exec \"$0\" doctor -i rt-left");
+        let mut command = lab.router.command("sh");
+        let output = command.arg("-c").arg(script).arg(ferroute::binary()).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let links = || lab.router.run("ip -br link");
+    let before = links()?;
+    let text = doctor("")?;
+    let ok = |check: &str| text.lines().any(|line| line.starts_with("ok") && line.contains(check));
+    ensure!(ok("tun:") && ok("classifier:"), "{text}");
+    ensure!(links()? == before, "a trial is left behind: {}", links()?);
+    let text = doctor("mount -t tmpfs none /dev/net &&")?;
+    ensure!(text.contains("modprobe tun") && !text.contains("classifier:"), "{text}");
+    Ok(())
+}

@@ -3,24 +3,116 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread;
 
 use caps::{CapSet, Capability};
+use nix::sched::{CloneFlags, unshare};
 
-use super::Finding;
+use super::{Finding, Level};
 use crate::control::api::{Request, Response, StatusReport};
 use crate::control::client::{Client, ClientError};
+use crate::control::punt::{PuntDevice, PuntError};
+use crate::control::xdp::Steering;
 use crate::control::{firewall, privilege};
 
 /// What the XDP program and its map types need.
 const KERNEL_OLDEST: (u32, u32) = (6, 1);
 /// Octets of locked memory below which a worker's frames do not fit: 4096 frames of a page.
 const MEMLOCK_LEAST: u64 = 16 << 20;
+/// Where TAP devices are made.
+const TUN: &str = "/dev/net/tun";
 
 /// Kernel, privileges, limits.
 pub fn machine() -> Vec<Finding> {
     let mut findings = vec![kernel(), btf(), capabilities(), memlock(), jit()];
+    findings.extend(way_back());
     findings.extend(learnt_mtu());
     findings
+}
+
+/// The way of packets back to the kernel: a TAP device, and a classifier at its ingress.
+fn way_back() -> Vec<Finding> {
+    let tun = of_tun(fs::File::options().read(true).write(true).open(TUN).map(drop));
+    if tun.level != Level::Ok {
+        return vec![tun];
+    }
+    vec![tun, of_trial(try_way_back())]
+}
+
+/// `opened`: what came of opening /dev/net/tun, which makes no device yet.
+fn of_tun(opened: io::Result<()>) -> Finding {
+    let Err(error) = opened else { return Finding::ok("tun", format!("{TUN} can be opened")) };
+    let message = format!("{TUN} cannot be opened: {error}; packets go back to the kernel by it");
+    let advice = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            "modprobe tun; a container has to be given the device (--device /dev/net/tun), a kernel \
+             of one's own needs CONFIG_TUN"
+        }
+        _ => {
+            "run the doctor as root; a container has to be allowed the device (--device \
+              /dev/net/tun)"
+        }
+    };
+    Finding::fail("tun", message, advice)
+}
+
+/// How far a trial of the way back came.
+enum Trial {
+    Works,
+    /// It could not be begun.
+    NotTried(String),
+    /// The kernel has no clsact, or no BPF classifier, or refuses ours.
+    NoClassifier(String),
+    Failed(String),
+}
+
+/// Makes it as `run` does, in a network namespace that is gone with this thread.
+fn try_way_back() -> Trial {
+    if let Some((capability, _)) = privilege::missing().first() {
+        return Trial::NotTried(format!("{capability} is missing"));
+    }
+    let trial = thread::spawn(|| {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            return Trial::NotTried(format!("no network namespace to try it in: {error}"));
+        }
+        let steering = match Steering::new() {
+            Ok(steering) => steering,
+            Err(error) => return Trial::Failed(error.to_string()),
+        };
+        match PuntDevice::open(&steering) {
+            Ok(_) => Trial::Works,
+            Err(PuntError::Classifier { source, .. }) => Trial::NoClassifier(source.to_string()),
+            Err(error) => Trial::Failed(error.to_string()),
+        }
+    });
+    trial.join().unwrap_or_else(|_| Trial::NotTried("the trial panicked, which is a bug".into()))
+}
+
+fn of_trial(trial: Trial) -> Finding {
+    match trial {
+        Trial::Works => Finding::ok("classifier", "packets can be handed back to the kernel"),
+        Trial::NotTried(why) => Finding::warn(
+            "classifier",
+            format!("whether packets can be handed back to the kernel was not tried: {why}"),
+            "run the doctor as root",
+        ),
+        Trial::NoClassifier(error) => Finding::fail(
+            "classifier",
+            format!("packets cannot be handed back to the kernel: no BPF classifier: {error}"),
+            "modprobe -a sch_ingress cls_bpf; a kernel of one's own needs CONFIG_NET_SCH_INGRESS and \
+             CONFIG_NET_CLS_BPF",
+        ),
+        Trial::Failed(error) => Finding::fail(
+            "classifier",
+            format!("packets cannot be handed back to the kernel: {}", first_line(&error)),
+            "ferroute run says all of it",
+        ),
+    }
+}
+
+/// Of what libbpf has to say there may be many.
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 fn kernel() -> Finding {
@@ -184,7 +276,6 @@ fn of_status(report: &StatusReport) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::control::api::{MirrorStatus, State};
-    use crate::control::doctor::Level;
 
     #[test]
     fn releases_compare_by_number() {
@@ -202,6 +293,26 @@ mod tests {
         let line = "Max locked memory         unlimited            unlimited            bytes     ";
         assert_eq!(memlock_limit(line), Some(u64::MAX));
         assert_eq!(memlock_limit("Max open files 1024 1024 files"), None);
+    }
+
+    #[test]
+    fn a_way_back_that_is_not_there_comes_with_what_is_missing() {
+        assert_eq!(of_tun(Ok(())).level, Level::Ok);
+        for (errno, advice) in
+            [(libc::ENOENT, "modprobe tun"), (libc::ENODEV, "modprobe tun"), (libc::EPERM, "root")]
+        {
+            let finding = of_tun(Err(io::Error::from_raw_os_error(errno)));
+            assert_eq!(finding.level, Level::Fail);
+            let said = finding.advice.expect("what to do");
+            assert!(said.contains(advice) && said.contains("--device /dev/net/tun"), "{said}");
+        }
+        assert_eq!(of_trial(Trial::Works).level, Level::Ok);
+        assert_eq!(of_trial(Trial::NotTried("no CAP_BPF".into())).level, Level::Warn);
+        let finding = of_trial(Trial::NoClassifier("No such file or directory".into()));
+        assert_eq!(finding.level, Level::Fail);
+        assert!(finding.advice.is_some_and(|said| said.contains("sch_ingress cls_bpf")));
+        let finding = of_trial(Trial::Failed("no map\nlibbpf: much".into()));
+        assert!(finding.message.ends_with("the kernel: no map"), "{}", finding.message);
     }
 
     #[test]
