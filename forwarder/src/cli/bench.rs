@@ -40,6 +40,8 @@ then. Exit status 0: done; 1: not done, or interrupted; 2: wrong usage.";
 
 /// Trials have to be longer than the gaps of a busy machine.
 const SECONDS: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
+/// Packets a second; with fewer hardly one would be sent while a trial lasts.
+const RATES: std::ops::RangeInclusive<f64> = 1.0..=1e9;
 /// More packets than any ring and queue hold.
 const WINDOW_MAX: u64 = 1 << 20;
 
@@ -90,6 +92,9 @@ pub struct BenchArgs {
     /// Closed loop: no more than so many packets under way.
     #[arg(long, value_name = "N", conflicts_with_all = ["loss"])]
     window: Option<u64>,
+    /// Only the latency at this rate, packets a second: at a low one each finds the device idle.
+    #[arg(long, value_name = "PPS", conflicts_with_all = ["tests", "loss", "window"])]
+    ratep: Option<f64>,
     /// Closed loops and searches for bursts are repeated so often.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
@@ -182,6 +187,11 @@ impl BenchArgs {
         {
             return usage(format!("--window {window}: from 1 to {WINDOW_MAX} packets"));
         }
+        if let Some(pps) = self.ratep
+            && !RATES.contains(&pps)
+        {
+            return usage(format!("--ratep {pps}: from 1 to 1e9 packets a second"));
+        }
         if self.repeat == 0 || self.threads == 0 || self.flows == 0 {
             return usage("--repeat, --threads and --flows: at least 1".into());
         }
@@ -201,6 +211,7 @@ impl BenchArgs {
             loss: self.loss.map(|percent| percent / 100.0),
             resolution: self.resolution / 100.0,
             window: self.window,
+            rate_pps: self.ratep,
             repeat: self.repeat,
         })
     }

@@ -143,6 +143,8 @@ pub struct Plan {
     pub resolution: f64,
     /// Packets under way at most, instead of a rate; throughput and latency only.
     pub window: Option<u64>,
+    /// Packets a second whose latency is measured, and nothing else.
+    pub rate_pps: Option<f64>,
     /// How often closed loops and bursts are repeated.
     pub repeat: usize,
 }
@@ -171,6 +173,9 @@ fn measure(
     report: &mut SizeReport,
 ) -> Result<(), TrialError> {
     let wants = |test| plan.tests.contains(&test);
+    if let Some(pps) = plan.rate_pps {
+        return latency_at(None, pps, plan, size, device, report);
+    }
     if let Some(window) = plan.window {
         let rate = closed_loop(plan, size, window, device, report)?;
         return if wants(Test::Latency) {
@@ -262,16 +267,30 @@ fn latency(
     report: &mut SizeReport,
 ) -> Result<(), TrialError> {
     for percent in LATENCY_LOADS {
-        let trial = device.trial(size, Load::Rate(base_pps * percent / 100.0), plan.length)?;
-        tell(device, size, &format!("latency at {percent} %"), &trial);
-        report.latency.push(LatencyAt {
-            load_percent: percent,
-            offered_pps: trial.offered_pps,
-            loss_percent: trial.loss() * 100.0,
-            summary: Summary::of(&trial.latency),
-            histogram: trial.latency,
-        });
+        let pps = base_pps * percent / 100.0;
+        latency_at(Some(percent), pps, plan, size, device, report)?;
     }
+    Ok(())
+}
+
+fn latency_at(
+    load_percent: Option<f64>,
+    pps: f64,
+    plan: &Plan,
+    size: FrameSize,
+    device: &mut dyn Device,
+    report: &mut SizeReport,
+) -> Result<(), TrialError> {
+    let trial = device.trial(size, Load::Rate(pps), plan.length)?;
+    let at = LatencyAt {
+        load_percent,
+        offered_pps: trial.offered_pps,
+        loss_percent: trial.loss() * 100.0,
+        summary: Summary::of(&trial.latency),
+        histogram: trial.latency.clone(),
+    };
+    tell(device, size, &format!("latency at {}", at.load()), &trial);
+    report.latency.push(at);
     Ok(())
 }
 

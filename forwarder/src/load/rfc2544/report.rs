@@ -59,8 +59,8 @@ pub struct ClosedLoop {
 /// Latency under a load.
 #[derive(Debug, Clone, Serialize)]
 pub struct LatencyAt {
-    /// In percent of the throughput, or of the closed loop's rate.
-    pub load_percent: f64,
+    /// In percent of the throughput, or of the closed loop's rate; `None`: the rate was given.
+    pub load_percent: Option<f64>,
     /// Packets sent a second.
     pub offered_pps: f64,
     /// Lost meanwhile.
@@ -71,6 +71,16 @@ pub struct LatencyAt {
     /// All of it, for the picture.
     #[serde(skip)]
     pub histogram: Histogram<u64>,
+}
+
+impl LatencyAt {
+    /// The load, as printed.
+    pub(super) fn load(&self) -> String {
+        match self.load_percent {
+            Some(percent) => format!("{percent} %"),
+            None => format!("{:.0}/s", self.offered_pps),
+        }
+    }
 }
 
 /// A point of the loss curve.
@@ -215,7 +225,7 @@ impl Report {
         let named: Vec<(String, &Histogram<u64>)> = each
             .filter(|(_, at)| !at.histogram.is_empty())
             .map(|(size, at)| {
-                let name = format!("{} octets, {} %", size.size, at.load_percent);
+                let name = format!("{} octets, {}", size.size, at.load());
                 (name.replace("imix octets", "IMIX"), &at.histogram)
             })
             .collect();
@@ -295,7 +305,7 @@ fn latency_table(sizes: &[SizeReport]) -> Table {
         for at in &size.latency {
             let mut row = vec![
                 size.size.to_string(),
-                format!("{} %", at.load_percent),
+                at.load(),
                 format!("{:.0}", at.offered_pps),
                 format!("{:.4} %", at.loss_percent),
             ];

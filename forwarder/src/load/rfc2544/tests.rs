@@ -60,6 +60,7 @@ fn plan() -> Plan {
         loss: Some(0.01),
         resolution: 0.01,
         window: None,
+        rate_pps: None,
         repeat: 2,
     }
 }
@@ -121,6 +122,17 @@ fn a_closed_loop_is_a_median_of_trials_and_latency_goes_by_it() {
     assert_eq!((closed.rate.mbps, closed.rate.wire_mbps), (256.0, 336.0));
     let rates = [50_000.0, 250_000.0, 450_000.0].map(Load::Rate);
     assert_eq!(device.loads.into_iter().skip(3).collect::<Vec<_>>(), rates);
+}
+
+#[test]
+fn of_a_rate_that_is_given_the_latency_is_measured_and_nothing_else() {
+    let mut device = Simulated::new(400_000.0);
+    let (report, ended) = run(&Plan { rate_pps: Some(100.0), ..plan() }, &mut device);
+    assert!(ended.is_none());
+    assert_eq!(device.loads, [Load::Rate(100.0)]);
+    let [at] = &report.sizes[0].latency[..] else { panic!("{:?}", report.sizes[0].latency) };
+    assert_eq!((at.load_percent, at.offered_pps), (None, 100.0));
+    assert!(report.markdown().contains("100/s"), "{}", report.markdown());
 }
 
 #[test]

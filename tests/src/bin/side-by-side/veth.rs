@@ -1,7 +1,7 @@
 //! End to end on veth: host, router, host, and what can stand in the middle.
 //!
 //! `ferroute bench --window` is the instrument for every entrant alike: so many packets under way,
-//! then half of that rate for the latency. Each run has a lab of its own, so that nothing of one
+//! then half of that rate for the latency, then a packet each 10 ms. Each run has a lab of its own, so that nothing of one
 //! entrant is left for the next.
 
 use std::io::{BufRead, BufReader};
@@ -19,23 +19,28 @@ use crate::dpdk::{self, Testpmd};
 use crate::host::tsc_mhz;
 use crate::rounds::{Entrant, Metric, Sample, Section};
 
-const METRICS: [Metric; 6] = [
+const METRICS: [Metric; 8] = [
     Metric { key: "pps", title: "closed loop, 512 under way, kpps", digits: 1 },
     Metric { key: "user", title: "userspace, cycles a packet", digits: 0 },
     Metric { key: "kick", title: "system calls that send, cycles a packet", digits: 0 },
     Metric { key: "p50", title: "latency at half load, p50, µs", digits: 0 },
     Metric { key: "p99", title: "latency at half load, p99, µs", digits: 0 },
     Metric { key: "p999", title: "latency at half load, p99.9, µs", digits: 0 },
+    Metric { key: "first50", title: "first packet after 10 ms of silence, p50, µs", digits: 0 },
+    Metric { key: "first99", title: "first packet after 10 ms of silence, p99, µs", digits: 0 },
 ];
-const RATES: [&str; 4] = ["pps", "p50", "p99", "p999"];
+const RATES: [&str; 6] = ["pps", "p50", "p99", "p999", "first50", "first99"];
 const NOTE: &str = "\
 Frames of 64 octets (60 on veth, which has no FCS), one flow, one direction; generator and sink are \
 XDP programs, and who forwards in userspace does so on the other CPU. Cycles are TSC cycles over \
 turns with packets that took less than 1 ms; peers that do not tell them have none. Half load is \
 half of the entrant's own closed loop. Latencies beyond the median are mostly gaps in CPU time where \
-the machine has them. xdp_fib and the kernel forward on the generator's CPU, within its system call.";
+the machine has them. After 10 ms of silence whoever sleeps when idle is asleep: what a packet takes then \
+is also the time until there is polling again. xdp_fib and the kernel forward on the generator's CPU, within its system call.";
 /// Packets under way.
 const WINDOW: &str = "512";
+/// Packets a second, each 10 ms after the one before.
+const SPARSE: &str = "100";
 /// How long an entrant may take to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -80,14 +85,16 @@ pub fn section(plan: &Plan) -> Section<'_> {
     }
 }
 
-/// Once: the closed loop with its costs, then the latency at half of its rate.
+/// Once: the closed loop with its costs, then the latency at half of its rate, then that of packets
+/// far apart.
 fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     let lab = Lab::up()?;
     prepare(&lab, middle)?;
     let mut running = Running::start(plan, &lab, middle)?;
     let cost = running.cost_so_far()?;
     let seconds = if plan.quick { "2" } else { "4" };
-    let answer = load(&lab, &["--tests", "throughput", "--repeat", "1", "--duration", seconds])
+    let closed = ["--window", WINDOW, "--repeat", "1", "--duration"];
+    let answer = load(&lab, &[&closed[..], &[seconds, "--tests", "throughput"]].concat())
         .map_err(|error| running.explain(error))?;
     let pps = answer["closed"]["rate"]["pps"].as_f64().context("no rate")?;
     ensure!(pps > 0.0, "nothing came through in a closed loop");
@@ -97,13 +104,20 @@ fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
         sample.insert("kick", kick_ns * tsc_mhz() / 1e3);
     }
     let seconds = if plan.quick { "0.5" } else { "3" };
-    let answer = load(&lab, &["--tests", "latency", "--repeat", "1", "--duration", seconds])
+    let answer = load(&lab, &[&closed[..], &[seconds, "--tests", "latency"]].concat())
         .map_err(|error| running.explain(error))?;
     let loads = answer["latency"].as_array().context("no latency")?;
     let half = loads.iter().find(|at| at["load_percent"].as_f64() == Some(50.0));
     let half = half.context("no latency at half load")?;
     for (key, name) in [("p50", "p50_ns"), ("p99", "p99_ns"), ("p999", "p99.9_ns")] {
         sample.insert(key, half[name].as_f64().context("no percentiles")? / 1e3);
+    }
+    let seconds = if plan.quick { "1" } else { "5" };
+    let answer = load(&lab, &["--ratep", SPARSE, "--duration", seconds])
+        .map_err(|error| running.explain(error))?;
+    for (key, name) in [("first50", "p50_ns"), ("first99", "p99_ns")] {
+        let percentile = answer["latency"][0][name].as_f64().context("no percentiles")?;
+        sample.insert(key, percentile / 1e3);
     }
     Ok(sample)
 }
@@ -138,7 +152,7 @@ fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
     let (tx, rx) = (format!("left@{}", lab.left.name()), format!("right@{}", lab.right.name()));
     let mut command = Command::new(ferroute::binary());
     command.args(["bench", "-j", "--quiet", "--tx", &tx, "--rx", &rx, "--sizes", "64"]);
-    command.args(["--window", WINDOW, "--cpus", "0"]).args(args);
+    command.args(["--cpus", "0"]).args(args);
     let answer: Value = serde_json::from_str(&dpdk::run(&mut command)?).context("reading JSON")?;
     Ok(answer["sizes"][0].clone())
 }
