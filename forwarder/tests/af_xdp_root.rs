@@ -7,7 +7,7 @@
 //! are interfaces that are there, and the tests run where they are, one at a time. So in a virtual
 //! machine the same tests show zero-copy: set it to the mode expected (`copy` or `zero-copy`).
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
@@ -17,15 +17,12 @@ use ferroute::io::af_xdp::{
 };
 use ferroute::skb::{Burst, FramePool, SkBuff};
 use ferroute::stats::{DropReason, WorkerStats};
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
 
 use netns::run;
+use wire::Wire;
 
 mod netns;
+mod wire;
 
 const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
 const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
@@ -74,48 +71,9 @@ fn options() -> Options {
     Options { rings: RINGS, reserve: 64, ..Options::default() }
 }
 
-/// A packet socket on one interface.
-struct Wire {
-    socket: OwnedFd,
-    address: LinkAddr,
-}
-
-impl Wire {
-    fn on(name: &str) -> Wire {
-        let socket = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::EthAll,
-        )
-        .expect("a packet socket");
-        let address = nix::ifaddrs::getifaddrs()
-            .expect("interfaces")
-            .filter(|i| i.interface_name == name)
-            .find_map(|i| i.address?.as_link_addr().copied())
-            .expect("the interface's link address");
-        bind(socket.as_raw_fd(), &address).expect("bind to the interface");
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 1000)).expect("timeout");
-        setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).expect("receive buffer");
-        Wire { socket, address }
-    }
-
-    fn send(&self, frame: &[u8]) {
-        let sent =
-            sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).expect("send");
-        assert_eq!(sent, frame.len());
-    }
-
-    /// The next frame that a port of ours sent.
-    fn receive(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 1 << 14];
-        while let Ok(len) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            if len >= 14 && frame[12..14] == [8, 0] && frame[..6] == PORT_MAC {
-                return Some(frame[..len].to_vec());
-            }
-        }
-        None
-    }
+/// Whether a port of ours sent it.
+fn forwarded(frame: &[u8]) -> bool {
+    frame.len() >= 14 && frame[12..14] == [8, 0] && frame[..6] == PORT_MAC
 }
 
 /// An Ethernet frame of `len` octets with an IPv4 header that the XDP program steers, number `id`.
@@ -224,7 +182,7 @@ impl Rig {
             while arrived < expected {
                 assert!(start.elapsed() < PATIENCE, "{arrived} of {} arrived", frames.len());
                 self.turn();
-                while let Some(got) = self.wires[1 - from].receive() {
+                while let Some(got) = self.wires[1 - from].receive(Duration::ZERO, forwarded) {
                     // First the number: which of many were lost says more than their octets.
                     assert_eq!(got[18..20], frames[arrived][18..20], "{:?}", self.stats.ports);
                     assert_eq!(got, frames[arrived], "frame {arrived}");
@@ -307,7 +265,7 @@ fn root_a_packet_that_grew_or_shrank_at_its_head_is_sent_as_it_is() {
             rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats);
             rig.settle();
             sent += 1;
-            let got = rig.wires[1].receive().expect("sent");
+            let got = rig.wires[1].receive(Duration::ZERO, forwarded).expect("sent");
             assert_eq!(got.len() as isize, 300 + change);
             assert!(got.ends_with(&frame(1, 300)[200..]));
             assert_eq!(got, expected);
@@ -334,7 +292,8 @@ fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
         assert_eq!(rig.drops(DropReason::FullRing), 10);
         assert_eq!(rig.stats.ports[1].tx_dropped.get(), 10);
         rig.settle();
-        let arrived = std::iter::from_fn(|| rig.wires[1].receive()).count();
+        let arrived =
+            std::iter::from_fn(|| rig.wires[1].receive(Duration::ZERO, forwarded)).count();
         assert_eq!(arrived, RINGS.tx as usize);
         rig.close();
     });
@@ -380,7 +339,8 @@ fn root_a_packet_of_several_frames_is_sent_whole_or_not_at_all() {
         assert_eq!(rig.drops(DropReason::FullRing), 2);
         assert_eq!(rig.io.census().tx_and_completion, 3 * fit);
         rig.settle();
-        let arrived: Vec<_> = std::iter::from_fn(|| rig.wires[1].receive()).collect();
+        let arrived: Vec<_> =
+            std::iter::from_fn(|| rig.wires[1].receive(Duration::ZERO, forwarded)).collect();
         assert!(arrived == frames[..fit], "{} of {fit}", arrived.len());
         rig.close();
     });
@@ -403,7 +363,7 @@ fn root_a_port_for_single_frames_sends_a_packet_in_one_piece_or_names_the_drop()
         assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), 1);
         assert_eq!(rig.drops(DropReason::TxMultiBuffer), 1);
         rig.settle();
-        assert_eq!(rig.wires[1].receive().expect("sent"), small);
+        assert_eq!(rig.wires[1].receive(Duration::ZERO, forwarded).expect("sent"), small);
         rig.close();
     });
 }
@@ -501,7 +461,7 @@ fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
             let program = rig.programs[0].as_ref().expect("attached");
             program.set_socket(0, socket).expect("into the XSKMAP");
             while rig.turn() > 0 {}
-            while rig.wires[1].receive().is_some() {}
+            while rig.wires[1].receive(Duration::ZERO, forwarded).is_some() {}
         }
         rig.assert_forwards(1, &frames(100));
         rig.settle();
@@ -531,7 +491,7 @@ fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
             rig.turn();
         }
         rig.settle();
-        while rig.wires[1].receive().is_some() {}
+        while rig.wires[1].receive(Duration::ZERO, forwarded).is_some() {}
         rig.assert_forwards(0, &frames(100));
         rig.close();
     });

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,18 +17,15 @@ use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use ferroute::skb::Burst;
 use ferroute::stats::WorkerStats;
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::TimeVal;
 use xdp_prog::{Reason, VlanSettings, mac_words, vlan_key};
 
 use frames::{PEER_MAC, PORT_MAC, ethernet, frame4, frame6, ipv4, ipv4_with_id, ipv6, tagged};
 use netns::run;
+use wire::Wire;
 
 mod frames;
 mod netns;
+mod wire;
 
 const MODES: [(AttachMode, XdpMode); 2] =
     [(AttachMode::Native, XdpMode::Native), (AttachMode::Generic, XdpMode::Generic)];
@@ -62,53 +59,6 @@ fn veth(port: &str, peer: &str) {
 
 fn ifindex(name: &str) -> u32 {
     nix::net::if_::if_nametoindex(name).expect("an interface")
-}
-
-/// A packet socket on one interface.
-struct Wire {
-    socket: OwnedFd,
-    address: LinkAddr,
-}
-
-impl Wire {
-    fn on(name: &str) -> Wire {
-        let socket = socket(
-            AddressFamily::Packet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::EthAll,
-        )
-        .expect("a packet socket");
-        let address = nix::ifaddrs::getifaddrs()
-            .expect("interfaces")
-            .filter(|i| i.interface_name == name)
-            .find_map(|i| i.address?.as_link_addr().copied())
-            .expect("the interface's link address");
-        bind(socket.as_raw_fd(), &address).expect("bind to the interface");
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(0, 100_000)).expect("timeout");
-        Wire { socket, address }
-    }
-
-    fn send(&self, frame: &[u8]) {
-        let sent =
-            sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty()).expect("send");
-        assert_eq!(sent, frame.len());
-    }
-
-    /// The next frame that `wanted` accepts.
-    fn receive(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let start = Instant::now();
-        let mut frame = vec![0; 2048];
-        while start.elapsed() < PATIENCE {
-            let Ok(len) = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else {
-                continue;
-            };
-            if wanted(&frame[..len]) {
-                return Some(frame[..len].to_vec());
-            }
-        }
-        None
-    }
 }
 
 fn count(port: &PortProgram, reason: Reason) -> u64 {
@@ -451,7 +401,8 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
                 let destination = "203.0.113.9".parse().expect("literal");
                 ethernet(PORT_MAC, 0x0800, &ipv4_with_id(destination, 17, id))
             };
-            let next = || sink.receive(|f| f.len() >= 34 && f[30..34] == [203, 0, 113, 9]);
+            let next =
+                || sink.receive(PATIENCE, |f| f.len() >= 34 && f[30..34] == [203, 0, 113, 9]);
 
             // One before the port was added, which is dropped, and one after.
             punt.inject(ifindex("port"), &mut frame(1)).expect("inject");

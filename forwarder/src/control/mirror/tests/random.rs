@@ -3,7 +3,7 @@
 
 use super::answers::random_answers;
 use super::oracle::equals_kernel;
-use super::{eventually, in_netns, run, try_run};
+use super::{eventually, in_netns, ports, try_run};
 use crate::control::mirror::{Mirror, MirrorOptions};
 
 /// xorshift64*: the same commands for the same seed.
@@ -224,22 +224,7 @@ fn command(rng: &mut Rng) -> String {
 /// `rounds` of up to eight commands each.
 pub fn random_commands(seed: u64, rounds: usize) {
     let mut rng = Rng::new(seed);
-    for line in [
-        "ip link add va type veth peer name vb",
-        "ip link add vc type veth peer name vd",
-        "ip link set va up",
-        "ip link set vb up",
-        "ip link set vc up",
-        "ip link set vd up",
-        "ip addr add 10.0.0.1/24 dev va",
-        "ip addr add 10.0.1.1/24 dev vc",
-        "ip addr add 2001:db8::1/64 dev va nodad",
-        "ip addr add 2001:db8:1::1/64 dev vc nodad",
-        "sysctl -w net.ipv4.ip_forward=1",
-        "sysctl -w net.ipv6.conf.all.forwarding=1",
-    ] {
-        run(line);
-    }
+    ports();
     let start = || Mirror::start(MirrorOptions::default()).expect("starts");
     let mut mirror = start();
     let (mut done, mut unparsable, mut failures) = (0, 0, Vec::new());

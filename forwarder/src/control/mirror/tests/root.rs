@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::answers::{Question, same_answers};
 use super::oracle::equals_kernel;
 use super::random::Rng;
-use super::{eventually, in_netns, ip_batch, run, settle};
+use super::{eventually, in_netns, ip_batch, ports, run, settle};
 use crate::control::mirror::{Mirror, MirrorOptions};
 
 #[track_caller]
@@ -115,25 +115,6 @@ fn batch_under_way(mirror: &mut Mirror, verb: &'static str) {
         mirror.tick(Instant::now()).expect("tick");
     }
     writer.join().expect("no panic");
-}
-
-fn ports() {
-    [
-        "ip link add va type veth peer name vb",
-        "ip link add vc type veth peer name vd",
-        "ip link set va up",
-        "ip link set vb up",
-        "ip link set vc up",
-        "ip link set vd up",
-        "ip addr add 10.0.0.1/24 dev va",
-        "ip addr add 10.0.1.1/24 dev vc",
-        "ip addr add 2001:db8::1/64 dev va nodad",
-        "ip addr add 2001:db8:1::1/64 dev vc nodad",
-        "sysctl -w net.ipv4.ip_forward=1",
-        "sysctl -w net.ipv6.conf.all.forwarding=1",
-    ]
-    .iter()
-    .for_each(|line| run(line));
 }
 
 fn questions(mirror: &Mirror, count: usize) -> Vec<Question> {
