@@ -1,8 +1,8 @@
 //! End to end on veth: host, router, host, and what can stand in the middle.
 //!
-//! `ferroute bench --window` is the instrument for every entrant alike: so many packets under way,
-//! then half of that rate for the latency, then a packet each 10 ms. Each run has a lab of its own, so that nothing of one
-//! entrant is left for the next.
+//! `ferroute bench` is the instrument for every entrant alike: so many packets under way, then half
+//! of that rate for the latency, then a packet each 10 ms. Each run has a lab of its own, so that
+//! nothing of one entrant is left for the next.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -35,12 +35,15 @@ Frames of 64 octets (60 on veth, which has no FCS), one flow, one direction; gen
 XDP programs, and who forwards in userspace does so on the other CPU. Cycles are TSC cycles over \
 turns with packets that took less than 1 ms; peers that do not tell them have none. Half load is \
 half of the entrant's own closed loop. Latencies beyond the median are mostly gaps in CPU time where \
-the machine has them. After 10 ms of silence whoever sleeps when idle is asleep: what a packet takes then \
-is also the time until there is polling again. xdp_fib and the kernel forward on the generator's CPU, within its system call.";
+the machine has them. After 10 ms of silence whoever sleeps when idle is asleep: what a packet takes \
+then is also the time until there is polling again. xdp_fib and the kernel forward on the generator's \
+CPU, within its system call.";
 /// Packets under way.
 const WINDOW: &str = "512";
 /// Packets a second, each 10 ms after the one before.
 const SPARSE: &str = "100";
+/// A capture filter that none of the packets passes.
+const OTHERS: &str = "udp port 9999 and host 203.0.113.9";
 /// How long an entrant may take to come up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -49,6 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Middle {
     /// With this `--poll`.
     Ferroute(&'static str),
+    /// With a capture on all ports that has this filter, and writes what it takes to /dev/null.
+    Captured(&'static str),
     Reflector,
     ReflectorXsk,
     Testpmd,
@@ -59,9 +64,10 @@ enum Middle {
 /// The section.
 pub fn section(plan: &Plan) -> Section<'_> {
     let entrant = |name: &str, middle: Middle| {
-        let costs =
-            matches!(middle, Middle::Ferroute(_) | Middle::Reflector | Middle::ReflectorXsk);
-        let costs = if costs { &["user", "kick"][..] } else { &[] };
+        let costs = match middle {
+            Middle::Testpmd | Middle::XdpFib | Middle::Kernel => &[][..],
+            _ => &["user", "kick"],
+        };
         Entrant {
             name: name.into(),
             gives: [&RATES[..], costs].concat(),
@@ -76,6 +82,8 @@ pub fn section(plan: &Plan) -> Section<'_> {
             entrant("Ferroute", Middle::Ferroute("adaptive")),
             entrant("Ferroute, --poll busy", Middle::Ferroute("busy")),
             entrant("Ferroute, --poll interrupt", Middle::Ferroute("interrupt")),
+            entrant("Ferroute, a capture that matches nothing", Middle::Captured(OTHERS)),
+            entrant("Ferroute, a capture of everything", Middle::Captured("")),
             entrant("bare reflector, our AF_XDP driver", Middle::Reflector),
             entrant("bare reflector, xsk-rs", Middle::ReflectorXsk),
             entrant("DPDK testpmd mac, net_af_xdp", Middle::Testpmd),
@@ -160,6 +168,8 @@ fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
 /// What forwards, for as long as this lives.
 enum Running {
     Ferroute(Box<Ferroute>),
+    /// The capture ends before what it captures.
+    Captured(#[expect(dead_code, reason = "it ends when this is dropped")] Program, Box<Ferroute>),
     Reflector(Program),
     Testpmd(#[expect(dead_code, reason = "it ends when this is dropped")] Box<Testpmd>),
     XdpFib(Program),
@@ -183,10 +193,17 @@ impl Running {
             Program::start(command, 2)
         };
         let cpu = dpdk::cpu();
+        let ferroute = |poll: &str| {
+            let args = ["--cpus", &cpu, "--account", "--poll", poll];
+            Ferroute::start_with(lab, &args).map(Box::new)
+        };
         Ok(match middle {
-            Middle::Ferroute(poll) => {
-                let args = ["--cpus", &cpu, "--account", "--poll", poll];
-                Self::Ferroute(Box::new(Ferroute::start_with(lab, &args)?))
+            Middle::Ferroute(poll) => Self::Ferroute(ferroute(poll)?),
+            Middle::Captured(filter) => {
+                let ferroute = ferroute("adaptive")?;
+                let args = ["capture", "-i", "any", "-w", "/dev/null", filter];
+                let capture = Program::start(ferroute.command(&args), 1)?;
+                Self::Captured(capture, ferroute)
             }
             Middle::Reflector => Self::Reflector(program("reflector", &[&cpu])?),
             Middle::ReflectorXsk => Self::Reflector(program("reflector_xsk", &[&cpu])?),
@@ -203,7 +220,9 @@ impl Running {
 
     fn cost_so_far(&self) -> Result<Cost> {
         Ok(match self {
-            Self::Ferroute(ferroute) => Cost::Ferroute(account(ferroute)?),
+            Self::Ferroute(ferroute) | Self::Captured(_, ferroute) => {
+                Cost::Ferroute(account(ferroute)?)
+            }
             Self::Reflector(program) => Cost::Reflector(program.lines().len()),
             _ => Cost::Unknown,
         })
@@ -212,7 +231,7 @@ impl Running {
     /// Nanoseconds a packet in userspace and in system calls.
     fn cost_since(&self, before: Cost) -> Result<Option<(f64, f64)>> {
         Ok(match (self, before) {
-            (Self::Ferroute(ferroute), Cost::Ferroute(before)) => {
+            (Self::Ferroute(ferroute) | Self::Captured(_, ferroute), Cost::Ferroute(before)) => {
                 let now = account(ferroute)?;
                 let [frames, user, kick] = std::array::from_fn(|at| now[at] - before[at]);
                 ensure!(frames > 0.0, "ferroute forwarded nothing in userspace");
