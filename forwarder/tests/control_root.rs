@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ferroute::control::api::{Request, Response};
 use ferroute::control::doctor::{Finding, Level, examine};
 use ferroute::control::firewall::bypassed;
+use ferroute::control::interfaces::Interfaces;
 use ferroute::control::server::{Answer, ControlHandler, Server};
 
 use netns::run;
@@ -160,7 +161,8 @@ fn root_another_user_is_refused_even_with_the_file_open_to_all() {
 
 /// What the doctor says of `port`, and of the namespace.
 fn doctor(port: &str) -> Vec<Finding> {
-    examine(&[port.into()], "/nonexistent/control.sock".as_ref())
+    let port = Interfaces::parse(&[port]).expect("a name");
+    examine(&port, "/nonexistent/control.sock".as_ref())
 }
 
 fn one<'a>(findings: &'a [Finding], check: &str) -> &'a Finding {

@@ -20,7 +20,7 @@ pub use compile::{CompileError, compile};
 pub use filter::{Filter, FilterError, Insn, Verdict};
 pub use record::{Kind, Record, Records};
 pub use ring::{RingReader, ring};
-pub use tap::{Session, Tap, Wanted};
+pub use tap::{Session, Tap, Wanted, WantedPorts};
 
 #[cfg(test)]
 mod tests;

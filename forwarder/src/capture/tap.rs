@@ -27,8 +27,8 @@ const TX_REASONS: [DropReason; 5] = [
 /// What a capture wants to see.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// By port; `None`: every port.
-    pub ports: Option<Box<[bool]>>,
+    /// `None`: every port.
+    pub ports: Option<WantedPorts>,
     /// Received packets.
     pub received: bool,
     /// Sent packets.
@@ -39,6 +39,30 @@ pub struct Wanted {
     pub snaplen: usize,
     /// Which packets; `None`: all.
     pub filter: Option<Filter>,
+}
+
+/// The ports that a capture wants to see.
+#[derive(Debug, Clone)]
+pub struct WantedPorts {
+    names: Vec<String>,
+    /// By port, whether it has one of the names.
+    by_port: Vec<bool>,
+}
+
+impl WantedPorts {
+    /// Those of these names among `ports`, the names of the ports there are.
+    pub fn new<'a>(names: &[String], ports: impl Iterator<Item = &'a str>) -> WantedPorts {
+        let by_port = ports.map(|port| names.iter().any(|name| name == port)).collect();
+        WantedPorts { names: names.to_vec(), by_port }
+    }
+
+    fn name_port(&mut self, port: u16, name: &str) {
+        let port = usize::from(port);
+        if port >= self.by_port.len() {
+            self.by_port.resize(port + 1, false);
+        }
+        self.by_port[port] = self.names.iter().any(|wanted| wanted == name);
+    }
 }
 
 /// One capture on one worker.
@@ -71,7 +95,8 @@ impl Session {
     #[inline]
     fn wants_port(&self, port: u16) -> bool {
         let ports = self.wanted.ports.as_ref();
-        ports.is_none_or(|ports| ports.get(usize::from(port)).is_some_and(|&wanted| wanted))
+        let wants = |ports: &WantedPorts| ports.by_port.get(usize::from(port)).copied();
+        ports.is_none_or(|ports| wants(ports).unwrap_or(false))
     }
 
     /// Whether a packet concerns it. `bit`: its own in `passed_over`.
@@ -113,6 +138,14 @@ impl Tap {
     pub fn detach(&mut self, id: u64) -> Option<Session> {
         let at = self.sessions.iter().position(|session| session.id == id)?;
         Some(self.sessions.remove(at))
+    }
+
+    /// A port is another interface from now on: captures of the one it was do not see it, those of
+    /// the one it is do.
+    pub fn name_port(&mut self, port: u16, name: &str) {
+        for ports in self.sessions.iter_mut().filter_map(|session| session.wanted.ports.as_mut()) {
+            ports.name_port(port, name);
+        }
     }
 
     /// Packets of one port were received.

@@ -245,9 +245,9 @@ fn a_capture_sees_its_ports_directions_and_filter_alone() {
     let mut pool = Umem::anonymous(16).into_pool();
     let (mut tap, stats) = (Tap::new(), WorkerStats::new(2));
     let filter = Filter::new(&compile("ether[20] = 2").expect("a filter")).expect("sound");
-    let ports = |zero, one| Some(Box::from([zero, one]));
+    let ports = |name: &str| Some(WantedPorts::new(&[name.to_owned()], ["a", "b"].into_iter()));
     let readers: Vec<RingReader> = [
-        Wanted { ports: ports(false, true), ..all() },
+        Wanted { ports: ports("b"), ..all() },
         Wanted { received: false, dropped: false, ..all() },
         Wanted { received: false, sent: false, ..all() },
         Wanted { filter: Some(filter), ..all() },

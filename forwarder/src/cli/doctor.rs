@@ -5,21 +5,24 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use super::Global;
 use super::output::{Colour, coloured};
+use super::{Global, Usage};
 use crate::control::doctor::{Finding, Level, examine};
+use crate::control::interfaces::Interfaces;
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Look at this interface; repeat for more [default: the daemon's ports, or all that are up].
+    /// Look at this interface, or at those that match a pattern such as 'eth*'; repeat for more
+    /// [default: the daemon's ports, or all that are up].
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
 }
 
 /// Looks and prints; failure when something does not work.
 pub fn doctor(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
-    let findings = examine(&args.interfaces, global.control());
+    let interfaces = Interfaces::parse(&args.interfaces).map_err(Usage)?;
+    let findings = examine(&interfaces, global.control());
     let output = global.output();
     if output.json {
         output.json(&findings)?;

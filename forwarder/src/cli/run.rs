@@ -12,7 +12,8 @@ use crate::worker::poll::PollMode;
 /// What a file looks like.
 const EXAMPLE: &str = r#"Example of a FILE:
   [run]
-  interfaces = ["eth0", "eth1"]
+  interfaces = ["eth0", "lan*"]
+  max_ports = 12
   mode = "auto"              # zerocopy, copy, generic
   poll = "adaptive"          # busy, interrupt
   cpus = "0-3,5"
@@ -48,9 +49,15 @@ impl From<PollArg> for PollMode {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLE)]
 pub struct RunArgs {
-    /// Forward on this interface and its VLANs; repeat for each port.
+    /// Forward on this interface and its VLANs; repeat for each port. A pattern such as 'eth*' or
+    /// 'lan[0-3]', in quotes, takes all Ethernet interfaces that are up and match, also those that
+    /// come later; not those of a bridge, bond or VRF.
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
+    /// Ports at most, with a pattern: memory is set aside for so many [default: 8 more than there are
+    /// at the start].
+    #[arg(long, value_name = "N")]
+    max_ports: Option<u16>,
     /// Read the [run] section of a TOML file; flags override it.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -95,6 +102,7 @@ impl RunArgs {
         let file = self.config.as_deref().map(Config::load).transpose()?;
         let flags = RunFlags {
             interfaces: self.interfaces.clone(),
+            max_ports: self.max_ports,
             mode: self.mode,
             poll: self.poll.map(PollMode::from),
             busy_budget: self.busy_budget,

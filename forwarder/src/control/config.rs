@@ -2,7 +2,8 @@
 //!
 //! ```toml
 //! [run]
-//! interfaces = ["eth0", "eth1"]
+//! interfaces = ["eth0", "lan*"]
+//! max_ports = 12             # with a pattern; default: 8 more than there are at the start
 //! mode = "auto"              # zerocopy, copy, generic
 //! poll = "adaptive"          # busy, interrupt
 //! busy_budget = 64           # packets of one poll; with poll = "busy"
@@ -29,6 +30,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
+use super::interfaces::{Interfaces, check_word};
 use super::static_network::ReplaySection;
 use crate::worker::poll::PollMode;
 
@@ -48,6 +50,8 @@ pub const BUSY_BUDGET_DEFAULT: u16 = 64;
 const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
 /// Queues a port may have; the size of the XDP program's socket map.
 pub const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
+/// Ports at most; each pair of them takes 216 KiB of a worker's address space to measure latency in.
+pub const PORTS_MAX: u16 = 256;
 /// IFNAMSIZ less the final zero.
 const IFNAME_MAX: usize = 15;
 /// A CPU's number is below this: the kernel's largest NR_CPUS.
@@ -71,8 +75,10 @@ pub enum Mode {
 /// Everything `run` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
-    /// The ports, at least one, each once.
-    pub interfaces: Vec<String>,
+    /// The ports, at least one.
+    pub interfaces: Interfaces,
+    /// Ports at most; with patterns only. `None`: the daemon chooses.
+    pub max_ports: Option<u16>,
     /// How to bind.
     pub mode: Mode,
     /// How workers learn of frames.
@@ -104,6 +110,8 @@ pub struct RunOptions {
 pub struct RunFlags {
     /// `-i`, repeated. When given, the file's interfaces are not used.
     pub interfaces: Vec<String>,
+    /// `--max-ports`.
+    pub max_ports: Option<u16>,
     /// `--mode`.
     pub mode: Option<Mode>,
     /// `--poll`.
@@ -143,13 +151,9 @@ impl RunOptions {
                         `interfaces` in the [run] section of a file given with -c"
                 .into());
         }
-        let mut seen = BTreeSet::new();
-        for name in &interfaces {
-            check_ifname(name)?;
-            if !seen.insert(name) {
-                return Err(format!("interface {name} is named twice; name each port once"));
-            }
-        }
+        let interfaces = Interfaces::parse(&interfaces)?;
+        let max_ports = flags.max_ports.or(file.max_ports.map(Spanned::into_inner));
+        max_ports.map_or(Ok(()), |max| check_max_ports(max, &interfaces))?;
         let queues = flags.queues.or(file.queues.map(Spanned::into_inner));
         queues.map_or(Ok(()), check_queues)?;
         let latency_sample = flags.latency_sample.or(file.latency_sample.map(Spanned::into_inner));
@@ -162,6 +166,7 @@ impl RunOptions {
         }
         Ok(RunOptions {
             interfaces,
+            max_ports,
             mode: flags.mode.or(file.mode).unwrap_or_default(),
             poll,
             busy_budget: busy_budget.unwrap_or(BUSY_BUDGET_DEFAULT),
@@ -192,9 +197,11 @@ pub struct Config {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
-    /// Names of the ports.
+    /// Names of the ports, and patterns.
     #[serde(default)]
     pub interfaces: Vec<Spanned<String>>,
+    /// Ports at most.
+    pub max_ports: Option<Spanned<u16>>,
     /// How to bind.
     pub mode: Option<Mode>,
     /// How workers learn of frames.
@@ -224,11 +231,14 @@ impl RunSection {
         let mut seen = BTreeSet::new();
         for name in &self.interfaces {
             let at = |message| Located::new(name.span(), message);
-            check_ifname(name.get_ref()).map_err(at)?;
+            check_word(name.get_ref()).map_err(at)?;
             if !seen.insert(name.get_ref()) {
                 let message = format!("interface `{}` is named twice", name.get_ref());
                 return Err(Located::new(name.span(), message));
             }
+        }
+        if let Some(max) = &self.max_ports {
+            check_ports(*max.get_ref()).map_err(|m| Located::new(max.span(), m))?;
         }
         if let Some(queues) = &self.queues {
             check_queues(*queues.get_ref()).map_err(|m| Located::new(queues.span(), m))?;
@@ -345,6 +355,24 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
             "`{name}` is not an interface name, expected 1 to {IFNAME_MAX} octets without `/`, \
              `:` or spaces"
         ));
+    }
+    Ok(())
+}
+
+fn check_max_ports(max: u16, interfaces: &Interfaces) -> Result<(), String> {
+    let named = interfaces.named().len();
+    if !interfaces.has_patterns() {
+        return Err("a limit of ports is for patterns only, such as -i 'eth*'; leave it out".into());
+    }
+    if usize::from(max) < named {
+        return Err(format!("{max} ports at most, and {named} are named; raise the limit"));
+    }
+    check_ports(max)
+}
+
+fn check_ports(max: u16) -> Result<(), String> {
+    if !(1..=PORTS_MAX).contains(&max) {
+        return Err(format!("max ports is {max}, expected 1 to {PORTS_MAX}"));
     }
     Ok(())
 }
@@ -492,7 +520,7 @@ mod tests {
         );
         assert_eq!(
             error("[run]\nqueue = 2\n"),
-            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `mode`, `poll`, \
+            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `poll`, \
              `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
         );
         assert_eq!(
@@ -544,7 +572,7 @@ mod tests {
         let file = run("[run]\ninterfaces = [\"a\", \"b\"]\nmode = \"copy\"\ncpus = [2, 0]\n\
                         queues = 2\nlatency_sample = 0\nrx_ring = 512\ncontrol = \"/tmp/s\"\n");
         let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
-        assert_eq!(options.interfaces, ["a", "b"]);
+        assert_eq!(options.interfaces.named(), ["a", "b"]);
         assert_eq!((options.mode, options.queues), (Mode::Copy, Some(2)));
         assert_eq!((options.rx_ring, options.tx_ring), (512, RING_DEFAULT));
         assert_eq!(options.latency_sample, 0);
@@ -560,7 +588,7 @@ mod tests {
             ..RunFlags::default()
         };
         let options = RunOptions::resolve(flags, Some(file)).expect("right");
-        assert_eq!(options.interfaces, ["c"]);
+        assert_eq!(options.interfaces.named(), ["c"]);
         assert_eq!((options.mode, options.queues), (Mode::Generic, Some(1)));
         assert!(options.ignore_firewall);
         assert_eq!(options.latency_sample, 1);
@@ -605,6 +633,43 @@ mod tests {
         let options = RunOptions::resolve(flags(&["a"]), None).expect("right");
         assert_eq!(options.control, Path::new(CONTROL_DEFAULT));
         assert_eq!(options.latency_sample, LATENCY_SAMPLE_DEFAULT);
+    }
+
+    #[test]
+    fn a_limit_of_ports_is_for_patterns() {
+        let file = run("[run]\ninterfaces = [\"a\", \"b*\"]\nmax_ports = 7\n");
+        let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
+        assert_eq!(
+            (options.interfaces.to_string().as_str(), options.max_ports),
+            ("a, b*", Some(7))
+        );
+        let flags = |names: &[&str], max_ports| RunFlags {
+            interfaces: names.iter().map(|n| n.to_string()).collect(),
+            max_ports,
+            ..RunFlags::default()
+        };
+        let options = RunOptions::resolve(flags(&["c*"], Some(3)), Some(file.clone()));
+        assert_eq!(options.expect("right").max_ports, Some(3));
+        for (names, max, expected) in [
+            (&["a"][..], Some(3), "for patterns only"),
+            (&["a", "b", "c*"], Some(1), "2 are named"),
+            (&["c*"], Some(0), "expected 1 to 256"),
+            (&["c*"], Some(257), "expected 1 to 256"),
+            // The file's limit does not fit what the flags say.
+            (&["a"], None, "for patterns only"),
+        ] {
+            let error = RunOptions::resolve(flags(names, max), Some(file.clone()));
+            let error = error.expect_err("is wrong");
+            assert!(error.contains(expected), "{error}");
+        }
+        assert_eq!(
+            error("[run]\nmax_ports = 1000\n"),
+            "r.toml:2:13: max ports is 1000, expected 1 to 256"
+        );
+        assert_eq!(
+            error("[run]\ninterfaces = [\"a\", \"b[\"]\n").split(": ").next(),
+            Some("r.toml:2:20")
+        );
     }
 
     #[test]

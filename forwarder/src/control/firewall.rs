@@ -5,7 +5,7 @@
 //! and output (Ferroute leaves packets to and from the router itself to the kernel), and tc
 //! filters, which [`super::doctor`] mentions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
@@ -49,29 +49,58 @@ const XFRM_SELECTOR_FAMILY: usize = 2 * 16 + 4 * 2;
 /// # Errors
 /// When the kernel cannot be asked; then nothing is known.
 pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
-    let nics = nic::read()?;
-    let vlans = nic::vlans_of(&nics, ports);
-    let names: Vec<String> =
-        ports.iter().chain(vlans.iter().map(|nic| &nic.name)).cloned().collect();
-    let mut found = nftables(&names)?;
-    found.extend(iptables("iptables", "ip_tables_names")?);
-    found.extend(iptables("ip6tables", "ip6_tables_names")?);
-    found.extend(xfrm()?);
-    let own = nics.iter().filter(|nic| ports.contains(&nic.name));
-    found.extend(tc(own.chain(vlans.iter().copied()))?);
-    // On a port it is what stands in the way of our own.
-    let programs =
-        vlans.iter().flat_map(|nic| nic.xdp_programs.iter().map(move |program| (nic, program)));
-    found.extend(
-        programs.map(|(nic, (mode, id))| format!("XDP program {id} ({mode}) on {}", nic.name)),
-    );
-    Ok(found)
+    Rules::read()?.bypassed(ports)
+}
+
+/// What there is in the network namespace, for whatever ports.
+#[derive(Debug)]
+pub struct Rules {
+    nics: Vec<Nic>,
+    chains: Vec<Chain>,
+    /// What every forwarded packet meets: of legacy iptables and IPsec.
+    everywhere: Vec<String>,
+    /// Interfaces that tc filters may sit on.
+    hooked: BTreeSet<u32>,
+}
+
+impl Rules {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// When it cannot be asked; then nothing is known.
+    pub fn read() -> io::Result<Rules> {
+        let mut everywhere = iptables("iptables", "ip_tables_names")?;
+        everywhere.extend(iptables("ip6tables", "ip6_tables_names")?);
+        everywhere.extend(xfrm()?);
+        let (nics, chains, hooked) = (nic::read()?, nftables()?, nic::tc_hooked()?);
+        Ok(Rules { nics, chains, everywhere, hooked })
+    }
+
+    /// As [`bypassed`].
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked for the filters of an interface.
+    pub fn bypassed(&self, ports: &[String]) -> io::Result<Vec<String>> {
+        let vlans = nic::vlans_of(&self.nics, ports);
+        let names: Vec<String> =
+            ports.iter().chain(vlans.iter().map(|nic| &nic.name)).cloned().collect();
+        let chains = self.chains.iter().filter_map(|chain| describe(chain, &names));
+        let mut found: Vec<String> = chains.chain(self.everywhere.iter().cloned()).collect();
+        let own = self.nics.iter().filter(|nic| ports.contains(&nic.name));
+        found.extend(tc(own.chain(vlans.iter().copied()), &self.hooked)?);
+        // On a port it is what stands in the way of our own.
+        let programs =
+            vlans.iter().flat_map(|nic| nic.xdp_programs.iter().map(move |program| (nic, program)));
+        found.extend(
+            programs.map(|(nic, (mode, id))| format!("XDP program {id} ({mode}) on {}", nic.name)),
+        );
+        Ok(found)
+    }
 }
 
 /// Filters at the interfaces' ingress and egress: userspace receives before the one and sends past
 /// the other.
-fn tc<'a>(nics: impl Iterator<Item = &'a Nic>) -> io::Result<Vec<String>> {
-    let hooked = nic::tc_hooked()?;
+fn tc<'a>(nics: impl Iterator<Item = &'a Nic>, hooked: &BTreeSet<u32>) -> io::Result<Vec<String>> {
     let mut found = Vec::new();
     for nic in nics.filter(|nic| hooked.contains(&nic.ifindex)) {
         let filters = nic::tc_filters(nic.ifindex)?;
@@ -96,18 +125,17 @@ struct Chain {
 }
 
 /// Base chains that forwarded packets pass. An empty chain counts too: rules come and go.
-fn nftables(ports: &[String]) -> io::Result<Vec<String>> {
+fn nftables() -> io::Result<Vec<Chain>> {
     let mut socket = match NlSock::open(NETLINK_NETFILTER) {
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
         socket => socket?,
     };
     // Family 0: all.
-    let chains = match socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain) {
+    match socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain) {
         // nfnetlink knows no nf_tables: the kernel has none.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
-        chains => chains?,
-    };
-    Ok(chains.iter().filter_map(|chain| describe(chain, ports)).collect())
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
+        chains => chains,
+    }
 }
 
 /// `None` for chains without a hook, which are only jumped to.

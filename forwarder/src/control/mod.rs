@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod device;
 pub mod doctor;
 pub mod firewall;
+pub mod interfaces;
 pub mod ipnet;
 pub mod mirror;
 pub mod nic;

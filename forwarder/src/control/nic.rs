@@ -8,6 +8,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
 use crate::control::device::ethtool;
 use crate::control::mirror::raw::{Attr, Attrs, Message, Request, u16_at, u32_at};
+use crate::control::mirror::state::ARPHRD_ETHER;
 use crate::control::nlsock::{GENL_HEADER, NlSock};
 use crate::io::device::{Channels, Feature};
 use crate::tables::vlan::TAGS_MAX;
@@ -46,7 +47,6 @@ const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_A_DEV_XDP_ZC_MAX_SEGS: u16 = 4;
 
-const ARPHRD_ETHER: u16 = 1;
 const IFF_UP: u32 = 1;
 const IFF_LOOPBACK: u32 = 1 << 3;
 const IFF_LOWER_UP: u32 = 1 << 16;

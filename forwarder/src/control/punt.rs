@@ -31,6 +31,12 @@ const NAME: &str = "ferroute%d";
 /// Octets of an Ethernet header: what a frame has to have at least.
 const ETH_HLEN: usize = 14;
 
+/// Whether an interface has a name that such a device has.
+pub fn is_own(name: &str) -> bool {
+    let number = name.strip_prefix(NAME.trim_end_matches("%d")).unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|octet| octet.is_ascii_digit())
+}
+
 /// What can go wrong with the punt device.
 #[derive(Debug, thiserror::Error)]
 pub enum PuntError {

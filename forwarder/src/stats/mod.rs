@@ -35,6 +35,30 @@ pub struct PortStats {
     pub last_tx_ns: Counter,
 }
 
+impl PortStats {
+    /// Begins anew; only the worker may. Gives what was counted as packets received, sent, and handed
+    /// back to the kernel.
+    pub fn reset(&self) -> [u64; 3] {
+        let PortStats {
+            rx_packets,
+            rx_bytes,
+            tx_packets,
+            tx_bytes,
+            rx_dropped,
+            tx_dropped,
+            punted,
+            last_tx_ns,
+        } = self;
+        let counted = [rx_packets, tx_packets, punted].map(Counter::get);
+        for counter in
+            [rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted, last_tx_ns]
+        {
+            counter.set(0);
+        }
+        counted
+    }
+}
+
 /// Time spent in turns that took a frame and were not interrupted; zeros unless asked for.
 #[derive(Debug, Default)]
 pub struct Cost {

@@ -581,6 +581,12 @@ impl<I> TapHandle<I> {
         self.ask(timeout, move |tap| tap.detach(id))?.map(drop)
     }
 
+    /// Tells captures that a port is another interface from now on. `None`: as for [`Self::attach`].
+    pub fn name_port(&self, port: u16, name: &str, timeout: Duration) -> Option<()> {
+        let name = name.to_owned();
+        self.ask(timeout, move |tap| tap.name_port(port, &name))
+    }
+
     fn ask<T: Send + 'static>(
         &self,
         timeout: Duration,

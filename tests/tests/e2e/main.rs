@@ -19,6 +19,7 @@ mod life;
 mod load;
 mod mtu;
 mod neighbours;
+mod patterns;
 mod policy;
 mod polling;
 mod queues;

@@ -310,16 +310,22 @@ impl Capture {
 
     fn follow_ports(&mut self, ports: Vec<CapturePort>) -> Result<()> {
         for (was, is) in self.out.ports().iter().zip(&ports) {
-            if was.ifname != is.ifname {
-                eprintln!("ferroute: interface {} is now {}", was.ifname, is.ifname);
-            }
             match (was.ifindex, is.ifindex) {
+                _ if was.ifname != is.ifname => {
+                    eprintln!("ferroute: interface {} is a port now", is.ifname);
+                }
                 (was, is) if was == is => {}
                 (_, 0) => eprintln!(
                     "ferroute: interface {} is gone; its packets are captured when it is back",
                     is.ifname
                 ),
                 _ => eprintln!("ferroute: interface {} is back", is.ifname),
+            }
+        }
+        let had = self.out.ports().len();
+        if had > 0 {
+            for new in ports.iter().skip(had) {
+                eprintln!("ferroute: interface {} is a port now", new.ifname);
             }
         }
         if let Some(promiscuous) = &mut self.promiscuous {

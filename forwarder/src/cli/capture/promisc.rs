@@ -62,10 +62,10 @@ impl Promiscuous {
     /// When a port does not become promiscuous.
     pub fn follow(&mut self, ports: &[CapturePort]) -> Result<()> {
         for (index, port) in (0u16..).zip(ports) {
+            self.sockets.retain(|socket| socket.port != index || socket.ifindex == port.ifindex);
             if !self.wanted.is_empty() && !self.wanted.contains(&port.ifname) {
                 continue;
             }
-            self.sockets.retain(|socket| socket.port != index || socket.ifindex == port.ifindex);
             let known = self.sockets.iter().any(|socket| socket.port == index);
             if known || port.ifindex == 0 {
                 continue;

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Daemon, WORKER_TIMEOUT};
 use crate::capture::ring::BLOCK;
 use crate::capture::tap::SESSIONS_MAX;
-use crate::capture::{Filter, RingReader, Session, Wanted, ring};
+use crate::capture::{Filter, RingReader, Session, Wanted, WantedPorts, ring};
 use crate::control::api::{
     CaptureDirection, CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Response,
 };
@@ -149,14 +149,14 @@ impl Daemon {
                 names.join(", ")
             ));
         }
-        let chosen = |name: &&str| request.ports.iter().any(|port| port == name);
         let has = |direction| request.directions.contains(&direction);
         let filter = match &request.filter[..] {
             [] => None,
             insns => Some(Filter::new(insns).map_err(|error| error.to_string())?),
         };
         Ok(Wanted {
-            ports: (!request.ports.is_empty()).then(|| names.iter().map(chosen).collect()),
+            ports: (!request.ports.is_empty())
+                .then(|| WantedPorts::new(&request.ports, names.iter().copied())),
             received: has(CaptureDirection::In),
             sent: has(CaptureDirection::Out),
             dropped: has(CaptureDirection::Drop),

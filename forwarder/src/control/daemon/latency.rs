@@ -26,6 +26,11 @@ impl Baseline {
     pub(super) fn new() -> Baseline {
         Baseline { resets: 0, since: Instant::now(), pairs: BTreeMap::new() }
     }
+
+    /// The counters of a port were set to zero.
+    pub(super) fn forget(&mut self, port: u16) {
+        self.pairs.retain(|&(iif, oif), _| iif != port && oif != port);
+    }
 }
 
 impl Daemon {

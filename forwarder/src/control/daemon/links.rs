@@ -82,7 +82,7 @@ impl Daemon {
         details: &BTreeMap<u32, Details>,
     ) -> Rendered {
         let views = show::links(self.mirror.state(), &request.filter).into_iter().map(|link| {
-            let port = self.ports.iter().find(|port| port.ifname == link.ifname);
+            let port = self.listed().find(|port| port.ifname == link.ifname);
             DetailedLink {
                 details: details.get(&link.ifindex),
                 port: port.map(|port| self.port_details(port)),
@@ -98,7 +98,7 @@ impl Daemon {
         for worker in &self.workers {
             // A port's slots in the driver; see `Worker`.
             let slots = worker.stats.ports.iter().skip(usize::from(port.index));
-            for slot in slots.step_by(self.ports.len()) {
+            for slot in slots.step_by(usize::from(self.max_ports)) {
                 add(&mut counters, &port_counters(slot));
                 let (sent_ns, now_ns) = (slot.last_tx_ns.get(), worker.clock.now_ns());
                 let ago = (sent_ns != 0).then(|| now_ns.saturating_sub(sent_ns) / 1_000_000);

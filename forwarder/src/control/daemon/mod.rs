@@ -4,7 +4,9 @@
 //! path, the answers to the control socket. It sleeps in poll(2) on netlink, signals and a bell.
 //!
 //! - [`port`]: one interface, from absent to active;
-//! - [`queues`], [`crossroads`]: its queues, and which worker serves which;
+//! - [`patterns`]: which interfaces are ports though nobody named them;
+//! - [`workers`]: the threads that forward, and what they have room for;
+//! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
 //! - [`relay`]: requests of the control socket, brought to this thread;
 //! - [`report`], [`show`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
@@ -21,12 +23,15 @@ mod capture;
 mod crossroads;
 mod latency;
 mod links;
+mod patterns;
 mod port;
 mod queues;
 mod relay;
 mod report;
 mod show;
+mod workers;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -41,26 +46,26 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::capture::Captures;
-use self::crossroads::{Crossroads, worker_of};
+use self::crossroads::Crossroads;
 use self::latency::Baseline;
+use self::patterns::Matching;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::api::Request;
-use super::config::{CpuList, QUEUES_MAX, RunOptions};
+use super::config::RunOptions;
 use super::device::{irq, keep::RUN_DIR, poll};
+use super::firewall::{self, Rules};
 use super::mirror::{Changes, Mirror, MirrorOptions};
-use super::nic::{self, Queues};
+use super::nic;
+use super::privilege;
 use super::punt::PuntDevice;
 use super::server::Server;
 use super::xdp::Steering;
-use super::{firewall, privilege};
-use crate::io::af_xdp::{AfXdp, Options, RingSizes};
-use crate::pipeline::PipelineState;
-use crate::stats::WorkerStats;
+use crate::io::af_xdp::AfXdp;
 use crate::tables::Links;
-use crate::worker::poll::{FrameCensus, Parts, PollMode};
-use crate::worker::slow_path::{Bell, SlowPathQueue, slow_path};
-use crate::worker::{Residence, Worker, WorkerHandle, affinity};
+use crate::worker::WorkerHandle;
+use crate::worker::poll::FrameCensus;
+use crate::worker::slow_path::{Bell, SlowPathQueue};
 
 /// A worker does what it is asked between two turns; one kept from its CPU, or that opens a socket,
 /// may take a while.
@@ -101,11 +106,22 @@ struct Daemon {
     workers: Vec<WorkerHandle<AfXdp>>,
     threads: Vec<JoinHandle<FrameCensus>>,
     cpus: Vec<Option<usize>>,
+    /// How many ports there can be.
+    max_ports: u16,
     /// Most queues of one port that a worker can serve.
     rounds: u32,
     crossroads: Crossroads,
     slow_paths: Vec<SlowPathQueue>,
+    /// By their numbers.
     ports: Vec<Port>,
+    /// Interfaces that match and for which there is no room.
+    crowded: BTreeSet<String>,
+    /// There will be room for one of them when a number has rested.
+    room_soon: bool,
+    /// Why matched interfaces are left to the kernel: rules on them.
+    hindered: BTreeMap<String, String>,
+    /// Received, sent, and handed back by ports whose numbers are others' now.
+    retired: [u64; 3],
     /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
     bypassed: Vec<String>,
     checked: Instant,
@@ -132,7 +148,7 @@ impl Daemon {
         // Before any thread exists, so that every thread inherits the mask.
         let signals = take_signals()?;
         let bell = Bell::new().context("cannot create an eventfd")?;
-        let bypassed = firewall::bypassed(&options.interfaces)
+        let bypassed = firewall::bypassed(options.interfaces.named())
             .context("cannot read the firewall's rules, so it is not known what they are")?;
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
@@ -146,7 +162,7 @@ impl Daemon {
         let steering = Steering::new()?;
         let punt = PuntDevice::open(&steering)?;
         let (relay, pending) = relay(Arc::clone(&bell));
-        let ports = options.interfaces.iter().enumerate();
+        let ports = options.interfaces.named().iter().enumerate();
         let mut daemon = Daemon {
             started: Instant::now(),
             signals,
@@ -157,10 +173,15 @@ impl Daemon {
             workers: Vec::new(),
             threads: Vec::new(),
             cpus: Vec::new(),
+            max_ports: 0,
             rounds: 1,
             crossroads: Crossroads::new(0, 0)?,
             slow_paths: Vec::new(),
             ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
+            crowded: BTreeSet::new(),
+            room_soon: false,
+            hindered: BTreeMap::new(),
+            retired: [0; 3],
             bypassed,
             checked: Instant::now(),
             pending,
@@ -176,6 +197,9 @@ impl Daemon {
             options,
         };
         daemon.refuse_unfit_interfaces()?;
+        let matching = daemon.matching();
+        daemon.make_room(&matching);
+        daemon.take_newcomers(&matching);
         tell_leftovers(poll::restore_leftovers(Path::new(RUN_DIR)), "for polling");
         tell_leftovers(irq::restore_leftovers(Path::new(RUN_DIR)), "of interrupts");
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
@@ -212,118 +236,67 @@ impl Daemon {
         Arc::clone(&self.mirror.tables().links)
     }
 
-    /// One worker a CPU of `--cpus`, or of those allowed, but no more than a port has queues.
-    fn start_workers(&mut self) -> Result<()> {
-        let queues = self.queues()?;
-        let allowed = affinity::allowed_cpus();
-        // `--queues` may leave some out.
-        let limit = self.options.queues.unwrap_or(QUEUES_MAX);
-        let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
-        let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
-        let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
-        if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
-        {
-            say!(
-                "no port has more than {most} queue(s) to serve: there is no work for CPUs {idle:?}"
-            );
-        }
-        let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
-        self.rounds = most.div_ceil(count as u32).max(1);
-        self.crossroads = Crossroads::new(count, self.options.tx_ring as usize)?;
-        for n in 0..count {
-            let cpu = match cpus {
-                Some(cpus) => cpus.get(n).copied(),
-                // The last CPUs first: the first serves interrupts and everything else.
-                None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
-            };
-            let served =
-                |queues: &Queues| (0..queues.rx.min(limit)).filter(|&q| worker_of(q, count) == n);
-            let expected = queues.iter().flat_map(served).count();
-            let (worker, handle, queue) = self.make_worker(count, expected)?;
-            let thread = spawn(worker, n, cpu)?;
-            self.workers.push(handle);
-            self.threads.push(thread);
-            self.cpus.push(cpu);
-            self.slow_paths.push(queue);
-        }
-        Ok(())
-    }
-
-    /// Queues of each port.
-    fn queues(&self) -> Result<Vec<Queues>> {
-        let links = self.links();
-        let queues = |port: &Port| {
-            let link = links.iter().find(|link| link.name == port.ifname);
-            let link = link.with_context(|| format!("interface {} is gone", port.ifname))?;
-            nic::queues(link.ifindex)
-                .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))
-        };
-        self.ports.iter().map(queues).collect()
-    }
-
-    /// A worker that is expected to serve so many queues of all ports together.
-    fn make_worker(
-        &self,
-        count: usize,
-        expected: usize,
-    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, SlowPathQueue)> {
-        let ports = self.ports.len() as u16;
-        let slots = usize::from(ports) * self.rounds as usize;
-        let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
-        let busy_poll_budget =
-            (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
-        let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
-        let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
-        let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
-        let reader =
-            self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
-        let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
-            format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
-        })?;
-        let (mut worker, handle) = Worker::new(Parts {
-            io,
-            ports,
-            pool,
-            tables: self.mirror.published().subscribe(),
-            reader,
-            stats: Arc::new(WorkerStats::new(slots)),
-            residence,
-            state: PipelineState::new(RandomState::new().hash_one("worker"), count)
-                .with_hash_seed(self.hash_seed),
-            slow_path,
-        });
-        worker.set_accounting(self.options.account);
-        worker.set_poll_mode(self.options.poll);
-        Ok((worker, handle, queue))
-    }
-
-    /// Activates every port that can be. `must`: one that cannot is an error.
+    /// Activates every port that can be. `must`: one that was named and cannot is an error.
     fn bring_up_ports(&mut self, must: bool) -> Result<()> {
+        let matching = self.matching();
+        let mut changed = self.follow_links(&matching, if must { BUSY_TRIES } else { 1 }, must)?;
+        if self.take_newcomers(&matching) {
+            // Of another name, they may have been ports until now.
+            changed |= self.follow_links(&matching, BUSY_TRIES_LATER, must)?;
+        }
+        if changed {
+            self.tell_mirror();
+        }
+        self.steer()
+    }
+
+    /// Takes every port to where its interface is now. Returns whether an ifindex changed hands.
+    fn follow_links(&mut self, matching: &Matching, tries: u32, must: bool) -> Result<bool> {
+        self.look_at_comers(matching)?;
         let links = self.links();
         let mut with = Equipment {
             steering: &mut self.steering,
             punt: &self.punt,
             workers: &self.workers,
             options: &self.options,
+            max_ports: self.max_ports,
             rounds: self.rounds,
             cpus: &self.cpus,
             crossroads: &mut self.crossroads,
-            tries: if must { BUSY_TRIES } else { 1 },
+            tries,
         };
         let mut changed = false;
         let state = self.mirror.state();
-        for port in &mut self.ports {
-            let link = links.iter().find(|link| link.name == port.ifname);
-            let obstacle = link.and_then(|link| {
-                let is_up = state.links.get(&link.ifindex).is_some_and(|link| link.is_up());
-                Port::obstacle(link, is_up)
-            });
-            changed |= follow_link(port, link, obstacle, &mut with, must)?;
+        // First those that are gone: an interface may have the name of another port now.
+        for gone in [true, false] {
+            for port in &mut self.ports {
+                let link = links.iter().find(|link| link.name == port.ifname);
+                let link = link.filter(|_| is_wanted(port, matching));
+                if link.is_none() != gone {
+                    continue;
+                }
+                let obstacle = link.and_then(|link| {
+                    let is_up = state.links.get(&link.ifindex).is_some_and(|link| link.is_up());
+                    let hindrance = || self.hindered.get(&port.ifname).cloned();
+                    Port::obstacle(link, is_up).or_else(hindrance)
+                });
+                changed |= follow_link(port, link, obstacle, &mut with, must && !port.matched)?;
+            }
         }
-        if changed {
-            self.tell_mirror();
+        Ok(changed)
+    }
+
+    /// Rules on matched interfaces that are about to become ports.
+    fn look_at_comers(&mut self, matching: &Matching) -> Result<()> {
+        let coming = |port: &&Port| port.matched && !port.is_listed() && is_wanted(port, matching);
+        let mut coming =
+            self.ports.iter().filter(coming).map(|port| port.ifname.as_str()).peekable();
+        if coming.peek().is_some() {
+            let rules = Rules::read().context("cannot read the firewall's rules")?;
+            let hindered = self.hindrances(&rules, coming);
+            self.hindered.extend(hindered);
         }
-        self.steer()
+        Ok(())
     }
 
     /// Which interfaces are ports now.
@@ -425,6 +398,7 @@ impl Daemon {
                 punt: &self.punt,
                 workers: &self.workers,
                 options: &self.options,
+                max_ports: self.max_ports,
                 rounds: self.rounds,
                 cpus: &self.cpus,
                 crossroads: &mut self.crossroads,
@@ -443,7 +417,7 @@ impl Daemon {
         if given_up {
             self.tell_mirror();
         }
-        let due = self.ports.iter().any(Port::retry_is_due);
+        let due = self.room_soon || self.ports.iter().any(Port::retry_is_due);
         match due || given_up {
             true => self.bring_up_ports(false),
             false if changed => self.steer(),
@@ -528,8 +502,24 @@ impl Daemon {
 
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
+        let rules = Rules::read();
+        if let Ok(rules) = &rules {
+            let matched = self.ports.iter().filter(|port| port.matched && port.is_listed());
+            let matched: Vec<&str> = matched.map(|port| port.ifname.as_str()).collect();
+            let hindered = self.hindrances(rules, matched.into_iter());
+            if hindered != self.hindered {
+                self.hindered = hindered;
+                self.bring_up_ports(false)?;
+            }
+        }
+        let mut ports = self.options.interfaces.named().to_vec();
+        if self.options.ignore_firewall {
+            let matched = self.ports.iter().filter(|port| port.matched && port.is_listed());
+            ports.extend(matched.map(|port| port.ifname.clone()));
+        }
         // What cannot be read may hold anything.
-        let bypassed = firewall::bypassed(&self.options.interfaces)
+        let bypassed = rules
+            .and_then(|rules| rules.bypassed(&ports))
             .unwrap_or_else(|error| vec![format!("the firewall cannot be read: {error}")]);
         if bypassed == self.bypassed {
             return Ok(());
@@ -569,6 +559,15 @@ impl Daemon {
     }
 }
 
+/// Whether a port is to have the interface of its name: one that a pattern takes has to match still,
+/// and to be up when it comes.
+fn is_wanted(port: &Port, matching: &Matching) -> bool {
+    match matching.get(&port.ifname) {
+        Some(is_up) => *is_up || port.state != State::Absent,
+        None => !port.matched,
+    }
+}
+
 /// Takes a port to where its interface is now. Returns whether its ifindex changed hands.
 fn follow_link(
     port: &mut Port,
@@ -577,14 +576,7 @@ fn follow_link(
     with: &mut Equipment<'_>,
     must: bool,
 ) -> Result<bool> {
-    let Some(link) = link else {
-        let was_active = port.state == State::Active;
-        if port.state != State::Absent {
-            port.deactivate(State::Absent, with);
-            say!("interface {} is gone; waiting for it to return", port.ifname);
-        }
-        return Ok(was_active);
-    };
+    let Some(link) = link else { return Ok(leave(port, with)) };
     let mut changed = false;
     if port.state == State::Active && port.ifindex != link.ifindex {
         port.deactivate(State::Absent, with);
@@ -608,7 +600,11 @@ fn follow_link(
         }
         (false, _) => {
             if let Some(why) = obstacle {
-                port.state = State::Waiting(why);
+                let state = State::Waiting(why);
+                if port.matched && port.state != state {
+                    say!("interface {}: {}; left to the kernel", port.ifname, state.describe());
+                }
+                port.state = state;
             } else if must
                 || port.state == State::Absent
                 || port.mtu_changed(link)
@@ -617,7 +613,9 @@ fn follow_link(
                 let before = port.state.clone();
                 match port.activate(link, with) {
                     Ok(()) => {
-                        if !must {
+                        if port.matched {
+                            say!("interface {} is a port now", port.ifname);
+                        } else if !must {
                             say!("interface {} is back", port.ifname);
                         }
                         changed = true;
@@ -633,6 +631,24 @@ fn follow_link(
         }
     }
     Ok(changed)
+}
+
+/// A port's interface is gone, or not to be a port any longer. Returns whether it was one.
+fn leave(port: &mut Port, with: &mut Equipment<'_>) -> bool {
+    let was_active = port.state == State::Active;
+    if port.state != State::Absent {
+        port.deactivate(State::Absent, with);
+        match port.matched {
+            false => say!("interface {} is gone; waiting for it to return", port.ifname),
+            true => say!(
+                "interface {} is gone, or belongs to another: it is no port any more",
+                port.ifname
+            ),
+        }
+        // What was closed just now stays busy for a while, and may have another name.
+        with.tries = with.tries.max(BUSY_TRIES_LATER);
+    }
+    was_active
 }
 
 /// Says what was put back that an earlier run had set, and what could not be.
@@ -653,21 +669,4 @@ fn take_signals() -> Result<SignalFd> {
     mask.thread_block().context("cannot block signals")?;
     SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .context("cannot create a signalfd")
-}
-
-/// Starts a worker's thread and waits until it is pinned.
-fn spawn(worker: Worker<AfXdp>, n: usize, cpu: Option<usize>) -> Result<JoinHandle<FrameCensus>> {
-    let (pinned, result) = crossbeam_channel::bounded(1);
-    let thread = std::thread::Builder::new().name(format!("fr-worker{n}")).spawn(move || {
-        let outcome = cpu.map_or(Ok(()), affinity::pin_to);
-        let failed = outcome.is_err();
-        // The starter waits for this; if it has given up, there is nobody to work for.
-        if pinned.send(outcome).is_err() || failed {
-            return FrameCensus::default();
-        }
-        worker.run()
-    });
-    let thread = thread.context("cannot start a worker thread")?;
-    result.recv().context("a worker thread ended at once")??;
-    Ok(thread)
 }

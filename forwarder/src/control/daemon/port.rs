@@ -72,6 +72,8 @@ pub struct Equipment<'a> {
     pub workers: &'a [WorkerHandle<AfXdp>],
     /// What the user asked for.
     pub options: &'a RunOptions,
+    /// How many ports there can be.
+    pub max_ports: u16,
     /// Most queues of one port that a worker can serve.
     pub rounds: u32,
     /// The workers' CPUs.
@@ -82,13 +84,17 @@ pub struct Equipment<'a> {
     pub tries: u32,
 }
 
-/// One `-i`.
+/// One that was named, or an interface that matches a pattern.
 #[derive(Debug)]
 pub struct Port {
     /// Number among the workers' ports.
     pub index: u16,
-    /// As given.
+    /// Of its interface.
     pub ifname: String,
+    /// A pattern took it.
+    pub matched: bool,
+    /// Since when it has been absent, if it is.
+    pub absent_since: Instant,
     /// 0: absent.
     pub ifindex: u32,
     /// Where it stands.
@@ -132,6 +138,8 @@ impl Port {
         Port {
             index,
             ifname: ifname.to_owned(),
+            matched: false,
+            absent_since: Instant::now(),
             ifindex: 0,
             state: State::Absent,
             queues: 0,
@@ -151,6 +159,16 @@ impl Port {
             failures: 0,
             retry_at: Instant::now(),
         }
+    }
+
+    /// The same, of an interface that matches a pattern.
+    pub fn matched(index: u16, ifname: &str) -> Port {
+        Port { matched: true, ..Port::new(index, ifname) }
+    }
+
+    /// Whether it is one for people: not only a place that another interface may take.
+    pub fn is_listed(&self) -> bool {
+        !self.matched || self.state != State::Absent
     }
 
     /// Its hardware address, as far as it has been known.
@@ -432,7 +450,7 @@ impl Port {
     /// The place of a queue in its worker's driver.
     fn slot(&self, queue: u32, with: &Equipment<'_>) -> u16 {
         let round = queue as usize / with.workers.len();
-        self.index + (round * with.options.interfaces.len()) as u16
+        self.index + (round * usize::from(with.max_ports)) as u16
     }
 
     /// Lets the port's frames through a punt device.
@@ -512,6 +530,9 @@ impl Port {
         self.no_zerocopy = None;
         self.multi_buffer = false;
         self.vlans_of = None;
+        if state == State::Absent {
+            self.absent_since = Instant::now();
+        }
         self.state = state;
     }
 

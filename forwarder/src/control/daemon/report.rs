@@ -46,7 +46,9 @@ impl Daemon {
             api::State::Stopping
         } else if active == 0 {
             api::State::Starting
-        } else if active < self.ports.len() || !self.steering_allowed() {
+        } else if self.ports.iter().any(|port| !port.matched && port.state != State::Active)
+            || !self.steering_allowed()
+        {
             api::State::Degraded
         } else {
             api::State::Forwarding
@@ -89,7 +91,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            ports: self.ports.iter().map(port).collect(),
+            ports: self.listed().map(port).collect(),
             workers: self.cpus.iter().enumerate().map(worker).collect(),
             mirror: self.mirror_status(),
             warnings: self.warnings(),
@@ -143,9 +145,24 @@ impl Daemon {
             }
         }
         warnings.extend(self.ports.iter().filter_map(super::Port::unserved));
-        let idle = self.ports.iter().filter(|port| port.state != State::Active);
+        let idle = self.listed().filter(|port| port.state != State::Active);
         warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
+        warnings.extend(self.crowded.iter().map(|name| self.no_room(name)));
+        warnings.extend(self.unmatched());
         warnings
+    }
+
+    /// That no interface matches.
+    fn unmatched(&self) -> Option<String> {
+        let interfaces = &self.options.interfaces;
+        let none = interfaces.has_patterns() && !self.listed().any(|port| port.matched);
+        let patterns = interfaces.patterns();
+        none.then(|| format!("no interface that is up matches {patterns}; waiting for one"))
+    }
+
+    /// The ports there are for people.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &super::Port> {
+        self.ports.iter().filter(|port| port.is_listed())
     }
 
     fn stat(&self) -> StatReport {
@@ -163,7 +180,7 @@ impl Daemon {
                 cost: if self.options.account { cost(&stats.cost) } else { Counters::new() },
             }
         };
-        let ports = self.ports.iter().map(|port| self.port_report(port)).collect();
+        let ports = self.listed().map(|port| self.port_report(port)).collect();
         StatReport { workers: self.workers.iter().enumerate().map(worker).collect(), ports }
     }
 
@@ -185,7 +202,7 @@ impl Daemon {
         let mut driver = Counters::new();
         for worker in &self.workers {
             // A port's slots in the driver; see `Worker`.
-            for slot in (index..worker.stats.ports.len()).step_by(self.ports.len()) {
+            for slot in (index..worker.stats.ports.len()).step_by(usize::from(self.max_ports)) {
                 add(&mut counters, &port_counters(&worker.stats.ports[slot]));
                 let slot = slot as u16;
                 let statistics = worker.call(WORKER_TIMEOUT, move |io, _, _| io.statistics(slot));
@@ -230,8 +247,13 @@ impl Daemon {
             let bind = port.bind_mode.map_or(String::new(), |mode| mode.to_string());
             format!("{} ({program} XDP, {bind}, {} queue(s))", port.ifname, port.queues)
         };
-        let ports: Vec<String> = self.ports.iter().map(port).collect();
-        format!("forwarding between {} with {} worker(s)", ports.join(", "), self.workers.len())
+        let active = self.ports.iter().filter(|port| port.state == State::Active);
+        let ports: Vec<String> = active.map(port).collect();
+        let workers = self.workers.len();
+        match self.unmatched() {
+            Some(why) if ports.is_empty() => why,
+            _ => format!("forwarding between {} with {workers} worker(s)", ports.join(", ")),
+        }
     }
 
     /// One line for the log at the end.
@@ -240,11 +262,12 @@ impl Daemon {
             self.workers.iter().flat_map(|w| w.stats.ports.iter()).map(of).sum()
         };
         let drops: u64 = self.workers.iter().map(|w| w.stats.drops_total()).sum();
+        let [received, sent, punted] = self.retired;
         format!(
             "stopped; received {}, sent {}, to the kernel {}, dropped {drops}",
-            sum(&|p| p.rx_packets.get()),
-            sum(&|p| p.tx_packets.get()),
-            sum(&|p| p.punted.get()),
+            received + sum(&|p| p.rx_packets.get()),
+            sent + sum(&|p| p.tx_packets.get()),
+            punted + sum(&|p| p.punted.get()),
         )
     }
 }

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::interfaces::{Candidate, Interfaces};
 use super::nic;
 
 /// How something stands.
@@ -81,20 +82,26 @@ impl Finding {
     }
 }
 
-/// Looks at the machine and at `ports`. Without ports: at those of the daemon behind `control`, or
-/// else at every Ethernet interface that is up.
-pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
+/// Looks at the machine and at `interfaces`. Without any: at the ports of the daemon behind
+/// `control`, or else at every Ethernet interface that is up.
+pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
     let daemon = host::daemon(control);
     let nics = nic::read();
-    let ports: Vec<String> = match (ports, &daemon.status) {
-        ([], Some(status)) => status.ports.iter().map(|port| port.ifname.clone()).collect(),
-        ([], None) => {
+    let ports: Vec<String> = match (interfaces.is_empty(), &daemon.status) {
+        (true, Some(status)) => status.ports.iter().map(|port| port.ifname.clone()).collect(),
+        (true, None) => {
             // VLANs come along with what they sit on.
             let own = |nic: &nic::Nic| nic.kind.as_deref() != Some("vlan");
             let usable = |nic: &&nic::Nic| nic.is_ethernet() && nic.is_up() && own(nic);
             nics.iter().flatten().filter(usable).map(|nic| nic.name.clone()).collect()
         }
-        (named, _) => named.to_vec(),
+        (false, _) => {
+            let all: Vec<Candidate<'_>> = nics.iter().flatten().map(Candidate::from).collect();
+            // Those that are down are not taken until they are up.
+            let matching = interfaces.matching(&all).into_iter().filter(|found| found.is_up);
+            let matching = matching.map(|found| found.name.to_owned());
+            interfaces.named().iter().cloned().chain(matching).collect()
+        }
     };
     let mut findings = host::machine();
     findings.push(host::firewall(&ports));
@@ -104,6 +111,11 @@ pub fn examine(ports: &[String], control: &Path) -> Vec<Finding> {
             "links",
             format!("interfaces cannot be listed: {error}"),
             "check that rtnetlink is allowed here (seccomp, sandbox)",
+        )),
+        Ok(_) if ports.is_empty() && interfaces.has_patterns() => findings.push(Finding::warn(
+            "links",
+            format!("no interface that is up matches {}", interfaces.patterns()),
+            "nothing, if there will be one; else check the names with ip link",
         )),
         Ok(_) if ports.is_empty() => findings.push(Finding::fail(
             "links",

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use super::rib::Rib;
 use crate::tables::Sysctls;
 
+/// ARPHRD_ETHER of include/uapi/linux/if_arp.h.
+pub const ARPHRD_ETHER: u16 = 1;
 /// IFF_UP of include/uapi/linux/if.h.
 pub const IFF_UP: u32 = 1;
 /// IFF_LOOPBACK.

@@ -21,18 +21,19 @@ const NUD_FAILED: u16 = 0x20;
 const KINDS_WITHOUT_WIRE: [&str; 7] =
     ["veth", "tun", "netkit", "macvlan", "macvtap", "ipvlan", "bridge"];
 
-/// Interfaces that take their frames at the one they sit on, before it is routed; by the ifindex of
-/// that one.
+/// Kinds of interface that take their frames at the one they sit on, before it is routed.
+pub const TAKERS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+
+/// Interfaces of such a kind, by the ifindex of the one they sit on.
 #[derive(Debug)]
 pub struct Takers<'a>(HashMap<u32, &'a LinkState>);
 
 impl<'a> Takers<'a> {
     /// All of them.
     pub fn new(state: &'a RouterState) -> Takers<'a> {
-        const KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
         let takes = |upper: &&LinkState| {
             upper.link_netnsid.is_none()
-                && upper.kind.as_deref().is_some_and(|kind| KINDS.contains(&kind))
+                && upper.kind.as_deref().is_some_and(|kind| TAKERS.contains(&kind))
         };
         let takers = state.links.values().filter(takes);
         Takers(takers.filter_map(|upper| Some((upper.link?, upper))).collect())

@@ -1,0 +1,168 @@
+//! Ports that nobody named: interfaces that match a pattern, as they come and go.
+//!
+//! The workers have room for so many ports from the start. A port keeps its number, with counters and
+//! captures, while its interface is gone, so that it goes on when the interface returns; only when
+//! another one needs the room it has to give way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::port::{Port, State};
+use super::{Daemon, WORKER_TIMEOUT};
+use crate::control::config::PORTS_MAX;
+use crate::control::firewall::Rules;
+use crate::control::interfaces::Candidate;
+use crate::stats::PortStats;
+
+/// Ports for which there is room beyond those there at the start, when nobody says otherwise.
+const SPARE: u16 = 8;
+/// How long a port's number stays free before it is another interface's: packets that came by the one
+/// that is gone may wait three seconds for a neighbour, and carry the number.
+const REST: Duration = Duration::from_secs(4);
+
+/// The interfaces that patterns take now, and whether they are up.
+pub(super) type Matching = BTreeMap<String, bool>;
+
+/// Where a port could be.
+enum Place {
+    At(u16),
+    /// A number is free but has not rested.
+    Soon,
+    None,
+}
+
+impl Daemon {
+    pub(super) fn matching(&self) -> Matching {
+        let interfaces = &self.options.interfaces;
+        if !interfaces.has_patterns() {
+            return Matching::new();
+        }
+        let all: Vec<Candidate<'_>> =
+            self.mirror.state().links.values().map(Candidate::from).collect();
+        let matching = interfaces.matching(&all).into_iter();
+        matching.map(|found| (found.name.to_owned(), found.is_up)).collect()
+    }
+
+    /// How many ports there can be, decided once: those there are, and some that may come.
+    pub(super) fn make_room(&mut self, matching: &Matching) {
+        let named = self.ports.len() as u16;
+        self.max_ports = match self.options.max_ports {
+            Some(max) => max,
+            None if self.options.interfaces.has_patterns() => {
+                let there = matching.values().filter(|up| **up).count() as u16;
+                (named + there).saturating_add(SPARE).min(PORTS_MAX).max(named)
+            }
+            None => named,
+        };
+    }
+
+    /// Makes ports of interfaces that match, are up, and are none yet, as far as there is room.
+    /// Whether there are new ones. Interfaces that are down may stay so for good; they wait without.
+    pub(super) fn take_newcomers(&mut self, matching: &Matching) -> bool {
+        let (mut taken, mut crowded) = (false, BTreeSet::new());
+        self.room_soon = false;
+        let known = |port: &Port, name: &String| port.matched && port.ifname == *name;
+        for name in matching.iter().filter(|(_, up)| **up).map(|(name, _)| name) {
+            if self.ports.iter().any(|port| known(port, name)) {
+                continue;
+            }
+            match self.place(matching) {
+                Place::At(index) => {
+                    self.occupy(index, name);
+                    taken = true;
+                }
+                Place::Soon => self.room_soon = true,
+                Place::None => {
+                    crowded.insert(name.clone());
+                }
+            }
+        }
+        for name in crowded.difference(&self.crowded) {
+            say!("{}", self.no_room(name));
+        }
+        self.crowded = crowded;
+        taken
+    }
+
+    /// An interface that matches and cannot be a port.
+    pub(super) fn no_room(&self, name: &str) -> String {
+        let (patterns, max) = (self.options.interfaces.patterns(), self.max_ports);
+        format!(
+            "interface {name} matches {patterns}, but there is no room for more than {max} ports; left \
+             to the kernel; restart with a larger --max-ports"
+        )
+    }
+
+    fn place(&self, matching: &Matching) -> Place {
+        let is_free = |port: &&Port| {
+            let returns = matching.get(&port.ifname) == Some(&true);
+            port.matched && port.state == State::Absent && !returns
+        };
+        let free = self.ports.iter().filter(is_free).min_by_key(|port| port.absent_since);
+        match free {
+            Some(port) if port.absent_since.elapsed() >= REST => Place::At(port.index),
+            _ if self.ports.len() < usize::from(self.max_ports) => {
+                Place::At(self.ports.len() as u16)
+            }
+            Some(_) => Place::Soon,
+            None => Place::None,
+        }
+    }
+
+    fn occupy(&mut self, index: u16, name: &str) {
+        let port = Port::matched(index, name);
+        match self.ports.get_mut(usize::from(index)) {
+            Some(before) => {
+                *before = port;
+                self.forget(index);
+            }
+            None => self.ports.push(port),
+        }
+        for worker in &self.workers {
+            // One that does not answer is stopping.
+            let _ = worker.taps().name_port(index, name, WORKER_TIMEOUT);
+        }
+    }
+
+    /// What was counted for another interface is not this one's.
+    fn forget(&mut self, index: u16) {
+        let stride = usize::from(self.max_ports);
+        for worker in &self.workers {
+            let residence = Arc::clone(&worker.residence);
+            let counted = worker.call(WORKER_TIMEOUT, move |_, _, stats| {
+                residence.forget(index);
+                let slots = stats.ports.iter().skip(usize::from(index)).step_by(stride);
+                slots.map(PortStats::reset).collect::<Vec<_>>()
+            });
+            for slot in counted.into_iter().flatten() {
+                self.retired.iter_mut().zip(slot).for_each(|(sum, count)| *sum += count);
+            }
+        }
+        self.baseline.forget(index);
+    }
+
+    /// Rules on matched interfaces themselves, and on no others: these are left to the kernel, and
+    /// the rest goes on.
+    pub(super) fn hindrances<'a>(
+        &self,
+        rules: &Rules,
+        names: impl Iterator<Item = &'a str>,
+    ) -> BTreeMap<String, String> {
+        if self.options.ignore_firewall {
+            return BTreeMap::new();
+        }
+        let everywhere = rules.bypassed(&[]).unwrap_or_default();
+        let own = |name: &str| {
+            let found = rules.bypassed(&[name.to_owned()]);
+            let found =
+                found.unwrap_or_else(|error| vec![format!("rules cannot be read: {error}")]);
+            let own: Vec<String> =
+                found.into_iter().filter(|rule| !everywhere.contains(rule)).collect();
+            (!own.is_empty()).then(|| {
+                (name.to_owned(), format!("rules on it would be bypassed: {}", own.join("; ")))
+            })
+        };
+        names.filter_map(own).collect()
+    }
+}

@@ -1,0 +1,142 @@
+//! The workers: how many, what each has room for, and their start.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+
+use super::Daemon;
+use super::crossroads::{Crossroads, worker_of};
+use super::port::Port;
+use crate::control::config::{CpuList, QUEUES_MAX};
+use crate::control::nic::{self, Queues};
+use crate::io::af_xdp::{AfXdp, Options, RingSizes};
+use crate::pipeline::PipelineState;
+use crate::stats::WorkerStats;
+use crate::worker::poll::{FrameCensus, Parts, PollMode};
+use crate::worker::slow_path::{SlowPathQueue, slow_path};
+use crate::worker::{Residence, Worker, WorkerHandle, affinity};
+
+/// Queues that a port may have which comes later, if those at the start have not more.
+const LATE_QUEUES: u32 = 8;
+
+impl Daemon {
+    /// One worker a CPU of `--cpus`, or of those allowed, but no more than a port has queues; unless
+    /// ports may come that have more.
+    pub(super) fn start_workers(&mut self) -> Result<()> {
+        let queues = self.queues()?;
+        let more_may_come = self.options.interfaces.has_patterns();
+        let allowed = affinity::allowed_cpus();
+        // `--queues` may leave some out.
+        let limit = self.options.queues.unwrap_or(QUEUES_MAX);
+        let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
+        let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
+        let count = match cpus {
+            Some(cpus) if more_may_come => cpus.len(),
+            _ => cpus.map_or(allowed.len(), <[usize]>::len).min(most),
+        };
+        if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
+        {
+            say!(
+                "no port has more than {most} queue(s) to serve: there is no work for CPUs {idle:?}"
+            );
+        }
+        let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
+        let most = if more_may_come { most.max(LATE_QUEUES) } else { most };
+        self.rounds = most.div_ceil(count as u32).max(1);
+        self.crossroads = Crossroads::new(count, self.options.tx_ring as usize)?;
+        for n in 0..count {
+            let cpu = match cpus {
+                Some(cpus) => cpus.get(n).copied(),
+                // The last CPUs first: the first serves interrupts and everything else.
+                None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
+            };
+            let served = |queues: &Queues| {
+                (0..queues.rx.min(limit)).filter(|&q| worker_of(q, count) == n).count()
+            };
+            let served: Vec<usize> = queues.iter().map(served).collect();
+            // Memory is for half of the ports that there can be, if there are not more already: when
+            // all come, they share it.
+            let to_come = usize::from(self.max_ports).div_ceil(2).saturating_sub(served.len());
+            let each = served.iter().copied().max().unwrap_or(0).max(1);
+            let expected =
+                served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
+            let (worker, handle, queue) = self.make_worker(count, expected)?;
+            let thread = spawn(worker, n, cpu)?;
+            self.workers.push(handle);
+            self.threads.push(thread);
+            self.cpus.push(cpu);
+            self.slow_paths.push(queue);
+        }
+        Ok(())
+    }
+
+    /// Queues of each port.
+    fn queues(&self) -> Result<Vec<Queues>> {
+        let links = self.links();
+        let queues = |port: &Port| {
+            let link = links.iter().find(|link| link.name == port.ifname);
+            let link = link.with_context(|| format!("interface {} is gone", port.ifname))?;
+            nic::queues(link.ifindex)
+                .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))
+        };
+        let queues = self.ports.iter().map(|port| (port.matched, queues(port)));
+        // One that only matches may have gone meanwhile.
+        let queues = queues.filter(|(matched, queues)| !matched || queues.is_ok());
+        queues.map(|(_, queues)| queues).collect()
+    }
+
+    /// A worker that is expected to serve so many queues of all ports together.
+    fn make_worker(
+        &self,
+        count: usize,
+        expected: usize,
+    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, SlowPathQueue)> {
+        let ports = self.max_ports;
+        let slots = usize::from(ports) * self.rounds as usize;
+        let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
+        let busy_poll_budget =
+            (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
+        let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
+        let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
+        let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
+        let reader =
+            self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
+        let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
+            format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
+        })?;
+        let (mut worker, handle) = Worker::new(Parts {
+            io,
+            ports,
+            pool,
+            tables: self.mirror.published().subscribe(),
+            reader,
+            stats: Arc::new(WorkerStats::new(slots)),
+            residence,
+            state: PipelineState::new(RandomState::new().hash_one("worker"), count)
+                .with_hash_seed(self.hash_seed),
+            slow_path,
+        });
+        worker.set_accounting(self.options.account);
+        worker.set_poll_mode(self.options.poll);
+        Ok((worker, handle, queue))
+    }
+}
+
+/// Starts a worker's thread and waits until it is pinned.
+fn spawn(worker: Worker<AfXdp>, n: usize, cpu: Option<usize>) -> Result<JoinHandle<FrameCensus>> {
+    let (pinned, result) = crossbeam_channel::bounded(1);
+    let thread = std::thread::Builder::new().name(format!("fr-worker{n}")).spawn(move || {
+        let outcome = cpu.map_or(Ok(()), affinity::pin_to);
+        let failed = outcome.is_err();
+        // The starter waits for this; if it has given up, there is nobody to work for.
+        if pinned.send(outcome).is_err() || failed {
+            return FrameCensus::default();
+        }
+        worker.run()
+    });
+    let thread = thread.context("cannot start a worker thread")?;
+    result.recv().context("a worker thread ended at once")??;
+    Ok(thread)
+}
