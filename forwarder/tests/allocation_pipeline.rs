@@ -2,7 +2,8 @@
 //! whole turn with every frame timed and captured, under an allocator that counts.
 //!
 //! Packets of every fate pass: forwarded, in fragments, with options, refused with an ICMP error,
-//! held for a neighbour and sent or given up, handed back.
+//! held for a neighbour and sent or given up, handed back; of several frames, with VLAN tags; and
+//! from one worker to another.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -15,14 +16,15 @@ use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::io::MemIo;
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
-use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem};
-use ferroute::stats::{Mib, WorkerStats};
+use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
+use ferroute::stats::{DropReason, Mib, WorkerStats};
 use ferroute::tables::publish::Published;
-use ferroute::tables::{Link, Links, Sysctls, Tables};
-use ferroute::wire::Ipv4Packet;
+use ferroute::tables::{EgressTag, Link, Links, Sysctls, Tables, Tag, Vlan};
+use ferroute::wire::{EtherType, Ipv4Packet};
+use ferroute::worker::crossing::{Waker, way};
 use ferroute::worker::poll::Parts;
-use ferroute::worker::slow_path::{Bell, slow_path};
-use ferroute::worker::{Residence, Worker};
+use ferroute::worker::slow_path::{Bell, SlowPathQueue, slow_path};
+use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 thread_local! {
     /// Allocations of this thread; other tests may run in others.
@@ -293,4 +295,163 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     // ICMP errors went back, and are not counted.
     assert!(handle.stats.ports[0].tx_packets.get() > TURNS);
     assert_eq!((counted(0, 0), counted(1, 0), counted(1, 1)), (0, 0, 0));
+}
+
+/// A VLAN sub-interface of a port, by the TPID and VID of each tag.
+fn sub(ifindex: u32, on: &Link, tags: &[(u16, u16)]) -> Link {
+    let tag = |&(tpid, vid): &(u16, u16)| EgressTag {
+        tag: Tag::new(EtherType(tpid), vid).expect("a tag"),
+        qos: Box::default(),
+    };
+    let vlan = Vlan {
+        dev: ifindex as u16 - 8,
+        link: on.ifindex,
+        tags: tags.iter().map(tag).collect(),
+        ingress_qos: [0; 8],
+        between: (tags.len() > 1).then_some(LEFT_MAC),
+    };
+    let addr = [198, 18, ifindex as u8, 1].into();
+    Link { ifindex, vlan: Some(vlan), addrs4: vec![(addr, 24)], addrs6: Vec::new(), ..on.clone() }
+}
+
+/// Ports that take jumbo frames, and 198.18.N.0/24 on the VLANs 10 of the left port, 11, 12 (in two
+/// tags) and 13 (with an MTU of 1500) of the right one.
+fn wide_tables() -> Tables {
+    let tables = tables(1, true);
+    let mut links: Vec<Link> = tables.links.iter().map(|link| (*link).clone()).collect();
+    for link in &mut links {
+        (link.mtu, link.mtu6) = (JUMBO_MTU, JUMBO_MTU);
+    }
+    let [left, right] = [links[0].clone(), links[1].clone()];
+    links.push(sub(10, &left, &[(0x8100, 10)]));
+    links.push(sub(11, &right, &[(0x8100, 11)]));
+    links.push(sub(12, &right, &[(0x88a8, 30), (0x8100, 7)]));
+    links.push(Link { mtu: 1500, mtu6: 1500, ..sub(13, &right, &[(0x8100, 13)]) });
+    let by = |oif: u32, dev: u16| {
+        let mut info = unicast(None);
+        (info.nexthops[0].oif, info.nexthops[0].dev) = (oif, Some(dev));
+        Arc::new(info)
+    };
+    let subs = [10, 11, 12, 13];
+    // Leaf 0 is no route.
+    let none = Arc::new(FibInfo::special(RouteType::Blackhole));
+    let infos = [none, by(2, 0), by(3, 1)].into_iter().chain(subs.map(|n| by(n, n as u16 - 8)));
+    let route = |n: u32, leaf| (format!("198.18.{n}.0/24").parse().expect("a prefix"), leaf);
+    let routes = [route(1, 1), route(2, 2)]
+        .into_iter()
+        .chain((3..).zip(subs).map(|(leaf, n)| route(n, leaf)));
+    let neighbour = |oif: u32, subnet: u32| {
+        let addr: IpAddr = format!("198.18.{subnet}.2").parse().expect("an address");
+        Neighbour::new(oif, addr, Some([2, 0, 0, 0, 9, 9]))
+    };
+    let mut neighbours = vec![neighbour(2, 1), neighbour(3, 2)];
+    neighbours.push(Neighbour::new(
+        3,
+        "2001:db8:2::2".parse().expect("an address"),
+        Some([2, 0, 0, 0, 9, 9]),
+    ));
+    neighbours.extend(subs.map(|n| neighbour(n, n)));
+    Tables {
+        fib4: FamilyFib {
+            tables: Arc::new([Lpm4::from_routes(routes).expect("a table")]),
+            infos: infos.collect(),
+            ..FamilyFib::empty()
+        },
+        links: Arc::new(Links::new(links)),
+        neigh: Arc::new(NeighTable::new(neighbours)),
+        ..tables
+    }
+}
+
+/// With tags behind the MAC addresses.
+fn tagged(tags: &[(u16, u16)], frame: &[u8]) -> Vec<u8> {
+    let octets =
+        tags.iter().flat_map(|(tpid, tci)| [tpid.to_be_bytes(), tci.to_be_bytes()].concat());
+    [&frame[..12], &octets.collect::<Vec<u8>>(), &frame[12..]].concat()
+}
+
+/// Jumbo packets and tagged ones; all but the last two are forwarded.
+fn wide_frames() -> Vec<Vec<u8>> {
+    let to = |subnet, len| ipv4([198, 18, subnet, 2], 64, len, &[]);
+    let vlan = [(0x8100, 10)];
+    let mut frames = vec![
+        to(2, 8900),
+        to(2, 40),
+        to(11, 8900),
+        to(12, 8900),
+        // Cut.
+        to(13, 8900),
+        tagged(&vlan, &to(2, 40)),
+        tagged(&vlan, &to(2, 8900)),
+        tagged(&vlan, &to(11, 3400)),
+        tagged(&vlan, &to(12, 40)),
+        tagged(&vlan, &to(13, 6000)),
+        ipv6(2, 64, 8900),
+    ];
+    // Refused with an ICMP error, and handed back.
+    frames.push(ipv4([198, 18, 2, 2], 1, 8900, &[]));
+    frames.push(tagged(&[(0x8100, 99)], &to(2, 8900)));
+    frames
+}
+
+/// A worker whose left port receives `packets` over and over, and what it hands to the control thread.
+fn wide_worker(
+    published: &Arc<Published<Tables>>,
+    packets: &[&[u8]],
+) -> (Worker<MemIo>, WorkerHandle<MemIo>, SlowPathQueue) {
+    let (slow_path, queue) = slow_path(Bell::new().expect("an eventfd"));
+    let mut io = MemIo::new(2, 4096);
+    io.set_sink(0, true).and_then(|()| io.set_sink(1, true)).expect("two ports");
+    io.set_source(0, packets).expect("port 0");
+    let (worker, handle) = Worker::new(Parts {
+        io,
+        ports: 2,
+        state: PipelineState::new(7, 1),
+        pool: Umem::anonymous(4096).into_pool(),
+        tables: published.subscribe(),
+        reader: Quiescence::new(1).reader().expect("room for one"),
+        stats: Arc::new(WorkerStats::new(2)),
+        residence: Residence::new(2, 1).expect("memory"),
+        slow_path,
+    });
+    (worker, handle, queue)
+}
+
+#[test]
+fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_nothing() {
+    const TURNS: u64 = 20;
+    let published = Arc::new(Published::new(Arc::new(wide_tables())));
+    let frames = wide_frames();
+    let packets: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+    for crosses in [false, true] {
+        let (mut one, from, _kernels) = wide_worker(&published, &packets);
+        let (mut two, to, _its) = wide_worker(&published, &[]);
+        if crosses {
+            let waker = Waker::new().expect("an eventfd");
+            let (out, into) = way(1024, 1, Arc::clone(&waker));
+            two.crossings().admit(into, waker);
+            one.crossings().add(out);
+            one.crossings().lead(1, Some(1));
+        }
+        let before = ALLOCATIONS.with(Cell::get);
+        for turn in 0..TURNS {
+            let now_ns = 1_000_000_000_000 + turn * 1_000_000_000;
+            one.turn(now_ns);
+            while two.turn(now_ns) > 0 {}
+        }
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "crossing: {crosses}");
+        // It was not for want of work.
+        let mib = |name: Mib| from.stats.mib[name as usize].get();
+        assert!(mib(Mib::IpForwDatagrams) > 9 * TURNS && mib(Mib::Ip6OutForwDatagrams) > TURNS);
+        assert!(mib(Mib::IpFragOKs) > TURNS && mib(Mib::IcmpOutTimeExcds) > TURNS);
+        let sent = |handle: &WorkerHandle<MemIo>| handle.stats.ports[1].tx_packets.get();
+        let (own, other) = (sent(&from), sent(&to));
+        assert_eq!((own == 0, other == 0), (crosses, !crosses), "{own} and {other} sent");
+        assert!(own + other > 15 * TURNS);
+        assert_eq!(from.stats.crossed_out.get(), to.stats.crossed_in.get());
+        let dropped = [DropReason::CpuBacklog, DropReason::NoMem];
+        for stats in [&from.stats, &to.stats] {
+            assert!(dropped.iter().all(|reason| stats.drops[*reason as usize].get() == 0));
+        }
+    }
 }
