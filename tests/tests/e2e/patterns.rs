@@ -8,10 +8,11 @@ use ferroute_tests::ping::{ping_all, ping_each};
 use ferroute_tests::{Ferroute, Lab, Netns, eventually, ferroute};
 use serde_json::Value;
 
-/// Packets a second: every queue on the way holds as many as come in half a second without a CPU.
-const PPS: u64 = 2000;
+/// Packets a second. A worker that opens or closes a socket waits for the kernel's RTNL lock, which
+/// other tests hold, too; a ring has room for what comes in ten seconds.
+const PPS: u64 = 200;
 /// Enough for interfaces to come and go meanwhile.
-const PACKETS: u64 = 24_000;
+const PACKETS: u64 = 4000;
 
 /// A wire from the router's `port` to the right host, as subnet 198.18.`n`.0/24.
 fn wire(lab: &Lab, n: u8, port: &str) -> Result<()> {

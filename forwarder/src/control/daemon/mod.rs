@@ -252,7 +252,7 @@ impl Daemon {
 
     /// Takes every port to where its interface is now. Returns whether an ifindex changed hands.
     fn follow_links(&mut self, matching: &Matching, tries: u32, must: bool) -> Result<bool> {
-        self.look_at_comers(matching)?;
+        self.look_at_comers(matching);
         let links = self.links();
         let mut with = Equipment {
             steering: &mut self.steering,
@@ -287,16 +287,22 @@ impl Daemon {
     }
 
     /// Rules on matched interfaces that are about to become ports.
-    fn look_at_comers(&mut self, matching: &Matching) -> Result<()> {
+    fn look_at_comers(&mut self, matching: &Matching) {
         let coming = |port: &&Port| port.matched && !port.is_listed() && is_wanted(port, matching);
-        let mut coming =
-            self.ports.iter().filter(coming).map(|port| port.ifname.as_str()).peekable();
-        if coming.peek().is_some() {
-            let rules = Rules::read().context("cannot read the firewall's rules")?;
-            let hindered = self.hindrances(&rules, coming);
-            self.hindered.extend(hindered);
+        let coming = self.ports.iter().filter(coming).map(|port| port.ifname.as_str());
+        let coming: Vec<&str> = coming.collect();
+        if coming.is_empty() || self.options.ignore_firewall {
+            return;
         }
-        Ok(())
+        let hindered = match Rules::read() {
+            Ok(rules) => self.hindrances(&rules, coming.into_iter()),
+            // It is asked again in a second.
+            Err(error) => {
+                let why = format!("the firewall cannot be read: {error}");
+                coming.into_iter().map(|name| (name.to_owned(), why.clone())).collect()
+            }
+        };
+        self.hindered.extend(hindered);
     }
 
     /// Which interfaces are ports now.

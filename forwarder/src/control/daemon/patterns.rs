@@ -50,8 +50,9 @@ impl Daemon {
         self.max_ports = match self.options.max_ports {
             Some(max) => max,
             None if self.options.interfaces.has_patterns() => {
-                let there = matching.values().filter(|up| **up).count() as u16;
-                (named + there).saturating_add(SPARE).min(PORTS_MAX).max(named)
+                let there = matching.values().filter(|up| **up).count();
+                let there = u16::try_from(there).unwrap_or(PORTS_MAX);
+                named.saturating_add(there).saturating_add(SPARE).min(PORTS_MAX).max(named)
             }
             None => named,
         };
