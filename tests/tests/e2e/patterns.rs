@@ -267,6 +267,15 @@ fn a_pattern_that_matches_nothing_waits_and_what_is_unfit_is_left_alone() -> Res
     ensure!(status(&ferroute)?["state"] == "forwarding");
     lab.router.run(&format!("nft delete chain netdev fw {}", "zz4"))?;
     becomes_port(&ferroute, "zz4")?;
+    // One that has a rule on it before it can be one is none from the start.
+    lab.router.run("ip link add zz6 type veth peer name y6")?;
+    lab.router.run("ip link set y6 up")?;
+    lab.router.run(&chain("zz6"))?;
+    lab.router.run("ip link set zz6 up")?;
+    ensure!(eventually(|| hindered("zz6")), "{:#}", status(&ferroute)?);
+    ensure!(!ferroute.said().contains("zz6 is a port"), "{}", ferroute.said());
+    lab.router.run("nft delete chain netdev fw zz6")?;
+    becomes_port(&ferroute, "zz6")?;
     // Too long for a frame that any port has: not taken, and said so.
     lab.router.run("ip link add zz5 type veth peer name y5")?;
     lab.router.run("ip link set y5 up")?;

@@ -21,6 +21,7 @@ macro_rules! say {
 
 mod capture;
 mod crossroads;
+mod follow;
 mod latency;
 mod links;
 mod patterns;
@@ -47,8 +48,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::capture::Captures;
 use self::crossroads::Crossroads;
+use self::follow::active;
 use self::latency::Baseline;
-use self::patterns::Matching;
 use self::port::{Equipment, Port, State};
 use self::relay::{Pending, relay};
 use super::api::Request;
@@ -239,77 +240,17 @@ impl Daemon {
     /// Activates every port that can be. `must`: one that was named and cannot is an error.
     fn bring_up_ports(&mut self, must: bool) -> Result<()> {
         let matching = self.matching();
-        let mut changed = self.follow_links(&matching, if must { BUSY_TRIES } else { 1 }, must)?;
+        self.follow_links(&matching, if must { BUSY_TRIES } else { 1 }, must)?;
         if self.take_newcomers(&matching) {
             // Of another name, they may have been ports until now.
-            changed |= self.follow_links(&matching, BUSY_TRIES_LATER, must)?;
-        }
-        if changed {
-            self.tell_mirror();
+            self.follow_links(&matching, BUSY_TRIES_LATER, must)?;
         }
         self.steer()
     }
 
-    /// Takes every port to where its interface is now. Returns whether an ifindex changed hands.
-    fn follow_links(&mut self, matching: &Matching, tries: u32, must: bool) -> Result<bool> {
-        self.look_at_comers(matching);
-        let links = self.links();
-        let mut with = Equipment {
-            steering: &mut self.steering,
-            punt: &self.punt,
-            workers: &self.workers,
-            options: &self.options,
-            max_ports: self.max_ports,
-            rounds: self.rounds,
-            cpus: &self.cpus,
-            crossroads: &mut self.crossroads,
-            tries,
-        };
-        let mut changed = false;
-        let state = self.mirror.state();
-        // First those that are gone: an interface may have the name of another port now.
-        for gone in [true, false] {
-            for port in &mut self.ports {
-                let link = links.iter().find(|link| link.name == port.ifname);
-                let link = link.filter(|_| is_wanted(port, matching));
-                if link.is_none() != gone {
-                    continue;
-                }
-                let obstacle = link.and_then(|link| {
-                    let is_up = state.links.get(&link.ifindex).is_some_and(|link| link.is_up());
-                    let hindrance = || self.hindered.get(&port.ifname).cloned();
-                    Port::obstacle(link, is_up).or_else(hindrance)
-                });
-                changed |= follow_link(port, link, obstacle, &mut with, must && !port.matched)?;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Rules on matched interfaces that are about to become ports.
-    fn look_at_comers(&mut self, matching: &Matching) {
-        let coming = |port: &&Port| port.matched && !port.is_listed() && is_wanted(port, matching);
-        let coming = self.ports.iter().filter(coming).map(|port| port.ifname.as_str());
-        let coming: Vec<&str> = coming.collect();
-        if coming.is_empty() || self.options.ignore_firewall {
-            return;
-        }
-        let hindered = match Rules::read() {
-            Ok(rules) => self.hindrances(&rules, coming.into_iter()),
-            // It is asked again in a second.
-            Err(error) => {
-                let why = format!("the firewall cannot be read: {error}");
-                coming.into_iter().map(|name| (name.to_owned(), why.clone())).collect()
-            }
-        };
-        self.hindered.extend(hindered);
-    }
-
     /// Which interfaces are ports now.
     fn tell_mirror(&mut self) {
-        let active = self.ports.iter().filter(|port| port.state == State::Active);
-        let active: Vec<(u32, u16)> = active.map(|p| (p.ifindex, p.index)).collect();
-        self.mirror.set_ports(&active);
+        self.mirror.set_ports(&active(&self.ports));
     }
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
@@ -423,7 +364,7 @@ impl Daemon {
         if given_up {
             self.tell_mirror();
         }
-        let due = self.room_soon || self.ports.iter().any(Port::retry_is_due);
+        let due = self.room_soon || self.ports.iter().any(Port::wants_retry);
         match due || given_up {
             true => self.bring_up_ports(false),
             false if changed => self.steer(),
@@ -563,98 +504,6 @@ impl Daemon {
         self.server = None;
         say!("{}", self.totals());
     }
-}
-
-/// Whether a port is to have the interface of its name: one that a pattern takes has to match still,
-/// and to be up when it comes.
-fn is_wanted(port: &Port, matching: &Matching) -> bool {
-    match matching.get(&port.ifname) {
-        Some(is_up) => *is_up || port.state != State::Absent,
-        None => !port.matched,
-    }
-}
-
-/// Takes a port to where its interface is now. Returns whether its ifindex changed hands.
-fn follow_link(
-    port: &mut Port,
-    link: Option<&crate::tables::Link>,
-    obstacle: Option<String>,
-    with: &mut Equipment<'_>,
-    must: bool,
-) -> Result<bool> {
-    let Some(link) = link else { return Ok(leave(port, with)) };
-    let mut changed = false;
-    if port.state == State::Active && port.ifindex != link.ifindex {
-        port.deactivate(State::Absent, with);
-        changed = true;
-    }
-    if port.is_outgrown(link) && obstacle.is_none() {
-        say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
-        port.deactivate(State::Absent, with);
-        // What was closed just now stays busy for a while.
-        with.tries = with.tries.max(BUSY_TRIES_LATER);
-        changed = true;
-    }
-    let oversized = obstacle.clone().filter(|_| link.up);
-    match (port.state == State::Active, oversized) {
-        // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
-        (true, None) => port.follow(link, with.punt)?,
-        (true, Some(why)) => {
-            say!("interface {}: {why}; left to the kernel", port.ifname);
-            port.deactivate(State::Waiting(why), with);
-            changed = true;
-        }
-        (false, _) => {
-            if let Some(why) = obstacle {
-                let state = State::Waiting(why);
-                if port.matched && port.state != state {
-                    say!("interface {}: {}; left to the kernel", port.ifname, state.describe());
-                }
-                port.state = state;
-            } else if must
-                || port.state == State::Absent
-                || port.mtu_changed(link)
-                || port.retry_is_due()
-            {
-                let before = port.state.clone();
-                match port.activate(link, with) {
-                    Ok(()) => {
-                        if port.matched {
-                            say!("interface {} is a port now", port.ifname);
-                        } else if !must {
-                            say!("interface {} is back", port.ifname);
-                        }
-                        changed = true;
-                    }
-                    Err(error) if must => return Err(error),
-                    // Tried again and again: told once.
-                    Err(error) if port.state != before => {
-                        say!("interface {}: {error:#}; left to the kernel", port.ifname);
-                    }
-                    Err(_) => {}
-                }
-            }
-        }
-    }
-    Ok(changed)
-}
-
-/// A port's interface is gone, or not to be a port any longer. Returns whether it was one.
-fn leave(port: &mut Port, with: &mut Equipment<'_>) -> bool {
-    let was_active = port.state == State::Active;
-    if port.state != State::Absent {
-        port.deactivate(State::Absent, with);
-        match port.matched {
-            false => say!("interface {} is gone; waiting for it to return", port.ifname),
-            true => say!(
-                "interface {} is gone, or belongs to another: it is no port any more",
-                port.ifname
-            ),
-        }
-        // What was closed just now stays busy for a while, and may have another name.
-        with.tries = with.tries.max(BUSY_TRIES_LATER);
-    }
-    was_active
 }
 
 /// Says what was put back that an earlier run had set, and what could not be.

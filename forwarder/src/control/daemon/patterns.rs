@@ -98,14 +98,13 @@ impl Daemon {
     fn place(&self, matching: &Matching) -> Place {
         let is_free = |port: &&Port| {
             let returns = matching.get(&port.ifname) == Some(&true);
-            port.matched && port.state == State::Absent && !returns
+            port.matched && port.state != State::Active && !returns
         };
-        let free = self.ports.iter().filter(is_free).min_by_key(|port| port.absent_since);
-        match free {
-            Some(port) if port.absent_since.elapsed() >= REST => Place::At(port.index),
-            _ if self.ports.len() < usize::from(self.max_ports) => {
-                Place::At(self.ports.len() as u16)
-            }
+        if self.ports.len() < usize::from(self.max_ports) {
+            return Place::At(self.ports.len() as u16);
+        }
+        match self.ports.iter().filter(is_free).min_by_key(|port| port.idle_since) {
+            Some(port) if port.idle_since.elapsed() >= REST => Place::At(port.index),
             Some(_) => Place::Soon,
             None => Place::None,
         }

@@ -93,8 +93,10 @@ pub struct Port {
     pub ifname: String,
     /// A pattern took it.
     pub matched: bool,
-    /// Since when it has been absent, if it is.
-    pub absent_since: Instant,
+    /// Since when its number has been free, if it is.
+    pub idle_since: Instant,
+    /// It waits for an obstacle to go of which an event will tell.
+    obstructed: bool,
     /// 0: absent.
     pub ifindex: u32,
     /// Where it stands.
@@ -139,7 +141,8 @@ impl Port {
             index,
             ifname: ifname.to_owned(),
             matched: false,
-            absent_since: Instant::now(),
+            idle_since: Instant::now(),
+            obstructed: false,
             ifindex: 0,
             state: State::Absent,
             queues: 0,
@@ -180,6 +183,24 @@ impl Port {
     /// long, for some NICs reset their link at every attempt.
     pub fn retry_is_due(&self) -> bool {
         matches!(self.state, State::Waiting(_)) && Instant::now() >= self.retry_at
+    }
+
+    /// The same, if no event would tell that it can be served.
+    pub fn wants_retry(&self) -> bool {
+        self.retry_is_due() && !self.obstructed
+    }
+
+    /// Whether an obstacle has gone just now.
+    pub fn is_unhindered(&mut self) -> bool {
+        std::mem::take(&mut self.obstructed)
+    }
+
+    /// Waits for an obstacle to go, which an event will tell. Whether that is news.
+    pub fn is_hindered_by(&mut self, why: String) -> bool {
+        let state = State::Waiting(why);
+        let news = self.state != state;
+        (self.state, self.obstructed) = (state, true);
+        news
     }
 
     /// Whether a port that could not be served has another MTU since that was tried.
@@ -277,11 +298,11 @@ impl Port {
         self.failures = (self.failures + 1).min(RETRY_DOUBLINGS);
         self.retry_at = Instant::now() + Duration::from_secs(1 << self.failures);
         self.mtu = link.mtu;
-        self.refuse_unfit(link, with)?;
-        let channels = nic::queues(link.ifindex)
-            .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
-        let queues = self.queues_served(link.ifindex, channels, with).inspect_err(|error| {
-            self.state = State::Waiting(format!("{error:#}"));
+        let (channels, queues) = self.look(link, with).inspect_err(|error| {
+            let (why, interface) = (format!("{error:#}"), format!("interface {} ", self.ifname));
+            // What tells of the state has named it already.
+            let why = why.strip_prefix(&interface).unwrap_or(&why);
+            self.state = State::Waiting(why.to_owned());
         })?;
         let attach = attach_mode(with.options.mode);
         self.ifindex = link.ifindex;
@@ -356,8 +377,16 @@ impl Port {
         Ok(program)
     }
 
+    /// The queues that an interface has and those to be served, if it can be.
+    fn look(&self, link: &Link, with: &Equipment<'_>) -> Result<(Queues, u32)> {
+        self.refuse_unfit(link, with)?;
+        let channels = nic::queues(link.ifindex)
+            .with_context(|| format!("{}: cannot read the number of its queues", self.ifname))?;
+        Ok((channels, self.queues_served(link.ifindex, channels, with)?))
+    }
+
     /// What an interface must be, beside up and small enough.
-    fn refuse_unfit(&mut self, link: &Link, with: &Equipment<'_>) -> Result<()> {
+    fn refuse_unfit(&self, link: &Link, with: &Equipment<'_>) -> Result<()> {
         let name = &self.ifname;
         let nics = nic::read().with_context(|| format!("{name}: cannot be looked at"))?;
         let nic = nics.iter().find(|nic| nic.ifindex == link.ifindex);
@@ -373,9 +402,7 @@ impl Port {
         } else {
             strips_tags(nic).or_else(|| self.too_long(link, with))
         };
-        let Some(why) = unfit else { return Ok(()) };
-        self.state = State::Waiting(why.clone());
-        bail!("interface {name} {why}")
+        unfit.map_or(Ok(()), |why| bail!("interface {name} {why}"))
     }
 
     /// Why its packets are too long for the driver; `None`: they are not.
@@ -530,9 +557,7 @@ impl Port {
         self.no_zerocopy = None;
         self.multi_buffer = false;
         self.vlans_of = None;
-        if state == State::Absent {
-            self.absent_since = Instant::now();
-        }
+        self.idle_since = Instant::now();
         self.state = state;
     }
 

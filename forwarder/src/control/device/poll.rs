@@ -113,20 +113,22 @@ impl Tuned {
     /// # Errors
     /// What could not be put back; the file stays, and the next start tries again.
     pub fn restore(self) -> io::Result<()> {
-        self.saved.put_back()?;
+        // Its name may be another by now.
+        self.saved.put_back(|_| true)?;
         self.kept.forget()
     }
 }
 
 impl Saved {
-    fn put_back(&self) -> io::Result<()> {
-        // The interface may be another one of that name by now.
+    /// If the interface is there and, by its name, `is_it`.
+    fn put_back(&self, is_it: impl Fn(&str) -> bool) -> io::Result<()> {
         let nics = nic::read()?;
-        if !nics.iter().any(|nic| nic.ifindex == self.ifindex && nic.name == self.ifname) {
+        let Some(nic) = nics.iter().find(|nic| nic.ifindex == self.ifindex && is_it(&nic.name))
+        else {
             return Ok(());
-        }
+        };
         if let Some(device) = self.device {
-            sysfs::write(&self.ifname, self.ifindex, device)?;
+            sysfs::write(&nic.name, self.ifindex, device)?;
         }
         for (id, now) in settable(self.ifindex)? {
             let known = self.napis.iter().find(|(saved, _)| *saved == id);
@@ -152,5 +154,8 @@ fn settable(ifindex: u32) -> io::Result<Vec<(u32, NapiSettings)>> {
 /// # Errors
 /// What could not be read or put back; each is tried all the same.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
-    keep::leftovers(directory, KIND, |saved: Saved| saved.put_back().map(|()| saved.ifname))
+    // Numbers are given anew after a restart of the machine, and names to other interfaces.
+    keep::leftovers(directory, KIND, |saved: Saved| {
+        saved.put_back(|name| name == saved.ifname).map(|()| saved.ifname)
+    })
 }

@@ -1,0 +1,195 @@
+//! Ports as their interfaces come, change and go.
+
+use anyhow::Result;
+
+use super::patterns::Matching;
+use super::port::{Equipment, Port, State};
+use super::{BUSY_TRIES_LATER, Daemon};
+use crate::control::firewall::Rules;
+use crate::tables::{Link, Links};
+
+impl Daemon {
+    /// Takes every port to where its interface is now: first those that give way, then those that
+    /// come, for an interface may have the name of another port now.
+    pub(super) fn follow_links(
+        &mut self,
+        matching: &Matching,
+        tries: u32,
+        must: bool,
+    ) -> Result<()> {
+        let links = self.links();
+        self.look_at_comers(matching, &links);
+        let prospects: Vec<Prospect<'_>> =
+            self.ports.iter().map(|port| self.prospect(port, &links, matching)).collect();
+        let mut with = Equipment {
+            steering: &mut self.steering,
+            punt: &self.punt,
+            workers: &self.workers,
+            options: &self.options,
+            max_ports: self.max_ports,
+            rounds: self.rounds,
+            cpus: &self.cpus,
+            crossroads: &mut self.crossroads,
+            tries,
+        };
+        let mut gave_way = false;
+        for (port, prospect) in self.ports.iter_mut().zip(&prospects) {
+            gave_way |= give_way(port, prospect, &mut with)?;
+        }
+        if gave_way {
+            // Before a number is another interface's, nothing is sent by it any more.
+            self.mirror.set_ports(&active(&self.ports));
+        }
+        let mut came = false;
+        for (port, prospect) in self.ports.iter_mut().zip(prospects) {
+            came |= come(port, prospect, &mut with, must && !port.matched)?;
+        }
+        if came {
+            self.mirror.set_ports(&active(&self.ports));
+        }
+        Ok(())
+    }
+
+    fn prospect<'a>(&self, port: &Port, links: &'a Links, matching: &Matching) -> Prospect<'a> {
+        let link = links.iter().find(|link| link.name == port.ifname);
+        let link = link.filter(|_| is_wanted(port, matching));
+        Prospect {
+            link,
+            obstacle: link.and_then(|link| Port::obstacle(link, self.is_up(link.ifindex))),
+            hindrance: link.and_then(|_| self.hindered.get(&port.ifname).cloned()),
+        }
+    }
+
+    /// Rules on matched interfaces that are about to become ports.
+    fn look_at_comers(&mut self, matching: &Matching, links: &Links) {
+        let there = |port: &Port| {
+            let link = links.iter().find(|link| link.name == port.ifname);
+            port.state == State::Active && link.is_some_and(|link| link.ifindex == port.ifindex)
+        };
+        let coming = |port: &&Port| port.matched && is_wanted(port, matching) && !there(port);
+        let coming = self.ports.iter().filter(coming).map(|port| port.ifname.as_str());
+        let coming: Vec<&str> = coming.collect();
+        if coming.is_empty() || self.options.ignore_firewall {
+            return;
+        }
+        let hindered = match Rules::read() {
+            Ok(rules) => self.hindrances(&rules, coming.iter().copied()),
+            // It is asked again in a second.
+            Err(error) => {
+                let why = format!("the firewall cannot be read: {error}");
+                coming.iter().map(|&name| (name.to_owned(), why.clone())).collect()
+            }
+        };
+        for name in coming {
+            self.hindered.remove(name);
+        }
+        self.hindered.extend(hindered);
+    }
+}
+
+/// Whether a port is to have the interface of its name: one that a pattern takes has to match still,
+/// and to be up when it comes.
+fn is_wanted(port: &Port, matching: &Matching) -> bool {
+    match matching.get(&port.ifname) {
+        Some(is_up) => *is_up || port.state != State::Absent,
+        None => !port.matched,
+    }
+}
+
+/// Ports as the mirror is told of them: ifindex and number.
+pub(super) fn active(ports: &[Port]) -> Vec<(u32, u16)> {
+    let active = ports.iter().filter(|port| port.state == State::Active);
+    active.map(|port| (port.ifindex, port.index)).collect()
+}
+
+/// What there is for a port.
+struct Prospect<'a> {
+    /// Its interface; `None`: there is none, or it is not to be a port.
+    link: Option<&'a Link>,
+    /// Why the interface cannot be a port as it is.
+    obstacle: Option<String>,
+    /// Rules on it that would be bypassed.
+    hindrance: Option<String>,
+}
+
+/// Gives a port back to the kernel whose interface is gone, another one, or unfit now, or is to be
+/// opened anew. Returns whether it was served.
+fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &mut Equipment<'_>) -> Result<bool> {
+    let Some(link) = prospect.link else { return Ok(leave(port, with)) };
+    if port.state != State::Active {
+        return Ok(false);
+    }
+    // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
+    let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
+    if port.ifindex != link.ifindex {
+        port.deactivate(State::Absent, with);
+    } else if let Some(why) = prospect.hindrance.as_ref().or(obstacle) {
+        say!("interface {}: {why}; left to the kernel", port.ifname);
+        port.deactivate(State::Waiting(why.clone()), with);
+    } else if port.is_outgrown(link) {
+        say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
+        port.deactivate(State::Absent, with);
+        // What was closed just now stays busy for a while.
+        with.tries = with.tries.max(BUSY_TRIES_LATER);
+    } else {
+        port.follow(link, with.punt)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Serves a port that can be. `must`: one that cannot is an error. Returns whether it is served from
+/// now on.
+fn come(
+    port: &mut Port,
+    prospect: Prospect<'_>,
+    with: &mut Equipment<'_>,
+    must: bool,
+) -> Result<bool> {
+    let Some(link) = prospect.link.filter(|_| port.state != State::Active) else {
+        return Ok(false);
+    };
+    if let Some(why) = prospect.obstacle.or(prospect.hindrance) {
+        if port.is_hindered_by(why) && port.matched {
+            say!("interface {}: {}; left to the kernel", port.ifname, port.state.describe());
+        }
+        return Ok(false);
+    }
+    let due = port.is_unhindered() || port.mtu_changed(link) || port.retry_is_due();
+    if !must && !due && port.state != State::Absent {
+        return Ok(false);
+    }
+    let before = port.state.clone();
+    match port.activate(link, with) {
+        Ok(()) if port.matched => say!("interface {} is a port now", port.ifname),
+        Ok(()) if must => {}
+        Ok(()) => say!("interface {} is back", port.ifname),
+        Err(error) if must => return Err(error),
+        Err(error) => {
+            // Tried again and again: told once.
+            if port.state != before {
+                say!("interface {}: {error:#}; left to the kernel", port.ifname);
+            }
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A port's interface is gone, or not to be a port any longer. Returns whether it was one.
+fn leave(port: &mut Port, with: &mut Equipment<'_>) -> bool {
+    let was_active = port.state == State::Active;
+    if port.state != State::Absent {
+        port.deactivate(State::Absent, with);
+        match port.matched {
+            false => say!("interface {} is gone; waiting for it to return", port.ifname),
+            true => say!(
+                "interface {} is gone, or belongs to another: it is no port any more",
+                port.ifname
+            ),
+        }
+        // What was closed just now stays busy for a while, and may have another name.
+        with.tries = with.tries.max(BUSY_TRIES_LATER);
+    }
+    was_active
+}
