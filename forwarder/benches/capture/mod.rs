@@ -116,7 +116,7 @@ fn read(readers: Vec<RingReader>, done: &AtomicBool) -> Vec<RingReader> {
     let mut copy = Vec::with_capacity(ring::BLOCK);
     while !done.load(Ordering::Relaxed) {
         for reader in &readers {
-            let block = reader.read(|block| {
+            let block = reader.read(|block, _| {
                 copy.clear();
                 copy.extend_from_slice(block);
                 std::hint::black_box(&mut copy);

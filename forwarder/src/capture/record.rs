@@ -107,6 +107,22 @@ pub(super) fn settle(block: &mut [u8], start: usize, resolve: impl Fn(u32) -> (u
     void
 }
 
+/// Appends the records of a block to `to`, without those of ports that are not to be kept. Returns how
+/// many packets were left out.
+pub fn keep_ports(block: &[u8], to: &mut Vec<u8>, keep: impl Fn(u16) -> bool) -> u64 {
+    let (mut rest, mut left_out) = (block, 0);
+    while let Some(octets) = rest.first_chunk::<HEAD>() {
+        let Head { kept, mark, .. } = Head::of(octets);
+        let Some((record, behind)) = rest.split_at_checked(HEAD + kept as usize) else { break };
+        match keep(mark.port) {
+            true => to.extend_from_slice(record),
+            false => left_out += u64::from(mark.kind != kind::VOID),
+        }
+        rest = behind;
+    }
+    left_out
+}
+
 /// A copy that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {

@@ -37,11 +37,21 @@ struct Counts {
     lost: Counter,
 }
 
+/// What is handed over.
+#[derive(Debug)]
+struct Block {
+    /// How often numbers of ports had become other interfaces' before its records were written.
+    naming: u64,
+    records: Vec<u8>,
+}
+
 /// The worker's end.
 #[derive(Debug)]
 pub(super) struct RingWriter {
     empty: Receiver<Vec<u8>>,
-    full: Sender<Vec<u8>>,
+    full: Sender<Block>,
+    /// Of what is written now, see [`Block`].
+    naming: u64,
     /// Being written; without memory: none was empty.
     block: Vec<u8>,
     /// No block was empty; looked again after the turn.
@@ -59,7 +69,7 @@ pub(super) struct RingWriter {
 #[derive(Debug)]
 pub struct RingReader {
     empty: Sender<Vec<u8>>,
-    full: Receiver<Vec<u8>>,
+    full: Receiver<Block>,
     counts: Arc<Counts>,
 }
 
@@ -79,6 +89,7 @@ pub fn ring(blocks: usize) -> (RingIn, RingReader) {
     let writer = RingWriter {
         empty,
         full,
+        naming: 0,
         block: Vec::new(),
         starved: false,
         snaplen: BLOCK,
@@ -141,7 +152,7 @@ impl RingWriter {
             // There is room for every block.
             self.kept.push(next);
         } else {
-            let _ = self.full.try_send(next);
+            self.give(next);
         }
         true
     }
@@ -157,7 +168,7 @@ impl RingWriter {
         let mut void = 0;
         for mut block in self.kept.drain(..) {
             void += settle(&mut block, std::mem::take(&mut start), &resolve);
-            let _ = self.full.try_send(block);
+            let _ = self.full.try_send(Block { naming: self.naming, records: block });
         }
         void += settle(&mut self.block, start, &resolve);
         self.counts.matched.set(self.counts.matched.get() - void);
@@ -175,8 +186,20 @@ impl RingWriter {
     /// Hands over what is written.
     pub(super) fn flush(&mut self) {
         if !self.block.is_empty() {
-            let _ = self.full.try_send(std::mem::take(&mut self.block));
+            let block = std::mem::take(&mut self.block);
+            self.give(block);
         }
+    }
+
+    /// There is room for every block.
+    fn give(&self, records: Vec<u8>) {
+        let _ = self.full.try_send(Block { naming: self.naming, records });
+    }
+
+    /// What was written so far is of the names that ports had, what follows is of others.
+    pub(super) fn begin_naming(&mut self, naming: u64) {
+        self.flush();
+        self.naming = naming;
     }
 }
 
@@ -188,20 +211,21 @@ impl Drop for RingWriter {
 }
 
 impl RingReader {
-    /// Shows the next block to `read`, if there is one, and gives it back. `None`: there is none
-    /// now; an error: nor will there be, for the worker's end is gone.
+    /// Shows the next block to `read`, if there is one, and gives it back; with it, how often numbers
+    /// of ports had become other interfaces' before. `None`: there is none now; an error: nor will
+    /// there be, for the worker's end is gone.
     ///
     /// # Errors
     /// [`Ended`].
-    pub fn read<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Ended> {
-        let mut block = match self.full.try_recv() {
+    pub fn read<T>(&self, read: impl FnOnce(&[u8], u64) -> T) -> Result<Option<T>, Ended> {
+        let Block { naming, mut records } = match self.full.try_recv() {
             Ok(block) => block,
             Err(TryRecvError::Empty) => return Ok(None),
             Err(TryRecvError::Disconnected) => return Err(Ended),
         };
-        let result = read(&block);
-        block.clear();
-        let _ = self.empty.try_send(block);
+        let result = read(&records, naming);
+        records.clear();
+        let _ = self.empty.try_send(records);
         Ok(Some(result))
     }
 

@@ -82,6 +82,8 @@ pub struct Tap {
     before: [u64; TX_REASONS.len()],
     /// A packet of several frames in one piece, for a filter that looks beyond the first.
     scratch: Vec<u8>,
+    /// How often numbers of ports have become other interfaces'.
+    naming: u64,
 }
 
 impl Session {
@@ -115,6 +117,7 @@ impl Tap {
             sessions: Vec::with_capacity(SESSIONS_MAX),
             before: Default::default(),
             scratch: Vec::with_capacity(MAX_JUMBO),
+            naming: 0,
         }
     }
 
@@ -125,10 +128,11 @@ impl Tap {
     }
 
     /// Begins a capture; gives it back when there are [`SESSIONS_MAX`] already.
-    pub fn attach(&mut self, session: Session) -> Option<Session> {
+    pub fn attach(&mut self, mut session: Session) -> Option<Session> {
         if self.sessions.len() == SESSIONS_MAX {
             return Some(session);
         }
+        session.ring.begin_naming(self.naming);
         self.sessions.push(session);
         None
     }
@@ -141,10 +145,14 @@ impl Tap {
     }
 
     /// A port is another interface from now on: captures of the one it was do not see it, those of
-    /// the one it is do.
-    pub fn name_port(&mut self, port: u16, name: &str) {
-        for ports in self.sessions.iter_mut().filter_map(|session| session.wanted.ports.as_mut()) {
-            ports.name_port(port, name);
+    /// the one it is do. `naming`: how often that has happened; readers get it with what follows.
+    pub fn name_port(&mut self, port: u16, name: &str, naming: u64) {
+        self.naming = naming;
+        for session in &mut self.sessions {
+            session.ring.begin_naming(naming);
+            if let Some(ports) = &mut session.wanted.ports {
+                ports.name_port(port, name);
+            }
         }
     }
 

@@ -199,7 +199,7 @@ fn all() -> Wanted {
 /// Everything that has been handed over: kind, port, length, the first octet.
 fn seen(reader: &RingReader) -> Vec<(Kind, u16, u32, u8)> {
     let mut seen = Vec::new();
-    let show = |block: &[u8]| {
+    let show = |block: &[u8], _| {
         Records::new(block).map(|r| (r.kind, r.port, r.len, r.data[0])).collect::<Vec<_>>()
     };
     while let Ok(Some(records)) = reader.read(show) {
@@ -236,7 +236,7 @@ fn packets_are_seen_as_they_come_as_they_leave_and_as_they_are_dropped() {
     assert_eq!((reader.matched(), reader.lost()), (8, 0));
     assert!(tap.detach(2).is_none());
     drop(tap.detach(1).expect("it is there"));
-    assert_eq!(reader.read(|_| ()), Err(Ended));
+    assert_eq!(reader.read(|_, _| ()), Err(Ended));
     burst.drain(4).for_each(|skb| pool.kfree_skb(skb));
 }
 
@@ -334,7 +334,7 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
         tap.left(1, &stats);
         tap.dropped(&burst.as_slice()[0], DropReason::TtlExceeded);
         tap.hand_over();
-        let copy = |block: &[u8]| -> Vec<(u32, Vec<u8>)> {
+        let copy = |block: &[u8], _| -> Vec<(u32, Vec<u8>)> {
             Records::new(block).map(|record| (record.len, record.data.to_vec())).collect()
         };
         let seen = reader.read(copy).expect("the worker is there").unwrap_or_default();
@@ -342,6 +342,41 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
         assert!(seen == vec![expected; copies], "{text}: {} copies", seen.len());
     }
     burst.drain(1).for_each(|skb| pool.kfree_skb(skb));
+}
+
+#[test]
+fn what_is_of_another_name_is_told_apart_and_may_be_left_out() {
+    let mut pool = Umem::anonymous(16).into_pool();
+    let (mut tap, (writer, reader)) = (Tap::new(), ring(3));
+    let wanted =
+        Wanted { ports: Some(WantedPorts::new(&["eth5".into()], ["eth5"].into_iter())), ..all() };
+    tap.name_port(1, "wan0", 6);
+    assert!(tap.attach(Session::new(1, wanted, writer)).is_none());
+    let mut burst = burst(&mut pool, &[vec![1; 60], vec![2; 60]]);
+    let mut receive = |tap: &mut Tap, port: u16| {
+        burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = port);
+        tap.received(burst.as_mut_slice());
+    };
+    receive(&mut tap, 0);
+    // Not handed over until now.
+    tap.name_port(0, "eth6", 7);
+    receive(&mut tap, 0);
+    tap.name_port(1, "eth5", 8);
+    receive(&mut tap, 1);
+    tap.hand_over();
+    let mut blocks = Vec::new();
+    while let Ok(Some(block)) = reader.read(|block, naming| (block.to_vec(), naming)) {
+        blocks.push(block);
+    }
+    tap.hand_over();
+    blocks.extend(reader.read(|block, naming| (block.to_vec(), naming)).expect("attached"));
+    let ports = |block: &[u8]| Records::new(block).map(|r| r.port).collect::<Vec<_>>();
+    let seen: Vec<_> = blocks.iter().map(|(block, naming)| (ports(block), *naming)).collect();
+    assert_eq!(seen, [(vec![0, 0], 6), (vec![1, 1], 8)]);
+    let (mut kept, both) = (Vec::new(), [&blocks[0].0[..], &blocks[1].0[..]].concat());
+    assert_eq!(record::keep_ports(&both, &mut kept, |port| port == 1), 2);
+    assert_eq!(kept, blocks[1].0);
+    burst.drain(2).for_each(|skb| pool.kfree_skb(skb));
 }
 
 #[test]

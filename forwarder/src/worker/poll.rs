@@ -581,10 +581,11 @@ impl<I> TapHandle<I> {
         self.ask(timeout, move |tap| tap.detach(id))?.map(drop)
     }
 
-    /// Tells captures that a port is another interface from now on. `None`: as for [`Self::attach`].
-    pub fn name_port(&self, port: u16, name: &str, timeout: Duration) -> Option<()> {
+    /// Tells captures that a port is another interface from now on, see [`Tap::name_port`]. `None`: as
+    /// for [`Self::attach`].
+    pub fn name_port(&self, port: u16, name: &str, naming: u64, timeout: Duration) -> Option<()> {
         let name = name.to_owned();
-        self.ask(timeout, move |tap| tap.name_port(port, &name))
+        self.ask(timeout, move |tap| tap.name_port(port, &name, naming))
     }
 
     fn ask<T: Send + 'static>(

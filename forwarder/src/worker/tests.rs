@@ -87,7 +87,7 @@ impl Bench {
     /// What was captured: where, by which port, and which packet.
     fn captured(&self) -> Vec<(Kind, u16, u32)> {
         let mut found = Vec::new();
-        while let Ok(Some(())) = self.captured.read(|block| {
+        while let Ok(Some(())) = self.captured.read(|block, _| {
             found.extend(Records::new(block).map(|r| (r.kind, r.port, number(r.data))));
         }) {}
         found

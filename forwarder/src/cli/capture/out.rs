@@ -63,7 +63,7 @@ enum Format {
     /// The number of each port's interface block.
     PcapNg {
         writer: Box<PcapNgWriter<BufWriter<Sink>>>,
-        interfaces: Vec<u32>,
+        interfaces: Vec<Option<u32>>,
         next: u32,
         snaplen: u32,
     },
@@ -118,22 +118,27 @@ impl Out {
         &self.ports
     }
 
-    /// Names ports anew; those that changed get another interface block.
+    /// Names ports anew; those that are there and changed get another interface block.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn follow(&mut self, ports: Vec<CapturePort>) -> Result<()> {
         if let Format::PcapNg { writer, interfaces, next, snaplen } = &mut self.format {
-            interfaces.resize(ports.len(), 0);
+            interfaces.resize(ports.len(), None);
             for (n, port) in ports.iter().enumerate() {
                 let was = self.ports.get(n);
-                if was.is_some_and(|was| was.ifname == port.ifname && was.mac == port.mac) {
-                    continue;
+                if !was.is_some_and(|was| was.ifname == port.ifname && was.mac == port.mac) {
+                    interfaces[n] = None;
                 }
-                let block = interface(port, *snaplen).into_block();
-                writer.write_block(&block).map_err(plain).with_context(|| cannot(&self.name))?;
-                interfaces[n] = *next;
-                *next += 1;
+                if interfaces[n].is_none() && port.ifindex != 0 {
+                    let block = interface(port, *snaplen).into_block();
+                    writer
+                        .write_block(&block)
+                        .map_err(plain)
+                        .with_context(|| cannot(&self.name))?;
+                    interfaces[n] = Some(*next);
+                    *next += 1;
+                }
             }
         }
         self.ports = ports;
@@ -148,10 +153,21 @@ impl Out {
         let port = usize::from(seen.record.port);
         let name = self.ports.get(port).map_or("?", |port| port.ifname.as_str());
         let written = match &mut self.format {
-            Format::PcapNg { writer, interfaces, .. } => {
-                let interface = interfaces.get(port).copied().unwrap_or(0);
-                let block = packet(seen, interface).into_block();
-                writer.write_block(&block).map(drop).map_err(plain)
+            Format::PcapNg { writer, interfaces, next, snaplen } => {
+                if interfaces.len() <= port {
+                    interfaces.resize(port + 1, None);
+                }
+                let mut described = Ok(());
+                // Of a port that the daemon has not told of: rather its own than somebody else's.
+                let id = *interfaces[port].get_or_insert_with(|| {
+                    let port = CapturePort { ifname: name.to_owned(), ..CapturePort::default() };
+                    let block = interface(&port, *snaplen).into_block();
+                    described = writer.write_block(&block).map(drop);
+                    *next += 1;
+                    *next - 1
+                });
+                let block = packet(seen, id).into_block();
+                described.and_then(|()| writer.write_block(&block).map(drop)).map_err(plain)
             }
             Format::Text(out) => writeln!(out, "{}", line(seen, name)),
             Format::Json(out) => writeln!(out, "{}", to_json(seen, name)),

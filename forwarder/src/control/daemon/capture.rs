@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Daemon, WORKER_TIMEOUT};
+use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
 use crate::capture::tap::SESSIONS_MAX;
 use crate::capture::{Filter, RingReader, Session, Wanted, WantedPorts, ring};
@@ -37,7 +38,37 @@ const LAST_COPIES: Duration = Duration::from_millis(500);
 struct Shared {
     running: AtomicUsize,
     /// As the control thread has them; all of them, whichever are captured.
-    ports: ArcSwap<Vec<CapturePort>>,
+    ports: ArcSwap<Ports>,
+}
+
+/// The ports, and since when their numbers are theirs.
+#[derive(Debug, Default)]
+struct Ports {
+    ports: Vec<CapturePort>,
+    /// How often numbers have become other interfaces'.
+    naming: u64,
+    /// By port: what `naming` was when the number became this interface's.
+    since: Vec<u64>,
+}
+
+impl Ports {
+    /// What they are after they have become `ports`.
+    fn become_others(&self, ports: Vec<CapturePort>) -> Ports {
+        let is_other = |(was, is): (&CapturePort, &CapturePort)| was.ifname != is.ifname;
+        let others: Vec<bool> = self.ports.iter().zip(&ports).map(is_other).collect();
+        let naming = self.naming + u64::from(others.contains(&true));
+        let since = (0..ports.len()).map(|n| match others.get(n) {
+            Some(true) => naming,
+            Some(false) => self.since[n],
+            None => 0,
+        });
+        Ports { since: since.collect(), ports, naming }
+    }
+
+    /// Whether records of a port that were written at a `naming` are of the interface it is.
+    fn own(&self, port: u16, naming: u64) -> bool {
+        self.since.get(usize::from(port)).is_none_or(|since| *since <= naming)
+    }
 }
 
 /// The control thread's hold on captures.
@@ -64,13 +95,18 @@ impl Captures {
 }
 
 impl Daemon {
-    /// Tells running captures of ports that are gone, back, or have another name.
-    pub(super) fn tell_captures(&self) {
+    /// Tells running captures of ports that are gone, back, or have another name. Returns how often
+    /// numbers have become other interfaces'.
+    pub(super) fn tell_captures(&self) -> u64 {
         let ports = &self.captures.shared.ports;
-        let now = self.capture_ports();
-        if **ports.load() != now {
-            ports.store(Arc::new(now));
+        let (was, now) = (ports.load_full(), self.capture_ports());
+        if was.ports == now {
+            return was.naming;
         }
+        let now = was.become_others(now);
+        let naming = now.naming;
+        ports.store(Arc::new(now));
+        naming
     }
 
     fn capture_ports(&self) -> Vec<CapturePort> {
@@ -86,10 +122,8 @@ impl Daemon {
     pub(super) fn capture(&mut self, request: &CaptureRequest) -> Answer {
         match self.begin_capture(request) {
             Ok(stream) => {
-                let grant = CaptureGrant {
-                    ports: (**stream.shared.ports.load()).clone(),
-                    pid: std::process::id(),
-                };
+                let grant =
+                    CaptureGrant { ports: stream.told.ports.clone(), pid: std::process::id() };
                 Answer::Follow(Response::Capture(grant), Box::new(stream))
             }
             Err(message) => Response::error(message).into(),
@@ -112,6 +146,8 @@ impl Daemon {
             id: self.captures.next_id,
             taps: Vec::new(),
             rings: Vec::new(),
+            told: self.captures.shared.ports.load_full(),
+            unnamed: 0,
             shared: Arc::clone(&self.captures.shared),
         };
         for (n, worker) in self.workers.iter().enumerate() {
@@ -144,9 +180,10 @@ impl Daemon {
                     tags.join(" and ")
                 ));
             }
+            let listed: Vec<&str> = self.listed().map(|port| port.ifname.as_str()).collect();
             return Err(format!(
                 "{stranger} is not a port of the daemon; it has {}",
-                names.join(", ")
+                listed.join(", ")
             ));
         }
         let has = |direction| request.directions.contains(&direction);
@@ -179,7 +216,19 @@ struct Stream {
     id: u64,
     taps: Vec<TapHandle<AfXdp>>,
     rings: Vec<RingReader>,
+    /// The ports as the client knows them.
+    told: Arc<Ports>,
+    /// Copies left out, for their port's number was another interface's before they were read.
+    unnamed: u64,
     shared: Arc<Shared>,
+}
+
+/// What was read at once.
+#[derive(Debug, Default)]
+struct Taken {
+    records: Vec<u8>,
+    /// Where records of another `naming` begin.
+    namings: Vec<(usize, u64)>,
 }
 
 impl Drop for Stream {
@@ -194,28 +243,23 @@ impl Follow for Stream {
     fn follow(mut self: Box<Self>, stream: &UnixStream) -> io::Result<()> {
         // A client that does not read is not cut off: it loses copies.
         stream.set_write_timeout(None)?;
-        let mut ports = self.shared.ports.load_full();
-        let (mut packets, mut stopping) = (Vec::new(), false);
+        let (mut taken, mut stopping) = (Taken::default(), false);
         loop {
-            stopping |= self.take(&mut packets);
-            let more = !packets.is_empty();
-            send(&mut packets, stream)?;
-            let now = self.shared.ports.load_full();
-            if !Arc::ptr_eq(&ports, &now) {
-                Message::Ports((*now).clone()).write(stream)?;
-                ports = now;
-            }
+            stopping |= self.take(&mut taken);
+            let more = !taken.records.is_empty();
+            self.send(&mut taken, stream)?;
             if stopping || has_left(stream, if more { 0 } else { LOOK_MS })? {
                 break;
             }
         }
         self.detach();
-        while !self.take(&mut packets) && !packets.is_empty() {
-            send(&mut packets, stream)?;
+        while !self.take(&mut taken) && !taken.records.is_empty() {
+            self.send(&mut taken, stream)?;
         }
-        send(&mut packets, stream)?;
-        let sum = |of: fn(&RingReader) -> u64| self.rings.iter().map(of).sum();
-        let (matched, lost) = (sum(RingReader::matched), sum(RingReader::lost));
+        self.send(&mut taken, stream)?;
+        let sum = |of: fn(&RingReader) -> u64| self.rings.iter().map(of).sum::<u64>();
+        let matched = sum(RingReader::matched);
+        let lost = sum(RingReader::lost) + self.unnamed;
         Message::End(CaptureEnd { matched, lost, stopping }).write(stream)
     }
 }
@@ -229,12 +273,12 @@ impl Stream {
     }
 
     /// Collects what the workers have handed over. Returns whether all of them have ended.
-    fn take(&self, packets: &mut Vec<u8>) -> bool {
+    fn take(&self, taken: &mut Taken) -> bool {
         let mut ended = !self.rings.is_empty();
         for ring in &self.rings {
             loop {
-                match ring.read(|block| packets.extend_from_slice(block)) {
-                    Ok(Some(())) if packets.len() < MESSAGE => {}
+                match ring.read(|block, naming| taken.push(block, naming)) {
+                    Ok(Some(())) if taken.records.len() < MESSAGE => {}
                     Ok(_) => {
                         ended = false;
                         break;
@@ -245,14 +289,49 @@ impl Stream {
         }
         ended
     }
+
+    /// Sends what was taken, the names of its ports first. These are looked at after it was taken, for
+    /// they were set before the workers wrote by them; what was written by older ones and has another
+    /// name now is left out.
+    fn send(&mut self, taken: &mut Taken, stream: &UnixStream) -> io::Result<()> {
+        let now = self.shared.ports.load_full();
+        if !Arc::ptr_eq(&self.told, &now) {
+            Message::Ports(now.ports.clone()).write(stream)?;
+            self.told = now;
+        }
+        self.unnamed += taken.keep(&self.told);
+        if !taken.records.is_empty() {
+            Message::Packets(&taken.records).write(stream)?;
+        }
+        taken.records.clear();
+        taken.namings.clear();
+        Ok(())
+    }
 }
 
-fn send(packets: &mut Vec<u8>, stream: &UnixStream) -> io::Result<()> {
-    if !packets.is_empty() {
-        Message::Packets(packets).write(stream)?;
-        packets.clear();
+impl Taken {
+    fn push(&mut self, block: &[u8], naming: u64) {
+        if self.namings.last().is_none_or(|(_, last)| *last != naming) {
+            self.namings.push((self.records.len(), naming));
+        }
+        self.records.extend_from_slice(block);
     }
-    Ok(())
+
+    /// Leaves out records of ports that were other interfaces when they were written, and returns how
+    /// many.
+    fn keep(&mut self, ports: &Ports) -> u64 {
+        if self.namings.iter().all(|(_, naming)| *naming == ports.naming) {
+            return 0;
+        }
+        let (mut kept, mut left_out) = (Vec::with_capacity(self.records.len()), 0);
+        let ends = self.namings.iter().skip(1).map(|(start, _)| *start);
+        for (&(start, naming), end) in self.namings.iter().zip(ends.chain([self.records.len()])) {
+            let some = &self.records[start..end];
+            left_out += keep_ports(some, &mut kept, |port| ports.own(port, naming));
+        }
+        self.records = kept;
+        left_out
+    }
 }
 
 /// Whether the client has closed its writing side, within `timeout_ms`.
@@ -263,5 +342,112 @@ fn has_left(mut stream: &UnixStream, timeout_ms: u16) -> io::Result<bool> {
         // Whatever it says, it is not asked for.
         Ok(_) => Ok(stream.read(&mut [0; 64])? == 0),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::Tap;
+    use crate::skb::{Burst, HEADROOM, SkBuff, Umem};
+
+    fn ports(names: &[&str]) -> Vec<CapturePort> {
+        let port = |name: &&str| CapturePort { ifname: (*name).into(), ..CapturePort::default() };
+        names.iter().map(port).collect()
+    }
+
+    fn stream(names: &[&str], reader: RingReader) -> Box<Stream> {
+        let shared = Shared { running: AtomicUsize::new(1), ports: ArcSwap::default() };
+        shared.ports.store(Arc::new(Ports::default().become_others(ports(names))));
+        let (told, shared) = (shared.ports.load_full(), Arc::new(shared));
+        Box::new(Stream { id: 1, taps: Vec::new(), rings: vec![reader], told, unnamed: 0, shared })
+    }
+
+    /// Ports by name and packets by port, and how many were lost.
+    fn followed(stream: Box<Stream>) -> (Vec<Vec<String>>, u64) {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        theirs.shutdown(std::net::Shutdown::Write).expect("connected");
+        stream.follow(&ours).expect("the client reads");
+        drop(ours);
+        let mut octets = Vec::new();
+        theirs.read_to_end(&mut octets).expect("an end");
+        let (mut said, mut at) = (Vec::new(), 0);
+        while let Some((message, length)) = Message::parse(&octets[at..]).expect("sound") {
+            at += length;
+            match message {
+                Message::Ports(ports) => said.push(ports.into_iter().map(|p| p.ifname).collect()),
+                Message::Packets(packets) => {
+                    let records = crate::capture::Records::new(packets);
+                    said.push(records.map(|record| record.port.to_string()).collect());
+                }
+                Message::End(end) => return (said, end.lost),
+            }
+        }
+        panic!("no end: {said:?}");
+    }
+
+    /// A packet of each of two ports, before and after the second becomes another interface; read
+    /// only then, or between, too.
+    fn renamed(between: bool) -> (Vec<Vec<String>>, u64) {
+        let mut pool = Umem::anonymous(4).into_pool();
+        let (mut tap, (writer, reader)) = (Tap::new(), ring(4));
+        let wanted = Wanted {
+            ports: None,
+            received: true,
+            sent: false,
+            dropped: false,
+            snaplen: 64,
+            filter: None,
+        };
+        assert!(tap.attach(Session::new(1, wanted, writer)).is_none());
+        let mut burst = Burst::default();
+        burst.push(SkBuff::alloc_skb(&mut pool, HEADROOM).expect("a frame")).expect("room");
+        let mut receive = |tap: &mut Tap| {
+            for port in 0..2 {
+                burst.as_mut_slice()[0].port = port;
+                tap.received(burst.as_mut_slice());
+            }
+            tap.hand_over();
+        };
+        receive(&mut tap);
+        let mut stream = stream(&["eth0", "eth5"], reader);
+        let mut taken = Taken::default();
+        if between {
+            assert!(!stream.take(&mut taken));
+        }
+        let now = stream.told.become_others(ports(&["eth0", "eth6"]));
+        tap.name_port(1, "eth6", now.naming);
+        stream.shared.ports.store(Arc::new(now));
+        receive(&mut tap);
+        drop(tap);
+        if between {
+            let (ours, _theirs) = UnixStream::pair().expect("a pair of sockets");
+            stream.send(&mut taken, &ours).expect("room");
+        }
+        let said = followed(stream);
+        burst.drain(1).for_each(|skb| pool.kfree_skb(skb));
+        said
+    }
+
+    #[test]
+    fn a_packet_is_never_shown_by_the_name_of_another_interface() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let (said, lost) = renamed(false);
+        let expected: Vec<Vec<String>> = vec![names(&["eth0", "eth6"]), names(&["0", "0", "1"])];
+        assert_eq!((said, lost), (expected, 1));
+        // Taken before, sent afterwards: the name has been told then.
+        let (said, lost) = renamed(true);
+        assert_eq!((said, lost), (vec![names(&["0", "1"])], 1));
+    }
+
+    #[test]
+    fn a_number_is_another_interfaces_only_when_it_has_had_one() {
+        let first = Ports::default().become_others(ports(&["eth0"]));
+        let more = first.become_others(ports(&["eth0", "eth1"]));
+        assert_eq!((first.naming, more.naming), (0, 0));
+        let reused = more.become_others(ports(&["eth2", "eth1"]));
+        assert_eq!((reused.naming, &reused.since[..]), (1, &[1, 0][..]));
+        let own = [(0, 0), (0, 1), (1, 0), (2, 0)].map(|(port, naming)| reused.own(port, naming));
+        assert_eq!(own, [false, true, true, true]);
     }
 }

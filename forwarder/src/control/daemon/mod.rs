@@ -245,6 +245,7 @@ impl Daemon {
             // Of another name, they may have been ports until now.
             self.follow_links(&matching, BUSY_TRIES_LATER, must)?;
         }
+        self.tell_captures();
         self.steer()
     }
 

@@ -119,9 +119,11 @@ impl Daemon {
             }
             None => self.ports.push(port),
         }
+        // Before the workers: what is copied under a name is read by those who know it.
+        let naming = self.tell_captures();
         for worker in &self.workers {
             // One that does not answer is stopping.
-            let _ = worker.taps().name_port(index, name, WORKER_TIMEOUT);
+            let _ = worker.taps().name_port(index, name, naming, WORKER_TIMEOUT);
         }
     }
 
