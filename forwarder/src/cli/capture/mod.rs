@@ -161,6 +161,7 @@ pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
         signals,
         out,
         promiscuous,
+        granted: true,
         left: args.count.unwrap_or(u64::MAX),
         captured: 0,
         leaving: false,
@@ -168,9 +169,15 @@ pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
     capture.follow_ports(grant.ports)?;
     let names: Vec<&str> = match request_names(&args.interfaces) {
         Some(names) => names,
-        None => capture.out.ports().iter().map(|port| port.ifname.as_str()).collect(),
+        None => {
+            let there = capture.out.ports().iter().filter(|port| port.ifindex != 0);
+            there.map(|port| port.ifname.as_str()).collect()
+        }
     };
-    eprintln!("ferroute: capturing on {}", names.join(", "));
+    match &names[..] {
+        [] => eprintln!("ferroute: no interface is a port yet; capturing on those that come"),
+        names => eprintln!("ferroute: capturing on {}", names.join(", ")),
+    }
     let ended = capture.run();
     let flushed = capture.out.flush();
     capture.say(ended.as_ref().ok().copied().flatten());
@@ -190,6 +197,19 @@ fn request_names(interfaces: &[String]) -> Option<Vec<&str>> {
     (!any).then(|| interfaces.iter().map(String::as_str).collect())
 }
 
+/// What there is to say of a port that was another one, or none.
+fn news(was: Option<&CapturePort>, is: &CapturePort) -> Option<&'static str> {
+    let was = was.filter(|was| was.ifname == is.ifname);
+    match (was, is.ifindex) {
+        (Some(was), index) if was.ifindex == index => None,
+        (Some(_), 0) => Some("is gone; its packets are captured when it is back"),
+        // Numbered, but not a port yet.
+        (None, 0) => None,
+        (Some(was), _) if was.mac != [0; 6] => Some("is back"),
+        _ => Some("is a port now"),
+    }
+}
+
 struct Capture {
     stream: UnixStream,
     /// From the daemon, not looked at yet.
@@ -197,6 +217,8 @@ struct Capture {
     signals: Rc<Signals>,
     out: Out,
     promiscuous: Option<Promiscuous>,
+    /// The ports that come next are those of the start.
+    granted: bool,
     /// Packets until -c is reached.
     left: u64,
     captured: u64,
@@ -309,28 +331,17 @@ impl Capture {
     }
 
     fn follow_ports(&mut self, ports: Vec<CapturePort>) -> Result<()> {
-        for (was, is) in self.out.ports().iter().zip(&ports) {
-            match (was.ifindex, is.ifindex) {
-                _ if was.ifname != is.ifname => {
-                    eprintln!("ferroute: interface {} is a port now", is.ifname);
+        if !self.granted {
+            for (n, is) in ports.iter().enumerate() {
+                if let Some(what) = news(self.out.ports().get(n), is) {
+                    eprintln!("ferroute: interface {} {what}", is.ifname);
                 }
-                (was, is) if was == is => {}
-                (_, 0) => eprintln!(
-                    "ferroute: interface {} is gone; its packets are captured when it is back",
-                    is.ifname
-                ),
-                _ => eprintln!("ferroute: interface {} is back", is.ifname),
-            }
-        }
-        let had = self.out.ports().len();
-        if had > 0 {
-            for new in ports.iter().skip(had) {
-                eprintln!("ferroute: interface {} is a port now", new.ifname);
             }
         }
         if let Some(promiscuous) = &mut self.promiscuous {
-            promiscuous.follow(&ports)?;
+            promiscuous.follow(&ports, self.granted)?;
         }
+        self.granted = false;
         self.out.follow(ports)
     }
 
@@ -342,6 +353,31 @@ impl Capture {
             eprintln!("{} received by filter", packets(matched));
             let hint = if lost > 0 { ": they came faster than they were written" } else { "" };
             eprintln!("{} lost by the capture{hint}", packets(lost));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_a_port_is_called_one() {
+        let port = |ifname: &str, ifindex, mac| CapturePort { ifname: ifname.into(), ifindex, mac };
+        let (coming, there) = (port("eth5", 0, [0; 6]), port("eth5", 9, [2; 6]));
+        let (gone, other) = (port("eth5", 0, [2; 6]), port("eth4", 8, [4; 6]));
+        for (was, is, expected) in [
+            (None, &coming, None),
+            (Some(&other), &coming, None),
+            (Some(&coming), &there, Some("is a port now")),
+            (None, &there, Some("is a port now")),
+            (Some(&other), &there, Some("is a port now")),
+            (Some(&there), &there, None),
+            (Some(&there), &gone, Some("is gone; its packets are captured when it is back")),
+            (Some(&gone), &there, Some("is back")),
+            (Some(&gone), &coming, None),
+        ] {
+            assert_eq!(news(was, is), expected, "{was:?}, {is:?}");
         }
     }
 }

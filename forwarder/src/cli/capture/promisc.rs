@@ -28,7 +28,7 @@ struct Socket {
     port: u16,
     ifindex: u32,
     ifname: String,
-    /// `None`: its interface is gone, or went away.
+    /// `None`: its interface is gone, or went away, or did not become promiscuous.
     capture: Option<pcap::Capture<Active>>,
 }
 
@@ -56,11 +56,12 @@ impl Promiscuous {
         })
     }
 
-    /// Opens sockets on ports that are there, closes those of ports that are not.
+    /// Opens sockets on ports that are there, closes those of ports that are not. `must`: all of them
+    /// are to open. Else it is said which does not, for it may be gone already.
     ///
     /// # Errors
-    /// When a port does not become promiscuous.
-    pub fn follow(&mut self, ports: &[CapturePort]) -> Result<()> {
+    /// When a port does not become promiscuous and must.
+    pub fn follow(&mut self, ports: &[CapturePort], must: bool) -> Result<()> {
         for (index, port) in (0u16..).zip(ports) {
             self.sockets.retain(|socket| socket.port != index || socket.ifindex == port.ifindex);
             if !self.wanted.is_empty() && !self.wanted.contains(&port.ifname) {
@@ -72,12 +73,21 @@ impl Promiscuous {
             }
             let capture = self
                 .open(port)
-                .with_context(|| format!("interface {} cannot be made promiscuous", port.ifname))?;
+                .with_context(|| format!("interface {} cannot be made promiscuous", port.ifname));
+            let capture = match capture {
+                Err(error) if !must => {
+                    eprintln!(
+                        "ferroute: {error:#}; frames for other stations are not captured there"
+                    );
+                    None
+                }
+                capture => Some(capture?),
+            };
             self.sockets.push(Socket {
                 port: index,
                 ifindex: port.ifindex,
                 ifname: port.ifname.clone(),
-                capture: Some(capture),
+                capture,
             });
         }
         Ok(())
@@ -126,5 +136,25 @@ impl Promiscuous {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_ports_have_to_be_there() {
+        let port =
+            |ifname: &str, ifindex| CapturePort { ifname: ifname.into(), ifindex, mac: [0; 6] };
+        let ports = [port("no-such-0", 7), port("no-such-1", 0)];
+        let new = || Promiscuous::new(&[], "", 64, std::process::id()).expect("its own namespace");
+        let error = new().follow(&ports, true).expect_err("there is none").to_string();
+        assert!(error.contains("no-such-0 cannot be made promiscuous"), "{error}");
+        let mut later = new();
+        later.follow(&ports, false).expect("it may be gone");
+        // It is not tried, nor told, again and again.
+        assert_eq!(later.sockets.len(), 1);
+        later.look(|_, _, _, _| bail!("nothing can come")).expect("nothing came");
     }
 }

@@ -50,7 +50,7 @@ impl Daemon {
             sample: self.options.latency_sample,
             resets: self.baseline.resets,
             age_us: self.baseline.since.elapsed().as_micros() as u64,
-            ports: (0..ports).map(name).collect(),
+            ports: self.listed().map(|port| port.ifname.clone()).collect(),
             pairs: totals.iter().map(since).filter(|pair| !pair.counts.is_empty()).collect(),
         };
         if reset {
