@@ -1,5 +1,5 @@
 //! Interfaces as `-i` and files name them: one by one, or by patterns, as the shell has them for
-//! files (glob(7)): `*`, `?`, `[0-3]`, `[!0]`.
+//! files (glob(7)): `*`, `?`, `[0-3]`, `[!0]`. `[^0]` and `[[:digit:]]` are refused: they would mean something else.
 //!
 //! An interface that is named is wanted as a port whatever it is. A pattern takes what is there and
 //! what comes later, and passes over what could not be meant: see [`Interfaces::matching`].
@@ -99,6 +99,12 @@ impl fmt::Display for Interfaces {
 pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
     if !word.contains(['*', '?', '[']) {
         return check_ifname(word).map(|()| None);
+    }
+    if word.contains("[^") {
+        return Err(format!("`{word}`: write `[!` for what is not to match, not `[^`"));
+    }
+    if word.contains("[:") {
+        return Err(format!("`{word}`: classes such as `[:digit:]` are not known; write `[0-9]`"));
     }
     if word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
         return Err(format!("`{word}` matches no interface: none has `/`, `:` or spaces in it"));
@@ -229,6 +235,8 @@ mod tests {
             (&["eth["], "`eth[` is no pattern"),
             (&["eth**"], "`eth**` is no pattern"),
             (&["a*/b"], "matches no interface"),
+            (&["eth[^0]"], "write `[!`"),
+            (&["eth[[:digit:]]"], "write `[0-9]`"),
             (&["a* "], "matches no interface"),
             (&["an-interface-name"], "not an interface name"),
         ] {
