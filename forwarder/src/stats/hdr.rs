@@ -69,16 +69,6 @@ impl HdrCounters {
         }
     }
 
-    /// Empties a histogram; only the thread that counts may.
-    pub fn clear(&self, histogram: usize) {
-        for (index, _) in self.counts(histogram) {
-            self.counters[histogram * COUNTERS + index as usize].store(0, Relaxed);
-        }
-        if let Some(total) = self.totals.get(histogram) {
-            total.store(0, Relaxed);
-        }
-    }
-
     /// The counters of a histogram that are not zero, as (index, count), by rising index.
     pub fn counts(&self, histogram: usize) -> Vec<(u32, u64)> {
         if self.totals.get(histogram).is_none_or(|total| total.load(Relaxed) == 0) {
@@ -132,11 +122,6 @@ mod tests {
         assert_eq!(counters.counts(0), [(COUNTERS as u32 - 1, 1)]);
         assert_eq!(counters.counts(1), [(0, 1)]);
         assert_eq!(counters.counts(2), []);
-        counters.clear(0);
-        counters.clear(2);
-        assert_eq!((counters.counts(0), counters.counts(1)), (vec![], vec![(0, 1)]));
-        counters.record(0, 7);
-        assert_eq!(counters.counts(0), [(7, 1)]);
         assert!(HdrCounters::new(usize::MAX).is_none());
     }
 

@@ -52,14 +52,6 @@ impl Residence {
         self.pairs.counts(self.pair(iif, oif))
     }
 
-    /// Forgets what was measured from and to a port; only the worker may.
-    pub fn forget(&self, port: u16) {
-        for other in 0..self.ports as u16 {
-            self.pairs.clear(self.pair(port, other));
-            self.pairs.clear(self.pair(other, port));
-        }
-    }
-
     #[inline]
     fn pair(&self, iif: u16, oif: u16) -> usize {
         usize::from(iif) * self.ports + usize::from(oif)
@@ -237,22 +229,6 @@ mod tests {
         sampler.find(burst.as_slice());
         sampler.record(0, 8);
         assert_eq!((count(&sampler, 0, 1), count(&sampler, 1, 0)), (5, 8));
-    }
-
-    #[test]
-    fn a_port_that_is_forgotten_takes_no_other_pair_along() {
-        let mut pool = Umem::anonymous(4).into_pool();
-        let mut sampler = sampler(1);
-        let mut burst = burst(&mut pool, 4);
-        sampler.choose(burst.as_mut_slice());
-        for (iif, oif) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = iif);
-            sampler.find(burst.as_slice());
-            sampler.record(oif, 4);
-        }
-        sampler.residence.forget(1);
-        let counts = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(i, o)| count(&sampler, i, o));
-        assert_eq!(counts, [4, 0, 0, 0]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `latency`: what the workers measured, added up and counted from the last reset.
 //!
-//! The workers' counters are theirs alone to write. A reset therefore only remembers where they
-//! stood; what has been counted since is the difference.
+//! The workers' counters are theirs alone to write. A reset, and a port's number that becomes another
+//! interface's, therefore only remember where they stood; what has been counted since is the
+//! difference.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use crate::stats::hdr::value_at;
 /// Counts by counter.
 type Counts = BTreeMap<u32, u64>;
 
-/// Where the counters stood at the last reset.
+/// Where the counters stood at the last reset, or when a port of theirs became another interface.
 pub(super) struct Baseline {
     resets: u64,
     since: Instant,
@@ -25,11 +26,6 @@ impl Baseline {
     /// The start: zero.
     pub(super) fn new() -> Baseline {
         Baseline { resets: 0, since: Instant::now(), pairs: BTreeMap::new() }
-    }
-
-    /// The counters of a port were set to zero.
-    pub(super) fn forget(&mut self, port: u16) {
-        self.pairs.retain(|&(iif, oif), _| iif != port && oif != port);
     }
 }
 
@@ -58,6 +54,17 @@ impl Daemon {
             self.baseline = Baseline { resets, since: Instant::now(), pairs: totals };
         }
         report
+    }
+
+    /// What was measured from and to a port is another interface's. Nothing is measured meanwhile: it
+    /// has rested.
+    pub(super) fn forget_latency(&mut self, port: u16) {
+        for other in 0..self.ports.len() as u16 {
+            for pair in [(port, other), (other, port)] {
+                let counts = self.counts(pair);
+                self.baseline.pairs.insert(pair, counts);
+            }
+        }
     }
 
     fn counts(&self, (iif, oif): (u16, u16)) -> Counts {

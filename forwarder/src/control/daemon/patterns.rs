@@ -5,7 +5,6 @@
 //! another one needs the room it has to give way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::port::{Port, State};
@@ -131,17 +130,13 @@ impl Daemon {
     fn forget(&mut self, index: u16) {
         let stride = usize::from(self.max_ports);
         for worker in &self.workers {
-            let residence = Arc::clone(&worker.residence);
             let counted = worker.call(WORKER_TIMEOUT, move |_, _, stats| {
-                residence.forget(index);
                 let slots = stats.ports.iter().skip(usize::from(index)).step_by(stride);
-                slots.map(PortStats::reset).collect::<Vec<_>>()
+                slots.map(PortStats::reset).fold([0; 3], |sum, slot| add(sum, &slot))
             });
-            for slot in counted.into_iter().flatten() {
-                self.retired.iter_mut().zip(slot).for_each(|(sum, count)| *sum += count);
-            }
+            self.retired = add(self.retired, &counted.unwrap_or_default());
         }
-        self.baseline.forget(index);
+        self.forget_latency(index);
     }
 
     /// Rules on matched interfaces themselves, and on no others: these are left to the kernel, and
@@ -167,4 +162,8 @@ impl Daemon {
         };
         names.filter_map(own).collect()
     }
+}
+
+fn add(sum: [u64; 3], more: &[u64; 3]) -> [u64; 3] {
+    std::array::from_fn(|n| sum[n] + more[n])
 }
