@@ -237,5 +237,42 @@ fn root_the_doctor_names_a_foreign_xdp_program() {
         assert!(xdp.message.starts_with("stranger (id "), "{xdp:?}");
         let advice = xdp.advice.as_deref().expect("advice");
         assert!(advice.ends_with("ip link set dev port xdpgeneric off"), "{advice}");
+        let findings = doctor("por*");
+        let xdp = one(&findings, "xdp");
+        assert_eq!(xdp.level, Level::Warn);
+        assert!(xdp.message.ends_with("left to the kernel"), "{xdp:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_what_stands_in_the_way_of_a_matched_interface_alone_is_no_failure() {
+    in_namespace(|| {
+        run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        run("ip link add port0 type veth peer name port1; ip link set port0 mtu 9001");
+        run("ip link set port0 up; ip link set port1 up; ethtool -K port1 rxvlan off");
+        run(
+            "nft 'table netdev t { chain i { type filter hook ingress device port1 priority 0; }; }'",
+        );
+        let fails = |words: &[&str]| {
+            let interfaces = Interfaces::parse(words).expect("sound");
+            let findings = examine(&interfaces, "/nonexistent/control.sock".as_ref());
+            let fails = findings.iter().filter(|f| f.level == Level::Fail).map(|f| f.check.clone());
+            (fails.collect::<Vec<_>>(), findings)
+        };
+        let (failed, findings) = fails(&["port?"]);
+        assert!(failed.is_empty(), "{findings:#?}");
+        let left = |check: &str, port: &str| {
+            let found =
+                findings.iter().find(|f| f.check == check && f.port.as_deref() == Some(port));
+            let found = found.unwrap_or_else(|| panic!("no {check} of {port} in {findings:#?}"));
+            assert!(found.message.ends_with("left to the kernel"), "{found:?}");
+        };
+        left("mtu", "port0");
+        left("firewall", "port1");
+        // What is named has to be fit, and what every port meets is in everybody's way.
+        assert_eq!(fails(&["port0", "port1"]).0, ["firewall", "mtu"]);
+        run("nft 'table ip t { chain f { type filter hook forward priority 0; }; }'");
+        assert_eq!(fails(&["port?"]).0, ["firewall"]);
     });
 }

@@ -96,6 +96,16 @@ impl Rules {
         );
         Ok(found)
     }
+
+    /// Rules that an interface or its VLANs alone have: not those that every port meets.
+    ///
+    /// # Errors
+    /// As for [`Rules::bypassed`].
+    pub fn own(&self, name: &str) -> io::Result<Vec<String>> {
+        let everywhere = self.bypassed(&[])?;
+        let found = self.bypassed(&[name.to_owned()])?;
+        Ok(found.into_iter().filter(|rule| !everywhere.contains(rule)).collect())
+    }
 }
 
 /// Filters at the interfaces' ingress and egress: userspace receives before the one and sends past

@@ -205,9 +205,20 @@ fn learnt_mtu() -> Option<Finding> {
     })
 }
 
-/// Rules that would be bypassed.
-pub fn firewall(ports: &[String]) -> Finding {
-    match firewall::bypassed(ports) {
+/// Rules that would be bypassed. Those that only `matched` interfaces have stand in nobody else's way.
+pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
+    let rules = firewall::Rules::read();
+    let own = |name: &String| {
+        let found = rules.as_ref().ok()?.own(name).ok()?.join("; ");
+        let finding = Finding::warn(
+            "firewall",
+            format!("rules on it would be bypassed: {found}; left to the kernel"),
+            "nothing, if it is to stay there; else remove them, or start with --ignore-firewall",
+        );
+        (!found.is_empty()).then(|| finding.on(name))
+    };
+    let own: Vec<Finding> = matched.iter().filter_map(own).collect();
+    let rest = match rules.and_then(|rules| rules.bypassed(named)) {
         Ok(found) if found.is_empty() => {
             Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
         }
@@ -227,7 +238,8 @@ pub fn firewall(ports: &[String]) -> Finding {
             format!("rules cannot be read: {error}"),
             "look with nft list ruleset, iptables-legacy-save and ip xfrm policy",
         ),
-    }
+    };
+    own.into_iter().chain([rest]).collect()
 }
 
 /// The daemon, as far as it answers.

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::interfaces::{Candidate, Interfaces};
 use super::nic;
 
+/// Checks of what keeps an interface from being a port, and others not.
+const UNFIT: [&str; 3] = ["xdp", "mtu", "vlan"];
+
 /// How something stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -77,6 +80,18 @@ impl Finding {
         Finding { level: Level::Fail, ..Finding::warn(check, message, advice) }
     }
 
+    /// Of an interface that is a port only if it suits: no failure then, if that is all.
+    fn of_matched(self) -> Finding {
+        match self.level {
+            Level::Fail if UNFIT.contains(&&*self.check) => Finding {
+                level: Level::Warn,
+                message: format!("{}; left to the kernel", self.message),
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     fn on(self, port: &str) -> Finding {
         Finding { port: Some(port.into()), ..self }
     }
@@ -87,7 +102,8 @@ impl Finding {
 pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
     let daemon = host::daemon(control);
     let nics = nic::read();
-    let ports: Vec<String> = match (interfaces.is_empty(), &daemon.status) {
+    let mut matched = Vec::new();
+    let mut ports: Vec<String> = match (interfaces.is_empty(), &daemon.status) {
         (true, Some(status)) => status.ports.iter().map(|port| port.ifname.clone()).collect(),
         (true, None) => {
             // VLANs come along with what they sit on.
@@ -99,12 +115,13 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
             let all: Vec<Candidate<'_>> = nics.iter().flatten().map(Candidate::from).collect();
             // Those that are down are not taken until they are up.
             let matching = interfaces.matching(&all).into_iter().filter(|found| found.is_up);
-            let matching = matching.map(|found| found.name.to_owned());
-            interfaces.named().iter().cloned().chain(matching).collect()
+            matched = matching.map(|found| found.name.to_owned()).collect();
+            interfaces.named().to_vec()
         }
     };
     let mut findings = host::machine();
-    findings.push(host::firewall(&ports));
+    findings.extend(host::firewall(&ports, &matched));
+    ports.extend_from_slice(&matched);
     findings.extend(daemon.findings);
     match nics {
         Err(error) => findings.push(Finding::fail(
@@ -126,7 +143,9 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
             for name in &ports {
                 let port = daemon.status.iter().flat_map(|status| &status.ports);
                 let port = port.into_iter().find(|port| port.ifname == *name);
-                findings.extend(port::examine(name, &nics, port.is_some()));
+                let found = port::examine(name, &nics, port.is_some()).into_iter();
+                let is_matched = matched.contains(name);
+                findings.extend(found.map(|f| if is_matched { f.of_matched() } else { f }));
                 let served = queues::Served {
                     queues: port.map_or(0, |port| port.queues),
                     workers: daemon.status.as_ref().map_or(&[], |status| &status.workers),
