@@ -32,10 +32,8 @@ impl Daemon {
         let limit = self.options.queues.unwrap_or(QUEUES_MAX);
         let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
         let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
-        let count = match cpus {
-            Some(cpus) if more_may_come => cpus.len(),
-            _ => cpus.map_or(allowed.len(), <[usize]>::len).min(most),
-        };
+        let most = if more_may_come && cpus.is_some() { limit as usize } else { most };
+        let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
         if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
         {
             say!(

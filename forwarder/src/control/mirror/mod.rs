@@ -48,6 +48,7 @@ use self::raw::Messages;
 use self::resolve::Resolver;
 use self::rib::{Rib, RibAddr};
 use self::sock::{Events, Received, Requests};
+use crate::control::config::QUEUES_MAX;
 use crate::fib::Quiescence;
 use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};
@@ -79,13 +80,13 @@ pub struct MirrorOptions {
     pub rcvbuf_octets: usize,
     /// Interfaces that are ports: ifindex and number of the port.
     pub ports: Vec<(u32, u16)>,
-    /// Workers that will read the tables at a time.
+    /// Workers that will read the tables at a time; more than a port can have queues have no work.
     pub readers: usize,
 }
 
 impl Default for MirrorOptions {
     fn default() -> MirrorOptions {
-        MirrorOptions { rcvbuf_octets: 32 << 20, ports: Vec::new(), readers: 64 }
+        MirrorOptions { rcvbuf_octets: 32 << 20, ports: Vec::new(), readers: QUEUES_MAX as usize }
     }
 }
 

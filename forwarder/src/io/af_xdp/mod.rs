@@ -161,11 +161,11 @@ impl Options {
         FILL_LEAST.min(self.rings.fill as usize)
     }
 
-    /// Frames that `ports` ports need.
+    /// Frames that `ports` ports need, and `later` more that share their memory.
     ///
     /// # Errors
     /// [`OpenError::BadOptions`]: ring sizes are not powers of two, or too many frames.
-    fn frames(&self, ports: usize) -> Result<u32, OpenError> {
+    fn frames(&self, ports: usize, later: usize) -> Result<u32, OpenError> {
         let bad = |what: String| Err(OpenError::BadOptions(what));
         for (name, size) in [("fill", self.rings.fill), ("tx", self.rings.tx)] {
             if !size.is_power_of_two() || size > 1 << 16 {
@@ -173,9 +173,13 @@ impl Options {
             }
         }
         let per_port = u64::from(self.rings.fill) + u64::from(self.rings.tx);
-        match u32::try_from(per_port * ports as u64 + u64::from(self.reserve)) {
+        let later = (later * self.fill_least()) as u64;
+        match u32::try_from(per_port * ports as u64 + later + u64::from(self.reserve)) {
             Ok(frames) if frames > 0 && frames <= 1 << 24 => Ok(frames),
-            _ => bad(format!("{ports} ports with {per_port} frames each are more than 2^24")),
+            _ => bad(format!(
+                "{ports} queues with {per_port} frames each, and {later} frames for others, are more \
+                 than 2^24: use smaller rings, or fewer ports"
+            )),
         }
     }
 }
@@ -224,6 +228,8 @@ pub struct AfXdp {
     used: usize,
     /// As many share the memory without want.
     expected: usize,
+    /// As many have at least a burst each.
+    foreseen: usize,
     slots: Slots,
     draining: Vec<Draining>,
     area: Arc<Area>,
@@ -238,6 +244,9 @@ pub struct AfXdp {
 
 /// Frames that a port has to receive into however many ports there are.
 const FILL_LEAST: usize = 64;
+/// Ports beyond those expected for which there is memory. There may be numbers for far more: a NIC's
+/// queues are counted as if each could be in use, on every port that may come.
+const LATER_MAX: usize = 1024;
 /// poll(2) passes over negative descriptors.
 const NO_BELL: RawFd = -1;
 
@@ -269,7 +278,8 @@ impl AfXdp {
     }
 
     /// No port open, but numbers for `ports` of them, to be opened one by one, and memory for
-    /// `expected`. When more are open, they share it: each has fewer packets waiting at most.
+    /// `expected`. When more are open, they share it: each has fewer packets waiting at most. Beyond
+    /// 1024 more, one may find no memory.
     ///
     /// # Errors
     /// [`OpenError::BadOptions`], [`OpenError::NoMemory`].
@@ -278,8 +288,8 @@ impl AfXdp {
         expected: usize,
         options: &Options,
     ) -> Result<(AfXdp, FramePool), OpenError> {
-        let later = (ports.saturating_sub(expected) * options.fill_least()) as u32;
-        let frames = options.frames(expected)?.saturating_add(later);
+        let later = ports.saturating_sub(expected).min(LATER_MAX);
+        let frames = options.frames(expected, later)?;
         let (area, pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
             octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
             source,
@@ -288,6 +298,7 @@ impl AfXdp {
             ports: (0..ports).map(|_| None).collect(),
             used: 0,
             expected,
+            foreseen: expected + later,
             slots: Slots::new(area.base(), area.frames()),
             draining: Vec::new(),
             area,
@@ -323,7 +334,7 @@ impl AfXdp {
         let fill = if open > self.expected {
             // A share for each that may still come, and what is needed beside the rings.
             let least = self.options.fill_least();
-            let kept = (self.ports.len() - open) * least + self.options.reserve as usize;
+            let kept = self.foreseen.saturating_sub(open) * least + self.options.reserve as usize;
             let free = pool.available();
             free.saturating_sub(kept).max(least).min(wanted as usize).min(free)
         } else {
@@ -536,5 +547,29 @@ impl PacketIo for AfXdp {
             census.tx_and_completion += tx;
         }
         census
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_nobody_will_need_take_no_memory() {
+        let rings = RingSizes { fill: 64, tx: 64 };
+        let options = Options { rings, reserve: 256, ..Options::default() };
+        for (ports, expected, frames) in [
+            (4, 4, 4 * 128 + 256),
+            (20, 4, 4 * 128 + 16 * 64 + 256),
+            (16_128, 4, 4 * 128 + LATER_MAX * 64 + 256),
+        ] {
+            let (_io, pool) = AfXdp::with_slots(ports, expected, &options).expect("memory");
+            assert_eq!(pool.total() as usize, frames, "{ports}");
+        }
+        // 2^24 is for all of them together.
+        let all = (1 << 17) - 2;
+        assert!(options.frames(all, 0).is_ok());
+        let error = options.frames(all, LATER_MAX).expect_err("too many").to_string();
+        assert!(error.contains("2^24"), "{error}");
     }
 }
