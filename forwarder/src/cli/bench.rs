@@ -197,6 +197,7 @@ impl BenchArgs {
         }
         let closed = [Test::Throughput, Test::Latency];
         let tests = match (self.tests.as_slice(), self.window) {
+            ([], None) if self.ratep.is_some() => vec![Test::Latency],
             ([], Some(_)) => closed.to_vec(),
             ([], None) => vec![Test::Throughput, Test::Latency, Test::Loss, Test::Burst],
             (some, Some(_)) if some.iter().any(|test| !closed.contains(test)) => {

@@ -53,9 +53,11 @@ impl Daemon {
     fn prospect<'a>(&self, port: &Port, links: &'a Links, matching: &Matching) -> Prospect<'a> {
         let link = links.iter().find(|link| link.name == port.ifname);
         let link = link.filter(|_| is_wanted(port, matching));
+        let is_up = link.is_some_and(|link| self.is_up(link.ifindex));
         Prospect {
             link,
-            obstacle: link.and_then(|link| Port::obstacle(link, self.is_up(link.ifindex))),
+            is_up,
+            obstacle: link.and_then(|link| Port::obstacle(link, is_up)),
             hindrance: link.and_then(|_| self.hindered.get(&port.ifname).cloned()),
         }
     }
@@ -106,6 +108,8 @@ pub(super) fn active(ports: &[Port]) -> Vec<(u32, u16)> {
 struct Prospect<'a> {
     /// Its interface; `None`: there is none, or it is not to be a port.
     link: Option<&'a Link>,
+    /// Administratively.
+    is_up: bool,
     /// Why the interface cannot be a port as it is.
     obstacle: Option<String>,
     /// Rules on it that would be bypassed.
@@ -122,11 +126,14 @@ fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &mut Equipment<'_>) 
     // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
     let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
     if port.ifindex != link.ifindex {
+        say!("interface {} is another one now; it is opened anew", port.ifname);
         port.deactivate(State::Absent, with);
+        // What was closed just now stays busy for a while, and may have another name.
+        with.tries = with.tries.max(BUSY_TRIES_LATER);
     } else if let Some(why) = prospect.hindrance.as_ref().or(obstacle) {
         say!("interface {}: {why}; left to the kernel", port.ifname);
         port.deactivate(State::Waiting(why.clone()), with);
-    } else if port.is_outgrown(link) {
+    } else if prospect.obstacle.is_none() && port.is_outgrown(link) {
         say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
         port.deactivate(State::Absent, with);
         // What was closed just now stays busy for a while.
@@ -149,6 +156,10 @@ fn come(
     let Some(link) = prospect.link.filter(|_| port.state != State::Active) else {
         return Ok(false);
     };
+    if port.matched && port.state == State::Absent && !prospect.is_up {
+        // It may stay so for good, and waits without a place.
+        return Ok(false);
+    }
     if let Some(why) = prospect.obstacle.or(prospect.hindrance) {
         if port.is_hindered_by(why) && port.matched {
             say!("interface {}: {}; left to the kernel", port.ifname, port.state.describe());
@@ -165,10 +176,10 @@ fn come(
         Ok(()) if must => {}
         Ok(()) => say!("interface {} is back", port.ifname),
         Err(error) if must => return Err(error),
-        Err(error) => {
+        Err(_) => {
             // Tried again and again: told once.
             if port.state != before {
-                say!("interface {}: {error:#}; left to the kernel", port.ifname);
+                say!("interface {}: {}; left to the kernel", port.ifname, port.state.describe());
             }
             return Ok(false);
         }

@@ -242,8 +242,17 @@ impl Port {
     /// is given back to the kernel.
     pub fn follow_queues(&mut self, with: &mut Equipment<'_>) {
         let Err(error) = self.extend(with) else { return };
-        say!("interface {}: {error:#}; left to the kernel", self.ifname);
-        self.deactivate(State::Waiting(format!("{error:#}")), with);
+        let why = self.without_name(&error);
+        say!("interface {}: {why}; left to the kernel", self.ifname);
+        self.deactivate(State::Waiting(why), with);
+    }
+
+    /// An error, to stand behind the port's name.
+    fn without_name(&self, error: &anyhow::Error) -> String {
+        let text = format!("{error:#}");
+        let rest = text.strip_prefix("interface ").unwrap_or(&text).strip_prefix(&self.ifname);
+        let rest = rest.and_then(|rest| rest.strip_prefix(": ").or(rest.strip_prefix(' ')));
+        rest.unwrap_or(&text).to_owned()
     }
 
     fn extend(&mut self, with: &mut Equipment<'_>) -> Result<()> {
@@ -299,10 +308,7 @@ impl Port {
         self.retry_at = Instant::now() + Duration::from_secs(1 << self.failures);
         self.mtu = link.mtu;
         let (channels, queues) = self.look(link, with).inspect_err(|error| {
-            let (why, interface) = (format!("{error:#}"), format!("interface {} ", self.ifname));
-            // What tells of the state has named it already.
-            let why = why.strip_prefix(&interface).unwrap_or(&why);
-            self.state = State::Waiting(why.to_owned());
+            self.state = State::Waiting(self.without_name(error));
         })?;
         let attach = attach_mode(with.options.mode);
         self.ifindex = link.ifindex;
@@ -324,7 +330,7 @@ impl Port {
                 Ok(())
             }
             Err(error) => {
-                self.deactivate(State::Waiting(format!("{error:#}")), with);
+                self.deactivate(State::Waiting(self.without_name(&error)), with);
                 Err(error)
             }
         }

@@ -59,8 +59,8 @@ fn of_tun(opened: io::Result<()>) -> Finding {
 /// How far a trial of the way back came.
 enum Trial {
     Works,
-    /// It could not be begun.
-    NotTried(String),
+    /// It could not be begun: why, and what to do.
+    NotTried(String, &'static str),
     /// The kernel has no clsact, or no BPF classifier, or refuses ours.
     NoClassifier(String),
     Failed(String),
@@ -69,11 +69,14 @@ enum Trial {
 /// Makes it as `run` does, in a network namespace that is gone with this thread.
 fn try_way_back() -> Trial {
     if let Some((capability, _)) = privilege::missing().first() {
-        return Trial::NotTried(format!("{capability} is missing"));
+        return Trial::NotTried(format!("{capability} is missing"), "run the doctor as root");
     }
     let trial = thread::spawn(|| {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            return Trial::NotTried(format!("no network namespace to try it in: {error}"));
+            return Trial::NotTried(
+                format!("no network namespace to try it in: {error}"),
+                "this needs CAP_SYS_ADMIN and a free place in user.max_net_namespaces; run does not",
+            );
         }
         let steering = match Steering::new() {
             Ok(steering) => steering,
@@ -85,16 +88,18 @@ fn try_way_back() -> Trial {
             Err(error) => Trial::Failed(error.to_string()),
         }
     });
-    trial.join().unwrap_or_else(|_| Trial::NotTried("the trial panicked, which is a bug".into()))
+    trial.join().unwrap_or_else(|_| {
+        Trial::NotTried("the trial panicked".into(), "this is a bug; please tell us of it")
+    })
 }
 
 fn of_trial(trial: Trial) -> Finding {
     match trial {
         Trial::Works => Finding::ok("classifier", "packets can be handed back to the kernel"),
-        Trial::NotTried(why) => Finding::warn(
+        Trial::NotTried(why, advice) => Finding::warn(
             "classifier",
             format!("whether packets can be handed back to the kernel was not tried: {why}"),
-            "run the doctor as root",
+            advice,
         ),
         Trial::NoClassifier(error) => Finding::fail(
             "classifier",
@@ -319,7 +324,7 @@ mod tests {
             assert!(said.contains(advice) && said.contains("--device /dev/net/tun"), "{said}");
         }
         assert_eq!(of_trial(Trial::Works).level, Level::Ok);
-        assert_eq!(of_trial(Trial::NotTried("no CAP_BPF".into())).level, Level::Warn);
+        assert_eq!(of_trial(Trial::NotTried("no CAP_BPF".into(), "be root")).level, Level::Warn);
         let finding = of_trial(Trial::NoClassifier("No such file or directory".into()));
         assert_eq!(finding.level, Level::Fail);
         assert!(finding.advice.is_some_and(|said| said.contains("sch_ingress cls_bpf")));
