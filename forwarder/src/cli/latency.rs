@@ -108,6 +108,7 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     let log = args.log.as_deref().map(OutFile::create).transpose()?;
     let mut client = Client::connect(global.control())?;
     let first = ask(&mut client, args, args.reset)?;
+    check_ports(args, &first)?;
     if !quiet {
         print(global, args, &first)?;
     }
@@ -147,6 +148,19 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     Ok(())
 }
 
+/// Every interface that was named must be a port, or have been one. Later it may come and go.
+fn check_ports(args: &LatencyArgs, report: &LatencyReport) -> Result<()> {
+    let counted =
+        |name: &String| report.pairs.iter().any(|pair| pair.iif == *name || pair.oif == *name);
+    let named = args.pairs.iter().flat_map(|pair| [&pair.iif, &pair.oif]).flatten();
+    match named.into_iter().find(|name| !report.ports.contains(name) && !counted(name)) {
+        Some(name) => {
+            bail!("{name} is not a port of the daemon; it has {}", report.ports.join(", "))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The report, of the pairs that are wanted.
 fn ask(client: &mut Client, args: &LatencyArgs, reset: bool) -> Result<LatencyReport> {
     let mut report = match client.ask(&Request::Latency { reset })? {
@@ -155,11 +169,6 @@ fn ask(client: &mut Client, args: &LatencyArgs, reset: bool) -> Result<LatencyRe
     };
     if report.sample == 0 {
         bail!("latency is not measured: the daemon was started with --latency-sample 0");
-    }
-    for name in args.pairs.iter().flat_map(|pair| [&pair.iif, &pair.oif]).flatten() {
-        if !report.ports.contains(name) {
-            bail!("{name} is not a port of the daemon; it has {}", report.ports.join(", "));
-        }
     }
     if !args.pairs.is_empty() {
         report.pairs.retain(|pair| args.pairs.iter().any(|wanted| wanted.has(pair)));

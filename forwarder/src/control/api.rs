@@ -299,6 +299,9 @@ pub struct StatusReport {
 pub struct PortStatus {
     /// Interface name.
     pub ifname: String,
+    /// A pattern took it; nobody named it.
+    #[serde(default)]
+    pub matched: bool,
     /// 0: it is gone.
     pub ifindex: u32,
     /// `forwarding`, `down`, `absent`, or what is missing.

@@ -103,8 +103,11 @@ pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
     if word.contains("[^") {
         return Err(format!("`{word}`: write `[!` for what is not to match, not `[^`"));
     }
-    if word.contains("[:") {
+    if ["[:", "[=", "[."].iter().any(|class| word.contains(class)) {
         return Err(format!("`{word}`: classes such as `[:digit:]` are not known; write `[0-9]`"));
+    }
+    if word.contains('\\') {
+        return Err(format!("`{word}`: `\\` takes no meaning away here; write `[*]` for a `*`"));
     }
     if word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
         return Err(format!("`{word}` matches no interface: none has `/`, `:` or spaces in it"));
@@ -236,6 +239,7 @@ mod tests {
             (&["eth**"], "`eth**` is no pattern"),
             (&["a*/b"], "matches no interface"),
             (&["eth[^0]"], "write `[!`"),
+            (&["eth\\*"], "write `[*]`"),
             (&["eth[[:digit:]]"], "write `[0-9]`"),
             (&["a* "], "matches no interface"),
             (&["an-interface-name"], "not an interface name"),

@@ -126,7 +126,7 @@ fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &mut Equipment<'_>) 
     // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
     let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
     if port.ifindex != link.ifindex {
-        say!("interface {} is another one now; it is opened anew", port.ifname);
+        say!("interface {} is another one now", port.ifname);
         port.deactivate(State::Absent, with);
         // What was closed just now stays busy for a while, and may have another name.
         with.tries = with.tries.max(BUSY_TRIES_LATER);
@@ -161,7 +161,7 @@ fn come(
         return Ok(false);
     }
     if let Some(why) = prospect.obstacle.or(prospect.hindrance) {
-        if port.is_hindered_by(why) && port.matched {
+        if port.is_hindered_by(why) {
             say!("interface {}: {}; left to the kernel", port.ifname, port.state.describe());
         }
         return Ok(false);

@@ -149,16 +149,13 @@ impl Daemon {
         if self.options.ignore_firewall {
             return BTreeMap::new();
         }
-        let everywhere = rules.bypassed(&[]).unwrap_or_default();
         let own = |name: &str| {
-            let found = rules.bypassed(&[name.to_owned()]);
-            let found =
-                found.unwrap_or_else(|error| vec![format!("rules cannot be read: {error}")]);
-            let own: Vec<String> =
-                found.into_iter().filter(|rule| !everywhere.contains(rule)).collect();
-            (!own.is_empty()).then(|| {
-                (name.to_owned(), format!("rules on it would be bypassed: {}", own.join("; ")))
-            })
+            let why = match rules.own(name) {
+                Ok(own) if own.is_empty() => return None,
+                Ok(own) => format!("rules on it would be bypassed: {}", own.join("; ")),
+                Err(error) => format!("rules cannot be read: {error}"),
+            };
+            Some((name.to_owned(), why))
         };
         names.filter_map(own).collect()
     }

@@ -59,6 +59,7 @@ impl Daemon {
         let links = self.links();
         let port = |port: &super::Port| PortStatus {
             ifname: port.ifname.clone(),
+            matched: port.matched,
             ifindex: port.ifindex,
             state: match links.ifindex(port.ifindex) {
                 Some(link) if !link.up && port.state == State::Active => {

@@ -57,7 +57,8 @@ impl Daemon {
             // Memory is for half of the ports that there can be, if there are not more already: when
             // all come, they share it.
             let to_come = usize::from(self.max_ports).div_ceil(2).saturating_sub(served.len());
-            let each = served.iter().copied().max().unwrap_or(0).max(1);
+            let late = usize::from(n < LATE_QUEUES as usize);
+            let each = served.iter().copied().max().unwrap_or(0).max(late);
             let expected =
                 served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
             let (worker, handle, queue) = self.make_worker(count, expected)?;

@@ -214,7 +214,10 @@ fn learnt_mtu() -> Option<Finding> {
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let rules = firewall::Rules::read();
     let own = |name: &String| {
-        let found = rules.as_ref().ok()?.own(name).ok()?.join("; ");
+        let found = match rules.as_ref().ok()?.own(name) {
+            Ok(found) => found.join("; "),
+            Err(error) => format!("they cannot be read: {error}"),
+        };
         let finding = Finding::warn(
             "firewall",
             format!("rules on it would be bypassed: {found}; left to the kernel"),

@@ -104,7 +104,12 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
     let nics = nic::read();
     let mut matched = Vec::new();
     let mut ports: Vec<String> = match (interfaces.is_empty(), &daemon.status) {
-        (true, Some(status)) => status.ports.iter().map(|port| port.ifname.clone()).collect(),
+        (true, Some(status)) => {
+            let (taken, named): (Vec<_>, Vec<_>) =
+                status.ports.iter().partition(|port| port.matched);
+            matched = taken.into_iter().map(|port| port.ifname.clone()).collect();
+            named.into_iter().map(|port| port.ifname.clone()).collect()
+        }
         (true, None) => {
             // VLANs come along with what they sit on.
             let own = |nic: &nic::Nic| nic.kind.as_deref() != Some("vlan");

@@ -336,7 +336,13 @@ impl AfXdp {
             let least = self.options.fill_least();
             let kept = self.foreseen.saturating_sub(open) * least + self.options.reserve as usize;
             let free = pool.available();
-            free.saturating_sub(kept).max(least).min(wanted as usize).min(free)
+            let share = free.saturating_sub(kept);
+            // One that nobody foresaw takes nothing that the others need.
+            if open > self.foreseen && share < least {
+                let ifname = config.ifname.clone();
+                return Err(OpenError::NoFrames { ifname, free: share, wanted: least });
+            }
+            share.max(least).min(wanted as usize)
         } else {
             wanted as usize
         };
