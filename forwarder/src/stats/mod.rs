@@ -103,6 +103,12 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
+    /// A port's slots in the driver: every `ports`th, from the port's own number on.
+    pub fn slots_of(&self, port: u16, ports: u16) -> impl Iterator<Item = (u16, &PortStats)> {
+        let slots = (0u16..).zip(&self.ports).skip(usize::from(port));
+        slots.step_by(usize::from(ports.max(1)))
+    }
+
     /// Zeroed counters for `ports` ports.
     pub fn new(ports: usize) -> WorkerStats {
         WorkerStats {

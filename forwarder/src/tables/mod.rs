@@ -184,6 +184,11 @@ impl Links {
         self.dev(self.by_tags.get(stack)?)
     }
 
+    /// The interface with a name.
+    pub fn named(&self, name: &str) -> Option<&Link> {
+        self.iter().find(|link| link.name == name)
+    }
+
     /// The interface with an ifindex.
     pub fn ifindex(&self, ifindex: u32) -> Option<&Link> {
         let at = self.links.binary_search_by_key(&ifindex, |link| link.ifindex).ok()?;

@@ -168,7 +168,7 @@ impl Daemon {
         let names: Vec<&str> = self.ports.iter().map(|port| port.ifname.as_str()).collect();
         if let Some(stranger) = request.ports.iter().find(|name| !names.contains(&name.as_str())) {
             let links = self.links();
-            let link = links.iter().find(|link| link.name == *stranger);
+            let link = links.named(stranger);
             if let Some((port, vlan)) =
                 link.and_then(|link| Some((link.port?, link.vlan.as_ref()?)))
                 && let Some(port) = names.get(usize::from(port))

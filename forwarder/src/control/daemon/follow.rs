@@ -21,7 +21,32 @@ impl Daemon {
         self.look_at_comers(matching, &links);
         let prospects: Vec<Prospect<'_>> =
             self.ports.iter().map(|port| self.prospect(port, &links, matching)).collect();
-        let mut with = Equipment {
+        let (ports, with) = self.ports_and_equipment(tries);
+        let mut gave_way = false;
+        for (port, prospect) in ports.iter_mut().zip(&prospects) {
+            gave_way |= give_way(port, prospect, &with)?;
+        }
+        let mut tries = tries;
+        if gave_way {
+            // Before a number is another interface's, nothing is sent by it any more.
+            self.tell_mirror();
+            // What was closed just now stays busy for a while, and may have another name.
+            tries = tries.max(BUSY_TRIES_LATER);
+        }
+        let (ports, mut with) = self.ports_and_equipment(tries);
+        let mut came = false;
+        for (port, prospect) in ports.iter_mut().zip(prospects) {
+            came |= come(port, prospect, &mut with, must && !port.matched)?;
+        }
+        if came {
+            self.tell_mirror();
+        }
+        Ok(())
+    }
+
+    /// The ports, and what serving them takes.
+    pub(super) fn ports_and_equipment(&mut self, tries: u32) -> (&mut [Port], Equipment<'_>) {
+        let with = Equipment {
             steering: &mut self.steering,
             punt: &self.punt,
             workers: &self.workers,
@@ -32,26 +57,18 @@ impl Daemon {
             crossroads: &mut self.crossroads,
             tries,
         };
-        let mut gave_way = false;
-        for (port, prospect) in self.ports.iter_mut().zip(&prospects) {
-            gave_way |= give_way(port, prospect, &mut with)?;
-        }
-        if gave_way {
-            // Before a number is another interface's, nothing is sent by it any more.
-            self.mirror.set_ports(&active(&self.ports));
-        }
-        let mut came = false;
-        for (port, prospect) in self.ports.iter_mut().zip(prospects) {
-            came |= come(port, prospect, &mut with, must && !port.matched)?;
-        }
-        if came {
-            self.mirror.set_ports(&active(&self.ports));
-        }
-        Ok(())
+        (&mut self.ports, with)
+    }
+
+    /// Which interfaces are ports now.
+    pub(super) fn tell_mirror(&mut self) {
+        let active = self.ports.iter().filter(|port| port.state == State::Active);
+        let active: Vec<(u32, u16)> = active.map(|port| (port.ifindex, port.index)).collect();
+        self.mirror.set_ports(&active);
     }
 
     fn prospect<'a>(&self, port: &Port, links: &'a Links, matching: &Matching) -> Prospect<'a> {
-        let link = links.iter().find(|link| link.name == port.ifname);
+        let link = links.named(&port.ifname);
         let link = link.filter(|_| is_wanted(port, matching));
         let is_up = link.is_some_and(|link| self.is_up(link.ifindex));
         Prospect {
@@ -65,7 +82,7 @@ impl Daemon {
     /// Rules on matched interfaces that are about to become ports.
     fn look_at_comers(&mut self, matching: &Matching, links: &Links) {
         let there = |port: &Port| {
-            let link = links.iter().find(|link| link.name == port.ifname);
+            let link = links.named(&port.ifname);
             port.state == State::Active && link.is_some_and(|link| link.ifindex == port.ifindex)
         };
         let coming = |port: &&Port| port.matched && is_wanted(port, matching) && !there(port);
@@ -98,12 +115,6 @@ fn is_wanted(port: &Port, matching: &Matching) -> bool {
     }
 }
 
-/// Ports as the mirror is told of them: ifindex and number.
-pub(super) fn active(ports: &[Port]) -> Vec<(u32, u16)> {
-    let active = ports.iter().filter(|port| port.state == State::Active);
-    active.map(|port| (port.ifindex, port.index)).collect()
-}
-
 /// What there is for a port.
 struct Prospect<'a> {
     /// Its interface; `None`: there is none, or it is not to be a port.
@@ -118,7 +129,7 @@ struct Prospect<'a> {
 
 /// Gives a port back to the kernel whose interface is gone, another one, or unfit now, or is to be
 /// opened anew. Returns whether it was served.
-fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &mut Equipment<'_>) -> Result<bool> {
+fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &Equipment<'_>) -> Result<bool> {
     let Some(link) = prospect.link else { return Ok(leave(port, with)) };
     if port.state != State::Active {
         return Ok(false);
@@ -128,16 +139,12 @@ fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &mut Equipment<'_>) 
     if port.ifindex != link.ifindex {
         say!("interface {} is another one now", port.ifname);
         port.deactivate(State::Absent, with);
-        // What was closed just now stays busy for a while, and may have another name.
-        with.tries = with.tries.max(BUSY_TRIES_LATER);
     } else if let Some(why) = prospect.hindrance.as_ref().or(obstacle) {
         say!("interface {}: {why}; left to the kernel", port.ifname);
         port.deactivate(State::Waiting(why.clone()), with);
     } else if prospect.obstacle.is_none() && port.is_outgrown(link) {
         say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
         port.deactivate(State::Absent, with);
-        // What was closed just now stays busy for a while.
-        with.tries = with.tries.max(BUSY_TRIES_LATER);
     } else {
         port.follow(link, with.punt)?;
         return Ok(false);
@@ -188,7 +195,7 @@ fn come(
 }
 
 /// A port's interface is gone, or not to be a port any longer. Returns whether it was one.
-fn leave(port: &mut Port, with: &mut Equipment<'_>) -> bool {
+fn leave(port: &mut Port, with: &Equipment<'_>) -> bool {
     let was_active = port.state == State::Active;
     if port.state != State::Absent {
         port.deactivate(State::Absent, with);
@@ -199,8 +206,6 @@ fn leave(port: &mut Port, with: &mut Equipment<'_>) -> bool {
                 port.ifname
             ),
         }
-        // What was closed just now stays busy for a while, and may have another name.
-        with.tries = with.tries.max(BUSY_TRIES_LATER);
     }
     was_active
 }

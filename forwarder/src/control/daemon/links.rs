@@ -96,9 +96,7 @@ impl Daemon {
         let mut counters = Counters::new();
         let mut last_tx_ms: Option<u64> = None;
         for worker in &self.workers {
-            // A port's slots in the driver; see `Worker`.
-            let slots = worker.stats.ports.iter().skip(usize::from(port.index));
-            for slot in slots.step_by(usize::from(self.max_ports)) {
+            for (_, slot) in worker.stats.slots_of(port.index, self.max_ports) {
                 add(&mut counters, &port_counters(slot));
                 let (sent_ns, now_ns) = (slot.last_tx_ns.get(), worker.clock.now_ns());
                 let ago = (sent_ns != 0).then(|| now_ns.saturating_sub(sent_ns) / 1_000_000);

@@ -48,9 +48,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::capture::Captures;
 use self::crossroads::Crossroads;
-use self::follow::active;
 use self::latency::Baseline;
-use self::port::{Equipment, Port, State};
+use self::port::{Port, State};
 use self::relay::{Pending, relay};
 use super::api::Request;
 use super::config::RunOptions;
@@ -217,7 +216,7 @@ impl Daemon {
         let links = self.links();
         for port in &self.ports {
             let name = &port.ifname;
-            let Some(link) = links.iter().find(|link| link.name == *name) else {
+            let Some(link) = links.named(name) else {
                 let known: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
                 bail!("no interface {name}; there are: {}", known.join(" "));
             };
@@ -247,11 +246,6 @@ impl Daemon {
         }
         self.tell_captures();
         self.steer()
-    }
-
-    /// Which interfaces are ports now.
-    fn tell_mirror(&mut self) {
-        self.mirror.set_ports(&active(&self.ports));
     }
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
@@ -336,22 +330,12 @@ impl Daemon {
     fn retry_ports(&mut self) -> Result<()> {
         let nics = nic::read().unwrap_or_default();
         let (mut changed, mut given_up) = (false, false);
-        for port in &mut self.ports {
+        let (ports, mut with) = self.ports_and_equipment(BUSY_TRIES_LATER);
+        for port in ports {
             let spoilt = port.spoilt(&nics);
             if spoilt.is_none() && !port.queues_changed() {
                 continue;
             }
-            let mut with = Equipment {
-                steering: &mut self.steering,
-                punt: &self.punt,
-                workers: &self.workers,
-                options: &self.options,
-                max_ports: self.max_ports,
-                rounds: self.rounds,
-                cpus: &self.cpus,
-                crossroads: &mut self.crossroads,
-                tries: BUSY_TRIES_LATER,
-            };
             if let Some(why) = spoilt {
                 say!("interface {} {why}; left to the kernel", port.ifname);
                 port.deactivate(State::Waiting(why), &with);
@@ -452,9 +436,7 @@ impl Daemon {
     fn watch_firewall(&mut self) -> Result<()> {
         let rules = Rules::read();
         if let Ok(rules) = &rules {
-            let matched = self.ports.iter().filter(|port| port.matched && port.is_listed());
-            let matched: Vec<&str> = matched.map(|port| port.ifname.as_str()).collect();
-            let hindered = self.hindrances(rules, matched.into_iter());
+            let hindered = self.hindrances(rules, self.matched_names());
             if hindered != self.hindered {
                 self.hindered = hindered;
                 self.bring_up_ports(false)?;
@@ -462,8 +444,7 @@ impl Daemon {
         }
         let mut ports = self.options.interfaces.named().to_vec();
         if self.options.ignore_firewall {
-            let matched = self.ports.iter().filter(|port| port.matched && port.is_listed());
-            ports.extend(matched.map(|port| port.ifname.clone()));
+            ports.extend(self.matched_names().map(str::to_owned));
         }
         // What cannot be read may hold anything.
         let bypassed = rules

@@ -12,7 +12,6 @@ use super::{Daemon, WORKER_TIMEOUT};
 use crate::control::config::PORTS_MAX;
 use crate::control::firewall::Rules;
 use crate::control::interfaces::Candidate;
-use crate::stats::PortStats;
 
 /// Ports for which there is room beyond those there at the start, when nobody says otherwise.
 const SPARE: u16 = 8;
@@ -94,6 +93,11 @@ impl Daemon {
         )
     }
 
+    /// The ports that nobody named.
+    pub(super) fn matched_names(&self) -> impl Iterator<Item = &str> {
+        self.listed().filter(|port| port.matched).map(|port| port.ifname.as_str())
+    }
+
     fn place(&self, matching: &Matching) -> Place {
         let is_free = |port: &&Port| {
             let returns = matching.get(&port.ifname) == Some(&true);
@@ -128,11 +132,11 @@ impl Daemon {
 
     /// What was counted for another interface is not this one's.
     fn forget(&mut self, index: u16) {
-        let stride = usize::from(self.max_ports);
+        let ports = self.max_ports;
         for worker in &self.workers {
             let counted = worker.call(WORKER_TIMEOUT, move |_, _, stats| {
-                let slots = stats.ports.iter().skip(usize::from(index)).step_by(stride);
-                slots.map(PortStats::reset).fold([0; 3], |sum, slot| add(sum, &slot))
+                let counted = stats.slots_of(index, ports).map(|(_, slot)| slot.reset());
+                counted.fold([0; 3], |sum, slot| add(sum, &slot))
             });
             self.retired = add(self.retired, &counted.unwrap_or_default());
         }

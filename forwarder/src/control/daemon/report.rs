@@ -198,14 +198,11 @@ impl Daemon {
     }
 
     fn port_report(&self, port: &super::Port) -> PortReport {
-        let index = port.index as usize;
         let mut counters = Counters::new();
         let mut driver = Counters::new();
         for worker in &self.workers {
-            // A port's slots in the driver; see `Worker`.
-            for slot in (index..worker.stats.ports.len()).step_by(usize::from(self.max_ports)) {
-                add(&mut counters, &port_counters(&worker.stats.ports[slot]));
-                let slot = slot as u16;
+            for (slot, stats) in worker.stats.slots_of(port.index, self.max_ports) {
+                add(&mut counters, &port_counters(stats));
                 let statistics = worker.call(WORKER_TIMEOUT, move |io, _, _| io.statistics(slot));
                 add(
                     &mut driver,

@@ -75,7 +75,7 @@ impl Daemon {
     fn queues(&self) -> Result<Vec<Queues>> {
         let links = self.links();
         let queues = |port: &Port| {
-            let link = links.iter().find(|link| link.name == port.ifname);
+            let link = links.named(&port.ifname);
             let link = link.with_context(|| format!("interface {} is gone", port.ifname))?;
             nic::queues(link.ifindex)
                 .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))

@@ -105,15 +105,20 @@ fn eventually(
     }
 }
 
-/// Two veth pairs, up, with addresses at one end of each, and forwarding.
+/// Two veth pairs, up.
+const LINKS: [&str; 6] = [
+    "ip link add va type veth peer name vb",
+    "ip link add vc type veth peer name vd",
+    "ip link set va up",
+    "ip link set vb up",
+    "ip link set vc up",
+    "ip link set vd up",
+];
+
+/// The same with addresses at one end of each, and forwarding.
 fn ports() {
+    LINKS.iter().for_each(|line| run(line));
     [
-        "ip link add va type veth peer name vb",
-        "ip link add vc type veth peer name vd",
-        "ip link set va up",
-        "ip link set vb up",
-        "ip link set vc up",
-        "ip link set vd up",
         "ip addr add 10.0.0.1/24 dev va",
         "ip addr add 10.0.1.1/24 dev vc",
         "ip addr add 2001:db8::1/64 dev va nodad",

@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::answers::{Question, same_answers};
 use super::oracle::equals_kernel;
 use super::random::Rng;
-use super::{eventually, in_netns, ip_batch, ports, run, settle};
+use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle};
 use crate::control::mirror::{Mirror, MirrorOptions};
 
 #[track_caller]
@@ -24,13 +24,8 @@ fn assert_answers(mirror: &mut Mirror, questions: &[Question]) {
     assert!(answers.as_ref().is_ok_and(Vec::is_empty), "{answers:?}");
 }
 
+/// What the lab has beside its links.
 const LAB: &[&str] = &[
-    "ip link add va type veth peer name vb",
-    "ip link add vc type veth peer name vd",
-    "ip link set va up",
-    "ip link set vb up",
-    "ip link set vc up",
-    "ip link set vd up",
     "ip addr add 10.0.0.1/24 brd + dev va",
     "ip addr add 10.0.1.1/24 dev vc",
     "ip addr add 2001:db8::1/64 dev va nodad",
@@ -68,7 +63,7 @@ const LAB: &[&str] = &[
 #[ignore = "needs root: run by scripts/test"]
 fn root_a_dump_shows_what_the_kernel_has() {
     in_netns(|| {
-        LAB.iter().for_each(|line| run(line));
+        LINKS.iter().chain(LAB).for_each(|line| run(line));
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
         assert_equals_kernel(&mut mirror);
         assert_eq!(mirror.counters().unparsable, 0);
@@ -80,7 +75,7 @@ fn root_a_dump_shows_what_the_kernel_has() {
 fn root_events_show_what_the_kernel_has() {
     in_netns(|| {
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
-        for line in LAB {
+        for line in LINKS.iter().chain(LAB) {
             run(line);
             assert_equals_kernel(&mut mirror);
         }
