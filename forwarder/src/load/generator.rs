@@ -208,11 +208,18 @@ impl Generator {
                 result = result.and(told);
             }
         }
+        let told = self.started.elapsed();
         for running in &mut self.threads {
             if let Some(thread) = running.thread.take() {
                 let (at, how) =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 let ended = at.saturating_duration_since(self.started);
+                // A program that was told sends nothing more, but its thread is told when the system
+                // call is over.
+                let ended = match running.counters {
+                    Counters::Program { .. } => ended.min(told),
+                    Counters::Worker(_) => ended,
+                };
                 self.ended = self.ended.max(Some(ended));
                 result = result.and(how);
             }

@@ -14,11 +14,12 @@ use super::{LoadError, Pace, Place, object};
 use crate::control::nic::Nic;
 use crate::worker::affinity;
 
-/// Runs of the program in one system call: setting one up takes about 20 ms, and only when it is
-/// over does the thread see that it is to stop.
-const REPEAT: u32 = 1 << 20;
-/// Fewest runs: the kernel works in batches of 64.
+/// How long a system call is to take: setting one up takes about 20 ms, in which nothing is sent, and
+/// only when it is over does the thread see that it is to stop.
+const CALL: Duration = Duration::from_millis(500);
+/// Runs of the program in one system call. The kernel works in batches of 64.
 const REPEAT_MIN: u32 = 64;
+const REPEAT_MAX: u32 = 1 << 28;
 /// How long a system call may take where the program waits for packets to be due.
 const PACED_CALL: Duration = Duration::from_secs(1);
 /// BPF_F_TEST_XDP_LIVE_FRAMES of linux/bpf.h.
@@ -98,8 +99,9 @@ impl Worker {
             .find(|program| program.name() == PROGRAM_PKTGEN)
             .ok_or(LoadError::Incomplete(PROGRAM_PKTGEN))?;
         let frame = vec![0; self.config.frame_max as usize];
-        // What a run is thought to take, until it is known.
-        let mut run_ns = 100.0;
+        // What a run is thought to take, until it is known: one that waits to be due is soon over, one
+        // that sends may take the packet as far as its sink.
+        let mut run_ns = if self.config.interval == 0 { 1000.0 } else { 100.0 };
         loop {
             let sent = state(state_map)?.sent;
             let Some(repeat) = self.repeat(sent, run_ns) else { return Ok(()) };
@@ -132,12 +134,14 @@ impl Worker {
             return None;
         }
         let left = if count == 0 { u64::MAX } else { count - sent };
-        if interval == 0 {
-            return Some(u32::try_from(left).unwrap_or(REPEAT).clamp(REPEAT_MIN, REPEAT));
-        }
-        let left_ns = left as f64 * (interval >> INTERVAL_SHIFT).max(1) as f64;
-        let call_ns = left_ns.min(PACED_CALL.as_nanos() as f64);
-        Some(((call_ns / run_ns.max(1.0)) as u32).clamp(REPEAT_MIN, 1 << 28))
+        let runs = |call_ns: f64| (call_ns / run_ns.max(1.0)) as u32;
+        let repeat = if interval == 0 {
+            u32::try_from(left).unwrap_or(REPEAT_MAX).min(runs(CALL.as_nanos() as f64))
+        } else {
+            let left_ns = left as f64 * (interval >> INTERVAL_SHIFT).max(1) as f64;
+            runs(left_ns.min(PACED_CALL.as_nanos() as f64))
+        };
+        Some(repeat.clamp(REPEAT_MIN, REPEAT_MAX))
     }
 
     /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
