@@ -9,11 +9,14 @@
 //! ICMP errors quote the packet with its partial checksum, as the kernel's do. Not recognised:
 //! checksums of a packet inside a tunnel, and SCTP's.
 
+use super::ip_input::Iphdr;
+use super::ip6_input::Ipv6hdr;
 use crate::skb::{IpSummed, SkBuff};
 use crate::wire::checksum::{
     fold, is_valid, ones_complement_sum, pseudo_header_v4, pseudo_header_v6,
 };
-use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+use crate::wire::ipv6_ext::is_ext_header;
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
 /// Where a transport checksum is and what it is taken over.
 struct Checksum {
@@ -27,8 +30,51 @@ struct Checksum {
     udp: bool,
 }
 
-/// Marks a packet whose transport checksum is partial.
-pub(super) fn recognise(skb: &mut SkBuff) {
+/// Marks an IPv4 packet whose transport checksum is partial. Others are told by one look at the field.
+#[inline]
+pub(super) fn recognise4(skb: &mut SkBuff, iph: &Iphdr) {
+    let header_len = usize::from(iph.header_len);
+    let len = iph.tot_len.saturating_sub(u16::from(iph.header_len));
+    let (src, dst) = (iph.saddr.into(), iph.daddr.into());
+    let looks_so = || fold(pseudo_header_v4(src, dst, iph.protocol, len));
+    if field_of(iph.protocol).is_some_and(|field| holds(skb, header_len + field, looks_so)) {
+        recognise(skb);
+    }
+}
+
+/// As [`recognise4`] for IPv6. Behind extension headers it takes more than a look.
+#[inline]
+pub(super) fn recognise6(skb: &mut SkBuff, hdr: &Ipv6hdr) {
+    let len = hdr.len.saturating_sub(ipv6::HEADER_LEN) as u32;
+    let looks_so = || fold(pseudo_header_v6(hdr.saddr, hdr.daddr, hdr.next_header, len));
+    let maybe = match field_of(hdr.next_header) {
+        Some(field) => holds(skb, ipv6::HEADER_LEN + field, looks_so),
+        None => is_ext_header(hdr.next_header),
+    };
+    if maybe {
+        recognise(skb);
+    }
+}
+
+/// Where the checksum stands in a transport header, octets.
+#[inline]
+fn field_of(protocol: Protocol) -> Option<usize> {
+    match protocol {
+        Protocol::TCP => Some(16),
+        Protocol::UDP => Some(6),
+        _ => None,
+    }
+}
+
+/// Whether `value` stands `at` octets behind the network header's start.
+#[inline]
+fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
+    let field = skb.network_header().get(at..at + 2).and_then(|field| field.first_chunk());
+    field.is_some_and(|field| u16::from_be_bytes(*field) == value())
+}
+
+#[cold]
+fn recognise(skb: &mut SkBuff) {
     let packet = skb.network_header();
     let Some(checksum) = find(skb) else { return };
     let Some(&[high, low]) = packet.get(checksum.field..checksum.field + 2) else { return };
@@ -101,11 +147,7 @@ fn find(skb: &SkBuff) -> Option<Checksum> {
         }
         _ => return None,
     };
-    let (field, udp) = match protocol {
-        Protocol::TCP => (transport + 16, false),
-        Protocol::UDP => (transport + 6, true),
-        _ => return None,
-    };
+    let (field, udp) = (transport + field_of(protocol)?, protocol == Protocol::UDP);
     let is_there = field + 2 <= end.min(packet.len()) && end <= packet.len() + skb.data_len();
     is_there.then_some(Checksum { transport, end, field, pseudo_header, udp })
 }

@@ -26,6 +26,7 @@ const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
 pub(super) struct Ipv6hdr {
     pub saddr: Ipv6Addr,
     pub daddr: Ipv6Addr,
+    pub next_header: Protocol,
     pub hop_limit: u8,
     /// Length of the whole packet, octets.
     pub len: usize,
@@ -40,6 +41,7 @@ impl Ipv6hdr {
         Ipv6hdr {
             saddr: ipv6.src_addr(),
             daddr: ipv6.dst_addr(),
+            next_header: ipv6.next_header(),
             hop_limit: ipv6.hop_limit(),
             len: skb.len() - skb.network_offset(),
         }

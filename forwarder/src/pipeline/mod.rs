@@ -137,7 +137,7 @@ fn ip_rcv<'a>(
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     if dev.partial_csum {
-        csum_partial::recognise(skb);
+        csum_partial::recognise4(skb, &iph);
     }
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)? == Asked::Some {
         iph = Iphdr::of(skb);
@@ -167,7 +167,7 @@ fn ip6_rcv<'a>(
 ) -> Result<(Dst<'a>, PostRouted), Exit> {
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     if dev.partial_csum {
-        csum_partial::recognise(skb);
+        csum_partial::recognise6(skb, &hdr);
     }
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)? == Asked::Some {
         hdr = Ipv6hdr::of(skb);
