@@ -132,8 +132,7 @@ impl Port {
             && let Some(desc) = self.socket.rx.pop()
         {
             let Some(mut skb) = self.receive(desc, slots, pool, stats, counters) else { continue };
-            skb.port = port;
-            skb.iif = self.config.ifindex;
+            (skb.port, skb.iif) = (port, self.config.ifindex);
             // Written by another core, or a device: on its way while the rest of the ring is read.
             prefetch_index(skb.data(), 0);
             packets += 1;
@@ -154,8 +153,8 @@ impl Port {
         packets as usize
     }
 
-    /// The packet an RX descriptor tells of. `None`: it was dropped, and counted.
-    #[inline]
+    /// The packet an RX descriptor tells of. `None`: there is none yet, or it was dropped, and counted.
+    #[inline(always)]
     fn receive(
         &mut self,
         desc: libc::xdp_desc,
@@ -165,29 +164,30 @@ impl Port {
         counters: Option<&PortStats>,
     ) -> Option<SkBuff> {
         let addr = packet_addr(desc.addr);
-        let taken = slots.take(addr, self.rx_owner);
-        self.fill_and_rx -= u32::from(taken.is_some());
-        if desc.options & libc::XDP_PKT_CONTD != 0 || self.in_multi_buffer {
-            let desc = libc::xdp_desc { addr, ..desc };
-            let reason = match self.receive_part(desc, taken, pool) {
-                Ok(skb) => return skb,
-                Err(reason) => reason,
-            };
-            count_rx_drop(reason, stats, counters);
-            return None;
-        }
-        let Some(frame) = taken else {
-            count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
-            return None;
-        };
-        let offset = (addr % FRAME_SIZE as u64) as usize;
-        match SkBuff::receive(frame, offset, desc.len as usize) {
-            Ok(skb) => Some(skb),
-            Err(frame) => {
+        let frame = slots.take(addr, self.rx_owner);
+        self.fill_and_rx -= u32::from(frame.is_some());
+        let desc = libc::xdp_desc { addr, ..desc };
+        let (more, begun) = (desc.options & libc::XDP_PKT_CONTD != 0, self.in_multi_buffer);
+        match frame {
+            Some(frame) if !more && !begun => {
+                let offset = (addr % FRAME_SIZE as u64) as usize;
+                match SkBuff::receive(frame, offset, desc.len as usize) {
+                    Ok(skb) => Some(skb),
+                    Err(frame) => {
+                        pool.free(frame);
+                        count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
+                        None
+                    }
+                }
+            }
+            None if !more && !begun => {
                 count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
-                pool.free(frame);
                 None
             }
+            frame => self.receive_part(desc, frame, pool).unwrap_or_else(|reason| {
+                count_rx_drop(reason, stats, counters);
+                None
+            }),
         }
     }
 
