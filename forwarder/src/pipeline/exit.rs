@@ -1,7 +1,7 @@
 //! How a packet leaves the road before its end.
 //!
-//! Every stage returns `Result<_, Exit>`, and `?` is the only way off the road. What an exit does
-//! to the packet is done in one place, `leave` in the parent module.
+//! Every stage returns `Result<_, Exit>`, and `?` is the only way off the road. What an exit means
+//! for the packet is said in one place, `leave` in the parent module.
 
 use crate::stats::{DropReason, PuntReason};
 

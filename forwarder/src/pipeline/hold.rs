@@ -50,7 +50,7 @@ impl Slot {
 
     /// Not while its packets are taken out: then it has no room.
     fn is_free(&self) -> bool {
-        self.packets.room() == PER_NEIGHBOUR
+        self.packets.is_empty() && self.packets.room() > 0
     }
 }
 

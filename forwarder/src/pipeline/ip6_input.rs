@@ -43,7 +43,7 @@ impl Ipv6hdr {
             daddr: ipv6.dst_addr(),
             next_header: ipv6.next_header(),
             hop_limit: ipv6.hop_limit(),
-            len: skb.len() - skb.network_offset(),
+            len: skb.network_len(),
         }
     }
 }
@@ -70,15 +70,17 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
     // The length may be zero if a jumbo payload option says more; see there.
     let hop_by_hop = ipv6.next_header() == Protocol::HOP_BY_HOP;
     let total_len = ipv6.total_len();
-    let offset = skb.network_offset();
+    let len = skb.network_len();
     if ipv6.payload_len() != 0 || !hop_by_hop {
-        if total_len > skb.len() - offset {
+        if total_len > len {
             stats.mib(Mib::Ip6InTruncatedPkts);
             return Err(Exit::Drop(DropReason::IpTotalLength));
         }
-        skb.trim(offset + total_len);
+        if total_len < len {
+            skb.trim(skb.network_offset() + total_len);
+        }
     }
-    skb.set_transport_header(offset + HEADER_LEN);
+    skb.set_network_header_len(HEADER_LEN);
     if hop_by_hop {
         parse_hopopts(skb, ctx)?;
     }

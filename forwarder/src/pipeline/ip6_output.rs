@@ -20,7 +20,7 @@ pub(super) fn ip6_finish_output(
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
-    if (skb.len() - skb.network_offset()) as u32 > dst.mtu {
+    if skb.network_len() as u32 > dst.mtu {
         return too_big(skb, dst, ctx);
     }
     match dst.gateway() {

@@ -72,11 +72,11 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         return header_error(stats, DropReason::IpTruncated);
     };
     let ipv4 = Ipv4Packet::new_unchecked(fixed);
-    let header_len = ipv4.header_len();
     // 2. Checksum: of the usual header without a look at what 4. and 3. ask.
-    let intact = if fixed[0] == VERSION_4_NO_OPTIONS {
-        checksum::verify(fixed)
+    let (intact, header_len) = if fixed[0] == VERSION_4_NO_OPTIONS {
+        (checksum::verify(fixed), HEADER_LEN_MIN)
     } else {
+        let header_len = ipv4.header_len();
         // 4. Version, and 3. header length: the kernel looks at both before the checksum.
         if ipv4.version() != 4 {
             return header_error(stats, DropReason::IpVersion);
@@ -87,7 +87,7 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         let Some(header) = skb.network_header().get(..header_len) else {
             return header_error(stats, DropReason::IpTruncated);
         };
-        checksum::verify(header)
+        (checksum::verify(header), header_len)
     };
     if !intact {
         stats.mib(Mib::IpExtInCsumErrors);
@@ -95,8 +95,8 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
     }
     // 5. Total length: within the frame, and not shorter than the header.
     let total_len = usize::from(ipv4.total_len());
-    let offset = skb.network_offset();
-    if total_len > skb.len() - offset {
+    let len = skb.network_len();
+    if total_len > len {
         stats.mib(Mib::IpExtInTruncatedPkts);
         return Err(Exit::Drop(DropReason::IpTotalLength));
     }
@@ -104,8 +104,10 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         return header_error(stats, DropReason::IpTotalLength);
     }
     let iph = Iphdr::read(fixed);
-    skb.trim(offset + total_len);
-    skb.set_transport_header(offset + header_len);
+    if total_len < len {
+        skb.trim(skb.network_offset() + total_len);
+    }
+    skb.set_network_header_len(header_len);
     Ok(iph)
 }
 

@@ -30,16 +30,14 @@ pub(super) fn post_routing(
 }
 
 /// `ip_finish_output`: sends the packet, in fragments if it is longer than the way allows.
-#[inline(always)]
 pub(super) fn ip_finish_output(skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
-    if (skb.len() - skb.network_offset()) as u32 > dst.mtu {
+    if skb.network_len() as u32 > dst.mtu {
         return ip_fragment(skb, dst, routed, ctx);
     }
     ip_finish_output2(skb, dst, routed, ctx);
 }
 
 /// `ip_finish_output2`: to the router, of whichever family, or to the destination itself.
-#[inline(always)]
 pub(super) fn ip_finish_output2(
     skb: SkBuff,
     dst: &Dst<'_>,

@@ -6,6 +6,7 @@
 //!     └─ ip6_input ─────── PRE_ROUTING ─ route6 ───────────── ip6_forward ─ FORWARD ─┤
 //!                                                                                   │
 //!  port ── neigh_output ── ip_fragment (IPv4) ── ip_output: POST_ROUTING ───────────┘
+//!    └──── neigh_hh_output, where neither fragments nor tags are due ───┘
 //! ```
 //! Tags are taken off and put on at the two ends of the road ([`vlan`]); between them a VLAN is an
 //! interface like others.
@@ -16,7 +17,7 @@
 //! check stands before the first write, so that an ICMP error quotes the packet as it was received
 //! (but for what record route and timestamp options noted on the way here, as in the kernel)
 //! and the kernel, where it gets a packet back, gets it as it was. `?` is the only way off the
-//! road ([`Exit`]); what an exit does to a packet is done in [`leave`].
+//! road ([`Exit`]); senders are told in [`leave`], and [`carry_out`] drops, hands back or sends.
 //!
 //! Own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host go to the
 //! kernel, before LOCAL_IN, which is the kernel's to run. Left out: reassembly, multicast routing,
@@ -51,7 +52,10 @@ pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
 pub use hold::{drop_held, poll_held};
 
+use std::net::IpAddr;
+
 use crate::netfilter::{Hook, HookState, Verdict};
+use crate::skb::burst::BURST;
 use crate::skb::{Burst, SkBuff};
 use crate::stats::{DropReason, PuntReason};
 use crate::tables::Link;
@@ -65,26 +69,94 @@ use ip_output::{PostRouted, ip_finish_output, post_routing};
 use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::{Ipv6hdr, ip6_rcv_core};
 use ip6_output::ip6_finish_output;
-use route::{Dst, RouteInput, ip_route_input, own_sources_listed};
+use neigh_output::{enqueue, enqueue_all, neigh_hh_output};
+use route::{Dst, ip_route_input, own_sources_listed};
 use route_ahead::RoutesAhead;
 use route_hint::RouteHint;
 use route6::ip6_route_input;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. What is to be sent, handed
 /// back or asked for is in [`Ctx::out`] afterwards; the worker empties it before the next call.
+///
+/// The packets of a burst are changed where they lie, and moved together afterwards: moved one by one,
+/// each would wait for what was just written to it. They stay in order; ICMP errors about some of them
+/// go ahead, and have their frames from the pool before those that are dropped return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
-    let ahead = RoutesAhead::look(burst.as_slice(), ctx.tables);
-    let mut known = RoutesKnown {
-        ahead: &ahead,
-        n: 0,
-        own_sources_listed: own_sources_listed(ctx.tables),
-        hint4: RouteHint::default(),
-        hint6: RouteHint::default(),
-    };
-    for (n, skb) in burst.drain(usize::MAX).enumerate() {
-        known.n = n;
-        forward(skb, &mut known, ctx);
+    while !burst.is_empty() {
+        let count = burst.len().min(BURST);
+        let packets = &mut burst.as_mut_slice()[..count];
+        let ahead = RoutesAhead::look(packets, ctx.tables);
+        let mut known = RoutesKnown {
+            ahead: &ahead,
+            n: 0,
+            own_sources_listed: own_sources_listed(ctx.tables),
+            hint4: RouteHint::default(),
+            hint6: RouteHint::default(),
+        };
+        let mut todo =
+            Todo { outcomes: [const { Outcome::Output }; BURST], ways: [const { None }; BURST] };
+        for (n, skb) in packets.iter_mut().enumerate() {
+            known.n = n;
+            let outcome = forward(skb, &mut known, &mut todo.ways[n], ctx);
+            todo.outcomes[n] = outcome;
+        }
+        carry_out(burst, count, &todo, ctx);
     }
+}
+
+/// What is left to do with the packets of a burst, by position.
+struct Todo<'a> {
+    outcomes: [Outcome; BURST],
+    ways: [Option<Way<'a>>; BURST],
+}
+
+/// What is left to do with a packet whose way is decided.
+enum Outcome {
+    /// Its frame is complete and leaves by this port.
+    Xmit(u16, PostRouted),
+    /// It leaves by a [`Way`]: in fragments, with tags, to a neighbour that is not known yet, or to one
+    /// that hooks may have changed; or not at all, for there it is found too long, or the interface down.
+    Output,
+    /// It is dropped; its sender has been told, where that is due.
+    Drop(DropReason),
+    /// It goes back to the kernel.
+    Punt(PuntReason),
+}
+
+/// How a packet of a protocol leaves that is not complete.
+type Way<'a> = (EtherType, Dst<'a>, PostRouted);
+
+/// Does so with the first `count` packets, oldest first.
+#[inline]
+fn carry_out(burst: &mut Burst, count: usize, todo: &Todo<'_>, ctx: &mut Ctx<'_>) {
+    let outcomes = &todo.outcomes[..count];
+    if count == burst.len()
+        && let Some((port, routed)) = same_port(outcomes)
+        && enqueue_all(burst, port, routed, ctx)
+    {
+        return;
+    }
+    for ((skb, outcome), way) in burst.drain(count).zip(outcomes).zip(&todo.ways) {
+        match (outcome, way) {
+            (Outcome::Xmit(port, routed), _) => enqueue(skb, *port, routed, ctx),
+            (Outcome::Output, Some((EtherType::IPV4, dst, routed))) => {
+                ip_finish_output(skb, dst, routed, ctx);
+            }
+            (Outcome::Output, Some((_, dst, routed))) => ip6_finish_output(skb, dst, routed, ctx),
+            // Every such packet has one.
+            (Outcome::Output, None) => ctx.drop_skb(skb, DropReason::DevNotReady),
+            (Outcome::Drop(reason), _) => ctx.drop_skb(skb, *reason),
+            (Outcome::Punt(reason), _) => ctx.punt_skb(skb, *reason),
+        }
+    }
+}
+
+/// The port by which all leave complete, if it is one.
+#[inline]
+fn same_port(outcomes: &[Outcome]) -> Option<(u16, &PostRouted)> {
+    let Some(Outcome::Xmit(first, routed)) = outcomes.first() else { return None };
+    let all = outcomes.iter().all(|next| matches!(next, Outcome::Xmit(port, _) if port == first));
+    all.then_some((*first, routed))
 }
 
 /// What is known of packets' routes before they are looked up one by one.
@@ -97,26 +169,34 @@ struct RoutesKnown<'a, 'b> {
     hint6: RouteHint<'a, u128>,
 }
 
+/// The road of one packet. `way` is for what is not complete at its end.
 #[inline(always)]
-fn forward<'a>(mut skb: SkBuff, known: &mut RoutesKnown<'a, '_>, ctx: &mut Ctx<'a>) {
-    let exit = match receive(&mut skb, ctx) {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv(&mut skb, dev, known, ctx) {
-            Ok((mut dst, routed)) => {
-                known.hint4.resolve(&mut dst, ctx.tables);
-                return ip_finish_output(skb, &dst, &routed, ctx);
-            }
-            Err(exit) => exit,
-        },
-        Ok((_, dev)) => match ip6_rcv(&mut skb, dev, known, ctx) {
-            Ok((mut dst, routed)) => {
-                known.hint6.resolve(&mut dst, ctx.tables);
-                return ip6_finish_output(skb, &dst, &routed, ctx);
-            }
-            Err(exit) => exit,
-        },
-        Err(exit) => exit,
+fn forward<'a>(
+    skb: &mut SkBuff,
+    known: &mut RoutesKnown<'a, '_>,
+    way: &mut Option<Way<'a>>,
+    ctx: &mut Ctx<'a>,
+) -> Outcome {
+    let (ethertype, routed) = match receive(skb, ctx) {
+        Ok((EtherType::IPV4, dev)) => (EtherType::IPV4, ip_rcv(skb, dev, known, ctx)),
+        Ok((_, dev)) => (EtherType::IPV6, ip6_rcv(skb, dev, known, ctx)),
+        Err(exit) => return leave(skb, exit, ctx),
     };
-    leave(skb, exit, ctx);
+    let routed = match routed {
+        Ok(routed) => routed,
+        Err(exit) => return leave(skb, exit, ctx),
+    };
+    let dst = match ethertype {
+        EtherType::IPV4 => known.hint4.dst(),
+        _ => known.hint6.dst(),
+    };
+    match dst {
+        Some(dst) if neigh_hh_output(skb, dst, &routed) => Outcome::Xmit(dst.port, routed),
+        dst => {
+            *way = dst.map(|dst| (ethertype, *dst, routed));
+            Outcome::Output
+        }
+    }
 }
 
 /// Up to the protocol, and the interface that the packet counts as received by.
@@ -134,7 +214,7 @@ fn ip_rcv<'a>(
     dev: &'a Link,
     known: &mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
-) -> Result<(Dst<'a>, PostRouted), Exit> {
+) -> Result<PostRouted, Exit> {
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     if dev.partial_csum {
         csum_partial::recognise4(skb, &iph);
@@ -142,19 +222,20 @@ fn ip_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)? == Asked::Some {
         iph = Iphdr::of(skb);
     }
-    let route = ip_route_input(skb, &iph, dev, known, ctx)?;
+    let error = ip_route_input(skb, &iph, dev, known, ctx)?;
     let options = match iph.has_options() {
         true => Some(ip_rcv_options(skb, &iph, dev, ctx)?),
         false => None,
     };
-    let dst = match route {
-        RouteInput::Forward(dst) => dst,
-        RouteInput::Error(error) => return Err(ip_error(&iph, error, dev, ctx)),
-    };
-    ip_forward_checks(skb, &iph, &dst, ctx)?;
-    ip_forward(skb, options, &dst, ctx)?;
-    let routed = post_routing(skb, &dst, EtherType::IPV4, ctx)?;
-    Ok((dst, routed))
+    if let Some(error) = error {
+        return Err(ip_error(&iph, error, dev, ctx));
+    }
+    let dst = known.hint4.dst().ok_or(Exit::Punt(PuntReason::NotReady))?;
+    ip_forward_checks(skb, &iph, dst, ctx)?;
+    ip_forward(skb, options, dst, ctx)?;
+    let routed = post_routing(skb, dst, EtherType::IPV4, ctx)?;
+    dst.resolve(IpAddr::V4(iph.daddr.into()), ctx.tables);
+    Ok(routed)
 }
 
 /// The road of an IPv6 packet.
@@ -164,7 +245,7 @@ fn ip6_rcv<'a>(
     dev: &'a Link,
     known: &mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
-) -> Result<(Dst<'a>, PostRouted), Exit> {
+) -> Result<PostRouted, Exit> {
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     if dev.partial_csum {
         csum_partial::recognise6(skb, &hdr);
@@ -172,11 +253,13 @@ fn ip6_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)? == Asked::Some {
         hdr = Ipv6hdr::of(skb);
     }
-    let dst = ip6_route_input(skb, &hdr, dev, known, ctx)?;
-    ip6_forward_checks(skb, &hdr, dev, &dst, ctx)?;
-    ip6_forward(skb, &dst, ctx)?;
-    let routed = post_routing(skb, &dst, EtherType::IPV6, ctx)?;
-    Ok((dst, routed))
+    ip6_route_input(skb, &hdr, dev, known, ctx)?;
+    let dst = known.hint6.dst().ok_or(Exit::Punt(PuntReason::NotReady))?;
+    ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
+    ip6_forward(skb, dst, ctx)?;
+    let routed = post_routing(skb, dst, EtherType::IPV6, ctx)?;
+    dst.resolve(IpAddr::V6(hdr.daddr), ctx.tables);
+    Ok(routed)
 }
 
 /// Whether a hook point had functions: what was read of the packet before may be different now.
@@ -207,23 +290,21 @@ fn nf_hook(
     }
 }
 
-/// What becomes of a packet that left the road.
+/// What is to become of a packet that left the road. Its sender is told at once: how often that is done
+/// depends on what was before. (What [`ip6_finish_output`] finds too long is told of later.)
 #[cold]
-fn leave(skb: SkBuff, exit: Exit, ctx: &mut Ctx<'_>) {
+fn leave(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Outcome {
     let error = match exit {
-        Exit::Drop(reason) => return ctx.drop_skb(skb, reason),
-        Exit::Punt(reason) => return ctx.punt_skb(skb, reason),
+        Exit::Drop(reason) => return Outcome::Drop(reason),
+        Exit::Punt(reason) => return Outcome::Punt(reason),
         Exit::Icmp(error) => error,
     };
     let told = match skb.network_header().first() {
         // An error is only about a packet whose version has been looked at.
-        Some(octet) if octet >> 4 == 4 => icmp_send(&skb, &error, ctx),
-        _ => icmp6_send(&skb, &error, ctx),
+        Some(octet) if octet >> 4 == 4 => icmp_send(skb, &error, ctx),
+        _ => icmp6_send(skb, &error, ctx),
     };
-    match told {
-        Ok(()) => ctx.drop_skb(skb, error.reason),
-        Err(reason) => ctx.punt_skb(skb, reason),
-    }
+    told.map_or_else(Outcome::Punt, |()| Outcome::Drop(error.reason))
 }
 
 #[cfg(test)]

@@ -9,10 +9,46 @@ use super::route::Dst;
 use super::vlan::vlan_dev_hard_header;
 use super::{Ctx, hold};
 use crate::neigh::Neighbour;
-use crate::skb::SkBuff;
+use crate::skb::{Burst, SkBuff};
 use crate::stats::DropReason;
 use crate::tables::Link;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
+
+/// How frames to a neighbour begin, where all begin the same: by an interface that is up and writes no
+/// tags (`struct hh_cache`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HhCache {
+    /// Destination and source, up to the EtherType.
+    addrs: [u8; 12],
+}
+
+impl HhCache {
+    /// `None`: it takes more than that.
+    pub fn new(neigh: &Neighbour, dev: &Link) -> Option<HhCache> {
+        let lladdr = neigh.lladdr.filter(|_| dev.up && dev.vlan.is_none())?;
+        let mut addrs = [0; 12];
+        addrs[..6].copy_from_slice(&lladdr);
+        addrs[6..].copy_from_slice(&dev.mac);
+        Some(HhCache { addrs })
+    }
+}
+
+/// `neigh_hh_output`: completes the frame of a packet that leaves whole, where nothing but its addresses
+/// is left to write. `false`: there is more to do, and nothing was changed: a header that does not fit is
+/// not begun.
+#[inline(always)]
+pub(super) fn neigh_hh_output(skb: &mut SkBuff, dst: &Dst<'_>, _routed: &PostRouted) -> bool {
+    if let (Some(neigh), Some(hh)) = (dst.neigh, &dst.hh)
+        && skb.network_len() as u32 <= dst.mtu
+        && let Some(header) = skb.set_mac_chunk::<HEADER_LEN>()
+    {
+        header[..12].copy_from_slice(&hh.addrs);
+        neigh.mark_used();
+        skb_checksum_help(skb);
+        return true;
+    }
+    false
+}
 
 /// Sends a packet to a neighbour, or holds it until the neighbour's address is known.
 #[inline(always)]
@@ -24,10 +60,7 @@ pub(super) fn neigh_output(
     ctx: &mut Ctx<'_>,
 ) {
     let oif = dst.dev.ifindex;
-    let neigh = match dst.gateway() {
-        Some(_) => dst.neigh.or_else(|| gateway_lookup(oif, nexthop, ctx)),
-        None => ctx.tables.neigh.lookup(oif, nexthop),
-    };
+    let neigh = dst.neigh.or_else(|| ctx.tables.neigh.lookup(oif, nexthop));
     if let Some(neigh) = neigh
         && let Some(lladdr) = neigh.lladdr
     {
@@ -35,12 +68,6 @@ pub(super) fn neigh_output(
         return dev_queue_xmit(skb, dst.port, dst.dev, lladdr, routed, ctx);
     }
     hold::hold(skb, oif, *nexthop, routed, ctx);
-}
-
-/// For packets of our own, and in vain for those whose router is not known.
-#[cold]
-fn gateway_lookup<'a>(oif: u32, nexthop: &IpAddr, ctx: &Ctx<'a>) -> Option<&'a Neighbour> {
-    ctx.tables.neigh.lookup(oif, nexthop)
 }
 
 /// Writes the link-layer addresses, and tags where the interface has some, and queues the frame on
@@ -52,7 +79,7 @@ pub(super) fn dev_queue_xmit(
     port: u16,
     dev: &Link,
     lladdr: [u8; 6],
-    _routed: &PostRouted,
+    routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
     skb_checksum_help(&mut skb);
@@ -71,13 +98,37 @@ pub(super) fn dev_queue_xmit(
     let mut frame = EthernetFrame::new_unchecked(header);
     frame.set_dst_addr(MacAddr(lladdr));
     frame.set_src_addr(MacAddr(dev.mac));
+    enqueue(skb, port, routed, ctx);
+}
+
+/// Puts a complete frame at the end of its port's queue.
+#[inline]
+pub(super) fn enqueue(skb: SkBuff, port: u16, _routed: &PostRouted, ctx: &mut Ctx<'_>) {
     let Some(egress) = ctx.out.egress.get_mut(usize::from(port)) else {
         return ctx.drop_skb(skb, DropReason::DevNotReady);
     };
     if let Err(skb) = egress.push(skb) {
-        if let Some(port) = ctx.stats.ports.get(usize::from(port)) {
-            port.tx_dropped.inc();
-        }
-        ctx.drop_skb(skb, DropReason::FullRing);
+        refuse(skb, port, ctx);
     }
+}
+
+/// Does so with all packets of a burst, which is empty then. `false`: there is no room for all of them,
+/// and nothing was done.
+#[inline]
+pub(super) fn enqueue_all(
+    burst: &mut Burst,
+    port: u16,
+    _routed: &PostRouted,
+    ctx: &mut Ctx<'_>,
+) -> bool {
+    ctx.out.egress.get_mut(usize::from(port)).is_some_and(|egress| egress.append(burst))
+}
+
+/// The queue is full.
+#[cold]
+fn refuse(skb: SkBuff, port: u16, ctx: &mut Ctx<'_>) {
+    if let Some(port) = ctx.stats.ports.get(usize::from(port)) {
+        port.tx_dropped.inc();
+    }
+    ctx.drop_skb(skb, DropReason::FullRing);
 }

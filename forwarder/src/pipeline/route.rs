@@ -7,9 +7,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::ip_input::Iphdr;
+use super::neigh_output::HhCache;
 use super::{Ctx, Exit, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::neigh::Neighbour;
+use crate::netfilter::Hook;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Link, RpFilter, Tables};
@@ -30,14 +32,43 @@ pub(super) struct Dst<'a> {
     pub nexthop: Option<&'a Nexthop>,
     /// The outgoing interface.
     pub dev: &'a Link,
-    /// The neighbour that the gateway is, once it was looked up ([`super::RouteHint::resolve`]).
+    /// The neighbour that packets go to, once it was looked up ([`Dst::resolve`]).
     pub neigh: Option<&'a Neighbour>,
+    /// How all its packets begin, if that is always the same.
+    pub hh: Option<HhCache>,
     /// The port its frames leave by.
     pub port: u16,
     /// IP MTU of the way, octets.
     pub mtu: u32,
+    /// What a sender's address must be like, by whence its packets come; IPv4 alone asks.
+    pub sources: Sources,
     /// IPSKB_DOREDIRECT: the sender may be told of a shorter way.
     pub redirect: bool,
+}
+
+/// What `fib_validate_source` demands of a source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sources {
+    /// Nothing.
+    Any,
+    /// That it is not one of ours.
+    NotOurs,
+    /// What the way back says.
+    ByRoute,
+}
+
+impl Sources {
+    /// Of packets that come in by `dev` and go out by `oif`. `listed`: see [`own_sources_listed`].
+    #[inline]
+    fn of(dev: &Link, oif: u32, listed: bool) -> Sources {
+        let back = oif == dev.ifindex && dev.send_redirects;
+        match (dev.accept_local, listed) {
+            _ if dev.rp_filter != RpFilter::Off || back => Sources::ByRoute,
+            (true, _) => Sources::Any,
+            (false, true) => Sources::NotOurs,
+            (false, false) => Sources::ByRoute,
+        }
+    }
 }
 
 impl<'a> Dst<'a> {
@@ -45,6 +76,28 @@ impl<'a> Dst<'a> {
     #[inline]
     pub fn gateway(&self) -> Option<&'a IpAddr> {
         self.nexthop?.gateway.as_ref()
+    }
+
+    /// Looks up the neighbour that packets to `daddr` go to, unless that is known. Not before the packet
+    /// is about to leave: what stands before need not wait for it. Where it is the destination itself,
+    /// and hooks may still change that, it is looked up when they have.
+    #[inline]
+    pub fn resolve(&mut self, daddr: IpAddr, tables: &'a Tables) {
+        if self.neigh.is_some() {
+            return;
+        }
+        let nexthop = match self.gateway() {
+            Some(gateway) => *gateway,
+            None => {
+                let last = [Hook::Forward, Hook::PostRouting];
+                if last.iter().any(|&hook| !tables.hooks.is_empty(hook)) {
+                    return;
+                }
+                daddr
+            }
+        };
+        self.neigh = tables.neigh.lookup(self.dev.ifindex, &nexthop);
+        self.hh = self.neigh.and_then(|neigh| HhCache::new(neigh, self.dev));
     }
 
     /// The source address that the route prefers.
@@ -68,16 +121,9 @@ impl<'a> Dst<'a> {
         // ip_dst_mtu_maybe_forward: the route's own MTU comes first.
         let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
         let (info, nexthop) = (Some(info), Some(nexthop));
-        Ok(Dst { info, nexthop, dev, neigh: None, port, mtu, redirect: false })
+        let sources = Sources::ByRoute;
+        Ok(Dst { info, nexthop, dev, neigh: None, hh: None, port, mtu, sources, redirect: false })
     }
-}
-
-/// Where a received packet goes.
-#[derive(Debug)]
-pub(super) enum RouteInput<'a> {
-    Forward(Dst<'a>),
-    /// `dst.input` is `ip_error`: options are looked at first, and then it is refused.
-    Error(RouteError),
 }
 
 /// Why there is no way: `dst.error`.
@@ -93,7 +139,8 @@ pub(super) enum RouteError {
     Silent(DropReason),
 }
 
-/// `ip_route_input`: where a packet from the wire goes.
+/// `ip_route_input`: where a packet from the wire goes, which is in `known` afterwards. An error:
+/// `dst.input` is `ip_error`; options are looked at first, and then it is refused.
 #[inline]
 pub(super) fn ip_route_input<'a>(
     skb: &SkBuff,
@@ -101,40 +148,50 @@ pub(super) fn ip_route_input<'a>(
     dev: &'a Link,
     known: &mut RoutesKnown<'a, '_>,
     ctx: &Ctx<'a>,
-) -> Result<RouteInput<'a>, Exit> {
-    let tables = ctx.tables;
-    let (saddr, daddr) = (iph.saddr, iph.daddr);
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-    if let Some(dst) = known.hint4.of(&flow) {
-        return Ok(RouteInput::Forward(dst));
+) -> Result<Option<RouteError>, Exit> {
+    let flow = Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
+    if known.hint4.is_of(&flow) {
+        return Ok(None);
     }
+    ip_route_input_slow(skb, iph, &flow, dev, known, ctx)
+}
+
+/// `ip_route_input_slow`: looks the way up.
+#[inline]
+fn ip_route_input_slow<'a>(
+    skb: &SkBuff,
+    iph: &Iphdr,
+    flow: &Flow<u32>,
+    dev: &'a Link,
+    known: &mut RoutesKnown<'a, '_>,
+    ctx: &Ctx<'a>,
+) -> Result<Option<RouteError>, Exit> {
+    let tables = ctx.tables;
     // Martians are told from the rest by their first octet: 0, 127, or 224 and above.
     let odd = |addr: u32| matches!(addr >> 24, 0 | 127 | 224..);
     if odd(iph.saddr) || odd(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
     let ahead = known.ahead.v4(known.n);
-    let info = match ahead.fib_lookup(&flow, &tables.fib4) {
-        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-        other => return refused(other).map(RouteInput::Error),
+    let info = match ahead.fib_lookup(flow, &tables.fib4) {
+        Ok(info) => info,
+        Err(other) => return refused(other).map(Some),
     };
     if !dev.forwarding4 {
-        return Ok(RouteInput::Error(RouteError::HostUnreach(DropReason::ForwardingOff)));
+        return Ok(Some(RouteError::HostUnreach(DropReason::ForwardingOff)));
     }
-    let mut dst = match known.hint4.by(info) {
-        Some(dst) => dst,
-        None => {
-            let hash = || multipath_hash(skb, ctx);
-            let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
-            Dst::new(info, nexthop, tables)?
-        }
-    };
-    let scope_host = fib_validate_source(iph, dev, &dst, known.own_sources_listed, ctx)?;
-    if scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects {
-        dst.redirect = deserves_redirect(iph, &dst);
-    }
-    known.hint4.learn(flow, &dst);
-    Ok(RouteInput::Forward(dst))
+    let listed = known.own_sources_listed;
+    let dst = known.hint4.by(info, dev.ifindex, || {
+        let hash = || multipath_hash(skb, ctx);
+        let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+        let dst = Dst::new(info, nexthop, tables)?;
+        Ok(Dst { sources: Sources::of(dev, dst.dev.ifindex, listed), ..dst })
+    })?;
+    let scope_host = fib_validate_source(iph, dev, dst, ctx)?;
+    let comes_back = scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects;
+    dst.redirect = comes_back && deserves_redirect(iph, dst);
+    known.hint4.learn(*flow);
+    Ok(None)
 }
 
 /// Destinations and sources that no lookup would refuse, in the order of `ip_route_input_slow`.
@@ -189,28 +246,20 @@ fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
 }
 
 /// `fib_validate_source`: whether the source may come from here. `Ok(true)`: it is on this link.
-/// `listed`: see [`own_sources_listed`].
 #[inline]
 fn fib_validate_source(
     iph: &Iphdr,
     dev: &Link,
     dst: &Dst<'_>,
-    listed: bool,
     ctx: &Ctx<'_>,
 ) -> Result<bool, Exit> {
-    let oif = dst.dev.ifindex;
-    if dev.rp_filter == RpFilter::Off && (oif != dev.ifindex || !dev.send_redirects) {
-        if dev.accept_local {
-            return Ok(false);
+    match dst.sources {
+        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => {
+            Err(Exit::Drop(DropReason::IpLocalSource))
         }
-        if listed {
-            if ctx.tables.links.is_local4(iph.saddr) {
-                return Err(Exit::Drop(DropReason::IpLocalSource));
-            }
-            return Ok(false);
-        }
+        Sources::Any | Sources::NotOurs => Ok(false),
+        Sources::ByRoute => validate_source_by_route(iph, dev, dst.dev.ifindex, ctx),
     }
-    validate_source_by_route(iph, dev, oif, ctx)
 }
 
 /// Whether our own addresses are all that the local table has, so that they are found without it.

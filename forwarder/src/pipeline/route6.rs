@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::ip6_input::Ipv6hdr;
-use super::route::{Dst, LOOPBACK_IFINDEX, mix32};
+use super::route::{Dst, LOOPBACK_IFINDEX, Sources, mix32};
 use super::{Ctx, Exit, IcmpError, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -17,8 +17,8 @@ use crate::wire::ipv6::{
 };
 use crate::wire::{FlowKey, Ipv6Packet};
 
-/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of
-/// `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
+/// `ip6_route_input`: where a packet from the wire goes, which is in `known` afterwards. The refusals
+/// are those of `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
 #[inline]
 pub(super) fn ip6_route_input<'a>(
     skb: &SkBuff,
@@ -26,11 +26,11 @@ pub(super) fn ip6_route_input<'a>(
     dev: &'a Link,
     known: &mut RoutesKnown<'a, '_>,
     ctx: &Ctx<'a>,
-) -> Result<Dst<'a>, Exit> {
+) -> Result<(), Exit> {
     let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
     let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-    if let Some(dst) = known.hint6.of(&flow) {
-        return Ok(dst);
+    if known.hint6.is_of(&flow) {
+        return Ok(());
     }
     if ipv6_addr_is_multicast(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
@@ -40,19 +40,16 @@ pub(super) fn ip6_route_input<'a>(
     }
     let ahead = known.ahead.v6(known.n);
     let info = match ahead.fib_lookup(&flow, &ctx.tables.fib6) {
-        FibResult::Route(info) if info.kind == RouteType::Unicast => info,
-        other => return Err(refused(other, hdr, ctx)),
+        Ok(info) => info,
+        Err(other) => return Err(refused(other, hdr, ctx)),
     };
-    let dst = match known.hint6.by(info) {
-        Some(dst) => dst,
-        None => {
-            let hash = || multipath_hash(skb, ctx);
-            let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
-            dst6(info, nexthop, ctx.tables)?
-        }
-    };
-    known.hint6.learn(flow, &dst);
-    Ok(dst)
+    known.hint6.by(info, flow.iif, || {
+        let hash = || multipath_hash(skb, ctx);
+        let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
+        dst6(info, nexthop, ctx.tables)
+    })?;
+    known.hint6.learn(flow);
+    Ok(())
 }
 
 /// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when
@@ -119,7 +116,8 @@ pub(super) fn ip6_route_output<'a>(
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         let mtu = mtu_of_dev(dev);
         let (info, nexthop) = (None, None);
-        return Ok(Dst { info, nexthop, dev, neigh: None, port, mtu, redirect: false });
+        let (sources, redirect) = (Sources::Any, false);
+        return Ok(Dst { info, nexthop, dev, neigh: None, hh: None, port, mtu, sources, redirect });
     }
     let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };
     let info = match ctx.tables.fib6.fib_lookup(&flow) {

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::fib::prefix::Address;
-use crate::fib::{FamilyFib, FibResult, Flow, Lpm};
+use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, RouteType};
 use crate::skb::SkBuff;
 use crate::skb::burst::BURST;
 use crate::tables::Tables;
@@ -125,11 +125,33 @@ fn is_worth_it<A: Address>(fib: &FamilyFib<Lpm<A>>) -> bool {
 }
 
 impl<A: Address> RouteAhead<A> {
-    /// `fib_lookup`, which is done already if this is the destination that was looked up and packets
-    /// are forwarded to it.
+    /// `fib_lookup`, which is done already if this is the destination that was looked up.
+    ///
+    /// # Errors
+    /// What else than a way to forward packets was found.
     #[inline]
-    pub fn fib_lookup<'a>(&self, flow: &Flow<A>, fib: &'a FamilyFib<Lpm<A>>) -> FibResult<'a> {
-        let foreseen = if self.daddr == flow.daddr { fib.unicast(self.leaf) } else { None };
-        foreseen.map_or_else(|| fib.fib_lookup(flow), FibResult::Route)
+    pub fn fib_lookup<'a>(
+        &self,
+        flow: &Flow<A>,
+        fib: &'a FamilyFib<Lpm<A>>,
+    ) -> Result<&'a FibInfo, FibResult<'a>> {
+        let leaf = match table(fib) {
+            _ if self.leaf != 0 && self.daddr == flow.daddr => self.leaf,
+            Some(table) => table.lookup(flow.daddr),
+            None => 0,
+        };
+        fib.unicast(leaf).map_or_else(|| by_rules(flow, fib), Ok)
+    }
+}
+
+/// Where the first table does not have it.
+#[inline(never)]
+fn by_rules<'a, A: Address>(
+    flow: &Flow<A>,
+    fib: &'a FamilyFib<Lpm<A>>,
+) -> Result<&'a FibInfo, FibResult<'a>> {
+    match fib.fib_lookup(flow) {
+        FibResult::Route(info) if info.kind == RouteType::Unicast => Ok(info),
+        other => Err(other),
     }
 }

@@ -5,60 +5,72 @@
 //! decision depends on is the [`Flow`] and nothing else, but where several next hops share a route;
 //! what a route's way out is depends on the route alone. Tables do not change within a burst.
 
+use super::Exit;
 use super::route::Dst;
 use crate::fib::{FibInfo, Flow};
-use crate::tables::Tables;
+use crate::stats::PuntReason;
 
-/// What was decided last, of one family and within one burst.
+/// What was decided last, of one family and within one burst. The decision stays here while its
+/// packet is on the road, so that nothing is copied.
 #[derive(Debug)]
 pub(super) struct RouteHint<'a, A> {
-    last: Option<(Flow<A>, Dst<'a>)>,
+    dst: Option<Dst<'a>>,
+    /// Whose packets all go by `dst`.
+    flow: Option<Flow<A>>,
+    /// The route, and the ifindex of the interface, by which all packets that come leave as `dst` says.
+    route: Option<(&'a FibInfo, u32)>,
 }
 
 impl<A> Default for RouteHint<'_, A> {
     fn default() -> Self {
-        RouteHint { last: None }
+        RouteHint { dst: None, flow: None, route: None }
     }
 }
 
 impl<'a, A: PartialEq> RouteHint<'a, A> {
-    /// The way of a flow, if it is the last one's.
+    /// Whether what was decided is a flow's way.
     #[inline]
-    pub fn of(&self, flow: &Flow<A>) -> Option<Dst<'a>> {
-        self.last.as_ref().filter(|(last, _)| last == flow).map(|(_, dst)| *dst)
+    pub fn is_of(&self, flow: &Flow<A>) -> bool {
+        self.flow.as_ref() == Some(flow)
     }
 
-    /// The way by a route, if it is the last one's and leads through a router. Whether the sender
-    /// deserves to be told of a shorter way is not known of it.
+    /// What was decided; `None`: nothing yet.
     #[inline]
-    pub fn by(&self, route: &FibInfo) -> Option<Dst<'a>> {
-        let (_, dst) = self.last.as_ref()?;
-        let same = dst.info.is_some_and(|info| std::ptr::eq(info, route));
-        (same && dst.gateway().is_some()).then_some(Dst { redirect: false, ..*dst })
+    pub fn dst(&mut self) -> Option<&mut Dst<'a>> {
+        self.dst.as_mut()
     }
 
-    /// Looks up the neighbour that the gateway is, unless that is known. Not before the packet is
-    /// about to leave: what stands before need not wait for it.
+    /// The way by a route of what came in by `iif`: what was decided, if that was for the same, else what
+    /// `decide` says. Whether the sender deserves to be told of a shorter way is for the caller to set.
+    ///
+    /// # Errors
+    /// Those of `decide`.
     #[inline]
-    pub fn resolve(&mut self, dst: &mut Dst<'a>, tables: &'a Tables) {
-        if dst.neigh.is_none()
-            && let Some(nexthop) = dst.nexthop
-            && let Some(gateway) = &nexthop.gateway
-        {
-            dst.neigh = tables.neigh.lookup(dst.dev.ifindex, gateway);
-            if let Some((_, last)) = &mut self.last
-                && last.nexthop.is_some_and(|last| std::ptr::eq(last, nexthop))
-            {
-                last.neigh = dst.neigh;
-            }
+    pub fn by(
+        &mut self,
+        route: &'a FibInfo,
+        iif: u32,
+        decide: impl FnOnce() -> Result<Dst<'a>, Exit>,
+    ) -> Result<&mut Dst<'a>, Exit> {
+        self.flow = None;
+        if self.route.is_none_or(|(last, by)| !std::ptr::eq(last, route) || by != iif) {
+            *self = RouteHint::default();
+            self.dst = Some(decide()?);
+            // Where next hops share a route, it is the way of one packet alone.
+            self.route = (route.nexthops.len() == 1).then_some((route, iif));
         }
+        let dst = self.dst.as_mut().ok_or(Exit::Punt(PuntReason::NotReady))?;
+        if dst.gateway().is_none() {
+            // That was the neighbour of another destination.
+            (dst.neigh, dst.hh) = (None, None);
+        }
+        Ok(dst)
     }
 
-    /// Remembers a decision that the flow alone decided.
+    /// Whatever else the decision depends on has been looked at: it is the flow's, unless next hops
+    /// share the route.
     #[inline]
-    pub fn learn(&mut self, flow: Flow<A>, dst: &Dst<'a>) {
-        if dst.info.is_some_and(|info| info.nexthops.len() == 1) {
-            self.last = Some((flow, *dst));
-        }
+    pub fn learn(&mut self, flow: Flow<A>) {
+        self.flow = self.route.map(|_| flow);
     }
 }

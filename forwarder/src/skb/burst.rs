@@ -6,11 +6,11 @@ use super::SkBuff;
 /// enough that a burst's headers stay in the first-level cache (64 × 2 cache lines).
 pub const BURST: usize = 64;
 
-/// Packets in the order they came. Its memory is allocated at start and never grows.
+/// Packets in the order they came. Its memory is allocated at start and never grows: it is full when
+/// its vector is.
 #[derive(Debug)]
 pub struct Burst {
     packets: Vec<SkBuff>,
-    limit: usize,
 }
 
 impl Default for Burst {
@@ -22,7 +22,9 @@ impl Default for Burst {
 impl Burst {
     /// An empty burst with room for `limit` packets.
     pub fn with_capacity(limit: usize) -> Burst {
-        Burst { packets: Vec::with_capacity(limit), limit }
+        let mut packets = Vec::new();
+        packets.reserve_exact(limit);
+        Burst { packets }
     }
 
     /// Appends a packet.
@@ -31,17 +33,27 @@ impl Burst {
     /// Gives the packet back when the burst is full.
     #[inline]
     pub fn push(&mut self, skb: SkBuff) -> Result<(), SkBuff> {
-        if self.packets.len() == self.limit {
+        if self.packets.len() == self.packets.capacity() {
             return Err(skb);
         }
         self.packets.push(skb);
         Ok(())
     }
 
+    /// Appends all packets of another burst, if there is room for all of them. Returns whether.
+    #[inline]
+    pub fn append(&mut self, other: &mut Burst) -> bool {
+        let fits = other.len() <= self.room();
+        if fits {
+            self.packets.append(&mut other.packets);
+        }
+        fits
+    }
+
     /// Packets that still fit.
     #[inline]
     pub fn room(&self) -> usize {
-        self.limit - self.packets.len()
+        self.packets.capacity() - self.packets.len()
     }
 
     /// Packets held.

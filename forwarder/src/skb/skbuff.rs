@@ -400,6 +400,18 @@ impl SkBuff {
         self.transport_header.saturating_sub(self.data) as usize
     }
 
+    /// Octets from the network header to the packet's end.
+    #[inline]
+    pub fn network_len(&self) -> usize {
+        self.tail.saturating_sub(self.network_header) as usize + self.data_len()
+    }
+
+    /// The transport header starts `len` octets after the network header.
+    #[inline]
+    pub fn set_network_header_len(&mut self, len: usize) {
+        self.transport_header = (self.network_header as usize + len).min(self.tail as usize) as u16;
+    }
+
     /// Moves the head's octets so that it starts at `offset` in its frame; for drivers whose
     /// descriptors cannot say where a packet starts. Headers move along.
     ///

@@ -267,7 +267,7 @@ impl Lab {
 
     pub fn assert_conserved(&self) {
         let frames = self.pool.available() + self.out.len() + self.state.held();
-        assert_eq!(frames, FRAMES as usize, "free + out + held = all");
+        assert_eq!(frames, self.pool.total() as usize, "free + out + held = all");
     }
 }
 

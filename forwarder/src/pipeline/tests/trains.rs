@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
+use crate::tables::RpFilter;
 
 /// Frames that differ in what decides, and some that do not.
 fn kinds() -> Vec<Vec<u8>> {
@@ -16,6 +17,16 @@ fn kinds() -> Vec<Vec<u8>> {
     kinds.push(V4 { src: "127.0.0.1", ..V4::to("10.0.0.1") }.frame());
     kinds.push(V4 { ttl: 1, ..V4::to("10.0.0.1") }.frame());
     kinds.push(V4 { payload: udp(&[0; 1200]), ..V4::to("10.12.0.1") }.frame());
+    // On the link: one route, and a neighbour each, known or not; behind tags; through an IPv6 router.
+    let on_link = ["198.18.2.3", "198.18.2.9", "198.18.20.2", "198.18.20.9", "198.18.30.2"];
+    for dst in on_link.into_iter().chain(["10.13.0.1", "10.14.0.1"]) {
+        kinds.push(V4::to(dst).frame());
+        // By a sub-interface to the same.
+        kinds.push(vlan::tagged(&[(0x8100, 10)], &V4::to(dst)));
+    }
+    kinds.push(vlan::tagged(&[(0x8100, 10)], &V4::to("10.0.0.1")));
+    // As from ourselves.
+    kinds.push(V4 { src: "198.18.2.1", ..V4::to("198.18.2.3") }.frame());
     for port in 0..4 {
         let mut packet = V4::to("192.0.2.1");
         packet.payload[1] = port;
@@ -24,17 +35,38 @@ fn kinds() -> Vec<Vec<u8>> {
     for dst in ["2001:db8:a::1", "2001:db8:a::2", "2001:db8:a:9::1", "2001:db8:a:11::1"] {
         kinds.push(V6::to(dst).frame());
     }
+    for dst in ["2001:db8:2::2", "2001:db8:2::3", "2001:db8:2::9", "2001:db8:20::2"] {
+        kinds.push(V6::to(dst).frame());
+    }
     kinds.push(V6 { src: "2001:db8:1::7", ..V6::to("2001:db8:a::1") }.frame());
     kinds
 }
 
+/// What sources have to be like.
+#[derive(Debug, Clone, Copy)]
+enum Sources {
+    Usual,
+    AcceptLocal,
+    Strict,
+    Loose,
+}
+
 /// With tables so large that routes are looked up ahead, or without.
-fn lab(large: bool) -> Lab {
-    let mut net = Net::default();
+fn lab(large: bool, sources: Sources) -> Lab {
+    let mut net = vlan::net();
+    for link in &mut net.links {
+        match sources {
+            Sources::Usual => {}
+            Sources::AcceptLocal => link.accept_local = true,
+            Sources::Strict => link.rp_filter = RpFilter::Strict,
+            Sources::Loose => link.rp_filter = RpFilter::Loose,
+        }
+    }
     let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
     let nexthops = Box::new([hop("198.18.2.2"), hop("198.18.2.3")]);
     net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
     net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
+    net.neigh.push((3, "2001:db8:2::3", Some([2, 0, 0, 0, 2, 3])));
     net.sysctl.multipath_hash_policy4 = 1;
     if large {
         let crowd = (0..2000u32).map(|n| format!("172.{}.{}.0/24", n >> 6, (n & 63) << 2));
@@ -45,6 +77,16 @@ fn lab(large: bool) -> Lab {
     lab
 }
 
+fn is_icmp(frame: &[u8]) -> bool {
+    let tagged =
+        frame[12..].chunks(4).take_while(|tag| matches!(tag[..2], [0x81, 0] | [0x88, 0xa8]));
+    let packet = &frame[14 + 4 * tagged.count()..];
+    match packet[0] >> 4 {
+        4 => packet[9] == 1,
+        _ => packet[6] == 58,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -53,6 +95,12 @@ proptest! {
         chosen in prop::collection::vec((any::<Index>(), 1..4usize), 1..30),
         large in select(vec![true, false]),
         port in select(vec![LEFT, RIGHT]),
+        sources in select(vec![
+            Sources::Usual,
+            Sources::AcceptLocal,
+            Sources::Strict,
+            Sources::Loose,
+        ]),
     ) {
         let kinds = kinds();
         let frames: Vec<_> = chosen
@@ -62,16 +110,68 @@ proptest! {
                 frame[..6].copy_from_slice(if port == LEFT { &LEFT_MAC } else { &RIGHT_MAC });
                 frame
             })
-            .take(crate::skb::burst::BURST)
+            .take(BURST)
             .collect();
-        let mut together = lab(large);
+        let mut together = lab(large, sources);
         together.receive(port, &frames);
-        let mut alone = lab(large);
+        let mut alone = lab(large, sources);
         for frame in &frames {
             alone.receive(port, std::slice::from_ref(frame));
         }
-        prop_assert_eq!(together.sent(), alone.sent());
+        // Errors may overtake what is forwarded.
+        let parted = |sent: Vec<(u16, Vec<u8>)>| -> [Vec<_>; 2] {
+            let (errors, forwarded) = sent.into_iter().partition(|(_, frame)| is_icmp(frame));
+            [errors, forwarded]
+        };
+        prop_assert_eq!(parted(together.sent()), parted(alone.sent()));
         prop_assert_eq!(together.punted(), alone.punted());
-        prop_assert_eq!(together.stats.drops_total(), alone.stats.drops_total());
+        let drops = |lab: &Lab| -> Vec<u64> { lab.stats.drops.iter().map(|n| n.get()).collect() };
+        prop_assert_eq!(drops(&together), drops(&alone));
+    }
+}
+
+/// Packets to hosts on the link, each of which a hook gives to another.
+#[test]
+fn a_neighbour_is_looked_up_when_hooks_have_had_their_say() {
+    for hook in [Hook::PreRouting, Hook::Forward, Hook::PostRouting] {
+        let mut net = Net::default();
+        net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
+        let swap = |skb: &mut SkBuff, _: &HookState| {
+            let last = &mut skb.network_header_mut()[19];
+            *last = 5 - *last;
+            Verdict::Accept
+        };
+        net.hooks.register_hook(hook, 0, Arc::new(swap));
+        let mut lab = net.lab();
+        let to = ["198.18.2.2", "198.18.2.2", "198.18.2.3", "198.18.2.2"];
+        lab.receive(LEFT, &to.map(|dst| V4::to(dst).frame()));
+        let macs = lab.sent().into_iter().map(|(_, frame)| frame[5]).collect::<Vec<_>>();
+        let host = RIGHT_HOST_MAC[5];
+        assert_eq!(macs, [3, 3, host, 3], "{hook:?}");
+    }
+}
+
+/// What a queue has no room for is dropped, and what it has is the oldest.
+#[test]
+fn a_burst_fills_the_queue_of_a_port_to_the_last_place() {
+    let mut lab = Net::default().lab();
+    lab.pool = Umem::anonymous(2 * EGRESS as u32).into_pool();
+    let numbered = |n: usize| {
+        let mut packet = V4::to("10.0.0.1");
+        packet.payload = udp(&(n as u32).to_be_bytes());
+        packet.frame()
+    };
+    let all: Vec<Vec<u8>> = (0..EGRESS + BURST - 1).map(numbered).collect();
+    // All but the last place are taken before the last burst comes.
+    let (before, last) = all.split_at(EGRESS - 1);
+    before.chunks(BURST).for_each(|burst| lab.receive(LEFT, burst));
+    lab.receive(LEFT, last);
+    let refused = BURST as u64 - 1;
+    assert_eq!(lab.drops(DropReason::FullRing), refused);
+    assert_eq!(lab.stats.ports[usize::from(RIGHT)].tx_dropped.get(), refused);
+    let sent = lab.sent();
+    assert_eq!(sent.len(), EGRESS);
+    for (n, (_, frame)) in sent.iter().enumerate() {
+        assert_eq!(frame[42..46], (n as u32).to_be_bytes(), "in order");
     }
 }

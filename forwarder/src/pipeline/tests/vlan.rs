@@ -11,7 +11,7 @@ const SUB_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x45];
 const BETWEEN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x40];
 
 /// (TPID, TCI) of each tag.
-type Tags<'a> = &'a [(u16, u16)];
+pub type Tags<'a> = &'a [(u16, u16)];
 
 fn sub(ifindex: u32, name: &str, port: u16, mac: [u8; 6], tags: Tags<'_>) -> Link {
     let egress = |&(tpid, vid): &(u16, u16)| EgressTag {
@@ -69,7 +69,7 @@ fn tagged_to(mac: [u8; 6], tags: Tags<'_>, ethertype: u16, packet: &[u8]) -> Vec
     frame
 }
 
-fn tagged(tags: Tags<'_>, packet: &V4) -> Vec<u8> {
+pub fn tagged(tags: Tags<'_>, packet: &V4) -> Vec<u8> {
     tagged_to(LEFT_MAC, tags, 0x0800, &packet.packet())
 }
 
