@@ -75,13 +75,10 @@ fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
 
 #[cold]
 fn recognise(skb: &mut SkBuff) {
-    let packet = skb.network_header();
     let Some(checksum) = find(skb) else { return };
-    let Some(&[high, low]) = packet.get(checksum.field..checksum.field + 2) else { return };
-    if u16::from_be_bytes([high, low]) != fold(checksum.pseudo_header) {
-        return;
-    }
-    if !is_valid(checksum.pseudo_header + sum(skb, &checksum)) {
+    if holds(skb, checksum.field, || fold(checksum.pseudo_header))
+        && !is_valid(checksum.pseudo_header + sum(skb, &checksum))
+    {
         skb.ip_summed = IpSummed::Partial;
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn ip6_finish_output(
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
-    if skb.network_len() as u32 > dst.mtu {
+    if !dst.fits(&skb) {
         return too_big(skb, dst, ctx);
     }
     match dst.gateway() {

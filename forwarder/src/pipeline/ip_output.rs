@@ -31,7 +31,7 @@ pub(super) fn post_routing(
 
 /// `ip_finish_output`: sends the packet, in fragments if it is longer than the way allows.
 pub(super) fn ip_finish_output(skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
-    if skb.network_len() as u32 > dst.mtu {
+    if !dst.fits(&skb) {
         return ip_fragment(skb, dst, routed, ctx);
     }
     ip_finish_output2(skb, dst, routed, ctx);

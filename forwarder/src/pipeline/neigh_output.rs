@@ -39,7 +39,7 @@ impl HhCache {
 #[inline(always)]
 pub(super) fn neigh_hh_output(skb: &mut SkBuff, dst: &Dst<'_>, _routed: &PostRouted) -> bool {
     if let (Some(neigh), Some(hh)) = (dst.neigh, &dst.hh)
-        && skb.network_len() as u32 <= dst.mtu
+        && dst.fits(skb)
         && let Some(header) = skb.set_mac_chunk::<HEADER_LEN>()
     {
         header[..12].copy_from_slice(&hh.addrs);

@@ -78,6 +78,12 @@ impl<'a> Dst<'a> {
         self.nexthop?.gateway.as_ref()
     }
 
+    /// Whether a packet goes this way in one piece.
+    #[inline]
+    pub fn fits(&self, skb: &SkBuff) -> bool {
+        skb.network_len() as u32 <= self.mtu
+    }
+
     /// Looks up the neighbour that packets to `daddr` go to, unless that is known. Not before the packet
     /// is about to leave: what stands before need not wait for it. Where it is the destination itself,
     /// and hooks may still change that, it is looked up when they have.

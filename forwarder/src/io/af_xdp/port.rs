@@ -167,9 +167,9 @@ impl Port {
         let frame = slots.take(addr, self.rx_owner);
         self.fill_and_rx -= u32::from(frame.is_some());
         let desc = libc::xdp_desc { addr, ..desc };
-        let (more, begun) = (desc.options & libc::XDP_PKT_CONTD != 0, self.in_multi_buffer);
+        let whole = desc.options & libc::XDP_PKT_CONTD == 0 && !self.in_multi_buffer;
         match frame {
-            Some(frame) if !more && !begun => {
+            Some(frame) if whole => {
                 let offset = (addr % FRAME_SIZE as u64) as usize;
                 match SkBuff::receive(frame, offset, desc.len as usize) {
                     Ok(skb) => Some(skb),
@@ -180,7 +180,7 @@ impl Port {
                     }
                 }
             }
-            None if !more && !begun => {
+            None if whole => {
                 count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
                 None
             }
