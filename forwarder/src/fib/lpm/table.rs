@@ -63,7 +63,7 @@ const GROUP: usize = 64;
 /// lookup over a call of `quiescent()`. A thread that does not may get a wrong
 /// answer, nothing worse.
 pub struct Lpm<A> {
-    pub(super) root: Vec<AtomicU32>,
+    pub(super) root: Box<[AtomicU32; ROOT_WORDS]>,
     pub(super) blocks: Vec<AtomicU64>,
     /// Words of `blocks` in use or used before: what is backed by memory.
     pub(super) touched: AtomicUsize,
@@ -76,7 +76,7 @@ impl<A: Address> Lpm<A> {
     pub(super) fn new(words: usize) -> Result<Arc<Self>, FibError> {
         let no_memory = |_| FibError::Memory { octets: words * 8 };
         let table = Self {
-            root: AtomicU32::new_vec_zeroed(ROOT_WORDS).map_err(no_memory)?,
+            root: zeroed_root().ok_or(FibError::Memory { octets: ROOT_WORDS * 4 })?,
             blocks: AtomicU64::new_vec_zeroed(words).map_err(no_memory)?,
             touched: AtomicUsize::new(0),
             address: PhantomData,
@@ -96,10 +96,11 @@ impl<A: Address> Lpm<A> {
     /// The leaf of the longest prefix that contains `addr`, or 0.
     #[inline]
     pub fn lookup(&self, addr: A) -> u32 {
-        let mut word = self.root_word(addr);
+        let blocks = self.blocks();
+        let mut word = root_word(&self.root, addr);
         let mut depth = ROOT_BITS;
         while word & NODE != 0 && depth < A::LEN {
-            word = self.block_word(word, addr.bits_at(depth, STRIDE));
+            word = blocks.word(word, addr.bits_at(depth, STRIDE));
             depth += STRIDE;
         }
         word & !NODE
@@ -122,56 +123,49 @@ impl<A: Address> Lpm<A> {
     /// that waits, half as many where two threads share a core.
     #[inline]
     fn lookup_group(&self, addrs: &[A], words: &mut [u32]) {
+        let (root, blocks) = (&*self.root, self.blocks());
+        for (addr, word) in addrs.iter().zip(words.iter_mut()) {
+            *word = root_word(root, *addr);
+            blocks.prefetch(*word, addr.bits_at(ROOT_BITS, STRIDE));
+        }
+        // Most IPv4 prefixes end here. What is a leaf already reads some block in vain: cheaper than a
+        // branch, which would be foreseen badly.
+        let mut any = 0;
+        for (addr, word) in addrs.iter().zip(words.iter_mut()) {
+            let next = blocks.word(*word, addr.bits_at(ROOT_BITS, STRIDE));
+            *word = if *word & NODE != 0 { next } else { *word };
+            any |= *word;
+        }
+        if any & NODE != 0 {
+            self.lookup_deeper(addrs, words);
+        }
+    }
+
+    /// The levels below the first blocks: only for those addresses that are not done.
+    fn lookup_deeper(&self, addrs: &[A], words: &mut [u32]) {
+        let blocks = self.blocks();
         let mut left = Left { who: [0; GROUP], count: 0 };
-        for (n, (addr, word)) in addrs.iter().zip(words.iter_mut()).enumerate() {
-            *word = self.root_word(*addr);
-            self.prefetch(*word, *addr, ROOT_BITS);
+        let mut depth = ROOT_BITS + STRIDE;
+        for (n, (addr, word)) in addrs.iter().zip(words.iter()).enumerate() {
+            blocks.prefetch(*word, addr.bits_at(depth, STRIDE));
             left.add(n, *word);
         }
-        let mut depth = ROOT_BITS;
         while left.count > 0 && depth < A::LEN {
             let count = std::mem::take(&mut left.count);
             for at in 0..count.min(GROUP) {
                 let n = usize::from(left.who[at]);
                 let (Some(addr), Some(word)) = (addrs.get(n), words.get_mut(n)) else { continue };
-                *word = self.block_word(*word, addr.bits_at(depth, STRIDE));
-                self.prefetch(*word, *addr, depth + STRIDE);
+                *word = blocks.word(*word, addr.bits_at(depth, STRIDE));
+                blocks.prefetch(*word, addr.bits_at(depth + STRIDE, STRIDE));
                 left.add(n, *word);
             }
             depth += STRIDE;
         }
     }
 
-    /// Has the line fetched in which the block that `word` leads to says what `addr` looks for at
-    /// `depth`. For a leaf some line, in vain: cheaper than a branch.
     #[inline(always)]
-    fn prefetch(&self, word: u32, addr: A, depth: u8) {
-        let slot = if word & DENSE != 0 { addr.bits_at(depth, STRIDE) } else { 0 };
-        let each = 2 - ((word / WIDE) & 1);
-        prefetch_index(&self.blocks, (word & PLACE) as usize + 1 + (slot >> each) as usize);
-    }
-
-    #[inline(always)]
-    fn root_word(&self, addr: A) -> u32 {
-        // Acquire, here and below: who sees a block's place sees its content.
-        self.root[addr.bits_at(0, ROOT_BITS) as usize % ROOT_WORDS].load(Ordering::Acquire)
-    }
-
-    /// The word of entry `slot` (0 to 63) of the block that `word` leads to.
-    #[inline(always)]
-    pub(super) fn block_word(&self, word: u32, slot: u32) -> u32 {
-        let place = (word & PLACE) as usize;
-        let bitmap = self.load(if word & DENSE != 0 { ONES } else { place });
-        let (index, shift) = element(word, bitmap, slot);
-        let wide = (word / WIDE) & 1;
-        (self.load(index) >> shift) as u32 & (0xffff | wide.wrapping_neg())
-    }
-
-    /// Words outside never come up but to a reader that is not online; it gets
-    /// "no route" rather than a panic.
-    #[inline(always)]
-    fn load(&self, at: usize) -> u64 {
-        self.blocks.get(at).map_or(0, |word| word.load(Ordering::Acquire))
+    pub(super) fn blocks(&self) -> Blocks<'_> {
+        Blocks(&self.blocks)
     }
 
     /// Whether all blocks fit into a core's first-level cache: then lookups are quick one by one.
@@ -189,6 +183,49 @@ impl<A: Address> Lpm<A> {
     /// Octets of address space reserved, most of them not backed by memory.
     pub fn reserved_octets(&self) -> usize {
         self.root.len() * 4 + self.blocks.len() * 8
+    }
+}
+
+/// No memory: `None`.
+fn zeroed_root() -> Option<Box<[AtomicU32; ROOT_WORDS]>> {
+    AtomicU32::new_vec_zeroed(ROOT_WORDS).ok()?.try_into().ok()
+}
+
+#[inline(always)]
+fn root_word<A: Address>(root: &[AtomicU32; ROOT_WORDS], addr: A) -> u32 {
+    // Acquire, here and below: who sees a block's place sees its content.
+    root[addr.bits_at(0, ROOT_BITS) as usize % ROOT_WORDS].load(Ordering::Acquire)
+}
+
+/// The blocks of a table, by value: where they are need not be read again for every word.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a>(&'a [AtomicU64]);
+
+impl Blocks<'_> {
+    /// Has the line fetched in which the block that `word` leads to says what entry `slot` is. For a
+    /// leaf some line, in vain: cheaper than a branch.
+    #[inline(always)]
+    fn prefetch(self, word: u32, slot: u32) {
+        let slot = if word & DENSE != 0 { slot } else { 0 };
+        let each = 2 - ((word / WIDE) & 1);
+        prefetch_index(self.0, (word & PLACE) as usize + 1 + (slot >> each) as usize);
+    }
+
+    /// The word of entry `slot` (0 to 63) of the block that `word` leads to.
+    #[inline(always)]
+    pub(super) fn word(self, word: u32, slot: u32) -> u32 {
+        let place = (word & PLACE) as usize;
+        let bitmap = self.load(if word & DENSE != 0 { ONES } else { place });
+        let (index, shift) = element(word, bitmap, slot);
+        let wide = (word / WIDE) & 1;
+        (self.load(index) >> shift) as u32 & (0xffff | wide.wrapping_neg())
+    }
+
+    /// Words outside never come up but to a reader that is not online; it gets
+    /// "no route" rather than a panic.
+    #[inline(always)]
+    fn load(self, at: usize) -> u64 {
+        self.0.get(at).map_or(0, |word| word.load(Ordering::Acquire))
     }
 }
 

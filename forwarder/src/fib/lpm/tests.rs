@@ -107,7 +107,7 @@ fn reachable<A: Address>(table: &Lpm<A>, word: u32, depth: u8) -> usize {
     }
     assert!(depth < A::LEN, "no block decides bits behind the end");
     // The word of a block below stands alone, so none is counted twice.
-    let below = (0..64).map(|slot| table.block_word(word, slot));
+    let below = (0..64).map(|slot| table.blocks().word(word, slot));
     let below = below.map(|word| reachable(table, word, depth + STRIDE));
     place_of(table, word).1 + below.sum::<usize>()
 }
@@ -280,7 +280,7 @@ fn space_is_not_used_again_before_the_reader_has_passed() {
         addrs
             .map(|addr| {
                 let word = held[(addr >> 14) as usize];
-                if word & NODE == 0 { word } else { table.block_word(word, addr >> 8 & 63) }
+                if word & NODE == 0 { word } else { table.blocks().word(word, addr >> 8 & 63) }
             })
             .collect()
     };
