@@ -14,7 +14,7 @@ use ferroute::fib::{FamilyFib, FibInfo, Lpm, Nexthop, Prefix, RouteType};
 use ferroute::io::{Census, PacketIo};
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::PipelineState;
-use ferroute::skb::{Burst, FramePool, HEADROOM, SkBuff, Umem, colour};
+use ferroute::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, SkBuff, Umem, colour};
 use ferroute::stats::WorkerStats;
 use ferroute::tables::{Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
@@ -92,7 +92,8 @@ impl<const N: usize> PacketIo for NullIo<N> {
         let mut packets = 0;
         while burst.room() > 0 {
             let Some(mut frame) = pool.alloc() else { break };
-            let headroom = HEADROOM + colour(frame.index());
+            let page = frame.bytes().as_ptr().addr() / FRAME_SIZE;
+            let headroom = HEADROOM + colour(page as u32);
             let octets = &mut frame.bytes_mut()[headroom..headroom + LENGTH];
             octets.copy_from_slice(&self.template);
             octets[self.offset..self.offset + N].copy_from_slice(&self.differing[self.next]);

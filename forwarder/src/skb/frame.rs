@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "the one place where frame memory is dereferenced")]
 
+use std::num::NonZero;
 use std::ptr::NonNull;
 
 use super::FRAME_SIZE;
@@ -13,7 +14,6 @@ use super::FRAME_SIZE;
 #[derive(Debug)]
 pub struct Frame {
     start: NonNull<u8>,
-    index: u32,
 }
 
 // SAFETY: the token is the only access to its octets, so moving it moves the access.
@@ -25,26 +25,15 @@ impl Frame {
     /// # Safety
     /// `start` begins [`FRAME_SIZE`] initialised octets, valid for reads and writes while any
     /// token may exist, and no other token for them exists.
-    pub(super) unsafe fn from_raw(start: NonNull<u8>, index: u32) -> Frame {
-        Frame { start, index }
+    pub(super) unsafe fn from_raw(start: NonNull<u8>) -> Frame {
+        Frame { start }
     }
 
-    /// Position in the area, counted in frames.
+    /// Offset of the frame from the start of an area, in octets. One of another area has an offset
+    /// that lies outside.
     #[inline]
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Offset of the frame from the start of the area, in octets.
-    #[inline]
-    pub fn umem_offset(&self) -> usize {
-        self.index as usize * FRAME_SIZE
-    }
-
-    /// Whether the frame lies in the area that starts at `base`.
-    #[inline]
-    pub(crate) fn is_of(&self, base: NonNull<u8>) -> bool {
-        self.start.as_ptr() as usize == base.as_ptr() as usize + self.umem_offset()
+    pub fn umem_offset(&self, area: NonZero<usize>) -> usize {
+        self.start.addr().get().wrapping_sub(area.get())
     }
 
     /// The whole frame.

@@ -155,12 +155,6 @@ impl SkBuff {
         (Piece { frame: self.frame, offset, len }, Frags(self.frags))
     }
 
-    /// Index of the frame under the packet's head.
-    #[inline]
-    pub fn frame_index(&self) -> u32 {
-        self.frame.index()
-    }
-
     /// `skb_reserve`: moves data and tail of an *empty* packet by `len` octets.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "turns one memory area into disjoint frames")]
 
+use std::num::NonZero;
 use std::ptr::NonNull;
 
 use super::frag::{Frag, Frags};
@@ -66,11 +67,12 @@ impl Umem {
                 let start = unsafe { self.base.add(index as usize * FRAME_SIZE) };
                 // SAFETY: each index is visited once and `self` is consumed, so each frame has
                 // exactly one token; the pool keeps the area mapped (see FramePool's Drop).
-                unsafe { Frame::from_raw(start, index) }
+                unsafe { Frame::from_raw(start) }
             })
             .collect();
         let links = (0..self.frames).map(|_| Box::default()).collect();
-        FramePool { free, links, umem: Some(self) }
+        let (area, len) = (self.base.addr(), self.frames as usize * FRAME_SIZE);
+        FramePool { free, links, area, len, umem: Some(self) }
     }
 }
 
@@ -94,6 +96,9 @@ pub struct FramePool {
     /// One for each frame, so that a packet may have any of them as a frag.
     #[expect(clippy::vec_box, reason = "links move from here into chains as they are")]
     links: Vec<Box<Frag>>,
+    /// Where the area starts, and its length in octets.
+    area: NonZero<usize>,
+    len: usize,
     umem: Option<Umem>,
 }
 
@@ -109,10 +114,10 @@ impl FramePool {
     /// area is unmapped.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        if self.umem.as_ref().is_some_and(|umem| frame.is_of(umem.base)) {
+        if frame.umem_offset(self.area) < self.len {
             self.free.push(frame);
         } else {
-            debug_assert!(false, "frame {} is of another umem", frame.index());
+            debug_assert!(false, "{frame:?} is of another umem");
         }
     }
 
@@ -181,9 +186,10 @@ mod tests {
         for (n, frame) in frames.iter().enumerate() {
             assert!(frame.bytes().iter().all(|&b| b == n as u8 + 1));
         }
-        let mut indexes: Vec<u32> = frames.iter().map(Frame::index).collect();
-        indexes.sort_unstable();
-        assert_eq!(indexes, [0, 1, 2, 3]);
+        let area = pool.area;
+        let mut offsets: Vec<usize> = frames.iter().map(|frame| frame.umem_offset(area)).collect();
+        offsets.sort_unstable();
+        assert_eq!(offsets, [0, FRAME_SIZE, 2 * FRAME_SIZE, 3 * FRAME_SIZE]);
         frames.into_iter().for_each(|frame| pool.free(frame));
         assert_eq!(pool.available(), 4);
     }

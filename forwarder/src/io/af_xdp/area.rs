@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "maps and unmaps the packet memory")]
 
 use std::io;
+use std::num::NonZero;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -58,14 +59,9 @@ impl Area {
         Ok((area, umem.into_pool()))
     }
 
-    /// The first octet.
-    pub(super) fn base(&self) -> NonNull<u8> {
-        self.base
-    }
-
     /// Address of the first octet.
-    pub(super) fn addr(&self) -> u64 {
-        self.base.as_ptr() as u64
+    pub(super) fn start(&self) -> NonZero<usize> {
+        self.base.addr()
     }
 
     /// Length in octets.

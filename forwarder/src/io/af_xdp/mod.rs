@@ -299,7 +299,7 @@ impl AfXdp {
             used: 0,
             expected,
             foreseen: expected + later,
-            slots: Slots::new(area.base(), area.frames()),
+            slots: Slots::new(area.start(), area.frames()),
             draining: Vec::new(),
             area,
             options: options.clone(),

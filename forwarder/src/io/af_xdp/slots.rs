@@ -5,9 +5,7 @@
 //! address that was never given, given elsewhere, or handed back twice finds none. So no address,
 //! right or wrong, can make a second token of a frame.
 
-#![expect(unsafe_code, reason = "an address that crosses threads")]
-
-use std::ptr::NonNull;
+use std::num::NonZero;
 
 use crate::skb::{FRAME_SIZE, Frame, FramePool};
 
@@ -37,29 +35,26 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Slots {
     places: Box<[Slot]>,
-    /// Start of the area.
-    base: NonNull<u8>,
+    /// Where the area starts.
+    area: NonZero<usize>,
 }
 
-// SAFETY: the address is compared, never dereferenced.
-unsafe impl Send for Slots {}
-
 impl Slots {
-    /// Empty places for the `frames` frames of the area at `base`.
-    pub(super) fn new(base: NonNull<u8>, frames: u32) -> Slots {
+    /// Empty places for the `frames` frames of the area that starts at `area`.
+    pub(super) fn new(area: NonZero<usize>, frames: u32) -> Slots {
         let places = (0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect();
-        Slots { places, base }
+        Slots { places, area }
     }
 
     /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
     /// the area in octets. A frame of another area comes back.
     #[inline]
     pub(super) fn give(&mut self, frame: Frame, owner: Owner) -> Result<u64, Frame> {
-        let offset = frame.umem_offset() as u64;
-        match self.places.get_mut(frame.index() as usize) {
-            Some(slot) if slot.frame.is_none() && frame.is_of(self.base) => {
+        let offset = frame.umem_offset(self.area);
+        match self.places.get_mut(offset / FRAME_SIZE) {
+            Some(slot) if slot.frame.is_none() => {
                 *slot = Slot { frame: Some(frame), owner };
-                Ok(offset)
+                Ok(offset as u64)
             }
             _ => Err(frame),
         }
@@ -95,17 +90,17 @@ mod tests {
     #[test]
     fn only_what_was_given_comes_back_and_only_once_and_only_to_its_owner() {
         let (area, mut pool) = Area::map(4).expect("maps");
-        let mut slots = Slots::new(area.base(), 4);
+        let mut slots = Slots::new(area.start(), 4);
         let frame = pool.alloc().expect("four frames");
-        let index = frame.index();
+        let offset = frame.umem_offset(area.start());
         let addr = slots.give(frame, Owner::rx(1)).expect("free place");
-        assert_eq!(addr, u64::from(index) * FRAME_SIZE as u64);
+        assert_eq!(addr, offset as u64);
         assert!(slots.take(addr, Owner::tx(1)).is_none());
         assert!(slots.take(addr, Owner::rx(2)).is_none());
         assert!(slots.take(4 * FRAME_SIZE as u64, Owner::rx(1)).is_none());
         assert!(slots.take(u64::MAX, Owner::rx(1)).is_none());
         let frame = slots.take(addr + 300, Owner::rx(1)).expect("given above");
-        assert_eq!(frame.index(), index);
+        assert_eq!(frame.umem_offset(area.start()), offset);
         assert!(slots.take(addr, Owner::rx(1)).is_none());
         pool.free(frame);
     }
@@ -113,7 +108,7 @@ mod tests {
     #[test]
     fn reclaiming_takes_one_owners_frames_and_no_others() {
         let (area, mut pool) = Area::map(4).expect("maps");
-        let mut slots = Slots::new(area.base(), 4);
+        let mut slots = Slots::new(area.start(), 4);
         for n in 0..4 {
             let owner = if n == 0 { Owner::tx(7) } else { Owner::rx(7) };
             let frame = pool.alloc().expect("four frames");
@@ -128,7 +123,7 @@ mod tests {
     #[test]
     fn a_frame_of_another_area_comes_back() {
         let (area, _pool) = Area::map(1).expect("maps");
-        let mut slots = Slots::new(area.base(), 1);
+        let mut slots = Slots::new(area.start(), 1);
         let mut other = Umem::anonymous(1).into_pool();
         let frame = other.alloc().expect("one frame");
         let frame = slots.give(frame, Owner::rx(1)).expect_err("not of this area");
