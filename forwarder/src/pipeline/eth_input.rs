@@ -24,11 +24,13 @@ pub(super) fn eth_input<'a>(
         return Err(Exit::Drop(DropReason::EthTruncated));
     };
     let frame = EthernetFrame::new_unchecked(header);
-    let (dst, ethertype) = (frame.dst_addr(), frame.ethertype());
+    let ethertype = frame.ethertype();
     if !matches!(ethertype, EtherType::IPV4 | EtherType::IPV6) {
+        let dst = frame.dst_addr();
         return not_ip(skb, port, dst, tables);
     }
-    if dst.0 != port.mac {
+    if header[..6] != port.mac[..] {
+        let dst = frame.dst_addr();
         other_mac(skb, dst)?;
     }
     skb.set_network_header(HEADER_LEN);

@@ -46,12 +46,12 @@ pub(super) fn icmp_send(
         return Ok(());
     }
     // Not about a fragment other than the first.
-    if iph.frag_offset != 0 {
+    let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
+    if ipv4.frag_offset() != 0 {
         return Ok(());
     }
     // Not about an ICMP error; types nobody knows are taken for errors.
     if iph.protocol == Protocol::ICMP {
-        let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
         match ipv4.payload().first() {
             Some(&inner) if !Icmpv4Type(inner).forbids_error() => {}
             _ => return Ok(()),

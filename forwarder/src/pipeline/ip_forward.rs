@@ -18,14 +18,10 @@ use std::net::IpAddr;
 
 /// `ip_rcv_options`: compiles the options of a packet that has some.
 #[cold]
-pub(super) fn ip_rcv_options(
-    skb: &SkBuff,
-    iph: &Iphdr,
-    dev: &Link,
-    ctx: &Ctx<'_>,
-) -> Result<IpOptions, Exit> {
+pub(super) fn ip_rcv_options(skb: &SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<IpOptions, Exit> {
     let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
-    let (options, result) = IpOptions::compile(ipv4.option_octets(), &surroundings(iph, dev, ctx));
+    let around = surroundings(&Iphdr::of(skb), dev, ctx);
+    let (options, result) = IpOptions::compile(ipv4.option_octets(), &around);
     if let Err(pointer) = result {
         ctx.stats.mib(Mib::IpInHdrErrors);
         let info = u32::from(pointer) << 24;
@@ -55,9 +51,16 @@ pub(super) fn surroundings<'a>(iph: &Iphdr, dev: &'a Link, ctx: &Ctx<'a>) -> Sur
     }
 }
 
-/// `ip_error`: refuses a packet for which there is no way.
+/// `ip_error`: refuses a packet for which there is no way. Its options are looked at first, and may be a
+/// reason of their own.
 #[cold]
-pub(super) fn ip_error(iph: &Iphdr, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
+pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
+    let iph = Iphdr::of(skb);
+    if iph.has_options()
+        && let Err(exit) = ip_rcv_options(skb, dev, ctx)
+    {
+        return exit;
+    }
     let (code, reason) = match error {
         RouteError::Silent(reason) => return Exit::Drop(reason),
         RouteError::HostUnreach(reason) => (unreach::HOST_UNREACH, reason),
@@ -101,23 +104,24 @@ pub(super) fn ip_forward_checks(
     }
     ctx.stats.mib(Mib::IpForwDatagrams);
     if u32::from(iph.tot_len) > dst.mtu {
-        return exceeds_mtu(iph, dst, ctx);
+        return exceeds_mtu(skb, dst, ctx);
     }
     Ok(())
 }
 
 /// Too long for the way: to be cut, if it may be.
 #[cold]
-fn exceeds_mtu(iph: &Iphdr, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
-    if iph.dont_frag {
+fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
+    if ipv4.dont_frag() {
         // RFC 1191 §4.
         ctx.stats.mib(Mib::IpFragFails);
         let (unreach, code) = (Icmpv4Type::DEST_UNREACH.0, unreach::FRAG_NEEDED);
         let reason = DropReason::PktTooBig;
         return Err(Exit::Icmp(IcmpError::with_info(unreach, code, dst.mtu, reason)));
     }
-    let payload_len = iph.tot_len.saturating_sub(iph.header_len.into());
-    if iph.frag_offset.checked_add(payload_len).is_none() {
+    let payload_len = ipv4.total_len().saturating_sub(ipv4.header_len() as u16);
+    if ipv4.frag_offset().checked_add(payload_len).is_none() {
         // No such packet can be put together. The kernel cuts it all the same, and the offsets run
         // into the flags; it may do so itself.
         return Err(Exit::Punt(PuntReason::OversizeFragment));

@@ -24,9 +24,6 @@ pub(super) struct Iphdr {
     pub tos: u8,
     pub ttl: u8,
     pub protocol: Protocol,
-    pub dont_frag: bool,
-    /// Where this fragment's payload lies in the whole one, octets.
-    pub frag_offset: u16,
 }
 
 impl Iphdr {
@@ -51,8 +48,6 @@ impl Iphdr {
             tos: ipv4.tos(),
             ttl: ipv4.ttl(),
             protocol: ipv4.protocol(),
-            dont_frag: ipv4.dont_frag(),
-            frag_offset: ipv4.frag_offset(),
         }
     }
 

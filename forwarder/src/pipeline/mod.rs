@@ -52,7 +52,7 @@ pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
 pub use hold::{drop_held, poll_held};
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use crate::netfilter::{Hook, HookState, Verdict};
 use crate::skb::burst::BURST;
@@ -63,7 +63,7 @@ use crate::wire::EtherType;
 use eth_input::eth_input;
 use icmp_send::icmp_send;
 use icmp6_send::icmp6_send;
-use ip_forward::{ip_error, ip_forward, ip_forward_checks, ip_rcv_options};
+use ip_forward::{ip_forward, ip_forward_checks, ip_rcv_options};
 use ip_input::{Iphdr, ip_rcv_core};
 use ip_output::{PostRouted, ip_finish_output, post_routing};
 use ip6_forward::{ip6_forward, ip6_forward_checks};
@@ -95,10 +95,9 @@ pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         };
         let mut todo =
             Todo { outcomes: [const { Outcome::Output }; BURST], ways: [const { None }; BURST] };
-        for (n, skb) in packets.iter_mut().enumerate() {
+        for (n, (skb, outcome)) in packets.iter_mut().zip(&mut todo.outcomes).enumerate() {
             known.n = n;
-            let outcome = forward(skb, &mut known, &mut todo.ways[n], ctx);
-            todo.outcomes[n] = outcome;
+            *outcome = forward(skb, &mut known, &mut todo.ways, ctx);
         }
         carry_out(burst, count, &todo, ctx);
     }
@@ -161,7 +160,7 @@ fn same_port(outcomes: &[Outcome]) -> Option<(u16, &PostRouted)> {
 
 /// What is known of packets' routes before they are looked up one by one.
 struct RoutesKnown<'a, 'b> {
-    ahead: &'b RoutesAhead,
+    ahead: &'b RoutesAhead<'a>,
     /// The packet's position in the burst.
     n: usize,
     own_sources_listed: bool,
@@ -169,34 +168,47 @@ struct RoutesKnown<'a, 'b> {
     hint6: RouteHint<'a, u128>,
 }
 
-/// The road of one packet. `way` is for what is not complete at its end.
+/// The road of one packet. `ways` is for what is not complete at its end.
 #[inline(always)]
 fn forward<'a>(
     skb: &mut SkBuff,
     known: &mut RoutesKnown<'a, '_>,
-    way: &mut Option<Way<'a>>,
+    ways: &mut [Option<Way<'a>>; BURST],
     ctx: &mut Ctx<'a>,
 ) -> Outcome {
-    let (ethertype, routed) = match receive(skb, ctx) {
-        Ok((EtherType::IPV4, dev)) => (EtherType::IPV4, ip_rcv(skb, dev, known, ctx)),
-        Ok((_, dev)) => (EtherType::IPV6, ip6_rcv(skb, dev, known, ctx)),
-        Err(exit) => return leave(skb, exit, ctx),
-    };
-    let routed = match routed {
-        Ok(routed) => routed,
-        Err(exit) => return leave(skb, exit, ctx),
-    };
-    let dst = match ethertype {
-        EtherType::IPV4 => known.hint4.dst(),
-        _ => known.hint6.dst(),
-    };
-    match dst {
-        Some(dst) if neigh_hh_output(skb, dst, &routed) => Outcome::Xmit(dst.port, routed),
-        dst => {
-            *way = dst.map(|dst| (ethertype, *dst, routed));
-            Outcome::Output
+    let n = known.n;
+    let put_off = |way| {
+        if let Some(place) = ways.get_mut(n) {
+            *place = Some(way);
         }
+    };
+    match receive(skb, ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv(skb, dev, known, ctx) {
+            Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, put_off),
+            Err(exit) => leave(skb, exit, ctx),
+        },
+        Ok((_, dev)) => match ip6_rcv(skb, dev, known, ctx) {
+            Ok((dst, routed)) => output(skb, EtherType::IPV6, dst, routed, put_off),
+            Err(exit) => leave(skb, exit, ctx),
+        },
+        Err(exit) => leave(skb, exit, ctx),
     }
+}
+
+/// Completes the frame, if it goes out as it is; what does not is put off.
+#[inline(always)]
+fn output<'a>(
+    skb: &mut SkBuff,
+    ethertype: EtherType,
+    dst: &Dst<'a>,
+    routed: PostRouted,
+    put_off: impl FnOnce(Way<'a>),
+) -> Outcome {
+    if neigh_hh_output(skb, dst, &routed) {
+        return Outcome::Xmit(dst.port, routed);
+    }
+    put_off((ethertype, *dst, routed));
+    Outcome::Output
 }
 
 /// Up to the protocol, and the interface that the packet counts as received by.
@@ -209,12 +221,12 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
 
 /// The road of an IPv4 packet (RFC 1812 §5.2.1).
 #[inline]
-fn ip_rcv<'a>(
+fn ip_rcv<'a, 'k>(
     skb: &mut SkBuff,
     dev: &'a Link,
-    known: &mut RoutesKnown<'a, '_>,
+    known: &'k mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
-) -> Result<PostRouted, Exit> {
+) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     if dev.partial_csum {
         csum_partial::recognise4(skb, &iph);
@@ -222,30 +234,26 @@ fn ip_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx)? == Asked::Some {
         iph = Iphdr::of(skb);
     }
-    let error = ip_route_input(skb, &iph, dev, known, ctx)?;
+    let dst = ip_route_input(skb, &iph, dev, known, ctx)?;
     let options = match iph.has_options() {
-        true => Some(ip_rcv_options(skb, &iph, dev, ctx)?),
+        true => Some(ip_rcv_options(skb, dev, ctx)?),
         false => None,
     };
-    if let Some(error) = error {
-        return Err(ip_error(&iph, error, dev, ctx));
-    }
-    let dst = known.hint4.dst().ok_or(Exit::Punt(PuntReason::NotReady))?;
     ip_forward_checks(skb, &iph, dst, ctx)?;
     ip_forward(skb, options, dst, ctx)?;
     let routed = post_routing(skb, dst, EtherType::IPV4, ctx)?;
-    dst.resolve(IpAddr::V4(iph.daddr.into()), ctx.tables);
-    Ok(routed)
+    dst.resolve(Ipv4Addr::from_bits(iph.daddr), ctx.tables);
+    Ok((dst, routed))
 }
 
 /// The road of an IPv6 packet.
 #[inline]
-fn ip6_rcv<'a>(
+fn ip6_rcv<'a, 'k>(
     skb: &mut SkBuff,
     dev: &'a Link,
-    known: &mut RoutesKnown<'a, '_>,
+    known: &'k mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
-) -> Result<PostRouted, Exit> {
+) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     if dev.partial_csum {
         csum_partial::recognise6(skb, &hdr);
@@ -253,13 +261,12 @@ fn ip6_rcv<'a>(
     if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx)? == Asked::Some {
         hdr = Ipv6hdr::of(skb);
     }
-    ip6_route_input(skb, &hdr, dev, known, ctx)?;
-    let dst = known.hint6.dst().ok_or(Exit::Punt(PuntReason::NotReady))?;
+    let dst = ip6_route_input(skb, &hdr, dev, known, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
     ip6_forward(skb, dst, ctx)?;
     let routed = post_routing(skb, dst, EtherType::IPV6, ctx)?;
-    dst.resolve(IpAddr::V6(hdr.daddr), ctx.tables);
-    Ok(routed)
+    dst.resolve(hdr.daddr, ctx.tables);
+    Ok((dst, routed))
 }
 
 /// Whether a hook point had functions: what was read of the packet before may be different now.

@@ -6,8 +6,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::ip_forward::ip_error;
 use super::ip_input::Iphdr;
 use super::neigh_output::HhCache;
+use super::route_ahead::by_rules;
 use super::{Ctx, Exit, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::neigh::Neighbour;
@@ -88,10 +90,14 @@ impl<'a> Dst<'a> {
     /// is about to leave: what stands before need not wait for it. Where it is the destination itself,
     /// and hooks may still change that, it is looked up when they have.
     #[inline]
-    pub fn resolve(&mut self, daddr: IpAddr, tables: &'a Tables) {
-        if self.neigh.is_some() {
-            return;
+    pub fn resolve(&mut self, daddr: impl Into<IpAddr>, tables: &'a Tables) {
+        if self.neigh.is_none() {
+            self.find_neigh(daddr.into(), tables);
         }
+    }
+
+    #[inline(never)]
+    fn find_neigh(&mut self, daddr: IpAddr, tables: &'a Tables) {
         let nexthop = match self.gateway() {
             Some(gateway) => *gateway,
             None => {
@@ -145,46 +151,49 @@ pub(super) enum RouteError {
     Silent(DropReason),
 }
 
-/// `ip_route_input`: where a packet from the wire goes, which is in `known` afterwards. An error:
-/// `dst.input` is `ip_error`; options are looked at first, and then it is refused.
+/// `ip_route_input`: where a packet from the wire goes, and `ip_error` where that is nowhere.
 #[inline]
-pub(super) fn ip_route_input<'a>(
+pub(super) fn ip_route_input<'a, 'k>(
     skb: &SkBuff,
     iph: &Iphdr,
     dev: &'a Link,
-    known: &mut RoutesKnown<'a, '_>,
-    ctx: &Ctx<'a>,
-) -> Result<Option<RouteError>, Exit> {
+    known: &'k mut RoutesKnown<'a, '_>,
+    ctx: &mut Ctx<'a>,
+) -> Result<&'k mut Dst<'a>, Exit> {
     let flow = Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
     if known.hint4.is_of(&flow) {
-        return Ok(None);
+        return known.hint4.dst();
     }
-    ip_route_input_slow(skb, iph, &flow, dev, known, ctx)
+    ip_route_input_slow(skb, iph, dev, known, ctx)
 }
 
 /// `ip_route_input_slow`: looks the way up.
 #[inline]
-fn ip_route_input_slow<'a>(
+fn ip_route_input_slow<'a, 'k>(
     skb: &SkBuff,
     iph: &Iphdr,
-    flow: &Flow<u32>,
     dev: &'a Link,
-    known: &mut RoutesKnown<'a, '_>,
-    ctx: &Ctx<'a>,
-) -> Result<Option<RouteError>, Exit> {
+    known: &'k mut RoutesKnown<'a, '_>,
+    ctx: &mut Ctx<'a>,
+) -> Result<&'k mut Dst<'a>, Exit> {
     let tables = ctx.tables;
+    // Made twice, which is cheaper than kept.
+    let flow = || Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
     // Martians are told from the rest by their first octet: 0, 127, or 224 and above.
     let odd = |addr: u32| matches!(addr >> 24, 0 | 127 | 224..);
     if odd(iph.saddr) || odd(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
-    let ahead = known.ahead.v4(known.n);
-    let info = match ahead.fib_lookup(flow, &tables.fib4) {
-        Ok(info) => info,
-        Err(other) => return refused(other).map(Some),
+    let info = match known.ahead.v4.unicast(known.n, iph.daddr, &tables.fib4) {
+        Some(info) => info,
+        None => match by_rules(flow(), &tables.fib4) {
+            Ok(info) => info,
+            Err(other) => return Err(ip_error(skb, refused(other)?, dev, ctx)),
+        },
     };
     if !dev.forwarding4 {
-        return Ok(Some(RouteError::HostUnreach(DropReason::ForwardingOff)));
+        let error = RouteError::HostUnreach(DropReason::ForwardingOff);
+        return Err(ip_error(skb, error, dev, ctx));
     }
     let listed = known.own_sources_listed;
     let dst = known.hint4.by(info, dev.ifindex, || {
@@ -195,9 +204,9 @@ fn ip_route_input_slow<'a>(
     })?;
     let scope_host = fib_validate_source(iph, dev, dst, ctx)?;
     let comes_back = scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects;
-    dst.redirect = comes_back && deserves_redirect(iph, dst);
-    known.hint4.learn(*flow);
-    Ok(None)
+    dst.redirect = comes_back && deserves_redirect(iph.saddr, dst);
+    known.hint4.learn(flow());
+    known.hint4.dst()
 }
 
 /// Destinations and sources that no lookup would refuse, in the order of `ip_route_input_slow`.
@@ -260,12 +269,23 @@ fn fib_validate_source(
     ctx: &Ctx<'_>,
 ) -> Result<bool, Exit> {
     match dst.sources {
-        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => {
-            Err(Exit::Drop(DropReason::IpLocalSource))
-        }
+        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => ours(),
         Sources::Any | Sources::NotOurs => Ok(false),
-        Sources::ByRoute => validate_source_by_route(iph, dev, dst.dev.ifindex, ctx),
+        Sources::ByRoute => {
+            // As a packet that goes back. The mark is left out unless src_valid_mark says otherwise,
+            // which is not mirrored.
+            let iif = dst.dev.ifindex;
+            let flow = Flow { saddr: iph.daddr, daddr: iph.saddr, iif, mark: 0 };
+            validate_source_by_route(&flow, dev, ctx)
+        }
     }
+}
+
+/// Out of the way of those that are not.
+#[cold]
+#[inline(never)]
+fn ours() -> Result<bool, Exit> {
+    Err(Exit::Drop(DropReason::IpLocalSource))
 }
 
 /// Whether our own addresses are all that the local table has, so that they are found without it.
@@ -274,20 +294,14 @@ pub(super) fn own_sources_listed(tables: &Tables) -> bool {
     tables.fib4.merged && !tables.sysctl.custom_local_routes
 }
 
-/// `__fib_validate_source`: looks the way back up.
-fn validate_source_by_route(
-    iph: &Iphdr,
-    dev: &Link,
-    oif: u32,
-    ctx: &Ctx<'_>,
-) -> Result<bool, Exit> {
+/// `__fib_validate_source`: looks the way `back` up.
+#[inline(never)]
+fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Result<bool, Exit> {
     let refuse = || {
         ctx.stats.mib(Mib::TcpExtIPReversePathFilter);
         Err(Exit::Drop(DropReason::IpRpfilter))
     };
-    // The mark is left out unless src_valid_mark says otherwise, which is not mirrored.
-    let flow = Flow { saddr: iph.daddr, daddr: iph.saddr, iif: oif, mark: 0 };
-    let info = match ctx.tables.fib4.fib_lookup(&flow) {
+    let info = match ctx.tables.fib4.fib_lookup(back) {
         FibResult::Route(info) => info,
         FibResult::Rule(RouteType::Punt(reason)) => return Err(Exit::Punt(reason)),
         FibResult::Rule(_) | FibResult::NoRoute if dev.rp_filter == RpFilter::Off => {
@@ -326,12 +340,12 @@ fn validate_source_by_route(
 /// Whether the kernel tells the sender, a neighbour on the link that the packet leaves by again,
 /// of a shorter way (IPSKB_DOREDIRECT in `__mkroute_input`). How often is for `ip_forward`.
 #[cold]
-fn deserves_redirect(iph: &Iphdr, dst: &Dst<'_>) -> bool {
+fn deserves_redirect(saddr: u32, dst: &Dst<'_>) -> bool {
     let gateway = match dst.gateway() {
         Some(IpAddr::V4(gateway)) => Some(gateway.to_bits()),
         _ => None,
     };
-    dst.dev.shared_media || inet_addr_onlink(dst.dev, iph.saddr, gateway)
+    dst.dev.shared_media || inet_addr_onlink(dst.dev, saddr, gateway)
 }
 
 /// `inet_addr_onlink`: one of our prefixes on the interface has both.

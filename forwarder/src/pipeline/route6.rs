@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::ip6_input::Ipv6hdr;
 use super::route::{Dst, LOOPBACK_IFINDEX, Sources, mix32};
+use super::route_ahead::by_rules;
 use super::{Ctx, Exit, IcmpError, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -20,17 +21,17 @@ use crate::wire::{FlowKey, Ipv6Packet};
 /// `ip6_route_input`: where a packet from the wire goes, which is in `known` afterwards. The refusals
 /// are those of `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
 #[inline]
-pub(super) fn ip6_route_input<'a>(
+pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
     dev: &'a Link,
-    known: &mut RoutesKnown<'a, '_>,
+    known: &'k mut RoutesKnown<'a, '_>,
     ctx: &Ctx<'a>,
-) -> Result<(), Exit> {
+) -> Result<&'k mut Dst<'a>, Exit> {
     let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
     let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
     if known.hint6.is_of(&flow) {
-        return Ok(());
+        return known.hint6.dst();
     }
     if ipv6_addr_is_multicast(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
@@ -38,10 +39,12 @@ pub(super) fn ip6_route_input<'a>(
     if ipv6_addr_is_linklocal(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::Local));
     }
-    let ahead = known.ahead.v6(known.n);
-    let info = match ahead.fib_lookup(&flow, &ctx.tables.fib6) {
-        Ok(info) => info,
-        Err(other) => return Err(refused(other, hdr, ctx)),
+    let info = match known.ahead.v6.unicast(known.n, daddr, &ctx.tables.fib6) {
+        Some(info) => info,
+        None => match by_rules(flow, &ctx.tables.fib6) {
+            Ok(info) => info,
+            Err(other) => return Err(refused(other, hdr, ctx)),
+        },
     };
     known.hint6.by(info, flow.iif, || {
         let hash = || multipath_hash(skb, ctx);
@@ -49,7 +52,7 @@ pub(super) fn ip6_route_input<'a>(
         dst6(info, nexthop, ctx.tables)
     })?;
     known.hint6.learn(flow);
-    Ok(())
+    known.hint6.dst()
 }
 
 /// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when

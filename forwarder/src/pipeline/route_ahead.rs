@@ -18,33 +18,30 @@ use crate::wire::{Ipv4Packet, Ipv6Packet, ipv4, ipv6};
 
 /// What the destinations of a burst lead to.
 #[derive(Debug)]
-pub(super) struct RoutesAhead {
-    v4: Ahead<u32>,
-    v6: Ahead<u128>,
+pub(super) struct RoutesAhead<'a> {
+    pub v4: Ahead<'a, u32>,
+    pub v6: Ahead<'a, u128>,
 }
 
 /// The same of one family, by position in the burst.
 #[derive(Debug)]
-struct Ahead<A> {
+pub(super) struct Ahead<'a, A> {
+    /// The table that every packet's route is in, if there is one.
+    table: Option<&'a Lpm<A>>,
+    /// Whether it was looked into.
+    looked: bool,
     /// 0 for a packet of another family.
     daddrs: [A; BURST],
     /// 0: not looked up, or no route.
     leaves: [u32; BURST],
 }
 
-/// What one packet's destination leads to.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RouteAhead<A> {
-    daddr: A,
-    leaf: u32,
-}
-
-impl RoutesAhead {
+impl<'a> RoutesAhead<'a> {
     /// Looks the destinations up, of at most the first [`BURST`] packets.
     #[inline]
-    pub fn look(burst: &[SkBuff], tables: &Tables) -> RoutesAhead {
-        let mut ahead = RoutesAhead { v4: Ahead::new(), v6: Ahead::new() };
-        if !is_worth_it(&tables.fib4) && !is_worth_it(&tables.fib6) {
+    pub fn look(burst: &[SkBuff], tables: &'a Tables) -> RoutesAhead<'a> {
+        let mut ahead = RoutesAhead { v4: Ahead::new(&tables.fib4), v6: Ahead::new(&tables.fib6) };
+        if !ahead.v4.is_worth_it() && !ahead.v6.is_worth_it() {
             return ahead;
         }
         let (mut any4, mut any6) = (false, false);
@@ -69,88 +66,60 @@ impl RoutesAhead {
             }
         }
         if any4 {
-            ahead.v4.look(burst.len(), &tables.fib4);
+            ahead.v4.look(burst.len());
         }
         if any6 {
-            ahead.v6.look(burst.len(), &tables.fib6);
+            ahead.v6.look(burst.len());
         }
         ahead
     }
-
-    /// Of packet `n`, if it is IPv4.
-    #[inline]
-    pub fn v4(&self, n: usize) -> RouteAhead<u32> {
-        self.v4.of(n)
-    }
-
-    /// Of packet `n`, if it is IPv6.
-    #[inline]
-    pub fn v6(&self, n: usize) -> RouteAhead<u128> {
-        self.v6.of(n)
-    }
 }
 
-impl<A: Address> Ahead<A> {
+impl<'a, A: Address> Ahead<'a, A> {
     #[inline]
-    fn new() -> Ahead<A> {
-        Ahead { daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
+    fn new(fib: &'a FamilyFib<Lpm<A>>) -> Ahead<'a, A> {
+        let table = fib.tables.first().filter(|_| fib.merged).map(Arc::as_ref);
+        Ahead { table, looked: false, daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
+    }
+
+    /// Whether lookups in the table wait for memory.
+    #[inline]
+    fn is_worth_it(&self) -> bool {
+        self.table.is_some_and(|table| !table.is_at_hand())
     }
 
     #[inline]
-    fn look(&mut self, count: usize, fib: &FamilyFib<Lpm<A>>) {
-        if let Some(table) = table(fib) {
+    fn look(&mut self, count: usize) {
+        if let Some(table) = self.table {
             table.lookup_bulk(&self.daddrs[..count.min(BURST)], &mut self.leaves);
+            self.looked = true;
         }
     }
 
+    /// What a packet's destination leads to, by its position: looked up already, if it is still the
+    /// one that was. `None`: the rules have to be asked, or it is no way to forward packets.
     #[inline]
-    fn of(&self, n: usize) -> RouteAhead<A> {
-        match (self.daddrs.get(n), self.leaves.get(n)) {
-            (Some(&daddr), Some(&leaf)) => RouteAhead { daddr, leaf },
-            _ => RouteAhead { daddr: A::ZERO, leaf: 0 },
+    pub fn unicast(&self, n: usize, daddr: A, fib: &'a FamilyFib<Lpm<A>>) -> Option<&'a FibInfo> {
+        if self.looked
+            && let (Some(&looked_for), Some(&leaf)) = (self.daddrs.get(n), self.leaves.get(n))
+            && looked_for == daddr
+        {
+            return fib.unicast(leaf);
         }
+        fib.unicast(self.table?.lookup(daddr))
     }
 }
 
-/// The table that every packet's route is in, if there is one.
-#[inline]
-fn table<A: Address>(fib: &FamilyFib<Lpm<A>>) -> Option<&Lpm<A>> {
-    fib.tables.first().filter(|_| fib.merged).map(Arc::as_ref)
-}
-
-/// Whether lookups in a table wait for memory.
-#[inline]
-fn is_worth_it<A: Address>(fib: &FamilyFib<Lpm<A>>) -> bool {
-    table(fib).is_some_and(|table| !table.is_at_hand())
-}
-
-impl<A: Address> RouteAhead<A> {
-    /// `fib_lookup`, which is done already if this is the destination that was looked up.
-    ///
-    /// # Errors
-    /// What else than a way to forward packets was found.
-    #[inline]
-    pub fn fib_lookup<'a>(
-        &self,
-        flow: &Flow<A>,
-        fib: &'a FamilyFib<Lpm<A>>,
-    ) -> Result<&'a FibInfo, FibResult<'a>> {
-        let leaf = match table(fib) {
-            _ if self.leaf != 0 && self.daddr == flow.daddr => self.leaf,
-            Some(table) => table.lookup(flow.daddr),
-            None => 0,
-        };
-        fib.unicast(leaf).map_or_else(|| by_rules(flow, fib), Ok)
-    }
-}
-
-/// Where the first table does not have it.
+/// `fib_lookup`, where that found none.
+///
+/// # Errors
+/// What else than a way to forward packets was found.
 #[inline(never)]
-fn by_rules<'a, A: Address>(
-    flow: &Flow<A>,
+pub(super) fn by_rules<'a, A: Address>(
+    flow: Flow<A>,
     fib: &'a FamilyFib<Lpm<A>>,
 ) -> Result<&'a FibInfo, FibResult<'a>> {
-    match fib.fib_lookup(flow) {
+    match fib.fib_lookup(&flow) {
         FibResult::Route(info) if info.kind == RouteType::Unicast => Ok(info),
         other => Err(other),
     }

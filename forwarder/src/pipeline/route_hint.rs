@@ -31,13 +31,17 @@ impl<'a, A: PartialEq> RouteHint<'a, A> {
     /// Whether what was decided is a flow's way.
     #[inline]
     pub fn is_of(&self, flow: &Flow<A>) -> bool {
-        self.flow.as_ref() == Some(flow)
+        // The destination first: that is what differs.
+        self.flow.as_ref().is_some_and(|last| last.daddr == flow.daddr && last == flow)
     }
 
-    /// What was decided; `None`: nothing yet.
+    /// What was decided.
+    ///
+    /// # Errors
+    /// Nothing was yet.
     #[inline]
-    pub fn dst(&mut self) -> Option<&mut Dst<'a>> {
-        self.dst.as_mut()
+    pub fn dst(&mut self) -> Result<&mut Dst<'a>, Exit> {
+        self.dst.as_mut().ok_or(Exit::Punt(PuntReason::NotReady))
     }
 
     /// The way by a route of what came in by `iif`: what was decided, if that was for the same, else what
@@ -59,7 +63,7 @@ impl<'a, A: PartialEq> RouteHint<'a, A> {
             // Where next hops share a route, it is the way of one packet alone.
             self.route = (route.nexthops.len() == 1).then_some((route, iif));
         }
-        let dst = self.dst.as_mut().ok_or(Exit::Punt(PuntReason::NotReady))?;
+        let dst = self.dst()?;
         if dst.gateway().is_none() {
             // That was the neighbour of another destination.
             (dst.neigh, dst.hh) = (None, None);

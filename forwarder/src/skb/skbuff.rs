@@ -397,7 +397,8 @@ impl SkBuff {
     /// Octets from the network header to the packet's end.
     #[inline]
     pub fn network_len(&self) -> usize {
-        self.tail.saturating_sub(self.network_header) as usize + self.data_len()
+        let (start, end) = (usize::from(self.network_header), usize::from(self.tail));
+        end.saturating_sub(start) + self.data_len()
     }
 
     /// The transport header starts `len` octets after the network header.
