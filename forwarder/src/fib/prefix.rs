@@ -185,8 +185,8 @@ pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + 's
     fn not(self) -> Self;
     /// The first `len` bits set. `len` is at most [`Address::LEN`].
     fn netmask(len: u8) -> Self;
-    /// `count` bits (1 to 32) from bit `depth` (below [`Address::LEN`]) on,
-    /// bit 0 the most significant; zeros behind the end.
+    /// `count` bits (1 to 32) from bit `depth` on, bit 0 the most significant; zeros
+    /// behind the end. From a `depth` of [`Address::LEN`] or more, any bits.
     fn bits_at(self, depth: u8, count: u8) -> u32;
     /// The address that has `value` in the `count` bits from `depth` on and
     /// zeros elsewhere. `depth + count` is at most [`Address::LEN`].

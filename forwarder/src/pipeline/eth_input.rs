@@ -29,7 +29,8 @@ pub(super) fn eth_input<'a>(
         let dst = frame.dst_addr();
         return not_ip(skb, port, dst, tables);
     }
-    if header[..6] != port.mac[..] {
+    // As slices, which takes half the instructions.
+    if header[..port.mac.len()] != port.mac[..] {
         let dst = frame.dst_addr();
         other_mac(skb, dst)?;
     }

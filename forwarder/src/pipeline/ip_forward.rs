@@ -51,8 +51,8 @@ pub(super) fn surroundings<'a>(iph: &Iphdr, dev: &'a Link, ctx: &Ctx<'a>) -> Sur
     }
 }
 
-/// `ip_error`: refuses a packet for which there is no way. Its options are looked at first, and may be a
-/// reason of their own.
+/// `ip_error`: refuses a packet for which there is no way. Its options are looked at first
+/// (`ip_rcv_finish_core`), and may be a reason of their own.
 #[cold]
 pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
     let iph = Iphdr::of(skb);

@@ -179,12 +179,11 @@ fn ip_route_input_slow<'a, 'k>(
     let tables = ctx.tables;
     // Made twice, which is cheaper than kept.
     let flow = || Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
-    // Martians are told from the rest by their first octet: 0, 127, or 224 and above.
-    let odd = |addr: u32| matches!(addr >> 24, 0 | 127 | 224..);
-    if odd(iph.saddr) || odd(iph.daddr) {
+    let odd = |addr: u32| ODD[usize::from((addr >> 24) as u8)];
+    if odd(iph.saddr) | odd(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
-    let info = match known.ahead.v4.unicast(known.n, iph.daddr, &tables.fib4) {
+    let info = match known.ahead.v4.unicast(known.n, iph.daddr) {
         Some(info) => info,
         None => match by_rules(flow(), &tables.fib4) {
             Ok(info) => info,
@@ -208,6 +207,17 @@ fn ip_route_input_slow<'a, 'k>(
     known.hint4.learn(flow());
     known.hint4.dst()
 }
+
+/// First octets by which martians are told from the rest. A table, for both addresses at once.
+static ODD: [bool; 256] = {
+    let mut odd = [false; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        odd[octet] = matches!(octet, 0 | 127 | 224..);
+        octet += 1;
+    }
+    odd
+};
 
 /// Destinations and sources that no lookup would refuse, in the order of `ip_route_input_slow`.
 #[cold]
@@ -269,7 +279,7 @@ fn fib_validate_source(
     ctx: &Ctx<'_>,
 ) -> Result<bool, Exit> {
     match dst.sources {
-        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => ours(),
+        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => local_source(),
         Sources::Any | Sources::NotOurs => Ok(false),
         Sources::ByRoute => {
             // As a packet that goes back. The mark is left out unless src_valid_mark says otherwise,
@@ -281,10 +291,10 @@ fn fib_validate_source(
     }
 }
 
-/// Out of the way of those that are not.
+/// Refuses a source that is ours: apart, so that for all others nothing is prepared.
 #[cold]
 #[inline(never)]
-fn ours() -> Result<bool, Exit> {
+fn local_source() -> Result<bool, Exit> {
     Err(Exit::Drop(DropReason::IpLocalSource))
 }
 

@@ -18,8 +18,7 @@ use crate::wire::ipv6::{
 };
 use crate::wire::{FlowKey, Ipv6Packet};
 
-/// `ip6_route_input`: where a packet from the wire goes, which is in `known` afterwards. The refusals
-/// are those of `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
+/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
 #[inline]
 pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
@@ -39,7 +38,7 @@ pub(super) fn ip6_route_input<'a, 'k>(
     if ipv6_addr_is_linklocal(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::Local));
     }
-    let info = match known.ahead.v6.unicast(known.n, daddr, &ctx.tables.fib6) {
+    let info = match known.ahead.v6.unicast(known.n, daddr) {
         Some(info) => info,
         None => match by_rules(flow, &ctx.tables.fib6) {
             Ok(info) => info,

@@ -25,7 +25,8 @@ pub(super) struct RoutesAhead<'a> {
 
 /// The same of one family, by position in the burst.
 #[derive(Debug)]
-pub(super) struct Ahead<'a, A> {
+pub(super) struct Ahead<'a, A: Address> {
+    fib: &'a FamilyFib<Lpm<A>>,
     /// The table that every packet's route is in, if there is one.
     table: Option<&'a Lpm<A>>,
     /// Whether it was looked into.
@@ -79,7 +80,7 @@ impl<'a, A: Address> Ahead<'a, A> {
     #[inline]
     fn new(fib: &'a FamilyFib<Lpm<A>>) -> Ahead<'a, A> {
         let table = fib.tables.first().filter(|_| fib.merged).map(Arc::as_ref);
-        Ahead { table, looked: false, daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
+        Ahead { fib, table, looked: false, daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
     }
 
     /// Whether lookups in the table wait for memory.
@@ -99,18 +100,18 @@ impl<'a, A: Address> Ahead<'a, A> {
     /// What a packet's destination leads to, by its position: looked up already, if it is still the
     /// one that was. `None`: the rules have to be asked, or it is no way to forward packets.
     #[inline]
-    pub fn unicast(&self, n: usize, daddr: A, fib: &'a FamilyFib<Lpm<A>>) -> Option<&'a FibInfo> {
+    pub fn unicast(&self, n: usize, daddr: A) -> Option<&'a FibInfo> {
         if self.looked
             && let (Some(&looked_for), Some(&leaf)) = (self.daddrs.get(n), self.leaves.get(n))
             && looked_for == daddr
         {
-            return fib.unicast(leaf);
+            return self.fib.unicast(leaf);
         }
-        fib.unicast(self.table?.lookup(daddr))
+        self.fib.unicast(self.table?.lookup(daddr))
     }
 }
 
-/// `fib_lookup`, where that found none.
+/// `fib_lookup`, where [`Ahead::unicast`] found none.
 ///
 /// # Errors
 /// What else than a way to forward packets was found.

@@ -29,11 +29,11 @@ impl Frame {
         Frame { start }
     }
 
-    /// Offset of the frame from the start of an area, in octets. One of another area has an offset
-    /// that lies outside.
+    /// Offset of the frame from the `start` of an area, in octets. Of a frame of another area it is the
+    /// area's length or more.
     #[inline]
-    pub fn umem_offset(&self, area: NonZero<usize>) -> usize {
-        self.start.addr().get().wrapping_sub(area.get())
+    pub(crate) fn umem_offset(&self, start: NonZero<usize>) -> usize {
+        self.start.addr().get().wrapping_sub(start.get())
     }
 
     /// The whole frame.

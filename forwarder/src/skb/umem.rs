@@ -71,8 +71,8 @@ impl Umem {
             })
             .collect();
         let links = (0..self.frames).map(|_| Box::default()).collect();
-        let (area, len) = (self.base.addr(), self.frames as usize * FRAME_SIZE);
-        FramePool { free, links, area, len, umem: Some(self) }
+        let (start, len) = (self.base.addr(), self.frames as usize * FRAME_SIZE);
+        FramePool { free, links, start, len, umem: Some(self) }
     }
 }
 
@@ -97,7 +97,7 @@ pub struct FramePool {
     #[expect(clippy::vec_box, reason = "links move from here into chains as they are")]
     links: Vec<Box<Frag>>,
     /// Where the area starts, and its length in octets.
-    area: NonZero<usize>,
+    start: NonZero<usize>,
     len: usize,
     umem: Option<Umem>,
 }
@@ -114,7 +114,7 @@ impl FramePool {
     /// area is unmapped.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        if frame.umem_offset(self.area) < self.len {
+        if frame.umem_offset(self.start) < self.len {
             self.free.push(frame);
         } else {
             debug_assert!(false, "{frame:?} is of another umem");
@@ -186,8 +186,8 @@ mod tests {
         for (n, frame) in frames.iter().enumerate() {
             assert!(frame.bytes().iter().all(|&b| b == n as u8 + 1));
         }
-        let area = pool.area;
-        let mut offsets: Vec<usize> = frames.iter().map(|frame| frame.umem_offset(area)).collect();
+        let start = pool.start;
+        let mut offsets: Vec<usize> = frames.iter().map(|frame| frame.umem_offset(start)).collect();
         offsets.sort_unstable();
         assert_eq!(offsets, [0, FRAME_SIZE, 2 * FRAME_SIZE, 3 * FRAME_SIZE]);
         frames.into_iter().for_each(|frame| pool.free(frame));

@@ -118,7 +118,7 @@ impl<A: Address> Lpm<A> {
     }
 
     /// At most [`GROUP`] addresses, level by level. What an address reads on the next level is
-    /// fetched as soon as its place is known; by the time all others have had their turn, it is
+    /// fetched when its place is known; by the time all others have had their turn, it is
     /// there. Loads alone would not do: the processor holds only so many instructions behind one
     /// that waits, half as many where two threads share a core.
     #[inline]
@@ -198,6 +198,9 @@ fn root_word<A: Address>(root: &[AtomicU32; ROOT_WORDS], addr: A) -> u32 {
 }
 
 /// The blocks of a table, by value: where they are need not be read again for every word.
+///
+/// Any word may be asked for, also one that leads to no block: [`Lpm::lookup_bulk`] asks for leaves' too,
+/// whose bits may be anything. The answer means nothing then, and is thrown away.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks<'a>(&'a [AtomicU64]);
 
@@ -221,8 +224,7 @@ impl Blocks<'_> {
         (self.load(index) >> shift) as u32 & (0xffff | wide.wrapping_neg())
     }
 
-    /// Words outside never come up but to a reader that is not online; it gets
-    /// "no route" rather than a panic.
+    /// Outside lies what a leaf's bits point at, and what a reader that is not online may come upon: 0.
     #[inline(always)]
     fn load(self, at: usize) -> u64 {
         self.0.get(at).map_or(0, |word| word.load(Ordering::Acquire))
@@ -245,10 +247,11 @@ impl Left {
 }
 
 /// Where the element of entry `slot` of a block stands, to which `word` leads:
-/// the index in `blocks` and how many bits to shift right.
+/// the index in `blocks` and how many bits to shift right (0 to 63). Of a word that leads to no block,
+/// some index, which may lie outside.
 #[inline(always)]
 pub(super) fn element(word: u32, bitmap: u64, slot: u32) -> (usize, u32) {
-    // Shifted left, only the bits 0..=slot remain. The first of them is set.
+    // Shifted left, only the bits 0..=slot remain. Of a block's, the first is set.
     let rank = (bitmap << (63 - (slot & 63))).count_ones().wrapping_sub(1);
     let bit = rank << (4 + ((word / WIDE) & 1));
     ((word & PLACE) as usize + 1 + (bit / 64) as usize, bit % 64)

@@ -59,7 +59,12 @@ impl Area {
         Ok((area, umem.into_pool()))
     }
 
-    /// Address of the first octet.
+    /// Address of the first octet, by which the kernel writes.
+    pub(super) fn addr(&self) -> u64 {
+        self.base.as_ptr().expose_provenance() as u64
+    }
+
+    /// The same, to compare with.
     pub(super) fn start(&self) -> NonZero<usize> {
         self.base.addr()
     }

@@ -36,21 +36,21 @@ struct Slot {
 pub(super) struct Slots {
     places: Box<[Slot]>,
     /// Where the area starts.
-    area: NonZero<usize>,
+    start: NonZero<usize>,
 }
 
 impl Slots {
-    /// Empty places for the `frames` frames of the area that starts at `area`.
-    pub(super) fn new(area: NonZero<usize>, frames: u32) -> Slots {
+    /// Empty places for the `frames` frames of the area that starts at `start`.
+    pub(super) fn new(start: NonZero<usize>, frames: u32) -> Slots {
         let places = (0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect();
-        Slots { places, area }
+        Slots { places, start }
     }
 
     /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
     /// the area in octets. A frame of another area comes back.
     #[inline]
     pub(super) fn give(&mut self, frame: Frame, owner: Owner) -> Result<u64, Frame> {
-        let offset = frame.umem_offset(self.area);
+        let offset = frame.umem_offset(self.start);
         match self.places.get_mut(offset / FRAME_SIZE) {
             Some(slot) if slot.frame.is_none() => {
                 *slot = Slot { frame: Some(frame), owner };

@@ -227,7 +227,7 @@ impl Socket {
 fn register(fd: BorrowedFd<'_>, area: &Area, layout: Layout) -> io::Result<()> {
     let (headroom, flags) = layout.registered();
     let reg = libc::xdp_umem_reg {
-        addr: area.start().get() as u64,
+        addr: area.addr(),
         len: area.len(),
         chunk_size: FRAME_SIZE as u32,
         headroom,

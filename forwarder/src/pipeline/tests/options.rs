@@ -152,10 +152,25 @@ fn options_are_judged_before_routes_and_martians_before_options() {
     let mut lab = lab();
     let sent = lab.one(V4 { dst: "192.0.2.1", ..with(&bad) }.frame());
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Net Unreachable");
+    assert_eq!((lab.mib(Mib::IpInHdrErrors), lab.mib(Mib::IpInNoRoutes)), (1, 0));
+    let sent = lab.one(V4 { dst: "10.9.0.1", ..with(&bad) }.frame());
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "not silence, as of a blackhole");
+    assert_eq!((lab.drops(DropReason::IpOptions), lab.drops(DropReason::Blackhole)), (2, 0));
     let sent = lab.one(V4 { ttl: 1, ..with(&bad) }.frame());
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Time Exceeded");
     assert_eq!(lab.one(V4 { src: "0.0.0.0", ..with(&bad) }.frame()), []);
     assert_eq!(lab.drops(DropReason::IpInvalidSource), 1);
+    // What is the kernel's it judges itself.
+    let local = V4 { dst: "198.18.1.1", ..with(&bad) }.frame();
+    assert_eq!(lab.one(local.clone()), []);
+    assert_eq!(lab.punted(), [local]);
+
+    let mut net = Net::default();
+    net.links.iter_mut().for_each(|link| link.forwarding4 = false);
+    let mut lab = net.lab();
+    let sent = lab.one(with(&bad).frame());
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "not silence, as of a host");
+    assert_eq!(lab.drops(DropReason::ForwardingOff), 0);
 }
 
 #[test]
