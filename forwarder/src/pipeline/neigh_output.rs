@@ -18,18 +18,20 @@ use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
 /// tags (`struct hh_cache`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HhCache {
-    /// Destination and source, up to the EtherType.
-    addrs: [u8; 12],
+    /// Destination and source, up to the EtherType, in words: made octet by octet, they would be waited
+    /// for when they are copied.
+    first: [u8; 8],
+    rest: [u8; 4],
 }
 
 impl HhCache {
     /// `None`: it takes more than that.
     pub fn new(neigh: &Neighbour, dev: &Link) -> Option<HhCache> {
         let lladdr = neigh.lladdr.filter(|_| dev.up && dev.vlan.is_none())?;
-        let mut addrs = [0; 12];
-        addrs[..6].copy_from_slice(&lladdr);
-        addrs[6..].copy_from_slice(&dev.mac);
-        Some(HhCache { addrs })
+        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let (dst, src) = (word(lladdr), word(dev.mac));
+        let (first, rest) = (dst | src << 48, (src >> 16) as u32);
+        Some(HhCache { first: first.to_le_bytes(), rest: rest.to_le_bytes() })
     }
 }
 
@@ -42,7 +44,8 @@ pub(super) fn neigh_hh_output(skb: &mut SkBuff, dst: &Dst<'_>, _routed: &PostRou
         && dst.fits(skb)
         && let Some(header) = skb.set_mac_chunk::<HEADER_LEN>()
     {
-        header[..12].copy_from_slice(&hh.addrs);
+        header[..8].copy_from_slice(&hh.first);
+        header[8..12].copy_from_slice(&hh.rest);
         neigh.mark_used();
         skb_checksum_help(skb);
         return true;
