@@ -56,7 +56,7 @@ const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 fn unicast(gateway: Option<&str>) -> FibInfo {
     let gateway = gateway.map(|addr| addr.parse().expect("an address"));
     let nexthop = Nexthop { oif: 3, dev: Some(1), gateway, weight: 1, dead: false, onlink: false };
-    FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) }
+    FibInfo { nexthops: [nexthop].into(), ..FibInfo::special(RouteType::Unicast) }
 }
 
 fn left() -> FibInfo {

@@ -223,7 +223,7 @@ fn family<A: Address>(
             dead: false,
             onlink: false,
         };
-        Arc::new(FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) })
+        Arc::new(FibInfo { nexthops: [nexthop].into(), ..FibInfo::special(RouteType::Unicast) })
     };
     FamilyFib {
         tables: Arc::new([Lpm::from_routes(routes).expect("a table of this size fits")]),

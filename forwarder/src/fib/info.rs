@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 use crate::stats::PuntReason;
 
 /// RTN_* of rtnetlink, as far as the data path tells them apart.
@@ -54,7 +56,7 @@ pub struct FibInfo {
     /// What to do.
     pub kind: RouteType,
     /// Ways out; empty for the kinds that have none.
-    pub nexthops: Box<[Nexthop]>,
+    pub nexthops: SmallVec<[Nexthop; 1]>,
     /// RTAX_MTU: the route's own IP MTU in octets; 0: the outgoing interface's.
     pub mtu: u32,
     /// RTA_PREFSRC: the source address that packets of our own take.
@@ -64,7 +66,7 @@ pub struct FibInfo {
 impl FibInfo {
     /// A route of a kind that has no next hop.
     pub fn special(kind: RouteType) -> FibInfo {
-        FibInfo { kind, nexthops: Box::default(), mtu: 0, prefsrc: None }
+        FibInfo { kind, nexthops: SmallVec::new(), mtu: 0, prefsrc: None }
     }
 
     /// The next hop for a flow: a hash-threshold over the weights of those alive (RFC 2992;

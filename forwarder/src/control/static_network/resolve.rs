@@ -150,7 +150,7 @@ fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
         onlink: false,
     };
     let mut add = |table, dst: IpNet, kind, prefsrc: Option<IpAddr>| {
-        let nexthops = Box::from([nexthop.clone()]);
+        let nexthops = [nexthop.clone()].into();
         let info = FibInfo { nexthops, prefsrc, ..FibInfo::special(kind) };
         routes.push(StaticRoute { table, dst: dst.network(), metric: 0, info });
     };

@@ -255,7 +255,7 @@ fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
 fn flows_keep_to_one_of_several_next_hops() {
     let mut net = Net::default();
     let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
-    let nexthops = Box::new([hop("198.18.2.2"), hop("198.18.2.3")]);
+    let nexthops = vec![hop("198.18.2.2"), hop("198.18.2.3")].into();
     net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
     net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
     net.sysctl.multipath_hash_policy4 = 1;

@@ -61,7 +61,7 @@ pub fn via(oif: u32, gateway: &str) -> FibInfo {
     };
     let gateway = gateway.parse::<IpAddr>().ok();
     let nexthop = Nexthop { oif, dev, gateway, weight: 1, dead: false, onlink: false };
-    FibInfo { nexthops: Box::new([nexthop]), ..FibInfo::special(RouteType::Unicast) }
+    FibInfo { nexthops: [nexthop].into(), ..FibInfo::special(RouteType::Unicast) }
 }
 
 impl Default for Net {

@@ -63,7 +63,7 @@ fn lab(large: bool, sources: Sources) -> Lab {
         }
     }
     let hop = |gateway: &str| via(3, gateway).nexthops[0].clone();
-    let nexthops = Box::new([hop("198.18.2.2"), hop("198.18.2.3")]);
+    let nexthops = vec![hop("198.18.2.2"), hop("198.18.2.3")].into();
     net.routes4.push(("192.0.2.0/24", FibInfo { nexthops, ..via(3, "") }));
     net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
     net.neigh.push((3, "2001:db8:2::3", Some([2, 0, 0, 0, 2, 3])));

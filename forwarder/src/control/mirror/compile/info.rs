@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use smallvec::SmallVec;
+
 use super::vlans::Devs;
 use crate::control::mirror::rib::{
     Expiry, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD, RTNH_F_ONLINK,
@@ -89,9 +91,9 @@ pub fn fib_info(
         let onlink = object.flags & u32::from(RTNH_F_ONLINK) != 0;
         hop(object.oif, object.gateway, weight, onlink)
     };
-    let nexthops: Box<[Nexthop]> = match object {
-        _ if kind == RouteType::Blackhole => Box::default(),
-        Some(object) if object.group.is_empty() => Box::new([from_object(object, 1)]),
+    let nexthops: SmallVec<[Nexthop; 1]> = match object {
+        _ if kind == RouteType::Blackhole => SmallVec::new(),
+        Some(object) if object.group.is_empty() => [from_object(object, 1)].into(),
         Some(object) => {
             let member = |(id, weight): &(u32, u32)| {
                 state.nexthops.get(id).map(|nexthop| from_object(nexthop, *weight))
