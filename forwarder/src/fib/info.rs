@@ -50,13 +50,16 @@ pub struct Nexthop {
     pub onlink: bool,
 }
 
+/// The ways out of a route: one, and then it stands in the route itself, or several.
+pub type Nexthops = SmallVec<[Nexthop; 1]>;
+
 /// A route without its prefix; many prefixes share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FibInfo {
     /// What to do.
     pub kind: RouteType,
     /// Ways out; empty for the kinds that have none.
-    pub nexthops: SmallVec<[Nexthop; 1]>,
+    pub nexthops: Nexthops,
     /// RTAX_MTU: the route's own IP MTU in octets; 0: the outgoing interface's.
     pub mtu: u32,
     /// RTA_PREFSRC: the source address that packets of our own take.
@@ -66,7 +69,7 @@ pub struct FibInfo {
 impl FibInfo {
     /// A route of a kind that has no next hop.
     pub fn special(kind: RouteType) -> FibInfo {
-        FibInfo { kind, nexthops: SmallVec::new(), mtu: 0, prefsrc: None }
+        FibInfo { kind, nexthops: Nexthops::new(), mtu: 0, prefsrc: None }
     }
 
     /// The next hop for a flow: a hash-threshold over the weights of those alive (RFC 2992;

@@ -7,7 +7,7 @@ pub mod quiescence;
 pub mod rules;
 pub mod scan;
 
-pub use info::{FibInfo, Nexthop, RouteType};
+pub use info::{FibInfo, Nexthop, Nexthops, RouteType};
 pub use lpm::{FibError, Lpm, LpmWriter};
 pub use prefix::{Prefix, Prefix4, Prefix6, PrefixError};
 pub use quiescence::{Quiescence, Reader};

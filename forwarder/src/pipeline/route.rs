@@ -9,7 +9,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::ip_forward::ip_error;
 use super::ip_input::Iphdr;
 use super::neigh_output::HhCache;
-use super::route_ahead::by_rules;
 use super::{Ctx, Exit, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::neigh::Neighbour;
@@ -160,32 +159,20 @@ pub(super) fn ip_route_input<'a, 'k>(
     known: &'k mut RoutesKnown<'a, '_>,
     ctx: &mut Ctx<'a>,
 ) -> Result<&'k mut Dst<'a>, Exit> {
-    let flow = Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
-    if known.hint4.is_of(&flow) {
+    // Made where it is asked for, which is cheaper than kept.
+    let flow = || Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
+    if known.hint4.is_of(&flow()) {
         return known.hint4.dst();
     }
-    ip_route_input_slow(skb, iph, dev, known, ctx)
-}
-
-/// `ip_route_input_slow`: looks the way up.
-#[inline]
-fn ip_route_input_slow<'a, 'k>(
-    skb: &SkBuff,
-    iph: &Iphdr,
-    dev: &'a Link,
-    known: &'k mut RoutesKnown<'a, '_>,
-    ctx: &mut Ctx<'a>,
-) -> Result<&'k mut Dst<'a>, Exit> {
+    // ip_route_input_slow.
     let tables = ctx.tables;
-    // Made twice, which is cheaper than kept.
-    let flow = || Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
     let odd = |addr: u32| ODD[usize::from((addr >> 24) as u8)];
     if odd(iph.saddr) | odd(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
     let info = match known.ahead.v4.unicast(known.n, iph.daddr) {
         Some(info) => info,
-        None => match by_rules(flow(), &tables.fib4) {
+        None => match known.ahead.v4.by_rules(flow()) {
             Ok(info) => info,
             Err(other) => return Err(ip_error(skb, refused(other)?, dev, ctx)),
         },

@@ -5,7 +5,6 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::ip6_input::Ipv6hdr;
 use super::route::{Dst, LOOPBACK_IFINDEX, Sources, mix32};
-use super::route_ahead::by_rules;
 use super::{Ctx, Exit, IcmpError, RoutesKnown};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
@@ -18,7 +17,8 @@ use crate::wire::ipv6::{
 };
 use crate::wire::{FlowKey, Ipv6Packet};
 
-/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
+/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of
+/// `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
 #[inline]
 pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
@@ -40,7 +40,7 @@ pub(super) fn ip6_route_input<'a, 'k>(
     }
     let info = match known.ahead.v6.unicast(known.n, daddr) {
         Some(info) => info,
-        None => match by_rules(flow, &ctx.tables.fib6) {
+        None => match known.ahead.v6.by_rules(flow) {
             Ok(info) => info,
             Err(other) => return Err(refused(other, hdr, ctx)),
         },

@@ -109,19 +109,16 @@ impl<'a, A: Address> Ahead<'a, A> {
         }
         self.fib.unicast(self.table?.lookup(daddr))
     }
-}
 
-/// `fib_lookup`, where [`Ahead::unicast`] found none.
-///
-/// # Errors
-/// What else than a way to forward packets was found.
-#[inline(never)]
-pub(super) fn by_rules<'a, A: Address>(
-    flow: Flow<A>,
-    fib: &'a FamilyFib<Lpm<A>>,
-) -> Result<&'a FibInfo, FibResult<'a>> {
-    match fib.fib_lookup(&flow) {
-        FibResult::Route(info) if info.kind == RouteType::Unicast => Ok(info),
-        other => Err(other),
+    /// `fib_lookup`, where [`Ahead::unicast`] found none.
+    ///
+    /// # Errors
+    /// What else than a way to forward packets was found.
+    #[inline(never)]
+    pub fn by_rules(&self, flow: Flow<A>) -> Result<&'a FibInfo, FibResult<'a>> {
+        match self.fib.fib_lookup(&flow) {
+            FibResult::Route(info) if info.kind == RouteType::Unicast => Ok(info),
+            other => Err(other),
+        }
     }
 }

@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 
-use smallvec::SmallVec;
-
 use super::vlans::Devs;
 use crate::control::mirror::rib::{
     Expiry, RTN_ANYCAST, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, RTNH_F_DEAD, RTNH_F_ONLINK,
     RouteBody,
 };
 use crate::control::mirror::state::{Family, NexthopState, RouterState};
-use crate::fib::{FibInfo, Nexthop, RouteType};
+use crate::fib::{FibInfo, Nexthop, Nexthops, RouteType};
 use crate::stats::PuntReason;
 
 /// RTAX_MTU.
@@ -91,8 +89,8 @@ pub fn fib_info(
         let onlink = object.flags & u32::from(RTNH_F_ONLINK) != 0;
         hop(object.oif, object.gateway, weight, onlink)
     };
-    let nexthops: SmallVec<[Nexthop; 1]> = match object {
-        _ if kind == RouteType::Blackhole => SmallVec::new(),
+    let nexthops: Nexthops = match object {
+        _ if kind == RouteType::Blackhole => Nexthops::new(),
         Some(object) if object.group.is_empty() => [from_object(object, 1)].into(),
         Some(object) => {
             let member = |(id, weight): &(u32, u32)| {
