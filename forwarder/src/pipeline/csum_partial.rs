@@ -69,8 +69,7 @@ fn field_of(protocol: Protocol) -> Option<usize> {
 /// Whether `value` stands `at` octets behind the network header's start.
 #[inline]
 fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
-    let field = skb.network_header().get(at..at + 2).and_then(|field| field.first_chunk());
-    field.is_some_and(|field| u16::from_be_bytes(*field) == value())
+    skb.network_chunk_at(at).is_some_and(|field| u16::from_be_bytes(*field) == value())
 }
 
 #[cold]

@@ -355,13 +355,20 @@ impl SkBuff {
     /// with one look at the bounds.
     #[inline]
     pub fn mac_chunk<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.chunk(self.mac_header)
+        self.chunk(self.mac_header as usize)
     }
 
     /// The first `N` octets of the network header, if the packet has them.
     #[inline]
     pub fn network_chunk<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.chunk(self.network_header)
+        self.network_chunk_at(0)
+    }
+
+    /// `N` octets that begin `at` octets behind the network header's start, if the packet's head has
+    /// them.
+    #[inline]
+    pub fn network_chunk_at<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        self.chunk((self.network_header as usize).saturating_add(at))
     }
 
     /// The same, writable.
@@ -444,8 +451,8 @@ impl SkBuff {
     }
 
     #[inline]
-    fn chunk<const N: usize>(&self, start: u16) -> Option<&[u8; N]> {
-        let (start, end) = (start as usize, start as usize + N);
+    fn chunk<const N: usize>(&self, start: usize) -> Option<&[u8; N]> {
+        let end = start.checked_add(N)?;
         let within = end <= self.tail as usize;
         self.frame.bytes().get(start..end).filter(|_| within)?.first_chunk()
     }

@@ -78,7 +78,8 @@ pub const fn is_valid(sum: u32) -> bool {
 #[inline]
 #[must_use]
 pub fn pseudo_header_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: Protocol, len: u16) -> u32 {
-    halves(src.to_bits()) + halves(dst.to_bits()) + u32::from(protocol.0) + u32::from(len)
+    let addresses = u64::from(src.to_bits()) + u64::from(dst.to_bits());
+    halves(fold32(addresses + u64::from(protocol.0) + u64::from(len)))
 }
 
 /// Sum of the IPv6 pseudo-header (RFC 8200 §8.1); `len` as for IPv4, and `protocol` is the
@@ -144,8 +145,14 @@ const fn halves(word: u32) -> u32 {
 
 #[inline]
 const fn fold_u64(sum: u64) -> u16 {
+    fold(fold32(sum))
+}
+
+/// Folds a sum of 32-bit words until thirty-two bits are left.
+#[inline]
+const fn fold32(sum: u64) -> u32 {
     // Both halves added in the upper one, as in `fold`.
-    fold((sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32)
+    (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32
 }
 
 #[cfg(test)]
