@@ -104,10 +104,11 @@ fn bind_as(
         if let Some(budget) = options.busy_poll_budget {
             socket.prefer_busy_poll(budget).map_err(|e| (Step::BusyPoll, errno(e)))?;
         }
+        let mut entries = socket.fill.batch(fill.len() as u32);
         for &addr in fill {
-            socket.fill.push(layout.fill_addr(addr));
+            entries.push(layout.fill_addr(addr));
         }
-        socket.fill.submit();
+        drop(entries);
         let flags = copy_or_not | sg | libc::XDP_USE_NEED_WAKEUP;
         match socket.bind(config.ifindex, config.queue, flags).map_err(errno) {
             Ok(()) => {

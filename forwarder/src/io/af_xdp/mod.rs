@@ -6,7 +6,8 @@
 //! - `area`: that memory;
 //! - `slots`: where the tokens of frames rest while the kernel has the frames;
 //! - `ring`, `socket`: the kernel's interface;
-//! - `bind`: in which mode they are bound; `port`: what is done with them;
+//! - `bind`: in which mode they are bound; `port`: what is done with them; `multi_buffer`: packets of
+//!   several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for.
 //!
@@ -24,6 +25,7 @@ mod device;
 mod error;
 pub mod link;
 mod membership;
+mod multi_buffer;
 mod netdev;
 mod port;
 mod ring;

@@ -8,11 +8,12 @@ use prefetch_index::prefetch_index;
 use super::area::Area;
 use super::bind::{Bound, bind, segments};
 use super::error::OpenError;
+use super::multi_buffer::MultiBuffer;
 use super::slots::{Owner, Slots};
 use super::socket::{Layout, Socket, packet_addr};
 use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
 use crate::io::{drop_all, drop_unsent};
-use crate::skb::{Burst, FRAME_SIZE, Frame, FramePool, HEAD_MIN, MAX_SKB_FRAGS, Piece, SkBuff};
+use crate::skb::{Burst, FramePool, MAX_SKB_FRAGS, Piece, SkBuff};
 use crate::stats::{DropReason, PortStats, WorkerStats};
 
 /// Shortest frame given to the kernel, in octets: an Ethernet header. Fewer it may refuse
@@ -45,12 +46,7 @@ pub(super) struct Port {
     fill_and_rx: u32,
     /// Frames in the TX ring, with the kernel, or in the completion ring.
     tx_and_completion: u32,
-    /// Packets may take several descriptors, at most as many as this; 1: they do not.
-    segments: usize,
-    /// The next RX descriptor continues a packet.
-    in_multi_buffer: bool,
-    /// That packet, as far as it has come; `None`: it is being dropped.
-    partial: Option<SkBuff>,
+    multi_buffer: MultiBuffer,
     state: PortState,
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
@@ -79,7 +75,7 @@ impl Port {
         while fill.len() < wanted
             && let Some(frame) = pool.alloc()
         {
-            match slots.give(frame, rx_owner) {
+            match slots.of(rx_owner).give(frame) {
                 Ok(addr) => fill.push(addr),
                 // A frame of another pool: an error of the caller, and nothing is lost by it.
                 Err(frame) => {
@@ -94,7 +90,7 @@ impl Port {
                 mode,
                 no_zerocopy,
                 socket,
-                segments: segments(mode, multi_buffer, config),
+                multi_buffer: MultiBuffer::new(segments(mode, multi_buffer, config)),
                 sizes: options.rings,
                 fill: fill.len() as u32,
                 opened: fill.len() as u32,
@@ -102,8 +98,6 @@ impl Port {
                 tx_owner,
                 fill_and_rx: fill.len() as u32,
                 tx_and_completion: 0,
-                in_multi_buffer: false,
-                partial: None,
                 state: PortState::Up,
                 retry_in: 0,
                 busy_poll: options.busy_poll_budget.is_some(),
@@ -117,7 +111,6 @@ impl Port {
     }
 
     /// See [`PacketIo::rx_burst`](crate::io::PacketIo::rx_burst).
-    #[inline]
     pub(super) fn rx_burst(
         &mut self,
         port: u16,
@@ -127,113 +120,58 @@ impl Port {
         stats: &WorkerStats,
     ) -> usize {
         let counters = stats.ports.get(port as usize);
-        let (mut packets, mut octets) = (0, 0);
-        while burst.room() > 0
-            && let Some(desc) = self.socket.rx.pop()
-        {
-            let Some(mut skb) = self.receive(desc, slots, pool, stats, counters) else { continue };
-            (skb.port, skb.iif) = (port, self.config.ifindex);
-            // Written by another core, or a device: on its way while the rest of the ring is read.
-            prefetch_index(skb.data(), 0);
-            packets += 1;
+        let (before, mut octets) = (burst.len(), 0);
+        let iif = self.config.ifindex;
+        let mut push = |burst: &mut Burst, pool: &mut FramePool, mut skb: SkBuff| {
+            (skb.port, skb.iif) = (port, iif);
             octets += skb.len() as u64;
             if let Err(skb) = burst.push(skb) {
                 // There was room.
                 pool.kfree_skb(skb);
             }
-        }
-        self.socket.rx.release();
-        if packets > 0
-            && let Some(counters) = counters
-        {
-            counters.rx_packets.add(packets);
-            counters.rx_bytes.add(octets);
-        }
-        self.refill(slots, pool);
-        packets as usize
-    }
-
-    /// The packet an RX descriptor tells of. `None`: there is none yet, or it was dropped, and counted.
-    #[inline(always)]
-    fn receive(
-        &mut self,
-        desc: libc::xdp_desc,
-        slots: &mut Slots,
-        pool: &mut FramePool,
-        stats: &WorkerStats,
-        counters: Option<&PortStats>,
-    ) -> Option<SkBuff> {
-        let addr = packet_addr(desc.addr);
-        let frame = slots.take(addr, self.rx_owner);
-        self.fill_and_rx -= u32::from(frame.is_some());
-        let desc = libc::xdp_desc { addr, ..desc };
-        let whole = desc.options & libc::XDP_PKT_CONTD == 0 && !self.in_multi_buffer;
-        match frame {
-            Some(frame) if whole => {
-                let offset = (addr % FRAME_SIZE as u64) as usize;
-                match SkBuff::receive(frame, offset, desc.len as usize) {
-                    Ok(skb) => Some(skb),
-                    Err(frame) => {
-                        pool.free(frame);
-                        count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
-                        None
+        };
+        while burst.room() > 0 {
+            let descs = self.socket.rx.take(burst.room() as u32);
+            if descs.len() == 0 {
+                break;
+            }
+            let (mut slots, mut frames) = (slots.of(self.rx_owner), 0);
+            for desc in descs {
+                let (frame, offset) = slots.take_at(packet_addr(desc.addr));
+                match frame {
+                    Some(frame) if self.multi_buffer.is_whole(desc) => {
+                        frames += 1;
+                        // Written by another core, or a device: on its way while the rest is read.
+                        prefetch_index(frame.bytes(), offset);
+                        match SkBuff::receive(frame, offset, desc.len as usize) {
+                            Ok(skb) => push(burst, pool, skb),
+                            Err(frame) => {
+                                pool.free(frame);
+                                count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
+                            }
+                        }
+                    }
+                    frame => {
+                        frames += u32::from(frame.is_some());
+                        match self.multi_buffer.receive(desc, frame, offset, pool) {
+                            Ok(None) => {}
+                            Ok(Some(skb)) => push(burst, pool, skb),
+                            Err(reason) => count_rx_drop(reason, stats, counters),
+                        }
                     }
                 }
             }
-            None if whole => {
-                count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
-                None
-            }
-            frame => self.receive_part(desc, frame, pool).unwrap_or_else(|reason| {
-                count_rx_drop(reason, stats, counters);
-                None
-            }),
+            self.fill_and_rx -= frames;
         }
-    }
-
-    /// One descriptor of a packet that takes several; gives the packet with the last one. They may be
-    /// spread over calls: the kernel shows a packet's descriptors together, but a burst may be full.
-    #[cold]
-    fn receive_part(
-        &mut self,
-        desc: libc::xdp_desc,
-        frame: Option<Frame>,
-        pool: &mut FramePool,
-    ) -> Result<Option<SkBuff>, DropReason> {
-        let more = desc.options & libc::XDP_PKT_CONTD != 0;
-        let first = !std::mem::replace(&mut self.in_multi_buffer, more);
-        let (offset, len) = ((desc.addr % FRAME_SIZE as u64) as usize, desc.len as usize);
-        let added = match (frame, self.partial.take()) {
-            // Not bound for it: this is a kernel that does otherwise.
-            (Some(frame), _) if first && self.segments == 1 => Err((Some(frame), None)),
-            (Some(frame), _) if first => {
-                SkBuff::receive(frame, offset, len).map_err(|frame| (Some(frame), None))
-            }
-            (Some(frame), Some(mut skb)) => match skb.add_frag(frame, offset, len, pool) {
-                Ok(()) => Ok(skb),
-                Err(frame) => Err((Some(frame), Some(skb))),
-            },
-            (frame, skb) => Err((frame, skb)),
-        };
-        match added {
-            Ok(skb) if more => self.partial = Some(skb),
-            Ok(mut skb) => {
-                if skb.may_pull(HEAD_MIN.min(skb.len())) {
-                    return Ok(Some(skb));
-                }
-                pool.kfree_skb(skb);
-                return Err(DropReason::RxMultiBuffer);
-            }
-            Err((frame, skb)) => {
-                frame.into_iter().for_each(|frame| pool.free(frame));
-                skb.into_iter().for_each(|skb| pool.kfree_skb(skb));
-                // What is left of it is dropped, and counted with its last descriptor.
-                if !more {
-                    return Err(DropReason::RxMultiBuffer);
-                }
-            }
+        let packets = burst.len() - before;
+        if packets > 0
+            && let Some(counters) = counters
+        {
+            counters.rx_packets.add(packets as u64);
+            counters.rx_bytes.add(octets);
         }
-        Ok(None)
+        self.refill(slots, pool);
+        packets
     }
 
     /// Sets how many frames it is to have to receive into. Those beyond go as packets come.
@@ -242,37 +180,33 @@ impl Port {
     }
 
     /// Gives the kernel free frames up to its share.
-    #[inline]
+    #[inline(never)]
     fn refill(&mut self, slots: &mut Slots, pool: &mut FramePool) {
         if self.fill_and_rx >= self.fill || self.state == PortState::Gone {
             return;
         }
-        while self.fill_and_rx < self.fill
+        let layout = Layout::of(self.mode);
+        let mut slots = slots.of(self.rx_owner);
+        // The kernel shows what it received before it shows what it took for it (xsk_flush): what
+        // finds no room now does next turn.
+        let mut entries = self.socket.fill.batch(self.fill - self.fill_and_rx);
+        while entries.room() > 0
             && let Some(frame) = pool.alloc()
         {
-            match slots.give(frame, self.rx_owner) {
+            match slots.give(frame) {
                 Ok(addr) => {
-                    if !self.socket.fill.push(Layout::of(self.mode).fill_addr(addr)) {
-                        // The kernel shows what it received before it shows what it took for it
-                        // (xsk_flush): there is room next turn.
-                        if let Some(frame) = slots.take(addr, self.rx_owner) {
-                            pool.free(frame);
-                        }
-                        break;
-                    }
+                    entries.push(layout.fill_addr(addr));
                 }
                 Err(frame) => {
                     pool.free(frame);
                     break;
                 }
             }
-            self.fill_and_rx += 1;
         }
-        self.socket.fill.submit();
+        self.fill_and_rx += entries.len();
     }
 
     /// See [`PacketIo::tx_burst`](crate::io::PacketIo::tx_burst).
-    #[inline]
     pub(super) fn tx_burst(
         &mut self,
         port: u16,
@@ -288,51 +222,55 @@ impl Port {
         if self.fitting(burst.as_slice()) < burst.len() {
             self.complete(slots, pool, stats);
         }
-        let (mut packets, mut octets) = (0, 0);
-        for skb in burst.drain(self.fitting(burst.as_slice())) {
-            let len = skb.len();
-            if len < SHORTEST {
-                stats.tx_drop(DropReason::EthTruncated, port);
-                pool.kfree_skb(skb);
-                continue;
-            }
-            if skb.frames() > 1 {
-                match self.send_chain(skb, slots, pool) {
-                    Ok(()) => (packets, octets) = (packets + 1, octets + len as u64),
-                    Err(reason) => stats.tx_drop(reason, port),
+        let (mut sent, mut octets) = (0, 0);
+        let mut packets = burst.drain(self.fitting(burst.as_slice()));
+        loop {
+            // Those of one frame, up to the first of several.
+            let mut descs = self.socket.tx.batch(packets.len() as u32);
+            let mut own = slots.of(self.tx_owner);
+            let several = loop {
+                let Some(skb) = packets.next() else { break None };
+                if skb.frames() > 1 {
+                    break Some(skb);
                 }
-                continue;
-            }
-            let (head, _) = skb.into_frames();
-            match slots.give(head.frame, self.tx_owner) {
-                Ok(addr) => {
-                    let addr = addr + head.offset as u64;
-                    let desc = libc::xdp_desc { addr, len: len as u32, options: 0 };
-                    if !self.socket.tx.push(desc) {
-                        // As with the fill ring: completed is shown before taken.
-                        stats.tx_drop(DropReason::FullRing, port);
-                        if let Some(frame) = slots.take(addr, self.tx_owner) {
-                            pool.free(frame);
-                        }
-                        continue;
+                let (Piece { frame, offset, len }, _) = skb.into_frames();
+                let given = if len < SHORTEST {
+                    Err((DropReason::EthTruncated, frame))
+                } else if descs.room() == 0 {
+                    // As with the fill ring: completed is shown before taken.
+                    Err((DropReason::FullRing, frame))
+                } else {
+                    own.give(frame).map_err(|frame| (DropReason::TxError, frame))
+                };
+                match given {
+                    Ok(addr) => {
+                        let addr = addr + offset as u64;
+                        descs.push(libc::xdp_desc { addr, len: len as u32, options: 0 });
+                        octets += len as u64;
                     }
-                    self.tx_and_completion += 1;
-                    packets += 1;
-                    octets += len as u64;
+                    Err((reason, frame)) => {
+                        stats.tx_drop(reason, port);
+                        pool.free(frame);
+                    }
                 }
-                Err(frame) => {
-                    stats.tx_drop(DropReason::TxError, port);
-                    pool.free(frame);
-                }
+            };
+            self.tx_and_completion += descs.len();
+            sent += descs.len() as usize;
+            drop(descs);
+            let Some(skb) = several else { break };
+            let len = skb.len() as u64;
+            match self.send_chain(skb, slots, pool) {
+                Ok(()) => (sent, octets) = (sent + 1, octets + len),
+                Err(reason) => stats.tx_drop(reason, port),
             }
         }
-        self.socket.tx.submit();
+        drop(packets);
         if let Some(counters) = stats.ports.get(port as usize) {
-            counters.tx_packets.add(packets);
+            counters.tx_packets.add(sent as u64);
             counters.tx_bytes.add(octets);
         }
         drop_unsent(port, pool, burst, stats);
-        packets as usize
+        sent
     }
 
     /// Sends a packet of several frames: all its descriptors or none.
@@ -345,17 +283,20 @@ impl Port {
     ) -> Result<(), DropReason> {
         // Of frames that it no longer reaches into (`trim`, `may_pull`) it may be rid, and be shorter
         // than they suggest.
-        if (skb.frames() > self.segments && !skb.linearize()) || !skb.may_pull(SHORTEST) {
+        if (skb.frames() > self.multi_buffer.segments && !skb.linearize())
+            || !skb.may_pull(SHORTEST)
+        {
             pool.kfree_skb(skb);
             return Err(DropReason::TxMultiBuffer);
         }
         let mut descs = [libc::xdp_desc { addr: 0, len: 0, options: 0 }; MAX_SKB_FRAGS + 1];
         let (mut count, mut refused) = (0, None);
+        let mut slots = slots.of(self.tx_owner);
         let (head, mut frags) = skb.into_frames();
         let mut piece = Some(head);
         while let Some(Piece { frame, offset, len }) = piece {
             match (descs.get_mut(count), len) {
-                (Some(desc), 1..) => match slots.give(frame, self.tx_owner) {
+                (Some(desc), 1..) => match slots.give(frame) {
                     Ok(addr) => {
                         (desc.addr, desc.len) = (addr + offset as u64, len as u32);
                         count += 1;
@@ -370,12 +311,13 @@ impl Port {
             piece = frags.pop(pool);
         }
         let descs = &mut descs[..count];
-        if self.socket.tx.room() < count as u32 {
+        let mut entries = self.socket.tx.batch(count as u32);
+        if entries.room() < count as u32 {
             // As with the fill ring: completed is shown before taken.
             refused = refused.or(Some(DropReason::FullRing));
         }
         if let Some(reason) = refused {
-            let taken = descs.iter().filter_map(|desc| slots.take(desc.addr, self.tx_owner));
+            let taken = descs.iter().filter_map(|desc| slots.take(desc.addr));
             taken.for_each(|frame| pool.free(frame));
             return Err(reason);
         }
@@ -383,7 +325,7 @@ impl Port {
             before.iter_mut().for_each(|desc| desc.options = libc::XDP_PKT_CONTD);
         }
         for &mut desc in descs {
-            self.socket.tx.push(desc);
+            entries.push(desc);
         }
         self.tx_and_completion += count as u32;
         Ok(())
@@ -393,7 +335,7 @@ impl Port {
     #[inline]
     fn fitting(&self, packets: &[SkBuff]) -> usize {
         let mut left = self.tx_room() as usize;
-        if self.segments == 1 {
+        if self.multi_buffer.segments == 1 {
             return left.min(packets.len());
         }
         let fits = |skb: &&SkBuff| {
@@ -416,7 +358,7 @@ impl Port {
         if self.state != PortState::Up {
             return 0;
         }
-        let frames = if self.segments == 1 { 1 } else { MAX_SKB_FRAGS + 1 };
+        let frames = if self.multi_buffer.segments == 1 { 1 } else { MAX_SKB_FRAGS + 1 };
         self.tx_room() as usize / frames
     }
 
@@ -502,18 +444,19 @@ impl Port {
     }
 
     /// Takes sent frames back.
-    #[inline]
+    #[inline(never)]
     fn complete(&mut self, slots: &mut Slots, pool: &mut FramePool, stats: &WorkerStats) {
-        while let Some(addr) = self.socket.completion.pop() {
-            match slots.take(addr, self.tx_owner) {
+        let (mut slots, mut frames) = (slots.of(self.tx_owner), 0);
+        for addr in self.socket.completion.take(u32::MAX) {
+            match slots.take(addr) {
                 Some(frame) => {
                     pool.free(frame);
-                    self.tx_and_completion -= 1;
+                    frames += 1;
                 }
                 None => stats.drop(DropReason::TxError),
             }
         }
-        self.socket.completion.release();
+        self.tx_and_completion -= frames;
     }
 
     /// Settles what can be settled before the socket closes: sent frames come back, and packets that
@@ -530,13 +473,20 @@ impl Port {
             stats.tx_drop(DropReason::DevNotReady, port);
         }
         let counters = stats.ports.get(port as usize);
-        while let Some(desc) = self.socket.rx.pop() {
-            if let Some(skb) = self.receive(desc, slots, pool, stats, counters) {
-                count_rx_drop(DropReason::DevNotReady, stats, counters);
-                pool.kfree_skb(skb);
+        let mut slots = slots.of(self.rx_owner);
+        for desc in self.socket.rx.take(u32::MAX) {
+            let (frame, offset) = slots.take_at(packet_addr(desc.addr));
+            self.fill_and_rx -= u32::from(frame.is_some());
+            match self.multi_buffer.receive(desc, frame, offset, pool) {
+                Ok(None) => {}
+                Ok(Some(skb)) => {
+                    count_rx_drop(DropReason::DevNotReady, stats, counters);
+                    pool.kfree_skb(skb);
+                }
+                Err(reason) => count_rx_drop(reason, stats, counters),
             }
         }
-        if let Some(partial) = self.partial.take() {
+        if let Some(partial) = self.multi_buffer.partial.take() {
             count_rx_drop(DropReason::DevNotReady, stats, counters);
             pool.kfree_skb(partial);
         }
@@ -544,7 +494,7 @@ impl Port {
 
     /// Frames on the receiving and on the sending side.
     pub(super) fn frames(&self) -> (usize, usize) {
-        let partial = self.partial.as_ref().map_or(0, SkBuff::frames);
+        let partial = self.multi_buffer.partial.as_ref().map_or(0, SkBuff::frames);
         (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
     }
 
@@ -555,7 +505,7 @@ impl Port {
 
     /// Whether packets may take several frames.
     pub(super) fn multi_buffer(&self) -> bool {
-        self.segments > 1
+        self.multi_buffer.segments > 1
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

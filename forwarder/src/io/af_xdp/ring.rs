@@ -93,12 +93,6 @@ impl<T: Entry> Ring<T> {
         // SAFETY: as in `producer`.
         unsafe { self.flags.as_ref() }
     }
-
-    #[inline]
-    fn entry(&self, index: u32) -> *mut T {
-        // SAFETY: masked, so below `size`, and the mapping has `size` entries.
-        unsafe { self.entries.add((index & (self.size - 1)) as usize).as_ptr() }
-    }
 }
 
 impl<T> Drop for Ring<T> {
@@ -112,7 +106,7 @@ impl<T> Drop for Ring<T> {
 #[derive(Debug)]
 pub(super) struct Producer<T: Entry> {
     ring: Ring<T>,
-    /// Next entry we write; the kernel sees it after `submit`.
+    /// Next entry we write.
     next: u32,
     /// The kernel's index when last looked at.
     consumed: u32,
@@ -132,33 +126,22 @@ impl<T: Entry> Producer<T> {
         Ok(Producer { ring, next, consumed })
     }
 
-    /// Writes one entry, to be seen after the next [`submit`](Self::submit). `false`: the ring is
-    /// full and nothing was written.
+    /// Room for `wanted` entries, or for fewer when there is no more. The kernel sees what was put
+    /// there when this is dropped.
     #[inline]
-    pub(super) fn push(&mut self, entry: T) -> bool {
-        if self.next.wrapping_sub(self.consumed) >= self.ring.size {
-            self.consumed = self.ring.consumer().load(Ordering::Acquire);
-            if self.next.wrapping_sub(self.consumed) >= self.ring.size {
-                return false;
-            }
+    pub(super) fn batch(&mut self, wanted: u32) -> Batch<'_, T> {
+        let size = self.ring.size;
+        let mut pending = self.next.wrapping_sub(self.consumed);
+        if size.saturating_sub(pending) < wanted {
+            pending = self.pending();
         }
-        // SAFETY: in the mapping. Between the kernel's index and ours plus its size nobody else
-        // reads or writes (net/xdp/xsk_queue.h, the comment on barriers).
-        unsafe { self.ring.entry(self.next).write(entry) };
-        self.next = self.next.wrapping_add(1);
-        true
-    }
-
-    /// Entries that could be written now.
-    #[inline]
-    pub(super) fn room(&mut self) -> u32 {
-        self.ring.size - self.pending()
-    }
-
-    /// Shows the kernel everything pushed so far.
-    #[inline]
-    pub(super) fn submit(&mut self) {
-        self.ring.producer().store(self.next, Ordering::Release);
+        Batch {
+            entries: self.ring.entries,
+            mask: size - 1,
+            next: self.next,
+            end: self.next.wrapping_add(size.saturating_sub(pending).min(wanted)),
+            producer: self,
+        }
     }
 
     /// Entries that the kernel has not taken yet.
@@ -172,6 +155,54 @@ impl<T: Entry> Producer<T> {
     #[inline]
     pub(super) fn needs_wakeup(&self) -> bool {
         self.ring.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
+    }
+}
+
+/// Entries being written. What a loop over them needs stands here, and not behind a reference, so that
+/// it can stay in registers.
+#[derive(Debug)]
+pub(super) struct Batch<'a, T: Entry> {
+    entries: NonNull<T>,
+    mask: u32,
+    next: u32,
+    /// Here the room ends.
+    end: u32,
+    producer: &'a mut Producer<T>,
+}
+
+impl<T: Entry> Batch<'_, T> {
+    /// Entries that still find room.
+    #[inline]
+    pub(super) fn room(&self) -> u32 {
+        self.end.wrapping_sub(self.next)
+    }
+
+    /// Entries written.
+    #[inline]
+    pub(super) fn len(&self) -> u32 {
+        self.next.wrapping_sub(self.producer.next)
+    }
+
+    /// Writes one entry. `false`: there is no room, and nothing was written.
+    #[inline]
+    pub(super) fn push(&mut self, entry: T) -> bool {
+        if self.next == self.end {
+            return false;
+        }
+        // SAFETY: masked, so in the mapping, which the producer keeps. Between the kernel's index and
+        // ours plus its size nobody else reads or writes (net/xdp/xsk_queue.h, the comment on
+        // barriers).
+        unsafe { self.entries.add((self.next & self.mask) as usize).write(entry) };
+        self.next = self.next.wrapping_add(1);
+        true
+    }
+}
+
+impl<T: Entry> Drop for Batch<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.producer.next = self.next;
+        self.producer.ring.producer().store(self.next, Ordering::Release);
     }
 }
 
@@ -199,31 +230,68 @@ impl<T: Entry> Consumer<T> {
         Ok(Consumer { ring, next, produced })
     }
 
-    /// The next entry. `None`: there is none.
+    /// Up to `wanted` of the entries that are there, oldest first. The kernel has the room of those
+    /// that were taken again when this is dropped.
     #[inline]
-    pub(super) fn pop(&mut self) -> Option<T> {
-        if self.next == self.produced {
+    pub(super) fn take(&mut self, wanted: u32) -> Entries<'_, T> {
+        if self.produced.wrapping_sub(self.next) < wanted {
             self.produced = self.ring.producer().load(Ordering::Acquire);
-            if self.next == self.produced {
-                return None;
-            }
         }
-        // SAFETY: in the mapping, written by the kernel before it moved its index (Acquire above),
-        // and valid whatever the bits are.
-        let entry = unsafe { self.ring.entry(self.next).read() };
-        self.next = self.next.wrapping_add(1);
-        Some(entry)
+        let ready = self.produced.wrapping_sub(self.next).min(wanted);
+        Entries {
+            entries: self.ring.entries,
+            mask: self.ring.size - 1,
+            next: self.next,
+            end: self.next.wrapping_add(ready),
+            consumer: self,
+        }
     }
 
-    /// Whether there is nothing to pop now.
+    /// Whether there is nothing to take now.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.next == self.ring.producer().load(Ordering::Relaxed)
     }
+}
 
-    /// Gives the kernel the room of everything popped so far.
+/// Entries being read; as with [`Batch`], for the sake of registers.
+#[derive(Debug)]
+pub(super) struct Entries<'a, T: Entry> {
+    entries: NonNull<T>,
+    mask: u32,
+    next: u32,
+    end: u32,
+    consumer: &'a mut Consumer<T>,
+}
+
+impl<T: Entry> Iterator for Entries<'_, T> {
+    type Item = T;
+
     #[inline]
-    pub(super) fn release(&mut self) {
-        self.ring.consumer().store(self.next, Ordering::Release);
+    fn next(&mut self) -> Option<T> {
+        if self.next == self.end {
+            return None;
+        }
+        // SAFETY: masked, so in the mapping, which the consumer keeps; written by the kernel before it
+        // moved its index (Acquire in `take`), and valid whatever the bits are.
+        let entry = unsafe { self.entries.add((self.next & self.mask) as usize).read() };
+        self.next = self.next.wrapping_add(1);
+        Some(entry)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.end.wrapping_sub(self.next) as usize;
+        (left, Some(left))
+    }
+}
+
+impl<T: Entry> ExactSizeIterator for Entries<'_, T> {}
+
+impl<T: Entry> Drop for Entries<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.consumer.next = self.next;
+        self.consumer.ring.consumer().store(self.next, Ordering::Release);
     }
 }

@@ -46,26 +46,10 @@ impl Slots {
         Slots { places, start }
     }
 
-    /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
-    /// the area in octets. A frame of another area comes back.
+    /// The places as one owner uses them.
     #[inline]
-    pub(super) fn give(&mut self, frame: Frame, owner: Owner) -> Result<u64, Frame> {
-        let offset = frame.umem_offset(self.start);
-        match self.places.get_mut(offset / FRAME_SIZE) {
-            Some(slot) if slot.frame.is_none() => {
-                *slot = Slot { frame: Some(frame), owner };
-                Ok(offset as u64)
-            }
-            _ => Err(frame),
-        }
-    }
-
-    /// Takes up the token of the frame that `addr`, an offset in the area in octets, lies in.
-    /// `None`: that frame was not given to `owner`.
-    #[inline]
-    pub(super) fn take(&mut self, addr: u64, owner: Owner) -> Option<Frame> {
-        let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
-        if slot.owner != owner { None } else { slot.frame.take() }
+    pub(super) fn of(&mut self, owner: Owner) -> OwnedSlots<'_> {
+        OwnedSlots { places: &mut self.places, start: self.start, owner }
     }
 
     /// Frees all frames given to `owner`. Only for a ring that the kernel has let go of.
@@ -81,6 +65,44 @@ impl Slots {
     }
 }
 
+/// [`Slots`] as one owner uses them, for a loop over many frames.
+#[derive(Debug)]
+pub(super) struct OwnedSlots<'a> {
+    places: &'a mut [Slot],
+    start: NonZero<usize>,
+    owner: Owner,
+}
+
+impl OwnedSlots<'_> {
+    /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
+    /// the area in octets. A frame of another area comes back.
+    #[inline]
+    pub(super) fn give(&mut self, frame: Frame) -> Result<u64, Frame> {
+        let offset = frame.umem_offset(self.start);
+        match self.places.get_mut(offset / FRAME_SIZE) {
+            Some(slot) if slot.frame.is_none() => {
+                *slot = Slot { frame: Some(frame), owner: self.owner };
+                Ok(offset as u64)
+            }
+            _ => Err(frame),
+        }
+    }
+
+    /// [`Self::take`], and where in the frame `addr` is, in octets.
+    #[inline]
+    pub(super) fn take_at(&mut self, addr: u64) -> (Option<Frame>, usize) {
+        (self.take(addr), (addr % FRAME_SIZE as u64) as usize)
+    }
+
+    /// Takes up the token of the frame that `addr`, an offset in the area in octets, lies in.
+    /// `None`: that frame was not given to the owner.
+    #[inline]
+    pub(super) fn take(&mut self, addr: u64) -> Option<Frame> {
+        let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
+        if slot.owner != self.owner { None } else { slot.frame.take() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,15 +115,15 @@ mod tests {
         let mut slots = Slots::new(area.start(), 4);
         let frame = pool.alloc().expect("four frames");
         let offset = frame.umem_offset(area.start());
-        let addr = slots.give(frame, Owner::rx(1)).expect("free place");
+        let addr = slots.of(Owner::rx(1)).give(frame).expect("free place");
         assert_eq!(addr, offset as u64);
-        assert!(slots.take(addr, Owner::tx(1)).is_none());
-        assert!(slots.take(addr, Owner::rx(2)).is_none());
-        assert!(slots.take(4 * FRAME_SIZE as u64, Owner::rx(1)).is_none());
-        assert!(slots.take(u64::MAX, Owner::rx(1)).is_none());
-        let frame = slots.take(addr + 300, Owner::rx(1)).expect("given above");
+        assert!(slots.of(Owner::tx(1)).take(addr).is_none());
+        assert!(slots.of(Owner::rx(2)).take(addr).is_none());
+        assert!(slots.of(Owner::rx(1)).take(4 * FRAME_SIZE as u64).is_none());
+        assert!(slots.of(Owner::rx(1)).take(u64::MAX).is_none());
+        let frame = slots.of(Owner::rx(1)).take(addr + 300).expect("given above");
         assert_eq!(frame.umem_offset(area.start()), offset);
-        assert!(slots.take(addr, Owner::rx(1)).is_none());
+        assert!(slots.of(Owner::rx(1)).take(addr).is_none());
         pool.free(frame);
     }
 
@@ -112,7 +134,7 @@ mod tests {
         for n in 0..4 {
             let owner = if n == 0 { Owner::tx(7) } else { Owner::rx(7) };
             let frame = pool.alloc().expect("four frames");
-            slots.give(frame, owner).expect("free place");
+            slots.of(owner).give(frame).expect("free place");
         }
         assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 3);
         assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 0);
@@ -126,7 +148,7 @@ mod tests {
         let mut slots = Slots::new(area.start(), 1);
         let mut other = Umem::anonymous(1).into_pool();
         let frame = other.alloc().expect("one frame");
-        let frame = slots.give(frame, Owner::rx(1)).expect_err("not of this area");
+        let frame = slots.of(Owner::rx(1)).give(frame).expect_err("not of this area");
         other.free(frame);
     }
 }

@@ -54,7 +54,7 @@ impl Layout {
             // Frame 0 has the largest colour.
             Layout::Coloured => {
                 let colour = colour((addr / FRAME_SIZE as u64) as u32);
-                (addr + colour as u64).saturating_sub(COLOUR_MAX as u64)
+                addr - (COLOUR_MAX - colour) as u64
             }
         }
     }
