@@ -382,6 +382,20 @@ fn root_a_runt_is_not_given_to_the_kernel() {
 }
 
 #[test]
+fn root_a_runt_of_several_frames_is_one_too() {
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let mut skb = SkBuff::of_octets(&mut rig.pool, &[0; 9014]).expect("free frames");
+        skb.trim(13);
+        rig.burst.push(skb).expect("room");
+        assert_eq!(rig.io.tx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats), 0);
+        assert_eq!(rig.drops(DropReason::EthTruncated), 1);
+        rig.settle();
+        rig.close();
+    });
+}
+
+#[test]
 fn root_the_kernel_counts_what_finds_no_room() {
     in_namespace(|| {
         let mut rig = Rig::new(&options());

@@ -371,10 +371,10 @@ impl SkBuff {
         self.chunk((self.network_header as usize).saturating_add(at))
     }
 
-    /// The same, writable.
+    /// [`Self::network_chunk`], writable.
     #[inline]
     pub fn network_chunk_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
-        self.chunk_mut(self.network_header)
+        self.chunk_mut(self.network_header as usize)
     }
 
     /// `skb_transport_header`: from the transport header to the tail.
@@ -458,8 +458,8 @@ impl SkBuff {
     }
 
     #[inline]
-    fn chunk_mut<const N: usize>(&mut self, start: u16) -> Option<&mut [u8; N]> {
-        let (start, end) = (start as usize, start as usize + N);
+    fn chunk_mut<const N: usize>(&mut self, start: usize) -> Option<&mut [u8; N]> {
+        let end = start.checked_add(N)?;
         let within = end <= self.tail as usize;
         self.frame.bytes_mut().get_mut(start..end).filter(|_| within)?.first_chunk_mut()
     }

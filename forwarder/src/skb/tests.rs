@@ -225,3 +225,21 @@ fn what_no_frames_are_left_for_is_refused_and_nothing_is_lost() {
     pool.kfree_skb(skb);
     assert_eq!(pool.available(), 2);
 }
+
+#[test]
+fn octets_behind_the_network_header_are_those_of_the_slice_wherever_the_packet_ends() {
+    let mut pool = Umem::anonymous(1).into_pool();
+    let octets: Vec<u8> = (0..60).collect();
+    let mut skb = SkBuff::of_octets(&mut pool, &octets).expect("a frame");
+    skb.set_network_header(14);
+    for (pull, len) in [(0, 60), (0, 41), (0, 16), (0, 10), (10, 4)] {
+        skb.pull(pull).expect("as long");
+        skb.trim(len);
+        for at in [0, 1, 24, 25, 44, 45, 4000, usize::MAX] {
+            let slice = at.checked_add(2).and_then(|end| skb.network_header().get(at..end));
+            let chunk = skb.network_chunk_at::<2>(at);
+            assert_eq!(chunk.map(|chunk| &chunk[..]), slice, "{len} {at}");
+        }
+    }
+    pool.kfree_skb(skb);
+}

@@ -119,7 +119,7 @@ impl FramePool {
         if frame.umem_offset(self.start) < self.len && room {
             self.free.push(frame);
         } else {
-            debug_assert!(false, "{frame:?} is of another umem");
+            debug_assert!(false, "{frame:?} is of another umem, or the second of its kind");
         }
     }
 

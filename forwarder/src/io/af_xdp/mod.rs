@@ -6,8 +6,8 @@
 //! - `area`: that memory;
 //! - `slots`: where the tokens of frames rest while the kernel has the frames;
 //! - `ring`, `socket`: the kernel's interface;
-//! - `bind`: in which mode they are bound; `port`: what is done with them; `multi_buffer`: packets of
-//!   several descriptors;
+//! - `bind`: in which mode they are bound; `port`: what is done with them; `rx_chain`: received
+//!   packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for.
 //!
@@ -25,10 +25,10 @@ mod device;
 mod error;
 pub mod link;
 mod membership;
-mod multi_buffer;
 mod netdev;
 mod port;
 mod ring;
+mod rx_chain;
 mod slots;
 mod socket;
 

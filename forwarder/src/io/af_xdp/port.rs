@@ -8,7 +8,7 @@ use prefetch_index::prefetch_index;
 use super::area::Area;
 use super::bind::{Bound, bind, segments};
 use super::error::OpenError;
-use super::multi_buffer::MultiBuffer;
+use super::rx_chain::RxChain;
 use super::slots::{Owner, Slots};
 use super::socket::{Layout, Socket, packet_addr};
 use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
@@ -46,7 +46,9 @@ pub(super) struct Port {
     fill_and_rx: u32,
     /// Frames in the TX ring, with the kernel, or in the completion ring.
     tx_and_completion: u32,
-    multi_buffer: MultiBuffer,
+    /// Packets may take several descriptors, at most as many as this; 1: they do not.
+    segments: usize,
+    rx_chain: RxChain,
     state: PortState,
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
@@ -85,23 +87,27 @@ impl Port {
             }
         }
         match bind(config, options, area, &fill) {
-            Ok(Bound { socket, mode, no_zerocopy, multi_buffer }) => Ok(Port {
-                config: config.clone(),
-                mode,
-                no_zerocopy,
-                socket,
-                multi_buffer: MultiBuffer::new(segments(mode, multi_buffer, config)),
-                sizes: options.rings,
-                fill: fill.len() as u32,
-                opened: fill.len() as u32,
-                rx_owner,
-                tx_owner,
-                fill_and_rx: fill.len() as u32,
-                tx_and_completion: 0,
-                state: PortState::Up,
-                retry_in: 0,
-                busy_poll: options.busy_poll_budget.is_some(),
-            }),
+            Ok(Bound { socket, mode, no_zerocopy, multi_buffer }) => {
+                let segments = segments(mode, multi_buffer, config);
+                Ok(Port {
+                    config: config.clone(),
+                    mode,
+                    no_zerocopy,
+                    socket,
+                    segments,
+                    rx_chain: RxChain::new(segments > 1),
+                    sizes: options.rings,
+                    fill: fill.len() as u32,
+                    opened: fill.len() as u32,
+                    rx_owner,
+                    tx_owner,
+                    fill_and_rx: fill.len() as u32,
+                    tx_and_completion: 0,
+                    state: PortState::Up,
+                    retry_in: 0,
+                    busy_poll: options.busy_poll_budget.is_some(),
+                })
+            }
             Err(error) => {
                 // No socket was bound, so the kernel has nothing.
                 slots.reclaim(rx_owner, pool);
@@ -139,7 +145,7 @@ impl Port {
             for desc in descs {
                 let (frame, offset) = slots.take_at(packet_addr(desc.addr));
                 match frame {
-                    Some(frame) if self.multi_buffer.is_whole(desc) => {
+                    Some(frame) if self.rx_chain.is_whole(desc) => {
                         frames += 1;
                         // Written by another core, or a device: on its way while the rest is read.
                         prefetch_index(frame.bytes(), offset);
@@ -153,7 +159,7 @@ impl Port {
                     }
                     frame => {
                         frames += u32::from(frame.is_some());
-                        match self.multi_buffer.receive(desc, frame, offset, pool) {
+                        match self.rx_chain.receive(desc, frame, offset, pool) {
                             Ok(None) => {}
                             Ok(Some(skb)) => push(burst, pool, skb),
                             Err(reason) => count_rx_drop(reason, stats, counters),
@@ -179,7 +185,7 @@ impl Port {
         self.fill = frames.min(self.opened);
     }
 
-    /// Gives the kernel free frames up to its share.
+    /// Gives the kernel free frames up to its share. A function by itself, for the sake of registers.
     #[inline(never)]
     fn refill(&mut self, slots: &mut Slots, pool: &mut FramePool) {
         if self.fill_and_rx >= self.fill || self.state == PortState::Gone {
@@ -281,11 +287,13 @@ impl Port {
         slots: &mut Slots,
         pool: &mut FramePool,
     ) -> Result<(), DropReason> {
+        if skb.len() < SHORTEST {
+            pool.kfree_skb(skb);
+            return Err(DropReason::EthTruncated);
+        }
         // Of frames that it no longer reaches into (`trim`, `may_pull`) it may be rid, and be shorter
         // than they suggest.
-        if (skb.frames() > self.multi_buffer.segments && !skb.linearize())
-            || !skb.may_pull(SHORTEST)
-        {
+        if (skb.frames() > self.segments && !skb.linearize()) || !skb.may_pull(SHORTEST) {
             pool.kfree_skb(skb);
             return Err(DropReason::TxMultiBuffer);
         }
@@ -335,7 +343,7 @@ impl Port {
     #[inline]
     fn fitting(&self, packets: &[SkBuff]) -> usize {
         let mut left = self.tx_room() as usize;
-        if self.multi_buffer.segments == 1 {
+        if self.segments == 1 {
             return left.min(packets.len());
         }
         let fits = |skb: &&SkBuff| {
@@ -358,7 +366,7 @@ impl Port {
         if self.state != PortState::Up {
             return 0;
         }
-        let frames = if self.multi_buffer.segments == 1 { 1 } else { MAX_SKB_FRAGS + 1 };
+        let frames = if self.segments == 1 { 1 } else { MAX_SKB_FRAGS + 1 };
         self.tx_room() as usize / frames
     }
 
@@ -443,7 +451,7 @@ impl Port {
         }
     }
 
-    /// Takes sent frames back.
+    /// Takes sent frames back. As [`Self::refill`], by itself.
     #[inline(never)]
     fn complete(&mut self, slots: &mut Slots, pool: &mut FramePool, stats: &WorkerStats) {
         let (mut slots, mut frames) = (slots.of(self.tx_owner), 0);
@@ -477,7 +485,7 @@ impl Port {
         for desc in self.socket.rx.take(u32::MAX) {
             let (frame, offset) = slots.take_at(packet_addr(desc.addr));
             self.fill_and_rx -= u32::from(frame.is_some());
-            match self.multi_buffer.receive(desc, frame, offset, pool) {
+            match self.rx_chain.receive(desc, frame, offset, pool) {
                 Ok(None) => {}
                 Ok(Some(skb)) => {
                     count_rx_drop(DropReason::DevNotReady, stats, counters);
@@ -486,7 +494,7 @@ impl Port {
                 Err(reason) => count_rx_drop(reason, stats, counters),
             }
         }
-        if let Some(partial) = self.multi_buffer.partial.take() {
+        if let Some(partial) = self.rx_chain.take_partial() {
             count_rx_drop(DropReason::DevNotReady, stats, counters);
             pool.kfree_skb(partial);
         }
@@ -494,7 +502,7 @@ impl Port {
 
     /// Frames on the receiving and on the sending side.
     pub(super) fn frames(&self) -> (usize, usize) {
-        let partial = self.multi_buffer.partial.as_ref().map_or(0, SkBuff::frames);
+        let partial = self.rx_chain.partial().map_or(0, SkBuff::frames);
         (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
     }
 
@@ -505,7 +513,7 @@ impl Port {
 
     /// Whether packets may take several frames.
     pub(super) fn multi_buffer(&self) -> bool {
-        self.multi_buffer.segments > 1
+        self.segments > 1
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -129,6 +129,7 @@ impl<T: Entry> Producer<T> {
     /// Room for `wanted` entries, or for fewer when there is no more. The kernel sees what was put
     /// there when this is dropped.
     #[inline]
+    #[must_use]
     pub(super) fn batch(&mut self, wanted: u32) -> Batch<'_, T> {
         let size = self.ring.size;
         let mut pending = self.next.wrapping_sub(self.consumed);
@@ -201,8 +202,10 @@ impl<T: Entry> Batch<'_, T> {
 impl<T: Entry> Drop for Batch<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.producer.next = self.next;
-        self.producer.ring.producer().store(self.next, Ordering::Release);
+        if self.len() > 0 {
+            self.producer.next = self.next;
+            self.producer.ring.producer().store(self.next, Ordering::Release);
+        }
     }
 }
 
@@ -210,7 +213,7 @@ impl<T: Entry> Drop for Batch<'_, T> {
 #[derive(Debug)]
 pub(super) struct Consumer<T: Entry> {
     ring: Ring<T>,
-    /// Next entry we read; the kernel sees it after `release`.
+    /// Next entry we read.
     next: u32,
     /// The kernel's index when last looked at.
     produced: u32,
@@ -234,6 +237,7 @@ impl<T: Entry> Consumer<T> {
     /// that were taken again when this is dropped.
     #[inline]
     pub(super) fn take(&mut self, wanted: u32) -> Entries<'_, T> {
+        let wanted = wanted.min(self.ring.size);
         if self.produced.wrapping_sub(self.next) < wanted {
             self.produced = self.ring.producer().load(Ordering::Acquire);
         }
@@ -291,7 +295,95 @@ impl<T: Entry> ExactSizeIterator for Entries<'_, T> {}
 impl<T: Entry> Drop for Entries<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.consumer.next = self.next;
-        self.consumer.ring.consumer().store(self.next, Ordering::Release);
+        if self.next != self.consumer.next {
+            self.consumer.next = self.next;
+            self.consumer.ring.consumer().store(self.next, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+
+    use super::*;
+
+    const SIZE: u32 = 8;
+
+    /// A mapping as the kernel lays it out, of memory that nobody else has; both indexes at `start`.
+    fn ring(start: u32) -> Ring<u64> {
+        let offsets = libc::xdp_ring_offset { producer: 0, consumer: 64, desc: 192, flags: 128 };
+        let memory = memfd_create(c"ring", MFdFlags::empty()).expect("memory");
+        nix::unistd::ftruncate(&memory, 4096).expect("a page");
+        let ring = Ring::map(memory.as_fd(), 0, &offsets, SIZE).expect("maps");
+        ring.producer().store(start, Ordering::Relaxed);
+        ring.consumer().store(start, Ordering::Relaxed);
+        ring
+    }
+
+    fn producer(start: u32) -> Producer<u64> {
+        Producer { ring: ring(start), next: start, consumed: start }
+    }
+
+    /// One whose ring has these entries.
+    fn consumer(start: u32, entries: std::ops::Range<u64>) -> Consumer<u64> {
+        let mut filled = producer(start);
+        let mut batch = filled.batch(SIZE);
+        assert!(entries.clone().all(|entry| batch.push(entry)));
+        drop(batch);
+        Consumer { ring: filled.ring, next: start, produced: start }
+    }
+
+    #[test]
+    fn what_is_written_is_shown_at_the_end_and_read_in_order_beyond_the_last_index() {
+        for start in [0, 5, u32::MAX - 3] {
+            let mut writer = producer(start);
+            let mut batch = writer.batch(SIZE);
+            assert!((0..6).all(|entry| batch.push(entry)));
+            assert_eq!((batch.len(), batch.room()), (6, 2));
+            assert_eq!(batch.producer.ring.producer().load(Ordering::Relaxed), start);
+            drop(batch);
+            assert_eq!(writer.ring.producer().load(Ordering::Relaxed), start.wrapping_add(6));
+            assert_eq!(writer.pending(), 6);
+            let mut reader = Consumer { ring: writer.ring, next: start, produced: start };
+            assert_eq!(reader.take(4).collect::<Vec<_>>(), [0, 1, 2, 3]);
+            assert_eq!(reader.ring.consumer().load(Ordering::Relaxed), start.wrapping_add(4));
+            assert_eq!(reader.take(u32::MAX).collect::<Vec<_>>(), [4, 5]);
+            assert!(reader.is_empty() && reader.take(1).next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_batch_has_the_room_that_was_asked_for_or_there_is() {
+        let mut writer = producer(u32::MAX);
+        let mut batch = writer.batch(3);
+        assert!((0..3).all(|entry| batch.push(entry)));
+        assert!(!batch.push(3), "no more than was asked for");
+        drop(batch);
+        assert_eq!(writer.batch(SIZE + 1).room(), SIZE - 3);
+        // The kernel has taken two: not known until it is looked at.
+        writer.ring.consumer().store(1, Ordering::Relaxed);
+        assert_eq!(writer.batch(SIZE - 3).room(), SIZE - 3);
+        assert_eq!(writer.batch(SIZE).room(), SIZE - 1);
+        // Nothing written, nothing shown.
+        assert_eq!(writer.ring.producer().load(Ordering::Relaxed), 2);
+        // An index that cannot be: further than was written.
+        writer.ring.consumer().store(77, Ordering::Relaxed);
+        assert_eq!(writer.batch(SIZE).room(), 0);
+    }
+
+    #[test]
+    fn what_was_not_read_is_there_again() {
+        let mut reader = consumer(u32::MAX - 1, 0..5);
+        let mut entries = reader.take(4);
+        assert_eq!((entries.len(), entries.next(), entries.next()), (4, Some(0), Some(1)));
+        drop(entries);
+        assert_eq!(reader.ring.consumer().load(Ordering::Relaxed), 0);
+        assert_eq!(reader.take(SIZE).collect::<Vec<_>>(), [2, 3, 4]);
+        // An index that cannot be: each entry at most once.
+        reader.ring.producer().store(1000, Ordering::Relaxed);
+        assert_eq!(reader.take(u32::MAX).len(), SIZE as usize);
     }
 }
