@@ -13,7 +13,7 @@ use std::error::Error;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
+use ferroute::control::steering::{AttachMode, PortProgram, Steering};
 use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig};
 use ferroute::skb::{Burst, FramePool};

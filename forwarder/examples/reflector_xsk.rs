@@ -14,7 +14,7 @@ use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
+use ferroute::control::steering::{AttachMode, PortProgram, Steering};
 use ferroute::skb::{FRAME_SIZE, burst::BURST};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;

@@ -10,7 +10,7 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use ferroute::control::xdp::{AttachMode, PortProgram, Steering};
+use ferroute::control::steering::{AttachMode, PortProgram, Steering};
 use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{
     AfXdp, BindMode, BoundMode, OpenError, Options, PortConfig, PortState, RingSizes, driver_name,

@@ -7,13 +7,13 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ferroute::control::api::capture::Message;
+use ferroute::control::api::server::{Answer, ControlHandler, Follow, Server};
 use ferroute::control::api::{
     CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Counters, DropsReport, Filter, Format,
     LatencyReport, MirrorStatus, NamedCount, Object, PairLatency, PortReport, Rendered, Request,
     Response, RouteGetRequest, ShowRequest, StatReport, State, StatusReport, WorkerReport,
 };
-use ferroute::control::capture::Message;
-use ferroute::control::server::{Answer, ControlHandler, Follow, Server};
 use serde_json::{Value, json};
 
 /// Forwards from the third time on that it is asked how it goes.

@@ -8,11 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
+use ferroute::control::api::server::{Answer, ControlHandler, Server};
 use ferroute::control::api::{Request, Response};
+use ferroute::control::config::interfaces::Interfaces;
 use ferroute::control::doctor::{Finding, Level, examine};
 use ferroute::control::firewall::bypassed;
-use ferroute::control::interfaces::Interfaces;
-use ferroute::control::server::{Answer, ControlHandler, Server};
 
 use netns::run;
 

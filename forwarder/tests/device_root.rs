@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use ferroute::control::device::KernelDevice;
-use ferroute::control::device::napi;
-use ferroute::control::device::poll::{Tuned, restore_leftovers};
-use ferroute::control::device::sysfs::{self, DeviceSettings};
+use ferroute::control::netdev::KernelDevice;
+use ferroute::control::netdev::napi;
+use ferroute::control::netdev::poll::{Tuned, restore_leftovers};
+use ferroute::control::netdev::sysfs::{self, DeviceSettings};
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use ferroute::io::device::{DeviceError, EthtoolOps, NetDevice, NetDeviceOps, RxUsers};
 use ferroute::stats::WorkerStats;

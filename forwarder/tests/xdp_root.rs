@@ -11,8 +11,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use ferroute::control::punt::PuntDevice;
-use ferroute::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
+use ferroute::control::steering::punt::PuntDevice;
+use ferroute::control::steering::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use ferroute::skb::Burst;

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::output::{Colour, coloured};
 use super::{Global, Usage};
+use crate::control::config::interfaces::Interfaces;
 use crate::control::doctor::{Finding, Level, examine};
-use crate::control::interfaces::Interfaces;
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]

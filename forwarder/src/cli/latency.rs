@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::output::{self, columns};
 use super::signals::Signals;
 use super::{Global, unexpected};
+use crate::control::api::client::Client;
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
-use crate::control::client::Client;
 use crate::hdr::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
 /// Between two looks.

@@ -26,8 +26,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::control::api::client::Client;
 use crate::control::api::{Family, Request, Response};
-use crate::control::client::Client;
 use crate::control::config::{CONTROL_DEFAULT, ConfigError};
 use output::Output;
 

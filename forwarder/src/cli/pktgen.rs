@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::signals::Signals;
 use super::{Global, Usage};
 use crate::control::config::CpuList;
-use crate::control::nic::Nic;
+use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::BindMode;
 use crate::load::capture::Capture;
 use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sent};

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::show::{self, ShowArgs, parse_number};
 use super::{Global, Usage, unexpected};
+use crate::control::api::client::Client;
 use crate::control::api::{Format, Object, Rendered, Request, Response, RouteGetRequest};
-use crate::control::client::Client;
 
 /// Addresses asked for with one request, so that neither side holds a large answer.
 const ADDRS_A_REQUEST: usize = 10_000;

@@ -9,7 +9,7 @@ use super::{Global, Usage, unexpected};
 use crate::control::api::{
     Filter, Format, Object, Rendered, Request, Response, Selector, ShowRequest,
 };
-use crate::control::ipnet::IpNet;
+use crate::control::config::ipnet::IpNet;
 
 /// RT_TABLE_MAIN.
 const TABLE_MAIN: u32 = 254;

@@ -1,22 +1,17 @@
 //! The control side: what it asks of the kernel, what it tells the workers, and what it answers to
 //! the command line.
+//!
+//! Each room uses only those that stand left of it (`tests/tests/layers.rs`):
+//! `netlink, process → netdev → mirror, firewall → steering, config → api → daemon, doctor, offline`.
 
 pub mod api;
-pub mod capture;
-pub mod client;
 pub mod config;
 pub mod daemon;
-pub mod device;
 pub mod doctor;
 pub mod firewall;
-pub mod interfaces;
-pub mod ipnet;
 pub mod mirror;
-pub mod nic;
-pub mod nlsock;
-pub mod privilege;
-pub mod punt;
-pub mod replay;
-pub mod server;
-pub mod static_network;
-pub mod xdp;
+pub mod netdev;
+pub mod netlink;
+pub mod offline;
+pub mod process;
+pub mod steering;

@@ -16,7 +16,7 @@ use super::capture::Capture;
 use super::circuit::configs;
 use super::generator::{Counters, Ready, Starting};
 use super::{Generator, LoadError, Pace, Place, Traffic, TrafficError, frame};
-use crate::control::nic::{self, Nic};
+use crate::control::netdev::nic::{self, Nic};
 use crate::io::PacketIo;
 use crate::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use crate::skb::burst::BURST;

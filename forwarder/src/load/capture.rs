@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::LoadError;
-use crate::control::nic::Nic;
+use crate::control::netdev::nic::Nic;
 use crate::io::pcap;
 use crate::skb::MAX_PACKET;
 

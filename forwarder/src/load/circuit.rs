@@ -19,7 +19,7 @@ use xdp_prog::load::{
 };
 
 use super::{Generator, LoadError, Pace, Place, Traffic, live_frames, object};
-use crate::control::nic::Nic;
+use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::link::{LinkMode, XdpLink};
 
 /// How long nothing may move before packets under way count as lost. More than the gaps that a

@@ -10,7 +10,7 @@ use libbpf_rs::MapHandle;
 use xdp_prog::load::{GeneratorConfig, GeneratorState, MAP_CONFIG, MAP_STATE};
 
 use super::{LoadError, Place, object};
-use crate::control::nic::{Nic, TxCounters};
+use crate::control::netdev::nic::{Nic, TxCounters};
 use crate::stats::{DropReason, WorkerStats};
 
 /// What a generator has sent.

@@ -11,7 +11,7 @@ use xdp_prog::load::{GeneratorConfig, INTERVAL_SHIFT, MAP_CONFIG, MAP_STATE, PRO
 use super::circuit::Shared;
 use super::generator::{Counters, Generator, Starting, state};
 use super::{LoadError, Pace, Place, object};
-use crate::control::nic::Nic;
+use crate::control::netdev::nic::Nic;
 use crate::worker::affinity;
 
 /// How long a system call is to take: setting one up takes about 20 ms, in which nothing is sent, and

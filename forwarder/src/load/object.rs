@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
 
 use super::LoadError;
-use crate::control::xdp::with_log;
+use crate::control::steering::with_log;
 
 /// libbpf reads the ELF headers in place, so they have to be aligned.
 #[repr(C, align(8))]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use nix::sched::{CloneFlags, setns};
 
 use super::LoadError;
-use crate::control::nic::{self, Nic};
+use crate::control::netdev::nic::{self, Nic};
 
 /// An interface by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use xdp_prog::load::{Loop, MAP_CATCH, MAP_LOOP, PROGRAM_CATCH};
 use super::circuit::attach;
 use super::tracker::Tracker;
 use super::{LoadError, Place, object};
-use crate::control::nic;
+use crate::control::netdev::nic;
 use crate::io::PacketIo;
 use crate::io::af_xdp::link::XdpLink;
 use crate::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::control::mirror::raw::{Message, Request, u16_at, u32_at};
-use crate::control::nlsock::NlSock;
+use crate::control::netlink::message::{Message, Request, u16_at, u32_at};
+use crate::control::netlink::query::NlSock;
 
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
@@ -67,7 +67,7 @@ fn parse_route(message: &Message<'_>, destination: IpAddr) -> Way {
             RTA_GATEWAY => way.next_hop = attr.ip().unwrap_or(way.next_hop),
             // struct rtvia: the family, then the address.
             RTA_VIA => {
-                let via = attr.value.get(2..).and_then(crate::control::mirror::raw::ip);
+                let via = attr.value.get(2..).and_then(crate::control::netlink::message::ip);
                 way.next_hop = via.unwrap_or(way.next_hop);
             }
             _ => {}

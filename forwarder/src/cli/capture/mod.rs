@@ -22,11 +22,11 @@ use self::promisc::Promiscuous;
 use super::signals::Signals;
 use super::{Global, Usage, output, unexpected};
 use crate::capture::{Filter, Insn, Kind, Record, Records, compile};
+use crate::control::api::capture::Message;
+use crate::control::api::client::Client;
 use crate::control::api::{
     CaptureDirection, CaptureEnd, CapturePort, CaptureRequest, Request, Response,
 };
-use crate::control::capture::Message;
-use crate::control::client::Client;
 
 /// Octets read from the daemon at once.
 const READ: usize = 1 << 20;

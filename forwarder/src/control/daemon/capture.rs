@@ -16,11 +16,11 @@ use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
 use crate::capture::tap::SESSIONS_MAX;
 use crate::capture::{Filter, RingReader, Session, Wanted, WantedPorts, ring};
+use crate::control::api::capture::Message;
+use crate::control::api::server::{Answer, Follow};
 use crate::control::api::{
     CaptureDirection, CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Response,
 };
-use crate::control::capture::Message;
-use crate::control::server::{Answer, Follow};
 use crate::io::af_xdp::AfXdp;
 use crate::worker::TapHandle;
 

@@ -5,13 +5,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Daemon;
 use super::crossroads::{sends_by, worker_of};
 use super::port::{Port, State};
 use super::report::{add, port_counters};
-use super::{Daemon, show};
+use crate::control::api::show;
 use crate::control::api::{Counters, Rendered, ShowRequest};
-use crate::control::device::details::Details;
 use crate::control::mirror::show::LinkView;
+use crate::control::netdev::details::Details;
 use crate::worker::poll::PollMode;
 
 /// A link with everything that is known of it.

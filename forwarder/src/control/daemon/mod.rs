@@ -8,7 +8,7 @@
 //! - [`workers`]: the threads that forward, and what they have room for;
 //! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
 //! - [`relay`]: requests of the control socket, brought to this thread;
-//! - [`report`], [`show`], [`links`], [`latency`]: their answers;
+//! - [`report`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
 
 /// A line on standard error, which may be gone: then it is lost, and nothing else.
@@ -29,7 +29,7 @@ mod port;
 mod queues;
 mod relay;
 mod report;
-mod show;
+
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,16 +51,16 @@ use self::crossroads::Crossroads;
 use self::latency::Baseline;
 use self::port::{Port, State};
 use self::relay::{Pending, relay};
-use super::api::Request;
-use super::config::RunOptions;
-use super::device::{irq, keep::RUN_DIR, poll};
-use super::firewall::{self, Rules};
-use super::mirror::{Changes, Mirror, MirrorOptions};
-use super::nic;
-use super::privilege;
-use super::punt::PuntDevice;
-use super::server::Server;
-use super::xdp::Steering;
+use crate::control::api::Request;
+use crate::control::api::server::Server;
+use crate::control::config::RunOptions;
+use crate::control::firewall::{self, Rules};
+use crate::control::mirror::{Changes, Mirror, MirrorOptions};
+use crate::control::netdev::nic;
+use crate::control::netdev::{irq, keep::RUN_DIR, poll};
+use crate::control::process::privilege;
+use crate::control::steering::Steering;
+use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;

@@ -17,14 +17,14 @@ use xdp_prog::{VlanSettings, mac_words, vlan_key};
 use super::WORKER_TIMEOUT;
 use super::crossroads::{Crossroads, worker_of};
 use crate::control::config::{Mode, RunOptions};
-use crate::control::device::irq::Pinned;
-use crate::control::device::keep::RUN_DIR;
-use crate::control::device::poll::Tuned;
-use crate::control::nic::{
+use crate::control::netdev::irq::Pinned;
+use crate::control::netdev::keep::RUN_DIR;
+use crate::control::netdev::nic::{
     self, Nic, Queues, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
 };
-use crate::control::punt::PuntDevice;
-use crate::control::xdp::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
+use crate::control::netdev::poll::Tuned;
+use crate::control::steering::punt::PuntDevice;
+use crate::control::steering::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
 use crate::io::device::{DeviceError, NetDeviceOps};
 use crate::skb::{JUMBO_MTU, MTU_FRAME};

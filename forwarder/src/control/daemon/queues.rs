@@ -9,10 +9,10 @@ use anyhow::{Result, bail};
 use super::crossroads::worker_of;
 use super::port::{Equipment, Port};
 use crate::control::config::QUEUES_MAX;
-use crate::control::device::ethtool;
-use crate::control::device::irq::Pinned;
-use crate::control::device::keep::RUN_DIR;
-use crate::control::nic::Queues;
+use crate::control::netdev::ethtool;
+use crate::control::netdev::irq::Pinned;
+use crate::control::netdev::keep::RUN_DIR;
+use crate::control::netdev::nic::Queues;
 use crate::io::af_xdp::driver_name;
 
 /// Queues that are looked at for packets beyond those a driver tells of.

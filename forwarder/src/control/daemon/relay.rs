@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::control::api::server::{Answer, ControlHandler};
 use crate::control::api::{Object, Request, Response, ShowRequest};
-use crate::control::device::KernelDevice;
-use crate::control::device::details::Details;
-use crate::control::nic;
-use crate::control::server::{Answer, ControlHandler};
+use crate::control::netdev::KernelDevice;
+use crate::control::netdev::details::Details;
+use crate::control::netdev::nic;
 use crate::worker::slow_path::Bell;
 
 /// Requests waiting at most; the server serves fewer clients than this.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::Daemon;
 use super::crossroads::{sends_by, worker_of};
 use super::port::State;
 use super::relay::Pending;
-use super::{Daemon, show};
+use crate::control::api::show;
 use crate::control::api::{
     self, Counters, DropsReport, MirrorStatus, NamedCount, Object, PortReport, PortStatus, Request,
     Response, StatReport, StatusReport, WorkerPort, WorkerReport, WorkerStatus,

@@ -10,7 +10,7 @@ use super::Daemon;
 use super::crossroads::{Crossroads, worker_of};
 use super::port::Port;
 use crate::control::config::{CpuList, QUEUES_MAX};
-use crate::control::nic::{self, Queues};
+use crate::control::netdev::nic::{self, Queues};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
 use crate::stats::WorkerStats;

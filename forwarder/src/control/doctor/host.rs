@@ -9,11 +9,12 @@ use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Finding, Level};
+use crate::control::api::client::{Client, ClientError};
 use crate::control::api::{Request, Response, StatusReport};
-use crate::control::client::{Client, ClientError};
-use crate::control::punt::{PuntDevice, PuntError};
-use crate::control::xdp::Steering;
-use crate::control::{firewall, privilege};
+use crate::control::firewall;
+use crate::control::process::privilege;
+use crate::control::steering::Steering;
+use crate::control::steering::punt::{PuntDevice, PuntError};
 
 /// What the XDP program and its map types need.
 const KERNEL_OLDEST: (u32, u32) = (6, 1);

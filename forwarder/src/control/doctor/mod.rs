@@ -5,7 +5,7 @@
 //! sysfs would show the namespace of whoever mounted it.
 //!
 //! - `host`: the machine and the namespace;
-//! - `port`: whether an interface, as [`super::nic`] has it, suits;
+//! - `port`: whether an interface, as [`crate::control::netdev::nic`] has it, suits;
 //! - `queues`: its queues, against the workers that serve them.
 
 mod host;
@@ -16,8 +16,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::interfaces::{Candidate, Interfaces};
-use super::nic;
+use crate::control::config::interfaces::{Candidate, Interfaces};
+use crate::control::netdev::nic;
 
 /// Checks of what keeps an interface from being a port, and others not.
 const UNFIT: [&str; 3] = ["xdp", "mtu", "vlan"];

@@ -6,7 +6,9 @@ use std::io;
 use libbpf_rs::query::ProgInfoIter;
 
 use super::Finding;
-use crate::control::nic::{self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY};
+use crate::control::netdev::nic::{
+    self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
+};
 use crate::io::af_xdp::driver_name;
 use crate::skb::{JUMBO_MTU, MTU_FRAME};
 

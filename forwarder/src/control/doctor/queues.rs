@@ -7,8 +7,8 @@ use std::thread::available_parallelism;
 use super::Finding;
 use crate::control::api::WorkerStatus;
 use crate::control::config::CpuList;
-use crate::control::device::{ethtool, irq, sysfs};
-use crate::control::nic::{self, Nic, Queues};
+use crate::control::netdev::nic::{self, Nic, Queues};
+use crate::control::netdev::{ethtool, irq, sysfs};
 
 /// What the daemon does with a port.
 #[derive(Debug, Default)]

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use super::follow::{Follower, Parts};
 use super::parse;
-use super::raw::Message;
 use super::rib::{Dump, Rib, RibAddr};
-use super::sock::{DumpEnd, Requests, SockError};
 use super::state::{Family, LinkState};
 use super::sysctl;
+use crate::control::netlink::message::Message;
+use crate::control::netlink::rtnl::{DumpEnd, Requests, SockError};
 
 /// Dumps repeated because they were interrupted, before what came is taken and asked for again
 /// later.

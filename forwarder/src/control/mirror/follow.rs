@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::compile::{Touched, links};
 use super::parse;
-use super::raw::Message;
 use super::rib::{Applied, RT_SCOPE_HOST, Rib, RibAddr, RouteBody};
 use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
+use crate::control::netlink::message::Message;
 
 /// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
 /// and a burst of doubts costs one dump.

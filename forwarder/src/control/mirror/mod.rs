@@ -16,13 +16,11 @@
 pub mod compile;
 mod dump;
 mod follow;
-pub mod get;
+
 mod parse;
-pub mod raw;
 mod resolve;
 pub mod rib;
 pub mod show;
-mod sock;
 pub mod state;
 mod sysctl;
 #[cfg(test)]
@@ -37,18 +35,18 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use self::follow::MirrorCounters;
-pub use self::get::{RouteGet, route_get};
-pub use self::sock::SockError;
+
 pub use self::state::RouterState;
+pub use crate::control::netlink::rtnl::SockError;
 
 use self::compile::Compiler;
 use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
-use self::raw::Messages;
 use self::resolve::Resolver;
 use self::rib::{Rib, RibAddr};
-use self::sock::{Events, Received, Requests};
 use crate::control::config::QUEUES_MAX;
+use crate::control::netlink::message::Messages;
+use crate::control::netlink::rtnl::{Events, Received, Requests};
 use crate::fib::Quiescence;
 use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};

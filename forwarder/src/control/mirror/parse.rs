@@ -6,13 +6,13 @@
 
 use std::net::IpAddr;
 
-use super::raw::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use super::rib::{
     Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
 };
 use super::state::{
     AddrState, Family, LinkState, NeighState, Netconf, NexthopState, RuleState, VlanState,
 };
+use crate::control::netlink::message::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use crate::wire::EtherType;
 
 /// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are settings rather than conditions.

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::raw::Request;
-use super::sock::{Requests, SockError};
 use super::state::Family;
+use crate::control::netlink::message::Request;
+use crate::control::netlink::rtnl::{Requests, SockError};
 
 /// A neighbour is asked for at most this often. The kernel repeats its probes by itself, each
 /// second; but it forgets the entry when the interface goes down, and a packet that comes right

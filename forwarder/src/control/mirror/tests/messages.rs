@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::super::follow::Follower;
 use super::super::parse;
-use super::super::raw::{Message, Messages, Request};
 use super::super::state::{Family, Netconf};
+use crate::control::netlink::message::{Message, Messages, Request};
 
 /// `ip route add 192.0.2.0/24 proto static metric 5 mtu 1400 nexthop via 10.0.0.2 dev 3 weight 2
 /// nexthop via inet6 fe80::1 dev 4`, as RTM_NEWROUTE tells it.

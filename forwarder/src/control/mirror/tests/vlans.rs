@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use super::super::compile::{Compiler, Touched};
 use super::super::follow::Follower;
-use super::super::raw::{Messages, Request};
 use super::super::show;
 use super::super::unmirrored;
+use crate::control::netlink::message::{Messages, Request};
 use crate::tables::{Link, Tables};
 use crate::wire::EtherType;
 

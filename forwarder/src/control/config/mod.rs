@@ -17,8 +17,11 @@
 //! control = "/run/ferroute.sock"
 //! ```
 //!
-//! The `[replay]` section is described in [`super::static_network`]. An error names file, line and
+//! The `[replay]` section is described in [`crate::control::offline::static_network`]. An error names file, line and
 //! column, what was found, and what was expected.
+
+pub mod interfaces;
+pub mod ipnet;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,8 +33,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
-use super::interfaces::{Interfaces, check_word};
-use super::static_network::ReplaySection;
+use crate::control::config::interfaces::{Interfaces, check_word};
+use crate::control::offline::static_network::ReplaySection;
 use crate::worker::poll::PollMode;
 
 /// Where the control socket is when nobody says otherwise.

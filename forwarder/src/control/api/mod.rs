@@ -5,14 +5,20 @@
 //! connection. Both sides state [`API_VERSION`]; what does not match is answered with an error, so
 //! that a program updated under a running daemon fails with a reason.
 
+pub mod capture;
+pub mod client;
+pub mod route_get;
+pub mod server;
+pub mod show;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::ipnet::IpNet;
 use crate::capture::Insn;
+use crate::control::config::ipnet::IpNet;
 
 /// Counts up when a request or response changes its meaning.
 pub const API_VERSION: u32 = 1;
@@ -55,7 +61,7 @@ pub enum Request {
         reset: bool,
     },
     /// Copies of packets: answered with [`Response::Capture`], after which the connection is the
-    /// capture's, see [`super::capture`].
+    /// capture's, see [`crate::control::api::capture`].
     Capture(CaptureRequest),
 }
 

@@ -5,9 +5,9 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use crate::control::mirror::raw::{Attrs, Request};
-use crate::control::nic::find;
-use crate::control::nlsock::{GENL_HEADER, NlSock};
+use crate::control::netdev::nic::find;
+use crate::control::netlink::message::{Attrs, Request};
+use crate::control::netlink::query::{GENL_HEADER, NlSock};
 use crate::io::device::{ChannelCounts, Channels, Coalescing, Feature, Rings, Timestamping};
 
 const NLA_F_NESTED: u16 = 0x8000;
@@ -123,7 +123,7 @@ struct Bit {
 fn bits(set: Attrs<'_>) -> Vec<Bit> {
     let listed = find(set, BITSET_BITS).map(|bits| bits.nested());
     // Some bits have lost their meaning, and with it their name.
-    let bit = |bit: crate::control::mirror::raw::Attr<'_>| {
+    let bit = |bit: crate::control::netlink::message::Attr<'_>| {
         let index = number(bit.nested(), BITSET_BIT_INDEX)?;
         let name = find(bit.nested(), BITSET_BIT_NAME)?.string();
         (!name.is_empty()).then_some(Bit { index, name })

@@ -10,6 +10,7 @@
 mod error;
 mod object;
 mod port;
+pub mod punt;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::api::{API_VERSION, Envelope, Request, Response};
+use crate::control::api::{API_VERSION, Envelope, Request, Response};
 
 /// How long an answer may take to begin, and to go on.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);

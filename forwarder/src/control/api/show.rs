@@ -5,11 +5,9 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::control::api::{
-    Family, Filter, Format, Object, Rendered, RouteGetRequest, Selector, ShowRequest,
-};
-use crate::control::ipnet::IpNet;
-use crate::control::mirror::get::route_get;
+use super::route_get::route_get;
+use super::{Family, Filter, Format, Object, Rendered, RouteGetRequest, Selector, ShowRequest};
+use crate::control::config::ipnet::IpNet;
 use crate::control::mirror::rib::{Rib, RibAddr};
 use crate::control::mirror::show::{self, HopView, RouteView};
 use crate::control::mirror::state::{self, RouterState};
@@ -19,7 +17,7 @@ use crate::tables::Tables;
 const LOOPBACK_IFINDEX: u32 = 1;
 
 /// Answers `show`.
-pub(super) fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
+pub fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
     let (filter, format) = (&request.filter, request.format);
     match request.object {
         Object::Link => render(links(state, filter).into_iter(), format),
@@ -50,7 +48,7 @@ pub(super) fn show(state: &RouterState, request: &ShowRequest) -> Rendered {
 ///
 /// # Errors
 /// When the interface named is not there.
-pub(super) fn get(
+pub fn get(
     state: &RouterState,
     tables: &Tables,
     request: &RouteGetRequest,
@@ -72,7 +70,7 @@ fn passes(wanted: &Option<String>, name: &str) -> bool {
 }
 
 /// Links that a filter lets pass.
-pub(super) fn links(state: &RouterState, filter: &Filter) -> Vec<show::LinkView> {
+pub fn links(state: &RouterState, filter: &Filter) -> Vec<show::LinkView> {
     let pass = |view: &show::LinkView| {
         passes(&filter.dev, &view.ifname) && (!filter.up || view.flags.contains(&"UP"))
     };
@@ -147,10 +145,7 @@ fn rules(state: &RouterState, filter: &Filter) -> Vec<show::RuleView> {
 }
 
 /// Writes what was found in the form asked for.
-pub(super) fn render<T: Serialize + Display>(
-    views: impl Iterator<Item = T>,
-    format: Format,
-) -> Rendered {
+pub fn render<T: Serialize + Display>(views: impl Iterator<Item = T>, format: Format) -> Rendered {
     match format {
         Format::Text => Rendered::Text(views.fold(String::new(), |text, view| {
             let view = view.to_string();

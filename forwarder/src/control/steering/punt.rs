@@ -23,7 +23,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tappers::{Interface, Tap};
 use xdp_prog::{PUNT_DESTINATION, PuntPort};
 
-use super::xdp::{Steering, XdpError, with_log};
+use crate::control::steering::{Steering, XdpError, with_log};
 
 /// The kernel puts the first free number for %d.
 const NAME: &str = "ferroute%d";

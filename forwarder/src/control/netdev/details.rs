@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::KernelDevice;
 use super::napi::{self, Napi, Queue};
 use super::sysfs::{self, Irq};
-use crate::control::nic::{self, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY};
+use crate::control::netdev::nic::{self, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY};
 use crate::io::device::{
     Channels, Coalescing, DriverInfo, EthtoolOps, Feature, Multicast, Rings, Stats, Timestamping,
 };

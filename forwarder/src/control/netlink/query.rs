@@ -1,7 +1,7 @@
 //! A netlink socket of any protocol that only asks: dumps and single questions to nf_tables, XFRM,
 //! rtnetlink and the generic families. Belongs to the network namespace of the thread that opens it.
 //!
-//! What follows the kernel's routes has sockets of its own, see [`super::mirror`].
+//! What follows the kernel's routes has sockets of its own, see [`crate::control::mirror`].
 
 use std::io;
 
@@ -9,7 +9,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::mirror::raw::{Message, Messages, Request};
+use crate::control::netlink::message::{Message, Messages, Request};
 
 const NLMSG_NOOP: u16 = 1;
 const NLMSG_ERROR: u16 = 2;

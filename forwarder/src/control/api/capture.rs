@@ -8,7 +8,7 @@ use std::io::{self, Write};
 
 use serde::de::DeserializeOwned;
 
-use super::api::{CaptureEnd, CapturePort};
+use crate::control::api::{CaptureEnd, CapturePort};
 
 /// Octets of a message at most: more is nonsense.
 const LENGTH_MAX: usize = 64 << 20;

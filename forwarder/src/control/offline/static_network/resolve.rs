@@ -13,8 +13,8 @@ use super::{
     vlan,
 };
 use crate::control::api::Family;
+use crate::control::config::ipnet::IpNet;
 use crate::control::config::{Located, check_ifname};
-use crate::control::ipnet::IpNet;
 use crate::fib::{FibInfo, Nexthop, RouteType};
 use crate::tables::{Link, RpFilter, Sysctls};
 

@@ -3,7 +3,7 @@
 //!
 //! Left out: bridges (bridge and ebtables rules see frames that are not routed), chains at input
 //! and output (Ferroute leaves packets to and from the router itself to the kernel), and tc
-//! filters, which [`super::doctor`] mentions.
+//! filters, which [`crate::control::doctor`] mentions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,9 +11,9 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
 
-use super::mirror::raw::{Attrs, Message, Request, u8_at, u16_at};
-use super::nic::{self, Nic};
-use super::nlsock::NlSock;
+use crate::control::netdev::nic::{self, Nic};
+use crate::control::netlink::message::{Attrs, Message, Request, u8_at, u16_at};
+use crate::control::netlink::query::NlSock;
 
 /// `struct nfgenmsg` in octets.
 const NFGEN_HEADER: usize = 4;

@@ -21,7 +21,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use super::api::{API_VERSION, Envelope, Request, Response};
+use crate::control::api::{API_VERSION, Envelope, Request, Response};
 
 /// Connections served at one time; more than a few people or scripts never ask at once.
 const CLIENTS_MAX: usize = 16;
@@ -310,8 +310,8 @@ fn answer(stream: &UnixStream, response: &Response) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::client::{Client, ClientError};
     use crate::control::api::{Rendered, RouteGetRequest};
-    use crate::control::client::{Client, ClientError};
 
     struct Echo;
 

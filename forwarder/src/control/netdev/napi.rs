@@ -6,9 +6,9 @@ use std::io;
 use netlink_sys::protocols::NETLINK_GENERIC;
 use serde::{Deserialize, Serialize};
 
-use crate::control::mirror::raw::{Attr, Attrs, Message, Request};
-use crate::control::nic::find;
-use crate::control::nlsock::{GENL_HEADER, NlSock};
+use crate::control::netdev::nic::find;
+use crate::control::netlink::message::{Attr, Attrs, Message, Request};
+use crate::control::netlink::query::{GENL_HEADER, NlSock};
 
 const CMD_QUEUE_GET: u8 = 10;
 const CMD_NAPI_GET: u8 = 11;

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::rib::RibAddr;
-use super::show::ViaView;
+use crate::control::mirror::rib::RibAddr;
+use crate::control::mirror::show::ViaView;
 use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, Nexthop, RouteType};
 use crate::stats::PuntReason;
 use crate::tables::{Link, Tables};

@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use super::StaticNetwork;
 use crate::control::config::Located;
-use crate::control::ipnet::IpNet;
+use crate::control::config::ipnet::IpNet;
 use crate::fib::RouteType;
 
 /// The section.

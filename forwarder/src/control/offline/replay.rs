@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::api::Counters;
-use super::static_network::StaticNetwork;
+use crate::control::api::Counters;
+use crate::control::offline::static_network::StaticNetwork;
 use crate::fib::FibError;
 use crate::io::PacketIo;
 use crate::io::pcap::{PcapError, PcapIo, PcapPort};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{StaticAction, StaticNetwork, StaticRule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::control::api::Family;
-use crate::control::ipnet::IpNet;
+use crate::control::config::ipnet::IpNet;
 use crate::fib::prefix::Address;
 use crate::fib::{
     FamilyFib, FibError, FibInfo, Lpm, Prefix, PrefixMatch, RouteType, Rule, RuleAction,

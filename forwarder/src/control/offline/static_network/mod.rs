@@ -46,9 +46,9 @@ use std::net::IpAddr;
 use crate::fib::FibInfo;
 use crate::tables::{Link, Sysctls};
 
-use super::api::Family;
-use super::config::Located;
-use super::ipnet::IpNet;
+use crate::control::api::Family;
+use crate::control::config::Located;
+use crate::control::config::ipnet::IpNet;
 
 pub use section::ReplaySection;
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::keep::{self, Kept};
 use super::napi::{self, NapiSettings};
 use super::sysfs::{self, DeviceSettings};
-use crate::control::nic;
+use crate::control::netdev::nic;
 
 /// What the names of the files begin with.
 const KIND: &str = "poll";

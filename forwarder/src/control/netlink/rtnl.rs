@@ -11,7 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
 
-use super::raw::{Message, Messages, Request};
+use crate::control::netlink::message::{Message, Messages, Request};
 
 /// RTNLGRP_*: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE,
 /// IPV4_NETCONF, IPV6_NETCONF, NEXTHOP.

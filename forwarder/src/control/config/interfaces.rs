@@ -9,11 +9,11 @@ use std::fmt;
 
 use glob::Pattern;
 
-use super::config::check_ifname;
-use super::mirror::compile::links::TAKERS;
-use super::mirror::state::{ARPHRD_ETHER, IFF_LOOPBACK, LinkState};
-use super::nic::Nic;
-use super::punt;
+use crate::control::config::check_ifname;
+use crate::control::mirror::compile::links::TAKERS;
+use crate::control::mirror::state::{ARPHRD_ETHER, IFF_LOOPBACK, LinkState};
+use crate::control::netdev::nic::Nic;
+use crate::control::steering::punt;
 
 /// What was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
