@@ -11,7 +11,8 @@ use super::rib::{Dump, Rib, RibAddr};
 use super::state::{Family, LinkState};
 use super::sysctl;
 use crate::control::netlink::message::Message;
-use crate::control::netlink::rtnl::{DumpEnd, Requests, SockError};
+use crate::control::netlink::rtnl::Requests;
+use crate::control::netlink::socket::{DumpEnd, SockError};
 
 /// Dumps repeated because they were interrupted, before what came is taken and asked for again
 /// later.

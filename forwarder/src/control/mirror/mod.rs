@@ -6,9 +6,9 @@
 //! kernel is silent see `follow`. One thread owns the mirror and polls it; nothing here waits but
 //! for the kernel's answers.
 //!
-//! - `raw`, `parse`, `sock`: messages, what they say, the sockets;
+//! - `parse`: what messages say;
 //! - `state`, `rib`: what the kernel said; `dump`, `follow`: answers and events applied to it;
-//! - `compile`: the tables; `resolve`: neighbours wanted; `get`, `show`: for people.
+//! - `compile`: the tables; `resolve`: neighbours wanted; `show`: for people.
 //!
 //! Left out: XFRM, VRFs (their interfaces stay with the kernel), multicast forwarding, cached
 //! exceptions such as learnt path MTUs.
@@ -37,7 +37,7 @@ use thiserror::Error;
 pub use self::follow::MirrorCounters;
 
 pub use self::state::RouterState;
-pub use crate::control::netlink::rtnl::SockError;
+pub use crate::control::netlink::socket::SockError;
 
 use self::compile::Compiler;
 use self::compile::rules::RT_TABLE_LOCAL;
@@ -45,8 +45,9 @@ use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
 use self::rib::{Rib, RibAddr};
 use crate::control::config::QUEUES_MAX;
+use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
-use crate::control::netlink::rtnl::{Events, Received, Requests};
+use crate::control::netlink::rtnl::{self, Requests};
 use crate::fib::Quiescence;
 use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};
@@ -142,7 +143,7 @@ impl Mirror {
     pub fn start(options: MirrorOptions) -> Result<Mirror, MirrorError> {
         let now = Instant::now();
         let mut mirror = Mirror {
-            events: Events::open(options.rcvbuf_octets)?,
+            events: rtnl::events(options.rcvbuf_octets)?,
             requests: Requests::open()?,
             follower: Follower::default(),
             compiler: Compiler::new(options.readers),

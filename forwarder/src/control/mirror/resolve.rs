@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::state::Family;
 use crate::control::netlink::message::Request;
-use crate::control::netlink::rtnl::{Requests, SockError};
+use crate::control::netlink::rtnl::Requests;
+use crate::control::netlink::socket::SockError;
 
 /// A neighbour is asked for at most this often. The kernel repeats its probes by itself, each
 /// second; but it forgets the entry when the interface goes down, and a packet that comes right

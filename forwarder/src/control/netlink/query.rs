@@ -1,23 +1,11 @@
 //! A netlink socket of any protocol that only asks: dumps and single questions to nf_tables, XFRM,
-//! rtnetlink and the generic families. Belongs to the network namespace of the thread that opens it.
-//!
-//! What follows the kernel's routes has sockets of its own, see [`crate::control::mirror`].
+//! rtnetlink and the generic families. The mirror has sockets of its own, see [`super::rtnl`].
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
-
-use crate::control::netlink::message::{Message, Messages, Request};
-
-const NLMSG_NOOP: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 0x01;
-const NLM_F_ACK: u16 = 0x04;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const NLM_F_DUMP: u16 = 0x300;
+use super::message::{Message, Request};
+use super::socket::{AskSocket, DumpEnd};
+use super::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 /// GENL_ID_CTRL, which knows the numbers of the generic families.
 const GENL_ID_CTRL: u16 = 0x10;
@@ -27,18 +15,13 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 /// `struct genlmsghdr` in octets.
 pub const GENL_HEADER: usize = 4;
 
-/// How long the kernel may take to answer; only a bug or a stopped machine takes longer.
-const ANSWER_SECONDS_MAX: i64 = 30;
 /// How often a dump is asked for again because something changed meanwhile. A ruleset that changes
 /// faster than it can be read is taken as the last dump shows it.
 const DUMP_TRIES: usize = 5;
 
 /// The socket.
 #[derive(Debug)]
-pub struct NlSock {
-    socket: Socket,
-    seq: u32,
-}
+pub struct NlSock(AskSocket);
 
 impl NlSock {
     /// Opens a socket of a NETLINK_* protocol.
@@ -46,10 +29,7 @@ impl NlSock {
     /// # Errors
     /// EPROTONOSUPPORT when the kernel has no such protocol.
     pub fn open(protocol: isize) -> io::Result<NlSock> {
-        let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS_MAX))?;
-        Ok(NlSock { socket, seq: 0 })
+        Ok(NlSock(AskSocket::open(protocol)?))
     }
 
     /// Asks for all objects; `parse` takes from each message what is wanted.
@@ -78,10 +58,9 @@ impl NlSock {
         loop {
             tries -= 1;
             let mut found = Vec::new();
-            let interrupted = self.ask(request(NLM_F_REQUEST | NLM_F_DUMP), |message| {
-                found.extend(parse(message));
-            })?;
-            if !interrupted || tries == 0 {
+            let request = request(NLM_F_REQUEST | NLM_F_DUMP);
+            let end = self.0.exchange("dump", request, |message| found.extend(parse(message)))?;
+            if end == DumpEnd::Complete || tries == 0 {
                 return Ok(found);
             }
         }
@@ -98,7 +77,7 @@ impl NlSock {
         parse: impl Fn(&Message<'_>) -> Option<T>,
     ) -> io::Result<Option<T>> {
         let mut found = None;
-        self.ask(request(NLM_F_REQUEST | NLM_F_ACK), |message| {
+        self.0.exchange("get", request(NLM_F_REQUEST | NLM_F_ACK), |message| {
             found = found.take().or_else(|| parse(message));
         })?;
         Ok(found)
@@ -117,47 +96,6 @@ impl NlSock {
             message.attrs(GENL_HEADER).find(|attr| attr.kind == CTRL_ATTR_FAMILY_ID)?.u16()
         })?;
         id.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
-    }
-
-    /// Sends, and hands over what answers up to its end. Returns whether a dump was interrupted.
-    fn ask(&mut self, request: Request, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
-        self.seq = self.seq.wrapping_add(1);
-        self.socket.send_to(&request.finish(self.seq), &SocketAddr::new(0, 0), 0)?;
-        let mut interrupted = false;
-        loop {
-            let (datagram, from) = match self.socket.recv_from_full() {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                received => received?,
-            };
-            if from.port_number() != 0 {
-                continue;
-            }
-            for message in Messages::new(&datagram).filter(|message| message.seq == self.seq) {
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                match message.kind {
-                    NLMSG_NOOP => {}
-                    // The end of a dump, and an acknowledgement, carry an error or 0.
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        return match message.error_code() {
-                            0 => Ok(interrupted),
-                            errno => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
-                        };
-                    }
-                    _ => each(&message),
-                }
-            }
-        }
-    }
-}
-
-trait ErrorCode {
-    /// The negative errno that NLMSG_ERROR and NLMSG_DONE begin with.
-    fn error_code(&self) -> i32;
-}
-
-impl ErrorCode for Message<'_> {
-    fn error_code(&self) -> i32 {
-        self.payload.first_chunk().map_or(0, |octets| i32::from_ne_bytes(*octets))
     }
 }
 

@@ -1,0 +1,112 @@
+//! A netlink socket that only listens: to the multicast groups of one protocol, without waiting.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::BUFFER_OCTETS;
+use super::socket::{SockError, failed};
+
+/// What [`Events::receive`] found.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// Messages.
+    Datagram(&'a [u8]),
+    /// The kernel could not queue events (ENOBUFS): some are lost.
+    Overrun,
+    /// Nothing more now.
+    Empty,
+}
+
+/// A multicast group of a netlink protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Listening fails without it.
+    Required(u32),
+    /// Kernels that do not have it have nothing to say there.
+    Optional(u32),
+}
+
+/// The socket.
+#[derive(Debug)]
+pub struct Events {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Events {
+    /// Subscribes to groups of a NETLINK_* protocol, with a receive buffer of `rcvbuf_octets` (by
+    /// SO_RCVBUFFORCE where allowed; the kernel doubles it for its own bookkeeping).
+    ///
+    /// # Errors
+    /// EPROTONOSUPPORT when the kernel has no such protocol.
+    pub fn open(
+        protocol: isize,
+        groups: &[Group],
+        rcvbuf_octets: usize,
+    ) -> Result<Events, SockError> {
+        let mut socket = Socket::new(protocol).map_err(failed("socket"))?;
+        // SO_RCVBUFFORCE wants CAP_NET_ADMIN; without it net.core.rmem_max limits.
+        if setsockopt(&socket, sockopt::RcvBufForce, &rcvbuf_octets).is_err() {
+            setsockopt(&socket, sockopt::RcvBuf, &rcvbuf_octets)
+                .map_err(|errno| failed("SO_RCVBUF")(errno.into()))?;
+        }
+        socket.set_non_blocking(true).map_err(failed("O_NONBLOCK"))?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(failed("bind"))?;
+        for group in groups {
+            match *group {
+                Group::Optional(group) => drop(socket.add_membership(group)),
+                Group::Required(group) => {
+                    socket.add_membership(group).map_err(failed("NETLINK_ADD_MEMBERSHIP"))?;
+                }
+            }
+        }
+        Ok(Events { socket, buffer: Vec::with_capacity(BUFFER_OCTETS) })
+    }
+
+    /// The next datagram; never waits.
+    ///
+    /// # Errors
+    /// What recv(2) says beside EAGAIN, EINTR and ENOBUFS.
+    pub fn receive(&mut self) -> Result<Received<'_>, SockError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
+                Ok((_, from)) if from.port_number() != 0 => {} // not the kernel
+                // Cut off: as good as lost.
+                Ok((len, _)) if len > self.buffer.len() => return Ok(Received::Overrun),
+                Ok(_) => return Ok(Received::Datagram(&self.buffer)),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(Received::Empty),
+                    Some(libc::ENOBUFS) => return Ok(Received::Overrun),
+                    Some(libc::EINTR) => {}
+                    _ => return Err(failed("receive events")(error)),
+                },
+            }
+        }
+    }
+
+    /// Whether anything was said since the last call, lost messages included. Reads at most
+    /// `datagrams_max` datagrams; what is left keeps the socket readable.
+    ///
+    /// # Errors
+    /// As for [`Events::receive`].
+    pub fn take_notice(&mut self, datagrams_max: usize) -> io::Result<bool> {
+        let mut noticed = false;
+        for _ in 0..datagrams_max {
+            match self.receive()? {
+                Received::Empty => break,
+                Received::Datagram(_) | Received::Overrun => noticed = true,
+            }
+        }
+        Ok(noticed)
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,151 @@
+//! The socket that asks: sends one request and hands over the messages that answer it, up to their
+//! end. [`super::query`] and [`super::rtnl`] stand on it.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use thiserror::Error;
+
+use super::BUFFER_OCTETS;
+use super::message::{Message, Messages, Request};
+
+/// How long the kernel may take to answer; only a bug or a stopped machine takes longer.
+const ANSWER_SECONDS_MAX: i64 = 30;
+
+const NLMSG_NOOP: u16 = 1;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+/// Why the kernel could not be asked or heard.
+#[derive(Debug, Error)]
+pub enum SockError {
+    /// A socket call failed.
+    #[error("netlink: {what}: {source}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// The kernel refused a request.
+    #[error("netlink: {what}: {source}{}", if text.is_empty() { String::new() } else { format!(" ({text})") })]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// The error it answered with.
+        source: io::Error,
+        /// Its own words, when it has some.
+        text: String,
+    },
+}
+
+impl From<SockError> for io::Error {
+    /// The errno alone.
+    fn from(error: SockError) -> io::Error {
+        match error {
+            SockError::Io { source, .. } | SockError::Refused { source, .. } => source,
+        }
+    }
+}
+
+pub(super) fn failed(what: &'static str) -> impl Fn(io::Error) -> SockError {
+    move |source| SockError::Io { what, source }
+}
+
+/// How a dump ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DumpEnd {
+    /// It is one picture.
+    Complete,
+    /// Something changed meanwhile (NLM_F_DUMP_INTR): to be asked for again.
+    Interrupted,
+}
+
+/// The socket.
+#[derive(Debug)]
+pub(super) struct AskSocket {
+    socket: Socket,
+    buffer: Vec<u8>,
+    seq: u32,
+}
+
+impl AskSocket {
+    /// Opens a socket of a NETLINK_* protocol.
+    pub(super) fn open(protocol: isize) -> Result<AskSocket, SockError> {
+        let mut socket = Socket::new(protocol).map_err(failed("socket"))?;
+        socket.bind(&SocketAddr::new(0, 0)).map_err(failed("bind"))?;
+        let timeout = TimeVal::seconds(ANSWER_SECONDS_MAX);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)
+            .map_err(|errno| failed("SO_RCVTIMEO")(errno.into()))?;
+        Ok(AskSocket { socket, buffer: Vec::with_capacity(BUFFER_OCTETS), seq: 0 })
+    }
+
+    /// For rtnetlink: filters of dumps are applied, and errors come with words.
+    pub(super) fn set_strict(&mut self) {
+        // Both are refused by kernels that do not know them, and can be done without.
+        let _unsupported = self.socket.set_netlink_get_strict_chk(true);
+        let _unsupported = self.socket.set_ext_ack(true);
+    }
+
+    /// Sends a request that is answered by messages and NLMSG_DONE (a dump) or NLMSG_ERROR (an
+    /// acknowledgement): `each` has every message before the end.
+    ///
+    /// # Errors
+    /// [`SockError::Refused`] with the errno of the kernel's answer.
+    pub(super) fn exchange(
+        &mut self,
+        what: &'static str,
+        request: Request,
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<DumpEnd, SockError> {
+        self.seq = self.seq.wrapping_add(1);
+        self.socket
+            .send_to(&request.finish(self.seq), &SocketAddr::new(0, 0), 0)
+            .map_err(failed(what))?;
+        let mut end = DumpEnd::Complete;
+        loop {
+            self.receive(what)?;
+            let mut messages = Messages::new(&self.buffer);
+            for message in messages.by_ref().filter(|message| message.seq == self.seq) {
+                if message.flags & NLM_F_DUMP_INTR != 0 {
+                    end = DumpEnd::Interrupted;
+                }
+                match message.kind {
+                    NLMSG_NOOP => {}
+                    // The end of a dump, and an acknowledgement, carry an errno or 0.
+                    NLMSG_DONE | NLMSG_ERROR => return refused(what, &message).map(|()| end),
+                    _ => each(&message),
+                }
+            }
+            if messages.broken() {
+                end = DumpEnd::Interrupted;
+            }
+        }
+    }
+
+    fn receive(&mut self, what: &'static str) -> Result<(), SockError> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, 0) {
+                Ok((_, from)) if from.port_number() == 0 => return Ok(()),
+                Ok(_) => {} // not the kernel
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(what)(error)),
+            }
+        }
+    }
+}
+
+/// The errno that the kernel answered with; none in an acknowledgement.
+fn refused(what: &'static str, message: &Message<'_>) -> Result<(), SockError> {
+    match message.error() {
+        Some((errno, text)) if errno < 0 => {
+            let source = io::Error::from_raw_os_error(errno.saturating_neg());
+            Err(SockError::Refused { what, source, text })
+        }
+        _ => Ok(()),
+    }
+}
