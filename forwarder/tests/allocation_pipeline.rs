@@ -21,9 +21,10 @@ use ferroute::stats::{DropReason, Mib, WorkerStats};
 use ferroute::tables::publish::Published;
 use ferroute::tables::{EgressTag, Link, Links, Sysctls, Tables, Tag, Vlan};
 use ferroute::wire::{EtherType, Ipv4Packet};
+use ferroute::worker::clock::Clock;
 use ferroute::worker::crossing::{Waker, way};
 use ferroute::worker::poll::Parts;
-use ferroute::worker::slow_path::{Bell, SlowPathQueue, slow_path};
+use ferroute::worker::slow_path::{Bell, NeighRequests, PuntQueue, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 thread_local! {
@@ -254,8 +255,10 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     io.set_source(0, &packets).expect("port 0");
     let tables_of = |turn: u64| Arc::new(tables(turn, turn % 5 == 4));
     let published = Arc::new(Published::new(tables_of(0)));
-    let (slow_path, _queue) = slow_path(Bell::new().expect("an eventfd"));
+    let (slow_path, _frames, _requests) = slow_path(bell(), bell());
     let (mut worker, handle) = Worker::new(Parts {
+        liveness: None,
+        clock: Clock::start(),
         io,
         ports: 2,
         state: PipelineState::new(7, 1),
@@ -394,16 +397,22 @@ fn wide_frames() -> Vec<Vec<u8>> {
     frames
 }
 
+fn bell() -> Arc<Bell> {
+    Bell::new().expect("an eventfd")
+}
+
 /// A worker whose left port receives `packets` over and over, and what it hands to the control thread.
 fn wide_worker(
     published: &Arc<Published<Tables>>,
     packets: &[&[u8]],
-) -> (Worker<MemIo>, WorkerHandle<MemIo>, SlowPathQueue) {
-    let (slow_path, queue) = slow_path(Bell::new().expect("an eventfd"));
+) -> (Worker<MemIo>, WorkerHandle<MemIo>, (PuntQueue, NeighRequests)) {
+    let (slow_path, frames, requests) = slow_path(bell(), bell());
     let mut io = MemIo::new(2, 4096);
     io.set_sink(0, true).and_then(|()| io.set_sink(1, true)).expect("two ports");
     io.set_source(0, packets).expect("port 0");
     let (worker, handle) = Worker::new(Parts {
+        liveness: None,
+        clock: Clock::start(),
         io,
         ports: 2,
         state: PipelineState::new(7, 1),
@@ -414,7 +423,7 @@ fn wide_worker(
         residence: Residence::new(2, 1).expect("memory"),
         slow_path,
     });
-    (worker, handle, queue)
+    (worker, handle, (frames, requests))
 }
 
 #[test]

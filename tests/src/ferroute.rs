@@ -261,7 +261,10 @@ impl Place {
 
     fn spawn(&self, args: &[&str]) -> Result<Child> {
         let messages = File::options().create(true).append(true).open(self.messages())?;
-        let args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
+        let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
+        if !args.contains(&"--worker-timeout") {
+            args.extend(PATIENT);
+        }
         let mut command = self.command(&args);
         command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
         command.spawn().with_context(|| format!("starting {}", binary().display()))
@@ -275,6 +278,11 @@ impl Place {
         fs::read_to_string(self.messages()).unwrap_or_default()
     }
 }
+
+/// Where other tests run at the same time, a worker may be kept from its CPU for longer than a network
+/// would bear, and the kernel would have its packets meanwhile. Tests of that set the limits
+/// themselves.
+const PATIENT: [&str; 4] = ["--worker-timeout", "5000", "--control-timeout", "10000"];
 
 /// The binary under test.
 pub fn binary() -> PathBuf {

@@ -17,13 +17,16 @@ pub const PROGRAM_PUNT: &str = "ferroute_punt";
 pub const MAP_SOCKETS: &str = "FR_SOCKETS";
 /// ARRAY of one [`PortSettings`]. One for each port.
 pub const MAP_PORT: &str = "FR_PORT";
-/// PERCPU_ARRAY of [`QueueCounters`], key: RX queue index. One for each port.
-pub const MAP_COUNTERS: &str = "FR_COUNTERS";
+/// PERCPU_ARRAY of [`QueueState`], key: RX queue index. One for each port.
+pub const MAP_QUEUES: &str = "FR_QUEUES";
 /// HASH, key: [`vlan_key`], value: [`VlanSettings`]: the VLANs whose frames are steered. One for each
 /// port.
 pub const MAP_VLANS: &str = "FR_VLANS";
 /// ARRAY of one [`SharedSettings`], shared by all ports.
 pub const MAP_SHARED: &str = "FR_SHARED";
+/// ARRAY of one [`Heartbeats`], BPF_F_MMAPABLE, shared by all ports: written by the threads of
+/// userspace through a memory mapping.
+pub const MAP_HEARTBEATS: &str = "FR_HEARTBEATS";
 /// HASH, key: an IPv4 address (4 octets) that is the router's own or a broadcast address of it.
 pub const MAP_LOCAL4: &str = "FR_LOCAL4";
 /// HASH, key: an IPv6 address (16 octets) that is the router's own.
@@ -51,7 +54,7 @@ pub const PUNT_PORTS_MAX: usize = 1_024;
 /// the port in four octets, most significant first.
 pub const PUNT_DESTINATION: [u8; 2] = [0x02, 0xfe];
 
-/// What the XDP program did with a frame, and why: the index into [`QueueCounters`].
+/// What the XDP program did with a frame, and why: the index into [`QueueState::frames`].
 ///
 /// `Pass…`: handed to the kernel. `Steer…`: put on the AF_XDP socket of its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +80,11 @@ pub enum Reason {
     PassLinkLocal,
     /// Tagged for a VLAN that is not steered.
     PassVlan,
+    /// The worker that serves the queue has given no heartbeat for too long: it is stopped, frozen,
+    /// starved of CPU time, or hangs.
+    PassWorkerStalled,
+    /// The control thread has given none: tables may not be those of the kernel any more.
+    PassControlStalled,
     /// IPv4, to be forwarded.
     SteerIpv4,
     /// IPv6, to be forwarded.
@@ -92,7 +100,7 @@ pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
     /// Every reason, at its own index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::PassNoSocket,
         Self::PassNotIp,
         Self::PassOtherMac,
@@ -103,6 +111,8 @@ impl Reason {
         Self::PassBroadcast,
         Self::PassLinkLocal,
         Self::PassVlan,
+        Self::PassWorkerStalled,
+        Self::PassControlStalled,
         Self::SteerIpv4,
         Self::SteerIpv6,
         Self::SteerTooShort,
@@ -123,6 +133,8 @@ impl Reason {
             Self::PassBroadcast => "pass_broadcast",
             Self::PassLinkLocal => "pass_link_local",
             Self::PassVlan => "pass_vlan",
+            Self::PassWorkerStalled => "pass_worker_stalled",
+            Self::PassControlStalled => "pass_control_stalled",
             Self::SteerIpv4 => "steer_ipv4",
             Self::SteerIpv6 => "steer_ipv6",
             Self::SteerTooShort => "steer_too_short",
@@ -137,8 +149,20 @@ impl Reason {
     }
 }
 
-/// Frames by [`Reason`], of one RX queue on one CPU.
+/// Frames by [`Reason`], of one RX queue.
 pub type QueueCounters = [u64; REASONS];
+
+/// What the program keeps of one RX queue on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct QueueState {
+    /// Frames by [`Reason`].
+    pub frames: QueueCounters,
+    /// The jiffy in which the heartbeats were compared with the clock last and found fresh. Until the
+    /// next one they are not looked at again: reading the clock for each frame would cost as much as
+    /// a quarter of the program.
+    pub alive_jiffies: u64,
+}
 
 /// A MAC as the programs compare it: three 16-bit words in memory order, because Ethernet headers
 /// are 2-octet aligned and BPF would read single octets otherwise.
@@ -231,6 +255,12 @@ impl VlanSettings {
 pub struct SharedSettings {
     /// Bits: [`SharedSettings::PREFIXES4`] and its siblings.
     pub flags: u32,
+    /// 0; keeps what follows aligned.
+    pub reserved: u32,
+    /// Age at which a worker's heartbeat no longer counts, in nanoseconds.
+    pub worker_timeout_ns: u64,
+    /// Likewise of the control thread.
+    pub control_timeout_ns: u64,
 }
 
 impl SharedSettings {
@@ -243,9 +273,32 @@ impl SharedSettings {
 
     /// The map value.
     #[must_use]
-    pub const fn to_bytes(self) -> [u8; 4] {
-        self.flags.to_ne_bytes()
+    pub fn to_bytes(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..4].copy_from_slice(&self.flags.to_ne_bytes());
+        out[8..16].copy_from_slice(&self.worker_timeout_ns.to_ne_bytes());
+        out[16..].copy_from_slice(&self.control_timeout_ns.to_ne_bytes());
+        out
     }
+}
+
+/// One thread's heartbeat, on a cache line of its own so that threads do not slow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Heartbeat {
+    /// CLOCK_MONOTONIC in nanoseconds; 0: none was given, or the thread has withdrawn it.
+    pub time_ns: u64,
+}
+
+/// Every thread's heartbeat: while one is older than its limit ([`SharedSettings`]), the frames
+/// concerned are passed to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Heartbeats {
+    /// The control thread's: the tables are those of the kernel.
+    pub control: Heartbeat,
+    /// By RX queue, of whichever port: that of the worker which serves it.
+    pub queues: [Heartbeat; QUEUES_MAX],
 }
 
 /// Where the punt program puts a frame, and with which MACs.
@@ -291,6 +344,8 @@ mod tests {
         assert_eq!(SharedSettings::default().to_bytes().len(), size_of::<SharedSettings>());
         assert_eq!(PuntPort::default().to_bytes().len(), size_of::<PuntPort>());
         assert_eq!(VlanSettings::default().to_bytes().len(), size_of::<VlanSettings>());
+        assert_eq!(size_of::<Heartbeats>(), 64 * (1 + QUEUES_MAX));
+        assert_eq!(size_of::<QueueState>(), 8 * (REASONS + 1));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use ferroute::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, SkBuff, Umem, colour
 use ferroute::stats::WorkerStats;
 use ferroute::tables::{Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
+use ferroute::worker::clock::Clock;
 use ferroute::worker::poll::Parts;
 use ferroute::worker::slow_path::{Bell, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
@@ -159,6 +160,8 @@ pub fn worker_of<I: PacketIo>(
     every: u32,
 ) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
     Ok(Worker::new(Parts {
+        liveness: None,
+        clock: Clock::start(),
         io,
         ports: 2,
         state: PipelineState::new(7, 1),
@@ -167,7 +170,7 @@ pub fn worker_of<I: PacketIo>(
         reader: quiescence.reader().expect("a place for each"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, every).expect("memory"),
-        slow_path: slow_path(Bell::new()?).0,
+        slow_path: slow_path(Bell::new()?, Bell::new()?).0,
     }))
 }
 

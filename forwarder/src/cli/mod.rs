@@ -151,7 +151,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ferroute: {error:#}");
+            output::last_words(format_args!("ferroute: {error:#}"));
             let usage = error.is::<Usage>() || error.is::<ConfigError>();
             ExitCode::from(if usage { 2 } else { 1 })
         }

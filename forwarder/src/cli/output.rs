@@ -1,13 +1,26 @@
 //! Writing to standard output: text in columns, JSON, colour on a terminal.
 
+use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::Usage;
 use crate::hdr::file::is_stdout;
+
+/// Writes a line to standard error at the end of the program, unless nobody reads it: a pipe that is
+/// full for a second costs the line, not the end.
+pub fn last_words(line: fmt::Arguments<'_>) {
+    let stderr = io::stderr();
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    if !matches!(poll(&mut fds, PollTimeout::from(1000u16)), Ok(0)) {
+        let _ = writeln!(stderr.lock(), "{line}");
+    }
+}
 
 /// Whether one of the files to be written is standard output (`-`), which then is that file's alone.
 ///

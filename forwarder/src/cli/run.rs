@@ -22,6 +22,8 @@ const EXAMPLE: &str = r#"Example of a FILE:
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
   latency_sample = 64
+  worker_timeout_ms = 250
+  control_timeout_ms = 1000
   ignore_firewall = false
   control = "/run/ferroute.sock"
 
@@ -85,6 +87,14 @@ pub struct RunArgs {
     /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
+    /// Leave a worker's queues to the kernel when it has given no sign of life for so many
+    /// milliseconds: stopped, frozen, or kept from its CPU [default: 250].
+    #[arg(long, value_name = "MS")]
+    worker_timeout: Option<u32>,
+    /// Leave everything to the kernel when the control thread, which follows the kernel's routes and
+    /// filters, has given no sign of life for so many milliseconds [default: 1000].
+    #[arg(long, value_name = "MS")]
+    control_timeout: Option<u32>,
     /// Time every turn of the workers: `stat -j` has what a frame costs. For benchmarks.
     #[arg(long, hide = true)]
     account: bool,
@@ -110,6 +120,8 @@ impl RunArgs {
             queues: self.queues,
             pin_irqs: self.pin_irqs,
             latency_sample: self.latency_sample,
+            worker_timeout_ms: self.worker_timeout,
+            control_timeout_ms: self.control_timeout,
             account: self.account,
             ignore_firewall: self.ignore_firewall,
             control: global.control.clone(),

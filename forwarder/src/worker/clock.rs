@@ -1,24 +1,41 @@
 //! The worker's clocks: nanoseconds since it began to look.
 
 use std::sync::OnceLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// Monotonic. Read once a burst, passed down from there; the pipeline never reads a clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    start: Instant,
+    /// CLOCK_MONOTONIC.
+    start_ns: u64,
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: what BPF programs see too (`ktime_get`).
+#[inline]
+fn monotonic_ns() -> u64 {
+    // It fails for clocks that do not exist only.
+    clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 impl Clock {
     /// Starts at zero.
     pub fn start() -> Clock {
-        Clock { start: Instant::now() }
+        Clock { start_ns: monotonic_ns() }
     }
 
     /// Nanoseconds since the start; wraps after 584 years.
     #[inline]
     pub fn now_ns(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        monotonic_ns().wrapping_sub(self.start_ns)
+    }
+
+    /// What CLOCK_MONOTONIC was at a time of [`Self::now_ns`].
+    #[inline]
+    pub fn monotonic_ns(&self, now_ns: u64) -> u64 {
+        self.start_ns.wrapping_add(now_ns)
     }
 
     /// What has to be added to [`Self::now_ns`] for nanoseconds of UTC since 1970, as the system's

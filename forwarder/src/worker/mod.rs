@@ -2,7 +2,8 @@
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
 //! - [`crossing`]: packets that leave by a port on which their worker has no queue;
-//! - [`slow_path`]: what leaves the data path for the control thread, through bounded rings;
+//! - [`slow_path`]: what leaves the data path for other threads, through bounded rings;
+//! - [`liveness`]: heartbeats, and the permission to forward;
 //! - [`residence`]: how long frames stay, sampled;
 //! - [`clock`], [`affinity`].
 //!
@@ -13,14 +14,16 @@
 pub mod affinity;
 pub mod clock;
 pub mod crossing;
+pub mod liveness;
 pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
 pub use crossing::Crossings;
+pub use liveness::Liveness;
 pub use poll::{Command, TapHandle, Worker, WorkerHandle};
 pub use residence::Residence;
-pub use slow_path::{SlowPath, SlowPathQueue};
+pub use slow_path::{NeighRequests, PuntQueue, SlowPath};
 
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::clock::Clock;
 use super::crossing::Crossings;
+use super::liveness::Liveness;
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
 use crate::capture::{Session, Tap};
@@ -24,6 +25,8 @@ use crate::tables::{Snapshot, Tables};
 const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep: commands and new tables are noticed at least this often.
 const SLEEP: Duration = Duration::from_millis(20);
+/// Pause of a worker that may not forward now, for the tables are not known to be current.
+const STAND_BY: Duration = Duration::from_millis(1);
 /// Longest sleep while packets wait for a neighbour, or to be sent.
 const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
 /// How long RX rings must stay empty before a stopping worker believes that nothing more comes.
@@ -140,6 +143,7 @@ pub struct Worker<I> {
     commands: Receiver<Command<I>>,
     stop: Arc<AtomicBool>,
     clock: Clock,
+    liveness: Option<Liveness>,
     /// Whether turns are timed.
     accounting: bool,
     mode: PollMode,
@@ -179,6 +183,10 @@ pub struct Parts<I> {
     pub residence: Residence,
     /// Its way to the control thread.
     pub slow_path: SlowPath,
+    /// By which it tells the time; the control thread's heartbeat, and its own, are by the same.
+    pub clock: Clock,
+    /// Its heartbeat, and the permission to forward; `None`: no control thread is needed.
+    pub liveness: Option<Liveness>,
 }
 
 impl<I: PacketIo> Worker<I> {
@@ -189,7 +197,7 @@ impl<I: PacketIo> Worker<I> {
         let stats = Arc::clone(&parts.stats);
         let residence = Arc::new(parts.residence);
         let sampler = Sampler::new(Arc::clone(&residence), RandomState::new().hash_one("sampler"));
-        let clock = Clock::start();
+        let clock = parts.clock;
         let handle =
             WorkerHandle { commands: sender, stop: Arc::clone(&stop), stats, residence, clock };
         let out = Effects::new(usize::from(parts.ports));
@@ -211,6 +219,7 @@ impl<I: PacketIo> Worker<I> {
             commands,
             stop,
             clock,
+            liveness: parts.liveness,
             accounting: false,
             mode: PollMode::default(),
         };
@@ -249,25 +258,37 @@ impl<I: PacketIo> Worker<I> {
         let patience_ns = self.mode.patience_ns();
         let mut now_ns = self.clock.now_ns();
         let mut last_work_ns = now_ns;
+        let mut idle = false;
         while !self.stop.load(Ordering::Relaxed) && self.obey() {
-            let idle = self.turn(now_ns) == 0;
+            // Read after the commands, which may have taken long.
+            let begun_ns = std::mem::replace(&mut now_ns, self.clock.now_ns());
+            if idle {
+                self.stats.idle_ns.add(now_ns.saturating_sub(begun_ns));
+            }
+            idle = self.turn(now_ns) == 0;
             if !idle {
                 last_work_ns = now_ns;
             } else if now_ns.saturating_sub(last_work_ns) >= patience_ns {
                 self.sleep();
             }
-            let begun_ns = std::mem::replace(&mut now_ns, self.clock.now_ns());
-            if idle {
-                self.stats.idle_ns.add(now_ns.saturating_sub(begun_ns));
-            }
         }
         self.drain();
+        if let Some(liveness) = &self.liveness {
+            liveness.withdraw();
+        }
         self.census()
     }
 
     /// One turn: every port's burst through the road and out again. Returns the packets taken, also
-    /// from other workers.
-    pub fn turn(&mut self, now_ns: u64) -> usize {
+    /// from other workers. While the tables are not known to be current, packets stay where they are.
+    pub fn turn(&mut self, mut now_ns: u64) -> usize {
+        if let Some(liveness) = &self.liveness {
+            liveness.beat(now_ns);
+            if !liveness.may_forward(now_ns) {
+                self.stand_by();
+                return 0;
+            }
+        }
         let begun = self.accounting.then(Instant::now);
         self.tables.refresh();
         if self.state.held() > 0 {
@@ -276,9 +297,16 @@ impl<I: PacketIo> Worker<I> {
             self.flush(now_ns);
         }
         let crossed = if self.crossings.ways_in() > 0 { self.take_crossed(now_ns) } else { 0 };
-        let mut taken = 0;
-        for slot in 0..self.io.ports() as u16 {
+        let (mut taken, mut timed) = (0, 0);
+        'slots: for slot in 0..self.io.ports() as u16 {
             for _ in 0..BURSTS_A_TURN {
+                // The process may have been stopped at any point of the burst before.
+                if taken > timed {
+                    (timed, now_ns) = (taken, self.clock.now_ns());
+                    if self.liveness.as_ref().is_some_and(|l| !l.may_forward(now_ns)) {
+                        break 'slots;
+                    }
+                }
                 let received = self.forward_from(slot, now_ns);
                 taken += received;
                 if received < BURST {
@@ -300,6 +328,14 @@ impl<I: PacketIo> Worker<I> {
             self.stats.busy_turns.inc();
         }
         taken + crossed
+    }
+
+    /// Nothing is forwarded; what was forwarded before is still sent, and commands are obeyed.
+    fn stand_by(&mut self) {
+        self.io.kick(&mut self.pool, &self.stats);
+        self.reader.quiescent();
+        self.stats.turns.inc();
+        std::thread::sleep(STAND_BY);
     }
 
     /// Sends what other workers have no queue for. Returns how many packets came.

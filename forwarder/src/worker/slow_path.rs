@@ -1,7 +1,7 @@
-//! From a worker to the control thread: frames for the kernel, and neighbours to resolve.
+//! From a worker to the control side: frames for the kernel, and neighbours to resolve.
 //!
 //! Bounded and allocated at start. A frame is copied into one of a fixed number of buffers that go
-//! round between the two threads; when all are under way, it is dropped (PUNT_FAILED) rather than
+//! round between two threads; when all are under way, it is dropped (PUNT_FAILED) rather than
 //! waited for.
 
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ pub struct NeighRequest {
     pub addr: IpAddr,
 }
 
-/// The bell: rings at the control thread's poll(2).
+/// Wakes a thread that sleeps in poll(2).
 #[derive(Debug)]
 pub struct Bell {
     event: EventFd,
@@ -62,7 +62,7 @@ impl Bell {
         Ok(Arc::new(Bell { event, rung: AtomicBool::new(false) }))
     }
 
-    /// Wakes the control thread; a system call only if it has not been woken already.
+    /// Wakes the thread; a system call only if it has not been woken already.
     pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::AcqRel) {
             // Fails only when the counter would overflow, and then it is readable anyway.
@@ -70,7 +70,7 @@ impl Bell {
         }
     }
 
-    /// Called by the control thread before it looks at the queues.
+    /// Called by the thread before it looks at the queues.
     pub fn silence(&self) {
         let _ = self.event.read();
         // A swap, not a store: what the queues hold must not be read before it.
@@ -90,19 +90,25 @@ pub struct SlowPath {
     empty: Receiver<Box<[u8; MAX_JUMBO]>>,
     frames: Sender<PuntedFrame>,
     requests: Sender<NeighRequest>,
-    bell: Arc<Bell>,
+    /// Of the thread that takes frames.
+    punter: Arc<Bell>,
+    /// Of the thread that takes requests.
+    control: Arc<Bell>,
+}
+
+/// The end of the thread that hands frames to the kernel.
+#[derive(Debug)]
+pub struct PuntQueue {
+    recycle: Sender<Box<[u8; MAX_JUMBO]>>,
+    frames: Receiver<PuntedFrame>,
 }
 
 /// The control thread's end.
 #[derive(Debug)]
-pub struct SlowPathQueue {
-    recycle: Sender<Box<[u8; MAX_JUMBO]>>,
-    frames: Receiver<PuntedFrame>,
-    requests: Receiver<NeighRequest>,
-}
+pub struct NeighRequests(Receiver<NeighRequest>);
 
-/// Makes the two ends.
-pub fn slow_path(bell: Arc<Bell>) -> (SlowPath, SlowPathQueue) {
+/// Makes the ends. `punter` is rung for frames, `control` for requests.
+pub fn slow_path(punter: Arc<Bell>, control: Arc<Bell>) -> (SlowPath, PuntQueue, NeighRequests) {
     let (recycle, empty) = bounded(FRAMES);
     let (frames_in, frames_out) = bounded(FRAMES);
     let (requests_in, requests_out) = bounded(REQUESTS);
@@ -111,13 +117,14 @@ pub fn slow_path(bell: Arc<Bell>) -> (SlowPath, SlowPathQueue) {
         let _ = recycle.try_send(Box::new([0; MAX_JUMBO]));
     }
     (
-        SlowPath { empty, frames: frames_in, requests: requests_in, bell },
-        SlowPathQueue { recycle, frames: frames_out, requests: requests_out },
+        SlowPath { empty, frames: frames_in, requests: requests_in, punter, control },
+        PuntQueue { recycle, frames: frames_out },
+        NeighRequests(requests_out),
     )
 }
 
 impl SlowPath {
-    /// Hands a copy of a frame to the control thread. `false`: no buffer was free.
+    /// Hands a copy of a frame over. `false`: no buffer was free.
     pub fn punt(&self, skb: &SkBuff) -> bool {
         let head = skb.mac_header();
         if head.len() + skb.data_len() > MAX_JUMBO {
@@ -131,7 +138,7 @@ impl SlowPath {
         }
         let punted = PuntedFrame { ifindex: skb.iif, len, buffer };
         let sent = self.frames.try_send(punted).is_ok();
-        self.bell.ring();
+        self.punter.ring();
         sent
     }
 
@@ -139,23 +146,30 @@ impl SlowPath {
     /// waits, and asks again.
     pub fn resolve(&self, oif: u32, addr: IpAddr) -> bool {
         let sent = self.requests.try_send(NeighRequest { oif, addr }).is_ok();
-        self.bell.ring();
+        self.control.ring();
         sent
     }
 }
 
-impl SlowPathQueue {
-    /// Passes every waiting frame to `inject`, then reuses its buffer.
-    pub fn drain_frames(&self, mut inject: impl FnMut(&mut PuntedFrame)) {
-        while let Ok(mut frame) = self.frames.try_recv() {
+impl PuntQueue {
+    /// Passes waiting frames to `inject`, at most `max`, and reuses their buffers. Returns how many.
+    pub fn drain(&self, max: usize, mut inject: impl FnMut(&mut PuntedFrame)) -> usize {
+        let mut taken = 0;
+        while taken < max
+            && let Ok(mut frame) = self.frames.try_recv()
+        {
             inject(&mut frame);
             let _ = self.recycle.try_send(frame.buffer);
+            taken += 1;
         }
+        taken
     }
+}
 
-    /// The waiting neighbour requests.
-    pub fn requests(&self) -> impl Iterator<Item = NeighRequest> + '_ {
-        self.requests.try_iter()
+impl NeighRequests {
+    /// The waiting requests.
+    pub fn iter(&self) -> impl Iterator<Item = NeighRequest> + '_ {
+        self.0.try_iter()
     }
 }
 
@@ -166,8 +180,8 @@ mod tests {
 
     #[test]
     fn frames_pass_in_order_buffers_go_round_and_a_full_queue_refuses() {
-        let bell = Bell::new().expect("an eventfd");
-        let (worker, control) = slow_path(bell);
+        let bell = || Bell::new().expect("an eventfd");
+        let (worker, punter, _requests) = slow_path(bell(), bell());
         let mut pool = Umem::anonymous(1).into_pool();
         let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
         skb.put(1).expect("room");
@@ -179,13 +193,15 @@ mod tests {
             }
             assert!(!worker.punt(&skb), "no buffer is free");
             let mut n = 0;
-            control.drain_frames(|frame| {
+            let mut take = |frame: &mut PuntedFrame| {
                 assert_eq!(
                     (frame.ifindex, frame.bytes_mut()[0]),
                     (7, (n as u8).wrapping_add(round))
                 );
                 n += 1;
-            });
+            };
+            assert_eq!(punter.drain(3, &mut take), 3);
+            assert_eq!(punter.drain(usize::MAX, take), FRAMES - 3);
             assert_eq!(n, FRAMES);
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::clock::Clock;
 use super::crossing::{Waker, way};
 use super::poll::{FrameCensus, Parts, PollMode};
 use super::slow_path::{Bell, slow_path};
@@ -28,9 +29,15 @@ struct Bench {
     waker: Arc<Waker>,
 }
 
+fn bell() -> Arc<Bell> {
+    Bell::new().expect("an eventfd")
+}
+
 fn bench(frames: u32) -> Bench {
     let published = Arc::new(Published::new(Arc::new(Net::default().tables(1))));
     let (mut worker, handle) = Worker::new(Parts {
+        liveness: None,
+        clock: Clock::start(),
         io: MemIo::new(2, 256),
         ports: 2,
         state: PipelineState::new(7, 1),
@@ -39,7 +46,7 @@ fn bench(frames: u32) -> Bench {
         reader: Quiescence::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
-        slow_path: slow_path(Bell::new().expect("an eventfd")).0,
+        slow_path: slow_path(bell(), bell()).0,
     });
     let wanted = Wanted {
         ports: None,

@@ -13,6 +13,8 @@
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
 //! latency_sample = 64        # one frame in so many is measured; 0: none
+//! worker_timeout_ms = 250    # a worker that is silent for longer: the kernel has its queues
+//! control_timeout_ms = 1000  # the control thread: the kernel has everything
 //! ignore_firewall = false
 //! control = "/run/ferroute.sock"
 //! ```
@@ -22,6 +24,7 @@
 
 pub mod interfaces;
 pub mod ipnet;
+pub mod timeouts;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,7 +36,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
-use crate::control::config::interfaces::{Interfaces, check_word};
+use self::interfaces::{Interfaces, check_word};
+use self::timeouts::Timeouts;
 use crate::control::offline::static_network::ReplaySection;
 use crate::worker::poll::PollMode;
 
@@ -102,6 +106,8 @@ pub struct RunOptions {
     pub latency_sample: u32,
     /// Workers time their turns.
     pub account: bool,
+    /// For how long heartbeats count.
+    pub timeouts: Timeouts,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: bool,
     /// The control socket.
@@ -129,6 +135,10 @@ pub struct RunFlags {
     pub pin_irqs: bool,
     /// `--latency-sample`.
     pub latency_sample: Option<u32>,
+    /// `--worker-timeout`, in milliseconds.
+    pub worker_timeout_ms: Option<u32>,
+    /// `--control-timeout`, in milliseconds.
+    pub control_timeout_ms: Option<u32>,
     /// `--account`; by flag only.
     pub account: bool,
     /// `--ignore-firewall`; cannot be switched off by a flag.
@@ -167,6 +177,10 @@ impl RunOptions {
         if busy_budget.is_some() && poll != PollMode::Busy {
             return Err("a busy budget is for --poll busy only; add that, or leave it out".into());
         }
+        let timeouts = Timeouts::from_ms(
+            flags.worker_timeout_ms.or(file.worker_timeout_ms.map(Spanned::into_inner)),
+            flags.control_timeout_ms.or(file.control_timeout_ms.map(Spanned::into_inner)),
+        )?;
         Ok(RunOptions {
             interfaces,
             max_ports,
@@ -180,6 +194,7 @@ impl RunOptions {
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
             account: flags.account,
+            timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
             control: flags.control.or(file.control).unwrap_or_else(|| CONTROL_DEFAULT.into()),
         })
@@ -223,6 +238,10 @@ pub struct RunSection {
     pub tx_ring: Option<Spanned<u32>>,
     /// One frame in this many is measured; 0: none.
     pub latency_sample: Option<Spanned<u32>>,
+    /// For how long a worker's heartbeat counts.
+    pub worker_timeout_ms: Option<Spanned<u32>>,
+    /// For how long the control thread's heartbeat counts.
+    pub control_timeout_ms: Option<Spanned<u32>>,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
     /// The control socket.
@@ -252,6 +271,15 @@ impl RunSection {
         if let Some(sample) = &self.latency_sample {
             let at = |message| Located::new(sample.span(), message);
             check_latency_sample(*sample.get_ref()).map_err(at)?;
+        }
+        let limits: [(_, fn(u32) -> Result<(), String>); 2] = [
+            (&self.worker_timeout_ms, timeouts::check_worker),
+            (&self.control_timeout_ms, timeouts::check_control),
+        ];
+        for (ms, check) in limits {
+            if let Some(ms) = ms {
+                check(*ms.get_ref()).map_err(|m| Located::new(ms.span(), m))?;
+            }
         }
         for ring in [&self.rx_ring, &self.tx_ring].into_iter().flatten() {
             check_ring(*ring.get_ref()).map_err(|m| Located::new(ring.span(), m))?;
@@ -524,7 +552,7 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `ignore_firewall`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),

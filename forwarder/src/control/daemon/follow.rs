@@ -6,6 +6,7 @@ use super::patterns::Matching;
 use super::port::{Equipment, Port, State};
 use super::{BUSY_TRIES_LATER, Daemon};
 use crate::control::firewall::Rules;
+use crate::say;
 use crate::tables::{Link, Links};
 
 impl Daemon {
@@ -48,7 +49,7 @@ impl Daemon {
     pub(super) fn ports_and_equipment(&mut self, tries: u32) -> (&mut [Port], Equipment<'_>) {
         let with = Equipment {
             steering: &mut self.steering,
-            punt: &self.punt,
+            punt: self.punter.device(),
             workers: &self.workers,
             options: &self.options,
             max_ports: self.max_ports,
@@ -146,7 +147,7 @@ fn give_way(port: &mut Port, prospect: &Prospect<'_>, with: &Equipment<'_>) -> R
         say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
         port.deactivate(State::Absent, with);
     } else {
-        port.follow(link, with.punt)?;
+        port.follow(link, &with.punt)?;
         return Ok(false);
     }
     Ok(true)

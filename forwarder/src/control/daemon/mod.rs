@@ -1,23 +1,18 @@
 //! `ferroute run`: brings the parts up, keeps them in step with the kernel, takes them down.
 //!
-//! One control thread (this one) owns everything but the workers: the mirror, the ports, the slow
-//! path, the answers to the control socket. It sleeps in poll(2) on netlink, signals and a bell.
+//! One control thread (this one) follows the kernel and manages the ports. It sleeps in poll(2) on
+//! netlink, signals and a bell, and waits for nobody else: packets for the kernel, messages and
+//! clients have threads of their own. Each time it has followed the kernel up to a moment it gives
+//! its heartbeat, without which neither the XDP programs nor the workers forward.
 //!
 //! - [`port`]: one interface, from absent to active;
 //! - [`patterns`]: which interfaces are ports though nobody named them;
 //! - [`workers`]: the threads that forward, and what they have room for;
 //! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
+//! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, brought to this thread;
 //! - [`report`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
-
-/// A line on standard error, which may be gone: then it is lost, and nothing else.
-macro_rules! say {
-    ($($arg:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "ferroute: {}", format_args!($($arg)*));
-    }};
-}
 
 mod capture;
 mod crossroads;
@@ -26,6 +21,7 @@ mod latency;
 mod links;
 mod patterns;
 mod port;
+mod punter;
 mod queues;
 mod relay;
 mod report;
@@ -50,6 +46,7 @@ use self::capture::Captures;
 use self::crossroads::Crossroads;
 use self::latency::Baseline;
 use self::port::{Port, State};
+use self::punter::Punter;
 use self::relay::{Pending, relay};
 use crate::control::api::Request;
 use crate::control::api::server::Server;
@@ -58,14 +55,17 @@ use crate::control::firewall::{self, Rules};
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::netdev::nic;
 use crate::control::netdev::{irq, keep::RUN_DIR, poll};
+use crate::control::process::log::Log;
 use crate::control::process::privilege;
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
+use crate::say;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;
+use crate::worker::clock::Clock;
 use crate::worker::poll::FrameCensus;
-use crate::worker::slow_path::{Bell, SlowPathQueue};
+use crate::worker::slow_path::{Bell, NeighRequests};
 
 /// A worker does what it is asked between two turns; one kept from its CPU, or that opens a socket,
 /// may take a while.
@@ -78,6 +78,10 @@ const TICK: Duration = Duration::from_millis(100);
 const BUSY_TRIES: u32 = 50;
 /// The same for a queue that has come: forwarding goes on meanwhile.
 const BUSY_TRIES_LATER: u32 = 5;
+/// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
+const NEIGHBOURS_A_TURN: usize = 32;
+/// How long workers have to finish what has arrived, all together: more than they take.
+const WORKERS_END: Duration = Duration::from_secs(2);
 /// How often is looked at what no event tells of: rules that appear while we run must not be
 /// bypassed, and a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
@@ -89,9 +93,10 @@ const CHECK: Duration = Duration::from_secs(1);
 /// what to do. Later trouble with one port is reported by `status` and leaves it to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
     privilege::require()?;
+    let _log = Log::start().context("cannot start the thread that writes messages")?;
     let mut daemon = Daemon::start(options)?;
     let ended = daemon.serve();
-    daemon.stop();
+    daemon.stop(ended.is_ok());
     ended
 }
 
@@ -102,7 +107,7 @@ struct Daemon {
     bell: Arc<Bell>,
     mirror: Mirror,
     steering: Steering,
-    punt: PuntDevice,
+    punter: Punter,
     workers: Vec<WorkerHandle<AfXdp>>,
     threads: Vec<JoinHandle<FrameCensus>>,
     cpus: Vec<Option<usize>>,
@@ -111,7 +116,8 @@ struct Daemon {
     /// Most queues of one port that a worker can serve.
     rounds: u32,
     crossroads: Crossroads,
-    slow_paths: Vec<SlowPathQueue>,
+    /// By worker.
+    neigh_requests: Vec<NeighRequests>,
     /// By their numbers.
     ports: Vec<Port>,
     /// Interfaces that match and for which there is no room.
@@ -125,6 +131,12 @@ struct Daemon {
     /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
     bypassed: Vec<String>,
     checked: Instant,
+    /// Of the heartbeat.
+    clock: Clock,
+    /// When the control thread gave it last.
+    beat: Instant,
+    /// The kernel has told more than was taken.
+    unread: bool,
     pending: Receiver<Pending>,
     server: Option<Server>,
     stopping: bool,
@@ -159,8 +171,9 @@ impl Daemon {
             );
         }
         let mirror = Mirror::start(MirrorOptions::default())?;
-        let steering = Steering::new()?;
-        let punt = PuntDevice::open(&steering)?;
+        let mut steering = Steering::new()?;
+        steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
+        let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&bell))?;
         let (relay, pending) = relay(Arc::clone(&bell));
         let ports = options.interfaces.named().iter().enumerate();
         let mut daemon = Daemon {
@@ -169,14 +182,14 @@ impl Daemon {
             bell,
             mirror,
             steering,
-            punt,
+            punter,
             workers: Vec::new(),
             threads: Vec::new(),
             cpus: Vec::new(),
             max_ports: 0,
             rounds: 1,
             crossroads: Crossroads::new(0, 0)?,
-            slow_paths: Vec::new(),
+            neigh_requests: Vec::new(),
             ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
             crowded: BTreeSet::new(),
             room_soon: false,
@@ -184,6 +197,9 @@ impl Daemon {
             retired: [0; 3],
             bypassed,
             checked: Instant::now(),
+            clock: Clock::start(),
+            beat: Instant::now(),
+            unread: false,
             pending,
             server: None,
             stopping: false,
@@ -303,26 +319,53 @@ impl Daemon {
             if matches!(self.signals.read_signal(), Ok(Some(_))) {
                 break;
             }
-            let changes = self.mirror.process()?;
-            self.follow(&changes)?;
-            self.run_slow_path()?;
+            let caught_up = self.follow_kernel()?;
+            self.check_from_time_to_time()?;
+            if caught_up {
+                self.give_heartbeat();
+            }
+            self.resolve_neighbours()?;
+            self.notice_refused_punts()?;
             self.answer_requests();
             self.tell_captures();
-            let changes = self.mirror.tick(Instant::now())?;
-            self.follow(&changes)?;
-            if self.checked.elapsed() >= CHECK {
-                self.checked = Instant::now();
-                if let Some(n) = self.threads.iter().position(JoinHandle::is_finished) {
-                    bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
-                }
-                self.watch_firewall()?;
-                self.mend_punt()?;
-                self.retry_ports()?;
-                self.ports.iter_mut().for_each(Port::refresh_polling);
-                self.look_for_unserved();
-            }
         }
         Ok(())
+    }
+
+    /// Takes what the kernel told, a bounded part at a time. Whether that was all of it.
+    fn follow_kernel(&mut self) -> Result<bool> {
+        let told = self.mirror.process()?;
+        self.follow(&told)?;
+        let looked = self.mirror.tick(Instant::now())?;
+        self.follow(&looked)?;
+        self.unread = looked.more;
+        Ok(!looked.more)
+    }
+
+    /// What no event tells of. After a pause in which the kernel could not be followed (the process
+    /// was stopped), before anything else is believed.
+    fn check_from_time_to_time(&mut self) -> Result<()> {
+        let was_away = self.beat.elapsed() >= self.options.timeouts.control;
+        if self.checked.elapsed() < CHECK && !was_away {
+            return Ok(());
+        }
+        self.checked = Instant::now();
+        if let Some(n) = self.threads.iter().position(JoinHandle::is_finished) {
+            bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
+        }
+        self.watch_firewall()?;
+        self.mend_punt()?;
+        self.retry_ports()?;
+        self.ports.iter_mut().for_each(Port::refresh_polling);
+        self.look_for_unserved();
+        Ok(())
+    }
+
+    /// The tables are those of the kernel as of now, and nothing that filters is bypassed.
+    fn give_heartbeat(&mut self) {
+        self.beat = Instant::now();
+        let now_ns = self.clock.monotonic_ns(self.clock.now_ns());
+        self.steering.heartbeats().beat_control(now_ns);
     }
 
     /// A port whose queue was busy, or whose interface had another's program, may be free by now, and
@@ -373,7 +416,8 @@ impl Daemon {
         let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
         fds.push(PollFd::new(self.bell.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
-        match poll(&mut fds, PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO)) {
+        let timeout = if self.unread { Duration::ZERO } else { TICK };
+        match poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno).context("poll(2)"),
         }
@@ -388,19 +432,22 @@ impl Daemon {
         Ok(())
     }
 
-    fn run_slow_path(&mut self) -> Result<()> {
-        let mut refused = None;
-        for queue in &self.slow_paths {
-            queue.drain_frames(|frame| {
-                let ifindex = frame.ifindex;
-                refused = self.punt.inject(ifindex, frame.bytes_mut()).err().or(refused.take());
-            });
-            for request in queue.requests() {
+    /// Asks the kernel for neighbours that workers want, so many a turn; each is wanted again.
+    fn resolve_neighbours(&mut self) -> Result<()> {
+        for requests in &self.neigh_requests {
+            for request in requests.iter().take(NEIGHBOURS_A_TURN) {
                 self.mirror.resolve(request.oif, request.addr)?;
             }
         }
-        if let Some(error) = refused.filter(|_| !self.punt_broken) {
-            say!("{} does not take frames ({error}); all is left to the kernel", self.punt.name());
+        Ok(())
+    }
+
+    fn notice_refused_punts(&mut self) -> Result<()> {
+        if let Some(error) = self.punter.take_refusal()
+            && !self.punt_broken
+        {
+            let name = self.punter.device().name().to_owned();
+            say!("{name} does not take frames ({error}); all is left to the kernel");
             self.punt_broken = true;
             self.steer()?;
         }
@@ -417,7 +464,9 @@ impl Daemon {
             port.admit(&punt)?;
         }
         say!("{} takes frames for the kernel again", punt.name());
-        self.punt = punt;
+        self.punter.replace(punt);
+        // Of the old one.
+        self.punter.take_refusal();
         self.punt_broken = false;
         self.steer()
     }
@@ -462,14 +511,25 @@ impl Daemon {
     }
 
     /// Nothing that has arrived is lost: the kernel takes what comes from now on, the workers
-    /// finish what they have.
-    fn stop(&mut self) {
+    /// finish what they have. `current`: the tables are still known to be the kernel's.
+    fn stop(&mut self, current: bool) {
         self.stopping = true;
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");
         }
+        if current && self.follow_kernel().unwrap_or(false) {
+            self.give_heartbeat();
+        }
         self.workers.iter().for_each(WorkerHandle::stop);
+        let end = Instant::now() + WORKERS_END;
         for (n, thread) in self.threads.drain(..).enumerate() {
+            while !thread.is_finished() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if !thread.is_finished() {
+                say!("worker {n} does not end; its packets are lost");
+                continue;
+            }
             match thread.join() {
                 Ok(census) if census.is_conserved() => {}
                 Ok(census) => say!("worker {n} lost frames: {census:?}"),
@@ -479,9 +539,7 @@ impl Daemon {
         self.ports.iter_mut().for_each(Port::restore_polling);
         self.ports.iter_mut().for_each(Port::restore_irqs);
         // What the workers handed over last.
-        if let Err(error) = self.run_slow_path() {
-            say!("{error:#}");
-        }
+        self.punter.stop();
         self.captures.finish();
         self.server = None;
         say!("{}", self.totals());

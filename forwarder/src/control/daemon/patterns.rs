@@ -12,6 +12,7 @@ use super::{Daemon, WORKER_TIMEOUT};
 use crate::control::config::PORTS_MAX;
 use crate::control::config::interfaces::Candidate;
 use crate::control::firewall::Rules;
+use crate::say;
 
 /// Ports for which there is room beyond those there at the start, when nobody says otherwise.
 const SPARE: u16 = 8;

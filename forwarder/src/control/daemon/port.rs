@@ -27,6 +27,7 @@ use crate::control::steering::punt::PuntDevice;
 use crate::control::steering::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use crate::io::af_xdp::{AfXdp, BindMode, BoundMode, OpenError, PortConfig, PortInfo, driver_name};
 use crate::io::device::{DeviceError, NetDeviceOps};
+use crate::say;
 use crate::skb::{JUMBO_MTU, MTU_FRAME};
 use crate::tables::{Link, Links};
 use crate::wire::EtherType;
@@ -67,7 +68,7 @@ pub struct Equipment<'a> {
     /// The shared maps.
     pub steering: &'a mut Steering,
     /// The way back to the kernel.
-    pub punt: &'a PuntDevice,
+    pub punt: Arc<PuntDevice>,
     /// All workers.
     pub workers: &'a [WorkerHandle<AfXdp>],
     /// What the user asked for.

@@ -14,6 +14,7 @@ use crate::control::netdev::irq::Pinned;
 use crate::control::netdev::keep::RUN_DIR;
 use crate::control::netdev::nic::Queues;
 use crate::io::af_xdp::driver_name;
+use crate::say;
 
 /// Queues that are looked at for packets beyond those a driver tells of.
 const QUEUES_UNTOLD: u32 = 16;

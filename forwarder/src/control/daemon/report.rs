@@ -135,7 +135,7 @@ impl Daemon {
         warnings.extend(self.unknown_locals.clone());
         warnings.extend(self.unknown_vlans.clone());
         if self.punt_broken {
-            warnings.push(format!("{} does not take frames", self.punt.name()));
+            warnings.push(format!("{} does not take frames", self.punter.device().name()));
         }
         let links = self.links();
         for port in &self.ports {
@@ -262,8 +262,12 @@ impl Daemon {
         };
         let drops: u64 = self.workers.iter().map(|w| w.stats.drops_total()).sum();
         let [received, sent, punted] = self.retired;
+        let refused = match self.punter.lost() {
+            0 => String::new(),
+            lost => format!("; of those to the kernel {lost} were not taken"),
+        };
         format!(
-            "stopped; received {}, sent {}, to the kernel {}, dropped {drops}",
+            "stopped; received {}, sent {}, to the kernel {}, dropped {drops}{refused}",
             received + sum(&|p| p.rx_packets.get()),
             sent + sum(&|p| p.tx_packets.get()),
             punted + sum(&|p| p.punted.get()),

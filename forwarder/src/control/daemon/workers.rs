@@ -13,10 +13,12 @@ use crate::control::config::{CpuList, QUEUES_MAX};
 use crate::control::netdev::nic::{self, Queues};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
+use crate::say;
 use crate::stats::WorkerStats;
+use crate::worker::clock::Clock;
 use crate::worker::poll::{FrameCensus, Parts, PollMode};
-use crate::worker::slow_path::{SlowPathQueue, slow_path};
-use crate::worker::{Residence, Worker, WorkerHandle, affinity};
+use crate::worker::slow_path::{NeighRequests, PuntQueue, slow_path};
+use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
 
 /// Queues that a port may have which comes later, if those at the start have not more.
 const LATE_QUEUES: u32 = 8;
@@ -44,6 +46,7 @@ impl Daemon {
         let most = if more_may_come { most.max(LATE_QUEUES) } else { most };
         self.rounds = most.div_ceil(count as u32).max(1);
         self.crossroads = Crossroads::new(count, self.options.tx_ring as usize)?;
+        let mut punts = Vec::new();
         for n in 0..count {
             let cpu = match cpus {
                 Some(cpus) => cpus.get(n).copied(),
@@ -61,14 +64,15 @@ impl Daemon {
             let each = served.iter().copied().max().unwrap_or(0).max(late);
             let expected =
                 served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
-            let (worker, handle, queue) = self.make_worker(count, expected)?;
+            let (worker, handle, frames, requests) = self.make_worker(n, count, expected)?;
             let thread = spawn(worker, n, cpu)?;
             self.workers.push(handle);
             self.threads.push(thread);
             self.cpus.push(cpu);
-            self.slow_paths.push(queue);
+            punts.push(frames);
+            self.neigh_requests.push(requests);
         }
-        Ok(())
+        self.punter.start(punts)
     }
 
     /// Queues of each port.
@@ -86,12 +90,13 @@ impl Daemon {
         queues.map(|(_, queues)| queues).collect()
     }
 
-    /// A worker that is expected to serve so many queues of all ports together.
+    /// Worker `n` of `count`, which is expected to serve so many queues of all ports together.
     fn make_worker(
         &self,
+        n: usize,
         count: usize,
         expected: usize,
-    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, SlowPathQueue)> {
+    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, PuntQueue, NeighRequests)> {
         let ports = self.max_ports;
         let slots = usize::from(ports) * self.rounds as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
@@ -99,12 +104,19 @@ impl Daemon {
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
         let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
         let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
-        let (slow_path, queue) = slow_path(Arc::clone(&self.bell));
+        let (slow_path, frames, requests) = slow_path(self.punter.bell(), Arc::clone(&self.bell));
         let reader =
             self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
         let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
             format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
         })?;
+        let clock = Clock::start();
+        let queues = (0..xdp_prog::QUEUES_MAX).filter(|&q| worker_of(q as u32, count) == n);
+        // No queue beyond the rounds has a socket.
+        let queues = queues.take(self.rounds as usize);
+        let timeout_ns = self.options.timeouts.control.as_nanos() as u64;
+        let page = Arc::clone(self.steering.heartbeats());
+        let liveness = Liveness::new(page, queues, timeout_ns, clock);
         let (mut worker, handle) = Worker::new(Parts {
             io,
             ports,
@@ -116,10 +128,12 @@ impl Daemon {
             state: PipelineState::new(RandomState::new().hash_one("worker"), count)
                 .with_hash_seed(self.hash_seed),
             slow_path,
+            clock,
+            liveness: Some(liveness),
         });
         worker.set_accounting(self.options.account);
         worker.set_poll_mode(self.options.poll);
-        Ok((worker, handle, queue))
+        Ok((worker, handle, frames, requests))
     }
 }
 

@@ -1,5 +1,7 @@
-//! The process itself: what it may do.
+//! The process itself: what it may do, and what it says.
 //!
-//! - [`privilege`]: the capabilities that `run` needs.
+//! - [`privilege`]: the capabilities that `run` needs;
+//! - [`log`]: messages on standard error, without waiting for whoever reads them.
 
+pub mod log;
 pub mod privilege;

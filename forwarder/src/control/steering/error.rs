@@ -35,6 +35,9 @@ pub enum XdpError {
         "the embedded BPF object has no {0}: it does not belong to this build (scripts/build-xdp)"
     )]
     Incomplete(&'static str),
+    /// The array of heartbeats cannot be mapped into memory.
+    #[error("cannot map the array of heartbeats into memory: {0}")]
+    Heartbeats(io::Error),
     /// No descriptor is left.
     #[error("cannot keep a BPF program's descriptor: {0}; raise the limit with `ulimit -n`")]
     Descriptors(io::Error),

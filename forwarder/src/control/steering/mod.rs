@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use xdp_prog::SharedSettings;
@@ -25,12 +27,17 @@ use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, XdpMode};
+use crate::io::af_xdp::HeartbeatPage;
+
+/// A limit that no heartbeat reaches: the program compares signed distances.
+const NEVER_NS: u64 = i64::MAX as u64;
 
 /// What the ports share.
 #[derive(Debug)]
 pub struct Steering {
     shared: Shared,
-    flags: u32,
+    settings: SharedSettings,
+    heartbeats: Arc<HeartbeatPage>,
     local4: BTreeSet<(Ipv4Addr, u8)>,
     local6: BTreeSet<(Ipv6Addr, u8)>,
     punt_source: [u8; 6],
@@ -43,9 +50,16 @@ impl Steering {
     /// [`XdpError::NotPermitted`] without CAP_BPF and CAP_NET_ADMIN; [`XdpError::Load`] with
     /// libbpf's own words if the kernel refuses the object.
     pub fn new() -> Result<Steering, XdpError> {
+        let shared = Shared::load()?;
+        let heartbeats = HeartbeatPage::map(shared.heartbeats.as_fd());
         let steering = Steering {
-            shared: Shared::load()?,
-            flags: 0,
+            heartbeats: heartbeats.map_err(XdpError::Heartbeats)?,
+            shared,
+            settings: SharedSettings {
+                worker_timeout_ns: NEVER_NS,
+                control_timeout_ns: NEVER_NS,
+                ..SharedSettings::default()
+            },
             local4: BTreeSet::new(),
             local6: BTreeSet::new(),
             punt_source: new_punt_source(),
@@ -119,6 +133,24 @@ impl Steering {
         self.set_flag(SharedSettings::PREFIXES6, prefixes)
     }
 
+    /// Says for how long heartbeats count, of a worker and of the control thread. For ever at start.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_timeouts(&mut self, worker: Duration, control: Duration) -> Result<(), XdpError> {
+        let ns =
+            |limit: Duration| u64::try_from(limit.as_nanos()).unwrap_or(NEVER_NS).min(NEVER_NS);
+        self.settings.worker_timeout_ns = ns(worker);
+        self.settings.control_timeout_ns = ns(control);
+        self.store_settings()
+    }
+
+    /// Where threads give their heartbeats.
+    #[must_use]
+    pub fn heartbeats(&self) -> &Arc<HeartbeatPage> {
+        &self.heartbeats
+    }
+
     /// Says whether ESP and AH to the router itself are steered. Off at start.
     ///
     /// # Errors
@@ -141,16 +173,16 @@ impl Steering {
     }
 
     fn set_flag(&mut self, flag: u32, on: bool) -> Result<(), XdpError> {
-        let flags = if on { self.flags | flag } else { self.flags & !flag };
-        if flags != self.flags {
-            self.flags = flags;
+        let flags = if on { self.settings.flags | flag } else { self.settings.flags & !flag };
+        if flags != self.settings.flags {
+            self.settings.flags = flags;
             self.store_settings()?;
         }
         Ok(())
     }
 
     fn store_settings(&self) -> Result<(), XdpError> {
-        let value = SharedSettings { flags: self.flags }.to_bytes();
+        let value = self.settings.to_bytes();
         self.shared
             .settings
             .update(&0u32.to_ne_bytes(), &value, MapFlags::ANY)

@@ -21,6 +21,7 @@ pub(super) struct Shared {
     pub(super) punt_program: OwnedFd,
     pub(super) punt_ports: MapHandle,
     pub(super) settings: MapHandle,
+    pub(super) heartbeats: MapHandle,
     pub(super) local4: MapHandle,
     pub(super) local6: MapHandle,
     pub(super) local_prefix4: MapHandle,
@@ -42,6 +43,7 @@ impl Shared {
             punt_program: program(&object, xdp_prog::PROGRAM_PUNT)?,
             punt_ports: map(&object, xdp_prog::MAP_PUNT_PORTS)?,
             settings: map(&object, xdp_prog::MAP_SHARED)?,
+            heartbeats: map(&object, xdp_prog::MAP_HEARTBEATS)?,
             local4: map(&object, xdp_prog::MAP_LOCAL4)?,
             local6: map(&object, xdp_prog::MAP_LOCAL6)?,
             local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
@@ -74,6 +76,7 @@ impl Shared {
     fn shared_map(&self, name: &str) -> Option<&MapHandle> {
         match name {
             xdp_prog::MAP_SHARED => Some(&self.settings),
+            xdp_prog::MAP_HEARTBEATS => Some(&self.heartbeats),
             xdp_prog::MAP_LOCAL4 => Some(&self.local4),
             xdp_prog::MAP_LOCAL6 => Some(&self.local6),
             xdp_prog::MAP_LOCAL_PREFIX4 => Some(&self.local_prefix4),
@@ -86,6 +89,7 @@ impl Shared {
 fn is_shared(name: &str) -> bool {
     [
         xdp_prog::MAP_SHARED,
+        xdp_prog::MAP_HEARTBEATS,
         xdp_prog::MAP_LOCAL4,
         xdp_prog::MAP_LOCAL6,
         xdp_prog::MAP_LOCAL_PREFIX4,

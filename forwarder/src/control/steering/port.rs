@@ -93,7 +93,7 @@ impl PortProgram {
             },
             port: object::map(&object, xdp_prog::MAP_PORT)?,
             sockets: object::map(&object, xdp_prog::MAP_SOCKETS)?,
-            counters: object::map(&object, xdp_prog::MAP_COUNTERS)?,
+            counters: object::map(&object, xdp_prog::MAP_QUEUES)?,
             vlans: object::map(&object, xdp_prog::MAP_VLANS)?,
             vlans_set: BTreeMap::new(),
         };

@@ -9,6 +9,7 @@
 //! - `bind`: in which mode they are bound; `port`: what is done with them; `rx_chain`: received
 //!   packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
+//! - [`HeartbeatPage`]: by which threads tell the XDP program that they are alive;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for.
 //!
 //! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
@@ -23,6 +24,7 @@ mod area;
 mod bind;
 mod device;
 mod error;
+mod heartbeat;
 pub mod link;
 mod membership;
 mod netdev;
@@ -48,6 +50,7 @@ use crate::stats::{DropReason, WorkerStats};
 
 pub use device::AfXdpDevice;
 pub use error::OpenError;
+pub use heartbeat::HeartbeatPage;
 pub use netdev::{driver_info, driver_name, netns_id};
 
 /// How a socket is to be bound.

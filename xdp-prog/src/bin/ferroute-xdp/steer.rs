@@ -2,17 +2,23 @@
 //!
 //! The kernel keeps what is not plain IP to be forwarded: ARP, the router's own addresses,
 //! multicast, broadcast, link-local, VLANs it is not told of. Headers are not checked here: what is odd goes to userspace,
-//! which has a name for each drop. Without a socket on the queue the kernel gets everything.
+//! which has a name for each drop. Without a socket on the queue the kernel gets everything; and so
+//! does it while a heartbeat of userspace is too old, of the worker that serves the queue or of the
+//! control thread.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_PASS, XDP_REDIRECT},
+    bindings::{
+        BPF_F_MMAPABLE,
+        xdp_action::{XDP_PASS, XDP_REDIRECT},
+    },
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap, lpm_trie::Key},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use xdp_prog::{
-    LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX, QueueCounters, Reason,
-    SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
+    Heartbeat, Heartbeats, LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX,
+    QueueState, Reason, SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
 };
 
 /// Addresses as they stand in a header: 16-bit words in memory order, so that a map's key can be
@@ -28,11 +34,13 @@ static FR_SOCKETS: XskMap<QUEUES_MAX> = XskMap::new();
 #[btf_map]
 static FR_PORT: Array<PortSettings, 1> = Array::new();
 #[btf_map]
-static FR_COUNTERS: PerCpuArray<QueueCounters, QUEUES_MAX> = PerCpuArray::new();
+static FR_QUEUES: PerCpuArray<QueueState, QUEUES_MAX> = PerCpuArray::new();
 #[btf_map]
 static FR_VLANS: HashMap<VlanKey, VlanSettings, VLANS_MAX, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static FR_SHARED: Array<SharedSettings, 1> = Array::new();
+#[btf_map]
+static FR_HEARTBEATS: Array<Heartbeats, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
 #[btf_map]
 static FR_LOCAL4: HashMap<Ipv4Words, u8, LOCAL_ADDRS_MAX, NO_PREALLOC> = HashMap::new();
 #[btf_map]
@@ -92,27 +100,82 @@ struct Ipv6Hdr {
 
 #[xdp]
 pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
-    let queue = ctx.rx_queue_index();
+    let index = ctx.rx_queue_index();
+    let Some(queue) = FR_QUEUES.get_ptr_mut(index) else {
+        return XDP_PASS;
+    };
     let mut reason = decide(&ctx);
     let mut action = XDP_PASS;
     if reason.is_steered() {
+        reason = stalled(queue, index).unwrap_or(reason);
+    }
+    if reason.is_steered() {
         // The flags are what the kernel returns for a queue without a socket.
-        match FR_SOCKETS.redirect(queue, u64::from(XDP_PASS)) {
+        match FR_SOCKETS.redirect(index, u64::from(XDP_PASS)) {
             Ok(_) => action = XDP_REDIRECT,
             Err(_) => reason = Reason::PassNoSocket,
         }
     }
-    count(queue, reason);
+    // SAFETY: the pointer is to this CPU's value, which nothing else writes while the program runs;
+    // the index is a variant of the enum the array is sized by.
+    unsafe { *(&raw mut (*queue).frames).cast::<u64>().add(reason as usize) += 1 };
     action
 }
 
+/// Why userspace cannot be trusted with a frame now; `None`: its threads are alive.
+///
+/// The answer holds for the rest of the jiffy, 1 to 10 ms.
 #[inline(always)]
-fn count(queue: u32, reason: Reason) {
-    if let Some(counters) = FR_COUNTERS.get_ptr_mut(queue) {
-        // SAFETY: the pointer is to this CPU's value, which nothing else writes while the program
-        // runs; the index is a variant of the enum the array is sized by.
-        unsafe { *(counters.cast::<u64>().add(reason as usize)) += 1 };
+fn stalled(queue: *mut QueueState, index: u32) -> Option<Reason> {
+    // SAFETY: a helper without pointers.
+    let jiffies = unsafe { bpf_jiffies64() };
+    // SAFETY: this CPU's value, as in `ferroute_xdp`.
+    if unsafe { (*queue).alive_jiffies } == jiffies {
+        return None;
     }
+    let stalled = look_for_stall(index);
+    if stalled.is_none() {
+        // SAFETY: as above.
+        unsafe { (*queue).alive_jiffies = jiffies };
+    }
+    stalled
+}
+
+/// Compares the heartbeats with the clock.
+#[inline(always)]
+fn look_for_stall(index: u32) -> Option<Reason> {
+    let (Some(shared), Some(heartbeats)) = (FR_SHARED.get(0), FR_HEARTBEATS.get_ptr(0)) else {
+        return Some(Reason::PassControlStalled);
+    };
+    let index = index as usize;
+    if index >= QUEUES_MAX {
+        return Some(Reason::PassWorkerStalled);
+    }
+    // The clock as of the last tick: cheaper than reading it, and good to 10 ms.
+    // SAFETY: a helper without pointers.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: the pointers are into the map's value, the index is inside the array; userspace writes
+    // the words at any time, each as a whole.
+    let (control_ns, worker_ns) = unsafe {
+        let queues: *const Heartbeat = (&raw const (*heartbeats).queues).cast();
+        (
+            (&raw const (*heartbeats).control.time_ns).read_volatile(),
+            (&raw const (*queues.add(index)).time_ns).read_volatile(),
+        )
+    };
+    if is_older(now_ns, worker_ns, shared.worker_timeout_ns) {
+        return Some(Reason::PassWorkerStalled);
+    }
+    if is_older(now_ns, control_ns, shared.control_timeout_ns) {
+        return Some(Reason::PassControlStalled);
+    }
+    None
+}
+
+/// Whether a heartbeat is older than its limit. One given since the last tick is in the future.
+#[inline(always)]
+fn is_older(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
+    now_ns.wrapping_sub(time_ns) as i64 > timeout_ns as i64
 }
 
 #[inline(always)]

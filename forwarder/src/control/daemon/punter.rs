@@ -1,0 +1,138 @@
+//! Packets on their way back to the kernel: a thread that writes what the workers hand over to the
+//! TAP device.
+//!
+//! The kernel routes and filters such a packet within the write(2), so a long ruleset, or a flood
+//! of packets that only the kernel can forward, keeps this thread busy and no other. What it does
+//! not get to in time is dropped by the workers as PUNT_FAILED.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::control::steering::punt::PuntDevice;
+use crate::worker::slow_path::{Bell, PuntQueue};
+
+/// Packets of one worker before the next has its turn.
+const TURN: usize = 64;
+
+/// What the thread and its owner share.
+#[derive(Debug)]
+struct Shared {
+    device: ArcSwap<PuntDevice>,
+    /// Rung by workers.
+    bell: Arc<Bell>,
+    /// Rung when a packet was refused.
+    control: Arc<Bell>,
+    refused: Mutex<Option<io::Error>>,
+    lost: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// The control thread's hold on the thread.
+#[derive(Debug)]
+pub(super) struct Punter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Punter {
+    /// Of a device, without a thread yet. `control` is rung when the device refuses a packet.
+    ///
+    /// # Errors
+    /// EMFILE and the like from eventfd(2).
+    pub(super) fn new(device: PuntDevice, control: Arc<Bell>) -> Result<Punter> {
+        let shared = Shared {
+            device: ArcSwap::from_pointee(device),
+            bell: Bell::new().context("cannot create an eventfd")?,
+            control,
+            refused: Mutex::new(None),
+            lost: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        };
+        Ok(Punter { shared: Arc::new(shared), thread: None })
+    }
+
+    /// Rung by workers that hand packets over.
+    pub(super) fn bell(&self) -> Arc<Bell> {
+        Arc::clone(&self.shared.bell)
+    }
+
+    /// Takes packets from the workers' queues from now on.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub(super) fn start(&mut self, queues: Vec<PuntQueue>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("fr-punt".into());
+        let thread = thread.spawn(move || shared.run(&queues));
+        self.thread = Some(thread.context("cannot start the thread that hands packets back")?);
+        Ok(())
+    }
+
+    /// The device.
+    pub(super) fn device(&self) -> Arc<PuntDevice> {
+        self.shared.device.load_full()
+    }
+
+    /// Uses another device from now on.
+    pub(super) fn replace(&self, device: PuntDevice) {
+        self.shared.device.store(Arc::new(device));
+    }
+
+    /// Why a packet was refused since the last call, if one was.
+    pub(super) fn take_refusal(&self) -> Option<io::Error> {
+        self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Packets that the device refused.
+    pub(super) fn lost(&self) -> u64 {
+        self.shared.lost.load(Relaxed)
+    }
+
+    /// Hands over what the workers, which have ended, have left.
+    pub(super) fn stop(&mut self) {
+        self.shared.stopping.store(true, Relaxed);
+        self.shared.bell.ring();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            crate::say!("the thread that hands packets back panicked; this is a bug");
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, queues: &[PuntQueue]) {
+        loop {
+            let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+            // Nothing but EINTR can come of it.
+            let _ = poll(&mut fds, PollTimeout::NONE);
+            self.bell.silence();
+            let stopping = self.stopping.load(Relaxed);
+            while queues.iter().fold(false, |more, queue| self.take_turn(queue) || more) {}
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    /// A worker's turn. Whether it may have more.
+    fn take_turn(&self, queue: &PuntQueue) -> bool {
+        let device = self.device.load();
+        let taken = queue.drain(TURN, |frame| {
+            let ifindex = frame.ifindex;
+            if let Err(error) = device.inject(ifindex, frame.bytes_mut()) {
+                self.lost.fetch_add(1, Relaxed);
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                self.control.ring();
+            }
+        });
+        taken == TURN
+    }
+}
