@@ -55,6 +55,16 @@ impl Ferroute {
         Self::start_in(&lab.router, &args)
     }
 
+    /// Starts it on both ports of the lab's router with its standard error elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Ferroute::start`].
+    pub fn start_saying_to(lab: &Lab, stderr: Stdio) -> Result<Self> {
+        let mut this = Self::launch_saying_to(&lab.router, &PORTS, Some(stderr))?;
+        this.wait_until_forwarding()?;
+        Ok(this)
+    }
+
     /// Starts `ferroute run` with just these arguments.
     ///
     /// # Errors
@@ -70,9 +80,13 @@ impl Ferroute {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(namespace: &Netns, args: &[&str]) -> Result<Self> {
+        Self::launch_saying_to(namespace, args, None)
+    }
+
+    fn launch_saying_to(namespace: &Netns, args: &[&str], stderr: Option<Stdio>) -> Result<Self> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let before = forwarded_by_kernel(namespace)?;
-        let child = if by_kernel() { None } else { Some(place.spawn(args)?) };
+        let child = if by_kernel() { None } else { Some(place.spawn(args, stderr)?) };
         Ok(Self { child, place, before })
     }
 
@@ -108,7 +122,7 @@ impl Ferroute {
     /// When it runs all the same, or ends without a failure status, or by a signal or a panic.
     pub fn refusal(namespace: &Netns, args: &[&str]) -> Result<String> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
-        let mut child = place.spawn(args)?;
+        let mut child = place.spawn(args, None)?;
         let status = wait(&mut child, PATIENCE);
         if status.is_none() {
             end(&mut child);
@@ -259,14 +273,16 @@ impl Place {
         command
     }
 
-    fn spawn(&self, args: &[&str]) -> Result<Child> {
+    /// `stderr`: instead of the file of messages.
+    fn spawn(&self, args: &[&str], stderr: Option<Stdio>) -> Result<Child> {
         let messages = File::options().create(true).append(true).open(self.messages())?;
         let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
         if !args.contains(&"--worker-timeout") {
             args.extend(PATIENT);
         }
         let mut command = self.command(&args);
-        command.stdin(Stdio::null()).stdout(messages.try_clone()?).stderr(messages);
+        command.stdin(Stdio::null()).stdout(messages.try_clone()?);
+        command.stderr(stderr.unwrap_or_else(|| messages.into()));
         command.spawn().with_context(|| format!("starting {}", binary().display()))
     }
 

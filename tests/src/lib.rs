@@ -10,6 +10,7 @@
 
 pub mod counters;
 pub mod ferroute;
+pub mod freeze;
 pub mod lab;
 pub mod netns;
 pub mod packet;

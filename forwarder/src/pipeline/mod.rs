@@ -103,6 +103,13 @@ pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     }
 }
 
+/// Hands received packets back to the kernel, oldest first and unlooked at, and leaves `burst` empty.
+pub fn hand_back_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
+    for skb in burst.drain(usize::MAX) {
+        ctx.punt_skb(skb, PuntReason::Filtered);
+    }
+}
+
 /// What is left to do with the packets of a burst, by position.
 struct Todo<'a> {
     outcomes: [Outcome; BURST],

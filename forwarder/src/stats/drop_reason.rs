@@ -150,6 +150,8 @@ reasons! {
         OversizeFragment = "OVERSIZE_FRAGMENT",
         /// The tables have not been filled yet.
         NotReady = "NOT_READY",
+        /// It arrived before a firewall or IPsec policy that only the kernel applies was noticed.
+        Filtered = "FILTERED",
         /// Not IP.
         NotIp = "NOT_IP",
         /// Tagged for a VLAN that no followed sub-interface of the port has.

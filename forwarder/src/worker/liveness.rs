@@ -7,10 +7,21 @@
 //! known to be current again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::clock::Clock;
 use crate::io::af_xdp::HeartbeatPage;
+
+/// What a worker may do with packets that have arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permission {
+    /// Forward them.
+    Forward,
+    /// Hand them back: the kernel has filters that are not applied here.
+    HandBack,
+    /// Leave them where they are: whether the tables are current is not known.
+    Wait,
+}
 
 /// A worker's side.
 #[derive(Debug)]
@@ -21,18 +32,23 @@ pub struct Liveness {
     /// Age at which the control thread's heartbeat no longer counts, in nanoseconds.
     control_timeout_ns: u64,
     clock: Clock,
+    /// The control thread's word that packets are the kernel's. It is given before the heartbeat.
+    hand_back: Arc<AtomicBool>,
 }
 
 impl Liveness {
     /// Of a worker that serves `queues`; the control thread's heartbeat counts for
-    /// `control_timeout_ns`. Times are those of `clock`.
+    /// `control_timeout_ns`. Times are those of `clock`. While `hand_back` is set, packets are the
+    /// kernel's.
     pub fn new(
         page: Arc<HeartbeatPage>,
         queues: impl IntoIterator<Item = usize>,
         control_timeout_ns: u64,
         clock: Clock,
+        hand_back: Arc<AtomicBool>,
     ) -> Liveness {
-        Liveness { page, queues: queues.into_iter().collect(), control_timeout_ns, clock }
+        let queues = queues.into_iter().collect();
+        Liveness { page, queues, control_timeout_ns, clock, hand_back }
     }
 
     /// The worker is alive at `now_ns`.
@@ -44,13 +60,19 @@ impl Liveness {
         }
     }
 
-    /// Whether the tables are known to be current at `now_ns`.
+    /// What may be done at `now_ns`.
     #[inline]
-    pub fn may_forward(&self, now_ns: u64) -> bool {
-        // Acquire: the tables that were published before the heartbeat are seen.
+    pub fn permission(&self, now_ns: u64) -> Permission {
+        // Acquire: what was published before the heartbeat is seen.
         let beat_ns = self.page.control().load(Ordering::Acquire);
         let age_ns = self.clock.monotonic_ns(now_ns).saturating_sub(beat_ns);
-        beat_ns != 0 && age_ns <= self.control_timeout_ns
+        if beat_ns == 0 || age_ns > self.control_timeout_ns {
+            Permission::Wait
+        } else if self.hand_back.load(Ordering::Relaxed) {
+            Permission::HandBack
+        } else {
+            Permission::Forward
+        }
     }
 
     /// The worker ends: the kernel has its queues from now on.
@@ -65,26 +87,32 @@ impl Liveness {
 mod tests {
     use super::*;
 
+    fn liveness(page: &Arc<HeartbeatPage>) -> Liveness {
+        let queues = [1, 3, 5_000];
+        Liveness::new(Arc::clone(page), queues, 100, Clock::start(), Arc::default())
+    }
+
     #[test]
     fn forwarding_is_permitted_while_the_control_thread_is_heard() {
         let page = HeartbeatPage::anonymous().expect("memory");
-        let clock = Clock::start();
-        let liveness = Liveness::new(Arc::clone(&page), [1, 3], 100, clock);
-        assert!(!liveness.may_forward(0), "nothing was heard yet");
-        page.beat_control(clock.monotonic_ns(50));
-        assert!(liveness.may_forward(40), "given since this turn began");
-        assert!(liveness.may_forward(150));
-        assert!(!liveness.may_forward(151));
+        let liveness = liveness(&page);
+        assert_eq!(liveness.permission(0), Permission::Wait, "nothing was heard yet");
+        page.beat_control(liveness.clock.monotonic_ns(50));
+        assert_eq!(liveness.permission(40), Permission::Forward, "given since this turn began");
+        assert_eq!(liveness.permission(150), Permission::Forward);
+        assert_eq!(liveness.permission(151), Permission::Wait);
+        liveness.hand_back.store(true, Ordering::Relaxed);
+        assert_eq!(liveness.permission(150), Permission::HandBack);
+        assert_eq!(liveness.permission(151), Permission::Wait);
     }
 
     #[test]
     fn a_worker_answers_for_its_own_queues() {
         let page = HeartbeatPage::anonymous().expect("memory");
-        let clock = Clock::start();
-        let liveness = Liveness::new(Arc::clone(&page), [1, 3, 5_000], 100, clock);
+        let liveness = liveness(&page);
         let words = || [0, 1, 2, 3].map(|q| page.queue(q).map(|w| w.load(Ordering::Relaxed)));
         liveness.beat(7);
-        let time = Some(clock.monotonic_ns(7));
+        let time = Some(liveness.clock.monotonic_ns(7));
         assert_eq!(words(), [Some(0), time, Some(0), time]);
         liveness.withdraw();
         assert_eq!(words(), [Some(0); 4]);

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::clock::Clock;
 use super::crossing::Crossings;
-use super::liveness::Liveness;
+use super::liveness::{Liveness, Permission};
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
 use crate::capture::{Session, Tap};
@@ -284,10 +284,11 @@ impl<I: PacketIo> Worker<I> {
     pub fn turn(&mut self, mut now_ns: u64) -> usize {
         if let Some(liveness) = &self.liveness {
             liveness.beat(now_ns);
-            if !liveness.may_forward(now_ns) {
-                self.stand_by();
-                return 0;
-            }
+        }
+        let mut permission = self.permission(now_ns);
+        if permission == Permission::Wait {
+            self.stand_by();
+            return 0;
         }
         let begun = self.accounting.then(Instant::now);
         self.tables.refresh();
@@ -303,11 +304,15 @@ impl<I: PacketIo> Worker<I> {
                 // The process may have been stopped at any point of the burst before.
                 if taken > timed {
                     (timed, now_ns) = (taken, self.clock.now_ns());
-                    if self.liveness.as_ref().is_some_and(|l| !l.may_forward(now_ns)) {
-                        break 'slots;
-                    }
+                    permission = self.permission(now_ns);
                 }
-                let received = self.forward_from(slot, now_ns);
+                let received = match permission {
+                    Permission::Forward => self.take(slot, now_ns, pipeline::forward_burst),
+                    Permission::HandBack if self.slow_path.room() >= BURST => {
+                        self.take(slot, now_ns, pipeline::hand_back_burst)
+                    }
+                    Permission::HandBack | Permission::Wait => break 'slots,
+                };
                 taken += received;
                 if received < BURST {
                     break;
@@ -361,8 +366,18 @@ impl<I: PacketIo> Worker<I> {
         packets
     }
 
-    /// One burst of a slot through the road and out again. Returns the frames taken.
-    fn forward_from(&mut self, slot: u16, now_ns: u64) -> usize {
+    fn permission(&self, now_ns: u64) -> Permission {
+        self.liveness.as_ref().map_or(Permission::Forward, |l| l.permission(now_ns))
+    }
+
+    /// One burst of a slot through the road, or another `stage`, and out again. Returns the frames
+    /// taken.
+    fn take(
+        &mut self,
+        slot: u16,
+        now_ns: u64,
+        stage: impl Fn(&mut Burst, &mut Ctx<'_>) + Copy,
+    ) -> usize {
         let received = self.io.rx_burst(slot, &mut self.pool, &mut self.burst, &self.stats);
         if received == 0 {
             return 0;
@@ -379,7 +394,7 @@ impl<I: PacketIo> Worker<I> {
             self.out.tap.received(self.burst.as_mut_slice());
         }
         while !self.burst.is_empty() {
-            self.with_ctx(now_ns, pipeline::forward_burst);
+            self.with_ctx(now_ns, stage);
             self.flush(now_ns);
         }
         received

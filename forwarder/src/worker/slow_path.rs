@@ -142,6 +142,11 @@ impl SlowPath {
         sent
     }
 
+    /// How many frames can be handed over now.
+    pub fn room(&self) -> usize {
+        self.empty.len()
+    }
+
     /// Asks for a neighbour. `false`: too many requests are under way; the packet that needs it
     /// waits, and asks again.
     pub fn resolve(&self, oif: u32, addr: IpAddr) -> bool {

@@ -25,5 +25,6 @@ mod polling;
 mod queues;
 mod refuse;
 mod soak;
+mod stall;
 mod tcp;
 mod wrong;

@@ -272,14 +272,11 @@ impl RunSection {
             let at = |message| Located::new(sample.span(), message);
             check_latency_sample(*sample.get_ref()).map_err(at)?;
         }
-        let limits: [(_, fn(u32) -> Result<(), String>); 2] = [
-            (&self.worker_timeout_ms, timeouts::check_worker),
-            (&self.control_timeout_ms, timeouts::check_control),
-        ];
-        for (ms, check) in limits {
-            if let Some(ms) = ms {
-                check(*ms.get_ref()).map_err(|m| Located::new(ms.span(), m))?;
-            }
+        if let Some(ms) = &self.worker_timeout_ms {
+            timeouts::check_worker(*ms.get_ref()).map_err(|m| Located::new(ms.span(), m))?;
+        }
+        if let Some(ms) = &self.control_timeout_ms {
+            timeouts::check_control(*ms.get_ref()).map_err(|m| Located::new(ms.span(), m))?;
         }
         for ring in [&self.rx_ring, &self.tx_ring].into_iter().flatten() {
             check_ring(*ring.get_ref()).map_err(|m| Located::new(ring.span(), m))?;

@@ -33,6 +33,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -93,8 +94,10 @@ const CHECK: Duration = Duration::from_secs(1);
 /// what to do. Later trouble with one port is reported by `status` and leaves it to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
     privilege::require()?;
+    // Before any thread exists, so that every thread inherits the mask.
+    let signals = take_signals()?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
-    let mut daemon = Daemon::start(options)?;
+    let mut daemon = Daemon::start(options, signals)?;
     let ended = daemon.serve();
     daemon.stop(ended.is_ok());
     ended
@@ -135,6 +138,8 @@ struct Daemon {
     clock: Clock,
     /// When the control thread gave it last.
     beat: Instant,
+    /// What workers have taken is the kernel's: it filters as they do not.
+    hand_back: Arc<AtomicBool>,
     /// The kernel has told more than was taken.
     unread: bool,
     pending: Receiver<Pending>,
@@ -156,9 +161,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(options: RunOptions) -> Result<Daemon> {
-        // Before any thread exists, so that every thread inherits the mask.
-        let signals = take_signals()?;
+    fn start(options: RunOptions, signals: SignalFd) -> Result<Daemon> {
         let bell = Bell::new().context("cannot create an eventfd")?;
         let bypassed = firewall::bypassed(options.interfaces.named())
             .context("cannot read the firewall's rules, so it is not known what they are")?;
@@ -199,6 +202,7 @@ impl Daemon {
             checked: Instant::now(),
             clock: Clock::start(),
             beat: Instant::now(),
+            hand_back: Arc::default(),
             unread: false,
             pending,
             server: None,
@@ -266,6 +270,8 @@ impl Daemon {
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
     fn steer(&mut self) -> Result<()> {
+        let filtered = !self.bypassed.is_empty() && !self.options.ignore_firewall;
+        self.hand_back.store(filtered, Ordering::Relaxed);
         let tables = self.mirror.tables();
         self.steered = tables.generation;
         if self.stopping || !self.steering_allowed() {

@@ -115,7 +115,13 @@ impl Shared {
             let _ = poll(&mut fds, PollTimeout::NONE);
             self.bell.silence();
             let stopping = self.stopping.load(Relaxed);
-            while queues.iter().fold(false, |more, queue| self.take_turn(queue) || more) {}
+            let mut more = true;
+            while more {
+                more = false;
+                for queue in queues {
+                    more |= self.take_turn(queue);
+                }
+            }
             if stopping {
                 return;
             }

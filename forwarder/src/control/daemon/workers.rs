@@ -116,7 +116,8 @@ impl Daemon {
         let queues = queues.take(self.rounds as usize);
         let timeout_ns = self.options.timeouts.control.as_nanos() as u64;
         let page = Arc::clone(self.steering.heartbeats());
-        let liveness = Liveness::new(page, queues, timeout_ns, clock);
+        let hand_back = Arc::clone(&self.hand_back);
+        let liveness = Liveness::new(page, queues, timeout_ns, clock, hand_back);
         let (mut worker, handle) = Worker::new(Parts {
             io,
             ports,

@@ -1,0 +1,70 @@
+//! Processes and single threads that are stopped for a while, as a debugger, a frozen cgroup or a
+//! machine without CPU time does it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+/// A process that is stopped by SIGSTOP, until this is dropped.
+#[derive(Debug)]
+pub struct StoppedProcess(Pid);
+
+impl StoppedProcess {
+    /// Stops a process.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn stop(pid: u32) -> Result<Self> {
+        let pid = Pid::from_raw(pid as i32);
+        kill(pid, Signal::SIGSTOP).context("SIGSTOP")?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for StoppedProcess {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// A thread that is stopped while the others of its process run, until this is dropped, which has to
+/// be on the same thread.
+#[derive(Debug)]
+pub struct StoppedThread(Pid);
+
+impl StoppedThread {
+    /// Stops the thread of that name, by ptrace(2).
+    ///
+    /// # Errors
+    /// When there is none, or it is traced already.
+    pub fn stop(pid: u32, name: &str) -> Result<Self> {
+        let tid = thread(pid, name)?;
+        ptrace::seize(tid, ptrace::Options::empty()).context("PTRACE_SEIZE")?;
+        ptrace::interrupt(tid).context("PTRACE_INTERRUPT")?;
+        waitpid(tid, Some(WaitPidFlag::__WALL)).context("the thread does not stop")?;
+        Ok(Self(tid))
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
+/// The number of a process's thread. The first has the name of the program.
+fn thread(pid: u32, name: &str) -> Result<Pid> {
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = entry?.path();
+        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if comm.trim_end() == name {
+            let tid = path.file_name().and_then(|tid| tid.to_str()?.parse().ok());
+            return tid.map(Pid::from_raw).context("a thread without a number");
+        }
+    }
+    anyhow::bail!("process {pid} has no thread {name}")
+}

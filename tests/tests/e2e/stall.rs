@@ -1,0 +1,280 @@
+//! Something hangs: the process is stopped, a thread stands still, nobody reads what it writes, the
+//! kernel is slow to take packets. The kernel forwards then, and what it would not forward is not
+//! forwarded.
+
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::freeze::{StoppedProcess, StoppedThread};
+use ferroute_tests::lab::addr::{LEFT4, RIGHT4, RIGHT6};
+use ferroute_tests::lab::mac;
+use ferroute_tests::packet::{self, ETHERTYPE_IPV4, Ipv4, ethernet, udp};
+use ferroute_tests::stream::Stream;
+use ferroute_tests::tap::Tap;
+use ferroute_tests::{Ferroute, Lab, eventually};
+
+/// The limits that users have.
+const DEFAULT: [&str; 4] = ["--worker-timeout", "250", "--control-timeout", "1000"];
+/// Far more than any limit here, far less than for ever: machines that run tests are busy.
+const SOON: Duration = Duration::from_secs(5);
+const PACE: Duration = Duration::from_millis(2);
+
+/// How long it takes from now on until `more` packets arrive.
+fn until_flowing(stream: &Stream, more: u64) -> Result<Duration> {
+    let begun = Instant::now();
+    let goal = stream.received() + more;
+    while stream.received() < goal {
+        ensure!(begun.elapsed() < SOON, "nothing arrives");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(begun.elapsed())
+}
+
+/// How long packets go on arriving from now on.
+fn until_dry(stream: &Stream) -> Result<Duration> {
+    let begun = Instant::now();
+    let (mut last, mut seen) = (begun, stream.received());
+    while last.elapsed() < Duration::from_millis(300) {
+        let now = stream.received();
+        if now != seen {
+            (last, seen) = (Instant::now(), now);
+        }
+        ensure!(begun.elapsed() < SOON, "packets go on arriving");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(last - begun)
+}
+
+/// Waits until userspace forwards and the kernel does not.
+fn until_in_userspace(ferroute: &Ferroute) -> Result<Duration> {
+    let begun = Instant::now();
+    loop {
+        let before = ferroute.forwarded_by_kernel()?;
+        thread::sleep(Duration::from_millis(50));
+        if ferroute.forwarded_by_kernel()? == before {
+            return Ok(begun.elapsed());
+        }
+        ensure!(begun.elapsed() < SOON, "the kernel goes on forwarding");
+    }
+}
+
+fn stream(lab: &Lab, to: &str) -> Result<Stream> {
+    Stream::start(&lab.left, &lab.right, to, PACE)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_stopped_process_leaves_its_packets_to_the_kernel_until_it_has_caught_up() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    let (v4, v6) = (stream(&lab, RIGHT4)?, stream(&lab, RIGHT6)?);
+    ensure!(v4.flows(50) && v6.flows(50));
+    ferroute.forwarded_all_itself()?;
+    for _ in 0..3 {
+        let stopped = StoppedProcess::stop(pid)?;
+        thread::sleep(Duration::from_millis(20));
+        let (taken4, taken6) = (until_flowing(&v4, 5)?, until_flowing(&v6, 5)?);
+        eprintln!("stopped: the kernel forwards after {taken4:?} (IPv6: {taken6:?})");
+        drop(stopped);
+        eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+        ensure!(v4.flows(50) && v6.flows(50), "nothing arrives after SIGCONT");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    let changes = [
+        (&["ip route add blackhole 198.18.2.2"][..], &["ip route del blackhole 198.18.2.2"][..]),
+        (&["sysctl -qw net.ipv4.ip_forward=0"], &["sysctl -qw net.ipv4.ip_forward=1"]),
+        (
+            &[
+                "nft add table inet fw",
+                "nft add chain inet fw f { type filter hook forward priority 0 ; policy drop ; }",
+            ],
+            &["nft delete table inet fw"],
+        ),
+    ];
+    for (change, undo) in changes {
+        let stream = stream(&lab, RIGHT4)?;
+        ensure!(stream.flows(50), "nothing arrives before {change:?}");
+        let stopped = StoppedProcess::stop(pid)?;
+        // Some of these packets lie in its rings.
+        thread::sleep(Duration::from_millis(100));
+        for line in change {
+            lab.router.run(line)?;
+        }
+        // What was under way in the kernel has arrived.
+        thread::sleep(Duration::from_millis(200));
+        let before = stream.received();
+        thread::sleep(Duration::from_millis(1500));
+        drop(stopped);
+        thread::sleep(Duration::from_millis(1500));
+        let after = stream.received();
+        ensure!(after == before, "{change:?}: {} packets passed", after - before);
+        for line in undo {
+            lab.router.run(line)?;
+        }
+        ensure!(stream.flows(50), "nothing arrives after {undo:?}");
+        until_in_userspace(&ferroute)?;
+        stream.stop();
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_control_thread_that_stands_still_leaves_everything_to_the_kernel() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    let stream = stream(&lab, RIGHT4)?;
+    ensure!(stream.flows(50));
+    ferroute.forwarded_all_itself()?;
+    let stopped = StoppedThread::stop(pid, "ferroute")?;
+    lab.router.run("ip route add blackhole 198.18.2.2")?;
+    eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+    lab.router.run("ip route del blackhole 198.18.2.2")?;
+    ensure!(stream.flows(50), "the kernel does not forward");
+    let by_kernel = ferroute.forwarded_by_kernel()?;
+    ensure!(by_kernel.v4 > 0, "who forwards?");
+    drop(stopped);
+    eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+    ensure!(stream.flows(50));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_worker_that_stands_still_leaves_its_queue_to_the_kernel() -> Result<()> {
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    let stream = stream(&lab, RIGHT4)?;
+    ensure!(stream.flows(50));
+    ferroute.forwarded_all_itself()?;
+    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    thread::sleep(Duration::from_millis(20));
+    eprintln!("the kernel forwards after {:?}", until_flowing(&stream, 5)?);
+    // The control thread is not held by it.
+    lab.router.run("ip link add dummy0 type veth peer name dummy1")?;
+    let shown = || ferroute.ask(&["link", "show"]).is_ok_and(|text| text.contains("dummy0"));
+    ensure!(eventually(shown), "the control thread follows no longer");
+    drop(stopped);
+    eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+    ensure!(stream.flows(50));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn messages_that_nobody_reads_hold_nothing() -> Result<()> {
+    let lab = Lab::up()?;
+    let (reader, mut writer) = std::io::pipe()?;
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
+    writer.write_all(&[b'\n'; 4096])?;
+    let mut ferroute = Ferroute::start_saying_to(&lab, Stdio::from(writer))?;
+    if ferroute.pid().is_none() {
+        return Ok(());
+    }
+    let stream = stream(&lab, RIGHT4)?;
+    ensure!(stream.flows(50));
+    // Each time it has something to say.
+    let chain = "{ type filter hook forward priority 0 ; policy drop ; }";
+    for _ in 0..3 {
+        lab.router.run("nft add table inet fw")?;
+        lab.router.run(&format!("nft add chain inet fw f {chain}"))?;
+        eprintln!("policy drop is obeyed after {:?}", until_dry(&stream)?);
+        lab.router.run("nft delete table inet fw")?;
+        ensure!(stream.flows(50), "nothing arrives without the table");
+    }
+    lab.router.run("ip route add blackhole 198.18.2.2")?;
+    eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+    let status = ferroute.command(&["-j", "status"]).output()?;
+    ensure!(String::from_utf8_lossy(&status.stdout).contains("rt-left"), "no answer");
+    ferroute.terminate()?;
+    let mut said = String::new();
+    // The pipe ends with the process.
+    (&reader).take(8192).read_to_string(&mut said)?;
+    Ok(())
+}
+
+/// A third port of the router, which is none of Ferroute's, with a ruleset that takes its time.
+fn third_port(lab: &Lab) -> Result<()> {
+    lab.router.run("ip link add rt-third type veth peer name third")?;
+    lab.router.run("ip addr add 198.18.3.1/24 dev rt-third")?;
+    lab.router.run("ip link set rt-third up")?;
+    lab.router.run("ip link set third up")?;
+    lab.router.run("ip neigh add 198.18.3.2 lladdr 02:00:00:00:03:02 dev rt-third")?;
+    let mut rules = String::from(
+        "table netdev slow {\n chain out { type filter hook egress device rt-third priority 0;\n",
+    );
+    for n in 0..4000 {
+        rules += &format!("  ip saddr 203.0.{}.{} counter drop\n", n / 250, n % 250);
+    }
+    rules += " }\n}\n";
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("rules");
+    std::fs::write(&file, rules)?;
+    lab.router.run(&format!("nft -f {}", file.display())).map(drop)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_flood_of_packets_for_the_kernel_holds_nothing() -> Result<()> {
+    let lab = Lab::up()?;
+    third_port(&lab).context("a third port")?;
+    let mut ferroute = Ferroute::start(&lab)?;
+    if ferroute.pid().is_none() {
+        return Ok(());
+    }
+    let source: Ipv4Addr = LEFT4.parse()?;
+    let target = Ipv4Addr::new(198, 18, 3, 2);
+    let datagram = udp(&source.octets(), &target.octets(), (1, 2), b"to a third interface");
+    let packet = Ipv4::new(source, target, packet::UDP).packet(&datagram);
+    let frame = ethernet(mac::RT_LEFT, mac::LEFT, ETHERTYPE_IPV4, &packet);
+    let left = Tap::open(&lab.left, "left")?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let _ = left.send(&frame);
+                left.drain();
+            }
+        });
+        let result = under_flood(&lab, &mut ferroute);
+        done.store(true, Relaxed);
+        result
+    })
+}
+
+fn under_flood(lab: &Lab, ferroute: &mut Ferroute) -> Result<()> {
+    let punted = || -> Result<u64> {
+        let drops = ferroute.json(&["drops"])?;
+        let punts = drops["punts"].as_array().context("no punts")?;
+        Ok(punts.iter().filter_map(|punt| punt["count"].as_u64()).sum())
+    };
+    let before = punted()?;
+    let stream = stream(lab, RIGHT4)?;
+    ensure!(stream.flows(20), "nothing arrives under the flood");
+    for _ in 0..3 {
+        lab.router.run("ip route add blackhole 198.18.2.2")?;
+        eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+        lab.router.run("ip route del blackhole 198.18.2.2")?;
+        ensure!(stream.flows(20), "nothing arrives without the blackhole");
+    }
+    let flood = punted()? - before;
+    ensure!(flood > 1000, "{flood} packets are no flood");
+    ferroute.ask(&["status"])?;
+    ferroute.terminate()
+}
