@@ -9,7 +9,8 @@
 //! - `bind`: in which mode they are bound; `port`: what is done with them; `rx_chain`: received
 //!   packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
-//! - [`link`]: the one call that attaches an XDP program in the mode asked for.
+//! - [`link`]: the one call that attaches an XDP program in the mode asked for;
+//! - [`bpf`]: questions about the programs of others.
 //!
 //! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
 //! the map. Attach the program after the sockets are open: some drivers (igb) fill their rings at
@@ -21,6 +22,7 @@
 
 mod area;
 mod bind;
+pub mod bpf;
 mod device;
 mod error;
 pub mod link;
