@@ -5,7 +5,6 @@ use anyhow::Result;
 use super::patterns::Matching;
 use super::port::{Equipment, Port, State};
 use super::{BUSY_TRIES_LATER, Daemon};
-use crate::control::firewall::Rules;
 use crate::say;
 use crate::tables::{Link, Links};
 
@@ -87,20 +86,15 @@ impl Daemon {
             port.state == State::Active && link.is_some_and(|link| link.ifindex == port.ifindex)
         };
         let coming = |port: &&Port| port.matched && is_wanted(port, matching) && !there(port);
-        let coming = self.ports.iter().filter(coming).map(|port| port.ifname.as_str());
-        let coming: Vec<&str> = coming.collect();
+        let coming = self.ports.iter().filter(coming).map(|port| port.ifname.clone());
+        let coming: Vec<String> = coming.collect();
         if coming.is_empty() || self.options.ignore_firewall {
             return;
         }
-        let hindered = match Rules::read() {
-            Ok(rules) => self.hindrances(&rules, coming.iter().copied()),
-            // It is asked again in a second.
-            Err(error) => {
-                let why = format!("the firewall cannot be read: {error}");
-                coming.iter().map(|&name| (name.to_owned(), why.clone())).collect()
-            }
-        };
-        for name in coming {
+        // They may be newer than what was read last.
+        self.firewall.read_all();
+        let hindered = self.hindrances(coming.iter().map(String::as_str));
+        for name in &coming {
             self.hindered.remove(name);
         }
         self.hindered.extend(hindered);

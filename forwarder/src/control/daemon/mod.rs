@@ -52,7 +52,7 @@ use self::relay::{Pending, relay};
 use crate::control::api::Request;
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
-use crate::control::firewall::{self, Rules};
+use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::netdev::nic;
 use crate::control::netdev::{irq, keep::RUN_DIR, poll};
@@ -83,8 +83,7 @@ const BUSY_TRIES_LATER: u32 = 5;
 const NEIGHBOURS_A_TURN: usize = 32;
 /// How long workers have to finish what has arrived, all together: more than they take.
 const WORKERS_END: Duration = Duration::from_secs(2);
-/// How often is looked at what no event tells of: rules that appear while we run must not be
-/// bypassed, and a port that could not be served may be free.
+/// How often is looked at what no event tells of: a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM, SIGINT or SIGHUP.
@@ -131,7 +130,8 @@ struct Daemon {
     hindered: BTreeMap<String, String>,
     /// Received, sent, and handed back by ports whose numbers are others' now.
     retired: [u64; 3],
-    /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
+    firewall: Monitor,
+    /// What the kernel would do to forwarded packets and we do not, a line each.
     bypassed: Vec<String>,
     checked: Instant,
     /// Of the heartbeat.
@@ -163,8 +163,9 @@ struct Daemon {
 impl Daemon {
     fn start(options: RunOptions, signals: SignalFd) -> Result<Daemon> {
         let bell = Bell::new().context("cannot create an eventfd")?;
-        let bypassed = firewall::bypassed(options.interfaces.named())
+        let firewall = Monitor::start()
             .context("cannot read the firewall's rules, so it is not known what they are")?;
+        let bypassed = firewall.bypassed(options.interfaces.named());
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
                 "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
@@ -198,6 +199,7 @@ impl Daemon {
             room_soon: false,
             hindered: BTreeMap::new(),
             retired: [0; 3],
+            firewall,
             bypassed,
             checked: Instant::now(),
             clock: Clock::start(),
@@ -224,8 +226,9 @@ impl Daemon {
         tell_leftovers(irq::restore_leftovers(Path::new(RUN_DIR)), "of interrupts");
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
         daemon.start_workers()?;
-        // Rules may have come since they were looked at.
-        daemon.watch_firewall()?;
+        // Rules may have come since they were looked at, and matched interfaces may have their own.
+        daemon.firewall.read_all();
+        daemon.follow_firewall()?;
         daemon.bring_up_ports(true)?;
         say!("{}", daemon.summary());
         Ok(daemon)
@@ -340,12 +343,14 @@ impl Daemon {
 
     /// Takes what the kernel told, a bounded part at a time. Whether that was all of it.
     fn follow_kernel(&mut self) -> Result<bool> {
+        // First: until it is read, a rule is bypassed.
+        self.watch_firewall()?;
         let told = self.mirror.process()?;
         self.follow(&told)?;
         let looked = self.mirror.tick(Instant::now())?;
         self.follow(&looked)?;
         self.unread = looked.more;
-        Ok(!looked.more)
+        Ok(!looked.more && self.firewall.is_current(Instant::now()))
     }
 
     /// What no event tells of. After a pause in which the kernel could not be followed (the process
@@ -359,7 +364,6 @@ impl Daemon {
         if let Some(n) = self.threads.iter().position(JoinHandle::is_finished) {
             bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
         }
-        self.watch_firewall()?;
         self.mend_punt()?;
         self.retry_ports()?;
         self.ports.iter_mut().for_each(Port::refresh_polling);
@@ -422,8 +426,15 @@ impl Daemon {
         let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
         fds.push(PollFd::new(self.bell.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
-        let timeout = if self.unread { Duration::ZERO } else { TICK };
-        match poll(&mut fds, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO)) {
+        fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
+        let timeout = match self.unread {
+            true => Duration::ZERO,
+            false => TICK.min(self.firewall.due().saturating_duration_since(Instant::now())),
+        };
+        // Rounded up: to wake before it is time would be for nothing.
+        let timeout = timeout.as_nanos().div_ceil(1_000_000) as u64;
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno).context("poll(2)"),
         }
@@ -489,31 +500,31 @@ impl Daemon {
 
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
-        let rules = Rules::read();
-        if let Ok(rules) = &rules {
-            let hindered = self.hindrances(rules, self.matched_names());
-            if hindered != self.hindered {
-                self.hindered = hindered;
-                self.bring_up_ports(false)?;
-            }
-        }
+        if self.firewall.process(Instant::now()) { self.follow_firewall() } else { Ok(()) }
+    }
+
+    fn follow_firewall(&mut self) -> Result<()> {
         let mut ports = self.options.interfaces.named().to_vec();
+        let matched: Vec<String> = self.matched_names().map(str::to_owned).collect();
+        self.firewall.watch(ports.iter().chain(&matched).cloned().collect());
         if self.options.ignore_firewall {
-            ports.extend(self.matched_names().map(str::to_owned));
+            ports.extend(matched);
         }
-        // What cannot be read may hold anything.
-        let bypassed = rules
-            .and_then(|rules| rules.bypassed(&ports))
-            .unwrap_or_else(|error| vec![format!("the firewall cannot be read: {error}")]);
-        if bypassed == self.bypassed {
-            return Ok(());
+        let bypassed = self.firewall.bypassed(&ports);
+        if bypassed != self.bypassed {
+            self.bypassed = bypassed;
+            if !self.options.ignore_firewall {
+                let left = if self.bypassed.is_empty() { "userspace again" } else { "the kernel" };
+                say!("the firewall changed; forwarding is done by {left}");
+            }
+            self.steer()?;
         }
-        self.bypassed = bypassed;
-        if !self.options.ignore_firewall {
-            let left = if self.bypassed.is_empty() { "userspace again" } else { "the kernel" };
-            say!("the firewall changed; forwarding is done by {left}");
+        let hindered = self.hindrances(self.matched_names());
+        if hindered != self.hindered {
+            self.hindered = hindered;
+            self.bring_up_ports(false)?;
         }
-        self.steer()
+        Ok(())
     }
 
     /// Nothing that has arrived is lost: the kernel takes what comes from now on, the workers

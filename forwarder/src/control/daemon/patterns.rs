@@ -11,7 +11,6 @@ use super::port::{Port, State};
 use super::{Daemon, WORKER_TIMEOUT};
 use crate::control::config::PORTS_MAX;
 use crate::control::config::interfaces::Candidate;
-use crate::control::firewall::Rules;
 use crate::say;
 
 /// Ports for which there is room beyond those there at the start, when nobody says otherwise.
@@ -148,19 +147,15 @@ impl Daemon {
     /// the rest goes on.
     pub(super) fn hindrances<'a>(
         &self,
-        rules: &Rules,
         names: impl Iterator<Item = &'a str>,
     ) -> BTreeMap<String, String> {
         if self.options.ignore_firewall {
             return BTreeMap::new();
         }
         let own = |name: &str| {
-            let why = match rules.own(name) {
-                Ok(own) if own.is_empty() => return None,
-                Ok(own) => format!("rules on it would be bypassed: {}", own.join("; ")),
-                Err(error) => format!("rules cannot be read: {error}"),
-            };
-            Some((name.to_owned(), why))
+            let own = self.firewall.own(name);
+            let why = format!("rules on it would be bypassed: {}", own.join("; "));
+            (!own.is_empty()).then(|| (name.to_owned(), why))
         };
         names.filter_map(own).collect()
     }

@@ -6,6 +6,7 @@ use std::io;
 use libbpf_rs::query::ProgInfoIter;
 
 use super::Finding;
+use crate::control::firewall;
 use crate::control::netdev::nic::{
     self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
 };
@@ -209,7 +210,7 @@ fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
 }
 
 fn tc(nic: &Nic) -> Option<Finding> {
-    let hooked = nic::tc_hooked().is_ok_and(|hooked| hooked.contains(&nic.ifindex));
+    let hooked = firewall::has_clsact(nic.ifindex).unwrap_or(false);
     hooked.then(|| {
         Finding::warn(
             "tc",

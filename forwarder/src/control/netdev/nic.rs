@@ -1,4 +1,4 @@
-//! What an interface is and is set to, asked by netlink: rtnetlink (link, qdisc), ethtool's family
+//! What an interface is and is set to, asked by netlink: rtnetlink, ethtool's family
 //! (channels, features), netdev's family (XDP features).
 
 use std::collections::BTreeSet;
@@ -14,16 +14,8 @@ use crate::io::device::{Channels, Feature};
 use crate::tables::vlan::TAGS_MAX;
 
 const RTM_GETLINK: u16 = 18;
-const RTM_GETQDISC: u16 = 38;
-const RTM_GETTFILTER: u16 = 46;
-/// TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and (…, TC_H_MIN_EGRESS).
-const TC_H_INGRESS: u32 = 0xffff_fff2;
-const TC_H_EGRESS: u32 = 0xffff_fff3;
 /// `struct ifinfomsg` in octets.
 const IFINFO_HEADER: usize = 16;
-/// `struct tcmsg` in octets.
-const TC_HEADER: usize = 20;
-const TCA_KIND: u16 = 1;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -181,32 +173,6 @@ fn program(attr: Attr<'_>) -> Option<(&'static str, u32)> {
 /// The first attribute of a kind.
 pub(crate) fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
     attrs.find(|attr| attr.kind == kind)
-}
-
-/// Interfaces that tc filters may sit on: they have a clsact or ingress qdisc.
-pub fn tc_hooked() -> io::Result<BTreeSet<u32>> {
-    let hooked = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
-        let kind = find(message.attrs(TC_HEADER), TCA_KIND)?.string();
-        let ifindex = u32_at(message.payload, 4)?;
-        (kind == "clsact" || kind == "ingress").then_some(ifindex)
-    })?;
-    Ok(hooked.into_iter().collect())
-}
-
-/// The tc filters of an interface's ingress and egress, where it is one of [`tc_hooked`]: where they
-/// sit, and their kind, each pair once.
-pub fn tc_filters(ifindex: u32) -> io::Result<BTreeSet<(&'static str, String)>> {
-    let mut found = BTreeSet::new();
-    for (direction, parent) in [("ingress", TC_H_INGRESS), ("egress", TC_H_EGRESS)] {
-        let mut header = [0; TC_HEADER];
-        header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-        header[12..16].copy_from_slice(&parent.to_ne_bytes());
-        let kinds = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETTFILTER, &header, |message| {
-            Some(find(message.attrs(TC_HEADER), TCA_KIND)?.string())
-        })?;
-        found.extend(kinds.into_iter().map(|kind| (direction, kind)));
-    }
-    Ok(found)
 }
 
 /// How many queues an interface has, as `ethtool -l` prints them: those of its combined channels

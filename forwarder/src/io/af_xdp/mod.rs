@@ -10,7 +10,8 @@
 //!   packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
 //! - [`HeartbeatPage`]: by which threads tell the XDP program that they are alive;
-//! - [`link`]: the one call that attaches an XDP program in the mode asked for.
+//! - [`link`]: the one call that attaches an XDP program in the mode asked for;
+//! - [`bpf`]: questions about the programs of others.
 //!
 //! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
 //! the map. Attach the program after the sockets are open: some drivers (igb) fill their rings at
@@ -22,6 +23,7 @@
 
 mod area;
 mod bind;
+pub mod bpf;
 mod device;
 mod error;
 mod heartbeat;

@@ -1,0 +1,494 @@
+//! Netfilter hooks of forwarded packets: which functions are registered there, whoever registered
+//! them.
+//!
+//! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK). A kernel without it is
+//! asked for those who are known to register there: nftables chains (see [`super::nftables`]), BPF
+//! links, the old iptables, IPVS. Left out: hooks of bridges, which see frames that are not routed,
+//! and of packets to and from the router itself, which Ferroute leaves to the kernel.
+
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::nftables::Nftables;
+use super::xtables::{Files, Tables};
+use super::{
+    NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV, be32, family_name, find, hook_name, string,
+};
+use crate::control::netlink::message::{Attrs, Message, Request};
+use crate::control::netlink::query::NlSock;
+use crate::io::af_xdp::bpf::{NetfilterLink, netfilter_link, next_link};
+
+/// `struct nfgenmsg` in octets.
+const NFGEN_HEADER: usize = 4;
+/// NFNL_SUBSYS_HOOK << 8 | NFNL_MSG_HOOK_GET.
+const HOOK_GET: u16 = 12 << 8;
+const NFNLA_HOOK_HOOKNUM: u16 = 1;
+const NFNLA_HOOK_PRIORITY: u16 = 2;
+const NFNLA_HOOK_DEV: u16 = 3;
+const NFNLA_HOOK_FUNCTION_NAME: u16 = 4;
+const NFNLA_HOOK_MODULE_NAME: u16 = 5;
+const NFNLA_HOOK_CHAIN_INFO: u16 = 6;
+const NFNLA_HOOK_INFO_DESC: u16 = 1;
+const NFNLA_HOOK_INFO_TYPE: u16 = 2;
+const NFNL_HOOK_TYPE_BPF: u32 = 2;
+const NFNLA_HOOK_BPF_ID: u16 = 1;
+
+/// NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING: what a forwarded packet passes.
+const FORWARDED: [u32; 3] = [0, 2, 4];
+/// NF_NETDEV_INGRESS, NF_NETDEV_EGRESS.
+const NETDEV: [u32; 2] = [0, 1];
+
+/// Functions that forwarded packets may go past.
+///
+/// - Connection tracking and defragmentation change no packet; rules that use them are hooks of
+///   their own. Packets to the router itself are tracked still.
+/// - `ip_sabotage_in` of br_netfilter is about bridged frames.
+/// - SELinux and AppArmor judge packets that SECMARK rules (hooks of their own) or NetLabel marked.
+const HARMLESS: [&str; 18] = [
+    "ipv4_conntrack_in",
+    "ipv6_conntrack_in",
+    "ipv4_conntrack_defrag",
+    "ipv6_defrag",
+    "nf_confirm",
+    "ipv4_confirm",
+    "ipv6_confirm",
+    "ipv4_helper",
+    "ipv6_helper",
+    "ip_sabotage_in",
+    "selinux_ip_forward",
+    "selinux_ipv4_forward",
+    "selinux_ipv6_forward",
+    "selinux_ip_postroute",
+    "selinux_ipv4_postroute",
+    "selinux_ipv6_postroute",
+    "apparmor_ip_postroute",
+    "apparmor_ipv4_postroute",
+];
+/// What begins so stands for chains and flowtables, which [`super::nftables`] describes.
+const NFTABLES: [&str; 2] = ["nft_do_chain", "nf_flow_offload"];
+/// NAT's own, of both programs: registered with the first chain or table of NAT at whatever hook.
+const NAT: [&str; 2] = ["nf_nat_ipv4", "nf_nat_ipv6"];
+/// Of the old iptables, by the function or the module.
+const XTABLES: [&str; 4] = ["ipt_do_table", "ip6t_do_table", "iptable_", "ip6table_"];
+
+/// What there is at the hooks of forwarded packets, nftables left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    by: By,
+    tables4: Tables,
+    tables6: Tables,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum By {
+    /// All that is registered.
+    Listing(Vec<Hook>),
+    /// As far as it is known who registers.
+    Parts { links: BpfLinks, ipvs: bool },
+}
+
+/// A function at a hook.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Hook {
+    family: u8,
+    hook: u32,
+    priority: i32,
+    /// Empty when the kernel does not tell names (no CONFIG_KALLSYMS).
+    function: String,
+    module: String,
+    /// Id of the BPF program that it runs.
+    program: Option<u32>,
+}
+
+/// BPF links at the hooks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum BpfLinks {
+    Listed(Vec<NetfilterLink>),
+    /// Without CAP_SYS_ADMIN.
+    Unlisted,
+}
+
+/// The means to ask, kept from one time to the next.
+#[derive(Debug)]
+pub struct Reader {
+    files: Files,
+    /// `None`: nfnetlink_hook is not there. It is not asked for again, because the kernel would
+    /// start modprobe each time.
+    listing: Option<NlSock>,
+    /// Highest id of the links that were looked at.
+    last_link: u32,
+    links: Vec<NetfilterLink>,
+}
+
+impl Reader {
+    /// Of this thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn open() -> io::Result<Reader> {
+        let socket = match NlSock::open(NETLINK_NETFILTER) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+            socket => Some(socket?),
+        };
+        let mut reader =
+            Reader { files: Files::open(), listing: socket, last_link: 0, links: Vec::new() };
+        if let Some(socket) = &mut reader.listing {
+            match list(socket, NFPROTO_IPV4, FORWARDED[0], "") {
+                Ok(_) => {}
+                // nfnetlink knows no such subsystem.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => reader.listing = None,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(reader)
+    }
+
+    /// Whether the kernel lists hooks.
+    pub fn lists_hooks(&self) -> bool {
+        self.listing.is_some()
+    }
+
+    /// Asks. `thorough`: BPF links are all looked at again, not just new ones; their ids wrap.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read(&mut self, thorough: bool) -> io::Result<Hooks> {
+        let by = match &mut self.listing {
+            Some(socket) => {
+                let mut hooks = Vec::new();
+                for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+                    for hook in FORWARDED {
+                        hooks.extend(list(socket, family, hook, "")?);
+                    }
+                }
+                By::Listing(hooks)
+            }
+            None => {
+                By::Parts { links: self.links(thorough)?, ipvs: self.files.has_virtual_servers()? }
+            }
+        };
+        Ok(Hooks { by, tables4: self.files.tables4()?, tables6: self.files.tables6()? })
+    }
+
+    /// Links at hooks of forwarded packets. One system call when there is none and nothing is new.
+    fn links(&mut self, thorough: bool) -> io::Result<BpfLinks> {
+        if thorough || !self.links.is_empty() {
+            self.last_link = 0;
+            self.links.clear();
+        }
+        let (mut last, mut all_settled) = (self.last_link, true);
+        loop {
+            match next_link(last) {
+                Ok(Some(id)) => {
+                    match netfilter_link(id) {
+                        // It has a number and is not attached yet: looked at again next time.
+                        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                            all_settled = false;
+                        }
+                        link => {
+                            let link = link?.filter(|link| FORWARDED.contains(&link.hook));
+                            self.links.extend(link);
+                        }
+                    }
+                    last = id;
+                    if all_settled {
+                        self.last_link = id;
+                    }
+                }
+                Ok(None) => return Ok(BpfLinks::Listed(self.links.clone())),
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                    return Ok(BpfLinks::Unlisted);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Hooks {
+    /// A line for each that would be bypassed. `nftables`: what explains the hooks of NAT.
+    pub fn bypassed(&self, nftables: &Nftables) -> Vec<String> {
+        let mut found = named("iptables", &self.tables4);
+        found.extend(named("ip6tables", &self.tables6));
+        match &self.by {
+            By::Listing(hooks) => {
+                let listed = hooks.iter().filter(|hook| !self.is_explained(hook, nftables));
+                found.extend(listed.map(Hook::describe));
+            }
+            By::Parts { links, ipvs } => {
+                for (program, tables) in [("iptables", &self.tables4), ("ip6tables", &self.tables6)]
+                {
+                    if *tables == Tables::Unreadable {
+                        found.push(perhaps(program));
+                    }
+                }
+                match links {
+                    BpfLinks::Listed(links) => found.extend(links.iter().map(describe_link)),
+                    BpfLinks::Unlisted => found.push(
+                        "BPF netfilter programs: perhaps; to list them CAP_SYS_ADMIN is needed, or a \
+                         kernel with CONFIG_NETFILTER_NETLINK_HOOK"
+                            .into(),
+                    ),
+                }
+                if *ipvs {
+                    found.push("IPVS: virtual servers (see ipvsadm -L)".into());
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether a hook may be bypassed, or another line is about it.
+    fn is_explained(&self, hook: &Hook, nftables: &Nftables) -> bool {
+        let tables = if hook.family == NFPROTO_IPV4 { &self.tables4 } else { &self.tables6 };
+        let named = matches!(tables, Tables::Named(names) if !names.is_empty());
+        match hook.kind() {
+            Kind::Harmless | Kind::Nftables => true,
+            Kind::Nat => nftables.has_nat(hook.family) && *tables != Tables::Unreadable || named,
+            Kind::Xtables => named,
+            Kind::Other => false,
+        }
+    }
+}
+
+/// A line for each table.
+fn named(program: &str, tables: &Tables) -> Vec<String> {
+    let Tables::Named(names) = tables else { return Vec::new() };
+    let line = |name| format!("{program}-legacy: table {name} (see {program}-legacy-save)");
+    names.iter().map(line).collect()
+}
+
+fn perhaps(program: &str) -> String {
+    let file = if program == "iptables" { "ip_tables_names" } else { "ip6_tables_names" };
+    format!(
+        "{program}-legacy: perhaps; /proc/net/{file} is for root to read, and the kernel lists no \
+         hooks (CONFIG_NETFILTER_NETLINK_HOOK)"
+    )
+}
+
+/// Whose hook it is.
+enum Kind {
+    Harmless,
+    Nftables,
+    Nat,
+    Xtables,
+    Other,
+}
+
+impl Hook {
+    fn kind(&self) -> Kind {
+        let begins = |names: &[&str]| {
+            names
+                .iter()
+                .any(|name| self.function.starts_with(name) || self.module.starts_with(name))
+        };
+        match self.function.as_str() {
+            _ if self.program.is_some() => Kind::Other,
+            function if HARMLESS.contains(&function) => Kind::Harmless,
+            _ if begins(&NFTABLES) => Kind::Nftables,
+            _ if begins(&NAT) => Kind::Nat,
+            _ if begins(&XTABLES) => Kind::Xtables,
+            _ => Kind::Other,
+        }
+    }
+
+    fn describe(&self) -> String {
+        let Hook { function, module, priority, .. } = self;
+        let at = format!(
+            "{}, hook {}, priority {priority}",
+            family_name(self.family).unwrap_or("unknown family"),
+            hook_name(self.family, self.hook)
+        );
+        let legacy =
+            if self.family == NFPROTO_IPV4 { "iptables-legacy" } else { "ip6tables-legacy" };
+        match (self.program, self.kind()) {
+            (Some(id), _) => format!("BPF netfilter program {id} ({at}; see bpftool link)"),
+            (None, Kind::Xtables) => format!("{legacy}: a table ({at}; see {legacy}-save)"),
+            (None, Kind::Nat) => format!("NAT ({at}; see {legacy}-save -t nat)"),
+            _ if function == "nf_hook_run_bpf" => {
+                format!("BPF netfilter program ({at}; see bpftool link)")
+            }
+            _ => {
+                let of = if module.is_empty() { String::new() } else { format!(" of {module}") };
+                let name = if function.is_empty() { "without a name" } else { function };
+                format!("netfilter: function {name}{of} ({at})")
+            }
+        }
+    }
+}
+
+fn describe_link(link: &NetfilterLink) -> String {
+    let family = u8::try_from(link.family).unwrap_or_default();
+    format!(
+        "BPF netfilter program {} ({}, hook {}, priority {}, link {}, of this network namespace or \
+         another; see bpftool link)",
+        link.program,
+        family_name(family).unwrap_or("unknown family"),
+        hook_name(family, link.hook),
+        link.priority,
+        link.id
+    )
+}
+
+/// A line for each function at the ingress and egress of an interface that is neither nftables' nor
+/// harmless, of a kernel that lists hooks. (Besides nftables nobody is known to register there.)
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn on_device(name: &str) -> io::Result<Vec<String>> {
+    let mut socket = NlSock::open(NETLINK_NETFILTER)?;
+    let mut found = Vec::new();
+    for hook in NETDEV {
+        let hooks = match list(&mut socket, NFPROTO_NETDEV, hook, name) {
+            // The interface went, or the kernel has no such hook.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENODEV | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
+                ) =>
+            {
+                continue;
+            }
+            hooks => hooks?,
+        };
+        let unknown = |hook: &&Hook| !matches!(hook.kind(), Kind::Harmless | Kind::Nftables);
+        found.extend(
+            hooks.iter().filter(unknown).map(|hook| format!("{} on {name}", hook.describe())),
+        );
+    }
+    Ok(found)
+}
+
+/// What is registered at one hook.
+fn list(socket: &mut NlSock, family: u8, hook: u32, device: &str) -> io::Result<Vec<Hook>> {
+    let request = |flags| {
+        let request = Request::new(HOOK_GET, flags, &[family, 0, 0, 0])
+            .attr(NFNLA_HOOK_HOOKNUM, &hook.to_be_bytes());
+        match device {
+            "" => request,
+            device => request.attr(NFNLA_HOOK_DEV, format!("{device}\0").as_bytes()),
+        }
+    };
+    socket.dump_by(request, |message| Some(parse_hook(family, hook, message)))
+}
+
+/// What cannot be read of it stays empty: it is a hook all the same.
+fn parse_hook(family: u8, hook: u32, message: &Message<'_>) -> Hook {
+    let attrs = message.attrs(NFGEN_HEADER);
+    let text = |kind| find(attrs, kind).map(string).unwrap_or_default();
+    let info = Attrs(find(attrs, NFNLA_HOOK_CHAIN_INFO).unwrap_or_default());
+    let is_bpf = find(info, NFNLA_HOOK_INFO_TYPE).and_then(be32) == Some(NFNL_HOOK_TYPE_BPF);
+    let described = Attrs(find(info, NFNLA_HOOK_INFO_DESC).unwrap_or_default());
+    Hook {
+        family,
+        hook,
+        priority: find(attrs, NFNLA_HOOK_PRIORITY).and_then(be32).unwrap_or_default() as i32,
+        function: text(NFNLA_HOOK_FUNCTION_NAME),
+        module: text(NFNLA_HOOK_MODULE_NAME),
+        program: find(described, NFNLA_HOOK_BPF_ID).and_then(be32).filter(|_| is_bpf),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hook(function: &str, module: &str) -> Hook {
+        Hook {
+            family: NFPROTO_IPV4,
+            hook: 2,
+            function: function.into(),
+            module: module.into(),
+            ..Hook::default()
+        }
+    }
+
+    fn lines(hooks: &[Hook], tables4: Tables) -> Vec<String> {
+        let by = By::Listing(hooks.to_vec());
+        Hooks { by, tables4, tables6: Tables::Named(vec![]) }.bypassed(&Nftables::default())
+    }
+
+    #[test]
+    fn whoever_is_not_known_to_be_harmless_counts() {
+        let none = || Tables::Named(vec![]);
+        let harmless = [
+            hook("ipv4_conntrack_in", "nf_conntrack"),
+            hook("selinux_ip_forward", ""),
+            hook("nft_do_chain_ipv4", "nf_tables"),
+        ];
+        assert!(lines(&harmless, none()).is_empty());
+        assert_eq!(
+            lines(&[hook("ip_vs_forward_icmp", "ip_vs")], none()),
+            ["netfilter: function ip_vs_forward_icmp of ip_vs (ip, hook forward, priority 0)"]
+        );
+        assert_eq!(
+            lines(&[hook("", "")], none()),
+            ["netfilter: function without a name (ip, hook forward, priority 0)"]
+        );
+        let bpf = Hook { program: Some(7), ..hook("nf_hook_run_bpf", "") };
+        assert_eq!(
+            lines(&[bpf], none()),
+            ["BPF netfilter program 7 (ip, hook forward, priority 0; see bpftool link)"]
+        );
+    }
+
+    #[test]
+    fn tables_are_found_by_their_hooks_when_their_names_cannot_be_read() {
+        let filter = [hook("ipt_do_table", "ip_tables")];
+        let named = Tables::Named(vec!["filter".into()]);
+        assert_eq!(
+            lines(&filter, named),
+            ["iptables-legacy: table filter (see iptables-legacy-save)"]
+        );
+        let by_hook = lines(&filter, Tables::Unreadable);
+        assert!(
+            by_hook[0].starts_with("iptables-legacy: a table (ip, hook forward"),
+            "{by_hook:?}"
+        );
+        assert!(lines(&[], Tables::Unreadable).is_empty());
+        let nat = lines(&[hook("nf_nat_ipv4_out", "nf_nat")], Tables::Unreadable);
+        assert!(nat[0].starts_with("NAT ("), "{nat:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_asked_of_a_kernel_without_a_listing_may_be_there() {
+        let hooks = |links, tables4| Hooks {
+            by: By::Parts { links, ipvs: false },
+            tables4,
+            tables6: Tables::Named(vec![]),
+        };
+        let none = Nftables::default();
+        let listed = BpfLinks::Listed(vec![]);
+        assert!(hooks(listed.clone(), Tables::Named(vec![])).bypassed(&none).is_empty());
+        let unread = hooks(listed, Tables::Unreadable).bypassed(&none);
+        assert!(unread.len() == 1 && unread[0].contains("ip_tables_names"), "{unread:?}");
+        let unlisted = hooks(BpfLinks::Unlisted, Tables::Named(vec![])).bypassed(&none);
+        assert!(unlisted.len() == 1 && unlisted[0].contains("CAP_SYS_ADMIN"), "{unlisted:?}");
+    }
+
+    #[test]
+    fn a_hook_is_read_from_its_message_and_octets_that_lie_are_a_hook_too() {
+        let description =
+            Request::new(0, 0, &[]).attr(NFNLA_HOOK_BPF_ID, &9u32.to_be_bytes()).finish(0);
+        let info = Request::new(0, 0, &[])
+            .attr(0x8000 | NFNLA_HOOK_INFO_DESC, &description[16..])
+            .attr(NFNLA_HOOK_INFO_TYPE, &NFNL_HOOK_TYPE_BPF.to_be_bytes())
+            .finish(0);
+        let message = Request::new(HOOK_GET, 0, &[NFPROTO_IPV4, 0, 0, 0])
+            .attr(NFNLA_HOOK_FUNCTION_NAME, b"nf_hook_run_bpf\0")
+            .attr(NFNLA_HOOK_PRIORITY, &(-128i32 as u32).to_be_bytes())
+            .attr(0x8000 | NFNLA_HOOK_CHAIN_INFO, &info[16..])
+            .finish(0);
+        let payload = &message[16..];
+        let read = |payload| {
+            parse_hook(NFPROTO_IPV4, 2, &Message { kind: HOOK_GET, flags: 0, seq: 0, payload })
+        };
+        let hook = read(payload);
+        assert_eq!((hook.program, hook.priority, hook.hook), (Some(9), -128, 2));
+        assert_eq!(hook.function, "nf_hook_run_bpf");
+        for len in 0..payload.len() {
+            assert_eq!(read(&payload[..len]).family, NFPROTO_IPV4);
+        }
+    }
+}
