@@ -7,7 +7,8 @@
 //! - [`patterns`]: which interfaces are ports though nobody named them;
 //! - [`workers`]: the threads that forward, and what they have room for;
 //! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
-//! - [`relay`]: requests of the control socket, brought to this thread;
+//! - [`relay`]: requests of the control socket, answered on their clients' threads;
+//! - [`snapshot`]: what those see of this thread's state;
 //! - [`report`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
 
@@ -29,10 +30,11 @@ mod port;
 mod queues;
 mod relay;
 mod report;
+mod snapshot;
 
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -46,12 +48,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use self::capture::Captures;
 use self::crossroads::Crossroads;
-use self::latency::Baseline;
 use self::port::{Port, State};
-use self::relay::{Pending, relay};
-use crate::control::api::Request;
+use self::relay::{Ask, relay};
+use self::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::{self, Rules};
@@ -81,6 +81,9 @@ const BUSY_TRIES_LATER: u32 = 5;
 /// How often is looked at what no event tells of: rules that appear while we run must not be
 /// bypassed, and a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// What a turn may spend on answers to clients, after everything else.
+const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 
 /// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
@@ -125,7 +128,11 @@ struct Daemon {
     /// What nftables, iptables or XFRM would do and we do not; empty: nothing.
     bypassed: Vec<String>,
     checked: Instant,
-    pending: Receiver<Pending>,
+    /// What clients ask, and what of it was asked before this turn.
+    asks: Receiver<Ask>,
+    asked: VecDeque<Ask>,
+    view: Arc<View>,
+    unmirrored: Unmirrored,
     server: Option<Server>,
     stopping: bool,
     /// Why a family's local addresses are not all in the XDP program's maps.
@@ -138,9 +145,6 @@ struct Daemon {
     steered: u64,
     /// Of the flow hash, the same for all workers.
     hash_seed: u64,
-    /// Where the histograms of latency begin.
-    baseline: Baseline,
-    captures: Captures,
 }
 
 impl Daemon {
@@ -161,10 +165,13 @@ impl Daemon {
         let mirror = Mirror::start(MirrorOptions::default())?;
         let steering = Steering::new()?;
         let punt = PuntDevice::open(&steering)?;
-        let (relay, pending) = relay(Arc::clone(&bell));
+        let reader = mirror.quiescence().reader().context("no reader of the tables is left")?;
+        let first = Snapshot::starting(&options);
+        let view = Arc::new(View::new(mirror.published(), reader, first));
+        let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
         let ports = options.interfaces.named().iter().enumerate();
         let mut daemon = Daemon {
-            started: Instant::now(),
+            started: view.started,
             signals,
             bell,
             mirror,
@@ -184,7 +191,10 @@ impl Daemon {
             retired: [0; 3],
             bypassed,
             checked: Instant::now(),
-            pending,
+            asks,
+            asked: VecDeque::new(),
+            view,
+            unmirrored: Unmirrored::default(),
             server: None,
             stopping: false,
             unknown_locals: None,
@@ -192,8 +202,6 @@ impl Daemon {
             punt_broken: false,
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
-            baseline: Baseline::new(),
-            captures: Captures::new(),
             options,
         };
         daemon.refuse_unfit_interfaces()?;
@@ -306,7 +314,7 @@ impl Daemon {
             let changes = self.mirror.process()?;
             self.follow(&changes)?;
             self.run_slow_path()?;
-            self.answer_requests();
+            self.answer_pages(ANSWER_BUDGET);
             self.tell_captures();
             let changes = self.mirror.tick(Instant::now())?;
             self.follow(&changes)?;
@@ -320,6 +328,8 @@ impl Daemon {
                 self.retry_ports()?;
                 self.ports.iter_mut().for_each(Port::refresh_polling);
                 self.look_for_unserved();
+                // For when this thread does not get to a newer one.
+                self.publish();
             }
         }
         Ok(())
@@ -422,16 +432,6 @@ impl Daemon {
         self.steer()
     }
 
-    fn answer_requests(&mut self) {
-        while let Ok(pending) = self.pending.try_recv() {
-            let answer = match &pending.request {
-                Request::Capture(request) => self.capture(request),
-                _ => self.report(&pending).into(),
-            };
-            pending.answer(answer);
-        }
-    }
-
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
         let rules = Rules::read();
@@ -465,6 +465,9 @@ impl Daemon {
     /// finish what they have.
     fn stop(&mut self) {
         self.stopping = true;
+        self.publish();
+        // Whoever waits for a page is told that there will be none.
+        (self.asks, self.asked) = (crossbeam_channel::never(), VecDeque::new());
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");
         }
@@ -482,7 +485,7 @@ impl Daemon {
         if let Err(error) = self.run_slow_path() {
             say!("{error:#}");
         }
-        self.captures.finish();
+        self.view.captures.finish();
         self.server = None;
         say!("{}", self.totals());
     }

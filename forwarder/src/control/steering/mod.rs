@@ -24,7 +24,7 @@ pub use self::error::XdpError;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;
-pub use self::port::{AttachMode, PortProgram, XdpMode};
+pub use self::port::{AttachMode, PortProgram, QueueCounts, XdpMode};
 
 /// What the ports share.
 #[derive(Debug)]
