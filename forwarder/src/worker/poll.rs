@@ -71,6 +71,11 @@ impl PollMode {
     }
 }
 
+/// Commands that wait for a worker at most.
+const COMMANDS: usize = 16;
+/// Those of them that [`WorkerHandle::try_call`] leaves room for: they are the control thread's.
+const COMMANDS_KEPT: usize = 8;
+
 /// Runs with a worker's driver, free frames and counters.
 type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
 
@@ -192,7 +197,7 @@ pub struct Parts<I> {
 impl<I: PacketIo> Worker<I> {
     /// Assembles a worker and the handle on it.
     pub fn new(parts: Parts<I>) -> (Worker<I>, WorkerHandle<I>) {
-        let (sender, commands) = bounded(16);
+        let (sender, commands) = bounded(COMMANDS);
         let stop = Arc::new(AtomicBool::new(false));
         let stats = Arc::clone(&parts.stats);
         let residence = Arc::new(parts.residence);
@@ -551,6 +556,18 @@ impl<I: PacketIo> Worker<I> {
     }
 }
 
+impl<I> Clone for WorkerHandle<I> {
+    fn clone(&self) -> WorkerHandle<I> {
+        WorkerHandle {
+            commands: self.commands.clone(),
+            stop: Arc::clone(&self.stop),
+            stats: Arc::clone(&self.stats),
+            residence: Arc::clone(&self.residence),
+            clock: self.clock,
+        }
+    }
+}
+
 impl<I> WorkerHandle<I> {
     /// Tells the worker to finish.
     pub fn stop(&self) {
@@ -560,6 +577,33 @@ impl<I> WorkerHandle<I> {
     /// Where the worker's frames are now. `None`: the worker is gone or did not get to it.
     pub fn census(&self, timeout: Duration) -> Option<FrameCensus> {
         ask(&self.commands, timeout, Command::Census)
+    }
+
+    /// Asks where the worker's frames are, as [`WorkerHandle::try_call`] asks.
+    pub fn try_census(&self) -> Option<Receiver<FrameCensus>> {
+        self.try_ask(Command::Census)
+    }
+
+    /// Has `call` run on the worker's thread between two turns, and waits for nothing: not for room
+    /// among its commands either. `None`: it is gone, or does not get to its commands.
+    pub fn try_call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
+    ) -> Option<Receiver<T>> {
+        self.try_ask(|answer| {
+            Command::Call(Box::new(move |io, pool, stats| {
+                let _ = answer.send(call(io, pool, stats));
+            }))
+        })
+    }
+
+    fn try_ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<I>) -> Option<Receiver<T>> {
+        if self.commands.len() >= COMMANDS - COMMANDS_KEPT {
+            return None;
+        }
+        let (answer, result) = bounded(1);
+        self.commands.try_send(command(answer)).ok()?;
+        Some(result)
     }
 
     /// A hold on the worker's captures alone.

@@ -7,7 +7,11 @@
 
 pub mod capture;
 pub mod client;
+mod clients;
+mod connection;
+pub mod page;
 pub mod route_get;
+pub mod rows;
 pub mod server;
 pub mod show;
 
@@ -298,6 +302,10 @@ pub struct StatusReport {
     pub mirror: MirrorStatus,
     /// What the user should know: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
+    /// Milliseconds for which the control thread has had no turn, if that is too long: what is told
+    /// of ports and tables is as old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_thread_stalled_ms: Option<u64>,
 }
 
 /// One port.
@@ -418,6 +426,9 @@ pub struct WorkerReport {
     /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
+    /// It did not say in time where its frames are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub silent: bool,
 }
 
 /// What one port counted. Octets include the Ethernet header.
@@ -614,6 +625,7 @@ mod tests {
             workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],
             mirror: MirrorStatus::default(),
             warnings: vec!["mind".into()],
+            control_thread_stalled_ms: Some(3200),
         }));
         round_trip(Response::Drops(DropsReport::default()));
         let counts = vec![(1, u64::MAX), (u64::MAX, 1)];

@@ -2,16 +2,17 @@
 //! [`ControlHandler`]. Knows nothing of what is asked.
 //!
 //! Only root and the daemon's own user are served: the file's mode says so, and every peer's
-//! credentials are checked besides.
+//! credentials are checked besides. A client costs a thread and a place among
+//! [`CLIENTS_MAX`](super::clients::CLIENTS_MAX), its request at most
+//! [`REQUEST_MAX`](super::connection::REQUEST_MAX) octets, its answer a row and a buffer.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,14 +22,14 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 use serde::Deserialize;
 
-use crate::control::api::{API_VERSION, Envelope, Request, Response};
+use super::clients::{self, Clients, Place};
+use super::connection::{Connection, Incoming};
+use super::rows::{List, ListError, RowWriter};
+use crate::control::api::{API_VERSION, Envelope, Format, Request, Response};
 
-/// Connections served at one time; more than a few people or scripts never ask at once.
-const CLIENTS_MAX: usize = 16;
-/// How long a client may stay silent, or refuse to take an answer.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Octets of one request: room for a `route get` of a million addresses.
-const REQUEST_MAX: u64 = 64 << 20;
+/// Pause before the next connection is accepted when that failed: descriptors or memory must come
+/// back first.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers requests. Called on the threads of the connections, several at a time.
 pub trait ControlHandler: Send + Sync {
@@ -40,6 +41,8 @@ pub trait ControlHandler: Send + Sync {
 pub enum Answer {
     /// It is answered.
     Response(Response),
+    /// It is answered with a list, which is made while it is written.
+    List(Format, Box<dyn List>),
     /// It is answered, and then the connection has another use and ends.
     Follow(Response, Box<dyn Follow>),
 }
@@ -55,8 +58,10 @@ pub trait Follow: Send {
 
 impl std::fmt::Debug for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Answer::Response(response) | Answer::Follow(response, _)) = self;
-        response.fmt(f)
+        match self {
+            Answer::Response(response) | Answer::Follow(response, _) => response.fmt(f),
+            Answer::List(format, _) => write!(f, "a list as {format:?}"),
+        }
     }
 }
 
@@ -191,7 +196,9 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
 }
 
 fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn ControlHandler>) {
-    let clients = Arc::new(AtomicUsize::new(0));
+    let clients = Arc::new(Clients::default());
+    // Kept for when there are no more.
+    let mut reserve = reserve_descriptor();
     loop {
         let mut fds = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -204,72 +211,84 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
         if fds[1].any().unwrap_or(true) {
             return;
         }
-        let Ok((stream, _)) = listener.accept() else {
-            // Out of descriptors, or the client left already: do not spin on it.
-            thread::sleep(Duration::from_millis(10));
-            continue;
-        };
-        serve_in_thread(stream, &clients, handler);
+        match listener.accept() {
+            Ok((stream, _)) => serve_in_thread(stream, &clients, handler),
+            Err(error) if is_gone(&error) => {}
+            // Out of descriptors or memory. Whoever only waits gives way; if nobody does, one is
+            // served by what was kept, and the others wait in the queue.
+            Err(_) if clients.make_room() => thread::sleep(ACCEPT_PAUSE),
+            Err(_) if reserve.take().is_some() => continue,
+            Err(_) => thread::sleep(ACCEPT_PAUSE),
+        }
+        reserve = reserve.or_else(reserve_descriptor);
     }
 }
 
-fn serve_in_thread(
-    stream: UnixStream,
-    clients: &Arc<AtomicUsize>,
-    handler: &Arc<dyn ControlHandler>,
-) {
-    // Only this thread counts up, so looking first is enough.
-    if clients.load(Relaxed) >= CLIENTS_MAX {
-        let _ = answer(&stream, &Response::error("too many clients at once; try again"));
-        return;
+/// Whether a client left before it was accepted.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, Interrupted, WouldBlock};
+    matches!(error.kind(), ConnectionAborted | Interrupted | WouldBlock)
+}
+
+fn reserve_descriptor() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+fn serve_in_thread(stream: UnixStream, clients: &Arc<Clients>, handler: &Arc<dyn ControlHandler>) {
+    // First of all, so that others cost neither a thread nor a place.
+    let peer = getsockopt(&stream, PeerCredentials).map_or(u32::MAX, |peer| peer.uid());
+    if !may_ask(peer, geteuid().as_raw()) {
+        return clients::say(&stream, &format!("user {peer} is not root"));
     }
-    clients.fetch_add(1, Relaxed);
-    let leave = Leave(Arc::clone(clients));
+    let Some(place) = clients.admit(stream) else { return };
     let handler = Arc::clone(handler);
     // When no thread can be had the connection closes, which the client reports.
     let _ = thread::Builder::new().name("fr-client".into()).spawn(move || {
-        let _leave = leave;
         // A client that is slow, gone or talks nonsense loses its connection; nothing else follows.
-        let _ = serve(&stream, &*handler);
+        let _ = serve(&place, &*handler);
+        // Its memory goes before its place does.
     });
 }
 
-struct Leave(Arc<AtomicUsize>);
-
-impl Drop for Leave {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-fn serve(stream: &UnixStream, handler: &dyn ControlHandler) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
-    let peer = getsockopt(stream, PeerCredentials)?.uid();
-    if !may_ask(peer, geteuid().as_raw()) {
-        return answer(stream, &Response::error(format!("user {peer} is not root")));
-    }
-    let mut reader = BufReader::new(stream);
+fn serve(place: &Place, handler: &dyn ControlHandler) -> io::Result<()> {
+    let mut connection = Connection::new(Arc::clone(&place.shared), place.large());
     loop {
-        let mut line = Vec::new();
-        (&mut reader).take(REQUEST_MAX).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Ok(());
-        }
-        if line.last() != Some(&b'\n') {
-            return answer(stream, &Response::error("the request is cut short or too long"));
-        }
-        let response = match parse(&line) {
+        let line = match connection.receive()? {
+            Incoming::Request(line) => line,
+            Incoming::End => return Ok(()),
+            Incoming::Wrong(why) => return connection.answer(&Response::error(why)),
+        };
+        let request = parse(&line);
+        drop(line);
+        let answer = match request {
             Ok(request) => handler.handle(request),
             Err(message) => Response::error(message).into(),
         };
-        match response {
-            Answer::Response(response) => answer(stream, &response)?,
+        match answer {
+            Answer::Response(response) => connection.answer(&response)?,
+            Answer::List(format, list) => write_list(list, format, &mut connection)?,
             Answer::Follow(response, follow) => {
-                answer(stream, &response)?;
-                return follow.follow(stream);
+                connection.answer(&response)?;
+                connection.stream().set_nonblocking(false)?;
+                return follow.follow(connection.stream());
             }
+        }
+    }
+}
+
+fn write_list(mut list: Box<dyn List>, format: Format, to: &mut Connection) -> io::Result<()> {
+    let mut writer = RowWriter::new(to, format);
+    loop {
+        match list.write_some(&mut writer) {
+            Ok(true) => {}
+            Ok(false) => return writer.finish(),
+            Err(ListError::Io(error)) => return Err(error),
+            Err(ListError::Refused(why)) if writer.is_untouched() => {
+                drop(writer);
+                return to.answer(&Response::error(why));
+            }
+            // It cannot be told within an answer: the line stays without an end.
+            Err(ListError::Refused(why)) => return Err(io::Error::other(why)),
         }
     }
 }
@@ -297,14 +316,6 @@ fn parse(line: &[u8]) -> Result<Request, String> {
     let envelope: Envelope<Request> =
         serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
     Ok(envelope.body)
-}
-
-fn answer(stream: &UnixStream, response: &Response) -> io::Result<()> {
-    // Written as it is made: a table of many routes is never in memory as one more string.
-    let mut writer = BufWriter::with_capacity(1 << 16, stream);
-    serde_json::to_writer(&mut writer, &Envelope::new(response))?;
-    writer.write_all(b"\n")?;
-    writer.flush()
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
-//! Captures: begun by the control thread, carried to their clients by the threads of the
-//! connections.
+//! Captures: begun and carried to their clients by the threads of the connections. The control thread
+//! tells them of its ports, and waits for none of them.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::snapshot::{Snapshot, View};
 use super::{Daemon, WORKER_TIMEOUT};
 use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
@@ -30,6 +31,10 @@ const LOOK_MS: u16 = 5;
 const MESSAGE: usize = 8 << 20;
 /// Memory of one capture on one worker at most, in KiB.
 const BUFFER_KIB_MAX: u32 = 1 << 20;
+/// How long a worker may take to begin a capture.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a capture is begun anew because ports changed meanwhile.
+const ATTEMPTS: u32 = 5;
 /// How long a stopping daemon waits for clients to take what was captured.
 const LAST_COPIES: Duration = Duration::from_millis(500);
 
@@ -71,18 +76,18 @@ impl Ports {
     }
 }
 
-/// The control thread's hold on captures.
+/// What begins captures and knows those that run.
 #[derive(Debug)]
 pub(super) struct Captures {
     shared: Arc<Shared>,
-    next_id: u64,
+    next_id: AtomicU64,
 }
 
 impl Captures {
     /// None.
     pub(super) fn new() -> Captures {
         let shared = Shared { running: AtomicUsize::new(0), ports: ArcSwap::default() };
-        Captures { shared: Arc::new(shared), next_id: 0 }
+        Captures { shared: Arc::new(shared), next_id: AtomicU64::new(1) }
     }
 
     /// Waits for clients to take what the workers, which have ended, have copied.
@@ -98,7 +103,7 @@ impl Daemon {
     /// Tells running captures of ports that are gone, back, or have another name. Returns how often
     /// numbers have become other interfaces'.
     pub(super) fn tell_captures(&self) -> u64 {
-        let ports = &self.captures.shared.ports;
+        let ports = &self.view.captures.shared.ports;
         let (was, now) = (ports.load_full(), self.capture_ports());
         if was.ports == now {
             return was.naming;
@@ -117,10 +122,12 @@ impl Daemon {
         };
         self.ports.iter().map(port).collect()
     }
+}
 
+impl View {
     /// Begins a capture on every worker.
-    pub(super) fn capture(&mut self, request: &CaptureRequest) -> Answer {
-        match self.begin_capture(request) {
+    pub(super) fn capture(&self, snapshot: &Snapshot, request: &CaptureRequest) -> Answer {
+        match self.begin_capture(snapshot, request) {
             Ok(stream) => {
                 let grant =
                     CaptureGrant { ports: stream.told.ports.clone(), pid: std::process::id() };
@@ -130,61 +137,35 @@ impl Daemon {
         }
     }
 
-    fn begin_capture(&mut self, request: &CaptureRequest) -> Result<Stream, String> {
-        let wanted = self.wanted(request)?;
+    fn begin_capture(
+        &self,
+        snapshot: &Snapshot,
+        request: &CaptureRequest,
+    ) -> Result<Stream, String> {
         let blocks = buffer_blocks(request.buffer_kib)?;
-        let running = self.captures.shared.running.load(Relaxed);
-        if running >= SESSIONS_MAX {
-            return Err(format!(
-                "{running} captures run already, which is as many as there can be"
-            ));
+        for _ in 0..ATTEMPTS {
+            let mut stream = self.captures.open()?;
+            let wanted = self.wanted(snapshot, &stream.told, request)?;
+            stream.attach(snapshot, &wanted, blocks)?;
+            // A port that becomes another interface is told to the workers after it is told here. If
+            // nothing is yet, they will be told with this capture on them; else they were told
+            // before, and it knows that port by its old name.
+            if Arc::ptr_eq(&stream.told, &self.captures.shared.ports.load()) {
+                return Ok(stream);
+            }
         }
-        self.tell_captures();
-        self.captures.next_id += 1;
-        self.captures.shared.running.fetch_add(1, Relaxed);
-        let mut stream = Stream {
-            id: self.captures.next_id,
-            taps: Vec::new(),
-            rings: Vec::new(),
-            told: self.captures.shared.ports.load_full(),
-            unnamed: 0,
-            shared: Arc::clone(&self.captures.shared),
-        };
-        for (n, worker) in self.workers.iter().enumerate() {
-            let (writer, reader) = ring(blocks);
-            let session = Session::new(stream.id, wanted.clone(), writer);
-            stream.rings.push(reader);
-            // Before it is asked: what it does after we have stopped waiting is to be undone, too.
-            stream.taps.push(worker.taps());
-            worker
-                .taps()
-                .attach(session, WORKER_TIMEOUT)
-                .ok_or_else(|| format!("worker {n} does not take the capture; try again"))?;
-        }
-        Ok(stream)
+        Err("the ports change all the time; try again".into())
     }
 
-    fn wanted(&self, request: &CaptureRequest) -> Result<Wanted, String> {
-        let names: Vec<&str> = self.ports.iter().map(|port| port.ifname.as_str()).collect();
+    fn wanted(
+        &self,
+        snapshot: &Snapshot,
+        ports: &Ports,
+        request: &CaptureRequest,
+    ) -> Result<Wanted, String> {
+        let names: Vec<&str> = ports.ports.iter().map(|port| port.ifname.as_str()).collect();
         if let Some(stranger) = request.ports.iter().find(|name| !names.contains(&name.as_str())) {
-            let links = self.links();
-            let link = links.named(stranger);
-            if let Some((port, vlan)) =
-                link.and_then(|link| Some((link.port?, link.vlan.as_ref()?)))
-                && let Some(port) = names.get(usize::from(port))
-            {
-                let tags: Vec<String> =
-                    vlan.tags.iter().map(|egress| format!("vlan {}", egress.tag.vid())).collect();
-                return Err(format!(
-                    "{stranger} is a VLAN of the port {port}: -i {port} {}",
-                    tags.join(" and ")
-                ));
-            }
-            let listed: Vec<&str> = self.listed().map(|port| port.ifname.as_str()).collect();
-            return Err(format!(
-                "{stranger} is not a port of the daemon; it has {}",
-                listed.join(", ")
-            ));
+            return Err(self.no_port(snapshot, &names, stranger));
         }
         let has = |direction| request.directions.contains(&direction);
         let filter = match &request.filter[..] {
@@ -199,6 +180,43 @@ impl Daemon {
             dropped: has(CaptureDirection::Drop),
             snaplen: request.snaplen as usize,
             filter,
+        })
+    }
+
+    /// That a name is none of a port, and which are.
+    fn no_port(&self, snapshot: &Snapshot, names: &[&str], stranger: &str) -> String {
+        let tables = self.tables.load();
+        let link = tables.links.named(stranger);
+        if let Some((port, vlan)) = link.and_then(|link| Some((link.port?, link.vlan.as_ref()?)))
+            && let Some(port) = names.get(usize::from(port))
+        {
+            let tags: Vec<String> =
+                vlan.tags.iter().map(|egress| format!("vlan {}", egress.tag.vid())).collect();
+            return format!(
+                "{stranger} is a VLAN of the port {port}: -i {port} {}",
+                tags.join(" and ")
+            );
+        }
+        let listed: Vec<&str> = snapshot.listed().map(|port| port.ifname.as_str()).collect();
+        format!("{stranger} is not a port of the daemon; it has {}", listed.join(", "))
+    }
+}
+
+impl Captures {
+    /// A capture that no worker has yet.
+    fn open(&self) -> Result<Stream, String> {
+        let shared = Arc::clone(&self.shared);
+        let more = |running| (running < SESSIONS_MAX).then_some(running + 1);
+        shared.running.fetch_update(Relaxed, Relaxed, more).map_err(|running| {
+            format!("{running} captures run already, which is as many as there can be")
+        })?;
+        Ok(Stream {
+            id: self.next_id.fetch_add(1, Relaxed),
+            taps: Vec::new(),
+            rings: Vec::new(),
+            told: shared.ports.load_full(),
+            unnamed: 0,
+            shared,
         })
     }
 }
@@ -265,6 +283,28 @@ impl Follow for Stream {
 }
 
 impl Stream {
+    /// Begins it on every worker. On failure it ends with the stream.
+    fn attach(
+        &mut self,
+        snapshot: &Snapshot,
+        wanted: &Wanted,
+        blocks: usize,
+    ) -> Result<(), String> {
+        let until = Instant::now() + ATTACH_TIMEOUT;
+        for (n, worker) in snapshot.workers.iter().enumerate() {
+            let (writer, reader) = ring(blocks);
+            let session = Session::new(self.id, wanted.clone(), writer);
+            self.rings.push(reader);
+            // Before it is asked: what it does after we have stopped waiting is to be undone, too.
+            self.taps.push(worker.taps());
+            worker
+                .taps()
+                .attach(session, until.saturating_duration_since(Instant::now()))
+                .ok_or_else(|| format!("worker {n} does not take the capture; try again"))?;
+        }
+        Ok(())
+    }
+
     fn detach(&mut self) {
         for tap in self.taps.drain(..) {
             // A worker that is gone has none.

@@ -5,11 +5,15 @@
 //! difference.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Daemon;
+use super::snapshot::{Snapshot, View};
 use crate::control::api::{LatencyReport, PairLatency};
+use crate::io::af_xdp::AfXdp;
 use crate::stats::hdr::value_at;
+use crate::worker::WorkerHandle;
 
 /// Counts by counter.
 type Counts = BTreeMap<u32, u64>;
@@ -29,53 +33,80 @@ impl Baseline {
     }
 }
 
-impl Daemon {
-    /// What was measured since the last reset; `reset`: which from then on is now.
-    pub(super) fn latency(&mut self, reset: bool) -> LatencyReport {
+impl View {
+    /// Answers `latency`: what was measured since the last reset; `reset`: which from then on is now.
+    pub(super) fn latency(&self, snapshot: &Snapshot, reset: bool) -> LatencyReport {
+        loop {
+            let baseline = self.baseline.load();
+            let totals = snapshot.totals();
+            let report = snapshot.measured(&baseline, &totals);
+            if !reset {
+                return report;
+            }
+            let next =
+                Baseline { resets: baseline.resets + 1, since: Instant::now(), pairs: totals };
+            // Unless another client's reset, or a port that became another interface, came between:
+            // then what was counted since that is told.
+            let before = self.baseline.compare_and_swap(&baseline, Arc::new(next));
+            if Arc::ptr_eq(&before, &baseline) {
+                return report;
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    fn totals(&self) -> BTreeMap<(u16, u16), Counts> {
         let ports = self.ports.len() as u16;
         let pairs = (0..ports).flat_map(|iif| (0..ports).map(move |oif| (iif, oif)));
-        let totals: BTreeMap<(u16, u16), Counts> =
-            pairs.map(|pair| (pair, self.counts(pair))).filter(|(_, c)| !c.is_empty()).collect();
+        let counted = pairs.map(|pair| (pair, counts(&self.workers, pair)));
+        counted.filter(|(_, counts)| !counts.is_empty()).collect()
+    }
+
+    fn measured(
+        &self,
+        baseline: &Baseline,
+        totals: &BTreeMap<(u16, u16), Counts>,
+    ) -> LatencyReport {
         let name = |port: u16| self.ports[usize::from(port)].ifname.clone();
         let since = |(&pair, counts): (&(u16, u16), &Counts)| PairLatency {
             iif: name(pair.0),
             oif: name(pair.1),
-            counts: difference(counts, self.baseline.pairs.get(&pair)),
+            counts: difference(counts, baseline.pairs.get(&pair)),
         };
-        let report = LatencyReport {
-            sample: self.options.latency_sample,
-            resets: self.baseline.resets,
-            age_us: self.baseline.since.elapsed().as_micros() as u64,
+        LatencyReport {
+            sample: self.latency_sample,
+            resets: baseline.resets,
+            age_us: baseline.since.elapsed().as_micros() as u64,
             ports: self.listed().map(|port| port.ifname.clone()).collect(),
             pairs: totals.iter().map(since).filter(|pair| !pair.counts.is_empty()).collect(),
-        };
-        if reset {
-            let resets = self.baseline.resets + 1;
-            self.baseline = Baseline { resets, since: Instant::now(), pairs: totals };
         }
-        report
     }
+}
 
+impl Daemon {
     /// What was measured from and to a port is another interface's. Nothing is measured meanwhile: it
     /// has rested.
     pub(super) fn forget_latency(&mut self, port: u16) {
-        for other in 0..self.ports.len() as u16 {
-            for pair in [(port, other), (other, port)] {
-                let counts = self.counts(pair);
-                self.baseline.pairs.insert(pair, counts);
-            }
-        }
+        let others = 0..self.ports.len() as u16;
+        let pairs = others.flat_map(|other| [(port, other), (other, port)]);
+        let forgotten: Vec<_> = pairs.map(|pair| (pair, counts(&self.workers, pair))).collect();
+        self.view.baseline.rcu(|baseline| Baseline {
+            pairs: baseline.pairs.clone().into_iter().chain(forgotten.iter().cloned()).collect(),
+            ..**baseline
+        });
     }
+}
 
-    fn counts(&self, (iif, oif): (u16, u16)) -> Counts {
-        let mut sum = Counts::new();
-        for worker in &self.workers {
-            for (index, count) in worker.residence.counts(iif, oif) {
-                *sum.entry(index).or_default() += count;
-            }
+/// What all workers together have counted of a port pair.
+fn counts(workers: &[WorkerHandle<AfXdp>], (iif, oif): (u16, u16)) -> Counts {
+    let mut sum = Counts::new();
+    for worker in workers {
+        for (index, count) in worker.residence.counts(iif, oif) {
+            *sum.entry(index).or_default() += count;
         }
-        sum
     }
+    sum
 }
 
 /// What came since, as (lowest value of the counter in nanoseconds, count).

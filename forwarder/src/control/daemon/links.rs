@@ -1,28 +1,30 @@
 //! `link show -d`: a link, its device in detail, and the port that it is.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Daemon;
 use super::crossroads::{sends_by, worker_of};
-use super::port::{Port, State};
+use super::relay::Relay;
 use super::report::{add, port_counters};
-use crate::control::api::show;
-use crate::control::api::{Counters, Rendered, ShowRequest};
+use super::snapshot::{PortView, Snapshot};
+use crate::control::api::page::Rows;
+use crate::control::api::rows::{List, ListError, RowWriter};
+use crate::control::api::{Counters, ShowRequest, show};
 use crate::control::mirror::show::LinkView;
+use crate::control::netdev::KernelDevice;
 use crate::control::netdev::details::Details;
 use crate::worker::poll::PollMode;
 
 /// A link with everything that is known of it.
 #[derive(Debug, Serialize)]
-struct DetailedLink<'a> {
+struct DetailedLink {
     #[serde(flatten)]
     link: LinkView,
-    /// `None`: it came after the devices were read.
+    /// `None`: it is gone.
     #[serde(flatten)]
-    details: Option<&'a Details>,
+    details: Option<Details>,
     /// As a port; `None`: it is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<PortDetails>,
@@ -75,28 +77,41 @@ struct CrossingDetails {
     sends_by: u32,
 }
 
-impl Daemon {
-    /// Answers `link show -d`.
-    pub(super) fn detailed_links(
-        &self,
-        request: &ShowRequest,
-        details: &BTreeMap<u32, Details>,
-    ) -> Rendered {
-        let views = show::links(self.mirror.state(), &request.filter).into_iter().map(|link| {
-            let port = self.listed().find(|port| port.ifname == link.ifname);
-            DetailedLink {
-                details: details.get(&link.ifindex),
-                port: port.map(|port| self.port_details(port)),
-                link,
-            }
-        });
-        show::render(views, request.format)
-    }
+/// All links that a request wants. What is read of a device takes many system calls, and is not kept.
+pub(super) struct DetailedLinks {
+    relay: Relay,
+    request: Arc<ShowRequest>,
+}
 
-    fn port_details(&self, port: &Port) -> PortDetails {
+impl DetailedLinks {
+    pub(super) fn new(relay: Relay, request: ShowRequest) -> DetailedLinks {
+        DetailedLinks { relay, request: Arc::new(request) }
+    }
+}
+
+impl List for DetailedLinks {
+    fn write_some(&mut self, to: &mut RowWriter<'_>) -> Result<bool, ListError> {
+        let Rows::Shared(state) = self.relay.first_page(&self.request)?.rows else {
+            return Err(ListError::Refused("link show: no links".into()));
+        };
+        let snapshot = self.relay.snapshot();
+        for link in show::links(&state, &self.request.filter) {
+            let device = KernelDevice { name: link.ifname.clone(), ifindex: link.ifindex };
+            let details = Details::read(&device)
+                .map_err(|error| ListError::Refused(format!("link show: {error}")))?;
+            let port = snapshot.listed().find(|port| port.ifname == link.ifname);
+            let port = port.map(|port| snapshot.port_details(port));
+            to.row(&DetailedLink { link, details, port })?;
+        }
+        Ok(false)
+    }
+}
+
+impl Snapshot {
+    fn port_details(&self, port: &PortView) -> PortDetails {
         let mut counters = Counters::new();
         let mut last_tx_ms: Option<u64> = None;
-        for worker in &self.workers {
+        for worker in &*self.workers {
             for (_, slot) in worker.stats.slots_of(port.index, self.max_ports) {
                 add(&mut counters, &port_counters(slot));
                 let (sent_ns, now_ns) = (slot.last_tx_ns.get(), worker.clock.now_ns());
@@ -109,21 +124,21 @@ impl Daemon {
             let cpu = self.cpus.get(worker).copied().flatten().map(|cpu| cpu as u32);
             SocketDetails { queue, worker: worker as u32, cpu }
         };
-        let active = port.state == State::Active;
+        let active = port.is_active;
         let workers = if active { self.workers.len() as u32 } else { 0 };
         let crossing = |worker: u32| {
             let sends_by = sends_by(worker as usize, port.senders) as u32;
             (sends_by != worker).then_some(CrossingDetails { worker, sends_by })
         };
         PortDetails {
-            state: port.state.describe().to_owned(),
-            xdp: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
+            state: port.state.clone(),
+            xdp: port.xdp_mode.clone(),
             bind: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
             no_zerocopy: port.no_zerocopy.clone(),
             multi_buffer: port.multi_buffer,
-            poll: self.options.poll,
-            rx_ring: self.options.rx_ring,
-            tx_ring: self.options.tx_ring,
+            poll: self.poll,
+            rx_ring: self.rings[0],
+            tx_ring: self.rings[1],
             sockets: (0..if active { port.queues } else { 0 }).map(socket).collect(),
             crossings: (0..workers).filter_map(crossing).collect(),
             last_tx_ms,
@@ -132,10 +147,10 @@ impl Daemon {
     }
 }
 
-impl fmt::Display for DetailedLink<'_> {
+impl fmt::Display for DetailedLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.link)?;
-        self.details.map_or(Ok(()), |details| write!(f, "{details}"))?;
+        self.details.as_ref().map_or(Ok(()), |details| write!(f, "{details}"))?;
         self.port.as_ref().map_or(Ok(()), |port| write!(f, "{port}"))
     }
 }

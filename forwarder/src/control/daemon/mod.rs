@@ -10,7 +10,8 @@
 //! - [`workers`]: the threads that forward, and what they have room for;
 //! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
 //! - [`punter`]: the thread that hands packets back to the kernel;
-//! - [`relay`]: requests of the control socket, brought to this thread;
+//! - [`relay`]: requests of the control socket, answered on their clients' threads;
+//! - [`snapshot`]: what those see of this thread's state;
 //! - [`report`], [`links`], [`latency`]: their answers;
 //! - [`capture`]: copies of packets, on their way to those who asked.
 
@@ -25,10 +26,11 @@ mod punter;
 mod queues;
 mod relay;
 mod report;
+mod snapshot;
 
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -43,13 +45,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use self::capture::Captures;
 use self::crossroads::Crossroads;
-use self::latency::Baseline;
 use self::port::{Port, State};
 use self::punter::Punter;
-use self::relay::{Pending, relay};
-use crate::control::api::Request;
+use self::relay::{Ask, relay};
+use self::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
@@ -85,6 +85,9 @@ const NEIGHBOURS_A_TURN: usize = 32;
 const WORKERS_END: Duration = Duration::from_secs(2);
 /// How often is looked at what no event tells of: a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// What a turn may spend on answers to clients, after everything else.
+const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 
 /// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
@@ -142,7 +145,11 @@ struct Daemon {
     hand_back: Arc<AtomicBool>,
     /// The kernel has told more than was taken.
     unread: bool,
-    pending: Receiver<Pending>,
+    /// What clients ask, and what of it was asked before this turn.
+    asks: Receiver<Ask>,
+    asked: VecDeque<Ask>,
+    view: Arc<View>,
+    unmirrored: Unmirrored,
     server: Option<Server>,
     stopping: bool,
     /// Why a family's local addresses are not all in the XDP program's maps.
@@ -155,9 +162,6 @@ struct Daemon {
     steered: u64,
     /// Of the flow hash, the same for all workers.
     hash_seed: u64,
-    /// Where the histograms of latency begin.
-    baseline: Baseline,
-    captures: Captures,
 }
 
 impl Daemon {
@@ -178,10 +182,13 @@ impl Daemon {
         let mut steering = Steering::new()?;
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
         let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&bell))?;
-        let (relay, pending) = relay(Arc::clone(&bell));
+        let reader = mirror.quiescence().reader().context("no reader of the tables is left")?;
+        let first = Snapshot::starting(&options);
+        let view = Arc::new(View::new(mirror.published(), reader, first));
+        let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
         let ports = options.interfaces.named().iter().enumerate();
         let mut daemon = Daemon {
-            started: Instant::now(),
+            started: view.started,
             signals,
             bell,
             mirror,
@@ -206,7 +213,10 @@ impl Daemon {
             beat: Instant::now(),
             hand_back: Arc::default(),
             unread: false,
-            pending,
+            asks,
+            asked: VecDeque::new(),
+            view,
+            unmirrored: Unmirrored::default(),
             server: None,
             stopping: false,
             unknown_locals: None,
@@ -214,8 +224,6 @@ impl Daemon {
             punt_broken: false,
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
-            baseline: Baseline::new(),
-            captures: Captures::new(),
             options,
         };
         daemon.refuse_unfit_interfaces()?;
@@ -335,7 +343,7 @@ impl Daemon {
             }
             self.resolve_neighbours()?;
             self.notice_refused_punts()?;
-            self.answer_requests();
+            self.answer_pages(ANSWER_BUDGET);
             self.tell_captures();
         }
         Ok(())
@@ -368,6 +376,8 @@ impl Daemon {
         self.retry_ports()?;
         self.ports.iter_mut().for_each(Port::refresh_polling);
         self.look_for_unserved();
+        // For when this thread does not get to a newer one.
+        self.publish();
         Ok(())
     }
 
@@ -488,16 +498,6 @@ impl Daemon {
         self.steer()
     }
 
-    fn answer_requests(&mut self) {
-        while let Ok(pending) = self.pending.try_recv() {
-            let answer = match &pending.request {
-                Request::Capture(request) => self.capture(request),
-                _ => self.report(&pending).into(),
-            };
-            pending.answer(answer);
-        }
-    }
-
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
         if self.firewall.process(Instant::now()) { self.follow_firewall() } else { Ok(()) }
@@ -531,6 +531,9 @@ impl Daemon {
     /// finish what they have. `current`: the tables are still known to be the kernel's.
     fn stop(&mut self, current: bool) {
         self.stopping = true;
+        self.publish();
+        // Whoever waits for a page is told that there will be none.
+        (self.asks, self.asked) = (crossbeam_channel::never(), VecDeque::new());
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");
         }
@@ -557,7 +560,7 @@ impl Daemon {
         self.ports.iter_mut().for_each(Port::restore_irqs);
         // What the workers handed over last.
         self.punter.stop();
-        self.captures.finish();
+        self.view.captures.finish();
         self.server = None;
         say!("{}", self.totals());
     }

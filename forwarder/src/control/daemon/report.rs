@@ -1,218 +1,132 @@
-//! Answers to the control socket.
+//! Reports to clients, made on their threads: from a snapshot, the counters that workers share, and
+//! what workers answer in time. And what the log says at the start and at the end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
 
 use super::Daemon;
-use super::crossroads::{sends_by, worker_of};
 use super::port::State;
-use super::relay::Pending;
-use crate::control::api::show;
+use super::relay::REPORT_TIMEOUT;
+use super::snapshot::{PortView, Snapshot};
 use crate::control::api::{
-    self, Counters, DropsReport, MirrorStatus, NamedCount, Object, PortReport, PortStatus, Request,
-    Response, StatReport, StatusReport, WorkerPort, WorkerReport, WorkerStatus,
+    self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
-use crate::control::mirror::state::Family;
 use crate::io::af_xdp::XdpStatistics;
 use crate::stats::{Cost, Counter, DropReason, Mib, PortStats, PuntReason, WorkerStats};
 use crate::worker::poll::FrameCensus;
 
-/// A worker answers between two turns; one that does not is asleep or stopping.
-const WORKER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two looks whether a worker has had a turn.
+const LOOK: Duration = Duration::from_millis(1);
 
-impl Daemon {
-    /// The answer to a request.
-    pub(super) fn report(&mut self, pending: &Pending) -> Response {
-        match &pending.request {
-            Request::Status => Response::Status(self.status()),
-            Request::Stat => Response::Stat(self.stat()),
-            Request::Drops => Response::Drops(self.drops()),
-            Request::Capture(_) => Response::error("a capture is no report"),
-            Request::Latency { reset } => Response::Latency(self.latency(*reset)),
-            Request::Show(request) if request.details && request.object == Object::Link => {
-                Response::Rendered(self.detailed_links(request, &pending.details))
+/// What one worker tells of itself; `None`: it does not in time.
+struct Told {
+    census: Option<FrameCensus>,
+    /// Of its sockets, by slot.
+    statistics: Option<Vec<Option<XdpStatistics>>>,
+}
+
+impl Snapshot {
+    /// Turns that each worker has had.
+    pub(super) fn turns(&self) -> Vec<u64> {
+        self.workers.iter().map(|worker| worker.stats.turns.get()).collect()
+    }
+
+    /// Workers that have no turn until `until` after those they had; one that sleeps has a turn every
+    /// 20 ms.
+    pub(super) fn silent_since(&self, turns: &[u64], until: Instant) -> Vec<usize> {
+        loop {
+            let now = self.turns();
+            let is_silent = |n: &usize| turns.get(*n) == Some(&now[*n]);
+            let silent: Vec<usize> = (0..now.len()).filter(is_silent).collect();
+            if silent.is_empty() || Instant::now() >= until {
+                return silent;
             }
-            Request::Show(request) => Response::Rendered(show::show(self.mirror.state(), request)),
-            Request::RouteGet(request) => {
-                match show::get(self.mirror.state(), &self.mirror.tables(), request) {
-                    Ok(rendered) => Response::Rendered(rendered),
-                    Err(message) => Response::error(message),
-                }
-            }
+            std::thread::sleep(LOOK);
         }
     }
 
-    fn state(&self) -> api::State {
-        let active = self.ports.iter().filter(|port| port.state == State::Active).count();
-        if self.stopping {
-            api::State::Stopping
-        } else if active == 0 {
-            api::State::Starting
-        } else if self.ports.iter().any(|port| !port.matched && port.state != State::Active)
-            || !self.steering_allowed()
-        {
-            api::State::Degraded
-        } else {
-            api::State::Forwarding
+    /// Answers `status`. `silent`: workers that have no turns; `stalled`: how long the control
+    /// thread has had none.
+    pub(super) fn status(&self, silent: &[usize], stalled: Option<Duration>) -> StatusReport {
+        let mut report = self.status.clone();
+        report.uptime_seconds = self.started.elapsed().as_secs();
+        for (worker, handle) in report.workers.iter_mut().zip(&*self.workers) {
+            worker.loops = handle.stats.turns.get();
+            worker.busy_loops = handle.stats.busy_turns.get();
         }
+        report.warnings.extend(silent.iter().map(|n| format!("worker {n} does not answer")));
+        if let Some(stalled) = stalled {
+            report.warnings.push(format!(
+                "control thread: no turn for {:.1} s; ports and tables are told as they were then",
+                stalled.as_secs_f64()
+            ));
+            report.control_thread_stalled_ms = Some(stalled.as_millis() as u64);
+        }
+        if report.state == api::State::Forwarding && (stalled.is_some() || !silent.is_empty()) {
+            report.state = api::State::Degraded;
+        }
+        report
     }
 
-    fn status(&self) -> StatusReport {
-        let links = self.links();
-        let port = |port: &super::Port| PortStatus {
-            ifname: port.ifname.clone(),
-            matched: port.matched,
-            ifindex: port.ifindex,
-            state: match links.ifindex(port.ifindex) {
-                Some(link) if !link.up && port.state == State::Active => {
-                    if self.is_up(link.ifindex) { "no carrier" } else { "down" }.to_owned()
-                }
-                _ => port.state.describe().to_owned(),
-            },
-            xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
-            bind_mode: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
-            queues: port.queues,
-            mtu: links.ifindex(port.ifindex).map_or(0, |link| link.mtu),
-            vlans: links
-                .iter()
-                .filter(|link| link.vlan.is_some() && link.port == Some(port.index))
-                .map(|link| link.name.clone())
-                .collect(),
-        };
-        let worker = |(n, cpu): (usize, &Option<usize>)| {
+    /// Answers `stat`. Where a worker does not answer in time, what only it knows is left out: where
+    /// its frames are, and what its sockets count.
+    pub(super) fn stat(&self) -> StatReport {
+        let told = self.ask_workers();
+        let worker = |(n, told): (usize, &Told)| {
             let stats = &self.workers[n].stats;
-            WorkerStatus {
-                worker: n as u32,
-                cpu: cpu.map(|cpu| cpu as u32),
-                ports: self.worker_ports(n),
-                loops: stats.turns.get(),
-                busy_loops: stats.busy_turns.get(),
-            }
-        };
-        StatusReport {
-            state: self.state(),
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            ports: self.listed().map(port).collect(),
-            workers: self.cpus.iter().enumerate().map(worker).collect(),
-            mirror: self.mirror_status(),
-            warnings: self.warnings(),
-        }
-    }
-
-    fn mirror_status(&self) -> MirrorStatus {
-        let state = self.mirror.state();
-        let counters = self.mirror.counters();
-        let unmirrored = self.mirror.unmirrored();
-        MirrorStatus {
-            ready: true,
-            generation: self.mirror.tables().generation,
-            links: state.links.len() as u64,
-            addrs: state.addrs.len() as u64,
-            routes4: state.routes4.len() as u64,
-            routes6: state.routes6.len() as u64,
-            rules: (state.rules(Family::V4).len() + state.rules(Family::V6).len()) as u64,
-            nexthops: state.nexthops.len() as u64,
-            neighbours: state.neighs.len() as u64,
-            resyncs: counters.resyncs,
-            unmirrored: unmirrored.into_iter().map(|u| format!("{}: {}", u.what, u.why)).collect(),
-        }
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings: Vec<String> = self
-            .bypassed
-            .iter()
-            .map(|what| {
-                let then = if self.options.ignore_firewall {
-                    "not applied to what passes through userspace (--ignore-firewall)"
-                } else {
-                    "everything is left to the kernel until it is gone"
-                };
-                format!("{what}: {then}")
-            })
-            .collect();
-        warnings.extend(self.unknown_locals.clone());
-        warnings.extend(self.unknown_vlans.clone());
-        if self.punt_broken {
-            warnings.push(format!("{} does not take frames", self.punter.device().name()));
-        }
-        let links = self.links();
-        for port in &self.ports {
-            let Some(link) = links.ifindex(port.ifindex) else { continue };
-            for (family, on) in [("IPv4", link.forwarding4), ("IPv6", link.forwarding6)] {
-                if !on {
-                    warnings.push(format!("{family} forwarding is off on {}", link.name));
-                }
-            }
-        }
-        warnings.extend(self.ports.iter().filter_map(super::Port::unserved));
-        let idle = self.listed().filter(|port| port.state != State::Active);
-        warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
-        warnings.extend(self.crowded.iter().map(|name| self.no_room(name)));
-        warnings.extend(self.unmatched());
-        warnings
-    }
-
-    /// That no interface matches.
-    fn unmatched(&self) -> Option<String> {
-        let interfaces = &self.options.interfaces;
-        let none = interfaces.has_patterns() && !self.listed().any(|port| port.matched);
-        let patterns = interfaces.patterns();
-        none.then(|| format!("no interface that is up matches {patterns}; waiting for one"))
-    }
-
-    /// The ports there are for people.
-    pub(super) fn listed(&self) -> impl Iterator<Item = &super::Port> {
-        self.ports.iter().filter(|port| port.is_listed())
-    }
-
-    fn stat(&self) -> StatReport {
-        let worker = |(n, handle): (usize, &super::WorkerHandle<super::AfXdp>)| {
-            let stats = &handle.stats;
             WorkerReport {
                 worker: n as u32,
                 mib: named(Mib::ALL.iter().map(|m| m.name()), &stats.mib),
                 drops: named(DropReason::ALL.iter().map(|r| r.name()), &stats.drops),
                 punts: named(PuntReason::ALL.iter().map(|r| r.name()), &stats.punts),
-                frames: handle.census(WORKER_TIMEOUT).map_or_else(Counters::new, frames),
+                frames: told.census.map_or_else(Counters::new, frames),
                 polling: polling(stats),
                 ports: self.worker_ports(n),
                 crossings: crossings(stats),
-                cost: if self.options.account { cost(&stats.cost) } else { Counters::new() },
+                cost: if self.account { cost(&stats.cost) } else { Counters::new() },
+                silent: told.census.is_none(),
             }
         };
-        let ports = self.listed().map(|port| self.port_report(port)).collect();
-        StatReport { workers: self.workers.iter().enumerate().map(worker).collect(), ports }
+        StatReport {
+            workers: told.iter().enumerate().map(worker).collect(),
+            ports: self.listed().map(|port| self.port_report(port, &told)).collect(),
+        }
     }
 
-    /// What a worker does for each port that is served.
-    fn worker_ports(&self, worker: usize) -> Vec<WorkerPort> {
-        let active = self.ports.iter().filter(|port| port.state == State::Active);
-        let served = |queue: &u32| worker_of(*queue, self.workers.len()) == worker;
-        let port = |port: &super::Port| WorkerPort {
-            ifname: port.ifname.clone(),
-            queues: (0..port.queues).filter(served).collect(),
-            sends_by: sends_by(worker, port.senders) as u32,
+    /// Asks all workers before it waits for the first.
+    fn ask_workers(&self) -> Vec<Told> {
+        type Statistics = Vec<Option<XdpStatistics>>;
+        let ask = |worker: &super::WorkerHandle<super::AfXdp>| {
+            let statistics = worker.try_call(|io, _, stats| -> Statistics {
+                (0..stats.ports.len() as u16).map(|slot| io.statistics(slot).ok()).collect()
+            });
+            (worker.try_census(), statistics)
         };
-        active.map(port).collect()
+        let asked: Vec<_> = self.workers.iter().map(ask).collect();
+        let until = Instant::now() + REPORT_TIMEOUT;
+        let told = |(census, statistics)| Told {
+            census: wait(census, until),
+            statistics: wait(statistics, until),
+        };
+        asked.into_iter().map(told).collect()
     }
 
-    fn port_report(&self, port: &super::Port) -> PortReport {
+    fn port_report(&self, port: &PortView, told: &[Told]) -> PortReport {
         let mut counters = Counters::new();
         let mut driver = Counters::new();
-        for worker in &self.workers {
+        for (worker, told) in self.workers.iter().zip(told) {
             for (slot, stats) in worker.stats.slots_of(port.index, self.max_ports) {
                 add(&mut counters, &port_counters(stats));
-                let statistics = worker.call(WORKER_TIMEOUT, move |io, _, _| io.statistics(slot));
-                add(
-                    &mut driver,
-                    &statistics.and_then(Result::ok).map_or_else(Counters::new, named_statistics),
-                );
+                let statistics =
+                    told.statistics.as_ref().and_then(|all| all.get(usize::from(slot)));
+                if let Some(statistics) = statistics.copied().flatten() {
+                    add(&mut driver, &named_statistics(statistics));
+                }
             }
         }
         let mut xdp = Counters::new();
-        let queues = port.program.as_ref().and_then(|p| p.counters(port.queues).ok());
+        let queues = port.counts.as_ref().and_then(|counts| counts.queues(port.queues).ok());
         for queue in queues.into_iter().flatten() {
             for (reason, count) in xdp_prog::Reason::ALL.iter().zip(queue) {
                 *xdp.entry(reason.name().to_owned()).or_default() += count;
@@ -221,7 +135,8 @@ impl Daemon {
         PortReport { ifname: port.ifname.clone(), counters, driver, xdp }
     }
 
-    fn drops(&self) -> DropsReport {
+    /// Answers `drops`.
+    pub(super) fn drops(&self) -> DropsReport {
         let total = |of: &dyn Fn(&WorkerStats) -> u64| -> u64 {
             self.workers.iter().map(|worker| of(&worker.stats)).sum()
         };
@@ -238,7 +153,9 @@ impl Daemon {
         });
         DropsReport { drops: drops.collect(), punts: punts.collect() }
     }
+}
 
+impl Daemon {
     /// One line for the log at the start.
     pub(super) fn summary(&self) -> String {
         let port = |port: &super::Port| {
@@ -273,6 +190,10 @@ impl Daemon {
             punted + sum(&|p| p.punted.get()),
         )
     }
+}
+
+fn wait<T>(asked: Option<Receiver<T>>, until: Instant) -> Option<T> {
+    asked?.recv_deadline(until).ok()
 }
 
 fn polling(stats: &WorkerStats) -> Counters {

@@ -3,6 +3,7 @@
 //! gone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::follow::{Follower, Parts};
@@ -120,13 +121,13 @@ impl Follower {
         header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
         let request = (RTM_GETLINK, header.as_slice());
         let links = self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
-        let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
-        if self.state.links != links {
+        let links: BTreeMap<_, _> = links.into_iter().map(|link| (link.ifindex, link)).collect();
+        if *self.state.links != links {
             self.touched.links = true;
-            let old = std::mem::replace(&mut self.state.links, links);
+            let old = std::mem::replace(&mut self.state.links, Arc::new(links));
             self.follow_flags(&old);
         }
-        for (ifindex, link) in &self.state.links {
+        for (ifindex, link) in &*self.state.links {
             let read = || sysctl::read_dev(&link.name);
             self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
         }
@@ -165,8 +166,8 @@ impl Follower {
                 self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?,
             );
         }
-        self.touched.addrs |= self.state.addrs != addrs;
-        self.state.addrs = addrs;
+        self.touched.addrs |= *self.state.addrs != addrs;
+        self.state.addrs = Arc::new(addrs);
         Ok(())
     }
 
@@ -179,8 +180,8 @@ impl Follower {
                 self.dump(requests, "dump rules", request, |m| Parsed::from(parse::rule(m)))?;
             self.touched.rules |= *self.state.rules(family) != rules;
             match family {
-                Family::V4 => self.state.rules4 = rules,
-                Family::V6 => self.state.rules6 = rules,
+                Family::V4 => self.state.rules4 = Arc::new(rules),
+                Family::V6 => self.state.rules6 = Arc::new(rules),
             }
         }
         Ok(())

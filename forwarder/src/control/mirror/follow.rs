@@ -7,6 +7,7 @@
 //! objects concerned are asked for again a moment later.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::compile::{Touched, links};
@@ -174,7 +175,7 @@ impl Follower {
         if was.as_ref().is_none_or(|was| was.2 != is.2) {
             self.state.sysctls_dev.insert(ifindex, sysctl::read_dev(&link.name));
         }
-        self.state.links.insert(ifindex, link);
+        Arc::make_mut(&mut self.state.links).insert(ifindex, link);
         let Some(was) = was else {
             // The first end of a veth pair is told before it has another end.
             self.doubt(now, |parts| parts.links = true);
@@ -204,9 +205,9 @@ impl Follower {
     }
 
     pub(super) fn link_gone(&mut self, ifindex: u32, now: Instant) {
-        self.state.links.remove(&ifindex);
+        Arc::make_mut(&mut self.state.links).remove(&ifindex);
         self.state.sysctls_dev.remove(&ifindex);
-        self.state.addrs.retain(|addr| addr.ifindex != ifindex);
+        Arc::make_mut(&mut self.state.addrs).retain(|addr| addr.ifindex != ifindex);
         self.state.neighs.retain(|(oif, _), _| *oif != ifindex);
         self.state.netconf.retain(|(_, of), _| *of != ifindex.cast_signed());
         self.touched.neighs = true;

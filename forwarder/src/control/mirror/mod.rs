@@ -79,13 +79,18 @@ pub struct MirrorOptions {
     pub rcvbuf_octets: usize,
     /// Interfaces that are ports: ifindex and number of the port.
     pub ports: Vec<(u32, u16)>,
-    /// Workers that will read the tables at a time; more than a port can have queues have no work.
+    /// Threads that will read the tables at a time: workers, of which more than a port can have queues
+    /// have no work, and one for whoever asks where packets go.
     pub readers: usize,
 }
 
 impl Default for MirrorOptions {
     fn default() -> MirrorOptions {
-        MirrorOptions { rcvbuf_octets: 32 << 20, ports: Vec::new(), readers: QUEUES_MAX as usize }
+        MirrorOptions {
+            rcvbuf_octets: 32 << 20,
+            ports: Vec::new(),
+            readers: QUEUES_MAX as usize + 1,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::fib::prefix::Address;
@@ -272,6 +273,13 @@ impl Aliases {
         }
     }
 
+    fn push(&mut self, id: u32) {
+        match self {
+            Aliases::One(first) => *self = Aliases::Many(vec![*first, id]),
+            Aliases::Many(ids) => ids.push(id),
+        }
+    }
+
     fn from_vec(ids: Vec<u32>) -> Option<Aliases> {
         match ids.as_slice() {
             [] => None,
@@ -295,7 +303,8 @@ pub enum Applied {
     Doubt,
 }
 
-type Tables<A> = BTreeMap<u32, HashMap<Net<A>, Aliases>>;
+/// Ordered, so that a table can be shown in pages, each of which goes on behind the last.
+type Tables<A> = BTreeMap<u32, BTreeMap<Net<A>, Aliases>>;
 
 /// A dump under way.
 #[derive(Debug, Default)]
@@ -340,9 +349,22 @@ impl<A: RibAddr> Rib<A> {
         self.tables.iter().filter(|(_, routes)| !routes.is_empty()).map(|(id, _)| *id)
     }
 
-    /// The prefixes of a table with their routes, in no order.
+    /// The prefixes of a table with their routes, by prefix.
     pub fn table(&self, table: u32) -> impl Iterator<Item = (Net<A>, &[u32])> {
         self.tables.get(&table).into_iter().flatten().map(|(net, ids)| (*net, ids.as_slice()))
+    }
+
+    /// Tables from `first` on, and of each the prefixes within `bounds` of it, in order: a walk that
+    /// can end anywhere and go on there later.
+    pub fn walk(
+        &self,
+        first: u32,
+        bounds: impl Fn(u32) -> (Bound<Net<A>>, Bound<Net<A>>),
+    ) -> impl Iterator<Item = (u32, Net<A>, &[u32])> {
+        self.tables.range(first..).flat_map(move |(table, routes)| {
+            let within = routes.range(bounds(*table));
+            within.map(move |(net, ids)| (*table, *net, ids.as_slice()))
+        })
     }
 
     /// The routes of exactly a prefix, in the kernel's order.
@@ -432,13 +454,7 @@ impl<A: RibAddr> Rib<A> {
         let id = self.bodies.take(Arc::new(body));
         dump.len += 1;
         let routes = dump.tables.entry(table).or_default();
-        let ids = match routes.remove(&net) {
-            None => vec![id],
-            Some(aliases) => [aliases.as_slice(), &[id]].concat(),
-        };
-        if let Some(aliases) = Aliases::from_vec(ids) {
-            routes.insert(net, aliases);
-        }
+        routes.entry(net).and_modify(|aliases| aliases.push(id)).or_insert(Aliases::One(id));
     }
 
     /// Forgets a dump that was interrupted.
@@ -457,7 +473,7 @@ impl<A: RibAddr> Rib<A> {
     }
 
     fn put_all(&mut self, tables: &Tables<A>) {
-        for aliases in tables.values().flat_map(HashMap::values) {
+        for aliases in tables.values().flat_map(BTreeMap::values) {
             aliases.as_slice().iter().for_each(|id| self.bodies.put(*id));
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::rib::Rib;
 use crate::tables::Sysctls;
@@ -312,18 +313,19 @@ pub struct DevSysctls {
 /// Everything that was told.
 #[derive(Debug, Default)]
 pub struct RouterState {
-    /// By ifindex.
-    pub links: BTreeMap<u32, LinkState>,
+    /// By ifindex. Shared, as are addresses and rules, with who shows them, and copied when it
+    /// changes meanwhile.
+    pub links: Arc<BTreeMap<u32, LinkState>>,
     /// In the kernel's order within an interface and family.
-    pub addrs: Vec<AddrState>,
+    pub addrs: Arc<Vec<AddrState>>,
     /// In the order they are asked, IPv4.
-    pub rules4: Vec<RuleState>,
+    pub rules4: Arc<Vec<RuleState>>,
     /// Likewise, IPv6.
-    pub rules6: Vec<RuleState>,
+    pub rules6: Arc<Vec<RuleState>>,
     /// By id.
     pub nexthops: BTreeMap<u32, NexthopState>,
-    /// By interface and address.
-    pub neighs: HashMap<(u32, IpAddr), NeighState>,
+    /// By interface and address, ordered as they are shown.
+    pub neighs: BTreeMap<(u32, IpAddr), NeighState>,
     /// By family and ifindex.
     pub netconf: HashMap<(Family, i32), Netconf>,
     /// IPv4 routes.
@@ -341,19 +343,18 @@ pub struct RouterState {
 impl RouterState {
     /// Adds or replaces an address, where the kernel puts it (`__inet_insert_ifa`).
     pub fn add_addr(&mut self, addr: AddrState) -> bool {
-        if let Some(old) = self.addrs.iter_mut().find(|old| old.same_key(&addr)) {
-            let changed = *old != addr;
-            *old = addr;
-            return changed;
+        match self.addrs.iter().position(|old| old.same_key(&addr)) {
+            Some(at) if self.addrs[at] == addr => return false,
+            Some(at) => Arc::make_mut(&mut self.addrs)[at] = addr,
+            None => Arc::make_mut(&mut self.addrs).push(addr),
         }
-        self.addrs.push(addr);
         true
     }
 
     /// Takes an address away; whether it was there.
     pub fn del_addr(&mut self, addr: &AddrState) -> bool {
         let before = self.addrs.len();
-        self.addrs.retain(|old| !old.same_key(addr));
+        Arc::make_mut(&mut self.addrs).retain(|old| !old.same_key(addr));
         self.addrs.len() != before
     }
 
@@ -367,18 +368,18 @@ impl RouterState {
 
     fn rules_mut(&mut self, family: Family) -> &mut Vec<RuleState> {
         match family {
-            Family::V4 => &mut self.rules4,
-            Family::V6 => &mut self.rules6,
+            Family::V4 => Arc::make_mut(&mut self.rules4),
+            Family::V6 => Arc::make_mut(&mut self.rules6),
         }
     }
 
     /// Adds a rule behind those of its priority (`fib_nl_newrule`). Whether it is new: one that is
     /// there already was told twice.
     pub fn add_rule(&mut self, rule: RuleState) -> bool {
-        let rules = self.rules_mut(rule.family);
-        if rules.contains(&rule) {
+        if self.rules(rule.family).contains(&rule) {
             return false;
         }
+        let rules = self.rules_mut(rule.family);
         let at = rules.partition_point(|old| old.priority <= rule.priority);
         rules.insert(at, rule);
         true
@@ -386,9 +387,9 @@ impl RouterState {
 
     /// Takes a rule away; whether it was there.
     pub fn del_rule(&mut self, rule: &RuleState) -> bool {
-        let rules = self.rules_mut(rule.family);
+        let rules = self.rules(rule.family);
         let Some(at) = rules.iter().position(|old| old == rule) else { return false };
-        rules.remove(at);
+        self.rules_mut(rule.family).remove(at);
         true
     }
 

@@ -26,7 +26,7 @@ pub use self::error::XdpError;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;
-pub use self::port::{AttachMode, PortProgram, XdpMode};
+pub use self::port::{AttachMode, PortProgram, QueueCounts, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;
 
 /// A limit that no heartbeat reaches: the program compares signed distances.

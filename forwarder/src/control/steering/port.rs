@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, Xdp, XdpFlags};
@@ -55,7 +56,7 @@ pub struct PortProgram {
     settings: PortSettings,
     port: MapHandle,
     sockets: MapHandle,
-    counters: MapHandle,
+    counts: QueueCounts,
     vlans: MapHandle,
     /// What is in it.
     vlans_set: BTreeMap<VlanKey, VlanSettings>,
@@ -93,7 +94,7 @@ impl PortProgram {
             },
             port: object::map(&object, xdp_prog::MAP_PORT)?,
             sockets: object::map(&object, xdp_prog::MAP_SOCKETS)?,
-            counters: object::map(&object, xdp_prog::MAP_QUEUES)?,
+            counts: QueueCounts(Arc::new(object::map(&object, xdp_prog::MAP_QUEUES)?)),
             vlans: object::map(&object, xdp_prog::MAP_VLANS)?,
             vlans_set: BTreeMap::new(),
         };
@@ -194,32 +195,18 @@ impl PortProgram {
         Ok(())
     }
 
-    /// Frames by reason ([`xdp_prog::Reason`]) for each of the first `queues` RX queues, since the
-    /// program was attached; all CPUs together. One system call a queue.
-    ///
-    /// # Errors
-    /// [`XdpError::Map`].
-    pub fn counters(&self, queues: u32) -> Result<Vec<QueueCounters>, XdpError> {
-        (0..queues.min(QUEUES_MAX as u32)).map(|queue| self.queue_counters(queue)).collect()
+    /// What it did with frames, for any thread to look at.
+    #[must_use]
+    pub fn counts(&self) -> QueueCounts {
+        self.counts.clone()
     }
 
-    /// What the program did with frames of one queue, by [`xdp_prog::Reason`].
+    /// As [`QueueCounts::queue`].
     ///
     /// # Errors
     /// [`XdpError::Map`].
     pub fn queue_counters(&self, queue: u32) -> Result<QueueCounters, XdpError> {
-        let cpus = self
-            .counters
-            .lookup_percpu(&queue.to_ne_bytes(), MapFlags::ANY)
-            .map_err(|source| XdpError::map("read", &self.counters, source))?
-            .unwrap_or_default();
-        let mut sum = [0; REASONS];
-        for cpu in &cpus {
-            for (total, value) in sum.iter_mut().zip(cpu.as_chunks::<8>().0) {
-                *total += u64::from_ne_bytes(*value);
-            }
-        }
-        Ok(sum)
+        self.counts.queue(queue)
     }
 
     fn socket_key(&self, queue: u32) -> Result<[u8; 4], XdpError> {
@@ -234,6 +221,40 @@ impl PortProgram {
         self.port
             .update(&0u32.to_ne_bytes(), &self.settings.to_bytes(), MapFlags::ANY)
             .map_err(|source| XdpError::map("write", &self.port, source))
+    }
+}
+
+/// What the program of a port did with frames, also after it is detached. One system call a queue.
+#[derive(Debug, Clone)]
+pub struct QueueCounts(Arc<MapHandle>);
+
+impl QueueCounts {
+    /// Frames by reason ([`xdp_prog::Reason`]) for each of the first `queues` RX queues, since the
+    /// program was attached; all CPUs together. One system call a queue.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn queues(&self, queues: u32) -> Result<Vec<QueueCounters>, XdpError> {
+        (0..queues.min(QUEUES_MAX as u32)).map(|queue| self.queue(queue)).collect()
+    }
+
+    /// What the program did with frames of one queue, by [`xdp_prog::Reason`].
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn queue(&self, queue: u32) -> Result<QueueCounters, XdpError> {
+        let cpus = self
+            .0
+            .lookup_percpu(&queue.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("read", &*self.0, source))?
+            .unwrap_or_default();
+        let mut sum = [0; REASONS];
+        for cpu in &cpus {
+            for (total, value) in sum.iter_mut().zip(cpu.as_chunks::<8>().0) {
+                *total += u64::from_ne_bytes(*value);
+            }
+        }
+        Ok(sum)
     }
 }
 

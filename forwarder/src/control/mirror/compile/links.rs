@@ -59,7 +59,7 @@ pub fn unsupported(state: &RouterState, link: &LinkState, takers: &Takers<'_>) -
 pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
     let takers = Takers::new(state);
     let mut addrs = HashMap::new();
-    for addr in &state.addrs {
+    for addr in &*state.addrs {
         addrs.entry(addr.ifindex).or_insert_with(Vec::new).push(addr);
     }
     let compiled = state.links.values().map(|link| {

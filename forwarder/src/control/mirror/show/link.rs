@@ -71,8 +71,18 @@ pub struct LinkView {
     pub linkinfo: Option<LinkInfo>,
 }
 
-/// All interfaces by their numbers, but VLANs behind what they sit on.
+/// All interfaces, see [`links_in_order`].
 pub fn links(state: &RouterState) -> Vec<LinkView> {
+    links_in_order(state).into_iter().filter_map(|ifindex| link(state, ifindex)).collect()
+}
+
+/// One interface; `None`: there is none of that number.
+pub fn link(state: &RouterState, ifindex: u32) -> Option<LinkView> {
+    Some(view(state, state.links.get(&ifindex)?, true))
+}
+
+/// All interfaces by their numbers, but VLANs behind what they sit on.
+pub fn links_in_order(state: &RouterState) -> Vec<u32> {
     let below = |link: &LinkState| {
         let lower = link.link.filter(|_| link.vlan.is_some() && link.link_netnsid.is_none());
         lower.filter(|lower| state.links.contains_key(lower))
@@ -83,15 +93,15 @@ pub fn links(state: &RouterState) -> Vec<LinkView> {
             upon.entry(lower).or_default().push(link);
         }
     }
-    let mut views = Vec::new();
+    let mut order = Vec::with_capacity(state.links.len());
     for link in state.links.values().filter(|link| below(link).is_none()) {
         let mut next = vec![link];
         while let Some(link) = next.pop() {
-            views.push(view(state, link, true));
+            order.push(link.ifindex);
             next.extend(upon.remove(&link.ifindex).unwrap_or_default());
         }
     }
-    views
+    order
 }
 
 fn view(state: &RouterState, link: &LinkState, with_mode: bool) -> LinkView {
@@ -225,13 +235,36 @@ pub struct AddrView {
 
 /// All interfaces with their addresses, IPv4 first.
 pub fn addrs(state: &RouterState) -> Vec<LinkAddrView> {
-    let of = |link: &LinkState| {
-        let mine = state.addrs.iter().filter(|addr| addr.ifindex == link.ifindex);
-        let mut addr_info: Vec<AddrView> = mine.map(addr_view).collect();
+    let by_link = AddrsByLink::new(state);
+    state.links.keys().filter_map(|ifindex| by_link.show(state, *ifindex)).collect()
+}
+
+/// Where addresses stand, by interface: so that those of one are found without a look at all.
+#[derive(Debug)]
+pub struct AddrsByLink {
+    /// (ifindex, place), sorted.
+    places: Vec<(u32, usize)>,
+}
+
+impl AddrsByLink {
+    /// Of all addresses.
+    pub fn new(state: &RouterState) -> AddrsByLink {
+        let places = state.addrs.iter().enumerate().map(|(at, addr)| (addr.ifindex, at));
+        let mut places: Vec<(u32, usize)> = places.collect();
+        places.sort_unstable();
+        AddrsByLink { places }
+    }
+
+    /// One interface with its addresses, IPv4 first; `state` is the one that this was made of.
+    pub fn show(&self, state: &RouterState, ifindex: u32) -> Option<LinkAddrView> {
+        let link = view(state, state.links.get(&ifindex)?, false);
+        let first = self.places.partition_point(|(of, _)| *of < ifindex);
+        let mine = self.places[first..].iter().take_while(|(of, _)| *of == ifindex);
+        let addrs = mine.filter_map(|(_, at)| state.addrs.get(*at));
+        let mut addr_info: Vec<AddrView> = addrs.map(addr_view).collect();
         addr_info.sort_by_key(|addr| addr.local.is_ipv6());
-        LinkAddrView { link: view(state, link, false), addr_info }
-    };
-    state.links.values().map(of).collect()
+        Some(LinkAddrView { link, addr_info })
+    }
 }
 
 fn addr_view(addr: &AddrState) -> AddrView {

@@ -7,7 +7,7 @@ mod other;
 mod route;
 mod vlan;
 
-pub use link::{AddrView, LinkAddrView, LinkView, addrs, links};
+pub use link::{AddrView, AddrsByLink, LinkAddrView, LinkView, addrs, link, links, links_in_order};
 pub use names::lladdr;
-pub use other::{NeighView, NexthopView, RuleView, neighs, nexthops, rules};
+pub use other::{NeighView, NexthopView, RuleView, neigh, neighs, nexthop, nexthops, rule, rules};
 pub use route::{HopView, RouteView, ViaView, route, routes};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use super::names;
-use crate::control::mirror::state::{Family, NexthopState, RouterState, RuleState};
+use crate::control::mirror::state::{Family, NeighState, NexthopState, RouterState, RuleState};
 
 const FR_ACT_TO_TBL: u8 = 1;
 const FR_ACT_GOTO: u8 = 2;
@@ -75,10 +75,11 @@ pub struct RuleView {
 
 /// The rules of a family, in the order they are asked.
 pub fn rules(state: &RouterState, family: Family) -> Vec<RuleView> {
-    state.rules(family).iter().map(rule_view).collect()
+    state.rules(family).iter().map(rule).collect()
 }
 
-fn rule_view(rule: &RuleState) -> RuleView {
+/// One rule.
+pub fn rule(rule: &RuleState) -> RuleView {
     let host = if rule.family == Family::V4 { 32 } else { 128 };
     let len = |prefix: Option<(IpAddr, u8)>| prefix.map(|p| p.1).filter(|len| *len != host);
     let hex = |value: u32| format!("{value:#x}");
@@ -199,10 +200,11 @@ pub struct NexthopView {
 
 /// All nexthop objects.
 pub fn nexthops(state: &RouterState) -> Vec<NexthopView> {
-    state.nexthops.values().map(|nexthop| nexthop_view(state, nexthop)).collect()
+    state.nexthops.values().map(|object| nexthop(state, object)).collect()
 }
 
-fn nexthop_view(state: &RouterState, nexthop: &NexthopState) -> NexthopView {
+/// One nexthop object.
+pub fn nexthop(state: &RouterState, nexthop: &NexthopState) -> NexthopView {
     let member = |(id, weight): &(u32, u32)| MemberView {
         id: *id,
         weight: Some(*weight).filter(|weight| *weight != 1),
@@ -279,21 +281,23 @@ pub struct NeighView {
     pub state: Vec<&'static str>,
 }
 
-/// The neighbours, by interface and address, but for those that need no resolving (NOARP) or have
-/// no state, which `ip neigh show` leaves out too.
+/// The neighbours, by interface and address.
 pub fn neighs(state: &RouterState) -> Vec<NeighView> {
-    let mut shown: Vec<_> =
-        state.neighs.values().filter(|n| n.state != 0 && n.state & NUD_NOARP == 0).collect();
-    shown.sort_by_key(|neigh| (neigh.ifindex, neigh.dst));
-    let view = |neigh: &crate::control::mirror::state::NeighState| NeighView {
+    state.neighs.values().filter_map(|neighbour| neigh(state, neighbour)).collect()
+}
+
+/// One neighbour; `None`: it needs no resolving (NOARP) or has no state, and `ip neigh show` leaves
+/// it out too.
+pub fn neigh(state: &RouterState, neigh: &NeighState) -> Option<NeighView> {
+    let is_shown = neigh.state != 0 && neigh.state & NUD_NOARP == 0;
+    is_shown.then(|| NeighView {
         dst: neigh.dst,
         dev: state.ifname(neigh.ifindex),
         lladdr: (!neigh.lladdr.is_empty()).then(|| names::lladdr(&neigh.lladdr)),
         router: (neigh.flags & NTF_ROUTER != 0).then_some(()),
         extern_learn: (neigh.flags & NTF_EXT_LEARNED != 0).then_some(()),
         state: names::nud(neigh.state),
-    };
-    shown.into_iter().map(view).collect()
+    })
 }
 
 impl fmt::Display for NeighView {

@@ -38,10 +38,10 @@ fn default_rule(priority: u32, table: u32) -> RuleState {
 fn state() -> RouterState {
     let mut state = RouterState::default();
     let flags = IFF_UP | IFF_LOWER_UP;
-    state.links.insert(2, LinkState { ifindex: 2, flags, mtu: 1500, ..LinkState::default() });
-    state.rules4 = [(0, 255), (32766, 254), (32767, 253)]
-        .map(|(priority, table)| default_rule(priority, table))
-        .into();
+    Arc::make_mut(&mut state.links)
+        .insert(2, LinkState { ifindex: 2, flags, mtu: 1500, ..LinkState::default() });
+    let rules = [(0, 255), (32766, 254), (32767, 253)];
+    state.rules4 = Arc::new(rules.map(|(priority, table)| default_rule(priority, table)).into());
     state
 }
 

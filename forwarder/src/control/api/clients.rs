@@ -1,0 +1,132 @@
+//! Who is connected to the control socket: so many at a time, and whoever only waits gives way to
+//! one that comes.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::connection::{LargeRequests, Shared, Waits};
+use super::{Envelope, Response};
+
+/// Connections at one time.
+pub(super) const CLIENTS_MAX: usize = 64;
+/// Threads for them: one that had to give way may take a moment to end.
+const THREADS_MAX: usize = CLIENTS_MAX + 16;
+/// How long one that comes waits for such a thread to end.
+const THREAD_WAIT: Duration = Duration::from_millis(100);
+/// How old a request must be that has not arrived, to give way.
+const REST_MIN: Duration = Duration::from_secs(1);
+/// How old an answer must be that waits for its client, to give way.
+const READER_MIN: Duration = Duration::from_secs(5);
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    list: Mutex<List>,
+    left: Condvar,
+    large: Arc<LargeRequests>,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    places: Vec<Arc<Shared>>,
+    threads: usize,
+}
+
+/// A connection's place. It leaves when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    clients: Arc<Clients>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Clients {
+    /// Gives a connection a place, if need be that of one that waits. `None`: it was told that there
+    /// is none, and is closed.
+    pub(super) fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Place> {
+        let shared = Arc::new(Shared::new(stream).ok()?);
+        let is_full = |list: &mut List| list.threads >= THREADS_MAX;
+        let waited = self.left.wait_timeout_while(self.list(), THREAD_WAIT, is_full);
+        let (mut list, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let full = is_full(&mut list)
+            || (list.places.len() >= CLIENTS_MAX && !make_room(&mut list.places));
+        if full {
+            drop(list);
+            say(&shared.stream, "too many clients at once; try again");
+            return None;
+        }
+        list.threads += 1;
+        list.places.push(Arc::clone(&shared));
+        Some(Place { clients: Arc::clone(self), shared })
+    }
+
+    /// Has one give way. Whether there was one that waits.
+    pub(super) fn make_room(&self) -> bool {
+        make_room(&mut self.list().places)
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        // Nothing that holds it can leave it half changed.
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// What all clients share.
+    pub(super) fn large(&self) -> Arc<LargeRequests> {
+        Arc::clone(&self.clients.large)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut list = self.clients.list();
+        list.places.retain(|place| !Arc::ptr_eq(place, &self.shared));
+        list.threads -= 1;
+        self.clients.left.notify_all();
+    }
+}
+
+/// Tells a client something that it has not asked for, without waiting.
+pub(super) fn say(mut stream: &UnixStream, message: &str) {
+    // Octets that it has no room for are lost; it is closed then.
+    let _ = stream.set_nonblocking(true);
+    if let Ok(mut line) = serde_json::to_vec(&Envelope::new(Response::error(message))) {
+        line.push(b'\n');
+        let _ = stream.write(&line);
+    }
+}
+
+/// Closes the connection that has waited longest. Whether there was one.
+fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
+    let now = Instant::now();
+    let mut waiting: Vec<(u8, Instant, usize)> = places
+        .iter()
+        .enumerate()
+        .filter_map(|(at, place)| rank(place.waits(), now).map(|(rank, since)| (rank, since, at)))
+        .collect();
+    waiting.sort_unstable();
+    // One whose request has arrived is not idle, only its thread has not run yet.
+    let idle = waiting.iter().find(|(rank, _, at)| *rank != 0 || !places[*at].has_input());
+    let Some(&(rank, _, at)) = idle else { return false };
+    let place = places.swap_remove(at);
+    if rank < 2 {
+        // Not in the middle of an answer.
+        say(&place.stream, "too many clients at once: the one idle longest was disconnected");
+    }
+    let _: io::Result<()> = place.stream.shutdown(Shutdown::Both);
+    true
+}
+
+/// Who gives way first: the lowest, and of those whoever has waited longest.
+fn rank(waits: Waits, now: Instant) -> Option<(u8, Instant)> {
+    let is_older = |since: Instant, than: Duration| now.saturating_duration_since(since) >= than;
+    match waits {
+        Waits::No => None,
+        Waits::Request(since) => Some((0, since)),
+        Waits::Rest(since) => is_older(since, REST_MIN).then_some((1, since)),
+        Waits::Reader(since) => is_older(since, READER_MIN).then_some((2, since)),
+    }
+}

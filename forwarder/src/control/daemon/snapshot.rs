@@ -1,0 +1,356 @@
+//! What the threads of clients see of the daemon: a snapshot of its state, published by the control
+//! thread, and what is shared with the workers.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use super::Daemon;
+use super::capture::Captures;
+use super::crossroads::{sends_by, worker_of};
+use super::latency::Baseline;
+use super::port::State;
+use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPort, WorkerStatus};
+use crate::control::mirror::state::Family;
+use crate::control::steering::QueueCounts;
+use crate::fib::Reader;
+use crate::io::af_xdp::{AfXdp, BoundMode};
+use crate::tables::{Published, Tables};
+use crate::worker::WorkerHandle;
+use crate::worker::poll::PollMode;
+
+/// The control thread has a turn every 100 ms; after so long without one, `status` says so.
+const STALLED: Duration = Duration::from_secs(1);
+/// What the list of what is not mirrored may cost: a fifth of the time. With many routes, to make it
+/// may take milliseconds.
+const UNMIRRORED_REST: u32 = 4;
+
+/// What clients' threads see.
+pub(super) struct View {
+    pub(super) started: Instant,
+    snapshot: ArcSwap<Snapshot>,
+    /// Milliseconds from the start to the control thread's last turn; 0: it has had none.
+    turned_ms: AtomicU64,
+    /// Those that workers use.
+    pub(super) tables: Arc<Published<Tables>>,
+    /// By which clients' threads look into their trees.
+    pub(super) reader: Mutex<Reader>,
+    /// Where the histograms of latency begin.
+    pub(super) baseline: ArcSwap<Baseline>,
+    pub(super) captures: Captures,
+}
+
+/// What the control thread had when it was made.
+pub(super) struct Snapshot {
+    /// Without what workers count, and without what only whoever asks can know.
+    pub(super) status: StatusReport,
+    pub(super) started: Instant,
+    /// By their numbers, also those that are not listed.
+    pub(super) ports: Vec<PortView>,
+    pub(super) workers: Arc<[WorkerHandle<AfXdp>]>,
+    pub(super) cpus: Vec<Option<usize>>,
+    pub(super) max_ports: u16,
+    pub(super) account: bool,
+    pub(super) latency_sample: u32,
+    pub(super) poll: PollMode,
+    /// Descriptors of the RX and TX rings.
+    pub(super) rings: [u32; 2],
+}
+
+/// A port.
+#[derive(Clone)]
+pub(super) struct PortView {
+    pub(super) index: u16,
+    pub(super) ifname: String,
+    pub(super) is_listed: bool,
+    pub(super) is_active: bool,
+    pub(super) state: String,
+    pub(super) queues: u32,
+    pub(super) senders: u32,
+    pub(super) bind_mode: Option<BoundMode>,
+    pub(super) xdp_mode: String,
+    pub(super) no_zerocopy: Option<String>,
+    pub(super) multi_buffer: bool,
+    /// The program's counters, which clients' threads read themselves.
+    pub(super) counts: Option<QueueCounts>,
+}
+
+/// What is known of what is not mirrored.
+#[derive(Default)]
+pub(super) struct Unmirrored {
+    list: Vec<String>,
+    /// Of the mirror, when it was made: generation, events, resyncs.
+    of: (u64, u64, u64),
+    /// Not made anew before.
+    rests_until: Option<Instant>,
+}
+
+impl View {
+    pub(super) fn new(tables: Arc<Published<Tables>>, reader: Reader, first: Snapshot) -> View {
+        reader.offline();
+        View {
+            started: first.started,
+            snapshot: ArcSwap::from_pointee(first),
+            turned_ms: AtomicU64::new(0),
+            tables,
+            reader: Mutex::new(reader),
+            baseline: ArcSwap::from_pointee(Baseline::new()),
+            captures: Captures::new(),
+        }
+    }
+
+    /// The newest there is.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// The control thread begins or ends a turn.
+    pub(super) fn has_turned(&self) {
+        self.turned_ms.store((self.started.elapsed().as_millis() as u64).max(1), Relaxed);
+    }
+
+    /// Whether the control thread has had a turn.
+    pub(super) fn has_served(&self) -> bool {
+        self.turned_ms.load(Relaxed) != 0
+    }
+
+    /// How long the control thread has had no turn, when that is too long.
+    pub(super) fn stalled(&self) -> Option<Duration> {
+        let turned = Some(self.turned_ms.load(Relaxed)).filter(|ms| *ms != 0)?;
+        let ago = self.started.elapsed().saturating_sub(Duration::from_millis(turned));
+        (ago >= STALLED).then_some(ago)
+    }
+}
+
+impl Snapshot {
+    /// Before there is anything.
+    pub(super) fn starting(options: &super::RunOptions) -> Snapshot {
+        Snapshot {
+            status: StatusReport {
+                state: api::State::Starting,
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                uptime_seconds: 0,
+                ports: Vec::new(),
+                workers: Vec::new(),
+                mirror: MirrorStatus::default(),
+                warnings: Vec::new(),
+                control_thread_stalled_ms: None,
+            },
+            started: Instant::now(),
+            ports: Vec::new(),
+            workers: Arc::new([]),
+            cpus: Vec::new(),
+            max_ports: 0,
+            account: options.account,
+            latency_sample: options.latency_sample,
+            poll: options.poll,
+            rings: [options.rx_ring, options.tx_ring],
+        }
+    }
+
+    /// The ports there are for people.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &PortView> {
+        self.ports.iter().filter(|port| port.is_listed)
+    }
+
+    /// What a worker does for each port that is served.
+    pub(super) fn worker_ports(&self, worker: usize) -> Vec<WorkerPort> {
+        let served = |queue: &u32| worker_of(*queue, self.workers.len()) == worker;
+        let port = |port: &PortView| WorkerPort {
+            ifname: port.ifname.clone(),
+            queues: (0..port.queues).filter(served).collect(),
+            sends_by: sends_by(worker, port.senders) as u32,
+        };
+        self.ports.iter().filter(|port| port.is_active).map(port).collect()
+    }
+}
+
+impl Daemon {
+    /// Publishes a snapshot with everything that may have changed.
+    pub(super) fn publish_report(&mut self) {
+        self.renew_unmirrored();
+        self.publish();
+    }
+
+    /// Publishes a snapshot; what is not mirrored may be from before.
+    pub(super) fn publish(&mut self) {
+        let handles = self.view.snapshot();
+        let workers = match handles.workers.len() == self.workers.len() {
+            true => Arc::clone(&handles.workers),
+            false => self.workers.iter().cloned().collect(),
+        };
+        let mut snapshot = Snapshot {
+            status: self.status(),
+            started: self.started,
+            ports: self.ports.iter().map(port_view).collect(),
+            workers,
+            cpus: self.cpus.clone(),
+            max_ports: self.max_ports,
+            account: self.options.account,
+            latency_sample: self.options.latency_sample,
+            poll: self.options.poll,
+            rings: [self.options.rx_ring, self.options.tx_ring],
+        };
+        let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
+            worker: n as u32,
+            cpu: cpu.map(|cpu| cpu as u32),
+            ports: snapshot.worker_ports(n),
+            ..WorkerStatus::default()
+        };
+        snapshot.status.workers = snapshot.cpus.iter().enumerate().map(worker).collect();
+        self.view.snapshot.store(Arc::new(snapshot));
+    }
+
+    fn status(&self) -> StatusReport {
+        let links = self.links();
+        let mut vlans = vec![Vec::new(); self.ports.len()];
+        for link in links.iter().filter(|link| link.vlan.is_some()) {
+            if let Some(of) = link.port.and_then(|port| vlans.get_mut(usize::from(port))) {
+                of.push(link.name.clone());
+            }
+        }
+        let port = |port: &super::Port| PortStatus {
+            ifname: port.ifname.clone(),
+            matched: port.matched,
+            ifindex: port.ifindex,
+            state: match links.ifindex(port.ifindex) {
+                Some(link) if !link.up && port.state == State::Active => {
+                    if self.is_up(link.ifindex) { "no carrier" } else { "down" }.to_owned()
+                }
+                _ => port.state.describe().to_owned(),
+            },
+            xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
+            bind_mode: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
+            queues: port.queues,
+            mtu: links.ifindex(port.ifindex).map_or(0, |link| link.mtu),
+            vlans: vlans.get(usize::from(port.index)).cloned().unwrap_or_default(),
+        };
+        StatusReport {
+            state: self.state(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: 0,
+            ports: self.listed().map(port).collect(),
+            workers: Vec::new(),
+            mirror: self.mirror_status(),
+            warnings: self.warnings(),
+            control_thread_stalled_ms: None,
+        }
+    }
+
+    fn state(&self) -> api::State {
+        let active = self.ports.iter().filter(|port| port.state == State::Active).count();
+        if self.stopping {
+            api::State::Stopping
+        } else if active == 0 {
+            api::State::Starting
+        } else if self.ports.iter().any(|port| !port.matched && port.state != State::Active)
+            || !self.steering_allowed()
+        {
+            api::State::Degraded
+        } else {
+            api::State::Forwarding
+        }
+    }
+
+    fn mirror_status(&self) -> MirrorStatus {
+        let state = self.mirror.state();
+        MirrorStatus {
+            ready: true,
+            generation: self.mirror.tables().generation,
+            links: state.links.len() as u64,
+            addrs: state.addrs.len() as u64,
+            routes4: state.routes4.len() as u64,
+            routes6: state.routes6.len() as u64,
+            rules: (state.rules(Family::V4).len() + state.rules(Family::V6).len()) as u64,
+            nexthops: state.nexthops.len() as u64,
+            neighbours: state.neighs.len() as u64,
+            resyncs: self.mirror.counters().resyncs,
+            unmirrored: self.unmirrored.list.clone(),
+        }
+    }
+
+    fn renew_unmirrored(&mut self) {
+        let counters = self.mirror.counters();
+        let of = (self.mirror.tables().generation, counters.events, counters.resyncs);
+        let begun = Instant::now();
+        let rests = self.unmirrored.rests_until.is_some_and(|until| begun < until);
+        if rests || of == self.unmirrored.of {
+            return;
+        }
+        let list = self.mirror.unmirrored().into_iter();
+        self.unmirrored = Unmirrored {
+            list: list.map(|u| format!("{}: {}", u.what, u.why)).collect(),
+            of,
+            rests_until: Some(Instant::now() + begun.elapsed() * UNMIRRORED_REST),
+        };
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = self
+            .bypassed
+            .iter()
+            .map(|what| {
+                let then = if self.options.ignore_firewall {
+                    "not applied to what passes through userspace (--ignore-firewall)"
+                } else {
+                    "everything is left to the kernel until it is gone"
+                };
+                format!("{what}: {then}")
+            })
+            .collect();
+        warnings.extend(self.unknown_locals.clone());
+        warnings.extend(self.unknown_vlans.clone());
+        if self.punt_broken {
+            warnings.push(format!("{} does not take frames", self.punter.device().name()));
+        }
+        let links = self.links();
+        for port in &self.ports {
+            let Some(link) = links.ifindex(port.ifindex) else { continue };
+            for (family, on) in [("IPv4", link.forwarding4), ("IPv6", link.forwarding6)] {
+                if !on {
+                    warnings.push(format!("{family} forwarding is off on {}", link.name));
+                }
+            }
+        }
+        warnings.extend(self.ports.iter().filter_map(super::Port::unserved));
+        let idle = self.listed().filter(|port| port.state != State::Active);
+        warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
+        warnings.extend(self.crowded.iter().map(|name| self.no_room(name)));
+        warnings.extend(self.unmatched());
+        warnings
+    }
+
+    /// That no interface matches.
+    pub(super) fn unmatched(&self) -> Option<String> {
+        let interfaces = &self.options.interfaces;
+        let none = interfaces.has_patterns() && !self.listed().any(|port| port.matched);
+        let patterns = interfaces.patterns();
+        none.then(|| format!("no interface that is up matches {patterns}; waiting for one"))
+    }
+
+    /// The ports there are for people.
+    pub(super) fn listed(&self) -> impl Iterator<Item = &super::Port> {
+        self.ports.iter().filter(|port| port.is_listed())
+    }
+}
+
+fn port_view(port: &super::Port) -> PortView {
+    PortView {
+        index: port.index,
+        ifname: port.ifname.clone(),
+        is_listed: port.is_listed(),
+        is_active: port.state == State::Active,
+        state: port.state.describe().to_owned(),
+        queues: port.queues,
+        senders: port.senders,
+        bind_mode: port.bind_mode,
+        xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
+        no_zerocopy: port.no_zerocopy.clone(),
+        multi_buffer: port.multi_buffer,
+        counts: port.program.as_ref().map(|program| program.counts()),
+    }
+}
