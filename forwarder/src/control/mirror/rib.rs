@@ -34,7 +34,7 @@ pub const RTNH_F_ONLINK: u8 = 4;
 const RTPROT_RA: u8 = 9;
 
 /// The first number given to a route body; those below are the compiler's own leaves.
-pub const FIRST_BODY: u32 = 2;
+pub const FIRST_BODY: u32 = 3;
 
 /// An address as a number: `u32` or `u128`.
 pub trait RibAddr: Address + Default {

@@ -27,6 +27,8 @@ use crate::stats::PuntReason;
 
 /// The leaf of prefixes whose routes cannot be followed.
 const LEAF_UNSUPPORTED: u32 = 1;
+/// The leaf of prefixes whose routes a rule suppresses: the next rule is asked.
+const LEAF_SUPPRESSED: u32 = 2;
 /// The loopback's number in every namespace; no packet comes in by it.
 const IFINDEX_LOOPBACK: u32 = 1;
 
@@ -89,6 +91,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
     /// Without routes.
     pub fn new(family: Family, quiescence: Arc<Quiescence>) -> FamilyCompiler<A> {
         let unsupported = FibInfo::special(RouteType::Punt(PuntReason::RouteUnsupported));
+        let suppressed = FibInfo::special(RouteType::Throw);
         FamilyCompiler {
             family,
             quiescence,
@@ -97,7 +100,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             unmerged_for_good: false,
             multicast_in_main: false,
             rules: Arc::new([]),
-            infos: vec![not_ready(), Arc::new(unsupported)],
+            infos: vec![not_ready(), Arc::new(unsupported), Arc::new(suppressed)],
             usable: vec![false; FIRST_BODY as usize],
             retiring: VecDeque::new(),
             unpublished: Vec::new(),
@@ -137,6 +140,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 let (info, usable) = fib_info(state, self.family, body, devs);
                 let at = id as usize;
                 if *self.infos[at] != info {
+                    // A rule suppresses what is a way to forward, and not what refuses.
+                    prepared.all |= self.infos[at].kind != info.kind;
                     self.infos[at] = Arc::new(info);
                     prepared.publish = true;
                     // Which of equal routes is taken may depend on what is left of each.
@@ -259,14 +264,14 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let key = self.trees[at].key;
         let with_local = self.merged && key.table == RT_TABLE_MAIN;
         let local = if with_local { self.best(rib, net, rib.get(RT_TABLE_LOCAL, net)) } else { 0 };
-        let leaf = match local {
+        let mut leaf = match local {
             0 => self.best(rib, net, rib.get(key.table, net)),
             local => local,
         };
-        let Ok(prefix) = Prefix::truncated(net.0, net.1) else { return };
-        if u32::from(net.1) < key.shortest {
-            return;
+        if u32::from(net.1) < key.shortest && self.lookup_succeeds(leaf) {
+            leaf = LEAF_SUPPRESSED;
         }
+        let Ok(prefix) = Prefix::truncated(net.0, net.1) else { return };
         let writer = &mut self.trees[at].writer;
         let result = match writer.get_exact(prefix).unwrap_or(0) {
             old if old == leaf => return,
@@ -293,6 +298,15 @@ impl<A: RibAddr> FamilyCompiler<A> {
             return LEAF_UNSUPPORTED;
         }
         self.candidates(rib, ids).first().copied().unwrap_or(0)
+    }
+
+    /// Whether the kernel's lookup gives a route rather than an error: then a rule may suppress it.
+    fn lookup_succeeds(&self, leaf: u32) -> bool {
+        use RouteType::{Anycast, Broadcast, Local, Multicast, Unicast};
+        let info = self.infos.get(leaf as usize).filter(|_| leaf != 0);
+        info.is_some_and(|info| {
+            matches!(info.kind, Unicast | Local | Broadcast | Multicast | Anycast)
+        })
     }
 
     fn is_usable(&self, id: u32) -> bool {

@@ -22,13 +22,15 @@ const FR_ACT_PROHIBIT: u8 = 8;
 /// FRA_L3MDEV.
 const FRA_L3MDEV: u16 = 19;
 
-/// A table as one rule asks it: with suppress_prefixlength n, only prefixes longer than n answer
-/// (`fib4_rule_suppress`), which is the table without the others.
+/// A table as one rule asks it: with suppress_prefixlength n, routes of prefixes of up to n bits that
+/// the lookup succeeds with do not count, and the next rule is asked (`fib4_rule_suppress`,
+/// `fib6_rule_suppress`). Routes that refuse do count: the kernel asks for suppression only when the
+/// lookup succeeded (`fib_rules_lookup`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreeKey {
     /// RT_TABLE_*.
     pub table: u32,
-    /// Shortest prefix length in it, in bits.
+    /// Shortest prefix length, in bits, that is not suppressed.
     pub shortest: u32,
 }
 

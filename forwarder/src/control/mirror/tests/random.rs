@@ -78,7 +78,7 @@ fn route(rng: &mut Rng) -> String {
     let v6 = rng.below(2) == 0;
     let verb = rng.pick(VERBS);
     let prefix = rng.pick(if v6 { PREFIXES6 } else { PREFIXES4 });
-    let special = rng.below(8) == 0;
+    let special = rng.below(5) == 0;
     let (kind, hops) = if special {
         (rng.pick(SPECIAL), "")
     } else {
@@ -95,7 +95,7 @@ fn route(rng: &mut Rng) -> String {
         1 => "metric 700",
         _ => "",
     };
-    let table = if rng.below(6) == 0 { "table 100" } else { "" };
+    let table = if rng.below(4) == 0 { "table 100" } else { "" };
     let protocol = if rng.below(5) == 0 { "proto static" } else { "" };
     let family = if v6 { "-6" } else { "-4" };
     // The words of the route itself come before its next hops.
@@ -122,26 +122,64 @@ fn nexthop(rng: &mut Rng) -> String {
     }
 }
 
+/// The rules that a namespace begins with go, come back, and come back elsewhere.
+const DEFAULT_RULES: &[&str] = &[
+    "del pref 0",
+    "add pref 0 lookup local",
+    "add pref 550 lookup local",
+    "del pref 550",
+    "del pref 32766",
+    "add pref 32766 lookup main",
+    "add pref 450 lookup main",
+    "del pref 450",
+    "del pref 32767",
+    "add pref 32767 lookup default",
+];
+
 fn rule(rng: &mut Rng) -> String {
     let family = rng.pick(&["-4", "-6"]);
+    if rng.below(5) == 0 {
+        return format!("ip {family} rule {}", rng.pick(DEFAULT_RULES));
+    }
     let v4 = family == "-4";
     let from = if v4 { "from 10.99.0.0/16" } else { "from 2001:db8:99::/48" };
     let to = if v4 { "to 10.1.0.0/16" } else { "to 2001:db8:5::/48" };
-    let selector = rng.pick(&[from, to, "iif va", "iif nowhere", "oif va", "fwmark 1/0xff", ""]);
+    let selector = rng.pick(&[
+        from,
+        to,
+        "iif va",
+        "iif nowhere",
+        "iif lo",
+        "oif va",
+        "fwmark 1/0xff",
+        "ipproto udp",
+        "",
+        "",
+        "",
+    ]);
     let not = rng.pick(&["", "", "not"]);
     let action = rng.pick(&[
         "lookup 100",
         "lookup main",
         "lookup main suppress_prefixlength 0",
+        "lookup main suppress_prefixlength 16",
+        "lookup main suppress_prefixlength 48",
+        "lookup 100 suppress_prefixlength 0",
+        "lookup 100 suppress_prefixlength 24",
+        "lookup 100 suppress_prefixlength 128",
+        "lookup main suppress_ifgroup 0",
+        "lookup 4711",
         "goto 600",
+        "goto 650",
+        "goto 32766",
         "nop",
         "prohibit",
         "unreachable",
         "blackhole",
     ]);
     // Mostly take away, so that there are not many at a time.
-    let verb = rng.pick(&["add", "del", "del"]);
-    let pref = rng.pick(&["500", "501", "600"]);
+    let verb = rng.pick(&["add", "add", "del", "del", "del"]);
+    let pref = rng.pick(&["500", "500", "501", "600", "40000"]);
     if verb == "del" {
         return format!("ip {family} rule del pref {pref}");
     }
@@ -204,6 +242,8 @@ fn other(rng: &mut Rng) -> String {
         "ip neigh del 2001:db8::2 dev va",
         "sysctl -w net.ipv4.conf.va.ignore_routes_with_linkdown=1",
         "sysctl -w net.ipv4.conf.va.ignore_routes_with_linkdown=0",
+        "sysctl -w net.ipv4.conf.all.ignore_routes_with_linkdown=1",
+        "sysctl -w net.ipv4.conf.all.ignore_routes_with_linkdown=0",
         "sysctl -w net.ipv6.conf.va.ignore_routes_with_linkdown=1",
         "sysctl -w net.ipv6.conf.va.ignore_routes_with_linkdown=0",
     ])
@@ -212,9 +252,9 @@ fn other(rng: &mut Rng) -> String {
 
 fn command(rng: &mut Rng) -> String {
     match rng.below(20) {
-        0..=10 => route(rng),
-        11..=13 => nexthop(rng),
-        14 => rule(rng),
+        0..=9 => route(rng),
+        10..=12 => nexthop(rng),
+        13 | 14 => rule(rng),
         15 | 16 => link(rng),
         17 | 18 => addr(rng),
         _ => other(rng),
