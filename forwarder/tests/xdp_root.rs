@@ -335,6 +335,51 @@ fn root_what_is_steered_arrives_at_the_queues_socket() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn root_without_heartbeats_frames_are_the_kernels() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            veth("port", "peer");
+            let wire = Wire::on("peer");
+            let mut steering = Steering::new().expect("load");
+            let mut port = attach(&mut steering, "port", wanted);
+            port.set_steer(true, true).expect("set");
+            let frame = frame4("198.51.100.1");
+            // As long as no limit is set, the missing socket is the only reason.
+            assert_reason(&port, &wire, &frame, Reason::PassNoSocket);
+
+            let minute = Duration::from_secs(60);
+            steering.set_timeouts(minute, minute).expect("set");
+            let now =
+                nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
+            let now_ns = Duration::from(now).as_nanos() as u64;
+            let page = std::sync::Arc::clone(steering.heartbeats());
+            let worker = |ns| {
+                let word = page.queue(0).expect("a queue");
+                word.store(ns, std::sync::atomic::Ordering::Relaxed);
+            };
+            // The program looks at them once a jiffy, of which the longest is 10 ms.
+            let jiffy = || sleep(Duration::from_millis(20));
+            jiffy();
+            assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
+            worker(now_ns);
+            assert_reason(&port, &wire, &frame, Reason::PassControlStalled);
+            page.beat_control(now_ns);
+            assert_reason(&port, &wire, &frame, Reason::PassNoSocket);
+            jiffy();
+            // Those of other queues are not asked for, and time goes on.
+            worker(now_ns - minute.as_nanos() as u64);
+            assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
+            worker(now_ns);
+            assert_reason(&port, &wire, &frame, Reason::PassNoSocket);
+            jiffy();
+            page.beat_control(now_ns - minute.as_nanos() as u64);
+            assert_reason(&port, &wire, &frame, Reason::PassControlStalled);
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_local_addresses_are_what_was_said_last() {
     in_namespace(|| {
         veth("port", "peer");
