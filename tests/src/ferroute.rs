@@ -188,6 +188,11 @@ impl Ferroute {
         self.place.command(args)
     }
 
+    /// Its control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.place.dir.path().join("control.sock")
+    }
+
     /// What it has written to standard error.
     pub fn said(&self) -> String {
         self.place.said()

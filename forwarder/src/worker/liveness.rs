@@ -75,11 +75,18 @@ impl Liveness {
         }
     }
 
-    /// The worker ends: the kernel has its queues from now on.
-    pub fn withdraw(&self) {
+    /// The kernel has the worker's queues from now on.
+    fn withdraw(&self) {
         for word in self.queues.iter().filter_map(|&queue| self.page.queue(queue)) {
             word.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+/// The worker ends, maybe by a panic.
+impl Drop for Liveness {
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 
@@ -114,7 +121,7 @@ mod tests {
         liveness.beat(7);
         let time = Some(liveness.clock.monotonic_ns(7));
         assert_eq!(words(), [Some(0), time, Some(0), time]);
-        liveness.withdraw();
+        drop(liveness);
         assert_eq!(words(), [Some(0); 4]);
     }
 }

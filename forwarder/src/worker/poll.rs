@@ -278,9 +278,6 @@ impl<I: PacketIo> Worker<I> {
             }
         }
         self.drain();
-        if let Some(liveness) = &self.liveness {
-            liveness.withdraw();
-        }
         self.census()
     }
 

@@ -58,6 +58,7 @@ use crate::control::netdev::nic;
 use crate::control::netdev::{irq, keep::RUN_DIR, poll};
 use crate::control::process::log::Log;
 use crate::control::process::privilege;
+use crate::control::process::threads::join_until;
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
@@ -81,8 +82,9 @@ const BUSY_TRIES: u32 = 50;
 const BUSY_TRIES_LATER: u32 = 5;
 /// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
 const NEIGHBOURS_A_TURN: usize = 32;
-/// How long workers have to finish what has arrived, all together: more than they take.
-const WORKERS_END: Duration = Duration::from_secs(2);
+/// How long the workers, and then the thread behind them, have to finish what has arrived: more than
+/// they take.
+const THREADS_END: Duration = Duration::from_secs(2);
 /// How often is looked at what no event tells of: a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
 
@@ -541,25 +543,19 @@ impl Daemon {
             self.give_heartbeat();
         }
         self.workers.iter().for_each(WorkerHandle::stop);
-        let end = Instant::now() + WORKERS_END;
+        let end = Instant::now() + THREADS_END;
         for (n, thread) in self.threads.drain(..).enumerate() {
-            while !thread.is_finished() && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            if !thread.is_finished() {
-                say!("worker {n} does not end; its packets are lost");
-                continue;
-            }
-            match thread.join() {
-                Ok(census) if census.is_conserved() => {}
-                Ok(census) => say!("worker {n} lost frames: {census:?}"),
-                Err(_) => say!("worker {n} panicked; this is a bug"),
+            match join_until(thread, end) {
+                Some(Ok(census)) if census.is_conserved() => {}
+                Some(Ok(census)) => say!("worker {n} lost frames: {census:?}"),
+                Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
+                None => say!("worker {n} does not end; its packets are lost"),
             }
         }
         self.ports.iter_mut().for_each(Port::restore_polling);
         self.ports.iter_mut().for_each(Port::restore_irqs);
         // What the workers handed over last.
-        self.punter.stop();
+        self.punter.stop(Instant::now() + THREADS_END);
         self.view.captures.finish();
         self.server = None;
         say!("{}", self.totals());

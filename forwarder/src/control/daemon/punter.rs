@@ -10,11 +10,13 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::control::process::threads::join_until;
 use crate::control::steering::punt::PuntDevice;
 use crate::worker::slow_path::{Bell, PuntQueue};
 
@@ -95,14 +97,16 @@ impl Punter {
         self.shared.lost.load(Relaxed)
     }
 
-    /// Hands over what the workers, which have ended, have left.
-    pub(super) fn stop(&mut self) {
+    /// Hands over what the workers, which have ended, have left; at most until `end`.
+    pub(super) fn stop(&mut self, end: Instant) {
         self.shared.stopping.store(true, Relaxed);
         self.shared.bell.ring();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            crate::say!("the thread that hands packets back panicked; this is a bug");
+        match self.thread.take().map(|thread| join_until(thread, end)) {
+            Some(None) => crate::say!("the thread that hands packets back does not end"),
+            Some(Some(Err(_))) => {
+                crate::say!("the thread that hands packets back panicked; this is a bug");
+            }
+            Some(Some(Ok(()))) | None => {}
         }
     }
 }
