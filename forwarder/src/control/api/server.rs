@@ -521,8 +521,8 @@ mod tests {
     #[test]
     fn clients_that_do_not_read_give_way_when_their_answers_are_old() {
         let (_dir, server) = served();
-        let mut request = serde_json::to_vec(&Envelope::new(route_get(20_000, Format::Json)))
-            .expect("a request");
+        let mut request =
+            serde_json::to_vec(&Envelope::new(route_get(20_000, Format::Json))).expect("a request");
         request.push(b'\n');
         let ask = |_| {
             let mut stream = UnixStream::connect(server.path()).expect("connects");
