@@ -188,9 +188,9 @@ impl Ferroute {
         self.place.command(args)
     }
 
-    /// Its control socket.
-    pub fn control_socket(&self) -> PathBuf {
-        self.place.dir.path().join("control.sock")
+    /// Its control socket, for a test that is a client of its own.
+    pub fn control(&self) -> PathBuf {
+        self.place.control()
     }
 
     /// What it has written to standard error.
@@ -274,7 +274,7 @@ impl Drop for Ferroute {
 impl Place {
     fn command(&self, args: &[&str]) -> Command {
         let mut command = self.namespace.command(binary());
-        command.args(args).env("FERROUTE_CONTROL", self.dir.path().join("control.sock"));
+        command.args(args).env("FERROUTE_CONTROL", self.control());
         command
     }
 
@@ -289,6 +289,10 @@ impl Place {
         command.stdin(Stdio::null()).stdout(messages.try_clone()?);
         command.stderr(stderr.unwrap_or_else(|| messages.into()));
         command.spawn().with_context(|| format!("starting {}", binary().display()))
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
     }
 
     fn messages(&self) -> PathBuf {

@@ -13,8 +13,8 @@ use super::{Global, Usage, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::{Format, Object, Rendered, Request, Response, RouteGetRequest};
 
-/// Addresses asked for with one request, so that neither side holds a large answer.
-const ADDRS_A_REQUEST: usize = 10_000;
+/// Addresses asked for with one request, so that neither side holds a large one.
+const ADDRS_A_REQUEST: usize = 1000;
 
 /// `route` and its verbs.
 #[derive(Debug, Args)]

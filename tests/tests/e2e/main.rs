@@ -8,6 +8,7 @@
 
 mod bench;
 mod capture;
+mod control_clients;
 mod devices;
 mod follow;
 mod full_table;

@@ -302,10 +302,6 @@ pub struct StatusReport {
     pub mirror: MirrorStatus,
     /// What the user should know: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
-    /// Milliseconds for which the control thread has had no turn, if that is too long: what is told
-    /// of ports and tables is as old.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control_thread_stalled_ms: Option<u64>,
 }
 
 /// One port.
@@ -385,6 +381,10 @@ pub struct MirrorStatus {
     pub resyncs: u64,
     /// Routes and rules that cannot be followed; their traffic stays in the kernel.
     pub unmirrored: Vec<String>,
+    /// Milliseconds for which the control thread has had no turn, if that is too long: what is told
+    /// of tables and ports is as old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stalled_ms: Option<u64>,
 }
 
 /// Answers [`Request::Stat`]. Counters run from the daemon's start.
@@ -623,9 +623,8 @@ mod tests {
             uptime_seconds: u64::MAX,
             ports: vec![PortStatus::default()],
             workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],
-            mirror: MirrorStatus::default(),
+            mirror: MirrorStatus { stalled_ms: Some(3200), ..MirrorStatus::default() },
             warnings: vec!["mind".into()],
-            control_thread_stalled_ms: Some(3200),
         }));
         round_trip(Response::Drops(DropsReport::default()));
         let counts = vec![(1, u64::MAX), (u64::MAX, 1)];

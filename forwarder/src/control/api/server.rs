@@ -320,22 +320,38 @@ fn parse(line: &[u8]) -> Result<Request, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Instant;
+
+    use super::super::clients::CLIENTS_MAX;
+    use super::super::connection::REQUEST_MAX;
     use super::*;
     use crate::control::api::client::{Client, ClientError};
     use crate::control::api::{Rendered, RouteGetRequest};
 
+    /// Answers `route get` with the addresses, everything else with an error.
     struct Echo;
+
+    struct Addrs(std::vec::IntoIter<IpAddr>);
+
+    impl List for Addrs {
+        fn write_some(&mut self, to: &mut RowWriter<'_>) -> Result<bool, ListError> {
+            if let Some(addr) = self.0.next() {
+                to.row(&addr)?;
+            }
+            Ok(!self.0.as_slice().is_empty())
+        }
+    }
 
     impl ControlHandler for Echo {
         fn handle(&self, request: Request) -> Answer {
-            let response = match request {
-                Request::RouteGet(RouteGetRequest { addrs, .. }) => {
-                    let lines = addrs.iter().map(|addr| format!("{addr}\n")).collect();
-                    Response::Rendered(Rendered::Text(lines))
+            match request {
+                Request::RouteGet(RouteGetRequest { addrs, format, .. }) => {
+                    Answer::List(format, Box::new(Addrs(addrs.into_iter())))
                 }
-                other => Response::error(format!("{other:?}")),
-            };
-            response.into()
+                other => Response::error(format!("{other:?}")).into(),
+            }
         }
     }
 
@@ -345,26 +361,51 @@ mod tests {
         (dir, path)
     }
 
+    fn served() -> (tempfile::TempDir, Server) {
+        let (dir, path) = socket();
+        (dir, Server::start(&path, Arc::new(Echo)).expect("starts"))
+    }
+
+    fn route_get(addrs: u32, format: Format) -> Request {
+        let addrs = (0..addrs).map(|n| Ipv4Addr::from(n).into()).collect();
+        Request::RouteGet(RouteGetRequest { addrs, from: None, iif: None, mark: 0, format })
+    }
+
+    /// Whether a new client is answered.
+    fn is_answered(server: &Server) -> bool {
+        let asked =
+            Client::connect(server.path()).and_then(|mut client| client.ask(&Request::Stat));
+        asked.is_err_and(|error| error.to_string() == "Stat")
+    }
+
+    /// What comes until the end.
+    fn rest_of(mut stream: &UnixStream) -> String {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        let mut octets = Vec::new();
+        // A server that has not read everything resets the connection after what it said.
+        let _ = stream.read_to_end(&mut octets);
+        String::from_utf8_lossy(&octets).into_owned()
+    }
+
     #[test]
     fn requests_are_answered_in_turn_and_large_ones_too() {
-        let (_dir, path) = socket();
-        let server = Server::start(&path, Arc::new(Echo)).expect("starts");
+        let (_dir, server) = served();
+        let path = server.path().to_owned();
         assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o777, 0o600);
-        let mut client = Client::connect(server.path()).expect("connects");
-        let addrs: Vec<std::net::IpAddr> =
-            (0..100_000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
-        let request = Request::RouteGet(RouteGetRequest {
-            addrs,
-            from: None,
-            iif: None,
-            mark: 0,
-            format: crate::control::api::Format::Text,
-        });
-        for _ in 0..2 {
-            let Ok(Response::Rendered(Rendered::Text(text))) = client.ask(&request) else {
+        let mut client = Client::connect(&path).expect("connects");
+        for count in [20_000, 0, 1] {
+            let Ok(Response::Rendered(Rendered::Text(text))) =
+                client.ask(&route_get(count, Format::Text))
+            else {
                 panic!("no text");
             };
-            assert_eq!(text.lines().count(), 100_000);
+            assert_eq!(text.lines().count(), count as usize);
+            let Ok(Response::Rendered(Rendered::Json(json))) =
+                client.ask(&route_get(count, Format::Json))
+            else {
+                panic!("no JSON");
+            };
+            assert_eq!(json.as_array().map(Vec::len), Some(count as usize));
         }
         let refused = client.ask(&Request::Stat).expect_err("an error");
         assert_eq!(refused.to_string(), "Stat");
@@ -397,21 +438,29 @@ mod tests {
 
     #[test]
     fn another_version_and_nonsense_get_an_error() {
-        let (_dir, path) = socket();
-        let _server = Server::start(&path, Arc::new(Echo)).expect("starts");
+        let (_dir, server) = served();
+        let nested = format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+        let nested_body = format!("{{\"version\":1,\"body\":{nested}");
+        let invalid: &[u8] = b"{\"version\":1,\"body\":\"\xff\xfe\"}\n";
         for (line, expected) in [
-            ("{\"version\":999,\"body\":\"from_the_future\"}\n", "speaks version"),
-            ("{\"version\":1,\"body\":\"unheard_of\"}\n", "not a request"),
-            ("\n", "not a request"),
-            ("{\"version\":1,\"body\":\"status\"}", "cut short"),
+            (&b"{\"version\":999,\"body\":\"from_the_future\"}\n"[..], "speaks version"),
+            (b"{\"version\":1,\"body\":\"unheard_of\"}\n", "not a request"),
+            (b"{\"version\":1e999,\"body\":\"status\"}\n", "not a request"),
+            (b"{\"version\":99999999999999999999,\"body\":\"status\"}\n", "not a request"),
+            (b"\n", "not a request"),
+            (b"\0\0\0\n", "not a request"),
+            (b"{\"version\":1,\"body\":\"status\"}", "cut short"),
+            (invalid, "not a request"),
+            (nested.as_bytes(), "not a request"),
+            (nested_body.as_bytes(), "not a request"),
         ] {
-            let mut stream = UnixStream::connect(&path).expect("connects");
-            stream.write_all(line.as_bytes()).expect("writes");
+            let mut stream = UnixStream::connect(server.path()).expect("connects");
+            stream.write_all(line).expect("writes");
             stream.shutdown(std::net::Shutdown::Write).expect("shuts down");
-            let mut text = String::new();
-            stream.read_to_string(&mut text).expect("reads");
-            assert!(text.contains(expected), "{line:?}: {text}");
+            let text = rest_of(&stream);
+            assert!(text.contains(expected), "{:?}: {text}", String::from_utf8_lossy(line));
         }
+        assert!(is_answered(&server));
     }
 
     #[test]
@@ -421,23 +470,74 @@ mod tests {
     }
 
     #[test]
-    fn clients_beyond_the_limit_are_told_and_room_comes_back() {
-        let (_dir, path) = socket();
-        let _server = Server::start(&path, Arc::new(Echo)).expect("starts");
-        let ask = |client: &mut Client| client.ask(&Request::Stat).expect_err("an error");
-        let mut clients = Vec::new();
-        for _ in 0..CLIENTS_MAX {
-            let mut client = Client::connect(&path).expect("connects");
-            assert_eq!(ask(&mut client).to_string(), "Stat");
-            clients.push(client);
+    fn silent_clients_give_way_to_one_that_comes_the_oldest_first() {
+        let (_dir, server) = served();
+        let connect = |_| UnixStream::connect(server.path()).expect("connects");
+        let silent: Vec<UnixStream> = (0..CLIENTS_MAX).map(connect).collect();
+        assert!(is_answered(&server));
+        assert!(rest_of(&silent[0]).contains("idle longest"));
+        // The others still have their places.
+        let mut last = Client::connect(server.path()).expect("connects");
+        let text = last.ask(&route_get(1, Format::Text)).expect("an answer");
+        assert_eq!(text, Response::Rendered(Rendered::Text("0.0.0.0\n".into())));
+        (&silent[CLIENTS_MAX - 1]).write_all(b"\n").expect("is connected");
+        silent[CLIENTS_MAX - 1].shutdown(std::net::Shutdown::Write).expect("shuts down");
+        assert!(rest_of(&silent[CLIENTS_MAX - 1]).contains("not a request"));
+    }
+
+    #[test]
+    fn a_thousand_clients_at_once_leave_room() {
+        let (_dir, server) = served();
+        let connect = |_| UnixStream::connect(server.path()).expect("connects");
+        let silent: Vec<UnixStream> = (0..1000).map(connect).collect();
+        assert!(is_answered(&server));
+        drop(silent);
+        assert!(is_answered(&server));
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_is_refused_before_its_end() {
+        let (_dir, server) = served();
+        let mut stream = UnixStream::connect(server.path()).expect("connects");
+        let block = [b' '; 1 << 16];
+        let taken = (0..1u64 << 14).take_while(|_| stream.write_all(&block).is_ok()).count();
+        assert!(taken * block.len() < 4 * REQUEST_MAX, "{taken} blocks were read");
+        assert!(rest_of(&stream).contains("longer than 1024 KiB"));
+        assert!(is_answered(&server));
+    }
+
+    #[test]
+    fn a_request_has_so_much_time_however_it_comes() {
+        let (_dir, server) = served();
+        let begun = Instant::now();
+        let mut stream = UnixStream::connect(server.path()).expect("connects");
+        while begun.elapsed() < Duration::from_secs(60) && stream.write_all(b" ").is_ok() {
+            thread::sleep(Duration::from_millis(50));
         }
-        let mut late = Client::connect(&path).expect("connects");
-        assert!(ask(&mut late).to_string().contains("too many clients"));
-        drop(clients);
-        let served = (0..200).any(|_| {
-            thread::sleep(Duration::from_millis(10));
-            Client::connect(&path).is_ok_and(|mut client| ask(&mut client).to_string() == "Stat")
-        });
-        assert!(served);
+        assert!(rest_of(&stream).contains("longer than 5 s"));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn clients_that_do_not_read_give_way_when_their_answers_are_old() {
+        let (_dir, server) = served();
+        let mut request =
+            serde_json::to_vec(&Envelope::new(route_get(20_000, Format::Json))).expect("a request");
+        request.push(b'\n');
+        let ask = |_| {
+            let mut stream = UnixStream::connect(server.path()).expect("connects");
+            // One that is refused may be closed before it has been read.
+            let _ = stream.write_all(&request);
+            stream
+        };
+        // No more large requests are taken at a time than these.
+        let unread: Vec<UnixStream> = (0..16).map(ask).collect();
+        let refused = rest_of(&ask(0));
+        assert!(refused.contains("too many large requests"), "{refused}");
+        let idle: Vec<UnixStream> = (16..CLIENTS_MAX)
+            .map(|_| UnixStream::connect(server.path()).expect("connects"))
+            .collect();
+        assert!(is_answered(&server));
+        drop((unread, idle));
     }
 }

@@ -61,7 +61,7 @@ impl Snapshot {
                 "control thread: no turn for {:.1} s; ports and tables are told as they were then",
                 stalled.as_secs_f64()
             ));
-            report.control_thread_stalled_ms = Some(stalled.as_millis() as u64);
+            report.mirror.stalled_ms = Some(stalled.as_millis() as u64);
         }
         if report.state == api::State::Forwarding && (stalled.is_some() || !silent.is_empty()) {
             report.state = api::State::Degraded;

@@ -137,7 +137,6 @@ impl Snapshot {
                 workers: Vec::new(),
                 mirror: MirrorStatus::default(),
                 warnings: Vec::new(),
-                control_thread_stalled_ms: None,
             },
             started: Instant::now(),
             ports: Vec::new(),
@@ -237,7 +236,6 @@ impl Daemon {
             workers: Vec::new(),
             mirror: self.mirror_status(),
             warnings: self.warnings(),
-            control_thread_stalled_ms: None,
         }
     }
 
@@ -270,6 +268,7 @@ impl Daemon {
             neighbours: state.neighs.len() as u64,
             resyncs: self.mirror.counters().resyncs,
             unmirrored: self.unmirrored.list.clone(),
+            stalled_ms: None,
         }
     }
 

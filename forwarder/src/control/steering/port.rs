@@ -201,6 +201,14 @@ impl PortProgram {
         self.counts.clone()
     }
 
+    /// As [`QueueCounts::queues`].
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn counters(&self, queues: u32) -> Result<Vec<QueueCounters>, XdpError> {
+        self.counts.queues(queues)
+    }
+
     /// As [`QueueCounts::queue`].
     ///
     /// # Errors

@@ -1,0 +1,426 @@
+//! Clients of the control socket that are silent, slow, greedy or wrong cost others nothing: `status`
+//! is answered, routes are followed, memory is bounded and comes back.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Output, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ferroute_tests::ferroute::by_kernel;
+use ferroute_tests::stream::Stream;
+use ferroute_tests::{Ferroute, Lab, eventually};
+use nix::sys::ptrace;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How soon `status` must be answered, whatever else is going on.
+const SOON: Duration = Duration::from_secs(1);
+/// How soon a route must be followed: the longest that a forwarder may be laxer than the kernel.
+const FOLLOWED: Duration = Duration::from_millis(200);
+/// A large table.
+const ROUTES: usize = 200_000;
+/// What a crowd of clients may cost, in KiB: stacks, buffers and pages of 64 of them, and what the
+/// allocator keeps of that.
+const CROWD_KIB: u64 = 48 << 10;
+
+/// `ferroute` in a lab, unless the kernel is to forward: then there is nothing to be asked.
+fn running() -> Result<Option<(Lab, Ferroute)>> {
+    if by_kernel() {
+        return Ok(None);
+    }
+    let lab = Lab::up()?;
+    let ferroute = Ferroute::start(&lab)?;
+    // What is used first is there from now on.
+    ferroute.ask(&["status"])?;
+    ferroute.ask(&["route", "show", "table", "all"])?;
+    Ok(Some((lab, ferroute)))
+}
+
+/// Asks for the status, however it is, and fails unless the answer comes soon.
+fn status(ferroute: &Ferroute) -> Result<Output> {
+    let begun = Instant::now();
+    let output = ferroute.command(&["status"]).output()?;
+    let took = begun.elapsed();
+    ensure!(took < SOON, "`status` took {took:?}: {output:?}");
+    ensure!(!output.stdout.is_empty(), "no status: {output:?}");
+    Ok(output)
+}
+
+/// The same, and it must be well.
+fn is_well(ferroute: &Ferroute) -> Result<()> {
+    let output = status(ferroute)?;
+    ensure!(output.status.success(), "{output:?}");
+    Ok(())
+}
+
+/// Memory that the process has, in KiB.
+fn rss_kib(ferroute: &Ferroute) -> Result<u64> {
+    let pid = ferroute.pid().context("no process")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    Ok(line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?)
+}
+
+/// Fails if the process has grown since it had `before` by more than `most` KiB.
+fn has_grown_by_at_most(ferroute: &Ferroute, before: u64, most: u64) -> Result<()> {
+    let now = rss_kib(ferroute)?;
+    ensure!(now <= before + most, "{before} KiB before, {now} KiB now");
+    Ok(())
+}
+
+fn connect(ferroute: &Ferroute) -> Result<UnixStream> {
+    let stream = UnixStream::connect(ferroute.control())?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    Ok(stream)
+}
+
+/// What comes until the end.
+fn rest_of(mut stream: &UnixStream) -> String {
+    let mut octets = Vec::new();
+    // One that was not read to its end is reset after what it was told.
+    let _ = stream.read_to_end(&mut octets);
+    String::from_utf8_lossy(&octets).into_owned()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn silent_clients_lock_nobody_out() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let before = rss_kib(&ferroute)?;
+    for count in [16, 64, 1000] {
+        let silent: Vec<UnixStream> =
+            (0..count).map(|_| connect(&ferroute)).collect::<Result<_>>()?;
+        for _ in 0..3 {
+            is_well(&ferroute).with_context(|| format!("beside {count} silent clients"))?;
+        }
+        has_grown_by_at_most(&ferroute, before, CROWD_KIB)?;
+        drop(silent);
+    }
+    is_well(&ferroute)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_thousand_clients_at_once_that_come_and_go_leave_room() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let path = ferroute.control();
+    let crowd: Vec<_> = (0..8)
+        .map(|_| {
+            let path = path.clone();
+            thread::spawn(move || {
+                let end = Instant::now() + Duration::from_secs(5);
+                while Instant::now() < end {
+                    let some: Vec<_> = (0..125).map(|_| UnixStream::connect(&path)).collect();
+                    drop(some);
+                }
+            })
+        })
+        .collect();
+    let mut answers = 0;
+    while crowd.iter().any(|thread| !thread.is_finished()) {
+        // Those who come may have taken all places since, if their requests have not arrived.
+        is_well(&ferroute)?;
+        answers += 1;
+    }
+    ensure!(answers > 0);
+    is_well(&ferroute)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn clients_that_send_octet_by_octet_have_so_much_time() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let mut slow: Vec<UnixStream> = (0..64).map(|_| connect(&ferroute)).collect::<Result<_>>()?;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(7) {
+        for stream in &mut slow {
+            let _ = stream.write_all(b" ");
+        }
+        is_well(&ferroute)?;
+        thread::sleep(Duration::from_millis(200));
+    }
+    for stream in &slow {
+        let said = rest_of(stream);
+        ensure!(said.contains("longer than 5 s") || said.contains("too many clients"), "{said:?}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_request_that_is_too_long_costs_no_more_than_the_bound() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let before = rss_kib(&ferroute)?;
+    let head = b"{\"version\":1,\"body\":{\"route_get\":{\"from\":null,\"iif\":null,\"mark\":0,\
+                 \"format\":\"json\",\"addrs\":[";
+    let addrs = b"\"192.0.2.1\",".repeat(6000);
+    let blanks = vec![b' '; 64 << 10];
+    // 52 MB of addresses; a gigabyte of nothing.
+    for (head, part, octets) in [(&head[..], &addrs, 52usize << 20), (b"", &blanks, 1 << 30)] {
+        let mut stream = connect(&ferroute)?;
+        stream.write_all(head)?;
+        let (begun, mut sent) = (Instant::now(), 0);
+        while sent < octets && stream.write_all(part).is_ok() {
+            sent += part.len();
+        }
+        ensure!(sent < 8 << 20, "{sent} octets were taken");
+        let said = rest_of(&stream);
+        ensure!(said.contains("longer than 1024 KiB"), "{said:?}");
+        ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        is_well(&ferroute)?;
+    }
+    has_grown_by_at_most(&ferroute, before, 8 << 10)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn nonsense_gets_an_error_and_harms_nobody() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let deep = |open: &str| format!("{{\"version\":1,\"body\":{}\n", open.repeat(150_000));
+    let lines: Vec<Vec<u8>> = vec![
+        b"\n".to_vec(),
+        b"\xff\xfe\x00\x80\n".to_vec(),
+        b"{\"version\":1,\"body\":\"\xff\"}\n".to_vec(),
+        deep("[").into_bytes(),
+        deep("{\"a\":").into_bytes(),
+        b"{\"version\":1,\"body\":{\"latency\":{\"reset\":1e400}}}\n".to_vec(),
+        format!("{{\"version\":{},\"body\":\"status\"}}\n", "9".repeat(10_000)).into_bytes(),
+        b"{\"version\":-1,\"body\":\"status\"}\n".to_vec(),
+        b"{\"version\":2,\"body\":\"status\"}\n".to_vec(),
+        b"{\"version\":1,\"body\":{\"capture\":{\"ports\":[],\"directions\":[],\"snaplen\":4294967295,\
+          \"buffer_kib\":4294967295,\"filter\":[]}}}\n"
+            .to_vec(),
+        b"{\"version\":1,\"body\":{\"show\":{\"object\":\"route\",\"filter\":{\"to\":{\"root\":\
+          \"10.0.0.0/255\"},\"up\":false},\"format\":\"json\"}}}\n"
+            .to_vec(),
+    ];
+    let mut stream = connect(&ferroute)?;
+    for line in &lines {
+        // All on one connection, and each on one of its own.
+        for stream in [&mut stream, &mut connect(&ferroute)?] {
+            stream.write_all(line)?;
+            let answer = read_line(stream)?;
+            let answer: Value = serde_json::from_str(&answer).with_context(|| answer.clone())?;
+            ensure!(answer["body"]["error"]["message"].is_string(), "{answer}");
+        }
+    }
+    is_well(&ferroute)
+}
+
+fn read_line(stream: &mut UnixStream) -> Result<String> {
+    let mut line = Vec::new();
+    let mut octet = [0];
+    while stream.read(&mut octet)? == 1 && octet[0] != b'\n' {
+        line.push(octet[0]);
+    }
+    Ok(String::from_utf8(line)?)
+}
+
+/// Lines for `ip -batch`.
+fn routes() -> String {
+    let mut lines = String::new();
+    for n in 0..ROUTES {
+        let _ = writeln!(
+            lines,
+            "route add 10.{}.{}.{}/32 via 198.18.2.{}",
+            n >> 16,
+            n >> 8 & 255,
+            n & 255,
+            2 + n % 3
+        );
+    }
+    lines
+}
+
+/// Sets a blackhole in the way of a stream, again and again, and fails if packets pass long after.
+fn follows(lab: &Lab, stream: &Stream, times: usize) -> Result<()> {
+    for _ in 0..times {
+        ensure!(stream.flows(20), "nothing arrives");
+        lab.router.run("ip route add blackhole 203.0.113.1/32")?;
+        thread::sleep(FOLLOWED);
+        let before = stream.received();
+        thread::sleep(FOLLOWED);
+        let passed = stream.received() - before;
+        lab.router.run("ip route del blackhole 203.0.113.1/32")?;
+        ensure!(passed == 0, "{passed} packets passed later than {FOLLOWED:?}");
+    }
+    Ok(())
+}
+
+/// Asks for the whole table on a connection, and reads some of the answer at most.
+fn unread(ferroute: &Ferroute, format: &str) -> Result<UnixStream> {
+    let mut stream = connect(ferroute)?;
+    writeln!(
+        stream,
+        "{{\"version\":1,\"body\":{{\"show\":{{\"object\":\"route\",\"filter\":{{\"up\":false}},\
+         \"format\":\"{format}\"}}}}}}"
+    )?;
+    stream.read_exact(&mut [0; 64])?;
+    Ok(stream)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn readers_of_a_large_table_keep_nothing_from_being_followed() -> Result<()> {
+    let Some((lab, ferroute)) = running()? else { return Ok(()) };
+    lab.right.run("ip addr add 203.0.113.1/32 dev lo")?;
+    lab.router.run("ip route add 203.0.113.0/24 via 198.18.2.2")?;
+    lab.router.ip_batch(&["-4"], &routes())?;
+    let all = || ferroute.json(&["status"]).map(|status| status["mirror"]["routes4"].as_u64());
+    ensure!(eventually(|| all().is_ok_and(|routes| routes > Some(ROUTES as u64))));
+    let stream = Stream::start(&lab.left, &lab.right, "203.0.113.1", Duration::from_millis(2))?;
+    follows(&lab, &stream, 1)?;
+    let before = rss_kib(&ferroute)?;
+    // Some never read, and some read it all, over and over.
+    let mut stuck = Vec::new();
+    for format in ["json", "text"].repeat(16) {
+        stuck.push(unread(&ferroute, format)?);
+    }
+    let (stop, stopped) = channel::<()>();
+    drop(stopped);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                let stop: Sender<()> = stop.clone();
+                let mut command = ferroute.command(&["-j", "route", "show"]);
+                command.stdout(Stdio::piped());
+                scope.spawn(move || -> Result<usize> {
+                    let _stop = stop;
+                    let mut routes = 0;
+                    for _ in 0..3 {
+                        let answer: Vec<Value> = serde_json::from_slice(&command.output()?.stdout)?;
+                        routes = answer.len();
+                        ensure!(routes > ROUTES, "only {routes} routes");
+                    }
+                    Ok(routes)
+                })
+            })
+            .collect();
+        follows(&lab, &stream, 5)?;
+        is_well(&ferroute)?;
+        for reader in readers {
+            match reader.join() {
+                Ok(read) => read?,
+                Err(_) => bail!("a reader panicked"),
+            };
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
+    has_grown_by_at_most(&ferroute, before, CROWD_KIB)?;
+    drop(stuck);
+    is_well(&ferroute)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn memory_of_many_answers_is_bounded_and_comes_back() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let before = rss_kib(&ferroute)?;
+    let mut addrs = String::new();
+    for n in 0..ROUTES {
+        let _ = writeln!(addrs, "10.{}.{}.{}", n >> 16, n >> 8 & 255, n & 255);
+    }
+    for _ in 0..3 {
+        let mut command = ferroute.command(&["-j", "route", "get", "-"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let mut to = child.stdin.take().context("stdin")?;
+        let addrs = addrs.clone();
+        let writing = thread::spawn(move || to.write_all(addrs.as_bytes()));
+        let output = child.wait_with_output()?;
+        writing.join().expect("the writer does not panic")?;
+        let answers: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+        ensure!(answers.len() == ROUTES, "{} answers", answers.len());
+        ensure!(answers[ROUTES - 1]["dst"] == "10.3.13.63", "{}", answers[ROUTES - 1]);
+        has_grown_by_at_most(&ferroute, before, 8 << 10)?;
+    }
+    Ok(())
+}
+
+/// Threads of the daemon with a name; `None`: the first of all.
+fn thread_of(ferroute: &Ferroute, name: Option<&str>) -> Result<Pid> {
+    let pid = ferroute.pid().context("no process")?;
+    let Some(name) = name else { return Ok(Pid::from_raw(pid.cast_signed())) };
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let entry = entry?;
+        if std::fs::read_to_string(entry.path().join("comm"))?.trim() == name {
+            return Ok(Pid::from_raw(entry.file_name().to_string_lossy().parse()?));
+        }
+    }
+    bail!("no thread {name}")
+}
+
+/// Has one thread of the daemon stand still while `meanwhile` runs.
+fn standing_still(thread: Pid, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    ptrace::seize(thread, ptrace::Options::empty())?;
+    ptrace::interrupt(thread)?;
+    waitpid(thread, Some(nix::sys::wait::WaitPidFlag::__WALL))?;
+    let done = meanwhile();
+    ptrace::detach(thread, None)?;
+    done
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn status_is_answered_while_the_control_thread_stands_still() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    standing_still(thread_of(&ferroute, None)?, || {
+        // However many wait for it.
+        let waiting: Vec<UnixStream> = (0..64)
+            .map(|_| {
+                let mut stream = connect(&ferroute)?;
+                stream.write_all(
+                    b"{\"version\":1,\"body\":{\"show\":{\"object\":\"neigh\",\"filter\":{\"up\":\
+                      false},\"format\":\"json\"}}}\n",
+                )?;
+                Ok(stream)
+            })
+            .collect::<Result<_>>()?;
+        thread::sleep(Duration::from_millis(1500));
+        let output = status(&ferroute)?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(!output.status.success(), "{text}");
+        ensure!(text.contains("control thread: no turn for "), "{text}");
+        ensure!(text.contains("port rt-left"), "{text}");
+        for verb in ["stat", "drops"] {
+            let begun = Instant::now();
+            ferroute.ask(&[verb])?;
+            ensure!(begun.elapsed() < SOON, "`{verb}` took {:?}", begun.elapsed());
+        }
+        drop(waiting);
+        Ok(())
+    })?;
+    ensure!(eventually(|| is_well(&ferroute).is_ok()), "{}", ferroute.said());
+    ferroute.ask(&["neigh"])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn status_is_answered_while_a_worker_stands_still() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    standing_still(thread_of(&ferroute, Some("fr-worker0"))?, || {
+        for _ in 0..20 {
+            let text = String::from_utf8_lossy(&status(&ferroute)?.stdout).into_owned();
+            ensure!(text.contains("worker 0 does not answer"), "{text}");
+            let begun = Instant::now();
+            ferroute.ask(&["stat"])?;
+            ensure!(begun.elapsed() < SOON, "`stat` took {:?}", begun.elapsed());
+        }
+        let begun = Instant::now();
+        let refused = ferroute.command(&["capture", "-c", "1"]).output()?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(said.contains("worker 0 does not take the capture"), "{said}");
+        ensure!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        ferroute.ask(&["route", "show"])?;
+        Ok(())
+    })?;
+    ensure!(eventually(|| is_well(&ferroute).is_ok()), "{}", ferroute.said());
+    Ok(())
+}
