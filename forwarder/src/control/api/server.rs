@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,10 +26,13 @@ use super::clients::{self, Clients, Place};
 use super::connection::{Connection, Incoming};
 use super::rows::{List, ListError, RowWriter};
 use crate::control::api::{API_VERSION, Envelope, Format, Request, Response};
+use crate::control::process::threads::join_until;
 
 /// Pause before the next connection is accepted when that failed: descriptors or memory must come
 /// back first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long the end waits for the thread that accepts; it is woken for that.
+const ACCEPT_END: Duration = Duration::from_secs(1);
 
 /// Answers requests. Called on the threads of the connections, several at a time.
 pub trait ControlHandler: Send + Sync {
@@ -150,7 +153,7 @@ impl Drop for Server {
         }
         self.stop.take();
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            let _ = join_until(thread, Instant::now() + ACCEPT_END);
         }
     }
 }
