@@ -14,12 +14,14 @@ use super::{Envelope, Response};
 pub(super) const CLIENTS_MAX: usize = 64;
 /// Threads for them: one that had to give way may take a moment to end.
 const THREADS_MAX: usize = CLIENTS_MAX + 16;
-/// How long one that comes waits for such a thread to end.
-const THREAD_WAIT: Duration = Duration::from_millis(100);
+/// How long one that comes waits for a place, if nobody can give way at once.
+const PLACE_WAIT: Duration = Duration::from_millis(250);
+/// How often is looked for one meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
 /// How old a request must be that has not arrived, to give way.
-const REST_MIN: Duration = Duration::from_secs(1);
+const REST_MIN: Duration = Duration::from_millis(100);
 /// How old an answer must be that waits for its client, to give way.
-const READER_MIN: Duration = Duration::from_secs(5);
+const READER_MIN: Duration = Duration::from_secs(1);
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -35,6 +37,14 @@ struct List {
     threads: usize,
 }
 
+impl List {
+    /// Whether one more may come, after another has given way if need be.
+    fn makes_room(&mut self) -> bool {
+        self.threads < THREADS_MAX
+            && (self.places.len() < CLIENTS_MAX || make_room(&mut self.places))
+    }
+}
+
 /// A connection's place. It leaves when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -47,15 +57,16 @@ impl Clients {
     /// is none, and is closed.
     pub(super) fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Place> {
         let shared = Arc::new(Shared::new(stream).ok()?);
-        let is_full = |list: &mut List| list.threads >= THREADS_MAX;
-        let waited = self.left.wait_timeout_while(self.list(), THREAD_WAIT, is_full);
-        let (mut list, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let full = is_full(&mut list)
-            || (list.places.len() >= CLIENTS_MAX && !make_room(&mut list.places));
-        if full {
-            drop(list);
-            say(&shared.stream, "too many clients at once; try again");
-            return None;
+        let until = Instant::now() + PLACE_WAIT;
+        let mut list = self.list();
+        while !list.makes_room() {
+            if Instant::now() >= until {
+                drop(list);
+                say(&shared.stream, "too many clients at once; try again");
+                return None;
+            }
+            let waited = self.left.wait_timeout(list, LOOK);
+            list = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         list.threads += 1;
         list.places.push(Arc::clone(&shared));

@@ -31,7 +31,7 @@ const LOOK_MS: u16 = 5;
 const MESSAGE: usize = 8 << 20;
 /// Memory of one capture on one worker at most, in KiB.
 const BUFFER_KIB_MAX: u32 = 1 << 20;
-/// How long a worker may take to begin a capture.
+/// How long a worker may take to begin a capture, or to end one that it has not begun in time.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a capture is begun anew because ports changed meanwhile.
 const ATTEMPTS: u32 = 5;
@@ -146,7 +146,9 @@ impl View {
         for _ in 0..ATTEMPTS {
             let mut stream = self.captures.open()?;
             let wanted = self.wanted(snapshot, &stream.told, request)?;
-            stream.attach(snapshot, &wanted, blocks)?;
+            stream
+                .attach(snapshot, &wanted, blocks)
+                .inspect_err(|_| stream.detach(ATTACH_TIMEOUT))?;
             // A port that becomes another interface is told to the workers after it is told here. If
             // nothing is yet, they will be told with this capture on them; else they were told
             // before, and it knows that port by its old name.
@@ -251,7 +253,7 @@ struct Taken {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.detach();
+        self.detach(WORKER_TIMEOUT);
         self.shared.running.fetch_sub(1, Relaxed);
     }
 }
@@ -270,7 +272,7 @@ impl Follow for Stream {
                 break;
             }
         }
-        self.detach();
+        self.detach(WORKER_TIMEOUT);
         while !self.take(&mut taken) && !taken.records.is_empty() {
             self.send(&mut taken, stream)?;
         }
@@ -305,10 +307,11 @@ impl Stream {
         Ok(())
     }
 
-    fn detach(&mut self) {
+    /// Ends it on every worker; `patience` for each.
+    fn detach(&mut self, patience: Duration) {
         for tap in self.taps.drain(..) {
             // A worker that is gone has none.
-            let _ = tap.detach(self.id, WORKER_TIMEOUT);
+            let _ = tap.detach(self.id, patience);
         }
     }
 
