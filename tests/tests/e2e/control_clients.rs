@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -341,6 +341,64 @@ fn memory_of_many_answers_is_bounded_and_comes_back() -> Result<()> {
         has_grown_by_at_most(&ferroute, before, 8 << 10)?;
     }
     Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn clients_that_take_no_answer_give_way() -> Result<()> {
+    let Some((lab, ferroute)) = running()? else { return Ok(()) };
+    lab.router.ip_batch(&["-4"], &routes())?;
+    let all = || ferroute.json(&["status"]).map(|status| status["mirror"]["routes4"].as_u64());
+    ensure!(eventually(|| all().is_ok_and(|routes| routes > Some(ROUTES as u64))));
+    let before = rss_kib(&ferroute)?;
+    let _stuck: Vec<UnixStream> =
+        (0..64).map(|_| unread(&ferroute, "json")).collect::<Result<_>>()?;
+    thread::sleep(SOON);
+    for _ in 0..10 {
+        is_well(&ferroute)?;
+    }
+    let routes = ferroute.json(&["route", "show"])?;
+    ensure!(routes.as_array().is_some_and(|routes| routes.len() > ROUTES), "not all routes");
+    has_grown_by_at_most(&ferroute, before, CROWD_KIB)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn without_descriptors_clients_are_served_by_turns() -> Result<()> {
+    let Some((_lab, ferroute)) = running()? else { return Ok(()) };
+    let pid = ferroute.pid().context("no process")?;
+    let open = || Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+    // Room for three clients.
+    let limit = open()? + 3;
+    let set = Command::new("prlimit")
+        .args([format!("--pid={pid}"), format!("--nofile={limit}")])
+        .status()?;
+    ensure!(set.success(), "prlimit: {set}");
+    let silent: Vec<UnixStream> = (0..20).map(|_| connect(&ferroute)).collect::<Result<_>>()?;
+    for _ in 0..10 {
+        is_well(&ferroute)?;
+    }
+    let used = cpu_ticks(pid)?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(cpu_ticks(pid)? - used < 60, "it spins: {} ticks", cpu_ticks(pid)? - used);
+    drop(silent);
+    is_well(&ferroute)
+}
+
+/// CPU time of all threads but workers, which poll, in ticks of 10 ms.
+fn cpu_ticks(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = entry?.path();
+        // A client's thread may have ended meanwhile.
+        let Ok(stat) = std::fs::read_to_string(path.join("stat")) else { continue };
+        if !stat.contains("(fr-worker") {
+            let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+            sum +=
+                fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+        }
+    }
+    Ok(sum)
 }
 
 /// Threads of the daemon with a name; `None`: the first of all.

@@ -17,8 +17,8 @@ use crate::control::mirror::rib::{Net, Rib, RibAddr, RouteBody};
 use crate::control::mirror::show::{self, NeighView, NexthopView, RouteView};
 use crate::control::mirror::state::RouterState;
 
-/// Entries that a page shows at most: some 300 µs of work.
-const ROWS_MAX: usize = 256;
+/// What a page makes at most, in entries and their next hops: some 300 µs of work.
+const COST_MAX: usize = 256;
 /// Entries looked at between two looks at the clock.
 const LOOKS: usize = 32;
 
@@ -79,7 +79,7 @@ pub fn page(
     from: Cursor,
     until: Instant,
 ) -> Page {
-    let budget = Budget { looks: 0, until };
+    let budget = Budget { cost: 0, looks: 0, until };
     match (object, from) {
         (Object::Link | Object::Addr | Object::Rule, _) => {
             let shared = RouterState {
@@ -111,18 +111,21 @@ pub fn page(
     }
 }
 
-/// How much a page may do yet.
+/// How much a page has done, and may do.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
+    cost: usize,
     looks: usize,
     until: Instant,
 }
 
 impl Budget {
-    /// Counts a look at an entry. Whether the page ends with it.
-    fn is_spent(&mut self, rows: usize) -> bool {
+    /// Counts a look at an entry, and what making a view of it has cost. Whether the page ends with
+    /// it.
+    fn is_spent_by(&mut self, cost: usize) -> bool {
         self.looks += 1;
-        rows >= ROWS_MAX || (self.looks.is_multiple_of(LOOKS) && Instant::now() >= self.until)
+        self.cost += cost;
+        self.cost >= COST_MAX || (self.looks.is_multiple_of(LOOKS) && Instant::now() >= self.until)
     }
 }
 
@@ -135,7 +138,7 @@ fn neighs(state: &RouterState, filter: &Filter, from: Cursor, mut budget: Budget
     let mut next = None;
     for (key, neigh) in state.neighs.range((from, Bound::Unbounded)) {
         rows.extend(show::neigh(state, neigh).filter(|view| neigh_passes(view, filter)));
-        if budget.is_spent(rows.len()) {
+        if budget.is_spent_by(1) {
             next = Some(Cursor::Neigh(key.0, key.1));
             break;
         }
@@ -152,7 +155,7 @@ fn nexthops(state: &RouterState, filter: &Filter, from: Cursor, mut budget: Budg
     let mut next = None;
     for (id, object) in state.nexthops.range((from, Bound::Unbounded)) {
         rows.extend(Some(show::nexthop(state, object)).filter(|view| nexthop_passes(view, filter)));
-        if budget.is_spent(rows.len()) {
+        if budget.is_spent_by(1 + object.group.len()) {
             next = Some(Cursor::Nexthop(*id));
             break;
         }
@@ -229,12 +232,13 @@ impl<A: RibAddr> Routes<'_, A> {
         rows: &mut Vec<RouteView>,
     ) -> Option<Vec<Arc<RouteBody>>> {
         if bodies.is_empty() {
-            return self.budget.is_spent(rows.len()).then_some(bodies);
+            return self.budget.is_spent_by(0).then_some(bodies);
         }
         for (at, body) in bodies.iter().enumerate() {
             let view = show::route(self.state, table, net, body);
+            let cost = 1 + view.nexthops.len();
             rows.extend(Some(view).filter(|view| route_passes(view, self.filter)));
-            if self.budget.is_spent(rows.len()) {
+            if self.budget.is_spent_by(cost) {
                 return Some(bodies.split_off(at + 1));
             }
         }
@@ -257,5 +261,179 @@ impl<A: RibAddr> Routes<'_, A> {
             // What covers it begins before it.
             Selector::Match(_) => (A::ZERO, addr),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::control::mirror::rib::{RTN_UNICAST, RouteNexthop};
+    use crate::control::mirror::state::{NeighState, NexthopState};
+
+    const NLM_F_APPEND: u16 = 0x800;
+    const TABLE: u32 = 254;
+
+    fn body(metric: u32) -> RouteBody {
+        let gateway = Some(Ipv4Addr::new(192, 0, 2, 1).into());
+        let nexthop = RouteNexthop { oif: 2, gateway, weight: 1, flags: 0, encap: None };
+        RouteBody {
+            kind: RTN_UNICAST,
+            priority: metric,
+            nexthops: Box::new([nexthop]),
+            ..RouteBody::default()
+        }
+    }
+
+    fn add(state: &mut RouterState, table: u32, addr: u32, len: u8, metric: u32) {
+        state.routes4.add(table, (addr, len), body(metric), NLM_F_APPEND);
+    }
+
+    fn del(state: &mut RouterState, addr: u32, len: u8) {
+        state.routes4.del(TABLE, (addr, len), &body(0));
+    }
+
+    /// All pages, each of the least that a page is; `between` is called after each.
+    fn pages(
+        state: &mut RouterState,
+        object: Object,
+        filter: &Filter,
+        mut between: impl FnMut(&mut RouterState),
+    ) -> Vec<String> {
+        let (mut shown, mut from) = (Vec::new(), Some(Cursor::Start));
+        while let Some(cursor) = from {
+            let page = page(state, object, filter, cursor, Instant::now());
+            match page.rows {
+                Rows::Routes(rows) => {
+                    let metric = |row: &RouteView| row.metric.unwrap_or(0);
+                    let table = |row: &RouteView| row.table.clone().unwrap_or_default();
+                    let text =
+                        |row: RouteView| format!("{} {} {}", row.dst, table(&row), metric(&row));
+                    shown.extend(rows.into_iter().map(text));
+                }
+                Rows::Neighs(rows) => shown.extend(rows.iter().map(|row| row.dst.to_string())),
+                Rows::Nexthops(rows) => shown.extend(rows.iter().map(|row| row.id.to_string())),
+                Rows::Shared(_) => panic!("not in pages"),
+            }
+            from = page.next;
+            between(state);
+        }
+        shown
+    }
+
+    #[test]
+    fn every_route_that_stays_is_shown_once_in_order_however_the_others_change() {
+        let mut state = RouterState::default();
+        for n in 0..1000u32 {
+            add(&mut state, TABLE, 10 << 24 | n << 8, 24, 0);
+            add(&mut state, 100 + n % 3, n << 12, 20, 0);
+        }
+        let expected = pages(&mut state, Object::Route, &Filter::default(), |_| {});
+        assert_eq!(expected.len(), 2000);
+        let mut turn = 0;
+        let shown = pages(&mut state, Object::Route, &Filter::default(), |state| {
+            // Beside those that stay, others come and go: behind and ahead of where it stands, and
+            // exactly there.
+            for n in (turn % 7..1000).step_by(7) {
+                if turn % 2 == 0 {
+                    add(state, TABLE, 10 << 24 | n << 8 | 128, 25, 0);
+                } else {
+                    del(state, 10 << 24 | n << 8 | 128, 25);
+                }
+            }
+            turn += 1;
+        });
+        let stays = |row: &&String| !row.contains("/25");
+        assert!(shown.iter().filter(stays).eq(&expected));
+        let mut once = shown.clone();
+        once.sort();
+        once.dedup();
+        assert_eq!(once.len(), shown.len(), "none is shown twice");
+        assert!(turn >= 2000 / COST_MAX as u32);
+    }
+
+    #[test]
+    fn routes_of_one_prefix_that_do_not_fit_a_page_are_continued_though_they_go() {
+        let mut state = RouterState::default();
+        for metric in 0..1000 {
+            add(&mut state, TABLE, 10 << 24, 8, metric);
+        }
+        add(&mut state, TABLE, 11 << 24, 8, 7);
+        let mut turn = 0;
+        let shown = pages(&mut state, Object::Route, &Filter::default(), |state| {
+            // What was shown goes: its place is not where to go on.
+            for metric in turn * 10..turn * 10 + 10 {
+                state.routes4.del(TABLE, (10 << 24, 8), &body(metric));
+            }
+            turn += 1;
+        });
+        let expected: Vec<String> = (0..1000).map(|n| format!("10.0.0.0/8  {n}")).collect();
+        assert_eq!(&shown[..1000], expected);
+        assert_eq!(&shown[1000..], ["11.0.0.0/8  7"]);
+    }
+
+    #[test]
+    fn prefixes_are_found_as_filters_ask_for_them() {
+        let mut state = RouterState::default();
+        let nets = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "255.255.255.255/32"];
+        for (n, net) in nets.iter().enumerate() {
+            let net: IpNet = net.parse().expect("a prefix");
+            let addr = u32::from_ip(net.addr).expect("IPv4");
+            add(&mut state, TABLE, addr, net.len, n as u32);
+            add(&mut state, 100, addr, net.len, n as u32);
+        }
+        let mut found = |to: Option<Selector>, table| {
+            let filter = Filter { to, table, ..Filter::default() };
+            let rows = pages(&mut state, Object::Route, &filter, |_| {});
+            let metric = |row: &String| row.split(' ').next_back().unwrap_or_default().to_owned();
+            rows.iter().map(metric).collect::<String>()
+        };
+        let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+        assert_eq!(found(None, None), "0123401234");
+        assert_eq!(found(None, Some(TABLE)), "01234");
+        assert_eq!(found(None, Some(99)), "");
+        assert_eq!(found(Some(Selector::Root(net("10.1.0.0/16"))), None), "2323");
+        assert_eq!(found(Some(Selector::Root(net("0.0.0.0/0"))), Some(100)), "01234");
+        assert_eq!(found(Some(Selector::Match(net("10.1.2.0/24"))), None), "01230123");
+        assert_eq!(found(Some(Selector::Match(net("255.255.255.255"))), Some(TABLE)), "04");
+        assert_eq!(found(Some(Selector::Exact(net("10.1.0.0/16"))), None), "22");
+        assert_eq!(found(Some(Selector::Exact(net("10.2.0.0/16"))), None), "");
+        assert_eq!(found(Some(Selector::Exact(net("2001:db8::/32"))), None), "");
+    }
+
+    #[test]
+    fn neighbours_and_nexthop_objects_come_in_pages_too() {
+        let mut state = RouterState::default();
+        for n in 0..1000u32 {
+            let dst: IpAddr = Ipv4Addr::from_bits(10 << 24 | n).into();
+            let (lladdr, flags_ext) = (vec![2; 6], 0);
+            let neigh = NeighState { ifindex: 2, dst, lladdr, state: 2, flags: 0, flags_ext };
+            state.neighs.insert((2, dst), neigh);
+            let object = NexthopState {
+                id: n + 1,
+                family: 2,
+                scope: 0,
+                protocol: 0,
+                flags: 0,
+                oif: 2,
+                gateway: None,
+                blackhole: false,
+                fdb: false,
+                encap: false,
+                group: Vec::new(),
+                resilient: false,
+            };
+            state.nexthops.insert(n + 1, object);
+        }
+        let shown = pages(&mut state, Object::Neigh, &Filter::default(), |_| {});
+        assert_eq!(shown.len(), 1000);
+        assert_eq!((&*shown[0], &*shown[999]), ("10.0.0.0", "10.0.3.231"));
+        let mut next = 1;
+        let shown = pages(&mut state, Object::Nexthop, &Filter::default(), |state| {
+            state.nexthops.remove(&next);
+            next += 1;
+        });
+        assert!(shown.into_iter().eq((1..=1000).map(|n: u32| n.to_string())));
     }
 }

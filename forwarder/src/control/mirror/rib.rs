@@ -204,6 +204,11 @@ impl Bodies {
         self.slots.get(id as usize)?.body.as_ref()
     }
 
+    /// How many routes have the body of a number.
+    pub fn routes(&self, id: u32) -> usize {
+        self.slots.get(id as usize).map_or(0, |slot| slot.refs as usize)
+    }
+
     /// All in use.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<RouteBody>)> {
         (0u32..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.body.as_ref()?)))

@@ -1,5 +1,7 @@
 //! What is configured in the kernel and not followed.
 
+use std::ops::Bound;
+
 use xdp_prog::VLANS_MAX;
 
 use super::Unmirrored;
@@ -81,22 +83,25 @@ fn routes<A: RibAddr>(
         }
         route_unsupported(state, body)
     };
-    // Nearly always no body is concerned, and then no route has to be looked at.
-    if !rib.bodies().iter().any(|(_, body)| why(body).is_some()) {
-        return;
+    // Nearly always no body is concerned, and then no route has to be looked at; if one is, no more
+    // than it takes to name some.
+    let mut is_left = vec![false; rib.bodies().capacity()];
+    let mut count = 0;
+    for (id, _) in rib.bodies().iter().filter(|(_, body)| why(body).is_some()) {
+        is_left[id as usize] = true;
+        count += rib.bodies().routes(id);
     }
-    let mut more = 0;
-    let mut named = 0;
-    for (table, net, body) in rib.iter() {
+    let named = count.min(ROUTES_NAMED_MAX);
+    let walk = rib.walk(0, |_| (Bound::Unbounded, Bound::Unbounded)).filter(|_| named != 0);
+    let left = walk.flat_map(|(table, net, ids)| ids.iter().map(move |id| (table, net, *id)));
+    let left = left.filter(|(_, _, id)| is_left.get(*id as usize) == Some(&true)).take(named);
+    for (table, net, id) in left {
+        let Some(body) = rib.bodies().get(id) else { continue };
         let Some(why) = why(body) else { continue };
-        if named == ROUTES_NAMED_MAX {
-            more += 1;
-            continue;
-        }
-        named += 1;
         let what = format!("{} route {}", name(family), show::route(state, table, net, body));
         list.push(Unmirrored { what, why: format!("{why}: its packets stay in the kernel") });
     }
+    let more = count - named;
     if more != 0 {
         list.push(Unmirrored {
             what: format!("{more} more {} routes", name(family)),
