@@ -180,10 +180,14 @@ impl<I> TapHandle<I> {
     }
 
     /// Ends a capture; what it copied has been handed over then. `None`: as for [`Self::attach`],
-    /// or there is no such capture.
+    /// or there is no such capture. A worker that does not get to it in time ends it later.
     pub fn detach(&self, id: u64, timeout: Duration) -> Option<()> {
+        let (answer, result) = bounded(1);
+        let deadline = Instant::now() + timeout;
+        let command = Command::Tap(Box::new(move |tap| drop(answer.send(tap.detach(id)))));
+        self.commands.send_deadline(command, deadline).ok()?;
         // Its memory is freed here, not on the worker.
-        self.ask(timeout, move |tap| tap.detach(id))?.map(drop)
+        result.recv_deadline(deadline).ok()?.map(drop)
     }
 
     /// Tells captures that a port is another interface from now on, see [`Tap::name_port`]. `None`: as
