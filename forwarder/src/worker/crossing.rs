@@ -179,6 +179,8 @@ pub struct Crossings {
 impl Crossings {
     /// A way that leads to it; `waker` is its own.
     pub fn admit(&mut self, way: WayIn, waker: Arc<Waker>) {
+        // One whose sender never got its end is no use to anybody.
+        self.into.retain(|way| !way.over);
         self.into.push(way);
         self.waker = Some(waker);
     }

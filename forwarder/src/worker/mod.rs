@@ -1,6 +1,7 @@
 //! One worker: one pinned thread, its queues on every port, one UMEM.
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
+//! - [`handle`], [`ask`]: commands of other threads, and how long these wait;
 //! - [`crossing`]: packets that leave by a port on which their worker has no queue;
 //! - [`slow_path`]: what leaves the data path for other threads, through bounded rings;
 //! - [`liveness`]: heartbeats, and the permission to forward;
@@ -12,16 +13,20 @@
 //! another worker has to be woken.
 
 pub mod affinity;
+pub mod ask;
 pub mod clock;
 pub mod crossing;
+pub mod handle;
 pub mod liveness;
 pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
+pub use ask::{NoAnswer, Patience};
 pub use crossing::Crossings;
+pub use handle::{Command, TapHandle, WorkerHandle};
 pub use liveness::Liveness;
-pub use poll::{Command, TapHandle, Worker, WorkerHandle};
+pub use poll::Worker;
 pub use residence::Residence;
 pub use slow_path::{NeighRequests, PuntQueue, SlowPath};
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use super::clock::Clock;
 use super::crossing::Crossings;
+use super::handle::{COMMANDS, Command, WorkerHandle};
 use super::liveness::{Liveness, Permission};
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
-use crate::capture::{Session, Tap};
+use crate::capture::Tap;
 use crate::fib::quiescence::Reader;
 use crate::io::PacketIo;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
@@ -71,37 +72,6 @@ impl PollMode {
     }
 }
 
-/// Commands that wait for a worker at most.
-const COMMANDS: usize = 16;
-/// Those of them that [`WorkerHandle::try_call`] leaves room for: they are the control thread's.
-const COMMANDS_KEPT: usize = 8;
-
-/// Runs with a worker's driver, free frames and counters.
-type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
-
-/// What the control thread may ask of a worker; done between two turns.
-pub enum Command<I> {
-    /// Runs on the worker's thread with its driver: to add or remove a port, to read a ring.
-    Call(Call<I>),
-    /// Runs on the worker's thread with its captures: to begin or end one.
-    Tap(Box<dyn FnOnce(&mut Tap) + Send>),
-    /// Runs on the worker's thread with its ways to and from other workers: to change them.
-    Cross(Box<dyn FnOnce(&mut Crossings) + Send>),
-    /// Answers where the worker's frames are.
-    Census(Sender<FrameCensus>),
-}
-
-impl<I> std::fmt::Debug for Command<I> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Command::Call(_) => "Call",
-            Command::Tap(_) => "Tap",
-            Command::Cross(_) => "Cross",
-            Command::Census(_) => "Census",
-        })
-    }
-}
-
 /// Where a worker's frames are; see [`crate::io::Census`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct FrameCensus {
@@ -152,19 +122,6 @@ pub struct Worker<I> {
     /// Whether turns are timed.
     accounting: bool,
     mode: PollMode,
-}
-
-/// The control thread's hold on a worker.
-#[derive(Debug)]
-pub struct WorkerHandle<I> {
-    commands: Sender<Command<I>>,
-    stop: Arc<AtomicBool>,
-    /// What the worker counts.
-    pub stats: Arc<WorkerStats>,
-    /// How long frames stay with it.
-    pub residence: Arc<Residence>,
-    /// By which it tells the time.
-    pub clock: Clock,
 }
 
 /// What a worker is made of.
@@ -550,143 +507,5 @@ impl<I: PacketIo> Worker<I> {
             draining: driver.draining,
             held: self.state.held(),
         }
-    }
-}
-
-impl<I> Clone for WorkerHandle<I> {
-    fn clone(&self) -> WorkerHandle<I> {
-        WorkerHandle {
-            commands: self.commands.clone(),
-            stop: Arc::clone(&self.stop),
-            stats: Arc::clone(&self.stats),
-            residence: Arc::clone(&self.residence),
-            clock: self.clock,
-        }
-    }
-}
-
-impl<I> WorkerHandle<I> {
-    /// Tells the worker to finish.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// Where the worker's frames are now. `None`: the worker is gone or did not get to it.
-    pub fn census(&self, timeout: Duration) -> Option<FrameCensus> {
-        ask(&self.commands, timeout, Command::Census)
-    }
-
-    /// Asks where the worker's frames are, as [`WorkerHandle::try_call`] asks.
-    pub fn try_census(&self) -> Option<Receiver<FrameCensus>> {
-        self.try_ask(Command::Census)
-    }
-
-    /// Has `call` run on the worker's thread between two turns, and waits for nothing: not for room
-    /// among its commands either. `None`: it is gone, or does not get to its commands.
-    pub fn try_call<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
-    ) -> Option<Receiver<T>> {
-        self.try_ask(|answer| {
-            Command::Call(Box::new(move |io, pool, stats| {
-                let _ = answer.send(call(io, pool, stats));
-            }))
-        })
-    }
-
-    fn try_ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<I>) -> Option<Receiver<T>> {
-        if self.commands.len() >= COMMANDS - COMMANDS_KEPT {
-            return None;
-        }
-        let (answer, result) = bounded(1);
-        self.commands.try_send(command(answer)).ok()?;
-        Some(result)
-    }
-
-    /// A hold on the worker's captures alone.
-    pub fn taps(&self) -> TapHandle<I> {
-        TapHandle { commands: self.commands.clone() }
-    }
-
-    /// Changes the worker's ways to and from others, between two turns. `None`: the worker is gone or
-    /// did not get to it within `timeout`.
-    pub fn cross(
-        &self,
-        timeout: Duration,
-        change: impl FnOnce(&mut Crossings) + Send + 'static,
-    ) -> Option<()> {
-        ask(&self.commands, timeout, |answer| {
-            Command::Cross(Box::new(move |crossings| {
-                change(crossings);
-                let _ = answer.send(());
-            }))
-        })
-    }
-
-    /// Runs `call` on the worker's thread between two turns and waits for its result, at most
-    /// `timeout`. `None`: the worker is gone or did not get to it.
-    pub fn call<T: Send + 'static>(
-        &self,
-        timeout: Duration,
-        call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
-    ) -> Option<T> {
-        ask(&self.commands, timeout, |answer| {
-            Command::Call(Box::new(move |io, pool, stats| {
-                let _ = answer.send(call(io, pool, stats));
-            }))
-        })
-    }
-}
-
-/// Sends a command and waits for its answer, `timeout` for each. `None`: the worker is gone or did
-/// not get to it; it may still do so, and its answer finds nobody then.
-fn ask<I, T>(
-    commands: &Sender<Command<I>>,
-    timeout: Duration,
-    command: impl FnOnce(Sender<T>) -> Command<I>,
-) -> Option<T> {
-    let (answer, result) = bounded(1);
-    commands.send_timeout(command(answer), timeout).ok()?;
-    result.recv_timeout(timeout).ok()
-}
-
-/// Begins and ends captures on a worker; for threads other than the control thread, too.
-#[derive(Debug)]
-pub struct TapHandle<I> {
-    commands: Sender<Command<I>>,
-}
-
-impl<I> TapHandle<I> {
-    /// Begins a capture. `None`: the worker is gone, did not get to it within `timeout`, or has
-    /// [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX) already.
-    pub fn attach(&self, session: Session, timeout: Duration) -> Option<()> {
-        match self.ask(timeout, move |tap| tap.attach(session))? {
-            None => Some(()),
-            Some(_refused) => None,
-        }
-    }
-
-    /// Ends a capture; what it copied has been handed over then. `None`: as for [`Self::attach`],
-    /// or there is no such capture.
-    pub fn detach(&self, id: u64, timeout: Duration) -> Option<()> {
-        // Its memory is freed here, not on the worker.
-        self.ask(timeout, move |tap| tap.detach(id))?.map(drop)
-    }
-
-    /// Tells captures that a port is another interface from now on, see [`Tap::name_port`]. `None`: as
-    /// for [`Self::attach`].
-    pub fn name_port(&self, port: u16, name: &str, naming: u64, timeout: Duration) -> Option<()> {
-        let name = name.to_owned();
-        self.ask(timeout, move |tap| tap.name_port(port, &name, naming))
-    }
-
-    fn ask<T: Send + 'static>(
-        &self,
-        timeout: Duration,
-        call: impl FnOnce(&mut Tap) -> T + Send + 'static,
-    ) -> Option<T> {
-        ask(&self.commands, timeout, |answer| {
-            Command::Tap(Box::new(move |tap| drop(answer.send(call(tap)))))
-        })
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Daemon;
 use super::snapshot::{Snapshot, View};
-use super::{Daemon, WORKER_TIMEOUT};
 use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
 use crate::capture::tap::SESSIONS_MAX;
@@ -25,6 +25,8 @@ use crate::control::api::{
 use crate::io::af_xdp::AfXdp;
 use crate::worker::TapHandle;
 
+/// A worker ends a capture between two turns; it may be kept from its CPU.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often is looked for copies. Workers do not tell: that would cost them a system call.
 const LOOK_MS: u16 = 5;
 /// Octets of packets in one message, about: those of all workers that came in one look.
@@ -115,9 +117,9 @@ impl Daemon {
     }
 
     fn capture_ports(&self) -> Vec<CapturePort> {
-        let port = |port: &super::Port| CapturePort {
+        let port = |port: &super::ports::Port| CapturePort {
             ifname: port.ifname.clone(),
-            ifindex: port.ifindex,
+            ifindex: port.ifindex(),
             mac: port.mac(),
         };
         self.ports.iter().map(port).collect()

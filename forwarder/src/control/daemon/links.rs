@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::crossroads::{sends_by, worker_of};
+use super::ports::{sends_by, worker_of};
 use super::relay::Relay;
 use super::report::{add, port_counters};
 use super::snapshot::{PortView, Snapshot};

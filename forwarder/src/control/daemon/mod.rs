@@ -5,10 +5,8 @@
 //! clients have threads of their own. Each time it has followed the kernel up to a moment it gives
 //! its heartbeat, without which neither the XDP programs nor the workers forward.
 //!
-//! - [`port`]: one interface, from absent to active;
-//! - [`patterns`]: which interfaces are ports though nobody named them;
+//! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and what they have room for;
-//! - [`queues`], [`crossroads`]: a port's queues, and which worker serves which;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: what those see of this thread's state;
@@ -16,21 +14,16 @@
 //! - [`capture`]: copies of packets, on their way to those who asked.
 
 mod capture;
-mod crossroads;
-mod follow;
 mod latency;
 mod links;
-mod patterns;
-mod port;
+mod ports;
 mod punter;
-mod queues;
 mod relay;
 mod report;
 mod snapshot;
-
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -45,8 +38,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use self::crossroads::Crossroads;
-use self::port::{Port, State};
+use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Ask, relay};
 use self::snapshot::{Snapshot, Unmirrored, View};
@@ -54,7 +46,6 @@ use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
-use crate::control::netdev::nic;
 use crate::control::netdev::{irq, keep::RUN_DIR, poll};
 use crate::control::process::log::Log;
 use crate::control::process::privilege;
@@ -69,22 +60,16 @@ use crate::worker::clock::Clock;
 use crate::worker::poll::FrameCensus;
 use crate::worker::slow_path::{Bell, NeighRequests};
 
-/// A worker does what it is asked between two turns; one kept from its CPU, or that opens a socket,
-/// may take a while.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
 const TICK: Duration = Duration::from_millis(100);
-/// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may
-/// still be letting go of it.
-const BUSY_TRIES: u32 = 50;
-/// The same for a queue that has come: forwarding goes on meanwhile.
-const BUSY_TRIES_LATER: u32 = 5;
 /// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
 const NEIGHBOURS_A_TURN: usize = 32;
 /// How long the workers, and then the thread behind them, have to finish what has arrived: more than
 /// they take.
 const THREADS_END: Duration = Duration::from_secs(2);
+/// How much longer the thread that opens and closes ports has.
+const PORTS_END: Duration = Duration::from_millis(500);
 /// How often is looked at what no event tells of: a port that could not be served may be free.
 const CHECK: Duration = Duration::from_secs(1);
 
@@ -108,7 +93,7 @@ pub fn run(options: RunOptions) -> Result<()> {
 }
 
 struct Daemon {
-    options: RunOptions,
+    options: Arc<RunOptions>,
     started: Instant,
     signals: SignalFd,
     bell: Arc<Bell>,
@@ -118,23 +103,9 @@ struct Daemon {
     workers: Vec<WorkerHandle<AfXdp>>,
     threads: Vec<JoinHandle<FrameCensus>>,
     cpus: Vec<Option<usize>>,
-    /// How many ports there can be.
-    max_ports: u16,
-    /// Most queues of one port that a worker can serve.
-    rounds: u32,
-    crossroads: Crossroads,
     /// By worker.
     neigh_requests: Vec<NeighRequests>,
-    /// By their numbers.
-    ports: Vec<Port>,
-    /// Interfaces that match and for which there is no room.
-    crowded: BTreeSet<String>,
-    /// There will be room for one of them when a number has rested.
-    room_soon: bool,
-    /// Why matched interfaces are left to the kernel: rules on them.
-    hindered: BTreeMap<String, String>,
-    /// Received, sent, and handed back by ports whose numbers are others' now.
-    retired: [u64; 3],
+    ports: PortManager,
     firewall: Monitor,
     /// What the kernel would do to forwarded packets and we do not, a line each.
     bypassed: Vec<String>,
@@ -188,7 +159,6 @@ impl Daemon {
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
         let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
-        let ports = options.interfaces.named().iter().enumerate();
         let mut daemon = Daemon {
             started: view.started,
             signals,
@@ -199,15 +169,8 @@ impl Daemon {
             workers: Vec::new(),
             threads: Vec::new(),
             cpus: Vec::new(),
-            max_ports: 0,
-            rounds: 1,
-            crossroads: Crossroads::new(0, 0)?,
             neigh_requests: Vec::new(),
-            ports: ports.map(|(n, name)| Port::new(n as u16, name)).collect(),
-            crowded: BTreeSet::new(),
-            room_soon: false,
-            hindered: BTreeMap::new(),
-            retired: [0; 3],
+            ports: PortManager::new(options.interfaces.named()),
             firewall,
             bypassed,
             checked: Instant::now(),
@@ -226,12 +189,12 @@ impl Daemon {
             punt_broken: false,
             steered: 0,
             hash_seed: RandomState::new().hash_one("flows"),
-            options,
+            options: Arc::new(options),
         };
         daemon.refuse_unfit_interfaces()?;
-        let matching = daemon.matching();
-        daemon.make_room(&matching);
-        daemon.take_newcomers(&matching);
+        let matching = ports::matching(&daemon.mirror, &daemon.options);
+        daemon.ports.make_room(&daemon.options, &matching);
+        daemon.ports.take_newcomers(&daemon.options, &matching);
         tell_leftovers(poll::restore_leftovers(Path::new(RUN_DIR)), "for polling");
         tell_leftovers(irq::restore_leftovers(Path::new(RUN_DIR)), "of interrupts");
         daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
@@ -239,7 +202,7 @@ impl Daemon {
         // Rules may have come since they were looked at, and matched interfaces may have their own.
         daemon.firewall.read_all();
         daemon.follow_firewall()?;
-        daemon.bring_up_ports(true)?;
+        daemon.open_ports()?;
         say!("{}", daemon.summary());
         Ok(daemon)
     }
@@ -247,13 +210,13 @@ impl Daemon {
     /// At the start, what cannot be served is the user's mistake; later it is the network's course.
     fn refuse_unfit_interfaces(&self) -> Result<()> {
         let links = self.links();
-        for port in &self.ports {
+        for port in self.ports.iter() {
             let name = &port.ifname;
             let Some(link) = links.named(name) else {
                 let known: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
                 bail!("no interface {name}; there are: {}", known.join(" "));
             };
-            if let Some(obstacle) = Port::obstacle(link, self.is_up(link.ifindex)) {
+            if let Some(obstacle) = ports::obstacle(link, self.is_up(link.ifindex)) {
                 bail!("interface {name}: {obstacle}");
             }
         }
@@ -269,16 +232,84 @@ impl Daemon {
         Arc::clone(&self.mirror.tables().links)
     }
 
-    /// Activates every port that can be. `must`: one that was named and cannot is an error.
-    fn bring_up_ports(&mut self, must: bool) -> Result<()> {
-        let matching = self.matching();
-        self.follow_links(&matching, if must { BUSY_TRIES } else { 1 }, must)?;
-        if self.take_newcomers(&matching) {
+    /// Opens all ports, before anything is forwarded.
+    fn open_ports(&mut self) -> Result<()> {
+        self.bring_up_ports()?;
+        while self.ports.is_changing() {
+            while self.ports.is_changing() {
+                self.with_ports(PortManager::wait_done)?;
+            }
+            self.mirror.set_ports(&self.ports.in_tables());
+            self.bring_up_ports()?;
+        }
+        self.ports.end_start();
+        Ok(())
+    }
+
+    /// Takes every port on its way to where its interface is.
+    fn bring_up_ports(&mut self) -> Result<()> {
+        self.follow_links()?;
+        let newcomers = self.with_ports(|ports, around| {
+            Ok(ports.take_newcomers(around.options, around.matching))
+        })?;
+        if !newcomers.is_empty() {
+            // Before the workers: what is copied under a name is read by those who know it.
+            let naming = self.tell_captures();
+            for port in newcomers {
+                self.ports.set_naming(port, naming);
+                self.forget_latency(port);
+            }
             // Of another name, they may have been ports until now.
-            self.follow_links(&matching, BUSY_TRIES_LATER, must)?;
+            self.follow_links()?;
         }
         self.tell_captures();
         self.steer()
+    }
+
+    fn follow_links(&mut self) -> Result<()> {
+        let coming = self.with_ports(|ports, around| Ok(ports.coming(around)))?;
+        if !coming.is_empty() && !self.options.ignore_firewall {
+            // They may be newer than what was read last.
+            self.firewall.read_all();
+            let names = coming.iter().map(String::as_str);
+            let filtered = ports::filtered(&self.firewall, &self.options, names);
+            self.ports.update_filtered(&coming, filtered);
+        }
+        self.with_ports(PortManager::follow_links)
+    }
+
+    /// Takes what the thread that opens and closes ports has done.
+    fn take_changed_ports(&mut self) -> Result<()> {
+        if self.with_ports(PortManager::take_done)? {
+            self.mirror.set_ports(&self.ports.in_tables());
+            self.bring_up_ports()?;
+        }
+        Ok(())
+    }
+
+    /// Lends the ports what they need to know.
+    fn with_ports<T>(
+        &mut self,
+        act: impl FnOnce(&mut PortManager, &Surroundings<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let heartbeats = self.steering.heartbeats();
+        let now_ns = self.clock.monotonic_ns(self.clock.now_ns());
+        let timeout_ns = self.options.timeouts.worker.as_nanos() as u64;
+        // Its first queue has a worker's own number.
+        let is_alive = |worker: usize| {
+            let beat = heartbeats.queue(worker).map(|word| word.load(Ordering::Relaxed));
+            beat.is_some_and(|beat_ns| now_ns.saturating_sub(beat_ns) <= timeout_ns)
+        };
+        let matching = ports::matching(&self.mirror, &self.options);
+        let around = Surroundings {
+            mirror: &self.mirror,
+            links: Arc::clone(&self.mirror.tables().links),
+            options: &self.options,
+            matching: &matching,
+            punt: self.punter.device(),
+            is_alive: &is_alive,
+        };
+        act(&mut self.ports, &around)
     }
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
@@ -288,7 +319,8 @@ impl Daemon {
         let tables = self.mirror.tables();
         self.steered = tables.generation;
         if self.stopping || !self.steering_allowed() {
-            return self.ports.iter_mut().try_for_each(|port| port.steer(false, false));
+            let mut open = self.ports.iter_mut().filter_map(Port::active_mut);
+            return open.try_for_each(|port| port.steer(false, false));
         }
         let local4 = self.mirror.local4().into_iter().collect();
         let local6 = self.mirror.local6().into_iter().collect();
@@ -309,8 +341,10 @@ impl Daemon {
             self.unknown_locals = unknown;
         }
         let mut unknown_vlans = None;
-        for port in &mut self.ports {
-            if let Err(error) = port.steer_vlans(&tables.links) {
+        for port in self.ports.iter_mut() {
+            let index = port.index;
+            let told = port.active_mut().map(|active| active.steer_vlans(index, &tables.links));
+            if let Some(Err(error)) = told {
                 unknown_vlans = Some(format!("{error:#}; such VLANs are left to the kernel"));
             }
         }
@@ -323,7 +357,8 @@ impl Daemon {
         self.ports.iter_mut().try_for_each(|port| {
             // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
             let followed = tables.links.port(port.index).is_some();
-            port.steer(ipv4 && followed, ipv6 && followed)
+            let Some(active) = port.active_mut() else { return Ok(()) };
+            active.steer(ipv4 && followed, ipv6 && followed)
         })
     }
 
@@ -366,6 +401,7 @@ impl Daemon {
     /// What no event tells of. After a pause in which the kernel could not be followed (the process
     /// was stopped), before anything else is believed.
     fn check_from_time_to_time(&mut self) -> Result<()> {
+        self.take_changed_ports()?;
         let was_away = self.beat.elapsed() >= self.options.timeouts.control;
         if self.checked.elapsed() < CHECK && !was_away {
             return Ok(());
@@ -375,9 +411,7 @@ impl Daemon {
             bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
         }
         self.mend_punt()?;
-        self.retry_ports()?;
-        self.ports.iter_mut().for_each(Port::refresh_polling);
-        self.look_for_unserved();
+        self.look_after_ports(was_away)?;
         // For when this thread does not get to a newer one.
         self.publish();
         Ok(())
@@ -390,47 +424,20 @@ impl Daemon {
         self.steering.heartbeats().beat_control(now_ns);
     }
 
-    /// A port whose queue was busy, or whose interface had another's program, may be free by now, and
-    /// one that is served may be unfit: no event tells.
-    fn retry_ports(&mut self) -> Result<()> {
-        let nics = nic::read().unwrap_or_default();
-        let (mut changed, mut given_up) = (false, false);
-        let (ports, mut with) = self.ports_and_equipment(BUSY_TRIES_LATER);
-        for port in ports {
-            let spoilt = port.spoilt(&nics);
-            if spoilt.is_none() && !port.queues_changed() {
-                continue;
-            }
-            if let Some(why) = spoilt {
-                say!("interface {} {why}; left to the kernel", port.ifname);
-                port.deactivate(State::Waiting(why), &with);
-            } else {
-                say!("interface {}: its number of queues has changed", port.ifname);
-                port.follow_queues(&mut with);
-            }
-            given_up |= port.state != State::Active;
-            changed = true;
+    /// A port may not be what it seems any more, and one that could not be opened may be free by now:
+    /// no event tells.
+    fn look_after_ports(&mut self, was_away: bool) -> Result<()> {
+        self.with_ports(|ports, around| ports.look(was_away, around))?;
+        self.with_ports(PortManager::look_for_unserved)?;
+        // The kernel would make us wait for a driver that is at work.
+        if !self.ports.is_changing() {
+            let open = self.ports.iter_mut().filter_map(Port::active_mut);
+            open.for_each(|port| port.refresh_polling());
         }
-        if given_up {
-            self.tell_mirror();
+        if self.with_ports(|ports, around| Ok(ports.wants_retry(around.is_alive)))? {
+            self.bring_up_ports()?;
         }
-        let due = self.room_soon || self.ports.iter().any(Port::wants_retry);
-        match due || given_up {
-            true => self.bring_up_ports(false),
-            false if changed => self.steer(),
-            false => Ok(()),
-        }
-    }
-
-    /// A queue whose packets the kernel has is told of, once; `status` goes on to.
-    fn look_for_unserved(&mut self) {
-        for port in &mut self.ports {
-            if port.look_for_unserved()
-                && let Some(what) = port.unserved()
-            {
-                say!("{what}");
-            }
-        }
+        Ok(())
     }
 
     fn sleep(&self) -> Result<()> {
@@ -454,7 +461,7 @@ impl Daemon {
 
     fn follow(&mut self, changes: &Changes) -> Result<()> {
         if changes.links {
-            self.bring_up_ports(false)?;
+            self.bring_up_ports()?;
         } else if changes.local_addresses || changes.generation != self.steered {
             self.steer()?;
         }
@@ -489,7 +496,7 @@ impl Daemon {
             return Ok(());
         }
         let Ok(punt) = PuntDevice::open(&self.steering) else { return Ok(()) };
-        for port in self.ports.iter().filter(|port| port.state == State::Active) {
+        for port in self.ports.iter().filter_map(Port::active) {
             port.admit(&punt)?;
         }
         say!("{} takes frames for the kernel again", punt.name());
@@ -507,7 +514,7 @@ impl Daemon {
 
     fn follow_firewall(&mut self) -> Result<()> {
         let mut ports = self.options.interfaces.named().to_vec();
-        let matched: Vec<String> = self.matched_names().map(str::to_owned).collect();
+        let matched: Vec<String> = self.ports.matched_names().map(str::to_owned).collect();
         self.firewall.watch(ports.iter().chain(&matched).cloned().collect());
         if self.options.ignore_firewall {
             ports.extend(matched);
@@ -521,10 +528,9 @@ impl Daemon {
             }
             self.steer()?;
         }
-        let hindered = self.hindrances(self.matched_names());
-        if hindered != self.hindered {
-            self.hindered = hindered;
-            self.bring_up_ports(false)?;
+        let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
+        if self.ports.set_filtered(filtered) {
+            self.bring_up_ports()?;
         }
         Ok(())
     }
@@ -552,8 +558,7 @@ impl Daemon {
                 None => say!("worker {n} does not end; its packets are lost"),
             }
         }
-        self.ports.iter_mut().for_each(Port::restore_polling);
-        self.ports.iter_mut().for_each(Port::restore_irqs);
+        self.ports.stop(end + PORTS_END);
         // What the workers handed over last.
         self.punter.stop(Instant::now() + THREADS_END);
         self.view.captures.finish();

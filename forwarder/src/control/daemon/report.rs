@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::Daemon;
-use super::port::State;
 use super::relay::REPORT_TIMEOUT;
 use super::snapshot::{PortView, Snapshot};
 use crate::control::api::{
@@ -158,12 +157,12 @@ impl Snapshot {
 impl Daemon {
     /// One line for the log at the start.
     pub(super) fn summary(&self) -> String {
-        let port = |port: &super::Port| {
-            let program = port.program.as_ref().map_or(String::new(), |p| p.mode().to_string());
-            let bind = port.bind_mode.map_or(String::new(), |mode| mode.to_string());
-            format!("{} ({program} XDP, {bind}, {} queue(s))", port.ifname, port.queues)
+        let port = |port: &super::ports::Port| {
+            let program = port.program().map_or(String::new(), |p| p.mode().to_string());
+            let bind = port.bind_mode().map_or(String::new(), |mode| mode.to_string());
+            format!("{} ({program} XDP, {bind}, {} queue(s))", port.ifname, port.queues())
         };
-        let active = self.ports.iter().filter(|port| port.state == State::Active);
+        let active = self.ports.iter().filter(|port| port.is_active());
         let ports: Vec<String> = active.map(port).collect();
         let workers = self.workers.len();
         match self.unmatched() {
@@ -178,7 +177,7 @@ impl Daemon {
             self.workers.iter().flat_map(|w| w.stats.ports.iter()).map(of).sum()
         };
         let drops: u64 = self.workers.iter().map(|w| w.stats.drops_total()).sum();
-        let [received, sent, punted] = self.retired;
+        let [received, sent, punted] = self.ports.counted_before();
         let refused = match self.punter.lost() {
             0 => String::new(),
             lost => format!("; of those to the kernel {lost} were not taken"),

@@ -9,9 +9,8 @@ use arc_swap::ArcSwap;
 
 use super::Daemon;
 use super::capture::Captures;
-use super::crossroads::{sends_by, worker_of};
 use super::latency::Baseline;
-use super::port::State;
+use super::ports::{sends_by, worker_of};
 use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPort, WorkerStatus};
 use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
@@ -187,7 +186,7 @@ impl Daemon {
             ports: self.ports.iter().map(port_view).collect(),
             workers,
             cpus: self.cpus.clone(),
-            max_ports: self.max_ports,
+            max_ports: self.ports.max_ports(),
             account: self.options.account,
             latency_sample: self.options.latency_sample,
             poll: self.options.poll,
@@ -211,20 +210,20 @@ impl Daemon {
                 of.push(link.name.clone());
             }
         }
-        let port = |port: &super::Port| PortStatus {
+        let port = |port: &super::ports::Port| PortStatus {
             ifname: port.ifname.clone(),
             matched: port.matched,
-            ifindex: port.ifindex,
-            state: match links.ifindex(port.ifindex) {
-                Some(link) if !link.up && port.state == State::Active => {
+            ifindex: port.ifindex(),
+            state: match links.ifindex(port.ifindex()) {
+                Some(link) if !link.up && port.is_active() => {
                     if self.is_up(link.ifindex) { "no carrier" } else { "down" }.to_owned()
                 }
-                _ => port.state.describe().to_owned(),
+                _ => port.describe().to_owned(),
             },
-            xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
-            bind_mode: port.bind_mode.map_or(String::new(), |mode| mode.to_string()),
-            queues: port.queues,
-            mtu: links.ifindex(port.ifindex).map_or(0, |link| link.mtu),
+            xdp_mode: port.program().map_or(String::new(), |p| p.mode().to_string()),
+            bind_mode: port.bind_mode().map_or(String::new(), |mode| mode.to_string()),
+            queues: port.queues(),
+            mtu: links.ifindex(port.ifindex()).map_or(0, |link| link.mtu),
             vlans: vlans.get(usize::from(port.index)).cloned().unwrap_or_default(),
         };
         StatusReport {
@@ -232,7 +231,7 @@ impl Daemon {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: 0,
-            ports: self.listed().map(port).collect(),
+            ports: self.ports.listed().map(port).collect(),
             workers: Vec::new(),
             mirror: self.mirror_status(),
             warnings: self.warnings(),
@@ -240,12 +239,12 @@ impl Daemon {
     }
 
     fn state(&self) -> api::State {
-        let active = self.ports.iter().filter(|port| port.state == State::Active).count();
+        let active = self.ports.iter().filter(|port| port.is_active()).count();
         if self.stopping {
             api::State::Stopping
         } else if active == 0 {
             api::State::Starting
-        } else if self.ports.iter().any(|port| !port.matched && port.state != State::Active)
+        } else if self.ports.iter().any(|port| !port.matched && !port.is_active())
             || !self.steering_allowed()
         {
             api::State::Degraded
@@ -307,18 +306,18 @@ impl Daemon {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));
         }
         let links = self.links();
-        for port in &self.ports {
-            let Some(link) = links.ifindex(port.ifindex) else { continue };
+        for port in self.ports.iter() {
+            let Some(link) = links.ifindex(port.ifindex()) else { continue };
             for (family, on) in [("IPv4", link.forwarding4), ("IPv6", link.forwarding6)] {
                 if !on {
                     warnings.push(format!("{family} forwarding is off on {}", link.name));
                 }
             }
         }
-        warnings.extend(self.ports.iter().filter_map(super::Port::unserved));
-        let idle = self.listed().filter(|port| port.state != State::Active);
-        warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.state.describe())));
-        warnings.extend(self.crowded.iter().map(|name| self.no_room(name)));
+        warnings.extend(self.ports.iter().filter_map(super::ports::Port::unserved));
+        let idle = self.ports.listed().filter(|port| !port.is_active());
+        warnings.extend(idle.map(|p| format!("interface {}: {}", p.ifname, p.describe())));
+        warnings.extend(self.ports.without_room(&self.options));
         warnings.extend(self.unmatched());
         warnings
     }
@@ -326,30 +325,25 @@ impl Daemon {
     /// That no interface matches.
     pub(super) fn unmatched(&self) -> Option<String> {
         let interfaces = &self.options.interfaces;
-        let none = interfaces.has_patterns() && !self.listed().any(|port| port.matched);
+        let none = interfaces.has_patterns() && !self.ports.listed().any(|port| port.matched);
         let patterns = interfaces.patterns();
         none.then(|| format!("no interface that is up matches {patterns}; waiting for one"))
     }
-
-    /// The ports there are for people.
-    pub(super) fn listed(&self) -> impl Iterator<Item = &super::Port> {
-        self.ports.iter().filter(|port| port.is_listed())
-    }
 }
 
-fn port_view(port: &super::Port) -> PortView {
+fn port_view(port: &super::ports::Port) -> PortView {
     PortView {
         index: port.index,
         ifname: port.ifname.clone(),
         is_listed: port.is_listed(),
-        is_active: port.state == State::Active,
-        state: port.state.describe().to_owned(),
-        queues: port.queues,
-        senders: port.senders,
-        bind_mode: port.bind_mode,
-        xdp_mode: port.program.as_ref().map_or(String::new(), |p| p.mode().to_string()),
-        no_zerocopy: port.no_zerocopy.clone(),
-        multi_buffer: port.multi_buffer,
-        counts: port.program.as_ref().map(|program| program.counts()),
+        is_active: port.is_active(),
+        state: port.describe().to_owned(),
+        queues: port.queues(),
+        senders: port.senders(),
+        bind_mode: port.bind_mode(),
+        xdp_mode: port.program().map_or(String::new(), |p| p.mode().to_string()),
+        no_zerocopy: port.no_zerocopy().map(str::to_owned),
+        multi_buffer: port.multi_buffer(),
+        counts: port.program().map(|program| program.counts()),
     }
 }

@@ -7,8 +7,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 
 use super::Daemon;
-use super::crossroads::{Crossroads, worker_of};
-use super::port::Port;
+use super::ports::{Port, worker_of};
 use crate::control::config::{CpuList, QUEUES_MAX};
 use crate::control::netdev::nic::{self, Queues};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
@@ -44,8 +43,7 @@ impl Daemon {
         }
         let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
         let most = if more_may_come { most.max(LATE_QUEUES) } else { most };
-        self.rounds = most.div_ceil(count as u32).max(1);
-        self.crossroads = Crossroads::new(count, self.options.tx_ring as usize)?;
+        let rounds = most.div_ceil(count as u32).max(1);
         let mut punts = Vec::new();
         for n in 0..count {
             let cpu = match cpus {
@@ -59,12 +57,14 @@ impl Daemon {
             let served: Vec<usize> = queues.iter().map(served).collect();
             // Memory is for half of the ports that there can be, if there are not more already: when
             // all come, they share it.
-            let to_come = usize::from(self.max_ports).div_ceil(2).saturating_sub(served.len());
+            let to_come =
+                usize::from(self.ports.max_ports()).div_ceil(2).saturating_sub(served.len());
             let late = usize::from(n < LATE_QUEUES as usize);
             let each = served.iter().copied().max().unwrap_or(0).max(late);
             let expected =
                 served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
-            let (worker, handle, frames, requests) = self.make_worker(n, count, expected)?;
+            let (worker, handle, frames, requests) =
+                self.make_worker(n, (count, rounds), expected)?;
             let thread = spawn(worker, n, cpu)?;
             self.workers.push(handle);
             self.threads.push(thread);
@@ -72,7 +72,10 @@ impl Daemon {
             punts.push(frames);
             self.neigh_requests.push(requests);
         }
-        self.punter.start(punts)
+        self.punter.start(punts)?;
+        let (workers, cpus) = (self.workers.clone(), self.cpus.clone());
+        let (options, bell) = (Arc::clone(&self.options), Arc::clone(&self.bell));
+        self.ports.start(self.steering.attacher(), workers, cpus, rounds, options, bell)
     }
 
     /// Queues of each port.
@@ -90,15 +93,16 @@ impl Daemon {
         queues.map(|(_, queues)| queues).collect()
     }
 
-    /// Worker `n` of `count`, which is expected to serve so many queues of all ports together.
+    /// Worker `n` of `count`, which is expected to serve so many queues of all ports together, and can
+    /// serve `rounds` of each.
     fn make_worker(
         &self,
         n: usize,
-        count: usize,
+        (count, rounds): (usize, u32),
         expected: usize,
     ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, PuntQueue, NeighRequests)> {
-        let ports = self.max_ports;
-        let slots = usize::from(ports) * self.rounds as usize;
+        let ports = self.ports.max_ports();
+        let slots = usize::from(ports) * rounds as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
         let busy_poll_budget =
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
@@ -113,7 +117,7 @@ impl Daemon {
         let clock = Clock::start();
         let queues = (0..xdp_prog::QUEUES_MAX).filter(|&q| worker_of(q as u32, count) == n);
         // No queue beyond the rounds has a socket.
-        let queues = queues.take(self.rounds as usize);
+        let queues = queues.take(rounds as usize);
         let timeout_ns = self.options.timeouts.control.as_nanos() as u64;
         let page = Arc::clone(self.steering.heartbeats());
         let hand_back = Arc::clone(&self.hand_back);

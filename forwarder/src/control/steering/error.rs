@@ -42,11 +42,7 @@ pub enum XdpError {
     #[error("cannot keep a BPF program's descriptor: {0}; raise the limit with `ulimit -n`")]
     Descriptors(io::Error),
     /// A program that is not ferroute's is on the interface.
-    #[error(
-        "{ifname} has an XDP program already: {name:?}, id {id}, {mode} mode; ferroute does not \
-         replace another's program: stop what attached it, or take it off with \
-         `ip link set dev {ifname} {xdp} off`", xdp = off(*mode)
-    )]
+    #[error("{ifname} {}", self.reason())]
     ForeignProgram {
         /// The interface.
         ifname: String,
@@ -70,7 +66,7 @@ pub enum XdpError {
         mode: XdpMode,
     },
     /// The driver has native XDP, or was told to use it, and refuses.
-    #[error("{ifname}: its driver refuses native XDP ({source}); {hint}, or use generic mode")]
+    #[error("{ifname}: {}", self.reason())]
     NativeRefused {
         /// The interface.
         ifname: String,
@@ -80,7 +76,7 @@ pub enum XdpError {
         hint: &'static str,
     },
     /// Attaching failed otherwise.
-    #[error("{ifname}: the XDP program cannot be attached in {mode} mode: {source}")]
+    #[error("{ifname}: {}", self.reason())]
     Attach {
         /// The interface.
         ifname: String,
@@ -117,6 +113,25 @@ impl XdpError {
             return Self::NotPermitted { what: "use BPF maps" };
         }
         Self::Map { what, map: map.name().to_string_lossy().into_owned(), source }
+    }
+
+    /// The same as `Display`, without the name of the interface in front.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::ForeignProgram { ifname, name, id, mode } => format!(
+                "has an XDP program already: {name:?}, id {id}, {mode} mode; ferroute does not \
+                 replace another's program: stop what attached it, or take it off with `ip link set \
+                 dev {ifname} {} off`",
+                off(*mode)
+            ),
+            Self::NativeRefused { source, hint, .. } => {
+                format!("its driver refuses native XDP ({source}); {hint}, or use generic mode")
+            }
+            Self::Attach { mode, source, .. } => {
+                format!("the XDP program cannot be attached in {mode} mode: {source}")
+            }
+            other => other.to_string(),
+        }
     }
 
     /// Whether the driver may have refused for its MTU's sake.

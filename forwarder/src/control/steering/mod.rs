@@ -26,7 +26,7 @@ pub use self::error::XdpError;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;
-pub use self::port::{AttachMode, PortProgram, QueueCounts, XdpMode};
+pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;
 
 /// A limit that no heartbeat reaches: the program compares signed distances.
@@ -35,7 +35,7 @@ const NEVER_NS: u64 = i64::MAX as u64;
 /// What the ports share.
 #[derive(Debug)]
 pub struct Steering {
-    shared: Shared,
+    shared: Arc<Shared>,
     settings: SharedSettings,
     heartbeats: Arc<HeartbeatPage>,
     local4: BTreeSet<(Ipv4Addr, u8)>,
@@ -50,7 +50,7 @@ impl Steering {
     /// [`XdpError::NotPermitted`] without CAP_BPF and CAP_NET_ADMIN; [`XdpError::Load`] with
     /// libbpf's own words if the kernel refuses the object.
     pub fn new() -> Result<Steering, XdpError> {
-        let shared = Shared::load()?;
+        let shared = Arc::new(Shared::load()?);
         let heartbeats = HeartbeatPage::map(shared.heartbeats.as_fd());
         let steering = Steering {
             heartbeats: heartbeats.map_err(XdpError::Heartbeats)?,
@@ -68,12 +68,10 @@ impl Steering {
         Ok(steering)
     }
 
-    /// Attaches a new instance of the program to the port `ifindex` of this thread's network
-    /// namespace. `mac` is the port's address: frames to any other stay with the kernel.
+    /// Attaches a new instance of the program to a port, see [`Attacher::attach`].
     ///
     /// # Errors
-    /// [`XdpError::AlreadyRunning`] or [`XdpError::ForeignProgram`] if the port has an XDP program;
-    /// [`XdpError::NativeRefused`] or [`XdpError::Attach`] if the kernel does not take ours.
+    /// As for [`Attacher::attach`].
     pub fn attach(
         &mut self,
         ifindex: u32,
@@ -82,23 +80,13 @@ impl Steering {
         mode: AttachMode,
         multi_buffer: bool,
     ) -> Result<PortProgram, XdpError> {
-        let port = PortId { ifindex, ifname, mac };
-        match self.load_and_attach(&port, mode, multi_buffer) {
-            // For its MTU, or on a veth its peer's, which the driver takes with the other kind.
-            Err(refused) if !multi_buffer && refused.is_of_mtu() => {
-                self.load_and_attach(&port, mode, true).map_err(|_| refused)
-            }
-            attached => attached,
-        }
+        self.attacher().attach(ifindex, ifname, mac, mode, multi_buffer)
     }
 
-    fn load_and_attach(
-        &self,
-        port: &PortId<'_>,
-        mode: AttachMode,
-        frags: bool,
-    ) -> Result<PortProgram, XdpError> {
-        PortProgram::attach(&self.shared, self.punt_source, port, mode, frags)
+    /// What attaches programs, for a thread that may wait for drivers.
+    #[must_use]
+    pub fn attacher(&self) -> Attacher {
+        Attacher { shared: Arc::clone(&self.shared), punt_source: self.punt_source }
     }
 
     /// Says which IPv4 addresses are the router's own: the whole set, each with its prefix length
@@ -187,6 +175,48 @@ impl Steering {
             .settings
             .update(&0u32.to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(|source| XdpError::map("write", &self.shared.settings, source))
+    }
+}
+
+/// Attaches programs to ports. Some drivers reset their link meanwhile, which takes seconds.
+#[derive(Debug, Clone)]
+pub struct Attacher {
+    shared: Arc<Shared>,
+    punt_source: [u8; 6],
+}
+
+impl Attacher {
+    /// Attaches a new instance of the program to the port `ifindex` of this thread's network
+    /// namespace. `mac` is the port's address: frames to any other stay with the kernel.
+    ///
+    /// # Errors
+    /// [`XdpError::AlreadyRunning`] or [`XdpError::ForeignProgram`] if the port has an XDP program;
+    /// [`XdpError::NativeRefused`] or [`XdpError::Attach`] if the kernel does not take ours.
+    pub fn attach(
+        &self,
+        ifindex: u32,
+        ifname: &str,
+        mac: [u8; 6],
+        mode: AttachMode,
+        multi_buffer: bool,
+    ) -> Result<PortProgram, XdpError> {
+        let port = PortId { ifindex, ifname, mac };
+        match self.load_and_attach(&port, mode, multi_buffer) {
+            // For its MTU, or on a veth its peer's, which the driver takes with the other kind.
+            Err(refused) if !multi_buffer && refused.is_of_mtu() => {
+                self.load_and_attach(&port, mode, true).map_err(|_| refused)
+            }
+            attached => attached,
+        }
+    }
+
+    fn load_and_attach(
+        &self,
+        port: &PortId<'_>,
+        mode: AttachMode,
+        frags: bool,
+    ) -> Result<PortProgram, XdpError> {
+        PortProgram::attach(&self.shared, self.punt_source, port, mode, frags)
     }
 }
 

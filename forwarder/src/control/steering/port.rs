@@ -15,7 +15,7 @@ use xdp_prog::{
 
 use super::XdpError;
 use super::object::{self, Shared};
-use crate::io::af_xdp::link::{LinkMode, XdpLink};
+use crate::io::af_xdp::link::{self, Attachment, LinkMode, XdpLink};
 
 /// Where the program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,7 +51,9 @@ pub enum AttachMode {
 #[derive(Debug)]
 pub struct PortProgram {
     /// First, so that it is dropped first.
-    _link: XdpLink,
+    link: XdpLink,
+    /// What the link held when it was made.
+    attachment: Attachment,
     mode: XdpMode,
     settings: PortSettings,
     port: MapHandle,
@@ -60,6 +62,23 @@ pub struct PortProgram {
     vlans: MapHandle,
     /// What is in it.
     vlans_set: BTreeMap<VlanKey, VlanSettings>,
+}
+
+/// Tells whether a program is still where it was attached.
+#[derive(Debug)]
+pub struct Witness {
+    link: OwnedFd,
+    attachment: Attachment,
+}
+
+impl Witness {
+    /// Whether the same program is on the same interface: nobody detached or replaced it, and the
+    /// interface was neither removed nor moved to where it has another index. Takes the kernel's RTNL
+    /// lock.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        link::attachment(self.link.as_fd()).is_ok_and(|now| now == self.attachment)
+    }
 }
 
 /// The interface that a program is for.
@@ -83,9 +102,11 @@ impl PortProgram {
         let target = Target { ifindex, ifname, program };
         target.refuse_if_taken()?;
         let (link, mode) = target.attach(wanted)?;
+        let attachment = link::attachment(link.as_fd()).map_err(|e| target.error(mode, e))?;
         let generic = if mode == XdpMode::Generic { PortSettings::GENERIC } else { 0 };
         let port = PortProgram {
-            _link: link,
+            link,
+            attachment,
             mode,
             settings: PortSettings {
                 mac: mac_words(mac),
@@ -106,6 +127,15 @@ impl PortProgram {
     #[must_use]
     pub fn mode(&self) -> XdpMode {
         self.mode
+    }
+
+    /// What it takes to see later whether the program is still where it was attached.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn witness(&self) -> io::Result<Witness> {
+        let link = self.link.as_fd().try_clone_to_owned()?;
+        Ok(Witness { link, attachment: self.attachment })
     }
 
     /// The port's XSKMAP, for who sets sockets there by other means.

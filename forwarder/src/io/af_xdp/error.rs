@@ -59,10 +59,7 @@ pub enum OpenError {
         ifindex: u32,
     },
     /// bind(2) said EINVAL.
-    #[error(
-        "{ifname} does not take an AF_XDP socket on queue {queue}: it has fewer queues (see \
-         `ethtool -l {ifname}`), or its MTU does not fit frames of {FRAME_SIZE} octets"
-    )]
+    #[error("{ifname} {}", self.reason())]
     NoQueue {
         /// Name of the interface.
         ifname: String,
@@ -140,6 +137,17 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// The same as `Display`, without the name of the interface in front.
+    pub fn reason(&self) -> String {
+        match self {
+            OpenError::NoQueue { ifname, queue } => format!(
+                "does not take an AF_XDP socket on queue {queue}: it has fewer queues (see `ethtool -l \
+                 {ifname}`), or its MTU does not fit frames of {FRAME_SIZE} octets"
+            ),
+            other => other.to_string(),
+        }
+    }
+
     /// Reads what the kernel said when a socket for a queue was opened.
     pub(super) fn from_os(
         step: Step,

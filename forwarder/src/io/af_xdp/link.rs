@@ -3,7 +3,7 @@
 //! libbpf-rs attaches XDP by a link only in the mode that the kernel chooses. The mode matters to
 //! us, so the one call that takes it is made here; programs and maps are `control::xdp`'s.
 
-#![expect(unsafe_code, reason = "bpf_link_create with flags has no safe wrapper")]
+#![expect(unsafe_code, reason = "links of XDP programs have no safe wrapper")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -55,6 +55,38 @@ impl XdpLink {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(XdpLink { fd })
     }
+}
+
+/// What a link holds where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attachment {
+    /// The interface; 0: none, because it was removed or the link was detached (`bpf_link_detach`).
+    pub ifindex: u32,
+    /// The id of the program.
+    pub program: u32,
+}
+
+/// Asks the kernel what a link of an XDP program holds (BPF_OBJ_GET_INFO_BY_FD,
+/// `bpf_xdp_link_fill_link_info`). Takes the kernel's RTNL lock.
+///
+/// # Errors
+/// The kernel's errno: EINVAL if the descriptor is of something else.
+pub fn attachment(link: BorrowedFd<'_>) -> io::Result<Attachment> {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_link_info>() as u32;
+    // SAFETY: `info` has the octets that `len` says, and both live through the call.
+    let result = unsafe {
+        libbpf_sys::bpf_obj_get_info_by_fd(link.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
+    };
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result));
+    }
+    if info.type_ != libbpf_sys::BPF_LINK_TYPE_XDP {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: of a link of that type the kernel fills this part; all parts are numbers, zero before.
+    let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok(Attachment { ifindex, program: info.prog_id })
 }
 
 impl AsFd for XdpLink {

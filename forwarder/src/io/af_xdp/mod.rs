@@ -54,6 +54,7 @@ pub use device::AfXdpDevice;
 pub use error::OpenError;
 pub use heartbeat::HeartbeatPage;
 pub use netdev::{driver_info, driver_name, netns_id};
+pub use socket::is_bound;
 
 /// How a socket is to be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -464,6 +465,12 @@ impl AfXdp {
         let (mode, no_zerocopy, state) = (port.mode, port.no_zerocopy, port.state());
         let (config, multi_buffer) = (port.config.clone(), port.multi_buffer());
         Some(PortInfo { config, mode, no_zerocopy, multi_buffer, state })
+    }
+
+    /// Whether a port can send, as far as was noticed. `None`: removed, or never there. Makes no system
+    /// call.
+    pub fn tx_state(&self, port: u16) -> Option<PortState> {
+        Some(self.ports.get(port as usize)?.as_ref()?.tx_state())
     }
 
     /// What the kernel counted for a port.

@@ -524,6 +524,11 @@ impl Port {
         self.socket.statistics()
     }
 
+    /// What was noticed while sending.
+    pub(super) fn tx_state(&self) -> PortState {
+        self.state
+    }
+
     /// Looks whether the interface is still there, which a port that only receives does not notice.
     pub(super) fn state(&mut self) -> PortState {
         if !netdev::exists(self.config.ifindex) {

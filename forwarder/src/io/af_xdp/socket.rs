@@ -204,23 +204,43 @@ impl Socket {
     /// Has the kernel look at the fill ring again, and poll the queue if the socket prefers that.
     pub(super) fn wake_rx(&self) {
         // What it says makes no difference: the ring is looked at every turn.
-        // SAFETY: no octets and no address are passed.
-        unsafe {
-            libc::recvfrom(
-                self.fd.as_raw_fd(),
-                std::ptr::null_mut(),
-                0,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-            )
-        };
+        wake_rx(self.fd());
     }
 
     /// The descriptor, for the XSKMAP and for poll(2).
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether a socket is still bound to the interface that it was bound to in this mode. One whose
+/// interface was removed, or moved to another network namespace, is not, and never will be again
+/// (`xsk_notifier`: NETDEV_UNREGISTER). Any descriptor of the socket will do.
+///
+/// The kernel tells of the first such event once; who has been told closes the socket.
+pub fn is_bound(socket: BorrowedFd<'_>, mode: BoundMode) -> bool {
+    let told = get::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_ERROR);
+    if told.is_ok_and(|errno| errno == libc::ENETDOWN) {
+        return false;
+    }
+    // In zero-copy mode ENXIO may be the driver's answer (`ndo_xsk_wakeup`) while it resets.
+    mode == BoundMode::ZeroCopy || wake_rx(socket) != Some(libc::ENXIO)
+}
+
+/// recvfrom(2) of nothing: the errno with which it failed, if it did.
+fn wake_rx(socket: BorrowedFd<'_>) -> Option<i32> {
+    // SAFETY: no octets and no address are passed.
+    let result = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            std::ptr::null_mut(),
+            0,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+    if result < 0 { io::Error::last_os_error().raw_os_error() } else { None }
 }
 
 /// XDP_UMEM_REG.
@@ -270,11 +290,12 @@ fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Res
     })
 }
 
-/// Structs of if_xdp.h that hold numbers only, so that any bits are a value.
+/// Types that hold numbers only, so that any bits are a value.
 trait Plain: Copy {}
 impl Plain for libc::xdp_mmap_offsets {}
 impl Plain for libc::xdp_options {}
 impl Plain for libc::xdp_statistics {}
+impl Plain for libc::c_int {}
 
 fn get<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
     // SAFETY: numbers only, see Plain.

@@ -1,41 +1,45 @@
-//! Which worker serves which queue, and the ways between workers for ports on which one has none.
+//! Which worker serves which queue, and how packets are handed to another worker for ports on which
+//! their own has no queue that sends.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::WORKER_TIMEOUT;
-use crate::io::af_xdp::AfXdp;
-use crate::worker::WorkerHandle;
+use super::calls::WorkerCalls;
+use super::error::PortError;
 use crate::worker::crossing::{Waker, way};
 
 /// The worker that serves a queue, of every port.
-pub(super) fn worker_of(queue: u32, workers: usize) -> usize {
+pub(in crate::control::daemon) fn worker_of(queue: u32, workers: usize) -> usize {
     queue as usize % workers.max(1)
 }
 
 /// The worker by whose queue `worker` sends on a port of which queues below `senders` can send.
-pub(super) fn sends_by(worker: usize, senders: u32) -> usize {
+pub(in crate::control::daemon) fn sends_by(worker: usize, senders: u32) -> usize {
     // A worker's first queue has its own number.
     if worker < senders as usize { worker } else { worker % senders.max(1) as usize }
 }
 
-/// The ways there are; made when the first port needs them, and kept.
+/// The handoffs there are; made when the first port needs them, and kept.
 #[derive(Debug)]
-pub(super) struct Crossroads {
+pub(super) struct Handoffs {
     wakers: Vec<Arc<Waker>>,
+    /// From, to.
     made: BTreeSet<(usize, usize)>,
-    /// Packets that a way holds.
+    /// Packets that one holds.
     packets: usize,
 }
 
-impl Crossroads {
+impl Handoffs {
     /// Between `workers` workers.
-    pub(super) fn new(workers: usize, packets: usize) -> Result<Crossroads> {
+    ///
+    /// # Errors
+    /// EMFILE and the like from eventfd(2).
+    pub(super) fn new(workers: usize, packets: usize) -> Result<Handoffs> {
         let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<_, _>>();
         let wakers = wakers.context("cannot create an eventfd")?;
-        Ok(Crossroads { wakers, made: BTreeSet::new(), packets })
+        Ok(Handoffs { wakers, made: BTreeSet::new(), packets })
     }
 
     /// Tells every worker how it reaches a port of which queues below `senders` can send.
@@ -43,37 +47,34 @@ impl Crossroads {
         &mut self,
         port: u16,
         senders: u32,
-        workers: &[WorkerHandle<AfXdp>],
-    ) -> Result<()> {
-        for (n, worker) in workers.iter().enumerate() {
-            let by = sends_by(n, senders);
-            if by != n {
-                self.connect(n, by, workers)?;
+        workers: &mut WorkerCalls,
+    ) -> Result<(), PortError> {
+        for worker in 0..workers.len() {
+            let by = sends_by(worker, senders);
+            if by != worker {
+                self.connect(worker, by, workers)?;
             }
-            worker
-                .cross(WORKER_TIMEOUT, move |crossings| {
-                    crossings.lead(port, (by != n).then_some(by))
-                })
-                .with_context(|| format!("worker {n} does not answer"))?;
+            let by = (by != worker).then_some(by);
+            workers.cross(worker, move |crossings| crossings.lead(port, by))?;
         }
         Ok(())
     }
 
-    fn connect(&mut self, from: usize, to: usize, workers: &[WorkerHandle<AfXdp>]) -> Result<()> {
+    fn connect(
+        &mut self,
+        from: usize,
+        to: usize,
+        workers: &mut WorkerCalls,
+    ) -> Result<(), PortError> {
         if self.made.contains(&(from, to)) {
             return Ok(());
         }
-        let waker = &self.wakers[to];
+        let waker = self.wakers.get(to).ok_or(PortError::WorkerStalled(to))?;
         let (out, into) = way(self.packets, to, Arc::clone(waker));
         let its = Arc::clone(waker);
-        let silent = |n: usize| format!("worker {n} does not answer");
-        // Who takes first, then who sends.
-        workers[to]
-            .cross(WORKER_TIMEOUT, move |crossings| crossings.admit(into, its))
-            .with_context(|| silent(to))?;
-        workers[from]
-            .cross(WORKER_TIMEOUT, move |crossings| crossings.add(out))
-            .with_context(|| silent(from))?;
+        // The one that takes first, then the one that sends.
+        workers.cross(to, move |crossings| crossings.admit(into, its))?;
+        workers.cross(from, move |crossings| crossings.add(out))?;
         self.made.insert((from, to));
         Ok(())
     }

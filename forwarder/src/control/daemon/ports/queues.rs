@@ -2,124 +2,133 @@
 //! interrupts go.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use anyhow::{Result, bail};
-
-use super::crossroads::worker_of;
-use super::port::{Equipment, Port};
+use super::active::ActivePort;
+use super::error::PortError;
+use super::handoff::worker_of;
+use super::thread::PortContext;
 use crate::control::config::QUEUES_MAX;
 use crate::control::netdev::ethtool;
 use crate::control::netdev::irq::Pinned;
 use crate::control::netdev::keep::RUN_DIR;
 use crate::control::netdev::nic::Queues;
+use crate::control::steering::XdpError;
 use crate::io::af_xdp::driver_name;
 use crate::say;
 
 /// Queues that are looked at for packets beyond those a driver tells of.
 const QUEUES_UNTOLD: u32 = 16;
 
-impl Port {
+impl PortContext {
     /// Every queue is served or the port is refused: a queue without a socket would leave its share
     /// of the flows to the kernel, so it is the user who decides for that.
     pub(super) fn queues_served(
         &self,
+        name: &str,
         ifindex: u32,
         channels: Queues,
-        with: &Equipment<'_>,
-    ) -> Result<u32> {
-        let (name, queues) = (&self.ifname, channels.rx);
-        let possible = (with.rounds * with.workers.len() as u32).min(QUEUES_MAX);
-        match with.options.queues {
-            Some(wanted) if wanted > channels.rx_max => bail!(
-                "{name} has {queues} RX queue(s) and can have {} at most, --queues {wanted} asked \
-                 for; leave --queues out to serve all",
+    ) -> Result<u32, PortError> {
+        let queues = channels.rx;
+        let possible = (self.rounds * self.workers.len() as u32).min(QUEUES_MAX);
+        let unfit = match self.options.queues {
+            Some(wanted) if wanted > channels.rx_max => format!(
+                "has {queues} RX queue(s) and can have {} at most, --queues {wanted} asked for; leave \
+                 --queues out to serve all",
                 channels.rx_max
             ),
-            Some(wanted) if wanted > queues => bail!(
-                "{name} has {queues} RX queue(s), --queues {wanted} asked for; set the number \
-                 ({}) or leave --queues out to serve all",
+            Some(wanted) if wanted > queues => format!(
+                "has {queues} RX queue(s), --queues {wanted} asked for; set the number ({}) or leave \
+                 --queues out to serve all",
                 channels.command(name, wanted)
             ),
             Some(wanted) if wanted < queues => {
                 let table = ethtool::rss_table(ifindex).ok().flatten();
-                first_queues(name, channels, wanted, table.as_deref())
+                return first_queues(name, channels, wanted, table.as_deref())
+                    .map_err(PortError::Unfit);
             }
-            _ if queues > possible => bail!(
-                "{name} has {queues} RX queues, and no more than {possible} can be served; reduce \
-                 them ({}){}",
+            _ if queues > possible => format!(
+                "has {queues} RX queues, and no more than {possible} can be served; reduce them ({}){}",
                 channels.command(name, possible),
                 if possible < QUEUES_MAX { ", or restart ferroute" } else { "" }
             ),
-            _ => Ok(queues),
-        }
+            _ => return Ok(queues),
+        };
+        Err(PortError::Unfit(unfit))
     }
+}
 
-    /// Looks for queues that get packets to forward and have no socket, whatever sent them there: the
-    /// kernel forwards those. Whether there are some that there were not before.
-    pub fn look_for_unserved(&mut self) -> bool {
-        let (Some(program), Some(had)) = (&self.program, self.had) else { return false };
+impl ActivePort {
+    /// Looks for queues that get packets to forward and for which the program finds no socket; the
+    /// kernel forwards those. A queue that has one is given it again. Whether there are queues without
+    /// one that were not known before.
+    ///
+    /// # Errors
+    /// When a socket cannot be given to its queue.
+    pub(super) fn look_for_unserved(&mut self) -> Result<bool, XdpError> {
         // A driver that does not tell may have more than it tells.
-        let end = had.rx_max.max(self.queues + QUEUES_UNTOLD).min(QUEUES_MAX);
+        let end = self.had.rx_max.max(self.queues + QUEUES_UNTOLD).min(QUEUES_MAX);
         let mut found = false;
-        for queue in self.queues..end {
-            let counters = program.queue_counters(queue).unwrap_or_default();
+        for queue in 0..end {
+            let counters = self.program.queue_counters(queue).unwrap_or_default();
             let count = counters[xdp_prog::Reason::PassNoSocket as usize];
-            if count > self.unserved.get(&queue).copied().unwrap_or(0) {
-                found |= self.unserved.insert(queue, count).is_none();
+            if count <= self.without_socket.get(&queue).copied().unwrap_or(0) {
+                continue;
+            }
+            let is_new = self.without_socket.insert(queue, count).is_none();
+            match self.sockets.get(queue as usize) {
+                Some(socket) => {
+                    say!("interface {}: queue {queue} has lost its socket; set again", self.ifname);
+                    self.program.set_socket(queue, socket.as_raw_fd())?;
+                }
+                None => found |= is_new,
             }
         }
-        found
+        Ok(found)
     }
 
-    /// What `look_for_unserved` has found, and what to do.
-    pub fn unserved(&self) -> Option<String> {
-        let queues: BTreeSet<u32> = self.unserved.keys().copied().collect();
-        let channels = self.had.filter(|_| !queues.is_empty())?;
-        let has_table = ethtool::rss_table(self.ifindex).is_ok_and(|table| table.is_some());
-        Some(tell_unserved(&self.ifname, &queues, self.queues, channels, has_table))
-    }
-
-    /// Interrupts of queues to their workers' CPUs, where that is asked for.
-    pub(super) fn pin(&mut self, with: &Equipment<'_>) {
-        if !with.options.pin_irqs {
-            return;
+    /// Queues without a socket that get packets, and what to do.
+    pub(super) fn unserved_queues(&self, name: &str) -> Option<String> {
+        let unserved = self.without_socket.keys().copied();
+        let queues: BTreeSet<u32> = unserved.filter(|queue| *queue >= self.queues).collect();
+        if queues.is_empty() {
+            return None;
         }
-        let (queues, cpus) = (self.queues, with.cpus);
+        let has_table = ethtool::rss_table(self.ifindex).is_ok_and(|table| table.is_some());
+        Some(tell_unserved(name, &queues, self.queues, self.had, has_table))
+    }
+
+    /// Interrupts of queues to their workers' CPUs.
+    pub(super) fn pin(&mut self, cpus: &[Option<usize>]) {
+        let (name, queues) = (&self.ifname, self.queues);
         let cpu_of = |queue: u32| match queue < queues {
             true => cpus.get(worker_of(queue, cpus.len())).copied().flatten(),
             false => None,
         };
-        match Pinned::apply(Path::new(RUN_DIR), &self.ifname, self.ifindex, cpu_of) {
+        match Pinned::apply(Path::new(RUN_DIR), name, self.ifindex, cpu_of) {
             Ok(Some(pinned)) => {
-                say!("interface {}: {} interrupt(s) pinned", self.ifname, pinned.count());
+                say!("interface {name}: {} interrupt(s) pinned", pinned.count());
                 self.pinned = Some(pinned);
             }
             Ok(None) => {
-                let driver = driver_name(&self.ifname).unwrap_or_else(|| "its driver".to_owned());
-                say!(
-                    "interface {}: no interrupt to pin: {driver} has none for a queue",
-                    self.ifname
-                );
+                let driver = driver_name(name).unwrap_or_else(|| "its driver".to_owned());
+                say!("interface {name}: no interrupt to pin: {driver} has none for a queue");
             }
             Err(error) => {
-                say!("interface {}: interrupts stay where they are: {error}", self.ifname);
+                say!("interface {name}: interrupts stay where they are: {error}");
             }
         }
-    }
-
-    /// Puts interrupts back where they went before.
-    pub fn restore_irqs(&mut self) {
-        let Some(Err(error)) = self.pinned.take().map(Pinned::restore) else { return };
-        say!(
-            "interface {}: cannot put its interrupts back: {error}; the next start tries again",
-            self.ifname
-        );
     }
 }
 
 /// Only the first `wanted` queues, if no packet comes by the others; `table`: where RSS sends them.
-fn first_queues(name: &str, channels: Queues, wanted: u32, table: Option<&[u32]>) -> Result<u32> {
+fn first_queues(
+    name: &str,
+    channels: Queues,
+    wanted: u32,
+    table: Option<&[u32]>,
+) -> Result<u32, String> {
     let (queues, set) = (channels.rx, channels.command(name, wanted));
     let others: BTreeSet<u32> = match table {
         Some(table) => table.iter().copied().filter(|&queue| queue >= wanted).collect(),
@@ -129,17 +138,17 @@ fn first_queues(name: &str, channels: Queues, wanted: u32, table: Option<&[u32]>
         return Ok(wanted);
     }
     let (others, asked) = (list(&others), format!("--queues {wanted} asked for"));
-    match table {
-        Some(_) => bail!(
-            "{name} has {queues} RX queue(s), {asked}, and its RSS table has packets for {others}; \
-             set the number ({set}), keep packets to the first (ethtool -X {name} equal {wanted}), \
-             or leave --queues out to serve all"
+    Err(match table {
+        Some(_) => format!(
+            "has {queues} RX queue(s), {asked}, and its RSS table has packets for {others}; set the \
+             number ({set}), keep packets to the first (ethtool -X {name} equal {wanted}), or leave \
+             --queues out to serve all"
         ),
-        None => bail!(
-            "{name} has {queues} RX queue(s), {asked}, and it has no RSS table that keeps packets \
-             from {others}; set the number ({set}), or leave --queues out to serve all"
+        None => format!(
+            "has {queues} RX queue(s), {asked}, and it has no RSS table that keeps packets from \
+             {others}; set the number ({set}), or leave --queues out to serve all"
         ),
-    }
+    })
 }
 
 fn tell_unserved(
@@ -178,9 +187,8 @@ mod tests {
     #[test]
     fn only_the_first_queues_are_served_if_no_packet_comes_by_the_others() {
         assert_eq!(first_queues("p", NIC, 2, Some(&[0, 1, 0, 1])).expect("kept away"), 2);
-        let said = |channels, table| {
-            first_queues("p", channels, 2, table).expect_err("packets come").to_string()
-        };
+        let said =
+            |channels, table| first_queues("p", channels, 2, table).expect_err("packets come");
         let with = said(NIC, Some(&[0, 1, 2, 3][..]));
         assert!(with.contains("its RSS table has packets for queues 2, 3"), "{with}");
         assert!(with.contains("ethtool -L p combined 2"), "{with}");

@@ -1,0 +1,183 @@
+//! What the thread that opens and closes ports asks of workers. No call waits for long, and none that
+//! was given up takes effect later; a socket that could not be closed is remembered and closed when
+//! its worker answers again.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use super::error::PortError;
+use crate::io::af_xdp::{AfXdp, PortConfig, PortInfo, PortState};
+use crate::worker::{Crossings, Patience, WorkerHandle};
+
+/// A worker begins with a command within a turn, 20 ms when it sleeps. Longer, for it may be kept
+/// from its CPU.
+const BEGIN: Duration = Duration::from_millis(500);
+/// Binding a socket may reset a NIC's link, which takes 1 to 2 s (igb).
+const FINISH: Duration = Duration::from_secs(3);
+
+/// The workers, and what is still to be closed at each.
+#[derive(Debug)]
+pub(super) struct WorkerCalls {
+    handles: Vec<WorkerHandle<AfXdp>>,
+    /// By worker: slots whose sockets are to be closed.
+    owed: Vec<BTreeSet<u16>>,
+    /// Those that did not answer since [`WorkerCalls::begin_job`]: they are not waited for again.
+    silent: BTreeSet<usize>,
+}
+
+impl WorkerCalls {
+    pub(super) fn new(handles: Vec<WorkerHandle<AfXdp>>) -> WorkerCalls {
+        let owed = handles.iter().map(|_| BTreeSet::new()).collect();
+        WorkerCalls { handles, owed, silent: BTreeSet::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.handles.len()
+    }
+
+    /// Every worker is waited for again.
+    pub(super) fn begin_job(&mut self) {
+        self.silent.clear();
+    }
+
+    /// Opens a socket in a slot of a worker's driver. Gives what it is and a descriptor of it.
+    pub(super) fn open(
+        &mut self,
+        worker: usize,
+        slot: u16,
+        config: PortConfig,
+    ) -> Result<(PortInfo, OwnedFd), PortError> {
+        self.close_owed(worker)?;
+        let opened = self.ask(worker, |handle, patience| {
+            handle.call_or_undo(
+                patience,
+                move |io, pool, stats| {
+                    // Nothing is there, unless something went wrong before.
+                    io.remove_port(slot, pool, stats);
+                    io.add_port(slot, &config, pool)?;
+                    match describe(io, slot) {
+                        Ok(opened) => Ok(opened),
+                        Err(error) => {
+                            io.remove_port(slot, pool, stats);
+                            Err(PortError::Descriptors(error))
+                        }
+                    }
+                },
+                move |io, pool, stats, late| {
+                    // Its descriptor first, or the socket would stay open.
+                    drop(late);
+                    io.remove_port(slot, pool, stats);
+                },
+            )
+        });
+        opened?
+    }
+
+    /// Closes the socket in a slot, now or as soon as the worker answers.
+    pub(super) fn close(&mut self, worker: usize, slot: u16) {
+        if let Some(owed) = self.owed.get_mut(worker) {
+            owed.insert(slot);
+        }
+        // What cannot be done now is still owed.
+        let _ = self.close_owed(worker);
+    }
+
+    /// Closes what could not be closed before.
+    pub(super) fn close_all_owed(&mut self) {
+        for worker in 0..self.len() {
+            let _ = self.close_owed(worker);
+        }
+    }
+
+    fn close_owed(&mut self, worker: usize) -> Result<(), PortError> {
+        let owed = self.owed.get(worker).cloned().unwrap_or_default();
+        if owed.is_empty() {
+            return Ok(());
+        }
+        self.ask(worker, |handle, patience| {
+            let close = move |io: &mut AfXdp, pool: &mut _, stats: &_| {
+                owed.iter().for_each(|&slot| io.remove_port(slot, pool, stats));
+            };
+            handle.call_or_undo(patience, close, |_, _, _, ()| {})
+        })?;
+        self.owed[worker].clear();
+        Ok(())
+    }
+
+    /// Whether the sockets in some slots of a worker can send, as far as it has noticed.
+    pub(super) fn tx_states(
+        &mut self,
+        worker: usize,
+        slots: Vec<u16>,
+    ) -> Result<Vec<(u16, Option<PortState>)>, PortError> {
+        self.ask(worker, |handle, patience| {
+            let states = move |io: &mut AfXdp, _: &mut _, _: &_| {
+                slots.into_iter().map(|slot| (slot, io.tx_state(slot))).collect()
+            };
+            handle.call_or_undo(patience, states, |_, _, _, _| {})
+        })
+    }
+
+    /// Tells a worker that a port is another interface from now on: captures, and counters, which
+    /// begin at 0. Gives what was received, sent and punted under the number before.
+    pub(super) fn rename(
+        &mut self,
+        worker: usize,
+        (port, max_ports): (u16, u16),
+        name: &str,
+        naming: u64,
+    ) -> Result<[u64; 3], PortError> {
+        let taps = self.handles.get(worker).map(WorkerHandle::taps);
+        taps.and_then(|taps| taps.name_port(port, name, naming, BEGIN))
+            .ok_or(PortError::WorkerStalled(worker))?;
+        self.ask(worker, |handle, patience| {
+            let reset = move |_: &mut AfXdp, _: &mut _, stats: &crate::stats::WorkerStats| {
+                let counted = stats.slots_of(port, max_ports).map(|(_, slot)| slot.reset());
+                counted.fold([0; 3], |sum, slot| std::array::from_fn(|n| sum[n] + slot[n]))
+            };
+            handle.call_or_undo(patience, reset, |_, _, _, _| {})
+        })
+    }
+
+    /// Changes a worker's ways to and from others.
+    pub(super) fn cross(
+        &mut self,
+        worker: usize,
+        change: impl FnOnce(&mut Crossings) + Send + 'static,
+    ) -> Result<(), PortError> {
+        let stalled = PortError::WorkerStalled(worker);
+        if self.silent.contains(&worker) {
+            return Err(stalled);
+        }
+        let Some(handle) = self.handles.get(worker) else { return Err(stalled) };
+        handle.cross(BEGIN, change).ok_or_else(|| {
+            self.silent.insert(worker);
+            stalled
+        })
+    }
+
+    fn ask<T>(
+        &mut self,
+        worker: usize,
+        call: impl FnOnce(&WorkerHandle<AfXdp>, Patience) -> Result<T, crate::worker::NoAnswer>,
+    ) -> Result<T, PortError> {
+        let stalled = PortError::WorkerStalled(worker);
+        let Some(handle) = self.handles.get(worker) else { return Err(stalled) };
+        if self.silent.contains(&worker) {
+            return Err(stalled);
+        }
+        call(handle, Patience { begin: BEGIN, finish: FINISH }).map_err(|_| {
+            self.silent.insert(worker);
+            stalled
+        })
+    }
+}
+
+/// A socket that has just been opened, and another descriptor of it.
+fn describe(io: &mut AfXdp, slot: u16) -> std::io::Result<(PortInfo, OwnedFd)> {
+    let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let info = io.port_info(slot).ok_or_else(gone)?;
+    let socket = io.socket_fd(slot).ok_or_else(gone)?.try_clone_to_owned()?;
+    Ok((info, socket))
+}

@@ -1,0 +1,185 @@
+//! Ports as their interfaces come, change and go.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::active::ActivePort;
+use super::look::Finding;
+use super::open::OpenRequest;
+use super::port::{Port, PortState, Until, Waiting};
+use super::thread::Job;
+use super::{Matching, PortManager, Surroundings};
+use crate::control::steering::punt::PuntDevice;
+use crate::say;
+use crate::skb::JUMBO_MTU;
+use crate::tables::Link;
+
+/// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may
+/// still be letting go of it.
+const BUSY_TRIES: u32 = 50;
+/// The same later on: what was closed just now stays busy for a while.
+const BUSY_TRIES_LATER: u32 = 10;
+
+impl PortManager {
+    /// Takes every port on its way to where its interface is now: first those that give way, then,
+    /// when they are closed, those that come, for an interface may have the name of another port now.
+    ///
+    /// # Errors
+    /// When a program cannot be told something, or the thread that opens ports has ended.
+    pub(in crate::control::daemon) fn follow_links(
+        &mut self,
+        around: &Surroundings<'_>,
+    ) -> Result<()> {
+        let prospects: Vec<Prospect<'_>> =
+            self.ports.iter().map(|port| self.prospect(port, around)).collect();
+        for (index, prospect) in prospects.iter().enumerate() {
+            let port = &mut self.ports[index];
+            if let Some(active) = give_way(port, prospect, &around.punt)? {
+                let index = port.index;
+                self.close(index, active, &around.punt)?;
+            }
+        }
+        if self.is_closing() {
+            return Ok(());
+        }
+        for (index, prospect) in prospects.into_iter().enumerate() {
+            let port = &mut self.ports[index];
+            if let Some(link) = comes(port, prospect, around) {
+                port.begin_opening(&link);
+                let (index, naming) = (port.index, port.naming);
+                let generation = self.next_generation;
+                self.next_generation += 1;
+                let tries = if self.is_starting { BUSY_TRIES } else { BUSY_TRIES_LATER };
+                let punt = Arc::clone(&around.punt);
+                let request = OpenRequest { index, generation, link, tries, naming, punt };
+                self.submit(Job::Open(Box::new(request)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prospect<'a>(&self, port: &Port, around: &'a Surroundings<'_>) -> Prospect<'a> {
+        let link = around.links.named(&port.ifname);
+        let link = link.filter(|_| is_wanted(port, around.matching));
+        let is_up = link.is_some_and(|link| around.is_up(link.ifindex));
+        Prospect {
+            link,
+            is_up,
+            obstacle: link.and_then(|link| obstacle(link, is_up)),
+            filtered: link.and_then(|_| self.filtered.get(&port.ifname).cloned()),
+        }
+    }
+
+    /// Matched interfaces that are about to become ports.
+    pub(in crate::control::daemon) fn coming(&self, around: &Surroundings<'_>) -> Vec<String> {
+        let there = |port: &Port| {
+            let link = around.links.named(&port.ifname);
+            let active = port.active();
+            link.zip(active).is_some_and(|(link, active)| link.ifindex == active.ifindex)
+        };
+        let coming =
+            |port: &&Port| port.matched && is_wanted(port, around.matching) && !there(port);
+        self.ports.iter().filter(coming).map(|port| port.ifname.clone()).collect()
+    }
+}
+
+/// Why an interface cannot be a port as it is; `None`: it can.
+pub(in crate::control::daemon) fn obstacle(link: &Link, is_up: bool) -> Option<String> {
+    if link.mtu > JUMBO_MTU {
+        return Some(format!(
+            "MTU {} is larger than {JUMBO_MTU}; lower it: ip link set {} mtu {JUMBO_MTU}",
+            link.mtu, link.name
+        ));
+    }
+    (!is_up).then(|| format!("down; bring it up: ip link set {} up", link.name))
+}
+
+/// Whether a port is to have the interface of its name: one that a pattern takes has to match still,
+/// and to be up when it comes.
+fn is_wanted(port: &Port, matching: &Matching) -> bool {
+    match matching.get(&port.ifname) {
+        Some(is_up) => *is_up || !matches!(port.state(), PortState::Absent),
+        None => !port.matched,
+    }
+}
+
+/// What there is for a port.
+struct Prospect<'a> {
+    /// Its interface; `None`: there is none, or it is not to be a port.
+    link: Option<&'a Link>,
+    /// Administratively.
+    is_up: bool,
+    /// Why the interface cannot be a port as it is.
+    obstacle: Option<String>,
+    /// Rules on it that would be bypassed.
+    filtered: Option<String>,
+}
+
+/// What is to be closed of a port whose interface is gone, another one, or unfit now, or that is to be
+/// opened anew.
+fn give_way(
+    port: &mut Port,
+    prospect: &Prospect<'_>,
+    punt: &PuntDevice,
+) -> Result<Option<Box<ActivePort>>> {
+    let Some(link) = prospect.link else { return Ok(leave(port)) };
+    let Some(active) = port.active() else { return Ok(None) };
+    // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
+    let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
+    if active.ifindex != link.ifindex {
+        say!("interface {} is another one now", port.ifname);
+        return Ok(port.begin_closing(None));
+    }
+    if !active.has_its_sockets() {
+        let finding = Finding::SocketsUnbound;
+        say!("interface {}: {finding}; left to the kernel until it is opened anew", port.ifname);
+        return Ok(port.begin_reopening(finding.to_string(), finding.is_failure()));
+    }
+    if let Some(why) = prospect.filtered.as_ref().or(obstacle) {
+        say!("interface {}: {why}; left to the kernel", port.ifname);
+        return Ok(port.begin_closing(Some(Waiting { why: why.clone(), until: Until::Event })));
+    }
+    if prospect.obstacle.is_none() && active.is_outgrown(link) {
+        say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
+        return Ok(port.begin_closing(None));
+    }
+    if let Some(active) = port.active_mut() {
+        active.follow_mac(link, punt)?;
+    }
+    Ok(None)
+}
+
+/// The interface on which a port is to be opened now.
+fn comes(port: &mut Port, prospect: Prospect<'_>, around: &Surroundings<'_>) -> Option<Link> {
+    let link = prospect.link?;
+    match port.state() {
+        PortState::Opening(_) | PortState::Active(_) | PortState::Closing(_) => return None,
+        // It may stay so for good, and waits without a place.
+        PortState::Absent if port.matched && !prospect.is_up => return None,
+        PortState::Absent | PortState::Waiting(_) => {}
+    }
+    if let Some(why) = prospect.obstacle.or(prospect.filtered) {
+        if port.wait(Waiting { why, until: Until::Event }) {
+            say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
+        }
+        return None;
+    }
+    port.is_due(link.mtu, Instant::now(), around.is_alive).then(|| link.clone())
+}
+
+/// A port's interface is gone, or not to be a port any longer. What is to be closed of it.
+fn leave(port: &mut Port) -> Option<Box<ActivePort>> {
+    let closing = port.begin_closing(None);
+    if closing.is_some() || port.forget_interface() {
+        match port.matched {
+            false => say!("interface {} is gone; waiting for it to return", port.ifname),
+            true => say!(
+                "interface {} is gone, or belongs to another: it is no port any more",
+                port.ifname
+            ),
+        }
+    }
+    closing
+}

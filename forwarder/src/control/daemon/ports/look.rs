@@ -1,0 +1,133 @@
+//! Whether ports are what they seem: a look at what the kernel has of each, every second, and after
+//! every pause in which it could not be followed.
+//!
+//! An interface may be removed and made anew with the same name and index, or be moved to another
+//! network namespace and back; somebody may detach the program. Then frames do not come to userspace
+//! any more, or are lost on their way out, and no event need tell.
+
+use std::collections::BTreeMap;
+
+use super::handoff::worker_of;
+use super::open::strips_tags;
+use super::port::Port;
+use super::thread::PortContext;
+use crate::control::netdev::nic::{self, Queues};
+use crate::control::steering::Witness;
+use crate::io::af_xdp::PortState;
+
+/// What is looked at of a port that is open.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) index: u16,
+    /// Of the opening; by now the port may be open once more.
+    pub(super) generation: u64,
+    ifindex: u32,
+    queues: u32,
+    had: Queues,
+    /// `None`: there was no descriptor for it.
+    program: Option<Witness>,
+}
+
+impl Watch {
+    /// `None`: the port is not open.
+    pub(super) fn of(port: &Port) -> Option<Watch> {
+        let active = port.active()?;
+        Some(Watch {
+            index: port.index,
+            generation: active.generation,
+            ifindex: active.ifindex,
+            queues: active.queues,
+            had: active.had,
+            program: active.program.witness().ok(),
+        })
+    }
+}
+
+/// What is wrong with a port that is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finding {
+    /// Its sockets are bound to an interface that is gone, also if another of the same name and index
+    /// is there.
+    SocketsUnbound,
+    /// Its program is not on it any more.
+    ProgramGone,
+    /// It takes VLAN tags off since.
+    Unfit(String),
+    /// It has another number of queues.
+    QueuesChanged,
+    /// Its sockets do not send though its link is up.
+    StaysDown,
+}
+
+impl Finding {
+    /// Whether the port failed by itself; else its interface became another one.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self, Finding::ProgramGone | Finding::Unfit(_) | Finding::StaysDown)
+    }
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Finding::SocketsUnbound => {
+                "its AF_XDP sockets have lost it: it was removed or moved to another namespace"
+            }
+            Finding::ProgramGone => "its XDP program was detached",
+            Finding::Unfit(why) => why,
+            Finding::QueuesChanged => "its number of queues has changed",
+            Finding::StaysDown => "its AF_XDP sockets do not send though its link is up",
+        })
+    }
+}
+
+/// What was seen of a port.
+#[derive(Debug)]
+pub(super) struct Sight {
+    pub(super) index: u16,
+    pub(super) generation: u64,
+    pub(super) finding: Option<Finding>,
+    /// Whether a socket of it does not send; only [`look_at_workers`] finds that out.
+    pub(super) is_down: bool,
+}
+
+/// Looks at what the kernel has of ports. Takes the kernel's RTNL lock several times.
+pub(super) fn look(watches: &[Watch]) -> Vec<Sight> {
+    let nics = if watches.is_empty() { Vec::new() } else { nic::read().unwrap_or_default() };
+    let sight = |watch: &Watch| {
+        let nic = nics.iter().find(|nic| nic.ifindex == watch.ifindex);
+        let finding = if watch.program.as_ref().is_some_and(|program| !program.is_attached()) {
+            Some(Finding::ProgramGone)
+        } else if let Some(why) = nic.and_then(strips_tags) {
+            Some(Finding::Unfit(why))
+        } else {
+            let queues = nic::queues(watch.ifindex);
+            queues.is_ok_and(|now| now != watch.had).then_some(Finding::QueuesChanged)
+        };
+        let (index, generation) = (watch.index, watch.generation);
+        Sight { index, generation, finding, is_down: false }
+    };
+    watches.iter().map(sight).collect()
+}
+
+/// Asks the workers which ports do not send. One that does not answer says nothing.
+pub(super) fn look_at_workers(watches: &[Watch], sights: &mut [Sight], with: &mut PortContext) {
+    let workers = with.workers.len();
+    let mut slots: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
+    let mut port_of: BTreeMap<(usize, u16), u16> = BTreeMap::new();
+    for watch in watches {
+        for queue in 0..watch.queues {
+            let (worker, slot) = (worker_of(queue, workers), with.slot(watch.index, queue));
+            slots.entry(worker).or_default().push(slot);
+            port_of.insert((worker, slot), watch.index);
+        }
+    }
+    for (worker, slots) in slots {
+        for (slot, state) in with.workers.tx_states(worker, slots).unwrap_or_default() {
+            let is_down = matches!(state, Some(PortState::Down | PortState::Gone));
+            let port = port_of.get(&(worker, slot));
+            if let Some(sight) = sights.iter_mut().find(|sight| Some(&sight.index) == port) {
+                sight.is_down |= is_down;
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Opening and closing a port: sockets, program, and what is set of the interface. Runs on the thread
+//! for that, for drivers may take seconds.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::active::ActivePort;
+use super::error::PortError;
+use super::handoff::worker_of;
+use super::thread::PortContext;
+use crate::control::config::Mode;
+use crate::control::netdev::nic::{
+    self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
+};
+use crate::control::steering::punt::PuntDevice;
+use crate::control::steering::{AttachMode, PortProgram, XdpMode};
+use crate::io::af_xdp::{BindMode, BoundMode, PortConfig, driver_name};
+use crate::skb::MTU_FRAME;
+use crate::tables::Link;
+use crate::worker::poll::PollMode;
+
+/// How long workers have for what lies in the rings of a port that is closed.
+const DRAIN: Duration = Duration::from_millis(5);
+/// Pause before a queue that was busy is tried again: one just closed stays busy for a while.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A port that is to be opened.
+#[derive(Debug)]
+pub(super) struct OpenRequest {
+    /// Number of the port.
+    pub(super) index: u16,
+    /// No other opening of any port has this number.
+    pub(super) generation: u64,
+    pub(super) link: Link,
+    /// How often a busy queue is tried, [`BUSY_PAUSE`] apart.
+    pub(super) tries: u32,
+    /// See `Port::naming`.
+    pub(super) naming: Option<u64>,
+    /// The way back to the kernel.
+    pub(super) punt: Arc<PuntDevice>,
+}
+
+/// Opens a port: a socket on every queue, the program, and the queues directed to the sockets. Frames
+/// are steered only after [`ActivePort::steer`].
+///
+/// # Errors
+/// Why it cannot be opened; everything is as before then.
+pub(super) fn open(request: &OpenRequest, with: &mut PortContext) -> Result<ActivePort, PortError> {
+    let mut sockets = Sockets::default();
+    let opened = request.open(&mut sockets, with);
+    if opened.is_err() {
+        let queues = sockets.fds.len() as u32;
+        drop(sockets);
+        close_sockets(request.index, queues, with);
+    }
+    opened
+}
+
+/// Gives a port back to the kernel.
+pub(super) fn close(index: u16, mut port: ActivePort, punt: &PuntDevice, with: &mut PortContext) {
+    port.restore_polling();
+    port.restore_irqs();
+    let ActivePort { program, sockets, ifindex, queues, .. } = port;
+    // First the program: from here on the kernel has every frame that arrives. What has arrived before
+    // is forwarded meanwhile.
+    drop(program);
+    std::thread::sleep(DRAIN);
+    // A socket is closed with its last descriptor, and that is to be the worker's.
+    drop(sockets);
+    close_sockets(index, queues, with);
+    // It fails only for want of memory, and then frames of an interface that is no port go nowhere.
+    let _ = punt.remove_port(ifindex);
+}
+
+fn close_sockets(index: u16, queues: u32, with: &mut PortContext) {
+    for queue in 0..queues {
+        let slot = with.slot(index, queue);
+        with.workers.close(worker_of(queue, with.workers.len()), slot);
+    }
+}
+
+/// The sockets opened so far, and what they are.
+#[derive(Debug, Default)]
+struct Sockets {
+    /// By queue.
+    fds: Vec<OwnedFd>,
+    multi_buffer: bool,
+    /// With which the driver refused zero-copy.
+    zerocopy_errno: Option<i32>,
+}
+
+impl OpenRequest {
+    fn open(&self, sockets: &mut Sockets, with: &mut PortContext) -> Result<ActivePort, PortError> {
+        let (link, name) = (&self.link, &self.link.name);
+        self.refuse_unfit(with)?;
+        let channels = nic::queues(link.ifindex).map_err(PortError::Queues)?;
+        let queues = with.queues_served(name, link.ifindex, channels)?;
+        // A socket sends by a TX queue of its own queue's number, and there may be fewer of those.
+        let senders = queues.min(channels.tx);
+        let (bind_mode, program) = self.open_and_attach(queues, sockets, with)?;
+        with.handoffs.lead(self.index, senders, &mut with.workers)?;
+        for (queue, socket) in (0..).zip(&sockets.fds) {
+            program.set_socket(queue, socket.as_raw_fd())?;
+        }
+        let generic = program.mode() == XdpMode::Generic;
+        self.punt.add_port(link.ifindex, link.mac, generic)?;
+        let no_zerocopy = self.why_copy(bind_mode, sockets, &program, with);
+        let mut port = ActivePort {
+            program,
+            ifname: name.clone(),
+            ifindex: link.ifindex,
+            mtu: link.mtu,
+            mac: link.mac,
+            generation: self.generation,
+            opened: Instant::now(),
+            queues,
+            senders,
+            had: channels,
+            bind_mode,
+            no_zerocopy,
+            multi_buffer: sockets.multi_buffer,
+            sockets: std::mem::take(&mut sockets.fds),
+            vlans_of: None,
+            tuned: None,
+            pinned: None,
+            without_socket: BTreeMap::new(),
+            down_since: None,
+        };
+        if with.options.poll == PollMode::Busy {
+            port.tune();
+        }
+        if with.options.pin_irqs {
+            port.pin(&with.cpus);
+        }
+        Ok(port)
+    }
+
+    /// Sockets first: some drivers fill their rings when the program is attached (igb), and the fill
+    /// rings are full by then.
+    fn open_and_attach(
+        &self,
+        queues: u32,
+        sockets: &mut Sockets,
+        with: &mut PortContext,
+    ) -> Result<(BoundMode, PortProgram), PortError> {
+        let opened = self.open_sockets(queues, sockets, with);
+        if let Err(stalled @ PortError::WorkerStalled(_)) = opened {
+            return Err(stalled);
+        }
+        let opened = opened.and_then(|mode| self.refuse_too_long(mode, sockets).map(|()| mode));
+        let mode = match with.options.mode {
+            Mode::Auto => AttachMode::Auto,
+            Mode::Zerocopy | Mode::Copy => AttachMode::Native,
+            Mode::Generic => AttachMode::Generic,
+        };
+        // Also without sockets: another's program that is there already says more than "busy".
+        let (link, long) = (&self.link, self.link.mtu > MTU_FRAME);
+        match with.attacher.attach(link.ifindex, &link.name, link.mac, mode, long) {
+            Err(error) if PortError::is_taken(&error) => Err(error.into()),
+            program => Ok((opened?, program?)),
+        }
+    }
+
+    /// What an interface must be, beside up and small enough.
+    fn refuse_unfit(&self, with: &PortContext) -> Result<(), PortError> {
+        let name = &self.link.name;
+        let nics = nic::read().map_err(PortError::Unreadable)?;
+        let nic = nics.iter().find(|nic| nic.ifindex == self.link.ifindex);
+        let nic = nic.ok_or(PortError::Gone)?;
+        let unfit = if !nic.is_ethernet() || name == self.punt.name() {
+            Some("is not an Ethernet interface that packets could be forwarded by".to_owned())
+        } else if nic.master.is_some() {
+            Some("belongs to a bridge, bond or VRF, which takes its packets".to_owned())
+        } else if nic.kind.as_deref() == Some("vlan") {
+            let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
+            let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
+            Some(format!("is a VLAN: name {lower} instead, and its VLANs come along"))
+        } else {
+            strips_tags(nic).or_else(|| self.too_long_for_driver(with))
+        };
+        unfit.map_or(Ok(()), |why| Err(PortError::Unfit(why)))
+    }
+
+    /// Why its packets are too long for the driver; `None`: they are not.
+    fn too_long_for_driver(&self, with: &PortContext) -> Option<String> {
+        let link = &self.link;
+        if link.mtu <= MTU_FRAME || with.options.mode == Mode::Generic {
+            return None;
+        }
+        let can = nic::xdp_features(link.ifindex).ok().flatten()?;
+        if can & XDP_BASIC == 0 || can & XDP_MULTI_BUFFER != 0 {
+            return None;
+        }
+        Some(format!(
+            "has an MTU of {}, and its driver, {}, no XDP for packets of several buffers; lower it: \
+             ip link set {} mtu {MTU_FRAME}, or use --mode generic",
+            link.mtu,
+            self.driver(),
+            link.name
+        ))
+    }
+
+    /// Whether the sockets that could be had take its packets.
+    fn refuse_too_long(&self, mode: BoundMode, sockets: &Sockets) -> Result<(), PortError> {
+        if self.link.mtu <= MTU_FRAME || sockets.multi_buffer {
+            return Ok(());
+        }
+        Err(PortError::Unfit(format!(
+            "has an MTU of {}, which is larger than a frame holds, and {}; lower it: ip link set {} mtu \
+             {MTU_FRAME}",
+            self.link.mtu,
+            match mode {
+                BoundMode::ZeroCopy => "its zero-copy sockets take one frame a packet",
+                BoundMode::Copy => "AF_XDP sockets of packets of several need Linux 6.6",
+            },
+            self.link.name
+        )))
+    }
+
+    /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
+    /// worker sends by, if it can send.
+    fn open_sockets(
+        &self,
+        queues: u32,
+        sockets: &mut Sockets,
+        with: &mut PortContext,
+    ) -> Result<BoundMode, PortError> {
+        sockets.multi_buffer = self.link.mtu > MTU_FRAME;
+        let mut bind_mode = BoundMode::Copy;
+        for queue in 0..queues {
+            let config = self.socket_config(queue, sockets.multi_buffer, with.options.mode);
+            let worker = worker_of(queue, with.workers.len());
+            let slot = with.slot(self.index, queue);
+            let mut tries = self.tries;
+            let (info, fd) = loop {
+                tries = tries.saturating_sub(1);
+                match with.workers.open(worker, slot, config.clone()) {
+                    // Waited for here, not on the worker: it has other ports to serve.
+                    Err(error) if tries > 0 && error.is_busy() => std::thread::sleep(BUSY_PAUSE),
+                    opened => break opened?,
+                }
+            };
+            sockets.fds.push(fd);
+            sockets.multi_buffer = info.multi_buffer;
+            sockets.zerocopy_errno = info.no_zerocopy;
+            bind_mode = info.mode;
+        }
+        Ok(bind_mode)
+    }
+
+    fn socket_config(&self, queue: u32, multi_buffer: bool, mode: Mode) -> PortConfig {
+        let ifindex = self.link.ifindex;
+        PortConfig {
+            ifname: self.link.name.clone(),
+            ifindex,
+            queue,
+            mode: match mode {
+                Mode::Auto => BindMode::Auto,
+                Mode::Zerocopy => BindMode::ZeroCopy,
+                Mode::Copy | Mode::Generic => BindMode::Copy,
+            },
+            multi_buffer,
+            zerocopy_segments: match multi_buffer {
+                true => nic::zerocopy_segments(ifindex).ok().flatten().unwrap_or(1),
+                false => 1,
+            },
+        }
+    }
+
+    /// Why sockets that are bound are not zero-copy.
+    fn why_copy(
+        &self,
+        bound: BoundMode,
+        sockets: &Sockets,
+        program: &PortProgram,
+        with: &PortContext,
+    ) -> Option<String> {
+        if bound == BoundMode::ZeroCopy {
+            return None;
+        }
+        let can = nic::xdp_features(self.link.ifindex).ok().flatten();
+        let driver = self.driver();
+        Some(match (with.options.mode, sockets.zerocopy_errno) {
+            (Mode::Copy, _) => "--mode copy".to_owned(),
+            (Mode::Generic, _) => "--mode generic".to_owned(),
+            _ if program.mode() == XdpMode::Generic => {
+                format!("the driver, {driver}, has no XDP")
+            }
+            _ if can.is_some_and(|acts| acts & XDP_ZEROCOPY == 0) => {
+                format!("the driver, {driver}, has no zero-copy AF_XDP")
+            }
+            (_, Some(errno)) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                format!("the driver, {driver}, refused: {error}")
+            }
+            _ => "not tried".to_owned(),
+        })
+    }
+
+    fn driver(&self) -> String {
+        driver_name(&self.link.name).unwrap_or_else(|| "unknown".to_owned())
+    }
+}
+
+/// Why an interface that takes tags off cannot be a port.
+pub(super) fn strips_tags(nic: &Nic) -> Option<String> {
+    let Stripping { off, fixed } = nic::vlan_stripping(nic)?;
+    let remedy = match fixed {
+        false => format!("switch that off: ethtool -K {off}"),
+        true => "its driver does not let that be switched off, so it cannot be a port".to_owned(),
+    };
+    Some(format!(
+        "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; {remedy}"
+    ))
+}

@@ -1,0 +1,181 @@
+//! A command to a worker, and how long the asker waits for it.
+//!
+//! A worker runs commands between two turns; one that is stopped, or kept from its CPU, does not get
+//! to them. An asker that has stopped waiting knows what became of its command: it will not run, or
+//! what it did is undone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
+
+/// How long an asker waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Until the worker begins with the command.
+    pub begin: Duration,
+    /// From then on, until it is done: some take long, as binding a socket to a NIC's queue does.
+    pub finish: Duration,
+}
+
+impl Patience {
+    /// For a command that takes no time itself.
+    pub fn brief(timeout: Duration) -> Patience {
+        Patience { begin: timeout, finish: Duration::ZERO }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// The worker did not begin in time. The command is cancelled and will not run.
+    NotBegun,
+    /// The worker did not finish in time. Once it does, the command is undone.
+    NotFinished,
+    /// The worker has ended.
+    Ended,
+}
+
+const WAITING: u8 = 0;
+const BEGUN: u8 = 1;
+const DONE: u8 = 2;
+const CANCELLED: u8 = 3;
+
+/// How far a command has come; both sides move it on.
+#[derive(Debug, Default)]
+struct Progress(AtomicU8);
+
+impl Progress {
+    fn advance(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// The worker's side of a command.
+#[derive(Debug)]
+pub(super) struct Reply<T> {
+    progress: Arc<Progress>,
+    answer: Sender<T>,
+}
+
+impl<T> Reply<T> {
+    /// Runs the command and sends its result, unless it was cancelled before. Gives the result back
+    /// when nobody waits for it any more: whatever was done is to be undone.
+    pub(super) fn give(self, run: impl FnOnce() -> T) -> Option<T> {
+        if !self.progress.advance(WAITING, BEGUN) {
+            return None;
+        }
+        let result = run();
+        if !self.progress.advance(BEGUN, DONE) {
+            return Some(result);
+        }
+        self.answer.send(result).err().map(|unsent| unsent.0)
+    }
+}
+
+/// Sends a command and waits for its result.
+pub(super) fn ask<C, T>(
+    commands: &Sender<C>,
+    patience: Patience,
+    command: impl FnOnce(Reply<T>) -> C,
+) -> Result<T, NoAnswer> {
+    let progress = Arc::new(Progress::default());
+    let (answer, result) = bounded(1);
+    let deadline = Instant::now() + patience.begin;
+    let reply = Reply { progress: Arc::clone(&progress), answer };
+    commands.send_deadline(command(reply), deadline).map_err(|error| match error {
+        SendTimeoutError::Timeout(_) => NoAnswer::NotBegun,
+        SendTimeoutError::Disconnected(_) => NoAnswer::Ended,
+    })?;
+    match result.recv_deadline(deadline) {
+        Ok(result) => return Ok(result),
+        Err(RecvTimeoutError::Disconnected) => return Err(NoAnswer::Ended),
+        Err(RecvTimeoutError::Timeout) if progress.advance(WAITING, CANCELLED) => {
+            return Err(NoAnswer::NotBegun);
+        }
+        Err(RecvTimeoutError::Timeout) => {}
+    }
+    match result.recv_timeout(patience.finish) {
+        Ok(result) => Ok(result),
+        Err(RecvTimeoutError::Disconnected) => Err(NoAnswer::Ended),
+        Err(RecvTimeoutError::Timeout) if progress.advance(BEGUN, CANCELLED) => {
+            Err(NoAnswer::NotFinished)
+        }
+        // Done at the last moment: the result is being sent.
+        Err(RecvTimeoutError::Timeout) => result.recv().map_err(|_| NoAnswer::Ended),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Longer than any test takes.
+    const LONG: Duration = Duration::from_secs(60);
+    const SHORT: Duration = Duration::from_millis(10);
+
+    type Command = Box<dyn FnOnce() -> Option<u32> + Send>;
+
+    fn command(reply: Reply<u32>, run: impl FnOnce() -> u32 + Send + 'static) -> Command {
+        Box::new(move || reply.give(run))
+    }
+
+    #[test]
+    fn an_answer_is_heard() {
+        let (commands, worker) = bounded::<Command>(1);
+        let worker = thread::spawn(move || worker.recv().expect("a command")());
+        let answer = ask(&commands, Patience::brief(LONG), |reply| command(reply, || 7));
+        assert_eq!(answer, Ok(7));
+        assert_eq!(worker.join().expect("no panic"), None, "there is nothing to undo");
+    }
+
+    #[test]
+    fn a_command_that_nobody_began_never_runs() {
+        let (commands, worker) = bounded::<Command>(1);
+        let answer = ask(&commands, Patience::brief(SHORT), |reply| {
+            command(reply, || panic!("it was cancelled"))
+        });
+        assert_eq!(answer, Err(NoAnswer::NotBegun));
+        assert_eq!(worker.recv().expect("a command")(), None);
+    }
+
+    #[test]
+    fn a_command_that_no_room_is_left_for_is_not_sent() {
+        let (commands, worker) = bounded::<Command>(0);
+        let answer = ask(&commands, Patience::brief(SHORT), |reply| command(reply, || 7));
+        assert_eq!(answer, Err(NoAnswer::NotBegun));
+        assert!(worker.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_is_undone() {
+        let (commands, worker) = bounded::<Command>(1);
+        let (go_on, wait) = bounded::<()>(0);
+        let worker = thread::spawn(move || worker.recv().expect("a command")());
+        let (begun, has_begun) = bounded(1);
+        // The worker has this long to begin.
+        let patience = Patience { begin: Duration::from_secs(2), finish: SHORT };
+        let answer = ask(&commands, patience, |reply| {
+            command(reply, move || {
+                let _ = begun.send(());
+                let _ = wait.recv();
+                7
+            })
+        });
+        assert_eq!(answer, Err(NoAnswer::NotFinished));
+        has_begun.recv().expect("it was begun");
+        drop(go_on);
+        assert_eq!(worker.join().expect("no panic"), Some(7), "the worker has it to undo");
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_is_not_waited_for() {
+        let (commands, worker) = bounded::<Command>(1);
+        drop(worker);
+        let answer = ask(&commands, Patience::brief(LONG), |reply| command(reply, || 7));
+        assert_eq!(answer, Err(NoAnswer::Ended));
+    }
+}
