@@ -75,6 +75,14 @@ impl Shared {
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = waits;
     }
 
+    /// It has waited since it was connected or answered, not since its thread got to run.
+    fn wait_for_request(&self) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*waits, Waits::Request(_)) {
+            *waits = Waits::Request(Instant::now());
+        }
+    }
+
     /// Whether there is something to read.
     pub(super) fn has_input(&self) -> bool {
         is_ready(&self.stream, PollFlags::POLLIN, Duration::ZERO).unwrap_or(true)
@@ -160,10 +168,10 @@ impl Connection {
                 }
             }
             let left = begun.map(|begun| REQUEST_TIME.saturating_sub(begun.elapsed()));
-            self.shared.set(match begun {
-                Some(begun) => Waits::Rest(begun),
-                None => Waits::Request(Instant::now()),
-            });
+            match begun {
+                Some(begun) => self.shared.set(Waits::Rest(begun)),
+                None => self.shared.wait_for_request(),
+            }
             if !is_ready(&self.shared.stream, PollFlags::POLLIN, left.unwrap_or(Duration::MAX))? {
                 let most = REQUEST_TIME.as_secs();
                 return Ok(Incoming::Wrong(format!("the request took longer than {most} s")));
