@@ -19,7 +19,7 @@ use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
 use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
 use ferroute::stats::{DropReason, Mib, WorkerStats};
 use ferroute::tables::publish::Published;
-use ferroute::tables::{EgressTag, Link, Links, Sysctls, Tables, Tag, Vlan};
+use ferroute::tables::{EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan};
 use ferroute::wire::{EtherType, Ipv4Packet};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::crossing::{Waker, way};
@@ -69,7 +69,7 @@ fn left() -> FibInfo {
 fn tables(generation: u64, resolved: bool) -> Tables {
     let mut left_link = Link::new(2, "left");
     (left_link.port, left_link.mac, left_link.partial_csum) = (Some(0), LEFT_MAC, true);
-    (left_link.forwarding4, left_link.forwarding6) = (true, true);
+    (left_link.forwarding4, left_link.forwarding6) = (true, Forwarding6::On);
     left_link.addrs4 = vec![([198, 18, 1, 1].into(), 24)];
     left_link.addrs6 = vec![("2001:db8:1::1".parse().expect("an address"), 64)];
     let mut right_link = Link { port: Some(1), mtu: 1280, ..left_link.clone() };

@@ -10,10 +10,11 @@ use super::{Ctx, Exit, IcmpError, nf_hook};
 use crate::netfilter::Hook;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::Link;
-use crate::wire::EtherType;
+use crate::tables::{Forwarding6, Link};
 use crate::wire::icmpv6::{Icmpv6Type, exceeded, unreach};
 use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_linklocal};
+use crate::wire::ipv6_ext::is_ext_header;
+use crate::wire::{EtherType, Protocol};
 
 /// How often a redirect about one destination is sent: one a second.
 const REDIRECT_NS: u64 = 1_000_000_000;
@@ -27,9 +28,8 @@ pub(super) fn ip6_forward_checks(
     dst: &Dst<'_>,
     ctx: &mut Ctx<'_>,
 ) -> Result<(), Exit> {
-    if !dev.forwarding6 {
-        ctx.stats.mib(Mib::Ip6InAddrErrors);
-        return Err(Exit::Drop(DropReason::ForwardingOff));
+    if dev.forwarding6 != Forwarding6::On {
+        not_plainly(hdr, dev, ctx)?;
     }
     if is_l2_multicast(skb) {
         return Err(Exit::Drop(DropReason::UnicastInL2Multicast));
@@ -58,6 +58,20 @@ pub(super) fn ip6_forward_checks(
         ctx.stats.mib(Mib::Ip6FragFails);
         let (too_big, reason) = (Icmpv6Type::PKT_TOOBIG.0, DropReason::PktTooBig);
         return Err(Exit::Icmp(IcmpError::with_info(too_big, 0, mtu, reason)));
+    }
+    Ok(())
+}
+
+/// Forwarding is off, or on with an exception: neighbour discovery for an address that the kernel is a
+/// proxy for is answered there. Behind extension headers it is not looked for.
+#[cold]
+fn not_plainly(hdr: &Ipv6hdr, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
+    if dev.forwarding6 == Forwarding6::Off {
+        ctx.stats.mib(Mib::Ip6InAddrErrors);
+        return Err(Exit::Drop(DropReason::ForwardingOff));
+    }
+    if hdr.next_header == Protocol::ICMPV6 || is_ext_header(hdr.next_header) {
+        return Err(Exit::Punt(PuntReason::Local));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::{Ctx, Exit, IcmpError};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::Link;
+use crate::tables::{Link, Sysctls};
 use crate::wire::Protocol;
 use crate::wire::icmpv6::{Icmpv6Type, problem};
 use crate::wire::ipv6::{
@@ -12,11 +12,9 @@ use crate::wire::ipv6::{
 use crate::wire::ipv6_ext::{Ipv6OptionKind, UnknownAction};
 use std::net::Ipv6Addr;
 
-/// net.ipv6.max_hbh_opts_number at its default: options that are not padding.
-const MAX_HBH_OPTS: usize = 8;
 /// RFC 4942 §2.1.9.5: no more padding in a row than aligns to eight octets.
 const MAX_PADDING: usize = 7;
-/// RFC 9486; ignored unless ioam6_enabled says otherwise, but it must be aligned.
+/// RFC 9486: the kernel's to fill in where ioam6_enabled says so, and it must be aligned.
 const IOAM: Ipv6OptionKind = Ipv6OptionKind(0x31);
 /// RFC 5570: judging it takes the kernel's label database.
 const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
@@ -114,7 +112,7 @@ fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
 /// `ipv6_parse_hopopts`: the one extension header a router looks into (RFC 8200 §4.3).
 #[cold]
 fn parse_hopopts(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<(), Exit> {
-    let result = parse_tlv(skb.network_header());
+    let result = parse_tlv(skb.network_header(), &ctx.tables.sysctl);
     if matches!(result, Err(Exit::Drop(_) | Exit::Icmp(_))) {
         ctx.stats.mib(Mib::Ip6InHdrErrors);
     }
@@ -122,11 +120,15 @@ fn parse_hopopts(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<(), Exit> {
 }
 
 /// `ip6_parse_tlv`.
-fn parse_tlv(packet: &[u8]) -> Result<(), Exit> {
+fn parse_tlv(packet: &[u8], sysctl: &Sysctls) -> Result<(), Exit> {
     const BAD: Exit = Exit::Drop(DropReason::Ipv6BadExthdr);
     let header = packet.get(HEADER_LEN..).unwrap_or(&[]);
     let len = header.get(1).map_or(usize::MAX, |units| (usize::from(*units) + 1) * 8);
     let header = header.get(..len).ok_or(BAD)?;
+    if i32::try_from(len).is_ok_and(|len| len > sysctl.max_hbh_length) {
+        return Err(BAD);
+    }
+    let max = sysctl.max_hbh_opts_number;
     let (mut at, mut padding, mut count) = (2, 0, 0);
     let mut punt = false;
     while let Some(&kind) = header.get(at) {
@@ -147,10 +149,10 @@ fn parse_tlv(packet: &[u8]) -> Result<(), Exit> {
             }
         } else {
             (padding, count) = (0, count + 1);
-            if count > MAX_HBH_OPTS {
+            if count > max.wrapping_abs() {
                 return Err(Exit::Drop(DropReason::Ipv6TooManyOptions));
             }
-            punt |= hop_option(kind, option, HEADER_LEN + at, packet)?;
+            punt |= hop_option(kind, option, HEADER_LEN + at, packet, max < 0)?;
         }
         at += option_len;
     }
@@ -158,22 +160,24 @@ fn parse_tlv(packet: &[u8]) -> Result<(), Exit> {
 }
 
 /// One option that is not padding; whether the kernel has to see it. `pointer` is its offset in the
-/// packet.
+/// packet; `known_only`: options that are not known are dropped, whatever they ask for.
 fn hop_option(
     kind: Ipv6OptionKind,
     option: &[u8],
     pointer: usize,
     packet: &[u8],
+    known_only: bool,
 ) -> Result<bool, Exit> {
     const BAD: Exit = Exit::Drop(DropReason::Ipv6BadExthdr);
     match kind {
         // RFC 2711: it may interest one of the kernel's sockets.
         Ipv6OptionKind::ROUTER_ALERT if option.len() == 4 => Ok(true),
         Ipv6OptionKind::ROUTER_ALERT => Err(BAD),
-        IOAM if pointer & 3 == 0 => Ok(false),
+        IOAM if pointer & 3 == 0 => Ok(true),
         IOAM => Err(BAD),
         CALIPSO => Ok(true),
         Ipv6OptionKind::JUMBO => jumbo(option, pointer, packet),
+        _ if known_only => Err(Exit::Drop(DropReason::Ipv6UnknownOption)),
         _ => unknown(kind, pointer, packet).map(|()| false),
     }
 }

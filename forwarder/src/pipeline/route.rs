@@ -52,7 +52,7 @@ pub(super) struct Dst<'a> {
 pub(super) enum Sources {
     /// Nothing.
     Any,
-    /// That it is not one of ours.
+    /// That it is not one of ours, nor a broadcast address of ours.
     NotOurs,
     /// What the way back says.
     ByRoute,
@@ -228,8 +228,9 @@ fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
     if ipv4_is_zeronet(daddr) || (ipv4_is_loopback(daddr) && !dev.route_localnet) {
         return DESTINATION;
     }
-    if ipv4_is_loopback(saddr) && !dev.route_localnet {
-        return SOURCE;
+    if ipv4_is_loopback(saddr) {
+        // Is it refused as one of ours? See `local_source`.
+        return if dev.route_localnet { Err(Exit::Punt(PuntReason::NotUnicast)) } else { SOURCE };
     }
     Ok(())
 }
@@ -266,7 +267,7 @@ fn fib_validate_source(
     ctx: &Ctx<'_>,
 ) -> Result<bool, Exit> {
     match dst.sources {
-        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => local_source(),
+        Sources::NotOurs if ctx.tables.links.is_local4(iph.saddr) => local_source(iph, ctx),
         Sources::Any | Sources::NotOurs => Ok(false),
         Sources::ByRoute => {
             // As a packet that goes back. The mark is left out unless src_valid_mark says otherwise,
@@ -278,11 +279,16 @@ fn fib_validate_source(
     }
 }
 
-/// Refuses a source that is ours: apart, so that for all others nothing is prepared.
+/// Refuses a source that is ours: apart, so that for all others nothing is prepared. Whether one that is
+/// a broadcast address of ours is refused depends on what no one tells (`fib4_has_custom_rules`,
+/// `fib_has_custom_local_routes`, which say whether there ever were any): the kernel decides.
 #[cold]
 #[inline(never)]
-fn local_source() -> Result<bool, Exit> {
-    Err(Exit::Drop(DropReason::IpLocalSource))
+fn local_source(iph: &Iphdr, ctx: &Ctx<'_>) -> Result<bool, Exit> {
+    if ctx.tables.links.is_own4(iph.saddr) {
+        return Err(Exit::Drop(DropReason::IpLocalSource));
+    }
+    Err(Exit::Punt(PuntReason::NotUnicast))
 }
 
 /// Whether our own addresses are all that the local table has, so that they are found without it.

@@ -142,7 +142,8 @@ reasons! {
         RuleUnsupported = "RULE_UNSUPPORTED",
         /// An IP option or extension header that the kernel must see (router alert, routing header).
         IpOption = "IP_OPTION",
-        /// The destination is broadcast or multicast.
+        /// The destination is broadcast or multicast, or the source is a broadcast or loopback address
+        /// that the kernel may or may not let through.
         NotUnicast = "NOT_UNICAST",
         /// Would leave by the interface it came in by and deserves a redirect.
         Redirect = "REDIRECT",

@@ -31,6 +31,26 @@ pub enum RpFilter {
     Loose,
 }
 
+/// Whether IPv6 packets that come in by an interface are forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Forwarding6 {
+    /// No.
+    #[default]
+    Off,
+    /// Yes.
+    On,
+    /// Yes, and net.ipv6.conf.all.proxy_ndp has the kernel answer neighbour solicitations for others:
+    /// neighbour discovery that comes by unicast is its matter (`ip6_forward_proxy_check`).
+    WithNdProxy,
+}
+
+impl Forwarding6 {
+    /// On, without more, or off.
+    pub fn plain(on: bool) -> Forwarding6 {
+        if on { Forwarding6::On } else { Forwarding6::Off }
+    }
+}
+
 /// An interface as the data path needs it, whether it is a port of ours or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -55,8 +75,8 @@ pub struct Link {
     pub noarp: bool,
     /// net.ipv4.conf.*.forwarding.
     pub forwarding4: bool,
-    /// net.ipv6.conf.*.forwarding (together with conf.all).
-    pub forwarding6: bool,
+    /// net.ipv6.conf.all.forwarding, or the interface's force_forwarding.
+    pub forwarding6: Forwarding6,
     /// The effective rp_filter: the larger of conf.all and the interface's own.
     pub rp_filter: RpFilter,
     /// net.ipv4.conf.*.accept_source_route, as effective (all AND own).
@@ -78,6 +98,8 @@ pub struct Link {
     pub partial_csum: bool,
     /// IPv4 addresses with prefix length, primary ones first; the kernel's order.
     pub addrs4: Vec<(Ipv4Addr, u8)>,
+    /// Broadcast addresses that go with them.
+    pub broadcasts4: Vec<Ipv4Addr>,
     /// IPv6 addresses with prefix length that may be used as a source (not tentative).
     pub addrs6: Vec<(Ipv6Addr, u8)>,
 }
@@ -97,7 +119,7 @@ impl Link {
             up: true,
             noarp: false,
             forwarding4: false,
-            forwarding6: false,
+            forwarding6: Forwarding6::Off,
             rp_filter: RpFilter::Off,
             accept_source_route: false,
             send_redirects: true,
@@ -107,6 +129,7 @@ impl Link {
             disable_ipv6: false,
             partial_csum: false,
             addrs4: Vec::new(),
+            broadcasts4: Vec::new(),
             addrs6: Vec::new(),
         }
     }
@@ -127,8 +150,8 @@ pub struct Links {
     /// Ports and their VLAN sub-interfaces, likewise.
     by_dev: Vec<Option<Arc<Link>>>,
     by_tags: TagIndex,
-    /// Every IPv4 address of ours: open addressing, a power of two long, at most a quarter full;
-    /// 0 is an empty slot (0.0.0.0 is nobody's address).
+    /// Every IPv4 address of ours and every broadcast address: open addressing, a power of two long,
+    /// at most a quarter full; 0 is an empty slot (0.0.0.0 is nobody's address).
     local4: Vec<u32>,
 }
 
@@ -144,11 +167,20 @@ impl Links {
             Some((TagStack::of(port, vlan)?, vlan.dev))
         };
         let by_tags = TagIndex::new(&links.iter().filter_map(stack).collect::<Vec<_>>());
-        let local4 = local_set(links.iter().flat_map(|link| link.addrs4.iter().map(|a| a.0)));
+        let own = links.iter().flat_map(|link| link.addrs4.iter().map(|addr| addr.0));
+        let broadcasts = links.iter().flat_map(|link| link.broadcasts4.iter().copied());
+        let local4 = local_set(own.chain(broadcasts).filter(|addr| !addr.is_unspecified()));
         Links { links, by_port, by_dev, by_tags, local4 }
     }
 
     /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`).
+    /// Looks at all of them.
+    pub fn is_own4(&self, addr: u32) -> bool {
+        let addr = Ipv4Addr::from_bits(addr);
+        self.iter().any(|link| link.addrs4.iter().any(|own| own.0 == addr))
+    }
+
+    /// Whether it is one of ours or a broadcast address of ours.
     #[inline]
     pub fn is_local4(&self, addr: u32) -> bool {
         let mut at = local_slot(addr);
@@ -260,9 +292,14 @@ pub struct Sysctls {
     pub multipath_hash_policy6: u8,
     /// net.ipv4.ip_forward_update_priority: forwarded IPv4 packets get the priority of their TOS.
     pub ip_forward_update_priority: bool,
-    /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set,
-    /// `doctor` says so.
+    /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set, IPv4
+    /// stays with the kernel.
     pub ip_forward_use_pmtu: bool,
+    /// net.ipv6.max_hbh_opts_number: hop-by-hop options that are not padding in one packet; below
+    /// zero: the absolute value, and none that is not known.
+    pub max_hbh_opts_number: i32,
+    /// net.ipv6.max_hbh_length: octets of a hop-by-hop header.
+    pub max_hbh_length: i32,
     /// Not a sysctl but likewise of the namespace (`net->ipv4.fib_has_custom_local_routes`): the
     /// local table has routes beyond those of our addresses, so sources are looked up in it.
     pub custom_local_routes: bool,
@@ -286,6 +323,8 @@ impl Default for Sysctls {
             multipath_hash_policy6: 0,
             ip_forward_update_priority: true,
             ip_forward_use_pmtu: false,
+            max_hbh_opts_number: 8,
+            max_hbh_length: i32::MAX,
             custom_local_routes: false,
         }
     }
@@ -335,13 +374,15 @@ mod tests {
         for n in 0..100u8 {
             let mut link = Link::new(n.into(), "x");
             link.addrs4 = vec![([10, n, 0, 1].into(), 24), ([10, n, 0, 2].into(), 24)];
+            link.broadcasts4 = vec![[10, n, 0, 3].into(), [0; 4].into()];
             links.push(link);
         }
         let links = Links::new(links);
         for n in 0..100u8 {
-            for host in 0..4u8 {
+            for host in 0..5u8 {
                 let addr = Ipv4Addr::from([10, n, 0, host]).to_bits();
-                assert_eq!(links.is_local4(addr), matches!(host, 1 | 2), "10.{n}.0.{host}");
+                assert_eq!(links.is_local4(addr), matches!(host, 1..=3), "10.{n}.0.{host}");
+                assert_eq!(links.is_own4(addr), matches!(host, 1 | 2), "10.{n}.0.{host}");
             }
         }
         assert!(!links.is_local4(0));

@@ -12,6 +12,8 @@ mod generate4;
 mod generate6;
 mod input;
 mod normalise;
+mod probe;
+mod settings;
 mod world;
 
 use std::collections::BTreeMap;

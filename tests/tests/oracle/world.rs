@@ -32,7 +32,7 @@ pub const ROUTER6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfe80, 0, 0, 0, 0x00f0, 0x00ff, 0xfe00, 0x0201),
 ];
 
-/// Routes, rules and nexthops. ECMP is left out: the kernel's hash is seeded for each namespace.
+/// Routes and nexthops. ECMP is left out: the kernel's hash is seeded for each namespace.
 const ROUTES4: &str = "\
 route add 203.0.113.0/25 via 198.18.2.2
 route add 203.0.113.128/26 via 198.18.2.2 mtu 1300
@@ -52,6 +52,9 @@ route add 10.66.0.0/16 via 198.18.1.3
 route add 10.128.0.0/16 via 198.18.1.2
 route add 10.129.0.0/16 via 198.18.2.2
 route add 10.130.0.0/16 via 198.18.1.3
+";
+
+const RULES4: &str = "\
 route add default via 198.18.2.3 table 100
 rule add from 198.18.1.66 lookup 100 pref 1000
 rule add from 10.130.0.0/16 prohibit pref 1001
@@ -70,6 +73,9 @@ route add prohibit 2001:db8:b3::/64
 route add throw 2001:db8:b4::/64
 route add 2001:db8:b1::5/128 via 2001:db8:2::3
 route add 2001:db8:66::/64 via 2001:db8:1::3
+";
+
+const RULES6: &str = "\
 route add default via 2001:db8:2::3 table 100
 rule add from 2001:db8:1::66 lookup 100 pref 1000
 rule add from 2001:db8:1::67 prohibit pref 1001
@@ -108,6 +114,14 @@ pub struct World {
 impl World {
     /// Builds it; the kernel routes.
     pub fn build() -> Result<Self> {
+        let world = Self::without_rules()?;
+        world.lab.router.ip_batch(&["-4"], RULES4)?;
+        world.lab.router.ip_batch(&["-6"], RULES6)?;
+        Ok(world)
+    }
+
+    /// The same with no rules but those that a namespace begins with.
+    pub fn without_rules() -> Result<Self> {
         let lab = Lab::up()?;
         for (host, port) in [(&lab.left, "left"), (&lab.right, "right")] {
             silence(host, port)?;

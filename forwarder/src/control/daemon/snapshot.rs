@@ -16,7 +16,7 @@ use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::af_xdp::{AfXdp, BoundMode};
-use crate::tables::{Published, Tables};
+use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
@@ -308,7 +308,9 @@ impl Daemon {
         let links = self.links();
         for port in self.ports.iter() {
             let Some(link) = links.ifindex(port.ifindex()) else { continue };
-            for (family, on) in [("IPv4", link.forwarding4), ("IPv6", link.forwarding6)] {
+            for (family, on) in
+                [("IPv4", link.forwarding4), ("IPv6", link.forwarding6 != Forwarding6::Off)]
+            {
                 if !on {
                     warnings.push(format!("{family} forwarding is off on {}", link.name));
                 }

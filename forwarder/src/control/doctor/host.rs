@@ -204,8 +204,8 @@ fn learnt_mtu() -> Option<Finding> {
     (value.trim() != "0").then(|| {
         Finding::warn(
             "pmtu",
-            "ip_forward_use_pmtu is on: the kernel forwards by path MTUs it has learnt, ferroute \
-             by those of routes and interfaces",
+            "ip_forward_use_pmtu is on: IPv4 stays in the kernel, which forwards by path MTUs it has \
+             learnt",
             "sysctl -w net.ipv4.ip_forward_use_pmtu=0",
         )
     })

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::follow::{Follower, Parts};
 use super::parse;
@@ -223,7 +223,7 @@ impl Follower {
                 }
                 match parse::route::<A>(message) {
                     Some(route) => {
-                        let soonest: Option<u32> = expires;
+                        let soonest: Option<Duration> = expires;
                         expires = soonest.into_iter().chain(route.expires).min();
                         rib.load(&mut dump, route.table, route.net, route.body);
                     }

@@ -117,7 +117,7 @@ impl Follower {
             RTM_NEWLINK | RTM_DELLINK => self.link(message, now),
             RTM_NEWADDR | RTM_DELADDR => self.addr(message, now),
             RTM_NEWROUTE | RTM_DELROUTE => self.route(message, now),
-            RTM_NEWRULE | RTM_DELRULE => self.rule(message),
+            RTM_NEWRULE | RTM_DELRULE => self.rule(message, now),
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => self.nexthop(message, now),
             RTM_NEWNEIGH | RTM_DELNEIGH => self.neigh(message),
             RTM_NEWNETCONF | RTM_DELNETCONF => self.netconf(message, now),
@@ -319,13 +319,13 @@ impl Follower {
         Some(())
     }
 
-    pub(super) fn note_expiry(&mut self, seconds: Option<u32>, now: Instant) {
-        let Some(seconds) = seconds else { return };
-        let at = now + Duration::from_secs(seconds.into());
+    pub(super) fn note_expiry(&mut self, left: Option<Duration>, now: Instant) {
+        let Some(left) = left else { return };
+        let at = now + left;
         self.route_expires = Some(self.route_expires.map_or(at, |soonest| soonest.min(at)));
     }
 
-    fn rule(&mut self, message: &Message<'_>) -> Option<()> {
+    fn rule(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
         // RTNL_FAMILY_IPMR has rules too.
         if message.payload.first().copied().and_then(Family::from_af).is_none() {
             return Some(());
@@ -334,6 +334,8 @@ impl Follower {
         self.touched.rules |= if message.kind == RTM_NEWRULE {
             self.state.add_rule(rule)
         } else {
+            // Without NLM_F_EXCL the kernel takes the same rule twice; here it is kept once.
+            self.doubt(now, |parts| parts.rules = true);
             self.state.del_rule(&rule)
         };
         Some(())

@@ -43,7 +43,7 @@ use self::compile::Compiler;
 use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
-use self::rib::{Rib, RibAddr};
+use self::rib::{RTN_LOCAL, Rib, RibAddr};
 use crate::control::config::QUEUES_MAX;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
@@ -430,11 +430,16 @@ fn locals<A: RibAddr>(rib: &Rib<A>) -> Vec<(A, u8)> {
     nets
 }
 
-/// `fib_has_custom_local_routes`: someone else than the kernel put routes into the local table.
+/// `fib_has_custom_local_routes`: someone else than the kernel made addresses local, in whatever table,
+/// or put routes into the local table.
 fn has_custom_local_routes(state: &RouterState) -> bool {
     const RTPROT_KERNEL: u8 = 2;
     let rib = &state.routes4;
     let custom =
         |id: &u32| rib.bodies().get(*id).is_some_and(|body| body.protocol != RTPROT_KERNEL);
     rib.table(RT_TABLE_LOCAL).any(|(_, ids)| ids.iter().any(custom))
+        || rib
+            .bodies()
+            .iter()
+            .any(|(_, body)| body.kind == RTN_LOCAL && body.protocol != RTPROT_KERNEL)
 }

@@ -5,6 +5,7 @@
 //! fib_rules,netconf}.h.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::rib::{
     Expiry, Net, RTNH_F_DEAD, RTNH_F_LINKDOWN, RTNH_F_ONLINK, RibAddr, RouteBody, RouteNexthop,
@@ -22,6 +23,10 @@ const RTNEXTHOP: usize = 8;
 /// RTM_F_CLONED: a cached exception, not a route.
 const RTM_F_CLONED: u32 = 0x200;
 const FIB_RULE_INVERT: u32 = 2;
+/// USER_HZ is 100 everywhere.
+const TICK: Duration = Duration::from_millis(10);
+/// What expires within a tick is told as if it never did (`rtnl_put_cacheinfo`): not to be asked then.
+const EXPIRY_MARGIN: Duration = Duration::from_millis(25);
 /// NTF_PROXY.
 const NTF_PROXY: u8 = 8;
 
@@ -135,8 +140,8 @@ pub struct ParsedRoute<A> {
     pub net: Net<A>,
     /// The rest.
     pub body: RouteBody,
-    /// Seconds it has left.
-    pub expires: Option<u32>,
+    /// How long until a dump is sure to show it as expired.
+    pub expires: Option<Duration>,
 }
 
 /// `rtm_family` of a route message.
@@ -192,8 +197,8 @@ pub fn route<A: RibAddr>(message: &Message<'_>) -> Option<ParsedRoute<A>> {
     if let Some(ticks) = expires {
         body.expiry = if ticks.cast_signed() > 0 { Expiry::Running } else { Expiry::Expired };
     }
-    // USER_HZ is 100 everywhere.
-    let expires = expires.filter(|ticks| ticks.cast_signed() > 0).map(|ticks| ticks / 100 + 1);
+    let running = expires.filter(|ticks| ticks.cast_signed() > 0);
+    let expires = running.map(|ticks| TICK * ticks + EXPIRY_MARGIN);
     Some(ParsedRoute { table, net: (dst, dst_len), body, expires })
 }
 

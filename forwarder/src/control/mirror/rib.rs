@@ -143,11 +143,23 @@ impl RouteBody {
         self.metrics.iter().find(|(kind, _)| *kind == rtax).map_or(0, |(_, value)| *value)
     }
 
-    /// `rt6_qualify_for_ecmp`: IPv6 routes of which the kernel makes one with several next hops.
+    /// `rt6_qualify_for_ecmp`: IPv6 routes of which the kernel makes one with several next hops. Those
+    /// that it learnt from router advertisements are none; those of others who do that for it are, and
+    /// cannot be told from them ([`RouteBody::may_share_ecmp`]).
     fn qualifies_for_ecmp(&self) -> bool {
-        self.nhid == 0
-            && self.protocol != RTPROT_RA
-            && self.nexthops.first().is_some_and(|nh| nh.gateway.is_some())
+        self.has_router() && self.protocol != RTPROT_RA
+    }
+
+    fn has_router(&self) -> bool {
+        self.nhid == 0 && self.nexthops.first().is_some_and(|nh| nh.gateway.is_some())
+    }
+
+    /// Whether the kernel may have made one of both where it does not look like it.
+    fn may_share_ecmp(&self, other: &RouteBody) -> bool {
+        self.has_router()
+            && other.has_router()
+            && (self.priority, self.src) == (other.priority, other.src)
+            && (self.protocol == RTPROT_RA || other.protocol == RTPROT_RA)
     }
 
     /// Whether the kernel said that a next hop is dead.
@@ -308,6 +320,13 @@ pub enum Applied {
     Doubt,
 }
 
+impl Applied {
+    /// What changed may have changed otherwise.
+    fn doubted(self) -> Applied {
+        if self == Applied::Changed { Applied::Doubt } else { self }
+    }
+}
+
 /// Ordered, so that a table can be shown in pages, each of which goes on behind the last.
 type Tables<A> = BTreeMap<u32, BTreeMap<Net<A>, Aliases>>;
 
@@ -400,8 +419,12 @@ impl<A: RibAddr> Rib<A> {
     /// RTM_NEWROUTE with the flags of its header.
     pub fn add(&mut self, table: u32, net: Net<A>, body: RouteBody, flags: u16) -> Applied {
         let mut list = self.bodies_at(table, net);
-        let applied =
-            if A::V6 { insert6(&mut list, body, flags) } else { insert4(&mut list, body, flags) };
+        let doubtful = A::V6 && list.iter().any(|old| old.may_share_ecmp(&body));
+        let applied = match A::V6 {
+            true => insert6(&mut list, body, flags),
+            false => insert4(&mut list, body, flags),
+        };
+        let applied = if doubtful { applied.doubted() } else { applied };
         if applied != Applied::Same {
             self.set(table, net, list);
         }
@@ -419,11 +442,12 @@ impl<A: RibAddr> Rib<A> {
         } else {
             Applied::Same
         };
+        let doubtful = A::V6 && list.iter().any(|old| old.may_share_ecmp(body));
         if applied != Applied::Same {
             self.set(table, net, list);
         }
         // What is not there may have gone silently before.
-        applied
+        if doubtful { Applied::Doubt } else { applied }
     }
 
     /// Takes away every route whose body `gone` names; what the kernel does without a message.

@@ -264,7 +264,7 @@ pub struct Netconf(pub [Option<i32>; Netconf::LEN]);
 
 impl Netconf {
     /// Attributes kept.
-    pub const LEN: usize = 10;
+    pub const LEN: usize = 7;
     /// NETCONFA_IFINDEX_ALL.
     pub const ALL: i32 = -1;
     /// NETCONFA_IFINDEX_DEFAULT.
@@ -273,10 +273,10 @@ impl Netconf {
     pub const FORWARDING: usize = 2;
     /// NETCONFA_RP_FILTER.
     pub const RP_FILTER: usize = 3;
+    /// NETCONFA_PROXY_NEIGH: proxy_arp, and proxy_ndp of IPv6.
+    pub const PROXY_NEIGH: usize = 5;
     /// NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN.
     pub const IGNORE_LINKDOWN: usize = 6;
-    /// NETCONFA_FORCE_FORWARDING.
-    pub const FORCE_FORWARDING: usize = 9;
 
     /// A setting; 0 where the kernel does not tell.
     pub fn get(&self, attr: usize) -> i32 {
@@ -306,6 +306,8 @@ pub struct DevSysctls {
     pub shared_media: bool,
     /// net.ipv6.conf.*.disable_ipv6, or no IPv6 at all.
     pub disable_ipv6: bool,
+    /// net.ipv6.conf.*.force_forwarding, of which netconf messages say nothing.
+    pub force_forwarding: bool,
     /// net.ipv6.conf.*.mtu in octets; 0: no IPv6 on it.
     pub mtu6: u32,
 }
@@ -411,7 +413,9 @@ impl RouterState {
     /// from the interface, because the kernel changes these flags without saying so.
     pub fn nexthop_is_dead(&self, family: Family, oif: u32) -> bool {
         let Some(link) = self.links.get(&oif) else { return oif != 0 };
-        let ignore = || self.conf(family, oif.cast_signed(), Netconf::IGNORE_LINKDOWN) != 0;
+        let conf = |of| self.conf(family, of, Netconf::IGNORE_LINKDOWN) != 0;
+        // IPv4 asks conf.all too (IN_DEV_ORCONF); IPv6 copies it to the interfaces.
+        let ignore = || conf(oif.cast_signed()) || (family == Family::V4 && conf(Netconf::ALL));
         !link.is_up() || (!link.is_running() && ignore())
     }
 

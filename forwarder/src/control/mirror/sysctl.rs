@@ -57,6 +57,9 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
             default.ip_forward_update_priority,
         ),
         ip_forward_use_pmtu: switch("ipv4/ip_forward_use_pmtu", default.ip_forward_use_pmtu),
+        max_hbh_opts_number: read("ipv6/max_hbh_opts_number")
+            .unwrap_or(default.max_hbh_opts_number),
+        max_hbh_length: read("ipv6/max_hbh_length").unwrap_or(default.max_hbh_length),
         custom_local_routes,
     }
 }
@@ -64,15 +67,17 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
 /// One interface's settings; `name` may be "all".
 pub fn read_dev(name: &str) -> DevSysctls {
     // A name is no path: the kernel refuses '/' in it, and "..".
-    let v4 = |key: &str| read::<u32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
+    let v4 = |key: &str| read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
     DevSysctls {
         accept_source_route: v4("accept_source_route"),
         send_redirects: v4("send_redirects"),
         route_localnet: v4("route_localnet"),
         accept_local: v4("accept_local"),
         shared_media: v4("shared_media"),
-        disable_ipv6: read::<u32>(&format!("ipv6/conf/{name}/disable_ipv6"))
+        disable_ipv6: read::<i32>(&format!("ipv6/conf/{name}/disable_ipv6"))
             .is_none_or(|value| value != 0),
+        force_forwarding: read::<i32>(&format!("ipv6/conf/{name}/force_forwarding"))
+            .is_some_and(|value| value != 0),
         mtu6: read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
     }
 }

@@ -7,7 +7,7 @@ use xdp_prog::VLANS_MAX;
 use super::Unmirrored;
 use super::compile::info::{Ports, unsupported as route_unsupported};
 use super::compile::links::{Takers, unsupported as link_unsupported};
-use super::compile::rules::unsupported as rule_unsupported;
+use super::compile::rules::{is_undecided as rules_undecided, unsupported as rule_unsupported};
 use super::compile::vlans::{Left, place};
 use super::rib::{Net, Rib, RibAddr};
 use super::show;
@@ -37,7 +37,14 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
     if state.sysctls.ip_forward_use_pmtu {
         list.push(Unmirrored {
             what: "net.ipv4.ip_forward_use_pmtu".into(),
-            why: "path MTUs that the kernel learns are not followed".into(),
+            why: "path MTUs that the kernel learns are not followed: IPv4 stays in the kernel"
+                .into(),
+        });
+    }
+    if rules_undecided(&state.rules6, Family::V6) {
+        list.push(Unmirrored {
+            what: "IPv6 rules fewer than the kernel begins with".into(),
+            why: "it may route as if they were there: IPv6 stays in the kernel".into(),
         });
     }
     list

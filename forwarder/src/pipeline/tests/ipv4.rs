@@ -220,6 +220,21 @@ fn own_and_broadcast_sources_are_martian_under_the_filter_too() {
 }
 
 #[test]
+fn without_a_filter_the_kernel_judges_broadcast_and_loopback_sources() {
+    let mut net = Net::default();
+    net.links[1].broadcasts4 = vec![[198, 18, 1, 255].into()];
+    net.links[1].route_localnet = true;
+    let mut lab = net.lab();
+    for src in ["198.18.1.255", "127.0.0.9"] {
+        let frame = V4 { src, ..V4::default() }.frame();
+        assert_eq!(lab.one(frame.clone()), [], "{src}");
+        assert_eq!(lab.punted(), [frame], "{src}");
+    }
+    assert_eq!(lab.punts(PuntReason::NotUnicast), 2);
+    assert_eq!(lab.one(V4 { src: "198.18.1.254", ..V4::default() }.frame()).len(), 1);
+}
+
+#[test]
 fn accept_local_lets_own_addresses_in() {
     let mut net = Net::default();
     net.links[1].accept_local = true;

@@ -84,7 +84,7 @@ fn what_is_the_kernels_goes_back_as_it_came() {
 #[test]
 fn forwarding_off_and_ipv6_disabled_are_silent() {
     let mut lab = Net::default().lab();
-    lab.net.links[1].forwarding6 = false;
+    lab.net.links[1].forwarding6 = Forwarding6::Off;
     lab.publish();
     assert_eq!(lab.one(V6::default().frame()), []);
     assert_eq!(lab.drops(DropReason::ForwardingOff), 1);
@@ -122,14 +122,9 @@ fn hop_by_hop(options: &[u8]) -> V6 {
 
 #[test]
 fn hop_by_hop_options_that_change_nothing_pass() {
-    for options in [
-        [1, 4, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0x1e, 4, 1, 2, 3, 4],
-        [0x3e, 2, 1, 2, 0, 0],
-        // IOAM, aligned.
-        [1, 0, 0x31, 0, 1, 0],
-    ] {
+    for options in
+        [[1, 4, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0x1e, 4, 1, 2, 3, 4], [0x3e, 2, 1, 2, 0, 0]]
+    {
         let mut lab = Net::default().lab();
         let packet = hop_by_hop(&options);
         let sent = lab.one(packet.frame());
@@ -172,7 +167,9 @@ fn hop_by_hop_options_are_dropped_punted_or_reported() {
     }
     let mut lab = Net::default().lab();
     assert_eq!(lab.one(hop_by_hop(&[5, 2, 0, 0, 1, 0]).frame()), []);
-    assert_eq!(lab.punts(PuntReason::IpOption), 1);
+    // IOAM, aligned.
+    assert_eq!(lab.one(hop_by_hop(&[1, 0, 0x31, 0, 1, 0]).frame()), []);
+    assert_eq!(lab.punts(PuntReason::IpOption), 2);
     // To a group, the reporting kind of option depends.
     for (kind, replies) in [(0x9e, 1), (0xde, 0)] {
         let packet = V6 { dst: "ff0e::1", ..hop_by_hop(&[kind, 4, 0, 0, 0, 0]) };
@@ -193,6 +190,45 @@ fn padding_and_options_are_counted() {
     let nine = [&many[..], &[0x1e, 0, 1, 2, 0, 0]].concat();
     assert_eq!(lab.one(hop_by_hop(&nine).frame()), []);
     assert_eq!(lab.drops(DropReason::Ipv6TooManyOptions), 1);
+}
+
+#[test]
+fn hop_by_hop_options_are_limited_as_the_sysctls_say() {
+    let three = [0x1e, 0, 0x1e, 0, 0x1e, 0];
+    let router_alert = [5, 2, 0, 0, 1, 0];
+    // max_hbh_opts_number, max_hbh_length, options, and the reason to drop them.
+    let table = [
+        (3, i32::MAX, three, None),
+        (2, i32::MAX, three, Some(DropReason::Ipv6TooManyOptions)),
+        (0, i32::MAX, three, Some(DropReason::Ipv6TooManyOptions)),
+        (0, i32::MAX, [1, 4, 0, 0, 0, 0], None),
+        (-3, i32::MAX, three, Some(DropReason::Ipv6UnknownOption)),
+        (i32::MIN, i32::MAX, router_alert, Some(DropReason::Ipv6TooManyOptions)),
+        (8, 8, three, None),
+        (8, 7, three, Some(DropReason::Ipv6BadExthdr)),
+        (8, -1, three, Some(DropReason::Ipv6BadExthdr)),
+    ];
+    for (number, length, options, reason) in table {
+        let mut net = Net::default();
+        (net.sysctl.max_hbh_opts_number, net.sysctl.max_hbh_length) = (number, length);
+        let mut lab = net.lab();
+        let sent = lab.one(hop_by_hop(&options).frame());
+        assert_eq!(sent.len(), usize::from(reason.is_none()), "{number} {length}");
+        assert!(reason.is_none_or(|reason| lab.drops(reason) == 1), "{number} {length}");
+    }
+}
+
+#[test]
+fn neighbour_discovery_goes_to_a_kernel_that_is_a_proxy() {
+    let mut net = Net::default();
+    net.links[1].forwarding6 = Forwarding6::WithNdProxy;
+    let mut lab = net.lab();
+    for next_header in [Protocol::ICMPV6, Protocol::DEST_OPTS] {
+        let packet = V6 { next_header, payload: vec![135; 24], ..V6::default() };
+        assert_eq!(lab.one(packet.frame()), [], "{next_header}");
+    }
+    assert_eq!(lab.punts(PuntReason::Local), 2);
+    assert_eq!(lab.one(V6::default().frame()).len(), 1);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use crate::neigh::{NeighTable, Neighbour};
 use crate::skb::{FramePool, Umem};
 use crate::stats::{Mib, WorkerStats};
-use crate::tables::{Links, Sysctls, Tables};
+use crate::tables::{Forwarding6, Links, Sysctls, Tables};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
 pub const LEFT: u16 = 0;
@@ -46,7 +46,7 @@ pub struct Net {
 }
 
 fn link(ifindex: u32, name: &str, port: Option<u16>, mac: [u8; 6]) -> Link {
-    let (forwarding4, forwarding6) = (true, true);
+    let (forwarding4, forwarding6) = (true, Forwarding6::On);
     Link { port, mac, forwarding4, forwarding6, ..Link::new(ifindex, name) }
 }
 

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::info::fib_info;
-use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey, is_default};
+use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey};
 use super::vlans::Devs;
 use crate::control::mirror::rib::{FIRST_BODY, Net, Rib, RibAddr};
 use crate::control::mirror::state::{Family, RouterState, RuleState};
@@ -66,6 +66,11 @@ pub struct FamilyCompiler<A> {
     /// IPv4: the kernel keeps main and local apart for good once there were other rules
     /// (`fib_unmerge`).
     unmerged_for_good: bool,
+    /// IPv4, merged: prefixes of the local table, but for 127.0.0.0/8. Of a route of main within one
+    /// it cannot be told whether the kernel asks local before: it does if there ever were other rules.
+    wide_locals: Vec<Net<A>>,
+    /// Those changed: every prefix has to be looked at again.
+    refill: bool,
     /// IPv6: main has routes below ff00::/8, which local covers.
     multicast_in_main: bool,
     rules: Arc<[Rule<A>]>,
@@ -76,6 +81,8 @@ pub struct FamilyCompiler<A> {
     unpublished: Vec<u32>,
     /// The trees could not take a route; nothing is answered from them.
     broken: Option<FibError>,
+    /// How the kernel routes cannot be told; nothing is answered here.
+    undecided: bool,
 }
 
 /// What [`FamilyCompiler::prepare`] found.
@@ -98,6 +105,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
             trees: Vec::new(),
             merged: true,
             unmerged_for_good: false,
+            wide_locals: Vec::new(),
+            refill: false,
             multicast_in_main: false,
             rules: Arc::new([]),
             infos: vec![not_ready(), Arc::new(unsupported), Arc::new(suppressed)],
@@ -105,6 +114,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             retiring: VecDeque::new(),
             unpublished: Vec::new(),
             broken: None,
+            undecided: false,
         }
     }
 
@@ -163,7 +173,10 @@ impl<A: RibAddr> FamilyCompiler<A> {
         stale: Stale,
     ) -> bool {
         let rule_states = state.rules(self.family).as_slice();
+        let undecided = is_undecided(state, self.family);
+        let decided = undecided != std::mem::replace(&mut self.undecided, undecided);
         let merged = self.may_merge(rule_states, rib, dirty);
+        self.note_wide_locals(rib, dirty);
         let mut keys = if merged {
             vec![TreeKey::whole(RT_TABLE_MAIN), TreeKey::whole(RT_TABLE_DEFAULT)]
         } else {
@@ -177,20 +190,20 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let rearranged =
             merged != self.merged || !keys.iter().all(have) || (surplus && stale.rules);
         if !rearranged && !stale.rules {
-            return false;
+            return decided;
         }
         if rearranged {
             self.replace_trees(rib, &keys, merged);
         }
         let keys: Vec<TreeKey> = self.trees.iter().map(|tree| tree.key).collect();
         let rules = rules::compile(state, rule_states, &keys);
-        let changed = rearranged || *self.rules != *rules;
+        let changed = decided || rearranged || *self.rules != *rules;
         self.rules = rules.into();
         changed
     }
 
     fn may_merge(&mut self, rules: &[RuleState], rib: &Rib<A>, dirty: &[(u32, Net<A>)]) -> bool {
-        let default = is_default(rules, self.family);
+        let default = rules::has_default(rules, self.family);
         if !A::V6 {
             // Before the first dump there are none at all.
             self.unmerged_for_good |= !default && !rules.is_empty();
@@ -206,6 +219,18 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 || (net.1 == 8 && net.0.bits_at(0, 8) == 0xff && !self.multicast_in_main)
         };
         default && rib.table(RT_TABLE_LOCAL).all(|(net, _)| harmless(&net))
+    }
+
+    fn note_wide_locals(&mut self, rib: &Rib<A>, dirty: &[(u32, Net<A>)]) {
+        if A::V6 || !dirty.iter().any(|(table, _)| *table == RT_TABLE_LOCAL) {
+            return;
+        }
+        let is_wide = |net: &Net<A>| net.1 < A::LEN && (net.1 < 8 || net.0.bits_at(0, 8) != 127);
+        let nets = rib.table(RT_TABLE_LOCAL).map(|(net, _)| net);
+        let mut wide: Vec<Net<A>> = nets.filter(is_wide).collect();
+        wide.sort_unstable();
+        self.refill |= wide != self.wide_locals;
+        self.wide_locals = wide;
     }
 
     /// New trees are filled before anyone sees them; those that stay go on as they are.
@@ -243,6 +268,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
 
     /// Third step: the trees take what changed. Whether to publish, because one had to grow.
     pub fn apply(&mut self, rib: &Rib<A>, dirty: &[(u32, Net<A>)], all: bool) -> bool {
+        let all = all || std::mem::take(&mut self.refill);
         for at in 0..self.trees.len() {
             if all {
                 self.fill(rib, at);
@@ -268,6 +294,12 @@ impl<A: RibAddr> FamilyCompiler<A> {
             0 => self.best(rib, net, rib.get(key.table, net)),
             local => local,
         };
+        let within = |wide: &Net<A>| {
+            wide.1 < net.1 && Prefix::truncated(net.0, wide.1).is_ok_and(|at| at.bits() == wide.0)
+        };
+        if with_local && local == 0 && leaf != 0 && self.wide_locals.iter().any(within) {
+            leaf = LEAF_UNSUPPORTED;
+        }
         if u32::from(net.1) < key.shortest && self.lookup_succeeds(leaf) {
             leaf = LEAF_SUPPRESSED;
         }
@@ -396,7 +428,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
 
     /// What workers get.
     pub fn publishable(&self) -> FamilyFib<Lpm<A>> {
-        if self.broken.is_some() {
+        if self.broken.is_some() || self.undecided {
             return self.punt_all();
         }
         let tables: Vec<_> = self.trees.iter().map(|t| Arc::clone(t.writer.table())).collect();
@@ -414,7 +446,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
     fn punt_all(&self) -> FamilyFib<Lpm<A>> {
         let punt = RuleAction::Answer(RouteType::Punt(PuntReason::RouteUnsupported));
         let rule = Rule {
-            priority: 0,
+            // Above those of the local table, as `punts_all` expects.
+            priority: 1,
             invert: false,
             from: None,
             to: None,
@@ -424,6 +457,13 @@ impl<A: RibAddr> FamilyCompiler<A> {
         };
         FamilyFib { merged: false, rules: Arc::new([rule]), ..FamilyFib::empty() }
     }
+}
+
+/// Whether the kernel routes by more than it tells: by path MTUs that it has learnt, or perhaps by rules
+/// that are gone.
+fn is_undecided(state: &RouterState, family: Family) -> bool {
+    (family == Family::V4 && state.sysctls.ip_forward_use_pmtu)
+        || rules::is_undecided(state.rules(family), family)
 }
 
 /// For a leaf that stands for nothing: the kernel decides.

@@ -1,7 +1,7 @@
 //! Interfaces and neighbours as workers see them.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::info::Ports;
 use super::vlans::{DEPTH_MAX, Devs};
@@ -10,7 +10,7 @@ use crate::control::mirror::state::{
     NeighState, Netconf, RouterState,
 };
 use crate::neigh::Neighbour;
-use crate::tables::{Link, RpFilter};
+use crate::tables::{Forwarding6, Link, RpFilter};
 
 /// NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT: NUD_VALID.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
@@ -85,8 +85,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
     let rp_filter =
         conf(Family::V4, Netconf::RP_FILTER).max(all_conf(Family::V4, Netconf::RP_FILTER));
     // ip6_forward asks conf.all, and since Linux 6.17 the interface's force_forwarding.
-    let forwarding6 = all_conf(Family::V6, Netconf::FORWARDING) != 0
-        || conf(Family::V6, Netconf::FORCE_FORWARDING) != 0;
+    let forwards6 = all_conf(Family::V6, Netconf::FORWARDING) != 0 || own.force_forwarding;
     Link {
         mac: link.address.as_slice().try_into().unwrap_or_default(),
         mtu: link.mtu,
@@ -94,11 +93,16 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         up: link.is_up() && link.is_running(),
         noarp: link.flags & (IFF_NOARP | IFF_POINTOPOINT | IFF_LOOPBACK) != 0,
         forwarding4: conf(Family::V4, Netconf::FORWARDING) != 0,
-        forwarding6,
+        forwarding6: match all_conf(Family::V6, Netconf::PROXY_NEIGH) {
+            0 => Forwarding6::plain(forwards6),
+            _ if forwards6 => Forwarding6::WithNdProxy,
+            _ => Forwarding6::Off,
+        },
+        // Whatever is neither 0 nor 1 is loose (`__fib_validate_source`).
         rp_filter: match rp_filter {
+            0 => RpFilter::Off,
             1 => RpFilter::Strict,
-            2 => RpFilter::Loose,
-            _ => RpFilter::Off,
+            _ => RpFilter::Loose,
         },
         // IN_DEV_ANDCONF, IN_DEV_ORCONF of include/linux/inetdevice.h.
         accept_source_route: own.accept_source_route && all.accept_source_route,
@@ -109,6 +113,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
         disable_ipv6: own.disable_ipv6,
         partial_csum: KINDS_WITHOUT_WIRE.contains(&lowest_kind(state, link)),
         addrs4: addrs4(addrs),
+        broadcasts4: broadcasts4(addrs),
         addrs6: addrs6(addrs),
         ..Link::new(link.ifindex, &link.name)
     }
@@ -125,7 +130,7 @@ fn lowest_kind<'a>(state: &'a RouterState, link: &'a LinkState) -> &'a str {
     at.kind.as_deref().unwrap_or_default()
 }
 
-fn addrs4(addrs: &[&AddrState]) -> Vec<(std::net::Ipv4Addr, u8)> {
+fn addrs4(addrs: &[&AddrState]) -> Vec<(Ipv4Addr, u8)> {
     let mut addrs = addrs.to_vec();
     addrs.sort_by_key(|addr| addr.flags & IFA_F_SECONDARY);
     let v4 = addrs.into_iter().filter_map(|addr| match addr.local {
@@ -133,6 +138,24 @@ fn addrs4(addrs: &[&AddrState]) -> Vec<(std::net::Ipv4Addr, u8)> {
         IpAddr::V6(_) => None,
     });
     v4.collect()
+}
+
+/// Those that `fib_add_ifaddr` makes routes for: as configured, and the last of each subnet.
+fn broadcasts4(addrs: &[&AddrState]) -> Vec<Ipv4Addr> {
+    let of_addr = |addr: &&AddrState| {
+        let IpAddr::V4(local) = addr.local else { return [None, None] };
+        let configured = addr.broadcast.and_then(|addr| match addr {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        });
+        let host_bits = u32::MAX.checked_shr(addr.prefixlen.into()).unwrap_or(0);
+        let last = (addr.prefixlen < 31).then(|| Ipv4Addr::from_bits(local.to_bits() | host_bits));
+        [configured, last]
+    };
+    let mut all: Vec<Ipv4Addr> = addrs.iter().flat_map(of_addr).flatten().collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 fn addrs6(addrs: &[&AddrState]) -> Vec<(std::net::Ipv6Addr, u8)> {

@@ -56,8 +56,11 @@ fn default_rules(family: Family) -> &'static [(u32, u32)] {
 }
 
 /// Whether there are exactly the rules the kernel begins with.
-pub fn is_default(rules: &[RuleState], family: Family) -> bool {
-    let default = default_rules(family);
+pub fn has_default(rules: &[RuleState], family: Family) -> bool {
+    is_default(rules, default_rules(family))
+}
+
+fn is_default(rules: &[RuleState], default: &[(u32, u32)]) -> bool {
     rules.len() == default.len()
         && rules.iter().zip(default).all(|(rule, (priority, table))| {
             rule.priority == *priority
@@ -65,6 +68,17 @@ pub fn is_default(rules: &[RuleState], family: Family) -> bool {
                 && rule.action == FR_ACT_TO_TBL
                 && is_bare(rule)
         })
+}
+
+/// IPv6: whether some of the rules that the kernel begins with are gone and no other is there. Until
+/// there once was another it does not ask its rules, but local and main (`fib6_has_custom_rules`); it
+/// does not tell.
+pub fn is_undecided(rules: &[RuleState], family: Family) -> bool {
+    let default = default_rules(family);
+    let is_one = |rule: &RuleState| {
+        default.iter().any(|one| is_default(std::slice::from_ref(rule), std::slice::from_ref(one)))
+    };
+    family == Family::V6 && rules.len() < default.len() && rules.iter().all(is_one)
 }
 
 /// No selector at all.
@@ -89,6 +103,9 @@ fn is_l3mdev(rule: &RuleState) -> bool {
 pub fn unsupported(rule: &RuleState) -> Option<String> {
     if rule.tos != 0 {
         return Some("selects by tos".into());
+    }
+    if is_l3mdev(rule) && rule.invert {
+        return Some("matches what is not in a VRF".into());
     }
     if !is_l3mdev(rule)
         && let Some((attr, _)) = rule.other.first()

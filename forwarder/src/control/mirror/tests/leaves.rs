@@ -15,9 +15,9 @@ const NLM_F_REPLACE: u16 = 0x100;
 const TABLE_MAIN: u32 = 254;
 const ROUNDS: u32 = 20_000;
 
-fn default_rule(priority: u32, table: u32) -> RuleState {
+pub fn default_rule(family: Family, priority: u32, table: u32) -> RuleState {
     RuleState {
-        family: Family::V4,
+        family,
         priority,
         invert: false,
         from: None,
@@ -41,7 +41,8 @@ fn state() -> RouterState {
     Arc::make_mut(&mut state.links)
         .insert(2, LinkState { ifindex: 2, flags, mtu: 1500, ..LinkState::default() });
     let rules = [(0, 255), (32766, 254), (32767, 253)];
-    state.rules4 = Arc::new(rules.map(|(priority, table)| default_rule(priority, table)).into());
+    state.rules4 =
+        Arc::new(rules.map(|(priority, table)| default_rule(Family::V4, priority, table)).into());
     state
 }
 

@@ -11,6 +11,7 @@ use super::oracle::equals_kernel;
 use super::random::Rng;
 use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle};
 use crate::control::mirror::{Mirror, MirrorOptions};
+use crate::tables::Forwarding6;
 
 #[track_caller]
 fn assert_equals_kernel(mirror: &mut Mirror) {
@@ -267,14 +268,14 @@ fn root_settings_are_followed() {
         mirror.set_ports(&[(va, 3)]);
         let link = |mirror: &Mirror| mirror.tables().links.ifindex(va).cloned().expect("va");
         assert_eq!(link(&mirror).port, Some(3));
-        assert!(link(&mirror).forwarding4 && link(&mirror).forwarding6);
+        assert!(link(&mirror).forwarding4 && link(&mirror).forwarding6 == Forwarding6::On);
         run("sysctl -w net.ipv4.conf.va.forwarding=0");
         run("sysctl -w net.ipv4.conf.all.rp_filter=2");
         run("sysctl -w net.ipv4.conf.va.rp_filter=1");
         run("sysctl -w net.ipv6.conf.all.forwarding=0");
         run("ip link set va mtu 1400");
         settle(&mut mirror);
-        assert!(!link(&mirror).forwarding4 && !link(&mirror).forwarding6);
+        assert!(!link(&mirror).forwarding4 && link(&mirror).forwarding6 == Forwarding6::Off);
         assert_eq!(link(&mirror).rp_filter, crate::tables::RpFilter::Loose);
         assert_eq!(link(&mirror).mtu, 1400);
         // These have no event.

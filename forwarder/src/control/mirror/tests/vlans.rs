@@ -5,7 +5,9 @@ use std::time::Instant;
 use super::super::compile::{Compiler, Touched};
 use super::super::follow::Follower;
 use super::super::show;
+use super::super::state::Family;
 use super::super::unmirrored;
+use super::leaves::default_rule;
 use crate::control::netlink::message::{Messages, Request};
 use crate::tables::{Link, Tables};
 use crate::wire::EtherType;
@@ -95,6 +97,9 @@ impl Mirror {
     fn new() -> Mirror {
         let mut mirror = Mirror { follower: Follower::default(), compiler: Compiler::new(1) };
         mirror.compiler.ports = [(2, 0), (3, 1)].into();
+        let rules = [(0, 255), (32766, 254)];
+        let rules = rules.map(|(priority, table)| default_rule(Family::V6, priority, table));
+        mirror.follower.state.rules6 = std::sync::Arc::new(rules.into());
         mirror.tell(16, &[iface(2, "eth0"), iface(3, "eth1")]);
         mirror
     }

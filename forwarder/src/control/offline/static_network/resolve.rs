@@ -16,7 +16,7 @@ use crate::control::api::Family;
 use crate::control::config::ipnet::IpNet;
 use crate::control::config::{Located, check_ifname};
 use crate::fib::{FibInfo, Nexthop, RouteType};
-use crate::tables::{Link, RpFilter, Sysctls};
+use crate::tables::{Forwarding6, Link, RpFilter, Sysctls};
 
 /// Smallest and largest IP MTU: RFC 791's smallest, and the largest that a port takes.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=crate::skb::JUMBO_MTU;
@@ -106,7 +106,7 @@ fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Resul
         up: section.up,
         noarp: section.noarp,
         forwarding4: section.forwarding4.unwrap_or(section.forwarding),
-        forwarding6: section.forwarding6.unwrap_or(section.forwarding),
+        forwarding6: Forwarding6::plain(section.forwarding6.unwrap_or(section.forwarding)),
         rp_filter,
         accept_source_route: section.accept_source_route,
         send_redirects: section.send_redirects,
@@ -173,7 +173,7 @@ fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
         if len < 128 {
             add(TABLE_MAIN, net, RouteType::Unicast, None);
         }
-        if len < 127 && link.forwarding6 {
+        if len < 127 && link.forwarding6 != Forwarding6::Off {
             // Subnet-Router anycast, RFC 4291 2.6.1.
             add(TABLE_LOCAL, IpNet::host(net.network().addr), RouteType::Anycast, None);
         }
