@@ -1,9 +1,10 @@
 //! Netfilter hooks of forwarded packets: which functions are registered there, whoever registered
 //! them.
 //!
-//! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK). A kernel without it is
-//! asked for those who are known to register there: nftables chains (see [`super::nftables`]), BPF
-//! links, the old iptables, IPVS. Left out: hooks of bridges, which see frames that are not routed,
+//! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK); on a kernel without it a BPF
+//! iterator does ([`HookIter`], CAP_BPF and CAP_PERFMON). Where neither can be had, the kernel is asked
+//! for those who are known to register there: nftables chains (see [`super::nftables`]), BPF links,
+//! the old iptables, IPVS. Left out: hooks of bridges, which see frames that are not routed,
 //! and of packets to and from the router itself, which Ferroute leaves to the kernel.
 
 use std::io;
@@ -18,6 +19,7 @@ use super::{
 use crate::control::netlink::message::{Attrs, Message, Request};
 use crate::control::netlink::query::NlSock;
 use crate::io::af_xdp::bpf::{NetfilterLink, netfilter_link, next_link};
+use crate::io::af_xdp::hook_iter::{HookFunctions, HookIter};
 
 /// `struct nfgenmsg` in octets.
 const NFGEN_HEADER: usize = 4;
@@ -93,7 +95,8 @@ enum By {
 struct Hook {
     family: u8,
     hook: u32,
-    priority: i32,
+    /// `None`: the iterator does not tell.
+    priority: Option<i32>,
     /// Empty when the kernel does not tell names (no CONFIG_KALLSYMS).
     function: String,
     module: String,
@@ -116,6 +119,8 @@ pub struct Reader {
     /// `None`: nfnetlink_hook is not there. It is not asked for again, because the kernel would
     /// start modprobe each time.
     listing: Option<NlSock>,
+    /// Where that is not there; `None`: it cannot be had either.
+    iterator: Option<HookIter>,
     /// Highest id of the links that were looked at.
     last_link: u32,
     links: Vec<NetfilterLink>,
@@ -131,8 +136,13 @@ impl Reader {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             socket => Some(socket?),
         };
-        let mut reader =
-            Reader { files: Files::open(), listing: socket, last_link: 0, links: Vec::new() };
+        let mut reader = Reader {
+            files: Files::open(),
+            listing: socket,
+            iterator: None,
+            last_link: 0,
+            links: Vec::new(),
+        };
         if let Some(socket) = &mut reader.listing {
             match list(socket, NFPROTO_IPV4, FORWARDED[0], "") {
                 Ok(_) => {}
@@ -141,10 +151,14 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         }
+        if reader.listing.is_none() {
+            // Without privilege, or BTF, it is done without.
+            reader.iterator = HookIter::open().ok();
+        }
         Ok(reader)
     }
 
-    /// Whether the kernel lists hooks.
+    /// Whether the kernel lists hooks by netlink, those of interfaces included.
     pub fn lists_hooks(&self) -> bool {
         self.listing.is_some()
     }
@@ -154,8 +168,8 @@ impl Reader {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn read(&mut self, thorough: bool) -> io::Result<Hooks> {
-        let by = match &mut self.listing {
-            Some(socket) => {
+        let by = match (&mut self.listing, &self.iterator) {
+            (Some(socket), _) => {
                 let mut hooks = Vec::new();
                 for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
                     for hook in FORWARDED {
@@ -164,7 +178,10 @@ impl Reader {
                 }
                 By::Listing(hooks)
             }
-            None => {
+            (None, Some(iterator)) => {
+                By::Listing(iterator.read()?.into_iter().flat_map(of_functions).collect())
+            }
+            (None, None) => {
                 By::Parts { links: self.links(thorough)?, ipvs: self.files.has_virtual_servers()? }
             }
         };
@@ -227,7 +244,8 @@ impl Hooks {
                     BpfLinks::Listed(links) => found.extend(links.iter().map(describe_link)),
                     BpfLinks::Unlisted => found.push(
                         "BPF netfilter programs: perhaps; to list them CAP_SYS_ADMIN is needed, or a \
-                         kernel with CONFIG_NETFILTER_NETLINK_HOOK"
+                         kernel with CONFIG_NETFILTER_NETLINK_HOOK, or one with \
+                         CONFIG_DEBUG_INFO_BTF and CAP_BPF and CAP_PERFMON"
                             .into(),
                     ),
                 }
@@ -296,9 +314,10 @@ impl Hook {
     fn describe(&self) -> String {
         let Hook { function, module, priority, .. } = self;
         let at = format!(
-            "{}, hook {}, priority {priority}",
+            "{}, hook {}{}",
             family_name(self.family).unwrap_or("unknown family"),
-            hook_name(self.family, self.hook)
+            hook_name(self.family, self.hook),
+            priority.map_or(String::new(), |priority| format!(", priority {priority}"))
         );
         let legacy =
             if self.family == NFPROTO_IPV4 { "iptables-legacy" } else { "ip6tables-legacy" };
@@ -360,6 +379,22 @@ pub fn on_device(name: &str) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
+/// What the iterator says of one hook.
+fn of_functions(at: HookFunctions) -> impl Iterator<Item = Hook> {
+    let family = if at.ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
+    at.functions.into_iter().map(move |name| {
+        let (function, module) = name.split_once(' ').unwrap_or((&name, ""));
+        Hook {
+            family,
+            hook: at.hook,
+            priority: None,
+            function: function.to_owned(),
+            module: module.trim_matches(['[', ']']).to_owned(),
+            program: None,
+        }
+    })
+}
+
 /// What is registered at one hook.
 fn list(socket: &mut NlSock, family: u8, hook: u32, device: &str) -> io::Result<Vec<Hook>> {
     let request = |flags| {
@@ -383,7 +418,7 @@ fn parse_hook(family: u8, hook: u32, message: &Message<'_>) -> Hook {
     Hook {
         family,
         hook,
-        priority: find(attrs, NFNLA_HOOK_PRIORITY).and_then(be32).unwrap_or_default() as i32,
+        priority: find(attrs, NFNLA_HOOK_PRIORITY).and_then(be32).map(|priority| priority as i32),
         function: text(NFNLA_HOOK_FUNCTION_NAME),
         module: text(NFNLA_HOOK_MODULE_NAME),
         program: find(described, NFNLA_HOOK_BPF_ID).and_then(be32).filter(|_| is_bpf),
@@ -398,6 +433,7 @@ mod tests {
         Hook {
             family: NFPROTO_IPV4,
             hook: 2,
+            priority: Some(0),
             function: function.into(),
             module: module.into(),
             ..Hook::default()
@@ -468,6 +504,21 @@ mod tests {
     }
 
     #[test]
+    fn functions_of_the_iterator_are_hooks_with_their_module() {
+        let functions = vec!["ip_vs_in [ip_vs]".into(), "ip6t_do_table".into(), String::new()];
+        let hooks: Vec<Hook> =
+            of_functions(HookFunctions { ipv6: true, hook: 2, functions }).collect();
+        assert_eq!(
+            lines(&hooks, Tables::Named(vec![])),
+            [
+                "netfilter: function ip_vs_in of ip_vs (ip6, hook forward)",
+                "ip6tables-legacy: a table (ip6, hook forward; see ip6tables-legacy-save)",
+                "netfilter: function without a name (ip6, hook forward)",
+            ]
+        );
+    }
+
+    #[test]
     fn a_hook_is_read_from_its_message_and_octets_that_lie_are_a_hook_too() {
         let description =
             Request::new(0, 0, &[]).attr(NFNLA_HOOK_BPF_ID, &9u32.to_be_bytes()).finish(0);
@@ -485,7 +536,7 @@ mod tests {
             parse_hook(NFPROTO_IPV4, 2, &Message { kind: HOOK_GET, flags: 0, seq: 0, payload })
         };
         let hook = read(payload);
-        assert_eq!((hook.program, hook.priority, hook.hook), (Some(9), -128, 2));
+        assert_eq!((hook.program, hook.priority, hook.hook), (Some(9), Some(-128), 2));
         assert_eq!(hook.function, "nf_hook_run_bpf");
         for len in 0..payload.len() {
             assert_eq!(read(&payload[..len]).family, NFPROTO_IPV4);

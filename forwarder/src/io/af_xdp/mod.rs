@@ -27,6 +27,7 @@ pub mod bpf;
 mod device;
 mod error;
 mod heartbeat;
+pub mod hook_iter;
 pub mod link;
 mod membership;
 mod netdev;
