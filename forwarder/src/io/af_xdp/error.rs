@@ -28,13 +28,38 @@ pub enum OpenError {
         "this kernel has no AF_XDP sockets ({0}): it must be 5.4 or later with CONFIG_XDP_SOCKETS"
     )]
     NoAfXdp(io::Error),
-    /// No memory for packets, or no right to pin so much.
+    /// No more files may be open: EMFILE of the process, ENFILE of the machine.
     #[error(
-        "{octets} octets of packet memory could not be registered ({source}): raise the limit on \
-         locked memory (ulimit -l unlimited, LimitMEMLOCK=infinity), run with CAP_IPC_LOCK, or use \
-         smaller rings"
+        "no descriptor is left for an AF_XDP socket ({0}): raise the limit on open files (ulimit -n, \
+         LimitNOFILE in the service)"
+    )]
+    NoDescriptors(io::Error),
+    /// ENOBUFS of XDP_UMEM_REG: the user may not lock so much (`xdp_umem_account_pages`).
+    #[error(
+        "{octets} octets of packet memory may not be locked ({source}), which each socket accounts \
+         for anew: raise the limit on locked memory (ulimit -l unlimited, LimitMEMLOCK=infinity), run \
+         with CAP_IPC_LOCK, or use smaller rings"
+    )]
+    NotLockable {
+        /// Octets that one socket registers.
+        octets: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// No memory for packets.
+    #[error(
+        "no memory for {octets} octets of packets ({source}): use smaller rings, or raise the limit \
+         of the address space (ulimit -v) or of the control group, if there is one"
     )]
     NoMemory {
+        /// Octets asked for.
+        octets: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refuses the packet memory otherwise.
+    #[error("{octets} octets of packet memory could not be registered: {source}")]
+    Register {
         /// Octets asked for.
         octets: u64,
         /// What the kernel said.
@@ -158,12 +183,15 @@ impl OpenError {
         let (ifname, queue) = (config.ifname.clone(), config.queue);
         let errno = source.raw_os_error().unwrap_or(0);
         match (step, errno) {
+            (_, libc::EMFILE | libc::ENFILE) => OpenError::NoDescriptors(source),
             (Step::Socket, libc::EPERM | libc::EACCES) => OpenError::NoPermission,
             (Step::Socket, libc::EAFNOSUPPORT | libc::ESOCKTNOSUPPORT) => {
                 OpenError::NoAfXdp(source)
             }
             (Step::BusyPoll, _) => OpenError::BusyPoll { ifname, queue, source },
-            (Step::Register, _) => OpenError::NoMemory { octets, source },
+            (Step::Register, libc::ENOBUFS) => OpenError::NotLockable { octets, source },
+            (Step::Register | Step::Rings, libc::ENOMEM) => OpenError::NoMemory { octets, source },
+            (Step::Register, _) => OpenError::Register { octets, source },
             (Step::Bind, libc::ENODEV) => {
                 OpenError::NoInterface { ifname, ifindex: config.ifindex }
             }
@@ -171,6 +199,46 @@ impl OpenError {
             (Step::Bind, libc::EBUSY) => OpenError::Busy { ifname, queue },
             (Step::Bind, _) => OpenError::Bind { ifname, queue, source },
             (Step::Socket | Step::Rings, _) => OpenError::Rings { ifname, queue, source },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BindMode, PortConfig};
+    use super::*;
+
+    #[test]
+    fn each_errno_is_told_by_its_cause() {
+        let config = PortConfig {
+            ifname: "p".into(),
+            ifindex: 7,
+            queue: 0,
+            mode: BindMode::Auto,
+            multi_buffer: false,
+            zerocopy_segments: 1,
+        };
+        let said = |step, errno| {
+            let source = io::Error::from_raw_os_error(errno);
+            OpenError::from_os(step, source, &config, 4096).to_string()
+        };
+        for step in [Step::Socket, Step::Register, Step::Rings, Step::Bind] {
+            for errno in [libc::EMFILE, libc::ENFILE] {
+                let text = said(step, errno);
+                assert!(text.contains("ulimit -n") && !text.contains("Linux"), "{text}");
+            }
+        }
+        for (step, errno, word) in [
+            (Step::Socket, libc::EPERM, "CAP_NET_RAW"),
+            (Step::Socket, libc::EAFNOSUPPORT, "CONFIG_XDP_SOCKETS"),
+            (Step::Register, libc::ENOBUFS, "CAP_IPC_LOCK"),
+            (Step::Register, libc::ENOMEM, "no memory for 4096 octets"),
+            (Step::Rings, libc::ENOMEM, "no memory"),
+            (Step::Register, libc::EINVAL, "could not be registered"),
+            (Step::Bind, libc::EBUSY, "in use"),
+        ] {
+            let text = said(step, errno);
+            assert!(text.contains(word), "{word} is not in {text}");
         }
     }
 }
