@@ -22,7 +22,7 @@ pub struct DoctorArgs {
 /// Looks and prints; failure when something does not work.
 pub fn doctor(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
     let interfaces = Interfaces::parse(&args.interfaces).map_err(Usage)?;
-    let findings = examine(&interfaces, global.control());
+    let findings = examine(&interfaces, &global.control());
     let output = global.output();
     if output.json {
         output.json(&findings)?;

@@ -106,7 +106,7 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     let signals = Signals::take()?;
     let mut files = args.files()?;
     let log = args.log.as_deref().map(OutFile::create).transpose()?;
-    let mut client = Client::connect(global.control())?;
+    let mut client = Client::connect(&global.control())?;
     let first = ask(&mut client, args, args.reset)?;
     check_ports(args, &first)?;
     if !quiet {

@@ -20,7 +20,7 @@ mod sink;
 mod stat;
 mod status;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -28,7 +28,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::api::client::Client;
 use crate::control::api::{Family, Request, Response};
-use crate::control::config::{CONTROL_DEFAULT, ConfigError};
+use crate::control::config::ConfigError;
+use crate::control::process::runtime_dir;
 use output::Output;
 
 pub use run::RunArgs;
@@ -56,10 +57,14 @@ pub struct Global {
     /// Print JSON with line breaks and indentation.
     #[arg(short, long, global = true)]
     pretty: bool,
-    /// Control socket of the daemon [default: /run/ferroute.sock].
+    /// Control socket of the daemon [default: control.sock in the runtime directory].
     #[arg(long, global = true, value_name = "PATH", env = "FERROUTE_CONTROL")]
     #[arg(hide_env_values = true)]
     control: Option<PathBuf>,
+    /// Runtime directory of the daemon, which is its user's alone [default: RUNTIME_DIRECTORY, as
+    /// systemd sets it, or /run/ferroute].
+    #[arg(long, global = true, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
     /// Show IPv4 only.
     #[arg(short = '4', global = true, conflicts_with = "inet6")]
     inet: bool,
@@ -70,13 +75,16 @@ pub struct Global {
 
 impl Global {
     /// Where the daemon listens.
-    fn control(&self) -> &Path {
-        self.control.as_deref().unwrap_or(Path::new(CONTROL_DEFAULT))
+    fn control(&self) -> PathBuf {
+        self.control.clone().unwrap_or_else(|| {
+            let directory = self.runtime_dir.clone().unwrap_or_else(runtime_dir::default_path);
+            runtime_dir::socket_in(&directory)
+        })
     }
 
     /// Asks the daemon one thing.
     fn ask(&self, request: &Request) -> Result<Response> {
-        Ok(Client::connect(self.control())?.ask(request)?)
+        Ok(Client::connect(&self.control())?.ask(request)?)
     }
 
     fn family(&self) -> Option<Family> {
@@ -210,7 +218,7 @@ mod tests {
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
-        for option in ["--json", "--control", "FERROUTE_CONTROL", "--version"] {
+        for option in ["--json", "--control", "FERROUTE_CONTROL", "--runtime-dir", "--version"] {
             assert!(help.contains(option), "{option} is not in\n{help}");
         }
     }
@@ -240,6 +248,7 @@ mod tests {
             "latency --hgrm a.hgrm --log - --svg a.svg",
             "neigh show dev eth0 -j",
             "--control /tmp/x status",
+            "status --runtime-dir /run/x",
             "capture -i eth0 -i eth1 -w - --direction in,drop -c 5 -s 96 udp port 53 and not host 10.1.1.1",
             "capture -i any --promisc",
             "replay in.pcap -o out.pcap -c net.toml --iif left",

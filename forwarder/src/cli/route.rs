@@ -98,7 +98,7 @@ fn get(global: &Global, words: &[String]) -> Result<ExitCode> {
         None => read_addrs(io::stdin().lock())?,
     };
     let output = global.output();
-    let mut client = Client::connect(global.control())?;
+    let mut client = Client::connect(&global.control())?;
     let mut array = Vec::new();
     let mut nowhere = false;
     for addrs in addrs.chunks(ADDRS_A_REQUEST) {

@@ -25,7 +25,8 @@ const EXAMPLE: &str = r#"Example of a FILE:
   worker_timeout_ms = 250
   control_timeout_ms = 1000
   ignore_firewall = false
-  control = "/run/ferroute.sock"
+  runtime_dir = "/run/ferroute"
+  control = "/run/ferroute/control.sock"
 
 Ends with SIGINT or SIGTERM; from then on the kernel forwards."#;
 
@@ -124,6 +125,7 @@ impl RunArgs {
             control_timeout_ms: self.control_timeout,
             account: self.account,
             ignore_firewall: self.ignore_firewall,
+            runtime_dir: global.runtime_dir.clone(),
             control: global.control.clone(),
         };
         let options = RunOptions::resolve(flags, file.and_then(|config| config.run));

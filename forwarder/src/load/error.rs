@@ -3,6 +3,8 @@
 use std::io;
 
 use super::traffic::TrafficError;
+use crate::control::process::privilege;
+use crate::control::steering::Refusal;
 use crate::io::af_xdp::OpenError;
 use crate::io::pcap::PcapError;
 
@@ -48,14 +50,25 @@ pub enum LoadError {
         max: usize,
     },
     /// No CAP_BPF and so on.
+    #[error("no permission to load BPF programs: {0}")]
+    NotPermitted(String),
+    /// EMFILE, ENFILE.
     #[error(
-        "no permission to {0}: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and \
-         CAP_NET_RAW"
+        "no descriptor is left for BPF programs and maps ({0:#}): raise the limit on open files \
+         (ulimit -n)"
     )]
-    NotPermitted(&'static str),
+    NoDescriptors(libbpf_rs::Error),
+    /// ENOMEM.
+    #[error("no memory for the load generator's BPF programs and maps: {0:#}")]
+    NoMemory(libbpf_rs::Error),
     /// The kernel refuses the BPF object.
-    #[error("the kernel does not take the load generator's BPF programs ({source}); Linux 6.1 or later is needed{}", indented(.log))]
+    #[error(
+        "the kernel does not take the load generator's BPF programs ({source:#}){advice}{}",
+        indented(.log)
+    )]
     Load {
+        /// What to do, if that is known.
+        advice: String,
         /// libbpf's error.
         source: libbpf_rs::Error,
         /// What it said.
@@ -133,9 +146,11 @@ fn indented(log: &str) -> String {
 
 impl LoadError {
     pub(super) fn load(source: libbpf_rs::Error, log: String) -> LoadError {
-        if source.kind() == libbpf_rs::ErrorKind::PermissionDenied && !log.contains("processed") {
-            return LoadError::NotPermitted("load BPF programs");
+        match Refusal::of(&source, &log) {
+            Refusal::NotPermitted => LoadError::NotPermitted(privilege::why_not_permitted()),
+            Refusal::NoMemory => LoadError::NoMemory(source),
+            Refusal::NoDescriptors => LoadError::NoDescriptors(source),
+            Refusal::Unfit(advice) => LoadError::Load { advice, source, log },
         }
-        LoadError::Load { source, log }
     }
 }

@@ -143,7 +143,7 @@ pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
     let filter = args.filter.join(" ");
     let request = args.request(&filter)?;
     let signals = Rc::new(Signals::take()?);
-    let mut client = Client::connect(global.control())?;
+    let mut client = Client::connect(&global.control())?;
     let grant = match client.ask(&Request::Capture(request))? {
         Response::Capture(grant) => grant,
         other => return Err(unexpected(&other)),

@@ -1,13 +1,16 @@
 //! The command line's end of the control socket.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Uid;
 use serde::Deserialize;
 
 use crate::control::api::{API_VERSION, Envelope, Request, Response};
+use crate::control::process::runtime_dir::name_of;
 
 /// How long an answer may take to begin, and to go on.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,7 +28,7 @@ pub enum ClientError {
         error: io::Error,
     },
     /// The socket is not for this user.
-    #[error("control socket {}: permission denied; ask as root", path.display())]
+    #[error("control socket {}: permission denied; ask as root{}", path.display(), or_as(path))]
     NotPermitted {
         /// The socket.
         path: PathBuf,
@@ -53,6 +56,19 @@ pub enum ClientError {
     /// The daemon says no.
     #[error("{0}")]
     Refused(String),
+}
+
+/// The daemon's user, as far as its files tell: the socket may be in a directory that is not for
+/// this user to look into.
+fn or_as(path: &Path) -> String {
+    let meta = path.symlink_metadata().or_else(|error| match path.parent() {
+        Some(directory) => directory.symlink_metadata(),
+        None => Err(error),
+    });
+    match meta.map(|meta| meta.uid()) {
+        Ok(uid) if uid != 0 => format!(", or as user {}", name_of(Uid::from_raw(uid))),
+        _ => String::new(),
+    }
 }
 
 /// A connection.

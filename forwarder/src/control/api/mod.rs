@@ -9,6 +9,7 @@ pub mod capture;
 pub mod client;
 mod clients;
 mod connection;
+pub mod listen;
 pub mod page;
 pub mod route_get;
 pub mod rows;

@@ -6,17 +6,15 @@
 //! [`CLIENTS_MAX`](super::clients::CLIENTS_MAX), its request at most
 //! [`REQUEST_MAX`](super::connection::REQUEST_MAX) octets, its answer a row and a buffer.
 
-use std::fs::{self, File, Permissions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
@@ -24,9 +22,11 @@ use serde::Deserialize;
 
 use super::clients::{self, Clients, Place};
 use super::connection::{Connection, Incoming};
+use super::listen::{Listening, ServerError, SocketFiles, listen};
 use super::rows::{List, ListError, RowWriter};
 use crate::control::api::{API_VERSION, Envelope, Format, Request, Response};
 use crate::control::process::threads::join_until;
+use crate::control::process::{limits, privilege};
 
 /// Pause before the next connection is accepted when that failed: descriptors or memory must come
 /// back first.
@@ -74,43 +74,10 @@ impl From<Response> for Answer {
     }
 }
 
-/// Why the socket could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// Somebody listens there.
-    #[error("another ferroute runs here (pid {pid}, control socket {}); stop it, or give this one \
-             another socket with --control", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-        /// Who listens.
-        pid: i32,
-    },
-    /// A file of another kind has the name.
-    #[error("control socket {}: there is a file of that name that is not a socket; remove it, or \
-             name another with --control", path.display())]
-    NotASocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A system call failed.
-    #[error("control socket {}: cannot {what}: {error}", path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        error: io::Error,
-    },
-}
-
 /// The listening socket and its thread. Closed and removed when dropped.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
-    /// (device, inode) of the socket's file: another's is not removed.
-    file: (u64, u64),
+    files: SocketFiles,
     /// Dropped to wake the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -121,80 +88,47 @@ impl Server {
     /// is replaced.
     ///
     /// # Errors
-    /// [`ServerError::InUse`] when another process listens there, and what the system refuses.
+    /// As for [`listen`] and [`Server::serve`].
     pub fn start(path: &Path, handler: Arc<dyn ControlHandler>) -> Result<Server, ServerError> {
-        let listener = listen(path)?;
+        Server::serve(listen(path)?, handler)
+    }
+
+    /// Answers on a socket from now on.
+    ///
+    /// # Errors
+    /// When the system refuses what it takes.
+    pub fn serve(
+        socket: Listening,
+        handler: Arc<dyn ControlHandler>,
+    ) -> Result<Server, ServerError> {
+        let Listening { listener, files } = socket;
+        let path = files.path();
         let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
-        let meta = fs::symlink_metadata(path).map_err(failed("look at it"))?;
         listener.set_nonblocking(true).map_err(failed("set it up"))?;
         let (stop, stopped) = UnixStream::pair().map_err(failed("set it up"))?;
         let thread = thread::Builder::new()
             .name("fr-control".into())
-            .spawn(move || accept_loop(&listener, &stopped, &handler))
+            .spawn(move || {
+                // The threads of clients inherit that.
+                privilege::drop_all();
+                accept_loop(&listener, &stopped, &handler);
+            })
             .map_err(failed("start its thread"))?;
-        Ok(Server {
-            path: path.to_owned(),
-            file: (meta.dev(), meta.ino()),
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Server { files, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.files.path()
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
-            let _ = fs::remove_file(&self.path);
-        }
         self.stop.take();
         if let Some(thread) = self.thread.take() {
             let _ = join_until(thread, Instant::now() + ACCEPT_END);
         }
-    }
-}
-
-/// Binds the socket, unless another process serves it. Two that start at once are kept apart by a
-/// lock on the directory, so that neither takes the other's new socket for a stale one.
-fn listen(path: &Path) -> Result<UnixListener, ServerError> {
-    let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let directory = File::open(directory).map_err(failed("open its directory"))?;
-    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| failed("lock its directory")(errno.into()))?;
-    remove_stale(path)?;
-    let listener = UnixListener::bind(path).map_err(failed("create it"))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("set its mode"))?;
-    Ok(listener)
-}
-
-fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("look at it")(error)),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(ServerError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Ok(stream) => {
-            let pid = getsockopt(&stream, PeerCredentials).map_or(0, |peer| peer.pid());
-            Err(ServerError::InUse { path: path.to_owned(), pid })
-        }
-        // Nobody listens: whoever did is gone.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("remove the stale one"))
-        }
-        Err(error) => Err(failed("ask who listens")(error)),
     }
 }
 
@@ -215,6 +149,12 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
             return;
         }
         match listener.accept() {
+            // What is left is for those who forward and follow the kernel.
+            Ok((stream, _)) if limits::is_scarce(&stream) => {
+                clients.make_room();
+                clients::say(&stream, "no descriptor is left for clients (ulimit -n); try again");
+                thread::sleep(ACCEPT_PAUSE);
+            }
             Ok((stream, _)) => serve_in_thread(stream, &clients, handler),
             Err(error) if is_gone(&error) => {}
             // Out of descriptors or memory. Whoever only waits gives way; if nobody does, one is
@@ -332,6 +272,7 @@ mod tests {
     use super::*;
     use crate::control::api::client::{Client, ClientError};
     use crate::control::api::{Rendered, RouteGetRequest};
+    use std::path::PathBuf;
 
     /// Answers `route get` with the addresses, everything else with an error.
     struct Echo;
@@ -394,7 +335,6 @@ mod tests {
     fn requests_are_answered_in_turn_and_large_ones_too() {
         let (_dir, server) = served();
         let path = server.path().to_owned();
-        assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o777, 0o600);
         let mut client = Client::connect(&path).expect("connects");
         for count in [20_000, 0, 1] {
             let Ok(Response::Rendered(Rendered::Text(text))) =
@@ -415,28 +355,6 @@ mod tests {
         drop(server);
         assert!(!path.exists());
         assert!(matches!(Client::connect(&path), Err(ClientError::NotRunning { .. })));
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let (_dir, path) = socket();
-        drop(UnixListener::bind(&path).expect("binds"));
-        assert!(path.exists(), "left behind");
-        let server = Server::start(&path, Arc::new(Echo)).expect("replaces it");
-        let second = Server::start(&path, Arc::new(Echo)).expect_err("runs already");
-        let ServerError::InUse { pid, .. } = second else { panic!("{second}") };
-        assert_eq!(pid, std::process::id() as i32);
-        assert!(path.exists());
-        drop(server);
-    }
-
-    #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
-        let (_dir, path) = socket();
-        fs::write(&path, "precious").expect("writes");
-        let error = Server::start(&path, Arc::new(Echo)).expect_err("refuses");
-        assert!(matches!(error, ServerError::NotASocket { .. }), "{error}");
-        assert_eq!(fs::read(&path).expect("is there"), b"precious");
     }
 
     #[test]

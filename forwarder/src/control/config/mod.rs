@@ -16,33 +16,33 @@
 //! worker_timeout_ms = 250    # a worker that is silent for longer: the kernel has its queues
 //! control_timeout_ms = 1000  # the control thread: the kernel has everything
 //! ignore_firewall = false
-//! control = "/run/ferroute.sock"
+//! runtime_dir = "/run/ferroute"
+//! control = "/run/ferroute/control.sock"
 //! ```
 //!
 //! The `[replay]` section is described in [`crate::control::offline::static_network`]. An error names file, line and
 //! column, what was found, and what was expected.
 
+mod cpus;
 pub mod interfaces;
 pub mod ipnet;
 pub mod timeouts;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+pub use self::cpus::CpuList;
 use self::interfaces::{Interfaces, check_word};
 use self::timeouts::Timeouts;
 use crate::control::offline::static_network::ReplaySection;
+use crate::control::process::runtime_dir;
 use crate::worker::poll::PollMode;
 
-/// Where the control socket is when nobody says otherwise.
-pub const CONTROL_DEFAULT: &str = "/run/ferroute.sock";
 /// Descriptors of a ring when nobody says otherwise: as many as the common drivers' rings have.
 pub const RING_DEFAULT: u32 = 2048;
 /// One frame in this many is measured when nobody says otherwise: it costs nothing that can be
@@ -61,8 +61,6 @@ pub const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
 pub const PORTS_MAX: u16 = 256;
 /// IFNAMSIZ less the final zero.
 const IFNAME_MAX: usize = 15;
-/// A CPU's number is below this: the kernel's largest NR_CPUS.
-const CPUS_MAX: usize = 8192;
 
 /// How to bind, and where the XDP program sits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -110,8 +108,20 @@ pub struct RunOptions {
     pub timeouts: Timeouts,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: bool,
+    /// The directory of the daemon's own files; `None`: there is none that can be used.
+    pub runtime_dir: Option<RuntimeDir>,
     /// The control socket.
     pub control: PathBuf,
+}
+
+/// The directory of the daemon's own files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeDir {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether the user named it, or the control socket is in it: then the daemon does not start
+    /// without.
+    pub required: bool,
 }
 
 /// What the command line says; what it does not say is left to the file, then to the defaults.
@@ -143,11 +153,18 @@ pub struct RunFlags {
     pub account: bool,
     /// `--ignore-firewall`; cannot be switched off by a flag.
     pub ignore_firewall: bool,
+    /// `--runtime-dir`.
+    pub runtime_dir: Option<PathBuf>,
     /// `--control` or FERROUTE_CONTROL.
     pub control: Option<PathBuf>,
 }
 
 impl RunOptions {
+    /// Whether settings of interfaces are changed while they are served, and put back.
+    pub fn changes_interrupts(&self) -> bool {
+        self.poll == PollMode::Busy || self.pin_irqs
+    }
+
     /// Flags over file over defaults.
     ///
     /// # Errors
@@ -181,6 +198,12 @@ impl RunOptions {
             flags.worker_timeout_ms.or(file.worker_timeout_ms.map(Spanned::into_inner)),
             flags.control_timeout_ms.or(file.control_timeout_ms.map(Spanned::into_inner)),
         )?;
+        let control = flags.control.or(file.control);
+        let named = flags.runtime_dir.or(file.runtime_dir);
+        let runtime_dir = RuntimeDir {
+            required: named.is_some() || control.is_none(),
+            path: named.unwrap_or_else(runtime_dir::default_path),
+        };
         Ok(RunOptions {
             interfaces,
             max_ports,
@@ -196,7 +219,8 @@ impl RunOptions {
             account: flags.account,
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
-            control: flags.control.or(file.control).unwrap_or_else(|| CONTROL_DEFAULT.into()),
+            control: control.unwrap_or_else(|| runtime_dir::socket_in(&runtime_dir.path)),
+            runtime_dir: Some(runtime_dir),
         })
     }
 }
@@ -244,6 +268,8 @@ pub struct RunSection {
     pub control_timeout_ms: Option<Spanned<u32>>,
     /// Start also when a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
+    /// The directory of the daemon's own files.
+    pub runtime_dir: Option<PathBuf>,
     /// The control socket.
     pub control: Option<PathBuf>,
 }
@@ -434,94 +460,6 @@ fn check_ring(size: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// CPUs in the order they were named, each once; written as in `taskset -c`: `0-3,5`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CpuList(Vec<usize>);
-
-impl CpuList {
-    /// In the order they were named.
-    pub fn cpus(&self) -> &[usize] {
-        &self.0
-    }
-
-    fn new(cpus: Vec<usize>) -> Result<CpuList, String> {
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = cpus.iter().find(|cpu| !seen.insert(**cpu)) {
-            return Err(format!("CPU {twice} is named twice"));
-        }
-        match cpus.iter().find(|cpu| **cpu >= CPUS_MAX) {
-            Some(cpu) => Err(format!("CPU {cpu} is beyond the largest, {}", CPUS_MAX - 1)),
-            None if cpus.is_empty() => Err(format!("no CPU is named, expected {CPUS_EXPECTED}")),
-            None => Ok(CpuList(cpus)),
-        }
-    }
-}
-
-const CPUS_EXPECTED: &str = "CPU numbers and ranges like 0-3,5";
-
-impl FromStr for CpuList {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<CpuList, String> {
-        let wrong = |part: &str| format!("`{part}` in `{text}`: expected {CPUS_EXPECTED}");
-        // parse() would take a plus sign.
-        let number = |part: &str| match part.as_bytes() {
-            [] => Err(wrong(part)),
-            digits if !digits.iter().all(u8::is_ascii_digit) => Err(wrong(part)),
-            _ => part.parse::<usize>().map_err(|_| wrong(part)),
-        };
-        let mut cpus = Vec::new();
-        for part in text.split(',') {
-            match part.split_once('-') {
-                None => cpus.push(number(part)?),
-                Some((first, last)) => {
-                    let (first, last) = (number(first)?, number(last)?);
-                    if first > last || last >= CPUS_MAX {
-                        return Err(wrong(part));
-                    }
-                    cpus.extend(first..=last);
-                }
-            }
-        }
-        CpuList::new(cpus)
-    }
-}
-
-impl fmt::Display for CpuList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, cpu) in self.0.iter().enumerate() {
-            write!(f, "{}{cpu}", if n == 0 { "" } else { "," })?;
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for CpuList {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CpuList, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = CpuList;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{CPUS_EXPECTED}, as a string or an array of numbers")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<CpuList, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<CpuList, A::Error> {
-                let mut cpus = Vec::new();
-                while let Some(cpu) = seq.next_element()? {
-                    cpus.push(cpu);
-                }
-                CpuList::new(cpus).map_err(de::Error::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -549,7 +487,7 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `runtime_dir`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),
@@ -659,8 +597,31 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         let options = RunOptions::resolve(flags(&["a"]), None).expect("right");
-        assert_eq!(options.control, Path::new(CONTROL_DEFAULT));
         assert_eq!(options.latency_sample, LATENCY_SAMPLE_DEFAULT);
+    }
+
+    #[test]
+    fn the_control_socket_is_in_the_runtime_directory_unless_it_is_named() {
+        let resolve = |flags: RunFlags, file: &str| {
+            let flags = RunFlags { interfaces: vec!["a".into()], ..flags };
+            let options = RunOptions::resolve(flags, Some(run(file))).expect("right");
+            let RuntimeDir { path, required } = options.runtime_dir.expect("there is one");
+            let shown = |path: PathBuf| path.to_string_lossy().into_owned();
+            (shown(path), required, shown(options.control))
+        };
+        let expected = |dir: &str, required, control: &str| (dir.into(), required, control.into());
+        let (none, dir) = (RunFlags::default, |dir: &str| Some(PathBuf::from(dir)));
+        let default = resolve(none(), "[run]\n");
+        assert_eq!(default, expected("/run/ferroute", true, "/run/ferroute/control.sock"));
+        let file = "[run]\nruntime_dir = \"/a\"\n";
+        assert_eq!(resolve(none(), file), expected("/a", true, "/a/control.sock"));
+        let flags = RunFlags { runtime_dir: dir("/b"), ..none() };
+        assert_eq!(resolve(flags.clone(), file), expected("/b", true, "/b/control.sock"));
+        let flags = RunFlags { control: dir("/tmp/s"), ..flags };
+        assert_eq!(resolve(flags, file), expected("/b", true, "/tmp/s"));
+        // Nothing that was asked for is in it.
+        let flags = RunFlags { control: dir("/tmp/s"), ..none() };
+        assert_eq!(resolve(flags, "[run]\n"), expected("/run/ferroute", false, "/tmp/s"));
     }
 
     #[test]
@@ -698,19 +659,5 @@ mod tests {
             error("[run]\ninterfaces = [\"a\", \"b[\"]\n").split(": ").next(),
             Some("r.toml:2:20")
         );
-    }
-
-    #[test]
-    fn cpu_lists_are_read_as_taskset_writes_them() {
-        let cpus = |text: &str| text.parse::<CpuList>().map(|list| list.0);
-        assert_eq!(cpus("0-3,5"), Ok(vec![0, 1, 2, 3, 5]));
-        assert_eq!(cpus("7"), Ok(vec![7]));
-        assert_eq!(cpus("2,0-1"), Ok(vec![2, 0, 1]));
-        for wrong in
-            ["", ",", "1,", "3-1", "1-", "-1", "+1", "a", "0-9999999", "1,1", "0-2,2", "1 "]
-        {
-            assert!(cpus(wrong).is_err(), "{wrong:?}");
-        }
-        assert_eq!("2,0-1".parse::<CpuList>().expect("a list").to_string(), "2,0,1");
     }
 }

@@ -5,6 +5,7 @@
 //! clients have threads of their own. Each time it has followed the kernel up to a moment it gives
 //! its heartbeat, without which neither the XDP programs nor the workers forward.
 //!
+//! - [`start`]: the process made ready, before there is anything to stop;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and what they have room for;
 //! - [`punter`]: the thread that hands packets back to the kernel;
@@ -21,12 +22,12 @@ mod punter;
 mod relay;
 mod report;
 mod snapshot;
+mod start;
 mod workers;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -35,21 +36,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::Receiver;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Ask, relay};
 use self::snapshot::{Snapshot, Unmirrored, View};
+use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
-use crate::control::netdev::{irq, keep::RUN_DIR, poll};
 use crate::control::process::log::Log;
-use crate::control::process::privilege;
+use crate::control::process::signals::{Interrupted, Signals};
 use crate::control::process::threads::join_until;
+use crate::control::process::{limits, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
@@ -82,20 +82,30 @@ const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 /// What stands in the way of starting: privilege, interface, program, socket, firewall; each says
 /// what to do. Later trouble with one port is reported by `status` and leaves it to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
-    privilege::require()?;
-    // Before any thread exists, so that every thread inherits the mask.
-    let signals = take_signals()?;
+    limits::raise();
+    let ports = options.interfaces.named().len().max(1) as u64;
+    privilege::require(limits::locked_least(ports, options.rx_ring, options.tx_ring))?;
+    // Before any thread exists, so that every thread inherits them.
+    let signals = Arc::new(Signals::take()?);
+    privilege::seal(&options)?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
-    let mut daemon = Daemon::start(options, signals)?;
+    let mut daemon = match start::start(options, signals) {
+        Err(error) if error.is::<Interrupted>() => {
+            say!("{error}");
+            return Ok(());
+        }
+        started => started?,
+    };
     let ended = daemon.serve();
     daemon.stop(ended.is_ok());
+    say!("{}", daemon.totals());
     ended
 }
 
 struct Daemon {
     options: Arc<RunOptions>,
     started: Instant,
-    signals: SignalFd,
+    signals: Arc<Signals>,
     bell: Arc<Bell>,
     mirror: Mirror,
     steering: Steering,
@@ -138,7 +148,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(options: RunOptions, signals: SignalFd) -> Result<Daemon> {
+    /// `socket` is listened at; `signals` were taken before any thread was started.
+    fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Daemon> {
         let bell = Bell::new().context("cannot create an eventfd")?;
         let firewall = Monitor::start()
             .context("cannot read the firewall's rules, so it is not known what they are")?;
@@ -151,7 +162,9 @@ impl Daemon {
                 bypassed.join("\n  ")
             );
         }
+        signals.check()?;
         let mirror = Mirror::start(MirrorOptions::default())?;
+        signals.check()?;
         let mut steering = Steering::new()?;
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
         let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&bell))?;
@@ -161,7 +174,7 @@ impl Daemon {
         let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
         let mut daemon = Daemon {
             started: view.started,
-            signals,
+            signals: Arc::clone(&signals),
             bell,
             mirror,
             steering,
@@ -170,7 +183,7 @@ impl Daemon {
             threads: Vec::new(),
             cpus: Vec::new(),
             neigh_requests: Vec::new(),
-            ports: PortManager::new(options.interfaces.named()),
+            ports: PortManager::new(options.interfaces.named(), signals),
             firewall,
             bypassed,
             checked: Instant::now(),
@@ -195,16 +208,27 @@ impl Daemon {
         let matching = ports::matching(&daemon.mirror, &daemon.options);
         daemon.ports.make_room(&daemon.options, &matching);
         daemon.ports.take_newcomers(&daemon.options, &matching);
-        tell_leftovers(poll::restore_leftovers(Path::new(RUN_DIR)), "for polling");
-        tell_leftovers(irq::restore_leftovers(Path::new(RUN_DIR)), "of interrupts");
-        daemon.server = Some(Server::start(&daemon.options.control, Arc::new(relay))?);
-        daemon.start_workers()?;
+        daemon.server = Some(Server::serve(socket, Arc::new(relay))?);
+        match daemon.begin() {
+            Ok(()) => Ok(daemon),
+            Err(error) => {
+                // Of what was set for some ports, nothing stays.
+                daemon.stop(false);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the workers and serves the ports.
+    fn begin(&mut self) -> Result<()> {
+        self.start_workers()?;
         // Rules may have come since they were looked at, and matched interfaces may have their own.
-        daemon.firewall.read_all();
-        daemon.follow_firewall()?;
-        daemon.open_ports()?;
-        say!("{}", daemon.summary());
-        Ok(daemon)
+        self.firewall.read_all();
+        self.follow_firewall()?;
+        self.open_ports()?;
+        self.signals.check()?;
+        say!("{}", self.summary());
+        Ok(())
     }
 
     /// At the start, what cannot be served is the user's mistake; later it is the network's course.
@@ -237,6 +261,7 @@ impl Daemon {
         self.bring_up_ports()?;
         while self.ports.is_changing() {
             while self.ports.is_changing() {
+                self.signals.check()?;
                 self.with_ports(PortManager::wait_done)?;
             }
             self.mirror.set_ports(&self.ports.in_tables());
@@ -370,7 +395,7 @@ impl Daemon {
         while !self.stopping {
             self.sleep()?;
             self.bell.silence();
-            if matches!(self.signals.read_signal(), Ok(Some(_))) {
+            if self.signals.is_pending() {
                 break;
             }
             let caught_up = self.follow_kernel()?;
@@ -563,26 +588,5 @@ impl Daemon {
         self.punter.stop(Instant::now() + THREADS_END);
         self.view.captures.finish();
         self.server = None;
-        say!("{}", self.totals());
     }
-}
-
-/// Says what was put back that an earlier run had set, and what could not be.
-fn tell_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
-    match restored {
-        Ok(names) if names.is_empty() => {}
-        Ok(names) => say!("{}: put back what an earlier run had set {what}", names.join(", ")),
-        Err(error) => say!("cannot put back what an earlier run set {what}: {error}"),
-    }
-}
-
-fn take_signals() -> Result<SignalFd> {
-    let mut mask = SigSet::empty();
-    mask.add(Signal::SIGTERM);
-    mask.add(Signal::SIGINT);
-    // The terminal is gone.
-    mask.add(Signal::SIGHUP);
-    mask.thread_block().context("cannot block signals")?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .context("cannot create a signalfd")
 }

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::punt::PuntDevice;
 use crate::worker::slow_path::{Bell, PuntQueue};
@@ -72,7 +73,11 @@ impl Punter {
     pub(super) fn start(&mut self, queues: Vec<PuntQueue>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name("fr-punt".into());
-        let thread = thread.spawn(move || shared.run(&queues));
+        let thread = thread.spawn(move || {
+            // It writes to the descriptor of a device that is there.
+            privilege::drop_all();
+            shared.run(&queues);
+        });
         self.thread = Some(thread.context("cannot start the thread that hands packets back")?);
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::Daemon;
 use super::ports::{Port, worker_of};
 use crate::control::config::{CpuList, QUEUES_MAX};
 use crate::control::netdev::nic::{self, Queues};
+use crate::control::process::{limits, privilege};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
 use crate::say;
@@ -44,6 +45,11 @@ impl Daemon {
         let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
         let most = if more_may_come { most.max(LATE_QUEUES) } else { most };
         let rounds = most.div_ceil(count as u32).max(1);
+        let sockets = queues.iter().map(|queues| u64::from(queues.rx.min(limit))).sum();
+        let needed = limits::descriptors_needed(queues.len() as u64, sockets, count as u64);
+        if let Some(what) = limits::too_few_descriptors(needed) {
+            say!("{what}");
+        }
         let mut punts = Vec::new();
         for n in 0..count {
             let cpu = match cpus {
@@ -65,7 +71,8 @@ impl Daemon {
                 served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
             let (worker, handle, frames, requests) =
                 self.make_worker(n, (count, rounds), expected)?;
-            let thread = spawn(worker, n, cpu)?;
+            let busy = self.options.poll == PollMode::Busy;
+            let thread = spawn(worker, n, cpu, busy)?;
             self.workers.push(handle);
             self.threads.push(thread);
             self.cpus.push(cpu);
@@ -142,11 +149,18 @@ impl Daemon {
     }
 }
 
-/// Starts a worker's thread and waits until it is pinned.
-fn spawn(worker: Worker<AfXdp>, n: usize, cpu: Option<usize>) -> Result<JoinHandle<FrameCensus>> {
+/// Starts a worker's thread and waits until it is pinned and has given up what it needs not. `busy`:
+/// it polls queues itself.
+fn spawn(
+    worker: Worker<AfXdp>,
+    n: usize,
+    cpu: Option<usize>,
+    busy: bool,
+) -> Result<JoinHandle<FrameCensus>> {
     let (pinned, result) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("fr-worker{n}")).spawn(move || {
-        let outcome = cpu.map_or(Ok(()), affinity::pin_to);
+        let pin = || cpu.map_or(Ok(()), affinity::pin_to).map_err(anyhow::Error::from);
+        let outcome = privilege::confine_worker(busy).and_then(|()| pin());
         let failed = outcome.is_err();
         // The starter waits for this; if it has given up, there is nobody to work for.
         if pinned.send(outcome).is_err() || failed {

@@ -5,27 +5,22 @@ use std::io;
 use std::path::Path;
 use std::thread;
 
-use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, unshare};
 
 use super::{Finding, Level};
 use crate::control::api::client::{Client, ClientError};
 use crate::control::api::{Request, Response, StatusReport};
 use crate::control::firewall;
-use crate::control::process::privilege;
+use crate::control::process::{kernel, privilege};
 use crate::control::steering::Steering;
-use crate::control::steering::punt::{PuntDevice, PuntError};
+use crate::control::steering::punt::{self, PuntDevice, PuntError};
 
-/// What the XDP program and its map types need.
-const KERNEL_OLDEST: (u32, u32) = (6, 1);
-/// Octets of locked memory below which a worker's frames do not fit: 4096 frames of a page.
-const MEMLOCK_LEAST: u64 = 16 << 20;
 /// Where TAP devices are made.
 const TUN: &str = "/dev/net/tun";
 
-/// Kernel, privileges, limits.
+/// The kernel, and the way back to it.
 pub fn machine() -> Vec<Finding> {
-    let mut findings = vec![kernel(), btf(), capabilities(), memlock(), jit()];
+    let mut findings = vec![kernel(), btf(), jit()];
     findings.extend(way_back());
     findings.extend(learnt_mtu());
     findings
@@ -44,17 +39,7 @@ fn way_back() -> Vec<Finding> {
 fn of_tun(opened: io::Result<()>) -> Finding {
     let Err(error) = opened else { return Finding::ok("tun", format!("{TUN} can be opened")) };
     let message = format!("{TUN} cannot be opened: {error}; packets go back to the kernel by it");
-    let advice = match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            "modprobe tun; a container has to be given the device (--device /dev/net/tun), a kernel \
-             of one's own needs CONFIG_TUN"
-        }
-        _ => {
-            "run the doctor as root; a container has to be allowed the device (--device \
-              /dev/net/tun)"
-        }
-    };
-    Finding::fail("tun", message, advice)
+    Finding::fail("tun", message, punt::tun_advice(&error))
 }
 
 /// How far a trial of the way back came.
@@ -69,8 +54,11 @@ enum Trial {
 
 /// Makes it as `run` does, in a network namespace that is gone with this thread.
 fn try_way_back() -> Trial {
-    if let Some((capability, _)) = privilege::missing().first() {
-        return Trial::NotTried(format!("{capability} is missing"), "run the doctor as root");
+    if let Some(need) = privilege::missing(0).first() {
+        return Trial::NotTried(
+            format!("{} is missing", need.capability),
+            "run the doctor as root",
+        );
     }
     let trial = thread::spawn(|| {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
@@ -122,11 +110,10 @@ fn first_line(text: &str) -> &str {
 }
 
 fn kernel() -> Finding {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
-    match version(release) {
-        Some(version) if version < KERNEL_OLDEST => {
-            let (major, minor) = KERNEL_OLDEST;
+    let release = kernel::release();
+    match kernel::version(&release) {
+        Some(version) if version < kernel::OLDEST => {
+            let (major, minor) = kernel::OLDEST;
             let message = format!("Linux {release} is older than {major}.{minor}");
             Finding::fail("kernel", message, "boot a newer kernel")
         }
@@ -138,52 +125,12 @@ fn kernel() -> Finding {
     }
 }
 
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
 fn btf() -> Finding {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Finding::ok("btf", "the kernel describes its types");
     }
     let advice = "not needed to forward; bpftool and tracing want CONFIG_DEBUG_INFO_BTF";
     Finding::warn("btf", "the kernel has no BTF", advice)
-}
-
-fn capabilities() -> Finding {
-    let missing = privilege::missing();
-    if missing.is_empty() {
-        return Finding::ok("capabilities", "all there");
-    }
-    let missing: Vec<String> =
-        missing.iter().map(|(capability, what)| format!("{capability} ({what})")).collect();
-    let message = format!("missing: {}", missing.join(", "));
-    Finding::fail("capabilities", message, "run as root, or give the program these capabilities")
-}
-
-/// UMEM is locked memory, which CAP_IPC_LOCK exempts from the limit (`xdp_umem_account_pages`).
-fn memlock() -> Finding {
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let limit = limits.lines().find_map(memlock_limit);
-    let exempt = caps::has_cap(None, CapSet::Effective, Capability::CAP_IPC_LOCK);
-    match limit {
-        _ if exempt.unwrap_or(false) => {
-            Finding::ok("memlock", "no limit for this user (CAP_IPC_LOCK)")
-        }
-        Some(octets) if octets < MEMLOCK_LEAST => Finding::fail(
-            "memlock",
-            format!("{octets} octets of memory may be locked, the frames of a worker take more"),
-            "ulimit -l unlimited, or LimitMEMLOCK=infinity in the service",
-        ),
-        Some(_) => Finding::ok("memlock", "enough memory may be locked"),
-        None => Finding::warn("memlock", "the limit cannot be read", "see ulimit -l"),
-    }
-}
-
-fn memlock_limit(line: &str) -> Option<u64> {
-    let soft = line.strip_prefix("Max locked memory")?.split_whitespace().next()?;
-    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
 }
 
 fn jit() -> Finding {
@@ -299,33 +246,19 @@ mod tests {
     use crate::control::api::{MirrorStatus, State};
 
     #[test]
-    fn releases_compare_by_number() {
-        assert_eq!(version("6.18.44-fc"), Some((6, 18)));
-        assert_eq!(version("6.1-rc3"), Some((6, 1)));
-        assert_eq!(version("5.10.0"), Some((5, 10)));
-        assert!(version("5.10.0") < Some(KERNEL_OLDEST));
-        assert_eq!(version("unknown"), None);
-    }
-
-    #[test]
-    fn the_limit_is_read_from_procs_table() {
-        let line = "Max locked memory         8388608              8388608              bytes     ";
-        assert_eq!(memlock_limit(line), Some(8 << 20));
-        let line = "Max locked memory         unlimited            unlimited            bytes     ";
-        assert_eq!(memlock_limit(line), Some(u64::MAX));
-        assert_eq!(memlock_limit("Max open files 1024 1024 files"), None);
-    }
-
-    #[test]
     fn a_way_back_that_is_not_there_comes_with_what_is_missing() {
         assert_eq!(of_tun(Ok(())).level, Level::Ok);
-        for (errno, advice) in
-            [(libc::ENOENT, "modprobe tun"), (libc::ENODEV, "modprobe tun"), (libc::EPERM, "root")]
-        {
+        for (errno, advice) in [
+            (libc::ENOENT, "modprobe tun"),
+            (libc::ENODEV, "modprobe tun"),
+            (libc::EPERM, "DeviceAllow="),
+            (libc::EACCES, "chmod 0666"),
+            (libc::EMFILE, "ulimit -n"),
+        ] {
             let finding = of_tun(Err(io::Error::from_raw_os_error(errno)));
             assert_eq!(finding.level, Level::Fail);
             let said = finding.advice.expect("what to do");
-            assert!(said.contains(advice) && said.contains("--device /dev/net/tun"), "{said}");
+            assert!(said.contains(advice), "{said}");
         }
         assert_eq!(of_trial(Trial::Works).level, Level::Ok);
         assert_eq!(of_trial(Trial::NotTried("no CAP_BPF".into(), "be root")).level, Level::Warn);

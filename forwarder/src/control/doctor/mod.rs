@@ -5,11 +5,13 @@
 //! sysfs would show the namespace of whoever mounted it.
 //!
 //! - `host`: the machine and the namespace;
+//! - `process`: what `run` may do and use;
 //! - `port`: whether an interface, as [`crate::control::netdev::nic`] has it, suits;
 //! - `queues`: its queues, against the workers that serve them.
 
 mod host;
 mod port;
+mod process;
 mod queues;
 
 use std::path::Path;
@@ -125,6 +127,12 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
         }
     };
     let mut findings = host::machine();
+    let all = || ports.iter().chain(&matched);
+    let queues = nics.iter().flatten().filter(|nic| all().any(|name| *name == nic.name));
+    let queues = queues.map(|nic| nic::queues(nic.ifindex).map_or(1, |queues| queues.rx.into()));
+    // A router has two.
+    let count = all().count().max(2) as u64;
+    findings.extend(process::examine(count, queues.sum::<u64>().max(count), control));
     findings.extend(host::firewall(&ports, &matched));
     ports.extend_from_slice(&matched);
     findings.extend(daemon.findings);

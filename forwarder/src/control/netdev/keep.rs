@@ -1,12 +1,12 @@
 //! What was found before something was set, kept in a file while it is: so that it can be put back
 //! after a crash, at the next start.
 //!
-//! One file a port and kind, named for the network namespace and the port. Who set it holds a lock on
-//! it; a file without a lock is a leftover.
+//! One file a port and kind, named for the network namespace and the port, in the runtime directory
+//! ([`crate::control::process::runtime_dir`]), which the instances of one user may share. Who set it
+//! holds a lock on it; a file without a lock is a leftover.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -14,9 +14,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::io::af_xdp::netns_id;
-
-/// Where the files are.
-pub const RUN_DIR: &str = "/run/ferroute";
 
 /// A file, held.
 #[derive(Debug)]
@@ -33,10 +30,6 @@ impl Kept {
         ifname: &str,
         found: &T,
     ) -> io::Result<Kept> {
-        if !directory.exists() {
-            fs::create_dir_all(directory)?;
-            fs::set_permissions(directory, Permissions::from_mode(0o700))?;
-        }
         let path = directory.join(format!("{}{ifname}.json", prefix(kind)?));
         Ok(Kept { _lock: write(&path, found)?, path })
     }
@@ -59,7 +52,8 @@ fn write<T: Serialize>(path: &Path, found: &T) -> io::Result<Flock<File>> {
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     serde_json::to_writer(&mut file, found)?;
     file.flush()?;
-    let lock = Flock::lock(file.reopen()?, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
+    let lock =
+        Flock::lock(file.reopen()?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(lock)
 }

@@ -2,34 +2,41 @@
 
 use std::io;
 
-use libbpf_rs::MapCore;
+use libbpf_rs::{ErrorKind, MapCore};
 
 use super::XdpMode;
+use crate::control::process::{kernel, limits, privilege};
 
 /// Why the XDP program could not be loaded, attached or told something.
 #[derive(Debug, thiserror::Error)]
 pub enum XdpError {
     /// The kernel does not let this process use BPF.
-    #[error(
-        "no permission to {what}: run as root, or with the capabilities CAP_BPF, CAP_NET_ADMIN and \
-         CAP_NET_RAW (CAP_SYS_ADMIN where kernel.unprivileged_bpf_disabled or an older kernel asks)"
-    )]
+    #[error("no permission to {what}: {why}")]
     NotPermitted {
         /// What was tried.
         what: &'static str,
+        /// What is missing, as far as it is known.
+        why: String,
     },
     /// The kernel or libbpf refuses the object.
     #[error(
-        "the kernel does not take ferroute's BPF program ({source}); Linux 6.1 or later with \
-         CONFIG_BPF_SYSCALL, CONFIG_XDP_SOCKETS and CONFIG_NET_CLS_BPF is needed{}",
+        "the kernel does not take ferroute's BPF program ({source:#}){advice}{}",
         indented(log)
     )]
     Load {
         /// libbpf's error.
         source: libbpf_rs::Error,
+        /// What to do, if that is known.
+        advice: String,
         /// What libbpf said, the verifier's words included.
         log: String,
     },
+    /// No memory for the object.
+    #[error(
+        "no memory for ferroute's BPF program and its maps ({0:#}): raise the limit of the address \
+         space (ulimit -v) or of the control group, if there is one"
+    )]
+    NoMemory(libbpf_rs::Error),
     /// The embedded object has no such map or program.
     #[error(
         "the embedded BPF object has no {0}: it does not belong to this build (scripts/build-xdp)"
@@ -39,7 +46,10 @@ pub enum XdpError {
     #[error("cannot map the array of heartbeats into memory: {0}")]
     Heartbeats(io::Error),
     /// No descriptor is left.
-    #[error("cannot keep a BPF program's descriptor: {0}; raise the limit with `ulimit -n`")]
+    #[error(
+        "no descriptor is left for BPF programs and maps: {0}; raise the limit on open files (ulimit \
+         -n, LimitNOFILE in the service)"
+    )]
     Descriptors(io::Error),
     /// A program that is not ferroute's is on the interface.
     #[error("{ifname} {}", self.reason())]
@@ -109,8 +119,11 @@ impl XdpError {
         map: &impl MapCore,
         source: libbpf_rs::Error,
     ) -> Self {
-        if source.kind() == libbpf_rs::ErrorKind::PermissionDenied {
-            return Self::NotPermitted { what: "use BPF maps" };
+        if source.kind() == ErrorKind::PermissionDenied {
+            return Self::not_permitted("use BPF maps");
+        }
+        if is_descriptors(&source, DESCRIPTORS_OF_MAP) {
+            return Self::no_descriptors(&source);
         }
         Self::Map { what, map: map.name().to_string_lossy().into_owned(), source }
     }
@@ -144,10 +157,75 @@ impl XdpError {
     }
 
     pub(super) fn load(source: libbpf_rs::Error, log: String) -> Self {
-        if source.kind() == libbpf_rs::ErrorKind::PermissionDenied && !log.contains("processed") {
-            return Self::NotPermitted { what: "load BPF programs" };
+        match Refusal::of(&source, &log) {
+            Refusal::NotPermitted => Self::not_permitted("load BPF programs"),
+            Refusal::NoMemory => Self::NoMemory(source),
+            Refusal::NoDescriptors => Self::no_descriptors(&source),
+            Refusal::Unfit(advice) => Self::Load { advice, source, log },
         }
-        Self::Load { source, log }
+    }
+
+    fn no_descriptors(source: &libbpf_rs::Error) -> Self {
+        Self::Descriptors(io::Error::other(format!("{source:#}")))
+    }
+
+    pub(super) fn not_permitted(what: &'static str) -> Self {
+        Self::NotPermitted { what, why: privilege::why_not_permitted() }
+    }
+}
+
+/// Why the kernel or libbpf does not take a BPF object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NotPermitted,
+    NoMemory,
+    NoDescriptors,
+    /// Anything else, and what to do if that is known.
+    Unfit(String),
+}
+
+impl Refusal {
+    /// By libbpf's error and what it said, the verifier's words included.
+    pub(crate) fn of(source: &libbpf_rs::Error, log: &str) -> Refusal {
+        match source.kind() {
+            // The verifier says EACCES too, of a program that it has looked at: then its words count,
+            // unless a privilege is missing with which it may take it.
+            ErrorKind::PermissionDenied
+                if !log.contains("processed") || !privilege::missing(0).is_empty() =>
+            {
+                Refusal::NotPermitted
+            }
+            ErrorKind::OutOfMemory => Refusal::NoMemory,
+            _ if is_descriptors(source, DESCRIPTORS_OF_OBJECT) => Refusal::NoDescriptors,
+            kind => Refusal::Unfit(advice(kind)),
+        }
+    }
+}
+
+/// Descriptors that loading the object takes for a moment, and one map handle.
+const DESCRIPTORS_OF_OBJECT: u64 = 24;
+const DESCRIPTORS_OF_MAP: u64 = 1;
+
+/// Whether an error that libbpf gives no kind is for want of descriptors. It does not hand out the
+/// errno, and has closed what it had opened: so the limit is held against what it takes.
+fn is_descriptors(source: &libbpf_rs::Error, taken: u64) -> bool {
+    source.kind() == ErrorKind::Other && limits::is_out_of_descriptors(taken)
+}
+
+/// What the kernel must be, where it may not be that.
+fn advice(kind: ErrorKind) -> String {
+    let release = kernel::release();
+    match kernel::version(&release) {
+        Some(version) if version < kernel::OLDEST => {
+            let (major, minor) = kernel::OLDEST;
+            format!("; Linux {major}.{minor} or later is needed, this is {release}")
+        }
+        _ if matches!(kind, ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+            "; a kernel of one's own needs CONFIG_BPF_SYSCALL, CONFIG_XDP_SOCKETS and \
+             CONFIG_NET_CLS_BPF"
+                .to_owned()
+        }
+        _ => String::new(),
     }
 }
 
@@ -165,4 +243,34 @@ fn indented(log: &str) -> String {
     let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
     let from = lines.len().saturating_sub(LINES_MAX);
     lines[from..].iter().map(|l| format!("\n    {l}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(errno: i32, log: &str) -> XdpError {
+        XdpError::load(libbpf_rs::Error::from_raw_os_error(errno), log.to_owned())
+    }
+
+    #[test]
+    fn an_old_kernel_is_blamed_by_an_old_kernel_only() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINVAL, libc::ENOSPC] {
+            let text = load(errno, "").to_string();
+            assert!(!text.contains("Linux 6.1"), "{text}");
+        }
+        assert!(matches!(load(libc::ENOMEM, ""), XdpError::NoMemory(_)));
+        assert!(load(libc::EINVAL, "").to_string().contains("CONFIG_XDP_SOCKETS"));
+        assert!(!load(libc::ENOSPC, "").to_string().contains("CONFIG_XDP_SOCKETS"));
+    }
+
+    #[test]
+    fn what_is_not_permitted_comes_with_the_missing_capabilities() {
+        let text = std::thread::spawn(|| {
+            privilege::drop_all();
+            load(libc::EACCES, "R7 pointer comparison prohibited\nprocessed 21 insns").to_string()
+        });
+        let text = text.join().expect("ends");
+        assert!(text.contains("CAP_PERFMON") && !text.contains("R7"), "{text}");
+    }
 }

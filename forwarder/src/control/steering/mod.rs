@@ -22,6 +22,7 @@ use std::time::Duration;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use xdp_prog::SharedSettings;
 
+pub(crate) use self::error::Refusal;
 pub use self::error::XdpError;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
@@ -47,7 +48,7 @@ impl Steering {
     /// Loads the shared maps and the punt program.
     ///
     /// # Errors
-    /// [`XdpError::NotPermitted`] without CAP_BPF and CAP_NET_ADMIN; [`XdpError::Load`] with
+    /// [`XdpError::NotPermitted`] without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; [`XdpError::Load`] with
     /// libbpf's own words if the kernel refuses the object.
     pub fn new() -> Result<Steering, XdpError> {
         let shared = Arc::new(Shared::load()?);

@@ -346,9 +346,8 @@ impl Target<'_> {
 
     fn error(&self, mode: XdpMode, source: io::Error) -> XdpError {
         match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => {
-                XdpError::NotPermitted { what: "attach an XDP program" }
-            }
+            Some(libc::EPERM | libc::EACCES) => XdpError::not_permitted("attach an XDP program"),
+            Some(libc::EMFILE | libc::ENFILE) => XdpError::Descriptors(source),
             // Someone was quicker since the query.
             Some(libc::EBUSY | libc::EEXIST) => self.refuse_if_taken().err().unwrap_or_else(|| {
                 XdpError::Attach { ifname: self.ifname.to_owned(), mode, source }

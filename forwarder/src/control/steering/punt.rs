@@ -41,10 +41,7 @@ pub fn is_own(name: &str) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum PuntError {
     /// No TAP device.
-    #[error(
-        "cannot create a TAP device: {0}; the `tun` module and CAP_NET_ADMIN are needed, and \
-         /dev/net/tun in a container"
-    )]
+    #[error("cannot create a TAP device: {0}; {advice}", advice = tun_advice(.0))]
     Create(io::Error),
     /// The device cannot be set up.
     #[error("cannot set up the TAP device {name}: {source}")]
@@ -55,10 +52,7 @@ pub enum PuntError {
         source: io::Error,
     },
     /// The classifier cannot be attached.
-    #[error(
-        "cannot attach the classifier to {name}: {source}; the modules sch_ingress and cls_bpf \
-         are needed\n{log}"
-    )]
+    #[error("cannot attach the classifier to {name}: {source}{}\n{log}", classifier_advice(source))]
     Classifier {
         /// The device.
         name: String,
@@ -70,6 +64,34 @@ pub enum PuntError {
     /// The table of ports could not be written.
     #[error(transparent)]
     Ports(#[from] XdpError),
+}
+
+/// What to do when /dev/net/tun cannot be opened, or makes no device.
+pub fn tun_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            "modprobe tun; a container has to be given the device (--device /dev/net/tun), a kernel \
+             of one's own needs CONFIG_TUN"
+        }
+        Some(libc::EACCES) => {
+            "let this user open it (chmod 0666 /dev/net/tun, as udev sets it: making a device takes \
+             CAP_NET_ADMIN all the same), or run as root"
+        }
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (ulimit -n)",
+        Some(libc::EPERM) => {
+            "CAP_NET_ADMIN is needed, and a container or service has to be allowed the device \
+             (--device /dev/net/tun, DeviceAllow=/dev/net/tun rw)"
+        }
+        _ => "see whether another program can make one: ip tuntap add mode tap",
+    }
+}
+
+fn classifier_advice(source: &libbpf_rs::Error) -> &'static str {
+    use libbpf_rs::ErrorKind::{InvalidInput, NotFound, Unsupported};
+    match source.kind() {
+        InvalidInput | NotFound | Unsupported => "; the modules sch_ingress and cls_bpf are needed",
+        _ => "",
+    }
 }
 
 /// The device. It is gone when this is dropped, or when the process ends.

@@ -10,7 +10,6 @@ use anyhow::Result;
 use xdp_prog::{VlanSettings, mac_words, vlan_key};
 
 use crate::control::netdev::irq::Pinned;
-use crate::control::netdev::keep::RUN_DIR;
 use crate::control::netdev::nic::Queues;
 use crate::control::netdev::poll::Tuned;
 use crate::control::steering::punt::PuntDevice;
@@ -133,8 +132,8 @@ impl ActivePort {
 
     /// The driver's interrupts give way to the worker's polls. Where that cannot be had, polling
     /// goes on beside them.
-    pub(super) fn tune(&mut self) {
-        match Tuned::apply(Path::new(RUN_DIR), &self.ifname, self.ifindex) {
+    pub(super) fn tune(&mut self, directory: &Path) {
+        match Tuned::apply(directory, &self.ifname, self.ifindex) {
             Ok(tuned) => self.tuned = Some(tuned),
             Err(error) => say!("interface {}: interrupts stay as they are: {error}", self.ifname),
         }

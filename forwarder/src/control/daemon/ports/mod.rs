@@ -38,6 +38,7 @@ use self::thread::{Done, Job, Opened, PortThread};
 use super::CHECK;
 use crate::control::config::RunOptions;
 use crate::control::mirror::Mirror;
+use crate::control::process::signals::Signals;
 use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
@@ -94,11 +95,13 @@ pub(super) struct PortManager {
     filtered: Filtered,
     /// Received, sent, and handed back by ports whose numbers are others' now.
     counted_before: [u64; 3],
+    /// End what waits for a queue.
+    signals: Arc<Signals>,
 }
 
 impl PortManager {
-    /// Of interfaces that were named; none is open.
-    pub(super) fn new(names: &[String]) -> PortManager {
+    /// Of interfaces that were named; none is open. `signals` end what waits for a queue.
+    pub(super) fn new(names: &[String], signals: Arc<Signals>) -> PortManager {
         PortManager {
             ports: (0u16..).zip(names).map(|(n, name)| Port::new(n, name)).collect(),
             max_ports: 0,
@@ -110,6 +113,7 @@ impl PortManager {
             room_soon: false,
             filtered: Filtered::new(),
             counted_before: [0; 3],
+            signals,
         }
     }
 
@@ -129,7 +133,9 @@ impl PortManager {
         let handoffs = Handoffs::new(workers.len(), options.tx_ring as usize)?;
         let max_ports = self.max_ports;
         let workers = WorkerCalls::new(workers);
-        let context = PortContext { attacher, workers, cpus, handoffs, options, max_ports, rounds };
+        let signals = Arc::clone(&self.signals);
+        let context =
+            PortContext { attacher, workers, cpus, handoffs, options, max_ports, rounds, signals };
         self.thread = Some(PortThread::start(context, bell)?);
         Ok(())
     }
@@ -211,14 +217,16 @@ impl PortManager {
         Ok(changed)
     }
 
-    /// The same, and waits for something to be done before.
+    /// The same, and waits a moment for something to be done before.
     ///
     /// # Errors
     /// As for [`PortManager::take_done`].
     pub(super) fn wait_done(&mut self, around: &Surroundings<'_>) -> Result<bool> {
         let Some(thread) = &self.thread else { return Ok(false) };
-        let done = thread.next()?;
-        self.apply(done, around)
+        match thread.next_soon()? {
+            Some(done) => self.apply(done, around),
+            None => Ok(false),
+        }
     }
 
     fn apply(&mut self, done: Done, around: &Surroundings<'_>) -> Result<bool> {

@@ -128,11 +128,14 @@ impl OpenRequest {
             without_socket: BTreeMap::new(),
             down_since: None,
         };
-        if with.options.poll == PollMode::Busy {
-            port.tune();
-        }
-        if with.options.pin_irqs {
-            port.pin(&with.cpus);
+        // Without a directory to keep in what is to be put back, nothing is set.
+        if let Some(directory) = &with.options.runtime_dir {
+            if with.options.poll == PollMode::Busy {
+                port.tune(&directory.path);
+            }
+            if with.options.pin_irqs {
+                port.pin(&directory.path, &with.cpus);
+            }
         }
         Ok(port)
     }
@@ -238,7 +241,9 @@ impl OpenRequest {
                 tries = tries.saturating_sub(1);
                 match with.workers.open(worker, slot, config.clone()) {
                     // Waited for here, not on the worker: it has other ports to serve.
-                    Err(error) if tries > 0 && error.is_busy() => std::thread::sleep(BUSY_PAUSE),
+                    Err(error) if tries > 0 && error.is_busy() && !with.signals.is_pending() => {
+                        std::thread::sleep(BUSY_PAUSE);
+                    }
                     opened => break opened?,
                 }
             };

@@ -12,7 +12,6 @@ use super::thread::PortContext;
 use crate::control::config::QUEUES_MAX;
 use crate::control::netdev::ethtool;
 use crate::control::netdev::irq::Pinned;
-use crate::control::netdev::keep::RUN_DIR;
 use crate::control::netdev::nic::Queues;
 use crate::control::steering::XdpError;
 use crate::io::af_xdp::driver_name;
@@ -100,13 +99,13 @@ impl ActivePort {
     }
 
     /// Interrupts of queues to their workers' CPUs.
-    pub(super) fn pin(&mut self, cpus: &[Option<usize>]) {
+    pub(super) fn pin(&mut self, directory: &Path, cpus: &[Option<usize>]) {
         let (name, queues) = (&self.ifname, self.queues);
         let cpu_of = |queue: u32| match queue < queues {
             true => cpus.get(worker_of(queue, cpus.len())).copied().flatten(),
             false => None,
         };
-        match Pinned::apply(Path::new(RUN_DIR), name, self.ifindex, cpu_of) {
+        match Pinned::apply(directory, name, self.ifindex, cpu_of) {
             Ok(Some(pinned)) => {
                 say!("interface {name}: {} interrupt(s) pinned", pinned.count());
                 self.pinned = Some(pinned);

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
 
 use super::active::ActivePort;
 use super::calls::WorkerCalls;
@@ -15,9 +15,13 @@ use super::handoff::Handoffs;
 use super::look::{Sight, Watch, look, look_at_workers};
 use super::open::{OpenRequest, close, open};
 use crate::control::config::RunOptions;
+use crate::control::process::signals::Signals;
 use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
 use crate::worker::slow_path::Bell;
+
+/// Between two looks at what else may end a wait.
+const MOMENT: Duration = Duration::from_millis(20);
 
 /// What opening a port takes.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(in crate::control::daemon) struct PortContext {
     pub(super) max_ports: u16,
     /// Most queues of one port that a worker can serve.
     pub(super) rounds: u32,
+    /// End what waits for a queue.
+    pub(super) signals: Arc<Signals>,
 }
 
 impl PortContext {
@@ -109,12 +115,16 @@ impl PortThread {
         }
     }
 
-    /// Waits until something is done.
+    /// The same, and waits a moment for it.
     ///
     /// # Errors
     /// The thread has ended by itself.
-    pub(super) fn next(&self) -> Result<Done> {
-        self.done.recv().map_err(|_| ended())
+    pub(super) fn next_soon(&self) -> Result<Option<Done>> {
+        match self.done.recv_timeout(MOMENT) {
+            Ok(done) => Ok(Some(done)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(ended()),
+        }
     }
 
     /// Lets it finish what it is doing until `end`. What it opened or closed meanwhile.

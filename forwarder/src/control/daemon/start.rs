@@ -1,0 +1,58 @@
+//! Makes the process ready: its directory and socket, what an earlier run has left set; then gives up
+//! the privileges that are not needed any more, and starts the [`Daemon`].
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::Daemon;
+use crate::control::api::listen::listen;
+use crate::control::config::RunOptions;
+use crate::control::netdev::{irq, poll};
+use crate::control::process::signals::{Signals, StartGuard};
+use crate::control::process::{privilege, runtime_dir};
+use crate::say;
+
+/// Starts the daemon.
+///
+/// # Errors
+/// What stands in the way; [`Interrupted`](crate::control::process::signals::Interrupted) when a
+/// signal came. Nothing is left behind then.
+pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Daemon> {
+    prepare_runtime_dir(&mut options)?;
+    let socket = listen(&options.control)?;
+    // From here on there is something to remove. Dropped when the start has ended, well or not.
+    let _guard = StartGuard::new(Arc::clone(&signals), socket.files.remover())?;
+    if let Some(directory) = &options.runtime_dir {
+        tell_leftovers(poll::restore_leftovers(&directory.path), "for polling");
+        tell_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
+    }
+    privilege::confine(&options)?;
+    Daemon::start(options, signals, socket)
+}
+
+/// Makes and checks it. One that cannot be used is an error where it was asked for, or the control
+/// socket is to be in it; else what would be kept there is not.
+fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
+    let Some(directory) = &options.runtime_dir else { return Ok(()) };
+    match runtime_dir::prepare(&directory.path) {
+        Ok(()) => {}
+        Err(error) if directory.required => return Err(error.into()),
+        Err(error) => {
+            if options.changes_interrupts() {
+                say!("{error}; interrupts stay as they are, for they could not be put back");
+            }
+            options.runtime_dir = None;
+        }
+    }
+    Ok(())
+}
+
+/// Says what was put back that an earlier run had set, and what could not be.
+fn tell_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
+    match restored {
+        Ok(names) if names.is_empty() => {}
+        Ok(names) => say!("{}: put back what an earlier run had set {what}", names.join(", ")),
+        Err(error) => say!("cannot put back what an earlier run set {what}: {error}"),
+    }
+}

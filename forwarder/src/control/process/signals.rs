@@ -1,0 +1,177 @@
+//! SIGTERM, SIGINT and SIGHUP as a descriptor, and an end to a start that they interrupt.
+//!
+//! The control thread reads them between its turns. While it starts it has no turns yet, and may
+//! wait in the kernel (a table of a million routes, a queue that is still busy, RTNL held by
+//! another): a [`StartGuard`] watches for it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::privilege;
+
+/// How long a start may go on after a signal, to end by itself and in order. It looks whether one
+/// came wherever it waits for more than some milliseconds of its own will.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// For the message to be written, if anybody reads it.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// The start was ended by a signal: not an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("ended by a signal before it forwarded")]
+pub struct Interrupted;
+
+/// The signals that end the process in order.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Takes them from here on; to be called before threads are started, which inherit the mask.
+    ///
+    /// # Errors
+    /// When the kernel refuses a signalfd.
+    pub fn take() -> Result<Signals> {
+        let mut mask = SigSet::empty();
+        // SIGHUP: the terminal is gone.
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block().context("cannot block signals")?;
+        let fd = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+        Ok(Signals(fd.context("cannot create a signalfd")?))
+    }
+
+    /// Whether one has come; it stays.
+    pub fn is_pending(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// An error if one has come.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn check(&self) -> Result<(), Interrupted> {
+        if self.is_pending() { Err(Interrupted) } else { Ok(()) }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Ends the process if a signal comes during the start and the start does not end by itself soon
+/// after. Dropped when the process has started.
+#[derive(Debug)]
+pub struct StartGuard {
+    /// Closed to end the thread.
+    done: Option<UnixStream>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StartGuard {
+    /// Watches from now on. `clean_up` removes what would be left behind when the process ends.
+    ///
+    /// # Errors
+    /// When there is no descriptor or no thread to be had.
+    pub fn new(
+        signals: Arc<Signals>,
+        clean_up: impl FnOnce() + Send + 'static,
+    ) -> Result<StartGuard> {
+        let (done, started) = UnixStream::pair().context("cannot create a pair of sockets")?;
+        let watch = move || {
+            privilege::drop_all();
+            if watch(&signals, &started) == Ended::Stuck {
+                clean_up();
+                crate::say!("{Interrupted}");
+                thread::sleep(LAST_WORDS);
+                // Without destructors: whoever would run them is stuck. The kernel takes back what
+                // the process has of it.
+                std::process::exit(0);
+            }
+        };
+        let thread = thread::Builder::new().name("fr-start".into()).spawn(watch);
+        let thread = thread.context("cannot start a thread")?;
+        Ok(StartGuard { done: Some(done), thread: Some(thread) })
+    }
+}
+
+impl Drop for StartGuard {
+    fn drop(&mut self) {
+        self.done.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The start has ended, well or not.
+    Started,
+    /// A signal came, and it has not ended since.
+    Stuck,
+}
+
+/// Sleeps until the start has ended, or a signal has come and [`GRACE`] has passed.
+fn watch(signals: &Signals, started: &UnixStream) -> Ended {
+    let grace = PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX);
+    let ended = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+    loop {
+        let mut fds = [
+            PollFd::new(started.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) if ended(&fds[0]) => return Ended::Started,
+            Ok(_) if ended(&fds[1]) => break,
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return Ended::Started,
+        }
+    }
+    match poll(&mut [PollFd::new(started.as_fd(), PollFlags::POLLIN)], grace) {
+        Ok(0) => Ended::Stuck,
+        _ => Ended::Started,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::raise;
+
+    /// A signal for this thread alone: others of the test do not block it.
+    fn signals_with_one() -> Signals {
+        let signals = Signals::take().expect("a signalfd");
+        assert_eq!(signals.check(), Ok(()));
+        raise(Signal::SIGHUP).expect("is sent");
+        signals
+    }
+
+    #[test]
+    fn a_signal_that_has_come_is_seen_and_stays() {
+        let signals = signals_with_one();
+        for _ in 0..2 {
+            assert_eq!(signals.check(), Err(Interrupted));
+        }
+    }
+
+    #[test]
+    fn only_a_start_that_does_not_end_after_a_signal_is_stuck() {
+        let signals = signals_with_one();
+        let (done, started) = UnixStream::pair().expect("a pair");
+        assert_eq!(watch(&signals, &started), Ended::Stuck);
+        drop(done);
+        assert_eq!(watch(&signals, &started), Ended::Started);
+    }
+}
