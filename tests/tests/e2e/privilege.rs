@@ -1,0 +1,255 @@
+//! A user of its own, with just the capabilities that are asked for; and what a running daemon has
+//! given up.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually, ferroute};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// A user that no machine has.
+const USER: u32 = 4242;
+/// What the daemon asks for, in setpriv's words.
+const NEEDED: [&str; 5] = ["net_admin", "net_raw", "bpf", "perfmon", "ipc_lock"];
+/// Their bits, as /proc writes sets of capabilities (linux/capability.h).
+const BITS: [u64; 5] = [1 << 12, 1 << 13, 1 << 39, 1 << 38, 1 << 14];
+
+/// A place for the user: a copy of the program, and a directory of its own.
+struct Home {
+    dir: TempDir,
+    lab: Lab,
+}
+
+impl Home {
+    fn new() -> Result<Home> {
+        let dir = tempfile::tempdir()?;
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
+        // The directory of the build may be closed to others. By another process: a file that a test
+        // beside this one has inherited open cannot be started.
+        let copied = Command::new("cp").arg(ferroute::binary()).arg(dir.path()).status()?;
+        ensure!(copied.success());
+        let own = dir.path().join("own");
+        fs::create_dir(&own)?;
+        fs::set_permissions(&own, Permissions::from_mode(0o700))?;
+        chown(&own, Some(USER), Some(USER))?;
+        Ok(Home { dir, lab: Lab::up()? })
+    }
+
+    fn program(&self) -> PathBuf {
+        self.dir.path().join("ferroute")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("own/control.sock")
+    }
+
+    /// The program as the user with these capabilities. /dev/net/tun is as udev makes it: for all.
+    fn command(&self, capabilities: &[&str], args: &[&str]) -> Command {
+        let mut list = "-all".to_owned();
+        capabilities.iter().for_each(|name| list.push_str(&format!(",+{name}")));
+        let script = "mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && \
+                      exec setpriv --reuid 4242 --regid 4242 --clear-groups --no-new-privs \
+                      --inh-caps \"$1\" --ambient-caps \"$1\" --bounding-set \"$1\" \"${@:2}\"";
+        let mut command = self.lab.router.command("bash");
+        command.arg("-c").arg(script).arg("bash").arg(list).arg(self.program()).args(args);
+        command.env("RUNTIME_DIRECTORY", self.dir.path().join("own"));
+        command.env_remove("FERROUTE_CONTROL");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, capabilities: &[&str], more: &[&str]) -> Command {
+        let args = [&["run", "-i", "rt-left", "-i", "rt-right"], more].concat();
+        let mut command = self.command(capabilities, &args);
+        command.stdout(Stdio::null());
+        command
+    }
+
+    /// `status` as a user, with no capability.
+    fn ask_as(&self, user: u32) -> Result<Output> {
+        let mut command = Command::new(self.program());
+        command.args(["status", "--control"]).arg(self.socket()).uid(user).gid(user);
+        Ok(command.output()?)
+    }
+}
+
+fn ended(mut child: Child) -> Result<Output> {
+    let end = Instant::now() + PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > end {
+            child.kill()?;
+            let output = child.wait_with_output()?;
+            bail!("does not end: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(child.wait_with_output()?)
+}
+
+fn text(octets: &[u8]) -> String {
+    String::from_utf8_lossy(octets).into_owned()
+}
+
+/// For each thread of a process its name and its set of capabilities of a kind.
+fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.map(|line| line.trim().to_owned()).with_context(|| format!("no {name}"))
+        };
+        found.push((field("Name")?, u64::from_str_radix(&field(kind)?, 16)?));
+    }
+    Ok(found)
+}
+
+/// Fails unless every thread has given up all but what is its own.
+fn confined(pid: u32) -> Result<()> {
+    let all = BITS.iter().fold(0, |sum, bit| sum | bit);
+    let [_, net_raw, _, _, ipc_lock] = BITS;
+    for kind in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
+        for (name, set) in sets(pid, kind)? {
+            let may = match kind {
+                "CapBnd" => all,
+                "CapInh" | "CapAmb" => 0,
+                _ if name.starts_with("fr-worker") => net_raw | ipc_lock,
+                // Opens ports that come back.
+                "CapEff" | "CapPrm" if name == "fr-ports" => all,
+                _ if name.starts_with("fr-") => 0,
+                _ => all,
+            };
+            ensure!(set & !may == 0, "{kind} of {name}: {set:x} is more than {may:x}");
+        }
+    }
+    for (name, set) in sets(pid, "NoNewPrivs")? {
+        ensure!(set == 1, "{name} may gain privileges");
+    }
+    let control = sets(pid, "CapEff")?.into_iter().find(|(name, _)| !name.starts_with("fr-"));
+    ensure!(
+        control.is_some_and(|(_, set)| set == all),
+        "the control thread has less than it needs"
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_user_of_its_own_forwards_and_answers() -> Result<()> {
+    let home = Home::new()?;
+    // What it needs is what the doctor has missed.
+    let doctor =
+        home.command(&[], &["-j", "doctor", "-i", "rt-left", "-i", "rt-right"]).output()?;
+    let missing = text(&doctor.stdout);
+    for name in NEEDED {
+        let name = format!("CAP_{}", name.to_uppercase());
+        ensure!(missing.contains(&name), "no word about {name}: {missing}");
+    }
+
+    let child = home.run(&NEEDED, &[]).spawn()?;
+    let pid = child.id();
+    let facts = || -> Result<()> {
+        let asked = |user| home.ask_as(user).is_ok_and(|output| output.status.success());
+        ensure!(eventually(|| asked(0)), "root gets no answer");
+        ensure!(asked(USER), "its own user gets no answer");
+        let stranger = home.ask_as(4343)?;
+        let said = text(&stranger.stderr);
+        ensure!(!stranger.status.success() && said.contains("permission denied"), "{said}");
+        ensure!(said.contains("user 4242"), "{said}");
+        let before = ferroute_tests::counters::forwarded_by_kernel(&home.lab.router)?;
+        for to in [RIGHT4, RIGHT6] {
+            ping_all(&home.lab.left, &format!("-c 3 -i 0.1 -W 5 {to}"))?;
+        }
+        let after = ferroute_tests::counters::forwarded_by_kernel(&home.lab.router)?;
+        ensure!(before == after, "the kernel forwards: {after:?}");
+        // A port that comes back is opened anew with what it has kept.
+        home.lab.router.run("ip link set rt-right down")?;
+        home.lab.router.run("ip link set rt-right up")?;
+        ensure!(eventually(|| asked(USER)), "a port that was down does not come back");
+        ping_all(&home.lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
+        confined(pid)
+    };
+    let facts = facts();
+    kill(Pid::from_raw(pid as i32), Signal::SIGTERM)?;
+    let output = ended(child)?;
+    facts.with_context(|| text(&output.stderr))?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn each_capability_that_is_missing_is_named() -> Result<()> {
+    let home = Home::new()?;
+    for without in NEEDED {
+        let rest: Vec<&str> = NEEDED.into_iter().filter(|name| *name != without).collect();
+        let mut command = home.run(&rest, &[]);
+        let output = ended(command.spawn()?)?;
+        let said = text(&output.stderr);
+        ensure!(!output.status.success(), "it starts without {without}");
+        let name = format!("CAP_{} (", without.to_uppercase());
+        ensure!(said.contains(&name), "no word about {name}: {said}");
+        ensure!(said.contains("AmbientCapabilities"), "{said}");
+        let others =
+            rest.iter().filter(|name| said.contains(&format!("CAP_{} (", name.to_uppercase())));
+        ensure!(others.count() == 0, "without {without}: {said}");
+        ensure!(!home.socket().exists(), "a socket is left behind");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn tables_that_only_root_can_list_are_found_by_a_user_too() -> Result<()> {
+    let home = Home::new()?;
+    home.lab.router.run("iptables-legacy -A FORWARD -s 203.0.113.0/24 -j DROP")?;
+    let output = ended(home.run(&NEEDED, &[]).spawn()?)?;
+    let said = text(&output.stderr);
+    ensure!(!output.status.success() && said.contains("iptables-legacy"), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_device_that_only_root_can_open_is_named() -> Result<()> {
+    let home = Home::new()?;
+    let script = "mount -t tmpfs none /dev/net && mknod -m 600 /dev/net/tun c 10 200 && \
+                  exec setpriv --reuid 4242 --regid 4242 --clear-groups --inh-caps \"$1\" \
+                  --ambient-caps \"$1\" \"${@:2}\"";
+    let list: Vec<String> = NEEDED.iter().map(|name| format!("+{name}")).collect();
+    let mut command = home.lab.router.command("bash");
+    command.arg("-c").arg(script).arg("bash").arg(list.join(",")).arg(home.program());
+    command.args(["run", "-i", "rt-left", "-i", "rt-right", "--control"]).arg(home.socket());
+    let output = ended(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)?;
+    let said = text(&output.stderr);
+    ensure!(!output.status.success() && said.contains("chmod 0666 /dev/net/tun"), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_gives_up_what_a_running_daemon_needs_not() -> Result<()> {
+    let lab = Lab::up()?;
+    let mut ferroute = Ferroute::start(&lab)?;
+    let Some(pid) = ferroute.pid() else { return Ok(()) };
+    confined(pid)?;
+    // Also of a thread that serves a client.
+    let command = ferroute.command(&["status"]);
+    let mut variables = command.get_envs();
+    let socket = variables.find(|(name, _)| *name == "FERROUTE_CONTROL").and_then(|(_, path)| path);
+    let _client = UnixStream::connect(socket.context("no control socket")?)?;
+    let served = || sets(pid, "CapEff").is_ok_and(|all| all.iter().any(|(n, _)| n == "fr-client"));
+    ensure!(eventually(served), "no thread serves the client");
+    confined(pid)?;
+    ferroute.terminate()
+}
