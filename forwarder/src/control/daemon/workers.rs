@@ -66,10 +66,10 @@ impl Daemon {
             let (worker, handle, frames, requests) =
                 self.make_worker(n, (count, rounds), expected)?;
             let thread = spawn(worker, n, cpu)?;
+            punts.push((frames, Arc::clone(&handle.stats)));
             self.workers.push(handle);
             self.threads.push(thread);
             self.cpus.push(cpu);
-            punts.push(frames);
             self.neigh_requests.push(requests);
         }
         self.punter.start(punts)?;
