@@ -4,7 +4,8 @@
 //! - [`device`]: a port as a network device: its parameters and callbacks;
 //! - `mem`: ports in memory, for tests and benchmarks;
 //! - `pcap`: ports that are capture files;
-//! - `af_xdp`: ports that are queues of network interfaces.
+//! - `af_xdp`: ports that are queues of network interfaces;
+//! - [`out_file`]: files that users name for output.
 //!
 //! A driver moves frames, it never copies one (unless a port takes only packets of one frame, and
 //! one is in several) and never allocates after start. It counts what it received, what was sent and
@@ -13,6 +14,7 @@
 pub mod af_xdp;
 pub mod device;
 pub mod mem;
+pub mod out_file;
 pub mod pcap;
 
 use std::os::fd::BorrowedFd;
