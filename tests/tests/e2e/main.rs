@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+mod accounting;
 mod bench;
 mod capture;
 mod control_clients;
 mod devices;
+mod files;
 mod follow;
 mod full_table;
 mod hops;
@@ -19,6 +21,7 @@ mod left;
 mod life;
 mod load;
 mod mtu;
+mod names;
 mod neighbours;
 mod patterns;
 mod policy;
