@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod counters;
 pub mod ferroute;
 pub mod freeze;

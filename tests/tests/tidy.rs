@@ -62,6 +62,19 @@ fn unsafe_code(relative: &str, text: &str) -> Vec<String> {
     lines.map(|(at, _)| format!("unsafe in line {}", at + 1)).collect()
 }
 
+/// Text for people goes through the one place that takes control characters out of it.
+fn prints(relative: &str, text: &str) -> Vec<String> {
+    if !relative.starts_with("forwarder/src/") {
+        return vec![];
+    }
+    let is_print = |line: &str| {
+        let line = line.split("//").next().unwrap_or_default();
+        ["print!(", "println!("].iter().any(|call| line.contains(call))
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| is_print(line));
+    lines.map(|(at, _)| format!("prints by itself in line {}", at + 1)).collect()
+}
+
 fn blanks(text: &str) -> Vec<String> {
     let wrong = |line: &str| line.contains('\t') || line.ends_with([' ', '\r']);
     let lines = text.lines().enumerate().filter(|(_, line)| wrong(line));
@@ -86,6 +99,11 @@ fn every_file_opens_with_what_it_is_for() {
 #[test]
 fn unsafe_stands_only_where_it_may() {
     none(&findings(&repository(), unsafe_code));
+}
+
+#[test]
+fn nothing_is_printed_past_what_takes_control_characters_out() {
+    none(&findings(&repository(), prints));
 }
 
 #[test]
@@ -116,5 +134,7 @@ fn each_finding_is_found() {
         0
     );
     assert_eq!(unsafe_code("forwarder/src/skb/umem.rs", "unsafe { x() }\n").len(), 0);
+    assert_eq!(prints("forwarder/src/cli/stat.rs", "    eprintln!(\"{name}\");\n").len(), 1);
+    assert_eq!(prints("tests/src/lab.rs", "    eprintln!(\"{name}\");\n").len(), 0);
     assert_eq!(blanks("a\tb\nc \nd").len(), 3);
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::signals::Signals;
-use super::{Global, Usage};
+use super::{Global, Usage, output};
 use crate::control::config::CpuList;
 use crate::hdr::OutFile;
 use crate::load::rfc2544::ports::Ports;
@@ -141,7 +141,7 @@ pub fn bench(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
     };
     let mut progress = |text: &str| {
         if !args.quiet {
-            eprintln!("{text}");
+            output::note(format_args!("{text}"));
         }
     };
     let (tx, rx) = (args.tx.0.clone(), args.rx.0.clone());

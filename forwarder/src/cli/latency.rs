@@ -2,7 +2,6 @@
 //! the public HdrHistogram tools.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,6 +16,7 @@ use super::signals::Signals;
 use super::{Global, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
+use crate::control::process::terminal::printable;
 use crate::hdr::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
 /// Between two looks.
@@ -207,9 +207,11 @@ fn whole(report: &LatencyReport) -> Histogram<u64> {
     histogram(report.pairs.iter().flat_map(|pair| &pair.counts))
 }
 
-/// The pairs as `in:out` with their histograms: no interface's name has a colon.
+/// The pairs as `in:out` with their histograms: no interface's name has a colon. Control characters,
+/// which are no XML, are written out.
 fn parts(report: &LatencyReport) -> Vec<(String, Histogram<u64>)> {
-    let part = |pair: &PairLatency| (format!("{}:{}", pair.iif, pair.oif), histogram(&pair.counts));
+    let name = |pair: &PairLatency| format!("{}:{}", printable(&pair.iif), printable(&pair.oif));
+    let part = |pair: &PairLatency| (name(pair), histogram(&pair.counts));
     report.pairs.iter().map(part).collect()
 }
 
@@ -246,12 +248,8 @@ fn print(global: &Global, args: &LatencyArgs, report: &LatencyReport) -> Result<
     if output.json {
         return output.json(&to_json(report));
     }
-    let mut text = to_text(report);
-    if args.watch {
-        let clear = std::io::stdout().is_terminal();
-        text = if clear { format!("\x1b[H\x1b[2J{text}") } else { format!("{text}\n") };
-    }
-    output.text(&text)
+    let text = to_text(report);
+    if args.watch { output.text_anew(&text) } else { output.text(&text) }
 }
 
 fn to_json(report: &LatencyReport) -> Value {

@@ -1,4 +1,7 @@
-//! Writing to standard output: text in columns, JSON, colour on a terminal.
+//! Writing to standard output and standard error: text in columns, JSON, colour on a terminal.
+//!
+//! All text for people passes here, and loses its control characters (names of interfaces may have
+//! such): no verb prints by itself. Colours are noted as [`MARK`] until then.
 
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -10,7 +13,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::Usage;
+use crate::control::process::terminal::printable;
 use crate::hdr::file::is_stdout;
+
+/// Begins the mark of a colour in text that is to be printed; a letter or digit follows. No name of an interface
+/// has it, nor anything else that the kernel tells.
+const MARK: char = '\0';
 
 /// Writes a line to standard error at the end of the program, unless nobody reads it: a pipe that is
 /// full for a second costs the line, not the end.
@@ -18,8 +26,13 @@ pub fn last_words(line: fmt::Arguments<'_>) {
     let stderr = io::stderr();
     let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
     if !matches!(poll(&mut fds, PollTimeout::from(1000u16)), Ok(0)) {
-        let _ = writeln!(stderr.lock(), "{line}");
+        let _ = writeln!(stderr.lock(), "{}", printable(&line.to_string()));
     }
+}
+
+/// Writes a line to standard error, if somebody reads it.
+pub fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{}", printable(&line.to_string()));
 }
 
 /// Whether one of the files to be written is standard output (`-`), which then is that file's alone.
@@ -74,9 +87,41 @@ impl Output {
     /// Prints text that has its line ends.
     pub fn text(&self, text: &str) -> Result<()> {
         let mut out = stdout();
-        out.write_all(text.as_bytes())?;
+        write_text(&mut out, text)?;
         Ok(out.flush()?)
     }
+
+    /// The same where the last such text stood, on a terminal; elsewhere behind it.
+    pub fn text_anew(&self, text: &str) -> Result<()> {
+        let mut out = stdout();
+        let terminal = io::stdout().is_terminal();
+        if terminal {
+            out.write_all(b"\x1b[H\x1b[2J")?;
+        }
+        write_text(&mut out, text)?;
+        if !terminal {
+            out.write_all(b"\n")?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// Writes text without its control characters, and with the colours that were noted.
+fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let mut parts = text.split(MARK);
+    out.write_all(printable(parts.next().unwrap_or_default()).as_bytes())?;
+    for part in parts {
+        let mut chars = part.chars();
+        let code: &[u8] = match chars.next() {
+            Some('g') => b"\x1b[32m",
+            Some('o') => b"\x1b[33m",
+            Some('b') => b"\x1b[31m",
+            _ => b"\x1b[0m",
+        };
+        out.write_all(code)?;
+        out.write_all(printable(chars.as_str()).as_bytes())?;
+    }
+    Ok(())
 }
 
 fn stdout() -> BufWriter<StdoutLock<'static>> {
@@ -90,29 +135,37 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// `text` in a colour, if standard output shows colours (a terminal, and no NO_COLOR).
+/// `text` in a colour, if standard output shows colours (a terminal, and no NO_COLOR); to be printed by
+/// [`Output::text`].
 pub fn coloured(text: &str, colour: Colour) -> String {
     let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if !wanted || !io::stdout().is_terminal() {
         return text.to_owned();
     }
+    marked(text, colour)
+}
+
+fn marked(text: &str, colour: Colour) -> String {
     let code = match colour {
-        Colour::Good => 32,
-        Colour::Odd => 33,
-        Colour::Bad => 31,
+        Colour::Good => 'g',
+        Colour::Odd => 'o',
+        Colour::Bad => 'b',
     };
-    format!("\x1b[{code}m{text}\x1b[0m")
+    format!("{MARK}{code}{text}{MARK}0")
 }
 
 /// Lines of cells, each column as wide as its widest cell, two spaces between.
 pub fn columns(rows: &[Vec<String>]) -> String {
+    // As wide as they are printed.
+    let cells = |row: &Vec<String>| row.iter().map(|cell| printable(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:<width$}  "));
@@ -132,6 +185,21 @@ mod tests {
         let rows = [vec!["a".into(), "bcd".into()], vec!["efg".into(), "h".into()]];
         assert_eq!(columns(&rows), "a    bcd\nefg  h\n");
         assert_eq!(columns(&[]), "");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_they_are_printed() {
+        let rows = [vec!["a\x1b[31mb".into(), "c".into()], vec!["eth0".into(), "d".into()]];
+        assert_eq!(columns(&rows), "a\\x1b[31mb  c\neth0        d\n");
+    }
+
+    #[test]
+    fn colours_are_printed_and_no_other_control_characters() {
+        let mut out = Vec::new();
+        let text = format!("{} port a\x1b[31mb\n", marked("up\x07", Colour::Good));
+        write_text(&mut out, &text).expect("writes");
+        let out = String::from_utf8(out).expect("text");
+        assert_eq!(out, "\x1b[32mup\\x07\x1b[0m port a\\x1b[31mb\n");
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
             "mib": report.mib(),
             "drops": report.drops(),
             "punts": report.punts(),
+            "packets": report.packets(),
             "frames": report.frames(),
             "polling": report.polling(),
             "crossings": report.crossings(),
@@ -62,6 +63,7 @@ fn text(report: &StatReport, zeros: bool) -> String {
     let mut text = section("ferroute", &report.mib(), zeros);
     text += &section("drops", &report.drops(), zeros);
     text += &section("handed to the kernel", &report.punts(), zeros);
+    text += &section("packets", &report.packets(), zeros);
     text += &section("frames", &report.frames(), zeros);
     for worker in &report.workers {
         text += &section(&format!("polling, worker {}", worker.worker), &worker.polling, zeros);

@@ -1,12 +1,14 @@
 //! A file that is complete or not there: written beside its name, and renamed when done.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 use tempfile::TempPath;
+
+use crate::io::out_file::Place;
 
 /// Why a file could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +42,9 @@ enum Target {
 
 /// Whether a path means standard output.
 pub fn is_stdout(path: &Path) -> bool {
-    path.as_os_str() == "-"
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]
+        .iter()
+        .any(|name| path.as_os_str() == *name)
 }
 
 impl OutFile {
@@ -108,27 +112,16 @@ impl Target {
             return Ok(Target::Stdout);
         }
         // A link stays, and what it leads to is replaced.
-        let path = match fs::canonicalize(path) {
-            Ok(path) => path,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-            Err(error) => return Err(error),
-        };
-        match fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-            Ok(meta) if !meta.is_file() => {
-                return Ok(Target::Special(BufWriter::new(
-                    File::options().write(true).open(path)?,
-                )));
-            }
-            // Renaming would pass over the file's own mode, which may forbid writing.
-            Ok(_) => drop(File::options().append(true).open(&path)?),
-            Err(_) => {}
+        let place = Place::find(path)?;
+        // Opened, because renaming would pass over the file's own mode, which may forbid writing.
+        if let Some(file) = place.existing()?
+            && !file.metadata()?.is_file()
+        {
+            return Ok(Target::Special(BufWriter::new(file)));
         }
+        let path = place.path().to_owned();
         let directory = directory(&path);
         // What is wrong with the directory is told without the name of a temporary file in it.
-        if !fs::metadata(directory)?.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
-        }
         access(directory, AccessFlags::W_OK)?;
         let temporary = tempfile::Builder::new()
             .prefix(".ferroute-")
@@ -158,6 +151,8 @@ pub fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn files(dir: &Path) -> Vec<String> {
@@ -209,6 +204,35 @@ mod tests {
         assert_eq!(error, "cannot write /: is a directory");
         write(Path::new("/dev/null"), |w| w.write_all(b"x")).expect("takes everything");
         assert!(!fs::metadata("/dev/null").expect("is there").is_file(), "still a device");
+    }
+
+    #[test]
+    fn a_link_that_others_may_have_put_there_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [shared, file] = ["shared", "file"].map(|name| dir.path().join(name));
+        fs::create_dir(&shared).expect("makes");
+        fs::set_permissions(&shared, Permissions::from_mode(0o1777)).expect("sets");
+        fs::write(&file, "precious").expect("writes");
+        std::os::unix::fs::symlink(&file, shared.join("link")).expect("links");
+        let error = chain(OutFile::create(&shared.join("link")).expect_err("is refused"));
+        assert!(error.contains("a symbolic link in a directory that others"), "{error}");
+        assert_eq!(fs::read(&file).expect("is there"), b"precious");
+        write(&shared.join("file"), |w| w.write_all(b"x")).expect("writes");
+    }
+
+    #[test]
+    fn standard_output_has_several_names_and_none_of_them_is_replaced() {
+        for name in ["-", "/dev/stdout", "/dev/fd/1"] {
+            let file = OutFile::create(Path::new(name)).expect("is open");
+            assert!(matches!(file.target, Target::Stdout), "{name}");
+        }
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let path = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+        write(Path::new(&path), |w| w.write_all(b"x")).expect("writes");
+        drop(writer);
+        let mut read = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut read).expect("reads");
+        assert_eq!(read, b"x");
     }
 
     #[test]

@@ -4,15 +4,17 @@
 //! - [`device`]: a port as a network device: its parameters and callbacks;
 //! - `mem`: ports in memory, for tests and benchmarks;
 //! - `pcap`: ports that are capture files;
-//! - `af_xdp`: ports that are queues of network interfaces.
+//! - `af_xdp`: ports that are queues of network interfaces;
+//! - [`out_file`]: files that users name for output.
 //!
 //! A driver moves frames, it never copies one (unless a port takes only packets of one frame, and
-//! one is in several) and never allocates after start. It counts what it
-//! lost (ring full, sent in vain) in the worker's statistics.
+//! one is in several) and never allocates after start. It counts what it received, what was sent and
+//! what it dropped in the worker's statistics, each packet once.
 
 pub mod af_xdp;
 pub mod device;
 pub mod mem;
+pub mod out_file;
 pub mod pcap;
 
 use std::os::fd::BorrowedFd;
@@ -36,6 +38,9 @@ pub struct Census {
     /// Of ports that were removed, while it is not certain that the kernel has let go of them. They
     /// come back to the pool when it has.
     pub draining: usize,
+    /// Packets given to the kernel to send and not reported as completed: those are neither sent nor
+    /// dropped yet. Not a count of frames.
+    pub sending: usize,
 }
 
 impl Census {
@@ -54,7 +59,8 @@ pub trait PacketIo {
 
     /// Takes received frames of a port, up to the room of `burst`, and keeps the port's fill ring
     /// supplied from `pool`. Sets `port` and `iif` of each packet, and `tstamp_ns` where packets
-    /// bring their own time (capture files). Returns how many came.
+    /// bring their own time (capture files). Returns how many came. What is not sound is dropped and
+    /// counted, both as received and as dropped.
     fn rx_burst(
         &mut self,
         port: u16,
@@ -68,7 +74,8 @@ pub trait PacketIo {
 
     /// Queues packets for sending, oldest first, and empties `burst`: what the TX ring cannot take
     /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does; so is what is for
-    /// a port that is down or gone (DEV_READY). Returns how many were queued.
+    /// a port that is down or gone (DEV_READY). Returns how many were queued. They count as sent
+    /// (tx_packets) once the kernel says so; until then they are in [`Census::sending`].
     fn tx_burst(
         &mut self,
         port: u16,
@@ -87,6 +94,10 @@ pub trait PacketIo {
 
     /// Frames the driver holds now.
     fn census(&self) -> Census;
+
+    /// Closes all ports: what still waits to be taken or sent is dropped and counted (DEV_READY). For a
+    /// driver whose packets wait nowhere there is nothing to do.
+    fn close_all(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 }
 
 /// Drops what a TX ring could not take, as a NIC's full queue does: counted, frames freed.

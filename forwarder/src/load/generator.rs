@@ -130,7 +130,8 @@ impl Counters {
                     .ports
                     .first()
                     .map_or((0, 0), |port| (port.tx_packets.get(), port.tx_bytes.get()));
-                Ok((packets, octets, lost))
+                // The port has counted those that it refused.
+                Ok((packets + refused, octets, lost))
             }
         }
     }

@@ -21,6 +21,9 @@ pub const EGRESS: usize = 1024;
 /// Neighbours asked for in one call. More are asked for again with the next packet.
 pub const NEIGH_REQUESTS: usize = 64;
 
+/// Packets that one call may hand back to the kernel.
+const PUNTS: usize = 2 * BURST;
+
 /// One burst's surroundings.
 #[derive(Debug)]
 pub struct Ctx<'a> {
@@ -78,6 +81,11 @@ impl PipelineState {
     pub fn held(&self) -> usize {
         self.hold.held()
     }
+
+    /// The packets that wait for a neighbour.
+    pub fn held_packets(&self) -> usize {
+        self.hold.packets()
+    }
 }
 
 /// What the worker has to carry out after a call: send, hand back, ask.
@@ -85,8 +93,10 @@ impl PipelineState {
 pub struct Effects {
     /// Frames to send, by port.
     pub egress: Box<[Burst]>,
-    /// Packets for the kernel.
+    /// Packets for the kernel. Who hands them over counts them ([`WorkerStats::punt`]), or drops them.
     pub punts: Burst,
+    /// Why, for each of them.
+    pub punt_reasons: Vec<PuntReason>,
     /// Neighbours whose address is wanted: (ifindex, address). At most [`NEIGH_REQUESTS`].
     pub neigh_requests: Vec<(u32, IpAddr)>,
     /// Captures, which are shown what is dropped.
@@ -98,7 +108,8 @@ impl Effects {
     pub fn new(ports: usize) -> Effects {
         Effects {
             egress: (0..ports).map(|_| Burst::with_capacity(EGRESS)).collect(),
-            punts: Burst::with_capacity(2 * BURST),
+            punts: Burst::with_capacity(PUNTS),
+            punt_reasons: Vec::with_capacity(PUNTS),
             neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
             tap: Tap::new(),
         }
@@ -145,17 +156,13 @@ impl Ctx<'_> {
     pub(super) fn punt_skb(&mut self, mut skb: SkBuff, reason: PuntReason) {
         // The kernel would take the partial checksum for a wrong one.
         super::csum_partial::skb_checksum_help(&mut skb);
-        let port = skb.port;
-        if let Some(link) = self.tables.links.port(port) {
+        if let Some(link) = self.tables.links.port(skb.port) {
             // The kernel finds the VLAN by itself.
             skb.iif = link.ifindex;
         }
-        self.stats.punt(reason);
-        if let Some(port) = self.stats.ports.get(usize::from(port)) {
-            port.punted.inc();
-        }
         if let Err(skb) = self.out.punts.push(skb) {
-            self.drop_skb(skb, DropReason::PuntFailed);
+            return self.drop_skb(skb, DropReason::PuntFailed);
         }
+        self.out.punt_reasons.push(reason);
     }
 }

@@ -82,6 +82,11 @@ impl HoldQueue {
         self.held
     }
 
+    /// Packets in them.
+    pub(super) fn packets(&self) -> usize {
+        self.slots.iter().map(|slot| slot.packets.len()).sum()
+    }
+
     /// The slot for a neighbour, and whether it was free until now.
     fn slot(&mut self, oif: u32, addr: IpAddr) -> Option<(&mut Slot, bool)> {
         let own = self.slots.iter().position(|slot| slot.is_for(oif, addr));

@@ -202,6 +202,7 @@ fn fill(
 }
 
 fn count(error: &IcmpError, ctx: &Ctx<'_>) {
+    ctx.stats.made.inc();
     ctx.stats.mib(Mib::Icmp6OutMsgs);
     ctx.stats.mib(Mib::Ip6OutRequests);
     match Icmpv6Type(error.icmp_type) {

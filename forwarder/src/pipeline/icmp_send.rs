@@ -221,6 +221,7 @@ fn fill(
 
 /// `icmp_out_count`.
 fn count(error: &IcmpError, ctx: &Ctx<'_>) {
+    ctx.stats.made.inc();
     ctx.stats.mib(Mib::IcmpOutMsgs);
     ctx.stats.mib(Mib::IpOutRequests);
     match Icmpv4Type(error.icmp_type) {

@@ -48,9 +48,11 @@ pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, c
             ip_options_fragment(&mut whole.header[HEADER_LEN_MIN..whole.header_len]);
         }
         done += len;
+        ctx.stats.made.inc();
         ctx.stats.mib(Mib::IpFragCreates);
         ip_finish_output2(fragment, dst, routed, ctx);
     }
+    ctx.stats.fragmented.inc();
     ctx.stats.mib(Mib::IpFragOKs);
     ctx.consume_skb(skb);
 }

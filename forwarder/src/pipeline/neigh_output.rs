@@ -130,8 +130,10 @@ pub(super) fn enqueue_all(
 /// The queue is full.
 #[cold]
 fn refuse(skb: SkBuff, port: u16, ctx: &mut Ctx<'_>) {
-    if let Some(port) = ctx.stats.ports.get(usize::from(port)) {
-        port.tx_dropped.inc();
+    let reason = DropReason::FullRing;
+    ctx.stats.tx_drop(reason, port);
+    if ctx.out.tap.is_on() {
+        ctx.out.tap.dropped(&skb, reason);
     }
-    ctx.drop_skb(skb, DropReason::FullRing);
+    ctx.pool.kfree_skb(skb);
 }

@@ -114,7 +114,7 @@ reasons! {
         FullRing = "FULL_RING",
         /// The way to the worker that has a queue of the outgoing port is full.
         CpuBacklog = "CPU_BACKLOG",
-        /// The kernel took the frame from the TX ring and could not send it (EBUSY); it counts as sent, too.
+        /// The kernel took the packet from the TX ring and did not send it (EBUSY).
         TxError = "TX_ERROR",
         /// A descriptor of the RX ring that does not lie in one frame.
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",
@@ -122,7 +122,7 @@ reasons! {
         RxMultiBuffer = "RX_MULTI_BUFFER",
         /// A packet in several frames, and longer than the one that its outgoing port takes.
         TxMultiBuffer = "TX_MULTI_BUFFER",
-        /// To be handed back to the kernel, and counted as such, but that way was full or closed.
+        /// To be handed back to the kernel, but its queue was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
         /// Still held when the worker stopped.
         Shutdown = "SHUTDOWN",

@@ -3,11 +3,15 @@
 //! One [`WorkerStats`] a worker. The worker alone writes it, with plain loads and stores (an atomic
 //! with one writer needs no locked instruction); anyone may read it at any time.
 
+mod account;
 pub mod counter;
 pub mod drop_reason;
 pub mod hdr;
 pub mod mib;
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use account::PacketAccount;
 pub use counter::Counter;
 pub use drop_reason::{DropReason, PuntReason};
 pub use hdr::HdrCounters;
@@ -17,28 +21,28 @@ pub use mib::Mib;
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct PortStats {
-    /// Frames taken from RX rings.
+    /// Packets taken from RX rings, also those that were not sound.
     pub rx_packets: Counter,
-    /// Octets of those.
+    /// Octets of the sound ones.
     pub rx_bytes: Counter,
-    /// Frames put on TX rings.
+    /// Packets sent: taken from TX rings and reported as completed.
     pub tx_packets: Counter,
     /// Octets of those.
     pub tx_bytes: Counter,
-    /// Frames that came in by this port and were dropped, whatever the reason.
+    /// Packets that came in by this port and were dropped before they came to the queue of an outgoing
+    /// one, whatever the reason.
     pub rx_dropped: Counter,
-    /// Frames meant for this port that its TX ring could not take.
+    /// Packets meant for this port that were dropped at its queue or behind it.
     pub tx_dropped: Counter,
-    /// Frames that came in by this port and were handed back to the kernel.
+    /// Packets that came in by this port and were handed back to the kernel.
     pub punted: Counter,
     /// When frames were last put on its TX ring, by the worker's clock in nanoseconds; 0: never.
     pub last_tx_ns: Counter,
 }
 
 impl PortStats {
-    /// Begins anew; only the worker may. Gives what was counted as packets received, sent, and handed
-    /// back to the kernel.
-    pub fn reset(&self) -> [u64; 3] {
+    /// Begins anew; only the worker may.
+    fn reset(&self) {
         let PortStats {
             rx_packets,
             rx_bytes,
@@ -49,13 +53,60 @@ impl PortStats {
             punted,
             last_tx_ns,
         } = self;
-        let counted = [rx_packets, tx_packets, punted].map(Counter::get);
         for counter in
             [rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted, last_tx_ns]
         {
             counter.set(0);
         }
-        counted
+    }
+}
+
+/// Packets that a worker handed over for the kernel, and that the kernel did not take. Written by
+/// others than the worker, so unlike a [`Counter`] with locked additions.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Undelivered {
+    by_reason: [AtomicU64; PuntReason::COUNT],
+    /// By the worker's port index.
+    by_port: Box<[AtomicU64]>,
+}
+
+impl Undelivered {
+    fn new(ports: usize) -> Undelivered {
+        Undelivered {
+            by_reason: std::array::from_fn(|_| AtomicU64::default()),
+            by_port: (0..ports).map(|_| AtomicU64::default()).collect(),
+        }
+    }
+
+    /// Counts one that came in by `port` and was to be handed over for `reason`.
+    pub fn count(&self, reason: PuntReason, port: u16) {
+        self.by_reason[reason as usize].fetch_add(1, Relaxed);
+        if let Some(counter) = self.by_port.get(usize::from(port)) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Of all reasons and ports.
+    pub fn total(&self) -> u64 {
+        self.by_reason.iter().map(|count| count.load(Relaxed)).sum()
+    }
+
+    /// Of one reason.
+    pub fn of_reason(&self, reason: PuntReason) -> u64 {
+        self.by_reason[reason as usize].load(Relaxed)
+    }
+
+    /// Of one port.
+    pub fn of_port(&self, port: u16) -> u64 {
+        self.by_port.get(usize::from(port)).map_or(0, |count| count.load(Relaxed))
+    }
+
+    /// Begins anew for a port that is another interface now.
+    fn forget_port(&self, port: u16) {
+        if let Some(counter) = self.by_port.get(usize::from(port)) {
+            counter.store(0, Relaxed);
+        }
     }
 }
 
@@ -90,12 +141,21 @@ pub struct WorkerStats {
     pub crossed_out: Counter,
     /// Packets of other workers that this one was given to send.
     pub crossed_in: Counter,
+    /// Packets that the router made itself: ICMP errors, and fragments.
+    pub made: Counter,
+    /// Packets that were replaced by their fragments.
+    pub fragmented: Counter,
+    /// Packets that ports received and sent before they became other interfaces.
+    forgotten: [Counter; 2],
     /// What a frame costs, where the worker accounts for it.
     pub cost: Cost,
-    /// Drops by [`DropReason`].
+    /// Drops by [`DropReason`], without those that others count, see [`WorkerStats::drop_count`].
     pub drops: [Counter; DropReason::COUNT],
-    /// Frames handed back to the kernel, by [`PuntReason`].
+    /// Packets handed over for the kernel by [`PuntReason`], with those that it did not take, see
+    /// [`WorkerStats::punt_count`].
     pub punts: [Counter; PuntReason::COUNT],
+    /// Those that it did not take.
+    pub undelivered: Undelivered,
     /// Counters as `nstat` prints them, by [`Mib`].
     pub mib: [Counter; Mib::COUNT],
     /// By the worker's port index.
@@ -120,7 +180,11 @@ impl WorkerStats {
             idle_ns: Counter::default(),
             crossed_out: Counter::default(),
             crossed_in: Counter::default(),
+            made: Counter::default(),
+            fragmented: Counter::default(),
+            forgotten: Default::default(),
             cost: Cost::default(),
+            undelivered: Undelivered::new(ports),
             drops: std::array::from_fn(|_| Counter::default()),
             punts: std::array::from_fn(|_| Counter::default()),
             mib: std::array::from_fn(|_| Counter::default()),
@@ -143,10 +207,42 @@ impl WorkerStats {
         }
     }
 
-    /// Counts one frame handed back to the kernel.
-    #[inline]
-    pub fn punt(&self, reason: PuntReason) {
+    /// Counts a packet that a port had received and that is dropped (rx_dropped).
+    #[cold]
+    pub fn drop_received(&self, reason: DropReason, port: u16) {
+        self.drop(reason);
+        if let Some(counters) = self.ports.get(usize::from(port)) {
+            counters.rx_dropped.inc();
+        }
+    }
+
+    /// Counts a packet that a port's driver receives and drops.
+    #[cold]
+    pub fn rx_drop(&self, reason: DropReason, port: u16) {
+        if let Some(counters) = self.ports.get(usize::from(port)) {
+            counters.rx_packets.inc();
+        }
+        self.drop_received(reason, port);
+    }
+
+    /// Counts a packet that came in by a port and was handed over for the kernel.
+    #[cold]
+    pub fn punt(&self, reason: PuntReason, port: u16) {
         self.punts[reason as usize].inc();
+        if let Some(counters) = self.ports.get(usize::from(port)) {
+            counters.punted.inc();
+        }
+    }
+
+    /// A port is another interface from now on: all its slots begin anew. Only the worker may.
+    pub fn forget_port(&self, port: u16, ports: u16) {
+        for (_, slot) in self.slots_of(port, ports) {
+            let [received, sent] = &self.forgotten;
+            received.add(slot.rx_packets.get());
+            sent.add(slot.tx_packets.get());
+            slot.reset();
+        }
+        self.undelivered.forget_port(port);
     }
 
     /// Adds one to a MIB counter.
@@ -157,6 +253,6 @@ impl WorkerStats {
 
     /// Drops of every reason together.
     pub fn drops_total(&self) -> u64 {
-        self.drops.iter().map(Counter::get).sum()
+        self.drops.iter().map(Counter::get).sum::<u64>() + self.undelivered.total()
     }
 }

@@ -284,6 +284,14 @@ impl Crossings {
         }
     }
 
+    /// Drops what has come over and was not taken, and counts it (tx_dropped).
+    pub(super) fn drop_all(&mut self, reason: DropReason, stats: &WorkerStats) {
+        for crossing in self.into.iter().flat_map(|way| way.full.try_iter()) {
+            stats.crossed_in.inc();
+            stats.tx_drop(reason, crossing.oif);
+        }
+    }
+
     /// Whether nothing comes over any more: every sender has closed, and all was taken.
     pub(super) fn is_over(&self) -> bool {
         self.into.iter().all(|way| way.over)

@@ -13,7 +13,7 @@ use super::poll::FrameCensus;
 use super::residence::Residence;
 use crate::capture::{Session, Tap};
 use crate::skb::FramePool;
-use crate::stats::WorkerStats;
+use crate::stats::{PacketAccount, WorkerStats};
 
 /// Commands that wait for a worker at most.
 pub(super) const COMMANDS: usize = 16;
@@ -31,8 +31,8 @@ pub enum Command<I> {
     Tap(Box<dyn FnOnce(&mut Tap) + Send>),
     /// Runs on the worker's thread with its ways to and from other workers: to change them.
     Cross(Box<dyn FnOnce(&mut Crossings) + Send>),
-    /// Answers where the worker's frames are.
-    Census(Sender<FrameCensus>),
+    /// Answers where the worker's frames are, and where its packets went.
+    Census(Sender<(FrameCensus, PacketAccount)>),
 }
 
 impl<I> std::fmt::Debug for Command<I> {
@@ -77,8 +77,9 @@ impl<I> WorkerHandle<I> {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Where the worker's frames are now. `None`: the worker is gone or did not get to it.
-    pub fn census(&self, timeout: Duration) -> Option<FrameCensus> {
+    /// Where the worker's frames are now, and where its packets went, both between the same two turns.
+    /// `None`: the worker is gone or did not get to it.
+    pub fn census(&self, timeout: Duration) -> Option<(FrameCensus, PacketAccount)> {
         let (answer, result) = bounded(1);
         let deadline = Instant::now() + timeout;
         self.commands.send_deadline(Command::Census(answer), deadline).ok()?;
@@ -86,7 +87,7 @@ impl<I> WorkerHandle<I> {
     }
 
     /// Asks where the worker's frames are, as [`WorkerHandle::try_call`] asks.
-    pub fn try_census(&self) -> Option<Receiver<FrameCensus>> {
+    pub fn try_census(&self) -> Option<Receiver<(FrameCensus, PacketAccount)>> {
         self.try_ask(Command::Census)
     }
 

@@ -19,7 +19,7 @@ use crate::io::PacketIo;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool};
-use crate::stats::{DropReason, WorkerStats};
+use crate::stats::{DropReason, PacketAccount, WorkerStats};
 use crate::tables::{Snapshot, Tables};
 
 /// After this long without a frame an adaptive worker sleeps instead of polling.
@@ -214,8 +214,8 @@ impl<I: PacketIo> Worker<I> {
         &mut self.out.tap
     }
 
-    /// Forwards until told to stop, then finishes what has arrived. Gives back where every frame
-    /// ended up.
+    /// Forwards until told to stop, then finishes what has arrived, and closes its ports. Gives back
+    /// where every frame ended up.
     pub fn run(mut self) -> FrameCensus {
         let patience_ns = self.mode.patience_ns();
         let mut now_ns = self.clock.now_ns();
@@ -235,6 +235,7 @@ impl<I: PacketIo> Worker<I> {
             }
         }
         self.drain();
+        self.io.close_all(&mut self.pool, &self.stats);
         self.census()
     }
 
@@ -421,9 +422,12 @@ impl<I: PacketIo> Worker<I> {
         }
         self.sampler.disarm();
         if !self.out.punts.is_empty() {
-            for skb in self.out.punts.drain(usize::MAX) {
-                if !self.slow_path.punt(&skb) {
-                    (*self.stats).drop(DropReason::PuntFailed);
+            let reasons = self.out.punt_reasons.drain(..);
+            for (skb, reason) in self.out.punts.drain(usize::MAX).zip(reasons) {
+                if self.slow_path.punt(&skb, reason) {
+                    self.stats.punt(reason, skb.port);
+                } else {
+                    self.stats.drop_received(DropReason::PuntFailed, skb.port);
                     if self.out.tap.is_on() {
                         self.out.tap.dropped(&skb, DropReason::PuntFailed);
                     }
@@ -445,7 +449,7 @@ impl<I: PacketIo> Worker<I> {
                 Ok(Command::Cross(call)) => call(&mut self.crossings),
                 Ok(Command::Census(answer)) => {
                     // The asker may have given up waiting.
-                    let _ = answer.send(self.census());
+                    let _ = answer.send((self.census(), self.packet_account()));
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -478,6 +482,7 @@ impl<I: PacketIo> Worker<I> {
         if self.crossings.ways_in() > 0 {
             // They close their ways when they have come as far as this.
             self.drain_until(|worker, idle_ns| worker.crossings.is_over() && idle_ns > 0);
+            self.crossings.drop_all(DropReason::Shutdown, &self.stats);
         }
     }
 
@@ -495,6 +500,12 @@ impl<I: PacketIo> Worker<I> {
                 return now_ns;
             }
         }
+    }
+
+    /// Where every packet went.
+    pub(super) fn packet_account(&self) -> PacketAccount {
+        let sending = self.io.census().sending;
+        self.stats.account(self.state.held_packets() as u64, sending as u64)
     }
 
     pub(super) fn census(&self) -> FrameCensus {

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::skb::{MAX_JUMBO, SkBuff};
+use crate::stats::PuntReason;
 
 /// Frames under way to the kernel at most, a worker.
 const FRAMES: usize = 256;
@@ -24,6 +25,10 @@ const REQUESTS: usize = 256;
 pub struct PuntedFrame {
     /// ifindex of the interface it came in by.
     pub ifindex: u32,
+    /// The port that this is.
+    pub port: u16,
+    /// Why it is the kernel's: with the port, what it is counted under.
+    pub reason: PuntReason,
     len: usize,
     buffer: Box<[u8; MAX_JUMBO]>,
 }
@@ -125,7 +130,7 @@ pub fn slow_path(punter: Arc<Bell>, control: Arc<Bell>) -> (SlowPath, PuntQueue,
 
 impl SlowPath {
     /// Hands a copy of a frame over. `false`: no buffer was free.
-    pub fn punt(&self, skb: &SkBuff) -> bool {
+    pub fn punt(&self, skb: &SkBuff, reason: PuntReason) -> bool {
         let head = skb.mac_header();
         if head.len() + skb.data_len() > MAX_JUMBO {
             return false;
@@ -136,7 +141,7 @@ impl SlowPath {
             buffer[len..len + slice.len()].copy_from_slice(slice);
             len += slice.len();
         }
-        let punted = PuntedFrame { ifindex: skb.iif, len, buffer };
+        let punted = PuntedFrame { ifindex: skb.iif, port: skb.port, reason, len, buffer };
         let sent = self.frames.try_send(punted).is_ok();
         self.punter.ring();
         sent
@@ -194,9 +199,9 @@ mod tests {
         for round in 0..2u8 {
             for n in 0..FRAMES {
                 skb.data_mut()[0] = (n as u8).wrapping_add(round);
-                assert!(worker.punt(&skb));
+                assert!(worker.punt(&skb, PuntReason::Local));
             }
-            assert!(!worker.punt(&skb), "no buffer is free");
+            assert!(!worker.punt(&skb, PuntReason::Local), "no buffer is free");
             let mut n = 0;
             let mut take = |frame: &mut PuntedFrame| {
                 assert_eq!(

@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+mod accounting;
 mod bench;
 mod capture;
 mod control_clients;
 mod devices;
+mod faults;
+mod files;
 mod follow;
 mod full_table;
 mod hops;
@@ -19,6 +22,7 @@ mod left;
 mod life;
 mod load;
 mod mtu;
+mod names;
 mod neighbours;
 mod patterns;
 mod policy;

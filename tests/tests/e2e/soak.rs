@@ -3,27 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use ferroute_tests::account::Account;
 use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, eventually};
-use serde_json::Value;
 
 use crate::queues::lopsided;
 
 const FLAPS: usize = 8;
-
-/// The sum of an object's numbers.
-fn total(object: &Value) -> u64 {
-    object.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
-}
-
-/// One counter of every port, added up.
-fn of_ports(stat: &Value, counter: &str) -> Result<u64> {
-    let ports = stat["ports"].as_array().context("no ports")?;
-    let counts = ports.iter().map(|port| port["counters"][counter].as_u64());
-    counts.sum::<Option<u64>>().with_context(|| format!("no {counter} in {stat}"))
-}
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
@@ -76,38 +64,19 @@ fn soak(lab: &Lab, streams: usize) -> Result<()> {
     ferroute.terminate()
 }
 
-/// in + made = out + drops (before the TX ring) + punts + held, and no frame is lost.
+/// Every packet is in one place, and no frame is lost.
 fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
-    let mut stat = Value::Null;
-    let balanced = |stat: &Value| -> Result<bool> {
-        let frames = &stat["frames"];
-        let place = |name: &str| frames[name].as_u64().with_context(|| format!("no {name}"));
-        let (all, free) = (place("total")?, place("free")?);
-        let elsewhere = place("fill_and_rx")? + place("held")? + place("tx_and_completion")?;
-        ensure!(all == frames_before, "{frames_before} frames have become {all}");
-        ensure!(free + elsewhere == all, "frames do not add up: {frames}");
-
-        let (rx, tx) = (of_ports(stat, "rx_packets")?, of_ports(stat, "tx_packets")?);
-        // What the kernel could not send it had taken from the ring before: those count as sent, too.
-        // Likewise what was on its way back to the kernel.
-        let late = |reason: &str| stat["drops"][reason].as_u64().unwrap_or(0);
-        let unsent = late("TX_ERROR") + late("PUNT_FAILED");
-        let (drops, punts) = (total(&stat["drops"]) - unsent, total(&stat["punts"]));
-        let made = stat["mib"]["IcmpOutMsgs"].as_u64().unwrap_or(0)
-            + stat["mib"]["Icmp6OutMsgs"].as_u64().unwrap_or(0);
-        let crossings = &stat["crossings"];
-        ensure!(crossings["crossed_out"] == crossings["crossed_in"], "under way: {crossings}");
-        Ok(rx + made == tx + drops + punts + place("held")?)
-    };
+    let mut account = Account::new(ferroute.json(&["stat"])?);
     // Not while packets are under way.
     let settled = eventually(|| match ferroute.json(&["stat"]) {
         Ok(now) => {
-            stat = now;
-            balanced(&stat).unwrap_or(false)
+            account = Account::new(now);
+            account.is_settled().unwrap_or(false)
         }
         Err(_) => false,
     });
-    balanced(&stat)?;
-    ensure!(settled, "in, out, drops and held do not add up: {stat:#}");
-    Ok(())
+    ensure!(settled, "packets stay under way: {:#}", account.stat());
+    let frames = account.stat()["frames"]["total"].as_u64().context("no total of frames")?;
+    ensure!(frames == frames_before, "{frames_before} frames have become {frames}");
+    account.agrees()
 }

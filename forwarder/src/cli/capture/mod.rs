@@ -47,13 +47,17 @@ FILTER is in tcpdump's language (man pcap-filter). Without -w a line is printed 
   tshark -r drops.pcapng -T fields -e frame.comment | sort | uniq -c
 
 A drop is shown at the port that the packet came in by, or, if it was the TX ring that did not take \
-it, at the one it was to leave by. A reader that does not keep up loses copies, which are counted; \
+it, at the one it was to leave by. One that the kernel takes from the TX ring and then refuses \
+(TX_ERROR) has been shown as sent. A reader that does not keep up loses copies, which are counted; \
 packets are forwarded all the same. With several workers, packets of one may stand before a \
 little older ones of another; reordercap puts them in order.
 
 --promisc has the port accept unicast frames for other stations, as tcpdump does: the interface's \
 promiscuity counter is one higher while the capture runs (ip -d link). Such frames are shown and \
 never forwarded. To be used in the network namespace of the daemon.
+
+A new FILE can be read by its owner alone. One that is there is overwritten; where others can write to \
+its directory, it must be the user's own, and symbolic links are refused.
 
 Ends after -c packets or with Ctrl-C, and says on standard error what was captured and lost.";
 
@@ -175,8 +179,10 @@ pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
         }
     };
     match &names[..] {
-        [] => eprintln!("ferroute: no interface is a port yet; capturing on those that come"),
-        names => eprintln!("ferroute: capturing on {}", names.join(", ")),
+        [] => output::note(format_args!(
+            "ferroute: no interface is a port yet; capturing on those that come"
+        )),
+        names => output::note(format_args!("ferroute: capturing on {}", names.join(", "))),
     }
     let ended = capture.run();
     let flushed = capture.out.flush();
@@ -334,7 +340,7 @@ impl Capture {
         if !self.granted {
             for (n, is) in ports.iter().enumerate() {
                 if let Some(what) = news(self.out.ports().get(n), is) {
-                    eprintln!("ferroute: interface {} {what}", is.ifname);
+                    output::note(format_args!("ferroute: interface {} {what}", is.ifname));
                 }
             }
         }
@@ -348,11 +354,11 @@ impl Capture {
     /// tcpdump's last words.
     fn say(&mut self, end: Option<CaptureEnd>) {
         let packets = |count: u64| format!("{count} packet{}", if count == 1 { "" } else { "s" });
-        eprintln!("{} captured", packets(self.captured));
+        output::note(format_args!("{} captured", packets(self.captured)));
         if let Some(CaptureEnd { matched, lost, .. }) = end {
-            eprintln!("{} received by filter", packets(matched));
+            output::note(format_args!("{} received by filter", packets(matched)));
             let hint = if lost > 0 { ": they came faster than they were written" } else { "" };
-            eprintln!("{} lost by the capture{hint}", packets(lost));
+            output::note(format_args!("{} lost by the capture{hint}", packets(lost)));
         }
     }
 }

@@ -23,7 +23,9 @@ use super::super::signals::Signals;
 use super::super::{Global, Usage};
 use crate::capture::{Kind, Record};
 use crate::control::api::CapturePort;
+use crate::control::process::terminal::printable;
 use crate::hdr::file::is_stdout;
+use crate::io::out_file::{self, PRIVATE};
 use crate::wire::EthernetFrame;
 
 /// Octets written at once: a pipe that polls as writable takes as many (PIPE_BUF).
@@ -88,7 +90,7 @@ impl Out {
             if to_stdout { "standard output".to_owned() } else { path.display().to_string() };
         let file = match to_stdout {
             true => io::stdout().as_fd().try_clone_to_owned().map(File::from),
-            false => File::create(path),
+            false => out_file::create(path, PRIVATE),
         };
         let file = file.with_context(|| format!("cannot write {name}"))?;
         let sink = BufWriter::new(Sink { file, signals: Rc::clone(signals), until: None });
@@ -169,7 +171,7 @@ impl Out {
                 let block = packet(seen, id).into_block();
                 described.and_then(|()| writer.write_block(&block).map(drop)).map_err(plain)
             }
-            Format::Text(out) => writeln!(out, "{}", line(seen, name)),
+            Format::Text(out) => writeln!(out, "{}", printable(&line(seen, name))),
             Format::Json(out) => writeln!(out, "{}", to_json(seen, name)),
         };
         written.with_context(|| cannot(&self.name))

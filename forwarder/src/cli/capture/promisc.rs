@@ -9,6 +9,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use pcap::{Active, Direction, Precision};
 
+use super::super::output;
 use crate::control::api::CapturePort;
 use crate::wire::MacAddr;
 
@@ -76,9 +77,9 @@ impl Promiscuous {
                 .with_context(|| format!("interface {} cannot be made promiscuous", port.ifname));
             let capture = match capture {
                 Err(error) if !must => {
-                    eprintln!(
+                    output::note(format_args!(
                         "ferroute: {error:#}; frames for other stations are not captured there"
-                    );
+                    ));
                     None
                 }
                 capture => Some(capture?),
@@ -129,7 +130,9 @@ impl Promiscuous {
                     Err(pcap::Error::TimeoutExpired) => break,
                     // Down or gone; the daemon tells when there is another.
                     Err(error) => {
-                        eprintln!("ferroute: {ifname} is no longer promiscuous: {error}");
+                        output::note(format_args!(
+                            "ferroute: {ifname} is no longer promiscuous: {error}"
+                        ));
                         *capture = None;
                     }
                 }

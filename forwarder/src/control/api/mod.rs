@@ -411,6 +411,10 @@ pub struct WorkerReport {
     pub drops: Counters,
     /// By `PuntReason::name`.
     pub punts: Counters,
+    /// Where its packets went (`PacketAccount::named`), read between two turns: received + made +
+    /// crossed_in = sent + dropped + handed_to_kernel + fragmented + crossed_out + held + sending.
+    #[serde(default)]
+    pub packets: Counters,
     /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
     pub frames: Counters,
     /// How it polled: polls, polls_with_packets, budget_exhausted (bursts that were full), sleeps,
@@ -459,6 +463,11 @@ impl StatReport {
     /// Punts of all workers together.
     pub fn punts(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.punts))
+    }
+
+    /// Where the packets of all workers together went.
+    pub fn packets(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.packets))
     }
 
     /// How all workers together polled.

@@ -97,7 +97,8 @@ impl fmt::Display for Interfaces {
 /// # Errors
 /// Says what is wrong with it.
 pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
-    if !word.contains(['*', '?', '[']) {
+    // Nobody writes a pattern with control characters: it is the name of an interface.
+    if !word.contains(['*', '?', '[']) || word.contains(char::is_control) {
         return check_ifname(word).map(|()| None);
     }
     if word.contains("[^") {
@@ -109,7 +110,7 @@ pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
     if word.contains('\\') {
         return Err(format!("`{word}`: `\\` takes no meaning away here; write `[*]` for a `*`"));
     }
-    if word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
+    if word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
         return Err(format!("`{word}` matches no interface: none has `/`, `:` or spaces in it"));
     }
     let pattern = Pattern::new(word);
@@ -232,6 +233,9 @@ mod tests {
             ("eth*".into(), "wan0, lan0, eth*".into())
         );
         assert!(!Interfaces::parse(&["eth0"]).expect("sound").has_patterns());
+        let odd = Interfaces::parse(&["a\x1b[31mb", "\x01*"]).expect("names");
+        assert_eq!(odd.named(), ["a\x1b[31mb", "\x01*"]);
+        assert!(Interfaces::parse(&["a\x0bb"]).is_err(), "a blank");
         for (words, expected) in [
             (&["eth*", "eth*"][..], "named twice"),
             (&["a", "a"], "named twice"),

@@ -398,7 +398,7 @@ fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
 /// # Errors
 /// Says what is wrong with it.
 pub fn check_ifname(name: &str) -> Result<(), String> {
-    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
     if name.is_empty()
         || name.len() > IFNAME_MAX
         || name == "."

@@ -112,8 +112,8 @@ impl Snapshot {
         let mut counters = Counters::new();
         let mut last_tx_ms: Option<u64> = None;
         for worker in &*self.workers {
-            for (_, slot) in worker.stats.slots_of(port.index, self.max_ports) {
-                add(&mut counters, &port_counters(slot));
+            for (at, slot) in worker.stats.slots_of(port.index, self.max_ports) {
+                add(&mut counters, &port_counters(&worker.stats, at, slot));
                 let (sent_ns, now_ns) = (slot.last_tx_ns.get(), worker.clock.now_ns());
                 let ago = (sent_ns != 0).then(|| now_ns.saturating_sub(sent_ns) / 1_000_000);
                 last_tx_ms = last_tx_ms.into_iter().chain(ago).min();

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
@@ -19,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::punt::PuntDevice;
+use crate::stats::WorkerStats;
 use crate::worker::slow_path::{Bell, PuntQueue};
 
 /// Packets of one worker before the next has its turn.
@@ -33,7 +34,6 @@ struct Shared {
     /// Rung when a packet was refused.
     control: Arc<Bell>,
     refused: Mutex<Option<io::Error>>,
-    lost: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -55,7 +55,6 @@ impl Punter {
             bell: Bell::new().context("cannot create an eventfd")?,
             control,
             refused: Mutex::new(None),
-            lost: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         };
         Ok(Punter { shared: Arc::new(shared), thread: None })
@@ -66,11 +65,11 @@ impl Punter {
         Arc::clone(&self.shared.bell)
     }
 
-    /// Takes packets from the workers' queues from now on.
+    /// Takes packets from the workers' queues from now on, each with what its worker counts.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn start(&mut self, queues: Vec<PuntQueue>) -> Result<()> {
+    pub(super) fn start(&mut self, queues: Vec<(PuntQueue, Arc<WorkerStats>)>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name("fr-punt".into());
         let thread = thread.spawn(move || {
@@ -97,11 +96,6 @@ impl Punter {
         self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Packets that the device refused.
-    pub(super) fn lost(&self) -> u64 {
-        self.shared.lost.load(Relaxed)
-    }
-
     /// Hands over what the workers, which have ended, have left; at most until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         self.shared.stopping.store(true, Relaxed);
@@ -117,7 +111,7 @@ impl Punter {
 }
 
 impl Shared {
-    fn run(&self, queues: &[PuntQueue]) {
+    fn run(&self, queues: &[(PuntQueue, Arc<WorkerStats>)]) {
         loop {
             let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
             // Nothing but EINTR can come of it.
@@ -127,8 +121,8 @@ impl Shared {
             let mut more = true;
             while more {
                 more = false;
-                for queue in queues {
-                    more |= self.take_turn(queue);
+                for (queue, stats) in queues {
+                    more |= self.take_turn(queue, stats);
                 }
             }
             if stopping {
@@ -138,12 +132,13 @@ impl Shared {
     }
 
     /// A worker's turn. Whether it may have more.
-    fn take_turn(&self, queue: &PuntQueue) -> bool {
+    fn take_turn(&self, queue: &PuntQueue, stats: &WorkerStats) -> bool {
         let device = self.device.load();
         let taken = queue.drain(TURN, |frame| {
-            let ifindex = frame.ifindex;
-            if let Err(error) = device.inject(ifindex, frame.bytes_mut()) {
-                self.lost.fetch_add(1, Relaxed);
+            let Err(error) = device.inject(frame.ifindex, frame.bytes_mut()) else { return };
+            stats.undelivered.count(frame.reason, frame.port);
+            // A port that is closed by now says nothing of the device.
+            if error.kind() != io::ErrorKind::NotFound {
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 self.control.ring();
             }

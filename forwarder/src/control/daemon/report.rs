@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::Daemon;
+use super::ports::add_counts;
 use super::relay::REPORT_TIMEOUT;
 use super::snapshot::{PortView, Snapshot};
 use crate::control::api::{
     self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
 use crate::io::af_xdp::XdpStatistics;
-use crate::stats::{Cost, Counter, DropReason, Mib, PortStats, PuntReason, WorkerStats};
+use crate::stats::{
+    Cost, Counter, DropReason, Mib, PacketAccount, PortStats, PuntReason, WorkerStats,
+};
 use crate::worker::poll::FrameCensus;
 
 /// Between two looks whether a worker has had a turn.
@@ -20,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// What one worker tells of itself; `None`: it does not in time.
 struct Told {
-    census: Option<FrameCensus>,
+    census: Option<(FrameCensus, PacketAccount)>,
     /// Of its sockets, by slot.
     statistics: Option<Vec<Option<XdpStatistics>>>,
 }
@@ -74,17 +77,21 @@ impl Snapshot {
         let told = self.ask_workers();
         let worker = |(n, told): (usize, &Told)| {
             let stats = &self.workers[n].stats;
+            let (census, packets) = told.census.unzip();
+            let drops = DropReason::ALL.iter().map(|r| (r.name(), stats.drop_count(*r)));
+            let punts = PuntReason::ALL.iter().map(|r| (r.name(), stats.punt_count(*r)));
             WorkerReport {
                 worker: n as u32,
-                mib: named(Mib::ALL.iter().map(|m| m.name()), &stats.mib),
-                drops: named(DropReason::ALL.iter().map(|r| r.name()), &stats.drops),
-                punts: named(PuntReason::ALL.iter().map(|r| r.name()), &stats.punts),
-                frames: told.census.map_or_else(Counters::new, frames),
+                mib: named(Mib::ALL.iter().map(|m| (m.name(), stats.mib[*m as usize].get()))),
+                drops: named(drops),
+                punts: named(punts),
+                packets: packets.map_or_else(Counters::new, |packets| named(packets.named())),
+                frames: census.map_or_else(Counters::new, frames),
                 polling: polling(stats),
                 ports: self.worker_ports(n),
                 crossings: crossings(stats),
                 cost: if self.account { cost(&stats.cost) } else { Counters::new() },
-                silent: told.census.is_none(),
+                silent: census.is_none(),
             }
         };
         StatReport {
@@ -116,7 +123,7 @@ impl Snapshot {
         let mut driver = Counters::new();
         for (worker, told) in self.workers.iter().zip(told) {
             for (slot, stats) in worker.stats.slots_of(port.index, self.max_ports) {
-                add(&mut counters, &port_counters(stats));
+                add(&mut counters, &port_counters(&worker.stats, slot, stats));
                 let statistics =
                     told.statistics.as_ref().and_then(|all| all.get(usize::from(slot)));
                 if let Some(statistics) = statistics.copied().flatten() {
@@ -124,13 +131,9 @@ impl Snapshot {
                 }
             }
         }
-        let mut xdp = Counters::new();
-        let queues = port.counts.as_ref().and_then(|counts| counts.queues(port.queues).ok());
-        for queue in queues.into_iter().flatten() {
-            for (reason, count) in xdp_prog::Reason::ALL.iter().zip(queue) {
-                *xdp.entry(reason.name().to_owned()).or_default() += count;
-            }
-        }
+        let mut counts = port.counted_before;
+        port.counts.iter().for_each(|program| add_counts(&mut counts, program));
+        let xdp = named(xdp_prog::Reason::ALL.iter().map(|reason| reason.name()).zip(counts));
         PortReport { ifname: port.ifname.clone(), counters, driver, xdp }
     }
 
@@ -144,12 +147,12 @@ impl Snapshot {
             count,
             help: help.to_owned(),
         };
-        let drops = DropReason::ALL.iter().map(|&reason| {
-            row(reason.name(), reason.help(), total(&|s| s.drops[reason as usize].get()))
-        });
-        let punts = PuntReason::ALL.iter().map(|&reason| {
-            row(reason.name(), reason.help(), total(&|s| s.punts[reason as usize].get()))
-        });
+        let drops = DropReason::ALL
+            .iter()
+            .map(|&reason| row(reason.name(), reason.help(), total(&|s| s.drop_count(reason))));
+        let punts = PuntReason::ALL
+            .iter()
+            .map(|&reason| row(reason.name(), reason.help(), total(&|s| s.punt_count(reason))));
         DropsReport { drops: drops.collect(), punts: punts.collect() }
     }
 }
@@ -171,22 +174,19 @@ impl Daemon {
         }
     }
 
-    /// One line for the log at the end.
+    /// One line for the log at the end, when no worker runs any more and nothing is under way.
     pub(super) fn totals(&self) -> String {
-        let sum = |of: &dyn Fn(&PortStats) -> u64| -> u64 {
-            self.workers.iter().flat_map(|w| w.stats.ports.iter()).map(of).sum()
-        };
-        let drops: u64 = self.workers.iter().map(|w| w.stats.drops_total()).sum();
-        let [received, sent, punted] = self.ports.counted_before();
-        let refused = match self.punter.lost() {
-            0 => String::new(),
-            lost => format!("; of those to the kernel {lost} were not taken"),
-        };
+        let accounts: Vec<PacketAccount> =
+            self.workers.iter().map(|worker| worker.stats.account(0, 0)).collect();
+        let sum = |of: fn(&PacketAccount) -> u64| -> u64 { accounts.iter().map(of).sum() };
         format!(
-            "stopped; received {}, sent {}, to the kernel {}, dropped {drops}{refused}",
-            received + sum(&|p| p.rx_packets.get()),
-            sent + sum(&|p| p.tx_packets.get()),
-            punted + sum(&|p| p.punted.get()),
+            "stopped; received {}, sent {}, to the kernel {}, dropped {}, made {}",
+            sum(|account| account.received),
+            sum(|account| account.sent),
+            sum(|account| account.handed_to_kernel),
+            sum(|account| account.dropped),
+            // A packet that was cut is not there any more: its fragments are.
+            sum(|account| account.made.saturating_sub(account.fragmented)),
         )
     }
 }
@@ -224,11 +224,12 @@ fn cost(cost: &Cost) -> Counters {
     ])
 }
 
-fn named<'a>(names: impl Iterator<Item = &'a str>, counters: &[Counter]) -> Counters {
-    names.zip(counters).map(|(name, counter)| (name.to_owned(), counter.get())).collect()
+fn named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Counters {
+    counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-pub(super) fn port_counters(stats: &PortStats) -> Counters {
+/// What a worker counted for one slot of a port.
+pub(super) fn port_counters(worker: &WorkerStats, slot: u16, stats: &PortStats) -> Counters {
     let PortStats {
         rx_packets,
         rx_bytes,
@@ -239,18 +240,16 @@ pub(super) fn port_counters(stats: &PortStats) -> Counters {
         punted,
         last_tx_ns: _,
     } = stats;
-    [
-        ("rx_packets", rx_packets),
-        ("rx_bytes", rx_bytes),
-        ("tx_packets", tx_packets),
-        ("tx_bytes", tx_bytes),
-        ("rx_dropped", rx_dropped),
-        ("tx_dropped", tx_dropped),
-        ("punted", punted),
-    ]
-    .into_iter()
-    .map(|(name, counter)| (name.to_owned(), counter.get()))
-    .collect()
+    let undelivered = worker.undelivered.of_port(slot);
+    named([
+        ("rx_packets", rx_packets.get()),
+        ("rx_bytes", rx_bytes.get()),
+        ("tx_packets", tx_packets.get()),
+        ("tx_bytes", tx_bytes.get()),
+        ("rx_dropped", rx_dropped.get() + undelivered),
+        ("tx_dropped", tx_dropped.get()),
+        ("punted", punted.get().saturating_sub(undelivered)),
+    ])
 }
 
 pub(super) fn add(sum: &mut Counters, part: &Counters) {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use xdp_prog::QueueCounters;
 
 use super::Daemon;
 use super::capture::Captures;
@@ -72,8 +73,10 @@ pub(super) struct PortView {
     pub(super) xdp_mode: String,
     pub(super) no_zerocopy: Option<String>,
     pub(super) multi_buffer: bool,
-    /// The program's counters, which clients' threads read themselves.
-    pub(super) counts: Option<QueueCounts>,
+    /// The program's counters, which clients' threads read themselves, and on how many queues.
+    pub(super) counts: Option<(QueueCounts, u32)>,
+    /// What programs have counted that were attached before it.
+    pub(super) counted_before: QueueCounters,
 }
 
 /// What is known of what is not mirrored.
@@ -334,6 +337,7 @@ impl Daemon {
 }
 
 fn port_view(port: &super::ports::Port) -> PortView {
+    let (counts, counted_before) = port.xdp_counts();
     PortView {
         index: port.index,
         ifname: port.ifname.clone(),
@@ -346,6 +350,7 @@ fn port_view(port: &super::ports::Port) -> PortView {
         xdp_mode: port.program().map_or(String::new(), |p| p.mode().to_string()),
         no_zerocopy: port.no_zerocopy().map(str::to_owned),
         multi_buffer: port.multi_buffer(),
-        counts: port.program().map(|program| program.counts()),
+        counts,
+        counted_before,
     }
 }

@@ -73,10 +73,10 @@ impl Daemon {
                 self.make_worker(n, (count, rounds), expected)?;
             let busy = self.options.poll == PollMode::Busy;
             let thread = spawn(worker, n, cpu, busy)?;
+            punts.push((frames, Arc::clone(&handle.stats)));
             self.workers.push(handle);
             self.threads.push(thread);
             self.cpus.push(cpu);
-            punts.push(frames);
             self.neigh_requests.push(requests);
         }
         self.punter.start(punts)?;

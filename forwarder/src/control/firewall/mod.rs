@@ -26,7 +26,7 @@ use self::hooks::{Hooks, Reader};
 use self::nftables::Nftables;
 use self::tc::Qdisc;
 use crate::control::netdev::nic::{self, Nic};
-use crate::control::netlink::message::Attrs;
+use crate::control::netlink::message::{Attrs, string};
 
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
@@ -161,9 +161,4 @@ fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<&'a [u8]> {
 
 fn be32(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|octets| u32::from_be_bytes(*octets))
-}
-
-fn string(value: &[u8]) -> String {
-    let text = value.split(|octet| *octet == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(text).into_owned()
 }

@@ -54,7 +54,10 @@ pub const XDP_MULTI_BUFFER: u64 = 1 << 5;
 #[derive(Debug, Clone, Default)]
 pub struct Nic {
     pub ifindex: u32,
+    /// As [`string`](crate::control::netlink::message::string) has it.
     pub name: String,
+    /// Its name is UTF-8: the kernel knows it by the name that is given here.
+    pub is_named_as_told: bool,
     /// ARPHRD_*.
     pub arphrd: u16,
     /// IFF_*.
@@ -125,7 +128,7 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
                     |at: usize| words.get(at).map_or(0, |octets| u64::from_ne_bytes(*octets));
                 nic.tx = TxCounters { packets: word(1), failed: word(5) + word(7) };
             }
-            IFLA_IFNAME => nic.name = attr.string(),
+            IFLA_IFNAME => (nic.name, nic.is_named_as_told) = (attr.string(), attr.is_utf8()),
             IFLA_MTU => nic.mtu = attr.u32()?,
             IFLA_LINK => nic.lower = attr.u32(),
             IFLA_LINK_NETNSID => elsewhere = true,

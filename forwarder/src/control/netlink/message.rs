@@ -134,10 +134,14 @@ impl<'a> Attr<'a> {
         u32_at(self.value, 0)
     }
 
-    /// As a NUL-terminated string.
+    /// As a NUL-terminated string; see [`string`].
     pub fn string(&self) -> String {
-        let text = self.value.split(|octet| *octet == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(text).into_owned()
+        string(self.value)
+    }
+
+    /// Whether the NUL-terminated string is UTF-8.
+    pub fn is_utf8(&self) -> bool {
+        std::str::from_utf8(until_nul(self.value)).is_ok()
     }
 
     /// As an address of either family, told apart by its length.
@@ -149,6 +153,21 @@ impl<'a> Attr<'a> {
     pub fn nested(&self) -> Attrs<'a> {
         Attrs(self.value)
     }
+}
+
+/// The string that ends at a NUL or with the octets. Octets that are not UTF-8 are written out, as
+/// `\xff`, so that different names stay different.
+pub fn string(octets: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in until_nul(octets).utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|octet| text.push_str(&format!("\\x{octet:02x}")));
+    }
+    text
+}
+
+fn until_nul(octets: &[u8]) -> &[u8] {
+    octets.split(|octet| *octet == 0).next().unwrap_or_default()
 }
 
 /// 4 octets: IPv4; 16: IPv6.
@@ -257,5 +276,16 @@ mod tests {
             let mut messages = Messages::new(&octets);
             assert!(messages.next().is_none() && messages.broken(), "length {len}");
         }
+    }
+
+    #[test]
+    fn names_that_are_no_text_stay_apart() {
+        assert_eq!(string(b"eth0\0rest"), "eth0");
+        assert_eq!(string(b"a\xff"), "a\\xff");
+        assert_ne!(string(b"a\xff"), string(b"a\xfe"));
+        assert_eq!(string("gr\u{f6}\u{df}e".as_bytes()), "gr\u{f6}\u{df}e");
+        let attr = |value| Attr { kind: 3, value };
+        assert!(attr(b"a\x1b[31mb\0\xff").is_utf8());
+        assert!(!attr(b"a\xff\0").is_utf8());
     }
 }

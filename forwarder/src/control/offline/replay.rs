@@ -159,7 +159,9 @@ impl Road {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             self.io.tx_burst(port as u16, &mut self.pool, egress, &self.stats);
         }
-        for skb in self.out.punts.drain(usize::MAX) {
+        let reasons = self.out.punt_reasons.drain(..);
+        for (skb, reason) in self.out.punts.drain(usize::MAX).zip(reasons) {
+            self.stats.punt(reason, skb.port);
             self.pool.kfree_skb(skb);
         }
         // Nobody is there to be asked.

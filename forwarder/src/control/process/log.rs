@@ -19,6 +19,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::privilege;
+use super::terminal::printable;
 
 /// Messages that may wait. Far more than a daemon says at once: for a burst of interfaces that come
 /// and go while the terminal is slow.
@@ -43,7 +44,8 @@ pub fn say(message: fmt::Arguments<'_>) {
     // The lock is written to at the start and at the end of the daemon only.
     let Ok(queue) = QUEUE.try_read() else { return };
     let Some(queue) = &*queue else { return };
-    if queue.try_send(Entry::Line(format!("ferroute: {message}\n"))).is_err() {
+    let line = format!("ferroute: {message}\n");
+    if queue.try_send(Entry::Line(printable(&line).into_owned())).is_err() {
         LOST.fetch_add(1, Relaxed);
     }
 }

@@ -7,6 +7,7 @@
 //! - [`runtime_dir`]: the directory of the control socket and of what is to be put back;
 //! - [`signals`]: SIGTERM and the like, also while it starts;
 //! - [`log`]: messages on standard error, without waiting for whoever reads them;
+//! - [`terminal`]: text without control characters;
 //! - [`threads`]: how they end.
 
 pub mod kernel;
@@ -15,4 +16,5 @@ pub mod log;
 pub mod privilege;
 pub mod runtime_dir;
 pub mod signals;
+pub mod terminal;
 pub mod threads;

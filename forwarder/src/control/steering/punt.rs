@@ -9,7 +9,9 @@
 //! Not done here: checksums. What the driver knew of them does not survive, so they have to be
 //! complete in the frame.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, TC_INGRESS, TcHook};
 use netlink_packet_core::{
@@ -99,6 +101,8 @@ pub struct PuntDevice {
     tap: Tap,
     name: String,
     ports: MapHandle,
+    /// The ports in that map, by ifindex.
+    admitted: Mutex<BTreeSet<u32>>,
     punt_source: [u8; 6],
 }
 
@@ -124,7 +128,8 @@ impl PuntDevice {
         attached.map_err(|source| PuntError::Classifier { name: name.clone(), source, log })?;
         let ports = MapHandle::try_from(steering.punt_ports())
             .map_err(|source| XdpError::map("open", steering.punt_ports(), source))?;
-        Ok(PuntDevice { tap, name, ports, punt_source: steering.punt_source() })
+        let (admitted, punt_source) = (Mutex::default(), steering.punt_source());
+        Ok(PuntDevice { tap, name, ports, admitted, punt_source })
     }
 
     /// The device's name, "ferroute0" if that was free.
@@ -143,6 +148,7 @@ impl PuntDevice {
         self.ports
             .update(&ifindex.to_ne_bytes(), &port.to_bytes(), MapFlags::ANY)
             .map_err(|source| XdpError::map("add a port to", &self.ports, source))?;
+        self.admitted().insert(ifindex);
         Ok(())
     }
 
@@ -151,6 +157,7 @@ impl PuntDevice {
     /// # Errors
     /// [`PuntError::Ports`].
     pub fn remove_port(&self, ifindex: u32) -> Result<(), PuntError> {
+        self.admitted().remove(&ifindex);
         match self.ports.delete(&ifindex.to_ne_bytes()) {
             Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
                 Err(XdpError::map("remove a port from", &self.ports, e).into())
@@ -160,19 +167,28 @@ impl PuntDevice {
     }
 
     /// Gives a frame, from its Ethernet header on, to the kernel as received on the port `ifindex`.
-    /// Its destination MAC is overwritten. One system call; may be called from any thread. Frames
-    /// of ports that were not added are dropped.
+    /// Its destination MAC is overwritten. One system call; may be called from any thread. The kernel
+    /// has taken the frame when there is no error.
     ///
     /// # Errors
-    /// InvalidInput for less than an Ethernet header; what write(2) to the TAP says, ENOMEM above
-    /// all.
+    /// InvalidInput for less than an Ethernet header; NotFound for a port that was not added, or was
+    /// removed; what write(2) to the TAP says, ENOMEM above all.
     pub fn inject(&self, ifindex: u32, frame: &mut [u8]) -> io::Result<()> {
         if frame.len() < ETH_HLEN {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        // The classifier would drop it, and nobody would know.
+        if !self.admitted().contains(&ifindex) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         frame[..2].copy_from_slice(&PUNT_DESTINATION);
         frame[2..6].copy_from_slice(&ifindex.to_be_bytes());
         self.tap.send(frame).map(|_| ())
+    }
+
+    fn admitted(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
+        // Nobody panics while holding it.
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

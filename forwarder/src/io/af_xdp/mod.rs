@@ -6,8 +6,8 @@
 //! - `area`: that memory;
 //! - `slots`: where the tokens of frames rest while the kernel has the frames;
 //! - `ring`, `socket`: the kernel's interface;
-//! - `bind`: in which mode they are bound; `port`: what is done with them; `rx_chain`: received
-//!   packets of several descriptors;
+//! - `bind`: in which mode they are bound; `port`: what is done with them; `close`: what becomes of
+//!   their packets at the end; `rx_chain`: received packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
 //! - [`HeartbeatPage`]: by which threads tell the XDP program that they are alive;
 //! - [`link`]: the one call that attaches an XDP program in the mode asked for;
@@ -24,6 +24,7 @@
 mod area;
 mod bind;
 pub mod bpf;
+mod close;
 mod device;
 mod error;
 mod heartbeat;
@@ -193,7 +194,7 @@ impl Options {
     }
 }
 
-/// XDP_STATISTICS: what the kernel counted for one socket since it was opened, in packets.
+/// XDP_STATISTICS: what the kernel counted for sockets, in packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XdpStatistics {
     /// Dropped for reasons without a counter of their own.
@@ -208,6 +209,18 @@ pub struct XdpStatistics {
     pub rx_fill_ring_empty_descs: u64,
     /// Times the kernel found the TX ring empty.
     pub tx_ring_empty_descs: u64,
+}
+
+impl XdpStatistics {
+    /// Adds what was counted for another socket.
+    fn add(&mut self, other: &XdpStatistics) {
+        self.rx_dropped += other.rx_dropped;
+        self.rx_invalid_descs += other.rx_invalid_descs;
+        self.tx_invalid_descs += other.tx_invalid_descs;
+        self.rx_ring_full += other.rx_ring_full;
+        self.rx_fill_ring_empty_descs += other.rx_fill_ring_empty_descs;
+        self.tx_ring_empty_descs += other.tx_ring_empty_descs;
+    }
 }
 
 /// An open port, as it is.
@@ -247,6 +260,8 @@ pub struct AfXdp {
     next_binding: u32,
     /// For poll(2); rebuilt when ports change. The last is for the bell of [`PacketIo::wait`].
     poll_fds: Vec<libc::pollfd>,
+    /// By port: what the kernel counted for sockets that are closed.
+    closed: Vec<XdpStatistics>,
     /// By port: what keeps the interface receiving more than its own frames.
     memberships: Vec<Option<Membership>>,
 }
@@ -314,6 +329,7 @@ impl AfXdp {
             options: options.clone(),
             next_binding: 0,
             poll_fds: vec![pollfd(NO_BELL)],
+            closed: vec![XdpStatistics::default(); ports],
             memberships: (0..ports).map(|_| None).collect(),
         };
         Ok((io, pool))
@@ -368,12 +384,18 @@ impl AfXdp {
 
     /// Closes a port and takes its frames back into `pool`; its number stays reserved. Frames that
     /// a NIC may still write to come later, see [`AfXdp::reclaim`]. Packets that waited to be sent
-    /// or to be taken are dropped and counted (DEV_READY). To lose none that arrived, take the
-    /// socket out of the XSKMAP and run a few turns first.
+    /// or to be taken are dropped and counted (DEV_READY); those that the kernel has taken from the TX
+    /// ring count as sent, as they do while the port is open. A NIC in zero-copy mode gets up to 30 ms
+    /// to complete what it has. To lose none that arrived, take the socket out of the XSKMAP and run a
+    /// few turns first.
     pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
         let taken = self.ports.get_mut(port as usize).and_then(Option::take);
         let Some(mut closed) = taken else { return };
         closed.finish(port, &mut self.slots, pool, stats);
+        if let (Ok(counted), Some(sum)) = (closed.statistics(), self.closed.get_mut(port as usize))
+        {
+            sum.add(&counted);
+        }
         let (owners, (rx, tx)) = (closed.owners(), closed.frames());
         let draining = Draining {
             owners,
@@ -442,9 +464,7 @@ impl AfXdp {
     /// Closes all ports and brings their frames home. Returns how many frames stay out because a
     /// NIC may still write to them; the memory stays mapped then.
     pub fn close(mut self, pool: &mut FramePool, stats: &WorkerStats) -> usize {
-        for port in 0..self.ports.len() {
-            self.remove_port(port as u16, pool, stats);
-        }
+        self.close_all(pool, stats);
         for _ in 0..self.options.busy_tries {
             if self.reclaim(pool) == 0 {
                 return 0;
@@ -474,14 +494,23 @@ impl AfXdp {
         Some(self.ports.get(port as usize)?.as_ref()?.tx_state())
     }
 
-    /// What the kernel counted for a port.
+    /// What the kernel counted for a port, also before it was closed and opened again.
     ///
     /// # Errors
-    /// What getsockopt(2) says; ENOENT for a port that is not there.
+    /// What getsockopt(2) says; ENOENT for a number that no port can have.
     pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
-        match self.ports.get(port as usize) {
-            Some(Some(port)) => port.statistics(),
-            _ => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+        let unknown = || io::Error::from_raw_os_error(libc::ENOENT);
+        let mut counted = *self.closed.get(port as usize).ok_or_else(unknown)?;
+        if let Some(Some(port)) = self.ports.get(port as usize) {
+            counted.add(&port.statistics()?);
+        }
+        Ok(counted)
+    }
+
+    /// A port is another interface from now on: what was counted for closed sockets is not its own.
+    pub fn forget_statistics(&mut self, port: u16) {
+        if let Some(closed) = self.closed.get_mut(port as usize) {
+            *closed = XdpStatistics::default();
         }
     }
 
@@ -559,6 +588,12 @@ impl PacketIo for AfXdp {
         socket::poll(&mut self.poll_fds, timeout)
     }
 
+    fn close_all(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        for port in 0..self.ports.len() {
+            self.remove_port(port as u16, pool, stats);
+        }
+    }
+
     fn census(&self) -> Census {
         let mut census =
             Census { draining: self.draining.iter().map(|d| d.frames).sum(), ..Census::default() };
@@ -566,6 +601,7 @@ impl PacketIo for AfXdp {
             let (rx, tx) = port.frames();
             census.fill_and_rx += rx;
             census.tx_and_completion += tx;
+            census.sending += port.sending();
         }
         census
     }

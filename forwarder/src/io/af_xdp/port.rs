@@ -9,12 +9,12 @@ use super::area::Area;
 use super::bind::{Bound, bind, segments};
 use super::error::OpenError;
 use super::rx_chain::RxChain;
-use super::slots::{Owner, Slots};
+use super::slots::{Owner, Packets, Slots};
 use super::socket::{Layout, Socket, packet_addr};
 use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
 use crate::io::{drop_all, drop_unsent};
 use crate::skb::{Burst, FramePool, MAX_SKB_FRAGS, Piece, SkBuff};
-use crate::stats::{DropReason, PortStats, WorkerStats};
+use crate::stats::{DropReason, WorkerStats};
 
 /// Shortest frame given to the kernel, in octets: an Ethernet header. Fewer it may refuse
 /// (`xp_validate_desc` an empty one, drivers the others), and a refused descriptor's frame never
@@ -34,22 +34,26 @@ pub(super) struct Port {
     pub(super) mode: BoundMode,
     /// See [`PortInfo`](super::PortInfo).
     pub(super) no_zerocopy: Option<i32>,
-    socket: Socket,
+    pub(super) socket: Socket,
     sizes: RingSizes,
     /// Frames it is to have to receive into; no more than its fill ring holds.
     fill: u32,
     /// What it was opened with: more is never taken, for others have the rest.
     opened: u32,
-    rx_owner: Owner,
-    tx_owner: Owner,
+    pub(super) rx_owner: Owner,
+    pub(super) tx_owner: Owner,
     /// Frames in the fill ring, with the kernel, or in the RX ring.
-    fill_and_rx: u32,
+    pub(super) fill_and_rx: u32,
     /// Frames in the TX ring, with the kernel, or in the completion ring.
-    tx_and_completion: u32,
+    pub(super) tx_and_completion: u32,
+    /// Packets that these are.
+    pub(super) sending: u32,
+    /// Those of them that the kernel has refused to send (and were counted): they are completed, too.
+    pub(super) refused: u32,
     /// Packets may take several descriptors, at most as many as this; 1: they do not.
     segments: usize,
-    rx_chain: RxChain,
-    state: PortState,
+    pub(super) rx_chain: RxChain,
+    pub(super) state: PortState,
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
     /// The queue is polled by our system calls, not by interrupts.
@@ -103,6 +107,8 @@ impl Port {
                     tx_owner,
                     fill_and_rx: fill.len() as u32,
                     tx_and_completion: 0,
+                    sending: 0,
+                    refused: 0,
                     state: PortState::Up,
                     retry_in: 0,
                     busy_poll: options.busy_poll_budget.is_some(),
@@ -125,7 +131,6 @@ impl Port {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        let counters = stats.ports.get(port as usize);
         let (before, mut octets) = (burst.len(), 0);
         let iif = self.config.ifindex;
         let mut push = |burst: &mut Burst, pool: &mut FramePool, mut skb: SkBuff| {
@@ -153,7 +158,7 @@ impl Port {
                             Ok(skb) => push(burst, pool, skb),
                             Err(frame) => {
                                 pool.free(frame);
-                                count_rx_drop(DropReason::RxBadDescriptor, stats, counters);
+                                stats.rx_drop(DropReason::RxBadDescriptor, port);
                             }
                         }
                     }
@@ -162,7 +167,7 @@ impl Port {
                         match self.rx_chain.receive(desc, frame, offset, pool) {
                             Ok(None) => {}
                             Ok(Some(skb)) => push(burst, pool, skb),
-                            Err(reason) => count_rx_drop(reason, stats, counters),
+                            Err(reason) => stats.rx_drop(reason, port),
                         }
                     }
                 }
@@ -171,7 +176,7 @@ impl Port {
         }
         let packets = burst.len() - before;
         if packets > 0
-            && let Some(counters) = counters
+            && let Some(counters) = stats.ports.get(port as usize)
         {
             counters.rx_packets.add(packets as u64);
             counters.rx_bytes.add(octets);
@@ -226,9 +231,9 @@ impl Port {
             return 0;
         }
         if self.fitting(burst.as_slice()) < burst.len() {
-            self.complete(slots, pool, stats);
+            self.complete(port, slots, pool, stats);
         }
-        let (mut sent, mut octets) = (0, 0);
+        let mut queued = 0;
         let mut packets = burst.drain(self.fitting(burst.as_slice()));
         loop {
             // Those of one frame, up to the first of several.
@@ -246,13 +251,13 @@ impl Port {
                     // As with the fill ring: completed is shown before taken.
                     Err((DropReason::FullRing, frame))
                 } else {
-                    own.give(frame).map_err(|frame| (DropReason::TxError, frame))
+                    own.give_to_send(frame, len as u32)
+                        .map_err(|frame| (DropReason::TxError, frame))
                 };
                 match given {
                     Ok(addr) => {
                         let addr = addr + offset as u64;
                         descs.push(libc::xdp_desc { addr, len: len as u32, options: 0 });
-                        octets += len as u64;
                     }
                     Err((reason, frame)) => {
                         stats.tx_drop(reason, port);
@@ -261,22 +266,18 @@ impl Port {
                 }
             };
             self.tx_and_completion += descs.len();
-            sent += descs.len() as usize;
+            queued += descs.len();
             drop(descs);
             let Some(skb) = several else { break };
-            let len = skb.len() as u64;
             match self.send_chain(skb, slots, pool) {
-                Ok(()) => (sent, octets) = (sent + 1, octets + len),
+                Ok(()) => queued += 1,
                 Err(reason) => stats.tx_drop(reason, port),
             }
         }
         drop(packets);
-        if let Some(counters) = stats.ports.get(port as usize) {
-            counters.tx_packets.add(sent as u64);
-            counters.tx_bytes.add(octets);
-        }
+        self.sending += queued;
         drop_unsent(port, pool, burst, stats);
-        sent
+        queued as usize
     }
 
     /// Sends a packet of several frames: all its descriptors or none.
@@ -300,11 +301,14 @@ impl Port {
         let mut descs = [libc::xdp_desc { addr: 0, len: 0, options: 0 }; MAX_SKB_FRAGS + 1];
         let (mut count, mut refused) = (0, None);
         let mut slots = slots.of(self.tx_owner);
+        let (packet_len, mut left) = (skb.len() as u32, skb.len());
         let (head, mut frags) = skb.into_frames();
         let mut piece = Some(head);
         while let Some(Piece { frame, offset, len }) = piece {
+            left = left.saturating_sub(len);
+            let ends = if left == 0 { packet_len } else { 0 };
             match (descs.get_mut(count), len) {
-                (Some(desc), 1..) => match slots.give(frame) {
+                (Some(desc), 1..) => match slots.give_to_send(frame, ends) {
                     Ok(addr) => {
                         (desc.addr, desc.len) = (addr + offset as u64, len as u32);
                         count += 1;
@@ -381,11 +385,11 @@ impl Port {
     ) {
         if self.tx_and_completion > 0 {
             match self.state {
-                PortState::Up => self.wake_tx(port, stats),
+                PortState::Up => self.wake_tx(port, slots, pool, stats),
                 PortState::Down => self.wait_for_up(),
                 PortState::Gone => {}
             }
-            self.complete(slots, pool, stats);
+            self.complete(port, slots, pool, stats);
         } else if self.state == PortState::Down {
             self.wait_for_up();
         }
@@ -397,7 +401,13 @@ impl Port {
 
     /// Has the kernel empty the TX ring. In copy mode one sendto(2) sends a bounded number of
     /// packets, so it is repeated while it gets anywhere; zero-copy drivers are only to be woken.
-    fn wake_tx(&mut self, port: u16, stats: &WorkerStats) {
+    pub(super) fn wake_tx(
+        &mut self,
+        port: u16,
+        slots: &mut Slots,
+        pool: &mut FramePool,
+        stats: &WorkerStats,
+    ) {
         if !self.socket.tx.needs_wakeup() && !self.busy_poll {
             return;
         }
@@ -413,8 +423,15 @@ impl Port {
                 match error.raw_os_error().unwrap_or(0) {
                     // Try again: a limit per call, the socket's buffer, the completion ring.
                     libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM => {}
-                    // One frame was completed and not sent (__dev_direct_xmit: NET_XMIT_DROP).
-                    libc::EBUSY => stats.tx_drop(DropReason::TxError, port),
+                    // One packet was completed and not sent (__xsk_generic_xmit: NET_XMIT_DROP). A
+                    // driver that is woken may say so, too, and means something else.
+                    libc::EBUSY if copy => {
+                        stats.tx_drop(DropReason::TxError, port);
+                        self.refused += 1;
+                        // At once: it is the last that was completed.
+                        self.complete(port, slots, pool, stats);
+                    }
+                    libc::EBUSY => {}
                     // The interface is down, gone, or between two programs.
                     _ => return self.stop_sending(),
                 }
@@ -451,59 +468,61 @@ impl Port {
         }
     }
 
-    /// Takes sent frames back. As [`Self::refill`], by itself.
+    /// Takes sent frames back, and counts the packets as sent. As [`Self::refill`], by itself.
     #[inline(never)]
-    fn complete(&mut self, slots: &mut Slots, pool: &mut FramePool, stats: &WorkerStats) {
-        let (mut slots, mut frames) = (slots.of(self.tx_owner), 0);
-        for addr in self.socket.completion.take(u32::MAX) {
-            match slots.take(addr) {
-                Some(frame) => {
-                    pool.free(frame);
-                    frames += 1;
-                }
-                None => stats.drop(DropReason::TxError),
-            }
-        }
-        self.tx_and_completion -= frames;
-    }
-
-    /// Settles what can be settled before the socket closes: sent frames come back, and packets that
-    /// now go no further are counted.
-    pub(super) fn finish(
+    pub(super) fn complete(
         &mut self,
         port: u16,
         slots: &mut Slots,
         pool: &mut FramePool,
         stats: &WorkerStats,
     ) {
-        self.complete(slots, pool, stats);
-        for _ in 0..self.tx_and_completion {
-            stats.tx_drop(DropReason::DevNotReady, port);
-        }
-        let counters = stats.ports.get(port as usize);
-        let mut slots = slots.of(self.rx_owner);
-        for desc in self.socket.rx.take(u32::MAX) {
-            let (frame, offset) = slots.take_at(packet_addr(desc.addr));
-            self.fill_and_rx -= u32::from(frame.is_some());
-            match self.rx_chain.receive(desc, frame, offset, pool) {
-                Ok(None) => {}
-                Ok(Some(skb)) => {
-                    count_rx_drop(DropReason::DevNotReady, stats, counters);
-                    pool.kfree_skb(skb);
-                }
-                Err(reason) => count_rx_drop(reason, stats, counters),
+        let (mut slots, mut frames) = (slots.of(self.tx_owner), 0);
+        let (mut sent, mut last_len) = (Packets::default(), 0);
+        for addr in self.socket.completion.take(u32::MAX) {
+            // An address that was not given is of no packet.
+            if let Some((frame, packet_len)) = slots.take_sent(addr) {
+                pool.free(frame);
+                frames += 1;
+                sent.add(packet_len);
+                last_len = packet_len;
             }
         }
-        if let Some(partial) = self.rx_chain.take_partial() {
-            count_rx_drop(DropReason::DevNotReady, stats, counters);
-            pool.kfree_skb(partial);
+        if frames == 0 {
+            return;
         }
+        self.tx_and_completion -= frames;
+        self.sending -= sent.count;
+        if self.refused > 0 {
+            self.leave_out_refused(&mut sent, last_len);
+        }
+        if let Some(counters) = stats.ports.get(port as usize) {
+            counters.tx_packets.add(u64::from(sent.count));
+            counters.tx_bytes.add(sent.octets);
+        }
+    }
+
+    /// Of the packets that were completed, those that were refused do not count as sent. The kernel
+    /// tells how many these are, not which: the octets are those of the last one, `last_len`, which is
+    /// right where packets are completed in the order in which they were taken.
+    #[cold]
+    fn leave_out_refused(&mut self, completed: &mut Packets, last_len: u32) {
+        let refused = self.refused.min(completed.count);
+        self.refused -= refused;
+        completed.count -= refused;
+        let octets = u64::from(refused) * u64::from(last_len);
+        completed.octets = completed.octets.saturating_sub(octets);
     }
 
     /// Frames on the receiving and on the sending side.
     pub(super) fn frames(&self) -> (usize, usize) {
         let partial = self.rx_chain.partial().map_or(0, SkBuff::frames);
         (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
+    }
+
+    /// Packets on the sending side that are neither sent nor dropped yet.
+    pub(super) fn sending(&self) -> usize {
+        self.sending.saturating_sub(self.refused) as usize
     }
 
     /// Both names under which the port's frames lie in the slots.
@@ -538,10 +557,30 @@ impl Port {
     }
 }
 
-#[cold]
-fn count_rx_drop(reason: DropReason, stats: &WorkerStats, counters: Option<&PortStats>) {
-    stats.drop(reason);
-    if let Some(counters) = counters {
-        counters.rx_dropped.inc();
+#[cfg(test)]
+impl Port {
+    /// A port whose kernel is the test.
+    pub(super) fn in_memory(mode: BoundMode, segments: usize) -> Port {
+        let sizes = RingSizes { fill: 16, tx: 16 };
+        Port {
+            config: PortConfig::default(),
+            mode,
+            no_zerocopy: None,
+            socket: Socket::in_memory(16),
+            sizes,
+            fill: 0,
+            opened: 0,
+            rx_owner: Owner::rx(1),
+            tx_owner: Owner::tx(1),
+            fill_and_rx: 0,
+            tx_and_completion: 0,
+            sending: 0,
+            refused: 0,
+            segments,
+            rx_chain: RxChain::new(segments > 1),
+            state: PortState::Up,
+            retry_in: 0,
+            busy_poll: false,
+        }
     }
 }

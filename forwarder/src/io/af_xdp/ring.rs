@@ -152,6 +152,17 @@ impl<T: Entry> Producer<T> {
         self.next.wrapping_sub(self.consumed)
     }
 
+    /// The entries that the kernel has not taken yet, oldest first.
+    pub(super) fn untaken(&mut self) -> impl Iterator<Item = T> + '_ {
+        let (size, next) = (self.ring.size, self.next);
+        let count = self.pending().min(size);
+        (0..count).map(move |n| {
+            let at = next.wrapping_sub(count - n) & (size - 1);
+            // SAFETY: masked, so in the mapping, which `self` keeps; written by us, and by nobody else.
+            unsafe { self.ring.entries.add(at as usize).read() }
+        })
+    }
+
     /// Whether the kernel asks to be woken (XDP_RING_NEED_WAKEUP).
     #[inline]
     pub(super) fn needs_wakeup(&self) -> bool {
@@ -302,29 +313,62 @@ impl<T: Entry> Drop for Entries<'_, T> {
     }
 }
 
+/// Rings of which a test is the kernel.
 #[cfg(test)]
-mod tests {
+pub(super) mod in_memory {
     use std::os::fd::AsFd;
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
     use super::*;
 
-    const SIZE: u32 = 8;
-
-    /// A mapping as the kernel lays it out, of memory that nobody else has; both indexes at `start`.
-    fn ring(start: u32) -> Ring<u64> {
+    /// A mapping of up to 200 entries as the kernel lays it out, of memory that nobody else has; both
+    /// indexes at `start`.
+    pub(super) fn ring<T: Entry>(start: u32, size: u32) -> Ring<T> {
         let offsets = libc::xdp_ring_offset { producer: 0, consumer: 64, desc: 192, flags: 128 };
         let memory = memfd_create(c"ring", MFdFlags::empty()).expect("memory");
         nix::unistd::ftruncate(&memory, 4096).expect("a page");
-        let ring = Ring::map(memory.as_fd(), 0, &offsets, SIZE).expect("maps");
+        let ring = Ring::map(memory.as_fd(), 0, &offsets, size).expect("maps");
         ring.producer().store(start, Ordering::Relaxed);
         ring.consumer().store(start, Ordering::Relaxed);
         ring
     }
 
+    pub(in super::super) fn producer<T: Entry>(start: u32, size: u32) -> Producer<T> {
+        Producer { ring: ring(start, size), next: start, consumed: start }
+    }
+
+    pub(in super::super) fn consumer<T: Entry>(start: u32, size: u32) -> Consumer<T> {
+        Consumer { ring: ring(start, size), next: start, produced: start }
+    }
+
+    impl<T: Entry> Producer<T> {
+        /// The kernel takes the oldest `count` entries.
+        pub(in super::super) fn taken_by_kernel(&self, count: u32) {
+            self.ring.consumer().fetch_add(count, Ordering::Release);
+        }
+    }
+
+    impl<T: Entry> Consumer<T> {
+        /// The kernel appends an entry.
+        pub(in super::super) fn given_by_kernel(&self, entry: T) {
+            let at = self.ring.producer().load(Ordering::Relaxed);
+            let mask = self.ring.size - 1;
+            // SAFETY: masked, so in the mapping.
+            unsafe { self.ring.entries.add((at & mask) as usize).write(entry) };
+            self.ring.producer().store(at.wrapping_add(1), Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u32 = 8;
+
     fn producer(start: u32) -> Producer<u64> {
-        Producer { ring: ring(start), next: start, consumed: start }
+        in_memory::producer(start, SIZE)
     }
 
     /// One whose ring has these entries.
@@ -372,6 +416,21 @@ mod tests {
         // An index that cannot be: further than was written.
         writer.ring.consumer().store(77, Ordering::Relaxed);
         assert_eq!(writer.batch(SIZE).room(), 0);
+    }
+
+    #[test]
+    fn what_the_kernel_has_not_taken_can_be_read_again() {
+        for start in [0, u32::MAX - 2] {
+            let mut writer = producer(start);
+            let mut batch = writer.batch(SIZE);
+            assert!((0..6).all(|entry| batch.push(entry)));
+            drop(batch);
+            assert_eq!(writer.untaken().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+            writer.taken_by_kernel(4);
+            assert_eq!(writer.untaken().collect::<Vec<_>>(), [4, 5]);
+            writer.taken_by_kernel(2);
+            assert_eq!(writer.untaken().count(), 0);
+        }
     }
 
     #[test]

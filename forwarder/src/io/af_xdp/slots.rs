@@ -29,6 +29,24 @@ impl Owner {
 struct Slot {
     frame: Option<Frame>,
     owner: Owner,
+    /// Of a frame given to be sent that ends a packet: the packet's length in octets. Else 0.
+    packet_len: u32,
+}
+
+/// Packets, and their octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Packets {
+    pub(super) count: u32,
+    pub(super) octets: u64,
+}
+
+impl Packets {
+    /// Adds a frame: it counts if it ends a packet, and then as the whole packet.
+    #[inline]
+    pub(super) fn add(&mut self, packet_len: u32) {
+        self.count += u32::from(packet_len > 0);
+        self.octets += u64::from(packet_len);
+    }
 }
 
 /// One place for each frame of the area.
@@ -42,7 +60,8 @@ pub(super) struct Slots {
 impl Slots {
     /// Empty places for the `frames` frames of the area that starts at `start`.
     pub(super) fn new(start: NonZero<usize>, frames: u32) -> Slots {
-        let places = (0..frames).map(|_| Slot { frame: None, owner: Owner(0) }).collect();
+        let places =
+            (0..frames).map(|_| Slot { frame: None, owner: Owner(0), packet_len: 0 }).collect();
         Slots { places, start }
     }
 
@@ -78,10 +97,17 @@ impl OwnedSlots<'_> {
     /// the area in octets. A frame of another area comes back.
     #[inline]
     pub(super) fn give(&mut self, frame: Frame) -> Result<u64, Frame> {
+        self.give_to_send(frame, 0)
+    }
+
+    /// [`Self::give`] for a frame that is to be sent. `packet_len`: the length in octets of the packet
+    /// that ends with it; 0: the packet goes on.
+    #[inline]
+    pub(super) fn give_to_send(&mut self, frame: Frame, packet_len: u32) -> Result<u64, Frame> {
         let offset = frame.umem_offset(self.start);
         match self.places.get_mut(offset / FRAME_SIZE) {
             Some(slot) if slot.frame.is_none() => {
-                *slot = Slot { frame: Some(frame), owner: self.owner };
+                *slot = Slot { frame: Some(frame), owner: self.owner, packet_len };
                 Ok(offset as u64)
             }
             _ => Err(frame),
@@ -98,8 +124,33 @@ impl OwnedSlots<'_> {
     /// `None`: that frame was not given to the owner.
     #[inline]
     pub(super) fn take(&mut self, addr: u64) -> Option<Frame> {
+        self.take_sent(addr).map(|(frame, _)| frame)
+    }
+
+    /// [`Self::take`], with what the frame was given with ([`Self::give_to_send`]).
+    #[inline]
+    pub(super) fn take_sent(&mut self, addr: u64) -> Option<(Frame, u32)> {
         let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
-        if slot.owner != self.owner { None } else { slot.frame.take() }
+        if slot.owner != self.owner {
+            return None;
+        }
+        Some((slot.frame.take()?, slot.packet_len))
+    }
+
+    /// The length of the packet that ends in the frame that `addr` lies in. `None`: the frame was not
+    /// given to the owner, or has been taken up again.
+    pub(super) fn packet_len(&self, addr: u64) -> Option<u32> {
+        let slot = self.places.get((addr / FRAME_SIZE as u64) as usize)?;
+        (slot.owner == self.owner && slot.frame.is_some()).then_some(slot.packet_len)
+    }
+
+    /// All packets that the owner was given to send.
+    pub(super) fn packets(&self) -> Packets {
+        let mut packets = Packets::default();
+        for slot in self.places.iter().filter(|slot| slot.owner == self.owner) {
+            packets.add(slot.frame.as_ref().map_or(0, |_| slot.packet_len));
+        }
+        packets
     }
 }
 
@@ -140,6 +191,26 @@ mod tests {
         assert_eq!(slots.reclaim(Owner::rx(7), &mut pool), 0);
         assert_eq!(pool.available(), 3);
         assert_eq!(slots.reclaim(Owner::tx(7), &mut pool), 1);
+    }
+
+    #[test]
+    fn packets_are_counted_where_they_end_and_while_they_are_given() {
+        let (area, mut pool) = Area::map(4).expect("maps");
+        let mut slots = Slots::new(area.start(), 4);
+        let mut addrs = Vec::new();
+        for len in [60, 0, 9014] {
+            let frame = pool.alloc().expect("four frames");
+            addrs.push(slots.of(Owner::tx(7)).give_to_send(frame, len).expect("free place"));
+        }
+        let frame = pool.alloc().expect("four frames");
+        slots.of(Owner::tx(8)).give_to_send(frame, 99).expect("free place");
+        let mut own = slots.of(Owner::tx(7));
+        assert_eq!(own.packets(), Packets { count: 2, octets: 9074 });
+        assert_eq!(own.packet_len(addrs[2] + 17), Some(9014));
+        let (frame, len) = own.take_sent(addrs[0]).expect("given above");
+        pool.free(frame);
+        assert_eq!((len, own.packet_len(addrs[0])), (60, None));
+        assert_eq!(own.packets(), Packets { count: 1, octets: 9014 });
     }
 
     #[test]

@@ -193,10 +193,7 @@ impl PcapIo {
             self.now_ns = record.tstamp_ns;
             if !fits {
                 // Longer than any MTU of ours: what a port would have dropped.
-                stats.drop(DropReason::RxMultiBuffer);
-                if let Some(counters) = stats.ports.get(record.port as usize) {
-                    counters.rx_dropped.inc();
-                }
+                stats.rx_drop(DropReason::RxMultiBuffer, record.port);
                 pool.kfree_skb(skb);
                 continue;
             }
@@ -225,10 +222,7 @@ impl PacketIo for PcapIo {
             self.fetch(pool, stats);
             let Some(skb) = self.next.take_if(|skb| skb.port == port) else { break };
             if !self.settings.get(port as usize).is_some_and(|settings| settings.up) {
-                stats.drop(DropReason::DevNotReady);
-                if let Some(counters) = stats.ports.get(port as usize) {
-                    counters.rx_dropped.inc();
-                }
+                stats.rx_drop(DropReason::DevNotReady, port);
                 pool.kfree_skb(skb);
                 continue;
             }

@@ -15,6 +15,7 @@ use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{DataLink, Endianness, PcapError as WriteError, TsResolution};
 
 use super::{PcapError, PcapPort};
+use crate::io::out_file::{self, PRIVATE};
 
 /// Longest packet a capture says it holds, in octets: what tcpdump says, and far more than ours.
 const SNAPLEN: u32 = 262_144;
@@ -51,7 +52,7 @@ impl Writer {
             Some("pcap") => false,
             _ => return Err(PcapError::Extension { path: path.to_owned() }),
         };
-        let file = File::create(path)
+        let file = out_file::create(path, PRIVATE)
             .map_err(|source| PcapError::Open { path: path.to_owned(), source })?;
         let out = BufWriter::new(file);
         let format = if ng { pcapng(out, ports) } else { pcap(out) };

@@ -240,7 +240,9 @@ impl Lab {
     /// Frames for the kernel.
     pub fn punted(&mut self) -> Vec<Vec<u8>> {
         let mut punted = Vec::new();
-        for skb in self.out.punts.drain(usize::MAX) {
+        let reasons = self.out.punt_reasons.drain(..);
+        for (skb, reason) in self.out.punts.drain(usize::MAX).zip(reasons) {
+            self.stats.punt(reason, skb.port);
             punted.push(flat(&skb));
             self.pool.kfree_skb(skb);
         }
@@ -258,7 +260,8 @@ impl Lab {
     }
 
     pub fn punts(&self, reason: PuntReason) -> u64 {
-        self.stats.punts[reason as usize].get()
+        let waiting = self.out.punt_reasons.iter().filter(|&&waiting| waiting == reason).count();
+        self.stats.punt_count(reason) + waiting as u64
     }
 
     pub fn mib(&self, name: Mib) -> u64 {

@@ -120,21 +120,21 @@ impl WorkerCalls {
     }
 
     /// Tells a worker that a port is another interface from now on: captures, and counters, which
-    /// begin at 0. Gives what was received, sent and punted under the number before.
+    /// begin at 0.
     pub(super) fn rename(
         &mut self,
         worker: usize,
         (port, max_ports): (u16, u16),
         name: &str,
         naming: u64,
-    ) -> Result<[u64; 3], PortError> {
+    ) -> Result<(), PortError> {
         let taps = self.handles.get(worker).map(WorkerHandle::taps);
         taps.and_then(|taps| taps.name_port(port, name, naming, BEGIN))
             .ok_or(PortError::WorkerStalled(worker))?;
         self.ask(worker, |handle, patience| {
-            let reset = move |_: &mut AfXdp, _: &mut _, stats: &crate::stats::WorkerStats| {
-                let counted = stats.slots_of(port, max_ports).map(|(_, slot)| slot.reset());
-                counted.fold([0; 3], |sum, slot| std::array::from_fn(|n| sum[n] + slot[n]))
+            let reset = move |io: &mut AfXdp, _: &mut _, stats: &crate::stats::WorkerStats| {
+                stats.slots_of(port, max_ports).for_each(|(slot, _)| io.forget_statistics(slot));
+                stats.forget_port(port, max_ports);
             };
             handle.call_or_undo(patience, reset, |_, _, _, _| {})
         })

@@ -50,7 +50,7 @@ use crate::worker::slow_path::Bell;
 pub(super) use self::follow::obstacle;
 pub(super) use self::handoff::{sends_by, worker_of};
 pub(super) use self::patterns::{Filtered, Matching, filtered, matching};
-pub(super) use self::port::Port;
+pub(super) use self::port::{Port, add_counts};
 pub(super) use self::thread::PortContext;
 
 /// What the control thread knows when it looks after ports.
@@ -93,8 +93,6 @@ pub(super) struct PortManager {
     room_soon: bool,
     /// Why matched interfaces are left to the kernel: rules on them.
     filtered: Filtered,
-    /// Received, sent, and handed back by ports whose numbers are others' now.
-    counted_before: [u64; 3],
     /// End what waits for a queue.
     signals: Arc<Signals>,
 }
@@ -112,7 +110,6 @@ impl PortManager {
             without_room: BTreeSet::new(),
             room_soon: false,
             filtered: Filtered::new(),
-            counted_before: [0; 3],
             signals,
         }
     }
@@ -161,11 +158,6 @@ impl PortManager {
     /// How many ports there can be.
     pub(super) fn max_ports(&self) -> u16 {
         self.max_ports
-    }
-
-    /// Received, sent, and handed back by ports whose numbers are others' now.
-    pub(super) fn counted_before(&self) -> [u64; 3] {
-        self.counted_before
     }
 
     /// What the tables are to know of: ifindex and number of ports by which packets come, or may
@@ -245,10 +237,7 @@ impl PortManager {
     }
 
     fn end_opening(&mut self, opened: Opened) -> Result<()> {
-        let Opened { index, result, is_named, counted_before } = opened;
-        for (sum, counted) in self.counted_before.iter_mut().zip(counted_before) {
-            *sum += counted;
-        }
+        let Opened { index, result, is_named } = opened;
         let Some(port) = self.ports.get_mut(usize::from(index)) else { return Ok(()) };
         if is_named {
             port.naming = None;

@@ -172,7 +172,12 @@ impl OpenRequest {
         let nics = nic::read().map_err(PortError::Unreadable)?;
         let nic = nics.iter().find(|nic| nic.ifindex == self.link.ifindex);
         let nic = nic.ok_or(PortError::Gone)?;
-        let unfit = if !nic.is_ethernet() || name == self.punt.name() {
+        let unfit = if !nic.is_named_as_told {
+            Some(
+                "has a name that is not UTF-8; give it another: ip link set NAME name NEW"
+                    .to_owned(),
+            )
+        } else if !nic.is_ethernet() || name == self.punt.name() {
             Some("is not an Ethernet interface that packets could be forwarded by".to_owned())
         } else if nic.master.is_some() {
             Some("belongs to a bridge, bond or VRF, which takes its packets".to_owned())

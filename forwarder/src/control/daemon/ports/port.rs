@@ -8,9 +8,11 @@
 
 use std::time::{Duration, Instant};
 
+use xdp_prog::{QueueCounters, REASONS};
+
 use super::active::ActivePort;
 use super::error::PortError;
-use crate::control::steering::PortProgram;
+use crate::control::steering::{PortProgram, QueueCounts};
 use crate::io::af_xdp::BoundMode;
 use crate::tables::Link;
 
@@ -68,6 +70,8 @@ pub(in crate::control::daemon) struct Opening {
 #[derive(Debug)]
 pub(in crate::control::daemon) struct Closing {
     ifindex: u32,
+    /// What its program counts until it is detached, and on how many queues.
+    counts: (QueueCounts, u32),
     /// What it waits for afterwards; `None`: for an interface.
     then: Option<Waiting>,
 }
@@ -115,6 +119,8 @@ pub(in crate::control::daemon) struct Port {
     /// Workers are still to be told that the number is this interface's, see `WorkerCalls::rename`.
     pub(super) naming: Option<u64>,
     mac: [u8; 6],
+    /// What its programs have counted that were detached, all queues together.
+    xdp_counted_before: QueueCounters,
     attempts: Attempts,
     state: PortState,
 }
@@ -129,6 +135,7 @@ impl Port {
             idle_since: Instant::now(),
             naming: None,
             mac: [0; 6],
+            xdp_counted_before: [0; REASONS],
             attempts: Attempts::none(),
             state: PortState::Absent,
         }
@@ -224,6 +231,19 @@ impl Port {
         self.active().is_some_and(|active| active.multi_buffer)
     }
 
+    /// What its programs have done with frames: one that counts still, with the number of its queues,
+    /// and those before it by [`xdp_prog::Reason`].
+    pub(in crate::control::daemon) fn xdp_counts(
+        &self,
+    ) -> (Option<(QueueCounts, u32)>, QueueCounters) {
+        let counts = match &self.state {
+            PortState::Active(active) => Some((active.program.counts(), active.queues)),
+            PortState::Closing(closing) => Some(closing.counts.clone()),
+            _ => None,
+        };
+        (counts, self.xdp_counted_before)
+    }
+
     /// The attached program.
     pub(in crate::control::daemon) fn program(&self) -> Option<&PortProgram> {
         self.active().map(|active| &active.program)
@@ -312,11 +332,15 @@ impl Port {
     /// Begins to be closed, because of its interface or of the user. What is to be closed; `None`: it
     /// is not open.
     pub(super) fn begin_closing(&mut self, then: Option<Waiting>) -> Option<Box<ActivePort>> {
-        let ifindex = self.active()?.ifindex;
+        let active = self.active()?;
+        let (ifindex, counts) = (active.ifindex, (active.program.counts(), active.queues));
         self.mac = self.mac();
         self.attempts = Attempts::none();
         self.idle_since = Instant::now();
-        match std::mem::replace(&mut self.state, PortState::Closing(Closing { ifindex, then })) {
+        match std::mem::replace(
+            &mut self.state,
+            PortState::Closing(Closing { ifindex, counts, then }),
+        ) {
             PortState::Active(active) => Some(active),
             _ => None,
         }
@@ -340,9 +364,20 @@ impl Port {
     pub(super) fn end_closing(&mut self) {
         if let PortState::Closing(closing) = &mut self.state {
             let then = closing.then.take();
+            add_counts(&mut self.xdp_counted_before, &closing.counts);
             self.idle_since = Instant::now();
             self.state = then.map_or(PortState::Absent, PortState::Waiting);
         }
+    }
+}
+
+/// Adds what a program has counted on its queues.
+pub(in crate::control::daemon) fn add_counts(
+    sum: &mut QueueCounters,
+    (counts, queues): &(QueueCounts, u32),
+) {
+    for queue in counts.queues(*queues).unwrap_or_default() {
+        sum.iter_mut().zip(queue).for_each(|(sum, count)| *sum += count);
     }
 }
 

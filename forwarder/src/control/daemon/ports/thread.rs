@@ -72,8 +72,6 @@ pub(super) struct Opened {
     pub(super) result: Result<Box<ActivePort>, PortError>,
     /// The workers know that the number is this interface's.
     pub(super) is_named: bool,
-    /// Received, sent and punted by the interface that had the number before.
-    pub(super) counted_before: [u64; 3],
 }
 
 /// The control thread's hold on the thread. It ends when this is dropped.
@@ -166,16 +164,13 @@ fn run(mut context: PortContext, jobs: &Receiver<Job>, done: &Sender<Done>, bell
 }
 
 fn name_and_open(request: &OpenRequest, context: &mut PortContext) -> Opened {
-    let mut counted_before = [0; 3];
     let named = request.naming.map_or(Ok(()), |naming| {
         (0..context.workers.len()).try_for_each(|worker| {
             let (port, name) = ((request.index, context.max_ports), &request.link.name);
-            let counted = context.workers.rename(worker, port, name, naming)?;
-            counted_before = std::array::from_fn(|n| counted_before[n] + counted[n]);
-            Ok(())
+            context.workers.rename(worker, port, name, naming)
         })
     });
     let is_named = named.is_ok();
     let result = named.and_then(|()| open(request, context)).map(Box::new);
-    Opened { index: request.index, result, is_named, counted_before }
+    Opened { index: request.index, result, is_named }
 }
