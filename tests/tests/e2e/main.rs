@@ -31,6 +31,7 @@ mod privilege;
 mod queues;
 mod refuse;
 mod soak;
+mod sockets;
 mod stall;
 mod start;
 mod tcp;

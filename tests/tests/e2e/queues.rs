@@ -26,13 +26,13 @@ const WINDOW: u16 = 150;
 
 /// One way through the lab.
 #[derive(Clone, Copy)]
-enum Way {
+pub enum Way {
     ToRight,
     ToLeft,
 }
 
 /// Sends `rounds` packets of each flow and fails unless every one arrives, those of a flow in order.
-fn all_arrive(lab: &Lab, way: Way, rounds: u16) -> Result<()> {
+pub fn all_arrive(lab: &Lab, way: Way, rounds: u16) -> Result<()> {
     ping_all(&lab.left, "-c 1 -W 5 198.18.2.2")?;
     let (left, right) = (Tap::open(&lab.left, "left")?, Tap::open(&lab.right, "right")?);
     let (here, there) = (Ipv4Addr::new(198, 18, 1, 2), Ipv4Addr::new(198, 18, 2, 2));
@@ -91,7 +91,7 @@ impl Arrivals {
 /// Queues that receive and queues that send.
 pub type Queues = (u32, u32);
 
-fn set_queues(netns: &Netns, port: &str, (rx, tx): Queues) -> Result<String> {
+pub fn set_queues(netns: &Netns, port: &str, (rx, tx): Queues) -> Result<String> {
     netns.run(&format!("ethtool -L {port} rx {rx} tx {tx}"))
 }
 

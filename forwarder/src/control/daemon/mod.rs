@@ -274,9 +274,8 @@ impl Daemon {
     /// Takes every port on its way to where its interface is.
     fn bring_up_ports(&mut self) -> Result<()> {
         self.follow_links()?;
-        let newcomers = self.with_ports(|ports, around| {
-            Ok(ports.take_newcomers(around.options, around.matching))
-        })?;
+        let matching = ports::matching(&self.mirror, &self.options);
+        let newcomers = self.ports.take_newcomers(&self.options, &matching);
         if !newcomers.is_empty() {
             // Before the workers: what is copied under a name is read by those who know it.
             let naming = self.tell_captures();
@@ -303,10 +302,13 @@ impl Daemon {
         self.with_ports(PortManager::follow_links)
     }
 
-    /// Takes what the thread that opens and closes ports has done.
+    /// Takes what the thread that opens and closes ports has done. A port that could not be opened is
+    /// tried again when it may be free by now.
     fn take_changed_ports(&mut self) -> Result<()> {
         if self.with_ports(PortManager::take_done)? {
             self.mirror.set_ports(&self.ports.in_tables());
+            self.bring_up_ports()?;
+        } else if self.with_ports(|ports, around| Ok(ports.wants_retry(around)))? {
             self.bring_up_ports()?;
         }
         Ok(())
@@ -325,12 +327,10 @@ impl Daemon {
             let beat = heartbeats.queue(worker).map(|word| word.load(Ordering::Relaxed));
             beat.is_some_and(|beat_ns| now_ns.saturating_sub(beat_ns) <= timeout_ns)
         };
-        let matching = ports::matching(&self.mirror, &self.options);
         let around = Surroundings {
             mirror: &self.mirror,
             links: Arc::clone(&self.mirror.tables().links),
             options: &self.options,
-            matching: &matching,
             punt: self.punter.device(),
             is_alive: &is_alive,
         };
@@ -449,8 +449,7 @@ impl Daemon {
         self.steering.heartbeats().beat_control(now_ns);
     }
 
-    /// A port may not be what it seems any more, and one that could not be opened may be free by now:
-    /// no event tells.
+    /// A port may not be what it seems any more: no event tells.
     fn look_after_ports(&mut self, was_away: bool) -> Result<()> {
         self.with_ports(|ports, around| ports.look(was_away, around))?;
         self.with_ports(PortManager::look_for_unserved)?;
@@ -459,10 +458,7 @@ impl Daemon {
             let open = self.ports.iter_mut().filter_map(Port::active_mut);
             open.for_each(|port| port.refresh_polling());
         }
-        if self.with_ports(|ports, around| Ok(ports.wants_retry(around.is_alive)))? {
-            self.bring_up_ports()?;
-        }
-        Ok(())
+        if self.ports.has_room_soon() { self.bring_up_ports() } else { Ok(()) }
     }
 
     fn sleep(&self) -> Result<()> {

@@ -32,8 +32,9 @@ impl PortManager {
         &mut self,
         around: &Surroundings<'_>,
     ) -> Result<()> {
+        let matching = around.matching();
         let prospects: Vec<Prospect<'_>> =
-            self.ports.iter().map(|port| self.prospect(port, around)).collect();
+            self.ports.iter().map(|port| self.prospect(port, &matching, around)).collect();
         for (index, prospect) in prospects.iter().enumerate() {
             let port = &mut self.ports[index];
             if let Some(active) = give_way(port, prospect, &around.punt)? {
@@ -60,9 +61,14 @@ impl PortManager {
         Ok(())
     }
 
-    fn prospect<'a>(&self, port: &Port, around: &'a Surroundings<'_>) -> Prospect<'a> {
+    fn prospect<'a>(
+        &self,
+        port: &Port,
+        matching: &Matching,
+        around: &'a Surroundings<'_>,
+    ) -> Prospect<'a> {
         let link = around.links.named(&port.ifname);
-        let link = link.filter(|_| is_wanted(port, around.matching));
+        let link = link.filter(|_| is_wanted(port, matching));
         let is_up = link.is_some_and(|link| around.is_up(link.ifindex));
         Prospect {
             link,
@@ -79,8 +85,8 @@ impl PortManager {
             let active = port.active();
             link.zip(active).is_some_and(|(link, active)| link.ifindex == active.ifindex)
         };
-        let coming =
-            |port: &&Port| port.matched && is_wanted(port, around.matching) && !there(port);
+        let matching = around.matching();
+        let coming = |port: &&Port| port.matched && is_wanted(port, &matching) && !there(port);
         self.ports.iter().filter(coming).map(|port| port.ifname.clone()).collect()
     }
 }

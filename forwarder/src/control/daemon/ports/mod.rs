@@ -58,7 +58,6 @@ pub(super) struct Surroundings<'a> {
     pub(super) mirror: &'a Mirror,
     pub(super) links: Arc<Links>,
     pub(super) options: &'a RunOptions,
-    pub(super) matching: &'a Matching,
     /// The way back to the kernel.
     pub(super) punt: Arc<PuntDevice>,
     /// Whether a worker gives heartbeats.
@@ -66,6 +65,11 @@ pub(super) struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
+    /// The interfaces that patterns take now.
+    pub(super) fn matching(&self) -> Matching {
+        matching(self.mirror, self.options)
+    }
+
     /// Administratively; a cable may be unplugged.
     fn is_up(&self, ifindex: u32) -> bool {
         self.mirror.state().links.get(&ifindex).is_some_and(|link| link.is_up())
@@ -183,9 +187,14 @@ impl PortManager {
     }
 
     /// Whether a port could be opened that no event tells of.
-    pub(super) fn wants_retry(&self, is_alive: &dyn Fn(usize) -> bool) -> bool {
+    pub(super) fn wants_retry(&self, around: &Surroundings<'_>) -> bool {
         let now = Instant::now();
-        self.room_soon || self.iter().any(|port| port.wants_retry(now, is_alive))
+        self.iter().any(|port| port.wants_retry(now, around.is_alive))
+    }
+
+    /// Whether there will be room for an interface that matches when a number has rested.
+    pub(super) fn has_room_soon(&self) -> bool {
+        self.room_soon
     }
 
     fn submit(&self, job: Job) -> Result<()> {
