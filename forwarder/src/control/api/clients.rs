@@ -78,6 +78,22 @@ impl Clients {
         make_room(&mut self.list().places)
     }
 
+    /// Whether one more may come when descriptors are scarce: alone, or in the place of one that
+    /// gives way. Waits until that one has.
+    pub(super) fn trades_place(&self) -> bool {
+        let mut list = self.list();
+        let before = list.threads;
+        if before == 0 {
+            return true;
+        }
+        if !make_room(&mut list.places) {
+            return false;
+        }
+        let still = |list: &mut List| list.threads >= before;
+        let waited = self.left.wait_timeout_while(list, PLACE_WAIT, still);
+        waited.unwrap_or_else(PoisonError::into_inner).0.threads < before
+    }
+
     fn list(&self) -> MutexGuard<'_, List> {
         // Nothing that holds it can leave it half changed.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)

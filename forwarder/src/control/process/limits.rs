@@ -3,7 +3,6 @@
 //! limit), and held against what the ports need.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -88,12 +87,9 @@ fn tell_too_few(allowed: u64, needed: u64) -> Option<String> {
     })
 }
 
-/// Whether a descriptor just opened is one of the last that the process may have: those are not for
-/// clients. The kernel gives the lowest number that is free.
-pub fn is_scarce(opened: &impl AsRawFd) -> bool {
-    nofile().is_some_and(|limit| {
-        opened.as_raw_fd() as u64 >= limit.soft.saturating_sub(DESCRIPTORS_KEPT)
-    })
+/// Whether no more descriptors are free than are kept from clients.
+pub fn are_descriptors_scarce() -> bool {
+    is_out_of_descriptors(DESCRIPTORS_KEPT)
 }
 
 /// Whether the process has so many files open that another `wanted` would be beyond its limit. True
@@ -134,6 +130,6 @@ mod tests {
         assert!(!is_out_of_descriptors(0));
         let Limit { soft, .. } = nofile().expect("is told");
         assert!(is_out_of_descriptors(soft));
-        assert!(!is_scarce(&fs::File::open("/dev/null").expect("opens")));
+        assert!(!are_descriptors_scarce());
     }
 }
