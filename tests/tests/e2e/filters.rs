@@ -401,6 +401,24 @@ fn a_filter_of_one_matched_port_leaves_that_port_alone_to_the_kernel() -> Result
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn a_sysctl_that_no_event_tells_of() -> Result<()> {
+    let lab = Lab::up()?;
+    let running = Ferroute::start(&lab)?;
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT6, Duration::from_millis(1))?;
+    ensure!(stream.flows(50), "nothing arrives at the start");
+    running.forwarded_all_itself()?;
+    // The port to the left only receives: no route is lost by this.
+    lab.router.sysctl("net/ipv6/conf/rt-left/disable_ipv6", "1")?;
+    let set = Instant::now();
+    let last = last_arrival(&stream)?.saturating_duration_since(set);
+    eprintln!("disable_ipv6: the last packet arrived {last:?} after it was set");
+    ensure!(last < WINDOW_MAX, "disable_ipv6 is heeded after {last:?}");
+    stream.stop();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
     let lab = Lab::up()?;
     let running = Ferroute::start(&lab)?;
