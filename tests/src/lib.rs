@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod bpf;
 pub mod counters;
 pub mod ferroute;
 pub mod freeze;

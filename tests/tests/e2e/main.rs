@@ -13,6 +13,7 @@ mod control_clients;
 mod devices;
 mod faults;
 mod files;
+mod filters;
 mod follow;
 mod full_table;
 mod hops;

@@ -467,10 +467,9 @@ impl Daemon {
         fds.push(PollFd::new(self.bell.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
         fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
-        let timeout = match self.unread {
-            true => Duration::ZERO,
-            false => TICK.min(self.firewall.due().saturating_duration_since(Instant::now())),
-        };
+        let due = self.firewall.due().min(self.mirror.next_tick());
+        let due = due.saturating_duration_since(Instant::now());
+        let timeout = if self.unread { Duration::ZERO } else { TICK.min(due) };
         // Rounded up: to wake before it is time would be for nothing.
         let timeout = timeout.as_nanos().div_ceil(1_000_000) as u64;
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);

@@ -173,7 +173,9 @@ impl Follower {
         let was = old.map(|link| (link.is_up(), link.is_running(), link.name.clone()));
         let is = (link.is_up(), link.is_running(), link.name.clone());
         if was.as_ref().is_none_or(|was| was.2 != is.2) {
-            self.state.sysctls_dev.insert(ifindex, sysctl::read_dev(&link.name));
+            self.state
+                .sysctls_dev
+                .insert(ifindex, sysctl::read_dev(&mut sysctl::Files::default(), &link.name));
         }
         Arc::make_mut(&mut self.state.links).insert(ifindex, link);
         let Some(was) = was else {

@@ -58,9 +58,11 @@ const BATCH_DATAGRAMS: usize = 4096;
 /// the next overrun is near.
 const DISCARD_DATAGRAMS_MAX: usize = 4 << 20;
 /// /proc/sys, of whose changes the kernel does not tell, is read this often.
-const SYSCTL_INTERVAL: Duration = Duration::from_millis(200);
+const SYSCTL_INTERVAL: Duration = Duration::from_millis(50);
 /// Of so many VLAN sub-interfaces at a time.
-const VLAN_SYSCTLS: usize = 64;
+const VLAN_SYSCTLS: usize = 16;
+/// Of the first of them the files are kept open; with thousands, hardly any would be of use.
+const KEPT_VLANS: usize = 64;
 /// Neighbours in use are kept fresh this often; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// Numbers that workers may still hold are looked at this often.
@@ -136,6 +138,7 @@ pub struct Mirror {
     /// Dumps that failed since one succeeded.
     failures: u32,
     next_sysctl: Instant,
+    sysctls: sysctl::Files,
     /// The VLAN sub-interface whose settings were read last.
     sysctl_turn: u32,
     next_keepalive: Instant,
@@ -155,6 +158,7 @@ impl Mirror {
             resolver: Resolver::default(),
             failures: 0,
             next_sysctl: now,
+            sysctls: sysctl::Files::default(),
             sysctl_turn: 0,
             next_keepalive: now + KEEPALIVE_INTERVAL,
             next_reclaim: now + RECLAIM_INTERVAL,
@@ -296,18 +300,23 @@ impl Mirror {
     fn poll_sysctls(&mut self, now: Instant) {
         self.next_sysctl = now + SYSCTL_INTERVAL;
         let state = &mut self.follower.state;
-        let sysctls = sysctl::read_all(state.sysctls.custom_local_routes);
+        let files = &mut self.sysctls;
+        let sysctls = sysctl::read_all(files, state.sysctls.custom_local_routes);
         self.follower.touched.sysctls |= state.sysctls != sysctls;
         state.sysctls = sysctls;
-        let all = sysctl::read_dev("all");
+        let all = sysctl::read_dev(files, "all");
         self.follower.touched.conf |= state.sysctls_all != all;
         state.sysctls_all = all;
         // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
         let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, VLAN_SYSCTLS);
         self.sysctl_turn = vlans.last().copied().unwrap_or_default();
-        for ifindex in self.compiler.ports.keys().copied().chain(vlans) {
+        let ports = self.compiler.ports.keys().copied();
+        let followed = || ports.clone().chain(self.compiler.devs.vlans_after(0, KEPT_VLANS));
+        let name = |ifindex| state.links.get(&ifindex).map(|link| link.name.as_str());
+        files.keep_only(&followed().filter_map(name).collect());
+        for ifindex in ports.chain(vlans) {
             let Some(link) = state.links.get(&ifindex) else { continue };
-            let own = sysctl::read_dev(&link.name);
+            let own = sysctl::read_dev(files, &link.name);
             self.follower.touched.conf |= state.sysctls_dev.insert(ifindex, own) != Some(own);
         }
     }

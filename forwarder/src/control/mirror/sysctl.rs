@@ -1,15 +1,63 @@
 //! Settings that netlink does not tell, read from /proc/sys. The files show the network namespace
-//! of the thread that reads them, so it has to be the one the sockets were opened in.
+//! of the thread that opens them, so it has to be the one the sockets were opened in.
 
-use std::fs;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
 use super::state::DevSysctls;
 use crate::tables::Sysctls;
 
-/// One setting below /proc/sys/net; `None`: not there, or not a number.
-fn read<T: FromStr>(path: &str) -> Option<T> {
-    fs::read_to_string(format!("/proc/sys/net/{path}")).ok()?.trim().parse().ok()
+/// Descriptors kept at most: the settings of the namespace and of some 24 interfaces. Beyond, files
+/// are opened each time.
+const KEPT_MAX: usize = 192;
+/// Octets of a value; the longest is a bitmap.
+const VALUE_MAX: usize = 1024;
+
+/// Files below /proc/sys/net, kept open: finding one by its name costs ten times what reading it
+/// does.
+#[derive(Debug, Default)]
+pub struct Files(BTreeMap<String, File>);
+
+impl Files {
+    /// Closes the files of interfaces but those named.
+    pub fn keep_only(&mut self, names: &BTreeSet<&str>) {
+        self.0.retain(|path, _| {
+            let mut parts = path.split('/').skip(1);
+            let name = parts.next().filter(|part| *part == "conf").and_then(|_| parts.next());
+            name.is_none_or(|name| name == "all" || names.contains(name))
+        });
+    }
+
+    /// One setting; `None`: not there, or not a number.
+    fn read<T: FromStr>(&mut self, path: &str) -> Option<T> {
+        self.text(path)?.trim().parse().ok()
+    }
+
+    fn text(&mut self, path: &str) -> Option<String> {
+        if let Some(file) = self.0.get(path) {
+            if let Ok(text) = contents(file) {
+                return Some(text);
+            }
+            // The interface is gone; there may be another of its name.
+            self.0.remove(path);
+        }
+        let file = File::open(format!("/proc/sys/net/{path}")).ok()?;
+        let text = contents(&file).ok()?;
+        if self.0.len() < KEPT_MAX {
+            self.0.insert(path.to_owned(), file);
+        }
+        Some(text)
+    }
+}
+
+fn contents(file: &File) -> io::Result<String> {
+    let mut text = [0; VALUE_MAX];
+    let len = file.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 /// The bits of a list such as `0-1,3-127`, as the kernel prints bitmaps; those above 127 are left
@@ -25,11 +73,15 @@ fn bits_below_128(list: &str) -> u128 {
 }
 
 /// The namespace's settings; what the kernel does not have keeps its default.
-pub fn read_all(custom_local_routes: bool) -> Sysctls {
+pub fn read_all(files: &mut Files, custom_local_routes: bool) -> Sysctls {
     let default = Sysctls::default();
-    let number = |path: &str, default: u32| read(path).unwrap_or(default);
-    let octet = |path: &str, default: u8| read(path).unwrap_or(default);
-    let switch = |path: &str, default: bool| read::<u32>(path).map_or(default, |value| value != 0);
+    let ratemask = files.text("ipv6/icmp/ratemask");
+    let files = RefCell::new(files);
+    let number = |path: &str, default: u32| files.borrow_mut().read(path).unwrap_or(default);
+    let octet = |path: &str, default: u8| files.borrow_mut().read(path).unwrap_or(default);
+    let switch = |path: &str, default: bool| {
+        files.borrow_mut().read::<u32>(path).map_or(default, |value| value != 0)
+    };
     Sysctls {
         ip_default_ttl: octet("ipv4/ip_default_ttl", default.ip_default_ttl),
         hop_limit: octet("ipv6/conf/all/hop_limit", default.hop_limit),
@@ -42,8 +94,7 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
             default.icmp_errors_use_inbound_ifaddr,
         ),
         icmp6_ratelimit_ms: number("ipv6/icmp/ratelimit", default.icmp6_ratelimit_ms),
-        icmp6_ratemask: fs::read_to_string("/proc/sys/net/ipv6/icmp/ratemask")
-            .map_or(default.icmp6_ratemask, |list| bits_below_128(&list)),
+        icmp6_ratemask: ratemask.map_or(default.icmp6_ratemask, |list| bits_below_128(&list)),
         multipath_hash_policy4: octet(
             "ipv4/fib_multipath_hash_policy",
             default.multipath_hash_policy4,
@@ -57,34 +108,56 @@ pub fn read_all(custom_local_routes: bool) -> Sysctls {
             default.ip_forward_update_priority,
         ),
         ip_forward_use_pmtu: switch("ipv4/ip_forward_use_pmtu", default.ip_forward_use_pmtu),
-        max_hbh_opts_number: read("ipv6/max_hbh_opts_number")
+        max_hbh_opts_number: (files.borrow_mut())
+            .read("ipv6/max_hbh_opts_number")
             .unwrap_or(default.max_hbh_opts_number),
-        max_hbh_length: read("ipv6/max_hbh_length").unwrap_or(default.max_hbh_length),
+        max_hbh_length: (files.borrow_mut())
+            .read("ipv6/max_hbh_length")
+            .unwrap_or(default.max_hbh_length),
         custom_local_routes,
     }
 }
 
 /// One interface's settings; `name` may be "all".
-pub fn read_dev(name: &str) -> DevSysctls {
+pub fn read_dev(files: &mut Files, name: &str) -> DevSysctls {
     // A name is no path: the kernel refuses '/' in it, and "..".
-    let v4 = |key: &str| read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
+    let mut v4 = |key| files.read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
     DevSysctls {
         accept_source_route: v4("accept_source_route"),
         send_redirects: v4("send_redirects"),
         route_localnet: v4("route_localnet"),
         accept_local: v4("accept_local"),
         shared_media: v4("shared_media"),
-        disable_ipv6: read::<i32>(&format!("ipv6/conf/{name}/disable_ipv6"))
+        disable_ipv6: files
+            .read::<i32>(&format!("ipv6/conf/{name}/disable_ipv6"))
             .is_none_or(|value| value != 0),
-        force_forwarding: read::<i32>(&format!("ipv6/conf/{name}/force_forwarding"))
+        force_forwarding: files
+            .read::<i32>(&format!("ipv6/conf/{name}/force_forwarding"))
             .is_some_and(|value| value != 0),
-        mtu6: read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
+        mtu6: files.read(&format!("ipv6/conf/{name}/mtu")).unwrap_or(0),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_kept_and_say_what_is_there_now() {
+        let mut files = Files::default();
+        assert_eq!(read_dev(&mut files, "lo"), read_dev(&mut Files::default(), "lo"));
+        // One that cannot be read any more, as of an interface that is gone, is opened anew.
+        let path = "ipv4/conf/lo/accept_local";
+        assert!(files.0.contains_key(path));
+        files.0.insert(path.to_owned(), File::open("/proc").expect("opens"));
+        assert!(files.read::<u32>(path).is_some());
+        assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
+        let all = read_all(&mut files, false);
+        assert_eq!(all, read_all(&mut Files::default(), false));
+        files.keep_only(&BTreeSet::new());
+        assert!(files.0.keys().all(|path| !path.contains("/lo/")));
+        assert!(files.0.contains_key("ipv4/ip_default_ttl"));
+    }
 
     #[test]
     fn bitmaps_are_read_as_the_kernel_prints_them() {

@@ -1,0 +1,461 @@
+//! Everything that filters forwarded packets in the kernel: named by `run` and `doctor`, and heeded
+//! when it appears while ferroute runs.
+//!
+//! A kind of filter that this machine's kernel does not have is skipped with a word on standard
+//! error, after the kernel was asked for it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use ferroute_tests::bpf::Attached;
+use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::stream::Stream;
+use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually, ferroute};
+
+const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
+/// From a filter's first moment to the last packet that went past it. What is documented is far
+/// less; a busy machine may take this long, and looking once a second longer.
+const WINDOW_MAX: Duration = Duration::from_millis(500);
+/// A stream of a packet a millisecond is over when nothing arrived for so long.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A filter that drops what goes to the right.
+struct Filter<'a> {
+    /// What `run` and `doctor` call it.
+    name: &'a str,
+    /// Whose packets it drops.
+    address: &'a str,
+    /// Commands that have to be there before, and are no reason for anything.
+    before: &'a [&'a str],
+    /// What sets it.
+    set: By<'a>,
+    /// What lifts it.
+    lift: &'a [&'a str],
+    /// Whether there is nothing left of it then.
+    is_gone: bool,
+}
+
+enum By<'a> {
+    Commands(&'a [&'a str]),
+    /// Words for [`Attached`].
+    Program(&'a str),
+}
+
+/// A filter of commands that leave nothing behind.
+const PLAIN: Filter<'_> = Filter {
+    name: "",
+    address: RIGHT4,
+    before: &[],
+    set: By::Commands(&[]),
+    lift: &[],
+    is_gone: true,
+};
+
+impl Filter<'_> {
+    /// `None`: this kernel has no such filter.
+    fn set(&self, lab: &Lab) -> Result<Option<Option<Attached>>> {
+        match self.set {
+            By::Program(words) => Ok(Attached::new(&lab.router, words)?.map(Some)),
+            By::Commands(commands) => {
+                for command in commands {
+                    lab.router.run(command)?;
+                }
+                Ok(Some(None))
+            }
+        }
+    }
+
+    fn lift(&self, lab: &Lab) -> Result<()> {
+        self.lift.iter().try_for_each(|command| lab.router.run(command).map(drop))
+    }
+
+    /// `run` refuses, and `doctor` says the same.
+    fn is_named(&self, lab: &Lab) -> Result<()> {
+        let said = Ferroute::refusal(&lab.router, &PORTS)?;
+        for word in [self.name, "--ignore-firewall"] {
+            ensure!(said.contains(word), "run says nothing of {word}:\n{said}");
+        }
+        let output = lab.router.command(ferroute::binary()).arg("doctor").args(PORTS).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let fails = |line: &str| line.starts_with("fail") && line.contains(self.name);
+        ensure!(said.lines().any(fails), "doctor says nothing of {}:\n{said}", self.name);
+        Ok(())
+    }
+
+    /// Set before the start, and while it runs.
+    fn check(&self) -> Result<()> {
+        let lab = Lab::up()?;
+        for command in self.before {
+            lab.router.run(command)?;
+        }
+        if !ferroute::by_kernel() && self.is_gone {
+            let Some(program) = self.set(&lab)? else { return Ok(()) };
+            self.is_named(&lab)?;
+            drop(program);
+            self.lift(&lab)?;
+        }
+        let running = Ferroute::start(&lab)?;
+        let stream = Stream::start(&lab.left, &lab.right, self.address, Duration::from_millis(1))?;
+        ensure!(stream.flows(50), "nothing arrives at the start");
+        running.forwarded_all_itself()?;
+
+        let Some(program) = self.set(&lab)? else { return Ok(()) };
+        let set = Instant::now();
+        let last = last_arrival(&stream)?.saturating_duration_since(set);
+        eprintln!("{}: the last packet arrived {last:?} after it was set", self.name);
+        ensure!(last < WINDOW_MAX, "{} is heeded after {last:?}", self.name);
+        let warned = || says(&running, self.name);
+        ensure!(ferroute::by_kernel() || eventually(warned), "status does not name {}", self.name);
+        drop(program);
+        self.lift(&lab)?;
+        ensure!(stream.flows(50), "nothing arrives when {} is lifted", self.name);
+        if self.is_gone {
+            ensure!(
+                forwards_itself(&running, &stream),
+                "the kernel goes on: {}",
+                running.account()
+            );
+        } else if !ferroute::by_kernel() {
+            self.is_named(&lab)?;
+        }
+        stream.stop();
+        Ok(())
+    }
+}
+
+/// Whether `status` names it; while it leaves all to the kernel its exit status is not 0.
+fn says(running: &Ferroute, name: &str) -> bool {
+    let output = running.command(&["status"]).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(name))
+}
+
+/// When the last packet arrived before a silence.
+fn last_arrival(stream: &Stream) -> Result<Instant> {
+    let end = Instant::now() + PATIENCE;
+    let (mut arrived, mut last) = (stream.received(), Instant::now());
+    while last.elapsed() < SILENCE {
+        thread::sleep(Duration::from_micros(200));
+        let now = stream.received();
+        if now != arrived {
+            (arrived, last) = (now, Instant::now());
+        }
+        ensure!(Instant::now() < end, "packets go on arriving");
+    }
+    Ok(last)
+}
+
+/// Whether packets of the stream go past the kernel again.
+fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
+    eventually(|| {
+        let before = running.forwarded_by_kernel().ok();
+        stream.flows(50) && before.is_some() && running.forwarded_by_kernel().ok() == before
+    }) || ferroute::by_kernel()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_nftables_policy_and_a_rule() -> Result<()> {
+    let chain = "nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }";
+    let name = "nftables: chain inet t f";
+    let lift = &["nft delete table inet t"];
+    Filter { name, set: By::Commands(&["nft add table inet t", chain]), lift, ..PLAIN }.check()?;
+    let chain = "nft add chain ip6 t f { type filter hook prerouting priority -150 ; }";
+    Filter {
+        name: "nftables: chain ip6 t f",
+        address: RIGHT6,
+        set: By::Commands(&[
+            "nft add table ip6 t",
+            chain,
+            "nft add rule ip6 t f udp dport 1-65535 drop",
+        ]),
+        lift: &["nft delete table ip6 t"],
+        ..PLAIN
+    }
+    .check()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_nftables_chain_of_a_port() -> Result<()> {
+    let of = |hook: &str, port: &str| {
+        let chain = format!(
+            "nft add chain netdev t c {{ type filter hook {hook} device {port} priority 0 ; }}"
+        );
+        Filter {
+            name: &format!("nftables: chain netdev t c (type filter, hook {hook} on {port}"),
+            set: By::Commands(&[
+                "nft add table netdev t",
+                &chain,
+                "nft add rule netdev t c ip protocol udp drop",
+            ]),
+            lift: &["nft delete table netdev t"],
+            ..PLAIN
+        }
+        .check()
+    };
+    of("ingress", "rt-left")?;
+    of("egress", "rt-right")
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_iptables_table_of_either_program() -> Result<()> {
+    for (program, family, address) in [("iptables", "ip", RIGHT4), ("ip6tables", "ip6", RIGHT6)] {
+        Filter {
+            name: &format!("nftables: chain {family} filter FORWARD"),
+            address,
+            set: By::Commands(&[&format!("{program}-nft -A FORWARD -j DROP")]),
+            lift: &[&format!("nft delete table {family} filter")],
+            ..PLAIN
+        }
+        .check()?;
+        // A kernel may be built without the old tables.
+        let lab = Lab::up()?;
+        let legacy = format!("{program}-legacy");
+        if let Err(error) = lab.left.run(&format!("{legacy} -t filter -S")) {
+            eprintln!("skipped: {legacy}: {error:#}");
+            continue;
+        }
+        Filter {
+            name: &format!("{legacy}: table filter"),
+            address,
+            set: By::Commands(&[&format!("{legacy} -A FORWARD -j DROP")]),
+            // A table stays once it was there.
+            lift: &[&format!("{legacy} -F")],
+            is_gone: false,
+            ..PLAIN
+        }
+        .check()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_ipsec_policy_and_a_default_that_blocks() -> Result<()> {
+    for (family, address, any) in [("IPv4", RIGHT4, "0.0.0.0/0"), ("IPv6", RIGHT6, "::/0")] {
+        let policy = format!("ip xfrm policy add dir fwd src {any} dst {any} action block");
+        Filter {
+            name: &format!("XFRM: 1 {family} fwd policy"),
+            address,
+            set: By::Commands(&[&policy]),
+            lift: &["ip xfrm policy flush"],
+            ..PLAIN
+        }
+        .check()?;
+    }
+    for direction in ["fwd", "out"] {
+        Filter {
+            name: &format!("XFRM: forwarding is blocked by default ({direction};"),
+            set: By::Commands(&[&format!("ip xfrm policy setdefault {direction} block")]),
+            lift: &[&format!("ip xfrm policy setdefault {direction} accept")],
+            ..PLAIN
+        }
+        .check()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_tc_filter_at_ingress_or_egress() -> Result<()> {
+    for (hook, port) in [("ingress", "rt-left"), ("egress", "rt-right")] {
+        Filter {
+            name: &format!("tc filter (bpf) at the {hook} of {port}"),
+            before: &[&format!("tc qdisc add dev {port} clsact")],
+            set: By::Program(&format!("drop tc dev {port} {hook}")),
+            lift: &[&format!("tc filter del dev {port} {hook}")],
+            ..PLAIN
+        }
+        .check()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_tc_filter_of_a_shared_block() -> Result<()> {
+    Filter {
+        name: "tc filter (bpf) at the ingress of rt-left",
+        before: &["tc qdisc add dev rt-left ingress_block 1 clsact"],
+        set: By::Program("drop tc block 1"),
+        lift: &["tc filter del block 1"],
+        ..PLAIN
+    }
+    .check()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_tc_filter_of_a_classful_qdisc() -> Result<()> {
+    let before = &[
+        "tc qdisc add dev rt-right root handle 1: htb default 10",
+        "tc class add dev rt-right parent 1: classid 1:1 htb rate 1gbit quantum 10000",
+        "tc class add dev rt-right parent 1:1 classid 1:10 htb rate 1gbit quantum 10000",
+    ];
+    Filter {
+        name: "tc filter (bpf) at the egress of rt-right, qdisc htb 1:",
+        before,
+        set: By::Program("drop tc dev rt-right parent 1:"),
+        lift: &["tc filter del dev rt-right parent 1:"],
+        ..PLAIN
+    }
+    .check()?;
+    // Of an inner class: packets come to it by a filter of the root.
+    let lab = Lab::up()?;
+    before.iter().try_for_each(|command| lab.router.run(command).map(drop))?;
+    lab.router
+        .run("tc filter add dev rt-right parent 1:1 protocol ip u32 match u32 0 0 flowid 1:10")?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let name = "tc filter (u32) at the egress of rt-right, class 1:1";
+    Filter { name, ..PLAIN }.is_named(&lab)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_tcx_program_with_a_link_and_without() -> Result<()> {
+    for (hook, port) in [("ingress", "rt-left"), ("egress", "rt-right")] {
+        let words = format!("drop tcx-link {port} {hook}");
+        let name = format!("(tcx {hook}) on {port}");
+        Filter { name: &name, set: By::Program(&words), ..PLAIN }.check()?;
+    }
+    // One without a link stays with its interface.
+    let lab = Lab::up()?;
+    let Some(program) = Attached::new(&lab.router, "drop tcx rt-right egress")? else {
+        return Ok(());
+    };
+    drop(program);
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    Filter { name: "(tcx egress) on rt-right", ..PLAIN }.is_named(&lab)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_bpf_netfilter_program() -> Result<()> {
+    // NF_INET_FORWARD and NF_INET_PRE_ROUTING.
+    for (address, at) in [(RIGHT4, "ip 2"), (RIGHT6, "ip6 0")] {
+        let words = format!("drop netfilter {at} -10");
+        let name = "BPF netfilter program";
+        Filter { name, address, set: By::Program(&words), ..PLAIN }.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_filter_of_an_interface_that_is_no_port_is_no_reason() -> Result<()> {
+    let lab = Lab::up()?;
+    lab.router.run("ip link add other0 type veth peer name other1")?;
+    lab.router.run("tc qdisc add dev other0 clsact")?;
+    let program = Attached::new(&lab.router, "drop tc dev other0 ingress")?;
+    let link = Attached::new(&lab.router, "drop tcx-link other0 egress")?;
+    lab.router.run("nft add table netdev t")?;
+    lab.router
+        .run("nft add chain netdev t c { type filter hook ingress device other1 priority 0 ; }")?;
+    // A discipline without filters is no filter.
+    lab.router.run("tc qdisc add dev rt-right root handle 1: htb default 10")?;
+    lab.router.run("tc qdisc add dev rt-left clsact")?;
+    let running = Ferroute::start(&lab)?;
+    ping_all(&lab.left, &format!("-c 2 -i 0.1 -W 5 {RIGHT4}"))?;
+    running.forwarded_all_itself()?;
+    drop((program, link));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_filter_of_one_matched_port_leaves_that_port_alone_to_the_kernel() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let running = Ferroute::start_in(&lab.router, &["-i", "rt-*"])?;
+    let states = || -> Result<Vec<String>> {
+        let status = running.json(&["status"])?;
+        let ports = status["ports"].as_array().cloned().unwrap_or_default();
+        let state = |name: &str| {
+            let port = ports.iter().find(|port| port["ifname"] == name);
+            port.map(|port| port["state"].to_string()).unwrap_or_default()
+        };
+        Ok(vec![state("rt-left"), state("rt-right")])
+    };
+    let active = states()?;
+    ensure!(active[0] == active[1], "not both are active: {active:?}");
+    let Some(link) = Attached::new(&lab.router, "pass tcx-link rt-left ingress")? else {
+        return Ok(());
+    };
+    let left_alone =
+        || states().is_ok_and(|now| now[0].contains("tcx ingress") && now[1] == active[1]);
+    ensure!(eventually(left_alone), "{:?}", states());
+    ping_all(&lab.left, &format!("-c 2 -i 0.1 -W 5 {RIGHT4}"))?;
+    drop(link);
+    ensure!(eventually(|| states().is_ok_and(|now| now == active)), "{:?}", states());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_sysctl_that_no_event_tells_of() -> Result<()> {
+    let lab = Lab::up()?;
+    let running = Ferroute::start(&lab)?;
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT6, Duration::from_millis(1))?;
+    ensure!(stream.flows(50), "nothing arrives at the start");
+    running.forwarded_all_itself()?;
+    // The port to the left only receives: no route is lost by this.
+    lab.router.sysctl("net/ipv6/conf/rt-left/disable_ipv6", "1")?;
+    let set = Instant::now();
+    let last = last_arrival(&stream)?.saturating_duration_since(set);
+    eprintln!("disable_ipv6: the last packet arrived {last:?} after it was set");
+    ensure!(last < WINDOW_MAX, "disable_ipv6 is heeded after {last:?}");
+    stream.stop();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
+    let lab = Lab::up()?;
+    let running = Ferroute::start(&lab)?;
+    // Rules that no forwarded packet meets, as fast as they can be set.
+    lab.router.run("nft add table inet t")?;
+    lab.router.run("nft add chain inet t i { type filter hook input priority 0 ; }")?;
+    let router = lab.router.clone();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = std::sync::Arc::clone(&stop);
+    let storm = thread::spawn(move || -> Result<u64> {
+        let rules = "add rule inet t i udp dport 9 accept\n".repeat(500);
+        let script = format!("flush chain inet t i\n{rules}");
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("rules.nft");
+        std::fs::write(&path, script)?;
+        let mut rounds = 0;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            router.run(&format!("nft -f {}", path.display()))?;
+            rounds += 1;
+        }
+        Ok(rounds)
+    });
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
+    ensure!(stream.flows(500), "nothing arrives in a storm");
+    let asked = Instant::now();
+    running.ask(&["status"])?;
+    let answered = asked.elapsed();
+    // A rule that matters is read all the same.
+    lab.router
+        .run("nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }")?;
+    let set = Instant::now();
+    let last = last_arrival(&stream)?.saturating_duration_since(set);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let rounds = storm.join().expect("does not panic")?;
+    eprintln!("{rounds} rounds: status took {answered:?}, the last packet came {last:?} after");
+    ensure!(rounds > 0 && answered < Duration::from_secs(5), "status took {answered:?}");
+    ensure!(last < WINDOW_MAX, "heeded after {last:?}");
+    stream.stop();
+    Ok(())
+}
