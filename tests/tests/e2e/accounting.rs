@@ -286,7 +286,9 @@ fn mixed_traffic_while_ports_close_and_captures_run_is_accounted_for_to_the_pack
     for stream in &streams {
         ensure!(stream.flows(100), "nothing flows at the end\n{}", ferroute.account());
     }
-    streams.into_iter().for_each(|stream| drop(stream.stop()));
+    streams.into_iter().for_each(|stream| {
+        let _ = stream.stop();
+    });
 
     let account = settled(&ferroute)?;
     account.agrees()?;
