@@ -23,6 +23,9 @@ const DEFAULT: [&str; 4] = ["--worker-timeout", "250", "--control-timeout", "100
 /// Far more than any limit here, far less than for ever: machines that run tests are busy.
 const SOON: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
+/// Packets whose way was decided, and that were not sent, when the process was stopped: at this pace
+/// hardly ever one.
+const IN_HAND: u64 = 1;
 
 /// How long it takes from now on until `more` packets arrive.
 fn until_flowing(stream: &Stream, more: u64) -> Result<Duration> {
@@ -121,7 +124,7 @@ fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<
         drop(stopped);
         thread::sleep(Duration::from_millis(1500));
         let after = stream.received();
-        ensure!(after == before, "{change:?}: {} packets passed", after - before);
+        ensure!(after <= before + IN_HAND, "{change:?}: {} packets passed", after - before);
         for line in undo {
             lab.router.run(line)?;
         }
