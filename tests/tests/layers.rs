@@ -1,8 +1,9 @@
 //! The layers point one way: a module uses only what stands left of it.
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker →
-//! hdr → control → load → cli`. Modules of one layer do not use each other. Tests inside a module
-//! may use anything, and so may `lib.rs` and `main.rs`, which only put the program together.
+//! hdr → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
+//! steering → config → api → daemon, doctor, offline`. Modules of one layer do not use each other. Tests
+//! inside a module may use anything, and so may `lib.rs` and `main.rs`, which only put the program together.
 
 #![forbid(unsafe_code)]
 
@@ -25,11 +26,22 @@ const LAYERS: [&[&str]; 11] = [
     &["cli"],
 ];
 
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|modules| modules.contains(&module))
+/// Those of `control`, likewise.
+const ROOMS: [&[&str]; 7] = [
+    &["netlink", "process"],
+    &["netdev"],
+    &["mirror", "firewall"],
+    &["steering"],
+    &["config"],
+    &["api"],
+    &["daemon", "doctor", "offline"],
+];
+
+fn layer(layers: &[&[&str]], module: &str) -> Option<usize> {
+    layers.iter().position(|modules| modules.contains(&module))
 }
 
-/// The module of `forwarder/src` that a file belongs to: the first directory or the file's name.
+/// The module of a directory that a file belongs to: the first directory or the file's name.
 fn module_of(relative: &Path) -> String {
     let first = relative.iter().next().unwrap_or_default().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
@@ -63,17 +75,17 @@ fn code(text: &str) -> String {
     code
 }
 
-/// Top-level modules named after `crate::`, also inside braces: `crate::{fib::Route, wire}`.
+/// What stands behind `crate::`, each path of a list in braces by itself: `crate::{fib::Route, wire}`.
 ///
 /// `super` counts as `crate` in a file directly below `src`, and one level deeper in a `mod.rs`;
 /// deeper files reach other modules by `super::super::…`, which is resolved by depth.
-fn used(code: &str, supers_to_root: usize) -> Vec<String> {
+fn used(code: &str, supers_to_root: usize) -> Vec<&str> {
     let root_by_super = "super::".repeat(supers_to_root);
     let mut roots = vec!["crate::"];
     if supers_to_root > 0 {
         roots.push(&root_by_super);
     }
-    let mut modules = Vec::new();
+    let mut found = Vec::new();
     for root in roots {
         for (at, _) in code.match_indices(root) {
             let before = code[..at].chars().next_back();
@@ -81,35 +93,51 @@ fn used(code: &str, supers_to_root: usize) -> Vec<String> {
             if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':' || c == '$') {
                 continue;
             }
-            modules.extend(names(&code[at + root.len()..]));
+            found.extend(paths(&code[at + root.len()..]));
         }
     }
-    modules
+    found
 }
 
-/// The first name of a path, or those of a list in braces.
-fn names(rest: &str) -> Vec<String> {
-    let word = |text: &str| -> String {
-        text.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-    };
-    let Some(list) = rest.strip_prefix('{') else { return vec![word(rest)] };
-    let (mut depth, mut start, mut names) = (0, 0, Vec::new());
+/// The first module of a path.
+fn first(path: &str) -> String {
+    path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// The text from a path's begin on, or from the begin of each path of a list in braces on.
+fn paths(rest: &str) -> Vec<&str> {
+    let Some(list) = rest.strip_prefix('{') else { return vec![rest] };
+    let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
     for (at, c) in list.char_indices() {
         match c {
             '{' => depth += 1,
             '}' if depth == 0 => {
-                names.push(word(&list[start..at]));
+                paths.push(list[start..at].trim_start());
                 break;
             }
             '}' => depth -= 1,
             ',' if depth == 0 => {
-                names.push(word(&list[start..at]));
+                paths.push(list[start..at].trim_start());
                 start = at + 1;
             }
             _ => {}
         }
     }
-    names
+    paths
+}
+
+/// The modules of the crate that are used.
+fn modules_used(code: &str, depth: usize) -> Vec<String> {
+    used(code, depth).into_iter().map(first).collect()
+}
+
+/// The modules of `control` that a file in it uses; `depth`: to the crate's root.
+fn rooms_used(code: &str, depth: usize) -> Vec<String> {
+    let by_name = used(code, depth).into_iter().filter_map(|path| path.strip_prefix("control::"));
+    let by_super = used(code, depth - 1).into_iter();
+    // `crate::` is no way by super.
+    let by_super = by_super.filter(|path| layer(&LAYERS, &first(path)).is_none());
+    by_name.flat_map(paths).chain(by_super).map(first).collect()
 }
 
 /// How many `super::` lead from a file's module to the crate's root.
@@ -120,23 +148,35 @@ fn depth(relative: &Path) -> usize {
 
 /// Every wrong use in the files under `src`.
 fn violations(src: &Path) -> Vec<String> {
+    let mut wrong = violations_among(src, &LAYERS, 0, modules_used);
+    wrong.extend(violations_among(&src.join("control"), &ROOMS, 1, rooms_used));
+    wrong
+}
+
+/// The same among the modules of one directory, which is so many levels below `src`.
+fn violations_among(
+    directory: &Path,
+    layers: &[&[&str]],
+    below: usize,
+    used: impl Fn(&str, usize) -> Vec<String>,
+) -> Vec<String> {
     let mut wrong = Vec::new();
-    for path in ferroute_tests::source::rust_files(src) {
-        let relative = path.strip_prefix(src).expect("files of src are below it");
+    for path in ferroute_tests::source::rust_files(directory) {
+        let relative = path.strip_prefix(directory).expect("files of a directory are below it");
         let module = module_of(relative);
-        let Some(own) = layer(&module) else {
-            if module != "lib" && module != "main" {
+        let Some(own) = layer(layers, &module) else {
+            if !["lib", "main", "mod"].contains(&module.as_str()) {
                 wrong.push(format!("{}: `{module}` is in no layer", relative.display()));
             }
             continue;
         };
-        // A file that is all tests stands below `#[cfg(test)] mod tests;`.
-        if relative.file_stem().is_some_and(|stem| stem == "tests") {
+        // A file that is all tests stands below `#[cfg(test)] mod tests;`, as those of a directory do.
+        if relative.iter().any(|part| part == "tests" || part == "tests.rs") {
             continue;
         }
         let text = fs::read_to_string(&path).expect("source is readable");
-        for used in used(&code(&text), depth(relative)) {
-            let allowed = used == module || layer(&used).is_none_or(|other| other < own);
+        for used in used(&code(&text), depth(relative) + below) {
+            let allowed = used == module || layer(layers, &used).is_none_or(|other| other < own);
             if !allowed {
                 wrong.push(format!("{}: `{module}` uses `{used}`", relative.display()));
             }
@@ -170,6 +210,12 @@ fn a_crossing_is_noticed() {
     write("tables/mod.rs", "use crate::fib;\n#[cfg(test)]\nmod tests {\n use crate::cli::X;\n}\n");
     write("neigh/mod.rs", "fn f() -> crate::fib::Prefix {}\n");
     write("other/mod.rs", "");
+    write("control/mod.rs", "pub mod netdev;\n");
+    write("control/netdev/nic.rs", "use crate::control::{netlink::Socket, mirror::state::X};\n");
+    write("control/netlink/mod.rs", "use crate::{wire, control::process::Log};\n");
+    write("control/firewall/mod.rs", "use super::config::{A, B};\nuse super::netlink;\n");
+    write("control/api/page.rs", "fn f() -> super::super::daemon::Daemon {}\nuse super::show;\n");
+    write("control/attic/mod.rs", "");
     assert_eq!(
         violations(dir.path()),
         [
@@ -178,6 +224,11 @@ fn a_crossing_is_noticed() {
             "other/mod.rs: `other` is in no layer",
             "skb/mod.rs: `skb` uses `cli`",
             "wire/mod.rs: `wire` uses `skb`",
+            "api/page.rs: `api` uses `daemon`",
+            "attic/mod.rs: `attic` is in no layer",
+            "firewall/mod.rs: `firewall` uses `config`",
+            "netdev/nic.rs: `netdev` uses `mirror`",
+            "netlink/mod.rs: `netlink` uses `process`",
         ]
     );
 }

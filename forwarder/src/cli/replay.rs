@@ -9,8 +9,8 @@ use clap::Args;
 use super::{Global, Usage};
 use crate::control::api::Counters;
 use crate::control::config::Config;
+use crate::control::config::static_network::StaticNetwork;
 use crate::control::offline::replay::{ReplayReport, replay as run_replay};
-use crate::control::offline::static_network::StaticNetwork;
 
 /// What a file looks like.
 const EXAMPLE: &str = r#"Example of a FILE:

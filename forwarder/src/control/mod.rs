@@ -2,7 +2,7 @@
 //! the command line.
 //!
 //! Each room uses only those that stand left of it (`tests/tests/layers.rs`):
-//! `netlink, process → netdev → mirror, firewall → steering, config → api → daemon, doctor, offline`.
+//! `netlink, process → netdev → mirror, firewall → steering → config → api → daemon, doctor, offline`.
 
 pub mod api;
 pub mod config;

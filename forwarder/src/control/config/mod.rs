@@ -20,12 +20,13 @@
 //! control = "/run/ferroute/control.sock"
 //! ```
 //!
-//! The `[replay]` section is described in [`crate::control::offline::static_network`]. An error names file, line and
+//! The `[replay]` section is described in [`static_network`]. An error names file, line and
 //! column, what was found, and what was expected.
 
 mod cpus;
 pub mod interfaces;
 pub mod ipnet;
+pub mod static_network;
 pub mod timeouts;
 
 use std::collections::BTreeSet;
@@ -38,8 +39,8 @@ use toml::Spanned;
 
 pub use self::cpus::CpuList;
 use self::interfaces::{Interfaces, check_word};
+use self::static_network::ReplaySection;
 use self::timeouts::Timeouts;
-use crate::control::offline::static_network::ReplaySection;
 use crate::control::process::runtime_dir;
 use crate::worker::poll::PollMode;
 

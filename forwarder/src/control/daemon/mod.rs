@@ -87,7 +87,7 @@ pub fn run(options: RunOptions) -> Result<()> {
     privilege::require(limits::locked_least(ports, options.rx_ring, options.tx_ring))?;
     // Before any thread exists, so that every thread inherits them.
     let signals = Arc::new(Signals::take()?);
-    privilege::seal(&options)?;
+    privilege::seal(options.changes_interrupts())?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
     let mut daemon = match start::start(options, signals) {
         Err(error) if error.is::<Interrupted>() => {

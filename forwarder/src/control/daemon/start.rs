@@ -27,7 +27,7 @@ pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Da
         tell_leftovers(poll::restore_leftovers(&directory.path), "for polling");
         tell_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
-    privilege::confine(&options)?;
+    privilege::confine(options.changes_interrupts())?;
     Daemon::start(options, signals, socket)
 }
 

@@ -44,7 +44,6 @@ use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
 use self::rib::{RTN_LOCAL, Rib, RibAddr};
-use crate::control::config::QUEUES_MAX;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
@@ -91,7 +90,7 @@ impl Default for MirrorOptions {
         MirrorOptions {
             rcvbuf_octets: 32 << 20,
             ports: Vec::new(),
-            readers: QUEUES_MAX as usize + 1,
+            readers: xdp_prog::QUEUES_MAX + 1,
         }
     }
 }

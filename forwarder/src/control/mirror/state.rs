@@ -6,10 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::rib::Rib;
+pub use crate::control::netlink::rtnl::ARPHRD_ETHER;
 use crate::tables::Sysctls;
 
-/// ARPHRD_ETHER of include/uapi/linux/if_arp.h.
-pub const ARPHRD_ETHER: u16 = 1;
 /// IFF_UP of include/uapi/linux/if.h.
 pub const IFF_UP: u32 = 1;
 /// IFF_LOOPBACK.

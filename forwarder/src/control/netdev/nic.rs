@@ -6,10 +6,10 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
-use crate::control::mirror::state::ARPHRD_ETHER;
 use crate::control::netdev::ethtool;
 use crate::control::netlink::message::{Attr, Attrs, Message, Request, u16_at, u32_at};
 use crate::control::netlink::query::{GENL_HEADER, NlSock};
+use crate::control::netlink::rtnl::ARPHRD_ETHER;
 use crate::io::device::{Channels, Feature};
 use crate::tables::vlan::TAGS_MAX;
 

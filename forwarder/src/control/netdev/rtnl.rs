@@ -4,9 +4,9 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use crate::control::mirror::show::lladdr;
 use crate::control::netlink::message::{Attr, Message, Request, u32_at};
 use crate::control::netlink::query::NlSock;
+use crate::control::netlink::rtnl::lladdr;
 use crate::io::device::{Multicast, Params, Stats};
 
 const RTM_GETLINK: u16 = 18;

@@ -8,6 +8,9 @@ use super::message::{Message, Request};
 use super::socket::{AskSocket, DumpEnd, SockError};
 use super::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
+/// ARPHRD_ETHER of include/uapi/linux/if_arp.h: the type of Ethernet interfaces.
+pub const ARPHRD_ETHER: u16 = 1;
+
 /// RTNLGRP_*: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE,
 /// IPV4_NETCONF, IPV6_NETCONF; and NEXTHOP, which came with Linux 5.3: without it there are no
 /// nexthop objects to follow.
@@ -73,4 +76,10 @@ impl Requests {
     ) -> Result<(), SockError> {
         self.0.exchange(what, request(NLM_F_REQUEST | NLM_F_ACK), |_| {}).map(drop)
     }
+}
+
+/// Octets as `aa:bb:cc:dd:ee:ff`.
+pub fn lladdr(octets: &[u8]) -> String {
+    let hex: Vec<String> = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+    hex.join(":")
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::control::api::Counters;
-use crate::control::offline::static_network::StaticNetwork;
+use crate::control::config::static_network::StaticNetwork;
 use crate::fib::FibError;
 use crate::io::PacketIo;
 use crate::io::pcap::{PcapError, PcapIo, PcapPort};

@@ -13,7 +13,6 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 
 use super::limits;
-use crate::control::config::RunOptions;
 
 /// A capability, and what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,15 +116,15 @@ pub fn why_not_permitted() -> String {
     }
 }
 
-/// What the control thread keeps of what it has: what ports that come back need.
-fn kept(options: &RunOptions) -> CapsHashSet {
+/// What the control thread keeps of what it has: what ports that come back need. `interrupts`: it may
+/// change when the interrupts of ports come, or where they go.
+fn kept(interrupts: bool) -> CapsHashSet {
     let mut kept: CapsHashSet = NEEDED.iter().map(|need| need.capability).collect();
     kept.insert(Capability::CAP_IPC_LOCK);
     // A sysfs of the network namespace is mounted for what the kernel tells there only: settings of
     // busy polling before Linux 6.13, interrupts of some drivers (`netdev::sysfs`).
-    let sysfs = options.changes_interrupts();
     let stands_for = NEEDED.iter().any(|need| !has(CapSet::Permitted, need.capability));
-    if sysfs || stands_for {
+    if interrupts || stands_for {
         kept.insert(Capability::CAP_SYS_ADMIN);
     }
     kept
@@ -133,15 +132,16 @@ fn kept(options: &RunOptions) -> CapsHashSet {
 
 /// Gives up for good the privileges that an execve(2) would bring: by PR_SET_NO_NEW_PRIVS, and in the
 /// bounding set, where CAP_SETPCAP lets it, all but what a running daemon keeps. Of this thread, and
-/// of those that it starts from now on.
+/// of those that it starts from now on. `interrupts`: the daemon may change when interrupts of ports
+/// come, or where they go.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn seal(options: &RunOptions) -> Result<()> {
+pub fn seal(interrupts: bool) -> Result<()> {
     prctl::set_no_new_privs().context("cannot set no_new_privs")?;
     let drop_bounding = || -> Result<(), CapsError> {
         let bounding = caps::read(None, CapSet::Bounding)?;
-        let kept = kept(options);
+        let kept = kept(interrupts);
         bounding.difference(&kept).try_for_each(|one| caps::drop(None, CapSet::Bounding, *one))
     };
     if has(CapSet::Effective, Capability::CAP_SETPCAP) {
@@ -151,13 +151,13 @@ pub fn seal(options: &RunOptions) -> Result<()> {
 }
 
 /// Gives up for good every capability but those that a running daemon needs: of [`NEEDED`],
-/// CAP_IPC_LOCK, and CAP_SYS_ADMIN where `options` ask for what needs it. Of this thread, and of those
-/// that it starts from now on.
+/// CAP_IPC_LOCK, and CAP_SYS_ADMIN where it changes `interrupts` of ports, as `seal` is told. Of this
+/// thread, and of those that it starts from now on.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn confine(options: &RunOptions) -> Result<()> {
-    keep(&kept(options)).context("cannot give up capabilities")
+pub fn confine(interrupts: bool) -> Result<()> {
+    keep(&kept(interrupts)).context("cannot give up capabilities")
 }
 
 /// Leaves a worker what it opens sockets with. `busy`: it polls queues by its sockets, which

@@ -12,6 +12,7 @@ use crate::control::mirror::state::{
     AddrState, IFA_F_DADFAILED, IFA_F_OPTIMISTIC, IFA_F_SECONDARY, IFA_F_TENTATIVE, LinkState,
     RouterState,
 };
+use crate::control::netlink::rtnl::lladdr;
 
 const IFA_F_NODAD: u32 = 0x02;
 const IFA_F_DEPRECATED: u32 = 0x20;
@@ -105,7 +106,7 @@ pub fn links_in_order(state: &RouterState) -> Vec<u32> {
 }
 
 fn view(state: &RouterState, link: &LinkState, with_mode: bool) -> LinkView {
-    let address = |octets: &[u8]| (!octets.is_empty()).then(|| names::lladdr(octets));
+    let address = |octets: &[u8]| (!octets.is_empty()).then(|| lladdr(octets));
     let elsewhere = link.link_netnsid.is_some();
     let lower = link.link.filter(|_| !elsewhere);
     let lower_down = lower.and_then(|lower| state.links.get(&lower)).is_some_and(|l| !l.is_up());

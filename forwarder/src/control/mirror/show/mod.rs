@@ -8,6 +8,5 @@ mod route;
 mod vlan;
 
 pub use link::{AddrView, AddrsByLink, LinkAddrView, LinkView, addrs, link, links, links_in_order};
-pub use names::lladdr;
 pub use other::{NeighView, NexthopView, RuleView, neigh, neighs, nexthop, nexthops, rule, rules};
 pub use route::{HopView, RouteView, ViaView, route, routes};

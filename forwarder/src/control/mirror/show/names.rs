@@ -183,9 +183,3 @@ pub fn nud(state: u16) -> Vec<&'static str> {
     }
     NAMES.into_iter().filter(|(bit, _)| state & bit != 0).map(|(_, name)| name).collect()
 }
-
-/// Octets as `aa:bb:cc:dd:ee:ff`.
-pub fn lladdr(octets: &[u8]) -> String {
-    let hex: Vec<String> = octets.iter().map(|octet| format!("{octet:02x}")).collect();
-    hex.join(":")
-}

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::names;
 use crate::control::mirror::state::{Family, NeighState, NexthopState, RouterState, RuleState};
+use crate::control::netlink::rtnl::lladdr;
 
 const FR_ACT_TO_TBL: u8 = 1;
 const FR_ACT_GOTO: u8 = 2;
@@ -293,7 +294,7 @@ pub fn neigh(state: &RouterState, neigh: &NeighState) -> Option<NeighView> {
     is_shown.then(|| NeighView {
         dst: neigh.dst,
         dev: state.ifname(neigh.ifindex),
-        lladdr: (!neigh.lladdr.is_empty()).then(|| names::lladdr(&neigh.lladdr)),
+        lladdr: (!neigh.lladdr.is_empty()).then(|| lladdr(&neigh.lladdr)),
         router: (neigh.flags & NTF_ROUTER != 0).then_some(()),
         extern_learn: (neigh.flags & NTF_EXT_LEARNED != 0).then_some(()),
         state: names::nud(neigh.state),

@@ -46,9 +46,9 @@ use std::net::IpAddr;
 use crate::fib::FibInfo;
 use crate::tables::{Link, Sysctls};
 
-use crate::control::api::Family;
 use crate::control::config::Located;
 use crate::control::config::ipnet::IpNet;
+use crate::control::mirror::state::Family;
 
 pub use section::ReplaySection;
 

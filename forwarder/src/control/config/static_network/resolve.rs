@@ -12,9 +12,9 @@ use super::{
     StaticAction, StaticNeighbour, StaticNetwork, StaticRoute, StaticRule, TABLE_LOCAL, TABLE_MAIN,
     vlan,
 };
-use crate::control::api::Family;
 use crate::control::config::ipnet::IpNet;
 use crate::control::config::{Located, check_ifname};
+use crate::control::mirror::state::Family;
 use crate::fib::{FibInfo, Nexthop, RouteType};
 use crate::tables::{Forwarding6, Link, RpFilter, Sysctls};
 
@@ -311,12 +311,12 @@ fn resolve_rule(
     };
     let (from, to) = (prefix(&rule.from), prefix(&rule.to));
     let named = rule.family.map(|name| match name {
-        FamilyName::Inet => Family::Inet,
-        FamilyName::Inet6 => Family::Inet6,
+        FamilyName::Inet => Family::V4,
+        FamilyName::Inet6 => Family::V6,
     });
-    let of_prefix = from.or(to).map(|net| Family::of(net.addr));
-    let family = named.or(of_prefix).unwrap_or(Family::Inet);
-    if [from, to].into_iter().flatten().any(|net| Family::of(net.addr) != family) {
+    let of_prefix = from.or(to).map(|net| Family::of(&net.addr));
+    let family = named.or(of_prefix).unwrap_or(Family::V4);
+    if [from, to].into_iter().flatten().any(|net| Family::of(&net.addr) != family) {
         return Err(Located::new(span, "a rule's family, from and to are of one family"));
     }
     let action = match (rule.table, &rule.goto, rule.action) {

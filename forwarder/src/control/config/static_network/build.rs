@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{StaticAction, StaticNetwork, StaticRule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
-use crate::control::api::Family;
 use crate::control::config::ipnet::IpNet;
+use crate::control::mirror::state::Family;
 use crate::fib::prefix::Address;
 use crate::fib::{
     FamilyFib, FibError, FibInfo, Lpm, Prefix, PrefixMatch, RouteType, Rule, RuleAction,
@@ -37,8 +37,8 @@ impl StaticNetwork {
         Ok(Tables {
             generation: 1,
             links: Arc::new(Links::new(self.links.clone())),
-            fib4: self.family(Family::Inet, v4)?,
-            fib6: self.family(Family::Inet6, v6)?,
+            fib4: self.family(Family::V4, v4)?,
+            fib6: self.family(Family::V6, v6)?,
             neigh: Arc::new(NeighTable::new(neighbours)),
             sysctl: Arc::new(self.sysctl.clone()),
             ..Tables::empty()
