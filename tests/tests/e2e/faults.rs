@@ -278,9 +278,8 @@ fn mirrored(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
             Ok(facts)
         };
         let theirs = facts(&lab.router.run(&format!("ip -j {}", verb.join(" ")))?)?;
-        let ours = || -> Result<Vec<String>> {
-            facts(&ferroute.ask(&[&["-j"][..], verb].concat())?)
-        };
+        let ours =
+            || -> Result<Vec<String>> { facts(&ferroute.ask(&[&["-j"][..], verb].concat())?) };
         ferroute_tests::eventually(|| ours().is_ok_and(|ours| ours == theirs));
         ensure!(ours()? == theirs, "{verb:?}: {:?}\n{theirs:?}", ours()?);
     }
