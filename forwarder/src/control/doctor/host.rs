@@ -174,6 +174,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         (!found.is_empty()).then(|| finding.on(name))
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
+    let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
     let rest = match rules.and_then(|rules| rules.bypassed(named)) {
         Ok(found) if found.is_empty() => {
             Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
@@ -195,7 +196,30 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "look with nft list ruleset, iptables-legacy-save and ip xfrm policy",
         ),
     };
-    own.into_iter().chain([rest]).collect()
+    own.into_iter().chain(hooks).chain([rest]).collect()
+}
+
+/// Whether everybody is seen who filters by netfilter.
+fn of_means(means: &firewall::Means) -> Finding {
+    match means {
+        firewall::Means::Netlink => {
+            Finding::ok("hooks", "the kernel lists netfilter hooks (nfnetlink_hook)")
+        }
+        firewall::Means::Iterator => Finding::ok(
+            "hooks",
+            "netfilter hooks are read by a BPF iterator: the kernel has no nfnetlink_hook",
+        ),
+        firewall::Means::Parts(why) => Finding::warn(
+            "hooks",
+            format!(
+                "netfilter hooks cannot be listed ({}): of those who filter there nftables, the old \
+                 iptables, BPF links and IPVS are found, and nobody else",
+                first_line(why)
+            ),
+            "modprobe nfnetlink_hook; a kernel of one's own needs CONFIG_NETFILTER_NETLINK_HOOK, or \
+             CONFIG_DEBUG_INFO_BTF",
+        ),
+    }
 }
 
 /// The daemon, as far as it answers.
@@ -267,6 +291,15 @@ mod tests {
         assert!(finding.advice.is_some_and(|said| said.contains("sch_ingress cls_bpf")));
         let finding = of_trial(Trial::Failed("no map\nlibbpf: much".into()));
         assert!(finding.message.ends_with("the kernel: no map"), "{}", finding.message);
+    }
+
+    #[test]
+    fn hooks_that_nothing_lists_are_a_warning_that_says_why() {
+        assert_eq!(of_means(&firewall::Means::Netlink).level, Level::Ok);
+        assert_eq!(of_means(&firewall::Means::Iterator).level, Level::Ok);
+        let finding = of_means(&firewall::Means::Parts("no BTF\nmore of it".into()));
+        assert_eq!(finding.level, Level::Warn);
+        assert!(finding.message.contains("(no BTF)"), "{}", finding.message);
     }
 
     #[test]

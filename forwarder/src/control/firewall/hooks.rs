@@ -112,6 +112,17 @@ enum BpfLinks {
     Unlisted,
 }
 
+/// By what the hooks are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Means {
+    /// The kernel lists them (nfnetlink_hook).
+    Netlink,
+    /// A BPF iterator reads the kernel's list.
+    Iterator,
+    /// Nothing lists them, and why: those who are known to register there are asked for.
+    Parts(String),
+}
+
 /// The means to ask, kept from one time to the next.
 #[derive(Debug)]
 pub struct Reader {
@@ -119,8 +130,8 @@ pub struct Reader {
     /// `None`: nfnetlink_hook is not there. It is not asked for again, because the kernel would
     /// start modprobe each time.
     listing: Option<NlSock>,
-    /// Where that is not there; `None`: it cannot be had either.
-    iterator: Option<HookIter>,
+    /// Where that is not there; an error: why it cannot be had either.
+    iterator: Result<HookIter, String>,
     /// Highest id of the links that were looked at.
     last_link: u32,
     links: Vec<NetfilterLink>,
@@ -139,7 +150,7 @@ impl Reader {
         let mut reader = Reader {
             files: Files::open(),
             listing: socket,
-            iterator: None,
+            iterator: Err(String::new()),
             last_link: 0,
             links: Vec::new(),
         };
@@ -153,14 +164,18 @@ impl Reader {
         }
         if reader.listing.is_none() {
             // Without privilege, or BTF, it is done without.
-            reader.iterator = HookIter::open().ok();
+            reader.iterator = HookIter::open().map_err(|error| error.to_string());
         }
         Ok(reader)
     }
 
-    /// Whether the kernel lists hooks by netlink, those of interfaces included.
-    pub fn lists_hooks(&self) -> bool {
-        self.listing.is_some()
+    /// By what the hooks are known.
+    pub fn means(&self) -> Means {
+        match (&self.listing, &self.iterator) {
+            (Some(_), _) => Means::Netlink,
+            (None, Ok(_)) => Means::Iterator,
+            (None, Err(why)) => Means::Parts(why.clone()),
+        }
     }
 
     /// Asks. `thorough`: BPF links are all looked at again, not just new ones; their ids wrap.
@@ -178,10 +193,10 @@ impl Reader {
                 }
                 By::Listing(hooks)
             }
-            (None, Some(iterator)) => {
+            (None, Ok(iterator)) => {
                 By::Listing(iterator.read()?.into_iter().flat_map(of_functions).collect())
             }
-            (None, None) => {
+            (None, Err(_)) => {
                 By::Parts { links: self.links(thorough)?, ipvs: self.files.has_virtual_servers()? }
             }
         };

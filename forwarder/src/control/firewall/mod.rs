@@ -22,6 +22,7 @@ mod xtables;
 use std::collections::BTreeSet;
 use std::io;
 
+pub use self::hooks::Means;
 use self::hooks::{Hooks, Reader};
 use self::nftables::Nftables;
 use self::tc::Qdisc;
@@ -58,7 +59,7 @@ pub struct Rules {
     hooks: Hooks,
     xfrm: Vec<String>,
     qdiscs: BTreeSet<Qdisc>,
-    lists_hooks: bool,
+    means: Means,
 }
 
 impl Rules {
@@ -77,7 +78,7 @@ impl Rules {
             hooks: hooks.read(true)?,
             xfrm: xfrm::read()?,
             qdiscs: tc::qdiscs()?,
-            lists_hooks: hooks.lists_hooks(),
+            means: hooks.means(),
         })
     }
 
@@ -93,7 +94,7 @@ impl Rules {
         found.extend(self.hooks.bypassed(&self.nftables));
         found.extend(self.xfrm.iter().cloned());
         for nic in devices {
-            if self.lists_hooks {
+            if self.means == Means::Netlink {
                 found.extend(hooks::on_device(&nic.name)?);
             }
             found.extend(tc::filters(&nic.name, nic.ifindex, &self.qdiscs)?);
@@ -118,9 +119,9 @@ impl Rules {
         Ok(found.into_iter().filter(|rule| !everywhere.contains(rule)).collect())
     }
 
-    /// Whether the kernel lists netfilter hooks, so that nobody there is overlooked.
-    pub fn lists_hooks(&self) -> bool {
-        self.lists_hooks
+    /// By what the hooks of netfilter are known.
+    pub fn means(&self) -> &Means {
+        &self.means
     }
 
     /// The ports there are, and their VLANs.

@@ -128,7 +128,7 @@ impl Follower {
             self.follow_flags(&old);
         }
         for (ifindex, link) in &*self.state.links {
-            let read = || sysctl::read_dev(&mut sysctl::Files::default(), &link.name);
+            let read = || sysctl::read_dev(&sysctl::Files::default(), &link.name);
             self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
         }
         Ok(())

@@ -175,7 +175,7 @@ impl Follower {
         if was.as_ref().is_none_or(|was| was.2 != is.2) {
             self.state
                 .sysctls_dev
-                .insert(ifindex, sysctl::read_dev(&mut sysctl::Files::default(), &link.name));
+                .insert(ifindex, sysctl::read_dev(&sysctl::Files::default(), &link.name));
         }
         Arc::make_mut(&mut self.state.links).insert(ifindex, link);
         let Some(was) = was else {

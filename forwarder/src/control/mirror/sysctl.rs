@@ -20,12 +20,12 @@ const VALUE_MAX: usize = 1024;
 /// Files below /proc/sys/net, kept open: finding one by its name costs ten times what reading it
 /// does.
 #[derive(Debug, Default)]
-pub struct Files(BTreeMap<String, File>);
+pub struct Files(RefCell<BTreeMap<String, File>>);
 
 impl Files {
     /// Closes the files of interfaces but those named.
     pub fn keep_only(&mut self, names: &BTreeSet<&str>) {
-        self.0.retain(|path, _| {
+        self.0.get_mut().retain(|path, _| {
             let mut parts = path.split('/').skip(1);
             let name = parts.next().filter(|part| *part == "conf").and_then(|_| parts.next());
             name.is_none_or(|name| name == "all" || names.contains(name))
@@ -33,22 +33,23 @@ impl Files {
     }
 
     /// One setting; `None`: not there, or not a number.
-    fn read<T: FromStr>(&mut self, path: &str) -> Option<T> {
+    fn read<T: FromStr>(&self, path: &str) -> Option<T> {
         self.text(path)?.trim().parse().ok()
     }
 
-    fn text(&mut self, path: &str) -> Option<String> {
-        if let Some(file) = self.0.get(path) {
+    fn text(&self, path: &str) -> Option<String> {
+        let mut kept = self.0.borrow_mut();
+        if let Some(file) = kept.get(path) {
             if let Ok(text) = contents(file) {
                 return Some(text);
             }
             // The interface is gone; there may be another of its name.
-            self.0.remove(path);
+            kept.remove(path);
         }
         let file = File::open(format!("/proc/sys/net/{path}")).ok()?;
         let text = contents(&file).ok()?;
-        if self.0.len() < KEPT_MAX {
-            self.0.insert(path.to_owned(), file);
+        if kept.len() < KEPT_MAX {
+            kept.insert(path.to_owned(), file);
         }
         Some(text)
     }
@@ -73,15 +74,13 @@ fn bits_below_128(list: &str) -> u128 {
 }
 
 /// The namespace's settings; what the kernel does not have keeps its default.
-pub fn read_all(files: &mut Files, custom_local_routes: bool) -> Sysctls {
+pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
     let default = Sysctls::default();
     let ratemask = files.text("ipv6/icmp/ratemask");
-    let files = RefCell::new(files);
-    let number = |path: &str, default: u32| files.borrow_mut().read(path).unwrap_or(default);
-    let octet = |path: &str, default: u8| files.borrow_mut().read(path).unwrap_or(default);
-    let switch = |path: &str, default: bool| {
-        files.borrow_mut().read::<u32>(path).map_or(default, |value| value != 0)
-    };
+    let number = |path: &str, default: u32| files.read(path).unwrap_or(default);
+    let octet = |path: &str, default: u8| files.read(path).unwrap_or(default);
+    let switch =
+        |path: &str, default: bool| files.read::<u32>(path).map_or(default, |value| value != 0);
     Sysctls {
         ip_default_ttl: octet("ipv4/ip_default_ttl", default.ip_default_ttl),
         hop_limit: octet("ipv6/conf/all/hop_limit", default.hop_limit),
@@ -108,20 +107,18 @@ pub fn read_all(files: &mut Files, custom_local_routes: bool) -> Sysctls {
             default.ip_forward_update_priority,
         ),
         ip_forward_use_pmtu: switch("ipv4/ip_forward_use_pmtu", default.ip_forward_use_pmtu),
-        max_hbh_opts_number: (files.borrow_mut())
+        max_hbh_opts_number: files
             .read("ipv6/max_hbh_opts_number")
             .unwrap_or(default.max_hbh_opts_number),
-        max_hbh_length: (files.borrow_mut())
-            .read("ipv6/max_hbh_length")
-            .unwrap_or(default.max_hbh_length),
+        max_hbh_length: files.read("ipv6/max_hbh_length").unwrap_or(default.max_hbh_length),
         custom_local_routes,
     }
 }
 
 /// One interface's settings; `name` may be "all".
-pub fn read_dev(files: &mut Files, name: &str) -> DevSysctls {
+pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
     // A name is no path: the kernel refuses '/' in it, and "..".
-    let mut v4 = |key| files.read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
+    let v4 = |key: &str| files.read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
     DevSysctls {
         accept_source_route: v4("accept_source_route"),
         send_redirects: v4("send_redirects"),
@@ -145,18 +142,18 @@ mod tests {
     #[test]
     fn files_are_kept_and_say_what_is_there_now() {
         let mut files = Files::default();
-        assert_eq!(read_dev(&mut files, "lo"), read_dev(&mut Files::default(), "lo"));
+        assert_eq!(read_dev(&files, "lo"), read_dev(&Files::default(), "lo"));
         // One that cannot be read any more, as of an interface that is gone, is opened anew.
         let path = "ipv4/conf/lo/accept_local";
-        assert!(files.0.contains_key(path));
-        files.0.insert(path.to_owned(), File::open("/proc").expect("opens"));
+        assert!(files.0.borrow().contains_key(path));
+        files.0.borrow_mut().insert(path.to_owned(), File::open("/proc").expect("opens"));
         assert!(files.read::<u32>(path).is_some());
         assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
-        let all = read_all(&mut files, false);
-        assert_eq!(all, read_all(&mut Files::default(), false));
+        let all = read_all(&files, false);
+        assert_eq!(all, read_all(&Files::default(), false));
         files.keep_only(&BTreeSet::new());
-        assert!(files.0.keys().all(|path| !path.contains("/lo/")));
-        assert!(files.0.contains_key("ipv4/ip_default_ttl"));
+        assert!(files.0.borrow().keys().all(|path| !path.contains("/lo/")));
+        assert!(files.0.borrow().contains_key("ipv4/ip_default_ttl"));
     }
 
     #[test]
