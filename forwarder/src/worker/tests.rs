@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::clock::Clock;
 use super::crossing::{Waker, way};
 use super::poll::{FrameCensus, Parts, PollMode};
-use super::slow_path::{Bell, slow_path};
+use super::slow_path::{Bell, PuntQueue, slow_path};
 use super::{Crossings, Residence, Worker, WorkerHandle};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::quiescence::Quiescence;
@@ -15,7 +15,7 @@ use crate::io::MemIo;
 use crate::pipeline::PipelineState;
 use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
 use crate::skb::{Burst, MAX_JUMBO, SkBuff, Umem};
-use crate::stats::{DropReason, WorkerStats};
+use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Published;
 
 const FRAMES: u32 = 512;
@@ -27,6 +27,8 @@ struct Bench {
     handle: WorkerHandle<MemIo>,
     captured: RingReader,
     waker: Arc<Waker>,
+    /// What the worker hands over for the kernel.
+    punts: PuntQueue,
 }
 
 fn bell() -> Arc<Bell> {
@@ -34,6 +36,7 @@ fn bell() -> Arc<Bell> {
 }
 
 fn bench(frames: u32) -> Bench {
+    let (slow_path, punts, _) = slow_path(bell(), bell());
     let published = Arc::new(Published::new(Arc::new(Net::default().tables(1))));
     let (mut worker, handle) = Worker::new(Parts {
         liveness: None,
@@ -46,7 +49,7 @@ fn bench(frames: u32) -> Bench {
         reader: Quiescence::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
-        slow_path: slow_path(bell(), bell()).0,
+        slow_path,
     });
     let wanted = Wanted {
         ports: None,
@@ -58,7 +61,7 @@ fn bench(frames: u32) -> Bench {
     };
     let (writer, captured) = ring(4);
     assert!(worker.tap().attach(Session::new(1, wanted, writer)).is_none());
-    Bench { worker, handle, captured, waker: Waker::new().expect("an eventfd") }
+    Bench { worker, handle, captured, waker: Waker::new().expect("an eventfd"), punts }
 }
 
 /// Packets of `from` for the right port leave by `to`, which is number 1.
@@ -116,6 +119,8 @@ impl Bench {
     fn assert_all_free(&self) {
         let census = self.worker.census();
         assert_eq!((census.free, census.is_conserved()), (census.total, true), "{census:?}");
+        let account = self.worker.packet_account();
+        assert!(account.is_balanced(), "{account:?}");
     }
 }
 
@@ -190,6 +195,47 @@ fn what_finds_no_frame_or_no_port_where_it_lands_is_dropped_by_name() {
     crate::io::device::NetDeviceOps::stop(&mut io.device(RIGHT, pool, &stats)).expect("closes");
     two.worker.turn(1);
     assert_eq!(two.drops(DropReason::DevNotReady), 8);
+    two.assert_all_free();
+}
+
+#[test]
+fn what_finds_no_place_on_the_way_to_the_kernel_is_dropped_and_not_handed_over() {
+    // As many as the queue holds, and 44 more.
+    const HELD: u64 = 256;
+    let mut bench = bench(FRAMES);
+    let local = V4 { payload: udp(&[0; 8]), ..V4::to("198.18.1.1") }.frame();
+    for _ in 0..3 {
+        let (io, pool) = bench.worker.io();
+        (0..100).for_each(|_| io.inject(LEFT, pool, &local).expect("room"));
+        while bench.worker.turn(1) > 0 {}
+    }
+    assert_eq!(bench.handle.stats.punt_count(PuntReason::Local), HELD);
+    assert_eq!(bench.drops(DropReason::PuntFailed), 300 - HELD);
+    let port = &bench.handle.stats.ports[usize::from(LEFT)];
+    assert_eq!((port.punted.get(), port.rx_dropped.get()), (HELD, 300 - HELD));
+    bench.assert_all_free();
+    // The kernel does not take one of them.
+    assert_eq!(
+        bench.punts.drain(1, |frame| {
+            bench.handle.stats.undelivered.count(frame.reason, frame.port);
+        }),
+        1
+    );
+    let account = bench.worker.packet_account();
+    assert_eq!((account.handed_to_kernel, account.dropped), (HELD - 1, 300 - HELD + 1));
+    bench.assert_all_free();
+}
+
+#[test]
+fn what_came_over_and_was_not_taken_is_counted_when_a_worker_ends() {
+    let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
+    connect(&mut one, &mut two, 64);
+    one.inject(0..20);
+    one.worker.turn(1);
+    let stats = Arc::clone(&two.handle.stats);
+    two.worker.crossings().drop_all(DropReason::Shutdown, &stats);
+    assert_eq!((two.drops(DropReason::Shutdown), stats.crossed_in.get()), (20, 20));
+    one.assert_all_free();
     two.assert_all_free();
 }
 

@@ -114,8 +114,8 @@ fn a_port_that_closes_under_load_has_sent_what_arrived_and_no_more() -> Result<(
     lab.router.run("ip link add br0 type bridge")?;
     count_the_stacks_packets(&lab.router, "rt-right")?;
     let mut ferroute = Ferroute::start(&lab)?;
-    let (wire, stack) =
-        (interface(&lab.router, "rt-right")?, sent_by_the_stack(&lab.router, "rt-right")?);
+    let before = outside(&lab, "rt-right")?;
+    let wire = interface(&lab.router, "rt-right")?;
     // A member of a bridge is no port.
     let steps = ["ip link set rt-right master br0", "ip link set rt-right nomaster"];
     let (account, received) = close_under_load(&lab, &ferroute, steps)?;
@@ -124,7 +124,7 @@ fn a_port_that_closes_under_load_has_sent_what_arrived_and_no_more() -> Result<(
         account.received_what_was_steered(port)?;
     }
     let ours = account.packets("sent")?;
-    let stack = sent_by_the_stack(&lab.router, "rt-right")? - stack;
+    let stack = outside(&lab, "rt-right")?.stack - before.stack;
     let wire = interface(&lab.router, "rt-right")?.tx - wire.tx;
     let all =
         format!("{ours} by us, {stack} by the kernel, {wire} on the wire, {received} received");
@@ -209,10 +209,23 @@ struct Outside {
     stack: u64,
 }
 
+/// Both are of one moment: no packet has come between the two.
 fn outside(lab: &Lab, port: &str) -> Result<Outside> {
-    let stack = sent_by_the_stack(&lab.router, port)?;
-    let counted = interface(&lab.router, port)?;
-    Ok(Outside { tried: counted.tx + counted.tx_dropped, stack })
+    let read = || -> Result<(u64, u64)> {
+        let stack = sent_by_the_stack(&lab.router, port)?;
+        let counted = interface(&lab.router, port)?;
+        Ok((stack, counted.tx + counted.tx_dropped))
+    };
+    let mut last = read()?;
+    // The kernel asks for neighbours all the time.
+    let quiet = eventually(|| {
+        let before = last;
+        last = read().unwrap_or(before);
+        last == before && sent_by_the_stack(&lab.router, port).is_ok_and(|stack| stack == last.0)
+    });
+    ensure!(quiet, "{port} does not come to rest");
+    let (stack, tried) = last;
+    Ok(Outside { tried, stack })
 }
 
 /// What happens to the port on the right while traffic goes on.

@@ -15,6 +15,8 @@ const RED_WRITTEN: &str = "a\\x1b[31mb";
 /// No UTF-8, so that no argument can be this name.
 const NO_TEXT: &[u8] = b"c\x01\xff";
 const NO_TEXT_WRITTEN: &str = "c\\x01\\xff";
+/// As JSON tells it: control characters as they are, but not what no string can hold.
+const NO_TEXT_TOLD: &str = "c\x01\\xff";
 
 /// A wire from the router's interface of this name to the host on the right.
 fn wire(lab: &Lab, name: &[u8], peer: &str) -> Result<()> {
@@ -111,7 +113,7 @@ fn in_json(ferroute: &Ferroute) -> Result<()> {
     let named = |name: &str| {
         links.as_array().is_some_and(|links| links.iter().any(|link| link["ifname"] == name))
     };
-    ensure!(named(RED) && named(NO_TEXT_WRITTEN), "{links:#}");
+    ensure!(named(RED) && named(NO_TEXT_TOLD), "{links:#}");
     let stat = ferroute.json(&["stat"])?;
     let ports = stat["ports"].as_array().context("no ports")?;
     ensure!(ports.iter().any(|port| port["ifname"] == RED), "{stat:#}");
