@@ -301,7 +301,7 @@ fn clients_that_take_all_descriptors_do_not_end_forwarding() -> Result<()> {
     let top: TempDir = tempfile::tempdir()?;
     let socket = top.path().join("control.sock");
     let mut command = lab.router.command("prlimit");
-    command.arg("--nofile=64:64").arg(ferroute::binary());
+    command.arg("--nofile=110:110").arg(ferroute::binary());
     command.arg("run").args(PORTS).arg("--control").arg(&socket);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn()?;
