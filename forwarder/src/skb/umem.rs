@@ -29,19 +29,21 @@ impl std::fmt::Debug for Umem {
     }
 }
 
-/// Zeroed page-like memory for drivers without a kernel counterpart.
-#[derive(Clone)]
-#[repr(C, align(4096))]
-struct Page([u8; FRAME_SIZE]);
-
 impl Umem {
-    /// Allocates an area of `frames` zeroed frames in ordinary memory.
+    /// Allocates an area of `frames` zeroed frames in ordinary memory, which takes real memory as it
+    /// is used.
     pub fn anonymous(frames: u32) -> Umem {
-        let pages = vec![Page([0; FRAME_SIZE]); frames as usize].into_boxed_slice();
+        // Octets that are zero come from the allocator untouched; of a type with the alignment of a
+        // frame each would be written. One frame more, so that the first can be aligned.
+        let octets = vec![0u8; (frames as usize + 1) * FRAME_SIZE].into_boxed_slice();
         // The raw pointer is what is kept, and what frames are cut from: a Box moved into the
         // keeper would assert unique access to memory that frames point into.
-        let pages = NonNull::from(Box::leak(pages));
-        Umem { base: pages.cast(), frames, _keeper: Box::new(Pages(pages)) }
+        let octets = NonNull::from(Box::leak(octets));
+        let start = octets.cast::<u8>();
+        let skipped = start.addr().get().next_multiple_of(FRAME_SIZE) - start.addr().get();
+        // SAFETY: less than a frame is skipped, and there is one more than is cut from here.
+        let base = unsafe { start.add(skipped) };
+        Umem { base, frames, _keeper: Box::new(Octets(octets)) }
     }
 
     /// Adopts an area that a driver has mapped.
@@ -76,12 +78,12 @@ impl Umem {
     }
 }
 
-struct Pages(NonNull<[Page]>);
+struct Octets(NonNull<[u8]>);
 
 // SAFETY: plain memory, owned by this value.
-unsafe impl Send for Pages {}
+unsafe impl Send for Octets {}
 
-impl Drop for Pages {
+impl Drop for Octets {
     fn drop(&mut self) {
         // SAFETY: the pointer came from Box::leak of exactly this slice, and is released once.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
@@ -194,6 +196,18 @@ mod tests {
         assert_eq!(offsets, [0, FRAME_SIZE, 2 * FRAME_SIZE, 3 * FRAME_SIZE]);
         frames.into_iter().for_each(|frame| pool.free(frame));
         assert_eq!(pool.available(), 4);
+    }
+
+    #[test]
+    fn frames_in_ordinary_memory_are_aligned_and_zero() {
+        for count in [0, 1, 3, 100] {
+            let mut pool = Umem::anonymous(count).into_pool();
+            assert!(pool.start.get().is_multiple_of(FRAME_SIZE));
+            let frames: Vec<Frame> = std::iter::from_fn(|| pool.alloc()).collect();
+            assert_eq!(frames.len(), count as usize);
+            assert!(frames.iter().all(|frame| frame.bytes().iter().all(|&octet| octet == 0)));
+            frames.into_iter().for_each(|frame| pool.free(frame));
+        }
     }
 
     #[test]

@@ -240,7 +240,12 @@ fn may_ask(peer_uid: u32, own_uid: u32) -> bool {
     peer_uid == 0 || peer_uid == own_uid
 }
 
-fn parse(line: &[u8]) -> Result<Request, String> {
+/// The request of a line. Public for tests/fuzz.
+///
+/// # Errors
+/// What the client is answered.
+#[doc(hidden)]
+pub fn parse(line: &[u8]) -> Result<Request, String> {
     // The version first, whatever the rest has become.
     #[derive(Deserialize)]
     struct Version {

@@ -15,7 +15,9 @@
 
 pub mod compile;
 mod dump;
-mod follow;
+// Open so that messages can be applied without a kernel that sends them (tests/fuzz).
+#[doc(hidden)]
+pub mod follow;
 
 mod parse;
 mod resolve;
@@ -282,18 +284,7 @@ impl Mirror {
 
     /// Whether our own addresses changed.
     fn compile(&mut self) -> bool {
-        let follower = &mut self.follower;
-        let touched = std::mem::take(&mut follower.touched);
-        let locals = follower.state.routes4.take_locals_changed()
-            | follower.state.routes6.take_locals_changed()
-            | std::mem::take(&mut follower.locals_changed);
-        if locals {
-            let custom = has_custom_local_routes(&follower.state);
-            follower.state.sysctls.custom_local_routes |= custom;
-        }
-        let touched = compile::Touched { sysctls: touched.sysctls || locals, ..touched };
-        self.compiler.update(&mut follower.state, touched);
-        locals
+        publish(&mut self.follower, &mut self.compiler)
     }
 
     fn poll_sysctls(&mut self, now: Instant) {
@@ -422,6 +413,23 @@ impl AsFd for Mirror {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
+}
+
+/// Brings the tables in step with what was told. Whether our own addresses changed. Public for
+/// tests/fuzz, which has no kernel to start a [`Mirror`] with.
+#[doc(hidden)]
+pub fn publish(follower: &mut Follower, compiler: &mut Compiler) -> bool {
+    let touched = std::mem::take(&mut follower.touched);
+    let locals = follower.state.routes4.take_locals_changed()
+        | follower.state.routes6.take_locals_changed()
+        | std::mem::take(&mut follower.locals_changed);
+    if locals {
+        let custom = has_custom_local_routes(&follower.state);
+        follower.state.sysctls.custom_local_routes |= custom;
+    }
+    let touched = compile::Touched { sysctls: touched.sysctls || locals, ..touched };
+    compiler.update(&mut follower.state, touched);
+    locals
 }
 
 /// Prefixes with a local, broadcast or anycast route in whatever table, each once.

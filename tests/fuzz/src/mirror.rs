@@ -1,0 +1,263 @@
+//! Netlink messages as the mirror takes them, and what must hold of the tables that come of them.
+//!
+//! An input is a row of records: an octet, two octets of length (little endian), and so many octets
+//! of payload: what follows the `nlmsghdr`. The lower four bits of the first octet name the kind of
+//! message (as in [`KINDS`]); 14: the payload is a whole datagram, with headers; 15: the tables are
+//! compiled. Bits 4 and 5: NLM_F_REPLACE, NLM_F_APPEND. Bit 7: attributes stay as they are; else
+//! those with a length that cannot be get one that can, so that what is inserted or cut by libFuzzer
+//! does not end the message there.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ferroute::control::api::page::{Cursor, page};
+use ferroute::control::api::route_get::route_get;
+use ferroute::control::api::rows::RowWriter;
+use ferroute::control::api::{Family, Filter, Format, Object, ShowRequest, show};
+use ferroute::control::mirror::compile::Compiler;
+use ferroute::control::mirror::follow::Follower;
+use ferroute::control::mirror::publish;
+use ferroute::control::mirror::rib::{Rib, RibAddr};
+use ferroute::control::mirror::state::DevSysctls;
+use ferroute::control::netlink::message::{Message, Messages, Request};
+use ferroute::tables::Tables;
+
+/// RTM_NEW* and RTM_DEL* of each object, with the octets of its fixed header.
+pub const KINDS: [(u16, usize); 14] = [
+    (16, 16),
+    (17, 16),
+    (20, 8),
+    (21, 8),
+    (24, 12),
+    (25, 12),
+    (28, 12),
+    (29, 12),
+    (32, 12),
+    (33, 12),
+    (80, 4),
+    (81, 4),
+    (104, 8),
+    (105, 8),
+];
+/// Those of rules.
+const RULES: [u16; 2] = [32, 33];
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_APPEND: u16 = 0x800;
+/// Interfaces that are ports, by their ifindex.
+const PORTS: [(u32, u16); 3] = [(3, 0), (5, 1), (2, 2)];
+/// Messages of one input at most; a link's reads some files.
+const MESSAGES_MAX: usize = 48;
+
+/// One record.
+#[derive(Debug, Clone)]
+pub enum Record {
+    /// A message without its header.
+    Message(u16, u16, Vec<u8>),
+    /// Messages with headers.
+    Datagram(Vec<u8>),
+    /// The tables are compiled.
+    Compile,
+}
+
+/// The records of an input.
+pub fn parse(mut octets: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    while let Some((&[kind, low, high], rest)) = octets.split_first_chunk() {
+        if records.len() == MESSAGES_MAX {
+            break;
+        }
+        let len = usize::from(u16::from_le_bytes([low, high])).min(rest.len());
+        let (payload, rest) = rest.split_at(len);
+        octets = rest;
+        records.push(match KINDS.get(usize::from(kind & 15)) {
+            Some(&(message, header)) => {
+                let mut payload = payload.to_vec();
+                if kind & 0x80 == 0 {
+                    mend_attrs(&mut payload, header);
+                }
+                let replace = if kind & 0x10 != 0 { NLM_F_REPLACE } else { 0 };
+                let append = if kind & 0x20 != 0 { NLM_F_APPEND } else { 0 };
+                Record::Message(message, replace | append, payload)
+            }
+            None if kind & 15 == 14 => Record::Datagram(payload.to_vec()),
+            None => Record::Compile,
+        });
+    }
+    records
+}
+
+/// Lengths below that of an attribute's header, or beyond the end, become those.
+fn mend_attrs(payload: &mut [u8], header: usize) {
+    let mut at = header;
+    while let Some([low, high]) = payload.get(at..at + 2) {
+        let left = payload.len() - at;
+        let len = usize::from(u16::from_ne_bytes([*low, *high])).clamp(4, left.max(4));
+        payload[at..at + 2].copy_from_slice(&(len as u16).to_ne_bytes());
+        at += (len + 3) & !3;
+    }
+}
+
+/// A mirror that nobody but an input tells anything.
+#[derive(Debug)]
+pub struct Told {
+    /// What it was told.
+    pub follower: Follower,
+    compiler: Compiler,
+    now: Instant,
+    has_rules: bool,
+}
+
+impl Default for Told {
+    /// With the kernel's own rules.
+    fn default() -> Told {
+        let mut compiler = Compiler::new(1);
+        compiler.ports = PORTS.into_iter().collect();
+        let mut told =
+            Told { follower: Follower::default(), compiler, now: Instant::now(), has_rules: false };
+        told.follower.touched.links = true;
+        for (family, priority, table) in
+            [(2, 0, 255), (2, 32766, 254), (2, 32767, 253), (10, 0, 255), (10, 32766, 254)]
+        {
+            let rule = Request::new(RULES[0], 0, &[family, 0, 0, 0, table, 0, 0, 1, 0, 0, 0, 0])
+                .attr(6, &u32::to_ne_bytes(priority))
+                .attr(15, &u32::from(table).to_ne_bytes())
+                .finish(0);
+            told.datagram(&rule);
+        }
+        told.has_rules = false;
+        told
+    }
+}
+
+impl Told {
+    /// Takes a record.
+    pub fn take(&mut self, record: &Record) {
+        match record {
+            Record::Message(kind, flags, payload) => {
+                self.message(&Message { kind: *kind, flags: *flags, seq: 0, payload });
+            }
+            Record::Datagram(octets) => self.datagram(octets),
+            Record::Compile => self.compile(),
+        }
+    }
+
+    fn datagram(&mut self, octets: &[u8]) {
+        for message in Messages::new(octets) {
+            let _ = message.error();
+            self.message(&message);
+        }
+    }
+
+    fn message(&mut self, message: &Message<'_>) {
+        self.has_rules |= RULES.contains(&message.kind);
+        self.follower.event(message, self.now);
+    }
+
+    /// Compiles the tables.
+    pub fn compile(&mut self) {
+        // What was read of this machine for interfaces of these names is as if nothing were set.
+        for own in self.follower.state.sysctls_dev.values_mut() {
+            *own = DevSysctls::default();
+        }
+        publish(&mut self.follower, &mut self.compiler);
+        self.compiler.reclaim(&mut self.follower.state);
+        let tables = self.tables();
+        for link in tables.links.iter() {
+            assert_eq!(tables.links.ifindex(link.ifindex), Some(link));
+            if let Some(dev) = link.dev() {
+                let found = tables.links.dev(dev).expect("a number leads to its interface");
+                assert_eq!(found.dev(), Some(dev));
+                assert!(tables.links.port(link.port.expect("it has one")).is_some());
+            }
+        }
+    }
+
+    /// As compiled last.
+    pub fn tables(&self) -> &Tables {
+        self.compiler.tables()
+    }
+
+    /// Addresses at the borders of all prefixes, and neighbours'.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let state = &self.follower.state;
+        let mut addresses = vec![IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+        addresses.extend(borders(&state.routes4));
+        addresses.extend(borders(&state.routes6));
+        addresses.extend(state.neighs.keys().map(|(_, addr)| *addr));
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// Whether tables that were compiled step by step and those compiled at once answer the same.
+    /// With rules they may not: as in the kernel, local and main stay apart once there were some.
+    pub fn assert_same(&self, other: &Told) {
+        if self.has_rules {
+            return;
+        }
+        for addr in self.addresses() {
+            for iif in [1, 3, 5] {
+                let [one, two] =
+                    [self, other].map(|told| route_get(told.tables(), addr, None, iif, 0));
+                assert_eq!(one, two, "step by step, and at once");
+            }
+        }
+    }
+
+    /// The line that answers a request. It is the same however soon each of its pages ends.
+    pub fn answer(&self, request: &ShowRequest) -> Vec<u8> {
+        let [short, long] = [0, 1000].map(|seconds| self.answer_in(request, seconds));
+        assert!(short == long, "by short pages, and by long ones");
+        short
+    }
+
+    fn answer_in(&self, request: &ShowRequest, seconds: u64) -> Vec<u8> {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let mut line = Vec::new();
+        let mut to = RowWriter::new(&mut line, request.format);
+        let mut from = Cursor::Start;
+        loop {
+            let page = page(&self.follower.state, request.object, &request.filter, from, until);
+            show::write(&page, request, &mut to).expect("a vector takes everything");
+            match page.next {
+                Some(next) => from = next,
+                None => break,
+            }
+        }
+        to.finish().expect("a vector takes everything");
+        line
+    }
+
+    /// Writes everything out, as `show` does.
+    pub fn show(&self) {
+        use Object::{Addr, Link, Neigh, Nexthop, Route, Rule};
+        for object in [Link, Addr, Route, Rule, Nexthop, Neigh] {
+            for format in [Format::Text, Format::Json] {
+                for family in [None, Some(Family::Inet6)] {
+                    let filter = Filter { family, ..Filter::default() };
+                    self.answer(&ShowRequest { object, filter, format, details: false });
+                }
+            }
+        }
+    }
+}
+
+/// The first and the last address of every prefix.
+fn borders<A: RibAddr>(rib: &Rib<A>) -> Vec<IpAddr> {
+    rib.iter()
+        .flat_map(|(_, (addr, len), _)| {
+            let first = addr.to_ip();
+            let last = match first {
+                IpAddr::V4(addr) => {
+                    let ones = u32::MAX.checked_shr(len.into()).unwrap_or(0);
+                    IpAddr::V4((addr.to_bits() | ones).into())
+                }
+                IpAddr::V6(addr) => {
+                    let ones = u128::MAX.checked_shr(len.into()).unwrap_or(0);
+                    IpAddr::V6((addr.to_bits() | ones).into())
+                }
+            };
+            [first, last]
+        })
+        .collect()
+}
