@@ -449,8 +449,9 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
             let next =
                 || sink.receive(PATIENCE, |f| f.len() >= 34 && f[30..34] == [203, 0, 113, 9]);
 
-            // One before the port was added, which is dropped, and one after.
-            punt.inject(ifindex("port"), &mut frame(1)).expect("inject");
+            // One before the port was added, which is refused, and one after.
+            let refused = punt.inject(ifindex("port"), &mut frame(1)).expect_err("no such port");
+            assert_eq!(refused.kind(), ErrorKind::NotFound);
             punt.add_port(ifindex("port"), PORT_MAC, generic).expect("add");
             punt.inject(ifindex("port"), &mut frame(2)).expect("inject");
             let forwarded = next().expect("the frame, forwarded");
@@ -464,12 +465,13 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
             assert_eq!(count(&port, Reason::PassNoSocket), 0);
 
             // As received on another port it has no route, and after a port is removed it is
-            // dropped; the next one that gets through is the last.
+            // refused; the next one that gets through is the last.
             punt.add_port(ifindex("out"), PORT_MAC, generic).expect("add");
             punt.inject(ifindex("out"), &mut frame(3)).expect("inject");
             punt.remove_port(ifindex("port")).expect("remove");
             punt.remove_port(ifindex("port")).expect("remove again");
-            punt.inject(ifindex("port"), &mut frame(4)).expect("inject");
+            let refused = punt.inject(ifindex("port"), &mut frame(4)).expect_err("removed");
+            assert_eq!(refused.kind(), ErrorKind::NotFound);
             punt.add_port(ifindex("port"), PORT_MAC, generic).expect("add");
             punt.inject(ifindex("port"), &mut frame(5)).expect("inject");
             assert_eq!(next().expect("the last frame")[18..20], [0, 5]);
