@@ -511,6 +511,66 @@ fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
     });
 }
 
+#[test]
+fn root_what_the_kernel_refuses_to_send_is_dropped_and_not_sent_also_while_the_worker_sleeps() {
+    if mode_of_nics().is_some() {
+        return;
+    }
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        run("ip link set peer1 down");
+        for id in 0..10 {
+            let skb = SkBuff::of_octets(&mut rig.pool, &frame(id, 60)).expect("a free frame");
+            rig.burst.push(skb).expect("room");
+        }
+        assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), 10);
+        // poll(2) sends from the TX ring, too (xsk_poll), and does not tell of an error.
+        for _ in 0..20 {
+            rig.io.wait(Duration::from_millis(1), None);
+        }
+        rig.settle();
+        assert_eq!(rig.stats.ports[1].tx_packets.get(), 0);
+        assert_eq!(rig.drops(DropReason::TxError), 10);
+        assert_eq!(rig.io.census().sending, 0);
+        rig.close();
+    });
+}
+
+#[test]
+fn root_at_the_close_of_a_port_every_packet_was_sent_or_is_dropped() {
+    if mode_of_nics().is_some() {
+        return;
+    }
+    in_namespace(|| {
+        let mut rig = Rig::new(&options());
+        let (mut put, mut arrived) = (0, 0);
+        for round in 0..30u16 {
+            for burst in 0..3 {
+                for id in 0..20 {
+                    let frame = frame(round * 100 + burst * 20 + id, 60);
+                    let skb = SkBuff::of_octets(&mut rig.pool, &frame).expect("a free frame");
+                    rig.burst.push(skb).expect("room");
+                }
+                put += rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats);
+                // Of some rounds the kernel is told of everything, of others of nothing.
+                if burst < round % 4 {
+                    rig.io.kick(&mut rig.pool, &rig.stats);
+                }
+            }
+            rig.io.remove_port(1, &mut rig.pool, &rig.stats);
+            rig.assert_conserved();
+            rig.io.add_port(1, &config(1), &mut rig.pool).expect("bind anew");
+            while rig.wires[1].receive(Duration::from_millis(20), forwarded).is_some() {
+                arrived += 1;
+            }
+        }
+        assert_eq!(rig.stats.ports[1].tx_packets.get(), arrived);
+        assert_eq!(arrived + rig.drops(DropReason::DevNotReady), put as u64);
+        assert!(arrived > 0 && arrived < put as u64, "{arrived} of {put}");
+        rig.close();
+    });
+}
+
 /// The error of opening one port that cannot be opened.
 fn refusal(config: PortConfig) -> OpenError {
     let options = Options { busy_tries: 2, ..options() };

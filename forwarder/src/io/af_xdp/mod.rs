@@ -582,6 +582,11 @@ impl PacketIo for AfXdp {
     }
 
     fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
+        // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
+        // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
+        for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
+            polled.fd = if port.sends_in_poll() { NO_BELL } else { port.fd().as_raw_fd() };
+        }
         if let Some(last) = self.poll_fds.last_mut() {
             last.fd = bell.map_or(NO_BELL, |bell| bell.as_raw_fd());
         }

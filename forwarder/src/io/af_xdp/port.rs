@@ -459,6 +459,11 @@ impl Port {
         self.retry_in = DOWN_TURNS;
     }
 
+    /// Whether poll(2) on the socket would send packets.
+    pub(super) fn sends_in_poll(&mut self) -> bool {
+        self.mode == BoundMode::Copy && self.tx_and_completion > 0 && self.socket.tx.pending() > 0
+    }
+
     /// Counts the turns until an interface that was down is tried again.
     #[cold]
     fn wait_for_up(&mut self) {
