@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::signals::Signals;
 use super::{Global, Usage, output};
 use crate::control::config::CpuList;
+use crate::control::process::signals::Signals;
 use crate::hdr::OutFile;
 use crate::load::rfc2544::ports::Ports;
 use crate::load::rfc2544::{self, FrameSize, Plan, Report, Test, TrialError};

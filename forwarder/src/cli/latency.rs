@@ -12,10 +12,10 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::output::{self, columns};
-use super::signals::Signals;
 use super::{Global, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
+use crate::control::process::signals::Signals;
 use crate::control::process::terminal::printable;
 use crate::hdr::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 

@@ -15,7 +15,6 @@ mod replay;
 mod route;
 mod run;
 mod show;
-mod signals;
 mod sink;
 mod stat;
 mod status;

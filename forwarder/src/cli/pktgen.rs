@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::signals::Signals;
 use super::{Global, Usage};
 use crate::control::config::CpuList;
 use crate::control::netdev::nic::Nic;
+use crate::control::process::signals::Signals;
 use crate::io::af_xdp::BindMode;
 use crate::load::capture::Capture;
 use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sent};

@@ -9,8 +9,8 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::output::{self, columns};
-use super::signals::Signals;
 use super::{Global, Usage};
+use crate::control::process::signals::Signals;
 use crate::hdr::{IntervalLog, OutFile, Summary, hgrm, svg};
 use crate::io::af_xdp::BindMode;
 use crate::load::Place;

@@ -19,7 +19,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::out::{Out, Seen};
 use self::promisc::Promiscuous;
-use super::signals::Signals;
 use super::{Global, Usage, output, unexpected};
 use crate::capture::{Filter, Insn, Kind, Record, Records, compile};
 use crate::control::api::capture::Message;
@@ -27,6 +26,7 @@ use crate::control::api::client::Client;
 use crate::control::api::{
     CaptureDirection, CaptureEnd, CapturePort, CaptureRequest, Request, Response,
 };
+use crate::control::process::signals::Signals;
 
 /// Octets read from the daemon at once.
 const READ: usize = 1 << 20;

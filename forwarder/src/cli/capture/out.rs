@@ -19,10 +19,10 @@ use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::{DataLink, Endianness, PcapError};
 use serde_json::json;
 
-use super::super::signals::Signals;
 use super::super::{Global, Usage};
 use crate::capture::{Kind, Record};
 use crate::control::api::CapturePort;
+use crate::control::process::signals::Signals;
 use crate::control::process::terminal::printable;
 use crate::hdr::file::is_stdout;
 use crate::io::out_file::{self, PRIVATE};

@@ -1,6 +1,7 @@
-//! SIGTERM, SIGINT and SIGHUP as a descriptor, and an end to a start that they interrupt.
+//! SIGTERM, SIGINT and SIGHUP as a descriptor, for the daemon and for verbs that run until told to
+//! stop; and an end to a start that they interrupt.
 //!
-//! The control thread reads them between its turns. While it starts it has no turns yet, and may
+//! The control thread looks for them between its turns. While it starts it has no turns yet, and may
 //! wait in the kernel (a table of a million routes, a queue that is still busy, RTNL held by
 //! another): a [`StartGuard`] watches for it.
 
@@ -55,6 +56,20 @@ impl Signals {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
+    /// Takes one that has come. Whether there was one.
+    pub fn came(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+
+    /// Sleeps until one comes, at most `timeout`, and takes it. Whether one has come.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let milliseconds = timeout.as_micros().div_ceil(1000);
+        let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
+        // Nothing else interrupts: these signals are blocked, and others have no handler.
+        let _ = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout);
+        self.came()
+    }
+
     /// An error if one has come.
     ///
     /// # Errors
@@ -64,6 +79,7 @@ impl Signals {
     }
 }
 
+/// Readable when one has come.
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
