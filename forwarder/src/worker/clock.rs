@@ -14,7 +14,7 @@ pub struct Clock {
 
 /// CLOCK_MONOTONIC in nanoseconds: what BPF programs see too (`ktime_get`).
 #[inline]
-fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     // It fails for clocks that do not exist only.
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::clock::Clock;
-use crate::io::af_xdp::HeartbeatPage;
+use crate::io::af_xdp::{HeartbeatPage, is_fresh};
 
 /// What a worker may do with packets that have arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +63,9 @@ impl Liveness {
     /// What may be done at `now_ns`.
     #[inline]
     pub fn permission(&self, now_ns: u64) -> Permission {
-        // Acquire: what was published before the heartbeat is seen.
-        let beat_ns = self.page.control().load(Ordering::Acquire);
-        let age_ns = self.clock.monotonic_ns(now_ns).saturating_sub(beat_ns);
-        if beat_ns == 0 || age_ns > self.control_timeout_ns {
+        let now_ns = self.clock.monotonic_ns(now_ns);
+        // What was published before the heartbeat is seen.
+        if !is_fresh(self.page.control(), now_ns, self.control_timeout_ns) {
             Permission::Wait
         } else if self.hand_back.load(Ordering::Relaxed) {
             Permission::HandBack

@@ -53,10 +53,11 @@ use crate::control::process::{limits, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::AfXdp;
+use crate::io::af_xdp::is_fresh;
 use crate::say;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;
-use crate::worker::clock::Clock;
+use crate::worker::clock::monotonic_ns;
 use crate::worker::poll::FrameCensus;
 use crate::worker::slow_path::{Bell, NeighRequests};
 
@@ -120,8 +121,6 @@ struct Daemon {
     /// What the kernel would do to forwarded packets and we do not, a line each.
     bypassed: Vec<String>,
     checked: Instant,
-    /// Of the heartbeat.
-    clock: Clock,
     /// When the control thread gave it last.
     beat: Instant,
     /// What workers have taken is the kernel's: it filters as they do not.
@@ -187,7 +186,6 @@ impl Daemon {
             firewall,
             bypassed,
             checked: Instant::now(),
-            clock: Clock::start(),
             beat: Instant::now(),
             hand_back: Arc::default(),
             unread: false,
@@ -320,12 +318,11 @@ impl Daemon {
         act: impl FnOnce(&mut PortManager, &Surroundings<'_>) -> Result<T>,
     ) -> Result<T> {
         let heartbeats = self.steering.heartbeats();
-        let now_ns = self.clock.monotonic_ns(self.clock.now_ns());
+        let now_ns = monotonic_ns();
         let timeout_ns = self.options.timeouts.worker.as_nanos() as u64;
         // Its first queue has a worker's own number.
         let is_alive = |worker: usize| {
-            let beat = heartbeats.queue(worker).map(|word| word.load(Ordering::Relaxed));
-            beat.is_some_and(|beat_ns| now_ns.saturating_sub(beat_ns) <= timeout_ns)
+            heartbeats.queue(worker).is_some_and(|word| is_fresh(word, now_ns, timeout_ns))
         };
         let around = Surroundings {
             mirror: &self.mirror,
@@ -339,8 +336,7 @@ impl Daemon {
 
     /// Local addresses first, then steering: a frame for the router itself never goes astray.
     fn steer(&mut self) -> Result<()> {
-        let filtered = !self.bypassed.is_empty() && !self.options.ignore_firewall;
-        self.hand_back.store(filtered, Ordering::Relaxed);
+        self.hand_back.store(self.is_filtered(), Ordering::Relaxed);
         let tables = self.mirror.tables();
         self.steered = tables.generation;
         if self.stopping || !self.steering_allowed() {
@@ -388,7 +384,12 @@ impl Daemon {
     }
 
     fn steering_allowed(&self) -> bool {
-        !self.punt_broken && (self.bypassed.is_empty() || self.options.ignore_firewall)
+        !self.punt_broken && !self.is_filtered()
+    }
+
+    /// The kernel filters forwarded packets as userspace does not, and that counts.
+    fn is_filtered(&self) -> bool {
+        !self.bypassed.is_empty() && !self.options.ignore_firewall
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -445,8 +446,7 @@ impl Daemon {
     /// The tables are those of the kernel as of now, and nothing that filters is bypassed.
     fn give_heartbeat(&mut self) {
         self.beat = Instant::now();
-        let now_ns = self.clock.monotonic_ns(self.clock.now_ns());
-        self.steering.heartbeats().beat_control(now_ns);
+        self.steering.heartbeats().beat_control(monotonic_ns());
     }
 
     /// A port may not be what it seems any more: no event tells.

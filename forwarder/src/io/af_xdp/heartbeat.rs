@@ -15,6 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use xdp_prog::QUEUES_MAX;
 
+/// Whether a heartbeat was given, and is at most `timeout_ns` old at `now_ns`. A thread that
+/// reads a fresh one sees everything that was written before it was given.
+#[inline]
+pub fn is_fresh(word: &AtomicU64, now_ns: u64, timeout_ns: u64) -> bool {
+    let beat_ns = word.load(Ordering::Acquire);
+    beat_ns != 0 && now_ns.saturating_sub(beat_ns) <= timeout_ns
+}
+
 /// The array, mapped; unmapped when the last holder is gone.
 #[derive(Debug)]
 pub struct HeartbeatPage {
