@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -247,6 +247,23 @@ impl Ferroute {
         Ok(Forwarded { v4: now.v4 - self.before.v4, v6: now.v6 - self.before.v6 })
     }
 
+    /// Waits until the kernel's stack forwards nothing for `quiet`. Returns how long it took.
+    ///
+    /// # Errors
+    /// When it goes on after `patience`.
+    pub fn until_in_userspace(&self, quiet: Duration, patience: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            let before = self.forwarded_by_kernel()?;
+            thread::sleep(quiet);
+            if self.forwarded_by_kernel()? == before {
+                return Ok(begun.elapsed());
+            }
+            let account = || self.account();
+            ensure!(begun.elapsed() < patience, "the kernel goes on forwarding\n{}", account());
+        }
+    }
+
     /// Fails unless every packet went past the kernel's stack.
     ///
     /// # Errors
@@ -323,6 +340,19 @@ pub fn binary() -> PathBuf {
 /// True when the tests are held against the kernel's own forwarding, see the crate's head.
 pub fn by_kernel() -> bool {
     std::env::var_os("FERROUTE_BIN").is_some_and(|path| path == "kernel")
+}
+
+/// Waits for the end of a process that was started by hand, and kills one that does not end.
+///
+/// # Errors
+/// When it does not end; the message has what it wrote to standard error.
+pub fn ended(mut child: Child) -> Result<Output> {
+    if wait(&mut child, PATIENCE).is_none() {
+        child.kill()?;
+        let output = child.wait_with_output()?;
+        bail!("does not end: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(child.wait_with_output()?)
 }
 
 fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {

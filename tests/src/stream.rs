@@ -4,14 +4,19 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::Netns;
 
 /// How long the receiver listens on after the last packet was sent.
 const LAST_ARRIVALS: Duration = Duration::from_millis(500);
+
+/// Between two looks at what has arrived.
+const LOOK: Duration = Duration::from_millis(1);
+/// Nothing has arrived for so long: the stream has run dry.
+const DRY: Duration = Duration::from_millis(300);
 
 /// A stream that is running.
 #[derive(Debug)]
@@ -87,6 +92,38 @@ impl Stream {
     pub fn flows(&self, more: u64) -> bool {
         let goal = self.received() + more;
         crate::eventually(|| self.received() >= goal)
+    }
+
+    /// How long it takes from now on until `more` packets arrive.
+    ///
+    /// # Errors
+    /// When they do not within `patience`.
+    pub fn until_flowing(&self, more: u64, patience: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        let goal = self.received() + more;
+        while self.received() < goal {
+            ensure!(begun.elapsed() < patience, "nothing arrives");
+            thread::sleep(LOOK);
+        }
+        Ok(begun.elapsed())
+    }
+
+    /// How long packets go on arriving from now on, until none has for 300 ms.
+    ///
+    /// # Errors
+    /// When they still arrive after `patience`.
+    pub fn until_dry(&self, patience: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        let (mut last, mut seen) = (begun, self.received());
+        while last.elapsed() < DRY {
+            let now = self.received();
+            if now != seen {
+                (last, seen) = (Instant::now(), now);
+            }
+            ensure!(begun.elapsed() < patience, "packets go on arriving");
+            thread::sleep(LOOK);
+        }
+        Ok(last - begun)
     }
 
     /// Stops sending, waits for what is under way, and counts.

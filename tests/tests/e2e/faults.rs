@@ -23,8 +23,6 @@ const SECONDS: u64 = 40;
 const PACE: Duration = Duration::from_millis(2);
 /// The longest that anything has to take effect, on a machine that runs other tests.
 const SOON: Duration = Duration::from_secs(10);
-/// Nothing has arrived for so long: the stream has run dry.
-const DRY: Duration = Duration::from_millis(300);
 /// What the process may grow after its first faults, in KiB.
 const GROWTH_KIB: u64 = 16 << 10;
 
@@ -136,9 +134,9 @@ impl Soak {
             self.lab.router.run(line)?;
         }
         drop(stopped);
-        runs_dry(&self.v4).with_context(|| format!("IPv4 after {refuse:?}"))?;
+        self.v4.until_dry(SOON).with_context(|| format!("IPv4 after {refuse:?}"))?;
         if both {
-            runs_dry(&self.v6).with_context(|| format!("IPv6 after {refuse:?}"))?;
+            self.v6.until_dry(SOON).with_context(|| format!("IPv6 after {refuse:?}"))?;
         }
         for line in undo {
             self.lab.router.run(line)?;
@@ -193,8 +191,8 @@ impl Soak {
     }
 
     fn flows(&self) -> Result<()> {
-        flows(&self.v4).context("IPv4")?;
-        flows(&self.v6).context("IPv6")
+        self.v4.until_flowing(20, SOON).context("IPv4")?;
+        self.v6.until_flowing(20, SOON).context("IPv6").map(drop)
     }
 
     /// The resident set, in KiB.
@@ -213,16 +211,7 @@ impl Soak {
     fn ends_well(mut self) -> Result<()> {
         self.silent.clear();
         self.flows()?;
-        let begun = Instant::now();
-        loop {
-            let before = self.ferroute.forwarded_by_kernel()?;
-            thread::sleep(Duration::from_millis(200));
-            if self.ferroute.forwarded_by_kernel()? == before {
-                break;
-            }
-            let account = || self.ferroute.account();
-            ensure!(begun.elapsed() < SOON, "the kernel goes on forwarding\n{}", account());
-        }
+        self.ferroute.until_in_userspace(Duration::from_millis(200), SOON)?;
         self.flows()?;
         for stream in [self.v4, self.v6] {
             ensure!(stream.stop().duplicates == 0, "packets arrived twice");
@@ -237,29 +226,6 @@ impl Soak {
         balanced()?;
         self.ferroute.terminate()
     }
-}
-
-fn runs_dry(stream: &Stream) -> Result<()> {
-    let begun = Instant::now();
-    let (mut last, mut seen) = (begun, stream.received());
-    while last.elapsed() < DRY {
-        let now = stream.received();
-        if now != seen {
-            (last, seen) = (Instant::now(), now);
-        }
-        ensure!(begun.elapsed() < SOON, "packets go on arriving");
-        thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
-}
-
-fn flows(stream: &Stream) -> Result<()> {
-    let (begun, goal) = (Instant::now(), stream.received() + 20);
-    while stream.received() < goal {
-        ensure!(begun.elapsed() < SOON, "nothing arrives");
-        thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
 }
 
 /// What `ip` shows is what ferroute shows.

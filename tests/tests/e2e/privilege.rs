@@ -6,13 +6,13 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::ferroute::ended;
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
-use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually, ferroute};
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -81,19 +81,6 @@ impl Home {
         command.args(["status", "--control"]).arg(self.socket()).uid(user).gid(user);
         Ok(command.output()?)
     }
-}
-
-fn ended(mut child: Child) -> Result<Output> {
-    let end = Instant::now() + PATIENCE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > end {
-            child.kill()?;
-            let output = child.wait_with_output()?;
-            bail!("does not end: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(child.wait_with_output()?)
 }
 
 fn text(octets: &[u8]) -> String {

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::freeze::{StoppedProcess, StoppedThread};
@@ -27,47 +27,22 @@ const PACE: Duration = Duration::from_millis(2);
 /// hardly ever one.
 const IN_HAND: u64 = 1;
 
-/// How long it takes from now on until `more` packets arrive.
-fn until_flowing(stream: &Stream, more: u64) -> Result<Duration> {
-    let begun = Instant::now();
-    let goal = stream.received() + more;
-    while stream.received() < goal {
-        ensure!(begun.elapsed() < SOON, "nothing arrives");
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(begun.elapsed())
-}
-
-/// How long packets go on arriving from now on.
-fn until_dry(stream: &Stream) -> Result<Duration> {
-    let begun = Instant::now();
-    let (mut last, mut seen) = (begun, stream.received());
-    while last.elapsed() < Duration::from_millis(300) {
-        let now = stream.received();
-        if now != seen {
-            (last, seen) = (Instant::now(), now);
-        }
-        ensure!(begun.elapsed() < SOON, "packets go on arriving");
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(last - begun)
-}
-
-/// Waits until userspace forwards and the kernel does not.
-fn until_in_userspace(ferroute: &Ferroute) -> Result<Duration> {
-    let begun = Instant::now();
-    loop {
-        let before = ferroute.forwarded_by_kernel()?;
-        thread::sleep(Duration::from_millis(50));
-        if ferroute.forwarded_by_kernel()? == before {
-            return Ok(begun.elapsed());
-        }
-        ensure!(begun.elapsed() < SOON, "the kernel goes on forwarding");
-    }
-}
+/// For how long the kernel has to forward nothing.
+const QUIET: Duration = Duration::from_millis(50);
 
 fn stream(lab: &Lab, to: &str) -> Result<Stream> {
     Stream::start(&lab.left, &lab.right, to, PACE)
+}
+
+/// Ferroute with the limits that users have, its process id, and a stream that it forwards. `None`:
+/// the kernel forwards in this run of the tests.
+fn under_traffic(lab: &Lab) -> Result<Option<(Ferroute, u32, Stream)>> {
+    let ferroute = Ferroute::start_with(lab, &DEFAULT)?;
+    let Some(pid) = ferroute.pid() else { return Ok(None) };
+    let stream = stream(lab, RIGHT4)?;
+    ensure!(stream.flows(50));
+    ferroute.forwarded_all_itself()?;
+    Ok(Some((ferroute, pid, stream)))
 }
 
 #[test]
@@ -82,10 +57,13 @@ fn a_stopped_process_leaves_its_packets_to_the_kernel_until_it_has_caught_up() -
     for _ in 0..3 {
         let stopped = StoppedProcess::stop(pid)?;
         thread::sleep(Duration::from_millis(20));
-        let (taken4, taken6) = (until_flowing(&v4, 5)?, until_flowing(&v6, 5)?);
+        let (taken4, taken6) = (v4.until_flowing(5, SOON)?, v6.until_flowing(5, SOON)?);
         eprintln!("stopped: the kernel forwards after {taken4:?} (IPv6: {taken6:?})");
         drop(stopped);
-        eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+        eprintln!(
+            "continued: userspace forwards after {:?}",
+            ferroute.until_in_userspace(QUIET, SOON)?
+        );
         ensure!(v4.flows(50) && v6.flows(50), "nothing arrives after SIGCONT");
     }
     Ok(())
@@ -129,7 +107,7 @@ fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<
             lab.router.run(line)?;
         }
         ensure!(stream.flows(50), "nothing arrives after {undo:?}");
-        until_in_userspace(&ferroute)?;
+        ferroute.until_in_userspace(QUIET, SOON)?;
         stream.stop();
     }
     Ok(())
@@ -139,20 +117,19 @@ fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<
 #[ignore = "needs root: run by scripts/test"]
 fn a_control_thread_that_stands_still_leaves_everything_to_the_kernel() -> Result<()> {
     let lab = Lab::up()?;
-    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
-    let Some(pid) = ferroute.pid() else { return Ok(()) };
-    let stream = stream(&lab, RIGHT4)?;
-    ensure!(stream.flows(50));
-    ferroute.forwarded_all_itself()?;
+    let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "ferroute")?;
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+    eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
     lab.router.run("ip route del blackhole 198.18.2.2")?;
     ensure!(stream.flows(50), "the kernel does not forward");
     let by_kernel = ferroute.forwarded_by_kernel()?;
     ensure!(by_kernel.v4 > 0, "who forwards?");
     drop(stopped);
-    eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+    eprintln!(
+        "continued: userspace forwards after {:?}",
+        ferroute.until_in_userspace(QUIET, SOON)?
+    );
     ensure!(stream.flows(50));
     Ok(())
 }
@@ -161,20 +138,19 @@ fn a_control_thread_that_stands_still_leaves_everything_to_the_kernel() -> Resul
 #[ignore = "needs root: run by scripts/test"]
 fn a_worker_that_stands_still_leaves_its_queue_to_the_kernel() -> Result<()> {
     let lab = Lab::up()?;
-    let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
-    let Some(pid) = ferroute.pid() else { return Ok(()) };
-    let stream = stream(&lab, RIGHT4)?;
-    ensure!(stream.flows(50));
-    ferroute.forwarded_all_itself()?;
+    let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "fr-worker0")?;
     thread::sleep(Duration::from_millis(20));
-    eprintln!("the kernel forwards after {:?}", until_flowing(&stream, 5)?);
+    eprintln!("the kernel forwards after {:?}", stream.until_flowing(5, SOON)?);
     // The control thread is not held by it.
     lab.router.run("ip link add dummy0 type veth peer name dummy1")?;
     let shown = || ferroute.ask(&["link", "show"]).is_ok_and(|text| text.contains("dummy0"));
     ensure!(eventually(shown), "the control thread follows no longer");
     drop(stopped);
-    eprintln!("continued: userspace forwards after {:?}", until_in_userspace(&ferroute)?);
+    eprintln!(
+        "continued: userspace forwards after {:?}",
+        ferroute.until_in_userspace(QUIET, SOON)?
+    );
     ensure!(stream.flows(50));
     Ok(())
 }
@@ -197,12 +173,12 @@ fn messages_that_nobody_reads_hold_nothing() -> Result<()> {
     for _ in 0..3 {
         lab.router.run("nft add table inet fw")?;
         lab.router.run(&format!("nft add chain inet fw f {chain}"))?;
-        eprintln!("policy drop is obeyed after {:?}", until_dry(&stream)?);
+        eprintln!("policy drop is obeyed after {:?}", stream.until_dry(SOON)?);
         lab.router.run("nft delete table inet fw")?;
         ensure!(stream.flows(50), "nothing arrives without the table");
     }
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+    eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
     let status = ferroute.command(&["-j", "status"]).output()?;
     ensure!(String::from_utf8_lossy(&status.stdout).contains("rt-left"), "no answer");
     ferroute.terminate()?;
@@ -272,7 +248,7 @@ fn under_flood(lab: &Lab, ferroute: &mut Ferroute) -> Result<()> {
     ensure!(stream.flows(20), "nothing arrives under the flood");
     for _ in 0..3 {
         lab.router.run("ip route add blackhole 198.18.2.2")?;
-        eprintln!("a blackhole is obeyed after {:?}", until_dry(&stream)?);
+        eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
         lab.router.run("ip route del blackhole 198.18.2.2")?;
         ensure!(stream.flows(20), "nothing arrives without the blackhole");
     }

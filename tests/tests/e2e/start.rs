@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::ferroute::ended;
 use ferroute_tests::lab::addr::{LEFT4, RIGHT4};
 use ferroute_tests::ping::ping_all;
-use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually, ferroute};
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,20 +33,6 @@ fn run(lab: &Lab, args: &[&str]) -> Command {
     command.arg("run").args(PORTS).args(args).env_remove("FERROUTE_CONTROL");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
-}
-
-/// Waits for the end; kills what does not end.
-fn ended(mut child: Child) -> Result<Output> {
-    let end = Instant::now() + PATIENCE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() > end {
-            child.kill()?;
-            let output = child.wait_with_output()?;
-            bail!("does not end: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(child.wait_with_output()?)
 }
 
 fn said(output: &Output) -> String {
