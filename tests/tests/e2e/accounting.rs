@@ -44,7 +44,7 @@ fn settled(ferroute: &Ferroute) -> Result<Account> {
     Ok(last)
 }
 
-/// Nobody asks for addresses, and nobody speaks of his own accord: what is sent is what is forwarded.
+/// No neighbour discovery, and no packets of the hosts' own: only forwarded packets are sent.
 fn quiet(lab: &Lab) -> Result<()> {
     let hosts = [(&lab.left, "left"), (&lab.right, "right")];
     for (namespace, port) in hosts {

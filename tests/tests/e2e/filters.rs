@@ -1,4 +1,4 @@
-//! Everything that filters forwarded packets in the kernel: named by `run` and `doctor`, and heeded
+//! Everything that filters forwarded packets in the kernel: named by `run` and `doctor`, and enforced
 //! when it appears while ferroute runs.
 //!
 //! A kind of filter that this machine's kernel does not have is skipped with a word on standard
@@ -105,7 +105,7 @@ impl Filter<'_> {
         let set = Instant::now();
         let last = last_arrival(&stream)?.saturating_duration_since(set);
         eprintln!("{}: the last packet arrived {last:?} after it was set", self.name);
-        ensure!(last < WINDOW_MAX, "{} is heeded after {last:?}", self.name);
+        ensure!(last < WINDOW_MAX, "{} takes effect after {last:?}", self.name);
         let warned = || says(&running, self.name);
         ensure!(ferroute::by_kernel() || eventually(warned), "status does not name {}", self.name);
         drop(program);
@@ -412,7 +412,7 @@ fn a_sysctl_that_no_event_tells_of() -> Result<()> {
     let set = Instant::now();
     let last = last_arrival(&stream)?.saturating_duration_since(set);
     eprintln!("disable_ipv6: the last packet arrived {last:?} after it was set");
-    ensure!(last < WINDOW_MAX, "disable_ipv6 is heeded after {last:?}");
+    ensure!(last < WINDOW_MAX, "disable_ipv6 takes effect after {last:?}");
     stream.stop();
     Ok(())
 }
@@ -455,7 +455,7 @@ fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
     let rounds = storm.join().expect("does not panic")?;
     eprintln!("{rounds} rounds: status took {answered:?}, the last packet came {last:?} after");
     ensure!(rounds > 0 && answered < Duration::from_secs(5), "status took {answered:?}");
-    ensure!(last < WINDOW_MAX, "heeded after {last:?}");
+    ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
     stream.stop();
     Ok(())
 }

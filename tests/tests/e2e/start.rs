@@ -1,5 +1,5 @@
-//! How it starts: whoever holds locks, whatever is in the way of its directory, however little it may
-//! use; and that a signal ends it.
+//! The start of `ferroute run`: foreign locks, an unusable runtime directory, tight resource limits,
+//! and signals during it.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -114,7 +114,7 @@ fn the_socket_is_in_the_runtime_directory_where_the_clients_find_it() -> Result<
         ensure!(second.contains("another ferroute runs here"), "{second}");
         let mut command = Command::new(ferroute::binary());
         command.args(["status", "--runtime-dir"]).arg(&directory).env_remove("FERROUTE_CONTROL");
-        ensure!(command.output()?.status.success(), "--runtime-dir is not heeded");
+        ensure!(command.output()?.status.success(), "--runtime-dir is ignored");
         Ok(())
     };
     let facts = facts();

@@ -1,5 +1,5 @@
-//! Who is connected to the control socket: so many at a time, and whoever only waits gives way to
-//! one that comes.
+//! The clients of the control socket: a limited number at a time. When it is reached, an idle client
+//! is disconnected for a new one.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -147,7 +147,8 @@ fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
     true
 }
 
-/// Who gives way first: the lowest, and of those whoever has waited longest.
+/// Which client is disconnected first: that of the lowest rank, and of those the one that has waited
+/// longest.
 fn rank(waits: Waits, now: Instant) -> Option<(u8, Instant)> {
     let is_older = |since: Instant, than: Duration| now.saturating_duration_since(since) >= than;
     match waits {

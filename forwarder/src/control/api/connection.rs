@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Envelope, Response};
 
-/// Octets of one request: room for a `route get` of 20,000 addresses; whoever has more of them asks
-/// several times.
+/// Octets of one request: room for a `route get` of 20,000 addresses; more of them take several
+/// requests.
 pub(super) const REQUEST_MAX: usize = 1 << 20;
 /// Octets of a request that anyone may send at any time.
 const REQUEST_SMALL: usize = 64 << 10;

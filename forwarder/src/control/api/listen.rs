@@ -3,7 +3,7 @@
 //!
 //! Two that start at once are kept apart by a lock file beside the socket, so that neither takes the
 //! other's new socket for one left behind. It is a file of the daemon's own, mode 0600, not the
-//! directory: whoever may open a directory may lock it. Nothing here waits for another process.
+//! directory: a process that may open a directory may lock it. Nothing here waits for another process.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -180,7 +180,7 @@ fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
             }
             Err((_, errno)) => return Err(failed("lock its lock file")(errno.into())),
         };
-        // Whoever had it may have removed it at its end: then another may have made a new one.
+        // Its last holder may have removed it: then another process may have made a new one.
         let there = fs::symlink_metadata(&lock_path);
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (meta.dev(), meta.ino())) {
             let pid = format!("{}\n", std::process::id());
@@ -216,7 +216,7 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
     }
     match who_listens(path) {
         Ok(pid) => Err(ServerError::InUse { path: path.to_owned(), pid }),
-        // Nobody listens: whoever did is gone.
+        // No process listens: the one that did has ended.
         Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(failed("remove the stale one")),
         Err(errno) => Err(failed("ask who listens")(errno.into())),
     }

@@ -156,8 +156,8 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
             }
             Ok((stream, _)) => serve_in_thread(stream, &clients, handler),
             Err(error) if is_gone(&error) => {}
-            // Out of descriptors or memory. Whoever only waits gives way; if nobody does, one is
-            // served by what was kept, and the others wait in the queue.
+            // Out of descriptors or memory. An idle client is disconnected; if there is none, one
+            // client is served by the reserve, and the others wait in the queue.
             Err(_) if clients.make_room() => thread::sleep(ACCEPT_PAUSE),
             Err(_) if reserve.take().is_some() => continue,
             Err(_) => thread::sleep(ACCEPT_PAUSE),

@@ -560,7 +560,7 @@ impl Daemon {
     fn stop(&mut self, current: bool) {
         self.stopping = true;
         self.publish();
-        // Whoever waits for a page is told that there will be none.
+        // Clients that wait for a page get an error.
         (self.asks, self.asked) = (crossbeam_channel::never(), VecDeque::new());
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");

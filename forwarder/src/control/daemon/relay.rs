@@ -248,7 +248,7 @@ impl Daemon {
                     if !std::mem::replace(&mut is_new, true) {
                         self.publish_report();
                     }
-                    // Whoever asked may be gone.
+                    // The client may be gone.
                     let _ = answer.send(());
                 }
                 Ask::Page { request, from, answer } => {

@@ -44,7 +44,7 @@ pub(super) struct View {
 
 /// What the control thread had when it was made.
 pub(super) struct Snapshot {
-    /// Without what workers count, and without what only whoever asks can know.
+    /// Without the workers' counters, and without what the client's thread finds out itself.
     pub(super) status: StatusReport,
     pub(super) started: Instant,
     /// By their numbers, also those that are not listed.

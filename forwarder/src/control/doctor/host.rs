@@ -199,7 +199,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     own.into_iter().chain(hooks).chain([rest]).collect()
 }
 
-/// Whether everybody is seen who filters by netfilter.
+/// Whether every netfilter hook is found.
 fn of_means(means: &firewall::Means) -> Finding {
     match means {
         firewall::Means::Netlink => {
@@ -212,8 +212,8 @@ fn of_means(means: &firewall::Means) -> Finding {
         firewall::Means::Parts(why) => Finding::warn(
             "hooks",
             format!(
-                "netfilter hooks cannot be listed ({}): of those who filter there nftables, the old \
-                 iptables, BPF links and IPVS are found, and nobody else",
+                "netfilter hooks cannot be listed ({}): only nftables, legacy iptables, BPF links and \
+                 IPVS are found there",
                 first_line(why)
             ),
             "modprobe nfnetlink_hook; a kernel of one's own needs CONFIG_NETFILTER_NETLINK_HOOK, or \

@@ -1,9 +1,9 @@
-//! Netfilter hooks of forwarded packets: which functions are registered there, whoever registered
-//! them.
+//! Netfilter hooks of forwarded packets: which functions are registered there, by any
+//! module or program.
 //!
 //! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK); on a kernel without it a BPF
 //! iterator does ([`HookIter`], CAP_BPF and CAP_PERFMON). Where neither can be had, the kernel is asked
-//! for those who are known to register there: nftables chains (see [`super::nftables`]), BPF links,
+//! for those that are known to register there: nftables chains (see [`super::nftables`]), BPF links,
 //! the old iptables, IPVS. Left out: hooks of bridges, which see frames that are not routed,
 //! and of packets to and from the router itself, which Ferroute leaves to the kernel.
 
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_not_known_to_be_harmless_counts() {
+    fn a_function_not_known_to_be_harmless_is_a_filter() {
         let none = || Tables::Named(vec![]);
         let harmless = [
             hook("ipv4_conntrack_in", "nf_conntrack"),

@@ -54,7 +54,7 @@ impl Follower {
         parts: Parts,
         now: Instant,
     ) -> Result<(), SockError> {
-        // Links are dumped under RTNL, which whoever caused a doubt held until it was done.
+        // Links are dumped under RTNL, which the process that caused the doubt held until it was done.
         self.resync_links(requests)?;
         if parts.netconf {
             self.resync_netconf(requests)?;

@@ -83,7 +83,7 @@ pub struct MirrorOptions {
     /// Interfaces that are ports: ifindex and number of the port.
     pub ports: Vec<(u32, u16)>,
     /// Threads that will read the tables at a time: workers, of which more than a port can have queues
-    /// have no work, and one for whoever asks where packets go.
+    /// have no work, and one for `route get`.
     pub readers: usize,
 }
 

@@ -6,7 +6,7 @@
 //! - [`limits`]: open files and locked memory;
 //! - [`runtime_dir`]: the directory of the control socket and of what is to be put back;
 //! - [`signals`]: SIGTERM and the like, also while it starts;
-//! - [`log`]: messages on standard error, without waiting for whoever reads them;
+//! - [`log`]: messages on standard error, without waiting for their reader;
 //! - [`terminal`]: text without control characters;
 //! - [`threads`]: how they end.
 

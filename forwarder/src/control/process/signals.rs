@@ -111,8 +111,8 @@ impl StartGuard {
                 clean_up();
                 crate::say!("{Interrupted}");
                 thread::sleep(LAST_WORDS);
-                // Without destructors: whoever would run them is stuck. The kernel takes back what
-                // the process has of it.
+                // Without destructors: the thread that would run them is stuck. The kernel releases
+                // what the process holds.
                 std::process::exit(0);
             }
         };
