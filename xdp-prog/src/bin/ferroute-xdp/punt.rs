@@ -5,11 +5,13 @@
 //! redirects the frame to the port's ingress, so the kernel sees it as received there. Checksums
 //! have to be complete: what a driver had said about them is lost on the way.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
     btf_maps::HashMap,
     helpers::bpf_redirect,
-    macros::{btf_map, classifier},
+    macros::btf_map,
     programs::TcContext,
 };
 use xdp_prog::{PUNT_DESTINATION, PUNT_PORTS_MAX, PuntPort};
@@ -17,10 +19,15 @@ use xdp_prog::{PUNT_DESTINATION, PUNT_PORTS_MAX, PuntPort};
 #[btf_map]
 static FR_PUNT_PORTS: HashMap<u32, PuntPort, PUNT_PORTS_MAX> = HashMap::new();
 
-#[classifier]
-pub fn ferroute_punt(ctx: TcContext) -> i32 {
-    // Whatever is not ours has no way on: the device carries nothing else.
-    redirect(&ctx).unwrap_or(TC_ACT_SHOT)
+/// The section and the symbol are what `aya_ebpf::macros::classifier` would write. It would also
+/// declare `ctx` as `*mut __sk_buff`, which names two structures that LLVM only declares in BTF, in
+/// an order that differs from build to build.
+// SAFETY: no other symbol of the object has this name; the loader knows the section's type.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+pub fn ferroute_punt(ctx: *mut c_void) -> i32 {
+    // Every frame of the device is a punted one; drop what is not.
+    redirect(&TcContext::new(ctx.cast())).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]
