@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Daemon;
+use super::Supervisor;
 use super::snapshot::{Snapshot, View};
 use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
@@ -101,11 +101,11 @@ impl Captures {
     }
 }
 
-impl Daemon {
+impl Supervisor {
     /// Tells running captures of ports that are gone, back, or have another name. Returns how often
     /// numbers have become other interfaces'.
     pub(super) fn tell_captures(&self) -> u64 {
-        let ports = &self.view.captures.shared.ports;
+        let ports = &self.clients.view.captures.shared.ports;
         let (was, now) = (ports.load_full(), self.capture_ports());
         if was.ports == now {
             return was.naming;

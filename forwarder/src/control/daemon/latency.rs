@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Daemon;
+use super::Supervisor;
 use super::snapshot::{Snapshot, View};
 use crate::control::api::{LatencyReport, PairLatency};
 use crate::io::af_xdp::AfXdp;
@@ -84,14 +84,15 @@ impl Snapshot {
     }
 }
 
-impl Daemon {
+impl Supervisor {
     /// What was measured from and to a port is another interface's. Nothing is measured meanwhile: it
     /// has rested.
     pub(super) fn forget_latency(&mut self, port: u16) {
         let others = 0..self.ports.len() as u16;
         let pairs = others.flat_map(|other| [(port, other), (other, port)]);
-        let forgotten: Vec<_> = pairs.map(|pair| (pair, counts(&self.workers, pair))).collect();
-        self.view.baseline.rcu(|baseline| Baseline {
+        let forgotten: Vec<_> =
+            pairs.map(|pair| (pair, counts(self.workers.handles(), pair))).collect();
+        self.clients.view.baseline.rcu(|baseline| Baseline {
             pairs: baseline.pairs.clone().into_iter().chain(forgotten.iter().cloned()).collect(),
             ..**baseline
         });

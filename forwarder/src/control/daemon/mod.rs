@@ -8,6 +8,7 @@
 //! - [`start`]: the process made ready, before there is anything to stop;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and what they have room for;
+//! - [`steer`]: which frames the XDP programs give to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: what those see of this thread's state;
@@ -23,24 +24,22 @@ mod relay;
 mod report;
 mod snapshot;
 mod start;
+mod steer;
 mod workers;
 
-use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::Receiver;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
-use self::relay::{Ask, relay};
-use self::snapshot::{Snapshot, Unmirrored, View};
+use self::relay::{Clients, relay};
+use self::snapshot::{Snapshot, View};
+use self::steer::Steer;
+use self::workers::WorkerSet;
 use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
@@ -48,24 +47,18 @@ use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::process::log::Log;
 use crate::control::process::signals::{Interrupted, Signals};
-use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
-use crate::io::af_xdp::AfXdp;
 use crate::io::af_xdp::is_fresh;
 use crate::say;
 use crate::tables::Links;
-use crate::worker::WorkerHandle;
 use crate::worker::clock::monotonic_ns;
-use crate::worker::poll::FrameCensus;
-use crate::worker::slow_path::{Bell, NeighRequests};
+use crate::worker::slow_path::Bell;
 
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
 const TICK: Duration = Duration::from_millis(100);
-/// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
-const NEIGHBOURS_A_TURN: usize = 32;
 /// How long the workers, and then the thread behind them, have to finish what has arrived: more than
 /// they take.
 const THREADS_END: Duration = Duration::from_secs(2);
@@ -90,65 +83,45 @@ pub fn run(options: RunOptions) -> Result<()> {
     let signals = Arc::new(Signals::take()?);
     privilege::seal(options.changes_interrupts())?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
-    let mut daemon = match start::start(options, signals) {
+    let mut supervisor = match start::start(options, signals) {
         Err(error) if error.is::<Interrupted>() => {
             say!("{error}");
             return Ok(());
         }
         started => started?,
     };
-    let ended = daemon.serve();
-    daemon.stop(ended.is_ok());
-    say!("{}", daemon.totals());
+    let ended = supervisor.serve();
+    supervisor.stop(ended.is_ok());
+    say!("{}", supervisor.totals());
     ended
 }
 
-struct Daemon {
+/// What the control thread owns.
+struct Supervisor {
     options: Arc<RunOptions>,
-    started: Instant,
     signals: Arc<Signals>,
     bell: Arc<Bell>,
     mirror: Mirror,
-    steering: Steering,
-    punter: Punter,
-    workers: Vec<WorkerHandle<AfXdp>>,
-    threads: Vec<JoinHandle<FrameCensus>>,
-    cpus: Vec<Option<usize>>,
-    /// By worker.
-    neigh_requests: Vec<NeighRequests>,
-    ports: PortManager,
     firewall: Monitor,
     /// What the kernel would do to forwarded packets and we do not, a line each.
     bypassed: Vec<String>,
+    steer: Steer,
+    punter: Punter,
+    workers: WorkerSet,
+    ports: PortManager,
+    clients: Clients,
+    /// When what no event tells of was looked at last.
     checked: Instant,
-    /// When the control thread gave it last.
+    /// When the control thread gave its heartbeat last.
     beat: Instant,
-    /// What workers have taken is the kernel's: it filters as they do not.
-    hand_back: Arc<AtomicBool>,
     /// The kernel has told more than was taken.
     unread: bool,
-    /// What clients ask, and what of it was asked before this turn.
-    asks: Receiver<Ask>,
-    asked: VecDeque<Ask>,
-    view: Arc<View>,
-    unmirrored: Unmirrored,
-    server: Option<Server>,
     stopping: bool,
-    /// Why a family's local addresses are not all in the XDP program's maps.
-    unknown_locals: Option<String>,
-    /// Why VLANs are not all in its maps.
-    unknown_vlans: Option<String>,
-    /// The TAP device does not take frames: the kernel gets everything until it does again.
-    punt_broken: bool,
-    /// Generation of the tables by which the programs were last told what to steer.
-    steered: u64,
-    /// Of the flow hash, the same for all workers.
-    hash_seed: u64,
 }
 
-impl Daemon {
+impl Supervisor {
     /// `socket` is listened at; `signals` were taken before any thread was started.
-    fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Daemon> {
+    fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Supervisor> {
         let bell = Bell::new().context("cannot create an eventfd")?;
         let firewall = Monitor::start()
             .context("cannot read the firewall's rules, so it is not known what they are")?;
@@ -171,47 +144,33 @@ impl Daemon {
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
         let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
-        let mut daemon = Daemon {
-            started: view.started,
+        let mut supervisor = Supervisor {
             signals: Arc::clone(&signals),
             bell,
             mirror,
-            steering,
-            punter,
-            workers: Vec::new(),
-            threads: Vec::new(),
-            cpus: Vec::new(),
-            neigh_requests: Vec::new(),
-            ports: PortManager::new(options.interfaces.named(), signals),
             firewall,
             bypassed,
+            steer: Steer::new(steering),
+            punter,
+            workers: WorkerSet::default(),
+            ports: PortManager::new(options.interfaces.named(), signals),
+            clients: Clients::new(asks, view),
             checked: Instant::now(),
             beat: Instant::now(),
-            hand_back: Arc::default(),
             unread: false,
-            asks,
-            asked: VecDeque::new(),
-            view,
-            unmirrored: Unmirrored::default(),
-            server: None,
             stopping: false,
-            unknown_locals: None,
-            unknown_vlans: None,
-            punt_broken: false,
-            steered: 0,
-            hash_seed: RandomState::new().hash_one("flows"),
             options: Arc::new(options),
         };
-        daemon.refuse_unfit_interfaces()?;
-        let matching = ports::matching(&daemon.mirror, &daemon.options);
-        daemon.ports.make_room(&daemon.options, &matching);
-        daemon.ports.take_newcomers(&daemon.options, &matching);
-        daemon.server = Some(Server::serve(socket, Arc::new(relay))?);
-        match daemon.begin() {
-            Ok(()) => Ok(daemon),
+        supervisor.refuse_unfit_interfaces()?;
+        let matching = ports::matching(&supervisor.mirror, &supervisor.options);
+        supervisor.ports.make_room(&supervisor.options, &matching);
+        supervisor.ports.take_newcomers(&supervisor.options, &matching);
+        supervisor.clients.serve(Server::serve(socket, Arc::new(relay))?);
+        match supervisor.begin() {
+            Ok(()) => Ok(supervisor),
             Err(error) => {
                 // Of what was set for some ports, nothing stays.
-                daemon.stop(false);
+                supervisor.stop(false);
                 Err(error)
             }
         }
@@ -317,7 +276,7 @@ impl Daemon {
         &mut self,
         act: impl FnOnce(&mut PortManager, &Surroundings<'_>) -> Result<T>,
     ) -> Result<T> {
-        let heartbeats = self.steering.heartbeats();
+        let heartbeats = self.steer.heartbeats();
         let now_ns = monotonic_ns();
         let timeout_ns = self.options.timeouts.worker.as_nanos() as u64;
         // Its first queue has a worker's own number.
@@ -334,57 +293,15 @@ impl Daemon {
         act(&mut self.ports, &around)
     }
 
-    /// Local addresses first, then steering: a frame for the router itself never goes astray.
+    /// Has the programs steer by the tables as they are.
     fn steer(&mut self) -> Result<()> {
-        self.hand_back.store(self.is_filtered(), Ordering::Relaxed);
-        let tables = self.mirror.tables();
-        self.steered = tables.generation;
-        if self.stopping || !self.steering_allowed() {
-            let mut open = self.ports.iter_mut().filter_map(Port::active_mut);
-            return open.try_for_each(|port| port.steer(false, false));
-        }
-        let local4 = self.mirror.local4().into_iter().collect();
-        let local6 = self.mirror.local6().into_iter().collect();
-        // Without all its addresses a family would have to be guessed at: the kernel has it.
-        let known4 = self.steering.set_local4(&local4);
-        let known6 = self.steering.set_local6(&local6);
-        let ipv4 = known4.is_ok() && !tables.fib4.punts_all();
-        let ipv6 = known6.is_ok() && !tables.fib6.punts_all();
-        let unknown = known4.err().or(known6.err()).map(|error| {
-            format!(
-                "{error}; a family whose local addresses are not all known is left to the kernel"
-            )
-        });
-        if unknown != self.unknown_locals {
-            if let Some(why) = &unknown {
-                say!("{why}");
-            }
-            self.unknown_locals = unknown;
-        }
-        let mut unknown_vlans = None;
-        for port in self.ports.iter_mut() {
-            let index = port.index;
-            let told = port.active_mut().map(|active| active.steer_vlans(index, &tables.links));
-            if let Some(Err(error)) = told {
-                unknown_vlans = Some(format!("{error:#}; such VLANs are left to the kernel"));
-            }
-        }
-        if unknown_vlans != self.unknown_vlans {
-            if let Some(why) = &unknown_vlans {
-                say!("{why}");
-            }
-            self.unknown_vlans = unknown_vlans;
-        }
-        self.ports.iter_mut().try_for_each(|port| {
-            // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
-            let followed = tables.links.port(port.index).is_some();
-            let Some(active) = port.active_mut() else { return Ok(()) };
-            active.steer(ipv4 && followed, ipv6 && followed)
-        })
+        self.workers.set_hand_back(self.is_filtered());
+        let allowed = !self.stopping && self.steering_allowed();
+        self.steer.apply(&self.mirror, &mut self.ports, allowed)
     }
 
     fn steering_allowed(&self) -> bool {
-        !self.punt_broken && !self.is_filtered()
+        !self.punter.is_broken() && !self.is_filtered()
     }
 
     /// The kernel filters forwarded packets as userspace does not, and that counts.
@@ -404,7 +321,7 @@ impl Daemon {
             if caught_up {
                 self.give_heartbeat();
             }
-            self.resolve_neighbours()?;
+            self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
             self.answer_pages(ANSWER_BUDGET);
             self.tell_captures();
@@ -433,7 +350,7 @@ impl Daemon {
             return Ok(());
         }
         self.checked = Instant::now();
-        if let Some(n) = self.threads.iter().position(JoinHandle::is_finished) {
+        if let Some(n) = self.workers.ended() {
             bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
         }
         self.mend_punt()?;
@@ -446,7 +363,7 @@ impl Daemon {
     /// The tables are those of the kernel as of now, and nothing that filters is bypassed.
     fn give_heartbeat(&mut self) {
         self.beat = Instant::now();
-        self.steering.heartbeats().beat_control(monotonic_ns());
+        self.steer.heartbeats().beat_control(monotonic_ns());
     }
 
     /// A port may not be what it seems any more: no event tells.
@@ -482,48 +399,30 @@ impl Daemon {
     fn follow(&mut self, changes: &Changes) -> Result<()> {
         if changes.links {
             self.bring_up_ports()?;
-        } else if changes.local_addresses || changes.generation != self.steered {
+        } else if changes.local_addresses || changes.generation != self.steer.generation() {
             self.steer()?;
-        }
-        Ok(())
-    }
-
-    /// Asks the kernel for neighbours that workers want, so many a turn; each is wanted again.
-    fn resolve_neighbours(&mut self) -> Result<()> {
-        for requests in &self.neigh_requests {
-            for request in requests.iter().take(NEIGHBOURS_A_TURN) {
-                self.mirror.resolve(request.oif, request.addr)?;
-            }
         }
         Ok(())
     }
 
     fn notice_refused_punts(&mut self) -> Result<()> {
-        if let Some(error) = self.punter.take_refusal()
-            && !self.punt_broken
-        {
-            let name = self.punter.device().name().to_owned();
-            say!("{name} does not take frames ({error}); all is left to the kernel");
-            self.punt_broken = true;
-            self.steer()?;
-        }
-        Ok(())
+        let Some(error) = self.punter.take_first_refusal() else { return Ok(()) };
+        let device = self.punter.device();
+        say!("{} does not take frames ({error}); all is left to the kernel", device.name());
+        self.steer()
     }
 
     /// Makes a new TAP device after the old one was taken away or down.
     fn mend_punt(&mut self) -> Result<()> {
-        if !self.punt_broken {
+        if !self.punter.is_broken() {
             return Ok(());
         }
-        let Ok(punt) = PuntDevice::open(&self.steering) else { return Ok(()) };
+        let Ok(punt) = PuntDevice::open(self.steer.steering()) else { return Ok(()) };
         for port in self.ports.iter().filter_map(Port::active) {
             port.admit(&punt)?;
         }
         say!("{} takes frames for the kernel again", punt.name());
         self.punter.replace(punt);
-        // Of the old one.
-        self.punter.take_refusal();
-        self.punt_broken = false;
         self.steer()
     }
 
@@ -560,28 +459,18 @@ impl Daemon {
     fn stop(&mut self, current: bool) {
         self.stopping = true;
         self.publish();
-        // Clients that wait for a page get an error.
-        (self.asks, self.asked) = (crossbeam_channel::never(), VecDeque::new());
+        self.clients.refuse();
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");
         }
         if current && self.follow_kernel().unwrap_or(false) {
             self.give_heartbeat();
         }
-        self.workers.iter().for_each(WorkerHandle::stop);
         let end = Instant::now() + THREADS_END;
-        for (n, thread) in self.threads.drain(..).enumerate() {
-            match join_until(thread, end) {
-                Some(Ok(census)) if census.is_conserved() => {}
-                Some(Ok(census)) => say!("worker {n} lost frames: {census:?}"),
-                Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
-                None => say!("worker {n} does not end; its packets are lost"),
-            }
-        }
+        self.workers.stop(end);
         self.ports.stop(end + PORTS_END);
         // What the workers handed over last.
         self.punter.stop(Instant::now() + THREADS_END);
-        self.view.captures.finish();
-        self.server = None;
+        self.clients.finish();
     }
 }

@@ -42,6 +42,8 @@ struct Shared {
 pub(super) struct Punter {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    /// A packet was refused, and the device has not been replaced since.
+    broken: bool,
 }
 
 impl Punter {
@@ -57,7 +59,7 @@ impl Punter {
             refused: Mutex::new(None),
             stopping: AtomicBool::new(false),
         };
-        Ok(Punter { shared: Arc::new(shared), thread: None })
+        Ok(Punter { shared: Arc::new(shared), thread: None, broken: false })
     }
 
     /// Rung by workers that hand packets over.
@@ -86,13 +88,26 @@ impl Punter {
         self.shared.device.load_full()
     }
 
-    /// Uses another device from now on.
-    pub(super) fn replace(&self, device: PuntDevice) {
+    /// Uses another device from now on, which is not broken.
+    pub(super) fn replace(&mut self, device: PuntDevice) {
         self.shared.device.store(Arc::new(device));
+        // Of the old one.
+        self.take_refusal();
+        self.broken = false;
     }
 
-    /// Why a packet was refused since the last call, if one was.
-    pub(super) fn take_refusal(&self) -> Option<io::Error> {
+    /// Whether the device refuses packets.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Why a packet was refused, once for each device.
+    pub(super) fn take_first_refusal(&mut self) -> Option<io::Error> {
+        let refusal = self.take_refusal()?;
+        (!std::mem::replace(&mut self.broken, true)).then_some(refusal)
+    }
+
+    fn take_refusal(&self) -> Option<io::Error> {
         self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

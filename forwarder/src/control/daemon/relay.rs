@@ -2,23 +2,24 @@
 //!
 //! What is told of ports and mirror comes from the last [`Snapshot`](super::snapshot::Snapshot),
 //! which the control thread is asked to renew and which has to do when it does not get to that.
-//! Tables come from it page by page: [`Daemon::answer_pages`]. Nothing else is asked of it, and
+//! Tables come from it page by page: [`Supervisor::answer_pages`]. Nothing else is asked of it, and
 //! nothing of what it owns is held while a client is waited for.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 
-use super::Daemon;
+use super::Supervisor;
 use super::links::DetailedLinks;
-use super::snapshot::{Snapshot, View};
+use super::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::page::{Cursor, Page, page};
 use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
-use crate::control::api::server::{Answer, ControlHandler};
+use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::worker::slow_path::Bell;
 
@@ -45,6 +46,40 @@ pub(super) enum Ask {
     Page { request: Arc<ShowRequest>, from: Cursor, answer: Sender<Page> },
     /// A snapshot of now.
     Snapshot(Sender<()>),
+}
+
+/// The control thread's end: what clients ask of it, and what they see of its state.
+pub(super) struct Clients {
+    asks: Receiver<Ask>,
+    /// What was asked before this turn.
+    asked: VecDeque<Ask>,
+    pub(super) view: Arc<View>,
+    pub(super) unmirrored: Unmirrored,
+    /// `None`: nobody can connect.
+    server: Option<Server>,
+}
+
+impl Clients {
+    pub(super) fn new(asks: Receiver<Ask>, view: Arc<View>) -> Clients {
+        let unmirrored = Unmirrored::default();
+        Clients { asks, asked: VecDeque::new(), view, unmirrored, server: None }
+    }
+
+    /// Keeps what clients connect to.
+    pub(super) fn serve(&mut self, server: Server) {
+        self.server = Some(server);
+    }
+
+    /// Clients that wait for a page, and those to come, get an error.
+    pub(super) fn refuse(&mut self) {
+        (self.asks, self.asked) = (never(), VecDeque::new());
+    }
+
+    /// Lets clients take what they were promised of captures, and disconnects them.
+    pub(super) fn finish(&mut self) {
+        self.view.captures.finish();
+        self.server = None;
+    }
 }
 
 /// The clients' end.
@@ -232,16 +267,16 @@ impl View {
     }
 }
 
-impl Daemon {
+impl Supervisor {
     /// Answers what clients asked of this thread before the turn began, and so before it heard the
     /// kernel: who changes a route and asks then is told of it. Ends when `budget` is spent, a page
     /// being at most [`PAGE_TIME`]; what is left, and what has come, is for the next turn, for which
     /// it rings. Called once a turn: it is by this that `status` sees that there are turns.
     pub(super) fn answer_pages(&mut self, budget: Duration) {
-        self.view.has_turned();
+        self.clients.view.has_turned();
         let until = Instant::now() + budget;
         let mut is_new = false;
-        while let Some(ask) = self.asked.pop_front() {
+        while let Some(ask) = self.clients.asked.pop_front() {
             match ask {
                 Ask::Snapshot(answer) => {
                     // One serves all who asked.
@@ -262,9 +297,9 @@ impl Daemon {
                 break;
             }
         }
-        let room = WAITING_MAX.saturating_sub(self.asked.len());
-        self.asked.extend(self.asks.try_iter().take(room));
-        if !self.asked.is_empty() {
+        let room = WAITING_MAX.saturating_sub(self.clients.asked.len());
+        self.clients.asked.extend(self.clients.asks.try_iter().take(room));
+        if !self.clients.asked.is_empty() {
             self.bell.ring();
         }
     }

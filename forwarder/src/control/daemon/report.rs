@@ -5,17 +5,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::Daemon;
+use super::Supervisor;
 use super::ports::add_counts;
 use super::relay::REPORT_TIMEOUT;
 use super::snapshot::{PortView, Snapshot};
 use crate::control::api::{
     self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
-use crate::io::af_xdp::XdpStatistics;
+use crate::io::af_xdp::{AfXdp, XdpStatistics};
 use crate::stats::{
     Cost, Counter, DropReason, Mib, PacketAccount, PortStats, PuntReason, WorkerStats,
 };
+use crate::worker::WorkerHandle;
 use crate::worker::poll::FrameCensus;
 
 /// Between two looks whether a worker has had a turn.
@@ -103,7 +104,7 @@ impl Snapshot {
     /// Asks all workers before it waits for the first.
     fn ask_workers(&self) -> Vec<Told> {
         type Statistics = Vec<Option<XdpStatistics>>;
-        let ask = |worker: &super::WorkerHandle<super::AfXdp>| {
+        let ask = |worker: &WorkerHandle<AfXdp>| {
             let statistics = worker.try_call(|io, _, stats| -> Statistics {
                 (0..stats.ports.len() as u16).map(|slot| io.statistics(slot).ok()).collect()
             });
@@ -157,7 +158,7 @@ impl Snapshot {
     }
 }
 
-impl Daemon {
+impl Supervisor {
     /// One line for the log at the start.
     pub(super) fn summary(&self) -> String {
         let port = |port: &super::ports::Port| {
@@ -167,7 +168,7 @@ impl Daemon {
         };
         let active = self.ports.iter().filter(|port| port.is_active());
         let ports: Vec<String> = active.map(port).collect();
-        let workers = self.workers.len();
+        let workers = self.workers.handles().len();
         match self.unmatched() {
             Some(why) if ports.is_empty() => why,
             _ => format!("forwarding between {} with {workers} worker(s)", ports.join(", ")),
@@ -177,7 +178,7 @@ impl Daemon {
     /// One line for the log at the end, when no worker runs any more and nothing is under way.
     pub(super) fn totals(&self) -> String {
         let accounts: Vec<PacketAccount> =
-            self.workers.iter().map(|worker| worker.stats.account(0, 0)).collect();
+            self.workers.handles().iter().map(|worker| worker.stats.account(0, 0)).collect();
         let sum = |of: fn(&PacketAccount) -> u64| -> u64 { accounts.iter().map(of).sum() };
         format!(
             "stopped; received {}, sent {}, to the kernel {}, dropped {}, made {}",

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use xdp_prog::QueueCounters;
 
-use super::Daemon;
+use super::Supervisor;
 use super::capture::Captures;
 use super::latency::Baseline;
 use super::ports::{sends_by, worker_of};
@@ -169,7 +169,7 @@ impl Snapshot {
     }
 }
 
-impl Daemon {
+impl Supervisor {
     /// Publishes a snapshot with everything that may have changed.
     pub(super) fn publish_report(&mut self) {
         self.renew_unmirrored();
@@ -178,17 +178,17 @@ impl Daemon {
 
     /// Publishes a snapshot; what is not mirrored may be from before.
     pub(super) fn publish(&mut self) {
-        let handles = self.view.snapshot();
-        let workers = match handles.workers.len() == self.workers.len() {
+        let handles = self.clients.view.snapshot();
+        let workers = match handles.workers.len() == self.workers.handles().len() {
             true => Arc::clone(&handles.workers),
-            false => self.workers.iter().cloned().collect(),
+            false => self.workers.handles().iter().cloned().collect(),
         };
         let mut snapshot = Snapshot {
             status: self.status(),
-            started: self.started,
+            started: self.clients.view.started,
             ports: self.ports.iter().map(port_view).collect(),
             workers,
-            cpus: self.cpus.clone(),
+            cpus: self.workers.cpus().to_vec(),
             max_ports: self.ports.max_ports(),
             account: self.options.account,
             latency_sample: self.options.latency_sample,
@@ -202,7 +202,7 @@ impl Daemon {
             ..WorkerStatus::default()
         };
         snapshot.status.workers = snapshot.cpus.iter().enumerate().map(worker).collect();
-        self.view.snapshot.store(Arc::new(snapshot));
+        self.clients.view.snapshot.store(Arc::new(snapshot));
     }
 
     fn status(&self) -> StatusReport {
@@ -269,7 +269,7 @@ impl Daemon {
             nexthops: state.nexthops.len() as u64,
             neighbours: state.neighs.len() as u64,
             resyncs: self.mirror.counters().resyncs,
-            unmirrored: self.unmirrored.list.clone(),
+            unmirrored: self.clients.unmirrored.list.clone(),
             stalled_ms: None,
         }
     }
@@ -278,12 +278,12 @@ impl Daemon {
         let counters = self.mirror.counters();
         let of = (self.mirror.tables().generation, counters.events, counters.resyncs);
         let begun = Instant::now();
-        let rests = self.unmirrored.rests_until.is_some_and(|until| begun < until);
-        if rests || of == self.unmirrored.of {
+        let rests = self.clients.unmirrored.rests_until.is_some_and(|until| begun < until);
+        if rests || of == self.clients.unmirrored.of {
             return;
         }
         let list = self.mirror.unmirrored().into_iter();
-        self.unmirrored = Unmirrored {
+        self.clients.unmirrored = Unmirrored {
             list: list.map(|u| format!("{}: {}", u.what, u.why)).collect(),
             of,
             rests_until: Some(Instant::now() + begun.elapsed() * UNMIRRORED_REST),
@@ -303,9 +303,8 @@ impl Daemon {
                 format!("{what}: {then}")
             })
             .collect();
-        warnings.extend(self.unknown_locals.clone());
-        warnings.extend(self.unknown_vlans.clone());
-        if self.punt_broken {
+        warnings.extend(self.steer.warnings().cloned());
+        if self.punter.is_broken() {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));
         }
         let links = self.links();

@@ -1,11 +1,11 @@
 //! Makes the process ready: its directory and socket, what an earlier run has left set; then gives up
-//! the privileges that are not needed any more, and starts the [`Daemon`].
+//! the privileges that are not needed any more, and starts the [`Supervisor`].
 
 use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::Daemon;
+use super::Supervisor;
 use crate::control::api::listen::listen;
 use crate::control::config::RunOptions;
 use crate::control::netdev::{irq, poll};
@@ -18,7 +18,7 @@ use crate::say;
 /// # Errors
 /// What stands in the way; [`Interrupted`](crate::control::process::signals::Interrupted) when a
 /// signal came. Nothing is left behind then.
-pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Daemon> {
+pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Supervisor> {
     prepare_runtime_dir(&mut options)?;
     let socket = listen(&options.control)?;
     // From here on there is something to remove. Dropped when the start has ended, well or not.
@@ -28,7 +28,7 @@ pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Da
         tell_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
-    Daemon::start(options, signals, socket)
+    Supervisor::start(options, signals, socket)
 }
 
 /// Makes and checks it. One that cannot be used is an error where it was asked for, or the control

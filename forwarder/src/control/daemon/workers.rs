@@ -1,15 +1,19 @@
-//! The workers: how many, what each has room for, and their start.
+//! The workers: how many, what each has room for, their start and their end.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::Daemon;
+use super::Supervisor;
 use super::ports::{Port, worker_of};
 use crate::control::config::{CpuList, QUEUES_MAX};
+use crate::control::mirror::Mirror;
 use crate::control::netdev::nic::{self, Queues};
+use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
 use crate::io::af_xdp::{AfXdp, Options, RingSizes};
 use crate::pipeline::PipelineState;
@@ -23,7 +27,79 @@ use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
 /// Queues that a port may have which comes later, if those at the start have not more.
 const LATE_QUEUES: u32 = 8;
 
-impl Daemon {
+/// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
+const NEIGHBOURS_A_TURN: usize = 32;
+
+/// The workers that have been started, by their numbers.
+pub(super) struct WorkerSet {
+    handles: Vec<WorkerHandle<AfXdp>>,
+    threads: Vec<JoinHandle<FrameCensus>>,
+    cpus: Vec<Option<usize>>,
+    neigh_requests: Vec<NeighRequests>,
+    /// What they have taken is the kernel's: it filters as they do not.
+    hand_back: Arc<AtomicBool>,
+    /// Of the flow hash, the same for all.
+    hash_seed: u64,
+}
+
+impl Default for WorkerSet {
+    fn default() -> WorkerSet {
+        WorkerSet {
+            handles: Vec::new(),
+            threads: Vec::new(),
+            cpus: Vec::new(),
+            neigh_requests: Vec::new(),
+            hand_back: Arc::default(),
+            hash_seed: RandomState::new().hash_one("flows"),
+        }
+    }
+}
+
+impl WorkerSet {
+    pub(super) fn handles(&self) -> &[WorkerHandle<AfXdp>] {
+        &self.handles
+    }
+
+    /// The CPU that each is pinned to; `None`: it is not.
+    pub(super) fn cpus(&self) -> &[Option<usize>] {
+        &self.cpus
+    }
+
+    /// Whether they hand to the kernel what they find in their rings.
+    pub(super) fn set_hand_back(&self, on: bool) {
+        self.hand_back.store(on, Ordering::Relaxed);
+    }
+
+    /// One whose thread has ended.
+    pub(super) fn ended(&self) -> Option<usize> {
+        self.threads.iter().position(JoinHandle::is_finished)
+    }
+
+    /// Asks the kernel for neighbours that workers want, so many a turn; each is wanted again.
+    pub(super) fn resolve_neighbours(&self, mirror: &mut Mirror) -> Result<()> {
+        for requests in &self.neigh_requests {
+            for request in requests.iter().take(NEIGHBOURS_A_TURN) {
+                mirror.resolve(request.oif, request.addr)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has them finish what has arrived, and waits for that until `end`.
+    pub(super) fn stop(&mut self, end: Instant) {
+        self.handles.iter().for_each(WorkerHandle::stop);
+        for (n, thread) in self.threads.drain(..).enumerate() {
+            match join_until(thread, end) {
+                Some(Ok(census)) if census.is_conserved() => {}
+                Some(Ok(census)) => say!("worker {n} lost frames: {census:?}"),
+                Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
+                None => say!("worker {n} does not end; its packets are lost"),
+            }
+        }
+    }
+}
+
+impl Supervisor {
     /// One worker a CPU of `--cpus`, or of those allowed, but no more than a port has queues; unless
     /// ports may come that have more.
     pub(super) fn start_workers(&mut self) -> Result<()> {
@@ -74,15 +150,15 @@ impl Daemon {
             let busy = self.options.poll == PollMode::Busy;
             let thread = spawn(worker, n, cpu, busy)?;
             punts.push((frames, Arc::clone(&handle.stats)));
-            self.workers.push(handle);
-            self.threads.push(thread);
-            self.cpus.push(cpu);
-            self.neigh_requests.push(requests);
+            self.workers.handles.push(handle);
+            self.workers.threads.push(thread);
+            self.workers.cpus.push(cpu);
+            self.workers.neigh_requests.push(requests);
         }
         self.punter.start(punts)?;
-        let (workers, cpus) = (self.workers.clone(), self.cpus.clone());
+        let (workers, cpus) = (self.workers.handles.clone(), self.workers.cpus.clone());
         let (options, bell) = (Arc::clone(&self.options), Arc::clone(&self.bell));
-        self.ports.start(self.steering.attacher(), workers, cpus, rounds, options, bell)
+        self.ports.start(self.steer.attacher(), workers, cpus, rounds, options, bell)
     }
 
     /// Queues of each port.
@@ -126,8 +202,8 @@ impl Daemon {
         // No queue beyond the rounds has a socket.
         let queues = queues.take(rounds as usize);
         let timeout_ns = self.options.timeouts.control.as_nanos() as u64;
-        let page = Arc::clone(self.steering.heartbeats());
-        let hand_back = Arc::clone(&self.hand_back);
+        let page = Arc::clone(self.steer.heartbeats());
+        let hand_back = Arc::clone(&self.workers.hand_back);
         let liveness = Liveness::new(page, queues, timeout_ns, clock, hand_back);
         let (mut worker, handle) = Worker::new(Parts {
             io,
@@ -138,7 +214,7 @@ impl Daemon {
             stats: Arc::new(WorkerStats::new(slots)),
             residence,
             state: PipelineState::new(RandomState::new().hash_one("worker"), count)
-                .with_hash_seed(self.hash_seed),
+                .with_hash_seed(self.workers.hash_seed),
             slow_path,
             clock,
             liveness: Some(liveness),

@@ -102,7 +102,7 @@ impl PortManager {
     }
 
     /// Has the workers told, before the port is opened, that its number is its interface's from now on.
-    /// `naming`: see `Daemon::tell_captures`.
+    /// `naming`: see `Supervisor::tell_captures`.
     pub(in crate::control::daemon) fn set_naming(&mut self, index: u16, naming: u64) {
         if let Some(port) = self.ports.get_mut(usize::from(index)) {
             port.naming = Some(naming);

@@ -1,0 +1,103 @@
+//! Which frames the XDP programs give to userspace, by the tables.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::ports::{Port, PortManager};
+use crate::control::mirror::Mirror;
+use crate::control::steering::{Attacher, Steering};
+use crate::io::af_xdp::HeartbeatPage;
+use crate::say;
+
+/// The programs' maps, and what of them could not be filled.
+pub(super) struct Steer {
+    steering: Steering,
+    /// Of the tables by which the programs were last told what to steer.
+    generation: u64,
+    /// Why a family's local addresses are not all in the maps.
+    unknown_locals: Option<String>,
+    /// Why VLANs are not all in them.
+    unknown_vlans: Option<String>,
+}
+
+impl Steer {
+    pub(super) fn new(steering: Steering) -> Steer {
+        Steer { steering, generation: 0, unknown_locals: None, unknown_vlans: None }
+    }
+
+    pub(super) fn steering(&self) -> &Steering {
+        &self.steering
+    }
+
+    pub(super) fn heartbeats(&self) -> &Arc<HeartbeatPage> {
+        self.steering.heartbeats()
+    }
+
+    pub(super) fn attacher(&self) -> Attacher {
+        self.steering.attacher()
+    }
+
+    /// Generation of the tables that the programs steer by.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What is left to the kernel because the maps could not be filled, for `status`.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.unknown_locals.iter().chain(&self.unknown_vlans)
+    }
+
+    /// Local addresses first, then steering: a frame for the router itself never goes astray. Unless
+    /// `allowed`, the kernel gets every frame.
+    pub(super) fn apply(
+        &mut self,
+        mirror: &Mirror,
+        ports: &mut PortManager,
+        allowed: bool,
+    ) -> Result<()> {
+        let tables = mirror.tables();
+        self.generation = tables.generation;
+        if !allowed {
+            let mut open = ports.iter_mut().filter_map(Port::active_mut);
+            return open.try_for_each(|port| port.steer(false, false));
+        }
+        // Without all its addresses a family would have to be guessed at: the kernel has it.
+        let known4 = self.steering.set_local4(&mirror.local4().into_iter().collect());
+        let known6 = self.steering.set_local6(&mirror.local6().into_iter().collect());
+        let ipv4 = known4.is_ok() && !tables.fib4.punts_all();
+        let ipv6 = known6.is_ok() && !tables.fib6.punts_all();
+        let unknown = known4.err().or(known6.err()).map(|error| {
+            format!(
+                "{error}; a family whose local addresses are not all known is left to the kernel"
+            )
+        });
+        remember(&mut self.unknown_locals, unknown);
+        let mut unknown = None;
+        for port in ports.iter_mut() {
+            let index = port.index;
+            let told = port.active_mut().map(|active| active.steer_vlans(index, &tables.links));
+            if let Some(Err(error)) = told {
+                unknown = Some(format!("{error:#}; such VLANs are left to the kernel"));
+            }
+        }
+        remember(&mut self.unknown_vlans, unknown);
+        ports.iter_mut().try_for_each(|port| {
+            // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
+            let followed = tables.links.port(port.index).is_some();
+            let Some(active) = port.active_mut() else { return Ok(()) };
+            active.steer(ipv4 && followed, ipv6 && followed)
+        })
+    }
+}
+
+/// Logs what is new.
+fn remember(known: &mut Option<String>, now: Option<String>) {
+    if *known == now {
+        return;
+    }
+    if let Some(why) = &now {
+        say!("{why}");
+    }
+    *known = now;
+}
