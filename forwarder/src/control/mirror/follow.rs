@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::compile::{Touched, links};
 use super::parse;
-use super::rib::{Applied, RT_SCOPE_HOST, Rib, RibAddr, RouteBody};
+use super::rib::{Applied, RT_SCOPE_HOST, RTNH_F_DEAD, Rib, RibAddr, RouteBody};
 use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
 use crate::control::netlink::message::Message;
@@ -20,6 +20,9 @@ use crate::control::netlink::message::Message;
 /// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
 /// and a burst of doubts costs one dump.
 const DOUBT_WAIT: Duration = Duration::from_millis(20);
+/// How often dead next hops of an interface that is up are asked for again: after 40 ms, 80 ms and so
+/// on, 0.6 s in all.
+const DEAD_RETRIES: u32 = 4;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -104,6 +107,8 @@ pub struct Follower {
     pub locals_changed: bool,
     doubts: Parts,
     doubts_due: Option<Instant>,
+    /// How often dead next hops were asked for again since an interface changed.
+    dead_retries: u32,
     /// Asking takes long with many routes; most of the time is for events.
     pub(super) rest_until: Option<Instant>,
     pub(super) route_expires: Option<Instant>,
@@ -130,9 +135,30 @@ impl Follower {
 
     /// Marks parts as doubtful.
     pub fn doubt(&mut self, now: Instant, mark: impl FnOnce(&mut Parts)) {
+        self.doubt_after(DOUBT_WAIT, now, mark);
+    }
+
+    fn doubt_after(&mut self, wait: Duration, now: Instant, mark: impl FnOnce(&mut Parts)) {
         mark(&mut self.doubts);
-        let soon = now + DOUBT_WAIT;
+        let soon = now + wait;
         self.doubts_due.get_or_insert(self.rest_until.map_or(soon, |rest| rest.max(soon)));
+    }
+
+    /// Asks again, a bounded number of times, for next hops that the kernel calls dead although their
+    /// interface is up. It takes RTNH_F_DEAD away without notice, some time after it told of the
+    /// interface (`addrconf_notify`, `fib_sync_up`); but next hops also stay dead for want of an
+    /// address.
+    pub(super) fn doubt_dead(&mut self, now: Instant) {
+        let dead4 = has_dead_of_live(&self.state, &self.state.routes4, Family::V4);
+        let dead6 = has_dead_of_live(&self.state, &self.state.routes6, Family::V6);
+        if (dead4 || dead6) && self.dead_retries < DEAD_RETRIES {
+            self.dead_retries += 1;
+            let wait = DOUBT_WAIT * (1 << self.dead_retries);
+            self.doubt_after(wait, now, |parts| {
+                parts.routes4 |= dead4;
+                parts.routes6 |= dead6;
+            });
+        }
     }
 
     /// When something has to be asked for again.
@@ -178,6 +204,7 @@ impl Follower {
                 .insert(ifindex, sysctl::read_dev(&sysctl::Files::default(), &link.name));
         }
         Arc::make_mut(&mut self.state.links).insert(ifindex, link);
+        self.dead_retries = 0;
         let Some(was) = was else {
             // The first end of a veth pair is told before it has another end.
             self.doubt(now, |parts| parts.links = true);
@@ -407,6 +434,14 @@ fn apply_route<A: RibAddr>(
 
 fn flush_with<A: RibAddr>(rib: &mut Rib<A>, gone: impl Fn(&RouteBody) -> bool) {
     rib.flush(gone);
+}
+
+/// Whether the kernel calls a next hop dead whose interface does not say why.
+fn has_dead_of_live<A: RibAddr>(state: &RouterState, rib: &Rib<A>, family: Family) -> bool {
+    let is_live = |oif| !state.nexthop_is_dead(family, oif);
+    rib.bodies().iter().any(|(_, body)| {
+        body.nexthops.iter().any(|nh| nh.flags & RTNH_F_DEAD != 0 && is_live(nh.oif))
+    })
 }
 
 /// Whether the body has next hops and all leave by interfaces that are `dead`.

@@ -269,6 +269,9 @@ impl Mirror {
         let due = self.follower.take_due(now);
         if !due.is_none() {
             self.ask(due, now)?;
+            if due.routes4 || due.routes6 {
+                self.follower.doubt_dead(now);
+            }
             // Events from before the dump would show the past for a moment.
             more = self.drain(now)?;
         }

@@ -2,21 +2,27 @@
 //! understood is right.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
 use super::super::follow::Follower;
 use super::super::parse;
+use super::super::rib::RTNH_F_DEAD;
 use super::super::state::{Family, Netconf};
 use crate::control::netlink::message::{Message, Messages, Request};
 
 /// `ip route add 192.0.2.0/24 proto static metric 5 mtu 1400 nexthop via 10.0.0.2 dev 3 weight 2
 /// nexthop via inet6 fe80::1 dev 4`, as RTM_NEWROUTE tells it.
 fn route_message() -> Vec<u8> {
+    route_message_with(0)
+}
+
+/// `flags`: of the first next hop.
+fn route_message_with(flags: u8) -> Vec<u8> {
     let mut hops = Vec::new();
     // struct rtnexthop: length, flags, hops (weight - 1), ifindex; RTA_GATEWAY.
-    hops.extend([16, 0, 0, 1]);
+    hops.extend([16, 0, flags, 1]);
     hops.extend(3u32.to_ne_bytes());
     hops.extend([8, 0, 5, 0, 10, 0, 0, 2]);
     // RTA_VIA with AF_INET6; RTNH_F_ONLINK.
@@ -140,6 +146,32 @@ fn groups_neighbours_and_settings_are_understood() {
     let (family, of, conf) = parse::netconf(&only(&netconf)).expect("settings");
     assert_eq!((family, of), (Family::V4, Netconf::ALL));
     assert_eq!((conf.get(Netconf::FORWARDING), conf.get(Netconf::RP_FILTER)), (1, 2));
+}
+
+#[test]
+fn a_dead_next_hop_of_an_interface_that_is_up_is_asked_for_again() {
+    let mut follower = Follower::default();
+    let mut now = Instant::now();
+    let ask_again = |follower: &mut Follower, now: &mut Instant| {
+        let mut waits = Vec::new();
+        // What the link's event brought into doubt.
+        follower.take_due(*now + Duration::from_secs(1));
+        loop {
+            follower.doubt_dead(*now);
+            let Some(due) = follower.due() else { return waits };
+            assert!(follower.take_due(due).routes4);
+            waits.push((due - *now).as_millis());
+            *now = due;
+        }
+    };
+    let (link, dead) = (link_message(), route_message_with(RTNH_F_DEAD));
+    follower.event(&only(&link), now);
+    assert_eq!(ask_again(&mut follower, &mut now), []);
+    follower.event(&only(&dead), now);
+    assert_eq!(ask_again(&mut follower, &mut now), [40, 80, 160, 320]);
+    assert_eq!(ask_again(&mut follower, &mut now), []);
+    follower.event(&only(&link), now);
+    assert_eq!(ask_again(&mut follower, &mut now), [40, 80, 160, 320]);
 }
 
 #[test]
