@@ -374,6 +374,17 @@ fn root_without_heartbeats_frames_are_the_kernels() {
             jiffy();
             page.beat_control(now_ns - minute.as_nanos() as u64);
             assert_reason(&port, &wire, &frame, Reason::PassControlStalled);
+            page.beat_control(now_ns);
+            assert_reason(&port, &wire, &frame, Reason::PassNoSocket);
+            jiffy();
+            // By the clock of a time namespace; and withdrawn.
+            worker(now_ns + 2 * minute.as_nanos() as u64);
+            assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
+            worker(0);
+            assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
+            worker(now_ns);
+            page.beat_control(u64::MAX);
+            assert_reason(&port, &wire, &frame, Reason::PassControlStalled);
         });
     }
 }

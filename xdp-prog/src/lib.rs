@@ -257,13 +257,16 @@ pub struct SharedSettings {
     pub flags: u32,
     /// 0; keeps what follows aligned.
     pub reserved: u32,
-    /// Age at which a worker's heartbeat no longer counts, in nanoseconds.
+    /// Age at which a worker's heartbeat no longer counts, in nanoseconds;
+    /// [`SharedSettings::NO_TIMEOUT_NS`]: frames are steered without one.
     pub worker_timeout_ns: u64,
     /// Likewise of the control thread.
     pub control_timeout_ns: u64,
 }
 
 impl SharedSettings {
+    /// No timeout, and the longest there is.
+    pub const NO_TIMEOUT_NS: u64 = i64::MAX as u64;
     /// The trie of local IPv4 prefixes is not empty.
     pub const PREFIXES4: u32 = 1;
     /// The trie of local IPv6 prefixes is not empty.

@@ -164,6 +164,25 @@ fn no_privilege_names_the_capability() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn a_time_namespace_whose_clock_is_not_the_kernels() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    for verb in ["run", "doctor"] {
+        let mut command = lab.router.command("unshare");
+        command.args(["--time", "--monotonic=100000"]);
+        let output = command.arg(ferroute::binary()).arg(verb).args(PORTS).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(!output.status.success(), "{verb} is content:\n{said}");
+        ensure!(said.contains("time namespace"), "{verb}:\n{said}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_wrong_configuration_names_the_place() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());

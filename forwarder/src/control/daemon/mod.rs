@@ -47,7 +47,7 @@ use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::process::log::Log;
 use crate::control::process::signals::{Interrupted, Signals};
-use crate::control::process::{limits, privilege};
+use crate::control::process::{limits, privilege, time_namespace};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::is_fresh;
@@ -78,6 +78,7 @@ const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 pub fn run(options: RunOptions) -> Result<()> {
     limits::raise();
     let ports = options.interfaces.named().len().max(1) as u64;
+    time_namespace::require_kernel_clock()?;
     privilege::require(limits::locked_least(ports, options.rx_ring, options.tx_ring))?;
     // Before any thread exists, so that every thread inherits them.
     let signals = Arc::new(Signals::take()?);
@@ -112,7 +113,7 @@ struct Supervisor {
     clients: Clients,
     /// When what no event tells of was looked at last.
     checked: Instant,
-    /// When the control thread gave its heartbeat last.
+    /// As of when the control thread gave its heartbeat last.
     beat: Instant,
     /// The kernel has told more than was taken.
     unread: bool,
@@ -316,10 +317,13 @@ impl Supervisor {
             if self.signals.is_pending() {
                 break;
             }
+            // What the kernel told before this moment is followed when the heartbeat is given, however
+            // long this thread is kept waiting in between.
+            let (now, now_ns) = (Instant::now(), monotonic_ns());
             let caught_up = self.follow_kernel()?;
             self.check_from_time_to_time()?;
             if caught_up {
-                self.give_heartbeat();
+                self.give_heartbeat(now, now_ns);
             }
             self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
@@ -360,10 +364,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The tables are those of the kernel as of now, and nothing that filters is bypassed.
-    fn give_heartbeat(&mut self) {
-        self.beat = Instant::now();
-        self.steer.heartbeats().beat_control(monotonic_ns());
+    /// The tables are those that the kernel had at `now`, and no filter of then is bypassed.
+    fn give_heartbeat(&mut self, now: Instant, now_ns: u64) {
+        self.beat = now;
+        self.steer.heartbeats().beat_control(now_ns);
     }
 
     /// A port may not be what it seems any more: no event tells.
@@ -463,8 +467,9 @@ impl Supervisor {
         if let Err(error) = self.steer() {
             say!("cannot stop steering: {error:#}");
         }
+        let (now, now_ns) = (Instant::now(), monotonic_ns());
         if current && self.follow_kernel().unwrap_or(false) {
-            self.give_heartbeat();
+            self.give_heartbeat(now, now_ns);
         }
         let end = Instant::now() + THREADS_END;
         self.workers.stop(end);

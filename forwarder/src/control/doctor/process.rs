@@ -7,11 +7,11 @@ use std::thread;
 use super::Finding;
 use crate::control::config::RING_DEFAULT;
 use crate::control::process::runtime_dir::{self, RuntimeDirError};
-use crate::control::process::{limits, privilege};
+use crate::control::process::{limits, privilege, time_namespace};
 
 /// For `ports` ports with so many RX queues together, and a control socket.
 pub fn examine(ports: u64, queues: u64, control: &Path) -> Vec<Finding> {
-    let mut findings = vec![capabilities(), memlock(ports), descriptors(ports, queues)];
+    let mut findings = vec![capabilities(), memlock(ports), descriptors(ports, queues), clock()];
     findings.extend(directory(control));
     findings
 }
@@ -24,6 +24,18 @@ fn capabilities() -> Finding {
         return Finding::ok("capabilities", format!("all there: {}", all.join(", ")));
     }
     Finding::fail("capabilities", format!("missing: {}", missing.join(", ")), privilege::ADVICE)
+}
+
+/// Heartbeats are compared with the kernel's clock.
+fn clock() -> Finding {
+    match time_namespace::require_kernel_clock() {
+        Ok(()) => Finding::ok("clock", "the monotonic clock is the kernel's"),
+        Err(error) => Finding::fail(
+            "clock",
+            error.to_string(),
+            "run Ferroute in the initial time namespace: nsenter --target 1 --time",
+        ),
+    }
 }
 
 /// UMEM is locked memory, which CAP_IPC_LOCK exempts from the limit (`xdp_umem_account_pages`).

@@ -2,6 +2,7 @@
 //! what it says.
 //!
 //! - [`kernel`]: which one it runs on;
+//! - [`time_namespace`]: whether userspace and BPF programs read the same clock;
 //! - [`privilege`]: the capabilities that `run` needs, and giving up all others;
 //! - [`limits`]: open files and locked memory;
 //! - [`runtime_dir`]: the directory of the control socket and of what is to be put back;
@@ -18,3 +19,4 @@ pub mod runtime_dir;
 pub mod signals;
 pub mod terminal;
 pub mod threads;
+pub mod time_namespace;

@@ -30,9 +30,6 @@ use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;
 
-/// A limit that no heartbeat reaches: the program compares signed distances.
-const NEVER_NS: u64 = i64::MAX as u64;
-
 /// What the ports share.
 #[derive(Debug)]
 pub struct Steering {
@@ -57,8 +54,8 @@ impl Steering {
             heartbeats: heartbeats.map_err(XdpError::Heartbeats)?,
             shared,
             settings: SharedSettings {
-                worker_timeout_ns: NEVER_NS,
-                control_timeout_ns: NEVER_NS,
+                worker_timeout_ns: SharedSettings::NO_TIMEOUT_NS,
+                control_timeout_ns: SharedSettings::NO_TIMEOUT_NS,
                 ..SharedSettings::default()
             },
             local4: BTreeSet::new(),
@@ -127,8 +124,8 @@ impl Steering {
     /// # Errors
     /// [`XdpError::Map`].
     pub fn set_timeouts(&mut self, worker: Duration, control: Duration) -> Result<(), XdpError> {
-        let ns =
-            |limit: Duration| u64::try_from(limit.as_nanos()).unwrap_or(NEVER_NS).min(NEVER_NS);
+        let longest = SharedSettings::NO_TIMEOUT_NS;
+        let ns = |limit: Duration| u64::try_from(limit.as_nanos()).unwrap_or(longest).min(longest);
         self.settings.worker_timeout_ns = ns(worker);
         self.settings.control_timeout_ns = ns(control);
         self.store_settings()

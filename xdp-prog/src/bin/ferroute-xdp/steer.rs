@@ -163,19 +163,25 @@ fn look_for_stall(index: u32) -> Option<Reason> {
             (&raw const (*queues.add(index)).time_ns).read_volatile(),
         )
     };
-    if is_older(now_ns, worker_ns, shared.worker_timeout_ns) {
+    if is_expired(now_ns, worker_ns, shared.worker_timeout_ns) {
         return Some(Reason::PassWorkerStalled);
     }
-    if is_older(now_ns, control_ns, shared.control_timeout_ns) {
+    if is_expired(now_ns, control_ns, shared.control_timeout_ns) {
         return Some(Reason::PassControlStalled);
     }
     None
 }
 
-/// Whether a heartbeat is older than its limit. One given since the last tick is in the future.
+/// Whether a heartbeat was withdrawn (0) or is not within `timeout_ns` of now. One given since the
+/// last tick is in the future; one that is further ahead was given by another clock, such as that
+/// of a time namespace.
 #[inline(always)]
-fn is_older(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
-    now_ns.wrapping_sub(time_ns) as i64 > timeout_ns as i64
+fn is_expired(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
+    if timeout_ns >= SharedSettings::NO_TIMEOUT_NS {
+        return false;
+    }
+    let since_earliest = now_ns.wrapping_sub(time_ns).wrapping_add(timeout_ns);
+    time_ns == 0 || since_earliest > 2 * timeout_ns
 }
 
 #[inline(always)]
