@@ -7,8 +7,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ferroute_tests::bpf::Attached;
+use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
@@ -396,6 +397,35 @@ fn a_filter_of_one_matched_port_leaves_that_port_alone_to_the_kernel() -> Result
     ping_all(&lab.left, &format!("-c 2 -i 0.1 -W 5 {RIGHT4}"))?;
     drop(link);
     ensure!(eventually(|| states().is_ok_and(|now| now == active)), "{:?}", states());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_filter_of_a_matched_port_holds_while_the_port_cannot_be_closed() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let running = Ferroute::start_in(&lab.router, &["-i", "rt-*"])?;
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
+    ensure!(stream.flows(50));
+    running.forwarded_all_itself()?;
+    let pid = running.pid().context("no process")?;
+    // As a driver would that is slow to reset.
+    let stopped = StoppedThread::stop(pid, "fr-ports")?;
+    lab.router.run("nft add table netdev t")?;
+    lab.router.run(
+        "nft add chain netdev t c { type filter hook egress device rt-right priority 0 ; policy drop ; }",
+    )?;
+    let returned = Instant::now();
+    let last = last_arrival(&stream)?;
+    let late = last.saturating_duration_since(returned);
+    ensure!(late < WINDOW_MAX, "packets passed for {late:?} after the rule was there");
+    drop(stopped);
+    lab.router.run("nft delete table netdev t")?;
+    ensure!(forwards_itself(&running, &stream), "userspace does not forward again");
+    stream.stop();
     Ok(())
 }
 

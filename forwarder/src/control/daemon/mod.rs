@@ -296,13 +296,13 @@ impl Supervisor {
 
     /// Has the programs steer by the tables as they are.
     fn steer(&mut self) -> Result<()> {
-        self.workers.set_hand_back(self.is_filtered());
+        self.workers.set_hand_back(self.is_filtered() || self.ports.is_closing_filtered());
         let allowed = !self.stopping && self.steering_allowed();
         self.steer.apply(&self.mirror, &mut self.ports, allowed)
     }
 
     fn steering_allowed(&self) -> bool {
-        !self.punter.is_broken() && !self.is_filtered()
+        !self.punter.is_broken() && !self.is_filtered() && !self.ports.is_closing_filtered()
     }
 
     /// The kernel filters forwarded packets as userspace does not, and that counts.
@@ -356,6 +356,12 @@ impl Supervisor {
         self.checked = Instant::now();
         if let Some(n) = self.workers.ended() {
             bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
+        }
+        if self.punter.has_ended() {
+            bail!(
+                "the thread that hands packets back ended by itself, which is a bug; the kernel \
+                 forwards on"
+            );
         }
         self.mend_punt()?;
         self.look_after_ports(was_away)?;

@@ -96,6 +96,11 @@ impl Punter {
         self.broken = false;
     }
 
+    /// Whether the thread has ended, which it does only when it is stopped.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     /// Whether the device refuses packets.
     pub(super) fn is_broken(&self) -> bool {
         self.broken

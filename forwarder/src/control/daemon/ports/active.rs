@@ -52,6 +52,8 @@ pub(in crate::control::daemon) struct ActivePort {
     pub(super) pinned: Option<Pinned>,
     /// Frames by queue that the program passed for lack of a socket, when last looked at.
     pub(super) without_socket: BTreeMap<u32, u64>,
+    /// Whether the interface has an RSS table, as of when a queue was found there.
+    pub(super) has_rss_table: bool,
     /// Since when its sockets do not send though its link is up.
     pub(super) down_since: Option<Instant>,
 }

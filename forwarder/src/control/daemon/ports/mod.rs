@@ -177,6 +177,12 @@ impl PortManager {
         self.iter().any(is_changing)
     }
 
+    /// Whether packets may still be sent by a port whose packets the kernel filters, because its
+    /// sockets are not closed yet.
+    pub(super) fn is_closing_filtered(&self) -> bool {
+        self.iter().any(Port::is_closing_filtered)
+    }
+
     fn is_closing(&self) -> bool {
         self.iter().any(|port| matches!(port.state(), PortState::Closing(_)))
     }
@@ -232,7 +238,7 @@ impl PortManager {
 
     fn apply(&mut self, done: Done, around: &Surroundings<'_>) -> Result<bool> {
         match done {
-            Done::Opened(opened) => self.end_opening(opened)?,
+            Done::Opened(opened) => self.end_opening(opened, &around.punt)?,
             Done::Closed { index } => {
                 self.ports.get_mut(usize::from(index)).into_iter().for_each(Port::end_closing);
             }
@@ -245,7 +251,7 @@ impl PortManager {
         Ok(true)
     }
 
-    fn end_opening(&mut self, opened: Opened) -> Result<()> {
+    fn end_opening(&mut self, opened: Opened, punt: &PuntDevice) -> Result<()> {
         let Opened { index, result, is_named } = opened;
         let Some(port) = self.ports.get_mut(usize::from(index)) else { return Ok(()) };
         if is_named {
@@ -262,6 +268,8 @@ impl PortManager {
                 }
             }
             Ok(active) => {
+                // The device may have been replaced since the thread admitted the port.
+                active.admit(punt)?;
                 port.end_opening(Ok(active));
                 match (port.matched, self.is_starting) {
                     (true, _) => say!("interface {} is a port now", port.ifname),

@@ -126,6 +126,7 @@ impl OpenRequest {
             tuned: None,
             pinned: None,
             without_socket: BTreeMap::new(),
+            has_rss_table: false,
             down_since: None,
         };
         // Without a directory to keep in what is to be put back, nothing is set.

@@ -84,6 +84,10 @@ impl ActivePort {
                 None => found |= is_new,
             }
         }
+        if found {
+            // Asked here and not by `status`, for it takes the kernel's RTNL.
+            self.has_rss_table = ethtool::rss_table(self.ifindex).is_ok_and(|t| t.is_some());
+        }
         Ok(found)
     }
 
@@ -94,8 +98,7 @@ impl ActivePort {
         if queues.is_empty() {
             return None;
         }
-        let has_table = ethtool::rss_table(self.ifindex).is_ok_and(|table| table.is_some());
-        Some(tell_unserved(name, &queues, self.queues, self.had, has_table))
+        Some(tell_unserved(name, &queues, self.queues, self.had, self.has_rss_table))
     }
 
     /// Interrupts of queues to their workers' CPUs.
