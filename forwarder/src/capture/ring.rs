@@ -5,6 +5,7 @@
 //! once for many packets under load, and a lone packet is not kept waiting. When no block is
 //! empty, copies are counted as lost.
 
+use std::collections::TryReserveError;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -75,12 +76,18 @@ pub struct RingReader {
 
 /// Both ends of a ring of `blocks` blocks of [`BLOCK`] octets, 1 at least. Its memory is there
 /// afterwards, not only promised.
-pub fn ring(blocks: usize) -> (RingIn, RingReader) {
+///
+/// # Errors
+/// When there is no memory for them.
+pub fn ring(blocks: usize) -> Result<(RingIn, RingReader), TryReserveError> {
     let blocks = blocks.max(1);
     let (give, empty) = bounded(blocks);
     let (full, take) = bounded(blocks);
     for _ in 0..blocks {
-        let mut block = vec![1; BLOCK];
+        let mut block = Vec::new();
+        block.try_reserve_exact(BLOCK)?;
+        // The kernel gives a page when it is written to first.
+        block.resize(BLOCK, 1);
         block.clear();
         // There is room for each.
         let _ = give.try_send(block);
@@ -97,7 +104,7 @@ pub fn ring(blocks: usize) -> (RingIn, RingReader) {
         unsettled: None,
         counts: Arc::clone(&counts),
     };
-    (RingIn(writer), RingReader { empty: give, full: take, counts })
+    Ok((RingIn(writer), RingReader { empty: give, full: take, counts }))
 }
 
 /// The worker's end, until it is part of a session.

@@ -213,7 +213,7 @@ fn packets_are_seen_as_they_come_as_they_leave_and_as_they_are_dropped() {
     let mut pool = Umem::anonymous(16).into_pool();
     let (mut tap, stats) = (Tap::new(), WorkerStats::new(2));
     assert!(!tap.is_on());
-    let (writer, reader) = ring(2);
+    let (writer, reader) = ring(2).expect("memory");
     assert!(tap.attach(Session::new(1, all(), writer)).is_none() && tap.is_on());
     let packets: Vec<Vec<u8>> = (0..4).map(|n| vec![n; 60]).collect();
     let mut burst = burst(&mut pool, &packets);
@@ -255,7 +255,7 @@ fn a_capture_sees_its_ports_directions_and_filter_alone() {
     .into_iter()
     .zip(0..)
     .map(|(wanted, id)| {
-        let (writer, reader) = ring(1);
+        let (writer, reader) = ring(1).expect("memory");
         assert!(tap.attach(Session::new(id, wanted, writer)).is_none());
         reader
     })
@@ -285,7 +285,7 @@ fn a_capture_sees_its_ports_directions_and_filter_alone() {
 fn what_does_not_fit_is_counted_and_there_is_room_again_when_the_reader_has_read() {
     let mut pool = Umem::anonymous(64).into_pool();
     let (mut tap, stats) = (Tap::new(), WorkerStats::new(2));
-    let (writer, reader) = ring(2);
+    let (writer, reader) = ring(2).expect("memory");
     let wanted = Wanted { snaplen: usize::MAX, ..all() };
     assert!(tap.attach(Session::new(1, wanted, writer)).is_none());
     let mut burst = burst(&mut pool, &vec![vec![7; 1000]; 64]);
@@ -324,7 +324,7 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
         ("ether[6] = 6".to_owned(), 3840, 3),
         ("ether[6] = 7".to_owned(), 100, 0),
     ] {
-        let (mut tap, (writer, reader)) = (Tap::new(), ring(1));
+        let (mut tap, (writer, reader)) = (Tap::new(), ring(1).expect("memory"));
         let filter = Some(Filter::new(&compile(&text).expect("a filter")).expect("sound"));
         let session = Session::new(1, Wanted { snaplen, filter, ..all() }, writer);
         assert!(tap.attach(session).is_none());
@@ -347,7 +347,7 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
 #[test]
 fn what_is_of_another_name_is_told_apart_and_may_be_left_out() {
     let mut pool = Umem::anonymous(16).into_pool();
-    let (mut tap, (writer, reader)) = (Tap::new(), ring(3));
+    let (mut tap, (writer, reader)) = (Tap::new(), ring(3).expect("memory"));
     let wanted =
         Wanted { ports: Some(WantedPorts::new(&["eth5".into()], ["eth5"].into_iter())), ..all() };
     tap.name_port(1, "wan0", 6);
@@ -383,9 +383,9 @@ fn what_is_of_another_name_is_told_apart_and_may_be_left_out() {
 fn there_is_a_limit_to_captures() {
     let mut tap = Tap::new();
     for id in 0..tap::SESSIONS_MAX as u64 {
-        assert!(tap.attach(Session::new(id, all(), ring(1).0)).is_none());
+        assert!(tap.attach(Session::new(id, all(), ring(1).expect("memory").0)).is_none());
     }
-    assert!(tap.attach(Session::new(99, all(), ring(1).0)).is_some());
+    assert!(tap.attach(Session::new(99, all(), ring(1).expect("memory").0)).is_some());
     drop(tap.detach(3).expect("it is there"));
-    assert!(tap.attach(Session::new(99, all(), ring(1).0)).is_none());
+    assert!(tap.attach(Session::new(99, all(), ring(1).expect("memory").0)).is_none());
 }

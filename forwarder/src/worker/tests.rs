@@ -59,7 +59,7 @@ fn bench(frames: u32) -> Bench {
         snaplen: 200,
         filter: None,
     };
-    let (writer, captured) = ring(4);
+    let (writer, captured) = ring(4).expect("memory");
     assert!(worker.tap().attach(Session::new(1, wanted, writer)).is_none());
     Bench { worker, handle, captured, waker: Waker::new().expect("an eventfd"), punts }
 }

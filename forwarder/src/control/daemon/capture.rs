@@ -33,6 +33,8 @@ const LOOK_MS: u16 = 5;
 const MESSAGE: usize = 8 << 20;
 /// Memory of one capture on one worker at most, in KiB.
 const BUFFER_KIB_MAX: u32 = 1 << 20;
+/// Memory of all captures on all workers at most, in blocks: 1 GiB.
+const BLOCKS_MAX: usize = (1 << 30) / BLOCK;
 /// How long a worker may take to begin a capture, or to end one that it has not begun in time.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a capture is begun anew because ports changed meanwhile.
@@ -44,6 +46,8 @@ const LAST_COPIES: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 struct Shared {
     running: AtomicUsize,
+    /// Blocks of their rings.
+    blocks: AtomicUsize,
     /// As the control thread has them; all of them, whichever are captured.
     ports: ArcSwap<Ports>,
 }
@@ -88,7 +92,11 @@ pub(super) struct Captures {
 impl Captures {
     /// None.
     pub(super) fn new() -> Captures {
-        let shared = Shared { running: AtomicUsize::new(0), ports: ArcSwap::default() };
+        let shared = Shared {
+            running: AtomicUsize::new(0),
+            blocks: AtomicUsize::new(0),
+            ports: ArcSwap::default(),
+        };
         Captures { shared: Arc::new(shared), next_id: AtomicU64::new(1) }
     }
 
@@ -219,6 +227,7 @@ impl Captures {
             taps: Vec::new(),
             rings: Vec::new(),
             told: shared.ports.load_full(),
+            blocks: 0,
             unnamed: 0,
             shared,
         })
@@ -240,6 +249,8 @@ struct Stream {
     rings: Vec<RingReader>,
     /// The ports as the client knows them.
     told: Arc<Ports>,
+    /// Of its rings, counted in [`Shared::blocks`].
+    blocks: usize,
     /// Copies left out, for their port's number was another interface's before they were read.
     unnamed: u64,
     shared: Arc<Shared>,
@@ -256,6 +267,8 @@ struct Taken {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.detach(WORKER_TIMEOUT);
+        self.rings.clear();
+        self.shared.blocks.fetch_sub(self.blocks, Relaxed);
         self.shared.running.fetch_sub(1, Relaxed);
     }
 }
@@ -294,9 +307,11 @@ impl Stream {
         wanted: &Wanted,
         blocks: usize,
     ) -> Result<(), String> {
+        self.reserve(blocks, snapshot.workers.len())?;
         let until = Instant::now() + ATTACH_TIMEOUT;
         for (n, worker) in snapshot.workers.iter().enumerate() {
-            let (writer, reader) = ring(blocks);
+            let (writer, reader) =
+                ring(blocks).map_err(|_| "no memory for the capture's buffers".to_owned())?;
             let session = Session::new(self.id, wanted.clone(), writer);
             self.rings.push(reader);
             // Before it is asked: what it does after we have stopped waiting is to be undone, too.
@@ -306,6 +321,23 @@ impl Stream {
                 .attach(session, until.saturating_duration_since(Instant::now()))
                 .ok_or_else(|| format!("worker {n} does not take the capture; try again"))?;
         }
+        Ok(())
+    }
+
+    /// Takes its part of what all captures may have, once for each of so many workers.
+    fn reserve(&mut self, blocks: usize, workers: usize) -> Result<(), String> {
+        let wanted = blocks * workers;
+        let more = |used: usize| (wanted <= BLOCKS_MAX - used).then(|| used + wanted);
+        self.shared.blocks.fetch_update(Relaxed, Relaxed, more).map_err(|used| {
+            let kib = |blocks: usize| blocks * (BLOCK / 1024);
+            format!(
+                "buffers of {} KiB for each of {workers} worker(s) are more than the {} KiB that are \
+                 left for captures; use a smaller --buffer-size",
+                kib(blocks),
+                kib(BLOCKS_MAX - used)
+            )
+        })?;
+        self.blocks = wanted;
         Ok(())
     }
 
@@ -402,10 +434,22 @@ mod tests {
     }
 
     fn stream(names: &[&str], reader: RingReader) -> Box<Stream> {
-        let shared = Shared { running: AtomicUsize::new(1), ports: ArcSwap::default() };
+        let shared = Shared {
+            running: AtomicUsize::new(1),
+            blocks: AtomicUsize::new(0),
+            ports: ArcSwap::default(),
+        };
         shared.ports.store(Arc::new(Ports::default().become_others(ports(names))));
         let (told, shared) = (shared.ports.load_full(), Arc::new(shared));
-        Box::new(Stream { id: 1, taps: Vec::new(), rings: vec![reader], told, unnamed: 0, shared })
+        Box::new(Stream {
+            id: 1,
+            taps: Vec::new(),
+            rings: vec![reader],
+            told,
+            blocks: 0,
+            unnamed: 0,
+            shared,
+        })
     }
 
     /// Ports by name and packets by port, and how many were lost.
@@ -431,11 +475,26 @@ mod tests {
         panic!("no end: {said:?}");
     }
 
+    #[test]
+    fn all_captures_together_have_a_limit_and_give_back_what_they_had() {
+        let captures = Captures::new();
+        let mut first = captures.open().expect("the first");
+        first.reserve(BLOCKS_MAX / 4, 3).expect("room");
+        let mut second = captures.open().expect("another");
+        let refusal = second.reserve(BLOCKS_MAX / 4, 2).expect_err("more than is left");
+        assert!(refusal.contains("262144 KiB for each of 2 worker(s)"), "{refusal}");
+        assert!(refusal.contains("the 262144 KiB that are left"), "{refusal}");
+        second.reserve(BLOCKS_MAX / 4, 1).expect("all that is left");
+        drop(first);
+        drop(second);
+        captures.open().expect("a third").reserve(BLOCKS_MAX, 1).expect("all");
+    }
+
     /// A packet of each of two ports, before and after the second becomes another interface; read
     /// only then, or between, too.
     fn renamed(between: bool) -> (Vec<Vec<String>>, u64) {
         let mut pool = Umem::anonymous(4).into_pool();
-        let (mut tap, (writer, reader)) = (Tap::new(), ring(4));
+        let (mut tap, (writer, reader)) = (Tap::new(), ring(4).expect("memory"));
         let wanted = Wanted {
             ports: None,
             received: true,
