@@ -277,7 +277,7 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
         snaplen: usize::MAX,
         filter: Some(Filter::new(&compile("ip or ip6").expect("a filter")).expect("sound")),
     };
-    let (writer, reader) = ring(64);
+    let (writer, reader) = ring(64).expect("memory");
     assert!(worker.tap().attach(Session::new(1, wanted, writer)).is_none());
     let mut old = Vec::new();
     for turn in 0..TURNS {

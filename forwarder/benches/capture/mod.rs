@@ -63,7 +63,7 @@ fn run(
             snaplen: usize::MAX,
             filter,
         };
-        let (writer, reader) = ring(BLOCKS);
+        let (writer, reader) = ring(BLOCKS).expect("memory");
         let refused = worker.tap().attach(Session::new(1, wanted, writer));
         assert!(refused.is_none());
         reader

@@ -163,10 +163,11 @@ fn poll_slots(ctx: &mut Ctx<'_>) {
         let (oif, addr) = (slot.oif, slot.addr);
         let neigh = ctx.tables.neigh.lookup(oif, &addr).filter(|neigh| neigh.lladdr.is_some());
         let link = ctx.tables.links.ifindex(oif).filter(|link| link.port.is_some());
-        if let (Some(neigh), Some(link)) = (neigh, link) {
-            release(at, neigh, link, ctx);
-        } else if ctx.now_ns.saturating_sub(slot.since_ns) >= TIMEOUT_NS {
+        // First: after a stall the packets may be of any age.
+        if ctx.now_ns.saturating_sub(slot.since_ns) >= TIMEOUT_NS {
             give_up(at, ctx);
+        } else if let (Some(neigh), Some(link)) = (neigh, link) {
+            release(at, neigh, link, ctx);
         } else if ctx.now_ns.saturating_sub(slot.asked_ns) >= ASK_AGAIN_NS {
             slot.asked_ns = ctx.now_ns;
             ctx.out.ask_neigh(oif, addr);
@@ -219,7 +220,7 @@ fn give_up(at: usize, ctx: &mut Ctx<'_>) {
     ctx.state.hold.slots[at].packets = packets;
 }
 
-/// Gives every held packet up; when the worker stops.
+/// Drops every held packet.
 pub fn drop_held(ctx: &mut Ctx<'_>, reason: DropReason) {
     for at in 0..ctx.state.hold.slots.len() {
         let mut packets = take(at, ctx);

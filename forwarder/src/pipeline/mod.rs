@@ -104,9 +104,9 @@ pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
 }
 
 /// Hands received packets back to the kernel, oldest first and unlooked at, and leaves `burst` empty.
-pub fn hand_back_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
+pub fn hand_back_burst(burst: &mut Burst, reason: PuntReason, ctx: &mut Ctx<'_>) {
     for skb in burst.drain(usize::MAX) {
-        ctx.punt_skb(skb, PuntReason::Filtered);
+        ctx.punt_skb(skb, reason);
     }
 }
 

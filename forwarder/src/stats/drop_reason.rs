@@ -114,6 +114,8 @@ reasons! {
         FullRing = "FULL_RING",
         /// The way to the worker that has a queue of the outgoing port is full.
         CpuBacklog = "CPU_BACKLOG",
+        /// A worker stood still, or the kernel began to filter, while the packet waited in the worker.
+        QueuePurge = "QUEUE_PURGE",
         /// The kernel took the packet from the TX ring and did not send it (EBUSY).
         TxError = "TX_ERROR",
         /// A descriptor of the RX ring that does not lie in one frame.
@@ -153,6 +155,8 @@ reasons! {
         NotReady = "NOT_READY",
         /// It arrived before a firewall or IPsec policy that only the kernel applies was noticed.
         Filtered = "FILTERED",
+        /// The worker or the control thread stood still after the packet was received.
+        Stalled = "STALLED",
         /// Not IP.
         NotIp = "NOT_IP",
         /// Tagged for a VLAN that no followed sub-interface of the port has.

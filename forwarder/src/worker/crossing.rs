@@ -36,6 +36,8 @@ struct Crossing {
     iif: u32,
     timed: bool,
     tstamp_ns: u64,
+    /// When it was sent over, in nanoseconds of CLOCK_MONOTONIC.
+    sent_ns: u64,
 }
 
 /// Wakes a worker that sleeps; costs one that does not sleep nothing but a look.
@@ -116,11 +118,12 @@ impl WayOut {
     }
 
     /// Sends the first `room` packets over, to leave by port `oif`, and empties `egress`: the others
-    /// are dropped and counted (CPU_BACKLOG, tx_dropped).
+    /// are dropped and counted (CPU_BACKLOG, tx_dropped). `now_ns` is of CLOCK_MONOTONIC.
     pub(super) fn send(
         &self,
         oif: u16,
         room: usize,
+        now_ns: u64,
         egress: &mut Burst,
         pool: &mut FramePool,
         stats: &WorkerStats,
@@ -143,6 +146,7 @@ impl WayOut {
                     iif: skb.iif,
                     timed: skb.timed,
                     tstamp_ns: skb.tstamp_ns,
+                    sent_ns: now_ns,
                 };
                 // There is room for as many as there are buffers, unless the worker has ended.
                 sent += usize::from(self.full.try_send(crossing).is_ok());
@@ -171,6 +175,8 @@ pub struct Crossings {
     /// By port: the place in `out` of the way to it. Beyond its end, and `None`: by a queue of its own.
     by_port: Vec<Option<usize>>,
     out: Vec<WayOut>,
+    /// Numbers of the workers that ports are reached by.
+    targets: Vec<usize>,
     into: Vec<WayIn>,
     /// Its own; with the first way that leads to it.
     waker: Option<Arc<Waker>>,
@@ -199,6 +205,14 @@ impl Crossings {
             self.by_port.resize(port + 1, None);
         }
         self.by_port[port] = place;
+        let led_to = |n: &usize| self.by_port.contains(&Some(*n));
+        self.targets = (0..self.out.len()).filter(led_to).map(|n| self.out[n].to).collect();
+    }
+
+    /// The workers without whom some of the packets cannot be sent.
+    #[inline]
+    pub(super) fn targets(&self) -> &[usize] {
+        &self.targets
     }
 
     /// The way to a port; `None`: by a queue of its own.
@@ -214,10 +228,12 @@ impl Crossings {
     }
 
     /// Takes packets from a way, a burst at most, into the egress of the ports they leave by. Those
-    /// for which there is no frame are dropped and counted (NOMEM, tx_dropped).
+    /// for which there is no frame are dropped and counted (NOMEM, tx_dropped), and those sent over
+    /// before `oldest_ns` of CLOCK_MONOTONIC (QUEUE_PURGE).
     pub(super) fn take(
         &mut self,
         way: usize,
+        oldest_ns: u64,
         pool: &mut FramePool,
         egress: &mut [Burst],
         stats: &WorkerStats,
@@ -234,6 +250,11 @@ impl Crossings {
                 }
             };
             taken.packets += 1;
+            if crossing.sent_ns < oldest_ns {
+                stats.tx_drop(DropReason::QueuePurge, crossing.oif);
+                let _ = way.empty.try_send(crossing.buffer);
+                continue;
+            }
             taken.timed |= crossing.timed;
             match (land(&crossing, pool), egress.get_mut(usize::from(crossing.oif))) {
                 (Some(skb), Some(egress)) if egress.room() > 0 => {
@@ -286,9 +307,13 @@ impl Crossings {
 
     /// Drops what has come over and was not taken, and counts it (tx_dropped).
     pub(super) fn drop_all(&mut self, reason: DropReason, stats: &WorkerStats) {
-        for crossing in self.into.iter().flat_map(|way| way.full.try_iter()) {
-            stats.crossed_in.inc();
-            stats.tx_drop(reason, crossing.oif);
+        for way in &self.into {
+            for crossing in way.full.try_iter().take(way.full.len()) {
+                stats.crossed_in.inc();
+                stats.tx_drop(reason, crossing.oif);
+                // There is room for every buffer; the sender may be gone.
+                let _ = way.empty.try_send(crossing.buffer);
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use crate::io::PacketIo;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool};
-use crate::stats::{DropReason, PacketAccount, WorkerStats};
+use crate::stats::{DropReason, PacketAccount, PuntReason, WorkerStats};
 use crate::tables::{Snapshot, Tables};
 
 /// After this long without a frame an adaptive worker sleeps instead of polling.
@@ -241,44 +241,23 @@ impl<I: PacketIo> Worker<I> {
 
     /// One turn: every port's burst through the road and out again. Returns the packets taken, also
     /// from other workers. While the tables are not known to be current, packets stay where they are.
-    pub fn turn(&mut self, mut now_ns: u64) -> usize {
+    pub fn turn(&mut self, now_ns: u64) -> usize {
         if let Some(liveness) = &self.liveness {
-            liveness.beat(now_ns);
+            liveness.beat(now_ns, self.crossings.targets());
         }
-        let mut permission = self.permission(now_ns);
+        let permission = self.permission(now_ns);
         if permission == Permission::Wait {
             self.stand_by();
             return 0;
         }
         let begun = self.accounting.then(Instant::now);
         self.tables.refresh();
-        if self.state.held() > 0 {
-            self.sampler.arm();
-            self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
-            self.flush(now_ns);
+        let mut crossed = 0;
+        match permission {
+            Permission::HandBack(PuntReason::Filtered) => self.purge(now_ns),
+            _ => crossed = self.send_waiting(now_ns),
         }
-        let crossed = if self.crossings.ways_in() > 0 { self.take_crossed(now_ns) } else { 0 };
-        let (mut taken, mut timed) = (0, 0);
-        'slots: for slot in 0..self.io.ports() as u16 {
-            for _ in 0..BURSTS_A_TURN {
-                // The process may have been stopped at any point of the burst before.
-                if taken > timed {
-                    (timed, now_ns) = (taken, self.clock.now_ns());
-                    permission = self.permission(now_ns);
-                }
-                let received = match permission {
-                    Permission::Forward => self.take(slot, now_ns, pipeline::forward_burst),
-                    Permission::HandBack if self.slow_path.room() >= BURST => {
-                        self.take(slot, now_ns, pipeline::hand_back_burst)
-                    }
-                    Permission::HandBack | Permission::Wait => break 'slots,
-                };
-                taken += received;
-                if received < BURST {
-                    break;
-                }
-            }
-        }
+        let taken = self.take_received(permission, now_ns);
         let user = begun.map(|begun| begun.elapsed());
         self.io.kick(&mut self.pool, &self.stats);
         if let (Some(begun), Some(user)) = (begun, user) {
@@ -295,6 +274,63 @@ impl<I: PacketIo> Worker<I> {
         taken + crossed
     }
 
+    /// Sends what waited for a neighbour, and what other workers have no queue for. Returns how many
+    /// packets came from those.
+    #[inline]
+    fn send_waiting(&mut self, now_ns: u64) -> usize {
+        if self.state.held() > 0 {
+            self.sampler.arm();
+            self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
+            self.flush(now_ns);
+        }
+        if self.crossings.ways_in() > 0 { self.take_crossed(now_ns) } else { 0 }
+    }
+
+    /// Drops packets that wait to be sent and that the kernel would filter. They are changed already, and
+    /// cannot be handed back.
+    #[cold]
+    fn purge(&mut self, now_ns: u64) {
+        if self.state.held() > 0 {
+            self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::QueuePurge));
+        }
+        self.crossings.drop_all(DropReason::QueuePurge, &self.stats);
+    }
+
+    /// Takes what ports have received, some bursts of each, as far as `permission` goes, which is asked
+    /// again for each burst: the thread may have stood still at any point. Returns how many came.
+    fn take_received(&mut self, mut permission: Permission, mut now_ns: u64) -> usize {
+        let mut taken = 0;
+        for slot in 0..self.io.ports() as u16 {
+            for _ in 0..BURSTS_A_TURN {
+                let is_full = self.slow_path.room() < BURST;
+                if permission == Permission::Wait || (permission != Permission::Forward && is_full)
+                {
+                    return taken;
+                }
+                let received = self.receive(slot);
+                if received == 0 {
+                    break;
+                }
+                taken += received;
+                if self.liveness.is_some() {
+                    now_ns = self.clock.now_ns();
+                    permission = self.permission(now_ns);
+                    // The heartbeat found just now vouches for the newest tables only.
+                    self.tables.refresh();
+                }
+                match permission {
+                    Permission::Forward => self.carry_out(now_ns, pipeline::forward_burst),
+                    Permission::HandBack(reason) => self.hand_back(reason, now_ns),
+                    Permission::Wait => self.hand_back(PuntReason::Stalled, now_ns),
+                }
+                if received < BURST {
+                    break;
+                }
+            }
+        }
+        taken
+    }
+
     /// Nothing is forwarded; what was forwarded before is still sent, and commands are obeyed.
     fn stand_by(&mut self) {
         self.io.kick(&mut self.pool, &self.stats);
@@ -305,12 +341,15 @@ impl<I: PacketIo> Worker<I> {
 
     /// Sends what other workers have no queue for. Returns how many packets came.
     fn take_crossed(&mut self, now_ns: u64) -> usize {
+        let longest_ns = self.liveness.as_ref().map_or(u64::MAX, Liveness::worker_timeout_ns);
+        let oldest_ns = self.clock.monotonic_ns(now_ns).saturating_sub(longest_ns);
         let mut packets = 0;
         for way in 0..self.crossings.ways_in() {
             // As much as from a queue of its own.
             for _ in 0..BURSTS_A_TURN {
                 let egress = &mut self.out.egress;
-                let taken = self.crossings.take(way, &mut self.pool, egress, &self.stats);
+                let taken =
+                    self.crossings.take(way, oldest_ns, &mut self.pool, egress, &self.stats);
                 if taken.packets > 0 {
                     if taken.timed {
                         self.sampler.arm();
@@ -327,17 +366,12 @@ impl<I: PacketIo> Worker<I> {
     }
 
     fn permission(&self, now_ns: u64) -> Permission {
-        self.liveness.as_ref().map_or(Permission::Forward, |l| l.permission(now_ns))
+        let targets = self.crossings.targets();
+        self.liveness.as_ref().map_or(Permission::Forward, |l| l.permission(now_ns, targets))
     }
 
-    /// One burst of a slot through the road, or another `stage`, and out again. Returns the frames
-    /// taken.
-    fn take(
-        &mut self,
-        slot: u16,
-        now_ns: u64,
-        stage: impl Fn(&mut Burst, &mut Ctx<'_>) + Copy,
-    ) -> usize {
+    /// Takes one burst of a slot. Returns how many packets came.
+    fn receive(&mut self, slot: u16) -> usize {
         let received = self.io.rx_burst(slot, &mut self.pool, &mut self.burst, &self.stats);
         if received == 0 {
             return 0;
@@ -353,11 +387,22 @@ impl<I: PacketIo> Worker<I> {
         if self.out.tap.is_on() {
             self.out.tap.received(self.burst.as_mut_slice());
         }
+        received
+    }
+
+    /// Puts the burst through the road, or another `stage`, and out again.
+    #[inline]
+    fn carry_out(&mut self, now_ns: u64, stage: impl Fn(&mut Burst, &mut Ctx<'_>) + Copy) {
         while !self.burst.is_empty() {
             self.with_ctx(now_ns, stage);
             self.flush(now_ns);
         }
-        received
+    }
+
+    /// Gives the burst to the kernel.
+    #[cold]
+    fn hand_back(&mut self, reason: PuntReason, now_ns: u64) {
+        self.carry_out(now_ns, |burst, ctx| pipeline::hand_back_burst(burst, reason, ctx));
     }
 
     /// Adds a turn's time, unless it was interrupted or had nothing to do.
@@ -395,7 +440,8 @@ impl<I: PacketIo> Worker<I> {
                     if tapped && let Some(beyond) = egress.as_slice().get(room..) {
                         self.out.tap.refused(port, beyond, DropReason::CpuBacklog);
                     }
-                    way.send(port, room, egress, &mut self.pool, &self.stats);
+                    let now_ns = self.clock.monotonic_ns(now_ns);
+                    way.send(port, room, now_ns, egress, &mut self.pool, &self.stats);
                     continue;
                 }
                 let port = port as u16;

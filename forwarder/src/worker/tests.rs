@@ -1,17 +1,19 @@
 //! Workers side by side: what one of them has no queue for leaves by another.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::clock::Clock;
+use super::clock::{Clock, monotonic_ns};
 use super::crossing::{Waker, way};
 use super::poll::{FrameCensus, Parts, PollMode};
 use super::slow_path::{Bell, PuntQueue, slow_path};
-use super::{Crossings, Residence, Worker, WorkerHandle};
+use super::{Crossings, Liveness, Residence, Worker, WorkerHandle};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::quiescence::Quiescence;
 use crate::io::MemIo;
+use crate::io::af_xdp::HeartbeatPage;
 use crate::pipeline::PipelineState;
 use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
 use crate::skb::{Burst, MAX_JUMBO, SkBuff, Umem};
@@ -36,11 +38,15 @@ fn bell() -> Arc<Bell> {
 }
 
 fn bench(frames: u32) -> Bench {
+    bench_with(frames, None, Clock::start())
+}
+
+fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
     let (slow_path, punts, _) = slow_path(bell(), bell());
     let published = Arc::new(Published::new(Arc::new(Net::default().tables(1))));
     let (mut worker, handle) = Worker::new(Parts {
-        liveness: None,
-        clock: Clock::start(),
+        liveness,
+        clock,
         io: MemIo::new(2, 256),
         ports: 2,
         state: PipelineState::new(7, 1),
@@ -251,9 +257,9 @@ fn a_packet_of_several_frames_crosses_whole() {
     for (round, kept) in [(0, 1), (1, 1)] {
         let mut burst = Burst::default();
         burst.push(SkBuff::of_octets(&mut here, &octets).expect("frames")).expect("room");
-        out.send(RIGHT, out.room(), &mut burst, &mut here, &stats);
+        out.send(RIGHT, out.room(), 10, &mut burst, &mut here, &stats);
         assert_eq!(here.available(), 8);
-        assert_eq!(crossings.take(0, &mut there, &mut egress, &stats).packets, 1);
+        assert_eq!(crossings.take(0, 10, &mut there, &mut egress, &stats).packets, 1);
         // The second finds too few frames.
         assert_eq!(egress[1].len(), kept, "round {round}");
     }
@@ -261,6 +267,65 @@ fn a_packet_of_several_frames_crosses_whole() {
     assert_eq!(stats.drops[DropReason::NoMem as usize].get(), 1);
     egress[1].drain(1).for_each(|skb| there.kfree_skb(skb));
     assert_eq!(there.available(), 4);
+}
+
+/// A worker with a heartbeat page, and whether its packets are the kernel's.
+fn live_bench(
+    number: usize,
+    timeouts: [Duration; 2],
+) -> (Bench, Arc<HeartbeatPage>, Arc<AtomicBool>) {
+    let page = HeartbeatPage::anonymous().expect("memory");
+    let (clock, hand_back) = (Clock::start(), Arc::default());
+    let liveness =
+        Liveness::new(Arc::clone(&page), [number], timeouts, clock, Arc::clone(&hand_back));
+    (bench_with(FRAMES, Some(liveness), clock), page, hand_back)
+}
+
+#[test]
+fn a_worker_that_stood_still_after_it_received_gives_the_packets_to_the_kernel() {
+    let (mut bench, page, _) = live_bench(0, [Duration::from_millis(1); 2]);
+    page.beat_control(monotonic_ns());
+    bench.inject(0..10);
+    thread::sleep(Duration::from_millis(5));
+    // The turn began at its clock's zero, when the control thread was heard.
+    assert_eq!(bench.worker.turn(0), 10);
+    assert!(bench.sent().is_empty());
+    assert_eq!(bench.handle.stats.punt_count(PuntReason::Stalled), 10);
+    bench.assert_all_free();
+}
+
+#[test]
+fn packets_that_waited_in_a_worker_are_dropped_when_they_are_old_or_the_kernel_filters() {
+    let minute = Duration::from_secs(60);
+    let (mut one, mut two) = (bench(FRAMES), live_bench(1, [minute; 2]));
+    connect(&mut one, &mut two.0, 64);
+    let (mut two, page, hand_back) = two;
+    page.beat_control(monotonic_ns());
+    let now_ns = Clock::start().now_ns();
+    one.inject(0..10);
+    one.worker.turn(now_ns);
+    two.worker.turn(now_ns);
+    assert_eq!(two.sent().len(), 10);
+    // The kernel began to filter after they were sent over.
+    one.inject(10..20);
+    one.worker.turn(now_ns);
+    hand_back.store(true, Ordering::Relaxed);
+    two.worker.turn(now_ns);
+    assert_eq!((two.sent(), two.drops(DropReason::QueuePurge)), (vec![], 10));
+    hand_back.store(false, Ordering::Relaxed);
+    // The worker stood still for longer than its limit.
+    let later_ns = now_ns + 2 * minute.as_nanos() as u64;
+    page.beat_control(monotonic_ns() + 2 * minute.as_nanos() as u64);
+    one.inject(20..30);
+    one.worker.turn(now_ns);
+    two.worker.turn(later_ns);
+    assert_eq!((two.sent(), two.drops(DropReason::QueuePurge)), (vec![], 20));
+    one.inject(30..94);
+    one.worker.turn(now_ns);
+    assert_eq!(one.drops(DropReason::CpuBacklog), 0, "all buffers are back");
+    two.worker.crossings().drop_all(DropReason::Shutdown, &Arc::clone(&two.handle.stats));
+    one.assert_all_free();
+    two.assert_all_free();
 }
 
 #[test]

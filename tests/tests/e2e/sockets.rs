@@ -244,6 +244,30 @@ fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap()
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
+fn flows_that_would_be_sent_by_a_worker_that_stands_still_are_the_kernels() -> Result<()> {
+    // Only worker 0 has a queue of the port on the right.
+    let lab = lopsided((2, 2), (1, 1))?;
+    let Some(ferroute) = start(&lab)? else { return Ok(()) };
+    let workers = ferroute.json(&["status"])?["workers"].as_array().map_or(0, Vec::len);
+    if workers < 2 {
+        // There is one CPU only.
+        return Ok(());
+    }
+    all_arrive(&lab, Way::ToRight, 1)?;
+    let pid = ferroute.pid().context("no process")?;
+    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    std::thread::sleep(PAUSE);
+    let steered = counted(&ferroute, "rt-left", "steer_ipv4")?;
+    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    ensure!(counted(&ferroute, "rt-left", "steer_ipv4")? == steered, "{}", ferroute.account());
+    drop(stopped);
+    back_in_userspace(&lab, &ferroute)?;
+    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    ends_well(ferroute)
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
 fn a_port_comes_back_to_a_worker_that_stood_still_when_it_goes_on() -> Result<()> {
     let lab = Lab::up()?;
     let Some(ferroute) = start(&lab)? else { return Ok(()) };

@@ -201,10 +201,10 @@ impl Supervisor {
         let queues = (0..xdp_prog::QUEUES_MAX).filter(|&q| worker_of(q as u32, count) == n);
         // No queue beyond the rounds has a socket.
         let queues = queues.take(rounds as usize);
-        let timeout_ns = self.options.timeouts.control.as_nanos() as u64;
+        let timeouts = [self.options.timeouts.worker, self.options.timeouts.control];
         let page = Arc::clone(self.steer.heartbeats());
         let hand_back = Arc::clone(&self.workers.hand_back);
-        let liveness = Liveness::new(page, queues, timeout_ns, clock, hand_back);
+        let liveness = Liveness::new(page, queues, timeouts, clock, hand_back);
         let (mut worker, handle) = Worker::new(Parts {
             io,
             ports,

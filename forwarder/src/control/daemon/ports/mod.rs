@@ -165,9 +165,11 @@ impl PortManager {
     }
 
     /// What the tables are to know of: ifindex and number of ports by which packets come, or may
-    /// still lie in rings.
+    /// still lie in rings. Not of one that the kernel filters: what comes or leaves by it is handed
+    /// back.
     pub(super) fn in_tables(&self) -> Vec<(u32, u16)> {
-        self.iter().filter_map(|port| Some((port.table_ifindex()?, port.index))).collect()
+        let ports = self.iter().filter(|port| !self.filtered.contains_key(&port.ifname));
+        ports.filter_map(|port| Some((port.table_ifindex()?, port.index))).collect()
     }
 
     /// Whether ports are being opened or closed.
