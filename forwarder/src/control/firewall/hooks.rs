@@ -367,10 +367,11 @@ fn describe_link(link: &NetfilterLink) -> String {
 
 /// A line for each function at the ingress and egress of an interface that is neither nftables' nor
 /// harmless, of a kernel that lists hooks. (Besides nftables nobody is known to register there.)
+/// `has_chains`: nftables lists a chain or flowtable on the interface; else its functions are unknown.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn on_device(name: &str) -> io::Result<Vec<String>> {
+pub fn on_device(name: &str, has_chains: bool) -> io::Result<Vec<String>> {
     let mut socket = NlSock::open(NETLINK_NETFILTER)?;
     let mut found = Vec::new();
     for hook in NETDEV {
@@ -386,7 +387,11 @@ pub fn on_device(name: &str) -> io::Result<Vec<String>> {
             }
             hooks => hooks?,
         };
-        let unknown = |hook: &&Hook| !matches!(hook.kind(), Kind::Harmless | Kind::Nftables);
+        let unknown = |hook: &&Hook| match hook.kind() {
+            Kind::Harmless => false,
+            Kind::Nftables => !has_chains,
+            _ => true,
+        };
         found.extend(
             hooks.iter().filter(unknown).map(|hook| format!("{} on {name}", hook.describe())),
         );

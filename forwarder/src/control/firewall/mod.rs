@@ -95,7 +95,7 @@ impl Rules {
         found.extend(self.xfrm.iter().cloned());
         for nic in devices {
             if self.means == Means::Netlink {
-                found.extend(hooks::on_device(&nic.name)?);
+                found.extend(hooks::on_device(&nic.name, self.nftables.is_on(&nic.name))?);
             }
             found.extend(tc::filters(&nic.name, nic.ifindex, &self.qdiscs)?);
             found.extend(tc::tcx(&nic.name, nic.ifindex)?);

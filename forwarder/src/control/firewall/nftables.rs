@@ -1,11 +1,11 @@
 //! nftables: base chains that forwarded packets pass, and flowtables that forward past them.
 
-use std::io;
+use std::{fmt, io};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{NFPROTO_INET, NFPROTO_NETDEV, be32, family_name, find, string};
-use crate::control::netlink::message::{Attrs, Message, u8_at};
+use crate::control::netlink::message::{Attr, Attrs, Message, u8_at};
 use crate::control::netlink::query::NlSock;
 
 /// `struct nfgenmsg` in octets.
@@ -23,6 +23,9 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_HOOK_DEV: u16 = 3;
 const NFTA_HOOK_DEVS: u16 = 4;
+/// Of the attributes in NFTA_HOOK_DEVS and NFTA_FLOWTABLE_HOOK_DEVS.
+const NFTA_DEVICE_NAME: u16 = 1;
+const NFTA_DEVICE_PREFIX: u16 = 2;
 const NFTA_FLOWTABLE_TABLE: u16 = 1;
 const NFTA_FLOWTABLE_NAME: u16 = 2;
 const NFTA_FLOWTABLE_HOOK: u16 = 3;
@@ -64,6 +67,13 @@ impl Nftables {
         chains.chain(self.flowtables.iter().filter_map(|table| table.describe(ports)))
     }
 
+    /// Whether a chain or flowtable is on the interface.
+    pub fn is_on(&self, name: &str) -> bool {
+        let chains = self.chains.iter().flat_map(|chain| &chain.devices);
+        let mut devices = chains.chain(self.flowtables.iter().flat_map(|table| &table.devices));
+        devices.any(|device| device.is_port(name))
+    }
+
     /// Whether there is a chain of type nat in the family, at whatever hook: all of them work by
     /// NAT's own netfilter hooks.
     pub fn has_nat(&self, family: u8) -> bool {
@@ -78,7 +88,7 @@ struct Flowtable {
     family: u8,
     table: String,
     name: String,
-    devices: Vec<String>,
+    devices: Vec<Device>,
 }
 
 impl Flowtable {
@@ -100,7 +110,7 @@ fn parse_flowtable(message: &Message<'_>) -> Option<Flowtable> {
         family: u8_at(message.payload, 0)?,
         table: text(NFTA_FLOWTABLE_TABLE),
         name: text(NFTA_FLOWTABLE_NAME),
-        devices: devices.map(|device| device.string()).collect(),
+        devices: devices.map(Device::of_attr).collect(),
     })
 }
 
@@ -114,7 +124,7 @@ struct Chain {
     hook: u32,
     priority: i32,
     drops: bool,
-    devices: Vec<String>,
+    devices: Vec<Device>,
 }
 
 /// `None` for chains without a hook, which are only jumped to.
@@ -122,8 +132,9 @@ fn parse_chain(message: &Message<'_>) -> Option<Chain> {
     let attrs = message.attrs(NFGEN_HEADER);
     let text = |kind| find(attrs, kind).map(string).unwrap_or_default();
     let hook = Attrs(find(attrs, NFTA_CHAIN_HOOK)?);
-    let mut devices: Vec<String> = find(hook, NFTA_HOOK_DEV).map(string).into_iter().collect();
-    devices.extend(Attrs(find(hook, NFTA_HOOK_DEVS).unwrap_or_default()).map(|dev| dev.string()));
+    let one = find(hook, NFTA_HOOK_DEV).map(|value| Device::of(NFTA_DEVICE_NAME, value));
+    let mut devices: Vec<Device> = one.into_iter().collect();
+    devices.extend(Attrs(find(hook, NFTA_HOOK_DEVS).unwrap_or_default()).map(Device::of_attr));
     Some(Chain {
         family: u8_at(message.payload, 0)?,
         table: text(NFTA_CHAIN_TABLE),
@@ -158,19 +169,55 @@ fn describe(chain: &Chain, ports: &[String]) -> Option<String> {
     ))
 }
 
-/// Those of the devices that are ports, as text; `None`: none is.
-fn on_ports(devices: &[String], ports: &[String]) -> Option<String> {
-    let mut at = devices.iter().filter(|device| matches_port(device, ports)).peekable();
-    at.peek()?;
-    Some(at.map(String::as_str).collect::<Vec<_>>().join(", "))
+/// Which interfaces a chain or flowtable is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Device {
+    Name(String),
+    /// All whose names begin so; `eth*` in a ruleset.
+    Prefix(String),
+    /// Of an attribute that only newer kernels send.
+    Unknown,
 }
 
-/// A device of a chain may be a pattern: `eth*`.
-fn matches_port(device: &str, ports: &[String]) -> bool {
-    ports.iter().any(|port| match device.strip_suffix('*') {
-        Some(prefix) => port.starts_with(prefix),
-        None => port == device,
-    })
+impl Device {
+    fn of_attr(attr: Attr<'_>) -> Device {
+        Device::of(attr.kind, attr.value)
+    }
+
+    /// Linux 6.17 has an attribute of its own for a prefix; 6.16 sends it as a name without the NUL
+    /// at its end (`nft_nla_put_hook_dev`).
+    fn of(kind: u16, value: &[u8]) -> Device {
+        match kind {
+            NFTA_DEVICE_NAME if value.ends_with(&[0]) => Device::Name(string(value)),
+            NFTA_DEVICE_NAME | NFTA_DEVICE_PREFIX => Device::Prefix(string(value)),
+            _ => Device::Unknown,
+        }
+    }
+
+    fn is_port(&self, port: &str) -> bool {
+        match self {
+            Device::Name(name) => port == name,
+            Device::Prefix(prefix) => port.starts_with(prefix),
+            Device::Unknown => true,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Name(name) => f.write_str(name),
+            Device::Prefix(prefix) => write!(f, "{prefix}*"),
+            Device::Unknown => f.write_str("interfaces of an unknown kind"),
+        }
+    }
+}
+
+/// Those of the devices that are ports, as text; `None`: none is.
+fn on_ports(devices: &[Device], ports: &[String]) -> Option<String> {
+    let is_port = |device: &&Device| ports.iter().any(|port| device.is_port(port));
+    let at: Vec<String> = devices.iter().filter(is_port).map(Device::to_string).collect();
+    (!at.is_empty()).then(|| at.join(", "))
 }
 
 #[cfg(test)]
@@ -188,7 +235,13 @@ mod tests {
             hook,
             priority: -10,
             drops: true,
-            devices: devices.iter().map(|d| d.to_string()).collect(),
+            devices: devices
+                .iter()
+                .map(|name| match name.strip_suffix('*') {
+                    Some(prefix) => Device::of(NFTA_DEVICE_PREFIX, prefix.as_bytes()),
+                    None => Device::of(NFTA_DEVICE_NAME, format!("{name}\0").as_bytes()),
+                })
+                .collect(),
         }
     }
 
@@ -212,6 +265,31 @@ mod tests {
         assert!(shown(NFPROTO_INET, 5, &["lo"]).is_none());
         let nfproto_bridge = 7;
         assert!(shown(nfproto_bridge, 2, &[]).is_none());
+    }
+
+    #[test]
+    fn devices_are_read_as_each_kernel_sends_them() {
+        assert_eq!(Device::of(NFTA_DEVICE_NAME, b"eth0\0"), Device::Name("eth0".into()));
+        let prefix = Device::Prefix("eth".into());
+        assert_eq!(Device::of(NFTA_DEVICE_PREFIX, b"eth\0"), prefix, "Linux 6.17");
+        assert_eq!(Device::of(NFTA_DEVICE_NAME, b"eth"), prefix, "Linux 6.16");
+        assert_eq!(prefix.to_string(), "eth*");
+        assert!(prefix.is_port("eth7") && !prefix.is_port("lo"));
+        assert!(Device::of(3, b"whatever").is_port("eth0"), "a newer kernel");
+
+        let be = |n: u32| n.to_be_bytes();
+        let devices = Request::new(0, 0, &[]).attr(NFTA_DEVICE_PREFIX, b"rt-\0").finish(0);
+        let hook = Request::new(0, 0, &[])
+            .attr(NFTA_HOOK_HOOKNUM, &be(0))
+            .attr(NFTA_HOOK_PRIORITY, &be(0))
+            .attr(0x8000 | NFTA_HOOK_DEVS, &devices[16..])
+            .finish(0);
+        let message = Request::new(GETCHAIN, 0, &[NFPROTO_NETDEV, 0, 0, 0])
+            .attr(0x8000 | NFTA_CHAIN_HOOK, &hook[16..])
+            .finish(0);
+        let payload = &message[16..];
+        let chain = parse_chain(&Message { kind: GETCHAIN, flags: 0, seq: 0, payload });
+        assert_eq!(chain.expect("a base chain").devices, [Device::Prefix("rt-".into())]);
     }
 
     #[test]
