@@ -48,9 +48,13 @@ pub fn read() -> io::Result<Vec<String>> {
         |flags| Request::new(XFRM_MSG_GETDEFAULT, flags, &[0; 4]),
         |message| parse_default(message.payload),
     );
-    if let Ok(Some(directions)) = blocked
-        && !directions.is_empty()
-    {
+    let directions = match blocked {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
+        answer => answer?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults are not understood")
+        })?,
+    };
+    if !directions.is_empty() {
         let directions = directions.join(" and ");
         found.push(format!(
             "XFRM: forwarding is blocked by default ({directions}; see ip xfrm policy getdefault)"
