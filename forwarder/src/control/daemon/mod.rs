@@ -442,6 +442,7 @@ impl Supervisor {
     }
 
     fn follow_firewall(&mut self) -> Result<()> {
+        self.firewall.take_news();
         let mut ports = self.options.interfaces.named().to_vec();
         let matched: Vec<String> = self.ports.matched_names().map(str::to_owned).collect();
         self.firewall.watch(ports.iter().chain(&matched).cloned().collect());

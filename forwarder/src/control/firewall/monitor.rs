@@ -123,6 +123,8 @@ pub struct Monitor {
     /// The interface whose tcx programs were looked at last.
     tcx_turn: u32,
     is_drained: bool,
+    /// Something was read since [`Monitor::take_news`]: what follows from the rules may be outdated.
+    has_news: bool,
     read_due: Instant,
     poll_due: Instant,
     full_due: Instant,
@@ -156,6 +158,7 @@ impl Monitor {
             tcx: BTreeMap::new(),
             tcx_turn: 0,
             is_drained: false,
+            has_news: true,
             read_due: now,
             poll_due: now,
             full_due: now + FULL_PERIOD,
@@ -171,13 +174,17 @@ impl Monitor {
 
     /// When to call [`Monitor::process`] next, though no socket is readable.
     pub fn due(&self) -> Instant {
+        if self.has_news {
+            return self.polled;
+        }
         let due = self.poll_due.min(self.full_due);
         if self.is_stale() { due.min(self.read_due) } else { due }
     }
 
     /// Takes notices and reads what they are about, or what is due. Whether the answers of
-    /// [`Monitor::bypassed`] and [`Monitor::own`] may be others now. Does not wait; the work is
-    /// bounded, also while notices keep coming.
+    /// [`Monitor::bypassed`] and [`Monitor::own`] may be others than before the last
+    /// [`Monitor::take_news`], whatever has read them since. Does not wait; the work is bounded, also
+    /// while notices keep coming.
     pub fn process(&mut self, now: Instant) -> bool {
         self.is_drained = true;
         for source in &mut self.sources {
@@ -187,27 +194,32 @@ impl Monitor {
             self.read_all();
             return true;
         }
-        let mut changed = false;
         if self.is_stale() && now >= self.read_due {
-            changed |= self.read_stale();
+            self.has_news |= self.read_stale();
             self.rest(now);
         }
         if now >= self.poll_due {
-            changed |= self.poll(now);
+            self.has_news |= self.poll(now);
         }
-        changed
+        self.has_news
     }
 
-    /// Whether the rules are known as they are: no notice waits, and what is polled was looked at
-    /// within the last two periods.
+    /// The caller asks for [`Monitor::bypassed`] and [`Monitor::own`] now, and acts on the answers.
+    pub fn take_news(&mut self) {
+        self.has_news = false;
+    }
+
+    /// Whether the rules are known as they are, and acted on: no notice waits, what is polled was looked
+    /// at within the last two periods, and nothing was read since [`Monitor::take_news`].
     pub fn is_current(&self, now: Instant) -> bool {
         let since_poll = now.saturating_duration_since(self.polled);
-        self.is_drained && !self.is_stale() && since_poll <= 2 * POLL_PERIOD
+        self.is_drained && !self.is_stale() && !self.has_news && since_poll <= 2 * POLL_PERIOD
     }
 
     /// Reads everything now.
     pub fn read_all(&mut self) {
         let now = Instant::now();
+        self.has_news = true;
         let subscribed = self.sources.iter_mut().try_for_each(Source::subscribe);
         self.rules = subscribed.and_then(|()| Rules::read_by(&mut self.hooks));
         self.sources.iter_mut().for_each(|source| source.is_stale = false);

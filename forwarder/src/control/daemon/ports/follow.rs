@@ -78,15 +78,24 @@ impl PortManager {
         }
     }
 
-    /// Matched interfaces that are about to become ports.
+    /// Matched interfaces that are about to become ports, whose own rules have to be known before. Not
+    /// those that wait for something else: each event would have the rules read again.
     pub(in crate::control::daemon) fn coming(&self, around: &Surroundings<'_>) -> Vec<String> {
-        let there = |port: &Port| {
-            let link = around.links.named(&port.ifname);
-            let active = port.active();
-            link.zip(active).is_some_and(|(link, active)| link.ifindex == active.ifindex)
+        let (matching, now) = (around.matching(), Instant::now());
+        let is_free = |port: &Port| {
+            let Some(link) = around.links.named(&port.ifname) else { return false };
+            match port.state() {
+                PortState::Active(active) => active.ifindex != link.ifindex,
+                PortState::Closing(_) => true,
+                PortState::Opening(_) => false,
+                PortState::Absent | PortState::Waiting(_) => {
+                    obstacle(link, around.is_up(link.ifindex)).is_none()
+                        && !self.filtered.contains_key(&port.ifname)
+                        && port.is_due(link.mtu, now, around.is_alive)
+                }
+            }
         };
-        let matching = around.matching();
-        let coming = |port: &&Port| port.matched && is_wanted(port, &matching) && !there(port);
+        let coming = |port: &&Port| port.matched && is_wanted(port, &matching) && is_free(port);
         self.ports.iter().filter(coming).map(|port| port.ifname.clone()).collect()
     }
 }
