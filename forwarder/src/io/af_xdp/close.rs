@@ -2,7 +2,9 @@
 //!
 //! In copy mode the kernel sends in our system calls alone, so nothing moves any more: what it has
 //! taken from the TX ring it has sent (or refused, which was counted then), whether it has completed
-//! it or not; what it has not taken it never will. A NIC in zero-copy mode sends by itself: it is given
+//! it or not; what it has not taken it never will. Up to Linux 6.16 the kernel shows late what it has
+//! taken: packets that it has neither shown as taken nor completed, and that no completed packet
+//! follows, count as dropped, and may have left. A NIC in zero-copy mode sends by itself: it is given
 //! some time, and what is not completed then counts as dropped.
 
 use std::time::{Duration, Instant};
@@ -33,11 +35,10 @@ impl Port {
         stats: &WorkerStats,
     ) {
         self.complete(port, slots, pool, stats);
-        let copy = self.mode == BoundMode::Copy;
-        if !copy {
+        if self.mode == BoundMode::ZeroCopy {
             self.wait_for_nic(port, slots, pool, stats);
         }
-        self.settle_tx(copy, port, slots, stats);
+        self.settle_tx(port, slots, pool, stats);
         let mut slots = slots.of(self.rx_owner);
         for desc in self.socket.rx.take(u32::MAX) {
             let (frame, offset) = slots.take_at(packet_addr(desc.addr));
@@ -81,35 +82,42 @@ impl Port {
         }
     }
 
-    /// Counts the packets that are not completed. `taken_is_sent`: what the kernel has taken from the
-    /// TX ring it has sent.
+    /// Counts the packets that are not completed.
     fn settle_tx(
         &mut self,
-        taken_is_sent: bool,
         port: u16,
         slots: &mut Slots,
+        pool: &mut FramePool,
         stats: &WorkerStats,
     ) {
-        let slots = slots.of(self.tx_owner);
-        let mut untaken = Packets::default();
-        for desc in self.socket.tx.untaken() {
-            // The kernel may show late what it has taken: what is completed is no longer there.
-            untaken.add(slots.packet_len(desc.addr).unwrap_or(0));
+        let mut slots = slots.of(self.tx_owner);
+        let mut dropped = 0;
+        if self.mode == BoundMode::Copy {
+            let mut untaken = Packets::default();
+            for desc in self.socket.tx.untaken().rev() {
+                // A completed frame has left its slot, and one that was given again leaves it at its
+                // last descriptor. The kernel takes descriptors in order, so it has taken this one and
+                // all before it, though the ring's index may not show that yet: up to Linux 6.16 the
+                // kernel moves it only when it has used up what it saw there (xskq_cons_get_entries).
+                let Some((frame, packet_len)) = slots.take_sent(desc.addr) else { break };
+                pool.free(frame);
+                self.tx_and_completion -= 1;
+                untaken.add(packet_len);
+            }
+            dropped = untaken.count;
         }
-        let given = slots.packets();
-        let taken = given.count - untaken.count;
+        let mut taken = slots.packets();
         // Those that were refused have been counted as dropped.
-        let taken = taken - self.refused.min(taken);
-        let (sent, dropped) = match taken_is_sent {
-            true => (taken, untaken.count),
-            false => (0, untaken.count + taken),
-        };
+        taken.count = taken.count.saturating_sub(self.refused);
+        if self.mode == BoundMode::ZeroCopy {
+            dropped = std::mem::take(&mut taken).count;
+        }
         for _ in 0..dropped {
             stats.tx_drop(DropReason::DevNotReady, port);
         }
-        if let Some(counters) = stats.ports.get(port as usize).filter(|_| sent > 0) {
-            counters.tx_packets.add(u64::from(sent));
-            counters.tx_bytes.add(given.octets - untaken.octets);
+        if let Some(counters) = stats.ports.get(port as usize).filter(|_| taken.count > 0) {
+            counters.tx_packets.add(u64::from(taken.count));
+            counters.tx_bytes.add(taken.octets);
         }
         (self.sending, self.refused) = (0, 0);
     }
@@ -117,7 +125,10 @@ impl Port {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::io::af_xdp::area::Area;
@@ -174,6 +185,11 @@ mod tests {
             self.stats.tx_drop(DropReason::TxError, 0);
         }
 
+        fn reads_completions(&mut self) {
+            let Lab { port, slots, pool, stats, .. } = self;
+            port.complete(0, slots, pool, stats);
+        }
+
         fn finish(&mut self) {
             let Lab { port, slots, pool, stats, .. } = self;
             port.finish(0, slots, pool, stats);
@@ -226,12 +242,144 @@ mod tests {
                 lab.takes(1);
             }
             if read {
-                let Lab { port, slots, pool, stats, .. } = &mut lab;
-                port.complete(0, slots, pool, stats);
+                lab.reads_completions();
                 assert_eq!((lab.port.sending(), lab.counted()), (1, (1, 60, 0, 1)));
             }
             lab.finish();
             assert_eq!(lab.counted(), (1, 60, 1, 1), "read {read} shown {shown}");
+        }
+    }
+
+    /// Up to Linux 6.16 the kernel moves the TX ring's index only when it has used up what it saw
+    /// there: a frame that was completed may be given again while its earlier descriptor still seems to
+    /// wait.
+    #[test]
+    fn a_frame_given_again_while_its_earlier_descriptor_seems_untaken_counts_once() {
+        let mut lab = Lab::new(BoundMode::Copy, 1);
+        let addrs = lab.send(&[60, 61, 62]);
+        lab.takes(1);
+        lab.completes(&addrs[..1]);
+        lab.refuses(addrs[1]);
+        lab.reads_completions();
+        let again = lab.send(&[63]);
+        assert_eq!(again, addrs[1..2], "the pool gives the frame freed last");
+        lab.finish();
+        assert_eq!(lab.counted(), (1, 60, 2, 1));
+    }
+
+    #[test]
+    fn a_port_has_no_room_for_more_than_the_tx_ring_takes() {
+        let mut lab = Lab::new(BoundMode::Copy, 1);
+        let addrs = lab.send(&[60; 16]);
+        // Completed, while the TX ring still seems full.
+        lab.completes(&addrs[..5]);
+        lab.reads_completions();
+        assert_eq!((lab.port.tx_room_up(), lab.port.sending()), (0, 11));
+        lab.takes(3);
+        assert_eq!(lab.port.tx_room_up(), 3);
+        lab.send(&[61; 3]);
+        lab.finish();
+        assert_eq!(lab.counted(), (5, 300, 14, 0));
+    }
+
+    #[test]
+    fn a_tx_ring_full_of_completed_frames_has_the_kernel_look_at_it() {
+        let mut lab = Lab::new(BoundMode::Copy, 1);
+        // Or the kernel would not ask to be woken.
+        lab.port.busy_poll = true;
+        let addrs = lab.send(&[60; 16]);
+        lab.completes(&addrs);
+        lab.reads_completions();
+        assert_eq!((lab.port.tx_room_up(), lab.port.sending()), (0, 0));
+        let Lab { port, slots, pool, stats, .. } = &mut lab;
+        port.kick(0, slots, pool, stats);
+        assert_eq!(port.tx_state(), PortState::Gone, "sendto(2) was tried, on no socket");
+    }
+
+    #[test]
+    fn packets_before_one_that_was_completed_were_taken_and_are_sent() {
+        let mut lab = Lab::new(BoundMode::Copy, 1);
+        let addrs = lab.send(&[60, 61, 62, 63]);
+        // All were taken but the last, which the ring's index does not show.
+        lab.completes(&addrs[2..3]);
+        lab.finish();
+        assert_eq!(lab.counted(), (3, 60 + 61 + 62, 1, 0));
+    }
+
+    /// What the kernel of the next test does.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Send(usize),
+        Take(usize),
+        /// One of the packets that were taken is completed, in any order.
+        Complete(usize),
+        /// The next one is taken, completed and refused.
+        Refuse,
+        /// The TX ring's index is moved to where the kernel is.
+        Show,
+        ReadCompletions,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => (1..6usize).prop_map(Step::Send),
+            3 => (1..6usize).prop_map(Step::Take),
+            6 => any::<usize>().prop_map(Step::Complete),
+            1 => Just(Step::Refuse),
+            1 => Just(Step::Show),
+            3 => Just(Step::ReadCompletions),
+        ];
+        proptest::collection::vec(step, 0..120)
+    }
+
+    proptest! {
+        #[test]
+        fn every_packet_is_sent_or_dropped_whatever_the_kernel_shows(steps in steps()) {
+            let mut lab = Lab::new(BoundMode::Copy, 1);
+            // Address and length of every packet; those that were completed, and refused.
+            let mut given: Vec<(u64, u64)> = Vec::new();
+            let (mut completed, mut refused) = (BTreeSet::new(), BTreeSet::new());
+            let (mut taken, mut shown) = (0, 0);
+            for step in steps {
+                match step {
+                    Step::Send(packets) => {
+                        let lens: Vec<usize> = (0..packets.min(lab.port.tx_room_up()))
+                            .map(|n| 60 + given.len() + n)
+                            .collect();
+                        let addrs = lab.send(&lens);
+                        given.extend(addrs.into_iter().zip(lens.iter().map(|&len| len as u64)));
+                    }
+                    Step::Take(packets) => taken = given.len().min(taken + packets),
+                    Step::Complete(nth) => {
+                        let left: Vec<usize> =
+                            (0..taken).filter(|n| !completed.contains(n)).collect();
+                        if let Some(&n) = left.get(nth % left.len().max(1)) {
+                            lab.completes(&[given[n].0]);
+                            completed.insert(n);
+                        }
+                    }
+                    Step::Refuse => if taken < given.len() {
+                        lab.refuses(given[taken].0);
+                        lab.reads_completions();
+                        completed.insert(taken);
+                        refused.insert(taken);
+                        taken += 1;
+                    },
+                    Step::Show => {
+                        lab.takes((taken - shown) as u32);
+                        shown = taken;
+                    }
+                    Step::ReadCompletions => lab.reads_completions(),
+                }
+            }
+            lab.finish();
+            // What is known to be taken: up to the index, and up to the last one completed.
+            let known = shown.max(completed.last().map_or(0, |last| last + 1));
+            let sent: Vec<usize> = (0..known).filter(|n| !refused.contains(n)).collect();
+            let octets = sent.iter().map(|&n| given[n].1).sum();
+            let dropped = (given.len() - known) as u64;
+            let expected = (sent.len() as u64, octets, dropped, refused.len() as u64);
+            prop_assert_eq!(lab.counted(), expected);
         }
     }
 

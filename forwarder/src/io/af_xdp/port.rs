@@ -57,7 +57,7 @@ pub(super) struct Port {
     /// Turns until an interface that is down is tried again.
     retry_in: u32,
     /// The queue is polled by our system calls, not by interrupts.
-    busy_poll: bool,
+    pub(super) busy_poll: bool,
 }
 
 impl Port {
@@ -248,7 +248,7 @@ impl Port {
                 let given = if len < SHORTEST {
                     Err((DropReason::EthTruncated, frame))
                 } else if descs.room() == 0 {
-                    // As with the fill ring: completed is shown before taken.
+                    // There was room.
                     Err((DropReason::FullRing, frame))
                 } else {
                     own.give_to_send(frame, len as u32)
@@ -325,7 +325,7 @@ impl Port {
         let descs = &mut descs[..count];
         let mut entries = self.socket.tx.batch(count as u32);
         if entries.room() < count as u32 {
-            // As with the fill ring: completed is shown before taken.
+            // There was room.
             refused = refused.or(Some(DropReason::FullRing));
         }
         if let Some(reason) = refused {
@@ -359,10 +359,11 @@ impl Port {
     }
 
     /// Frames the sending side can take. As many as the completion ring holds may be under way, so
-    /// that the kernel never finds it full.
+    /// that the kernel never finds it full. The TX ring may have less room: the kernel may complete
+    /// frames before it shows that it has taken them, in copy mode up to Linux 6.16 long before.
     #[inline]
     fn tx_room(&self) -> u32 {
-        self.sizes.tx - self.tx_and_completion
+        self.socket.tx.room(self.sizes.tx - self.tx_and_completion)
     }
 
     /// See [`PacketIo::tx_room`](crate::io::PacketIo::tx_room).
@@ -383,7 +384,8 @@ impl Port {
         pool: &mut FramePool,
         stats: &WorkerStats,
     ) {
-        if self.tx_and_completion > 0 {
+        // A TX ring that seems full of completed frames has the kernel look at it, which moves its index.
+        if self.tx_and_completion > 0 || self.tx_room() == 0 {
             match self.state {
                 PortState::Up => self.wake_tx(port, slots, pool, stats),
                 PortState::Down => self.wait_for_up(),

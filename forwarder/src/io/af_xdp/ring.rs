@@ -145,15 +145,25 @@ impl<T: Entry> Producer<T> {
         }
     }
 
-    /// Entries that the kernel has not taken yet.
+    /// Entries for which there is room, `wanted` at most.
+    #[inline]
+    pub(super) fn room(&self, wanted: u32) -> u32 {
+        let free = |consumed| self.ring.size.saturating_sub(self.next.wrapping_sub(consumed));
+        if free(self.consumed) >= wanted {
+            return wanted;
+        }
+        free(self.ring.consumer().load(Ordering::Acquire)).min(wanted)
+    }
+
+    /// Entries that the kernel does not show as taken yet.
     #[inline]
     pub(super) fn pending(&mut self) -> u32 {
         self.consumed = self.ring.consumer().load(Ordering::Acquire);
         self.next.wrapping_sub(self.consumed)
     }
 
-    /// The entries that the kernel has not taken yet, oldest first.
-    pub(super) fn untaken(&mut self) -> impl Iterator<Item = T> + '_ {
+    /// The entries that the kernel does not show as taken yet, oldest first.
+    pub(super) fn untaken(&mut self) -> impl DoubleEndedIterator<Item = T> + '_ {
         let (size, next) = (self.ring.size, self.next);
         let count = self.pending().min(size);
         (0..count).map(move |n| {
@@ -410,12 +420,13 @@ mod tests {
         // The kernel has taken two: not known until it is looked at.
         writer.ring.consumer().store(1, Ordering::Relaxed);
         assert_eq!(writer.batch(SIZE - 3).room(), SIZE - 3);
+        assert_eq!((writer.room(SIZE - 3), writer.room(SIZE)), (SIZE - 3, SIZE - 1));
         assert_eq!(writer.batch(SIZE).room(), SIZE - 1);
         // Nothing written, nothing shown.
         assert_eq!(writer.ring.producer().load(Ordering::Relaxed), 2);
         // An index that cannot be: further than was written.
         writer.ring.consumer().store(77, Ordering::Relaxed);
-        assert_eq!(writer.batch(SIZE).room(), 0);
+        assert_eq!((writer.room(SIZE), writer.batch(SIZE).room()), (0, 0));
     }
 
     #[test]
@@ -428,6 +439,7 @@ mod tests {
             assert_eq!(writer.untaken().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
             writer.taken_by_kernel(4);
             assert_eq!(writer.untaken().collect::<Vec<_>>(), [4, 5]);
+            assert_eq!(writer.untaken().rev().collect::<Vec<_>>(), [5, 4]);
             writer.taken_by_kernel(2);
             assert_eq!(writer.untaken().count(), 0);
         }

@@ -137,14 +137,7 @@ impl OwnedSlots<'_> {
         Some((slot.frame.take()?, slot.packet_len))
     }
 
-    /// The length of the packet that ends in the frame that `addr` lies in. `None`: the frame was not
-    /// given to the owner, or has been taken up again.
-    pub(super) fn packet_len(&self, addr: u64) -> Option<u32> {
-        let slot = self.places.get((addr / FRAME_SIZE as u64) as usize)?;
-        (slot.owner == self.owner && slot.frame.is_some()).then_some(slot.packet_len)
-    }
-
-    /// All packets that the owner was given to send.
+    /// All packets that the owner was given to send and whose last frame was not taken up again.
     pub(super) fn packets(&self) -> Packets {
         let mut packets = Packets::default();
         for slot in self.places.iter().filter(|slot| slot.owner == self.owner) {
@@ -206,10 +199,10 @@ mod tests {
         slots.of(Owner::tx(8)).give_to_send(frame, 99).expect("free place");
         let mut own = slots.of(Owner::tx(7));
         assert_eq!(own.packets(), Packets { count: 2, octets: 9074 });
-        assert_eq!(own.packet_len(addrs[2] + 17), Some(9014));
-        let (frame, len) = own.take_sent(addrs[0]).expect("given above");
+        let (frame, len) = own.take_sent(addrs[0] + 17).expect("given above");
         pool.free(frame);
-        assert_eq!((len, own.packet_len(addrs[0])), (60, None));
+        assert_eq!(len, 60);
+        assert!(own.take_sent(addrs[0]).is_none());
         assert_eq!(own.packets(), Packets { count: 1, octets: 9014 });
     }
 
