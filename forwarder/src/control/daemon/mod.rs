@@ -342,7 +342,8 @@ impl Supervisor {
         let looked = self.mirror.tick(Instant::now())?;
         self.follow(&looked)?;
         self.unread = looked.more;
-        Ok(!looked.more && self.firewall.is_current(Instant::now()))
+        let is_followed = !looked.more && self.mirror.is_current();
+        Ok(is_followed && self.firewall.is_current(Instant::now()))
     }
 
     /// What no event tells of. After a pause in which the kernel could not be followed (the process
