@@ -364,6 +364,12 @@ impl Supervisor {
                  forwards on"
             );
         }
+        if was_away {
+            let looked = self.mirror.read_sysctls(Instant::now())?;
+            self.follow(&looked)?;
+            self.firewall.read_all();
+            self.follow_firewall()?;
+        }
         self.mend_punt()?;
         self.look_after_ports(was_away)?;
         // For when this thread does not get to a newer one.

@@ -175,7 +175,7 @@ impl Mirror {
         mirror.follower.touched.links = true;
         mirror.follower.touched.rules = true;
         mirror.follower.locals_changed = true;
-        mirror.poll_sysctls(now);
+        mirror.poll_sysctls(now, VLAN_SYSCTLS);
         mirror.compile();
         Ok(mirror)
     }
@@ -190,7 +190,7 @@ impl Mirror {
     /// What has to be done from time to time; see [`Mirror::next_tick`].
     pub fn tick(&mut self, now: Instant) -> Result<Changes, MirrorError> {
         if now >= self.next_sysctl {
-            self.poll_sysctls(now);
+            self.poll_sysctls(now, VLAN_SYSCTLS);
         }
         if now >= self.next_keepalive {
             self.next_keepalive = now + KEEPALIVE_INTERVAL;
@@ -201,6 +201,16 @@ impl Mirror {
             self.compiler.reclaim(&mut self.follower.state);
         }
         // Before asking anew, hear what was told: else it would be applied after.
+        let more = self.drain(now)?;
+        self.settle(now, more)
+    }
+
+    /// Reads all settings that no event tells of, whenever they were read last: for after a pause.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn read_sysctls(&mut self, now: Instant) -> Result<Changes, MirrorError> {
+        self.poll_sysctls(now, usize::MAX);
         let more = self.drain(now)?;
         self.settle(now, more)
     }
@@ -308,7 +318,8 @@ impl Mirror {
         publish(&mut self.follower, &mut self.compiler)
     }
 
-    fn poll_sysctls(&mut self, now: Instant) {
+    /// `vlans_max`: VLANs whose settings are read.
+    fn poll_sysctls(&mut self, now: Instant, vlans_max: usize) {
         self.next_sysctl = now + SYSCTL_INTERVAL;
         let state = &mut self.follower.state;
         let files = &mut self.sysctls;
@@ -319,7 +330,7 @@ impl Mirror {
         self.follower.touched.conf |= state.sysctls_all != all;
         state.sysctls_all = all;
         // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
-        let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, VLAN_SYSCTLS);
+        let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, vlans_max);
         self.sysctl_turn = vlans.last().copied().unwrap_or_default();
         let ports = self.compiler.ports.keys().copied();
         let followed = || ports.clone().chain(self.compiler.devs.vlans_after(0, KEPT_VLANS));
@@ -373,7 +384,7 @@ impl Mirror {
     pub fn set_ports(&mut self, ports: &[(u32, u16)]) {
         self.compiler.ports = ports.iter().copied().collect();
         self.follower.touched.links = true;
-        self.poll_sysctls(Instant::now());
+        self.poll_sysctls(Instant::now(), VLAN_SYSCTLS);
         self.compile();
     }
 
