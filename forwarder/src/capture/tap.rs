@@ -87,6 +87,11 @@ pub struct Tap {
 }
 
 impl Session {
+    /// Its name.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// A capture whose copies go into `ring`. `id` is its name.
     pub fn new(id: u64, wanted: Wanted, ring: RingIn) -> Session {
         let mut ring = ring.0;

@@ -2,13 +2,16 @@
 //!
 //! A worker runs commands between two turns; one that is stopped, or kept from its CPU, does not get
 //! to them. An asker that has stopped waiting knows what became of its command: it will not run, or
-//! what it did is undone.
+//! the worker undoes it when it goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, SendTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
+
+/// A worker that has begun with a command that takes no time may be kept from its CPU for as long.
+const FINISH_BRIEF: Duration = Duration::from_millis(200);
 
 /// How long an asker waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +23,9 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// For a command that takes no time itself.
-    pub fn brief(timeout: Duration) -> Patience {
-        Patience { begin: timeout, finish: Duration::ZERO }
+    /// For a command that takes no time itself; the worker has 200 ms to finish it.
+    pub fn brief(begin: Duration) -> Patience {
+        Patience { begin, finish: FINISH_BRIEF }
     }
 }
 
@@ -31,7 +34,8 @@ impl Patience {
 pub enum NoAnswer {
     /// The worker did not begin in time. The command is cancelled and will not run.
     NotBegun,
-    /// The worker did not finish in time. Once it does, the command is undone.
+    /// The worker began and did not finish in time. Once it does, it undoes the command, if there is
+    /// anything to undo.
     NotFinished,
     /// The worker has ended.
     Ended,
@@ -39,6 +43,7 @@ pub enum NoAnswer {
 
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
+/// The result has been sent, and the asker has it or will take it.
 const DONE: u8 = 2;
 const CANCELLED: u8 = 3;
 
@@ -57,6 +62,8 @@ impl Progress {
 pub(super) struct Reply<T> {
     progress: Arc<Progress>,
     answer: Sender<T>,
+    /// The asker's end, to take back a result that it does not wait for any more.
+    unheard: Receiver<T>,
 }
 
 impl<T> Reply<T> {
@@ -66,11 +73,12 @@ impl<T> Reply<T> {
         if !self.progress.advance(WAITING, BEGUN) {
             return None;
         }
-        let result = run();
-        if !self.progress.advance(BEGUN, DONE) {
-            return Some(result);
+        // There is room for the one result. It is sent before it is called done: an asker whose
+        // command is done does not wait.
+        if let Err(unsent) = self.answer.try_send(run()) {
+            return Some(unsent.into_inner());
         }
-        self.answer.send(result).err().map(|unsent| unsent.0)
+        if self.progress.advance(BEGUN, DONE) { None } else { self.unheard.try_recv().ok() }
     }
 }
 
@@ -83,7 +91,7 @@ pub(super) fn ask<C, T>(
     let progress = Arc::new(Progress::default());
     let (answer, result) = bounded(1);
     let deadline = Instant::now() + patience.begin;
-    let reply = Reply { progress: Arc::clone(&progress), answer };
+    let reply = Reply { progress: Arc::clone(&progress), answer, unheard: result.clone() };
     commands.send_deadline(command(reply), deadline).map_err(|error| match error {
         SendTimeoutError::Timeout(_) => NoAnswer::NotBegun,
         SendTimeoutError::Disconnected(_) => NoAnswer::Ended,
@@ -102,8 +110,8 @@ pub(super) fn ask<C, T>(
         Err(RecvTimeoutError::Timeout) if progress.advance(BEGUN, CANCELLED) => {
             Err(NoAnswer::NotFinished)
         }
-        // Done at the last moment: the result is being sent.
-        Err(RecvTimeoutError::Timeout) => result.recv().map_err(|_| NoAnswer::Ended),
+        // Done at the last moment: the result is there.
+        Err(RecvTimeoutError::Timeout) => result.try_recv().map_err(|_| NoAnswer::NotFinished),
     }
 }
 
@@ -169,6 +177,72 @@ mod tests {
         has_begun.recv().expect("it was begun");
         drop(go_on);
         assert_eq!(worker.join().expect("no panic"), Some(7), "the worker has it to undo");
+    }
+
+    #[test]
+    fn a_brief_command_that_has_begun_at_the_deadline_is_waited_for() {
+        let (commands, worker) = bounded::<Command>(1);
+        let worker = thread::spawn(move || worker.recv().expect("a command")());
+        let begin = Duration::from_secs(1);
+        let deadline = Instant::now() + begin;
+        let answer = ask(&commands, Patience::brief(begin), |reply| {
+            command(reply, move || {
+                thread::sleep(SHORT + deadline.saturating_duration_since(Instant::now()));
+                7
+            })
+        });
+        assert_eq!(answer, Ok(7));
+        assert_eq!(worker.join().expect("no panic"), None);
+    }
+
+    #[test]
+    fn a_worker_that_stops_once_it_has_sent_the_result_is_not_waited_for() {
+        let (commands, worker) = bounded::<Reply<u32>>(1);
+        let (go_on, wait) = bounded::<()>(0);
+        let worker = thread::spawn(move || {
+            let reply = worker.recv().expect("a command");
+            assert!(reply.progress.advance(WAITING, BEGUN));
+            reply.answer.send(7).expect("it is waited for");
+            let _ = wait.recv();
+            reply.progress.advance(BEGUN, DONE)
+        });
+        let answer = ask(&commands, Patience { begin: LONG, finish: LONG }, |reply| reply);
+        assert_eq!(answer, Ok(7));
+        drop(go_on);
+        assert!(worker.join().expect("no panic"));
+    }
+
+    #[test]
+    fn a_result_is_heard_or_undone_and_never_both() {
+        let (commands, worker) = bounded::<Command>(1);
+        let (undone, results) = bounded(1);
+        let worker = thread::spawn(move || {
+            for command in worker {
+                undone.send(command()).expect("it is read");
+            }
+        });
+        let mut heard = 0;
+        for n in 0..4000 {
+            // From much too short to long enough.
+            let patience = Patience {
+                begin: Duration::from_micros(n % 500),
+                finish: Duration::from_micros(n % 7),
+            };
+            let answer = ask(&commands, patience, |reply| {
+                command(reply, move || {
+                    (0..n % 64).for_each(|_| std::hint::spin_loop());
+                    7
+                })
+            });
+            match (answer, results.recv().expect("every command is taken")) {
+                (Ok(7), None) => heard += 1,
+                (Err(NoAnswer::NotBegun), None) | (Err(NoAnswer::NotFinished), Some(7)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(heard > 0);
+        drop(commands);
+        worker.join().expect("no panic");
     }
 
     #[test]

@@ -191,14 +191,25 @@ impl Crossings {
         self.waker = Some(waker);
     }
 
+    /// Takes the way that was admitted last back.
+    pub fn undo_admit(&mut self) {
+        self.into.pop();
+    }
+
     /// A way that leads elsewhere.
     pub fn add(&mut self, way: WayOut) {
         self.out.push(way);
     }
 
+    /// Takes the way that was added last back, before a port leads to it.
+    pub fn undo_add(&mut self) {
+        self.out.pop();
+    }
+
     /// Packets for `port` leave by a queue of worker `by`, to whom there is a way; `None`: by a queue
-    /// of its own.
-    pub fn lead(&mut self, port: u16, by: Option<usize>) {
+    /// of its own. Returns by whose they left before.
+    pub fn lead(&mut self, port: u16, by: Option<usize>) -> Option<usize> {
+        let before = self.way(usize::from(port)).map(|way| way.to);
         let port = usize::from(port);
         let place = by.and_then(|to| self.out.iter().position(|way| way.to == to));
         if self.by_port.len() <= port {
@@ -207,6 +218,7 @@ impl Crossings {
         self.by_port[port] = place;
         let led_to = |n: &usize| self.by_port.contains(&Some(*n));
         self.targets = (0..self.out.len()).filter(led_to).map(|n| self.out[n].to).collect();
+        before
     }
 
     /// The workers without whom some of the packets cannot be sent.

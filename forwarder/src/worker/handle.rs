@@ -118,36 +118,31 @@ impl<I> WorkerHandle<I> {
         TapHandle { commands: self.commands.clone() }
     }
 
-    /// Changes the worker's ways to and from others, between two turns. `None`: the worker is gone or
-    /// did not get to it within `timeout`, and will not do it later.
-    pub fn cross(
-        &self,
-        timeout: Duration,
-        change: impl FnOnce(&mut Crossings) + Send + 'static,
-    ) -> Option<()> {
-        ask(&self.commands, Patience::brief(timeout), |reply| {
-            Command::Cross(Box::new(move |crossings| {
-                reply.give(|| change(crossings));
-            }))
-        })
-        .ok()
-    }
-
-    /// Runs `call` on the worker's thread between two turns and waits for its result, at most
-    /// `timeout`. `None`: the worker is gone or did not get to it, and will not do it later.
-    pub fn call<T: Send + 'static>(
-        &self,
-        timeout: Duration,
-        call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
-    ) -> Option<T> {
-        self.call_or_undo(Patience::brief(timeout), call, |_, _, _, _| {}).ok()
-    }
-
-    /// The same for what takes long and must not be left half done: should the result come when
-    /// nobody waits for it any more, the worker undoes it.
+    /// Changes the worker's ways to and from others, between two turns. Should it be done when nobody
+    /// waits for it any more, the worker undoes it.
     ///
     /// # Errors
-    /// [`NoAnswer`]: nothing has been done, or what was done is undone.
+    /// [`NoAnswer`]: nothing has been done, or the worker undoes what it did by `undo`.
+    pub fn cross_or_undo<T: Send + 'static>(
+        &self,
+        patience: Patience,
+        change: impl FnOnce(&mut Crossings) -> T + Send + 'static,
+        undo: impl FnOnce(&mut Crossings, T) + Send + 'static,
+    ) -> Result<T, NoAnswer> {
+        ask(&self.commands, patience, |reply| {
+            Command::Cross(Box::new(move |crossings| {
+                if let Some(unwanted) = reply.give(|| change(crossings)) {
+                    undo(crossings, unwanted);
+                }
+            }))
+        })
+    }
+
+    /// Runs `call` on the worker's thread between two turns and waits for its result. Should that come
+    /// when nobody waits for it any more, the worker undoes it.
+    ///
+    /// # Errors
+    /// [`NoAnswer`]: nothing has been done, or the worker undoes what it did by `undo`.
     pub fn call_or_undo<T: Send + 'static>(
         &self,
         patience: Patience,
@@ -171,10 +166,16 @@ pub struct TapHandle<I> {
 }
 
 impl<I> TapHandle<I> {
-    /// Begins a capture. `None`: the worker is gone, did not get to it within `timeout`, or has
-    /// [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX) already.
+    /// Begins a capture. `None`: the worker is gone, did not get to it within `timeout` and ends it
+    /// should it begin it later, or has [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX) already.
     pub fn attach(&self, session: Session, timeout: Duration) -> Option<()> {
-        match self.ask(timeout, move |tap| tap.attach(session))? {
+        let id = session.id();
+        let undo = move |tap: &mut Tap, refused: Option<Session>| {
+            if refused.is_none() {
+                tap.detach(id);
+            }
+        };
+        match self.ask(timeout, move |tap| tap.attach(session), undo).ok()? {
             None => Some(()),
             Some(_refused) => None,
         }
@@ -191,21 +192,33 @@ impl<I> TapHandle<I> {
         result.recv_deadline(deadline).ok()?.map(drop)
     }
 
-    /// Tells captures that a port is another interface from now on, see [`Tap::name_port`]. `None`: as
-    /// for [`Self::attach`].
-    pub fn name_port(&self, port: u16, name: &str, naming: u64, timeout: Duration) -> Option<()> {
+    /// Tells captures that a port is another interface from now on, see [`Tap::name_port`].
+    ///
+    /// # Errors
+    /// [`NoAnswer`]; a worker that had begun does it all the same. It may be told again.
+    pub fn name_port(
+        &self,
+        port: u16,
+        name: &str,
+        naming: u64,
+        timeout: Duration,
+    ) -> Result<(), NoAnswer> {
         let name = name.to_owned();
-        self.ask(timeout, move |tap| tap.name_port(port, &name, naming))
+        self.ask(timeout, move |tap| tap.name_port(port, &name, naming), |_, ()| {})
     }
 
     fn ask<T: Send + 'static>(
         &self,
         timeout: Duration,
         call: impl FnOnce(&mut Tap) -> T + Send + 'static,
-    ) -> Option<T> {
+        undo: impl FnOnce(&mut Tap, T) + Send + 'static,
+    ) -> Result<T, NoAnswer> {
         ask(&self.commands, Patience::brief(timeout), |reply| {
-            Command::Tap(Box::new(move |tap| drop(reply.give(|| call(tap)))))
+            Command::Tap(Box::new(move |tap| {
+                if let Some(unwanted) = reply.give(|| call(tap)) {
+                    undo(tap, unwanted);
+                }
+            }))
         })
-        .ok()
     }
 }

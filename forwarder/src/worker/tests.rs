@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::bounded;
+
 use super::clock::{Clock, monotonic_ns};
-use super::crossing::{Waker, way};
+use super::crossing::{Waker, WayOut, way};
 use super::poll::{FrameCensus, Parts, PollMode};
 use super::slow_path::{Bell, PuntQueue, slow_path};
-use super::{Crossings, Liveness, Residence, Worker, WorkerHandle};
+use super::{Crossings, Liveness, NoAnswer, Patience, Residence, Worker, WorkerHandle};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::quiescence::Quiescence;
 use crate::io::MemIo;
@@ -343,6 +345,44 @@ fn a_port_may_lead_elsewhere_and_back() {
     assert_eq!((one.sent().len(), two.sent()), (0, vec![5]));
 }
 
+/// A worker that begins with a change of its ways and is stopped meanwhile: the asker is told that it
+/// failed, so nothing of it may stay.
+#[test]
+fn a_change_of_ways_that_comes_too_late_is_undone() {
+    let Bench { worker, handle, waker, .. } = bench(FRAMES);
+    let thread = thread::spawn(move || worker.run());
+    let ask = |change: fn(&mut Crossings, WayOut), undo: fn(&mut Crossings), late: bool| {
+        let (out, into) = way(2, 1, Arc::clone(&waker));
+        let (go_on, wait) = bounded::<()>(0);
+        let patience = Patience { begin: Duration::from_secs(1), finish: Duration::ZERO };
+        let answer = handle.cross_or_undo(
+            patience,
+            move |crossings| {
+                if late {
+                    let _ = wait.recv();
+                }
+                change(crossings, out);
+            },
+            move |crossings, ()| undo(crossings),
+        );
+        assert_eq!(answer, if late { Err(NoAnswer::NotFinished) } else { Ok(()) });
+        drop((go_on, into));
+    };
+    let reach = |by: Option<usize>| {
+        let look = move |crossings: &mut Crossings| {
+            crossings.lead(RIGHT, by);
+            crossings.lead(RIGHT, None)
+        };
+        handle.cross_or_undo(Patience::brief(PATIENCE), look, |_, _| {}).expect("it answers")
+    };
+    ask(|crossings, out| crossings.add(out), Crossings::undo_add, true);
+    assert_eq!(reach(Some(1)), None, "the way is gone");
+    ask(|crossings, out| crossings.add(out), Crossings::undo_add, false);
+    assert_eq!(reach(Some(1)), Some(1));
+    handle.stop();
+    thread.join().expect("ends well");
+}
+
 /// Three workers as threads; two have no queue on the right port. Every packet arrives, whether the
 /// third sleeps or not, and what is under way when they are stopped arrives, too.
 #[test]
@@ -363,9 +403,11 @@ fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
     let sent = || handles[1].stats.ports[usize::from(RIGHT)].tx_packets.get();
     for n in (0..PACKETS).step_by(20) {
         let handle = &handles[if n % 60 == 0 { 0 } else { 2 }];
-        let put = handle.call(PATIENCE, move |io, pool, _| {
-            (n..n + 20).try_for_each(|n| io.inject(LEFT, pool, &frame(n)))
-        });
+        let put = handle.call_or_undo(
+            Patience::brief(PATIENCE),
+            move |io, pool, _| (n..n + 20).try_for_each(|n| io.inject(LEFT, pool, &frame(n))),
+            |_, _, _, _| {},
+        );
         put.expect("it runs").expect("room");
         if n % 100 == 0 {
             // Now and then all of them sleep.

@@ -1,6 +1,7 @@
-//! What the thread that opens and closes ports asks of workers. No call waits for long, and none that
-//! was given up takes effect later; a socket that could not be closed is remembered and closed when
-//! its worker answers again.
+//! What the thread that opens and closes ports asks of workers. No call waits for long. One that was
+//! given up is cancelled, or undone if the worker had begun; closing and renaming are not undone, but
+//! asked for again. A socket that could not be closed is remembered and closed when its worker answers
+//! again.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use super::error::PortError;
 use crate::io::af_xdp::{AfXdp, PortConfig, PortInfo, PortState};
-use crate::worker::{Crossings, Patience, WorkerHandle};
+use crate::worker::{Crossings, NoAnswer, Patience, WorkerHandle};
 
 /// A worker begins with a command within a turn, 20 ms when it sleeps. Longer, for it may be kept
 /// from its CPU.
 const BEGIN: Duration = Duration::from_millis(500);
 /// Binding a socket may reset a NIC's link, which takes 1 to 2 s (igb).
 const FINISH: Duration = Duration::from_secs(3);
+const PATIENCE: Patience = Patience { begin: BEGIN, finish: FINISH };
 
 /// The workers, and what is still to be closed at each.
 #[derive(Debug)]
@@ -49,9 +51,9 @@ impl WorkerCalls {
         config: PortConfig,
     ) -> Result<(PortInfo, OwnedFd), PortError> {
         self.close_owed(worker)?;
-        let opened = self.ask(worker, |handle, patience| {
+        let opened = self.ask(worker, |handle| {
             handle.call_or_undo(
-                patience,
+                PATIENCE,
                 move |io, pool, stats| {
                     // Nothing is there, unless something went wrong before.
                     io.remove_port(slot, pool, stats);
@@ -95,11 +97,11 @@ impl WorkerCalls {
         if owed.is_empty() {
             return Ok(());
         }
-        self.ask(worker, |handle, patience| {
+        self.ask(worker, |handle| {
             let close = move |io: &mut AfXdp, pool: &mut _, stats: &_| {
                 owed.iter().for_each(|&slot| io.remove_port(slot, pool, stats));
             };
-            handle.call_or_undo(patience, close, |_, _, _, ()| {})
+            handle.call_or_undo(PATIENCE, close, |_, _, _, ()| {})
         })?;
         self.owed[worker].clear();
         Ok(())
@@ -111,11 +113,11 @@ impl WorkerCalls {
         worker: usize,
         slots: Vec<u16>,
     ) -> Result<Vec<(u16, Option<PortState>)>, PortError> {
-        self.ask(worker, |handle, patience| {
+        self.ask(worker, |handle| {
             let states = move |io: &mut AfXdp, _: &mut _, _: &_| {
                 slots.into_iter().map(|slot| (slot, io.tx_state(slot))).collect()
             };
-            handle.call_or_undo(patience, states, |_, _, _, _| {})
+            handle.call_or_undo(PATIENCE, states, |_, _, _, _| {})
         })
     }
 
@@ -128,46 +130,39 @@ impl WorkerCalls {
         name: &str,
         naming: u64,
     ) -> Result<(), PortError> {
-        let taps = self.handles.get(worker).map(WorkerHandle::taps);
-        taps.and_then(|taps| taps.name_port(port, name, naming, BEGIN))
-            .ok_or(PortError::WorkerStalled(worker))?;
-        self.ask(worker, |handle, patience| {
+        self.ask(worker, |handle| handle.taps().name_port(port, name, naming, BEGIN))?;
+        self.ask(worker, |handle| {
             let reset = move |io: &mut AfXdp, _: &mut _, stats: &crate::stats::WorkerStats| {
                 stats.slots_of(port, max_ports).for_each(|(slot, _)| io.forget_statistics(slot));
                 stats.forget_port(port, max_ports);
             };
-            handle.call_or_undo(patience, reset, |_, _, _, _| {})
+            handle.call_or_undo(PATIENCE, reset, |_, _, _, _| {})
         })
     }
 
-    /// Changes a worker's ways to and from others.
-    pub(super) fn cross(
+    /// Changes a worker's ways to and from others. Should that come too late, the worker undoes it.
+    pub(super) fn cross<T: Send + 'static>(
         &mut self,
         worker: usize,
-        change: impl FnOnce(&mut Crossings) + Send + 'static,
+        change: impl FnOnce(&mut Crossings) -> T + Send + 'static,
+        undo: impl FnOnce(&mut Crossings, T) + Send + 'static,
     ) -> Result<(), PortError> {
-        let stalled = PortError::WorkerStalled(worker);
-        if self.silent.contains(&worker) {
-            return Err(stalled);
-        }
-        let Some(handle) = self.handles.get(worker) else { return Err(stalled) };
-        handle.cross(BEGIN, change).ok_or_else(|| {
-            self.silent.insert(worker);
-            stalled
+        self.ask(worker, |handle| {
+            handle.cross_or_undo(Patience::brief(BEGIN), change, undo).map(drop)
         })
     }
 
     fn ask<T>(
         &mut self,
         worker: usize,
-        call: impl FnOnce(&WorkerHandle<AfXdp>, Patience) -> Result<T, crate::worker::NoAnswer>,
+        call: impl FnOnce(&WorkerHandle<AfXdp>) -> Result<T, NoAnswer>,
     ) -> Result<T, PortError> {
         let stalled = PortError::WorkerStalled(worker);
         let Some(handle) = self.handles.get(worker) else { return Err(stalled) };
         if self.silent.contains(&worker) {
             return Err(stalled);
         }
-        call(handle, Patience { begin: BEGIN, finish: FINISH }).map_err(|_| {
+        call(handle).map_err(|_| {
             self.silent.insert(worker);
             stalled
         })

@@ -55,7 +55,13 @@ impl Handoffs {
                 self.connect(worker, by, workers)?;
             }
             let by = (by != worker).then_some(by);
-            workers.cross(worker, move |crossings| crossings.lead(port, by))?;
+            workers.cross(
+                worker,
+                move |crossings| crossings.lead(port, by),
+                move |crossings, before| {
+                    crossings.lead(port, before);
+                },
+            )?;
         }
         Ok(())
     }
@@ -73,8 +79,16 @@ impl Handoffs {
         let (out, into) = way(self.packets, to, Arc::clone(waker));
         let its = Arc::clone(waker);
         // The one that takes first, then the one that sends.
-        workers.cross(to, move |crossings| crossings.admit(into, its))?;
-        workers.cross(from, move |crossings| crossings.add(out))?;
+        workers.cross(
+            to,
+            move |crossings| crossings.admit(into, its),
+            |crossings, ()| crossings.undo_admit(),
+        )?;
+        workers.cross(
+            from,
+            move |crossings| crossings.add(out),
+            |crossings, ()| crossings.undo_add(),
+        )?;
         self.made.insert((from, to));
         Ok(())
     }
