@@ -302,9 +302,12 @@ impl<I: PacketIo> Worker<I> {
         let mut taken = 0;
         for slot in 0..self.io.ports() as u16 {
             for _ in 0..BURSTS_A_TURN {
-                let is_full = self.slow_path.room() < BURST;
-                if permission == Permission::Wait || (permission != Permission::Forward && is_full)
-                {
+                let may_take = match permission {
+                    Permission::Forward => true,
+                    Permission::HandBack(_) => self.slow_path.room() >= BURST,
+                    Permission::Wait => false,
+                };
+                if !may_take {
                     return taken;
                 }
                 let received = self.receive(slot);
