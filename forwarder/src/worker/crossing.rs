@@ -161,6 +161,14 @@ impl WayOut {
     }
 }
 
+impl WayIn {
+    /// Gives a packet's buffer back to the sender.
+    fn recycle(&self, crossing: Crossing) {
+        // There is room for every buffer; the sender may be gone.
+        let _ = self.empty.try_send(crossing.buffer);
+    }
+}
+
 /// What [`Crossings::take`] took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Taken {
@@ -264,7 +272,7 @@ impl Crossings {
             taken.packets += 1;
             if crossing.sent_ns < oldest_ns {
                 stats.tx_drop(DropReason::QueuePurge, crossing.oif);
-                let _ = way.empty.try_send(crossing.buffer);
+                way.recycle(crossing);
                 continue;
             }
             taken.timed |= crossing.timed;
@@ -280,8 +288,7 @@ impl Crossings {
                     stats.tx_drop(DropReason::NoMem, crossing.oif);
                 }
             }
-            // There is room for every buffer; the sender may be gone.
-            let _ = way.empty.try_send(crossing.buffer);
+            way.recycle(crossing);
         }
         stats.crossed_in.add(taken.packets as u64);
         taken
@@ -323,8 +330,7 @@ impl Crossings {
             for crossing in way.full.try_iter().take(way.full.len()) {
                 stats.crossed_in.inc();
                 stats.tx_drop(reason, crossing.oif);
-                // There is room for every buffer; the sender may be gone.
-                let _ = way.empty.try_send(crossing.buffer);
+                way.recycle(crossing);
             }
         }
     }

@@ -69,7 +69,12 @@ impl Liveness {
     pub fn beat(&self, now_ns: u64, targets: &[usize]) {
         let time_ns = self.clock.monotonic_ns(now_ns);
         // Workers lead packets to workers with lower numbers only, so they do not wait for each other.
-        let time_ns = if self.are_fresh(targets, time_ns) { time_ns } else { 0 };
+        self.store(if self.are_fresh(targets, time_ns) { time_ns } else { 0 });
+    }
+
+    /// Stores the heartbeat of the worker's queues; 0: the kernel has them from now on.
+    #[inline]
+    fn store(&self, time_ns: u64) {
         for word in self.queues.iter().filter_map(|&queue| self.page.queue(queue)) {
             word.store(time_ns, Ordering::Relaxed);
         }
@@ -100,19 +105,12 @@ impl Liveness {
             Permission::Forward
         }
     }
-
-    /// The kernel has the worker's queues from now on.
-    fn withdraw(&self) {
-        for word in self.queues.iter().filter_map(|&queue| self.page.queue(queue)) {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
 }
 
 /// The worker ends, maybe by a panic.
 impl Drop for Liveness {
     fn drop(&mut self) {
-        self.withdraw();
+        self.store(0);
     }
 }
 
