@@ -43,7 +43,7 @@ const ATTEMPTS: u32 = 5;
 const LAST_COPIES: Duration = Duration::from_millis(500);
 
 /// What the captures that run have in common.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shared {
     running: AtomicUsize,
     /// Blocks of their rings.
@@ -92,12 +92,7 @@ pub(super) struct Captures {
 impl Captures {
     /// None.
     pub(super) fn new() -> Captures {
-        let shared = Shared {
-            running: AtomicUsize::new(0),
-            blocks: AtomicUsize::new(0),
-            ports: ArcSwap::default(),
-        };
-        Captures { shared: Arc::new(shared), next_id: AtomicU64::new(1) }
+        Captures { shared: Arc::default(), next_id: AtomicU64::new(1) }
     }
 
     /// Waits for clients to take what the workers, which have ended, have copied.
@@ -434,22 +429,11 @@ mod tests {
     }
 
     fn stream(names: &[&str], reader: RingReader) -> Box<Stream> {
-        let shared = Shared {
-            running: AtomicUsize::new(1),
-            blocks: AtomicUsize::new(0),
-            ports: ArcSwap::default(),
-        };
-        shared.ports.store(Arc::new(Ports::default().become_others(ports(names))));
-        let (told, shared) = (shared.ports.load_full(), Arc::new(shared));
-        Box::new(Stream {
-            id: 1,
-            taps: Vec::new(),
-            rings: vec![reader],
-            told,
-            blocks: 0,
-            unnamed: 0,
-            shared,
-        })
+        let captures = Captures::new();
+        captures.shared.ports.store(Arc::new(Ports::default().become_others(ports(names))));
+        let mut stream = captures.open().expect("the first");
+        stream.rings.push(reader);
+        Box::new(stream)
     }
 
     /// Ports by name and packets by port, and how many were lost.
