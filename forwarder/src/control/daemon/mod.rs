@@ -296,13 +296,18 @@ impl Supervisor {
 
     /// Has the programs steer by the tables as they are.
     fn steer(&mut self) -> Result<()> {
-        self.workers.set_hand_back(self.is_filtered() || self.ports.is_closing_filtered());
+        self.workers.set_hand_back(self.must_hand_back());
         let allowed = !self.stopping && self.steering_allowed();
         self.steer.apply(&self.mirror, &mut self.ports, allowed)
     }
 
     fn steering_allowed(&self) -> bool {
-        !self.punter.is_broken() && !self.is_filtered() && !self.ports.is_closing_filtered()
+        !self.punter.is_broken() && !self.must_hand_back()
+    }
+
+    /// Packets that userspace would send may be those that the kernel filters.
+    fn must_hand_back(&self) -> bool {
+        self.is_filtered() || self.ports.is_closing_filtered()
     }
 
     /// The kernel filters forwarded packets as userspace does not, and that counts.

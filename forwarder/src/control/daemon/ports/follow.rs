@@ -152,11 +152,7 @@ fn give_way(
         say!("interface {}: {finding}; left to the kernel until it is opened anew", port.ifname);
         return Ok(port.begin_reopening(finding.to_string(), finding.is_failure()));
     }
-    if let Some(why) = &prospect.filtered {
-        say!("interface {}: {why}; left to the kernel", port.ifname);
-        return Ok(port.begin_leaving_filtered(why.clone()));
-    }
-    if let Some(why) = obstacle {
+    if let Some(why) = prospect.filtered.as_ref().or(obstacle) {
         say!("interface {}: {why}; left to the kernel", port.ifname);
         return Ok(port.begin_closing(Some(Waiting { why: why.clone(), until: Until::Event })));
     }

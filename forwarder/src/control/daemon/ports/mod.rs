@@ -182,11 +182,15 @@ impl PortManager {
     /// Whether packets may still be sent by a port whose packets the kernel filters, because its
     /// sockets are not closed yet.
     pub(super) fn is_closing_filtered(&self) -> bool {
-        self.iter().any(Port::is_closing_filtered)
+        self.closing().any(|port| self.filtered.contains_key(&port.ifname))
     }
 
     fn is_closing(&self) -> bool {
-        self.iter().any(|port| matches!(port.state(), PortState::Closing(_)))
+        self.closing().next().is_some()
+    }
+
+    fn closing(&self) -> impl Iterator<Item = &Port> {
+        self.iter().filter(|port| matches!(port.state(), PortState::Closing(_)))
     }
 
     /// From now on a port that cannot be opened is no error.

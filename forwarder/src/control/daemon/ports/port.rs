@@ -74,8 +74,6 @@ pub(in crate::control::daemon) struct Closing {
     counts: (QueueCounts, u32),
     /// What it waits for afterwards; `None`: for an interface.
     then: Option<Waiting>,
-    /// The kernel filters what is sent by it, and its sockets may still send.
-    is_filtered: bool,
 }
 
 /// When a port is tried again that could not be opened, or does not stay sound.
@@ -341,28 +339,14 @@ impl Port {
         self.idle_since = Instant::now();
         match std::mem::replace(
             &mut self.state,
-            PortState::Closing(Closing { ifindex, counts, then, is_filtered: false }),
+            PortState::Closing(Closing { ifindex, counts, then }),
         ) {
             PortState::Active(active) => Some(active),
             _ => None,
         }
     }
 
-    /// The same, because the kernel filters its packets for a reason that `status` prints.
-    pub(super) fn begin_leaving_filtered(&mut self, why: String) -> Option<Box<ActivePort>> {
-        let active = self.begin_closing(Some(Waiting { why, until: Until::Event }));
-        if let PortState::Closing(closing) = &mut self.state {
-            closing.is_filtered = true;
-        }
-        active
-    }
-
-    /// Whether its sockets may still send packets that the kernel would filter.
-    pub(super) fn is_closing_filtered(&self) -> bool {
-        matches!(&self.state, PortState::Closing(closing) if closing.is_filtered)
-    }
-
-    /// Begins to be closed, to be opened anew. `itself`: it is the port that failed, not its interface that
+    /// The same, to be opened anew. `itself`: it is the port that failed, not its interface that
     /// became another one, so that pauses grow should this go on.
     pub(super) fn begin_reopening(&mut self, why: String, itself: bool) -> Option<Box<ActivePort>> {
         let (opened, mtu) = self.active().map(|active| (active.opened, active.mtu))?;
