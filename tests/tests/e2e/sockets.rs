@@ -212,19 +212,32 @@ fn counted(ferroute: &Ferroute, ifname: &str, reason: &str) -> Result<u64> {
     port["xdp"][reason].as_u64().with_context(|| format!("no {reason}: {stat:#}"))
 }
 
+/// Ferroute, which has forwarded by several workers, and its worker 0, stopped. `None`: the kernel
+/// forwards, or there is one CPU only.
+fn start_and_stop_one_of_two_workers(lab: &Lab) -> Result<Option<(Ferroute, StoppedThread)>> {
+    let Some(ferroute) = start(lab)? else { return Ok(None) };
+    let workers = ferroute.json(&["status"])?["workers"].as_array().map_or(0, Vec::len);
+    if workers < 2 {
+        return Ok(None);
+    }
+    all_arrive(lab, Way::ToRight, 1)?;
+    let pid = ferroute.pid().context("no process")?;
+    Ok(Some((ferroute, StoppedThread::stop(pid, "fr-worker0")?)))
+}
+
+fn forwards_again_and_ends_well(lab: &Lab, ferroute: Ferroute) -> Result<()> {
+    back_in_userspace(lab, &ferroute)?;
+    all_arrive(lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    ends_well(ferroute)
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap() -> Result<()> {
     let lab = Lab::with_queues(2)?;
-    let Some(ferroute) = start(&lab)? else { return Ok(()) };
-    let workers = ferroute.json(&["status"])?["workers"].as_array().map_or(0, Vec::len);
-    if workers < 2 {
-        // There is one CPU only.
+    let Some((ferroute, stopped)) = start_and_stop_one_of_two_workers(&lab)? else {
         return Ok(());
-    }
-    all_arrive(&lab, Way::ToRight, 1)?;
-    let pid = ferroute.pid().context("no process")?;
-    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    };
     let stalled = counted(&ferroute, "rt-left", "pass_control_stalled")?;
     for _ in 0..3 {
         down_and_up(&lab)?;
@@ -237,9 +250,7 @@ fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap()
     ensure!(carried("pass_worker_stalled")? > passed, "the kernel has nothing of the queue");
     ensure!(carried("pass_control_stalled")? == stalled, "the control thread stood still");
     drop(stopped);
-    back_in_userspace(&lab, &ferroute)?;
-    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
-    ends_well(ferroute)
+    forwards_again_and_ends_well(&lab, ferroute)
 }
 
 #[test]
@@ -247,23 +258,15 @@ fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap()
 fn flows_that_would_be_sent_by_a_worker_that_stands_still_are_the_kernels() -> Result<()> {
     // Only worker 0 has a queue of the port on the right.
     let lab = lopsided((2, 2), (1, 1))?;
-    let Some(ferroute) = start(&lab)? else { return Ok(()) };
-    let workers = ferroute.json(&["status"])?["workers"].as_array().map_or(0, Vec::len);
-    if workers < 2 {
-        // There is one CPU only.
+    let Some((ferroute, stopped)) = start_and_stop_one_of_two_workers(&lab)? else {
         return Ok(());
-    }
-    all_arrive(&lab, Way::ToRight, 1)?;
-    let pid = ferroute.pid().context("no process")?;
-    let stopped = StoppedThread::stop(pid, "fr-worker0")?;
+    };
     std::thread::sleep(PAUSE);
     let steered = counted(&ferroute, "rt-left", "steer_ipv4")?;
     all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
     ensure!(counted(&ferroute, "rt-left", "steer_ipv4")? == steered, "{}", ferroute.account());
     drop(stopped);
-    back_in_userspace(&lab, &ferroute)?;
-    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
-    ends_well(ferroute)
+    forwards_again_and_ends_well(&lab, ferroute)
 }
 
 #[test]
