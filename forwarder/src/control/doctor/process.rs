@@ -30,11 +30,9 @@ fn capabilities() -> Finding {
 fn clock() -> Finding {
     match time_namespace::require_kernel_clock() {
         Ok(()) => Finding::ok("clock", "the monotonic clock is the kernel's"),
-        Err(error) => Finding::fail(
-            "clock",
-            error.to_string(),
-            "run Ferroute in the initial time namespace: nsenter --target 1 --time",
-        ),
+        Err(error) => {
+            Finding::fail("clock", error.to_string(), "nsenter --target 1 --time ferroute run ...")
+        }
     }
 }
 
