@@ -1,13 +1,13 @@
 //! Processes and single threads that are stopped for a while, as a debugger, a frozen cgroup or a
 //! machine without CPU time does it.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+
+use crate::threads;
 
 /// A process that is stopped by SIGSTOP, until this is dropped.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl StoppedThread {
     /// # Errors
     /// When there is none, or it is traced already.
     pub fn stop(pid: u32, name: &str) -> Result<Self> {
-        let tid = thread(pid, name)?;
+        let tid = threads::find(pid, name)?;
         ptrace::seize(tid, ptrace::Options::empty()).context("PTRACE_SEIZE")?;
         ptrace::interrupt(tid).context("PTRACE_INTERRUPT")?;
         waitpid(tid, Some(WaitPidFlag::__WALL)).context("the thread does not stop")?;
@@ -54,17 +54,4 @@ impl Drop for StoppedThread {
     fn drop(&mut self) {
         let _ = ptrace::detach(self.0, None);
     }
-}
-
-/// The number of a process's thread. The first has the name of the program.
-fn thread(pid: u32, name: &str) -> Result<Pid> {
-    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = entry?.path();
-        let comm = fs::read_to_string(path.join("comm")).unwrap_or_default();
-        if comm.trim_end() == name {
-            let tid = path.file_name().and_then(|tid| tid.to_str()?.parse().ok());
-            return tid.map(Pid::from_raw).context("a thread without a number");
-        }
-    }
-    anyhow::bail!("process {pid} has no thread {name}")
 }

@@ -21,6 +21,7 @@ pub mod rng;
 pub mod source;
 pub mod stream;
 pub mod tap;
+pub mod threads;
 
 pub use ferroute::Ferroute;
 pub use lab::Lab;

@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ferroute_tests::ferroute::by_kernel;
+use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::stream::Stream;
-use ferroute_tests::{Ferroute, Lab, eventually};
-use nix::sys::ptrace;
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use ferroute_tests::{Ferroute, Lab, eventually, threads};
 use serde_json::Value;
 
 /// How soon `status` must be answered, whatever else is going on.
@@ -390,12 +388,9 @@ fn without_descriptors_clients_are_served_by_turns() -> Result<()> {
 /// CPU time of all threads but workers, which poll, in ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> Result<u64> {
     let mut sum = 0;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = entry?.path();
-        // A client's thread may have ended meanwhile.
-        let Ok(stat) = std::fs::read_to_string(path.join("stat")) else { continue };
-        if !stat.contains("(fr-worker") {
-            let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    for thread in threads::read_each(pid, "stat")? {
+        if !thread.name.starts_with("fr-worker") {
+            let fields = thread.text.rsplit(')').next().unwrap_or_default().split_whitespace();
             sum +=
                 fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
         }
@@ -403,59 +398,35 @@ fn cpu_ticks(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-/// Threads of the daemon with a name; `None`: the first of all.
-fn thread_of(ferroute: &Ferroute, name: Option<&str>) -> Result<Pid> {
-    let pid = ferroute.pid().context("no process")?;
-    let Some(name) = name else { return Ok(Pid::from_raw(pid.cast_signed())) };
-    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let entry = entry?;
-        if std::fs::read_to_string(entry.path().join("comm"))?.trim() == name {
-            return Ok(Pid::from_raw(entry.file_name().to_string_lossy().parse()?));
-        }
-    }
-    bail!("no thread {name}")
-}
-
-/// Has one thread of the daemon stand still while `meanwhile` runs.
-fn standing_still(thread: Pid, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-    ptrace::seize(thread, ptrace::Options::empty())?;
-    ptrace::interrupt(thread)?;
-    waitpid(thread, Some(nix::sys::wait::WaitPidFlag::__WALL))?;
-    let done = meanwhile();
-    ptrace::detach(thread, None)?;
-    done
-}
-
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn status_is_answered_while_the_control_thread_stands_still() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
-    standing_still(thread_of(&ferroute, None)?, || {
-        // However many wait for it.
-        let waiting: Vec<UnixStream> = (0..64)
-            .map(|_| {
-                let mut stream = connect(&ferroute)?;
-                stream.write_all(
-                    b"{\"version\":1,\"body\":{\"show\":{\"object\":\"neigh\",\"filter\":{\"up\":\
-                      false},\"format\":\"json\"}}}\n",
-                )?;
-                Ok(stream)
-            })
-            .collect::<Result<_>>()?;
-        thread::sleep(Duration::from_millis(1500));
-        let output = status(&ferroute)?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(!output.status.success(), "{text}");
-        ensure!(text.contains("control thread: no turn for "), "{text}");
-        ensure!(text.contains("port rt-left"), "{text}");
-        for verb in ["stat", "drops"] {
-            let begun = Instant::now();
-            ferroute.ask(&[verb])?;
-            ensure!(begun.elapsed() < SOON, "`{verb}` took {:?}", begun.elapsed());
-        }
-        drop(waiting);
-        Ok(())
-    })?;
+    let stopped = StoppedThread::stop(ferroute.pid().context("no process")?, "ferroute")?;
+    // However many wait for it.
+    let waiting: Vec<UnixStream> = (0..64)
+        .map(|_| {
+            let mut stream = connect(&ferroute)?;
+            stream.write_all(
+                b"{\"version\":1,\"body\":{\"show\":{\"object\":\"neigh\",\"filter\":{\"up\":\
+                  false},\"format\":\"json\"}}}\n",
+            )?;
+            Ok(stream)
+        })
+        .collect::<Result<_>>()?;
+    thread::sleep(Duration::from_millis(1500));
+    let output = status(&ferroute)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(!output.status.success(), "{text}");
+    ensure!(text.contains("control thread: no turn for "), "{text}");
+    ensure!(text.contains("port rt-left"), "{text}");
+    for verb in ["stat", "drops"] {
+        let begun = Instant::now();
+        ferroute.ask(&[verb])?;
+        ensure!(begun.elapsed() < SOON, "`{verb}` took {:?}", begun.elapsed());
+    }
+    drop(waiting);
+    drop(stopped);
     ensure!(eventually(|| is_well(&ferroute).is_ok()), "{}", ferroute.said());
     ferroute.ask(&["neigh"])?;
     Ok(())
@@ -465,22 +436,21 @@ fn status_is_answered_while_the_control_thread_stands_still() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn status_is_answered_while_a_worker_stands_still() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
-    standing_still(thread_of(&ferroute, Some("fr-worker0"))?, || {
-        for _ in 0..20 {
-            let text = String::from_utf8_lossy(&status(&ferroute)?.stdout).into_owned();
-            ensure!(text.contains("worker 0 does not answer"), "{text}");
-            let begun = Instant::now();
-            ferroute.ask(&["stat"])?;
-            ensure!(begun.elapsed() < SOON, "`stat` took {:?}", begun.elapsed());
-        }
+    let stopped = StoppedThread::stop(ferroute.pid().context("no process")?, "fr-worker0")?;
+    for _ in 0..20 {
+        let text = String::from_utf8_lossy(&status(&ferroute)?.stdout).into_owned();
+        ensure!(text.contains("worker 0 does not answer"), "{text}");
         let begun = Instant::now();
-        let refused = ferroute.command(&["capture", "-c", "1"]).output()?;
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        ensure!(said.contains("worker 0 does not take the capture"), "{said}");
-        ensure!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-        ferroute.ask(&["route", "show"])?;
-        Ok(())
-    })?;
+        ferroute.ask(&["stat"])?;
+        ensure!(begun.elapsed() < SOON, "`stat` took {:?}", begun.elapsed());
+    }
+    let begun = Instant::now();
+    let refused = ferroute.command(&["capture", "-c", "1"]).output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(said.contains("worker 0 does not take the capture"), "{said}");
+    ensure!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    ferroute.ask(&["route", "show"])?;
+    drop(stopped);
     ensure!(eventually(|| is_well(&ferroute).is_ok()), "{}", ferroute.said());
     Ok(())
 }

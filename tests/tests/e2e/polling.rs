@@ -1,13 +1,12 @@
 //! How workers learn of packets: each mode forwards and says what it does, an idle router leaves the
 //! CPU alone, and what busy polling sets of an interface is put back.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::RIGHT4;
 use ferroute_tests::ping::ping_each;
-use ferroute_tests::{Ferroute, Lab, eventually, ferroute::by_kernel};
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute::by_kernel, threads};
 use serde_json::Value;
 
 /// Of a core, when there is no traffic.
@@ -60,10 +59,9 @@ fn all_answered(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
 /// What all threads of a process have used of the CPU.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+    for thread in threads::read_each(pid, "schedstat")? {
         // Nanoseconds on the CPU come first (Documentation/scheduler/sched-stats.rst).
-        let text = fs::read_to_string(task.path().join("schedstat"))?;
-        sum += text.split(' ').next().context("empty")?.parse::<u64>()?;
+        sum += thread.text.split(' ').next().context("empty")?.parse::<u64>()?;
     }
     Ok(Duration::from_nanos(sum))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use ferroute_tests::ferroute::ended;
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
-use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute, threads};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -90,13 +90,11 @@ fn text(octets: &[u8]) -> String {
 /// For each thread of a process its name and its set of capabilities of a kind.
 fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = fs::read_to_string(task?.path().join("status"))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.map(|line| line.trim().to_owned()).with_context(|| format!("no {name}"))
-        };
-        found.push((field("Name")?, u64::from_str_radix(&field(kind)?, 16)?));
+    for thread in threads::read_each(pid, "status")? {
+        let mut lines = thread.text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
+        let value = value.with_context(|| format!("no {kind}"))?.trim();
+        found.push((thread.name, u64::from_str_radix(value, 16)?));
     }
     Ok(found)
 }
@@ -235,8 +233,8 @@ fn root_gives_up_what_a_running_daemon_needs_not() -> Result<()> {
     let mut variables = command.get_envs();
     let socket = variables.find(|(name, _)| *name == "FERROUTE_CONTROL").and_then(|(_, path)| path);
     let _client = UnixStream::connect(socket.context("no control socket")?)?;
-    let served = || sets(pid, "CapEff").is_ok_and(|all| all.iter().any(|(n, _)| n == "fr-client"));
-    ensure!(eventually(served), "no thread serves the client");
-    confined(pid)?;
+    ensure!(eventually(|| threads::find(pid, "fr-client").is_ok()), "no thread serves the client");
+    // The thread has its name a moment before it gives up its capabilities.
+    ensure!(eventually(|| confined(pid).is_ok()), "{:#}", confined(pid).unwrap_err());
     ferroute.terminate()
 }

@@ -1,6 +1,5 @@
 //! DPDK's programs: started as Debian installs them, without hugepages, and their output read.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferroute_tests::threads;
 
 /// How long a program may take to come up, or to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -190,18 +190,12 @@ impl Testpmd {
 
     /// How long the forwarding thread has had a CPU.
     fn cpu_time_ns(&self) -> Result<u64> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
-            let task = task?.path();
-            let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
-            // rte-worker-1 in 22.11, lcore-worker-1 and dpdk-worker1 in others.
-            if name.contains("-worker") {
-                let text = fs::read_to_string(task.join("schedstat"))?;
-                let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
-                return first.context("schedstat has no time");
-            }
-        }
-        bail!("testpmd has no forwarding thread")
+        // rte-worker-1 in 22.11, lcore-worker-1 and dpdk-worker1 in others.
+        let mut threads = threads::read_each(self.child.id(), "schedstat")?.into_iter();
+        let worker = threads.find(|thread| thread.name.contains("-worker"));
+        let text = worker.context("testpmd has no forwarding thread")?.text;
+        let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
+        first.context("schedstat has no time")
     }
 }
 
