@@ -4,6 +4,10 @@
 //! A kind of filter that this machine's kernel does not have is skipped with a word on standard
 //! error, after the kernel was asked for it.
 
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +17,7 @@ use ferroute_tests::freeze::StoppedThread;
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
-use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually, ferroute};
+use ferroute_tests::{Ferroute, Lab, Netns, PATIENCE, eventually, ferroute, lab};
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 /// From a filter's first moment to the last packet that went past it. What is documented is far
@@ -198,6 +202,31 @@ fn an_nftables_chain_of_a_port() -> Result<()> {
     };
     of("ingress", "rt-left")?;
     of("egress", "rt-right")
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn an_nftables_chain_of_a_wildcard_that_takes_a_port() -> Result<()> {
+    let tool = lab::repository().join("tests/tools/nft-wildcard");
+    let tool = tool.display();
+    for hook in ["ingress", "egress"] {
+        // Also one that takes the port to the left, by which nothing is sent to the right.
+        let set = format!("{tool} {hook} rt-");
+        let lab = Lab::up()?;
+        if lab.router.run(&set)?.contains("no such hook") {
+            eprintln!("skipped: this kernel has no wildcards of devices");
+            return Ok(());
+        }
+        drop(lab);
+        Filter {
+            name: &format!("nftables: chain netdev t c (type filter, hook {hook} on rt-*"),
+            set: By::Commands(&[&set]),
+            lift: &["nft delete table netdev t"],
+            ..PLAIN
+        }
+        .check()?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -447,6 +476,70 @@ fn a_sysctl_that_no_event_tells_of() -> Result<()> {
     Ok(())
 }
 
+/// A command that is run over and over, until this is dropped.
+struct Storm {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<Result<u64>>>,
+}
+
+impl Storm {
+    /// `command`: what is before the name of a file with `lines`.
+    fn start(namespace: &Netns, command: &'static str, lines: String) -> Storm {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (namespace, stopped) = (namespace.clone(), Arc::clone(&stop));
+        let thread = thread::spawn(move || -> Result<u64> {
+            let dir = tempfile::tempdir()?;
+            let path = dir.path().join("lines");
+            std::fs::write(&path, lines)?;
+            let mut rounds = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                namespace.run(&format!("{command} {}", path.display()))?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        Storm { stop, thread: Some(thread) }
+    }
+
+    /// The same of `batch`, which takes lines from its standard input: one after each pause.
+    fn of_lines(
+        namespace: &Netns,
+        batch: &'static str,
+        pause: Duration,
+        line: impl Fn(u64) -> String + Send + 'static,
+    ) -> Result<Storm> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let mut child =
+            namespace.command(batch).args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+        let mut stdin = child.stdin.take().context("a pipe")?;
+        let thread = thread::spawn(move || -> Result<u64> {
+            let mut lines = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                writeln!(stdin, "{}", line(lines))?;
+                thread::sleep(pause);
+                lines += 1;
+            }
+            drop(stdin);
+            ensure!(child.wait()?.success(), "{batch} fails");
+            Ok(lines)
+        });
+        Ok(Storm { stop, thread: Some(thread) })
+    }
+
+    /// How often it was run, or how many lines there were.
+    fn stop(mut self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().context("it was started")?.join().expect("does not panic")
+    }
+}
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
@@ -455,22 +548,8 @@ fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
     // Rules that no forwarded packet meets, as fast as they can be set.
     lab.router.run("nft add table inet t")?;
     lab.router.run("nft add chain inet t i { type filter hook input priority 0 ; }")?;
-    let router = lab.router.clone();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let stopped = std::sync::Arc::clone(&stop);
-    let storm = thread::spawn(move || -> Result<u64> {
-        let rules = "add rule inet t i udp dport 9 accept\n".repeat(500);
-        let script = format!("flush chain inet t i\n{rules}");
-        let dir = tempfile::tempdir()?;
-        let path = dir.path().join("rules.nft");
-        std::fs::write(&path, script)?;
-        let mut rounds = 0;
-        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-            router.run(&format!("nft -f {}", path.display()))?;
-            rounds += 1;
-        }
-        Ok(rounds)
-    });
+    let rules = "add rule inet t i udp dport 9 accept\n".repeat(500);
+    let storm = Storm::start(&lab.router, "nft -f", format!("flush chain inet t i\n{rules}"));
     let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
     ensure!(stream.flows(500), "nothing arrives in a storm");
     let asked = Instant::now();
@@ -481,11 +560,126 @@ fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
         .run("nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }")?;
     let set = Instant::now();
     let last = last_arrival(&stream)?.saturating_duration_since(set);
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let rounds = storm.join().expect("does not panic")?;
+    let rounds = storm.stop()?;
     eprintln!("{rounds} rounds: status took {answered:?}, the last packet came {last:?} after");
     ensure!(rounds > 0 && answered < Duration::from_secs(5), "status took {answered:?}");
     ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
     stream.stop();
     Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_rule_holds_while_links_change_and_an_interface_waits_to_be_a_port() -> Result<()> {
+    let lab = Lab::up()?;
+    // Larger than a port may be: it waits for good.
+    lab.router.run("ip link add xx0 mtu 9500 type veth peer name xx1 mtu 9500")?;
+    lab.router.run("ip link set xx0 up")?;
+    lab.router.run("ip link add other0 type veth peer name other1")?;
+    // The kernel tells of no change of one that is down.
+    lab.router.run("ip link set other0 up")?;
+    let running = Ferroute::start_with(&lab, &["-i", "xx*"])?;
+    let storm = Storm::of_lines(&lab.router, "ip", Duration::from_millis(1), |n| {
+        format!("link set other0 alias a{n}")
+    })?;
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
+    ensure!(stream.flows(500), "nothing arrives while links change");
+    for _ in 0..5 {
+        ensure!(
+            forwards_itself(&running, &stream),
+            "the kernel forwards while links change: {}",
+            running.account()
+        );
+        lab.router.run("nft add table ip t")?;
+        lab.router
+            .run("nft add chain ip t f { type filter hook forward priority 0 ; policy drop ; }")?;
+        let set = Instant::now();
+        let last = last_arrival(&stream)?.saturating_duration_since(set);
+        eprintln!("the last packet came {last:?} after");
+        ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
+        lab.router.run("nft delete table ip t")?;
+    }
+    // An interface that comes meanwhile becomes a port, unless it has a filter of its own.
+    lab.router.run("ip link add xx2 type veth peer name xx3")?;
+    lab.router.run("ip link add xx4 type veth peer name xx5")?;
+    lab.router.run("tc qdisc add dev xx4 clsact")?;
+    lab.router.run("tc filter add dev xx4 ingress protocol ip u32 match u32 0 0 flowid 1:1")?;
+    for name in ["xx2", "xx3", "xx4", "xx5"] {
+        lab.router.run(&format!("ip link set {name} up"))?;
+    }
+    let states = || -> Result<Vec<String>> {
+        let status = running.json(&["status"])?;
+        let ports = status["ports"].as_array().cloned().unwrap_or_default();
+        let state = |name: &str| {
+            let port = ports.iter().find(|port| port["ifname"] == name);
+            port.map(|port| port["state"].to_string()).unwrap_or_default()
+        };
+        Ok(["rt-left", "xx2", "xx4"].map(state).to_vec())
+    };
+    let is_open = || states().is_ok_and(|now| now[0] == now[1] && now[2].contains("tc filter"));
+    ensure!(ferroute::by_kernel() || eventually(is_open), "{:?}", states());
+    ensure!(storm.stop()? > 0);
+    stream.stop();
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
+    const CLASSES: u32 = 5000;
+    let lab = Lab::up()?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("classes");
+    let mut lines = String::from("qdisc add dev rt-right root handle 1: htb default 2\n");
+    for class in 2..CLASSES + 2 {
+        lines += &format!(
+            "class add dev rt-right parent 1: classid 1:{class:x} htb rate 1gbit quantum 10000\n"
+        );
+    }
+    std::fs::write(&path, lines)?;
+    lab.router.run(&format!("tc -batch {}", path.display()))?;
+    let running = Ferroute::start(&lab)?;
+    let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(1))?;
+    ensure!(stream.flows(50), "nothing arrives at the start");
+    let storm = Storm::of_lines(&lab.router, "tc", Duration::from_millis(1), |n| {
+        let quantum = 10_000 + n % 1000;
+        format!("class change dev rt-right parent 1: classid 1:5 htb rate 1gbit quantum {quantum}")
+    })?;
+    ensure!(forwards_itself(&running, &stream), "the kernel forwards: {}", running.account());
+    let pid = running.pid();
+    let before = pid.map(cpu_time_of_main_thread).transpose()?;
+    let (from, received) = (Instant::now(), stream.received());
+    thread::sleep(Duration::from_secs(3));
+    let received = stream.received() - received;
+    ensure!(received > 2000, "of 3,000 packets {received} arrived");
+    if let (Some(pid), Some(before)) = (pid, before) {
+        let share =
+            (cpu_time_of_main_thread(pid)? - before).as_secs_f64() / from.elapsed().as_secs_f64();
+        eprintln!("the control thread ran for {:.0} % of the time", share * 100.0);
+        ensure!(share < 0.4, "the control thread runs for {:.0} % of the time", share * 100.0);
+    }
+    // A filter of the last one is read all the same.
+    let last_class = format!("1:{:x}", CLASSES + 1);
+    let filter = "protocol ip u32 match u32 0 0 flowid 1:2";
+    lab.router.run(&format!("tc filter add dev rt-right parent {last_class} {filter}"))?;
+    let set = Instant::now();
+    let name = format!("tc filter (u32) at the egress of rt-right, class {last_class}");
+    ensure!(ferroute::by_kernel() || eventually(|| says(&running, &name)), "{name} is not seen");
+    eprintln!("status names it after {:?}", set.elapsed());
+    lab.router.run(&format!("tc filter del dev rt-right parent {last_class}"))?;
+    ensure!(forwards_itself(&running, &stream), "the kernel goes on: {}", running.account());
+    ensure!(storm.stop()? > 0);
+    stream.stop();
+    Ok(())
+}
+
+/// Of a process: user and system time of its first thread.
+fn cpu_time_of_main_thread(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat"))?;
+    let behind_name = stat.rsplit(')').next().context("no name")?;
+    let mut fields = behind_name.split_whitespace().skip(11);
+    let mut ticks = || -> Result<u64> { Ok(fields.next().context("too few fields")?.parse()?) };
+    let ticks = ticks()? + ticks()?;
+    // USER_HZ.
+    Ok(Duration::from_millis(ticks * 10))
 }

@@ -124,7 +124,7 @@ impl Supervisor {
     /// `socket` is listened at; `signals` were taken before any thread was started.
     fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Supervisor> {
         let bell = Bell::new().context("cannot create an eventfd")?;
-        let firewall = Monitor::start()
+        let firewall = Monitor::start(options.interfaces.named())
             .context("cannot read the firewall's rules, so it is not known what they are")?;
         let bypassed = firewall.bypassed(options.interfaces.named());
         if !bypassed.is_empty() && !options.ignore_firewall {
@@ -181,6 +181,7 @@ impl Supervisor {
     fn begin(&mut self) -> Result<()> {
         self.start_workers()?;
         // Rules may have come since they were looked at, and matched interfaces may have their own.
+        self.watch_ports();
         self.firewall.read_all();
         self.follow_firewall()?;
         self.open_ports()?;
@@ -249,15 +250,28 @@ impl Supervisor {
     }
 
     fn follow_links(&mut self) -> Result<()> {
-        let coming = self.with_ports(|ports, around| Ok(ports.coming(around)))?;
-        if !coming.is_empty() && !self.options.ignore_firewall {
-            // They may be newer than what was read last.
-            self.firewall.read_all();
-            let names = coming.iter().map(String::as_str);
-            let filtered = ports::filtered(&self.firewall, &self.options, names);
-            self.ports.update_filtered(&coming, filtered);
+        if !self.options.ignore_firewall {
+            self.watch_ports();
+            let coming = self.with_ports(|ports, around| Ok(ports.coming(around)))?;
+            if coming.iter().any(|(name, ifindex)| !self.firewall.knows(name, *ifindex)) {
+                self.firewall.read_newcomers(Instant::now());
+            }
+            // What follows for all ports from what was read is done in the next turn, before a heartbeat.
+            let is_unread = |(name, ifindex): &&(String, u32)| !self.firewall.knows(name, *ifindex);
+            self.ports.set_unread(
+                coming.iter().filter(is_unread).map(|(name, _)| name.clone()).collect(),
+            );
+            let names = coming.iter().map(|(name, _)| name.as_str());
+            let matched: Vec<&str> = names.filter(|name| self.ports.is_matched(name)).collect();
+            let filtered = ports::filtered(&self.firewall, &self.options, matched.iter().copied());
+            self.ports.update_filtered(&matched, filtered);
         }
         self.with_ports(PortManager::follow_links)
+    }
+
+    /// Has the firewall followed on the interfaces that are ports, or would be.
+    fn watch_ports(&mut self) {
+        self.firewall.watch(self.ports.iter().map(|port| port.ifname.clone()).collect());
     }
 
     /// Takes what the thread that opens and closes ports has done. A port that could not be opened is
@@ -450,16 +464,20 @@ impl Supervisor {
 
     /// A rule that appears while we run is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
-        if self.firewall.process(Instant::now()) { self.follow_firewall() } else { Ok(()) }
+        let from = Instant::now();
+        if self.firewall.process(from) {
+            self.follow_firewall()?;
+            self.firewall.rest(from);
+        }
+        Ok(())
     }
 
     fn follow_firewall(&mut self) -> Result<()> {
         self.firewall.take_news();
+        self.watch_ports();
         let mut ports = self.options.interfaces.named().to_vec();
-        let matched: Vec<String> = self.ports.matched_names().map(str::to_owned).collect();
-        self.firewall.watch(ports.iter().chain(&matched).cloned().collect());
         if self.options.ignore_firewall {
-            ports.extend(matched);
+            ports.extend(self.ports.matched_names().map(str::to_owned));
         }
         let bypassed = self.firewall.bypassed(&ports);
         if bypassed != self.bypassed {
@@ -471,7 +489,7 @@ impl Supervisor {
             self.steer()?;
         }
         let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
-        if self.ports.set_filtered(filtered) {
+        if self.ports.set_filtered(filtered) || self.ports.has_unread() {
             self.bring_up_ports()?;
         }
         Ok(())

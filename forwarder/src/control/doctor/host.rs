@@ -160,12 +160,10 @@ fn learnt_mtu() -> Option<Finding> {
 
 /// Rules that would be bypassed. Those that only `matched` interfaces have stand in nobody else's way.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
-    let rules = firewall::Rules::read();
+    let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
+    let rules = firewall::Rules::read(&ports);
     let own = |name: &String| {
-        let found = match rules.as_ref().ok()?.own(name) {
-            Ok(found) => found.join("; "),
-            Err(error) => format!("they cannot be read: {error}"),
-        };
+        let found = rules.as_ref().ok()?.own(std::slice::from_ref(name)).join("; ");
         let finding = Finding::warn(
             "firewall",
             format!("rules on it would be bypassed: {found}; left to the kernel"),
@@ -175,7 +173,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
-    let rest = match rules.and_then(|rules| rules.bypassed(named)) {
+    let rest = match rules.map(|rules| rules.bypassed(named)) {
         Ok(found) if found.is_empty() => {
             Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
         }

@@ -92,7 +92,7 @@ enum By {
 
 /// A function at a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Hook {
+pub struct Hook {
     family: u8,
     hook: u32,
     /// `None`: the iterator does not tell.
@@ -203,6 +203,28 @@ impl Reader {
         Ok(Hooks { by, tables4: self.files.tables4()?, tables6: self.files.tables6()? })
     }
 
+    /// Functions at the ingress and egress of an interface, of a kernel that lists hooks; on others it
+    /// is not known which there are. (Besides nftables nobody is known to register there.)
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn on_device(&mut self, name: &str) -> io::Result<Vec<Hook>> {
+        let Some(socket) = &mut self.listing else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for hook in NETDEV {
+            match list(socket, NFPROTO_NETDEV, hook, name) {
+                // The interface went, or the kernel has no such hook.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENODEV | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
+                    ) => {}
+                hooks => found.extend(hooks?),
+            }
+        }
+        Ok(found)
+    }
+
     /// Links at hooks of forwarded packets. One system call when there is none and nothing is new.
     fn links(&mut self, thorough: bool) -> io::Result<BpfLinks> {
         if thorough || !self.links.is_empty() {
@@ -239,7 +261,7 @@ impl Reader {
 }
 
 impl Hooks {
-    /// A line for each that would be bypassed. `nftables`: what explains the hooks of NAT.
+    /// A line for each that would be bypassed. `nftables`: what explains its hooks, and those of NAT.
     pub fn bypassed(&self, nftables: &Nftables) -> Vec<String> {
         let mut found = named("iptables", &self.tables4);
         found.extend(named("ip6tables", &self.tables6));
@@ -277,7 +299,8 @@ impl Hooks {
         let tables = if hook.family == NFPROTO_IPV4 { &self.tables4 } else { &self.tables6 };
         let named = matches!(tables, Tables::Named(names) if !names.is_empty());
         match hook.kind() {
-            Kind::Harmless | Kind::Nftables => true,
+            Kind::Harmless => true,
+            Kind::Nftables => nftables.is_at(hook.family, hook.hook, ""),
             Kind::Nat => nftables.has_nat(hook.family) && *tables != Tables::Unreadable || named,
             Kind::Xtables => named,
             Kind::Other => false,
@@ -365,38 +388,20 @@ fn describe_link(link: &NetfilterLink) -> String {
     )
 }
 
-/// A line for each function at the ingress and egress of an interface that is neither nftables' nor
-/// harmless, of a kernel that lists hooks. (Besides nftables nobody is known to register there.)
-/// `has_chains`: nftables lists a chain or flowtable on the interface; else its functions are unknown.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn on_device(name: &str, has_chains: bool) -> io::Result<Vec<String>> {
-    let mut socket = NlSock::open(NETLINK_NETFILTER)?;
-    let mut found = Vec::new();
-    for hook in NETDEV {
-        let hooks = match list(&mut socket, NFPROTO_NETDEV, hook, name) {
-            // The interface went, or the kernel has no such hook.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ENODEV | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT)
-                ) =>
-            {
-                continue;
-            }
-            hooks => hooks?,
-        };
-        let unknown = |hook: &&Hook| match hook.kind() {
-            Kind::Harmless => false,
-            Kind::Nftables => !has_chains,
-            _ => true,
-        };
-        found.extend(
-            hooks.iter().filter(unknown).map(|hook| format!("{} on {name}", hook.describe())),
-        );
-    }
-    Ok(found)
+/// A line for each of the functions at an interface, see [`Reader::on_device`], that is neither
+/// harmless nor that of a chain or flowtable that nftables lists there.
+pub fn on_device<'a>(
+    name: &'a str,
+    hooks: &'a [Hook],
+    nftables: &'a Nftables,
+) -> impl Iterator<Item = String> + 'a {
+    let is_explained = |hook: &Hook| match hook.kind() {
+        Kind::Harmless => true,
+        Kind::Nftables => nftables.is_at(hook.family, hook.hook, name),
+        _ => false,
+    };
+    let unknown = hooks.iter().filter(move |hook| !is_explained(hook));
+    unknown.map(move |hook| format!("{} on {name}", hook.describe()))
 }
 
 /// What the iterator says of one hook.
@@ -468,12 +473,13 @@ mod tests {
     #[test]
     fn a_function_not_known_to_be_harmless_is_a_filter() {
         let none = || Tables::Named(vec![]);
-        let harmless = [
-            hook("ipv4_conntrack_in", "nf_conntrack"),
-            hook("selinux_ip_forward", ""),
-            hook("nft_do_chain_ipv4", "nf_tables"),
-        ];
+        let harmless = [hook("ipv4_conntrack_in", "nf_conntrack"), hook("selinux_ip_forward", "")];
         assert!(lines(&harmless, none()).is_empty());
+        // No chain is listed.
+        assert_eq!(
+            lines(&[hook("nft_do_chain_ipv4", "nf_tables")], none()),
+            ["netfilter: function nft_do_chain_ipv4 of nf_tables (ip, hook forward, priority 0)"]
+        );
         assert_eq!(
             lines(&[hook("ip_vs_forward_icmp", "ip_vs")], none()),
             ["netfilter: function ip_vs_forward_icmp of ip_vs (ip, hook forward, priority 0)"]
@@ -486,6 +492,17 @@ mod tests {
         assert_eq!(
             lines(&[bpf], none()),
             ["BPF netfilter program 7 (ip, hook forward, priority 0; see bpftool link)"]
+        );
+    }
+
+    #[test]
+    fn a_function_of_nftables_on_an_interface_without_a_chain_is_a_filter() {
+        let hooks =
+            [Hook { family: NFPROTO_NETDEV, hook: 0, ..hook("nft_do_chain_netdev", "nf_tables") }];
+        assert_eq!(
+            on_device("eth0", &hooks, &Nftables::default()).collect::<Vec<_>>(),
+            ["netfilter: function nft_do_chain_netdev of nf_tables (netdev, hook ingress, \
+              priority 0) on eth0"]
         );
     }
 

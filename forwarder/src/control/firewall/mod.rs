@@ -4,27 +4,33 @@
 //!
 //! - [`Rules`]: what there is, once;
 //! - [`monitor`]: what there is, followed as it changes;
-//! - `nftables`, `hooks`, `xtables`: netfilter; `tc`: filters and tcx programs of interfaces; `xfrm`:
-//!   IPsec.
+//! - `nftables`, `hooks`, `xtables`: netfilter; `xfrm`: IPsec;
+//! - `devices`: what single interfaces have, kept from one reading to the next; `tc`: their filters;
+//! - `sockets`: by which the kernel is asked.
 //!
 //! Left out: bridges (bridge and ebtables rules see frames that are not routed), chains at input
 //! and output (Ferroute leaves packets to and from the router itself to the kernel), BPF programs of
 //! cgroups and sockets (they see no forwarded packet), routes with an encapsulation or a program
 //! (the mirror leaves these to the kernel).
 
+mod devices;
 mod hooks;
 pub mod monitor;
 mod nftables;
+mod sockets;
 mod tc;
 mod xfrm;
 mod xtables;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::time::Instant;
 
+use self::devices::{Devices, TCX_HOOKS, replace};
 pub use self::hooks::Means;
 use self::hooks::{Hooks, Reader};
 use self::nftables::Nftables;
+use self::sockets::Sockets;
 use self::tc::Qdisc;
 use crate::control::netdev::nic::{self, Nic};
 use crate::control::netlink::message::{Attrs, string};
@@ -40,7 +46,7 @@ const NFPROTO_IPV6: u8 = 10;
 /// # Errors
 /// When the kernel cannot be asked; then nothing is known.
 pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
-    Rules::read()?.bypassed(ports)
+    Ok(Rules::read(ports)?.bypassed(ports))
 }
 
 /// Whether an interface has a clsact or ingress qdisc, with filters or without.
@@ -48,10 +54,39 @@ pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn has_clsact(ifindex: u32) -> io::Result<bool> {
-    Ok(tc::has_clsact(&tc::qdiscs()?, ifindex))
+    Ok(tc::has_clsact(&tc::qdiscs(Sockets::default().route()?)?, ifindex))
 }
 
-/// What there is in the network namespace, for whatever ports.
+/// By what the kernel is asked.
+#[derive(Debug)]
+struct Asker {
+    sockets: Sockets,
+    hooks: Reader,
+}
+
+impl Asker {
+    fn open() -> io::Result<Asker> {
+        Ok(Asker { sockets: Sockets::default(), hooks: Reader::open()? })
+    }
+
+    fn nftables(&mut self) -> io::Result<Nftables> {
+        self.sockets.netfilter()?.map_or_else(|| Ok(Nftables::default()), Nftables::read)
+    }
+
+    fn xfrm(&mut self) -> io::Result<Vec<String>> {
+        self.sockets.xfrm()?.map_or_else(|| Ok(Vec::new()), xfrm::read)
+    }
+
+    fn qdiscs(&mut self) -> io::Result<BTreeSet<Qdisc>> {
+        tc::qdiscs(self.sockets.route()?)
+    }
+
+    fn nics(&mut self) -> io::Result<Vec<Nic>> {
+        nic::read_by(self.sockets.route()?)
+    }
+}
+
+/// What there is in the network namespace, and on some interfaces.
 #[derive(Debug)]
 pub struct Rules {
     nics: Vec<Nic>,
@@ -59,64 +94,73 @@ pub struct Rules {
     hooks: Hooks,
     xfrm: Vec<String>,
     qdiscs: BTreeSet<Qdisc>,
+    devices: Devices,
     means: Means,
 }
 
 impl Rules {
-    /// Asks the kernel.
+    /// Asks the kernel, for what `ports` and their VLANs have of their own too.
     ///
     /// # Errors
     /// When it cannot be asked; then nothing is known.
-    pub fn read() -> io::Result<Rules> {
-        Rules::read_by(&mut Reader::open()?)
+    pub fn read(ports: &[String]) -> io::Result<Rules> {
+        Rules::read_by(&mut Asker::open()?, ports)
     }
 
-    fn read_by(hooks: &mut Reader) -> io::Result<Rules> {
-        Ok(Rules {
-            nics: nic::read()?,
-            nftables: Nftables::read()?,
-            hooks: hooks.read(true)?,
-            xfrm: xfrm::read()?,
-            qdiscs: tc::qdiscs()?,
-            means: hooks.means(),
-        })
+    fn read_by(asker: &mut Asker, ports: &[String]) -> io::Result<Rules> {
+        // nftables before the hooks: a chain that is added meanwhile is a function that no chain
+        // explains, not the other way round.
+        let mut rules = Rules {
+            nics: asker.nics()?,
+            nftables: asker.nftables()?,
+            hooks: asker.hooks.read(true)?,
+            xfrm: asker.xfrm()?,
+            qdiscs: asker.qdiscs()?,
+            devices: Devices::default(),
+            means: asker.hooks.means(),
+        };
+        rules.follow_devices(ports);
+        rules.read_devices(asker, None)?;
+        Ok(rules)
     }
 
-    /// As [`bypassed`].
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked for the filters of an interface.
-    pub fn bypassed(&self, ports: &[String]) -> io::Result<Vec<String>> {
+    /// As [`bypassed`], for ports that were read.
+    pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
+        let mut found: Vec<String> = self.nftables.everywhere().collect();
+        found.extend(self.hooks.bypassed(&self.nftables));
+        found.extend(self.xfrm.iter().cloned());
+        found.extend(self.own(ports));
+        found
+    }
+
+    /// Rules that `ports` or their VLANs alone have: not those that packets of every port meet.
+    pub fn own(&self, ports: &[String]) -> Vec<String> {
         let devices = self.devices(ports);
         let names: Vec<String> =
             ports.iter().cloned().chain(devices.iter().map(|nic| nic.name.clone())).collect();
-        let mut found: Vec<String> = self.nftables.bypassed(&names).collect();
-        found.extend(self.hooks.bypassed(&self.nftables));
-        found.extend(self.xfrm.iter().cloned());
-        for nic in devices {
-            if self.means == Means::Netlink {
-                found.extend(hooks::on_device(&nic.name, self.nftables.is_on(&nic.name))?);
+        let mut found: Vec<String> = self.nftables.on_devices(&names).collect();
+        for Nic { name, ifindex, xdp_programs, .. } in devices {
+            let Some(device) = self.devices.get(*ifindex) else { continue };
+            found.extend(hooks::on_device(name, &device.hooks, &self.nftables));
+            for (parent, kinds) in &device.filters {
+                let line = |kind| tc::describe(name, *ifindex, *parent, kind, &self.qdiscs);
+                found.extend(kinds.iter().map(|kind| line(kind)));
             }
-            found.extend(tc::filters(&nic.name, nic.ifindex, &self.qdiscs)?);
-            found.extend(tc::tcx(&nic.name, nic.ifindex)?);
+            for ((_, place), programs) in TCX_HOOKS.iter().zip(&device.tcx) {
+                found.extend(programs.ids.iter().map(|id| {
+                    format!(
+                        "BPF program {id} (tcx {place}) on {name} (see bpftool net show dev {name})"
+                    )
+                }));
+            }
             // On a port it is what stands in the way of our own.
-            if !ports.contains(&nic.name) {
-                found.extend(nic.xdp_programs.iter().map(|(mode, id)| {
-                    format!("XDP program {id} ({mode}) on {} (see ip link)", nic.name)
+            if !ports.contains(name) {
+                found.extend(xdp_programs.iter().map(|(mode, id)| {
+                    format!("XDP program {id} ({mode}) on {name} (see ip link)")
                 }));
             }
         }
-        Ok(found)
-    }
-
-    /// Rules that an interface or its VLANs alone have: not those that every port meets.
-    ///
-    /// # Errors
-    /// As for [`Rules::bypassed`].
-    pub fn own(&self, name: &str) -> io::Result<Vec<String>> {
-        let everywhere = self.bypassed(&[])?;
-        let found = self.bypassed(&[name.to_owned()])?;
-        Ok(found.into_iter().filter(|rule| !everywhere.contains(rule)).collect())
+        found
     }
 
     /// By what the hooks of netfilter are known.
@@ -128,6 +172,24 @@ impl Rules {
     fn devices(&self, ports: &[String]) -> Vec<&Nic> {
         let own = self.nics.iter().filter(|nic| ports.contains(&nic.name));
         own.chain(nic::vlans_of(&self.nics, ports)).collect()
+    }
+
+    /// From now on these ports and their VLANs are read.
+    fn follow_devices(&mut self, ports: &[String]) {
+        let mut devices = std::mem::take(&mut self.devices);
+        devices.follow(&self.devices(ports), &self.qdiscs);
+        self.devices = devices;
+    }
+
+    /// See [`Devices::read`].
+    fn read_devices(&mut self, asker: &mut Asker, end: Option<Instant>) -> io::Result<bool> {
+        self.devices.read(&mut asker.sockets, &mut asker.hooks, &self.nics, &self.qdiscs, end)
+    }
+
+    /// Whether they are others than before.
+    fn set_qdiscs(&mut self, qdiscs: BTreeSet<Qdisc>) -> bool {
+        self.devices.follow_qdiscs(&self.qdiscs, &qdiscs);
+        replace(&mut self.qdiscs, qdiscs)
     }
 }
 

@@ -6,23 +6,26 @@
 //! | netfilter hooks (the old iptables, BPF links, IPVS), tcx programs | every [`POLL_PERIOD`] |
 //! | all of it | every [`FULL_PERIOD`], whatever was told |
 //!
-//! A storm of notices is taken off the sockets without being looked at, and the rules are read once
-//! for all that came; between two readings passes [`READ_GAP`], or several times what reading took.
-//! The sockets are subscribed before the first reading, so that no change falls between.
+//! A storm of notices is taken off the sockets, and the rules are read once for all that came; between
+//! two readings passes [`READ_GAP`], or several times what it took to read and to act on it. Of tc
+//! filters, of which there may be thousands, only those places are read that were told of, and all in
+//! turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so that no
+//! change falls between.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 
+use super::devices::replace;
 use super::hooks::Reader;
-use super::nftables::Nftables;
-use super::{Rules, tc, xfrm};
-use crate::control::netdev::nic;
-use crate::control::netlink::events::{Events, Group};
-use crate::io::af_xdp::bpf::{TcxHook, tcx_programs};
+use super::sockets::Sockets;
+use super::tc::Notice;
+use super::{Asker, Rules};
+use crate::control::netdev::nic::Nic;
+use crate::control::netlink::events::{Events, Group, Received};
+use crate::control::netlink::message::Messages;
 
 /// What the kernel gives no notice of is looked at this often.
 pub const POLL_PERIOD: Duration = Duration::from_millis(50);
@@ -30,9 +33,11 @@ pub const POLL_PERIOD: Duration = Duration::from_millis(50);
 pub const FULL_PERIOD: Duration = Duration::from_secs(1);
 /// Shortest time between two readings while notices continue.
 pub const READ_GAP: Duration = Duration::from_millis(5);
-/// So many times what the last reading took passes before the next: reading is at most a fifth of
-/// the control thread's time.
+/// So many times what the last reading took, and what followed from it, passes before the next: all of
+/// it is at most a fifth of the control thread's time.
 const READ_REST: u32 = 4;
+/// How long places of single interfaces are read in one turn.
+const SLICE: Duration = Duration::from_millis(2);
 /// Interfaces whose tcx programs are looked at in one turn; of more, each in its turn.
 const TCX_DEVICES: usize = 64;
 /// Octets. What does not fit is one notice too (ENOBUFS), so this only needs to be enough for the
@@ -89,22 +94,32 @@ impl Source {
         Ok(())
     }
 
-    /// Takes the notices that wait. Whether none is left.
-    fn take_notices(&mut self) -> bool {
+    /// Takes the notices that wait; those of traffic control are put into `told`. Whether none is left.
+    fn take_notices(&mut self, told: &mut Vec<Notice>) -> bool {
         let Some(events) = &mut self.events else { return true };
-        match events.take_notice(DATAGRAMS_MAX) {
-            Ok(false) => true,
-            Ok(true) => {
-                self.is_stale = true;
-                // More may have come while those were taken.
-                matches!(events.take_notice(1), Ok(false))
-            }
-            // Subscribed anew with the next full reading; until then all is read that often.
-            Err(_) => {
-                (self.events, self.is_stale) = (None, true);
-                true
+        for _ in 0..=DATAGRAMS_MAX {
+            match (events.receive(), self.part) {
+                (Ok(Received::Empty), _) => return true,
+                (Ok(Received::Datagram(octets)), Part::Tc) => {
+                    for notice in Messages::new(octets).map(|message| Notice::of(&message)) {
+                        // Of filters alone: the disciplines are the same.
+                        self.is_stale |= matches!(notice, Notice::Qdisc { .. } | Notice::All);
+                        told.push(notice);
+                    }
+                }
+                (Ok(Received::Overrun), Part::Tc) => {
+                    self.is_stale = true;
+                    told.push(Notice::All);
+                }
+                (Ok(_), _) => self.is_stale = true,
+                // Subscribed anew with the next full reading.
+                (Err(_), _) => {
+                    (self.events, self.is_stale) = (None, true);
+                    return true;
+                }
             }
         }
+        false
     }
 }
 
@@ -113,13 +128,11 @@ impl Source {
 #[derive(Debug)]
 pub struct Monitor {
     sources: Vec<Source>,
-    hooks: Reader,
+    asker: Asker,
     /// An error: the kernel could not be asked, and nothing is known.
     rules: io::Result<Rules>,
-    /// Ports whose tcx programs are followed, by name.
+    /// Ports that are followed, by name: what they and their VLANs have of their own.
     watched: Vec<String>,
-    /// Revisions of the tcx hooks of the watched ports and their VLANs, by ifindex.
-    tcx: BTreeMap<u32, [u64; 2]>,
     /// The interface whose tcx programs were looked at last.
     tcx_turn: u32,
     is_drained: bool,
@@ -132,11 +145,11 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes, then reads the rules.
+    /// Subscribes, then reads the rules, those of `ports` included.
     ///
     /// # Errors
     /// When the kernel cannot be heard or asked.
-    pub fn start() -> io::Result<Monitor> {
+    pub fn start(ports: &[String]) -> io::Result<Monitor> {
         let now = Instant::now();
         let sources = SOURCES.map(|(part, protocol, groups)| Source {
             part,
@@ -147,15 +160,14 @@ impl Monitor {
         });
         let mut sources = Vec::from(sources);
         sources.iter_mut().try_for_each(Source::subscribe)?;
-        let mut hooks = Reader::open()?;
-        let rules = Rules::read_by(&mut hooks)?;
+        let mut asker = Asker::open()?;
+        let rules = Rules::read_by(&mut asker, ports)?;
         sources.iter_mut().for_each(|source| source.is_stale = false);
         Ok(Monitor {
             sources,
-            hooks,
+            asker,
             rules: Ok(rules),
-            watched: Vec::new(),
-            tcx: BTreeMap::new(),
+            watched: ports.to_vec(),
             tcx_turn: 0,
             is_drained: false,
             has_news: true,
@@ -177,8 +189,11 @@ impl Monitor {
         if self.has_news {
             return self.polled;
         }
-        let due = self.poll_due.min(self.full_due);
-        if self.is_stale() { due.min(self.read_due) } else { due }
+        // After an error nothing is read but everything.
+        let is_pending =
+            self.rules().is_some_and(|rules| self.is_stale() || rules.devices.is_pending());
+        let read_due = if is_pending { self.read_due } else { self.read_due.max(self.full_due) };
+        self.poll_due.min(read_due)
     }
 
     /// Takes notices and reads what they are about, or what is due. Whether the answers of
@@ -186,20 +201,15 @@ impl Monitor {
     /// [`Monitor::take_news`], whatever has read them since. Does not wait; the work is bounded, also
     /// while notices keep coming.
     pub fn process(&mut self, now: Instant) -> bool {
-        self.is_drained = true;
-        for source in &mut self.sources {
-            self.is_drained &= source.take_notices();
-        }
-        if now >= self.full_due {
-            self.read_all();
-            return true;
-        }
-        if self.is_stale() && now >= self.read_due {
-            self.has_news |= self.read_stale();
-            self.rest(now);
+        self.take_notices(now);
+        if now >= self.read_due {
+            if now >= self.full_due {
+                self.begin_full_reading(now);
+            }
+            self.read_pending(now);
         }
         if now >= self.poll_due {
-            self.has_news |= self.poll(now);
+            self.poll(now, false);
         }
         self.has_news
     }
@@ -216,12 +226,13 @@ impl Monitor {
         self.is_drained && !self.is_stale() && !self.has_news && since_poll <= 2 * POLL_PERIOD
     }
 
-    /// Reads everything now.
+    /// Reads everything now, however long that takes.
     pub fn read_all(&mut self) {
         let now = Instant::now();
         self.has_news = true;
         let subscribed = self.sources.iter_mut().try_for_each(Source::subscribe);
-        self.rules = subscribed.and_then(|()| Rules::read_by(&mut self.hooks));
+        let read = subscribed.and_then(|()| Rules::read_by(&mut self.asker, &self.watched));
+        self.set(read);
         self.sources.iter_mut().for_each(|source| source.is_stale = false);
         self.full_due = now + FULL_PERIOD;
         self.poll_due = now + POLL_PERIOD;
@@ -229,79 +240,156 @@ impl Monitor {
         self.rest(now);
     }
 
-    /// Names the ports. Their tcx programs and those of their VLANs are followed, of which the
-    /// kernel gives no notice.
+    /// Names the ports. What they and their VLANs have of their own is followed, and read where it was
+    /// not: see [`Monitor::knows`].
     pub fn watch(&mut self, ports: Vec<String>) {
         self.watched = ports;
-    }
-
-    /// What would be bypassed for packets between `ports` and their VLANs, a line each. What cannot
-    /// be read may hold anything, and is a line too.
-    pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
-        self.answer(|rules| rules.bypassed(ports))
-    }
-
-    /// Rules that an interface or its VLANs alone have, as [`Monitor::bypassed`].
-    pub fn own(&self, name: &str) -> Vec<String> {
-        self.answer(|rules| rules.own(name))
-    }
-
-    fn answer(&self, ask: impl FnOnce(&Rules) -> io::Result<Vec<String>>) -> Vec<String> {
-        let unknown = |error: &io::Error| vec![format!("the firewall cannot be read: {error}")];
-        match &self.rules {
-            Ok(rules) => ask(rules).unwrap_or_else(|error| unknown(&error)),
-            Err(error) => unknown(error),
+        if let Ok(rules) = &mut self.rules {
+            rules.follow_devices(&self.watched);
         }
     }
 
-    fn is_stale(&self) -> bool {
-        self.sources.iter().any(|source| source.is_stale)
+    /// Whether it was read what an interface, of that name and number, and its VLANs have of their own.
+    pub fn knows(&self, name: &str, ifindex: u32) -> bool {
+        let Some(rules) = self.rules() else { return false };
+        let devices = rules.devices(&[name.to_owned()]);
+        devices.iter().any(|nic| nic.name == name && nic.ifindex == ifindex)
+            && devices.iter().all(|nic| rules.devices.is_known(nic.ifindex))
     }
 
-    /// Puts the next reading off, after one that began at `from`.
-    fn rest(&mut self, from: Instant) {
+    /// There are interfaces that are not known: they are read now, or with the next reading.
+    pub fn read_newcomers(&mut self, now: Instant) {
+        let links = |source: &&mut Source| source.part == Part::Links;
+        self.sources.iter_mut().filter(links).for_each(|source| source.is_stale = true);
+        if now >= self.read_due {
+            self.read_pending(now);
+        }
+    }
+
+    /// What would be bypassed for packets between `ports`, which are watched, and their VLANs, a line
+    /// each. What cannot be read may hold anything, and is a line too.
+    pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
+        match &self.rules {
+            Ok(rules) => rules.bypassed(ports),
+            Err(error) => vec![format!("the firewall cannot be read: {error}")],
+        }
+    }
+
+    /// Rules that an interface, which is watched, or its VLANs alone have. None when nothing is known,
+    /// which is a line for all.
+    pub fn own(&self, name: &str) -> Vec<String> {
+        self.rules().map_or_else(Vec::new, |rules| rules.own(&[name.to_owned()]))
+    }
+
+    /// Puts the next reading off, after one that began at `from` and was acted on.
+    pub fn rest(&mut self, from: Instant) {
         let now = Instant::now();
         let took = now.saturating_duration_since(from);
         self.read_due = now + READ_GAP.max(took * READ_REST);
     }
 
-    /// Reads the parts that were told of. Whether any may be another now.
-    fn read_stale(&mut self) -> bool {
-        let mut changed = false;
-        for source in self.sources.iter_mut().filter(|source| source.is_stale) {
-            source.is_stale = false;
-            let Ok(rules) = &mut self.rules else { continue };
-            match rules.read_part(source.part) {
-                Ok(part_changed) => changed |= part_changed,
-                Err(error) => (self.rules, changed) = (Err(error), true),
-            }
-        }
-        changed
+    fn rules(&self) -> Option<&Rules> {
+        self.rules.as_ref().ok()
     }
 
-    /// Looks at what the kernel gives no notice of. Whether anything changed.
-    fn poll(&mut self, now: Instant) -> bool {
-        (self.polled, self.poll_due) = (now, now + POLL_PERIOD);
-        let polled = match &mut self.rules {
-            // Tried again with the next full reading.
-            Err(_) => return false,
-            Ok(rules) => rules.read_hooks(&mut self.hooks),
-        };
-        match polled.and_then(|hooks| Ok(self.poll_tcx()? || hooks)) {
-            Ok(changed) => changed,
-            Err(error) => {
-                self.rules = Err(error);
-                true
+    fn set(&mut self, rules: io::Result<Rules>) {
+        self.rules = rules;
+        if self.rules.is_err() {
+            self.fail();
+        }
+    }
+
+    /// Nothing is known any more. An answer may still be under way.
+    fn fail(&mut self) {
+        self.asker.sockets = Sockets::default();
+        self.has_news = true;
+    }
+
+    /// Whether something was told that is not read yet.
+    fn is_stale(&self) -> bool {
+        self.sources.iter().any(|source| source.is_stale)
+            || self.rules().is_some_and(|rules| rules.devices.is_stale())
+    }
+
+    fn take_notices(&mut self, now: Instant) {
+        let mut told = Vec::new();
+        self.is_drained = true;
+        for source in &mut self.sources {
+            let had_events = source.events.is_some();
+            self.is_drained &= source.take_notices(&mut told);
+            if had_events && source.events.is_none() {
+                self.full_due = now;
             }
+        }
+        if let Ok(rules) = &mut self.rules {
+            told.into_iter().for_each(|it| rules.devices.take_notice(it, &rules.qdiscs));
+        }
+    }
+
+    /// Has everything read, whatever was told: the parts that all ports share with the next reading,
+    /// what single interfaces have in turn.
+    fn begin_full_reading(&mut self, now: Instant) {
+        let lost_notices = self.sources.iter().any(|s| s.part == Part::Tc && s.events.is_none());
+        let subscribed = self.sources.iter_mut().try_for_each(Source::subscribe);
+        match (&mut self.rules, subscribed) {
+            (Ok(rules), Ok(())) => {
+                self.sources.iter_mut().for_each(|source| source.is_stale = true);
+                if lost_notices {
+                    rules.devices.take_notice(Notice::All, &rules.qdiscs);
+                }
+                rules.devices.verify(&rules.qdiscs);
+                self.full_due = now + FULL_PERIOD;
+                self.poll(now, true);
+            }
+            _ => self.read_all(),
+        }
+    }
+
+    /// Reads what was told of, and a part of what is to be verified.
+    fn read_pending(&mut self, from: Instant) {
+        let Ok(rules) = &mut self.rules else { return };
+        let is_told = self.sources.iter().any(|source| source.is_stale);
+        if !is_told && !rules.devices.is_pending() {
+            return;
+        }
+        let mut read = Ok(false);
+        for source in self.sources.iter_mut().filter(|source| source.is_stale) {
+            source.is_stale = false;
+            let mut part = || rules.read_part(source.part, &mut self.asker, &self.watched);
+            read = read.and_then(|changed| Ok(part()? || changed));
+            if source.part == Part::Nftables {
+                // Which of its functions are there is to be of the same moment.
+                self.poll_due = from;
+            }
+        }
+        let end = Instant::now() + SLICE;
+        let read =
+            read.and_then(|changed| Ok(rules.read_devices(&mut self.asker, Some(end))? || changed));
+        self.note(read);
+        self.rest(from);
+    }
+
+    /// Looks at what the kernel gives no notice of.
+    fn poll(&mut self, now: Instant, thorough: bool) {
+        (self.polled, self.poll_due) = (now, now + POLL_PERIOD);
+        // Tried again with the next full reading.
+        let Ok(rules) = &mut self.rules else { return };
+        let polled = rules.read_hooks(&mut self.asker.hooks, thorough);
+        let polled = polled.and_then(|hooks| Ok(self.poll_tcx()? || hooks));
+        self.note(polled);
+    }
+
+    /// Notes whether something changed.
+    fn note(&mut self, changed: io::Result<bool>) {
+        match changed {
+            Ok(changed) => self.has_news |= changed,
+            Err(error) => self.set(Err(error)),
         }
     }
 
     fn poll_tcx(&mut self) -> io::Result<bool> {
-        let Ok(rules) = &self.rules else { return Ok(false) };
-        let mut devices: Vec<u32> =
-            rules.devices(&self.watched).iter().map(|nic| nic.ifindex).collect();
-        devices.sort_unstable();
-        self.tcx.retain(|ifindex, _| devices.binary_search(ifindex).is_ok());
+        let Ok(rules) = &mut self.rules else { return Ok(false) };
+        let mut devices: Vec<u32> = rules.devices.ifindexes().collect();
         if devices.len() > TCX_DEVICES {
             let first = devices.partition_point(|ifindex| *ifindex <= self.tcx_turn);
             devices.rotate_left(first);
@@ -310,9 +398,7 @@ impl Monitor {
         self.tcx_turn = devices.last().copied().unwrap_or_default();
         let mut changed = false;
         for ifindex in devices {
-            let revision = |hook| tcx_programs(ifindex, hook).map(|programs| programs.revision);
-            let revisions = [revision(TcxHook::Ingress)?, revision(TcxHook::Egress)?];
-            changed |= self.tcx.insert(ifindex, revisions) != Some(revisions);
+            changed |= rules.devices.read_tcx(ifindex)?;
         }
         Ok(changed)
     }
@@ -320,37 +406,39 @@ impl Monitor {
 
 impl Rules {
     /// Reads a part anew. Whether the answers may be others.
-    fn read_part(&mut self, part: Part) -> io::Result<bool> {
+    fn read_part(&mut self, part: Part, asker: &mut Asker, ports: &[String]) -> io::Result<bool> {
         match part {
             Part::Nftables => {
-                let nftables = Nftables::read()?;
-                let changed = nftables != self.nftables;
-                self.nftables = nftables;
+                let changed = replace(&mut self.nftables, asker.nftables()?);
+                if changed {
+                    self.devices.take_notice_of_hooks();
+                }
                 Ok(changed)
             }
-            Part::Xfrm => {
-                let xfrm = xfrm::read()?;
-                let changed = xfrm != self.xfrm;
-                self.xfrm = xfrm;
-                Ok(changed)
-            }
-            // Filters are read when they are asked for.
+            Part::Xfrm => Ok(replace(&mut self.xfrm, asker.xfrm()?)),
             Part::Tc => {
-                self.qdiscs = tc::qdiscs()?;
-                Ok(true)
+                let qdiscs = asker.qdiscs()?;
+                // Filters of those that came are read afterwards.
+                Ok(self.set_qdiscs(qdiscs))
             }
             Part::Links => {
-                self.nics = nic::read()?;
-                self.qdiscs = tc::qdiscs()?;
-                Ok(true)
+                let nics = asker.nics()?;
+                let qdiscs = asker.qdiscs()?;
+                let other_qdiscs = self.set_qdiscs(qdiscs);
+                let is_same = nics.iter().map(relevant).eq(self.nics.iter().map(relevant));
+                self.nics = nics;
+                self.follow_devices(ports);
+                Ok(other_qdiscs || !is_same)
             }
         }
     }
 
-    fn read_hooks(&mut self, reader: &mut Reader) -> io::Result<bool> {
-        let hooks = reader.read(false)?;
-        let changed = hooks != self.hooks;
-        self.hooks = hooks;
-        Ok(changed)
+    fn read_hooks(&mut self, reader: &mut Reader, thorough: bool) -> io::Result<bool> {
+        Ok(replace(&mut self.hooks, reader.read(thorough)?))
     }
+}
+
+/// Members of an interface from which the answers are made.
+fn relevant(nic: &Nic) -> impl PartialEq + use<'_> {
+    (nic.ifindex, &nic.name, &nic.kind, nic.lower, &nic.xdp_programs)
 }

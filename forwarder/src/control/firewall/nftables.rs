@@ -2,9 +2,7 @@
 
 use std::{fmt, io};
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-
-use super::{NFPROTO_INET, NFPROTO_NETDEV, be32, family_name, find, string};
+use super::{NFPROTO_INET, NFPROTO_NETDEV, be32, family_name, find, hook_name, string};
 use crate::control::netlink::message::{Attr, Attrs, Message, u8_at};
 use crate::control::netlink::query::NlSock;
 
@@ -26,6 +24,8 @@ const NFTA_HOOK_DEVS: u16 = 4;
 /// Of the attributes in NFTA_HOOK_DEVS and NFTA_FLOWTABLE_HOOK_DEVS.
 const NFTA_DEVICE_NAME: u16 = 1;
 const NFTA_DEVICE_PREFIX: u16 = 2;
+const NF_NETDEV_INGRESS: u32 = 0;
+const NF_INET_INGRESS: u32 = 5;
 const NFTA_FLOWTABLE_TABLE: u16 = 1;
 const NFTA_FLOWTABLE_NAME: u16 = 2;
 const NFTA_FLOWTABLE_HOOK: u16 = 3;
@@ -39,17 +39,11 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// Asks the kernel.
+    /// Asks the kernel. `socket`: of NETLINK_NETFILTER.
     ///
     /// # Errors
     /// When it cannot be asked.
-    pub fn read() -> io::Result<Nftables> {
-        let mut socket = match NlSock::open(NETLINK_NETFILTER) {
-            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
-                return Ok(Nftables::default());
-            }
-            socket => socket?,
-        };
+    pub fn read(socket: &mut NlSock) -> io::Result<Nftables> {
         // Family 0: all. An empty chain counts too: rules come and go.
         match socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain) {
             // nfnetlink knows no nf_tables: the kernel has none.
@@ -61,17 +55,30 @@ impl Nftables {
         }
     }
 
-    /// A line for each chain and flowtable that packets between `ports` pass.
-    pub fn bypassed<'a>(&'a self, ports: &'a [String]) -> impl Iterator<Item = String> + 'a {
-        let chains = self.chains.iter().filter_map(|chain| describe(chain, ports));
-        chains.chain(self.flowtables.iter().filter_map(|table| table.describe(ports)))
+    /// A line for each chain that forwarded packets pass, whatever the ports.
+    pub fn everywhere(&self) -> impl Iterator<Item = String> {
+        self.chains.iter().filter(|chain| !chain.is_of_devices()).filter_map(Chain::describe)
     }
 
-    /// Whether a chain or flowtable is on the interface.
-    pub fn is_on(&self, name: &str) -> bool {
-        let chains = self.chains.iter().flat_map(|chain| &chain.devices);
-        let mut devices = chains.chain(self.flowtables.iter().flat_map(|table| &table.devices));
-        devices.any(|device| device.is_port(name))
+    /// A line for each chain and flowtable that is on an interface of `names`.
+    pub fn on_devices<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
+        let chains = self.chains.iter().filter_map(|chain| chain.describe_on(names));
+        chains.chain(self.flowtables.iter().filter_map(|table| table.describe(names)))
+    }
+
+    /// Whether a chain or flowtable that is listed has the kernel run nftables' function at a hook: of
+    /// `device`, for hooks of family netdev.
+    pub fn is_at(&self, family: u8, hook: u32, device: &str) -> bool {
+        let is_on = |devices: &[Device]| devices.iter().any(|on| on.is_port(device));
+        self.chains.iter().any(|chain| match (family, chain.family) {
+            (NFPROTO_NETDEV, _) if !chain.is_of_devices() => false,
+            // That of family inet has its own number for the ingress.
+            (NFPROTO_NETDEV, NFPROTO_INET) => hook == NF_NETDEV_INGRESS && is_on(&chain.devices),
+            (NFPROTO_NETDEV, _) => chain.hook == Some(hook) && is_on(&chain.devices),
+            (family, of) => (of == family || of == NFPROTO_INET) && chain.hook == Some(hook),
+        }) || family == NFPROTO_NETDEV
+            && hook == NF_NETDEV_INGRESS
+            && self.flowtables.iter().any(|table| is_on(&table.devices))
     }
 
     /// Whether there is a chain of type nat in the family, at whatever hook: all of them work by
@@ -121,7 +128,8 @@ struct Chain {
     table: String,
     name: String,
     kind: String,
-    hook: u32,
+    /// `None`: it has one, but it is not known which.
+    hook: Option<u32>,
     priority: i32,
     drops: bool,
     devices: Vec<Device>,
@@ -140,33 +148,49 @@ fn parse_chain(message: &Message<'_>) -> Option<Chain> {
         table: text(NFTA_CHAIN_TABLE),
         name: text(NFTA_CHAIN_NAME),
         kind: text(NFTA_CHAIN_TYPE),
-        hook: find(hook, NFTA_HOOK_HOOKNUM).and_then(be32)?,
-        priority: find(hook, NFTA_HOOK_PRIORITY).and_then(be32)? as i32,
+        hook: find(hook, NFTA_HOOK_HOOKNUM).and_then(be32),
+        priority: find(hook, NFTA_HOOK_PRIORITY).and_then(be32).unwrap_or_default() as i32,
         // NF_DROP is 0.
         drops: find(attrs, NFTA_CHAIN_POLICY).and_then(be32) == Some(0),
         devices,
     })
 }
 
-/// As `nft list chains` says it; `None` when forwarded packets do not pass there.
-fn describe(chain: &Chain, ports: &[String]) -> Option<String> {
-    let family = family_name(chain.family)?;
-    let on_ports = || on_ports(&chain.devices, ports);
-    let hook = match (chain.family, chain.hook) {
-        (NFPROTO_NETDEV, 0) | (NFPROTO_INET, 5) => format!("ingress on {}", on_ports()?),
-        (NFPROTO_NETDEV, 1) => format!("egress on {}", on_ports()?),
-        (NFPROTO_NETDEV, _) => return None,
-        (_, 0) => "prerouting".into(),
-        (_, 2) => "forward".into(),
-        (_, 4) => "postrouting".into(),
-        _ => return None,
-    };
-    let Chain { table, name, kind, priority, .. } = chain;
-    let policy = if chain.drops { ", policy drop" } else { "" };
-    Some(format!(
-        "nftables: chain {family} {table} {name} (type {kind}, hook {hook}, priority {priority}\
-         {policy})"
-    ))
+impl Chain {
+    /// Whether it is at hooks of interfaces, not of a protocol.
+    fn is_of_devices(&self) -> bool {
+        match self.family {
+            NFPROTO_NETDEV => self.hook.is_some(),
+            NFPROTO_INET => self.hook == Some(NF_INET_INGRESS),
+            _ => false,
+        }
+    }
+
+    /// As `nft list chains` says it; `None` when forwarded packets do not pass there.
+    fn describe(&self) -> Option<String> {
+        match (self.family, self.hook) {
+            (_, Some(0 | 2 | 4)) => self.line(hook_name(self.family, self.hook?)),
+            (_, None) => self.line("unknown"),
+            _ => None,
+        }
+    }
+
+    /// The same of one that is on interfaces.
+    fn describe_on(&self, names: &[String]) -> Option<String> {
+        let hook = self.hook.filter(|_| self.is_of_devices())?;
+        let devices = on_ports(&self.devices, names)?;
+        self.line(&format!("{} on {devices}", hook_name(self.family, hook)))
+    }
+
+    fn line(&self, hook: &str) -> Option<String> {
+        let Chain { table, name, kind, priority, .. } = self;
+        let family = family_name(self.family)?;
+        let policy = if self.drops { ", policy drop" } else { "" };
+        Some(format!(
+            "nftables: chain {family} {table} {name} (type {kind}, hook {hook}, priority \
+             {priority}{policy})"
+        ))
+    }
 }
 
 /// Which interfaces a chain or flowtable is on.
@@ -189,7 +213,7 @@ impl Device {
     fn of(kind: u16, value: &[u8]) -> Device {
         match kind {
             NFTA_DEVICE_NAME if value.ends_with(&[0]) => Device::Name(string(value)),
-            NFTA_DEVICE_NAME | NFTA_DEVICE_PREFIX => Device::Prefix(string(value)),
+            NFTA_DEVICE_NAME | NFTA_DEVICE_PREFIX => Device::Prefix(prefix(value)),
             _ => Device::Unknown,
         }
     }
@@ -201,6 +225,13 @@ impl Device {
             Device::Unknown => true,
         }
     }
+}
+
+/// The prefix as far as it is UTF-8: a wildcard may end within a character, of which the names of
+/// interfaces have all octets.
+fn prefix(value: &[u8]) -> String {
+    let octets = value.split(|octet| *octet == 0).next().unwrap_or_default();
+    octets.utf8_chunks().next().map(|chunk| chunk.valid().to_owned()).unwrap_or_default()
 }
 
 impl fmt::Display for Device {
@@ -232,7 +263,7 @@ mod tests {
             table: "t".into(),
             name: "c".into(),
             kind: "filter".into(),
-            hook,
+            hook: Some(hook),
             priority: -10,
             drops: true,
             devices: devices
@@ -248,8 +279,14 @@ mod tests {
     #[test]
     fn chains_that_forwarded_packets_pass_are_described() {
         let ports = ["eth0".to_owned(), "eth1".to_owned()];
-        let shown =
-            |family, hook, devices: &[&str]| describe(&chain(family, hook, devices), &ports);
+        let shown = |family, hook, devices: &[&str]| {
+            let chains = vec![chain(family, hook, devices)];
+            let nftables = Nftables { chains, flowtables: vec![] };
+            let lines: Vec<String> =
+                nftables.everywhere().chain(nftables.on_devices(&ports)).collect();
+            assert!(lines.len() < 2, "{lines:?}");
+            lines.into_iter().next()
+        };
         assert_eq!(
             shown(NFPROTO_INET, 2, &[]).as_deref(),
             Some("nftables: chain inet t c (type filter, hook forward, priority -10, policy drop)")
@@ -276,6 +313,8 @@ mod tests {
         assert_eq!(prefix.to_string(), "eth*");
         assert!(prefix.is_port("eth7") && !prefix.is_port("lo"));
         assert!(Device::of(3, b"whatever").is_port("eth0"), "a newer kernel");
+        let cut = Device::of(NFTA_DEVICE_PREFIX, b"gr\xc3\0");
+        assert!(cut.is_port("gr\u{f6}n0"), "a wildcard may end within a character");
 
         let be = |n: u32| n.to_be_bytes();
         let devices = Request::new(0, 0, &[]).attr(NFTA_DEVICE_PREFIX, b"rt-\0").finish(0);
@@ -290,6 +329,28 @@ mod tests {
         let payload = &message[16..];
         let chain = parse_chain(&Message { kind: GETCHAIN, flags: 0, seq: 0, payload });
         assert_eq!(chain.expect("a base chain").devices, [Device::Prefix("rt-".into())]);
+    }
+
+    #[test]
+    fn a_function_of_nftables_is_that_of_a_chain_only_where_one_is() {
+        let of = |family, hook, devices: &[&str]| {
+            let chains = vec![chain(family, hook, devices)];
+            Nftables { chains, flowtables: vec![] }
+        };
+        let wildcard = of(NFPROTO_NETDEV, 0, &["eth*"]);
+        assert!(wildcard.is_at(NFPROTO_NETDEV, 0, "eth0"));
+        assert!(!wildcard.is_at(NFPROTO_NETDEV, 1, "eth0"), "ingress is not egress");
+        assert!(!wildcard.is_at(NFPROTO_NETDEV, 0, "lo"));
+        assert!(!wildcard.is_at(NFPROTO_IPV4, 0, ""));
+        assert!(of(NFPROTO_INET, 5, &["eth0"]).is_at(NFPROTO_NETDEV, 0, "eth0"));
+        let forward = of(NFPROTO_INET, 2, &[]);
+        assert!(forward.is_at(NFPROTO_IPV6, 2, "") && !forward.is_at(NFPROTO_IPV6, 0, ""));
+        assert!(!of(NFPROTO_IPV4, 2, &[]).is_at(NFPROTO_IPV6, 2, ""));
+        let devices = vec![Device::Name("eth0".into())];
+        let (table, name) = ("t".into(), "f".into());
+        let flowtables = vec![Flowtable { family: NFPROTO_INET, table, name, devices }];
+        let flows = Nftables { chains: vec![], flowtables };
+        assert!(flows.is_at(NFPROTO_NETDEV, 0, "eth0") && !flows.is_at(NFPROTO_NETDEV, 0, "eth1"));
     }
 
     #[test]
@@ -309,12 +370,19 @@ mod tests {
         let payload = &message[16..];
         let read = |payload| parse_chain(&Message { kind: GETCHAIN, flags: 0, seq: 0, payload });
         let chain = read(payload).expect("a base chain");
-        assert_eq!((chain.name.as_str(), chain.hook, chain.priority), ("FORWARD", 2, -5));
+        assert_eq!((chain.name.as_str(), chain.hook, chain.priority), ("FORWARD", Some(2), -5));
         assert!(!chain.drops);
         for len in 0..payload.len() {
             // None panics; what is cut behind the hook is still a base chain.
             let _ = read(&payload[..len]);
         }
         assert!(read(&[]).is_none());
+        // A hook that is not understood is one all the same.
+        let message = Request::new(GETCHAIN, 0, &[NFPROTO_IPV4, 0, 0, 0])
+            .attr(0x8000 | NFTA_CHAIN_HOOK, &[])
+            .finish(0);
+        let chains = read(&message[16..]).into_iter().collect();
+        let nftables = Nftables { chains, flowtables: vec![] };
+        assert_eq!(nftables.everywhere().count(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Traffic control: classifiers of every queueing discipline of an interface, and tcx programs.
+//! Traffic control: classifiers of every queueing discipline of an interface.
 //!
 //! Userspace receives before the ingress and sends past the egress. What a filter does is not
 //! looked at: one that only chooses a class for shaping counts as one that drops.
@@ -6,16 +6,27 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-
 use crate::control::netdev::nic::find;
 use crate::control::netlink::message::{Message, u32_at};
 use crate::control::netlink::query::NlSock;
-use crate::io::af_xdp::bpf::{TcxHook, tcx_programs};
 
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
+const RTM_NEWTCLASS: u16 = 40;
+const RTM_DELTCLASS: u16 = 41;
 const RTM_GETTCLASS: u16 = 42;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
+const RTM_NEWCHAIN: u16 = 100;
+const RTM_DELCHAIN: u16 = 101;
+/// In place of an interface: the filters are those of a block (include/uapi/linux/rtnetlink.h).
+const TCM_IFINDEX_MAGIC_BLOCK: u32 = 0xffff_ffff;
+/// TC_H_CLSACT: handle of every clsact and ingress discipline.
+const CLSACT: u32 = 0xffff_0000;
+/// TC_H_MIN_MASK: the class within its discipline.
+const MINOR: u32 = 0xffff;
 /// TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and (…, TC_H_MIN_EGRESS).
 const TC_H_INGRESS: u32 = 0xffff_fff2;
 const TC_H_EGRESS: u32 = 0xffff_fff3;
@@ -30,22 +41,37 @@ const TCA_KIND: u16 = 1;
 /// A queueing discipline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Qdisc {
-    ifindex: u32,
+    pub ifindex: u32,
     /// 0: made by the kernel, and can only be named as the root.
-    handle: u32,
-    is_root: bool,
-    kind: String,
+    pub handle: u32,
+    pub is_root: bool,
+    pub kind: String,
 }
 
 impl Qdisc {
-    /// Where its filters may be: as parents for [`filters_at`], and in words.
-    fn attachments(&self) -> Vec<(u32, &'static str)> {
+    /// Whether it is that of an interface with a handle.
+    pub fn is(&self, ifindex: u32, handle: u32) -> bool {
+        self.ifindex == ifindex && self.handle == handle
+    }
+
+    /// Whether it holds filters of received packets, or of both directions.
+    pub fn is_clsact(&self) -> bool {
+        self.kind == "clsact" || self.kind == "ingress"
+    }
+
+    /// Whether filters at a parent are its own, or those of its classes.
+    pub fn has(&self, parent: u32) -> bool {
+        self.attachments().contains(&parent) || parent & !MINOR == self.handle && self.handle != 0
+    }
+
+    /// Parents at which its own filters may be.
+    fn attachments(&self) -> Vec<u32> {
         match self.kind.as_str() {
-            "clsact" => vec![(TC_H_INGRESS, "ingress"), (TC_H_EGRESS, "egress")],
-            "ingress" => vec![(TC_H_INGRESS, "ingress")],
-            _ if self.handle == 0 && self.is_root => vec![(ROOT, "egress")],
+            "clsact" => vec![TC_H_INGRESS, TC_H_EGRESS],
+            "ingress" => vec![TC_H_INGRESS],
+            _ if self.handle == 0 && self.is_root => vec![ROOT],
             _ if self.handle == 0 => vec![],
-            _ => vec![(self.handle, "egress")],
+            _ => vec![self.handle],
         }
     }
 
@@ -56,12 +82,12 @@ impl Qdisc {
     }
 }
 
-/// All queueing disciplines of the namespace.
+/// All queueing disciplines of the namespace. `socket`: of NETLINK_ROUTE.
 ///
 /// # Errors
 /// What the kernel answers with.
-pub fn qdiscs() -> io::Result<BTreeSet<Qdisc>> {
-    let found = NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
+pub fn qdiscs(socket: &mut NlSock) -> io::Result<BTreeSet<Qdisc>> {
+    let found = socket.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
         let kind = find(message.attrs(TC_HEADER), TCA_KIND)?.string();
         Some(Qdisc {
             ifindex: u32_at(message.payload, 4)?,
@@ -75,45 +101,59 @@ pub fn qdiscs() -> io::Result<BTreeSet<Qdisc>> {
 
 /// Whether an interface has a clsact or ingress qdisc.
 pub fn has_clsact(qdiscs: &BTreeSet<Qdisc>, ifindex: u32) -> bool {
-    qdiscs.iter().any(|q| q.ifindex == ifindex && (q.kind == "clsact" || q.kind == "ingress"))
+    qdiscs.iter().any(|qdisc| qdisc.ifindex == ifindex && qdisc.is_clsact())
 }
 
-/// A line for each kind of filter at each place of an interface. `qdiscs`: those of the namespace.
+/// Where the filters of a discipline may be, those of its classes included. `socket`: of
+/// NETLINK_ROUTE.
 ///
 /// # Errors
 /// What the kernel answers with.
-pub fn filters(name: &str, ifindex: u32, qdiscs: &BTreeSet<Qdisc>) -> io::Result<BTreeSet<String>> {
-    let own = || qdiscs.iter().filter(|qdisc| qdisc.ifindex == ifindex);
-    let mut found = BTreeSet::new();
-    // Without any, the interface has no discipline that could have filters.
-    if own().next().is_none() {
-        return Ok(found);
-    }
-    let mut socket = NlSock::open(NETLINK_ROUTE)?;
-    let mut look = |parent, place: &str, at: &str| -> io::Result<()> {
-        let kinds = filters_at(&mut socket, ifindex, parent)?;
-        found.extend(kinds.into_iter().map(|kind| {
-            format!(
-                "tc filter ({kind}) at the {place} of {name}{at} (see tc filter show dev {name}"
-            ) + &show(parent)
-        }));
-        Ok(())
-    };
-    for qdisc in own() {
-        let at = match qdisc.kind.as_str() {
-            "clsact" | "ingress" => String::new(),
-            kind => format!(", qdisc {kind} {}", handle(qdisc.handle)),
-        };
-        for (parent, place) in qdisc.attachments() {
-            look(parent, place, &at)?;
-        }
-        if qdisc.has_filters_by_class() {
-            for class in classes(ifindex, qdisc.handle)? {
-                look(class, "egress", &format!(", class {}", handle(class)))?;
-            }
-        }
+pub fn parents(socket: &mut NlSock, qdisc: &Qdisc) -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::from_iter(qdisc.attachments());
+    if qdisc.has_filters_by_class() {
+        let class = |message: &Message<'_>| u32_at(message.payload, 8);
+        found.extend(dump(socket, RTM_GETTCLASS, qdisc.ifindex, qdisc.handle, class)?);
     }
     Ok(found)
+}
+
+/// Kinds of the filters of all chains of a parent, those of shared blocks included
+/// (`tc_dump_tfilter`). `socket`: of NETLINK_ROUTE.
+///
+/// # Errors
+/// What the kernel answers with.
+pub fn filters(socket: &mut NlSock, ifindex: u32, parent: u32) -> io::Result<BTreeSet<String>> {
+    let kinds = dump(socket, RTM_GETTFILTER, ifindex, parent, |message| {
+        Some(find(message.attrs(TC_HEADER), TCA_KIND)?.string())
+    })?;
+    Ok(kinds.into_iter().collect())
+}
+
+/// Filters of a kind at a parent of an interface, in words. `qdiscs`: those of the namespace.
+pub fn describe(
+    name: &str,
+    ifindex: u32,
+    parent: u32,
+    kind: &str,
+    qdiscs: &BTreeSet<Qdisc>,
+) -> String {
+    let is_of = |qdisc: &&Qdisc| match parent {
+        ROOT => qdisc.is_root && qdisc.handle == 0,
+        parent => qdisc.handle == parent,
+    };
+    let qdisc = || qdiscs.iter().filter(|qdisc| qdisc.ifindex == ifindex).find(is_of);
+    let at = match parent {
+        TC_H_INGRESS | TC_H_EGRESS => String::new(),
+        parent if parent & MINOR != 0 => format!(", class {}", handle(parent)),
+        parent => {
+            let kind = qdisc().map_or("of an unknown kind", |qdisc| &qdisc.kind);
+            format!(", qdisc {kind} {}", handle(parent))
+        }
+    };
+    let place = if parent == TC_H_INGRESS { "ingress" } else { "egress" };
+    let show = show(parent);
+    format!("tc filter ({kind}) at the {place} of {name}{at} (see tc filter show dev {name}{show}")
 }
 
 /// The rest of the command that shows the filters of a parent.
@@ -128,27 +168,10 @@ fn show(parent: u32) -> String {
 
 /// As tc writes it: 1:10.
 fn handle(handle: u32) -> String {
-    match handle & 0xffff {
+    match handle & MINOR {
         0 => format!("{:x}:", handle >> 16),
         minor => format!("{:x}:{minor:x}", handle >> 16),
     }
-}
-
-/// Kinds of the filters of all chains of a parent, those of shared blocks included
-/// (`tc_dump_tfilter`).
-fn filters_at(socket: &mut NlSock, ifindex: u32, parent: u32) -> io::Result<BTreeSet<String>> {
-    let kinds = dump(socket, RTM_GETTFILTER, ifindex, parent, |message| {
-        Some(find(message.attrs(TC_HEADER), TCA_KIND)?.string())
-    })?;
-    Ok(kinds.into_iter().collect())
-}
-
-/// Classes of a discipline.
-fn classes(ifindex: u32, qdisc: u32) -> io::Result<BTreeSet<u32>> {
-    let mut socket = NlSock::open(NETLINK_ROUTE)?;
-    let found =
-        dump(&mut socket, RTM_GETTCLASS, ifindex, qdisc, |message| u32_at(message.payload, 8));
-    Ok(found?.into_iter().collect())
 }
 
 fn dump<T>(
@@ -170,18 +193,38 @@ fn dump<T>(
     }
 }
 
-/// A line for each tcx program of an interface.
-///
-/// # Errors
-/// What the kernel answers with.
-pub fn tcx(name: &str, ifindex: u32) -> io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for (hook, place) in [(TcxHook::Ingress, "ingress"), (TcxHook::Egress, "egress")] {
-        found.extend(tcx_programs(ifindex, hook)?.ids.into_iter().map(|id| {
-            format!("BPF program {id} (tcx {place}) on {name} (see bpftool net show dev {name})")
-        }));
+/// Part of traffic control that a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A discipline of an interface came, went or was changed.
+    Qdisc { ifindex: u32, handle: u32 },
+    /// Filters at a parent, or the parent itself: a class.
+    Parent { ifindex: u32, parent: u32 },
+    /// Filters of a block that several interfaces share.
+    Block,
+    /// It is not known what.
+    All,
+}
+
+impl Notice {
+    /// Of a message of RTNLGRP_TC.
+    pub fn of(message: &Message<'_>) -> Notice {
+        let word = |at| u32_at(message.payload, at);
+        let (Some(ifindex), Some(id), Some(parent)) = (word(4), word(8), word(12)) else {
+            return Notice::All;
+        };
+        match message.kind {
+            RTM_NEWQDISC | RTM_DELQDISC => Notice::Qdisc { ifindex, handle: id },
+            RTM_NEWTCLASS | RTM_DELTCLASS => Notice::Parent { ifindex, parent: id },
+            RTM_NEWTFILTER | RTM_DELTFILTER | RTM_NEWCHAIN | RTM_DELCHAIN => match parent {
+                _ if ifindex == TCM_IFINDEX_MAGIC_BLOCK => Notice::Block,
+                // The same place has several names.
+                parent if parent & !MINOR == CLSACT => Notice::Qdisc { ifindex, handle: CLSACT },
+                parent => Notice::Parent { ifindex, parent },
+            },
+            _ => Notice::All,
+        }
     }
-    Ok(found)
 }
 
 #[cfg(test)]
@@ -194,9 +237,7 @@ mod tests {
             let is_root = kind == "fq_codel";
             Qdisc { ifindex: 1, handle, is_root, kind: kind.to_owned() }
         };
-        let parents = |qdisc: Qdisc| -> Vec<u32> {
-            qdisc.attachments().into_iter().map(|(parent, _)| parent).collect()
-        };
+        let parents = |qdisc: Qdisc| qdisc.attachments();
         assert_eq!(parents(qdisc(0xffff_0000, "clsact")), [TC_H_INGRESS, TC_H_EGRESS]);
         // Both parents of an ingress qdisc are the same block.
         assert_eq!(parents(qdisc(0xffff_0000, "ingress")), [TC_H_INGRESS]);
@@ -204,6 +245,46 @@ mod tests {
         assert_eq!(parents(qdisc(0, "fq_codel")), [ROOT]);
         assert!(parents(qdisc(0, "pfifo_fast")).is_empty());
         assert!(qdisc(1, "htb").has_filters_by_class() && !qdisc(1, "prio").has_filters_by_class());
+    }
+
+    #[test]
+    fn notices_name_the_place_and_one_that_is_not_understood_is_about_all() {
+        let notice = |kind, ifindex: u32, handle: u32, parent: u32| {
+            let words = [0, ifindex, handle, parent, 0];
+            let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            Notice::of(&Message { kind, flags: 0, seq: 0, payload: &payload })
+        };
+        let (ifindex, handle) = (7, 0x1_0000);
+        assert_eq!(notice(RTM_DELQDISC, 7, handle, 0), Notice::Qdisc { ifindex, handle });
+        let class = Notice::Parent { ifindex, parent: 0x1_0005 };
+        assert_eq!(notice(RTM_NEWTCLASS, 7, 0x1_0005, handle), class);
+        assert_eq!(notice(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), class);
+        // tc filter add … parent ffff: and … ingress are the same place.
+        let clsact = Notice::Qdisc { ifindex, handle: CLSACT };
+        assert_eq!(notice(RTM_NEWTFILTER, 7, 0, CLSACT), clsact);
+        assert_eq!(notice(RTM_DELTFILTER, 7, 0, TC_H_EGRESS), clsact);
+        assert_eq!(notice(RTM_NEWCHAIN, TCM_IFINDEX_MAGIC_BLOCK, 0, 1), Notice::Block);
+        assert_eq!(notice(48, 7, 0, 0), Notice::All);
+        let cut = Message { kind: RTM_NEWTFILTER, flags: 0, seq: 0, payload: &[0; 15] };
+        assert_eq!(Notice::of(&cut), Notice::All);
+    }
+
+    #[test]
+    fn filters_are_described_by_where_they_are() {
+        let qdisc =
+            |handle, is_root, kind: &str| Qdisc { ifindex: 1, handle, is_root, kind: kind.into() };
+        let qdiscs = BTreeSet::from([
+            qdisc(0, false, "pfifo"),
+            qdisc(0, true, "fq_codel"),
+            qdisc(0x1_0000, false, "htb"),
+        ]);
+        let at = |parent| describe("eth0", 1, parent, "u32", &qdiscs);
+        let line =
+            |at, show| format!("tc filter (u32) at the {at} (see tc filter show dev eth0{show})");
+        assert_eq!(at(TC_H_INGRESS), line("ingress of eth0", " ingress"));
+        assert_eq!(at(ROOT), line("egress of eth0, qdisc fq_codel 0:", ""));
+        assert_eq!(at(0x1_0000), line("egress of eth0, qdisc htb 1:", " parent 1:"));
+        assert_eq!(at(0x1_0005), line("egress of eth0, class 1:5", " parent 1:5"));
     }
 
     #[test]

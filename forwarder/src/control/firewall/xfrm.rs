@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use netlink_sys::protocols::NETLINK_XFRM;
-
 use crate::control::netlink::message::{Attrs, Message, Request, u8_at, u16_at, u32_at};
 use crate::control::netlink::query::NlSock;
 
@@ -24,15 +22,11 @@ const XFRM_SELECTOR_FAMILY: usize = 2 * 16 + 4 * 2;
 /// keep the control thread busy, and one is enough to know.
 const LISTED_MAX: u32 = 1000;
 
-/// Policies of the namespace and defaults that block, a line each.
+/// Policies of the namespace and defaults that block, a line each. `socket`: of NETLINK_XFRM.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn read() -> io::Result<Vec<String>> {
-    let mut socket = match NlSock::open(NETLINK_XFRM) {
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
-        socket => socket?,
-    };
+pub fn read(socket: &mut NlSock) -> io::Result<Vec<String>> {
     let count = socket.get(
         |flags| Request::new(XFRM_MSG_GETSPDINFO, flags, &[0; SPDINFO_HEADER]),
         |message| parse_spdinfo(message.attrs(SPDINFO_HEADER)),
@@ -41,19 +35,12 @@ pub fn read() -> io::Result<Vec<String>> {
         Some(0) => Vec::new(),
         Some(count) if count > LISTED_MAX => vec![line(count.into(), "", "")],
         // None: the kernel said it in a way that is not understood.
-        _ => list(&mut socket)?,
+        _ => list(socket)?,
     };
-    // Kernels before 5.14 do not know the question and have no such default.
-    let blocked = socket.get(
+    let directions = blocked_by_default(socket.get(
         |flags| Request::new(XFRM_MSG_GETDEFAULT, flags, &[0; 4]),
         |message| parse_default(message.payload),
-    );
-    let directions = match blocked {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
-        answer => answer?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults are not understood")
-        })?,
-    };
+    ))?;
     if !directions.is_empty() {
         let directions = directions.join(" and ");
         found.push(format!(
@@ -61,6 +48,19 @@ pub fn read() -> io::Result<Vec<String>> {
         ));
     }
     Ok(found)
+}
+
+/// Kernels before 5.14 do not know the question, and have no such default (`xfrm_user_rcv_msg`: EINVAL).
+/// Any other error, and an answer that is too short, may hide one that blocks.
+fn blocked_by_default(
+    answer: io::Result<Option<Vec<&'static str>>>,
+) -> io::Result<Vec<&'static str>> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
+        answer => answer?.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults are not understood")
+        }),
+    }
 }
 
 /// One line for each direction and family.
@@ -125,6 +125,18 @@ mod tests {
         assert_eq!(parse_default(&[2, 2, 1, 0]), Some(vec!["out"]));
         assert_eq!(parse_default(&[1, 1, 1, 0]), Some(vec!["fwd", "out"]));
         assert_eq!(parse_default(&[1, 1]), None);
+    }
+
+    #[test]
+    fn only_a_kernel_that_does_not_know_defaults_has_none() {
+        let refused = |errno| Err(io::Error::from_raw_os_error(errno));
+        assert!(blocked_by_default(refused(libc::EINVAL)).expect("an old kernel").is_empty());
+        for errno in [libc::EPERM, libc::ENOBUFS, libc::EAGAIN] {
+            let error = blocked_by_default(refused(errno)).expect_err("not known");
+            assert_eq!(error.raw_os_error(), Some(errno));
+        }
+        assert!(blocked_by_default(Ok(None)).is_err(), "too short");
+        assert_eq!(blocked_by_default(Ok(Some(vec!["fwd"]))).expect("known"), ["fwd"]);
     }
 
     #[test]

@@ -106,7 +106,12 @@ impl Nic {
 
 /// All interfaces of the namespace.
 pub fn read() -> io::Result<Vec<Nic>> {
-    NlSock::open(NETLINK_ROUTE)?.dump(RTM_GETLINK, &[0; IFINFO_HEADER], parse_link)
+    read_by(&mut NlSock::open(NETLINK_ROUTE)?)
+}
+
+/// As [`read`], by a socket of NETLINK_ROUTE that is open.
+pub fn read_by(socket: &mut NlSock) -> io::Result<Vec<Nic>> {
+    socket.dump(RTM_GETLINK, &[0; IFINFO_HEADER], parse_link)
 }
 
 fn parse_link(message: &Message<'_>) -> Option<Nic> {

@@ -1,6 +1,5 @@
 //! A netlink socket that only listens: to the multicast groups of one protocol, without waiting.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr};
@@ -86,22 +85,6 @@ impl Events {
                 },
             }
         }
-    }
-
-    /// Whether anything was said since the last call, lost messages included. Reads at most
-    /// `datagrams_max` datagrams; what is left keeps the socket readable.
-    ///
-    /// # Errors
-    /// As for [`Events::receive`].
-    pub fn take_notice(&mut self, datagrams_max: usize) -> io::Result<bool> {
-        let mut noticed = false;
-        for _ in 0..datagrams_max {
-            match self.receive()? {
-                Received::Empty => break,
-                Received::Datagram(_) | Received::Overrun => noticed = true,
-            }
-        }
-        Ok(noticed)
     }
 }
 

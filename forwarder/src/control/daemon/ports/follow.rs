@@ -75,16 +75,20 @@ impl PortManager {
             is_up,
             obstacle: link.and_then(|link| obstacle(link, is_up)),
             filtered: link.and_then(|_| self.filtered.get(&port.ifname).cloned()),
+            is_unread: self.unread.contains(&port.ifname),
         }
     }
 
-    /// Matched interfaces that are about to become ports, whose own rules have to be known before. Not
-    /// those that wait for something else: each event would have the rules read again.
-    pub(in crate::control::daemon) fn coming(&self, around: &Surroundings<'_>) -> Vec<String> {
+    /// Interfaces that are about to become ports, by name and number, whose own rules have to be known
+    /// before. Not those that wait for something else: each event would have the rules read again.
+    pub(in crate::control::daemon) fn coming(
+        &self,
+        around: &Surroundings<'_>,
+    ) -> Vec<(String, u32)> {
         let (matching, now) = (around.matching(), Instant::now());
-        let is_free = |port: &Port| {
-            let Some(link) = around.links.named(&port.ifname) else { return false };
-            match port.state() {
+        let coming = |port: &Port| {
+            let link = around.links.named(&port.ifname).filter(|_| is_wanted(port, &matching))?;
+            let is_coming = match port.state() {
                 PortState::Active(active) => active.ifindex != link.ifindex,
                 PortState::Closing(_) => true,
                 PortState::Opening(_) => false,
@@ -93,10 +97,10 @@ impl PortManager {
                         && !self.filtered.contains_key(&port.ifname)
                         && port.is_due(link.mtu, now, around.is_alive)
                 }
-            }
+            };
+            is_coming.then(|| (port.ifname.clone(), link.ifindex))
         };
-        let coming = |port: &&Port| port.matched && is_wanted(port, &matching) && is_free(port);
-        self.ports.iter().filter(coming).map(|port| port.ifname.clone()).collect()
+        self.ports.iter().filter_map(coming).collect()
     }
 }
 
@@ -130,6 +134,8 @@ struct Prospect<'a> {
     obstacle: Option<String>,
     /// Rules on it that would be bypassed.
     filtered: Option<String>,
+    /// It is not known yet whether it has any.
+    is_unread: bool,
 }
 
 /// What is to be closed of a port whose interface is gone, another one, or unfit now, or that is to be
@@ -179,6 +185,9 @@ fn comes(port: &mut Port, prospect: Prospect<'_>, around: &Surroundings<'_>) -> 
         if port.wait(Waiting { why, until: Until::Event }) {
             say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
         }
+        return None;
+    }
+    if prospect.is_unread {
         return None;
     }
     port.is_due(link.mtu, Instant::now(), around.is_alive).then(|| link.clone())

@@ -97,6 +97,8 @@ pub(super) struct PortManager {
     room_soon: bool,
     /// Why matched interfaces are left to the kernel: rules on them.
     filtered: Filtered,
+    /// Interfaces that could be ports if it were known whether they have rules on them.
+    unread: BTreeSet<String>,
     /// End what waits for a queue.
     signals: Arc<Signals>,
 }
@@ -114,6 +116,7 @@ impl PortManager {
             without_room: BTreeSet::new(),
             room_soon: false,
             filtered: Filtered::new(),
+            unread: BTreeSet::new(),
             signals,
         }
     }

@@ -130,6 +130,11 @@ impl PortManager {
         self.listed().filter(|port| port.matched).map(|port| port.ifname.as_str())
     }
 
+    /// Whether a port of that name is one that nobody named.
+    pub(in crate::control::daemon) fn is_matched(&self, name: &str) -> bool {
+        self.iter().any(|port| port.matched && port.ifname == name)
+    }
+
     fn place(&self, matching: &Matching) -> Place {
         let is_free = |port: &&Port| {
             let returns = matching.get(&port.ifname) == Some(&true);
@@ -154,15 +159,22 @@ impl PortManager {
     }
 
     /// Notes which of some interfaces have rules on them.
-    pub(in crate::control::daemon) fn update_filtered(
-        &mut self,
-        of: &[String],
-        filtered: Filtered,
-    ) {
+    pub(in crate::control::daemon) fn update_filtered(&mut self, of: &[&str], filtered: Filtered) {
         for name in of {
-            self.filtered.remove(name);
+            self.filtered.remove(*name);
         }
         self.filtered.extend(filtered);
+    }
+
+    /// Notes of which interfaces, that would become ports, it is not known yet whether they have rules
+    /// on them.
+    pub(in crate::control::daemon) fn set_unread(&mut self, unread: BTreeSet<String>) {
+        self.unread = unread;
+    }
+
+    /// Whether there are such.
+    pub(in crate::control::daemon) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 }
 

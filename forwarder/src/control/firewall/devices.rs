@@ -1,0 +1,295 @@
+//! Filters of single interfaces, kept from one reading to the next: tc filters, tcx programs, functions
+//! at the netfilter hooks of the interface.
+//!
+//! There is a question for each place where filters can be, and an HTB with thousands of classes has
+//! as many places. So only those are asked for again of which a notice told; all others are verified
+//! in turn. [`Devices::read`] does a part of either, up to a time.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Instant;
+
+use super::hooks::{Hook, Reader};
+use super::sockets::Sockets;
+use super::tc::{self, Notice, Qdisc};
+use crate::control::netdev::nic::Nic;
+use crate::io::af_xdp::bpf::{TcxHook, TcxPrograms, tcx_programs};
+
+/// A place where filters of an interface can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// Netfilter hooks.
+    Hooks,
+    /// Both tcx hooks.
+    Tcx,
+    /// A queueing discipline, by its handle: which parents it has.
+    Qdisc(u32),
+    /// A parent of tc filters.
+    Parent(u32),
+}
+
+/// What was found on one interface.
+#[derive(Debug, Default)]
+pub struct Device {
+    /// Functions at its netfilter hooks.
+    pub hooks: Vec<Hook>,
+    /// By [`TCX_HOOKS`].
+    pub tcx: [TcxPrograms; 2],
+    /// Kinds of tc filters, by parent; parents without filters are left out.
+    pub filters: BTreeMap<u32, BTreeSet<String>>,
+}
+
+/// In words.
+pub const TCX_HOOKS: [(TcxHook, &str); 2] =
+    [(TcxHook::Ingress, "ingress"), (TcxHook::Egress, "egress")];
+
+/// The interfaces, by ifindex.
+#[derive(Debug, Default)]
+pub struct Devices {
+    of: BTreeMap<u32, Device>,
+    /// Places that were told of, or never read.
+    stale: BTreeSet<(u32, Place)>,
+    /// Places that were not told of and are read nevertheless, for the case that a notice was missed.
+    unverified: BTreeSet<(u32, Place)>,
+}
+
+impl Devices {
+    /// Has these interfaces followed, and no others.
+    pub fn follow(&mut self, nics: &[&Nic], qdiscs: &BTreeSet<Qdisc>) {
+        let is_followed = |ifindex: &u32| nics.iter().any(|nic| nic.ifindex == *ifindex);
+        self.of.retain(|ifindex, _| is_followed(ifindex));
+        let of = &self.of;
+        self.stale.retain(|(ifindex, _)| of.contains_key(ifindex));
+        self.unverified.retain(|(ifindex, _)| of.contains_key(ifindex));
+        for nic in nics {
+            if let Entry::Vacant(new) = self.of.entry(nic.ifindex) {
+                new.insert(Device::default());
+                self.stale.extend(places(nic.ifindex, qdiscs));
+            }
+        }
+    }
+
+    /// Other disciplines are there than before.
+    pub fn follow_qdiscs(&mut self, before: &BTreeSet<Qdisc>, now: &BTreeSet<Qdisc>) {
+        for gone in before.difference(now) {
+            if let Some(device) = self.of.get_mut(&gone.ifindex) {
+                device.filters.retain(|parent, _| !gone.has(*parent));
+            }
+        }
+        for new in now.difference(before) {
+            self.tell(new.ifindex, Place::Qdisc(new.handle));
+        }
+    }
+
+    /// A notice came. `qdiscs`: as they were known before it.
+    pub fn take_notice(&mut self, notice: Notice, qdiscs: &BTreeSet<Qdisc>) {
+        let is_clsact = |qdisc: &&Qdisc| qdisc.is_clsact();
+        match notice {
+            Notice::Qdisc { ifindex, handle } => self.tell(ifindex, Place::Qdisc(handle)),
+            Notice::Parent { ifindex, parent } => self.tell(ifindex, Place::Parent(parent)),
+            Notice::Block => qdiscs
+                .iter()
+                .filter(is_clsact)
+                .for_each(|qdisc| self.tell(qdisc.ifindex, Place::Qdisc(qdisc.handle))),
+            Notice::All => {
+                qdiscs.iter().for_each(|qdisc| self.tell(qdisc.ifindex, Place::Qdisc(qdisc.handle)))
+            }
+        }
+    }
+
+    /// nftables changed: its functions at the interfaces may be others.
+    pub fn take_notice_of_hooks(&mut self) {
+        self.stale.extend(self.of.keys().map(|ifindex| (*ifindex, Place::Hooks)));
+    }
+
+    fn tell(&mut self, ifindex: u32, place: Place) {
+        if self.of.contains_key(&ifindex) {
+            self.stale.insert((ifindex, place));
+        }
+    }
+
+    /// Has everything read again in turn, unless that is still going on.
+    pub fn verify(&mut self, qdiscs: &BTreeSet<Qdisc>) {
+        if self.unverified.is_empty() {
+            let places = self.of.keys().flat_map(|ifindex| places(*ifindex, qdiscs));
+            self.unverified = places.collect();
+        }
+    }
+
+    /// Whether there are places that were told of, or never read.
+    pub fn is_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Whether there is something to read.
+    pub fn is_pending(&self) -> bool {
+        self.is_stale() || !self.unverified.is_empty()
+    }
+
+    /// Whether an interface is followed, and nothing of it is to be read that was told of.
+    pub fn is_known(&self, ifindex: u32) -> bool {
+        let stale = self.stale.range((ifindex, Place::Hooks)..).next();
+        self.of.contains_key(&ifindex) && stale.is_none_or(|(of, _)| *of != ifindex)
+    }
+
+    /// What was found on an interface.
+    pub fn get(&self, ifindex: u32) -> Option<&Device> {
+        self.of.get(&ifindex)
+    }
+
+    /// The interfaces that are followed, in ascending order.
+    pub fn ifindexes(&self) -> impl Iterator<Item = u32> {
+        self.of.keys().copied()
+    }
+
+    /// Reads one place after another, those that were told of first, until `end` has come or nothing is
+    /// left; one at least. Whether the answers may be others: also when nothing is stale any more.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read(
+        &mut self,
+        sockets: &mut Sockets,
+        hooks: &mut Reader,
+        nics: &[Nic],
+        qdiscs: &BTreeSet<Qdisc>,
+        end: Option<Instant>,
+    ) -> io::Result<bool> {
+        let was_stale = self.is_stale();
+        let mut changed = false;
+        loop {
+            let told = !self.stale.is_empty();
+            let next = self.stale.pop_first().or_else(|| self.unverified.pop_first());
+            let Some((ifindex, place)) = next else { break };
+            let Some(device) = self.of.get_mut(&ifindex) else { continue };
+            match place {
+                Place::Hooks => {
+                    let nic = nics.iter().find(|nic| nic.ifindex == ifindex);
+                    let found = nic.map(|nic| hooks.on_device(&nic.name)).transpose()?;
+                    changed |= replace(&mut device.hooks, found.unwrap_or_default());
+                }
+                Place::Tcx => {
+                    changed |= device.read_tcx(ifindex)?;
+                }
+                Place::Parent(parent) => {
+                    let found = tc::filters(sockets.route()?, ifindex, parent)?;
+                    let before = match found.is_empty() {
+                        true => device.filters.remove(&parent),
+                        false => device.filters.insert(parent, found),
+                    };
+                    changed |= before.as_ref() != device.filters.get(&parent);
+                }
+                Place::Qdisc(handle) => {
+                    let mut parents = BTreeSet::new();
+                    let all = || qdiscs.iter().filter(|qdisc| qdisc.is(ifindex, handle));
+                    for qdisc in all() {
+                        parents.extend(tc::parents(sockets.route()?, qdisc)?);
+                    }
+                    let count = device.filters.len();
+                    device.filters.retain(|parent, _| {
+                        parents.contains(parent) || !all().any(|qdisc| qdisc.has(*parent))
+                    });
+                    changed |= device.filters.len() != count;
+                    let of = if told { &mut self.stale } else { &mut self.unverified };
+                    of.extend(parents.into_iter().map(|parent| (ifindex, Place::Parent(parent))));
+                }
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                break;
+            }
+        }
+        Ok(changed || was_stale && !self.is_stale())
+    }
+
+    /// Looks at the tcx programs of an interface. Whether they are others now.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn read_tcx(&mut self, ifindex: u32) -> io::Result<bool> {
+        self.of.get_mut(&ifindex).map_or(Ok(false), |device| device.read_tcx(ifindex))
+    }
+}
+
+impl Device {
+    fn read_tcx(&mut self, ifindex: u32) -> io::Result<bool> {
+        let mut changed = false;
+        for ((hook, _), programs) in TCX_HOOKS.iter().zip(&mut self.tcx) {
+            changed |= replace(programs, tcx_programs(ifindex, *hook)?);
+        }
+        Ok(changed)
+    }
+}
+
+/// Places of an interface from which all others are found.
+fn places(ifindex: u32, qdiscs: &BTreeSet<Qdisc>) -> impl Iterator<Item = (u32, Place)> {
+    let own = qdiscs.iter().filter(move |qdisc| qdisc.ifindex == ifindex);
+    let own = own.map(|qdisc| Place::Qdisc(qdisc.handle));
+    [Place::Hooks, Place::Tcx].into_iter().chain(own).map(move |place| (ifindex, place))
+}
+
+/// Whether that is a change.
+pub fn replace<T: PartialEq>(before: &mut T, now: T) -> bool {
+    let changed = *before != now;
+    *before = now;
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nic(ifindex: u32) -> Nic {
+        Nic { ifindex, ..Nic::default() }
+    }
+
+    fn qdisc(ifindex: u32, handle: u32, kind: &str) -> Qdisc {
+        Qdisc { ifindex, handle, is_root: false, kind: kind.into() }
+    }
+
+    #[test]
+    fn a_notice_has_that_place_read_again_and_no_other() {
+        let (one, two) = (nic(1), nic(2));
+        let before = BTreeSet::from([
+            qdisc(1, 0x1_0000, "htb"),
+            qdisc(2, 0xffff_0000, "clsact"),
+            qdisc(3, 0xffff_0000, "clsact"),
+        ]);
+        let mut devices = Devices::default();
+        devices.follow(&[&one, &two], &before);
+        assert!(!devices.is_known(1) && !devices.is_known(2) && !devices.is_known(3));
+        devices.stale.clear();
+        assert!(devices.is_known(1) && devices.is_known(2) && !devices.is_known(3));
+
+        devices.take_notice(Notice::Parent { ifindex: 1, parent: 0x1_0005 }, &before);
+        devices.take_notice(Notice::Parent { ifindex: 3, parent: 0x1_0005 }, &before);
+        devices.take_notice(Notice::Block, &before);
+        let told = BTreeSet::from([(1, Place::Parent(0x1_0005)), (2, Place::Qdisc(0xffff_0000))]);
+        assert_eq!(devices.stale, told);
+
+        devices.stale.clear();
+        devices.follow(&[&one, &two], &before);
+        assert!(!devices.is_stale(), "what is known is not read again");
+        let filters = BTreeSet::from(["u32".to_owned()]);
+        let device = devices.of.get_mut(&1).expect("is followed");
+        device.filters = BTreeMap::from([(0x1_0005, filters.clone()), (0x2_0005, filters.clone())]);
+        let now = BTreeSet::from([qdisc(1, 0x2_0000, "htb"), qdisc(2, 0xffff_0000, "clsact")]);
+        devices.follow_qdiscs(&before, &now);
+        assert_eq!(devices.stale, BTreeSet::from([(1, Place::Qdisc(0x2_0000))]));
+        assert_eq!(devices.of[&1].filters, BTreeMap::from([(0x2_0005, filters)]));
+    }
+
+    #[test]
+    fn everything_is_verified_in_turn_and_told_places_come_first() {
+        let (one, qdiscs) = (nic(1), BTreeSet::from([qdisc(1, 0x1_0000, "htb")]));
+        let mut devices = Devices::default();
+        devices.follow(&[&one], &qdiscs);
+        devices.stale.clear();
+        devices.verify(&qdiscs);
+        assert!(devices.is_pending() && !devices.is_stale() && devices.is_known(1));
+        assert_eq!(devices.unverified.len(), 3);
+        devices.unverified.pop_first();
+        devices.verify(&qdiscs);
+        assert_eq!(devices.unverified.len(), 2, "a round goes on where it was");
+    }
+}
