@@ -12,6 +12,7 @@ use std::io;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::nftables::Nftables;
+use super::selinux::Selinux;
 use super::xtables::{Files, Tables};
 use super::{
     NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV, be32, family_name, find, hook_name, string,
@@ -46,8 +47,8 @@ const NETDEV: [u32; 2] = [0, 1];
 /// - Connection tracking and defragmentation change no packet; rules that use them are hooks of
 ///   their own. Packets to the router itself are tracked still.
 /// - `ip_sabotage_in` of br_netfilter is about bridged frames.
-/// - SELinux and AppArmor judge packets that SECMARK rules (hooks of their own) or NetLabel marked.
-const HARMLESS: [&str; 18] = [
+/// - AppArmor judges packets that SECMARK rules (hooks of their own) marked.
+const HARMLESS: [&str; 12] = [
     "ipv4_conntrack_in",
     "ipv6_conntrack_in",
     "ipv4_conntrack_defrag",
@@ -58,15 +59,11 @@ const HARMLESS: [&str; 18] = [
     "ipv4_helper",
     "ipv6_helper",
     "ip_sabotage_in",
-    "selinux_ip_forward",
-    "selinux_ipv4_forward",
-    "selinux_ipv6_forward",
-    "selinux_ip_postroute",
-    "selinux_ipv4_postroute",
-    "selinux_ipv6_postroute",
     "apparmor_ip_postroute",
     "apparmor_ipv4_postroute",
 ];
+/// SELinux's, which checks forwarded packets in some cases: see [`super::selinux`].
+const SELINUX: [&str; 1] = ["selinux_"];
 /// What begins so stands for chains and flowtables, which [`super::nftables`] describes.
 const NFTABLES: [&str; 2] = ["nft_do_chain", "nf_flow_offload"];
 /// NAT's own, of both programs: registered with the first chain or table of NAT at whatever hook.
@@ -78,6 +75,8 @@ const XTABLES: [&str; 4] = ["ipt_do_table", "ip6t_do_table", "iptable_", "ip6tab
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
     by: By,
+    /// Why SELinux may check forwarded packets; `None`: it does not.
+    selinux: Option<String>,
     tables4: Tables,
     tables6: Tables,
 }
@@ -135,6 +134,7 @@ pub struct Reader {
     /// Highest id of the links that were looked at.
     last_link: u32,
     links: Vec<NetfilterLink>,
+    selinux: Selinux,
 }
 
 impl Reader {
@@ -153,6 +153,7 @@ impl Reader {
             iterator: Err(String::new()),
             last_link: 0,
             links: Vec::new(),
+            selinux: Selinux::new(),
         };
         if let Some(socket) = &mut reader.listing {
             match list(socket, NFPROTO_IPV4, FORWARDED[0], "") {
@@ -200,7 +201,13 @@ impl Reader {
                 By::Parts { links: self.links(thorough)?, ipvs: self.files.has_virtual_servers()? }
             }
         };
-        Ok(Hooks { by, tables4: self.files.tables4()?, tables6: self.files.tables6()? })
+        let is_there = match &by {
+            By::Listing(hooks) => hooks.iter().any(|hook| matches!(hook.kind(), Kind::Selinux)),
+            By::Parts { .. } => self.selinux.is_there(),
+        };
+        let selinux = if is_there { self.selinux.may_check() } else { None };
+        let (tables4, tables6) = (self.files.tables4()?, self.files.tables6()?);
+        Ok(Hooks { by, selinux, tables4, tables6 })
     }
 
     /// Functions at the ingress and egress of an interface, of a kernel that lists hooks; on others it
@@ -265,6 +272,7 @@ impl Hooks {
     pub fn bypassed(&self, nftables: &Nftables) -> Vec<String> {
         let mut found = named("iptables", &self.tables4);
         found.extend(named("ip6tables", &self.tables6));
+        found.extend(self.selinux.iter().map(|why| format!("SELinux: {why}")));
         match &self.by {
             By::Listing(hooks) => {
                 let listed = hooks.iter().filter(|hook| !self.is_explained(hook, nftables));
@@ -300,6 +308,8 @@ impl Hooks {
         let named = matches!(tables, Tables::Named(names) if !names.is_empty());
         match hook.kind() {
             Kind::Harmless => true,
+            // There is a line of its own if it may check.
+            Kind::Selinux => true,
             Kind::Nftables => nftables.is_at(hook.family, hook.hook, ""),
             Kind::Nat => nftables.has_nat(hook.family) && *tables != Tables::Unreadable || named,
             Kind::Xtables => named,
@@ -326,6 +336,7 @@ fn perhaps(program: &str) -> String {
 /// Whose hook it is.
 enum Kind {
     Harmless,
+    Selinux,
     Nftables,
     Nat,
     Xtables,
@@ -342,6 +353,7 @@ impl Hook {
         match self.function.as_str() {
             _ if self.program.is_some() => Kind::Other,
             function if HARMLESS.contains(&function) => Kind::Harmless,
+            _ if begins(&SELINUX) => Kind::Selinux,
             _ if begins(&NFTABLES) => Kind::Nftables,
             _ if begins(&NAT) => Kind::Nat,
             _ if begins(&XTABLES) => Kind::Xtables,
@@ -467,13 +479,15 @@ mod tests {
 
     fn lines(hooks: &[Hook], tables4: Tables) -> Vec<String> {
         let by = By::Listing(hooks.to_vec());
-        Hooks { by, tables4, tables6: Tables::Named(vec![]) }.bypassed(&Nftables::default())
+        Hooks { by, selinux: None, tables4, tables6: Tables::Named(vec![]) }
+            .bypassed(&Nftables::default())
     }
 
     #[test]
     fn a_function_not_known_to_be_harmless_is_a_filter() {
         let none = || Tables::Named(vec![]);
-        let harmless = [hook("ipv4_conntrack_in", "nf_conntrack"), hook("selinux_ip_forward", "")];
+        let harmless =
+            [hook("ipv4_conntrack_in", "nf_conntrack"), hook("apparmor_ip_postroute", "")];
         assert!(lines(&harmless, none()).is_empty());
         // No chain is listed.
         assert_eq!(
@@ -507,6 +521,18 @@ mod tests {
     }
 
     #[test]
+    fn selinux_has_a_line_when_it_may_check_whatever_its_functions() {
+        let hooks = |selinux| Hooks {
+            by: By::Listing(vec![hook("selinux_ip_forward", ""), hook("selinux_ip_postroute", "")]),
+            selinux,
+            tables4: Tables::Named(vec![]),
+            tables6: Tables::Named(vec![]),
+        };
+        assert!(hooks(None).bypassed(&Nftables::default()).is_empty());
+        assert_eq!(hooks(Some("why".into())).bypassed(&Nftables::default()), ["SELinux: why"]);
+    }
+
+    #[test]
     fn tables_are_found_by_their_hooks_when_their_names_cannot_be_read() {
         let filter = [hook("ipt_do_table", "ip_tables")];
         let named = Tables::Named(vec!["filter".into()]);
@@ -528,6 +554,7 @@ mod tests {
     fn what_cannot_be_asked_of_a_kernel_without_a_listing_may_be_there() {
         let hooks = |links, tables4| Hooks {
             by: By::Parts { links, ipvs: false },
+            selinux: None,
             tables4,
             tables6: Tables::Named(vec![]),
         };

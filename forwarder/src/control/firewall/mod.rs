@@ -4,7 +4,7 @@
 //!
 //! - [`Rules`]: what there is, once;
 //! - [`monitor`]: what there is, followed as it changes;
-//! - `nftables`, `hooks`, `xtables`: netfilter; `xfrm`: IPsec;
+//! - `nftables`, `hooks`, `xtables`, `selinux`: netfilter; `xfrm`: IPsec;
 //! - `devices`: what single interfaces have, kept from one reading to the next; `tc`: their filters;
 //! - `sockets`: by which the kernel is asked.
 //!
@@ -17,6 +17,7 @@ mod devices;
 mod hooks;
 pub mod monitor;
 mod nftables;
+mod selinux;
 mod sockets;
 mod tc;
 mod xfrm;

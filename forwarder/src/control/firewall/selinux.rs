@@ -1,0 +1,194 @@
+//! Whether SELinux checks forwarded packets.
+//!
+//! Its functions stand at the netfilter hooks from the start (`selinux_ip_forward`,
+//! `selinux_ip_postroute`) and let forwarded packets pass unless
+//! - a policy is loaded and enforced, and has the capability `network_peer_controls`;
+//! - it has the capability `always_check_network` too, or peers are labelled: NetLabel has a label for
+//!   packets that come without (unlbl), a CIPSO or a CALIPSO domain of interpretation. (SECMARK rules
+//!   are hooks of their own, labelled IPsec has policies.)
+//!
+//! Whether all that is off can be read in selinuxfs and asked of NetLabel, the latter in the first
+//! network namespace only. When it cannot be shown, SELinux counts as a filter.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use crate::control::netlink::message::{Message, Request};
+use crate::control::netlink::query::NlSock;
+
+/// NETLBL_PROTO_VERSION.
+const NETLABEL_VERSION: u8 = 3;
+/// What labels peers, by family: NLBL_UNLABEL_C_STATICLIST and NLBL_UNLABEL_C_STATICLISTDEF,
+/// NLBL_CIPSOV4_C_LISTALL, NLBL_CALIPSO_C_LISTALL.
+const LABELS: [(&str, &[u8]); 3] =
+    [("NLBL_UNLBL", &[5, 8]), ("NLBL_CIPSOv4", &[4]), ("NLBL_CALIPSO", &[4])];
+
+/// The means to look.
+#[derive(Debug)]
+pub struct Selinux {
+    /// Where selinuxfs is mounted.
+    selinuxfs: PathBuf,
+    /// The security context of this thread.
+    context: PathBuf,
+    /// A sysctl that only the first network namespace has.
+    of_first_namespace: PathBuf,
+    socket: Option<NlSock>,
+}
+
+impl Selinux {
+    /// Of this machine.
+    pub fn new() -> Selinux {
+        Selinux {
+            selinuxfs: "/sys/fs/selinux".into(),
+            context: "/proc/thread-self/attr/current".into(),
+            of_first_namespace: "/proc/sys/net/core/netdev_max_backlog".into(),
+            socket: None,
+        }
+    }
+
+    /// Whether it is there, for kernels that do not list its hooks.
+    pub fn is_there(&self) -> bool {
+        self.selinuxfs.join("enforce").exists() || self.has_policy() == Some(true)
+    }
+
+    /// Why it may check forwarded packets; `None`: it does not.
+    pub fn may_check(&mut self) -> Option<String> {
+        let is_off = |name: &str| read(&self.selinuxfs.join(name)).is_some_and(|text| text == "0");
+        if self.has_policy() == Some(false)
+            || is_off("enforce")
+            || is_off("policy_capabilities/network_peer_controls")
+        {
+            return None;
+        }
+        if !is_off("policy_capabilities/always_check_network") {
+            let path = self.selinuxfs.join("policy_capabilities/always_check_network");
+            return Some(match read(&path) {
+                Some(_) => format!("always_check_network is on (see {})", path.display()),
+                None => format!("perhaps; {} cannot be read", path.display()),
+            });
+        }
+        match self.has_labels() {
+            Ok(false) => None,
+            Ok(true) => Some("NetLabel labels peers (see netlabelctl)".into()),
+            Err(error) => {
+                self.socket = None;
+                Some(format!("perhaps; whether NetLabel labels peers cannot be asked: {error}"))
+            }
+        }
+    }
+
+    /// `None`: it is not known. Without a policy a context is a single word; with one it has parts.
+    fn has_policy(&self) -> Option<bool> {
+        read(&self.context)
+            .filter(|context| !context.is_empty())
+            .map(|context| context.contains(':'))
+    }
+
+    /// Whether NetLabel labels peers (`netlbl_enabled`).
+    fn has_labels(&mut self) -> io::Result<bool> {
+        let mut found = false;
+        for (name, commands) in LABELS {
+            if self.socket.is_none() {
+                self.socket = Some(NlSock::open(NETLINK_GENERIC)?);
+            }
+            let Some(socket) = &mut self.socket else { continue };
+            let family = match socket.family(name) {
+                // The kernel is built without it; elsewhere it may just not be visible.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    match self.of_first_namespace.exists() {
+                        true => continue,
+                        false => {
+                            return Err(io::Error::other("not in this network namespace"));
+                        }
+                    }
+                }
+                family => family?,
+            };
+            for command in commands {
+                let request =
+                    |flags| Request::new(family, flags, &[*command, NETLABEL_VERSION, 0, 0]);
+                let any = |message: &Message<'_>| (message.kind == family).then_some(());
+                found |= !socket.dump_by(request, any)?.is_empty();
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn read(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim_matches(['\0', '\n', ' ']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// With the files of selinuxfs that are named, and a context.
+    fn selinux(dir: &Path, files: &[(&str, &str)], context: Option<&str>) -> Selinux {
+        let _ = fs::remove_dir_all(dir.join("policy_capabilities"));
+        let _ = fs::remove_file(dir.join("enforce"));
+        fs::create_dir(dir.join("policy_capabilities")).expect("a directory");
+        for (name, text) in files {
+            fs::write(dir.join(name), text).expect("writes");
+        }
+        let path = dir.join("context");
+        let _ = fs::remove_file(&path);
+        if let Some(context) = context {
+            fs::write(&path, context).expect("writes");
+        }
+        // As in the first namespace of a kernel without NetLabel, where the families are not there.
+        Selinux {
+            selinuxfs: dir.to_owned(),
+            context: path,
+            of_first_namespace: dir.to_owned(),
+            socket: None,
+        }
+    }
+
+    #[test]
+    fn it_checks_forwarded_packets_unless_that_is_shown_to_be_off() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let policy = Some("system_u:system_r:kernel_t:s0\0");
+        let always = "policy_capabilities/always_check_network";
+        let peers = "policy_capabilities/network_peer_controls";
+        let why = |files: &[(&str, &str)], context| selinux(dir.path(), files, context).may_check();
+
+        let on = why(&[("enforce", "1"), (peers, "1"), (always, "1")], policy);
+        assert!(on.expect("a filter").starts_with("always_check_network is on"));
+        let unread = why(&[("enforce", "1"), (peers, "1")], policy).expect("a filter");
+        assert!(unread.starts_with("perhaps; ") && unread.contains(always), "{unread}");
+        assert!(why(&[], None).is_some(), "nothing can be read");
+
+        assert_eq!(why(&[("enforce", "0"), (always, "1")], policy), None, "permissive");
+        assert_eq!(why(&[("enforce", "1"), (peers, "0"), (always, "1")], policy), None);
+        assert_eq!(why(&[], Some("kernel\0")), None, "no policy is loaded");
+        // The kernel that runs this has no labels, or cannot be asked here.
+        let off = why(&[("enforce", "1"), (peers, "1"), (always, "0")], policy);
+        assert!(off.is_none_or(|why| why.contains("NetLabel")));
+    }
+
+    #[test]
+    fn labels_of_netlabel_that_cannot_be_seen_may_be_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut selinux = selinux(dir.path(), &[], None);
+        let visible = selinux.has_labels();
+        selinux.of_first_namespace = dir.path().join("none");
+        let hidden = selinux.has_labels();
+        // Either the families are there, and answer the same; or their absence says nothing.
+        assert!(hidden.is_err() || hidden.ok() == visible.ok());
+    }
+
+    #[test]
+    fn it_is_there_when_a_policy_is_loaded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(!selinux(dir.path(), &[], None).is_there());
+        assert!(!selinux(dir.path(), &[], Some("unconfined\n")).is_there());
+        assert!(selinux(dir.path(), &[], Some("u:r:t:s0\0")).is_there());
+        assert!(selinux(dir.path(), &[("enforce", "1")], None).is_there());
+    }
+}
