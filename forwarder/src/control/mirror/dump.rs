@@ -15,10 +15,6 @@ use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
 use crate::control::netlink::socket::{DumpEnd, SockError};
 
-/// Dumps repeated because they were interrupted, before what came is taken and asked for again
-/// later.
-const INTERRUPTED_MAX: u32 = 8;
-
 /// After asking because of doubts, doubts rest for so many times as long as it took.
 const REST: u32 = 5;
 
@@ -31,7 +27,8 @@ const RTM_GETNETCONF: u16 = 82;
 const RTM_GETNEXTHOP: u16 = 106;
 
 impl Follower {
-    /// Asks for parts, and makes the state what the kernel answers.
+    /// Asks for parts, and makes the state what the kernel answers. A part whose dump was complete is
+    /// not lost any more; one whose dumps were all interrupted is.
     pub fn resync(
         &mut self,
         requests: &mut Requests,
@@ -55,36 +52,55 @@ impl Follower {
         now: Instant,
     ) -> Result<(), SockError> {
         // Links are dumped under RTNL, which the process that caused the doubt held until it was done.
-        self.resync_links(requests)?;
+        let end = self.resync_links(requests)?;
+        self.note_end(end, |parts| &mut parts.links);
         if parts.netconf {
-            self.resync_netconf(requests)?;
+            let end = self.resync_netconf(requests)?;
+            self.note_end(end, |parts| &mut parts.netconf);
         }
         if parts.addrs {
-            self.resync_addrs(requests)?;
+            let end = self.resync_addrs(requests)?;
+            self.note_end(end, |parts| &mut parts.addrs);
         }
         if parts.rules {
-            self.resync_rules(requests)?;
+            let end = self.resync_rules(requests)?;
+            self.note_end(end, |parts| &mut parts.rules);
         }
         if parts.nexthops {
-            self.resync_nexthops(requests)?;
+            let end = self.resync_nexthops(requests)?;
+            self.note_end(end, |parts| &mut parts.nexthops);
         }
         if parts.routes4 {
             let mut rib = std::mem::take(&mut self.state.routes4);
-            let result = self.resync_routes(requests, &mut rib, Family::V4, now);
+            let end = self.resync_routes(requests, &mut rib, Family::V4, now);
             self.state.routes4 = rib;
-            result?;
+            self.note_end(end?, |parts| &mut parts.routes4);
         }
         if parts.routes6 {
             self.route_expires = None;
             let mut rib = std::mem::take(&mut self.state.routes6);
-            let result = self.resync_routes(requests, &mut rib, Family::V6, now);
+            let end = self.resync_routes(requests, &mut rib, Family::V6, now);
             self.state.routes6 = rib;
-            result?;
+            self.note_end(end?, |parts| &mut parts.routes6);
         }
         if parts.neighs {
-            self.resync_neighs(requests)?;
+            let end = self.resync_neighs(requests)?;
+            self.note_end(end, |parts| &mut parts.neighs);
         }
         Ok(())
+    }
+
+    /// How the last dump of a part ended. What an interrupted one shows is taken, being better than what
+    /// was known, and not trusted.
+    fn note_end(&mut self, end: DumpEnd, part: impl Fn(&mut Parts) -> &mut bool) {
+        match end {
+            DumpEnd::Complete => *part(&mut self.lost) = false,
+            DumpEnd::Interrupted => {
+                let mut parts = Parts::default();
+                *part(&mut parts) = true;
+                self.lose(parts, Instant::now());
+            }
+        }
     }
 
     /// One kind of object, repeated while the dump is interrupted; `None`s of `parse` are counted.
@@ -94,8 +110,10 @@ impl Follower {
         what: &'static str,
         (kind, header): (u16, &[u8]),
         parse: impl Fn(&Message<'_>) -> Parsed<T>,
-    ) -> Result<Vec<T>, SockError> {
-        for attempt in 1.. {
+    ) -> Result<(Vec<T>, DumpEnd), SockError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let (mut all, mut unparsable) = (Vec::new(), 0);
             let end = requests.dump(what, kind, header, |message| match parse(message) {
                 Parsed::Object(object) => all.push(object),
@@ -104,23 +122,22 @@ impl Follower {
             })?;
             if end == DumpEnd::Interrupted {
                 self.counters.dump_intr += 1;
-                if attempt < INTERRUPTED_MAX {
+                if attempt < self.interrupted_max {
                     continue;
                 }
-                // The events of whatever interrupts are in the queue.
             }
             self.counters.unparsable += unparsable;
-            return Ok(all);
+            return Ok((all, end));
         }
-        Ok(Vec::new())
     }
 
-    fn resync_links(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+    fn resync_links(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
         // IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS.
         let mut header = vec![0u8; 16];
         header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
         let request = (RTM_GETLINK, header.as_slice());
-        let links = self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
+        let (links, end) =
+            self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
         let links: BTreeMap<_, _> = links.into_iter().map(|link| (link.ifindex, link)).collect();
         if *self.state.links != links {
             self.touched.links = true;
@@ -131,7 +148,7 @@ impl Follower {
             let read = || sysctl::read_dev(&sysctl::Files::default(), &link.name);
             self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
         }
-        Ok(())
+        Ok(end)
     }
 
     /// Flags found changed in a dump: their event is still to come, and must not be taken as news
@@ -157,50 +174,60 @@ impl Follower {
         }
     }
 
-    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let mut addrs = Vec::new();
+    fn resync_addrs(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+        let (mut addrs, mut end) = (Vec::new(), DumpEnd::Complete);
         for family in Family::ALL {
             let header = [family.af(), 0, 0, 0, 0, 0, 0, 0];
             let request = (RTM_GETADDR, header.as_slice());
-            addrs.extend(
-                self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?,
-            );
+            let (some, its_end) =
+                self.dump(requests, "dump addresses", request, |m| Parsed::from(parse::addr(m)))?;
+            addrs.extend(some);
+            end = end.and(its_end);
         }
         self.touched.addrs |= *self.state.addrs != addrs;
         self.state.addrs = Arc::new(addrs);
-        Ok(())
+        Ok(end)
     }
 
-    fn resync_rules(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+    fn resync_rules(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+        let mut end = DumpEnd::Complete;
         for family in Family::ALL {
             let mut header = [0u8; 12];
             header[0] = family.af();
             let request = (RTM_GETRULE, header.as_slice());
-            let rules =
+            let (rules, its_end) =
                 self.dump(requests, "dump rules", request, |m| Parsed::from(parse::rule(m)))?;
+            end = end.and(its_end);
             self.touched.rules |= *self.state.rules(family) != rules;
             match family {
                 Family::V4 => self.state.rules4 = Arc::new(rules),
                 Family::V6 => self.state.rules6 = Arc::new(rules),
             }
         }
-        Ok(())
+        Ok(end)
     }
 
-    fn resync_nexthops(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+    pub(super) fn resync_nexthops(
+        &mut self,
+        requests: &mut Requests,
+    ) -> Result<DumpEnd, SockError> {
         let request = (RTM_GETNEXTHOP, [0u8; 8].as_slice());
         let dump =
             self.dump(requests, "dump nexthops", request, |m| Parsed::from(parse::nexthop(m)));
-        let nexthops = match dump {
+        let (nexthops, end) = match dump {
             Ok(nexthops) => nexthops,
             // Before Linux 5.3 there are none.
-            Err(SockError::Refused { .. }) => Vec::new(),
+            Err(SockError::Refused { source, .. })
+                if source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+            {
+                (Vec::new(), DumpEnd::Complete)
+            }
             Err(error) => return Err(error),
         };
         let nexthops = nexthops.into_iter().map(|nexthop| (nexthop.id, nexthop)).collect();
         self.touched.nexthops |= self.state.nexthops != nexthops;
         self.state.nexthops = nexthops;
-        Ok(())
+        Ok(end)
     }
 
     fn resync_routes<A: RibAddr>(
@@ -209,10 +236,12 @@ impl Follower {
         rib: &mut Rib<A>,
         family: Family,
         now: Instant,
-    ) -> Result<(), SockError> {
+    ) -> Result<DumpEnd, SockError> {
         let mut header = [0u8; 12];
         header[0] = family.af();
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let mut dump = Dump::default();
             let (mut unparsable, mut expires) = (0, None);
             let end = requests.dump("dump routes", RTM_GETROUTE, &header, |message| {
@@ -230,36 +259,30 @@ impl Follower {
                     None => unparsable += 1,
                 }
             });
-            let interrupted = match end {
-                Ok(end) => end == DumpEnd::Interrupted,
+            let end = match end {
+                Ok(end) => end,
                 Err(error) => {
                     rib.discard(dump);
                     return Err(error);
                 }
             };
-            self.counters.dump_intr += u64::from(interrupted);
-            if interrupted && attempt < INTERRUPTED_MAX {
-                rib.discard(dump);
-                continue;
-            }
-            if interrupted {
-                // Better than what was known, and not trusted.
-                self.doubt(now, |parts| match family {
-                    Family::V4 => parts.routes4 = true,
-                    Family::V6 => parts.routes6 = true,
-                });
+            if end == DumpEnd::Interrupted {
+                self.counters.dump_intr += 1;
+                if attempt < self.interrupted_max {
+                    rib.discard(dump);
+                    continue;
+                }
             }
             self.counters.unparsable += unparsable;
             self.note_expiry(expires, now);
             rib.commit(dump);
-            return Ok(());
+            return Ok(end);
         }
-        Ok(())
     }
 
-    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<(), SockError> {
+    fn resync_neighs(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
         let request = (RTM_GETNEIGH, [0u8; 12].as_slice());
-        let neighs = self.dump(requests, "dump neighbours", request, |message| {
+        let (neighs, end) = self.dump(requests, "dump neighbours", request, |message| {
             if parse::neigh_is_foreign(message) {
                 return Parsed::Foreign;
             }
@@ -268,21 +291,22 @@ impl Follower {
         let neighs = neighs.into_iter().map(|neigh| ((neigh.ifindex, neigh.dst), neigh)).collect();
         self.touched.neighs |= self.state.neighs != neighs;
         self.state.neighs = neighs;
-        Ok(())
+        Ok(end)
     }
 
-    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<(), SockError> {
-        let mut netconf = HashMap::new();
+    fn resync_netconf(&mut self, requests: &mut Requests) -> Result<DumpEnd, SockError> {
+        let (mut netconf, mut end) = (HashMap::new(), DumpEnd::Complete);
         for family in Family::ALL {
             let header = [family.af(), 0, 0, 0];
             let request = (RTM_GETNETCONF, header.as_slice());
-            let all =
+            let (all, its_end) =
                 self.dump(requests, "dump netconf", request, |m| Parsed::from(parse::netconf(m)))?;
+            end = end.and(its_end);
             netconf.extend(all.into_iter().map(|(family, of, conf)| ((family, of), conf)));
         }
         self.touched.conf |= self.state.netconf != netconf;
         self.state.netconf = netconf;
-        Ok(())
+        Ok(end)
     }
 }
 

@@ -23,6 +23,11 @@ const DOUBT_WAIT: Duration = Duration::from_millis(20);
 /// How often dead next hops of an interface that is up are asked for again: after 40 ms, 80 ms and so
 /// on, 0.6 s in all.
 const DEAD_RETRIES: u32 = 4;
+/// How long after a dump that failed or was interrupted what it should have shown is dumped again.
+const LOST_WAIT: Duration = Duration::from_millis(250);
+/// Dumps repeated at once because they were interrupted, before what came is taken and asked for again
+/// later.
+const INTERRUPTED_MAX: u32 = 8;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -92,10 +97,21 @@ impl Parts {
     pub fn is_none(&self) -> bool {
         *self == Parts::default()
     }
+
+    pub(super) fn add(&mut self, other: Parts) {
+        self.links |= other.links;
+        self.addrs |= other.addrs;
+        self.rules |= other.rules;
+        self.nexthops |= other.nexthops;
+        self.routes4 |= other.routes4;
+        self.routes6 |= other.routes6;
+        self.neighs |= other.neighs;
+        self.netconf |= other.netconf;
+    }
 }
 
 /// The state and what is known to be wrong with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Follower {
     /// What the kernel said.
     pub state: RouterState,
@@ -107,11 +123,33 @@ pub struct Follower {
     pub locals_changed: bool,
     doubts: Parts,
     doubts_due: Option<Instant>,
+    /// Messages about these were lost, or their last dump was not complete.
+    pub(super) lost: Parts,
+    /// [`INTERRUPTED_MAX`], but for a test that wants interrupted dumps.
+    pub(super) interrupted_max: u32,
     /// How often dead next hops were asked for again since an interface changed.
     dead_retries: u32,
     /// Asking takes long with many routes; most of the time is for events.
     pub(super) rest_until: Option<Instant>,
     pub(super) route_expires: Option<Instant>,
+}
+
+impl Default for Follower {
+    fn default() -> Follower {
+        Follower {
+            state: RouterState::default(),
+            touched: Touched::default(),
+            counters: MirrorCounters::default(),
+            locals_changed: false,
+            doubts: Parts::default(),
+            doubts_due: None,
+            lost: Parts::default(),
+            interrupted_max: INTERRUPTED_MAX,
+            dead_retries: 0,
+            rest_until: None,
+            route_expires: None,
+        }
+    }
 }
 
 impl Follower {
@@ -142,6 +180,15 @@ impl Follower {
         mark(&mut self.doubts);
         let soon = now + wait;
         self.doubts_due.get_or_insert(self.rest_until.map_or(soon, |rest| rest.max(soon)));
+    }
+
+    /// Parts are not known as the kernel has them until a dump of them is complete. They are dumped
+    /// again soon, also while doubts rest.
+    pub(super) fn lose(&mut self, parts: Parts, now: Instant) {
+        self.lost.add(parts);
+        self.doubts.add(parts);
+        let soon = now + LOST_WAIT;
+        self.doubts_due = Some(self.doubts_due.map_or(soon, |due| due.min(soon)));
     }
 
     /// Asks again, a bounded number of times, for next hops that the kernel calls dead although their

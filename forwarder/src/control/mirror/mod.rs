@@ -71,8 +71,6 @@ const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Dumps that may fail one after another (for want of memory, say).
 const FAILURES_MAX: u32 = 10;
-/// Between a dump that failed and the next.
-const FAILURE_PAUSE: Duration = Duration::from_millis(250);
 
 const NUD_STALE: u16 = 0x04;
 
@@ -140,8 +138,6 @@ pub struct Mirror {
     resolver: Resolver,
     /// Dumps that failed since one succeeded.
     failures: u32,
-    /// See [`Mirror::is_current`].
-    is_lost: bool,
     next_sysctl: Instant,
     sysctls: sysctl::Files,
     /// The VLAN sub-interface whose settings were read last.
@@ -162,7 +158,6 @@ impl Mirror {
             compiler: Compiler::new(options.readers),
             resolver: Resolver::default(),
             failures: 0,
-            is_lost: false,
             next_sysctl: now,
             sysctls: sysctl::Files::default(),
             sysctl_turn: 0,
@@ -222,9 +217,9 @@ impl Mirror {
     }
 
     /// Whether everything that the kernel has told was followed: false from when messages were lost, or
-    /// a dump failed, until everything was dumped again.
+    /// a dump failed or was interrupted, until a dump of what they are about is complete.
     pub fn is_current(&self) -> bool {
-        !self.is_lost
+        self.follower.lost.is_none()
     }
 
     /// Applies what waits, at most a batch. Whether more waits.
@@ -233,7 +228,7 @@ impl Mirror {
             match self.events.receive()? {
                 Received::Empty => return Ok(false),
                 Received::Overrun => {
-                    self.is_lost = true;
+                    self.follower.lost = Parts::ALL;
                     self.discard()?;
                     self.resync_all(now)?;
                     return Ok(true);
@@ -274,19 +269,13 @@ impl Mirror {
     /// and again cannot be followed.
     fn ask(&mut self, parts: Parts, now: Instant) -> Result<(), MirrorError> {
         match self.follower.resync(&mut self.requests, parts, now) {
-            Ok(()) => {
-                self.failures = 0;
-                self.is_lost &= parts != Parts::ALL;
-            }
+            Ok(()) => self.failures = 0,
             Err(error) if self.failures == FAILURES_MAX => return Err(error.into()),
             Err(_) => {
                 self.failures += 1;
-                self.is_lost = true;
-                // Not for as long as a dump that succeeded took.
-                self.follower.rest_until = Some(now + FAILURE_PAUSE);
                 // The rest of an unfinished answer is not for the next question.
                 self.requests = Requests::open()?;
-                self.follower.doubt(now, |doubts| *doubts = Parts::ALL);
+                self.follower.lose(Parts::ALL, Instant::now());
             }
         }
         Ok(())

@@ -51,6 +51,13 @@ impl Requests {
         Ok(Requests(socket))
     }
 
+    /// One whose every question is refused.
+    #[cfg(test)]
+    pub fn refused() -> Requests {
+        let socket = AskSocket::open(netlink_sys::constants::NETLINK_GENERIC);
+        Requests(socket.expect("opens"))
+    }
+
     /// Asks for all objects of a kind: RTM_GET* `kind` with its fixed `header`.
     ///
     /// # Errors

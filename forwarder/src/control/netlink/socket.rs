@@ -64,6 +64,14 @@ pub enum DumpEnd {
     Interrupted,
 }
 
+impl DumpEnd {
+    /// Of two dumps that belong together.
+    #[must_use]
+    pub fn and(self, other: DumpEnd) -> DumpEnd {
+        if self == DumpEnd::Complete { other } else { self }
+    }
+}
+
 /// The socket.
 #[derive(Debug)]
 pub(super) struct AskSocket {

@@ -11,6 +11,7 @@ use super::oracle::equals_kernel;
 use super::random::Rng;
 use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle};
 use crate::control::mirror::{Mirror, MirrorOptions};
+use crate::control::netlink::rtnl::Requests;
 use crate::tables::Forwarding6;
 
 #[track_caller]
@@ -198,15 +199,73 @@ fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
             }
         });
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        turn_until_current(&mut mirror);
         let until = Instant::now() + Duration::from_secs(60);
-        while mirror.counters().dump_intr == 0 && Instant::now() < until {
+        mirror.follower.interrupted_max = 1;
+        while mirror.is_current() && Instant::now() < until {
             mirror.resync_all(Instant::now()).expect("asked");
-            mirror.process().expect("process");
         }
+        assert!(!mirror.is_current(), "what an interrupted dump shows is not complete");
+        mirror.process().expect("process");
+        assert!(!mirror.is_current());
         enough.store(true, Relaxed);
         writer.join().expect("no panic");
         assert_ne!(mirror.counters().dump_intr, 0, "{:?}", mirror.counters());
+        turn_until_current(&mut mirror);
         assert_equals_kernel(&mut mirror);
+    });
+}
+
+/// Turns of the control thread until the mirror is current.
+fn turn_until_current(mirror: &mut Mirror) -> Duration {
+    let begun = Instant::now();
+    while !mirror.is_current() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", mirror.counters());
+        std::thread::sleep(Duration::from_millis(5));
+        mirror.process().expect("process");
+        mirror.tick(Instant::now()).expect("tick");
+    }
+    begun.elapsed()
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_lost_messages_count_as_lost_until_a_dump_of_everything_succeeds() {
+    in_netns(|| {
+        ports();
+        let options = MirrorOptions { rcvbuf_octets: 4096, ..MirrorOptions::default() };
+        let mut mirror = Mirror::start(options).expect("starts");
+        assert!(mirror.is_current());
+        ip_batch(
+            &(0..2000)
+                .map(|n| format!("route add 11.0.{}.{}/32 dev va\n", n >> 8, n & 255))
+                .collect::<String>(),
+        );
+        // Doubts rest, as after a dump that took long, and one of them waits.
+        mirror.follower.rest_until = Some(Instant::now() + Duration::from_secs(60));
+        mirror.follower.doubt(Instant::now(), |parts| parts.rules = true);
+        mirror.requests = Requests::refused();
+        mirror.process().expect("process");
+        assert!(mirror.counters().enobufs > 0);
+        assert!(!mirror.is_current());
+        mirror.tick(Instant::now()).expect("tick");
+        assert!(!mirror.is_current(), "nothing more to read does not make up for what was lost");
+        let took = turn_until_current(&mut mirror);
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        equals_kernel(&mirror).unwrap_or_else(|difference| panic!("{difference}"));
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_nexthop_dump_that_is_refused_is_not_taken_for_none() {
+    in_netns(|| {
+        ports();
+        run("ip nexthop add id 1 via 10.0.0.9 dev va");
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let refused = mirror.follower.resync_nexthops(&mut Requests::refused());
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(mirror.state().nexthops.len(), 1);
     });
 }
 
