@@ -129,7 +129,8 @@ fn btf() -> Finding {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Finding::ok("btf", "the kernel describes its types");
     }
-    let advice = "not needed to forward; bpftool and tracing want CONFIG_DEBUG_INFO_BTF";
+    let advice = "boot a kernel with CONFIG_DEBUG_INFO_BTF, or have no macvlan or ipvlan of another \
+                  network namespace on a port: it would not be seen";
     Finding::warn("btf", "the kernel has no BTF", advice)
 }
 

@@ -15,6 +15,7 @@ use super::parse;
 use super::rib::{Applied, RT_SCOPE_HOST, RTNH_F_DEAD, Rib, RibAddr, RouteBody};
 use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
+use super::takers;
 use crate::control::netlink::message::Message;
 
 /// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
@@ -240,6 +241,9 @@ impl Follower {
         self.touched.links = true;
         if message.kind == RTM_DELLINK {
             self.link_gone(ifindex, now);
+            if let Some(lower) = takers::lower_of_moved(&link) {
+                self.state.taken.insert(lower);
+            }
             return Some(());
         }
         let old = self.state.links.get(&ifindex);
@@ -283,6 +287,7 @@ impl Follower {
     pub(super) fn link_gone(&mut self, ifindex: u32, now: Instant) {
         Arc::make_mut(&mut self.state.links).remove(&ifindex);
         self.state.sysctls_dev.remove(&ifindex);
+        self.state.taken.remove(&ifindex);
         Arc::make_mut(&mut self.state.addrs).retain(|addr| addr.ifindex != ifindex);
         self.state.neighs.retain(|(oif, _), _| *oif != ifindex);
         self.state.netconf.retain(|(_, of), _| *of != ifindex.cast_signed());

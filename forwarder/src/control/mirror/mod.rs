@@ -25,6 +25,7 @@ pub mod rib;
 pub mod show;
 pub mod state;
 mod sysctl;
+mod takers;
 #[cfg(test)]
 mod tests;
 mod unmirrored;
@@ -46,6 +47,7 @@ use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
 use self::rib::{RTN_LOCAL, Rib, RibAddr};
+use self::takers::Taken;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
@@ -136,6 +138,7 @@ pub struct Mirror {
     follower: Follower,
     compiler: Compiler,
     resolver: Resolver,
+    taken: Taken,
     /// Dumps that failed since one succeeded.
     failures: u32,
     next_sysctl: Instant,
@@ -157,6 +160,7 @@ impl Mirror {
             follower: Follower::default(),
             compiler: Compiler::new(options.readers),
             resolver: Resolver::default(),
+            taken: Taken::open(),
             failures: 0,
             next_sysctl: now,
             sysctls: sysctl::Files::default(),
@@ -217,9 +221,10 @@ impl Mirror {
     }
 
     /// Whether everything that the kernel has told was followed: false from when messages were lost, or
-    /// a dump failed or was interrupted, until a dump of what they are about is complete.
+    /// a dump failed or was interrupted, until a dump of what they are about is complete; and while the
+    /// kernel does not say which interfaces others take the packets of.
     pub fn is_current(&self) -> bool {
-        self.follower.lost.is_none()
+        self.follower.lost.is_none() && self.taken.is_current()
     }
 
     /// Applies what waits, at most a batch. Whether more waits.
@@ -304,13 +309,17 @@ impl Mirror {
 
     /// Whether our own addresses changed.
     fn compile(&mut self) -> bool {
+        if self.follower.touched.links {
+            self.taken.read(&mut self.follower.state.taken);
+        }
         publish(&mut self.follower, &mut self.compiler)
     }
 
-    /// `vlans_max`: VLANs whose settings are read.
+    /// Looks at what no event tells of. `vlans_max`: VLANs whose settings are read.
     fn poll_sysctls(&mut self, now: Instant, vlans_max: usize) {
         self.next_sysctl = now + SYSCTL_INTERVAL;
         let state = &mut self.follower.state;
+        self.follower.touched.links |= self.taken.read(&mut state.taken);
         let files = &mut self.sysctls;
         let sysctls = sysctl::read_all(files, state.sysctls.custom_local_routes);
         self.follower.touched.sysctls |= state.sysctls != sysctls;
@@ -413,6 +422,7 @@ impl Mirror {
         if let Some(why) = self.compiler.broken() {
             list.push(Unmirrored { what: "all routes of a family".into(), why });
         }
+        list.extend(self.taken.unmirrored());
         let unparsable = self.follower.counters.unparsable;
         if unparsable != 0 {
             list.push(Unmirrored {

@@ -54,6 +54,7 @@ pub fn link(message: &Message<'_>) -> Option<LinkState> {
             18 => link_info(&mut link, attr),
             27 => link.group = attr.u32()?,
             37 => link.link_netnsid = Some(attr.u32()?.cast_signed()),
+            45 => link.new_netnsid = Some(attr.u32()?.cast_signed()),
             _ => {}
         }
     }

@@ -1,7 +1,7 @@
 //! What the kernel said, in its own terms: links, addresses, rules, nexthop objects, neighbours,
 //! netconf. Routes are in `rib`, and what workers get of all this is in `compile`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -100,6 +100,8 @@ pub struct LinkState {
     pub link: Option<u32>,
     /// IFLA_LINK_NETNSID: that one is in another namespace.
     pub link_netnsid: Option<i32>,
+    /// IFLA_NEW_NETNSID: in RTM_DELLINK, it went to another namespace.
+    pub new_netnsid: Option<i32>,
     /// IFLA_INFO_KIND: "veth", "vrf", ….
     pub kind: Option<String>,
     /// IFLA_INFO_SLAVE_KIND: what it is to its master.
@@ -339,6 +341,8 @@ pub struct RouterState {
     pub sysctls_all: DevSysctls,
     /// By ifindex.
     pub sysctls_dev: BTreeMap<u32, DevSysctls>,
+    /// Interfaces whose packets another one takes, also one of another network namespace; see `takers`.
+    pub taken: BTreeSet<u32>,
 }
 
 impl RouterState {

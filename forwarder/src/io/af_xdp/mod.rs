@@ -31,10 +31,12 @@ mod heartbeat;
 pub mod hook_iter;
 pub mod link;
 mod membership;
+mod net_iter;
 mod netdev;
 mod port;
 mod ring;
 mod rx_chain;
+pub mod rx_handlers;
 mod slots;
 mod socket;
 

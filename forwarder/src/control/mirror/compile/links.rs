@@ -45,7 +45,13 @@ pub fn unsupported(state: &RouterState, link: &LinkState, takers: &Takers<'_>) -
     if let Some(upper) = takers.0.get(&link.ifindex) {
         return Some(format!("{} on it takes its packets", upper.name));
     }
-    let master = state.links.get(&link.master?);
+    let Some(master) = link.master else {
+        let taken = state.taken.contains(&link.ifindex);
+        return taken.then(|| {
+            "an interface on it, perhaps in another network namespace, takes its packets".to_owned()
+        });
+    };
+    let master = state.links.get(&master);
     let kind = link.slave_kind.as_deref().or(master.and_then(|master| master.kind.as_deref()));
     let master = master.map_or("an interface that is not known", |master| &master.name);
     Some(match kind {

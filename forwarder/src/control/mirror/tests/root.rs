@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
@@ -9,7 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 use super::answers::{Question, same_answers};
 use super::oracle::equals_kernel;
 use super::random::Rng;
-use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle};
+use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle, try_run};
+use crate::control::mirror::takers::Taken;
 use crate::control::mirror::{Mirror, MirrorOptions};
 use crate::control::netlink::rtnl::Requests;
 use crate::tables::Forwarding6;
@@ -315,6 +317,89 @@ fn root_a_neighbour_that_is_asked_for_is_found() {
 
 fn mirror_link(mirror: &Mirror, name: &str) -> u32 {
     mirror.state().links.values().find(|link| link.name == name).expect("the link").ifindex
+}
+
+/// A namespace that lives as long as the sender of what it waits for; the thread in it.
+fn other_netns() -> (nix::unistd::Pid, std::sync::mpsc::Sender<&'static str>, JoinHandle<()>) {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (lines, todo) = std::sync::mpsc::channel::<&str>();
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        ready.send(nix::unistd::gettid()).expect("main thread waits");
+        todo.iter().for_each(run);
+    });
+    (is_ready.recv().expect("the thread"), lines, thread)
+}
+
+const TAKEN: &str = "an interface on it, perhaps in another network namespace, takes its packets";
+
+/// Whether va is a port in the tables; where it is none, why.
+fn port_va(mirror: &mut Mirror) -> Result<u16, String> {
+    settle(mirror);
+    let va = mirror_link(mirror, "va");
+    let port = mirror.tables().links.ifindex(va).expect("va").port;
+    port.ok_or_else(|| mirror.unmirrored().iter().map(|left| format!("{left:?}")).collect())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_port_whose_packets_are_taken_in_another_namespace_stays_with_the_kernel() {
+    for (kind, mode) in [("macvlan", "passthru"), ("macvlan", "bridge"), ("ipvlan", "l2")] {
+        in_netns(move || {
+            LINKS.iter().for_each(|line| run(line));
+            // Not every kernel has ipvlan.
+            if !try_run(&format!("ip link add up0 link va type {kind}")) {
+                return;
+            }
+            run("ip link del up0");
+            let (tid, there, thread) = other_netns();
+            let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+            let va = mirror_link(&mirror, "va");
+            mirror.set_ports(&[(va, 3)]);
+            assert_eq!(port_va(&mut mirror), Ok(3));
+            let add = format!("ip link add link va name up0 type {kind} mode {mode}");
+            run(&add);
+            assert!(port_va(&mut mirror).is_err_and(|why| why.contains("up0 on it takes")));
+            run(&format!("ip link set up0 netns {tid}"));
+            let taken = |left: Result<u16, String>| left.is_err_and(|why| why.contains(TAKEN));
+            assert!(taken(port_va(&mut mirror)), "{kind} {mode}: moved away");
+            let mut late = Mirror::start(MirrorOptions::default()).expect("starts");
+            late.set_ports(&[(va, 3)]);
+            assert!(taken(port_va(&mut late)), "{kind} {mode}: it was there before");
+            there.send("ip link del up0").expect("sent");
+            let is_port = |mirror: &Mirror| match mirror.tables().links.ifindex(va) {
+                Some(link) if link.port == Some(3) => Ok(()),
+                _ => Err("no port".into()),
+            };
+            eventually(&mut mirror, is_port).expect("a port again");
+            // Made there, of which no message comes.
+            run(&add.replace("name up0", &format!("name up1 netns {tid}")));
+            std::thread::sleep(Duration::from_millis(60));
+            assert!(taken(port_va(&mut mirror)), "{kind} {mode}: made there");
+            drop(there);
+            thread.join().expect("no panic");
+            eventually(&mut mirror, is_port).expect("with its namespace it is gone");
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_where_the_kernel_cannot_be_asked_a_port_stays_taken_and_the_gap_is_told() {
+    in_netns(|| {
+        LINKS.iter().for_each(|line| run(line));
+        let (tid, _there, _thread) = other_netns();
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        mirror.taken = Taken::by(Err(std::io::Error::other("no BTF")));
+        let va = mirror_link(&mirror, "va");
+        mirror.set_ports(&[(va, 3)]);
+        assert_eq!(port_va(&mut mirror), Ok(3));
+        run("ip link add link va name up0 type macvlan mode passthru");
+        assert!(port_va(&mut mirror).is_err());
+        run(&format!("ip link set up0 netns {tid}"));
+        let left = port_va(&mut mirror).expect_err("taken");
+        assert!(left.contains(TAKEN) && left.contains("no BTF"), "{left}");
+    });
 }
 
 #[test]

@@ -1,0 +1,176 @@
+//! Interfaces whose packets another one takes before they are routed, wherever that one is.
+//!
+//! A macvlan, an ipvlan, a bridge or a bond registers a function with the interface it sits on
+//! (`netdev_rx_handler_register`), which has every packet before the protocols. Netlink tells of the
+//! upper interface, and only in the network namespace where that is: of one that was moved to, or made
+//! in, the namespace of a container, nothing is told where the lower one is. So a BPF iterator (see
+//! [`super::net_iter`]) walks the namespace's interfaces (`net.dev_base_head`) and writes down the
+//! ifindex of those whose `net_device.rx_handler` is set.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use libbpf_rs::btf::Btf;
+use libbpf_rs::libbpf_sys::bpf_insn;
+
+use super::net_iter::{Assembler, DATA, FORMAT_HEAD, NetIter, SocketLayout, offset};
+
+/// Interfaces that are looked at, at most. The verifier goes through the loop as often, which takes it
+/// most of a second, and gives up after a million instructions.
+pub const INTERFACES_MAX: u32 = 20_000;
+/// Enough for most, and soon loaded.
+const INTERFACES_FEW: u32 = 1_000;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handled {
+    /// ifindices of the interfaces that have an rx_handler.
+    pub interfaces: BTreeSet<u32>,
+    /// Whether there were no more than [`INTERFACES_MAX`] interfaces; of others nothing is known.
+    pub is_all: bool,
+}
+
+/// The iterator.
+#[derive(Debug)]
+pub struct RxHandlers {
+    iter: NetIter,
+    interfaces_max: u32,
+}
+
+impl RxHandlers {
+    /// Loads the program.
+    ///
+    /// # Errors
+    /// As for [`NetIter::load`].
+    pub fn open() -> io::Result<RxHandlers> {
+        RxHandlers::for_interfaces(INTERFACES_FEW)
+    }
+
+    fn for_interfaces(interfaces_max: u32) -> io::Result<RxHandlers> {
+        let load = |btf: &Btf<'_>| Ok(program(&Layout::of(btf)?, interfaces_max));
+        Ok(RxHandlers { iter: NetIter::load(c"ferroute_rxh", load)?, interfaces_max })
+    }
+
+    /// Asks about the network namespace of the calling thread. Once there are more interfaces than the
+    /// program looks at, one that looks at more is loaded.
+    ///
+    /// # Errors
+    /// What the kernel says, or when it says something else than was expected.
+    pub fn read(&mut self) -> io::Result<Handled> {
+        let handled = self.read_some()?;
+        if handled.is_all || self.interfaces_max == INTERFACES_MAX {
+            return Ok(handled);
+        }
+        *self = RxHandlers::for_interfaces(INTERFACES_MAX)?;
+        self.read_some()
+    }
+
+    fn read_some(&self) -> io::Result<Handled> {
+        let octets = self.iter.read()?;
+        parse(&octets)
+            .ok_or_else(|| io::Error::other("the iterator of rx_handlers wrote too little"))
+    }
+}
+
+/// Offsets in the kernel's structures, in octets.
+#[derive(Debug)]
+struct Layout {
+    socket: SocketLayout,
+    /// Of the list of interfaces in `struct net`.
+    list: i32,
+    /// From an interface's node of that list to its other members.
+    rx_handler: i32,
+    ifindex: i32,
+}
+
+impl Layout {
+    fn of(btf: &Btf<'_>) -> io::Result<Layout> {
+        let of_device = |member| offset(btf, "net_device", &[member]).map(i32::from);
+        let node = of_device("dev_list")?;
+        Ok(Layout {
+            socket: SocketLayout::of(btf)?,
+            list: offset(btf, "net", &["dev_base_head"])?.into(),
+            rx_handler: of_device("rx_handler")? - node,
+            ifindex: of_device("ifindex")? - node,
+        })
+    }
+}
+
+/// Of `next` and `prev` in `struct list_head`.
+const NEXT: i32 = 0;
+const PREV: i32 = 8;
+/// Of the stack, from its end: what was read last.
+const WORD: i16 = FORMAT_HEAD;
+
+/// What is written: the ifindices, 32 bits each; behind them 0 if the list's end was reached, else 1,
+/// which is the loopback's.
+fn program(layout: &Layout, interfaces_max: u32) -> Vec<bpf_insn> {
+    let sixty_four = 0x79;
+    let mut code = Assembler::default();
+    code.begin(&layout.socket);
+    // r8: the node of an interface, the loopback's first; r7: the list's head; r6: interfaces seen.
+    code.read_kernel(WORD, 8, 7, layout.list + NEXT);
+    code.load(sixty_four, 8, 10, WORD);
+    code.read_kernel(WORD, 8, 8, PREV);
+    code.load(sixty_four, 7, 10, WORD);
+    code.set(6, 0);
+    let head = code.here();
+    let more = code.skip_unless_equal(8, 7);
+    end(&mut code, 0);
+    code.land(more);
+    code.read_kernel(DATA, 4, 8, layout.ifindex);
+    code.read_kernel(WORD, 8, 8, layout.rx_handler);
+    // Four octets or none are written, without a branch: the verifier would remember each.
+    code.load(sixty_four, 3, 10, WORD);
+    code.make_flag(3, 4);
+    code.shift_left(3, 2);
+    code.write(DATA);
+    code.read_kernel(WORD, 8, 8, NEXT);
+    code.load(sixty_four, 8, 10, WORD);
+    code.add(6, 1);
+    code.back_while_below(6, interfaces_max as i32, head);
+    end(&mut code, 1);
+    code.finish()
+}
+
+/// Writes the last number and ends.
+fn end(code: &mut Assembler, number: i32) {
+    code.store_number(DATA, number);
+    code.set(3, 4);
+    code.write(DATA);
+    code.leave();
+}
+
+/// Reads what the program wrote; `None`: something is missing.
+fn parse(octets: &[u8]) -> Option<Handled> {
+    let (numbers, rest) = octets.as_chunks::<4>();
+    let (last, interfaces) = numbers.split_last()?;
+    let is_all = match u32::from_ne_bytes(*last) {
+        0 => true,
+        1 => false,
+        _ => return None,
+    };
+    let interfaces = interfaces.iter().map(|octets| u32::from_ne_bytes(*octets)).collect();
+    rest.is_empty().then_some(Handled { interfaces, is_all })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_program_writes_is_read_and_nothing_else() {
+        let octets = |numbers: &[u32]| -> Vec<u8> {
+            numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+        };
+        let handled = |interfaces: &[u32], is_all| {
+            Some(Handled { interfaces: interfaces.iter().copied().collect(), is_all })
+        };
+        assert_eq!(parse(&octets(&[0])), handled(&[], true));
+        assert_eq!(parse(&octets(&[4, 7, 0])), handled(&[4, 7], true));
+        assert_eq!(parse(&octets(&[4, 7, 1])), handled(&[4, 7], false));
+        for wrong in [&octets(&[4, 7])[..], &[], &octets(&[4, 0])[..7]] {
+            assert_eq!(parse(wrong), None, "{wrong:?}");
+        }
+    }
+}
