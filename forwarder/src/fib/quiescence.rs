@@ -22,6 +22,17 @@ struct Slot {
     /// The epoch this reader announced last, or [`OFFLINE`].
     seen: AtomicU64,
     claimed: AtomicBool,
+    /// See [`Quiescence::background_reader`].
+    is_background: AtomicBool,
+}
+
+impl Slot {
+    fn passed(&self, token: Token) -> bool {
+        // Acquire pairs with the reader's release: its lookups before the
+        // announcement happened before whatever the writer does next.
+        let seen = self.seen.load(Ordering::Acquire);
+        seen == OFFLINE || seen >= token.0
+    }
 }
 
 /// The epoch that the writer advances and a slot for each reader.
@@ -38,7 +49,11 @@ pub struct Token(u64);
 impl Quiescence {
     /// Room for `readers` readers at a time.
     pub fn new(readers: usize) -> Arc<Self> {
-        let slot = || Slot { seen: AtomicU64::new(OFFLINE), claimed: AtomicBool::new(false) };
+        let slot = || Slot {
+            seen: AtomicU64::new(OFFLINE),
+            claimed: AtomicBool::new(false),
+            is_background: AtomicBool::new(false),
+        };
         Arc::new(Self {
             epoch: AtomicU64::new(OFFLINE + 1),
             slots: (0..readers).map(|_| slot()).collect(),
@@ -47,7 +62,18 @@ impl Quiescence {
 
     /// A new reader, online; `None` when all slots are taken.
     pub fn reader(self: &Arc<Self>) -> Option<Reader> {
+        self.claim(false)
+    }
+
+    /// Likewise, one that may take its time: what it may hold is not reused, but the writer does not
+    /// expect it to be quiescent soon (see [`Quiescence::late`]).
+    pub fn background_reader(self: &Arc<Self>) -> Option<Reader> {
+        self.claim(true)
+    }
+
+    fn claim(self: &Arc<Self>, is_background: bool) -> Option<Reader> {
         let slot = self.slots.iter().position(|slot| !slot.claimed.swap(true, Ordering::AcqRel))?;
+        self.slots[slot].is_background.store(is_background, Ordering::Relaxed);
         let reader = Reader { quiescence: Arc::clone(self), slot };
         reader.online();
         Some(reader)
@@ -64,12 +90,15 @@ impl Quiescence {
     /// Whether every reader has been quiescent or offline since `token`: what
     /// was unlinked before it was taken can be reused.
     pub fn passed(&self, token: Token) -> bool {
-        // Acquire pairs with the reader's release: its lookups before the
-        // announcement happened before whatever the writer does next.
-        self.slots.iter().all(|slot| {
-            let seen = slot.seen.load(Ordering::Acquire);
-            seen == OFFLINE || seen >= token.0
-        })
+        self.slots.iter().all(|slot| slot.passed(token))
+    }
+
+    /// The slots of readers, but those in the background, that have not been quiescent or offline
+    /// since `token`.
+    pub fn late(&self, token: Token) -> impl Iterator<Item = usize> {
+        let is_late =
+            move |slot: &Slot| !slot.passed(token) && !slot.is_background.load(Ordering::Relaxed);
+        self.slots.iter().enumerate().filter(move |(_, slot)| is_late(slot)).map(|(at, _)| at)
     }
 }
 
@@ -140,6 +169,22 @@ mod tests {
         b.online();
         assert!(q.passed(later), "it came back after the unlinking");
         assert!(!q.passed(q.advance()));
+    }
+
+    #[test]
+    fn readers_in_the_background_are_not_late_and_keep_what_they_hold() {
+        let q = Quiescence::new(3);
+        let (a, b) = (q.reader().unwrap(), q.background_reader().unwrap());
+        let token = q.advance();
+        assert_eq!(q.late(token).collect::<Vec<_>>(), [0]);
+        a.quiescent();
+        assert_eq!(q.late(token).count(), 0);
+        assert!(!q.passed(token));
+        b.offline();
+        assert!(q.passed(token));
+        drop(b);
+        let _worker = q.reader().unwrap();
+        assert_eq!(q.late(q.advance()).collect::<Vec<_>>(), [0, 1], "the slot is another's now");
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl Told {
             *own = DevSysctls::default();
         }
         publish(&mut self.follower, &mut self.compiler);
-        self.compiler.reclaim(&mut self.follower.state);
+        self.compiler.reclaim(&mut self.follower.state, self.now);
         let tables = self.tables();
         for link in tables.links.iter() {
             assert_eq!(tables.links.ifindex(link.ifindex), Some(link));

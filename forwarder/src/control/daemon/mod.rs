@@ -141,7 +141,8 @@ impl Supervisor {
         let mut steering = Steering::new()?;
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
         let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&bell))?;
-        let reader = mirror.quiescence().reader().context("no reader of the tables is left")?;
+        let reader =
+            mirror.quiescence().background_reader().context("no reader of the tables is left")?;
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
         let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));

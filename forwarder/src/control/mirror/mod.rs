@@ -105,6 +105,18 @@ pub enum MirrorError {
     /// The kernel cannot be asked or heard.
     #[error(transparent)]
     Sock(#[from] SockError),
+    /// A thread that reads the tables does not go on, and memory would grow without bound.
+    #[error(
+        "{numbers} replaced routes wait for a worker that has stood still for {} s, and memory that \
+         it may read cannot be reused; the kernel forwards on",
+        since.as_secs()
+    )]
+    Standstill {
+        /// Numbers of route bodies.
+        numbers: usize,
+        /// How long.
+        since: Duration,
+    },
 }
 
 /// What a call of [`Mirror::process`] or [`Mirror::tick`] changed.
@@ -197,7 +209,10 @@ impl Mirror {
         }
         if now >= self.next_reclaim {
             self.next_reclaim = now + RECLAIM_INTERVAL;
-            self.compiler.reclaim(&mut self.follower.state);
+            self.compiler.reclaim(&mut self.follower.state, now);
+            if let Some((numbers, since)) = self.compiler.overdue(now) {
+                return Err(MirrorError::Standstill { numbers, since });
+            }
         }
         // Before asking anew, hear what was told: else it would be applied after.
         let more = self.drain(now)?;

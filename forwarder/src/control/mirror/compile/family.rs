@@ -408,12 +408,23 @@ impl<A: RibAddr> FamilyCompiler<A> {
             if oldest.replaced {
                 rib.bodies_mut().give_back(oldest.id);
             } else {
-                self.infos[oldest.id as usize] = not_ready();
+                // The first leaf's.
+                self.infos[oldest.id as usize] = Arc::clone(&self.infos[0]);
                 self.unpublished.push(oldest.id);
                 replaced = true;
             }
         }
         replaced
+    }
+
+    /// Numbers that wait for readers.
+    pub fn retiring(&self) -> usize {
+        self.retiring.len() + self.unpublished.len()
+    }
+
+    /// What the first of them waits for.
+    pub fn oldest_retiring(&self) -> Option<Token> {
+        self.retiring.front().map(|oldest| oldest.after)
     }
 
     /// The infos were published: what was replaced in them waits once more.

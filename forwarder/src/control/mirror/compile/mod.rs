@@ -18,14 +18,21 @@ use self::vlans::Devs;
 use super::rib::Net;
 use super::state::{Family, RouterState};
 use crate::fib::Quiescence;
+use crate::fib::quiescence::Token;
 use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 use crate::tables::{Links, Published, Tables};
 
 /// How long a tree update waits for workers to notice new infos. They do within a burst, some
 /// microseconds; one that sleeps is not waited for, it looks when it wakes. Only one that lost its
-/// CPU in the middle of a burst takes longer; beyond this it leaves such packets to the kernel.
+/// CPU in the middle of a burst takes longer; beyond this it leaves such packets to the kernel, and is
+/// not waited for again until it has finished that burst.
 const NOTICE_WAIT_MAX: Duration = Duration::from_millis(100);
+/// Numbers of replaced routes that may wait for a reader that stands still: some 45 MB.
+const RETIRING_MAX: usize = 1 << 18;
+/// A reader stands still when it has not been quiescent for so long. The numbers of a full table that
+/// is replaced at once are more, and wait for a moment.
+const STANDSTILL: Duration = Duration::from_secs(2);
 
 /// What of the state changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +71,12 @@ pub struct Compiler {
     pub devs: Devs,
     /// [`NOTICE_WAIT_MAX`], but for a test that wants late workers.
     pub notice_wait: Duration,
+    /// [`RETIRING_MAX`], but for a test that wants few.
+    pub retiring_max: usize,
+    /// Readers that were waited for in vain: slots, and what they have not passed.
+    late: Vec<(usize, Token)>,
+    /// What the oldest numbers wait for, and since when that is known.
+    oldest: Option<(Token, Instant)>,
     /// Neighbours that workers used, from tables that were replaced.
     used: HashSet<(u32, IpAddr)>,
 }
@@ -83,6 +96,9 @@ impl Compiler {
             ports: Ports::new(),
             devs: Devs::default(),
             notice_wait: NOTICE_WAIT_MAX,
+            retiring_max: RETIRING_MAX,
+            late: Vec::new(),
+            oldest: None,
             used: HashSet::new(),
         }
     }
@@ -154,13 +170,26 @@ impl Compiler {
     }
 
     /// Frees what workers have let go of.
-    pub fn reclaim(&mut self, state: &mut RouterState) {
+    pub fn reclaim(&mut self, state: &mut RouterState, now: Instant) {
         let replaced =
             self.fib4.reclaim(&mut state.routes4) | self.fib6.reclaim(&mut state.routes6);
         if replaced {
             self.publish();
         }
         self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+        let oldest =
+            self.fib4.oldest_retiring().into_iter().chain(self.fib6.oldest_retiring()).min();
+        let known = self.oldest.filter(|(token, _)| Some(*token) == oldest);
+        self.oldest = known.or_else(|| Some((oldest?, now)));
+    }
+
+    /// Numbers of replaced routes that wait for a reader which stands still, when they are more than
+    /// may be kept, and for how long. They cannot be used again whatever is done: the reader may go on
+    /// any moment and meet them, and a thread that stands still cannot be made to let go of them.
+    pub fn overdue(&self, now: Instant) -> Option<(usize, Duration)> {
+        let waiting = self.fib4.retiring() + self.fib6.retiring();
+        let since = now.saturating_duration_since(self.oldest?.1);
+        (waiting > self.retiring_max && since >= STANDSTILL).then_some((waiting, since))
     }
 
     /// Neighbours that workers sent to since the last call.
@@ -207,10 +236,24 @@ impl Compiler {
         self.fib6.published();
     }
 
-    fn wait_for_workers(&self) {
-        let token = self.quiescence.advance();
+    /// Nothing depends on it but how many packets are left to the kernel: one that was not waited for
+    /// meets leaves beyond the end of its infos, or infos that say `NotReady` (see `family`).
+    fn wait_for_workers(&mut self) {
+        let quiescence = &self.quiescence;
+        let is_late = |slot, token| quiescence.late(token).any(|late| late == slot);
+        self.late.retain(|(slot, token)| is_late(*slot, *token));
+        let token = quiescence.advance();
         let until = Instant::now() + self.notice_wait;
-        while !self.quiescence.passed(token) && Instant::now() < until {
+        loop {
+            let awaited = |slot: &usize| self.late.iter().all(|(late, _)| late != slot);
+            let missing: Vec<usize> = quiescence.late(token).filter(awaited).collect();
+            if missing.is_empty() {
+                return;
+            }
+            if Instant::now() >= until {
+                self.late.extend(missing.into_iter().map(|slot| (slot, token)));
+                return;
+            }
             std::thread::yield_now();
         }
     }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::compile::{Compiler, Touched};
 use super::super::rib::{RTN_UNICAST, RouteBody, RouteNexthop};
@@ -77,7 +77,7 @@ fn a_number_used_again_never_shows_another_route() {
             state.routes4.add(TABLE_MAIN, net, body(n, round), NLM_F_REPLACE);
         }
         compiler.update(&mut state, touched);
-        compiler.reclaim(&mut state);
+        compiler.reclaim(&mut state, Instant::now());
         state.routes4.bodies().capacity()
     };
     change(&mut compiler, 0, Touched { links: true, rules: true, ..Touched::default() });
@@ -118,4 +118,63 @@ fn a_number_used_again_never_shows_another_route() {
     let (right, kernel) = worker.join().expect("every answer was its own route's");
     assert!(right > 0 && kernel > 0, "{right} lookups; {kernel} met a tree newer than the infos");
     assert!(capacity < ROUNDS as usize * 4, "numbers are used again: {capacity}");
+}
+
+/// A compiler with one route, and what replaces it.
+fn with_one_route() -> (Compiler, impl FnMut(&mut Compiler, u32, Touched)) {
+    let (mut compiler, mut state) = (Compiler::new(4), state());
+    let mut change = move |compiler: &mut Compiler, round: u32, touched| {
+        state.routes4.add(TABLE_MAIN, (20 << 24, 16), body(0, round), NLM_F_REPLACE);
+        compiler.update(&mut state, touched);
+        compiler.reclaim(&mut state, Instant::now());
+    };
+    change(&mut compiler, 0, Touched { links: true, rules: true, ..Touched::default() });
+    (compiler, change)
+}
+
+#[test]
+fn a_reader_that_stands_still_is_waited_for_once_and_one_in_the_background_never() {
+    let (mut compiler, mut change) = with_one_route();
+    compiler.notice_wait = Duration::from_millis(200);
+    let mut took = |compiler: &mut Compiler, round| {
+        let begun = Instant::now();
+        change(compiler, round, Touched::default());
+        begun.elapsed()
+    };
+    let client = compiler.quiescence().background_reader().expect("room");
+    assert!(took(&mut compiler, 1) < Duration::from_millis(100), "a client's");
+    let worker = compiler.quiescence().reader().expect("room");
+    assert!(took(&mut compiler, 2) >= Duration::from_millis(200), "a worker's");
+    for round in 3..8 {
+        assert!(took(&mut compiler, round) < Duration::from_millis(100), "not again");
+    }
+    worker.quiescent();
+    assert!(
+        took(&mut compiler, 8) >= Duration::from_millis(200),
+        "it went on, and stands still again"
+    );
+    drop((client, worker));
+}
+
+#[test]
+fn what_waits_for_a_reader_that_stands_still_is_bounded() {
+    let (mut compiler, mut change) = with_one_route();
+    (compiler.notice_wait, compiler.retiring_max) = (Duration::ZERO, 100);
+    let overdue = |compiler: &Compiler, seconds| {
+        compiler.overdue(Instant::now() + Duration::from_secs(seconds))
+    };
+    let worker = compiler.quiescence().reader().expect("room");
+    for round in 1..=101 {
+        assert_eq!(overdue(&compiler, 60), None, "{round}");
+        change(&mut compiler, round, Touched::default());
+    }
+    assert_eq!(overdue(&compiler, 0), None, "it may go on within a moment");
+    let (numbers, since) = overdue(&compiler, 60).expect("too many, for too long");
+    assert!(numbers == 101 && since >= Duration::from_secs(59), "{numbers} {since:?}");
+    // Once it has gone on, so have the numbers.
+    for round in 102..106 {
+        worker.quiescent();
+        change(&mut compiler, round, Touched::default());
+    }
+    assert_eq!(overdue(&compiler, 60), None);
 }
