@@ -318,6 +318,66 @@ fn clients_that_take_all_descriptors_do_not_end_forwarding() -> Result<()> {
     facts.with_context(|| said(&output))
 }
 
+/// Twelve ports with fewer descriptors than they may need, and with as many as is said then.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn descriptors_that_are_cached_are_given_up_for_what_needs_them() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    let mut ports: Vec<String> = PORTS.iter().map(|word| (*word).to_owned()).collect();
+    for n in 0..10 {
+        lab.router.run(&format!("ip link add p{n} up type veth peer name q{n}"))?;
+        lab.router.run(&format!("ip link set q{n} up"))?;
+        ports.extend(["-i".to_owned(), format!("p{n}")]);
+    }
+    let top: TempDir = tempfile::tempdir()?;
+    let socket = top.path().join("control.sock");
+    let run = |limit: u64, clients: usize| -> Result<String> {
+        let mut command = lab.router.command("prlimit");
+        command.arg(format!("--nofile={limit}:{limit}")).arg(ferroute::binary());
+        command.arg("run").args(&ports).arg("--control").arg(&socket);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn()?;
+        let status = || -> Result<serde_json::Value> {
+            let mut command = Command::new(ferroute::binary());
+            let output =
+                command.arg("--control").arg(&socket).args(["--json", "status"]).output()?;
+            Ok(serde_json::from_slice(&output.stdout)?)
+        };
+        let facts = || -> Result<()> {
+            let is_forwarding = || status().is_ok_and(|status| status["state"] == "forwarding");
+            ensure!(eventually(is_forwarding), "{:?}", status());
+            let silent: Vec<UnixStream> =
+                (0..clients).map(|_| UnixStream::connect(&socket)).collect::<Result<_, _>>()?;
+            // More than a full reading of the firewall is away from the next.
+            for _ in 0..3 {
+                std::thread::sleep(Duration::from_secs(1));
+                let warnings = status()?["warnings"].to_string();
+                ensure!(!warnings.contains("cannot be read"), "{warnings}");
+                let before = ferroute_tests::counters::forwarded_by_kernel(&lab.router)?;
+                ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
+                let after = ferroute_tests::counters::forwarded_by_kernel(&lab.router)?;
+                ensure!(before == after, "the kernel forwards: {after:?}");
+            }
+            drop(silent);
+            Ok(())
+        };
+        let facts = facts();
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        let said = said(&ended(child)?);
+        facts.with_context(|| said.clone())?;
+        Ok(said)
+    };
+    let said = run(160, 0)?;
+    let wanted = said.split("may need ").nth(1).and_then(|rest| rest.split(';').next());
+    let wanted = wanted.with_context(|| format!("no warning: {said}"))?.parse()?;
+    let said = run(wanted, 60)?;
+    ensure!(!said.contains("files may be open"), "{said}");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn instances_of_several_namespaces_share_the_machine() -> Result<()> {

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::connection::{LargeRequests, Shared, Waits};
 use super::{Envelope, Response};
+use crate::control::process::limits;
 
 /// Connections at one time.
 pub(super) const CLIENTS_MAX: usize = 64;
 /// Threads for them: one that had to give way may take a moment to end.
-const THREADS_MAX: usize = CLIENTS_MAX + 16;
+const THREADS_MAX: usize = limits::CLIENT_THREADS_MAX;
+const _: () = assert!(THREADS_MAX > CLIENTS_MAX);
 /// How long one that comes waits for a place, if nobody can give way at once.
 const PLACE_WAIT: Duration = Duration::from_millis(250);
 /// How often is looked for one meanwhile.
@@ -76,6 +78,11 @@ impl Clients {
     /// Has one give way. Whether there was one that waits.
     pub(super) fn make_room(&self) -> bool {
         make_room(&mut self.list().places)
+    }
+
+    /// Threads that serve clients.
+    pub(super) fn threads(&self) -> usize {
+        self.list().threads
     }
 
     /// Whether one more may come when descriptors are scarce: alone, or in the place of one that

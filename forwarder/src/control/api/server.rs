@@ -150,7 +150,9 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
         }
         match listener.accept() {
             // What is left is for those who forward and follow the kernel.
-            Ok((stream, _)) if limits::are_descriptors_scarce() && !clients.trades_place() => {
+            Ok((stream, _))
+                if limits::are_descriptors_scarce(clients.threads()) && !clients.trades_place() =>
+            {
                 clients::say(&stream, "no descriptor is left for clients (ulimit -n); try again");
                 thread::sleep(ACCEPT_PAUSE);
             }

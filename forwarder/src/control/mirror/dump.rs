@@ -136,7 +136,7 @@ impl Follower {
         let mut header = vec![0u8; 16];
         header.extend([8, 0, 29, 0, 8, 0, 0, 0]);
         let request = (RTM_GETLINK, header.as_slice());
-        let (links, end) =
+        let (links, mut end) =
             self.dump(requests, "dump links", request, |m| Parsed::from(parse::link(m)))?;
         let links: BTreeMap<_, _> = links.into_iter().map(|link| (link.ifindex, link)).collect();
         if *self.state.links != links {
@@ -145,8 +145,14 @@ impl Follower {
             self.follow_flags(&old);
         }
         for (ifindex, link) in &*self.state.links {
-            let read = || sysctl::read_dev(&sysctl::Files::default(), &link.name);
-            self.state.sysctls_dev.entry(*ifindex).or_insert_with(read);
+            if self.state.sysctls_dev.contains_key(ifindex) {
+                continue;
+            }
+            match sysctl::read_dev_once(&link.name) {
+                Some(own) => drop(self.state.sysctls_dev.insert(*ifindex, own)),
+                // To be dumped again.
+                None => end = DumpEnd::Interrupted,
+            }
         }
         Ok(end)
     }

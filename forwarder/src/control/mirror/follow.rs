@@ -250,9 +250,13 @@ impl Follower {
         let was = old.map(|link| (link.is_up(), link.is_running(), link.name.clone()));
         let is = (link.is_up(), link.is_running(), link.name.clone());
         if was.as_ref().is_none_or(|was| was.2 != is.2) {
-            self.state
-                .sysctls_dev
-                .insert(ifindex, sysctl::read_dev(&sysctl::Files::default(), &link.name));
+            if let Some(own) = sysctl::read_dev_once(&link.name) {
+                self.state.sysctls_dev.insert(ifindex, own);
+            } else {
+                // With the next dump.
+                self.state.sysctls_dev.remove(&ifindex);
+                self.lose(Parts { links: true, ..Parts::default() }, now);
+            }
         }
         Arc::make_mut(&mut self.state.links).insert(ifindex, link);
         self.dead_retries = 0;

@@ -236,10 +236,10 @@ impl Mirror {
     }
 
     /// Whether everything that the kernel has told was followed: false from when messages were lost, or
-    /// a dump failed or was interrupted, until a dump of what they are about is complete; and while the
-    /// kernel does not say which interfaces others take the packets of.
+    /// a dump failed or was interrupted, until a dump of what they are about is complete; and while it
+    /// cannot be read which interfaces others take the packets of, or settings.
     pub fn is_current(&self) -> bool {
-        self.follower.lost.is_none() && self.taken.is_current()
+        self.follower.lost.is_none() && self.taken.is_current() && !self.sysctls.has_failed()
     }
 
     /// Applies what waits, at most a batch. Whether more waits.
@@ -336,12 +336,16 @@ impl Mirror {
         let state = &mut self.follower.state;
         self.follower.touched.links |= self.taken.read(&mut state.taken);
         let files = &mut self.sysctls;
+        files.begin(now);
         let sysctls = sysctl::read_all(files, state.sysctls.custom_local_routes);
-        self.follower.touched.sysctls |= state.sysctls != sysctls;
-        state.sysctls = sysctls;
         let all = sysctl::read_dev(files, "all");
-        self.follower.touched.conf |= state.sysctls_all != all;
-        state.sysctls_all = all;
+        // Of what could not be read, what was known holds on; see `is_current`.
+        if !files.has_failed() {
+            self.follower.touched.sysctls |= state.sysctls != sysctls;
+            state.sysctls = sysctls;
+            self.follower.touched.conf |= state.sysctls_all != all;
+            state.sysctls_all = all;
+        }
         // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
         let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, vlans_max);
         self.sysctl_turn = vlans.last().copied().unwrap_or_default();
@@ -352,6 +356,9 @@ impl Mirror {
         for ifindex in ports.chain(vlans) {
             let Some(link) = state.links.get(&ifindex) else { continue };
             let own = sysctl::read_dev(files, &link.name);
+            if files.has_failed() {
+                continue;
+            }
             self.follower.touched.conf |= state.sysctls_dev.insert(ifindex, own) != Some(own);
         }
     }

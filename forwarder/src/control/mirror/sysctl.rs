@@ -1,31 +1,67 @@
 //! Settings that netlink does not tell, read from /proc/sys. The files show the network namespace
 //! of the thread that opens them, so it has to be the one the sockets were opened in.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{NotFound, PermissionDenied},
+};
 use std::os::unix::fs::FileExt;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use super::state::DevSysctls;
+use crate::control::process::limits;
 use crate::tables::Sysctls;
 
-/// Descriptors kept at most: the settings of the namespace and of some 24 interfaces. Beyond, files
-/// are opened each time.
+/// Descriptors kept at most: the settings of the namespace and of some 20 interfaces. Beyond, and where
+/// descriptors may be wanted by others, files are opened each time.
 const KEPT_MAX: usize = 192;
+/// How often is looked whether they may.
+const LOOK: Duration = Duration::from_secs(1);
 /// Octets of a value; the longest is a bitmap.
 const VALUE_MAX: usize = 1024;
 
 /// Files below /proc/sys/net, kept open: finding one by its name costs ten times what reading it
 /// does.
 #[derive(Debug, Default)]
-pub struct Files(RefCell<BTreeMap<String, File>>);
+pub struct Files {
+    kept: RefCell<BTreeMap<String, File>>,
+    kept_max: usize,
+    look_due: Option<Instant>,
+    has_failed: Cell<bool>,
+}
 
 impl Files {
+    /// Before files are read again: closes them when the process has no descriptors to spare.
+    pub fn begin(&mut self, now: Instant) {
+        self.has_failed.set(false);
+        if self.look_due.is_some_and(|due| now < due) {
+            return;
+        }
+        self.look_due = Some(now + LOOK);
+        self.kept_max = limits::descriptors_to_spare(self.kept.get_mut().len()).min(KEPT_MAX);
+        self.limit();
+    }
+
+    fn limit(&mut self) {
+        let kept = self.kept.get_mut();
+        if kept.len() > self.kept_max {
+            kept.clear();
+        }
+    }
+
+    /// Whether a file could not be opened since [`Files::begin`] though it may be there: what was read
+    /// is not known to be so.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.get()
+    }
+
     /// Closes the files of interfaces but those named.
     pub fn keep_only(&mut self, names: &BTreeSet<&str>) {
-        self.0.get_mut().retain(|path, _| {
+        self.kept.get_mut().retain(|path, _| {
             let mut parts = path.split('/').skip(1);
             let name = parts.next().filter(|part| *part == "conf").and_then(|_| parts.next());
             name.is_none_or(|name| name == "all" || names.contains(name))
@@ -38,7 +74,7 @@ impl Files {
     }
 
     fn text(&self, path: &str) -> Option<String> {
-        let mut kept = self.0.borrow_mut();
+        let mut kept = self.kept.borrow_mut();
         if let Some(file) = kept.get(path) {
             if let Ok(text) = contents(file) {
                 return Some(text);
@@ -46,9 +82,16 @@ impl Files {
             // The interface is gone; there may be another of its name.
             kept.remove(path);
         }
-        let file = File::open(format!("/proc/sys/net/{path}")).ok()?;
-        let text = contents(&file).ok()?;
-        if kept.len() < KEPT_MAX {
+        let opened = File::open(format!("/proc/sys/net/{path}"));
+        let (file, text) = match opened.and_then(|file| Ok((contents(&file)?, file))) {
+            Ok((text, file)) => (file, text),
+            Err(error) => {
+                let is_known = matches!(error.kind(), NotFound | PermissionDenied);
+                self.has_failed.set(self.has_failed() || !is_known);
+                return None;
+            }
+        };
+        if kept.len() < self.kept_max {
             kept.insert(path.to_owned(), file);
         }
         Some(text)
@@ -135,6 +178,13 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
     }
 }
 
+/// Likewise, once; `None`: they could not be read though they may be there.
+pub fn read_dev_once(name: &str) -> Option<DevSysctls> {
+    let files = Files::default();
+    let own = read_dev(&files, name);
+    (!files.has_failed()).then_some(own)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,18 +192,49 @@ mod tests {
     #[test]
     fn files_are_kept_and_say_what_is_there_now() {
         let mut files = Files::default();
+        files.begin(Instant::now());
         assert_eq!(read_dev(&files, "lo"), read_dev(&Files::default(), "lo"));
         // One that cannot be read any more, as of an interface that is gone, is opened anew.
         let path = "ipv4/conf/lo/accept_local";
-        assert!(files.0.borrow().contains_key(path));
-        files.0.borrow_mut().insert(path.to_owned(), File::open("/proc").expect("opens"));
+        assert!(files.kept.borrow().contains_key(path));
+        files.kept.borrow_mut().insert(path.to_owned(), File::open("/proc").expect("opens"));
         assert!(files.read::<u32>(path).is_some());
         assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
         let all = read_all(&files, false);
         assert_eq!(all, read_all(&Files::default(), false));
         files.keep_only(&BTreeSet::new());
-        assert!(files.0.borrow().keys().all(|path| !path.contains("/lo/")));
-        assert!(files.0.borrow().contains_key("ipv4/ip_default_ttl"));
+        assert!(files.kept.borrow().keys().all(|path| !path.contains("/lo/")));
+        assert!(files.kept.borrow().contains_key("ipv4/ip_default_ttl"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_not_taken_for_one_that_is_not_there() {
+        let mut files = Files::default();
+        assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
+        assert!(!files.has_failed(), "it is not there");
+        // ENAMETOOLONG stands for ENOMEM and EMFILE.
+        assert_eq!(files.read::<u32>(&"x/".repeat(3000)), None);
+        assert!(files.has_failed());
+        files.begin(Instant::now());
+        assert!(!files.has_failed());
+    }
+
+    #[test]
+    fn files_are_closed_when_descriptors_are_wanted() {
+        let mut files = Files::default();
+        let now = Instant::now();
+        files.begin(now);
+        assert!(files.kept_max > 0, "{}", limits::descriptors_to_spare(0));
+        read_dev(&files, "lo");
+        let kept = files.kept.borrow().len();
+        assert!(kept > 0);
+        // As if others had taken descriptors since.
+        (files.kept_max, files.look_due) = (kept - 1, Some(now + LOOK));
+        files.limit();
+        assert!(files.kept.borrow().is_empty());
+        files.kept_max = 0;
+        read_dev(&files, "lo");
+        assert!(files.kept.borrow().is_empty());
     }
 
     #[test]

@@ -9,16 +9,22 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::skb::FRAME_SIZE;
 
 /// Descriptors of a daemon without ports: netlink sockets, maps and programs that all ports share,
-/// the TAP device, the control socket; and those that loading a program takes for a moment.
-const DESCRIPTORS_BASE: u64 = 48;
-/// Of one port beside its sockets: its program's link and maps.
+/// the TAP device, the control socket, 31 in all; and those that are open for a moment: of loading a
+/// program, and those of [`DESCRIPTORS_KEPT`].
+const DESCRIPTORS_BASE: u64 = 68;
+/// Of one port beside its sockets: its program's link and 4 maps, its membership; and of opening it.
 const DESCRIPTORS_PER_PORT: u64 = 8;
 /// Of one worker beside its sockets.
 const DESCRIPTORS_PER_WORKER: u64 = 2;
-/// Clients that are served at once, and what goes on with them.
-const DESCRIPTORS_OF_CLIENTS: u64 = 32;
+/// Threads that serve clients, at most.
+pub const CLIENT_THREADS_MAX: usize = 80;
+/// Beside its connection a client's thread opens files of two questions for a moment, such as the
+/// netlink sockets of `link show -d`.
+const DESCRIPTORS_OF_ANSWER: u64 = 2;
+const DESCRIPTORS_OF_CLIENTS: u64 = CLIENT_THREADS_MAX as u64 * (1 + DESCRIPTORS_OF_ANSWER);
 
-/// Kept from clients, for netlink sockets and the like that are opened for a moment.
+/// Kept from clients and caches, for reading the firewall, settings and the like, which open netlink
+/// sockets, iterators and files for a moment.
 const DESCRIPTORS_KEPT: u64 = 12;
 
 /// A limit, in the unit of its kind; `u64::MAX`: none.
@@ -87,9 +93,24 @@ fn tell_too_few(allowed: u64, needed: u64) -> Option<String> {
     })
 }
 
-/// Whether no more descriptors are free than are kept from clients.
-pub fn are_descriptors_scarce() -> bool {
-    is_out_of_descriptors(DESCRIPTORS_KEPT)
+/// Whether no more descriptors are free than are kept from clients, of whom `clients` are served.
+pub fn are_descriptors_scarce(clients: usize) -> bool {
+    is_out_of_descriptors(DESCRIPTORS_KEPT + clients as u64 * DESCRIPTORS_OF_ANSWER)
+}
+
+/// Descriptors that may be put to use where they are not needed, of which `used` are: what the daemon
+/// and all clients may still want stays free.
+pub fn descriptors_to_spare(used: usize) -> usize {
+    let Some(Limit { soft, .. }) = nofile() else { return 0 };
+    let Some(open) = open_descriptors() else { return 0 };
+    let needed = (open + DESCRIPTORS_BASE + DESCRIPTORS_OF_CLIENTS).saturating_sub(used as u64);
+    usize::try_from(soft.saturating_sub(needed)).unwrap_or(usize::MAX)
+}
+
+/// `None`: it cannot be found out, for want of a descriptor.
+fn open_descriptors() -> Option<u64> {
+    // One of them is the directory's.
+    fs::read_dir("/proc/self/fd").ok().map(|open| (open.count() as u64).saturating_sub(1))
 }
 
 /// Whether the process has so many files open that another `wanted` would be beyond its limit. True
@@ -119,10 +140,10 @@ mod tests {
     #[test]
     fn what_ports_need_is_held_against_the_limit() {
         let needed = descriptors_needed(2, 8, 2);
-        assert_eq!(needed, 48 + 32 + 2 * 8 + 2 * 2 + 8);
+        assert_eq!(needed, 68 + 240 + 2 * 8 + 2 * 2 + 8);
         assert_eq!(tell_too_few(needed, needed), None);
         let text = tell_too_few(needed - 1, needed).expect("is too few");
-        assert!(text.contains("ulimit -n 108") && text.contains("LimitNOFILE=108"), "{text}");
+        assert!(text.contains("ulimit -n 336") && text.contains("LimitNOFILE=336"), "{text}");
     }
 
     #[test]
@@ -130,6 +151,9 @@ mod tests {
         assert!(!is_out_of_descriptors(0));
         let Limit { soft, .. } = nofile().expect("is told");
         assert!(is_out_of_descriptors(soft));
-        assert!(!are_descriptors_scarce());
+        assert!(!are_descriptors_scarce(0));
+        assert!(are_descriptors_scarce(soft as usize));
+        let spare = descriptors_to_spare(0) as u64;
+        assert!(spare < soft - DESCRIPTORS_BASE - DESCRIPTORS_OF_CLIENTS, "{spare} of {soft}");
     }
 }
