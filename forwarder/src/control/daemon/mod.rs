@@ -342,7 +342,7 @@ impl Supervisor {
             let (now, now_ns) = (Instant::now(), monotonic_ns());
             let caught_up = self.follow_kernel()?;
             self.check_from_time_to_time()?;
-            if caught_up {
+            if caught_up && !self.unread && self.mirror.is_current() {
                 self.give_heartbeat(now, now_ns);
             }
             self.workers.resolve_neighbours(&mut self.mirror)?;
@@ -386,6 +386,7 @@ impl Supervisor {
         }
         if was_away {
             let looked = self.mirror.read_sysctls(Instant::now())?;
+            self.unread = looked.more;
             self.follow(&looked)?;
             self.firewall.read_all();
             self.follow_firewall()?;
