@@ -15,6 +15,8 @@ pub(super) struct Steer {
     steering: Steering,
     /// Of the tables by which the programs were last told what to steer.
     generation: u64,
+    /// Version of the local addresses that the maps have; `None`: of unknown ones.
+    locals: Option<[u64; 2]>,
     /// Why a family's local addresses are not all in the maps.
     unknown_locals: Option<String>,
     /// Why VLANs are not all in them.
@@ -23,7 +25,7 @@ pub(super) struct Steer {
 
 impl Steer {
     pub(super) fn new(steering: Steering) -> Steer {
-        Steer { steering, generation: 0, unknown_locals: None, unknown_vlans: None }
+        Steer { steering, generation: 0, locals: None, unknown_locals: None, unknown_vlans: None }
     }
 
     pub(super) fn steering(&self) -> &Steering {
@@ -63,8 +65,13 @@ impl Steer {
             return open.try_for_each(|port| port.steer(false, false));
         }
         // Without all its addresses a family would have to be guessed at: the kernel has it.
-        let known4 = self.steering.set_local4(&mirror.local4().into_iter().collect());
-        let known6 = self.steering.set_local6(&mirror.local6().into_iter().collect());
+        let version = mirror.locals_version();
+        let (mut known4, mut known6) = (Ok(()), Ok(()));
+        if self.locals != Some(version) {
+            known4 = self.steering.set_local4(&mirror.local4().collect());
+            known6 = self.steering.set_local6(&mirror.local6().collect());
+            self.locals = (known4.is_ok() && known6.is_ok()).then_some(version);
+        }
         let ipv4 = known4.is_ok() && !tables.fib4.punts_all();
         let ipv6 = known6.is_ok() && !tables.fib6.punts_all();
         let unknown = known4.err().or(known6.err()).map(|error| {

@@ -46,7 +46,7 @@ use self::compile::Compiler;
 use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
-use self::rib::{RTN_LOCAL, Rib, RibAddr};
+use self::rib::RTN_LOCAL;
 use self::takers::Taken;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
@@ -416,15 +416,21 @@ impl Mirror {
     }
 
     /// IPv4 addresses and prefixes whose packets are for the router itself, broadcasts included.
-    pub fn local4(&self) -> Vec<(Ipv4Addr, u8)> {
-        let nets = locals(&self.follower.state.routes4);
-        nets.into_iter().map(|(addr, len)| (Ipv4Addr::from_bits(addr), len)).collect()
+    pub fn local4(&self) -> impl Iterator<Item = (Ipv4Addr, u8)> {
+        let nets = self.follower.state.routes4.locals();
+        nets.map(|(addr, len)| (Ipv4Addr::from_bits(addr), len))
     }
 
     /// Likewise for IPv6, anycast included.
-    pub fn local6(&self) -> Vec<(Ipv6Addr, u8)> {
-        let nets = locals(&self.follower.state.routes6);
-        nets.into_iter().map(|(addr, len)| (Ipv6Addr::from_bits(addr), len)).collect()
+    pub fn local6(&self) -> impl Iterator<Item = (Ipv6Addr, u8)> {
+        let nets = self.follower.state.routes6.locals();
+        nets.map(|(addr, len)| (Ipv6Addr::from_bits(addr), len))
+    }
+
+    /// Others whenever [`Mirror::local4`] and [`Mirror::local6`] are.
+    pub fn locals_version(&self) -> [u64; 2] {
+        let state = &self.follower.state;
+        [state.routes4.locals_version(), state.routes6.locals_version()]
     }
 
     /// What the kernel said.
@@ -483,20 +489,6 @@ pub fn publish(follower: &mut Follower, compiler: &mut Compiler) -> bool {
     let touched = compile::Touched { sysctls: touched.sysctls || locals, ..touched };
     compiler.update(&mut follower.state, touched);
     locals
-}
-
-/// Prefixes with a local, broadcast or anycast route in whatever table, each once.
-fn locals<A: RibAddr>(rib: &Rib<A>) -> Vec<(A, u8)> {
-    let local = |id: &u32| rib.bodies().get(*id).is_some_and(|body| body.is_local());
-    let mut nets: Vec<(A, u8)> = rib
-        .tables()
-        .flat_map(|table| rib.table(table))
-        .filter(|(_, ids)| ids.iter().any(local))
-        .map(|(net, _)| net)
-        .collect();
-    nets.sort_unstable();
-    nets.dedup();
-    nets
 }
 
 /// `fib_has_custom_local_routes`: someone else than the kernel made addresses local, in whatever table,

@@ -344,7 +344,39 @@ pub struct Rib<A> {
     bodies: Bodies,
     len: usize,
     dirty: Vec<(u32, Net<A>)>,
+    locals: Locals<A>,
     locals_changed: bool,
+}
+
+/// Prefixes with a local, broadcast or anycast route.
+#[derive(Debug, Default)]
+struct Locals<A> {
+    /// In how many tables each has one.
+    tables: BTreeMap<Net<A>, u32>,
+    /// Grows when a prefix comes or goes.
+    version: u64,
+}
+
+impl<A: RibAddr> Locals<A> {
+    /// In one table a prefix had, and has, such a route or none.
+    fn note(&mut self, net: Net<A>, had: bool, has: bool) {
+        match (had, has) {
+            (false, true) => {
+                let tables = self.tables.entry(net).or_default();
+                *tables += 1;
+                self.version += u64::from(*tables == 1);
+            }
+            (true, false) => {
+                let Some(tables) = self.tables.get_mut(&net) else { return };
+                *tables -= 1;
+                if *tables == 0 {
+                    self.tables.remove(&net);
+                    self.version += 1;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl<A: RibAddr> Rib<A> {
@@ -409,6 +441,16 @@ impl<A: RibAddr> Rib<A> {
     /// The prefixes whose routes changed since the last call; some may come twice.
     pub fn take_dirty(&mut self) -> Vec<(u32, Net<A>)> {
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Prefixes with a local, broadcast or anycast route in whatever table, each once, in order.
+    pub fn locals(&self) -> impl Iterator<Item = Net<A>> {
+        self.locals.tables.keys().copied()
+    }
+
+    /// Another number whenever [`Rib::locals`] are others.
+    pub fn locals_version(&self) -> u64 {
+        self.locals.version
     }
 
     /// Whether a local, broadcast or anycast route came or went since the last call.
@@ -508,12 +550,16 @@ impl<A: RibAddr> Rib<A> {
     }
 
     fn note_differences(&mut self, old: &Tables<A>) {
+        let is_local = |ids: &Aliases| has_local(&self.bodies, ids.as_slice());
         for (table, routes) in &self.tables {
             let old = old.get(table);
             for (net, ids) in routes {
-                if old.and_then(|routes| routes.get(net)) != Some(ids) {
+                let old = old.and_then(|routes| routes.get(net));
+                if old != Some(ids) {
                     self.dirty.push((*table, *net));
-                    self.locals_changed |= has_local(&self.bodies, ids.as_slice());
+                    let (had, has) = (old.is_some_and(is_local), is_local(ids));
+                    self.locals.note(*net, had, has);
+                    self.locals_changed |= had || has;
                 }
             }
         }
@@ -522,7 +568,9 @@ impl<A: RibAddr> Rib<A> {
             for (net, ids) in routes {
                 if new.is_none_or(|routes| !routes.contains_key(net)) {
                     self.dirty.push((*table, *net));
-                    self.locals_changed |= has_local(&self.bodies, ids.as_slice());
+                    let had = is_local(ids);
+                    self.locals.note(*net, had, false);
+                    self.locals_changed |= had;
                 }
             }
         }
@@ -534,15 +582,17 @@ impl<A: RibAddr> Rib<A> {
 
     fn set(&mut self, table: u32, net: Net<A>, list: Vec<Arc<RouteBody>>) {
         let ids: Vec<u32> = list.into_iter().map(|body| self.bodies.take(body)).collect();
-        self.locals_changed |= has_local(&self.bodies, &ids);
+        let has = has_local(&self.bodies, &ids);
         self.len += ids.len();
         let routes = self.tables.entry(table).or_default();
         let old = match Aliases::from_vec(ids) {
             Some(aliases) => routes.insert(net, aliases),
             None => routes.remove(&net),
         };
+        let had = old.as_ref().is_some_and(|old| has_local(&self.bodies, old.as_slice()));
+        self.locals.note(net, had, has);
+        self.locals_changed |= had || has;
         if let Some(old) = old {
-            self.locals_changed |= has_local(&self.bodies, old.as_slice());
             self.len -= old.as_slice().len();
             old.as_slice().iter().for_each(|id| self.bodies.put(*id));
         }

@@ -3,6 +3,7 @@
 
 mod answers;
 mod leaves;
+mod locals;
 mod messages;
 mod oracle;
 mod random;
