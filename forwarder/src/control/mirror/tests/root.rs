@@ -11,6 +11,7 @@ use super::answers::{Question, same_answers};
 use super::oracle::equals_kernel;
 use super::random::Rng;
 use super::{LINKS, eventually, in_netns, ip_batch, ports, run, settle, try_run};
+use crate::control::mirror::state::VlanState;
 use crate::control::mirror::takers::Taken;
 use crate::control::mirror::{Mirror, MirrorOptions};
 use crate::control::netlink::rtnl::Requests;
@@ -436,5 +437,40 @@ fn root_settings_are_followed() {
         settle(&mut mirror);
         assert_eq!(link(&mirror).port, None, "a bridge's port is the bridge's");
         assert_eq!(mirror.unmirrored().len(), 1);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_after_a_pause_the_settings_of_all_vlans_are_read_at_once() {
+    const VLANS: u32 = 40;
+    in_netns(|| {
+        LINKS.iter().for_each(|line| run(line));
+        let lines = (1..=VLANS).map(|n| format!("link add v{n} up type veth peer name w{n}\n"));
+        ip_batch(&lines.collect::<String>());
+        let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
+        let va = mirror_link(&mirror, "va");
+        settle(&mut mirror);
+        // Not every kernel has VLANs: the mirror is made to believe that these are some.
+        for link in Arc::make_mut(&mut mirror.follower.state.links).values_mut() {
+            if let Some(id) = link.name.strip_prefix('v').and_then(|id| id.parse().ok()) {
+                link.vlan = Some(VlanState { protocol: 0x8100, id, ..VlanState::default() });
+                link.link = Some(va);
+            }
+        }
+        mirror.set_ports(&[(va, 3)]);
+        let known = |mirror: &Mirror| {
+            let links = &mirror.tables().links;
+            let lowered = |n: &u32| links.named(&format!("v{n}")).is_some_and(|v| v.mtu6 == 1300);
+            (1..=VLANS).filter(lowered).count()
+        };
+        assert_eq!(known(&mirror), 0);
+        for n in 1..=VLANS {
+            run(&format!("sysctl -w net.ipv6.conf.v{n}.mtu=1300"));
+        }
+        mirror.tick(Instant::now() + Duration::from_secs(1)).expect("tick");
+        assert!(known(&mirror) < VLANS as usize, "by turns");
+        mirror.read_sysctls(Instant::now()).expect("read");
+        assert_eq!(known(&mirror), VLANS as usize);
     });
 }
