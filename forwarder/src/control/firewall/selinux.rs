@@ -8,12 +8,15 @@
 //!   are hooks of their own, labelled IPsec has policies.)
 //!
 //! Whether all that is off can be read in selinuxfs and asked of NetLabel, the latter in the first
-//! network namespace only. When it cannot be shown, SELinux counts as a filter.
+//! network namespace only: from another one a thread goes there to open the socket, which takes
+//! CAP_SYS_ADMIN and the first process in `/proc`. When it cannot be shown, SELinux counts as a filter.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use netlink_sys::protocols::NETLINK_GENERIC;
+use nix::sched::{CloneFlags, setns};
 
 use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::NlSock;
@@ -32,9 +35,15 @@ pub struct Selinux {
     selinuxfs: PathBuf,
     /// The security context of this thread.
     context: PathBuf,
-    /// A sysctl that only the first network namespace has.
-    of_first_namespace: PathBuf,
-    socket: Option<NlSock>,
+    netlabel: Option<NetLabel>,
+}
+
+/// Where the labels of peers are asked for.
+#[derive(Debug)]
+struct NetLabel {
+    socket: NlSock,
+    /// The socket is of the first network namespace: a family that it does not show is not there.
+    is_first: bool,
 }
 
 impl Selinux {
@@ -43,8 +52,7 @@ impl Selinux {
         Selinux {
             selinuxfs: "/sys/fs/selinux".into(),
             context: "/proc/thread-self/attr/current".into(),
-            of_first_namespace: "/proc/sys/net/core/netdev_max_backlog".into(),
-            socket: None,
+            netlabel: None,
         }
     }
 
@@ -73,7 +81,6 @@ impl Selinux {
             Ok(false) => None,
             Ok(true) => Some("NetLabel labels peers (see netlabelctl)".into()),
             Err(error) => {
-                self.socket = None;
                 Some(format!("perhaps; whether NetLabel labels peers cannot be asked: {error}"))
             }
         }
@@ -88,21 +95,46 @@ impl Selinux {
 
     /// Whether NetLabel labels peers (`netlbl_enabled`).
     fn has_labels(&mut self) -> io::Result<bool> {
+        match &mut self.netlabel {
+            Some(netlabel) => netlabel.has_labels(),
+            unopened => unopened.insert(NetLabel::open()?).has_labels(),
+        }
+    }
+}
+
+impl NetLabel {
+    /// Opens the socket in the first network namespace, if the process may go there.
+    fn open() -> io::Result<NetLabel> {
+        let first = File::open("/proc/1/ns/net");
+        if is_first_namespace() || first.is_err() {
+            return NetLabel::open_here();
+        }
+        let there = || {
+            setns(first?, CloneFlags::CLONE_NEWNET)?;
+            NetLabel::open_here()
+        };
+        let thread = std::thread::Builder::new().name("fr-netlabel".into()).spawn(there)?;
+        match thread.join() {
+            Ok(Ok(netlabel)) => Ok(netlabel),
+            // It may not go there.
+            _ => NetLabel::open_here(),
+        }
+    }
+
+    fn open_here() -> io::Result<NetLabel> {
+        Ok(NetLabel { socket: NlSock::open(NETLINK_GENERIC)?, is_first: is_first_namespace() })
+    }
+
+    fn has_labels(&mut self) -> io::Result<bool> {
         let mut found = false;
         for (name, commands) in LABELS {
-            if self.socket.is_none() {
-                self.socket = Some(NlSock::open(NETLINK_GENERIC)?);
-            }
-            let Some(socket) = &mut self.socket else { continue };
-            let family = match socket.family(name) {
-                // The kernel is built without it; elsewhere it may just not be visible.
+            let family = match self.socket.family(name) {
+                // The kernel is built without it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && self.is_first => {
+                    continue;
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    match self.of_first_namespace.exists() {
-                        true => continue,
-                        false => {
-                            return Err(io::Error::other("not in this network namespace"));
-                        }
-                    }
+                    return Err(io::Error::other("not in this network namespace"));
                 }
                 family => family?,
             };
@@ -110,11 +142,16 @@ impl Selinux {
                 let request =
                     |flags| Request::new(family, flags, &[*command, NETLABEL_VERSION, 0, 0]);
                 let any = |message: &Message<'_>| (message.kind == family).then_some(());
-                found |= !socket.dump_by(request, any)?.is_empty();
+                found |= !self.socket.dump_by(request, any)?.is_empty();
             }
         }
         Ok(found)
     }
+}
+
+/// Whether the calling thread is in the first network namespace: others do not have all sysctls.
+fn is_first_namespace() -> bool {
+    Path::new("/proc/sys/net/core/netdev_max_backlog").exists()
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -141,13 +178,7 @@ mod tests {
         if let Some(context) = context {
             fs::write(&path, context).expect("writes");
         }
-        // As in the first namespace of a kernel without NetLabel, where the families are not there.
-        Selinux {
-            selinuxfs: dir.to_owned(),
-            context: path,
-            of_first_namespace: dir.to_owned(),
-            socket: None,
-        }
+        Selinux { selinuxfs: dir.to_owned(), context: path, netlabel: None }
     }
 
     #[test]
@@ -174,13 +205,30 @@ mod tests {
 
     #[test]
     fn labels_of_netlabel_that_cannot_be_seen_may_be_there() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mut selinux = selinux(dir.path(), &[], None);
-        let visible = selinux.has_labels();
-        selinux.of_first_namespace = dir.path().join("none");
-        let hidden = selinux.has_labels();
+        let mut netlabel = NetLabel::open().expect("opens");
+        netlabel.is_first = true;
+        let visible = netlabel.has_labels();
+        netlabel.is_first = false;
+        let hidden = netlabel.has_labels();
         // Either the families are there, and answer the same; or their absence says nothing.
         assert!(hidden.is_err() || hidden.ok() == visible.ok());
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_netlabel_is_asked_in_the_first_namespace_from_any() {
+        let inside = std::thread::spawn(|| {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a namespace of its own");
+            assert!(!is_first_namespace());
+            let netlabel = NetLabel::open().expect("opens");
+            assert!(!is_first_namespace(), "the calling thread stays where it is");
+            netlabel
+        });
+        let netlabel = inside.join().expect("does not panic");
+        // The first process of a container is not in the first namespace either.
+        let first = Path::new("/proc/1/ns/net").read_link().ok();
+        let own = Path::new("/proc/thread-self/ns/net").read_link().ok();
+        assert_eq!(netlabel.is_first, is_first_namespace() && first == own);
     }
 
     #[test]
