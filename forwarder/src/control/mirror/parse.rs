@@ -300,7 +300,9 @@ pub fn rule(message: &Message<'_>) -> Option<RuleState> {
             4 => rule.goto = Some(attr.u32()?),
             6 => rule.priority = attr.u32()?,
             10 => mark = Some(attr.u32()?),
-            14 => rule.suppress_prefixlen = Some(attr.u32()?).filter(|len| *len != u32::MAX),
+            14 => {
+                rule.suppress_prefixlen = Some(attr.u32()?.cast_signed()).filter(|len| *len != -1)
+            }
             15 => rule.table = attr.u32()?,
             16 => mask = Some(attr.u32()?),
             17 => rule.oif = Some(attr.string()),

@@ -207,8 +207,8 @@ pub struct RuleState {
     pub protocol: u8,
     /// `fib_rule_hdr.tos`.
     pub tos: u8,
-    /// FRA_SUPPRESS_PREFIXLEN; `None`: none.
-    pub suppress_prefixlen: Option<u32>,
+    /// FRA_SUPPRESS_PREFIXLEN; `None`: none. The kernel takes negative ones, which suppress nothing.
+    pub suppress_prefixlen: Option<i32>,
     /// Every other selector or modifier: FRA_* and its value.
     pub other: Vec<(u16, Vec<u8>)>,
 }

@@ -42,7 +42,8 @@ impl TreeKey {
 }
 
 fn tree_key(rule: &RuleState) -> TreeKey {
-    let shortest = rule.suppress_prefixlen.map_or(0, |len| len.saturating_add(1));
+    let suppressed = rule.suppress_prefixlen.and_then(|len| u32::try_from(len).ok());
+    let shortest = suppressed.map_or(0, |len| len.saturating_add(1));
     TreeKey { table: rule.table, shortest }
 }
 
@@ -211,4 +212,20 @@ fn prefix<A: RibAddr>(prefix: Option<(std::net::IpAddr, u8)>) -> Option<(A, u8)>
     let (addr, len) = prefix?;
     let prefix = Prefix::truncated(A::from_ip(addr)?, len).ok()?;
     Some((prefix.bits(), prefix.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::mirror::tests::leaves::default_rule;
+
+    #[test]
+    fn prefixes_up_to_the_length_are_suppressed_and_none_by_a_negative_one() {
+        let shortest = |suppress_prefixlen| {
+            let rule = default_rule(Family::V4, 500, 100);
+            tree_key(&RuleState { suppress_prefixlen, ..rule }).shortest
+        };
+        assert_eq!([None, Some(0), Some(16)].map(shortest), [0, 1, 17]);
+        assert_eq!([Some(-6), Some(i32::MIN)].map(shortest), [0, 0]);
+    }
 }

@@ -59,7 +59,7 @@ pub struct RuleView {
     pub table: Option<String>,
     /// Prefixes up to this length do not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub suppress_prefixlen: Option<u32>,
+    pub suppress_prefixlen: Option<i32>,
     /// Rule it goes on with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goto: Option<u32>,

@@ -2,7 +2,7 @@
 //! needs root, is run by scripts/test, and says so when it is not root.
 
 mod answers;
-mod leaves;
+pub(super) mod leaves;
 mod locals;
 mod messages;
 mod oracle;
