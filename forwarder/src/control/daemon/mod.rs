@@ -485,8 +485,12 @@ impl Supervisor {
         if bypassed != self.bypassed {
             self.bypassed = bypassed;
             if !self.options.ignore_firewall {
-                let left = if self.bypassed.is_empty() { "userspace again" } else { "the kernel" };
-                say!("the firewall changed; forwarding is done by {left}");
+                match self.bypassed.first() {
+                    None => say!("the firewall changed; forwarding is done by userspace again"),
+                    Some(first) => {
+                        say!("the firewall changed; forwarding is done by the kernel: {first}");
+                    }
+                }
             }
             self.steer()?;
         }
