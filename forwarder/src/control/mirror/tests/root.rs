@@ -209,8 +209,10 @@ fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
             mirror.resync_all(Instant::now()).expect("asked");
         }
         assert!(!mirror.is_current(), "what an interrupted dump shows is not complete");
+        let resyncs = mirror.counters().resyncs;
         mirror.process().expect("process");
-        assert!(!mirror.is_current());
+        // Unless the time has come to ask again.
+        assert!(!mirror.is_current() || mirror.counters().resyncs > resyncs);
         enough.store(true, Relaxed);
         writer.join().expect("no panic");
         assert_ne!(mirror.counters().dump_intr, 0, "{:?}", mirror.counters());
