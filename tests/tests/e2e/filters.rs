@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::bpf::Attached;
-use ferroute_tests::freeze::StoppedThread;
+use ferroute_tests::freeze::{StoppedProcess, StoppedThread};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
@@ -668,6 +668,16 @@ fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
     eprintln!("status names it after {:?}", set.elapsed());
     lab.router.run(&format!("tc filter del dev rt-right parent {last_class}"))?;
     ensure!(forwards_itself(&running, &stream), "the kernel goes on: {}", running.account());
+    // After a pause in which more was told than its socket holds.
+    if let Some(pid) = pid {
+        let stopped = StoppedProcess::stop(pid)?;
+        let changes = std::fs::read_to_string(&path)?.replace("class add", "class change");
+        std::fs::write(&path, changes.lines().skip(1).collect::<Vec<_>>().join("\n"))?;
+        lab.router.run(&format!("tc -batch {}", path.display()))?;
+        thread::sleep(Duration::from_secs(2));
+        drop(stopped);
+        ensure!(forwards_itself(&running, &stream), "the kernel goes on: {}", running.account());
+    }
     ensure!(storm.stop()? > 0);
     stream.stop();
     Ok(())

@@ -115,6 +115,8 @@ struct Supervisor {
     checked: Instant,
     /// As of when the control thread gave its heartbeat last.
     beat: Instant,
+    /// When everything was read anew last, after a pause.
+    caught_up: Instant,
     /// The kernel has told more than was taken.
     unread: bool,
     stopping: bool,
@@ -159,6 +161,7 @@ impl Supervisor {
             clients: Clients::new(asks, view),
             checked: Instant::now(),
             beat: Instant::now(),
+            caught_up: Instant::now(),
             unread: false,
             stopping: false,
             options: Arc::new(options),
@@ -340,9 +343,12 @@ impl Supervisor {
             // What the kernel told before this moment is followed when the heartbeat is given, however
             // long this thread is kept waiting in between.
             let (now, now_ns) = (Instant::now(), monotonic_ns());
-            let caught_up = self.follow_kernel()?;
-            self.check_from_time_to_time()?;
-            if caught_up && !self.unread && self.mirror.is_current() {
+            let was_away = now.saturating_duration_since(self.beat.max(self.caught_up))
+                >= self.options.timeouts.control;
+            let is_followed =
+                if was_away { self.catch_up(now).map(|()| true)? } else { self.follow_kernel()? };
+            self.check_from_time_to_time(was_away)?;
+            if is_followed && !self.unread && self.mirror.is_current() {
                 self.give_heartbeat(now, now_ns);
             }
             self.workers.resolve_neighbours(&mut self.mirror)?;
@@ -366,11 +372,23 @@ impl Supervisor {
         Ok(is_followed && self.firewall.is_current(Instant::now()))
     }
 
-    /// What no event tells of. After a pause in which the kernel could not be followed (the process
-    /// was stopped), before anything else is believed.
-    fn check_from_time_to_time(&mut self) -> Result<()> {
+    /// Reads everything anew after a pause in which the kernel could not be followed: the process was
+    /// stopped, or messages were lost. What is told of from then on is followed as ever.
+    fn catch_up(&mut self, now: Instant) -> Result<()> {
+        self.caught_up = now;
+        self.firewall.read_all();
+        self.follow_firewall()?;
+        let told = self.mirror.process()?;
+        self.follow(&told)?;
+        let looked = self.mirror.read_sysctls(now)?;
+        self.follow(&looked)?;
+        self.unread = looked.more;
+        Ok(())
+    }
+
+    /// What no event tells of.
+    fn check_from_time_to_time(&mut self, was_away: bool) -> Result<()> {
         self.take_changed_ports()?;
-        let was_away = self.beat.elapsed() >= self.options.timeouts.control;
         if self.checked.elapsed() < CHECK && !was_away {
             return Ok(());
         }
@@ -383,13 +401,6 @@ impl Supervisor {
                 "the thread that hands packets back ended by itself, which is a bug; the kernel \
                  forwards on"
             );
-        }
-        if was_away {
-            let looked = self.mirror.read_sysctls(Instant::now())?;
-            self.unread = looked.more;
-            self.follow(&looked)?;
-            self.firewall.read_all();
-            self.follow_firewall()?;
         }
         self.mend_punt()?;
         self.look_after_ports(was_away)?;
