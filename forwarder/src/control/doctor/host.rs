@@ -14,13 +14,14 @@ use crate::control::firewall;
 use crate::control::process::{kernel, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::{self, PuntDevice, PuntError};
+use crate::io::af_xdp::rx_handlers::RxHandlers;
 
 /// Where TAP devices are made.
 const TUN: &str = "/dev/net/tun";
 
 /// The kernel, and the way back to it.
 pub fn machine() -> Vec<Finding> {
-    let mut findings = vec![kernel(), btf(), jit()];
+    let mut findings = vec![kernel(), rx_handlers(), jit()];
     findings.extend(way_back());
     findings.extend(learnt_mtu());
     findings
@@ -125,13 +126,20 @@ fn kernel() -> Finding {
     }
 }
 
-fn btf() -> Finding {
-    if Path::new("/sys/kernel/btf/vmlinux").exists() {
-        return Finding::ok("btf", "the kernel describes its types");
+/// Whether it can be asked which interfaces others take the packets of.
+fn rx_handlers() -> Finding {
+    match RxHandlers::open().and_then(|mut handlers| handlers.read()) {
+        Ok(_) => Finding::ok("rx handlers", "the kernel tells which interfaces have one"),
+        Err(error) => Finding::warn(
+            "rx handlers",
+            format!(
+                "it cannot be read which interfaces have one: {error}; a macvlan or ipvlan of another \
+                 network namespace on a port would not be seen"
+            ),
+            "run as root on a kernel with CONFIG_DEBUG_INFO_BTF and without lockdown, or have no such \
+             interface on a port",
+        ),
     }
-    let advice = "boot a kernel with CONFIG_DEBUG_INFO_BTF, or have no macvlan or ipvlan of another \
-                  network namespace on a port: it would not be seen";
-    Finding::warn("btf", "the kernel has no BTF", advice)
 }
 
 fn jit() -> Finding {

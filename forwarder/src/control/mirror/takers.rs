@@ -11,7 +11,7 @@ use std::io;
 use super::Unmirrored;
 use super::compile::links::TAKERS;
 use super::state::LinkState;
-use crate::io::af_xdp::rx_handlers::{INTERFACES_MAX, RxHandlers};
+use crate::io::af_xdp::rx_handlers::RxHandlers;
 
 /// How it is known which interfaces are taken.
 #[derive(Debug)]
@@ -60,7 +60,9 @@ impl Taken {
         let why = match (&self.handlers, &self.error) {
             (Err(error), _) => format!("the kernel cannot be asked: {error}"),
             (_, Some(error)) => format!("the kernel does not answer: {error}"),
-            _ if self.is_cut => format!("of the first {INTERFACES_MAX} interfaces only is asked"),
+            (Ok(handlers), _) if self.is_cut => {
+                format!("only the first {} interfaces are looked at", handlers.interfaces_max())
+            }
             _ => return None,
         };
         Some(Unmirrored {

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::thread::JoinHandle;
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::libbpf_sys::bpf_insn;
@@ -17,8 +18,8 @@ use super::net_iter::{Assembler, DATA, FORMAT_HEAD, NetIter, SocketLayout, offse
 
 /// Interfaces that are looked at, at most. The verifier goes through the loop as often, which takes it
 /// most of a second, and gives up after a million instructions.
-pub const INTERFACES_MAX: u32 = 20_000;
-/// Enough for most, and soon loaded.
+const INTERFACES_MAX: u32 = 20_000;
+/// Enough for most machines; such a program is loaded within 20 ms.
 const INTERFACES_FEW: u32 = 1_000;
 
 /// What was found.
@@ -26,7 +27,7 @@ const INTERFACES_FEW: u32 = 1_000;
 pub struct Handled {
     /// ifindices of the interfaces that have an rx_handler.
     pub interfaces: BTreeSet<u32>,
-    /// Whether there were no more than [`INTERFACES_MAX`] interfaces; of others nothing is known.
+    /// Whether there were no more than are looked at; of others nothing is known.
     pub is_all: bool,
 }
 
@@ -34,7 +35,18 @@ pub struct Handled {
 #[derive(Debug)]
 pub struct RxHandlers {
     iter: NetIter,
-    interfaces_max: u32,
+    larger: Larger,
+}
+
+/// The program that looks at [`INTERFACES_MAX`] interfaces.
+#[derive(Debug)]
+enum Larger {
+    /// There were few interfaces until now.
+    NotWanted,
+    Loading(JoinHandle<io::Result<NetIter>>),
+    Loaded,
+    /// The kernel does not take it.
+    Refused,
 }
 
 impl RxHandlers {
@@ -43,26 +55,43 @@ impl RxHandlers {
     /// # Errors
     /// As for [`NetIter::load`].
     pub fn open() -> io::Result<RxHandlers> {
-        RxHandlers::for_interfaces(INTERFACES_FEW)
-    }
-
-    fn for_interfaces(interfaces_max: u32) -> io::Result<RxHandlers> {
-        let load = |btf: &Btf<'_>| Ok(program(&Layout::of(btf)?, interfaces_max));
-        Ok(RxHandlers { iter: NetIter::load(c"ferroute_rxh", load)?, interfaces_max })
+        Ok(RxHandlers { iter: load(INTERFACES_FEW)?, larger: Larger::NotWanted })
     }
 
     /// Asks about the network namespace of the calling thread. Once there are more interfaces than the
-    /// program looks at, one that looks at more is loaded.
+    /// program looks at, a thread loads one that looks at more.
     ///
     /// # Errors
-    /// What the kernel says, or when it says something else than was expected.
+    /// What the kernel says, or when it says something else than was expected; EAGAIN while the larger
+    /// program is being loaded.
     pub fn read(&mut self) -> io::Result<Handled> {
         let handled = self.read_some()?;
-        if handled.is_all || self.interfaces_max == INTERFACES_MAX {
+        if handled.is_all {
             return Ok(handled);
         }
-        *self = RxHandlers::for_interfaces(INTERFACES_MAX)?;
-        self.read_some()
+        match std::mem::replace(&mut self.larger, Larger::Refused) {
+            Larger::NotWanted => {
+                let thread = std::thread::Builder::new().name("fr-bpf".into());
+                self.larger = Larger::Loading(thread.spawn(|| load(INTERFACES_MAX))?);
+            }
+            Larger::Loading(thread) if thread.is_finished() => {
+                if let Ok(Ok(iter)) = thread.join() {
+                    (self.iter, self.larger) = (iter, Larger::Loaded);
+                }
+                return self.read_some();
+            }
+            loading @ Larger::Loading(_) => self.larger = loading,
+            known => {
+                self.larger = known;
+                return Ok(handled);
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EAGAIN))
+    }
+
+    /// Interfaces that are looked at, at most.
+    pub fn interfaces_max(&self) -> u32 {
+        if matches!(self.larger, Larger::Loaded) { INTERFACES_MAX } else { INTERFACES_FEW }
     }
 
     fn read_some(&self) -> io::Result<Handled> {
@@ -70,6 +99,10 @@ impl RxHandlers {
         parse(&octets)
             .ok_or_else(|| io::Error::other("the iterator of rx_handlers wrote too little"))
     }
+}
+
+fn load(interfaces_max: u32) -> io::Result<NetIter> {
+    NetIter::load(c"ferroute_rxh", |btf| Ok(program(&Layout::of(btf)?, interfaces_max)))
 }
 
 /// Offsets in the kernel's structures, in octets.
@@ -172,5 +205,26 @@ mod tests {
         for wrong in [&octets(&[4, 7])[..], &[], &octets(&[4, 0])[..7]] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_more_interfaces_than_are_looked_at_have_a_larger_program_loaded() {
+        let inside = std::thread::spawn(|| {
+            // The namespace has the loopback interface only.
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace");
+            let mut handlers =
+                RxHandlers { iter: load(1).expect("loads"), larger: Larger::NotWanted };
+            let begun = std::time::Instant::now();
+            while let Err(error) = handlers.read() {
+                assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");
+                assert!(begun.elapsed().as_secs() < 60, "it is not loaded");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            assert_eq!(handlers.interfaces_max(), INTERFACES_MAX);
+            let none = Handled { interfaces: BTreeSet::new(), is_all: true };
+            assert_eq!(handlers.read().expect("answers"), none);
+        });
+        inside.join().expect("does not panic");
     }
 }
