@@ -107,8 +107,8 @@ pub enum MirrorError {
     Sock(#[from] SockError),
     /// A thread that reads the tables does not go on, and memory would grow without bound.
     #[error(
-        "{numbers} replaced routes wait for a worker that has stood still for {} s, and memory that \
-         it may read cannot be reused; the kernel forwards on",
+        "{numbers} replaced routes wait for a thread that reads the tables and has stood still for \
+         {} s; their memory cannot be reused, and would grow; the kernel forwards on",
         since.as_secs()
     )]
     Standstill {
@@ -348,7 +348,7 @@ impl Mirror {
         }
         // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
         let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, vlans_max);
-        self.sysctl_turn = vlans.last().copied().unwrap_or_default();
+        let next_turn = vlans.last().copied().unwrap_or_default();
         let ports = self.compiler.ports.keys().copied();
         let followed = || ports.clone().chain(self.compiler.devs.vlans_after(0, KEPT_VLANS));
         let name = |ifindex| state.links.get(&ifindex).map(|link| link.name.as_str());
@@ -360,6 +360,10 @@ impl Mirror {
                 continue;
             }
             self.follower.touched.conf |= state.sysctls_dev.insert(ifindex, own) != Some(own);
+        }
+        // Else the same VLANs are read next time.
+        if !files.has_failed() {
+            self.sysctl_turn = next_turn;
         }
     }
 

@@ -33,6 +33,9 @@ const RETIRING_MAX: usize = 1 << 18;
 /// A reader stands still when it has not been quiescent for so long. The numbers of a full table that
 /// is replaced at once are more, and wait for a moment.
 const STANDSTILL: Duration = Duration::from_secs(2);
+/// Nor between so many calls of [`Compiler::reclaim`]: time in which the whole process was stopped is
+/// nobody's standstill.
+const STANDSTILL_TURNS: u32 = 10;
 
 /// What of the state changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,8 +78,8 @@ pub struct Compiler {
     pub retiring_max: usize,
     /// Readers that were waited for in vain: slots, and what they have not passed.
     late: Vec<(usize, Token)>,
-    /// What the oldest numbers wait for, and since when that is known.
-    oldest: Option<(Token, Instant)>,
+    /// What the oldest numbers wait for, since when that is known, and how often it was found since.
+    oldest: Option<(Token, Instant, u32)>,
     /// Neighbours that workers used, from tables that were replaced.
     used: HashSet<(u32, IpAddr)>,
 }
@@ -179,8 +182,13 @@ impl Compiler {
         self.retired.retain(|tables| Arc::strong_count(tables) > 1);
         let oldest =
             self.fib4.oldest_retiring().into_iter().chain(self.fib6.oldest_retiring()).min();
-        let known = self.oldest.filter(|(token, _)| Some(*token) == oldest);
-        self.oldest = known.or_else(|| Some((oldest?, now)));
+        let (since, turns) = match self.oldest {
+            Some((token, since, turns)) if Some(token) == oldest => {
+                (since, turns.saturating_add(1))
+            }
+            _ => (now, 0),
+        };
+        self.oldest = oldest.map(|token| (token, since, turns));
     }
 
     /// Numbers of replaced routes that wait for a reader which stands still, when they are more than
@@ -188,8 +196,10 @@ impl Compiler {
     /// any moment and meet them, and a thread that stands still cannot be made to let go of them.
     pub fn overdue(&self, now: Instant) -> Option<(usize, Duration)> {
         let waiting = self.fib4.retiring() + self.fib6.retiring();
-        let since = now.saturating_duration_since(self.oldest?.1);
-        (waiting > self.retiring_max && since >= STANDSTILL).then_some((waiting, since))
+        let (_, since, turns) = self.oldest?;
+        let since = now.saturating_duration_since(since);
+        let stands = since >= STANDSTILL && turns >= STANDSTILL_TURNS;
+        (waiting > self.retiring_max && stands).then_some((waiting, since))
     }
 
     /// Neighbours that workers sent to since the last call.
