@@ -2,8 +2,9 @@
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker →
 //! hdr → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
-//! steering → config → api → daemon, doctor, offline`. Modules of one layer do not use each other. Tests
-//! inside a module may use anything, and so may `lib.rs` and `main.rs`, which only put the program together.
+//! steering → config → api → daemon, doctor, offline`. The files of `pipeline` are in layers, too. Modules of one
+//! layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and `main.rs`,
+//! which only put the program together.
 
 #![forbid(unsafe_code)]
 
@@ -36,6 +37,26 @@ const ROOMS: [&[&str]; 7] = [
     &["api"],
     &["daemon", "doctor", "offline"],
 ];
+
+/// The files of `pipeline`, likewise; its `mod.rs` uses them all.
+const STAGES: [&[&str]; 12] = [
+    &["exit", "headers", "ratelimit", "route_ahead"],
+    &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
+    &["post_routing", "route_hint", "inet_addr", "eth_input"],
+    &["hold_queue", "burst_routes", "ip_options"],
+    &["ctx"],
+    &["ip_rcv_options", "ip6_input", "neigh_hold"],
+    &["ip_error", "neigh_output"],
+    &["route", "ip_output"],
+    &["route6", "ip_fragment"],
+    &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send"],
+    &["ip6_output", "neigh_poll"],
+    &["burst"],
+];
+
+/// Where the items that `pipeline` exports are.
+const EXPORTED: [(&str, &str); 4] =
+    [("Ctx", "ctx"), ("Effects", "ctx"), ("Exit", "exit"), ("IcmpError", "exit")];
 
 fn layer(layers: &[&[&str]], module: &str) -> Option<usize> {
     layers.iter().position(|modules| modules.contains(&module))
@@ -140,6 +161,15 @@ fn rooms_used(code: &str, depth: usize) -> Vec<String> {
     by_name.flat_map(paths).chain(by_super).map(first).collect()
 }
 
+/// The files of `pipeline` that a file in it uses; `depth`: to the crate's root.
+fn stages_used(code: &str, depth: usize) -> Vec<String> {
+    let of_item = |item: String| {
+        let exported = EXPORTED.iter().find(|(name, _)| *name == item);
+        exported.map_or(item, |(_, file)| (*file).to_owned())
+    };
+    used(code, depth - 1).into_iter().map(first).map(of_item).collect()
+}
+
 /// How many `super::` lead from a file's module to the crate's root.
 fn depth(relative: &Path) -> usize {
     let parts = relative.iter().count();
@@ -150,6 +180,7 @@ fn depth(relative: &Path) -> usize {
 fn violations(src: &Path) -> Vec<String> {
     let mut wrong = violations_among(src, &LAYERS, 0, modules_used);
     wrong.extend(violations_among(&src.join("control"), &ROOMS, 1, rooms_used));
+    wrong.extend(violations_among(&src.join("pipeline"), &STAGES, 1, stages_used));
     wrong
 }
 
@@ -164,16 +195,16 @@ fn violations_among(
     for path in ferroute_tests::source::rust_files(directory) {
         let relative = path.strip_prefix(directory).expect("files of a directory are below it");
         let module = module_of(relative);
+        // A file that is all tests stands below `#[cfg(test)] mod tests;`, as those of a directory do.
+        if relative.iter().any(|part| part == "tests" || part == "tests.rs") {
+            continue;
+        }
         let Some(own) = layer(layers, &module) else {
             if !["lib", "main", "mod"].contains(&module.as_str()) {
                 wrong.push(format!("{}: `{module}` is in no layer", relative.display()));
             }
             continue;
         };
-        // A file that is all tests stands below `#[cfg(test)] mod tests;`, as those of a directory do.
-        if relative.iter().any(|part| part == "tests" || part == "tests.rs") {
-            continue;
-        }
         let text = fs::read_to_string(&path).expect("source is readable");
         for used in used(&code(&text), depth(relative) + below) {
             let allowed = used == module || layer(layers, &used).is_none_or(|other| other < own);
@@ -216,6 +247,8 @@ fn a_crossing_is_noticed() {
     write("control/firewall/mod.rs", "use super::config::{A, B};\nuse super::netlink;\n");
     write("control/api/page.rs", "fn f() -> super::super::daemon::Daemon {}\nuse super::show;\n");
     write("control/attic/mod.rs", "");
+    write("pipeline/ctx.rs", "use super::route::Dst;\nuse super::headers::Iphdr;\n");
+    write("pipeline/exit.rs", "use super::{Ctx, ratelimit};\n");
     assert_eq!(
         violations(dir.path()),
         [
@@ -229,6 +262,9 @@ fn a_crossing_is_noticed() {
             "firewall/mod.rs: `firewall` uses `config`",
             "netdev/nic.rs: `netdev` uses `mirror`",
             "netlink/mod.rs: `netlink` uses `process`",
+            "ctx.rs: `ctx` uses `route`",
+            "exit.rs: `exit` uses `ctx`",
+            "exit.rs: `exit` uses `ratelimit`",
         ]
     );
 }

@@ -106,11 +106,11 @@ impl Session {
         ports.is_none_or(|ports| wants(ports).unwrap_or(false))
     }
 
-    /// Whether a packet concerns it. `bit`: its own in `passed_over`.
+    /// Whether a packet concerns it. `bit`: its own in `unmatched_captures`.
     #[inline(always)]
     fn concerns(&self, skb: &SkBuff, packet: &[u8], bit: u8, scratch: &mut Vec<u8>) -> bool {
         let filter = self.wanted.filter.as_ref();
-        skb.passed_over & bit == 0
+        skb.unmatched_captures() & bit == 0
             && filter.is_none_or(|filter| filter.judge_skb(packet, skb, scratch) == Verdict::Match)
     }
 }
@@ -177,11 +177,11 @@ impl Tap {
                 match for_good {
                     0 => {}
                     _ if for_good.count_ones() as usize == some.len() => {
-                        some.iter_mut().for_each(|skb| skb.passed_over |= 1 << n);
+                        some.iter_mut().for_each(|skb| skb.note_unmatched(1 << n));
                     }
                     _ => {
                         for (at, skb) in some.iter_mut().enumerate() {
-                            skb.passed_over |= ((for_good >> at & 1) as u8) << n;
+                            skb.note_unmatched(((for_good >> at & 1) as u8) << n);
                         }
                     }
                 }

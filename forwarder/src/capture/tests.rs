@@ -328,7 +328,7 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
         let filter = Some(Filter::new(&compile(&text).expect("a filter")).expect("sound"));
         let session = Session::new(1, Wanted { snaplen, filter, ..all() }, writer);
         assert!(tap.attach(session).is_none());
-        burst.as_mut_slice()[0].passed_over = 0;
+        burst.as_mut_slice()[0].headers_may_change();
         tap.received(burst.as_mut_slice());
         tap.leaving(1, burst.as_slice(), 1, &stats);
         tap.left(1, &stats);

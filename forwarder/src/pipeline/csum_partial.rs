@@ -9,8 +9,7 @@
 //! ICMP errors quote the packet with its partial checksum, as the kernel's do. Not recognised:
 //! checksums of a packet inside a tunnel, and SCTP's.
 
-use super::ip_input::Iphdr;
-use super::ip6_input::Ipv6hdr;
+use super::headers::{Iphdr, Ipv6hdr};
 use crate::skb::{IpSummed, SkBuff};
 use crate::wire::checksum::{
     fold, is_valid, ones_complement_sum, pseudo_header_v4, pseudo_header_v6,

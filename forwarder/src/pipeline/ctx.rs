@@ -6,7 +6,8 @@
 
 use std::net::IpAddr;
 
-use super::hold::HoldQueue;
+use super::hold_queue::HoldQueue;
+use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use crate::capture::Tap;
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
@@ -79,7 +80,7 @@ impl PipelineState {
 
     /// Frames of packets that wait for a neighbour: the `held` of the conservation law.
     pub fn held(&self) -> usize {
-        self.hold.held()
+        self.hold.held
     }
 
     /// The packets that wait for a neighbour.
@@ -92,7 +93,7 @@ impl PipelineState {
 #[derive(Debug)]
 pub struct Effects {
     /// Frames to send, by port.
-    pub egress: Box<[Burst]>,
+    pub egress: Box<[RoutedBurst]>,
     /// Packets for the kernel. Who hands them over counts them ([`WorkerStats::punt`]), or drops them.
     pub punts: Burst,
     /// Why, for each of them.
@@ -107,7 +108,7 @@ impl Effects {
     /// Nothing to do, on `ports` ports.
     pub fn new(ports: usize) -> Effects {
         Effects {
-            egress: (0..ports).map(|_| Burst::with_capacity(EGRESS)).collect(),
+            egress: (0..ports).map(|_| RoutedBurst::with_capacity(EGRESS)).collect(),
             punts: Burst::with_capacity(PUNTS),
             punt_reasons: Vec::with_capacity(PUNTS),
             neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
@@ -117,7 +118,7 @@ impl Effects {
 
     /// Frames waiting to be sent or handed back.
     pub fn len(&self) -> usize {
-        self.egress.iter().map(Burst::frames).sum::<usize>() + self.punts.frames()
+        self.egress.iter().map(RoutedBurst::frames).sum::<usize>() + self.punts.frames()
     }
 
     /// Whether there is nothing to send or hand back.
@@ -145,6 +146,13 @@ impl Ctx<'_> {
             port.rx_dropped.inc();
         }
         self.pool.kfree_skb(skb);
+    }
+
+    /// `icmp_global_allow`, with the namespace's settings.
+    pub(super) fn icmp_global_allow(&mut self) -> bool {
+        let sysctl = &self.tables.sysctl;
+        let (per_sec, burst) = (sysctl.icmp_msgs_per_sec, sysctl.icmp_msgs_burst);
+        self.state.limiter.global_allow(per_sec, burst, self.now_ns)
     }
 
     /// Ends a packet that was used up, not lost (`consume_skb`).

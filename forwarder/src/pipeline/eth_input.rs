@@ -66,7 +66,7 @@ fn not_ip<'a>(
     }
     skb.iif = dev.ifindex;
     // A capture's filter sees it at other places when it leaves with other tags.
-    skb.passed_over = 0;
+    skb.headers_may_change();
     skb.set_network_header(header_len);
     Ok((ethertype, dev))
 }

@@ -1,11 +1,11 @@
-//! How a packet leaves the road before its end.
+//! How a stage of the data path ends a packet.
 //!
-//! Every stage returns `Result<_, Exit>`, and `?` is the only way off the road. What an exit means
-//! for the packet is said in one place, `leave` in the parent module.
+//! Every stage returns `Result<_, Exit>`. What an exit means for the packet is decided in one place,
+//! `handle_exit` in the parent module.
 
 use crate::stats::{DropReason, PuntReason};
 
-/// A packet does not get where it was going.
+/// Why a packet is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// It is dropped in silence.

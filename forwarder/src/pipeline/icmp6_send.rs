@@ -4,14 +4,15 @@
 
 use std::net::Ipv6Addr;
 
+use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::icmp_send::global_allow;
-use super::ip_output::{PostRouted, post_routing};
-use super::ip6_input::Ipv6hdr;
-use super::ip6_output::ip6_finish_output;
-use super::route::{Dst, mix32};
+use super::headers::Ipv6hdr;
+use super::ip_output::finish_output2;
+use super::nf_hook::nf_hook;
+use super::post_routing::{PostRouted, post_routing};
+use super::route::mix32;
 use super::route6::{icmp6_saddr, ip6_route_output};
-use super::{Ctx, Exit, IcmpError, nf_hook};
+use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Hook;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -51,7 +52,7 @@ pub(super) fn icmp6_send(
         return Ok(());
     }
     let limited = ctx.tables.sysctl.icmp6_ratemask >> (error.icmp_type & 127) & 1 != 0;
-    if limited && !global_allow(ctx) {
+    if limited && !ctx.icmp_global_allow() {
         ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
         return Ok(());
     }
@@ -155,14 +156,16 @@ fn send(
     }
     count(error, ctx);
     match local_out(&mut reply, dst, ctx) {
-        Ok(routed) => ip6_finish_output(reply, dst, &routed, ctx),
+        // A hook may have made it longer; no error is sent about an error.
+        Ok(_) if !dst.fits(&reply) => ctx.drop_skb(reply, DropReason::PktTooBig),
+        Ok(routed) => finish_output2(reply, EtherType::IPV6, dst, &routed, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
 }
 
 fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRouted, Exit> {
-    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV6, ctx)?;
-    post_routing(reply, dst, EtherType::IPV6, ctx)
+    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV6, ctx.tables)?;
+    post_routing(reply, dst.dev, EtherType::IPV6, ctx.tables)
 }
 
 /// Writes the error: link-layer header to be, IPv6 header, ICMPv6 header, quote.

@@ -3,13 +3,17 @@
 //! Of RFC 1812 §4.3.2.7, when not to send one, martian sources are refused long before; the rest
 //! stands at the head of [`icmp_send`], one early exit each.
 
+use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::ip_forward::surroundings;
-use super::ip_input::Iphdr;
+use super::headers::Iphdr;
+use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
+use super::ip_fragment::ip_finish_output;
 use super::ip_options::{Echo, IpOptions};
-use super::ip_output::{ip_finish_output, post_routing};
-use super::route::{Dst, fib_result_prefsrc, inet_select_addr, ip_route_output};
-use super::{Ctx, Exit, IcmpError, nf_hook};
+use super::ip_rcv_options::surroundings;
+use super::nf_hook::nf_hook;
+use super::post_routing::{PostRouted, post_routing};
+use super::route::ip_route_output;
+use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Hook;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -58,7 +62,7 @@ pub(super) fn icmp_send(
         }
     }
     let limited = is_limited(error, ctx);
-    if limited && !global_allow(ctx) {
+    if limited && !ctx.icmp_global_allow() {
         ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
         return Ok(());
     }
@@ -94,13 +98,6 @@ fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
         return false;
     }
     ctx.tables.sysctl.icmp_ratemask >> error.icmp_type.min(31) & 1 != 0
-}
-
-/// `icmp_global_allow`, with the namespace's settings.
-pub(super) fn global_allow(ctx: &mut Ctx<'_>) -> bool {
-    let sysctl = &ctx.tables.sysctl;
-    let (per_sec, burst) = (sysctl.icmp_msgs_per_sec, sysctl.icmp_msgs_burst);
-    ctx.state.limiter.global_allow(per_sec, burst, ctx.now_ns)
 }
 
 /// `icmp_route_lookup`: the route to the sender, and the source address: that of the interface the
@@ -165,13 +162,9 @@ fn send(skb: &SkBuff, message: &Message<'_>, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
     }
 }
 
-fn local_out(
-    reply: &mut SkBuff,
-    dst: &Dst<'_>,
-    ctx: &Ctx<'_>,
-) -> Result<super::ip_output::PostRouted, Exit> {
-    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV4, ctx)?;
-    post_routing(reply, dst, EtherType::IPV4, ctx)
+fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRouted, Exit> {
+    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV4, ctx.tables)?;
+    post_routing(reply, dst.dev, EtherType::IPV4, ctx.tables)
 }
 
 /// Writes the error: link-layer header to be, IP header, options, ICMP header, quote.

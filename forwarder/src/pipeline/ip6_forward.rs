@@ -2,11 +2,12 @@
 //!
 //! A routing header of a packet in transit is not looked at (RFC 8200 §4.4).
 
+use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::ip6_input::Ipv6hdr;
-use super::route::Dst;
+use super::headers::Ipv6hdr;
+use super::nf_hook::nf_hook;
 use super::route6::mtu_of_dev;
-use super::{Ctx, Exit, IcmpError, nf_hook};
+use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Hook;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -98,6 +99,6 @@ pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Res
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
-    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx)?;
+    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx.tables)?;
     Ok(())
 }

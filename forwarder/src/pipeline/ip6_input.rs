@@ -1,5 +1,6 @@
 //! IPv6 reception up to the routing decision: `ip6_rcv_core` and `ipv6_parse_hopopts` of the kernel.
 
+use super::headers::Ipv6hdr;
 use super::{Ctx, Exit, IcmpError};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -18,33 +19,6 @@ const MAX_PADDING: usize = 7;
 const IOAM: Ipv6OptionKind = Ipv6OptionKind(0x31);
 /// RFC 5570: judging it takes the kernel's label database.
 const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
-
-/// The fixed header.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ipv6hdr {
-    pub saddr: Ipv6Addr,
-    pub daddr: Ipv6Addr,
-    pub next_header: Protocol,
-    pub hop_limit: u8,
-    /// Length of the whole packet, octets.
-    pub len: usize,
-}
-
-impl Ipv6hdr {
-    /// The header of a packet that passed [`ip6_rcv_core`].
-    #[inline]
-    pub fn of(skb: &SkBuff) -> Ipv6hdr {
-        let fixed = skb.network_chunk::<HEADER_LEN>().unwrap_or(&[0; HEADER_LEN]);
-        let ipv6 = Ipv6Packet::new_unchecked(fixed);
-        Ipv6hdr {
-            saddr: ipv6.src_addr(),
-            daddr: ipv6.dst_addr(),
-            next_header: ipv6.next_header(),
-            hop_limit: ipv6.hop_limit(),
-            len: skb.network_len(),
-        }
-    }
-}
 
 /// Whether the packet is one at all, and its header. Takes padding off, and looks at hop-by-hop options.
 #[inline]

@@ -1,85 +1,21 @@
-//! IPv4 forwarding: `ip_error` and `ip_forward` of the kernel.
+//! IPv4 forwarding: `ip_forward` of the kernel.
 //!
 //! Every check stands before the first write.
 
+use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::ip_input::Iphdr;
-use super::ip_options::{IpOptions, Surroundings};
-use super::route::{Dst, RouteError, inet_select_addr};
-use super::{Ctx, Exit, IcmpError, nf_hook};
+use super::headers::Iphdr;
+use super::inet_addr::inet_select_addr;
+use super::ip_options::IpOptions;
+use super::nf_hook::nf_hook;
+use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::Hook;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::tables::Link;
 use crate::wire::EtherType;
 use crate::wire::icmpv4::{Icmpv4Type, exceeded, unreach};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use std::net::IpAddr;
-
-/// `ip_rcv_options`: compiles the options of a packet that has some.
-#[cold]
-pub(super) fn ip_rcv_options(skb: &SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<IpOptions, Exit> {
-    let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
-    let around = surroundings(&Iphdr::of(skb), dev, ctx);
-    let (options, result) = IpOptions::compile(ipv4.option_octets(), &around);
-    if let Err(pointer) = result {
-        ctx.stats.mib(Mib::IpInHdrErrors);
-        let info = u32::from(pointer) << 24;
-        let problem = Icmpv4Type::PARAMETERPROB.0;
-        return Err(Exit::Icmp(IcmpError::with_info(problem, 0, info, DropReason::IpOptions)));
-    }
-    if options.source_route && !dev.accept_source_route {
-        return Err(Exit::Drop(DropReason::IpSourceRoute));
-    }
-    // Source routes are the kernel's to follow, CIPSO its to judge, and a router alert (RFC 2113)
-    // may interest one of its sockets.
-    if options.source_route || options.cipso || options.router_alert {
-        return Err(Exit::Punt(PuntReason::IpOption));
-    }
-    Ok(options)
-}
-
-/// What options are compiled against.
-pub(super) fn surroundings<'a>(iph: &Iphdr, dev: &'a Link, ctx: &Ctx<'a>) -> Surroundings<'a> {
-    const DAY_NS: u64 = 86_400_000_000_000;
-    let utc_ns = ctx.now_ns.wrapping_add(ctx.state.utc_offset_ns);
-    Surroundings {
-        tables: ctx.tables,
-        dev,
-        saddr: iph.saddr,
-        timestamp_ms: (utc_ns % DAY_NS / 1_000_000) as u32,
-    }
-}
-
-/// `ip_error`: refuses a packet for which there is no way. Its options are looked at first
-/// (`ip_rcv_finish_core`), and may be a reason of their own.
-#[cold]
-pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
-    let iph = Iphdr::of(skb);
-    if iph.has_options()
-        && let Err(exit) = ip_rcv_options(skb, dev, ctx)
-    {
-        return exit;
-    }
-    let (code, reason) = match error {
-        RouteError::Silent(reason) => return Exit::Drop(reason),
-        RouteError::HostUnreach(reason) => (unreach::HOST_UNREACH, reason),
-        RouteError::NetUnreach(reason) => (unreach::NET_UNREACH, reason),
-        RouteError::Filtered => (unreach::PKT_FILTERED, DropReason::Prohibit),
-    };
-    if !dev.forwarding4 {
-        // Hosts do not say why they do not forward; and no route or one, it is the same to them.
-        ctx.stats.mib(Mib::IpInAddrErrors);
-        return Exit::Drop(DropReason::ForwardingOff);
-    }
-    if matches!(error, RouteError::NetUnreach(_)) {
-        ctx.stats.mib(Mib::IpInNoRoutes);
-    }
-    if !ctx.state.limiter.error_allow(u128::from(iph.saddr), ctx.now_ns) {
-        return Exit::Drop(reason);
-    }
-    Exit::Icmp(IcmpError::new(Icmpv4Type::DEST_UNREACH.0, code, reason))
-}
 
 /// `ip_forward`, up to its first write.
 #[inline]
@@ -140,7 +76,7 @@ pub(super) fn ip_forward(
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();
     }
-    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV4, ctx)?;
+    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV4, ctx.tables)?;
     if let Some(options) = options {
         ip_forward_options(skb, options, dst, ctx);
     }

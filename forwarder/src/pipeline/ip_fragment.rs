@@ -1,5 +1,6 @@
-//! IPv4 fragmentation (RFC 791 §2.3, RFC 1812 §4.2.2.7): `ip_do_fragment` of the kernel, by its
-//! slow path, so that sizes are the kernel's.
+//! IPv4 output behind POST_ROUTING, and fragmentation (RFC 791 §2.3, RFC 1812 §4.2.2.7):
+//! `ip_finish_output` and `ip_do_fragment` of the kernel, by its slow path, so that sizes are the
+//! kernel's.
 //!
 //! A fragment may itself be fragmented. Every fragment but the last of a packet is a multiple of
 //! eight octets; options without the copied flag go with the first one alone.
@@ -8,11 +9,13 @@ use std::ops::Range;
 
 use super::Ctx;
 use super::csum_partial::skb_checksum_help;
+use super::dst::Dst;
 use super::ip_options::ip_options_fragment;
-use super::ip_output::{PostRouted, ip_finish_output2};
-use super::route::Dst;
+use super::ip_output::finish_output2;
+use super::post_routing::PostRouted;
 use crate::skb::{FRAME_SIZE, HEADROOM, MAX_PACKET, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib};
+use crate::wire::EtherType;
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
 
 /// The packet to be cut.
@@ -27,9 +30,17 @@ struct Whole {
     room: usize,
 }
 
-/// `ip_fragment`: sends a packet in fragments. DF was looked at in `ip_forward`.
+/// `ip_finish_output`: sends a packet, in fragments if it is longer than the MTU.
+pub(super) fn ip_finish_output(skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
+    if !dst.fits(&skb) {
+        return ip_fragment(skb, dst, routed, ctx);
+    }
+    finish_output2(skb, EtherType::IPV4, dst, routed, ctx);
+}
+
+/// `ip_fragment`: sends a packet in fragments. DF was checked in `ip_forward`.
 #[cold]
-pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
+fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ctx<'_>) {
     skb_checksum_help(&mut skb);
     let fragments = measure(&skb, dst.mtu);
     let affordable = fragments.as_ref().is_some_and(|(_, frames)| *frames <= ctx.pool.available());
@@ -50,7 +61,8 @@ pub(super) fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, c
         done += len;
         ctx.stats.made.inc();
         ctx.stats.mib(Mib::IpFragCreates);
-        ip_finish_output2(fragment, dst, routed, ctx);
+        let routed = routed.clone_for_fragment(&fragment);
+        finish_output2(fragment, EtherType::IPV4, dst, &routed, ctx);
     }
     ctx.stats.fragmented.inc();
     ctx.stats.mib(Mib::IpFragOKs);

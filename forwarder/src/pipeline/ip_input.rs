@@ -4,59 +4,14 @@
 //! reason and moves the kernel's counter.
 
 use super::Exit;
+use super::headers::Iphdr;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, WorkerStats};
+use crate::wire::checksum;
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
-use crate::wire::{Protocol, checksum};
 
 /// First octet of a header without options.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
-
-/// The fixed part of a header, in host byte order.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Iphdr {
-    pub saddr: u32,
-    pub daddr: u32,
-    /// Length of header and payload, octets.
-    pub tot_len: u16,
-    /// Length of the header, octets.
-    pub header_len: u8,
-    pub tos: u8,
-    pub ttl: u8,
-    pub protocol: Protocol,
-}
-
-impl Iphdr {
-    /// The header of a packet that passed [`ip_rcv_core`].
-    #[inline]
-    pub fn of(skb: &SkBuff) -> Iphdr {
-        let packet = skb.network_header();
-        match packet.first_chunk::<HEADER_LEN_MIN>() {
-            Some(fixed) => Iphdr::read(fixed),
-            None => Iphdr::read(&[0; HEADER_LEN_MIN]),
-        }
-    }
-
-    #[inline]
-    fn read(fixed: &[u8; HEADER_LEN_MIN]) -> Iphdr {
-        let ipv4 = Ipv4Packet::new_unchecked(fixed);
-        Iphdr {
-            saddr: ipv4.src_addr().to_bits(),
-            daddr: ipv4.dst_addr().to_bits(),
-            tot_len: ipv4.total_len(),
-            header_len: ipv4.header_len() as u8,
-            tos: ipv4.tos(),
-            ttl: ipv4.ttl(),
-            protocol: ipv4.protocol(),
-        }
-    }
-
-    /// Whether the header has options.
-    #[inline]
-    pub fn has_options(&self) -> bool {
-        usize::from(self.header_len) > HEADER_LEN_MIN
-    }
-}
 
 /// Whether the packet is one at all, and its header. Takes the padding of short frames off (RFC 894).
 #[inline]

@@ -5,7 +5,7 @@
 //! changes in a copy of the options, which goes into the packet when the packet is forwarded, or into
 //! the quote of an ICMP error when it is refused. So a packet handed back is as it was received.
 
-use super::route::{fib_compute_spec_dst, is_unicast_elsewhere};
+use super::inet_addr::{fib_compute_spec_dst, is_unicast_elsewhere};
 use crate::tables::{Link, Tables};
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN};
 use crate::wire::ipv4_option::OptionKind;

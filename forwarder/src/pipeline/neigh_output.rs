@@ -3,37 +3,16 @@
 
 use std::net::IpAddr;
 
+use super::Ctx;
 use super::csum_partial::skb_checksum_help;
-use super::ip_output::PostRouted;
-use super::route::Dst;
+use super::dst::Dst;
+use super::neigh_hold::hold;
+use super::post_routing::PostRouted;
 use super::vlan::vlan_dev_hard_header;
-use super::{Ctx, hold};
-use crate::neigh::Neighbour;
-use crate::skb::{Burst, SkBuff};
+use crate::skb::SkBuff;
 use crate::stats::DropReason;
 use crate::tables::Link;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
-
-/// How frames to a neighbour begin, where all begin the same: by an interface that is up and writes no
-/// tags (`struct hh_cache`).
-#[derive(Debug, Clone, Copy)]
-pub(super) struct HhCache {
-    /// Destination and source, up to the EtherType, in words: made octet by octet, they would be waited
-    /// for when they are copied.
-    first: [u8; 8],
-    rest: [u8; 4],
-}
-
-impl HhCache {
-    /// `None`: it takes more than that.
-    pub fn new(neigh: &Neighbour, dev: &Link) -> Option<HhCache> {
-        let lladdr = neigh.lladdr.filter(|_| dev.up && dev.vlan.is_none())?;
-        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-        let (dst, src) = (word(lladdr), word(dev.mac));
-        let (first, rest) = (dst | src << 48, (src >> 16) as u32);
-        Some(HhCache { first: first.to_le_bytes(), rest: rest.to_le_bytes() })
-    }
-}
 
 /// `neigh_hh_output`: completes the frame of a packet that leaves whole, where nothing but its addresses
 /// is left to write. `false`: there is more to do, and nothing was changed: a header that does not fit is
@@ -70,7 +49,7 @@ pub(super) fn neigh_output(
         neigh.mark_used();
         return dev_queue_xmit(skb, dst.port, dst.dev, lladdr, routed, ctx);
     }
-    hold::hold(skb, oif, *nexthop, routed, ctx);
+    hold(skb, oif, *nexthop, routed, ctx);
 }
 
 /// Writes the link-layer addresses, and tags where the interface has some, and queues the frame on
@@ -106,25 +85,13 @@ pub(super) fn dev_queue_xmit(
 
 /// Puts a complete frame at the end of its port's queue.
 #[inline]
-pub(super) fn enqueue(skb: SkBuff, port: u16, _routed: &PostRouted, ctx: &mut Ctx<'_>) {
+pub(super) fn enqueue(skb: SkBuff, port: u16, routed: &PostRouted, ctx: &mut Ctx<'_>) {
     let Some(egress) = ctx.out.egress.get_mut(usize::from(port)) else {
         return ctx.drop_skb(skb, DropReason::DevNotReady);
     };
-    if let Err(skb) = egress.push(skb) {
+    if let Err(skb) = egress.push(skb, routed) {
         refuse(skb, port, ctx);
     }
-}
-
-/// Does so with all packets of a burst, which is empty then. `false`: there is no room for all of them,
-/// and nothing was done.
-#[inline]
-pub(super) fn enqueue_all(
-    burst: &mut Burst,
-    port: u16,
-    _routed: &PostRouted,
-    ctx: &mut Ctx<'_>,
-) -> bool {
-    ctx.out.egress.get_mut(usize::from(port)).is_some_and(|egress| egress.append(burst))
 }
 
 /// The queue is full.

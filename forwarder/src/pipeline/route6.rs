@@ -3,9 +3,12 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::ip6_input::Ipv6hdr;
-use super::route::{Dst, LOOPBACK_IFINDEX, Sources, mix32};
-use super::{Ctx, Exit, IcmpError, RoutesKnown};
+use super::burst_routes::BurstRoutes;
+use super::dst::Dst;
+use super::headers::Ipv6hdr;
+use super::inet_addr::LOOPBACK_IFINDEX;
+use super::route::mix32;
+use super::{Ctx, Exit, IcmpError};
 use crate::fib::{FibInfo, FibResult, Flow, Nexthop, RouteType};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -24,13 +27,13 @@ pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
     dev: &'a Link,
-    known: &'k mut RoutesKnown<'a, '_>,
+    routes: &'k mut BurstRoutes<'a>,
     ctx: &Ctx<'a>,
 ) -> Result<&'k mut Dst<'a>, Exit> {
     let (saddr, daddr) = (hdr.saddr.to_bits(), hdr.daddr.to_bits());
     let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: skb.mark };
-    if known.hint6.is_of(&flow) {
-        return known.hint6.dst();
+    if routes.hint6.is_of(&flow) {
+        return routes.hint6.dst();
     }
     if ipv6_addr_is_multicast(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
@@ -38,20 +41,20 @@ pub(super) fn ip6_route_input<'a, 'k>(
     if ipv6_addr_is_linklocal(hdr.daddr) {
         return Err(Exit::Punt(PuntReason::Local));
     }
-    let info = match known.ahead.v6.unicast(known.n, daddr) {
+    let info = match routes.ahead.v6.unicast(routes.n, daddr) {
         Some(info) => info,
-        None => match known.ahead.v6.by_rules(flow) {
+        None => match routes.ahead.v6.by_rules(flow) {
             Ok(info) => info,
             Err(other) => return Err(refused(other, hdr, ctx)),
         },
     };
-    known.hint6.by(info, flow.iif, || {
+    routes.hint6.by(info, flow.iif, || {
         let hash = || multipath_hash(skb, ctx);
         let nexthop = info.select(hash).ok_or(Exit::Punt(PuntReason::RouteUnsupported))?;
         dst6(info, nexthop, ctx.tables)
     })?;
-    known.hint6.learn(flow);
-    known.hint6.dst()
+    routes.hint6.learn(flow);
+    routes.hint6.dst()
 }
 
 /// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when
@@ -116,10 +119,7 @@ pub(super) fn ip6_route_output<'a>(
 ) -> Result<Dst<'a>, Exit> {
     if ipv6_addr_is_linklocal(daddr) {
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
-        let mtu = mtu_of_dev(dev);
-        let (info, nexthop) = (None, None);
-        let (sources, redirect) = (Sources::Any, false);
-        return Ok(Dst { info, nexthop, dev, neigh: None, hh: None, port, mtu, sources, redirect });
+        return Ok(Dst::on_link(dev, port, mtu_of_dev(dev)));
     }
     let flow = Flow { saddr: 0, daddr: daddr.to_bits(), iif: LOOPBACK_IFINDEX, mark: 0 };
     let info = match ctx.tables.fib6.fib_lookup(&flow) {

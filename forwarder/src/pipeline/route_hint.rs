@@ -6,7 +6,7 @@
 //! what a route's way out is depends on the route alone. Tables do not change within a burst.
 
 use super::Exit;
-use super::route::Dst;
+use super::dst::Dst;
 use crate::fib::{FibInfo, Flow};
 use crate::stats::PuntReason;
 

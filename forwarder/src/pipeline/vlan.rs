@@ -78,7 +78,7 @@ pub(super) fn vlan_dev_hard_header<'a>(
     tables: &Tables,
 ) -> Option<&'a mut [u8]> {
     // As eth_input has it.
-    skb.passed_over = 0;
+    skb.headers_may_change();
     let came_with = Priorities::received(skb);
     let mapped = vlan.tags.iter().any(|egress| !egress.qos.is_empty());
     let priority = if mapped { skb_priority(skb, &came_with, tables) } else { 0 };

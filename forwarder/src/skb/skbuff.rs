@@ -70,9 +70,8 @@ pub struct SkBuff {
     pub ip_summed: IpSummed,
     /// Whether the frame was addressed to us or to a group.
     pub pkt_type: PktType,
-    /// Captures that the packet does not concern, whatever forwarding makes of it, a bit each; only
-    /// while it is not put aside.
-    pub passed_over: u8,
+    /// Captures whose filters the packet does not match, whatever forwarding makes of it, a bit each.
+    unmatched_captures: u8,
     /// Whether it is measured how long the packet stays; `tstamp_ns` is set then.
     pub timed: bool,
     /// When the packet was taken from the RX ring, nanoseconds of the clock that timed packets are
@@ -122,10 +121,36 @@ impl SkBuff {
             mark: 0,
             ip_summed: IpSummed::None,
             pkt_type: PktType::Host,
-            passed_over: 0,
+            unmatched_captures: 0,
             timed: false,
             tstamp_ns: 0,
         })
+    }
+
+    /// Captures whose filters are known not to match the packet, a bit each.
+    #[inline]
+    pub fn unmatched_captures(&self) -> u8 {
+        self.unmatched_captures
+    }
+
+    /// Notes that the filters of `captures`, a bit each, do not match the packet, nor will after its TTL,
+    /// checksum and link-layer addresses have been rewritten.
+    #[inline]
+    pub fn note_unmatched(&mut self, captures: u8) {
+        self.unmatched_captures |= captures;
+    }
+
+    /// To be called before the packet is changed otherwise than by plain forwarding (by a hook function,
+    /// or its tags), or waits while captures may begin: their filters are applied to it anew.
+    #[inline]
+    pub fn headers_may_change(&mut self) {
+        self.unmatched_captures = 0;
+    }
+
+    /// Address of the head frame, which identifies the packet as long as it exists.
+    #[inline]
+    pub(crate) fn head_addr(&self) -> usize {
+        self.frame.bytes().as_ptr().addr()
     }
 
     /// An empty packet over a frame, as `alloc_skb` makes it: data and tail at [`HEADROOM`].

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::pipeline::RoutedBurst;
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool, MAX_JUMBO, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
@@ -255,7 +256,7 @@ impl Crossings {
         way: usize,
         oldest_ns: u64,
         pool: &mut FramePool,
-        egress: &mut [Burst],
+        egress: &mut [RoutedBurst],
         stats: &WorkerStats,
     ) -> Taken {
         let mut taken = Taken::default();
@@ -278,7 +279,7 @@ impl Crossings {
             taken.timed |= crossing.timed;
             match (land(&crossing, pool), egress.get_mut(usize::from(crossing.oif))) {
                 (Some(skb), Some(egress)) if egress.room() > 0 => {
-                    if let Err(skb) = egress.push(skb) {
+                    if let Err(skb) = egress.push_handed_over(skb) {
                         // There was room.
                         pool.kfree_skb(skb);
                     }

@@ -444,7 +444,7 @@ impl<I: PacketIo> Worker<I> {
                         self.out.tap.refused(port, beyond, DropReason::CpuBacklog);
                     }
                     let now_ns = self.clock.monotonic_ns(now_ns);
-                    way.send(port, room, now_ns, egress, &mut self.pool, &self.stats);
+                    way.send(port, room, now_ns, egress.to_send(), &mut self.pool, &self.stats);
                     continue;
                 }
                 let port = port as u16;
@@ -457,7 +457,7 @@ impl<I: PacketIo> Worker<I> {
                     let certain = self.io.tx_room(port);
                     self.out.tap.leaving(port, egress.as_slice(), certain, &self.stats);
                 }
-                let put = self.io.tx_burst(port, &mut self.pool, egress, &self.stats);
+                let put = self.io.tx_burst(port, &mut self.pool, egress.to_send(), &self.stats);
                 self.sampler.record(port, put);
                 if tapped {
                     self.out.tap.left(put, &self.stats);

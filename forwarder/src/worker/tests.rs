@@ -16,8 +16,9 @@ use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::quiescence::Quiescence;
 use crate::io::MemIo;
 use crate::io::af_xdp::HeartbeatPage;
-use crate::pipeline::PipelineState;
+use crate::pipeline::{PipelineState, RoutedBurst};
 use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
+use crate::skb::burst::BURST;
 use crate::skb::{Burst, MAX_JUMBO, SkBuff, Umem};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Published;
@@ -255,7 +256,7 @@ fn a_packet_of_several_frames_crosses_whole() {
     let (out, into) = way(2, 1, Arc::clone(&waker));
     let (mut crossings, stats) = (Crossings::default(), WorkerStats::new(2));
     crossings.admit(into, waker);
-    let mut egress = [Burst::default(), Burst::default()];
+    let mut egress = [RoutedBurst::with_capacity(BURST), RoutedBurst::with_capacity(BURST)];
     for (round, kept) in [(0, 1), (1, 1)] {
         let mut burst = Burst::default();
         burst.push(SkBuff::of_octets(&mut here, &octets).expect("frames")).expect("room");

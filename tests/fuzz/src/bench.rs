@@ -153,7 +153,7 @@ impl Bench {
         self.assert_conserved();
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             let port = port as u16;
-            self.io.tx_burst(port, &mut self.pool, egress, &self.stats);
+            self.io.tx_burst(port, &mut self.pool, egress.to_send(), &self.stats);
             let sent = self.io.take_all_sent(port, &mut self.pool);
             self.sent.extend(sent.into_iter().map(|frame| (port, frame)));
         }

@@ -157,7 +157,7 @@ impl Road {
             now_ns: self.now_ns,
         });
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
-            self.io.tx_burst(port as u16, &mut self.pool, egress, &self.stats);
+            self.io.tx_burst(port as u16, &mut self.pool, egress.to_send(), &self.stats);
         }
         let reasons = self.out.punt_reasons.drain(..);
         for (skb, reason) in self.out.punts.drain(usize::MAX).zip(reasons) {

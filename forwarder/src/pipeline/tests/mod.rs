@@ -22,8 +22,9 @@ use std::sync::Arc;
 use super::*;
 use crate::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use crate::neigh::{NeighTable, Neighbour};
+use crate::netfilter::{HookState, Verdict};
 use crate::skb::{FramePool, Umem};
-use crate::stats::{Mib, WorkerStats};
+use crate::stats::{DropReason, Mib, WorkerStats};
 use crate::tables::{Forwarding6, Links, Sysctls, Tables};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 

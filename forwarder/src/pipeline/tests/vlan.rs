@@ -343,17 +343,18 @@ fn captures_look_again_at_what_leaves_with_other_tags() {
         (&[(0x8100, 10)], "198.18.2.2", 0),
         (&[(0x8100, 10)], "198.18.20.2", 0),
     ];
-    for (tags, dst, passed_over) in cases {
+    for (tags, dst, unmatched) in cases {
         let mut lab = net().lab();
         let frame = tagged(tags, &packet(dst));
         let mut skb = SkBuff::alloc_skb(&mut lab.pool, crate::skb::HEADROOM).expect("a frame");
         skb.put(frame.len()).expect("room").copy_from_slice(&frame);
-        (skb.port, skb.passed_over) = (LEFT, 1);
+        skb.port = LEFT;
+        skb.note_unmatched(1);
         let mut burst = Burst::default();
         burst.push(skb).expect("room");
         lab.ctx(|ctx| forward_burst(&mut burst, ctx));
         let sent = lab.out.egress[usize::from(RIGHT)].as_slice();
-        assert_eq!(sent[0].passed_over, passed_over, "{tags:x?} to {dst}");
+        assert_eq!(sent[0].unmatched_captures(), unmatched, "{tags:x?} to {dst}");
         lab.sent();
     }
 }

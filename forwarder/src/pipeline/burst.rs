@@ -1,0 +1,110 @@
+//! The packets of a burst behind the data path: what is to be done with each, and doing it.
+//!
+//! Packets are changed where they lie in the burst, and moved together afterwards: a packet moved right
+//! after it was changed would stall on the stores. They stay in order.
+
+use super::Ctx;
+use super::dst::Dst;
+use super::ip_fragment::ip_finish_output;
+use super::ip6_output::ip6_finish_output;
+use super::neigh_output::enqueue;
+use super::post_routing::PostRouted;
+use crate::skb::Burst;
+use crate::skb::burst::BURST;
+use crate::stats::{DropReason, PuntReason};
+use crate::wire::EtherType;
+
+/// What is to be done with a packet.
+#[derive(Debug)]
+pub(super) enum Disposition {
+    /// The frame is complete, and is sent by this port.
+    Xmit(u16, PostRouted),
+    /// There is a [`PendingOutput`] for it.
+    Output,
+    /// It is dropped. Its sender has been told, where that is due.
+    Drop(DropReason),
+    /// It is handed back to the kernel.
+    Punt(PuntReason),
+}
+
+/// Output of a packet whose frame is not complete: it needs fragments or tags, its neighbour is not known
+/// or may have been changed by hooks, it is too long, or the interface is down.
+#[derive(Debug)]
+pub(super) struct PendingOutput<'a> {
+    pub protocol: EtherType,
+    pub dst: Dst<'a>,
+    pub routed: PostRouted,
+}
+
+/// The dispositions of a burst's packets, by position.
+#[derive(Debug)]
+pub(super) struct Dispositions<'a> {
+    of: [Disposition; BURST],
+    pending: [Option<PendingOutput<'a>>; BURST],
+}
+
+impl<'a> Dispositions<'a> {
+    #[inline(always)]
+    pub fn new() -> Dispositions<'a> {
+        Dispositions {
+            of: [const { Disposition::Output }; BURST],
+            pending: [const { None }; BURST],
+        }
+    }
+
+    /// Notes what is to be done with packet `n`.
+    #[inline(always)]
+    pub fn set(&mut self, n: usize, disposition: Disposition) {
+        if let Some(place) = self.of.get_mut(n) {
+            *place = disposition;
+        }
+    }
+
+    /// Notes that packet `n` is still to be output.
+    #[inline(always)]
+    pub fn defer_output(&mut self, n: usize, output: PendingOutput<'a>) {
+        if let Some(place) = self.pending.get_mut(n) {
+            *place = Some(output);
+        }
+    }
+
+    /// Moves the first `count` packets of the burst to where they go, oldest first.
+    #[inline]
+    pub fn carry_out(&self, burst: &mut Burst, count: usize, ctx: &mut Ctx<'_>) {
+        let dispositions = &self.of[..count];
+        if count == burst.len() && xmit_together(burst, dispositions, ctx) {
+            return;
+        }
+        for ((skb, disposition), pending) in burst.drain(count).zip(dispositions).zip(&self.pending)
+        {
+            match (disposition, pending) {
+                (Disposition::Xmit(port, routed), _) => enqueue(skb, *port, routed, ctx),
+                (Disposition::Output, Some(output)) => match output.protocol {
+                    EtherType::IPV4 => ip_finish_output(skb, &output.dst, &output.routed, ctx),
+                    _ => ip6_finish_output(skb, &output.dst, &output.routed, ctx),
+                },
+                // Each such packet has one.
+                (Disposition::Output, None) => ctx.drop_skb(skb, DropReason::DevNotReady),
+                (Disposition::Drop(reason), _) => ctx.drop_skb(skb, *reason),
+                (Disposition::Punt(reason), _) => ctx.punt_skb(skb, *reason),
+            }
+        }
+    }
+}
+
+/// Moves all packets at once, if all are sent by the same port, whose queue has room for them. Returns
+/// whether they were moved.
+#[inline]
+fn xmit_together(burst: &mut Burst, dispositions: &[Disposition], ctx: &mut Ctx<'_>) -> bool {
+    let Some(Disposition::Xmit(first, _)) = dispositions.first() else { return false };
+    let by_first = |next: &Disposition| matches!(next, Disposition::Xmit(port, _) if port == first);
+    if !dispositions.iter().all(by_first) {
+        return false;
+    }
+    let routed = dispositions.iter().filter_map(|next| match next {
+        Disposition::Xmit(_, routed) => Some(routed),
+        _ => None,
+    });
+    let egress = ctx.out.egress.get_mut(usize::from(*first));
+    egress.is_some_and(|egress| egress.append(burst, routed))
+}

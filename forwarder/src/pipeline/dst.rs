@@ -1,0 +1,167 @@
+//! A route with the next hop and the outgoing interface chosen: the kernel's `dst_entry`.
+
+use std::net::IpAddr;
+
+use super::Exit;
+use crate::fib::{FibInfo, Nexthop};
+use crate::neigh::Neighbour;
+use crate::netfilter::Hook;
+use crate::skb::SkBuff;
+use crate::stats::PuntReason;
+use crate::tables::{Link, RpFilter, Tables};
+
+/// IP_MAX_MTU and IP6_MAX_MTU, octets, without what exceeds a 16-bit length field: no packet is longer.
+const MTU_MAX: u32 = 0xffff;
+
+/// Where packets are sent, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dst<'a> {
+    /// `None`: a link-local destination, which needs no route.
+    pub info: Option<&'a FibInfo>,
+    /// The chosen next hop; `None`: the destination is on the link.
+    pub nexthop: Option<&'a Nexthop>,
+    /// The outgoing interface.
+    pub dev: &'a Link,
+    /// The neighbour that packets are sent to, once it was looked up ([`Dst::resolve`]).
+    pub neigh: Option<&'a Neighbour>,
+    /// The cached link-layer header, where all packets of the route have the same.
+    pub hh: Option<HhCache>,
+    /// The port that frames leave by.
+    pub port: u16,
+    /// Path MTU of the route, as an IP MTU in octets.
+    pub mtu: u32,
+    /// How source addresses of packets are validated; IPv4 only.
+    pub source_validation: SourceValidation,
+    /// IPSKB_DOREDIRECT: the sender may be told of a shorter path.
+    pub redirect: bool,
+}
+
+impl<'a> Dst<'a> {
+    /// The route by one of its next hops.
+    ///
+    /// # Errors
+    /// [`Exit::Punt`] when the outgoing interface is not ours to send by.
+    #[inline(always)]
+    pub fn new(
+        info: &'a FibInfo,
+        nexthop: &'a Nexthop,
+        tables: &'a Tables,
+    ) -> Result<Dst<'a>, Exit> {
+        let dev = nexthop.dev.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
+        let dev = tables.links.dev(dev).ok_or(Exit::Punt(PuntReason::NotReady))?;
+        let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
+        if dev.noarp {
+            // Without neighbours it is not known what the link-layer header should be.
+            return Err(Exit::Punt(PuntReason::ForeignOif));
+        }
+        // ip_dst_mtu_maybe_forward: the route's own MTU takes precedence.
+        let mtu = if info.mtu != 0 { info.mtu } else { dev.mtu }.min(MTU_MAX);
+        Ok(Dst { info: Some(info), nexthop: Some(nexthop), mtu, ..Dst::on_link(dev, port, mtu) })
+    }
+
+    /// A destination on the link of `dev`, without a route.
+    #[inline(always)]
+    pub fn on_link(dev: &'a Link, port: u16, mtu: u32) -> Dst<'a> {
+        Dst {
+            info: None,
+            nexthop: None,
+            dev,
+            neigh: None,
+            hh: None,
+            port,
+            mtu,
+            source_validation: SourceValidation::ByRoute,
+            redirect: false,
+        }
+    }
+
+    /// The router that packets are sent to; `None`: they are sent to the destination itself.
+    #[inline]
+    pub fn gateway(&self) -> Option<&'a IpAddr> {
+        self.nexthop?.gateway.as_ref()
+    }
+
+    /// Whether a packet is not longer than the MTU.
+    #[inline]
+    pub fn fits(&self, skb: &SkBuff) -> bool {
+        skb.network_len() as u32 <= self.mtu
+    }
+
+    /// The source address that the route prefers.
+    pub fn prefsrc(&self) -> Option<IpAddr> {
+        self.info?.prefsrc
+    }
+
+    /// Looks up the neighbour that packets to `daddr` are sent to, unless it is known. This is done
+    /// only when the packet is about to leave: earlier stages need not wait for it. A neighbour that is
+    /// the destination itself is looked up later while hooks may still change the destination.
+    #[inline]
+    pub fn resolve(&mut self, daddr: impl Into<IpAddr>, tables: &'a Tables) {
+        if self.neigh.is_none() {
+            self.find_neigh(daddr.into(), tables);
+        }
+    }
+
+    #[inline(never)]
+    fn find_neigh(&mut self, daddr: IpAddr, tables: &'a Tables) {
+        let nexthop = match self.gateway() {
+            Some(gateway) => *gateway,
+            None => {
+                let last = [Hook::Forward, Hook::PostRouting];
+                if last.iter().any(|&hook| !tables.hooks.is_empty(hook)) {
+                    return;
+                }
+                daddr
+            }
+        };
+        self.neigh = tables.neigh.lookup(self.dev.ifindex, &nexthop);
+        self.hh = self.neigh.and_then(|neigh| HhCache::new(neigh, self.dev));
+    }
+}
+
+/// What `fib_validate_source` demands of a source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceValidation {
+    /// Nothing.
+    Off,
+    /// It is not one of our addresses, nor a broadcast address of ours.
+    NotLocal,
+    /// What the route back to it says.
+    ByRoute,
+}
+
+impl SourceValidation {
+    /// Of packets that come in by `dev` and leave by `oif`. `has_all_locals`: our own addresses are
+    /// found without the local table; see `BurstRoutes::has_all_locals`.
+    #[inline]
+    pub fn of(dev: &Link, oif: u32, has_all_locals: bool) -> SourceValidation {
+        let back = oif == dev.ifindex && dev.send_redirects;
+        match (dev.accept_local, has_all_locals) {
+            _ if dev.rp_filter != RpFilter::Off || back => SourceValidation::ByRoute,
+            (true, _) => SourceValidation::Off,
+            (false, true) => SourceValidation::NotLocal,
+            (false, false) => SourceValidation::ByRoute,
+        }
+    }
+}
+
+/// The link-layer addresses of frames to a neighbour by an interface that is up and writes no tags
+/// (`struct hh_cache`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HhCache {
+    /// Destination and source address, in words: bytes written one by one would stall the copy that
+    /// reads them as words.
+    pub first: [u8; 8],
+    pub rest: [u8; 4],
+}
+
+impl HhCache {
+    /// `None`: more than the two addresses has to be written, or nothing can be sent.
+    pub fn new(neigh: &Neighbour, dev: &Link) -> Option<HhCache> {
+        let lladdr = neigh.lladdr.filter(|_| dev.up && dev.vlan.is_none())?;
+        let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let (dst, src) = (word(lladdr), word(dev.mac));
+        let (first, rest) = (dst | src << 48, (src >> 16) as u32);
+        Some(HhCache { first: first.to_le_bytes(), rest: rest.to_le_bytes() })
+    }
+}

@@ -1,0 +1,83 @@
+//! Packets that wait until the kernel has resolved a neighbour's address (the kernel's `arp_queue`):
+//! the queue itself. [`super::neigh_hold`] fills it, [`super::neigh_poll`] empties it.
+
+use std::net::IpAddr;
+
+use super::post_routing::RoutedBurst;
+
+/// Neighbours waited for at once.
+const NEIGHBOURS: usize = 64;
+/// Packets held for one neighbour. The kernel holds 212,992 octets of memory, some 90 full-sized
+/// packets; a TCP connection starts with ten.
+const PER_NEIGHBOUR: usize = 32;
+
+/// The packets for one neighbour; free when there are none.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub oif: u32,
+    pub addr: IpAddr,
+    pub since_ns: u64,
+    pub asked_ns: u64,
+    pub packets: RoutedBurst,
+}
+
+impl Slot {
+    fn is_for(&self, oif: u32, addr: IpAddr) -> bool {
+        self.oif == oif && self.addr == addr && !self.packets.is_empty()
+    }
+
+    /// Not while its packets are taken out: then it has no room.
+    fn is_free(&self) -> bool {
+        self.packets.is_empty() && self.packets.room() > 0
+    }
+}
+
+/// All packets that wait.
+#[derive(Debug)]
+pub(super) struct HoldQueue {
+    pub slots: Box<[Slot]>,
+    /// Frames of the packets in them.
+    pub held: usize,
+    /// Of the tables by which the neighbours were looked up last.
+    pub generation: u64,
+    /// When to look for packets that have waited too long.
+    pub poll_ns: u64,
+}
+
+impl HoldQueue {
+    pub fn new() -> HoldQueue {
+        let slot = |_| Slot {
+            oif: 0,
+            addr: IpAddr::V4(0.into()),
+            since_ns: 0,
+            asked_ns: 0,
+            packets: RoutedBurst::with_capacity(PER_NEIGHBOUR),
+        };
+        let slots = (0..NEIGHBOURS).map(slot).collect();
+        HoldQueue { slots, held: 0, generation: 0, poll_ns: 0 }
+    }
+
+    /// Packets in them.
+    pub fn packets(&self) -> usize {
+        self.slots.iter().map(|slot| slot.packets.len()).sum()
+    }
+
+    /// The slot for a neighbour, and whether it was free until now.
+    pub fn slot(&mut self, oif: u32, addr: IpAddr) -> Option<(&mut Slot, bool)> {
+        let own = self.slots.iter().position(|slot| slot.is_for(oif, addr));
+        let at = own.or_else(|| self.slots.iter().position(Slot::is_free))?;
+        Some((&mut self.slots[at], own.is_none()))
+    }
+
+    /// Takes the packets out of a slot. It counts as in use until [`HoldQueue::put_back`].
+    pub fn take(&mut self, at: usize) -> RoutedBurst {
+        let packets = std::mem::replace(&mut self.slots[at].packets, RoutedBurst::with_capacity(0));
+        self.held -= packets.frames();
+        packets
+    }
+
+    /// Gives a slot its burst back, which is empty now: the slot is free.
+    pub fn put_back(&mut self, at: usize, empty: RoutedBurst) {
+        self.slots[at].packets = empty;
+    }
+}

@@ -1,0 +1,52 @@
+//! The refusal of a packet that has no route (`ip_error` of the kernel).
+
+use super::headers::Iphdr;
+use super::ip_rcv_options::ip_rcv_options;
+use super::{Ctx, Exit, IcmpError};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib};
+use crate::tables::Link;
+use crate::wire::icmpv4::{Icmpv4Type, unreach};
+
+/// Why a packet has no route: `dst.error`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RouteError {
+    /// ENETUNREACH.
+    NetUnreach(DropReason),
+    /// EHOSTUNREACH.
+    HostUnreach(DropReason),
+    /// EACCES.
+    Filtered,
+    /// EINVAL.
+    Silent(DropReason),
+}
+
+/// Refuses a packet that has no route. Its options are checked first (`ip_rcv_finish_core`), and may
+/// be refused for a reason of their own.
+#[cold]
+pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
+    let iph = Iphdr::of(skb);
+    if iph.has_options()
+        && let Err(exit) = ip_rcv_options(skb, dev, ctx)
+    {
+        return exit;
+    }
+    let (code, reason) = match error {
+        RouteError::Silent(reason) => return Exit::Drop(reason),
+        RouteError::HostUnreach(reason) => (unreach::HOST_UNREACH, reason),
+        RouteError::NetUnreach(reason) => (unreach::NET_UNREACH, reason),
+        RouteError::Filtered => (unreach::PKT_FILTERED, DropReason::Prohibit),
+    };
+    if !dev.forwarding4 {
+        // Hosts do not say why they do not forward; and no route or one, it is the same to them.
+        ctx.stats.mib(Mib::IpInAddrErrors);
+        return Exit::Drop(DropReason::ForwardingOff);
+    }
+    if matches!(error, RouteError::NetUnreach(_)) {
+        ctx.stats.mib(Mib::IpInNoRoutes);
+    }
+    if !ctx.state.limiter.error_allow(u128::from(iph.saddr), ctx.now_ns) {
+        return Exit::Drop(reason);
+    }
+    Exit::Icmp(IcmpError::new(Icmpv4Type::DEST_UNREACH.0, code, reason))
+}
