@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use ferroute::fib::lpm::{Lpm, LpmWriter};
 use ferroute::fib::prefix::{Address, Prefix};
-use ferroute::fib::quiescence::Quiescence;
+use ferroute::fib::qsbr::Qsbr;
 use serde::Serialize;
 
 use full_table::{Random, SEED, covered, make_table, prefix4, prefix6, tsc_mhz};
@@ -161,7 +161,7 @@ fn measure<A: Address>(
     random: &mut Random,
 ) -> Result {
     let fail = "a table of this size fits";
-    let mut writer = LpmWriter::new(Quiescence::new(1)).expect(fail);
+    let mut writer = LpmWriter::new(Qsbr::new(1)).expect(fail);
     let start = Instant::now();
     let build_add_ns = time_updates(routes, |(prefix, leaf)| {
         writer.insert(prefix, leaf).expect(fail);

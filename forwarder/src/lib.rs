@@ -9,7 +9,7 @@ pub mod capture;
 pub mod cli;
 pub mod control;
 pub mod fib;
-pub mod hdr;
+pub mod histogram;
 pub mod io;
 pub mod load;
 pub mod neigh;

@@ -165,8 +165,8 @@ impl Rig {
     }
 
     fn assert_conserved(&self) {
-        let all = self.pool.available() + self.burst.frames() + self.io.census().total();
-        assert_eq!(all, self.pool.total() as usize, "{:?}", self.io.census());
+        let all = self.pool.available() + self.burst.frames() + self.io.accounting().total();
+        assert_eq!(all, self.pool.total() as usize, "{:?}", self.io.accounting());
     }
 
     /// Sends `frames` in by port `from` and asserts that they leave by the other, intact and in
@@ -195,8 +195,8 @@ impl Rig {
     /// Turns until nothing is being sent any more.
     fn settle(&mut self) {
         let start = Instant::now();
-        while self.turn() > 0 || self.io.census().tx_and_completion > 0 {
-            assert!(start.elapsed() < PATIENCE, "{:?}", self.io.census());
+        while self.turn() > 0 || self.io.accounting().tx_and_completion > 0 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.io.accounting());
         }
     }
 
@@ -337,7 +337,7 @@ fn root_a_packet_of_several_frames_is_sent_whole_or_not_at_all() {
         }
         assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), fit);
         assert_eq!(rig.drops(DropReason::FullRing), 2);
-        assert_eq!(rig.io.census().tx_and_completion, 3 * fit);
+        assert_eq!(rig.io.accounting().tx_and_completion, 3 * fit);
         rig.settle();
         let arrived: Vec<_> =
             std::iter::from_fn(|| rig.wires[1].receive(Duration::ZERO, forwarded)).collect();
@@ -434,7 +434,7 @@ fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
         assert!(rig.drops(DropReason::DevNotReady) > 0);
         rig.io.remove_port(1, &mut rig.pool, &rig.stats);
         assert_eq!(rig.io.port_info(1), None);
-        assert_eq!(rig.io.census().draining, 0);
+        assert_eq!(rig.io.accounting().draining, 0);
         rig.wires[0].send(&frame(1, 60));
         while rig.stats.ports[0].rx_packets.get() < 301 {
             assert!(start.elapsed() < PATIENCE, "nothing arrived");
@@ -468,7 +468,7 @@ fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
             let start = Instant::now();
             while rig.io.reclaim(&mut rig.pool) > 0 {
                 assert!(mode_of_nics().is_some(), "copied frames are free at once");
-                assert!(start.elapsed() < PATIENCE, "{:?}", rig.io.census());
+                assert!(start.elapsed() < PATIENCE, "{:?}", rig.io.accounting());
             }
             rig.io.add_port(0, &config(0), &mut rig.pool).expect("bind anew");
             let socket = rig.io.socket_fd(0).expect("open").as_raw_fd();
@@ -531,7 +531,7 @@ fn root_what_the_kernel_refuses_to_send_is_dropped_and_not_sent_also_while_the_w
         rig.settle();
         assert_eq!(rig.stats.ports[1].tx_packets.get(), 0);
         assert_eq!(rig.drops(DropReason::TxError), 10);
-        assert_eq!(rig.io.census().sending, 0);
+        assert_eq!(rig.io.accounting().sending, 0);
         rig.close();
     });
 }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ferroute::capture::{Filter, Session, Wanted, compile, ring};
-use ferroute::fib::quiescence::Quiescence;
+use ferroute::fib::qsbr::Qsbr;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::io::MemIo;
 use ferroute::neigh::{NeighTable, Neighbour};
@@ -22,9 +22,9 @@ use ferroute::tables::publish::Published;
 use ferroute::tables::{EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan};
 use ferroute::wire::{EtherType, Ipv4Packet};
 use ferroute::worker::clock::Clock;
-use ferroute::worker::crossing::{Waker, way};
+use ferroute::worker::handoff::{Waker, channel};
 use ferroute::worker::poll::Parts;
-use ferroute::worker::slow_path::{Bell, NeighRequests, PuntQueue, slow_path};
+use ferroute::worker::slow_path::{NeighRequests, PuntQueue, Wakeup, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 thread_local! {
@@ -255,7 +255,7 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     io.set_source(0, &packets).expect("port 0");
     let tables_of = |turn: u64| Arc::new(tables(turn, turn % 5 == 4));
     let published = Arc::new(Published::new(tables_of(0)));
-    let (slow_path, _frames, _requests) = slow_path(bell(), bell());
+    let (slow_path, _frames, _requests) = slow_path(wakeup(), wakeup());
     let (mut worker, handle) = Worker::new(Parts {
         liveness: None,
         clock: Clock::start(),
@@ -264,7 +264,7 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
         state: PipelineState::new(7, 1),
         pool,
         tables: published.subscribe(),
-        reader: Quiescence::new(1).reader().expect("room for one"),
+        reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
         slow_path,
@@ -397,8 +397,8 @@ fn wide_frames() -> Vec<Vec<u8>> {
     frames
 }
 
-fn bell() -> Arc<Bell> {
-    Bell::new().expect("an eventfd")
+fn wakeup() -> Arc<Wakeup> {
+    Wakeup::new().expect("an eventfd")
 }
 
 /// A worker whose left port receives `packets` over and over, and what it hands to the control thread.
@@ -406,7 +406,7 @@ fn wide_worker(
     published: &Arc<Published<Tables>>,
     packets: &[&[u8]],
 ) -> (Worker<MemIo>, WorkerHandle<MemIo>, (PuntQueue, NeighRequests)) {
-    let (slow_path, frames, requests) = slow_path(bell(), bell());
+    let (slow_path, frames, requests) = slow_path(wakeup(), wakeup());
     let mut io = MemIo::new(2, 4096);
     io.set_sink(0, true).and_then(|()| io.set_sink(1, true)).expect("two ports");
     io.set_source(0, packets).expect("port 0");
@@ -418,7 +418,7 @@ fn wide_worker(
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(4096).into_pool(),
         tables: published.subscribe(),
-        reader: Quiescence::new(1).reader().expect("room for one"),
+        reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
         slow_path,
@@ -437,10 +437,10 @@ fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_not
         let (mut two, to, _its) = wide_worker(&published, &[]);
         if crosses {
             let waker = Waker::new().expect("an eventfd");
-            let (out, into) = way(1024, 1, Arc::clone(&waker));
-            two.crossings().admit(into, waker);
-            one.crossings().add(out);
-            one.crossings().lead(1, Some(1));
+            let (out, into) = channel(1024, 1, Arc::clone(&waker));
+            two.handoffs().admit(into, waker);
+            one.handoffs().add(out);
+            one.handoffs().lead(1, Some(1));
         }
         let before = ALLOCATIONS.with(Cell::get);
         for turn in 0..TURNS {
@@ -448,7 +448,7 @@ fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_not
             one.turn(now_ns);
             while two.turn(now_ns) > 0 {}
         }
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "crossing: {crosses}");
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "handoff: {crosses}");
         // It was not for want of work.
         let mib = |name: Mib| from.stats.mib[name as usize].get();
         assert!(mib(Mib::IpForwDatagrams) > 9 * TURNS && mib(Mib::Ip6OutForwDatagrams) > TURNS);
@@ -457,7 +457,7 @@ fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_not
         let (own, other) = (sent(&from), sent(&to));
         assert_eq!((own == 0, other == 0), (crosses, !crosses), "{own} and {other} sent");
         assert!(own + other > 15 * TURNS);
-        assert_eq!(from.stats.crossed_out.get(), to.stats.crossed_in.get());
+        assert_eq!(from.stats.handed_over_out.get(), to.stats.handed_over_in.get());
         let dropped = [DropReason::CpuBacklog, DropReason::NoMem];
         for stats in [&from.stats, &to.stats] {
             assert!(dropped.iter().all(|reason| stats.drops[*reason as usize].get() == 0));

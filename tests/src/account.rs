@@ -77,9 +77,9 @@ impl Account {
             let sum = |names: &[&str]| -> Result<u64> {
                 names.iter().map(|name| figure(packets, name)).sum()
             };
-            let came = sum(&["received", "made", "crossed_in"])?;
+            let came = sum(&["received", "made", "handed_over_in"])?;
             let went = sum(&["sent", "dropped", "handed_to_kernel", "fragmented"])?;
-            let inside = sum(&["crossed_out", "held", "sending"])?;
+            let inside = sum(&["handed_over_out", "held", "sending"])?;
             ensure!(came == went + inside, "{came} came, {went} + {inside} are told of: {packets}");
         }
         Ok(())
@@ -90,7 +90,7 @@ impl Account {
     /// # Errors
     /// When a figure is missing.
     pub fn is_settled(&self) -> Result<bool> {
-        let crossed = self.packets("crossed_out")? == self.packets("crossed_in")?;
+        let crossed = self.packets("handed_over_out")? == self.packets("handed_over_in")?;
         Ok(crossed && self.packets("held")? == 0 && self.packets("sending")? == 0)
     }
 

@@ -1,7 +1,7 @@
 //! The layers point one way: a module uses only what stands left of it.
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker →
-//! hdr → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
+//! histogram → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
 //! steering → config → api → daemon, doctor, offline`. The files of `pipeline` are in layers, too. Modules of one
 //! layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and `main.rs`,
 //! which only put the program together.
@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 11] = [
     &["pipeline"],
     &["io"],
     &["worker"],
-    &["hdr"],
+    &["histogram"],
     &["control"],
     &["load"],
     &["cli"],

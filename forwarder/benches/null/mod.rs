@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferroute::fib::prefix::Address;
-use ferroute::fib::quiescence::Quiescence;
+use ferroute::fib::qsbr::Qsbr;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm, Nexthop, Prefix, RouteType};
-use ferroute::io::{Census, PacketIo};
+use ferroute::io::{FrameAccounting, PacketIo};
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::PipelineState;
 use ferroute::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, SkBuff, Umem, colour};
@@ -20,7 +20,7 @@ use ferroute::tables::{Forwarding6, Link, Links, Published, Tables};
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::poll::Parts;
-use ferroute::worker::slow_path::{Bell, slow_path};
+use ferroute::worker::slow_path::{Wakeup, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 use super::full_table::{Random, SEED, covered, make_table, prefix4, prefix6};
@@ -138,8 +138,8 @@ impl<const N: usize> PacketIo for NullIo<N> {
         false
     }
 
-    fn census(&self) -> Census {
-        Census::default()
+    fn accounting(&self) -> FrameAccounting {
+        FrameAccounting::default()
     }
 }
 
@@ -149,13 +149,13 @@ pub fn worker<I: PacketIo>(
     io: I,
     every: u32,
 ) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
-    worker_of(&Arc::new(Published::new(Arc::new(tables))), &Quiescence::new(1), io, every)
+    worker_of(&Arc::new(Published::new(Arc::new(tables))), &Qsbr::new(1), io, every)
 }
 
 /// One of several workers over the same tables.
 pub fn worker_of<I: PacketIo>(
     published: &Arc<Published<Tables>>,
-    quiescence: &Arc<Quiescence>,
+    qsbr: &Arc<Qsbr>,
     io: I,
     every: u32,
 ) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
@@ -167,10 +167,10 @@ pub fn worker_of<I: PacketIo>(
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(FRAMES).into_pool(),
         tables: published.subscribe(),
-        reader: quiescence.reader().expect("a place for each"),
+        reader: qsbr.reader().expect("a place for each"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, every).expect("memory"),
-        slow_path: slow_path(Bell::new()?, Bell::new()?).0,
+        slow_path: slow_path(Wakeup::new()?, Wakeup::new()?).0,
     }))
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use ferroute::control::config::LATENCY_SAMPLE_DEFAULT;
-use ferroute::fib::quiescence::Quiescence;
+use ferroute::fib::qsbr::Qsbr;
 use ferroute::tables::{Published, Tables};
 use ferroute::worker::Worker;
 use ferroute::worker::affinity::{allowed_cpus, pin_to};
@@ -74,16 +74,16 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// A worker on each CPU, over one router's tables; what they forward together.
 fn threads(tables: &Tables, cpus: &[usize], length: Duration) -> io::Result<f64> {
     let published = Arc::new(Published::new(Arc::new(tables.clone())));
-    let quiescence = Quiescence::new(cpus.len());
+    let qsbr = Qsbr::new(cpus.len());
     let barrier = Barrier::new(cpus.len());
     std::thread::scope(|scope| {
         let worker = |&cpu: &usize| {
-            let (published, quiescence, barrier) = (&published, &quiescence, &barrier);
+            let (published, qsbr, barrier) = (&published, &qsbr, &barrier);
             scope.spawn(move || {
                 pin_to(cpu).map_err(io::Error::other)?;
                 let io = NullIo::ipv4(destinations());
                 let (worker, handle) =
-                    null::worker_of(published, quiescence, io, LATENCY_SAMPLE_DEFAULT)?;
+                    null::worker_of(published, qsbr, io, LATENCY_SAMPLE_DEFAULT)?;
                 barrier.wait();
                 let rate = forward(worker, length)?;
                 assert_eq!(handle.stats.drops_total(), 0, "a road that drops is quick");

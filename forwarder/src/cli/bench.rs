@@ -12,10 +12,10 @@ use clap::Args;
 use super::{Global, Usage, output};
 use crate::control::config::CpuList;
 use crate::control::process::signals::Signals;
-use crate::hdr::OutFile;
+use crate::histogram::OutFile;
 use crate::load::rfc2544::ports::Ports;
 use crate::load::rfc2544::{self, FrameSize, Plan, Report, Test, TrialError};
-use crate::load::{LoadError, Pace, Place, Span, Traffic, way};
+use crate::load::{LoadError, Pace, Place, Span, Traffic, next_hop};
 use crate::wire::MacAddr;
 
 /// Words on what the options mean.
@@ -255,7 +255,7 @@ impl BenchArgs {
             Some(dst) => dst,
             None => address(&self.rx.0, global)?,
         };
-        let found = tx_place.run(|| Ok(way::route(tx.ifindex, dst)))?;
+        let found = tx_place.run(|| Ok(next_hop::look_up(tx.ifindex, dst)))?;
         let src = match (self.src, &found) {
             (Some(src), _) => src,
             (None, Ok(way)) => way.source.with_context(|| {
@@ -273,7 +273,7 @@ impl BenchArgs {
                 let hop = found
                     .with_context(|| format!("no route to {dst} by {tx_place}; give --dst-mac"))?;
                 let hop = hop.next_hop;
-                let asked = tx_place.run(|| Ok(way::resolve(tx.ifindex, &tx.name, hop)))?;
+                let asked = tx_place.run(|| Ok(next_hop::resolve(tx.ifindex, &tx.name, hop)))?;
                 let silent =
                     || format!("{hop} at {tx_place} does not tell its MAC; give --dst-mac");
                 MacAddr(asked.with_context(silent)?.with_context(silent)?)

@@ -17,7 +17,7 @@ use crate::control::api::client::Client;
 use crate::control::api::{LatencyReport, PairLatency, Request, Response};
 use crate::control::process::signals::Signals;
 use crate::control::process::terminal::printable;
-use crate::hdr::{self, IntervalLog, OutFile, Summary, hgrm, svg};
+use crate::histogram::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -196,7 +196,7 @@ fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
 }
 
 fn histogram<'a>(counts: impl IntoIterator<Item = &'a (u64, u64)>) -> Histogram<u64> {
-    let mut histogram = hdr::histogram();
+    let mut histogram = histogram::histogram();
     for &(value, count) in counts {
         histogram.saturating_record_n(value, count);
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::Usage;
 use crate::control::process::terminal::printable;
-use crate::hdr::file::is_stdout;
+use crate::histogram::file::is_stdout;
 
 /// Begins the mark of a colour in text that is to be printed; a letter or digit follows. No name of an interface
 /// has it, nor anything else that the kernel tells.

@@ -17,7 +17,7 @@ use crate::control::process::signals::Signals;
 use crate::io::af_xdp::BindMode;
 use crate::load::capture::Capture;
 use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sent};
-use crate::load::{Sizes, Span, Traffic, Vlan, af_xdp, way};
+use crate::load::{Sizes, Span, Traffic, Vlan, af_xdp, next_hop};
 use crate::wire::MacAddr;
 
 /// Words on what the options mean.
@@ -353,7 +353,7 @@ impl PktgenArgs {
             return Ok((source, mac));
         }
         let name = &nic.name;
-        let way = way::route(nic.ifindex, destination).with_context(|| {
+        let way = next_hop::look_up(nic.ifindex, destination).with_context(|| {
             format!("no route to {destination} by {name}; give --src-min and --dst-mac")
         })?;
         let source = self.packet.src_min.or(way.source).with_context(|| {
@@ -362,7 +362,7 @@ impl PktgenArgs {
         let mac = match self.dst_mac {
             Some(mac) => mac,
             None => {
-                let found = way::resolve(nic.ifindex, name, way.next_hop);
+                let found = next_hop::resolve(nic.ifindex, name, way.next_hop);
                 let hop = way.next_hop;
                 let silent = || format!("{hop} on {name} does not tell its MAC: give --dst-mac");
                 MacAddr(found.with_context(silent)?.with_context(silent)?)

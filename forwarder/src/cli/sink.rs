@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::output::{self, columns};
 use super::{Global, Usage};
 use crate::control::process::signals::Signals;
-use crate::hdr::{IntervalLog, OutFile, Summary, hgrm, svg};
+use crate::histogram::{IntervalLog, OutFile, Summary, hgrm, svg};
 use crate::io::af_xdp::BindMode;
 use crate::load::Place;
 use crate::load::receiver::Receiver;
@@ -175,7 +175,7 @@ impl SinkArgs {
                 file: IntervalLog::create(path, SystemTime::now())?,
                 started: Instant::now(),
                 begun: Duration::ZERO,
-                written: crate::hdr::histogram(),
+                written: crate::histogram::histogram(),
             }),
             None => None,
         };

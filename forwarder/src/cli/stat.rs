@@ -40,7 +40,7 @@ pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
             "packets": report.packets(),
             "frames": report.frames(),
             "polling": report.polling(),
-            "crossings": report.crossings(),
+            "handoffs": report.handoffs(),
             "ports": report.ports,
             "workers": report.workers,
         })),
@@ -69,7 +69,7 @@ fn text(report: &StatReport, zeros: bool) -> String {
         text += &section(&format!("polling, worker {}", worker.worker), &worker.polling, zeros);
         let ports = worker_ports(worker.worker, &worker.ports);
         text += &format!("#queues, worker {}: {ports}\n", worker.worker);
-        text += &lines(&worker.crossings, zeros);
+        text += &lines(&worker.handoffs, zeros);
     }
     text
 }

@@ -3,14 +3,14 @@
 pub mod info;
 pub mod lpm;
 pub mod prefix;
-pub mod quiescence;
+pub mod qsbr;
 pub mod rules;
 pub mod scan;
 
 pub use info::{FibInfo, Nexthop, Nexthops, RouteType};
 pub use lpm::{FibError, Lpm, LpmWriter};
 pub use prefix::{Prefix, Prefix4, Prefix6, PrefixError};
-pub use quiescence::{Quiescence, Reader};
+pub use qsbr::{Qsbr, Reader};
 pub use rules::{FamilyFib, FibResult, Flow, PrefixMatch, Rule, RuleAction};
 
 /// The longest-prefix match for IPv4.

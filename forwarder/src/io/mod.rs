@@ -29,7 +29,7 @@ pub use mem::MemIo;
 /// driver's part of the conservation law
 /// `free + fill + rx + held + tx + completion + draining = all frames`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Census {
+pub struct FrameAccounting {
     /// Given to the kernel to receive into, or received and not taken yet (the kernel moves a frame
     /// from the one to the other, so they can only be counted together).
     pub fill_and_rx: usize,
@@ -43,7 +43,7 @@ pub struct Census {
     pub sending: usize,
 }
 
-impl Census {
+impl FrameAccounting {
     /// Frames the driver has.
     pub fn total(&self) -> usize {
         self.fill_and_rx + self.tx_and_completion + self.draining
@@ -75,7 +75,7 @@ pub trait PacketIo {
     /// Queues packets for sending, oldest first, and empties `burst`: what the TX ring cannot take
     /// is dropped and counted (FULL_RING, tx_dropped), as a NIC's full queue does; so is what is for
     /// a port that is down or gone (DEV_READY). Returns how many were queued. They count as sent
-    /// (tx_packets) once the kernel says so; until then they are in [`Census::sending`].
+    /// (tx_packets) once the kernel says so; until then they are in [`FrameAccounting::sending`].
     fn tx_burst(
         &mut self,
         port: u16,
@@ -88,12 +88,12 @@ pub trait PacketIo {
     /// back into `pool`. Called every turn, also when nothing was queued: frames under way need it.
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats);
 
-    /// Sleeps until a frame may have arrived, or `bell` can be read, at most `timeout`; `true`: one of
+    /// Sleeps until a frame may have arrived, or `wakeup` can be read, at most `timeout`; `true`: one of
     /// the two. May return early.
-    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool;
+    fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool;
 
     /// Frames the driver holds now.
-    fn census(&self) -> Census;
+    fn accounting(&self) -> FrameAccounting;
 
     /// Closes all ports: what still waits to be taken or sent is dropped and counted (DEV_READY). For a
     /// driver whose packets wait nowhere there is nothing to do.

@@ -166,7 +166,7 @@ impl Sender {
         }
         self.send(&mut io, &mut pool, &stats);
         let end = Instant::now() + DRAIN;
-        while io.census().tx_and_completion > 0 && Instant::now() < end {
+        while io.accounting().tx_and_completion > 0 && Instant::now() < end {
             io.kick(&mut pool, &stats);
         }
         io.close(&mut pool, &stats);
@@ -186,7 +186,7 @@ impl Sender {
         let mut burst = Burst::default();
         let (started, mut sent) = (Instant::now(), 0);
         while !self.stop.load(Ordering::Relaxed) && self.count.is_none_or(|count| sent < count) {
-            let room = RINGS.tx as usize - io.census().tx_and_completion;
+            let room = RINGS.tx as usize - io.accounting().tx_and_completion;
             let due = self.due(started.elapsed()).saturating_sub(sent);
             let left = self.count.map_or(u64::MAX, |count| count - sent);
             let wanted = due.min(left).min(room.min(BURST) as u64);
@@ -202,7 +202,7 @@ impl Sender {
                 io.tx_burst(0, pool, &mut burst, stats);
             }
             io.kick(pool, stats);
-            if due == 0 && io.census().tx_and_completion == 0 {
+            if due == 0 && io.accounting().tx_and_completion == 0 {
                 self.rest(started, sent);
             }
         }

@@ -253,7 +253,7 @@ impl Sink {
     /// # Errors
     /// [`LoadError::Map`].
     pub fn latency(&self) -> Result<Histogram<u64>, LoadError> {
-        let mut histogram = crate::hdr::histogram();
+        let mut histogram = crate::histogram::histogram();
         for bucket in 0..LATENCY_BUCKETS as u32 {
             let cpus = self
                 .latency

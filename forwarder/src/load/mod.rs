@@ -35,6 +35,7 @@ mod error;
 mod frame;
 mod generator;
 mod live_frames;
+pub mod next_hop;
 mod object;
 mod place;
 pub mod receiver;
@@ -43,7 +44,6 @@ pub mod rfc2544;
 mod tests;
 pub mod tracker;
 pub mod traffic;
-pub mod way;
 
 pub use circuit::{Circuit, Counts, Sink};
 pub use error::LoadError;

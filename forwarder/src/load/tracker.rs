@@ -85,11 +85,12 @@ impl Tracker {
     /// Nothing seen. `interval_ns` is the time between two packets of a stream, if the generator
     /// had a rate: latency is then also counted from when a packet was due.
     pub fn new(interval_ns: Option<f64>) -> Tracker {
-        let corrected = |interval_ns| Corrected { interval_ns, latency: crate::hdr::histogram() };
+        let corrected =
+            |interval_ns| Corrected { interval_ns, latency: crate::histogram::histogram() };
         Tracker {
             streams: HashMap::new(),
             tally: Tally::default(),
-            latency: crate::hdr::histogram(),
+            latency: crate::histogram::histogram(),
             corrected: interval_ns.map(corrected),
         }
     }

@@ -13,7 +13,7 @@ pub struct PacketAccount {
     /// Made by the router: ICMP errors, and fragments.
     pub made: u64,
     /// Given to this worker by others, to be sent.
-    pub crossed_in: u64,
+    pub handed_over_in: u64,
     /// Sent: the kernel, or what else takes a driver's packets, has reported them as completed.
     pub sent: u64,
     /// Dropped, each by one [`DropReason`].
@@ -23,7 +23,7 @@ pub struct PacketAccount {
     /// Replaced by their fragments.
     pub fragmented: u64,
     /// Given to other workers, to be sent.
-    pub crossed_out: u64,
+    pub handed_over_out: u64,
     /// Held until a neighbour's address is known.
     pub held: u64,
     /// On TX rings, and not reported as completed.
@@ -31,12 +31,12 @@ pub struct PacketAccount {
 }
 
 impl PacketAccount {
-    /// `received + made + crossed_in = sent + dropped + handed_to_kernel + fragmented + crossed_out +
+    /// `received + made + handed_over_in = sent + dropped + handed_to_kernel + fragmented + handed_over_out +
     /// held + sending`.
     pub fn is_balanced(&self) -> bool {
-        let came = self.received + self.made + self.crossed_in;
+        let came = self.received + self.made + self.handed_over_in;
         let went = self.sent + self.dropped + self.handed_to_kernel + self.fragmented;
-        came == went + self.crossed_out + self.held + self.sending
+        came == went + self.handed_over_out + self.held + self.sending
     }
 
     /// Each figure under its name.
@@ -44,24 +44,24 @@ impl PacketAccount {
         let PacketAccount {
             received,
             made,
-            crossed_in,
+            handed_over_in,
             sent,
             dropped,
             handed_to_kernel,
             fragmented,
-            crossed_out,
+            handed_over_out,
             held,
             sending,
         } = *self;
         [
             ("received", received),
             ("made", made),
-            ("crossed_in", crossed_in),
+            ("handed_over_in", handed_over_in),
             ("sent", sent),
             ("dropped", dropped),
             ("handed_to_kernel", handed_to_kernel),
             ("fragmented", fragmented),
-            ("crossed_out", crossed_out),
+            ("handed_over_out", handed_over_out),
             ("held", held),
             ("sending", sending),
         ]
@@ -82,12 +82,12 @@ impl WorkerStats {
         PacketAccount {
             received: received + ports(|port| &port.rx_packets),
             made: self.made.get(),
-            crossed_in: self.crossed_in.get(),
+            handed_over_in: self.handed_over_in.get(),
             sent: sent + ports(|port| &port.tx_packets),
             dropped: dropped + undelivered,
             handed_to_kernel: handed.saturating_sub(undelivered),
             fragmented: self.fragmented.get(),
-            crossed_out: self.crossed_out.get(),
+            handed_over_out: self.handed_over_out.get(),
             held,
             sending,
         }

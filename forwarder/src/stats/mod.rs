@@ -6,7 +6,7 @@
 mod account;
 pub mod counter;
 pub mod drop_reason;
-pub mod hdr;
+pub mod histogram;
 pub mod mib;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub use account::PacketAccount;
 pub use counter::Counter;
 pub use drop_reason::{DropReason, PuntReason};
-pub use hdr::HdrCounters;
+pub use histogram::HdrCounters;
 pub use mib::Mib;
 
 /// Frames and octets of one port as one worker saw them; octets include the Ethernet header.
@@ -138,9 +138,9 @@ pub struct WorkerStats {
     /// Nanoseconds in turns that took no frame, and asleep.
     pub idle_ns: Counter,
     /// Packets that left by another worker's queue, the port having none of this one's.
-    pub crossed_out: Counter,
+    pub handed_over_out: Counter,
     /// Packets of other workers that this one was given to send.
-    pub crossed_in: Counter,
+    pub handed_over_in: Counter,
     /// Packets that the router made itself: ICMP errors, and fragments.
     pub made: Counter,
     /// Packets that were replaced by their fragments.
@@ -178,8 +178,8 @@ impl WorkerStats {
             sleeps: Counter::default(),
             wakeups: Counter::default(),
             idle_ns: Counter::default(),
-            crossed_out: Counter::default(),
-            crossed_in: Counter::default(),
+            handed_over_out: Counter::default(),
+            handed_over_in: Counter::default(),
             made: Counter::default(),
             fragmented: Counter::default(),
             forgotten: Default::default(),

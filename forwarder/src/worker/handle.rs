@@ -8,8 +8,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::ask::{NoAnswer, Patience, ask};
 use super::clock::Clock;
-use super::crossing::Crossings;
-use super::poll::FrameCensus;
+use super::handoff::Handoffs;
+use super::poll::WorkerFrames;
 use super::residence::Residence;
 use crate::capture::{Session, Tap};
 use crate::skb::FramePool;
@@ -30,9 +30,9 @@ pub enum Command<I> {
     /// Runs on the worker's thread with its captures: to begin or end one.
     Tap(Box<dyn FnOnce(&mut Tap) + Send>),
     /// Runs on the worker's thread with its ways to and from other workers: to change them.
-    Cross(Box<dyn FnOnce(&mut Crossings) + Send>),
+    Cross(Box<dyn FnOnce(&mut Handoffs) + Send>),
     /// Answers where the worker's frames are, and where its packets went.
-    Census(Sender<(FrameCensus, PacketAccount)>),
+    FrameAccounting(Sender<(WorkerFrames, PacketAccount)>),
 }
 
 impl<I> std::fmt::Debug for Command<I> {
@@ -41,7 +41,7 @@ impl<I> std::fmt::Debug for Command<I> {
             Command::Call(_) => "Call",
             Command::Tap(_) => "Tap",
             Command::Cross(_) => "Cross",
-            Command::Census(_) => "Census",
+            Command::FrameAccounting(_) => "FrameAccounting",
         })
     }
 }
@@ -79,16 +79,16 @@ impl<I> WorkerHandle<I> {
 
     /// Where the worker's frames are now, and where its packets went, both between the same two turns.
     /// `None`: the worker is gone or did not get to it.
-    pub fn census(&self, timeout: Duration) -> Option<(FrameCensus, PacketAccount)> {
+    pub fn accounting(&self, timeout: Duration) -> Option<(WorkerFrames, PacketAccount)> {
         let (answer, result) = bounded(1);
         let deadline = Instant::now() + timeout;
-        self.commands.send_deadline(Command::Census(answer), deadline).ok()?;
+        self.commands.send_deadline(Command::FrameAccounting(answer), deadline).ok()?;
         result.recv_deadline(deadline).ok()
     }
 
     /// Asks where the worker's frames are, as [`WorkerHandle::try_call`] asks.
-    pub fn try_census(&self) -> Option<Receiver<(FrameCensus, PacketAccount)>> {
-        self.try_ask(Command::Census)
+    pub fn try_accounting(&self) -> Option<Receiver<(WorkerFrames, PacketAccount)>> {
+        self.try_ask(Command::FrameAccounting)
     }
 
     /// Has `call` run on the worker's thread between two turns, and waits for nothing: not for room
@@ -126,13 +126,13 @@ impl<I> WorkerHandle<I> {
     pub fn cross_or_undo<T: Send + 'static>(
         &self,
         patience: Patience,
-        change: impl FnOnce(&mut Crossings) -> T + Send + 'static,
-        undo: impl FnOnce(&mut Crossings, T) + Send + 'static,
+        change: impl FnOnce(&mut Handoffs) -> T + Send + 'static,
+        undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<T, NoAnswer> {
         ask(&self.commands, patience, |reply| {
-            Command::Cross(Box::new(move |crossings| {
-                if let Some(unwanted) = reply.give(|| change(crossings)) {
-                    undo(crossings, unwanted);
+            Command::Cross(Box::new(move |handoffs| {
+                if let Some(unwanted) = reply.give(|| change(handoffs)) {
+                    undo(handoffs, unwanted);
                 }
             }))
         })

@@ -2,7 +2,7 @@
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
 //! - [`handle`], [`ask`]: commands of other threads, and how long these wait;
-//! - [`crossing`]: packets that leave by a port on which their worker has no queue;
+//! - [`handoff`]: packets that leave by a port on which their worker has no queue;
 //! - [`slow_path`]: what leaves the data path for other threads, through bounded rings;
 //! - [`liveness`]: heartbeats, and the permission to forward;
 //! - [`residence`]: how long frames stay, sampled;
@@ -15,16 +15,16 @@
 pub mod affinity;
 pub mod ask;
 pub mod clock;
-pub mod crossing;
 pub mod handle;
+pub mod handoff;
 pub mod liveness;
 pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
 pub use ask::{NoAnswer, Patience};
-pub use crossing::Crossings;
 pub use handle::{Command, TapHandle, WorkerHandle};
+pub use handoff::Handoffs;
 pub use liveness::Liveness;
 pub use poll::Worker;
 pub use residence::Residence;

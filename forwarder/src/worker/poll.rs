@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 use super::clock::Clock;
-use super::crossing::Crossings;
 use super::handle::{COMMANDS, Command, WorkerHandle};
+use super::handoff::Handoffs;
 use super::liveness::{Liveness, Permission};
 use super::residence::{Residence, Sampler};
 use super::slow_path::SlowPath;
 use crate::capture::Tap;
-use crate::fib::quiescence::Reader;
+use crate::fib::qsbr::Reader;
 use crate::io::PacketIo;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
 use crate::skb::burst::BURST;
@@ -72,9 +72,9 @@ impl PollMode {
     }
 }
 
-/// Where a worker's frames are; see [`crate::io::Census`].
+/// Where a worker's frames are; see [`crate::io::FrameAccounting`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct FrameCensus {
+pub struct WorkerFrames {
     /// Every frame of the UMEM.
     pub total: usize,
     /// Free in the pool.
@@ -89,7 +89,7 @@ pub struct FrameCensus {
     pub held: usize,
 }
 
-impl FrameCensus {
+impl WorkerFrames {
     /// The conservation law.
     pub fn is_conserved(&self) -> bool {
         self.free + self.fill_and_rx + self.tx_and_completion + self.draining + self.held
@@ -102,7 +102,7 @@ impl FrameCensus {
 pub struct Worker<I> {
     io: I,
     /// Ports of the router. The driver has as many or more: slot `n` is a queue of port `n % ports`,
-    /// and a port's first slot is the one it sends by. Where that is empty, `crossings` leads to a
+    /// and a port's first slot is the one it sends by. Where that is empty, `handoffs` leads to a
     /// worker that has one.
     ports: u16,
     pool: FramePool,
@@ -113,7 +113,7 @@ pub struct Worker<I> {
     out: Effects,
     burst: Burst,
     slow_path: SlowPath,
-    crossings: Crossings,
+    handoffs: Handoffs,
     sampler: Sampler,
     commands: Receiver<Command<I>>,
     stop: Arc<AtomicBool>,
@@ -176,7 +176,7 @@ impl<I: PacketIo> Worker<I> {
             out,
             burst: Burst::default(),
             slow_path: parts.slow_path,
-            crossings: Crossings::default(),
+            handoffs: Handoffs::default(),
             sampler,
             commands,
             stop,
@@ -199,8 +199,8 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// The worker's ways to and from others, before it runs.
-    pub fn crossings(&mut self) -> &mut Crossings {
-        &mut self.crossings
+    pub fn handoffs(&mut self) -> &mut Handoffs {
+        &mut self.handoffs
     }
 
     /// What a test looks into.
@@ -216,12 +216,12 @@ impl<I: PacketIo> Worker<I> {
 
     /// Forwards until told to stop, then finishes what has arrived, and closes its ports. Gives back
     /// where every frame ended up.
-    pub fn run(mut self) -> FrameCensus {
+    pub fn run(mut self) -> WorkerFrames {
         let patience_ns = self.mode.patience_ns();
         let mut now_ns = self.clock.now_ns();
         let mut last_work_ns = now_ns;
         let mut idle = false;
-        while !self.stop.load(Ordering::Relaxed) && self.obey() {
+        while !self.stop.load(Ordering::Relaxed) && self.handle_commands() {
             // Read after the commands, which may have taken long.
             let begun_ns = std::mem::replace(&mut now_ns, self.clock.now_ns());
             if idle {
@@ -236,14 +236,14 @@ impl<I: PacketIo> Worker<I> {
         }
         self.drain();
         self.io.close_all(&mut self.pool, &self.stats);
-        self.census()
+        self.accounting()
     }
 
     /// One turn: every port's burst through the road and out again. Returns the packets taken, also
     /// from other workers. While the tables are not known to be current, packets stay where they are.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         if let Some(liveness) = &self.liveness {
-            liveness.beat(now_ns, self.crossings.targets());
+            liveness.beat(now_ns, self.handoffs.targets());
         }
         let permission = self.permission(now_ns);
         if permission == Permission::Wait {
@@ -283,7 +283,7 @@ impl<I: PacketIo> Worker<I> {
             self.with_ctx(now_ns, |_, ctx| pipeline::poll_held(ctx));
             self.flush(now_ns);
         }
-        if self.crossings.ways_in() > 0 { self.take_crossed(now_ns) } else { 0 }
+        if self.handoffs.channels_in() > 0 { self.take_handoffs(now_ns) } else { 0 }
     }
 
     /// Drops packets that wait to be sent and that the kernel would filter. They are changed already, and
@@ -293,7 +293,7 @@ impl<I: PacketIo> Worker<I> {
         if self.state.held() > 0 {
             self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::QueuePurge));
         }
-        self.crossings.drop_all(DropReason::QueuePurge, &self.stats);
+        self.handoffs.drop_all(DropReason::QueuePurge, &self.stats);
     }
 
     /// Takes what ports have received, some bursts of each, as far as `permission` goes, which is asked
@@ -343,16 +343,16 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// Sends what other workers have no queue for. Returns how many packets came.
-    fn take_crossed(&mut self, now_ns: u64) -> usize {
+    fn take_handoffs(&mut self, now_ns: u64) -> usize {
         let longest_ns = self.liveness.as_ref().map_or(u64::MAX, Liveness::worker_timeout_ns);
         let oldest_ns = self.clock.monotonic_ns(now_ns).saturating_sub(longest_ns);
         let mut packets = 0;
-        for way in 0..self.crossings.ways_in() {
+        for channel in 0..self.handoffs.channels_in() {
             // As much as from a queue of its own.
             for _ in 0..BURSTS_A_TURN {
                 let egress = &mut self.out.egress;
                 let taken =
-                    self.crossings.take(way, oldest_ns, &mut self.pool, egress, &self.stats);
+                    self.handoffs.take(channel, oldest_ns, &mut self.pool, egress, &self.stats);
                 if taken.packets > 0 {
                     if taken.timed {
                         self.sampler.arm();
@@ -369,7 +369,7 @@ impl<I: PacketIo> Worker<I> {
     }
 
     fn permission(&self, now_ns: u64) -> Permission {
-        let targets = self.crossings.targets();
+        let targets = self.handoffs.targets();
         self.liveness.as_ref().map_or(Permission::Forward, |l| l.permission(now_ns, targets))
     }
 
@@ -438,13 +438,13 @@ impl<I: PacketIo> Worker<I> {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             if !egress.is_empty() {
                 let tapped = self.out.tap.is_on();
-                if let Some(way) = self.crossings.way(port) {
-                    let (port, room) = (port as u16, way.room());
+                if let Some(tx) = self.handoffs.tx_for(port) {
+                    let (port, room) = (port as u16, tx.room());
                     if tapped && let Some(beyond) = egress.as_slice().get(room..) {
                         self.out.tap.refused(port, beyond, DropReason::CpuBacklog);
                     }
                     let now_ns = self.clock.monotonic_ns(now_ns);
-                    way.send(port, room, now_ns, egress.to_send(), &mut self.pool, &self.stats);
+                    tx.send(port, room, now_ns, egress.to_send(), &mut self.pool, &self.stats);
                     continue;
                 }
                 let port = port as u16;
@@ -490,15 +490,15 @@ impl<I: PacketIo> Worker<I> {
     }
 
     /// Does what the control thread asked for. `false`: there is no control thread any more.
-    fn obey(&mut self) -> bool {
+    fn handle_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
                 Ok(Command::Tap(call)) => call(&mut self.out.tap),
-                Ok(Command::Cross(call)) => call(&mut self.crossings),
-                Ok(Command::Census(answer)) => {
+                Ok(Command::Cross(call)) => call(&mut self.handoffs),
+                Ok(Command::FrameAccounting(answer)) => {
                     // The asker may have given up waiting.
-                    let _ = answer.send((self.census(), self.packet_account()));
+                    let _ = answer.send((self.accounting(), self.packet_account()));
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -507,15 +507,15 @@ impl<I: PacketIo> Worker<I> {
     }
 
     fn sleep(&mut self) {
-        let pending = self.state.held() > 0 || self.io.census().tx_and_completion > 0;
+        let pending = self.state.held() > 0 || self.io.accounting().tx_and_completion > 0;
         let timeout = if pending { SLEEP_WITH_HELD } else { SLEEP };
         self.stats.sleeps.inc();
         self.reader.offline();
-        if self.crossings.may_sleep() {
-            if self.io.wait(timeout, self.crossings.bell()) {
+        if self.handoffs.may_sleep() {
+            if self.io.wait(timeout, self.handoffs.wakeup()) {
                 self.stats.wakeups.inc();
             }
-            self.crossings.awake();
+            self.handoffs.awake();
         }
         self.reader.online();
         // The system's clock may have been set; here is time to look.
@@ -527,11 +527,11 @@ impl<I: PacketIo> Worker<I> {
     fn drain(&mut self) {
         let now_ns = self.drain_until(|_, idle_ns| idle_ns > DRAIN_NS);
         self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
-        self.crossings.close();
-        if self.crossings.ways_in() > 0 {
+        self.handoffs.close();
+        if self.handoffs.channels_in() > 0 {
             // They close their ways when they have come as far as this.
-            self.drain_until(|worker, idle_ns| worker.crossings.is_over() && idle_ns > 0);
-            self.crossings.drop_all(DropReason::Shutdown, &self.stats);
+            self.drain_until(|worker, idle_ns| worker.handoffs.is_over() && idle_ns > 0);
+            self.handoffs.drop_all(DropReason::Shutdown, &self.stats);
         }
     }
 
@@ -542,7 +542,7 @@ impl<I: PacketIo> Worker<I> {
         let mut last_work_ns = start_ns;
         loop {
             let now_ns = self.clock.now_ns();
-            if self.turn(now_ns) > 0 || self.io.census().tx_and_completion > 0 {
+            if self.turn(now_ns) > 0 || self.io.accounting().tx_and_completion > 0 {
                 last_work_ns = now_ns;
             }
             if done(self, now_ns - last_work_ns) || now_ns - start_ns > DRAIN_LIMIT_NS {
@@ -553,13 +553,13 @@ impl<I: PacketIo> Worker<I> {
 
     /// Where every packet went.
     pub(super) fn packet_account(&self) -> PacketAccount {
-        let sending = self.io.census().sending;
+        let sending = self.io.accounting().sending;
         self.stats.account(self.state.held_packets() as u64, sending as u64)
     }
 
-    pub(super) fn census(&self) -> FrameCensus {
-        let driver = self.io.census();
-        FrameCensus {
+    pub(super) fn accounting(&self) -> WorkerFrames {
+        let driver = self.io.accounting();
+        WorkerFrames {
             total: self.pool.total() as usize,
             free: self.pool.available(),
             fill_and_rx: driver.fill_and_rx,

@@ -243,7 +243,7 @@ mod tests {
         sampler.record(1, 1);
         let after_ns = sampler.clock.now_ns();
         let index = sampler.residence.counts(0, 1)[0].0;
-        let measured_ns = crate::stats::hdr::value_at(index as usize);
+        let measured_ns = crate::stats::histogram::value_at(index as usize);
         // A lower bound and the clock itself: however long this thread was kept from its CPU.
         assert!(measured_ns > 19_000_000, "{measured_ns}");
         assert!(measured_ns <= after_ns - taken_ns, "{measured_ns}");

@@ -51,39 +51,39 @@ pub struct NeighRequest {
 
 /// Wakes a thread that sleeps in poll(2).
 #[derive(Debug)]
-pub struct Bell {
+pub struct Wakeup {
     event: EventFd,
-    rung: AtomicBool,
+    pending: AtomicBool,
 }
 
-impl Bell {
-    /// A silent bell.
+impl Wakeup {
+    /// A silent wakeup.
     ///
     /// # Errors
     /// EMFILE and the like from eventfd(2).
-    pub fn new() -> std::io::Result<Arc<Bell>> {
+    pub fn new() -> std::io::Result<Arc<Wakeup>> {
         let event =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Arc::new(Bell { event, rung: AtomicBool::new(false) }))
+        Ok(Arc::new(Wakeup { event, pending: AtomicBool::new(false) }))
     }
 
     /// Wakes the thread; a system call only if it has not been woken already.
-    pub fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
+    pub fn wake(&self) {
+        if !self.pending.swap(true, Ordering::AcqRel) {
             // Fails only when the counter would overflow, and then it is readable anyway.
             let _ = self.event.write(1);
         }
     }
 
     /// Called by the thread before it looks at the queues.
-    pub fn silence(&self) {
+    pub fn clear(&self) {
         let _ = self.event.read();
         // A swap, not a store: what the queues hold must not be read before it.
-        self.rung.swap(false, Ordering::AcqRel);
+        self.pending.swap(false, Ordering::AcqRel);
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
@@ -96,9 +96,9 @@ pub struct SlowPath {
     frames: Sender<PuntedFrame>,
     requests: Sender<NeighRequest>,
     /// Of the thread that takes frames.
-    punter: Arc<Bell>,
+    punter: Arc<Wakeup>,
     /// Of the thread that takes requests.
-    control: Arc<Bell>,
+    control: Arc<Wakeup>,
 }
 
 /// The end of the thread that hands frames to the kernel.
@@ -113,7 +113,10 @@ pub struct PuntQueue {
 pub struct NeighRequests(Receiver<NeighRequest>);
 
 /// Makes the ends. `punter` is rung for frames, `control` for requests.
-pub fn slow_path(punter: Arc<Bell>, control: Arc<Bell>) -> (SlowPath, PuntQueue, NeighRequests) {
+pub fn slow_path(
+    punter: Arc<Wakeup>,
+    control: Arc<Wakeup>,
+) -> (SlowPath, PuntQueue, NeighRequests) {
     let (recycle, empty) = bounded(FRAMES);
     let (frames_in, frames_out) = bounded(FRAMES);
     let (requests_in, requests_out) = bounded(REQUESTS);
@@ -143,7 +146,7 @@ impl SlowPath {
         }
         let punted = PuntedFrame { ifindex: skb.iif, port: skb.port, reason, len, buffer };
         let sent = self.frames.try_send(punted).is_ok();
-        self.punter.ring();
+        self.punter.wake();
         sent
     }
 
@@ -156,7 +159,7 @@ impl SlowPath {
     /// waits, and asks again.
     pub fn resolve(&self, oif: u32, addr: IpAddr) -> bool {
         let sent = self.requests.try_send(NeighRequest { oif, addr }).is_ok();
-        self.control.ring();
+        self.control.wake();
         sent
     }
 }
@@ -190,8 +193,8 @@ mod tests {
 
     #[test]
     fn frames_pass_in_order_buffers_go_round_and_a_full_queue_refuses() {
-        let bell = || Bell::new().expect("an eventfd");
-        let (worker, punter, _requests) = slow_path(bell(), bell());
+        let wakeup = || Wakeup::new().expect("an eventfd");
+        let (worker, punter, _requests) = slow_path(wakeup(), wakeup());
         let mut pool = Umem::anonymous(1).into_pool();
         let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
         skb.put(1).expect("room");

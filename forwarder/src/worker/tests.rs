@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::clock::{Clock, monotonic_ns};
-use super::crossing::{Waker, WayOut, way};
-use super::poll::{FrameCensus, Parts, PollMode};
-use super::slow_path::{Bell, PuntQueue, slow_path};
-use super::{Crossings, Liveness, NoAnswer, Patience, Residence, Worker, WorkerHandle};
+use super::handoff::{HandoffTx, Waker, channel};
+use super::poll::{Parts, PollMode, WorkerFrames};
+use super::slow_path::{PuntQueue, Wakeup, slow_path};
+use super::{Handoffs, Liveness, NoAnswer, Patience, Residence, Worker, WorkerHandle};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
-use crate::fib::quiescence::Quiescence;
+use crate::fib::qsbr::Qsbr;
 use crate::io::MemIo;
 use crate::io::af_xdp::HeartbeatPage;
-use crate::pipeline::{PipelineState, RoutedBurst};
 use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
+use crate::pipeline::{PipelineState, RoutedBurst};
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, MAX_JUMBO, SkBuff, Umem};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
@@ -36,8 +36,8 @@ struct Bench {
     punts: PuntQueue,
 }
 
-fn bell() -> Arc<Bell> {
-    Bell::new().expect("an eventfd")
+fn wakeup() -> Arc<Wakeup> {
+    Wakeup::new().expect("an eventfd")
 }
 
 fn bench(frames: u32) -> Bench {
@@ -45,7 +45,7 @@ fn bench(frames: u32) -> Bench {
 }
 
 fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
-    let (slow_path, punts, _) = slow_path(bell(), bell());
+    let (slow_path, punts, _) = slow_path(wakeup(), wakeup());
     let published = Arc::new(Published::new(Arc::new(Net::default().tables(1))));
     let (mut worker, handle) = Worker::new(Parts {
         liveness,
@@ -55,7 +55,7 @@ fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(frames).into_pool(),
         tables: published.subscribe(),
-        reader: Quiescence::new(1).reader().expect("room for one"),
+        reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
         slow_path,
@@ -75,10 +75,10 @@ fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
 
 /// Packets of `from` for the right port leave by `to`, which is number 1.
 fn connect(from: &mut Bench, to: &mut Bench, packets: usize) {
-    let (out, into) = way(packets, 1, Arc::clone(&to.waker));
-    to.worker.crossings().admit(into, Arc::clone(&to.waker));
-    from.worker.crossings().add(out);
-    from.worker.crossings().lead(RIGHT, Some(1));
+    let (out, into) = channel(packets, 1, Arc::clone(&to.waker));
+    to.worker.handoffs().admit(into, Arc::clone(&to.waker));
+    from.worker.handoffs().add(out);
+    from.worker.handoffs().lead(RIGHT, Some(1));
 }
 
 /// Packet number `n` of the host on the left to that on the right.
@@ -126,8 +126,12 @@ impl Bench {
     }
 
     fn assert_all_free(&self) {
-        let census = self.worker.census();
-        assert_eq!((census.free, census.is_conserved()), (census.total, true), "{census:?}");
+        let accounting = self.worker.accounting();
+        assert_eq!(
+            (accounting.free, accounting.is_conserved()),
+            (accounting.total, true),
+            "{accounting:?}"
+        );
         let account = self.worker.packet_account();
         assert!(account.is_balanced(), "{account:?}");
     }
@@ -155,8 +159,8 @@ fn packets_cross_in_order_and_are_captured_and_timed_where_they_leave() {
     };
     assert_eq!((timed(&one, LEFT, RIGHT), timed(&two, LEFT, RIGHT)), (0, 450));
     let (from, to) = (&one.handle.stats, &two.handle.stats);
-    assert_eq!((from.crossed_out.get(), from.crossed_in.get()), (450, 0));
-    assert_eq!((to.crossed_out.get(), to.crossed_in.get()), (0, 450));
+    assert_eq!((from.handed_over_out.get(), from.handed_over_in.get()), (450, 0));
+    assert_eq!((to.handed_over_out.get(), to.handed_over_in.get()), (0, 450));
     let tx = |stats: &WorkerStats| stats.ports[usize::from(RIGHT)].tx_packets.get();
     assert_eq!((tx(from), tx(to)), (0, 450));
 }
@@ -242,8 +246,8 @@ fn what_came_over_and_was_not_taken_is_counted_when_a_worker_ends() {
     one.inject(0..20);
     one.worker.turn(1);
     let stats = Arc::clone(&two.handle.stats);
-    two.worker.crossings().drop_all(DropReason::Shutdown, &stats);
-    assert_eq!((two.drops(DropReason::Shutdown), stats.crossed_in.get()), (20, 20));
+    two.worker.handoffs().drop_all(DropReason::Shutdown, &stats);
+    assert_eq!((two.drops(DropReason::Shutdown), stats.handed_over_in.get()), (20, 20));
     one.assert_all_free();
     two.assert_all_free();
 }
@@ -253,16 +257,16 @@ fn a_packet_of_several_frames_crosses_whole() {
     let octets: Vec<u8> = (0..MAX_JUMBO).map(|n| (n % 251) as u8).collect();
     let (mut here, mut there) = (Umem::anonymous(8).into_pool(), Umem::anonymous(4).into_pool());
     let waker = Waker::new().expect("an eventfd");
-    let (out, into) = way(2, 1, Arc::clone(&waker));
-    let (mut crossings, stats) = (Crossings::default(), WorkerStats::new(2));
-    crossings.admit(into, waker);
+    let (out, into) = channel(2, 1, Arc::clone(&waker));
+    let (mut handoffs, stats) = (Handoffs::default(), WorkerStats::new(2));
+    handoffs.admit(into, waker);
     let mut egress = [RoutedBurst::with_capacity(BURST), RoutedBurst::with_capacity(BURST)];
     for (round, kept) in [(0, 1), (1, 1)] {
         let mut burst = Burst::default();
         burst.push(SkBuff::of_octets(&mut here, &octets).expect("frames")).expect("room");
         out.send(RIGHT, out.room(), 10, &mut burst, &mut here, &stats);
         assert_eq!(here.available(), 8);
-        assert_eq!(crossings.take(0, 10, &mut there, &mut egress, &stats).packets, 1);
+        assert_eq!(handoffs.take(0, 10, &mut there, &mut egress, &stats).packets, 1);
         // The second finds too few frames.
         assert_eq!(egress[1].len(), kept, "round {round}");
     }
@@ -326,7 +330,7 @@ fn packets_that_waited_in_a_worker_are_dropped_when_they_are_old_or_the_kernel_f
     one.inject(30..94);
     one.worker.turn(now_ns);
     assert_eq!(one.drops(DropReason::CpuBacklog), 0, "all buffers are back");
-    two.worker.crossings().drop_all(DropReason::Shutdown, &Arc::clone(&two.handle.stats));
+    two.worker.handoffs().drop_all(DropReason::Shutdown, &Arc::clone(&two.handle.stats));
     one.assert_all_free();
     two.assert_all_free();
 }
@@ -335,11 +339,11 @@ fn packets_that_waited_in_a_worker_are_dropped_when_they_are_old_or_the_kernel_f
 fn a_port_may_lead_elsewhere_and_back() {
     let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
     connect(&mut one, &mut two, 64);
-    one.worker.crossings().lead(RIGHT, None);
+    one.worker.handoffs().lead(RIGHT, None);
     one.inject(0..5);
     one.worker.turn(1);
     assert_eq!(one.sent(), [0, 1, 2, 3, 4]);
-    one.worker.crossings().lead(RIGHT, Some(1));
+    one.worker.handoffs().lead(RIGHT, Some(1));
     one.inject(5..6);
     one.worker.turn(1);
     two.worker.turn(1);
@@ -352,33 +356,33 @@ fn a_port_may_lead_elsewhere_and_back() {
 fn a_change_of_ways_that_comes_too_late_is_undone() {
     let Bench { worker, handle, waker, .. } = bench(FRAMES);
     let thread = thread::spawn(move || worker.run());
-    let ask = |change: fn(&mut Crossings, WayOut), undo: fn(&mut Crossings), late: bool| {
-        let (out, into) = way(2, 1, Arc::clone(&waker));
+    let ask = |change: fn(&mut Handoffs, HandoffTx), undo: fn(&mut Handoffs), late: bool| {
+        let (out, into) = channel(2, 1, Arc::clone(&waker));
         let (go_on, wait) = bounded::<()>(0);
         let patience = Patience { begin: Duration::from_secs(1), finish: Duration::ZERO };
         let answer = handle.cross_or_undo(
             patience,
-            move |crossings| {
+            move |handoffs| {
                 if late {
                     let _ = wait.recv();
                 }
-                change(crossings, out);
+                change(handoffs, out);
             },
-            move |crossings, ()| undo(crossings),
+            move |handoffs, ()| undo(handoffs),
         );
         assert_eq!(answer, if late { Err(NoAnswer::NotFinished) } else { Ok(()) });
         drop((go_on, into));
     };
     let reach = |by: Option<usize>| {
-        let look = move |crossings: &mut Crossings| {
-            crossings.lead(RIGHT, by);
-            crossings.lead(RIGHT, None)
+        let look = move |handoffs: &mut Handoffs| {
+            handoffs.lead(RIGHT, by);
+            handoffs.lead(RIGHT, None)
         };
         handle.cross_or_undo(Patience::brief(PATIENCE), look, |_, _| {}).expect("it answers")
     };
-    ask(|crossings, out| crossings.add(out), Crossings::undo_add, true);
+    ask(|handoffs, out| handoffs.add(out), Handoffs::undo_add, true);
     assert_eq!(reach(Some(1)), None, "the way is gone");
-    ask(|crossings, out| crossings.add(out), Crossings::undo_add, false);
+    ask(|handoffs, out| handoffs.add(out), Handoffs::undo_add, false);
     assert_eq!(reach(Some(1)), Some(1));
     handle.stop();
     thread.join().expect("ends well");
@@ -421,14 +425,17 @@ fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
         }
     }
     handles.iter().for_each(WorkerHandle::stop);
-    let censuses: Vec<FrameCensus> =
+    let accountings: Vec<WorkerFrames> =
         threads.into_iter().map(|thread| thread.join().expect("ends well")).collect();
-    assert!(censuses.iter().all(|census| census.is_conserved()), "{censuses:?}");
-    assert!(censuses.iter().all(|census| census.free == census.total), "{censuses:?}");
+    assert!(accountings.iter().all(|accounting| accounting.is_conserved()), "{accountings:?}");
+    assert!(
+        accountings.iter().all(|accounting| accounting.free == accounting.total),
+        "{accountings:?}"
+    );
     assert_eq!(sent(), u64::from(PACKETS));
     let crossed = |of: fn(&WorkerStats) -> u64| handles.iter().map(|h| of(&h.stats)).sum::<u64>();
-    assert_eq!(crossed(|stats| stats.crossed_out.get()), u64::from(PACKETS));
-    assert_eq!(crossed(|stats| stats.crossed_in.get()), u64::from(PACKETS));
+    assert_eq!(crossed(|stats| stats.handed_over_out.get()), u64::from(PACKETS));
+    assert_eq!(crossed(|stats| stats.handed_over_in.get()), u64::from(PACKETS));
     assert_eq!(crossed(WorkerStats::drops_total), 0);
     assert!(handles[1].stats.wakeups.get() > 0, "it was never woken");
 }

@@ -168,13 +168,13 @@ impl Bench {
     }
 
     fn assert_conserved(&self) {
-        let census = self.io.census();
+        let accounting = self.io.accounting();
         let waiting: usize = self.waiting.iter().flatten().map(SkBuff::frames).sum();
         let places = self.pool.available()
-            + census.fill_and_rx
+            + accounting.fill_and_rx
             + self.state.held()
             + self.out.len()
-            + census.tx_and_completion
+            + accounting.tx_and_completion
             + waiting;
         assert_eq!(places, self.pool.total() as usize, "every frame is in one place");
     }

@@ -136,9 +136,9 @@ fn served_once(ferroute: &Ferroute, ifname: &str, (rx, tx): Queues) -> Result<u6
 fn crossed(ferroute: &Ferroute) -> Result<u64> {
     let settled = || {
         let stat = ferroute.json(&["stat"]).ok()?;
-        let crossings = &stat["crossings"];
-        let out = crossings["crossed_out"].as_u64()?;
-        (crossings["crossed_in"].as_u64()? == out && stat["drops"]["CPU_BACKLOG"] == 0)
+        let handoffs = &stat["handoffs"];
+        let out = handoffs["handed_over_out"].as_u64()?;
+        (handoffs["handed_over_in"].as_u64()? == out && stat["drops"]["CPU_BACKLOG"] == 0)
             .then_some(out)
     };
     ensure!(eventually(|| settled().is_some()), "{}", ferroute.account());

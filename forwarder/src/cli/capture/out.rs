@@ -24,7 +24,7 @@ use crate::capture::{Kind, Record};
 use crate::control::api::CapturePort;
 use crate::control::process::signals::Signals;
 use crate::control::process::terminal::printable;
-use crate::hdr::file::is_stdout;
+use crate::histogram::file::is_stdout;
 use crate::io::out_file::{self, PRIVATE};
 use crate::wire::EthernetFrame;
 

@@ -412,7 +412,7 @@ pub struct WorkerReport {
     /// By `PuntReason::name`.
     pub punts: Counters,
     /// Where its packets went (`PacketAccount::named`), read between two turns: received + made +
-    /// crossed_in = sent + dropped + handed_to_kernel + fragmented + crossed_out + held + sending.
+    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + handed_over_out + held + sending.
     #[serde(default)]
     pub packets: Counters,
     /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
@@ -425,9 +425,9 @@ pub struct WorkerReport {
     #[serde(default)]
     pub ports: Vec<WorkerPort>,
     /// Packets that left by another worker's queue, and those of others that left by its own:
-    /// crossed_out, crossed_in.
+    /// handed_over_out, handed_over_in.
     #[serde(default)]
-    pub crossings: Counters,
+    pub handoffs: Counters,
     /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
@@ -476,11 +476,11 @@ impl StatReport {
     }
 
     /// What crossed from worker to worker, all together.
-    pub fn crossings(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.crossings))
+    pub fn handoffs(&self) -> Counters {
+        sum(self.workers.iter().map(|worker| &worker.handoffs))
     }
 
-    /// The frame census of all workers together.
+    /// The frame accounting of all workers together.
     pub fn frames(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.frames))
     }
@@ -537,7 +537,7 @@ pub struct PairLatency {
     pub iif: String,
     /// The port they left by.
     pub oif: String,
-    /// The buckets of an HDR histogram ([`crate::hdr::histogram`]) that are not empty: the lowest
+    /// The buckets of an HDR histogram ([`crate::histogram::histogram`]) that are not empty: the lowest
     /// value in nanoseconds, the count.
     pub counts: Vec<(u64, u64)>,
 }

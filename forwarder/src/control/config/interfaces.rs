@@ -10,7 +10,7 @@ use std::fmt;
 use glob::Pattern;
 
 use crate::control::config::check_ifname;
-use crate::control::mirror::compile::links::TAKERS;
+use crate::control::mirror::compile::links::RX_HANDLER_KINDS;
 use crate::control::mirror::state::{ARPHRD_ETHER, IFF_LOOPBACK, LinkState};
 use crate::control::netdev::nic::Nic;
 use crate::control::steering::punt;
@@ -68,7 +68,9 @@ impl Interfaces {
     /// sit on; not what belongs to a bridge, bond or VRF or has a macvlan on it, which take the
     /// packets.
     pub fn matching<'a>(&self, all: &[Candidate<'a>]) -> Vec<Candidate<'a>> {
-        let takes = |upper: &&Candidate<'_>| upper.kind.is_some_and(|kind| TAKERS.contains(&kind));
+        let takes = |upper: &&Candidate<'_>| {
+            upper.kind.is_some_and(|kind| RX_HANDLER_KINDS.contains(&kind))
+        };
         let taken: BTreeSet<u32> = all.iter().filter(takes).filter_map(|c| c.lower).collect();
         let fits = |candidate: &&Candidate<'_>| {
             candidate.is_ethernet

@@ -12,7 +12,7 @@ use super::Supervisor;
 use super::snapshot::{Snapshot, View};
 use crate::control::api::{LatencyReport, PairLatency};
 use crate::io::af_xdp::AfXdp;
-use crate::stats::hdr::value_at;
+use crate::stats::histogram::value_at;
 use crate::worker::WorkerHandle;
 
 /// Counts by counter.

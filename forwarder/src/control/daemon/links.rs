@@ -53,7 +53,7 @@ struct PortDetails {
     sockets: Vec<SocketDetails>,
     /// Which worker sends by another's queue, having none that sends.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    crossings: Vec<CrossingDetails>,
+    handoffs: Vec<CrossingDetails>,
     /// Milliseconds since a packet was put on a TX ring; `None`: none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_tx_ms: Option<u64>,
@@ -126,8 +126,8 @@ impl Snapshot {
         };
         let active = port.is_active;
         let workers = if active { self.workers.len() as u32 } else { 0 };
-        let crossing = |worker: u32| {
-            let sends_by = sends_by(worker as usize, port.senders) as u32;
+        let handoff = |worker: u32| {
+            let sends_by = sends_by(worker as usize, port.tx_queues) as u32;
             (sends_by != worker).then_some(CrossingDetails { worker, sends_by })
         };
         PortDetails {
@@ -140,7 +140,7 @@ impl Snapshot {
             rx_ring: self.rings[0],
             tx_ring: self.rings[1],
             sockets: (0..if active { port.queues } else { 0 }).map(socket).collect(),
-            crossings: (0..workers).filter_map(crossing).collect(),
+            handoffs: (0..workers).filter_map(handoff).collect(),
             last_tx_ms,
             counters,
         }
@@ -177,8 +177,8 @@ impl fmt::Display for PortDetails {
             write!(f, "\n    socket queue {} worker {}", socket.queue, socket.worker)?;
             socket.cpu.map_or(Ok(()), |cpu| write!(f, " cpu {cpu}"))?;
         }
-        for crossing in &self.crossings {
-            write!(f, "\n    worker {} sends by worker {}", crossing.worker, crossing.sends_by)?;
+        for handoff in &self.handoffs {
+            write!(f, "\n    worker {} sends by worker {}", handoff.worker, handoff.sends_by)?;
         }
         match self.last_tx_ms {
             Some(ms) => write!(f, "\n    last transmit {}.{:03} s ago", ms / 1000, ms % 1000)?,

@@ -1,7 +1,7 @@
 //! `ferroute run`: brings the parts up, keeps them in step with the kernel, takes them down.
 //!
 //! One control thread (this one) follows the kernel and manages the ports. It sleeps in poll(2) on
-//! netlink, signals and a bell, and waits for nobody else: packets for the kernel, messages and
+//! netlink, signals and a wakeup, and waits for nobody else: packets for the kernel, messages and
 //! clients have threads of their own. Each time it has followed the kernel up to a moment it gives
 //! its heartbeat, without which neither the XDP programs nor the workers forward.
 //!
@@ -54,7 +54,7 @@ use crate::io::af_xdp::is_fresh;
 use crate::say;
 use crate::tables::Links;
 use crate::worker::clock::monotonic_ns;
-use crate::worker::slow_path::Bell;
+use crate::worker::slow_path::Wakeup;
 
 /// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
 /// this often at least.
@@ -101,7 +101,7 @@ pub fn run(options: RunOptions) -> Result<()> {
 struct Supervisor {
     options: Arc<RunOptions>,
     signals: Arc<Signals>,
-    bell: Arc<Bell>,
+    wakeup: Arc<Wakeup>,
     mirror: Mirror,
     firewall: Monitor,
     /// What the kernel would do to forwarded packets and we do not, a line each.
@@ -125,7 +125,7 @@ struct Supervisor {
 impl Supervisor {
     /// `socket` is listened at; `signals` were taken before any thread was started.
     fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Supervisor> {
-        let bell = Bell::new().context("cannot create an eventfd")?;
+        let wakeup = Wakeup::new().context("cannot create an eventfd")?;
         let firewall = Monitor::start(options.interfaces.named())
             .context("cannot read the firewall's rules, so it is not known what they are")?;
         let bypassed = firewall.bypassed(options.interfaces.named());
@@ -142,15 +142,15 @@ impl Supervisor {
         signals.check()?;
         let mut steering = Steering::new()?;
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
-        let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&bell))?;
+        let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&wakeup))?;
         let reader =
-            mirror.quiescence().background_reader().context("no reader of the tables is left")?;
+            mirror.qsbr().background_reader().context("no reader of the tables is left")?;
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
-        let (relay, asks) = relay(Arc::clone(&bell), Arc::clone(&view));
+        let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view));
         let mut supervisor = Supervisor {
             signals: Arc::clone(&signals),
-            bell,
+            wakeup,
             mirror,
             firewall,
             bypassed,
@@ -336,7 +336,7 @@ impl Supervisor {
     fn serve(&mut self) -> Result<()> {
         while !self.stopping {
             self.sleep()?;
-            self.bell.silence();
+            self.wakeup.clear();
             if self.signals.is_pending() {
                 break;
             }
@@ -430,7 +430,7 @@ impl Supervisor {
     fn sleep(&self) -> Result<()> {
         let events = PollFlags::POLLIN;
         let mut fds = vec![PollFd::new(self.mirror.as_fd(), events)];
-        fds.push(PollFd::new(self.bell.as_fd(), events));
+        fds.push(PollFd::new(self.wakeup.as_fd(), events));
         fds.push(PollFd::new(self.signals.as_fd(), events));
         fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
         let due = self.firewall.due().min(self.mirror.next_tick());

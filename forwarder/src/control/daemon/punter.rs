@@ -20,7 +20,7 @@ use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::punt::PuntDevice;
 use crate::stats::WorkerStats;
-use crate::worker::slow_path::{Bell, PuntQueue};
+use crate::worker::slow_path::{PuntQueue, Wakeup};
 
 /// Packets of one worker before the next has its turn.
 const TURN: usize = 64;
@@ -30,9 +30,9 @@ const TURN: usize = 64;
 struct Shared {
     device: ArcSwap<PuntDevice>,
     /// Rung by workers.
-    bell: Arc<Bell>,
+    wakeup: Arc<Wakeup>,
     /// Rung when a packet was refused.
-    control: Arc<Bell>,
+    control: Arc<Wakeup>,
     refused: Mutex<Option<io::Error>>,
     stopping: AtomicBool,
 }
@@ -51,10 +51,10 @@ impl Punter {
     ///
     /// # Errors
     /// EMFILE and the like from eventfd(2).
-    pub(super) fn new(device: PuntDevice, control: Arc<Bell>) -> Result<Punter> {
+    pub(super) fn new(device: PuntDevice, control: Arc<Wakeup>) -> Result<Punter> {
         let shared = Shared {
             device: ArcSwap::from_pointee(device),
-            bell: Bell::new().context("cannot create an eventfd")?,
+            wakeup: Wakeup::new().context("cannot create an eventfd")?,
             control,
             refused: Mutex::new(None),
             stopping: AtomicBool::new(false),
@@ -63,8 +63,8 @@ impl Punter {
     }
 
     /// Rung by workers that hand packets over.
-    pub(super) fn bell(&self) -> Arc<Bell> {
-        Arc::clone(&self.shared.bell)
+    pub(super) fn wakeup(&self) -> Arc<Wakeup> {
+        Arc::clone(&self.shared.wakeup)
     }
 
     /// Takes packets from the workers' queues from now on, each with what its worker counts.
@@ -119,7 +119,7 @@ impl Punter {
     /// Hands over what the workers, which have ended, have left; at most until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         self.shared.stopping.store(true, Relaxed);
-        self.shared.bell.ring();
+        self.shared.wakeup.wake();
         match self.thread.take().map(|thread| join_until(thread, end)) {
             Some(None) => crate::say!("the thread that hands packets back does not end"),
             Some(Some(Err(_))) => {
@@ -133,10 +133,10 @@ impl Punter {
 impl Shared {
     fn run(&self, queues: &[(PuntQueue, Arc<WorkerStats>)]) {
         loop {
-            let mut fds = [PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN)];
             // Nothing but EINTR can come of it.
             let _ = poll(&mut fds, PollTimeout::NONE);
-            self.bell.silence();
+            self.wakeup.clear();
             let stopping = self.stopping.load(Relaxed);
             let mut more = true;
             while more {
@@ -160,7 +160,7 @@ impl Shared {
             // A port that is closed by now says nothing of the device.
             if error.kind() != io::ErrorKind::NotFound {
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                self.control.ring();
+                self.control.wake();
             }
         });
         taken == TURN

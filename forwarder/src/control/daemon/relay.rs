@@ -21,7 +21,7 @@ use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
 use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
-use crate::worker::slow_path::Bell;
+use crate::worker::slow_path::Wakeup;
 
 /// Questions under way to the control thread at most: as many clients as may wait for it, so that
 /// there are places for others however long it takes.
@@ -86,15 +86,15 @@ impl Clients {
 #[derive(Clone)]
 pub(super) struct Relay {
     asks: Sender<Ask>,
-    bell: Arc<Bell>,
+    wakeup: Arc<Wakeup>,
     waiting: Arc<AtomicUsize>,
     pub(super) view: Arc<View>,
 }
 
 /// Makes both ends.
-pub(super) fn relay(bell: Arc<Bell>, view: Arc<View>) -> (Relay, Receiver<Ask>) {
+pub(super) fn relay(wakeup: Arc<Wakeup>, view: Arc<View>) -> (Relay, Receiver<Ask>) {
     let (asks, receiver) = bounded(WAITING_MAX);
-    (Relay { asks, bell, waiting: Arc::default(), view }, receiver)
+    (Relay { asks, wakeup, waiting: Arc::default(), view }, receiver)
 }
 
 impl ControlHandler for Relay {
@@ -150,7 +150,7 @@ impl Relay {
     fn renew(&self, patience: Duration) -> bool {
         let (answer, answered) = bounded(1);
         let sent = self.asks.try_send(Ask::Snapshot(answer)).is_ok();
-        self.bell.ring();
+        self.wakeup.wake();
         sent && answered.recv_timeout(patience).is_ok()
     }
 
@@ -168,7 +168,7 @@ impl Relay {
         let (answer, asked) = bounded(1);
         let ask = Ask::Page { request: Arc::clone(request), from, answer };
         let sent = self.asks.try_send(ask);
-        self.bell.ring();
+        self.wakeup.wake();
         sent.map_err(|_| busy())?;
         Ok(asked)
     }
@@ -300,7 +300,7 @@ impl Supervisor {
         let room = WAITING_MAX.saturating_sub(self.clients.asked.len());
         self.clients.asked.extend(self.clients.asks.try_iter().take(room));
         if !self.clients.asked.is_empty() {
-            self.bell.ring();
+            self.wakeup.wake();
         }
     }
 }

@@ -17,14 +17,14 @@ use crate::stats::{
     Cost, Counter, DropReason, Mib, PacketAccount, PortStats, PuntReason, WorkerStats,
 };
 use crate::worker::WorkerHandle;
-use crate::worker::poll::FrameCensus;
+use crate::worker::poll::WorkerFrames;
 
 /// Between two looks whether a worker has had a turn.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// What one worker tells of itself; `None`: it does not in time.
 struct Told {
-    census: Option<(FrameCensus, PacketAccount)>,
+    accounting: Option<(WorkerFrames, PacketAccount)>,
     /// Of its sockets, by slot.
     statistics: Option<Vec<Option<XdpStatistics>>>,
 }
@@ -78,7 +78,7 @@ impl Snapshot {
         let told = self.ask_workers();
         let worker = |(n, told): (usize, &Told)| {
             let stats = &self.workers[n].stats;
-            let (census, packets) = told.census.unzip();
+            let (accounting, packets) = told.accounting.unzip();
             let drops = DropReason::ALL.iter().map(|r| (r.name(), stats.drop_count(*r)));
             let punts = PuntReason::ALL.iter().map(|r| (r.name(), stats.punt_count(*r)));
             WorkerReport {
@@ -87,12 +87,12 @@ impl Snapshot {
                 drops: named(drops),
                 punts: named(punts),
                 packets: packets.map_or_else(Counters::new, |packets| named(packets.named())),
-                frames: census.map_or_else(Counters::new, frames),
+                frames: accounting.map_or_else(Counters::new, frames),
                 polling: polling(stats),
                 ports: self.worker_ports(n),
-                crossings: crossings(stats),
+                handoffs: handoffs(stats),
                 cost: if self.account { cost(&stats.cost) } else { Counters::new() },
-                silent: census.is_none(),
+                silent: accounting.is_none(),
             }
         };
         StatReport {
@@ -108,12 +108,12 @@ impl Snapshot {
             let statistics = worker.try_call(|io, _, stats| -> Statistics {
                 (0..stats.ports.len() as u16).map(|slot| io.statistics(slot).ok()).collect()
             });
-            (worker.try_census(), statistics)
+            (worker.try_accounting(), statistics)
         };
         let asked: Vec<_> = self.workers.iter().map(ask).collect();
         let until = Instant::now() + REPORT_TIMEOUT;
-        let told = |(census, statistics)| Told {
-            census: wait(census, until),
+        let told = |(accounting, statistics)| Told {
+            accounting: wait(accounting, until),
             statistics: wait(statistics, until),
         };
         asked.into_iter().map(told).collect()
@@ -208,11 +208,11 @@ fn polling(stats: &WorkerStats) -> Counters {
     ])
 }
 
-fn crossings(stats: &WorkerStats) -> Counters {
+fn handoffs(stats: &WorkerStats) -> Counters {
     let entry = |name: &str, counter: &Counter| (name.to_owned(), counter.get());
     Counters::from([
-        entry("crossed_out", &stats.crossed_out),
-        entry("crossed_in", &stats.crossed_in),
+        entry("handed_over_out", &stats.handed_over_out),
+        entry("handed_over_in", &stats.handed_over_in),
     ])
 }
 
@@ -259,14 +259,14 @@ pub(super) fn add(sum: &mut Counters, part: &Counters) {
     }
 }
 
-fn frames(census: FrameCensus) -> Counters {
+fn frames(accounting: WorkerFrames) -> Counters {
     [
-        ("total", census.total),
-        ("free", census.free),
-        ("fill_and_rx", census.fill_and_rx),
-        ("tx_and_completion", census.tx_and_completion),
-        ("draining", census.draining),
-        ("held", census.held),
+        ("total", accounting.total),
+        ("free", accounting.free),
+        ("fill_and_rx", accounting.fill_and_rx),
+        ("tx_and_completion", accounting.tx_and_completion),
+        ("draining", accounting.draining),
+        ("held", accounting.held),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), count as u64))

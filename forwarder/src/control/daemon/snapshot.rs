@@ -68,7 +68,7 @@ pub(super) struct PortView {
     pub(super) is_active: bool,
     pub(super) state: String,
     pub(super) queues: u32,
-    pub(super) senders: u32,
+    pub(super) tx_queues: u32,
     pub(super) bind_mode: Option<BoundMode>,
     pub(super) xdp_mode: String,
     pub(super) no_zerocopy: Option<String>,
@@ -163,7 +163,7 @@ impl Snapshot {
         let port = |port: &PortView| WorkerPort {
             ifname: port.ifname.clone(),
             queues: (0..port.queues).filter(served).collect(),
-            sends_by: sends_by(worker, port.senders) as u32,
+            sends_by: sends_by(worker, port.tx_queues) as u32,
         };
         self.ports.iter().filter(|port| port.is_active).map(port).collect()
     }
@@ -344,7 +344,7 @@ fn port_view(port: &super::ports::Port) -> PortView {
         is_active: port.is_active(),
         state: port.describe().to_owned(),
         queues: port.queues(),
-        senders: port.senders(),
+        tx_queues: port.tx_queues(),
         bind_mode: port.bind_mode(),
         xdp_mode: port.program().map_or(String::new(), |p| p.mode().to_string()),
         no_zerocopy: port.no_zerocopy().map(str::to_owned),

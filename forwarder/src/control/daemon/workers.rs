@@ -20,7 +20,7 @@ use crate::pipeline::PipelineState;
 use crate::say;
 use crate::stats::WorkerStats;
 use crate::worker::clock::Clock;
-use crate::worker::poll::{FrameCensus, Parts, PollMode};
+use crate::worker::poll::{Parts, PollMode, WorkerFrames};
 use crate::worker::slow_path::{NeighRequests, PuntQueue, slow_path};
 use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
 
@@ -33,7 +33,7 @@ const NEIGHBOURS_A_TURN: usize = 32;
 /// The workers that have been started, by their numbers.
 pub(super) struct WorkerSet {
     handles: Vec<WorkerHandle<AfXdp>>,
-    threads: Vec<JoinHandle<FrameCensus>>,
+    threads: Vec<JoinHandle<WorkerFrames>>,
     cpus: Vec<Option<usize>>,
     neigh_requests: Vec<NeighRequests>,
     /// What they have taken is the kernel's: it filters as they do not.
@@ -90,8 +90,8 @@ impl WorkerSet {
         self.handles.iter().for_each(WorkerHandle::stop);
         for (n, thread) in self.threads.drain(..).enumerate() {
             match join_until(thread, end) {
-                Some(Ok(census)) if census.is_conserved() => {}
-                Some(Ok(census)) => say!("worker {n} lost frames: {census:?}"),
+                Some(Ok(accounting)) if accounting.is_conserved() => {}
+                Some(Ok(accounting)) => say!("worker {n} lost frames: {accounting:?}"),
                 Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
                 None => say!("worker {n} does not end; its packets are lost"),
             }
@@ -120,7 +120,7 @@ impl Supervisor {
         }
         let most = queues.iter().map(|queues| queues.rx_max.min(QUEUES_MAX)).max().unwrap_or(1);
         let most = if more_may_come { most.max(LATE_QUEUES) } else { most };
-        let rounds = most.div_ceil(count as u32).max(1);
+        let queues_per_worker = most.div_ceil(count as u32).max(1);
         let sockets = queues.iter().map(|queues| u64::from(queues.rx.min(limit))).sum();
         let needed = limits::descriptors_needed(queues.len() as u64, sockets, count as u64);
         if let Some(what) = limits::too_few_descriptors(needed) {
@@ -146,7 +146,7 @@ impl Supervisor {
             let expected =
                 served.iter().sum::<usize>() + to_come * each * usize::from(more_may_come);
             let (worker, handle, frames, requests) =
-                self.make_worker(n, (count, rounds), expected)?;
+                self.make_worker(n, (count, queues_per_worker), expected)?;
             let busy = self.options.poll == PollMode::Busy;
             let thread = spawn(worker, n, cpu, busy)?;
             punts.push((frames, Arc::clone(&handle.stats)));
@@ -157,8 +157,8 @@ impl Supervisor {
         }
         self.punter.start(punts)?;
         let (workers, cpus) = (self.workers.handles.clone(), self.workers.cpus.clone());
-        let (options, bell) = (Arc::clone(&self.options), Arc::clone(&self.bell));
-        self.ports.start(self.steer.attacher(), workers, cpus, rounds, options, bell)
+        let (options, wakeup) = (Arc::clone(&self.options), Arc::clone(&self.wakeup));
+        self.ports.start(self.steer.attacher(), workers, cpus, queues_per_worker, options, wakeup)
     }
 
     /// Queues of each port.
@@ -177,30 +177,31 @@ impl Supervisor {
     }
 
     /// Worker `n` of `count`, which is expected to serve so many queues of all ports together, and can
-    /// serve `rounds` of each.
+    /// serve `queues_per_worker` of each.
     fn make_worker(
         &self,
         n: usize,
-        (count, rounds): (usize, u32),
+        (count, queues_per_worker): (usize, u32),
         expected: usize,
     ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, PuntQueue, NeighRequests)> {
         let ports = self.ports.max_ports();
-        let slots = usize::from(ports) * rounds as usize;
+        let slots = usize::from(ports) * queues_per_worker as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
         let busy_poll_budget =
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
         let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
         let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
-        let (slow_path, frames, requests) = slow_path(self.punter.bell(), Arc::clone(&self.bell));
+        let (slow_path, frames, requests) =
+            slow_path(self.punter.wakeup(), Arc::clone(&self.wakeup));
         let reader =
-            self.mirror.quiescence().reader().context("more workers than readers of the tables")?;
+            self.mirror.qsbr().reader().context("more workers than readers of the tables")?;
         let residence = Residence::new(ports, self.options.latency_sample).with_context(|| {
             format!("no memory to measure latency between {ports} ports; use --latency-sample 0")
         })?;
         let clock = Clock::start();
         let queues = (0..xdp_prog::QUEUES_MAX).filter(|&q| worker_of(q as u32, count) == n);
-        // No queue beyond the rounds has a socket.
-        let queues = queues.take(rounds as usize);
+        // No queue beyond that has a socket.
+        let queues = queues.take(queues_per_worker as usize);
         let timeouts = [self.options.timeouts.worker, self.options.timeouts.control];
         let page = Arc::clone(self.steer.heartbeats());
         let hand_back = Arc::clone(&self.workers.hand_back);
@@ -232,7 +233,7 @@ fn spawn(
     n: usize,
     cpu: Option<usize>,
     busy: bool,
-) -> Result<JoinHandle<FrameCensus>> {
+) -> Result<JoinHandle<WorkerFrames>> {
     let (pinned, result) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("fr-worker{n}")).spawn(move || {
         let pin = || cpu.map_or(Ok(()), affinity::pin_to).map_err(anyhow::Error::from);
@@ -240,7 +241,7 @@ fn spawn(
         let failed = outcome.is_err();
         // The starter waits for this; if it has given up, there is nobody to work for.
         if pinned.send(outcome).is_err() || failed {
-            return FrameCensus::default();
+            return WorkerFrames::default();
         }
         worker.run()
     });

@@ -14,7 +14,7 @@ use crate::control::firewall;
 use crate::control::process::{kernel, privilege};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::{self, PuntDevice, PuntError};
-use crate::io::af_xdp::rx_handlers::RxHandlers;
+use crate::io::af_xdp::rx_handlers::RxHandlerIter;
 
 /// Where TAP devices are made.
 const TUN: &str = "/dev/net/tun";
@@ -128,7 +128,7 @@ fn kernel() -> Finding {
 
 /// Whether it can be asked which interfaces others take the packets of.
 fn rx_handlers() -> Finding {
-    match RxHandlers::open().and_then(|mut handlers| handlers.read()) {
+    match RxHandlerIter::open().and_then(|mut handlers| handlers.read()) {
         Ok(_) => Finding::ok("rx handlers", "the kernel tells which interfaces have one"),
         Err(error) => Finding::warn(
             "rx handlers",

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use super::compile::{Touched, links};
 use super::parse;
 use super::rib::{Applied, RT_SCOPE_HOST, RTNH_F_DEAD, Rib, RibAddr, RouteBody};
+use super::rx_handlers;
 use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
-use super::takers;
 use crate::control::netlink::message::Message;
 
 /// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
@@ -241,7 +241,7 @@ impl Follower {
         self.touched.links = true;
         if message.kind == RTM_DELLINK {
             self.link_gone(ifindex, now);
-            if let Some(lower) = takers::lower_of_moved(&link) {
+            if let Some(lower) = rx_handlers::lower_of_moved(&link) {
                 self.state.taken.insert(lower);
             }
             return Some(());

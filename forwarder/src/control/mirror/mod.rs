@@ -22,10 +22,10 @@ pub mod follow;
 mod parse;
 mod resolve;
 pub mod rib;
+mod rx_handlers;
 pub mod show;
 pub mod state;
 mod sysctl;
-mod takers;
 #[cfg(test)]
 mod tests;
 mod unmirrored;
@@ -47,11 +47,11 @@ use self::compile::rules::RT_TABLE_LOCAL;
 use self::follow::{Follower, Parts};
 use self::resolve::Resolver;
 use self::rib::RTN_LOCAL;
-use self::takers::Taken;
+use self::rx_handlers::Taken;
 use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
-use crate::fib::Quiescence;
+use crate::fib::Qsbr;
 use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};
 
@@ -400,8 +400,8 @@ impl Mirror {
 
     /// Where workers announce, once a burst and before they refresh their snapshot, that they hold
     /// nothing of what they read.
-    pub fn quiescence(&self) -> Arc<Quiescence> {
-        Arc::clone(self.compiler.quiescence())
+    pub fn qsbr(&self) -> Arc<Qsbr> {
+        Arc::clone(self.compiler.qsbr())
     }
 
     /// Says which interfaces are ports: ifindex and number of the port. Publishes.

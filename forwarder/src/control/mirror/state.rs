@@ -341,7 +341,7 @@ pub struct RouterState {
     pub sysctls_all: DevSysctls,
     /// By ifindex.
     pub sysctls_dev: BTreeMap<u32, DevSysctls>,
-    /// Interfaces whose packets another one takes, also one of another network namespace; see `takers`.
+    /// Interfaces whose packets another one takes, also one of another network namespace; see `rx_handlers`.
     pub taken: BTreeSet<u32>,
 }
 

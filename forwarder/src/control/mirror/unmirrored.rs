@@ -6,9 +6,9 @@ use xdp_prog::VLANS_MAX;
 
 use super::Unmirrored;
 use super::compile::info::{Ports, unsupported as route_unsupported};
-use super::compile::links::{Takers, unsupported as link_unsupported};
+use super::compile::links::{RxHandlers, unsupported as link_unsupported};
 use super::compile::rules::{is_undecided as rules_undecided, unsupported as rule_unsupported};
-use super::compile::vlans::{Left, place};
+use super::compile::vlans::{NotMirrored, place};
 use super::rib::{Net, Rib, RibAddr};
 use super::show;
 use super::state::{Family, RouterState};
@@ -52,15 +52,15 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
 
 /// Ports and VLANs of ports.
 fn links(state: &RouterState, ports: &Ports, list: &mut Vec<Unmirrored>) {
-    let takers = Takers::new(state);
+    let rx_handlers = RxHandlers::new(state);
     let mut followed = 0;
     for link in state.links.values() {
         let why = if ports.contains_key(&link.ifindex) {
-            link_unsupported(state, link, &takers)
+            link_unsupported(state, link, &rx_handlers)
         } else {
-            match place(state, link, ports, &takers) {
-                Err(Left::Because(why)) => Some(why),
-                Err(Left::Plainly) => None,
+            match place(state, link, ports, &rx_handlers) {
+                Err(NotMirrored::Unsupported(why)) => Some(why),
+                Err(NotMirrored::Irrelevant) => None,
                 Ok(_) => {
                     followed += 1;
                     (followed > VLANS_MAX)

@@ -25,7 +25,7 @@ pub use table::Lpm;
 pub use writer::{LEAF_MAX, LpmWriter};
 
 use super::prefix::{Address, Prefix};
-use super::quiescence::Quiescence;
+use super::qsbr::Qsbr;
 use super::rules::PrefixMatch;
 
 impl<A: Address> Lpm<A> {
@@ -34,7 +34,7 @@ impl<A: Address> Lpm<A> {
     pub fn from_routes(
         routes: impl IntoIterator<Item = (Prefix<A>, u32)>,
     ) -> Result<Arc<Self>, FibError> {
-        let mut writer = LpmWriter::new(Quiescence::new(0))?;
+        let mut writer = LpmWriter::new(Qsbr::new(0))?;
         for (prefix, leaf) in routes {
             writer.insert(prefix, leaf)?;
         }

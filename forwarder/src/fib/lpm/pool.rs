@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::table::Lpm;
 use crate::fib::prefix::Address;
-use crate::fib::quiescence::{Quiescence, Token};
+use crate::fib::qsbr::{Qsbr, Token};
 
 /// Blocks have a power of two of words (of eight octets), from 2 …
 const WORDS_MIN: usize = 2;
@@ -24,7 +24,7 @@ pub(super) const BATCH: usize = 64;
 /// The allocator of one table's blocks.
 #[derive(Debug)]
 pub(super) struct Pool {
-    quiescence: Arc<Quiescence>,
+    qsbr: Arc<Qsbr>,
     /// The space never given out yet, in words.
     top: usize,
     end: usize,
@@ -48,9 +48,9 @@ struct Place {
 
 impl Pool {
     /// For the whole of `table`, which is empty.
-    pub(super) fn new<A: Address>(table: &Lpm<A>, quiescence: Arc<Quiescence>) -> Self {
+    pub(super) fn new<A: Address>(table: &Lpm<A>, qsbr: Arc<Qsbr>) -> Self {
         Self {
-            quiescence,
+            qsbr,
             top: table.first_aligned(),
             end: table.blocks.len(),
             free: Default::default(),
@@ -61,8 +61,8 @@ impl Pool {
         }
     }
 
-    pub(super) fn quiescence(&self) -> &Arc<Quiescence> {
-        &self.quiescence
+    pub(super) fn qsbr(&self) -> &Arc<Qsbr> {
+        &self.qsbr
     }
 
     pub(super) fn exhausted(&self) -> bool {
@@ -135,7 +135,7 @@ impl Pool {
     }
 
     fn close_batch(&mut self) {
-        let token = self.quiescence.advance();
+        let token = self.qsbr.advance();
         let batch = std::mem::replace(&mut self.unlinked, Vec::with_capacity(BATCH + BATCH / 4));
         self.limbo.push_back((token, batch));
         self.reclaim();
@@ -144,7 +144,7 @@ impl Pool {
     /// Moves to the free lists what no reader can reach any more.
     pub(super) fn reclaim(&mut self) {
         while let Some((token, _)) = self.limbo.front() {
-            if !self.quiescence.passed(*token) {
+            if !self.qsbr.check(*token) {
                 return;
             }
             if let Some((_, batch)) = self.limbo.pop_front() {

@@ -59,7 +59,7 @@ const GROUP: usize = 64;
 /// of readers; an address is `u32` or `u128`, as [`Address`] says.
 ///
 /// A thread that looks up holds a [`Reader`](crate::fib::Reader) of the writer's
-/// [`Quiescence`](crate::fib::Quiescence)(super::Quiescence) that is online, and keeps nothing of a
+/// [`Qsbr`](crate::fib::Qsbr)(super::Qsbr) that is online, and keeps nothing of a
 /// lookup over a call of `quiescent()`. A thread that does not may get a wrong
 /// answer, nothing worse.
 pub struct Lpm<A> {

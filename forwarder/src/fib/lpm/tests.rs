@@ -129,8 +129,8 @@ fn check<A: Address>(table: &Lpm<A>, scan: &Scan<A>, probes: &[A]) {
 }
 
 fn agrees_with_a_scan<A: Number>(ops: &[Op<A>], words: usize) {
-    let quiescence = Quiescence::new(1);
-    let mut writer = LpmWriter::<A>::with_words(quiescence, words).unwrap();
+    let qsbr = Qsbr::new(1);
+    let mut writer = LpmWriter::<A>::with_words(qsbr, words).unwrap();
     let mut table = Arc::clone(writer.table());
     let mut scan = Scan(BTreeMap::new());
     let mut probes = vec![A::ZERO, A::ZERO.not()];
@@ -218,7 +218,7 @@ fn lookups_in_bulk_go_as_far_as_both_slices() {
 
 #[test]
 fn leaves_out_of_range_are_refused_and_change_nothing() {
-    let mut writer = LpmWriter::<u32>::new(Quiescence::new(0)).unwrap();
+    let mut writer = LpmWriter::<u32>::new(Qsbr::new(0)).unwrap();
     writer.insert(Prefix4::DEFAULT, LEAF_MAX).unwrap();
     for leaf in [0, LEAF_MAX + 1, u32::MAX] {
         assert_eq!(writer.insert(Prefix4::DEFAULT, leaf), Err(FibError::Leaf { leaf }));
@@ -234,9 +234,9 @@ fn churned(n: u32) -> (Prefix4, u32) {
 
 #[test]
 fn space_is_used_again_once_readers_have_passed() {
-    let quiescence = Quiescence::new(1);
-    let reader = quiescence.reader().unwrap();
-    let mut writer = LpmWriter::<u32>::new(quiescence).unwrap();
+    let qsbr = Qsbr::new(1);
+    let reader = qsbr.reader().unwrap();
+    let mut writer = LpmWriter::<u32>::new(qsbr).unwrap();
     let mut churn = |rounds: u32, reader: Option<&crate::fib::Reader>| {
         for round in 0..rounds {
             for n in 0..1000 {
@@ -260,9 +260,9 @@ fn space_is_used_again_once_readers_have_passed() {
 
 #[test]
 fn space_is_not_used_again_before_the_reader_has_passed() {
-    let quiescence = Quiescence::new(1);
-    let reader = quiescence.reader().unwrap();
-    let mut writer = LpmWriter::<u32>::new(quiescence).unwrap();
+    let qsbr = Qsbr::new(1);
+    let reader = qsbr.reader().unwrap();
+    let mut writer = LpmWriter::<u32>::new(qsbr).unwrap();
     for n in 0..1000 {
         let (prefix, leaf) = churned(n);
         writer.insert(prefix, leaf).unwrap();
@@ -332,8 +332,8 @@ fn readers_meet_only_answers_that_are_right_before_or_after() {
             prefixes.push(prefix);
         }
     }
-    let quiescence = Quiescence::new(2);
-    let mut writer = LpmWriter::<u32>::with_words(Arc::clone(&quiescence), 1 << 16).unwrap();
+    let qsbr = Qsbr::new(2);
+    let mut writer = LpmWriter::<u32>::with_words(Arc::clone(&qsbr), 1 << 16).unwrap();
     for (n, prefix) in prefixes.iter().take(2).enumerate() {
         writer.insert(*prefix, n as u32 + 1).unwrap();
     }
@@ -341,7 +341,7 @@ fn readers_meet_only_answers_that_are_right_before_or_after() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for seed in [1u32, 2] {
-            let reader = quiescence.reader().unwrap();
+            let reader = qsbr.reader().unwrap();
             let (table, prefixes, done) = (&table, &prefixes, &done);
             scope.spawn(move || {
                 let mut random = seed;
@@ -366,8 +366,8 @@ fn readers_meet_only_answers_that_are_right_before_or_after() {
         for update in 0..60_000 {
             // However slow the readers are, the same few slots are used again and again.
             if update % 256 == 0 {
-                let token = quiescence.advance();
-                while !quiescence.passed(token) && !done.load(Ordering::Relaxed) {
+                let token = qsbr.advance();
+                while !qsbr.check(token) && !done.load(Ordering::Relaxed) {
                     std::thread::yield_now();
                 }
             }

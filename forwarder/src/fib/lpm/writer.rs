@@ -15,7 +15,7 @@ use super::pool::Pool;
 use super::routes::{Child, Iter, Routes, entries_of, heap_index, root_index};
 use super::table::{DENSE, ENTRIES, Lpm, NODE, PLACE, ROOT_BITS, ROOT_WORDS, STRIDE, element};
 use crate::fib::prefix::{Address, Prefix};
-use crate::fib::quiescence::Quiescence;
+use crate::fib::qsbr::Qsbr;
 
 /// The largest leaf: the top bit of a word tells leaves from blocks.
 pub const LEAF_MAX: u32 = NODE - 1;
@@ -48,15 +48,15 @@ struct Path {
 
 impl<A: Address> LpmWriter<A> {
     /// A table without routes, whose readers announce themselves to
-    /// `quiescence`.
-    pub fn new(quiescence: Arc<Quiescence>) -> Result<Self, FibError> {
-        Self::with_words(quiescence, WORDS_FIRST)
+    /// `qsbr`.
+    pub fn new(qsbr: Arc<Qsbr>) -> Result<Self, FibError> {
+        Self::with_words(qsbr, WORDS_FIRST)
     }
 
-    pub(super) fn with_words(quiescence: Arc<Quiescence>, words: usize) -> Result<Self, FibError> {
+    pub(super) fn with_words(qsbr: Arc<Qsbr>, words: usize) -> Result<Self, FibError> {
         let table = Lpm::new(words)?;
         Ok(Self {
-            pool: Pool::new(&table, quiescence),
+            pool: Pool::new(&table, qsbr),
             table,
             routes: Routes::new(),
             regrown: false,
@@ -372,7 +372,7 @@ impl<A: Address> LpmWriter<A> {
         loop {
             words = words.clamp(self.table.blocks.len(), WORDS_MAX);
             self.table = Lpm::new(words)?;
-            self.pool = Pool::new(&self.table, Arc::clone(self.pool.quiescence()));
+            self.pool = Pool::new(&self.table, Arc::clone(self.pool.qsbr()));
             self.regrown = true;
             self.publish_all(1, 0);
             if !self.pool.exhausted() {

@@ -50,7 +50,7 @@ use self::membership::Membership;
 use self::port::Port;
 use self::slots::{Owner, Slots};
 use self::socket::{Layout, Socket};
-use super::{Census, PacketIo, drop_all};
+use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
 
@@ -260,7 +260,7 @@ pub struct AfXdp {
     options: Options,
     /// Number of the next binding; see [`Owner`].
     next_binding: u32,
-    /// For poll(2); rebuilt when ports change. The last is for the bell of [`PacketIo::wait`].
+    /// For poll(2); rebuilt when ports change. The last is for the wakeup of [`PacketIo::wait`].
     poll_fds: Vec<libc::pollfd>,
     /// By port: what the kernel counted for sockets that are closed.
     closed: Vec<XdpStatistics>,
@@ -583,14 +583,14 @@ impl PacketIo for AfXdp {
         }
     }
 
-    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
+    fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
         // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
         // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
         for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
             polled.fd = if port.sends_in_poll() { NO_BELL } else { port.fd().as_raw_fd() };
         }
         if let Some(last) = self.poll_fds.last_mut() {
-            last.fd = bell.map_or(NO_BELL, |bell| bell.as_raw_fd());
+            last.fd = wakeup.map_or(NO_BELL, |wakeup| wakeup.as_raw_fd());
         }
         socket::poll(&mut self.poll_fds, timeout)
     }
@@ -601,16 +601,18 @@ impl PacketIo for AfXdp {
         }
     }
 
-    fn census(&self) -> Census {
-        let mut census =
-            Census { draining: self.draining.iter().map(|d| d.frames).sum(), ..Census::default() };
+    fn accounting(&self) -> FrameAccounting {
+        let mut accounting = FrameAccounting {
+            draining: self.draining.iter().map(|d| d.frames).sum(),
+            ..FrameAccounting::default()
+        };
         for port in self.ports.iter().flatten() {
             let (rx, tx) = port.frames();
-            census.fill_and_rx += rx;
-            census.tx_and_completion += tx;
-            census.sending += port.sending();
+            accounting.fill_and_rx += rx;
+            accounting.tx_and_completion += tx;
+            accounting.sending += port.sending();
         }
-        census
+        accounting
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Handled {
 
 /// The iterator.
 #[derive(Debug)]
-pub struct RxHandlers {
+pub struct RxHandlerIter {
     iter: NetIter,
     larger: Larger,
 }
@@ -49,13 +49,13 @@ enum Larger {
     Refused,
 }
 
-impl RxHandlers {
+impl RxHandlerIter {
     /// Loads the program.
     ///
     /// # Errors
     /// As for [`NetIter::load`].
-    pub fn open() -> io::Result<RxHandlers> {
-        Ok(RxHandlers { iter: load(INTERFACES_FEW)?, larger: Larger::NotWanted })
+    pub fn open() -> io::Result<RxHandlerIter> {
+        Ok(RxHandlerIter { iter: load(INTERFACES_FEW)?, larger: Larger::NotWanted })
     }
 
     /// Asks about the network namespace of the calling thread. Once there are more interfaces than the
@@ -214,7 +214,7 @@ mod tests {
             // The namespace has the loopback interface only.
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace");
             let mut handlers =
-                RxHandlers { iter: load(1).expect("loads"), larger: Larger::NotWanted };
+                RxHandlerIter { iter: load(1).expect("loads"), larger: Larger::NotWanted };
             let begun = std::time::Instant::now();
             while let Err(error) = handlers.read() {
                 assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::device::MTU_DEFAULT;
 use super::device::{MacAddr, RxMode};
-use super::{Census, PacketIo, drop_all, drop_unsent};
+use super::{FrameAccounting, PacketIo, drop_all, drop_unsent};
 use crate::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, IpSummed, MAX_JUMBO, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
@@ -353,15 +353,15 @@ impl PacketIo for MemIo {
         }
     }
 
-    /// For the bell only: nobody but the caller itself can put frames in. Without one, returns at once.
-    fn wait(&mut self, timeout: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
-        let Some(bell) = bell else { return false };
+    /// For the wakeup only: nobody but the caller itself can put frames in. Without one, returns at once.
+    fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
+        let Some(wakeup) = wakeup else { return false };
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
-        poll(&mut [PollFd::new(bell, PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
+        poll(&mut [PollFd::new(wakeup, PollFlags::POLLIN)], timeout).is_ok_and(|ready| ready > 0)
     }
 
-    fn census(&self) -> Census {
-        Census {
+    fn accounting(&self) -> FrameAccounting {
+        FrameAccounting {
             fill_and_rx: self.ports.iter().flat_map(|port| &port.rx).map(SkBuff::frames).sum(),
             tx_and_completion: self
                 .ports
@@ -369,7 +369,7 @@ impl PacketIo for MemIo {
                 .flat_map(|port| &port.tx)
                 .map(SkBuff::frames)
                 .sum(),
-            ..Census::default()
+            ..FrameAccounting::default()
         }
     }
 }
@@ -418,7 +418,7 @@ mod tests {
         assert!(burst.is_empty());
         assert_eq!(stats.drops[DropReason::FullRing as usize].get(), 1);
         assert_eq!(stats.ports[0].tx_dropped.get(), 1);
-        assert_eq!(pool.available() + io.census().total(), 8);
+        assert_eq!(pool.available() + io.accounting().total(), 8);
     }
 
     #[test]
@@ -498,7 +498,7 @@ mod tests {
                         io.take_sent(port, &mut pool);
                     }
                 }
-                prop_assert_eq!(pool.available() + burst.frames() + io.census().total(), 12);
+                prop_assert_eq!(pool.available() + burst.frames() + io.accounting().total(), 12);
             }
             let received: u64 = stats.ports.iter().map(|port| port.rx_packets.get()).sum();
             let waiting: usize = io.ports.iter().map(|port| port.rx.len()).sum();

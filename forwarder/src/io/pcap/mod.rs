@@ -23,7 +23,7 @@ use std::time::Duration;
 use self::device::PortSettings;
 use self::reader::Reader;
 use self::writer::Writer;
-use super::{Census, PacketIo, drop_all};
+use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool, HEADROOM, MAX_JUMBO, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
@@ -281,8 +281,11 @@ impl PacketIo for PcapIo {
         false
     }
 
-    fn census(&self) -> Census {
-        Census { fill_and_rx: self.next.as_ref().map_or(0, SkBuff::frames), ..Census::default() }
+    fn accounting(&self) -> FrameAccounting {
+        FrameAccounting {
+            fill_and_rx: self.next.as_ref().map_or(0, SkBuff::frames),
+            ..FrameAccounting::default()
+        }
     }
 }
 

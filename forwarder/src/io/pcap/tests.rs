@@ -34,7 +34,7 @@ fn received(path: &Path, default_port: u16) -> Result<Vec<(u16, u64, Vec<u8>)>, 
     while !io.is_done() {
         for port in 0..2 {
             io.rx_burst(port, &mut pool, &mut burst, &stats);
-            assert_eq!(pool.available() + burst.frames() + io.census().total(), 100);
+            assert_eq!(pool.available() + burst.frames() + io.accounting().total(), 100);
             for skb in burst.drain(usize::MAX) {
                 assert_eq!((skb.port, skb.iif), (port, 10 + u32::from(port)));
                 packets.push((port, skb.tstamp_ns, skb.whole(&mut Vec::new()).to_vec()));

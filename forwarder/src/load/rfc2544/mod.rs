@@ -19,7 +19,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::LoadError;
-use crate::hdr::Summary;
+use crate::histogram::Summary;
 use search::median;
 
 pub use report::{Bursts, ClosedLoop, LatencyAt, LossPoint, Rate, Report, SizeReport, Throughput};

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{FrameSize, Plan, Test};
-use crate::hdr::{Summary, svg};
+use crate::histogram::{Summary, svg};
 
 /// Preamble, start delimiter and gap between two frames, in octets: what a wire needs beside the
 /// frame.

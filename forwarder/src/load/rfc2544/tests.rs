@@ -40,7 +40,7 @@ impl Device for Simulated {
         if let Some(lost) = received.checked_div(self.loses_one_in) {
             received -= lost;
         }
-        let mut latency = crate::hdr::histogram();
+        let mut latency = crate::histogram::histogram();
         latency.record(if pps > self.limit_pps { 1_000_000 } else { 10_000 }).expect("in bounds");
         Ok(Trial {
             sent: sent as u64,

@@ -36,7 +36,7 @@ pub(in crate::control::daemon) struct ActivePort {
     /// RX queues served.
     pub(super) queues: u32,
     /// Of those the first so many can send.
-    pub(super) senders: u32,
+    pub(super) tx_queues: u32,
     /// What the interface had when it was opened.
     pub(super) had: Queues,
     pub(super) bind_mode: BoundMode,

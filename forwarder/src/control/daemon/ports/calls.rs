@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::error::PortError;
 use crate::io::af_xdp::{AfXdp, PortConfig, PortInfo, PortState};
-use crate::worker::{Crossings, NoAnswer, Patience, WorkerHandle};
+use crate::worker::{Handoffs, NoAnswer, Patience, WorkerHandle};
 
 /// A worker begins with a command within a turn, 20 ms when it sleeps. Longer, for it may be kept
 /// from its CPU.
@@ -144,8 +144,8 @@ impl WorkerCalls {
     pub(super) fn cross<T: Send + 'static>(
         &mut self,
         worker: usize,
-        change: impl FnOnce(&mut Crossings) -> T + Send + 'static,
-        undo: impl FnOnce(&mut Crossings, T) + Send + 'static,
+        change: impl FnOnce(&mut Handoffs) -> T + Send + 'static,
+        undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<(), PortError> {
         self.ask(worker, |handle| {
             handle.cross_or_undo(Patience::brief(BEGIN), change, undo).map(drop)

@@ -8,17 +8,17 @@ use anyhow::{Context, Result};
 
 use super::calls::WorkerCalls;
 use super::error::PortError;
-use crate::worker::crossing::{Waker, way};
+use crate::worker::handoff::{Waker, channel};
 
 /// The worker that serves a queue, of every port.
 pub(in crate::control::daemon) fn worker_of(queue: u32, workers: usize) -> usize {
     queue as usize % workers.max(1)
 }
 
-/// The worker by whose queue `worker` sends on a port of which queues below `senders` can send.
-pub(in crate::control::daemon) fn sends_by(worker: usize, senders: u32) -> usize {
+/// The worker by whose queue `worker` sends on a port of which queues below `tx_queues` can send.
+pub(in crate::control::daemon) fn sends_by(worker: usize, tx_queues: u32) -> usize {
     // A worker's first queue has its own number.
-    if worker < senders as usize { worker } else { worker % senders.max(1) as usize }
+    if worker < tx_queues as usize { worker } else { worker % tx_queues.max(1) as usize }
 }
 
 /// The handoffs there are; made when the first port needs them, and kept.
@@ -42,24 +42,24 @@ impl Handoffs {
         Ok(Handoffs { wakers, made: BTreeSet::new(), packets })
     }
 
-    /// Tells every worker how it reaches a port of which queues below `senders` can send.
+    /// Tells every worker how it reaches a port of which queues below `tx_queues` can send.
     pub(super) fn lead(
         &mut self,
         port: u16,
-        senders: u32,
+        tx_queues: u32,
         workers: &mut WorkerCalls,
     ) -> Result<(), PortError> {
         for worker in 0..workers.len() {
-            let by = sends_by(worker, senders);
+            let by = sends_by(worker, tx_queues);
             if by != worker {
                 self.connect(worker, by, workers)?;
             }
             let by = (by != worker).then_some(by);
             workers.cross(
                 worker,
-                move |crossings| crossings.lead(port, by),
-                move |crossings, before| {
-                    crossings.lead(port, before);
+                move |handoffs| handoffs.lead(port, by),
+                move |handoffs, before| {
+                    handoffs.lead(port, before);
                 },
             )?;
         }
@@ -76,18 +76,18 @@ impl Handoffs {
             return Ok(());
         }
         let waker = self.wakers.get(to).ok_or(PortError::WorkerStalled(to))?;
-        let (out, into) = way(self.packets, to, Arc::clone(waker));
+        let (out, into) = channel(self.packets, to, Arc::clone(waker));
         let its = Arc::clone(waker);
         // The one that takes first, then the one that sends.
         workers.cross(
             to,
-            move |crossings| crossings.admit(into, its),
-            |crossings, ()| crossings.undo_admit(),
+            move |handoffs| handoffs.admit(into, its),
+            |handoffs, ()| handoffs.undo_admit(),
         )?;
         workers.cross(
             from,
-            move |crossings| crossings.add(out),
-            |crossings, ()| crossings.undo_add(),
+            move |handoffs| handoffs.add(out),
+            |handoffs, ()| handoffs.undo_add(),
         )?;
         self.made.insert((from, to));
         Ok(())
@@ -102,14 +102,14 @@ mod tests {
     fn every_queue_has_one_worker_and_every_worker_sends_by_one_that_serves_a_sending_queue() {
         for workers in 1..9 {
             for queues in 1..9u32 {
-                for senders in 1..=queues {
+                for tx_queues in 1..=queues {
                     let serves = |worker: usize, queue: u32| worker_of(queue, workers) == worker;
                     for worker in 0..workers {
-                        let by = sends_by(worker, senders);
+                        let by = sends_by(worker, tx_queues);
                         let first = (0..queues).find(|&queue| serves(by, queue));
-                        assert!(first.is_some_and(|queue| queue < senders), "{worker} by {by}");
+                        assert!(first.is_some_and(|queue| queue < tx_queues), "{worker} by {by}");
                         let own = (0..queues).find(|&queue| serves(worker, queue));
-                        assert_eq!(by == worker, own.is_some_and(|queue| queue < senders));
+                        assert_eq!(by == worker, own.is_some_and(|queue| queue < tx_queues));
                     }
                 }
             }

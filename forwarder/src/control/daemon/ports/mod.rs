@@ -45,7 +45,7 @@ use crate::io::af_xdp::AfXdp;
 use crate::say;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;
-use crate::worker::slow_path::Bell;
+use crate::worker::slow_path::Wakeup;
 
 pub(super) use self::follow::obstacle;
 pub(super) use self::handoff::{sends_by, worker_of};
@@ -130,17 +130,25 @@ impl PortManager {
         attacher: Attacher,
         workers: Vec<WorkerHandle<AfXdp>>,
         cpus: Vec<Option<usize>>,
-        rounds: u32,
+        queues_per_worker: u32,
         options: Arc<RunOptions>,
-        bell: Arc<Bell>,
+        wakeup: Arc<Wakeup>,
     ) -> Result<()> {
         let handoffs = Handoffs::new(workers.len(), options.tx_ring as usize)?;
         let max_ports = self.max_ports;
         let workers = WorkerCalls::new(workers);
         let signals = Arc::clone(&self.signals);
-        let context =
-            PortContext { attacher, workers, cpus, handoffs, options, max_ports, rounds, signals };
-        self.thread = Some(PortThread::start(context, bell)?);
+        let context = PortContext {
+            attacher,
+            workers,
+            cpus,
+            handoffs,
+            options,
+            max_ports,
+            queues_per_worker,
+            signals,
+        };
+        self.thread = Some(PortThread::start(context, wakeup)?);
         Ok(())
     }
 

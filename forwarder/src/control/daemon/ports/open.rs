@@ -98,9 +98,9 @@ impl OpenRequest {
         let channels = nic::queues(link.ifindex).map_err(PortError::Queues)?;
         let queues = with.queues_served(name, link.ifindex, channels)?;
         // A socket sends by a TX queue of its own queue's number, and there may be fewer of those.
-        let senders = queues.min(channels.tx);
+        let tx_queues = queues.min(channels.tx);
         let (bind_mode, program) = self.open_and_attach(queues, sockets, with)?;
-        with.handoffs.lead(self.index, senders, &mut with.workers)?;
+        with.handoffs.lead(self.index, tx_queues, &mut with.workers)?;
         for (queue, socket) in (0..).zip(&sockets.fds) {
             program.set_socket(queue, socket.as_raw_fd())?;
         }
@@ -116,7 +116,7 @@ impl OpenRequest {
             generation: self.generation,
             opened: Instant::now(),
             queues,
-            senders,
+            tx_queues,
             had: channels,
             bind_mode,
             no_zerocopy,

@@ -212,8 +212,8 @@ impl Port {
     }
 
     /// Of those the first so many can send.
-    pub(in crate::control::daemon) fn senders(&self) -> u32 {
-        self.active().map_or(0, |active| active.senders)
+    pub(in crate::control::daemon) fn tx_queues(&self) -> u32 {
+        self.active().map_or(0, |active| active.tx_queues)
     }
 
     /// How its sockets are bound.

@@ -30,7 +30,7 @@ impl PortContext {
         channels: Queues,
     ) -> Result<u32, PortError> {
         let queues = channels.rx;
-        let possible = (self.rounds * self.workers.len() as u32).min(QUEUES_MAX);
+        let possible = (self.queues_per_worker * self.workers.len() as u32).min(QUEUES_MAX);
         let unfit = match self.options.queues {
             Some(wanted) if wanted > channels.rx_max => format!(
                 "has {queues} RX queue(s) and can have {} at most, --queues {wanted} asked for; leave \

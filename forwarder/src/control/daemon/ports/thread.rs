@@ -18,7 +18,7 @@ use crate::control::config::RunOptions;
 use crate::control::process::signals::Signals;
 use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
-use crate::worker::slow_path::Bell;
+use crate::worker::slow_path::Wakeup;
 
 /// Between two looks at what else may end a wait.
 const MOMENT: Duration = Duration::from_millis(20);
@@ -36,7 +36,7 @@ pub(in crate::control::daemon) struct PortContext {
     /// How many ports there can be.
     pub(super) max_ports: u16,
     /// Most queues of one port that a worker can serve.
-    pub(super) rounds: u32,
+    pub(super) queues_per_worker: u32,
     /// End what waits for a queue.
     pub(super) signals: Arc<Signals>,
 }
@@ -83,15 +83,15 @@ pub(super) struct PortThread {
 }
 
 impl PortThread {
-    /// Starts it; `bell` is rung when something is done.
+    /// Starts it; `wakeup` is rung when something is done.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn start(context: PortContext, bell: Arc<Bell>) -> Result<PortThread> {
+    pub(super) fn start(context: PortContext, wakeup: Arc<Wakeup>) -> Result<PortThread> {
         let (jobs, to_do) = unbounded();
         let (finished, done) = unbounded();
         let thread = thread::Builder::new().name("fr-ports".into());
-        let thread = thread.spawn(move || run(context, &to_do, &finished, &bell));
+        let thread = thread.spawn(move || run(context, &to_do, &finished, &wakeup));
         let thread = thread.context("cannot start the thread that opens ports")?;
         Ok(PortThread { jobs, done, thread })
     }
@@ -140,7 +140,7 @@ fn ended() -> anyhow::Error {
     anyhow::anyhow!("the thread that opens ports ended by itself, which is a bug")
 }
 
-fn run(mut context: PortContext, jobs: &Receiver<Job>, done: &Sender<Done>, bell: &Bell) {
+fn run(mut context: PortContext, jobs: &Receiver<Job>, done: &Sender<Done>, wakeup: &Wakeup) {
     for job in jobs {
         context.workers.begin_job();
         context.workers.close_all_owed();
@@ -159,7 +159,7 @@ fn run(mut context: PortContext, jobs: &Receiver<Job>, done: &Sender<Done>, bell
         if done.send(outcome).is_err() {
             return;
         }
-        bell.ring();
+        wakeup.wake();
     }
 }
 

@@ -19,9 +19,9 @@ use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKe
 use super::vlans::Devs;
 use crate::control::mirror::rib::{FIRST_BODY, Net, Rib, RibAddr};
 use crate::control::mirror::state::{Family, RouterState, RuleState};
-use crate::fib::quiescence::Token;
+use crate::fib::qsbr::Token;
 use crate::fib::{
-    FamilyFib, FibError, FibInfo, Lpm, LpmWriter, Prefix, Quiescence, RouteType, Rule, RuleAction,
+    FamilyFib, FibError, FibInfo, Lpm, LpmWriter, Prefix, Qsbr, RouteType, Rule, RuleAction,
 };
 use crate::stats::PuntReason;
 
@@ -60,7 +60,7 @@ pub struct Stale {
 #[derive(Debug)]
 pub struct FamilyCompiler<A> {
     family: Family,
-    quiescence: Arc<Quiescence>,
+    qsbr: Arc<Qsbr>,
     trees: Vec<Tree<A>>,
     merged: bool,
     /// IPv4: the kernel keeps main and local apart for good once there were other rules
@@ -96,12 +96,12 @@ pub struct Prepared {
 
 impl<A: RibAddr> FamilyCompiler<A> {
     /// Without routes.
-    pub fn new(family: Family, quiescence: Arc<Quiescence>) -> FamilyCompiler<A> {
+    pub fn new(family: Family, qsbr: Arc<Qsbr>) -> FamilyCompiler<A> {
         let unsupported = FibInfo::special(RouteType::Punt(PuntReason::RouteUnsupported));
         let suppressed = FibInfo::special(RouteType::Throw);
         FamilyCompiler {
             family,
-            quiescence,
+            qsbr,
             trees: Vec::new(),
             merged: true,
             unmerged_for_good: false,
@@ -245,7 +245,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 self.trees.push(old.swap_remove(at));
                 continue;
             }
-            match LpmWriter::new(Arc::clone(&self.quiescence)) {
+            match LpmWriter::new(Arc::clone(&self.qsbr)) {
                 Ok(writer) => self.trees.push(Tree { key: *key, writer }),
                 Err(error) => {
                     self.broken = Some(error);
@@ -395,13 +395,13 @@ impl<A: RibAddr> FamilyCompiler<A> {
     pub fn reclaim(&mut self, rib: &mut Rib<A>) -> bool {
         let released = rib.bodies_mut().take_released();
         if !released.is_empty() {
-            let after = self.quiescence.advance();
+            let after = self.qsbr.advance();
             let retire = |id| Retiring { id, after, replaced: false };
             self.retiring.extend(released.into_iter().map(retire));
         }
         let mut replaced = false;
         while let Some(oldest) = self.retiring.front() {
-            if !self.quiescence.passed(oldest.after) {
+            if !self.qsbr.check(oldest.after) {
                 break;
             }
             let Some(oldest) = self.retiring.pop_front() else { break };
@@ -432,7 +432,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         if self.unpublished.is_empty() {
             return;
         }
-        let after = self.quiescence.advance();
+        let after = self.qsbr.advance();
         let retire = |id| Retiring { id, after, replaced: true };
         self.retiring.extend(self.unpublished.drain(..).map(retire));
     }

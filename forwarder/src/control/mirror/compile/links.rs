@@ -22,27 +22,31 @@ const KINDS_WITHOUT_WIRE: [&str; 7] =
     ["veth", "tun", "netkit", "macvlan", "macvtap", "ipvlan", "bridge"];
 
 /// Kinds of interface that take their frames at the one they sit on, before it is routed.
-pub const TAKERS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+pub const RX_HANDLER_KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
 
 /// Interfaces of such a kind, by the ifindex of the one they sit on.
 #[derive(Debug)]
-pub struct Takers<'a>(HashMap<u32, &'a LinkState>);
+pub struct RxHandlers<'a>(HashMap<u32, &'a LinkState>);
 
-impl<'a> Takers<'a> {
+impl<'a> RxHandlers<'a> {
     /// All of them.
-    pub fn new(state: &'a RouterState) -> Takers<'a> {
+    pub fn new(state: &'a RouterState) -> RxHandlers<'a> {
         let takes = |upper: &&LinkState| {
             upper.link_netnsid.is_none()
-                && upper.kind.as_deref().is_some_and(|kind| TAKERS.contains(&kind))
+                && upper.kind.as_deref().is_some_and(|kind| RX_HANDLER_KINDS.contains(&kind))
         };
-        let takers = state.links.values().filter(takes);
-        Takers(takers.filter_map(|upper| Some((upper.link?, upper))).collect())
+        let rx_handlers = state.links.values().filter(takes);
+        RxHandlers(rx_handlers.filter_map(|upper| Some((upper.link?, upper))).collect())
     }
 }
 
 /// Why an interface's traffic stays with the kernel; `None`: it does not.
-pub fn unsupported(state: &RouterState, link: &LinkState, takers: &Takers<'_>) -> Option<String> {
-    if let Some(upper) = takers.0.get(&link.ifindex) {
+pub fn unsupported(
+    state: &RouterState,
+    link: &LinkState,
+    rx_handlers: &RxHandlers<'_>,
+) -> Option<String> {
+    if let Some(upper) = rx_handlers.0.get(&link.ifindex) {
         return Some(format!("{} on it takes its packets", upper.name));
     }
     let Some(master) = link.master else {
@@ -63,14 +67,14 @@ pub fn unsupported(state: &RouterState, link: &LinkState, takers: &Takers<'_>) -
 
 /// All interfaces.
 pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
-    let takers = Takers::new(state);
+    let rx_handlers = RxHandlers::new(state);
     let mut addrs = HashMap::new();
     for addr in &*state.addrs {
         addrs.entry(addr.ifindex).or_insert_with(Vec::new).push(addr);
     }
     let compiled = state.links.values().map(|link| {
         let port = ports.get(&link.ifindex).copied();
-        let port = port.filter(|_| unsupported(state, link, &takers).is_none());
+        let port = port.filter(|_| unsupported(state, link, &rx_handlers).is_none());
         let (port, vlan) = match devs.vlan(link.ifindex) {
             Some((port, vlan)) => (Some(*port), Some(vlan.clone())),
             None => (port, None),

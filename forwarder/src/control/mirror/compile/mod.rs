@@ -17,8 +17,8 @@ use self::info::Ports;
 use self::vlans::Devs;
 use super::rib::Net;
 use super::state::{Family, RouterState};
-use crate::fib::Quiescence;
-use crate::fib::quiescence::Token;
+use crate::fib::Qsbr;
+use crate::fib::qsbr::Token;
 use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 use crate::tables::{Links, Published, Tables};
@@ -62,7 +62,7 @@ pub struct Touched {
 #[derive(Debug)]
 pub struct Compiler {
     published: Arc<Published<Tables>>,
-    quiescence: Arc<Quiescence>,
+    qsbr: Arc<Qsbr>,
     current: Tables,
     /// Published before; a worker may still hold them.
     retired: Vec<Arc<Tables>>,
@@ -87,15 +87,15 @@ pub struct Compiler {
 impl Compiler {
     /// Tables that know nothing, for up to `readers` workers.
     pub fn new(readers: usize) -> Compiler {
-        let quiescence = Quiescence::new(readers);
+        let qsbr = Qsbr::new(readers);
         let current = Tables::empty();
         Compiler {
             published: Arc::new(Published::new(Arc::new(current.clone()))),
             current,
             retired: Vec::new(),
-            fib4: FamilyCompiler::new(Family::V4, Arc::clone(&quiescence)),
-            fib6: FamilyCompiler::new(Family::V6, Arc::clone(&quiescence)),
-            quiescence,
+            fib4: FamilyCompiler::new(Family::V4, Arc::clone(&qsbr)),
+            fib6: FamilyCompiler::new(Family::V6, Arc::clone(&qsbr)),
+            qsbr,
             ports: Ports::new(),
             devs: Devs::default(),
             notice_wait: NOTICE_WAIT_MAX,
@@ -112,8 +112,8 @@ impl Compiler {
     }
 
     /// Where workers announce that they hold nothing.
-    pub fn quiescence(&self) -> &Arc<Quiescence> {
-        &self.quiescence
+    pub fn qsbr(&self) -> &Arc<Qsbr> {
+        &self.qsbr
     }
 
     /// The tables as published last.
@@ -249,14 +249,14 @@ impl Compiler {
     /// Nothing depends on it but how many packets are left to the kernel: one that was not waited for
     /// meets leaves beyond the end of its infos, or infos that say `NotReady` (see `family`).
     fn wait_for_workers(&mut self) {
-        let quiescence = &self.quiescence;
-        let is_late = |slot, token| quiescence.late(token).any(|late| late == slot);
+        let qsbr = &self.qsbr;
+        let is_late = |slot, token| qsbr.late(token).any(|late| late == slot);
         self.late.retain(|(slot, token)| is_late(*slot, *token));
-        let token = quiescence.advance();
+        let token = qsbr.advance();
         let until = Instant::now() + self.notice_wait;
         loop {
             let awaited = |slot: &usize| self.late.iter().all(|(late, _)| late != slot);
-            let missing: Vec<usize> = quiescence.late(token).filter(awaited).collect();
+            let missing: Vec<usize> = qsbr.late(token).filter(awaited).collect();
             if missing.is_empty() {
                 return;
             }

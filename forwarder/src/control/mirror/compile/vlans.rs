@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use xdp_prog::VLANS_MAX;
 
 use super::info::Ports;
-use super::links::{Takers, unsupported};
+use super::links::{RxHandlers, unsupported};
 use crate::control::mirror::state::{LinkState, RouterState};
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Tag, Vlan};
@@ -30,11 +30,11 @@ pub struct Devs {
 impl Devs {
     /// Of the ports and the sub-interfaces that are followed.
     pub fn new(state: &RouterState, ports: &Ports) -> Devs {
-        let takers = Takers::new(state);
+        let rx_handlers = RxHandlers::new(state);
         let mut devs = Devs { numbers: ports.clone(), vlans: BTreeMap::new() };
         let mut next = ports.values().max().map_or(0, |last| last + 1);
         for link in state.links.values().filter(|link| link.vlan.is_some()) {
-            let Ok((port, vlan)) = place(state, link, ports, &takers) else { continue };
+            let Ok((port, vlan)) = place(state, link, ports, &rx_handlers) else { continue };
             if devs.vlans.len() == VLANS_MAX {
                 break;
             }
@@ -64,11 +64,11 @@ impl Devs {
 
 /// Why a VLAN interface is not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Left {
+pub enum NotMirrored {
     /// It sits on no port, or is down: nobody wonders.
-    Plainly,
+    Irrelevant,
     /// To be told.
-    Because(String),
+    Unsupported(String),
 }
 
 /// The port and the tags of a VLAN interface; its number is not set.
@@ -76,40 +76,40 @@ pub fn place(
     state: &RouterState,
     link: &LinkState,
     ports: &Ports,
-    takers: &Takers<'_>,
-) -> Result<(u16, Vlan), Left> {
+    rx_handlers: &RxHandlers<'_>,
+) -> Result<(u16, Vlan), NotMirrored> {
     let mut tags = Vec::new();
     let mut between = None;
     let mut at = link;
     let port = loop {
-        let vlan = at.vlan.as_ref().ok_or(Left::Plainly)?;
+        let vlan = at.vlan.as_ref().ok_or(NotMirrored::Irrelevant)?;
         // What sits on a port of another namespace is that one's.
-        let lower = at.link.filter(|_| at.link_netnsid.is_none()).ok_or(Left::Plainly)?;
-        let lower = state.links.get(&lower).ok_or(Left::Plainly)?;
-        let tag = Tag::new(EtherType(vlan.protocol), vlan.id).ok_or(Left::Plainly)?;
+        let lower = at.link.filter(|_| at.link_netnsid.is_none()).ok_or(NotMirrored::Irrelevant)?;
+        let lower = state.links.get(&lower).ok_or(NotMirrored::Irrelevant)?;
+        let tag = Tag::new(EtherType(vlan.protocol), vlan.id).ok_or(NotMirrored::Irrelevant)?;
         let qos = vlan.egress_qos.iter().filter(|(_, pcp)| *pcp != 0);
         let qos = qos.map(|(priority, pcp)| (*priority, (*pcp & 7) as u8)).collect();
         tags.push(EgressTag { tag, qos });
         if !at.is_up() {
-            return Err(Left::Plainly);
+            return Err(NotMirrored::Irrelevant);
         }
         if let Some(port) = ports.get(&lower.ifindex) {
-            if unsupported(state, lower, takers).is_some() {
-                return Err(Left::Plainly);
+            if unsupported(state, lower, rx_handlers).is_some() {
+                return Err(NotMirrored::Irrelevant);
             }
             break *port;
         }
         if tags.len() == DEPTH_MAX {
-            return Err(Left::Plainly);
+            return Err(NotMirrored::Irrelevant);
         }
         between = lower.address.as_slice().try_into().ok();
         at = lower;
     };
     if tags.len() > TAGS_MAX {
-        return Err(Left::Because(format!("has more than {TAGS_MAX} tags")));
+        return Err(NotMirrored::Unsupported(format!("has more than {TAGS_MAX} tags")));
     }
-    if let Some(why) = unsupported(state, link, takers) {
-        return Err(Left::Because(why));
+    if let Some(why) = unsupported(state, link, rx_handlers) {
+        return Err(NotMirrored::Unsupported(why));
     }
     tags.reverse();
     let mut ingress_qos = [0; 8];

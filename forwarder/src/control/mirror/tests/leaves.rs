@@ -83,11 +83,10 @@ fn a_number_used_again_never_shows_another_route() {
     change(&mut compiler, 0, Touched { links: true, rules: true, ..Touched::default() });
     let stop = Arc::new(AtomicBool::new(false));
     let worker = {
-        let (published, quiescence) =
-            (Arc::clone(compiler.published()), Arc::clone(compiler.quiescence()));
+        let (published, qsbr) = (Arc::clone(compiler.published()), Arc::clone(compiler.qsbr()));
         let stop = Arc::clone(&stop);
         std::thread::spawn(move || {
-            let reader = quiescence.reader().expect("room for a reader");
+            let reader = qsbr.reader().expect("room for a reader");
             let mut snapshot = published.subscribe();
             let (mut right, mut kernel) = (0u64, 0u64);
             while !stop.load(Relaxed) {
@@ -141,9 +140,9 @@ fn a_reader_that_stands_still_is_waited_for_once_and_one_in_the_background_never
         change(compiler, round, Touched::default());
         begun.elapsed()
     };
-    let client = compiler.quiescence().background_reader().expect("room");
+    let client = compiler.qsbr().background_reader().expect("room");
     assert!(took(&mut compiler, 1) < Duration::from_millis(100), "a client's");
-    let worker = compiler.quiescence().reader().expect("room");
+    let worker = compiler.qsbr().reader().expect("room");
     assert!(took(&mut compiler, 2) >= Duration::from_millis(200), "a worker's");
     for round in 3..8 {
         assert!(took(&mut compiler, round) < Duration::from_millis(100), "not again");
@@ -163,7 +162,7 @@ fn what_waits_for_a_reader_that_stands_still_is_bounded() {
     let overdue = |compiler: &Compiler, seconds| {
         compiler.overdue(Instant::now() + Duration::from_secs(seconds))
     };
-    let worker = compiler.quiescence().reader().expect("room");
+    let worker = compiler.qsbr().reader().expect("room");
     for round in 1..=101 {
         assert_eq!(overdue(&compiler, 60), None, "{round}");
         change(&mut compiler, round, Touched::default());

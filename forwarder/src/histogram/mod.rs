@@ -16,7 +16,7 @@ pub mod svg;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::stats::hdr::{HIGHEST_NS, SIGNIFICANT_DIGITS};
+use crate::stats::histogram::{HIGHEST_NS, SIGNIFICANT_DIGITS};
 
 pub use file::{FileError, OutFile};
 pub use log::IntervalLog;

@@ -135,7 +135,7 @@ mod tests {
         let path = dir.path().join("log");
         let mut log = IntervalLog::create(&path, SystemTime::UNIX_EPOCH).expect("can be written");
         assert!(!path.exists());
-        let mut one = crate::hdr::histogram();
+        let mut one = crate::histogram::histogram();
         one.record_n(1234, 7).expect("in bounds");
         let second = Duration::from_secs(1);
         let parts = [("a:b", &one), ("odd, name", &one)];

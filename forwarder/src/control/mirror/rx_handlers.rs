@@ -2,22 +2,22 @@
 //! namespace nothing is told of them here.
 //!
 //! The kernel is asked which interfaces have an rx_handler, as often as sysctls are read and whenever
-//! interfaces changed ([`RxHandlers`]). Where it cannot be asked, one is known to be taken from when
+//! interfaces changed ([`RxHandlerIter`]). Where it cannot be asked, one is known to be taken from when
 //! its macvlan or ipvlan was moved away (IFLA_NEW_NETNSID) until it is gone itself, and that is told.
 
 use std::collections::BTreeSet;
 use std::io;
 
 use super::Unmirrored;
-use super::compile::links::TAKERS;
+use super::compile::links::RX_HANDLER_KINDS;
 use super::state::LinkState;
-use crate::io::af_xdp::rx_handlers::RxHandlers;
+use crate::io::af_xdp::rx_handlers::RxHandlerIter;
 
 /// How it is known which interfaces are taken.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// An error: why the kernel cannot be asked.
-    handlers: io::Result<RxHandlers>,
+    handlers: io::Result<RxHandlerIter>,
     /// Why it did not answer last.
     error: Option<io::Error>,
     /// Some were not looked at.
@@ -26,10 +26,10 @@ pub(super) struct Taken {
 
 impl Taken {
     pub(super) fn open() -> Taken {
-        Taken::by(RxHandlers::open())
+        Taken::by(RxHandlerIter::open())
     }
 
-    pub(super) fn by(handlers: io::Result<RxHandlers>) -> Taken {
+    pub(super) fn by(handlers: io::Result<RxHandlerIter>) -> Taken {
         Taken { handlers, error: None, is_cut: false }
     }
 
@@ -76,6 +76,6 @@ impl Taken {
 
 /// The interface whose packets one takes that has gone to another namespace.
 pub(super) fn lower_of_moved(gone: &LinkState) -> Option<u32> {
-    let takes = gone.kind.as_deref().is_some_and(|kind| TAKERS.contains(&kind));
+    let takes = gone.kind.as_deref().is_some_and(|kind| RX_HANDLER_KINDS.contains(&kind));
     gone.link.filter(|_| takes && gone.link_netnsid.is_none() && gone.new_netnsid.is_some())
 }

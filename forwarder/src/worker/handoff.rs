@@ -1,13 +1,13 @@
-//! Packets that leave by a port on which their worker has no queue: they cross to a worker that has
-//! one.
+//! Handing packets over to the worker that has a TX queue on their port (VPP: handoff).
 //!
-//! Workers share no frames. The sender copies a packet into a buffer of a [way](way) and frees its
-//! frames; the receiver copies it into frames of its own and sends it. Buffers are allocated when the
-//! way is made, and go round. When all are under way the packet is dropped (CPU_BACKLOG), as the
-//! kernel does with a full backlog of another CPU (`enqueue_to_backlog`).
+//! Where a port has fewer queues than there are workers, a worker without a queue of its own sends by
+//! that of another. Workers share no frames: the sender copies a packet into a buffer of a bounded
+//! [`channel`] and frees its frames; the receiver copies it into frames of its own and sends it. The
+//! buffers are allocated with the channel and reused. When all are in use the packet is dropped
+//! (CPU_BACKLOG), as the kernel does with a full backlog of another CPU (`enqueue_to_backlog`).
 //!
-//! What comes by one queue leaves a port by one worker and crosses to it by one way, first in, first
-//! out: a flow stays in order.
+//! All packets of an RX queue for a port take the same channel, which is first in, first out: flows stay
+//! in order.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -21,13 +21,12 @@ use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool, MAX_JUMBO, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
-/// What a packet is copied into: [`MAX_JUMBO`] octets. What no packet is long enough for takes no
-/// memory.
+/// [`MAX_JUMBO`] octets for a packet. Pages that no packet reaches take no memory.
 type Buffer = Box<[u8]>;
 
-/// A packet on its way, from its Ethernet header on.
+/// A packet that is handed over, from its Ethernet header on.
 #[derive(Debug)]
-struct Crossing {
+struct HandoffPacket {
     buffer: Buffer,
     len: usize,
     /// The port it leaves by.
@@ -59,7 +58,7 @@ impl Waker {
         Ok(Arc::new(Waker { event, asleep: AtomicBool::new(false) }))
     }
 
-    /// By the sender, after its packets are on their way.
+    /// Called by the sender after it has queued packets.
     fn wake(&self) {
         // Pairs with the fence in `fall_asleep`: either we see that it sleeps, or it sees our packets.
         fence(Ordering::SeqCst);
@@ -82,37 +81,37 @@ impl Waker {
     }
 }
 
-/// The sender's end of a way.
+/// The sender's end of a channel.
 #[derive(Debug)]
-pub struct WayOut {
+pub struct HandoffTx {
     /// Number of the worker it leads to.
     to: usize,
-    full: Sender<Crossing>,
+    full: Sender<HandoffPacket>,
     empty: Receiver<Buffer>,
     waker: Arc<Waker>,
 }
 
-/// The receiver's end of a way.
+/// The receiver's end of a channel.
 #[derive(Debug)]
-pub struct WayIn {
-    full: Receiver<Crossing>,
+pub struct HandoffRx {
+    full: Receiver<HandoffPacket>,
     empty: Sender<Buffer>,
     /// The sender has closed it, and all was taken.
     over: bool,
 }
 
-/// A way for `packets` packets to worker number `to`, whose waker this is.
-pub fn way(packets: usize, to: usize, waker: Arc<Waker>) -> (WayOut, WayIn) {
+/// A channel for `packets` packets to worker number `to`, which `waker` wakes.
+pub fn channel(packets: usize, to: usize, waker: Arc<Waker>) -> (HandoffTx, HandoffRx) {
     let (recycle, empty) = bounded(packets);
-    let (full, crossing) = bounded(packets);
+    let (full, handoff) = bounded(packets);
     for _ in 0..packets {
         // There is room for each.
         let _ = recycle.try_send(vec![0; MAX_JUMBO].into_boxed_slice());
     }
-    (WayOut { to, full, empty, waker }, WayIn { full: crossing, empty: recycle, over: false })
+    (HandoffTx { to, full, empty, waker }, HandoffRx { full: handoff, empty: recycle, over: false })
 }
 
-impl WayOut {
+impl HandoffTx {
     /// Packets for which there certainly is a buffer now.
     pub(super) fn room(&self) -> usize {
         self.empty.len()
@@ -139,7 +138,7 @@ impl WayOut {
             {
                 // It has as many octets as it is long.
                 let _ = skb.copy_bits(0, &mut buffer[..len]);
-                let crossing = Crossing {
+                let handoff = HandoffPacket {
                     len,
                     buffer,
                     oif,
@@ -150,27 +149,27 @@ impl WayOut {
                     sent_ns: now_ns,
                 };
                 // There is room for as many as there are buffers, unless the worker has ended.
-                sent += usize::from(self.full.try_send(crossing).is_ok());
+                sent += usize::from(self.full.try_send(handoff).is_ok());
             }
             pool.kfree_skb(skb);
         }
         self.waker.wake();
-        stats.crossed_out.add(sent as u64);
+        stats.handed_over_out.add(sent as u64);
         for _ in sent..packets {
             stats.tx_drop(DropReason::CpuBacklog, oif);
         }
     }
 }
 
-impl WayIn {
+impl HandoffRx {
     /// Gives a packet's buffer back to the sender.
-    fn recycle(&self, crossing: Crossing) {
+    fn recycle(&self, handoff: HandoffPacket) {
         // There is room for every buffer; the sender may be gone.
-        let _ = self.empty.try_send(crossing.buffer);
+        let _ = self.empty.try_send(handoff.buffer);
     }
 }
 
-/// What [`Crossings::take`] took.
+/// What [`Handoffs::take`] took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Taken {
     pub packets: usize,
@@ -180,47 +179,48 @@ pub(super) struct Taken {
 
 /// One worker's ends of all ways, and which port it reaches by which.
 #[derive(Debug, Default)]
-pub struct Crossings {
-    /// By port: the place in `out` of the way to it. Beyond its end, and `None`: by a queue of its own.
+pub struct Handoffs {
+    /// By port: the index in `out` of the channel to use. `None`, or beyond the end: the worker has a TX
+    /// queue of its own.
     by_port: Vec<Option<usize>>,
-    out: Vec<WayOut>,
+    out: Vec<HandoffTx>,
     /// Numbers of the workers that ports are reached by.
     targets: Vec<usize>,
-    into: Vec<WayIn>,
-    /// Its own; with the first way that leads to it.
+    into: Vec<HandoffRx>,
+    /// The worker's own, from its first incoming channel on.
     waker: Option<Arc<Waker>>,
 }
 
-impl Crossings {
-    /// A way that leads to it; `waker` is its own.
-    pub fn admit(&mut self, way: WayIn, waker: Arc<Waker>) {
+impl Handoffs {
+    /// Adds an incoming channel; `waker` is the worker's own.
+    pub fn admit(&mut self, rx: HandoffRx, waker: Arc<Waker>) {
         // One whose sender never got its end is no use to anybody.
-        self.into.retain(|way| !way.over);
-        self.into.push(way);
+        self.into.retain(|rx| !rx.over);
+        self.into.push(rx);
         self.waker = Some(waker);
     }
 
-    /// Takes the way that was admitted last back.
+    /// Removes the incoming channel that was added last.
     pub fn undo_admit(&mut self) {
         self.into.pop();
     }
 
-    /// A way that leads elsewhere.
-    pub fn add(&mut self, way: WayOut) {
-        self.out.push(way);
+    /// Adds an outgoing channel.
+    pub fn add(&mut self, tx: HandoffTx) {
+        self.out.push(tx);
     }
 
-    /// Takes the way that was added last back, before a port leads to it.
+    /// Removes the outgoing channel that was added last, before a port uses it.
     pub fn undo_add(&mut self) {
         self.out.pop();
     }
 
-    /// Packets for `port` leave by a queue of worker `by`, to whom there is a way; `None`: by a queue
-    /// of its own. Returns by whose they left before.
+    /// Has packets for `port` sent by worker `by`, to which there is a channel; `None`: by a TX queue of the
+    /// worker's own. Returns the worker that sent them before.
     pub fn lead(&mut self, port: u16, by: Option<usize>) -> Option<usize> {
-        let before = self.way(usize::from(port)).map(|way| way.to);
+        let before = self.tx_for(usize::from(port)).map(|tx| tx.to);
         let port = usize::from(port);
-        let place = by.and_then(|to| self.out.iter().position(|way| way.to == to));
+        let place = by.and_then(|to| self.out.iter().position(|tx| tx.to == to));
         if self.by_port.len() <= port {
             self.by_port.resize(port + 1, None);
         }
@@ -236,48 +236,48 @@ impl Crossings {
         &self.targets
     }
 
-    /// The way to a port; `None`: by a queue of its own.
+    /// The channel to use for a port; `None`: a TX queue of the worker's own.
     #[inline]
-    pub(super) fn way(&self, port: usize) -> Option<&WayOut> {
+    pub(super) fn tx_for(&self, port: usize) -> Option<&HandoffTx> {
         self.out.get((*self.by_port.get(port)?)?)
     }
 
     /// Ways that lead to it.
     #[inline]
-    pub(super) fn ways_in(&self) -> usize {
+    pub(super) fn channels_in(&self) -> usize {
         self.into.len()
     }
 
-    /// Takes packets from a way, a burst at most, into the egress of the ports they leave by. Those
+    /// Receives packets from a channel, a burst at most, into the egress of their ports. Those
     /// for which there is no frame are dropped and counted (NOMEM, tx_dropped), and those sent over
     /// before `oldest_ns` of CLOCK_MONOTONIC (QUEUE_PURGE).
     pub(super) fn take(
         &mut self,
-        way: usize,
+        channel: usize,
         oldest_ns: u64,
         pool: &mut FramePool,
         egress: &mut [RoutedBurst],
         stats: &WorkerStats,
     ) -> Taken {
         let mut taken = Taken::default();
-        let Some(way) = self.into.get_mut(way) else { return taken };
+        let Some(rx) = self.into.get_mut(channel) else { return taken };
         while taken.packets < BURST {
-            let crossing = match way.full.try_recv() {
-                Ok(crossing) => crossing,
+            let handoff = match rx.full.try_recv() {
+                Ok(handoff) => handoff,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    way.over = true;
+                    rx.over = true;
                     break;
                 }
             };
             taken.packets += 1;
-            if crossing.sent_ns < oldest_ns {
-                stats.tx_drop(DropReason::QueuePurge, crossing.oif);
-                way.recycle(crossing);
+            if handoff.sent_ns < oldest_ns {
+                stats.tx_drop(DropReason::QueuePurge, handoff.oif);
+                rx.recycle(handoff);
                 continue;
             }
-            taken.timed |= crossing.timed;
-            match (land(&crossing, pool), egress.get_mut(usize::from(crossing.oif))) {
+            taken.timed |= handoff.timed;
+            match (land(&handoff, pool), egress.get_mut(usize::from(handoff.oif))) {
                 (Some(skb), Some(egress)) if egress.room() > 0 => {
                     if let Err(skb) = egress.push_handed_over(skb) {
                         // There was room.
@@ -286,17 +286,17 @@ impl Crossings {
                 }
                 (skb, _) => {
                     skb.into_iter().for_each(|skb| pool.kfree_skb(skb));
-                    stats.tx_drop(DropReason::NoMem, crossing.oif);
+                    stats.tx_drop(DropReason::NoMem, handoff.oif);
                 }
             }
-            way.recycle(crossing);
+            rx.recycle(handoff);
         }
-        stats.crossed_in.add(taken.packets as u64);
+        stats.handed_over_in.add(taken.packets as u64);
         taken
     }
 
     /// What rings when packets come over, if any can.
-    pub(super) fn bell(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn wakeup(&self) -> Option<BorrowedFd<'_>> {
         self.waker.as_ref().map(|waker| waker.event.as_fd())
     }
 
@@ -304,7 +304,7 @@ impl Crossings {
     pub(super) fn may_sleep(&self) -> bool {
         let Some(waker) = &self.waker else { return true };
         waker.fall_asleep();
-        let idle = self.into.iter().all(|way| way.full.is_empty());
+        let idle = self.into.iter().all(|rx| rx.full.is_empty());
         if !idle {
             waker.awake();
         }
@@ -320,32 +320,32 @@ impl Crossings {
 
     /// Sends nothing over any more, and lets those know who wait for it.
     pub(super) fn close(&mut self) {
-        for way in self.out.drain(..) {
-            way.waker.wake();
+        for tx in self.out.drain(..) {
+            tx.waker.wake();
         }
     }
 
     /// Drops what has come over and was not taken, and counts it (tx_dropped).
     pub(super) fn drop_all(&mut self, reason: DropReason, stats: &WorkerStats) {
-        for way in &self.into {
-            for crossing in way.full.try_iter().take(way.full.len()) {
-                stats.crossed_in.inc();
-                stats.tx_drop(reason, crossing.oif);
-                way.recycle(crossing);
+        for rx in &self.into {
+            for handoff in rx.full.try_iter().take(rx.full.len()) {
+                stats.handed_over_in.inc();
+                stats.tx_drop(reason, handoff.oif);
+                rx.recycle(handoff);
             }
         }
     }
 
     /// Whether nothing comes over any more: every sender has closed, and all was taken.
     pub(super) fn is_over(&self) -> bool {
-        self.into.iter().all(|way| way.over)
+        self.into.iter().all(|rx| rx.over)
     }
 }
 
 /// A packet that has come over, in frames of this worker's. `None`: too few are free.
-fn land(crossing: &Crossing, pool: &mut FramePool) -> Option<SkBuff> {
-    let mut skb = SkBuff::of_octets(pool, crossing.buffer.get(..crossing.len)?)?;
-    (skb.port, skb.iif) = (crossing.port, crossing.iif);
-    (skb.timed, skb.tstamp_ns) = (crossing.timed, crossing.tstamp_ns);
+fn land(handoff: &HandoffPacket, pool: &mut FramePool) -> Option<SkBuff> {
+    let mut skb = SkBuff::of_octets(pool, handoff.buffer.get(..handoff.len)?)?;
+    (skb.port, skb.iif) = (handoff.port, handoff.iif);
+    (skb.timed, skb.tstamp_ns) = (handoff.timed, handoff.tstamp_ns);
     Some(skb)
 }

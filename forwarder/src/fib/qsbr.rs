@@ -3,8 +3,8 @@
 //!
 //! A reader announces, once a burst, that it holds nothing it read before
 //! ([`Reader::quiescent`]: one load and one store). The writer unlinks, takes a
-//! token ([`Quiescence::advance`]) and may reuse once every reader that is
-//! online has announced itself since ([`Quiescence::passed`]). Nothing blocks:
+//! token ([`Qsbr::advance`]) and may reuse once every reader that is
+//! online has announced itself since ([`Qsbr::check`]). Nothing blocks:
 //! a reader that stays away only delays reuse. What is protected, and that it
 //! is memory at all, is the user's affair.
 
@@ -22,12 +22,12 @@ struct Slot {
     /// The epoch this reader announced last, or [`OFFLINE`].
     seen: AtomicU64,
     claimed: AtomicBool,
-    /// See [`Quiescence::background_reader`].
+    /// See [`Qsbr::background_reader`].
     is_background: AtomicBool,
 }
 
 impl Slot {
-    fn passed(&self, token: Token) -> bool {
+    fn check(&self, token: Token) -> bool {
         // Acquire pairs with the reader's release: its lookups before the
         // announcement happened before whatever the writer does next.
         let seen = self.seen.load(Ordering::Acquire);
@@ -37,16 +37,16 @@ impl Slot {
 
 /// The epoch that the writer advances and a slot for each reader.
 #[derive(Debug)]
-pub struct Quiescence {
+pub struct Qsbr {
     epoch: AtomicU64,
     slots: Box<[Slot]>,
 }
 
-/// A point in time after an unlinking; see [`Quiescence::passed`].
+/// A point in time after an unlinking; see [`Qsbr::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(u64);
 
-impl Quiescence {
+impl Qsbr {
     /// Room for `readers` readers at a time.
     pub fn new(readers: usize) -> Arc<Self> {
         let slot = || Slot {
@@ -66,7 +66,7 @@ impl Quiescence {
     }
 
     /// Likewise, one that may take its time: what it may hold is not reused, but the writer does not
-    /// expect it to be quiescent soon (see [`Quiescence::late`]).
+    /// expect it to be quiescent soon (see [`Qsbr::late`]).
     pub fn background_reader(self: &Arc<Self>) -> Option<Reader> {
         self.claim(true)
     }
@@ -74,7 +74,7 @@ impl Quiescence {
     fn claim(self: &Arc<Self>, is_background: bool) -> Option<Reader> {
         let slot = self.slots.iter().position(|slot| !slot.claimed.swap(true, Ordering::AcqRel))?;
         self.slots[slot].is_background.store(is_background, Ordering::Relaxed);
-        let reader = Reader { quiescence: Arc::clone(self), slot };
+        let reader = Reader { qsbr: Arc::clone(self), slot };
         reader.online();
         Some(reader)
     }
@@ -89,15 +89,15 @@ impl Quiescence {
 
     /// Whether every reader has been quiescent or offline since `token`: what
     /// was unlinked before it was taken can be reused.
-    pub fn passed(&self, token: Token) -> bool {
-        self.slots.iter().all(|slot| slot.passed(token))
+    pub fn check(&self, token: Token) -> bool {
+        self.slots.iter().all(|slot| slot.check(token))
     }
 
     /// The slots of readers, but those in the background, that have not been quiescent or offline
     /// since `token`.
     pub fn late(&self, token: Token) -> impl Iterator<Item = usize> {
         let is_late =
-            move |slot: &Slot| !slot.passed(token) && !slot.is_background.load(Ordering::Relaxed);
+            move |slot: &Slot| !slot.check(token) && !slot.is_background.load(Ordering::Relaxed);
         self.slots.iter().enumerate().filter(move |(_, slot)| is_late(slot)).map(|(at, _)| at)
     }
 }
@@ -105,13 +105,13 @@ impl Quiescence {
 /// A reader's side; belongs to one thread at a time. Dropped, it is offline.
 #[derive(Debug)]
 pub struct Reader {
-    quiescence: Arc<Quiescence>,
+    qsbr: Arc<Qsbr>,
     slot: usize,
 }
 
 impl Reader {
     fn slot(&self) -> &AtomicU64 {
-        &self.quiescence.slots[self.slot].seen
+        &self.qsbr.slots[self.slot].seen
     }
 
     /// Nothing read before is held any more: one load, one store. Not for a
@@ -119,7 +119,7 @@ impl Reader {
     #[inline]
     pub fn quiescent(&self) {
         // Acquire: who sees the epoch sees what was unlinked before it.
-        let epoch = self.quiescence.epoch.load(Ordering::Acquire);
+        let epoch = self.qsbr.epoch.load(Ordering::Acquire);
         self.slot().store(epoch, Ordering::Release);
     }
 
@@ -131,7 +131,7 @@ impl Reader {
 
     /// Lookups may follow.
     pub fn online(&self) {
-        let epoch = self.quiescence.epoch.load(Ordering::Acquire);
+        let epoch = self.qsbr.epoch.load(Ordering::Acquire);
         self.slot().store(epoch, Ordering::SeqCst);
         // Either the writer, looking after its own fence, sees this reader
         // online, or this reader sees all that was unlinked before that fence.
@@ -142,7 +142,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.offline();
-        self.quiescence.slots[self.slot].claimed.store(false, Ordering::Release);
+        self.qsbr.slots[self.slot].claimed.store(false, Ordering::Release);
     }
 }
 
@@ -152,36 +152,36 @@ mod tests {
 
     #[test]
     fn a_token_passes_when_every_online_reader_has_announced_itself() {
-        let q = Quiescence::new(2);
-        assert!(q.passed(q.advance()), "no readers, nothing to wait for");
+        let q = Qsbr::new(2);
+        assert!(q.check(q.advance()), "no readers, nothing to wait for");
         let (a, b) = (q.reader().unwrap(), q.reader().unwrap());
         let token = q.advance();
-        assert!(!q.passed(token));
+        assert!(!q.check(token));
         a.quiescent();
-        assert!(!q.passed(token));
+        assert!(!q.check(token));
         b.quiescent();
-        assert!(q.passed(token));
+        assert!(q.check(token));
         let later = q.advance();
         a.quiescent();
-        assert!(!q.passed(later) && q.passed(token));
+        assert!(!q.check(later) && q.check(token));
         b.offline();
-        assert!(q.passed(later));
+        assert!(q.check(later));
         b.online();
-        assert!(q.passed(later), "it came back after the unlinking");
-        assert!(!q.passed(q.advance()));
+        assert!(q.check(later), "it came back after the unlinking");
+        assert!(!q.check(q.advance()));
     }
 
     #[test]
     fn readers_in_the_background_are_not_late_and_keep_what_they_hold() {
-        let q = Quiescence::new(3);
+        let q = Qsbr::new(3);
         let (a, b) = (q.reader().unwrap(), q.background_reader().unwrap());
         let token = q.advance();
         assert_eq!(q.late(token).collect::<Vec<_>>(), [0]);
         a.quiescent();
         assert_eq!(q.late(token).count(), 0);
-        assert!(!q.passed(token));
+        assert!(!q.check(token));
         b.offline();
-        assert!(q.passed(token));
+        assert!(q.check(token));
         drop(b);
         let _worker = q.reader().unwrap();
         assert_eq!(q.late(q.advance()).collect::<Vec<_>>(), [0, 1], "the slot is another's now");
@@ -189,12 +189,12 @@ mod tests {
 
     #[test]
     fn slots_are_limited_and_given_back() {
-        let q = Quiescence::new(1);
+        let q = Qsbr::new(1);
         let a = q.reader().unwrap();
         assert!(q.reader().is_none());
         let token = q.advance();
         drop(a);
-        assert!(q.passed(token), "a reader that is gone holds nothing");
+        assert!(q.check(token), "a reader that is gone holds nothing");
         assert!(q.reader().is_some());
     }
 }

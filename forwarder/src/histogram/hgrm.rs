@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     fn text(values: &[u64]) -> String {
-        let mut histogram = crate::hdr::histogram();
+        let mut histogram = crate::histogram::histogram();
         values.iter().for_each(|&ns| histogram.record(ns).expect("in bounds"));
         let mut text = Vec::new();
         write(&histogram, &mut text).expect("writes");

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     fn of(values: impl IntoIterator<Item = u64>) -> Histogram<u64> {
-        let mut histogram = crate::hdr::histogram();
+        let mut histogram = crate::histogram::histogram();
         values.into_iter().for_each(|ns| histogram.record(ns).expect("in bounds"));
         histogram
     }
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn odd_histograms_are_drawn_too() {
-        let highest = crate::stats::hdr::HIGHEST_NS;
+        let highest = crate::stats::histogram::HIGHEST_NS;
         let odd = [of([]), of([0]), of([highest]), of([0, highest]), of([7; 3])];
         for histogram in &odd {
             let svg = draw("odd", &[("one", histogram)]).expect("draws");

@@ -32,7 +32,7 @@ const DISCARD: u16 = 9;
 
 /// What the kernel knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
+pub struct NextHop {
     /// The source address that the kernel would choose.
     pub source: Option<IpAddr>,
     /// Who has to take the packet: the gateway, or the destination itself.
@@ -43,7 +43,7 @@ pub struct Way {
 ///
 /// # Errors
 /// ENETUNREACH and the like when there is none.
-pub fn route(ifindex: u32, destination: IpAddr) -> io::Result<Way> {
+pub fn look_up(ifindex: u32, destination: IpAddr) -> io::Result<NextHop> {
     let octets = octets(destination);
     let mut header = [0; HEADER];
     header[0] = family(destination);
@@ -59,21 +59,21 @@ pub fn route(ifindex: u32, destination: IpAddr) -> io::Result<Way> {
     found.ok_or_else(|| io::Error::from_raw_os_error(libc::ENETUNREACH))
 }
 
-fn parse_route(message: &Message<'_>, destination: IpAddr) -> Way {
-    let mut way = Way { source: None, next_hop: destination };
+fn parse_route(message: &Message<'_>, destination: IpAddr) -> NextHop {
+    let mut found = NextHop { source: None, next_hop: destination };
     for attr in message.attrs(HEADER) {
         match attr.kind {
-            RTA_PREFSRC => way.source = attr.ip(),
-            RTA_GATEWAY => way.next_hop = attr.ip().unwrap_or(way.next_hop),
+            RTA_PREFSRC => found.source = attr.ip(),
+            RTA_GATEWAY => found.next_hop = attr.ip().unwrap_or(found.next_hop),
             // struct rtvia: the family, then the address.
             RTA_VIA => {
                 let via = attr.value.get(2..).and_then(crate::control::netlink::message::ip);
-                way.next_hop = via.unwrap_or(way.next_hop);
+                found.next_hop = via.unwrap_or(found.next_hop);
             }
             _ => {}
         }
     }
-    way
+    found
 }
 
 /// The MAC of a neighbour, which is asked for it if the kernel does not know. `None`: it does not
