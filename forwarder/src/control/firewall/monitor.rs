@@ -101,7 +101,7 @@ impl Source {
             match (events.receive(), self.part) {
                 (Ok(Received::Empty), _) => return true,
                 (Ok(Received::Datagram(octets)), Part::Tc) => {
-                    for notice in Messages::new(octets).map(|message| Notice::of(&message)) {
+                    for notice in Messages::new(octets).filter_map(|it| Notice::of(&it)) {
                         // Of filters alone: the disciplines are the same.
                         self.is_stale |= matches!(notice, Notice::Qdisc { .. } | Notice::All);
                         told.push(notice);

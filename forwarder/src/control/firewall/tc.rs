@@ -19,6 +19,8 @@ const RTM_GETTCLASS: u16 = 42;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
+const RTM_NEWACTION: u16 = 48;
+const RTM_GETACTION: u16 = 50;
 const RTM_NEWCHAIN: u16 = 100;
 const RTM_DELCHAIN: u16 = 101;
 /// In place of an interface: the filters are those of a block (include/uapi/linux/rtnetlink.h).
@@ -207,13 +209,17 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Of a message of RTNLGRP_TC.
-    pub fn of(message: &Message<'_>) -> Notice {
+    /// Of a message of RTNLGRP_TC; `None`: it is about actions, which do nothing without a filter, and
+    /// a filter counts whatever its actions are.
+    pub fn of(message: &Message<'_>) -> Option<Notice> {
+        if (RTM_NEWACTION..=RTM_GETACTION).contains(&message.kind) {
+            return None;
+        }
         let word = |at| u32_at(message.payload, at);
         let (Some(ifindex), Some(id), Some(parent)) = (word(4), word(8), word(12)) else {
-            return Notice::All;
+            return Some(Notice::All);
         };
-        match message.kind {
+        Some(match message.kind {
             RTM_NEWQDISC | RTM_DELQDISC => Notice::Qdisc { ifindex, handle: id },
             RTM_NEWTCLASS | RTM_DELTCLASS => Notice::Parent { ifindex, parent: id },
             RTM_NEWTFILTER | RTM_DELTFILTER | RTM_NEWCHAIN | RTM_DELCHAIN => match parent {
@@ -223,7 +229,7 @@ impl Notice {
                 parent => Notice::Parent { ifindex, parent },
             },
             _ => Notice::All,
-        }
+        })
     }
 }
 
@@ -254,19 +260,24 @@ mod tests {
             let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
             Notice::of(&Message { kind, flags: 0, seq: 0, payload: &payload })
         };
+        let about = |kind, ifindex, handle, parent| {
+            notice(kind, ifindex, handle, parent).expect("is about filters")
+        };
         let (ifindex, handle) = (7, 0x1_0000);
-        assert_eq!(notice(RTM_DELQDISC, 7, handle, 0), Notice::Qdisc { ifindex, handle });
+        assert_eq!(about(RTM_DELQDISC, 7, handle, 0), Notice::Qdisc { ifindex, handle });
         let class = Notice::Parent { ifindex, parent: 0x1_0005 };
-        assert_eq!(notice(RTM_NEWTCLASS, 7, 0x1_0005, handle), class);
-        assert_eq!(notice(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), class);
+        assert_eq!(about(RTM_NEWTCLASS, 7, 0x1_0005, handle), class);
+        assert_eq!(about(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), class);
         // tc filter add … parent ffff: and … ingress are the same place.
         let clsact = Notice::Qdisc { ifindex, handle: CLSACT };
-        assert_eq!(notice(RTM_NEWTFILTER, 7, 0, CLSACT), clsact);
-        assert_eq!(notice(RTM_DELTFILTER, 7, 0, TC_H_EGRESS), clsact);
-        assert_eq!(notice(RTM_NEWCHAIN, TCM_IFINDEX_MAGIC_BLOCK, 0, 1), Notice::Block);
-        assert_eq!(notice(48, 7, 0, 0), Notice::All);
+        assert_eq!(about(RTM_NEWTFILTER, 7, 0, CLSACT), clsact);
+        assert_eq!(about(RTM_DELTFILTER, 7, 0, TC_H_EGRESS), clsact);
+        assert_eq!(about(RTM_NEWCHAIN, TCM_IFINDEX_MAGIC_BLOCK, 0, 1), Notice::Block);
+        assert_eq!(about(99, 7, 0, 0), Notice::All);
         let cut = Message { kind: RTM_NEWTFILTER, flags: 0, seq: 0, payload: &[0; 15] };
-        assert_eq!(Notice::of(&cut), Notice::All);
+        assert_eq!(Notice::of(&cut), Some(Notice::All));
+        // RTM_NEWACTION, RTM_DELACTION, RTM_GETACTION.
+        assert!([48, 49, 50].iter().all(|kind| notice(*kind, 0, 0, 0).is_none()));
     }
 
     #[test]
