@@ -4,14 +4,18 @@
 //! There is a question for each place where filters can be, and an HTB with thousands of classes has
 //! as many places. So only those are asked for again of which a notice told; all others are verified
 //! in turn. [`Devices::read`] does a part of either, up to a time.
+//!
+//! A dump of qdiscs or classes may lack some that are there: the kernel goes on by counting from one part
+//! of the answer to the next, and says nothing of what went meanwhile (`tc_dump_qdisc`,
+//! `tc_dump_tclass_qdisc`). So a filter is only forgotten when its own parent was asked and had none.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Instant;
 
-use super::hooks::{Hook, Reader};
-use super::sockets::Sockets;
+use super::Asker;
+use super::hooks::Hook;
 use super::tc::{self, Notice, Qdisc};
 use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::bpf::{TcxHook, TcxPrograms, tcx_programs};
@@ -23,8 +27,10 @@ enum Place {
     Hooks,
     /// Both tcx hooks.
     Tcx,
-    /// A queueing discipline, by its handle: which parents it has.
+    /// A queueing discipline, by its handle: all its parents are read again.
     Qdisc(u32),
+    /// The same whose classes changed: parents that were not read yet are.
+    Classes(u32),
     /// A parent of tc filters.
     Parent(u32),
 }
@@ -36,7 +42,7 @@ pub struct Device {
     pub hooks: Vec<Hook>,
     /// By [`TCX_HOOKS`].
     pub tcx: [TcxPrograms; 2],
-    /// Kinds of tc filters, by parent; parents without filters are left out.
+    /// Kinds of tc filters, by the parents that were read.
     pub filters: BTreeMap<u32, BTreeSet<String>>,
 }
 
@@ -74,7 +80,9 @@ impl Devices {
     pub fn follow_qdiscs(&mut self, before: &BTreeSet<Qdisc>, now: &BTreeSet<Qdisc>) {
         for gone in before.difference(now) {
             if let Some(device) = self.of.get_mut(&gone.ifindex) {
-                device.filters.retain(|parent, _| !gone.has(*parent));
+                let parents = device.parents(BTreeSet::new(), &[gone]);
+                let places = parents.into_iter().map(|it| (gone.ifindex, Place::Parent(it)));
+                self.stale.extend(places);
             }
         }
         for new in now.difference(before) {
@@ -87,6 +95,12 @@ impl Devices {
         let is_clsact = |qdisc: &&Qdisc| qdisc.is_clsact();
         match notice {
             Notice::Qdisc { ifindex, handle } => self.tell(ifindex, Place::Qdisc(handle)),
+            Notice::Class { ifindex, qdisc, class } => {
+                self.tell(ifindex, Place::Classes(qdisc));
+                if self.of.get(&ifindex).is_some_and(|it| it.filters.contains_key(&class)) {
+                    self.tell(ifindex, Place::Parent(class));
+                }
+            }
             Notice::Parent { ifindex, parent } => self.tell(ifindex, Place::Parent(parent)),
             Notice::Block => qdiscs
                 .iter()
@@ -147,11 +161,10 @@ impl Devices {
     /// left; one at least. Whether the answers may be others: also when nothing is stale any more.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be asked. What was not read stays to be read.
     pub fn read(
         &mut self,
-        sockets: &mut Sockets,
-        hooks: &mut Reader,
+        asker: &mut Asker,
         nics: &[Nic],
         qdiscs: &BTreeSet<Qdisc>,
         end: Option<Instant>,
@@ -159,47 +172,56 @@ impl Devices {
         let was_stale = self.is_stale();
         let mut changed = false;
         loop {
-            let told = !self.stale.is_empty();
-            let next = self.stale.pop_first().or_else(|| self.unverified.pop_first());
-            let Some((ifindex, place)) = next else { break };
-            let Some(device) = self.of.get_mut(&ifindex) else { continue };
-            match place {
-                Place::Hooks => {
-                    let nic = nics.iter().find(|nic| nic.ifindex == ifindex);
-                    let found = nic.map(|nic| hooks.on_device(&nic.name)).transpose()?;
-                    changed |= replace(&mut device.hooks, found.unwrap_or_default());
-                }
-                Place::Tcx => {
-                    changed |= device.read_tcx(ifindex)?;
-                }
-                Place::Parent(parent) => {
-                    let found = tc::filters(sockets.route()?, ifindex, parent)?;
-                    let before = match found.is_empty() {
-                        true => device.filters.remove(&parent),
-                        false => device.filters.insert(parent, found),
-                    };
-                    changed |= before.as_ref() != device.filters.get(&parent);
-                }
-                Place::Qdisc(handle) => {
-                    let mut parents = BTreeSet::new();
-                    let all = || qdiscs.iter().filter(|qdisc| qdisc.is(ifindex, handle));
-                    for qdisc in all() {
-                        parents.extend(tc::parents(sockets.route()?, qdisc)?);
-                    }
-                    let count = device.filters.len();
-                    device.filters.retain(|parent, _| {
-                        parents.contains(parent) || !all().any(|qdisc| qdisc.has(*parent))
-                    });
-                    changed |= device.filters.len() != count;
-                    let of = if told { &mut self.stale } else { &mut self.unverified };
-                    of.extend(parents.into_iter().map(|parent| (ifindex, Place::Parent(parent))));
-                }
+            let told = self.stale.pop_first();
+            let Some(at) = told.or_else(|| self.unverified.pop_first()) else { break };
+            let read = self.read_place(at, told.is_some(), asker, nics, qdiscs);
+            if read.is_err() {
+                self.stale.insert(at);
             }
+            changed |= read?;
             if end.is_some_and(|end| Instant::now() >= end) {
                 break;
             }
         }
         Ok(changed || was_stale && !self.is_stale())
+    }
+
+    /// Whether it has others now.
+    fn read_place(
+        &mut self,
+        (ifindex, place): (u32, Place),
+        is_told: bool,
+        asker: &mut Asker,
+        nics: &[Nic],
+        qdiscs: &BTreeSet<Qdisc>,
+    ) -> io::Result<bool> {
+        let Some(device) = self.of.get_mut(&ifindex) else { return Ok(false) };
+        match place {
+            Place::Hooks => {
+                let nic = nics.iter().find(|nic| nic.ifindex == ifindex);
+                let found = nic.map(|nic| asker.hooks.on_device(&nic.name)).transpose()?;
+                Ok(replace(&mut device.hooks, found.unwrap_or_default()))
+            }
+            Place::Tcx => device.read_tcx(ifindex),
+            Place::Parent(parent) => {
+                let found = tc::filters(asker.sockets.route()?, ifindex, parent)?;
+                Ok(device.set_filters(parent, found))
+            }
+            Place::Qdisc(handle) | Place::Classes(handle) => {
+                let of: Vec<&Qdisc> = qdiscs.iter().filter(|it| it.is(ifindex, handle)).collect();
+                let mut listed = BTreeSet::new();
+                for qdisc in &of {
+                    listed.extend(tc::parents(asker.sockets.route()?, qdisc)?);
+                }
+                let mut parents = device.parents(listed, &of);
+                if place == Place::Classes(handle) {
+                    parents.retain(|parent| !device.filters.contains_key(parent));
+                }
+                let to_read = if is_told { &mut self.stale } else { &mut self.unverified };
+                to_read.extend(parents.into_iter().map(|parent| (ifindex, Place::Parent(parent))));
+                Ok(false)
+            }
+        }
     }
 
     /// Looks at the tcx programs of an interface. Whether they are others now.
@@ -212,6 +234,31 @@ impl Devices {
 }
 
 impl Device {
+    /// Parents of disciplines that may have filters: those that are `listed`, and those that had some when
+    /// they were read last. All others of these disciplines are forgotten.
+    fn parents(&mut self, mut listed: BTreeSet<u32>, of: &[&Qdisc]) -> BTreeSet<u32> {
+        self.filters.retain(|parent, kinds| {
+            let is_of = of.iter().any(|qdisc| qdisc.has(*parent));
+            if is_of && !kinds.is_empty() {
+                listed.insert(*parent);
+            }
+            !is_of || listed.contains(parent)
+        });
+        listed
+    }
+
+    /// What a parent has, when it was asked. One that had filters and has none any more may be gone, and
+    /// is forgotten. Whether that is a change.
+    fn set_filters(&mut self, parent: u32, kinds: BTreeSet<String>) -> bool {
+        match self.filters.entry(parent) {
+            Entry::Occupied(known) if kinds.is_empty() && !known.get().is_empty() => {
+                known.remove();
+                true
+            }
+            known => replace(known.or_default(), kinds),
+        }
+    }
+
     fn read_tcx(&mut self, ifindex: u32) -> io::Result<bool> {
         let mut changed = false;
         for ((hook, _), programs) in TCX_HOOKS.iter().zip(&mut self.tcx) {
@@ -270,13 +317,59 @@ mod tests {
         devices.stale.clear();
         devices.follow(&[&one, &two], &before);
         assert!(!devices.is_stale(), "what is known is not read again");
-        let filters = BTreeSet::from(["u32".to_owned()]);
-        let device = devices.of.get_mut(&1).expect("is followed");
-        device.filters = BTreeMap::from([(0x1_0005, filters.clone()), (0x2_0005, filters.clone())]);
         let now = BTreeSet::from([qdisc(1, 0x2_0000, "htb"), qdisc(2, 0xffff_0000, "clsact")]);
         devices.follow_qdiscs(&before, &now);
         assert_eq!(devices.stale, BTreeSet::from([(1, Place::Qdisc(0x2_0000))]));
-        assert_eq!(devices.of[&1].filters, BTreeMap::from([(0x2_0005, filters)]));
+    }
+
+    fn kinds() -> BTreeSet<String> {
+        BTreeSet::from(["u32".to_owned()])
+    }
+
+    #[test]
+    fn a_filter_is_forgotten_only_when_its_parent_was_asked() {
+        let (one, htb) = (nic(1), qdisc(1, 0x1_0000, "htb"));
+        let before = BTreeSet::from([htb.clone(), qdisc(1, 0x2_0000, "htb")]);
+        let mut devices = Devices::default();
+        devices.follow(&[&one], &before);
+        devices.stale.clear();
+        let device = devices.of.get_mut(&1).expect("is followed");
+        for (parent, has_any) in [(0x1_0005, true), (0x1_0006, false), (0x2_0005, true)] {
+            device.set_filters(parent, if has_any { kinds() } else { BTreeSet::new() });
+        }
+        let known = device.filters.clone();
+        let listed = BTreeSet::from([0x1_0006, 0x1_0007]);
+        let parents = device.parents(listed.clone(), &[&htb]);
+        assert_eq!(
+            parents,
+            BTreeSet::from([0x1_0005, 0x1_0006, 0x1_0007]),
+            "a class is not listed"
+        );
+        assert_eq!(device.filters, known);
+
+        // The same of a discipline that is not listed.
+        let now = BTreeSet::from([qdisc(1, 0x2_0000, "htb")]);
+        devices.follow_qdiscs(&before, &now);
+        assert_eq!(devices.stale, BTreeSet::from([(1, Place::Parent(0x1_0005))]));
+        let device = devices.of.get_mut(&1).expect("is followed");
+        assert_eq!(device.filters.get(&0x1_0005), Some(&kinds()));
+        assert!(device.set_filters(0x1_0005, BTreeSet::new()));
+        assert_eq!(device.filters, BTreeMap::from([(0x2_0005, kinds())]));
+    }
+
+    #[test]
+    fn a_change_of_classes_has_those_read_that_were_not() {
+        let (one, qdiscs) = (nic(1), BTreeSet::from([qdisc(1, 0x1_0000, "htb")]));
+        let mut devices = Devices::default();
+        devices.follow(&[&one], &qdiscs);
+        devices.stale.clear();
+        let notice = |class| Notice::Class { ifindex: 1, qdisc: 0x1_0000, class };
+        devices.take_notice(notice(0x1_0005), &qdiscs);
+        assert_eq!(devices.stale, BTreeSet::from([(1, Place::Classes(0x1_0000))]));
+        devices.of.get_mut(&1).expect("is followed").set_filters(0x1_0005, kinds());
+        devices.take_notice(notice(0x1_0005), &qdiscs);
+        let told = [(1, Place::Classes(0x1_0000)), (1, Place::Parent(0x1_0005))];
+        assert_eq!(devices.stale, BTreeSet::from(told), "its filters may be gone");
     }
 
     #[test]

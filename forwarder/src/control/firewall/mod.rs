@@ -184,7 +184,7 @@ impl Rules {
 
     /// See [`Devices::read`].
     fn read_devices(&mut self, asker: &mut Asker, end: Option<Instant>) -> io::Result<bool> {
-        self.devices.read(&mut asker.sockets, &mut asker.hooks, &self.nics, &self.qdiscs, end)
+        self.devices.read(asker, &self.nics, &self.qdiscs, end)
     }
 
     /// Whether they are others than before.

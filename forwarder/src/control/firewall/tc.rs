@@ -200,7 +200,9 @@ fn dump<T>(
 pub enum Notice {
     /// A discipline of an interface came, went or was changed.
     Qdisc { ifindex: u32, handle: u32 },
-    /// Filters at a parent, or the parent itself: a class.
+    /// A class of a discipline, by the handles of both.
+    Class { ifindex: u32, qdisc: u32, class: u32 },
+    /// Filters at a parent.
     Parent { ifindex: u32, parent: u32 },
     /// Filters of a block that several interfaces share.
     Block,
@@ -221,7 +223,9 @@ impl Notice {
         };
         Some(match message.kind {
             RTM_NEWQDISC | RTM_DELQDISC => Notice::Qdisc { ifindex, handle: id },
-            RTM_NEWTCLASS | RTM_DELTCLASS => Notice::Parent { ifindex, parent: id },
+            RTM_NEWTCLASS | RTM_DELTCLASS => {
+                Notice::Class { ifindex, qdisc: id & !MINOR, class: id }
+            }
             RTM_NEWTFILTER | RTM_DELTFILTER | RTM_NEWCHAIN | RTM_DELCHAIN => match parent {
                 _ if ifindex == TCM_IFINDEX_MAGIC_BLOCK => Notice::Block,
                 // The same place has several names.
@@ -265,9 +269,10 @@ mod tests {
         };
         let (ifindex, handle) = (7, 0x1_0000);
         assert_eq!(about(RTM_DELQDISC, 7, handle, 0), Notice::Qdisc { ifindex, handle });
-        let class = Notice::Parent { ifindex, parent: 0x1_0005 };
-        assert_eq!(about(RTM_NEWTCLASS, 7, 0x1_0005, handle), class);
-        assert_eq!(about(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), class);
+        let class = Notice::Class { ifindex, qdisc: handle, class: 0x1_0005 };
+        assert_eq!(about(RTM_DELTCLASS, 7, 0x1_0005, handle), class);
+        let filters = Notice::Parent { ifindex, parent: 0x1_0005 };
+        assert_eq!(about(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), filters);
         // tc filter add … parent ffff: and … ingress are the same place.
         let clsact = Notice::Qdisc { ifindex, handle: CLSACT };
         assert_eq!(about(RTM_NEWTFILTER, 7, 0, CLSACT), clsact);
