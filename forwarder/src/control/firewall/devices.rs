@@ -12,6 +12,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::time::Instant;
 
 use super::Asker;
@@ -21,9 +22,10 @@ use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::bpf::{TcxHook, TcxPrograms, tcx_programs};
 
 /// A place where filters of an interface can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     /// Netfilter hooks.
+    #[default]
     Hooks,
     /// Both tcx hooks.
     Tcx,
@@ -58,6 +60,9 @@ pub struct Devices {
     stale: BTreeSet<(u32, Place)>,
     /// Places that were not told of and are read nevertheless, for the case that a notice was missed.
     unverified: BTreeSet<(u32, Place)>,
+    /// The one of the stale places that was read last: the next is the one behind it, so that none waits
+    /// for others that are told of again and again.
+    last: (u32, Place),
 }
 
 impl Devices {
@@ -158,7 +163,7 @@ impl Devices {
     }
 
     /// Reads one place after another, those that were told of first, until `end` has come or nothing is
-    /// left; one at least. Whether the answers may be others: also when nothing is stale any more.
+    /// left; one at least. Whether the answers may be others: also when an interface is known now.
     ///
     /// # Errors
     /// When the kernel cannot be asked. What was not read stays to be read.
@@ -169,21 +174,27 @@ impl Devices {
         qdiscs: &BTreeSet<Qdisc>,
         end: Option<Instant>,
     ) -> io::Result<bool> {
-        let was_stale = self.is_stale();
         let mut changed = false;
         loop {
-            let told = self.stale.pop_first();
+            let told = self.take_stale();
             let Some(at) = told.or_else(|| self.unverified.pop_first()) else { break };
             let read = self.read_place(at, told.is_some(), asker, nics, qdiscs);
             if read.is_err() {
                 self.stale.insert(at);
             }
-            changed |= read?;
+            changed |= read? || told.is_some() && self.is_known(at.0);
             if end.is_some_and(|end| Instant::now() >= end) {
                 break;
             }
         }
-        Ok(changed || was_stale && !self.is_stale())
+        Ok(changed)
+    }
+
+    fn take_stale(&mut self) -> Option<(u32, Place)> {
+        let behind = (Bound::Excluded(self.last), Bound::Unbounded);
+        let next = self.stale.range(behind).next().or_else(|| self.stale.first()).copied()?;
+        self.last = next;
+        self.stale.take(&next)
     }
 
     /// Whether it has others now.
@@ -370,6 +381,32 @@ mod tests {
         devices.take_notice(notice(0x1_0005), &qdiscs);
         let told = [(1, Place::Classes(0x1_0000)), (1, Place::Parent(0x1_0005))];
         assert_eq!(devices.stale, BTreeSet::from(told), "its filters may be gone");
+    }
+
+    #[test]
+    fn no_place_waits_for_others_that_are_told_of_again() {
+        let mut devices = Devices::default();
+        devices.follow(&[&nic(2), &nic(9)], &BTreeSet::new());
+        let mut read = BTreeSet::new();
+        // Hooks and tcx of both, and the parent.
+        for _ in 0..5 {
+            read.extend(devices.take_stale());
+            devices.tell(2, Place::Hooks);
+            devices.tell(2, Place::Parent(5));
+        }
+        assert!(!devices.is_known(2) && devices.is_known(9), "read: {read:?}");
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_an_interface_that_is_known_is_news_while_others_are_not() {
+        let mut asker = Asker::open().expect("opens");
+        let mut devices = Devices::default();
+        devices.follow(&[&nic(2), &nic(9)], &BTreeSet::new());
+        devices.stale = BTreeSet::from([(2, Place::Hooks), (9, Place::Hooks)]);
+        let end = Some(Instant::now());
+        let has_news = devices.read(&mut asker, &[], &BTreeSet::new(), end).expect("reads");
+        assert!(has_news && devices.is_known(2) && !devices.is_known(9));
     }
 
     #[test]
