@@ -26,6 +26,7 @@ use super::{Asker, Rules};
 use crate::control::netdev::nic::Nic;
 use crate::control::netlink::events::{Events, Group, Received};
 use crate::control::netlink::message::Messages;
+use crate::control::netlink::query::is_interrupted;
 
 /// What the kernel gives no notice of is looked at this often.
 pub const POLL_PERIOD: Duration = Duration::from_millis(50);
@@ -347,35 +348,45 @@ impl Monitor {
 
     /// Reads what was told of, and a part of what is to be verified.
     fn read_pending(&mut self, from: Instant) {
-        let Ok(rules) = &mut self.rules else { return };
-        let is_told = self.sources.iter().any(|source| source.is_stale);
-        if !is_told && !rules.devices.is_pending() {
-            return;
+        let Some(rules) = self.rules() else { return };
+        if rules.devices.is_pending() || self.sources.iter().any(|source| source.is_stale) {
+            let read = self.read_parts(from);
+            self.note(read);
+            self.rest(from);
         }
-        let mut read = Ok(false);
+    }
+
+    fn read_parts(&mut self, from: Instant) -> io::Result<bool> {
+        let Ok(rules) = &mut self.rules else { return Ok(false) };
+        let mut changed = false;
         for source in self.sources.iter_mut().filter(|source| source.is_stale) {
+            match rules.read_part(source.part, &mut self.asker, &self.watched) {
+                // It stays as it was, and is stale.
+                Err(error) if is_interrupted(&error) => continue,
+                read => changed |= read?,
+            }
             source.is_stale = false;
-            let mut part = || rules.read_part(source.part, &mut self.asker, &self.watched);
-            read = read.and_then(|changed| Ok(part()? || changed));
             if source.part == Part::Nftables {
                 // Which of its functions are there is to be of the same moment.
                 self.poll_due = from;
             }
         }
         let end = Instant::now() + SLICE;
-        let read =
-            read.and_then(|changed| Ok(rules.read_devices(&mut self.asker, Some(end))? || changed));
-        self.note(read);
-        self.rest(from);
+        Ok(rules.read_devices(&mut self.asker, Some(end))? || changed)
     }
 
     /// Looks at what the kernel gives no notice of.
     fn poll(&mut self, now: Instant, thorough: bool) {
-        (self.polled, self.poll_due) = (now, now + POLL_PERIOD);
-        // Tried again with the next full reading.
-        let Ok(rules) = &mut self.rules else { return };
-        let polled = rules.read_hooks(&mut self.asker.hooks, thorough);
+        self.poll_due = now + POLL_PERIOD;
+        let polled = match &mut self.rules {
+            Ok(rules) => rules.read_hooks(&mut self.asker.hooks, thorough),
+            // Tried again with the next full reading.
+            Err(_) => Ok(false),
+        };
         let polled = polled.and_then(|hooks| Ok(self.poll_tcx()? || hooks));
+        if !polled.as_ref().is_err_and(is_interrupted) {
+            self.polled = now;
+        }
         self.note(polled);
     }
 
@@ -383,6 +394,8 @@ impl Monitor {
     fn note(&mut self, changed: io::Result<bool>) {
         match changed {
             Ok(changed) => self.has_news |= changed,
+            // What was not read stays stale; what was may have changed.
+            Err(error) if is_interrupted(&error) => self.has_news = true,
             Err(error) => self.set(Err(error)),
         }
     }
@@ -441,4 +454,43 @@ impl Rules {
 /// Members of an interface from which the answers are made.
 fn relevant(nic: &Nic) -> impl PartialEq + use<'_> {
     (nic.ifindex, &nic.name, &nic.kind, nic.lower, &nic.xdp_programs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// With a monitor in a network namespace that ends with the test, and has an interface.
+    fn with_monitor(test: impl FnOnce(Monitor) + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            run("ip link add eth5 type dummy");
+            test(Monitor::start(&[]).expect("the kernel can be asked"));
+        });
+        thread.join().expect("the test does not panic");
+    }
+
+    fn run(line: &str) {
+        let status = Command::new("sh").args(["-c", line]).status().expect("sh starts");
+        assert!(status.success(), "{line}");
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_what_was_interrupted_is_not_current_and_what_was_known_is_kept() {
+        with_monitor(|mut monitor| {
+            let now = Instant::now();
+            monitor.process(now);
+            monitor.take_news();
+            assert!(monitor.is_current(now));
+            monitor.note(Err(io::ErrorKind::Interrupted.into()));
+            assert!(monitor.rules().is_some() && monitor.has_news);
+            monitor.note(Err(io::ErrorKind::Other.into()));
+            assert!(monitor.rules().is_none());
+        });
+    }
 }

@@ -15,8 +15,7 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 /// `struct genlmsghdr` in octets.
 pub const GENL_HEADER: usize = 4;
 
-/// How often a dump is asked for again because something changed meanwhile. A ruleset that changes
-/// faster than it can be read is taken as the last dump shows it.
+/// How often a dump is asked for because something changed meanwhile.
 const DUMP_TRIES: usize = 5;
 
 /// The socket.
@@ -35,7 +34,7 @@ impl NlSock {
     /// Asks for all objects; `parse` takes from each message what is wanted.
     ///
     /// # Errors
-    /// What the kernel answers with, as an errno.
+    /// As [`NlSock::dump_by`].
     pub fn dump<T>(
         &mut self,
         kind: u16,
@@ -48,22 +47,19 @@ impl NlSock {
     /// Asks for all objects that a request selects; `parse` takes from each message what is wanted.
     ///
     /// # Errors
-    /// What the kernel answers with, as an errno.
+    /// What the kernel answers with, as an errno; [`is_interrupted`] when something changed each time that
+    /// it was asked, so that no answer is complete.
     pub fn dump_by<T>(
         &mut self,
         request: impl Fn(u16) -> Request,
         mut parse: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
-        let mut tries = DUMP_TRIES;
-        loop {
-            tries -= 1;
+        until_complete(|| {
             let mut found = Vec::new();
             let request = request(NLM_F_REQUEST | NLM_F_DUMP);
             let end = self.0.exchange("dump", request, |message| found.extend(parse(message)))?;
-            if end == DumpEnd::Complete || tries == 0 {
-                return Ok(found);
-            }
-        }
+            Ok((found, end))
+        })
     }
 
     /// Asks one question, and takes what is wanted from the message that answers; `None` when none
@@ -99,6 +95,21 @@ impl NlSock {
     }
 }
 
+/// Asks until an answer is complete.
+fn until_complete<T>(mut ask: impl FnMut() -> io::Result<(T, DumpEnd)>) -> io::Result<T> {
+    for _ in 0..DUMP_TRIES {
+        if let (found, DumpEnd::Complete) = ask()? {
+            return Ok(found);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::Interrupted, "it changes faster than it can be read"))
+}
+
+/// Whether there was no complete answer (NLM_F_DUMP_INTR): to be asked for again later.
+pub fn is_interrupted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +129,21 @@ mod tests {
         };
         let error = socket.get(request, |m| Some(m.kind)).expect_err("no such interface");
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn an_answer_that_is_never_complete_is_an_error() {
+        let answers = |interrupted: usize| {
+            let mut count = 0;
+            until_complete(move || {
+                count += 1;
+                let end =
+                    if count > interrupted { DumpEnd::Complete } else { DumpEnd::Interrupted };
+                Ok((count, end))
+            })
+        };
+        assert_eq!(answers(DUMP_TRIES - 1).expect("the last is complete"), DUMP_TRIES);
+        assert!(is_interrupted(&answers(DUMP_TRIES).expect_err("none is")));
     }
 
     #[test]
