@@ -122,6 +122,11 @@ impl Devices {
         self.stale.extend(self.of.keys().map(|ifindex| (*ifindex, Place::Hooks)));
     }
 
+    /// An interface has another name, by which its hooks are asked for.
+    pub fn take_notice_of_name(&mut self, ifindex: u32) {
+        self.tell(ifindex, Place::Hooks);
+    }
+
     fn tell(&mut self, ifindex: u32, place: Place) {
         if self.of.contains_key(&ifindex) {
             self.stale.insert((ifindex, place));

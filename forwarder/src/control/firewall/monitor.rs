@@ -12,6 +12,7 @@
 //! turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so that no
 //! change falls between.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 
 use super::devices::replace;
 use super::hooks::Reader;
+use super::nftables::Nftables;
 use super::sockets::Sockets;
 use super::tc::Notice;
 use super::{Asker, Rules};
@@ -34,8 +36,9 @@ pub const POLL_PERIOD: Duration = Duration::from_millis(50);
 pub const FULL_PERIOD: Duration = Duration::from_secs(1);
 /// Shortest time between two readings while notices continue.
 pub const READ_GAP: Duration = Duration::from_millis(5);
-/// So many times what the last reading took, and what followed from it, passes before the next: all of
-/// it is at most a fifth of the control thread's time.
+/// So many times what the last reading took, and what followed from it, passes before the next: that is
+/// at most a fifth of the control thread's time. Polls are not counted, nor readings of everything at the
+/// start, after an error and after a pause, which do not wait for it.
 const READ_REST: u32 = 4;
 /// How long places of single interfaces are read in one turn.
 const SLICE: Duration = Duration::from_millis(2);
@@ -422,11 +425,8 @@ impl Rules {
     fn read_part(&mut self, part: Part, asker: &mut Asker, ports: &[String]) -> io::Result<bool> {
         match part {
             Part::Nftables => {
-                let changed = replace(&mut self.nftables, asker.nftables()?);
-                if changed {
-                    self.devices.take_notice_of_hooks();
-                }
-                Ok(changed)
+                let nftables = asker.nftables()?;
+                Ok(self.set_nftables(nftables))
             }
             Part::Xfrm => Ok(replace(&mut self.xfrm, asker.xfrm()?)),
             Part::Tc => {
@@ -436,19 +436,41 @@ impl Rules {
             }
             Part::Links => {
                 let nics = asker.nics()?;
+                let renamed = renamed(&self.nics, &nics);
+                // Up to Linux 6.15 chains and flowtables of an interface are told with the name that it
+                // has now, and no notice tells of another one. So a name is known together with what
+                // nftables has there; read after it, for a name that changes again is a notice again.
+                let nftables = if renamed.is_empty() { None } else { Some(asker.nftables()?) };
                 let qdiscs = asker.qdiscs()?;
-                let other_qdiscs = self.set_qdiscs(qdiscs);
-                let is_same = nics.iter().map(relevant).eq(self.nics.iter().map(relevant));
+                let mut changed = !nics.iter().map(relevant).eq(self.nics.iter().map(relevant));
+                changed |= self.set_qdiscs(qdiscs);
+                changed |= nftables.is_some_and(|nftables| self.set_nftables(nftables));
                 self.nics = nics;
                 self.follow_devices(ports);
-                Ok(other_qdiscs || !is_same)
+                renamed.into_iter().for_each(|it| self.devices.take_notice_of_name(it));
+                Ok(changed)
             }
         }
+    }
+
+    fn set_nftables(&mut self, nftables: Nftables) -> bool {
+        let changed = replace(&mut self.nftables, nftables);
+        if changed {
+            self.devices.take_notice_of_hooks();
+        }
+        changed
     }
 
     fn read_hooks(&mut self, reader: &mut Reader, thorough: bool) -> io::Result<bool> {
         Ok(replace(&mut self.hooks, reader.read(thorough)?))
     }
+}
+
+/// Interfaces that had no name before, or another one.
+fn renamed(before: &[Nic], now: &[Nic]) -> Vec<u32> {
+    let names: BTreeSet<_> = before.iter().map(|nic| (nic.ifindex, &nic.name)).collect();
+    let is_new = |nic: &&Nic| !names.contains(&(nic.ifindex, &nic.name));
+    now.iter().filter(is_new).map(|nic| nic.ifindex).collect()
 }
 
 /// Members of an interface from which the answers are made.
@@ -468,7 +490,7 @@ mod tests {
     fn with_monitor(test: impl FnOnce(Monitor) + Send + 'static) {
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-            run("ip link add eth5 type dummy");
+            run("ip link add eth5 type veth peer name eth6");
             test(Monitor::start(&[]).expect("the kernel can be asked"));
         });
         thread.join().expect("the test does not panic");
@@ -492,5 +514,34 @@ mod tests {
             monitor.note(Err(io::ErrorKind::Other.into()));
             assert!(monitor.rules().is_none());
         });
+    }
+
+    #[test]
+    #[ignore = "needs root: run by scripts/test"]
+    fn root_a_name_is_known_together_with_what_nftables_has_there() {
+        with_monitor(|mut monitor| {
+            monitor.watch(vec!["lan5".into()]);
+            // As a kernel up to 6.15 told it before the interface had its name.
+            let before = Nftables::on_ingress("eth5");
+            monitor.rules.as_mut().expect("is known").nftables = before.clone();
+            run("ip link set eth5 name lan5");
+            let ifindex = nix::net::if_::if_nametoindex("lan5").expect("is there");
+            assert!(!monitor.knows("lan5", ifindex));
+            monitor.read_newcomers(Instant::now());
+            let end = Instant::now() + FULL_PERIOD * 10;
+            while !monitor.knows("lan5", ifindex) && Instant::now() < end {
+                monitor.process(Instant::now());
+            }
+            assert!(monitor.knows("lan5", ifindex));
+            assert_ne!(monitor.rules().expect("is known").nftables, before);
+        });
+    }
+
+    #[test]
+    fn an_interface_is_renamed_when_its_number_had_another_name_or_none() {
+        let nic = |ifindex, name: &str| Nic { ifindex, name: name.into(), ..Nic::default() };
+        let before = [nic(1, "lo"), nic(5, "eth5"), nic(6, "lan6"), nic(7, "eth7")];
+        let now = [nic(1, "lo"), nic(5, "lan5"), nic(6, "lan6"), nic(8, "eth7")];
+        assert_eq!(renamed(&before, &now), [5, 8]);
     }
 }

@@ -276,6 +276,13 @@ mod tests {
         }
     }
 
+    impl Nftables {
+        /// A chain at the ingress of an interface.
+        pub fn on_ingress(device: &str) -> Nftables {
+            Nftables { chains: vec![chain(NFPROTO_NETDEV, 0, &[device])], flowtables: vec![] }
+        }
+    }
+
     #[test]
     fn chains_that_forwarded_packets_pass_are_described() {
         let ports = ["eth0".to_owned(), "eth1".to_owned()];
