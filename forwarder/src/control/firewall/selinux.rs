@@ -4,8 +4,12 @@
 //! `selinux_ip_postroute`) and let forwarded packets pass unless
 //! - a policy is loaded and enforced, and has the capability `network_peer_controls`;
 //! - it has the capability `always_check_network` too, or peers are labelled: NetLabel has a label for
-//!   packets that come without (unlbl), a CIPSO or a CALIPSO domain of interpretation. (SECMARK rules
-//!   are hooks of their own, labelled IPsec has policies.)
+//!   packets that come without (unlbl), a CIPSO or a CALIPSO domain of interpretation; or SECMARK or
+//!   labelled SAs are in use (`selinux_secmark_enabled`, `selinux_xfrm_enabled`).
+//!
+//! Left out: SECMARK and labelled SAs. The kernel counts both for the whole machine: an object of type
+//! secmark that no rule of nftables uses is enough, in any network namespace. Only their rules and
+//! policies in this one are found, as filters of their own.
 //!
 //! Whether all that is off can be read in selinuxfs and asked of NetLabel, the latter in the first
 //! network namespace only: from another one a thread goes there to open the socket, which takes
