@@ -301,7 +301,7 @@ fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
 
 #[test]
 fn root_jumbo_frames_cross_intact_and_in_order_both_ways() {
-    // Not every driver has them: see the table of the README.
+    // Not every driver has them: see docs/HARDWARE.md.
     if mode_of_nics().is_some() {
         return;
     }
