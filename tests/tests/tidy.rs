@@ -124,6 +124,33 @@ fn no_tabs_and_no_blanks_at_the_end_of_a_line() {
     none(&wrong);
 }
 
+/// Names of files in backquotes that are not there: below the top, or below `forwarder/src/`.
+fn missing_files(top: &Path, text: &str) -> Vec<String> {
+    // Names in backquotes are every second piece.
+    let quoted = text.split('`').skip(1).step_by(2);
+    let named = quoted.filter(|name| name.contains('/') && !name.contains([' ', '*', '<', '#']));
+    let is_file = |name: &&str| name.ends_with(".rs") || name.ends_with('/');
+    let is_there = |name: &str| [top.join(name), top.join("forwarder/src").join(name)];
+    named
+        .filter(is_file)
+        .filter(|name| !is_there(name).iter().any(|path| path.exists()))
+        .map(|name| format!("`{name}` does not exist"))
+        .collect()
+}
+
+#[test]
+fn files_that_the_documents_name_exist() {
+    let top = repository();
+    let mut wrong = Vec::new();
+    for document in
+        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/LIFE.md", "docs/PORTS.md"]
+    {
+        let text = fs::read_to_string(top.join(document)).expect("a document");
+        wrong.extend(missing_files(&top, &text).iter().map(|what| format!("{document}: {what}")));
+    }
+    none(&wrong);
+}
+
 #[test]
 fn each_finding_is_found() {
     assert_eq!(length("", &"x\n".repeat(LINES_MAX + 1)).len(), 1);
@@ -136,5 +163,8 @@ fn each_finding_is_found() {
     assert_eq!(unsafe_code("forwarder/src/skb/umem.rs", "unsafe { x() }\n").len(), 0);
     assert_eq!(prints("forwarder/src/cli/stat.rs", "    eprintln!(\"{name}\");\n").len(), 1);
     assert_eq!(prints("tests/src/lab.rs", "    eprintln!(\"{name}\");\n").len(), 0);
+    let text = "`fib/mod.rs`, `fib/none.rs`, `docs/`, `nowhere/`, `run --driver a/b`";
+    let missing = ["`fib/none.rs` does not exist", "`nowhere/` does not exist"];
+    assert_eq!(missing_files(&repository(), text), missing);
     assert_eq!(blanks("a\tb\nc \nd").len(), 3);
 }
