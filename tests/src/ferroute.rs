@@ -3,6 +3,7 @@
 //! Which binary: `FERROUTE_BIN`, else the one cargo built beside the tests. `FERROUTE_BIN=kernel`
 //! starts nothing at all.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -207,7 +208,7 @@ impl Ferroute {
 
     /// Its process id; `None` when the kernel forwards.
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        if by_kernel() { None } else { self.child.as_ref().map(Child::id) }
     }
 
     /// True while the process runs; an absent one counts as running.
@@ -337,9 +338,15 @@ pub fn binary() -> PathBuf {
     profile.unwrap_or_else(|| lab::repository().join("target/debug")).join("ferroute")
 }
 
-/// True when the tests are held against the kernel's own forwarding, see the crate's head.
+/// True when the tests are run against the kernel's own forwarding, see the crate's head. Then what follows
+/// in the test needs Ferroute and is skipped, which is printed once for each test.
 pub fn by_kernel() -> bool {
-    std::env::var_os("FERROUTE_BIN").is_some_and(|path| path == "kernel")
+    thread_local!(static IS_PRINTED: Cell<bool> = const { Cell::new(false) });
+    let by_kernel = std::env::var_os("FERROUTE_BIN").is_some_and(|path| path == "kernel");
+    if by_kernel && !IS_PRINTED.replace(true) {
+        eprintln!("skipped with FERROUTE_BIN=kernel: what only ferroute does");
+    }
+    by_kernel
 }
 
 /// Waits for the end of a process that was started by hand, and kills one that does not end.
