@@ -7,7 +7,7 @@
 //! - a worker's whole turns over a driver that does what DPDK's `net_null` with `copy=1` does: each
 //!   packet is copied into a frame and out of one. With one route, and with a full table
 //!   (`full_table`) and random destinations in it;
-//! - the same turns of three workers that time no frame, one in 64, and every frame, in turn, so
+//! - the same turns of workers that time no frame, one in 64, every frame, and one in 64 with heartbeats, in turn, so
 //!   that what disturbs one disturbs all;
 //! - likewise without a capture, with one whose filter matches nothing, and with one that takes
 //!   every packet twice, as it comes and as it leaves, while another thread reads (`capture`);
@@ -210,7 +210,7 @@ fn turns<const N: usize>(
     Ok(result(name, times_ns, Some(packets as f64 / seconds)))
 }
 
-/// What timing frames costs.
+/// The cost of timing frames, and of heartbeats.
 fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result<Vec<Result>> {
     let names = ["turns, no frame timed", "turns, one in 64 timed", "turns, every frame timed"];
     let mut runs = Vec::new();
@@ -218,8 +218,11 @@ fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result
         let io = NullIo::ipv4(destinations.to_vec());
         runs.push((name, null::worker(tables.clone(), io, every)?, Vec::new()));
     }
+    let io = NullIo::ipv4(destinations.to_vec());
+    let with_heartbeats = null::worker_with_heartbeats(tables.clone(), io, 64)?;
+    runs.push(("turns, one in 64, heartbeats", with_heartbeats, Vec::new()));
     let start = Instant::now();
-    while start.elapsed() < length * 3 {
+    while start.elapsed() < length * 4 {
         for (_, (worker, _), times_ns) in &mut runs {
             let stretch = Instant::now();
             let now_ns = stretch.duration_since(start).as_nanos() as u64;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ferroute::fib::prefix::Address;
 use ferroute::fib::qsbr::Qsbr;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm, Nexthop, Prefix, RouteType};
+use ferroute::io::af_xdp::HeartbeatPage;
 use ferroute::io::{FrameAccounting, PacketIo};
 use ferroute::neigh::{NeighTable, Neighbour};
 use ferroute::pipeline::PipelineState;
@@ -21,7 +22,7 @@ use ferroute::wire::{Ipv4Packet, Protocol};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::poll::Parts;
 use ferroute::worker::slow_path::{Wakeup, slow_path};
-use ferroute::worker::{Residence, Worker, WorkerHandle};
+use ferroute::worker::{Liveness, Residence, Worker, WorkerHandle};
 
 use super::full_table::{Random, SEED, covered, make_table, prefix4, prefix6};
 
@@ -152,6 +153,23 @@ pub fn worker<I: PacketIo>(
     worker_of(&Arc::new(Published::new(Arc::new(tables))), &Qsbr::new(1), io, every)
 }
 
+/// As [`worker`], and it gives heartbeats and checks before each burst whether it may forward, as in
+/// `ferroute run`.
+pub fn worker_with_heartbeats<I: PacketIo>(
+    tables: Tables,
+    io: I,
+    every: u32,
+) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
+    const TIMEOUT: Duration = Duration::from_secs(3600);
+    let (page, clock) = (HeartbeatPage::anonymous()?, Clock::start());
+    page.beat_control(clock.monotonic_ns(0));
+    let (timeouts, hand_back) = ([TIMEOUT; 2], Arc::default());
+    let liveness = Liveness::new(page, [0], timeouts, clock, hand_back);
+    let published = Arc::new(Published::new(Arc::new(tables)));
+    let parts = parts(&published, &Qsbr::new(1), io, every)?;
+    Ok(Worker::new(Parts { liveness: Some(liveness), clock, ..parts }))
+}
+
 /// One of several workers over the same tables.
 pub fn worker_of<I: PacketIo>(
     published: &Arc<Published<Tables>>,
@@ -159,7 +177,16 @@ pub fn worker_of<I: PacketIo>(
     io: I,
     every: u32,
 ) -> io::Result<(Worker<I>, WorkerHandle<I>)> {
-    Ok(Worker::new(Parts {
+    Ok(Worker::new(parts(published, qsbr, io, every)?))
+}
+
+fn parts<I: PacketIo>(
+    published: &Arc<Published<Tables>>,
+    qsbr: &Arc<Qsbr>,
+    io: I,
+    every: u32,
+) -> io::Result<Parts<I>> {
+    Ok(Parts {
         liveness: None,
         clock: Clock::start(),
         io,
@@ -171,7 +198,7 @@ pub fn worker_of<I: PacketIo>(
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, every).expect("memory"),
         slow_path: slow_path(Wakeup::new()?, Wakeup::new()?).0,
-    }))
+    })
 }
 
 /// 10.0.0.0/8 and 2001:db8::/32, through one neighbour each.
