@@ -1,5 +1,6 @@
-//! The AF_XDP driver against the running kernel: two veth ports, one packet memory, the project's
-//! own XDP program.
+//! The AF_XDP drivers against the running kernel: two veth ports, one packet memory, the project's
+//! own XDP program. What the driver xsk-rs can do as well it is tested for, too, when built with that
+//! feature.
 //!
 //! Needs root. Each test has a network namespace of its own, which goes with its thread.
 //!
@@ -11,10 +12,10 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use ferroute::control::steering::{AttachMode, PortProgram, Steering};
-use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{
     AfXdp, BindMode, BoundMode, OpenError, Options, PortConfig, PortState, RingSizes, driver_name,
 };
+use ferroute::io::{Driver, DriverKind, PacketIo};
 use ferroute::skb::{Burst, FramePool, SkBuff};
 use ferroute::stats::{DropReason, WorkerStats};
 
@@ -23,6 +24,8 @@ use wire::Wire;
 
 mod netns;
 mod wire;
+#[cfg(feature = "xsk-rs")]
+mod xsk_rs;
 
 const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
 const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
@@ -45,6 +48,16 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
         veth(1);
         test();
     });
+}
+
+/// Runs `test` for each driver that is built, each in a namespace of its own.
+fn with_each_driver(test: fn(DriverKind)) {
+    for driver in [DriverKind::AfXdp, DriverKind::XskRs] {
+        // xsk-rs cannot release a queue within a process, so that NICs would stay busy for the next.
+        if driver.is_built() && (driver == DriverKind::AfXdp || mode_of_nics().is_none()) {
+            in_namespace(move || test(driver));
+        }
+    }
 }
 
 fn mode_of_nics() -> Option<String> {
@@ -92,7 +105,7 @@ fn frame(id: u16, len: usize) -> Vec<u8> {
 struct Rig {
     steering: Steering,
     programs: Vec<Option<PortProgram>>,
-    io: AfXdp,
+    io: Driver,
     pool: FramePool,
     stats: WorkerStats,
     burst: Burst,
@@ -100,8 +113,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(options: &Options) -> Rig {
-        Rig::with(options, false)
+    fn new(driver: DriverKind) -> Rig {
+        Rig::with(driver, &options(), false)
     }
 
     /// The same with an MTU of 9000 everywhere.
@@ -109,14 +122,17 @@ impl Rig {
         for interface in ["port0", "port1", "peer0", "peer1"] {
             run(&format!("ip link set {interface} mtu 9000"));
         }
-        let rig = Rig::with(&options(), true);
+        let rig = Rig::with(DriverKind::AfXdp, &options(), true);
         // So that what one burst brings fits the TX ring.
         Rig { burst: Burst::with_capacity(20), ..rig }
     }
 
-    fn with(options: &Options, multi_buffer: bool) -> Rig {
-        let config = |n| PortConfig { multi_buffer, ..config(n) };
-        let (io, pool) = AfXdp::open(&[config(0), config(1)], options).expect("two ports");
+    fn with(driver: DriverKind, options: &Options, multi_buffer: bool) -> Rig {
+        let (mut io, mut pool) = Driver::with_slots(driver, 2, 2, options).expect("memory");
+        for n in 0..2 {
+            let config = PortConfig { multi_buffer, ..config(n) };
+            io.add_port(n as u16, &config, &mut pool).expect("a port");
+        }
         let mut rig = Rig {
             steering: Steering::new().expect("load"),
             programs: Vec::new(),
@@ -200,16 +216,38 @@ impl Rig {
         }
     }
 
+    /// Frames of closed ports that a NIC may still write to.
+    fn reclaim(&mut self) -> usize {
+        match &mut self.io {
+            Driver::AfXdp(io) => io.reclaim(&mut self.pool),
+            #[cfg(feature = "xsk-rs")]
+            Driver::XskRs(_) => 0,
+        }
+    }
+
     fn drops(&self, reason: DropReason) -> u64 {
         self.stats.drops[reason as usize].get()
     }
 
-    /// Closes everything and asserts that every frame came home.
+    /// Closes everything and asserts that every frame came home. Those of the first socket of xsk-rs
+    /// stay with it.
     fn close(mut self) {
-        let Rig { io, mut pool, stats, .. } = self;
         self.programs.clear();
-        assert_eq!(io.close(&mut pool, &stats), 0);
-        assert_eq!(pool.available(), pool.total() as usize);
+        self.io.close_all(&mut self.pool, &self.stats);
+        self.assert_conserved();
+        assert_eq!(self.io.accounting().sending, 0);
+        let Rig { io, mut pool, stats, .. } = self;
+        match io {
+            Driver::AfXdp(io) => {
+                assert_eq!(io.close(&mut pool, &stats), 0);
+                assert_eq!(pool.available(), pool.total() as usize);
+            }
+            #[cfg(feature = "xsk-rs")]
+            Driver::XskRs(io) => {
+                assert!(io.accounting().draining <= (RINGS.fill + RINGS.tx) as usize);
+                assert_eq!(io.accounting().total(), io.accounting().draining);
+            }
+        }
     }
 }
 
@@ -218,9 +256,10 @@ fn frames(count: u16) -> Vec<Vec<u8>> {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_frames_of_every_size_cross_intact_and_in_order_both_ways() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         for port in 0..2 {
             let info = rig.io.port_info(port).expect("open");
             let expected = mode_of_nics().unwrap_or_else(|| BoundMode::Copy.to_string());
@@ -243,9 +282,10 @@ fn root_frames_of_every_size_cross_intact_and_in_order_both_ways() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_packet_that_grew_or_shrank_at_its_head_is_sent_as_it_is() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let mut sent = 0;
         for change in [-20isize, -4, 4, 200] {
             rig.wires[0].send(&frame(1, 300));
@@ -276,9 +316,10 @@ fn root_a_packet_that_grew_or_shrank_at_its_head_is_sent_as_it_is() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let total = RINGS.tx as usize + 10;
         (0..total).for_each(|id| rig.wires[0].send(&frame(id as u16, 60)));
         // No kick in between, so nothing completes.
@@ -300,6 +341,7 @@ fn root_what_the_tx_ring_cannot_take_is_dropped_and_counted() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_jumbo_frames_cross_intact_and_in_order_both_ways() {
     // Not every driver has them: see docs/HARDWARE.md.
     if mode_of_nics().is_some() {
@@ -321,6 +363,7 @@ fn root_jumbo_frames_cross_intact_and_in_order_both_ways() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_packet_of_several_frames_is_sent_whole_or_not_at_all() {
     if mode_of_nics().is_some() {
         return;
@@ -347,9 +390,10 @@ fn root_a_packet_of_several_frames_is_sent_whole_or_not_at_all() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_port_for_single_frames_sends_a_packet_in_one_piece_or_names_the_drop() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let small = frame(1, 1400);
         let mut skb = SkBuff::of_octets(&mut rig.pool, &small[..600]).expect("a free frame");
         for part in small[600..].chunks(300) {
@@ -369,9 +413,10 @@ fn root_a_port_for_single_frames_sends_a_packet_in_one_piece_or_names_the_drop()
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_runt_is_not_given_to_the_kernel() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let skb = SkBuff::alloc_skb(&mut rig.pool, 256).expect("a free frame");
         rig.burst.push(skb).expect("room");
         assert_eq!(rig.io.tx_burst(0, &mut rig.pool, &mut rig.burst, &rig.stats), 0);
@@ -382,9 +427,10 @@ fn root_a_runt_is_not_given_to_the_kernel() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_runt_of_several_frames_is_one_too() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let mut skb = SkBuff::of_octets(&mut rig.pool, &[0; 9014]).expect("free frames");
         skb.trim(13);
         rig.burst.push(skb).expect("room");
@@ -396,9 +442,10 @@ fn root_a_runt_of_several_frames_is_one_too() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_the_kernel_counts_what_finds_no_room() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let total = RINGS.fill + 50;
         (0..total).for_each(|id| rig.wires[0].send(&frame(id as u16, 60)));
         let start = Instant::now();
@@ -417,9 +464,10 @@ fn root_the_kernel_counts_what_finds_no_room() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         rig.assert_forwards(0, &frames(100));
         rig.programs[1] = None;
         run("ip link del port1");
@@ -457,16 +505,17 @@ fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         for _ in 0..5 {
             rig.assert_forwards(0, &frames(100));
             (0..20).for_each(|id| rig.wires[0].send(&frame(id, 60)));
             rig.io.remove_port(0, &mut rig.pool, &rig.stats);
             rig.assert_conserved();
             let start = Instant::now();
-            while rig.io.reclaim(&mut rig.pool) > 0 {
+            while rig.reclaim() > 0 {
                 assert!(mode_of_nics().is_some(), "copied frames are free at once");
                 assert!(start.elapsed() < PATIENCE, "{:?}", rig.io.accounting());
             }
@@ -484,9 +533,10 @@ fn root_the_first_port_can_be_closed_and_opened_again_under_traffic() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         run("ip link set port1 down");
         let start = Instant::now();
         let mut id = 0;
@@ -512,12 +562,13 @@ fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_what_the_kernel_refuses_to_send_is_dropped_and_not_sent_also_while_the_worker_sleeps() {
     if mode_of_nics().is_some() {
         return;
     }
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         run("ip link set peer1 down");
         for id in 0..10 {
             let skb = SkBuff::of_octets(&mut rig.pool, &frame(id, 60)).expect("a free frame");
@@ -537,12 +588,13 @@ fn root_what_the_kernel_refuses_to_send_is_dropped_and_not_sent_also_while_the_w
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_at_the_close_of_a_port_every_packet_was_sent_or_is_dropped() {
     if mode_of_nics().is_some() {
         return;
     }
-    in_namespace(|| {
-        let mut rig = Rig::new(&options());
+    with_each_driver(|driver| {
+        let mut rig = Rig::new(driver);
         let (mut put, mut arrived) = (0, 0);
         for round in 0..30u16 {
             for burst in 0..3 {
@@ -581,6 +633,7 @@ fn refusal(config: PortConfig) -> OpenError {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_what_cannot_be_opened_says_why() {
     in_namespace(|| {
         let _held = AfXdp::open(&[config(0)], &options()).expect("one port");
@@ -606,6 +659,7 @@ fn root_what_cannot_be_opened_says_why() {
 }
 
 #[test]
+#[ignore = "needs root: run by scripts/test"]
 fn root_many_openings_and_closings_leave_the_queue_usable() {
     in_namespace(|| {
         for _ in 0..10 {

@@ -54,6 +54,7 @@ impl Daemon {
             state: if asked < 2 { State::Starting } else { State::Forwarding },
             pid: 1,
             version: "0".into(),
+            driver: "af_xdp".into(),
             uptime_seconds: 0,
             ports: Vec::new(),
             workers: Vec::new(),

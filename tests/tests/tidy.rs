@@ -11,13 +11,14 @@ use ferroute_tests::source::{files, rust_files};
 /// A file is read in one sitting; about 600 is the aim.
 const LINES_MAX: usize = 700;
 /// Where `unsafe` may stand: memory shared with the kernel, and the rings; in the XDP program
-/// everything is the kernel's memory. The peer of our driver in a benchmark drives the rings of a
-/// crate all of whose calls are unsafe; it is no part of the product.
-const UNSAFE: [&str; 5] = [
+/// everything is the kernel's memory. The driver on xsk-rs and the reflector on it drive the rings of a
+/// crate all of whose calls are unsafe.
+const UNSAFE: [&str; 6] = [
     "forwarder/examples/reflector_xsk.rs",
     "forwarder/src/skb/umem.rs",
     "forwarder/src/skb/frame.rs",
     "forwarder/src/io/af_xdp/",
+    "forwarder/src/io/xsk_rs/",
     "xdp-prog/",
 ];
 /// A counting allocator cannot be written without it; tests of that name may.

@@ -254,6 +254,8 @@ mod tests {
             "doctor -i eth0 -i eth1 -j",
             "run -i eth0 --poll busy --busy-budget 8",
             "run -i eth0 --poll interrupt",
+            "run -i eth0 --driver af_xdp",
+            "run -i eth0 --driver xsk-rs",
         ] {
             let words = std::iter::once("ferroute").chain(line.split(' '));
             Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -266,6 +268,7 @@ mod tests {
             "stat extra",
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
+            "run -i eth0 --driver dpdk",
             "run -i eth0 --poll busy --busy-budget 0",
             "run -i eth0 --poll busy --busy-budget 65536",
             "capture -c 0",

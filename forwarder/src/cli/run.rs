@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Global, Usage};
 use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
+use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
 /// What a file looks like.
@@ -15,6 +16,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   interfaces = ["eth0", "lan*"]
   max_ports = 12
   mode = "auto"              # zerocopy, copy, generic
+  driver = "af_xdp"          # xsk-rs
   poll = "adaptive"          # busy, interrupt
   cpus = "0-3,5"
   queues = 2
@@ -48,6 +50,23 @@ impl From<PollArg> for PollMode {
     }
 }
 
+/// `--driver`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum DriverArg {
+    #[value(name = "af_xdp")]
+    AfXdp,
+    XskRs,
+}
+
+impl From<DriverArg> for DriverKind {
+    fn from(arg: DriverArg) -> DriverKind {
+        match arg {
+            DriverArg::AfXdp => DriverKind::AfXdp,
+            DriverArg::XskRs => DriverKind::XskRs,
+        }
+    }
+}
+
 /// Flags of `run`.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLE)]
@@ -67,6 +86,11 @@ pub struct RunArgs {
     /// How to bind to the interfaces' queues [default: auto].
     #[arg(long)]
     mode: Option<Mode>,
+    /// By which code ports are driven: af_xdp: Ferroute's own; xsk-rs: the crate of that name, if this
+    /// program was built with the feature xsk-rs. That one binds in copy mode, has no jumbo frames and
+    /// no busy polling [default: af_xdp].
+    #[arg(long, value_enum)]
+    driver: Option<DriverArg>,
     /// How workers learn of frames: busy: poll without end; adaptive: poll under load, sleep when
     /// there is none; interrupt: sleep whenever there is nothing [default: adaptive].
     #[arg(long, value_enum)]
@@ -115,6 +139,7 @@ impl RunArgs {
             interfaces: self.interfaces.clone(),
             max_ports: self.max_ports,
             mode: self.mode,
+            driver: self.driver.map(DriverKind::from),
             poll: self.poll.map(PollMode::from),
             busy_budget: self.busy_budget,
             cpus: self.cpus.clone(),

@@ -69,10 +69,11 @@ fn text(report: &StatusReport) -> String {
         State::Starting | State::Degraded | State::Stopping => Colour::Odd,
     };
     let mut text = format!(
-        "{} pid {} version {} up {}\n",
+        "{} pid {} version {} driver {} up {}\n",
         coloured(report.state.name(), colour),
         report.pid,
         report.version,
+        report.driver,
         duration(report.uptime_seconds)
     );
     text += &ports(&report.ports);
@@ -197,6 +198,7 @@ mod tests {
             state: State::Forwarding,
             pid: 7,
             version: "0.1.0".into(),
+            driver: "af_xdp".into(),
             uptime_seconds: 61,
             ports: vec![port],
             workers: vec![worker],
@@ -205,7 +207,7 @@ mod tests {
         };
         let text = text(&report);
         for part in [
-            "forwarding pid 7 version 0.1.0 up 1m01s\n",
+            "forwarding pid 7 version 0.1.0 driver af_xdp up 1m01s\n",
             "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
             "worker 0  cpu any  eth0 queues 0,2, eth1 by worker 1  loops 200 (25.0 % busy)\n",
             "note left to the kernel: route X\n",

@@ -5,6 +5,8 @@
 //! - `mem`: ports in memory, for tests and benchmarks;
 //! - `pcap`: ports that are capture files;
 //! - `af_xdp`: ports that are queues of network interfaces;
+//! - `xsk_rs`: the same through the crate xsk-rs, with the cargo feature of that name;
+//! - [`driver`]: the one of these two that the user chose;
 //! - [`out_file`]: files that users name for output.
 //!
 //! A driver moves frames, it never copies one (unless a port takes only packets of one frame, and
@@ -13,9 +15,12 @@
 
 pub mod af_xdp;
 pub mod device;
+pub mod driver;
 pub mod mem;
 pub mod out_file;
 pub mod pcap;
+#[cfg(feature = "xsk-rs")]
+pub mod xsk_rs;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -23,6 +28,7 @@ use std::time::Duration;
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
 
+pub use driver::{Driver, DriverKind};
 pub use mem::MemIo;
 
 /// Where the frames of a worker are that are neither free in the pool nor held by the worker: the

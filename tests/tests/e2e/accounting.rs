@@ -31,7 +31,7 @@ fn account(ferroute: &Ferroute) -> Result<Account> {
 }
 
 /// The account once nothing is under way.
-fn settled(ferroute: &Ferroute) -> Result<Account> {
+pub(super) fn settled(ferroute: &Ferroute) -> Result<Account> {
     let mut last = account(ferroute)?;
     let (mut before, mut now) = (0, last.packets("received")?);
     let settled = eventually(|| {

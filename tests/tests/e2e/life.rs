@@ -132,7 +132,7 @@ fn a_port_that_disappears_and_comes_back() -> Result<()> {
 }
 
 /// Makes the wire on the right anew, as `scripts/lab` made it.
-fn replace_right(lab: &Lab) -> Result<()> {
+pub(super) fn replace_right(lab: &Lab) -> Result<()> {
     let router = lab.router.name();
     lab.right.run(&format!(
         "ip link add right address 02:f0:00:00:02:02 type veth \

@@ -37,3 +37,4 @@ mod stall;
 mod start;
 mod tcp;
 mod wrong;
+mod xsk_rs;

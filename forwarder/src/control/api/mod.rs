@@ -293,6 +293,9 @@ pub struct StatusReport {
     pub pid: u32,
     /// The program's version.
     pub version: String,
+    /// By which driver it has its ports: `af_xdp`, `xsk-rs`.
+    #[serde(default)]
+    pub driver: String,
     /// Since the start.
     pub uptime_seconds: u64,
     /// The ports, in the order given to `run`.
@@ -630,6 +633,7 @@ mod tests {
             state: State::Degraded,
             pid: 1,
             version: "0".into(),
+            driver: "xsk-rs".into(),
             uptime_seconds: u64::MAX,
             ports: vec![PortStatus::default()],
             workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],

@@ -5,6 +5,7 @@
 //! interfaces = ["eth0", "lan*"]
 //! max_ports = 12             # with a pattern; default: 8 more than there are at the start
 //! mode = "auto"              # zerocopy, copy, generic
+//! driver = "af_xdp"          # xsk-rs
 //! poll = "adaptive"          # busy, interrupt
 //! busy_budget = 64           # packets of one poll; with poll = "busy"
 //! cpus = "0-3,5"
@@ -24,6 +25,7 @@
 //! column, what was found, and what was expected.
 
 mod cpus;
+mod driver;
 pub mod interfaces;
 pub mod ipnet;
 pub mod static_network;
@@ -42,6 +44,7 @@ use self::interfaces::{Interfaces, check_word};
 use self::static_network::ReplaySection;
 use self::timeouts::Timeouts;
 use crate::control::process::runtime_dir;
+use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
 /// Descriptors of a ring when nobody says otherwise: as many as the common drivers' rings have.
@@ -87,6 +90,8 @@ pub struct RunOptions {
     pub max_ports: Option<u16>,
     /// How to bind.
     pub mode: Mode,
+    /// By what code.
+    pub driver: DriverKind,
     /// How workers learn of frames.
     pub poll: PollMode,
     /// Packets the kernel takes from a queue at each busy poll.
@@ -134,6 +139,8 @@ pub struct RunFlags {
     pub max_ports: Option<u16>,
     /// `--mode`.
     pub mode: Option<Mode>,
+    /// `--driver`.
+    pub driver: Option<DriverKind>,
     /// `--poll`.
     pub poll: Option<PollMode>,
     /// `--busy-budget`.
@@ -195,6 +202,9 @@ impl RunOptions {
         if busy_budget.is_some() && poll != PollMode::Busy {
             return Err("a busy budget is for --poll busy only; add that, or leave it out".into());
         }
+        let mode = flags.mode.or(file.mode).unwrap_or_default();
+        let driver = flags.driver.or(file.driver).unwrap_or_default();
+        driver::check(driver, mode, poll)?;
         let timeouts = Timeouts::from_ms(
             flags.worker_timeout_ms.or(file.worker_timeout_ms.map(Spanned::into_inner)),
             flags.control_timeout_ms.or(file.control_timeout_ms.map(Spanned::into_inner)),
@@ -208,7 +218,8 @@ impl RunOptions {
         Ok(RunOptions {
             interfaces,
             max_ports,
-            mode: flags.mode.or(file.mode).unwrap_or_default(),
+            mode,
+            driver,
             poll,
             busy_budget: busy_budget.unwrap_or(BUSY_BUDGET_DEFAULT),
             cpus: flags.cpus.or(file.cpus),
@@ -247,6 +258,8 @@ pub struct RunSection {
     pub max_ports: Option<Spanned<u16>>,
     /// How to bind.
     pub mode: Option<Mode>,
+    /// The driver.
+    pub driver: Option<DriverKind>,
     /// How workers learn of frames.
     pub poll: Option<PollMode>,
     /// Packets of one busy poll.
@@ -487,7 +500,7 @@ mod tests {
         );
         assert_eq!(
             error("[run]\nqueue = 2\n"),
-            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `poll`, \
+            "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
              `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `runtime_dir`, `control`"
         );
         assert_eq!(

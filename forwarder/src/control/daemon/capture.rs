@@ -22,7 +22,7 @@ use crate::control::api::server::{Answer, Follow};
 use crate::control::api::{
     CaptureDirection, CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Response,
 };
-use crate::io::af_xdp::AfXdp;
+use crate::io::Driver;
 use crate::worker::TapHandle;
 
 /// A worker ends a capture between two turns; it may be kept from its CPU.
@@ -240,7 +240,7 @@ fn buffer_blocks(kib: u32) -> Result<usize, String> {
 /// One capture's way from the workers to its client. The capture ends with it.
 struct Stream {
     id: u64,
-    taps: Vec<TapHandle<AfXdp>>,
+    taps: Vec<TapHandle<Driver>>,
     rings: Vec<RingReader>,
     /// The ports as the client knows them.
     told: Arc<Ports>,

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::Supervisor;
 use super::snapshot::{Snapshot, View};
 use crate::control::api::{LatencyReport, PairLatency};
-use crate::io::af_xdp::AfXdp;
+use crate::io::Driver;
 use crate::stats::histogram::value_at;
 use crate::worker::WorkerHandle;
 
@@ -100,7 +100,7 @@ impl Supervisor {
 }
 
 /// What all workers together have counted of a port pair.
-fn counts(workers: &[WorkerHandle<AfXdp>], (iif, oif): (u16, u16)) -> Counts {
+fn counts(workers: &[WorkerHandle<Driver>], (iif, oif): (u16, u16)) -> Counts {
     let mut sum = Counts::new();
     for worker in workers {
         for (index, count) in worker.residence.counts(iif, oif) {

@@ -12,7 +12,8 @@ use super::snapshot::{PortView, Snapshot};
 use crate::control::api::{
     self, Counters, DropsReport, NamedCount, PortReport, StatReport, StatusReport, WorkerReport,
 };
-use crate::io::af_xdp::{AfXdp, XdpStatistics};
+use crate::io::Driver;
+use crate::io::af_xdp::XdpStatistics;
 use crate::stats::{
     Cost, Counter, DropReason, Mib, PacketAccount, PortStats, PuntReason, WorkerStats,
 };
@@ -104,7 +105,7 @@ impl Snapshot {
     /// Asks all workers before it waits for the first.
     fn ask_workers(&self) -> Vec<Told> {
         type Statistics = Vec<Option<XdpStatistics>>;
-        let ask = |worker: &WorkerHandle<AfXdp>| {
+        let ask = |worker: &WorkerHandle<Driver>| {
             let statistics = worker.try_call(|io, _, stats| -> Statistics {
                 (0..stats.ports.len() as u16).map(|slot| io.statistics(slot).ok()).collect()
             });

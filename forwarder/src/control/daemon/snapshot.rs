@@ -16,7 +16,8 @@ use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPo
 use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
-use crate::io::af_xdp::{AfXdp, BoundMode};
+use crate::io::Driver;
+use crate::io::af_xdp::BoundMode;
 use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
@@ -49,7 +50,7 @@ pub(super) struct Snapshot {
     pub(super) started: Instant,
     /// By their numbers, also those that are not listed.
     pub(super) ports: Vec<PortView>,
-    pub(super) workers: Arc<[WorkerHandle<AfXdp>]>,
+    pub(super) workers: Arc<[WorkerHandle<Driver>]>,
     pub(super) cpus: Vec<Option<usize>>,
     pub(super) max_ports: u16,
     pub(super) account: bool,
@@ -134,6 +135,7 @@ impl Snapshot {
                 state: api::State::Starting,
                 pid: std::process::id(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                driver: options.driver.to_string(),
                 uptime_seconds: 0,
                 ports: Vec::new(),
                 workers: Vec::new(),
@@ -233,6 +235,7 @@ impl Supervisor {
             state: self.state(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver: self.options.driver.to_string(),
             uptime_seconds: 0,
             ports: self.ports.listed().map(port).collect(),
             workers: Vec::new(),

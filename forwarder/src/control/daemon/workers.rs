@@ -15,7 +15,8 @@ use crate::control::mirror::Mirror;
 use crate::control::netdev::nic::{self, Queues};
 use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
-use crate::io::af_xdp::{AfXdp, Options, RingSizes};
+use crate::io::Driver;
+use crate::io::af_xdp::{Options, RingSizes};
 use crate::pipeline::PipelineState;
 use crate::say;
 use crate::stats::WorkerStats;
@@ -32,7 +33,7 @@ const NEIGHBOURS_A_TURN: usize = 32;
 
 /// The workers that have been started, by their numbers.
 pub(super) struct WorkerSet {
-    handles: Vec<WorkerHandle<AfXdp>>,
+    handles: Vec<WorkerHandle<Driver>>,
     threads: Vec<JoinHandle<WorkerFrames>>,
     cpus: Vec<Option<usize>>,
     neigh_requests: Vec<NeighRequests>,
@@ -56,7 +57,7 @@ impl Default for WorkerSet {
 }
 
 impl WorkerSet {
-    pub(super) fn handles(&self) -> &[WorkerHandle<AfXdp>] {
+    pub(super) fn handles(&self) -> &[WorkerHandle<Driver>] {
         &self.handles
     }
 
@@ -183,14 +184,14 @@ impl Supervisor {
         n: usize,
         (count, queues_per_worker): (usize, u32),
         expected: usize,
-    ) -> Result<(Worker<AfXdp>, WorkerHandle<AfXdp>, PuntQueue, NeighRequests)> {
+    ) -> Result<(Worker<Driver>, WorkerHandle<Driver>, PuntQueue, NeighRequests)> {
         let ports = self.ports.max_ports();
         let slots = usize::from(ports) * queues_per_worker as usize;
         let rings = RingSizes { fill: self.options.rx_ring, tx: self.options.tx_ring };
         let busy_poll_budget =
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
         let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
-        let (io, pool) = AfXdp::with_slots(slots, expected, &options)?;
+        let (io, pool) = Driver::with_slots(self.options.driver, slots, expected, &options)?;
         let (slow_path, frames, requests) =
             slow_path(self.punter.wakeup(), Arc::clone(&self.wakeup));
         let reader =
@@ -229,7 +230,7 @@ impl Supervisor {
 /// Starts a worker's thread and waits until it is pinned and has given up what it needs not. `busy`:
 /// it polls queues itself.
 fn spawn(
-    worker: Worker<AfXdp>,
+    worker: Worker<Driver>,
     n: usize,
     cpu: Option<usize>,
     busy: bool,

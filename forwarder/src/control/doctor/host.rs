@@ -315,6 +315,7 @@ mod tests {
             state: State::Forwarding,
             pid: 9,
             version: String::new(),
+            driver: String::new(),
             uptime_seconds: 0,
             ports: Vec::new(),
             workers: Vec::new(),

@@ -6,7 +6,7 @@ use crate::skb::FRAME_SIZE;
 
 /// What was being done when the kernel refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::io) enum Step {
     Socket,
     Register,
     Rings,
@@ -156,6 +156,26 @@ pub enum OpenError {
         /// Frames wanted.
         wanted: usize,
     },
+    /// The driver xsk-rs was chosen, and is not in this program.
+    #[error(
+        "this program was built without the driver xsk-rs: build it with `cargo build --release -p \
+         forwarder --features xsk-rs`, or use --driver af_xdp"
+    )]
+    NoXskRs,
+    /// The driver xsk-rs can bind no further socket: EBADF of bind(2) with XDP_SHARED_UMEM.
+    #[error(
+        "queue {queue} of {ifname} cannot be opened: the interface of the first AF_XDP socket, {first}, \
+         was removed, and libxdp binds all further sockets through that one; start ferroute anew, or \
+         use --driver af_xdp"
+    )]
+    FirstSocketLost {
+        /// Name of the interface.
+        ifname: String,
+        /// Its queue.
+        queue: u32,
+        /// Name that the first socket's interface had.
+        first: String,
+    },
     /// The port to be opened is open.
     #[error("port {0} is open already")]
     PortInUse(u16),
@@ -174,7 +194,7 @@ impl OpenError {
     }
 
     /// Reads what the kernel said when a socket for a queue was opened.
-    pub(super) fn from_os(
+    pub(in crate::io) fn from_os(
         step: Step,
         source: io::Error,
         config: &super::PortConfig,

@@ -19,26 +19,27 @@
 //!
 //! The rings are driven here, without libxdp and its bindings, because those bind before the fill
 //! ring can be filled, cannot release the first socket of a shared UMEM, and bind all sockets that
-//! share one in the first one's mode.
+//! share one in the first one's mode. `io/xsk_rs` is a driver on them with these limits; it uses the
+//! types of ports, errors and statistics defined here.
 
 mod area;
 mod bind;
 pub mod bpf;
 mod close;
 mod device;
-mod error;
+pub(super) mod error;
 mod heartbeat;
 pub mod hook_iter;
 pub mod link;
 mod membership;
 mod net_iter;
-mod netdev;
+pub(super) mod netdev;
 mod port;
 mod ring;
 mod rx_chain;
 pub mod rx_handlers;
-mod slots;
-mod socket;
+pub(super) mod slots;
+pub(super) mod socket;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -173,11 +174,49 @@ impl Options {
         FILL_LEAST.min(self.rings.fill as usize)
     }
 
+    /// Frames that each of `open` ports has to receive into, where there is memory for `expected`.
+    pub(super) fn fill_share(&self, open: usize, expected: usize) -> u32 {
+        let fill = self.rings.fill;
+        match open > expected {
+            false => fill,
+            // At least a burst.
+            true => (fill as usize * expected / open).max(self.fill_least()) as u32,
+        }
+    }
+
+    /// Frames that port `ifname` is opened with, as the last of `open` ports, when `free` are free.
+    /// There is memory for `expected` ports, and for a burst each of `foreseen`.
+    ///
+    /// # Errors
+    /// [`OpenError::NoFrames`].
+    pub(super) fn fill_of_next(
+        &self,
+        ifname: &str,
+        open: usize,
+        (expected, foreseen): (usize, usize),
+        free: usize,
+    ) -> Result<usize, OpenError> {
+        let wanted = self.fill_share(open, expected) as usize;
+        if open <= expected {
+            return Ok(wanted);
+        }
+        // A share for each that may still come, and what is needed beside the rings.
+        let least = self.fill_least();
+        let kept = foreseen.saturating_sub(open) * least + self.reserve as usize;
+        let share = free.saturating_sub(kept);
+        // One that nobody foresaw takes nothing that the others need.
+        if open > foreseen && share < least {
+            let ifname = ifname.to_owned();
+            return Err(OpenError::NoFrames { ifname, free: share, wanted: least });
+        }
+        Ok(share.max(least).min(wanted))
+    }
+
     /// Frames that `ports` ports need, and `later` more that share their memory.
     ///
     /// # Errors
     /// [`OpenError::BadOptions`]: ring sizes are not powers of two, or too many frames.
-    fn frames(&self, ports: usize, later: usize) -> Result<u32, OpenError> {
+    pub(super) fn frames(&self, ports: usize, later: usize) -> Result<u32, OpenError> {
         let bad = |what: String| Err(OpenError::BadOptions(what));
         for (name, size) in [("fill", self.rings.fill), ("tx", self.rings.tx)] {
             if !size.is_power_of_two() || size > 1 << 16 {
@@ -215,7 +254,7 @@ pub struct XdpStatistics {
 
 impl XdpStatistics {
     /// Adds what was counted for another socket.
-    fn add(&mut self, other: &XdpStatistics) {
+    pub(super) fn add(&mut self, other: &XdpStatistics) {
         self.rx_dropped += other.rx_dropped;
         self.rx_invalid_descs += other.rx_invalid_descs;
         self.tx_invalid_descs += other.tx_invalid_descs;
@@ -272,11 +311,11 @@ pub struct AfXdp {
 const FILL_LEAST: usize = 64;
 /// Ports beyond those expected for which there is memory. There may be numbers for far more: a NIC's
 /// queues are counted as if each could be in use, on every port that may come.
-const LATER_MAX: usize = 1024;
+pub(super) const LATER_MAX: usize = 1024;
 /// poll(2) passes over negative descriptors.
-const NO_BELL: RawFd = -1;
+pub(super) const NO_BELL: RawFd = -1;
 
-fn pollfd(fd: RawFd) -> libc::pollfd {
+pub(super) fn pollfd(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
 }
 
@@ -354,25 +393,11 @@ impl AfXdp {
             return Err(OpenError::PortInUse(port));
         }
         let open = self.ports.iter().flatten().count() + 1;
-        let wanted = self.fill_share(open);
-        if pool.available() < wanted as usize {
+        if pool.available() < self.options.fill_share(open, self.expected) as usize {
             self.reclaim(pool);
         }
-        let fill = if open > self.expected {
-            // A share for each that may still come, and what is needed beside the rings.
-            let least = self.options.fill_least();
-            let kept = self.foreseen.saturating_sub(open) * least + self.options.reserve as usize;
-            let free = pool.available();
-            let share = free.saturating_sub(kept);
-            // One that nobody foresaw takes nothing that the others need.
-            if open > self.foreseen && share < least {
-                let ifname = config.ifname.clone();
-                return Err(OpenError::NoFrames { ifname, free: share, wanted: least });
-            }
-            share.max(least).min(wanted as usize)
-        } else {
-            wanted as usize
-        };
+        let memory = (self.expected, self.foreseen);
+        let fill = self.options.fill_of_next(&config.ifname, open, memory, pool.available())?;
         let binding = self.next_binding;
         let opened =
             Port::open(config, &self.options, binding, fill, &self.area, &mut self.slots, pool)?;
@@ -516,18 +541,9 @@ impl AfXdp {
         }
     }
 
-    /// Frames that each of `open` ports has to receive into.
-    fn fill_share(&self, open: usize) -> u32 {
-        let fill = self.options.rings.fill;
-        match open > self.expected {
-            false => fill,
-            // At least a burst.
-            true => (fill as usize * self.expected / open).max(self.options.fill_least()) as u32,
-        }
-    }
-
     fn ports_changed(&mut self) {
-        let share = self.fill_share(self.ports.iter().flatten().count());
+        let open = self.ports.iter().flatten().count();
+        let share = self.options.fill_share(open, self.expected);
         self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
         self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());

@@ -125,7 +125,7 @@ pub fn netns_id() -> io::Result<u64> {
 }
 
 /// Whether an interface of this index exists in this network namespace.
-pub(super) fn exists(ifindex: u32) -> bool {
+pub(in crate::io) fn exists(ifindex: u32) -> bool {
     let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
     // SAFETY: the buffer has the IF_NAMESIZE octets the function may write.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };

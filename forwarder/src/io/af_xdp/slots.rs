@@ -11,16 +11,16 @@ use crate::skb::{FRAME_SIZE, Frame, FramePool};
 
 /// Names one direction of one binding of a port. Never used again when the port is bound anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Owner(u32);
+pub(in crate::io) struct Owner(u32);
 
 impl Owner {
     /// The receiving side of binding number `binding`.
-    pub(super) fn rx(binding: u32) -> Owner {
+    pub(in crate::io) fn rx(binding: u32) -> Owner {
         Owner(binding << 1)
     }
 
     /// The sending side of binding number `binding`.
-    pub(super) fn tx(binding: u32) -> Owner {
+    pub(in crate::io) fn tx(binding: u32) -> Owner {
         Owner(binding << 1 | 1)
     }
 }
@@ -35,15 +35,15 @@ struct Slot {
 
 /// Packets, and their octets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Packets {
-    pub(super) count: u32,
-    pub(super) octets: u64,
+pub(in crate::io) struct Packets {
+    pub(in crate::io) count: u32,
+    pub(in crate::io) octets: u64,
 }
 
 impl Packets {
     /// Adds a frame: it counts if it ends a packet, and then as the whole packet.
     #[inline]
-    pub(super) fn add(&mut self, packet_len: u32) {
+    pub(in crate::io) fn add(&mut self, packet_len: u32) {
         self.count += u32::from(packet_len > 0);
         self.octets += u64::from(packet_len);
     }
@@ -51,7 +51,7 @@ impl Packets {
 
 /// One place for each frame of the area.
 #[derive(Debug)]
-pub(super) struct Slots {
+pub(in crate::io) struct Slots {
     places: Box<[Slot]>,
     /// Where the area starts.
     start: NonZero<usize>,
@@ -59,7 +59,7 @@ pub(super) struct Slots {
 
 impl Slots {
     /// Empty places for the `frames` frames of the area that starts at `start`.
-    pub(super) fn new(start: NonZero<usize>, frames: u32) -> Slots {
+    pub(in crate::io) fn new(start: NonZero<usize>, frames: u32) -> Slots {
         let places =
             (0..frames).map(|_| Slot { frame: None, owner: Owner(0), packet_len: 0 }).collect();
         Slots { places, start }
@@ -67,12 +67,12 @@ impl Slots {
 
     /// The places as one owner uses them.
     #[inline]
-    pub(super) fn of(&mut self, owner: Owner) -> OwnedSlots<'_> {
+    pub(in crate::io) fn of(&mut self, owner: Owner) -> OwnedSlots<'_> {
         OwnedSlots { places: &mut self.places, start: self.start, owner }
     }
 
     /// Frees all frames given to `owner`. Only for a ring that the kernel has let go of.
-    pub(super) fn reclaim(&mut self, owner: Owner, pool: &mut FramePool) -> usize {
+    pub(in crate::io) fn reclaim(&mut self, owner: Owner, pool: &mut FramePool) -> usize {
         let mut count = 0;
         for slot in self.places.iter_mut().filter(|slot| slot.owner == owner) {
             if let Some(frame) = slot.frame.take() {
@@ -86,7 +86,7 @@ impl Slots {
 
 /// [`Slots`] as one owner uses them, for a loop over many frames.
 #[derive(Debug)]
-pub(super) struct OwnedSlots<'a> {
+pub(in crate::io) struct OwnedSlots<'a> {
     places: &'a mut [Slot],
     start: NonZero<usize>,
     owner: Owner,
@@ -96,14 +96,18 @@ impl OwnedSlots<'_> {
     /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
     /// the area in octets. A frame of another area comes back.
     #[inline]
-    pub(super) fn give(&mut self, frame: Frame) -> Result<u64, Frame> {
+    pub(in crate::io) fn give(&mut self, frame: Frame) -> Result<u64, Frame> {
         self.give_to_send(frame, 0)
     }
 
     /// [`Self::give`] for a frame that is to be sent. `packet_len`: the length in octets of the packet
     /// that ends with it; 0: the packet goes on.
     #[inline]
-    pub(super) fn give_to_send(&mut self, frame: Frame, packet_len: u32) -> Result<u64, Frame> {
+    pub(in crate::io) fn give_to_send(
+        &mut self,
+        frame: Frame,
+        packet_len: u32,
+    ) -> Result<u64, Frame> {
         let offset = frame.umem_offset(self.start);
         match self.places.get_mut(offset / FRAME_SIZE) {
             Some(slot) if slot.frame.is_none() => {
@@ -116,20 +120,20 @@ impl OwnedSlots<'_> {
 
     /// [`Self::take`], and where in the frame `addr` is, in octets.
     #[inline]
-    pub(super) fn take_at(&mut self, addr: u64) -> (Option<Frame>, usize) {
+    pub(in crate::io) fn take_at(&mut self, addr: u64) -> (Option<Frame>, usize) {
         (self.take(addr), (addr % FRAME_SIZE as u64) as usize)
     }
 
     /// Takes up the token of the frame that `addr`, an offset in the area in octets, lies in.
     /// `None`: that frame was not given to the owner.
     #[inline]
-    pub(super) fn take(&mut self, addr: u64) -> Option<Frame> {
+    pub(in crate::io) fn take(&mut self, addr: u64) -> Option<Frame> {
         self.take_sent(addr).map(|(frame, _)| frame)
     }
 
     /// [`Self::take`], with what the frame was given with ([`Self::give_to_send`]).
     #[inline]
-    pub(super) fn take_sent(&mut self, addr: u64) -> Option<(Frame, u32)> {
+    pub(in crate::io) fn take_sent(&mut self, addr: u64) -> Option<(Frame, u32)> {
         let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
         if slot.owner != self.owner {
             return None;
@@ -138,7 +142,7 @@ impl OwnedSlots<'_> {
     }
 
     /// All packets that the owner was given to send and whose last frame was not taken up again.
-    pub(super) fn packets(&self) -> Packets {
+    pub(in crate::io) fn packets(&self) -> Packets {
         let mut packets = Packets::default();
         for slot in self.places.iter().filter(|slot| slot.owner == self.owner) {
             packets.add(slot.frame.as_ref().map_or(0, |_| slot.packet_len));

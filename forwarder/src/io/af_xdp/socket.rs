@@ -113,10 +113,7 @@ impl Socket {
         set(socket, libc::SOL_XDP, libc::XDP_UMEM_COMPLETION_RING, &sizes.tx)?;
         set(socket, libc::SOL_XDP, libc::XDP_RX_RING, &sizes.fill)?;
         set(socket, libc::SOL_XDP, libc::XDP_TX_RING, &sizes.tx)?;
-        // Both only make sending faster; what the kernel does not know or allow is done without.
-        let _ = set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &sizes.tx);
-        let sndbuf = sizes.tx.saturating_mul(SNDBUF_PER_PACKET).min(i32::MAX as u32 / 2);
-        let _ = set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &sndbuf);
+        send_many(socket, sizes.tx);
         let at: libc::xdp_mmap_offsets = get(socket, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS)?;
         let fill_page = libc::XDP_UMEM_PGOFF_FILL_RING as i64;
         let completion_page = libc::XDP_UMEM_PGOFF_COMPLETION_RING as i64;
@@ -257,9 +254,17 @@ fn register(fd: BorrowedFd<'_>, area: &Area, layout: Layout) -> io::Result<()> {
     set(fd, libc::SOL_XDP, libc::XDP_UMEM_REG, &reg)
 }
 
+/// Lets one sendto(2) in copy mode send a whole TX ring of `tx` descriptors. It only makes sending
+/// faster: what the kernel does not know or allow is done without.
+pub(in crate::io) fn send_many(socket: BorrowedFd<'_>, tx: u32) {
+    let _ = set(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &tx);
+    let sndbuf = tx.saturating_mul(SNDBUF_PER_PACKET).min(i32::MAX as u32 / 2);
+    let _ = set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &sndbuf);
+}
+
 /// Sleeps until a packet may have come on one of `fds` (POLLIN), at most `timeout`. Returns whether
 /// one has; it may return early.
-pub(super) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
+pub(in crate::io) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: timeout.subsec_nanos().into(),

@@ -50,8 +50,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What stands in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Middle {
-    /// With this `--poll`.
-    Ferroute(&'static str),
+    /// With these arguments more.
+    Ferroute(&'static [&'static str]),
     /// With a capture on all ports that has this filter, and writes what it takes to /dev/null.
     Captured(&'static str),
     Reflector,
@@ -79,9 +79,10 @@ pub fn section(plan: &Plan) -> Section<'_> {
         note: NOTE.into(),
         metrics: METRICS.to_vec(),
         entrants: vec![
-            entrant("Ferroute", Middle::Ferroute("adaptive")),
-            entrant("Ferroute, --poll busy", Middle::Ferroute("busy")),
-            entrant("Ferroute, --poll interrupt", Middle::Ferroute("interrupt")),
+            entrant("Ferroute", Middle::Ferroute(&[])),
+            entrant("Ferroute, --poll busy", Middle::Ferroute(&["--poll", "busy"])),
+            entrant("Ferroute, --poll interrupt", Middle::Ferroute(&["--poll", "interrupt"])),
+            entrant("Ferroute (xsk-rs)", Middle::Ferroute(&["--driver", "xsk-rs"])),
             entrant("Ferroute, a capture that matches nothing", Middle::Captured(OTHERS)),
             entrant("Ferroute, a capture of everything", Middle::Captured("")),
             entrant("bare reflector, our AF_XDP driver", Middle::Reflector),
@@ -193,14 +194,14 @@ impl Running {
             Program::start(command, 2)
         };
         let cpu = dpdk::cpu();
-        let ferroute = |poll: &str| {
-            let args = ["--cpus", &cpu, "--account", "--poll", poll];
+        let ferroute = |more: &[&str]| {
+            let args = [&["--cpus", &cpu, "--account"], more].concat();
             Ferroute::start_with(lab, &args).map(Box::new)
         };
         Ok(match middle {
-            Middle::Ferroute(poll) => Self::Ferroute(ferroute(poll)?),
+            Middle::Ferroute(more) => Self::Ferroute(ferroute(more)?),
             Middle::Captured(filter) => {
-                let ferroute = ferroute("adaptive")?;
+                let ferroute = ferroute(&[])?;
                 let args = ["capture", "-i", "any", "-w", "/dev/null", filter];
                 let capture = Program::start(ferroute.command(&args), 1)?;
                 Self::Captured(capture, ferroute)

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::error::PortError;
-use crate::io::af_xdp::{AfXdp, PortConfig, PortInfo, PortState};
+use crate::io::Driver;
+use crate::io::af_xdp::{PortConfig, PortInfo, PortState};
 use crate::worker::{Handoffs, NoAnswer, Patience, WorkerHandle};
 
 /// A worker begins with a command within a turn, 20 ms when it sleeps. Longer, for it may be kept
@@ -21,7 +22,7 @@ const PATIENCE: Patience = Patience { begin: BEGIN, finish: FINISH };
 /// The workers, and what is still to be closed at each.
 #[derive(Debug)]
 pub(super) struct WorkerCalls {
-    handles: Vec<WorkerHandle<AfXdp>>,
+    handles: Vec<WorkerHandle<Driver>>,
     /// By worker: slots whose sockets are to be closed.
     owed: Vec<BTreeSet<u16>>,
     /// Those that did not answer since [`WorkerCalls::begin_job`]: they are not waited for again.
@@ -29,7 +30,7 @@ pub(super) struct WorkerCalls {
 }
 
 impl WorkerCalls {
-    pub(super) fn new(handles: Vec<WorkerHandle<AfXdp>>) -> WorkerCalls {
+    pub(super) fn new(handles: Vec<WorkerHandle<Driver>>) -> WorkerCalls {
         let owed = handles.iter().map(|_| BTreeSet::new()).collect();
         WorkerCalls { handles, owed, silent: BTreeSet::new() }
     }
@@ -98,7 +99,7 @@ impl WorkerCalls {
             return Ok(());
         }
         self.ask(worker, |handle| {
-            let close = move |io: &mut AfXdp, pool: &mut _, stats: &_| {
+            let close = move |io: &mut Driver, pool: &mut _, stats: &_| {
                 owed.iter().for_each(|&slot| io.remove_port(slot, pool, stats));
             };
             handle.call_or_undo(PATIENCE, close, |_, _, _, ()| {})
@@ -114,7 +115,7 @@ impl WorkerCalls {
         slots: Vec<u16>,
     ) -> Result<Vec<(u16, Option<PortState>)>, PortError> {
         self.ask(worker, |handle| {
-            let states = move |io: &mut AfXdp, _: &mut _, _: &_| {
+            let states = move |io: &mut Driver, _: &mut _, _: &_| {
                 slots.into_iter().map(|slot| (slot, io.tx_state(slot))).collect()
             };
             handle.call_or_undo(PATIENCE, states, |_, _, _, _| {})
@@ -132,7 +133,7 @@ impl WorkerCalls {
     ) -> Result<(), PortError> {
         self.ask(worker, |handle| handle.taps().name_port(port, name, naming, BEGIN))?;
         self.ask(worker, |handle| {
-            let reset = move |io: &mut AfXdp, _: &mut _, stats: &crate::stats::WorkerStats| {
+            let reset = move |io: &mut Driver, _: &mut _, stats: &crate::stats::WorkerStats| {
                 stats.slots_of(port, max_ports).for_each(|(slot, _)| io.forget_statistics(slot));
                 stats.forget_port(port, max_ports);
             };
@@ -155,7 +156,7 @@ impl WorkerCalls {
     fn ask<T>(
         &mut self,
         worker: usize,
-        call: impl FnOnce(&WorkerHandle<AfXdp>) -> Result<T, NoAnswer>,
+        call: impl FnOnce(&WorkerHandle<Driver>) -> Result<T, NoAnswer>,
     ) -> Result<T, PortError> {
         let stalled = PortError::WorkerStalled(worker);
         let Some(handle) = self.handles.get(worker) else { return Err(stalled) };
@@ -170,7 +171,7 @@ impl WorkerCalls {
 }
 
 /// A socket that has just been opened, and another descriptor of it.
-fn describe(io: &mut AfXdp, slot: u16) -> std::io::Result<(PortInfo, OwnedFd)> {
+fn describe(io: &mut Driver, slot: u16) -> std::io::Result<(PortInfo, OwnedFd)> {
     let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
     let info = io.port_info(slot).ok_or_else(gone)?;
     let socket = io.socket_fd(slot).ok_or_else(gone)?.try_clone_to_owned()?;

@@ -41,7 +41,7 @@ use crate::control::mirror::Mirror;
 use crate::control::process::signals::Signals;
 use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
-use crate::io::af_xdp::AfXdp;
+use crate::io::Driver;
 use crate::say;
 use crate::tables::Links;
 use crate::worker::WorkerHandle;
@@ -128,7 +128,7 @@ impl PortManager {
     pub(super) fn start(
         &mut self,
         attacher: Attacher,
-        workers: Vec<WorkerHandle<AfXdp>>,
+        workers: Vec<WorkerHandle<Driver>>,
         cpus: Vec<Option<usize>>,
         queues_per_worker: u32,
         options: Arc<RunOptions>,

@@ -16,6 +16,7 @@ use crate::control::netdev::nic::{
 };
 use crate::control::steering::punt::PuntDevice;
 use crate::control::steering::{AttachMode, PortProgram, XdpMode};
+use crate::io::DriverKind;
 use crate::io::af_xdp::{BindMode, BoundMode, PortConfig, driver_name};
 use crate::skb::MTU_FRAME;
 use crate::tables::Link;
@@ -153,7 +154,9 @@ impl OpenRequest {
         if let Err(stalled @ PortError::WorkerStalled(_)) = opened {
             return Err(stalled);
         }
-        let opened = opened.and_then(|mode| self.refuse_too_long(mode, sockets).map(|()| mode));
+        let driver = with.options.driver;
+        let opened =
+            opened.and_then(|mode| self.refuse_too_long(driver, mode, sockets).map(|()| mode));
         let mode = match with.options.mode {
             Mode::Auto => AttachMode::Auto,
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
@@ -212,7 +215,12 @@ impl OpenRequest {
     }
 
     /// Whether the sockets that could be had take its packets.
-    fn refuse_too_long(&self, mode: BoundMode, sockets: &Sockets) -> Result<(), PortError> {
+    fn refuse_too_long(
+        &self,
+        driver: DriverKind,
+        mode: BoundMode,
+        sockets: &Sockets,
+    ) -> Result<(), PortError> {
         if self.link.mtu <= MTU_FRAME || sockets.multi_buffer {
             return Ok(());
         }
@@ -221,6 +229,7 @@ impl OpenRequest {
              {MTU_FRAME}",
             self.link.mtu,
             match mode {
+                _ if driver == DriverKind::XskRs => "--driver xsk-rs takes one frame a packet",
                 BoundMode::ZeroCopy => "its zero-copy sockets take one frame a packet",
                 BoundMode::Copy => "AF_XDP sockets of packets of several need Linux 6.6",
             },
@@ -296,6 +305,7 @@ impl OpenRequest {
         Some(match (with.options.mode, sockets.zerocopy_errno) {
             (Mode::Copy, _) => "--mode copy".to_owned(),
             (Mode::Generic, _) => "--mode generic".to_owned(),
+            _ if with.options.driver == DriverKind::XskRs => "--driver xsk-rs".to_owned(),
             _ if program.mode() == XdpMode::Generic => {
                 format!("the driver, {driver}, has no XDP")
             }

@@ -1,0 +1,355 @@
+//! Ports that are queues of network interfaces, through the crate xsk-rs: libxdp's AF_XDP sockets and
+//! rings. Built with the cargo feature `xsk-rs`; the driver to use is [`af_xdp`](super::af_xdp), whose
+//! types of ports, errors and statistics are used here.
+//!
+//! - [`XskRs`]: the ports of one worker over one UMEM, so that a frame goes from any port's RX ring to
+//!   any port's TX ring without a copy;
+//! - `memory`: that UMEM, and the crate's descriptors of its frames;
+//! - `port`: one socket, its rings, and what becomes of its packets.
+//!
+//! What the driver cannot do, because of the crate (0.11) and libxdp:
+//! - **Zero-copy.** A socket is bound before its fill ring can be filled, and NIC drivers may then
+//!   receive nothing (igb). All sockets of a UMEM are bound in the mode of the first. So all sockets
+//!   are bound in copy mode; [`BindMode::ZeroCopy`] is refused.
+//! - **Closing the first socket of a UMEM.** libxdp keeps it open for as long as there is the UMEM and
+//!   binds all others through it (XDP_SHARED_UMEM). The first port that is removed keeps its socket and
+//!   the frames of its rings, and is used again when the same queue is added. When its interface was
+//!   removed, the other ports go on, but no port can be added: [`OpenError::FirstSocketLost`].
+//! - **Packets of several frames** (XDP_USE_SG): the address of a descriptor cannot be chosen, so a
+//!   packet is sent from a fixed place of its frame. One that starts elsewhere (a VLAN tag was added or
+//!   removed, the router made it) is moved within its frame first.
+//! - **Busy polling**: the socket options must be set before the socket is bound.
+//!
+//! Frames and packets are accounted for as by `af_xdp`. `TxQueue::wakeup` hides the errors by which the
+//! kernel tells of packets that it did not send, so that system call is made here.
+
+#![expect(unsafe_code, reason = "every ring call of xsk-rs is unsafe")]
+
+mod memory;
+mod port;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use self::memory::Memory;
+use self::port::Port;
+use super::af_xdp::socket::poll;
+use super::af_xdp::{
+    BindMode, BoundMode, LATER_MAX, NO_BELL, OpenError, Options, PortConfig, PortInfo, PortState,
+    XdpStatistics, is_bound, pollfd,
+};
+use super::{FrameAccounting, PacketIo, drop_all};
+use crate::skb::{Burst, FramePool};
+use crate::stats::{DropReason, WorkerStats};
+
+/// The ports of one worker on xsk-rs. Dropping it loses the frames that its sockets have.
+#[derive(Debug)]
+pub struct XskRs {
+    // First, so that sockets close before what they use goes.
+    ports: Vec<Option<Port>>,
+    /// The port of the first socket after it was removed, until it is added again.
+    parked: Option<Port>,
+    /// Beyond these none is open.
+    used: usize,
+    /// As many share the memory without want.
+    expected: usize,
+    /// As many have at least a burst each.
+    foreseen: usize,
+    memory: Memory,
+    options: Options,
+    /// Number of the next binding; see [`Owner`](super::af_xdp::slots::Owner).
+    next_binding: u32,
+    /// Name of the first socket's interface; `None`: no socket was opened.
+    first: Option<String>,
+    /// For poll(2); rebuilt when ports change. The last is for the wakeup of [`PacketIo::wait`].
+    poll_fds: Vec<libc::pollfd>,
+    /// By port: what the kernel counted for sockets that are closed.
+    closed: Vec<XdpStatistics>,
+}
+
+impl XskRs {
+    /// No port open, but numbers for `ports` of them, and memory for `expected`, which is taken at once
+    /// (MAP_POPULATE). When more are open, they share it: each has fewer packets waiting at most. Beyond
+    /// 1024 more, one may find no memory.
+    ///
+    /// # Errors
+    /// [`OpenError::BadOptions`]: ring sizes, too many frames, or busy polling. [`OpenError::NoPermission`],
+    /// [`OpenError::NoMemory`] and what else the kernel says of sockets and their memory.
+    pub fn with_slots(
+        ports: usize,
+        expected: usize,
+        options: &Options,
+    ) -> Result<(XskRs, FramePool), OpenError> {
+        if options.busy_poll_budget.is_some() {
+            let what = "the driver xsk-rs has no busy polling: use --poll adaptive";
+            return Err(OpenError::BadOptions(what.into()));
+        }
+        let later = ports.saturating_sub(expected).min(LATER_MAX);
+        let frames = options.frames(expected, later)?;
+        let (memory, pool) = Memory::new(frames, &options.rings)?;
+        let io = XskRs {
+            ports: (0..ports).map(|_| None).collect(),
+            parked: None,
+            used: 0,
+            expected,
+            foreseen: expected + later,
+            memory,
+            options: options.clone(),
+            next_binding: 0,
+            first: None,
+            poll_fds: vec![pollfd(NO_BELL)],
+            closed: vec![XdpStatistics::default(); ports],
+        };
+        Ok((io, pool))
+    }
+
+    /// Opens port number `port`, which is not open now. May sleep, see [`Options::busy_tries`].
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing has changed then.
+    pub fn add_port(
+        &mut self,
+        port: u16,
+        config: &PortConfig,
+        pool: &mut FramePool,
+    ) -> Result<(), OpenError> {
+        let index = usize::from(port);
+        if self.ports.get(index).is_none_or(Option::is_some) {
+            return Err(OpenError::PortInUse(port));
+        }
+        if config.mode == BindMode::ZeroCopy {
+            let what = "the driver xsk-rs binds in copy mode: use mode auto or copy";
+            return Err(OpenError::BadOptions(what.into()));
+        }
+        let is_it = |parked: &mut Port| parked.is_on(config);
+        let opened = match self.parked.take_if(is_it) {
+            Some(mut parked) => {
+                parked.return_to_service(port, config);
+                parked
+            }
+            None => self.open(port, config, pool)?,
+        };
+        self.ports[index] = Some(opened);
+        self.ports_changed();
+        Ok(())
+    }
+
+    fn open(
+        &mut self,
+        port: u16,
+        config: &PortConfig,
+        pool: &mut FramePool,
+    ) -> Result<Port, OpenError> {
+        if self.parked.as_ref().is_some_and(|parked| !is_bound(parked.fd(), BoundMode::Copy)) {
+            return Err(self.first_socket_lost(config));
+        }
+        let (open, free) = (self.ports.iter().flatten().count() + 1, pool.available());
+        let (memory, ifname) = ((self.expected, self.foreseen), &config.ifname);
+        let fill = self.options.fill_of_next(ifname, open, memory, free)?;
+        if free < fill {
+            return Err(OpenError::NoFrames { ifname: ifname.clone(), free, wanted: fill });
+        }
+        let is_first = self.first.is_none();
+        let mut tries = self.options.busy_tries.max(1);
+        let opened = loop {
+            let binding = (self.next_binding, is_first);
+            match Port::open(port, config, &self.options.rings, binding, fill, &mut self.memory) {
+                Err(OpenError::Busy { .. }) if tries > 1 => {
+                    tries -= 1;
+                    std::thread::sleep(self.options.busy_pause);
+                }
+                // EBADF: the first socket is not bound any more.
+                Err(OpenError::Bind { source, .. })
+                    if source.raw_os_error() == Some(libc::EBADF) =>
+                {
+                    return Err(self.first_socket_lost(config));
+                }
+                opened => break opened,
+            }
+        };
+        let mut opened = opened?;
+        opened.refill(&mut self.memory, pool);
+        self.next_binding += 1;
+        self.first.get_or_insert_with(|| config.ifname.clone());
+        Ok(opened)
+    }
+
+    fn first_socket_lost(&self, config: &PortConfig) -> OpenError {
+        OpenError::FirstSocketLost {
+            ifname: config.ifname.clone(),
+            queue: config.queue,
+            first: self.first.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Closes a port and takes its frames back into `pool`; its number stays reserved. Packets that
+    /// waited to be sent or to be taken are dropped and counted (DEV_READY); those that the kernel has
+    /// taken from the TX ring count as sent. The first socket's frames and packets to be sent stay with
+    /// it: its packets count as sending until the kernel has sent them.
+    pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
+        let taken = self.ports.get_mut(usize::from(port)).and_then(Option::take);
+        let Some(mut removed) = taken else { return };
+        removed.drop_received(&mut self.memory, pool, stats);
+        removed.complete(&mut self.memory, pool, stats);
+        if removed.is_first() {
+            removed.kick(&mut self.memory, pool, stats);
+            self.parked = Some(removed);
+        } else {
+            self.close(removed, pool, stats);
+        }
+        self.ports_changed();
+    }
+
+    /// Closes the socket of a port that is not the first one's.
+    fn close(&mut self, mut port: Port, pool: &mut FramePool, stats: &WorkerStats) {
+        port.settle(&mut self.memory, pool, stats);
+        if let (Ok(counted), Some(sum)) =
+            (port.statistics(), self.closed.get_mut(usize::from(port.number())))
+        {
+            sum.add(&counted);
+        }
+        let owners = port.owners();
+        // close(2) returns when no CPU is in the receive path any more (xsk_unbind_dev:
+        // synchronize_net), and in copy mode that is all that writes to a frame.
+        drop(port);
+        for owner in owners {
+            self.memory.slots.reclaim(owner, pool);
+        }
+    }
+
+    /// The socket of a port, to be put into the XSKMAP at the port's queue.
+    pub fn socket_fd(&self, port: u16) -> Option<BorrowedFd<'_>> {
+        Some(self.port(port)?.fd())
+    }
+
+    /// What a port is. `None`: removed, or never there. Looks whether the interface still exists.
+    pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
+        Some(self.ports.get_mut(usize::from(port))?.as_mut()?.info())
+    }
+
+    /// Whether a port can send, as far as was noticed. `None`: removed, or never there. Makes no system
+    /// call.
+    pub fn tx_state(&self, port: u16) -> Option<PortState> {
+        Some(self.port(port)?.tx_state())
+    }
+
+    /// What the kernel counted for a port, also before it was closed and opened again.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says; ENOENT for a number that no port can have.
+    pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
+        let unknown = || io::Error::from_raw_os_error(libc::ENOENT);
+        let mut counted = *self.closed.get(usize::from(port)).ok_or_else(unknown)?;
+        let parked = self.parked.as_ref().filter(|parked| parked.number() == port);
+        for socket in self.port(port).into_iter().chain(parked) {
+            counted.add(&socket.statistics()?);
+        }
+        Ok(counted)
+    }
+
+    /// A port is another interface from now on: what was counted for closed sockets is not its own.
+    pub fn forget_statistics(&mut self, port: u16) {
+        if let Some(closed) = self.closed.get_mut(usize::from(port)) {
+            *closed = XdpStatistics::default();
+        }
+    }
+
+    fn port(&self, port: u16) -> Option<&Port> {
+        self.ports.get(usize::from(port))?.as_ref()
+    }
+
+    fn ports_changed(&mut self) {
+        let open = self.ports.iter().flatten().count();
+        let share = self.options.fill_share(open, self.expected) as usize;
+        self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
+        self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
+        self.poll_fds.clear();
+        self.poll_fds.extend(fds.chain([NO_BELL]).map(pollfd));
+    }
+}
+
+impl PacketIo for XskRs {
+    fn ports(&self) -> usize {
+        self.used
+    }
+
+    fn rx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        match self.ports.get_mut(usize::from(port)) {
+            Some(Some(this)) => this.rx_burst(&mut self.memory, pool, burst, stats),
+            _ => 0,
+        }
+    }
+
+    fn tx_room(&self, port: u16) -> usize {
+        self.port(port).map_or(0, Port::tx_room)
+    }
+
+    fn tx_burst(
+        &mut self,
+        port: u16,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+        stats: &WorkerStats,
+    ) -> usize {
+        if let Some(Some(this)) = self.ports.get_mut(usize::from(port)) {
+            return this.tx_burst(&mut self.memory, pool, burst, stats);
+        }
+        drop_all(DropReason::DevNotReady, port, pool, burst, stats);
+        0
+    }
+
+    fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        for port in self.ports[..self.used].iter_mut().flatten().chain(&mut self.parked) {
+            port.kick(&mut self.memory, pool, stats);
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
+        // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
+        // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
+        for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
+            polled.fd = if port.has_untaken() { NO_BELL } else { port.fd().as_raw_fd() };
+        }
+        if let Some(last) = self.poll_fds.last_mut() {
+            last.fd = wakeup.map_or(NO_BELL, |wakeup| wakeup.as_raw_fd() as RawFd);
+        }
+        poll(&mut self.poll_fds, timeout)
+    }
+
+    /// The first socket's packets that the kernel has not taken are dropped, too; its frames stay with
+    /// it ([`FrameAccounting::draining`]).
+    fn close_all(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
+        for port in 0..self.ports.len() {
+            self.remove_port(port as u16, pool, stats);
+        }
+        if let Some(parked) = &mut self.parked {
+            // Whoever left its socket in the XSKMAP has it receive further.
+            parked.drop_received(&mut self.memory, pool, stats);
+            parked.settle(&mut self.memory, pool, stats);
+        }
+    }
+
+    fn accounting(&self) -> FrameAccounting {
+        let mut accounting = FrameAccounting::default();
+        for port in self.ports.iter().flatten() {
+            let (rx, tx) = port.frames();
+            accounting.fill_and_rx += rx;
+            accounting.tx_and_completion += tx;
+            accounting.sending += port.sending();
+        }
+        if let Some(parked) = &self.parked {
+            let (rx, tx) = parked.frames();
+            accounting.draining = rx + tx;
+            accounting.sending += parked.sending();
+        }
+        accounting
+    }
+}
