@@ -1,6 +1,6 @@
-//! Asks the kernel for everything, or a part, and makes the state what it answers: the first time,
-//! after events were lost, and where `follow` is in doubt. Objects that are not in the answer are
-//! gone.
+//! Dumps all or a part of the kernel's state and replaces the mirrored state by it: at the start,
+//! after events were lost, and where `follow` is in doubt. Objects that are not in the dump are
+//! removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::control::netlink::message::Message;
 use crate::control::netlink::rtnl::Requests;
 use crate::control::netlink::socket::{DumpEnd, SockError};
 
-/// After asking because of doubts, doubts rest for so many times as long as it took.
+/// After a dump made because of doubts, the next one waits for this many times its duration.
 const REST: u32 = 5;
 
 const RTM_GETLINK: u16 = 18;
@@ -27,8 +27,8 @@ const RTM_GETNETCONF: u16 = 82;
 const RTM_GETNEXTHOP: u16 = 106;
 
 impl Follower {
-    /// Asks for parts, and makes the state what the kernel answers. A part whose dump was complete is
-    /// not lost any more; one whose dumps were all interrupted is.
+    /// Dumps parts of the state and replaces them. A part whose dump was complete is no longer
+    /// marked as lost; a part whose dumps were all interrupted is marked as lost.
     pub fn resync(
         &mut self,
         requests: &mut Requests,
@@ -51,7 +51,8 @@ impl Follower {
         parts: Parts,
         now: Instant,
     ) -> Result<(), SockError> {
-        // Links are dumped under RTNL, which the process that caused the doubt held until it was done.
+        // Links are dumped under RTNL, which the process that caused the doubt held until its
+        // change was complete.
         let end = self.resync_links(requests)?;
         self.note_end(end, |parts| &mut parts.links);
         if parts.netconf {
@@ -90,8 +91,8 @@ impl Follower {
         Ok(())
     }
 
-    /// How the last dump of a part ended. What an interrupted one shows is taken, being better than what
-    /// was known, and not trusted.
+    /// Notes how the last dump of a part ended. The contents of an interrupted dump are used,
+    /// because they are newer than the previous state, but the part stays marked as lost.
     fn note_end(&mut self, end: DumpEnd, part: impl Fn(&mut Parts) -> &mut bool) {
         match end {
             DumpEnd::Complete => *part(&mut self.lost) = false,
@@ -103,7 +104,8 @@ impl Follower {
         }
     }
 
-    /// One kind of object, repeated while the dump is interrupted; `None`s of `parse` are counted.
+    /// Dumps one type of object, and repeats the dump if it was interrupted; messages that `parse`
+    /// rejects are counted.
     fn dump<T>(
         &mut self,
         requests: &mut Requests,
@@ -150,15 +152,15 @@ impl Follower {
             }
             match sysctl::read_dev_once(&link.name) {
                 Some(own) => drop(self.state.sysctls_dev.insert(*ifindex, own)),
-                // To be dumped again.
+                // Causes another dump.
                 None => end = DumpEnd::Interrupted,
             }
         }
         Ok(end)
     }
 
-    /// Flags found changed in a dump: their event is still to come, and must not be taken as news
-    /// about routes that exist by then.
+    /// Handles flag changes found in a dump. Their event is still queued, and must not remove
+    /// routes that were added after the change.
     fn follow_flags(&mut self, old: &BTreeMap<u32, LinkState>) {
         let lost: Vec<(u32, bool)> = old
             .values()
@@ -316,7 +318,7 @@ impl Follower {
     }
 }
 
-/// What became of a message of a dump.
+/// The result of parsing one message of a dump.
 enum Parsed<T> {
     Object(T),
     Foreign,

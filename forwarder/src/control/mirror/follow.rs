@@ -1,10 +1,10 @@
-//! Events applied to the state: what the kernel tells, and what it does without a word.
+//! Applies events to the state, including changes that the kernel makes without an event.
 //!
-//! The kernel is silent when it takes IPv4 routes away because an interface went down or lost an
-//! address (`fib_sync_down_dev`, `fib_sync_down_addr`), when nexthop objects go with their
-//! interface (`nexthop_flush_dev`), and when routes go with their nexthop object. These are done
-//! here the same way, at once; and because a rule followed by hand may be followed wrongly, the
-//! objects concerned are asked for again a moment later.
+//! The kernel sends no event when it removes IPv4 routes because an interface went down or lost an
+//! address (`fib_sync_down_dev`, `fib_sync_down_addr`), when it removes nexthop objects together
+//! with their interface (`nexthop_flush_dev`), and when it removes routes together with their
+//! nexthop object. The same removals are made here at once. Because this code may differ from the
+//! kernel's, the objects concerned are dumped a moment later.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,16 +18,16 @@ use super::state::{AddrState, Family, Netconf, RouterState};
 use super::sysctl;
 use crate::control::netlink::message::Message;
 
-/// How long after a doubt the kernel is asked again: its own work (under RTNL) is done by then,
-/// and a burst of doubts costs one dump.
+/// How long after a doubt the state is dumped again: by then the kernel has completed its change
+/// (under RTNL), and a burst of doubts costs one dump.
 const DOUBT_WAIT: Duration = Duration::from_millis(20);
-/// How often dead next hops of an interface that is up are asked for again: after 40 ms, 80 ms and so
-/// on, 0.6 s in all.
+/// How often routes with dead next hops on an interface that is up are dumped again: after 40 ms,
+/// 80 ms and so on, 0.6 s in total.
 const DEAD_RETRIES: u32 = 4;
-/// How long after a dump that failed or was interrupted what it should have shown is dumped again.
+/// How long after a failed or interrupted dump it is repeated.
 const LOST_WAIT: Duration = Duration::from_millis(250);
-/// Dumps repeated at once because they were interrupted, before what came is taken and asked for again
-/// later.
+/// How often an interrupted dump is repeated immediately, before its contents are used and it is
+/// repeated later.
 const INTERRUPTED_MAX: u32 = 8;
 
 const RTM_NEWLINK: u16 = 16;
@@ -45,22 +45,22 @@ const RTM_DELNETCONF: u16 = 81;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_DELNEXTHOP: u16 = 105;
 
-/// What the mirror counts about itself.
+/// Counters of the mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct MirrorCounters {
-    /// Events taken.
+    /// Events processed.
     pub events: u64,
-    /// Times everything or a part was asked for again.
+    /// Times all or a part of the state was dumped again.
     pub resyncs: u64,
     /// Times the kernel could not queue events (ENOBUFS).
     pub enobufs: u64,
     /// Dumps that were interrupted and repeated (NLM_F_DUMP_INTR).
     pub dump_intr: u64,
-    /// Messages that could not be understood; what they said is not mirrored.
+    /// Messages that could not be parsed; their contents are not mirrored.
     pub unparsable: u64,
 }
 
-/// Parts of the state that are to be asked for.
+/// Parts of the state to be dumped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Parts {
     /// Interfaces.
@@ -94,7 +94,7 @@ impl Parts {
         netconf: true,
     };
 
-    /// Nothing.
+    /// Whether no part is set.
     pub fn is_none(&self) -> bool {
         *self == Parts::default()
     }
@@ -111,26 +111,27 @@ impl Parts {
     }
 }
 
-/// The state and what is known to be wrong with it.
+/// The mirrored state, and which parts of it may be wrong.
 #[derive(Debug)]
 pub struct Follower {
-    /// What the kernel said.
+    /// The kernel's state.
     pub state: RouterState,
-    /// What changed since it was compiled.
+    /// What changed since the last compilation.
     pub touched: Touched,
-    /// Of the mirror itself.
+    /// Counters of the mirror.
     pub counters: MirrorCounters,
     /// The set of own addresses changed.
     pub locals_changed: bool,
     doubts: Parts,
     doubts_due: Option<Instant>,
-    /// Messages about these were lost, or their last dump was not complete.
+    /// Parts for which messages were lost or the last dump was incomplete.
     pub(super) lost: Parts,
-    /// [`INTERRUPTED_MAX`], but for a test that wants interrupted dumps.
+    /// [`INTERRUPTED_MAX`], except in tests of interrupted dumps.
     pub(super) interrupted_max: u32,
-    /// How often dead next hops were asked for again since an interface changed.
+    /// How often routes with dead next hops were dumped again since an interface changed.
     dead_retries: u32,
-    /// Asking takes long with many routes; most of the time is for events.
+    /// No dump because of doubts before this time: dumps of many routes take long, and events have
+    /// priority.
     pub(super) rest_until: Option<Instant>,
     pub(super) route_expires: Option<Instant>,
 }
@@ -154,7 +155,7 @@ impl Default for Follower {
 }
 
 impl Follower {
-    /// Takes one event.
+    /// Applies one event.
     pub fn event(&mut self, message: &Message<'_>, now: Instant) {
         self.counters.events += 1;
         let parsed = match message.kind {
@@ -183,8 +184,8 @@ impl Follower {
         self.doubts_due.get_or_insert(self.rest_until.map_or(soon, |rest| rest.max(soon)));
     }
 
-    /// Parts are not known as the kernel has them until a dump of them is complete. They are dumped
-    /// again soon, also while doubts rest.
+    /// Marks parts as lost until a dump of them is complete. They are dumped again soon, even
+    /// before `rest_until`.
     pub(super) fn lose(&mut self, parts: Parts, now: Instant) {
         self.lost.add(parts);
         self.doubts.add(parts);
@@ -192,10 +193,10 @@ impl Follower {
         self.doubts_due = Some(self.doubts_due.map_or(soon, |due| due.min(soon)));
     }
 
-    /// Asks again, a bounded number of times, for next hops that the kernel calls dead although their
-    /// interface is up. It takes RTNH_F_DEAD away without notice, some time after it told of the
-    /// interface (`addrconf_notify`, `fib_sync_up`); but next hops also stay dead for want of an
-    /// address.
+    /// Dumps routes again, a bounded number of times, if next hops are marked dead although their
+    /// interface is up. The kernel clears RTNH_F_DEAD without an event, some time after the event
+    /// of the interface (`addrconf_notify`, `fib_sync_up`); but next hops also stay dead if the
+    /// interface has no address.
     pub(super) fn doubt_dead(&mut self, now: Instant) {
         let dead4 = has_dead_of_live(&self.state, &self.state.routes4, Family::V4);
         let dead6 = has_dead_of_live(&self.state, &self.state.routes6, Family::V6);
@@ -209,7 +210,7 @@ impl Follower {
         }
     }
 
-    /// When something has to be asked for again.
+    /// When something has to be dumped again.
     pub fn due(&self) -> Option<Instant> {
         match (self.doubts_due, self.route_expires) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -217,7 +218,7 @@ impl Follower {
         }
     }
 
-    /// The doubtful parts, when their time has come.
+    /// The doubtful parts, if they are due.
     pub fn take_due(&mut self, now: Instant) -> Parts {
         if self.route_expires.is_some_and(|at| at <= now) {
             self.route_expires = None;
@@ -232,7 +233,7 @@ impl Follower {
     }
 
     fn link(&mut self, message: &Message<'_>, now: Instant) -> Option<()> {
-        // AF_BRIDGE and others tell about an interface what is not mirrored.
+        // Messages of AF_BRIDGE and other families contain attributes that are not mirrored.
         if message.payload.first() != Some(&0) {
             return Some(());
         }
@@ -253,7 +254,7 @@ impl Follower {
             if let Some(own) = sysctl::read_dev_once(&link.name) {
                 self.state.sysctls_dev.insert(ifindex, own);
             } else {
-                // With the next dump.
+                // Read with the next dump.
                 self.state.sysctls_dev.remove(&ifindex);
                 self.lose(Parts { links: true, ..Parts::default() }, now);
             }
@@ -261,7 +262,7 @@ impl Follower {
         Arc::make_mut(&mut self.state.links).insert(ifindex, link);
         self.dead_retries = 0;
         let Some(was) = was else {
-            // The first end of a veth pair is told before it has another end.
+            // The event of the first end of a veth pair is sent before its peer exists.
             self.doubt(now, |parts| parts.links = true);
             return Some(());
         };
@@ -307,7 +308,7 @@ impl Follower {
         });
     }
 
-    /// Takes nexthop objects away with their interface, groups with their last member, routes with
+    /// Removes the nexthop objects of an interface, groups with their last member, and routes with
     /// their object.
     fn drop_nexthops(&mut self, gone: impl Fn(u32) -> bool) {
         let ids: Vec<u32> = self
@@ -345,7 +346,8 @@ impl Follower {
         self.touched.addrs = true;
         if message.kind == RTM_NEWADDR {
             self.state.add_addr(addr);
-            // `fib_sync_up`: next hops that were dead for want of an address come to life.
+            // `fib_sync_up`: next hops that were dead because the interface had no address become
+            // alive.
             if self.state.routes4.bodies().iter().any(|(_, body)| body.has_dead()) {
                 self.doubt(now, |parts| parts.routes4 = true);
             }
@@ -353,12 +355,12 @@ impl Follower {
             self.addr4_gone(&addr);
             self.doubt(now, |parts| parts.routes4 = true);
         }
-        // Their order is the kernel's, and secondary ones may have been promoted.
+        // The kernel determines the order of addresses, and may have promoted secondary ones.
         self.doubt(now, |parts| parts.addrs = true);
         Some(())
     }
 
-    /// `fib_sync_down_addr`, and `fib_disable_ip` when it was the interface's last.
+    /// `fib_sync_down_addr`, and `fib_disable_ip` for the last address of an interface.
     fn addr4_gone(&mut self, gone: &AddrState) {
         let still = |same: &dyn Fn(&AddrState) -> bool| self.state.addrs.iter().any(same);
         if !still(&|addr| addr.local == gone.local) {
@@ -398,7 +400,7 @@ impl Follower {
                     self.doubt(now, |parts| parts.routes6 = true);
                 }
             }
-            // Multicast forwarding (RTNL_FAMILY_IPMR), MPLS: not IP unicast.
+            // Multicast forwarding (RTNL_FAMILY_IPMR) and MPLS are not IP unicast.
             None => {}
         }
         Some(())
@@ -419,7 +421,7 @@ impl Follower {
         self.touched.rules |= if message.kind == RTM_NEWRULE {
             self.state.add_rule(rule)
         } else {
-            // Without NLM_F_EXCL the kernel takes the same rule twice; here it is kept once.
+            // Without NLM_F_EXCL the kernel accepts duplicate rules; they are stored once here.
             self.doubt(now, |parts| parts.rules = true);
             self.state.del_rule(&rule)
         };
@@ -463,7 +465,7 @@ impl Follower {
         }
         let (family, ifindex, conf) = parse::netconf(message)?;
         if conf.0[Netconf::IGNORE_LINKDOWN].is_some() {
-            // It shows in RTNH_F_DEAD.
+            // This setting affects RTNH_F_DEAD.
             self.doubt(now, |parts| (parts.routes4, parts.routes6) = (true, true));
         }
         self.touched.conf |= if message.kind == RTM_NEWNETCONF {
@@ -492,7 +494,7 @@ fn flush_with<A: RibAddr>(rib: &mut Rib<A>, gone: impl Fn(&RouteBody) -> bool) {
     rib.flush(gone);
 }
 
-/// Whether the kernel calls a next hop dead whose interface does not say why.
+/// Whether a next hop is marked dead although its interface does not explain it.
 fn has_dead_of_live<A: RibAddr>(state: &RouterState, rib: &Rib<A>, family: Family) -> bool {
     let is_live = |oif| !state.nexthop_is_dead(family, oif);
     rib.bodies().iter().any(|(_, body)| {
@@ -500,7 +502,7 @@ fn has_dead_of_live<A: RibAddr>(state: &RouterState, rib: &Rib<A>, family: Famil
     })
 }
 
-/// Whether the body has next hops and all leave by interfaces that are `dead`.
+/// Whether the body has next hops and the interfaces of all of them are `dead`.
 fn leads_only(body: &RouteBody, dead: &impl Fn(u32) -> bool) -> bool {
     !body.nexthops.is_empty() && body.nexthops.iter().all(|nh| nh.oif != 0 && dead(nh.oif))
 }

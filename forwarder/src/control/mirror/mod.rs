@@ -1,21 +1,21 @@
 //! The netlink mirror: follows the kernel's links, addresses, routes, rules, nexthop objects,
 //! neighbours and settings, and publishes them as the tables that workers read.
 //!
-//! Subscribe first, then dump; events that were queued before or while a dump was made are applied
-//! after it, which ends in the same state because each says what is, not what differs. Where the
-//! kernel is silent see `follow`. One thread owns the mirror and polls it; nothing here waits but
-//! for the kernel's answers.
+//! The mirror subscribes first and dumps then. Events that were queued before or during a dump are
+//! applied after it; the result is correct because each event contains the state, not a difference.
+//! `follow` handles changes without an event. One thread owns the mirror and polls it; only replies
+//! of the kernel are waited for.
 //!
-//! - `parse`: what messages say;
-//! - `state`, `rib`: what the kernel said; `dump`, `follow`: answers and events applied to it;
-//! - `compile`: the tables; `resolve`: neighbours wanted; `show`: for people.
+//! - `parse`: parses messages;
+//! - `state`, `rib`: the kernel's state; `dump`, `follow`: apply dumps and events to it;
+//! - `compile`: the tables; `resolve`: neighbour resolution; `show`: output for people.
 //!
 //! Left out: XFRM, VRFs (their interfaces stay with the kernel), multicast forwarding, cached
 //! exceptions such as learnt path MTUs.
 
 pub mod compile;
 mod dump;
-// Open so that messages can be applied without a kernel that sends them (tests/fuzz).
+// Public so that messages can be applied without a kernel (tests/fuzz).
 #[doc(hidden)]
 pub mod follow;
 
@@ -55,37 +55,39 @@ use crate::fib::Qsbr;
 use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};
 
-/// Datagrams applied before the tables are published, so that a flood of events is seen in steps.
+/// Datagrams applied before the tables are published, so that a flood of events becomes visible in
+/// steps.
 const BATCH_DATAGRAMS: usize = 4096;
-/// Far more than a receive buffer holds: by then the kernel fills it as fast as it is emptied, and
-/// the next overrun is near.
+/// Far more than a receive buffer holds: the kernel then fills it as fast as it is emptied, and the
+/// next overrun is near.
 const DISCARD_DATAGRAMS_MAX: usize = 4 << 20;
-/// /proc/sys, of whose changes the kernel does not tell, is read this often.
+/// How often /proc/sys is read, because the kernel sends no event for its changes.
 const SYSCTL_INTERVAL: Duration = Duration::from_millis(50);
-/// Of so many VLAN sub-interfaces at a time.
+/// VLAN sub-interfaces whose settings are read at a time.
 const VLAN_SYSCTLS: usize = 16;
-/// Of the first of them the files are kept open; with thousands, hardly any would be of use.
+/// VLAN sub-interfaces whose files are kept open; with thousands of them, hardly any would be
+/// reused.
 const KEPT_VLANS: usize = 64;
-/// Neighbours in use are kept fresh this often; DELAY_PROBE_TIME is 5 s.
+/// How often neighbours in use are confirmed; DELAY_PROBE_TIME is 5 s.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// Numbers that workers may still hold are looked at this often.
+/// How often ids that workers may still hold are checked.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Dumps that may fail one after another (for want of memory, say).
+/// How many dumps may fail in a row (for lack of memory, for example).
 const FAILURES_MAX: u32 = 10;
 
 const NUD_STALE: u16 = 0x04;
 
-/// How to follow.
+/// Options of the mirror.
 #[derive(Debug, Clone)]
 pub struct MirrorOptions {
-    /// Receive buffer for events, in octets (SO_RCVBUFFORCE). A full Internet table that is
-    /// replaced at once makes some 200 MB of events; whatever does not fit costs a dump.
+    /// Receive buffer for events, in octets (SO_RCVBUFFORCE). Replacing a full Internet table at
+    /// once causes some 200 MB of events; an overrun costs a dump.
     pub rcvbuf_octets: usize,
-    /// Interfaces that are ports: ifindex and number of the port.
+    /// Ports: ifindex and port number.
     pub ports: Vec<(u32, u16)>,
-    /// Threads that will read the tables at a time: workers, of which more than a port can have queues
-    /// have no work, and one for `route get`.
+    /// Threads that read the tables at the same time: at most one worker for each queue of a port,
+    /// and one for `route get`.
     pub readers: usize,
 }
 
@@ -99,22 +101,22 @@ impl Default for MirrorOptions {
     }
 }
 
-/// Why the mirror cannot go on.
+/// Why the mirror has to stop.
 #[derive(Debug, Error)]
 pub enum MirrorError {
-    /// The kernel cannot be asked or heard.
+    /// Netlink failed.
     #[error(transparent)]
     Sock(#[from] SockError),
-    /// A thread that reads the tables does not go on, and memory would grow without bound.
+    /// A thread that reads the tables is stalled, and memory would grow without bound.
     #[error(
-        "{numbers} replaced routes wait for a thread that reads the tables and has stood still for \
-         {} s; their memory cannot be reused, and would grow; the kernel forwards on",
+        "{numbers} replaced routes cannot be freed: a thread that reads the tables has been stalled for \
+         {} s, and memory would grow without bound; the kernel keeps forwarding",
         since.as_secs()
     )]
     Standstill {
-        /// Numbers of route bodies.
+        /// Route ids that wait for the thread.
         numbers: usize,
-        /// How long.
+        /// How long the thread has been stalled.
         since: Duration,
     },
 }
@@ -122,27 +124,26 @@ pub enum MirrorError {
 /// What a call of [`Mirror::process`] or [`Mirror::tick`] changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// Interfaces: some came, went, or changed.
+    /// Interfaces were added, removed or changed.
     pub links: bool,
-    /// The router's own addresses: [`Mirror::local4`] and [`Mirror::local6`] differ.
+    /// The router's own addresses ([`Mirror::local4`], [`Mirror::local6`]) changed.
     pub local_addresses: bool,
     /// Generation of the tables published last.
     pub generation: u64,
-    /// More events wait: call again.
+    /// More events are queued: call again.
     pub more: bool,
 }
 
-/// Something that is configured in the kernel and not followed; the packets concerned are left to
-/// the kernel.
+/// Kernel configuration that is not followed; the packets concerned are left to the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Unmirrored {
-    /// What, as a person would name it.
+    /// The object, described for people.
     pub what: String,
-    /// Why, and what that means.
+    /// Why it is not followed, and the consequence.
     pub why: String,
 }
 
-/// The mirror; belongs to the control thread.
+/// The netlink mirror; owned by the control thread.
 #[derive(Debug)]
 pub struct Mirror {
     events: Events,
@@ -151,7 +152,7 @@ pub struct Mirror {
     compiler: Compiler,
     resolver: Resolver,
     taken: Taken,
-    /// Dumps that failed since one succeeded.
+    /// Failed dumps since the last successful one.
     failures: u32,
     next_sysctl: Instant,
     sysctls: sysctl::Files,
@@ -162,8 +163,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Subscribes, asks for everything and publishes it. The calling thread's network namespace is
-    /// the one that is followed.
+    /// Subscribes, dumps everything and publishes it. Mirrors the network namespace of the calling
+    /// thread.
     pub fn start(options: MirrorOptions) -> Result<Mirror, MirrorError> {
         let now = Instant::now();
         let mut mirror = Mirror {
@@ -191,14 +192,14 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// Takes what the kernel told since the last call, publishes what that changes. Does not wait.
+    /// Applies the events since the last call and publishes the result. Does not block.
     pub fn process(&mut self) -> Result<Changes, MirrorError> {
         let now = Instant::now();
         let more = self.drain(now)?;
         self.settle(now, more)
     }
 
-    /// What has to be done from time to time; see [`Mirror::next_tick`].
+    /// Does periodic work; see [`Mirror::next_tick`].
     pub fn tick(&mut self, now: Instant) -> Result<Changes, MirrorError> {
         if now >= self.next_sysctl {
             self.poll_sysctls(now, VLAN_SYSCTLS);
@@ -214,12 +215,13 @@ impl Mirror {
                 return Err(MirrorError::Standstill { numbers, since });
             }
         }
-        // Before asking anew, hear what was told: else it would be applied after.
+        // Apply queued events before a new dump, or they would be applied after it.
         let more = self.drain(now)?;
         self.settle(now, more)
     }
 
-    /// Reads all settings that no event tells of, whenever they were read last: for after a pause.
+    /// Reads all settings that have no events, regardless of when they were read last; used after a
+    /// pause.
     ///
     /// # Errors
     /// When the kernel does not answer.
@@ -235,14 +237,14 @@ impl Mirror {
         self.follower.due().map_or(timers, |due| due.min(timers))
     }
 
-    /// Whether everything that the kernel has told was followed: false from when messages were lost, or
-    /// a dump failed or was interrupted, until a dump of what they are about is complete; and while it
-    /// cannot be read which interfaces others take the packets of, or settings.
+    /// Whether the mirrored state is up to date. False from when messages were lost, or a dump
+    /// failed or was interrupted, until a dump of the parts concerned is complete; also false while
+    /// rx_handlers or settings cannot be read.
     pub fn is_current(&self) -> bool {
         self.follower.lost.is_none() && self.taken.is_current() && !self.sysctls.has_failed()
     }
 
-    /// Applies what waits, at most a batch. Whether more waits.
+    /// Applies queued events, at most one batch. Returns whether more are queued.
     fn drain(&mut self, now: Instant) -> Result<bool, MirrorError> {
         for _ in 0..BATCH_DATAGRAMS {
             match self.events.receive()? {
@@ -267,8 +269,8 @@ impl Mirror {
         Ok(true)
     }
 
-    /// Messages were lost. Those that still wait are from before the dump that follows: applied
-    /// after it they would bring back what has gone since, whose removal is among the lost.
+    /// Discards queued messages after an overrun. They are older than the dump that follows.
+    /// Applied after it they would restore objects whose removal is among the lost messages.
     fn discard(&mut self) -> Result<(), MirrorError> {
         self.follower.counters.enobufs += 1;
         for _ in 0..DISCARD_DATAGRAMS_MAX {
@@ -285,15 +287,15 @@ impl Mirror {
         self.ask(Parts::ALL, now)
     }
 
-    /// Asks for parts. What fails is tried again a moment later; a kernel that does not answer time
-    /// and again cannot be followed.
+    /// Dumps parts. A failed dump is repeated a moment later; if dumps fail repeatedly, the error
+    /// is returned.
     fn ask(&mut self, parts: Parts, now: Instant) -> Result<(), MirrorError> {
         match self.follower.resync(&mut self.requests, parts, now) {
             Ok(()) => self.failures = 0,
             Err(error) if self.failures == FAILURES_MAX => return Err(error.into()),
             Err(_) => {
                 self.failures += 1;
-                // The rest of an unfinished answer is not for the next question.
+                // Drops the rest of an unfinished reply.
                 self.requests = Requests::open()?;
                 self.follower.lose(Parts::ALL, Instant::now());
             }
@@ -301,7 +303,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Asks again where there is doubt, then publishes.
+    /// Dumps doubtful parts, then publishes.
     fn settle(&mut self, now: Instant, mut more: bool) -> Result<Changes, MirrorError> {
         let due = self.follower.take_due(now);
         if !due.is_none() {
@@ -309,7 +311,7 @@ impl Mirror {
             if due.routes4 || due.routes6 {
                 self.follower.doubt_dead(now);
             }
-            // Events from before the dump would show the past for a moment.
+            // Otherwise queued events from before the dump would restore old state for a moment.
             more = self.drain(now)?;
         }
         let touched = self.follower.touched;
@@ -322,7 +324,7 @@ impl Mirror {
         })
     }
 
-    /// Whether our own addresses changed.
+    /// Compiles the tables. Returns whether our own addresses changed.
     fn compile(&mut self) -> bool {
         if self.follower.touched.links {
             self.taken.read(&mut self.follower.state.taken);
@@ -330,7 +332,7 @@ impl Mirror {
         publish(&mut self.follower, &mut self.compiler)
     }
 
-    /// Looks at what no event tells of. `vlans_max`: VLANs whose settings are read.
+    /// Reads everything that has no events. `vlans_max`: how many VLANs' settings are read.
     fn poll_sysctls(&mut self, now: Instant, vlans_max: usize) {
         self.next_sysctl = now + SYSCTL_INTERVAL;
         let state = &mut self.follower.state;
@@ -339,14 +341,15 @@ impl Mirror {
         files.begin(now);
         let sysctls = sysctl::read_all(files, state.sysctls.custom_local_routes);
         let all = sysctl::read_dev(files, "all");
-        // Of what could not be read, what was known holds on; see `is_current`.
+        // Settings that could not be read keep their previous values; see `is_current`.
         if !files.has_failed() {
             self.follower.touched.sysctls |= state.sysctls != sysctls;
             state.sysctls = sysctls;
             self.follower.touched.conf |= state.sysctls_all != all;
             state.sysctls_all = all;
         }
-        // Packets are looked at on ports and what sits on them only; there may be thousands of VLANs.
+        // Only packets of ports and their VLANs are forwarded here; there may be thousands of
+        // VLANs.
         let vlans = self.compiler.devs.vlans_after(self.sysctl_turn, vlans_max);
         let next_turn = vlans.last().copied().unwrap_or_default();
         let ports = self.compiler.ports.keys().copied();
@@ -361,13 +364,13 @@ impl Mirror {
             }
             self.follower.touched.conf |= state.sysctls_dev.insert(ifindex, own) != Some(own);
         }
-        // Else the same VLANs are read next time.
+        // Otherwise the same VLANs are read again next time.
         if !files.has_failed() {
             self.sysctl_turn = next_turn;
         }
     }
 
-    /// Neighbours that workers send to and that the kernel holds for stale are confirmed.
+    /// Confirms neighbours that workers send to and that are stale in the kernel.
     fn keepalive(&mut self, now: Instant) -> Result<(), MirrorError> {
         for (oif, addr) in self.compiler.take_used() {
             let neigh = self.follower.state.neighs.get(&(oif, addr));
@@ -378,8 +381,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Asks the kernel for a neighbour; at most five times a second each. The answer comes as an event.
-    /// Whether it was asked now.
+    /// Asks the kernel to resolve a neighbour, at most five times a second each. The result arrives
+    /// as an event. Returns whether the request was sent.
     pub fn resolve(&mut self, oif: u32, addr: IpAddr) -> Result<bool, MirrorError> {
         self.resolve_at(oif, addr, Instant::now())
     }
@@ -387,24 +390,24 @@ impl Mirror {
     fn resolve_at(&mut self, oif: u32, addr: IpAddr, now: Instant) -> Result<bool, MirrorError> {
         match self.resolver.resolve(&mut self.requests, oif, addr, now) {
             Ok(asked) => Ok(asked),
-            // The interface is gone or down, or the table full: there is no answer to wait for.
+            // The interface is gone or down, or the table is full: no result will arrive.
             Err(SockError::Refused { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Where workers find the tables.
+    /// The handle by which workers get the tables.
     pub fn published(&self) -> Arc<Published<Tables>> {
         Arc::clone(self.compiler.published())
     }
 
-    /// Where workers announce, once a burst and before they refresh their snapshot, that they hold
-    /// nothing of what they read.
+    /// The handle by which workers report a quiescent state: once a burst, before they refresh
+    /// their snapshot.
     pub fn qsbr(&self) -> Arc<Qsbr> {
         Arc::clone(self.compiler.qsbr())
     }
 
-    /// Says which interfaces are ports: ifindex and number of the port. Publishes.
+    /// Sets the ports (ifindex and port number). Publishes.
     pub fn set_ports(&mut self, ports: &[(u32, u16)]) {
         self.compiler.ports = ports.iter().copied().collect();
         self.follower.touched.links = true;
@@ -419,25 +422,25 @@ impl Mirror {
         self.compile();
     }
 
-    /// IPv4 addresses and prefixes whose packets are for the router itself, broadcasts included.
+    /// IPv4 addresses and prefixes that are local to the router, broadcasts included.
     pub fn local4(&self) -> impl Iterator<Item = (Ipv4Addr, u8)> {
         let nets = self.follower.state.routes4.locals();
         nets.map(|(addr, len)| (Ipv4Addr::from_bits(addr), len))
     }
 
-    /// Likewise for IPv6, anycast included.
+    /// IPv6 addresses and prefixes that are local to the router, anycast included.
     pub fn local6(&self) -> impl Iterator<Item = (Ipv6Addr, u8)> {
         let nets = self.follower.state.routes6.locals();
         nets.map(|(addr, len)| (Ipv6Addr::from_bits(addr), len))
     }
 
-    /// Others whenever [`Mirror::local4`] and [`Mirror::local6`] are.
+    /// Changes whenever [`Mirror::local4`] or [`Mirror::local6`] change.
     pub fn locals_version(&self) -> [u64; 2] {
         let state = &self.follower.state;
         [state.routes4.locals_version(), state.routes6.locals_version()]
     }
 
-    /// What the kernel said.
+    /// The kernel's state.
     pub fn state(&self) -> &RouterState {
         &self.follower.state
     }
@@ -447,7 +450,7 @@ impl Mirror {
         self.compiler.published().load()
     }
 
-    /// What is configured in the kernel and not followed.
+    /// Kernel configuration that is not followed.
     pub fn unmirrored(&self) -> Vec<Unmirrored> {
         let mut list = unmirrored::list(self.state(), &self.compiler.ports);
         unmirrored::chosen_by_iif(&self.compiler.chosen_by_iif(self.state()), &mut list);
@@ -459,26 +462,26 @@ impl Mirror {
         if unparsable != 0 {
             list.push(Unmirrored {
                 what: format!("{unparsable} netlink messages"),
-                why: "could not be understood; what they said is not known".into(),
+                why: "could not be parsed; their contents are not mirrored".into(),
             });
         }
         list
     }
 
-    /// What the mirror counts about itself.
+    /// Counters of the mirror.
     pub fn counters(&self) -> MirrorCounters {
         self.follower.counters
     }
 }
 
-/// The events' socket, for poll(2).
+/// The socket for events, for poll(2).
 impl AsFd for Mirror {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
 }
 
-/// Brings the tables in step with what was told. Whether our own addresses changed. Public for
+/// Compiles and publishes the tables. Returns whether our own addresses changed. Public for
 /// tests/fuzz, which has no kernel to start a [`Mirror`] with.
 #[doc(hidden)]
 pub fn publish(follower: &mut Follower, compiler: &mut Compiler) -> bool {
@@ -495,8 +498,8 @@ pub fn publish(follower: &mut Follower, compiler: &mut Compiler) -> bool {
     locals
 }
 
-/// `fib_has_custom_local_routes`: someone else than the kernel made addresses local, in whatever table,
-/// or put routes into the local table.
+/// `fib_has_custom_local_routes`: another program than the kernel added local addresses in any
+/// table, or routes to the local table.
 fn has_custom_local_routes(state: &RouterState) -> bool {
     const RTPROT_KERNEL: u8 = 2;
     let rib = &state.routes4;

@@ -1,5 +1,5 @@
-//! RTM_* messages to what `state` and `rib` keep. `None`: the message does not hold what it must;
-//! attributes that are not known are skipped, but for rules, where each may narrow what matches.
+//! Parses RTM_* messages to the types of `state` and `rib`. `None`: a mandatory part is missing.
+//! Unknown attributes are skipped, except in rules, where each may restrict what matches.
 //!
 //! Numbers are those of include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,nexthop,
 //! fib_rules,netconf}.h.
@@ -16,7 +16,7 @@ use super::state::{
 use crate::control::netlink::message::{Attr, Attrs, Message, ip, u8_at, u16_at, u32_at};
 use crate::wire::EtherType;
 
-/// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are settings rather than conditions.
+/// RTNH_F_PERVASIVE | RTNH_F_ONLINK: the flags that are configured rather than derived.
 const RTNH_F_SETTINGS: u8 = 0x02 | RTNH_F_ONLINK;
 /// `struct rtnexthop` in octets.
 const RTNEXTHOP: usize = 8;
@@ -25,12 +25,14 @@ const RTM_F_CLONED: u32 = 0x200;
 const FIB_RULE_INVERT: u32 = 2;
 /// USER_HZ is 100 everywhere.
 const TICK: Duration = Duration::from_millis(10);
-/// What expires within a tick is told as if it never did (`rtnl_put_cacheinfo`): not to be asked then.
+/// A route that expires within a tick is reported as one that never expires (`rtnl_put_cacheinfo`):
+/// do not dump during that time.
 const EXPIRY_MARGIN: Duration = Duration::from_millis(25);
 /// NTF_PROXY.
 const NTF_PROXY: u8 = 8;
 
-/// RTM_NEWLINK, RTM_DELLINK of family AF_UNSPEC; a bridge tells of its ports in others.
+/// RTM_NEWLINK, RTM_DELLINK of family AF_UNSPEC; bridges also report their ports with other
+/// families.
 pub fn link(message: &Message<'_>) -> Option<LinkState> {
     let data = message.payload;
     let mut link = LinkState {
@@ -74,7 +76,7 @@ fn link_info(link: &mut LinkState, info: Attr<'_>) {
     link.vlan = data.filter(|_| link.kind.as_deref() == Some("vlan")).and_then(vlan);
 }
 
-/// IFLA_VLAN_*; before Linux 3.10 there was one protocol.
+/// IFLA_VLAN_*; before Linux 3.10 802.1Q was the only protocol.
 fn vlan(data: Attr<'_>) -> Option<VlanState> {
     let mut vlan = VlanState { protocol: EtherType::VLAN.0, ..VlanState::default() };
     let mut has_id = false;
@@ -139,9 +141,9 @@ pub struct ParsedRoute<A> {
     pub table: u32,
     /// RTA_DST.
     pub net: Net<A>,
-    /// The rest.
+    /// The other attributes.
     pub body: RouteBody,
-    /// How long until a dump is sure to show it as expired.
+    /// Time after which a dump is sure to report it as expired.
     pub expires: Option<Duration>,
 }
 
@@ -215,7 +217,7 @@ impl NexthopBuilder {
         NexthopBuilder { nexthop, encap_type: 0 }
     }
 
-    /// Takes an attribute that belongs to a next hop; skips others.
+    /// Parses an attribute of a next hop; skips others.
     fn take(&mut self, attr: Attr<'_>) -> Option<()> {
         match attr.kind {
             4 => self.nexthop.oif = attr.u32()?,
@@ -262,7 +264,7 @@ fn multipath(attr: Attr<'_>) -> Option<Box<[RouteNexthop]>> {
     Some(nexthops.into())
 }
 
-/// RTA_METRICS; the congestion control's name (RTAX_CC_ALGO) is of no use here.
+/// RTA_METRICS; the name of the congestion control algorithm (RTAX_CC_ALGO) is not used.
 fn metrics(attr: Attr<'_>) -> Box<[(u16, u32)]> {
     attr.nested()
         .filter(|metric| metric.value.len() == 4 && metric.kind != 16)
@@ -307,7 +309,8 @@ pub fn rule(message: &Message<'_>) -> Option<RuleState> {
             16 => mask = Some(attr.u32()?),
             17 => rule.oif = Some(attr.string()),
             21 => rule.protocol = attr.u8()?,
-            // FRA_UNSPEC, FRA_UNUSED*, FRA_FLOW (an accounting class) and padding narrow nothing.
+            // FRA_UNSPEC, FRA_UNUSED*, FRA_FLOW (an accounting class) and padding do not restrict
+            // what matches.
             0 | 5 | 7..=9 | 11 | 18 => {}
             kind => rule.other.push((kind, attr.value.to_vec())),
         }
@@ -321,7 +324,7 @@ pub fn rule(message: &Message<'_>) -> Option<RuleState> {
     if !fits(rule.from) || !fits(rule.to) {
         return None;
     }
-    // A mask alone (fwmark 0/mask) selects too; a mark alone has the full mask.
+    // A mask alone (fwmark 0/mask) is a selector too; a mark alone has the full mask.
     if mark.is_some() || mask.is_some() {
         let (mark, mask) = (mark.unwrap_or(0), mask.unwrap_or(u32::MAX));
         rule.fwmark = Some((mark, mask)).filter(|both| *both != (0, 0));
@@ -362,8 +365,8 @@ pub fn nexthop(message: &Message<'_>) -> Option<NexthopState> {
     (nexthop.id != 0).then_some(nexthop)
 }
 
-/// NHA_GROUP: `struct nexthop_grp`, 8 octets each; the weight is told less one, its upper octet
-/// apart (NHA_OP_FLAG, weight_high).
+/// NHA_GROUP: `struct nexthop_grp`, 8 octets each; the message contains the weight minus 1, with
+/// its upper octet in a separate field (NHA_OP_FLAG, weight_high).
 fn group(octets: &[u8]) -> Option<Vec<(u32, u32)>> {
     octets
         .chunks_exact(8)
@@ -399,7 +402,7 @@ pub fn neigh(message: &Message<'_>) -> Option<NeighState> {
     Some(neigh)
 }
 
-/// A bridge's forwarding entry or a proxy entry: not a neighbour to send to.
+/// A bridge FDB entry or a proxy entry, not a neighbour to send to.
 pub fn neigh_is_foreign(message: &Message<'_>) -> bool {
     let family = u8_at(message.payload, 0).and_then(Family::from_af);
     family.is_none() || u8_at(message.payload, 10).is_some_and(|flags| flags & NTF_PROXY != 0)

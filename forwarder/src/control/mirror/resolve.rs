@@ -1,6 +1,6 @@
-//! Asks the kernel to find out, and keep fresh, where neighbours are. The kernel owns the neighbour
-//! table; because packets in userspace do not touch its entries, it has to be told that they are
-//! wanted (NTF_USE: as if a packet had been sent).
+//! Asks the kernel to resolve neighbours and to keep them reachable. The kernel owns the neighbour
+//! table; packets forwarded in userspace do not update its entries, so each use has to be reported
+//! (NTF_USE: as if a packet had been sent).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use crate::control::netlink::message::Request;
 use crate::control::netlink::rtnl::Requests;
 use crate::control::netlink::socket::SockError;
 
-/// A neighbour is asked for at most this often. The kernel repeats its probes by itself, each
-/// second; but it forgets the entry when the interface goes down, and a packet that comes right
-/// after must not wait a second for the next question.
+/// Minimum interval between requests for the same neighbour. The kernel repeats its probes each
+/// second; but it removes the entry when the interface goes down, and a packet that arrives right
+/// after must not wait a second for the next request.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
-/// Neighbours remembered as asked for, so that a scan of a large prefix costs no memory.
+/// Neighbours whose last request is remembered, to bound memory during a scan of a large prefix.
 const ASKED_MAX: usize = 4096;
 
 const RTM_NEWNEIGH: u16 = 28;
@@ -23,15 +23,15 @@ const NLM_F_CREATE: u16 = 0x400;
 const NTF_USE: u8 = 1;
 const NDA_DST: u16 = 1;
 
-/// When each neighbour was asked for last.
+/// The time of the last request for each neighbour.
 #[derive(Debug, Default)]
 pub struct Resolver {
     asked: HashMap<(u32, IpAddr), Instant>,
 }
 
 impl Resolver {
-    /// Asks for the neighbour `addr` on interface `oif`, unless that was done a moment
-    /// ago or too many are being asked for. Whether it was asked now.
+    /// Asks for the neighbour `addr` on interface `oif`, unless it was requested recently or too
+    /// many requests are remembered. Returns whether the request was sent.
     pub fn resolve(
         &mut self,
         requests: &mut Requests,
@@ -55,8 +55,8 @@ impl Resolver {
     }
 }
 
-/// RTM_NEWNEIGH with NTF_USE: the kernel resolves an entry that is not valid, and sees to it that
-/// a stale one is confirmed (`neigh_event_send`).
+/// RTM_NEWNEIGH with NTF_USE: the kernel resolves an entry that is not valid, and confirms a stale
+/// one (`neigh_event_send`).
 fn use_neighbour(requests: &mut Requests, oif: u32, addr: IpAddr) -> Result<(), SockError> {
     requests.change("use neighbour", |flags| {
         let mut header = [0u8; 12];

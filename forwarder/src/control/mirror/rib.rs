@@ -1,6 +1,6 @@
-//! The routes of one family as the kernel orders them: per table and prefix a list, the first
-//! usable of which wins. What a route leads to ([`RouteBody`]) is shared by all prefixes that have
-//! the same, and known by a number that the compiled tables use as leaf.
+//! The routes of one family in the kernel's order: a list for each table and prefix, of which the
+//! first usable route is selected. Prefixes with equal routes share a [`RouteBody`], whose id is
+//! the leaf in the compiled tables.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,16 +33,16 @@ pub const RTNH_F_ONLINK: u8 = 4;
 
 const RTPROT_RA: u8 = 9;
 
-/// The first number given to a route body; those below are the compiler's own leaves.
+/// The first id of a route body; lower ones are the compiler's special leaves.
 pub const FIRST_BODY: u32 = 3;
 
-/// An address as a number: `u32` or `u128`.
+/// An address as an integer: `u32` or `u128`.
 pub trait RibAddr: Address + Default {
-    /// Whether the IPv6 rules of insertion apply.
+    /// Whether routes are inserted by the IPv6 rules.
     const V6: bool;
-    /// From an address of the family; `None`: of the other one.
+    /// Converts an address of the same family; `None` for the other family.
     fn from_ip(addr: IpAddr) -> Option<Self>;
-    /// Back.
+    /// Converts to an address.
     fn to_ip(self) -> IpAddr;
 }
 
@@ -76,7 +76,7 @@ impl RibAddr for u128 {
     }
 }
 
-/// RTA_OIF, RTA_GATEWAY or RTA_VIA, and what stands in `struct rtnexthop`.
+/// RTA_OIF, RTA_GATEWAY or RTA_VIA, and the fields of `struct rtnexthop`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RouteNexthop {
     /// ifindex; 0: none.
@@ -85,24 +85,24 @@ pub struct RouteNexthop {
     pub gateway: Option<IpAddr>,
     /// 1 to 256.
     pub weight: u32,
-    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE; RTNH_F_DEAD (and then RTNH_F_LINKDOWN) of routes with
-    /// several next hops, where it means more than an interface that is down: one that lost its last IPv4 address, or that came
-    /// up without carrier (IPv6). The others are derived from the interface, because they change
-    /// without notice.
+    /// RTNH_F_ONLINK and RTNH_F_PERVASIVE. For multipath routes also RTNH_F_DEAD (and then
+    /// RTNH_F_LINKDOWN), which there may have other causes than an interface that is down: it lost
+    /// its last IPv4 address, or came up without carrier (IPv6). Otherwise these flags are derived
+    /// from the interface, because they change without an event.
     pub flags: u8,
     /// RTA_ENCAP_TYPE and RTA_ENCAP.
     pub encap: Option<(u16, Box<[u8]>)>,
 }
 
-/// Whether a route ends by itself.
+/// Whether a route expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Expiry {
-    /// No.
+    /// It does not expire.
     #[default]
     Never,
-    /// It will.
+    /// It will expire.
     Running,
-    /// It has, and the kernel has not collected it yet: not used.
+    /// It has expired and the kernel has not removed it yet: not used.
     Expired,
 }
 
@@ -123,17 +123,17 @@ pub struct RouteBody {
     pub prefsrc: Option<IpAddr>,
     /// Source prefix; IPv6 only.
     pub src: Option<(IpAddr, u8)>,
-    /// RTA_NH_ID; 0: none. Then `nexthops` is empty: the object has them.
+    /// RTA_NH_ID; 0: none. Otherwise `nexthops` is empty, because the object has the next hops.
     pub nhid: u32,
-    /// Ways out.
+    /// The next hops.
     pub nexthops: Box<[RouteNexthop]>,
-    /// RTAX_* and value; RTAX_LOCK (1) is the mask of those that are locked.
+    /// RTAX_* and value; RTAX_LOCK (1) is the mask of locked metrics.
     pub metrics: Box<[(u16, u32)]>,
     /// ICMPV6_ROUTER_PREF_*.
     pub pref: u8,
     /// RTA_FLOW: realms.
     pub realms: u32,
-    /// Whether it ends by itself.
+    /// Whether the route expires.
     pub expiry: Expiry,
 }
 
@@ -143,9 +143,10 @@ impl RouteBody {
         self.metrics.iter().find(|(kind, _)| *kind == rtax).map_or(0, |(_, value)| *value)
     }
 
-    /// `rt6_qualify_for_ecmp`: IPv6 routes of which the kernel makes one with several next hops. Those
-    /// that it learnt from router advertisements are none; those of others who do that for it are, and
-    /// cannot be told from them ([`RouteBody::may_share_ecmp`]).
+    /// `rt6_qualify_for_ecmp`: IPv6 routes that the kernel merges to one multipath route. Those
+    /// that the kernel learnt from router advertisements do not qualify. Those that a userspace
+    /// daemon learnt do, and cannot be distinguished from the former
+    /// ([`RouteBody::may_share_ecmp`]).
     fn qualifies_for_ecmp(&self) -> bool {
         self.has_router() && self.protocol != RTPROT_RA
     }
@@ -154,7 +155,7 @@ impl RouteBody {
         self.nhid == 0 && self.nexthops.first().is_some_and(|nh| nh.gateway.is_some())
     }
 
-    /// Whether the kernel may have made one of both where it does not look like it.
+    /// Whether the kernel may have merged both routes although their protocols do not show it.
     fn may_share_ecmp(&self, other: &RouteBody) -> bool {
         self.has_router()
             && other.has_router()
@@ -162,12 +163,12 @@ impl RouteBody {
             && (self.protocol == RTPROT_RA || other.protocol == RTPROT_RA)
     }
 
-    /// Whether the kernel said that a next hop is dead.
+    /// Whether the kernel reported a next hop as dead.
     pub fn has_dead(&self) -> bool {
         self.nexthops.iter().any(|nh| nh.flags & RTNH_F_DEAD != 0)
     }
 
-    /// Equal but for what changes without notice.
+    /// Equal except for flags that change without an event.
     fn same_route(&self, other: &RouteBody) -> bool {
         if self == other {
             return true;
@@ -181,14 +182,14 @@ impl RouteBody {
         (self.has_dead() || other.has_dead()) && alive(self) == alive(other)
     }
 
-    /// The kernel does not call its next hop dead or without carrier, because an address of ours
-    /// answers on whatever interface: of host scope in IPv4 (`fib_sync_down_dev`), local or anycast
-    /// in IPv6 (`fib6_ifdown`).
+    /// Whether the kernel never marks its next hop as dead or without carrier, because an own
+    /// address answers on any interface: of host scope in IPv4 (`fib_sync_down_dev`), local or
+    /// anycast in IPv6 (`fib6_ifdown`).
     pub fn outlives_its_link(&self, v6: bool) -> bool {
         if v6 { matches!(self.kind, RTN_LOCAL | RTN_ANYCAST) } else { self.scope >= RT_SCOPE_HOST }
     }
 
-    /// Makes packets ours rather than leading them on.
+    /// Whether it delivers packets to the router itself.
     pub fn is_local(&self) -> bool {
         matches!(self.kind, RTN_LOCAL | RTN_BROADCAST | RTN_ANYCAST)
     }
@@ -200,7 +201,7 @@ struct Slot {
     refs: u32,
 }
 
-/// Route bodies by number.
+/// Route bodies by id.
 #[derive(Debug, Default)]
 pub struct Bodies {
     slots: Vec<Slot>,
@@ -211,22 +212,22 @@ pub struct Bodies {
 }
 
 impl Bodies {
-    /// The body of a number that is in use.
+    /// The body of an id in use.
     pub fn get(&self, id: u32) -> Option<&Arc<RouteBody>> {
         self.slots.get(id as usize)?.body.as_ref()
     }
 
-    /// How many routes have the body of a number.
+    /// How many routes have the body.
     pub fn routes(&self, id: u32) -> usize {
         self.slots.get(id as usize).map_or(0, |slot| slot.refs as usize)
     }
 
-    /// All in use.
+    /// All bodies in use.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Arc<RouteBody>)> {
         (0u32..).zip(&self.slots).filter_map(|(id, slot)| Some((id, slot.body.as_ref()?)))
     }
 
-    /// One above the largest number given out.
+    /// One more than the largest id.
     pub fn capacity(&self) -> usize {
         self.slots.len()
     }
@@ -258,24 +259,23 @@ impl Bodies {
         }
     }
 
-    /// Numbers that got a body since the last call.
+    /// Ids that got a body since the last call.
     pub fn take_created(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.created)
     }
 
-    /// Numbers that nothing refers to any more. They are not given out again before
-    /// [`Bodies::give_back`].
+    /// Ids that no route refers to any more. They are not reused before [`Bodies::give_back`].
     pub fn take_released(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.released)
     }
 
-    /// No worker can meet this number any more.
+    /// Frees an id: no worker can use it any more.
     pub fn give_back(&mut self, id: u32) {
         self.free.push(id);
     }
 }
 
-/// The bodies at one prefix, in the kernel's order. Nearly always one.
+/// Ids of the bodies at one prefix, in the kernel's order. Nearly always one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Aliases {
     One(u32),
@@ -309,28 +309,28 @@ impl Aliases {
 /// A prefix: address without host bits, and length in bits.
 pub type Net<A> = (A, u8);
 
-/// What became of a message.
+/// The result of applying a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// Something changed.
     Changed,
-    /// It was so already.
+    /// Nothing changed.
     Same,
-    /// It does not fit what is known; asking again is better.
+    /// It contradicts the mirrored state; a dump is needed.
     Doubt,
 }
 
 impl Applied {
-    /// What changed may have changed otherwise.
+    /// Returns `Doubt` for `Changed`: the kernel may have made a different change.
     fn doubted(self) -> Applied {
         if self == Applied::Changed { Applied::Doubt } else { self }
     }
 }
 
-/// Ordered, so that a table can be shown in pages, each of which goes on behind the last.
+/// Ordered, so that a table can be shown in pages, each continuing after the previous one.
 type Tables<A> = BTreeMap<u32, BTreeMap<Net<A>, Aliases>>;
 
-/// A dump under way.
+/// A dump in progress.
 #[derive(Debug, Default)]
 pub struct Dump<A> {
     tables: Tables<A>,
@@ -353,12 +353,12 @@ pub struct Rib<A> {
 struct Locals<A> {
     /// In how many tables each has one.
     tables: BTreeMap<Net<A>, u32>,
-    /// Grows when a prefix comes or goes.
+    /// Incremented when a prefix is added or removed.
     version: u64,
 }
 
 impl<A: RibAddr> Locals<A> {
-    /// In one table a prefix had, and has, such a route or none.
+    /// Updates the count of one prefix: whether one table had, and now has, such a route.
     fn note(&mut self, net: Net<A>, had: bool, has: bool) {
         match (had, has) {
             (false, true) => {
@@ -390,12 +390,12 @@ impl<A: RibAddr> Rib<A> {
         self.len == 0
     }
 
-    /// What routes lead to.
+    /// The route bodies.
     pub fn bodies(&self) -> &Bodies {
         &self.bodies
     }
 
-    /// Likewise, to hand numbers back.
+    /// The route bodies, mutable, to free ids.
     pub fn bodies_mut(&mut self) -> &mut Bodies {
         &mut self.bodies
     }
@@ -410,8 +410,8 @@ impl<A: RibAddr> Rib<A> {
         self.tables.get(&table).into_iter().flatten().map(|(net, ids)| (*net, ids.as_slice()))
     }
 
-    /// Tables from `first` on, and of each the prefixes within `bounds` of it, in order: a walk that
-    /// can end anywhere and go on there later.
+    /// Iterates over the tables from `first` on, and in each over the prefixes within `bounds`, in
+    /// order; the walk can be interrupted and resumed anywhere.
     pub fn walk(
         &self,
         first: u32,
@@ -438,22 +438,22 @@ impl<A: RibAddr> Rib<A> {
         })
     }
 
-    /// The prefixes whose routes changed since the last call; some may come twice.
+    /// The prefixes whose routes changed since the last call, possibly with duplicates.
     pub fn take_dirty(&mut self) -> Vec<(u32, Net<A>)> {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Prefixes with a local, broadcast or anycast route in whatever table, each once, in order.
+    /// Prefixes with a local, broadcast or anycast route in any table, each once, in order.
     pub fn locals(&self) -> impl Iterator<Item = Net<A>> {
         self.locals.tables.keys().copied()
     }
 
-    /// Another number whenever [`Rib::locals`] are others.
+    /// Changes whenever [`Rib::locals`] changes.
     pub fn locals_version(&self) -> u64 {
         self.locals.version
     }
 
-    /// Whether a local, broadcast or anycast route came or went since the last call.
+    /// Whether a local, broadcast or anycast route was added or removed since the last call.
     pub fn take_locals_changed(&mut self) -> bool {
         std::mem::take(&mut self.locals_changed)
     }
@@ -488,11 +488,11 @@ impl<A: RibAddr> Rib<A> {
         if applied != Applied::Same {
             self.set(table, net, list);
         }
-        // What is not there may have gone silently before.
+        // The kernel may have removed the route without an event.
         if doubtful { Applied::Doubt } else { applied }
     }
 
-    /// Takes away every route whose body `gone` names; what the kernel does without a message.
+    /// Removes every route whose body satisfies `gone`; used for removals without an event.
     pub fn flush(&mut self, gone: impl Fn(&RouteBody) -> bool) -> bool {
         let mut hit = vec![false; self.bodies.capacity()];
         let mut any = false;
@@ -520,7 +520,7 @@ impl<A: RibAddr> Rib<A> {
         true
     }
 
-    /// Takes a route of a dump, which tells them in the kernel's order.
+    /// Adds a route to a dump, which contains them in the kernel's order.
     pub fn load(&mut self, dump: &mut Dump<A>, table: u32, net: Net<A>, body: RouteBody) {
         let id = self.bodies.take(Arc::new(body));
         dump.len += 1;
@@ -528,12 +528,12 @@ impl<A: RibAddr> Rib<A> {
         routes.entry(net).and_modify(|aliases| aliases.push(id)).or_insert(Aliases::One(id));
     }
 
-    /// Forgets a dump that was interrupted.
+    /// Drops an interrupted dump.
     pub fn discard(&mut self, dump: Dump<A>) {
         self.put_all(&dump.tables);
     }
 
-    /// Makes the routes what a dump told. Whether anything changed.
+    /// Replaces the routes by a dump. Returns whether anything changed.
     pub fn commit(&mut self, dump: Dump<A>) -> bool {
         let old = std::mem::replace(&mut self.tables, dump.tables);
         let before = self.dirty.len();
@@ -604,8 +604,9 @@ fn has_local(bodies: &Bodies, ids: &[u32]) -> bool {
     ids.iter().any(|id| bodies.get(*id).is_some_and(|body| body.is_local()))
 }
 
-/// Kernel: `fib_table_insert`. Ordered by falling TOS, then rising metric; among equals
-/// NLM_F_APPEND goes last, NLM_F_REPLACE takes the place of the first, all else goes first.
+/// As `fib_table_insert`: ordered by decreasing TOS, then increasing metric. Among equals,
+/// NLM_F_APPEND adds at the end, NLM_F_REPLACE replaces the first, and otherwise the route is added
+/// at the front.
 fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
     if list.iter().any(|old| old.same_route(&body)) {
         return Applied::Same;
@@ -623,8 +624,8 @@ fn insert4(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Appli
     Applied::Changed
 }
 
-/// Kernel: `fib6_add_rt2node`. Ordered by rising metric; routes through routers of the same metric
-/// are one with several next hops, and a message shows all of them.
+/// As `fib6_add_rt2node`: ordered by increasing metric; routes with a gateway and the same metric
+/// form one multipath route, and a message contains all of its next hops.
 fn insert6(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Applied {
     let first = list.partition_point(|old| old.priority < body.priority);
     let behind = list.partition_point(|old| old.priority <= body.priority);
@@ -653,11 +654,11 @@ fn insert6(list: &mut Vec<Arc<RouteBody>>, body: RouteBody, flags: u16) -> Appli
     merge_nexthops(&mut list[at], body)
 }
 
-/// The message shows the whole route after the change, beginning with what is new; the kernel
-/// keeps the order in which they came.
+/// The message contains the whole route after the change, beginning with the new next hops; the
+/// kernel keeps the order in which they were added.
 fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
     if new.nexthops.iter().all(|nh| has_hop(old, nh)) {
-        // An older message than what is known, or one hop fewer: ask.
+        // The message is older than the mirrored state, or has one hop fewer: dump.
         return Applied::Doubt;
     }
     if !old.nexthops.iter().all(|nh| has_hop(&new, nh)) {
@@ -666,12 +667,12 @@ fn merge_nexthops(old: &mut Arc<RouteBody>, new: RouteBody) -> Applied {
     }
     let mut nexthops = old.nexthops.to_vec();
     nexthops.extend(new.nexthops.iter().filter(|nh| !has_hop(old, nh)).cloned());
-    // What the kernel shows of the whole is its first hop's.
+    // The kernel reports the attributes of the first hop for the whole route.
     *old = Arc::new(RouteBody { nexthops: nexthops.into(), ..(**old).clone() });
     Applied::Changed
 }
 
-/// RTM_DELROUTE of an IPv6 route names the next hops that go.
+/// RTM_DELROUTE of an IPv6 route contains the next hops to remove.
 fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied {
     let matches = |old: &RouteBody| {
         (old.priority, old.src, old.kind, old.nhid)
@@ -686,13 +687,13 @@ fn remove_nexthops(list: &mut Vec<Arc<RouteBody>>, gone: &RouteBody) -> Applied 
         list.remove(at);
         return Applied::Changed;
     }
-    // What the kernel shows of the whole (metrics, who set it) is its first hop's.
+    // The kernel reports the attributes of the first hop (metrics, protocol) for the whole route.
     let first_stays = list[at].nexthops.first() == left.first();
     list[at] = Arc::new(RouteBody { nexthops: left, ..(*list[at]).clone() });
     if first_stays { Applied::Changed } else { Applied::Doubt }
 }
 
-/// The weight of a hop taken out alone is told as 1.
+/// The message for a single removed hop contains weight 1.
 fn has_hop(body: &RouteBody, nexthop: &RouteNexthop) -> bool {
     body.nexthops.iter().any(|nh| (nh.oif, nh.gateway) == (nexthop.oif, nexthop.gateway))
 }

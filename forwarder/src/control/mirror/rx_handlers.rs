@@ -1,9 +1,10 @@
-//! Interfaces that take the packets of the one they sit on, wherever they are: in another network
-//! namespace nothing is told of them here.
+//! Detects interfaces whose packets another interface takes (rx_handler), even if that one is in
+//! another network namespace, whose events are not received here.
 //!
-//! The kernel is asked which interfaces have an rx_handler, as often as sysctls are read and whenever
-//! interfaces changed ([`RxHandlerIter`]). Where it cannot be asked, one is known to be taken from when
-//! its macvlan or ipvlan was moved away (IFLA_NEW_NETNSID) until it is gone itself, and that is told.
+//! The kernel's list of interfaces with an rx_handler is read as often as sysctls and whenever
+//! interfaces change ([`RxHandlerIter`]). If it is not available, an interface counts as taken from
+//! when its macvlan or ipvlan was moved away (IFLA_NEW_NETNSID) until the interface itself is
+//! removed, and this limit is reported.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,14 +14,14 @@ use super::compile::links::RX_HANDLER_KINDS;
 use super::state::LinkState;
 use crate::io::af_xdp::rx_handlers::RxHandlerIter;
 
-/// How it is known which interfaces are taken.
+/// Reads which interfaces are taken.
 #[derive(Debug)]
 pub(super) struct Taken {
-    /// An error: why the kernel cannot be asked.
+    /// Error: why the iterator is not available.
     handlers: io::Result<RxHandlerIter>,
-    /// Why it did not answer last.
+    /// Error of the last read.
     error: Option<io::Error>,
-    /// Some were not looked at.
+    /// Not all interfaces were read.
     is_cut: bool,
 }
 
@@ -33,7 +34,7 @@ impl Taken {
         Taken { handlers, error: None, is_cut: false }
     }
 
-    /// Makes `taken` what the kernel answers. Whether it changed.
+    /// Updates `taken` from the kernel. Returns whether it changed.
     pub(super) fn read(&mut self, taken: &mut BTreeSet<u32>) -> bool {
         let Ok(handlers) = &mut self.handlers else { return false };
         match handlers.read() {
@@ -50,31 +51,33 @@ impl Taken {
         }
     }
 
-    /// Whether the kernel answered when it was asked last, or cannot be asked at all.
+    /// Whether the last read succeeded, or the iterator is not available at all.
     pub(super) fn is_current(&self) -> bool {
         self.error.is_none()
     }
 
-    /// What is not known.
+    /// What is unknown.
     pub(super) fn unmirrored(&self) -> Option<Unmirrored> {
         let why = match (&self.handlers, &self.error) {
-            (Err(error), _) => format!("the kernel cannot be asked: {error}"),
-            (_, Some(error)) => format!("the kernel does not answer: {error}"),
+            (Err(error), _) => {
+                format!("the kernel's list of rx_handlers is not available: {error}")
+            }
+            (_, Some(error)) => format!("the kernel's list of rx_handlers cannot be read: {error}"),
             (Ok(handlers), _) if self.is_cut => {
-                format!("only the first {} interfaces are looked at", handlers.interfaces_max())
+                format!("only the first {} interfaces are checked", handlers.interfaces_max())
             }
             _ => return None,
         };
         Some(Unmirrored {
             what: "macvlan and ipvlan interfaces in other network namespaces".into(),
             why: format!(
-                "{why}; packets of ports that have such may be forwarded instead of taken"
+                "{why}; packets of ports that have one may be forwarded instead of delivered to it"
             ),
         })
     }
 }
 
-/// The interface whose packets one takes that has gone to another namespace.
+/// The lower interface of a macvlan or ipvlan that was moved to another namespace.
 pub(super) fn lower_of_moved(gone: &LinkState) -> Option<u32> {
     let takes = gone.kind.as_deref().is_some_and(|kind| RX_HANDLER_KINDS.contains(&kind));
     gone.link.filter(|_| takes && gone.link_netnsid.is_none() && gone.new_netnsid.is_some())

@@ -1,5 +1,5 @@
-//! What the kernel said, in its own terms: links, addresses, rules, nexthop objects, neighbours,
-//! netconf. Routes are in `rib`, and what workers get of all this is in `compile`.
+//! The kernel's state in its own terms: links, addresses, rules, nexthop objects, neighbours,
+//! netconf. Routes are in `rib`; `compile` makes the tables for workers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -41,10 +41,10 @@ pub enum Family {
 }
 
 impl Family {
-    /// Both.
+    /// Both families.
     pub const ALL: [Family; 2] = [Family::V4, Family::V6];
 
-    /// From AF_*; `None`: another one.
+    /// Converts AF_*; `None` for other families.
     pub fn from_af(af: u8) -> Option<Family> {
         match i32::from(af) {
             libc::AF_INET => Some(Family::V4),
@@ -70,7 +70,7 @@ impl Family {
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LinkState {
-    /// Kernel's number of the interface.
+    /// The kernel's interface index.
     pub ifindex: u32,
     /// IFLA_IFNAME.
     pub name: String,
@@ -96,21 +96,21 @@ pub struct LinkState {
     pub group: u32,
     /// IFLA_MASTER: ifindex of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
-    /// IFLA_LINK: the other end or the lower interface.
+    /// IFLA_LINK: the peer or the lower interface.
     pub link: Option<u32>,
-    /// IFLA_LINK_NETNSID: that one is in another namespace.
+    /// IFLA_LINK_NETNSID: namespace of `link`, if it is another one.
     pub link_netnsid: Option<i32>,
-    /// IFLA_NEW_NETNSID: in RTM_DELLINK, it went to another namespace.
+    /// IFLA_NEW_NETNSID: in RTM_DELLINK, the namespace that the interface was moved to.
     pub new_netnsid: Option<i32>,
     /// IFLA_INFO_KIND: "veth", "vrf", ….
     pub kind: Option<String>,
-    /// IFLA_INFO_SLAVE_KIND: what it is to its master.
+    /// IFLA_INFO_SLAVE_KIND: its type as a port of its master.
     pub slave_kind: Option<String>,
     /// IFLA_INFO_DATA of kind "vlan".
     pub vlan: Option<VlanState>,
 }
 
-/// IFLA_VLAN_*: what makes an interface a VLAN's.
+/// IFLA_VLAN_*: VLAN settings of an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VlanState {
     /// IFLA_VLAN_PROTOCOL: the TPID, 0x8100 or 0x88a8.
@@ -119,9 +119,9 @@ pub struct VlanState {
     pub id: u16,
     /// VLAN_FLAG_*.
     pub flags: u32,
-    /// IFLA_VLAN_INGRESS_QOS: PCP and priority.
+    /// IFLA_VLAN_INGRESS_QOS: (PCP, priority).
     pub ingress_qos: Vec<(u32, u32)>,
-    /// IFLA_VLAN_EGRESS_QOS: priority and PCP.
+    /// IFLA_VLAN_EGRESS_QOS: (priority, PCP).
     pub egress_qos: Vec<(u32, u32)>,
 }
 
@@ -144,7 +144,7 @@ pub struct AddrState {
     pub ifindex: u32,
     /// IFA_LOCAL, or IFA_ADDRESS where there is no peer.
     pub local: IpAddr,
-    /// IFA_ADDRESS when it differs: the other end of a point-to-point link.
+    /// IFA_ADDRESS if it differs: the peer of a point-to-point link.
     pub peer: Option<IpAddr>,
     /// In bits.
     pub prefixlen: u8,
@@ -158,20 +158,20 @@ pub struct AddrState {
     pub label: Option<String>,
     /// IFA_PROTO.
     pub protocol: u8,
-    /// Seconds, as of when it was told; `u32::MAX`: forever.
+    /// Seconds, as of the message; `u32::MAX`: forever.
     pub valid_lft: u32,
-    /// Likewise.
+    /// Seconds, as of the message; `u32::MAX`: forever.
     pub preferred_lft: u32,
 }
 
 impl AddrState {
-    /// What makes it another address for the kernel.
+    /// Whether the kernel treats both as the same address.
     fn same_key(&self, other: &AddrState) -> bool {
         (self.ifindex, self.local, self.prefixlen, self.peer)
             == (other.ifindex, other.local, other.prefixlen, other.peer)
     }
 
-    /// May be the source of a packet: duplicate address detection is through.
+    /// May be a source address: duplicate address detection is complete.
     pub fn is_usable(&self) -> bool {
         let tentative = self.flags & IFA_F_TENTATIVE != 0 && self.flags & IFA_F_OPTIMISTIC == 0;
         !tentative && self.flags & IFA_F_DADFAILED == 0
@@ -203,13 +203,14 @@ pub struct RuleState {
     pub table: u32,
     /// FRA_GOTO.
     pub goto: Option<u32>,
-    /// FRA_PROTOCOL: who installed it.
+    /// FRA_PROTOCOL: the program that installed it.
     pub protocol: u8,
     /// `fib_rule_hdr.tos`.
     pub tos: u8,
-    /// FRA_SUPPRESS_PREFIXLEN; `None`: none. The kernel takes negative ones, which suppress nothing.
+    /// FRA_SUPPRESS_PREFIXLEN; `None`: none. The kernel accepts negative values, which suppress
+    /// nothing.
     pub suppress_prefixlen: Option<i32>,
-    /// Every other selector or modifier: FRA_* and its value.
+    /// All other selectors and modifiers: FRA_* and value.
     pub other: Vec<(u16, Vec<u8>)>,
 }
 
@@ -259,12 +260,13 @@ pub struct NeighState {
     pub flags_ext: u32,
 }
 
-/// NETCONFA_* of one interface, or of "all" and "default", by attribute number; `None`: not told.
+/// NETCONFA_* of one interface, or of "all" and "default", by attribute number; `None`: not
+/// reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Netconf(pub [Option<i32>; Netconf::LEN]);
 
 impl Netconf {
-    /// Attributes kept.
+    /// Number of attributes.
     pub const LEN: usize = 7;
     /// NETCONFA_IFINDEX_ALL.
     pub const ALL: i32 = -1;
@@ -279,12 +281,12 @@ impl Netconf {
     /// NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN.
     pub const IGNORE_LINKDOWN: usize = 6;
 
-    /// A setting; 0 where the kernel does not tell.
+    /// A setting; 0 if the kernel does not report it.
     pub fn get(&self, attr: usize) -> i32 {
         self.0.get(attr).copied().flatten().unwrap_or(0)
     }
 
-    /// Takes what `newer` tells.
+    /// Overwrites settings that `newer` contains.
     fn merge(&mut self, newer: &Netconf) {
         for (mine, new) in self.0.iter_mut().zip(newer.0) {
             *mine = new.or(*mine);
@@ -292,7 +294,7 @@ impl Netconf {
     }
 }
 
-/// Settings of one interface that only /proc/sys tells.
+/// Settings of one interface that are only in /proc/sys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DevSysctls {
     /// net.ipv4.conf.*.accept_source_route.
@@ -305,29 +307,29 @@ pub struct DevSysctls {
     pub accept_local: bool,
     /// net.ipv4.conf.*.shared_media.
     pub shared_media: bool,
-    /// net.ipv6.conf.*.disable_ipv6, or no IPv6 at all.
+    /// net.ipv6.conf.*.disable_ipv6, or no IPv6 support at all.
     pub disable_ipv6: bool,
-    /// net.ipv6.conf.*.force_forwarding, of which netconf messages say nothing.
+    /// net.ipv6.conf.*.force_forwarding, which netconf messages do not contain.
     pub force_forwarding: bool,
-    /// net.ipv6.conf.*.mtu in octets; 0: no IPv6 on it.
+    /// net.ipv6.conf.*.mtu in octets; 0: the interface has no IPv6.
     pub mtu6: u32,
 }
 
-/// Everything that was told.
+/// The mirrored state of the network namespace.
 #[derive(Debug, Default)]
 pub struct RouterState {
-    /// By ifindex. Shared, as are addresses and rules, with who shows them, and copied when it
-    /// changes meanwhile.
+    /// By ifindex. Links, addresses and rules are shared with code that shows them, and copied on
+    /// write.
     pub links: Arc<BTreeMap<u32, LinkState>>,
     /// In the kernel's order within an interface and family.
     pub addrs: Arc<Vec<AddrState>>,
-    /// In the order they are asked, IPv4.
+    /// In order of evaluation, IPv4.
     pub rules4: Arc<Vec<RuleState>>,
-    /// Likewise, IPv6.
+    /// In order of evaluation, IPv6.
     pub rules6: Arc<Vec<RuleState>>,
     /// By id.
     pub nexthops: BTreeMap<u32, NexthopState>,
-    /// By interface and address, ordered as they are shown.
+    /// By interface and address, in the order of output.
     pub neighs: BTreeMap<(u32, IpAddr), NeighState>,
     /// By family and ifindex.
     pub netconf: HashMap<(Family, i32), Netconf>,
@@ -335,18 +337,20 @@ pub struct RouterState {
     pub routes4: Rib<u32>,
     /// IPv6 routes.
     pub routes6: Rib<u128>,
-    /// Of the namespace.
+    /// Settings of the namespace.
     pub sysctls: Sysctls,
-    /// Of "all".
+    /// Settings of conf "all".
     pub sysctls_all: DevSysctls,
-    /// By ifindex.
+    /// Settings of each interface, by ifindex.
     pub sysctls_dev: BTreeMap<u32, DevSysctls>,
-    /// Interfaces whose packets another one takes, also one of another network namespace; see `rx_handlers`.
+    /// Interfaces whose packets another interface takes, possibly one in another namespace; see
+    /// `rx_handlers`.
     pub taken: BTreeSet<u32>,
 }
 
 impl RouterState {
-    /// Adds or replaces an address, where the kernel puts it (`__inet_insert_ifa`).
+    /// Adds or replaces an address at the kernel's position (`__inet_insert_ifa`). Returns whether
+    /// the state changed.
     pub fn add_addr(&mut self, addr: AddrState) -> bool {
         match self.addrs.iter().position(|old| old.same_key(&addr)) {
             Some(at) if self.addrs[at] == addr => return false,
@@ -356,7 +360,7 @@ impl RouterState {
         true
     }
 
-    /// Takes an address away; whether it was there.
+    /// Removes an address; returns whether it existed.
     pub fn del_addr(&mut self, addr: &AddrState) -> bool {
         let before = self.addrs.len();
         Arc::make_mut(&mut self.addrs).retain(|old| !old.same_key(addr));
@@ -378,8 +382,8 @@ impl RouterState {
         }
     }
 
-    /// Adds a rule behind those of its priority (`fib_nl_newrule`). Whether it is new: one that is
-    /// there already was told twice.
+    /// Adds a rule after those of its priority (`fib_nl_newrule`). Returns whether it is new: the
+    /// kernel may report a rule twice.
     pub fn add_rule(&mut self, rule: RuleState) -> bool {
         if self.rules(rule.family).contains(&rule) {
             return false;
@@ -390,7 +394,7 @@ impl RouterState {
         true
     }
 
-    /// Takes a rule away; whether it was there.
+    /// Removes a rule; returns whether it existed.
     pub fn del_rule(&mut self, rule: &RuleState) -> bool {
         let rules = self.rules(rule.family);
         let Some(at) = rules.iter().position(|old| old == rule) else { return false };
@@ -398,7 +402,7 @@ impl RouterState {
         true
     }
 
-    /// Takes what a netconf message tells.
+    /// Applies a netconf message. Returns whether a setting changed.
     pub fn add_netconf(&mut self, family: Family, ifindex: i32, conf: &Netconf) -> bool {
         let mine = self.netconf.entry((family, ifindex)).or_default();
         let before = *mine;
@@ -406,18 +410,18 @@ impl RouterState {
         *mine != before
     }
 
-    /// A netconf setting; 0 where the kernel does not tell.
+    /// A netconf setting; 0 if the kernel does not report it.
     pub fn conf(&self, family: Family, ifindex: i32, attr: usize) -> i32 {
         self.netconf.get(&(family, ifindex)).map_or(0, |conf| conf.get(attr))
     }
 
-    /// Whether a next hop out of `oif` is dead: its interface is down (RTNH_F_DEAD), or without
-    /// carrier where ignore_routes_with_linkdown says that this counts (RTNH_F_LINKDOWN). Derived
-    /// from the interface, because the kernel changes these flags without saying so.
+    /// Whether a next hop on `oif` is dead: its interface is down (RTNH_F_DEAD), or has no carrier
+    /// and ignore_routes_with_linkdown is set (RTNH_F_LINKDOWN). Derived from the interface,
+    /// because the kernel changes these flags without an event.
     pub fn nexthop_is_dead(&self, family: Family, oif: u32) -> bool {
         let Some(link) = self.links.get(&oif) else { return oif != 0 };
         let conf = |of| self.conf(family, of, Netconf::IGNORE_LINKDOWN) != 0;
-        // IPv4 asks conf.all too (IN_DEV_ORCONF); IPv6 copies it to the interfaces.
+        // IPv4 also checks conf.all (IN_DEV_ORCONF); IPv6 copies it to the interfaces.
         let ignore = || conf(oif.cast_signed()) || (family == Family::V4 && conf(Netconf::ALL));
         !link.is_up() || (!link.is_running() && ignore())
     }
@@ -427,7 +431,7 @@ impl RouterState {
         self.routes4.len() + self.routes6.len()
     }
 
-    /// The name of an interface, or its number where it is gone.
+    /// The name of an interface, or its ifindex if it is gone.
     pub fn ifname(&self, ifindex: u32) -> String {
         self.links.get(&ifindex).map_or_else(|| format!("if{ifindex}"), |link| link.name.clone())
     }

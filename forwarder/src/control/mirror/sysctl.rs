@@ -1,5 +1,5 @@
-//! Settings that netlink does not tell, read from /proc/sys. The files show the network namespace
-//! of the thread that opens them, so it has to be the one the sockets were opened in.
+//! Reads settings from /proc/sys that netlink does not report. The files show the network namespace
+//! of the thread that opens them, which must be the one of the sockets.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,16 +16,15 @@ use super::state::DevSysctls;
 use crate::control::process::limits;
 use crate::tables::Sysctls;
 
-/// Descriptors kept at most: the settings of the namespace and of some 20 interfaces. Beyond, and where
-/// descriptors may be wanted by others, files are opened each time.
+/// Maximum number of files kept open: the settings of the namespace and of some 20 interfaces.
+/// Others, and all when the process is short of descriptors, are opened each time.
 const KEPT_MAX: usize = 192;
-/// How often is looked whether they may.
+/// How often the number of spare descriptors is checked.
 const LOOK: Duration = Duration::from_secs(1);
-/// Octets of a value; the longest is a bitmap.
+/// Maximum length of a value in octets; the longest is a bitmap.
 const VALUE_MAX: usize = 1024;
 
-/// Files below /proc/sys/net, kept open: finding one by its name costs ten times what reading it
-/// does.
+/// Files below /proc/sys/net, kept open: opening a file takes ten times as long as reading it.
 #[derive(Debug, Default)]
 pub struct Files {
     kept: RefCell<BTreeMap<String, File>>,
@@ -35,7 +34,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Before files are read again: closes them when the process has no descriptors to spare.
+    /// Call before files are read again: closes them when the process has no descriptors to spare.
     pub fn begin(&mut self, now: Instant) {
         self.has_failed.set(false);
         if self.look_due.is_some_and(|due| now < due) {
@@ -53,13 +52,13 @@ impl Files {
         }
     }
 
-    /// Whether a file could not be opened since [`Files::begin`] though it may be there: what was read
-    /// is not known to be so.
+    /// Whether a file that may exist could not be opened since [`Files::begin`]; then the values
+    /// read are not reliable.
     pub fn has_failed(&self) -> bool {
         self.has_failed.get()
     }
 
-    /// Closes the files of interfaces but those named.
+    /// Closes the files of all interfaces except those in `names`.
     pub fn keep_only(&mut self, names: &BTreeSet<&str>) {
         self.kept.get_mut().retain(|path, _| {
             let mut parts = path.split('/').skip(1);
@@ -68,7 +67,7 @@ impl Files {
         });
     }
 
-    /// One setting; `None`: not there, or not a number.
+    /// Reads one setting; `None`: the file does not exist, or does not contain a number.
     fn read<T: FromStr>(&self, path: &str) -> Option<T> {
         self.text(path)?.trim().parse().ok()
     }
@@ -79,7 +78,7 @@ impl Files {
             if let Ok(text) = contents(file) {
                 return Some(text);
             }
-            // The interface is gone; there may be another of its name.
+            // The interface is gone; there may be another one with its name.
             kept.remove(path);
         }
         let opened = File::open(format!("/proc/sys/net/{path}"));
@@ -104,8 +103,8 @@ fn contents(file: &File) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
-/// The bits of a list such as `0-1,3-127`, as the kernel prints bitmaps; those above 127 are left
-/// out.
+/// The bits of a list such as `0-1,3-127`, the kernel's format of bitmaps; bits above 127 are
+/// ignored.
 fn bits_below_128(list: &str) -> u128 {
     let range = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
@@ -116,7 +115,7 @@ fn bits_below_128(list: &str) -> u128 {
     bits.fold(0, |mask, bit| mask | 1 << bit.min(127))
 }
 
-/// The namespace's settings; what the kernel does not have keeps its default.
+/// Reads the settings of the namespace; those that the kernel does not have keep their defaults.
 pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
     let default = Sysctls::default();
     let ratemask = files.text("ipv6/icmp/ratemask");
@@ -158,9 +157,9 @@ pub fn read_all(files: &Files, custom_local_routes: bool) -> Sysctls {
     }
 }
 
-/// One interface's settings; `name` may be "all".
+/// Reads the settings of one interface; `name` may be "all".
 pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
-    // A name is no path: the kernel refuses '/' in it, and "..".
+    // A name is never a path: the kernel rejects '/' and "..".
     let v4 = |key: &str| files.read::<i32>(&format!("ipv4/conf/{name}/{key}")).unwrap_or(0) != 0;
     DevSysctls {
         accept_source_route: v4("accept_source_route"),
@@ -178,7 +177,8 @@ pub fn read_dev(files: &Files, name: &str) -> DevSysctls {
     }
 }
 
-/// Likewise, once; `None`: they could not be read though they may be there.
+/// Reads the settings of one interface without keeping files; `None`: they could not be read but
+/// may exist.
 pub fn read_dev_once(name: &str) -> Option<DevSysctls> {
     let files = Files::default();
     let own = read_dev(&files, name);
@@ -190,11 +190,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_kept_and_say_what_is_there_now() {
+    fn files_kept_open_return_current_values() {
         let mut files = Files::default();
         files.begin(Instant::now());
         assert_eq!(read_dev(&files, "lo"), read_dev(&Files::default(), "lo"));
-        // One that cannot be read any more, as of an interface that is gone, is opened anew.
+        // A file that cannot be read any more, such as one of a removed interface, is opened again.
         let path = "ipv4/conf/lo/accept_local";
         assert!(files.kept.borrow().contains_key(path));
         files.kept.borrow_mut().insert(path.to_owned(), File::open("/proc").expect("opens"));
@@ -208,11 +208,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_is_not_taken_for_one_that_is_not_there() {
+    fn a_file_that_cannot_be_opened_does_not_count_as_missing() {
         let mut files = Files::default();
         assert_eq!(files.read::<u32>("ipv4/conf/nosuch0/accept_local"), None);
-        assert!(!files.has_failed(), "it is not there");
-        // ENAMETOOLONG stands for ENOMEM and EMFILE.
+        assert!(!files.has_failed(), "it does not exist");
+        // ENAMETOOLONG stands in for ENOMEM and EMFILE.
         assert_eq!(files.read::<u32>(&"x/".repeat(3000)), None);
         assert!(files.has_failed());
         files.begin(Instant::now());
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_closed_when_descriptors_are_wanted() {
+    fn files_are_closed_when_descriptors_are_scarce() {
         let mut files = Files::default();
         let now = Instant::now();
         files.begin(now);
@@ -228,7 +228,7 @@ mod tests {
         read_dev(&files, "lo");
         let kept = files.kept.borrow().len();
         assert!(kept > 0);
-        // As if others had taken descriptors since.
+        // As if other code had opened descriptors since.
         (files.kept_max, files.look_due) = (kept - 1, Some(now + LOOK));
         files.limit();
         assert!(files.kept.borrow().is_empty());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn bitmaps_are_read_as_the_kernel_prints_them() {
+    fn bitmaps_are_parsed_in_the_kernels_format() {
         assert_eq!(bits_below_128("0-1,3-127\n"), !(1 << 2));
         assert_eq!(bits_below_128("\n"), 0);
         assert_eq!(bits_below_128("3"), 8);

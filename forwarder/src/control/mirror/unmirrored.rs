@@ -1,4 +1,4 @@
-//! What is configured in the kernel and not followed.
+//! Lists kernel configuration that is not followed.
 
 use std::ops::Bound;
 
@@ -13,10 +13,10 @@ use super::rib::{Net, Rib, RibAddr};
 use super::show;
 use super::state::{Family, RouterState};
 
-/// Routes named one by one; of more only the number is told.
+/// Routes listed individually; of the others only the number is reported.
 const ROUTES_NAMED_MAX: usize = 20;
 
-/// All of it.
+/// Lists everything that is not followed.
 pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
     let mut list = Vec::new();
     links(state, ports, &mut list);
@@ -27,7 +27,9 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
                 let what = format!("{} rule {text}", name(family));
                 list.push(Unmirrored {
                     what,
-                    why: format!("{why}: what else of it matches stays in the kernel"),
+                    why: format!(
+                        "{why}: packets that match its other selectors stay in the kernel"
+                    ),
                 });
             }
         }
@@ -43,8 +45,8 @@ pub fn list(state: &RouterState, ports: &Ports) -> Vec<Unmirrored> {
     }
     if rules_undecided(&state.rules6, Family::V6) {
         list.push(Unmirrored {
-            what: "IPv6 rules fewer than the kernel begins with".into(),
-            why: "it may route as if they were there: IPv6 stays in the kernel".into(),
+            what: "missing initial IPv6 rules".into(),
+            why: "the kernel may route as if they existed: IPv6 stays in the kernel".into(),
         });
     }
     list
@@ -90,8 +92,8 @@ fn routes<A: RibAddr>(
         }
         route_unsupported(state, body)
     };
-    // Nearly always no body is concerned, and then no route has to be looked at; if one is, no more
-    // than it takes to name some.
+    // Nearly always no body is concerned, and no routes are scanned; otherwise the scan ends when
+    // enough routes are listed.
     let mut is_left = vec![false; rib.bodies().capacity()];
     let mut count = 0;
     for (id, _) in rib.bodies().iter().filter(|(_, body)| why(body).is_some()) {

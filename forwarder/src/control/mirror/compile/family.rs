@@ -1,15 +1,15 @@
-//! The routes of one family: longest-prefix trees kept in step with the RIB, and the infos that
-//! their leaves stand for.
+//! The routes of one family: longest-prefix-match trees kept in sync with the RIB, and the
+//! `FibInfo` of each leaf.
 //!
-//! A leaf is the number of a route body. So when next hops change (an interface goes down, a
-//! nexthop object is replaced), the infos are published anew and no tree is touched, however many
-//! prefixes lead there.
+//! A leaf is the id of a route body. When next hops change (an interface goes down, a nexthop
+//! object is replaced), only the infos are published again; no tree changes, however many prefixes
+//! use the body.
 //!
-//! Order matters, because workers read trees while they change. A new leaf's info is published
-//! before a tree leads to it; a worker that still has older infos meets a leaf beyond their end and
-//! leaves the packet to the kernel. A leaf that nothing leads to any more keeps its info until every
-//! worker has passed by, then gets one that says the same to late comers, and its number is free
-//! when they have passed again.
+//! The order of updates matters, because workers read trees while they change. The info of a new
+//! leaf is published before a tree refers to it. A worker that still has older infos finds a leaf
+//! beyond their end and leaves the packet to the kernel. A leaf that no tree refers to keeps its
+//! info until every worker has passed a quiescent state. Its info is then replaced by that of leaf
+//! 0, which leaves packets to the kernel too. Its id is free after a second quiescent period.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use crate::fib::{
 };
 use crate::stats::PuntReason;
 
-/// The leaf of prefixes whose routes cannot be followed.
+/// The leaf of prefixes whose routes are not supported.
 const LEAF_UNSUPPORTED: u32 = 1;
-/// The leaf of prefixes whose routes a rule suppresses: the next rule is asked.
+/// The leaf of prefixes whose routes a rule suppresses: the lookup continues with the next rule.
 const LEAF_SUPPRESSED: u32 = 2;
-/// The loopback's number in every namespace; no packet comes in by it.
+/// ifindex of the loopback device in every namespace; no packet is received on it.
 const IFINDEX_LOOPBACK: u32 = 1;
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ struct Tree<A> {
     writer: LpmWriter<A>,
 }
 
-/// A number on its way back.
+/// An id that is being freed.
 #[derive(Debug)]
 struct Retiring {
     id: u32,
@@ -47,55 +47,56 @@ struct Retiring {
     replaced: bool,
 }
 
-/// What has to be looked at again.
+/// What has to be recompiled.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stale {
-    /// What next hops lead to: links, nexthop objects, netconf, ports.
+    /// Anything that next hops depend on: links, nexthop objects, netconf, ports.
     pub nexthops: bool,
-    /// Rules, or the names of links they speak of.
+    /// Rules, or the interface names in them.
     pub rules: bool,
 }
 
-/// One family.
+/// The compiled state of one family.
 #[derive(Debug)]
 pub struct FamilyCompiler<A> {
     family: Family,
     qsbr: Arc<Qsbr>,
     trees: Vec<Tree<A>>,
     merged: bool,
-    /// IPv4: the kernel keeps main and local apart for good once there were other rules
+    /// IPv4: the kernel keeps main and local separate forever once other rules have existed
     /// (`fib_unmerge`).
     unmerged_for_good: bool,
-    /// IPv4, merged: prefixes of the local table, but for 127.0.0.0/8. Of a route of main within one
-    /// it cannot be told whether the kernel asks local before: it does if there ever were other rules.
+    /// IPv4, merged: prefixes of the local table other than 127.0.0.0/8 and host routes. For a
+    /// route of main within one of them it is unknown whether the kernel looks up local first: it
+    /// does if other rules ever existed.
     wide_locals: Vec<Net<A>>,
-    /// Those changed: every prefix has to be looked at again.
+    /// `wide_locals` changed: every prefix has to be synchronised again.
     refill: bool,
-    /// IPv6: main has routes below ff00::/8, which local covers.
+    /// IPv6: main has routes more specific than ff00::/8, which is in local.
     multicast_in_main: bool,
     rules: Arc<[Rule<A>]>,
     infos: Vec<Arc<FibInfo>>,
     usable: Vec<bool>,
     retiring: VecDeque<Retiring>,
-    /// Their infos were replaced, and that has not been published.
+    /// Ids whose infos were replaced and not yet published.
     unpublished: Vec<u32>,
-    /// The trees could not take a route; nothing is answered from them.
+    /// The trees could not store a route; they are not used.
     broken: Option<FibError>,
-    /// How the kernel routes cannot be told; nothing is answered here.
+    /// The kernel's routing decision cannot be predicted; the kernel forwards this family.
     undecided: bool,
 }
 
-/// What [`FamilyCompiler::prepare`] found.
+/// The result of [`FamilyCompiler::prepare`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Prepared {
-    /// Infos changed: publish before the trees are touched.
+    /// Infos changed: publish them before the trees are changed.
     pub publish: bool,
-    /// Every prefix has to be looked at again.
+    /// Every prefix has to be synchronised again.
     pub all: bool,
 }
 
 impl<A: RibAddr> FamilyCompiler<A> {
-    /// Without routes.
+    /// Creates a compiler without routes.
     pub fn new(family: Family, qsbr: Arc<Qsbr>) -> FamilyCompiler<A> {
         let unsupported = FibInfo::special(RouteType::Punt(PuntReason::RouteUnsupported));
         let suppressed = FibInfo::special(RouteType::Throw);
@@ -118,12 +119,12 @@ impl<A: RibAddr> FamilyCompiler<A> {
         }
     }
 
-    /// Why nothing is answered; `None`: all is well.
+    /// Why the trees are not used; `None` if they are.
     pub fn broken(&self) -> Option<&FibError> {
         self.broken.as_ref()
     }
 
-    /// First step: the infos of new bodies, and of all when next hops changed.
+    /// First step: compiles the infos of new bodies, and of all bodies when next hops changed.
     pub fn prepare(
         &mut self,
         state: &RouterState,
@@ -150,11 +151,12 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 let (info, usable) = fib_info(state, self.family, body, devs);
                 let at = id as usize;
                 if *self.infos[at] != info {
-                    // A rule suppresses what is a way to forward, and not what refuses.
+                    // Rules suppress routes that forward, but not those that reject packets.
                     prepared.all |= self.infos[at].kind != info.kind;
                     self.infos[at] = Arc::new(info);
                     prepared.publish = true;
-                    // Which of equal routes is taken may depend on what is left of each.
+                    // The choice among routes of equal metric may depend on which next hops of each
+                    // are alive.
                     prepared.all |= A::V6;
                 }
                 prepared.all |= self.usable[at] != usable;
@@ -164,7 +166,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         prepared
     }
 
-    /// Second step: rules, and trees for the tables they name. Whether to publish.
+    /// Second step: compiles the rules and the trees of the tables they use. Returns whether to
+    /// publish.
     pub fn arrange(
         &mut self,
         state: &RouterState,
@@ -205,12 +208,12 @@ impl<A: RibAddr> FamilyCompiler<A> {
     fn may_merge(&mut self, rules: &[RuleState], rib: &Rib<A>, dirty: &[(u32, Net<A>)]) -> bool {
         let default = rules::has_default(rules, self.family);
         if !A::V6 {
-            // Before the first dump there are none at all.
+            // Before the first dump there are no rules.
             self.unmerged_for_good |= !default && !rules.is_empty();
             return default && !self.unmerged_for_good;
         }
-        // IPv6 asks local, then main; that is one longest-prefix match as long as no route of main
-        // lies below one of local.
+        // IPv6 looks up local, then main; one longest-prefix match is equivalent if no route of
+        // main is more specific than a route of local.
         let below_multicast = |net: &Net<A>| net.1 > 8 && net.0.bits_at(0, 8) == 0xff;
         self.multicast_in_main |=
             dirty.iter().any(|(table, net)| *table == RT_TABLE_MAIN && below_multicast(net));
@@ -233,10 +236,10 @@ impl<A: RibAddr> FamilyCompiler<A> {
         self.wide_locals = wide;
     }
 
-    /// New trees are filled before anyone sees them; those that stay go on as they are.
+    /// Fills new trees before they are published; trees that are still needed are kept.
     fn replace_trees(&mut self, rib: &Rib<A>, keys: &[TreeKey], merged: bool) {
         let mut old = std::mem::take(&mut self.trees);
-        // What the main tree holds depends on whether it is merged.
+        // The contents of the main tree depend on whether it is merged.
         let keep = merged == self.merged;
         self.merged = merged;
         for key in keys {
@@ -266,7 +269,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         }
     }
 
-    /// Third step: the trees take what changed. Whether to publish, because one had to grow.
+    /// Third step: applies changed prefixes to the trees. Returns whether to publish, because a
+    /// tree grew.
     pub fn apply(&mut self, rib: &Rib<A>, dirty: &[(u32, Net<A>)], all: bool) -> bool {
         let all = all || std::mem::take(&mut self.refill);
         for at in 0..self.trees.len() {
@@ -281,11 +285,11 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 }
             }
         }
-        // Every tree has to be asked, so no `any`.
+        // `take_regrown` must be called on every tree, so this does not use `any`.
         self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count() != 0
     }
 
-    /// Makes one prefix of one tree what the RIB says.
+    /// Synchronises one prefix of one tree with the RIB.
     fn sync(&mut self, rib: &Rib<A>, at: usize, net: Net<A>) {
         let key = self.trees[at].key;
         let with_local = self.merged && key.table == RT_TABLE_MAIN;
@@ -315,7 +319,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         }
     }
 
-    /// The leaf of the route that the kernel's lookup takes of those at one prefix; 0: none.
+    /// The leaf of the route that the kernel's lookup selects at one prefix; 0: none.
     fn best(&self, rib: &Rib<A>, net: Net<A>, ids: &[u32]) -> u32 {
         if let [only] = ids
             && rib.bodies().get(*only).is_some_and(|body| body.tos == 0 && body.src.is_none())
@@ -332,7 +336,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         self.candidates(rib, ids).first().copied().unwrap_or(0)
     }
 
-    /// Whether the kernel's lookup gives a route rather than an error: then a rule may suppress it.
+    /// Whether the kernel's lookup returns a route, which a rule may suppress, rather than an
+    /// error.
     fn lookup_succeeds(&self, leaf: u32) -> bool {
         use RouteType::{Anycast, Broadcast, Local, Multicast, Unicast};
         let info = self.infos.get(leaf as usize).filter(|_| leaf != 0);
@@ -345,8 +350,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         self.usable.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// The usable routes of the lowest metric; in IPv6 those of the highest router preference
-    /// (`rt6_score_route`). The first is taken.
+    /// The usable routes of the lowest metric; for IPv6, those of the highest router preference
+    /// (`rt6_score_route`). The first one is used.
     fn candidates(&self, rib: &Rib<A>, ids: &[u32]) -> Vec<u32> {
         let body = |id: &u32| rib.bodies().get(*id);
         let mut left: Vec<u32> = ids.iter().copied().filter(|id| self.is_usable(*id)).collect();
@@ -360,10 +365,10 @@ impl<A: RibAddr> FamilyCompiler<A> {
         left
     }
 
-    /// IPv6: of equal routes the kernel prefers one that leads out by the interface the packet came
-    /// in by (`ip6_pol_route_input` asks for flowi6_iif). Whether that makes a difference here.
+    /// IPv6: among equal routes the kernel prefers one whose output interface is the input
+    /// interface (`ip6_pol_route_input` passes flowi6_iif). Whether this applies to the prefix.
     fn is_chosen_by_iif(&self, rib: &Rib<A>, net: Net<A>, ids: &[u32]) -> bool {
-        // Nothing is forwarded to link-local or multicast addresses, which all links have.
+        // Nothing is forwarded to link-local or multicast addresses, which exist on all links.
         let multicast = net.1 >= 8 && net.0.bits_at(0, 8) == 0xff;
         let link_local = net.1 >= 10 && net.0.bits_at(0, 10) == 0xfe80 >> 6;
         if multicast || link_local {
@@ -377,7 +382,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         oifs.any(|oif| oif > IFINDEX_LOOPBACK && !of_first.contains(&oif))
     }
 
-    /// Prefixes with several equal routes among which the incoming interface chooses.
+    /// Prefixes with several equal routes among which the kernel chooses by input interface.
     pub fn chosen_by_iif(&self, rib: &Rib<A>) -> Vec<(u32, Net<A>)> {
         if !A::V6 {
             return Vec::new();
@@ -390,8 +395,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
             .collect()
     }
 
-    /// Last step, after publishing: numbers that nothing leads to go back when workers have passed.
-    /// Whether infos were replaced and have to be published at the next occasion.
+    /// Last step, after publishing: frees unused ids that all workers have released. Returns
+    /// whether infos were replaced and have to be published.
     pub fn reclaim(&mut self, rib: &mut Rib<A>) -> bool {
         let released = rib.bodies_mut().take_released();
         if !released.is_empty() {
@@ -408,7 +413,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             if oldest.replaced {
                 rib.bodies_mut().give_back(oldest.id);
             } else {
-                // The first leaf's.
+                // The info of leaf 0.
                 self.infos[oldest.id as usize] = Arc::clone(&self.infos[0]);
                 self.unpublished.push(oldest.id);
                 replaced = true;
@@ -417,17 +422,17 @@ impl<A: RibAddr> FamilyCompiler<A> {
         replaced
     }
 
-    /// Numbers that wait for readers.
+    /// Ids that wait for readers.
     pub fn retiring(&self) -> usize {
         self.retiring.len() + self.unpublished.len()
     }
 
-    /// What the first of them waits for.
+    /// The token that the oldest waiting id waits for.
     pub fn oldest_retiring(&self) -> Option<Token> {
         self.retiring.front().map(|oldest| oldest.after)
     }
 
-    /// The infos were published: what was replaced in them waits once more.
+    /// The infos were published: ids whose infos were replaced wait for a second quiescent period.
     pub fn published(&mut self) {
         if self.unpublished.is_empty() {
             return;
@@ -437,7 +442,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         self.retiring.extend(self.unpublished.drain(..).map(retire));
     }
 
-    /// What workers get.
+    /// The tables for workers.
     pub fn publishable(&self) -> FamilyFib<Lpm<A>> {
         if self.broken.is_some() || self.undecided {
             return self.punt_all();
@@ -453,11 +458,11 @@ impl<A: RibAddr> FamilyCompiler<A> {
         }
     }
 
-    /// The kernel forwards all of this family.
+    /// Tables that leave the whole family to the kernel.
     fn punt_all(&self) -> FamilyFib<Lpm<A>> {
         let punt = RuleAction::Answer(RouteType::Punt(PuntReason::RouteUnsupported));
         let rule = Rule {
-            // Above those of the local table, as `punts_all` expects.
+            // Greater than the priority of the local rule, as `punts_all` expects.
             priority: 1,
             invert: false,
             from: None,
@@ -470,14 +475,14 @@ impl<A: RibAddr> FamilyCompiler<A> {
     }
 }
 
-/// Whether the kernel routes by more than it tells: by path MTUs that it has learnt, or perhaps by rules
-/// that are gone.
+/// Whether the kernel routes by information that it does not report: learnt path MTUs, or possibly
+/// the history of its rules.
 fn is_undecided(state: &RouterState, family: Family) -> bool {
     (family == Family::V4 && state.sysctls.ip_forward_use_pmtu)
         || rules::is_undecided(state.rules(family), family)
 }
 
-/// For a leaf that stands for nothing: the kernel decides.
+/// The info of an unused leaf: the kernel decides.
 fn not_ready() -> Arc<FibInfo> {
     Arc::new(FibInfo::special(RouteType::Punt(PuntReason::NotReady)))
 }

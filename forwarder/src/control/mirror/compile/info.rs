@@ -1,4 +1,4 @@
-//! A route body to a `FibInfo`: next hops with the ports behind them, dead or alive.
+//! Compiles a route body to a `FibInfo`: next hops with their ports, dead or alive.
 
 use std::collections::HashMap;
 
@@ -22,12 +22,12 @@ const RTN_THROW: u8 = 9;
 /// Ports by ifindex.
 pub type Ports = HashMap<u32, u16>;
 
-/// Why the packets of a route stay with the kernel; `None`: they do not.
+/// Why the packets of a route are left to the kernel; `None` if the route is supported.
 pub fn unsupported(state: &RouterState, body: &RouteBody) -> Option<&'static str> {
     let known =
         matches!(body.kind, RTN_UNICAST..=RTN_THROW) && (body.kind != RTN_UNICAST || has_way(body));
     if !known {
-        return Some("of a kind that is not known here");
+        return Some("of an unsupported type");
     }
     if body.nexthops.iter().any(|nh| nh.encap.is_some()) {
         return Some("encapsulates (RTA_ENCAP)");
@@ -54,8 +54,8 @@ fn has_way(body: &RouteBody) -> bool {
     body.nhid != 0 || !body.nexthops.is_empty()
 }
 
-/// What workers get for a body, and whether the kernel's lookup would take it at all: with no next
-/// hop alive it goes on to the next route (`fib_table_lookup`, `find_match`).
+/// The info for workers, and whether the kernel's lookup would use the route: if no next hop is
+/// alive, it continues with the next route (`fib_table_lookup`, `find_match`).
 pub fn fib_info(
     state: &RouterState,
     family: Family,

@@ -1,4 +1,4 @@
-//! Interfaces and neighbours as workers see them.
+//! Compiles interfaces and neighbours for workers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,20 +16,21 @@ use crate::tables::{Forwarding6, Link, RpFilter};
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 const NUD_FAILED: u16 = 0x20;
 
-/// Kinds of interface whose frames never were on a wire and so may come without TCP and UDP
-/// checksums (CHECKSUM_PARTIAL).
+/// Kinds of interface whose frames may have no TCP or UDP checksum yet (CHECKSUM_PARTIAL), because
+/// they were never on a wire.
 const KINDS_WITHOUT_WIRE: [&str; 7] =
     ["veth", "tun", "netkit", "macvlan", "macvtap", "ipvlan", "bridge"];
 
-/// Kinds of interface that take their frames at the one they sit on, before it is routed.
+/// Kinds of interface that receive frames from their lower interface (rx_handler) before it routes
+/// them.
 pub const RX_HANDLER_KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
 
-/// Interfaces of such a kind, by the ifindex of the one they sit on.
+/// Interfaces of [`RX_HANDLER_KINDS`], by the ifindex of their lower interface.
 #[derive(Debug)]
 pub struct RxHandlers<'a>(HashMap<u32, &'a LinkState>);
 
 impl<'a> RxHandlers<'a> {
-    /// All of them.
+    /// Collects them from all links.
     pub fn new(state: &'a RouterState) -> RxHandlers<'a> {
         let takes = |upper: &&LinkState| {
             upper.link_netnsid.is_none()
@@ -40,7 +41,7 @@ impl<'a> RxHandlers<'a> {
     }
 }
 
-/// Why an interface's traffic stays with the kernel; `None`: it does not.
+/// Why an interface's packets are left to the kernel; `None` if they are not.
 pub fn unsupported(
     state: &RouterState,
     link: &LinkState,
@@ -57,7 +58,7 @@ pub fn unsupported(
     };
     let master = state.links.get(&master);
     let kind = link.slave_kind.as_deref().or(master.and_then(|master| master.kind.as_deref()));
-    let master = master.map_or("an interface that is not known", |master| &master.name);
+    let master = master.map_or("an unknown interface", |master| &master.name);
     Some(match kind {
         Some("vrf") => format!("in the VRF {master}; VRFs are not followed"),
         Some(kind) => format!("{kind} port of {master}, which takes its packets"),
@@ -65,7 +66,7 @@ pub fn unsupported(
     })
 }
 
-/// All interfaces.
+/// Compiles all interfaces.
 pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
     let rx_handlers = RxHandlers::new(state);
     let mut addrs = HashMap::new();
@@ -85,7 +86,7 @@ pub fn compile(state: &RouterState, ports: &Ports, devs: &Devs) -> Vec<Link> {
     compiled.collect()
 }
 
-/// All but port and VLAN.
+/// Compiles everything but port and VLAN.
 fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> Link {
     let own = state.sysctls_dev.get(&link.ifindex).copied().unwrap_or_default();
     let all = &state.sysctls_all;
@@ -94,7 +95,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
     let all_conf = |family, attr| state.conf(family, Netconf::ALL, attr);
     let rp_filter =
         conf(Family::V4, Netconf::RP_FILTER).max(all_conf(Family::V4, Netconf::RP_FILTER));
-    // ip6_forward asks conf.all, and since Linux 6.17 the interface's force_forwarding.
+    // ip6_forward checks conf.all and, since Linux 6.17, the interface's force_forwarding.
     let forwards6 = all_conf(Family::V6, Netconf::FORWARDING) != 0 || own.force_forwarding;
     Link {
         mac: link.address.as_slice().try_into().unwrap_or_default(),
@@ -108,7 +109,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
             _ if forwards6 => Forwarding6::WithNdProxy,
             _ => Forwarding6::Off,
         },
-        // Whatever is neither 0 nor 1 is loose (`__fib_validate_source`).
+        // Values other than 0 and 1 mean loose mode (`__fib_validate_source`).
         rp_filter: match rp_filter {
             0 => RpFilter::Off,
             1 => RpFilter::Strict,
@@ -129,7 +130,7 @@ fn compile_link(state: &RouterState, link: &LinkState, addrs: &[&AddrState]) -> 
     }
 }
 
-/// The kind of an interface, of a VLAN's that of the interface below.
+/// The kind of an interface; for a VLAN, that of the lowest interface.
 fn lowest_kind<'a>(state: &'a RouterState, link: &'a LinkState) -> &'a str {
     let mut at = link;
     for _ in 0..DEPTH_MAX {
@@ -150,7 +151,8 @@ fn addrs4(addrs: &[&AddrState]) -> Vec<(Ipv4Addr, u8)> {
     v4.collect()
 }
 
-/// Those that `fib_add_ifaddr` makes routes for: as configured, and the last of each subnet.
+/// Addresses that `fib_add_ifaddr` adds broadcast routes for: the configured one, and the last of
+/// each subnet.
 fn broadcasts4(addrs: &[&AddrState]) -> Vec<Ipv4Addr> {
     let of_addr = |addr: &&AddrState| {
         let IpAddr::V4(local) = addr.local else { return [None, None] };
@@ -177,8 +179,8 @@ fn addrs6(addrs: &[&AddrState]) -> Vec<(std::net::Ipv6Addr, u8)> {
     v6.collect()
 }
 
-/// What a worker sees of a neighbour: nothing while the kernel is still asking; an address; or
-/// that there is none.
+/// What workers get of a neighbour: no entry while the kernel is resolving it, a link-layer
+/// address, or an entry without one if resolution failed.
 pub fn visible(neigh: &NeighState) -> Option<Option<[u8; 6]>> {
     if neigh.dst.is_multicast() {
         return None;
@@ -189,7 +191,7 @@ pub fn visible(neigh: &NeighState) -> Option<Option<[u8; 6]>> {
     (neigh.state & NUD_FAILED != 0).then_some(None)
 }
 
-/// All neighbours that workers see.
+/// All neighbours that workers get.
 pub fn neighbours(state: &RouterState) -> Vec<Neighbour> {
     let see = |neigh: &NeighState| Some(Neighbour::new(neigh.ifindex, neigh.dst, visible(neigh)?));
     state.neighs.values().filter_map(see).collect()

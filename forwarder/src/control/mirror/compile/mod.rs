@@ -1,5 +1,5 @@
-//! What the kernel said, as the tables workers read; published whenever something a worker can see
-//! has changed.
+//! Compiles the mirrored kernel state into the tables that workers read, and publishes them
+//! whenever a change is visible to workers.
 
 pub mod family;
 pub mod info;
@@ -23,21 +23,22 @@ use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 use crate::tables::{Links, Published, Tables};
 
-/// How long a tree update waits for workers to notice new infos. They do within a burst, some
-/// microseconds; one that sleeps is not waited for, it looks when it wakes. Only one that lost its
-/// CPU in the middle of a burst takes longer; beyond this it leaves such packets to the kernel, and is
-/// not waited for again until it has finished that burst.
+/// How long a tree update waits for workers to notice new infos. They do so within one burst, some
+/// microseconds. A sleeping worker is not waited for, because it checks when it wakes up. Only a
+/// worker that lost its CPU during a burst takes longer. After this time such a worker leaves
+/// packets with new leaves to the kernel, and is not waited for again until it has finished that
+/// burst.
 const NOTICE_WAIT_MAX: Duration = Duration::from_millis(100);
-/// Numbers of replaced routes that may wait for a reader that stands still: some 45 MB.
+/// Ids of replaced routes that may wait for a stalled reader: some 45 MB.
 const RETIRING_MAX: usize = 1 << 18;
-/// A reader stands still when it has not been quiescent for so long. The numbers of a full table that
-/// is replaced at once are more, and wait for a moment.
+/// A reader that has not been quiescent for this long is stalled. Replacing a full table frees more
+/// ids than [`RETIRING_MAX`] at once, but they wait only briefly.
 const STANDSTILL: Duration = Duration::from_secs(2);
-/// Nor between so many calls of [`Compiler::reclaim`]: time in which the whole process was stopped is
-/// nobody's standstill.
+/// A reader is stalled only after this many calls of [`Compiler::reclaim`] too, so that time in
+/// which the whole process was stopped does not count.
 const STANDSTILL_TURNS: u32 = 10;
 
-/// What of the state changed since the tables were compiled.
+/// Parts of the state that changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Touched {
     /// Interfaces, or which of them are ports.
@@ -48,7 +49,7 @@ pub struct Touched {
     pub rules: bool,
     /// Nexthop objects.
     pub nexthops: bool,
-    /// Neighbours, in a way that workers see.
+    /// Neighbours, if workers get different entries.
     pub neighs: bool,
     /// Netconf or per-interface sysctls.
     pub conf: bool,
@@ -58,34 +59,34 @@ pub struct Touched {
     pub hooks: bool,
 }
 
-/// Keeps the published tables.
+/// Compiles and publishes the tables.
 #[derive(Debug)]
 pub struct Compiler {
     published: Arc<Published<Tables>>,
     qsbr: Arc<Qsbr>,
     current: Tables,
-    /// Published before; a worker may still hold them.
+    /// Tables published before that a worker may still hold.
     retired: Vec<Arc<Tables>>,
     fib4: FamilyCompiler<u32>,
     fib6: FamilyCompiler<u128>,
-    /// Which interfaces are ports.
+    /// Ports by ifindex.
     pub ports: Ports,
-    /// They and their VLAN sub-interfaces, as of the last update.
+    /// Ports and their VLAN sub-interfaces, as of the last update.
     pub devs: Devs,
-    /// [`NOTICE_WAIT_MAX`], but for a test that wants late workers.
+    /// [`NOTICE_WAIT_MAX`], except in tests that need late workers.
     pub notice_wait: Duration,
-    /// [`RETIRING_MAX`], but for a test that wants few.
+    /// [`RETIRING_MAX`], except in tests that need a lower limit.
     pub retiring_max: usize,
-    /// Readers that were waited for in vain: slots, and what they have not passed.
+    /// Readers that did not become quiescent in time: slot, and token they have not passed.
     late: Vec<(usize, Token)>,
-    /// What the oldest numbers wait for, since when that is known, and how often it was found since.
+    /// The token that the oldest ids wait for, when this was first seen, and how often since.
     oldest: Option<(Token, Instant, u32)>,
-    /// Neighbours that workers used, from tables that were replaced.
+    /// Neighbours that workers used, collected from replaced tables.
     used: HashSet<(u32, IpAddr)>,
 }
 
 impl Compiler {
-    /// Tables that know nothing, for up to `readers` workers.
+    /// Creates empty tables for up to `readers` workers.
     pub fn new(readers: usize) -> Compiler {
         let qsbr = Qsbr::new(readers);
         let current = Tables::empty();
@@ -106,39 +107,39 @@ impl Compiler {
         }
     }
 
-    /// Where workers find the tables.
+    /// The handle by which workers get the tables.
     pub fn published(&self) -> &Arc<Published<Tables>> {
         &self.published
     }
 
-    /// Where workers announce that they hold nothing.
+    /// The handle by which workers report quiescent states.
     pub fn qsbr(&self) -> &Arc<Qsbr> {
         &self.qsbr
     }
 
-    /// The tables as published last.
+    /// The tables published last.
     pub fn tables(&self) -> &Tables {
         &self.current
     }
 
-    /// Replaces the hook functions with the next publication.
+    /// Replaces the hook functions, effective with the next publication.
     pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
         self.current.hooks = hooks;
     }
 
-    /// IPv6 prefixes with several equal routes among which the incoming interface chooses: table and
-    /// prefix. They are left to the kernel.
+    /// IPv6 prefixes with several equal routes among which the kernel chooses by input interface,
+    /// as (table, prefix). They are left to the kernel.
     pub fn chosen_by_iif(&self, state: &RouterState) -> Vec<(u32, Net<u128>)> {
         self.fib6.chosen_by_iif(&state.routes6)
     }
 
-    /// What could not be compiled.
+    /// Why routes could not be compiled.
     pub fn broken(&self) -> Option<String> {
         let broken = self.fib4.broken().or(self.fib6.broken())?;
         Some(broken.to_string())
     }
 
-    /// Brings the tables in step with the state.
+    /// Updates the tables from the state.
     pub fn update(&mut self, state: &mut RouterState, touched: Touched) {
         let stale = Stale {
             nexthops: touched.links || touched.nexthops || touched.conf,
@@ -148,7 +149,8 @@ impl Compiler {
             self.devs = Devs::new(state, &self.ports);
         }
         let mut publish = self.update_rest(state, touched);
-        // The RIBs stand apart for as long as their bodies are read beside the rest.
+        // The RIBs are taken out of the state while their bodies are read together with the rest of
+        // it.
         let mut rib4 = std::mem::take(&mut state.routes4);
         let mut rib6 = std::mem::take(&mut state.routes6);
         let (dirty4, dirty6) = (rib4.take_dirty(), rib6.take_dirty());
@@ -172,7 +174,7 @@ impl Compiler {
         state.routes6 = rib6;
     }
 
-    /// Frees what workers have let go of.
+    /// Frees what no worker holds any more.
     pub fn reclaim(&mut self, state: &mut RouterState, now: Instant) {
         let replaced =
             self.fib4.reclaim(&mut state.routes4) | self.fib6.reclaim(&mut state.routes6);
@@ -191,9 +193,9 @@ impl Compiler {
         self.oldest = oldest.map(|token| (token, since, turns));
     }
 
-    /// Numbers of replaced routes that wait for a reader which stands still, when they are more than
-    /// may be kept, and for how long. They cannot be used again whatever is done: the reader may go on
-    /// any moment and meet them, and a thread that stands still cannot be made to let go of them.
+    /// The number of ids of replaced routes that wait for a stalled reader, and for how long, if
+    /// they exceed the limit. They cannot be reused in any case: the reader may resume at any
+    /// moment and use them, and a stalled thread cannot be made to release them.
     pub fn overdue(&self, now: Instant) -> Option<(usize, Duration)> {
         let waiting = self.fib4.retiring() + self.fib6.retiring();
         let (_, since, turns) = self.oldest?;
@@ -213,7 +215,8 @@ impl Compiler {
         self.used.extend(used.map(|neigh| (neigh.oif, neigh.addr)));
     }
 
-    /// Everything but routes and rules. Whether workers can see a difference.
+    /// Updates everything but routes and rules. Returns whether the difference is visible to
+    /// workers.
     fn update_rest(&mut self, state: &RouterState, touched: Touched) -> bool {
         let mut publish = touched.hooks;
         if touched.links || touched.addrs || touched.conf {
@@ -246,8 +249,9 @@ impl Compiler {
         self.fib6.published();
     }
 
-    /// Nothing depends on it but how many packets are left to the kernel: one that was not waited for
-    /// meets leaves beyond the end of its infos, or infos that say `NotReady` (see `family`).
+    /// This wait only reduces the number of packets left to the kernel: a worker that was not
+    /// waited for finds leaves beyond the end of its infos, or infos that are `NotReady` (see
+    /// `family`).
     fn wait_for_workers(&mut self) {
         let qsbr = &self.qsbr;
         let is_late = |slot, token| qsbr.late(token).any(|late| late == slot);

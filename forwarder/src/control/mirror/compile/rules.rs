@@ -1,4 +1,4 @@
-//! Policy rules as workers ask them, and which tables that needs.
+//! Compiles policy rules for workers, and determines the tables they need.
 
 use crate::control::mirror::rib::{Rib, RibAddr};
 use crate::control::mirror::state::{Family, RouterState, RuleState};
@@ -22,10 +22,10 @@ const FR_ACT_PROHIBIT: u8 = 8;
 /// FRA_L3MDEV.
 const FRA_L3MDEV: u16 = 19;
 
-/// A table as one rule asks it: with suppress_prefixlength n, routes of prefixes of up to n bits that
-/// the lookup succeeds with do not count, and the next rule is asked (`fib4_rule_suppress`,
-/// `fib6_rule_suppress`). Routes that refuse do count: the kernel asks for suppression only when the
-/// lookup succeeded (`fib_rules_lookup`).
+/// A table as one rule looks it up. With suppress_prefixlength n, a successful lookup of a prefix
+/// of up to n bits is ignored and the next rule is evaluated (`fib4_rule_suppress`,
+/// `fib6_rule_suppress`). Routes that reject packets are not ignored: the kernel checks for
+/// suppression only after a successful lookup (`fib_rules_lookup`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreeKey {
     /// RT_TABLE_*.
@@ -47,8 +47,8 @@ fn tree_key(rule: &RuleState) -> TreeKey {
     TreeKey { table: rule.table, shortest }
 }
 
-/// The rules the kernel begins with (`fib_default_rules_init`, `fib6_rules_net_init`), as
-/// (priority, table).
+/// The kernel's initial rules (`fib_default_rules_init`, `fib6_rules_net_init`), as (priority,
+/// table).
 fn default_rules(family: Family) -> &'static [(u32, u32)] {
     match family {
         Family::V4 => &[(0, RT_TABLE_LOCAL), (32766, RT_TABLE_MAIN), (32767, RT_TABLE_DEFAULT)],
@@ -56,7 +56,7 @@ fn default_rules(family: Family) -> &'static [(u32, u32)] {
     }
 }
 
-/// Whether there are exactly the rules the kernel begins with.
+/// Whether the rules are exactly the kernel's initial ones.
 pub fn has_default(rules: &[RuleState], family: Family) -> bool {
     is_default(rules, default_rules(family))
 }
@@ -71,9 +71,9 @@ fn is_default(rules: &[RuleState], default: &[(u32, u32)]) -> bool {
         })
 }
 
-/// IPv6: whether some of the rules that the kernel begins with are gone and no other is there. Until
-/// there once was another it does not ask its rules, but local and main (`fib6_has_custom_rules`); it
-/// does not tell.
+/// IPv6: whether some of the initial rules are missing and there are no others. Until another rule
+/// has existed, the kernel ignores its rules and looks up local and main (`fib6_has_custom_rules`);
+/// it does not report this state.
 pub fn is_undecided(rules: &[RuleState], family: Family) -> bool {
     let default = default_rules(family);
     let is_one = |rule: &RuleState| {
@@ -82,7 +82,7 @@ pub fn is_undecided(rules: &[RuleState], family: Family) -> bool {
     family == Family::V6 && rules.len() < default.len() && rules.iter().all(is_one)
 }
 
-/// No selector at all.
+/// Has no selector.
 fn is_bare(rule: &RuleState) -> bool {
     !rule.invert
         && rule.from.is_none()
@@ -94,19 +94,19 @@ fn is_bare(rule: &RuleState) -> bool {
         && rule.other.is_empty()
 }
 
-/// A rule that sends traffic into VRFs; interfaces in a VRF are not followed, and nothing that
-/// comes in elsewhere matches it (`l3mdev_fib_rule_match`).
+/// A rule that sends traffic to VRFs. Interfaces in a VRF are not followed, and packets received on
+/// others do not match it (`l3mdev_fib_rule_match`).
 fn is_l3mdev(rule: &RuleState) -> bool {
     matches!(rule.other.as_slice(), [(FRA_L3MDEV, _)])
 }
 
-/// What of a rule is not followed; `None`: all of it is.
+/// Which part of a rule is not supported; `None` if all of it is.
 pub fn unsupported(rule: &RuleState) -> Option<String> {
     if rule.tos != 0 {
         return Some("selects by tos".into());
     }
     if is_l3mdev(rule) && rule.invert {
-        return Some("matches what is not in a VRF".into());
+        return Some("matches packets that are not in a VRF".into());
     }
     if !is_l3mdev(rule)
         && let Some((attr, _)) = rule.other.first()
@@ -121,7 +121,7 @@ pub fn unsupported(rule: &RuleState) -> Option<String> {
             24 | 29 => "selects by dport".into(),
             25 | 30 => "selects by dscp".into(),
             26 | 27 => "selects by flowlabel".into(),
-            other => format!("has an attribute that is not known here (FRA {other})"),
+            other => format!("has an unknown attribute (FRA {other})"),
         });
     }
     let known = [
@@ -132,10 +132,10 @@ pub fn unsupported(rule: &RuleState) -> Option<String> {
         FR_ACT_UNREACHABLE,
         FR_ACT_PROHIBIT,
     ];
-    (!known.contains(&rule.action)).then(|| format!("action {} is not known here", rule.action))
+    (!known.contains(&rule.action)).then(|| format!("unknown action {}", rule.action))
 }
 
-/// The tables that rules lead to and that have routes, each once.
+/// The tables that rules look up and that have routes, each once.
 pub fn trees<A: RibAddr>(rules: &[RuleState], rib: &Rib<A>) -> Vec<TreeKey> {
     let mut keys: Vec<TreeKey> = rules
         .iter()
@@ -148,7 +148,7 @@ pub fn trees<A: RibAddr>(rules: &[RuleState], rib: &Rib<A>) -> Vec<TreeKey> {
     keys
 }
 
-/// The rules; `trees` gives the positions of tables.
+/// Compiles the rules; `trees` gives the index of each table.
 pub fn compile<A: RibAddr>(
     state: &RouterState,
     rules: &[RuleState],
@@ -166,7 +166,7 @@ fn compile_rule<A: RibAddr>(
     let punt = RuleAction::Answer(RouteType::Punt(PuntReason::RuleUnsupported));
     let unsupported = unsupported(rule).is_some();
     if unsupported && rule.invert {
-        // What it matches cannot be told, so it may be anything.
+        // It is unknown which packets match it, so any packet may.
         return Rule {
             priority: rule.priority,
             invert: false,
@@ -195,7 +195,7 @@ fn compile_rule<A: RibAddr>(
     let ifindex = |name: &str| {
         state.links.values().find(|link| link.name == name).map_or(0, |link| link.ifindex)
     };
-    // Before it is routed a packet has no outgoing interface, so such a rule does not match.
+    // A packet has no output interface before it is routed, so such a rule does not match.
     let never = rule.oif.is_some() || is_l3mdev(rule);
     Rule {
         priority: rule.priority,

@@ -1,9 +1,9 @@
-//! VLAN sub-interfaces of ports: which are followed, with which tags, and their numbers.
+//! VLAN sub-interfaces of ports: which of them are followed, their tags and their numbers.
 //!
-//! A sub-interface comes along with its port; what it sits on may itself be one (QinQ). Left to the
-//! kernel is one that is down, that something takes the packets of, or that has more tags than are
-//! looked at. REORDER_HDR, GVRP, MVRP and loose binding make no difference to what is forwarded, and
-//! so are not looked at: the state of a loosely bound sub-interface is the kernel's word.
+//! A sub-interface is followed together with its port; its lower interface may be a VLAN too
+//! (QinQ). It is left to the kernel if it is down, if another interface takes its packets, or if it
+//! has more tags than workers parse. REORDER_HDR, GVRP, MVRP and loose binding do not affect
+//! forwarding and are ignored: the kernel reports the state of a loosely bound sub-interface.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,11 +16,10 @@ use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Tag, Vlan};
 use crate::wire::EtherType;
 
-/// MAX_NEST_DEV of the kernel: interfaces upon each other at most.
+/// MAX_NEST_DEV of the kernel: maximum depth of stacked interfaces.
 pub const DEPTH_MAX: usize = 8;
 
-/// Numbers of the interfaces that packets leave by (`Links::dev`), and what is known of those that
-/// are no ports.
+/// Numbers of output interfaces (`Links::dev`), and port and tags of those that are VLANs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devs {
     numbers: HashMap<u32, u16>,
@@ -28,7 +27,7 @@ pub struct Devs {
 }
 
 impl Devs {
-    /// Of the ports and the sub-interfaces that are followed.
+    /// Numbers the ports and the sub-interfaces that are followed.
     pub fn new(state: &RouterState, ports: &Ports) -> Devs {
         let rx_handlers = RxHandlers::new(state);
         let mut devs = Devs { numbers: ports.clone(), vlans: BTreeMap::new() };
@@ -55,7 +54,8 @@ impl Devs {
         self.vlans.get(&ifindex)
     }
 
-    /// ifindices of up to `count` sub-interfaces, those behind `last` first: for who takes turns.
+    /// ifindices of up to `count` sub-interfaces, starting after `last` and wrapping around (round
+    /// robin).
     pub fn vlans_after(&self, last: u32, count: usize) -> Vec<u32> {
         let behind = self.vlans.range(last.saturating_add(1)..);
         behind.chain(self.vlans.range(..=last)).map(|(ifindex, _)| *ifindex).take(count).collect()
@@ -65,13 +65,13 @@ impl Devs {
 /// Why a VLAN interface is not followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotMirrored {
-    /// It sits on no port, or is down: nobody wonders.
+    /// Its lowest interface is no port, or it is down: not reported.
     Irrelevant,
-    /// To be told.
+    /// The reason, to be reported.
     Unsupported(String),
 }
 
-/// The port and the tags of a VLAN interface; its number is not set.
+/// The port and the tags of a VLAN interface; `dev` is not set.
 pub fn place(
     state: &RouterState,
     link: &LinkState,
@@ -83,7 +83,7 @@ pub fn place(
     let mut at = link;
     let port = loop {
         let vlan = at.vlan.as_ref().ok_or(NotMirrored::Irrelevant)?;
-        // What sits on a port of another namespace is that one's.
+        // A VLAN on an interface of another namespace belongs to that namespace.
         let lower = at.link.filter(|_| at.link_netnsid.is_none()).ok_or(NotMirrored::Irrelevant)?;
         let lower = state.links.get(&lower).ok_or(NotMirrored::Irrelevant)?;
         let tag = Tag::new(EtherType(vlan.protocol), vlan.id).ok_or(NotMirrored::Irrelevant)?;

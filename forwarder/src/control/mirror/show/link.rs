@@ -27,12 +27,12 @@ fn is_false(value: &bool) -> bool {
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LinkView {
-    /// Kernel's number.
+    /// ifindex.
     pub ifindex: u32,
-    /// The interface below, or the other end, in this namespace.
+    /// ifindex of the lower interface or the peer, if it is in this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link: Option<String>,
-    /// Likewise in another namespace: its number there.
+    /// ifindex of the lower interface or the peer in another namespace, as numbered there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_index: Option<u32>,
     /// Name.
@@ -67,7 +67,7 @@ pub struct LinkView {
     /// Namespace of `link_index`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_netnsid: Option<i32>,
-    /// Of a VLAN interface; not shown with addresses.
+    /// For VLAN interfaces; omitted with addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linkinfo: Option<LinkInfo>,
 }
@@ -77,12 +77,12 @@ pub fn links(state: &RouterState) -> Vec<LinkView> {
     links_in_order(state).into_iter().filter_map(|ifindex| link(state, ifindex)).collect()
 }
 
-/// One interface; `None`: there is none of that number.
+/// One interface; `None` if there is none with this ifindex.
 pub fn link(state: &RouterState, ifindex: u32) -> Option<LinkView> {
     Some(view(state, state.links.get(&ifindex)?, true))
 }
 
-/// All interfaces by their numbers, but VLANs behind what they sit on.
+/// All interfaces by ifindex, but each VLAN after its lower interface.
 pub fn links_in_order(state: &RouterState) -> Vec<u32> {
     let below = |link: &LinkState| {
         let lower = link.link.filter(|_| link.vlan.is_some() && link.link_netnsid.is_none());
@@ -195,42 +195,42 @@ pub struct AddrView {
     pub broadcast: Option<IpAddr>,
     /// RT_SCOPE_*.
     pub scope: String,
-    /// Learnt rather than set.
+    /// Dynamic (learnt), not configured.
     #[serde(skip_serializing_if = "is_false")]
     pub dynamic: bool,
-    /// Another address of the same prefix stands before it.
+    /// There is an earlier address of the same prefix.
     #[serde(skip_serializing_if = "is_false")]
     pub secondary: bool,
-    /// IPv6: as `secondary`, a privacy address.
+    /// IPv6: `secondary` is a temporary (privacy) address.
     #[serde(skip_serializing_if = "is_false")]
     pub temporary: bool,
     /// No duplicate address detection.
     #[serde(skip_serializing_if = "is_false")]
     pub nodad: bool,
-    /// Usable though not yet checked.
+    /// Optimistic: usable before duplicate address detection completes.
     #[serde(skip_serializing_if = "is_false")]
     pub optimistic: bool,
-    /// Someone else has it.
+    /// Duplicate address detection failed.
     #[serde(skip_serializing_if = "is_false")]
     pub dadfailed: bool,
-    /// Not for new connections.
+    /// Deprecated: not for new connections.
     #[serde(skip_serializing_if = "is_false")]
     pub deprecated: bool,
-    /// Not yet checked.
+    /// Tentative: duplicate address detection has not completed.
     #[serde(skip_serializing_if = "is_false")]
     pub tentative: bool,
-    /// The kernel makes privacy addresses from it.
+    /// Managed temporary address: the kernel creates privacy addresses from it.
     #[serde(skip_serializing_if = "is_false")]
     pub mngtmpaddr: bool,
-    /// The kernel made no route for its prefix.
+    /// The kernel added no prefix route.
     #[serde(skip_serializing_if = "is_false")]
     pub noprefixroute: bool,
-    /// Name of the address; IPv4 only.
+    /// Label; IPv4 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Seconds; 4294967295: forever.
     pub valid_life_time: u32,
-    /// Likewise.
+    /// Seconds; 4294967295: forever.
     pub preferred_life_time: u32,
 }
 
@@ -240,15 +240,15 @@ pub fn addrs(state: &RouterState) -> Vec<LinkAddrView> {
     state.links.keys().filter_map(|ifindex| by_link.show(state, *ifindex)).collect()
 }
 
-/// Where addresses stand, by interface: so that those of one are found without a look at all.
+/// Index of addresses by interface, so that those of one interface are found without a full scan.
 #[derive(Debug)]
 pub struct AddrsByLink {
-    /// (ifindex, place), sorted.
+    /// (ifindex, index of the address), sorted.
     places: Vec<(u32, usize)>,
 }
 
 impl AddrsByLink {
-    /// Of all addresses.
+    /// Indexes all addresses.
     pub fn new(state: &RouterState) -> AddrsByLink {
         let places = state.addrs.iter().enumerate().map(|(at, addr)| (addr.ifindex, at));
         let mut places: Vec<(u32, usize)> = places.collect();
@@ -256,7 +256,7 @@ impl AddrsByLink {
         AddrsByLink { places }
     }
 
-    /// One interface with its addresses, IPv4 first; `state` is the one that this was made of.
+    /// One interface with its addresses, IPv4 first; `state` must be the one that was indexed.
     pub fn show(&self, state: &RouterState, ifindex: u32) -> Option<LinkAddrView> {
         let link = view(state, state.links.get(&ifindex)?, false);
         let first = self.places.partition_point(|(of, _)| *of < ifindex);

@@ -1,5 +1,4 @@
-//! The state as people read it: `Serialize` with the keys of `ip -j`, `Display` with the lines of
-//! `ip`.
+//! Output of the state: `Serialize` with the keys of `ip -j`, `Display` in the format of `ip`.
 
 mod link;
 mod names;

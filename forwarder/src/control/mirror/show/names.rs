@@ -1,5 +1,5 @@
-//! Numbers of the kernel as iproute2 names them (its etc/iproute2 files, as shipped). Names that an
-//! administrator added are not read: the number stands.
+//! Names of kernel constants as in iproute2 (its etc/iproute2 files, as shipped). Names that an
+//! administrator added are not read: the number is shown.
 
 /// RTPROT_*.
 pub fn protocol(number: u8) -> String {
@@ -74,7 +74,7 @@ pub fn route_type(number: u8) -> String {
     name.to_owned()
 }
 
-/// RTAX_*, as far as they are numbers.
+/// RTAX_*, for metrics that are numbers.
 pub fn metric(number: u16) -> Option<&'static str> {
     Some(match number {
         2 => "mtu",

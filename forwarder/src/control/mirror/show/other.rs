@@ -20,20 +20,20 @@ const NTF_ROUTER: u8 = 0x80;
 /// A rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RuleView {
-    /// Lower is asked first.
+    /// Lower priorities are evaluated first.
     pub priority: u32,
-    /// Present (as null): matches what the selectors do not.
+    /// Present (as null): matches packets that the selectors do not match.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not: Option<()>,
     /// Source address, or "all".
     pub src: String,
-    /// Length of its prefix, when it is one.
+    /// Prefix length, for prefixes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub srclen: Option<u8>,
     /// Destination address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dst: Option<IpAddr>,
-    /// Length of its prefix, when it is one.
+    /// Prefix length, for prefixes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dstlen: Option<u8>,
     /// DSCP and ECN octet.
@@ -42,7 +42,7 @@ pub struct RuleView {
     /// fwmark, hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fwmark: Option<String>,
-    /// Its mask, unless all bits count.
+    /// Mask; omitted if all bits are set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fwmask: Option<String>,
     /// Incoming interface.
@@ -51,30 +51,30 @@ pub struct RuleView {
     /// Outgoing interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oif: Option<String>,
-    /// Selectors that are not followed.
+    /// Selectors that are not supported.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<String>,
-    /// Table it leads to.
+    /// Table to look up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// Prefixes up to this length do not answer.
+    /// suppress_prefixlength: lookups of prefixes up to this length are ignored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suppress_prefixlen: Option<i32>,
-    /// Rule it goes on with.
+    /// Priority of the rule to continue with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goto: Option<u32>,
-    /// Present (as null): does nothing.
+    /// Present (as null): no action.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nop: Option<()>,
     /// Any other action.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Who set it, unless it was the kernel or nobody said.
+    /// Protocol that installed the rule; omitted if it is the kernel or unspecified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
 }
 
-/// The rules of a family, in the order they are asked.
+/// The rules of a family, in the order of evaluation.
 pub fn rules(state: &RouterState, family: Family) -> Vec<RuleView> {
     state.rules(family).iter().map(rule).collect()
 }
@@ -102,7 +102,7 @@ pub fn rule(rule: &RuleState) -> RuleView {
         suppress_prefixlen: rule.suppress_prefixlen,
         goto: rule.goto.filter(|_| rule.action == FR_ACT_GOTO),
         nop: (rule.action == FR_ACT_NOP).then_some(()),
-        // FR_ACT_* and RTN_* have the same numbers from blackhole on.
+        // FR_ACT_* and RTN_* have the same values from blackhole on.
         action: (!named.contains(&rule.action)).then(|| names::route_type(rule.action)),
         protocol: (!matches!(rule.protocol, 0 | 2)).then(|| names::protocol(rule.protocol)),
     }
@@ -161,7 +161,7 @@ impl fmt::Display for RuleView {
 pub struct MemberView {
     /// Nexthop object.
     pub id: u32,
-    /// Its share; not told for 1.
+    /// Weight; omitted if 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
 }
@@ -169,32 +169,32 @@ pub struct MemberView {
 /// A nexthop object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NexthopView {
-    /// Its number.
+    /// Id.
     pub id: u32,
     /// Its members, if it is a group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<MemberView>,
-    /// "resilient"; multipath groups say nothing.
+    /// "resilient"; omitted for multipath groups.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// Present (as null): drops.
+    /// Present (as null): drops packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blackhole: Option<()>,
-    /// The router.
+    /// The gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gateway: Option<IpAddr>,
     /// Interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev: Option<String>,
-    /// RT_SCOPE_*; not told for global.
+    /// RT_SCOPE_*; omitted if global.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
-    /// Who set it, unless nobody said.
+    /// Protocol that installed it; omitted if unspecified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// RTNH_F_*.
     pub flags: Vec<&'static str>,
-    /// Present (as null): a bridge's.
+    /// Present (as null): for a bridge FDB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fdb: Option<()>,
 }
@@ -275,7 +275,7 @@ pub struct NeighView {
     /// Present (as null): an IPv6 router.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<()>,
-    /// Present (as null): set by a controller.
+    /// Present (as null): learnt by a control plane (NTF_EXT_LEARNED).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extern_learn: Option<()>,
     /// NUD_*.
@@ -287,8 +287,8 @@ pub fn neighs(state: &RouterState) -> Vec<NeighView> {
     state.neighs.values().filter_map(|neighbour| neigh(state, neighbour)).collect()
 }
 
-/// One neighbour; `None`: it needs no resolving (NOARP) or has no state, and `ip neigh show` leaves
-/// it out too.
+/// One neighbour; `None` if it needs no resolution (NOARP) or has no state; `ip neigh show` omits
+/// it too.
 pub fn neigh(state: &RouterState, neigh: &NeighState) -> Option<NeighView> {
     let is_shown = neigh.state != 0 && neigh.state & NUD_NOARP == 0;
     is_shown.then(|| NeighView {

@@ -27,7 +27,7 @@ pub struct ViaView {
     pub host: IpAddr,
 }
 
-/// A way out.
+/// A next hop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HopView {
     /// Gateway of the route's own family.
@@ -39,17 +39,17 @@ pub struct HopView {
     /// Interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev: Option<String>,
-    /// Share of the flows; only among several.
+    /// Weight; only in multipath routes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
-    /// RTNH_F_* without the prefix; of a route with one way out they are the route's.
+    /// RTNH_F_* without the prefix; a route with one next hop shows them at the route.
     pub flags: Vec<&'static str>,
 }
 
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteView {
-    /// RTN_*; not told for unicast.
+    /// RTN_*; omitted for unicast.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
     /// Prefix, or "default".
@@ -63,16 +63,16 @@ pub struct RouteView {
     /// Nexthop object.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nhid: Option<u32>,
-    /// The only way out.
+    /// The next hop, if there is one only.
     #[serde(flatten)]
     pub hop: Option<HopView>,
-    /// Not told for main.
+    /// Table; omitted for main.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// Who set it; not told for boot.
+    /// Protocol that installed it; omitted for boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
-    /// Not told for global.
+    /// RT_SCOPE_*; omitted for global.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
     /// Preferred source.
@@ -81,7 +81,7 @@ pub struct RouteView {
     /// Lower is preferred.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metric: Option<u32>,
-    /// Of a route with none or several ways out: none.
+    /// An empty list for a route without next hops or with several.
     #[serde(rename = "flags", skip_serializing_if = "Option::is_none")]
     pub no_flags: Option<[&'static str; 0]>,
     /// RTAX_*, in one element as iproute2 has it.
@@ -90,7 +90,7 @@ pub struct RouteView {
     /// Router preference; IPv6 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pref: Option<&'static str>,
-    /// Several ways out.
+    /// The next hops of a multipath route.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub nexthops: Vec<HopView>,
 }
@@ -104,7 +104,7 @@ pub fn routes(state: &RouterState) -> Vec<RouteView> {
 
 fn sorted<A: RibAddr>(state: &RouterState, rib: &Rib<A>) -> Vec<RouteView> {
     let mut all: Vec<_> = rib.iter().collect();
-    // Stable: what stands at one prefix stays in the kernel's order.
+    // A stable sort keeps the kernel's order at each prefix.
     all.sort_by_key(|(table, net, _)| (*table, *net));
     all.into_iter().map(|(table, net, body)| route(state, table, net, body)).collect()
 }
@@ -119,7 +119,7 @@ pub fn route<A: RibAddr>(
     let family = if A::V6 { Family::V6 } else { Family::V4 };
     let dst = Prefix::truncated(net.0, net.1).map_or_else(|e| e.to_string(), |p| p.to_string());
     let mut hops = hops(state, family, body);
-    // A group stays one in IPv6, even with a single member (`rt6_fill_node_nexthop`).
+    // In IPv6 a group is shown as multipath even with a single member (`rt6_fill_node_nexthop`).
     let group = A::V6
         && body.nhid != 0
         && state.nexthops.get(&body.nhid).is_some_and(|object| !object.group.is_empty());
@@ -151,7 +151,7 @@ pub fn route<A: RibAddr>(
     }
 }
 
-/// The ways out, those of a nexthop object looked up.
+/// The next hops; those of a nexthop object are looked up.
 fn hops(state: &RouterState, family: Family, body: &RouteBody) -> Vec<HopView> {
     let immortal = body.outlives_its_link(family == Family::V6);
     let view = |oif: u32, gateway: Option<IpAddr>, weight: u32, flags: u8| {
@@ -170,7 +170,7 @@ fn hops(state: &RouterState, family: Family, body: &RouteBody) -> Vec<HopView> {
     };
     let from_object = |id: u32, weight: u32| {
         let object = state.nexthops.get(&id)?;
-        // The kernel names the loopback where there is no way out.
+        // The kernel reports the loopback device if there is no output interface.
         let oif = if object.blackhole { 1 } else { object.oif };
         Some(view(oif, object.gateway, weight, object.flags as u8))
     };

@@ -1,4 +1,4 @@
-//! What makes an interface a VLAN's, as `ip -d link show` prints it.
+//! VLAN settings of an interface, as `ip -d link show` prints them.
 
 use std::fmt;
 
@@ -21,11 +21,11 @@ const FLAGS: [(u32, &str); 5] = [
 pub struct LinkInfo {
     /// "vlan".
     pub info_kind: &'static str,
-    /// The rest.
+    /// The VLAN settings.
     pub info_data: VlanView,
 }
 
-/// TPID, VID and maps.
+/// TPID, VID and priority maps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VlanView {
     /// "802.1Q" or "802.1ad".
@@ -45,13 +45,13 @@ pub struct VlanView {
 /// One entry of a map.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mapping {
-    /// What is mapped.
+    /// The value to map.
     pub from: u32,
-    /// To what.
+    /// The mapped value.
     pub to: u32,
 }
 
-/// What a VLAN interface shows.
+/// The `linkinfo` of a VLAN interface.
 pub fn linkinfo(vlan: &VlanState) -> LinkInfo {
     let protocol = match EtherType(vlan.protocol) {
         EtherType::VLAN => "802.1Q".to_owned(),

@@ -1,5 +1,5 @@
-//! What the tables answer, compared with `ip route get … iif`, which takes the way of a packet that
-//! is forwarded.
+//! Compares lookups in the tables with `ip route get … iif`, which routes as for a forwarded
+//! packet.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::control::mirror::Mirror;
 use crate::control::mirror::rib::RibAddr;
 use crate::fib::{FamilyFib, FibResult, Flow, Lpm, Nexthop, RouteType};
 
-/// One question.
+/// One lookup.
 #[derive(Debug, Clone, Copy)]
 pub struct Question {
     pub dst: IpAddr,
@@ -22,14 +22,14 @@ pub struct Question {
     pub mark: u32,
 }
 
-/// What is compared.
+/// The result to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
-    /// RTN_* of what is for the router itself.
+    /// RTN_* of a route to the router itself.
     Own(&'static str),
-    /// Interface and gateway; of several ways the kernel names one.
+    /// Interfaces and gateways; of a multipath route the kernel reports one.
     Ways(Vec<(String, Option<IpAddr>)>),
-    /// No way, whatever the reason.
+    /// No route, for whatever reason.
     No,
     /// Left to the kernel.
     Punt,
@@ -44,7 +44,7 @@ fn ours(mirror: &Mirror, question: &Question) -> Answer {
         (IpAddr::V6(dst), IpAddr::V6(from)) => {
             look_up(mirror, &tables.fib6, dst.to_bits(), from.to_bits(), question)
         }
-        other => panic!("one family, please: {other:?}"),
+        other => panic!("addresses must be of one family: {other:?}"),
     }
 }
 
@@ -76,7 +76,7 @@ fn look_up<A: RibAddr>(
     }
 }
 
-/// Asks all at once; an address that gets no answer has no way.
+/// Runs all lookups in one batch; an address without a reply has no route.
 fn theirs(mirror: &Mirror, questions: &[Question]) -> HashMap<IpAddr, Answer> {
     let mut lines = String::new();
     for Question { dst, from, iif, mark } in questions {
@@ -117,8 +117,9 @@ fn theirs(mirror: &Mirror, questions: &[Question]) -> HashMap<IpAddr, Answer> {
 }
 
 fn agree(mirror: &Mirror, ours: &Answer, theirs: &Answer) -> bool {
-    // Whether a next hop without carrier counts is something the kernel decides when the hop or the
-    // carrier comes or goes, the mirror by what is set now. It leads nowhere either way.
+    // Whether a next hop without carrier is used is decided by the kernel when the hop is added or
+    // the carrier changes, by the mirror from the current setting. It forwards nothing in either
+    // case.
     let leads_nowhere = |(dev, _): &(String, Option<IpAddr>)| {
         mirror.state().links.values().any(|link| link.name == *dev && !link.is_running())
     };
@@ -126,7 +127,7 @@ fn agree(mirror: &Mirror, ours: &Answer, theirs: &Answer) -> bool {
         (_, Answer::Ways(theirs)) if theirs.iter().all(leads_nowhere) => true,
         (Answer::Punt, _) => true,
         (Answer::Ways(ours), Answer::Ways(theirs)) => theirs.iter().all(|way| ours.contains(way)),
-        // IPv6 does not tell anycast from local in an answer.
+        // The kernel's reply for IPv6 does not distinguish anycast from local.
         (Answer::Own("anycast"), Answer::Own(_)) => true,
         _ => ours == theirs,
     }
@@ -153,17 +154,17 @@ pub fn same_answers(mirror: &Mirror, questions: &[Question]) -> Result<Vec<Quest
     if wrong.is_empty() {
         return Ok(punted);
     }
-    Err(format!("{} answers wrong: {:#?}", wrong.len(), &wrong[..wrong.len().min(10)]))
+    Err(format!("{} wrong results: {:#?}", wrong.len(), &wrong[..wrong.len().min(10)]))
 }
 
-/// Random addresses around the prefixes of the random commands.
+/// Looks up random addresses around the prefixes of the random commands.
 pub fn random_answers(mirror: &Mirror, rng: &mut Rng) -> Result<(), String> {
     let up = |name: &str| {
         let link = mirror.state().links.values().find(|link| link.name == name);
         link.filter(|link| link.is_up()).map(|link| link.ifindex)
     };
     let iifs: Vec<u32> = ["va", "vc"].into_iter().filter_map(up).collect();
-    // An interface without an address takes no packets of that family.
+    // An interface without an address accepts no packets of that family.
     let usable = |iif: u32, v4: bool| {
         mirror.state().addrs.iter().any(|a| a.ifindex == iif && a.local.is_ipv4() == v4)
     };

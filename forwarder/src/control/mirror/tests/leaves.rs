@@ -1,4 +1,4 @@
-//! Numbers of leaves are used again while workers read: none may meet another route's info.
+//! Leaf ids are reused while workers read: no lookup may return the info of another route.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ fn state() -> RouterState {
     state
 }
 
-/// Prefix number `n` leads to routers 10.n.*.* only.
+/// Prefix number `n` has gateways 10.n.*.* only.
 fn body(n: u32, round: u32) -> RouteBody {
     let gateway = Ipv4Addr::from_bits(10 << 24 | n << 16 | round & 0xffff);
     let nexthop =
@@ -54,7 +54,7 @@ fn body(n: u32, round: u32) -> RouteBody {
     RouteBody { kind: RTN_UNICAST, nexthops: Box::new([nexthop]), ..RouteBody::default() }
 }
 
-/// The prefix whose routes an answer is from; `None`: the kernel is to decide.
+/// The prefix of the route that a lookup returned; `None`: left to the kernel.
 fn owner(tables: &Tables, daddr: u32) -> Option<u8> {
     match tables.fib4.fib_lookup(&Flow { saddr: 0, daddr, iif: 2, mark: 0 }) {
         FibResult::Route(info) => match info.nexthops.first()?.gateway? {
@@ -62,12 +62,12 @@ fn owner(tables: &Tables, daddr: u32) -> Option<u8> {
             std::net::IpAddr::V6(_) => None,
         },
         FibResult::Rule(_) => None,
-        FibResult::NoRoute => panic!("the routes are replaced, never away"),
+        FibResult::NoRoute => panic!("routes are replaced, never removed"),
     }
 }
 
 #[test]
-fn a_number_used_again_never_shows_another_route() {
+fn a_reused_id_never_returns_another_route() {
     let mut state = state();
     let mut compiler = Compiler::new(4);
     compiler.notice_wait = Duration::ZERO;
@@ -91,7 +91,7 @@ fn a_number_used_again_never_shows_another_route() {
             let (mut right, mut kernel) = (0u64, 0u64);
             while !stop.load(Relaxed) {
                 snapshot.refresh();
-                // A worker that loses its CPU here meets trees newer than its infos.
+                // A worker that is preempted here sees trees newer than its infos.
                 std::thread::sleep(Duration::from_micros(100));
                 for at in 0..64u32 {
                     let n = at % 8;
@@ -114,12 +114,12 @@ fn a_number_used_again_never_shows_another_route() {
         }
     }
     stop.store(true, Relaxed);
-    let (right, kernel) = worker.join().expect("every answer was its own route's");
+    let (right, kernel) = worker.join().expect("every lookup returned its own route");
     assert!(right > 0 && kernel > 0, "{right} lookups; {kernel} met a tree newer than the infos");
-    assert!(capacity < ROUNDS as usize * 4, "numbers are used again: {capacity}");
+    assert!(capacity < ROUNDS as usize * 4, "ids are reused: {capacity}");
 }
 
-/// A compiler with one route, and what replaces it.
+/// A compiler with one route, and a function that replaces the route.
 fn with_one_route() -> (Compiler, impl FnMut(&mut Compiler, u32, Touched)) {
     let (mut compiler, mut state) = (Compiler::new(4), state());
     let mut change = move |compiler: &mut Compiler, round: u32, touched| {
@@ -132,7 +132,7 @@ fn with_one_route() -> (Compiler, impl FnMut(&mut Compiler, u32, Touched)) {
 }
 
 #[test]
-fn a_reader_that_stands_still_is_waited_for_once_and_one_in_the_background_never() {
+fn a_stalled_worker_is_waited_for_once_and_a_background_reader_never() {
     let (mut compiler, mut change) = with_one_route();
     compiler.notice_wait = Duration::from_millis(200);
     let mut took = |compiler: &mut Compiler, round| {
@@ -141,22 +141,19 @@ fn a_reader_that_stands_still_is_waited_for_once_and_one_in_the_background_never
         begun.elapsed()
     };
     let client = compiler.qsbr().background_reader().expect("room");
-    assert!(took(&mut compiler, 1) < Duration::from_millis(100), "a client's");
+    assert!(took(&mut compiler, 1) < Duration::from_millis(100), "background reader");
     let worker = compiler.qsbr().reader().expect("room");
-    assert!(took(&mut compiler, 2) >= Duration::from_millis(200), "a worker's");
+    assert!(took(&mut compiler, 2) >= Duration::from_millis(200), "worker");
     for round in 3..8 {
-        assert!(took(&mut compiler, round) < Duration::from_millis(100), "not again");
+        assert!(took(&mut compiler, round) < Duration::from_millis(100), "not waited for again");
     }
     worker.quiescent();
-    assert!(
-        took(&mut compiler, 8) >= Duration::from_millis(200),
-        "it went on, and stands still again"
-    );
+    assert!(took(&mut compiler, 8) >= Duration::from_millis(200), "it resumed and stalled again");
     drop((client, worker));
 }
 
 #[test]
-fn what_waits_for_a_reader_that_stands_still_is_bounded() {
+fn ids_that_wait_for_a_stalled_reader_are_bounded() {
     let (mut compiler, mut change) = with_one_route();
     (compiler.notice_wait, compiler.retiring_max) = (Duration::ZERO, 100);
     let overdue = |compiler: &Compiler, seconds| {
@@ -167,10 +164,10 @@ fn what_waits_for_a_reader_that_stands_still_is_bounded() {
         assert_eq!(overdue(&compiler, 60), None, "{round}");
         change(&mut compiler, round, Touched::default());
     }
-    assert_eq!(overdue(&compiler, 0), None, "it may go on within a moment");
+    assert_eq!(overdue(&compiler, 0), None, "it may resume soon");
     let (numbers, since) = overdue(&compiler, 60).expect("too many, for too long");
     assert!(numbers == 101 && since >= Duration::from_secs(59), "{numbers} {since:?}");
-    // Once it has gone on, so have the numbers.
+    // Once the reader resumes, the ids are freed.
     for round in 102..106 {
         worker.quiescent();
         change(&mut compiler, round, Touched::default());

@@ -1,4 +1,5 @@
-//! The prefixes of the router itself are kept as routes change: the same as a walk finds.
+//! The set of local prefixes is kept up to date as routes change: it equals the result of a full
+//! walk.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use super::super::rib::{
     Dump, Net, RTN_BROADCAST, RTN_LOCAL, RTN_UNICAST, Rib, RouteBody, RouteNexthop,
 };
 
-/// One change, by numbers small enough that routes meet.
+/// One change; the values are small, so that routes collide.
 #[derive(Debug, Clone)]
 enum Change {
     Add { table: u32, net: u32, body: u8, flags: u16 },
@@ -74,7 +75,7 @@ fn apply(rib: &mut Rib<u32>, change: Change) {
 
 proptest! {
     #[test]
-    fn local_prefixes_are_those_that_a_walk_finds(
+    fn local_prefixes_equal_the_result_of_a_walk(
         changes in prop::collection::vec(change(), 0..60),
     ) {
         let mut rib = Rib::default();

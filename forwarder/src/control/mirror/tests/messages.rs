@@ -1,5 +1,4 @@
-//! Messages as the kernel sends them, whole, cut, and with octets changed: no panic, and what is
-//! understood is right.
+//! Parses kernel messages, whole, truncated and with changed octets: no panic, and correct results.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -12,13 +11,13 @@ use super::super::rib::RTNH_F_DEAD;
 use super::super::state::{Family, Netconf};
 use crate::control::netlink::message::{Message, Messages, Request};
 
-/// `ip route add 192.0.2.0/24 proto static metric 5 mtu 1400 nexthop via 10.0.0.2 dev 3 weight 2
-/// nexthop via inet6 fe80::1 dev 4`, as RTM_NEWROUTE tells it.
+/// RTM_NEWROUTE of `ip route add 192.0.2.0/24 proto static metric 5 mtu 1400 nexthop via 10.0.0.2
+/// dev 3 weight 2 nexthop via inet6 fe80::1 dev 4`.
 fn route_message() -> Vec<u8> {
     route_message_with(0)
 }
 
-/// `flags`: of the first next hop.
+/// The same; `flags`: of the first next hop.
 fn route_message_with(flags: u8) -> Vec<u8> {
     let mut hops = Vec::new();
     // struct rtnexthop: length, flags, hops (weight - 1), ifindex; RTA_GATEWAY.
@@ -111,7 +110,7 @@ fn only(octets: &[u8]) -> Message<'_> {
 }
 
 #[test]
-fn a_route_with_several_ways_is_understood() {
+fn a_multipath_route_is_parsed() {
     let octets = route_message();
     let route = parse::route::<u32>(&only(&octets)).expect("a route");
     assert_eq!((route.table, route.net), (254, (0xc000_0200, 24)));
@@ -125,7 +124,7 @@ fn a_route_with_several_ways_is_understood() {
 }
 
 #[test]
-fn a_rule_keeps_what_it_does_not_understand() {
+fn a_rule_keeps_unknown_attributes() {
     let octets = rule_message();
     let rule = parse::rule(&only(&octets)).expect("a rule");
     assert_eq!(rule.from, Some((Ipv4Addr::new(10, 9, 0, 0).into(), 16)));
@@ -135,7 +134,7 @@ fn a_rule_keeps_what_it_does_not_understand() {
 }
 
 #[test]
-fn groups_neighbours_and_settings_are_understood() {
+fn groups_neighbours_and_settings_are_parsed() {
     let nexthop = nexthop_message();
     let nexthop = parse::nexthop(&only(&nexthop)).expect("a nexthop");
     assert_eq!(nexthop.group, [(1, 2), (2, 0x105)]);
@@ -149,12 +148,12 @@ fn groups_neighbours_and_settings_are_understood() {
 }
 
 #[test]
-fn a_dead_next_hop_of_an_interface_that_is_up_is_asked_for_again() {
+fn a_dead_next_hop_of_an_interface_that_is_up_is_dumped_again() {
     let mut follower = Follower::default();
     let mut now = Instant::now();
     let ask_again = |follower: &mut Follower, now: &mut Instant| {
         let mut waits = Vec::new();
-        // What the link's event brought into doubt.
+        // Takes the doubts that the link event caused.
         follower.take_due(*now + Duration::from_secs(1));
         loop {
             follower.doubt_dead(*now);
@@ -175,7 +174,7 @@ fn a_dead_next_hop_of_an_interface_that_is_up_is_asked_for_again() {
 }
 
 #[test]
-fn what_is_cut_short_is_counted_and_nothing_else() {
+fn truncated_messages_are_only_counted() {
     let mut follower = Follower::default();
     let message = Message { kind: 24, flags: 0, seq: 0, payload: &[2, 24] };
     follower.event(&message, Instant::now());
@@ -188,7 +187,7 @@ fn what_is_cut_short_is_counted_and_nothing_else() {
 
 proptest! {
     #[test]
-    fn no_octets_make_it_panic(
+    fn arbitrary_octets_do_not_panic(
         which in 0usize..7,
         changes in prop::collection::vec((0usize..200, any::<u8>()), 0..8),
         cut in 0usize..250,
@@ -204,7 +203,7 @@ proptest! {
             let _ = message.error();
             follower.event(&message, Instant::now());
         }
-        // Whatever was taken can be shown.
+        // Everything that was accepted can be shown.
         let state = &follower.state;
         let _ = super::super::show::routes(state).iter().map(ToString::to_string).count();
         let _ = super::super::show::links(state).iter().map(ToString::to_string).count();

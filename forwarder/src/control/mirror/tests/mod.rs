@@ -1,5 +1,5 @@
-//! The mirror against the kernel, in network namespaces of the tests' own. What is named `root_…`
-//! needs root, is run by scripts/test, and says so when it is not root.
+//! Compares the mirror with the kernel, in the tests' own network namespaces. Tests named `root_…`
+//! need root, are run by scripts/test, and fail with a message without root.
 
 mod answers;
 pub(super) mod leaves;
@@ -17,12 +17,13 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::Mirror;
 
-/// Runs `test` on a thread in a new network namespace, which ends with it.
+/// Runs `test` on a thread in a new network namespace, which is removed with the thread.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        // Addresses under duplicate address detection are announced only when it is through.
+        // Addresses are announced only when duplicate address detection is complete, so it is
+        // turned off.
         for of in ["all", "default"] {
             std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/accept_dad"), "0")
                 .expect("sysctl");
@@ -35,12 +36,12 @@ fn in_netns(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Runs a command line, which must succeed.
+/// Runs a command, which must succeed.
 fn run(line: &str) {
     assert!(try_run(line), "{line}");
 }
 
-/// Runs a command line; whether it succeeded.
+/// Runs a command; returns whether it succeeded.
 fn try_run(line: &str) -> bool {
     let mut words = line.split_whitespace();
     let program = words.next().expect("a command");
@@ -53,7 +54,7 @@ fn try_run(line: &str) -> bool {
     status.success()
 }
 
-/// What `ip -j …` prints.
+/// The output of `ip -j …`.
 fn ip_json(args: &str) -> serde_json::Value {
     let output = Command::new("ip").arg("-j").args(args.split_whitespace()).output().expect("ip");
     assert!(output.status.success(), "ip -j {args}");
@@ -62,7 +63,7 @@ fn ip_json(args: &str) -> serde_json::Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-/// Feeds `lines` to `ip -batch`.
+/// Pipes `lines` to `ip -batch`.
 fn ip_batch(lines: &str) {
     use std::io::Write;
     let mut child = Command::new("ip")
@@ -76,7 +77,7 @@ fn ip_batch(lines: &str) {
     child.wait().expect("ip ends");
 }
 
-/// Lets the mirror take everything that the kernel told, and ask where it is in doubt.
+/// Lets the mirror process all events and dump doubtful parts.
 fn settle(mirror: &mut Mirror) {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
@@ -90,8 +91,8 @@ fn settle(mirror: &mut Mirror) {
     }
 }
 
-/// Some of what the kernel does follows its answer (IPv6 addresses come from a work queue): tries
-/// until `holds`, for some seconds.
+/// Retries `holds` for some seconds: some changes complete after the kernel's reply (IPv6 addresses
+/// are added from a work queue).
 fn eventually(
     mirror: &mut Mirror,
     holds: impl Fn(&Mirror) -> Result<(), String>,
@@ -116,7 +117,7 @@ const LINKS: [&str; 6] = [
     "ip link set vd up",
 ];
 
-/// The same with addresses at one end of each, and forwarding.
+/// Two veth pairs with addresses at one end of each, and forwarding enabled.
 fn ports() {
     LINKS.iter().for_each(|line| run(line));
     [

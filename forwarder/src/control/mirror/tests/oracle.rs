@@ -1,4 +1,4 @@
-//! What `ip -j` says, compared with what the mirror says.
+//! Compares the output of the mirror with that of `ip -j`.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -54,22 +54,23 @@ fn same(
     ))
 }
 
-/// Routes of both families in every table. At one prefix the order counts, so each is numbered.
+/// Routes of both families in every table. The order at each prefix matters, so routes are
+/// numbered.
 pub fn routes_theirs() -> Vec<Value> {
     let mut all = Vec::new();
     for args in ["-4 route show table all", "-6 route show table all"] {
         let mut routes = array(ip_json(args));
-        // Multicast and "anycast" are sometimes left out of JSON: iproute2 6.1 prints "anycast"
-        // routes as others do. Cached lifetimes differ from one second to the next.
+        // Multicast and anycast are sometimes missing in JSON: iproute2 6.1 prints "anycast" routes
+        // differently. Cached lifetimes change with time.
         drop_keys(&mut routes, &["expires", "cache", "age", "users"]);
         all.extend(routes);
     }
     all
 }
 
-/// The kernel does not mark IPv4 routes through IPv6 routers that were added without carrier, and
-/// the mirror derives the mark from the interface. Whether a route of several ways is marked as a
-/// whole depends on what happened, not on what is.
+/// The kernel does not flag IPv4 routes through IPv6 gateways that were added without carrier; the
+/// mirror derives the flag from the interface. Whether a multipath route is flagged as a whole
+/// depends on the history, not on the current state.
 fn drop_link_flags(routes: &mut [Value]) {
     for route in routes.iter_mut().filter(|route| !route["nexthops"].is_null()) {
         route["flags"] = serde_json::json!([]);
@@ -79,7 +80,7 @@ fn drop_link_flags(routes: &mut [Value]) {
     }
 }
 
-/// At one prefix of one table the order counts: gives each route its place there.
+/// Adds to each route its position at its prefix and table.
 fn number(routes: &mut [Value]) {
     let mut seen = std::collections::HashMap::<String, usize>::new();
     for route in routes {
@@ -90,7 +91,7 @@ fn number(routes: &mut [Value]) {
     }
 }
 
-/// Holds the mirror against `ip -j`, whatever it can show.
+/// Compares the mirror with `ip -j`, in everything the mirror shows.
 pub fn equals_kernel(mirror: &Mirror) -> Result<(), String> {
     let state = mirror.state();
     let ours = values(show::links(state));

@@ -1,12 +1,12 @@
-//! Random commands, and after every few of them the mirror equals the kernel: what it shows, and
-//! what its tables answer.
+//! Runs random commands, and compares after every few of them what the mirror shows and what its
+//! tables return with the kernel.
 
 use super::answers::random_answers;
 use super::oracle::equals_kernel;
 use super::{eventually, in_netns, ports, try_run};
 use crate::control::mirror::{Mirror, MirrorOptions};
 
-/// xorshift64*: the same commands for the same seed.
+/// xorshift64*, deterministic for each seed.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
@@ -84,12 +84,12 @@ fn route(rng: &mut Rng) -> String {
     } else {
         ("", rng.pick(if v6 { HOPS6 } else { HOPS4 }))
     };
-    // Deleting without saying which is what people do most.
+    // Deletions often omit the next hop, as people do.
     let hops = if verb == "del" && rng.below(2) == 0 { "" } else { hops };
     let by_dev = v6 && (special || hops.starts_with("dev"));
     let metric = match rng.below(4) {
-        // A dump of the kernel leaves out what stands between the hops of an IPv6 route
-        // (fib6_dump_node), so those that cannot be hops are of another metric.
+        // A dump of the kernel omits routes between the hops of an IPv6 multipath route
+        // (fib6_dump_node), so routes that cannot be hops get another metric.
         _ if by_dev => "metric 6",
         0 => "metric 5",
         1 => "metric 700",
@@ -98,7 +98,7 @@ fn route(rng: &mut Rng) -> String {
     let table = if rng.below(4) == 0 { "table 100" } else { "" };
     let protocol = if rng.below(5) == 0 { "proto static" } else { "" };
     let family = if v6 { "-6" } else { "-4" };
-    // The words of the route itself come before its next hops.
+    // The attributes of the route precede its next hops.
     let (first, hops) = if hops.starts_with("nexthop") { ("", hops) } else { (hops, "") };
     format!("ip {family} route {verb} {kind} {prefix} {first} {metric} {table} {protocol} {hops}")
 }
@@ -122,7 +122,7 @@ fn nexthop(rng: &mut Rng) -> String {
     }
 }
 
-/// The rules that a namespace begins with go, come back, and come back elsewhere.
+/// Removes the namespace's initial rules, and adds them again with the same or another priority.
 const DEFAULT_RULES: &[&str] = &[
     "del pref 0",
     "add pref 0 lookup local",
@@ -177,7 +177,7 @@ fn rule(rng: &mut Rng) -> String {
         "unreachable",
         "blackhole",
     ]);
-    // Mostly take away, so that there are not many at a time.
+    // Mostly deletions, so that there are few rules at a time.
     let verb = rng.pick(&["add", "add", "del", "del", "del"]);
     let pref = rng.pick(&["500", "500", "501", "600", "40000"]);
     if verb == "del" {
@@ -261,7 +261,7 @@ fn command(rng: &mut Rng) -> String {
     }
 }
 
-/// `rounds` of up to eight commands each.
+/// Runs `rounds` of up to eight commands each.
 pub fn random_commands(seed: u64, rounds: usize) {
     let mut rng = Rng::new(seed);
     ports();

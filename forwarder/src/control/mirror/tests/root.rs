@@ -1,4 +1,4 @@
-//! The mirror follows a kernel that changes.
+//! Tests of the mirror with a kernel whose configuration changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -22,14 +22,14 @@ fn assert_equals_kernel(mirror: &mut Mirror) {
     eventually(mirror, equals_kernel).unwrap_or_else(|difference| panic!("{difference}"));
 }
 
-/// Answers as the kernel's, and none left to it.
+/// Checks that all lookups have the kernel's result and none is left to it.
 #[track_caller]
 fn assert_answers(mirror: &mut Mirror, questions: &[Question]) {
     let answers = same_answers(mirror, questions);
     assert!(answers.as_ref().is_ok_and(Vec::is_empty), "{answers:?}");
 }
 
-/// What the lab has beside its links.
+/// The configuration of the lab besides its links.
 const LAB: &[&str] = &[
     "ip addr add 10.0.0.1/24 brd + dev va",
     "ip addr add 10.0.1.1/24 dev vc",
@@ -107,7 +107,7 @@ fn many_routes(verb: &str) -> String {
     lines
 }
 
-/// The mirror follows while the routes come or go.
+/// Lets the mirror follow while the routes are added or removed.
 fn batch_under_way(mirror: &mut Mirror, verb: &'static str) {
     let writer = std::thread::spawn(move || ip_batch(&many_routes(verb)));
     while !writer.is_finished() {
@@ -153,7 +153,7 @@ fn root_a_hundred_thousand_routes_by_events_and_by_dump() {
         let mut dumped = Mirror::start(MirrorOptions::default()).expect("starts");
         assert_equals_kernel(&mut dumped);
         assert_answers(&mut dumped, &questions);
-        // The kernel says nothing of the IPv4 routes that go here.
+        // The kernel sends no events for the IPv4 routes that are removed here.
         run("ip link set va down");
         assert_equals_kernel(&mut mirror);
         ip_batch(&many_routes("del"));
@@ -181,7 +181,7 @@ fn root_events_that_did_not_fit_end_in_the_same_tables() {
     });
 }
 
-/// Dumps while another thread changes what is dumped are interrupted, and asked for again.
+/// Dumps during which another thread changes the dumped objects are interrupted and repeated.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
@@ -208,10 +208,10 @@ fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
         while mirror.is_current() && Instant::now() < until {
             mirror.resync_all(Instant::now()).expect("asked");
         }
-        assert!(!mirror.is_current(), "what an interrupted dump shows is not complete");
+        assert!(!mirror.is_current(), "an interrupted dump is not complete");
         let resyncs = mirror.counters().resyncs;
         mirror.process().expect("process");
-        // Unless the time has come to ask again.
+        // Unless the next dump is already due.
         assert!(!mirror.is_current() || mirror.counters().resyncs > resyncs);
         enough.store(true, Relaxed);
         writer.join().expect("no panic");
@@ -221,7 +221,7 @@ fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
     });
 }
 
-/// Turns of the control thread until the mirror is current.
+/// Runs the control thread's loop until the mirror is current.
 fn turn_until_current(mirror: &mut Mirror) -> Duration {
     let begun = Instant::now();
     while !mirror.is_current() {
@@ -235,7 +235,7 @@ fn turn_until_current(mirror: &mut Mirror) -> Duration {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_lost_messages_count_as_lost_until_a_dump_of_everything_succeeds() {
+fn root_after_an_overrun_the_mirror_is_not_current_until_a_full_dump_succeeds() {
     in_netns(|| {
         ports();
         let options = MirrorOptions { rcvbuf_octets: 4096, ..MirrorOptions::default() };
@@ -246,7 +246,7 @@ fn root_lost_messages_count_as_lost_until_a_dump_of_everything_succeeds() {
                 .map(|n| format!("route add 11.0.{}.{}/32 dev va\n", n >> 8, n & 255))
                 .collect::<String>(),
         );
-        // Doubts rest, as after a dump that took long, and one of them waits.
+        // Doubts are postponed, as after a slow dump, and one of them is waiting.
         mirror.follower.rest_until = Some(Instant::now() + Duration::from_secs(60));
         mirror.follower.doubt(Instant::now(), |parts| parts.rules = true);
         mirror.requests = Requests::refused();
@@ -254,7 +254,7 @@ fn root_lost_messages_count_as_lost_until_a_dump_of_everything_succeeds() {
         assert!(mirror.counters().enobufs > 0);
         assert!(!mirror.is_current());
         mirror.tick(Instant::now()).expect("tick");
-        assert!(!mirror.is_current(), "nothing more to read does not make up for what was lost");
+        assert!(!mirror.is_current(), "an empty socket does not restore lost messages");
         let took = turn_until_current(&mut mirror);
         assert!(took < Duration::from_secs(2), "{took:?}");
         equals_kernel(&mirror).unwrap_or_else(|difference| panic!("{difference}"));
@@ -263,7 +263,7 @@ fn root_lost_messages_count_as_lost_until_a_dump_of_everything_succeeds() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_nexthop_dump_that_is_refused_is_not_taken_for_none() {
+fn root_a_refused_nexthop_dump_is_not_an_empty_one() {
     in_netns(|| {
         ports();
         run("ip nexthop add id 1 via 10.0.0.9 dev va");
@@ -276,12 +276,12 @@ fn root_a_nexthop_dump_that_is_refused_is_not_taken_for_none() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_neighbour_that_is_asked_for_is_found() {
+fn root_a_requested_neighbour_is_resolved() {
     in_netns(|| {
         run("ip link add va type veth peer name vb");
         run("ip link set va up");
         run("ip addr add 10.0.0.1/24 dev va");
-        // The other end is in a namespace of its own and answers ARP there.
+        // The peer is in a namespace of its own and answers ARP there.
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (finish, finished) = std::sync::mpsc::channel::<()>();
         let peer = std::thread::spawn(move || {
@@ -311,7 +311,7 @@ fn root_a_neighbour_that_is_asked_for_is_found() {
         }
         let asked = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
         let again = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
-        assert!(asked && !again, "not twice within a moment");
+        assert!(asked && !again, "not twice within the interval");
         assert!(!mirror.resolve(4711, [10, 0, 0, 4].into()).expect("no such interface"));
         finish.send(()).expect("peer thread waits");
         peer.join().expect("no panic");
@@ -322,7 +322,7 @@ fn mirror_link(mirror: &Mirror, name: &str) -> u32 {
     mirror.state().links.values().find(|link| link.name == name).expect("the link").ifindex
 }
 
-/// A namespace that lives as long as the sender of what it waits for; the thread in it.
+/// A namespace that lives as long as the returned sender of command lines, and the thread in it.
 fn other_netns() -> (nix::unistd::Pid, std::sync::mpsc::Sender<&'static str>, JoinHandle<()>) {
     let (ready, is_ready) = std::sync::mpsc::channel();
     let (lines, todo) = std::sync::mpsc::channel::<&str>();
@@ -336,7 +336,7 @@ fn other_netns() -> (nix::unistd::Pid, std::sync::mpsc::Sender<&'static str>, Jo
 
 const TAKEN: &str = "an interface on it, perhaps in another network namespace, takes its packets";
 
-/// Whether va is a port in the tables; where it is none, why.
+/// The port number of va in the tables, or why it is not a port.
 fn port_va(mirror: &mut Mirror) -> Result<u16, String> {
     settle(mirror);
     let va = mirror_link(mirror, "va");
@@ -346,11 +346,11 @@ fn port_va(mirror: &mut Mirror) -> Result<u16, String> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_port_whose_packets_are_taken_in_another_namespace_stays_with_the_kernel() {
+fn root_a_port_with_a_macvlan_in_another_namespace_is_left_to_the_kernel() {
     for (kind, mode) in [("macvlan", "passthru"), ("macvlan", "bridge"), ("ipvlan", "l2")] {
         in_netns(move || {
             LINKS.iter().for_each(|line| run(line));
-            // Not every kernel has ipvlan.
+            // ipvlan is not available on every kernel.
             if !try_run(&format!("ip link add up0 link va type {kind}")) {
                 return;
             }
@@ -368,27 +368,27 @@ fn root_a_port_whose_packets_are_taken_in_another_namespace_stays_with_the_kerne
             assert!(taken(port_va(&mut mirror)), "{kind} {mode}: moved away");
             let mut late = Mirror::start(MirrorOptions::default()).expect("starts");
             late.set_ports(&[(va, 3)]);
-            assert!(taken(port_va(&mut late)), "{kind} {mode}: it was there before");
+            assert!(taken(port_va(&mut late)), "{kind} {mode}: it existed before");
             there.send("ip link del up0").expect("sent");
             let is_port = |mirror: &Mirror| match mirror.tables().links.ifindex(va) {
                 Some(link) if link.port == Some(3) => Ok(()),
                 _ => Err("no port".into()),
             };
             eventually(&mut mirror, is_port).expect("a port again");
-            // Made there, of which no message comes.
+            // Created there, for which there is no event here.
             run(&add.replace("name up0", &format!("name up1 netns {tid}")));
             std::thread::sleep(Duration::from_millis(60));
             assert!(taken(port_va(&mut mirror)), "{kind} {mode}: made there");
             drop(there);
             thread.join().expect("no panic");
-            eventually(&mut mirror, is_port).expect("with its namespace it is gone");
+            eventually(&mut mirror, is_port).expect("it is removed with its namespace");
         });
     }
 }
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_where_the_kernel_cannot_be_asked_a_port_stays_taken_and_the_gap_is_told() {
+fn root_without_the_rx_handler_list_a_port_stays_taken_and_the_limit_is_reported() {
     in_netns(|| {
         LINKS.iter().for_each(|line| run(line));
         let (tid, _there, _thread) = other_netns();
@@ -425,7 +425,7 @@ fn root_settings_are_followed() {
         assert!(!link(&mirror).forwarding4 && link(&mirror).forwarding6 == Forwarding6::Off);
         assert_eq!(link(&mirror).rp_filter, crate::tables::RpFilter::Loose);
         assert_eq!(link(&mirror).mtu, 1400);
-        // These have no event.
+        // These settings have no events.
         run("sysctl -w net.ipv6.conf.va.mtu=1300");
         run("sysctl -w net.ipv4.conf.va.send_redirects=0");
         run("sysctl -w net.ipv4.conf.all.send_redirects=0");
@@ -437,7 +437,7 @@ fn root_settings_are_followed() {
         run("ip link add br0 type bridge");
         run("ip link set va master br0");
         settle(&mut mirror);
-        assert_eq!(link(&mirror).port, None, "a bridge's port is the bridge's");
+        assert_eq!(link(&mirror).port, None, "a bridge port is not a port");
         assert_eq!(mirror.unmirrored().len(), 1);
     });
 }
@@ -453,7 +453,7 @@ fn root_after_a_pause_the_settings_of_all_vlans_are_read_at_once() {
         let mut mirror = Mirror::start(MirrorOptions::default()).expect("starts");
         let va = mirror_link(&mirror, "va");
         settle(&mut mirror);
-        // Not every kernel has VLANs: the mirror is made to believe that these are some.
+        // VLANs are not available on every kernel, so the links are marked as VLANs in the mirror.
         for link in Arc::make_mut(&mut mirror.follower.state.links).values_mut() {
             if let Some(id) = link.name.strip_prefix('v').and_then(|id| id.parse().ok()) {
                 link.vlan = Some(VlanState { protocol: 0x8100, id, ..VlanState::default() });
@@ -471,7 +471,7 @@ fn root_after_a_pause_the_settings_of_all_vlans_are_read_at_once() {
             run(&format!("sysctl -w net.ipv6.conf.v{n}.mtu=1300"));
         }
         mirror.tick(Instant::now() + Duration::from_secs(1)).expect("tick");
-        assert!(known(&mirror) < VLANS as usize, "by turns");
+        assert!(known(&mirror) < VLANS as usize, "a few at a time");
         mirror.read_sysctls(Instant::now()).expect("read");
         assert_eq!(known(&mirror), VLANS as usize);
     });

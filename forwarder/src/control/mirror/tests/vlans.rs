@@ -1,4 +1,4 @@
-//! VLAN interfaces as the kernel tells of them, and what workers get of them.
+//! VLAN interfaces in the kernel's messages, and what workers get of them.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::wire::EtherType;
 
 const UP: u32 = 0x1_0043;
 
-/// What a test says of an interface.
+/// An interface of a test.
 #[derive(Clone, Copy)]
 struct Iface<'a> {
     ifindex: u32,
@@ -143,7 +143,7 @@ fn vlans_of_ports_are_followed_with_their_tags() {
     let mut mirror = Mirror::new();
     let mut outer = vlan(5, "eth1.s30", 3, 0x88a8, 30);
     outer.egress = &[(6, 3), (0, 0)];
-    // The inner one has the lower number.
+    // The inner VLAN has the lower ifindex.
     mirror
         .tell(16, &[vlan(4, "eth1.30.7", 5, 0x8100, 7), outer, vlan(6, "eth0.10", 2, 0x8100, 10)]);
     assert_eq!(mirror.followed(), ["eth1.30.7", "eth1.s30", "eth0.10"]);
@@ -155,13 +155,13 @@ fn vlans_of_ports_are_followed_with_their_tags() {
     assert_eq!(tags, [(EtherType::QINQ, 30, vec![(6, 3)]), (EtherType::VLAN, 7, vec![])]);
     assert_eq!((inner.port, of.link, of.between), (Some(1), 5, Some([2, 0, 0, 0, 0, 5])));
     assert_eq!((of.ingress_qos, inner.dev()), ([0, 0, 0, 0, 0, 0, 0, 5], Some(2)));
-    // Ports are found as ports still, and the frames without tags are theirs.
+    // Ports are still found as ports and receive untagged frames.
     assert_eq!(links.port(1).map(|link| link.ifindex), Some(3));
     assert_eq!(links.port(2), None);
 }
 
 #[test]
-fn what_becomes_of_a_vlan_is_followed() {
+fn changes_of_a_vlan_are_followed() {
     let mut mirror = Mirror::new();
     let first = vlan(6, "eth0.10", 2, 0x8100, 10);
     mirror.tell(16, &[first, vlan(7, "eth0.11", 2, 0x8100, 11)]);
@@ -180,7 +180,7 @@ fn what_becomes_of_a_vlan_is_followed() {
     assert_eq!(mirror.followed(), ["eth0.11"], "gone");
     mirror.tell(16, &[first]);
     assert_eq!(mirror.followed(), ["eth0.10", "eth0.11"], "back");
-    // With its port.
+    // Removed with its port.
     mirror.compiler.ports = [(3, 1)].into();
     mirror.tell(16, &[iface(2, "eth0")]);
     assert!(mirror.followed().is_empty());
@@ -188,7 +188,7 @@ fn what_becomes_of_a_vlan_is_followed() {
 }
 
 #[test]
-fn what_others_take_or_nobody_here_can_read_stays_with_the_kernel_and_is_told() {
+fn vlans_that_are_taken_or_not_supported_are_left_to_the_kernel_and_reported() {
     let mut mirror = Mirror::new();
     mirror.tell(
         16,
@@ -199,10 +199,10 @@ fn what_others_take_or_nobody_here_can_read_stays_with_the_kernel_and_is_told() 
             Iface { master: Some(11), ..vlan(13, "in-vrf", 2, 0x8100, 13) },
             vlan(14, "outer", 2, 0x88a8, 14),
             Iface { kind: "macvlan", lower: Some(14), ..iface(15, "macvlan0") },
-            // The tags of what is on it are looked at first.
+            // The tags of a VLAN on top of it are checked first.
             vlan(16, "middle", 14, 0x8100, 16),
             vlan(17, "third", 16, 0x8100, 17),
-            // Not of a port of ours, and nobody wonders.
+            // Not on one of our ports: not reported.
             vlan(19, "on-bridge", 10, 0x8100, 19),
             Iface { netnsid: Some(0), ..vlan(20, "elsewhere", 2, 0x8100, 20) },
             Iface { flags: 0x1002, ..vlan(21, "down", 2, 0x8100, 21) },
@@ -222,7 +222,7 @@ fn what_others_take_or_nobody_here_can_read_stays_with_the_kernel_and_is_told() 
 }
 
 #[test]
-fn vlans_are_shown_behind_what_they_sit_on() {
+fn vlans_are_shown_after_their_lower_interface() {
     let mut mirror = Mirror::new();
     mirror.tell(
         16,
