@@ -1,13 +1,14 @@
-//! Filters of single interfaces, kept from one reading to the next: tc filters, tcx programs, functions
-//! at the netfilter hooks of the interface.
+//! Filters of single interfaces, kept between readings: tc filters, tcx programs and functions at
+//! the interface's netfilter hooks.
 //!
-//! There is a question for each place where filters can be, and an HTB with thousands of classes has
-//! as many places. So only those are asked for again of which a notice told; all others are verified
-//! in turn. [`Devices::read`] does a part of either, up to a time.
+//! Each place that can have filters takes one request, and an HTB with thousands of classes has as
+//! many places. Therefore only places for which a notification arrived are read again; all others
+//! are verified in turn. [`Devices::read`] does a part of both, up to a deadline.
 //!
-//! A dump of qdiscs or classes may lack some that are there: the kernel goes on by counting from one part
-//! of the answer to the next, and says nothing of what went meanwhile (`tc_dump_qdisc`,
-//! `tc_dump_tclass_qdisc`). So a filter is only forgotten when its own parent was asked and had none.
+//! A dump of qdiscs or classes may omit existing ones: between the parts of the reply the kernel
+//! only remembers a count, and does not report what was removed meanwhile (`tc_dump_qdisc`,
+//! `tc_dump_tclass_qdisc`). Therefore a filter is removed here only after its own parent was read
+//! and had none.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use super::tc::{self, Notice, Qdisc};
 use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::bpf::{TcxHook, TcxPrograms, tcx_programs};
 
-/// A place where filters of an interface can be.
+/// A place of an interface that can have filters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     /// Netfilter hooks.
@@ -29,26 +30,26 @@ enum Place {
     Hooks,
     /// Both tcx hooks.
     Tcx,
-    /// A queueing discipline, by its handle: all its parents are read again.
+    /// A qdisc, by its handle: all its parents are read again.
     Qdisc(u32),
-    /// The same whose classes changed: parents that were not read yet are.
+    /// A qdisc whose classes changed: only parents that were not read before are read.
     Classes(u32),
     /// A parent of tc filters.
     Parent(u32),
 }
 
-/// What was found on one interface.
+/// The filters of one interface.
 #[derive(Debug, Default)]
 pub struct Device {
     /// Functions at its netfilter hooks.
     pub hooks: Vec<Hook>,
-    /// By [`TCX_HOOKS`].
+    /// Programs at each of [`TCX_HOOKS`].
     pub tcx: [TcxPrograms; 2],
-    /// Kinds of tc filters, by the parents that were read.
+    /// Kinds of tc filters at each parent that was read.
     pub filters: BTreeMap<u32, BTreeSet<String>>,
 }
 
-/// In words.
+/// The tcx hooks and their names.
 pub const TCX_HOOKS: [(TcxHook, &str); 2] =
     [(TcxHook::Ingress, "ingress"), (TcxHook::Egress, "egress")];
 
@@ -56,17 +57,17 @@ pub const TCX_HOOKS: [(TcxHook, &str); 2] =
 #[derive(Debug, Default)]
 pub struct Devices {
     of: BTreeMap<u32, Device>,
-    /// Places that were told of, or never read.
+    /// Places for which a notification arrived, or that were never read.
     stale: BTreeSet<(u32, Place)>,
-    /// Places that were not told of and are read nevertheless, for the case that a notice was missed.
+    /// Places that are read although no notification arrived, in case one was missed.
     unverified: BTreeSet<(u32, Place)>,
-    /// The one of the stale places that was read last: the next is the one behind it, so that none waits
-    /// for others that are told of again and again.
+    /// The stale place that was read last. The next one after it is read next, so that no place
+    /// waits for others that become stale again and again.
     last: (u32, Place),
 }
 
 impl Devices {
-    /// Has these interfaces followed, and no others.
+    /// Sets the interfaces to follow.
     pub fn follow(&mut self, nics: &[&Nic], qdiscs: &BTreeSet<Qdisc>) {
         let is_followed = |ifindex: &u32| nics.iter().any(|nic| nic.ifindex == *ifindex);
         self.of.retain(|ifindex, _| is_followed(ifindex));
@@ -81,7 +82,7 @@ impl Devices {
         }
     }
 
-    /// Other disciplines are there than before.
+    /// Updates the places after the qdiscs changed.
     pub fn follow_qdiscs(&mut self, before: &BTreeSet<Qdisc>, now: &BTreeSet<Qdisc>) {
         for gone in before.difference(now) {
             if let Some(device) = self.of.get_mut(&gone.ifindex) {
@@ -95,7 +96,7 @@ impl Devices {
         }
     }
 
-    /// A notice came. `qdiscs`: as they were known before it.
+    /// Processes a notification. `qdiscs`: those known before it.
     pub fn take_notice(&mut self, notice: Notice, qdiscs: &BTreeSet<Qdisc>) {
         let is_clsact = |qdisc: &&Qdisc| qdisc.is_clsact();
         match notice {
@@ -117,12 +118,12 @@ impl Devices {
         }
     }
 
-    /// nftables changed: its functions at the interfaces may be others.
+    /// nftables changed, and with it possibly its functions at the interfaces.
     pub fn take_notice_of_hooks(&mut self) {
         self.stale.extend(self.of.keys().map(|ifindex| (*ifindex, Place::Hooks)));
     }
 
-    /// An interface has another name, by which its hooks are asked for.
+    /// An interface was renamed; its hooks are requested by name.
     pub fn take_notice_of_name(&mut self, ifindex: u32) {
         self.tell(ifindex, Place::Hooks);
     }
@@ -133,7 +134,7 @@ impl Devices {
         }
     }
 
-    /// Has everything read again in turn, unless that is still going on.
+    /// Starts a verification of everything, unless one is in progress.
     pub fn verify(&mut self, qdiscs: &BTreeSet<Qdisc>) {
         if self.unverified.is_empty() {
             let places = self.of.keys().flat_map(|ifindex| places(*ifindex, qdiscs));
@@ -141,37 +142,38 @@ impl Devices {
         }
     }
 
-    /// Whether there are places that were told of, or never read.
+    /// Whether there are places with a notification, or that were never read.
     pub fn is_stale(&self) -> bool {
         !self.stale.is_empty()
     }
 
-    /// Whether there is something to read.
+    /// Whether there is anything to read.
     pub fn is_pending(&self) -> bool {
         self.is_stale() || !self.unverified.is_empty()
     }
 
-    /// Whether an interface is followed, and nothing of it is to be read that was told of.
+    /// Whether an interface is followed and none of its places is stale.
     pub fn is_known(&self, ifindex: u32) -> bool {
         let stale = self.stale.range((ifindex, Place::Hooks)..).next();
         self.of.contains_key(&ifindex) && stale.is_none_or(|(of, _)| *of != ifindex)
     }
 
-    /// What was found on an interface.
+    /// The filters of an interface.
     pub fn get(&self, ifindex: u32) -> Option<&Device> {
         self.of.get(&ifindex)
     }
 
-    /// The interfaces that are followed, in ascending order.
+    /// The followed interfaces, in ascending order.
     pub fn ifindexes(&self) -> impl Iterator<Item = u32> {
         self.of.keys().copied()
     }
 
-    /// Reads one place after another, those that were told of first, until `end` has come or nothing is
-    /// left; one at least. Whether the answers may be others: also when an interface is known now.
+    /// Reads one place after another, stale ones first, until `end` or until nothing is left, but
+    /// at least one. Returns whether the results may have changed, also because an interface became
+    /// known.
     ///
     /// # Errors
-    /// When the kernel cannot be asked. What was not read stays to be read.
+    /// When a request fails. Places that were not read remain to be read.
     pub fn read(
         &mut self,
         asker: &mut Asker,
@@ -202,7 +204,7 @@ impl Devices {
         self.stale.take(&next)
     }
 
-    /// Whether it has others now.
+    /// Reads one place. Returns whether its filters changed.
     fn read_place(
         &mut self,
         (ifindex, place): (u32, Place),
@@ -240,18 +242,18 @@ impl Devices {
         }
     }
 
-    /// Looks at the tcx programs of an interface. Whether they are others now.
+    /// Reads the tcx programs of an interface. Returns whether they changed.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When a request fails.
     pub fn read_tcx(&mut self, ifindex: u32) -> io::Result<bool> {
         self.of.get_mut(&ifindex).map_or(Ok(false), |device| device.read_tcx(ifindex))
     }
 }
 
 impl Device {
-    /// Parents of disciplines that may have filters: those that are `listed`, and those that had some when
-    /// they were read last. All others of these disciplines are forgotten.
+    /// Parents of the qdiscs `of` that may have filters: those that are `listed`, and those that
+    /// had filters when they were read last. Other parents of these qdiscs are removed.
     fn parents(&mut self, mut listed: BTreeSet<u32>, of: &[&Qdisc]) -> BTreeSet<u32> {
         self.filters.retain(|parent, kinds| {
             let is_of = of.iter().any(|qdisc| qdisc.has(*parent));
@@ -263,8 +265,8 @@ impl Device {
         listed
     }
 
-    /// What a parent has, when it was asked. One that had filters and has none any more may be gone, and
-    /// is forgotten. Whether that is a change.
+    /// Sets the filters of a parent after it was read. A parent that had filters and has none any
+    /// more may be gone, and is removed. Returns whether this is a change.
     fn set_filters(&mut self, parent: u32, kinds: BTreeSet<String>) -> bool {
         match self.filters.entry(parent) {
             Entry::Occupied(known) if kinds.is_empty() && !known.get().is_empty() => {
@@ -291,7 +293,7 @@ fn places(ifindex: u32, qdiscs: &BTreeSet<Qdisc>) -> impl Iterator<Item = (u32, 
     [Place::Hooks, Place::Tcx].into_iter().chain(own).map(move |place| (ifindex, place))
 }
 
-/// Whether that is a change.
+/// Returns whether the value changed.
 pub fn replace<T: PartialEq>(before: &mut T, now: T) -> bool {
     let changed = *before != now;
     *before = now;
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_has_that_place_read_again_and_no_other() {
+    fn a_notification_makes_only_its_place_stale() {
         let (one, two) = (nic(1), nic(2));
         let before = BTreeSet::from([
             qdisc(1, 0x1_0000, "htb"),
@@ -332,7 +334,7 @@ mod tests {
 
         devices.stale.clear();
         devices.follow(&[&one, &two], &before);
-        assert!(!devices.is_stale(), "what is known is not read again");
+        assert!(!devices.is_stale(), "known places are not read again");
         let now = BTreeSet::from([qdisc(1, 0x2_0000, "htb"), qdisc(2, 0xffff_0000, "clsact")]);
         devices.follow_qdiscs(&before, &now);
         assert_eq!(devices.stale, BTreeSet::from([(1, Place::Qdisc(0x2_0000))]));
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_forgotten_only_when_its_parent_was_asked() {
+    fn a_filter_is_removed_only_after_its_parent_was_read() {
         let (one, htb) = (nic(1), qdisc(1, 0x1_0000, "htb"));
         let before = BTreeSet::from([htb.clone(), qdisc(1, 0x2_0000, "htb")]);
         let mut devices = Devices::default();
@@ -363,7 +365,7 @@ mod tests {
         );
         assert_eq!(device.filters, known);
 
-        // The same of a discipline that is not listed.
+        // The same for a qdisc that is not listed.
         let now = BTreeSet::from([qdisc(1, 0x2_0000, "htb")]);
         devices.follow_qdiscs(&before, &now);
         assert_eq!(devices.stale, BTreeSet::from([(1, Place::Parent(0x1_0005))]));
@@ -374,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_classes_has_those_read_that_were_not() {
+    fn a_change_of_classes_makes_unread_classes_stale() {
         let (one, qdiscs) = (nic(1), BTreeSet::from([qdisc(1, 0x1_0000, "htb")]));
         let mut devices = Devices::default();
         devices.follow(&[&one], &qdiscs);
@@ -389,11 +391,11 @@ mod tests {
     }
 
     #[test]
-    fn no_place_waits_for_others_that_are_told_of_again() {
+    fn no_place_waits_for_others_that_become_stale_again() {
         let mut devices = Devices::default();
         devices.follow(&[&nic(2), &nic(9)], &BTreeSet::new());
         let mut read = BTreeSet::new();
-        // Hooks and tcx of both, and the parent.
+        // Hooks and tcx of both interfaces, and the parent.
         for _ in 0..5 {
             read.extend(devices.take_stale());
             devices.tell(2, Place::Hooks);
@@ -404,7 +406,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs root: run by scripts/test"]
-    fn root_an_interface_that_is_known_is_news_while_others_are_not() {
+    fn root_each_interface_that_becomes_known_is_reported() {
         let mut asker = Asker::open().expect("opens");
         let mut devices = Devices::default();
         devices.follow(&[&nic(2), &nic(9)], &BTreeSet::new());
@@ -415,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_verified_in_turn_and_told_places_come_first() {
+    fn everything_is_verified_in_turn_and_stale_places_come_first() {
         let (one, qdiscs) = (nic(1), BTreeSet::from([qdisc(1, 0x1_0000, "htb")]));
         let mut devices = Devices::default();
         devices.follow(&[&one], &qdiscs);
@@ -425,6 +427,6 @@ mod tests {
         assert_eq!(devices.unverified.len(), 3);
         devices.unverified.pop_first();
         devices.verify(&qdiscs);
-        assert_eq!(devices.unverified.len(), 2, "a round goes on where it was");
+        assert_eq!(devices.unverified.len(), 2, "a verification continues where it stopped");
     }
 }

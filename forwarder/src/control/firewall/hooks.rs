@@ -1,11 +1,10 @@
-//! Netfilter hooks of forwarded packets: which functions are registered there, by any
-//! module or program.
+//! Netfilter hooks of forwarded packets: which functions any module or program registered there.
 //!
-//! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK); on a kernel without it a BPF
-//! iterator does ([`HookIter`], CAP_BPF and CAP_PERFMON). Where neither can be had, the kernel is asked
-//! for those that are known to register there: nftables chains (see [`super::nftables`]), BPF links,
-//! the old iptables, IPVS. Left out: hooks of bridges, which see frames that are not routed,
-//! and of packets to and from the router itself, which Ferroute leaves to the kernel.
+//! nfnetlink_hook lists them (Linux 5.14, CONFIG_NETFILTER_NETLINK_HOOK); on a kernel without it a
+//! BPF iterator does ([`HookIter`], CAP_BPF and CAP_PERFMON). If neither is available, the known
+//! users of the hooks are checked: nftables chains (see [`super::nftables`]), BPF links,
+//! iptables-legacy, IPVS. Left out: hooks of bridges, which process frames that are not routed, and
+//! of packets to and from the router itself, which Ferroute leaves to the kernel.
 
 use std::io;
 
@@ -37,17 +36,17 @@ const NFNLA_HOOK_INFO_TYPE: u16 = 2;
 const NFNL_HOOK_TYPE_BPF: u32 = 2;
 const NFNLA_HOOK_BPF_ID: u16 = 1;
 
-/// NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING: what a forwarded packet passes.
+/// NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING: the hooks of forwarded packets.
 const FORWARDED: [u32; 3] = [0, 2, 4];
 /// NF_NETDEV_INGRESS, NF_NETDEV_EGRESS.
 const NETDEV: [u32; 2] = [0, 1];
 
-/// Functions that forwarded packets may go past.
+/// Functions that forwarded packets may bypass.
 ///
-/// - Connection tracking and defragmentation change no packet; rules that use them are hooks of
-///   their own. Packets to the router itself are tracked still.
-/// - `ip_sabotage_in` of br_netfilter is about bridged frames.
-/// - AppArmor judges packets that SECMARK rules (hooks of their own) marked.
+/// - Connection tracking and defragmentation change no packet; rules that use them have hooks of
+///   their own. Packets to the router itself are still tracked.
+/// - `ip_sabotage_in` of br_netfilter is for bridged frames.
+/// - AppArmor checks packets that SECMARK rules (which have hooks of their own) marked.
 const HARMLESS: [&str; 12] = [
     "ipv4_conntrack_in",
     "ipv6_conntrack_in",
@@ -62,20 +61,21 @@ const HARMLESS: [&str; 12] = [
     "apparmor_ip_postroute",
     "apparmor_ipv4_postroute",
 ];
-/// SELinux's, which checks forwarded packets in some cases: see [`super::selinux`].
+/// Functions of SELinux, which checks forwarded packets in some cases: see [`super::selinux`].
 const SELINUX: [&str; 1] = ["selinux_"];
-/// What begins so stands for chains and flowtables, which [`super::nftables`] describes.
+/// Prefixes of functions of chains and flowtables, which [`super::nftables`] describes.
 const NFTABLES: [&str; 2] = ["nft_do_chain", "nf_flow_offload"];
-/// NAT's own, of both programs: registered with the first chain or table of NAT at whatever hook.
+/// Functions of NAT, both of nftables and of iptables: registered with the first NAT chain or table
+/// at any hook.
 const NAT: [&str; 2] = ["nf_nat_ipv4", "nf_nat_ipv6"];
-/// Of the old iptables, by the function or the module.
+/// Functions and modules of iptables-legacy.
 const XTABLES: [&str; 4] = ["ipt_do_table", "ip6t_do_table", "iptable_", "ip6table_"];
 
-/// What there is at the hooks of forwarded packets, nftables left out.
+/// What is registered at the hooks of forwarded packets, except nftables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
     by: By,
-    /// Why SELinux may check forwarded packets; `None`: it does not.
+    /// Why SELinux may check forwarded packets; `None` if it does not.
     selinux: Option<String>,
     tables4: Tables,
     tables6: Tables,
@@ -83,9 +83,9 @@ pub struct Hooks {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum By {
-    /// All that is registered.
+    /// All registered functions.
     Listing(Vec<Hook>),
-    /// As far as it is known who registers.
+    /// Known users of the hooks only.
     Parts { links: BpfLinks, ipvs: bool },
 }
 
@@ -94,9 +94,9 @@ enum By {
 pub struct Hook {
     family: u8,
     hook: u32,
-    /// `None`: the iterator does not tell.
+    /// `None`: the iterator does not report it.
     priority: Option<i32>,
-    /// Empty when the kernel does not tell names (no CONFIG_KALLSYMS).
+    /// Empty if the kernel does not report names (no CONFIG_KALLSYMS).
     function: String,
     module: String,
     /// Id of the BPF program that it runs.
@@ -107,41 +107,41 @@ pub struct Hook {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum BpfLinks {
     Listed(Vec<NetfilterLink>),
-    /// Without CAP_SYS_ADMIN.
+    /// Not listed, for lack of CAP_SYS_ADMIN.
     Unlisted,
 }
 
-/// By what the hooks are known.
+/// The source from which the hooks are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Means {
     /// The kernel lists them (nfnetlink_hook).
     Netlink,
     /// A BPF iterator reads the kernel's list.
     Iterator,
-    /// Nothing lists them, and why: those who are known to register there are asked for.
+    /// Nothing lists them, for this reason: the known users are checked.
     Parts(String),
 }
 
-/// The means to ask, kept from one time to the next.
+/// Sockets and iterators, kept between readings.
 #[derive(Debug)]
 pub struct Reader {
     files: Files,
-    /// `None`: nfnetlink_hook is not there. It is not asked for again, because the kernel would
+    /// `None`: nfnetlink_hook is not available. It is not requested again, because the kernel would
     /// start modprobe each time.
     listing: Option<NlSock>,
-    /// Where that is not there; an error: why it cannot be had either.
+    /// Used without nfnetlink_hook; error: why it is not available either.
     iterator: Result<HookIter, String>,
-    /// Highest id of the links that were looked at.
+    /// Highest id of the links that were checked.
     last_link: u32,
     links: Vec<NetfilterLink>,
     selinux: Selinux,
 }
 
 impl Reader {
-    /// Of this thread's network namespace.
+    /// Opens them in the network namespace of this thread.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When a request fails.
     pub fn open() -> io::Result<Reader> {
         let socket = match NlSock::open(NETLINK_NETFILTER) {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
@@ -158,19 +158,19 @@ impl Reader {
         if let Some(socket) = &mut reader.listing {
             match list(socket, NFPROTO_IPV4, FORWARDED[0], "") {
                 Ok(_) => {}
-                // nfnetlink knows no such subsystem.
+                // The kernel has no such nfnetlink subsystem.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => reader.listing = None,
                 Err(error) => return Err(error),
             }
         }
         if reader.listing.is_none() {
-            // Without privilege, or BTF, it is done without.
+            // Optional: not available without privilege or BTF.
             reader.iterator = HookIter::open().map_err(|error| error.to_string());
         }
         Ok(reader)
     }
 
-    /// By what the hooks are known.
+    /// The source from which the hooks are known.
     pub fn means(&self) -> Means {
         match (&self.listing, &self.iterator) {
             (Some(_), _) => Means::Netlink,
@@ -179,10 +179,10 @@ impl Reader {
         }
     }
 
-    /// Asks. `thorough`: BPF links are all looked at again, not just new ones; their ids wrap.
+    /// Reads the hooks. `thorough`: all BPF links are checked, not only new ones, because ids wrap.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When a request fails.
     pub fn read(&mut self, thorough: bool) -> io::Result<Hooks> {
         let by = match (&mut self.listing, &self.iterator) {
             (Some(socket), _) => {
@@ -210,17 +210,17 @@ impl Reader {
         Ok(Hooks { by, selinux, tables4, tables6 })
     }
 
-    /// Functions at the ingress and egress of an interface, of a kernel that lists hooks; on others it
-    /// is not known which there are. (Besides nftables nobody is known to register there.)
+    /// Functions at the ingress and egress hooks of an interface, if the kernel lists hooks;
+    /// otherwise they are unknown. (nftables is the only known user of these hooks.)
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When a request fails.
     pub fn on_device(&mut self, name: &str) -> io::Result<Vec<Hook>> {
         let Some(socket) = &mut self.listing else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for hook in NETDEV {
             match list(socket, NFPROTO_NETDEV, hook, name) {
-                // The interface went, or the kernel has no such hook.
+                // The interface is gone, or the kernel has no such hook.
                 Err(error)
                     if matches!(
                         error.raw_os_error(),
@@ -232,7 +232,8 @@ impl Reader {
         Ok(found)
     }
 
-    /// Links at hooks of forwarded packets. One system call when there is none and nothing is new.
+    /// Links at hooks of forwarded packets. Takes one system call if there are none and no new
+    /// ones.
     fn links(&mut self, thorough: bool) -> io::Result<BpfLinks> {
         if thorough || !self.links.is_empty() {
             self.last_link = 0;
@@ -243,7 +244,7 @@ impl Reader {
             match next_link(last) {
                 Ok(Some(id)) => {
                     match netfilter_link(id) {
-                        // It has a number and is not attached yet: looked at again next time.
+                        // It has an id but is not attached yet: check it again next time.
                         Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                             all_settled = false;
                         }
@@ -268,7 +269,8 @@ impl Reader {
 }
 
 impl Hooks {
-    /// A line for each that would be bypassed. `nftables`: what explains its hooks, and those of NAT.
+    /// A line for each function that would be bypassed. `nftables`: its chains explain its hooks
+    /// and those of NAT.
     pub fn bypassed(&self, nftables: &Nftables) -> Vec<String> {
         let mut found = named("iptables", &self.tables4);
         found.extend(named("ip6tables", &self.tables6));
@@ -288,7 +290,7 @@ impl Hooks {
                 match links {
                     BpfLinks::Listed(links) => found.extend(links.iter().map(describe_link)),
                     BpfLinks::Unlisted => found.push(
-                        "BPF netfilter programs: perhaps; to list them CAP_SYS_ADMIN is needed, or a \
+                        "BPF netfilter programs: unknown; listing them takes CAP_SYS_ADMIN, or a \
                          kernel with CONFIG_NETFILTER_NETLINK_HOOK, or one with \
                          CONFIG_DEBUG_INFO_BTF and CAP_BPF and CAP_PERFMON"
                             .into(),
@@ -302,13 +304,13 @@ impl Hooks {
         found
     }
 
-    /// Whether a hook may be bypassed, or another line is about it.
+    /// Whether a hook may be bypassed, or another line describes it.
     fn is_explained(&self, hook: &Hook, nftables: &Nftables) -> bool {
         let tables = if hook.family == NFPROTO_IPV4 { &self.tables4 } else { &self.tables6 };
         let named = matches!(tables, Tables::Named(names) if !names.is_empty());
         match hook.kind() {
             Kind::Harmless => true,
-            // There is a line of its own if it may check.
+            // Has its own line if it may check packets.
             Kind::Selinux => true,
             Kind::Nftables => nftables.is_at(hook.family, hook.hook, ""),
             Kind::Nat => nftables.has_nat(hook.family) && *tables != Tables::Unreadable || named,
@@ -328,12 +330,12 @@ fn named(program: &str, tables: &Tables) -> Vec<String> {
 fn perhaps(program: &str) -> String {
     let file = if program == "iptables" { "ip_tables_names" } else { "ip6_tables_names" };
     format!(
-        "{program}-legacy: perhaps; /proc/net/{file} is for root to read, and the kernel lists no \
+        "{program}-legacy: unknown; only root can read /proc/net/{file}, and the kernel lists no \
          hooks (CONFIG_NETFILTER_NETLINK_HOOK)"
     )
 }
 
-/// Whose hook it is.
+/// The owner of a hook.
 enum Kind {
     Harmless,
     Selinux,
@@ -400,8 +402,8 @@ fn describe_link(link: &NetfilterLink) -> String {
     )
 }
 
-/// A line for each of the functions at an interface, see [`Reader::on_device`], that is neither
-/// harmless nor that of a chain or flowtable that nftables lists there.
+/// A line for each function at an interface, see [`Reader::on_device`], that is neither harmless
+/// nor that of an nftables chain or flowtable listed there.
 pub fn on_device<'a>(
     name: &'a str,
     hooks: &'a [Hook],
@@ -416,7 +418,7 @@ pub fn on_device<'a>(
     unknown.map(move |hook| format!("{} on {name}", hook.describe()))
 }
 
-/// What the iterator says of one hook.
+/// Converts the iterator's entry for one hook.
 fn of_functions(at: HookFunctions) -> impl Iterator<Item = Hook> {
     let family = if at.ipv6 { NFPROTO_IPV6 } else { NFPROTO_IPV4 };
     at.functions.into_iter().map(move |name| {
@@ -432,7 +434,7 @@ fn of_functions(at: HookFunctions) -> impl Iterator<Item = Hook> {
     })
 }
 
-/// What is registered at one hook.
+/// Lists the functions registered at one hook.
 fn list(socket: &mut NlSock, family: u8, hook: u32, device: &str) -> io::Result<Vec<Hook>> {
     let request = |flags| {
         let request = Request::new(HOOK_GET, flags, &[family, 0, 0, 0])
@@ -445,7 +447,7 @@ fn list(socket: &mut NlSock, family: u8, hook: u32, device: &str) -> io::Result<
     socket.dump_by(request, |message| Some(parse_hook(family, hook, message)))
 }
 
-/// What cannot be read of it stays empty: it is a hook all the same.
+/// Fields that cannot be parsed stay empty: the hook counts all the same.
 fn parse_hook(family: u8, hook: u32, message: &Message<'_>) -> Hook {
     let attrs = message.attrs(NFGEN_HEADER);
     let text = |kind| find(attrs, kind).map(string).unwrap_or_default();
@@ -484,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_not_known_to_be_harmless_is_a_filter() {
+    fn a_function_that_is_not_known_to_be_harmless_is_a_filter() {
         let none = || Tables::Named(vec![]);
         let harmless =
             [hook("ipv4_conntrack_in", "nf_conntrack"), hook("apparmor_ip_postroute", "")];
@@ -521,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn selinux_has_a_line_when_it_may_check_whatever_its_functions() {
+    fn selinux_has_a_line_only_if_it_may_check_packets() {
         let hooks = |selinux| Hooks {
             by: By::Listing(vec![hook("selinux_ip_forward", ""), hook("selinux_ip_postroute", "")]),
             selinux,
@@ -533,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_found_by_their_hooks_when_their_names_cannot_be_read() {
+    fn tables_are_found_by_their_hooks_if_their_names_cannot_be_read() {
         let filter = [hook("ipt_do_table", "ip_tables")];
         let named = Tables::Named(vec!["filter".into()]);
         assert_eq!(
@@ -551,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_of_a_kernel_without_a_listing_may_be_there() {
+    fn without_a_listing_what_cannot_be_read_is_reported_as_unknown() {
         let hooks = |links, tables4| Hooks {
             by: By::Parts { links, ipvs: false },
             selinux: None,
@@ -583,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_is_read_from_its_message_and_octets_that_lie_are_a_hook_too() {
+    fn a_hook_is_parsed_and_a_malformed_message_is_a_hook_too() {
         let description =
             Request::new(0, 0, &[]).attr(NFNLA_HOOK_BPF_ID, &9u32.to_be_bytes()).finish(0);
         let info = Request::new(0, 0, &[])

@@ -1,17 +1,18 @@
-//! What the kernel would do to forwarded packets and Ferroute would not: netfilter hooks, traffic
-//! control and BPF programs on the ports and their VLANs, IPsec policies. Read from the kernel,
-//! without a tool, and by who is registered where, not by which tools are known.
+//! What the kernel applies to forwarded packets and Ferroute would bypass: netfilter hooks, traffic
+//! control and BPF programs on the ports and their VLANs, IPsec policies. Read from the kernel
+//! without external tools, and from where functions are registered, so that unknown tools are
+//! detected too.
 //!
-//! - [`Rules`]: what there is, once;
-//! - [`monitor`]: what there is, followed as it changes;
+//! - [`Rules`]: a single reading;
+//! - [`monitor`]: follows changes;
 //! - `nftables`, `hooks`, `xtables`, `selinux`: netfilter; `xfrm`: IPsec;
-//! - `devices`: what single interfaces have, kept from one reading to the next; `tc`: their filters;
-//! - `sockets`: by which the kernel is asked.
+//! - `devices`: filters of single interfaces, kept between readings; `tc`: their tc filters;
+//! - `sockets`: the netlink sockets for requests.
 //!
-//! Left out: bridges (bridge and ebtables rules see frames that are not routed), chains at input
-//! and output (Ferroute leaves packets to and from the router itself to the kernel), BPF programs of
-//! cgroups and sockets (they see no forwarded packet), routes with an encapsulation or a program
-//! (the mirror leaves these to the kernel).
+//! Left out: bridges (bridge and ebtables rules process frames that are not routed), chains at
+//! input and output (Ferroute leaves packets to and from the router itself to the kernel), BPF
+//! programs of cgroups and sockets (they see no forwarded packets), routes with an encapsulation or
+//! a program (the mirror leaves these to the kernel).
 
 mod devices;
 mod hooks;
@@ -41,24 +42,24 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_NETDEV: u8 = 5;
 const NFPROTO_IPV6: u8 = 10;
 
-/// Everything that would be bypassed for packets between `ports` and their VLANs, a line each; none:
-/// nothing.
+/// Everything that would be bypassed for packets between `ports` and their VLANs, a line each;
+/// empty if nothing would be.
 ///
 /// # Errors
-/// When the kernel cannot be asked; then nothing is known.
+/// When a request fails; then nothing is known.
 pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
     Ok(Rules::read(ports)?.bypassed(ports))
 }
 
-/// Whether an interface has a clsact or ingress qdisc, with filters or without.
+/// Whether an interface has a clsact or ingress qdisc, with or without filters.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// When a request fails.
 pub fn has_clsact(ifindex: u32) -> io::Result<bool> {
     Ok(tc::has_clsact(&tc::qdiscs(Sockets::default().route()?)?, ifindex))
 }
 
-/// By what the kernel is asked.
+/// Sockets and files used to read the rules.
 #[derive(Debug)]
 struct Asker {
     sockets: Sockets,
@@ -87,7 +88,7 @@ impl Asker {
     }
 }
 
-/// What there is in the network namespace, and on some interfaces.
+/// The rules of the network namespace and of some interfaces.
 #[derive(Debug)]
 pub struct Rules {
     nics: Vec<Nic>,
@@ -100,17 +101,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Asks the kernel, for what `ports` and their VLANs have of their own too.
+    /// Reads the rules, including those of `ports` and their VLANs.
     ///
     /// # Errors
-    /// When it cannot be asked; then nothing is known.
+    /// When a request fails; then nothing is known.
     pub fn read(ports: &[String]) -> io::Result<Rules> {
         Rules::read_by(&mut Asker::open()?, ports)
     }
 
     fn read_by(asker: &mut Asker, ports: &[String]) -> io::Result<Rules> {
-        // nftables before the hooks: a chain that is added meanwhile is a function that no chain
-        // explains, not the other way round.
+        // nftables is read before the hooks: a chain that is added meanwhile then appears as a
+        // function without a chain, and is not missed.
         let mut rules = Rules {
             nics: asker.nics()?,
             nftables: asker.nftables()?,
@@ -125,7 +126,7 @@ impl Rules {
         Ok(rules)
     }
 
-    /// As [`bypassed`], for ports that were read.
+    /// The same as the function [`bypassed`], for ports that were read.
     pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
         let mut found: Vec<String> = self.nftables.everywhere().collect();
         found.extend(self.hooks.bypassed(&self.nftables));
@@ -134,7 +135,7 @@ impl Rules {
         found
     }
 
-    /// Rules that `ports` or their VLANs alone have: not those that packets of every port meet.
+    /// Rules of `ports` or their VLANs alone, not those that apply to packets of every port.
     pub fn own(&self, ports: &[String]) -> Vec<String> {
         let devices = self.devices(ports);
         let names: Vec<String> =
@@ -154,7 +155,7 @@ impl Rules {
                     )
                 }));
             }
-            // On a port it is what stands in the way of our own.
+            // On a port it is reported elsewhere, because it prevents attaching our own program.
             if !ports.contains(name) {
                 found.extend(xdp_programs.iter().map(|(mode, id)| {
                     format!("XDP program {id} ({mode}) on {name} (see ip link)")
@@ -164,18 +165,18 @@ impl Rules {
         found
     }
 
-    /// By what the hooks of netfilter are known.
+    /// The source from which the netfilter hooks are known.
     pub fn means(&self) -> &Means {
         &self.means
     }
 
-    /// The ports there are, and their VLANs.
+    /// The existing ports and their VLANs.
     fn devices(&self, ports: &[String]) -> Vec<&Nic> {
         let own = self.nics.iter().filter(|nic| ports.contains(&nic.name));
         own.chain(nic::vlans_of(&self.nics, ports)).collect()
     }
 
-    /// From now on these ports and their VLANs are read.
+    /// Sets the ports to read, with their VLANs.
     fn follow_devices(&mut self, ports: &[String]) {
         let mut devices = std::mem::take(&mut self.devices);
         devices.follow(&self.devices(ports), &self.qdiscs);
@@ -187,14 +188,14 @@ impl Rules {
         self.devices.read(asker, &self.nics, &self.qdiscs, end)
     }
 
-    /// Whether they are others than before.
+    /// Returns whether they changed.
     fn set_qdiscs(&mut self, qdiscs: BTreeSet<Qdisc>) -> bool {
         self.devices.follow_qdiscs(&self.qdiscs, &qdiscs);
         replace(&mut self.qdiscs, qdiscs)
     }
 }
 
-/// As nft calls a family; `None`: forwarded packets are not of it.
+/// The family's name in nft; `None` if forwarded packets do not belong to it.
 fn family_name(family: u8) -> Option<&'static str> {
     match family {
         NFPROTO_INET => Some("inet"),
@@ -205,7 +206,7 @@ fn family_name(family: u8) -> Option<&'static str> {
     }
 }
 
-/// As nft calls a hook of a family.
+/// The hook's name in nft.
 fn hook_name(family: u8, hook: u32) -> &'static str {
     match (family, hook) {
         (NFPROTO_NETDEV, 0) | (NFPROTO_INET, 5) => "ingress",

@@ -1,15 +1,16 @@
-//! The rules as they change: what the kernel tells of is read at once, the rest at short intervals.
+//! Follows the rules as they change: notifications are processed at once, the rest is polled.
 //!
-//! | changed | how it is noticed |
+//! | change | detection |
 //! | --- | --- |
-//! | nftables, XFRM, tc filters, interfaces and XDP programs on them | notices by netlink |
-//! | netfilter hooks (the old iptables, BPF links, IPVS), tcx programs | every [`POLL_PERIOD`] |
-//! | all of it | every [`FULL_PERIOD`], whatever was told |
+//! | nftables, XFRM, tc filters, interfaces and XDP programs on them | netlink notifications |
+//! | netfilter hooks (iptables-legacy, BPF links, IPVS), tcx programs | every [`POLL_PERIOD`] |
+//! | everything | every [`FULL_PERIOD`], regardless of notifications |
 //!
-//! A storm of notices is taken off the sockets, and the rules are read once for all that came; between
-//! two readings passes [`READ_GAP`], or several times what it took to read and to act on it. Of tc
-//! filters, of which there may be thousands, only those places are read that were told of, and all in
-//! turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so that no
+//! A burst of notifications is drained from the sockets and causes one reading. The gap between two
+//! readings is [`READ_GAP`], or several times the duration of reading and acting on it. Of tc
+//! filters, of which there may be thousands, only places with a notification are read, and all
+//! others in turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so
+//! that no change is missed in between.
 //! change falls between.
 
 use std::collections::BTreeSet;
@@ -30,28 +31,28 @@ use crate::control::netlink::events::{Events, Group, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::is_interrupted;
 
-/// What the kernel gives no notice of is looked at this often.
+/// How often objects without notifications are polled.
 pub const POLL_PERIOD: Duration = Duration::from_millis(50);
-/// Everything is read anew this often, for the case that a notice was missed.
+/// How often everything is read, in case a notification was missed.
 pub const FULL_PERIOD: Duration = Duration::from_secs(1);
-/// Shortest time between two readings while notices continue.
+/// Minimum time between two readings while notifications continue.
 pub const READ_GAP: Duration = Duration::from_millis(5);
-/// So many times what the last reading took, and what followed from it, passes before the next: that is
-/// at most a fifth of the control thread's time. Polls are not counted, nor readings of everything at the
-/// start, after an error and after a pause, which do not wait for it.
+/// The next reading waits for this multiple of the time that the last one took, acting on it
+/// included: readings take at most a fifth of the control thread's time. Not limited by this:
+/// polls, and readings of everything at the start, after an error and after a pause.
 const READ_REST: u32 = 4;
 /// How long places of single interfaces are read in one turn.
 const SLICE: Duration = Duration::from_millis(2);
-/// Interfaces whose tcx programs are looked at in one turn; of more, each in its turn.
+/// Interfaces whose tcx programs are read in one turn; if there are more, they take turns.
 const TCX_DEVICES: usize = 64;
-/// Octets. What does not fit is one notice too (ENOBUFS), so this only needs to be enough for the
+/// In octets. An overrun (ENOBUFS) is a notification too, so this only needs to suffice for the
 /// common case.
 const RCVBUF_OCTETS: usize = 64 << 10;
-/// More datagrams than fit into the receive buffer: then something is adding as fast as they are
-/// taken.
+/// More datagrams than the receive buffer holds: beyond this they arrive as fast as they are
+/// drained.
 const DATAGRAMS_MAX: usize = 256;
 
-/// Part of the rules.
+/// A part of the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Nftables,
@@ -60,8 +61,8 @@ enum Part {
     Links,
 }
 
-/// NFNLGRP_NFTABLES; XFRMNLGRP_SA and XFRMNLGRP_POLICY, which tells of defaults too; RTNLGRP_TC;
-/// RTNLGRP_LINK.
+/// NFNLGRP_NFTABLES; XFRMNLGRP_SA and XFRMNLGRP_POLICY, which includes changed defaults;
+/// RTNLGRP_TC; RTNLGRP_LINK.
 const SOURCES: [(Part, isize, &[Group]); 4] = [
     (Part::Nftables, NETLINK_NETFILTER, &[Group::Required(7)]),
     (Part::Xfrm, NETLINK_XFRM, &[Group::Required(3), Group::Required(4)]),
@@ -69,7 +70,7 @@ const SOURCES: [(Part, isize, &[Group]); 4] = [
     (Part::Links, NETLINK_ROUTE, &[Group::Required(1)]),
 ];
 
-/// Notices about one part.
+/// Notifications about one part.
 #[derive(Debug)]
 struct Source {
     part: Part,
@@ -77,12 +78,12 @@ struct Source {
     groups: &'static [Group],
     /// `None`: the kernel has no such protocol (yet), or the socket failed.
     events: Option<Events>,
-    /// Something was told, and not read since.
+    /// A notification arrived since the last reading.
     is_stale: bool,
 }
 
 impl Source {
-    /// Subscribes where that is not done. What was told before is not known.
+    /// Subscribes unless subscribed. Earlier notifications are missing, so the part is stale.
     fn subscribe(&mut self) -> io::Result<()> {
         if self.events.is_some() {
             return Ok(());
@@ -98,7 +99,8 @@ impl Source {
         Ok(())
     }
 
-    /// Takes the notices that wait; those of traffic control are put into `told`. Whether none is left.
+    /// Drains notifications; those of traffic control are added to `told`. Returns whether none is
+    /// left.
     fn take_notices(&mut self, told: &mut Vec<Notice>) -> bool {
         let Some(events) = &mut self.events else { return true };
         for _ in 0..=DATAGRAMS_MAX {
@@ -106,7 +108,7 @@ impl Source {
                 (Ok(Received::Empty), _) => return true,
                 (Ok(Received::Datagram(octets)), Part::Tc) => {
                     for notice in Messages::new(octets).filter_map(|it| Notice::of(&it)) {
-                        // Of filters alone: the disciplines are the same.
+                        // A notification about filters only does not change the qdiscs.
                         self.is_stale |= matches!(notice, Notice::Qdisc { .. } | Notice::All);
                         told.push(notice);
                     }
@@ -116,7 +118,7 @@ impl Source {
                     told.push(Notice::All);
                 }
                 (Ok(_), _) => self.is_stale = true,
-                // Subscribed anew with the next full reading.
+                // Subscribed again with the next full reading.
                 (Err(_), _) => {
                     (self.events, self.is_stale) = (None, true);
                     return true;
@@ -127,20 +129,21 @@ impl Source {
     }
 }
 
-/// The rules, and what it takes to follow them. Belongs to the thread in whose network namespace it
+/// The rules, and the sockets to follow them. Belongs to the thread in whose network namespace it
 /// was started.
 #[derive(Debug)]
 pub struct Monitor {
     sources: Vec<Source>,
     asker: Asker,
-    /// An error: the kernel could not be asked, and nothing is known.
+    /// Error: a request failed, and nothing is known.
     rules: io::Result<Rules>,
-    /// Ports that are followed, by name: what they and their VLANs have of their own.
+    /// Names of the ports whose rules, and those of their VLANs, are followed.
     watched: Vec<String>,
-    /// The interface whose tcx programs were looked at last.
+    /// The interface whose tcx programs were read last.
     tcx_turn: u32,
     is_drained: bool,
-    /// Something was read since [`Monitor::take_news`]: what follows from the rules may be outdated.
+    /// Something was read since [`Monitor::take_news`]: decisions based on the rules may be
+    /// outdated.
     has_news: bool,
     read_due: Instant,
     poll_due: Instant,
@@ -149,10 +152,10 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Subscribes, then reads the rules, those of `ports` included.
+    /// Subscribes, then reads the rules, including those of `ports`.
     ///
     /// # Errors
-    /// When the kernel cannot be heard or asked.
+    /// When subscribing or a request fails.
     pub fn start(ports: &[String]) -> io::Result<Monitor> {
         let now = Instant::now();
         let sources = SOURCES.map(|(part, protocol, groups)| Source {
@@ -182,28 +185,27 @@ impl Monitor {
         })
     }
 
-    /// Sockets that are readable when [`Monitor::process`] has something to do before
-    /// [`Monitor::due`].
+    /// Sockets that become readable when [`Monitor::process`] has work before [`Monitor::due`].
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sources.iter().filter_map(|source| source.events.as_ref()).map(AsFd::as_fd)
     }
 
-    /// When to call [`Monitor::process`] next, though no socket is readable.
+    /// When to call [`Monitor::process`] next even if no socket is readable.
     pub fn due(&self) -> Instant {
         if self.has_news {
             return self.polled;
         }
-        // After an error nothing is read but everything.
+        // After an error everything has to be read first.
         let is_pending =
             self.rules().is_some_and(|rules| self.is_stale() || rules.devices.is_pending());
         let read_due = if is_pending { self.read_due } else { self.read_due.max(self.full_due) };
         self.poll_due.min(read_due)
     }
 
-    /// Takes notices and reads what they are about, or what is due. Whether the answers of
-    /// [`Monitor::bypassed`] and [`Monitor::own`] may be others than before the last
-    /// [`Monitor::take_news`], whatever has read them since. Does not wait; the work is bounded, also
-    /// while notices keep coming.
+    /// Processes notifications, and reads what they concern or what is due. Returns whether the
+    /// results of [`Monitor::bypassed`] and [`Monitor::own`] may have changed since the last
+    /// [`Monitor::take_news`], including changes read by other methods. Does not block; the work is
+    /// bounded even if notifications keep arriving.
     pub fn process(&mut self, now: Instant) -> bool {
         self.take_notices(now);
         if now >= self.read_due {
@@ -218,13 +220,13 @@ impl Monitor {
         self.has_news
     }
 
-    /// The caller asks for [`Monitor::bypassed`] and [`Monitor::own`] now, and acts on the answers.
+    /// The caller now calls [`Monitor::bypassed`] and [`Monitor::own`] and acts on the results.
     pub fn take_news(&mut self) {
         self.has_news = false;
     }
 
-    /// Whether the rules are known as they are, and acted on: no notice waits, what is polled was looked
-    /// at within the last two periods, and nothing was read since [`Monitor::take_news`].
+    /// Whether the rules are up to date and acted on: no notification is pending, polled objects
+    /// were read within the last two periods, and nothing was read since [`Monitor::take_news`].
     pub fn is_current(&self, now: Instant) -> bool {
         let since_poll = now.saturating_duration_since(self.polled);
         self.is_drained && !self.is_stale() && !self.has_news && since_poll <= 2 * POLL_PERIOD
@@ -244,7 +246,7 @@ impl Monitor {
         self.rest(now);
     }
 
-    /// Names the ports. What they and their VLANs have of their own is followed, and read where it was
+    /// Sets the ports. Their rules and those of their VLANs are followed, and read if they were
     /// not: see [`Monitor::knows`].
     pub fn watch(&mut self, ports: Vec<String>) {
         self.watched = ports;
@@ -253,7 +255,7 @@ impl Monitor {
         }
     }
 
-    /// Whether it was read what an interface, of that name and number, and its VLANs have of their own.
+    /// Whether the rules of an interface with that name and ifindex, and of its VLANs, were read.
     pub fn knows(&self, name: &str, ifindex: u32) -> bool {
         let Some(rules) = self.rules() else { return false };
         let devices = rules.devices(&[name.to_owned()]);
@@ -261,7 +263,7 @@ impl Monitor {
             && devices.iter().all(|nic| rules.devices.is_known(nic.ifindex))
     }
 
-    /// There are interfaces that are not known: they are read now, or with the next reading.
+    /// Some interfaces are not known: they are read now, or with the next reading.
     pub fn read_newcomers(&mut self, now: Instant) {
         let links = |source: &&mut Source| source.part == Part::Links;
         self.sources.iter_mut().filter(links).for_each(|source| source.is_stale = true);
@@ -270,8 +272,8 @@ impl Monitor {
         }
     }
 
-    /// What would be bypassed for packets between `ports`, which are watched, and their VLANs, a line
-    /// each. What cannot be read may hold anything, and is a line too.
+    /// What would be bypassed for packets between `ports`, which must be watched, and their VLANs,
+    /// a line each. If the rules cannot be read, a line says so, because they may contain anything.
     pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
         match &self.rules {
             Ok(rules) => rules.bypassed(ports),
@@ -279,13 +281,13 @@ impl Monitor {
         }
     }
 
-    /// Rules that an interface, which is watched, or its VLANs alone have. None when nothing is known,
-    /// which is a line for all.
+    /// Rules of a watched interface or its VLANs alone. Empty if nothing is known, which
+    /// [`Monitor::bypassed`] reports.
     pub fn own(&self, name: &str) -> Vec<String> {
         self.rules().map_or_else(Vec::new, |rules| rules.own(&[name.to_owned()]))
     }
 
-    /// Puts the next reading off, after one that began at `from` and was acted on.
+    /// Postpones the next reading, after one that began at `from` and was acted on.
     pub fn rest(&mut self, from: Instant) {
         let now = Instant::now();
         let took = now.saturating_duration_since(from);
@@ -303,13 +305,13 @@ impl Monitor {
         }
     }
 
-    /// Nothing is known any more. An answer may still be under way.
+    /// Marks everything as unknown. A reply may still arrive, so the sockets are dropped.
     fn fail(&mut self) {
         self.asker.sockets = Sockets::default();
         self.has_news = true;
     }
 
-    /// Whether something was told that is not read yet.
+    /// Whether a notification is pending.
     fn is_stale(&self) -> bool {
         self.sources.iter().any(|source| source.is_stale)
             || self.rules().is_some_and(|rules| rules.devices.is_stale())
@@ -330,8 +332,8 @@ impl Monitor {
         }
     }
 
-    /// Has everything read, whatever was told: the parts that all ports share with the next reading,
-    /// what single interfaces have in turn.
+    /// Schedules a reading of everything: the parts that all ports share with the next reading,
+    /// places of single interfaces in turn.
     fn begin_full_reading(&mut self, now: Instant) {
         let lost_notices = self.sources.iter().any(|s| s.part == Part::Tc && s.events.is_none());
         let subscribed = self.sources.iter_mut().try_for_each(Source::subscribe);
@@ -349,7 +351,7 @@ impl Monitor {
         }
     }
 
-    /// Reads what was told of, and a part of what is to be verified.
+    /// Reads what is stale, and a part of what has to be verified.
     fn read_pending(&mut self, from: Instant) {
         let Some(rules) = self.rules() else { return };
         if rules.devices.is_pending() || self.sources.iter().any(|source| source.is_stale) {
@@ -364,13 +366,13 @@ impl Monitor {
         let mut changed = false;
         for source in self.sources.iter_mut().filter(|source| source.is_stale) {
             match rules.read_part(source.part, &mut self.asker, &self.watched) {
-                // It stays as it was, and is stale.
+                // The part keeps its value and stays stale.
                 Err(error) if is_interrupted(&error) => continue,
                 read => changed |= read?,
             }
             source.is_stale = false;
             if source.part == Part::Nftables {
-                // Which of its functions are there is to be of the same moment.
+                // The hook functions must be read at the same time.
                 self.poll_due = from;
             }
         }
@@ -378,12 +380,12 @@ impl Monitor {
         Ok(rules.read_devices(&mut self.asker, Some(end))? || changed)
     }
 
-    /// Looks at what the kernel gives no notice of.
+    /// Reads objects that have no notifications.
     fn poll(&mut self, now: Instant, thorough: bool) {
         self.poll_due = now + POLL_PERIOD;
         let polled = match &mut self.rules {
             Ok(rules) => rules.read_hooks(&mut self.asker.hooks, thorough),
-            // Tried again with the next full reading.
+            // Repeated with the next full reading.
             Err(_) => Ok(false),
         };
         let polled = polled.and_then(|hooks| Ok(self.poll_tcx()? || hooks));
@@ -393,11 +395,11 @@ impl Monitor {
         self.note(polled);
     }
 
-    /// Notes whether something changed.
+    /// Notes the result of a reading.
     fn note(&mut self, changed: io::Result<bool>) {
         match changed {
             Ok(changed) => self.has_news |= changed,
-            // What was not read stays stale; what was may have changed.
+            // Parts that were not read stay stale; others may have changed.
             Err(error) if is_interrupted(&error) => self.has_news = true,
             Err(error) => self.set(Err(error)),
         }
@@ -421,7 +423,7 @@ impl Monitor {
 }
 
 impl Rules {
-    /// Reads a part anew. Whether the answers may be others.
+    /// Reads a part. Returns whether the results may have changed.
     fn read_part(&mut self, part: Part, asker: &mut Asker, ports: &[String]) -> io::Result<bool> {
         match part {
             Part::Nftables => {
@@ -431,15 +433,16 @@ impl Rules {
             Part::Xfrm => Ok(replace(&mut self.xfrm, asker.xfrm()?)),
             Part::Tc => {
                 let qdiscs = asker.qdiscs()?;
-                // Filters of those that came are read afterwards.
+                // Filters of added qdiscs are read afterwards.
                 Ok(self.set_qdiscs(qdiscs))
             }
             Part::Links => {
                 let nics = asker.nics()?;
                 let renamed = renamed(&self.nics, &nics);
-                // Up to Linux 6.15 chains and flowtables of an interface are told with the name that it
-                // has now, and no notice tells of another one. So a name is known together with what
-                // nftables has there; read after it, for a name that changes again is a notice again.
+                // Up to Linux 6.15 chains and flowtables of an interface are reported with its
+                // current name, without a notification when it is renamed. Therefore nftables is
+                // read together with a new name, and after it: another renaming causes another
+                // notification.
                 let nftables = if renamed.is_empty() { None } else { Some(asker.nftables()?) };
                 let qdiscs = asker.qdiscs()?;
                 let mut changed = !nics.iter().map(relevant).eq(self.nics.iter().map(relevant));
@@ -466,14 +469,14 @@ impl Rules {
     }
 }
 
-/// Interfaces that had no name before, or another one.
+/// Interfaces that are new or were renamed.
 fn renamed(before: &[Nic], now: &[Nic]) -> Vec<u32> {
     let names: BTreeSet<_> = before.iter().map(|nic| (nic.ifindex, &nic.name)).collect();
     let is_new = |nic: &&Nic| !names.contains(&(nic.ifindex, &nic.name));
     now.iter().filter(is_new).map(|nic| nic.ifindex).collect()
 }
 
-/// Members of an interface from which the answers are made.
+/// The members of an interface that affect the results.
 fn relevant(nic: &Nic) -> impl PartialEq + use<'_> {
     (nic.ifindex, &nic.name, &nic.kind, nic.lower, &nic.xdp_programs)
 }
@@ -486,7 +489,7 @@ mod tests {
 
     use super::*;
 
-    /// With a monitor in a network namespace that ends with the test, and has an interface.
+    /// Runs a test with a monitor in its own network namespace, which has an interface.
     fn with_monitor(test: impl FnOnce(Monitor) + Send + 'static) {
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
@@ -503,7 +506,7 @@ mod tests {
 
     #[test]
     #[ignore = "needs root: run by scripts/test"]
-    fn root_what_was_interrupted_is_not_current_and_what_was_known_is_kept() {
+    fn root_after_an_interrupted_dump_the_rules_are_kept_and_not_current() {
         with_monitor(|mut monitor| {
             let now = Instant::now();
             monitor.process(now);
@@ -518,10 +521,10 @@ mod tests {
 
     #[test]
     #[ignore = "needs root: run by scripts/test"]
-    fn root_a_name_is_known_together_with_what_nftables_has_there() {
+    fn root_nftables_is_read_together_with_a_new_interface_name() {
         with_monitor(|mut monitor| {
             monitor.watch(vec!["lan5".into()]);
-            // As a kernel up to 6.15 told it before the interface had its name.
+            // As a kernel up to 6.15 reported it before the interface was renamed.
             let before = Nftables::on_ingress("eth5");
             monitor.rules.as_mut().expect("is known").nftables = before.clone();
             run("ip link set eth5 name lan5");

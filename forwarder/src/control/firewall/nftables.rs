@@ -1,4 +1,4 @@
-//! nftables: base chains that forwarded packets pass, and flowtables that forward past them.
+//! nftables: base chains of forwarded packets, and flowtables, which forward packets past them.
 
 use std::{fmt, io};
 
@@ -21,7 +21,7 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_HOOK_DEV: u16 = 3;
 const NFTA_HOOK_DEVS: u16 = 4;
-/// Of the attributes in NFTA_HOOK_DEVS and NFTA_FLOWTABLE_HOOK_DEVS.
+/// An attribute in NFTA_HOOK_DEVS and NFTA_FLOWTABLE_HOOK_DEVS.
 const NFTA_DEVICE_NAME: u16 = 1;
 const NFTA_DEVICE_PREFIX: u16 = 2;
 const NF_NETDEV_INGRESS: u32 = 0;
@@ -31,7 +31,7 @@ const NFTA_FLOWTABLE_NAME: u16 = 2;
 const NFTA_FLOWTABLE_HOOK: u16 = 3;
 const NFTA_FLOWTABLE_HOOK_DEVS: u16 = 3;
 
-/// What there is of it in the network namespace.
+/// The chains and flowtables of the network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Nftables {
     chains: Vec<Chain>,
@@ -39,14 +39,14 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// Asks the kernel. `socket`: of NETLINK_NETFILTER.
+    /// Reads them. `socket`: of NETLINK_NETFILTER.
     ///
     /// # Errors
-    /// When it cannot be asked.
+    /// When a request fails.
     pub fn read(socket: &mut NlSock) -> io::Result<Nftables> {
-        // Family 0: all. An empty chain counts too: rules come and go.
+        // Family 0: all. An empty chain counts too, because rules may be added at any time.
         match socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain) {
-            // nfnetlink knows no nf_tables: the kernel has none.
+            // The kernel has no nf_tables.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Nftables::default()),
             chains => Ok(Nftables {
                 chains: chains?,
@@ -55,24 +55,24 @@ impl Nftables {
         }
     }
 
-    /// A line for each chain that forwarded packets pass, whatever the ports.
+    /// A line for each chain that forwarded packets of all ports pass.
     pub fn everywhere(&self) -> impl Iterator<Item = String> {
         self.chains.iter().filter(|chain| !chain.is_of_devices()).filter_map(Chain::describe)
     }
 
-    /// A line for each chain and flowtable that is on an interface of `names`.
+    /// A line for each chain and flowtable on an interface of `names`.
     pub fn on_devices<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
         let chains = self.chains.iter().filter_map(|chain| chain.describe_on(names));
         chains.chain(self.flowtables.iter().filter_map(|table| table.describe(names)))
     }
 
-    /// Whether a chain or flowtable that is listed has the kernel run nftables' function at a hook: of
-    /// `device`, for hooks of family netdev.
+    /// Whether a listed chain or flowtable explains nftables' function at a hook; for family
+    /// netdev, at a hook of `device`.
     pub fn is_at(&self, family: u8, hook: u32, device: &str) -> bool {
         let is_on = |devices: &[Device]| devices.iter().any(|on| on.is_port(device));
         self.chains.iter().any(|chain| match (family, chain.family) {
             (NFPROTO_NETDEV, _) if !chain.is_of_devices() => false,
-            // That of family inet has its own number for the ingress.
+            // The ingress hook of family inet has a different number.
             (NFPROTO_NETDEV, NFPROTO_INET) => hook == NF_NETDEV_INGRESS && is_on(&chain.devices),
             (NFPROTO_NETDEV, _) => chain.hook == Some(hook) && is_on(&chain.devices),
             (family, of) => (of == family || of == NFPROTO_INET) && chain.hook == Some(hook),
@@ -81,15 +81,16 @@ impl Nftables {
             && self.flowtables.iter().any(|table| is_on(&table.devices))
     }
 
-    /// Whether there is a chain of type nat in the family, at whatever hook: all of them work by
-    /// NAT's own netfilter hooks.
+    /// Whether the family has a chain of type nat at any hook: all of them use NAT's own netfilter
+    /// hooks.
     pub fn has_nat(&self, family: u8) -> bool {
         let of_family = |chain: &&Chain| chain.family == family || chain.family == NFPROTO_INET;
         self.chains.iter().filter(of_family).any(|chain| chain.kind == "nat")
     }
 }
 
-/// Flows that are forwarded at the ingress of its devices, past every rule that follows.
+/// A flowtable: forwards packets of known flows at the ingress of its devices, past all later
+/// rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Flowtable {
     family: u8,
@@ -99,7 +100,7 @@ struct Flowtable {
 }
 
 impl Flowtable {
-    /// `None` when it is on none of the ports.
+    /// `None` if none of its devices is a port.
     fn describe(&self, ports: &[String]) -> Option<String> {
         let Flowtable { table, name, .. } = self;
         let family = family_name(self.family)?;
@@ -121,14 +122,14 @@ fn parse_flowtable(message: &Message<'_>) -> Option<Flowtable> {
     })
 }
 
-/// A base chain, as far as it matters here.
+/// The fields of a base chain that are needed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Chain {
     family: u8,
     table: String,
     name: String,
     kind: String,
-    /// `None`: it has one, but it is not known which.
+    /// `None`: the hook could not be parsed.
     hook: Option<u32>,
     priority: i32,
     drops: bool,
@@ -157,7 +158,7 @@ fn parse_chain(message: &Message<'_>) -> Option<Chain> {
 }
 
 impl Chain {
-    /// Whether it is at hooks of interfaces, not of a protocol.
+    /// Whether it is at hooks of interfaces rather than of a protocol.
     fn is_of_devices(&self) -> bool {
         match self.family {
             NFPROTO_NETDEV => self.hook.is_some(),
@@ -166,7 +167,7 @@ impl Chain {
         }
     }
 
-    /// As `nft list chains` says it; `None` when forwarded packets do not pass there.
+    /// Describes it as `nft list chains` does; `None` if forwarded packets do not pass it.
     fn describe(&self) -> Option<String> {
         match (self.family, self.hook) {
             (_, Some(0 | 2 | 4)) => self.line(hook_name(self.family, self.hook?)),
@@ -175,7 +176,7 @@ impl Chain {
         }
     }
 
-    /// The same of one that is on interfaces.
+    /// Describes a chain that is on interfaces.
     fn describe_on(&self, names: &[String]) -> Option<String> {
         let hook = self.hook.filter(|_| self.is_of_devices())?;
         let devices = on_ports(&self.devices, names)?;
@@ -193,13 +194,13 @@ impl Chain {
     }
 }
 
-/// Which interfaces a chain or flowtable is on.
+/// The interfaces of a chain or flowtable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Device {
     Name(String),
-    /// All whose names begin so; `eth*` in a ruleset.
+    /// All interfaces whose names begin with this; `eth*` in a ruleset.
     Prefix(String),
-    /// Of an attribute that only newer kernels send.
+    /// An attribute that this version does not know.
     Unknown,
 }
 
@@ -208,8 +209,8 @@ impl Device {
         Device::of(attr.kind, attr.value)
     }
 
-    /// Linux 6.17 has an attribute of its own for a prefix; 6.16 sends it as a name without the NUL
-    /// at its end (`nft_nla_put_hook_dev`).
+    /// Linux 6.17 has a separate attribute for a prefix; 6.16 sends it as a name without the
+    /// terminating NUL (`nft_nla_put_hook_dev`).
     fn of(kind: u16, value: &[u8]) -> Device {
         match kind {
             NFTA_DEVICE_NAME if value.ends_with(&[0]) => Device::Name(string(value)),
@@ -227,8 +228,8 @@ impl Device {
     }
 }
 
-/// The prefix as far as it is UTF-8: a wildcard may end within a character, of which the names of
-/// interfaces have all octets.
+/// The part of the prefix that is valid UTF-8: a wildcard may end within a character, while
+/// interface names contain all of its octets.
 fn prefix(value: &[u8]) -> String {
     let octets = value.split(|octet| *octet == 0).next().unwrap_or_default();
     octets.utf8_chunks().next().map(|chunk| chunk.valid().to_owned()).unwrap_or_default()
@@ -244,7 +245,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// Those of the devices that are ports, as text; `None`: none is.
+/// The devices that are ports, as text; `None` if there are none.
 fn on_ports(devices: &[Device], ports: &[String]) -> Option<String> {
     let is_port = |device: &&Device| ports.iter().any(|port| device.is_port(port));
     let at: Vec<String> = devices.iter().filter(is_port).map(Device::to_string).collect();
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_of_nftables_is_that_of_a_chain_only_where_one_is() {
+    fn a_function_of_nftables_is_explained_only_at_the_hooks_of_a_chain() {
         let of = |family, hook, devices: &[&str]| {
             let chains = vec![chain(family, hook, devices)];
             Nftables { chains, flowtables: vec![] }
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_read_from_its_message_and_octets_that_lie_are_no_chain() {
+    fn a_chain_is_parsed_and_a_malformed_message_is_no_chain() {
         let be = |n: u32| n.to_be_bytes();
         let hook = Request::new(0, 0, &[])
             .attr(NFTA_HOOK_HOOKNUM, &be(2))
@@ -380,11 +381,12 @@ mod tests {
         assert_eq!((chain.name.as_str(), chain.hook, chain.priority), ("FORWARD", Some(2), -5));
         assert!(!chain.drops);
         for len in 0..payload.len() {
-            // None panics; what is cut behind the hook is still a base chain.
+            // Truncated messages do not panic; if the hook is complete, they are still a base
+            // chain.
             let _ = read(&payload[..len]);
         }
         assert!(read(&[]).is_none());
-        // A hook that is not understood is one all the same.
+        // A hook that cannot be parsed counts as a hook.
         let message = Request::new(GETCHAIN, 0, &[NFPROTO_IPV4, 0, 0, 0])
             .attr(0x8000 | NFTA_CHAIN_HOOK, &[])
             .finish(0);

@@ -1,19 +1,20 @@
 //! Whether SELinux checks forwarded packets.
 //!
-//! Its functions stand at the netfilter hooks from the start (`selinux_ip_forward`,
+//! Its functions are always registered at the netfilter hooks (`selinux_ip_forward`,
 //! `selinux_ip_postroute`) and let forwarded packets pass unless
 //! - a policy is loaded and enforced, and has the capability `network_peer_controls`;
-//! - it has the capability `always_check_network` too, or peers are labelled: NetLabel has a label for
-//!   packets that come without (unlbl), a CIPSO or a CALIPSO domain of interpretation; or SECMARK or
+//! - and it has the capability `always_check_network`, or peers are labelled: NetLabel has a label
+//!   for unlabelled packets (unlbl) or a CIPSO or CALIPSO domain of interpretation; or SECMARK or
 //!   labelled SAs are in use (`selinux_secmark_enabled`, `selinux_xfrm_enabled`).
 //!
-//! Left out: SECMARK and labelled SAs. The kernel counts both for the whole machine: an object of type
-//! secmark that no rule of nftables uses is enough, in any network namespace. Only their rules and
-//! policies in this one are found, as filters of their own.
+//! Left out: SECMARK and labelled SAs. The kernel counts both for the whole machine: an unused
+//! nftables object of type secmark in any network namespace is enough. Only rules and policies of
+//! this namespace that use them are found, as filters of their own.
 //!
-//! Whether all that is off can be read in selinuxfs and asked of NetLabel, the latter in the first
-//! network namespace only: from another one a thread goes there to open the socket, which takes
-//! CAP_SYS_ADMIN and the first process in `/proc`. When it cannot be shown, SELinux counts as a filter.
+//! The policy state is read from selinuxfs, the labels from NetLabel, which answers in the initial
+//! network namespace only: from another one a thread enters it to open the socket, which takes
+//! CAP_SYS_ADMIN and access to the initial process in `/proc`. If it cannot be shown that SELinux
+//! checks nothing, it counts as a filter.
 
 use std::fs::File;
 use std::io;
@@ -27,31 +28,32 @@ use crate::control::netlink::query::NlSock;
 
 /// NETLBL_PROTO_VERSION.
 const NETLABEL_VERSION: u8 = 3;
-/// What labels peers, by family: NLBL_UNLABEL_C_STATICLIST and NLBL_UNLABEL_C_STATICLISTDEF,
-/// NLBL_CIPSOV4_C_LISTALL, NLBL_CALIPSO_C_LISTALL.
+/// Requests for the labels of peers, by family: NLBL_UNLABEL_C_STATICLIST and
+/// NLBL_UNLABEL_C_STATICLISTDEF, NLBL_CIPSOV4_C_LISTALL, NLBL_CALIPSO_C_LISTALL.
 const LABELS: [(&str, &[u8]); 3] =
     [("NLBL_UNLBL", &[5, 8]), ("NLBL_CIPSOv4", &[4]), ("NLBL_CALIPSO", &[4])];
 
-/// The means to look.
+/// Paths and sockets used to read the state.
 #[derive(Debug)]
 pub struct Selinux {
-    /// Where selinuxfs is mounted.
+    /// Mount point of selinuxfs.
     selinuxfs: PathBuf,
-    /// The security context of this thread.
+    /// File with the security context of this thread.
     context: PathBuf,
     netlabel: Option<NetLabel>,
 }
 
-/// Where the labels of peers are asked for.
+/// The socket for requests to NetLabel.
 #[derive(Debug)]
 struct NetLabel {
     socket: NlSock,
-    /// The socket is of the first network namespace: a family that it does not show is not there.
+    /// The socket is in the initial network namespace: there, a missing family does not exist in
+    /// the kernel.
     is_first: bool,
 }
 
 impl Selinux {
-    /// Of this machine.
+    /// Uses the paths of the running system.
     pub fn new() -> Selinux {
         Selinux {
             selinuxfs: "/sys/fs/selinux".into(),
@@ -60,12 +62,12 @@ impl Selinux {
         }
     }
 
-    /// Whether it is there, for kernels that do not list its hooks.
+    /// Whether SELinux is present, for kernels that do not list its hooks.
     pub fn is_there(&self) -> bool {
         self.selinuxfs.join("enforce").exists() || self.has_policy() == Some(true)
     }
 
-    /// Why it may check forwarded packets; `None`: it does not.
+    /// Why it may check forwarded packets; `None` if it does not.
     pub fn may_check(&mut self) -> Option<String> {
         let is_off = |name: &str| read(&self.selinuxfs.join(name)).is_some_and(|text| text == "0");
         if self.has_policy() == Some(false)
@@ -78,19 +80,18 @@ impl Selinux {
             let path = self.selinuxfs.join("policy_capabilities/always_check_network");
             return Some(match read(&path) {
                 Some(_) => format!("always_check_network is on (see {})", path.display()),
-                None => format!("perhaps; {} cannot be read", path.display()),
+                None => format!("unknown; {} cannot be read", path.display()),
             });
         }
         match self.has_labels() {
             Ok(false) => None,
             Ok(true) => Some("NetLabel labels peers (see netlabelctl)".into()),
-            Err(error) => {
-                Some(format!("perhaps; whether NetLabel labels peers cannot be asked: {error}"))
-            }
+            Err(error) => Some(format!("unknown; the labels of NetLabel cannot be read: {error}")),
         }
     }
 
-    /// `None`: it is not known. Without a policy a context is a single word; with one it has parts.
+    /// `None` if unknown. Without a policy a context is a single word; with one it has several
+    /// parts.
     fn has_policy(&self) -> Option<bool> {
         read(&self.context)
             .filter(|context| !context.is_empty())
@@ -107,7 +108,7 @@ impl Selinux {
 }
 
 impl NetLabel {
-    /// Opens the socket in the first network namespace, if the process may go there.
+    /// Opens the socket in the initial network namespace, if the process may enter it.
     fn open() -> io::Result<NetLabel> {
         let first = File::open("/proc/1/ns/net");
         if is_first_namespace() || first.is_err() {
@@ -120,7 +121,7 @@ impl NetLabel {
         let thread = std::thread::Builder::new().name("fr-netlabel".into()).spawn(there)?;
         match thread.join() {
             Ok(Ok(netlabel)) => Ok(netlabel),
-            // It may not go there.
+            // The process may not enter it.
             _ => NetLabel::open_here(),
         }
     }
@@ -133,7 +134,7 @@ impl NetLabel {
         let mut found = false;
         for (name, commands) in LABELS {
             let family = match self.socket.family(name) {
-                // The kernel is built without it.
+                // The kernel was built without this family.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) && self.is_first => {
                     continue;
                 }
@@ -153,7 +154,7 @@ impl NetLabel {
     }
 }
 
-/// Whether the calling thread is in the first network namespace: others do not have all sysctls.
+/// Whether the calling thread is in the initial network namespace: others lack some sysctls.
 fn is_first_namespace() -> bool {
     Path::new("/proc/sys/net/core/netdev_max_backlog").exists()
 }
@@ -169,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// With the files of selinuxfs that are named, and a context.
+    /// Uses the given selinuxfs files and context.
     fn selinux(dir: &Path, files: &[(&str, &str)], context: Option<&str>) -> Selinux {
         let _ = fs::remove_dir_all(dir.join("policy_capabilities"));
         let _ = fs::remove_file(dir.join("enforce"));
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn it_checks_forwarded_packets_unless_that_is_shown_to_be_off() {
+    fn it_counts_as_a_filter_unless_shown_to_be_off() {
         let dir = tempfile::tempdir().expect("a directory");
         let policy = Some("system_u:system_r:kernel_t:s0\0");
         let always = "policy_capabilities/always_check_network";
@@ -196,31 +197,31 @@ mod tests {
         let on = why(&[("enforce", "1"), (peers, "1"), (always, "1")], policy);
         assert!(on.expect("a filter").starts_with("always_check_network is on"));
         let unread = why(&[("enforce", "1"), (peers, "1")], policy).expect("a filter");
-        assert!(unread.starts_with("perhaps; ") && unread.contains(always), "{unread}");
+        assert!(unread.starts_with("unknown; ") && unread.contains(always), "{unread}");
         assert!(why(&[], None).is_some(), "nothing can be read");
 
         assert_eq!(why(&[("enforce", "0"), (always, "1")], policy), None, "permissive");
         assert_eq!(why(&[("enforce", "1"), (peers, "0"), (always, "1")], policy), None);
         assert_eq!(why(&[], Some("kernel\0")), None, "no policy is loaded");
-        // The kernel that runs this has no labels, or cannot be asked here.
+        // The kernel of the test machine has no labels, or cannot be queried here.
         let off = why(&[("enforce", "1"), (peers, "1"), (always, "0")], policy);
         assert!(off.is_none_or(|why| why.contains("NetLabel")));
     }
 
     #[test]
-    fn labels_of_netlabel_that_cannot_be_seen_may_be_there() {
+    fn netlabel_families_missing_in_another_namespace_are_unknown() {
         let mut netlabel = NetLabel::open().expect("opens");
         netlabel.is_first = true;
         let visible = netlabel.has_labels();
         netlabel.is_first = false;
         let hidden = netlabel.has_labels();
-        // Either the families are there, and answer the same; or their absence says nothing.
+        // Either the families exist and give the same replies, or their absence is an error.
         assert!(hidden.is_err() || hidden.ok() == visible.ok());
     }
 
     #[test]
     #[ignore = "needs root: run by scripts/test"]
-    fn root_netlabel_is_asked_in_the_first_namespace_from_any() {
+    fn root_netlabel_is_queried_in_the_initial_namespace_from_any() {
         let inside = std::thread::spawn(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET).expect("a namespace of its own");
             assert!(!is_first_namespace());
@@ -229,14 +230,14 @@ mod tests {
             netlabel
         });
         let netlabel = inside.join().expect("does not panic");
-        // The first process of a container is not in the first namespace either.
+        // In a container, the process with id 1 is not in the initial namespace either.
         let first = Path::new("/proc/1/ns/net").read_link().ok();
         let own = Path::new("/proc/thread-self/ns/net").read_link().ok();
         assert_eq!(netlabel.is_first, is_first_namespace() && first == own);
     }
 
     #[test]
-    fn it_is_there_when_a_policy_is_loaded() {
+    fn it_is_present_when_a_policy_is_loaded() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(!selinux(dir.path(), &[], None).is_there());
         assert!(!selinux(dir.path(), &[], Some("unconfined\n")).is_there());

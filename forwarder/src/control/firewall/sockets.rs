@@ -1,5 +1,5 @@
-//! Netlink sockets that ask for rules. They stay open: a question costs no descriptor, and can be put
-//! also when there are none left.
+//! Netlink sockets for requests. They stay open, so that a request needs no descriptor and works
+//! even if none is left.
 
 use std::io;
 
@@ -7,8 +7,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 
 use crate::control::netlink::query::NlSock;
 
-/// The sockets, opened with the first question. After an error they are to be dropped: an answer may
-/// still be under way.
+/// The sockets, opened with the first request. Drop them after an error: a reply may still arrive.
 #[derive(Debug, Default)]
 pub struct Sockets {
     route: Option<NlSock>,
@@ -17,7 +16,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Of NETLINK_ROUTE.
+    /// The socket of NETLINK_ROUTE.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -28,7 +27,7 @@ impl Sockets {
         }
     }
 
-    /// Of NETLINK_NETFILTER; `None`: the kernel has no such protocol (yet).
+    /// The socket of NETLINK_NETFILTER; `None`: the kernel has no such protocol (yet).
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -36,7 +35,7 @@ impl Sockets {
         open(&mut self.netfilter, NETLINK_NETFILTER)
     }
 
-    /// Of NETLINK_XFRM; `None`: the kernel has no such protocol (yet).
+    /// The socket of NETLINK_XFRM; `None`: the kernel has no such protocol (yet).
     ///
     /// # Errors
     /// When it cannot be opened.

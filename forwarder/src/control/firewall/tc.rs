@@ -1,7 +1,7 @@
-//! Traffic control: classifiers of every queueing discipline of an interface.
+//! Traffic control: classifiers of all qdiscs of an interface.
 //!
-//! Userspace receives before the ingress and sends past the egress. What a filter does is not
-//! looked at: one that only chooses a class for shaping counts as one that drops.
+//! Userspace receives packets before the ingress and sends them past the egress. The effect of a
+//! filter is not examined: one that only selects a class for shaping counts as one that drops.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -23,35 +23,35 @@ const RTM_NEWACTION: u16 = 48;
 const RTM_GETACTION: u16 = 50;
 const RTM_NEWCHAIN: u16 = 100;
 const RTM_DELCHAIN: u16 = 101;
-/// In place of an interface: the filters are those of a block (include/uapi/linux/rtnetlink.h).
+/// Used as ifindex for filters of a block (include/uapi/linux/rtnetlink.h).
 const TCM_IFINDEX_MAGIC_BLOCK: u32 = 0xffff_ffff;
-/// TC_H_CLSACT: handle of every clsact and ingress discipline.
+/// TC_H_CLSACT: handle of every clsact and ingress qdisc.
 const CLSACT: u32 = 0xffff_0000;
-/// TC_H_MIN_MASK: the class within its discipline.
+/// TC_H_MIN_MASK: the class within its qdisc.
 const MINOR: u32 = 0xffff;
 /// TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS) and (…, TC_H_MIN_EGRESS).
 const TC_H_INGRESS: u32 = 0xffff_fff2;
 const TC_H_EGRESS: u32 = 0xffff_fff3;
-/// Parent of the discipline at the root of an interface.
+/// Parent of the root qdisc of an interface.
 const TC_H_ROOT: u32 = 0xffff_ffff;
-/// Parent of filters: the discipline at the root, whatever its handle.
+/// Parent of filters of the root qdisc, regardless of its handle.
 const ROOT: u32 = 0;
 /// `struct tcmsg` in octets: family, ifindex, handle, parent, info.
 const TC_HEADER: usize = 20;
 const TCA_KIND: u16 = 1;
 
-/// A queueing discipline.
+/// A qdisc.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Qdisc {
     pub ifindex: u32,
-    /// 0: made by the kernel, and can only be named as the root.
+    /// 0: created by the kernel; it can only be addressed as the root.
     pub handle: u32,
     pub is_root: bool,
     pub kind: String,
 }
 
 impl Qdisc {
-    /// Whether it is that of an interface with a handle.
+    /// Whether it has this interface and handle.
     pub fn is(&self, ifindex: u32, handle: u32) -> bool {
         self.ifindex == ifindex && self.handle == handle
     }
@@ -61,7 +61,7 @@ impl Qdisc {
         self.kind == "clsact" || self.kind == "ingress"
     }
 
-    /// Whether filters at a parent are its own, or those of its classes.
+    /// Whether a parent is this qdisc or one of its classes.
     pub fn has(&self, parent: u32) -> bool {
         self.attachments().contains(&parent) || parent & !MINOR == self.handle && self.handle != 0
     }
@@ -77,17 +77,17 @@ impl Qdisc {
         }
     }
 
-    /// Whether its classes can have filters of their own (`tcf_block` of the class operations); of
-    /// the others only the discipline itself has.
+    /// Whether its classes can have filters of their own (`tcf_block` of the class operations);
+    /// otherwise only the qdisc itself can.
     fn has_filters_by_class(&self) -> bool {
         ["htb", "hfsc", "cbq", "atm"].contains(&self.kind.as_str())
     }
 }
 
-/// All queueing disciplines of the namespace. `socket`: of NETLINK_ROUTE.
+/// All qdiscs of the namespace. `socket`: of NETLINK_ROUTE.
 ///
 /// # Errors
-/// What the kernel answers with.
+/// The kernel's error.
 pub fn qdiscs(socket: &mut NlSock) -> io::Result<BTreeSet<Qdisc>> {
     let found = socket.dump(RTM_GETQDISC, &[0; TC_HEADER], |message| {
         let kind = find(message.attrs(TC_HEADER), TCA_KIND)?.string();
@@ -106,11 +106,10 @@ pub fn has_clsact(qdiscs: &BTreeSet<Qdisc>, ifindex: u32) -> bool {
     qdiscs.iter().any(|qdisc| qdisc.ifindex == ifindex && qdisc.is_clsact())
 }
 
-/// Where the filters of a discipline may be, those of its classes included. `socket`: of
-/// NETLINK_ROUTE.
+/// Parents at which filters of a qdisc may be, including its classes. `socket`: of NETLINK_ROUTE.
 ///
 /// # Errors
-/// What the kernel answers with.
+/// The kernel's error.
 pub fn parents(socket: &mut NlSock, qdisc: &Qdisc) -> io::Result<BTreeSet<u32>> {
     let mut found = BTreeSet::from_iter(qdisc.attachments());
     if qdisc.has_filters_by_class() {
@@ -120,11 +119,11 @@ pub fn parents(socket: &mut NlSock, qdisc: &Qdisc) -> io::Result<BTreeSet<u32>> 
     Ok(found)
 }
 
-/// Kinds of the filters of all chains of a parent, those of shared blocks included
-/// (`tc_dump_tfilter`). `socket`: of NETLINK_ROUTE.
+/// Kinds of the filters in all chains of a parent, including shared blocks (`tc_dump_tfilter`).
+/// `socket`: of NETLINK_ROUTE.
 ///
 /// # Errors
-/// What the kernel answers with.
+/// The kernel's error.
 pub fn filters(socket: &mut NlSock, ifindex: u32, parent: u32) -> io::Result<BTreeSet<String>> {
     let kinds = dump(socket, RTM_GETTFILTER, ifindex, parent, |message| {
         Some(find(message.attrs(TC_HEADER), TCA_KIND)?.string())
@@ -132,7 +131,7 @@ pub fn filters(socket: &mut NlSock, ifindex: u32, parent: u32) -> io::Result<BTr
     Ok(kinds.into_iter().collect())
 }
 
-/// Filters of a kind at a parent of an interface, in words. `qdiscs`: those of the namespace.
+/// Describes filters of a kind at a parent of an interface. `qdiscs`: those of the namespace.
 pub fn describe(
     name: &str,
     ifindex: u32,
@@ -158,7 +157,7 @@ pub fn describe(
     format!("tc filter ({kind}) at the {place} of {name}{at} (see tc filter show dev {name}{show}")
 }
 
-/// The rest of the command that shows the filters of a parent.
+/// The end of the command that shows the filters of a parent.
 fn show(parent: u32) -> String {
     match parent {
         TC_H_INGRESS => " ingress)".to_owned(),
@@ -168,7 +167,7 @@ fn show(parent: u32) -> String {
     }
 }
 
-/// As tc writes it: 1:10.
+/// A handle in the format of tc: 1:10.
 fn handle(handle: u32) -> String {
     match handle & MINOR {
         0 => format!("{:x}:", handle >> 16),
@@ -187,7 +186,7 @@ fn dump<T>(
     header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     header[12..16].copy_from_slice(&parent.to_ne_bytes());
     match socket.dump(kind, &header, parse) {
-        // The interface went meanwhile, or its discipline.
+        // The interface or its qdisc was removed meanwhile.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
             Ok(Vec::new())
         }
@@ -195,24 +194,24 @@ fn dump<T>(
     }
 }
 
-/// Part of traffic control that a notice is about.
+/// The part of traffic control that a notification is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// A discipline of an interface came, went or was changed.
+    /// A qdisc of an interface was added, removed or changed.
     Qdisc { ifindex: u32, handle: u32 },
-    /// A class of a discipline, by the handles of both.
+    /// A class of a qdisc, by their handles.
     Class { ifindex: u32, qdisc: u32, class: u32 },
     /// Filters at a parent.
     Parent { ifindex: u32, parent: u32 },
     /// Filters of a block that several interfaces share.
     Block,
-    /// It is not known what.
+    /// Unknown: anything may have changed.
     All,
 }
 
 impl Notice {
-    /// Of a message of RTNLGRP_TC; `None`: it is about actions, which do nothing without a filter, and
-    /// a filter counts whatever its actions are.
+    /// Parses a message of RTNLGRP_TC; `None`: it is about actions, which have no effect without a
+    /// filter, and a filter counts regardless of its actions.
     pub fn of(message: &Message<'_>) -> Option<Notice> {
         if (RTM_NEWACTION..=RTM_GETACTION).contains(&message.kind) {
             return None;
@@ -242,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_are_looked_for_where_a_discipline_can_have_them() {
+    fn filters_are_read_where_a_qdisc_can_have_them() {
         let qdisc = |handle, kind: &str| {
             let is_root = kind == "fq_codel";
             Qdisc { ifindex: 1, handle, is_root, kind: kind.to_owned() }
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn notices_name_the_place_and_one_that_is_not_understood_is_about_all() {
+    fn notifications_name_the_place_and_unknown_ones_concern_all() {
         let notice = |kind, ifindex: u32, handle: u32, parent: u32| {
             let words = [0, ifindex, handle, parent, 0];
             let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -273,7 +272,7 @@ mod tests {
         assert_eq!(about(RTM_DELTCLASS, 7, 0x1_0005, handle), class);
         let filters = Notice::Parent { ifindex, parent: 0x1_0005 };
         assert_eq!(about(RTM_NEWTFILTER, 7, 0x8000_0000, 0x1_0005), filters);
-        // tc filter add … parent ffff: and … ingress are the same place.
+        // `tc filter add … parent ffff:` and `… ingress` are the same place.
         let clsact = Notice::Qdisc { ifindex, handle: CLSACT };
         assert_eq!(about(RTM_NEWTFILTER, 7, 0, CLSACT), clsact);
         assert_eq!(about(RTM_DELTFILTER, 7, 0, TC_H_EGRESS), clsact);

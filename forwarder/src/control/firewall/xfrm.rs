@@ -9,23 +9,23 @@ use crate::control::netlink::query::NlSock;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
 const XFRM_MSG_GETSPDINFO: u16 = 0x25;
 const XFRM_MSG_GETDEFAULT: u16 = 0x28;
-/// `u32` of flags in front of the attributes of an answer to XFRM_MSG_GETSPDINFO.
+/// The `u32` of flags before the attributes of a reply to XFRM_MSG_GETSPDINFO, in octets.
 const SPDINFO_HEADER: usize = 4;
 const XFRMA_SPD_INFO: u16 = 1;
 const XFRM_USERPOLICY_BLOCK: u8 = 1;
-/// Offset of `dir` in `struct xfrm_userpolicy_info`: behind a selector of 56 octets, two lifetimes
+/// Offset of `dir` in `struct xfrm_userpolicy_info`: after a selector of 56 octets, two lifetimes
 /// of 64 and 32, priority and index.
 const XFRM_POLICY_DIR: usize = 56 + 64 + 32 + 4 + 4;
-/// Offset of `family` in the selector: behind two addresses and four ports and masks.
+/// Offset of `family` in the selector: after two addresses and four ports and masks.
 const XFRM_SELECTOR_FAMILY: usize = 2 * 16 + 4 * 2;
-/// More policies than these are not listed, only counted: reading them all after every change would
-/// keep the control thread busy, and one is enough to know.
+/// More policies than this are only counted: reading them all after every change would keep the
+/// control thread busy, and one is enough to know.
 const LISTED_MAX: u32 = 1000;
 
 /// Policies of the namespace and defaults that block, a line each. `socket`: of NETLINK_XFRM.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// When a request fails.
 pub fn read(socket: &mut NlSock) -> io::Result<Vec<String>> {
     let count = socket.get(
         |flags| Request::new(XFRM_MSG_GETSPDINFO, flags, &[0; SPDINFO_HEADER]),
@@ -34,7 +34,7 @@ pub fn read(socket: &mut NlSock) -> io::Result<Vec<String>> {
     let mut found = match count? {
         Some(0) => Vec::new(),
         Some(count) if count > LISTED_MAX => vec![line(count.into(), "", "")],
-        // None: the kernel said it in a way that is not understood.
+        // None: the kernel's reply could not be parsed.
         _ => list(socket)?,
     };
     let directions = blocked_by_default(socket.get(
@@ -50,22 +50,22 @@ pub fn read(socket: &mut NlSock) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Kernels before 5.14 do not know the question, and have no such default (`xfrm_user_rcv_msg`: EINVAL).
-/// Any other error, and an answer that is too short, may hide one that blocks.
+/// Kernels before 5.14 do not support the request and have no such default (`xfrm_user_rcv_msg`:
+/// EINVAL). After any other error, or a short reply, a default that blocks may exist.
 fn blocked_by_default(
     answer: io::Result<Option<Vec<&'static str>>>,
 ) -> io::Result<Vec<&'static str>> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
         answer => answer?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults are not understood")
+            io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults cannot be parsed")
         }),
     }
 }
 
-/// One line for each direction and family.
+/// A line for each direction and family.
 fn list(socket: &mut NlSock) -> io::Result<Vec<String>> {
-    // A selector and an index: all zero asks for all.
+    // A selector and an index: all zero requests all policies.
     let policies = socket.dump(XFRM_MSG_GETPOLICY, &[0; 64], parse_policy)?;
     let mut counts = BTreeMap::new();
     for of in policies {
@@ -81,8 +81,8 @@ fn line(count: u64, family: &str, direction: &str) -> String {
     format!("XFRM: {count} {} for IPsec (see ip xfrm policy)", what.join(" "))
 }
 
-/// Policies of the directions in, out and fwd together, without those of sockets
-/// (`struct xfrmu_spdinfo`).
+/// The number of policies of the directions in, out and fwd, without those of sockets (`struct
+/// xfrmu_spdinfo`).
 fn parse_spdinfo(mut attrs: Attrs<'_>) -> Option<u32> {
     let info = attrs.find(|attr| attr.kind == XFRMA_SPD_INFO)?.value;
     let word = |at: usize| u32_at(info, 4 * at);
@@ -90,15 +90,15 @@ fn parse_spdinfo(mut attrs: Attrs<'_>) -> Option<u32> {
 }
 
 /// Directions in which forwarded packets without a policy are dropped (`struct
-/// xfrm_userpolicy_default`: in, fwd, out). A forwarded packet is checked as fwd when it was routed
-/// (`xfrm4_policy_check`) and as out after (`xfrm_route_forward`).
+/// xfrm_userpolicy_default`: in, fwd, out). A forwarded packet is checked as fwd after routing
+/// (`xfrm4_policy_check`) and then as out (`xfrm_route_forward`).
 fn parse_default(defaults: &[u8]) -> Option<Vec<&'static str>> {
     let blocks = |at| Some(u8_at(defaults, at)? == XFRM_USERPOLICY_BLOCK);
     let directions = [(blocks(1)?, "fwd"), (blocks(2)?, "out")];
     Some(directions.iter().filter(|(blocks, _)| *blocks).map(|(_, name)| *name).collect())
 }
 
-/// Direction and family. `None` for policies of one socket, which no forwarded packet meets.
+/// Direction and family. `None` for policies of a socket, which do not apply to forwarded packets.
 fn parse_policy(message: &Message<'_>) -> Option<(&'static str, &'static str)> {
     let direction = match u8_at(message.payload, XFRM_POLICY_DIR)? {
         0 => "in",
@@ -128,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_kernel_that_does_not_know_defaults_has_none() {
+    fn only_a_kernel_without_defaults_has_no_default() {
         let refused = |errno| Err(io::Error::from_raw_os_error(errno));
         assert!(blocked_by_default(refused(libc::EINVAL)).expect("an old kernel").is_empty());
         for errno in [libc::EPERM, libc::ENOBUFS, libc::EAGAIN] {
-            let error = blocked_by_default(refused(errno)).expect_err("not known");
+            let error = blocked_by_default(refused(errno)).expect_err("unknown");
             assert_eq!(error.raw_os_error(), Some(errno));
         }
         assert!(blocked_by_default(Ok(None)).is_err(), "too short");

@@ -1,26 +1,26 @@
-//! Files of /proc that tell of filters older than netlink's: tables of the old iptables, and virtual
-//! servers of IPVS. They are of this thread's network namespace, and stay so while they are open.
+//! Reads filters that are only in /proc: iptables-legacy tables and IPVS virtual servers. The files
+//! show the network namespace of this thread, even after it changes.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// What is read of a file at most: a list of five names, and the beginning of a list of servers.
+/// Maximum octets read of a file: a list of five names, or the beginning of a list of servers.
 const READ_MAX: usize = 512;
-/// Lines at the head of /proc/net/ip_vs.
+/// Header lines of /proc/net/ip_vs.
 const IPVS_HEAD: usize = 3;
 
-/// Tables that the kernel has set up for one of the programs. Their rules cannot be read without
-/// changing what is there, so a table counts as rules.
+/// Tables that the kernel has created for one of the programs. Their rules cannot be read without
+/// changing the kernel's state, so a table counts as rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tables {
-    /// Their names; none where the kernel has no such tables.
+    /// Their names; empty if the kernel has no such tables.
     Named(Vec<String>),
-    /// The file is for root's user id to open, whatever the capabilities.
+    /// Only the root user can open the file, regardless of capabilities.
     Unreadable,
 }
 
-/// The files, opened once: reading them is cheap then.
+/// The files, opened once, which makes reading them cheap.
 #[derive(Debug)]
 pub struct Files {
     v4: Source,
@@ -29,7 +29,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Of this thread's network namespace.
+    /// Opens them in the network namespace of this thread.
     pub fn open() -> Files {
         let source =
             |name: &str| Source { path: format!("/proc/thread-self/net/{name}"), file: None };
@@ -43,7 +43,7 @@ impl Files {
     /// Tables of iptables-legacy.
     ///
     /// # Errors
-    /// What reading says.
+    /// When a file cannot be read.
     pub fn tables4(&mut self) -> io::Result<Tables> {
         self.v4.tables()
     }
@@ -51,7 +51,7 @@ impl Files {
     /// Tables of ip6tables-legacy.
     ///
     /// # Errors
-    /// What reading says.
+    /// When a file cannot be read.
     pub fn tables6(&mut self) -> io::Result<Tables> {
         self.v6.tables()
     }
@@ -59,7 +59,7 @@ impl Files {
     /// Whether IPVS has a virtual server.
     ///
     /// # Errors
-    /// What reading says.
+    /// When a file cannot be read.
     pub fn has_virtual_servers(&mut self) -> io::Result<bool> {
         match self.ipvs.read() {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
@@ -68,7 +68,7 @@ impl Files {
     }
 }
 
-/// A file that may come with a module.
+/// A file that a module may add later.
 #[derive(Debug)]
 struct Source {
     path: String,
@@ -83,7 +83,7 @@ impl Source {
         }
     }
 
-    /// Its beginning; nothing where there is no such file.
+    /// Reads the beginning; empty if the file does not exist.
     fn read(&mut self) -> io::Result<String> {
         if self.file.is_none() {
             self.file = match File::open(&self.path) {
@@ -96,7 +96,7 @@ impl Source {
         match file.read_at(&mut text, 0) {
             Ok(len) => Ok(String::from_utf8_lossy(&text[..len]).into_owned()),
             Err(error) => {
-                // The module is gone, or the namespace: the next time it is opened anew.
+                // The module or the namespace is gone: the file is opened again next time.
                 self.file = None;
                 let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EIO));
                 if gone { Ok(String::new()) } else { Err(error) }
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_not_there_has_no_tables_and_one_that_comes_is_read() {
+    fn a_missing_file_has_no_tables_and_is_read_once_it_exists() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("names").to_string_lossy().into_owned();
         let mut source = Source { path: path.clone(), file: None };
