@@ -1,6 +1,6 @@
-//! What `link show -d` has beyond the link itself, read device by device, and how it is printed: in
-//! lines as `ip -d -s link` and `ethtool` have them, in JSON with the keys of `ip -j` where there
-//! are some. What a device does not have is left out.
+//! The part of `link show -d` that is read for each device, and its output: as text in the format
+//! of `ip -d -s link` and `ethtool`, as JSON with the keys of `ip -j` where they exist. What a
+//! device does not have is omitted.
 
 use std::fmt;
 use std::io;
@@ -15,51 +15,51 @@ use crate::io::device::{
     Channels, Coalescing, DriverInfo, EthtoolOps, Feature, Multicast, Rings, Stats, Timestamping,
 };
 
-/// A device of the kernel in detail.
+/// Details of a kernel device.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Details {
-    /// Who wants every frame, as the kernel counts them.
+    /// Promiscuous mode: number of users, as the kernel counts them.
     pub promiscuity: u32,
-    /// Who wants every multicast frame.
+    /// All-multicast mode: number of users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allmulti: Option<u32>,
-    /// The largest MTU it takes, in octets.
+    /// The largest supported MTU, in octets.
     #[serde(skip_serializing_if = "is_zero")]
     pub max_mtu: u32,
-    /// Queues it was made with.
+    /// RX queues that it was created with.
     pub num_rx_queues: u32,
-    /// Queues it was made with.
+    /// TX queues that it was created with.
     pub num_tx_queues: u32,
     /// Multicast addresses it receives.
     pub multicast: Vec<Multicast>,
     /// Its driver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<DriverInfo>,
-    /// What its driver can do for XDP; `None`: the kernel does not tell.
+    /// XDP capabilities of its driver; `None`: the kernel does not report them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xdp_features: Option<XdpFeatures>,
     /// Queues in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<Channels>,
-    /// Descriptors of its rings.
+    /// Ring sizes, in descriptors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rings: Option<Rings>,
-    /// How long it holds interrupts back.
+    /// Interrupt coalescing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coalescing: Option<Coalescing>,
-    /// Which packets it stamps.
+    /// Time stamping capabilities.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timestamping: Option<Timestamping>,
     /// Its offloads.
     pub features: Vec<Feature>,
-    /// What polls its queues.
+    /// The NAPI instances that poll its queues.
     pub napi: Vec<Napi>,
     /// Its queues.
     pub queues: Vec<Queue>,
-    /// Its interrupts, where they are not told with what polls its queues.
+    /// Its interrupts, if they are not reported with the NAPI instances.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub irqs: Vec<Irq>,
-    /// What the kernel counted. Packets that pass by AF_XDP are in some drivers' counters only.
+    /// The kernel's counters. Packets of AF_XDP are in some drivers' counters only.
     pub stats64: Stats64,
 }
 
@@ -67,12 +67,12 @@ fn is_zero(value: &u32) -> bool {
     *value == 0
 }
 
-/// NETDEV_XDP_ACT_*, as far as they matter here.
+/// The NETDEV_XDP_ACT_* flags that matter here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct XdpFeatures {
     /// XDP in the driver.
     pub native: bool,
-    /// AF_XDP without copies.
+    /// AF_XDP zero-copy.
     pub zerocopy: bool,
     /// Packets of several buffers.
     pub multi_buffer: bool,
@@ -89,7 +89,7 @@ pub struct Stats64 {
 
 /// Received packets; see [`Stats`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "named and told in Stats")]
+#[expect(missing_docs, reason = "documented in Stats")]
 pub struct RxStats {
     pub bytes: u64,
     pub packets: u64,
@@ -101,7 +101,7 @@ pub struct RxStats {
 
 /// Sent packets; see [`Stats`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "named and told in Stats")]
+#[expect(missing_docs, reason = "documented in Stats")]
 pub struct TxStats {
     pub bytes: u64,
     pub packets: u64,
@@ -136,7 +136,7 @@ impl Details {
     /// Reads a device of the calling thread's namespace; `None`: it is gone.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error.
     pub fn read(device: &KernelDevice) -> io::Result<Option<Details>> {
         let Some((params, stats)) = device.read()? else { return Ok(None) };
         let xdp = |acts| XdpFeatures {
@@ -148,7 +148,7 @@ impl Details {
         let irqs = if napi.iter().any(|napi| napi.irq.is_some()) {
             Vec::new()
         } else {
-            // Without the right to mount a sysfs they stay unknown.
+            // Unknown without permission to mount a sysfs.
             sysfs::irqs(&device.name, device.ifindex).unwrap_or_default()
         };
         Ok(Some(Details {
@@ -233,7 +233,7 @@ impl Details {
         Ok(())
     }
 
-    /// Those that are on, and of the others those that can be switched on.
+    /// Features that are on, and those that are off but can be turned on.
     fn fmt_features(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |on: bool| -> Vec<&str> {
             let shown =

@@ -1,5 +1,5 @@
-//! The ethtool family of generic netlink (Documentation/networking/ethtool-netlink.rst). What a
-//! driver does not have is answered with EOPNOTSUPP, which is `None` here.
+//! The ethtool family of generic netlink (Documentation/networking/ethtool-netlink.rst).
+//! EOPNOTSUPP, for what a driver does not have, is returned as `None`.
 
 use std::io;
 
@@ -30,7 +30,7 @@ const BITSET_BITS: u16 = 3;
 const BITSET_BIT_INDEX: u16 = 1;
 const BITSET_BIT_NAME: u16 = 2;
 
-/// Asks one question about a device. `Ok(None)`: it has nothing of the kind.
+/// Sends one request about a device. `Ok(None)`: it does not support it.
 pub(crate) fn ask<T>(
     ifindex: u32,
     command: u8,
@@ -38,7 +38,7 @@ pub(crate) fn ask<T>(
 ) -> io::Result<Option<T>> {
     let mut socket = NlSock::open(NETLINK_GENERIC)?;
     let family = socket.family("ethtool")?;
-    // The device's attribute, cut out of a message of its own.
+    // The device's header attribute, copied from a temporary message.
     let device = Request::new(0, 0, &[]).attr(HEADER_DEV_INDEX, &ifindex.to_ne_bytes());
     let device = device.finish(0);
     let device = device.get(16..).unwrap_or_default();
@@ -58,11 +58,12 @@ fn number(attrs: Attrs<'_>, kind: u16) -> Option<u32> {
     find(attrs, kind)?.u32()
 }
 
-/// Queues.
+/// The numbers of queues.
 pub fn channels(ifindex: u32) -> io::Result<Option<Channels>> {
     ask(ifindex, CHANNELS_GET, |attrs| {
         let count = |kind| number(attrs, kind).unwrap_or(0);
-        // ETHTOOL_A_CHANNELS_RX_MAX and on: rx, tx, other, combined; then the same as they are.
+        // ETHTOOL_A_CHANNELS_RX_MAX and following: maxima of rx, tx, other, combined; then the
+        // current values.
         let counts = |first: u16| ChannelCounts {
             rx: count(first),
             tx: count(first + 1),
@@ -73,8 +74,8 @@ pub fn channels(ifindex: u32) -> io::Result<Option<Channels>> {
     })
 }
 
-/// The RSS indirection table: the RX queue of each of its entries, over which flows are spread by
-/// their hash. `None`: there is none, or the kernel (before 6.3) does not tell.
+/// The RSS indirection table: the RX queue of each entry, which the flow hash selects. `None`:
+/// there is none, or the kernel (before 6.3) does not report it.
 pub fn rss_table(ifindex: u32) -> io::Result<Option<Vec<u32>>> {
     // ETHTOOL_A_RSS_INDIR.
     let table = ask(ifindex, RSS_GET, |attrs| {
@@ -84,7 +85,7 @@ pub fn rss_table(ifindex: u32) -> io::Result<Option<Vec<u32>>> {
     Ok(table.filter(|table| !table.is_empty()))
 }
 
-/// Descriptors of the rings.
+/// Ring sizes in descriptors.
 pub fn rings(ifindex: u32) -> io::Result<Option<Rings>> {
     // ETHTOOL_A_RINGS_RX_MAX, _TX_MAX, _RX, _TX.
     let rings = ask(ifindex, RINGS_GET, |attrs| {
@@ -112,17 +113,17 @@ pub fn features(ifindex: u32) -> io::Result<Vec<Feature>> {
     Ok(found.unwrap_or_default())
 }
 
-/// A bit that is set.
+/// A bit of a bitset that is set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Bit {
     index: u32,
     name: String,
 }
 
-/// The bits of a bitset without mask: those listed are set.
+/// The bits of a bitset without a mask: all listed bits are set.
 fn bits(set: Attrs<'_>) -> Vec<Bit> {
     let listed = find(set, BITSET_BITS).map(|bits| bits.nested());
-    // Some bits have lost their meaning, and with it their name.
+    // Some bits are obsolete and have no name.
     let bit = |bit: crate::control::netlink::message::Attr<'_>| {
         let index = number(bit.nested(), BITSET_BIT_INDEX)?;
         let name = find(bit.nested(), BITSET_BIT_NAME)?.string();
@@ -131,7 +132,7 @@ fn bits(set: Attrs<'_>) -> Vec<Bit> {
     listed.into_iter().flatten().filter_map(bit).collect()
 }
 
-/// Which packets it stamps.
+/// Time stamping capabilities.
 pub fn timestamping(ifindex: u32) -> io::Result<Option<Timestamping>> {
     // ETHTOOL_A_TSINFO_TIMESTAMPING, _TX_TYPES, _RX_FILTERS, _PHC_INDEX.
     ask(ifindex, TSINFO_GET, |attrs| {
@@ -148,7 +149,7 @@ pub fn timestamping(ifindex: u32) -> io::Result<Option<Timestamping>> {
     })
 }
 
-/// How long interrupts are held back.
+/// Interrupt coalescing.
 pub fn coalescing(ifindex: u32) -> io::Result<Option<Coalescing>> {
     // ETHTOOL_A_COALESCE_RX_USECS, _RX_MAX_FRAMES, _TX_USECS, _TX_MAX_FRAMES, _USE_ADAPTIVE_RX, _TX.
     let found = ask(ifindex, COALESCE_GET, |attrs| {

@@ -1,5 +1,5 @@
-//! Interrupts of RX queues: which CPUs have them, and moving each to its worker's CPU, as `echo CPU >
-//! /proc/irq/N/smp_affinity_list` does. What was set before is put back when the port is given up,
+//! Interrupts of RX queues: reads their affinity, and moves each to its worker's CPU, as `echo CPU
+//! > /proc/irq/N/smp_affinity_list` does. The previous affinity is restored when the port is closed
 //! and, after a crash, at the next start.
 
 use std::fs;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::keep::{self, Kept};
 use super::{napi, sysfs};
 
-/// What the names of the files begin with that keep what was set before.
+/// Prefix of the names of files with saved affinities.
 const KIND: &str = "irqs";
 
 /// The interrupt of an RX queue.
@@ -23,11 +23,11 @@ pub struct QueueIrq {
     pub irq: u32,
 }
 
-/// The interrupts of a device's RX queues, by queue, where they are told apart; none for a device
-/// without (a veth).
+/// The interrupts of a device's RX queues, by queue, if they can be identified; empty for a device
+/// without interrupts (a veth).
 ///
 /// # Errors
-/// What the system answers.
+/// The system's error.
 pub fn of_queues(ifname: &str, ifindex: u32) -> io::Result<Vec<QueueIrq>> {
     let instances = napi::instances(ifindex)?;
     let told = napi::queues(ifindex)?.into_iter().filter(|queue| queue.kind == "rx");
@@ -46,7 +46,7 @@ pub fn of_queues(ifname: &str, ifindex: u32) -> io::Result<Vec<QueueIrq>> {
     Ok(found)
 }
 
-/// The RX queue that a driver names an interrupt for: `eth0-TxRx-1`, `eth0-rx-1`, `virtio1-input.1`,
+/// The RX queue in an interrupt name of a driver: `eth0-TxRx-1`, `eth0-rx-1`, `virtio1-input.1`,
 /// `mlx5_comp1@pci:0000:00:05.0`.
 fn rx_queue(name: &str) -> Option<u32> {
     let name = name.split('@').next()?.to_lowercase();
@@ -56,10 +56,10 @@ fn rx_queue(name: &str) -> Option<u32> {
     matches!(word, "rx" | "txrx" | "rxtx" | "input" | "comp").then_some(number)
 }
 
-/// The CPUs that may have an interrupt, as `0-3,5`.
+/// The CPU affinity of an interrupt, as `0-3,5`.
 ///
 /// # Errors
-/// ENOENT: there is no such interrupt (any more).
+/// ENOENT: the interrupt does not exist (any more).
 pub fn cpus(irq: u32) -> io::Result<String> {
     Ok(fs::read_to_string(affinity(irq))?.trim().to_owned())
 }
@@ -74,7 +74,7 @@ fn affinity(irq: u32) -> PathBuf {
     Path::new("/proc/irq").join(irq.to_string()).join("smp_affinity_list")
 }
 
-/// What was found, and is to be put back.
+/// The saved affinities to restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Saved {
     ifname: String,
@@ -85,13 +85,13 @@ struct Saved {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct SavedIrq {
     irq: u32,
-    /// As it was set.
+    /// The previous affinity.
     before: String,
-    /// As we set it.
+    /// The affinity set by this process.
     ours: String,
 }
 
-/// A port whose queues' interrupts go to their workers' CPUs. Put back by [`Pinned::restore`].
+/// A port whose queue interrupts were moved to their workers' CPUs. Undone by [`Pinned::restore`].
 #[derive(Debug)]
 pub struct Pinned {
     saved: Saved,
@@ -99,10 +99,11 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// Moves the interrupts of a port's queues to the CPUs that `cpu_of` gives. `None`: it has none.
+    /// Moves the interrupts of a port's queues to the CPUs that `cpu_of` returns. `None`: it has no
+    /// interrupts.
     ///
     /// # Errors
-    /// When they cannot be read, kept in a file, or moved (EIO, EPERM: the kernel manages them
+    /// If they cannot be read, saved to a file, or moved (EIO, EPERM: the kernel manages them
     /// itself); nothing is changed then.
     pub fn apply(
         directory: &Path,
@@ -132,15 +133,16 @@ impl Pinned {
         }
     }
 
-    /// How many were moved.
+    /// The number of moved interrupts.
     pub fn count(&self) -> usize {
         self.saved.irqs.len()
     }
 
-    /// Puts back what nobody else has set since.
+    /// Restores affinities that nobody else has changed since.
     ///
     /// # Errors
-    /// What could not be put back; the file stays, and the next start tries again.
+    /// The first affinity that could not be restored; the file is kept, and the next start tries
+    /// again.
     pub fn restore(self) -> io::Result<()> {
         self.saved.put_back()?;
         self.kept.forget()
@@ -150,7 +152,7 @@ impl Pinned {
 impl Saved {
     fn put_back(&self) -> io::Result<()> {
         for SavedIrq { irq, before, ours } in &self.irqs {
-            // An interrupt that is gone, or that somebody else has moved, is not ours any more.
+            // An interrupt that is gone, or that was moved by others, is not restored.
             if cpus(*irq).is_ok_and(|now| now == *ours) {
                 set_cpus(*irq, before)?;
             }
@@ -159,10 +161,10 @@ impl Saved {
     }
 }
 
-/// Puts back what processes that are gone have left set. Gives the names of the ports.
+/// Restores what terminated processes have left behind. Returns the names of the ports.
 ///
 /// # Errors
-/// What could not be read or put back; each is tried all the same.
+/// What could not be read or restored; the others are restored all the same.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
     keep::leftovers(directory, KIND, |saved: Saved| saved.put_back().map(|()| saved.ifname))
 }

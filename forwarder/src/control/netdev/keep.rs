@@ -1,9 +1,10 @@
-//! What was found before something was set, kept in a file while it is: so that it can be put back
+//! Saves previous device settings in a file while they are changed, so that they can be restored
 //! after a crash, at the next start.
 //!
-//! One file a port and kind, named for the network namespace and the port, in the runtime directory
-//! ([`crate::control::process::runtime_dir`]), which the instances of one user may share. Who set it
-//! holds a lock on it; a file without a lock is a leftover.
+//! There is one file for each port and kind, named after the network namespace and the port, in the
+//! runtime directory ([`crate::control::process::runtime_dir`]), which the instances of one user
+//! may share. The process that changed the settings holds a lock on the file; a file without a lock
+//! is left over from a crash.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::io::af_xdp::netns_id;
 
-/// A file, held.
+/// A saved file, locked.
 #[derive(Debug)]
 pub(super) struct Kept {
     path: PathBuf,
@@ -23,7 +24,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Writes what is to be put back for a port.
+    /// Saves the settings to restore for a port.
     pub(super) fn save<T: Serialize>(
         directory: &Path,
         kind: &str,
@@ -34,19 +35,19 @@ impl Kept {
         Ok(Kept { _lock: write(&path, found)?, path })
     }
 
-    /// Writes something else.
+    /// Replaces the saved settings.
     pub(super) fn replace<T: Serialize>(&mut self, found: &T) -> io::Result<()> {
         self._lock = write(&self.path, found)?;
         Ok(())
     }
 
-    /// It has been put back.
+    /// Removes the file after the settings were restored.
     pub(super) fn forget(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
 }
 
-/// Writes the file, complete or not at all, and locks it.
+/// Writes the file atomically and locks it.
 fn write<T: Serialize>(path: &Path, found: &T) -> io::Result<Flock<File>> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
@@ -58,8 +59,8 @@ fn write<T: Serialize>(path: &Path, found: &T) -> io::Result<Flock<File>> {
     Ok(lock)
 }
 
-/// Puts back what processes that are gone have left in this namespace, and forgets it. `put_back`
-/// gives the name of the port.
+/// Restores what terminated processes have left in this namespace, and removes the files.
+/// `put_back` returns the name of the port.
 pub(super) fn leftovers<T: DeserializeOwned>(
     directory: &Path,
     kind: &str,
@@ -83,7 +84,7 @@ pub(super) fn leftovers<T: DeserializeOwned>(
     failed.map(|()| restored)
 }
 
-/// `None`: the file is in use, or none of ours.
+/// `None`: the file is in use, or not one of ours.
 fn leftover<T: DeserializeOwned>(
     path: &Path,
     put_back: impl Fn(T) -> io::Result<String>,
@@ -91,7 +92,7 @@ fn leftover<T: DeserializeOwned>(
     let Ok(lock) = Flock::lock(File::open(path)?, FlockArg::LockExclusiveNonblock) else {
         return Ok(None);
     };
-    // One that cannot be read was not written by us: it says nothing.
+    // A file that cannot be parsed was not written by us and is ignored.
     let ifname = serde_json::from_reader(&*lock).ok().map(put_back).transpose()?;
     fs::remove_file(path)?;
     Ok(ifname)

@@ -1,4 +1,4 @@
-//! A device of the kernel: what ethtool can tell of it, by netlink.
+//! A kernel device and its ethtool settings, by netlink.
 
 use std::io;
 
@@ -14,15 +14,15 @@ use crate::io::device::{
 pub struct KernelDevice {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Its ifindex.
     pub ifindex: u32,
 }
 
 impl KernelDevice {
-    /// Parameters and statistics as they are now; `None`: it is gone.
+    /// Current parameters and statistics; `None`: it is gone.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error.
     pub fn read(&self) -> io::Result<Option<(Params, Stats)>> {
         rtnl::read(self.ifindex)
     }
@@ -54,13 +54,13 @@ impl EthtoolOps for KernelDevice {
     }
 }
 
-/// The device that an AF_XDP port sits on.
+/// The kernel device of an AF_XDP port.
 fn below(port: &AfXdpDevice<'_>) -> KernelDevice {
     let config = port.config();
     KernelDevice { name: config.ifname.clone(), ifindex: config.ifindex }
 }
 
-/// Its hardware is the interface's.
+/// An AF_XDP port has the hardware settings of its interface.
 impl EthtoolOps for AfXdpDevice<'_> {
     fn driver_info(&self) -> io::Result<Option<DriverInfo>> {
         below(self).driver_info()

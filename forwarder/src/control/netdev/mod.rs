@@ -1,11 +1,12 @@
-//! What a device of the kernel is and is set to, by netlink; see [`crate::io::device`].
+//! Properties and settings of kernel devices, by netlink; see [`crate::io::device`].
 //!
 //! - [`rtnl`]: rtnetlink: parameters and statistics;
 //! - [`ethtool`]: the ethtool family: channels, rings, offloads, time stamps, coalescing;
 //! - [`napi`]: the netdev family: NAPI instances, queues and their interrupts;
 //! - [`nic`]: interfaces as rtnetlink lists them: kind, master, XDP programs, tc filters;
-//! - [`poll`], [`sysfs`]: what busy polling sets of them, and how it is put back ([`keep`]);
-//! - [`irq`]: which CPU has the interrupt of which queue, and moving it;
+//! - [`poll`], [`sysfs`]: settings for busy polling, and restoring them ([`keep`]);
+//! - [`irq`]: CPU affinity of queue interrupts;
+//! - [`KernelDevice`]: all of these behind the device callbacks; [`details`]: output.
 //! - [`KernelDevice`]: all of it behind the callbacks; [`details`]: printed.
 
 pub mod details;

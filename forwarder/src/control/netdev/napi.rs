@@ -1,5 +1,6 @@
 //! The netdev family of generic netlink (Documentation/netlink/specs/netdev.yaml): NAPI instances
-//! with their interrupts and settings (Linux 6.8; settings 6.13), and which queue has which.
+//! with their interrupts and settings (Linux 6.8; settings 6.13), and the NAPI instance of each
+//! queue.
 
 use std::io;
 
@@ -26,27 +27,27 @@ const QUEUE_IFINDEX: u16 = 2;
 const QUEUE_TYPE: u16 = 3;
 const QUEUE_NAPI_ID: u16 = 4;
 
-/// A NAPI instance: what polls one or more queues.
+/// A NAPI instance, which polls one or more queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Napi {
-    /// The kernel's number of it.
+    /// The kernel's id.
     pub id: u32,
-    /// Its interrupt, where the driver tells.
+    /// Its interrupt, if the driver reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub irq: Option<u32>,
-    /// What it is set to; `None`: the kernel has that for the device only.
+    /// Its settings; `None`: the kernel has them per device only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settings: Option<NapiSettings>,
 }
 
-/// What a NAPI instance is set to.
+/// Settings of a NAPI instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NapiSettings {
-    /// Polls in vain before the interrupt is enabled again.
+    /// Number of empty polls before the interrupt is enabled again.
     pub defer_hard_irqs: u32,
     /// Nanoseconds between these polls.
     pub gro_flush_timeout: u64,
-    /// Nanoseconds for which the interrupt stays off while who polls by epoll finds packets.
+    /// Nanoseconds for which the interrupt stays disabled while an epoll user finds packets.
     pub irq_suspend_timeout: u64,
 }
 
@@ -57,15 +58,15 @@ pub struct Queue {
     pub kind: String,
     /// From 0.
     pub id: u32,
-    /// The NAPI instance that polls it, where the driver tells.
+    /// The NAPI instance that polls it, if the driver reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub napi_id: Option<u32>,
 }
 
-/// The NAPI instances of a device by their ids; none where the kernel does not tell.
+/// The NAPI instances of a device by id; empty if the kernel does not report them.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's error.
 pub fn instances(ifindex: u32) -> io::Result<Vec<Napi>> {
     let mut found = dump(CMD_NAPI_GET, NAPI_IFINDEX, ifindex, |attrs| {
         let number = |kind| find(attrs, kind)?.u32();
@@ -81,10 +82,10 @@ pub fn instances(ifindex: u32) -> io::Result<Vec<Napi>> {
     Ok(found)
 }
 
-/// The queues of a device, RX first; none where the kernel does not tell.
+/// The queues of a device, RX first; empty if the kernel does not report them.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's error.
 pub fn queues(ifindex: u32) -> io::Result<Vec<Queue>> {
     let mut found = dump(CMD_QUEUE_GET, QUEUE_IFINDEX, ifindex, |attrs| {
         let number = |kind| find(attrs, kind)?.u32();
@@ -96,10 +97,10 @@ pub fn queues(ifindex: u32) -> io::Result<Vec<Queue>> {
     Ok(found)
 }
 
-/// Sets a NAPI instance.
+/// Changes the settings of a NAPI instance.
 ///
 /// # Errors
-/// What the kernel answers: ENOENT when there is no such instance (any more).
+/// The kernel's error: ENOENT if the instance does not exist (any more).
 pub fn set(id: u32, settings: NapiSettings) -> io::Result<()> {
     let mut socket = NlSock::open(NETLINK_GENERIC)?;
     let family = socket.family("netdev")?;
@@ -113,7 +114,7 @@ pub fn set(id: u32, settings: NapiSettings) -> io::Result<()> {
     socket.get(request, |_| Some(())).map(drop)
 }
 
-/// A kernel without the family, or without the command, has nothing to tell.
+/// Dumps objects of the family; empty if the kernel has no such family or command.
 fn dump<T>(
     command: u8,
     by: u16,
@@ -134,7 +135,7 @@ fn dump<T>(
     }
 }
 
-/// A netlink `uint`: 4 octets, or 8.
+/// A netlink `uint`: 4 or 8 octets.
 fn uint(attrs: Attrs<'_>, kind: u16) -> u64 {
     let value = |attr: Attr<'_>| match <[u8; 8]>::try_from(attr.value) {
         Ok(octets) => Some(u64::from_ne_bytes(octets)),

@@ -1,5 +1,5 @@
-//! What an interface is and is set to, asked by netlink: rtnetlink, ethtool's family
-//! (channels, features), netdev's family (XDP features).
+//! Properties and settings of interfaces, by netlink: rtnetlink, the ethtool family (channels,
+//! features), the netdev family (XDP features).
 
 use std::collections::BTreeSet;
 use std::io;
@@ -54,9 +54,9 @@ pub const XDP_MULTI_BUFFER: u64 = 1 << 5;
 #[derive(Debug, Clone, Default)]
 pub struct Nic {
     pub ifindex: u32,
-    /// As [`string`](crate::control::netlink::message::string) has it.
+    /// Escaped by [`string`](crate::control::netlink::message::string).
     pub name: String,
-    /// Its name is UTF-8: the kernel knows it by the name that is given here.
+    /// Its name is UTF-8, so `name` is the kernel's name.
     pub is_named_as_told: bool,
     /// ARPHRD_*.
     pub arphrd: u16,
@@ -66,20 +66,20 @@ pub struct Nic {
     pub mtu: u32,
     /// ifindex of the bridge, bond or VRF it belongs to.
     pub master: Option<u32>,
-    /// ifindex of the interface it sits on, of a VLAN interface for one; `None`: on none of this
+    /// ifindex of the lower interface, for example of a VLAN; `None`: there is none in this
     /// namespace.
     pub lower: Option<u32>,
-    /// `veth`, `vlan`, `bridge`, …; none: a NIC.
+    /// `veth`, `vlan`, `bridge`, …; `None`: a NIC.
     pub kind: Option<String>,
-    /// Its hardware address; `None`: not of six octets.
+    /// Its hardware address; `None`: not six octets long.
     pub mac: Option<[u8; 6]>,
-    /// What it has sent.
+    /// TX counters.
     pub tx: TxCounters,
     /// Programs attached, by mode.
     pub xdp_programs: Vec<(&'static str, u32)>,
 }
 
-/// Of `struct rtnl_link_stats64`, in packets.
+/// Counters of `struct rtnl_link_stats64`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TxCounters {
     pub packets: u64,
@@ -88,7 +88,7 @@ pub struct TxCounters {
 }
 
 impl Nic {
-    /// Whether it carries Ethernet frames; lo does, but is no way out.
+    /// Whether it carries Ethernet frames and packets can leave by it, which excludes lo.
     pub fn is_ethernet(&self) -> bool {
         self.arphrd == ARPHRD_ETHER && self.flags & IFF_LOOPBACK == 0
     }
@@ -109,7 +109,7 @@ pub fn read() -> io::Result<Vec<Nic>> {
     read_by(&mut NlSock::open(NETLINK_ROUTE)?)
 }
 
-/// As [`read`], by a socket of NETLINK_ROUTE that is open.
+/// The same as [`read`], with an open socket of NETLINK_ROUTE.
 pub fn read_by(socket: &mut NlSock) -> io::Result<Vec<Nic>> {
     socket.dump(RTM_GETLINK, &[0; IFINFO_HEADER], parse_link)
 }
@@ -149,12 +149,12 @@ fn parse_link(message: &Message<'_>) -> Option<Nic> {
     Some(nic)
 }
 
-/// The VLAN interfaces that sit on `ports`, or on one that does.
+/// The VLAN interfaces on `ports`, directly or on another VLAN.
 pub fn vlans_of<'a>(nics: &'a [Nic], ports: &[String]) -> Vec<&'a Nic> {
     let mut below: BTreeSet<u32> =
         nics.iter().filter(|nic| ports.contains(&nic.name)).map(|nic| nic.ifindex).collect();
     let mut found: Vec<&Nic> = Vec::new();
-    // One may have a lower number than what it sits on: once more for each tag.
+    // A VLAN may have a lower ifindex than its lower interface, so repeat for each tag.
     for _ in 0..TAGS_MAX {
         let more = nics.iter().filter(|nic| {
             nic.kind.as_deref() == Some("vlan")
@@ -183,24 +183,24 @@ pub(crate) fn find<'a>(mut attrs: Attrs<'a>, kind: u16) -> Option<Attr<'a>> {
     attrs.find(|attr| attr.kind == kind)
 }
 
-/// How many queues an interface has, as `ethtool -l` prints them: those of its combined channels
-/// counted with either.
+/// The numbers of queues of an interface, as `ethtool -l` prints them; combined channels count as
+/// both RX and TX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queues {
-    /// That receive.
+    /// RX queues.
     pub rx: u32,
-    /// That send.
+    /// TX queues.
     pub tx: u32,
-    /// That could receive, at most.
+    /// Maximum RX queues.
     pub rx_max: u32,
-    /// That could send, at most.
+    /// Maximum TX queues.
     pub tx_max: u32,
-    /// They are set apart from each other, as those of a veth: none is of a combined channel.
+    /// RX and TX are set separately, as on a veth: there are no combined channels.
     pub apart: bool,
 }
 
 impl Queues {
-    /// The command that gives interface `name` so many.
+    /// The command that sets this number of queues on interface `name`.
     pub fn command(&self, name: &str, queues: u32) -> String {
         match self.apart {
             true => format!("ethtool -L {name} rx {queues} tx {}", queues.min(self.tx_max)),
@@ -209,7 +209,7 @@ impl Queues {
     }
 }
 
-/// The queues of an interface; one of each where the driver has no channels.
+/// The queues of an interface; one of each if the driver has no channels.
 pub fn queues(ifindex: u32) -> io::Result<Queues> {
     Ok(of_channels(&ethtool::channels(ifindex)?.unwrap_or_default()))
 }
@@ -226,12 +226,12 @@ fn of_channels(channels: &Channels) -> Queues {
     }
 }
 
-/// RX queues, see [`queues`].
+/// The number of RX queues, see [`queues`].
 pub fn rx_queues(ifindex: u32) -> io::Result<u32> {
     Ok(queues(ifindex)?.rx)
 }
 
-/// Names of the features that are on, as the kernel has them: `rx-lro`, `rx-gro-hw`, ….
+/// Kernel names of the features that are on: `rx-lro`, `rx-gro-hw`, ….
 pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
     let active = ethtool::ask(ifindex, ethtool::FEATURES_GET, |attrs| {
         let active = find(attrs, ETHTOOL_A_FEATURES_ACTIVE)?.nested();
@@ -241,21 +241,21 @@ pub fn features(ifindex: u32) -> io::Result<BTreeSet<String>> {
     Ok(active?.unwrap_or_default())
 }
 
-/// Features that take VLAN tags off received frames, and `ethtool -K`'s name for each.
+/// Features that strip VLAN tags from received frames, and their names in `ethtool -K`.
 const STRIPPING: [(&str, &str); 2] =
     [("rx-vlan-hw-parse", "rxvlan"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")];
 
-/// That an interface takes VLAN tags off the frames it receives, before an XDP program sees them.
+/// VLAN tags are stripped from received frames before an XDP program sees them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stripping {
-    /// What to say to `ethtool -K`: `eth0 rxvlan off`.
+    /// Arguments for `ethtool -K` to turn it off: `eth0 rxvlan off`.
     pub off: String,
-    /// The driver does not let it be switched off.
+    /// The driver does not permit turning it off.
     pub fixed: bool,
 }
 
-/// Whether it does. A veth says that it does, but there the tag is not in the frame to begin with. A
-/// driver that cannot be asked for its features has none.
+/// Whether an interface strips VLAN tags. A veth has the feature on, but its frames contain no tag
+/// to strip. A driver whose features cannot be read has none.
 pub fn vlan_stripping(nic: &Nic) -> Option<Stripping> {
     if nic.kind.as_deref() == Some("veth") {
         return None;
@@ -278,22 +278,22 @@ fn feature_name(bit: Attr<'_>) -> Option<String> {
     find(bit.nested(), ETHTOOL_A_BITSET_BIT_NAME).map(|name| name.string())
 }
 
-/// NETDEV_XDP_ACT_* of the driver; `None` when the kernel (before 6.3) does not tell.
+/// NETDEV_XDP_ACT_* of the driver; `None` if the kernel (before 6.3) does not report them.
 pub fn xdp_features(ifindex: u32) -> io::Result<Option<u64>> {
     netdev(ifindex, NETDEV_A_DEV_XDP_FEATURES, |value| {
         value.first_chunk().map(|octets| u64::from_ne_bytes(*octets))
     })
 }
 
-/// Descriptors that the driver takes for one packet in zero-copy mode; `None`: one, or the kernel
-/// (before 6.6) does not tell.
+/// Maximum number of descriptors for one packet in zero-copy mode; `None`: one, or the kernel
+/// (before 6.6) does not report it.
 pub fn zerocopy_segments(ifindex: u32) -> io::Result<Option<u32>> {
     netdev(ifindex, NETDEV_A_DEV_XDP_ZC_MAX_SEGS, |value| {
         value.first_chunk().map(|octets| u32::from_ne_bytes(*octets))
     })
 }
 
-/// One attribute of what netdev netlink tells of an interface.
+/// Reads one attribute of an interface from the netdev family.
 fn netdev<T>(
     ifindex: u32,
     attribute: u16,
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_that_sets_queues_is_that_of_the_channels_there_are() {
+    fn the_command_that_sets_queues_matches_the_channels() {
         let counts =
             |rx, tx, combined| ChannelCounts { rx, tx, combined, ..ChannelCounts::default() };
         let of = |now, max| of_channels(&Channels { now, max });
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!((veth.rx, veth.tx, veth.rx_max, veth.tx_max), (4, 1, 8, 2));
         assert_eq!(veth.command("veth0", 1), "ethtool -L veth0 rx 1 tx 1");
         assert_eq!(veth.command("veth0", 4), "ethtool -L veth0 rx 4 tx 2");
-        // Those that take either.
+        // A driver with both kinds of channels.
         let both = of(counts(0, 0, 4), counts(4, 4, 4));
         assert_eq!(both.command("eth0", 2), "ethtool -L eth0 combined 2");
         let none = of(ChannelCounts::default(), ChannelCounts::default());
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn stripping_of_tags_is_known_by_the_features_that_are_on() {
+    fn tag_stripping_is_detected_by_the_features_that_are_on() {
         let feature = |name: &str, on, fixed| Feature { name: name.to_owned(), on, fixed };
         let other = feature("rx-gro", true, false);
         assert_eq!(

@@ -1,10 +1,10 @@
-//! What busy polling sets of a port's NAPI instances, and how it is put back: when the port is given
-//! up, and, after a crash, at the next start, by a file that is [kept](super::keep).
+//! Sets a port's NAPI instances for busy polling, and restores them: when the port is closed and,
+//! after a crash, at the next start, from a [saved](super::keep) file.
 //!
-//! While the worker polls, a queue's interrupt is to stay off: after each poll the kernel waits
-//! `gro_flush_timeout` for the next, and enables the interrupt after `defer_hard_irqs` such waits in
-//! vain (Documentation/networking/napi.rst, "IRQ mitigation"). From Linux 6.13 on these are set for
-//! each NAPI instance by netlink, before for the device by sysfs.
+//! A queue's interrupt should stay disabled while the worker polls: after each poll the kernel
+//! waits `gro_flush_timeout` for the next one, and enables the interrupt after `defer_hard_irqs`
+//! empty waits (Documentation/networking/napi.rst, "IRQ mitigation"). Since Linux 6.13 these are
+//! set for each NAPI instance by netlink, before that for the device by sysfs.
 
 use std::io;
 use std::path::Path;
@@ -16,30 +16,30 @@ use super::napi::{self, NapiSettings};
 use super::sysfs::{self, DeviceSettings};
 use crate::control::netdev::nic;
 
-/// What the names of the files begin with.
+/// Prefix of the names of saved files.
 const KIND: &str = "poll";
 
-/// The interrupt comes back 400 µs after the last poll: long after the next should have come, soon
-/// enough that a worker that ended or is held up costs little. `irq_suspend_timeout` bounds how long
-/// it stays off for who waits by epoll, which workers do not: as long as a worker sleeps at most.
+/// The interrupt is enabled 400 µs after the last poll: long after the next poll is due, and soon
+/// enough that a worker that ended or is delayed costs little. `irq_suspend_timeout` applies to
+/// epoll users, which workers are not; it is set to the maximum sleep of a worker.
 const BUSY: NapiSettings = NapiSettings {
     defer_hard_irqs: 2,
     gro_flush_timeout: 200_000,
     irq_suspend_timeout: 20_000_000,
 };
 
-/// What was found, and is to be put back.
+/// The saved settings to restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Saved {
     ifname: String,
     ifindex: u32,
     /// By NAPI id.
     napis: Vec<(u32, NapiSettings)>,
-    /// Where the kernel has them for the device only.
+    /// Used if the kernel has the settings per device only.
     device: Option<DeviceSettings>,
 }
 
-/// A port whose NAPI instances are set for busy polling. Put back by [`Tuned::restore`].
+/// A port whose NAPI instances are set for busy polling. Undone by [`Tuned::restore`].
 #[derive(Debug)]
 pub struct Tuned {
     saved: Saved,
@@ -47,10 +47,10 @@ pub struct Tuned {
 }
 
 impl Tuned {
-    /// Sets a port, in its namespace, which is the calling thread's.
+    /// Sets a port of the calling thread's namespace.
     ///
     /// # Errors
-    /// When what is set cannot be read, kept in a file, or changed; nothing is changed then.
+    /// If the settings cannot be read, saved to a file, or changed; nothing is changed then.
     pub fn apply(directory: &Path, ifname: &str, ifindex: u32) -> io::Result<Tuned> {
         let mut saved =
             Saved { ifname: ifname.to_owned(), ifindex, napis: Vec::new(), device: None };
@@ -86,10 +86,10 @@ impl Tuned {
         }
     }
 
-    /// Sets NAPI instances that came since, as they do when a driver resets its link.
+    /// Sets NAPI instances that were added since, as some drivers do when they reset the link.
     ///
     /// # Errors
-    /// As for [`Tuned::apply`].
+    /// The same as for [`Tuned::apply`].
     pub fn refresh(&mut self) -> io::Result<()> {
         if self.saved.device.is_some() {
             return Ok(());
@@ -108,19 +108,19 @@ impl Tuned {
         fresh.into_iter().try_for_each(|(id, _)| napi::set(id, BUSY))
     }
 
-    /// Puts everything back, as far as it is still there.
+    /// Restores the settings of everything that still exists.
     ///
     /// # Errors
-    /// What could not be put back; the file stays, and the next start tries again.
+    /// What could not be restored; the file is kept, and the next start tries again.
     pub fn restore(self) -> io::Result<()> {
-        // Its name may be another by now.
+        // The interface may have been renamed.
         self.saved.put_back(|_| true)?;
         self.kept.forget()
     }
 }
 
 impl Saved {
-    /// If the interface is there and, by its name, `is_it`.
+    /// Restores the settings if the interface exists and its name satisfies `is_it`.
     fn put_back(&self, is_it: impl Fn(&str) -> bool) -> io::Result<()> {
         let nics = nic::read()?;
         let Some(nic) = nics.iter().find(|nic| nic.ifindex == self.ifindex && is_it(&nic.name))
@@ -132,7 +132,8 @@ impl Saved {
         }
         for (id, now) in settable(self.ifindex)? {
             let known = self.napis.iter().find(|(saved, _)| *saved == id);
-            // One that came with our settings has them from the driver's memory of its forerunner.
+            // A new instance that has our settings inherited them in the driver from the previous
+            // one.
             let forerunner = self.napis.first().filter(|_| now == BUSY);
             if let Some((_, settings)) = known.or(forerunner) {
                 napi::set(id, *settings)?;
@@ -142,19 +143,19 @@ impl Saved {
     }
 }
 
-/// NAPI instances with what they are set to; none where the kernel has that for the device only.
+/// NAPI instances with their settings; empty if the kernel has them per device only.
 fn settable(ifindex: u32) -> io::Result<Vec<(u32, NapiSettings)>> {
     let instances = napi::instances(ifindex)?;
     Ok(instances.into_iter().filter_map(|napi| Some((napi.id, napi.settings?))).collect())
 }
 
-/// Puts back what processes that are gone have left set in this namespace, and forgets it. Gives
+/// Restores what terminated processes have left in this namespace, and removes the files. Returns
 /// the names of the ports.
 ///
 /// # Errors
-/// What could not be read or put back; each is tried all the same.
+/// What could not be read or restored; the others are restored all the same.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
-    // Numbers are given anew after a restart of the machine, and names to other interfaces.
+    // After a reboot ids are assigned anew, and names may belong to other interfaces.
     keep::leftovers(directory, KIND, |saved: Saved| {
         saved.put_back(|name| name == saved.ifname).map(|()| saved.ifname)
     })

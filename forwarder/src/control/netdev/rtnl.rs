@@ -23,14 +23,13 @@ const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_MAX_MTU: u16 = 51;
 const IFLA_ALLMULTI: u16 = 61;
 
-/// Multicast addresses of the calling thread's namespace; netlink does not tell those of the link
-/// layer.
+/// Multicast addresses of the calling thread's namespace; netlink does not report link-layer ones.
 const DEV_MCAST: &str = "/proc/thread-self/net/dev_mcast";
 
-/// A link's parameters and statistics; `None`: there is none of that index.
+/// A link's parameters and statistics; `None`: there is none with this ifindex.
 ///
 /// # Errors
-/// What the kernel answers.
+/// The kernel's error.
 pub fn read(ifindex: u32) -> io::Result<Option<(Params, Stats)>> {
     let mut header = [0; IFINFO_HEADER];
     header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
@@ -94,7 +93,7 @@ fn multicast(ifindex: u32) -> io::Result<Vec<Multicast>> {
     Ok(std::fs::read_to_string(DEV_MCAST)?.lines().filter_map(|l| entry(l, ifindex)).collect())
 }
 
-/// A line of /proc/net/dev_mcast: ifindex, name, users, users by the group's own wish, address.
+/// A line of /proc/net/dev_mcast: ifindex, name, users, global users, address.
 fn entry(line: &str, ifindex: u32) -> Option<Multicast> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [index, _, users, _, address] = words[..] else { return None };
@@ -111,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_loopback_interface_has_its_parameters_and_a_device_that_is_none_has_not() {
+    fn lo_has_parameters_and_a_missing_device_has_none() {
         let (params, stats) = read(1).expect("answers").expect("lo is there");
         assert_eq!((params.name.as_str(), params.ifindex, params.rx_queues), ("lo", 1, 1));
         assert!(params.mtu > 0 && stats.rx_packets == stats.tx_packets);
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn multicast_addresses_are_read_and_nonsense_is_not() {
+    fn multicast_addresses_are_parsed_and_malformed_lines_ignored() {
         let line = "2    eth0            1     0     333300000001";
         let found = entry(line, 2).expect("is one");
         assert_eq!((found.address.as_str(), found.users), ("33:33:00:00:00:01", 1));

@@ -1,10 +1,11 @@
-//! What kernels before 6.13 let be set for a device only, and by sysfs only:
-//! `napi_defer_hard_irqs` (5.11) and `gro_flush_timeout`.
+//! Settings that kernels before 6.13 have per device and in sysfs only: `napi_defer_hard_irqs`
+//! (5.11) and `gro_flush_timeout`.
 //!
-//! And the interrupts of a device, which the netdev family tells of few drivers.
+//! Also the interrupts of a device, which the netdev family reports for few drivers.
 //!
-//! A mounted sysfs shows the network namespace of whoever mounted it, where another interface may
-//! have the name. So a sysfs of our own is mounted, in a thread with a mount namespace of its own.
+//! A mounted sysfs shows the network namespace of the process that mounted it, in which another
+//! interface may have the name. Therefore a private sysfs is mounted, in a thread with its own
+//! mount namespace.
 
 use std::fs;
 use std::io;
@@ -15,19 +16,19 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 
-/// What is set for a device.
+/// Settings of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceSettings {
-    /// Polls in vain before an interrupt is enabled again.
+    /// Number of empty polls before an interrupt is enabled again.
     pub napi_defer_hard_irqs: u32,
     /// Nanoseconds between these polls.
     pub gro_flush_timeout: u64,
 }
 
-/// What a device of the calling thread's namespace is set to.
+/// Reads the settings of a device of the calling thread's namespace.
 ///
 /// # Errors
-/// What the system answers: EPERM without CAP_SYS_ADMIN, ENOENT for a kernel before 5.11.
+/// The system's error: EPERM without CAP_SYS_ADMIN, ENOENT for a kernel before 5.11.
 pub fn read(ifname: &str, ifindex: u32) -> io::Result<DeviceSettings> {
     within(ifname, ifindex, |device| {
         Ok(DeviceSettings {
@@ -37,10 +38,10 @@ pub fn read(ifname: &str, ifindex: u32) -> io::Result<DeviceSettings> {
     })
 }
 
-/// Sets a device of the calling thread's namespace.
+/// Changes the settings of a device of the calling thread's namespace.
 ///
 /// # Errors
-/// As for [`read`].
+/// The same as for [`read`].
 pub fn write(ifname: &str, ifindex: u32, settings: DeviceSettings) -> io::Result<()> {
     within(ifname, ifindex, move |device| {
         let set = |file: &str, value: String| fs::write(device.join(file), value);
@@ -54,18 +55,18 @@ pub fn write(ifname: &str, ifindex: u32, settings: DeviceSettings) -> io::Result
 pub struct Irq {
     /// Its number.
     pub irq: u32,
-    /// What the driver calls it, queue included: `eth0-TxRx-0`, `virtio1-input.0`.
+    /// Its name in the driver, including the queue: `eth0-TxRx-0`, `virtio1-input.0`.
     pub name: String,
 }
 
-/// The message-signalled interrupts of a device of the calling thread's namespace; none where it has
+/// The message-signalled interrupts of a device of the calling thread's namespace; empty if it has
 /// none.
 ///
 /// # Errors
-/// As for [`read`].
+/// The same as for [`read`].
 pub fn irqs(ifname: &str, ifindex: u32) -> io::Result<Vec<Irq>> {
     let numbers = within(ifname, ifindex, |device| {
-        // A virtio device has them at the PCI device above it.
+        // A virtio device has them at its parent PCI device.
         let places = ["device/msi_irqs", "device/../msi_irqs"].map(|place| device.join(place));
         let Some(Ok(entries)) = places.iter().map(fs::read_dir).find(Result::is_ok) else {
             return Ok(Vec::new());
@@ -81,10 +82,10 @@ pub fn irqs(ifname: &str, ifindex: u32) -> io::Result<Vec<Irq>> {
     Ok(irqs)
 }
 
-/// The NUMA node that a device is at; `None`: the machine does not tell, or the device is nowhere.
+/// The NUMA node of a device; `None`: it is not reported, or the device has none.
 ///
 /// # Errors
-/// As for [`read`].
+/// The same as for [`read`].
 pub fn numa_node(ifname: &str, ifindex: u32) -> io::Result<Option<u32>> {
     within(ifname, ifindex, |device| {
         let places = ["device/numa_node", "device/../numa_node"];
@@ -93,7 +94,7 @@ pub fn numa_node(ifname: &str, ifindex: u32) -> io::Result<Option<u32>> {
     })
 }
 
-/// Lines of /proc/interrupts that have a number: it, counts by CPU, chip and kind, name.
+/// Lines of /proc/interrupts with a number: number, counts by CPU, chip and kind, name.
 fn named(interrupts: &str) -> Vec<Irq> {
     let irq = |line: &str| {
         let (number, rest) = line.split_once(':')?;
@@ -114,7 +115,7 @@ fn within<T: Send>(
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         match mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none) {
-            // What is mounted there is this namespace's.
+            // The sysfs mounted there shows this namespace.
             Ok(()) | Err(nix::errno::Errno::EBUSY) => {}
             Err(errno) => return Err(errno.into()),
         }

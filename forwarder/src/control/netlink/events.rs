@@ -1,4 +1,4 @@
-//! A netlink socket that only listens: to the multicast groups of one protocol, without waiting.
+//! A non-blocking netlink socket that receives the multicast groups of one protocol.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,27 +8,27 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::BUFFER_OCTETS;
 use super::socket::{SockError, failed};
 
-/// What [`Events::receive`] found.
+/// The result of [`Events::receive`].
 #[derive(Debug)]
 pub enum Received<'a> {
-    /// Messages.
+    /// A datagram of messages.
     Datagram(&'a [u8]),
     /// The kernel could not queue events (ENOBUFS): some are lost.
     Overrun,
-    /// Nothing more now.
+    /// No datagram is queued.
     Empty,
 }
 
 /// A multicast group of a netlink protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// Listening fails without it.
+    /// Subscribing fails without it.
     Required(u32),
-    /// Kernels that do not have it have nothing to say there.
+    /// Ignored on kernels without this group.
     Optional(u32),
 }
 
-/// The socket.
+/// The socket for events.
 #[derive(Debug)]
 pub struct Events {
     socket: Socket,
@@ -37,17 +37,17 @@ pub struct Events {
 
 impl Events {
     /// Subscribes to groups of a NETLINK_* protocol, with a receive buffer of `rcvbuf_octets` (by
-    /// SO_RCVBUFFORCE where allowed; the kernel doubles it for its own bookkeeping).
+    /// SO_RCVBUFFORCE if permitted; the kernel doubles it for its overhead).
     ///
     /// # Errors
-    /// EPROTONOSUPPORT when the kernel has no such protocol.
+    /// EPROTONOSUPPORT if the kernel has no such protocol.
     pub fn open(
         protocol: isize,
         groups: &[Group],
         rcvbuf_octets: usize,
     ) -> Result<Events, SockError> {
         let mut socket = Socket::new(protocol).map_err(failed("socket"))?;
-        // SO_RCVBUFFORCE wants CAP_NET_ADMIN; without it net.core.rmem_max limits.
+        // SO_RCVBUFFORCE requires CAP_NET_ADMIN; without it net.core.rmem_max is the limit.
         if setsockopt(&socket, sockopt::RcvBufForce, &rcvbuf_octets).is_err() {
             setsockopt(&socket, sockopt::RcvBuf, &rcvbuf_octets)
                 .map_err(|errno| failed("SO_RCVBUF")(errno.into()))?;
@@ -65,16 +65,16 @@ impl Events {
         Ok(Events { socket, buffer: Vec::with_capacity(BUFFER_OCTETS) })
     }
 
-    /// The next datagram; never waits.
+    /// Receives the next datagram; does not block.
     ///
     /// # Errors
-    /// What recv(2) says beside EAGAIN, EINTR and ENOBUFS.
+    /// Errors of recv(2) other than EAGAIN, EINTR and ENOBUFS.
     pub fn receive(&mut self) -> Result<Received<'_>, SockError> {
         loop {
             self.buffer.clear();
             match self.socket.recv_from(&mut self.buffer, libc::MSG_TRUNC) {
                 Ok((_, from)) if from.port_number() != 0 => {} // not the kernel
-                // Cut off: as good as lost.
+                // Truncated: messages are lost.
                 Ok((len, _)) if len > self.buffer.len() => return Ok(Received::Overrun),
                 Ok(_) => return Ok(Received::Datagram(&self.buffer)),
                 Err(error) => match error.raw_os_error() {

@@ -1,9 +1,9 @@
-//! Netlink messages and attributes as octets (RFC 3549, include/uapi/linux/netlink.h): walked when
-//! read, appended when written. Nothing here panics, whatever the octets say.
+//! Parses and builds netlink messages and attributes (RFC 3549, include/uapi/linux/netlink.h).
+//! Nothing here panics, whatever the octets are.
 //!
-//! The parsers of netlink-packet-route refuse a whole message for one attribute they do not
-//! expect, allocate for every attribute, and do not know nexthop objects or netconf. A mirror
-//! wants to take what it understands from every message of a table of a million routes.
+//! The parsers of netlink-packet-route reject a whole message because of one unexpected attribute,
+//! allocate for every attribute, and do not support nexthop objects or netconf. The mirror needs
+//! the known attributes of every message of a table of a million routes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -40,24 +40,24 @@ pub struct Message<'a> {
     pub kind: u16,
     /// NLM_F_*.
     pub flags: u16,
-    /// Sequence number of the request it answers.
+    /// Sequence number of the request.
     pub seq: u32,
-    /// What follows the header.
+    /// The octets after the header.
     pub payload: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The attributes behind a fixed header of `header` octets.
+    /// The attributes after a fixed header of `header` octets.
     pub fn attrs(&self, header: usize) -> Attrs<'a> {
         Attrs(self.payload.get(align(header)..).unwrap_or_default())
     }
 
-    /// NLMSG_ERROR: the negative errno, 0 for an acknowledgement; and the kernel's own words
-    /// (NLMSGERR_ATTR_MSG) where it sent some.
+    /// NLMSG_ERROR: the negative errno, 0 for an acknowledgement; and the kernel's error text
+    /// (NLMSGERR_ATTR_MSG), if any.
     pub fn error(&self) -> Option<(i32, String)> {
         let errno = u32_at(self.payload, 0)? as i32;
         let request = u32_at(self.payload, 4)? as usize;
-        // NLM_F_CAPPED: of the request only the header is repeated.
+        // NLM_F_CAPPED: only the header of the request is included.
         let quoted = if self.flags & 0x100 != 0 { MESSAGE_HEADER } else { request };
         let mut attrs = Attrs(self.payload.get(4 + align(quoted)..).unwrap_or_default());
         let text = attrs.find(|attr| attr.kind == 1).map(|attr| attr.string()).unwrap_or_default();
@@ -65,7 +65,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The messages of one datagram; ends at the first that does not fit.
+/// The messages of one datagram; ends at the first malformed one.
 #[derive(Debug, Clone)]
 pub struct Messages<'a> {
     rest: &'a [u8],
@@ -73,12 +73,12 @@ pub struct Messages<'a> {
 }
 
 impl<'a> Messages<'a> {
-    /// Of a datagram as received.
+    /// Of a received datagram.
     pub fn new(datagram: &'a [u8]) -> Messages<'a> {
         Messages { rest: datagram, broken: false }
     }
 
-    /// Whether the walk ended before the datagram did.
+    /// Whether a malformed message ended the iteration.
     pub fn broken(&self) -> bool {
         self.broken
     }
@@ -119,22 +119,22 @@ pub struct Attr<'a> {
 }
 
 impl<'a> Attr<'a> {
-    /// As an octet.
+    /// The value as an octet.
     pub fn u8(&self) -> Option<u8> {
         u8_at(self.value, 0)
     }
 
-    /// As 16 bits.
+    /// The value as 16 bits.
     pub fn u16(&self) -> Option<u16> {
         u16_at(self.value, 0)
     }
 
-    /// As 32 bits.
+    /// The value as 32 bits.
     pub fn u32(&self) -> Option<u32> {
         u32_at(self.value, 0)
     }
 
-    /// As a NUL-terminated string; see [`string`].
+    /// The value as a NUL-terminated string; see [`string`].
     pub fn string(&self) -> String {
         string(self.value)
     }
@@ -144,19 +144,19 @@ impl<'a> Attr<'a> {
         std::str::from_utf8(until_nul(self.value)).is_ok()
     }
 
-    /// As an address of either family, told apart by its length.
+    /// The value as an address of the family that its length determines.
     pub fn ip(&self) -> Option<IpAddr> {
         ip(self.value)
     }
 
-    /// As attributes.
+    /// The value as attributes.
     pub fn nested(&self) -> Attrs<'a> {
         Attrs(self.value)
     }
 }
 
-/// The string that ends at a NUL or with the octets. Octets that are not UTF-8 are written out, as
-/// `\xff`, so that different names stay different.
+/// The string up to a NUL or the end. Octets that are not UTF-8 are escaped, as `\xff`, so that
+/// different names remain different.
 pub fn string(octets: &[u8]) -> String {
     let mut text = String::new();
     for chunk in until_nul(octets).utf8_chunks() {
@@ -178,7 +178,7 @@ pub fn ip(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(octets).ok().map(|v6| Ipv6Addr::from(v6).into())
 }
 
-/// Attributes one after another; ends at the first that does not fit.
+/// A sequence of attributes; ends at the first malformed one.
 #[derive(Debug, Clone, Copy)]
 pub struct Attrs<'a>(pub &'a [u8]);
 
@@ -199,7 +199,7 @@ impl<'a> Iterator for Attrs<'a> {
 pub struct Request(Vec<u8>);
 
 impl Request {
-    /// A message of `kind` with `flags` and a fixed header.
+    /// Starts a message of `kind` with `flags` and a fixed header.
     pub fn new(kind: u16, flags: u16, header: &[u8]) -> Request {
         let mut octets = vec![0; MESSAGE_HEADER];
         octets[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -219,7 +219,7 @@ impl Request {
         self
     }
 
-    /// The octets to send, with its length and `seq` filled in.
+    /// Returns the octets to send, with the length and `seq` set.
     pub fn finish(mut self, seq: u32) -> Vec<u8> {
         let len = self.0.len() as u32;
         self.0[0..4].copy_from_slice(&len.to_ne_bytes());
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_built_message_is_parsed_back() {
         let octets = Request::new(24, 0x301, &[2, 24, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0])
             .attr(1, &[192, 0, 2, 0])
             .attr(4, &7u32.to_ne_bytes())
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cut_anywhere_ends_the_walk_without_a_panic() {
+    fn a_truncated_message_ends_the_iteration_without_a_panic() {
         let octets = Request::new(24, 0, &[0; 12]).attr(1, &[1, 2, 3, 4]).attr(9, &[5]).finish(1);
         for len in 0..octets.len() {
             let mut messages = Messages::new(&octets[..len]);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_end_the_walk() {
+    fn wrong_lengths_end_the_iteration() {
         for len in [0u16, 3, 9, 0xffff] {
             let mut octets = vec![0; 8];
             octets[0..2].copy_from_slice(&len.to_ne_bytes());
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_stay_apart() {
+    fn names_that_are_not_utf8_remain_different() {
         assert_eq!(string(b"eth0\0rest"), "eth0");
         assert_eq!(string(b"a\xff"), "a\\xff");
         assert_ne!(string(b"a\xff"), string(b"a\xfe"));

@@ -1,13 +1,14 @@
-//! Netlink below the protocols: messages and attributes, and the sockets that ask and listen.
+//! Netlink independent of the protocol: messages and attributes, and sockets for requests and
+//! events.
 //!
-//! - [`message`]: messages and attributes, written and read;
-//! - [`socket`]: one request and the messages that answer it, dumps included;
-//! - [`query`]: a socket of any protocol that asks for what is known by its errno alone;
-//! - [`rtnl`]: rtnetlink for the mirror: its events, and its requests;
-//! - [`events`]: a socket that only listens.
+//! - [`message`]: builds and parses messages and attributes;
+//! - [`socket`]: one request and its reply messages, including dumps;
+//! - [`query`]: a socket for requests of any protocol, with errors as an errno only;
+//! - [`rtnl`]: the mirror's rtnetlink sockets for events and requests;
+//! - [`events`]: a socket for events.
 //!
-//! A socket belongs to the network namespace of the thread that opens it. Left out: what messages
-//! mean.
+//! A socket belongs to the network namespace of the thread that opens it. Left out: the contents of
+//! messages.
 
 pub mod events;
 pub mod message;
@@ -19,6 +20,6 @@ const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_ACK: u16 = 0x04;
 const NLM_F_DUMP: u16 = 0x300;
 
-/// A datagram of a dump is at most 32 KiB; an event with a full RTA_MULTIPATH at most 64 KiB and
-/// some.
+/// A datagram of a dump has at most 32 KiB; an event with a full RTA_MULTIPATH slightly more than
+/// 64 KiB.
 const BUFFER_OCTETS: usize = 256 * 1024;

@@ -1,4 +1,4 @@
-//! A netlink socket of any protocol that only asks: dumps and single questions to nf_tables, XFRM,
+//! A netlink socket for requests of any protocol: dumps and single requests to nf_tables, XFRM,
 //! rtnetlink and the generic families. The mirror has sockets of its own, see [`super::rtnl`].
 
 use std::io;
@@ -7,7 +7,7 @@ use super::message::{Message, Request};
 use super::socket::{AskSocket, DumpEnd};
 use super::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
-/// GENL_ID_CTRL, which knows the numbers of the generic families.
+/// GENL_ID_CTRL, the family that resolves the ids of generic families.
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -15,10 +15,10 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 /// `struct genlmsghdr` in octets.
 pub const GENL_HEADER: usize = 4;
 
-/// How often a dump is asked for because something changed meanwhile.
+/// How often a dump is requested if it is interrupted by changes.
 const DUMP_TRIES: usize = 5;
 
-/// The socket.
+/// The socket for requests.
 #[derive(Debug)]
 pub struct NlSock(AskSocket);
 
@@ -26,12 +26,12 @@ impl NlSock {
     /// Opens a socket of a NETLINK_* protocol.
     ///
     /// # Errors
-    /// EPROTONOSUPPORT when the kernel has no such protocol.
+    /// EPROTONOSUPPORT if the kernel has no such protocol.
     pub fn open(protocol: isize) -> io::Result<NlSock> {
         Ok(NlSock(AskSocket::open(protocol)?))
     }
 
-    /// Asks for all objects; `parse` takes from each message what is wanted.
+    /// Dumps all objects; `parse` returns what is needed from each message.
     ///
     /// # Errors
     /// As [`NlSock::dump_by`].
@@ -44,11 +44,11 @@ impl NlSock {
         self.dump_by(|flags| Request::new(kind, flags, header), parse)
     }
 
-    /// Asks for all objects that a request selects; `parse` takes from each message what is wanted.
+    /// Dumps all objects that a request selects; `parse` returns what is needed from each message.
     ///
     /// # Errors
-    /// What the kernel answers with, as an errno; [`is_interrupted`] when something changed each time that
-    /// it was asked, so that no answer is complete.
+    /// The kernel's errno; [`is_interrupted`] if objects changed during every attempt, so that no
+    /// reply was complete.
     pub fn dump_by<T>(
         &mut self,
         request: impl Fn(u16) -> Request,
@@ -62,11 +62,10 @@ impl NlSock {
         })
     }
 
-    /// Asks one question, and takes what is wanted from the message that answers; `None` when none
-    /// came, or `parse` found nothing.
+    /// Sends one request and parses the reply; `None` if there was none or `parse` returned `None`.
     ///
     /// # Errors
-    /// What the kernel answers with, as an errno.
+    /// The kernel's errno.
     pub fn get<T>(
         &mut self,
         request: impl FnOnce(u16) -> Request,
@@ -79,10 +78,10 @@ impl NlSock {
         Ok(found)
     }
 
-    /// The number of a generic family.
+    /// The id of a generic family.
     ///
     /// # Errors
-    /// ENOENT when the kernel does not have it.
+    /// ENOENT if the kernel does not have it.
     pub fn family(&mut self, name: &str) -> io::Result<u16> {
         let request = |flags| {
             Request::new(GENL_ID_CTRL, flags, &[CTRL_CMD_GETFAMILY, 1, 0, 0])
@@ -95,17 +94,20 @@ impl NlSock {
     }
 }
 
-/// Asks until an answer is complete.
+/// Repeats a request until a reply is complete.
 fn until_complete<T>(mut ask: impl FnMut() -> io::Result<(T, DumpEnd)>) -> io::Result<T> {
     for _ in 0..DUMP_TRIES {
         if let (found, DumpEnd::Complete) = ask()? {
             return Ok(found);
         }
     }
-    Err(io::Error::new(io::ErrorKind::Interrupted, "it changes faster than it can be read"))
+    Err(io::Error::new(
+        io::ErrorKind::Interrupted,
+        "the dump was interrupted by changes every time",
+    ))
 }
 
-/// Whether there was no complete answer (NLM_F_DUMP_INTR): to be asked for again later.
+/// Whether no reply was complete (NLM_F_DUMP_INTR); try again later.
 pub fn is_interrupted(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted
 }
@@ -116,7 +118,7 @@ mod tests {
     use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 
     #[test]
-    fn links_are_dumped_and_a_wrong_question_is_an_errno() {
+    fn links_are_dumped_and_a_wrong_request_returns_an_errno() {
         let mut socket = NlSock::open(NETLINK_ROUTE).expect("opens");
         let (rtm_getlink, rtm_newlink) = (18, 16);
         let header = [0; 16];
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_never_complete_is_an_error() {
+    fn a_dump_that_is_never_complete_is_an_error() {
         let answers = |interrupted: usize| {
             let mut count = 0;
             until_complete(move || {
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generic_family_has_a_number_or_is_not_there() {
+    fn a_generic_family_has_an_id_or_does_not_exist() {
         let mut socket = NlSock::open(NETLINK_GENERIC).expect("opens");
         assert_eq!(socket.family("nlctrl").expect("is always there"), GENL_ID_CTRL);
         let error = socket.family("no-such-family").expect_err("is not there");

@@ -1,5 +1,5 @@
-//! The mirror's two rtnetlink sockets: one that only listens to events, one that only asks, so that
-//! events never stand between the parts of a dump.
+//! The mirror's two rtnetlink sockets: one for events and one for requests, so that events are not
+//! interleaved with the parts of a dump.
 
 use netlink_sys::constants::NETLINK_ROUTE;
 
@@ -12,8 +12,8 @@ use super::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 pub const ARPHRD_ETHER: u16 = 1;
 
 /// RTNLGRP_*: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE,
-/// IPV4_NETCONF, IPV6_NETCONF; and NEXTHOP, which came with Linux 5.3: without it there are no
-/// nexthop objects to follow.
+/// IPV4_NETCONF, IPV6_NETCONF; and NEXTHOP (since Linux 5.3; without it there are no nexthop
+/// objects).
 const GROUPS: [Group; 11] = [
     Group::Required(1),
     Group::Required(3),
@@ -28,15 +28,15 @@ const GROUPS: [Group; 11] = [
     Group::Optional(32),
 ];
 
-/// Listens to everything that is mirrored; see [`Events::open`].
+/// Subscribes to everything that is mirrored; see [`Events::open`].
 ///
 /// # Errors
-/// What the kernel refuses.
+/// The kernel's error.
 pub fn events(rcvbuf_octets: usize) -> Result<Events, SockError> {
     Events::open(NETLINK_ROUTE, &GROUPS, rcvbuf_octets)
 }
 
-/// The socket that asks.
+/// The socket for requests.
 #[derive(Debug)]
 pub struct Requests(AskSocket);
 
@@ -44,24 +44,24 @@ impl Requests {
     /// Opens it.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel's error.
     pub fn open() -> Result<Requests, SockError> {
         let mut socket = AskSocket::open(NETLINK_ROUTE)?;
         socket.set_strict();
         Ok(Requests(socket))
     }
 
-    /// One whose every question is refused.
+    /// A socket whose requests are always refused.
     #[cfg(test)]
     pub fn refused() -> Requests {
         let socket = AskSocket::open(netlink_sys::constants::NETLINK_GENERIC);
         Requests(socket.expect("opens"))
     }
 
-    /// Asks for all objects of a kind: RTM_GET* `kind` with its fixed `header`.
+    /// Dumps all objects of a kind: RTM_GET* `kind` with its fixed `header`.
     ///
     /// # Errors
-    /// [`SockError::Refused`] when the kernel answers with an error.
+    /// [`SockError::Refused`] if the kernel replies with an error.
     pub fn dump(
         &mut self,
         what: &'static str,
@@ -75,7 +75,7 @@ impl Requests {
     /// Sends a request that changes something, and waits for the acknowledgement.
     ///
     /// # Errors
-    /// [`SockError::Refused`] when the kernel answers with an error.
+    /// [`SockError::Refused`] if the kernel replies with an error.
     pub fn change(
         &mut self,
         what: &'static str,

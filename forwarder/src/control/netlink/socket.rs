@@ -1,5 +1,5 @@
-//! The socket that asks: sends one request and hands over the messages that answer it, up to their
-//! end. [`super::query`] and [`super::rtnl`] stand on it.
+//! The socket for requests: sends one request and passes on the reply messages, up to the last one.
+//! [`super::query`] and [`super::rtnl`] use it.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::BUFFER_OCTETS;
 use super::message::{Message, Messages, Request};
 
-/// How long the kernel may take to answer; only a bug or a stopped machine takes longer.
+/// Timeout for a reply of the kernel; only a bug or a stopped machine exceeds it.
 const ANSWER_SECONDS_MAX: i64 = 30;
 
 const NLMSG_NOOP: u16 = 1;
@@ -19,13 +19,13 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 
-/// Why the kernel could not be asked or heard.
+/// Why a request or subscription failed.
 #[derive(Debug, Error)]
 pub enum SockError {
     /// A socket call failed.
     #[error("netlink: {what}: {source}")]
     Io {
-        /// What was attempted.
+        /// The operation.
         what: &'static str,
         /// The error.
         source: io::Error,
@@ -33,11 +33,11 @@ pub enum SockError {
     /// The kernel refused a request.
     #[error("netlink: {what}: {source}{}", if text.is_empty() { String::new() } else { format!(" ({text})") })]
     Refused {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// The error it answered with.
+        /// The kernel's error.
         source: io::Error,
-        /// Its own words, when it has some.
+        /// The kernel's error text, if any.
         text: String,
     },
 }
@@ -58,21 +58,21 @@ pub(super) fn failed(what: &'static str) -> impl Fn(io::Error) -> SockError {
 /// How a dump ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DumpEnd {
-    /// It is one picture.
+    /// The dump is consistent.
     Complete,
-    /// Something changed meanwhile (NLM_F_DUMP_INTR): to be asked for again.
+    /// Objects changed during the dump (NLM_F_DUMP_INTR): repeat it.
     Interrupted,
 }
 
 impl DumpEnd {
-    /// Of two dumps that belong together.
+    /// Combines the results of two dumps that belong together.
     #[must_use]
     pub fn and(self, other: DumpEnd) -> DumpEnd {
         if self == DumpEnd::Complete { other } else { self }
     }
 }
 
-/// The socket.
+/// The socket for requests.
 #[derive(Debug)]
 pub(super) struct AskSocket {
     socket: Socket,
@@ -91,18 +91,18 @@ impl AskSocket {
         Ok(AskSocket { socket, buffer: Vec::with_capacity(BUFFER_OCTETS), seq: 0 })
     }
 
-    /// For rtnetlink: filters of dumps are applied, and errors come with words.
+    /// For rtnetlink: the kernel applies filters of dumps, and errors have a text.
     pub(super) fn set_strict(&mut self) {
-        // Both are refused by kernels that do not know them, and can be done without.
+        // Both are optional: older kernels reject them.
         let _unsupported = self.socket.set_netlink_get_strict_chk(true);
         let _unsupported = self.socket.set_ext_ack(true);
     }
 
-    /// Sends a request that is answered by messages and NLMSG_DONE (a dump) or NLMSG_ERROR (an
-    /// acknowledgement): `each` has every message before the end.
+    /// Sends a request whose reply ends with NLMSG_DONE (a dump) or NLMSG_ERROR (an
+    /// acknowledgement); calls `each` with every message before the end.
     ///
     /// # Errors
-    /// [`SockError::Refused`] with the errno of the kernel's answer.
+    /// [`SockError::Refused`] with the kernel's errno.
     pub(super) fn exchange(
         &mut self,
         what: &'static str,
@@ -123,7 +123,7 @@ impl AskSocket {
                 }
                 match message.kind {
                     NLMSG_NOOP => {}
-                    // The end of a dump, and an acknowledgement, carry an errno or 0.
+                    // NLMSG_DONE and NLMSG_ERROR contain an errno or 0.
                     NLMSG_DONE | NLMSG_ERROR => return refused(what, &message).map(|()| end),
                     _ => each(&message),
                 }
@@ -147,7 +147,7 @@ impl AskSocket {
     }
 }
 
-/// The errno that the kernel answered with; none in an acknowledgement.
+/// The errno in the kernel's reply; `Ok` for an acknowledgement.
 fn refused(what: &'static str, message: &Message<'_>) -> Result<(), SockError> {
     match message.error() {
         Some((errno, text)) if errno < 0 => {
