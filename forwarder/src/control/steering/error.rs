@@ -1,4 +1,4 @@
-//! What can go wrong with the XDP program, said so that the reader knows what to do.
+//! Errors of the XDP program, with advice on what to do.
 
 use std::io;
 
@@ -7,28 +7,25 @@ use libbpf_rs::{ErrorKind, MapCore};
 use super::XdpMode;
 use crate::control::process::{kernel, limits, privilege};
 
-/// Why the XDP program could not be loaded, attached or told something.
+/// Why the XDP program could not be loaded, attached or configured.
 #[derive(Debug, thiserror::Error)]
 pub enum XdpError {
     /// The kernel does not let this process use BPF.
     #[error("no permission to {what}: {why}")]
     NotPermitted {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// What is missing, as far as it is known.
+        /// What is missing, if known.
         why: String,
     },
-    /// The kernel or libbpf refuses the object.
-    #[error(
-        "the kernel does not take ferroute's BPF program ({source:#}){advice}{}",
-        indented(log)
-    )]
+    /// The kernel or libbpf rejects the object.
+    #[error("the kernel rejects ferroute's BPF program ({source:#}){advice}{}", indented(log))]
     Load {
         /// libbpf's error.
         source: libbpf_rs::Error,
-        /// What to do, if that is known.
+        /// What to do, if known.
         advice: String,
-        /// What libbpf said, the verifier's words included.
+        /// libbpf's log, including the verifier's.
         log: String,
     },
     /// No memory for the object.
@@ -51,7 +48,7 @@ pub enum XdpError {
          -n, LimitNOFILE in the service)"
     )]
     Descriptors(io::Error),
-    /// A program that is not ferroute's is on the interface.
+    /// A program that does not belong to ferroute is on the interface.
     #[error("{ifname} {}", self.reason())]
     ForeignProgram {
         /// The interface.
@@ -63,7 +60,7 @@ pub enum XdpError {
         /// How it is attached.
         mode: XdpMode,
     },
-    /// Another ferroute's program is on the interface.
+    /// A program of another ferroute instance is on the interface.
     #[error(
         "another ferroute is already on {ifname} (XDP program id {id}, {mode} mode): stop it first"
     )]
@@ -75,7 +72,7 @@ pub enum XdpError {
         /// How it is attached.
         mode: XdpMode,
     },
-    /// The driver has native XDP, or was told to use it, and refuses.
+    /// Native XDP was requested or is supported, but the driver refuses it.
     #[error("{ifname}: {}", self.reason())]
     NativeRefused {
         /// The interface.
@@ -95,17 +92,17 @@ pub enum XdpError {
         /// The kernel's errno.
         source: io::Error,
     },
-    /// A map could not be read or written.
+    /// A map operation failed.
     #[error("cannot {what} the BPF map {map}: {source}")]
     Map {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The map's name.
         map: String,
         /// libbpf's error.
         source: libbpf_rs::Error,
     },
-    /// A queue beyond what the maps hold.
+    /// The queue index exceeds the size of the maps.
     #[error("queue {queue} is beyond the {max} queues a port may have: reduce them with ethtool -L", max = xdp_prog::QUEUES_MAX)]
     Queue {
         /// The queue's index.
@@ -128,7 +125,7 @@ impl XdpError {
         Self::Map { what, map: map.name().to_string_lossy().into_owned(), source }
     }
 
-    /// The same as `Display`, without the name of the interface in front.
+    /// The same as `Display`, without the leading interface name.
     pub fn reason(&self) -> String {
         match self {
             Self::ForeignProgram { ifname, name, id, mode } => format!(
@@ -147,7 +144,7 @@ impl XdpError {
         }
     }
 
-    /// Whether the driver may have refused for its MTU's sake.
+    /// Whether the MTU may be why the driver refused.
     pub(super) fn is_of_mtu(&self) -> bool {
         let errno = match self {
             Self::NativeRefused { source, .. } => source.raw_os_error(),
@@ -174,22 +171,22 @@ impl XdpError {
     }
 }
 
-/// Why the kernel or libbpf does not take a BPF object.
+/// Why the kernel or libbpf rejects a BPF object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NotPermitted,
     NoMemory,
     NoDescriptors,
-    /// Anything else, and what to do if that is known.
+    /// Anything else, and what to do if known.
     Unfit(String),
 }
 
 impl Refusal {
-    /// By libbpf's error and what it said, the verifier's words included.
+    /// From libbpf's error and log, including the verifier's.
     pub(crate) fn of(source: &libbpf_rs::Error, log: &str) -> Refusal {
         match source.kind() {
-            // The verifier says EACCES too, of a program that it has looked at: then its words count,
-            // unless a privilege is missing with which it may take it.
+            // The verifier also returns EACCES, for a program that it has examined: then its log is
+            // reported, unless a missing privilege may be the reason.
             ErrorKind::PermissionDenied
                 if !log.contains("processed") || !privilege::missing(0).is_empty() =>
             {
@@ -202,17 +199,17 @@ impl Refusal {
     }
 }
 
-/// Descriptors that loading the object takes for a moment, and one map handle.
+/// Descriptors used temporarily to load the object, and for one map handle.
 const DESCRIPTORS_OF_OBJECT: u64 = 24;
 const DESCRIPTORS_OF_MAP: u64 = 1;
 
-/// Whether an error that libbpf gives no kind is for want of descriptors. It does not hand out the
-/// errno, and has closed what it had opened: so the limit is held against what it takes.
+/// Whether an error without a kind in libbpf is a lack of descriptors. libbpf does not return the
+/// errno and has closed its descriptors, so the limit is compared with what the operation takes.
 fn is_descriptors(source: &libbpf_rs::Error, taken: u64) -> bool {
     source.kind() == ErrorKind::Other && limits::is_out_of_descriptors(taken)
 }
 
-/// What the kernel must be, where it may not be that.
+/// The kernel version and options that are required, if they may be missing.
 fn advice(kind: ErrorKind) -> String {
     let release = kernel::release();
     match kernel::version(&release) {
@@ -221,7 +218,7 @@ fn advice(kind: ErrorKind) -> String {
             format!("; Linux {major}.{minor} or later is needed, this is {release}")
         }
         _ if matches!(kind, ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
-            "; a kernel of one's own needs CONFIG_BPF_SYSCALL, CONFIG_XDP_SOCKETS and \
+            "; a custom kernel needs CONFIG_BPF_SYSCALL, CONFIG_XDP_SOCKETS and \
              CONFIG_NET_CLS_BPF"
                 .to_owned()
         }
@@ -237,7 +234,7 @@ fn off(mode: XdpMode) -> &'static str {
     }
 }
 
-/// The end of a log, each line on its own; the verifier can be verbose.
+/// The end of a log, indented, because the verifier can be verbose.
 fn indented(log: &str) -> String {
     const LINES_MAX: usize = 30;
     let lines: Vec<&str> = log.lines().filter(|l| !l.trim().is_empty()).collect();
@@ -254,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_kernel_is_blamed_by_an_old_kernel_only() {
+    fn the_kernel_version_is_reported_only_if_it_is_too_old() {
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINVAL, libc::ENOSPC] {
             let text = load(errno, "").to_string();
             assert!(!text.contains("Linux 6.1"), "{text}");
@@ -265,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_permitted_comes_with_the_missing_capabilities() {
+    fn a_permission_error_names_the_missing_capabilities() {
         let text = std::thread::spawn(|| {
             privilege::drop_all();
             load(libc::EACCES, "R7 pointer comparison prohibited\nprocessed 21 insns").to_string()

@@ -1,11 +1,11 @@
-//! The XDP program: loading, attaching, and the maps by which it decides what is steered.
+//! The XDP program: loading, attaching, and the maps that determine what is steered.
 //!
 //! One [`Steering`] for the process holds what all ports share: the router's own addresses and the
 //! punt program. Each port gets its own instance of the XDP program ([`PortProgram`]) with its own
 //! sockets, settings and counters. A port's program steers nothing until a socket is set and
-//! steering is switched on. Everything is gone when it is dropped, or when the process ends.
+//! steering is enabled. All of it is removed when it is dropped, or when the process ends.
 //!
-//! The rules are in `xdp-prog`; what follows netlink to fill the maps is not here.
+//! `xdp-prog` contains the rules. The code that fills the maps from netlink is elsewhere.
 
 mod error;
 mod object;
@@ -30,7 +30,7 @@ use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;
 
-/// What the ports share.
+/// The state that all ports share.
 #[derive(Debug)]
 pub struct Steering {
     shared: Arc<Shared>,
@@ -45,8 +45,8 @@ impl Steering {
     /// Loads the shared maps and the punt program.
     ///
     /// # Errors
-    /// [`XdpError::NotPermitted`] without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; [`XdpError::Load`] with
-    /// libbpf's own words if the kernel refuses the object.
+    /// [`XdpError::NotPermitted`] without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN;
+    /// [`XdpError::Load`] with libbpf's log if the kernel rejects the object.
     pub fn new() -> Result<Steering, XdpError> {
         let shared = Arc::new(Shared::load()?);
         let heartbeats = HeartbeatPage::map(shared.heartbeats.as_fd());
@@ -81,21 +81,21 @@ impl Steering {
         self.attacher().attach(ifindex, ifname, mac, mode, multi_buffer)
     }
 
-    /// What attaches programs, for a thread that may wait for drivers.
+    /// Returns an attacher, for a thread that may wait for drivers.
     #[must_use]
     pub fn attacher(&self) -> Attacher {
         Attacher { shared: Arc::clone(&self.shared), punt_source: self.punt_source }
     }
 
-    /// Says which IPv4 addresses are the router's own: the whole set, each with its prefix length
-    /// (32 for an address; broadcast addresses belong in it too; shorter for local routes that
-    /// cover many). Only what changed is written.
+    /// Sets the router's own IPv4 addresses: the whole set, each with its prefix length (32 for an
+    /// address, including broadcast addresses; shorter for local routes of a prefix). Only changes
+    /// are written.
     ///
     /// # Errors
-    /// [`XdpError::Map`]; what was written before it stays, and the next call takes it from there.
+    /// [`XdpError::Map`]; earlier changes remain written, and the next call continues from there.
     pub fn set_local4(&mut self, wanted: &BTreeSet<(Ipv4Addr, u8)>) -> Result<(), XdpError> {
         let prefixes = wanted.iter().any(|(_, len)| *len < 32);
-        // The trie has to be consulted before it is filled, and until it is empty.
+        // Enable trie lookups before the trie is filled, and disable them after it is empty.
         if prefixes {
             self.set_flag(SharedSettings::PREFIXES4, true)?;
         }
@@ -104,11 +104,11 @@ impl Steering {
         self.set_flag(SharedSettings::PREFIXES4, prefixes)
     }
 
-    /// Says which IPv6 addresses are the router's own, as [`Steering::set_local4`] does (128 for an
-    /// address).
+    /// Sets the router's own IPv6 addresses, in the same way as [`Steering::set_local4`] (128 for
+    /// an address).
     ///
     /// # Errors
-    /// As for [`Steering::set_local4`].
+    /// The same as for [`Steering::set_local4`].
     pub fn set_local6(&mut self, wanted: &BTreeSet<(Ipv6Addr, u8)>) -> Result<(), XdpError> {
         let prefixes = wanted.iter().any(|(_, len)| *len < 128);
         if prefixes {
@@ -119,7 +119,7 @@ impl Steering {
         self.set_flag(SharedSettings::PREFIXES6, prefixes)
     }
 
-    /// Says for how long heartbeats count, of a worker and of the control thread. For ever at start.
+    /// Sets how long heartbeats of a worker and of the control thread are valid. Forever at start.
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -131,13 +131,13 @@ impl Steering {
         self.store_settings()
     }
 
-    /// Where threads give their heartbeats.
+    /// The handle by which threads update their heartbeats.
     #[must_use]
     pub fn heartbeats(&self) -> &Arc<HeartbeatPage> {
         &self.heartbeats
     }
 
-    /// Says whether ESP and AH to the router itself are steered. Off at start.
+    /// Sets whether ESP and AH to the router itself are steered. Off at start.
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -153,7 +153,7 @@ impl Steering {
         &self.shared.punt_ports
     }
 
-    /// The source MAC by which a generic program knows a frame that userspace handed back.
+    /// The source MAC by which a generic-mode program recognises a frame that userspace punted.
     pub(super) fn punt_source(&self) -> [u8; 6] {
         self.punt_source
     }
@@ -185,11 +185,11 @@ pub struct Attacher {
 
 impl Attacher {
     /// Attaches a new instance of the program to the port `ifindex` of this thread's network
-    /// namespace. `mac` is the port's address: frames to any other stay with the kernel.
+    /// namespace. `mac` is the port's address: frames to other addresses stay with the kernel.
     ///
     /// # Errors
     /// [`XdpError::AlreadyRunning`] or [`XdpError::ForeignProgram`] if the port has an XDP program;
-    /// [`XdpError::NativeRefused`] or [`XdpError::Attach`] if the kernel does not take ours.
+    /// [`XdpError::NativeRefused`] or [`XdpError::Attach`] if the kernel rejects ours.
     pub fn attach(
         &self,
         ifindex: u32,
@@ -200,7 +200,8 @@ impl Attacher {
     ) -> Result<PortProgram, XdpError> {
         let port = PortId { ifindex, ifname, mac };
         match self.load_and_attach(&port, mode, multi_buffer) {
-            // For its MTU, or on a veth its peer's, which the driver takes with the other kind.
+            // Because of its MTU, or on a veth its peer's, which the driver supports with a
+            // multi-buffer program.
             Err(refused) if !multi_buffer && refused.is_of_mtu() => {
                 self.load_and_attach(&port, mode, true).map_err(|_| refused)
             }
@@ -218,8 +219,8 @@ impl Attacher {
     }
 }
 
-/// A locally administered MAC that no neighbour can guess: who knew it could make a port in generic
-/// mode leave frames to the kernel.
+/// A locally administered MAC that no neighbour can guess: with it, a neighbour could make a port
+/// in generic mode leave frames to the kernel.
 fn new_punt_source() -> [u8; 6] {
     let [a, b, c, d, ..] = RandomState::new().hash_one("punt source").to_ne_bytes();
     [0x02, 0xfe, a, b, c, d]
@@ -230,7 +231,7 @@ struct LocalMaps<'a> {
     prefix: &'a MapHandle,
 }
 
-/// Makes the maps hold `wanted` where they hold `have`, which follows each step.
+/// Changes the maps from `have` to `wanted`, and updates `have` at each step.
 fn sync<A: Copy + Ord, const N: usize>(
     maps: &LocalMaps<'_>,
     have: &mut BTreeSet<(A, u8)>,
@@ -246,7 +247,7 @@ fn sync<A: Copy + Ord, const N: usize>(
             (maps.full, address.to_vec())
         }
     };
-    // New ones first: an address that moves from one length to another is never missed.
+    // Add before removing: an address whose prefix length changes is never missing.
     for new in wanted.difference(&have.clone()) {
         let (map, key) = entry(*new);
         map.update(&key, &[1], MapFlags::ANY)

@@ -1,4 +1,4 @@
-//! The embedded BPF object: opening it, taking from it what one instance needs, libbpf's log.
+//! The embedded BPF object: opening it, loading its programs and maps, libbpf's log.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,8 +14,8 @@ struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../../xdp-prog/ferroute.bpf.o"));
 
-/// What every port's program uses, and the punt program. Descriptors keep what they stand for, so
-/// libbpf's object is not kept.
+/// The maps that every port's program uses, and the punt program. Descriptors keep maps and
+/// programs alive, so libbpf's object is not kept.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) punt_program: OwnedFd,
@@ -51,9 +51,9 @@ impl Shared {
         })
     }
 
-    /// Loads an instance of the XDP program that uses the shared maps. `frags`: for packets of
-    /// several buffers, too, as the section `xdp.frags` says of a program (Linux 5.18); it reads the
-    /// first buffer only. Drivers take larger MTUs with such a one.
+    /// Loads an instance of the XDP program that uses the shared maps. `frags`: with support for
+    /// multi-buffer packets, as for programs in section `xdp.frags` (Linux 5.18); the program reads
+    /// the first buffer only. Drivers then support larger MTUs.
     pub(super) fn load_port(&self, frags: bool) -> Result<Object, XdpError> {
         load(|open| {
             only_program(open, xdp_prog::PROGRAM_XDP);
@@ -132,11 +132,11 @@ fn load(
 }
 
 thread_local! {
-    /// What libbpf said on this thread while someone listened.
+    /// libbpf's log on this thread while it is captured.
     static LOG: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs `f` and returns what libbpf said meanwhile: it is for the error message, not for stderr.
+/// Runs `f` and returns libbpf's log, which goes to the error message instead of stderr.
 pub(crate) fn with_log<T>(f: impl FnOnce() -> T) -> (T, String) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

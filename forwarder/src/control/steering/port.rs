@@ -35,24 +35,24 @@ impl fmt::Display for XdpMode {
     }
 }
 
-/// Where the program is wanted.
+/// The requested mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttachMode {
     /// Native, or generic if the driver has no native XDP.
     #[default]
     Auto,
-    /// Native or not at all.
+    /// Native, or an error.
     Native,
-    /// Generic, whatever the driver has.
+    /// Generic, even if the driver has native XDP.
     Generic,
 }
 
-/// The program of one port. Dropping it detaches the program, and the kernel has the port again.
+/// The program of one port. Dropping it detaches the program and returns the port to the kernel.
 #[derive(Debug)]
 pub struct PortProgram {
-    /// First, so that it is dropped first.
+    /// Declared first, so that it is dropped first.
     link: XdpLink,
-    /// What the link held when it was made.
+    /// The link's attachment when it was created.
     attachment: Attachment,
     mode: XdpMode,
     settings: PortSettings,
@@ -60,11 +60,11 @@ pub struct PortProgram {
     sockets: MapHandle,
     counts: QueueCounts,
     vlans: MapHandle,
-    /// What is in it.
+    /// The contents of the VLAN map.
     vlans_set: BTreeMap<VlanKey, VlanSettings>,
 }
 
-/// Tells whether a program is still where it was attached.
+/// Checks whether a program is still attached where it was.
 #[derive(Debug)]
 pub struct Witness {
     link: OwnedFd,
@@ -72,8 +72,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Whether the same program is on the same interface: nobody detached or replaced it, and the
-    /// interface was neither removed nor moved to where it has another index. Takes the kernel's RTNL
+    /// Whether the same program is on the same interface: it was not detached or replaced, and the
+    /// interface was not removed or moved to where it has another index. Takes the kernel's RTNL
     /// lock.
     #[must_use]
     pub fn is_attached(&self) -> bool {
@@ -129,7 +129,7 @@ impl PortProgram {
         self.mode
     }
 
-    /// What it takes to see later whether the program is still where it was attached.
+    /// A witness to check later whether the program is still attached where it was.
     ///
     /// # Errors
     /// EMFILE.
@@ -138,17 +138,17 @@ impl PortProgram {
         Ok(Witness { link, attachment: self.attachment })
     }
 
-    /// The port's XSKMAP, for who sets sockets there by other means.
+    /// The port's XSKMAP, for code that sets sockets directly.
     #[must_use]
     pub fn xsks_fd(&self) -> BorrowedFd<'_> {
         self.sockets.as_fd()
     }
 
-    /// Directs the frames of an RX queue to an AF_XDP socket bound to it. The kernel takes the
-    /// socket out again when it is closed.
+    /// Directs the frames of an RX queue to an AF_XDP socket bound to it. The kernel removes the
+    /// socket when it is closed.
     ///
     /// # Errors
-    /// [`XdpError::Queue`] beyond [`QUEUES_MAX`]; [`XdpError::Map`] if it is no such socket.
+    /// [`XdpError::Queue`] beyond [`QUEUES_MAX`]; [`XdpError::Map`] if it is not such a socket.
     pub fn set_socket(&self, queue: u32, socket: impl AsRawFd) -> Result<(), XdpError> {
         let key = self.socket_key(queue)?;
         self.sockets
@@ -156,7 +156,7 @@ impl PortProgram {
             .map_err(|source| XdpError::map("put a socket into", &self.sockets, source))
     }
 
-    /// Gives an RX queue back to the kernel; nothing if it had no socket.
+    /// Returns an RX queue to the kernel; no effect if it had no socket.
     ///
     /// # Errors
     /// [`XdpError::Queue`] or [`XdpError::Map`].
@@ -170,7 +170,7 @@ impl PortProgram {
         }
     }
 
-    /// Tells the program the port's MAC after it changed.
+    /// Sets the port's MAC after a change.
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -179,7 +179,7 @@ impl PortProgram {
         self.store_settings()
     }
 
-    /// Says which families are steered; the others stay with the kernel. None at start.
+    /// Sets which families are steered; the others stay with the kernel. None at start.
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -198,11 +198,11 @@ impl PortProgram {
         Ok(())
     }
 
-    /// Says which tagged frames are steered, as those without tags are: the whole set. None at
-    /// start. Only what changed is written.
+    /// Sets which tagged frames are steered like untagged ones: the whole set. None at start. Only
+    /// changes are written.
     ///
     /// # Errors
-    /// [`XdpError::Map`]; what was written before it stays, and the next call takes it from there.
+    /// [`XdpError::Map`]; earlier changes remain written, and the next call continues from there.
     pub fn set_vlans(&mut self, wanted: &BTreeMap<VlanKey, VlanSettings>) -> Result<(), XdpError> {
         let octets = |key: &VlanKey| key.map(u16::to_ne_bytes).concat();
         let gone = self.vlans_set.keys().filter(|key| !wanted.contains_key(*key));
@@ -225,13 +225,13 @@ impl PortProgram {
         Ok(())
     }
 
-    /// What it did with frames, for any thread to look at.
+    /// The program's frame counters, readable from any thread.
     #[must_use]
     pub fn counts(&self) -> QueueCounts {
         self.counts.clone()
     }
 
-    /// As [`QueueCounts::queues`].
+    /// The same as [`QueueCounts::queues`].
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -239,7 +239,7 @@ impl PortProgram {
         self.counts.queues(queues)
     }
 
-    /// As [`QueueCounts::queue`].
+    /// The same as [`QueueCounts::queue`].
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -262,13 +262,13 @@ impl PortProgram {
     }
 }
 
-/// What the program of a port did with frames, also after it is detached. One system call a queue.
+/// Frame counters of a port's program, also after it was detached. One system call per queue.
 #[derive(Debug, Clone)]
 pub struct QueueCounts(Arc<MapHandle>);
 
 impl QueueCounts {
-    /// Frames by reason ([`xdp_prog::Reason`]) for each of the first `queues` RX queues, since the
-    /// program was attached; all CPUs together. One system call a queue.
+    /// Frames by reason ([`xdp_prog::Reason`]) for each of the first `queues` RX queues since the
+    /// program was attached, summed over all CPUs. One system call per queue.
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -276,7 +276,7 @@ impl QueueCounts {
         (0..queues.min(QUEUES_MAX as u32)).map(|queue| self.queue(queue)).collect()
     }
 
-    /// What the program did with frames of one queue, by [`xdp_prog::Reason`].
+    /// Frames of one queue by [`xdp_prog::Reason`].
     ///
     /// # Errors
     /// [`XdpError::Map`].
@@ -322,16 +322,16 @@ impl Target<'_> {
         XdpLink::attach(self.program.as_fd(), self.ifindex, mode)
     }
 
-    /// dev_xdp_attach says EOPNOTSUPP if the driver has no XDP; some drivers say so themselves for
-    /// devices of a kind they have it not for.
+    /// dev_xdp_attach returns EOPNOTSUPP if the driver has no XDP; some drivers return it for
+    /// devices on which they do not support it.
     fn has_no_native(&self, error: &io::Error) -> bool {
         error.raw_os_error() == Some(libc::EOPNOTSUPP)
     }
 
     fn native_error(&self, source: io::Error) -> XdpError {
         let hint = match source.raw_os_error() {
-            Some(libc::EOPNOTSUPP) => "it has none, or not with the offloads that are on",
-            // veth and most NICs: a frame has to fit a page.
+            Some(libc::EOPNOTSUPP) => "it has none, or not with the current offloads",
+            // veth and most NICs: a frame has to fit in a page.
             Some(libc::ERANGE | libc::EINVAL | libc::E2BIG) => {
                 "lower the MTU (on a veth also the peer's) or switch LRO off"
             }
@@ -348,7 +348,7 @@ impl Target<'_> {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => XdpError::not_permitted("attach an XDP program"),
             Some(libc::EMFILE | libc::ENFILE) => XdpError::Descriptors(source),
-            // Someone was quicker since the query.
+            // Another program was attached since the query.
             Some(libc::EBUSY | libc::EEXIST) => self.refuse_if_taken().err().unwrap_or_else(|| {
                 XdpError::Attach { ifname: self.ifname.to_owned(), mode, source }
             }),
@@ -356,13 +356,13 @@ impl Target<'_> {
         }
     }
 
-    /// An error if the interface has a program in any mode. The kernel would take a native and a
-    /// generic one side by side in no case, but says only "busy".
+    /// Returns an error if the interface has a program in any mode. The kernel permits no native
+    /// and generic program side by side, but reports only "busy".
     fn refuse_if_taken(&self) -> Result<(), XdpError> {
         let Ok(ifindex) = i32::try_from(self.ifindex) else { return Ok(()) };
         let (found, _log) =
             object::with_log(|| Xdp::new(self.program.as_fd()).query(ifindex, XdpFlags::NONE));
-        // If the kernel does not answer, attaching will tell.
+        // If the query fails, attaching reports the error.
         let Ok(found) = found else { return Ok(()) };
         let programs =
             [(XdpMode::Native, found.drv_prog_id), (XdpMode::Generic, found.skb_prog_id)];
@@ -378,7 +378,7 @@ impl Target<'_> {
     }
 }
 
-/// The name of a loaded program; "?" if it is gone or not to be seen.
+/// The name of a loaded program; "?" if it is gone or not visible.
 fn program_name(id: u32) -> String {
     ProgInfoIter::default()
         .find(|program| program.id == id)

@@ -1,12 +1,12 @@
-//! The punt device: how a received frame that userspace must not handle goes back to the kernel.
+//! The punt device: returns a received frame that userspace must not handle to the kernel.
 //!
 //! A TAP device that carries nothing else. [`PuntDevice::inject`] writes the port's ifindex into
 //! the frame's destination MAC and the frame to the TAP; the classifier `ferroute_punt` on its
-//! ingress puts the port's MAC back and redirects the frame to the port's ingress. The kernel sees
-//! it as received on the port: routing rules, netfilter and reverse-path filter apply to that port.
-//! (xdp-prog has the layout and the program.)
+//! ingress restores the port's MAC and redirects the frame to the port's ingress. The kernel then
+//! treats it as received on the port: routing rules, netfilter and reverse-path filter of that port
+//! apply. (xdp-prog contains the layout and the program.)
 //!
-//! Not done here: checksums. What the driver knew of them does not survive, so they have to be
+//! Not done here: checksums. The driver's checksum information is lost, so checksums must be
 //! complete in the frame.
 
 use std::collections::BTreeSet;
@@ -27,25 +27,25 @@ use xdp_prog::{PUNT_DESTINATION, PuntPort};
 
 use crate::control::steering::{Steering, XdpError, with_log};
 
-/// The kernel puts the first free number for %d.
+/// The kernel replaces %d by the first free number.
 const NAME: &str = "ferroute%d";
 
-/// Octets of an Ethernet header: what a frame has to have at least.
+/// Length of an Ethernet header in octets: the minimum length of a frame.
 const ETH_HLEN: usize = 14;
 
-/// Whether an interface has a name that such a device has.
+/// Whether the name matches that of a punt device.
 pub fn is_own(name: &str) -> bool {
     let number = name.strip_prefix(NAME.trim_end_matches("%d")).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|octet| octet.is_ascii_digit())
 }
 
-/// What can go wrong with the punt device.
+/// Errors of the punt device.
 #[derive(Debug, thiserror::Error)]
 pub enum PuntError {
-    /// No TAP device.
+    /// The TAP device cannot be created.
     #[error("cannot create a TAP device: {0}; {advice}", advice = tun_advice(.0))]
     Create(io::Error),
-    /// The device cannot be set up.
+    /// The device cannot be configured.
     #[error("cannot set up the TAP device {name}: {source}")]
     SetUp {
         /// The device.
@@ -60,7 +60,7 @@ pub enum PuntError {
         name: String,
         /// libbpf's error.
         source: libbpf_rs::Error,
-        /// What libbpf said.
+        /// libbpf's log.
         log: String,
     },
     /// The table of ports could not be written.
@@ -68,20 +68,20 @@ pub enum PuntError {
     Ports(#[from] XdpError),
 }
 
-/// What to do when /dev/net/tun cannot be opened, or makes no device.
+/// What to do if /dev/net/tun cannot be opened or creates no device.
 pub fn tun_advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-            "modprobe tun; a container has to be given the device (--device /dev/net/tun), a kernel \
-             of one's own needs CONFIG_TUN"
+            "modprobe tun; a container needs the device (--device /dev/net/tun), a custom \
+             kernel needs CONFIG_TUN"
         }
         Some(libc::EACCES) => {
-            "let this user open it (chmod 0666 /dev/net/tun, as udev sets it: making a device takes \
-             CAP_NET_ADMIN all the same), or run as root"
+            "let this user open it (chmod 0666 /dev/net/tun, the default of udev: creating a device \
+             requires CAP_NET_ADMIN in any case), or run as root"
         }
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (ulimit -n)",
         Some(libc::EPERM) => {
-            "CAP_NET_ADMIN is needed, and a container or service has to be allowed the device \
+            "CAP_NET_ADMIN is needed, and a container or service needs access to the device \
              (--device /dev/net/tun, DeviceAllow=/dev/net/tun rw)"
         }
         _ => "see whether another program can make one: ip tuntap add mode tap",
@@ -96,12 +96,12 @@ fn classifier_advice(source: &libbpf_rs::Error) -> &'static str {
     }
 }
 
-/// The device. It is gone when this is dropped, or when the process ends.
+/// The device. It is removed when this is dropped, or when the process ends.
 pub struct PuntDevice {
     tap: Tap,
     name: String,
     ports: MapHandle,
-    /// The ports in that map, by ifindex.
+    /// The ports in the map `ports`, by ifindex.
     admitted: Mutex<BTreeSet<u32>>,
     punt_source: [u8; 6],
 }
@@ -138,8 +138,8 @@ impl PuntDevice {
         &self.name
     }
 
-    /// Lets frames of a port through, or changes its MAC. `generic`: the port's XDP program runs in
-    /// generic mode, so it will see the frames again and has to know them.
+    /// Permits frames of a port, or changes its MAC. `generic`: the port's XDP program runs in
+    /// generic mode, so it receives the frames again and has to recognise them.
     ///
     /// # Errors
     /// [`PuntError::Ports`].
@@ -152,7 +152,7 @@ impl PuntDevice {
         Ok(())
     }
 
-    /// Drops frames of a port from now on; nothing if it was not there.
+    /// Drops frames of a port from now on; no effect if it was not added.
     ///
     /// # Errors
     /// [`PuntError::Ports`].
@@ -166,18 +166,18 @@ impl PuntDevice {
         }
     }
 
-    /// Gives a frame, from its Ethernet header on, to the kernel as received on the port `ifindex`.
-    /// Its destination MAC is overwritten. One system call; may be called from any thread. The kernel
-    /// has taken the frame when there is no error.
+    /// Passes a frame, starting at its Ethernet header, to the kernel as received on the port
+    /// `ifindex`. Overwrites its destination MAC. One system call; may be called from any thread.
+    /// On success the kernel has accepted the frame.
     ///
     /// # Errors
-    /// InvalidInput for less than an Ethernet header; NotFound for a port that was not added, or was
-    /// removed; what write(2) to the TAP says, ENOMEM above all.
+    /// InvalidInput for less than an Ethernet header; NotFound for a port that was not added, or
+    /// was removed; errors of write(2) to the TAP, mostly ENOMEM.
     pub fn inject(&self, ifindex: u32, frame: &mut [u8]) -> io::Result<()> {
         if frame.len() < ETH_HLEN {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // The classifier would drop it, and nobody would know.
+        // The classifier would drop it silently.
         if !self.admitted().contains(&ifindex) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -187,12 +187,12 @@ impl PuntDevice {
     }
 
     fn admitted(&self) -> std::sync::MutexGuard<'_, BTreeSet<u32>> {
-        // Nobody panics while holding it.
+        // No thread panics while it holds the lock.
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Attaches the punt program to the device's ingress. It goes with the device.
+/// Attaches the punt program to the device's ingress. It is removed with the device.
 fn attach(steering: &Steering, ifindex: u32) -> libbpf_rs::Result<()> {
     let ifindex =
         i32::try_from(ifindex).map_err(|_| libbpf_rs::Error::from_raw_os_error(libc::ENODEV))?;
@@ -203,13 +203,13 @@ fn attach(steering: &Steering, ifindex: u32) -> libbpf_rs::Result<()> {
     Ok(())
 }
 
-/// Brings the device up, with nothing of its own to say: no IPv6 address, so no router
+/// Brings the device up so that it sends nothing of its own: no IPv6 address, hence no router
 /// solicitation, and no ARP.
 fn configure(ifindex: u32) -> io::Result<()> {
     let inet6 = vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])];
     let quiet = link(ifindex, LinkFlags::Noarp, vec![LinkAttribute::AfSpecUnspec(inet6)]);
     match request(quiet) {
-        // A kernel without IPv6, or with it off for new devices, does not know the setting.
+        // A kernel without IPv6, or with IPv6 disabled for new devices, rejects the setting.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => {}
         other => other?,
     }
@@ -225,7 +225,7 @@ fn link(ifindex: u32, flags: LinkFlags, attributes: Vec<LinkAttribute>) -> LinkM
     message
 }
 
-/// Sends one RTM_NEWLINK and reads the kernel's answer to it.
+/// Sends one RTM_NEWLINK and reads the kernel's reply.
 fn request(message: LinkMessage) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
