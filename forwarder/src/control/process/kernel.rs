@@ -1,11 +1,11 @@
-//! Which kernel this is.
+//! The running kernel.
 
 use std::fs;
 
-/// The oldest that has what the XDP program and its map types need.
+/// The oldest kernel that supports the XDP program and its map types.
 pub const OLDEST: (u32, u32) = (6, 1);
 
-/// Its release, as `uname -r` says it; empty if the kernel does not tell.
+/// Its release, as `uname -r` prints it; empty if it cannot be read.
 pub fn release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     release.trim().to_owned()

@@ -1,6 +1,6 @@
 //! Limits of the process: open files (RLIMIT_NOFILE) and locked memory (RLIMIT_MEMLOCK). Both are
-//! raised to what the process may have without asking (setrlimit(2): from the soft to the hard
-//! limit), and held against what the ports need.
+//! raised from the soft to the hard limit, which needs no privilege (setrlimit(2)), and compared
+//! with what the ports need.
 
 use std::fs;
 
@@ -9,30 +9,31 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::skb::FRAME_SIZE;
 
 /// Descriptors of a daemon without ports: netlink sockets, maps and programs that all ports share,
-/// the TAP device, the control socket, 31 in all; and those that are open for a moment: of loading a
-/// program, and those of [`DESCRIPTORS_KEPT`].
+/// the TAP device, the control socket, 31 in total; and temporary ones: for loading a program, and
+/// [`DESCRIPTORS_KEPT`].
 const DESCRIPTORS_BASE: u64 = 68;
-/// Of one port beside its sockets: its program's link and 4 maps, its membership; and of opening it.
+/// Descriptors of a port besides its sockets: its program's link and 4 maps, its membership; and
+/// temporary ones for opening it.
 const DESCRIPTORS_PER_PORT: u64 = 8;
-/// Of one worker beside its sockets.
+/// Descriptors of a worker besides its sockets.
 const DESCRIPTORS_PER_WORKER: u64 = 2;
-/// Threads that serve clients, at most.
+/// Maximum number of threads that serve clients.
 pub const CLIENT_THREADS_MAX: usize = 80;
-/// Beside its connection a client's thread opens files of two questions for a moment, such as the
+/// Besides its connection, a client's thread temporarily opens files for two requests, such as the
 /// netlink sockets of `link show -d`.
 const DESCRIPTORS_OF_ANSWER: u64 = 2;
 const DESCRIPTORS_OF_CLIENTS: u64 = CLIENT_THREADS_MAX as u64 * (1 + DESCRIPTORS_OF_ANSWER);
 
-/// Kept from clients and caches, for reading the firewall, settings and the like, which open netlink
-/// sockets, iterators and files for a moment.
+/// Reserved from clients and caches, for reading the firewall, settings and the like, which
+/// temporarily opens netlink sockets, iterators and files.
 const DESCRIPTORS_KEPT: u64 = 12;
 
 /// A limit, in the unit of its kind; `u64::MAX`: none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// What holds.
+    /// The limit in effect.
     pub soft: u64,
-    /// What the process may raise it to.
+    /// The value to which the process may raise it.
     pub hard: u64,
 }
 
@@ -41,18 +42,18 @@ fn limit(resource: Resource) -> Option<Limit> {
     Some(Limit { soft, hard })
 }
 
-/// Octets of memory that may be locked; `None`: the kernel does not say.
+/// Octets of memory that may be locked; `None`: it cannot be read.
 pub fn memlock() -> Option<Limit> {
     limit(Resource::RLIMIT_MEMLOCK)
 }
 
-/// Files that may be open; `None`: the kernel does not say.
+/// Number of files that may be open; `None`: it cannot be read.
 pub fn nofile() -> Option<Limit> {
     limit(Resource::RLIMIT_NOFILE)
 }
 
-/// Raises both to the hard limit. Where that is refused, the limit stays, and what does not fit is
-/// told when it is tried.
+/// Raises both to the hard limit. If that is refused, the limit stays, and operations that exceed
+/// it report an error.
 pub fn raise() {
     for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
         if let Some(Limit { soft, hard }) = limit(resource)
@@ -63,14 +64,14 @@ pub fn raise() {
     }
 }
 
-/// Octets of packet memory that the sockets of so many ports lock at least: each socket accounts for
-/// its worker's whole memory, which has a frame for every descriptor of every port.
+/// Minimum octets of packet memory that the sockets of this number of ports lock: each socket
+/// accounts for its worker's whole memory, which has a frame for every descriptor of every port.
 pub fn locked_least(ports: u64, rx_ring: u32, tx_ring: u32) -> u64 {
     let descriptors = u64::from(rx_ring) + u64::from(tx_ring);
     ports.saturating_mul(ports).saturating_mul(descriptors * FRAME_SIZE as u64)
 }
 
-/// Descriptors that `ports` with so many sockets together, and `workers`, need at most.
+/// Maximum descriptors needed by `ports` with `sockets` in total, and `workers`.
 pub fn descriptors_needed(ports: u64, sockets: u64, workers: u64) -> u64 {
     DESCRIPTORS_BASE
         + DESCRIPTORS_OF_CLIENTS
@@ -79,7 +80,7 @@ pub fn descriptors_needed(ports: u64, sockets: u64, workers: u64) -> u64 {
         + sockets
 }
 
-/// Says what is wrong with the limit on open files, and what to do; `None`: it suffices.
+/// A message if the limit on open files is too low, with advice; `None` if it suffices.
 pub fn too_few_descriptors(needed: u64) -> Option<String> {
     tell_too_few(nofile()?.soft, needed)
 }
@@ -93,13 +94,13 @@ fn tell_too_few(allowed: u64, needed: u64) -> Option<String> {
     })
 }
 
-/// Whether no more descriptors are free than are kept from clients, of whom `clients` are served.
+/// Whether no more descriptors are free than are reserved from clients, while `clients` are served.
 pub fn are_descriptors_scarce(clients: usize) -> bool {
     is_out_of_descriptors(DESCRIPTORS_KEPT + clients as u64 * DESCRIPTORS_OF_ANSWER)
 }
 
-/// Descriptors that may be put to use where they are not needed, of which `used` are: what the daemon
-/// and all clients may still want stays free.
+/// Descriptors available for optional use, including the `used` ones: what the daemon and all
+/// clients may need stays free.
 pub fn descriptors_to_spare(used: usize) -> usize {
     let Some(Limit { soft, .. }) = nofile() else { return 0 };
     let Some(open) = open_descriptors() else { return 0 };
@@ -107,14 +108,14 @@ pub fn descriptors_to_spare(used: usize) -> usize {
     usize::try_from(soft.saturating_sub(needed)).unwrap_or(usize::MAX)
 }
 
-/// `None`: it cannot be found out, for want of a descriptor.
+/// `None`: it cannot be read, for lack of a descriptor.
 fn open_descriptors() -> Option<u64> {
     // One of them is the directory's.
     fs::read_dir("/proc/self/fd").ok().map(|open| (open.count() as u64).saturating_sub(1))
 }
 
-/// Whether the process has so many files open that another `wanted` would be beyond its limit. True
-/// also when that cannot be found out for want of a descriptor.
+/// Whether `wanted` more descriptors would exceed the limit. True also if that cannot be determined
+/// for lack of a descriptor.
 pub fn is_out_of_descriptors(wanted: u64) -> bool {
     let Some(Limit { soft, .. }) = nofile() else { return false };
     match fs::read_dir("/proc/self/fd") {
@@ -129,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_raised_to_what_is_allowed() {
+    fn limits_are_raised_to_the_hard_limit() {
         raise();
         for limit in [nofile(), memlock()] {
             let limit = limit.expect("is told");
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ports_need_is_held_against_the_limit() {
+    fn the_needs_of_ports_are_compared_with_the_limit() {
         let needed = descriptors_needed(2, 8, 2);
         assert_eq!(needed, 68 + 240 + 2 * 8 + 2 * 2 + 8);
         assert_eq!(tell_too_few(needed, needed), None);

@@ -1,10 +1,9 @@
-//! The daemon's messages on standard error, written by a thread of their own: a terminal or pipe
-//! that nobody reads holds that thread and no other.
+//! The daemon's messages on standard error, written by a separate thread: a terminal or pipe that
+//! nobody reads blocks only that thread.
 //!
-//! Messages wait in a bounded queue; what finds it full is dropped and counted, and the next line
-//! that is written says how many were. Until [`Log::start`], and after the end of it, messages are
-//! dropped. Left out: levels, time stamps and files; a service manager adds the one and keeps the
-//! other.
+//! Messages wait in a bounded queue. If it is full they are dropped and counted, and the next line
+//! that is written reports how many. Before [`Log::start`] and after the log is closed, messages
+//! are dropped. Left out: levels, time stamps and files, which a service manager provides.
 
 use std::fmt;
 use std::fs::File;
@@ -21,27 +20,27 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::privilege;
 use super::terminal::printable;
 
-/// Messages that may wait. Far more than a daemon says at once: for a burst of interfaces that come
-/// and go while the terminal is slow.
+/// Maximum number of waiting messages. Far more than a daemon writes at once: for many interface
+/// events while the terminal is slow.
 const WAITING_MAX: usize = 1024;
-/// How long the end of the process waits for what is still to be written.
+/// How long the end of the process waits for remaining messages.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// What goes to the thread.
+/// An entry in the thread's queue.
 enum Entry {
     Line(String),
-    /// To be answered when everything before it was written.
+    /// Acknowledged when everything before it was written.
     Flush(Sender<()>),
 }
 
-/// The queue's end that everybody has.
+/// The sending end of the queue.
 static QUEUE: RwLock<Option<Sender<Entry>>> = RwLock::new(None);
-/// Messages dropped since one was written.
+/// Messages dropped since the last one was written.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Puts a message on its way; never waits. See [`say!`](crate::say).
+/// Queues a message; does not block. See [`say!`](crate::say).
 pub fn say(message: fmt::Arguments<'_>) {
-    // The lock is written to at the start and at the end of the daemon only.
+    // The lock is taken for writing only at the start and the end of the daemon.
     let Ok(queue) = QUEUE.try_read() else { return };
     let Some(queue) = &*queue else { return };
     let line = format!("ferroute: {message}\n");
@@ -50,13 +49,13 @@ pub fn say(message: fmt::Arguments<'_>) {
     }
 }
 
-/// A line on standard error, by way of the daemon's log.
+/// Writes a line to standard error through the daemon's log.
 #[macro_export]
 macro_rules! say {
     ($($arg:tt)*) => { $crate::control::process::log::say(format_args!($($arg)*)) };
 }
 
-/// The log, while it is open. At its end it waits a moment for what is still to be written.
+/// The log, while it is open. When closed, it waits briefly for remaining messages.
 #[derive(Debug)]
 pub struct Log {
     queue: Sender<Entry>,
@@ -72,12 +71,12 @@ impl fmt::Debug for Entry {
 }
 
 impl Log {
-    /// Starts the thread that writes to standard error, and has panics written by it, too.
+    /// Starts the thread that writes to standard error, and redirects panic messages to it.
     ///
     /// # Errors
-    /// When there is no descriptor or no thread to be had.
+    /// If no descriptor or thread is available.
     pub fn start() -> io::Result<Log> {
-        // Not by way of std's Stderr, whose lock a stuck writer holds.
+        // Not through std's Stderr, whose lock a blocked writer holds.
         let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
         let log = Log::start_to(stderr)?;
         std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
@@ -102,7 +101,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // Which a thread that panics must not do.
+        // A thread that panics must not wait.
         if !thread::panicking() {
             let _ = std::panic::take_hook();
         }
@@ -113,7 +112,7 @@ impl Drop for Log {
         if self.queue.send_timeout(Entry::Flush(written), LAST_WORDS).is_ok() {
             let _ = all.recv_timeout(LAST_WORDS);
         }
-        // A thread that is stuck in write(2) ends with the process.
+        // A thread that is blocked in write(2) ends with the process.
     }
 }
 
@@ -124,11 +123,13 @@ fn write_all(entries: Receiver<Entry>, mut out: impl Write) {
                 let lost = LOST.swap(0, Relaxed);
                 let note = match lost {
                     0 => String::new(),
-                    _ => format!("ferroute: {lost} messages were lost: nobody read them\n"),
+                    _ => format!(
+                        "ferroute: {lost} messages were lost: standard error was not read\n"
+                    ),
                 };
-                // One write, so that lines of other processes do not get between.
+                // One write, so that lines of other processes are not interleaved.
                 if out.write_all(format!("{note}{line}").as_bytes()).is_err() {
-                    // No room on a disk, say: it may be there later.
+                    // For example a full disk, which may have space later.
                     LOST.fetch_add(lost + 1, Relaxed);
                 }
             }
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_stops_costs_messages_and_no_time_and_is_told_how_many() {
+    fn a_stopped_reader_loses_messages_which_are_counted_and_blocks_nobody() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
         let log = Log::start_to(writer).expect("starts");
         let begun = Instant::now();
@@ -160,17 +161,20 @@ mod tests {
             let _ = reader.read_to_string(&mut text);
             let _ = told.send(text);
         });
-        // Room again.
+        // Waits for space in the queue.
         while QUEUE.read().expect("not poisoned").as_ref().is_some_and(|queue| !queue.is_empty()) {
             thread::sleep(Duration::from_millis(1));
         }
         say(format_args!("the last"));
         drop(log);
         let text = text.recv_timeout(Duration::from_secs(60)).expect("the pipe was closed");
-        // The thread may have begun at whatever time: each line that it writes tells of some.
+        // The thread's start is not synchronised with the messages: each note counts some of the
+        // lost ones.
         let lost = text.lines().filter_map(|line| {
             let line = line.strip_prefix("ferroute: ")?;
-            line.strip_suffix(" messages were lost: nobody read them")?.parse::<u64>().ok()
+            line.strip_suffix(" messages were lost: standard error was not read")?
+                .parse::<u64>()
+                .ok()
         });
         assert!(lost.sum::<u64>() > 5_000, "the queue is not bounded");
         assert!(text.ends_with("ferroute: the last\n"), "{}", &text[text.len() - 100..]);

@@ -1,15 +1,14 @@
-//! The process itself: what it may do, what it may use, where its own files are, its signals, and
-//! what it says.
+//! The process: its privileges, limits, files, signals and messages.
 //!
-//! - [`kernel`]: which one it runs on;
+//! - [`kernel`]: the version of the running kernel;
 //! - [`time_namespace`]: whether userspace and BPF programs read the same clock;
-//! - [`privilege`]: the capabilities that `run` needs, and giving up all others;
+//! - [`privilege`]: the capabilities that `run` needs, and dropping all others;
 //! - [`limits`]: open files and locked memory;
-//! - [`runtime_dir`]: the directory of the control socket and of what is to be put back;
-//! - [`signals`]: SIGTERM and the like, also while it starts;
+//! - [`runtime_dir`]: the directory of the control socket and of saved device settings;
+//! - [`signals`]: SIGTERM, SIGINT and SIGHUP, also during the start;
 //! - [`log`]: messages on standard error, without waiting for their reader;
 //! - [`terminal`]: text without control characters;
-//! - [`threads`]: how they end.
+//! - [`threads`]: joining threads with a timeout.
 
 pub mod kernel;
 pub mod limits;

@@ -1,9 +1,9 @@
-//! What the process must be allowed to do, asked before anything is tried, so that the answer names
-//! what is missing; and giving up everything else.
+//! The privileges that the process needs, checked before they are used, so that an error names the
+//! missing ones; and dropping all others.
 //!
-//! Capabilities are of threads. [`confine`] is called while there is one; the threads that it starts
-//! inherit what it has left, and give up more: workers by [`confine_worker`], those that serve
-//! clients by [`drop_all`].
+//! Capabilities belong to threads. [`confine`] is called while there is one thread; threads that it
+//! starts inherit the remaining capabilities and drop more: workers by [`confine_worker`], those
+//! that serve clients by [`drop_all`].
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ use super::limits;
 pub struct Need {
     /// The capability.
     pub capability: Capability,
-    /// What cannot be done without it.
+    /// The operation that requires it.
     pub purpose: &'static str,
 }
 
@@ -33,45 +33,45 @@ const fn need(capability: Capability, purpose: &'static str) -> Need {
     Need { capability, purpose }
 }
 
-/// What `run` cannot do without.
+/// The capabilities that `run` requires.
 pub const NEEDED: [Need; 4] = [
     need(
         Capability::CAP_NET_ADMIN,
-        "attach XDP programs, make the TAP device, read the firewall's rules",
+        "attach XDP programs, create the TAP device, read the firewall's rules",
     ),
     need(Capability::CAP_NET_RAW, "open AF_XDP sockets"),
     need(Capability::CAP_BPF, "load BPF programs and create their maps"),
-    // bpf_allow_ptr_leaks: without it the verifier refuses to compare a packet's pointers.
-    need(Capability::CAP_PERFMON, "have the kernel's verifier take the XDP program"),
+    // bpf_allow_ptr_leaks: without it the verifier rejects comparisons of packet pointers.
+    need(Capability::CAP_PERFMON, "load the XDP program, which compares packet pointers"),
 ];
 
-/// Needed as well, unless enough memory may be locked without it (`xdp_umem_account_pages`).
+/// Also required, unless enough memory may be locked without it (`xdp_umem_account_pages`).
 pub const IPC_LOCK: Need =
     need(Capability::CAP_IPC_LOCK, "lock packet memory beyond the limit of RLIMIT_MEMLOCK");
 
-/// How to give the process what it has not.
-pub const ADVICE: &str = "run as root (sudo ferroute …), or give them to a user of its own: \
+/// How to grant missing capabilities.
+pub const ADVICE: &str = "run as root (sudo ferroute …), or grant them to a dedicated user: \
                           AmbientCapabilities= in a systemd service, setpriv --ambient-caps";
 
 fn has(set: CapSet, capability: Capability) -> bool {
     caps::has_cap(None, set, capability).unwrap_or(false)
 }
 
-/// Whether the thread has a capability in effect; CAP_SYS_ADMIN stands for those that were split off
-/// it in Linux 5.8 (`bpf_capable`, `perfmon_capable`).
+/// Whether the thread has an effective capability; CAP_SYS_ADMIN includes those that were split
+/// from it in Linux 5.8 (`bpf_capable`, `perfmon_capable`).
 fn is_capable(capability: Capability) -> bool {
     let split_off = matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
     has(CapSet::Effective, capability)
         || split_off && has(CapSet::Effective, Capability::CAP_SYS_ADMIN)
 }
 
-/// Whether locked memory has no limit for this thread.
+/// Whether this thread has no limit on locked memory.
 pub fn may_lock_memory() -> bool {
     has(CapSet::Effective, Capability::CAP_IPC_LOCK)
 }
 
-/// The needed capabilities that the thread does not have. `locked`: octets of memory that must be
-/// lockable at least.
+/// The required capabilities that the thread lacks. `locked`: minimum octets of memory that must be
+/// lockable.
 pub fn missing(locked: u64) -> Vec<Need> {
     let mut missing: Vec<Need> =
         NEEDED.into_iter().filter(|need| !is_capable(need.capability)).collect();
@@ -81,10 +81,10 @@ pub fn missing(locked: u64) -> Vec<Need> {
     missing
 }
 
-/// Refuses to go on without.
+/// Returns an error if any required capability is missing.
 ///
 /// # Errors
-/// Names each missing capability, what it is for, and how to give it.
+/// Names each missing capability, its purpose, and how to grant it.
 pub fn require(locked: u64) -> Result<()> {
     let missing = missing(locked);
     if missing.is_empty() {
@@ -93,7 +93,7 @@ pub fn require(locked: u64) -> Result<()> {
     let list: Vec<String> = missing.iter().map(Need::to_string).collect();
     let or_limit = if missing.contains(&IPC_LOCK) {
         format!(
-            "; for CAP_IPC_LOCK it will do to let {locked} octets and more of memory be locked \
+            "; instead of CAP_IPC_LOCK, a limit on locked memory of at least {locked} octets suffices \
              (ulimit -l, LimitMEMLOCK=infinity)"
         )
     } else {
@@ -102,27 +102,27 @@ pub fn require(locked: u64) -> Result<()> {
     bail!("not permitted: {} missing; {ADVICE}{or_limit}", list.join(", "))
 }
 
-/// Why the kernel did not permit what the needed capabilities permit: which of them are missing, or
-/// that something else stands in the way.
+/// Why the kernel refused an operation that the required capabilities permit: which of them are
+/// missing, or that something else prevents it.
 pub fn why_not_permitted() -> String {
     let missing: Vec<String> = missing(0).iter().map(Need::to_string).collect();
     match missing.is_empty() {
         false => format!("{} missing; {ADVICE}", missing.join(", ")),
         true => {
-            "the capabilities are there; a seccomp filter, a security module, lockdown or a user \
-                 namespace stands in the way (a container has to be allowed bpf(2))"
+            "the capabilities are present; a seccomp filter, a security module, lockdown or a user \
+                 namespace prevents it (a container must be permitted to use bpf(2))"
                 .to_owned()
         }
     }
 }
 
-/// What the control thread keeps of what it has: what ports that come back need. `interrupts`: it may
-/// change when the interrupts of ports come, or where they go.
+/// The capabilities that the control thread keeps: those for ports that are opened again.
+/// `interrupts`: it may change the coalescing or affinity of ports' interrupts.
 fn kept(interrupts: bool) -> CapsHashSet {
     let mut kept: CapsHashSet = NEEDED.iter().map(|need| need.capability).collect();
     kept.insert(Capability::CAP_IPC_LOCK);
-    // A sysfs of the network namespace is mounted for what the kernel tells there only: settings of
-    // busy polling before Linux 6.13, interrupts of some drivers (`netdev::sysfs`).
+    // A sysfs of the network namespace is mounted for what is only there: settings of busy polling
+    // before Linux 6.13, interrupts of some drivers (`netdev::sysfs`).
     let stands_for = NEEDED.iter().any(|need| !has(CapSet::Permitted, need.capability));
     if interrupts || stands_for {
         kept.insert(Capability::CAP_SYS_ADMIN);
@@ -130,10 +130,10 @@ fn kept(interrupts: bool) -> CapsHashSet {
     kept
 }
 
-/// Gives up for good the privileges that an execve(2) would bring: by PR_SET_NO_NEW_PRIVS, and in the
-/// bounding set, where CAP_SETPCAP lets it, all but what a running daemon keeps. Of this thread, and
-/// of those that it starts from now on. `interrupts`: the daemon may change when interrupts of ports
-/// come, or where they go.
+/// Permanently drops the privileges that an execve(2) would add: by PR_SET_NO_NEW_PRIVS, and, if
+/// CAP_SETPCAP is available, by reducing the bounding set to what a running daemon keeps. Applies
+/// to this thread and those it starts from now on. `interrupts`: the daemon may change the
+/// coalescing or affinity of ports' interrupts.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -150,18 +150,18 @@ pub fn seal(interrupts: bool) -> Result<()> {
     Ok(())
 }
 
-/// Gives up for good every capability but those that a running daemon needs: of [`NEEDED`],
-/// CAP_IPC_LOCK, and CAP_SYS_ADMIN where it changes `interrupts` of ports, as `seal` is told. Of this
-/// thread, and of those that it starts from now on.
+/// Permanently drops every capability except those that a running daemon needs: [`NEEDED`],
+/// CAP_IPC_LOCK, and CAP_SYS_ADMIN if it changes `interrupts` of ports, as in [`seal`]. Applies to
+/// this thread and those it starts from now on.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn confine(interrupts: bool) -> Result<()> {
-    keep(&kept(interrupts)).context("cannot give up capabilities")
+    keep(&kept(interrupts)).context("cannot drop capabilities")
 }
 
-/// Leaves a worker what it opens sockets with. `busy`: it polls queues by its sockets, which
-/// SO_PREFER_BUSY_POLL asks CAP_NET_ADMIN for.
+/// Leaves a worker the capabilities to open sockets. `busy`: it busy-polls queues through its
+/// sockets; SO_PREFER_BUSY_POLL requires CAP_NET_ADMIN.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -170,16 +170,16 @@ pub fn confine_worker(busy: bool) -> Result<()> {
     if busy {
         kept.insert(Capability::CAP_NET_ADMIN);
     }
-    keep(&kept).context("cannot give up capabilities")
+    keep(&kept).context("cannot drop capabilities")
 }
 
-/// Gives up every capability of this thread, as one does that only talks to clients. One that cannot
-/// goes on: it does nothing that asks for any.
+/// Drops every capability of this thread, which only serves clients. Failure is ignored: the thread
+/// needs no capability.
 pub fn drop_all() {
     let _ = keep(&CapsHashSet::new());
 }
 
-/// Leaves the thread those of its capabilities that are in `kept`.
+/// Drops the thread's capabilities that are not in `kept`.
 fn keep(kept: &CapsHashSet) -> Result<(), CapsError> {
     let of = |set| -> Result<CapsHashSet, CapsError> {
         Ok(caps::read(None, set)?.intersection(kept).copied().collect())
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn each_needed_capability_is_named_with_its_purpose() {
-        // In a thread of its own, which has none then: capabilities are of threads.
+        // In a separate thread, which then has no capabilities: they belong to threads.
         let text = thread::spawn(|| {
             drop_all();
             require(0).expect_err("nothing is left").to_string()
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn locked_memory_is_asked_for_only_where_the_limit_is_too_low() {
+    fn locked_memory_is_required_only_if_the_limit_is_too_low() {
         let text = thread::spawn(|| {
             drop_all();
             require(u64::MAX - 1).expect_err("nothing is left").to_string()
@@ -223,23 +223,23 @@ mod tests {
     }
 
     #[test]
-    fn the_service_has_what_is_needed_and_no_more() {
+    fn the_service_has_exactly_the_required_capabilities() {
         let unit = include_str!("../../../../scripts/ferroute.service");
         let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key));
         let names: Vec<String> = NEEDED.iter().map(|need| need.capability.to_string()).collect();
         for key in ["AmbientCapabilities=", "CapabilityBoundingSet="] {
             assert_eq!(value(key), Some(names.join(" ").as_str()), "{key}");
         }
-        assert_eq!(value("LimitMEMLOCK="), Some("infinity"), "else CAP_IPC_LOCK is needed");
+        assert_eq!(value("LimitMEMLOCK="), Some("infinity"), "otherwise CAP_IPC_LOCK is needed");
     }
 
     #[test]
-    fn threads_keep_what_is_theirs_and_no_more() {
+    fn threads_keep_only_their_own_capabilities() {
         let has = |set| caps::read(None, set).expect("is told");
         thread::scope(|scope| {
             let worker = scope.spawn(move || {
                 let before = has(CapSet::Permitted);
-                confine_worker(false).expect("gives up");
+                confine_worker(false).expect("drops capabilities");
                 let may: CapsHashSet = [Capability::CAP_NET_RAW, Capability::CAP_IPC_LOCK].into();
                 let expected: CapsHashSet = before.intersection(&may).copied().collect();
                 (has(CapSet::Permitted) == expected, has(CapSet::Effective).is_subset(&expected))

@@ -1,9 +1,9 @@
-//! The runtime directory: where the control socket is unless another place is named, and what is to
-//! be put back after a crash (see [`crate::control::netdev::keep`]).
+//! The runtime directory: the default place of the control socket, and of settings to restore after
+//! a crash (see [`crate::control::netdev::keep`]).
 //!
-//! It belongs to the daemon's user alone, so that nobody else can put a file or a symbolic link in
-//! the way, hold a lock that is waited for, or read what is kept. It is made if it is missing; one
-//! that others own or may write to is refused.
+//! It belongs to the daemon's user alone, so that nobody else can place a file or a symbolic link
+//! there, hold a lock that the daemon waits for, or read saved settings. It is created if missing;
+//! one that others own or may write to is rejected.
 
 use std::env;
 use std::ffi::OsStr;
@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User, geteuid};
 
-/// Where it is when nobody says otherwise.
+/// The default path.
 pub const DEFAULT: &str = "/run/ferroute";
-/// What systemd sets for a service with RuntimeDirectory= (systemd.exec(5)).
+/// Set by systemd for a service with RuntimeDirectory= (systemd.exec(5)).
 const ENVIRONMENT: &str = "RUNTIME_DIRECTORY";
-/// The control socket's name there.
+/// Name of the control socket in the directory.
 const SOCKET: &str = "control.sock";
 /// Permission bits: write for the group and for others.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -27,7 +27,7 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Why a directory cannot be the runtime directory.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeDirError {
-    /// It is not there and cannot be made.
+    /// It does not exist and cannot be created.
     #[error(
         "runtime directory {}: cannot create it: {error}; create it as root (install -d -m 0700 -o \
          {user} {}), let systemd do so (RuntimeDirectory=ferroute), or name another with \
@@ -36,21 +36,21 @@ pub enum RuntimeDirError {
     Create {
         /// The directory.
         path: PathBuf,
-        /// Who runs.
+        /// The user of the process.
         user: String,
-        /// Why not.
+        /// The error.
         error: io::Error,
     },
-    /// It is a file of another kind.
+    /// It is not a directory.
     #[error(
-        "runtime directory {}: it is a symbolic link or no directory; remove it, or name another \
+        "runtime directory {}: it is a symbolic link or not a directory; remove it, or name another \
          with --runtime-dir", path.display()
     )]
     NotADirectory {
-        /// Its name.
+        /// The path.
         path: PathBuf,
     },
-    /// It is another user's.
+    /// It belongs to another user.
     #[error(
         "runtime directory {}: it belongs to user {owner}, and this is user {user}; change that \
          (chown {user} {}), or name another with --runtime-dir", path.display(), path.display()
@@ -58,9 +58,9 @@ pub enum RuntimeDirError {
     Owner {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: String,
-        /// Who runs.
+        /// The user of the process.
         user: String,
     },
     /// Others may write to it.
@@ -75,18 +75,18 @@ pub enum RuntimeDirError {
         /// Its permissions.
         mode: u32,
     },
-    /// It cannot be looked at.
+    /// It cannot be opened.
     #[error("runtime directory {}: cannot open it: {error}", path.display())]
     Open {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         error: io::Error,
     },
 }
 
-/// Where it is by the environment: the first directory that systemd made for the service, else
-/// [`DEFAULT`].
+/// The path according to the environment: the first directory that systemd created for the service,
+/// otherwise [`DEFAULT`].
 pub fn default_path() -> PathBuf {
     from_environment(env::var_os(ENVIRONMENT).as_deref()).unwrap_or_else(|| DEFAULT.into())
 }
@@ -103,16 +103,16 @@ pub fn socket_in(directory: &Path) -> PathBuf {
     directory.join(SOCKET)
 }
 
-/// Makes the directory, mode 0700, if it is not there, and checks whose it is.
+/// Creates the directory with mode 0700 if it does not exist, and checks its owner.
 ///
 /// # Errors
-/// [`RuntimeDirError`]; nothing of the directory has been used then.
+/// [`RuntimeDirError`]; the directory was not used then.
 pub fn prepare(path: &Path) -> Result<(), RuntimeDirError> {
     let path = without_slash(path);
     match DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        // What is there cannot be made, and may be all right: a read-only /run.
+        // An existing directory may be usable even if it cannot be created: a read-only /run.
         Err(_) if path.symlink_metadata().is_ok() => {}
         Err(error) => {
             return Err(RuntimeDirError::Create { path, user: name_of(geteuid()), error });
@@ -121,12 +121,12 @@ pub fn prepare(path: &Path) -> Result<(), RuntimeDirError> {
     check(&path)
 }
 
-/// A slash at the end would have a symbolic link followed.
+/// Removes a trailing slash, which would cause a symbolic link to be followed.
 fn without_slash(path: &Path) -> PathBuf {
     path.components().collect()
 }
 
-/// Checks whose a directory that is there is.
+/// Checks the owner of an existing directory.
 ///
 /// # Errors
 /// [`RuntimeDirError`].
@@ -139,7 +139,7 @@ pub fn check(path: &Path) -> Result<(), RuntimeDirError> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => {
             return Err(RuntimeDirError::NotADirectory { path });
         }
-        // 0700 of another user: say whose.
+        // 0700 of another user: report the owner.
         Err(error) => match path.symlink_metadata() {
             Ok(meta) if meta.uid() != geteuid().as_raw() => {
                 let owner = name_of(Uid::from_raw(meta.uid()));
@@ -161,7 +161,7 @@ pub fn check(path: &Path) -> Result<(), RuntimeDirError> {
     Ok(())
 }
 
-/// A user's name, or number where there is none.
+/// A user's name, or the number if it has none.
 pub fn name_of(uid: Uid) -> String {
     User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name)
 }
@@ -177,21 +177,21 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_for_its_owner_alone_and_taken_again() {
+    fn it_is_created_for_its_owner_alone_and_accepted_again() {
         let top = tempfile::tempdir().expect("a directory");
         let path = top.path().join("ferroute");
         for _ in 0..2 {
             prepare(&path).expect("is made, then there");
             assert_eq!(mode(&path), 0o700);
         }
-        // Readable is not writable: systemd makes them so unless told otherwise.
+        // Readable by others is accepted: it is systemd's default.
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("changes");
         prepare(&path).expect("will do");
         assert_eq!(mode(&path), 0o755);
     }
 
     #[test]
-    fn one_that_others_may_write_to_is_refused() {
+    fn a_directory_that_others_may_write_to_is_rejected() {
         let top = tempfile::tempdir().expect("a directory");
         let path = top.path().join("ferroute");
         prepare(&path).expect("is made");
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_and_a_file_are_refused() {
+    fn a_symbolic_link_and_a_file_are_rejected() {
         let top = tempfile::tempdir().expect("a directory");
         let (real, link) = (top.path().join("real"), top.path().join("link"));
         prepare(&real).expect("is made");
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_made_comes_with_what_to_do() {
+    fn the_error_for_one_that_cannot_be_created_has_advice() {
         let error = prepare(Path::new("/nonexistent/ferroute")).expect_err("is refused");
         let text = error.to_string();
         for word in ["/nonexistent/ferroute", "--runtime-dir", "RuntimeDirectory=", "install -d"] {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn systemd_says_where_and_nonsense_is_not_taken() {
+    fn the_path_of_systemd_is_used_and_invalid_values_are_ignored() {
         let from = |text: &str| from_environment(Some(OsStr::new(text)));
         assert_eq!(from("/run/a").as_deref(), Some(Path::new("/run/a")));
         assert_eq!(from("/run/a:/run/b").as_deref(), Some(Path::new("/run/a")));

@@ -1,9 +1,9 @@
-//! SIGTERM, SIGINT and SIGHUP as a descriptor, for the daemon and for verbs that run until told to
-//! stop; and an end to a start that they interrupt.
+//! SIGTERM, SIGINT and SIGHUP as a descriptor, for the daemon and for commands that run until
+//! stopped; and termination of a start that they interrupt.
 //!
-//! The control thread looks for them between its turns. While it starts it has no turns yet, and may
-//! wait in the kernel (a table of a million routes, a queue that is still busy, RTNL held by
-//! another): a [`StartGuard`] watches for it.
+//! The control thread checks for them in its loop. During the start the loop does not run yet, and
+//! the thread may block in the kernel (a table of a million routes, a queue that is still busy,
+//! RTNL held by another process): a [`StartGuard`] watches for signals then.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -18,24 +18,25 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::privilege;
 
-/// How long a start may go on after a signal, to end by itself and in order. It looks whether one
-/// came wherever it waits for more than some milliseconds of its own will.
+/// How long a start may take to stop cleanly after a signal. It checks for signals wherever it
+/// deliberately waits for more than some milliseconds.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// For the message to be written, if anybody reads it.
+/// Time for the message to be written.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// The start was ended by a signal: not an error.
+/// A signal ended the start: not an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("ended by a signal before it forwarded")]
+#[error("ended by a signal before forwarding started")]
 pub struct Interrupted;
 
-/// The signals that end the process in order.
+/// The signals that end the process cleanly.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
-    /// Takes them from here on; to be called before threads are started, which inherit the mask.
+    /// Blocks the signals and receives them from now on. Call it before threads are started, which
+    /// inherit the mask.
     ///
     /// # Errors
     /// When the kernel refuses a signalfd.
@@ -50,18 +51,18 @@ impl Signals {
         Ok(Signals(fd.context("cannot create a signalfd")?))
     }
 
-    /// Whether one has come; it stays.
+    /// Whether a signal is pending; it stays pending.
     pub fn is_pending(&self) -> bool {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Takes one that has come. Whether there was one.
+    /// Receives a pending signal. Returns whether there was one.
     pub fn came(&self) -> bool {
         matches!(self.0.read_signal(), Ok(Some(_)))
     }
 
-    /// Sleeps until one comes, at most `timeout`, and takes it. Whether one has come.
+    /// Waits for a signal, at most `timeout`, and receives it. Returns whether there was one.
     pub fn wait(&self, timeout: Duration) -> bool {
         let milliseconds = timeout.as_micros().div_ceil(1000);
         let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
@@ -70,7 +71,7 @@ impl Signals {
         self.came()
     }
 
-    /// An error if one has come.
+    /// Returns an error if a signal is pending.
     ///
     /// # Errors
     /// [`Interrupted`].
@@ -79,14 +80,14 @@ impl Signals {
     }
 }
 
-/// Readable when one has come.
+/// Readable when a signal is pending.
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// Ends the process if a signal comes during the start and the start does not end by itself soon
+/// Ends the process if a signal arrives during the start and the start does not end by itself soon
 /// after. Dropped when the process has started.
 #[derive(Debug)]
 pub struct StartGuard {
@@ -96,10 +97,10 @@ pub struct StartGuard {
 }
 
 impl StartGuard {
-    /// Watches from now on. `clean_up` removes what would be left behind when the process ends.
+    /// Starts to watch. `clean_up` removes what the process would leave behind.
     ///
     /// # Errors
-    /// When there is no descriptor or no thread to be had.
+    /// If no descriptor or thread is available.
     pub fn new(
         signals: Arc<Signals>,
         clean_up: impl FnOnce() + Send + 'static,
@@ -111,8 +112,8 @@ impl StartGuard {
                 clean_up();
                 crate::say!("{Interrupted}");
                 thread::sleep(LAST_WORDS);
-                // Without destructors: the thread that would run them is stuck. The kernel releases
-                // what the process holds.
+                // Without destructors: the thread that would run them is blocked. The kernel
+                // releases the resources of the process.
                 std::process::exit(0);
             }
         };
@@ -133,13 +134,13 @@ impl Drop for StartGuard {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// The start has ended, well or not.
+    /// The start has ended, successfully or not.
     Started,
-    /// A signal came, and it has not ended since.
+    /// A signal arrived, and the start did not end in time.
     Stuck,
 }
 
-/// Sleeps until the start has ended, or a signal has come and [`GRACE`] has passed.
+/// Waits until the start has ended, or until [`GRACE`] after a signal.
 fn watch(signals: &Signals, started: &UnixStream) -> Ended {
     let grace = PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX);
     let ended = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
     use nix::sys::signal::raise;
 
-    /// A signal for this thread alone: others of the test do not block it.
+    /// Sends a signal to this thread only: other threads of the test do not block it.
     fn signals_with_one() -> Signals {
         let signals = Signals::take().expect("a signalfd");
         assert_eq!(signals.check(), Ok(()));
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_that_has_come_is_seen_and_stays() {
+    fn a_pending_signal_is_seen_and_stays_pending() {
         let signals = signals_with_one();
         for _ in 0..2 {
             assert_eq!(signals.check(), Err(Interrupted));

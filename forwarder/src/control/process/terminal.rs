@@ -1,14 +1,14 @@
-//! Text for terminals and logs: what must not reach them as it is.
+//! Escapes text for terminals and logs.
 //!
-//! Names of interfaces are octets that the kernel hardly restricts (`dev_valid_name`): they may hold
-//! escape sequences. Everything that is printed for people goes through [`printable`], at the few
-//! places that write; JSON has an escape of its own.
+//! Names of interfaces are octets that the kernel hardly restricts (`dev_valid_name`): they may
+//! contain escape sequences. All output for people goes through [`printable`], at the few places
+//! that write it; JSON has its own escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// The text with its control characters written out, as `\x1b`; likewise characters that change the
-/// order or are not to be seen (`\u{202e}`). Line ends and tabs stay: no name has them.
+/// Escapes control characters (`\x1b`), and characters that are invisible or change the text
+/// direction (`\u{202e}`). Newlines and tabs are kept: names cannot contain them.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let is_plain = |octet: u8| matches!(octet, b' '..=b'~' | b'\n' | b'\t');
     if text.bytes().all(is_plain) {
@@ -16,7 +16,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = match c {
             '\n' | '\t' => out.write_char(c),
             _ if c.is_control() => write!(out, "\\x{:02x}", c as u32),
@@ -27,8 +27,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Whether a character has no glyph and may hide others, or turn their order round (Unicode, general
-/// category Cf, and the separators of lines).
+/// Whether a character has no glyph and may hide others or reverse their order (Unicode general
+/// category Cf, and line separators).
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_are_written_out_and_nothing_else_is() {
+    fn only_control_and_invisible_characters_are_escaped() {
         for (text, expected) in [
             ("eth0: up\n\tmtu 1500\n", "eth0: up\n\tmtu 1500\n"),
             ("a\x1b[31mb", "a\\x1b[31mb"),
@@ -53,7 +53,7 @@ mod tests {
             ("a\\x1b", "a\\x1b"),
         ] {
             assert_eq!(printable(text), expected);
-            assert_eq!(printable(&printable(text)), expected, "once is enough");
+            assert_eq!(printable(&printable(text)), expected, "escaping is idempotent");
         }
     }
 }

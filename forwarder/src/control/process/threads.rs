@@ -1,13 +1,13 @@
-//! The end of threads: one that hangs does not keep the process.
+//! Joins threads with a timeout: a blocked thread does not delay the end of the process.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Between two looks whether a thread has ended.
+/// Interval between checks whether a thread has ended.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Waits until a thread has ended, at most until `end`. `None`: it goes on, and ends with the
-/// process.
+/// Waits until a thread has ended, at most until `end`. `None`: it is still running, and ends with
+/// the process.
 pub fn join_until<T>(thread: JoinHandle<T>, end: Instant) -> Option<thread::Result<T>> {
     while !thread.is_finished() {
         if Instant::now() >= end {
@@ -23,7 +23,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_hangs_is_left() {
+    fn a_blocked_thread_is_not_joined() {
         let (done, wait) = crossbeam_channel::bounded::<()>(0);
         let hangs = thread::spawn(move || wait.recv().is_err());
         assert!(join_until(hangs, Instant::now() + Duration::from_millis(20)).is_none());

@@ -1,5 +1,6 @@
-//! Whether CLOCK_MONOTONIC is what BPF programs read. In a time namespace (time_namespaces(7)) it
-//! has an offset that `bpf_ktime_get_ns` does not have, so heartbeats could not be compared.
+//! Checks whether CLOCK_MONOTONIC is the clock of BPF programs. In a time namespace
+//! (time_namespaces(7)) it has an offset that `bpf_ktime_get_ns` does not have, so heartbeats could
+//! not be compared.
 
 use std::io;
 
@@ -9,7 +10,7 @@ const OFFSETS: &str = "/proc/self/timens_offsets";
 /// The monotonic clock's offset in seconds; 0 outside time namespaces.
 ///
 /// # Errors
-/// [`OFFSETS`] cannot be read, or its text is not understood.
+/// [`OFFSETS`] cannot be read or parsed.
 pub fn monotonic_offset_seconds() -> io::Result<i64> {
     match std::fs::read_to_string(OFFSETS) {
         Ok(text) => parse(&text).ok_or_else(|| {
@@ -20,7 +21,7 @@ pub fn monotonic_offset_seconds() -> io::Result<i64> {
     }
 }
 
-/// Fails where heartbeats would not be those that the XDP program expects.
+/// Returns an error if heartbeats would not match the clock of the XDP program.
 ///
 /// # Errors
 /// The process is in a time namespace with another monotonic clock.
@@ -30,12 +31,12 @@ pub fn require_kernel_clock() -> anyhow::Result<()> {
     anyhow::ensure!(
         offset == 0,
         "the monotonic clock of this time namespace is {offset} s from the kernel's, so the XDP \
-         program could not tell whether Ferroute is alive; run it in the initial time namespace"
+         program could not determine whether Ferroute is alive; run it in the initial time namespace"
     );
     Ok(())
 }
 
-/// Lines of clock, seconds and nanoseconds; an offset of less than a second counts as one.
+/// Parses lines of clock, seconds and nanoseconds; an offset of less than a second counts as one.
 fn parse(text: &str) -> Option<i64> {
     let line = text.lines().find_map(|line| line.trim().strip_prefix("monotonic"))?;
     let mut numbers = line.split_whitespace().map(str::parse::<i64>);
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_are_read_as_the_kernel_prints_them() {
+    fn offsets_are_parsed_in_the_kernels_format() {
         let text = "monotonic      100000         0\nboottime            0         0\n";
         assert_eq!(parse(text), Some(100_000));
         assert_eq!(parse("monotonic -5 0\nboottime 0 0\n"), Some(-5));
