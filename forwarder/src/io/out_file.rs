@@ -1,11 +1,11 @@
-//! Opens files that a user has named for output, so that nobody else decides where they are.
+//! Opens output files named by a user, safely with respect to other users.
 //!
-//! A path is walked component by component. A symbolic link is followed where only its owner and root
-//! can have put it; in a directory that others can write to, such as /tmp, it is refused. So is a file
-//! there that belongs to another user, or has a second name: its owner could read what is written, or
-//! it is another file altogether (the kernel's `fs.protected_symlinks`, `protected_regular` and
-//! `protected_hardlinks`, which not every machine has switched on). Devices, FIFOs and /proc/self/fd
-//! are opened as they are.
+//! A path is resolved component by component. A symbolic link is followed only if no one but its
+//! owner and root can have created it; in a directory that others can write to, such as /tmp, it is
+//! rejected. In such a directory a file is also rejected if it belongs to another user, or has
+//! another hard link: its owner could read the output, or it may be a completely different file (as
+//! with the kernel's `fs.protected_symlinks`, `protected_regular` and `protected_hardlinks`, which
+//! are not enabled on every machine). Devices, FIFOs and /proc/self/fd are opened as they are.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -20,10 +20,10 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{geteuid, getgid};
 
-/// For what is in captured packets: nobody else reads it.
+/// For contents of captured packets: only the owner may read them.
 pub const PRIVATE: u32 = 0o600;
 
-/// Symbolic links on one path, as the kernel limits them (MAXSYMLINKS).
+/// Maximum number of symbolic links in a path, as in the kernel (MAXSYMLINKS).
 const LINKS_MAX: usize = 40;
 
 const LINK: &str = "a symbolic link in a directory that others can write to is not followed";
@@ -31,11 +31,11 @@ const STRANGE: &str = "it belongs to another user, in a directory that others ca
 const SECOND_NAME: &str =
     "it has a second name (a hard link), in a directory that others can write to";
 
-/// Opens a file to be written from its start: makes it with `mode` (less the umask), or empties the
-/// regular file that is there.
+/// Opens a file for writing from the start: creates it with `mode` (less the umask), or truncates
+/// an existing regular file.
 ///
 /// # Errors
-/// What the system says; PermissionDenied with the reason where others may have prepared the path.
+/// The system's error; PermissionDenied with the reason if others may have prepared the path.
 pub fn create(path: &Path, mode: u32) -> io::Result<File> {
     let place = Place::find(path)?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
@@ -46,24 +46,24 @@ pub fn create(path: &Path, mode: u32) -> io::Result<File> {
     Ok(file)
 }
 
-/// Where a path leads: a name in a directory.
+/// A resolved path: a name in a directory.
 #[derive(Debug)]
 pub struct Place {
     dir: OwnedFd,
     name: OsString,
-    /// As far as it was walked, without links.
+    /// The resolved part, without links.
     path: PathBuf,
     /// Others can write to the directory.
     is_shared: bool,
-    /// A link of procfs, which leads to an open file and not by a path.
+    /// A procfs link, which refers to an open file instead of a path.
     is_magic: bool,
 }
 
 impl Place {
-    /// Walks a path; its last component need not be there.
+    /// Resolves a path; its last component need not exist.
     ///
     /// # Errors
-    /// As [`create`]; IsADirectory for a path without a last component.
+    /// The same as for [`create`]; IsADirectory for a path without a last component.
     pub fn find(path: &Path) -> io::Result<Place> {
         let mut left: VecDeque<OsString> = VecDeque::new();
         let mut at = At::start(path, &mut left)?;
@@ -106,15 +106,15 @@ impl Place {
         Err(io::ErrorKind::IsADirectory.into())
     }
 
-    /// The path without links.
+    /// The resolved path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is there. `None`: nothing.
+    /// The existing file; `None` if there is none.
     ///
     /// # Errors
-    /// As [`create`].
+    /// The same as for [`create`].
     pub fn existing(&self) -> io::Result<Option<File>> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND;
         match self.open(flags, Mode::empty()) {
@@ -129,13 +129,13 @@ impl Place {
         if self.is_magic {
             flags.remove(OFlag::O_CREAT);
         } else {
-            // It was no link; one that is there by now is somebody else's.
+            // It was no link before; a link that exists now was created by someone else.
             flags |= OFlag::O_NOFOLLOW;
             self.check(self.stat()?.as_ref())?;
         }
         let file = File::from(openat(&self.dir, self.name.as_os_str(), flags, mode)?);
         if !self.is_magic {
-            // It may have been exchanged meanwhile.
+            // The file may have been replaced meanwhile.
             self.check(Some(&fstat(&file)?))?;
         }
         Ok(file)
@@ -145,7 +145,7 @@ impl Place {
         stat_at(&self.dir, &self.name)
     }
 
-    /// Refuses what others have put there.
+    /// Rejects files that others may have placed there.
     fn check(&self, stat: Option<&FileStat>) -> io::Result<()> {
         let Some(stat) = stat.filter(|_| self.is_shared) else { return Ok(()) };
         let refuse = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
@@ -162,14 +162,15 @@ impl Place {
     }
 }
 
-/// How far a path was walked.
+/// State of resolving a path.
 struct At {
     dir: OwnedFd,
     path: PathBuf,
 }
 
 impl At {
-    /// At the root or where the process is; what is to be walked is put in front of `left`.
+    /// Starts at the root or the working directory; adds the components of `path` to the front of
+    /// `left`.
     fn start(path: &Path, left: &mut VecDeque<OsString>) -> io::Result<At> {
         let start = if path.is_absolute() { "/" } else { "." };
         push(path, left);
@@ -194,8 +195,8 @@ impl At {
         fstatfs(&self.dir).is_ok_and(|fs| fs.filesystem_type() == PROC_SUPER_MAGIC)
     }
 
-    /// Whether others than this user and root can put files into the directory. Members of its group
-    /// are others to root.
+    /// Whether users other than this one and root can create files in the directory. For root,
+    /// members of its group count as others.
     fn is_shared(&self) -> io::Result<bool> {
         let stat = fstat(&self.dir)?;
         let euid = geteuid();
@@ -212,7 +213,7 @@ impl At {
     }
 }
 
-/// Puts the components of a path behind what is there.
+/// Adds the components of a path before the existing ones.
 fn push(path: &Path, left: &mut VecDeque<OsString>) {
     for component in path.components() {
         match component {
@@ -244,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory that only its owner can write to, and one in it that everybody can.
+    /// A directory that only its owner can write to, and one in it that everybody can write to.
     fn directories() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let top = tempfile::tempdir().expect("a directory");
         let (own, shared) = (top.path().join("own"), top.path().join("shared"));
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_private_and_one_that_is_there_is_emptied() {
+    fn a_new_file_is_private_and_an_existing_one_is_truncated() {
         let (_top, own, shared) = directories();
         for dir in [own, shared] {
             let path = dir.join("file");
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_followed_only_where_nobody_else_can_put_them() {
+    fn links_are_followed_only_where_nobody_else_can_create_them() {
         let (_top, own, shared) = directories();
         let target = own.join("target");
         fs::write(&target, "precious").expect("writes");
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_name_of_another_file_is_refused_where_others_can_have_made_it() {
+    fn a_hard_link_is_rejected_where_others_can_have_created_it() {
         let (_top, own, shared) = directories();
         fs::write(own.join("file"), "precious").expect("writes");
         fs::hard_link(own.join("file"), shared.join("name")).expect("links");
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_file_is_told() {
+    fn paths_that_cannot_be_files_are_errors() {
         let (_top, own, _) = directories();
         symlink("b", own.join("a")).expect("links");
         symlink("a", own.join("b")).expect("links");
@@ -352,7 +353,7 @@ mod tests {
             let error = refusal(&path);
             assert!(error.contains(expected), "{}: {error}", path.display());
         }
-        // A link of its own may lead to what is not there yet.
+        // A link in the user's own directory may point to a missing file.
         symlink("new", own.join("link")).expect("links");
         create(&own.join("link"), PRIVATE).expect("makes");
         assert!(own.join("new").is_file());

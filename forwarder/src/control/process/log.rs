@@ -101,7 +101,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // A thread that panics must not wait.
+        // A panicking thread must not call `take_hook`.
         if !thread::panicking() {
             let _ = std::panic::take_hook();
         }

@@ -1,4 +1,4 @@
-//! The memory that frames lie in and that every socket of a worker registers with the kernel.
+//! The packet memory of a worker, which each of its sockets registers with the kernel (UMEM).
 
 #![expect(unsafe_code, reason = "maps and unmaps the packet memory")]
 
@@ -9,28 +9,28 @@ use std::sync::Arc;
 
 use crate::skb::{FRAME_SIZE, FramePool, Umem};
 
-/// An anonymous mapping of whole frames; unmapped when the last holder is gone. The kernel pins
-/// the pages of what is registered with it, so unmapping never takes memory from under it.
+/// An anonymous mapping of whole frames; unmapped when the last holder is dropped. The kernel pins
+/// registered pages, so unmapping never removes memory that it uses.
 #[derive(Debug)]
 pub(super) struct Area {
     base: NonNull<u8>,
     frames: u32,
 }
 
-// SAFETY: the mapping belongs to this value; it hands out its address only, and who dereferences
-// that answers for it (see Umem::from_raw).
+// SAFETY: the mapping belongs to this value, which only returns its address; code that dereferences
+// the address is responsible for it (see Umem::from_raw).
 unsafe impl Send for Area {}
 // SAFETY: as above; no method changes the value.
 unsafe impl Sync for Area {}
 
 impl Area {
-    /// Maps an area of `frames` frames and makes their pool.
+    /// Maps an area of `frames` frames and creates their pool.
     ///
     /// # Errors
-    /// What mmap(2) says, ENOMEM above all.
+    /// Errors of mmap(2), mostly ENOMEM.
     pub(super) fn map(frames: u32) -> io::Result<(Arc<Area>, FramePool)> {
         let len = frames as usize * FRAME_SIZE;
-        // SAFETY: asks for new memory at an address the kernel chooses.
+        // SAFETY: requests new memory at an address that the kernel chooses.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -45,26 +45,26 @@ impl Area {
             return Err(io::Error::last_os_error());
         }
         for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTFORK] {
-            // Advice only. Fewer TLB misses where there are huge pages; and a child process would
-            // otherwise make the kernel copy every pinned page.
-            // SAFETY: exactly the mapping made above.
+            // Advice only. Huge pages reduce TLB misses; and without MADV_DONTFORK a child process
+            // would make the kernel copy every pinned page.
+            // SAFETY: exactly the mapping created above.
             unsafe { libc::madvise(base, len, advice) };
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let area = Arc::new(Area { base, frames });
-        // SAFETY: mmap returns zeroed, page-aligned memory of this length, and the keeper holds it
-        // mapped. Nobody makes references to it but the tokens; the kernel is given frames only by
-        // `Slots`, which keeps their tokens until it has them back.
+        // SAFETY: mmap returns zeroed, page-aligned memory of this length, and the keeper keeps it
+        // mapped. Only tokens create references to it; the kernel is given frames only by `Slots`,
+        // which keeps their tokens until the frames are returned.
         let umem = unsafe { Umem::from_raw(base, frames, Box::new(Arc::clone(&area))) };
         Ok((area, umem.into_pool()))
     }
 
-    /// Address of the first octet, by which the kernel writes.
+    /// Address of the first octet, for the kernel.
     pub(super) fn addr(&self) -> u64 {
         self.base.as_ptr().expose_provenance() as u64
     }
 
-    /// The same, to compare with.
+    /// The same address, for comparisons.
     pub(super) fn start(&self) -> NonZero<usize> {
         self.base.addr()
     }

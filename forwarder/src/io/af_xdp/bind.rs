@@ -1,4 +1,4 @@
-//! Binding a socket in the best mode that goes.
+//! Binds a socket in the best available mode.
 
 use std::io;
 
@@ -9,16 +9,16 @@ use super::socket::{Layout, Socket};
 use super::{BindMode, BoundMode, Options, PortConfig};
 use crate::skb::MAX_SKB_FRAGS;
 
-/// A bound socket, and as what.
+/// A bound socket and its mode.
 pub(super) struct Bound {
     pub(super) socket: Socket,
     pub(super) mode: BoundMode,
-    /// The errno of zero-copy, if that was refused.
+    /// The errno of zero-copy mode, if it was refused.
     pub(super) no_zerocopy: Option<i32>,
     pub(super) multi_buffer: bool,
 }
 
-/// Descriptors that a packet may take.
+/// Maximum number of descriptors of a packet.
 pub(super) fn segments(mode: BoundMode, multi_buffer: bool, config: &PortConfig) -> usize {
     match mode {
         _ if !multi_buffer => 1,
@@ -27,8 +27,8 @@ pub(super) fn segments(mode: BoundMode, multi_buffer: bool, config: &PortConfig)
     }
 }
 
-/// Opens and binds a socket in the first mode that goes, with XDP_USE_SG if that is wanted and
-/// can be had (Linux 6.6).
+/// Opens and binds a socket in the first mode that works, with XDP_USE_SG if requested and
+/// supported (Linux 6.6).
 pub(super) fn bind(
     config: &PortConfig,
     options: &Options,
@@ -59,7 +59,7 @@ fn bind_with(
     if config.mode != BindMode::Copy {
         match bind_as(BoundMode::ZeroCopy, sg, config, options, area, fill) {
             Ok((socket, mode)) => return Ok(Bound { socket, mode, no_zerocopy, multi_buffer }),
-            // Any other errno of bind(2) is a driver's way of saying that it cannot do it.
+            // Drivers report a lack of support by any other errno of bind(2).
             Err((Step::Bind, errno)) if errno != libc::EBUSY && errno != libc::ENODEV => {
                 if config.mode == BindMode::ZeroCopy {
                     return Err(OpenError::NoZeroCopy {
@@ -80,8 +80,8 @@ fn bind_with(
     Ok(Bound { socket, mode, no_zerocopy, multi_buffer })
 }
 
-/// One mode. A queue whose last socket was closed just now stays busy for a while, until the
-/// kernel's deferred release has run (xp_put_pool): tried again, a bounded number of times.
+/// Binds in one mode. A queue whose last socket was just closed stays busy until the kernel's
+/// deferred release has run (xp_put_pool): binding is retried a bounded number of times.
 fn bind_as(
     mode: BoundMode,
     sg: u16,
@@ -98,7 +98,7 @@ fn bind_as(
     };
     let mut tries = options.busy_tries.max(1);
     loop {
-        // A fresh one each time: a failed bind may have taken from the fill ring.
+        // A new socket each time: a failed bind may have taken frames from the fill ring.
         let opened = Socket::open(area, layout, &options.rings);
         let mut socket = opened.map_err(|(step, error)| (step, errno(error)))?;
         if let Some(budget) = options.busy_poll_budget {

@@ -1,9 +1,9 @@
-//! Questions about the BPF programs of others: which run at an interface's tcx hooks, and which
-//! links there are.
+//! Queries about BPF programs of other owners: the programs at an interface's tcx hooks, and BPF
+//! links.
 //!
-//! libbpf-rs has no query by attach type, and its iterator over links ends at the first error as it
-//! does at the last link: without the privilege to look it would find none. What the answers mean
-//! is `control::firewall`'s.
+//! libbpf-rs has no query by attach type, and its iterator over links ends at the first error as if
+//! it were the end: without the required privilege it would find no links. `control::firewall`
+//! interprets the results.
 
 #![expect(unsafe_code, reason = "bpf_prog_query_opts and the calls on links have no safe wrapper")]
 
@@ -33,12 +33,12 @@ pub struct TcxPrograms {
     pub revision: u64,
 }
 
-/// The programs at a hook of the interface `ifindex` of this thread's network namespace, those
-/// attached by a link and those attached without. None where the kernel has no tcx, or the
-/// interface is gone. Needs CAP_NET_ADMIN.
+/// The programs at a hook of the interface `ifindex` of this thread's network namespace, attached
+/// with or without a link. Empty if the kernel has no tcx, or the interface is gone. Needs
+/// CAP_NET_ADMIN.
 ///
 /// # Errors
-/// What bpf(BPF_PROG_QUERY) says otherwise.
+/// Other errors of bpf(BPF_PROG_QUERY).
 pub fn tcx_programs(ifindex: u32, hook: TcxHook) -> io::Result<TcxPrograms> {
     let Ok(target) = i32::try_from(ifindex) else { return Ok(TcxPrograms::default()) };
     let mut ids = [0u32; PROGRAMS_MAX];
@@ -54,8 +54,8 @@ pub fn tcx_programs(ifindex: u32, hook: TcxHook) -> io::Result<TcxPrograms> {
         TcxHook::Ingress => libbpf_sys::BPF_TCX_INGRESS,
         TcxHook::Egress => libbpf_sys::BPF_TCX_EGRESS,
     };
-    // SAFETY: `opts` says its own size and points to as many numbers as it says; both live through
-    // the call.
+    // SAFETY: `opts` contains its own size and points to as many numbers as it says; both are valid
+    // during the call.
     let result = unsafe { libbpf_sys::bpf_prog_query_opts(target, hook, &raw mut opts) };
     match -result {
         0 => {}
@@ -69,7 +69,7 @@ pub fn tcx_programs(ifindex: u32, hook: TcxHook) -> io::Result<TcxPrograms> {
     Ok(TcxPrograms { ids, revision: opts.revision })
 }
 
-/// A BPF link at a netfilter hook, of whatever network namespace: the kernel does not say of which.
+/// A BPF link at a netfilter hook, in any network namespace: the kernel does not report which one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetfilterLink {
     /// Id of the link.
@@ -80,7 +80,7 @@ pub struct NetfilterLink {
     pub family: u32,
     /// NF_INET_*.
     pub hook: u32,
-    /// The lower, the earlier it runs.
+    /// Lower priorities run first.
     pub priority: i32,
 }
 
@@ -91,7 +91,7 @@ pub struct NetfilterLink {
 /// EPERM without the capability.
 pub fn next_link(id: u32) -> io::Result<Option<u32>> {
     let mut next = 0;
-    // SAFETY: points to a u32 that lives through the call.
+    // SAFETY: points to a u32 that is valid during the call.
     match -unsafe { libbpf_sys::bpf_link_get_next_id(id, &raw mut next) } {
         0 => Ok(Some(next)),
         libc::ENOENT => Ok(None),
@@ -104,7 +104,7 @@ pub fn next_link(id: u32) -> io::Result<Option<u32>> {
 /// The netfilter link of that id; `None`: it is another kind of link, or gone. Needs CAP_SYS_ADMIN.
 ///
 /// # Errors
-/// EAGAIN for a link that is being made and not attached yet; what else bpf(2) says.
+/// EAGAIN for a link that is being created and not attached yet; other errors of bpf(2).
 pub fn netfilter_link(id: u32) -> io::Result<Option<NetfilterLink>> {
     // SAFETY: no pointers.
     let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
@@ -114,12 +114,12 @@ pub fn netfilter_link(id: u32) -> io::Result<Option<NetfilterLink>> {
             errno => Err(io::Error::from_raw_os_error(errno)),
         };
     }
-    // SAFETY: a new descriptor that nothing else knows of.
+    // SAFETY: a new descriptor that nothing else uses.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: numbers only, for which zero is a value. Padding has to be zero for older kernels.
+    // SAFETY: only numbers, for which zero is valid. Padding must be zero for older kernels.
     let mut info: libbpf_sys::bpf_link_info = unsafe { std::mem::zeroed() };
     let mut len = size_of_val(&info) as u32;
-    // SAFETY: points to `len` octets; both live through the call.
+    // SAFETY: points to `len` octets; both are valid during the call.
     let result = unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
     };
@@ -129,7 +129,7 @@ pub fn netfilter_link(id: u32) -> io::Result<Option<NetfilterLink>> {
     if info.type_ != libbpf_sys::BPF_LINK_TYPE_NETFILTER {
         return Ok(None);
     }
-    // SAFETY: the variant of this type of link, of numbers only.
+    // SAFETY: the variant for this type of link, which contains only numbers.
     let netfilter = unsafe { info.__bindgen_anon_1.netfilter };
     Ok(Some(NetfilterLink {
         id: info.id,

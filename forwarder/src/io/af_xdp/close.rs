@@ -1,11 +1,12 @@
-//! The end of a port: which of its packets were sent, and which are dropped.
+//! Closes a port: determines which of its packets were sent and which are dropped.
 //!
-//! In copy mode the kernel sends in our system calls alone, so nothing moves any more: what it has
-//! taken from the TX ring it has sent (or refused, which was counted then), whether it has completed
-//! it or not; what it has not taken it never will. Up to Linux 6.16 the kernel shows late what it has
-//! taken: packets that it has neither shown as taken nor completed, and that no completed packet
-//! follows, count as dropped, and may have left. A NIC in zero-copy mode sends by itself: it is given
-//! some time, and what is not completed then counts as dropped.
+//! In copy mode the kernel sends only in our system calls, so nothing changes any more. Packets
+//! that it has taken from the TX ring were sent (or refused, and counted then), whether or not they
+//! are completed; packets that it has not taken will never be sent. Up to Linux 6.16 the kernel
+//! updates the TX ring's index late: packets that it has neither shown as taken nor completed, and
+//! after which no packet is completed, count as dropped, although they may have been sent. A NIC in
+//! zero-copy mode sends by itself: it gets some time, and packets that are not completed then count
+//! as dropped.
 
 use std::time::{Duration, Instant};
 
@@ -16,17 +17,17 @@ use super::{BoundMode, PortState};
 use crate::skb::FramePool;
 use crate::stats::{DropReason, WorkerStats};
 
-/// How long a NIC may take to complete what it has been given: a ring of 2048 packets of 1500 octets
-/// takes 25 ms at 1 Gb/s.
+/// Maximum time for a NIC to complete its packets: a ring of 2048 packets of 1500 octets takes 25
+/// ms at 1 Gb/s.
 const COMPLETION_MAX: Duration = Duration::from_millis(30);
-/// A NIC that completes nothing for so long sends nothing.
+/// A NIC that completes nothing for this long does not send.
 const COMPLETION_IDLE: Duration = Duration::from_millis(3);
-/// Between two looks at the completion ring.
+/// Interval between reads of the completion ring.
 const COMPLETION_PAUSE: Duration = Duration::from_micros(100);
 
 impl Port {
-    /// Settles what can be settled before the socket closes: every packet that was given to the port
-    /// and every packet that it has received is counted as sent or as dropped.
+    /// Completes the accounting before the socket closes: every packet that was given to the port,
+    /// and every packet that it received, is counted as sent or dropped.
     pub(super) fn finish(
         &mut self,
         port: u16,
@@ -58,7 +59,7 @@ impl Port {
         }
     }
 
-    /// Gives a NIC the time to complete what it has.
+    /// Waits for a NIC to complete its packets.
     fn wait_for_nic(
         &mut self,
         port: u16,
@@ -95,10 +96,11 @@ impl Port {
         if self.mode == BoundMode::Copy {
             let mut untaken = Packets::default();
             for desc in self.socket.tx.untaken().rev() {
-                // A completed frame has left its slot, and one that was given again leaves it at its
-                // last descriptor. The kernel takes descriptors in order, so it has taken this one and
-                // all before it, though the ring's index may not show that yet: up to Linux 6.16 the
-                // kernel moves it only when it has used up what it saw there (xskq_cons_get_entries).
+                // The token of a completed frame was taken from its slot; a frame that was given
+                // again is counted at its last descriptor. The kernel takes descriptors in order,
+                // so it has taken this one and all before it, although the ring's index may not
+                // show that yet: up to Linux 6.16 the kernel updates it only when it has used up
+                // the descriptors it saw there (xskq_cons_get_entries).
                 let Some((frame, packet_len)) = slots.take_sent(desc.addr) else { break };
                 pool.free(frame);
                 self.tx_and_completion -= 1;
@@ -107,7 +109,7 @@ impl Port {
             dropped = untaken.count;
         }
         let mut taken = slots.packets();
-        // Those that were refused have been counted as dropped.
+        // Refused packets were already counted as dropped.
         taken.count = taken.count.saturating_sub(self.refused);
         if self.mode == BoundMode::ZeroCopy {
             dropped = std::mem::take(&mut taken).count;
@@ -136,7 +138,7 @@ mod tests {
 
     const FRAMES: u32 = 32;
 
-    /// A port with rings in memory, of which the test is the kernel.
+    /// A port with rings in memory; the test plays the kernel.
     struct Lab {
         port: Port,
         slots: Slots,
@@ -157,7 +159,7 @@ mod tests {
             }
         }
 
-        /// Packets of these lengths are put on the TX ring. Gives the addresses of their frames.
+        /// Puts packets of these lengths on the TX ring. Returns the addresses of their frames.
         fn send(&mut self, lens: &[usize]) -> Vec<u64> {
             let mut burst = Burst::default();
             for &len in lens {
@@ -178,7 +180,7 @@ mod tests {
             addrs.iter().for_each(|&addr| self.port.socket.completion.given_by_kernel(addr));
         }
 
-        /// The kernel has completed a packet and said EBUSY.
+        /// The kernel completes a packet and returns EBUSY.
         fn refuses(&mut self, addr: u64) {
             self.completes(&[addr]);
             self.port.refused += 1;
@@ -198,10 +200,10 @@ mod tests {
             owners.iter().for_each(|&owner| {
                 self.slots.reclaim(owner, &mut self.pool);
             });
-            assert_eq!(self.pool.available(), FRAMES as usize, "every frame is back");
+            assert_eq!(self.pool.available(), FRAMES as usize, "every frame is in the pool");
         }
 
-        /// Packets sent, their octets, and packets dropped: DEV_READY, TX_ERROR.
+        /// (packets sent, their octets, packets dropped as DEV_READY, as TX_ERROR).
         fn counted(&self) -> (u64, u64, u64, u64) {
             let port = &self.stats.ports[0];
             let drops = |reason: DropReason| self.stats.drop_count(reason);
@@ -212,8 +214,8 @@ mod tests {
     }
 
     #[test]
-    fn in_copy_mode_what_the_kernel_took_is_sent_and_the_rest_is_dropped() {
-        // Of six packets the first `taken` were taken, the first `completed` completed.
+    fn in_copy_mode_packets_that_the_kernel_took_are_sent_and_others_dropped() {
+        // Of six packets, `taken` were taken and `completed` completed.
         for taken in 0..=6usize {
             for completed in 0..=taken {
                 let mut lab = Lab::new(BoundMode::Copy, 1);
@@ -230,8 +232,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_dropped_once_however_late_it_shows() {
-        // Completed and read, completed and not read; the TX ring's index moved, or not yet.
+    fn a_refused_packet_is_dropped_once_however_late_it_is_completed() {
+        // Completed and read or not read; the TX ring's index updated or not.
         for (read, shown) in [(true, true), (true, false), (false, true), (false, false)] {
             let mut lab = Lab::new(BoundMode::Copy, 1);
             let addrs = lab.send(&[60, 61, 62]);
@@ -250,11 +252,11 @@ mod tests {
         }
     }
 
-    /// Up to Linux 6.16 the kernel moves the TX ring's index only when it has used up what it saw
-    /// there: a frame that was completed may be given again while its earlier descriptor still seems to
-    /// wait.
+    /// Up to Linux 6.16 the kernel updates the TX ring's index only when it has used up the
+    /// descriptors it saw there: a completed frame may be given again while its earlier descriptor
+    /// still seems to be waiting.
     #[test]
-    fn a_frame_given_again_while_its_earlier_descriptor_seems_untaken_counts_once() {
+    fn a_frame_given_again_while_its_old_descriptor_seems_untaken_counts_once() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
         let addrs = lab.send(&[60, 61, 62]);
         lab.takes(1);
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_has_no_room_for_more_than_the_tx_ring_takes() {
+    fn the_room_of_a_port_is_limited_by_the_tx_ring() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
         let addrs = lab.send(&[60; 16]);
         // Completed, while the TX ring still seems full.
@@ -283,9 +285,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tx_ring_full_of_completed_frames_has_the_kernel_look_at_it() {
+    fn a_tx_ring_that_seems_full_of_completed_frames_causes_a_wakeup() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
-        // Or the kernel would not ask to be woken.
+        // Otherwise the kernel would not request a wakeup.
         lab.port.busy_poll = true;
         let addrs = lab.send(&[60; 16]);
         lab.completes(&addrs);
@@ -297,25 +299,25 @@ mod tests {
     }
 
     #[test]
-    fn packets_before_one_that_was_completed_were_taken_and_are_sent() {
+    fn packets_before_a_completed_one_count_as_sent() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
         let addrs = lab.send(&[60, 61, 62, 63]);
-        // All were taken but the last, which the ring's index does not show.
+        // All but the last were taken, which the ring's index does not show.
         lab.completes(&addrs[2..3]);
         lab.finish();
         assert_eq!(lab.counted(), (3, 60 + 61 + 62, 1, 0));
     }
 
-    /// What the kernel of the next test does.
+    /// An action of the simulated kernel.
     #[derive(Debug, Clone)]
     enum Step {
         Send(usize),
         Take(usize),
-        /// One of the packets that were taken is completed, in any order.
+        /// Completes one of the taken packets, in any order.
         Complete(usize),
-        /// The next one is taken, completed and refused.
+        /// Takes, completes and refuses the next one.
         Refuse,
-        /// The TX ring's index is moved to where the kernel is.
+        /// Updates the TX ring's index.
         Show,
         ReadCompletions,
     }
@@ -334,7 +336,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_packet_is_sent_or_dropped_whatever_the_kernel_shows(steps in steps()) {
+        fn every_packet_is_sent_or_dropped_whatever_the_kernel_does(steps in steps()) {
             let mut lab = Lab::new(BoundMode::Copy, 1);
             // Address and length of every packet; those that were completed, and refused.
             let mut given: Vec<(u64, u64)> = Vec::new();
@@ -373,7 +375,7 @@ mod tests {
                 }
             }
             lab.finish();
-            // What is known to be taken: up to the index, and up to the last one completed.
+            // Packets known to be taken: up to the index, and up to the last completed one.
             let known = shown.max(completed.last().map_or(0, |last| last + 1));
             let sent: Vec<usize> = (0..known).filter(|n| !refused.contains(n)).collect();
             let octets = sent.iter().map(|&n| given[n].1).sum();
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_and_never_completed_is_dropped_once() {
+    fn a_refused_packet_that_is_never_completed_is_dropped_once() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
         lab.send(&[60, 61]);
         lab.takes(1);
@@ -397,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_of_several_frames_is_sent_when_its_last_one_was_taken() {
+    fn a_packet_of_several_frames_is_sent_if_its_last_frame_was_taken() {
         for taken in 0..=3u64 {
             let mut lab = Lab::new(BoundMode::Copy, 18);
             let addrs = lab.send(&[9014]);
@@ -410,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_nic_has_not_completed_is_dropped() {
+    fn packets_that_a_nic_has_not_completed_are_dropped() {
         let mut lab = Lab::new(BoundMode::ZeroCopy, 1);
         let addrs = lab.send(&[60, 61, 62, 63]);
         lab.takes(3);
@@ -420,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_received_and_not_taken_counts_as_received_and_dropped() {
+    fn received_packets_left_in_the_ring_count_as_received_and_dropped() {
         let mut lab = Lab::new(BoundMode::Copy, 1);
         for _ in 0..3 {
             let frame = lab.pool.alloc().expect("a frame");

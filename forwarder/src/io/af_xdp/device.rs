@@ -1,5 +1,5 @@
-//! A port as a network device: what opens and closes it, and what is asked of its interface. What
-//! ethtool tells comes by netlink, which is the control side's.
+//! A port as a network device: opening and closing it, and properties of its interface. Ethtool
+//! properties are read by netlink on the control side.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use crate::io::device::{
 use crate::skb::{FramePool, JUMBO_MTU, MTU_FRAME};
 use crate::stats::WorkerStats;
 
-/// A port of [`AfXdp`], with what its worker lends.
+/// A port of [`AfXdp`], with the state that it borrows from its worker.
 #[derive(Debug)]
 pub struct AfXdpDevice<'a> {
     io: &'a mut AfXdp,
@@ -23,8 +23,8 @@ pub struct AfXdpDevice<'a> {
 }
 
 impl AfXdp {
-    /// A port as a network device, open or not; `config` is how it is to be opened. Its callbacks
-    /// make system calls: not for every turn.
+    /// A port as a network device, open or not; `config` is used to open it. Its callbacks make
+    /// system calls: do not call them for every burst.
     pub fn device<'a>(
         &'a mut self,
         port: u16,
@@ -37,7 +37,7 @@ impl AfXdp {
 }
 
 impl AfXdpDevice<'_> {
-    /// How it is opened.
+    /// The configuration used to open it.
     pub fn config(&self) -> &PortConfig {
         &self.config
     }
@@ -50,7 +50,7 @@ impl AfXdpDevice<'_> {
         }
     }
 
-    /// The largest IP MTU it takes as it is open, or would be opened.
+    /// The largest IP MTU in the mode in which it is open, or would be opened.
     fn mtu_max(&mut self) -> u32 {
         let info = self.io.port_info(self.port);
         match info.map_or(self.config.multi_buffer, |info| info.multi_buffer) {
@@ -110,7 +110,7 @@ impl NetDeviceOps for AfXdpDevice<'_> {
         netdev::set_mtu(&self.config.ifname, mtu).map_err(self.failed("set its MTU"))
     }
 
-    /// What userspace moved, with what the kernel could not give to its socket.
+    /// Packets moved by userspace, and those that the kernel could not deliver to its socket.
     fn get_stats(&self) -> Result<Stats, DeviceError> {
         let port = self.stats.ports.get(usize::from(self.port));
         let mut stats = port.map(Stats::from).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! Why a port could not be opened, and what to do about it.
+//! Errors of opening a port, with advice on what to do.
 
 use std::io;
 
 use crate::skb::FRAME_SIZE;
 
-/// What was being done when the kernel refused.
+/// The operation that the kernel refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::io) enum Step {
     Socket,
@@ -14,10 +14,10 @@ pub(in crate::io) enum Step {
     Bind,
 }
 
-/// Why the ports of a worker could not be opened. The text says what to do.
+/// Why the ports of a worker could not be opened. The message contains advice.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// socket(2) said EPERM.
+    /// socket(2) returned EPERM.
     #[error(
         "no permission to open AF_XDP sockets: run as root, or with CAP_NET_RAW (sockets), \
          CAP_NET_ADMIN and CAP_BPF (the XDP program), and CAP_IPC_LOCK (packet memory)"
@@ -28,13 +28,13 @@ pub enum OpenError {
         "this kernel has no AF_XDP sockets ({0}): it must be 5.4 or later with CONFIG_XDP_SOCKETS"
     )]
     NoAfXdp(io::Error),
-    /// No more files may be open: EMFILE of the process, ENFILE of the machine.
+    /// No descriptor is left: EMFILE of the process, ENFILE of the system.
     #[error(
         "no descriptor is left for an AF_XDP socket ({0}): raise the limit on open files (ulimit -n, \
          LimitNOFILE in the service)"
     )]
     NoDescriptors(io::Error),
-    /// ENOBUFS of XDP_UMEM_REG: the user may not lock so much (`xdp_umem_account_pages`).
+    /// ENOBUFS of XDP_UMEM_REG: the user may not lock this much memory (`xdp_umem_account_pages`).
     #[error(
         "{octets} octets of packet memory may not be locked ({source}), which each socket accounts \
          for anew: raise the limit on locked memory (ulimit -l unlimited, LimitMEMLOCK=infinity), run \
@@ -43,7 +43,7 @@ pub enum OpenError {
     NotLockable {
         /// Octets that one socket registers.
         octets: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// No memory for packets.
@@ -52,27 +52,27 @@ pub enum OpenError {
          of the address space (ulimit -v) or of the control group, if there is one"
     )]
     NoMemory {
-        /// Octets asked for.
+        /// Requested octets.
         octets: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel refuses the packet memory otherwise.
+    /// The kernel refuses to register the packet memory for another reason.
     #[error("{octets} octets of packet memory could not be registered: {source}")]
     Register {
-        /// Octets asked for.
+        /// Requested octets.
         octets: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The rings could not be made.
+    /// The rings could not be set up.
     #[error("{ifname}, queue {queue}: the socket's rings could not be set up: {source}")]
     Rings {
         /// Name of the interface.
         ifname: String,
         /// Its queue.
         queue: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// There is no such interface (any more).
@@ -83,12 +83,12 @@ pub enum OpenError {
         /// Its index.
         ifindex: u32,
     },
-    /// bind(2) said EINVAL.
+    /// bind(2) returned EINVAL.
     #[error("{ifname} {}", self.reason())]
     NoQueue {
         /// Name of the interface.
         ifname: String,
-        /// The queue asked for.
+        /// The requested queue.
         queue: u32,
     },
     /// Another socket is bound to the queue.
@@ -102,7 +102,7 @@ pub enum OpenError {
         /// Its queue.
         queue: u32,
     },
-    /// Zero-copy was demanded.
+    /// Zero-copy was requested and is not supported.
     #[error(
         "zero-copy is not possible on queue {queue} of {ifname} (driver {driver}: {source}): use \
          mode auto or copy"
@@ -114,12 +114,12 @@ pub enum OpenError {
         queue: u32,
         /// Name of its driver.
         driver: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// SO_PREFER_BUSY_POLL, SO_BUSY_POLL or SO_BUSY_POLL_BUDGET was refused.
     #[error(
-        "{ifname}, queue {queue}: the kernel does not let its queue be polled by the socket \
+        "{ifname}, queue {queue}: the kernel refuses busy polling through the socket \
          ({source}): that needs Linux 5.11 and CAP_NET_ADMIN; use --poll adaptive"
     )]
     BusyPoll {
@@ -127,17 +127,17 @@ pub enum OpenError {
         ifname: String,
         /// Its queue.
         queue: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Anything else bind(2) said.
+    /// Another error of bind(2).
     #[error("{ifname}, queue {queue}: the AF_XDP socket could not be bound: {source}")]
     Bind {
         /// Name of the interface.
         ifname: String,
         /// Its queue.
         queue: u32,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A ring size is not a power of two, or there are too many frames.
@@ -145,15 +145,15 @@ pub enum OpenError {
     BadOptions(String),
     /// The pool has too few free frames to receive into.
     #[error(
-        "{free} frames are free, {ifname} needs {wanted} for its fill ring; start anew, to have \
-         memory for as many queues as there are now"
+        "{free} frames are free, {ifname} needs {wanted} for its fill ring; restart ferroute to \
+         allocate memory for the current number of queues"
     )]
     NoFrames {
         /// Name of the interface.
         ifname: String,
         /// Free frames.
         free: usize,
-        /// Frames wanted.
+        /// Required frames.
         wanted: usize,
     },
     /// The driver xsk-rs was chosen, and is not in this program.
@@ -182,12 +182,12 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The same as `Display`, without the name of the interface in front.
+    /// The same as `Display`, without the leading interface name.
     pub fn reason(&self) -> String {
         match self {
             OpenError::NoQueue { ifname, queue } => format!(
-                "does not take an AF_XDP socket on queue {queue}: it has fewer queues (see `ethtool -l \
-                 {ifname}`), or its MTU does not fit frames of {FRAME_SIZE} octets"
+                "does not support an AF_XDP socket on queue {queue}: it has fewer queues (see \
+                 `ethtool -l {ifname}`), or its MTU does not fit frames of {FRAME_SIZE} octets"
             ),
             other => other.to_string(),
         }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_errno_is_told_by_its_cause() {
+    fn each_errno_is_reported_with_its_cause() {
         let config = PortConfig {
             ifname: "p".into(),
             ifindex: 7,

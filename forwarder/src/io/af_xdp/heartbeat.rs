@@ -1,8 +1,8 @@
-//! Heartbeats: the words by which threads of userspace tell the XDP program that they are alive.
+//! Heartbeats: time stamps by which userspace threads show the XDP program that they are alive.
 //!
-//! The words stand in a BPF array that is mapped into memory ([`xdp_prog::Heartbeats`]), so giving
-//! a heartbeat is one store. Who gives them, and what follows when none comes, is not here: see
-//! `worker/liveness.rs` and `xdp-prog`.
+//! The time stamps are in a BPF array that is mapped into memory ([`xdp_prog::Heartbeats`]), so
+//! updating one is a single store. `worker/liveness.rs` and `xdp-prog` determine when they are
+//! updated and what happens when they are too old.
 
 #![expect(unsafe_code, reason = "maps the memory of a BPF array")]
 
@@ -15,15 +15,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use xdp_prog::QUEUES_MAX;
 
-/// Whether a heartbeat was given, and is at most `timeout_ns` old at `now_ns`. A thread that
-/// reads a fresh one sees everything that was written before it was given.
+/// Whether a heartbeat is set and at most `timeout_ns` old at `now_ns`. A thread that reads a valid
+/// one sees everything that was written before it.
 #[inline]
 pub fn is_fresh(word: &AtomicU64, now_ns: u64, timeout_ns: u64) -> bool {
     let beat_ns = word.load(Ordering::Acquire);
     beat_ns != 0 && now_ns.saturating_sub(beat_ns) <= timeout_ns
 }
 
-/// The array, mapped; unmapped when the last holder is gone.
+/// The mapped array; unmapped when the last holder is dropped.
 #[derive(Debug)]
 pub struct HeartbeatPage {
     base: NonNull<u8>,
@@ -41,22 +41,22 @@ impl HeartbeatPage {
     /// [`xdp_prog::Heartbeats`].
     ///
     /// # Errors
-    /// What mmap(2) says: EINVAL for a smaller map, or one that cannot be mapped.
+    /// Errors of mmap(2): EINVAL for a smaller map, or one that cannot be mapped.
     pub fn map(array: BorrowedFd<'_>) -> io::Result<Arc<HeartbeatPage>> {
         HeartbeatPage::map_by(libc::MAP_SHARED, array.as_raw_fd())
     }
 
-    /// Memory that no program reads: for drivers without a kernel, and tests.
+    /// Allocates memory that no BPF program reads, for drivers without a kernel and for tests.
     ///
     /// # Errors
-    /// What mmap(2) says, ENOMEM above all.
+    /// Errors of mmap(2), mostly ENOMEM.
     pub fn anonymous() -> io::Result<Arc<HeartbeatPage>> {
         HeartbeatPage::map_by(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
     fn map_by(flags: libc::c_int, fd: libc::c_int) -> io::Result<Arc<HeartbeatPage>> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: asks for a new mapping at an address that the kernel chooses.
+        // SAFETY: requests a new mapping at an address that the kernel chooses.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), Self::LEN, access, flags, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -67,9 +67,9 @@ impl HeartbeatPage {
 
     fn word(&self, offset: usize) -> &AtomicU64 {
         debug_assert!(offset + size_of::<u64>() <= Self::LEN && offset.is_multiple_of(8));
-        // SAFETY: inside the mapping, which is page-aligned and lives as long as `self`; offsets are
-        // those of aligned words. All accesses in this process are atomic, and the program's are of
-        // whole words.
+        // SAFETY: inside the mapping, which is page-aligned and lives as long as `self`; the
+        // offsets are those of aligned words. All accesses in this process are atomic, and the BPF
+        // program accesses whole words.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(offset).cast::<u64>()) }
     }
 
@@ -85,8 +85,8 @@ impl HeartbeatPage {
         (queue < QUEUES_MAX).then(|| self.word(at))
     }
 
-    /// Gives the control thread's heartbeat. Everything written before it is seen by a worker that
-    /// sees it.
+    /// Sets the control thread's heartbeat. A worker that reads it sees everything written before
+    /// it.
     pub fn beat_control(&self, now_ns: u64) {
         self.control().store(now_ns, Ordering::Release);
     }
@@ -94,7 +94,7 @@ impl HeartbeatPage {
 
 impl Drop for HeartbeatPage {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `map_by`, once.
+        // SAFETY: the mapping created in `map_by`, unmapped once.
         unsafe { libc::munmap(self.base.as_ptr().cast(), Self::LEN) };
     }
 }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_queue_has_a_word_of_its_own_and_there_are_no_more() {
+    fn each_queue_has_its_own_word_up_to_the_maximum() {
         let page = HeartbeatPage::anonymous().expect("memory");
         page.beat_control(1);
         for queue in 0..QUEUES_MAX {

@@ -1,10 +1,9 @@
-//! The functions at the netfilter hooks of forwarded packets, read by a BPF iterator: what
-//! nfnetlink_hook lists, on kernels that are built without it.
+//! Reads the functions at the netfilter hooks of forwarded packets by a BPF iterator, on kernels
+//! without nfnetlink_hook.
 //!
-//! From the namespace (`struct net`, see [`super::net_iter`]) the program goes to its arrays
-//! `nf.hooks_ipv4` and `nf.hooks_ipv6`, and writes down what `nf_register_net_hook` has put there, by
-//! names of the kernel's symbols (`include/linux/netfilter.h`). What the functions mean is
-//! `control::firewall`'s.
+//! The program reads `nf.hooks_ipv4` and `nf.hooks_ipv6` of the namespace (`struct net`, see
+//! [`super::net_iter`]), and prints the functions that `nf_register_net_hook` has put there, as
+//! kernel symbol names (`include/linux/netfilter.h`). `control::firewall` interprets them.
 
 use std::io;
 
@@ -14,22 +13,21 @@ use libbpf_rs::libbpf_sys::bpf_insn;
 
 use super::net_iter::{Assembler, DATA, FORMAT_HEAD, NetIter, SocketLayout, missing, offset};
 
-/// The hooks, in the order in which they are read: NF_INET_PRE_ROUTING, NF_INET_FORWARD,
-/// NF_INET_POST_ROUTING.
+/// The hooks, in the order of reading: NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING.
 const HOOKS: [u32; 3] = [0, 2, 4];
-/// Functions of one hook that are named; of more it is known that they are there. Each takes ten
+/// Maximum number of functions printed per hook; further ones are only counted. Each takes ten
 /// instructions of the program.
 const NAMED_MAX: u32 = 24;
 
 /// The functions at one hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookFunctions {
-    /// Of the IPv6 hooks, or the IPv4 hooks.
+    /// Whether these are IPv6 hooks, otherwise IPv4.
     pub ipv6: bool,
     /// NF_INET_*.
     pub hook: u32,
-    /// Names in the order in which they run, the module behind a blank if it is of one: `name [mod]`.
-    /// Empty where the kernel has no name.
+    /// Names in the order of execution, followed by the module, if any: `name [mod]`. Empty if the
+    /// kernel does not know the name.
     pub functions: Vec<String>,
 }
 
@@ -41,16 +39,16 @@ impl HookIter {
     /// Loads the program.
     ///
     /// # Errors
-    /// As for [`NetIter::load`].
+    /// The same as for [`NetIter::load`].
     pub fn open() -> io::Result<HookIter> {
         let load = |btf: &Btf<'_>| Ok(program(&Layout::of(btf)?));
         Ok(HookIter(NetIter::load(c"ferroute_hooks", load)?))
     }
 
-    /// What is at the hooks of the network namespace of the calling thread.
+    /// Reads the hooks of the network namespace of the calling thread.
     ///
     /// # Errors
-    /// What the kernel says, or when it says something else than was expected.
+    /// The kernel's error, or unexpected output of the program.
     pub fn read(&self) -> io::Result<Vec<HookFunctions>> {
         let octets = self.0.read()?;
         let text = String::from_utf8_lossy(&octets);
@@ -62,12 +60,12 @@ impl HookIter {
 #[derive(Debug)]
 struct Layout {
     socket: SocketLayout,
-    /// Of the arrays of hooks in `struct net`: IPv4, IPv6.
+    /// The arrays of hooks in `struct net`: IPv4, IPv6.
     hooks: [i16; 2],
-    /// Of the number of functions and of the first of them in `struct nf_hook_entries`.
+    /// The number of functions, and the first of them, in `struct nf_hook_entries`.
     count: i16,
     first: i16,
-    /// From one function to the next: the size of `struct nf_hook_entry`.
+    /// Distance between functions: the size of `struct nf_hook_entry`.
     stride: i16,
 }
 
@@ -90,27 +88,27 @@ impl Layout {
     }
 }
 
-/// Of the stack, from its end.
+/// Offset on the stack, from its end.
 const FORMAT_NAME: i16 = -16;
-/// One line a hook: its number in the order of reading, and how many functions there are.
+/// Format of a line for each hook: its index in the order of reading, and the number of functions.
 const HEAD: [u8; 8] = *b"#%u %u\n\0";
-/// One line a function.
+/// Format of a line for each function.
 const NAME: [u8; 8] = *b"%ps\n\0\0\0\0";
-/// Octets of that, the zero included.
+/// Its length in octets, including the NUL.
 const NAME_LEN: i32 = 5;
 
 /// The instructions, see Documentation/bpf/standardization/instruction-set.rst.
 fn program(layout: &Layout) -> Vec<bpf_insn> {
     let (sixty_four, sixteen) = (0x79, 0x69);
     let mut code = Assembler::default();
-    // r7: namespace; r9: seq; r8: entries; r6: their number.
+    // r7: namespace; r9: seq; r8: entries; r6: number of entries.
     code.begin(&layout.socket);
     code.store_octets(FORMAT_HEAD, HEAD);
     code.store_octets(FORMAT_NAME, NAME);
     for (family, hooks) in layout.hooks.into_iter().enumerate() {
         for (n, hook) in HOOKS.into_iter().enumerate() {
             code.load(sixty_four, 8, 7, hooks + 8 * hook as i16);
-            // Null where there is none: then the load gives zero.
+            // A null pointer if there are none: the load then returns zero.
             code.load(sixteen, 6, 8, layout.count);
             code.store_number(DATA, (family * HOOKS.len() + n) as i32);
             code.store(DATA + 8, 6);
@@ -128,7 +126,7 @@ fn program(layout: &Layout) -> Vec<bpf_insn> {
     code.finish()
 }
 
-/// Reads what the program wrote; `None`: something is missing.
+/// Parses the program's output; `None` if it is incomplete.
 fn parse(text: &str) -> Option<Vec<HookFunctions>> {
     let mut lines = text.lines().peekable();
     let mut found = Vec::new();
@@ -141,7 +139,7 @@ fn parse(text: &str) -> Option<Vec<HookFunctions>> {
         let mut functions = Vec::new();
         for _ in 0..count.min(NAMED_MAX as usize) {
             let name = lines.next_if(|line| !line.starts_with('#'))?;
-            // A kernel that does not know its symbols prints the address.
+            // A kernel without symbol names prints the address.
             let name = if name.starts_with("0x") { "" } else { name };
             functions.push(name.to_owned());
         }
@@ -156,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_program_writes_is_read_and_nothing_else() {
+    fn only_complete_output_is_parsed() {
         let text =
             "#0 0\n#1 2\nipt_do_table [ip_tables]\n0xffffffff81000000\n#2 0\n#3 0\n#4 0\n#5 0\n";
         let found = parse(text).expect("is right");
@@ -177,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_beyond_those_that_are_named_count() {
+    fn functions_beyond_the_named_ones_are_counted() {
         let names = "f\n".repeat(NAMED_MAX as usize);
         let text = format!("#0 30\n{names}#1 0\n#2 0\n#3 0\n#4 0\n#5 0\n");
         let found = parse(&text).expect("is right");

@@ -1,7 +1,8 @@
-//! A BPF link that holds an XDP program on an interface.
+//! A BPF link that attaches an XDP program to an interface.
 //!
-//! libbpf-rs attaches XDP by a link only in the mode that the kernel chooses. The mode matters to
-//! us, so the one call that takes it is made here; programs and maps are `control::xdp`'s.
+//! libbpf-rs attaches XDP by a link only in the mode that the kernel chooses. Ferroute has to
+//! choose the mode, so the call with a mode is made here; `control::steering` handles programs and
+//! maps.
 
 #![expect(unsafe_code, reason = "links of XDP programs have no safe wrapper")]
 
@@ -10,17 +11,17 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libbpf_rs::libbpf_sys;
 
-/// The XDP mode asked for: XDP_FLAGS_DRV_MODE and XDP_FLAGS_SKB_MODE of linux/if_link.h.
+/// The requested XDP mode: XDP_FLAGS_DRV_MODE and XDP_FLAGS_SKB_MODE of linux/if_link.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkMode {
-    /// In the driver, before an sk_buff is made.
+    /// In the driver, before an sk_buff is allocated.
     Native,
     /// In the kernel's receive path, on sk_buffs.
     Generic,
 }
 
-/// An attached XDP program. Dropping it detaches the program; so does the end of the process,
-/// however it ends.
+/// An attached XDP program. It is detached when this is dropped, or when the process ends in any
+/// way.
 #[derive(Debug)]
 pub struct XdpLink {
     fd: OwnedFd,
@@ -43,21 +44,21 @@ impl XdpLink {
             },
             ..Default::default()
         };
-        // SAFETY: `opts` lives through the call and says its own size; everything else is a number,
-        // which the kernel checks.
+        // SAFETY: `opts` is valid during the call and contains its own size; everything else is a
+        // number, which the kernel checks.
         let fd = unsafe {
             libbpf_sys::bpf_link_create(program.as_raw_fd(), target, libbpf_sys::BPF_XDP, &opts)
         };
         if fd < 0 {
             return Err(io::Error::from_raw_os_error(-fd));
         }
-        // SAFETY: a new descriptor that nothing else knows of.
+        // SAFETY: a new descriptor that nothing else uses.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(XdpLink { fd })
     }
 }
 
-/// What a link holds where.
+/// The interface and program of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attachment {
     /// The interface; 0: none, because it was removed or the link was detached (`bpf_link_detach`).
@@ -66,15 +67,15 @@ pub struct Attachment {
     pub program: u32,
 }
 
-/// Asks the kernel what a link of an XDP program holds (BPF_OBJ_GET_INFO_BY_FD,
+/// Queries the interface and program of an XDP link (BPF_OBJ_GET_INFO_BY_FD,
 /// `bpf_xdp_link_fill_link_info`). Takes the kernel's RTNL lock.
 ///
 /// # Errors
-/// The kernel's errno: EINVAL if the descriptor is of something else.
+/// The kernel's errno: EINVAL if the descriptor is of another type.
 pub fn attachment(link: BorrowedFd<'_>) -> io::Result<Attachment> {
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut len = size_of::<libbpf_sys::bpf_link_info>() as u32;
-    // SAFETY: `info` has the octets that `len` says, and both live through the call.
+    // SAFETY: `info` has `len` octets, and both are valid during the call.
     let result = unsafe {
         libbpf_sys::bpf_obj_get_info_by_fd(link.as_raw_fd(), (&raw mut info).cast(), &raw mut len)
     };
@@ -84,7 +85,8 @@ pub fn attachment(link: BorrowedFd<'_>) -> io::Result<Attachment> {
     if info.type_ != libbpf_sys::BPF_LINK_TYPE_XDP {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: of a link of that type the kernel fills this part; all parts are numbers, zero before.
+    // SAFETY: the kernel fills this part for a link of this type; all parts are numbers, initially
+    // zero.
     let ifindex = unsafe { info.__bindgen_anon_1.xdp.ifindex };
     Ok(Attachment { ifindex, program: info.prog_id })
 }
@@ -97,10 +99,10 @@ impl AsFd for XdpLink {
 
 impl Drop for XdpLink {
     fn drop(&mut self) {
-        // Closing the descriptor would do, but older kernels detach in a work queue then, and who
-        // attaches next finds the interface busy. It fails only if the interface is gone.
+        // Closing the descriptor would detach too, but older kernels then detach in a work queue,
+        // and the next attach fails with EBUSY. Detaching fails only if the interface is gone.
         //
-        // SAFETY: the descriptor is open until after this.
+        // SAFETY: the descriptor is still open.
         unsafe { libbpf_sys::bpf_link_detach(self.fd.as_raw_fd()) };
     }
 }

@@ -4,18 +4,18 @@
 //! - [`AfXdp`]: the ports of one worker over one packet memory, so that a frame goes from any
 //!   port's RX ring to any port's TX ring without a copy;
 //! - `area`: that memory;
-//! - `slots`: where the tokens of frames rest while the kernel has the frames;
-//! - `ring`, `socket`: the kernel's interface;
-//! - `bind`: in which mode they are bound; `port`: what is done with them; `close`: what becomes of
-//!   their packets at the end; `rx_chain`: received packets of several descriptors;
+//! - `slots`: keeps the tokens of frames while the kernel has the frames;
+//! - `ring`, `socket`: the kernel interface;
+//! - `bind`: binding modes; `port`: receiving and sending; `close`: accounting of packets when a
+//!   port is closed; `rx_chain`: received packets of several descriptors;
 //! - [`AfXdpDevice`]: a port as a network device;
-//! - [`HeartbeatPage`]: by which threads tell the XDP program that they are alive;
-//! - [`link`]: the one call that attaches an XDP program in the mode asked for;
-//! - [`bpf`]: questions about the programs of others.
+//! - [`HeartbeatPage`]: heartbeats of threads for the XDP program;
+//! - [`link`]: attaches an XDP program in a given mode;
+//! - [`bpf`]: queries about programs of other owners.
 //!
-//! The XDP program and the XSKMAP belong to somebody else: [`AfXdp::socket_fd`] is what goes into
-//! the map. Attach the program after the sockets are open: some drivers (igb) fill their rings at
-//! that moment, and the fill rings are full then.
+//! The XDP program and the XSKMAP are managed elsewhere: [`AfXdp::socket_fd`] returns the
+//! descriptor for the map. Attach the program after the sockets are open: some drivers (igb) fill
+//! their RX rings then, from fill rings that must already be full.
 //!
 //! The rings are driven here, without libxdp and its bindings, because those bind before the fill
 //! ring can be filled, cannot release the first socket of a shared UMEM, and bind all sockets that
@@ -61,22 +61,22 @@ pub use heartbeat::{HeartbeatPage, is_fresh};
 pub use netdev::{driver_info, driver_name, netns_id};
 pub use socket::is_bound;
 
-/// How a socket is to be bound.
+/// The requested binding mode of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BindMode {
-    /// Zero-copy if the driver can, else copy.
+    /// Zero-copy if the driver supports it, otherwise copy.
     #[default]
     Auto,
-    /// Zero-copy or not at all.
+    /// Zero-copy, or an error.
     ZeroCopy,
-    /// Copy, whatever the driver can.
+    /// Copy, even if the driver supports zero-copy.
     Copy,
 }
 
-/// How a socket was bound, as the kernel says (XDP_OPTIONS).
+/// The mode in which a socket was bound, as the kernel reports it (XDP_OPTIONS).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BoundMode {
-    /// The NIC reads and writes the frames themselves.
+    /// The NIC reads and writes the frames directly.
     ZeroCopy,
     /// The kernel copies packets into and out of the frames.
     Copy,
@@ -91,19 +91,19 @@ impl std::fmt::Display for BoundMode {
     }
 }
 
-/// What became of a port's interface.
+/// The state of a port's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortState {
     /// In service.
     Up,
-    /// The kernel does not send by it now (ENETDOWN); tried again by itself.
+    /// The kernel does not send on it now (ENETDOWN); sending is retried automatically.
     Down,
-    /// The interface no longer exists. Remove the port; it may be added anew when the interface is
-    /// back.
+    /// The interface no longer exists. Remove the port; it can be added again when the interface
+    /// exists again.
     Gone,
 }
 
-/// One port to be: a queue of an interface.
+/// Configuration of a port: a queue of an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortConfig {
     /// Name of the interface, for messages.
@@ -112,46 +112,47 @@ pub struct PortConfig {
     pub ifindex: u32,
     /// The queue, counted from 0.
     pub queue: u32,
-    /// How to bind.
+    /// The requested mode.
     pub mode: BindMode,
-    /// Whether packets are to take several frames where one does not hold them, if the kernel can
+    /// Whether packets that do not fit in one frame may take several, if the kernel supports it
     /// (XDP_USE_SG, Linux 6.6).
     pub multi_buffer: bool,
-    /// Descriptors that the driver sends as one packet in zero-copy mode (`xdp-zc-max-segs` of
-    /// netdev netlink).
+    /// Maximum descriptors of a packet that the driver sends in zero-copy mode (`xdp-zc-max-segs`
+    /// of netdev netlink).
     pub zerocopy_segments: u32,
 }
 
 /// Sizes of a port's rings in frames, powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingSizes {
-    /// Fill ring and RX ring: packets that may wait for the worker.
+    /// Fill ring and RX ring: maximum packets waiting for the worker.
     pub fill: u32,
-    /// TX ring and completion ring: packets that may wait for the kernel.
+    /// TX ring and completion ring: maximum packets waiting for the kernel.
     pub tx: u32,
 }
 
 impl Default for RingSizes {
-    /// 2048: a worker that is kept from its core for 2 ms at 1 Mpps loses nothing.
+    /// 2048: a worker that does not run for 2 ms at 1 Mpps loses no packets.
     fn default() -> RingSizes {
         RingSizes { fill: 2048, tx: 2048 }
     }
 }
 
-/// What all ports of a worker have in common.
+/// Options that all ports of a worker share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Ring sizes.
     pub rings: RingSizes,
-    /// Frames beyond those that fill every ring: bursts in hand, packets held for a neighbour's
-    /// address, fragments, own packets.
+    /// Frames in addition to those that fill every ring: for bursts being processed, packets
+    /// waiting for neighbour resolution, fragments, own packets.
     pub reserve: u32,
-    /// Times a queue is tried that is busy. One just closed stays busy for a while.
+    /// How often binding to a busy queue is tried. A queue stays busy for a while after it was
+    /// closed.
     pub busy_tries: u32,
-    /// Pause between two of these.
+    /// Pause between two tries.
     pub busy_pause: Duration,
-    /// Packets that the kernel may take from a queue each time it is asked to poll it by a socket,
-    /// instead of polling by interrupts of its own; `None`: interrupts. Needs Linux 5.11 and
+    /// Busy polling: maximum packets that the kernel takes from a queue for each poll requested
+    /// through a socket; `None`: the kernel polls on interrupts. Needs Linux 5.11 and
     /// CAP_NET_ADMIN.
     pub busy_poll_budget: Option<u16>,
 }
@@ -169,7 +170,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Frames that a port has at least to receive into: a burst.
+    /// Minimum frames that a port has to receive into: a burst.
     fn fill_least(&self) -> usize {
         FILL_LEAST.min(self.rings.fill as usize)
     }
@@ -235,10 +236,10 @@ impl Options {
     }
 }
 
-/// XDP_STATISTICS: what the kernel counted for sockets, in packets.
+/// XDP_STATISTICS: the kernel's counters of sockets, in packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XdpStatistics {
-    /// Dropped for reasons without a counter of their own.
+    /// Dropped for reasons without a separate counter.
     pub rx_dropped: u64,
     /// Dropped because of an invalid address in the fill ring.
     pub rx_invalid_descs: u64,
@@ -264,34 +265,34 @@ impl XdpStatistics {
     }
 }
 
-/// An open port, as it is.
+/// State of an open port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortInfo {
-    /// What was asked for.
+    /// The requested configuration.
     pub config: PortConfig,
-    /// What it was bound as.
+    /// The mode in which it was bound.
     pub mode: BoundMode,
-    /// The errno with which the driver refused zero-copy, if that was tried in vain.
+    /// The errno with which the driver refused zero-copy, if it was tried.
     pub no_zerocopy: Option<i32>,
     /// Whether packets may take several frames.
     pub multi_buffer: bool,
-    /// What became of the interface.
+    /// The state of the interface.
     pub state: PortState,
 }
 
 /// The AF_XDP ports of one worker.
 ///
-/// Dropping it closes the sockets, but loses the frames they have; [`AfXdp::close`] brings them
-/// home.
+/// Dropping it closes the sockets, but loses the frames in their rings; [`AfXdp::close`] recovers
+/// them.
 #[derive(Debug)]
 pub struct AfXdp {
-    // First, so that sockets close before what they use goes.
+    // Declared first, so that sockets close before the memory they use is unmapped.
     ports: Vec<Option<Port>>,
-    /// Beyond these none is open.
+    /// No port with this or a higher number is open.
     used: usize,
-    /// As many share the memory without want.
+    /// Up to this number of open ports, each gets all the frames it wants.
     expected: usize,
-    /// As many have at least a burst each.
+    /// Up to this number of open ports, each gets at least a burst of frames.
     foreseen: usize,
     slots: Slots,
     draining: Vec<Draining>,
@@ -299,15 +300,16 @@ pub struct AfXdp {
     options: Options,
     /// Number of the next binding; see [`Owner`].
     next_binding: u32,
-    /// For poll(2); rebuilt when ports change. The last is for the wakeup of [`PacketIo::wait`].
+    /// For poll(2); rebuilt when ports change. The last entry is the wakeup descriptor of
+    /// [`PacketIo::wait`].
     poll_fds: Vec<libc::pollfd>,
-    /// By port: what the kernel counted for sockets that are closed.
+    /// By port: the kernel's counters of closed sockets.
     closed: Vec<XdpStatistics>,
-    /// By port: what keeps the interface receiving more than its own frames.
+    /// By port: memberships for frames to other addresses.
     memberships: Vec<Option<Membership>>,
 }
 
-/// Frames that a port has to receive into however many ports there are.
+/// Minimum frames that a port has to receive into, for any number of ports.
 const FILL_LEAST: usize = 64;
 /// Ports beyond those expected for which there is memory. There may be numbers for far more: a NIC's
 /// queues are counted as if each could be in use, on every port that may come.
@@ -329,8 +331,8 @@ struct Draining {
 }
 
 impl AfXdp {
-    /// Opens `ports`, numbered as they stand, with memory for all of them; gives back the pool of
-    /// that memory. The sockets belong to the network namespace of the calling thread.
+    /// Opens `ports`, numbered by position, with memory for all of them; returns the pool of that
+    /// memory. The sockets belong to the network namespace of the calling thread.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing stays open then.
@@ -342,9 +344,9 @@ impl AfXdp {
         Ok((io, pool))
     }
 
-    /// No port open, but numbers for `ports` of them, to be opened one by one, and memory for
-    /// `expected`. When more are open, they share it: each has fewer packets waiting at most. Beyond
-    /// 1024 more, one may find no memory.
+    /// Opens no ports, but reserves numbers for `ports` of them, to be opened one by one, and
+    /// memory for `expected`. If more are open, they share the memory, so fewer packets can wait at
+    /// each. More than 1024 ports beyond the expected ones may get no memory.
     ///
     /// # Errors
     /// [`OpenError::BadOptions`], [`OpenError::NoMemory`].
@@ -369,7 +371,7 @@ impl AfXdp {
             area,
             options: options.clone(),
             next_binding: 0,
-            poll_fds: vec![pollfd(NO_BELL)],
+            poll_fds: vec![pollfd(IGNORED_FD)],
             closed: vec![XdpStatistics::default(); ports],
             memberships: (0..ports).map(|_| None).collect(),
         };
@@ -403,18 +405,18 @@ impl AfXdp {
             Port::open(config, &self.options, binding, fill, &self.area, &mut self.slots, pool)?;
         self.next_binding += 1;
         self.ports[index] = Some(opened);
-        // Whoever had the queue before us has let go of it: it could not have been bound else.
+        // The previous user has released the queue, or binding would have failed.
         self.reclaim_where(pool, |d| (d.ifindex, d.queue) == (config.ifindex, config.queue));
         self.ports_changed();
         Ok(())
     }
 
-    /// Closes a port and takes its frames back into `pool`; its number stays reserved. Frames that
-    /// a NIC may still write to come later, see [`AfXdp::reclaim`]. Packets that waited to be sent
-    /// or to be taken are dropped and counted (DEV_READY); those that the kernel has taken from the TX
-    /// ring count as sent, as they do while the port is open. A NIC in zero-copy mode gets up to 30 ms
-    /// to complete what it has. To lose none that arrived, take the socket out of the XSKMAP and run a
-    /// few turns first.
+    /// Closes a port and returns its frames to `pool`; its number stays reserved. Frames that a NIC
+    /// may still write to are returned later, see [`AfXdp::reclaim`]. Packets that were waiting to
+    /// be sent or received are dropped and counted (DEV_READY); those that the kernel has taken
+    /// from the TX ring count as sent, as they do while the port is open. A NIC in zero-copy mode
+    /// gets up to 30 ms to complete its packets. To lose no received packets, remove the socket
+    /// from the XSKMAP and process a few bursts first.
     pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
         let taken = self.ports.get_mut(port as usize).and_then(Option::take);
         let Some(mut closed) = taken else { return };
@@ -432,8 +434,8 @@ impl AfXdp {
         };
         let zerocopy = closed.mode == BoundMode::ZeroCopy;
         // close(2) returns when no CPU is in the receive path any more (xsk_unbind_dev:
-        // synchronize_net). In copy mode that is all that ever writes to a frame. A NIC's own
-        // access ends later, in the kernel's deferred release of the pool (xp_release_deferred).
+        // synchronize_net). In copy mode nothing else writes to frames. A NIC's own access ends
+        // later, in the kernel's deferred release of the pool (xp_release_deferred).
         drop(closed);
         self.draining.push(draining);
         if !zerocopy {
@@ -443,8 +445,8 @@ impl AfXdp {
         self.ports_changed();
     }
 
-    /// Takes back the frames of removed ports that the kernel has let go of since. Returns how many
-    /// frames are still out. Makes system calls: not for every turn.
+    /// Returns frames of removed ports that the kernel has released since. Returns the number of
+    /// frames that are not released yet. Makes system calls: do not call it for every burst.
     pub fn reclaim(&mut self, pool: &mut FramePool) -> usize {
         if !self.draining.is_empty() {
             let released: Vec<[Owner; 2]> = self
@@ -458,11 +460,11 @@ impl AfXdp {
         self.draining.iter().map(|d| d.frames).sum()
     }
 
-    /// Whether no pool of ours is on a queue any more. The kernel disables a zero-copy pool before
-    /// it takes it off the queue (xp_clear_dev), and a queue with a pool is busy.
+    /// Whether none of our pools is on the queue any more. The kernel disables a zero-copy pool
+    /// before it removes it from the queue (xp_clear_dev), and a queue with a pool is busy.
     fn is_released(&self, ifindex: u32, queue: u32) -> bool {
         if !netdev::exists(ifindex) {
-            // Unregistering an interface waits for this (xsk_notifier).
+            // Unregistering an interface waits for the release (xsk_notifier).
             return true;
         }
         let probe = || -> Result<(), io::Error> {
@@ -488,8 +490,8 @@ impl AfXdp {
         });
     }
 
-    /// Closes all ports and brings their frames home. Returns how many frames stay out because a
-    /// NIC may still write to them; the memory stays mapped then.
+    /// Closes all ports and returns their frames to the pool. Returns the number of frames that are
+    /// not returned because a NIC may still write to them; the memory then stays mapped.
     pub fn close(mut self, pool: &mut FramePool, stats: &WorkerStats) -> usize {
         self.close_all(pool, stats);
         for _ in 0..self.options.busy_tries {
@@ -501,13 +503,14 @@ impl AfXdp {
         self.reclaim(pool)
     }
 
-    /// The socket of a port, to be put into the XSKMAP at the port's queue. Closed when the port is
-    /// removed, which also takes it out of the map.
+    /// The socket of a port, for the XSKMAP entry of the port's queue. Removing the port closes it,
+    /// which also removes it from the map.
     pub fn socket_fd(&self, port: u16) -> Option<BorrowedFd<'_>> {
         Some(self.ports.get(port as usize)?.as_ref()?.fd())
     }
 
-    /// What a port is. `None`: removed, or never there. Looks whether the interface still exists.
+    /// The state of a port. `None`: removed, or never opened. Checks whether the interface still
+    /// exists.
     pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
         let port = self.ports.get_mut(port as usize)?.as_mut()?;
         let (mode, no_zerocopy, state) = (port.mode, port.no_zerocopy, port.state());
@@ -515,16 +518,16 @@ impl AfXdp {
         Some(PortInfo { config, mode, no_zerocopy, multi_buffer, state })
     }
 
-    /// Whether a port can send, as far as was noticed. `None`: removed, or never there. Makes no system
+    /// Whether a port can send, as last noticed. `None`: removed, or never opened. Makes no system
     /// call.
     pub fn tx_state(&self, port: u16) -> Option<PortState> {
         Some(self.ports.get(port as usize)?.as_ref()?.tx_state())
     }
 
-    /// What the kernel counted for a port, also before it was closed and opened again.
+    /// The kernel's counters of a port, including sockets that were closed before.
     ///
     /// # Errors
-    /// What getsockopt(2) says; ENOENT for a number that no port can have.
+    /// Errors of getsockopt(2); ENOENT for an invalid port number.
     pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
         let unknown = || io::Error::from_raw_os_error(libc::ENOENT);
         let mut counted = *self.closed.get(port as usize).ok_or_else(unknown)?;
@@ -534,7 +537,7 @@ impl AfXdp {
         Ok(counted)
     }
 
-    /// A port is another interface from now on: what was counted for closed sockets is not its own.
+    /// Call when a port number is used for another interface: drops the counters of closed sockets.
     pub fn forget_statistics(&mut self, port: u16) {
         if let Some(closed) = self.closed.get_mut(port as usize) {
             *closed = XdpStatistics::default();
@@ -548,7 +551,7 @@ impl AfXdp {
         self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
         self.poll_fds.clear();
-        self.poll_fds.extend(fds.chain([NO_BELL]).map(pollfd));
+        self.poll_fds.extend(fds.chain([IGNORED_FD]).map(pollfd));
     }
 }
 
@@ -600,13 +603,13 @@ impl PacketIo for AfXdp {
     }
 
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
-        // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
-        // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
+        // In copy mode poll(2) sends from the TX ring and does not report the result (xsk_poll):
+        // ports with packets to send are left out, and checked after the sleep.
         for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
-            polled.fd = if port.sends_in_poll() { NO_BELL } else { port.fd().as_raw_fd() };
+            polled.fd = if port.sends_in_poll() { IGNORED_FD } else { port.fd().as_raw_fd() };
         }
         if let Some(last) = self.poll_fds.last_mut() {
-            last.fd = wakeup.map_or(NO_BELL, |wakeup| wakeup.as_raw_fd());
+            last.fd = wakeup.map_or(IGNORED_FD, |wakeup| wakeup.as_raw_fd());
         }
         socket::poll(&mut self.poll_fds, timeout)
     }
@@ -637,7 +640,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_nobody_will_need_take_no_memory() {
+    fn port_numbers_beyond_the_limit_take_no_memory() {
         let rings = RingSizes { fill: 64, tx: 64 };
         let options = Options { rings, reserve: 256, ..Options::default() };
         for (ports, expected, frames) in [
@@ -648,7 +651,7 @@ mod tests {
             let (_io, pool) = AfXdp::with_slots(ports, expected, &options).expect("memory");
             assert_eq!(pool.total() as usize, frames, "{ports}");
         }
-        // 2^24 is for all of them together.
+        // 2^24 is the limit for all of them together.
         let all = (1 << 17) - 2;
         assert!(options.frames(all, 0).is_ok());
         let error = options.frames(all, LATER_MAX).expect_err("too many").to_string();

@@ -1,14 +1,15 @@
-//! A BPF iterator that reads what a network namespace has and the kernel does not tell otherwise.
+//! A BPF iterator that reads state of a network namespace that the kernel does not report
+//! otherwise.
 //!
-//! The kernel runs an iterator's program for each of its objects, here netlink sockets, of which this
-//! network namespace has one at least: ours. From the first the program goes to the namespace
-//! (`struct net`) and on from there. The places of the members are taken from the kernel's own
-//! description of its types (BTF), and the verifier checks them against it. So programs are not
-//! compiled but put together here. (Documentation/bpf/bpf_iterators.rst; Linux 5.9 with
+//! The kernel runs an iterator's program for each object of a type, here for netlink sockets, of
+//! which this network namespace has at least one: ours. From the first socket the program reads the
+//! namespace (`struct net`) and data that it points to. The offsets of members are taken from the
+//! running kernel's type information (BTF), and the verifier checks them. Therefore programs are
+//! not compiled but assembled here. (Documentation/bpf/bpf_iterators.rst; Linux 5.9 with
 //! CONFIG_DEBUG_INFO_BTF.)
 //!
-//! Needs CAP_BPF and CAP_PERFMON. The programs are [`super::hook_iter`]'s and
-//! [`super::rx_handlers`]'.
+//! Needs CAP_BPF and CAP_PERFMON. [`super::hook_iter`] and [`super::rx_handlers`] contain the
+//! programs.
 
 #![expect(
     unsafe_code,
@@ -30,7 +31,7 @@ const PROBE_READ_KERNEL: i32 = 113;
 const SEQ_PRINTF: i32 = 126;
 const SEQ_WRITE: i32 = 127;
 
-/// Of the stack, from its end: the first format, and what formats are filled with.
+/// Offsets on the stack, from its end: the first format, and the arguments of formats.
 pub(super) const FORMAT_HEAD: i16 = -8;
 pub(super) const DATA: i16 = -32;
 
@@ -41,11 +42,12 @@ pub(super) struct NetIter {
 }
 
 impl NetIter {
-    /// Loads the program that `program` makes for the kernel's types. Reading those takes some ten
-    /// milliseconds.
+    /// Loads the program that `program` assembles for the kernel's types. Reading the types takes
+    /// some ten milliseconds.
     ///
     /// # Errors
-    /// EPERM without the capabilities; when the kernel has no BTF, or its types are not those that
+    /// EPERM without the capabilities; an error if the kernel has no BTF or lacks expected types;
+    /// the verifier's error.
     /// are looked for; what the verifier says.
     pub(super) fn load(
         name: &CStr,
@@ -62,13 +64,13 @@ impl NetIter {
             attach_btf_id: target,
             ..Default::default()
         };
-        // SAFETY: the instructions are as many as is said, the strings end with zero, and all live
-        // through the call; what the instructions do is the verifier's to judge.
+        // SAFETY: the number of instructions is correct, the strings are NUL-terminated, and all
+        // are valid during the call; the verifier checks the instructions.
         let program = owned(unsafe {
             libbpf_sys::bpf_prog_load(
                 libbpf_sys::BPF_PROG_TYPE_TRACING,
                 name.as_ptr(),
-                // Helpers that write and that read the kernel's memory are for programs under the GPL.
+                // Helpers that print and that read kernel memory require a GPL-compatible licence.
                 c"Dual MIT/GPL".as_ptr(),
                 program.as_ptr(),
                 program.len() as libbpf_sys::size_t,
@@ -87,10 +89,10 @@ impl NetIter {
         Ok(NetIter { link })
     }
 
-    /// What the program writes about the network namespace of the calling thread.
+    /// Runs the program for the network namespace of the calling thread and returns its output.
     ///
     /// # Errors
-    /// What the kernel says; E2BIG when it is more than 32 KiB.
+    /// The kernel's error; E2BIG if the output exceeds 32 KiB.
     pub(super) fn read(&self) -> io::Result<Vec<u8>> {
         // SAFETY: a number.
         let iter = owned(unsafe { libbpf_sys::bpf_iter_create(self.link.as_raw_fd()) })?;
@@ -104,7 +106,7 @@ fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
-    // SAFETY: a new descriptor that nothing else knows of.
+    // SAFETY: a new descriptor that nothing else uses.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -112,7 +114,7 @@ pub(super) fn missing(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::Unsupported, format!("the kernel's types have no {what}"))
 }
 
-/// Offsets of what a program begins with, in octets.
+/// Offsets that every program needs, in octets.
 #[derive(Debug)]
 pub(super) struct SocketLayout {
     /// Of `seq` and `seq_num` in `struct bpf_iter_meta`.
@@ -132,7 +134,7 @@ impl SocketLayout {
     }
 }
 
-/// Where a member of a member of … a structure is.
+/// The offset of a nested member of a structure.
 pub(super) fn offset(btf: &Btf<'_>, structure: &str, path: &[&str]) -> io::Result<i16> {
     let wanted = || missing(&format!("{structure}.{}", path.join(".")));
     let mut at = btf.type_by_name::<BtfType<'_>>(structure).ok_or_else(wanted)?;
@@ -145,7 +147,7 @@ pub(super) fn offset(btf: &Btf<'_>, structure: &str, path: &[&str]) -> io::Resul
     i16::try_from(bits / 8).map_err(|_| wanted())
 }
 
-/// A member's offset in bits, and its type. It may be in a union without a name.
+/// A member's offset in bits, and its type. It may be in an anonymous union.
 fn member<'b>(btf: &'b Btf<'b>, of: BtfType<'b>, name: &str) -> Option<(u32, BtfType<'b>)> {
     let composite = Composite::try_from(of.skip_mods_and_typedefs()).ok()?;
     composite.iter().find_map(|member| {
@@ -158,7 +160,7 @@ fn member<'b>(btf: &'b Btf<'b>, of: BtfType<'b>, name: &str) -> Option<(u32, Btf
     })
 }
 
-/// Puts instructions together. Registers are r0 to r10, of which r10 is the end of the stack.
+/// Assembles instructions. Registers are r0 to r10, of which r10 is the end of the stack.
 #[derive(Default)]
 pub(super) struct Assembler {
     code: Vec<bpf_insn>,
@@ -177,8 +179,8 @@ impl Assembler {
         self.push(0xbf, to, from, 0, 0);
     }
 
-    /// The first instructions of every program: but for the first socket it ends. r7: the namespace; r9:
-    /// what is written to.
+    /// The first instructions of every program: exits unless it runs for the first socket. r7: the
+    /// namespace; r9: the seq_file to write to.
     pub(super) fn begin(&mut self, layout: &SocketLayout) {
         let sixty_four = 0x79;
         self.copy(6, 1);
@@ -231,7 +233,8 @@ impl Assembler {
         self.push(0x07, register, 0, 0, number);
     }
 
-    /// Makes a number that is not zero 1: BPF_ALU64 with BPF_NEG, BPF_OR | BPF_X, BPF_RSH | BPF_K.
+    /// Replaces a number other than zero by 1: BPF_ALU64 with BPF_NEG, BPF_OR | BPF_X, BPF_RSH |
+    /// BPF_K.
     pub(super) fn make_flag(&mut self, register: u8, scratch: u8) {
         self.copy(scratch, register);
         self.push(0x87, scratch, 0, 0, 0);
@@ -244,7 +247,8 @@ impl Assembler {
         self.push(0x67, register, 0, 0, bits);
     }
 
-    /// `bpf_probe_read_kernel(stack at off, len, from + at)`. What cannot be read is zero.
+    /// `bpf_probe_read_kernel(stack at off, len, from + at)`. The result is zero if the memory
+    /// cannot be read.
     pub(super) fn read_kernel(&mut self, off: i16, len: i32, from: u8, at: i32) {
         self.copy(1, 10);
         self.add(1, off.into());
@@ -277,13 +281,13 @@ impl Assembler {
         self.code.len()
     }
 
-    /// BPF_JMP | BPF_JNE | BPF_X: a jump to where it [lands](Self::land).
+    /// BPF_JMP | BPF_JNE | BPF_X: a jump to the instruction set by [`land`](Self::land).
     pub(super) fn skip_unless_equal(&mut self, a: u8, b: u8) -> usize {
         self.push(0x5d, a, b, 0, 0);
         self.code.len() - 1
     }
 
-    /// BPF_JMP | BPF_JLT | BPF_K, back to an instruction.
+    /// BPF_JMP | BPF_JLT | BPF_K: a jump back to an instruction.
     pub(super) fn back_while_below(&mut self, register: u8, number: i32, to: usize) {
         let off = to as i64 - self.code.len() as i64 - 1;
         self.push(0xa5, register, 0, off as i16, number);
@@ -307,13 +311,13 @@ impl Assembler {
         self.push(0x15, register, 0, 0, 0);
     }
 
-    /// BPF_JMP | BPF_JLE | BPF_K: a jump to where it [lands](Self::land).
+    /// BPF_JMP | BPF_JLE | BPF_K: a jump to the instruction set by [`land`](Self::land).
     pub(super) fn skip_unless_above(&mut self, register: u8, number: i32) -> usize {
         self.push(0xb5, register, 0, 0, number);
         self.code.len() - 1
     }
 
-    /// A jump counts from the instruction behind it.
+    /// Jump offsets count from the next instruction.
     pub(super) fn land(&mut self, jump: usize) {
         self.code[jump].off = (self.code.len() - jump - 1) as i16;
     }

@@ -1,4 +1,4 @@
-//! What the driver must know of an interface and no socket tells.
+//! Properties of an interface that are not available from its AF_XDP socket.
 
 #![expect(unsafe_code, reason = "ioctl and if_indextoname are foreign functions")]
 
@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::io::device::DriverInfo;
 
-/// `SIOCETHTOOL` command that names the driver (include/uapi/linux/ethtool.h).
+/// `SIOCETHTOOL` command that reports the driver (include/uapi/linux/ethtool.h).
 const ETHTOOL_GDRVINFO: u32 = 3;
 
 /// SOL_SOCKET option (include/uapi/asm-generic/socket.h).
@@ -27,9 +27,9 @@ struct DrvInfo {
 
 const _: () = assert!(size_of::<DrvInfo>() == 196);
 
-/// A request about an interface of this network namespace; `None`: it cannot have that name.
+/// An ioctl request for an interface of this network namespace; `None`: the name is invalid.
 fn request(ifname: &str) -> Option<libc::ifreq> {
-    // SAFETY: numbers and a pointer, for which zero is a value.
+    // SAFETY: numbers and a pointer, for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if ifname.is_empty() || ifname.len() >= request.ifr_name.len() {
         return None;
@@ -40,37 +40,37 @@ fn request(ifname: &str) -> Option<libc::ifreq> {
     Some(request)
 }
 
-/// A socket to ask by.
+/// A socket for ioctl requests.
 fn any_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just opened, and owned by nobody else.
+    // SAFETY: just opened, and not owned by anything else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sets the IP MTU of an interface of this network namespace, in octets.
 ///
 /// # Errors
-/// What the kernel answers: EINVAL for one that the driver cannot have.
+/// The kernel's error: EINVAL if the driver does not support it.
 pub(super) fn set_mtu(ifname: &str, mtu: u32) -> io::Result<()> {
     let mut request = request(ifname).ok_or(io::ErrorKind::InvalidInput)?;
     request.ifr_ifru.ifru_mtu = i32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidInput)?;
     let fd = any_socket()?;
-    // SAFETY: the request names an interface, ends in a NUL, and lives through the call.
+    // SAFETY: the request contains a NUL-terminated interface name and is valid during the call.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFMTU, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Name of the driver of an interface of this network namespace, as `ethtool -i` gives it.
+/// Name of the driver of an interface of this network namespace, as `ethtool -i` prints it.
 pub fn driver_name(ifname: &str) -> Option<String> {
     driver_info(ifname).map(|info| info.driver)
 }
 
-/// The driver of an interface of this network namespace, as `ethtool -i` gives it; netlink does not
-/// tell it. `None`: it has none, or there is no such interface.
+/// The driver of an interface of this network namespace, as `ethtool -i` prints it; netlink does
+/// not report it. `None`: it has none, or there is no such interface.
 pub fn driver_info(ifname: &str) -> Option<DriverInfo> {
     let none = [0; 32];
     let mut info = DrvInfo {
@@ -84,15 +84,15 @@ pub fn driver_info(ifname: &str) -> Option<DriverInfo> {
     let mut request = request(ifname)?;
     request.ifr_ifru.ifru_data = (&raw mut info).cast();
     let fd = any_socket().ok()?;
-    // SAFETY: the request names an interface, ends in a NUL, and points to an ethtool_drvinfo;
-    // both live through the call.
+    // SAFETY: the request contains a NUL-terminated interface name and points to an
+    // ethtool_drvinfo; both are valid during the call.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result < 0 {
         return None;
     }
     let text = |octets: &[u8]| {
         let text = CStr::from_bytes_until_nul(octets).unwrap_or_default().to_string_lossy();
-        // A driver without firmware says so in words.
+        // Drivers without firmware report "N/A".
         if text == "N/A" { String::new() } else { text.into_owned() }
     };
     Some(DriverInfo {
@@ -103,15 +103,14 @@ pub fn driver_info(ifname: &str) -> Option<DriverInfo> {
     })
 }
 
-/// A number that no other network namespace has, or had, since the machine started
-/// (SO_NETNS_COOKIE, Linux 5.14).
+/// An identifier of the network namespace that is unique since boot (SO_NETNS_COOKIE, Linux 5.14).
 ///
 /// # Errors
-/// What the system answers; ENOPROTOOPT from an older kernel.
+/// The system's error; ENOPROTOOPT from an older kernel.
 pub fn netns_id() -> io::Result<u64> {
     let fd = any_socket()?;
     let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
-    // SAFETY: points to eight octets, as the length says; both live through the call.
+    // SAFETY: points to eight octets, as the length says; both are valid during the call.
     let result = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -127,7 +126,7 @@ pub fn netns_id() -> io::Result<u64> {
 /// Whether an interface of this index exists in this network namespace.
 pub(in crate::io) fn exists(ifindex: u32) -> bool {
     let mut name = [0 as libc::c_char; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the IF_NAMESIZE octets the function may write.
+    // SAFETY: the buffer has the IF_NAMESIZE octets that the function may write.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
     !found.is_null() || io::Error::last_os_error().raw_os_error() != Some(libc::ENXIO)
 }

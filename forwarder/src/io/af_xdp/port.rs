@@ -1,4 +1,4 @@
-//! One port: one socket on one queue, and what it holds of the worker's frames.
+//! One port: one socket on one queue, and the accounting of its frames.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,15 +16,15 @@ use crate::io::{drop_all, drop_unsent};
 use crate::skb::{Burst, FramePool, MAX_SKB_FRAGS, Piece, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
-/// Shortest frame given to the kernel, in octets: an Ethernet header. Fewer it may refuse
-/// (`xp_validate_desc` an empty one, drivers the others), and a refused descriptor's frame never
-/// comes back.
+/// Minimum frame length that is given to the kernel, in octets: an Ethernet header. The kernel may
+/// refuse shorter frames (`xp_validate_desc` empty ones, drivers others), and the frame of a
+/// refused descriptor is never completed.
 const SHORTEST: usize = 14;
 
-/// sendto(2) calls in a row that may move nothing before the next turn is waited for.
+/// Maximum consecutive sendto(2) calls without progress in one kick.
 const IDLE_KICKS: u32 = 2;
 
-/// Turns between two attempts to send on an interface that is down.
+/// Kicks between two attempts to send on an interface that is down.
 const DOWN_TURNS: u32 = 64;
 
 /// An open port.
@@ -36,9 +36,10 @@ pub(super) struct Port {
     pub(super) no_zerocopy: Option<i32>,
     pub(super) socket: Socket,
     sizes: RingSizes,
-    /// Frames it is to have to receive into; no more than its fill ring holds.
+    /// Number of frames it should have to receive into; at most the size of its fill ring.
     fill: u32,
-    /// What it was opened with: more is never taken, for others have the rest.
+    /// The value of `fill` when it was opened, which is never exceeded, because other ports have
+    /// the remaining frames.
     opened: u32,
     pub(super) rx_owner: Owner,
     pub(super) tx_owner: Owner,
@@ -46,23 +47,24 @@ pub(super) struct Port {
     pub(super) fill_and_rx: u32,
     /// Frames in the TX ring, with the kernel, or in the completion ring.
     pub(super) tx_and_completion: u32,
-    /// Packets that these are.
+    /// Number of packets in these frames.
     pub(super) sending: u32,
-    /// Those of them that the kernel has refused to send (and were counted): they are completed, too.
+    /// Of these, packets that the kernel has refused to send (already counted); they are completed
+    /// too.
     pub(super) refused: u32,
-    /// Packets may take several descriptors, at most as many as this; 1: they do not.
+    /// Maximum descriptors per packet; 1: no multi-buffer packets.
     segments: usize,
     pub(super) rx_chain: RxChain,
     pub(super) state: PortState,
-    /// Turns until an interface that is down is tried again.
+    /// Kicks until sending on an interface that is down is tried again.
     retry_in: u32,
-    /// The queue is polled by our system calls, not by interrupts.
+    /// Our system calls poll the queue, instead of interrupts.
     pub(super) busy_poll: bool,
 }
 
 impl Port {
-    /// Opens a port as binding number `binding`, with `wanted` frames in its fill ring before it is
-    /// bound.
+    /// Opens a port as binding number `binding`, and puts `wanted` frames in its fill ring before
+    /// it binds.
     pub(super) fn open(
         config: &PortConfig,
         options: &Options,
@@ -83,7 +85,7 @@ impl Port {
         {
             match slots.of(rx_owner).give(frame) {
                 Ok(addr) => fill.push(addr),
-                // A frame of another pool: an error of the caller, and nothing is lost by it.
+                // A frame of another pool: an error of the caller; the frame is not lost.
                 Err(frame) => {
                     pool.free(frame);
                     break;
@@ -115,7 +117,7 @@ impl Port {
                 })
             }
             Err(error) => {
-                // No socket was bound, so the kernel has nothing.
+                // No socket was bound, so the kernel has no frames.
                 slots.reclaim(rx_owner, pool);
                 Err(error)
             }
@@ -137,7 +139,7 @@ impl Port {
             (skb.port, skb.iif) = (port, iif);
             octets += skb.len() as u64;
             if let Err(skb) = burst.push(skb) {
-                // There was room.
+                // Cannot fail: there was room.
                 pool.kfree_skb(skb);
             }
         };
@@ -152,7 +154,8 @@ impl Port {
                 match frame {
                     Some(frame) if self.rx_chain.is_whole(desc) => {
                         frames += 1;
-                        // Written by another core, or a device: on its way while the rest is read.
+                        // Written by another core or by a device: prefetch it while the other
+                        // descriptors are read.
                         prefetch_index(frame.bytes(), offset);
                         match SkBuff::receive(frame, offset, desc.len as usize) {
                             Ok(skb) => push(burst, pool, skb),
@@ -185,12 +188,13 @@ impl Port {
         packets
     }
 
-    /// Sets how many frames it is to have to receive into. Those beyond go as packets come.
+    /// Sets the number of frames to receive into. Excess frames are freed as packets arrive.
     pub(super) fn set_fill(&mut self, frames: u32) {
         self.fill = frames.min(self.opened);
     }
 
-    /// Gives the kernel free frames up to its share. A function by itself, for the sake of registers.
+    /// Gives free frames to the kernel, up to the port's share. Not inlined, to save registers in
+    /// the caller.
     #[inline(never)]
     fn refill(&mut self, slots: &mut Slots, pool: &mut FramePool) {
         if self.fill_and_rx >= self.fill || self.state == PortState::Gone {
@@ -198,8 +202,8 @@ impl Port {
         }
         let layout = Layout::of(self.mode);
         let mut slots = slots.of(self.rx_owner);
-        // The kernel shows what it received before it shows what it took for it (xsk_flush): what
-        // finds no room now does next turn.
+        // The kernel updates the RX ring before the fill ring (xsk_flush): entries without room are
+        // given at the next burst.
         let mut entries = self.socket.fill.batch(self.fill - self.fill_and_rx);
         while entries.room() > 0
             && let Some(frame) = pool.alloc()
@@ -236,7 +240,7 @@ impl Port {
         let mut queued = 0;
         let mut packets = burst.drain(self.fitting(burst.as_slice()));
         loop {
-            // Those of one frame, up to the first of several.
+            // The single-frame packets up to the first multi-frame one.
             let mut descs = self.socket.tx.batch(packets.len() as u32);
             let mut own = slots.of(self.tx_owner);
             let several = loop {
@@ -248,7 +252,7 @@ impl Port {
                 let given = if len < SHORTEST {
                     Err((DropReason::EthTruncated, frame))
                 } else if descs.room() == 0 {
-                    // There was room.
+                    // Not reached: the caller checked for room.
                     Err((DropReason::FullRing, frame))
                 } else {
                     own.give_to_send(frame, len as u32)
@@ -292,8 +296,8 @@ impl Port {
             pool.kfree_skb(skb);
             return Err(DropReason::EthTruncated);
         }
-        // Of frames that it no longer reaches into (`trim`, `may_pull`) it may be rid, and be shorter
-        // than they suggest.
+        // `linearize` frees frames that the packet no longer uses (after `trim`, `may_pull`): it may
+        // be shorter than its number of frames suggests.
         if (skb.frames() > self.segments && !skb.linearize()) || !skb.may_pull(SHORTEST) {
             pool.kfree_skb(skb);
             return Err(DropReason::TxMultiBuffer);
@@ -325,7 +329,7 @@ impl Port {
         let descs = &mut descs[..count];
         let mut entries = self.socket.tx.batch(count as u32);
         if entries.room() < count as u32 {
-            // There was room.
+            // Not reached: the caller checked for room.
             refused = refused.or(Some(DropReason::FullRing));
         }
         if let Some(reason) = refused {
@@ -343,7 +347,7 @@ impl Port {
         Ok(())
     }
 
-    /// How many of the packets, oldest first, the sending side can take; each whole.
+    /// How many of the packets, oldest first, fit on the sending side, each completely.
     #[inline]
     fn fitting(&self, packets: &[SkBuff]) -> usize {
         let mut left = self.tx_room() as usize;
@@ -358,9 +362,10 @@ impl Port {
         packets.iter().take_while(fits).count()
     }
 
-    /// Frames the sending side can take. As many as the completion ring holds may be under way, so
-    /// that the kernel never finds it full. The TX ring may have less room: the kernel may complete
-    /// frames before it shows that it has taken them, in copy mode up to Linux 6.16 long before.
+    /// Number of frames that fit on the sending side. In-flight frames are limited to the size of
+    /// the completion ring, so that the kernel never finds it full. The TX ring may have less room:
+    /// the kernel may complete frames before it shows them as taken, in copy mode up to Linux 6.16
+    /// long before.
     #[inline]
     fn tx_room(&self) -> u32 {
         self.socket.tx.room(self.sizes.tx - self.tx_and_completion)
@@ -384,7 +389,8 @@ impl Port {
         pool: &mut FramePool,
         stats: &WorkerStats,
     ) {
-        // A TX ring that seems full of completed frames has the kernel look at it, which moves its index.
+        // If the TX ring seems full of completed frames, a wakeup makes the kernel update its
+        // index.
         if self.tx_and_completion > 0 || self.tx_room() == 0 {
             match self.state {
                 PortState::Up => self.wake_tx(port, slots, pool, stats),
@@ -401,8 +407,8 @@ impl Port {
         }
     }
 
-    /// Has the kernel empty the TX ring. In copy mode one sendto(2) sends a bounded number of
-    /// packets, so it is repeated while it gets anywhere; zero-copy drivers are only to be woken.
+    /// Makes the kernel empty the TX ring. In copy mode one sendto(2) sends a bounded number of
+    /// packets, so it is repeated while it makes progress; zero-copy drivers only need a wakeup.
     pub(super) fn wake_tx(
         &mut self,
         port: u16,
@@ -416,25 +422,25 @@ impl Port {
         let copy = self.mode == BoundMode::Copy;
         let mut pending = self.socket.tx.pending();
         if copy && pending == 0 {
-            // All were taken: copies are under way, and complete without us.
+            // All descriptors were taken: the copies are being sent, and complete by themselves.
             return;
         }
         let mut idle = 0;
         while idle < IDLE_KICKS {
             if let Err(error) = self.socket.wake_tx() {
                 match error.raw_os_error().unwrap_or(0) {
-                    // Try again: a limit per call, the socket's buffer, the completion ring.
+                    // Try again: a limit per call, the socket buffer, or the completion ring.
                     libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM => {}
-                    // One packet was completed and not sent (__xsk_generic_xmit: NET_XMIT_DROP). A
-                    // driver that is woken may say so, too, and means something else.
+                    // One packet was completed and not sent (__xsk_generic_xmit: NET_XMIT_DROP). In
+                    // zero-copy mode EBUSY may come from the driver's wakeup, with another meaning.
                     libc::EBUSY if copy => {
                         stats.tx_drop(DropReason::TxError, port);
                         self.refused += 1;
-                        // At once: it is the last that was completed.
+                        // Immediately: it is the last completed packet.
                         self.complete(port, slots, pool, stats);
                     }
                     libc::EBUSY => {}
-                    // The interface is down, gone, or between two programs.
+                    // The interface is down, gone, or its program is being replaced.
                     _ => return self.stop_sending(),
                 }
             }
@@ -453,7 +459,7 @@ impl Port {
         }
     }
 
-    /// sendto(2) failed for good: is the interface down, or gone?
+    /// sendto(2) failed permanently: determines whether the interface is down or gone.
     #[cold]
     fn stop_sending(&mut self) {
         self.state =
@@ -466,7 +472,7 @@ impl Port {
         self.mode == BoundMode::Copy && self.tx_and_completion > 0 && self.socket.tx.pending() > 0
     }
 
-    /// Counts the turns until an interface that was down is tried again.
+    /// Counts the kicks until an interface that was down is tried again.
     #[cold]
     fn wait_for_up(&mut self) {
         match self.retry_in.checked_sub(1) {
@@ -475,7 +481,8 @@ impl Port {
         }
     }
 
-    /// Takes sent frames back, and counts the packets as sent. As [`Self::refill`], by itself.
+    /// Reclaims completed frames and counts their packets as sent. Not inlined, as
+    /// [`Self::refill`].
     #[inline(never)]
     pub(super) fn complete(
         &mut self,
@@ -487,7 +494,7 @@ impl Port {
         let (mut slots, mut frames) = (slots.of(self.tx_owner), 0);
         let (mut sent, mut last_len) = (Packets::default(), 0);
         for addr in self.socket.completion.take(u32::MAX) {
-            // An address that was not given is of no packet.
+            // An address that was not given belongs to no packet.
             if let Some((frame, packet_len)) = slots.take_sent(addr) {
                 pool.free(frame);
                 frames += 1;
@@ -509,9 +516,9 @@ impl Port {
         }
     }
 
-    /// Of the packets that were completed, those that were refused do not count as sent. The kernel
-    /// tells how many these are, not which: the octets are those of the last one, `last_len`, which is
-    /// right where packets are completed in the order in which they were taken.
+    /// Excludes refused packets from the completed ones that count as sent. The kernel reports how
+    /// many were refused, not which: the octets are those of the last one, `last_len`, which is
+    /// correct if packets are completed in the order in which they were taken.
     #[cold]
     fn leave_out_refused(&mut self, completed: &mut Packets, last_len: u32) {
         let refused = self.refused.min(completed.count);
@@ -532,7 +539,7 @@ impl Port {
         self.sending.saturating_sub(self.refused) as usize
     }
 
-    /// Both names under which the port's frames lie in the slots.
+    /// The two owners of the port's frames in the slots.
     pub(super) fn owners(&self) -> [Owner; 2] {
         [self.rx_owner, self.tx_owner]
     }
@@ -550,12 +557,12 @@ impl Port {
         self.socket.statistics()
     }
 
-    /// What was noticed while sending.
+    /// The interface state as noticed while sending.
     pub(super) fn tx_state(&self) -> PortState {
         self.state
     }
 
-    /// Looks whether the interface is still there, which a port that only receives does not notice.
+    /// Checks whether the interface still exists, which a port that only receives does not notice.
     pub(super) fn state(&mut self) -> PortState {
         if !netdev::exists(self.config.ifindex) {
             self.state = PortState::Gone;
@@ -566,7 +573,7 @@ impl Port {
 
 #[cfg(test)]
 impl Port {
-    /// A port whose kernel is the test.
+    /// A port with rings in memory; the test plays the kernel.
     pub(super) fn in_memory(mode: BoundMode, segments: usize) -> Port {
         let sizes = RingSizes { fill: 16, tx: 16 };
         Port {

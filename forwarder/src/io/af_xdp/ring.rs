@@ -1,8 +1,8 @@
 //! The four rings of an AF_XDP socket: single producer, single consumer, shared with the kernel
 //! (Documentation/networking/af_xdp.rst, net/xdp/xsk_queue.h).
 //!
-//! Indexes run freely through 32 bits and are masked on access. Each side keeps its own index and
-//! a copy of the other's, and looks at shared memory only when the copy does not suffice.
+//! Indexes are free-running 32-bit counters and are masked on access. Each side has its own index
+//! and a cached copy of the other's, and reads shared memory only if the copy is insufficient.
 
 #![expect(unsafe_code, reason = "rings are memory shared with the kernel")]
 
@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What may stand in a ring: plain numbers, valid whatever their bits are.
+/// A ring entry: plain numbers, valid for any bit pattern.
 pub(super) trait Entry: Copy {}
 impl Entry for u64 {}
 impl Entry for libc::xdp_desc {}
@@ -33,7 +33,7 @@ struct Ring<T> {
 unsafe impl<T: Entry> Send for Ring<T> {}
 
 impl<T: Entry> Ring<T> {
-    /// Maps the ring of `size` entries (a power of two) that a socket has at `page_offset`.
+    /// Maps the ring of `size` entries (a power of two) at `page_offset` of a socket.
     fn map(
         fd: BorrowedFd<'_>,
         page_offset: i64,
@@ -45,9 +45,9 @@ impl<T: Entry> Ring<T> {
         let indexes = [offsets.producer, offsets.consumer, offsets.flags];
         let fits = indexes.iter().all(|&at| at as usize + 4 <= map_len && at % 4 == 0);
         if !fits || desc % align_of::<T>() != 0 || !size.is_power_of_two() {
-            return Err(io::Error::other("the kernel's ring layout is not understood"));
+            return Err(io::Error::other("the kernel's ring layout is not supported"));
         }
-        // SAFETY: a new mapping at an address the kernel chooses.
+        // SAFETY: a new mapping at an address that the kernel chooses.
         let map = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -62,8 +62,8 @@ impl<T: Entry> Ring<T> {
             return Err(io::Error::last_os_error());
         }
         let map = NonNull::new(map).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: `at` is inside the mapping: checked above for the indexes, by the length for the
-        // entries.
+        // SAFETY: `at` is inside the mapping: checked above for the indexes, ensured by the length
+        // for the entries.
         let at = |at: u64| unsafe { map.byte_add(at as usize) };
         Ok(Ring {
             map,
@@ -78,7 +78,7 @@ impl<T: Entry> Ring<T> {
 
     #[inline]
     fn producer(&self) -> &AtomicU32 {
-        // SAFETY: in the mapping and aligned (see map); the kernel uses it atomically too.
+        // SAFETY: in the mapping and aligned (see map); the kernel accesses it atomically too.
         unsafe { self.producer.as_ref() }
     }
 
@@ -97,23 +97,23 @@ impl<T: Entry> Ring<T> {
 
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping made in `map`, once.
+        // SAFETY: the mapping created in `map`, unmapped once.
         unsafe { libc::munmap(self.map.as_ptr(), self.map_len) };
     }
 }
 
-/// A ring we fill: the fill ring and the TX ring.
+/// A ring that we fill: the fill ring or the TX ring.
 #[derive(Debug)]
 pub(super) struct Producer<T: Entry> {
     ring: Ring<T>,
-    /// Next entry we write.
+    /// Next entry to write.
     next: u32,
-    /// The kernel's index when last looked at.
+    /// Cached copy of the kernel's index.
     consumed: u32,
 }
 
 impl<T: Entry> Producer<T> {
-    /// Maps a ring that nobody has used yet; see [`Ring::map`].
+    /// Maps an unused ring; see [`Ring::map`].
     pub(super) fn map(
         fd: BorrowedFd<'_>,
         page_offset: i64,
@@ -126,8 +126,7 @@ impl<T: Entry> Producer<T> {
         Ok(Producer { ring, next, consumed })
     }
 
-    /// Room for `wanted` entries, or for fewer when there is no more. The kernel sees what was put
-    /// there when this is dropped.
+    /// Room for up to `wanted` entries. The kernel sees the written entries when this is dropped.
     #[inline]
     #[must_use]
     pub(super) fn batch(&mut self, wanted: u32) -> Batch<'_, T> {
@@ -145,7 +144,7 @@ impl<T: Entry> Producer<T> {
         }
     }
 
-    /// Entries for which there is room, `wanted` at most.
+    /// Number of free entries, at most `wanted`.
     #[inline]
     pub(super) fn room(&self, wanted: u32) -> u32 {
         let free = |consumed| self.ring.size.saturating_sub(self.next.wrapping_sub(consumed));
@@ -155,7 +154,7 @@ impl<T: Entry> Producer<T> {
         free(self.ring.consumer().load(Ordering::Acquire)).min(wanted)
     }
 
-    /// Entries that the kernel does not show as taken yet.
+    /// Number of entries that the kernel does not show as taken yet.
     #[inline]
     pub(super) fn pending(&mut self) -> u32 {
         self.consumed = self.ring.consumer().load(Ordering::Acquire);
@@ -168,52 +167,52 @@ impl<T: Entry> Producer<T> {
         let count = self.pending().min(size);
         (0..count).map(move |n| {
             let at = next.wrapping_sub(count - n) & (size - 1);
-            // SAFETY: masked, so in the mapping, which `self` keeps; written by us, and by nobody else.
+            // SAFETY: masked, so in the mapping, which `self` keeps; written only by us.
             unsafe { self.ring.entries.add(at as usize).read() }
         })
     }
 
-    /// Whether the kernel asks to be woken (XDP_RING_NEED_WAKEUP).
+    /// Whether the kernel requests a wakeup (XDP_RING_NEED_WAKEUP).
     #[inline]
     pub(super) fn needs_wakeup(&self) -> bool {
         self.ring.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
     }
 }
 
-/// Entries being written. What a loop over them needs stands here, and not behind a reference, so that
-/// it can stay in registers.
+/// Entries being written. Contains copies of the values that a loop needs, so that they can stay in
+/// registers.
 #[derive(Debug)]
 pub(super) struct Batch<'a, T: Entry> {
     entries: NonNull<T>,
     mask: u32,
     next: u32,
-    /// Here the room ends.
+    /// End of the room.
     end: u32,
     producer: &'a mut Producer<T>,
 }
 
 impl<T: Entry> Batch<'_, T> {
-    /// Entries that still find room.
+    /// Number of entries that still fit.
     #[inline]
     pub(super) fn room(&self) -> u32 {
         self.end.wrapping_sub(self.next)
     }
 
-    /// Entries written.
+    /// Number of entries written.
     #[inline]
     pub(super) fn len(&self) -> u32 {
         self.next.wrapping_sub(self.producer.next)
     }
 
-    /// Writes one entry. `false`: there is no room, and nothing was written.
+    /// Writes one entry. `false`: there was no room, and nothing was written.
     #[inline]
     pub(super) fn push(&mut self, entry: T) -> bool {
         if self.next == self.end {
             return false;
         }
-        // SAFETY: masked, so in the mapping, which the producer keeps. Between the kernel's index and
-        // ours plus its size nobody else reads or writes (net/xdp/xsk_queue.h, the comment on
-        // barriers).
+        // SAFETY: masked, so in the mapping, which the producer keeps. Between the kernel's index
+        // and ours plus the ring size nobody else reads or writes (net/xdp/xsk_queue.h, the comment
+        // on barriers).
         unsafe { self.entries.add((self.next & self.mask) as usize).write(entry) };
         self.next = self.next.wrapping_add(1);
         true
@@ -230,18 +229,18 @@ impl<T: Entry> Drop for Batch<'_, T> {
     }
 }
 
-/// A ring the kernel fills: the RX ring and the completion ring.
+/// A ring that the kernel fills: the RX ring or the completion ring.
 #[derive(Debug)]
 pub(super) struct Consumer<T: Entry> {
     ring: Ring<T>,
-    /// Next entry we read.
+    /// Next entry to read.
     next: u32,
-    /// The kernel's index when last looked at.
+    /// Cached copy of the kernel's index.
     produced: u32,
 }
 
 impl<T: Entry> Consumer<T> {
-    /// Maps a ring that nobody has used yet; see [`Ring::map`].
+    /// Maps an unused ring; see [`Ring::map`].
     pub(super) fn map(
         fd: BorrowedFd<'_>,
         page_offset: i64,
@@ -254,8 +253,8 @@ impl<T: Entry> Consumer<T> {
         Ok(Consumer { ring, next, produced })
     }
 
-    /// Up to `wanted` of the entries that are there, oldest first. The kernel has the room of those
-    /// that were taken again when this is dropped.
+    /// Up to `wanted` available entries, oldest first. The entries that were taken are returned to
+    /// the kernel when this is dropped.
     #[inline]
     pub(super) fn take(&mut self, wanted: u32) -> Entries<'_, T> {
         let wanted = wanted.min(self.ring.size);
@@ -272,14 +271,14 @@ impl<T: Entry> Consumer<T> {
         }
     }
 
-    /// Whether there is nothing to take now.
+    /// Whether no entry is available.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.next == self.ring.producer().load(Ordering::Relaxed)
     }
 }
 
-/// Entries being read; as with [`Batch`], for the sake of registers.
+/// Entries being read; holds copies for registers, as [`Batch`] does.
 #[derive(Debug)]
 pub(super) struct Entries<'a, T: Entry> {
     entries: NonNull<T>,
@@ -297,8 +296,8 @@ impl<T: Entry> Iterator for Entries<'_, T> {
         if self.next == self.end {
             return None;
         }
-        // SAFETY: masked, so in the mapping, which the consumer keeps; written by the kernel before it
-        // moved its index (Acquire in `take`), and valid whatever the bits are.
+        // SAFETY: masked, so in the mapping, which the consumer keeps; the kernel wrote it before
+        // it moved its index (Acquire in `take`), and any bits are valid.
         let entry = unsafe { self.entries.add((self.next & self.mask) as usize).read() };
         self.next = self.next.wrapping_add(1);
         Some(entry)
@@ -323,7 +322,7 @@ impl<T: Entry> Drop for Entries<'_, T> {
     }
 }
 
-/// Rings of which a test is the kernel.
+/// Rings for tests, which play the kernel.
 #[cfg(test)]
 pub(super) mod in_memory {
     use std::os::fd::AsFd;
@@ -332,8 +331,8 @@ pub(super) mod in_memory {
 
     use super::*;
 
-    /// A mapping of up to 200 entries as the kernel lays it out, of memory that nobody else has; both
-    /// indexes at `start`.
+    /// A mapping of up to 200 entries in the kernel's layout, of private memory; both indexes are
+    /// `start`.
     pub(super) fn ring<T: Entry>(start: u32, size: u32) -> Ring<T> {
         let offsets = libc::xdp_ring_offset { producer: 0, consumer: 64, desc: 192, flags: 128 };
         let memory = memfd_create(c"ring", MFdFlags::empty()).expect("memory");
@@ -381,7 +380,7 @@ mod tests {
         in_memory::producer(start, SIZE)
     }
 
-    /// One whose ring has these entries.
+    /// A consumer of a ring with these entries.
     fn consumer(start: u32, entries: std::ops::Range<u64>) -> Consumer<u64> {
         let mut filled = producer(start);
         let mut batch = filled.batch(SIZE);
@@ -391,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_shown_at_the_end_and_read_in_order_beyond_the_last_index() {
+    fn entries_are_published_on_drop_and_read_in_order_across_index_wraparound() {
         for start in [0, 5, u32::MAX - 3] {
             let mut writer = producer(start);
             let mut batch = writer.batch(SIZE);
@@ -410,27 +409,27 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_the_room_that_was_asked_for_or_there_is() {
+    fn a_batch_has_the_requested_room_or_what_is_left() {
         let mut writer = producer(u32::MAX);
         let mut batch = writer.batch(3);
         assert!((0..3).all(|entry| batch.push(entry)));
-        assert!(!batch.push(3), "no more than was asked for");
+        assert!(!batch.push(3), "no more than requested");
         drop(batch);
         assert_eq!(writer.batch(SIZE + 1).room(), SIZE - 3);
-        // The kernel has taken two: not known until it is looked at.
+        // The kernel has taken two, which is unknown until its index is read.
         writer.ring.consumer().store(1, Ordering::Relaxed);
         assert_eq!(writer.batch(SIZE - 3).room(), SIZE - 3);
         assert_eq!((writer.room(SIZE - 3), writer.room(SIZE)), (SIZE - 3, SIZE - 1));
         assert_eq!(writer.batch(SIZE).room(), SIZE - 1);
-        // Nothing written, nothing shown.
+        // Nothing written, nothing published.
         assert_eq!(writer.ring.producer().load(Ordering::Relaxed), 2);
-        // An index that cannot be: further than was written.
+        // An invalid index: greater than what was written.
         writer.ring.consumer().store(77, Ordering::Relaxed);
         assert_eq!((writer.room(SIZE), writer.batch(SIZE).room()), (0, 0));
     }
 
     #[test]
-    fn what_the_kernel_has_not_taken_can_be_read_again() {
+    fn untaken_entries_can_be_read_again() {
         for start in [0, u32::MAX - 2] {
             let mut writer = producer(start);
             let mut batch = writer.batch(SIZE);
@@ -446,14 +445,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_is_there_again() {
+    fn unread_entries_remain_available() {
         let mut reader = consumer(u32::MAX - 1, 0..5);
         let mut entries = reader.take(4);
         assert_eq!((entries.len(), entries.next(), entries.next()), (4, Some(0), Some(1)));
         drop(entries);
         assert_eq!(reader.ring.consumer().load(Ordering::Relaxed), 0);
         assert_eq!(reader.take(SIZE).collect::<Vec<_>>(), [2, 3, 4]);
-        // An index that cannot be: each entry at most once.
+        // An invalid index: each entry is returned at most once.
         reader.ring.producer().store(1000, Ordering::Relaxed);
         assert_eq!(reader.take(u32::MAX).len(), SIZE as usize);
     }

@@ -1,46 +1,47 @@
-//! Packets that take several descriptors, put together as they are received.
+//! Assembles received packets of several descriptors.
 
 use crate::skb::{Frame, FramePool, HEAD_MIN, SkBuff};
 use crate::stats::DropReason;
 
-/// What has come of a packet that is not complete yet.
+/// The state of a packet that is not complete yet.
 #[derive(Debug)]
 pub(super) struct RxChain {
-    /// Whether the socket is bound for such packets.
+    /// Whether the socket is bound for multi-descriptor packets.
     expected: bool,
-    /// The next descriptor continues a packet.
+    /// Whether the next descriptor continues a packet.
     continued: bool,
-    /// That packet, as far as it has come; `None`: it is being dropped.
+    /// The incomplete packet; `None`: it is being dropped.
     partial: Option<SkBuff>,
 }
 
 impl RxChain {
-    /// Nothing has come yet.
+    /// Without an incomplete packet.
     pub(super) fn new(expected: bool) -> RxChain {
         RxChain { expected, continued: false, partial: None }
     }
 
-    /// The packet that is not complete.
+    /// The incomplete packet.
     pub(super) fn partial(&self) -> Option<&SkBuff> {
         self.partial.as_ref()
     }
 
-    /// Takes it out: nothing more comes.
+    /// Removes the incomplete packet: no further descriptors will arrive.
     pub(super) fn take_partial(&mut self) -> Option<SkBuff> {
         self.partial.take()
     }
 
-    /// Whether a descriptor tells of a whole packet.
+    /// Whether a descriptor is a whole packet.
     #[inline]
     pub(super) fn is_whole(&self, desc: libc::xdp_desc) -> bool {
         desc.options & libc::XDP_PKT_CONTD == 0 && !self.continued
     }
 
-    /// What an RX descriptor tells of, in `frame` from `offset` on; no frame: not one that was given
-    /// to receive into. Gives the packet that is complete with it, if one is.
+    /// Processes an RX descriptor for data in `frame` from `offset` on; no frame: the address was
+    /// not given to receive into. Returns the packet that it completes, if any.
     ///
-    /// Never inlined: a packet given from two places of the driver's loop would be put together in
-    /// memory, also the usual one, which is whole and need not come by here.
+    /// Never inlined: with two places in the driver's loop that produce a packet, every packet
+    /// would be assembled in memory, even the common single-descriptor one, which does not need
+    /// this function.
     #[cold]
     #[inline(never)]
     pub(super) fn receive(
@@ -61,7 +62,7 @@ impl RxChain {
         let more = desc.options & libc::XDP_PKT_CONTD != 0;
         let first = !std::mem::replace(&mut self.continued, more);
         let added = match (frame, self.partial.take()) {
-            // Not bound for it: this is a kernel that does otherwise.
+            // The socket is not bound for such packets: an unexpected kernel.
             (Some(frame), _) if first && !self.expected => Err((Some(frame), None)),
             (Some(frame), _) if first => {
                 SkBuff::receive(frame, offset, len).map_err(|frame| (Some(frame), None))
@@ -84,7 +85,7 @@ impl RxChain {
             Err((frame, skb)) => {
                 frame.into_iter().for_each(|frame| pool.free(frame));
                 skb.into_iter().for_each(|skb| pool.kfree_skb(skb));
-                // What is left of it is dropped, and counted with its last descriptor.
+                // The rest is dropped, and counted with the last descriptor.
                 if !more {
                     return Err(DropReason::RxMultiBuffer);
                 }
@@ -112,13 +113,13 @@ mod tests {
             Lab { chain: RxChain::new(expected), pool: Umem::anonymous(FRAMES).into_pool() }
         }
 
-        /// One descriptor of `len` octets in a frame of ours.
+        /// Processes a descriptor of `len` octets in a frame of ours.
         fn some(&mut self, len: u32, options: u32) -> Result<Option<usize>, DropReason> {
             let frame = self.pool.alloc();
             self.receive(frame, len, options)
         }
 
-        /// What came of it: the octets of a packet that is complete, which is freed.
+        /// Returns the octets of a completed packet, which is freed.
         fn receive(
             &mut self,
             frame: Option<Frame>,
@@ -134,7 +135,7 @@ mod tests {
             }))
         }
 
-        /// A whole packet comes through, and every frame is back.
+        /// Checks that a whole packet can be received, and every frame is in the pool.
         fn assert_nothing_left(&mut self) {
             assert_eq!(self.some(60, 0), Ok(Some(60)));
             assert!(self.chain.partial().is_none());
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_up_to_the_longest_are_put_together() {
+    fn chains_up_to_the_maximum_are_assembled() {
         let mut lab = Lab::new(true);
         for frames in 2..=MAX_SKB_FRAGS + 1 {
             for _ in 1..frames {
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_more_is_dropped_and_counted_once() {
+    fn a_longer_chain_is_dropped_and_counted_once() {
         let mut lab = Lab::new(true);
         for _ in 0..MAX_SKB_FRAGS + 3 {
             assert_eq!(lab.some(3000, MORE), Ok(None));
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_not_ours_drops_its_packet_and_no_other() {
+    fn a_foreign_frame_drops_only_its_packet() {
         let mut lab = Lab::new(true);
         assert_eq!(lab.receive(None, 60, 0), Err(DropReason::RxBadDescriptor));
         lab.assert_nothing_left();
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_its_frame_is_dropped() {
+    fn a_descriptor_beyond_its_frame_is_dropped() {
         let mut lab = Lab::new(true);
         let long = FRAME_SIZE as u32;
         assert_eq!(lab.some(long, 0), Err(DropReason::RxBadDescriptor));
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_nobody_asked_for_is_dropped() {
+    fn an_unexpected_chain_is_dropped() {
         let mut lab = Lab::new(false);
         assert_eq!(lab.some(3000, MORE), Ok(None));
         assert_eq!(lab.some(60, 0), Err(DropReason::RxMultiBuffer));

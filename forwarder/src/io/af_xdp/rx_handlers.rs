@@ -1,11 +1,12 @@
-//! Interfaces whose packets another one takes before they are routed, wherever that one is.
+//! Interfaces whose packets another interface takes before they are routed, even one in another
+//! namespace.
 //!
-//! A macvlan, an ipvlan, a bridge or a bond registers a function with the interface it sits on
-//! (`netdev_rx_handler_register`), which has every packet before the protocols. Netlink tells of the
-//! upper interface, and only in the network namespace where that is: of one that was moved to, or made
-//! in, the namespace of a container, nothing is told where the lower one is. So a BPF iterator (see
-//! [`super::net_iter`]) walks the namespace's interfaces (`net.dev_base_head`) and writes down the
-//! ifindex of those whose `net_device.rx_handler` is set.
+//! A macvlan, an ipvlan, a bridge or a bond registers a function with its lower interface
+//! (`netdev_rx_handler_register`), which receives every packet before the protocols do. Netlink
+//! reports the upper interface only in its own network namespace: if it was moved to, or created
+//! in, the namespace of a container, the namespace of the lower interface gets no event. Therefore
+//! a BPF iterator (see [`super::net_iter`]) walks the namespace's interfaces (`net.dev_base_head`)
+//! and prints the ifindex of those whose `net_device.rx_handler` is set.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,18 +17,18 @@ use libbpf_rs::libbpf_sys::bpf_insn;
 
 use super::net_iter::{Assembler, DATA, FORMAT_HEAD, NetIter, SocketLayout, offset};
 
-/// Interfaces that are looked at, at most. The verifier goes through the loop as often, which takes it
-/// most of a second, and gives up after a million instructions.
+/// Maximum number of interfaces to check. The verifier simulates each iteration of the loop, which
+/// takes it most of a second, and gives up after a million instructions.
 const INTERFACES_MAX: u32 = 20_000;
-/// Enough for most machines; such a program is loaded within 20 ms.
+/// Enough for most machines; a program with this limit loads within 20 ms.
 const INTERFACES_FEW: u32 = 1_000;
 
-/// What was found.
+/// The result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handled {
     /// ifindices of the interfaces that have an rx_handler.
     pub interfaces: BTreeSet<u32>,
-    /// Whether there were no more than are looked at; of others nothing is known.
+    /// Whether all interfaces were checked; nothing is known of the others.
     pub is_all: bool,
 }
 
@@ -38,14 +39,14 @@ pub struct RxHandlerIter {
     larger: Larger,
 }
 
-/// The program that looks at [`INTERFACES_MAX`] interfaces.
+/// The program that checks [`INTERFACES_MAX`] interfaces.
 #[derive(Debug)]
 enum Larger {
-    /// There were few interfaces until now.
+    /// Not needed: there were few interfaces so far.
     NotWanted,
     Loading(JoinHandle<io::Result<NetIter>>),
     Loaded,
-    /// The kernel does not take it.
+    /// The kernel rejects it.
     Refused,
 }
 
@@ -53,17 +54,16 @@ impl RxHandlerIter {
     /// Loads the program.
     ///
     /// # Errors
-    /// As for [`NetIter::load`].
+    /// The same as for [`NetIter::load`].
     pub fn open() -> io::Result<RxHandlerIter> {
         Ok(RxHandlerIter { iter: load(INTERFACES_FEW)?, larger: Larger::NotWanted })
     }
 
-    /// Asks about the network namespace of the calling thread. Once there are more interfaces than the
-    /// program looks at, a thread loads one that looks at more.
+    /// Reads the network namespace of the calling thread. Once it has more interfaces than the
+    /// program checks, a thread loads a program with a higher limit.
     ///
     /// # Errors
-    /// What the kernel says, or when it says something else than was expected; EAGAIN while the larger
-    /// program is being loaded.
+    /// The kernel's error, or unexpected output; EAGAIN while the larger program is being loaded.
     pub fn read(&mut self) -> io::Result<Handled> {
         let handled = self.read_some()?;
         if handled.is_all {
@@ -89,7 +89,7 @@ impl RxHandlerIter {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    /// Interfaces that are looked at, at most.
+    /// Maximum number of interfaces to check.
     pub fn interfaces_max(&self) -> u32 {
         if matches!(self.larger, Larger::Loaded) { INTERFACES_MAX } else { INTERFACES_FEW }
     }
@@ -109,9 +109,9 @@ fn load(interfaces_max: u32) -> io::Result<NetIter> {
 #[derive(Debug)]
 struct Layout {
     socket: SocketLayout,
-    /// Of the list of interfaces in `struct net`.
+    /// Offset of the list of interfaces in `struct net`.
     list: i32,
-    /// From an interface's node of that list to its other members.
+    /// Distance from an interface's node in that list to its other members.
     rx_handler: i32,
     ifindex: i32,
 }
@@ -129,19 +129,20 @@ impl Layout {
     }
 }
 
-/// Of `next` and `prev` in `struct list_head`.
+/// Offset of `next` in `struct list_head`.
 const NEXT: i32 = 0;
 const PREV: i32 = 8;
-/// Of the stack, from its end: what was read last.
+/// Offset on the stack, from its end: the last value read.
 const WORD: i16 = FORMAT_HEAD;
 
-/// What is written: the ifindices, 32 bits each; behind them 0 if the list's end was reached, else 1,
+/// The output: 32-bit ifindices, followed by 0 if the end of the list was reached, otherwise 1,
 /// which is the loopback's.
 fn program(layout: &Layout, interfaces_max: u32) -> Vec<bpf_insn> {
     let sixty_four = 0x79;
     let mut code = Assembler::default();
     code.begin(&layout.socket);
-    // r8: the node of an interface, the loopback's first; r7: the list's head; r6: interfaces seen.
+    // r8: the node of an interface, initially the loopback's; r7: the list head; r6: interfaces
+    // seen.
     code.read_kernel(WORD, 8, 7, layout.list + NEXT);
     code.load(sixty_four, 8, 10, WORD);
     code.read_kernel(WORD, 8, 8, PREV);
@@ -153,7 +154,7 @@ fn program(layout: &Layout, interfaces_max: u32) -> Vec<bpf_insn> {
     code.land(more);
     code.read_kernel(DATA, 4, 8, layout.ifindex);
     code.read_kernel(WORD, 8, 8, layout.rx_handler);
-    // Four octets or none are written, without a branch: the verifier would remember each.
+    // Writes four octets or none, without a branch, because the verifier would track each branch.
     code.load(sixty_four, 3, 10, WORD);
     code.make_flag(3, 4);
     code.shift_left(3, 2);
@@ -166,7 +167,7 @@ fn program(layout: &Layout, interfaces_max: u32) -> Vec<bpf_insn> {
     code.finish()
 }
 
-/// Writes the last number and ends.
+/// Writes the last number and exits.
 fn end(code: &mut Assembler, number: i32) {
     code.store_number(DATA, number);
     code.set(3, 4);
@@ -174,7 +175,7 @@ fn end(code: &mut Assembler, number: i32) {
     code.leave();
 }
 
-/// Reads what the program wrote; `None`: something is missing.
+/// Parses the program's output; `None` if it is incomplete.
 fn parse(octets: &[u8]) -> Option<Handled> {
     let (numbers, rest) = octets.as_chunks::<4>();
     let (last, interfaces) = numbers.split_last()?;
@@ -192,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_program_writes_is_read_and_nothing_else() {
+    fn only_complete_output_is_parsed() {
         let octets = |numbers: &[u32]| -> Vec<u8> {
             numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
         };
@@ -209,9 +210,9 @@ mod tests {
 
     #[test]
     #[ignore = "needs root: run by scripts/test"]
-    fn root_more_interfaces_than_are_looked_at_have_a_larger_program_loaded() {
+    fn root_more_interfaces_than_the_limit_cause_a_larger_program_to_be_loaded() {
         let inside = std::thread::spawn(|| {
-            // The namespace has the loopback interface only.
+            // The namespace has only the loopback interface.
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a namespace");
             let mut handlers =
                 RxHandlerIter { iter: load(1).expect("loads"), larger: Larger::NotWanted };

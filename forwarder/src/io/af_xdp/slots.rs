@@ -1,15 +1,15 @@
-//! Where the tokens of frames rest while the kernel has the frames.
+//! Keeps the tokens of frames while the kernel has the frames.
 //!
-//! A frame given to the kernel leaves its token here, under the name of the ring it was given to.
-//! Whatever address the kernel hands back is only believed if a token lies under that name: an
-//! address that was never given, given elsewhere, or handed back twice finds none. So no address,
-//! right or wrong, can make a second token of a frame.
+//! The token of a frame given to the kernel is stored here together with an owner, which identifies
+//! the ring it was given to. An address that the kernel returns is accepted only if there is a
+//! token with this owner: an address that was never given, given to another ring, or returned twice
+//! has none. Therefore no address, right or wrong, can create a second token of a frame.
 
 use std::num::NonZero;
 
 use crate::skb::{FRAME_SIZE, Frame, FramePool};
 
-/// Names one direction of one binding of a port. Never used again when the port is bound anew.
+/// Identifies one direction of one binding of a port. Never reused when the port is bound again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::io) struct Owner(u32);
 
@@ -29,11 +29,12 @@ impl Owner {
 struct Slot {
     frame: Option<Frame>,
     owner: Owner,
-    /// Of a frame given to be sent that ends a packet: the packet's length in octets. Else 0.
+    /// Length in octets of the packet that ends with this frame, if it was given to be sent;
+    /// otherwise 0.
     packet_len: u32,
 }
 
-/// Packets, and their octets.
+/// Number of packets and their octets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::io) struct Packets {
     pub(in crate::io) count: u32,
@@ -41,7 +42,7 @@ pub(in crate::io) struct Packets {
 }
 
 impl Packets {
-    /// Adds a frame: it counts if it ends a packet, and then as the whole packet.
+    /// Adds a frame, which counts only if it ends a packet.
     #[inline]
     pub(in crate::io) fn add(&mut self, packet_len: u32) {
         self.count += u32::from(packet_len > 0);
@@ -49,11 +50,11 @@ impl Packets {
     }
 }
 
-/// One place for each frame of the area.
+/// One slot for each frame of the area.
 #[derive(Debug)]
 pub(in crate::io) struct Slots {
     places: Box<[Slot]>,
-    /// Where the area starts.
+    /// Start of the area.
     start: NonZero<usize>,
 }
 
@@ -65,7 +66,7 @@ impl Slots {
         Slots { places, start }
     }
 
-    /// The places as one owner uses them.
+    /// The slots as accessed by one owner.
     #[inline]
     pub(in crate::io) fn of(&mut self, owner: Owner) -> OwnedSlots<'_> {
         OwnedSlots { places: &mut self.places, start: self.start, owner }
@@ -84,7 +85,7 @@ impl Slots {
     }
 }
 
-/// [`Slots`] as one owner uses them, for a loop over many frames.
+/// [`Slots`] as accessed by one owner, for a loop over many frames.
 #[derive(Debug)]
 pub(in crate::io) struct OwnedSlots<'a> {
     places: &'a mut [Slot],
@@ -93,15 +94,15 @@ pub(in crate::io) struct OwnedSlots<'a> {
 }
 
 impl OwnedSlots<'_> {
-    /// Lays down the token of a frame that goes to the kernel, and returns the frame's offset in
-    /// the area in octets. A frame of another area comes back.
+    /// Stores the token of a frame given to the kernel, and returns the frame's offset in the area
+    /// in octets. Returns a frame of another area as an error.
     #[inline]
     pub(in crate::io) fn give(&mut self, frame: Frame) -> Result<u64, Frame> {
         self.give_to_send(frame, 0)
     }
 
-    /// [`Self::give`] for a frame that is to be sent. `packet_len`: the length in octets of the packet
-    /// that ends with it; 0: the packet goes on.
+    /// As [`Self::give`], for a frame to be sent. `packet_len`: length in octets of the packet that
+    /// ends with it; 0: the packet continues.
     #[inline]
     pub(in crate::io) fn give_to_send(
         &mut self,
@@ -118,20 +119,20 @@ impl OwnedSlots<'_> {
         }
     }
 
-    /// [`Self::take`], and where in the frame `addr` is, in octets.
+    /// As [`Self::take`], and also returns the offset of `addr` in the frame, in octets.
     #[inline]
     pub(in crate::io) fn take_at(&mut self, addr: u64) -> (Option<Frame>, usize) {
         (self.take(addr), (addr % FRAME_SIZE as u64) as usize)
     }
 
-    /// Takes up the token of the frame that `addr`, an offset in the area in octets, lies in.
-    /// `None`: that frame was not given to the owner.
+    /// Takes the token of the frame that contains `addr`, an offset in the area in octets. `None`:
+    /// the frame was not given to this owner.
     #[inline]
     pub(in crate::io) fn take(&mut self, addr: u64) -> Option<Frame> {
         self.take_sent(addr).map(|(frame, _)| frame)
     }
 
-    /// [`Self::take`], with what the frame was given with ([`Self::give_to_send`]).
+    /// As [`Self::take`], with the packet length passed to [`Self::give_to_send`].
     #[inline]
     pub(in crate::io) fn take_sent(&mut self, addr: u64) -> Option<(Frame, u32)> {
         let slot = self.places.get_mut((addr / FRAME_SIZE as u64) as usize)?;
@@ -158,7 +159,7 @@ mod tests {
     use crate::skb::Umem;
 
     #[test]
-    fn only_what_was_given_comes_back_and_only_once_and_only_to_its_owner() {
+    fn only_a_given_frame_is_taken_once_and_by_its_owner() {
         let (area, mut pool) = Area::map(4).expect("maps");
         let mut slots = Slots::new(area.start(), 4);
         let frame = pool.alloc().expect("four frames");
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_counted_where_they_end_and_while_they_are_given() {
+    fn packets_are_counted_at_their_last_frame_while_given() {
         let (area, mut pool) = Area::map(4).expect("maps");
         let mut slots = Slots::new(area.start(), 4);
         let mut addrs = Vec::new();
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_of_another_area_comes_back() {
+    fn a_frame_of_another_area_is_returned() {
         let (area, _pool) = Area::map(1).expect("maps");
         let mut slots = Slots::new(area.start(), 1);
         let mut other = Umem::anonymous(1).into_pool();

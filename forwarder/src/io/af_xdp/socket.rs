@@ -1,5 +1,5 @@
-//! One AF_XDP socket: the system calls, and nothing that knows of ports or frames
-//! (include/uapi/linux/if_xdp.h, net/xdp/xsk.c).
+//! System calls of one AF_XDP socket, independent of ports and frames (include/uapi/linux/if_xdp.h,
+//! net/xdp/xsk.c).
 
 #![expect(unsafe_code, reason = "system calls that libc offers as foreign functions")]
 
@@ -13,32 +13,33 @@ use super::ring::{Consumer, Producer};
 use super::{BoundMode, RingSizes, XdpStatistics};
 use crate::skb::{COLOUR_MAX, FRAME_SIZE, colour};
 
-/// SOL_XDP option of kernels from 6.17 on: how many packets one sendto(2) sends in copy mode,
-/// between 32 (what it is otherwise) and the TX ring's size.
+/// SOL_XDP option since Linux 6.17: how many packets one sendto(2) sends in copy mode, between 32
+/// (the default) and the TX ring's size.
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
-/// Microseconds of SO_BUSY_POLL. Any but 0 will do: asked not to block, the kernel polls a queue
-/// once and returns (xsk_recvmsg: `sk_busy_loop(sk, 1)`).
+/// SO_BUSY_POLL in microseconds. Any value but 0 works: for a non-blocking call the kernel polls a
+/// queue once and returns (xsk_recvmsg: `sk_busy_loop(sk, 1)`).
 const BUSY_POLL_US: libc::c_int = 20;
 
-/// Octets of socket buffer that one packet under way is accounted for in copy mode, at most: a
-/// frame and what describes it.
+/// Maximum octets of socket buffer charged for one in-flight packet in copy mode: a frame and its
+/// metadata.
 const SNDBUF_PER_PACKET: u32 = FRAME_SIZE as u32 + 1024;
 
-/// Where the kernel puts received packets in frames.
+/// Where the kernel places received packets in frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// [`HEADROOM`](crate::skb::HEADROOM) behind the frame's start: what every driver can.
+    /// [`HEADROOM`](crate::skb::HEADROOM) octets after the start of the frame, which every driver
+    /// supports.
     Aligned,
-    /// Further back by the frame's colour: chunks begin where the fill ring says
-    /// (XDP_UMEM_UNALIGNED_CHUNK_FLAG), with as much headroom more as colours may take. So a chunk
-    /// begins in the frame before, where nothing is written, and its packet ends in its own. Only
-    /// for copy mode: without huge pages, chunks that cross pages are beyond a NIC's DMA.
+    /// Further back by the frame's colour: chunks start where the fill ring says
+    /// (XDP_UMEM_UNALIGNED_CHUNK_FLAG), with additional headroom of the maximum colour. A chunk
+    /// thus starts in the previous frame, where nothing is written, and its packet ends in its own
+    /// frame. Only for copy mode: without huge pages, a NIC cannot DMA to chunks that cross pages.
     Coloured,
 }
 
 impl Layout {
-    /// The one for a mode.
+    /// The layout for a mode.
     pub(super) fn of(mode: BoundMode) -> Layout {
         match mode {
             BoundMode::Copy => Layout::Coloured,
@@ -59,7 +60,7 @@ impl Layout {
         }
     }
 
-    /// Headroom beyond what is usual, octets, and flags of XDP_UMEM_REG.
+    /// Headroom in addition to the usual one in octets, and flags of XDP_UMEM_REG.
     fn registered(self) -> (u32, u32) {
         match self {
             Layout::Aligned => (0, 0),
@@ -68,14 +69,14 @@ impl Layout {
     }
 }
 
-/// Where a descriptor's packet starts, octets from the area's start. In chunks that are not aligned
-/// the kernel says the chunk's start and, in the upper 16 bits, how far behind the packet starts.
+/// The start of a descriptor's packet, in octets from the area's start. For unaligned chunks the
+/// kernel returns the chunk's start, and the packet's offset in the upper 16 bits.
 #[inline]
 pub(super) fn packet_addr(addr: u64) -> u64 {
     (addr & libc::XSK_UNALIGNED_BUF_ADDR_MASK) + (addr >> libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT)
 }
 
-/// A socket with its rings, not bound yet or bound.
+/// A socket with its rings, bound or not.
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
@@ -101,7 +102,7 @@ impl Socket {
         if fd < 0 {
             return Err((Step::Socket, io::Error::last_os_error()));
         }
-        // SAFETY: just opened, and owned by nobody else.
+        // SAFETY: just opened, and not owned by anything else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         register(fd.as_fd(), area, layout).map_err(|error| (Step::Register, error))?;
         Socket::with_rings(fd, sizes).map_err(|error| (Step::Rings, error))
@@ -135,7 +136,7 @@ impl Socket {
             sxdp_queue_id: queue,
             sxdp_shared_umem_fd: 0,
         };
-        // SAFETY: the address is a sockaddr_xdp of the length given, alive during the call.
+        // SAFETY: the address is a sockaddr_xdp of the given length, valid during the call.
         check(unsafe {
             libc::bind(
                 self.fd.as_raw_fd(),
@@ -145,9 +146,9 @@ impl Socket {
         })
     }
 
-    /// Lets the socket's system calls poll the queue, at most `budget` packets each, in preference
-    /// to the kernel's own polling by interrupts (Documentation/networking/napi.rst, "Busy
-    /// polling").
+    /// Enables busy polling: the socket's system calls poll the queue, at most `budget` packets
+    /// each, in preference to the kernel's polling on interrupts
+    /// (Documentation/networking/napi.rst, "Busy polling").
     pub(super) fn prefer_busy_poll(&self, budget: u16) -> io::Result<()> {
         let budget = libc::c_int::from(budget);
         set(self.fd(), libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, &(1 as libc::c_int))?;
@@ -161,7 +162,7 @@ impl Socket {
         Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
     }
 
-    /// What the kernel counted for this socket (XDP_STATISTICS).
+    /// The kernel's counters of this socket (XDP_STATISTICS).
     pub(super) fn statistics(&self) -> io::Result<XdpStatistics> {
         let raw: libc::xdp_statistics = get(self.fd(), libc::SOL_XDP, libc::XDP_STATISTICS)?;
         Ok(XdpStatistics {
@@ -174,7 +175,7 @@ impl Socket {
         })
     }
 
-    /// Has the kernel work on the TX ring.
+    /// Makes the kernel process the TX ring.
     #[inline]
     pub(super) fn wake_tx(&self) -> io::Result<()> {
         // SAFETY: no octets and no address are passed.
@@ -190,17 +191,19 @@ impl Socket {
         } as libc::c_int)
     }
 
-    /// Wakes the driver of a zero-copy socket that prefers busy polling. For such a one sendto(2)
-    /// polls the RX queue's NAPI instance and wakes nobody (`xsk_no_wakeup`), but drivers may send by
-    /// another instance (igb, virtio_net); poll(2) wakes as ever (`xsk_poll`).
+    /// Wakes the driver of a zero-copy socket that prefers busy polling. For such a socket
+    /// sendto(2) polls the RX queue's NAPI instance and does not wake the driver (`xsk_no_wakeup`),
+    /// but drivers may send in another instance (igb, virtio_net); poll(2) always wakes it
+    /// (`xsk_poll`).
     pub(super) fn wake_by_poll(&self) {
         let fd = self.fd.as_raw_fd();
         poll(&mut [libc::pollfd { fd, events: libc::POLLOUT, revents: 0 }], Duration::ZERO);
     }
 
-    /// Has the kernel look at the fill ring again, and poll the queue if the socket prefers that.
+    /// Makes the kernel read the fill ring again, and poll the queue if the socket prefers busy
+    /// polling.
     pub(super) fn wake_rx(&self) {
-        // What it says makes no difference: the ring is looked at every turn.
+        // The result does not matter: the ring is read at every burst.
         wake_rx(self.fd());
     }
 
@@ -210,21 +213,21 @@ impl Socket {
     }
 }
 
-/// Whether a socket is still bound to the interface that it was bound to in this mode. One whose
-/// interface was removed, or moved to another network namespace, is not, and never will be again
-/// (`xsk_notifier`: NETDEV_UNREGISTER). Any descriptor of the socket will do.
+/// Whether a socket is still bound to its interface; `mode` is the mode in which it was bound. If
+/// the interface was removed or moved to another network namespace, it never will be bound again
+/// (`xsk_notifier`: NETDEV_UNREGISTER). Any descriptor of the socket can be used.
 ///
-/// The kernel tells of the first such event once; who has been told closes the socket.
+/// The kernel reports the first such event once; a caller that gets it closes the socket.
 pub fn is_bound(socket: BorrowedFd<'_>, mode: BoundMode) -> bool {
     let told = get::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_ERROR);
     if told.is_ok_and(|errno| errno == libc::ENETDOWN) {
         return false;
     }
-    // In zero-copy mode ENXIO may be the driver's answer (`ndo_xsk_wakeup`) while it resets.
+    // In zero-copy mode the driver may return ENXIO (`ndo_xsk_wakeup`) while it resets.
     mode == BoundMode::ZeroCopy || wake_rx(socket) != Some(libc::ENXIO)
 }
 
-/// recvfrom(2) of nothing: the errno with which it failed, if it did.
+/// recvfrom(2) without data; returns its errno if it failed.
 fn wake_rx(socket: BorrowedFd<'_>) -> Option<i32> {
     // SAFETY: no octets and no address are passed.
     let result = unsafe {
@@ -269,7 +272,7 @@ pub(in crate::io) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
         tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: timeout.subsec_nanos().into(),
     };
-    // SAFETY: the array and its length belong together; both it and the timeout live through the
+    // SAFETY: the length is that of the array; both the array and the timeout are valid during the
     // call; no signal mask is passed.
     let ready = unsafe {
         libc::ppoll(
@@ -283,7 +286,7 @@ pub(in crate::io) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
 }
 
 fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
-    // SAFETY: points to a value of the length given, alive during the call.
+    // SAFETY: points to a value of the given length, valid during the call.
     check(unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -295,7 +298,7 @@ fn set<T: Copy>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Res
     })
 }
 
-/// Types that hold numbers only, so that any bits are a value.
+/// Types that contain only numbers, so that any bits are valid.
 trait Plain: Copy {}
 impl Plain for libc::xdp_mmap_offsets {}
 impl Plain for libc::xdp_options {}
@@ -303,10 +306,10 @@ impl Plain for libc::xdp_statistics {}
 impl Plain for libc::c_int {}
 
 fn get<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
-    // SAFETY: numbers only, see Plain.
+    // SAFETY: only numbers, see Plain.
     let mut value: T = unsafe { std::mem::zeroed() };
     let mut len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: points to a value of the length given, alive during the call.
+    // SAFETY: points to a value of the given length, valid during the call.
     check(unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
     })?;
@@ -318,7 +321,7 @@ fn get<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
 
 #[cfg(test)]
 impl Socket {
-    /// Rings of `size` entries without a socket: a test is the kernel. System calls fail.
+    /// Rings of `size` entries without a socket, for tests that play the kernel. System calls fail.
     pub(super) fn in_memory(size: u32) -> Socket {
         use super::ring::in_memory::{consumer, producer};
         let file = std::fs::File::open("/dev/null").expect("opens");

@@ -1,13 +1,13 @@
-//! A network device, as the kernel's `struct net_device` has it (include/linux/netdevice.h): its
+//! A network device, modelled on the kernel's `struct net_device` (include/linux/netdevice.h): its
 //! parameters, and two sets of callbacks.
 //!
-//! - [`NetDeviceOps`]: what is done with it (`struct net_device_ops`);
-//! - [`EthtoolOps`]: what can be asked of its hardware (`struct ethtool_ops`);
-//! - [`RxMode`]: who wants more than the frames addressed to it, counted as the kernel counts.
+//! - [`NetDeviceOps`]: operations (`struct net_device_ops`);
+//! - [`EthtoolOps`]: hardware and driver properties (`struct ethtool_ops`);
+//! - [`RxMode`]: reception of frames for other addresses, with user counts as in the kernel.
 //!
-//! This is how a device is managed. How frames are moved in bursts is [`PacketIo`](super::PacketIo).
-//! In-memory and capture-file ports implement both here; what the ports of a running router are to
-//! the kernel is the control side's to know, and so is their implementation.
+//! These traits manage a device. [`PacketIo`](super::PacketIo) moves frames in bursts. In-memory
+//! and capture-file ports implement both here; for the ports of a running router the control side
+//! implements `EthtoolOps` and `NetDevice`.
 
 use std::fmt;
 use std::io;
@@ -22,60 +22,60 @@ use crate::stats::{PortStats, WorkerStats};
 /// A hardware address.
 pub type MacAddr = [u8; 6];
 
-/// A shorter IP MTU is none (ETH_MIN_MTU).
+/// Minimum IP MTU (ETH_MIN_MTU).
 pub const MTU_MIN: u32 = 68;
 
-/// Why a callback could not do what was asked.
+/// Why a callback failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// It is not open (ENETDOWN).
     #[error("{0} is down; open it first")]
     Down(String),
-    /// Its queue takes no more now (NETDEV_TX_BUSY); nothing was sent.
-    #[error("{0} takes no frame to send now; try again")]
+    /// Its queue is full (NETDEV_TX_BUSY); nothing was sent.
+    #[error("{0} cannot send now, its queue is full; try again")]
     Busy(String),
-    /// An MTU that the device cannot have.
-    #[error("{name} cannot have an MTU of {mtu}; it takes {MTU_MIN} to {max}")]
+    /// The device does not support this MTU.
+    #[error("{name} cannot have an MTU of {mtu}; it supports {MTU_MIN} to {max}")]
     Mtu {
         /// Its name.
         name: String,
-        /// The MTU asked for, in octets.
+        /// The requested MTU, in octets.
         mtu: u32,
-        /// The largest it takes.
+        /// The maximum.
         max: u32,
     },
-    /// A frame that is longer than it sends, or no Ethernet frame.
-    #[error("{name} does not send a frame of {len} octets; it takes 14 to {max}")]
+    /// The frame is too long, or shorter than an Ethernet header.
+    #[error("{name} cannot send a frame of {len} octets; it supports 14 to {max}")]
     Length {
         /// Its name.
         name: String,
         /// Octets of the frame.
         len: usize,
-        /// The most it takes.
+        /// The maximum.
         max: usize,
     },
-    /// The device was removed, or never there.
+    /// The device was removed, or never existed.
     #[error("there is no device {0} any more")]
     Gone(String),
-    /// What the system said.
+    /// The system's error.
     #[error("{name}: cannot {what}: {source}")]
     System {
         /// Its name.
         name: String,
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// The answer.
+        /// The error.
         source: io::Error,
     },
-    /// What stands in the way of opening it.
+    /// Why it cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
 }
 
-/// Octets of an Ethernet header: no frame is shorter, and the IP MTU does not count them.
+/// Length of an Ethernet header in octets: the minimum frame length; not included in the IP MTU.
 pub const ETH_HLEN: usize = 14;
 
-/// Whether a device that takes MTUs up to `max` can have this one.
+/// Checks an MTU against the maximum `max` of a device.
 ///
 /// # Errors
 /// [`DeviceError::Mtu`].
@@ -86,7 +86,7 @@ pub fn check_mtu(name: &str, mtu: u32, max: u32) -> Result<(), DeviceError> {
     Err(DeviceError::Mtu { name: name.to_owned(), mtu, max })
 }
 
-/// Whether a device whose longest frame has `max` octets can send one of `len`.
+/// Checks a frame length `len` against the maximum `max` of a device, in octets.
 ///
 /// # Errors
 /// [`DeviceError::Length`].
@@ -102,7 +102,7 @@ pub(super) fn is_up_flag(up: bool) -> u32 {
     if up { libc::IFF_UP as u32 } else { 0 }
 }
 
-/// Queues one frame on a port; `false`: its ring, or the pool, has no room.
+/// Queues one frame on a port; `false`: its ring is full, or the pool is empty.
 pub(super) fn xmit_one(
     io: &mut impl PacketIo,
     port: u16,
@@ -113,21 +113,21 @@ pub(super) fn xmit_one(
     let Some(skb) = SkBuff::of_octets(pool, frame) else { return false };
     let mut burst = Burst::with_capacity(1);
     if let Err(skb) = burst.push(skb) {
-        // There was room.
+        // Cannot fail: there was room.
         pool.kfree_skb(skb);
     }
     io.tx_burst(port, pool, &mut burst, stats) == 1
 }
 
-/// What is done with a device: `struct net_device_ops`.
+/// Operations of a device: `struct net_device_ops`.
 pub trait NetDeviceOps {
-    /// Puts it into service (`ndo_open`); nothing if it is.
+    /// Opens it (`ndo_open`); no effect if it is open.
     ///
     /// # Errors
-    /// See [`DeviceError`]; it is as before then.
+    /// See [`DeviceError`]; its state is unchanged then.
     fn open(&mut self) -> Result<(), DeviceError>;
 
-    /// Takes it out of service (`ndo_stop`); nothing if it is.
+    /// Closes it (`ndo_stop`); no effect if it is closed.
     ///
     /// # Errors
     /// See [`DeviceError`].
@@ -139,78 +139,78 @@ pub trait NetDeviceOps {
     /// [`DeviceError::Down`], [`DeviceError::Busy`], [`DeviceError::Length`]; nothing was sent.
     fn start_xmit(&mut self, frame: &[u8]) -> Result<(), DeviceError>;
 
-    /// Sets which frames it receives beside those for its own address (`ndo_set_rx_mode`).
+    /// Sets which frames it receives besides those for its own address (`ndo_set_rx_mode`).
     ///
     /// # Errors
-    /// See [`DeviceError`]; the mode is as before then.
+    /// See [`DeviceError`]; the mode is unchanged then.
     fn set_rx_mode(&mut self, mode: RxMode) -> Result<(), DeviceError>;
 
     /// Sets its IP MTU in octets (`ndo_change_mtu`).
     ///
     /// # Errors
-    /// [`DeviceError::Mtu`] and what the system refuses; the MTU is as before then.
+    /// [`DeviceError::Mtu`], or the system's error; the MTU is unchanged then.
     fn change_mtu(&mut self, mtu: u32) -> Result<(), DeviceError>;
 
-    /// What it counted (`ndo_get_stats64`).
+    /// Its counters (`ndo_get_stats64`).
     ///
     /// # Errors
     /// See [`DeviceError`].
     fn get_stats(&self) -> Result<Stats, DeviceError>;
 }
 
-/// What can be asked of a device's hardware and driver: `struct ethtool_ops`. `None`: the driver has
-/// no such thing, which is no error.
+/// Hardware and driver properties: `struct ethtool_ops`. `None`: the driver does not support it,
+/// which is no error.
 pub trait EthtoolOps {
-    /// Which driver it is (`get_drvinfo`).
+    /// Its driver (`get_drvinfo`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn driver_info(&self) -> io::Result<Option<DriverInfo>>;
 
     /// Its queues (`get_channels`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn channels(&self) -> io::Result<Option<Channels>>;
 
-    /// Descriptors of its rings (`get_ringparam`).
+    /// Sizes of its rings in descriptors (`get_ringparam`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn ring_sizes(&self) -> io::Result<Option<Rings>>;
 
     /// Its offloads (`netdev_features_t`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn features(&self) -> io::Result<Vec<Feature>>;
 
-    /// Which packets it stamps (`get_ts_info`).
+    /// Time stamping capabilities (`get_ts_info`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn timestamping(&self) -> io::Result<Option<Timestamping>>;
 
-    /// How long it holds interrupts back (`get_coalesce`).
+    /// Interrupt coalescing (`get_coalesce`).
     ///
     /// # Errors
-    /// What the system answers.
+    /// The system's error.
     fn coalescing(&self) -> io::Result<Option<Coalescing>>;
 }
 
-/// A device: its parameters beside its callbacks.
+/// A device: its parameters and callbacks.
 pub trait NetDevice: NetDeviceOps + EthtoolOps {
-    /// As it is now.
+    /// Its current parameters.
     ///
     /// # Errors
-    /// What the system answers; [`DeviceError::Gone`].
+    /// The system's error; [`DeviceError::Gone`].
     fn params(&self) -> Result<Params, DeviceError>;
 }
 
 /// Parameters of a device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Params {
-    /// The kernel's number of it.
+    /// Its index in the kernel.
     pub ifindex: u32,
     /// Its name.
     pub name: String,
@@ -218,53 +218,53 @@ pub struct Params {
     pub flags: u32,
     /// IP MTU in octets.
     pub mtu: u32,
-    /// The largest it takes; 0: not known.
+    /// Maximum IP MTU; 0: unknown.
     pub max_mtu: u32,
     /// Its hardware address, if it has one of six octets.
     pub mac: Option<MacAddr>,
-    /// Who wants every frame.
+    /// Number of users of promiscuous mode.
     pub promiscuity: u32,
-    /// Who wants every multicast frame; `None`: not told (kernels before 6.0).
+    /// Number of users of all-multicast mode; `None`: not reported (kernels before 6.0).
     pub allmulti: Option<u32>,
     /// Multicast addresses it receives.
     pub multicast: Vec<Multicast>,
-    /// Queues it was made with.
+    /// RX queues that it was created with.
     pub rx_queues: u32,
-    /// Queues it was made with.
+    /// TX queues that it was created with.
     pub tx_queues: u32,
 }
 
 /// A multicast address of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Multicast {
-    /// As `33:33:00:00:00:01`.
+    /// In the format `33:33:00:00:00:01`.
     pub address: String,
-    /// Who wants it.
+    /// Number of users.
     pub users: u32,
 }
 
-/// Of `struct rtnl_link_stats64`; packets unless octets are named.
+/// Counters of `struct rtnl_link_stats64`; packets unless octets are named.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Received.
     pub rx_packets: u64,
     /// Received, in octets.
     pub rx_bytes: u64,
-    /// Not understood.
+    /// Received with errors.
     pub rx_errors: u64,
     /// Received and dropped.
     pub rx_dropped: u64,
-    /// Lost because the host had no room for them.
+    /// Lost because the host had no buffers.
     pub rx_missed_errors: u64,
-    /// Received by multicast.
+    /// Received multicast packets.
     pub multicast: u64,
     /// Sent.
     pub tx_packets: u64,
     /// Sent, in octets.
     pub tx_bytes: u64,
-    /// Not sent for trouble on the wire.
+    /// Not sent because of link errors.
     pub tx_errors: u64,
-    /// Dropped on their way out.
+    /// Dropped before sending.
     pub tx_dropped: u64,
     /// Collisions.
     pub collisions: u64,
@@ -284,7 +284,7 @@ impl From<&PortStats> for Stats {
     }
 }
 
-/// Which frames a device receives beside those for its own address.
+/// Which frames a device receives besides those for its own address.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RxMode {
     /// Every frame (IFF_PROMISC).
@@ -293,27 +293,27 @@ pub struct RxMode {
     pub allmulti: bool,
 }
 
-/// Counts who wants more of a device; it is told when the first comes and the last goes
-/// (`__dev_set_promiscuity`, `__dev_set_allmulti` in net/core/dev.c).
+/// Counts the users of each receive mode; the device is updated for the first and after the last
+/// one (`__dev_set_promiscuity`, `__dev_set_allmulti` in net/core/dev.c).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RxUsers {
-    /// Who wants every frame.
+    /// Users of promiscuous mode.
     pub promiscuity: u32,
-    /// Who wants every multicast frame.
+    /// Users of all-multicast mode.
     pub allmulti: u32,
 }
 
 impl RxUsers {
-    /// What the device is to be set to.
+    /// The resulting mode of the device.
     #[must_use]
     pub fn mode(self) -> RxMode {
         RxMode { promisc: self.promiscuity > 0, allmulti: self.allmulti > 0 }
     }
 
-    /// One more, or one fewer, wants every frame.
+    /// Adds or removes a user of promiscuous mode.
     ///
     /// # Errors
-    /// What the device says; the count is as before then.
+    /// The device's error; the count is unchanged then.
     pub fn set_promiscuity(
         &mut self,
         device: &mut impl NetDeviceOps,
@@ -322,10 +322,10 @@ impl RxUsers {
         self.change(device, RxUsers { promiscuity: step(self.promiscuity, more), ..*self })
     }
 
-    /// One more, or one fewer, wants every multicast frame.
+    /// Adds or removes a user of all-multicast mode.
     ///
     /// # Errors
-    /// What the device says; the count is as before then.
+    /// The device's error; the count is unchanged then.
     pub fn set_allmulti(
         &mut self,
         device: &mut impl NetDeviceOps,
@@ -358,51 +358,51 @@ pub struct DriverInfo {
     pub driver: String,
     /// Its version, or the kernel's.
     pub version: String,
-    /// Of the NIC; empty: none.
+    /// Firmware version of the NIC; empty: none.
     pub firmware: String,
-    /// Where it is, as `0000:00:03.0`; empty: on no bus.
+    /// Bus address, as `0000:00:03.0`; empty: none.
     pub bus: String,
 }
 
 /// `ethtool -l`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Channels {
-    /// As they are set.
+    /// Current numbers.
     pub now: ChannelCounts,
-    /// As many as there can be.
+    /// Maximum numbers.
     pub max: ChannelCounts,
 }
 
-/// Queues by what they do.
+/// Numbers of queues by type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelCounts {
-    /// Receive.
+    /// Receive only.
     pub rx: u32,
-    /// Send.
+    /// Send only.
     pub tx: u32,
-    /// Both.
+    /// Receive and send.
     pub combined: u32,
-    /// Neither: link interrupts and the like.
+    /// Other: link interrupts and the like.
     pub other: u32,
 }
 
 /// `ethtool -g`, in descriptors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rings {
-    /// Of an RX ring.
+    /// Size of an RX ring.
     pub rx: u32,
-    /// The most it can have; 0: not told.
+    /// Maximum size; 0: not reported.
     pub rx_max: u32,
-    /// Of a TX ring.
+    /// Size of a TX ring.
     pub tx: u32,
-    /// The most it can have; 0: not told.
+    /// Maximum size; 0: not reported.
     pub tx_max: u32,
 }
 
 /// `ethtool -k`: one offload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feature {
-    /// As the kernel names it: `rx-gro-hw`.
+    /// The kernel's name: `rx-gro-hw`.
     pub name: String,
     /// Whether it is on.
     pub on: bool,
@@ -419,29 +419,29 @@ pub struct Timestamping {
     pub tx_types: Vec<String>,
     /// HWTSTAMP_FILTER_*.
     pub rx_filters: Vec<String>,
-    /// Number of its clock, /dev/ptpN.
+    /// Number of its PTP clock, /dev/ptpN.
     pub clock: Option<u32>,
 }
 
-/// `ethtool -c`; what the driver does not tell is `None`.
+/// `ethtool -c`; `None`: the driver does not report it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coalescing {
-    /// Microseconds a received packet may wait for others.
+    /// Maximum microseconds that an RX interrupt is delayed.
     pub rx_usecs: Option<u32>,
-    /// Packets after which it waits no longer.
+    /// Number of packets that trigger it earlier.
     pub rx_frames: Option<u32>,
-    /// Microseconds a sent packet's completion may wait.
+    /// Maximum microseconds that a TX completion interrupt is delayed.
     pub tx_usecs: Option<u32>,
-    /// Packets after which it waits no longer.
+    /// Number of packets that trigger it earlier.
     pub tx_frames: Option<u32>,
-    /// The driver chooses by the load.
+    /// The driver adapts the RX values to the load.
     pub adaptive_rx: Option<bool>,
-    /// Likewise.
+    /// The driver adapts the TX values to the load.
     pub adaptive_tx: Option<bool>,
 }
 
 impl fmt::Display for ChannelCounts {
-    /// Those there are: `combined 2 other 1`.
+    /// The numbers other than zero: `combined 2 other 1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all =
             [("rx", self.rx), ("tx", self.tx), ("combined", self.combined), ("other", self.other)];

@@ -1,11 +1,11 @@
-//! The counting of who wants what, and what every device does.
+//! Tests of user counts, and of the behaviour that all devices share.
 
 use super::*;
 use crate::io::mem::{InjectError, MemIo};
 use crate::io::pcap::{PcapIo, PcapPort};
 use crate::skb::Umem;
 
-/// What any device does that is open and whose largest MTU is `max`.
+/// Checks the common behaviour of an open device whose maximum MTU is `max`.
 fn behaves_as_a_device(device: &mut impl NetDevice, max: u32) {
     let frame = [7; 60];
     let sent = |device: &dyn NetDevice| device.get_stats().expect("counts").tx_packets;
@@ -75,7 +75,7 @@ fn a_full_ring_and_an_empty_pool_are_busy() {
 fn a_port_over_a_capture_is_a_device() {
     let dir = tempfile::tempdir().expect("a directory");
     let (input, output) = (dir.path().join("in.pcap"), dir.path().join("out.pcap"));
-    // A pcap file without packets: stamps in µs, snap length 65535, Ethernet.
+    // A pcap file without packets: time stamps in µs, snap length 65535, Ethernet.
     let words: [u32; 6] = [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1];
     let header: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     std::fs::write(&input, header).expect("written");
@@ -89,13 +89,13 @@ fn a_port_over_a_capture_is_a_device() {
 }
 
 #[test]
-fn the_receive_mode_of_a_port_in_memory_is_what_it_takes() {
+fn a_port_in_memory_applies_its_receive_mode() {
     let (mut io, mut pool) = (MemIo::new(1, 8), Umem::anonymous(16).into_pool());
     let stats = WorkerStats::new(1);
     let mac = [2, 0, 0, 0, 0, 1];
     let to = |dst: MacAddr| [&dst[..], &[0; 54]].concat();
     let (other, group) = ([2, 0, 0, 0, 0, 2], [0x33, 0x33, 0, 0, 0, 1]);
-    assert_eq!(io.inject(0, &mut pool, &to(other)), Ok(()), "without an address it takes all");
+    assert_eq!(io.inject(0, &mut pool, &to(other)), Ok(()), "without an address it accepts all");
     io.set_mac(0, mac).expect("port 0");
     let mut users = RxUsers::default();
     let taken = |io: &mut MemIo, pool: &mut FramePool| {
@@ -115,7 +115,7 @@ fn the_receive_mode_of_a_port_in_memory_is_what_it_takes() {
     assert_eq!(taken(&mut io, &mut pool), [true; 4]);
 }
 
-/// Remembers what it was told.
+/// Records the modes that were set.
 #[derive(Default)]
 struct Recorder {
     told: Vec<RxMode>,
@@ -153,7 +153,7 @@ impl NetDeviceOps for Recorder {
 }
 
 #[test]
-fn a_device_is_told_when_the_first_user_comes_and_the_last_goes() {
+fn a_device_is_updated_for_the_first_and_after_the_last_user() {
     let (mut device, mut users) = (Recorder::default(), RxUsers::default());
     for more in [true, true, false] {
         users.set_promiscuity(&mut device, more).expect("set");
@@ -161,9 +161,9 @@ fn a_device_is_told_when_the_first_user_comes_and_the_last_goes() {
     let promisc = RxMode { promisc: true, allmulti: false };
     assert_eq!((users.promiscuity, device.told.as_slice()), (1, &[promisc][..]));
     users.set_promiscuity(&mut device, false).expect("set");
-    users.set_promiscuity(&mut device, false).expect("nobody is left to go");
+    users.set_promiscuity(&mut device, false).expect("there is no user to remove");
     assert_eq!(device.told, [promisc, RxMode::default()]);
     device.refuses = true;
     assert!(users.set_promiscuity(&mut device, true).is_err());
-    assert_eq!(users, RxUsers::default(), "nobody came");
+    assert_eq!(users, RxUsers::default(), "no user was added");
 }

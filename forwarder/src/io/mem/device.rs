@@ -11,10 +11,10 @@ use crate::io::device::{
 use crate::skb::{FramePool, JUMBO_MTU};
 use crate::stats::WorkerStats;
 
-/// As an Ethernet interface begins.
+/// The default of Ethernet interfaces.
 pub(super) const MTU_DEFAULT: u32 = 1500;
 
-/// A port of [`MemIo`], with what its worker lends.
+/// A port of [`MemIo`], with the state that it borrows from its worker.
 #[derive(Debug)]
 pub struct MemDevice<'a> {
     pub(super) io: &'a mut MemIo,
@@ -45,7 +45,7 @@ impl NetDeviceOps for MemDevice<'_> {
         Ok(())
     }
 
-    /// What had arrived can still be taken; nothing more arrives or leaves.
+    /// Queued received packets can still be taken; nothing more is received or sent.
     fn stop(&mut self) -> Result<(), DeviceError> {
         self.this()?.up = false;
         Ok(())

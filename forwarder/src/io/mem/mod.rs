@@ -1,8 +1,8 @@
-//! Ports in memory: frames are put in by [`MemIo::inject`] and taken out by [`MemIo::take_sent`].
+//! Ports in memory: [`MemIo::inject`] adds received frames, [`MemIo::take_sent`] returns sent ones.
 //!
-//! For tests of everything above a driver, and for benchmarks without a kernel in the way: a port
-//! can be an endless [source](MemIo::set_source) and a [sink](MemIo::set_sink). Rings are bounded
-//! as those of a NIC are. Nothing is lost silently: what a ring cannot take is counted.
+//! For tests of everything above a driver, and for benchmarks without a kernel: a port can be an
+//! endless [source](MemIo::set_source) and a [sink](MemIo::set_sink). Rings are bounded as those of
+//! a NIC. Packets that do not fit in a ring are counted.
 
 mod device;
 
@@ -20,20 +20,20 @@ use crate::stats::{DropReason, WorkerStats};
 
 pub use device::MemDevice;
 
-/// Octets of a source's packet that are written each time it is received again: Ethernet, IPv6 and
-/// TCP with options, and what an ICMP error quotes of a small packet. What follows is whatever the
-/// frame held before.
+/// Octets of a source's packet that are written each time it is received: Ethernet, IPv6 and TCP
+/// with options, and what an ICMP error quotes of a small packet. The rest is the previous content
+/// of the frame.
 const SOURCE_HEADER: usize = 128;
 
-/// Why a frame could not be put into a port.
+/// Why a frame could not be injected into a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InjectError {
     /// No such port.
-    #[error("port {port} asked for, there are {ports}")]
+    #[error("port {port} does not exist, there are {ports}")]
     NoPort {
-        /// The port asked for.
+        /// The requested port.
         port: u16,
-        /// How many there are.
+        /// Number of ports.
         ports: usize,
     },
     /// The RX ring is full.
@@ -45,11 +45,11 @@ pub enum InjectError {
     /// The port is down.
     #[error("port {0} is down")]
     Down(u16),
-    /// The packet is for another station, and the port does not take those.
+    /// The packet is for another station, and the port does not accept those.
     #[error("the packet is for another station")]
     OtherHost,
-    /// The packet is longer than a port takes.
-    #[error("{0} octets are more than a port takes, which are {MAX_JUMBO}")]
+    /// The packet is longer than the maximum.
+    #[error("{0} octets exceed the maximum of a port, {MAX_JUMBO}")]
     TooLong(usize),
 }
 
@@ -57,7 +57,7 @@ pub enum InjectError {
 #[derive(Debug)]
 pub struct MemIo {
     ports: Vec<MemPort>,
-    /// Packets a ring holds.
+    /// Size of a ring in packets.
     ring: usize,
 }
 
@@ -71,12 +71,12 @@ struct MemPort {
     sink: bool,
     up: bool,
     mtu: u32,
-    /// Its address; `None`: it takes what is for any.
+    /// Its address; `None`: it accepts frames for any.
     mac: Option<MacAddr>,
     rx_mode: RxMode,
 }
 
-/// Packets that are received over and over.
+/// Packets that are received repeatedly.
 #[derive(Debug)]
 struct Source {
     packets: Box<[Box<[u8]>]>,
@@ -84,7 +84,8 @@ struct Source {
 }
 
 impl MemIo {
-    /// `ports` ports with rings of `ring` packets each. Port n is the interface with index n + 1.
+    /// Creates `ports` ports with rings of `ring` packets each. Port n is the interface with index
+    /// n + 1.
     pub fn new(ports: usize, ring: usize) -> MemIo {
         let port = |n: usize| MemPort {
             iif: n as u32 + 1,
@@ -101,7 +102,7 @@ impl MemIo {
         MemIo { ports: (0..ports).map(port).collect(), ring }
     }
 
-    /// Sets the ifindex that packets of a port carry as their iif.
+    /// Sets the iif of packets received on a port.
     ///
     /// # Errors
     /// [`InjectError::NoPort`].
@@ -110,8 +111,8 @@ impl MemIo {
         Ok(())
     }
 
-    /// Gives a port an address: packets for other stations are refused from now on, unless its
-    /// receive mode takes them.
+    /// Sets the address of a port: packets for other stations are rejected from now on, unless its
+    /// receive mode accepts them.
     ///
     /// # Errors
     /// [`InjectError::NoPort`].
@@ -120,7 +121,8 @@ impl MemIo {
         Ok(())
     }
 
-    /// A port as a network device, with what its worker lends. Ports begin open.
+    /// A port as a network device, with the state that it borrows from its worker. Ports are
+    /// initially open.
     pub fn device<'a>(
         &'a mut self,
         port: u16,
@@ -130,7 +132,7 @@ impl MemIo {
         MemDevice { io: self, port, pool, stats }
     }
 
-    /// Sets what packets of a port carry as `ip_summed`.
+    /// Sets the `ip_summed` of packets received on a port.
     ///
     /// # Errors
     /// [`InjectError::NoPort`].
@@ -139,11 +141,11 @@ impl MemIo {
         Ok(())
     }
 
-    /// Makes a port receive `packets` in turn, without end. Each time only the first 128 octets are
-    /// written into a frame, so that a benchmark measures the road and not the copy.
+    /// Makes a port receive `packets` in turn, endlessly. Only the first 128 octets are written
+    /// into a frame each time, so that a benchmark measures the data path and not the copy.
     ///
     /// # Errors
-    /// [`InjectError::NoPort`], and [`InjectError::TooLong`] for a packet no port takes.
+    /// [`InjectError::NoPort`], and [`InjectError::TooLong`] for a packet that exceeds the maximum.
     pub fn set_source(&mut self, port: u16, packets: &[&[u8]]) -> Result<(), InjectError> {
         if let Some(long) = packets.iter().find(|p| p.len() > MAX_JUMBO) {
             return Err(InjectError::TooLong(long.len()));
@@ -153,8 +155,8 @@ impl MemIo {
         Ok(())
     }
 
-    /// Makes a port complete what it is given to send at once (`true`), or keep it until it is
-    /// taken (`false`, as ports begin).
+    /// Makes a port complete packets at once (`true`), or keep them until they are taken (`false`,
+    /// the default).
     ///
     /// # Errors
     /// [`InjectError::NoPort`].
@@ -163,7 +165,7 @@ impl MemIo {
         Ok(())
     }
 
-    /// Puts a packet, link-layer header first, into the RX ring of a port.
+    /// Adds a packet, link-layer header first, to the RX ring of a port.
     ///
     /// # Errors
     /// See [`InjectError`]; nothing has changed then.
@@ -192,7 +194,7 @@ impl MemIo {
         Ok(())
     }
 
-    /// Takes the oldest packet a port was given to send, and frees its frame.
+    /// Takes the oldest packet that was sent on a port, and frees its frame.
     pub fn take_sent(&mut self, port: u16, pool: &mut FramePool) -> Option<Vec<u8>> {
         let skb = self.ports.get_mut(port as usize)?.tx.pop_front()?;
         let octets = skb.whole(&mut Vec::new()).to_vec();
@@ -200,7 +202,7 @@ impl MemIo {
         Some(octets)
     }
 
-    /// Takes everything a port was given to send, oldest first.
+    /// Takes all packets that were sent on a port, oldest first.
     pub fn take_all_sent(&mut self, port: u16, pool: &mut FramePool) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.take_sent(port, pool)).collect()
     }
@@ -212,7 +214,7 @@ impl MemIo {
 }
 
 impl MemPort {
-    /// Whether the address filter lets a packet in.
+    /// Whether the address filter accepts a packet.
     fn takes(&self, packet: &[u8]) -> bool {
         let (Some(mac), Some(dst)) = (self.mac, packet.first_chunk::<6>()) else { return true };
         let multicast = dst[0] & 1 != 0;
@@ -257,8 +259,8 @@ impl MemPort {
     }
 }
 
-/// Makes an empty packet one of `len` octets, as far as a frame holds them, that begins with
-/// `header`.
+/// Sets the length of an empty packet to `len` octets, limited by the frame, and its first octets
+/// to `header`.
 #[inline]
 fn write_header(skb: &mut SkBuff, len: usize, header: &[u8]) -> bool {
     let Ok(octets) = skb.put(len.min(MAX_PACKET)) else { return false };
@@ -267,7 +269,7 @@ fn write_header(skb: &mut SkBuff, len: usize, header: &[u8]) -> bool {
     true
 }
 
-/// Makes a packet one of `len` octets by frags that hold whatever they held.
+/// Extends a packet to `len` octets with frags, whose previous content remains.
 #[cold]
 fn lengthen(skb: &mut SkBuff, len: usize, pool: &mut FramePool) -> bool {
     while skb.len() < len {
@@ -301,7 +303,7 @@ impl PacketIo for MemIo {
             packets += 1;
             octets += skb.len() as u64;
             if let Err(skb) = burst.push(skb) {
-                // There was room.
+                // Cannot fail: there was room.
                 pool.kfree_skb(skb);
             }
         }
@@ -353,7 +355,8 @@ impl PacketIo for MemIo {
         }
     }
 
-    /// For the wakeup only: nobody but the caller itself can put frames in. Without one, returns at once.
+    /// Waits for `wakeup` only, because only the caller can add frames. Without one, returns at
+    /// once.
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
         let Some(wakeup) = wakeup else { return false };
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_goes_from_one_port_to_the_other_unchanged_and_in_order() {
+    fn packets_go_from_one_port_to_the_other_unchanged_and_in_order() {
         let (mut io, mut pool, stats, mut burst) = setup(2, 8, 8);
         io.set_ifindex(0, 77).expect("port 0");
         for n in 1..=3u8 {
@@ -405,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_tx_ring_cannot_take_is_dropped_and_counted() {
+    fn packets_that_do_not_fit_in_the_tx_ring_are_dropped_and_counted() {
         let (mut io, mut pool, stats, mut burst) = setup(1, 2, 8);
         for _ in 0..2 {
             io.inject(0, &mut pool, &[0; 60]).expect("room");
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_never_ends_and_its_packets_come_as_given_whatever_was_done_to_the_last_ones() {
+    fn a_source_is_endless_and_its_packets_are_unaffected_by_earlier_changes() {
         let (mut io, mut pool, stats, mut burst) = setup(2, 64, 128);
         let (small, large) = ([1u8; 60], [2u8; 1500]);
         io.set_source(0, &[&small, &large]).expect("fits");

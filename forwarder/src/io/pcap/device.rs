@@ -11,10 +11,10 @@ use crate::io::device::{
 use crate::skb::{FramePool, JUMBO_MTU};
 use crate::stats::WorkerStats;
 
-/// The longest IP packet that a port takes, in octets: captures have any.
+/// Maximum IP packet length of a port, in octets: captures may contain any.
 const MTU_MAX: u32 = JUMBO_MTU;
 
-/// What can be set of a port.
+/// Settings of a port.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PortSettings {
     pub(super) up: bool,
@@ -28,7 +28,7 @@ impl Default for PortSettings {
     }
 }
 
-/// A port of [`PcapIo`], with what its worker lends.
+/// A port of [`PcapIo`], with the state that it borrows from its worker.
 #[derive(Debug)]
 pub struct PcapDevice<'a> {
     io: &'a mut PcapIo,
@@ -38,8 +38,8 @@ pub struct PcapDevice<'a> {
 }
 
 impl PcapIo {
-    /// A port as a network device, with what its worker lends. Ports begin open. One that is
-    /// stopped drops what the capture has for it, counted.
+    /// A port as a network device, with the state that it borrows from its worker. Ports are
+    /// initially open. A closed port drops and counts its packets of the capture.
     pub fn device<'a>(
         &'a mut self,
         port: u16,
@@ -78,7 +78,7 @@ impl NetDeviceOps for PcapDevice<'_> {
         Ok(())
     }
 
-    /// Writes the frame with the stamp of the packet read last.
+    /// Writes the frame with the time stamp of the packet read last.
     fn start_xmit(&mut self, frame: &[u8]) -> Result<(), DeviceError> {
         let this = self.peek()?;
         if !this.up {
@@ -89,7 +89,7 @@ impl NetDeviceOps for PcapDevice<'_> {
         if sent { Ok(()) } else { Err(DeviceError::Busy(self.name())) }
     }
 
-    /// A capture holds what was captured: every frame is received in any mode.
+    /// The mode has no effect: all captured frames are received.
     fn set_rx_mode(&mut self, mode: RxMode) -> Result<(), DeviceError> {
         self.this()?.rx_mode = mode;
         Ok(())
@@ -124,7 +124,7 @@ impl EthtoolOps for PcapDevice<'_> {
         Ok(Vec::new())
     }
 
-    /// Every packet has the stamp of the capture.
+    /// Every packet has the time stamp of the capture.
     fn timestamping(&self) -> io::Result<Option<Timestamping>> {
         Ok(Some(Timestamping {
             capabilities: vec!["software-receive".to_owned()],

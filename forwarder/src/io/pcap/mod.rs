@@ -1,14 +1,16 @@
 //! Ports that are capture files: packets are received from one file and sent into another.
 //!
-//! Reads pcap (stamps in µs or ns, either byte order) and pcapng; writes pcap or pcapng by the
-//! name's extension, with stamps in nanoseconds. Time is the capture's: a packet carries its stamp
-//! as `tstamp_ns`, and leaves with it.
+//! Reads pcap (time stamps in µs or ns, either byte order) and pcapng; writes pcap or pcapng
+//! depending on the file name extension, with time stamps in nanoseconds. Time is that of the
+//! capture: a packet has its time stamp as `tstamp_ns`, and is written with it.
 //!
-//! A port is an interface of a pcapng file: by its name where the file names it, else by its
-//! number. Packets of interfaces that are no port are skipped and counted. A pcap file knows no
-//! interfaces: all its packets come in by one port, and those of all ports go out into one file.
+//! A port is an interface of a pcapng file: selected by name if the file contains names, otherwise
+//! by number. Packets of interfaces that are not ports are skipped and counted. A pcap file has no
+//! interfaces: all its packets are received on one port, and those sent on all ports are written to
+//! one file.
 //!
-//! The order of the file is kept over all ports: a port gives nothing until the packets before its
+//! The order of packets in the file is kept across ports: a port receives nothing until all packets
+//! before its next one were taken.
 //! next one were taken.
 
 mod device;
@@ -29,15 +31,15 @@ use crate::stats::{DropReason, WorkerStats};
 
 pub use device::PcapDevice;
 
-/// What is wrong with a capture file.
+/// Errors of capture files.
 #[derive(Debug, thiserror::Error)]
 pub enum PcapError {
-    /// It cannot be opened or made.
+    /// It cannot be opened or created.
     #[error("{path}: {source}")]
     Open {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Reading or writing failed.
@@ -45,22 +47,22 @@ pub enum PcapError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Octets read or written before.
+        /// Octets read or written so far.
         offset: u64,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is no capture, or a broken one.
+    /// It is not a capture file, or malformed.
     #[error("{path}, offset {offset}: {what}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// Where the header or block begins that is wrong, in octets.
+        /// Offset of the malformed header or block, in octets.
         offset: u64,
-        /// What is wrong.
+        /// What is malformed.
         what: String,
     },
-    /// The name of a file to write tells no format.
+    /// The name of an output file has no known extension.
     #[error("{path}: the name must end in .pcap or .pcapng")]
     Extension {
         /// The file.
@@ -68,22 +70,22 @@ pub enum PcapError {
     },
 }
 
-/// Shows every packet of a capture to `each`, of whichever interface.
+/// Calls `each` with every packet of a capture, of any interface.
 ///
 /// # Errors
-/// See [`PcapError`]; the packets before were shown.
+/// See [`PcapError`]; earlier packets were passed to `each`.
 pub fn packets(path: &Path, mut each: impl FnMut(&[u8])) -> Result<(), PcapError> {
     let mut reader = Reader::open(path, None, 0)?;
     while reader.next(&mut each)?.is_some() {}
     Ok(())
 }
 
-/// One port.
+/// Configuration of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PcapPort {
-    /// Name of the interface, as it is in pcapng files.
+    /// Name of the interface in pcapng files.
     pub ifname: String,
-    /// What packets that come in by it carry as their iif.
+    /// The iif of packets received on it.
     pub ifindex: u32,
 }
 
@@ -96,31 +98,31 @@ pub struct PcapIo {
     writer: Option<Writer>,
     /// The next packet of the file, until its port takes it.
     next: Option<SkBuff>,
-    /// Stamp of the last packet read, which packets of our own leave with.
+    /// Time stamp of the packet read last, used for packets that the router generates.
     now_ns: u64,
     done: bool,
     error: Option<PcapError>,
-    /// A packet of several frames, to be written in one piece.
+    /// Buffer for writing a packet of several frames.
     scratch: Vec<u8>,
 }
 
-/// Frames that the longest packet takes.
+/// Maximum frames of a packet.
 const FRAMES_MAX: usize = MAX_JUMBO.div_ceil(MAX_PACKET);
 
-/// What a finished replay has to tell.
+/// The result of a finished replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Replayed {
-    /// Packets read and given to ports.
+    /// Packets read and received on ports.
     pub read: u64,
-    /// Packets of interfaces that are no port.
+    /// Packets of interfaces that are not ports.
     pub skipped: u64,
     /// Packets written.
     pub written: u64,
 }
 
 impl PcapIo {
-    /// Opens `input`, and makes `output` if there is to be one (an existing file is overwritten).
-    /// Packets of an input without interfaces come in by port number `default_port`.
+    /// Opens `input`, and creates `output` if given (an existing file is overwritten). Packets of
+    /// an input without interfaces are received on port number `default_port`.
     ///
     /// # Errors
     /// See [`PcapError`].
@@ -145,20 +147,21 @@ impl PcapIo {
         })
     }
 
-    /// Whether the input has been read and its packets taken, or an error has ended it.
+    /// Whether all packets of the input were read and taken, or an error has occurred.
     pub fn is_done(&self) -> bool {
         self.next.is_none() && (self.done || self.error.is_some())
     }
 
-    /// Stamp of the last packet read, in nanoseconds since 1970: the time it is in the replay.
+    /// Time stamp of the last packet read, in nanoseconds since 1970: the current time of the
+    /// replay.
     pub fn now_ns(&self) -> u64 {
         self.now_ns
     }
 
-    /// Ends the replay: what was written is on its way to the disk.
+    /// Ends the replay and flushes the output to the kernel.
     ///
     /// # Errors
-    /// The first error there was, in reading or writing.
+    /// The first error of reading or writing.
     pub fn finish(mut self, pool: &mut FramePool) -> Result<Replayed, PcapError> {
         if let Some(skb) = self.next.take() {
             pool.kfree_skb(skb);
@@ -170,7 +173,7 @@ impl PcapIo {
         Ok(Replayed { read: self.reader.read, skipped: self.reader.skipped, written })
     }
 
-    /// Fetches the next packet of the file, if there is none yet and frames are free.
+    /// Reads the next packet of the file, if there is none yet and frames are free.
     fn fetch(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
         while self.next.is_none() && !self.done && self.error.is_none() {
             if pool.available() < FRAMES_MAX {
@@ -192,7 +195,7 @@ impl PcapIo {
             };
             self.now_ns = record.tstamp_ns;
             if !fits {
-                // Longer than any MTU of ours: what a port would have dropped.
+                // Longer than any supported MTU: dropped, as a port would.
                 stats.rx_drop(DropReason::RxMultiBuffer, record.port);
                 pool.kfree_skb(skb);
                 continue;
@@ -232,7 +235,7 @@ impl PacketIo for PcapIo {
                 counters.rx_bytes.add(skb.len() as u64);
             }
             if let Err(skb) = burst.push(skb) {
-                // There was room.
+                // Cannot fail: there was room.
                 pool.kfree_skb(skb);
             }
         }
@@ -273,11 +276,11 @@ impl PacketIo for PcapIo {
         packets
     }
 
-    /// Nothing to do: what is sent is written at once.
+    /// No effect: packets are written immediately.
     fn kick(&mut self, _pool: &mut FramePool, _stats: &WorkerStats) {}
 
     /// Returns at once: a file does not wait.
-    fn wait(&mut self, _timeout: Duration, _bell: Option<BorrowedFd<'_>>) -> bool {
+    fn wait(&mut self, _timeout: Duration, _wakeup: Option<BorrowedFd<'_>>) -> bool {
         false
     }
 

@@ -16,11 +16,11 @@ use super::{PcapError, PcapPort};
 /// Octets read at once.
 const CHUNK: usize = 256 << 10;
 
-/// Longest header or block accepted, in octets. Larger than any packet; a length beyond it is a
-/// broken one, and not worth the memory.
+/// Maximum length of a header or block, in octets. Larger than any packet; a greater length is
+/// malformed and would waste memory.
 const BLOCK_MAX: usize = 16 << 20;
 
-/// What a packet is, beside its octets.
+/// Metadata of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) port: u16,
@@ -35,9 +35,9 @@ pub(super) struct Reader {
     /// `None`: every interface is port 0.
     ports: Option<Vec<String>>,
     default_port: u16,
-    /// Packets given out.
+    /// Packets returned.
     pub(super) read: u64,
-    /// Packets of interfaces that are no port.
+    /// Packets of interfaces that are not ports.
     pub(super) skipped: u64,
     last_ns: u64,
 }
@@ -90,8 +90,8 @@ impl Reader {
         })
     }
 
-    /// Shows the octets of the next packet of a port to `copy`, and tells what it is. `None`: the
-    /// file has ended.
+    /// Calls `copy` with the octets of the next packet of a port, and returns its metadata. `None`:
+    /// end of file.
     pub(super) fn next(
         &mut self,
         mut copy: impl FnMut(&[u8]),
@@ -126,7 +126,7 @@ impl Reader {
 /// First four octets of a pcapng file, the same in either byte order.
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
 
-/// What one record or block was.
+/// The result of parsing one record or block.
 enum Found {
     Packet(Record),
     Skipped,
@@ -140,7 +140,7 @@ fn next_pcap<'a>(
     port: u16,
     copy: &mut impl FnMut(&[u8]),
 ) -> Result<(&'a [u8], Found), ParseError> {
-    // The raw packet: the cooked one refuses packets cut at the snap length.
+    // The raw packet: the higher-level parser rejects packets truncated to the snap length.
     let (rest, packet) = parser.next_raw_packet(octets)?;
     let unit_ns = match parser.header().ts_resolution {
         TsResolution::MicroSecond => 1000,
@@ -159,7 +159,7 @@ fn next_pcapng<'a>(
     copy: &mut impl FnMut(&[u8]),
 ) -> Result<(&'a [u8], Found), ParseError> {
     let (rest, block) = parser.next_block(octets)?;
-    // A stamp is a count of units that the interface names; the parser takes them for nanoseconds.
+    // Time stamps are in units that the interface block defines; the parser assumes nanoseconds.
     let (number, units, data, len) = match &block {
         Block::EnhancedPacket(b) => {
             (b.interface_id, Some(b.timestamp.as_nanos() as u64), &b.data, b.data.len())
@@ -196,8 +196,8 @@ fn port_of(
     }
 }
 
-/// Nanoseconds of a stamp: if_tsresol (a power of ten, or of two with the top bit set; microseconds
-/// without it) and if_tsoffset (seconds).
+/// Converts a time stamp to nanoseconds: if_tsresol (a power of ten, or of two if the top bit is
+/// set; default microseconds) and if_tsoffset (seconds).
 fn to_ns(interface: &InterfaceDescriptionBlock<'_>, units: u64) -> u64 {
     let (mut resolution, mut offset_s) = (6u8, 0u64);
     for option in &interface.options {
@@ -222,13 +222,13 @@ fn not_ethernet(link: DataLink) -> String {
     format!("link type {link:?}, only ETHERNET can be replayed")
 }
 
-/// A file in chunks, parsed piece by piece.
+/// A file that is read in chunks and parsed piece by piece.
 #[derive(Debug)]
 struct Feed {
     path: PathBuf,
     file: File,
     buffer: Vec<u8>,
-    /// What of the buffer has been parsed.
+    /// Start of the unparsed part of the buffer.
     start: usize,
     /// Offset of `start` in the file.
     offset: u64,
@@ -250,7 +250,7 @@ impl Feed {
         }
     }
 
-    /// Parses the next piece. `None`: the file has ended.
+    /// Parses the next piece. `None`: end of file.
     fn parse<T>(
         &mut self,
         mut parse: impl FnMut(&[u8]) -> Result<(&[u8], T), ParseError>,

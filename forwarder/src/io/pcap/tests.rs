@@ -1,4 +1,4 @@
-//! What ports that are capture files must do.
+//! Tests of ports that are capture files.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ fn ports() -> Vec<PcapPort> {
     ["left", "right"].into_iter().enumerate().map(port).collect()
 }
 
-/// A file with packets `(port, stamp, octets)`.
+/// Writes a file with packets `(port, time stamp, octets)`.
 fn written(dir: &TempDir, name: &str, packets: &[(u16, u64, Vec<u8>)]) -> PathBuf {
     let path = dir.path().join(name);
     let mut writer = Writer::create(&path, &ports()).expect("create");
@@ -25,7 +25,7 @@ fn written(dir: &TempDir, name: &str, packets: &[(u16, u64, Vec<u8>)]) -> PathBu
     path
 }
 
-/// All packets of a file, as ports receive them.
+/// Reads all packets of a file as received on ports.
 fn received(path: &Path, default_port: u16) -> Result<Vec<(u16, u64, Vec<u8>)>, PcapError> {
     let mut pool = Umem::anonymous(100).into_pool();
     let (stats, mut burst) = (WorkerStats::new(2), Burst::default());
@@ -58,7 +58,7 @@ fn some_packets(count: u64) -> Vec<(u16, u64, Vec<u8>)> {
 }
 
 #[test]
-fn pcapng_brings_back_ports_stamps_and_order() {
+fn pcapng_preserves_ports_time_stamps_and_order() {
     let dir = TempDir::new().expect("directory");
     let packets = some_packets(300);
     let path = written(&dir, "a.pcapng", &packets);
@@ -66,7 +66,7 @@ fn pcapng_brings_back_ports_stamps_and_order() {
 }
 
 #[test]
-fn pcap_brings_back_stamps_to_the_nanosecond_and_all_come_in_by_one_port() {
+fn pcap_preserves_nanoseconds_and_all_packets_are_received_on_one_port() {
     let dir = TempDir::new().expect("directory");
     let mut packets = some_packets(300);
     let path = written(&dir, "a.pcap", &packets);
@@ -75,7 +75,7 @@ fn pcap_brings_back_stamps_to_the_nanosecond_and_all_come_in_by_one_port() {
 }
 
 #[test]
-fn what_is_sent_is_in_the_file_with_the_stamp_it_came_with() {
+fn sent_packets_are_written_with_their_received_time_stamp() {
     let dir = TempDir::new().expect("directory");
     let packets = some_packets(200);
     let input = written(&dir, "in.pcapng", &packets);
@@ -97,7 +97,7 @@ fn what_is_sent_is_in_the_file_with_the_stamp_it_came_with() {
 }
 
 #[test]
-fn other_programs_read_what_is_written() {
+fn other_programs_can_read_the_output() {
     let dir = TempDir::new().expect("directory");
     for name in ["a.pcap", "a.pcapng"] {
         let path = written(&dir, name, &[(1, 1_700_000_000_000_000_007, vec![2; 60])]);
@@ -113,7 +113,7 @@ fn other_programs_read_what_is_written() {
 }
 
 #[test]
-fn microsecond_stamps_and_cut_packets_are_understood() {
+fn microsecond_time_stamps_and_truncated_packets_are_parsed() {
     let dir = TempDir::new().expect("directory");
     let path = dir.path().join("a.pcap");
     let mut file = Vec::new();
@@ -137,7 +137,7 @@ fn a_packet_beyond_the_largest_mtu_is_a_named_drop() {
 }
 
 #[test]
-fn packets_of_an_interface_that_is_no_port_are_skipped() {
+fn packets_of_an_interface_that_is_not_a_port_are_skipped() {
     let dir = TempDir::new().expect("directory");
     let path = written(&dir, "a.pcapng", &some_packets(5));
     let only_right = [PcapPort { ifname: "right".into(), ifindex: 4 }];
@@ -182,7 +182,7 @@ fn errors_name_the_file_and_the_offset() {
 
 proptest! {
     #[test]
-    fn no_file_makes_it_panic(
+    fn arbitrary_files_do_not_panic(
         ng in any::<bool>(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in any::<prop::sample::Index>(),

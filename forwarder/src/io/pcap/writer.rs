@@ -17,7 +17,7 @@ use pcap_file::{DataLink, Endianness, PcapError as WriteError, TsResolution};
 use super::{PcapError, PcapPort};
 use crate::io::out_file::{self, PRIVATE};
 
-/// Longest packet a capture says it holds, in octets: what tcpdump says, and far more than ours.
+/// The snap length in the file header, in octets: tcpdump's default, and far more than our maximum.
 const SNAPLEN: u32 = 262_144;
 
 /// if_tsresol: 10^-9 seconds.
@@ -72,7 +72,7 @@ impl Writer {
         let len = octets.len() as u32;
         let result = match &mut self.format {
             Format::Pcap(writer) => writer.write_raw_packet(&RawPcapPacket {
-                // Wraps in 2106, as the format does.
+                // Wraps in 2106, as the file format does.
                 ts_sec: stamp.as_secs() as u32,
                 ts_frac: stamp.subsec_nanos(),
                 incl_len: len,
@@ -95,7 +95,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what is buffered. Returns the packets written.
+    /// Flushes the buffer. Returns the number of packets written.
     pub(super) fn finish(self) -> Result<u64, PcapError> {
         let mut out = match self.format {
             Format::Pcap(writer) => writer.into_writer(),
