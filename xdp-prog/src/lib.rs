@@ -1,4 +1,4 @@
-//! What the BPF programs and userspace share: names, map layouts, the reasons that are counted.
+//! Shared by the BPF programs and userspace: names, map layouts, the reasons that are counted.
 //!
 //! The programs themselves are in `src/bin` and are built for the BPF target only
 //! (`scripts/build-xdp`). This half is `no_std` and builds everywhere. Layouts are `#[repr(C)]` in
@@ -8,7 +8,7 @@
 
 pub mod load;
 
-/// The XDP program. The kernel shows at most 15 octets of a program's name, so this one is whole.
+/// The XDP program. The kernel shows at most 15 octets of a program's name, and this one fits.
 pub const PROGRAM_XDP: &str = "ferroute_xdp";
 /// The classifier on the punt device.
 pub const PROGRAM_PUNT: &str = "ferroute_punt";
@@ -19,13 +19,13 @@ pub const MAP_SOCKETS: &str = "FR_SOCKETS";
 pub const MAP_PORT: &str = "FR_PORT";
 /// PERCPU_ARRAY of [`QueueState`], key: RX queue index. One for each port.
 pub const MAP_QUEUES: &str = "FR_QUEUES";
-/// HASH, key: [`vlan_key`], value: [`VlanSettings`]: the VLANs whose frames are steered. One for each
-/// port.
+/// HASH, key: [`vlan_key`], value: [`VlanSettings`]: the VLANs whose frames are steered. One for
+/// each port.
 pub const MAP_VLANS: &str = "FR_VLANS";
 /// ARRAY of one [`SharedSettings`], shared by all ports.
 pub const MAP_SHARED: &str = "FR_SHARED";
-/// ARRAY of one [`Heartbeats`], BPF_F_MMAPABLE, shared by all ports: written by the threads of
-/// userspace through a memory mapping.
+/// ARRAY of one [`Heartbeats`], BPF_F_MMAPABLE, shared by all ports: userspace threads write it
+/// through a memory mapping.
 pub const MAP_HEARTBEATS: &str = "FR_HEARTBEATS";
 /// HASH, key: an IPv4 address (4 octets) that is the router's own or a broadcast address of it.
 pub const MAP_LOCAL4: &str = "FR_LOCAL4";
@@ -38,16 +38,16 @@ pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
 
-/// RX queues a port may have; also the size of [`MAP_SOCKETS`]. Frames of a queue beyond it are
+/// Maximum RX queues of a port; also the size of [`MAP_SOCKETS`]. Frames of further queues are
 /// passed to the kernel without being counted.
 pub const QUEUES_MAX: usize = 256;
-/// Entries of each hash of local addresses. Memory is taken as entries come.
+/// Entries of each hash of local addresses. Memory is allocated as entries are added.
 pub const LOCAL_ADDRS_MAX: usize = 65_536;
-/// Entries of each trie of local prefixes. Memory is taken as entries come.
+/// Entries of each trie of local prefixes. Memory is allocated as entries are added.
 pub const LOCAL_PREFIXES_MAX: usize = 16_384;
-/// VLANs of one port. Memory is taken as entries come.
+/// VLANs of one port. Memory is allocated as entries are added.
 pub const VLANS_MAX: usize = 16_384;
-/// Ports the punt program can serve.
+/// Maximum ports of the punt program.
 pub const PUNT_PORTS_MAX: usize = 1_024;
 
 /// Destination MAC of a frame written to the punt device: these two octets, then the ifindex of
@@ -56,7 +56,7 @@ pub const PUNT_DESTINATION: [u8; 2] = [0x02, 0xfe];
 
 /// What the XDP program did with a frame, and why: the index into [`QueueState::frames`].
 ///
-/// `Pass…`: handed to the kernel. `Steer…`: put on the AF_XDP socket of its queue.
+/// `Pass…`: passed to the kernel. `Steer…`: redirected to the AF_XDP socket of its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Reason {
@@ -66,7 +66,7 @@ pub enum Reason {
     PassNotIp,
     /// The destination MAC is not the port's: broadcast, multicast, another station's.
     PassOtherMac,
-    /// A frame that userspace handed back to the kernel (generic mode only).
+    /// A frame that userspace punted to the kernel (generic mode only).
     PassPunted,
     /// Steering is off for this family on this port.
     PassFamilyOff,
@@ -80,22 +80,22 @@ pub enum Reason {
     PassLinkLocal,
     /// Tagged for a VLAN that is not steered.
     PassVlan,
-    /// The worker that serves the queue has given no heartbeat for too long: it is stopped, frozen,
+    /// The heartbeat of the worker that serves the queue is too old: the worker is stopped, frozen,
     /// starved of CPU time, or hangs.
     PassWorkerStalled,
-    /// The control thread has given none: tables may not be those of the kernel any more.
+    /// The heartbeat of the control thread is too old: tables may differ from the kernel's.
     PassControlStalled,
     /// IPv4, to be forwarded.
     SteerIpv4,
     /// IPv6, to be forwarded.
     SteerIpv6,
-    /// Too short to hold a destination address: userspace names the drop.
+    /// Too short to contain a destination address: userspace counts the drop.
     SteerTooShort,
     /// ESP or AH to the router itself, terminated in userspace.
     SteerIpsec,
 }
 
-/// How many reasons there are.
+/// The number of reasons.
 pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
@@ -152,20 +152,20 @@ impl Reason {
 /// Frames by [`Reason`], of one RX queue.
 pub type QueueCounters = [u64; REASONS];
 
-/// What the program keeps of one RX queue on one CPU.
+/// State of one RX queue on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct QueueState {
     /// Frames by [`Reason`].
     pub frames: QueueCounters,
-    /// The jiffy in which the heartbeats were compared with the clock last and found fresh. Until the
-    /// next one they are not looked at again: reading the clock for each frame would cost as much as
-    /// a quarter of the program.
+    /// The last jiffy in which the heartbeats were compared with the clock and found valid. They
+    /// are not checked again before the next jiffy: reading the clock for each frame would cost as
+    /// much as a quarter of the program.
     pub alive_jiffies: u64,
 }
 
-/// A MAC as the programs compare it: three 16-bit words in memory order, because Ethernet headers
-/// are 2-octet aligned and BPF would read single octets otherwise.
+/// A MAC in the programs' format: three 16-bit words in memory order, because Ethernet headers are
+/// 2-octet aligned and BPF would otherwise read single octets.
 pub type MacWords = [u16; 3];
 
 /// Turns six octets into [`MacWords`].
@@ -182,12 +182,12 @@ pub const fn mac_words(mac: [u8; 6]) -> MacWords {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PortSettings {
-    /// The port's MAC; frames to any other are passed.
+    /// The port's MAC; frames to other addresses are passed.
     pub mac: MacWords,
-    /// Source MAC that marks a frame handed back by userspace; looked at only with
+    /// Source MAC that marks a frame punted by userspace; only used with
     /// [`PortSettings::GENERIC`].
     pub punt_source: MacWords,
-    /// Bits: [`PortSettings::STEER_IPV4`] and its siblings.
+    /// Bits: [`PortSettings::STEER_IPV4`] and the constants after it.
     pub flags: u32,
 }
 
@@ -196,10 +196,10 @@ impl PortSettings {
     pub const STEER_IPV4: u32 = 1;
     /// IPv6 is steered.
     pub const STEER_IPV6: u32 = 2;
-    /// The program runs in generic mode, where it sees frames handed back by userspace again.
+    /// The program runs in generic mode, in which it receives punted frames again.
     pub const GENERIC: u32 = 4;
 
-    /// The map value.
+    /// Converts it to a map value.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         let mut out = [0; 16];
@@ -213,11 +213,11 @@ impl PortSettings {
     }
 }
 
-/// Key of a VLAN: TPID and VID of the outer and of the inner tag, 16 bits each as they stand in a
-/// frame, with PCP and DEI 0. With one tag the second half is 0.
+/// Key of a VLAN: TPID and VID of the outer and of the inner tag, 16 bits each as in a frame, with
+/// PCP and DEI 0. With one tag the second half is 0.
 pub type VlanKey = [u16; 4];
 
-/// The key of one or two tags (TPID, VID), the outermost first; more are not looked at.
+/// The key of one or two tags (TPID, VID), the outermost first; further ones are ignored.
 #[must_use]
 pub fn vlan_key(tags: impl IntoIterator<Item = (u16, u16)>) -> VlanKey {
     let mut key = [0; 4];
@@ -231,14 +231,14 @@ pub fn vlan_key(tags: impl IntoIterator<Item = (u16, u16)>) -> VlanKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct VlanSettings {
-    /// The sub-interface's MAC: frames to it are steered as those to the port's.
+    /// The sub-interface's MAC: frames to it are steered, as those to the port's.
     pub mac: MacWords,
-    /// Likewise that of the interface between the two, with two tags; else as `mac`.
+    /// With two tags, the MAC of the interface between the two; otherwise the same as `mac`.
     pub between: MacWords,
 }
 
 impl VlanSettings {
-    /// The map value.
+    /// Converts it to a map value.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 12] {
         let mut out = [0; 12];
@@ -253,19 +253,19 @@ impl VlanSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct SharedSettings {
-    /// Bits: [`SharedSettings::PREFIXES4`] and its siblings.
+    /// Bits: [`SharedSettings::PREFIXES4`] and the constants after it.
     pub flags: u32,
-    /// 0; keeps what follows aligned.
+    /// 0; aligns the following fields.
     pub reserved: u32,
-    /// Age at which a worker's heartbeat no longer counts, in nanoseconds;
-    /// [`SharedSettings::NO_TIMEOUT_NS`]: frames are steered without one.
+    /// Maximum age of a worker's heartbeat, in nanoseconds; [`SharedSettings::NO_TIMEOUT_NS`]:
+    /// frames are steered without one.
     pub worker_timeout_ns: u64,
-    /// Likewise of the control thread.
+    /// Maximum age of the control thread's heartbeat, in nanoseconds.
     pub control_timeout_ns: u64,
 }
 
 impl SharedSettings {
-    /// No timeout, and the longest there is.
+    /// No timeout; also the maximum value.
     pub const NO_TIMEOUT_NS: u64 = i64::MAX as u64;
     /// The trie of local IPv4 prefixes is not empty.
     pub const PREFIXES4: u32 = 1;
@@ -274,7 +274,7 @@ impl SharedSettings {
     /// ESP and AH to the router itself are terminated in userspace.
     pub const IPSEC_TERMINATE: u32 = 4;
 
-    /// The map value.
+    /// Converts it to a map value.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 24] {
         let mut out = [0; 24];
@@ -285,39 +285,39 @@ impl SharedSettings {
     }
 }
 
-/// One thread's heartbeat, on a cache line of its own so that threads do not slow each other.
+/// One thread's heartbeat, on its own cache line to avoid false sharing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Heartbeat {
-    /// CLOCK_MONOTONIC in nanoseconds; 0: none was given, or the thread has withdrawn it.
+    /// CLOCK_MONOTONIC in nanoseconds; 0: not set yet, or withdrawn.
     pub time_ns: u64,
 }
 
-/// Every thread's heartbeat: while one is older than its limit ([`SharedSettings`]), the frames
-/// concerned are passed to the kernel.
+/// The heartbeats of all threads: while one is older than its limit ([`SharedSettings`]), the
+/// frames concerned are passed to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Heartbeats {
-    /// The control thread's: the tables are those of the kernel.
+    /// The control thread's, which shows that the tables are up to date.
     pub control: Heartbeat,
-    /// By RX queue, of whichever port: that of the worker which serves it.
+    /// By RX queue, of any port: that of the worker that serves it.
     pub queues: [Heartbeat; QUEUES_MAX],
 }
 
-/// Where the punt program puts a frame, and with which MACs.
+/// How the punt program redirects and rewrites a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PuntPort {
-    /// The port's MAC: becomes the destination.
+    /// The port's MAC, written as the destination.
     pub mac: [u8; 6],
-    /// Becomes the source if `mark_source` is not 0.
+    /// Written as the source if `mark_source` is not 0.
     pub punt_source: [u8; 6],
-    /// 1 if the port's XDP program is generic and has to recognise the frame.
+    /// 1 if the port's XDP program is in generic mode and has to recognise the frame.
     pub mark_source: u32,
 }
 
 impl PuntPort {
-    /// The map value.
+    /// Converts it to a map value.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         let mut out = [0; 16];
@@ -333,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_stand_at_their_own_index_and_have_their_own_name() {
+    fn each_reason_has_its_own_index_and_name() {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert_eq!(reason.is_steered(), reason.name().starts_with("steer_"));
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_vlan_is_what_stands_in_the_frame() {
+    fn the_key_of_a_vlan_equals_its_octets_in_a_frame() {
         let octets = |key: VlanKey| key.map(u16::to_ne_bytes);
         let one = vlan_key([(0x8100, 0x123)]);
         assert_eq!(octets(one), [[0x81, 0], [0x01, 0x23], [0, 0], [0, 0]]);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn map_values_keep_the_order_of_octets() {
+    fn map_values_preserve_octet_order() {
         let settings = PortSettings {
             mac: mac_words([1, 2, 3, 4, 5, 6]),
             punt_source: mac_words([7, 8, 9, 10, 11, 12]),

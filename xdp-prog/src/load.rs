@@ -1,16 +1,16 @@
-//! What the load generator's programs and userspace share: maps, layouts, and the packets
-//! themselves, so that both engines of the generator send the same octets.
+//! Shared by the load generator's programs and userspace: maps, layouts, and the construction of
+//! packets, so that both engines of the generator send identical octets.
 //!
 //! A packet carries the header of the kernel's pktgen (net/core/pktgen.c, `struct pktgen_hdr`) at
-//! the start of its UDP payload: magic, sequence number, seconds, microseconds, each in four octets,
-//! most significant first. Two octets of ours follow, the number of the generator's thread; there
-//! kernel pktgen leaves zeros.
+//! the start of its UDP payload: magic, sequence number, seconds, microseconds, four octets each,
+//! most significant first. Two octets of our own follow, with the number of the generator's thread;
+//! kernel pktgen has zeros there.
 
 /// The generator. `ferroute_pktgen` and `ferroute_sink` are programs of `load.bpf.o`.
 pub const PROGRAM_PKTGEN: &str = "ferroute_pktgen";
 /// The sink that counts and drops.
 pub const PROGRAM_SINK: &str = "ferroute_sink";
-/// The program that gives everything to an AF_XDP socket.
+/// The program that redirects everything to an AF_XDP socket.
 pub const PROGRAM_CATCH: &str = "ferroute_catch";
 
 /// ARRAY of one [`GeneratorConfig`]. One for each thread.
@@ -19,7 +19,7 @@ pub const MAP_CONFIG: &str = "FR_GEN_CONFIG";
 pub const MAP_STATE: &str = "FR_GEN_STATE";
 /// ARRAY of one [`Loop`]. Shared by all generators and sinks of a run.
 pub const MAP_LOOP: &str = "FR_LOOP";
-/// ARRAY of one u64: packets that userspace has given up. Shared like [`MAP_LOOP`].
+/// ARRAY of one u64: packets that userspace has given up as lost. Shared like [`MAP_LOOP`].
 pub const MAP_FORGIVEN: &str = "FR_FORGIVEN";
 /// ARRAY of one u64: CLOCK_REALTIME − CLOCK_TAI in ns, wrapping. Shared like [`MAP_LOOP`].
 pub const MAP_CLOCK: &str = "FR_CLOCK";
@@ -34,9 +34,9 @@ pub const MAGIC: u32 = 0xbe9b_e955;
 pub const SIZES_MAX: usize = 1024;
 /// Unit of [`GeneratorConfig::interval`]: 1/1024 ns.
 pub const INTERVAL_SHIFT: u32 = 10;
-/// Ethernet, VLAN tag, IPv6, UDP, pktgen's header and ours: 84 octets, in whole words of 8.
+/// Ethernet, VLAN tag, IPv6, UDP, pktgen's header and ours: 84 octets, rounded up to 8.
 const HEADER_WORDS: usize = 44;
-/// The word where IP begins, without and with a VLAN tag.
+/// Word offset of the IP header, without and with a VLAN tag.
 const L3: [usize; 2] = [7, 9];
 /// Words of an IPv4 and of an IPv6 header.
 const L3_WORDS: [usize; 2] = [10, 20];
@@ -54,31 +54,31 @@ impl Default for Header {
     }
 }
 
-/// Octets from the Ethernet header to the end of ours: 60, 64 with a VLAN tag; 80 and 84 for IPv6.
+/// Octets from the Ethernet header to the end of our header: 60, 64 with a VLAN tag; 80 and 84 for IPv6.
 #[must_use]
 pub const fn header_octets(v6: bool, vlan: bool) -> usize {
     2 * (l4(v6, vlan) + UDP_WORDS)
 }
 
-/// The word where UDP begins.
+/// Word offset of the UDP header.
 const fn l4(v6: bool, vlan: bool) -> usize {
     L3[vlan as usize] + L3_WORDS[v6 as usize]
 }
 
-/// A field that moves: an address (its low 64 bits) or a port.
+/// A varying field: an address (its low 64 bits) or a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Range {
     /// The first value.
     pub first: u64,
-    /// How many values; 0 and 1: it does not move, and the template has it.
+    /// Number of values; 0 and 1: constant, as in the template.
     pub span: u64,
-    /// 1: values are drawn; 0: they follow each other.
+    /// 1: values are random; 0: they are sequential.
     pub random: u64,
 }
 
 impl Range {
-    /// The value for packet or flow number `index`; the same for the same index.
+    /// The value for packet or flow number `index`; deterministic.
     #[inline(always)]
     fn at(&self, index: u64, salt: u64) -> u64 {
         let k = if self.random != 0 { mix(index ^ salt) } else { index };
@@ -86,11 +86,11 @@ impl Range {
     }
 }
 
-/// What a thread of the generator sends.
+/// Configuration of a thread of the generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct GeneratorConfig {
-    /// The headers with every field that does not move, checksums 0.
+    /// The headers with all constant fields, checksums 0.
     pub template: Header,
     /// Source address.
     pub source: Range,
@@ -100,45 +100,45 @@ pub struct GeneratorConfig {
     pub source_port: Range,
     /// UDP destination port.
     pub destination_port: Range,
-    /// Packets to send; 0: no end.
+    /// Packets to send; 0: unlimited.
     pub count: u64,
-    /// Flows; 0: every packet moves on.
+    /// Number of flows; 0: fields vary with every packet.
     pub flows: u64,
-    /// Packets of a flow in a row, at least 1.
+    /// Consecutive packets of a flow, at least 1.
     pub flow_len: u64,
     /// Number of this thread, from 0.
     pub thread: u64,
-    /// How many threads share the flows, at least 1.
+    /// Number of threads that share the flows, at least 1.
     pub threads: u64,
     /// Time between two packets in 1/1024 ns; 0: none.
     pub interval: u64,
-    /// Packets under way at most; 0: any number. Needs a sink of the same run.
+    /// Maximum packets in flight; 0: unlimited. Needs a sink of the same run.
     pub window: u64,
-    /// Bits: [`GeneratorConfig::IPV6`] and its siblings.
+    /// Bits: [`GeneratorConfig::IPV6`] and the constants after it.
     pub flags: u32,
-    /// Size of the frames the program is given, at least every one of `sizes`.
+    /// Size of the frames that the program gets, at least the largest of `sizes`.
     pub frame_max: u32,
     /// Sizes in use, 1 to [`SIZES_MAX`].
     pub sizes_len: u32,
-    /// Not 0: send nothing any more.
+    /// Not 0: send nothing more.
     pub stop: u32,
-    /// Frame sizes in octets without the FCS, one packet after the other.
+    /// Frame sizes in octets without the FCS, used in turn.
     pub sizes: [u16; SIZES_MAX],
 }
 
 impl GeneratorConfig {
-    /// IPv6, else IPv4.
+    /// IPv6, otherwise IPv4.
     pub const IPV6: u32 = 1;
     /// With a VLAN tag.
     pub const VLAN: u32 = 2;
-    /// UDP checksums over IPv4; over IPv6 they always are.
+    /// UDP checksums over IPv4; over IPv6 they are always present.
     pub const UDP_CHECKSUM: u32 = 4;
-    /// No time in the packets.
+    /// No time stamps in the packets.
     pub const NO_TIMESTAMP: u32 = 8;
-    /// Flows one after the other, else drawn.
+    /// Flows in turn, otherwise random.
     pub const FLOWS_IN_TURN: u32 = 16;
 
-    /// The map value.
+    /// Converts it to a map value.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; size_of::<GeneratorConfig>()] {
         let mut out = [0; size_of::<GeneratorConfig>()];
@@ -179,14 +179,14 @@ impl GeneratorConfig {
         self.sizes[(n % u64::from(self.sizes_len)) as usize & (SIZES_MAX - 1)]
     }
 
-    /// Whether packets carry the time.
+    /// Whether packets contain time stamps.
     #[inline(always)]
     #[must_use]
     pub fn is_stamped(&self) -> bool {
         self.flags & GeneratorConfig::NO_TIMESTAMP == 0
     }
 
-    /// The number by which the fields of packet `n` of this thread are chosen.
+    /// The number that determines the varying fields of packet `n` of this thread.
     #[inline(always)]
     fn index(&self, n: u64) -> u64 {
         if self.flows == 0 {
@@ -198,8 +198,8 @@ impl GeneratorConfig {
         flow % self.flows
     }
 
-    /// The headers of packet number `n` of this thread, `size` octets long, sent at `stamp`
-    /// (seconds, microseconds). The parameters must be as the flags say.
+    /// The headers of packet number `n` of this thread, `size` octets long, with time stamp `stamp`
+    /// (seconds, microseconds). The const parameters must match the flags.
     #[inline(always)]
     #[must_use]
     pub fn header<const V6: bool, const VLAN: bool>(
@@ -227,17 +227,17 @@ impl GeneratorConfig {
             words[l3 + 5] = !sum(words, l3, l3 + 10, 0);
         }
         if V6 || self.flags & GeneratorConfig::UDP_CHECKSUM != 0 {
-            // The pseudo-header's protocol and length; the payload after our header is all zeros.
+            // The pseudo-header's protocol and length; the payload after our header is zero.
             let rest = u32::from(17u16.to_be()) + u32::from(udp_octets.to_be());
             let addresses = if V6 { l3 + 4 } else { l3 + 6 };
             let checksum = !sum(words, addresses, l4 + UDP_WORDS, rest);
-            // RFC 768: zero says that there is none.
+            // RFC 768: zero means that there is no checksum.
             words[l4 + 3] = if checksum == 0 { 0xffff } else { checksum };
         }
         header
     }
 
-    /// Addresses and ports that move.
+    /// Sets the varying addresses and ports.
     #[inline(always)]
     fn fill_moving<const V6: bool>(
         &self,
@@ -252,7 +252,7 @@ impl GeneratorConfig {
             return;
         }
         let index = self.index(n);
-        // The last word of either address.
+        // The last word of each address.
         let (source, destination) = if V6 { (l3 + 11, l3 + 19) } else { (l3 + 7, l3 + 9) };
         for (range, last, salt) in [(&self.source, source, 1), (&self.destination, destination, 2)]
         {
@@ -280,7 +280,7 @@ fn put32(words: &mut [u16; HEADER_WORDS], at: usize, value: u32) {
     words[at + 1] = (value as u16).to_be();
 }
 
-/// The Internet sum of words `from..to` and `rest` (RFC 1071: in any byte order).
+/// The Internet checksum's sum of words `from..to` and `rest` (RFC 1071: in any byte order).
 #[inline(always)]
 fn sum(words: &[u16; HEADER_WORDS], from: usize, to: usize, rest: u32) -> u16 {
     let mut sum = rest;
@@ -294,7 +294,7 @@ fn sum(words: &[u16; HEADER_WORDS], from: usize, to: usize, rest: u32) -> u16 {
     sum as u16
 }
 
-/// Spreads a number over 64 bits (the finalizer of splitmix64).
+/// Hashes a number to 64 bits (the finalizer of splitmix64).
 #[inline(always)]
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -303,13 +303,13 @@ fn mix(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What a thread of the generator has done. Written by its program alone.
+/// Counters of a thread of the generator. Written only by its program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GeneratorState {
-    /// Packets handed to the port.
+    /// Packets passed to the port.
     pub sent: u64,
-    /// Octets of them.
+    /// Octets of these packets.
     pub octets: u64,
     /// Times the window was full.
     pub held: u64,
@@ -317,14 +317,14 @@ pub struct GeneratorState {
     pub first_ns: u64,
     /// CLOCK_TAI in ns at the last packet.
     pub last_ns: u64,
-    /// CLOCK_REALTIME in ns where `second` begins.
+    /// CLOCK_REALTIME in ns at the start of `second`.
     pub second_ns: u64,
     /// Seconds of CLOCK_REALTIME.
     pub second: u64,
 }
 
 impl GeneratorState {
-    /// From a map value.
+    /// Parses a map value.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<GeneratorState> {
         let mut words = [0; 7];
@@ -339,8 +339,8 @@ impl GeneratorState {
         Some(GeneratorState { sent, octets, held, first_ns, last_ns, second_ns, second })
     }
 
-    /// Seconds and microseconds of a CLOCK_REALTIME in ns. Remembers where the second began:
-    /// dividing 64 bits for every packet costs more than the rest of the clock.
+    /// Seconds and microseconds of a CLOCK_REALTIME in ns. Caches the start of the second: a 64-bit
+    /// division for every packet costs more than the rest of the clock.
     #[inline(always)]
     #[must_use]
     pub fn stamp(&mut self, real_ns: u64) -> (u32, u32) {
@@ -356,8 +356,8 @@ impl GeneratorState {
     }
 }
 
-/// Where generators and sinks of a run meet: several CPUs add to these. What the two sides write
-/// lies on different cache lines.
+/// Counters shared by generators and sinks of a run: several CPUs add to them. The counters of the
+/// two sides are on different cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Loop {
@@ -366,7 +366,7 @@ pub struct Loop {
     _sent: [u64; 7],
     /// Packets with pktgen's header that sinks received.
     pub received: u64,
-    /// Octets of them.
+    /// Octets of these packets.
     pub received_octets: u64,
     /// Other frames that sinks passed to the kernel.
     pub other: u64,
@@ -374,7 +374,7 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// From a map value.
+    /// Parses a map value.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Loop> {
         let words = bytes.as_chunks::<8>().0;
@@ -389,11 +389,11 @@ impl Loop {
     }
 }
 
-/// Values below this many microseconds have a bucket each.
+/// Values below this many microseconds have a separate bucket each.
 const LATENCY_EXACT: u64 = 256;
-/// Buckets of each further power of two.
+/// Number of buckets for each further power of two.
 const LATENCY_STEPS: u64 = 128;
-/// Buckets of a latency histogram in microseconds: up to 2^32 of them, within 1/128.
+/// Buckets of a latency histogram: up to 2^32 µs, with an error of at most 1/128.
 pub const LATENCY_BUCKETS: usize = (LATENCY_EXACT + 24 * LATENCY_STEPS) as usize;
 
 /// The bucket of a latency in microseconds.
@@ -404,8 +404,8 @@ pub fn latency_bucket(us: u64) -> u32 {
         return us as u32;
     }
     let us = if us > 0xffff_ffff { 0xffff_ffff } else { us };
-    // 1 for 256 to 511, 2 for 512 to 1023, and so on. Compared, not counted with a loop: BPF has
-    // no instruction for leading zeros.
+    // 1 for 256 to 511, 2 for 512 to 1023, and so on. By comparisons instead of a loop: BPF has no
+    // instruction to count leading zeros.
     let (mut octave, mut rest) = (1, us >> 8);
     for (shift, reached) in [(16, 0x1_0000u64), (8, 0x100), (4, 0x10), (2, 4), (1, 2)] {
         if rest >= reached {
@@ -434,7 +434,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_rise_and_hold_what_they_stand_for() {
+    fn buckets_are_ordered_and_latencies_are_within_the_error() {
         let mut last = 0;
         for us in (0..5000).chain((13..32).flat_map(|n| [(1 << n) - 1, 1 << n, (1 << n) + 1])) {
             let bucket = latency_bucket(us);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_are_seconds_and_microseconds() {
+    fn time_stamps_are_seconds_and_microseconds() {
         let mut state = GeneratorState::default();
         for (ns, stamp) in [
             (1_700_000_000_000_000_999, (1_700_000_000, 0)),

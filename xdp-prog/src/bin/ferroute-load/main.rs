@@ -1,9 +1,9 @@
-//! The BPF object of the load generator: `ferroute_pktgen` makes packets, `ferroute_sink` counts
-//! them, `ferroute_catch` gives them to a socket.
+//! The BPF object of the load generator: `ferroute_pktgen` generates packets, `ferroute_sink`
+//! counts them, `ferroute_catch` redirects them to a socket.
 //!
 //! Built by `scripts/build-xdp` for `bpfel-unknown-none`; the result is committed as `load.bpf.o`.
-//! Needs Linux 6.1 (`bpf_ktime_get_tai_ns`; live frames came with 5.18). Maps and their layouts,
-//! and how a packet is put together, are in the library half.
+//! Needs Linux 6.1 (`bpf_ktime_get_tai_ns`; live frames need 5.18). The library half contains maps
+//! and their layouts, and the construction of packets.
 
 #![no_std]
 #![no_main]
@@ -23,12 +23,12 @@ static FR_LOOP: Array<Loop, 1> = Array::new();
 #[btf_map]
 static FR_CLOCK: Array<u64, 1> = Array::new();
 
-/// The kernel lends GPL-only helpers to a program that says this.
+/// Required by the kernel for programs that use GPL-only helpers.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// What lies at `offset` octets into the frame, if the frame reaches that far.
+/// The data at `offset` octets into the frame, if the frame is long enough.
 #[inline(always)]
 fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     let start = ctx.data() + offset;
@@ -38,14 +38,14 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
     Some(start as *mut T)
 }
 
-/// Adds to a counter that other CPUs add to as well. BPF has the instruction from the start, but
-/// Rust offers it only for targets that have compare-and-swap too.
+/// Atomically adds to a counter that other CPUs add to as well. BPF always had this instruction,
+/// but Rust offers atomic addition only for targets that also have compare-and-swap.
 ///
 /// # Safety
-/// `counter` lies in a map's value.
+/// `counter` points into a map value.
 #[inline(always)]
 unsafe fn add(counter: *mut u64, value: u64) {
-    // SAFETY: as the caller says, and the instruction touches nothing else.
+    // SAFETY: guaranteed by the caller, and the instruction accesses nothing else.
     unsafe {
         asm!("lock *(u64 *)({counter} + 0) += {value}", counter = in(reg) counter,
             value = in(reg) value);
@@ -54,7 +54,7 @@ unsafe fn add(counter: *mut u64, value: u64) {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked in: the verifier would refuse the loop, so a panic in a program is found when
-    // it is loaded.
+    // Never linked in: the verifier would reject the loop, so a possible panic in a program is
+    // detected when it is loaded.
     loop {}
 }

@@ -1,8 +1,8 @@
-//! `ferroute_pktgen`: one packet each time it is run.
+//! `ferroute_pktgen`: generates one packet per run.
 //!
-//! Run by BPF_PROG_RUN with BPF_F_TEST_XDP_LIVE_FRAMES and a large repeat. The frames are those of
-//! earlier packets, as their receivers left them: all headers are written each time. XDP_TX sends
-//! by the interface named in the context; XDP_DROP sends nothing, and the frame is used again.
+//! Run by BPF_PROG_RUN with BPF_F_TEST_XDP_LIVE_FRAMES and a large repeat. Frames are reused, with
+//! the contents that receivers left: all headers are written each time. XDP_TX sends on the
+//! interface in the context; XDP_DROP sends nothing, and the frame is reused.
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_TX},
@@ -31,7 +31,7 @@ pub fn ferroute_pktgen(ctx: XdpContext) -> u32 {
 fn send(ctx: &XdpContext) -> Option<()> {
     let config = FR_GEN_CONFIG.get(0)?;
     let state = FR_GEN_STATE.get_ptr_mut(0)?;
-    // SAFETY: the value is this thread's own, and nobody else writes it.
+    // SAFETY: the value belongs to this thread, and nothing else writes it.
     let state = unsafe { &mut *state };
     if config.stop != 0 || (config.count != 0 && state.sent >= config.count) {
         return None;
@@ -53,21 +53,21 @@ fn send(ctx: &XdpContext) -> Option<()> {
     state.sent += 1;
     if config.window != 0 {
         let counters = FR_LOOP.get_ptr_mut(0)?;
-        // SAFETY: of a map's value.
+        // SAFETY: points into a map value.
         unsafe { add(&raw mut (*counters).sent, 1) };
     }
     Some(())
 }
 
-/// Whether fewer than `window` packets are under way. Generators on several CPUs may each let one
-/// more through.
+/// Whether fewer than `window` packets are in flight. Generators on several CPUs may exceed the
+/// limit by one packet each.
 #[inline(always)]
 fn window_has_room(window: u64) -> bool {
     let (Some(counters), Some(forgiven)) = (FR_LOOP.get_ptr_mut(0), FR_FORGIVEN.get_ptr_mut(0))
     else {
         return false;
     };
-    // SAFETY: of a map's value; others write to it meanwhile, each time a whole number.
+    // SAFETY: points into a map value; others write whole words to it concurrently.
     let (sent, received, forgiven) = unsafe {
         (
             (&raw const (*counters).sent).read_volatile(),
@@ -76,11 +76,11 @@ fn window_has_room(window: u64) -> bool {
         )
     };
     let gone = received.wrapping_add(forgiven);
-    // What was given up and came all the same makes the difference negative.
+    // If packets that were given up arrive after all, the difference is negative.
     (sent.wrapping_sub(gone) as i64) < window as i64
 }
 
-/// What the packet says of the time; `None`: it is not due yet.
+/// The time stamp of the packet; `None`: the packet is not due yet.
 #[inline(always)]
 fn time(config: &GeneratorConfig, state: &mut GeneratorState) -> Option<(u32, u32)> {
     if !config.is_stamped() && config.interval == 0 {
@@ -115,7 +115,7 @@ fn write<const V6: bool, const VLAN: bool>(
     let size = config.size(state.sent);
     let cut = config.frame_max as i32 - i32::from(size);
     if cut > 0 {
-        // SAFETY: the context is the kernel's; pointers into the frame are taken after this.
+        // SAFETY: the context is the kernel's; pointers into the frame are created after this.
         let result = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -cut) };
         if result != 0 {
             return None;
@@ -139,8 +139,8 @@ fn store<const N: usize, const HALF: bool>(ctx: &XdpContext, header: &Header) ->
     let to = at::<[u64; N]>(ctx, 0)?.cast::<u64>();
     let mut n = 0;
     while n < N {
-        // SAFETY: inside the frame as checked, and inside the header, which is longer. Live frames
-        // begin at a multiple of 8 (struct xdp_page_head in net/bpf/test_run.c), as the header does.
+        // SAFETY: inside the frame, as checked, and inside the longer header. Live frames start at
+        // a multiple of 8 (struct xdp_page_head in net/bpf/test_run.c), as the header does.
         unsafe { to.add(n).write(from.add(n).read()) };
         n += 1;
     }

@@ -1,5 +1,5 @@
-//! `ferroute_sink`: counts and drops what carries pktgen's header and passes the rest to the
-//! kernel. `ferroute_catch`: puts such packets on the queue's AF_XDP socket instead.
+//! `ferroute_sink`: counts and drops packets with pktgen's header and passes the rest to the
+//! kernel. `ferroute_catch`: redirects such packets to the queue's AF_XDP socket instead.
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT},
@@ -27,12 +27,12 @@ const IPPROTO_UDP: u16 = 17;
 pub fn ferroute_sink(ctx: XdpContext) -> u32 {
     let Some(counters) = FR_LOOP.get_ptr_mut(0) else { return XDP_PASS };
     let Some(header) = pktgen_header(&ctx) else {
-        // SAFETY: of a map's value.
+        // SAFETY: points into a map value.
         unsafe { add(&raw mut (*counters).other, 1) };
         return XDP_PASS;
     };
     record_latency(be32(header, 4), be32(header, 6));
-    // SAFETY: of a map's value.
+    // SAFETY: points into a map value.
     unsafe {
         add(&raw mut (*counters).received_octets, (ctx.data_end() - ctx.data()) as u64);
         add(&raw mut (*counters).received, 1);
@@ -44,11 +44,11 @@ pub fn ferroute_sink(ctx: XdpContext) -> u32 {
 pub fn ferroute_catch(ctx: XdpContext) -> u32 {
     let Some(counters) = FR_LOOP.get_ptr_mut(0) else { return XDP_PASS };
     if pktgen_header(&ctx).is_none() {
-        // SAFETY: of a map's value.
+        // SAFETY: points into a map value.
         unsafe { add(&raw mut (*counters).other, 1) };
         return XDP_PASS;
     }
-    // The flags are what the kernel returns for a queue without a socket.
+    // The flags are the action for a queue without a socket.
     match FR_CATCH.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
         Ok(_) => XDP_REDIRECT,
         Err(_) => XDP_PASS,
@@ -64,7 +64,7 @@ fn pktgen_header(ctx: &XdpContext) -> Option<&[u16; 8]> {
     if be32(header, 0) == MAGIC { Some(header) } else { None }
 }
 
-/// Where the UDP header begins, in octets. `None`: no UDP, or behind options or extensions.
+/// Offset of the UDP header, in octets. `None`: no UDP, or after options or extension headers.
 #[inline(always)]
 fn udp(ctx: &XdpContext) -> Option<usize> {
     let (ethertype, l3) = match word(ctx, 12)? {
@@ -72,7 +72,7 @@ fn udp(ctx: &XdpContext) -> Option<usize> {
         other => (other, 14),
     };
     match ethertype {
-        // Whole packets: no fragment, be it the first with the header in it.
+        // Whole packets only: no fragments, not even a first one with the header.
         ETH_P_IP
             if word(ctx, l3)? >> 8 == 0x45
                 && word(ctx, l3 + 6)? & 0x3fff == 0
@@ -105,10 +105,10 @@ fn record_latency(second: u32, microsecond: u32) {
     // SAFETY: a helper without pointers.
     let now_us = unsafe { bpf_ktime_get_tai_ns() }.wrapping_add(*offset) / 1000;
     let sent_us = u64::from(second) * 1_000_000 + u64::from(microsecond);
-    // Clocks that were set back meanwhile give no negative latency.
+    // If the clock was set back meanwhile, the latency is 0, not negative.
     let latency = if now_us > sent_us { now_us - sent_us } else { 0 };
     if let Some(count) = FR_LATENCY.get_ptr_mut(latency_bucket(latency)) {
-        // SAFETY: this CPU's own value.
+        // SAFETY: this CPU's value.
         unsafe { *count += 1 };
     }
 }

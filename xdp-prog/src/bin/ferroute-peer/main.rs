@@ -1,5 +1,5 @@
-//! A peer of the router in benchmarks, and no part of it: an XDP program that has the kernel look
-//! up the route (`bpf_fib_lookup`) and redirects the frame, as xdp-forward of xdp-tools does.
+//! An XDP program for comparison in benchmarks, not part of the router: it looks up the route in
+//! the kernel (`bpf_fib_lookup`) and redirects the frame, as xdp-forward of xdp-tools does.
 //!
 //! IPv4 without options; everything else goes to the kernel. Built by `scripts/build-xdp`,
 //! committed as `peer.bpf.o`, attached by `forwarder/examples/xdp_forward.rs`.
@@ -22,7 +22,7 @@ const IPV4: usize = 20;
 /// BPF_FIB_LKUP_RET_SUCCESS.
 const SUCCESS: i64 = 0;
 
-/// The kernel lends GPL-only helpers to a program that says this.
+/// Required by the kernel for programs that use GPL-only helpers.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
@@ -39,8 +39,8 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     let frame = start as *mut u8;
-    // SAFETY: the frame reaches to the end of the IPv4 header, as checked above, and so for every
-    // offset below; frames are 2-octet aligned, and addresses are read as two halves of four.
+    // SAFETY: the frame reaches to the end of the IPv4 header, as checked above, which includes every
+    // offset below; frames are 2-octet aligned, and each four-octet address is read as two halves.
     unsafe {
         let half = |at: usize| frame.add(at).cast::<u16>();
         let word = |at: usize| frame.add(at).cast::<u32>().read_unaligned();
@@ -59,7 +59,7 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
         if i64::from(fib_lookup(ctx.ctx.cast(), &raw mut params, size, 0)) != SUCCESS {
             return None;
         }
-        // ip_decrease_ttl of the kernel.
+        // As ip_decrease_ttl of the kernel.
         let check = u32::from(*half(24)) + u32::from(0x0100u16.to_be());
         *half(24) = (check + u32::from(check >= 0xffff)) as u16;
         *frame.add(22) -= 1;
@@ -75,7 +75,7 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked in: the verifier would refuse the loop, so a panic in a program is found when
-    // it is loaded.
+    // Never linked in: the verifier would reject the loop, so a possible panic in a program is
+    // detected when it is loaded.
     loop {}
 }

@@ -1,4 +1,4 @@
-//! The BPF object: the XDP program that steers frames, and the classifier that takes them back.
+//! The BPF object: the XDP program that steers frames, and the classifier for punted frames.
 //!
 //! Built by `scripts/build-xdp` for `bpfel-unknown-none`; the result is committed as
 //! `ferroute.bpf.o`. Only helpers that Linux 5.15 has are used. Maps and their layouts are
@@ -10,14 +10,14 @@
 mod punt;
 mod steer;
 
-/// The kernel lends GPL-only helpers to a program that says this.
+/// Required by the kernel for programs that use GPL-only helpers.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked in: the verifier would refuse the loop, so a panic in a program is found when
-    // it is loaded.
+    // Never linked in: the verifier would reject the loop, so a possible panic in a program is
+    // detected when it is loaded.
     loop {}
 }

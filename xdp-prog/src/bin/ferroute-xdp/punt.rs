@@ -1,9 +1,9 @@
-//! `ferroute_punt`: gives a frame that userspace received, but does not handle, to the kernel.
+//! `ferroute_punt`: passes a frame that userspace received but does not handle to the kernel.
 //!
-//! Userspace writes it to a TAP device with the port's ifindex in the destination MAC (the library
-//! half has the layout). On the TAP's ingress this classifier puts the port's MAC back and
-//! redirects the frame to the port's ingress, so the kernel sees it as received there. Checksums
-//! have to be complete: what a driver had said about them is lost on the way.
+//! Userspace writes the frame to a TAP device with the port's ifindex in the destination MAC (the
+//! library half contains the layout). On the TAP's ingress this classifier restores the port's MAC
+//! and redirects the frame to the port's ingress, so the kernel treats it as received there.
+//! Checksums must be complete: the driver's checksum information is lost.
 
 use core::ffi::c_void;
 
@@ -19,14 +19,14 @@ use xdp_prog::{PUNT_DESTINATION, PUNT_PORTS_MAX, PuntPort};
 #[btf_map]
 static FR_PUNT_PORTS: HashMap<u32, PuntPort, PUNT_PORTS_MAX> = HashMap::new();
 
-/// The section and the symbol are what `aya_ebpf::macros::classifier` would write. It would also
-/// declare `ctx` as `*mut __sk_buff`, which names two structures that LLVM only declares in BTF, in
-/// an order that differs from build to build.
+/// Section and symbol are those that `aya_ebpf::macros::classifier` would write. The macro would
+/// also declare `ctx` as `*mut __sk_buff`, which names two structures that LLVM only declares in
+/// BTF, in an order that differs between builds.
 // SAFETY: no other symbol of the object has this name; the loader knows the section's type.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 pub fn ferroute_punt(ctx: *mut c_void) -> i32 {
-    // Every frame of the device is a punted one; drop what is not.
+    // Every frame of the device is a punted one; others are dropped.
     redirect(&TcContext::new(ctx.cast())).unwrap_or(TC_ACT_SHOT)
 }
 
@@ -37,7 +37,7 @@ fn redirect(ctx: &TcContext) -> Option<i32> {
         return None;
     }
     let ifindex = u32::from_be_bytes([macs[2], macs[3], macs[4], macs[5]]);
-    // SAFETY: read at once; a value overwritten meanwhile is one of a port that is being changed.
+    // SAFETY: read immediately; if the value is overwritten meanwhile, the port is being changed.
     let port = unsafe { FR_PUNT_PORTS.get(ifindex) }?;
     ctx.store(0, &port.mac, 0).ok()?;
     if port.mark_source != 0 {

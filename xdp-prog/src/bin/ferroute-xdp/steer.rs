@@ -1,10 +1,10 @@
-//! `ferroute_xdp`: which frames userspace forwards, and which stay with the kernel.
+//! `ferroute_xdp`: decides which frames userspace forwards, and which stay with the kernel.
 //!
-//! The kernel keeps what is not plain IP to be forwarded: ARP, the router's own addresses,
-//! multicast, broadcast, link-local, VLANs it is not told of. Headers are not checked here: what is odd goes to userspace,
-//! which has a name for each drop. Without a socket on the queue the kernel gets everything; and so
-//! does it while a heartbeat of userspace is too old, of the worker that serves the queue or of the
-//! control thread.
+//! The kernel keeps all but plain IP packets to be forwarded: ARP, the router's own addresses,
+//! multicast, broadcast, link-local, VLANs that are not steered. Headers are not checked here:
+//! malformed packets go to userspace, which counts each drop by reason. If the queue has no socket
+//! the kernel gets all frames, and also while the heartbeat of the worker that serves the queue or
+//! of the control thread is too old.
 
 use aya_ebpf::{
     bindings::{
@@ -21,8 +21,8 @@ use xdp_prog::{
     QueueState, Reason, SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
 };
 
-/// Addresses as they stand in a header: 16-bit words in memory order, so that a map's key can be
-/// read straight from the frame.
+/// Addresses as in a header: 16-bit words in memory order, so that a map key can be read directly
+/// from the frame.
 type Ipv4Words = [u16; 2];
 type Ipv6Words = [u16; 8];
 
@@ -54,13 +54,13 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
-/// The VLAN in the tag control information.
+/// The VLAN id in the tag control information.
 const VLAN_VID_MASK: u16 = 0x0fff;
 const IPPROTO_ESP: u8 = 50;
 const IPPROTO_AH: u8 = 51;
 
-/// Headers as 16-bit words: frames are 2-octet aligned, and BPF would load octet by octet from a
-/// type without alignment.
+/// Headers as 16-bit words: frames are 2-octet aligned, and for a type without alignment BPF would
+/// load octet by octet.
 #[repr(C)]
 struct EthHdr {
     destination: MacWords,
@@ -68,14 +68,14 @@ struct EthHdr {
     ethertype: u16,
 }
 
-/// What follows the EtherType of a tag.
+/// The part of a tag after its EtherType.
 #[repr(C)]
 struct VlanHdr {
     tci: u16,
     ethertype: u16,
 }
 
-/// What is needed of an IPv4 header without options.
+/// The required fields of an IPv4 header without options.
 #[repr(C)]
 struct Ipv4Hdr {
     before: [u16; 4],
@@ -85,11 +85,11 @@ struct Ipv4Hdr {
     destination: Ipv4Words,
 }
 
-/// Octets in front of what a frame carries behind one tag, and behind two.
+/// Offset of the payload after one tag, and after two, in octets.
 const ONE_TAG: usize = size_of::<EthHdr>() + size_of::<VlanHdr>();
 const TWO_TAGS: usize = ONE_TAG + size_of::<VlanHdr>();
 
-/// What is needed of the IPv6 fixed header.
+/// The required fields of the IPv6 fixed header.
 #[repr(C)]
 struct Ipv6Hdr {
     before: [u16; 3],
@@ -110,21 +110,21 @@ pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
         reason = stalled(queue, index).unwrap_or(reason);
     }
     if reason.is_steered() {
-        // The flags are what the kernel returns for a queue without a socket.
+        // The flags are the action for a queue without a socket.
         match FR_SOCKETS.redirect(index, u64::from(XDP_PASS)) {
             Ok(_) => action = XDP_REDIRECT,
             Err(_) => reason = Reason::PassNoSocket,
         }
     }
     // SAFETY: the pointer is to this CPU's value, which nothing else writes while the program runs;
-    // the index is a variant of the enum the array is sized by.
+    // the index is a variant of the enum that determines the array's size.
     unsafe { *(&raw mut (*queue).frames).cast::<u64>().add(reason as usize) += 1 };
     action
 }
 
-/// Why userspace cannot be trusted with a frame now; `None`: its threads are alive.
+/// Why userspace cannot handle a frame now; `None`: its threads are alive.
 ///
-/// The answer holds for the rest of the jiffy, 1 to 10 ms.
+/// The result is cached for the rest of the jiffy, 1 to 10 ms.
 #[inline(always)]
 fn stalled(queue: *mut QueueState, index: u32) -> Option<Reason> {
     // SAFETY: a helper without pointers.
@@ -151,11 +151,11 @@ fn look_for_stall(index: u32) -> Option<Reason> {
     if index >= QUEUES_MAX {
         return Some(Reason::PassWorkerStalled);
     }
-    // The clock as of the last tick: cheaper than reading it, and good to 10 ms.
+    // The clock as of the last tick: cheaper to read, with an error of up to 10 ms.
     // SAFETY: a helper without pointers.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
-    // SAFETY: the pointers are into the map's value, the index is inside the array; userspace writes
-    // the words at any time, each as a whole.
+    // SAFETY: the pointers are into the map value, and the index is inside the array; userspace
+    // writes whole words at any time.
     let (control_ns, worker_ns) = unsafe {
         let queues: *const Heartbeat = (&raw const (*heartbeats).queues).cast();
         (
@@ -172,8 +172,8 @@ fn look_for_stall(index: u32) -> Option<Reason> {
     None
 }
 
-/// Whether a heartbeat was withdrawn (0) or is not within `timeout_ns` of now. One given since the
-/// last tick is in the future; one that is further ahead was given by another clock, such as that
+/// Whether a heartbeat was withdrawn (0) or is not within `timeout_ns` of now. One set since the
+/// last tick is in the future; one that is further ahead was set with another clock, such as that
 /// of a time namespace.
 #[inline(always)]
 fn is_expired(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
@@ -204,8 +204,8 @@ fn decide(ctx: &XdpContext) -> Reason {
     decide_family::<{ size_of::<EthHdr>() }>(ctx, ethertype, port, shared)
 }
 
-/// A frame with one or two tags: of a VLAN that is steered, and for one of the addresses that the
-/// kernel takes it for (`vlan_do_receive`).
+/// Decides for a frame with one or two tags: its VLAN must be steered, and its destination one of
+/// the addresses for which the kernel accepts it (`vlan_do_receive`).
 #[inline(always)]
 fn decide_tagged(
     ctx: &XdpContext,
@@ -234,7 +234,7 @@ fn decide_tagged(
     if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
         return Reason::PassNotIp;
     }
-    // SAFETY: read at once; a value overwritten meanwhile is one of a VLAN that is being changed.
+    // SAFETY: read immediately; if the value is overwritten meanwhile, the VLAN is being changed.
     let Some(vlan) = (unsafe { FR_VLANS.get(&key) }) else {
         return Reason::PassVlan;
     };
@@ -259,7 +259,7 @@ fn is_tag(ethertype: u16) -> bool {
     ethertype == ETH_P_8021Q.to_be() || ethertype == ETH_P_8021AD.to_be()
 }
 
-/// Of a frame for the port whose IP header is at `OFFSET`.
+/// Decides for a frame to the port whose IP header is at `OFFSET`.
 #[inline(always)]
 fn decide_family<const OFFSET: usize>(
     ctx: &XdpContext,
@@ -295,7 +295,7 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high == 0xa9fe {
         return Reason::PassLinkLocal;
     }
-    // SAFETY: the value is not read, so it does not matter when it is removed.
+    // SAFETY: the value is not read, so a concurrent removal is harmless.
     let mut local = unsafe { FR_LOCAL4.get(&ip.destination) }.is_some();
     if !local && shared.flags & SharedSettings::PREFIXES4 != 0 {
         local = FR_LOCAL_PFX4.get(&Key::new(32, ip.destination)).is_some();
@@ -318,7 +318,7 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high & 0xffc0 == 0xfe80 {
         return Reason::PassLinkLocal;
     }
-    // SAFETY: the value is not read, so it does not matter when it is removed.
+    // SAFETY: the value is not read, so a concurrent removal is harmless.
     let mut local = unsafe { FR_LOCAL6.get(&ip.destination) }.is_some();
     if !local && shared.flags & SharedSettings::PREFIXES6 != 0 {
         local = FR_LOCAL_PFX6.get(&Key::new(128, ip.destination)).is_some();
@@ -338,7 +338,7 @@ fn decide_local(protocol: u8, shared: &SharedSettings) -> Reason {
     Reason::PassLocal
 }
 
-/// The header of type `T` at `offset` octets into the frame, if the frame reaches that far.
+/// The header of type `T` at `offset` octets into the frame, if the frame is long enough.
 #[inline(always)]
 fn header<T>(ctx: &XdpContext, offset: usize) -> Option<&T> {
     let start = ctx.data() + offset;
