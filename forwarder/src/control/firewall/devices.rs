@@ -92,7 +92,7 @@ impl Devices {
             }
         }
         for new in now.difference(before) {
-            self.tell(new.ifindex, Place::Qdisc(new.handle));
+            self.mark_stale(new.ifindex, Place::Qdisc(new.handle));
         }
     }
 
@@ -100,21 +100,21 @@ impl Devices {
     pub fn take_notice(&mut self, notice: Notice, qdiscs: &BTreeSet<Qdisc>) {
         let is_clsact = |qdisc: &&Qdisc| qdisc.is_clsact();
         match notice {
-            Notice::Qdisc { ifindex, handle } => self.tell(ifindex, Place::Qdisc(handle)),
+            Notice::Qdisc { ifindex, handle } => self.mark_stale(ifindex, Place::Qdisc(handle)),
             Notice::Class { ifindex, qdisc, class } => {
-                self.tell(ifindex, Place::Classes(qdisc));
+                self.mark_stale(ifindex, Place::Classes(qdisc));
                 if self.of.get(&ifindex).is_some_and(|it| it.filters.contains_key(&class)) {
-                    self.tell(ifindex, Place::Parent(class));
+                    self.mark_stale(ifindex, Place::Parent(class));
                 }
             }
-            Notice::Parent { ifindex, parent } => self.tell(ifindex, Place::Parent(parent)),
+            Notice::Parent { ifindex, parent } => self.mark_stale(ifindex, Place::Parent(parent)),
             Notice::Block => qdiscs
                 .iter()
                 .filter(is_clsact)
-                .for_each(|qdisc| self.tell(qdisc.ifindex, Place::Qdisc(qdisc.handle))),
-            Notice::All => {
-                qdiscs.iter().for_each(|qdisc| self.tell(qdisc.ifindex, Place::Qdisc(qdisc.handle)))
-            }
+                .for_each(|qdisc| self.mark_stale(qdisc.ifindex, Place::Qdisc(qdisc.handle))),
+            Notice::All => qdiscs
+                .iter()
+                .for_each(|qdisc| self.mark_stale(qdisc.ifindex, Place::Qdisc(qdisc.handle))),
         }
     }
 
@@ -125,10 +125,10 @@ impl Devices {
 
     /// An interface was renamed; its hooks are requested by name.
     pub fn take_notice_of_name(&mut self, ifindex: u32) {
-        self.tell(ifindex, Place::Hooks);
+        self.mark_stale(ifindex, Place::Hooks);
     }
 
-    fn tell(&mut self, ifindex: u32, place: Place) {
+    fn mark_stale(&mut self, ifindex: u32, place: Place) {
         if self.of.contains_key(&ifindex) {
             self.stale.insert((ifindex, place));
         }
@@ -183,13 +183,13 @@ impl Devices {
     ) -> io::Result<bool> {
         let mut changed = false;
         loop {
-            let told = self.take_stale();
-            let Some(at) = told.or_else(|| self.unverified.pop_first()) else { break };
-            let read = self.read_place(at, told.is_some(), asker, nics, qdiscs);
+            let stale = self.take_stale();
+            let Some(at) = stale.or_else(|| self.unverified.pop_first()) else { break };
+            let read = self.read_place(at, stale.is_some(), asker, nics, qdiscs);
             if read.is_err() {
                 self.stale.insert(at);
             }
-            changed |= read? || told.is_some() && self.is_known(at.0);
+            changed |= read? || stale.is_some() && self.is_known(at.0);
             if end.is_some_and(|end| Instant::now() >= end) {
                 break;
             }
@@ -329,8 +329,9 @@ mod tests {
         devices.take_notice(Notice::Parent { ifindex: 1, parent: 0x1_0005 }, &before);
         devices.take_notice(Notice::Parent { ifindex: 3, parent: 0x1_0005 }, &before);
         devices.take_notice(Notice::Block, &before);
-        let told = BTreeSet::from([(1, Place::Parent(0x1_0005)), (2, Place::Qdisc(0xffff_0000))]);
-        assert_eq!(devices.stale, told);
+        let expected =
+            BTreeSet::from([(1, Place::Parent(0x1_0005)), (2, Place::Qdisc(0xffff_0000))]);
+        assert_eq!(devices.stale, expected);
 
         devices.stale.clear();
         devices.follow(&[&one, &two], &before);
@@ -386,8 +387,8 @@ mod tests {
         assert_eq!(devices.stale, BTreeSet::from([(1, Place::Classes(0x1_0000))]));
         devices.of.get_mut(&1).expect("is followed").set_filters(0x1_0005, kinds());
         devices.take_notice(notice(0x1_0005), &qdiscs);
-        let told = [(1, Place::Classes(0x1_0000)), (1, Place::Parent(0x1_0005))];
-        assert_eq!(devices.stale, BTreeSet::from(told), "its filters may be gone");
+        let expected = [(1, Place::Classes(0x1_0000)), (1, Place::Parent(0x1_0005))];
+        assert_eq!(devices.stale, BTreeSet::from(expected), "its filters may be gone");
     }
 
     #[test]
@@ -398,8 +399,8 @@ mod tests {
         // Hooks and tcx of both interfaces, and the parent.
         for _ in 0..5 {
             read.extend(devices.take_stale());
-            devices.tell(2, Place::Hooks);
-            devices.tell(2, Place::Parent(5));
+            devices.mark_stale(2, Place::Hooks);
+            devices.mark_stale(2, Place::Parent(5));
         }
         assert!(!devices.is_known(2) && devices.is_known(9), "read: {read:?}");
     }

@@ -11,7 +11,6 @@
 //! filters, of which there may be thousands, only places with a notification are read, and all
 //! others in turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so
 //! that no change is missed in between.
-//! change falls between.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -99,9 +98,9 @@ impl Source {
         Ok(())
     }
 
-    /// Drains notifications; those of traffic control are added to `told`. Returns whether none is
+    /// Drains notifications; those of traffic control are added to `tc_notices`. Returns whether none is
     /// left.
-    fn take_notices(&mut self, told: &mut Vec<Notice>) -> bool {
+    fn take_notices(&mut self, tc_notices: &mut Vec<Notice>) -> bool {
         let Some(events) = &mut self.events else { return true };
         for _ in 0..=DATAGRAMS_MAX {
             match (events.receive(), self.part) {
@@ -110,12 +109,12 @@ impl Source {
                     for notice in Messages::new(octets).filter_map(|it| Notice::of(&it)) {
                         // A notification about filters only does not change the qdiscs.
                         self.is_stale |= matches!(notice, Notice::Qdisc { .. } | Notice::All);
-                        told.push(notice);
+                        tc_notices.push(notice);
                     }
                 }
                 (Ok(Received::Overrun), Part::Tc) => {
                     self.is_stale = true;
-                    told.push(Notice::All);
+                    tc_notices.push(Notice::All);
                 }
                 (Ok(_), _) => self.is_stale = true,
                 // Subscribed again with the next full reading.
@@ -305,7 +304,7 @@ impl Monitor {
         }
     }
 
-    /// Marks everything as unknown. A reply may still arrive, so the sockets are dropped.
+    /// Drops the sockets after an error, because a reply may still arrive. Nothing is known any more.
     fn fail(&mut self) {
         self.asker.sockets = Sockets::default();
         self.has_news = true;
@@ -318,17 +317,17 @@ impl Monitor {
     }
 
     fn take_notices(&mut self, now: Instant) {
-        let mut told = Vec::new();
+        let mut tc_notices = Vec::new();
         self.is_drained = true;
         for source in &mut self.sources {
             let had_events = source.events.is_some();
-            self.is_drained &= source.take_notices(&mut told);
+            self.is_drained &= source.take_notices(&mut tc_notices);
             if had_events && source.events.is_none() {
                 self.full_due = now;
             }
         }
         if let Ok(rules) = &mut self.rules {
-            told.into_iter().for_each(|it| rules.devices.take_notice(it, &rules.qdiscs));
+            tc_notices.into_iter().for_each(|it| rules.devices.take_notice(it, &rules.qdiscs));
         }
     }
 
@@ -494,7 +493,7 @@ mod tests {
         let thread = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
             run("ip link add eth5 type veth peer name eth6");
-            test(Monitor::start(&[]).expect("the kernel can be asked"));
+            test(Monitor::start(&[]).expect("the rules can be read"));
         });
         thread.join().expect("the test does not panic");
     }

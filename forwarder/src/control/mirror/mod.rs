@@ -113,7 +113,7 @@ pub enum MirrorError {
          {} s, and memory would grow without bound; the kernel keeps forwarding",
         since.as_secs()
     )]
-    Standstill {
+    StalledReader {
         /// Route ids that wait for the thread.
         numbers: usize,
         /// How long the thread has been stalled.
@@ -212,7 +212,7 @@ impl Mirror {
             self.next_reclaim = now + RECLAIM_INTERVAL;
             self.compiler.reclaim(&mut self.follower.state, now);
             if let Some((numbers, since)) = self.compiler.overdue(now) {
-                return Err(MirrorError::Standstill { numbers, since });
+                return Err(MirrorError::StalledReader { numbers, since });
             }
         }
         // Apply queued events before a new dump, or they would be applied after it.

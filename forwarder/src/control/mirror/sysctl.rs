@@ -20,7 +20,7 @@ use crate::tables::Sysctls;
 /// Others, and all when the process is short of descriptors, are opened each time.
 const KEPT_MAX: usize = 192;
 /// How often the number of spare descriptors is checked.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum length of a value in octets; the longest is a bitmap.
 const VALUE_MAX: usize = 1024;
 
@@ -29,7 +29,7 @@ const VALUE_MAX: usize = 1024;
 pub struct Files {
     kept: RefCell<BTreeMap<String, File>>,
     kept_max: usize,
-    look_due: Option<Instant>,
+    check_due: Option<Instant>,
     has_failed: Cell<bool>,
 }
 
@@ -37,10 +37,10 @@ impl Files {
     /// Call before files are read again: closes them when the process has no descriptors to spare.
     pub fn begin(&mut self, now: Instant) {
         self.has_failed.set(false);
-        if self.look_due.is_some_and(|due| now < due) {
+        if self.check_due.is_some_and(|due| now < due) {
             return;
         }
-        self.look_due = Some(now + LOOK);
+        self.check_due = Some(now + CHECK_INTERVAL);
         self.kept_max = limits::descriptors_to_spare(self.kept.get_mut().len()).min(KEPT_MAX);
         self.limit();
     }
@@ -229,7 +229,7 @@ mod tests {
         let kept = files.kept.borrow().len();
         assert!(kept > 0);
         // As if other code had opened descriptors since.
-        (files.kept_max, files.look_due) = (kept - 1, Some(now + LOOK));
+        (files.kept_max, files.check_due) = (kept - 1, Some(now + CHECK_INTERVAL));
         files.limit();
         assert!(files.kept.borrow().is_empty());
         files.kept_max = 0;

@@ -114,7 +114,7 @@ fn routes<A: RibAddr>(
     if more != 0 {
         list.push(Unmirrored {
             what: format!("{more} more {} routes", name(family)),
-            why: "likewise".into(),
+            why: "not listed individually: their packets stay in the kernel".into(),
         });
     }
 }
@@ -130,7 +130,11 @@ pub fn chosen_by_iif(prefixes: &[(u32, Net<u128>)], list: &mut Vec<Unmirrored>) 
     }
     if let Some(more) = prefixes.len().checked_sub(ROUTES_NAMED_MAX).filter(|more| *more != 0) {
         let what = format!("{more} more IPv6 prefixes");
-        list.push(Unmirrored { what, why: "likewise".into() });
+        list.push(Unmirrored {
+            what,
+            why: "of equal metric, chosen by incoming interface: their packets stay in the kernel"
+                .into(),
+        });
     }
 }
 

@@ -30,12 +30,12 @@ pub struct QueueIrq {
 /// The system's error.
 pub fn of_queues(ifname: &str, ifindex: u32) -> io::Result<Vec<QueueIrq>> {
     let instances = napi::instances(ifindex)?;
-    let told = napi::queues(ifindex)?.into_iter().filter(|queue| queue.kind == "rx");
-    let told = told.filter_map(|queue| {
+    let reported = napi::queues(ifindex)?.into_iter().filter(|queue| queue.kind == "rx");
+    let reported = reported.filter_map(|queue| {
         let napi = instances.iter().find(|napi| Some(napi.id) == queue.napi_id)?;
         Some(QueueIrq { queue: queue.id, irq: napi.irq? })
     });
-    let mut found: Vec<QueueIrq> = told.collect();
+    let mut found: Vec<QueueIrq> = reported.collect();
     if found.is_empty() {
         let named = sysfs::irqs(ifname, ifindex)?.into_iter();
         found = named

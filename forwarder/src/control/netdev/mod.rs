@@ -7,7 +7,6 @@
 //! - [`poll`], [`sysfs`]: settings for busy polling, and restoring them ([`keep`]);
 //! - [`irq`]: CPU affinity of queue interrupts;
 //! - [`KernelDevice`]: all of these behind the device callbacks; [`details`]: output.
-//! - [`KernelDevice`]: all of it behind the callbacks; [`details`]: printed.
 
 pub mod details;
 pub mod ethtool;

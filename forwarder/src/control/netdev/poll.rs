@@ -134,8 +134,8 @@ impl Saved {
             let known = self.napis.iter().find(|(saved, _)| *saved == id);
             // A new instance that has our settings inherited them in the driver from the previous
             // one.
-            let forerunner = self.napis.first().filter(|_| now == BUSY);
-            if let Some((_, settings)) = known.or(forerunner) {
+            let previous = self.napis.first().filter(|_| now == BUSY);
+            if let Some((_, settings)) = known.or(previous) {
                 napi::set(id, *settings)?;
             }
         }

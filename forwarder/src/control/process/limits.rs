@@ -82,10 +82,10 @@ pub fn descriptors_needed(ports: u64, sockets: u64, workers: u64) -> u64 {
 
 /// A message if the limit on open files is too low, with advice; `None` if it suffices.
 pub fn too_few_descriptors(needed: u64) -> Option<String> {
-    tell_too_few(nofile()?.soft, needed)
+    too_few_message(nofile()?.soft, needed)
 }
 
-fn tell_too_few(allowed: u64, needed: u64) -> Option<String> {
+fn too_few_message(allowed: u64, needed: u64) -> Option<String> {
     (allowed < needed).then(|| {
         format!(
             "{allowed} files may be open, and the ports and their queues may need {needed}; raise \
@@ -133,7 +133,7 @@ mod tests {
     fn limits_are_raised_to_the_hard_limit() {
         raise();
         for limit in [nofile(), memlock()] {
-            let limit = limit.expect("is told");
+            let limit = limit.expect("is readable");
             assert_eq!(limit.soft, limit.hard);
         }
     }
@@ -142,15 +142,15 @@ mod tests {
     fn the_needs_of_ports_are_compared_with_the_limit() {
         let needed = descriptors_needed(2, 8, 2);
         assert_eq!(needed, 68 + 240 + 2 * 8 + 2 * 2 + 8);
-        assert_eq!(tell_too_few(needed, needed), None);
-        let text = tell_too_few(needed - 1, needed).expect("is too few");
+        assert_eq!(too_few_message(needed, needed), None);
+        let text = too_few_message(needed - 1, needed).expect("is too few");
         assert!(text.contains("ulimit -n 336") && text.contains("LimitNOFILE=336"), "{text}");
     }
 
     #[test]
     fn open_files_are_counted() {
         assert!(!is_out_of_descriptors(0));
-        let Limit { soft, .. } = nofile().expect("is told");
+        let Limit { soft, .. } = nofile().expect("is readable");
         assert!(is_out_of_descriptors(soft));
         assert!(!are_descriptors_scarce(0));
         assert!(are_descriptors_scarce(soft as usize));

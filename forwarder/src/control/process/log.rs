@@ -24,7 +24,7 @@ use super::terminal::printable;
 /// events while the terminal is slow.
 const WAITING_MAX: usize = 1024;
 /// How long the end of the process waits for remaining messages.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// An entry in the thread's queue.
 enum Entry {
@@ -109,8 +109,8 @@ impl Drop for Log {
             *place = None;
         }
         let (written, all) = bounded(1);
-        if self.queue.send_timeout(Entry::Flush(written), LAST_WORDS).is_ok() {
-            let _ = all.recv_timeout(LAST_WORDS);
+        if self.queue.send_timeout(Entry::Flush(written), FLUSH_TIMEOUT).is_ok() {
+            let _ = all.recv_timeout(FLUSH_TIMEOUT);
         }
         // A thread that is blocked in write(2) ends with the process.
     }
@@ -155,11 +155,11 @@ mod tests {
             say(format_args!("{n} {long}"));
         }
         assert!(begun.elapsed() < Duration::from_secs(60), "a message waited");
-        let (told, text) = bounded(1);
+        let (output, text) = bounded(1);
         thread::spawn(move || {
             let mut text = String::new();
             let _ = reader.read_to_string(&mut text);
-            let _ = told.send(text);
+            let _ = output.send(text);
         });
         // Waits for space in the queue.
         while QUEUE.read().expect("not poisoned").as_ref().is_some_and(|queue| !queue.is_empty()) {

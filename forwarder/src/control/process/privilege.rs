@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn threads_keep_only_their_own_capabilities() {
-        let has = |set| caps::read(None, set).expect("is told");
+        let has = |set| caps::read(None, set).expect("are readable");
         thread::scope(|scope| {
             let worker = scope.spawn(move || {
                 let before = has(CapSet::Permitted);

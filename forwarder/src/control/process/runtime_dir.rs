@@ -186,7 +186,7 @@ mod tests {
         }
         // Readable by others is accepted: it is systemd's default.
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("changes");
-        prepare(&path).expect("will do");
+        prepare(&path).expect("is accepted");
         assert_eq!(mode(&path), 0o755);
     }
 

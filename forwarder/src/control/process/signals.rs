@@ -23,7 +23,7 @@ use super::privilege;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Time for the message to be written.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+const FLUSH_TIME: Duration = Duration::from_millis(100);
 
 /// A signal ended the start: not an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,7 +111,7 @@ impl StartGuard {
             if watch(&signals, &started) == Ended::Stuck {
                 clean_up();
                 crate::say!("{Interrupted}");
-                thread::sleep(LAST_WORDS);
+                thread::sleep(FLUSH_TIME);
                 // Without destructors: the thread that would run them is blocked. The kernel
                 // releases the resources of the process.
                 std::process::exit(0);

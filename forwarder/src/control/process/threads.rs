@@ -4,7 +4,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Interval between checks whether a thread has ended.
-const LOOK: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Waits until a thread has ended, at most until `end`. `None`: it is still running, and ends with
 /// the process.
@@ -13,7 +13,7 @@ pub fn join_until<T>(thread: JoinHandle<T>, end: Instant) -> Option<thread::Resu
         if Instant::now() >= end {
             return None;
         }
-        thread::sleep(LOOK);
+        thread::sleep(CHECK_INTERVAL);
     }
     Some(thread.join())
 }

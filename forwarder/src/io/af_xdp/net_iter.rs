@@ -48,7 +48,6 @@ impl NetIter {
     /// # Errors
     /// EPERM without the capabilities; an error if the kernel has no BTF or lacks expected types;
     /// the verifier's error.
-    /// are looked for; what the verifier says.
     pub(super) fn load(
         name: &CStr,
         program: impl FnOnce(&Btf<'_>) -> io::Result<Vec<bpf_insn>>,

@@ -219,8 +219,8 @@ impl Socket {
 ///
 /// The kernel reports the first such event once; a caller that gets it closes the socket.
 pub fn is_bound(socket: BorrowedFd<'_>, mode: BoundMode) -> bool {
-    let told = get::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_ERROR);
-    if told.is_ok_and(|errno| errno == libc::ENETDOWN) {
+    let error = get::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_ERROR);
+    if error.is_ok_and(|errno| errno == libc::ENETDOWN) {
         return false;
     }
     // In zero-copy mode the driver may return ENXIO (`ndo_xsk_wakeup`) while it resets.
@@ -351,8 +351,8 @@ mod tests {
                     "{layout:?} {index}"
                 );
                 let offset = u64::from(layout.registered().0) + HEADROOM as u64;
-                let told = chunk | offset << libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT;
-                let packet = packet_addr(told) - frame;
+                let addr = chunk | offset << libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT;
+                let packet = packet_addr(addr) - frame;
                 let colour = if layout == Layout::Aligned { 0 } else { colour(index) };
                 assert_eq!(packet, (HEADROOM + colour) as u64, "{layout:?} {index}");
                 assert!(packet + MAX_PACKET as u64 <= FRAME_SIZE as u64, "{layout:?} {index}");

@@ -118,7 +118,7 @@ fn a_port_in_memory_applies_its_receive_mode() {
 /// Records the modes that were set.
 #[derive(Default)]
 struct Recorder {
-    told: Vec<RxMode>,
+    modes: Vec<RxMode>,
     refuses: bool,
 }
 
@@ -139,7 +139,7 @@ impl NetDeviceOps for Recorder {
         if self.refuses {
             return Err(DeviceError::Gone("recorder".to_owned()));
         }
-        self.told.push(mode);
+        self.modes.push(mode);
         Ok(())
     }
 
@@ -159,10 +159,10 @@ fn a_device_is_updated_for_the_first_and_after_the_last_user() {
         users.set_promiscuity(&mut device, more).expect("set");
     }
     let promisc = RxMode { promisc: true, allmulti: false };
-    assert_eq!((users.promiscuity, device.told.as_slice()), (1, &[promisc][..]));
+    assert_eq!((users.promiscuity, device.modes.as_slice()), (1, &[promisc][..]));
     users.set_promiscuity(&mut device, false).expect("set");
     users.set_promiscuity(&mut device, false).expect("there is no user to remove");
-    assert_eq!(device.told, [promisc, RxMode::default()]);
+    assert_eq!(device.modes, [promisc, RxMode::default()]);
     device.refuses = true;
     assert!(users.set_promiscuity(&mut device, true).is_err());
     assert_eq!(users, RxUsers::default(), "no user was added");

@@ -11,7 +11,6 @@
 //!
 //! The order of packets in the file is kept across ports: a port receives nothing until all packets
 //! before its next one were taken.
-//! next one were taken.
 
 mod device;
 mod reader;

@@ -40,7 +40,7 @@ struct Tree<A> {
 
 /// An id that is being freed.
 #[derive(Debug)]
-struct Retiring {
+struct PendingFree {
     id: u32,
     after: Token,
     /// Its info has been replaced and published.
@@ -77,7 +77,7 @@ pub struct FamilyCompiler<A> {
     rules: Arc<[Rule<A>]>,
     infos: Vec<Arc<FibInfo>>,
     usable: Vec<bool>,
-    retiring: VecDeque<Retiring>,
+    pending_frees: VecDeque<PendingFree>,
     /// Ids whose infos were replaced and not yet published.
     unpublished: Vec<u32>,
     /// The trees could not store a route; they are not used.
@@ -112,7 +112,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             rules: Arc::new([]),
             infos: vec![not_ready(), Arc::new(unsupported), Arc::new(suppressed)],
             usable: vec![false; FIRST_BODY as usize],
-            retiring: VecDeque::new(),
+            pending_frees: VecDeque::new(),
             unpublished: Vec::new(),
             broken: None,
             undecided: false,
@@ -401,15 +401,15 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let released = rib.bodies_mut().take_released();
         if !released.is_empty() {
             let after = self.qsbr.advance();
-            let retire = |id| Retiring { id, after, replaced: false };
-            self.retiring.extend(released.into_iter().map(retire));
+            let pending = |id| PendingFree { id, after, replaced: false };
+            self.pending_frees.extend(released.into_iter().map(pending));
         }
         let mut replaced = false;
-        while let Some(oldest) = self.retiring.front() {
+        while let Some(oldest) = self.pending_frees.front() {
             if !self.qsbr.check(oldest.after) {
                 break;
             }
-            let Some(oldest) = self.retiring.pop_front() else { break };
+            let Some(oldest) = self.pending_frees.pop_front() else { break };
             if oldest.replaced {
                 rib.bodies_mut().give_back(oldest.id);
             } else {
@@ -423,13 +423,13 @@ impl<A: RibAddr> FamilyCompiler<A> {
     }
 
     /// Ids that wait for readers.
-    pub fn retiring(&self) -> usize {
-        self.retiring.len() + self.unpublished.len()
+    pub fn pending_frees(&self) -> usize {
+        self.pending_frees.len() + self.unpublished.len()
     }
 
     /// The token that the oldest waiting id waits for.
-    pub fn oldest_retiring(&self) -> Option<Token> {
-        self.retiring.front().map(|oldest| oldest.after)
+    pub fn oldest_pending_free(&self) -> Option<Token> {
+        self.pending_frees.front().map(|oldest| oldest.after)
     }
 
     /// The infos were published: ids whose infos were replaced wait for a second quiescent period.
@@ -438,8 +438,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
             return;
         }
         let after = self.qsbr.advance();
-        let retire = |id| Retiring { id, after, replaced: true };
-        self.retiring.extend(self.unpublished.drain(..).map(retire));
+        let pending = |id| PendingFree { id, after, replaced: true };
+        self.pending_frees.extend(self.unpublished.drain(..).map(pending));
     }
 
     /// The tables for workers.

@@ -30,13 +30,13 @@ use crate::tables::{Links, Published, Tables};
 /// burst.
 const NOTICE_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Ids of replaced routes that may wait for a stalled reader: some 45 MB.
-const RETIRING_MAX: usize = 1 << 18;
+const PENDING_FREES_MAX: usize = 1 << 18;
 /// A reader that has not been quiescent for this long is stalled. Replacing a full table frees more
-/// ids than [`RETIRING_MAX`] at once, but they wait only briefly.
-const STANDSTILL: Duration = Duration::from_secs(2);
+/// ids than [`PENDING_FREES_MAX`] at once, but they wait only briefly.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// A reader is stalled only after this many calls of [`Compiler::reclaim`] too, so that time in
 /// which the whole process was stopped does not count.
-const STANDSTILL_TURNS: u32 = 10;
+const STALLED_CALLS: u32 = 10;
 
 /// Parts of the state that changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,7 +66,7 @@ pub struct Compiler {
     qsbr: Arc<Qsbr>,
     current: Tables,
     /// Tables published before that a worker may still hold.
-    retired: Vec<Arc<Tables>>,
+    previous: Vec<Arc<Tables>>,
     fib4: FamilyCompiler<u32>,
     fib6: FamilyCompiler<u128>,
     /// Ports by ifindex.
@@ -75,8 +75,8 @@ pub struct Compiler {
     pub devs: Devs,
     /// [`NOTICE_WAIT_MAX`], except in tests that need late workers.
     pub notice_wait: Duration,
-    /// [`RETIRING_MAX`], except in tests that need a lower limit.
-    pub retiring_max: usize,
+    /// [`PENDING_FREES_MAX`], except in tests that need a lower limit.
+    pub pending_frees_max: usize,
     /// Readers that did not become quiescent in time: slot, and token they have not passed.
     late: Vec<(usize, Token)>,
     /// The token that the oldest ids wait for, when this was first seen, and how often since.
@@ -93,14 +93,14 @@ impl Compiler {
         Compiler {
             published: Arc::new(Published::new(Arc::new(current.clone()))),
             current,
-            retired: Vec::new(),
+            previous: Vec::new(),
             fib4: FamilyCompiler::new(Family::V4, Arc::clone(&qsbr)),
             fib6: FamilyCompiler::new(Family::V6, Arc::clone(&qsbr)),
             qsbr,
             ports: Ports::new(),
             devs: Devs::default(),
             notice_wait: NOTICE_WAIT_MAX,
-            retiring_max: RETIRING_MAX,
+            pending_frees_max: PENDING_FREES_MAX,
             late: Vec::new(),
             oldest: None,
             used: HashSet::new(),
@@ -181,9 +181,13 @@ impl Compiler {
         if replaced {
             self.publish();
         }
-        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
-        let oldest =
-            self.fib4.oldest_retiring().into_iter().chain(self.fib6.oldest_retiring()).min();
+        self.previous.retain(|tables| Arc::strong_count(tables) > 1);
+        let oldest = self
+            .fib4
+            .oldest_pending_free()
+            .into_iter()
+            .chain(self.fib6.oldest_pending_free())
+            .min();
         let (since, turns) = match self.oldest {
             Some((token, since, turns)) if Some(token) == oldest => {
                 (since, turns.saturating_add(1))
@@ -197,11 +201,11 @@ impl Compiler {
     /// they exceed the limit. They cannot be reused in any case: the reader may resume at any
     /// moment and use them, and a stalled thread cannot be made to release them.
     pub fn overdue(&self, now: Instant) -> Option<(usize, Duration)> {
-        let waiting = self.fib4.retiring() + self.fib6.retiring();
+        let waiting = self.fib4.pending_frees() + self.fib6.pending_frees();
         let (_, since, turns) = self.oldest?;
         let since = now.saturating_duration_since(since);
-        let stands = since >= STANDSTILL && turns >= STANDSTILL_TURNS;
-        (waiting > self.retiring_max && stands).then_some((waiting, since))
+        let is_stalled = since >= STALLED_AFTER && turns >= STALLED_CALLS;
+        (waiting > self.pending_frees_max && is_stalled).then_some((waiting, since))
     }
 
     /// Neighbours that workers sent to since the last call.
@@ -243,8 +247,8 @@ impl Compiler {
         self.current.fib6 = self.fib6.publishable();
         self.current.generation += 1;
         let old = self.published.publish(Arc::new(self.current.clone()));
-        self.retired.push(old);
-        self.retired.retain(|tables| Arc::strong_count(tables) > 1);
+        self.previous.push(old);
+        self.previous.retain(|tables| Arc::strong_count(tables) > 1);
         self.fib4.published();
         self.fib6.published();
     }

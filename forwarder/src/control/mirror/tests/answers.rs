@@ -26,11 +26,11 @@ pub struct Question {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
     /// RTN_* of a route to the router itself.
-    Own(&'static str),
+    Local(&'static str),
     /// Interfaces and gateways; of a multipath route the kernel reports one.
-    Ways(Vec<(String, Option<IpAddr>)>),
+    Nexthops(Vec<(String, Option<IpAddr>)>),
     /// No route, for whatever reason.
-    No,
+    NoRoute,
     /// Left to the kernel.
     Punt,
 }
@@ -57,22 +57,22 @@ fn look_up<A: RibAddr>(
 ) -> Answer {
     let flow = Flow { saddr, daddr, iif: question.iif, mark: question.mark };
     let info = match fib.fib_lookup(&flow) {
-        FibResult::NoRoute => return Answer::No,
+        FibResult::NoRoute => return Answer::NoRoute,
         FibResult::Rule(RouteType::Punt(_)) => return Answer::Punt,
-        FibResult::Rule(_) => return Answer::No,
+        FibResult::Rule(_) => return Answer::NoRoute,
         FibResult::Route(info) => info,
     };
     let name = |nh: &Nexthop| (mirror.state().ifname(nh.oif), nh.gateway);
     match info.kind {
         RouteType::Unicast => {
-            Answer::Ways(info.nexthops.iter().filter(|nh| !nh.dead).map(name).collect())
+            Answer::Nexthops(info.nexthops.iter().filter(|nh| !nh.dead).map(name).collect())
         }
-        RouteType::Local => Answer::Own("local"),
-        RouteType::Broadcast => Answer::Own("broadcast"),
-        RouteType::Anycast => Answer::Own("anycast"),
-        RouteType::Multicast => Answer::Own("multicast"),
+        RouteType::Local => Answer::Local("local"),
+        RouteType::Broadcast => Answer::Local("broadcast"),
+        RouteType::Anycast => Answer::Local("anycast"),
+        RouteType::Multicast => Answer::Local("multicast"),
         RouteType::Punt(_) => Answer::Punt,
-        _ => Answer::No,
+        _ => Answer::NoRoute,
     }
 }
 
@@ -101,14 +101,14 @@ fn theirs(mirror: &Mirror, questions: &[Question]) -> HashMap<IpAddr, Answer> {
         let ip = |value: &Value| value.as_str().and_then(|text| text.parse::<IpAddr>().ok());
         let Some(dst) = ip(&answer["dst"]) else { continue };
         let kind = match answer["type"].as_str() {
-            Some("local") => Answer::Own("local"),
-            Some("broadcast") => Answer::Own("broadcast"),
-            Some("anycast") => Answer::Own("anycast"),
-            Some("multicast") => Answer::Own("multicast"),
-            Some(_) => Answer::No,
+            Some("local") => Answer::Local("local"),
+            Some("broadcast") => Answer::Local("broadcast"),
+            Some("anycast") => Answer::Local("anycast"),
+            Some("multicast") => Answer::Local("multicast"),
+            Some(_) => Answer::NoRoute,
             None => {
                 let via = ip(&answer["gateway"]).or(ip(&answer["via"]["host"]));
-                Answer::Ways(vec![(answer["dev"].as_str().unwrap_or("-").to_owned(), via)])
+                Answer::Nexthops(vec![(answer["dev"].as_str().unwrap_or("-").to_owned(), via)])
             }
         };
         answers.insert(dst, kind);
@@ -120,15 +120,17 @@ fn agree(mirror: &Mirror, ours: &Answer, theirs: &Answer) -> bool {
     // Whether a next hop without carrier is used is decided by the kernel when the hop is added or
     // the carrier changes, by the mirror from the current setting. It forwards nothing in either
     // case.
-    let leads_nowhere = |(dev, _): &(String, Option<IpAddr>)| {
+    let has_no_carrier = |(dev, _): &(String, Option<IpAddr>)| {
         mirror.state().links.values().any(|link| link.name == *dev && !link.is_running())
     };
     match (ours, theirs) {
-        (_, Answer::Ways(theirs)) if theirs.iter().all(leads_nowhere) => true,
+        (_, Answer::Nexthops(theirs)) if theirs.iter().all(has_no_carrier) => true,
         (Answer::Punt, _) => true,
-        (Answer::Ways(ours), Answer::Ways(theirs)) => theirs.iter().all(|way| ours.contains(way)),
+        (Answer::Nexthops(ours), Answer::Nexthops(theirs)) => {
+            theirs.iter().all(|nexthop| ours.contains(nexthop))
+        }
         // The kernel's reply for IPv6 does not distinguish anycast from local.
-        (Answer::Own("anycast"), Answer::Own(_)) => true,
+        (Answer::Local("anycast"), Answer::Local(_)) => true,
         _ => ours == theirs,
     }
 }
@@ -140,7 +142,7 @@ pub fn same_answers(mirror: &Mirror, questions: &[Question]) -> Result<Vec<Quest
     let (mut wrong, mut punted) = (Vec::new(), Vec::new());
     for question in questions {
         let our = ours(mirror, question);
-        let their = theirs.get(&question.dst).cloned().unwrap_or(Answer::No);
+        let their = theirs.get(&question.dst).cloned().unwrap_or(Answer::NoRoute);
         if our == Answer::Punt {
             punted.push(*question);
             if mirror.unmirrored().is_empty() {

@@ -155,7 +155,7 @@ fn a_stalled_worker_is_waited_for_once_and_a_background_reader_never() {
 #[test]
 fn ids_that_wait_for_a_stalled_reader_are_bounded() {
     let (mut compiler, mut change) = with_one_route();
-    (compiler.notice_wait, compiler.retiring_max) = (Duration::ZERO, 100);
+    (compiler.notice_wait, compiler.pending_frees_max) = (Duration::ZERO, 100);
     let overdue = |compiler: &Compiler, seconds| {
         compiler.overdue(Instant::now() + Duration::from_secs(seconds))
     };

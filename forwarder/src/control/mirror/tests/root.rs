@@ -206,7 +206,7 @@ fn root_dumps_that_were_interrupted_end_in_the_same_tables() {
         let until = Instant::now() + Duration::from_secs(60);
         mirror.follower.interrupted_max = 1;
         while mirror.is_current() && Instant::now() < until {
-            mirror.resync_all(Instant::now()).expect("asked");
+            mirror.resync_all(Instant::now()).expect("no error");
         }
         assert!(!mirror.is_current(), "an interrupted dump is not complete");
         let resyncs = mirror.counters().resyncs;
@@ -304,13 +304,13 @@ fn root_a_requested_neighbour_is_resolved() {
         let until = Instant::now() + Duration::from_secs(30);
         while found(&mirror, 2).flatten().is_none() || found(&mirror, 3) != Some(None) {
             assert!(Instant::now() < until, "no answer: {:?}", mirror.state().neighs);
-            mirror.resolve(oif, [10, 0, 0, 2].into()).expect("asked");
-            mirror.resolve(oif, [10, 0, 0, 3].into()).expect("asked");
+            mirror.resolve(oif, [10, 0, 0, 2].into()).expect("no error");
+            mirror.resolve(oif, [10, 0, 0, 3].into()).expect("no error");
             settle(&mut mirror);
             std::thread::sleep(Duration::from_millis(20));
         }
-        let asked = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
-        let again = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("asked");
+        let asked = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("no error");
+        let again = mirror.resolve(oif, [10, 0, 0, 4].into()).expect("no error");
         assert!(asked && !again, "not twice within the interval");
         assert!(!mirror.resolve(4711, [10, 0, 0, 4].into()).expect("no such interface"));
         finish.send(()).expect("peer thread waits");

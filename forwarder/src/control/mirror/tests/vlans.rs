@@ -100,11 +100,11 @@ impl Mirror {
         let rules = [(0, 255), (32766, 254)];
         let rules = rules.map(|(priority, table)| default_rule(Family::V6, priority, table));
         mirror.follower.state.rules6 = std::sync::Arc::new(rules.into());
-        mirror.tell(16, &[iface(2, "eth0"), iface(3, "eth1")]);
+        mirror.receive(16, &[iface(2, "eth0"), iface(3, "eth1")]);
         mirror
     }
 
-    fn tell(&mut self, kind: u16, ifaces: &[Iface<'_>]) {
+    fn receive(&mut self, kind: u16, ifaces: &[Iface<'_>]) {
         for iface in ifaces {
             let octets = message(kind, iface);
             for message in Messages::new(&octets) {
@@ -144,8 +144,10 @@ fn vlans_of_ports_are_followed_with_their_tags() {
     let mut outer = vlan(5, "eth1.s30", 3, 0x88a8, 30);
     outer.egress = &[(6, 3), (0, 0)];
     // The inner VLAN has the lower ifindex.
-    mirror
-        .tell(16, &[vlan(4, "eth1.30.7", 5, 0x8100, 7), outer, vlan(6, "eth0.10", 2, 0x8100, 10)]);
+    mirror.receive(
+        16,
+        &[vlan(4, "eth1.30.7", 5, 0x8100, 7), outer, vlan(6, "eth0.10", 2, 0x8100, 10)],
+    );
     assert_eq!(mirror.followed(), ["eth1.30.7", "eth1.s30", "eth0.10"]);
     let links = &mirror.tables().links;
     let inner = links.ifindex(4).expect("is there");
@@ -164,25 +166,25 @@ fn vlans_of_ports_are_followed_with_their_tags() {
 fn changes_of_a_vlan_are_followed() {
     let mut mirror = Mirror::new();
     let first = vlan(6, "eth0.10", 2, 0x8100, 10);
-    mirror.tell(16, &[first, vlan(7, "eth0.11", 2, 0x8100, 11)]);
+    mirror.receive(16, &[first, vlan(7, "eth0.11", 2, 0x8100, 11)]);
     assert_eq!(mirror.followed(), ["eth0.10", "eth0.11"]);
-    mirror.tell(16, &[Iface { name: "uplink", ..first }]);
+    mirror.receive(16, &[Iface { name: "uplink", ..first }]);
     assert_eq!(mirror.followed(), ["uplink", "eth0.11"]);
-    mirror.tell(16, &[Iface { name: "uplink", egress: &[(0, 4)], ..first }]);
+    mirror.receive(16, &[Iface { name: "uplink", egress: &[(0, 4)], ..first }]);
     let egress = |mirror: &Mirror| {
         let link = mirror.tables().links.ifindex(6).cloned().expect("is there");
         link.vlan.expect("a VLAN").tags[0].qos.to_vec()
     };
     assert_eq!(egress(&mirror), [(0, 4)]);
-    mirror.tell(16, &[Iface { name: "uplink", flags: 0x1002, ..first }]);
+    mirror.receive(16, &[Iface { name: "uplink", flags: 0x1002, ..first }]);
     assert_eq!(mirror.followed(), ["eth0.11"], "down");
-    mirror.tell(17, &[first]);
+    mirror.receive(17, &[first]);
     assert_eq!(mirror.followed(), ["eth0.11"], "gone");
-    mirror.tell(16, &[first]);
+    mirror.receive(16, &[first]);
     assert_eq!(mirror.followed(), ["eth0.10", "eth0.11"], "back");
     // Removed with its port.
     mirror.compiler.ports = [(3, 1)].into();
-    mirror.tell(16, &[iface(2, "eth0")]);
+    mirror.receive(16, &[iface(2, "eth0")]);
     assert!(mirror.followed().is_empty());
     assert!(mirror.left().is_empty());
 }
@@ -190,7 +192,7 @@ fn changes_of_a_vlan_are_followed() {
 #[test]
 fn vlans_that_are_taken_or_not_supported_are_left_to_the_kernel_and_reported() {
     let mut mirror = Mirror::new();
-    mirror.tell(
+    mirror.receive(
         16,
         &[
             Iface { kind: "bridge", ..iface(10, "br0") },
@@ -210,7 +212,7 @@ fn vlans_that_are_taken_or_not_supported_are_left_to_the_kernel_and_reported() {
         ],
     );
     assert_eq!(mirror.followed(), ["middle"]);
-    let told: Vec<String> = [
+    let expected: Vec<String> = [
         "in-bridge: bridge port of br0, which takes its packets",
         "in-vrf: in the VRF blue; VRFs are not followed",
         "outer: macvlan0 on it takes its packets",
@@ -218,13 +220,13 @@ fn vlans_that_are_taken_or_not_supported_are_left_to_the_kernel_and_reported() {
     ]
     .map(|left| format!("interface {left}: its packets stay in the kernel"))
     .into();
-    assert_eq!(mirror.left(), told);
+    assert_eq!(mirror.left(), expected);
 }
 
 #[test]
 fn vlans_are_shown_after_their_lower_interface() {
     let mut mirror = Mirror::new();
-    mirror.tell(
+    mirror.receive(
         16,
         &[
             vlan(6, "eth0.10", 2, 0x8100, 10),
