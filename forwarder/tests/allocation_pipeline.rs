@@ -1,9 +1,9 @@
-//! The data path allocates nothing after start: `forward_burst` and `poll_held`, and a worker's
-//! whole turn with every frame timed and captured, under an allocator that counts.
+//! The data path allocates nothing after start: `forward_burst` and `poll_held`, and whole iterations of
+//! a worker with every frame timed and captured, under a counting allocator.
 //!
-//! Packets of every fate pass: forwarded, in fragments, with options, refused with an ICMP error,
-//! held for a neighbour and sent or given up, handed back; of several frames, with VLAN tags; and
-//! from one worker to another.
+//! The test packets have every disposition: forwarded, fragmented, with options, rejected with an ICMP
+//! error, held for a neighbour and sent or dropped, punted; of several frames, with VLAN tags; and handed
+//! over from one worker to another.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -28,7 +28,7 @@ use ferroute::worker::slow_path::{NeighRequests, PuntQueue, Wakeup, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
 
 thread_local! {
-    /// Allocations of this thread; other tests may run in others.
+    /// Allocations of this thread; other tests may run in other threads.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -161,7 +161,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// One turn of a worker; returns how often it allocated or freed.
+    /// One iteration of a worker; returns the number of allocations and frees.
     fn turn(&mut self, burst: &mut Burst, tables: &Tables) -> u64 {
         let before = ALLOCATIONS.with(Cell::get);
         let mut ctx = Ctx {
@@ -183,7 +183,7 @@ impl Bench {
     }
 }
 
-/// Packets of every fate.
+/// Packets of every disposition.
 fn frames() -> [Vec<u8>; 15] {
     [
         ipv4([198, 18, 2, 2], 64, 40, &[]),
@@ -225,7 +225,7 @@ fn the_data_path_allocates_nothing() {
         assert_eq!(bench.turn(&mut burst, &tables), 0, "turn {turn}");
         bench.now_ns += 1_000_000_000;
     }
-    // It was not for want of work.
+    // All dispositions have occurred.
     let stats = &bench.stats;
     for name in [
         Mib::IpForwDatagrams,
@@ -289,13 +289,13 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     let counted =
         |iif, oif| handle.residence.counts(iif, oif).iter().map(|(_, count)| count).sum::<u64>();
     let mib = |name: Mib| handle.stats.mib[name as usize].get();
-    // Each packet in fragments once; those that were held too; none that was not sent.
+    // A packet in fragments counts once; held ones count too; packets that were not sent do not.
     let sent = handle.stats.ports[1].tx_packets.get();
     assert_eq!(counted(0, 1), sent - mib(Mib::IpFragCreates) + mib(Mib::IpFragOKs));
     assert!(mib(Mib::IpFragOKs) > TURNS && sent > 4 * TURNS);
-    // What was sent had been received, and both were captured.
+    // Every sent packet had been received, and both were captured.
     assert!(reader.matched() > sent && reader.lost() == 0, "{reader:?}");
-    // ICMP errors went back, and are not counted.
+    // ICMP errors were sent by the left port, and are not counted.
     assert!(handle.stats.ports[0].tx_packets.get() > TURNS);
     assert_eq!((counted(0, 0), counted(1, 0), counted(1, 1)), (0, 0, 0));
 }
@@ -317,7 +317,7 @@ fn sub(ifindex: u32, on: &Link, tags: &[(u16, u16)]) -> Link {
     Link { ifindex, vlan: Some(vlan), addrs4: vec![(addr, 24)], addrs6: Vec::new(), ..on.clone() }
 }
 
-/// Ports that take jumbo frames, and 198.18.N.0/24 on the VLANs 10 of the left port, 11, 12 (in two
+/// Ports that support jumbo frames, and 198.18.N.0/24 on the VLANs 10 of the left port, 11, 12 (in two
 /// tags) and 13 (with an MTU of 1500) of the right one.
 fn wide_tables() -> Tables {
     let tables = tables(1, true);
@@ -366,7 +366,7 @@ fn wide_tables() -> Tables {
     }
 }
 
-/// With tags behind the MAC addresses.
+/// Inserts tags after the MAC addresses.
 fn tagged(tags: &[(u16, u16)], frame: &[u8]) -> Vec<u8> {
     let octets =
         tags.iter().flat_map(|(tpid, tci)| [tpid.to_be_bytes(), tci.to_be_bytes()].concat());
@@ -382,7 +382,7 @@ fn wide_frames() -> Vec<Vec<u8>> {
         to(2, 40),
         to(11, 8900),
         to(12, 8900),
-        // Cut.
+        // Fragmented.
         to(13, 8900),
         tagged(&vlan, &to(2, 40)),
         tagged(&vlan, &to(2, 8900)),
@@ -391,7 +391,7 @@ fn wide_frames() -> Vec<Vec<u8>> {
         tagged(&vlan, &to(13, 6000)),
         ipv6(2, 64, 8900),
     ];
-    // Refused with an ICMP error, and handed back.
+    // Rejected with an ICMP error, and punted.
     frames.push(ipv4([198, 18, 2, 2], 1, 8900, &[]));
     frames.push(tagged(&[(0x8100, 99)], &to(2, 8900)));
     frames
@@ -401,7 +401,7 @@ fn wakeup() -> Arc<Wakeup> {
     Wakeup::new().expect("an eventfd")
 }
 
-/// A worker whose left port receives `packets` over and over, and what it hands to the control thread.
+/// A worker whose left port receives `packets` repeatedly, and its queues to the control thread.
 fn wide_worker(
     published: &Arc<Published<Tables>>,
     packets: &[&[u8]],
@@ -427,7 +427,7 @@ fn wide_worker(
 }
 
 #[test]
-fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_nothing() {
+fn jumbo_tagged_and_handed_over_packets_allocate_nothing() {
     const TURNS: u64 = 20;
     let published = Arc::new(Published::new(Arc::new(wide_tables())));
     let frames = wide_frames();
@@ -438,9 +438,9 @@ fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_not
         if crosses {
             let waker = Waker::new().expect("an eventfd");
             let (out, into) = channel(1024, 1, Arc::clone(&waker));
-            two.handoffs().admit(into, waker);
+            two.handoffs().add_rx(into, waker);
             one.handoffs().add(out);
-            one.handoffs().lead(1, Some(1));
+            one.handoffs().set_target(1, Some(1));
         }
         let before = ALLOCATIONS.with(Cell::get);
         for turn in 0..TURNS {
@@ -449,7 +449,7 @@ fn jumbo_packets_tagged_ones_and_those_that_cross_to_another_worker_allocate_not
             while two.turn(now_ns) > 0 {}
         }
         assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "handoff: {crosses}");
-        // It was not for want of work.
+        // All dispositions have occurred.
         let mib = |name: Mib| from.stats.mib[name as usize].get();
         assert!(mib(Mib::IpForwDatagrams) > 9 * TURNS && mib(Mib::Ip6OutForwDatagrams) > TURNS);
         assert!(mib(Mib::IpFragOKs) > TURNS && mib(Mib::IcmpOutTimeExcds) > TURNS);

@@ -1,8 +1,8 @@
-//! A command to a worker, and how long the asker waits for it.
+//! A command to a worker, and the caller's timeouts.
 //!
-//! A worker runs commands between two turns; one that is stopped, or kept from its CPU, does not get
-//! to them. An asker that has stopped waiting knows what became of its command: it will not run, or
-//! the worker undoes it when it goes on.
+//! A worker runs commands between two loop iterations; a worker that is stopped, or does not get its CPU,
+//! does not reach them. After a timeout the result is defined: the command will not run, or the worker
+//! undoes it when it continues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -10,31 +10,31 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
-/// A worker that has begun with a command that takes no time may be kept from its CPU for as long.
+/// How long a worker that has begun a brief command may be kept from its CPU.
 const FINISH_BRIEF: Duration = Duration::from_millis(200);
 
-/// How long an asker waits.
+/// The caller's timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Until the worker begins with the command.
+    /// For the worker to begin the command.
     pub begin: Duration,
-    /// From then on, until it is done: some take long, as binding a socket to a NIC's queue does.
+    /// From then until it is done; some commands take long, such as binding a socket to a queue of a NIC.
     pub finish: Duration,
 }
 
 impl Patience {
-    /// For a command that takes no time itself; the worker has 200 ms to finish it.
+    /// For a command that itself takes no time; the worker has 200 ms to finish it.
     pub fn brief(begin: Duration) -> Patience {
         Patience { begin, finish: FINISH_BRIEF }
     }
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoAnswer {
     /// The worker did not begin in time. The command is cancelled and will not run.
     NotBegun,
-    /// The worker began and did not finish in time. Once it does, it undoes the command, if there is
+    /// The worker began and did not finish in time. When it finishes, it undoes the command, if there is
     /// anything to undo.
     NotFinished,
     /// The worker has ended.
@@ -43,11 +43,11 @@ pub enum NoAnswer {
 
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
-/// The result has been sent, and the asker has it or will take it.
+/// The result has been sent, and the caller has it or will receive it.
 const DONE: u8 = 2;
 const CANCELLED: u8 = 3;
 
-/// How far a command has come; both sides move it on.
+/// Progress of a command; both sides advance it.
 #[derive(Debug, Default)]
 struct Progress(AtomicU8);
 
@@ -62,23 +62,23 @@ impl Progress {
 pub(super) struct Reply<T> {
     progress: Arc<Progress>,
     answer: Sender<T>,
-    /// The asker's end, to take back a result that it does not wait for any more.
-    unheard: Receiver<T>,
+    /// The caller's end, to take back a result that is no longer waited for.
+    unclaimed: Receiver<T>,
 }
 
 impl<T> Reply<T> {
-    /// Runs the command and sends its result, unless it was cancelled before. Gives the result back
-    /// when nobody waits for it any more: whatever was done is to be undone.
-    pub(super) fn give(self, run: impl FnOnce() -> T) -> Option<T> {
+    /// Runs the command and sends its result, unless it was cancelled before. Returns the result when the
+    /// caller no longer waits for it; the command must then be undone.
+    pub(super) fn run(self, run: impl FnOnce() -> T) -> Option<T> {
         if !self.progress.advance(WAITING, BEGUN) {
             return None;
         }
-        // There is room for the one result. It is sent before it is called done: an asker whose
-        // command is done does not wait.
+        // The channel has room for the one result. It is sent before DONE is set: after DONE the caller
+        // does not wait.
         if let Err(unsent) = self.answer.try_send(run()) {
             return Some(unsent.into_inner());
         }
-        if self.progress.advance(BEGUN, DONE) { None } else { self.unheard.try_recv().ok() }
+        if self.progress.advance(BEGUN, DONE) { None } else { self.unclaimed.try_recv().ok() }
     }
 }
 
@@ -91,7 +91,7 @@ pub(super) fn ask<C, T>(
     let progress = Arc::new(Progress::default());
     let (answer, result) = bounded(1);
     let deadline = Instant::now() + patience.begin;
-    let reply = Reply { progress: Arc::clone(&progress), answer, unheard: result.clone() };
+    let reply = Reply { progress: Arc::clone(&progress), answer, unclaimed: result.clone() };
     commands.send_deadline(command(reply), deadline).map_err(|error| match error {
         SendTimeoutError::Timeout(_) => NoAnswer::NotBegun,
         SendTimeoutError::Disconnected(_) => NoAnswer::Ended,
@@ -110,7 +110,7 @@ pub(super) fn ask<C, T>(
         Err(RecvTimeoutError::Timeout) if progress.advance(BEGUN, CANCELLED) => {
             Err(NoAnswer::NotFinished)
         }
-        // Done at the last moment: the result is there.
+        // It was done at the last moment; the result is there.
         Err(RecvTimeoutError::Timeout) => result.try_recv().map_err(|_| NoAnswer::NotFinished),
     }
 }
@@ -128,11 +128,11 @@ mod tests {
     type Command = Box<dyn FnOnce() -> Option<u32> + Send>;
 
     fn command(reply: Reply<u32>, run: impl FnOnce() -> u32 + Send + 'static) -> Command {
-        Box::new(move || reply.give(run))
+        Box::new(move || reply.run(run))
     }
 
     #[test]
-    fn an_answer_is_heard() {
+    fn a_result_is_returned() {
         let (commands, worker) = bounded::<Command>(1);
         let worker = thread::spawn(move || worker.recv().expect("a command")());
         let answer = ask(&commands, Patience::brief(LONG), |reply| command(reply, || 7));
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(answer, Err(NoAnswer::NotFinished));
         has_begun.recv().expect("it was begun");
         drop(go_on);
-        assert_eq!(worker.join().expect("no panic"), Some(7), "the worker has it to undo");
+        assert_eq!(worker.join().expect("no panic"), Some(7), "the worker must undo it");
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_heard_or_undone_and_never_both() {
+    fn a_result_is_either_returned_or_undone() {
         let (commands, worker) = bounded::<Command>(1);
         let (undone, results) = bounded(1);
         let worker = thread::spawn(move || {
@@ -223,7 +223,7 @@ mod tests {
         });
         let mut heard = 0;
         for n in 0..4000 {
-            // From much too short to long enough.
+            // From much too short to sufficient.
             let patience = Patience {
                 begin: Duration::from_micros(n % 500),
                 finish: Duration::from_micros(n % 7),

@@ -1,4 +1,4 @@
-//! How other threads reach a worker: commands, which it runs between two turns.
+//! Commands to a worker from other threads, run between two loop iterations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,23 +15,23 @@ use crate::capture::{Session, Tap};
 use crate::skb::FramePool;
 use crate::stats::{PacketAccount, WorkerStats};
 
-/// Commands that wait for a worker at most.
+/// Maximum number of commands that wait for a worker.
 pub(super) const COMMANDS: usize = 16;
-/// Those of them that [`WorkerHandle::try_call`] leaves room for: they are the control thread's.
+/// Of these, reserved for the control thread: [`WorkerHandle::try_call`] leaves them free.
 const COMMANDS_KEPT: usize = 8;
 
 /// Runs with a worker's driver, free frames and counters.
 type Call<I> = Box<dyn FnOnce(&mut I, &mut FramePool, &WorkerStats) + Send>;
 
-/// What the control thread may ask of a worker; done between two turns.
+/// A command to a worker, run between two loop iterations.
 pub enum Command<I> {
-    /// Runs on the worker's thread with its driver: to add or remove a port, to read a ring.
+    /// Runs on the worker's thread with its driver: adds or removes a port, or reads a ring.
     Call(Call<I>),
-    /// Runs on the worker's thread with its captures: to begin or end one.
+    /// Runs on the worker's thread with its captures: begins or ends one.
     Tap(Box<dyn FnOnce(&mut Tap) + Send>),
-    /// Runs on the worker's thread with its ways to and from other workers: to change them.
-    Cross(Box<dyn FnOnce(&mut Handoffs) + Send>),
-    /// Answers where the worker's frames are, and where its packets went.
+    /// Runs on the worker's thread with its handoff channels: changes them.
+    Handoffs(Box<dyn FnOnce(&mut Handoffs) + Send>),
+    /// Returns the accounting of the worker's frames and packets.
     FrameAccounting(Sender<(WorkerFrames, PacketAccount)>),
 }
 
@@ -40,22 +40,22 @@ impl<I> std::fmt::Debug for Command<I> {
         f.write_str(match self {
             Command::Call(_) => "Call",
             Command::Tap(_) => "Tap",
-            Command::Cross(_) => "Cross",
+            Command::Handoffs(_) => "Handoffs",
             Command::FrameAccounting(_) => "FrameAccounting",
         })
     }
 }
 
-/// The control thread's hold on a worker.
+/// The control thread's handle of a worker.
 #[derive(Debug)]
 pub struct WorkerHandle<I> {
     pub(super) commands: Sender<Command<I>>,
     pub(super) stop: Arc<AtomicBool>,
-    /// What the worker counts.
+    /// The worker's counters.
     pub stats: Arc<WorkerStats>,
-    /// How long frames stay with it.
+    /// Residence time of frames.
     pub residence: Arc<Residence>,
-    /// By which it tells the time.
+    /// The worker's clock.
     pub clock: Clock,
 }
 
@@ -72,13 +72,13 @@ impl<I> Clone for WorkerHandle<I> {
 }
 
 impl<I> WorkerHandle<I> {
-    /// Tells the worker to finish.
+    /// Requests the worker to stop.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Where the worker's frames are now, and where its packets went, both between the same two turns.
-    /// `None`: the worker is gone or did not get to it.
+    /// Accounting of the worker's frames and packets, both taken between the same two loop iterations.
+    /// `None`: the worker has ended or did not respond in time.
     pub fn accounting(&self, timeout: Duration) -> Option<(WorkerFrames, PacketAccount)> {
         let (answer, result) = bounded(1);
         let deadline = Instant::now() + timeout;
@@ -86,13 +86,13 @@ impl<I> WorkerHandle<I> {
         result.recv_deadline(deadline).ok()
     }
 
-    /// Asks where the worker's frames are, as [`WorkerHandle::try_call`] asks.
+    /// Requests the accounting as [`WorkerHandle::try_call`] does.
     pub fn try_accounting(&self) -> Option<Receiver<(WorkerFrames, PacketAccount)>> {
         self.try_ask(Command::FrameAccounting)
     }
 
-    /// Has `call` run on the worker's thread between two turns, and waits for nothing: not for room
-    /// among its commands either. `None`: it is gone, or does not get to its commands.
+    /// Has `call` run on the worker's thread between two loop iterations, without waiting for it or for
+    /// room in the command queue. `None`: the worker has ended, or the queue is full.
     pub fn try_call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
@@ -113,36 +113,36 @@ impl<I> WorkerHandle<I> {
         Some(result)
     }
 
-    /// A hold on the worker's captures alone.
+    /// A handle of the worker's captures only.
     pub fn taps(&self) -> TapHandle<I> {
         TapHandle { commands: self.commands.clone() }
     }
 
-    /// Changes the worker's ways to and from others, between two turns. Should it be done when nobody
-    /// waits for it any more, the worker undoes it.
+    /// Changes the worker's handoff channels, between two loop iterations. If this completes after the
+    /// caller stopped waiting, the worker undoes it.
     ///
     /// # Errors
-    /// [`NoAnswer`]: nothing has been done, or the worker undoes what it did by `undo`.
-    pub fn cross_or_undo<T: Send + 'static>(
+    /// [`NoAnswer`]: nothing has been done, or the worker undoes it by `undo`.
+    pub fn change_handoffs_or_undo<T: Send + 'static>(
         &self,
         patience: Patience,
         change: impl FnOnce(&mut Handoffs) -> T + Send + 'static,
         undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<T, NoAnswer> {
         ask(&self.commands, patience, |reply| {
-            Command::Cross(Box::new(move |handoffs| {
-                if let Some(unwanted) = reply.give(|| change(handoffs)) {
+            Command::Handoffs(Box::new(move |handoffs| {
+                if let Some(unwanted) = reply.run(|| change(handoffs)) {
                     undo(handoffs, unwanted);
                 }
             }))
         })
     }
 
-    /// Runs `call` on the worker's thread between two turns and waits for its result. Should that come
-    /// when nobody waits for it any more, the worker undoes it.
+    /// Runs `call` on the worker's thread between two loop iterations and waits for its result. If this
+    /// completes after the caller stopped waiting, the worker undoes it.
     ///
     /// # Errors
-    /// [`NoAnswer`]: nothing has been done, or the worker undoes what it did by `undo`.
+    /// [`NoAnswer`]: nothing has been done, or the worker undoes it by `undo`.
     pub fn call_or_undo<T: Send + 'static>(
         &self,
         patience: Patience,
@@ -151,7 +151,7 @@ impl<I> WorkerHandle<I> {
     ) -> Result<T, NoAnswer> {
         ask(&self.commands, patience, |reply| {
             Command::Call(Box::new(move |io, pool, stats| {
-                if let Some(unwanted) = reply.give(|| call(io, pool, stats)) {
+                if let Some(unwanted) = reply.run(|| call(io, pool, stats)) {
                     undo(io, pool, stats, unwanted);
                 }
             }))
@@ -159,15 +159,16 @@ impl<I> WorkerHandle<I> {
     }
 }
 
-/// Begins and ends captures on a worker; for threads other than the control thread, too.
+/// Begins and ends captures on a worker; may be used by any thread.
 #[derive(Debug)]
 pub struct TapHandle<I> {
     commands: Sender<Command<I>>,
 }
 
 impl<I> TapHandle<I> {
-    /// Begins a capture. `None`: the worker is gone, did not get to it within `timeout` and ends it
-    /// should it begin it later, or has [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX) already.
+    /// Begins a capture. `None`: the worker has ended, did not respond within `timeout` (and ends the
+    /// capture if it begins it later), or has [`SESSIONS_MAX`](crate::capture::tap::SESSIONS_MAX)
+    /// captures already.
     pub fn attach(&self, session: Session, timeout: Duration) -> Option<()> {
         let id = session.id();
         let undo = move |tap: &mut Tap, refused: Option<Session>| {
@@ -181,21 +182,22 @@ impl<I> TapHandle<I> {
         }
     }
 
-    /// Ends a capture; what it copied has been handed over then. `None`: as for [`Self::attach`],
-    /// or there is no such capture. A worker that does not get to it in time ends it later.
+    /// Ends a capture; its copies have been handed over when this returns. `None`: as for
+    /// [`Self::attach`], or there is no such capture. A worker that does not respond in time ends it
+    /// later.
     pub fn detach(&self, id: u64, timeout: Duration) -> Option<()> {
         let (answer, result) = bounded(1);
         let deadline = Instant::now() + timeout;
         let command = Command::Tap(Box::new(move |tap| drop(answer.send(tap.detach(id)))));
         self.commands.send_deadline(command, deadline).ok()?;
-        // Its memory is freed here, not on the worker.
+        // Its memory is freed here, not by the worker.
         result.recv_deadline(deadline).ok()?.map(drop)
     }
 
-    /// Tells captures that a port is another interface from now on, see [`Tap::name_port`].
+    /// Changes the interface of a port for captures, see [`Tap::name_port`].
     ///
     /// # Errors
-    /// [`NoAnswer`]; a worker that had begun does it all the same. It may be told again.
+    /// [`NoAnswer`]; a worker that had begun completes it all the same. The call may be repeated.
     pub fn name_port(
         &self,
         port: u16,
@@ -215,7 +217,7 @@ impl<I> TapHandle<I> {
     ) -> Result<T, NoAnswer> {
         ask(&self.commands, Patience::brief(timeout), |reply| {
             Command::Tap(Box::new(move |tap| {
-                if let Some(unwanted) = reply.give(|| call(tap)) {
+                if let Some(unwanted) = reply.run(|| call(tap)) {
                     undo(tap, unwanted);
                 }
             }))

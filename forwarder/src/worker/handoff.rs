@@ -1,13 +1,13 @@
 //! Handing packets over to the worker that has a TX queue on their port (VPP: handoff).
 //!
-//! Where a port has fewer queues than there are workers, a worker without a queue of its own sends by
-//! that of another. Workers share no frames: the sender copies a packet into a buffer of a bounded
-//! [`channel`] and frees its frames; the receiver copies it into frames of its own and sends it. The
-//! buffers are allocated with the channel and reused. When all are in use the packet is dropped
-//! (CPU_BACKLOG), as the kernel does with a full backlog of another CPU (`enqueue_to_backlog`).
+//! Where a port has fewer queues than there are workers, a worker without a queue of its own sends by the
+//! queue of another worker. Workers share no frames: the sender copies a packet into a buffer of a
+//! bounded [`channel`] and frees its frames; the receiver copies it into frames of its own and sends it.
+//! The buffers are allocated with the channel and reused. When all are in use the packet is dropped
+//! (CPU_BACKLOG), as the kernel does when the backlog of another CPU is full (`enqueue_to_backlog`).
 //!
-//! All packets of an RX queue for a port take the same channel, which is first in, first out: flows stay
-//! in order.
+//! All packets of an RX queue for a port use the same channel, which is first in, first out, so the order
+//! within flows is kept.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -21,26 +21,26 @@ use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool, MAX_JUMBO, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
-/// [`MAX_JUMBO`] octets for a packet. Pages that no packet reaches take no memory.
+/// [`MAX_JUMBO`] octets for a packet. Pages that are never written take no memory.
 type Buffer = Box<[u8]>;
 
-/// A packet that is handed over, from its Ethernet header on.
+/// A packet that is handed over, from its Ethernet header.
 #[derive(Debug)]
 struct HandoffPacket {
     buffer: Buffer,
     len: usize,
-    /// The port it leaves by.
+    /// The output port.
     oif: u16,
-    /// The port it came in by, see [`SkBuff::port`].
+    /// The input port, see [`SkBuff::port`].
     port: u16,
     iif: u32,
     timed: bool,
     tstamp_ns: u64,
-    /// When it was sent over, in nanoseconds of CLOCK_MONOTONIC.
+    /// When it was handed over, in nanoseconds of CLOCK_MONOTONIC.
     sent_ns: u64,
 }
 
-/// Wakes a worker that sleeps; costs one that does not sleep nothing but a look.
+/// Wakes a sleeping worker; for a worker that is awake it costs one load.
 #[derive(Debug)]
 pub struct Waker {
     event: EventFd,
@@ -48,9 +48,9 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Of a worker that is awake.
+    /// A waker of a worker that is awake.
     ///
-    /// # Errors
+    /// Errors of eventfd(2), such as EMFILE.
     /// EMFILE and the like from eventfd(2).
     pub fn new() -> std::io::Result<Arc<Waker>> {
         let event =
@@ -63,12 +63,12 @@ impl Waker {
         // Pairs with the fence in `fall_asleep`: either we see that it sleeps, or it sees our packets.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            // Fails only when the counter would overflow, and then it is readable anyway.
+            // Fails only when the counter would overflow; it is readable then anyway.
             let _ = self.event.write(1);
         }
     }
 
-    /// By the worker, before it looks for packets a last time.
+    /// Called by the worker before its last check for packets.
     fn fall_asleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -76,7 +76,7 @@ impl Waker {
 
     fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
-        // A sender may write after this; then the next sleep is short.
+        // A sender may write after this; the next sleep is then short.
         let _ = self.event.read();
     }
 }
@@ -84,7 +84,7 @@ impl Waker {
 /// The sender's end of a channel.
 #[derive(Debug)]
 pub struct HandoffTx {
-    /// Number of the worker it leads to.
+    /// Number of the receiving worker.
     to: usize,
     full: Sender<HandoffPacket>,
     empty: Receiver<Buffer>,
@@ -96,8 +96,8 @@ pub struct HandoffTx {
 pub struct HandoffRx {
     full: Receiver<HandoffPacket>,
     empty: Sender<Buffer>,
-    /// The sender has closed it, and all was taken.
-    over: bool,
+    /// The sender has closed it, and all packets were taken.
+    is_closed: bool,
 }
 
 /// A channel for `packets` packets to worker number `to`, which `waker` wakes.
@@ -108,17 +108,20 @@ pub fn channel(packets: usize, to: usize, waker: Arc<Waker>) -> (HandoffTx, Hand
         // There is room for each.
         let _ = recycle.try_send(vec![0; MAX_JUMBO].into_boxed_slice());
     }
-    (HandoffTx { to, full, empty, waker }, HandoffRx { full: handoff, empty: recycle, over: false })
+    (
+        HandoffTx { to, full, empty, waker },
+        HandoffRx { full: handoff, empty: recycle, is_closed: false },
+    )
 }
 
 impl HandoffTx {
-    /// Packets for which there certainly is a buffer now.
+    /// Number of packets that can be sent without blocking or loss now.
     pub(super) fn room(&self) -> usize {
         self.empty.len()
     }
 
-    /// Sends the first `room` packets over, to leave by port `oif`, and empties `egress`: the others
-    /// are dropped and counted (CPU_BACKLOG, tx_dropped). `now_ns` is of CLOCK_MONOTONIC.
+    /// Hands over the first `room` packets, to be sent by port `oif`, and empties `egress`: the others
+    /// are dropped and counted (CPU_BACKLOG, tx_dropped). `now_ns` is CLOCK_MONOTONIC.
     pub(super) fn send(
         &self,
         oif: u16,
@@ -136,7 +139,7 @@ impl HandoffTx {
                 && len <= MAX_JUMBO
                 && let Ok(mut buffer) = self.empty.try_recv()
             {
-                // It has as many octets as it is long.
+                // Cannot fail: `len` is the packet's length.
                 let _ = skb.copy_bits(0, &mut buffer[..len]);
                 let handoff = HandoffPacket {
                     len,
@@ -148,7 +151,7 @@ impl HandoffTx {
                     tstamp_ns: skb.tstamp_ns,
                     sent_ns: now_ns,
                 };
-                // There is room for as many as there are buffers, unless the worker has ended.
+                // Fails only if the worker has ended: there are no more packets than buffers.
                 sent += usize::from(self.full.try_send(handoff).is_ok());
             }
             pool.kfree_skb(skb);
@@ -162,14 +165,14 @@ impl HandoffTx {
 }
 
 impl HandoffRx {
-    /// Gives a packet's buffer back to the sender.
+    /// Returns a packet's buffer to the sender.
     fn recycle(&self, handoff: HandoffPacket) {
-        // There is room for every buffer; the sender may be gone.
+        // There is room for every buffer; the sender may have ended.
         let _ = self.empty.try_send(handoff.buffer);
     }
 }
 
-/// What [`Handoffs::take`] took.
+/// The result of [`Handoffs::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Taken {
     pub packets: usize,
@@ -177,31 +180,31 @@ pub(super) struct Taken {
     pub timed: bool,
 }
 
-/// One worker's ends of all ways, and which port it reaches by which.
+/// One worker's ends of all channels, and the channel to use for each port.
 #[derive(Debug, Default)]
 pub struct Handoffs {
     /// By port: the index in `out` of the channel to use. `None`, or beyond the end: the worker has a TX
     /// queue of its own.
     by_port: Vec<Option<usize>>,
     out: Vec<HandoffTx>,
-    /// Numbers of the workers that ports are reached by.
+    /// Numbers of the workers that send for this one.
     targets: Vec<usize>,
     into: Vec<HandoffRx>,
-    /// The worker's own, from its first incoming channel on.
+    /// The worker's own, set with its first incoming channel.
     waker: Option<Arc<Waker>>,
 }
 
 impl Handoffs {
     /// Adds an incoming channel; `waker` is the worker's own.
-    pub fn admit(&mut self, rx: HandoffRx, waker: Arc<Waker>) {
-        // One whose sender never got its end is no use to anybody.
-        self.into.retain(|rx| !rx.over);
+    pub fn add_rx(&mut self, rx: HandoffRx, waker: Arc<Waker>) {
+        // Remove channels that were closed without use.
+        self.into.retain(|rx| !rx.is_closed);
         self.into.push(rx);
         self.waker = Some(waker);
     }
 
     /// Removes the incoming channel that was added last.
-    pub fn undo_admit(&mut self) {
+    pub fn undo_add_rx(&mut self) {
         self.into.pop();
     }
 
@@ -215,9 +218,9 @@ impl Handoffs {
         self.out.pop();
     }
 
-    /// Has packets for `port` sent by worker `by`, to which there is a channel; `None`: by a TX queue of the
-    /// worker's own. Returns the worker that sent them before.
-    pub fn lead(&mut self, port: u16, by: Option<usize>) -> Option<usize> {
+    /// Hands packets for `port` to worker `by`, to which there must be a channel; `None`: the worker's
+    /// own TX queue sends them. Returns the worker that sent them before.
+    pub fn set_target(&mut self, port: u16, by: Option<usize>) -> Option<usize> {
         let before = self.tx_for(usize::from(port)).map(|tx| tx.to);
         let port = usize::from(port);
         let place = by.and_then(|to| self.out.iter().position(|tx| tx.to == to));
@@ -230,7 +233,7 @@ impl Handoffs {
         before
     }
 
-    /// The workers without whom some of the packets cannot be sent.
+    /// The workers that send for this one.
     #[inline]
     pub(super) fn targets(&self) -> &[usize] {
         &self.targets
@@ -242,15 +245,15 @@ impl Handoffs {
         self.out.get((*self.by_port.get(port)?)?)
     }
 
-    /// Ways that lead to it.
+    /// The channels to that worker.
     #[inline]
     pub(super) fn channels_in(&self) -> usize {
         self.into.len()
     }
 
-    /// Receives packets from a channel, a burst at most, into the egress of their ports. Those
-    /// for which there is no frame are dropped and counted (NOMEM, tx_dropped), and those sent over
-    /// before `oldest_ns` of CLOCK_MONOTONIC (QUEUE_PURGE).
+    /// Receives packets from a channel, at most a burst, into the egress of their ports. Dropped and
+    /// counted are those for which no frame is free (NOMEM, tx_dropped), and those handed over before
+    /// `oldest_ns` of CLOCK_MONOTONIC (QUEUE_PURGE).
     pub(super) fn take(
         &mut self,
         channel: usize,
@@ -266,7 +269,7 @@ impl Handoffs {
                 Ok(handoff) => handoff,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    rx.over = true;
+                    rx.is_closed = true;
                     break;
                 }
             };
@@ -277,10 +280,10 @@ impl Handoffs {
                 continue;
             }
             taken.timed |= handoff.timed;
-            match (land(&handoff, pool), egress.get_mut(usize::from(handoff.oif))) {
+            match (copy_in(&handoff, pool), egress.get_mut(usize::from(handoff.oif))) {
                 (Some(skb), Some(egress)) if egress.room() > 0 => {
                     if let Err(skb) = egress.push_handed_over(skb) {
-                        // There was room.
+                        // Unreachable: there was room.
                         pool.kfree_skb(skb);
                     }
                 }
@@ -295,12 +298,13 @@ impl Handoffs {
         taken
     }
 
-    /// What rings when packets come over, if any can.
+    /// The file descriptor that becomes readable when packets are handed over, if there are incoming
+    /// channels.
     pub(super) fn wakeup(&self) -> Option<BorrowedFd<'_>> {
         self.waker.as_ref().map(|waker| waker.event.as_fd())
     }
 
-    /// Whether the worker may sleep: from here on, who sends it a packet wakes it.
+    /// Whether the worker may sleep. If so, a sender wakes it from now on.
     pub(super) fn may_sleep(&self) -> bool {
         let Some(waker) = &self.waker else { return true };
         waker.fall_asleep();
@@ -318,14 +322,14 @@ impl Handoffs {
         }
     }
 
-    /// Sends nothing over any more, and lets those know who wait for it.
+    /// Closes the outgoing channels, and wakes the workers that wait for this.
     pub(super) fn close(&mut self) {
         for tx in self.out.drain(..) {
             tx.waker.wake();
         }
     }
 
-    /// Drops what has come over and was not taken, and counts it (tx_dropped).
+    /// Drops packets that were handed over and not taken, and counts them (tx_dropped).
     pub(super) fn drop_all(&mut self, reason: DropReason, stats: &WorkerStats) {
         for rx in &self.into {
             for handoff in rx.full.try_iter().take(rx.full.len()) {
@@ -336,14 +340,14 @@ impl Handoffs {
         }
     }
 
-    /// Whether nothing comes over any more: every sender has closed, and all was taken.
-    pub(super) fn is_over(&self) -> bool {
-        self.into.iter().all(|rx| rx.over)
+    /// Whether no more packets can be handed over: every sender has closed, and all packets were taken.
+    pub(super) fn is_closed(&self) -> bool {
+        self.into.iter().all(|rx| rx.is_closed)
     }
 }
 
-/// A packet that has come over, in frames of this worker's. `None`: too few are free.
-fn land(handoff: &HandoffPacket, pool: &mut FramePool) -> Option<SkBuff> {
+/// Copies a packet that was handed over into frames of this worker. `None`: too few are free.
+fn copy_in(handoff: &HandoffPacket, pool: &mut FramePool) -> Option<SkBuff> {
     let mut skb = SkBuff::of_octets(pool, handoff.buffer.get(..handoff.len)?)?;
     (skb.port, skb.iif) = (handoff.port, handoff.iif);
     (skb.timed, skb.tstamp_ns) = (handoff.timed, handoff.tstamp_ns);

@@ -1,11 +1,11 @@
-//! The permission to forward, which expires.
+//! Permission to forward, which expires.
 //!
-//! Each turn a worker gives a heartbeat for the queues it serves. When one is too old, the XDP
-//! program passes the queue's frames to the kernel. A worker that sends by the queues of another
-//! gives none while that one gives none, for its packets would wait there. The control thread gives one whenever it has
-//! followed the kernel's tables and filters up to that moment; when it is too old, the program
-//! passes everything to the kernel, and workers leave alone what has arrived until the tables are
-//! known to be current again.
+//! In each loop iteration a worker writes a heartbeat for the queues it serves. When a queue's heartbeat
+//! is too old, the XDP program passes the queue's frames to the kernel. A worker that sends by the queues
+//! of another worker writes no heartbeat while that worker writes none, because its packets would wait
+//! there. The control thread writes a heartbeat whenever it has followed the kernel's tables and filters
+//! up to that moment; when it is too old, the program passes everything to the kernel, and workers leave
+//! received packets in place until the tables are known to be current again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,15 +15,15 @@ use super::clock::Clock;
 use crate::io::af_xdp::{HeartbeatPage, is_fresh};
 use crate::stats::PuntReason;
 
-/// What a worker may do with packets that have arrived.
+/// What a worker may do with received packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Permission {
     /// Forward them.
     Forward,
-    /// Hand them back: the kernel has filters that are not applied here, or a worker that they would
-    /// be sent by stands still.
+    /// Punt them: the kernel has filters that are not applied here, or a worker that would send them is
+    /// stalled.
     HandBack(PuntReason),
-    /// Leave them where they are: whether the tables are current is not known.
+    /// Leave them in place: it is not known whether the tables are current.
     Wait,
 }
 
@@ -31,21 +31,21 @@ pub enum Permission {
 #[derive(Debug)]
 pub struct Liveness {
     page: Arc<HeartbeatPage>,
-    /// RX queues, of whichever port, that the worker serves.
+    /// RX queues, of any port, that the worker serves.
     queues: Vec<usize>,
-    /// Age at which the control thread's heartbeat no longer counts, in nanoseconds.
+    /// Age at which the control thread's heartbeat expires, in nanoseconds.
     control_timeout_ns: u64,
-    /// The same of other workers' heartbeats.
+    /// Age at which other workers' heartbeats expire, in nanoseconds.
     worker_timeout_ns: u64,
     clock: Clock,
-    /// The control thread's word that packets are the kernel's. It is given before the heartbeat.
+    /// Set by the control thread while packets must be punted; written before its heartbeat.
     hand_back: Arc<AtomicBool>,
 }
 
 impl Liveness {
-    /// Of a worker that serves `queues`; the control thread's heartbeat counts for the second of
-    /// `timeouts`, other workers' for the first. Times are those of `clock`. While `hand_back` is set,
-    /// packets are the kernel's.
+    /// The liveness of a worker that serves `queues`; of `timeouts`, the first applies to workers'
+    /// heartbeats, the second to the control thread's. Times are those of `clock`. While `hand_back` is
+    /// set, packets are punted.
     pub fn new(
         page: Arc<HeartbeatPage>,
         queues: impl IntoIterator<Item = usize>,
@@ -59,20 +59,21 @@ impl Liveness {
         Liveness { page, queues, control_timeout_ns, worker_timeout_ns, clock, hand_back }
     }
 
-    /// Age at which a worker's heartbeat no longer counts, in nanoseconds.
+    /// Age at which a worker's heartbeat expires, in nanoseconds.
     pub fn worker_timeout_ns(&self) -> u64 {
         self.worker_timeout_ns
     }
 
-    /// The worker is alive at `now_ns`. `targets`: the workers by whose queues it sends.
+    /// Writes the worker's heartbeat for `now_ns`. `targets`: the workers that send for this one.
     #[inline]
     pub fn beat(&self, now_ns: u64, targets: &[usize]) {
         let time_ns = self.clock.monotonic_ns(now_ns);
-        // Workers lead packets to workers with lower numbers only, so they do not wait for each other.
+        // Workers hand packets over to workers with lower numbers only, so they do not wait for each
+        // other.
         self.store(if self.are_fresh(targets, time_ns) { time_ns } else { 0 });
     }
 
-    /// Stores the heartbeat of the worker's queues; 0: the kernel has them from now on.
+    /// Stores the heartbeat of the worker's queues; 0: the XDP program passes their frames to the kernel.
     #[inline]
     fn store(&self, time_ns: u64) {
         for word in self.queues.iter().filter_map(|&queue| self.page.queue(queue)) {
@@ -80,21 +81,21 @@ impl Liveness {
         }
     }
 
-    /// Whether other workers give heartbeats.
+    /// Whether the heartbeats of other workers are fresh.
     #[inline]
     fn are_fresh(&self, workers: &[usize], now_ns: u64) -> bool {
-        // The first queue that a worker serves has its own number.
+        // A worker's first queue has the worker's number.
         workers.iter().all(|&worker| {
             let word = self.page.queue(worker);
             word.is_some_and(|word| is_fresh(word, now_ns, self.worker_timeout_ns))
         })
     }
 
-    /// What may be done at `now_ns`. `targets`: the workers by whose queues the worker sends.
+    /// The permission at `now_ns`. `targets`: the workers that send for this one.
     #[inline]
     pub fn permission(&self, now_ns: u64, targets: &[usize]) -> Permission {
         let now_ns = self.clock.monotonic_ns(now_ns);
-        // What was published before the heartbeat is seen.
+        // Reading the heartbeat makes visible what was published before it.
         if !is_fresh(self.page.control(), now_ns, self.control_timeout_ns) {
             Permission::Wait
         } else if self.hand_back.load(Ordering::Relaxed) {
@@ -107,7 +108,7 @@ impl Liveness {
     }
 }
 
-/// The worker ends, maybe by a panic.
+/// Expires the heartbeat when the worker ends, also by a panic.
 impl Drop for Liveness {
     fn drop(&mut self) {
         self.store(0);
@@ -124,15 +125,15 @@ mod tests {
     }
 
     #[test]
-    fn forwarding_is_permitted_while_the_control_thread_is_heard() {
+    fn forwarding_is_permitted_while_the_control_heartbeat_is_fresh() {
         let page = HeartbeatPage::anonymous().expect("memory");
         let liveness = liveness(&page);
-        assert_eq!(liveness.permission(0, &[]), Permission::Wait, "nothing was heard yet");
+        assert_eq!(liveness.permission(0, &[]), Permission::Wait, "no heartbeat yet");
         page.beat_control(liveness.clock.monotonic_ns(50));
         assert_eq!(
             liveness.permission(40, &[]),
             Permission::Forward,
-            "given since this turn began"
+            "a heartbeat since this iteration began"
         );
         assert_eq!(liveness.permission(150, &[]), Permission::Forward);
         assert_eq!(liveness.permission(151, &[]), Permission::Wait);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_answers_for_its_own_queues() {
+    fn a_worker_writes_heartbeats_of_its_own_queues() {
         let page = HeartbeatPage::anonymous().expect("memory");
         let liveness = liveness(&page);
         let words = || [0, 1, 2, 3].map(|q| page.queue(q).map(|w| w.load(Ordering::Relaxed)));
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_stands_aside_while_one_that_it_sends_by_gives_no_heartbeat() {
+    fn a_worker_writes_no_heartbeat_while_its_sender_writes_none() {
         let page = HeartbeatPage::anonymous().expect("memory");
         let liveness = liveness(&page);
         let at = |ns| liveness.clock.monotonic_ns(ns);
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(
             (liveness.permission(100, &[0]), own()),
             (stalled, Some(0)),
-            "it never gave one"
+            "it never wrote one"
         );
         store(0, at(60));
         liveness.beat(100, &[0]);
@@ -175,6 +176,6 @@ mod tests {
         assert_eq!((liveness.permission(111, &[0]), own()), (stalled, Some(0)));
         store(2, at(111));
         assert_eq!(liveness.permission(111, &[2]), Permission::Forward);
-        assert_eq!(liveness.permission(111, &[2, 0]), stalled, "all of them are needed");
+        assert_eq!(liveness.permission(111, &[2, 0]), stalled, "all workers must be alive");
     }
 }

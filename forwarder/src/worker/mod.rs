@@ -1,16 +1,15 @@
 //! One worker: one pinned thread, its queues on every port, one UMEM.
 //!
 //! - [`poll`]: the loop: receive a burst, forward it, send, kick;
-//! - [`handle`], [`ask`]: commands of other threads, and how long these wait;
-//! - [`handoff`]: packets that leave by a port on which their worker has no queue;
-//! - [`slow_path`]: what leaves the data path for other threads, through bounded rings;
+//! - [`handle`], [`ask`]: commands of other threads, and their timeouts;
+//! - [`handoff`]: packets for a port on which their worker has no queue;
+//! - [`slow_path`]: packets and requests to other threads, through bounded rings;
 //! - [`liveness`]: heartbeats, and the permission to forward;
-//! - [`residence`]: how long frames stay, sampled;
+//! - [`residence`]: how long frames stay with a worker, sampled;
 //! - [`clock`], [`affinity`].
 //!
-//! Nothing here allocates, locks or logs once the loop runs. System calls are the driver's kicks,
-//! the sleep when idle, and one eventfd write when the control thread has to be told something or
-//! another worker has to be woken.
+//! Nothing here allocates, locks or logs once the loop runs. System calls are the driver's kicks, the
+//! sleep when idle, and one eventfd write to wake the control thread or another worker.
 
 pub mod affinity;
 pub mod ask;

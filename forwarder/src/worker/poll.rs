@@ -1,4 +1,4 @@
-//! The loop of a worker.
+//! The poll loop of a worker.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -22,47 +22,46 @@ use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, PacketAccount, PuntReason, WorkerStats};
 use crate::tables::{Snapshot, Tables};
 
-/// After this long without a frame an adaptive worker sleeps instead of polling.
+/// An adaptive worker sleeps after this long without a frame.
 const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep: commands and new tables are noticed at least this often.
 const SLEEP: Duration = Duration::from_millis(20);
-/// Pause of a worker that may not forward now, for the tables are not known to be current.
+/// Pause of a worker that may not forward because the tables are not known to be current.
 const STAND_BY: Duration = Duration::from_millis(1);
 /// Longest sleep while packets wait for a neighbour, or to be sent.
 const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
-/// How long RX rings must stay empty before a stopping worker believes that nothing more comes.
+/// How long RX rings must stay empty before a stopping worker assumes that no more packets arrive.
 const DRAIN_NS: u64 = 5_000_000;
-/// A stopping worker leaves after this long whatever still comes.
+/// A stopping worker ends after this long even if packets still arrive.
 #[cfg(not(test))]
 const DRAIN_LIMIT_NS: u64 = 500_000_000;
-/// Tests run where threads lose their CPU.
+/// Tests may run on loaded machines.
 #[cfg(test)]
 const DRAIN_LIMIT_NS: u64 = 60_000_000_000;
 
-/// Bursts taken from one queue before the next has its turn, and, unless a TX ring fills up, before
-/// the kernel is entered: what it leaves in the caches of our code and data is paid for once a turn.
-/// (A driver's NAPI weight is one burst, its budget 300 packets.)
+/// Bursts taken from one queue before the next queue is served, and, unless a TX ring fills up, before a
+/// system call: its cache misses are then paid once per iteration. (A driver's NAPI weight is one burst,
+/// its budget 300 packets.)
 const BURSTS_A_TURN: usize = 4;
 
-/// A timed turn that took longer was off its CPU, and says nothing of what a frame costs.
+/// A timed iteration that took longer was preempted, and is not counted.
 const INTERRUPTED: Duration = Duration::from_millis(1);
 
-/// How a worker learns of frames, as a driver does under NAPI.
+/// How a worker detects received frames; compare a driver under NAPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PollMode {
-    /// It polls without end, and has its core to itself.
+    /// It polls all the time, and needs a core of its own.
     Busy,
-    /// It polls while there are frames, and sleeps until the next when there have been none for
-    /// 200 µs.
+    /// It polls while frames arrive, and sleeps after 200 µs without any.
     #[default]
     Adaptive,
-    /// It sleeps whenever a turn finds nothing.
+    /// It sleeps whenever an iteration finds no frames.
     Interrupt,
 }
 
 impl PollMode {
-    /// How long a worker polls in vain before it sleeps, in nanoseconds.
+    /// How long a worker polls without a frame before it sleeps, in nanoseconds.
     fn patience_ns(self) -> u64 {
         match self {
             PollMode::Busy => u64::MAX,
@@ -72,7 +71,7 @@ impl PollMode {
     }
 }
 
-/// Where a worker's frames are; see [`crate::io::FrameAccounting`].
+/// Number of a worker's frames by place; see [`crate::io::FrameAccounting`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct WorkerFrames {
     /// Every frame of the UMEM.
@@ -83,27 +82,27 @@ pub struct WorkerFrames {
     pub fill_and_rx: usize,
     /// In TX and completion rings.
     pub tx_and_completion: usize,
-    /// Of ports that were removed, until the kernel has certainly let go of them.
+    /// Of removed ports, until the kernel has certainly released them.
     pub draining: usize,
     /// Waiting for a neighbour.
     pub held: usize,
 }
 
 impl WorkerFrames {
-    /// The conservation law.
+    /// Whether every frame is accounted for.
     pub fn is_conserved(&self) -> bool {
         self.free + self.fill_and_rx + self.tx_and_completion + self.draining + self.held
             == self.total
     }
 }
 
-/// One worker's state; [`Worker::run`] is its life.
+/// One worker's state; see [`Worker::run`].
 #[derive(Debug)]
 pub struct Worker<I> {
     io: I,
-    /// Ports of the router. The driver has as many or more: slot `n` is a queue of port `n % ports`,
-    /// and a port's first slot is the one it sends by. Where that is empty, `handoffs` leads to a
-    /// worker that has one.
+    /// Ports of the router. The driver has this number of slots or a multiple: slot `n` is a queue of
+    /// port `n % ports`, and a port's first slot is the one used to send. Where that is empty, `handoffs`
+    /// has the worker that sends.
     ports: u16,
     pool: FramePool,
     tables: Snapshot<Tables>,
@@ -119,40 +118,40 @@ pub struct Worker<I> {
     stop: Arc<AtomicBool>,
     clock: Clock,
     liveness: Option<Liveness>,
-    /// Whether turns are timed.
+    /// Whether iterations are timed.
     accounting: bool,
     mode: PollMode,
 }
 
-/// What a worker is made of.
+/// The parts of a worker.
 #[derive(Debug)]
 pub struct Parts<I> {
     /// Its driver.
     pub io: I,
-    /// Ports of the router; the driver has this many or a multiple, see [`Worker`].
+    /// Ports of the router; the driver has this many slots or a multiple, see [`Worker`].
     pub ports: u16,
-    /// What the pipeline remembers.
+    /// State of the pipeline.
     pub state: PipelineState,
     /// The free frames of its UMEM.
     pub pool: FramePool,
     /// The tables.
     pub tables: Snapshot<Tables>,
-    /// Its place among the readers of the trees.
+    /// Its reader slot for the longest-prefix-match tables.
     pub reader: Reader,
     /// Its counters.
     pub stats: Arc<WorkerStats>,
-    /// Which frames it times, and what came of it.
+    /// Selects the frames that are timed, and holds the histograms.
     pub residence: Residence,
-    /// Its way to the control thread.
+    /// Its queues to other threads.
     pub slow_path: SlowPath,
-    /// By which it tells the time; the control thread's heartbeat, and its own, are by the same.
+    /// Its clock; the control thread's heartbeat, and its own, use the same.
     pub clock: Clock,
     /// Its heartbeat, and the permission to forward; `None`: no control thread is needed.
     pub liveness: Option<Liveness>,
 }
 
 impl<I: PacketIo> Worker<I> {
-    /// Assembles a worker and the handle on it.
+    /// Assembles a worker and its handle.
     pub fn new(parts: Parts<I>) -> (Worker<I>, WorkerHandle<I>) {
         let (sender, commands) = bounded(COMMANDS);
         let stop = Arc::new(AtomicBool::new(false));
@@ -188,22 +187,22 @@ impl<I: PacketIo> Worker<I> {
         (worker, handle)
     }
 
-    /// Times every turn from now on, for [`WorkerStats::cost`]: three readings of the clock a turn.
+    /// Enables timing of every iteration, for [`WorkerStats::cost`]: three clock readings per iteration.
     pub fn set_accounting(&mut self, on: bool) {
         self.accounting = on;
     }
 
-    /// Sets how it learns of frames.
+    /// Sets the poll mode.
     pub fn set_poll_mode(&mut self, mode: PollMode) {
         self.mode = mode;
     }
 
-    /// The worker's ways to and from others, before it runs.
+    /// The worker's handoff channels, before it runs.
     pub fn handoffs(&mut self) -> &mut Handoffs {
         &mut self.handoffs
     }
 
-    /// What a test looks into.
+    /// Access for tests.
     #[cfg(test)]
     pub(super) fn io(&mut self) -> (&mut I, &mut FramePool) {
         (&mut self.io, &mut self.pool)
@@ -214,8 +213,8 @@ impl<I: PacketIo> Worker<I> {
         &mut self.out.tap
     }
 
-    /// Forwards until told to stop, then finishes what has arrived, and closes its ports. Gives back
-    /// where every frame ended up.
+    /// Forwards until it is stopped, then processes what has been received, and closes its ports. Returns
+    /// the final accounting of frames.
     pub fn run(mut self) -> WorkerFrames {
         let patience_ns = self.mode.patience_ns();
         let mut now_ns = self.clock.now_ns();
@@ -239,8 +238,9 @@ impl<I: PacketIo> Worker<I> {
         self.accounting()
     }
 
-    /// One turn: every port's burst through the road and out again. Returns the packets taken, also
-    /// from other workers. While the tables are not known to be current, packets stay where they are.
+    /// One loop iteration: receives bursts from every port, forwards and sends them. Returns the number
+    /// of packets taken, including those handed over by other workers. While the tables are not known to
+    /// be current, packets stay where they are.
     pub fn turn(&mut self, now_ns: u64) -> usize {
         if let Some(liveness) = &self.liveness {
             liveness.beat(now_ns, self.handoffs.targets());
@@ -274,8 +274,8 @@ impl<I: PacketIo> Worker<I> {
         taken + crossed
     }
 
-    /// Sends what waited for a neighbour, and what other workers have no queue for. Returns how many
-    /// packets came from those.
+    /// Sends packets that waited for a neighbour, and packets that other workers have no queue for.
+    /// Returns the number of the latter.
     #[inline]
     fn send_waiting(&mut self, now_ns: u64) -> usize {
         if self.state.held() > 0 {
@@ -286,8 +286,8 @@ impl<I: PacketIo> Worker<I> {
         if self.handoffs.channels_in() > 0 { self.take_handoffs(now_ns) } else { 0 }
     }
 
-    /// Drops packets that wait to be sent and that the kernel would filter. They are changed already, and
-    /// cannot be handed back.
+    /// Drops packets that wait to be sent and that the kernel would filter. They have been changed
+    /// already, and cannot be punted.
     #[cold]
     fn purge(&mut self, now_ns: u64) {
         if self.state.held() > 0 {
@@ -296,8 +296,9 @@ impl<I: PacketIo> Worker<I> {
         self.handoffs.drop_all(DropReason::QueuePurge, &self.stats);
     }
 
-    /// Takes what ports have received, some bursts of each, as far as `permission` goes, which is asked
-    /// again for each burst: the thread may have stood still at any point. Returns how many came.
+    /// Takes received packets, several bursts per port, as far as `permission` allows. It is checked
+    /// again for each burst, because the thread may have been preempted at any point. Returns the number
+    /// of packets.
     fn take_received(&mut self, mut permission: Permission, mut now_ns: u64) -> usize {
         let mut taken = 0;
         for slot in 0..self.io.ports() as u16 {
@@ -318,7 +319,7 @@ impl<I: PacketIo> Worker<I> {
                 if self.liveness.is_some() {
                     now_ns = self.clock.now_ns();
                     permission = self.permission(now_ns);
-                    // The heartbeat found just now vouches for the newest tables only.
+                    // The heartbeat just read is valid for the newest tables only.
                     self.tables.refresh();
                 }
                 match permission {
@@ -334,7 +335,7 @@ impl<I: PacketIo> Worker<I> {
         taken
     }
 
-    /// Nothing is forwarded; what was forwarded before is still sent, and commands are obeyed.
+    /// Forwards nothing; still sends what was forwarded before, and runs commands.
     fn stand_by(&mut self) {
         self.io.kick(&mut self.pool, &self.stats);
         self.reader.quiescent();
@@ -342,7 +343,7 @@ impl<I: PacketIo> Worker<I> {
         std::thread::sleep(STAND_BY);
     }
 
-    /// Sends what other workers have no queue for. Returns how many packets came.
+    /// Sends packets that other workers have no queue for. Returns their number.
     fn take_handoffs(&mut self, now_ns: u64) -> usize {
         let longest_ns = self.liveness.as_ref().map_or(u64::MAX, Liveness::worker_timeout_ns);
         let oldest_ns = self.clock.monotonic_ns(now_ns).saturating_sub(longest_ns);
@@ -373,7 +374,7 @@ impl<I: PacketIo> Worker<I> {
         self.liveness.as_ref().map_or(Permission::Forward, |l| l.permission(now_ns, targets))
     }
 
-    /// Takes one burst of a slot. Returns how many packets came.
+    /// Takes one burst of a slot. Returns the number of packets.
     fn receive(&mut self, slot: u16) -> usize {
         let received = self.io.rx_burst(slot, &mut self.pool, &mut self.burst, &self.stats);
         if received == 0 {
@@ -393,7 +394,7 @@ impl<I: PacketIo> Worker<I> {
         received
     }
 
-    /// Puts the burst through the road, or another `stage`, and out again.
+    /// Runs the burst through the data path, or another `stage`, and sends the result.
     #[inline]
     fn carry_out(&mut self, now_ns: u64, stage: impl Fn(&mut Burst, &mut Ctx<'_>) + Copy) {
         while !self.burst.is_empty() {
@@ -402,13 +403,13 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    /// Gives the burst to the kernel.
+    /// Punts the burst.
     #[cold]
     fn hand_back(&mut self, reason: PuntReason, now_ns: u64) {
         self.carry_out(now_ns, |burst, ctx| pipeline::hand_back_burst(burst, reason, ctx));
     }
 
-    /// Adds a turn's time, unless it was interrupted or had nothing to do.
+    /// Adds an iteration's time, unless it was interrupted or had nothing to do.
     fn account(&self, taken: usize, user: Duration, all: Duration) {
         if taken > 0 && all < INTERRUPTED {
             let cost = &self.stats.cost;
@@ -418,7 +419,7 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    /// Lends the pipeline everything it works with.
+    /// The pipeline's context, borrowed from the worker.
     #[inline]
     fn with_ctx(&mut self, now_ns: u64, stage: impl FnOnce(&mut Burst, &mut Ctx<'_>)) {
         let mut ctx = Ctx {
@@ -432,7 +433,7 @@ impl<I: PacketIo> Worker<I> {
         stage(&mut self.burst, &mut ctx);
     }
 
-    /// Carries out what the pipeline decided.
+    /// Sends, punts and requests what the pipeline left in its effects.
     #[inline]
     fn flush(&mut self, now_ns: u64) {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
@@ -450,7 +451,7 @@ impl<I: PacketIo> Worker<I> {
                 let port = port as u16;
                 self.sampler.find(egress.as_slice());
                 if self.io.tx_room(port) < egress.len() {
-                    // The kernel may not have been told yet of what earlier bursts put there.
+                    // The kernel may not have been notified yet of what earlier bursts put there.
                     self.io.kick(&mut self.pool, &self.stats);
                 }
                 if tapped {
@@ -489,15 +490,15 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    /// Does what the control thread asked for. `false`: there is no control thread any more.
+    /// Runs the waiting commands. `false`: the control thread has ended.
     fn handle_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
                 Ok(Command::Tap(call)) => call(&mut self.out.tap),
-                Ok(Command::Cross(call)) => call(&mut self.handoffs),
+                Ok(Command::Handoffs(call)) => call(&mut self.handoffs),
                 Ok(Command::FrameAccounting(answer)) => {
-                    // The asker may have given up waiting.
+                    // The caller may have stopped waiting.
                     let _ = answer.send((self.accounting(), self.packet_account()));
                 }
                 Err(TryRecvError::Empty) => return true,
@@ -518,24 +519,24 @@ impl<I: PacketIo> Worker<I> {
             self.handoffs.awake();
         }
         self.reader.online();
-        // The system's clock may have been set; here is time to look.
+        // The system's clock may have been set; update the offset.
         self.state.utc_offset_ns = self.clock.utc_offset_ns();
     }
 
-    /// Takes what still lies in the rings, then what other workers still send over, and waits for
-    /// what is being sent.
+    /// Processes what is still in the rings, then what other workers still hand over, and waits until
+    /// everything is sent.
     fn drain(&mut self) {
         let now_ns = self.drain_until(|_, idle_ns| idle_ns > DRAIN_NS);
         self.with_ctx(now_ns, |_, ctx| pipeline::drop_held(ctx, DropReason::Shutdown));
         self.handoffs.close();
         if self.handoffs.channels_in() > 0 {
-            // They close their ways when they have come as far as this.
-            self.drain_until(|worker, idle_ns| worker.handoffs.is_over() && idle_ns > 0);
+            // They close their channels at the same point.
+            self.drain_until(|worker, idle_ns| worker.handoffs.is_closed() && idle_ns > 0);
             self.handoffs.drop_all(DropReason::Shutdown, &self.stats);
         }
     }
 
-    /// Turns until `done`, which is told for how long there has been nothing to do, but not for ever.
+    /// Runs iterations until `done`, which is passed the time without work, but not longer than a limit.
     /// Returns the time.
     fn drain_until(&mut self, done: impl Fn(&Self, u64) -> bool) -> u64 {
         let start_ns = self.clock.now_ns();
@@ -551,7 +552,7 @@ impl<I: PacketIo> Worker<I> {
         }
     }
 
-    /// Where every packet went.
+    /// The account of all packets.
     pub(super) fn packet_account(&self) -> PacketAccount {
         let sending = self.io.accounting().sending;
         self.stats.account(self.state.held_packets() as u64, sending as u64)

@@ -1,20 +1,20 @@
-//! How long frames stay with a worker, as histograms a port pair.
+//! How long frames stay with a worker, as histograms per port pair.
 //!
-//! The time of a frame begins when its burst has been taken from the RX ring and ends when it has
-//! been put on the TX ring of the port it leaves by (the ring's index is written once a burst).
+//! The time of a frame begins when its burst has been taken from the RX ring and ends when it has been
+//! put on the TX ring of its output port (the ring's index is written once per burst).
 //!
-//! - **Inside**: the whole road of the frame; that of those before it in the burst, and of those
-//!   behind it too, as a burst goes out together; bursts that leave by other ports before it; the
-//!   way to another worker, which counts it, where that sends it; and the wait for a neighbour's
-//!   address (up to three seconds), which is where long tails come from.
-//! - **Not inside**: the wait in the RX ring, in which a worker that has lost its CPU shows first;
-//!   taking the burst; the system call that has the kernel send; the TX ring and the NIC.
-//! - **Not counted**: what never gets to a TX ring (dropped, handed back to the kernel), and the
-//!   router's own packets. A packet that leaves in fragments counts once, with its last fragment.
+//! - **Included**: the processing of the frame, and of the other frames in its burst, as a burst is sent
+//!   together; sending of earlier bursts by other ports; the handoff to another worker, which counts it,
+//!   where that worker sends it; and the wait for a neighbour's address (up to three seconds), which
+//!   causes long tails.
+//! - **Not included**: the wait in the RX ring, where preemption of a worker shows first; taking the
+//!   burst; the system call that makes the kernel send; the TX ring and the NIC.
+//! - **Not counted**: frames that never reach a TX ring (dropped, punted), and the router's own packets.
+//!   A packet that leaves in fragments counts once, with its last fragment.
 //!
-//! One frame in `every` is measured on average, at random distances, so that what repeats in the
-//! traffic is not measured always or never. The clock is read only for bursts with such a frame:
-//! once when taken, once when put. Recording is a load and a store.
+//! On average one frame in `every` is measured, at random distances, so that periodic traffic is sampled
+//! evenly. The clock is read only for bursts with such a frame: once on input, once on output. Recording
+//! is a load and a store.
 
 use std::sync::Arc;
 
@@ -23,18 +23,18 @@ use crate::pipeline::EGRESS;
 use crate::skb::SkBuff;
 use crate::stats::HdrCounters;
 
-/// What one worker measured; it alone writes, anyone may read.
+/// Measurements of one worker; only the worker writes them, any thread may read.
 #[derive(Debug)]
 pub struct Residence {
     every: u32,
     ports: usize,
-    /// By in-port × ports + out-port.
+    /// Indexed by in-port × ports + out-port.
     pairs: HdrCounters,
 }
 
 impl Residence {
-    /// For one frame in `every` between `ports` ports; 0 measures nothing. `None`: there is no
-    /// memory for that many port pairs (each 216 KiB, of which what is counted in is taken).
+    /// Measures one frame in `every` between `ports` ports; 0 measures nothing. `None`: there is no
+    /// memory for that many port pairs (each 216 KiB, backed by memory where counters are used).
     pub fn new(ports: u16, every: u32) -> Option<Residence> {
         let ports = usize::from(ports);
         let pairs = HdrCounters::new(if every == 0 { 0 } else { ports * ports })?;
@@ -46,8 +46,7 @@ impl Residence {
         Residence { every: 0, ports: 0, pairs: HdrCounters::default() }
     }
 
-    /// What was measured from one port to another: (index, count) as
-    /// [`HdrCounters::counts`] gives them.
+    /// Measurements from one port to another: (index, count) as [`HdrCounters::counts`] returns them.
     pub fn counts(&self, iif: u16, oif: u16) -> Vec<(u32, u64)> {
         self.pairs.counts(self.pair(iif, oif))
     }
@@ -66,26 +65,26 @@ struct Found {
     taken_ns: u64,
 }
 
-/// The worker's side.
+/// The worker's sampler.
 #[derive(Debug)]
 pub(super) struct Sampler {
     residence: Arc<Residence>,
     clock: Stopwatch,
-    /// Frames until the next to be measured.
+    /// Frames until the next one to be measured.
     skip: usize,
     random: u64,
-    /// Whether a frame that is measured may be among those about to leave.
+    /// Whether a measured frame may be among those about to be sent.
     armed: bool,
     found: Vec<Found>,
 }
 
 impl Sampler {
-    /// `seed` sets which frames are measured.
+    /// `seed` selects which frames are measured.
     pub(super) fn new(residence: Arc<Residence>, seed: u64) -> Sampler {
         let mut sampler = Sampler {
             clock: Stopwatch::start(),
             skip: usize::MAX,
-            // Zero stays zero.
+            // A state of zero would stay zero.
             random: seed | 1,
             armed: false,
             found: Vec::with_capacity(EGRESS),
@@ -97,7 +96,7 @@ impl Sampler {
         sampler
     }
 
-    /// Chooses among received frames. When nothing is measured, `skip` never comes down to them.
+    /// Selects among received frames. When nothing is measured, `skip` never reaches 0.
     #[inline]
     pub(super) fn choose(&mut self, burst: &mut [SkBuff]) {
         if self.skip < burst.len() {
@@ -118,13 +117,13 @@ impl Sampler {
         self.armed = true;
     }
 
-    /// Frames that were held may leave now.
+    /// Held frames may be sent now.
     #[inline]
     pub(super) fn arm(&mut self) {
         self.armed = self.residence.every > 0;
     }
 
-    /// Nothing is about to leave any more.
+    /// No measured frame is about to be sent.
     #[inline]
     pub(super) fn disarm(&mut self) {
         self.armed = false;
@@ -145,7 +144,7 @@ impl Sampler {
         }
     }
 
-    /// Records those found, after the first `put` frames of the burst were put on the TX ring.
+    /// Records the frames found, after the first `put` frames of the burst were put on the TX ring.
     #[inline]
     pub(super) fn record(&mut self, oif: u16, put: usize) {
         if self.found.is_empty() {
@@ -158,7 +157,7 @@ impl Sampler {
         }
     }
 
-    /// From 1 to 2 × every − 1, every on average (xorshift64, Marsaglia 2003).
+    /// The next distance: 1 to 2 × every − 1, on average `every` (xorshift64, Marsaglia 2003).
     #[inline]
     fn distance(&mut self) -> usize {
         self.random ^= self.random << 13;
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_chosen_as_asked_for_and_not_always_the_same_place() {
+    fn the_sampling_rate_is_kept_and_positions_vary() {
         let mut pool = Umem::anonymous(64).into_pool();
         let mut burst = burst(&mut pool, 64);
         for (every, expected) in [(0, 0..=0), (1, 64_000..=64_000), (64, 900..=1100)] {
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_ring_did_not_take_is_not_counted_and_pairs_have_a_direction() {
+    fn packets_beyond_the_ring_are_not_counted_and_pairs_have_a_direction() {
         let mut pool = Umem::anonymous(8).into_pool();
         let mut sampler = sampler(1);
         let mut burst = burst(&mut pool, 8);
@@ -218,12 +217,12 @@ mod tests {
         sampler.find(burst.as_slice());
         sampler.record(1, 5);
         assert_eq!((count(&sampler, 0, 1), count(&sampler, 1, 0)), (5, 0));
-        // Not armed: nothing is looked for.
+        // Not armed: no search.
         sampler.disarm();
         sampler.find(burst.as_slice());
         sampler.record(1, 8);
         assert_eq!(count(&sampler, 0, 1), 5);
-        // Held ones, sent later.
+        // Held frames, sent later.
         sampler.arm();
         burst.as_mut_slice().iter_mut().for_each(|skb| skb.port = 1);
         sampler.find(burst.as_slice());
@@ -244,7 +243,8 @@ mod tests {
         let after_ns = sampler.clock.now_ns();
         let index = sampler.residence.counts(0, 1)[0].0;
         let measured_ns = crate::stats::histogram::value_at(index as usize);
-        // A lower bound and the clock itself: however long this thread was kept from its CPU.
+        // A lower bound, and the clock itself as the upper one: valid however long this thread was
+        // preempted.
         assert!(measured_ns > 19_000_000, "{measured_ns}");
         assert!(measured_ns <= after_ns - taken_ns, "{measured_ns}");
     }

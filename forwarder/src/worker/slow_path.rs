@@ -1,8 +1,7 @@
-//! From a worker to the control side: frames for the kernel, and neighbours to resolve.
+//! Queues from a worker to other threads: frames for the kernel, and neighbours to resolve.
 //!
-//! Bounded and allocated at start. A frame is copied into one of a fixed number of buffers that go
-//! round between two threads; when all are under way, it is dropped (PUNT_FAILED) rather than
-//! waited for.
+//! Bounded, and allocated at start. A frame is copied into one of a fixed number of buffers, which two
+//! threads exchange; when none is free, the frame is dropped (PUNT_FAILED) without waiting.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,32 +14,32 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::PuntReason;
 
-/// Frames under way to the kernel at most, a worker.
+/// Maximum number of frames queued for the kernel, per worker.
 const FRAMES: usize = 256;
-/// Neighbour requests under way at most, a worker.
+/// Maximum number of neighbour requests queued, per worker.
 const REQUESTS: usize = 256;
 
-/// A frame on its way back to the kernel.
+/// A punted frame.
 #[derive(Debug)]
 pub struct PuntedFrame {
-    /// ifindex of the interface it came in by.
+    /// ifindex of the input interface.
     pub ifindex: u32,
-    /// The port that this is.
+    /// The input port.
     pub port: u16,
-    /// Why it is the kernel's: with the port, what it is counted under.
+    /// The punt reason; counted per port and reason.
     pub reason: PuntReason,
     len: usize,
     buffer: Box<[u8; MAX_JUMBO]>,
 }
 
 impl PuntedFrame {
-    /// The frame from its Ethernet header on.
+    /// The frame from its Ethernet header.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.len]
     }
 }
 
-/// A next hop whose link-layer address is wanted.
+/// A next hop to be resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NeighRequest {
     /// ifindex of its interface.
@@ -57,9 +56,9 @@ pub struct Wakeup {
 }
 
 impl Wakeup {
-    /// A silent wakeup.
+    /// A wakeup that is not signalled.
     ///
-    /// # Errors
+    /// Errors of eventfd(2), such as EMFILE.
     /// EMFILE and the like from eventfd(2).
     pub fn new() -> std::io::Result<Arc<Wakeup>> {
         let event =
@@ -70,15 +69,15 @@ impl Wakeup {
     /// Wakes the thread; a system call only if it has not been woken already.
     pub fn wake(&self) {
         if !self.pending.swap(true, Ordering::AcqRel) {
-            // Fails only when the counter would overflow, and then it is readable anyway.
+            // Fails only when the counter would overflow; it is readable then anyway.
             let _ = self.event.write(1);
         }
     }
 
-    /// Called by the thread before it looks at the queues.
+    /// Called by the thread before it reads the queues.
     pub fn clear(&self) {
         let _ = self.event.read();
-        // A swap, not a store: what the queues hold must not be read before it.
+        // A swap, not a store: the queues must not be read before it.
         self.pending.swap(false, Ordering::AcqRel);
     }
 }
@@ -95,13 +94,13 @@ pub struct SlowPath {
     empty: Receiver<Box<[u8; MAX_JUMBO]>>,
     frames: Sender<PuntedFrame>,
     requests: Sender<NeighRequest>,
-    /// Of the thread that takes frames.
+    /// Wakes the thread that takes frames.
     punter: Arc<Wakeup>,
-    /// Of the thread that takes requests.
+    /// Wakes the thread that takes requests.
     control: Arc<Wakeup>,
 }
 
-/// The end of the thread that hands frames to the kernel.
+/// The end of the thread that passes frames to the kernel.
 #[derive(Debug)]
 pub struct PuntQueue {
     recycle: Sender<Box<[u8; MAX_JUMBO]>>,
@@ -112,7 +111,7 @@ pub struct PuntQueue {
 #[derive(Debug)]
 pub struct NeighRequests(Receiver<NeighRequest>);
 
-/// Makes the ends. `punter` is rung for frames, `control` for requests.
+/// Creates the three ends. `punter` is woken for frames, `control` for requests.
 pub fn slow_path(
     punter: Arc<Wakeup>,
     control: Arc<Wakeup>,
@@ -132,7 +131,7 @@ pub fn slow_path(
 }
 
 impl SlowPath {
-    /// Hands a copy of a frame over. `false`: no buffer was free.
+    /// Queues a copy of a frame. `false`: no buffer was free.
     pub fn punt(&self, skb: &SkBuff, reason: PuntReason) -> bool {
         let head = skb.mac_header();
         if head.len() + skb.data_len() > MAX_JUMBO {
@@ -150,13 +149,13 @@ impl SlowPath {
         sent
     }
 
-    /// How many frames can be handed over now.
+    /// Number of frames that can be queued now.
     pub fn room(&self) -> usize {
         self.empty.len()
     }
 
-    /// Asks for a neighbour. `false`: too many requests are under way; the packet that needs it
-    /// waits, and asks again.
+    /// Queues a neighbour request. `false`: the queue is full; the packet that needs the neighbour waits,
+    /// and the request is repeated.
     pub fn resolve(&self, oif: u32, addr: IpAddr) -> bool {
         let sent = self.requests.try_send(NeighRequest { oif, addr }).is_ok();
         self.control.wake();
@@ -165,7 +164,7 @@ impl SlowPath {
 }
 
 impl PuntQueue {
-    /// Passes waiting frames to `inject`, at most `max`, and reuses their buffers. Returns how many.
+    /// Passes queued frames to `inject`, at most `max`, and reuses their buffers. Returns their number.
     pub fn drain(&self, max: usize, mut inject: impl FnMut(&mut PuntedFrame)) -> usize {
         let mut taken = 0;
         while taken < max
@@ -180,7 +179,7 @@ impl PuntQueue {
 }
 
 impl NeighRequests {
-    /// The waiting requests.
+    /// The queued requests.
     pub fn iter(&self) -> impl Iterator<Item = NeighRequest> + '_ {
         self.0.try_iter()
     }

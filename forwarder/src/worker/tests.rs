@@ -1,4 +1,4 @@
-//! Workers side by side: what one of them has no queue for leaves by another.
+//! Several workers: packets for a port on which their worker has no queue are sent by another worker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,13 +26,13 @@ use crate::tables::Published;
 const FRAMES: u32 = 512;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A worker on a bench, with its end of a capture of everything.
+/// A worker under test, with a capture of all packets.
 struct Bench {
     worker: Worker<MemIo>,
     handle: WorkerHandle<MemIo>,
     captured: RingReader,
     waker: Arc<Waker>,
-    /// What the worker hands over for the kernel.
+    /// Packets that the worker punts.
     punts: PuntQueue,
 }
 
@@ -73,12 +73,12 @@ fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
     Bench { worker, handle, captured, waker: Waker::new().expect("an eventfd"), punts }
 }
 
-/// Packets of `from` for the right port leave by `to`, which is number 1.
+/// Makes `to`, worker number 1, send packets of `from` for the right port.
 fn connect(from: &mut Bench, to: &mut Bench, packets: usize) {
     let (out, into) = channel(packets, 1, Arc::clone(&to.waker));
-    to.worker.handoffs().admit(into, Arc::clone(&to.waker));
+    to.worker.handoffs().add_rx(into, Arc::clone(&to.waker));
     from.worker.handoffs().add(out);
-    from.worker.handoffs().lead(RIGHT, Some(1));
+    from.worker.handoffs().set_target(RIGHT, Some(1));
 }
 
 /// Packet number `n` of the host on the left to that on the right.
@@ -103,7 +103,7 @@ impl Bench {
         io.take_all_sent(RIGHT, pool).iter().map(|frame| number(frame)).collect()
     }
 
-    /// What was captured: where, by which port, and which packet.
+    /// The captured packets: kind, port, and packet number.
     fn captured(&self) -> Vec<(Kind, u16, u32)> {
         let mut found = Vec::new();
         while let Ok(Some(())) = self.captured.read(|block, _| {
@@ -112,7 +112,7 @@ impl Bench {
         found
     }
 
-    /// Turns until there is nothing to do; gives what was captured meanwhile.
+    /// Runs iterations until there is nothing to do; returns what was captured meanwhile.
     fn work(&mut self) -> Vec<(Kind, u16, u32)> {
         let mut captured = Vec::new();
         while self.worker.turn(1) > 0 {
@@ -138,7 +138,7 @@ impl Bench {
 }
 
 #[test]
-fn packets_cross_in_order_and_are_captured_and_timed_where_they_leave() {
+fn handed_over_packets_stay_in_order_and_are_captured_and_timed_by_the_sender() {
     let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
     connect(&mut one, &mut two, 256);
     for round in 0..3 {
@@ -166,7 +166,7 @@ fn packets_cross_in_order_and_are_captured_and_timed_where_they_leave() {
 }
 
 #[test]
-fn a_full_way_drops_the_newest_by_name_and_goes_on_when_there_is_room() {
+fn a_full_channel_drops_the_newest_and_recovers_when_there_is_room() {
     let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
     connect(&mut one, &mut two, 20);
     one.inject(0..50);
@@ -188,7 +188,7 @@ fn a_full_way_drops_the_newest_by_name_and_goes_on_when_there_is_room() {
 }
 
 #[test]
-fn what_finds_no_frame_or_no_port_where_it_lands_is_dropped_by_name() {
+fn handed_over_packets_without_a_frame_or_port_are_dropped() {
     let (mut one, mut two) = (bench(FRAMES), bench(8));
     connect(&mut one, &mut two, 64);
     one.inject(0..20);
@@ -199,7 +199,7 @@ fn what_finds_no_frame_or_no_port_where_it_lands_is_dropped_by_name() {
     let port = &two.handle.stats.ports[usize::from(RIGHT)];
     assert_eq!(port.tx_dropped.get(), 12);
     two.assert_all_free();
-    // Its buffers are back all the same.
+    // Its buffers have been returned all the same.
     one.inject(20..28);
     one.worker.turn(1);
     assert_eq!(one.drops(DropReason::CpuBacklog), 0);
@@ -212,7 +212,7 @@ fn what_finds_no_frame_or_no_port_where_it_lands_is_dropped_by_name() {
 }
 
 #[test]
-fn what_finds_no_place_on_the_way_to_the_kernel_is_dropped_and_not_handed_over() {
+fn packets_beyond_the_punt_queue_are_dropped() {
     // As many as the queue holds, and 44 more.
     const HELD: u64 = 256;
     let mut bench = bench(FRAMES);
@@ -227,7 +227,7 @@ fn what_finds_no_place_on_the_way_to_the_kernel_is_dropped_and_not_handed_over()
     let port = &bench.handle.stats.ports[usize::from(LEFT)];
     assert_eq!((port.punted.get(), port.rx_dropped.get()), (HELD, 300 - HELD));
     bench.assert_all_free();
-    // The kernel does not take one of them.
+    // The kernel accepts none of them.
     assert_eq!(
         bench.punts.drain(1, |frame| {
             bench.handle.stats.undelivered.count(frame.reason, frame.port);
@@ -240,7 +240,7 @@ fn what_finds_no_place_on_the_way_to_the_kernel_is_dropped_and_not_handed_over()
 }
 
 #[test]
-fn what_came_over_and_was_not_taken_is_counted_when_a_worker_ends() {
+fn handed_over_packets_not_taken_are_counted_when_a_worker_ends() {
     let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
     connect(&mut one, &mut two, 64);
     one.inject(0..20);
@@ -253,13 +253,13 @@ fn what_came_over_and_was_not_taken_is_counted_when_a_worker_ends() {
 }
 
 #[test]
-fn a_packet_of_several_frames_crosses_whole() {
+fn a_packet_of_several_frames_is_handed_over_whole() {
     let octets: Vec<u8> = (0..MAX_JUMBO).map(|n| (n % 251) as u8).collect();
     let (mut here, mut there) = (Umem::anonymous(8).into_pool(), Umem::anonymous(4).into_pool());
     let waker = Waker::new().expect("an eventfd");
     let (out, into) = channel(2, 1, Arc::clone(&waker));
     let (mut handoffs, stats) = (Handoffs::default(), WorkerStats::new(2));
-    handoffs.admit(into, waker);
+    handoffs.add_rx(into, waker);
     let mut egress = [RoutedBurst::with_capacity(BURST), RoutedBurst::with_capacity(BURST)];
     for (round, kept) in [(0, 1), (1, 1)] {
         let mut burst = Burst::default();
@@ -267,7 +267,7 @@ fn a_packet_of_several_frames_crosses_whole() {
         out.send(RIGHT, out.room(), 10, &mut burst, &mut here, &stats);
         assert_eq!(here.available(), 8);
         assert_eq!(handoffs.take(0, 10, &mut there, &mut egress, &stats).packets, 1);
-        // The second finds too few frames.
+        // For the second there are too few frames.
         assert_eq!(egress[1].len(), kept, "round {round}");
     }
     assert_eq!(egress[1].as_slice()[0].whole(&mut Vec::new()), &octets[..]);
@@ -276,7 +276,7 @@ fn a_packet_of_several_frames_crosses_whole() {
     assert_eq!(there.available(), 4);
 }
 
-/// A worker with a heartbeat page, and whether its packets are the kernel's.
+/// A worker with a heartbeat page, and the flag that makes it punt packets.
 fn live_bench(
     number: usize,
     timeouts: [Duration; 2],
@@ -289,12 +289,12 @@ fn live_bench(
 }
 
 #[test]
-fn a_worker_that_stood_still_after_it_received_gives_the_packets_to_the_kernel() {
+fn a_worker_that_stalled_after_receiving_punts_the_packets() {
     let (mut bench, page, _) = live_bench(0, [Duration::from_millis(1); 2]);
     page.beat_control(monotonic_ns());
     bench.inject(0..10);
     thread::sleep(Duration::from_millis(5));
-    // The turn began at its clock's zero, when the control thread was heard.
+    // The iteration began at its clock's zero, when the control thread's heartbeat was fresh.
     assert_eq!(bench.worker.turn(0), 10);
     assert!(bench.sent().is_empty());
     assert_eq!(bench.handle.stats.punt_count(PuntReason::Stalled), 10);
@@ -313,14 +313,14 @@ fn packets_that_waited_in_a_worker_are_dropped_when_they_are_old_or_the_kernel_f
     one.worker.turn(now_ns);
     two.worker.turn(now_ns);
     assert_eq!(two.sent().len(), 10);
-    // The kernel began to filter after they were sent over.
+    // The kernel began to filter after they were handed over.
     one.inject(10..20);
     one.worker.turn(now_ns);
     hand_back.store(true, Ordering::Relaxed);
     two.worker.turn(now_ns);
     assert_eq!((two.sent(), two.drops(DropReason::QueuePurge)), (vec![], 10));
     hand_back.store(false, Ordering::Relaxed);
-    // The worker stood still for longer than its limit.
+    // The worker stalled for longer than its limit.
     let later_ns = now_ns + 2 * minute.as_nanos() as u64;
     page.beat_control(monotonic_ns() + 2 * minute.as_nanos() as u64);
     one.inject(20..30);
@@ -329,38 +329,38 @@ fn packets_that_waited_in_a_worker_are_dropped_when_they_are_old_or_the_kernel_f
     assert_eq!((two.sent(), two.drops(DropReason::QueuePurge)), (vec![], 20));
     one.inject(30..94);
     one.worker.turn(now_ns);
-    assert_eq!(one.drops(DropReason::CpuBacklog), 0, "all buffers are back");
+    assert_eq!(one.drops(DropReason::CpuBacklog), 0, "all buffers were returned");
     two.worker.handoffs().drop_all(DropReason::Shutdown, &Arc::clone(&two.handle.stats));
     one.assert_all_free();
     two.assert_all_free();
 }
 
 #[test]
-fn a_port_may_lead_elsewhere_and_back() {
+fn the_sender_of_a_port_may_change_and_change_back() {
     let (mut one, mut two) = (bench(FRAMES), bench(FRAMES));
     connect(&mut one, &mut two, 64);
-    one.worker.handoffs().lead(RIGHT, None);
+    one.worker.handoffs().set_target(RIGHT, None);
     one.inject(0..5);
     one.worker.turn(1);
     assert_eq!(one.sent(), [0, 1, 2, 3, 4]);
-    one.worker.handoffs().lead(RIGHT, Some(1));
+    one.worker.handoffs().set_target(RIGHT, Some(1));
     one.inject(5..6);
     one.worker.turn(1);
     two.worker.turn(1);
     assert_eq!((one.sent().len(), two.sent()), (0, vec![5]));
 }
 
-/// A worker that begins with a change of its ways and is stopped meanwhile: the asker is told that it
-/// failed, so nothing of it may stay.
+/// A worker begins a change of its handoffs and is stopped meanwhile: the caller gets an error, so
+/// nothing of the change may remain.
 #[test]
-fn a_change_of_ways_that_comes_too_late_is_undone() {
+fn a_late_change_of_handoffs_is_undone() {
     let Bench { worker, handle, waker, .. } = bench(FRAMES);
     let thread = thread::spawn(move || worker.run());
     let ask = |change: fn(&mut Handoffs, HandoffTx), undo: fn(&mut Handoffs), late: bool| {
         let (out, into) = channel(2, 1, Arc::clone(&waker));
         let (go_on, wait) = bounded::<()>(0);
         let patience = Patience { begin: Duration::from_secs(1), finish: Duration::ZERO };
-        let answer = handle.cross_or_undo(
+        let answer = handle.change_handoffs_or_undo(
             patience,
             move |handoffs| {
                 if late {
@@ -375,21 +375,23 @@ fn a_change_of_ways_that_comes_too_late_is_undone() {
     };
     let reach = |by: Option<usize>| {
         let look = move |handoffs: &mut Handoffs| {
-            handoffs.lead(RIGHT, by);
-            handoffs.lead(RIGHT, None)
+            handoffs.set_target(RIGHT, by);
+            handoffs.set_target(RIGHT, None)
         };
-        handle.cross_or_undo(Patience::brief(PATIENCE), look, |_, _| {}).expect("it answers")
+        handle
+            .change_handoffs_or_undo(Patience::brief(PATIENCE), look, |_, _| {})
+            .expect("it answers")
     };
     ask(|handoffs, out| handoffs.add(out), Handoffs::undo_add, true);
-    assert_eq!(reach(Some(1)), None, "the way is gone");
+    assert_eq!(reach(Some(1)), None, "the channel was removed");
     ask(|handoffs, out| handoffs.add(out), Handoffs::undo_add, false);
     assert_eq!(reach(Some(1)), Some(1));
     handle.stop();
     thread.join().expect("ends well");
 }
 
-/// Three workers as threads; two have no queue on the right port. Every packet arrives, whether the
-/// third sleeps or not, and what is under way when they are stopped arrives, too.
+/// Three workers as threads; two have no queue on the right port. Every packet arrives, whether the third
+/// worker sleeps or not, and so do packets in transit when they are stopped.
 #[test]
 fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
     const PACKETS: u32 = 2000;
@@ -415,7 +417,7 @@ fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
         );
         put.expect("it runs").expect("room");
         if n % 100 == 0 {
-            // Now and then all of them sleep.
+            // From time to time all of them sleep.
             let begun = Instant::now();
             while sent() < u64::from(n + 20) {
                 assert!(begun.elapsed() < PATIENCE, "{} of {} are sent", sent(), n + 20);

@@ -149,7 +149,7 @@ impl WorkerCalls {
         undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<(), PortError> {
         self.ask(worker, |handle| {
-            handle.cross_or_undo(Patience::brief(BEGIN), change, undo).map(drop)
+            handle.change_handoffs_or_undo(Patience::brief(BEGIN), change, undo).map(drop)
         })
     }
 

@@ -57,9 +57,9 @@ impl Handoffs {
             let by = (by != worker).then_some(by);
             workers.cross(
                 worker,
-                move |handoffs| handoffs.lead(port, by),
+                move |handoffs| handoffs.set_target(port, by),
                 move |handoffs, before| {
-                    handoffs.lead(port, before);
+                    handoffs.set_target(port, before);
                 },
             )?;
         }
@@ -81,8 +81,8 @@ impl Handoffs {
         // The one that takes first, then the one that sends.
         workers.cross(
             to,
-            move |handoffs| handoffs.admit(into, its),
-            |handoffs, ()| handoffs.undo_admit(),
+            move |handoffs| handoffs.add_rx(into, its),
+            |handoffs, ()| handoffs.undo_add_rx(),
         )?;
         workers.cross(
             from,
