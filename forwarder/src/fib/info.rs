@@ -1,4 +1,4 @@
-//! What a route leads to: the kernel's `fib_info` and `fib_nh`, as the data path sees them.
+//! The result of a route lookup: the data path's view of the kernel's `fib_info` and `fib_nh`.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::stats::PuntReason;
 
-/// RTN_* of rtnetlink, as far as the data path tells them apart.
+/// Route types, RTN_* of rtnetlink, as far as the data path distinguishes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteType {
     /// Forwarded to a next hop.
@@ -25,55 +25,55 @@ pub enum RouteType {
     Unreachable,
     /// Dropped with Administratively Prohibited.
     Prohibit,
-    /// The lookup goes on with the next rule.
+    /// The lookup continues with the next rule.
     Throw,
-    /// Cannot be followed in userspace; its packets go back to the kernel.
+    /// Cannot be handled in userspace; its packets are punted.
     Punt(PuntReason),
 }
 
-/// One way out.
+/// A next hop.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Nexthop {
     /// ifindex of the outgoing interface; 0 when there is none.
     pub oif: u32,
-    /// Its number among the interfaces that packets leave by (`Links::dev`); `None`: it is the
-    /// kernel's alone, and packets for it are punted.
+    /// Its number among the interfaces that packets are sent by (`Links::dev`); `None`: it belongs to the
+    /// kernel only, and packets for it are punted.
     pub dev: Option<u16>,
-    /// The router to send to; `None`: the destination is on link. Either family: an IPv4 route may
-    /// lead through an IPv6 router (RTA_VIA).
+    /// The gateway; `None`: the destination is on link. Either family: an IPv4 route may have an IPv6
+    /// gateway (RTA_VIA).
     pub gateway: Option<IpAddr>,
     /// Share of the flows, RTNH weight 1 to 65536.
     pub weight: u32,
-    /// RTNH_F_DEAD, or RTNH_F_LINKDOWN where ignore_routes_with_linkdown says so: not used.
+    /// RTNH_F_DEAD, or RTNH_F_LINKDOWN if ignore_routes_with_linkdown is set: not used.
     pub dead: bool,
     /// RTNH_F_ONLINK.
     pub onlink: bool,
 }
 
-/// The ways out of a route: one, and then it stands in the route itself, or several.
+/// The next hops of a route. A single one is stored inline.
 pub type Nexthops = SmallVec<[Nexthop; 1]>;
 
 /// A route without its prefix; many prefixes share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FibInfo {
-    /// What to do.
+    /// The route type.
     pub kind: RouteType,
-    /// Ways out; empty for the kinds that have none.
+    /// Next hops; empty for types that have none.
     pub nexthops: Nexthops,
     /// RTAX_MTU: the route's own IP MTU in octets; 0: the outgoing interface's.
     pub mtu: u32,
-    /// RTA_PREFSRC: the source address that packets of our own take.
+    /// RTA_PREFSRC: the source address of our own packets.
     pub prefsrc: Option<IpAddr>,
 }
 
 impl FibInfo {
-    /// A route of a kind that has no next hop.
+    /// A route of a type that has no next hop.
     pub fn special(kind: RouteType) -> FibInfo {
         FibInfo { kind, nexthops: Nexthops::new(), mtu: 0, prefsrc: None }
     }
 
-    /// The next hop for a flow: a hash-threshold over the weights of those alive (RFC 2992;
-    /// kernel: `fib_select_multipath`). `None` when none is alive.
+    /// The next hop for a flow: hash-threshold by the weights of the next hops that are not dead (RFC
+    /// 2992; kernel: `fib_select_multipath`). `None` when all are dead.
     #[inline]
     pub fn select(&self, flow_hash: impl FnOnce() -> u32) -> Option<&Nexthop> {
         match &*self.nexthops {
@@ -86,7 +86,7 @@ impl FibInfo {
 
 fn select_multipath(nexthops: &[Nexthop], hash: u32) -> Option<&Nexthop> {
     let total: u64 = nexthops.iter().filter(|nh| !nh.dead).map(|nh| u64::from(nh.weight)).sum();
-    // hash / 2^32 of the total weight: each next hop owns a stretch as long as its weight.
+    // hash / 2^32 of the total weight: each next hop has a range as long as its weight.
     let mut point = (u64::from(hash) * total) >> 32;
     nexthops.iter().filter(|nh| !nh.dead).find(|nh| {
         let weight = u64::from(nh.weight);

@@ -1,4 +1,4 @@
-//! Where packets go: longest-prefix match, routes, next hops, rules.
+//! Routing lookup: longest-prefix match, routes, next hops, rules.
 
 pub mod info;
 pub mod lpm;

@@ -1,9 +1,8 @@
-//! Address prefixes, written and read as iproute2 does, and the bit arithmetic
-//! the tables need of an address.
+//! Address prefixes, parsed and printed as iproute2 does, and the bit arithmetic on addresses that the
+//! tables need.
 //!
-//! An address is a number here: `u32` for IPv4, `u128` for IPv6, most
-//! significant bit first on the wire (`u32::from_be_bytes`). Nothing in this
-//! file knows about routes.
+//! An address is a number here: `u32` for IPv4, `u128` for IPv6, most significant bit first on the wire
+//! (`u32::from_be_bytes`). Nothing in this file depends on routes.
 
 use std::fmt::{self, Debug, Display};
 use std::hash::Hash;
@@ -17,7 +16,7 @@ pub type Prefix4 = Prefix<u32>;
 /// An IPv6 prefix.
 pub type Prefix6 = Prefix<u128>;
 
-/// Why a prefix was refused.
+/// Why a prefix is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PrefixError {
     /// The part before the slash is not an address of this family.
@@ -26,16 +25,15 @@ pub enum PrefixError {
     /// The length is not a decimal number, or longer than the address.
     #[error("prefix length \"{text}\" is not a number from 0 to {max}")]
     Length { text: String, max: u8 },
-    /// Bits are set behind the prefix length; the kernel refuses such routes too.
+    /// Bits are set beyond the prefix length; the kernel rejects such routes too.
     #[error("{address}/{len} has host bits set; the network is {network}/{len}")]
     HostBits { address: String, len: u8, network: String },
 }
 
-/// An address and the number of its leading bits that count. Canonical: all
-/// bits behind `len` are zero.
+/// An address and the number of its leading bits that are significant. Canonical: all bits beyond `len`
+/// are zero.
 ///
-/// Ordered by address, then length, so that a covering prefix comes before
-/// what it covers.
+/// Ordered by address, then length, so that a covering prefix precedes the prefixes it covers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix<A> {
     bits: A,
@@ -43,11 +41,11 @@ pub struct Prefix<A> {
 }
 
 impl<A: Address> Prefix<A> {
-    /// The prefix of everything, `default` in iproute2.
+    /// The prefix of all addresses, `default` in iproute2.
     pub const DEFAULT: Self = Self { bits: A::ZERO, len: 0 };
 
-    /// The prefix `addr/len`; an error if `len` (in bits) is longer than the
-    /// address or bits behind it are set.
+    /// The prefix `addr/len`; an error if `len` (in bits) is longer than the address or bits beyond it
+    /// are set.
     pub fn new(addr: A::Std, len: u8) -> Result<Self, PrefixError> {
         let bits = A::from_std(addr);
         let prefix = Self::truncated(bits, len)?;
@@ -61,8 +59,7 @@ impl<A: Address> Prefix<A> {
         Ok(prefix)
     }
 
-    /// The prefix of `len` bits that `bits` lies in; an error if `len` is
-    /// longer than the address.
+    /// The prefix of `len` bits that contains `bits`; an error if `len` is longer than the address.
     pub fn truncated(bits: A, len: u8) -> Result<Self, PrefixError> {
         if len > A::LEN {
             return Err(PrefixError::Length { text: len.to_string(), max: A::LEN });
@@ -70,13 +67,13 @@ impl<A: Address> Prefix<A> {
         Ok(Self::masked(bits, len))
     }
 
-    /// The prefix of exactly this address.
+    /// The prefix of this single address.
     pub fn host(bits: A) -> Self {
         Self { bits, len: A::LEN }
     }
 
-    /// As [`Prefix::truncated`] for a length known to fit: a longer one is cut
-    /// to the address's.
+    /// As [`Prefix::truncated`] for a length known to be valid: a longer one is limited to the address's
+    /// length.
     pub(crate) fn masked(bits: A, len: u8) -> Self {
         let len = len.min(A::LEN);
         Self { bits: bits.and(A::netmask(len)), len }
@@ -98,24 +95,23 @@ impl<A: Address> Prefix<A> {
         self.len
     }
 
-    /// The last address inside.
+    /// The last address in the prefix.
     pub fn last(&self) -> A {
         self.bits.or(A::netmask(self.len).not())
     }
 
-    /// Whether `addr` lies inside.
+    /// Whether `addr` is in the prefix.
     pub fn contains(&self, addr: A) -> bool {
         addr.and(A::netmask(self.len)) == self.bits
     }
 
-    /// Whether every address of `other` lies inside; a prefix covers itself.
+    /// Whether every address of `other` is in the prefix; a prefix covers itself.
     pub fn covers(&self, other: &Self) -> bool {
         self.len <= other.len && self.contains(other.bits)
     }
 }
 
-/// As iproute2 prints a destination: `default`, a host without its length,
-/// everything else as `address/length`.
+/// As iproute2 prints a destination: `default`, a host without a length, all others as `address/length`.
 impl<A: Address> Display for Prefix<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = match self.len {
@@ -133,7 +129,7 @@ impl<A: Address> Debug for Prefix<A> {
     }
 }
 
-/// Reads what [`Display`] prints, and `address/length` always.
+/// Parses the output of [`Display`], and always `address/length`.
 impl<A: Address> FromStr for Prefix<A> {
     type Err = PrefixError;
 
@@ -150,7 +146,7 @@ impl<A: Address> FromStr for Prefix<A> {
             .map_err(|_| PrefixError::Address { text: addr.to_owned(), family: A::FAMILY })?;
         let len = match len {
             None => A::LEN,
-            // u8::from_str takes a sign; a prefix length has none.
+            // u8::from_str accepts a sign; a prefix length has none.
             Some(len) => Some(len)
                 .filter(|len| len.bytes().all(|b| b.is_ascii_digit()))
                 .and_then(|len| len.parse().ok())
@@ -167,7 +163,7 @@ mod sealed {
     impl Sealed for u128 {}
 }
 
-/// An address as a number: `u32` or `u128`, and nothing else.
+/// An address as a number: only `u32` or `u128`.
 pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + 'static {
     /// The address's length in bits.
     const LEN: u8;
@@ -185,11 +181,11 @@ pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + 's
     fn not(self) -> Self;
     /// The first `len` bits set. `len` is at most [`Address::LEN`].
     fn netmask(len: u8) -> Self;
-    /// `count` bits (1 to 32) from bit `depth` on, bit 0 the most significant; zeros
-    /// behind the end. From a `depth` of [`Address::LEN`] or more, any bits.
+    /// `count` bits (1 to 32) starting at bit `depth`, bit 0 being the most significant; zeros beyond the
+    /// end. With a `depth` of [`Address::LEN`] or more, the result is unspecified.
     fn bits_at(self, depth: u8, count: u8) -> u32;
-    /// The address that has `value` in the `count` bits from `depth` on and
-    /// zeros elsewhere. `depth + count` is at most [`Address::LEN`].
+    /// The address that has `value` in the `count` bits starting at `depth` and zeros elsewhere. `depth +
+    /// count` is at most [`Address::LEN`].
     fn from_bits_at(value: u32, depth: u8, count: u8) -> Self;
 }
 
@@ -267,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_prefix_and_says_why() {
+    fn invalid_prefixes_are_rejected_with_a_reason() {
         let error = |text: &str| text.parse::<Prefix4>().unwrap_err().to_string();
         assert_eq!(error("10.0.0.1/8"), "10.0.0.1/8 has host bits set; the network is 10.0.0.0/8");
         assert_eq!(error("10.0.0.0/33"), "prefix length \"33\" is not a number from 0 to 32");
@@ -297,9 +293,9 @@ mod tests {
     }
 
     #[test]
-    fn bits_come_out_where_they_went_in() {
+    fn bits_at_inverts_from_bits_at() {
         assert_eq!(0x1234_5678u32.bits_at(0, 18), 0x1234_5678 >> 14);
-        assert_eq!(0x1234_5678u32.bits_at(30, 6), 0, "zeros behind the end");
+        assert_eq!(0x1234_5678u32.bits_at(30, 6), 0, "zeros beyond the end");
         assert_eq!(0xffff_ffffu32.bits_at(30, 6), 0b11_0000);
         assert_eq!(u32::from_bits_at(0b11, 30, 2), 3);
         assert_eq!(u128::from_bits_at(1, 0, 1), 1 << 127);

@@ -1,25 +1,23 @@
-//! Quiescent-state reclamation: how the writer learns that no reader can still
-//! be looking at what it unlinked.
+//! Quiescent-state-based reclamation: the writer learns that no reader can still hold a reference to what
+//! it unlinked.
 //!
-//! A reader announces, once a burst, that it holds nothing it read before
-//! ([`Reader::quiescent`]: one load and one store). The writer unlinks, takes a
-//! token ([`Qsbr::advance`]) and may reuse once every reader that is
-//! online has announced itself since ([`Qsbr::check`]). Nothing blocks:
-//! a reader that stays away only delays reuse. What is protected, and that it
-//! is memory at all, is the user's affair.
+//! A reader announces, once per burst, that it holds nothing it read before ([`Reader::quiescent`]: one
+//! load and one store). The writer unlinks, takes a token ([`Qsbr::advance`]) and may reuse the memory
+//! once every online reader has announced a quiescent state since ([`Qsbr::check`]). Nothing blocks: a
+//! reader that does not announce only delays reuse. Which objects are protected is up to the user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-/// A reader's slot while it may hold nothing.
+/// The value of a reader's slot while it holds nothing.
 const OFFLINE: u64 = 0;
 
-/// One reader's announcement; a line of its own, so that readers do not slow
-/// each other (two lines, as Intel's prefetcher fetches them in pairs).
+/// One reader's announcement; in a cache line of its own, so that readers do not slow each other down
+/// (two lines, as Intel's prefetcher fetches them in pairs).
 #[derive(Debug)]
 #[repr(align(128))]
 struct Slot {
-    /// The epoch this reader announced last, or [`OFFLINE`].
+    /// The last epoch announced by this reader, or [`OFFLINE`].
     seen: AtomicU64,
     claimed: AtomicBool,
     /// See [`Qsbr::background_reader`].
@@ -28,26 +26,26 @@ struct Slot {
 
 impl Slot {
     fn check(&self, token: Token) -> bool {
-        // Acquire pairs with the reader's release: its lookups before the
-        // announcement happened before whatever the writer does next.
+        // Acquire pairs with the reader's release: its lookups before the announcement happen before
+        // anything the writer does next.
         let seen = self.seen.load(Ordering::Acquire);
         seen == OFFLINE || seen >= token.0
     }
 }
 
-/// The epoch that the writer advances and a slot for each reader.
+/// The writer's epoch, and a slot for each reader.
 #[derive(Debug)]
 pub struct Qsbr {
     epoch: AtomicU64,
     slots: Box<[Slot]>,
 }
 
-/// A point in time after an unlinking; see [`Qsbr::check`].
+/// A point in time after unlinking; see [`Qsbr::check`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Token(u64);
 
 impl Qsbr {
-    /// Room for `readers` readers at a time.
+    /// Room for `readers` concurrent readers.
     pub fn new(readers: usize) -> Arc<Self> {
         let slot = || Slot {
             seen: AtomicU64::new(OFFLINE),
@@ -65,8 +63,8 @@ impl Qsbr {
         self.claim(false)
     }
 
-    /// Likewise, one that may take its time: what it may hold is not reused, but the writer does not
-    /// expect it to be quiescent soon (see [`Qsbr::late`]).
+    /// A new reader that may take long: what it may hold is not reused, but the writer does not expect it
+    /// to be quiescent soon (see [`Qsbr::late`]).
     pub fn background_reader(self: &Arc<Self>) -> Option<Reader> {
         self.claim(true)
     }
@@ -79,7 +77,7 @@ impl Qsbr {
         Some(reader)
     }
 
-    /// Called by the writer after unlinking: the token to wait for.
+    /// Called by the writer after unlinking; returns the token to wait for.
     pub fn advance(&self) -> Token {
         // SeqCst with the fence: see `Reader::online`.
         let token = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
@@ -87,14 +85,14 @@ impl Qsbr {
         Token(token)
     }
 
-    /// Whether every reader has been quiescent or offline since `token`: what
-    /// was unlinked before it was taken can be reused.
+    /// Whether every reader has been quiescent or offline since `token`: what was unlinked before it was
+    /// taken can be reused.
     pub fn check(&self, token: Token) -> bool {
         self.slots.iter().all(|slot| slot.check(token))
     }
 
-    /// The slots of readers, but those in the background, that have not been quiescent or offline
-    /// since `token`.
+    /// The slots of readers, except background ones, that have not been quiescent or offline since
+    /// `token`.
     pub fn late(&self, token: Token) -> impl Iterator<Item = usize> {
         let is_late =
             move |slot: &Slot| !slot.check(token) && !slot.is_background.load(Ordering::Relaxed);
@@ -102,7 +100,7 @@ impl Qsbr {
     }
 }
 
-/// A reader's side; belongs to one thread at a time. Dropped, it is offline.
+/// A reader's handle; belongs to one thread at a time. Dropping it takes the reader offline.
 #[derive(Debug)]
 pub struct Reader {
     qsbr: Arc<Qsbr>,
@@ -114,27 +112,27 @@ impl Reader {
         &self.qsbr.slots[self.slot].seen
     }
 
-    /// Nothing read before is held any more: one load, one store. Not for a
-    /// reader that is offline: it comes back by [`Reader::online`].
+    /// Announces that nothing read before is held any more: one load, one store. Not for an offline
+    /// reader, which returns by [`Reader::online`].
     #[inline]
     pub fn quiescent(&self) {
-        // Acquire: who sees the epoch sees what was unlinked before it.
+        // Acquire: a reader that sees the epoch sees what was unlinked before it.
         let epoch = self.qsbr.epoch.load(Ordering::Acquire);
         self.slot().store(epoch, Ordering::Release);
     }
 
-    /// Nothing is held and nothing will be looked up until
-    /// [`Reader::online`]: call it before sleeping.
+    /// Announces that nothing is held and nothing will be looked up until [`Reader::online`]; called
+    /// before sleeping.
     pub fn offline(&self) {
         self.slot().store(OFFLINE, Ordering::Release);
     }
 
-    /// Lookups may follow.
+    /// Announces that lookups may follow.
     pub fn online(&self) {
         let epoch = self.qsbr.epoch.load(Ordering::Acquire);
         self.slot().store(epoch, Ordering::SeqCst);
-        // Either the writer, looking after its own fence, sees this reader
-        // online, or this reader sees all that was unlinked before that fence.
+        // Either the writer, reading after its own fence, sees this reader online, or this reader sees
+        // all that was unlinked before that fence.
         fence(Ordering::SeqCst);
     }
 }
@@ -167,7 +165,7 @@ mod tests {
         b.offline();
         assert!(q.check(later));
         b.online();
-        assert!(q.check(later), "it came back after the unlinking");
+        assert!(q.check(later), "it came online after unlinking");
         assert!(!q.check(q.advance()));
     }
 
@@ -184,7 +182,7 @@ mod tests {
         assert!(q.check(token));
         drop(b);
         let _worker = q.reader().unwrap();
-        assert_eq!(q.late(q.advance()).collect::<Vec<_>>(), [0, 1], "the slot is another's now");
+        assert_eq!(q.late(q.advance()).collect::<Vec<_>>(), [0, 1], "the slot has been reused");
     }
 
     #[test]
@@ -194,7 +192,7 @@ mod tests {
         assert!(q.reader().is_none());
         let token = q.advance();
         drop(a);
-        assert!(q.check(token), "a reader that is gone holds nothing");
+        assert!(q.check(token), "a dropped reader holds nothing");
         assert!(q.reader().is_some());
     }
 }

@@ -1,7 +1,7 @@
-//! Policy routing: rules, the tables they name, and `fib_lookup` over both.
+//! Policy routing: rules, the tables they refer to, and `fib_lookup` over both.
 //!
-//! The usual machine has the kernel's three default rules; then main and local are one table, as
-//! `fib_trie_unmerge` has it, and a lookup is a single longest-prefix match.
+//! Most hosts have only the kernel's three default rules; main and local are then one table, as in
+//! `fib_trie_unmerge`, and a lookup is a single longest-prefix match.
 
 use std::sync::Arc;
 
@@ -18,20 +18,20 @@ pub trait PrefixMatch {
     fn network(addr: Self::Addr, len: u8) -> Self::Addr;
 }
 
-/// What a lookup asks (`flowi4`/`flowi6`). Addresses in host byte order.
+/// The key of a lookup (`flowi4`/`flowi6`). Addresses in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow<A> {
     /// Source address.
     pub saddr: A,
     /// Destination address.
     pub daddr: A,
-    /// ifindex the packet came in by; 0: our own.
+    /// ifindex of the input interface; 0 for our own packets.
     pub iif: u32,
     /// fwmark.
     pub mark: u32,
 }
 
-/// What a matching rule does.
+/// The action of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RuleAction {
     /// FR_ACT_TO_TBL, by position in [`FamilyFib::tables`]; `None`: the table is empty.
@@ -40,26 +40,26 @@ pub enum RuleAction {
     Goto(u32),
     /// FR_ACT_NOP, and a goto without a target.
     Nop,
-    /// A kind of answer: blackhole, unreachable, prohibit; or punt, for what is not mirrored.
+    /// A result: blackhole, unreachable, prohibit; or punt, for what is not mirrored.
     Answer(RouteType),
 }
 
-/// One rule, in the order of priority.
+/// One rule, in order of priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule<A> {
-    /// Lower is asked first.
+    /// Lower values are evaluated first.
     pub priority: u32,
-    /// FIB_RULE_INVERT: matches what the selectors do not.
+    /// FIB_RULE_INVERT: matches if the selectors do not.
     pub invert: bool,
     /// Source prefix.
     pub from: Option<(A, u8)>,
     /// Destination prefix.
     pub to: Option<(A, u8)>,
-    /// Incoming interface; `Some(0)`: one that is not there, which nothing matches.
+    /// Incoming interface; `Some(0)`: an interface that does not exist, which matches nothing.
     pub iif: Option<u32>,
     /// fwmark value and mask.
     pub fwmark: Option<(u32, u32)>,
-    /// What to do.
+    /// The action.
     pub action: RuleAction,
 }
 
@@ -80,34 +80,35 @@ impl<A: Copy + PartialEq> Rule<A> {
 /// The routes of one address family.
 #[derive(Debug)]
 pub struct FamilyFib<L: PrefixMatch> {
-    /// Longest-prefix matches, one a routing table; their leaves index [`Self::infos`]. Position 0
-    /// is main and local merged when [`Self::merged`] says so.
+    /// Longest-prefix matches, one per routing table; their leaves index [`Self::infos`]. Position 0 is
+    /// main and local merged if [`Self::merged`] is set.
     pub tables: Arc<[Arc<L>]>,
-    /// The kernel's default rules only: asking position 0 (then `default_table`) answers all.
+    /// Only the kernel's default rules exist: a lookup in position 0 (then `default_table`) is
+    /// sufficient.
     pub merged: bool,
     /// RT_TABLE_DEFAULT, when it has routes.
     pub default_table: Option<u32>,
-    /// In the order of priority; not asked when `merged`.
+    /// In order of priority; not evaluated when `merged`.
     pub rules: Arc<[Rule<L::Addr>]>,
     /// By leaf; position 0 is never used.
     pub infos: Arc<[Arc<FibInfo>]>,
 }
 
-/// How a lookup ended.
+/// The result of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FibResult<'a> {
-    /// A route; its type says what to do. Never `Throw`.
+    /// A route; its type gives the action. Never `Throw`.
     Route(&'a FibInfo),
-    /// A rule answered.
+    /// The result of a rule.
     Rule(RouteType),
     /// ENETUNREACH.
     NoRoute,
 }
 
-/// A leaf without an info: the tables in hand are older than the tree; the kernel decides.
+/// A leaf without an info: the tables in use are older than the trie, so the packet is punted.
 const STALE: FibResult<'static> = FibResult::Rule(RouteType::Punt(PuntReason::NotReady));
 
-/// Shares everything; written out because a derived one would ask for `L: Clone`.
+/// Shares everything; written out because a derived one would require `L: Clone`.
 impl<L: PrefixMatch> Clone for FamilyFib<L> {
     fn clone(&self) -> FamilyFib<L> {
         FamilyFib {
@@ -132,9 +133,9 @@ impl<L: PrefixMatch> FamilyFib<L> {
         }
     }
 
-    /// Whether every packet that is not for this host ends as [`RouteType::Punt`] by a rule: then
-    /// it need not be brought to userspace at all. Only rules of priority 0 (the local table) may
-    /// stand before the one that says so.
+    /// Whether a rule makes every packet that is not for this host end as [`RouteType::Punt`]: then
+    /// packets need not be brought to userspace at all. Only rules of priority 0 (the local table) may
+    /// precede that rule.
     pub fn punts_all(&self) -> bool {
         let everything = |rule: &&Rule<L::Addr>| {
             !rule.invert
@@ -151,7 +152,7 @@ impl<L: PrefixMatch> FamilyFib<L> {
             })
     }
 
-    /// `fib_lookup`: the route for a flow, by the rules.
+    /// `fib_lookup`: the route for a flow, by evaluating the rules.
     #[inline]
     pub fn fib_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
         if !self.merged {
@@ -169,15 +170,14 @@ impl<L: PrefixMatch> FamilyFib<L> {
         self.table_lookup(self.default_table, flow.daddr).unwrap_or(FibResult::NoRoute)
     }
 
-    /// The route of a leaf that was looked up before in the merged table, if packets are forwarded
-    /// by it.
+    /// The route of a leaf found before in the merged table, if it is a unicast route.
     #[inline]
     pub fn unicast(&self, leaf: u32) -> Option<&FibInfo> {
         let info = self.infos.get(leaf as usize).filter(|_| leaf != 0)?;
         (info.kind == RouteType::Unicast).then_some(info)
     }
 
-    /// `None`: no route in this table, or a throw; the next rule is asked.
+    /// `None`: no route in this table, or a throw; the next rule is evaluated.
     #[inline]
     fn table_lookup(&self, table: Option<u32>, daddr: L::Addr) -> Option<FibResult<'_>> {
         let leaf = self.tables.get(table? as usize)?.lookup(daddr);
@@ -191,7 +191,7 @@ impl<L: PrefixMatch> FamilyFib<L> {
         }
     }
 
-    /// Kernel: `fib_rules_lookup`. A goto only leads forward, so the walk ends.
+    /// Kernel: `fib_rules_lookup`. A goto only leads forward, so the loop ends.
     #[inline(never)]
     fn fib_rules_lookup(&self, flow: &Flow<L::Addr>) -> FibResult<'_> {
         let mut at = 0;

@@ -1,9 +1,9 @@
-//! The longest-prefix match written the obvious way: a list, scanned. What the real one is held
-//! against, and enough for tests of the layers above.
+//! A simple longest-prefix match: a linear scan of a list. The reference for tests of the real one, and
+//! sufficient for tests of the layers above.
 
 use super::rules::PrefixMatch;
 
-/// Prefixes and leaves in no order.
+/// Prefixes and leaves, unordered.
 #[derive(Debug, Clone)]
 pub struct Scan<A> {
     routes: Vec<(A, u8, u32)>,
@@ -22,7 +22,7 @@ impl<A: Copy + PartialEq> Scan<A> {
         self.routes.push((addr, len, leaf));
     }
 
-    /// Takes a prefix away.
+    /// Removes a prefix.
     pub fn remove(&mut self, addr: A, len: u8) {
         self.routes.retain(|&(net, l, _)| (net, l) != (addr, len));
     }

@@ -1,10 +1,10 @@
-//! The routes of a whole burst, looked up before its packets take the road one by one.
+//! The routes of a whole burst, has_lookups up before its packets are processed one by one.
 //!
-//! One lookup after another waits for one cache miss after another; here those of a burst wait
-//! together, and the packets' headers are fetched on the way. What is found is a guess: the road
-//! takes it only for a destination that is still the one looked up, so a hook may change it. Not
-//! done where rules decide: they are asked packet by packet; nor where the tables are so small that
-//! nothing waits.
+//! Lookups done one after another each wait for their own cache misses; here the misses of a burst
+//! overlap, and the packets' headers are prefetched. A result is a guess: it is used only if the
+//! destination is still the one has_lookups up, so hooks may change the destination. Not done where policy
+//! rules apply: those are evaluated for each packet. Not done for tables so small that lookups do not
+//! miss the cache.
 
 use std::sync::Arc;
 
@@ -16,29 +16,29 @@ use crate::tables::Tables;
 use crate::wire::ethernet::{EtherType, EthernetFrame, HEADER_LEN};
 use crate::wire::{Ipv4Packet, Ipv6Packet, ipv4, ipv6};
 
-/// What the destinations of a burst lead to.
+/// Lookup results for the destinations of a burst.
 #[derive(Debug)]
 pub(super) struct RoutesAhead<'a> {
     pub v4: Ahead<'a, u32>,
     pub v6: Ahead<'a, u128>,
 }
 
-/// The same of one family, by position in the burst.
+/// Results of one family, by position in the burst.
 #[derive(Debug)]
 pub(super) struct Ahead<'a, A: Address> {
     fib: &'a FamilyFib<Lpm<A>>,
-    /// The table that every packet's route is in, if there is one.
+    /// The table that the routes of all packets are in, if there is one.
     table: Option<&'a Lpm<A>>,
-    /// Whether it was looked into.
-    looked: bool,
+    /// Whether lookups were done.
+    has_lookups: bool,
     /// 0 for a packet of another family.
     daddrs: [A; BURST],
-    /// 0: not looked up, or no route.
+    /// 0: not has_lookups up, or no route.
     leaves: [u32; BURST],
 }
 
 impl<'a> RoutesAhead<'a> {
-    /// Looks the destinations up, of at most the first [`BURST`] packets.
+    /// Looks up the destinations of at most the first [`BURST`] packets.
     #[inline]
     pub fn look(burst: &[SkBuff], tables: &'a Tables) -> RoutesAhead<'a> {
         let mut ahead = RoutesAhead { v4: Ahead::new(&tables.fib4), v6: Ahead::new(&tables.fib6) };
@@ -80,28 +80,28 @@ impl<'a, A: Address> Ahead<'a, A> {
     #[inline]
     fn new(fib: &'a FamilyFib<Lpm<A>>) -> Ahead<'a, A> {
         let table = fib.tables.first().filter(|_| fib.merged).map(Arc::as_ref);
-        Ahead { fib, table, looked: false, daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
+        Ahead { fib, table, has_lookups: false, daddrs: [A::ZERO; BURST], leaves: [0; BURST] }
     }
 
-    /// Whether lookups in the table wait for memory.
+    /// Whether lookups in the table are expected to miss the cache.
     #[inline]
     fn is_worth_it(&self) -> bool {
-        self.table.is_some_and(|table| !table.is_at_hand())
+        self.table.is_some_and(|table| !table.fits_l1_cache())
     }
 
     #[inline]
     fn look(&mut self, count: usize) {
         if let Some(table) = self.table {
             table.lookup_bulk(&self.daddrs[..count.min(BURST)], &mut self.leaves);
-            self.looked = true;
+            self.has_lookups = true;
         }
     }
 
-    /// What a packet's destination leads to, by its position: looked up already, if it is still the
-    /// one that was. `None`: the rules have to be asked, or it is no way to forward packets.
+    /// The unicast route of the packet at a position: from the lookup in advance, if the destination is
+    /// unchanged. `None`: rules must be evaluated, or the result is not a unicast route.
     #[inline]
     pub fn unicast(&self, n: usize, daddr: A) -> Option<&'a FibInfo> {
-        if self.looked
+        if self.has_lookups
             && let (Some(&looked_for), Some(&leaf)) = (self.daddrs.get(n), self.leaves.get(n))
             && looked_for == daddr
         {
@@ -110,10 +110,10 @@ impl<'a, A: Address> Ahead<'a, A> {
         self.fib.unicast(self.table?.lookup(daddr))
     }
 
-    /// `fib_lookup`, where [`Ahead::unicast`] found none.
+    /// `fib_lookup`, where [`Ahead::unicast`] returned none.
     ///
     /// # Errors
-    /// What else than a way to forward packets was found.
+    /// The lookup result, if it is not a unicast route.
     #[inline(never)]
     pub fn by_rules(&self, flow: Flow<A>) -> Result<&'a FibInfo, FibResult<'a>> {
         match self.fib.fib_lookup(&flow) {

@@ -1,4 +1,4 @@
-//! How 64 entries become a block; `table` says what a block looks like.
+//! Encoding of 64 entries as a block; the layout is described in `table`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use crate::fib::prefix::Address;
 /// The largest leaf that a narrow block can hold.
 const NARROW_MAX: u32 = 0xffff;
 
-/// A block about to be written.
+/// A block to be written.
 #[derive(Debug)]
 pub(super) struct Block<'a> {
     entries: &'a [u32; ENTRIES],
@@ -19,8 +19,8 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// The block of `entries`, which differ from the one before at most at
-    /// `edges`; the entry, if all are the same.
+    /// The block of `entries`, which differ from their predecessor at most at `edges`; the entry, if all
+    /// are the same.
     pub(super) fn of(entries: &'a [u32; ENTRIES], edges: u64) -> Result<Self, u32> {
         let mut all = entries[0];
         let mut bitmap = 1;
@@ -41,15 +41,15 @@ impl<'a> Block<'a> {
         Ok(Self { entries, bitmap, wide, dense: words(bitmap, wide) > LINE_WORDS })
     }
 
-    /// Its size.
+    /// Its size in words.
     pub(super) fn words(&self) -> usize {
         if self.dense { words_dense(self.wide) } else { words(self.bitmap, self.wide) }
     }
 
-    /// The word that leads to it, once it is written to `at`.
+    /// The word that refers to it once it is written to `at`.
     pub(super) fn word_at(&self, at: u32) -> u32 {
         let wide = if self.wide { WIDE } else { 0 };
-        // Lookups step over a bitmap that is not there.
+        // Lookups skip the bitmap's place, here before the elements.
         if self.dense { NODE | DENSE | wide | (at - 1) } else { NODE | wide | at }
     }
 
@@ -79,7 +79,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Where the block that `word` leads to is, and its words.
+/// The position of the block that `word` refers to, and its words.
 pub(super) fn place_of<A: Address>(table: &Lpm<A>, word: u32) -> (u32, usize) {
     let (place, wide) = (word & PLACE, word & WIDE != 0);
     if word & DENSE != 0 {
@@ -89,7 +89,7 @@ pub(super) fn place_of<A: Address>(table: &Lpm<A>, word: u32) -> (u32, usize) {
     (place, words(bitmap, wide))
 }
 
-/// Words of a block with a bitmap: a power of two, so that it lies in one line.
+/// Words of a block with a bitmap: a power of two, so that it does not straddle cache lines.
 fn words(bitmap: u64, wide: bool) -> usize {
     let each = if wide { 2 } else { 4 };
     (1 + (bitmap.count_ones() as usize).div_ceil(each)).next_power_of_two()

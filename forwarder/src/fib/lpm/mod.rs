@@ -1,12 +1,11 @@
 //! Longest-prefix match for IPv4 and IPv6, built for a full Internet table.
 //!
-//! One thread writes ([`LpmWriter`]), any number of threads look up ([`Lpm`])
-//! meanwhile, without a lock and without waiting. What a route leads to is a
-//! number here, the leaf, whose meaning is the caller's.
+//! One thread writes ([`LpmWriter`]) while any number of threads look up ([`Lpm`]), without locks and
+//! without waiting. The result of a lookup is a number, the leaf, whose meaning is up to the caller.
 //!
 //! - `table`: the published trie and its lookups.
-//! - `writer`, `routes`: updates, and the record of routes behind them.
-//! - `block`, `pool`: how blocks are made and where they are put.
+//! - `writer`, `routes`: updates, and the underlying record of routes.
+//! - `block`, `pool`: encoding of blocks, and allocation of their space.
 
 use std::sync::Arc;
 
@@ -29,8 +28,7 @@ use super::qsbr::Qsbr;
 use super::rules::PrefixMatch;
 
 impl<A: Address> Lpm<A> {
-    /// A table of these routes that will not be changed; for tests and for
-    /// routes read from a file.
+    /// A table of these routes that will not be changed; for tests and for routes read from a file.
     pub fn from_routes(
         routes: impl IntoIterator<Item = (Prefix<A>, u32)>,
     ) -> Result<Arc<Self>, FibError> {
@@ -56,17 +54,17 @@ impl<A: Address> PrefixMatch for Lpm<A> {
     }
 }
 
-/// Why a table could not be made or changed.
+/// Why a table could not be created or changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FibError {
-    /// 0 means "no route", and the top bit is the table's own.
+    /// 0 means "no route", and the top bit is reserved.
     #[error("leaf {leaf} is not from 1 to {LEAF_MAX}")]
     Leaf { leaf: u32 },
-    /// More routes than the table can place; nothing was changed.
+    /// More routes than the table can hold; nothing was changed.
     #[error("the table is full: {nodes} nodes")]
     Full { nodes: usize },
-    /// The system refused memory. If an update met this, the table that
-    /// readers have misses it, and the next update tries again.
+    /// Memory allocation failed. If this happens during an update, the readers' table lacks it, and the
+    /// next update tries again.
     #[error("no memory for a table of {octets} octets")]
     Memory { octets: usize },
 }

@@ -1,7 +1,7 @@
-//! Where blocks are put: space in a table's block array, given out, taken back,
-//! and given out again only after all readers have moved on.
+//! Allocator of blocks: space in a table's block array, which is reused only after all readers have
+//! passed a quiescent state.
 //!
-//! Knows sizes and places, not what stands there.
+//! It knows sizes and positions, not contents.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,28 +15,28 @@ use crate::fib::qsbr::{Qsbr, Token};
 const WORDS_MIN: usize = 2;
 /// … to 64 elements of four octets.
 pub(super) const WORDS_MAX: usize = 32;
-/// Words of a cache line. Whole lines are taken from the space never used.
+/// Words of a cache line. Whole lines are taken from unused space.
 pub(super) const LINE_WORDS: usize = 8;
-/// Freed blocks that share one token. Taking a token and looking at the
-/// readers costs fences and cache misses, so not for every block.
+/// Freed blocks that share one token. Taking a token and checking the readers costs fences and cache
+/// misses, so it is not done for every block.
 pub(super) const BATCH: usize = 64;
 
 /// The allocator of one table's blocks.
 #[derive(Debug)]
 pub(super) struct Pool {
     qsbr: Arc<Qsbr>,
-    /// The space never given out yet, in words.
+    /// Start of the space that was never allocated, in words.
     top: usize,
     end: usize,
-    /// Free places by the logarithm of their size.
+    /// Free places, indexed by the logarithm of their size.
     free: [Vec<u32>; WORDS_MAX.ilog2() as usize + 1],
-    /// Unlinked, and waiting for the batch to fill.
+    /// Unlinked blocks that wait for the batch to fill.
     unlinked: Vec<Place>,
-    /// Unlinked before the token, oldest first.
+    /// Blocks unlinked before the token, oldest first.
     limbo: VecDeque<(Token, Vec<Place>)>,
-    /// Words given out and not taken back.
+    /// Allocated words.
     live: usize,
-    /// A block found no room: the table misses updates and must be replaced.
+    /// A block found no room: the table lacks updates and must be replaced.
     exhausted: bool,
 }
 
@@ -47,7 +47,7 @@ struct Place {
 }
 
 impl Pool {
-    /// For the whole of `table`, which is empty.
+    /// An allocator for the whole of `table`, which is empty.
     pub(super) fn new<A: Address>(table: &Lpm<A>, qsbr: Arc<Qsbr>) -> Self {
         Self {
             qsbr,
@@ -73,9 +73,8 @@ impl Pool {
         self.live
     }
 
-    /// A place for a block of `words` (a power of two from [`WORDS_MIN`] to
-    /// [`WORDS_MAX`]) that lies in one cache line or begins one; `None`, and
-    /// exhausted for good, if there is none.
+    /// Allocates a block of `words` (a power of two from [`WORDS_MIN`] to [`WORDS_MAX`]) that is within
+    /// one cache line or begins one; `None` if there is no room, and the pool is then exhausted for good.
     pub(super) fn alloc<A: Address>(&mut self, table: &Lpm<A>, words: usize) -> Option<u32> {
         debug_assert!(words.is_power_of_two() && (WORDS_MIN..=WORDS_MAX).contains(&words));
         if self.exhausted {
@@ -109,7 +108,7 @@ impl Pool {
         self.free[size].pop().or_else(|| self.split_larger(size))
     }
 
-    /// Half, quarter … of the smallest free place larger than `size`.
+    /// Splits the smallest free place larger than `size`.
     fn split_larger(&mut self, size: usize) -> Option<u32> {
         let larger = (size + 1..self.free.len()).find(|size| !self.free[*size].is_empty())?;
         let at = self.free[larger].pop()?;
@@ -119,14 +118,14 @@ impl Pool {
         Some(at)
     }
 
-    /// Takes back the block of `words` at `at`. The word that led to it has
-    /// been, or by the end of the update will have been, overwritten.
+    /// Frees the block of `words` at `at`. The word that referred to it has been overwritten, or will be
+    /// by the end of the update.
     pub(super) fn retire(&mut self, at: u32, words: usize) {
         self.live -= words;
         self.unlinked.push(Place { at, words: words as u32 });
     }
 
-    /// An update is done: everything retired is unlinked.
+    /// Ends an update: everything retired is now unlinked.
     #[inline]
     pub(super) fn end_update(&mut self) {
         if self.unlinked.len() >= BATCH {
@@ -141,7 +140,7 @@ impl Pool {
         self.reclaim();
     }
 
-    /// Moves to the free lists what no reader can reach any more.
+    /// Moves blocks that no reader can reach any more to the free lists.
     pub(super) fn reclaim(&mut self) {
         while let Some((token, _)) = self.limbo.front() {
             if !self.qsbr.check(*token) {
@@ -155,7 +154,7 @@ impl Pool {
         }
     }
 
-    /// Octets the allocator itself takes.
+    /// Memory used by the allocator itself, octets.
     pub(super) fn memory_octets(&self) -> usize {
         let free: usize = self.free.iter().map(|list| list.capacity() * size_of::<u32>()).sum();
         let limbo: usize = self.limbo.iter().map(|(_, batch)| batch.capacity()).sum();

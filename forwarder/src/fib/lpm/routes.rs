@@ -1,32 +1,31 @@
-//! The writer's own record of every route: what the published trie cannot say,
-//! namely which prefixes are hidden behind longer ones.
+//! The writer's own record of every route. Unlike the published trie, it includes prefixes that are
+//! hidden by longer ones.
 //!
-//! It has the shape of the published trie: the first 18 bits in one binary
-//! heap (node 1 is /0, the children of h are 2h and 2h+1), then a node for each
-//! six bits that holds its prefixes of one to six bits as another such heap,
-//! a bit each, and their leaves in order.
+//! It has the structure of the published trie: the first 18 bits in one binary heap (node 1 is /0, the
+//! children of h are 2h and 2h+1), then for each six bits a node that holds its prefixes of one to six
+//! bits as another such heap, one bit each, and their leaves in order.
 
 use super::table::{ROOT_BITS, ROOT_WORDS, STRIDE};
 use crate::fib::prefix::{Address, Prefix};
 
-/// Six bits' worth of routes, and what is published for them.
+/// The routes of six bits, and their published word.
 #[derive(Debug, Default)]
 pub(super) struct Node {
     /// Bit h: the prefix of heap index h (2 to 127) is a route.
     map: u128,
-    /// Bit s: entry s has a node below.
+    /// Bit s: entry s has a child node.
     child_map: u64,
     /// The leaves of the bits in `map`, lowest first.
     leaves: Vec<u32>,
-    /// Likewise of `child_map`.
+    /// The children of the bits in `child_map`, lowest first.
     children: Vec<Child>,
-    /// The leaf of whatever no route of this node covers.
+    /// The leaf of addresses that no route of this node covers.
     pub(super) inherited: u32,
-    /// What is published for this node: a block, or one leaf for all of it.
+    /// The published word of this node: a block, or one leaf for all of it.
     pub(super) word: u32,
 }
 
-/// A node below, and its word beside it, so that a block is built from one node.
+/// A child node, and a copy of its word, so that a block is built from one node.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Child {
     pub(super) id: u32,
@@ -54,7 +53,7 @@ impl Node {
         (self.map >> h & 1 != 0).then(|| self.leaves[Self::rank(self.map, h)])
     }
 
-    /// Sets the leaf of `h`, or with `None` takes it away; what it was before.
+    /// Sets the leaf of `h`, or removes it with `None`; returns the previous one.
     pub(super) fn set(&mut self, h: u32, leaf: Option<u32>) -> Option<u32> {
         let at = Self::rank(self.map, h);
         let had = self.map >> h & 1 != 0;
@@ -73,8 +72,8 @@ impl Node {
         }
     }
 
-    /// The leaf of the longest route of this node that covers `h` (itself
-    /// included), or what is inherited.
+    /// The leaf of the longest route of this node that covers `h` (itself included), or the inherited
+    /// one.
     pub(super) fn best(&self, h: u32) -> u32 {
         self.best_index(h).and_then(|h| self.get(h)).unwrap_or(self.inherited)
     }
@@ -100,7 +99,7 @@ impl Node {
         })
     }
 
-    /// The nodes below: entry and child, in order.
+    /// The child nodes: entry and child, in order.
     pub(super) fn children(&self) -> impl Iterator<Item = (u32, Child)> {
         let mut map = self.child_map;
         self.children.iter().map(move |child| {
@@ -185,7 +184,7 @@ impl Routes {
         self.nodes.len() - 1 - self.free.len()
     }
 
-    /// A node that publishes and inherits `leaf`.
+    /// Creates a node that publishes and inherits `leaf`.
     pub(super) fn new_node(&mut self, leaf: u32) -> u32 {
         let node = Node { inherited: leaf, word: leaf, ..Node::default() };
         match self.free.pop() {
@@ -205,8 +204,7 @@ impl Routes {
         self.free.push(id);
     }
 
-    /// The leaf of the longest route of the root's that covers heap index `h`,
-    /// itself included, or 0.
+    /// The leaf of the longest root route that covers heap index `h`, itself included, or 0.
     pub(super) fn root_best(&self, mut h: usize) -> u32 {
         while h > 0 {
             if self.root[h] != 0 {
@@ -253,12 +251,12 @@ pub(super) fn root_index<A: Address>(prefix: Prefix<A>) -> usize {
     (ROOT_WORDS | word) >> (ROOT_BITS - prefix.len())
 }
 
-/// The routes in order of address, then length.
+/// Iterator over the routes in order of address, then length.
 #[derive(Debug)]
 pub struct Iter<'a, A> {
     routes: &'a Routes,
-    /// What is still to be visited, last first: a heap index of a node (0 is
-    /// the root), and the address and depth at which that heap begins.
+    /// What remains to be visited, last first: a heap index of a node (0 is the root), and the address
+    /// and depth at which that heap begins.
     stack: Vec<Visit<A>>,
 }
 
@@ -283,7 +281,7 @@ impl<A: Address> Iterator for Iter<'_, A> {
         while let Some(visit) = self.stack.pop() {
             let Visit { node, h, base, depth } = visit;
             let bits = if node == 0 { ROOT_BITS } else { STRIDE };
-            // Heap index 1 of a node is the entry above, visited there.
+            // Heap index 1 of a node is the parent's entry, visited there.
             let len = h.ilog2() as u8;
             let value = h - (1 << len);
             if depth + len > A::LEN {

@@ -1,5 +1,5 @@
-//! The engine held against a scan over all routes; while it is being changed;
-//! and its space, given back and never too early.
+//! The tables compared with a scan over all routes, also while they change; and reuse of their space,
+//! which must not be too early.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::table::{NODE, ROOT_BITS, STRIDE};
 use super::*;
 use crate::fib::prefix::Prefix4;
 
-/// What the engine must agree with.
+/// The reference.
 #[derive(Default)]
 struct Scan<A>(BTreeMap<Prefix<A>, u32>);
 
@@ -39,7 +39,7 @@ impl<A: Address> Op<A> {
 }
 
 fn step<A: Number>(addr: A, up: bool) -> A {
-    // Numbers wrap at the ends of the address space, which makes fine probes.
+    // Numbers wrap at the ends of the address space, which also gives useful probes.
     let n = addr.to_number();
     A::from_number(if up { n.wrapping_add(1) } else { n.wrapping_sub(1) })
 }
@@ -68,8 +68,7 @@ impl Number for u128 {
     }
 }
 
-/// Prefixes that nest, touch and coincide often: near few places, with one bit
-/// turned over, of every length.
+/// Prefixes that often nest, adjoin and coincide: near few places, with one bit flipped, of every length.
 fn prefix<A: Number>() -> impl Strategy<Value = Prefix<A>> {
     let places = vec![0, u128::MAX, 0x2001_0db8_0a00_0000_u128 << 64, 0x2001_0db8_0a01_ff00 << 64];
     (select(places), 0..=A::LEN, 0..=A::LEN, any::<bool>()).prop_map(|(place, len, bit, near)| {
@@ -81,7 +80,7 @@ fn prefix<A: Number>() -> impl Strategy<Value = Prefix<A>> {
 }
 
 fn ops<A: Number>() -> impl Strategy<Value = Vec<Op<A>>> {
-    // Few leaves, so that neighbours are often alike; of both widths.
+    // Few leaves, so that neighbours are often equal; of both widths.
     let leaf = select(vec![1, 2, 3, 0xffff, 0x1_0000, LEAF_MAX]);
     let op = (prefix::<A>(), leaf, any::<bool>(), any::<proptest::sample::Index>());
     prop::collection::vec(op, 1..120).prop_map(|steps| {
@@ -92,7 +91,7 @@ fn ops<A: Number>() -> impl Strategy<Value = Vec<Op<A>>> {
                 had.push(prefix);
                 ops.push(Op::Insert(prefix, leaf));
             } else {
-                // Sometimes removed before already.
+                // May have been removed already.
                 ops.push(Op::Remove(had[index.index(had.len())]));
             }
         }
@@ -105,8 +104,8 @@ fn reachable<A: Address>(table: &Lpm<A>, word: u32, depth: u8) -> usize {
     if word & NODE == 0 {
         return 0;
     }
-    assert!(depth < A::LEN, "no block decides bits behind the end");
-    // The word of a block below stands alone, so none is counted twice.
+    assert!(depth < A::LEN, "blocks are within the address length");
+    // Only one word refers to a block, so none is counted twice.
     let below = (0..64).map(|slot| table.blocks().word(word, slot));
     let below = below.map(|word| reachable(table, word, depth + STRIDE));
     place_of(table, word).1 + below.sum::<usize>()
@@ -183,8 +182,8 @@ proptest! {
     }
 }
 
-/// A block from two elements to 64 and back, narrow, wide, and changing from
-/// one to the other; with room for nothing else, so that it grows on the way.
+/// A block from two elements to 64 and back, narrow, wide, and changing between them; without spare room,
+/// so that the table grows meanwhile.
 #[test]
 fn blocks_of_every_size_agree_with_a_scan() {
     let leaves: [fn(u32) -> u32; 3] =
@@ -217,7 +216,7 @@ fn lookups_in_bulk_go_as_far_as_both_slices() {
 }
 
 #[test]
-fn leaves_out_of_range_are_refused_and_change_nothing() {
+fn leaves_out_of_range_are_rejected_without_changes() {
     let mut writer = LpmWriter::<u32>::new(Qsbr::new(0)).unwrap();
     writer.insert(Prefix4::DEFAULT, LEAF_MAX).unwrap();
     for leaf in [0, LEAF_MAX + 1, u32::MAX] {
@@ -226,7 +225,7 @@ fn leaves_out_of_range_are_refused_and_change_nothing() {
     assert_eq!((writer.lookup(1), writer.len()), (LEAF_MAX, 1));
 }
 
-/// Prefixes 10.0.N.0/24 to /28 by turns, each with a leaf of its own.
+/// Prefixes 10.0.N.0/24 to /28 in turn, each with a leaf of its own.
 fn churned(n: u32) -> (Prefix4, u32) {
     let len = 24 + (n % 5) as u8;
     (Prefix4::truncated(0x0a00_0000 | n << 8, len).unwrap(), 1 + n)
@@ -251,7 +250,7 @@ fn space_is_used_again_once_readers_have_passed() {
         writer.table().memory_octets()
     };
     let settled = churn(4, Some(&reader));
-    // What waits to be reused differs from moment to moment, by a few batches.
+    // The space that waits for reuse varies by a few batches.
     let settled = settled..settled + 4 * BATCH * WORDS_MAX * 8;
     assert!(settled.contains(&churn(200, Some(&reader))), "churn alone takes no memory");
     reader.offline();
@@ -267,7 +266,7 @@ fn space_is_not_used_again_before_the_reader_has_passed() {
         let (prefix, leaf) = churned(n);
         writer.insert(prefix, leaf).unwrap();
     }
-    // From here on the reader stays away: whatever is unlinked must keep.
+    // From here on the reader is not quiescent: whatever is unlinked must remain.
     reader.quiescent();
     writer.pool.reclaim();
     let table = Arc::clone(writer.table());
@@ -298,10 +297,13 @@ fn space_is_not_used_again_before_the_reader_has_passed() {
         }
     }
     let kept = |(before, after): (&u32, &u32)| {
-        // A block below may have been swung in place; a leaf may not.
+        // A word of a block below may have been replaced in place; a leaf may not.
         before == after || before & NODE != 0
     };
-    assert!(before.iter().zip(&seen(&held)).all(kept), "what the reader holds was overwritten");
+    assert!(
+        before.iter().zip(&seen(&held)).all(kept),
+        "a block held by the reader was overwritten"
+    );
     let grown = writer.table().memory_octets();
     reader.quiescent();
     writer.pool.reclaim();
@@ -316,13 +318,13 @@ fn space_is_not_used_again_before_the_reader_has_passed() {
         reader.quiescent();
     }
     let more = writer.table().memory_octets() - grown;
-    assert!(more < (grown - settled) / 4, "used again after it passed");
+    assert!(more < (grown - settled) / 4, "space is reused after the reader was quiescent");
 }
 
-/// Routes that never change, and under them nested ones that come and go. A
-/// leaf names its prefix, so a reader can tell an answer that was never right.
+/// Routes that never change, and nested routes below them that are added and removed. A leaf identifies
+/// its prefix, so a reader can detect a result that was never right.
 #[test]
-fn readers_meet_only_answers_that_are_right_before_or_after() {
+fn readers_see_only_the_route_before_or_after_an_update() {
     let mut prefixes = vec![Prefix4::DEFAULT, "10.1.0.0/16".parse().unwrap()];
     for n in 0..400u32 {
         let len = [17, 18, 19, 22, 23, 24, 25, 27, 30, 32][n as usize % 10];
@@ -364,7 +366,7 @@ fn readers_meet_only_answers_that_are_right_before_or_after() {
         }
         let mut random = 3u32;
         for update in 0..60_000 {
-            // However slow the readers are, the same few slots are used again and again.
+            // However slow the readers are, the same few slots are reused.
             if update % 256 == 0 {
                 let token = qsbr.advance();
                 while !qsbr.check(token) && !done.load(Ordering::Relaxed) {
@@ -380,5 +382,5 @@ fn readers_meet_only_answers_that_are_right_before_or_after() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(writer.take_regrown().is_none(), "the readers looked at one table throughout");
+    assert!(writer.take_regrown().is_none(), "the table did not grow");
 }

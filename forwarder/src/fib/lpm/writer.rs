@@ -1,10 +1,8 @@
-//! The writer's half of the engine: routes in, routes out, while readers read.
+//! The writer's part: adds and removes routes while readers look up.
 //!
-//! An update changes the record of routes, builds the blocks it touches anew
-//! from the deepest up, and stops at the first word that can be swung in
-//! place. A reader therefore meets, for any address, either the route before
-//! or the route after; an update of one prefix is not atomic over several
-//! addresses.
+//! An update changes the record of routes, rebuilds the affected blocks from the deepest upwards, and
+//! stops at the first word that can be replaced in place. For any address a reader therefore sees either
+//! the route before or the route after; an update of one prefix is not atomic over several addresses.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,19 +15,19 @@ use super::table::{DENSE, ENTRIES, Lpm, NODE, PLACE, ROOT_BITS, ROOT_WORDS, STRI
 use crate::fib::prefix::{Address, Prefix};
 use crate::fib::qsbr::Qsbr;
 
-/// The largest leaf: the top bit of a word tells leaves from blocks.
+/// The largest leaf: the top bit of a word distinguishes leaves from blocks.
 pub const LEAF_MAX: u32 = NODE - 1;
 /// Levels of nodes below the root, for the longer address.
 const LEVELS_MAX: usize = (128 - ROOT_BITS as usize).div_ceil(STRIDE as usize);
-/// With every node's block as large as can be, half the words a place can name.
+/// With the largest block for every node, half the words that a position can address.
 const NODES_MAX: usize = 1 << 23;
-/// Space reserved at first, in words of eight octets: several times what a
-/// full Internet table takes, so that growing is rare. It costs address space.
+/// Initially reserved space, in words of eight octets: several times the need of a full Internet table,
+/// so that growing is rare. It costs address space.
 const WORDS_FIRST: usize = 1 << 22;
-/// The last resort: as far as a place can name.
+/// The maximum that a position can address.
 const WORDS_MAX: usize = PLACE as usize + 1;
 
-/// The one writer of a table.
+/// The single writer of a table.
 #[derive(Debug)]
 pub struct LpmWriter<A> {
     table: Arc<Lpm<A>>,
@@ -39,7 +37,7 @@ pub struct LpmWriter<A> {
     prefixes: std::marker::PhantomData<A>,
 }
 
-/// The way down to a node: the nodes passed, the root's first.
+/// The path to a node: the nodes on it, the root's first.
 struct Path {
     nodes: [u32; LEVELS_MAX],
     /// Index of the last node.
@@ -47,8 +45,7 @@ struct Path {
 }
 
 impl<A: Address> LpmWriter<A> {
-    /// A table without routes, whose readers announce themselves to
-    /// `qsbr`.
+    /// A table without routes, whose readers are those of `qsbr`.
     pub fn new(qsbr: Arc<Qsbr>) -> Result<Self, FibError> {
         Self::with_words(qsbr, WORDS_FIRST)
     }
@@ -69,15 +66,14 @@ impl<A: Address> LpmWriter<A> {
         &self.table
     }
 
-    /// The new table, if an update since the last call did not fit into the
-    /// old one. Readers must be given it; the old one, until the last reader
-    /// drops it, keeps answering but changes no more.
+    /// The new table, if an update since the last call did not fit into the old one. Readers must be
+    /// given it; the old one remains valid until the last reader drops it, but does not change any more.
     pub fn take_regrown(&mut self) -> Option<Arc<Lpm<A>>> {
         std::mem::take(&mut self.regrown).then(|| Arc::clone(&self.table))
     }
 
-    /// Adds the route `prefix` → `leaf` (1 to [`LEAF_MAX`]), or replaces it and
-    /// returns the leaf it had.
+    /// Adds the route `prefix` → `leaf` (1 to [`LEAF_MAX`]), or replaces it and returns the previous
+    /// leaf.
     pub fn insert(&mut self, prefix: Prefix<A>, leaf: u32) -> Result<Option<u32>, FibError> {
         if leaf == 0 || leaf > LEAF_MAX {
             return Err(FibError::Leaf { leaf });
@@ -95,7 +91,7 @@ impl<A: Address> LpmWriter<A> {
         Ok(replaced)
     }
 
-    /// Takes the route of exactly `prefix` away and returns its leaf.
+    /// Removes the route of exactly `prefix` and returns its leaf.
     pub fn remove(&mut self, prefix: Prefix<A>) -> Result<Option<u32>, FibError> {
         if self.routes.get(prefix).is_none() {
             return Ok(None);
@@ -134,14 +130,13 @@ impl<A: Address> LpmWriter<A> {
         self.len() == 0
     }
 
-    /// Octets of memory beside the table's: the record of routes and the
-    /// allocator.
+    /// Memory used besides the table's, octets: the record of routes and the allocator.
     pub fn memory_octets(&self) -> usize {
         self.routes.memory_octets() + self.pool.memory_octets()
     }
 
-    /// The nodes from the root to that of `prefix` (longer than the root's
-    /// bits), made where there are none.
+    /// The nodes from the root to that of `prefix` (longer than the root's bits); missing ones are
+    /// created.
     fn path_to(&mut self, prefix: Prefix<A>) -> Path {
         let slot = prefix.bits().bits_at(0, ROOT_BITS) as usize;
         let mut id = self.routes.root_nodes[slot];
@@ -175,7 +170,7 @@ impl<A: Address> LpmWriter<A> {
         self.routes.count -= usize::from(before.is_some());
     }
 
-    /// Sets or takes away a route of up to 18 bits.
+    /// Sets or removes a route of up to 18 bits.
     fn set_in_root(&mut self, prefix: Prefix<A>, leaf: Option<u32>) -> Option<u32> {
         let h = root_index(prefix);
         let before = std::mem::replace(&mut self.routes.root[h], leaf.unwrap_or(0));
@@ -188,8 +183,8 @@ impl<A: Address> LpmWriter<A> {
         before
     }
 
-    /// Publishes `leaf` for all below heap index `h` of the root but what
-    /// longer routes cover.
+    /// Publishes `leaf` for everything below heap index `h` of the root that is not covered by longer
+    /// routes.
     fn paint_root(&mut self, h: usize, leaf: u32) {
         if h < ROOT_WORDS {
             for below in [2 * h, 2 * h + 1] {
@@ -206,15 +201,15 @@ impl<A: Address> LpmWriter<A> {
         self.publish_root(h - ROOT_WORDS, word);
     }
 
-    /// Makes the node and those below inherit `leaf`; the word to publish.
+    /// Makes the node and those below inherit `leaf`; returns the word to publish.
     fn inherit(&mut self, id: u32, leaf: u32) -> u32 {
         self.routes.node_mut(id).inherited = leaf;
         self.inherit_below(id, 1, leaf);
         self.rebuild(id)
     }
 
-    /// Makes those nodes below `id` inherit `leaf` that lie in heap index `h`
-    /// and see no longer route than it.
+    /// Makes the nodes below `id` inherit `leaf` that are within heap index `h` and are covered by no
+    /// longer route.
     fn inherit_below(&mut self, id: u32, h: u32, leaf: u32) {
         let node = self.routes.node(id);
         if !node.has_children() {
@@ -225,7 +220,7 @@ impl<A: Address> LpmWriter<A> {
             let node = self.routes.node(id);
             let Some(child) = node.child(slot) else { continue };
             let best = node.best_index(heap_index(slot, STRIDE)).unwrap_or(1);
-            // Shorter than h, or h itself: nothing stands between.
+            // Not longer than h: no route in between.
             if best <= h {
                 let word = self.inherit(child.id, leaf);
                 self.routes.node_mut(id).set_child_word(slot, word);
@@ -233,7 +228,7 @@ impl<A: Address> LpmWriter<A> {
         }
     }
 
-    /// Sets or takes away a route of the last node of `path`.
+    /// Sets or removes a route of the last node of `path`.
     fn set_in_node(&mut self, prefix: Prefix<A>, path: Path, leaf: Option<u32>) -> Option<u32> {
         let depth = ROOT_BITS + STRIDE * path.last as u8;
         let slot = prefix.bits().bits_at(depth, STRIDE);
@@ -251,8 +246,8 @@ impl<A: Address> LpmWriter<A> {
         before
     }
 
-    /// Builds the nodes of `path` anew from the last one up, as far as it takes
-    /// to publish, and frees those that have become empty.
+    /// Rebuilds the nodes of `path` from the last one upwards, as far as needed to publish, and frees
+    /// those that have become empty.
     fn settle(&mut self, bits: A, path: &Path) {
         let root_slot = bits.bits_at(0, ROOT_BITS) as usize;
         for level in (0..=path.last).rev() {
@@ -280,7 +275,7 @@ impl<A: Address> LpmWriter<A> {
                 if word == before {
                     return;
                 }
-                // A block's place always stands alone in the block above.
+                // A block's position is always an element of its own in the parent block.
                 if word & before & NODE != 0 {
                     let block = parent.word;
                     self.publish_in_block(block, slot, word);
@@ -296,8 +291,8 @@ impl<A: Address> LpmWriter<A> {
         }
     }
 
-    /// Replaces the word, which leads to a block, of entry `slot` of a published
-    /// block, where another such word stands.
+    /// Replaces the word of entry `slot` of a published block; the old and the new word both refer to
+    /// blocks.
     fn publish_in_block(&self, block: u32, slot: u32, word: u32) {
         if self.pool.exhausted() || block & NODE == 0 {
             return;
@@ -312,12 +307,12 @@ impl<A: Address> LpmWriter<A> {
         at.store(rest | u64::from(word) << shift, Ordering::Release);
     }
 
-    /// Builds the node's block, retires the one before, and returns the word
-    /// that leads to it; the node's leaf if it has but one.
+    /// Builds the node's block, retires the previous one, and returns the word that refers to it; the
+    /// node's leaf if it has only one.
     fn rebuild(&mut self, id: u32) -> u32 {
         let node = self.routes.node(id);
         let mut entries = [node.inherited; ENTRIES];
-        // Where an entry may differ from the one before.
+        // Entries that may differ from their predecessor.
         let mut edges = 0u64;
         for (h, leaf) in node.routes() {
             let (first, end) = entries_of(h);
@@ -335,14 +330,13 @@ impl<A: Address> LpmWriter<A> {
         word
     }
 
-    /// Writes a block of `entries` that differ at most at `edges`; the word
-    /// that leads to it.
+    /// Writes a block of `entries` that differ at most at `edges`; returns the word that refers to it.
     fn write_block(&mut self, entries: &[u32; ENTRIES], edges: u64) -> u32 {
         let block = match Block::of(entries, edges) {
             Ok(block) => block,
             Err(leaf) => return leaf,
         };
-        // Exhausted: whatever this returns is never published.
+        // Exhausted: the return value is never published.
         let Some(at) = self.pool.alloc(&self.table, block.words()) else { return 0 };
         let to = &self.table.blocks[at as usize..][..block.words()];
         block.write(to);
@@ -364,11 +358,11 @@ impl<A: Address> LpmWriter<A> {
         Ok(())
     }
 
-    /// Builds everything into a table that has room for twice what is in use.
+    /// Builds everything into a new table with room for twice what is in use.
     #[cold]
     fn regrow(&mut self) -> Result<(), FibError> {
         let mut words = (self.pool.live_words() * 2).next_power_of_two();
-        // NODES_MAX sees to it that WORDS_MAX suffices.
+        // NODES_MAX ensures that WORDS_MAX is sufficient.
         loop {
             words = words.clamp(self.table.blocks.len(), WORDS_MAX);
             self.table = Lpm::new(words)?;
@@ -382,7 +376,7 @@ impl<A: Address> LpmWriter<A> {
         }
     }
 
-    /// Publishes all below heap index `h` of the root, to which `leaf` falls.
+    /// Publishes everything below heap index `h` of the root, which inherits `leaf`.
     fn publish_all(&mut self, h: usize, leaf: u32) {
         let leaf = Some(self.routes.root[h]).filter(|leaf| *leaf != 0).unwrap_or(leaf);
         if h < ROOT_WORDS {

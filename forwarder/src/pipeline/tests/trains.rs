@@ -1,4 +1,4 @@
-//! Packets of a burst share what is found out about routes. None may notice.
+//! Packets of a burst share routing results. This must not change any packet's treatment.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -6,26 +6,27 @@ use proptest::sample::{Index, select};
 use super::*;
 use crate::tables::RpFilter;
 
-/// Frames that differ in what decides, and some that do not.
+/// Frames that differ in fields that routing depends on, and in fields that it does not.
 fn kinds() -> Vec<Vec<u8>> {
     let mut kinds = Vec::new();
     for dst in ["10.0.0.1", "10.0.0.2", "10.9.0.1", "10.10.0.1", "10.12.0.1", "198.18.2.2"] {
         kinds.push(V4::to(dst).frame());
     }
-    // The same destination, and another source, TTL, length, or next hop.
+    // The same destination, with another source, TTL, length, or next hop.
     kinds.push(V4 { src: "198.18.2.9", ..V4::to("10.0.0.1") }.frame());
     kinds.push(V4 { src: "127.0.0.1", ..V4::to("10.0.0.1") }.frame());
     kinds.push(V4 { ttl: 1, ..V4::to("10.0.0.1") }.frame());
     kinds.push(V4 { payload: udp(&[0; 1200]), ..V4::to("10.12.0.1") }.frame());
-    // On the link: one route, and a neighbour each, known or not; behind tags; through an IPv6 router.
+    // On the link: one route, but several neighbours, resolved or not; behind tags; through an IPv6
+    // router.
     let on_link = ["198.18.2.3", "198.18.2.9", "198.18.20.2", "198.18.20.9", "198.18.30.2"];
     for dst in on_link.into_iter().chain(["10.13.0.1", "10.14.0.1"]) {
         kinds.push(V4::to(dst).frame());
-        // By a sub-interface to the same.
+        // The same destination through a sub-interface.
         kinds.push(vlan::tagged(&[(0x8100, 10)], &V4::to(dst)));
     }
     kinds.push(vlan::tagged(&[(0x8100, 10)], &V4::to("10.0.0.1")));
-    // As from ourselves.
+    // With a source address of ours.
     kinds.push(V4 { src: "198.18.2.1", ..V4::to("198.18.2.3") }.frame());
     for port in 0..4 {
         let mut packet = V4::to("192.0.2.1");
@@ -42,7 +43,7 @@ fn kinds() -> Vec<Vec<u8>> {
     kinds
 }
 
-/// What sources have to be like.
+/// The source validation in effect.
 #[derive(Debug, Clone, Copy)]
 enum Sources {
     Usual,
@@ -51,7 +52,7 @@ enum Sources {
     Loose,
 }
 
-/// With tables so large that routes are looked up ahead, or without.
+/// A router with tables so large that routes are looked up in advance, or with small ones.
 fn lab(large: bool, sources: Sources) -> Lab {
     let mut net = vlan::net();
     for link in &mut net.links {
@@ -73,7 +74,7 @@ fn lab(large: bool, sources: Sources) -> Lab {
         net.routes4.extend(crowd.map(|prefix| (&*prefix.leak(), via(3, "198.18.2.2"))));
     }
     let lab = net.lab();
-    assert_eq!(lab.tables.fib4.tables[0].is_at_hand(), !large);
+    assert_eq!(lab.tables.fib4.tables[0].fits_l1_cache(), !large);
     lab
 }
 
@@ -118,7 +119,7 @@ proptest! {
         for frame in &frames {
             alone.receive(port, std::slice::from_ref(frame));
         }
-        // Errors may overtake what is forwarded.
+        // ICMP errors may overtake forwarded packets.
         let parted = |sent: Vec<(u16, Vec<u8>)>| -> [Vec<_>; 2] {
             let (errors, forwarded) = sent.into_iter().partition(|(_, frame)| is_icmp(frame));
             [errors, forwarded]
@@ -130,9 +131,9 @@ proptest! {
     }
 }
 
-/// Packets to hosts on the link, each of which a hook gives to another.
+/// Packets to hosts on the link; a hook changes the destination of each.
 #[test]
-fn a_neighbour_is_looked_up_when_hooks_have_had_their_say() {
+fn a_neighbour_is_looked_up_after_the_hooks() {
     for hook in [Hook::PreRouting, Hook::Forward, Hook::PostRouting] {
         let mut net = Net::default();
         net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
@@ -151,9 +152,9 @@ fn a_neighbour_is_looked_up_when_hooks_have_had_their_say() {
     }
 }
 
-/// What a queue has no room for is dropped, and what it has is the oldest.
+/// Packets for which a queue has no room are dropped; the queue keeps the oldest.
 #[test]
-fn a_burst_fills_the_queue_of_a_port_to_the_last_place() {
+fn a_burst_fills_the_queue_of_a_port_completely() {
     let mut lab = Net::default().lab();
     lab.pool = Umem::anonymous(2 * EGRESS as u32).into_pool();
     let numbered = |n: usize| {
@@ -162,7 +163,7 @@ fn a_burst_fills_the_queue_of_a_port_to_the_last_place() {
         packet.frame()
     };
     let all: Vec<Vec<u8>> = (0..EGRESS + BURST - 1).map(numbered).collect();
-    // All but the last place are taken before the last burst comes.
+    // The queue is full but for one packet when the last burst arrives.
     let (before, last) = all.split_at(EGRESS - 1);
     before.chunks(BURST).for_each(|burst| lab.receive(LEFT, burst));
     lab.receive(LEFT, last);
