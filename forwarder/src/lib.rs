@@ -1,7 +1,7 @@
 //! Ferroute: an AF_XDP router that follows the Linux kernel's control plane.
 //!
-//! The layers point one way; a module may use only what stands left of it:
-//! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker → hdr → control → load → cli`.
+//! A module may use only modules to the left of it in this order of layers:
+//! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker → histogram → control → load → cli`.
 
 #![deny(unsafe_code)]
 

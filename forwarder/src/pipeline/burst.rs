@@ -1,7 +1,7 @@
-//! The packets of a burst behind the data path: what is to be done with each, and doing it.
+//! The disposition of each packet of a burst, and the last step, which applies the dispositions.
 //!
-//! Packets are changed where they lie in the burst, and moved together afterwards: a packet moved right
-//! after it was changed would stall on the stores. They stay in order.
+//! Packets are changed in place in the burst and moved together afterwards: moving a packet right after
+//! it was changed would stall on the stores. The order of packets is kept.
 
 use super::Ctx;
 use super::dst::Dst;
@@ -14,14 +14,14 @@ use crate::skb::burst::BURST;
 use crate::stats::{DropReason, PuntReason};
 use crate::wire::EtherType;
 
-/// What is to be done with a packet.
+/// What is done with a packet.
 #[derive(Debug)]
 pub(super) enum Disposition {
-    /// The frame is complete, and is sent by this port.
+    /// The frame is complete; it is sent by this port.
     Xmit(u16, PostRouted),
-    /// There is a [`PendingOutput`] for it.
+    /// Output is pending; see [`PendingOutput`].
     Output,
-    /// It is dropped. Its sender has been told, where that is due.
+    /// It is dropped. An ICMP error, if one is due, has been sent.
     Drop(DropReason),
     /// It is handed back to the kernel.
     Punt(PuntReason),
@@ -52,7 +52,7 @@ impl<'a> Dispositions<'a> {
         }
     }
 
-    /// Notes what is to be done with packet `n`.
+    /// Sets the disposition of packet `n`.
     #[inline(always)]
     pub fn set(&mut self, n: usize, disposition: Disposition) {
         if let Some(place) = self.of.get_mut(n) {
@@ -60,7 +60,7 @@ impl<'a> Dispositions<'a> {
         }
     }
 
-    /// Notes that packet `n` is still to be output.
+    /// Records that packet `n` still needs output processing.
     #[inline(always)]
     pub fn defer_output(&mut self, n: usize, output: PendingOutput<'a>) {
         if let Some(place) = self.pending.get_mut(n) {
@@ -68,7 +68,7 @@ impl<'a> Dispositions<'a> {
         }
     }
 
-    /// Moves the first `count` packets of the burst to where they go, oldest first.
+    /// Moves the first `count` packets of the burst to their queues, oldest first.
     #[inline]
     pub fn carry_out(&self, burst: &mut Burst, count: usize, ctx: &mut Ctx<'_>) {
         let dispositions = &self.of[..count];
@@ -83,7 +83,7 @@ impl<'a> Dispositions<'a> {
                     EtherType::IPV4 => ip_finish_output(skb, &output.dst, &output.routed, ctx),
                     _ => ip6_finish_output(skb, &output.dst, &output.routed, ctx),
                 },
-                // Each such packet has one.
+                // Unreachable: each such packet has a pending output.
                 (Disposition::Output, None) => ctx.drop_skb(skb, DropReason::DevNotReady),
                 (Disposition::Drop(reason), _) => ctx.drop_skb(skb, *reason),
                 (Disposition::Punt(reason), _) => ctx.punt_skb(skb, *reason),
@@ -92,7 +92,7 @@ impl<'a> Dispositions<'a> {
     }
 }
 
-/// Moves all packets at once, if all are sent by the same port, whose queue has room for them. Returns
+/// Moves all packets at once if all are sent by the same port and its queue has room for them. Returns
 /// whether they were moved.
 #[inline]
 fn xmit_together(burst: &mut Burst, dispositions: &[Disposition], ctx: &mut Ctx<'_>) -> bool {

@@ -1,4 +1,5 @@
-//! What is known of the routes of a burst's packets before each is routed.
+//! Routing results that the packets of a burst share: routes looked up in advance, and the last route
+//! used.
 
 use super::route_ahead::RoutesAhead;
 use super::route_hint::RouteHint;
@@ -12,9 +13,10 @@ pub(super) struct BurstRoutes<'a> {
     pub ahead: RoutesAhead<'a>,
     /// Position of the packet that is being routed.
     pub n: usize,
-    /// Whether our own addresses are all that the local table has, so that they are found without it.
+    /// Whether the local table has no entries but our own addresses, which are then found without a
+    /// lookup in it.
     pub has_all_locals: bool,
-    /// The route of the packet before, of each family.
+    /// The route of the previous packet, per family.
     pub hint4: RouteHint<'a, u32>,
     pub hint6: RouteHint<'a, u128>,
 }

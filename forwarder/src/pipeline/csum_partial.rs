@@ -1,13 +1,13 @@
-//! Partial TCP and UDP checksums, as frames from veth and its like carry them.
+//! Partial TCP and UDP checksums, as in frames from veth and similar devices.
 //!
-//! A sender whose device takes over the checksum leaves in the field the folded sum of the
-//! pseudo-header, not complemented (CHECKSUM_PARTIAL). The kernel marks such a packet outside it;
-//! AF_XDP shows only its octets. So: on a port where this can happen, a field that holds exactly
-//! that sum is taken for partial, unless the checksum is right as it is, which happens by chance
-//! once in 65,536 and needs no completion then.
+//! With checksum offload the sender leaves the folded, uncomplemented sum of the pseudo-header in the
+//! field (CHECKSUM_PARTIAL). The kernel records this in the skb; AF_XDP passes only the packet's octets.
+//! Therefore, on a port where this can happen, a field that holds exactly that sum is treated as partial,
+//! unless the checksum is already correct, which happens by chance once in 65,536 and then needs no
+//! completion.
 //!
-//! ICMP errors quote the packet with its partial checksum, as the kernel's do. Not recognised:
-//! checksums of a packet inside a tunnel, and SCTP's.
+//! ICMP errors quote the packet with its partial checksum, as the kernel does. Not recognised: checksums
+//! of packets inside a tunnel, and SCTP checksums.
 
 use super::headers::{Iphdr, Ipv6hdr};
 use crate::skb::{IpSummed, SkBuff};
@@ -17,37 +17,38 @@ use crate::wire::checksum::{
 use crate::wire::ipv6_ext::is_ext_header;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
-/// Where a transport checksum is and what it is taken over.
+/// Position of a transport checksum and the octets it covers.
 struct Checksum {
     /// Offset of the transport header from the network header, octets.
     transport: usize,
-    /// Offset of the end of the packet, likewise.
+    /// Offset of the end of the packet from the network header, octets.
     end: usize,
-    /// Offset of the field, likewise.
+    /// Offset of the checksum field from the network header, octets.
     field: usize,
     pseudo_header: u32,
     udp: bool,
 }
 
-/// Marks an IPv4 packet whose transport checksum is partial. Others are told by one look at the field.
+/// Marks an IPv4 packet whose transport checksum is partial. For other packets one comparison of the
+/// field is enough.
 #[inline]
 pub(super) fn recognise4(skb: &mut SkBuff, iph: &Iphdr) {
     let header_len = usize::from(iph.header_len);
     let len = iph.tot_len.saturating_sub(u16::from(iph.header_len));
     let (src, dst) = (iph.saddr.into(), iph.daddr.into());
-    let looks_so = || fold(pseudo_header_v4(src, dst, iph.protocol, len));
-    if field_of(iph.protocol).is_some_and(|field| holds(skb, header_len + field, looks_so)) {
+    let partial_value = || fold(pseudo_header_v4(src, dst, iph.protocol, len));
+    if field_of(iph.protocol).is_some_and(|field| holds(skb, header_len + field, partial_value)) {
         recognise(skb);
     }
 }
 
-/// As [`recognise4`] for IPv6. Behind extension headers it takes more than a look.
+/// As [`recognise4`] for IPv6. With extension headers the whole header chain is parsed.
 #[inline]
 pub(super) fn recognise6(skb: &mut SkBuff, hdr: &Ipv6hdr) {
     let len = hdr.len.saturating_sub(ipv6::HEADER_LEN) as u32;
-    let looks_so = || fold(pseudo_header_v6(hdr.saddr, hdr.daddr, hdr.next_header, len));
+    let partial_value = || fold(pseudo_header_v6(hdr.saddr, hdr.daddr, hdr.next_header, len));
     let maybe = match field_of(hdr.next_header) {
-        Some(field) => holds(skb, ipv6::HEADER_LEN + field, looks_so),
+        Some(field) => holds(skb, ipv6::HEADER_LEN + field, partial_value),
         None => is_ext_header(hdr.next_header),
     };
     if maybe {
@@ -55,7 +56,7 @@ pub(super) fn recognise6(skb: &mut SkBuff, hdr: &Ipv6hdr) {
     }
 }
 
-/// Where the checksum stands in a transport header, octets.
+/// Offset of the checksum in a transport header, octets.
 #[inline]
 fn field_of(protocol: Protocol) -> Option<usize> {
     match protocol {
@@ -65,7 +66,7 @@ fn field_of(protocol: Protocol) -> Option<usize> {
     }
 }
 
-/// Whether `value` stands `at` octets behind the network header's start.
+/// Whether the two octets at offset `at` from the network header are `value`.
 #[inline]
 fn holds(skb: &SkBuff, at: usize, value: impl FnOnce() -> u16) -> bool {
     skb.network_chunk_at(at).is_some_and(|field| u16::from_be_bytes(*field) == value())
@@ -81,21 +82,20 @@ fn recognise(skb: &mut SkBuff) {
     }
 }
 
-/// `skb_checksum`: the sum of what the checksum is taken over, wherever it lies.
+/// `skb_checksum`: the sum of the octets that the checksum covers, in all buffers of the packet.
 fn sum(skb: &SkBuff, checksum: &Checksum) -> u32 {
     let covered = checksum.end - checksum.transport;
     let (mut sum, mut at) = (0, 0);
     for slice in skb.slices(skb.network_offset() + checksum.transport, covered) {
         let part = ones_complement_sum(slice);
-        // What begins at an odd octet has the octets of its words the other way round (RFC 1071
-        // §2(B)).
+        // A slice that begins at an odd octet has the octets of its words swapped (RFC 1071 §2(B)).
         sum += if at % 2 == 0 { part } else { u32::from((part as u16).swap_bytes()) };
         at += slice.len();
     }
     sum
 }
 
-/// `skb_checksum_help`: completes a partial checksum; does nothing to any other packet.
+/// `skb_checksum_help`: completes a partial checksum; does nothing to other packets.
 #[inline]
 pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
     if skb.ip_summed == IpSummed::Partial {
@@ -107,10 +107,10 @@ pub(super) fn skb_checksum_help(skb: &mut SkBuff) {
 fn complete(skb: &mut SkBuff) {
     skb.ip_summed = IpSummed::None;
     let Some(checksum) = find(skb) else { return };
-    // The field holds the pseudo-header's part of the sum.
+    // The field holds the sum of the pseudo-header.
     let mut value = !fold(sum(skb, &checksum));
     if checksum.udp && value == 0 {
-        // RFC 768: zero would say that there is none (CSUM_MANGLED_0).
+        // RFC 768: zero would mean that there is no checksum (CSUM_MANGLED_0).
         value = 0xffff;
     }
     let packet = skb.network_header_mut();

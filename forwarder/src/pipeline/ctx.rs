@@ -1,8 +1,8 @@
-//! What the road is given and what it leaves behind.
+//! Inputs, state and outputs of the data path.
 //!
-//! [`Ctx`] borrows everything for one burst; [`PipelineState`] is what a worker's pipeline
-//! remembers between bursts; [`Effects`] is what the worker has to carry out afterwards. All
-//! memory is allocated when they are made.
+//! [`Ctx`] borrows everything for one burst; [`PipelineState`] is the state of a worker's pipeline that
+//! persists between bursts; [`Effects`] is the work left for the worker afterwards. All memory is
+//! allocated on construction.
 
 use std::net::IpAddr;
 
@@ -14,53 +14,53 @@ use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Tables;
 
-/// Frames that one call may put on one port: a burst, and room for fragments. What is beyond is
-/// dropped as FULL_RING; the device's own queue would not have taken it either (the kernel's
-/// default txqueuelen is 1000).
+/// Frames that one call may queue on one port: a burst, and room for fragments. Packets in excess are
+/// dropped as FULL_RING; the device's own queue would not have taken them either (the kernel's default
+/// txqueuelen is 1000).
 pub const EGRESS: usize = 1024;
 
-/// Neighbours asked for in one call. More are asked for again with the next packet.
+/// Neighbours requested in one call. Further ones are requested with a later packet.
 pub const NEIGH_REQUESTS: usize = 64;
 
 /// Packets that one call may hand back to the kernel.
 const PUNTS: usize = 2 * BURST;
 
-/// One burst's surroundings.
+/// The context of one burst.
 #[derive(Debug)]
 pub struct Ctx<'a> {
-    /// The network as the control thread last published it. Read only.
+    /// The tables that the control thread published last. Read only.
     pub tables: &'a Tables,
-    /// Free frames: ICMP errors and fragments take from it, dropped packets return to it.
+    /// Free frames: ICMP errors and fragments are allocated from it, dropped packets return to it.
     pub pool: &'a mut FramePool,
-    /// What happened, counted.
+    /// The worker's counters.
     pub stats: &'a WorkerStats,
-    /// What is remembered between bursts.
+    /// State that persists between bursts.
     pub state: &'a mut PipelineState,
-    /// What is to be done afterwards.
+    /// Work left for the worker.
     pub out: &'a mut Effects,
     /// The worker's clock, nanoseconds.
     pub now_ns: u64,
 }
 
-/// What a worker's pipeline remembers between bursts.
+/// State of a worker's pipeline that persists between bursts.
 #[derive(Debug)]
 pub struct PipelineState {
-    /// Limits of ICMP errors.
+    /// Rate limits of ICMP errors.
     pub(super) limiter: IcmpLimiter,
     /// Packets that wait for a neighbour's address.
     pub(super) hold: HoldQueue,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
-    /// Keeps others from foreseeing which path a flow takes.
+    /// Makes the path that a flow takes unpredictable to others.
     pub(super) hash_seed: u64,
-    /// Added to the worker's clock it gives nanoseconds since midnight UTC of some day; for the
-    /// IPv4 timestamp option. The worker sets it at start, and again as often as it likes.
+    /// Added to the worker's clock gives nanoseconds since midnight UTC of some day; for the IPv4
+    /// timestamp option. Set by the worker at start and updated at any interval.
     pub utc_offset_ns: u64,
 }
 
 impl PipelineState {
-    /// The state of one of `workers` workers. They share the namespace's limit of ICMP messages
-    /// evenly. `seed` should be random.
+    /// The state of one of `workers` workers, which share the namespace's limit of ICMP messages evenly.
+    /// `seed` should be random.
     pub fn new(seed: u64, workers: usize) -> PipelineState {
         PipelineState {
             limiter: IcmpLimiter::new(seed, workers),
@@ -71,14 +71,14 @@ impl PipelineState {
         }
     }
 
-    /// Sets the seed of the flow hash: workers must agree on it, for the packets of one flow, and
-    /// the ICMP errors about it, come by different queues.
+    /// Sets the seed of the flow hash. It must be the same for all workers: packets of one flow, and the
+    /// ICMP errors about it, arrive by different queues.
     #[must_use]
     pub fn with_hash_seed(self, hash_seed: u64) -> PipelineState {
         PipelineState { hash_seed, ..self }
     }
 
-    /// Frames of packets that wait for a neighbour: the `held` of the conservation law.
+    /// Frames of packets that wait for a neighbour: `held` in the frame accounting.
     pub fn held(&self) -> usize {
         self.hold.held
     }
@@ -89,23 +89,24 @@ impl PipelineState {
     }
 }
 
-/// What the worker has to carry out after a call: send, hand back, ask.
+/// Work left for the worker after a call: packets to send, packets to punt, neighbours to resolve.
 #[derive(Debug)]
 pub struct Effects {
     /// Frames to send, by port.
     pub egress: Box<[RoutedBurst]>,
-    /// Packets for the kernel. Who hands them over counts them ([`WorkerStats::punt`]), or drops them.
+    /// Packets for the kernel. The caller punts them and counts them ([`WorkerStats::punt`]), or drops
+    /// them.
     pub punts: Burst,
-    /// Why, for each of them.
+    /// The punt reason of each of them.
     pub punt_reasons: Vec<PuntReason>,
-    /// Neighbours whose address is wanted: (ifindex, address). At most [`NEIGH_REQUESTS`].
+    /// Neighbours to be resolved: (ifindex, address). At most [`NEIGH_REQUESTS`].
     pub neigh_requests: Vec<(u32, IpAddr)>,
-    /// Captures, which are shown what is dropped.
+    /// Captures, which also see dropped packets.
     pub tap: Tap,
 }
 
 impl Effects {
-    /// Nothing to do, on `ports` ports.
+    /// Empty queues for `ports` ports.
     pub fn new(ports: usize) -> Effects {
         Effects {
             egress: (0..ports).map(|_| RoutedBurst::with_capacity(EGRESS)).collect(),
@@ -126,8 +127,8 @@ impl Effects {
         self.len() == 0
     }
 
-    /// Notes a wish for a neighbour's address, once.
-    pub(super) fn ask_neigh(&mut self, oif: u32, addr: IpAddr) {
+    /// Requests resolution of a neighbour, once per call.
+    pub(super) fn request_neigh(&mut self, oif: u32, addr: IpAddr) {
         if self.neigh_requests.len() < NEIGH_REQUESTS && !self.neigh_requests.contains(&(oif, addr))
         {
             self.neigh_requests.push((oif, addr));
@@ -136,7 +137,7 @@ impl Effects {
 }
 
 impl Ctx<'_> {
-    /// `kfree_skb_reason`: ends a packet and counts why.
+    /// `kfree_skb_reason`: frees a packet and counts the reason.
     pub(super) fn drop_skb(&mut self, skb: SkBuff, reason: DropReason) {
         self.stats.drop(reason);
         if self.out.tap.is_on() {
@@ -155,17 +156,17 @@ impl Ctx<'_> {
         self.state.limiter.global_allow(per_sec, burst, self.now_ns)
     }
 
-    /// Ends a packet that was used up, not lost (`consume_skb`).
+    /// Frees a packet that was consumed, not lost (`consume_skb`).
     pub(super) fn consume_skb(&mut self, skb: SkBuff) {
         self.pool.kfree_skb(skb);
     }
 
     /// Hands a packet back to the kernel.
     pub(super) fn punt_skb(&mut self, mut skb: SkBuff, reason: PuntReason) {
-        // The kernel would take the partial checksum for a wrong one.
+        // The kernel would treat the partial checksum as a wrong one.
         super::csum_partial::skb_checksum_help(&mut skb);
         if let Some(link) = self.tables.links.port(skb.port) {
-            // The kernel finds the VLAN by itself.
+            // The kernel determines the VLAN itself.
             skb.iif = link.ifindex;
         }
         if let Err(skb) = self.out.punts.push(skb) {

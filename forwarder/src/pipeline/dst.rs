@@ -10,7 +10,7 @@ use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::{Link, RpFilter, Tables};
 
-/// IP_MAX_MTU and IP6_MAX_MTU, octets, without what exceeds a 16-bit length field: no packet is longer.
+/// IP_MAX_MTU and IP6_MAX_MTU, octets, limited to a 16-bit length field.
 const MTU_MAX: u32 = 0xffff;
 
 /// Where packets are sent, and how.
@@ -22,9 +22,9 @@ pub(super) struct Dst<'a> {
     pub nexthop: Option<&'a Nexthop>,
     /// The outgoing interface.
     pub dev: &'a Link,
-    /// The neighbour that packets are sent to, once it was looked up ([`Dst::resolve`]).
+    /// The neighbour that packets are sent to, after [`Dst::resolve`].
     pub neigh: Option<&'a Neighbour>,
-    /// The cached link-layer header, where all packets of the route have the same.
+    /// The cached link-layer header, if all packets of the route have the same one.
     pub hh: Option<HhCache>,
     /// The port that frames leave by.
     pub port: u16,
@@ -32,15 +32,15 @@ pub(super) struct Dst<'a> {
     pub mtu: u32,
     /// How source addresses of packets are validated; IPv4 only.
     pub source_validation: SourceValidation,
-    /// IPSKB_DOREDIRECT: the sender may be told of a shorter path.
+    /// IPSKB_DOREDIRECT: a redirect may be sent to the packet's sender.
     pub redirect: bool,
 }
 
 impl<'a> Dst<'a> {
-    /// The route by one of its next hops.
+    /// The route through one of its next hops.
     ///
     /// # Errors
-    /// [`Exit::Punt`] when the outgoing interface is not ours to send by.
+    /// [`Exit::Punt`] when the outgoing interface is not one that we send by.
     #[inline(always)]
     pub fn new(
         info: &'a FibInfo,
@@ -51,7 +51,7 @@ impl<'a> Dst<'a> {
         let dev = tables.links.dev(dev).ok_or(Exit::Punt(PuntReason::NotReady))?;
         let port = dev.port.ok_or(Exit::Punt(PuntReason::ForeignOif))?;
         if dev.noarp {
-            // Without neighbours it is not known what the link-layer header should be.
+            // Without neighbours the link-layer header is not known.
             return Err(Exit::Punt(PuntReason::ForeignOif));
         }
         // ip_dst_mtu_maybe_forward: the route's own MTU takes precedence.
@@ -92,9 +92,9 @@ impl<'a> Dst<'a> {
         self.info?.prefsrc
     }
 
-    /// Looks up the neighbour that packets to `daddr` are sent to, unless it is known. This is done
-    /// only when the packet is about to leave: earlier stages need not wait for it. A neighbour that is
-    /// the destination itself is looked up later while hooks may still change the destination.
+    /// Looks up the neighbour that packets to `daddr` are sent to, unless it is known. Done only right
+    /// before output, because earlier stages do not need it. While hooks may still change the
+    /// destination, a neighbour that is the destination itself is not looked up here.
     #[inline]
     pub fn resolve(&mut self, daddr: impl Into<IpAddr>, tables: &'a Tables) {
         if self.neigh.is_none() {
@@ -119,20 +119,20 @@ impl<'a> Dst<'a> {
     }
 }
 
-/// What `fib_validate_source` demands of a source address.
+/// Validation of a source address by `fib_validate_source`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SourceValidation {
     /// Nothing.
     Off,
-    /// It is not one of our addresses, nor a broadcast address of ours.
+    /// The source is neither one of our addresses nor one of our broadcast addresses.
     NotLocal,
-    /// What the route back to it says.
+    /// Validated by the route back to the source.
     ByRoute,
 }
 
 impl SourceValidation {
-    /// Of packets that come in by `dev` and leave by `oif`. `has_all_locals`: our own addresses are
-    /// found without the local table; see `BurstRoutes::has_all_locals`.
+    /// Validation for packets received by `dev` that leave by `oif`. `has_all_locals`: see
+    /// `BurstRoutes::has_all_locals`.
     #[inline]
     pub fn of(dev: &Link, oif: u32, has_all_locals: bool) -> SourceValidation {
         let back = oif == dev.ifindex && dev.send_redirects;
@@ -145,12 +145,12 @@ impl SourceValidation {
     }
 }
 
-/// The link-layer addresses of frames to a neighbour by an interface that is up and writes no tags
-/// (`struct hh_cache`).
+/// The link-layer addresses of frames to a neighbour on an interface that is up and adds no tags (`struct
+/// hh_cache`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HhCache {
-    /// Destination and source address, in words: bytes written one by one would stall the copy that
-    /// reads them as words.
+    /// Destination and source address, stored as words: single-byte stores would stall the word-sized
+    /// loads of the copy.
     pub first: [u8; 8],
     pub rest: [u8; 4],
 }

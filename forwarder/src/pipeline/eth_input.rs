@@ -1,7 +1,7 @@
 //! The link-layer header of a received frame: `eth_type_trans` of the kernel.
 //!
-//! Which of our ports a frame is for was decided by the XDP program; here only what it cannot know
-//! for sure is looked at again. Tagged frames go to [`super::vlan`], other protocols to the kernel.
+//! The XDP program has already selected frames for our ports; only what it cannot decide reliably is
+//! checked again here. Tagged frames go to [`super::vlan`], other protocols to the kernel.
 
 use super::Exit;
 use super::vlan::{TaggedFor, vlan_do_receive};
@@ -10,9 +10,9 @@ use crate::stats::{DropReason, PuntReason};
 use crate::tables::{Link, Tables};
 use crate::wire::ethernet::{EtherType, EthernetFrame, HEADER_LEN, MacAddr};
 
-/// Finds the network header and the interface, which is `port` or a VLAN sub-interface of it. A frame
-/// to another station's address is dropped; one to a group address goes on, and those who must not
-/// answer such a one ask [`is_l2_multicast`].
+/// Finds the network header and the interface, which is `port` or a VLAN sub-interface of it. A frame to
+/// the address of another station is dropped; a frame to a group address is accepted, and code that must
+/// not reply to such a frame checks [`is_l2_multicast`].
 #[inline]
 pub(super) fn eth_input<'a>(
     skb: &mut SkBuff,
@@ -29,7 +29,7 @@ pub(super) fn eth_input<'a>(
         let dst = frame.dst_addr();
         return not_ip(skb, port, dst, tables);
     }
-    // As slices, which takes half the instructions.
+    // Comparing slices takes half the instructions.
     if header[..port.mac.len()] != port.mac[..] {
         let dst = frame.dst_addr();
         other_mac(skb, dst)?;
@@ -47,7 +47,7 @@ fn other_mac(skb: &mut SkBuff, dst: MacAddr) -> Result<(), Exit> {
     Ok(())
 }
 
-/// What is behind tags, or the kernel's.
+/// Parses VLAN tags; punts frames of other protocols.
 #[inline(never)]
 fn not_ip<'a>(
     skb: &mut SkBuff,
@@ -56,7 +56,7 @@ fn not_ip<'a>(
     tables: &'a Tables,
 ) -> Result<(EtherType, &'a Link), Exit> {
     let TaggedFor { dev, ethertype, header_len } = vlan_do_receive(skb, port, &tables.links)?;
-    // As vlan_do_receive of the kernel has it: an address of the port or of the sub-interface.
+    // As in the kernel's vlan_do_receive: the address of the port or of the sub-interface is accepted.
     let between = dev.vlan.as_ref().and_then(|vlan| vlan.between);
     if dst.0 != port.mac && dst.0 != dev.mac && Some(dst.0) != between {
         other_mac(skb, dst)?;
@@ -65,7 +65,7 @@ fn not_ip<'a>(
         return Err(Exit::Punt(PuntReason::NotIp));
     }
     skb.iif = dev.ifindex;
-    // A capture's filter sees it at other places when it leaves with other tags.
+    // With other tags on output, header offsets seen by capture filters change.
     skb.headers_may_change();
     skb.set_network_header(header_len);
     Ok((ethertype, dev))

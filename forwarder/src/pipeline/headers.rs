@@ -1,4 +1,4 @@
-//! The IP header of a packet, read once for all stages that decide by it.
+//! The IP header of a packet, read once for all stages that use it.
 
 use std::net::Ipv6Addr;
 

@@ -1,17 +1,17 @@
-//! Packets that wait until the kernel has resolved a neighbour's address (the kernel's `arp_queue`):
-//! the queue itself. [`super::neigh_hold`] fills it, [`super::neigh_poll`] empties it.
+//! The queue of packets that wait until the kernel has resolved a neighbour (the kernel's `arp_queue`).
+//! [`super::neigh_hold`] fills it, [`super::neigh_poll`] empties it.
 
 use std::net::IpAddr;
 
 use super::post_routing::RoutedBurst;
 
-/// Neighbours waited for at once.
+/// Neighbours that can be waited for at once.
 const NEIGHBOURS: usize = 64;
 /// Packets held for one neighbour. The kernel holds 212,992 octets of memory, some 90 full-sized
 /// packets; a TCP connection starts with ten.
 const PER_NEIGHBOUR: usize = 32;
 
-/// The packets for one neighbour; free when there are none.
+/// The packets for one neighbour; a slot without packets is free.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub oif: u32,
@@ -26,21 +26,21 @@ impl Slot {
         self.oif == oif && self.addr == addr && !self.packets.is_empty()
     }
 
-    /// Not while its packets are taken out: then it has no room.
+    /// Not free while its packets are taken out: its capacity is 0 then.
     fn is_free(&self) -> bool {
         self.packets.is_empty() && self.packets.room() > 0
     }
 }
 
-/// All packets that wait.
+/// All held packets.
 #[derive(Debug)]
 pub(super) struct HoldQueue {
     pub slots: Box<[Slot]>,
-    /// Frames of the packets in them.
+    /// Frames of all held packets.
     pub held: usize,
-    /// Of the tables by which the neighbours were looked up last.
+    /// Generation of the tables in which the neighbours were last looked up.
     pub generation: u64,
-    /// When to look for packets that have waited too long.
+    /// When to check next for packets that have waited too long.
     pub poll_ns: u64,
 }
 
@@ -57,7 +57,7 @@ impl HoldQueue {
         HoldQueue { slots, held: 0, generation: 0, poll_ns: 0 }
     }
 
-    /// Packets in them.
+    /// Number of held packets.
     pub fn packets(&self) -> usize {
         self.slots.iter().map(|slot| slot.packets.len()).sum()
     }
@@ -76,7 +76,7 @@ impl HoldQueue {
         packets
     }
 
-    /// Gives a slot its burst back, which is empty now: the slot is free.
+    /// Returns the emptied burst to its slot, which becomes free.
     pub fn put_back(&mut self, at: usize, empty: RoutedBurst) {
         self.slots[at].packets = empty;
     }

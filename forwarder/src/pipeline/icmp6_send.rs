@@ -1,6 +1,6 @@
 //! ICMPv6 errors (RFC 4443): `icmp6_send` of the kernel.
 //!
-//! RFC 4443 §2.4(e), when not to send one, stands at the head of [`icmp6_send`].
+//! The rules of RFC 4443 §2.4(e), when not to send one, are checked first in [`icmp6_send`].
 
 use std::net::Ipv6Addr;
 
@@ -25,11 +25,10 @@ use crate::wire::{EtherType, Protocol, checksum};
 /// RFC 4443 §2.4(c): as much of the packet as fits, octets.
 const QUOTE_MAX: usize = MTU_MIN as usize - HEADER_LEN - icmpv6::HEADER_LEN;
 
-/// Tells the sender of `skb` why it does not get there, if that may be told. The packet itself is
-/// left alone.
+/// Sends an ICMPv6 error to the sender of `skb`, if one may be sent. The packet itself is not changed.
 ///
 /// # Errors
-/// The way to the sender is the kernel's alone: then it should have the packet, and tell.
+/// Only the kernel can send to the sender: the packet should be punted, and the kernel sends the error.
 #[cold]
 pub(super) fn icmp6_send(
     skb: &SkBuff,
@@ -38,12 +37,12 @@ pub(super) fn icmp6_send(
 ) -> Result<(), PuntReason> {
     let hdr = Ipv6hdr::of(skb);
     let Some(dev) = ctx.tables.links.ifindex(skb.iif) else { return Ok(()) };
-    // (e.3), (e.4): not to multicast, but for what path MTU discovery and options ask for.
+    // (e.3), (e.4): not to multicast, except for path MTU discovery and options that require it.
     let group = ipv6_addr_is_multicast(hdr.daddr) || is_l2_multicast(skb);
     if group && !is_for_multicast_too(skb, error) {
         return Ok(());
     }
-    // (e.6): not to what is not one node.
+    // (e.6): not to an address that does not identify a single node.
     if ipv6_addr_any(hdr.saddr) || ipv6_addr_is_multicast(hdr.saddr) {
         return Ok(());
     }
@@ -74,7 +73,7 @@ pub(super) fn icmp6_send(
     Ok(())
 }
 
-/// Packet Too Big, and Parameter Problem about an option of the kind that asks for it.
+/// Packet Too Big, and Parameter Problem about an option that requests it for multicast as well.
 fn is_for_multicast_too(skb: &SkBuff, error: &IcmpError) -> bool {
     if error.icmp_type == Icmpv6Type::PKT_TOOBIG.0 {
         return true;
@@ -85,10 +84,10 @@ fn is_for_multicast_too(skb: &SkBuff, error: &IcmpError) -> bool {
         && option.is_none_or(|kind| kind & 0xc0 == 0x80)
 }
 
-/// `is_ineligible`: an error, or what may be one for all that can be seen of it.
+/// `is_ineligible`: the packet is an ICMPv6 error, or may be one as far as can be seen.
 ///
-/// Walks as `ipv6_skip_exthdr` does, to the end of the packet whatever the payload length says, and
-/// over a header of which no more than the first octets are there.
+/// Parses as `ipv6_skip_exthdr` does: to the end of the packet regardless of the payload length, and past
+/// a header of which only the first octets are present.
 fn is_about_error(skb: &SkBuff) -> bool {
     let packet = skb.network_header();
     let octet = |at: usize| {
@@ -105,7 +104,7 @@ fn is_about_error(skb: &SkBuff) -> bool {
                 let (Some(high), Some(low)) = (octet(at + 2), octet(at + 3)) else { return false };
                 let offset_and_more = u16::from_be_bytes([high, low]);
                 if offset_and_more & !7 != 0 {
-                    // A later one: the header in question is in the first.
+                    // A later fragment: the header in question is in the first one.
                     return false;
                 }
                 is_fragment = offset_and_more != 0;
@@ -119,14 +118,14 @@ fn is_about_error(skb: &SkBuff) -> bool {
     next == Protocol::ICMPV6
         && match octet(at) {
             Some(inner) => Icmpv6Type(inner).is_error(),
-            // Cut off: of a fragment it may be in the next one.
+            // Truncated. In a fragment, the header may be in the next one.
             None => !is_fragment,
         }
 }
 
-/// `icmpv6_xrlim_allow` lets more go to wider prefixes: the time is shifted right once for each 32
-/// bits that the route's prefix is short of 128. A lookup does not tell the prefix, so it is taken
-/// from the address on the link, and behind a router to be a /64.
+/// `icmpv6_xrlim_allow` allows more errors to wider prefixes: the interval is shifted right by one for
+/// each 32 bits that the route's prefix is shorter than 128. A lookup does not return the prefix, so it
+/// is taken from the on-link address, and assumed to be a /64 behind a router.
 fn ratelimit_ns(dst: &Dst<'_>, daddr: Ipv6Addr, ctx: &Ctx<'_>) -> u64 {
     let covers = |&&(addr, len): &&(Ipv6Addr, u8)| {
         (addr.to_bits() ^ daddr.to_bits()).leading_zeros() >= u32::from(len)
@@ -156,7 +155,7 @@ fn send(
     }
     count(error, ctx);
     match local_out(&mut reply, dst, ctx) {
-        // A hook may have made it longer; no error is sent about an error.
+        // A hook may have lengthened it; no error is sent about an error.
         Ok(_) if !dst.fits(&reply) => ctx.drop_skb(reply, DropReason::PktTooBig),
         Ok(routed) => finish_output2(reply, EtherType::IPV6, dst, &routed, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
@@ -168,7 +167,7 @@ fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRou
     post_routing(reply, dst.dev, EtherType::IPV6, ctx.tables)
 }
 
-/// Writes the error: link-layer header to be, IPv6 header, ICMPv6 header, quote.
+/// Writes the error: room for the link-layer header, IPv6 header, ICMPv6 header, quote.
 fn fill(
     reply: &mut SkBuff,
     (saddr, daddr): (Ipv6Addr, Ipv6Addr),

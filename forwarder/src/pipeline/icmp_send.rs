@@ -1,7 +1,7 @@
 //! ICMP errors (RFC 792, RFC 1812 §4.3): `icmp_send` of the kernel.
 //!
-//! Of RFC 1812 §4.3.2.7, when not to send one, martian sources are refused long before; the rest
-//! stands at the head of [`icmp_send`], one early exit each.
+//! Of the rules in RFC 1812 §4.3.2.7, when not to send one, martian sources are dropped earlier; the
+//! others are checked first in [`icmp_send`], one early exit each.
 
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
@@ -9,7 +9,7 @@ use super::headers::Iphdr;
 use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
 use super::ip_fragment::ip_finish_output;
 use super::ip_options::{Echo, IpOptions};
-use super::ip_rcv_options::surroundings;
+use super::ip_rcv_options::options_context;
 use super::nf_hook::nf_hook;
 use super::post_routing::{PostRouted, post_routing};
 use super::route::ip_route_output;
@@ -32,11 +32,10 @@ const TOS_MASK: u8 = 0x1e;
 /// INADDR_DUMMY, for a router without an address (RFC 7600 §4.8).
 const INADDR_DUMMY: u32 = u32::from_be_bytes([192, 0, 0, 8]);
 
-/// Tells the sender of `skb` why it does not get there, if that may be told. The packet itself is
-/// left alone.
+/// Sends an ICMP error to the sender of `skb`, if one may be sent. The packet itself is not changed.
 ///
 /// # Errors
-/// The way to the sender is the kernel's alone: then it should have the packet, and tell.
+/// Only the kernel can send to the sender: the packet should be punted, and the kernel sends the error.
 #[cold]
 pub(super) fn icmp_send(
     skb: &SkBuff,
@@ -54,7 +53,7 @@ pub(super) fn icmp_send(
     if ipv4.frag_offset() != 0 {
         return Ok(());
     }
-    // Not about an ICMP error; types nobody knows are taken for errors.
+    // Not about an ICMP error; unknown types are treated as errors.
     if iph.protocol == Protocol::ICMP {
         match ipv4.payload().first() {
             Some(&inner) if !Icmpv4Type(inner).forbids_error() => {}
@@ -66,10 +65,10 @@ pub(super) fn icmp_send(
         ctx.stats.mib(Mib::IcmpOutRateLimitGlobal);
         return Ok(());
     }
-    let (dst, saddr) = match way_back(&iph, dev, ctx) {
+    let (dst, saddr) = match icmp_route_lookup(&iph, dev, ctx) {
         Ok(way) => way,
         Err(Exit::Punt(reason)) => return Err(reason),
-        // No way to the sender, or not to a single host: it cannot be told.
+        // The sender has no route or is not a single host: no error can be sent.
         Err(_) => return Ok(()),
     };
     let options = match echo_options(skb, &iph, saddr, dev, ctx) {
@@ -90,9 +89,9 @@ pub(super) fn icmp_send(
     Ok(())
 }
 
-/// `icmpv4_mask_allow`: whether the limits are for this error.
+/// `icmpv4_mask_allow`: whether the rate limits apply to this error.
 fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
-    // Path MTU discovery is not held up.
+    // Path MTU discovery is not rate limited.
     let is_unreach = error.icmp_type == Icmpv4Type::DEST_UNREACH.0;
     if is_unreach && error.code == unreach::FRAG_NEEDED {
         return false;
@@ -100,9 +99,9 @@ fn is_limited(error: &IcmpError, ctx: &Ctx<'_>) -> bool {
     ctx.tables.sysctl.icmp_ratemask >> error.icmp_type.min(31) & 1 != 0
 }
 
-/// `icmp_route_lookup`: the route to the sender, and the source address: that of the interface the
-/// packet came in by if icmp_errors_use_inbound_ifaddr says so, else the one the route prefers.
-fn way_back<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32), Exit> {
+/// `icmp_route_lookup`: the route to the sender, and the source address: that of the interface that
+/// received the packet if icmp_errors_use_inbound_ifaddr is set, else the one that the route prefers.
+fn icmp_route_lookup<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32), Exit> {
     let inbound = ctx.tables.sysctl.icmp_errors_use_inbound_ifaddr;
     let saddr = if inbound { inet_select_addr(ctx.tables, dev, iph.saddr) } else { 0 };
     let dst = ip_route_output(iph.saddr, saddr, ctx)?;
@@ -110,8 +109,7 @@ fn way_back<'a>(iph: &Iphdr, dev: &Link, ctx: &Ctx<'a>) -> Result<(Dst<'a>, u32)
     Ok((dst, if saddr != 0 { saddr } else { INADDR_DUMMY }))
 }
 
-/// The options of the packet, and those that go into the error; the outer `None`: no error is to be
-/// sent.
+/// The options of the packet, and those that go into the error; the outer `None`: no error is to be sent.
 fn echo_options(
     skb: &SkBuff,
     iph: &Iphdr,
@@ -123,13 +121,13 @@ fn echo_options(
         return Some(None);
     }
     let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
-    let around = surroundings(iph, dev, ctx);
-    let (options, _) = IpOptions::compile(ipv4.option_octets(), &around);
-    let echo = options.echo(saddr, &around)?;
+    let context = options_context(iph, dev, ctx);
+    let (options, _) = IpOptions::compile(ipv4.option_octets(), &context);
+    let echo = options.echo(saddr, &context)?;
     Some(Some((options, echo)))
 }
 
-/// What goes into the error beside the quoted packet.
+/// The contents of the error except the quoted packet.
 struct Message<'a> {
     saddr: u32,
     daddr: u32,
@@ -142,7 +140,7 @@ fn send(skb: &SkBuff, message: &Message<'_>, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
     let options_len = message.options.as_ref().map_or(0, |(_, echo)| echo.octets().len());
     let headers = HEADER_LEN_MIN + options_len + icmpv4::HEADER_LEN;
     let room = (dst.mtu as usize).min(MESSAGE_MAX).saturating_sub(headers);
-    // A quote without a whole header says nothing.
+    // A quote without a whole header is useless.
     if room <= HEADER_LEN_MIN {
         return;
     }
@@ -167,7 +165,7 @@ fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRou
     post_routing(reply, dst.dev, EtherType::IPV4, ctx.tables)
 }
 
-/// Writes the error: link-layer header to be, IP header, options, ICMP header, quote.
+/// Writes the error: room for the link-layer header, IP header, options, ICMP header, quote.
 fn fill(
     reply: &mut SkBuff,
     message: &Message<'_>,
@@ -200,8 +198,8 @@ fn fill(
     icmp.set_rest_of_header(message.error.info.to_be_bytes());
     icmp.payload_mut().copy_from_slice(quote);
     if let Some((options, _)) = &message.options {
-        // What the packet recorded of its passage before it was refused is quoted with it, as by
-        // the kernel; all else is as received, the header's checksum included.
+        // Options that the packet recorded here before it was rejected are quoted, as by the kernel; the
+        // rest of the quote is as received, including the header's checksum.
         let area = icmp.payload_mut().get_mut(HEADER_LEN_MIN..).unwrap_or(&mut []);
         area.iter_mut().zip(options.octets()).for_each(|(octet, &recorded)| *octet = recorded);
     }

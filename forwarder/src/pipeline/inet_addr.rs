@@ -1,5 +1,5 @@
-//! Which of our IPv4 addresses goes with a route or an interface, and whose an address is (the kernel's
-//! net/ipv4/devinet.c and fib_semantics.c).
+//! Selection of our IPv4 address for a route or an interface, and classification of addresses (the
+//! kernel's net/ipv4/devinet.c and fib_semantics.c).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -12,7 +12,7 @@ use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv
 /// lookups.
 pub(super) const LOOPBACK_IFINDEX: u32 = 1;
 
-/// `fib_result_prefsrc`: the source address that goes with a route. 0: there is none.
+/// `fib_result_prefsrc`: the source address of a route. 0: there is none.
 pub(super) fn fib_result_prefsrc(tables: &Tables, dst: &Dst<'_>) -> u32 {
     match (dst.prefsrc(), dst.gateway()) {
         (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
@@ -28,23 +28,23 @@ pub(super) fn inet_select_addr(tables: &Tables, dev: &Link, dst: u32) -> u32 {
     let of_dev = on_subnet.or_else(|| dev.addrs4.first());
     let of_any = || {
         let all = tables.links.iter().flat_map(|link| &link.addrs4);
-        // Those of scope host do not count.
+        // Addresses of scope host are excluded.
         all.into_iter().find(|addr| !ipv4_is_loopback(addr.0))
     };
     of_dev.or_else(of_any).map_or(0, |addr| addr.0.to_bits())
 }
 
-/// `fib_compute_spec_dst`: the address of ours that the sender of a forwarded packet knows us by.
+/// `fib_compute_spec_dst`: our address as seen by the sender of a forwarded packet.
 pub(super) fn fib_compute_spec_dst(tables: &Tables, dev: &Link, saddr: u32) -> u32 {
     let flow = Flow { saddr: 0, daddr: saddr, iif: LOOPBACK_IFINDEX, mark: 0 };
-    let way_back = match tables.fib4.fib_lookup(&flow) {
+    let route_back = match tables.fib4.fib_lookup(&flow) {
         FibResult::Route(info) if info.kind == RouteType::Unicast => info,
         _ => return inet_select_addr(tables, dev, saddr),
     };
-    if let Some(IpAddr::V4(prefsrc)) = way_back.prefsrc {
+    if let Some(IpAddr::V4(prefsrc)) = route_back.prefsrc {
         return prefsrc.to_bits();
     }
-    let nexthop = way_back.nexthops.iter().find(|nexthop| !nexthop.dead);
+    let nexthop = route_back.nexthops.iter().find(|nexthop| !nexthop.dead);
     let oif = nexthop.and_then(|nexthop| tables.links.ifindex(nexthop.oif)).unwrap_or(dev);
     match nexthop.and_then(|nexthop| nexthop.gateway) {
         Some(IpAddr::V4(gateway)) => inet_select_addr(tables, oif, gateway.to_bits()),
@@ -52,7 +52,7 @@ pub(super) fn fib_compute_spec_dst(tables: &Tables, dev: &Link, saddr: u32) -> u
     }
 }
 
-/// `inet_addr_type` is RTN_UNICAST: the address is some other host's.
+/// `inet_addr_type` is RTN_UNICAST: the address belongs to another host.
 pub(super) fn is_unicast_elsewhere(tables: &Tables, addr: u32) -> bool {
     let std = Ipv4Addr::from_bits(addr);
     if ipv4_is_zeronet(std) || ipv4_is_lbcast(std) || ipv4_is_multicast(std) {
@@ -65,7 +65,7 @@ pub(super) fn is_unicast_elsewhere(tables: &Tables, addr: u32) -> bool {
     )
 }
 
-/// `inet_addr_onlink`: one of our prefixes on the interface has both.
+/// `inet_addr_onlink`: one of our prefixes on the interface contains both addresses.
 pub(super) fn inet_addr_onlink(dev: &Link, a: u32, b: Option<u32>) -> bool {
     dev.addrs4
         .iter()

@@ -1,6 +1,6 @@
-//! IPv6 forwarding: `ip6_forward` of the kernel. Every check stands before the first write.
+//! IPv6 forwarding: `ip6_forward` of the kernel. All checks precede the first write.
 //!
-//! A routing header of a packet in transit is not looked at (RFC 8200 §4.4).
+//! Routing headers of packets in transit are not examined (RFC 8200 §4.4).
 
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
@@ -17,7 +17,7 @@ use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_link
 use crate::wire::ipv6_ext::is_ext_header;
 use crate::wire::{EtherType, Protocol};
 
-/// How often a redirect about one destination is sent: one a second.
+/// Interval of redirects about one destination.
 const REDIRECT_NS: u64 = 1_000_000_000;
 
 /// `ip6_forward`, up to its first write.
@@ -44,14 +44,14 @@ pub(super) fn ip6_forward_checks(
     if dst.dev.ifindex == dev.ifindex {
         let daddr = hdr.daddr.to_bits();
         if ctx.state.limiter.xrlim_allow(daddr, REDIRECT_NS, ctx.now_ns) {
-            // The kernel forwards it and tells the sender.
+            // The kernel forwards it and sends the redirect.
             return Err(Exit::Punt(PuntReason::Redirect));
         }
     } else {
         source_scope(hdr, ctx)?;
     }
     ctx.stats.mib(Mib::Ip6OutForwDatagrams);
-    // The route's own MTU is looked at where the packet is sent, as in the kernel.
+    // The route's own MTU is checked on output, as in the kernel.
     let mtu = mtu_of_dev(dst.dev);
     if hdr.len > mtu as usize {
         // RFC 8201 §4: routers do not fragment.
@@ -63,8 +63,8 @@ pub(super) fn ip6_forward_checks(
     Ok(())
 }
 
-/// Forwarding is off, or on with an exception: neighbour discovery for an address that the kernel is a
-/// proxy for is answered there. Behind extension headers it is not looked for.
+/// Forwarding is disabled, or enabled with one exception: neighbour discovery for an address that the
+/// kernel is a proxy for is punted. Extension headers are not searched for it.
 #[cold]
 fn not_plainly(hdr: &Ipv6hdr, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
     if dev.forwarding6 == Forwarding6::Off {
@@ -77,8 +77,8 @@ fn not_plainly(hdr: &Ipv6hdr, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Sources that may not cross a router (RFC 4291 §2.5.2, §2.5.6). Multicast and loopback ones were
-/// refused on reception.
+/// Sources that must not cross a router (RFC 4291 §2.5.2, §2.5.6). Multicast and loopback sources were
+/// dropped on reception.
 #[inline]
 fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
     if ipv6_addr_any(hdr.saddr) {
@@ -93,7 +93,7 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
     Ok(())
 }
 
-/// The rest of `ip6_forward`: from here on the packet is changed.
+/// The rest of `ip6_forward`, which changes the packet.
 #[inline]
 pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {

@@ -13,14 +13,14 @@ use crate::wire::ipv6::{
 use crate::wire::ipv6_ext::{Ipv6OptionKind, UnknownAction};
 use std::net::Ipv6Addr;
 
-/// RFC 4942 §2.1.9.5: no more padding in a row than aligns to eight octets.
+/// RFC 4942 §2.1.9.5: consecutive padding must not exceed what aligns to eight octets.
 const MAX_PADDING: usize = 7;
-/// RFC 9486: the kernel's to fill in where ioam6_enabled says so, and it must be aligned.
+/// RFC 9486: filled in by the kernel where ioam6_enabled is set; must be aligned.
 const IOAM: Ipv6OptionKind = Ipv6OptionKind(0x31);
-/// RFC 5570: judging it takes the kernel's label database.
+/// RFC 5570: needs the kernel's label database.
 const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
 
-/// Whether the packet is one at all, and its header. Takes padding off, and looks at hop-by-hop options.
+/// Validates a received packet and returns its header. Trims padding, and checks hop-by-hop options.
 #[inline]
 pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
     let stats = ctx.stats;
@@ -39,7 +39,7 @@ pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Resul
     if let Some(reason) = unusable(ipv6.src_addr(), ipv6.dst_addr()) {
         return header_error(reason, ctx);
     }
-    // The length may be zero if a jumbo payload option says more; see there.
+    // The length may be zero with a jumbo payload option; see `jumbo`.
     let hop_by_hop = ipv6.next_header() == Protocol::HOP_BY_HOP;
     let total_len = ipv6.total_len();
     let len = skb.network_len();
@@ -65,25 +65,25 @@ fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
     Err(Exit::Drop(reason))
 }
 
-/// Addresses no packet on the wire may have.
+/// Drops packets with addresses that must not appear on the wire.
 #[inline]
 fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
-    // RFC 4291 §2.5.3: the loopback address stays within the node.
+    // RFC 4291 §2.5.3: the loopback address must not leave the node.
     if ipv6_addr_loopback(saddr) {
         return Some(DropReason::IpInvalidSource);
     }
     if ipv6_addr_loopback(daddr) {
         return Some(DropReason::IpInvalidDest);
     }
-    // RFC 4291 §2.7 with erratum 3480: nor do scope 1, interface-local, and the reserved scope 0.
+    // RFC 4291 §2.7 with erratum 3480: nor must scope 1, interface-local, and the reserved scope 0.
     if ipv6_addr_is_multicast(daddr) && ipv6_addr_scope(daddr).0 <= 1 {
         return Some(DropReason::IpInvalidDest);
     }
-    // RFC 4291 §2.7: never a source.
+    // RFC 4291 §2.7: multicast is never a source.
     ipv6_addr_is_multicast(saddr).then_some(DropReason::IpInvalidSource)
 }
 
-/// `ipv6_parse_hopopts`: the one extension header a router looks into (RFC 8200 §4.3).
+/// `ipv6_parse_hopopts`: the only extension header that a router examines (RFC 8200 §4.3).
 #[cold]
 fn parse_hopopts(skb: &SkBuff, ctx: &Ctx<'_>) -> Result<(), Exit> {
     let result = parse_tlv(skb.network_header(), &ctx.tables.sysctl);
@@ -133,8 +133,9 @@ fn parse_tlv(packet: &[u8], sysctl: &Sysctls) -> Result<(), Exit> {
     if punt { Err(Exit::Punt(PuntReason::IpOption)) } else { Ok(()) }
 }
 
-/// One option that is not padding; whether the kernel has to see it. `pointer` is its offset in the
-/// packet; `known_only`: options that are not known are dropped, whatever they ask for.
+/// Checks one option that is not padding; returns whether the packet is for the kernel. `pointer` is the
+/// option's offset in the packet; `known_only`: unknown options are dropped whatever action their type
+/// requests.
 fn hop_option(
     kind: Ipv6OptionKind,
     option: &[u8],
@@ -144,7 +145,7 @@ fn hop_option(
 ) -> Result<bool, Exit> {
     const BAD: Exit = Exit::Drop(DropReason::Ipv6BadExthdr);
     match kind {
-        // RFC 2711: it may interest one of the kernel's sockets.
+        // RFC 2711: a socket of the kernel may want it.
         Ipv6OptionKind::ROUTER_ALERT if option.len() == 4 => Ok(true),
         Ipv6OptionKind::ROUTER_ALERT => Err(BAD),
         IOAM if pointer & 3 == 0 => Ok(true),
@@ -156,7 +157,7 @@ fn hop_option(
     }
 }
 
-/// RFC 2675 §3, as `ipv6_hop_jumbo` has it. What is rightly a jumbogram is longer than any MTU here.
+/// RFC 2675 §3, as in `ipv6_hop_jumbo`. A valid jumbogram is longer than any MTU here.
 fn jumbo(option: &[u8], pointer: usize, packet: &[u8]) -> Result<bool, Exit> {
     let [_, _, len @ ..] = option else { return Err(Exit::Drop(DropReason::Ipv6BadExthdr)) };
     let Ok(len) = <[u8; 4]>::try_from(len) else {
@@ -174,7 +175,7 @@ fn jumbo(option: &[u8], pointer: usize, packet: &[u8]) -> Result<bool, Exit> {
     Err(Exit::Drop(DropReason::IpTotalLength))
 }
 
-/// RFC 8200 §4.2: the two highest bits of an option's type say what to do.
+/// RFC 8200 §4.2: the two highest bits of an option's type give the action.
 fn unknown(kind: Ipv6OptionKind, pointer: usize, packet: &[u8]) -> Result<(), Exit> {
     const SILENT: Result<(), Exit> = Err(Exit::Drop(DropReason::Ipv6UnknownOption));
     let multicast = ipv6_addr_is_multicast(Ipv6Packet::new_unchecked(packet).dst_addr());

@@ -1,4 +1,4 @@
-//! IPv6 output behind POST_ROUTING (`ip6_finish_output` of the kernel). Routers do not fragment; the
+//! IPv6 output after POST_ROUTING (`ip6_finish_output` of the kernel). Routers do not fragment; the
 //! route's own MTU is checked here.
 
 use super::dst::Dst;
@@ -25,13 +25,13 @@ pub(super) fn ip6_finish_output(
     finish_output2(skb, EtherType::IPV6, dst, routed, ctx);
 }
 
-/// The end of `ip6_fragment` for a packet that is not our own. As in the kernel, the quote is of the
-/// packet as it was about to be sent.
+/// The end of `ip6_fragment` for a forwarded packet. As in the kernel, the error quotes the packet as it
+/// was about to be sent.
 #[cold]
 fn too_big(skb: SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
     let reason = DropReason::PktTooBig;
     let error = IcmpError::with_info(Icmpv6Type::PKT_TOOBIG.0, 0, dst.mtu, reason);
-    // The packet has been changed, so it cannot be handed back for the kernel to answer.
+    // The packet has been changed, so it cannot be punted for the kernel to reply.
     let _ = icmp6_send(&skb, &error, ctx);
     ctx.stats.mib(Mib::Ip6FragFails);
     ctx.drop_skb(skb, reason);

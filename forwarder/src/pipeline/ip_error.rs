@@ -1,4 +1,4 @@
-//! The refusal of a packet that has no route (`ip_error` of the kernel).
+//! Rejection of a packet that has no route (`ip_error` of the kernel).
 
 use super::headers::Iphdr;
 use super::ip_rcv_options::ip_rcv_options;
@@ -21,8 +21,8 @@ pub(super) enum RouteError {
     Silent(DropReason),
 }
 
-/// Refuses a packet that has no route. Its options are checked first (`ip_rcv_finish_core`), and may
-/// be refused for a reason of their own.
+/// Rejects a packet that has no route. Its options are checked first (`ip_rcv_finish_core`); if they are
+/// invalid, the packet is dropped for that instead.
 #[cold]
 pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ctx<'_>) -> Exit {
     let iph = Iphdr::of(skb);
@@ -38,7 +38,7 @@ pub(super) fn ip_error(skb: &SkBuff, error: RouteError, dev: &Link, ctx: &mut Ct
         RouteError::Filtered => (unreach::PKT_FILTERED, DropReason::Prohibit),
     };
     if !dev.forwarding4 {
-        // Hosts do not say why they do not forward; and no route or one, it is the same to them.
+        // A host sends no error, and counts the packet alike whether there is a route or not.
         ctx.stats.mib(Mib::IpInAddrErrors);
         return Exit::Drop(DropReason::ForwardingOff);
     }

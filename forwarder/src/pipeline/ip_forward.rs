@@ -1,6 +1,6 @@
 //! IPv4 forwarding: `ip_forward` of the kernel.
 //!
-//! Every check stands before the first write.
+//! All checks precede the first write.
 
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
@@ -35,7 +35,7 @@ pub(super) fn ip_forward_checks(
         return Err(Exit::Icmp(IcmpError::new(exceeded.0, exceeded.1, DropReason::TtlExceeded)));
     }
     if dst.redirect && ctx.state.limiter.redirect_allow(u128::from(iph.saddr), ctx.now_ns) {
-        // The kernel forwards it and tells the sender.
+        // The kernel forwards it and sends the redirect.
         return Err(Exit::Punt(PuntReason::Redirect));
     }
     ctx.stats.mib(Mib::IpForwDatagrams);
@@ -45,7 +45,7 @@ pub(super) fn ip_forward_checks(
     Ok(())
 }
 
-/// Too long for the way: to be cut, if it may be.
+/// The packet is longer than the MTU: it is fragmented if DF is not set.
 #[cold]
 fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
     let ipv4 = Ipv4Packet::new_unchecked(skb.network_header());
@@ -58,14 +58,14 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
     }
     let payload_len = ipv4.total_len().saturating_sub(ipv4.header_len() as u16);
     if ipv4.frag_offset().checked_add(payload_len).is_none() {
-        // No such packet can be put together. The kernel cuts it all the same, and the offsets run
-        // into the flags; it may do so itself.
+        // Such a packet cannot be reassembled. The kernel fragments it all the same, and its offsets
+        // overflow into the flags; this is left to the kernel.
         return Err(Exit::Punt(PuntReason::OversizeFragment));
     }
     Ok(())
 }
 
-/// The rest of `ip_forward`: from here on the packet is changed.
+/// The rest of `ip_forward`, which changes the packet.
 #[inline]
 pub(super) fn ip_forward(
     skb: &mut SkBuff,
@@ -88,7 +88,7 @@ pub(super) fn ip_forward(
 fn ip_forward_options(skb: &mut SkBuff, mut options: IpOptions, dst: &Dst<'_>, ctx: &Ctx<'_>) {
     let mut ipv4 = Ipv4Packet::new_unchecked(skb.network_header_mut());
     let daddr = ipv4.dst_addr().to_bits();
-    // ip_rt_get_source: by the route that the packet takes.
+    // ip_rt_get_source: by the packet's route.
     let our_addr = || match (dst.prefsrc(), dst.gateway()) {
         (Some(IpAddr::V4(prefsrc)), _) => prefsrc.to_bits(),
         (_, Some(IpAddr::V4(gateway))) => inet_select_addr(ctx.tables, dst.dev, gateway.to_bits()),

@@ -1,9 +1,9 @@
-//! IPv4 output behind POST_ROUTING, and fragmentation (RFC 791 §2.3, RFC 1812 §4.2.2.7):
-//! `ip_finish_output` and `ip_do_fragment` of the kernel, by its slow path, so that sizes are the
-//! kernel's.
+//! IPv4 output after POST_ROUTING, and fragmentation (RFC 791 §2.3, RFC 1812 §4.2.2.7):
+//! `ip_finish_output` and the slow path of `ip_do_fragment` of the kernel, with the kernel's fragment
+//! sizes.
 //!
-//! A fragment may itself be fragmented. Every fragment but the last of a packet is a multiple of
-//! eight octets; options without the copied flag go with the first one alone.
+//! A fragment may itself be fragmented. The payload of every fragment but the last is a multiple of eight
+//! octets; options without the copied flag go into the first one only.
 
 use std::ops::Range;
 
@@ -18,15 +18,15 @@ use crate::stats::{DropReason, Mib};
 use crate::wire::EtherType;
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
 
-/// The packet to be cut.
+/// The packet to be fragmented.
 struct Whole {
     header: [u8; HEADER_LEN_MAX],
     header_len: usize,
     payload_len: usize,
-    /// Where its payload lies in that of the packet it may be a fragment of, octets.
+    /// Offset of its payload in the original packet, if it is itself a fragment, octets.
     offset: usize,
     more_frags: bool,
-    /// Most payload of one fragment.
+    /// Maximum payload of one fragment, octets.
     room: usize,
 }
 
@@ -55,7 +55,7 @@ fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ct
             return ctx.drop_skb(skb, DropReason::FragFailed);
         };
         if whole.offset + done == 0 {
-            // Once, on the copy of the header that the rest is made from.
+            // Applied once, to the copy of the header that later fragments use.
             ip_options_fragment(&mut whole.header[HEADER_LEN_MIN..whole.header_len]);
         }
         done += len;
@@ -69,7 +69,7 @@ fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ct
     ctx.consume_skb(skb);
 }
 
-/// Whether the packet can be cut, and how many frames its fragments take at most.
+/// Whether the packet can be fragmented, and the maximum number of frames of its fragments.
 fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     let packet = skb.network_header();
     let ipv4 = Ipv4Packet::new_checked(packet).ok()?;
@@ -77,7 +77,7 @@ fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     let payload_len = (packet.len() + skb.data_len()).checked_sub(header_len)?;
     let offset = usize::from(ipv4.frag_offset());
     let room = (mtu as usize).checked_sub(header_len).filter(|&room| room >= 8)?;
-    // ip_forward has handed these back; an offset beyond 16 bits cannot be written.
+    // ip_forward has punted these; an offset beyond 16 bits cannot be written.
     if offset + payload_len > usize::from(u16::MAX) {
         return None;
     }
@@ -90,8 +90,8 @@ fn measure(skb: &SkBuff, mtu: u32) -> Option<(Whole, usize)> {
     Some((whole, payload_len.div_ceil(room & !7) * frames))
 }
 
-/// `ip_frag_next`: the fragment whose payload starts `done` octets into the whole one, and how much
-/// of it there is.
+/// `ip_frag_next`: the fragment whose payload starts `done` octets into the whole packet's, and its
+/// payload length.
 fn next_fragment(
     skb: &SkBuff,
     whole: &Whole,
@@ -99,12 +99,12 @@ fn next_fragment(
     ctx: &mut Ctx<'_>,
 ) -> Option<(SkBuff, usize)> {
     let left = whole.payload_len - done;
-    // The last one may end in the middle of eight octets, and so use room that others cannot.
+    // The last fragment need not be a multiple of eight, so it can use room that others cannot.
     let len = if left <= whole.room { left } else { whole.room & !7 };
     let mut fragment = SkBuff::alloc_skb(ctx.pool, HEADROOM)?;
     (fragment.port, fragment.iif, fragment.mark) = (skb.port, skb.iif, skb.mark);
     fragment.tstamp_ns = skb.tstamp_ns;
-    // The packet has left when its last fragment has.
+    // The packet counts as sent when its last fragment is.
     fragment.timed = skb.timed && len == left;
     let filled = fill(&mut fragment, skb, whole, done, len);
     if filled.and_then(|payload| copy_payload(&mut fragment, skb, payload, ctx)).is_err() {
@@ -114,7 +114,7 @@ fn next_fragment(
     Some((fragment, len))
 }
 
-/// Writes link-layer and IP header; returns which octets of the packet are the payload.
+/// Writes link-layer and IP header; returns the range of the payload in the original packet.
 fn fill(
     fragment: &mut SkBuff,
     skb: &SkBuff,
@@ -122,7 +122,7 @@ fn fill(
     done: usize,
     len: usize,
 ) -> Result<Range<usize>, NoRoom> {
-    // With the tags that it came with, whose priority is kept.
+    // Keeps the received tags, whose priority is used on output.
     let link_layer = skb.network_offset();
     let octets = fragment.put(link_layer + whole.header_len)?;
     let (mac, header) = octets.split_at_mut(link_layer);
@@ -144,7 +144,7 @@ fn fill(
     Ok(from..from + len)
 }
 
-/// Of a packet in several frames, too, and into as many as the fragment takes.
+/// Copies payload; source and fragment may both have several frames.
 fn copy_payload(
     fragment: &mut SkBuff,
     skb: &SkBuff,

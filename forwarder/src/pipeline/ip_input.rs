@@ -1,7 +1,7 @@
 //! IPv4 reception up to the routing decision: `ip_rcv_core` of the kernel.
 //!
-//! The checks are those of RFC 1812 §5.2.2, in the kernel's order; each refusal has its own drop
-//! reason and moves the kernel's counter.
+//! The checks are those of RFC 1812 §5.2.2, in the kernel's order; each failed check has its own drop
+//! reason and increments the kernel's counter.
 
 use super::Exit;
 use super::headers::Iphdr;
@@ -13,7 +13,7 @@ use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 /// First octet of a header without options.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 
-/// Whether the packet is one at all, and its header. Takes the padding of short frames off (RFC 894).
+/// Validates a received packet and returns its header. Trims the padding of short frames (RFC 894).
 #[inline]
 pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr, Exit> {
     stats.mib(Mib::IpInReceives);
@@ -22,12 +22,12 @@ pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr
         return header_error(stats, DropReason::IpTruncated);
     };
     let ipv4 = Ipv4Packet::new_unchecked(fixed);
-    // 2. Checksum: of the usual header without a look at what 4. and 3. ask.
+    // 2. Checksum; the fast case, a header without options, also passes checks 3 and 4.
     let (intact, header_len) = if fixed[0] == VERSION_4_NO_OPTIONS {
         (checksum::verify(fixed), HEADER_LEN_MIN)
     } else {
         let header_len = ipv4.header_len();
-        // 4. Version, and 3. header length: the kernel looks at both before the checksum.
+        // 4. Version, and 3. header length: checked before the checksum, as in the kernel.
         if ipv4.version() != 4 {
             return header_error(stats, DropReason::IpVersion);
         }

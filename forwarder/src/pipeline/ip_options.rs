@@ -1,9 +1,9 @@
 //! IPv4 options (RFC 791 §3.1, RFC 1812 §5.2.4): `ip_options_compile`, `ip_forward_options`,
 //! `ip_options_echo` and `ip_options_fragment` of the kernel.
 //!
-//! Unlike the kernel's, this compilation writes nothing into the packet: what it changes, it
-//! changes in a copy of the options, which goes into the packet when the packet is forwarded, or into
-//! the quote of an ICMP error when it is refused. So a packet handed back is as it was received.
+//! Unlike the kernel's, this compilation does not write into the packet: it changes a copy of the
+//! options, which is written to the packet when it is forwarded, or to the quote of an ICMP error when it
+//! is rejected. A punted packet is therefore as received.
 
 use super::inet_addr::{fib_compute_spec_dst, is_unicast_elsewhere};
 use crate::tables::{Link, Tables};
@@ -18,19 +18,19 @@ const TS_TSONLY: u8 = 0;
 const TS_TSANDADDR: u8 = 1;
 const TS_PRESPEC: u8 = 3;
 
-/// What the options record, beside the packet itself.
+/// Inputs of options processing other than the packet.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Surroundings<'a> {
+pub(super) struct OptionsContext<'a> {
     pub tables: &'a Tables,
-    /// The interface the packet came in by.
+    /// The interface that received the packet.
     pub dev: &'a Link,
     pub saddr: u32,
     /// Milliseconds since midnight UTC (`inet_current_timestamp`).
     pub timestamp_ms: u32,
 }
 
-/// `struct ip_options`: the options of one packet, and where they are. Offsets are octets from the
-/// start of the options; lengths are in the options themselves.
+/// `struct ip_options`: the options of one packet, and their positions. Offsets are octets from the start
+/// of the options; lengths are in the options themselves.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct IpOptions {
     octets: [u8; OPTIONS_MAX],
@@ -39,7 +39,7 @@ pub(super) struct IpOptions {
     ts: Option<usize>,
     pub source_route: bool,
     pub router_alert: bool,
-    /// Judging it takes the kernel's label database.
+    /// Needs the kernel's label database.
     pub cipso: bool,
     rr_needaddr: bool,
     ts_needaddr: bool,
@@ -68,16 +68,16 @@ impl IpOptions {
         options
     }
 
-    /// `ip_options_compile`. On error the pointer of a Parameter Problem comes with what was
-    /// understood before.
-    pub fn compile(octets: &[u8], around: &Surroundings<'_>) -> (IpOptions, Result<(), u8>) {
+    /// `ip_options_compile`. An error is the pointer of a Parameter Problem; the options parsed before it
+    /// are returned with it.
+    pub fn compile(octets: &[u8], context: &OptionsContext<'_>) -> (IpOptions, Result<(), u8>) {
         let mut options = IpOptions::new(octets);
-        let result = options.walk(around);
+        let result = options.walk(context);
         // Pointers count from the start of the IP header.
         (options, result.map_err(|at| (HEADER_LEN_MIN + at) as u8))
     }
 
-    fn walk(&mut self, around: &Surroundings<'_>) -> Result<(), usize> {
+    fn walk(&mut self, context: &OptionsContext<'_>) -> Result<(), usize> {
         let mut at = 0;
         while at < self.len {
             match OptionKind(self.octets[at]) {
@@ -101,14 +101,14 @@ impl IpOptions {
             if len < 2 || len > left {
                 return Err(at);
             }
-            self.option(at, len, around)?;
+            self.option(at, len, context)?;
             at += len;
         }
         Ok(())
     }
 
-    /// One option of `len` octets, all of them there.
-    fn option(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+    /// Processes one option of `len` octets, all of them present.
+    fn option(&mut self, at: usize, len: usize, context: &OptionsContext<'_>) -> Result<(), usize> {
         match OptionKind(self.octets[at]) {
             OptionKind::SSRR | OptionKind::LSRR => {
                 if len < 3 {
@@ -123,8 +123,8 @@ impl IpOptions {
                 }
                 self.source_route = true;
             }
-            OptionKind::RR => self.record_route(at, len, around)?,
-            OptionKind::TS => self.timestamp(at, len, around)?,
+            OptionKind::RR => self.record_route(at, len, context)?,
+            OptionKind::TS => self.timestamp(at, len, context)?,
             OptionKind::RA => {
                 if len < 4 {
                     return Err(at + 1);
@@ -137,12 +137,12 @@ impl IpOptions {
         Ok(())
     }
 
-    /// RFC 1812 §5.2.4.2. Where our address goes, it is filled in when the way out is known.
+    /// RFC 1812 §5.2.4.2. Our address is filled in when the outgoing interface is known.
     fn record_route(
         &mut self,
         at: usize,
         len: usize,
-        around: &Surroundings<'_>,
+        context: &OptionsContext<'_>,
     ) -> Result<(), usize> {
         if self.rr.is_some() {
             return Err(at);
@@ -158,7 +158,7 @@ impl IpOptions {
             if pointer + 3 > len {
                 return Err(at + 2);
             }
-            self.put_addr(at + pointer - 1, spec_dst(around));
+            self.put_addr(at + pointer - 1, spec_dst(context));
             self.octets[at + 2] += 4;
             self.rr_needaddr = true;
             self.is_changed = true;
@@ -168,7 +168,12 @@ impl IpOptions {
     }
 
     /// RFC 1812 §5.2.4.3.
-    fn timestamp(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+    fn timestamp(
+        &mut self,
+        at: usize,
+        len: usize,
+        context: &OptionsContext<'_>,
+    ) -> Result<(), usize> {
         if self.ts.is_some() {
             return Err(at);
         }
@@ -184,9 +189,9 @@ impl IpOptions {
             if pointer + 3 > len {
                 return Err(at + 2);
             }
-            self.stamp(at, len, around)?;
+            self.stamp(at, len, context)?;
         } else if flag != TS_PRESPEC {
-            // No room is left: count those who could not sign.
+            // No room is left: increment the overflow count.
             if self.octets[at + 3] >> 4 == 15 {
                 return Err(at + 3);
             }
@@ -197,8 +202,8 @@ impl IpOptions {
         Ok(())
     }
 
-    /// Signs a timestamp option that has room for four octets.
-    fn stamp(&mut self, at: usize, len: usize, around: &Surroundings<'_>) -> Result<(), usize> {
+    /// Writes a timestamp; the option has room for four octets.
+    fn stamp(&mut self, at: usize, len: usize, context: &OptionsContext<'_>) -> Result<(), usize> {
         let pointer = usize::from(self.octets[at + 2]);
         let flag = self.octets[at + 3] & 0x0f;
         let place = at + pointer - 1;
@@ -206,16 +211,16 @@ impl IpOptions {
             TS_TSONLY => place,
             TS_TSANDADDR | TS_PRESPEC if pointer + 7 > len => return Err(at + 2),
             TS_TSANDADDR => {
-                self.put_addr(place, spec_dst(around));
+                self.put_addr(place, spec_dst(context));
                 self.ts_needaddr = true;
                 place + 4
             }
-            // Only who is asked for signs.
-            TS_PRESPEC if is_unicast_elsewhere(around.tables, self.addr(place)) => return Ok(()),
+            // Only the router whose address is listed writes its timestamp.
+            TS_PRESPEC if is_unicast_elsewhere(context.tables, self.addr(place)) => return Ok(()),
             TS_PRESPEC => place + 4,
             _ => return Ok(()),
         };
-        self.put_addr(time_at, around.timestamp_ms);
+        self.put_addr(time_at, context.timestamp_ms);
         self.octets[at + 2] += if flag == TS_TSONLY { 4 } else { 8 };
         self.ts_needtime = true;
         self.is_changed = true;
@@ -227,8 +232,8 @@ impl IpOptions {
         &self.octets[..self.len]
     }
 
-    /// `ip_forward_options`: the octets for the forwarded packet, `our_addr` (that of the outgoing
-    /// interface, asked for only where it is wanted) recorded. `None`: they are as received.
+    /// `ip_forward_options`: the options of the forwarded packet, with `our_addr` recorded (the address
+    /// of the outgoing interface, computed only if needed). `None`: they are as received.
     pub fn forwarded(&mut self, our_addr: impl FnOnce() -> u32) -> Option<&[u8]> {
         if let Some(at) = self.rr.filter(|_| self.rr_needaddr) {
             let pointer = usize::from(self.octets[at + 2]);
@@ -237,9 +242,9 @@ impl IpOptions {
         self.is_changed.then_some(&self.octets[..self.len])
     }
 
-    /// `ip_options_echo` and `ip_options_build`: the options of an ICMP error about the packet,
-    /// with `saddr`, its source, and the time recorded. `None`: the kernel would send no error.
-    pub fn echo(&self, saddr: u32, around: &Surroundings<'_>) -> Option<Echo> {
+    /// `ip_options_echo` and `ip_options_build`: the options of an ICMP error about the packet, with the
+    /// time and `saddr`, the error's source, recorded. `None`: the kernel would send no error.
+    pub fn echo(&self, saddr: u32, context: &OptionsContext<'_>) -> Option<Echo> {
         let mut echo = Echo { octets: [0; OPTIONS_MAX], len: 0 };
         if let Some(at) = self.rr {
             let (to, len) = echo.copy(&self.octets, at);
@@ -254,7 +259,7 @@ impl IpOptions {
         }
         if let Some(at) = self.ts {
             let (to, len) = echo.copy(&self.octets, at);
-            self.echo_timestamp(&mut echo, to, len, saddr, around)?;
+            self.echo_timestamp(&mut echo, to, len, saddr, context)?;
         }
         echo.len = echo.len.next_multiple_of(4);
         Some(echo)
@@ -266,7 +271,7 @@ impl IpOptions {
         to: usize,
         len: usize,
         saddr: u32,
-        around: &Surroundings<'_>,
+        context: &OptionsContext<'_>,
     ) -> Option<()> {
         let mut pointer = usize::from(echo.octets[to + 2]);
         if pointer > len {
@@ -284,12 +289,12 @@ impl IpOptions {
                 return None;
             }
             if echo.octets[to + 3] & 0x0f != TS_PRESPEC {
-                echo.put(to + pointer - 1, around.timestamp_ms);
+                echo.put(to + pointer - 1, context.timestamp_ms);
                 pointer += 4;
             } else if pointer + 7 <= len
-                && !is_unicast_elsewhere(around.tables, echo.get(to + pointer - 1))
+                && !is_unicast_elsewhere(context.tables, echo.get(to + pointer - 1))
             {
-                echo.put(to + pointer + 3, around.timestamp_ms);
+                echo.put(to + pointer + 3, context.timestamp_ms);
                 pointer += 8;
             }
         }
@@ -306,8 +311,8 @@ impl IpOptions {
     }
 }
 
-fn spec_dst(around: &Surroundings<'_>) -> u32 {
-    fib_compute_spec_dst(around.tables, around.dev, around.saddr)
+fn spec_dst(context: &OptionsContext<'_>) -> u32 {
+    fib_compute_spec_dst(context.tables, context.dev, context.saddr)
 }
 
 fn get(octets: &[u8], at: usize) -> u32 {
@@ -334,8 +339,8 @@ impl Echo {
         &self.octets[..self.len]
     }
 
-    /// Appends a copy of the option at `at`; where it is now, and its length. Options fit, for they
-    /// come from an area of the same size.
+    /// Appends a copy of the option at `at`; returns its new position and its length. Options always fit,
+    /// for they come from an area of the same size.
     fn copy(&mut self, from: &[u8; OPTIONS_MAX], at: usize) -> (usize, usize) {
         let (to, len) = (self.len, usize::from(from[at + 1]));
         self.octets[to..to + len].copy_from_slice(&from[at..at + len]);
@@ -352,8 +357,8 @@ impl Echo {
     }
 }
 
-/// `ip_options_fragment`: makes the options of later fragments out of the first one's, by turning
-/// into no-operations those that are not to be copied.
+/// `ip_options_fragment`: turns the options of the first fragment into those of later ones by replacing
+/// options without the copied flag by no-operations.
 pub(super) fn ip_options_fragment(octets: &mut [u8]) {
     let mut at = 0;
     while let Some(&kind) = octets.get(at) {

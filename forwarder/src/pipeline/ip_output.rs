@@ -9,8 +9,8 @@ use super::post_routing::PostRouted;
 use crate::skb::SkBuff;
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet};
 
-/// Sends a packet that is not longer than the MTU: to the router, of either family, or to the destination
-/// itself.
+/// Sends a packet that is not longer than the MTU: to the gateway, of either family, or to the
+/// destination itself.
 pub(super) fn finish_output2(
     skb: SkBuff,
     protocol: EtherType,

@@ -8,23 +8,23 @@
 //!  port ── neigh_output ── ip_output ── ip_fragment (IPv4) ── POST_ROUTING ──────────┘
 //!    └──── neigh_hh_output: whole, untagged, to a known neighbour ───┘
 //! ```
-//! Each stage is a file named as the kernel names it. VLAN tags are removed in `eth_input` and added in
-//! `neigh_output` ([`vlan`]); between them a sub-interface is an interface like others.
+//! Each stage is a file with the kernel's name for it. VLAN tags are removed in `eth_input` and added in
+//! `neigh_output` ([`vlan`]); between them a sub-interface is treated like any other interface.
 //!
 //! A stage first decides and then acts: all checks precede the first write, so that an ICMP error quotes
-//! the packet as received (except for what record route and timestamp options noted, as in the kernel),
-//! and a packet handed back to the kernel is as received. A stage that ends a packet returns an [`Exit`];
+//! the packet as received (except for what record route and timestamp options recorded, as in the
+//! kernel), and a punted packet is as received. A stage that ends a packet returns an [`Exit`];
 //! [`handle_exit`] sends the ICMP error where one is due.
 //!
 //! The routes of a burst are looked up together before its packets are processed one by one
-//! ([`route_ahead`]); a packet of the same flow as the one before uses its route ([`route_hint`]). What
-//! is to be done with each packet is noted, and done for the burst at the end ([`burst`]).
+//! ([`route_ahead`]); a packet of the same flow as the previous one uses its route ([`route_hint`]). The
+//! disposition of each packet is recorded, and applied for the whole burst at the end ([`burst`]).
 //!
-//! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host go to
-//! the kernel before LOCAL_IN, which is run there. Not here: reassembly, multicast routing, redirects
-//! (the kernel sends them), tunnels.
+//! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are
+//! punted before LOCAL_IN, which the kernel runs. Not here: reassembly, multicast routing, redirects (the
+//! kernel sends them), tunnels.
 //!
-//! Nothing here allocates, blocks, logs or reads a clock; the time comes with [`Ctx`].
+//! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
 
 mod burst;
 mod burst_routes;
@@ -91,11 +91,12 @@ use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
 
-/// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] has what is
-/// to be sent, handed back or resolved; the worker empties it before the next call.
+/// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
+/// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
+/// call.
 ///
-/// Packets stay in order. ICMP errors about them are sent ahead of them, and take their frames from the
-/// pool before dropped packets return theirs.
+/// The order of packets is kept. ICMP errors are sent ahead of the burst's packets, and their frames are
+/// allocated before dropped packets return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     while !burst.is_empty() {
         let count = burst.len().min(BURST);
@@ -118,7 +119,7 @@ pub fn hand_back_burst(burst: &mut Burst, reason: PuntReason, ctx: &mut Ctx<'_>)
     }
 }
 
-/// The path of one packet.
+/// Processes one packet.
 #[inline(always)]
 fn forward<'a>(
     skb: &mut SkBuff,
@@ -141,7 +142,7 @@ fn forward<'a>(
     }
 }
 
-/// Finds the protocol, and the interface that the packet counts as received by.
+/// Finds the protocol, and the interface that counts as the input interface.
 #[inline]
 fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link), Exit> {
     let port = ctx.tables.links.port(skb.port).ok_or(Exit::Punt(PuntReason::NotReady))?;
@@ -149,7 +150,7 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
     eth_input(skb, port, ctx.tables)
 }
 
-/// The path of an IPv4 packet (RFC 1812 §5.2.1).
+/// Processes an IPv4 packet (RFC 1812 §5.2.1).
 #[inline]
 fn ip_rcv<'a, 'k>(
     skb: &mut SkBuff,
@@ -176,7 +177,7 @@ fn ip_rcv<'a, 'k>(
     Ok((dst, routed))
 }
 
-/// The path of an IPv6 packet.
+/// Processes an IPv6 packet.
 #[inline]
 fn ip6_rcv<'a, 'k>(
     skb: &mut SkBuff,
@@ -199,7 +200,7 @@ fn ip6_rcv<'a, 'k>(
     Ok((dst, routed))
 }
 
-/// Completes the frame, if only the addresses are to be written; else output is deferred.
+/// Completes the frame if only the addresses are left to write; otherwise defers output.
 #[inline(always)]
 fn output<'a>(
     skb: &mut SkBuff,
@@ -215,9 +216,8 @@ fn output<'a>(
     Disposition::Output
 }
 
-/// What is to be done with a packet that a stage ended. An ICMP error is sent at once: the rate limits
-/// depend on what was sent before. (Only [`ip6_output`] sends one later, about a packet that exceeds the
-/// route's own MTU.)
+/// Handles a packet that a stage ended. An ICMP error is sent at once: the rate limits depend on those
+/// sent before. (Only [`ip6_output`] sends one later, about a packet that exceeds the route's own MTU.)
 #[cold]
 fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
     let error = match exit {
@@ -226,7 +226,7 @@ fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
         Exit::Icmp(error) => error,
     };
     let sent = match skb.network_header().first() {
-        // The version of every packet that an error is about was checked.
+        // The version of a packet that an error is about has been checked.
         Some(octet) if octet >> 4 == 4 => icmp_send(skb, &error, ctx),
         _ => icmp6_send(skb, &error, ctx),
     };

@@ -1,4 +1,4 @@
-//! Holding a packet until its neighbour's address is known (`__neigh_event_send` of the kernel).
+//! Holding a packet until its neighbour is resolved (`__neigh_event_send` of the kernel).
 
 use std::net::IpAddr;
 
@@ -7,12 +7,12 @@ use super::post_routing::PostRouted;
 use crate::skb::SkBuff;
 use crate::stats::DropReason;
 
-/// Frames held in all.
+/// Maximum number of frames held.
 const HELD_MAX: usize = 512;
-/// How often to look for packets that have waited too long.
+/// Interval of the check for packets that have waited too long.
 pub(super) const POLL_NS: u64 = 50_000_000;
 
-/// Holds a packet, and asks for its neighbour's address.
+/// Holds a packet, and requests resolution of its neighbour.
 #[cold]
 pub(super) fn hold(
     mut skb: SkBuff,
@@ -21,10 +21,10 @@ pub(super) fn hold(
     routed: &PostRouted,
     ctx: &mut Ctx<'_>,
 ) {
-    // Other captures may run when it is sent.
+    // Different captures may be running when it is sent.
     skb.headers_may_change();
     let queue = &mut ctx.state.hold;
-    // Frames are for packets under way first: a sweep over dead addresses must not take them all.
+    // Forwarding has priority for frames: a scan of unused addresses must not take them all.
     let scarce = queue.held >= HELD_MAX.min(ctx.pool.total() as usize / 4);
     if queue.held == 0 {
         queue.generation = ctx.tables.generation;
@@ -32,18 +32,18 @@ pub(super) fn hold(
     }
     let (slot, new) = match queue.slot(oif, addr) {
         Some(found @ (_, new)) if !(new && scarce) => found,
-        // Not held, but asked for: once the kernel has the answer, packets flow.
+        // Not held, but resolution is requested, so later packets can be sent.
         _ => {
-            ctx.out.ask_neigh(oif, addr);
+            ctx.out.request_neigh(oif, addr);
             return ctx.drop_skb(skb, DropReason::NeighQueueFull);
         }
     };
     if new {
         (slot.oif, slot.addr) = (oif, addr);
         (slot.since_ns, slot.asked_ns) = (ctx.now_ns, ctx.now_ns);
-        ctx.out.ask_neigh(oif, addr);
+        ctx.out.request_neigh(oif, addr);
     }
-    // As in the kernel, the oldest makes room.
+    // As in the kernel, the oldest packet is dropped to make room.
     let full = scarce || slot.packets.room() == 0;
     let oldest = if full { slot.packets.drain(1).next() } else { None };
     let frames = skb.frames();

@@ -14,9 +14,8 @@ use crate::stats::DropReason;
 use crate::tables::Link;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
 
-/// `neigh_hh_output`: completes the frame of a packet that leaves whole, where nothing but its addresses
-/// is left to write. `false`: there is more to do, and nothing was changed: a header that does not fit is
-/// not begun.
+/// `neigh_hh_output`: completes the frame of a packet that is sent unfragmented and of which only the
+/// addresses are left to write. `false`: there is more to do, and nothing was changed.
 #[inline(always)]
 pub(super) fn neigh_hh_output(skb: &mut SkBuff, dst: &Dst<'_>, _routed: &PostRouted) -> bool {
     if let (Some(neigh), Some(hh)) = (dst.neigh, &dst.hh)
@@ -52,9 +51,9 @@ pub(super) fn neigh_output(
     hold(skb, oif, *nexthop, routed, ctx);
 }
 
-/// Writes the link-layer addresses, and tags where the interface has some, and queues the frame on
-/// its port. The EtherType is there already, in front of the IP header: it was received with the
-/// packet, or written by whoever made it.
+/// Writes the link-layer addresses, and the tags if the interface has some, and queues the frame on its
+/// port. The EtherType is already in front of the IP header: it was received with the packet, or written
+/// when the packet was created.
 #[inline(always)]
 pub(super) fn dev_queue_xmit(
     mut skb: SkBuff,
@@ -68,7 +67,7 @@ pub(super) fn dev_queue_xmit(
     if !dev.up {
         return ctx.drop_skb(skb, DropReason::DevNotReady);
     }
-    // What was received with tags and leaves without is shorter by them.
+    // A packet received with tags and sent without them is shorter.
     let header = match &dev.vlan {
         None => skb.set_mac_chunk::<HEADER_LEN>(),
         Some(vlan) => vlan_dev_hard_header(&mut skb, vlan, ctx.tables)
@@ -83,7 +82,7 @@ pub(super) fn dev_queue_xmit(
     enqueue(skb, port, routed, ctx);
 }
 
-/// Puts a complete frame at the end of its port's queue.
+/// Appends a complete frame to its port's queue.
 #[inline]
 pub(super) fn enqueue(skb: SkBuff, port: u16, routed: &PostRouted, ctx: &mut Ctx<'_>) {
     let Some(egress) = ctx.out.egress.get_mut(usize::from(port)) else {

@@ -1,7 +1,8 @@
-//! Packets held for a neighbour: sent once its address is known, or given up.
+//! Packets held for a neighbour: sent once it is resolved, or dropped after a timeout.
 //!
-//! With new tables they are tried again; after three seconds, the kernel's three probes, they are given
-//! up with Host or Address Unreachable (`arp_error_report`, `ndisc_error_report`).
+//! They are tried again with each new generation of tables; after three seconds, the kernel's three
+//! probes, they are dropped with Host Unreachable or Address Unreachable (`arp_error_report`,
+//! `ndisc_error_report`).
 
 use super::icmp_send::icmp_send;
 use super::icmp6_send::icmp6_send;
@@ -14,15 +15,14 @@ use crate::tables::Link;
 use crate::wire::icmpv4::{self, Icmpv4Type};
 use crate::wire::icmpv6::{self, Icmpv6Type};
 
-/// mcast_solicit × retrans_time: when the kernel gives a neighbour up.
+/// mcast_solicit × retrans_time: when the kernel's resolution fails.
 const TIMEOUT_NS: u64 = 3_000_000_000;
-/// How long to wait before asking again: the kernel forgets whom it looks for when the interface
-/// goes down in between.
+/// Interval between requests: the kernel discards its pending resolutions when the interface goes down.
 const ASK_AGAIN_NS: u64 = 250_000_000;
 
-/// Sends the held packets whose neighbour is known by now, and gives up those that waited too
-/// long. The worker calls it when it has new tables, and every turn: without held packets, or with
-/// nothing new within the last 50 ms, it costs a comparison.
+/// Sends the held packets whose neighbour is resolved by now, and drops those that waited too long. The
+/// worker calls it when it has new tables, and in every poll iteration: without held packets, or without
+/// new tables within the last 50 ms, it costs a comparison.
 #[inline]
 pub fn poll_held(ctx: &mut Ctx<'_>) {
     let queue = &ctx.state.hold;
@@ -45,14 +45,14 @@ fn poll_slots(ctx: &mut Ctx<'_>) {
         let (oif, addr) = (slot.oif, slot.addr);
         let neigh = ctx.tables.neigh.lookup(oif, &addr).filter(|neigh| neigh.lladdr.is_some());
         let link = ctx.tables.links.ifindex(oif).filter(|link| link.port.is_some());
-        // First: after a stall the packets may be of any age.
+        // Checked first: after a stall the packets may be of any age.
         if ctx.now_ns.saturating_sub(slot.since_ns) >= TIMEOUT_NS {
             give_up(at, ctx);
         } else if let (Some(neigh), Some(link)) = (neigh, link) {
             release(at, neigh, link, ctx);
         } else if ctx.now_ns.saturating_sub(slot.asked_ns) >= ASK_AGAIN_NS {
             slot.asked_ns = ctx.now_ns;
-            ctx.out.ask_neigh(oif, addr);
+            ctx.out.request_neigh(oif, addr);
         }
     }
 }
@@ -71,13 +71,14 @@ fn release(at: usize, neigh: &Neighbour, link: &Link, ctx: &mut Ctx<'_>) {
     ctx.state.hold.put_back(at, packets);
 }
 
-/// The quote is of the packet as it was about to leave, as the kernel's is.
+/// Drops the packets of a slot with ICMP errors, which quote the packet as it was about to be sent, as in
+/// the kernel.
 fn give_up(at: usize, ctx: &mut Ctx<'_>) {
     const REASON: DropReason = DropReason::NeighFailed;
     let mut packets = ctx.state.hold.take(at);
     for skb in packets.drain(usize::MAX) {
-        // It has been changed already, so it cannot be handed back to the kernel; when the way to
-        // its sender is not ours, the sender is not told.
+        // The packet has already been changed, so it cannot be punted; if only the kernel can send to its
+        // sender, no error is sent.
         let _ = match skb.network_header().first().map(|octet| octet >> 4) {
             Some(4) => {
                 let (unreach, code) = (Icmpv4Type::DEST_UNREACH.0, icmpv4::unreach::HOST_UNREACH);

@@ -7,8 +7,7 @@ use crate::stats::DropReason;
 use crate::tables::Tables;
 use crate::wire::EtherType;
 
-/// Whether hook functions ran. If so, they may have changed the packet, and headers read before have to
-/// be read again.
+/// Whether hook functions ran. If so, they may have changed the packet, and headers must be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HooksRan {
     No,

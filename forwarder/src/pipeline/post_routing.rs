@@ -1,8 +1,7 @@
 //! POST_ROUTING, the last hook before a packet is sent, and the proof that a packet has passed it.
 //!
-//! No packet is sent around the hook: sending takes a [`PostRouted`] of that packet, which only
-//! [`post_routing`] makes, and the queues of packets to be sent ([`RoutedBurst`]) take no packet
-//! without one.
+//! A packet cannot be sent without passing the hook: sending takes a [`PostRouted`] of that packet, which
+//! only [`post_routing`] creates, and the output queues ([`RoutedBurst`]) take no packet without one.
 
 use super::Exit;
 use super::nf_hook::nf_hook;
@@ -29,7 +28,7 @@ impl PostRouted {
         }
     }
 
-    /// The proof for a fragment of the packet: fragments are made behind the hook, as in the kernel
+    /// The proof for a fragment of the packet: fragments are made after the hook, as in the kernel
     /// (`ip_do_fragment`).
     pub(super) fn clone_for_fragment(&self, fragment: &SkBuff) -> PostRouted {
         PostRouted::of(fragment)
@@ -44,7 +43,7 @@ impl PostRouted {
     }
 }
 
-/// Runs the POST_ROUTING hook on a packet that leaves by `dev`.
+/// Runs the POST_ROUTING hook on a packet that is sent by `dev`.
 ///
 /// # Errors
 /// Those of [`nf_hook`].
@@ -59,12 +58,12 @@ pub(super) fn post_routing(
     Ok(PostRouted::of(skb))
 }
 
-/// Packets that passed POST_ROUTING, in the order in which they are to be sent. Allocated once.
+/// Packets that passed POST_ROUTING, in output order. Allocated once.
 #[derive(Debug)]
 pub struct RoutedBurst(Burst);
 
 impl RoutedBurst {
-    /// An empty one with room for `limit` packets.
+    /// An empty burst with room for `limit` packets.
     pub fn with_capacity(limit: usize) -> RoutedBurst {
         RoutedBurst(Burst::with_capacity(limit))
     }
@@ -72,14 +71,14 @@ impl RoutedBurst {
     /// Appends a packet.
     ///
     /// # Errors
-    /// Gives the packet back when there is no room.
+    /// Returns the packet when there is no room.
     #[inline]
     pub(super) fn push(&mut self, skb: SkBuff, routed: &PostRouted) -> Result<(), SkBuff> {
         routed.assert_is_of(&skb);
         self.0.push(skb)
     }
 
-    /// Appends all packets of a burst, if there is room for all of them; `routed` has the proof for
+    /// Appends all packets of a burst, if there is room for all of them; `routed` yields the proof for
     /// each, in the same order. Returns whether they were appended.
     #[inline]
     pub(super) fn append<'a>(
@@ -93,10 +92,10 @@ impl RoutedBurst {
         self.0.append(burst)
     }
 
-    /// Appends a packet that another worker routed and handed over to be sent.
+    /// Appends a packet that another worker routed and handed over for sending.
     ///
     /// # Errors
-    /// Gives the packet back when there is no room.
+    /// Returns the packet when there is no room.
     pub fn push_handed_over(&mut self, skb: SkBuff) -> Result<(), SkBuff> {
         self.0.push(skb)
     }
@@ -107,24 +106,24 @@ impl RoutedBurst {
         self.0.as_slice()
     }
 
-    /// Packets held.
+    /// Number of packets.
     #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether no packet is held.
+    /// Whether there are no packets.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Frames of the packets held.
+    /// Frames of the packets.
     pub fn frames(&self) -> usize {
         self.0.frames()
     }
 
-    /// Packets that still fit.
+    /// Number of packets that still fit.
     #[inline]
     pub fn room(&self) -> usize {
         self.0.room()
@@ -143,8 +142,7 @@ impl RoutedBurst {
         })
     }
 
-    /// The packets for whoever sends them, a driver or the worker they are handed over to, and empties
-    /// the burst.
+    /// The packets for the driver or worker that sends them; empties the burst.
     #[inline]
     pub fn to_send(&mut self) -> &mut Burst {
         &mut self.0

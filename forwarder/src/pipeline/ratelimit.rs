@@ -1,23 +1,23 @@
-//! How many ICMP errors may be sent, as the kernel counts it.
+//! Rate limits of ICMP errors, as in the kernel.
 //!
-//! Three limits, all of token buckets:
-//! - to all together, icmp_msgs_per_sec and icmp_msgs_burst (`icmp_global_allow`);
-//! - to one destination, icmp_ratelimit (`inet_peer_xrlim_allow`);
-//! - Destination Unreachable for want of a route, to one source (`ip_error`), and redirects
+//! Three limits, all token buckets:
+//! - for all errors together, icmp_msgs_per_sec and icmp_msgs_burst (`icmp_global_allow`);
+//! - per destination, icmp_ratelimit (`inet_peer_xrlim_allow`);
+//! - per source: Destination Unreachable for lack of a route (`ip_error`), and redirects
 //!   (`ip_rt_send_redirect`).
 //!
-//! The kernel's `inet_peer` serves the last three from one bucket; so does [`Peer`] here. Peers are
-//! kept in a table of fixed size: when four of them meet in one set, the one idle longest is
-//! forgotten, and starts with a full bucket as a peer new to the kernel does.
+//! The kernel's `inet_peer` has one bucket for the last three; so does [`Peer`] here. Peers are kept in a
+//! table of fixed size: when four of them share a set, the one idle longest is replaced; when seen again
+//! it starts with a full bucket, as a new peer does in the kernel.
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Peers remembered. The kernel starts forgetting at 65,664; this many take 128 KiB.
+/// Number of peers. The kernel starts removing peers at 65,664; this many take 128 KiB.
 const PEERS: usize = 4096;
-/// Peers among which one is looked for.
+/// Set associativity of the peer table.
 const WAYS: usize = 4;
 
-/// XRLIM_BURST_FACTOR: errors a destination that was quiet may be sent at once.
+/// XRLIM_BURST_FACTOR: errors that may be sent at once to a destination that was idle.
 const XRLIM_BURST_FACTOR: u64 = 6;
 /// net.ipv4.route.error_burst and error_cost at their defaults.
 const ERROR_BURST_NS: u64 = 5 * SECOND_NS;
@@ -26,15 +26,15 @@ const ERROR_COST_NS: u64 = SECOND_NS;
 const REDIRECT_NUMBER: u32 = 9;
 const REDIRECT_LOAD_NS: u64 = SECOND_NS / 50;
 const REDIRECT_SILENCE_NS: u64 = REDIRECT_LOAD_NS << (REDIRECT_NUMBER + 1);
-/// How often the common bucket is filled (HZ / 50).
+/// Refill interval of the global bucket (HZ / 50).
 const REFILL_NS: u64 = SECOND_NS / 50;
-/// A peer new to us looks as if last seen so long ago (`inet_getpeer`).
+/// Initial age of a new peer (`inet_getpeer`).
 const NEW_PEER_AGE_NS: u64 = 60 * SECOND_NS;
 
-/// `inet_peer`, as far as limits go. Tokens are nanoseconds.
+/// `inet_peer`, the fields for rate limits. Tokens are nanoseconds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Peer {
-    /// The address; IPv4 addresses are v4-mapped. 0: nobody.
+    /// The address; IPv4 addresses are v4-mapped. 0: unused.
     addr: u128,
     tokens_ns: u64,
     last_ns: u64,
@@ -62,8 +62,7 @@ impl IcmpLimiter {
         }
     }
 
-    /// `icmp_global_allow`: whether one more may be sent. Takes nothing; see
-    /// [`Self::global_consume`].
+    /// `icmp_global_allow`: whether one more may be sent. Takes no token; see [`Self::global_consume`].
     pub(super) fn global_allow(&mut self, per_sec: u32, burst: u32, now_ns: u64) -> bool {
         if self.credit > 0 {
             return true;
@@ -82,8 +81,8 @@ impl IcmpLimiter {
         true
     }
 
-    /// `icmp_global_consume`: takes 0 to 2, so that nobody learns from the limit how many were
-    /// sent to others.
+    /// `icmp_global_consume`: takes a random 0 to 2 tokens, so that the limit does not reveal how many
+    /// errors were sent to others.
     pub(super) fn global_consume(&mut self) {
         // xorshift64 (Marsaglia 2003).
         self.random ^= self.random << 13;
@@ -102,7 +101,8 @@ impl IcmpLimiter {
         self.peer(saddr, now_ns).take(ERROR_COST_NS, ERROR_BURST_NS, now_ns)
     }
 
-    /// The limit in `ip_rt_send_redirect`: ever more rarely, and not at all to who ignores nine.
+    /// The limit in `ip_rt_send_redirect`: exponential back-off, and none after nine redirects were
+    /// ignored.
     pub(super) fn redirect_allow(&mut self, saddr: u128, now_ns: u64) -> bool {
         let peer = self.peer(saddr, now_ns);
         if now_ns.saturating_sub(peer.last_ns) > REDIRECT_SILENCE_NS {
@@ -130,7 +130,7 @@ impl IcmpLimiter {
         let found = set.iter().position(|peer| peer.addr == addr);
         let at = found.unwrap_or_else(|| {
             let oldest = (0..WAYS).min_by_key(|&n| set[n].last_ns).unwrap_or(0);
-            // As if full: `take` caps what it grants. The clock may be younger than the age.
+            // Tokens for the full age; `take` caps them. The clock may be lower than the age.
             let age_ns = NEW_PEER_AGE_NS;
             let last_ns = now_ns.saturating_sub(age_ns);
             let tokens_ns = age_ns - (now_ns - last_ns);
@@ -204,7 +204,7 @@ mod tests {
             };
             (0..10_000u32).filter(send).count()
         };
-        // A message costs one on average.
+        // A message costs one token on average.
         let first = count(&mut limiter, 0);
         assert!((25..=100).contains(&first), "{first}");
         assert_eq!(count(&mut limiter, REFILL_NS - 1), 0);

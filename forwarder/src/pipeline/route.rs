@@ -1,8 +1,8 @@
 //! The IPv4 routing decision: `ip_route_input_slow`, `__mkroute_input` and `fib_validate_source` of
 //! the kernel, without its cache; and the choice of source addresses.
 //!
-//! What is not mirrored, or leads out by an interface that is not a port of ours, goes back to the
-//! kernel before anything about the packet has changed.
+//! Packets whose route is not mirrored, or leads to an interface that is not one of our ports, are punted
+//! before anything about the packet has changed.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,7 +19,7 @@ use crate::tables::{Link, RpFilter};
 use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv4_is_zeronet};
 use crate::wire::{FlowKey, Ipv4Packet};
 
-/// `ip_route_input`: where a packet from the wire goes, and `ip_error` where that is nowhere.
+/// `ip_route_input`: the route of a received packet, and `ip_error` if there is none.
 #[inline]
 pub(super) fn ip_route_input<'a, 'k>(
     skb: &SkBuff,
@@ -28,22 +28,22 @@ pub(super) fn ip_route_input<'a, 'k>(
     routes: &'k mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<&'k mut Dst<'a>, Exit> {
-    // Made where it is asked for, which is cheaper than kept.
+    // Built where it is needed, which is cheaper than keeping it.
     let flow = || Flow { saddr: iph.saddr, daddr: iph.daddr, iif: dev.ifindex, mark: skb.mark };
     if routes.hint4.is_of(&flow()) {
         return routes.hint4.dst();
     }
     // ip_route_input_slow.
     let tables = ctx.tables;
-    let odd = |addr: u32| ODD[usize::from((addr >> 24) as u8)];
-    if odd(iph.saddr) | odd(iph.daddr) {
+    let maybe_martian = |addr: u32| MAYBE_MARTIAN[usize::from((addr >> 24) as u8)];
+    if maybe_martian(iph.saddr) | maybe_martian(iph.daddr) {
         martians(Ipv4Addr::from_bits(iph.saddr), Ipv4Addr::from_bits(iph.daddr), dev)?;
     }
     let info = match routes.ahead.v4.unicast(routes.n, iph.daddr) {
         Some(info) => info,
         None => match routes.ahead.v4.by_rules(flow()) {
             Ok(info) => info,
-            Err(other) => return Err(ip_error(skb, refused(other)?, dev, ctx)),
+            Err(other) => return Err(ip_error(skb, no_unicast_route(other)?, dev, ctx)),
         },
     };
     if !dev.forwarding4 {
@@ -62,23 +62,25 @@ pub(super) fn ip_route_input<'a, 'k>(
     })?;
     let scope_host = fib_validate_source(iph, dev, dst, ctx)?;
     let comes_back = scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects;
-    dst.redirect = comes_back && deserves_redirect(iph.saddr, dst);
+    dst.redirect = comes_back && is_redirect_due(iph.saddr, dst);
     routes.hint4.learn(flow());
     routes.hint4.dst()
 }
 
-/// First octets by which martians are told from the rest. A table, for both addresses at once.
-static ODD: [bool; 256] = {
-    let mut odd = [false; 256];
+/// First octets that addresses needing a martian check can have. A table, so that both addresses are
+/// checked at once.
+static MAYBE_MARTIAN: [bool; 256] = {
+    let mut maybe = [false; 256];
     let mut octet = 0;
     while octet < 256 {
-        odd[octet] = matches!(octet, 0 | 127 | 224..);
+        maybe[octet] = matches!(octet, 0 | 127 | 224..);
         octet += 1;
     }
-    odd
+    maybe
 };
 
-/// Destinations and sources that no lookup would refuse, in the order of `ip_route_input_slow`.
+/// Martian destinations and sources, which a lookup would not reject, in the order of
+/// `ip_route_input_slow`.
 #[cold]
 fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
     const SOURCE: Result<(), Exit> = Err(Exit::Drop(DropReason::IpInvalidSource));
@@ -92,8 +94,8 @@ fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
     if ipv4_is_lbcast(daddr) || (saddr.is_unspecified() && daddr.is_unspecified()) {
         return Err(Exit::Punt(PuntReason::NotUnicast));
     }
-    // RFC 1812 §5.3.7: 0.0.0.0 and 127/8 are not forwarded. The rest of 0/8, and 240/4, the kernel
-    // forwards.
+    // RFC 1812 §5.3.7: 0.0.0.0 and 127/8 are not forwarded. The kernel forwards the rest of 0/8, and
+    // 240/4.
     if ipv4_is_zeronet(saddr) {
         return SOURCE;
     }
@@ -101,15 +103,15 @@ fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
         return DESTINATION;
     }
     if ipv4_is_loopback(saddr) {
-        // Is it refused as one of ours? See `local_source`.
+        // Whether it is rejected as one of our addresses: see `local_source`.
         return if dev.route_localnet { Err(Exit::Punt(PuntReason::NotUnicast)) } else { SOURCE };
     }
     Ok(())
 }
 
-/// What a lookup that found no way to forward means; what is not an error is the kernel's.
+/// Maps a lookup result that is not a unicast route to an error or a punt.
 #[cold]
-fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
+fn no_unicast_route(result: FibResult<'_>) -> Result<RouteError, Exit> {
     let (kind, by_rule) = match result {
         FibResult::NoRoute => return Ok(RouteError::NetUnreach(DropReason::IpNoRoute)),
         FibResult::Route(info) => (info.kind, false),
@@ -117,7 +119,7 @@ fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
     };
     match kind {
         RouteType::Blackhole => Ok(RouteError::Silent(DropReason::Blackhole)),
-        // fib4_rule_action answers ENETUNREACH where fib_props has EHOSTUNREACH.
+        // fib4_rule_action returns ENETUNREACH where fib_props has EHOSTUNREACH.
         RouteType::Unreachable if by_rule => Ok(RouteError::NetUnreach(DropReason::Unreachable)),
         RouteType::Unreachable => Ok(RouteError::HostUnreach(DropReason::Unreachable)),
         RouteType::Prohibit => Ok(RouteError::Filtered),
@@ -130,7 +132,7 @@ fn refused(result: FibResult<'_>) -> Result<RouteError, Exit> {
     }
 }
 
-/// `fib_validate_source`: whether the source may come from here. `Ok(true)`: it is on this link.
+/// `fib_validate_source`: whether the source is valid on this interface. `Ok(true)`: it is on this link.
 #[inline]
 fn fib_validate_source(
     iph: &Iphdr,
@@ -144,8 +146,8 @@ fn fib_validate_source(
         }
         SourceValidation::Off | SourceValidation::NotLocal => Ok(false),
         SourceValidation::ByRoute => {
-            // As a packet that goes back. The mark is left out unless src_valid_mark says otherwise,
-            // which is not mirrored.
+            // Looked up as the reverse packet. The mark is left out unless src_valid_mark is set, which
+            // is not mirrored.
             let iif = dst.dev.ifindex;
             let flow = Flow { saddr: iph.daddr, daddr: iph.saddr, iif, mark: 0 };
             validate_source_by_route(&flow, dev, ctx)
@@ -153,9 +155,10 @@ fn fib_validate_source(
     }
 }
 
-/// Refuses a source that is ours: apart, so that for all others nothing is prepared. Whether one that is
-/// a broadcast address of ours is refused depends on what no one tells (`fib4_has_custom_rules`,
-/// `fib_has_custom_local_routes`, which say whether there ever were any): the kernel decides.
+/// Rejects a source that is one of our addresses; a separate function, to keep its set-up out of the
+/// common path. Whether the kernel rejects one of our broadcast addresses depends on state that it does
+/// not export (`fib4_has_custom_rules`, `fib_has_custom_local_routes`: whether there ever were any), so
+/// such packets are punted.
 #[cold]
 #[inline(never)]
 fn local_source(iph: &Iphdr, ctx: &Ctx<'_>) -> Result<bool, Exit> {
@@ -165,7 +168,7 @@ fn local_source(iph: &Iphdr, ctx: &Ctx<'_>) -> Result<bool, Exit> {
     Err(Exit::Punt(PuntReason::NotUnicast))
 }
 
-/// `__fib_validate_source`: looks the way `back` up.
+/// `__fib_validate_source`: looks up the reverse flow `back`.
 #[inline(never)]
 fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Result<bool, Exit> {
     let refuse = || {
@@ -185,7 +188,7 @@ fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Resu
         RouteType::Local if dev.accept_local => {}
         RouteType::Local => return Err(Exit::Drop(DropReason::IpLocalSource)),
         RouteType::Punt(reason) => return Err(Exit::Punt(reason)),
-        // These end the lookup with an error, as no route does.
+        // The lookup ends with an error, as without a route.
         RouteType::Blackhole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {
             return if dev.rp_filter == RpFilter::Off { Ok(false) } else { refuse() };
         }
@@ -198,7 +201,7 @@ fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Resu
         let first = info.nexthops.iter().find(|nexthop| !nexthop.dead);
         return Ok(first.is_some_and(|nexthop| nexthop.gateway.is_none()));
     }
-    // Without an address of its own the interface cannot tell; with one, strict means here only.
+    // Strict mode accepts only routes by this interface; loose mode also rejects if it has no address.
     let no_addr = dev.addrs4.is_empty();
     match dev.rp_filter {
         RpFilter::Off => Ok(false),
@@ -208,10 +211,10 @@ fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Resu
     }
 }
 
-/// Whether the kernel tells the sender, a neighbour on the link that the packet leaves by again,
-/// of a shorter way (IPSKB_DOREDIRECT in `__mkroute_input`). How often is for `ip_forward`.
+/// Whether the kernel sends a redirect: the sender is a neighbour on the link that the packet leaves by
+/// (IPSKB_DOREDIRECT in `__mkroute_input`). `ip_forward` applies the rate limit.
 #[cold]
-fn deserves_redirect(saddr: u32, dst: &Dst<'_>) -> bool {
+fn is_redirect_due(saddr: u32, dst: &Dst<'_>) -> bool {
     let gateway = match dst.gateway() {
         Some(IpAddr::V4(gateway)) => Some(gateway.to_bits()),
         _ => None,
@@ -230,10 +233,10 @@ fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
     key.hash(ctx.state.hash_seed)
 }
 
-/// The way of a packet of our own: `ip_route_output_key` for destination `daddr`.
+/// The route of a packet of our own: `ip_route_output_key` for destination `daddr`.
 ///
 /// # Errors
-/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when nobody can.
+/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when no route exists.
 pub(super) fn ip_route_output<'a>(daddr: u32, saddr: u32, ctx: &Ctx<'a>) -> Result<Dst<'a>, Exit> {
     let flow = Flow { saddr, daddr, iif: LOOPBACK_IFINDEX, mark: 0 };
     let info = match ctx.tables.fib4.fib_lookup(&flow) {

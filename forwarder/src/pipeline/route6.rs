@@ -20,8 +20,8 @@ use crate::wire::ipv6::{
 };
 use crate::wire::{FlowKey, Ipv6Packet};
 
-/// `ip6_route_input`: where a packet from the wire goes. The refusals are those of
-/// `ip6_pkt_discard`, `ip6_pkt_prohibit` and `dst_discard`.
+/// `ip6_route_input`: the route of a received packet. Rejections are those of `ip6_pkt_discard`,
+/// `ip6_pkt_prohibit` and `dst_discard`.
 #[inline]
 pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
@@ -45,7 +45,7 @@ pub(super) fn ip6_route_input<'a, 'k>(
         Some(info) => info,
         None => match routes.ahead.v6.by_rules(flow) {
             Ok(info) => info,
-            Err(other) => return Err(refused(other, hdr, ctx)),
+            Err(other) => return Err(no_unicast_route(other, hdr, ctx)),
         },
     };
     routes.hint6.by(info, flow.iif, || {
@@ -57,8 +57,8 @@ pub(super) fn ip6_route_input<'a, 'k>(
     routes.hint6.dst()
 }
 
-/// `ip6_dst_mtu_maybe_forward` and, behind it, the route's own MTU, which the kernel looks at when
-/// it sends; never below what every link carries.
+/// `ip6_dst_mtu_maybe_forward`, then the route's own MTU, which the kernel checks on output; at least the
+/// IPv6 minimum link MTU.
 #[inline]
 fn dst6<'a>(info: &'a FibInfo, nexthop: &'a Nexthop, tables: &'a Tables) -> Result<Dst<'a>, Exit> {
     let mut dst = Dst::new(info, nexthop, tables)?;
@@ -67,21 +67,21 @@ fn dst6<'a>(info: &'a FibInfo, nexthop: &'a Nexthop, tables: &'a Tables) -> Resu
     Ok(dst)
 }
 
-/// IPv6 MTU of an interface, octets; never below what every link carries.
+/// IPv6 MTU of an interface, octets; at least the IPv6 minimum link MTU.
 #[inline]
 pub(super) fn mtu_of_dev(dev: &Link) -> u32 {
     dev.mtu6.min(dev.mtu).max(MTU_MIN)
 }
 
-/// `ip6_pkt_drop`, and what is the kernel's.
+/// `ip6_pkt_drop`, and punts of routes that the kernel handles.
 #[cold]
-fn refused(result: FibResult<'_>, hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Exit {
+fn no_unicast_route(result: FibResult<'_>, hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Exit {
     let kind = match result {
         FibResult::NoRoute => RouteType::Throw,
         FibResult::Route(info) => info.kind,
         FibResult::Rule(kind) => kind,
     };
-    // net/ipv6 has one code for no route and for unreachable ones.
+    // net/ipv6 uses one code for no route and for unreachable routes.
     let (code, reason) = match kind {
         RouteType::Throw => (unreach::NOROUTE, DropReason::IpNoRoute),
         RouteType::Unreachable => (unreach::NOROUTE, DropReason::Unreachable),
@@ -108,10 +108,10 @@ fn multipath_hash(skb: &SkBuff, ctx: &Ctx<'_>) -> u32 {
     key.hash(ctx.state.hash_seed)
 }
 
-/// The way of a packet of our own to `daddr`. A link-local address is on the link behind `dev`.
+/// The route of a packet of our own to `daddr`. A link-local address is on the link of `dev`.
 ///
 /// # Errors
-/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when nobody can.
+/// [`Exit::Punt`] when only the kernel can send there, [`Exit::Drop`] when no route exists.
 pub(super) fn ip6_route_output<'a>(
     daddr: Ipv6Addr,
     dev: &'a Link,
@@ -134,21 +134,20 @@ pub(super) fn ip6_route_output<'a>(
     dst6(info, nexthop, ctx.tables)
 }
 
-/// `ipv6_dev_get_saddr`: the address of ours that suits `daddr` best (RFC 6724 §5, the rules that
-/// apply to a router: 1 same, 2 scope, 5 interface, 6 label, 8 longest prefix). `None`: there is
-/// none.
+/// `ipv6_dev_get_saddr`: our best source address for `daddr` (RFC 6724 §5, the rules that apply to a
+/// router: 1 same, 2 scope, 5 interface, 6 label, 8 longest prefix). `None`: there is none.
 pub(super) fn ipv6_dev_get_saddr(tables: &Tables, dev: &Link, daddr: Ipv6Addr) -> Option<Ipv6Addr> {
     let dscope = ipv6_addr_scope(daddr);
     let dlabel = label(daddr);
     let score = |link: &Link, (addr, len): (Ipv6Addr, u8)| {
         let scope = ipv6_addr_scope(addr);
-        // Rule 2: wide enough, and of those the narrowest; else the widest.
+        // Rule 2: the narrowest scope that is wide enough; else the widest.
         let suits = if scope >= dscope { 128 - i16::from(scope.0) } else { i16::from(scope.0) };
         let common = (addr.to_bits() ^ daddr.to_bits()).leading_zeros().min(u32::from(len));
         let same_link = link.ifindex == dev.ifindex;
         (addr == daddr, suits, same_link, label(addr) == dlabel, common)
     };
-    // A link-local destination is reached from its link alone.
+    // A link-local destination needs an address of its own link.
     let this_link_only = dscope <= Scope::LINK_LOCAL;
     let links = tables.links.iter().filter(|link| !this_link_only || link.ifindex == dev.ifindex);
     let mut best = None;
@@ -177,8 +176,7 @@ fn label(addr: Ipv6Addr) -> u8 {
     }
 }
 
-/// The preferred source of the route, or the best there is, for a packet that answers one received
-/// by `dev`.
+/// The preferred source of the route, or the best address, for a reply to a packet received by `dev`.
 pub(super) fn icmp6_saddr(
     tables: &Tables,
     dst: &Dst<'_>,

@@ -1,23 +1,23 @@
-//! The way the packet before took, for a packet of the same flow or at least of the same route:
-//! `ip_extract_route_hint` and `ip_route_use_hint` of the kernel, which does so for received lists.
+//! The route of the previous packet, reused for a packet of the same flow or at least of the same route:
+//! `ip_extract_route_hint` and `ip_route_use_hint` of the kernel, which does this for received lists.
 //!
-//! Packets come in trains, and trains of different flows go through the same router. What a routing
-//! decision depends on is the [`Flow`] and nothing else, but where several next hops share a route;
-//! what a route's way out is depends on the route alone. Tables do not change within a burst.
+//! Packets arrive in trains, and different flows often use the same gateway. A routing decision depends
+//! only on the [`Flow`], except where a route has several next hops; next hop and interface depend only
+//! on the route. Tables do not change within a burst.
 
 use super::Exit;
 use super::dst::Dst;
 use crate::fib::{FibInfo, Flow};
 use crate::stats::PuntReason;
 
-/// What was decided last, of one family and within one burst. The decision stays here while its
-/// packet is on the road, so that nothing is copied.
+/// The last decision, for one family and within one burst. It is borrowed while its packet is processed,
+/// so that nothing is copied.
 #[derive(Debug)]
 pub(super) struct RouteHint<'a, A> {
     dst: Option<Dst<'a>>,
-    /// Whose packets all go by `dst`.
+    /// The flow whose packets all go by `dst`.
     flow: Option<Flow<A>>,
-    /// The route, and the ifindex of the interface, by which all packets that come leave as `dst` says.
+    /// The route, and the ifindex of the input interface, for which `dst` is valid.
     route: Option<(&'a FibInfo, u32)>,
 }
 
@@ -28,24 +28,24 @@ impl<A> Default for RouteHint<'_, A> {
 }
 
 impl<'a, A: PartialEq> RouteHint<'a, A> {
-    /// Whether what was decided is a flow's way.
+    /// Whether the last decision is for this flow.
     #[inline]
     pub fn is_of(&self, flow: &Flow<A>) -> bool {
-        // The destination first: that is what differs.
+        // The destination is compared first: it is the most likely to differ.
         self.flow.as_ref().is_some_and(|last| last.daddr == flow.daddr && last == flow)
     }
 
-    /// What was decided.
+    /// The last decision.
     ///
     /// # Errors
-    /// Nothing was yet.
+    /// There is none yet.
     #[inline]
     pub fn dst(&mut self) -> Result<&mut Dst<'a>, Exit> {
         self.dst.as_mut().ok_or(Exit::Punt(PuntReason::NotReady))
     }
 
-    /// The way by a route of what came in by `iif`: what was decided, if that was for the same, else what
-    /// `decide` says. Whether the sender deserves to be told of a shorter way is for the caller to set.
+    /// The decision for `route` and the input interface `iif`: the last one, if it was for the same, else
+    /// the result of `decide`. The caller sets whether a redirect is due.
     ///
     /// # Errors
     /// Those of `decide`.
@@ -60,19 +60,18 @@ impl<'a, A: PartialEq> RouteHint<'a, A> {
         if self.route.is_none_or(|(last, by)| !std::ptr::eq(last, route) || by != iif) {
             *self = RouteHint::default();
             self.dst = Some(decide()?);
-            // Where next hops share a route, it is the way of one packet alone.
+            // With several next hops, the decision is for one packet only.
             self.route = (route.nexthops.len() == 1).then_some((route, iif));
         }
         let dst = self.dst()?;
         if dst.gateway().is_none() {
-            // That was the neighbour of another destination.
+            // These were for another destination.
             (dst.neigh, dst.hh) = (None, None);
         }
         Ok(dst)
     }
 
-    /// Whatever else the decision depends on has been looked at: it is the flow's, unless next hops
-    /// share the route.
+    /// Records that the decision depends on nothing but the flow, unless the route has several next hops.
     #[inline]
     pub fn learn(&mut self, flow: Flow<A>) {
         self.flow = self.route.map(|_| flow);

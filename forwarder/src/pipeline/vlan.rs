@@ -1,9 +1,8 @@
-//! VLAN tags: which sub-interface a tagged frame is for, and the tags of one that leaves
+//! VLAN tags: finding the sub-interface of a tagged frame, and writing the tags of an outgoing one
 //! (`skb_vlan_untag`, `vlan_do_receive`, `vlan_dev_hard_header` of the kernel).
 //!
-//! Received tags stay where they are, in front of the network header: who hands the frame back to
-//! the kernel hands it over as received, and the way out reads from them which priority it came
-//! with.
+//! Received tags stay in place, in front of the network header: a punted frame is as received, and output
+//! reads the received priority from them.
 
 use super::Exit;
 use crate::skb::SkBuff;
@@ -14,28 +13,28 @@ use crate::wire::ethernet::{EthernetFrame, HEADER_LEN};
 use crate::wire::vlan::{HEADER_LEN as TAG_LEN, VlanTag};
 use crate::wire::{EtherType, Ipv4Packet};
 
-/// Tags looked at in one frame: those of a sub-interface, and as many with priority only.
+/// Maximum number of tags parsed in one frame: those of a sub-interface, and as many priority tags.
 const LOOKED_AT_MAX: usize = 2 * TAGS_MAX;
-/// Both addresses of a frame, octets.
+/// Length of both addresses of a frame, octets.
 const ADDRS_LEN: usize = 12;
 /// PCP and DEI in the tag control information.
 const PRIORITY_MASK: u16 = 0xf000;
 
-/// Whom a frame is for, and where its packet starts.
+/// The interface that a frame is for, and the position of its packet.
 #[derive(Debug)]
 pub(super) struct TaggedFor<'a> {
     /// A sub-interface, or the port itself if no tag names a VLAN.
     pub dev: &'a Link,
-    /// What is behind the tags.
+    /// EtherType of the packet behind the tags.
     pub ethertype: EtherType,
-    /// Octets of link-layer header, tags included.
+    /// Length of the link-layer header with tags, octets.
     pub header_len: usize,
 }
 
-/// Finds the interface of a frame that may have tags, which starts at data.
+/// Finds the interface of a frame that may have tags. The frame starts at data.
 ///
 /// # Errors
-/// The frame is the kernel's: cut off in a tag, of a VLAN that is not followed, of too many tags.
+/// Punted: truncated in a tag, of a VLAN that is not mirrored, or with too many tags.
 pub(super) fn vlan_do_receive<'a>(
     skb: &SkBuff,
     port: &'a Link,
@@ -53,11 +52,11 @@ pub(super) fn vlan_do_receive<'a>(
             break;
         }
         let tag = VlanTag::new_checked(payload).map_err(|_| NOT_IP)?;
-        // VID 4095 is nobody's.
+        // VID 4095 is reserved.
         let vlan = Tag::new(ethertype, tag.vid()).ok_or(UNKNOWN)?;
         let tagged = stack.push(vlan);
-        // IEEE 802.1Q §6.9.1: VID 0 tells priority, and no VLAN. (The kernel has VLAN 0 for who
-        // makes it.)
+        // IEEE 802.1Q §6.9.1: VID 0 is a priority tag, not a VLAN. (In the kernel VLAN 0 exists if it was
+        // created.)
         if vlan.vid() != 0 || tagged.is_some_and(|tagged| links.tagged(tagged).is_some()) {
             stack = tagged.ok_or(UNKNOWN)?;
         }
@@ -70,14 +69,14 @@ pub(super) fn vlan_do_receive<'a>(
 }
 
 /// Makes room for the tags of a sub-interface in front of the packet and writes them. Returns the
-/// link-layer header, whose addresses are still to be written. `None`: there is no room.
+/// link-layer header, whose addresses are not yet written. `None`: there is no room.
 #[inline(never)]
 pub(super) fn vlan_dev_hard_header<'a>(
     skb: &'a mut SkBuff,
     vlan: &Vlan,
     tables: &Tables,
 ) -> Option<&'a mut [u8]> {
-    // As eth_input has it.
+    // As in eth_input.
     skb.headers_may_change();
     let came_with = Priorities::received(skb);
     let mapped = vlan.tags.iter().any(|egress| !egress.qos.is_empty());
@@ -105,7 +104,7 @@ fn pcp_of(egress: &EgressTag, priority: u32) -> Option<u8> {
     Some(mapped.map_or(0, |(_, pcp)| *pcp))
 }
 
-/// PCP and DEI of a received frame's tags, where they stand in the tag control information.
+/// PCP and DEI of a received frame's tags, at their positions in the tag control information.
 #[derive(Debug, Default)]
 struct Priorities {
     tags: [u16; TAGS_MAX],
@@ -113,7 +112,7 @@ struct Priorities {
 }
 
 impl Priorities {
-    /// Of the tags between the link-layer header and the network header of a received packet.
+    /// Reads the tags between the link-layer header and the network header of a received packet.
     fn received(skb: &SkBuff) -> Priorities {
         let mut found = Priorities::default();
         let header = skb.data().get(HEADER_LEN..skb.network_offset()).unwrap_or(&[]);
@@ -124,8 +123,8 @@ impl Priorities {
         found
     }
 
-    /// What the `n`th tag keeps, counted from the outermost; one more tag than there were takes its
-    /// neighbour's.
+    /// The priority to keep in the `n`th tag, counted from the outermost; a tag that was not received
+    /// takes that of its neighbour.
     fn nth(&self, n: usize) -> u16 {
         let last = self.count.saturating_sub(1);
         self.tags.get(n.min(last)).copied().unwrap_or(0)
@@ -137,8 +136,8 @@ impl Priorities {
     }
 }
 
-/// `skb->priority` as the kernel has it when a packet leaves: `ip_forward` takes it from the type
-/// of service; IPv6 leaves it as the interface it came by mapped it; own packets have 0.
+/// `skb->priority` as it is in the kernel when a packet leaves: `ip_forward` derives it from the type of
+/// service; IPv6 keeps the mapping of the input interface; own packets have 0.
 fn skb_priority(skb: &SkBuff, came_with: &Priorities, tables: &Tables) -> u32 {
     if skb.iif == 0 {
         return 0;

@@ -1,10 +1,10 @@
-//! Whatever comes in, nothing panics and no frame is lost.
+//! With any input, nothing panics and no frame is lost.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What one packet became is counted once.
+/// Each packet is counted once.
 fn run(lab: &mut Lab, frames: &[Vec<u8>]) {
     lab.receive(LEFT, frames);
     lab.poll();
@@ -14,7 +14,7 @@ fn run(lab: &mut Lab, frames: &[Vec<u8>]) {
     let punted = lab.punted().len() as u64;
     let mut account = lab.stats.account(lab.state.held_packets() as u64, 0);
     assert_eq!(account.handed_to_kernel, punted);
-    // What a worker and its driver would have counted.
+    // Counted by the worker and its driver in production.
     account.received = frames.len() as u64;
     account.sent = lab.sent().len() as u64;
     assert!(account.is_balanced(), "{account:?}");
@@ -33,7 +33,7 @@ fn lab() -> Lab {
     net.lab()
 }
 
-/// A packet that gets far: right addresses, then some octets changed and the checksum mended.
+/// A packet that passes most checks: valid addresses, then some octets changed and the checksum updated.
 pub fn nearly_right(longest: usize) -> impl Strategy<Value = Vec<u8>> {
     let dst4 = prop::sample::select(vec![
         "198.18.2.2",
@@ -88,7 +88,7 @@ pub fn nearly_right(longest: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![v4, v6]
 }
 
-/// A packet that gets far, behind tags of VLANs that are known and of such that are not.
+/// A packet that passes most checks, behind tags of known and unknown VLANs.
 fn tagged() -> impl Strategy<Value = Vec<u8>> {
     let tpid = prop::sample::select(vec![0x8100u16, 0x88a8, 0x9100]);
     let vid = prop::sample::select(vec![0u16, 5, 10, 20, 40, 4095]);

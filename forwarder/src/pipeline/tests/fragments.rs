@@ -1,9 +1,9 @@
-//! IPv4 fragmentation: the kernel's sizes, flags, options and refusals.
+//! IPv4 fragmentation: sizes, flags, options and drops as in the kernel.
 
 use super::*;
 use crate::wire::ipv4_option::OptionKind;
 
-/// (offset, more fragments, payload length) of each frame that left.
+/// (offset, more fragments, payload length) of each sent frame.
 fn layout(sent: &[(u16, Vec<u8>)]) -> Vec<(u16, bool, usize)> {
     let fragment = |(port, frame): &(u16, Vec<u8>)| {
         assert_eq!(*port, RIGHT);
@@ -39,7 +39,7 @@ fn sizes_are_those_of_the_kernels_slow_path() {
             vec![(0, true, 1256), (1256, true, 1256), (2512, false, 5)],
         ),
         (1500, 3000, 0, false, vec![(0, true, 1480), (1480, true, 1480), (2960, false, 20)]),
-        // A fragment of a fragment keeps its place, and MF on all when it had it.
+        // A fragment of a fragment keeps its offset, and MF on all if it had MF.
         (1280, 1500, 1480, true, vec![(1480, true, 1256), (2736, true, 224)]),
         (1280, 1500, 1480, false, vec![(1480, true, 1256), (2736, false, 224)]),
         (68, 20 + 100, 0, false, vec![(0, true, 48), (48, true, 48), (96, false, 4)]),
@@ -70,7 +70,7 @@ fn options_without_the_copied_flag_stay_with_the_first_fragment() {
     assert_eq!(area(0), options);
     let nop = OptionKind::NOP.0;
     assert_eq!(area(1), [nop, nop, nop, nop, nop, nop, nop, 136, 4, 0xab, 0xcd, 1]);
-    // A later fragment's options were settled by whoever cut it.
+    // In a later fragment the options have already been reduced.
     let packet = V4 { offset: 8, ..packet };
     let sent = lab.one(packet.frame());
     assert_eq!(sent[0].1[34..46], options);
@@ -78,14 +78,14 @@ fn options_without_the_copied_flag_stay_with_the_first_fragment() {
 }
 
 #[test]
-fn the_routes_mtu_comes_before_the_interfaces() {
+fn the_routes_mtu_takes_precedence() {
     let mut lab = Net::default().lab();
     let sent = lab.one(V4 { payload: udp(&[0; 1400]), ..V4::to("10.12.0.1") }.frame());
     assert_eq!(layout(&sent), [(0, true, 976), (976, false, 432)]);
 }
 
 #[test]
-fn no_room_for_eight_octets_is_a_silent_drop() {
+fn an_mtu_without_room_for_eight_octets_drops_silently() {
     let mut net = Net::default();
     net.routes4.push(("10.15.0.0/16", FibInfo { mtu: 27, ..via(3, "198.18.2.2") }));
     let mut lab = net.lab();
@@ -95,7 +95,7 @@ fn no_room_for_eight_octets_is_a_silent_drop() {
 }
 
 #[test]
-fn a_fragment_beyond_the_longest_packet_is_the_kernels_to_cut() {
+fn a_fragment_beyond_the_longest_packet_is_punted() {
     let mut lab = lab(1280);
     let packet = V4 { offset: 65_528, payload: vec![0; 1400], ..V4::default() };
     assert_eq!(lab.one(packet.frame()), []);

@@ -28,7 +28,7 @@ fn packets_wait_and_leave_in_order_when_the_neighbour_is_known() {
 }
 
 #[test]
-fn it_is_asked_again_each_quarter_second_and_given_up_after_three() {
+fn requests_repeat_each_quarter_second_and_packets_are_dropped_after_three_seconds() {
     let mut lab = Net::default().lab();
     lab.net.neigh.push((3, "198.18.2.77", None));
     lab.publish();
@@ -51,11 +51,15 @@ fn it_is_asked_again_each_quarter_second_and_given_up_after_three() {
     let sent = lab.sent();
     let reply = answered(&sent, 0x0800);
     assert_eq!(reply[20..22], [3, 1], "Host Unreachable");
-    assert_eq!(reply[28..], after_hop(packet), "quoted as it was to leave, as the kernel does");
+    assert_eq!(
+        reply[28..],
+        after_hop(packet),
+        "quoted as it was about to be sent, as in the kernel"
+    );
 }
 
 #[test]
-fn ipv6_is_given_up_with_address_unreachable() {
+fn unresolved_ipv6_is_dropped_with_address_unreachable() {
     let mut lab = Net::default().lab();
     let mut packet = V6::to("2001:db8:a:14::1").packet();
     lab.receive(LEFT, &[eth(0x86dd, &packet)]);
@@ -70,7 +74,7 @@ fn ipv6_is_given_up_with_address_unreachable() {
 }
 
 #[test]
-fn the_oldest_packet_makes_room_and_neighbours_are_bounded() {
+fn the_oldest_held_packet_is_dropped_and_neighbours_are_bounded() {
     let mut lab = Net::default().lab();
     for n in 0..40u8 {
         lab.receive(LEFT, &[V4 { tos: n << 2, ..V4::to("10.14.0.1") }.frame()]);
@@ -81,7 +85,7 @@ fn the_oldest_packet_makes_room_and_neighbours_are_bounded() {
     lab.publish();
     lab.poll();
     assert_eq!(lab.sent()[0].1[15], 8 << 2);
-    // A sweep over a subnet holds at most a quarter of all frames.
+    // A scan of a subnet holds at most a quarter of all frames.
     for n in 3..250u8 {
         let mut packet = V4::default().packet();
         packet[19] = n;
@@ -96,7 +100,7 @@ fn the_oldest_packet_makes_room_and_neighbours_are_bounded() {
 }
 
 #[test]
-fn an_error_that_has_to_wait_itself_waits() {
+fn an_icmp_error_to_an_unresolved_neighbour_is_held() {
     let mut lab = Net::default().lab();
     let frame = V4 { ttl: 1, src: "198.18.1.77", ..V4::default() }.frame();
     assert_eq!(lab.one(frame), []);

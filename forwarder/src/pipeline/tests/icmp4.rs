@@ -1,4 +1,4 @@
-//! ICMP errors: when, to whom, and every octet of them.
+//! ICMP errors: conditions, destination and exact contents.
 
 use super::*;
 
@@ -22,7 +22,7 @@ fn ident(packet: &[u8]) -> [u8; 2] {
 }
 
 #[test]
-fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
+fn each_reported_drop_sends_the_kernels_error() {
     let long = V4 { dont_frag: true, payload: udp(&[7; 1200]), ..V4::to("10.12.0.1") };
     let table = [
         ("TTL 1", V4 { ttl: 1, ..V4::default() }, 11, 0, 0, DropReason::TtlExceeded),
@@ -59,7 +59,7 @@ fn counters_move_as_the_kernels() {
     let mut lab = Net::default().lab();
     lab.one(V4 { ttl: 1, ..V4::default() }.frame());
     assert_eq!((lab.mib(Mib::IpInHdrErrors), lab.mib(Mib::IcmpOutTimeExcds)), (1, 1));
-    // The bucket of ip_error is that of icmp_ratelimit, which was emptied.
+    // ip_error shares its bucket with icmp_ratelimit, which was emptied.
     lab.now_ns += 10_000_000_000;
     lab.one(V4::to("192.0.2.1").frame());
     assert_eq!((lab.mib(Mib::IpInNoRoutes), lab.mib(Mib::IcmpOutDestUnreachs)), (1, 1));
@@ -85,7 +85,7 @@ fn a_long_packet_is_quoted_up_to_576_octets() {
     assert_eq!(reply[28..], packet.packet()[..548]);
 }
 
-/// RFC 1812 §4.3.2.7, and the kernel's reading of it.
+/// RFC 1812 §4.3.2.7, as implemented by the kernel.
 #[test]
 fn errors_are_not_sent_about() {
     let icmp = |icmp_type| {
@@ -122,7 +122,7 @@ fn errors_are_not_sent_about() {
 }
 
 #[test]
-fn a_sender_behind_the_kernels_interface_is_told_by_the_kernel() {
+fn for_a_sender_behind_another_interface_the_packet_is_punted() {
     let mut lab = Net::default().lab();
     let frame = V4 { ttl: 1, src: "203.0.113.9", ..V4::default() }.frame();
     assert_eq!(lab.one(frame.clone()), []);
@@ -131,19 +131,19 @@ fn a_sender_behind_the_kernels_interface_is_told_by_the_kernel() {
 }
 
 #[test]
-fn the_source_is_that_of_the_way_back() {
+fn the_source_is_that_of_the_route_to_the_sender() {
     let source = |net: Net| {
         let mut lab = net.lab();
         let sent = lab.one(V4 { ttl: 1, src: "10.1.1.1", ..V4::default() }.frame());
         let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
         Ipv4Addr::from(<[u8; 4]>::try_from(&frame[26..30]).expect("four octets"))
     };
-    // By right: the address there, on the subnet of the router.
+    // Default: the address on the subnet of the gateway.
     assert_eq!(source(Net::default()), addr4("198.18.2.1"));
     let mut net = Net::default();
     net.links[2].addrs4.insert(0, (addr4("192.0.2.7"), 24));
     assert_eq!(source(net), addr4("198.18.2.1"));
-    // The route's own choice.
+    // The preferred source of the route.
     let mut net = Net::default();
     let prefsrc = Some(IpAddr::V4(addr4("203.0.113.1")));
     net.routes4.push(("10.1.0.0/16", FibInfo { prefsrc, ..via(3, "198.18.2.2") }));
@@ -152,7 +152,7 @@ fn the_source_is_that_of_the_way_back() {
     let mut net = Net::default();
     net.sysctl.icmp_errors_use_inbound_ifaddr = true;
     assert_eq!(source(net), addr4("198.18.1.1"));
-    // Another interface's, or the dummy of RFC 7600.
+    // The address of another interface, or the dummy of RFC 7600.
     let mut net = Net::default();
     net.links[2].addrs4.clear();
     assert_eq!(source(net), addr4("198.18.1.1"));
@@ -162,7 +162,7 @@ fn the_source_is_that_of_the_way_back() {
 }
 
 #[test]
-fn errors_are_limited_to_each_destination_and_to_all() {
+fn errors_are_limited_per_destination_and_globally() {
     let count = |net: Net, packet: V4| {
         let mut lab = net.lab();
         (0..40).filter(|_| !lab.one(packet.frame()).is_empty()).count()
@@ -185,7 +185,7 @@ fn errors_are_limited_to_each_destination_and_to_all() {
 }
 
 #[test]
-fn rules_say_unreachable_differently_from_routes() {
+fn unreachable_rules_and_routes_send_different_codes() {
     use crate::fib::{Rule, RuleAction};
     for (kind, code) in [(RouteType::Unreachable, 0), (RouteType::Prohibit, 13)] {
         let mut lab = Net::default().lab();

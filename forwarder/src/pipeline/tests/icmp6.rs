@@ -1,4 +1,4 @@
-//! ICMPv6 errors: when, to whom, and every octet of them.
+//! ICMPv6 errors: conditions, destination and exact contents.
 
 use super::*;
 
@@ -26,7 +26,7 @@ fn error(
 const BACK: (&str, &str) = ("2001:db8:1::1", "2001:db8:1::2");
 
 #[test]
-fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
+fn each_reported_drop_sends_the_kernels_error() {
     let long = |dst, len| V6 { payload: udp(&vec![7; len]), ..V6::to(dst) };
     let table = [
         ("hop limit 1", V6 { hop_limit: 1, ..V6::default() }, [3, 0], 0, DropReason::TtlExceeded),
@@ -45,7 +45,7 @@ fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
         let packet = packet.packet();
         let mut quote = packet[..packet.len().min(1280 - 48)].to_vec();
         if what == "route's mtu" {
-            // Found when it was about to leave.
+            // Detected on output, after the hop limit was decremented.
             quote[7] -= 1;
         }
         let quote = &quote[..];
@@ -56,7 +56,7 @@ fn each_refusal_that_is_told_is_told_in_the_kernels_words() {
 }
 
 #[test]
-fn the_mtu_told_is_never_below_1280() {
+fn the_reported_mtu_is_never_below_1280() {
     let mut net = Net::default();
     (net.links[2].mtu, net.links[2].mtu6) = (1000, 1000);
     let mut lab = net.lab();
@@ -79,7 +79,7 @@ fn counters_move_as_the_kernels() {
 }
 
 #[test]
-fn a_link_local_source_may_not_cross_and_is_answered_on_its_link() {
+fn a_link_local_source_is_not_forwarded_and_gets_the_error_on_its_link() {
     let mut lab = Net::default().lab();
     let packet = V6 { src: "fe80::2", ..V6::default() };
     let sent = lab.one(packet.frame());
@@ -103,7 +103,7 @@ fn errors_are_not_sent_about() {
     };
     let table = [
         ("an error", icmp(1), 0),
-        ("an error nobody knows", icmp(100), 0),
+        ("an unknown error", icmp(100), 0),
         ("echo", icmp(128), 1),
         ("a redirect", icmp(137), 1),
         ("no type", V6 { payload: vec![], ..icmp(1) }, 0),
@@ -118,12 +118,12 @@ fn errors_are_not_sent_about() {
             0,
         ),
         (
-            "a later fragment, whose type is not there",
+            "a later fragment, without the type",
             behind(&[58, 0, 0, 9, 0, 0, 0, 1], icmp(3), Protocol::FRAGMENT),
             1,
         ),
         (
-            "an error, cut off before its type",
+            "an error, truncated before its type",
             behind(
                 &[58, 3, 0, 0, 0, 0, 0, 0],
                 V6 { payload: vec![], ..icmp(3) },
@@ -154,14 +154,14 @@ fn errors_are_not_sent_about() {
 }
 
 #[test]
-fn the_source_is_the_address_that_suits_the_sender_best() {
+fn the_source_is_selected_by_rfc_6724() {
     let source = |net: Net, src: &'static str| {
         let mut lab = net.lab();
         let sent = lab.one(V6 { hop_limit: 1, src, ..V6::default() }.frame());
         let [(_, frame)] = &sent[..] else { panic!("{sent:?}") };
         Ipv6Addr::from(<[u8; 16]>::try_from(&frame[22..38]).expect("sixteen octets"))
     };
-    // From afar: the address of the interface it came in by.
+    // From another link: the address of the input interface.
     assert_eq!(source(Net::default(), "2001:db8:a::1"), addr6("2001:db8:1::1"));
     // Longest common prefix on that interface.
     let mut net = Net::default();
@@ -172,11 +172,11 @@ fn the_source_is_the_address_that_suits_the_sender_best() {
     net.links[1].addrs6.push((addr6("fd00::1"), 64));
     net.routes6.push(("fd00:1::/32", via(3, "2001:db8:2::2")));
     assert_eq!(source(net, "fd00:1::9"), addr6("fd00::1"));
-    // Another interface's, rather than one of too narrow a scope.
+    // Another interface's address is preferred to one of too narrow a scope.
     let mut net = Net::default();
     net.links[1].addrs6.remove(0);
     assert_eq!(source(net, "2001:db8:a::1"), addr6("2001:db8:2::1"));
-    // The route's own choice.
+    // The preferred source of the route.
     let mut net = Net::default();
     let prefsrc = Some(IpAddr::V6(addr6("2001:db8:2::1")));
     net.routes6.push(("2001:db8:a:1::/64", FibInfo { prefsrc, ..via(3, "2001:db8:2::2") }));

@@ -1,4 +1,4 @@
-//! RFC 1812 §5.2.2 and §5.3: what is forwarded, and each refusal with its name.
+//! RFC 1812 §5.2.2 and §5.3: forwarded packets, and each drop with its reason.
 
 use super::*;
 use crate::tables::RpFilter;
@@ -45,7 +45,7 @@ fn a_gateway_gets_the_frame_whatever_its_family() {
     }
 }
 
-/// Every check of a header, in the order they are made: the change, the drop, the counter.
+/// Every check of a header, in order: (name, change, drop reason, counter).
 #[test]
 fn malformed_headers_are_dropped_by_name() {
     type Change = fn(&mut Vec<u8>);
@@ -86,7 +86,7 @@ fn set_len(packet: &mut [u8], len: u16) {
 }
 
 #[test]
-fn frames_for_others_and_other_protocols_do_not_enter() {
+fn frames_for_others_are_dropped_and_other_protocols_punted() {
     let mut lab = Net::default().lab();
     let mut frame = V4::default().frame();
     frame[5] = 0x77;
@@ -136,7 +136,7 @@ fn class_e_and_network_0_are_forwarded_as_the_kernel_does() {
 }
 
 #[test]
-fn what_is_the_kernels_goes_back_as_it_came() {
+fn packets_for_the_kernel_are_punted_as_received() {
     let table = [
         ("198.18.1.1", PuntReason::Local),
         ("198.18.2.1", PuntReason::Local),
@@ -155,7 +155,7 @@ fn what_is_the_kernels_goes_back_as_it_came() {
 }
 
 #[test]
-fn without_tables_everything_is_the_kernels() {
+fn without_tables_everything_is_punted() {
     let mut lab = Net::default().lab();
     lab.tables = Tables::empty();
     let frame = V4::default().frame();
@@ -220,7 +220,7 @@ fn own_and_broadcast_sources_are_martian_under_the_filter_too() {
 }
 
 #[test]
-fn without_a_filter_the_kernel_judges_broadcast_and_loopback_sources() {
+fn without_a_filter_broadcast_and_loopback_sources_are_punted() {
     let mut net = Net::default();
     net.links[1].broadcasts4 = vec![[198, 18, 1, 255].into()];
     net.links[1].route_localnet = true;
@@ -235,7 +235,7 @@ fn without_a_filter_the_kernel_judges_broadcast_and_loopback_sources() {
 }
 
 #[test]
-fn accept_local_lets_own_addresses_in() {
+fn accept_local_accepts_own_source_addresses() {
     let mut net = Net::default();
     net.links[1].accept_local = true;
     let mut lab = net.lab();
@@ -244,7 +244,7 @@ fn accept_local_lets_own_addresses_in() {
 }
 
 #[test]
-fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
+fn packets_that_need_a_redirect_are_punted() {
     let mut lab = Net::default().lab();
     lab.net.routes4.push(("192.0.2.0/24", via(2, "198.18.1.9")));
     lab.net.neigh.push((2, "198.18.1.9", Some([2, 0, 0, 0, 1, 9])));
@@ -253,10 +253,10 @@ fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
     assert_eq!(lab.one(frame.clone()), []);
     assert_eq!(lab.punted(), std::slice::from_ref(&frame));
     assert_eq!(lab.punts(PuntReason::Redirect), 1);
-    // The next one comes before the kernel would send another: it is only forwarded.
+    // The next one is within the kernel's redirect interval: it is only forwarded.
     let sent = lab.one(frame);
     assert!(matches!(&sent[..], [(LEFT, _)]), "{sent:?}");
-    // A sender that is not on the link is not told.
+    // No redirect to a sender that is not on the link.
     let sent = lab.one(V4 { src: "10.1.1.1", ..V4::to("192.0.2.1") }.frame());
     assert!(matches!(&sent[..], [(LEFT, _)]), "{sent:?}");
     lab.net.links[1].send_redirects = false;

@@ -1,4 +1,4 @@
-//! RFC 8200 forwarding: what passes, and each refusal with its name.
+//! RFC 8200 forwarding: forwarded packets, and each drop with its reason.
 
 use super::*;
 
@@ -65,7 +65,7 @@ fn addresses_that_may_not_be_on_the_wire_are_dropped_by_name() {
 }
 
 #[test]
-fn what_is_the_kernels_goes_back_as_it_came() {
+fn packets_for_the_kernel_are_punted_as_received() {
     let table = [
         ("2001:db8:1::1", PuntReason::Local),
         ("fe80::1", PuntReason::Local),
@@ -97,12 +97,12 @@ fn forwarding_off_and_ipv6_disabled_are_silent() {
 }
 
 #[test]
-fn leaving_by_the_way_it_came_the_kernel_sends_the_redirect() {
+fn packets_that_need_a_redirect_are_punted() {
     let mut lab = Net::default().lab();
     lab.net.routes6.push(("2001:db8:b::/48", via(2, "2001:db8:1::2")));
     lab.publish();
     let frame = V6::to("2001:db8:b::1").frame();
-    // XRLIM_BURST_FACTOR redirects at once, then one a second; the rest is only forwarded.
+    // XRLIM_BURST_FACTOR redirects at once, then one a second; other packets are only forwarded.
     for n in 0..8 {
         let sent = lab.one(frame.clone());
         assert_eq!(sent.len(), usize::from(n >= 6));
@@ -140,11 +140,15 @@ fn hop_by_hop_options_are_dropped_punted_or_reported() {
     let table: [(&str, [u8; 6], Outcome); 10] = [
         ("option past the header", [0, 0, 0, 0, 5, 1], bad),
         ("option without a length", [0, 0, 0, 0, 0, 5], bad),
-        ("padding that says something", [1, 4, 0, 0, 9, 0], bad),
+        ("padding that is not zero", [1, 4, 0, 0, 9, 0], bad),
         ("router alert of length 4", [5, 4, 0, 0, 0, 0], bad),
-        ("IOAM out of line", [0, 0x31, 0, 1, 1, 0], bad),
-        ("jumbo out of line", [0, 0, 0xc2, 2, 0, 0], bad),
-        ("jumbo not jumbo", [0xc2, 4, 0, 0, 0xff, 0xff], (Some(Ipv6BadExthdr), Some((0, 44)))),
+        ("IOAM not aligned", [0, 0x31, 0, 1, 1, 0], bad),
+        ("jumbo not aligned", [0, 0, 0xc2, 2, 0, 0], bad),
+        (
+            "jumbo length too small",
+            [0xc2, 4, 0, 0, 0xff, 0xff],
+            (Some(Ipv6BadExthdr), Some((0, 44))),
+        ),
         ("unknown, discard", [0x5e, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), None)),
         ("unknown, report", [0x9e, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), Some((2, 42)))),
         ("unknown, report", [0xde, 4, 0, 0, 0, 0], (Some(Ipv6UnknownOption), Some((2, 42)))),
@@ -170,7 +174,7 @@ fn hop_by_hop_options_are_dropped_punted_or_reported() {
     // IOAM, aligned.
     assert_eq!(lab.one(hop_by_hop(&[1, 0, 0x31, 0, 1, 0]).frame()), []);
     assert_eq!(lab.punts(PuntReason::IpOption), 2);
-    // To a group, the reporting kind of option depends.
+    // To a multicast group, only one of the two types gets a reply.
     for (kind, replies) in [(0x9e, 1), (0xde, 0)] {
         let packet = V6 { dst: "ff0e::1", ..hop_by_hop(&[kind, 4, 0, 0, 0, 0]) };
         assert_eq!(Net::default().lab().one(packet.frame()).len(), replies);
@@ -219,7 +223,7 @@ fn hop_by_hop_options_are_limited_as_the_sysctls_say() {
 }
 
 #[test]
-fn neighbour_discovery_goes_to_a_kernel_that_is_a_proxy() {
+fn neighbour_discovery_is_punted_when_the_kernel_is_a_proxy() {
     let mut net = Net::default();
     net.links[1].forwarding6 = Forwarding6::WithNdProxy;
     let mut lab = net.lab();
@@ -232,7 +236,7 @@ fn neighbour_discovery_goes_to_a_kernel_that_is_a_proxy() {
 }
 
 #[test]
-fn other_extension_headers_are_none_of_a_routers_business() {
+fn other_extension_headers_are_not_examined() {
     // A routing header of type 0 with a segment left, an unknown header, a broken one.
     for (next_header, header) in [
         (Protocol::ROUTING, &[17, 2, 0, 1, 0, 0, 0, 0][..]),

@@ -1,4 +1,4 @@
-//! Packets of several frames: they fare as flat ones, and every frame comes home.
+//! Packets of several frames are processed like flat ones, and every frame is returned.
 
 use proptest::prelude::*;
 
@@ -19,8 +19,8 @@ fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8).collect()
 }
 
-/// A packet as a driver gives it: its head has `head` octets at least if it is not shorter, and
-/// then come frags of `most` octets.
+/// A packet as a driver delivers it: the head has at least `head` octets unless the packet is shorter,
+/// and the rest is in frags of `most` octets.
 fn scattered(pool: &mut FramePool, frame: &[u8], head: usize, most: usize) -> SkBuff {
     let mut skb = SkBuff::alloc_skb(pool, HEADROOM).expect("a frame");
     let (first, rest) = frame.split_at(head.clamp(HEAD_MIN, MAX_PACKET).min(frame.len()));
@@ -33,7 +33,7 @@ fn scattered(pool: &mut FramePool, frame: &[u8], head: usize, most: usize) -> Sk
     skb
 }
 
-/// IP packet lengths around every border between frames, as they are read and as they are made.
+/// IP packet lengths around every frame boundary, on input and output.
 fn lengths() -> Vec<usize> {
     let border = |frame: usize| (frame - 2..=frame + 2).map(|frame| frame - 14);
     [MAX_PACKET, FRAME_SIZE, 2 * MAX_PACKET, MAX_PACKET + FRAME_SIZE]
@@ -61,7 +61,7 @@ fn packets_of_every_length_are_forwarded_whole() {
 
 #[test]
 fn fragments_are_those_of_a_flat_packet() {
-    // The widths are where a fragment is one frame, hardly more than one, and three.
+    // MTUs at which a fragment takes one frame, slightly more than one, and three.
     for mtu in [576, 1500, 3378, 3379, 3826, 3827, 5000, 8999] {
         for len in lengths().into_iter().filter(|&len| len > mtu as usize) {
             let mut lab = lab(mtu);
@@ -88,7 +88,7 @@ fn fragments_are_those_of_a_flat_packet() {
 }
 
 #[test]
-fn what_must_not_be_cut_is_refused_with_the_next_hops_mtu() {
+fn packets_that_must_not_be_fragmented_are_rejected_with_the_mtu() {
     let mut lab = lab(1500);
     let packet = V4 { dont_frag: true, payload: udp(&payload(8972)), ..V4::default() };
     let sent = lab.one(packet.frame());
@@ -108,7 +108,7 @@ fn what_must_not_be_cut_is_refused_with_the_next_hops_mtu() {
 }
 
 #[test]
-fn what_is_held_or_the_kernels_keeps_its_octets() {
+fn held_and_punted_packets_keep_their_octets() {
     let mut lab = lab(JUMBO_MTU);
     let held = V4 { payload: udp(&payload(8000)), ..V4::to("198.18.2.9") };
     lab.receive(LEFT, &[held.frame(), held.frame()]);
@@ -126,7 +126,7 @@ fn what_is_held_or_the_kernels_keeps_its_octets() {
 }
 
 #[test]
-fn padding_comes_off_wherever_it_lies() {
+fn padding_is_trimmed_in_head_and_frags() {
     for len in [100, HEAD_MIN, 3000, 7000] {
         let mut lab = lab(JUMBO_MTU);
         let packet = V4 { payload: udp(&payload(len)), ..V4::default() };
@@ -143,9 +143,9 @@ fn padding_comes_off_wherever_it_lies() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Checksums, lengths, fragments, ICMP errors, punts: nothing depends on where octets lie.
+    /// Checksums, lengths, fragments, ICMP errors, punts: nothing depends on the position of the octets.
     #[test]
-    fn a_packet_in_frags_fares_as_a_flat_one(
+    fn a_packet_in_frags_is_processed_like_a_flat_one(
         frames in prop::collection::vec(conservation::nearly_right(3700), 1..8),
         head in HEAD_MIN..MAX_PACKET,
         most in 1usize..2000,
@@ -171,7 +171,7 @@ proptest! {
         prop_assert_eq!(apart.pool.available(), FRAMES as usize);
     }
 
-    /// A checksum that is left to the router, over frags of any length.
+    /// A partial checksum, over frags of any length.
     #[test]
     fn partial_checksums_are_completed_over_frags(
         len in 2100usize..8900, head in HEAD_MIN..MAX_PACKET, most in 1usize..3000,

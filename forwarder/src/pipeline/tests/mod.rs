@@ -1,7 +1,7 @@
-//! The road, by documents: octets in, octets out, and what was counted.
+//! Tests of the whole data path: octets in, octets out, and counters.
 //!
-//! Two ports, `left` and `right`, each with a neighbour that is known (`.2`, `::2`), one
-//! interface that is the kernel's alone, and routes of every type.
+//! Two ports, `left` and `right`, each with a resolved neighbour (`.2`, `::2`), one interface that
+//! belongs to the kernel only, and routes of every type.
 
 mod conservation;
 mod fragments;
@@ -36,7 +36,7 @@ pub const LEFT_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 1, 0x02];
 pub const RIGHT_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 2, 0x02];
 pub const FRAMES: u32 = 512;
 
-/// What the router is and knows; change it before [`Net::lab`].
+/// The router's configuration; change it before [`Net::lab`].
 pub struct Net {
     pub links: Vec<Link>,
     pub routes4: Vec<(&'static str, FibInfo)>,
@@ -174,7 +174,7 @@ macro_rules! family {
 family!(fib4, Lpm4);
 family!(fib6, Lpm6);
 
-/// A router on the bench.
+/// A router under test.
 pub struct Lab {
     pub net: Net,
     pub tables: Tables,
@@ -197,14 +197,14 @@ impl Lab {
         })
     }
 
-    /// Lets frames come in by a port, as one burst.
+    /// Receives frames by a port, as one burst.
     pub fn receive(&mut self, port: u16, frames: &[Vec<u8>]) {
         let skbs = frames.iter().map(|frame| SkBuff::of_octets(&mut self.pool, frame));
         let skbs = skbs.map(|skb| skb.expect("a frame")).collect();
         self.receive_skbs(port, skbs);
     }
 
-    /// Lets packets come in by a port, as one burst.
+    /// Receives packets by a port, as one burst.
     pub fn receive_skbs(&mut self, port: u16, skbs: Vec<SkBuff>) {
         let mut burst = Burst::with_capacity(skbs.len());
         for mut skb in skbs {
@@ -226,7 +226,7 @@ impl Lab {
         self.tables = self.net.tables(self.tables.generation + 1);
     }
 
-    /// Frames that left, in order by port; their memory goes back to the pool.
+    /// Sent frames, in order by port; their memory returns to the pool.
     pub fn sent(&mut self) -> Vec<(u16, Vec<u8>)> {
         let mut sent = Vec::new();
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
@@ -250,7 +250,7 @@ impl Lab {
         punted
     }
 
-    /// One frame in by `left`, and what comes out.
+    /// Receives one frame by `left`; returns the sent frames.
     pub fn one(&mut self, frame: Vec<u8>) -> Vec<(u16, Vec<u8>)> {
         self.receive(LEFT, &[frame]);
         self.sent()
@@ -275,7 +275,7 @@ impl Lab {
     }
 }
 
-/// A packet's octets, wherever they lie.
+/// A packet's octets, from all its frames.
 fn flat(skb: &SkBuff) -> Vec<u8> {
     skb.slices(0, usize::MAX).flatten().copied().collect()
 }
@@ -296,7 +296,7 @@ pub fn eth(ethertype: u16, packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// An IPv4 packet to be: options padded to four octets, checksum right.
+/// An IPv4 packet to build: options padded to four octets, valid checksum.
 #[derive(Clone)]
 pub struct V4 {
     pub src: &'static str,
@@ -358,7 +358,7 @@ impl V4 {
     }
 }
 
-/// An IPv6 packet to be.
+/// An IPv6 packet to build.
 #[derive(Clone)]
 pub struct V6 {
     pub src: &'static str,
@@ -409,7 +409,7 @@ pub fn udp(data: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// The IP packet of a frame whose link-layer header is as it must be.
+/// The IP packet of a frame whose link-layer header must be as given.
 pub fn packet_to(frame: &[u8], dst: [u8; 6], src: [u8; 6], ethertype: u16) -> &[u8] {
     assert_eq!(frame[..6], dst, "destination MAC");
     assert_eq!(frame[6..12], src, "source MAC");
@@ -429,7 +429,7 @@ pub fn answered(sent: &[(u16, Vec<u8>)], ethertype: u16) -> &[u8] {
     packet_to(frame, LEFT_HOST_MAC, LEFT_MAC, ethertype)
 }
 
-/// A packet after one hop: TTL less one, checksum computed anew.
+/// A packet after one hop: TTL decremented, checksum recomputed.
 pub fn after_hop(mut packet: Vec<u8>) -> Vec<u8> {
     let mut ipv4 = Ipv4Packet::new_unchecked(&mut packet[..]);
     let ttl = ipv4.ttl() - 1;

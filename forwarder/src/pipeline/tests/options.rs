@@ -1,4 +1,4 @@
-//! IPv4 options (RFC 1812 §5.2.4), as `ip_options_compile` and `ip_forward_options` treat them.
+//! IPv4 options (RFC 1812 §5.2.4), as `ip_options_compile` and `ip_forward_options` process them.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn options_after(options: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_needs_no_edit_is_forwarded_as_it_is() {
+fn options_that_need_no_change_are_forwarded_unchanged() {
     for options in [
         &[1, 1, 1, 1][..],
         &[0, 0, 0, 0],
@@ -40,7 +40,7 @@ fn what_needs_no_edit_is_forwarded_as_it_is() {
         // Full: a record route without room, a prespecified timestamp without room.
         &[7, 7, 8, 1, 2, 3, 4, 0],
         &[68, 12, 13, 3, 1, 2, 3, 4, 5, 6, 7, 8],
-        // Router alert that means nothing.
+        // Router alert with a reserved value.
         &[148, 4, 0, 1],
     ] {
         assert_eq!(options_after(options), options);
@@ -48,7 +48,7 @@ fn what_needs_no_edit_is_forwarded_as_it_is() {
 }
 
 #[test]
-fn what_follows_the_end_of_the_list_is_cleared() {
+fn octets_after_end_of_options_list_are_cleared() {
     assert_eq!(options_after(&[1, 0, 7, 9]), [1, 0, 0, 0]);
 }
 
@@ -61,19 +61,19 @@ fn record_route_gets_the_outgoing_address() {
 }
 
 #[test]
-fn timestamps_are_signed_as_their_flag_says() {
+fn timestamps_are_recorded_as_their_flag_requires() {
     let [a, b, c, d] = NOW_MS.to_be_bytes();
     let table: [(&[u8], &[u8]); 6] = [
         (&[68, 8, 5, 0, 0, 0, 0, 0], &[68, 8, 9, 0, a, b, c, d]),
-        // With the address that the sender knows us by.
+        // With the address by which the sender knows us.
         (&[68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0], &[68, 12, 13, 1, 198, 18, 1, 1, a, b, c, d]),
-        // Asked for, by any address of ours.
+        // Prespecified: an address of ours.
         (&[68, 12, 5, 3, 198, 18, 2, 1, 0, 0, 0, 0], &[68, 12, 13, 3, 198, 18, 2, 1, a, b, c, d]),
-        // Somebody else is asked for.
+        // Prespecified: an address of another host.
         (&[68, 12, 5, 3, 10, 1, 1, 1, 0, 0, 0, 0], &[68, 12, 5, 3, 10, 1, 1, 1, 0, 0, 0, 0]),
-        // No room: one more could not sign.
+        // No room: the overflow count is incremented.
         (&[68, 8, 9, 0x20, 1, 2, 3, 4], &[68, 8, 9, 0x30, 1, 2, 3, 4]),
-        // A flag that nobody knows.
+        // An unknown flag.
         (&[68, 8, 5, 7, 0, 0, 0, 0], &[68, 8, 5, 7, 0, 0, 0, 0]),
     ];
     for (before, after) in table {
@@ -90,7 +90,7 @@ fn malformed_options_get_a_parameter_problem_that_points_at_them() {
         ("length beyond the header", &[7, 5, 4, 0], 20),
         ("record route too short", &[7, 2, 0, 0], 21),
         ("record route pointer 3", &[7, 7, 3, 0, 0, 0, 0, 0], 22),
-        ("record route pointer off its grid", &[7, 7, 5, 0, 0, 0, 0, 0], 22),
+        ("record route pointer not aligned", &[7, 7, 5, 0, 0, 0, 0, 0], 22),
         ("two record routes", &[7, 3, 4, 7, 3, 4, 0, 0], 23),
         ("timestamp too short", &[68, 3, 5, 0], 21),
         ("timestamp pointer 4", &[68, 8, 4, 0, 0, 0, 0, 0], 22),
@@ -123,7 +123,7 @@ fn malformed_options_get_a_parameter_problem_that_points_at_them() {
 }
 
 #[test]
-fn source_routes_are_dropped_unless_they_are_accepted_and_then_the_kernels() {
+fn source_routes_are_dropped_or_punted_if_accepted() {
     for options in [&[131, 7, 4, 10, 0, 0, 1, 0][..], &[137, 7, 8, 10, 0, 0, 1, 0]] {
         let mut lab = lab();
         assert_eq!(lab.one(with(options).frame()), []);
@@ -137,7 +137,7 @@ fn source_routes_are_dropped_unless_they_are_accepted_and_then_the_kernels() {
 }
 
 #[test]
-fn router_alert_and_security_labels_are_the_kernels() {
+fn router_alert_and_security_labels_are_punted() {
     for options in [&[148, 4, 0, 0][..], &[134, 8, 0, 0, 0, 1, 1, 2]] {
         let mut lab = lab();
         assert_eq!(lab.one(with(options).frame()), []);
@@ -147,20 +147,20 @@ fn router_alert_and_security_labels_are_the_kernels() {
 }
 
 #[test]
-fn options_are_judged_before_routes_and_martians_before_options() {
+fn checks_are_ordered_martians_options_routes() {
     let bad = [7, 2, 0, 0];
     let mut lab = lab();
     let sent = lab.one(V4 { dst: "192.0.2.1", ..with(&bad) }.frame());
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Net Unreachable");
     assert_eq!((lab.mib(Mib::IpInHdrErrors), lab.mib(Mib::IpInNoRoutes)), (1, 0));
     let sent = lab.one(V4 { dst: "10.9.0.1", ..with(&bad) }.frame());
-    assert_eq!(answered(&sent, 0x0800)[20], 12, "not silence, as of a blackhole");
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "an ICMP error, unlike for a blackhole");
     assert_eq!((lab.drops(DropReason::IpOptions), lab.drops(DropReason::Blackhole)), (2, 0));
     let sent = lab.one(V4 { ttl: 1, ..with(&bad) }.frame());
     assert_eq!(answered(&sent, 0x0800)[20], 12, "not Time Exceeded");
     assert_eq!(lab.one(V4 { src: "0.0.0.0", ..with(&bad) }.frame()), []);
     assert_eq!(lab.drops(DropReason::IpInvalidSource), 1);
-    // What is the kernel's it judges itself.
+    // The kernel checks packets that are for it.
     let local = V4 { dst: "198.18.1.1", ..with(&bad) }.frame();
     assert_eq!(lab.one(local.clone()), []);
     assert_eq!(lab.punted(), [local]);
@@ -169,7 +169,7 @@ fn options_are_judged_before_routes_and_martians_before_options() {
     net.links.iter_mut().for_each(|link| link.forwarding4 = false);
     let mut lab = net.lab();
     let sent = lab.one(with(&bad).frame());
-    assert_eq!(answered(&sent, 0x0800)[20], 12, "not silence, as of a host");
+    assert_eq!(answered(&sent, 0x0800)[20], 12, "an ICMP error, unlike on a host");
     assert_eq!(lab.drops(DropReason::ForwardingOff), 0);
 }
 

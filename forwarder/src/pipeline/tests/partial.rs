@@ -12,7 +12,7 @@ fn veth() -> Lab {
     net.lab()
 }
 
-/// A TCP segment of 20 octets header and `data`, its checksum the folded `pseudo_header` sum.
+/// A TCP segment with a header of 20 octets and `data`; its checksum is the folded `pseudo_header` sum.
 fn segment(pseudo_header: u32, data: &[u8]) -> Vec<u8> {
     let mut tcp = vec![0; 20];
     tcp[..4].copy_from_slice(&[0x0f, 0xa0, 0, 80]);
@@ -44,7 +44,7 @@ fn tcp_and_udp_are_completed_on_a_port_that_has_them() {
     let sent = veth().one(tcp.frame());
     assert!(is_valid(sum + ones_complement_sum(&forwarded(&sent, 0x86dd)[40..])));
 
-    // Elsewhere it is wrong, and stays so.
+    // On another port it is a wrong checksum, and is not changed.
     let sum = pseudo4(Protocol::TCP, 25);
     let tcp = V4 { protocol: Protocol::TCP, payload: segment(sum, b"hello"), ..V4::default() };
     let sent = Net::default().lab().one(tcp.frame());
@@ -53,7 +53,7 @@ fn tcp_and_udp_are_completed_on_a_port_that_has_them() {
 
 #[test]
 fn a_udp_checksum_of_zero_is_sent_as_all_ones() {
-    // Data that brings the sum to 0xffff, whose complement is 0.
+    // Data for which the sum is 0xffff, whose complement is 0.
     let mut payload = udp(&[0, 0]);
     let sum = pseudo4(Protocol::UDP, payload.len());
     payload[6..8].copy_from_slice(&fold(sum).to_be_bytes());
@@ -64,7 +64,7 @@ fn a_udp_checksum_of_zero_is_sent_as_all_ones() {
 }
 
 #[test]
-fn whole_wrong_and_absent_checksums_stay() {
+fn complete_wrong_and_absent_checksums_are_not_changed() {
     let plain = V4::default();
     let sent = veth().one(plain.frame());
     assert_eq!(forwarded(&sent, 0x0800)[20..], plain.payload);
@@ -80,7 +80,7 @@ fn whole_wrong_and_absent_checksums_stay() {
 }
 
 #[test]
-fn it_is_complete_before_the_packet_is_cut() {
+fn partial_checksums_are_completed_before_fragmentation() {
     let data = [9; 1300];
     let sum = pseudo4(Protocol::TCP, 20 + data.len());
     let tcp = V4 { protocol: Protocol::TCP, payload: segment(sum, &data), ..V4::default() };
@@ -99,7 +99,7 @@ fn errors_quote_it_as_received_and_the_kernel_gets_it_complete() {
     assert_eq!(answered(&sent, 0x0800)[28..], tcp.packet());
 
     let to_us = pseudo_header_v4(addr4("198.18.1.2"), addr4("198.18.1.1"), Protocol::TCP, 25);
-    // Locally addressed packets are complete too: the kernel would drop them otherwise.
+    // Punted packets are completed too: the kernel would drop them otherwise.
     let tcp = V4 { dst: "198.18.1.1", ttl: 64, payload: segment(to_us, b"hello"), ..tcp };
     let mut lab = veth();
     assert_eq!(lab.one(tcp.frame()), []);

@@ -1,7 +1,7 @@
-//! VLAN sub-interfaces: tags in, tags out, and what must stay the kernel's.
+//! VLAN sub-interfaces: tags removed, tags added, and frames that must be punted.
 //!
-//! `left.10`, `left.40.5`, `right.20` and `right.30.7`, the two with two numbers with an 802.1ad
-//! tag in front.
+//! The sub-interfaces are `left.10`, `left.40.5`, `right.20` and `right.30.7`; those with two numbers
+//! have an outer 802.1ad tag.
 
 use super::*;
 use crate::tables::{EgressTag, Tag, Vlan};
@@ -77,7 +77,7 @@ fn packet(dst: &'static str) -> V4 {
     V4 { src: "198.18.10.2", ..V4::to(dst) }
 }
 
-/// What a frame must be that left for the host on a side.
+/// The expected frame to the host on a side.
 fn expect(port: u16, tags: Tags<'_>, ethertype: u16, packet: &[u8]) -> Vec<(u16, Vec<u8>)> {
     let (host, own) = match port {
         LEFT => (LEFT_HOST_MAC, LEFT_MAC),
@@ -89,8 +89,8 @@ fn expect(port: u16, tags: Tags<'_>, ethertype: u16, packet: &[u8]) -> Vec<(u16,
 }
 
 #[test]
-fn tags_come_off_and_go_on_and_priorities_stay() {
-    // PCP 5 with DEI, and the like.
+fn tags_are_replaced_and_priorities_kept() {
+    // PCP 5 with DEI, and similar.
     let cases: [(Tags<'_>, &'static str, Tags<'_>); 8] = [
         (&[(0x8100, 0xb00a)], "198.18.20.2", &[(0x8100, 0xb014)]),
         (&[(0x8100, 0xb00a)], "198.18.2.2", &[]),
@@ -103,7 +103,7 @@ fn tags_come_off_and_go_on_and_priorities_stay() {
             "198.18.30.2",
             &[(0x88a8, 0x601e), (0x8100, 0xf007)],
         ),
-        // Of a frame with a priority only.
+        // From a frame with a priority tag only.
         (&[(0x8100, 0x4000)], "198.18.20.2", &[(0x8100, 0x4014)]),
     ];
     for (received, dst, sent) in cases {
@@ -115,7 +115,7 @@ fn tags_come_off_and_go_on_and_priorities_stay() {
 }
 
 #[test]
-fn a_burst_of_mixed_frames_goes_its_several_ways() {
+fn a_burst_of_mixed_frames_is_sent_by_several_interfaces() {
     let mut lab = net().lab();
     let to = packet("198.18.20.2");
     let frames =
@@ -129,7 +129,7 @@ fn a_burst_of_mixed_frames_goes_its_several_ways() {
 }
 
 #[test]
-fn a_vlan_that_is_not_followed_stays_with_the_kernel_as_it_came() {
+fn frames_of_unknown_vlans_are_punted_as_received() {
     let stacks: [Tags<'_>; 9] = [
         &[(0x8100, 11)],
         // Another protocol, another port's, the outer tag alone, the inner one alone.
@@ -152,7 +152,7 @@ fn a_vlan_that_is_not_followed_stays_with_the_kernel_as_it_came() {
 }
 
 #[test]
-fn a_tag_with_vid_0_tells_priority_and_no_vlan() {
+fn a_tag_with_vid_0_is_a_priority_tag() {
     for tags in [&[(0x8100, 0xe000)][..], &[(0x88a8, 0)], &[(0x8100, 0), (0x8100, 0)]] {
         let mut lab = net().lab();
         let sent = lab.one(tagged(tags, &V4::default()));
@@ -161,12 +161,12 @@ fn a_tag_with_vid_0_tells_priority_and_no_vlan() {
     // In front of a VLAN's tag, and behind it.
     for tags in [[(0x8100, 0), (0x8100, 10)], [(0x8100, 10), (0x8100, 0)]] {
         let mut net = net();
-        // From the host of VLAN 10 nothing comes by the port itself.
+        // The host of VLAN 10 must not be accepted on the port itself.
         net.links.iter_mut().for_each(|link| link.rp_filter = crate::tables::RpFilter::Strict);
         let mut lab = net.lab();
         assert_eq!(lab.one(tagged(&tags, &packet("198.18.2.2"))).len(), 1, "{tags:x?}");
     }
-    // Who makes VLAN 0 has it.
+    // VLAN 0 exists if it is created.
     let mut net = net();
     net.links.push(sub(14, "left.0", LEFT, LEFT_MAC, &[(0x8100, 0)]));
     net.links[1].rp_filter = crate::tables::RpFilter::Strict;
@@ -186,7 +186,7 @@ fn a_packet_counts_as_received_by_its_sub_interface() {
     assert!(lab.one(wrong).is_empty());
     assert!(lab.one(packet("198.18.2.2").frame()).is_empty());
     assert_eq!(lab.drops(DropReason::IpRpfilter), 2);
-    // Its own setting counts.
+    // Its own setting applies.
     lab.net.links[4].forwarding4 = false;
     lab.publish();
     assert!(lab.one(tagged(&[(0x8100, 10)], &packet("198.18.2.2"))).is_empty());
@@ -203,7 +203,7 @@ fn frames_to_the_ports_and_to_the_sub_interfaces_own_addresses_are_taken() {
     }
     let mut lab = net().lab();
     assert!(lab.one(tagged_to(RIGHT_MAC, &tags, 0x0800, &packet)).is_empty());
-    // That of a VLAN's is not the port's.
+    // The address of a sub-interface is not one of the port.
     assert!(lab.one(tagged_to(SUB_MAC, &[], 0x0800, &packet)).is_empty());
     assert_eq!(lab.drops(DropReason::OtherHost), 2);
     assert!(lab.one(tagged_to([0xff; 6], &tags, 0x0800, &packet)).is_empty());
@@ -211,7 +211,7 @@ fn frames_to_the_ports_and_to_the_sub_interfaces_own_addresses_are_taken() {
 }
 
 #[test]
-fn what_is_cut_off_in_its_tags_is_not_forwarded() {
+fn frames_truncated_in_their_tags_are_not_forwarded() {
     let whole = tagged(&[(0x88a8, 40), (0x8100, 5)], &packet("198.18.2.2"));
     for len in 0..whole.len() {
         let mut lab = net().lab();
@@ -223,13 +223,13 @@ fn what_is_cut_off_in_its_tags_is_not_forwarded() {
 }
 
 #[test]
-fn other_protocols_behind_a_tag_and_packets_for_the_router_are_the_kernels_as_they_came() {
+fn tagged_frames_of_other_protocols_and_for_the_router_are_punted_as_received() {
     let mut lab = net().lab();
     let arp = tagged_to(LEFT_MAC, &[(0x8100, 10)], 0x0806, &[0; 28]);
     let own = tagged(&[(0x8100, 10)], &packet("198.18.10.1"));
     lab.receive(LEFT, &[arp.clone(), own.clone()]);
     let by: Vec<u32> = lab.out.punts.as_slice().iter().map(|skb| skb.iif).collect();
-    // The kernel finds the VLAN by itself.
+    // The kernel determines the VLAN itself.
     assert_eq!(by, [2, 2]);
     assert_eq!(lab.punted(), [arp, own]);
     assert_eq!((lab.punts(PuntReason::NotIp), lab.punts(PuntReason::Local)), (1, 1));
@@ -243,7 +243,7 @@ fn the_mtu_is_the_sub_interfaces() {
     net.links[5].mtu = 600;
     net.links[5].mtu6 = 1280;
     let mut lab = net.lab();
-    // RFC 1191: back by the VLAN it came by, from the address there.
+    // RFC 1191: sent back by the VLAN of the packet, from the address there.
     let sent = lab.one(tagged(&[(0x8100, 0x600a)], &long));
     let [(LEFT, error)] = &sent[..] else { panic!("one frame by left, not {sent:x?}") };
     let error = packet_to(error, LEFT_HOST_MAC, LEFT_MAC, 0x8100);
@@ -270,7 +270,7 @@ fn the_mtu_is_the_sub_interfaces() {
 }
 
 #[test]
-fn time_exceeded_goes_back_by_the_vlan_the_packet_came_by() {
+fn time_exceeded_is_sent_by_the_vlan_of_the_packet() {
     let mut lab = net().lab();
     let sent = lab.one(tagged(&[(0x8100, 10)], &V4 { ttl: 1, ..packet("198.18.2.2") }));
     let [(LEFT, error)] = &sent[..] else { panic!("one frame by left, not {sent:x?}") };
@@ -280,7 +280,7 @@ fn time_exceeded_goes_back_by_the_vlan_the_packet_came_by() {
 }
 
 #[test]
-fn where_a_map_is_set_it_tells_the_priority_as_in_the_kernel() {
+fn qos_maps_set_the_priority_as_in_the_kernel() {
     let mut net = net();
     let maps = |link: &mut Link, qos: &[(u32, u8)], ingress_qos| {
         let vlan = link.vlan.as_mut().expect("a VLAN");
@@ -297,7 +297,7 @@ fn where_a_map_is_set_it_tells_the_priority_as_in_the_kernel() {
         let routed = after_hop(packet.packet());
         assert_eq!(sent, expect(RIGHT, &[(0x8100, tci)], 0x0800, &routed), "tos {tos:#x}");
     }
-    // IPv6: as the interface it came by mapped it.
+    // IPv6: as mapped by the input interface.
     for (received, tci) in [(0xe00a, 0xe014), (0x200a, 0x4014)] {
         let packet = V6 { src: "2001:db8:10::2", ..V6::to("2001:db8:20::2") };
         let sent = lab.one(tagged_to(LEFT_MAC, &[(0x8100, received)], 0x86dd, &packet.packet()));
@@ -310,7 +310,7 @@ fn where_a_map_is_set_it_tells_the_priority_as_in_the_kernel() {
 }
 
 #[test]
-fn a_packet_that_waited_for_its_neighbour_leaves_with_its_tag() {
+fn a_held_packet_is_sent_with_its_tag() {
     let mut lab = net().lab();
     assert!(lab.one(tagged(&[(0x8100, 0xa00a)], &packet("198.18.20.77"))).is_empty());
     assert_eq!(lab.out.neigh_requests, [(11, addr4("198.18.20.77").into())]);
@@ -336,7 +336,7 @@ fn tags_for_which_there_is_no_room_are_not_written() {
 }
 
 #[test]
-fn captures_look_again_at_what_leaves_with_other_tags() {
+fn captures_filter_packets_with_changed_tags_again() {
     let cases: [(Tags<'_>, &'static str, u8); 4] = [
         (&[], "198.18.2.2", 1),
         (&[], "198.18.20.2", 0),
