@@ -1,7 +1,7 @@
-//! The immutable snapshot a worker sees, and how it is published.
+//! The immutable snapshot of tables that workers use, and its publication.
 //!
-//! control thread: writes; workers: read only. A worker notices a new snapshot with one atomic load
-//! a burst. The longest-prefix trees inside are shared and updated in place (see `fib`), so that a
+//! control thread: writes; workers: read only. A worker detects a new snapshot with one atomic load per
+//! burst. The longest-prefix-match tables inside are shared and updated in place (see `fib`), so that a
 //! route change does not copy a table.
 
 pub mod publish;
@@ -25,13 +25,13 @@ pub enum RpFilter {
     /// No check.
     #[default]
     Off,
-    /// The best way back leads out by this interface.
+    /// The best reverse route is by this interface.
     Strict,
-    /// Some way back exists.
+    /// Any reverse route exists.
     Loose,
 }
 
-/// Whether IPv6 packets that come in by an interface are forwarded.
+/// Whether IPv6 packets received by an interface are forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Forwarding6 {
     /// No.
@@ -39,29 +39,29 @@ pub enum Forwarding6 {
     Off,
     /// Yes.
     On,
-    /// Yes, and net.ipv6.conf.all.proxy_ndp has the kernel answer neighbour solicitations for others:
-    /// neighbour discovery that comes by unicast is its matter (`ip6_forward_proxy_check`).
+    /// Yes, and net.ipv6.conf.all.proxy_ndp makes the kernel answer neighbour solicitations for others:
+    /// unicast neighbour discovery is punted (`ip6_forward_proxy_check`).
     WithNdProxy,
 }
 
 impl Forwarding6 {
-    /// On, without more, or off.
+    /// `On` or `Off`.
     pub fn plain(on: bool) -> Forwarding6 {
         if on { Forwarding6::On } else { Forwarding6::Off }
     }
 }
 
-/// An interface as the data path needs it, whether it is a port of ours or not.
+/// An interface as the data path needs it, whether or not it is one of our ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// Kernel's number of the interface.
+    /// The kernel's index of the interface.
     pub ifindex: u32,
     /// Name, for messages.
     pub name: String,
-    /// Index among the worker's ports, of a VLAN sub-interface that of the port its frames come by;
-    /// `None`: the kernel's alone.
+    /// Index among the worker's ports; for a VLAN sub-interface, that of its port. `None`: it belongs to
+    /// the kernel only.
     pub port: Option<u16>,
-    /// Set of a VLAN sub-interface.
+    /// Set for a VLAN sub-interface.
     pub vlan: Option<Vlan>,
     /// Own MAC address.
     pub mac: [u8; 6],
@@ -69,7 +69,7 @@ pub struct Link {
     pub mtu: u32,
     /// IPv6 MTU in octets (sysctl net.ipv6.conf.*.mtu), at most `mtu`.
     pub mtu6: u32,
-    /// IFF_UP and carrier: packets may leave by it.
+    /// IFF_UP and carrier: packets may be sent by it.
     pub up: bool,
     /// Point to point or without ARP (IFF_NOARP): next hops are not resolved.
     pub noarp: bool,
@@ -85,28 +85,27 @@ pub struct Link {
     pub send_redirects: bool,
     /// net.ipv4.conf.*.route_localnet: 127/8 is not martian here.
     pub route_localnet: bool,
-    /// net.ipv4.conf.*.accept_local, as effective (all OR own): a source that is one of our own
-    /// addresses is not martian.
+    /// net.ipv4.conf.*.accept_local, as effective (all OR own): our own addresses are valid sources.
     pub accept_local: bool,
-    /// net.ipv4.conf.*.shared_media, as effective (all OR own): redirects may name a router of
-    /// another subnet on the same wire.
+    /// net.ipv4.conf.*.shared_media, as effective (all OR own): redirects may name a router of another
+    /// subnet on the same link.
     pub shared_media: bool,
     /// net.ipv6.conf.*.disable_ipv6.
     pub disable_ipv6: bool,
-    /// Frames may come in with partial TCP/UDP checksums (veth and other devices without a wire):
-    /// they are recognised and completed.
+    /// Frames may be received with partial TCP/UDP checksums (veth and other virtual devices), which are
+    /// recognised and completed.
     pub partial_csum: bool,
     /// IPv4 addresses with prefix length, primary ones first; the kernel's order.
     pub addrs4: Vec<(Ipv4Addr, u8)>,
-    /// Broadcast addresses that go with them.
+    /// Broadcast addresses of `addrs4`.
     pub broadcasts4: Vec<Ipv4Addr>,
     /// IPv6 addresses with prefix length that may be used as a source (not tentative).
     pub addrs6: Vec<(Ipv6Addr, u8)>,
 }
 
 impl Link {
-    /// An interface that is up and has nothing set: no addresses, no forwarding, the kernel's
-    /// defaults otherwise.
+    /// An interface that is up, without addresses and without forwarding; otherwise with the kernel's
+    /// defaults.
     pub fn new(ifindex: u32, name: &str) -> Link {
         Link {
             ifindex,
@@ -134,24 +133,24 @@ impl Link {
         }
     }
 
-    /// Its number among the interfaces that packets leave by; see [`Links::dev`]. A port's is the
-    /// port's own.
+    /// Its number among the interfaces that packets are sent by; see [`Links::dev`]. For a port it is the
+    /// port's number.
     pub fn dev(&self) -> Option<u16> {
         self.port.map(|port| self.vlan.as_ref().map_or(port, |vlan| vlan.dev))
     }
 }
 
-/// Interfaces, found by ifindex or by port.
+/// Interfaces, indexed by ifindex and by port.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
     links: Vec<Arc<Link>>,
-    /// Those that are ports, where one step finds them.
+    /// Ports, indexed by port number.
     by_port: Vec<Option<Arc<Link>>>,
-    /// Ports and their VLAN sub-interfaces, likewise.
+    /// Ports and their VLAN sub-interfaces, indexed by [`Link::dev`].
     by_dev: Vec<Option<Arc<Link>>>,
     by_tags: TagIndex,
-    /// Every IPv4 address of ours and every broadcast address: open addressing, a power of two long,
-    /// at most a quarter full; 0 is an empty slot (0.0.0.0 is nobody's address).
+    /// All our IPv4 addresses and broadcast addresses: a hash table with open addressing, a power of two
+    /// long, at most a quarter full; 0 is an empty slot (0.0.0.0 is not a host address).
     local4: Vec<u32>,
 }
 
@@ -173,18 +172,18 @@ impl Links {
         Links { links, by_port, by_dev, by_tags, local4 }
     }
 
-    /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`).
-    /// Looks at all of them.
+    /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`). A
+    /// linear search.
     pub fn is_own4(&self, addr: u32) -> bool {
         let addr = Ipv4Addr::from_bits(addr);
         self.iter().any(|link| link.addrs4.iter().any(|own| own.0 == addr))
     }
 
-    /// Whether it is one of ours or a broadcast address of ours.
+    /// Whether it is one of our addresses or broadcast addresses.
     #[inline]
     pub fn is_local4(&self, addr: u32) -> bool {
         let mut at = local_slot(addr);
-        // Three quarters of the slots are empty, so the walk ends.
+        // Three quarters of the slots are empty, so the loop ends.
         while let Some(&slot) = self.local4.get(at & self.local4.len().wrapping_sub(1)) {
             if slot == 0 {
                 return false;
@@ -197,14 +196,14 @@ impl Links {
         false
     }
 
-    /// The interface behind a port.
+    /// The interface of a port.
     #[inline]
     pub fn port(&self, port: u16) -> Option<&Link> {
         self.by_port.get(port as usize)?.as_deref()
     }
 
-    /// The interface of a number that next hops have: ports under their own, and above them VLAN
-    /// sub-interfaces. It has a port.
+    /// The interface by the number that next hops store: ports first, then VLAN sub-interfaces. It has a
+    /// port.
     #[inline]
     pub fn dev(&self, dev: u16) -> Option<&Link> {
         self.by_dev.get(dev as usize)?.as_deref()
@@ -233,7 +232,7 @@ impl Links {
     }
 }
 
-/// Links by a number that some have.
+/// Links indexed by a number that some of them have.
 fn numbered(links: &[Arc<Link>], number: impl Fn(&Link) -> Option<u16>) -> Vec<Option<Arc<Link>>> {
     let len = links.iter().filter_map(|link| number(link)).max().map_or(0, |n| n as usize + 1);
     let mut by_number = vec![None; len];
@@ -265,18 +264,18 @@ fn local_slot(addr: u32) -> usize {
     (addr.wrapping_mul(0x9e37_79b9) >> 16) as usize
 }
 
-/// The sysctls of the namespace that the data path obeys.
+/// The namespace's sysctls that affect the data path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sysctls {
     /// net.ipv4.ip_default_ttl, for packets of our own.
     pub ip_default_ttl: u8,
-    /// net.ipv6.conf.all.hop_limit, likewise.
+    /// net.ipv6.conf.all.hop_limit, for packets of our own.
     pub hop_limit: u8,
-    /// net.ipv4.icmp_ratelimit: least milliseconds between errors to one destination; 0: no limit.
+    /// net.ipv4.icmp_ratelimit: minimum milliseconds between errors to one destination; 0: no limit.
     pub icmp_ratelimit_ms: u32,
     /// net.ipv4.icmp_ratemask: bit n set: type n is limited.
     pub icmp_ratemask: u32,
-    /// net.ipv4.icmp_msgs_per_sec, to all destinations together.
+    /// net.ipv4.icmp_msgs_per_sec, for all destinations together.
     pub icmp_msgs_per_sec: u32,
     /// net.ipv4.icmp_msgs_burst.
     pub icmp_msgs_burst: u32,
@@ -292,16 +291,16 @@ pub struct Sysctls {
     pub multipath_hash_policy6: u8,
     /// net.ipv4.ip_forward_update_priority: forwarded IPv4 packets get the priority of their TOS.
     pub ip_forward_update_priority: bool,
-    /// net.ipv4.ip_forward_use_pmtu. Path MTUs that the kernel learnt are not mirrored: when set, IPv4
-    /// stays with the kernel.
+    /// net.ipv4.ip_forward_use_pmtu. The kernel's learnt path MTUs are not mirrored: when set, IPv4 is
+    /// punted.
     pub ip_forward_use_pmtu: bool,
-    /// net.ipv6.max_hbh_opts_number: hop-by-hop options that are not padding in one packet; below
-    /// zero: the absolute value, and none that is not known.
+    /// net.ipv6.max_hbh_opts_number: maximum hop-by-hop options other than padding in one packet;
+    /// negative: the absolute value, and unknown options are not allowed.
     pub max_hbh_opts_number: i32,
-    /// net.ipv6.max_hbh_length: octets of a hop-by-hop header.
+    /// net.ipv6.max_hbh_length: maximum length of a hop-by-hop header, octets.
     pub max_hbh_length: i32,
-    /// Not a sysctl but likewise of the namespace (`net->ipv4.fib_has_custom_local_routes`): the
-    /// local table has routes beyond those of our addresses, so sources are looked up in it.
+    /// Not a sysctl, but also per namespace (`net->ipv4.fib_has_custom_local_routes`): the local table
+    /// has routes other than those of our addresses, so sources are looked up in it.
     pub custom_local_routes: bool,
 }
 
@@ -330,10 +329,10 @@ impl Default for Sysctls {
     }
 }
 
-/// Everything a worker knows of the network.
+/// All tables and settings that a worker uses.
 #[derive(Debug, Clone)]
 pub struct Tables {
-    /// Counts up with each publication.
+    /// Incremented with each publication.
     pub generation: u64,
     /// Interfaces.
     pub links: Arc<Links>,
@@ -350,7 +349,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Knows nothing: every packet is handed back to the kernel.
+    /// Empty tables: every packet is punted.
     pub fn empty() -> Tables {
         Tables {
             generation: 0,
@@ -369,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_addresses_are_found_on_whatever_interface() {
+    fn own_addresses_are_found_on_every_interface() {
         let mut links = Vec::new();
         for n in 0..100u8 {
             let mut link = Link::new(n.into(), "x");

@@ -1,14 +1,14 @@
-//! Publication without locks: the control thread swaps an `Arc`, workers notice a changed counter.
+//! Lock-free publication: the control thread swaps an `Arc`, workers detect a changed counter.
 //!
-//! A worker never frees a snapshot, because freeing a large one takes long: the control thread
-//! keeps every snapshot it published until it holds the last reference.
+//! A worker never frees a snapshot, because freeing a large one takes long: the control thread keeps
+//! every published snapshot until it holds the last reference.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 
-/// Where the newest value is to be found. Shared by the control thread and the workers.
+/// The current value. Shared by the control thread and the workers.
 #[derive(Debug)]
 pub struct Published<T> {
     newest: ArcSwap<T>,
@@ -21,8 +21,8 @@ impl<T> Published<T> {
         Published { newest: ArcSwap::new(value), generation: AtomicU64::new(0) }
     }
 
-    /// Replaces the value; returns the one before, which the caller keeps until
-    /// `Arc::strong_count` says that no worker has it any more.
+    /// Replaces the value; returns the previous one, which the caller must keep until `Arc::strong_count`
+    /// shows that no worker has it any more.
     #[must_use = "dropping it here may leave the last reference to a worker"]
     pub fn publish(&self, value: Arc<T>) -> Arc<T> {
         let old = self.newest.swap(value);
@@ -30,7 +30,7 @@ impl<T> Published<T> {
         old
     }
 
-    /// The newest value; for readers off the data path.
+    /// The current value; for readers off the data path.
     pub fn load(&self) -> Arc<T> {
         self.newest.load_full()
     }
@@ -42,7 +42,7 @@ impl<T> Published<T> {
     }
 }
 
-/// What one worker works with: the value it saw last.
+/// One worker's view: the value it saw last.
 #[derive(Debug)]
 pub struct Snapshot<T> {
     current: Arc<T>,
@@ -51,7 +51,7 @@ pub struct Snapshot<T> {
 }
 
 impl<T> Snapshot<T> {
-    /// The value, refreshed when a newer one was published: one atomic load when not. Returns
+    /// The value, refreshed if a newer one was published; otherwise it costs one atomic load. Returns
     /// whether it changed.
     #[inline]
     pub fn refresh(&mut self) -> bool {

@@ -1,16 +1,15 @@
-//! VLAN sub-interfaces (802.1Q, 802.1ad): what tells their frames, and how they are found by it.
+//! VLAN sub-interfaces (802.1Q, 802.1ad): identification of their frames, and lookup.
 //!
-//! A sub-interface is a [`Link`](super::Link) of its own with the port of the interface it sits on.
-//! Of two tags the first on the wire is that of the interface in between. More tags are the
-//! kernel's.
+//! A sub-interface is a [`Link`](super::Link) of its own with the port of its lower interface. With two
+//! tags, the outer one is that of the interface in between. Frames with more tags are punted.
 
 use crate::wire::EtherType;
 use crate::wire::vlan::VID_MAX;
 
-/// Tags of one frame at most.
+/// Maximum number of tags of a sub-interface.
 pub const TAGS_MAX: usize = 2;
 
-/// What tells frames of a VLAN: TPID and VID.
+/// Identifies a VLAN's frames: TPID and VID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag {
     tpid: EtherType,
@@ -23,7 +22,7 @@ impl Tag {
         (tpid.is_vlan() && vid <= VID_MAX).then_some(Tag { tpid, vid })
     }
 
-    /// The EtherType that announces the tag.
+    /// The TPID, an EtherType.
     #[inline]
     pub fn tpid(self) -> EtherType {
         self.tpid
@@ -42,28 +41,28 @@ impl Tag {
     }
 }
 
-/// One tag that a sub-interface puts on its frames.
+/// One tag that a sub-interface adds to its frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EgressTag {
     /// TPID and VID.
     pub tag: Tag,
-    /// `egress-qos-map`: priority of the packet (`skb->priority`) and PCP, for the PCPs that are
-    /// not 0. Empty: the PCP that the packet came with is kept.
+    /// `egress-qos-map`: priority of the packet (`skb->priority`) and PCP, for PCPs other than 0. Empty:
+    /// the received PCP is kept.
     pub qos: Box<[(u32, u8)]>,
 }
 
-/// What makes a link a VLAN sub-interface.
+/// The VLAN properties of a sub-interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vlan {
-    /// Its number among the interfaces that packets leave by: see [`Links::dev`](super::Links::dev).
+    /// Its number among the interfaces that packets are sent by: see [`Links::dev`](super::Links::dev).
     pub dev: u16,
-    /// ifindex of the interface it sits on.
+    /// ifindex of its lower interface.
     pub link: u32,
-    /// Its tags, in the order they stand in a frame: one, or two.
+    /// Its tags, outermost first: one or two.
     pub tags: Box<[EgressTag]>,
-    /// `ingress-qos-map`: the priority of packets by their PCP.
+    /// `ingress-qos-map`: the priority of packets by PCP.
     pub ingress_qos: [u32; 8],
-    /// MAC address of the interface in between, if there is one: frames to it are accepted, too.
+    /// MAC address of the interface in between, if there is one: frames to it are accepted as well.
     pub between: Option<[u8; 6]>,
 }
 
@@ -78,7 +77,7 @@ impl TagStack {
         TagStack(u64::from(port) << 32)
     }
 
-    /// With one more tag, behind the others; `None`: there are [`TAGS_MAX`].
+    /// Adds an inner tag; `None`: there are [`TAGS_MAX`] already.
     #[inline]
     pub fn push(self, tag: Tag) -> Option<TagStack> {
         match self.0 as u32 {
@@ -95,7 +94,8 @@ impl TagStack {
     }
 }
 
-/// Sub-interfaces by port and tags: open addressing, a power of two long, at most half full.
+/// Sub-interfaces by port and tags: a hash table with open addressing, a power of two long, at most half
+/// full.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TagIndex {
     /// Tags and [`Vlan::dev`]; the tags of an empty slot are 0, which no sub-interface has.
@@ -123,7 +123,7 @@ impl TagIndex {
     pub(super) fn get(&self, stack: TagStack) -> Option<u16> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = slot(stack.0) & mask;
-        // Half of the slots are empty, so the walk ends.
+        // Half of the slots are empty, so the loop ends.
         loop {
             match *self.slots.get(at)? {
                 (0, _) => return None,
