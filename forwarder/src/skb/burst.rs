@@ -2,12 +2,12 @@
 
 use super::SkBuff;
 
-/// Most packets moved at once. Large enough to spread the cost of a ring's bookkeeping, small
-/// enough that a burst's headers stay in the first-level cache (64 × 2 cache lines).
+/// Maximum number of packets processed at once. Large enough to spread the cost of a ring's bookkeeping,
+/// small enough that a burst's headers stay in the L1 cache (64 × 2 cache lines).
 pub const BURST: usize = 64;
 
-/// Packets in the order they came. Its memory is allocated at start and never grows: it is full when
-/// its vector is.
+/// Packets in order of arrival. Its memory is allocated at start and never grows: it is full when its
+/// vector is.
 #[derive(Debug)]
 pub struct Burst {
     packets: Vec<SkBuff>,
@@ -30,7 +30,7 @@ impl Burst {
     /// Appends a packet.
     ///
     /// # Errors
-    /// Gives the packet back when the burst is full.
+    /// Returns the packet when the burst is full.
     #[inline]
     pub fn push(&mut self, skb: SkBuff) -> Result<(), SkBuff> {
         if self.packets.len() == self.packets.capacity() {
@@ -40,7 +40,7 @@ impl Burst {
         Ok(())
     }
 
-    /// Appends all packets of another burst, if there is room for all of them. Returns whether.
+    /// Appends all packets of another burst, if there is room for all of them. Returns whether it did.
     #[inline]
     pub fn append(&mut self, other: &mut Burst) -> bool {
         let fits = other.len() <= self.room();
@@ -50,24 +50,24 @@ impl Burst {
         fits
     }
 
-    /// Packets that still fit.
+    /// Number of packets that still fit.
     #[inline]
     pub fn room(&self) -> usize {
         self.packets.capacity() - self.packets.len()
     }
 
-    /// Packets held.
+    /// Number of packets.
     #[inline]
     pub fn len(&self) -> usize {
         self.packets.len()
     }
 
-    /// Frames of the packets held.
+    /// Frames of the packets.
     pub fn frames(&self) -> usize {
         self.packets.iter().map(SkBuff::frames).sum()
     }
 
-    /// Whether no packet is held.
+    /// Whether there are no packets.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()

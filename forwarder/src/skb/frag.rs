@@ -1,23 +1,23 @@
-//! What a packet has beyond its head: further frames, in order (`skb_frag_t` of the kernel).
+//! Frames of a packet other than its head, in order (`skb_frag_t` of the kernel).
 //!
-//! A frag is a link of a chain. Links are made with the pool and rest in it; a packet borrows one
+//! A frag is a link of a chain. Links are allocated with the pool and stored in it; a packet takes one
 //! for each further frame, so that making a packet longer allocates nothing.
 
 use std::mem::ManuallyDrop;
 
 use super::{FRAME_SIZE, Frame, FramePool, NoRoom, SkBuff};
 
-/// Frags a packet may have (MAX_SKB_FRAGS of the kernel at its default).
+/// Maximum number of frags of a packet (MAX_SKB_FRAGS of the kernel at its default).
 pub const MAX_SKB_FRAGS: usize = 17;
 
-/// A link in use. As with a frame's token, dropping one frees nothing and loses it to its pool; so a
-/// packet, which is moved often, needs no code for when it is dropped.
+/// A link in use. As with a frame's token, dropping one frees nothing and loses it to its pool; a packet,
+/// which is moved often, therefore needs no drop code.
 pub(super) type Link = ManuallyDrop<Box<Frag>>;
 
-/// One further frame of a packet, and what follows it.
+/// One further frame of a packet, and the next link.
 #[derive(Debug, Default)]
 pub struct Frag {
-    /// There unless the link rests in the pool.
+    /// `None` only while the link is in the pool.
     pub(super) frame: Option<Frame>,
     pub(super) offset: u16,
     pub(super) len: u16,
@@ -33,7 +33,7 @@ impl Frag {
         octets.unwrap_or(&[])
     }
 
-    /// Takes its first `len` octets off.
+    /// Removes its first `len` octets.
     pub(super) fn pull(&mut self, len: usize) {
         let len = (len as u16).min(self.len);
         self.offset += len;
@@ -41,19 +41,19 @@ impl Frag {
     }
 }
 
-/// One frame of a packet that has been taken apart.
+/// One frame of a packet that was taken apart.
 #[derive(Debug)]
 pub struct Piece {
     /// The frame.
     pub frame: Frame,
-    /// Where in it the packet's octets begin.
+    /// Offset of the packet's octets in the frame.
     pub offset: usize,
-    /// How many there are.
+    /// Number of octets.
     pub len: usize,
 }
 
-/// The further frames of a packet that has been taken apart, first to last. They have to be taken
-/// out, or given back by [`FramePool::free_frags`].
+/// The further frames of a packet that was taken apart, first to last. They must be taken out, or
+/// returned by [`FramePool::free_frags`].
 #[derive(Debug, Default)]
 pub struct Frags(pub(super) Option<Link>);
 
@@ -64,7 +64,7 @@ impl Frags {
         self.0.is_none()
     }
 
-    /// Takes the first one out; its link goes back to the pool.
+    /// Takes the first one out; its link returns to the pool.
     pub fn pop(&mut self, pool: &mut FramePool) -> Option<Piece> {
         let mut frag = self.0.take()?;
         self.0 = frag.next.take();
@@ -103,8 +103,8 @@ impl SkBuff {
         self.links().map(Frag::octets)
     }
 
-    /// The `len` octets from `offset` on, in as many slices as they lie in; fewer when the packet
-    /// ends before. `offset` counts from data.
+    /// The `len` octets starting at `offset` from data, in one slice per frame; fewer when the packet
+    /// ends before.
     pub fn slices(&self, offset: usize, len: usize) -> impl Iterator<Item = &[u8]> {
         let (mut skip, mut left) = (offset, len);
         std::iter::once(self.data()).chain(self.frags()).filter_map(move |slice| {
@@ -116,10 +116,10 @@ impl SkBuff {
         })
     }
 
-    /// `skb_copy_bits`: copies the octets from `offset` after data on, wherever they lie.
+    /// `skb_copy_bits`: copies the octets starting at `offset` from data, from all frames.
     ///
     /// # Errors
-    /// [`NoRoom`] when the packet ends before; what it has is copied.
+    /// [`NoRoom`] when the packet ends before; the available octets are copied.
     pub fn copy_bits(&self, offset: usize, to: &mut [u8]) -> Result<(), NoRoom> {
         let wanted = to.len();
         let mut done = 0;
@@ -130,7 +130,7 @@ impl SkBuff {
         if done < wanted { Err(NoRoom { wanted, available: done }) } else { Ok(()) }
     }
 
-    /// The packet in one slice; copied to `scratch`, which is emptied first, only if it has frags.
+    /// The packet in one slice; copied to `scratch`, which is cleared first, only if it has frags.
     #[inline]
     pub fn whole<'a>(&'a self, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         if self.frags.is_none() {
@@ -141,11 +141,10 @@ impl SkBuff {
         scratch
     }
 
-    /// `skb_add_rx_frag`: the packet goes on with `len` octets from `offset` in `frame`.
+    /// `skb_add_rx_frag`: appends `len` octets at `offset` in `frame` to the packet.
     ///
     /// # Errors
-    /// Gives the frame back when the octets would leave it, or the packet has [`MAX_SKB_FRAGS`]
-    /// already.
+    /// Returns the frame when the octets exceed it, or the packet already has [`MAX_SKB_FRAGS`].
     pub fn add_frag(
         &mut self,
         frame: Frame,
@@ -167,11 +166,11 @@ impl SkBuff {
         Ok(())
     }
 
-    /// Adds octets at the end: as many as fit behind the head, the others in frags.
+    /// Appends octets: as many as fit into the head, the others in frags.
     ///
     /// # Errors
-    /// [`NoRoom`] when too few frames are free or there are [`MAX_SKB_FRAGS`]; what was added before
-    /// stays.
+    /// [`NoRoom`] when too few frames are free or there are [`MAX_SKB_FRAGS`]; octets appended before
+    /// remain.
     pub fn append(&mut self, octets: &[u8], pool: &mut FramePool) -> Result<(), NoRoom> {
         let (head, mut rest) = octets.split_at(octets.len().min(self.tailroom()));
         self.put(head.len())?.copy_from_slice(head);
@@ -192,7 +191,7 @@ impl SkBuff {
         Ok(())
     }
 
-    /// Writes what fits behind the last frag's octets in its frame; returns what does not.
+    /// Fills the rest of the last frag's frame; returns the octets that do not fit.
     fn fill_last<'a>(&mut self, octets: &'a [u8]) -> &'a [u8] {
         let mut at = self.frags.as_mut();
         while let Some(frag) = at {
@@ -211,14 +210,14 @@ impl SkBuff {
         octets
     }
 
-    /// `pskb_may_pull`: whether the packet has `len` octets and they lie in the head, where they are
-    /// brought if need be and its frame has room.
+    /// `pskb_may_pull`: makes `len` octets available in the head, moving them there if needed. Returns
+    /// whether the packet is long enough and the head's frame has room.
     #[inline]
     pub fn may_pull(&mut self, len: usize) -> bool {
         len <= self.headlen() || (self.frags.is_some() && self.pull_tail(len - self.headlen()))
     }
 
-    /// `__pskb_pull_tail`: brings `len` octets from the frags into the head; all or none.
+    /// `__pskb_pull_tail`: moves `len` octets from the frags to the head; all or none.
     #[cold]
     fn pull_tail(&mut self, len: usize) -> bool {
         let tail = self.tail as usize;
@@ -239,8 +238,8 @@ impl SkBuff {
         true
     }
 
-    /// `skb_linearize`: brings the whole packet into the head, which may move in its frame. `false`:
-    /// it is longer than a frame, and nothing has changed.
+    /// `skb_linearize`: moves the whole packet to the head, which may move in its frame. `false`: it is
+    /// longer than a frame, and nothing has changed.
     pub fn linearize(&mut self) -> bool {
         let len = self.len();
         if !self.is_nonlinear() {

@@ -1,7 +1,7 @@
-//! The frame token: who owns it may touch the frame, nobody else.
+//! The frame token: only its owner may access the frame.
 //!
-//! Not `Clone`. Dropping one without returning it to its pool loses the frame (the conservation
-//! law notices); it never frees memory.
+//! Not `Clone`. Dropping one without returning it to its pool loses the frame (the frame accounting
+//! detects this); it never frees memory.
 
 #![expect(unsafe_code, reason = "the one place where frame memory is dereferenced")]
 
@@ -10,26 +10,26 @@ use std::ptr::NonNull;
 
 use super::FRAME_SIZE;
 
-/// The exclusive right to one UMEM frame of [`FRAME_SIZE`] octets.
+/// The exclusive right to access one UMEM frame of [`FRAME_SIZE`] octets.
 #[derive(Debug)]
 pub struct Frame {
     start: NonNull<u8>,
 }
 
-// SAFETY: the token is the only access to its octets, so moving it moves the access.
+// SAFETY: the octets are accessed through the token only, so moving it moves the access.
 unsafe impl Send for Frame {}
 
 impl Frame {
-    /// Makes the token of a frame.
+    /// Creates the token of a frame.
     ///
     /// # Safety
-    /// `start` begins [`FRAME_SIZE`] initialised octets, valid for reads and writes while any
-    /// token may exist, and no other token for them exists.
+    /// `start` begins [`FRAME_SIZE`] initialised octets, valid for reads and writes while any token may
+    /// exist, and no other token for them exists.
     pub(super) unsafe fn from_raw(start: NonNull<u8>) -> Frame {
         Frame { start }
     }
 
-    /// Offset of the frame from the `start` of an area, in octets. Of a frame of another area it is the
+    /// Offset of the frame from the `start` of an area, in octets. For a frame of another area it is the
     /// area's length or more.
     #[inline]
     pub(crate) fn umem_offset(&self, start: NonZero<usize>) -> usize {

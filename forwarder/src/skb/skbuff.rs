@@ -5,40 +5,40 @@
 //!   | headroom      | the packet            | tailroom      |
 //!   0 ……………………… mac_header  network_header  transport_header … FRAME_SIZE
 //! ```
-//! `head` is 0 and `end` is [`FRAME_SIZE`]; every offset is in octets from `head`. As in the
-//! kernel, [`SkBuff::put`] and [`SkBuff::push`] grow the packet, [`SkBuff::pull`] and
-//! [`SkBuff::trim`] shrink it; unlike the kernel, asking for more than there is is an error, not a
-//! panic. There is no cloning: one packet, one owner.
+//! `head` is 0 and `end` is [`FRAME_SIZE`]; every offset is in octets from `head`. As in the kernel,
+//! [`SkBuff::put`] and [`SkBuff::push`] grow the packet, [`SkBuff::pull`] and [`SkBuff::trim`] shrink it;
+//! unlike in the kernel, exceeding the available room is an error, not a panic. There is no cloning: each
+//! packet has one owner.
 //!
-//! A packet that one frame does not hold goes on in frags, a frame each, as in the kernel. The
-//! first frame is its head: [`SkBuff::data`] and the header accessors give the octets there alone,
+//! A packet that does not fit into one frame continues in frags, one frame each, as in the kernel. The
+//! first frame is its head: [`SkBuff::data`] and the header accessors return octets of the head only,
 //! [`SkBuff::len`] counts all, and [`SkBuff::slices`] and [`SkBuff::copy_bits`] read all.
 
 use super::frag::{Frags, Link, Piece};
 use super::{FRAME_SIZE, Frame, FramePool, HEADROOM};
 
-/// A header or the packet would leave its frame.
+/// A header or the packet would exceed its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{wanted} octets asked for, {available} available in the frame")]
+#[error("{wanted} octets requested, {available} available in the frame")]
 pub struct NoRoom {
-    /// Octets asked for.
+    /// Octets requested.
     pub wanted: usize,
-    /// Octets there were.
+    /// Octets available.
     pub available: usize,
 }
 
-/// What is known of the transport checksum, as `skb->ip_summed` in the kernel.
+/// State of the transport checksum, as `skb->ip_summed` in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum IpSummed {
-    /// Nothing: what the packet carries is taken as it is.
+    /// Unknown: the packet's checksum is used as it is.
     #[default]
     None,
-    /// The checksum field holds only the pseudo-header sum; whoever sends the packet on completes
-    /// it.
+    /// The checksum field holds only the pseudo-header sum; it must be completed before the packet is
+    /// sent.
     Partial,
 }
 
-/// `skb->pkt_type`, as far as a router tells apart: to whom the link-layer header is addressed.
+/// `skb->pkt_type`, as far as a router distinguishes it: the destination of the link-layer header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PktType {
     /// PACKET_HOST: to us.
@@ -48,21 +48,21 @@ pub enum PktType {
     Multicast,
 }
 
-/// One packet and what the road has learnt of it.
+/// One packet and its metadata.
 #[derive(Debug)]
 pub struct SkBuff {
     pub(super) frame: Frame,
-    /// Where the packet goes on.
+    /// Further frames of the packet.
     pub(super) frags: Option<Link>,
     pub(super) data: u16,
     pub(super) tail: u16,
     mac_header: u16,
     network_header: u16,
     transport_header: u16,
-    /// Index of the port the packet came in by (into the worker's ports); own packets have the
-    /// port they answer to.
+    /// Index of the input port (among the worker's ports); for own packets, the port of the packet that
+    /// they reply to.
     pub port: u16,
-    /// `skb->skb_iif`: ifindex of the interface the packet came in by; 0 for own packets.
+    /// `skb->skb_iif`: ifindex of the input interface; 0 for own packets.
     pub iif: u32,
     /// `skb->mark`.
     pub mark: u32,
@@ -70,17 +70,17 @@ pub struct SkBuff {
     pub ip_summed: IpSummed,
     /// Whether the frame was addressed to us or to a group.
     pub pkt_type: PktType,
-    /// Captures whose filters the packet does not match, whatever forwarding makes of it, a bit each.
+    /// Captures whose filters do not match the packet, however it is forwarded; one bit each.
     unmatched_captures: u8,
-    /// Whether it is measured how long the packet stays; `tstamp_ns` is set then.
+    /// Whether the packet's residence time is measured; `tstamp_ns` is set then.
     pub timed: bool,
-    /// When the packet was taken from the RX ring, nanoseconds of the clock that timed packets are
-    /// measured by; of a capture file's packets, when they were captured; of own packets, when they
-    /// were made. Else 0.
+    /// When the packet was taken from the RX ring, in nanoseconds of the clock for timed packets; for
+    /// packets of a capture file, when they were captured; for own packets, when they were created. Else
+    /// 0.
     pub tstamp_ns: u64,
 }
 
-/// No drop glue: packets are moved through many hands, and each would have to look.
+/// No drop glue: packets are moved often, and each move would have to check.
 const _: () = assert!(!std::mem::needs_drop::<SkBuff>());
 
 /// Offsets are 16 bits wide.
@@ -97,11 +97,11 @@ impl SkBuff {
         SkBuff::receive(pool.alloc()?, headroom, 0).ok()
     }
 
-    /// A packet as a driver received it: `len` octets from `offset` in the frame, the link-layer
-    /// header first.
+    /// A packet as a driver received it: `len` octets at `offset` in the frame, starting with the
+    /// link-layer header.
     ///
     /// # Errors
-    /// Gives the frame back when the packet would leave it.
+    /// Returns the frame when the packet would exceed it.
     #[inline]
     pub fn receive(frame: Frame, offset: usize, len: usize) -> Result<SkBuff, Frame> {
         if offset > FRAME_SIZE || len > FRAME_SIZE - offset {
@@ -127,27 +127,28 @@ impl SkBuff {
         })
     }
 
-    /// Captures whose filters are known not to match the packet, a bit each.
+    /// Captures whose filters are known not to match the packet, one bit each.
     #[inline]
     pub fn unmatched_captures(&self) -> u8 {
         self.unmatched_captures
     }
 
-    /// Notes that the filters of `captures`, a bit each, do not match the packet, nor will after its TTL,
-    /// checksum and link-layer addresses have been rewritten.
+    /// Records that the filters of `captures`, one bit each, do not match the packet, and will not after
+    /// its TTL, checksum and link-layer addresses have been rewritten.
     #[inline]
     pub fn note_unmatched(&mut self, captures: u8) {
         self.unmatched_captures |= captures;
     }
 
-    /// To be called before the packet is changed otherwise than by plain forwarding (by a hook function,
-    /// or its tags), or waits while captures may begin: their filters are applied to it anew.
+    /// Makes captures apply their filters to the packet anew. To be called before the packet is changed
+    /// by more than plain forwarding (by a hook function, or its tags), or waits while captures may
+    /// begin.
     #[inline]
     pub fn headers_may_change(&mut self) {
         self.unmatched_captures = 0;
     }
 
-    /// Address of the head frame, which identifies the packet as long as it exists.
+    /// Address of the head frame, which identifies the packet while it exists.
     #[inline]
     pub(crate) fn head_addr(&self) -> usize {
         self.frame.bytes().as_ptr().addr()
@@ -161,8 +162,8 @@ impl SkBuff {
         }
     }
 
-    /// A packet of these octets, link-layer header first, in as many frames as it takes. `None`:
-    /// too few are free, or it is longer than a packet may be.
+    /// A packet of these octets, link-layer header first, in as many frames as needed. `None`: too few
+    /// are free, or it is longer than a packet may be.
     pub fn of_octets(pool: &mut FramePool, octets: &[u8]) -> Option<SkBuff> {
         let mut skb = SkBuff::alloc_skb(pool, HEADROOM)?;
         if skb.append(octets, pool).is_err() {
@@ -172,8 +173,8 @@ impl SkBuff {
         Some(skb)
     }
 
-    /// Ends the packet: its head, and what it had beyond. Who has no use for the frames ends it by
-    /// [`FramePool::kfree_skb`].
+    /// Takes the packet apart into its head and its frags. If the frames are not used, call
+    /// [`FramePool::kfree_skb`] instead.
     #[inline]
     pub fn into_frames(self) -> (Piece, Frags) {
         let (offset, len) = (self.data as usize, self.headlen());
@@ -183,7 +184,7 @@ impl SkBuff {
     /// `skb_reserve`: moves data and tail of an *empty* packet by `len` octets.
     ///
     /// # Errors
-    /// [`NoRoom`] when the packet is not empty (nothing is available then) or the frame ends.
+    /// [`NoRoom`] when the packet is not empty (nothing is available then) or the frame is exceeded.
     pub fn reserve(&mut self, len: usize) -> Result<(), NoRoom> {
         let available = if self.is_empty() { self.tailroom() } else { 0 };
         if len > available {
@@ -224,7 +225,7 @@ impl SkBuff {
         Ok(&mut self.frame.bytes_mut()[at..at + len])
     }
 
-    /// `skb_pull`: takes `len` octets off the front.
+    /// `skb_pull`: removes `len` octets from the front.
     ///
     /// # Errors
     /// [`NoRoom`] when the head is shorter; see [`SkBuff::may_pull`].
@@ -237,8 +238,8 @@ impl SkBuff {
         Ok(())
     }
 
-    /// `pskb_trim`: shortens the packet to `len` octets; a longer `len` changes nothing. Frames that
-    /// it no longer reaches into stay with it until it is freed.
+    /// `pskb_trim`: shortens the packet to `len` octets; a longer `len` changes nothing. Frames that are
+    /// no longer used stay with the packet until it is freed.
     #[inline]
     pub fn trim(&mut self, len: usize) {
         if self.frags.is_some() {
@@ -273,19 +274,19 @@ impl SkBuff {
         self.len() == 0
     }
 
-    /// `skb_is_nonlinear`: whether some of the packet lies beyond the head.
+    /// `skb_is_nonlinear`: whether the packet has octets beyond the head.
     #[inline]
     pub fn is_nonlinear(&self) -> bool {
         self.data_len() != 0
     }
 
-    /// Frames the packet has: one, and one for each frag.
+    /// Number of frames of the packet: the head, and one for each frag.
     #[inline]
     pub fn frames(&self) -> usize {
         if self.frags.is_none() { 1 } else { 1 + self.frags().count() }
     }
 
-    /// `skb_tailroom`: octets free behind the packet; none when it goes on in frags.
+    /// `skb_tailroom`: octets free behind the packet; none when it has frags.
     #[inline]
     pub fn tailroom(&self) -> usize {
         if self.frags.is_some() { 0 } else { FRAME_SIZE - self.tail as usize }
@@ -297,7 +298,7 @@ impl SkBuff {
         self.data as usize
     }
 
-    /// The packet's head, from data to tail: all of it but for what lies in frags.
+    /// The packet's head, from data to tail: the packet without its frags.
     #[inline]
     pub fn data(&self) -> &[u8] {
         self.tail_from(self.data)
@@ -315,11 +316,11 @@ impl SkBuff {
         self.mac_header = self.data;
     }
 
-    /// Makes the packet start `len` octets in front of its network header, where its link-layer
-    /// header is from now on: returned for writing, with what was there before.
+    /// Makes the packet start `len` octets in front of its network header, as its new link-layer header,
+    /// which is returned for writing with its previous contents.
     ///
     /// # Errors
-    /// [`NoRoom`] when the frame starts behind.
+    /// [`NoRoom`] when `len` exceeds the octets in front.
     #[inline]
     pub fn set_mac_header(&mut self, len: usize) -> Result<&mut [u8], NoRoom> {
         let network = self.network_header as usize;
@@ -331,7 +332,7 @@ impl SkBuff {
         Ok(self.frame.bytes_mut().get_mut(start..network).unwrap_or(&mut []))
     }
 
-    /// [`SkBuff::set_mac_header`] for a length that is known when this is compiled.
+    /// [`SkBuff::set_mac_header`] for a length known at compile time.
     #[inline]
     pub fn set_mac_chunk<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
         let network = self.network_header as usize;
@@ -377,7 +378,7 @@ impl SkBuff {
     }
 
     /// The first `N` octets of the link-layer header, if the packet has them: as [`Self::mac_header`],
-    /// with one look at the bounds.
+    /// with one bounds check.
     #[inline]
     pub fn mac_chunk<const N: usize>(&self) -> Option<&[u8; N]> {
         self.chunk(self.mac_header as usize)
@@ -389,8 +390,7 @@ impl SkBuff {
         self.network_chunk_at(0)
     }
 
-    /// `N` octets that begin `at` octets behind the network header's start, if the packet's head has
-    /// them.
+    /// `N` octets at offset `at` from the network header, if the packet's head has them.
     #[inline]
     pub fn network_chunk_at<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
         self.chunk((self.network_header as usize).saturating_add(at))
@@ -414,36 +414,36 @@ impl SkBuff {
         self.tail_from_mut(self.transport_header)
     }
 
-    /// `skb_network_offset`: the network header, octets after data.
+    /// `skb_network_offset`: offset of the network header from data, octets.
     #[inline]
     pub fn network_offset(&self) -> usize {
         self.network_header.saturating_sub(self.data) as usize
     }
 
-    /// `skb_transport_offset`: the transport header, octets after data.
+    /// `skb_transport_offset`: offset of the transport header from data, octets.
     #[inline]
     pub fn transport_offset(&self) -> usize {
         self.transport_header.saturating_sub(self.data) as usize
     }
 
-    /// Octets from the network header to the packet's end.
+    /// Octets from the network header to the end of the packet.
     #[inline]
     pub fn network_len(&self) -> usize {
         let (start, end) = (usize::from(self.network_header), usize::from(self.tail));
         end.saturating_sub(start) + self.data_len()
     }
 
-    /// The transport header starts `len` octets after the network header.
+    /// Makes the transport header start `len` octets after the network header.
     #[inline]
     pub fn set_network_header_len(&mut self, len: usize) {
         self.transport_header = (self.network_header as usize + len).min(self.tail as usize) as u16;
     }
 
-    /// Moves the head's octets so that it starts at `offset` in its frame; for drivers whose
-    /// descriptors cannot say where a packet starts. Headers move along.
+    /// Moves the head's octets so that it starts at `offset` in its frame; for drivers whose descriptors
+    /// cannot express the start of a packet. Header offsets are adjusted.
     ///
     /// # Errors
-    /// [`NoRoom`] when the head would leave the frame.
+    /// [`NoRoom`] when the head would exceed the frame.
     pub fn move_to(&mut self, offset: usize) -> Result<(), NoRoom> {
         let len = self.headlen();
         if offset + len > FRAME_SIZE {
@@ -463,7 +463,7 @@ impl SkBuff {
         Ok(())
     }
 
-    /// Bounded by the frame, so that no header offset can make an accessor panic.
+    /// Limited to the frame, so that no header offset can make an accessor panic.
     #[inline]
     fn offset_from_data(&self, offset: usize) -> u16 {
         (self.data as usize + offset).min(self.tail as usize) as u16

@@ -1,4 +1,4 @@
-//! Packets of one frame and of several: the kernel's edges, and octets as in a flat buffer.
+//! Packets of one frame and of several: edges as in the kernel, and octets as in a flat buffer.
 
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ fn put_push_pull_trim_move_the_edges_as_in_the_kernel() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_changes_nothing() {
+fn operations_that_do_not_fit_fail_without_changes() {
     let (_pool, mut skb) = skb();
     assert_eq!(skb.push(65).map(|_| ()), Err(NoRoom { wanted: 65, available: 64 }));
     assert_eq!(
@@ -57,7 +57,7 @@ fn a_link_layer_header_may_be_longer_or_shorter_than_the_one_received() {
     skb.set_network_header(16);
     assert_eq!(skb.set_mac_header(2).expect("room"), [14, 15]);
     assert_eq!((skb.data(), skb.network_offset()), (&[14, 15, 16, 17, 18, 19][..], 2));
-    assert_eq!(skb.set_mac_header(80).expect("all of the frame before").len(), 80);
+    assert_eq!(skb.set_mac_header(80).expect("headroom is sufficient").len(), 80);
     assert_eq!((skb.len(), skb.network_header()[0]), (84, 16));
     let refused = skb.set_mac_chunk::<81>();
     assert!(refused.is_none());
@@ -78,15 +78,15 @@ fn moving_a_packet_keeps_its_octets_and_headers() {
     assert!(skb.move_to(FRAME_SIZE - 19).is_err());
 }
 
-/// Frames of the pools below.
+/// Number of frames of the pools below.
 const FRAMES: u32 = 40;
 
-/// Octets that differ from their neighbours, wherever a frame begins.
+/// Octets that differ from their neighbours at any frame boundary.
 fn octets(len: usize, from: usize) -> Vec<u8> {
     (from..from + len).map(|n| (n % 251) as u8).collect()
 }
 
-/// A packet of `octets` whose head has `head` of them, and whose frags at most `most` each.
+/// A packet of `octets` with `head` of them in the head, and at most `most` in each frag.
 fn scattered(pool: &mut FramePool, octets: &[u8], head: usize, most: usize) -> SkBuff {
     let mut skb = SkBuff::alloc_skb(pool, HEADROOM).expect("a frame");
     let (first, rest) = octets.split_at(head.min(octets.len()).min(MAX_PACKET));
@@ -129,7 +129,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Does to a packet and to a flat buffer the same.
+/// Applies an operation to a packet and to a flat buffer.
 fn apply(op: &Op, skb: &mut SkBuff, model: &mut Vec<u8>, pool: &mut FramePool) {
     match *op {
         Op::Trim(len) => {
@@ -210,13 +210,13 @@ fn no_packet_has_more_frags_than_the_kernels() {
     let frame = pool.alloc().expect("a frame");
     let frame = skb.add_frag(frame, 0, 1, &mut pool).expect_err("full");
     pool.free(frame);
-    assert!(skb.append(&[0; FRAME_SIZE], &mut pool).is_err(), "fills its last frame, and no more");
+    assert!(skb.append(&[0; FRAME_SIZE], &mut pool).is_err(), "it fills only its last frame");
     pool.kfree_skb(skb);
     assert_eq!(pool.available(), FRAMES as usize);
 }
 
 #[test]
-fn what_no_frames_are_left_for_is_refused_and_nothing_is_lost() {
+fn without_free_frames_appending_fails_and_no_frame_is_lost() {
     let mut pool = Umem::anonymous(2).into_pool();
     assert!(SkBuff::of_octets(&mut pool, &octets(9014, 0)).is_none());
     assert_eq!(pool.available(), 2);

@@ -1,8 +1,8 @@
-//! The packet memory: one mapping cut into frames of [`FRAME_SIZE`] octets.
+//! The packet memory: one mapping divided into frames of [`FRAME_SIZE`] octets.
 //!
-//! A [`Umem`] is either our own anonymous memory (in-memory and pcap drivers) or the area that an
-//! AF_XDP driver registered with the kernel. It hands out every frame exactly once, at start, to a
-//! [`FramePool`]; from then on a frame's token is moved, never copied.
+//! A [`Umem`] is either our own anonymous memory (in-memory and pcap drivers) or the area that an AF_XDP
+//! driver registered with the kernel. It creates the token of every frame exactly once, at start, in a
+//! [`FramePool`]; from then on tokens are moved, never copied.
 
 #![expect(unsafe_code, reason = "turns one memory area into disjoint frames")]
 
@@ -12,11 +12,11 @@ use std::ptr::NonNull;
 use super::frag::{Frag, Frags};
 use super::{FRAME_SIZE, Frame, SkBuff};
 
-/// A memory area of `frames` × [`FRAME_SIZE`] octets, and whatever keeps it mapped.
+/// A memory area of `frames` × [`FRAME_SIZE`] octets, and the owner of its mapping.
 pub struct Umem {
     base: NonNull<u8>,
     frames: u32,
-    /// Keeps the area mapped for as long as this value lives.
+    /// Keeps the area mapped as long as this value exists.
     _keeper: Box<dyn Send>,
 }
 
@@ -30,28 +30,28 @@ impl std::fmt::Debug for Umem {
 }
 
 impl Umem {
-    /// Allocates an area of `frames` zeroed frames in ordinary memory, which takes real memory as it
-    /// is used.
+    /// Allocates an area of `frames` zeroed frames in ordinary memory, which is backed by real memory on
+    /// first write.
     pub fn anonymous(frames: u32) -> Umem {
-        // Octets that are zero come from the allocator untouched; of a type with the alignment of a
+        // The allocator provides zeroed octets without writing them; for a type with the alignment of a
         // frame each would be written. One frame more, so that the first can be aligned.
         let octets = vec![0u8; (frames as usize + 1) * FRAME_SIZE].into_boxed_slice();
-        // The raw pointer is what is kept, and what frames are cut from: a Box moved into the
-        // keeper would assert unique access to memory that frames point into.
+        // Only the raw pointer is kept: a Box moved into the keeper would assert unique access to memory
+        // that frames point into.
         let octets = NonNull::from(Box::leak(octets));
         let start = octets.cast::<u8>();
         let skipped = start.addr().get().next_multiple_of(FRAME_SIZE) - start.addr().get();
-        // SAFETY: less than a frame is skipped, and there is one more than is cut from here.
+        // SAFETY: less than a frame is skipped, and one frame more than is used was allocated.
         let base = unsafe { start.add(skipped) };
         Umem { base, frames, _keeper: Box::new(Octets(octets)) }
     }
 
-    /// Adopts an area that a driver has mapped.
+    /// Takes over an area that a driver has mapped.
     ///
     /// # Safety
-    /// `base` is aligned to 4096 octets and starts an area of `frames` × [`FRAME_SIZE`] octets,
-    /// readable and writable and touched by nobody else through Rust references, for as long as
-    /// `keeper` lives. The kernel touches only frames whose tokens the driver has given up to it.
+    /// `base` is aligned to 4096 octets and starts an area of `frames` × [`FRAME_SIZE`] octets, readable
+    /// and writable and not accessed by other Rust references, for as long as `keeper` lives. The kernel
+    /// accesses only frames whose tokens the driver has given up to it.
     pub unsafe fn from_raw(base: NonNull<u8>, frames: u32, keeper: Box<dyn Send>) -> Umem {
         Umem { base, frames, _keeper: keeper }
     }
@@ -61,7 +61,7 @@ impl Umem {
         self.frames
     }
 
-    /// Turns the area into its pool of free frames: the only place where tokens are made.
+    /// Turns the area into its pool of free frames: the only place where tokens are created.
     pub fn into_pool(self) -> FramePool {
         let free = (0..self.frames)
             .map(|index| {
@@ -90,15 +90,14 @@ impl Drop for Octets {
     }
 }
 
-/// The free frames of one [`Umem`]. A stack, so that the frame freed last, still in cache, is used
-/// next.
+/// The free frames of one [`Umem`]. A stack, so that the frame freed last, still in cache, is used next.
 #[derive(Debug)]
 pub struct FramePool {
     free: Vec<Frame>,
-    /// One for each frame, so that a packet may have any of them as a frag.
+    /// Links, one for each frame, so that any frame may become a frag.
     #[expect(clippy::vec_box, reason = "links move from here into chains as they are")]
     links: Vec<Box<Frag>>,
-    /// Where the area starts, and its length in octets.
+    /// Start of the area, and its length in octets.
     start: NonZero<usize>,
     len: usize,
     umem: Option<Umem>,
@@ -111,21 +110,21 @@ impl FramePool {
         self.free.pop()
     }
 
-    /// Gives a frame back. Never allocates: there is room for every frame of the area. A frame of
-    /// another area is not taken, and lost to its own: this pool must not hand it out after that
-    /// area is unmapped.
+    /// Returns a frame. Never allocates: there is room for every frame of the area. A frame of another
+    /// area is not accepted, and is lost to its pool: this pool must not hand it out after that area is
+    /// unmapped.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
-        // There always is: asked, so that no code is made for growing.
+        // Always true; the check avoids code for growing.
         let room = self.free.len() < self.free.capacity();
         if frame.umem_offset(self.start) < self.len && room {
             self.free.push(frame);
         } else {
-            debug_assert!(false, "{frame:?} is of another umem, or the second of its kind");
+            debug_assert!(false, "{frame:?} belongs to another umem, or was returned twice");
         }
     }
 
-    /// `kfree_skb`: gives back every frame of a packet. Never allocates.
+    /// `kfree_skb`: returns every frame of a packet. Never allocates.
     #[inline]
     pub fn kfree_skb(&mut self, skb: SkBuff) {
         let (head, frags) = skb.into_frames();
@@ -135,7 +134,7 @@ impl FramePool {
         }
     }
 
-    /// Gives back the frames that were a packet's frags.
+    /// Returns the frames that were a packet's frags.
     #[cold]
     pub fn free_frags(&mut self, mut frags: Frags) {
         while let Some(piece) = frags.pop(self) {
@@ -143,7 +142,7 @@ impl FramePool {
         }
     }
 
-    /// A link for a frame that becomes a frag.
+    /// Takes a link for a frame that becomes a frag.
     pub(super) fn take_link(&mut self) -> Option<Box<Frag>> {
         self.links.pop()
     }
@@ -153,13 +152,13 @@ impl FramePool {
         self.links.push(link);
     }
 
-    /// Free frames now.
+    /// Number of free frames.
     #[inline]
     pub fn available(&self) -> usize {
         self.free.len()
     }
 
-    /// Frames of the whole area: what the conservation law adds up to.
+    /// Number of frames of the whole area.
     pub fn total(&self) -> u32 {
         self.umem.as_ref().map_or(0, Umem::frames)
     }
@@ -167,8 +166,8 @@ impl FramePool {
 
 impl Drop for FramePool {
     fn drop(&mut self) {
-        // A frame that is not home may still be pointed at (by a token somewhere, or by the
-        // kernel). Then the area stays mapped for the rest of the process: a leak, never a dangle.
+        // Something may still point at a frame that was not returned (a token, or the kernel). Then the
+        // area stays mapped for the rest of the process: a leak, but never a dangling pointer.
         if self.free.len() != self.total() as usize {
             std::mem::forget(self.umem.take());
         }
