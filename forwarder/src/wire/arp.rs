@@ -26,14 +26,14 @@ mod field {
     pub const TARGET_IP: Field = 24..28;
 }
 
-/// What an ARP packet asks or says (`ar$op`).
+/// The operation of an ARP packet (`ar$op`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operation(pub u16);
 
 impl Operation {
-    /// Who has the target address?
+    /// Request for the target's address.
     pub const REQUEST: Self = Self(1);
-    /// The sender has its address.
+    /// Reply with the sender's address.
     pub const REPLY: Self = Self(2);
 }
 
@@ -43,7 +43,7 @@ view! {
 }
 
 impl<T: AsRef<[u8]>> ArpPacket<T> {
-    /// Whether the packet is there and is for IPv4 over Ethernet.
+    /// Whether the packet is complete and is for IPv4 over Ethernet.
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), PACKET_LEN)?;
         let (hardware_type, protocol_type) = (self.hardware_type(), self.protocol_type());
@@ -81,7 +81,7 @@ impl<T: AsRef<[u8]>> ArpPacket<T> {
         get_u8(self.as_octets(), field::PROTOCOL_LEN)
     }
 
-    /// What it asks or says.
+    /// The operation.
     #[inline]
     pub fn operation(&self) -> Operation {
         Operation(get_u16(self.as_octets(), field::OPERATION))
@@ -99,7 +99,7 @@ impl<T: AsRef<[u8]>> ArpPacket<T> {
         Ipv4Addr::from(array::<4>(self.as_octets(), field::SENDER_IP))
     }
 
-    /// The target's Ethernet address (`ar$tha`); means nothing in a request.
+    /// The target's Ethernet address (`ar$tha`); unused in a request.
     #[inline]
     pub fn target_mac(&self) -> MacAddr {
         MacAddr(array(self.as_octets(), field::TARGET_MAC))
@@ -122,7 +122,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> ArpPacket<T> {
         put_u8(octets, field::PROTOCOL_LEN, 4);
     }
 
-    /// Sets what it asks or says.
+    /// Sets the operation.
     pub fn set_operation(&mut self, operation: Operation) {
         put_u16(self.buffer.as_mut(), field::OPERATION, operation.0);
     }

@@ -1,8 +1,7 @@
 //! The Internet checksum: whole (RFC 1071), over pseudo-headers, and updated in place (RFC 1624).
 //!
-//! Sums are ones' complement sums of big-endian 16-bit words, held in a `u32` so that a few of
-//! them can be added before [`fold`]. Every function here returns at most 0xf_ffff, so thousands
-//! of them fit.
+//! Sums are ones' complement sums of big-endian 16-bit words, held in a `u32` so that several can be
+//! added before [`fold`]. Every function here returns at most 0xf_ffff, so thousands of sums fit.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +10,8 @@ use super::Protocol;
 /// Ones' complement sum of `data` as big-endian 16-bit words; an odd last octet is padded with a
 /// zero octet after it (RFC 1071 §4.1). At most 0xffff.
 ///
-/// Sums eight octets a step in the machine's byte order and swaps once at the end: the sum does
-/// not depend on byte order (RFC 1071 §2(B)), nor on the width of the words (§2(C)).
+/// Sums eight octets per step in the machine's byte order and swaps once at the end: the sum does not
+/// depend on byte order (RFC 1071 §2(B)), nor on the width of the words (§2(C)).
 #[inline]
 #[must_use]
 pub fn ones_complement_sum(data: &[u8]) -> u32 {
@@ -23,7 +22,7 @@ pub fn ones_complement_sum(data: &[u8]) -> u32 {
 #[inline]
 #[must_use]
 pub fn verify(data: &[u8]) -> bool {
-    // All ones are that in any byte order.
+    // All ones are the same in any byte order.
     fold_u64(native_sum(data)) == 0xffff
 }
 
@@ -55,7 +54,7 @@ fn native_sum(data: &[u8]) -> u64 {
 #[inline]
 #[must_use]
 pub const fn fold(sum: u32) -> u16 {
-    // Both halves added in the upper one, with the carry out of the lower one added too.
+    // Both halves are added in the upper one, with the carry out of the lower one.
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
@@ -66,7 +65,7 @@ pub fn checksum(data: &[u8]) -> u16 {
     !fold(ones_complement_sum(data))
 }
 
-/// Whether a sum taken over data *and* its checksum says that the data is intact.
+/// Whether a sum over data *and* its checksum is valid.
 #[inline]
 #[must_use]
 pub const fn is_valid(sum: u32) -> bool {
@@ -82,8 +81,8 @@ pub fn pseudo_header_v4(src: Ipv4Addr, dst: Ipv4Addr, protocol: Protocol, len: u
     halves(fold32(addresses + u64::from(protocol.0) + u64::from(len)))
 }
 
-/// Sum of the IPv6 pseudo-header (RFC 8200 §8.1); `len` as for IPv4, and `protocol` is the
-/// upper-layer one, not an extension header's.
+/// Sum of the IPv6 pseudo-header (RFC 8200 §8.1); `len` as for IPv4; `protocol` is the upper-layer one,
+/// not an extension header's.
 #[inline]
 #[must_use]
 pub fn pseudo_header_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: Protocol, len: u32) -> u32 {
@@ -93,7 +92,7 @@ pub fn pseudo_header_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: Protocol, len: u
         + u32::from(protocol.0)
 }
 
-/// The checksum after one 16-bit word it covers went from `old` to `new` (RFC 1624, eqn 3).
+/// The checksum after one covered 16-bit word changed from `old` to `new` (RFC 1624, eqn 3).
 ///
 /// Let C be the ones' complement sum of the words and HC = ~C the checksum. Replacing the word m
 /// by m' gives C' = C − m + m' = C + ~m + m', for in ones' complement −m is ~m. Hence
@@ -102,35 +101,34 @@ pub fn pseudo_header_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: Protocol, len: u
 /// HC' = ~C' = ~(C + ~m + m') = ~(~HC + ~m + m')
 /// ```
 ///
-/// Working on ~HC rather than HC matters at zero: eqn 2 of RFC 1141, HC' = HC + m + ~m', turns
-/// some sums into 0xffff where a recomputation says 0x0000 (RFC 1624 §3). Eqn 3 gives what a
-/// recomputation gives unless every word covered is zero afterwards, and no header or
-/// pseudo-header is.
+/// Using ~HC rather than HC matters at zero: eqn 2 of RFC 1141, HC' = HC + m + ~m', yields 0xffff for
+/// some sums whose recomputation yields 0x0000 (RFC 1624 §3). Eqn 3 yields the recomputed value unless
+/// every word covered is zero afterwards, which is never the case for a header or pseudo-header.
 #[inline]
 #[must_use]
 pub const fn update16(check: u16, old: u16, new: u16) -> u16 {
     !fold(!check as u32 + !old as u32 + new as u32)
 }
 
-/// As [`update16`] for two adjoining words, an IPv4 address for one. The field must start at an
-/// even offset.
+/// As [`update16`] for two adjacent words, such as an IPv4 address. The field must start at an even
+/// offset.
 #[inline]
 #[must_use]
 pub const fn update32(check: u16, old: u32, new: u32) -> u16 {
     !fold(!check as u32 + halves(!old) + halves(new))
 }
 
-/// The IPv4 header checksum after the TTL went down by one.
+/// The IPv4 header checksum after the TTL was decremented.
 ///
-/// TTL is the high octet of its word, so m' = m − 0x0100 and, with TTL ≥ 1, no borrow leaves the
-/// word: ~m + m' = 0xffff − m + m − 0x0100 = 0xfeff whatever m was. In [`update16`] that leaves
+/// TTL is the high octet of its word, so m' = m − 0x0100 and, with TTL ≥ 1, there is no borrow: ~m + m' =
+/// 0xffff − m + m − 0x0100 = 0xfeff for any m. In [`update16`] that leaves
 ///
 /// ```text
-/// HC' = ~(~HC + 0xfeff) = HC + 0x0100, with the carry brought round
+/// HC' = ~(~HC + 0xfeff) = HC + 0x0100, with end-around carry
 /// ```
 ///
-/// where 0xffff, the other zero, becomes 0x0000: so the kernel's `ip_decrease_ttl` has it.
-/// The new TTL does not enter, only that it was 1 or more.
+/// where 0xffff, the other zero, becomes 0x0000, as in the kernel's `ip_decrease_ttl`. The new TTL is not
+/// used; it must have been 1 or more.
 #[inline]
 #[must_use]
 pub const fn decrease_ttl(check: u16) -> u16 {
@@ -151,7 +149,7 @@ const fn fold_u64(sum: u64) -> u16 {
 /// Folds a sum of 32-bit words until thirty-two bits are left.
 #[inline]
 const fn fold32(sum: u64) -> u32 {
-    // Both halves added in the upper one, as in `fold`.
+    // Both halves are added in the upper one, as in `fold`.
     (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32
 }
 
@@ -161,7 +159,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    /// Word by word, as RFC 1071 §4.1 writes it.
+    /// Word by word, as in RFC 1071 §4.1.
     fn naive_sum(data: &[u8]) -> u16 {
         let mut sum = 0u32;
         for word in data.chunks(2) {
@@ -191,10 +189,10 @@ mod tests {
         assert_eq!(fold(u32::MAX), 0xffff);
     }
 
-    /// Let `word` hold TTL and protocol and `rest` be the folded sum of all other words but the
-    /// checksum. Checksums before and after follow from rest + word and rest + word − 0x0100, so
-    /// running through every value of rest + word runs through every pair: 65,280 words with
-    /// 65,535 rests. (`rest` is 1 or more: the word with version and header length is in it.)
+    /// Let `word` hold TTL and protocol and `rest` be the folded sum of all other words but the checksum.
+    /// The checksums before and after follow from rest + word and rest + word − 0x0100, so every value of
+    /// rest + word covers every pair: 65,280 words with 65,535 rests. (`rest` is 1 or more, because it
+    /// includes the word with version and header length.)
     #[test]
     fn decrease_ttl_equals_recomputation_for_every_ttl_word_and_checksum() {
         let (least, most) = (1 + 0x0100, 0xffff + 0xffff);
@@ -204,12 +202,12 @@ mod tests {
             assert_eq!(decrease_ttl(before), after, "rest + word {sum:#07x}");
             checks_seen[usize::from(before)] = true;
         }
-        // 0xffff is not seen: no sum of a header comes out as zero.
+        // 0xffff does not occur: the sum of a header is never zero.
         let unseen: Vec<_> = (0..0x1_0000).filter(|&check| !checks_seen[check]).collect();
         assert_eq!(unseen, [0xffff]);
     }
 
-    /// The word drops out: ~m + m' is the same for all, so every word behaves as one does.
+    /// The word cancels out: ~m + m' is the same for all, so every word behaves alike.
     #[test]
     fn decrease_ttl_is_equation_3_for_every_word_and_checksum() {
         for word in 0x0100..=0xffffu16 {
@@ -221,7 +219,7 @@ mod tests {
         }
     }
 
-    /// Why the update is right for headers, yet not for all octets there are.
+    /// Why the update is right for headers, but not for arbitrary octets.
     #[test]
     fn only_all_zero_words_sum_to_the_zero_that_an_update_does_not_give() {
         let before = !fold(0x0100);
@@ -231,7 +229,7 @@ mod tests {
 
     #[test]
     fn decrease_ttl_keeps_a_header_valid_that_wrote_zero_as_ffff() {
-        // 0xffff is the other zero: a receiver accepts it, no sender that sums computes it.
+        // 0xffff is the other zero: receivers accept it, but no sender computes it.
         for word in 0x0100..=0xffffu16 {
             let rest = u32::from(!word);
             assert!(is_valid(rest + u32::from(word) + 0xffff));

@@ -1,37 +1,37 @@
-//! Why octets are not the header they were taken for.
+//! Errors of parsing headers.
 
-/// Why a header cannot be read.
+/// Why a header cannot be parsed.
 ///
-/// Offsets count octets from the start of the IP header where an IP header is concerned, so that a
-/// Parameter Problem message can carry them; see [`Error::pointer`].
+/// For IP headers, offsets count octets from the start of the IP header, so that they can be used in a
+/// Parameter Problem message; see [`Error::pointer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The buffer ends before the header does.
-    #[error("{available} octets where the header takes {needed}")]
+    #[error("truncated header: {available} of {needed} octets")]
     Truncated {
-        /// Octets the header takes.
+        /// Octets that the header needs.
         needed: usize,
-        /// Octets there are.
+        /// Octets available.
         available: usize,
     },
-    /// The header states a length it cannot have.
-    #[error("header length of {len} octets, stated at octet {pointer}, cannot be")]
+    /// The header states an impossible length.
+    #[error("invalid header length of {len} octets at octet {pointer}")]
     BadHeaderLen {
         /// Offset of the length field.
         pointer: usize,
-        /// The length it states, in octets.
+        /// The stated length, in octets.
         len: usize,
     },
-    /// An option runs past its area or has no room for its own length.
+    /// An option exceeds its area or has no room for its own length.
     #[error("malformed option at octet {pointer}")]
     BadOption {
         /// Offset of the option's first octet.
         pointer: usize,
     },
     /// More IPv6 extension headers than [`MAX_EXT_HEADERS`](super::ipv6_ext::MAX_EXT_HEADERS).
-    #[error("too many extension headers, the first one too many at octet {pointer}")]
+    #[error("too many extension headers: parsing stopped at octet {pointer}")]
     TooManyHeaders {
-        /// Offset of the first extension header not walked.
+        /// Offset of the first extension header that was not parsed.
         pointer: usize,
     },
     /// ARP for something other than IPv4 over Ethernet.
@@ -45,7 +45,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The octet at fault, if the error has one: what a Parameter Problem's pointer says.
+    /// Offset of the invalid octet, if the error has one, for a Parameter Problem's pointer.
     #[must_use]
     pub const fn pointer(self) -> Option<usize> {
         match self {

@@ -24,7 +24,7 @@ view! {
 }
 
 impl<T: AsRef<[u8]>> EthernetFrame<T> {
-    /// Whether the 14 octets of the header are there.
+    /// Whether the buffer has the 14 octets of the header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
@@ -42,13 +42,13 @@ impl<T: AsRef<[u8]>> EthernetFrame<T> {
         MacAddr(array(self.as_octets(), field::SOURCE))
     }
 
-    /// What the payload is. Below 0x0600 it is an IEEE 802.3 length instead.
+    /// EtherType of the payload. Below 0x0600 it is an IEEE 802.3 length instead.
     #[inline]
     pub fn ethertype(&self) -> EtherType {
         EtherType(get_u16(self.as_octets(), field::ETHERTYPE))
     }
 
-    /// The octets behind the header, padding included.
+    /// The octets after the header, padding included.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), HEADER_LEN, usize::MAX)
@@ -68,13 +68,13 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> EthernetFrame<T> {
         put(self.buffer.as_mut(), field::SOURCE, &addr.0);
     }
 
-    /// Sets what the payload is.
+    /// Sets the EtherType.
     #[inline]
     pub fn set_ethertype(&mut self, ethertype: EtherType) {
         put_u16(self.buffer.as_mut(), field::ETHERTYPE, ethertype.0);
     }
 
-    /// The octets behind the header, to write to.
+    /// The octets after the header, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
@@ -103,7 +103,7 @@ pub struct MacAddr(pub [u8; 6]);
 impl MacAddr {
     /// ff:ff:ff:ff:ff:ff.
     pub const BROADCAST: Self = Self([0xff; 6]);
-    /// 00:00:00:00:00:00, which no station has.
+    /// 00:00:00:00:00:00, which is not a station's address.
     pub const ZERO: Self = Self([0; 6]);
 
     /// The six octets.
@@ -133,7 +133,7 @@ impl MacAddr {
         self == Self::ZERO
     }
 
-    /// A station's address, as the kernel's `is_valid_ether_addr`: neither group nor zero.
+    /// A station's address, as by the kernel's `is_valid_ether_addr`: neither group nor zero.
     #[inline]
     #[must_use]
     pub fn is_valid_unicast(self) -> bool {
@@ -147,7 +147,7 @@ impl From<[u8; 6]> for MacAddr {
     }
 }
 
-/// From a slice of exactly six octets, as netlink attributes give it.
+/// From a slice of exactly six octets, as in netlink attributes.
 impl TryFrom<&[u8]> for MacAddr {
     type Error = Error;
 
@@ -166,7 +166,7 @@ impl fmt::Display for MacAddr {
     }
 }
 
-/// The text was not six pairs of hexadecimal digits with colons or hyphens between.
+/// The text was not six pairs of hexadecimal digits separated by colons or hyphens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an Ethernet address: six pairs of hexadecimal digits such as 02:00:5e:10:00:01")]
 pub struct ParseMacAddrError;
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_lie_where_the_header_says() {
+    fn fields_are_at_the_headers_offsets() {
         let mut octets = [0u8; 16];
         let mut frame = EthernetFrame::new_unchecked(&mut octets[..]);
         frame.set_dst_addr(MacAddr([1, 2, 3, 4, 5, 6]));

@@ -1,5 +1,5 @@
-//! What makes packets one flow, and a hash of it: equal-cost paths are chosen by it, so that the
-//! packets of a flow keep to one path and stay in order.
+//! The key of a flow and its hash, which selects among equal-cost paths, so that the packets of a flow
+//! use one path and stay in order.
 
 use super::octets::{array, slice};
 use super::{Icmpv4Packet, Icmpv6Packet, Ipv4Packet, Ipv6Packet, Protocol};
@@ -11,11 +11,11 @@ pub struct FlowKey {
     pub src: u128,
     /// Destination address, as a number.
     pub dst: u128,
-    /// The upper layer; for IPv6 the one behind the extension headers.
+    /// The upper-layer protocol; in IPv6, the one after the extension headers.
     pub protocol: Protocol,
-    /// Source port in the high half, destination port in the low one; the SPI of ESP and AH. Zero
-    /// for protocols without ports, and for every fragment: the later ones do not carry them, and
-    /// all fragments of a packet belong on one path.
+    /// Source port in the high half, destination port in the low one; the SPI for ESP and AH. Zero for
+    /// protocols without ports, and for every fragment: later fragments do not contain them, and all
+    /// fragments of a packet must use one path.
     pub ports: u32,
     /// IPv6 flow label; zero for IPv4.
     pub flow_label: u32,
@@ -44,8 +44,8 @@ impl FlowKey {
         Self { protocol: upper.protocol, ports, ..key }
     }
 
-    /// Addresses alone: the kernel's `fib_multipath_hash_policy` 0, its default. An ICMP error
-    /// counts as the packet it quotes, as in `ip_multipath_l3_keys`.
+    /// Addresses only: the kernel's `fib_multipath_hash_policy` 0, its default. For an ICMP error the key
+    /// is that of the quoted packet, as in `ip_multipath_l3_keys`.
     #[inline]
     pub fn l3_ipv4<T: AsRef<[u8]>>(packet: &Ipv4Packet<T>) -> Self {
         if packet.protocol() == Protocol::ICMP
@@ -57,8 +57,8 @@ impl FlowKey {
         Self::addrs_ipv4(packet)
     }
 
-    /// Addresses, flow label and protocol: the kernel's `fib_multipath_hash_policy` 0, its
-    /// default. An ICMPv6 error counts as the packet it quotes, as in `ip6_multipath_l3_keys`.
+    /// Addresses, flow label and protocol: the kernel's `fib_multipath_hash_policy` 0, its default. For
+    /// an ICMPv6 error the key is that of the quoted packet, as in `ip6_multipath_l3_keys`.
     #[inline]
     pub fn l3_ipv6<T: AsRef<[u8]>>(packet: &Ipv6Packet<T>) -> Self {
         if packet.next_header() == Protocol::ICMPV6
@@ -91,11 +91,11 @@ impl FlowKey {
         }
     }
 
-    /// A hash that depends on every bit of the key and of `seed`, and on nothing else: the same in
-    /// every run and on every machine. Not proof against someone who knows the seed.
+    /// A hash that depends on every bit of the key and of `seed`, and on nothing else: the same in every
+    /// run and on every machine. Not secure against someone who knows the seed.
     ///
-    /// All 32 bits are equally good, the high ones too, so that `hash * weights >> 32` chooses
-    /// among weights.
+    /// All 32 bits are equally well distributed, the high ones too, so that `hash * weights >> 32` can be
+    /// used to select by weight.
     #[inline]
     #[must_use]
     pub fn hash(&self, seed: u64) -> u32 {
@@ -113,19 +113,19 @@ impl FlowKey {
     }
 }
 
-/// Stirs a word into the hash: a 64 × 64 → 128 bit multiplication, folded, lets every bit of the
-/// input reach every bit of the output.
+/// Mixes a word into the hash: a 64 × 64 → 128 bit multiplication, folded, lets every bit of the input
+/// affect every bit of the output.
 #[inline]
 fn mix(hash: u64, word: u64) -> u64 {
-    // The fractional parts of the golden ratio and of the square root of three, made odd: any
-    // dense odd numbers would do.
+    // The fractional parts of the golden ratio and of the square root of three, made odd: any dense odd
+    // numbers would be suitable.
     const ADD: u64 = 0x9e37_79b9_7f4a_7c15;
     const MULTIPLY: u64 = 0xbb67_ae85_84ca_a73b;
     let product = u128::from((hash ^ word).wrapping_add(ADD)) * u128::from(MULTIPLY);
     (product as u64 ^ (product >> 64) as u64).wrapping_add(hash)
 }
 
-/// The four octets the kernel's `proto_ports_offset` finds.
+/// The four octets found by the kernel's `proto_ports_offset`.
 #[inline]
 fn ports(protocol: Protocol, payload: &[u8]) -> u32 {
     let octets = match protocol {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn an_icmp_error_takes_the_path_of_what_it_quotes() {
+    fn an_icmp_error_takes_the_path_of_the_quoted_packet() {
         let quoted = ipv4(Protocol::UDP, &PORTS);
         let mut error = [&[0; 8], &quoted[..]].concat();
         icmpv4::write_header(
@@ -241,15 +241,15 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_the_same_everywhere_and_heeds_its_seed() {
+    fn the_hash_is_the_same_everywhere_and_depends_on_the_seed() {
         let octets = ipv4(Protocol::UDP, &PORTS);
         let key = FlowKey::l4_ipv4(&Ipv4Packet::new_unchecked(&octets));
         assert_eq!(key.hash(0), key.hash(0));
         assert_ne!(key.hash(0), key.hash(1));
     }
 
-    /// Over flows that differ in one port alone, as a busy server's do, each of eight equal paths
-    /// gets its share within a tenth; so with neighbouring addresses.
+    /// For flows that differ in one port only, as on a busy server, each of eight equal paths gets its
+    /// share within a tenth; the same for adjacent addresses.
     #[test]
     fn flows_spread_evenly_by_their_high_bits_and_low_bits() {
         let octets = ipv4(Protocol::TCP, &PORTS);

@@ -1,7 +1,7 @@
 //! ICMP for IPv4 (RFC 792, RFC 1191's next-hop MTU, RFC 1812 §5.2.7's codes).
 //!
-//! Names are those of the kernel's include/uapi/linux/icmp.h without their prefix. When an error
-//! may be sent is the pipeline's to say.
+//! Names are those of the kernel's include/uapi/linux/icmp.h without their prefix. Whether an error may
+//! be sent is decided in the pipeline.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use super::error::require;
 use super::octets::{array, get_u8, get_u16, put, put_u8, put_u16, slice, slice_mut};
 use super::{Error, Ipv4Packet, Protocol, checksum, print};
 
-/// Length of the header all messages share, in octets; what follows is data or the quoted packet.
+/// Length of the header common to all messages, in octets; data or the quoted packet follows.
 pub const HEADER_LEN: usize = 8;
 
 mod field {
@@ -51,7 +51,7 @@ impl Icmpv4Type {
     /// Timestamp reply.
     pub const TIMESTAMPREPLY: Self = Self(14);
 
-    /// An error message: it quotes the packet it is about.
+    /// An error message, which quotes the packet it is about.
     #[inline]
     #[must_use]
     pub const fn is_error(self) -> bool {
@@ -65,8 +65,8 @@ impl Icmpv4Type {
         )
     }
 
-    /// Whether no error may be sent about a message of this type (RFC 1812 §4.3.2.7). As in the
-    /// kernel's `icmp_pointers`, that is error messages and all types that may be some.
+    /// Whether no error may be sent about a message of this type (RFC 1812 §4.3.2.7): error messages, and
+    /// all types that may be errors, as in the kernel's `icmp_pointers`.
     #[inline]
     #[must_use]
     pub const fn forbids_error(self) -> bool {
@@ -80,9 +80,9 @@ pub mod unreach {
     pub const NET_UNREACH: u8 = 0;
     /// The host does not answer.
     pub const HOST_UNREACH: u8 = 1;
-    /// The host does not speak the protocol.
+    /// The protocol is not supported by the host.
     pub const PROT_UNREACH: u8 = 2;
-    /// Nobody listens on the port.
+    /// No socket is bound to the port.
     pub const PORT_UNREACH: u8 = 3;
     /// Too long for the next hop, and DF is set.
     pub const FRAG_NEEDED: u8 = 4;
@@ -102,9 +102,9 @@ pub mod unreach {
 
 /// Codes of [`Icmpv4Type::TIME_EXCEEDED`].
 pub mod exceeded {
-    /// TTL ran out on the way.
+    /// TTL exceeded in transit.
     pub const EXC_TTL: u8 = 0;
-    /// Reassembly took too long.
+    /// Reassembly timed out.
     pub const EXC_FRAGTIME: u8 = 1;
 }
 
@@ -114,7 +114,7 @@ view! {
 }
 
 impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
-    /// Whether the 8 octets of the header are there.
+    /// Whether the buffer has the 8 octets of the header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
@@ -132,18 +132,18 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
         get_u8(self.as_octets(), field::CODE)
     }
 
-    /// The checksum as it stands.
+    /// The checksum field.
     #[inline]
     pub fn checksum(&self) -> u16 {
         get_u16(self.as_octets(), field::CHECKSUM)
     }
 
-    /// Whether the message sums to what its checksum says.
+    /// Whether the checksum is valid.
     pub fn verify_checksum(&self) -> bool {
         checksum::is_valid(checksum::ones_complement_sum(self.as_octets()))
     }
 
-    /// Octets 4 to 7, which each type uses in its own way.
+    /// Octets 4 to 7, whose use depends on the type.
     #[inline]
     pub fn rest_of_header(&self) -> [u8; 4] {
         array(self.as_octets(), field::REST)
@@ -161,19 +161,19 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
         get_u16(self.as_octets(), field::SEQ)
     }
 
-    /// Next-hop MTU of "fragmentation needed", in octets; zero from a router before RFC 1191.
+    /// Next-hop MTU of "fragmentation needed", in octets; zero from a router that predates RFC 1191.
     #[inline]
     pub fn mtu(&self) -> u16 {
         get_u16(self.as_octets(), field::MTU)
     }
 
-    /// The offset a parameter problem points at, in octets.
+    /// The pointer of a parameter problem, an offset in octets.
     #[inline]
     pub fn pointer(&self) -> u8 {
         get_u8(self.as_octets(), field::POINTER)
     }
 
-    /// The better gateway a redirect names.
+    /// The gateway of a redirect.
     #[inline]
     pub fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(array::<4>(self.as_octets(), field::GATEWAY))
@@ -185,7 +185,7 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
         slice(self.as_octets(), HEADER_LEN, usize::MAX)
     }
 
-    /// The packet an error quotes, if its IP header is whole. Its payload is cut short.
+    /// The packet quoted by an error, if its IP header is complete. Its payload is truncated.
     #[inline]
     pub fn quoted(&self) -> Option<Ipv4Packet<&[u8]>> {
         if !self.icmp_type().is_error() {
@@ -196,13 +196,13 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv4Packet<T> {
-    /// Sets the type and leaves the checksum alone.
+    /// Sets the type without updating the checksum.
     #[inline]
     pub fn set_icmp_type(&mut self, icmp_type: Icmpv4Type) {
         put_u8(self.buffer.as_mut(), field::TYPE, icmp_type.0);
     }
 
-    /// Sets the code and leaves the checksum alone.
+    /// Sets the code without updating the checksum.
     #[inline]
     pub fn set_code(&mut self, code: u8) {
         put_u8(self.buffer.as_mut(), field::CODE, code);
@@ -220,28 +220,28 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv4Packet<T> {
         put(self.buffer.as_mut(), field::REST, &rest);
     }
 
-    /// Computes the checksum of the whole buffer anew and writes it.
+    /// Computes and writes the checksum of the whole buffer.
     pub fn fill_checksum(&mut self) {
         self.set_checksum(0);
         let checksum = checksum::checksum(self.as_octets());
         self.set_checksum(checksum);
     }
 
-    /// Data or quoted packet, to write to.
+    /// Data or quoted packet, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
     }
 }
 
-/// What octets 4 to 7 hold, by kind of message.
+/// Contents of octets 4 to 7, by kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Zero: unreachable and time exceeded messages.
     Unused,
     /// Next-hop MTU in octets, for "fragmentation needed" (RFC 1191 §4).
     Mtu(u16),
-    /// Offset of the octet at fault, for a parameter problem.
+    /// Offset of the invalid octet, for a parameter problem.
     Pointer(u8),
     /// Identifier and sequence number of an echo message.
     Echo(u16, u16),
@@ -260,8 +260,8 @@ impl Rest {
     }
 }
 
-/// Writes a message's header over the first 8 octets of `buffer`; what lies behind them is its
-/// payload, and the checksum is computed over all of it.
+/// Writes a message's header to the first 8 octets of `buffer`; the rest is its payload, and the checksum
+/// covers all of it.
 ///
 /// # Errors
 /// [`Error::Truncated`] if `buffer` is shorter than 8 octets.
@@ -306,7 +306,7 @@ impl<T: AsRef<[u8]>> fmt::Display for Icmpv4Packet<T> {
 }
 
 impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
-    /// Where the quoted packet went; 0.0.0.0 if nothing is quoted.
+    /// Destination of the quoted packet; 0.0.0.0 if nothing is quoted.
     fn quoted_dst(&self) -> Ipv4Addr {
         Ipv4Packet::new_unchecked(self.payload()).dst_addr()
     }
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_told_from_queries() {
+    fn errors_are_distinguished_from_queries() {
         let errors: Vec<u8> = (0..=255).filter(|&t| Icmpv4Type(t).is_error()).collect();
         assert_eq!(errors, [3, 4, 5, 11, 12]);
         let may_be_answered: Vec<u8> =

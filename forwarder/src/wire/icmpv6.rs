@@ -1,7 +1,7 @@
-//! ICMPv6 (RFC 4443) and what of Neighbour Discovery (RFC 4861) a trace shows.
+//! ICMPv6 (RFC 4443) and the parts of Neighbour Discovery (RFC 4861) that traces show.
 //!
-//! Names are those of the kernel's include/uapi/linux/icmpv6.h without their prefix. When an
-//! error may be sent is the pipeline's to say.
+//! Names are those of the kernel's include/uapi/linux/icmpv6.h without their prefix. Whether an error may
+//! be sent is decided in the pipeline.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -10,7 +10,7 @@ use super::error::require;
 use super::octets::{array, get_u8, get_u16, get_u32, put, put_u8, put_u16, slice, slice_mut};
 use super::{Error, Ipv6Packet, Protocol, checksum, print};
 
-/// Length of the header all messages share, in octets; what follows is data or the quoted packet.
+/// Length of the header common to all messages, in octets; data or the quoted packet follows.
 pub const HEADER_LEN: usize = 8;
 
 mod field {
@@ -61,7 +61,7 @@ impl Icmpv6Type {
     }
 
     /// Whether no error may be sent about a message of this type: RFC 4443 §2.4(e.1) and (e.2). The
-    /// kernel's `is_ineligible` lets redirects, (e.2), pass.
+    /// kernel's `is_ineligible` allows errors about redirects, (e.2).
     #[inline]
     #[must_use]
     pub const fn forbids_error(self) -> bool {
@@ -79,40 +79,40 @@ pub mod unreach {
     pub const NOT_NEIGHBOUR: u8 = 2;
     /// The host does not answer.
     pub const ADDR_UNREACH: u8 = 3;
-    /// Nobody listens on the port.
+    /// No socket is bound to the port.
     pub const PORT_UNREACH: u8 = 4;
     /// Source address failed ingress or egress policy.
     pub const POLICY_FAIL: u8 = 5;
-    /// The route rejects.
+    /// The route is a reject route.
     pub const REJECT_ROUTE: u8 = 6;
 }
 
 /// Codes of [`Icmpv6Type::TIME_EXCEED`].
 pub mod exceeded {
-    /// The hop limit ran out on the way.
+    /// Hop limit exceeded in transit.
     pub const EXC_HOPLIMIT: u8 = 0;
-    /// Reassembly took too long.
+    /// Reassembly timed out.
     pub const EXC_FRAGTIME: u8 = 1;
 }
 
 /// Codes of [`Icmpv6Type::PARAMPROB`].
 pub mod problem {
-    /// A header field cannot be.
+    /// Erroneous header field.
     pub const HDR_FIELD: u8 = 0;
-    /// Next Header not known.
+    /// Unrecognized Next Header.
     pub const UNK_NEXTHDR: u8 = 1;
-    /// Option not known.
+    /// Unrecognized option.
     pub const UNK_OPTION: u8 = 2;
 }
 
 view! {
-    /// An ICMPv6 message; the buffer ends where the IP payload does. The checksum functions take
-    /// the sum of the pseudo-header, from [`checksum::pseudo_header_v6`].
+    /// An ICMPv6 message; the buffer ends where the IP payload does. The checksum functions take the sum
+    /// of the pseudo-header, from [`checksum::pseudo_header_v6`].
     Icmpv6Packet
 }
 
 impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
-    /// Whether the 8 octets of the header are there.
+    /// Whether the buffer has the 8 octets of the header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
@@ -130,25 +130,25 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
         get_u8(self.as_octets(), field::CODE)
     }
 
-    /// The checksum as it stands.
+    /// The checksum field.
     #[inline]
     pub fn checksum(&self) -> u16 {
         get_u16(self.as_octets(), field::CHECKSUM)
     }
 
-    /// Whether the message sums to what its checksum says.
+    /// Whether the checksum is valid.
     pub fn verify_checksum(&self, pseudo_header: u32) -> bool {
         checksum::is_valid(pseudo_header + checksum::ones_complement_sum(self.as_octets()))
     }
 
-    /// Whether the checksum field holds the folded sum of the pseudo-header, left for a device to
-    /// complete; see [`UdpPacket::is_checksum_partial`](super::UdpPacket::is_checksum_partial).
+    /// Whether the checksum field holds the folded sum of the pseudo-header, to be completed by a device;
+    /// see [`UdpPacket::is_checksum_partial`](super::UdpPacket::is_checksum_partial).
     #[inline]
     pub fn is_checksum_partial(&self, pseudo_header: u32) -> bool {
         self.checksum() == checksum::fold(pseudo_header)
     }
 
-    /// Octets 4 to 7, which each type uses in its own way.
+    /// Octets 4 to 7, whose use depends on the type.
     #[inline]
     pub fn rest_of_header(&self) -> [u8; 4] {
         array(self.as_octets(), field::REST)
@@ -172,7 +172,7 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
         get_u32(self.as_octets(), field::REST)
     }
 
-    /// The offset a parameter problem points at, in octets.
+    /// The pointer of a parameter problem, an offset in octets.
     #[inline]
     pub fn pointer(&self) -> u32 {
         get_u32(self.as_octets(), field::REST)
@@ -190,7 +190,7 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
         slice(self.as_octets(), HEADER_LEN, usize::MAX)
     }
 
-    /// The packet an error quotes, if its fixed header is whole. The rest is cut short.
+    /// The packet quoted by an error, if its fixed header is complete. The rest is truncated.
     #[inline]
     pub fn quoted(&self) -> Option<Ipv6Packet<&[u8]>> {
         if !self.icmp_type().is_error() {
@@ -201,13 +201,13 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv6Packet<T> {
-    /// Sets the type and leaves the checksum alone.
+    /// Sets the type without updating the checksum.
     #[inline]
     pub fn set_icmp_type(&mut self, icmp_type: Icmpv6Type) {
         put_u8(self.buffer.as_mut(), field::TYPE, icmp_type.0);
     }
 
-    /// Sets the code and leaves the checksum alone.
+    /// Sets the code without updating the checksum.
     #[inline]
     pub fn set_code(&mut self, code: u8) {
         put_u8(self.buffer.as_mut(), field::CODE, code);
@@ -225,28 +225,28 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv6Packet<T> {
         put(self.buffer.as_mut(), field::REST, &rest);
     }
 
-    /// Computes the checksum of pseudo-header and the whole buffer anew and writes it.
+    /// Computes and writes the checksum of pseudo-header and whole buffer.
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
         self.set_checksum(0);
         let sum = pseudo_header + checksum::ones_complement_sum(self.as_octets());
         self.set_checksum(!checksum::fold(sum));
     }
 
-    /// Data or quoted packet, to write to.
+    /// Data or quoted packet, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
     }
 }
 
-/// What octets 4 to 7 hold, by kind of message.
+/// Contents of octets 4 to 7, by kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Zero: unreachable and time exceeded messages.
     Unused,
     /// MTU in octets, for "packet too big".
     Mtu(u32),
-    /// Offset of the octet at fault, for a parameter problem.
+    /// Offset of the invalid octet, for a parameter problem.
     Pointer(u32),
     /// Identifier and sequence number of an echo message.
     Echo(u16, u16),
@@ -264,8 +264,8 @@ impl Rest {
     }
 }
 
-/// Writes a message's header over the first 8 octets of `buffer`; what lies behind them is its
-/// payload. The checksum is computed over all of it and over the pseudo-header of `src` and `dst`.
+/// Writes a message's header to the first 8 octets of `buffer`; the rest is its payload. The checksum
+/// covers all of it and the pseudo-header of `src` and `dst`.
 ///
 /// # Errors
 /// [`Error::Truncated`] if `buffer` is shorter than 8 octets.
@@ -277,7 +277,7 @@ pub fn write_header(
     (src, dst): (Ipv6Addr, Ipv6Addr),
 ) -> Result<(), Error> {
     require(buffer, HEADER_LEN)?;
-    // No buffer is as long as 4 GiB.
+    // No buffer reaches 4 GiB.
     let len = buffer.len() as u32;
     let mut icmp = Icmpv6Packet::new_unchecked(buffer);
     icmp.set_icmp_type(icmp_type);
@@ -330,7 +330,7 @@ impl<T: AsRef<[u8]>> fmt::Display for Icmpv6Packet<T> {
 }
 
 impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
-    /// Where the quoted packet went; :: if nothing is quoted.
+    /// Destination of the quoted packet; :: if nothing is quoted.
     fn quoted_dst(&self) -> Ipv6Addr {
         Ipv6Packet::new_unchecked(self.payload()).dst_addr()
     }
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_told_from_information() {
+    fn errors_are_distinguished_from_informational_messages() {
         for number in 0..=255 {
             assert_eq!(Icmpv6Type(number).is_error(), number < 128);
             assert_eq!(Icmpv6Type(number).forbids_error(), number < 128 || number == 137);

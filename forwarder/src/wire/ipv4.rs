@@ -1,4 +1,4 @@
-//! The IPv4 header (RFC 791, DS field of RFC 2474, ECN of RFC 3168) and the kinds of address.
+//! The IPv4 header (RFC 791, DS field of RFC 2474, ECN of RFC 3168) and address types.
 //!
 //! Options are in [`ipv4_option`](super::ipv4_option).
 
@@ -13,7 +13,7 @@ use super::{Error, Protocol, checksum};
 pub const HEADER_LEN_MIN: usize = 20;
 /// Length of the longest header, in octets.
 pub const HEADER_LEN_MAX: usize = 60;
-/// Every link carries packets of this length whole (RFC 791), in octets.
+/// Minimum MTU of every link (RFC 791), in octets.
 pub const MTU_MIN: u16 = 68;
 
 mod field {
@@ -39,13 +39,13 @@ const FLAG_MF: u16 = 0x2000;
 const FRAG_OFFSET_MASK: u16 = 0x1fff;
 
 view! {
-    /// An IPv4 packet. `check_len` asks for the 20 octets of the fixed header, a header length of
-    /// 20 or more, and as many octets; it does not look at the version or the total length.
+    /// An IPv4 packet. `check_len` requires the 20 octets of the fixed header, a header length of 20 or
+    /// more, and as many octets; it does not check the version or the total length.
     Ipv4Packet
 }
 
 impl<T: AsRef<[u8]>> Ipv4Packet<T> {
-    /// Whether the header is there, options included.
+    /// Whether the buffer has the whole header, options included.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN_MIN)?;
@@ -56,7 +56,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         require(self.as_octets(), len)
     }
 
-    /// IP version; 4 in a real header.
+    /// IP version; 4 in a valid header.
     #[inline]
     pub fn version(&self) -> u8 {
         get_u8(self.as_octets(), field::VERSION_IHL) >> 4
@@ -69,7 +69,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         usize::from(get_u8(self.as_octets(), field::VERSION_IHL) & 0x0f) * 4
     }
 
-    /// DSCP and ECN as they lie: the octet once called type of service.
+    /// DSCP and ECN in one octet, formerly type of service.
     #[inline]
     pub fn tos(&self) -> u8 {
         get_u8(self.as_octets(), field::DSCP_ECN)
@@ -87,7 +87,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         self.tos() & 0x03
     }
 
-    /// Length of header and payload as the header states it, in octets.
+    /// Total length field: header and payload, in octets.
     #[inline]
     pub fn total_len(&self) -> u16 {
         get_u16(self.as_octets(), field::TOTAL_LEN)
@@ -111,7 +111,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         self.flags_frag_offset() & FLAG_MF != 0
     }
 
-    /// Where this fragment's payload lies in the whole one, in octets: 0–65,528.
+    /// Offset of this fragment's payload in the original one, in octets: 0–65,528.
     #[inline]
     pub fn frag_offset(&self) -> u16 {
         (self.flags_frag_offset() & FRAG_OFFSET_MASK) << 3
@@ -123,7 +123,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         self.flags_frag_offset() & (FLAG_MF | FRAG_OFFSET_MASK) != 0
     }
 
-    /// Whether the payload starts with the upper layer's header: any packet but a later fragment.
+    /// Whether the payload starts with the upper-layer header: true for all packets but later fragments.
     #[inline]
     pub fn is_first_fragment(&self) -> bool {
         self.flags_frag_offset() & FRAG_OFFSET_MASK == 0
@@ -140,13 +140,13 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         get_u8(self.as_octets(), field::TTL)
     }
 
-    /// What the payload is.
+    /// Protocol of the payload.
     #[inline]
     pub fn protocol(&self) -> Protocol {
         Protocol(get_u8(self.as_octets(), field::PROTOCOL))
     }
 
-    /// The header checksum as it stands.
+    /// The header checksum field.
     #[inline]
     pub fn checksum(&self) -> u16 {
         get_u16(self.as_octets(), field::CHECKSUM)
@@ -164,7 +164,7 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         Ipv4Addr::from(array::<4>(self.as_octets(), field::DST_ADDR))
     }
 
-    /// Whether the header, options included, sums to what its checksum says.
+    /// Whether the checksum of the header, options included, is valid.
     #[inline]
     pub fn verify_checksum(&self) -> bool {
         checksum::is_valid(checksum::ones_complement_sum(self.header()))
@@ -182,13 +182,13 @@ impl<T: AsRef<[u8]>> Ipv4Packet<T> {
         slice(self.as_octets(), HEADER_LEN_MIN, self.header_len())
     }
 
-    /// The options, one by one.
+    /// Iterates over the options.
     #[inline]
     pub fn options(&self) -> Ipv4Options<'_> {
         Ipv4Options::new(self.option_octets())
     }
 
-    /// What follows the header, up to the total length or the end of the buffer.
+    /// The payload, up to the total length or the end of the buffer.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), self.header_len(), usize::from(self.total_len()))
@@ -220,8 +220,8 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
         put_u16(self.buffer.as_mut(), field::IDENT, ident);
     }
 
-    /// Sets DF and MF and the fragment offset in octets, which loses what is not a multiple of 8.
-    /// Clears the reserved flag.
+    /// Sets DF and MF and the fragment offset in octets, rounded down to a multiple of 8. Clears the
+    /// reserved flag.
     #[inline]
     pub fn set_frag(&mut self, dont_frag: bool, more_frags: bool, offset: u16) {
         let mut word = offset >> 3;
@@ -234,14 +234,14 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
         put_u16(self.buffer.as_mut(), field::FLAGS_FRAG_OFFSET, word);
     }
 
-    /// Sets the time to live and leaves the checksum alone; to forward, see
+    /// Sets the time to live without updating the checksum; for forwarding, see
     /// [`decrease_ttl`](Self::decrease_ttl).
     #[inline]
     pub fn set_ttl(&mut self, ttl: u8) {
         put_u8(self.buffer.as_mut(), field::TTL, ttl);
     }
 
-    /// Sets what the payload is.
+    /// Sets the protocol of the payload.
     #[inline]
     pub fn set_protocol(&mut self, protocol: Protocol) {
         put_u8(self.buffer.as_mut(), field::PROTOCOL, protocol.0);
@@ -253,19 +253,19 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
         put_u16(self.buffer.as_mut(), field::CHECKSUM, checksum);
     }
 
-    /// Sets the source address and leaves the checksum alone.
+    /// Sets the source address without updating the checksum.
     #[inline]
     pub fn set_src_addr(&mut self, addr: Ipv4Addr) {
         put(self.buffer.as_mut(), field::SRC_ADDR, &addr.octets());
     }
 
-    /// Sets the destination address and leaves the checksum alone.
+    /// Sets the destination address without updating the checksum.
     #[inline]
     pub fn set_dst_addr(&mut self, addr: Ipv4Addr) {
         put(self.buffer.as_mut(), field::DST_ADDR, &addr.octets());
     }
 
-    /// Computes the header checksum anew and writes it.
+    /// Computes and writes the header checksum.
     #[inline]
     pub fn fill_checksum(&mut self) {
         self.set_checksum(0);
@@ -273,8 +273,8 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
         self.set_checksum(checksum);
     }
 
-    /// Takes one hop off the time to live, brings the checksum along and returns what is left, as
-    /// the kernel's `ip_decrease_ttl`. Never below zero: a TTL of 0 stays, and so does its checksum.
+    /// Decrements the time to live, updates the checksum and returns the new TTL, as the kernel's
+    /// `ip_decrease_ttl`. A TTL of 0 and its checksum are not changed.
     #[inline]
     pub fn decrease_ttl(&mut self) -> u8 {
         let Some(ttl) = self.ttl().checked_sub(1) else { return 0 };
@@ -283,14 +283,14 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
         ttl
     }
 
-    /// The octets of the options, to write to.
+    /// The octets of the options, writable.
     #[inline]
     pub fn option_octets_mut(&mut self) -> &mut [u8] {
         let end = self.header_len();
         slice_mut(self.buffer.as_mut(), HEADER_LEN_MIN, end)
     }
 
-    /// What follows the header, to write to.
+    /// The payload, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         let (start, end) = (self.header_len(), usize::from(self.total_len()));
@@ -298,8 +298,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv4Packet<T> {
     }
 }
 
-// The kinds of address, by the names of the kernel's include/linux/in.h. Each is one mask and
-// compare.
+// Address types, with the names of the kernel's include/linux/in.h. Each is one mask and compare.
 
 /// 127.0.0.0/8.
 #[inline]
@@ -308,8 +307,8 @@ pub const fn ipv4_is_loopback(addr: Ipv4Addr) -> bool {
     addr.to_bits() >> 24 == 127
 }
 
-/// 0.0.0.0, "this host on this network" (RFC 1122 §3.2.1.3). The rest of 0/8 the kernel has taken
-/// for ordinary addresses since 5.3.
+/// 0.0.0.0, "this host on this network" (RFC 1122 §3.2.1.3). Since 5.3 the kernel treats the rest of 0/8
+/// as ordinary addresses.
 #[inline]
 #[must_use]
 pub const fn ipv4_is_zeronet(addr: Ipv4Addr) -> bool {
@@ -323,7 +322,7 @@ pub const fn ipv4_is_multicast(addr: Ipv4Addr) -> bool {
     addr.to_bits() >> 28 == 0xe
 }
 
-/// 224.0.0.0/24, multicast no router forwards (RFC 5771 §4).
+/// 224.0.0.0/24, multicast that routers do not forward (RFC 5771 §4).
 #[inline]
 #[must_use]
 pub const fn ipv4_is_local_multicast(addr: Ipv4Addr) -> bool {
@@ -337,8 +336,8 @@ pub const fn ipv4_is_lbcast(addr: Ipv4Addr) -> bool {
     addr.to_bits() == u32::MAX
 }
 
-/// 240.0.0.0/4, the limited broadcast left out: class E, reserved (RFC 1112 §4). The kernel has
-/// no such function and forwards these.
+/// 240.0.0.0/4 except the limited broadcast: class E, reserved (RFC 1112 §4). The kernel has no such
+/// function and forwards these.
 #[inline]
 #[must_use]
 pub const fn ipv4_is_class_e(addr: Ipv4Addr) -> bool {
@@ -366,7 +365,7 @@ mod tests {
     ];
 
     #[test]
-    fn fields_read_where_the_header_says() {
+    fn fields_are_read_at_the_headers_offsets() {
         let packet = Ipv4Packet::new_checked(&PACKET[..]).unwrap();
         assert_eq!(packet.version(), 4);
         assert_eq!(packet.header_len(), 24);
@@ -449,7 +448,7 @@ mod tests {
     #[test]
     fn any_flipped_bit_of_the_header_fails_the_checksum() {
         for bit in 0..24 * 8 {
-            // The header length decides what is summed; a shorter one may sum right by chance.
+            // The header length determines what is summed; a shorter header may be valid by chance.
             if (4..8).contains(&bit) {
                 continue;
             }

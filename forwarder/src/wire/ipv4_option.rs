@@ -1,7 +1,7 @@
-//! IPv4 options (RFC 791 §3.1), one by one.
+//! Parsing of IPv4 options (RFC 791 §3.1).
 //!
-//! The walk checks what `__ip_options_compile` checks of every option: that it has a length and
-//! that the length fits. What an option's own fields must be is left to whoever acts on it.
+//! The iterator checks what `__ip_options_compile` checks for every option: that it has a length and that
+//! the length fits. The caller checks the fields of an option.
 
 use super::Error;
 use super::ipv4::HEADER_LEN_MIN;
@@ -33,7 +33,7 @@ impl OptionKind {
     /// Router alert (RFC 2113).
     pub const RA: Self = Self(148);
 
-    /// Whether every fragment carries the option, not the first one alone.
+    /// Whether the option is copied to every fragment, not only the first one.
     #[inline]
     #[must_use]
     pub const fn copied(self) -> bool {
@@ -48,10 +48,10 @@ impl OptionKind {
     }
 }
 
-/// One option where it lies.
+/// One option in the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Option<'a> {
-    /// What it is.
+    /// Its kind.
     pub kind: OptionKind,
     /// Offset of its first octet from the start of the IP header.
     pub offset: usize,
@@ -60,7 +60,7 @@ pub struct Ipv4Option<'a> {
 }
 
 impl<'a> Ipv4Option<'a> {
-    /// The octets behind kind and length.
+    /// The octets after kind and length.
     #[inline]
     #[must_use]
     pub fn data(&self) -> &'a [u8] {
@@ -83,8 +83,8 @@ impl<'a> Ipv4Option<'a> {
     }
 }
 
-/// Walks the options of one header. Yields EOL as the last option; what follows it is padding.
-/// After an error there is nothing more.
+/// Iterates over the options of one header. EOL is the last option; padding follows it. Nothing is
+/// returned after an error.
 #[derive(Clone, Debug)]
 pub struct Ipv4Options<'a> {
     rest: &'a [u8],
@@ -92,7 +92,7 @@ pub struct Ipv4Options<'a> {
 }
 
 impl<'a> Ipv4Options<'a> {
-    /// Over the octets of the options alone.
+    /// Takes the octets of the options only.
     #[inline]
     #[must_use]
     pub const fn new(octets: &'a [u8]) -> Self {
@@ -101,7 +101,7 @@ impl<'a> Ipv4Options<'a> {
 }
 
 impl<'a> Iterator for Ipv4Options<'a> {
-    /// The error is [`Error::BadOption`] and points at the option's first octet.
+    /// The error is [`Error::BadOption`] with the offset of the option's first octet.
     type Item = Result<Ipv4Option<'a>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn options_come_in_order_with_their_offsets() {
+    fn options_are_returned_in_order_with_their_offsets() {
         // NOP, RR with one slot, EOL, padding.
         let octets = [1, 7, 7, 4, 0, 0, 0, 0, 0, 9, 9, 9];
         assert_eq!(walk(&octets), [Ok((1, 20, 1)), Ok((7, 21, 7)), Ok((0, 28, 1))]);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_length_points_at_its_option_and_ends_the_walk() {
+    fn a_bad_length_reports_its_option_and_ends_parsing() {
         let bad = |pointer| Err(Error::BadOption { pointer });
         assert_eq!(walk(&[1, 7, 1, 4]), [Ok((1, 20, 1)), bad(21)]);
         assert_eq!(walk(&[7, 0, 1, 1]), [bad(20)]);

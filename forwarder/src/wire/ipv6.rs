@@ -1,4 +1,4 @@
-//! The IPv6 fixed header (RFC 8200 §3) and the kinds of address (RFC 4291).
+//! The IPv6 fixed header (RFC 8200 §3) and address types (RFC 4291).
 //!
 //! Extension headers are in [`ipv6_ext`](super::ipv6_ext).
 
@@ -12,7 +12,7 @@ use super::{Error, Protocol};
 
 /// Length of the fixed header, in octets.
 pub const HEADER_LEN: usize = 40;
-/// Every link carries packets of this length whole (RFC 8200 §5), in octets.
+/// Minimum MTU of every link (RFC 8200 §5), in octets.
 pub const MTU_MIN: u32 = 1280;
 
 mod field {
@@ -32,25 +32,25 @@ pub const NEXT_HEADER_OFFSET: usize = field::NEXT_HEADER;
 pub const PAYLOAD_LEN_OFFSET: usize = field::PAYLOAD_LEN.start;
 
 view! {
-    /// An IPv6 packet. `check_len` asks for the 40 octets of the fixed header alone; it does not
-    /// look at the version or the payload length.
+    /// An IPv6 packet. `check_len` requires only the 40 octets of the fixed header; it does not check the
+    /// version or the payload length.
     Ipv6Packet
 }
 
 impl<T: AsRef<[u8]>> Ipv6Packet<T> {
-    /// Whether the fixed header is there.
+    /// Whether the buffer has the fixed header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
     }
 
-    /// IP version; 6 in a real header.
+    /// IP version; 6 in a valid header.
     #[inline]
     pub fn version(&self) -> u8 {
         get_u8(self.as_octets(), 0) >> 4
     }
 
-    /// DSCP and ECN as they lie.
+    /// DSCP and ECN in one octet.
     #[inline]
     pub fn traffic_class(&self) -> u8 {
         (get_u16(self.as_octets(), 0..2) >> 4) as u8
@@ -74,19 +74,19 @@ impl<T: AsRef<[u8]>> Ipv6Packet<T> {
         get_u32(self.as_octets(), field::VERSION_CLASS_FLOW) & 0x000f_ffff
     }
 
-    /// Length of all that follows the fixed header as the header states it, in octets.
+    /// Payload length field: everything after the fixed header, in octets.
     #[inline]
     pub fn payload_len(&self) -> u16 {
         get_u16(self.as_octets(), field::PAYLOAD_LEN)
     }
 
-    /// Length of the fixed header and all that follows as the header states it, in octets.
+    /// Length of the fixed header and the stated payload, in octets.
     #[inline]
     pub fn total_len(&self) -> usize {
         HEADER_LEN + usize::from(self.payload_len())
     }
 
-    /// What follows the fixed header: an extension header or the upper layer.
+    /// Next Header field: an extension header or the upper layer.
     #[inline]
     pub fn next_header(&self) -> Protocol {
         Protocol(get_u8(self.as_octets(), field::NEXT_HEADER))
@@ -110,13 +110,14 @@ impl<T: AsRef<[u8]>> Ipv6Packet<T> {
         Ipv6Addr::from(array::<16>(self.as_octets(), field::DST_ADDR))
     }
 
-    /// What follows the fixed header, up to the payload length or the end of the buffer.
+    /// The payload, up to the payload length or the end of the buffer.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), HEADER_LEN, self.total_len())
     }
 
-    /// The Hop-by-Hop Options header, if it stands first, where alone it counts (RFC 8200 §4.1).
+    /// The Hop-by-Hop Options header, if it is first, the only position where it is valid (RFC 8200
+    /// §4.1).
     ///
     /// # Errors
     /// [`Error::Truncated`] if the packet ends within it.
@@ -128,7 +129,7 @@ impl<T: AsRef<[u8]>> Ipv6Packet<T> {
         ExtOptions::new_checked(self.payload(), HEADER_LEN).map(Some)
     }
 
-    /// Walks the extension headers to what is behind them; see [`upper_layer`].
+    /// Parses the extension headers up to the upper layer; see [`upper_layer`].
     #[inline]
     pub fn upper_layer(&self) -> Result<UpperLayer, Error> {
         upper_layer(self.next_header(), slice(self.as_octets(), 0, self.total_len()))
@@ -136,20 +137,20 @@ impl<T: AsRef<[u8]>> Ipv6Packet<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv6Packet<T> {
-    /// Writes version 6, traffic class and flow label; bits of `flow_label` above 20 are lost.
+    /// Writes version 6, traffic class and flow label; bits of `flow_label` above 20 are ignored.
     #[inline]
     pub fn set_version_class_flow(&mut self, traffic_class: u8, flow_label: u32) {
         let word = 6 << 28 | u32::from(traffic_class) << 20 | (flow_label & 0x000f_ffff);
         put_u32(self.buffer.as_mut(), field::VERSION_CLASS_FLOW, word);
     }
 
-    /// Sets the length of all that follows the fixed header, in octets.
+    /// Sets the payload length, in octets.
     #[inline]
     pub fn set_payload_len(&mut self, octets: u16) {
         put_u16(self.buffer.as_mut(), field::PAYLOAD_LEN, octets);
     }
 
-    /// Sets what follows the fixed header.
+    /// Sets the Next Header field.
     #[inline]
     pub fn set_next_header(&mut self, protocol: Protocol) {
         put_u8(self.buffer.as_mut(), field::NEXT_HEADER, protocol.0);
@@ -161,7 +162,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv6Packet<T> {
         put_u8(self.buffer.as_mut(), field::HOP_LIMIT, hop_limit);
     }
 
-    /// Takes one off the hop limit and returns what is left; 0 stays 0.
+    /// Decrements the hop limit and returns the new one; 0 is not changed.
     #[inline]
     pub fn decrease_hop_limit(&mut self) -> u8 {
         let hop_limit = self.hop_limit().saturating_sub(1);
@@ -181,7 +182,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv6Packet<T> {
         put(self.buffer.as_mut(), field::DST_ADDR, &addr.octets());
     }
 
-    /// What follows the fixed header, to write to.
+    /// The payload, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         let end = self.total_len();
@@ -189,7 +190,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> Ipv6Packet<T> {
     }
 }
 
-// The kinds of address, by the names of the kernel's include/net/ipv6.h.
+// Address types, with the names of the kernel's include/net/ipv6.h.
 
 /// ff00::/8.
 #[inline]
@@ -219,7 +220,7 @@ pub const fn ipv6_addr_any(addr: Ipv6Addr) -> bool {
     addr.to_bits() == 0
 }
 
-/// ::ffff:0:0/96: an IPv4 address in an IPv6 program's hands, never on the wire.
+/// ::ffff:0:0/96: an IPv4 address in an IPv6 socket address, never on the wire.
 #[inline]
 #[must_use]
 pub const fn ipv6_addr_v4mapped(addr: Ipv6Addr) -> bool {
@@ -240,8 +241,7 @@ pub const fn ipv6_addr_is_solict_mult(addr: Ipv6Addr) -> bool {
     addr.to_bits() >> 24 == 0xff02_0000_0000_0000_0000_0001_ff00_0000 >> 24
 }
 
-/// The solicited-node multicast address that goes with `addr`: the kernel's
-/// `addrconf_addr_solict_mult`.
+/// The solicited-node multicast address of `addr`: the kernel's `addrconf_addr_solict_mult`.
 #[inline]
 #[must_use]
 pub const fn addrconf_addr_solict_mult(addr: Ipv6Addr) -> Ipv6Addr {
@@ -249,8 +249,7 @@ pub const fn addrconf_addr_solict_mult(addr: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(0xff02_0000_0000_0000_0000_0001_ff00_0000 | low)
 }
 
-/// How far an address means the same thing (RFC 4007, multicast values of RFC 4291 §2.7). Ordered:
-/// the wider the greater.
+/// The scope of an address (RFC 4007, multicast values of RFC 4291 §2.7). Ordered from narrow to wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scope(pub u8);
 
@@ -261,11 +260,11 @@ impl Scope {
     pub const LINK_LOCAL: Self = Self(2);
     /// One site: ff05::/16 and the deprecated fec0::/10.
     pub const SITE_LOCAL: Self = Self(5);
-    /// Everywhere.
+    /// Global.
     pub const GLOBAL: Self = Self(14);
 }
 
-/// The scope of an address; a packet does not leave the zone of its source's or destination's.
+/// The scope of an address; a packet must not leave the zone of its source or destination.
 #[inline]
 #[must_use]
 pub const fn ipv6_addr_scope(addr: Ipv6Addr) -> Scope {
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_read_where_the_header_says() {
+    fn fields_are_read_at_the_headers_offsets() {
         let packet = Ipv6Packet::new_checked(&PACKET[..]).unwrap();
         assert_eq!(packet.version(), 6);
         assert_eq!((packet.traffic_class(), packet.dscp(), packet.ecn()), (0xb9, 46, 1));

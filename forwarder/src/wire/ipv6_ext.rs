@@ -1,38 +1,38 @@
-//! IPv6 extension headers (RFC 8200 §4): the walk to the upper layer, and the options of
-//! Hop-by-Hop and Destination Options headers.
+//! IPv6 extension headers (RFC 8200 §4): finding the upper layer, and the options of Hop-by-Hop and
+//! Destination Options headers.
 //!
-//! The walk skips what the kernel's `ipv6_ext_hdr` calls an extension header, and the
-//! Authentication Header with it. It does not police order or repetition: hosts do that, routers
-//! forward. All offsets count octets from the start of the IPv6 header.
+//! Parsing skips extension headers as defined by the kernel's `ipv6_ext_hdr`, and the Authentication
+//! Header. It does not check order or repetition, which is left to hosts. All offsets count octets from
+//! the start of the IPv6 header.
 
 use super::error::require;
 use super::ipv6::{HEADER_LEN, NEXT_HEADER_OFFSET};
 use super::octets::{get_u8, get_u16, get_u32, put_u8, put_u16, put_u32, slice};
 use super::{Error, Protocol};
 
-/// How many extension headers are walked. RFC 8200 §4.1 foresees seven; a packet with more than
-/// this wants to cost time.
+/// Maximum number of extension headers that are parsed. RFC 8200 §4.1 expects seven; a packet with more
+/// than this is likely meant to cost time.
 pub const MAX_EXT_HEADERS: usize = 16;
 /// Length of a Fragment header, in octets.
 pub const FRAGMENT_HEADER_LEN: usize = 8;
 
-/// What lies behind the extension headers.
+/// The header after the extension headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpperLayer {
-    /// What it is: not an extension header, unless [`later_fragment`](Self::later_fragment).
+    /// Its protocol: not an extension header, unless [`later_fragment`](Self::later_fragment).
     pub protocol: Protocol,
-    /// Where it starts.
+    /// Its offset.
     pub offset: usize,
-    /// Where the Next Header field that names it is, for a Parameter Problem's pointer.
+    /// Offset of the Next Header field that identifies it, for a Parameter Problem's pointer.
     pub next_header_offset: usize,
-    /// The last Fragment header on the way, if there was one.
+    /// The last Fragment header before it, if there was one.
     pub fragment: Option<FragmentInfo>,
-    /// Whether there was a Hop-by-Hop Options header right behind the fixed header.
+    /// Whether a Hop-by-Hop Options header follows the fixed header.
     pub hop_by_hop: bool,
 }
 
 impl UpperLayer {
-    /// Whether [`offset`](Self::offset) is in the middle of the upper layer, past its header.
+    /// Whether [`offset`](Self::offset) is in the middle of the upper layer, after its header.
     #[inline]
     #[must_use]
     pub fn later_fragment(&self) -> bool {
@@ -40,22 +40,22 @@ impl UpperLayer {
     }
 }
 
-/// What a Fragment header says.
+/// The contents of a Fragment header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentInfo {
-    /// Where the Fragment header starts.
+    /// Offset of the Fragment header.
     pub header_offset: usize,
-    /// Where the fragment lies in the fragmentable part, in octets: 0–65,528.
+    /// Offset of the fragment in the fragmentable part, in octets: 0–65,528.
     pub offset: u16,
     /// The M flag.
     pub more_frags: bool,
-    /// Fragments of one packet share it.
+    /// Identification: fragments of one packet share it.
     pub ident: u32,
 }
 
-/// Walks from `next_header`, found in the fixed header, to what no longer is an extension header.
-/// `packet` starts with the fixed header and ends with the payload. The walk ends after the
-/// Fragment header of a later fragment: what follows there is no header.
+/// Parses from `next_header`, the fixed header's, to the first header that is not an extension header.
+/// `packet` starts with the fixed header and ends with the payload. Parsing ends after the Fragment
+/// header of a later fragment, which no header follows.
 ///
 /// # Errors
 /// [`Error::Truncated`] if the packet ends within an extension header, and
@@ -72,7 +72,7 @@ pub fn upper_layer(next_header: Protocol, packet: &[u8]) -> Result<UpperLayer, E
         if !is_ext_header(at.protocol) {
             return Ok(at);
         }
-        // Every extension header takes 8 octets or more, and its first two are alike.
+        // Every extension header takes at least 8 octets, and the first two have the same meaning.
         let header = slice(packet, at.offset, packet.len());
         require(header, 8).map_err(|_| truncated(packet, at.offset + 8))?;
         let len = match at.protocol {
@@ -105,7 +105,7 @@ pub fn upper_layer(next_header: Protocol, packet: &[u8]) -> Result<UpperLayer, E
     Ok(at)
 }
 
-/// Whether the walk goes on behind this header. No Next Header, ESP and all else end it.
+/// Whether parsing continues after this header. No Next Header, ESP and all others end it.
 #[inline]
 #[must_use]
 pub const fn is_ext_header(protocol: Protocol) -> bool {
@@ -124,7 +124,7 @@ fn truncated(packet: &[u8], needed: usize) -> Error {
 }
 
 view! {
-    /// A Fragment header (RFC 8200 §4.5) and what it carries.
+    /// A Fragment header (RFC 8200 §4.5) and its payload.
     FragmentHeader
 }
 
@@ -138,19 +138,19 @@ mod field {
 }
 
 impl<T: AsRef<[u8]>> FragmentHeader<T> {
-    /// Whether the 8 octets of the header are there.
+    /// Whether the buffer has the 8 octets of the header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), FRAGMENT_HEADER_LEN)
     }
 
-    /// What the fragmentable part starts with.
+    /// Next Header field: the first header of the fragmentable part.
     #[inline]
     pub fn next_header(&self) -> Protocol {
         Protocol(get_u8(self.as_octets(), field::NEXT_HEADER))
     }
 
-    /// Where the fragment lies in the fragmentable part, in octets: 0–65,528.
+    /// Offset of the fragment in the fragmentable part, in octets: 0–65,528.
     #[inline]
     pub fn frag_offset(&self) -> u16 {
         get_u16(self.as_octets(), field::OFFSET_FLAGS) & 0xfff8
@@ -170,7 +170,7 @@ impl<T: AsRef<[u8]>> FragmentHeader<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> FragmentHeader<T> {
-    /// Writes the whole header; what of `offset`, in octets, is not a multiple of 8 is lost.
+    /// Writes the whole header; `offset`, in octets, is rounded down to a multiple of 8.
     pub fn set(&mut self, next_header: Protocol, offset: u16, more_frags: bool, ident: u32) {
         let octets = self.buffer.as_mut();
         put_u8(octets, field::NEXT_HEADER, next_header.0);
@@ -180,7 +180,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> FragmentHeader<T> {
     }
 }
 
-/// A Hop-by-Hop Options or Destination Options header: they look alike.
+/// A Hop-by-Hop Options or Destination Options header, which have the same format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExtOptions<'a> {
     octets: &'a [u8],
@@ -191,11 +191,10 @@ pub struct ExtOptions<'a> {
 pub type HopByHop<'a> = ExtOptions<'a>;
 
 impl<'a> ExtOptions<'a> {
-    /// The header at the start of `octets`, which is `offset` octets into the packet.
+    /// The header at the start of `octets`, which is at offset `offset` in the packet.
     ///
     /// # Errors
-    /// [`Error::Truncated`] if `octets` ends within it; the numbers count from the start of
-    /// the packet.
+    /// [`Error::Truncated`] if `octets` ends within it; its numbers count from the start of the packet.
     pub fn new_checked(octets: &'a [u8], offset: usize) -> Result<Self, Error> {
         let len = (usize::from(get_u8(octets, 1)) + 1) * 8;
         match octets.get(..len) {
@@ -206,7 +205,7 @@ impl<'a> ExtOptions<'a> {
         }
     }
 
-    /// What follows this header.
+    /// Next Header field.
     #[inline]
     #[must_use]
     pub fn next_header(&self) -> Protocol {
@@ -220,7 +219,7 @@ impl<'a> ExtOptions<'a> {
         self.octets.len()
     }
 
-    /// The options one by one, padding included.
+    /// Iterates over the options, padding included.
     #[inline]
     #[must_use]
     pub fn options(&self) -> Ipv6Options<'a> {
@@ -244,7 +243,7 @@ impl Ipv6OptionKind {
     /// Jumbo payload (RFC 2675).
     pub const JUMBO: Self = Self(0xc2);
 
-    /// What to do about the option where it is not known: its two highest bits.
+    /// The action for unknown options: the two highest bits.
     #[inline]
     #[must_use]
     pub const fn action_if_unknown(self) -> UnknownAction {
@@ -256,7 +255,7 @@ impl Ipv6OptionKind {
         }
     }
 
-    /// Whether its data may change on the way: the third-highest bit.
+    /// Whether its data may change in transit: the third-highest bit.
     #[inline]
     #[must_use]
     pub const fn changes_en_route(self) -> bool {
@@ -264,31 +263,31 @@ impl Ipv6OptionKind {
     }
 }
 
-/// What RFC 8200 §4.2 tells a node to do about an option it does not know.
+/// The action that RFC 8200 §4.2 requires for an unknown option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnknownAction {
-    /// 00: skip the option, go on.
+    /// 00: skip the option and continue.
     Skip,
-    /// 01: discard the packet in silence.
+    /// 01: discard the packet silently.
     Discard,
-    /// 10: discard it and send Parameter Problem code 2, to a multicast destination too.
+    /// 10: discard it and send Parameter Problem code 2, for multicast destinations as well.
     DiscardAndReport,
     /// 11: discard it and send Parameter Problem code 2 unless the destination is multicast.
     DiscardAndReportUnicast,
 }
 
-/// One option where it lies.
+/// One option in the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv6Option<'a> {
-    /// What it is.
+    /// Its type.
     pub kind: Ipv6OptionKind,
     /// Offset of its first octet, for a Parameter Problem's pointer.
     pub offset: usize,
-    /// The octets behind type and length.
+    /// The octets after type and length.
     pub data: &'a [u8],
 }
 
-/// Walks the options of one header. After an error there is nothing more.
+/// Iterates over the options of one header. Nothing is returned after an error.
 #[derive(Clone, Debug)]
 pub struct Ipv6Options<'a> {
     rest: &'a [u8],
@@ -296,7 +295,7 @@ pub struct Ipv6Options<'a> {
 }
 
 impl<'a> Iterator for Ipv6Options<'a> {
-    /// The error is [`Error::BadOption`] and points at the option's first octet.
+    /// The error is [`Error::BadOption`] with the offset of the option's first octet.
     type Item = Result<Ipv6Option<'a>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -322,7 +321,7 @@ mod tests {
     use super::*;
     use crate::wire::Ipv6Packet;
 
-    /// A packet whose fixed header says `next_header`, with `payload` behind it.
+    /// A packet with `next_header` in its fixed header, followed by `payload`.
     fn packet(next_header: Protocol, payload: &[u8]) -> Vec<u8> {
         let mut octets = vec![0; HEADER_LEN];
         octets.extend_from_slice(payload);
@@ -346,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_extension_header_is_walked_by_its_own_length() {
+    fn every_kind_of_extension_header_is_skipped_by_its_length() {
         #[rustfmt::skip]
         let octets = packet(Protocol::HOP_BY_HOP, &[
             43, 0, 5, 2, 0, 0, 1, 0,                                 // hop-by-hop, 8
@@ -371,7 +370,7 @@ mod tests {
 
     #[test]
     fn the_walk_ends_behind_a_later_fragments_header() {
-        // Next header 60 here is no header but data.
+        // Next header 60 here is data, not a header.
         let octets = packet(Protocol::FRAGMENT, &[60, 0, 0x05, 0xa8, 0, 0, 0, 1, 0xff, 0xff]);
         let upper = walk(&octets).unwrap();
         assert_eq!((upper.protocol, upper.offset), (Protocol::DEST_OPTS, 48));
@@ -380,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn esp_no_next_header_and_the_unknown_end_the_walk() {
+    fn esp_no_next_header_and_unknown_headers_end_parsing() {
         for protocol in [Protocol::ESP, Protocol::NO_NEXT_HEADER, Protocol(253)] {
             assert_eq!(walk(&packet(protocol, &[])).unwrap().protocol, protocol);
         }
@@ -414,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn options_come_in_order_with_their_offsets() {
+    fn options_are_returned_in_order_with_their_offsets() {
         let octets = packet(Protocol::HOP_BY_HOP, &[17, 0, 0, 5, 2, 0, 0, 0]);
         let ipv6 = Ipv6Packet::new_unchecked(&octets);
         let header = ipv6.hop_by_hop().unwrap().unwrap();
@@ -441,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_highest_bits_say_what_to_do_with_an_unknown_option() {
+    fn the_two_highest_bits_give_the_action_for_an_unknown_option() {
         for (kind, action) in [
             (0x3e, UnknownAction::Skip),
             (0x7e, UnknownAction::Discard),

@@ -1,23 +1,22 @@
-//! Packet headers as views over octets: one header a file, nothing copied.
+//! Packet headers as views of octets: one header per file, no copying.
 //!
-//! A view wraps anything that is `AsRef<[u8]>` and reads fields where they lie; with
-//! `AsMut<[u8]>` it writes them there too. Values cross the interface in host byte order, lengths
-//! and offsets in octets, whatever unit the header counts in. Forwarded headers are only ever
-//! edited in place: there is no parsed form to lose an option or a DSCP in.
+//! A view wraps anything that is `AsRef<[u8]>` and reads fields in place; with `AsMut<[u8]>` it also
+//! writes them in place. Values are in host byte order, lengths and offsets in octets, whatever the unit
+//! of the header field. Forwarded headers are only edited in place: there is no parsed form that could
+//! lose an option or a DSCP.
 //!
 //! **The contract**, the same for every view:
 //! - `new_checked` (or `new_unchecked`, then `check_len`) succeeds when the buffer holds the whole
-//!   header, options included, and the header's own length field is possible. From then on every
-//!   accessor returns what the octets say.
-//! - No accessor panics, checked or not. Octets past the end of the buffer read as zero, writes to
-//!   them are dropped, and a payload or option area that is not there is empty.
-//! - A payload ends where the header's length field says, or where the buffer does if that is
-//!   sooner (a packet quoted in an ICMP error is cut short).
-//! - `check_len` looks at lengths only. Versions, checksums and addresses are the pipeline's to
-//!   judge, because each of its refusals has a name of its own.
+//!   header, options included, and the header's own length field is valid. Then every accessor returns
+//!   the contents of the buffer.
+//! - No accessor panics, checked or not. Octets beyond the end of the buffer read as zero, writes to them
+//!   are ignored, and a missing payload or option area is empty.
+//! - A payload ends where the header's length field states, or at the end of the buffer if that is
+//!   earlier (a packet quoted in an ICMP error is truncated).
+//! - `check_len` checks lengths only. Versions, checksums and addresses are checked by the pipeline,
+//!   which has a drop reason for each.
 //!
-//! Left out: fragment reassembly, checksum offload flags, and every decision about what to do with
-//! a packet.
+//! Not included: fragment reassembly, checksum offload flags, and decisions about packets.
 
 macro_rules! view {
     ($(#[$doc:meta])* $name:ident) => {
@@ -28,13 +27,13 @@ macro_rules! view {
         }
 
         impl<T: AsRef<[u8]>> $name<T> {
-            /// Wraps `buffer` without looking at it.
+            /// Wraps `buffer` without checks.
             #[inline]
             pub const fn new_unchecked(buffer: T) -> Self {
                 Self { buffer }
             }
 
-            /// Wraps `buffer` if [`check_len`](Self::check_len) allows it.
+            /// Wraps `buffer` if [`check_len`](Self::check_len) succeeds.
             #[inline]
             pub fn new_checked(buffer: T) -> Result<Self, $crate::wire::Error> {
                 let view = Self::new_unchecked(buffer);
@@ -42,13 +41,13 @@ macro_rules! view {
                 Ok(view)
             }
 
-            /// Gives the buffer back.
+            /// Returns the buffer.
             #[inline]
             pub fn into_inner(self) -> T {
                 self.buffer
             }
 
-            /// All octets of the buffer, from the first of this header.
+            /// All octets of the buffer, starting with this header.
             #[inline]
             pub fn as_octets(&self) -> &[u8] {
                 self.buffer.as_ref()

@@ -1,9 +1,9 @@
-//! Reading and writing fields so that nothing panics: what is not there reads as zero and takes
-//! no writes. Network byte order outside, host byte order inside.
+//! Reading and writing fields without panics: missing octets read as zero and writes to them are ignored.
+//! Network byte order in the buffer, host byte order in values.
 
 use std::ops::Range;
 
-/// Where a field lies, in octets from the start of its header.
+/// Position of a field, in octets from the start of its header.
 pub(super) type Field = Range<usize>;
 
 #[inline(always)]
@@ -52,13 +52,13 @@ pub(super) fn put_u32(data: &mut [u8], field: Field, value: u32) {
     put(data, field, &value.to_be_bytes());
 }
 
-/// `data[start..end]`, cut to what is there.
+/// `data[start..end]`, limited to the available octets.
 #[inline(always)]
 pub(super) fn slice(data: &[u8], start: usize, end: usize) -> &[u8] {
     data.get(start..end.min(data.len())).unwrap_or(&[])
 }
 
-/// As [`slice`], to write to.
+/// As [`slice`], writable.
 #[inline(always)]
 pub(super) fn slice_mut(data: &mut [u8], start: usize, end: usize) -> &mut [u8] {
     let end = end.min(data.len());

@@ -1,11 +1,10 @@
-//! Packets in one line, in tcpdump's look: `{}` as `tcpdump -n` prints them, `{:#}` with the IP
-//! header's fields as `tcpdump -nv` does, still in one line.
+//! Packets in one line, in the format of tcpdump: `{}` as `tcpdump -n` prints them, `{:#}` with the IP
+//! header's fields as `tcpdump -nv` does, but in one line.
 //!
-//! Differs on purpose where tcpdump without `-v` says less: an IPv4 fragment shows its place, a
-//! later fragment its protocol. Sequence numbers are absolute, as with `-S`; TCP options are left
-//! out.
+//! Intended differences from tcpdump without `-v`: an IPv4 fragment shows its offset, a later fragment
+//! its protocol. Sequence numbers are absolute, as with `-S`; TCP options are omitted.
 //!
-//! For traces and tests; never on the data path unless a packet is traced.
+//! For traces and tests; not used on the data path unless a packet is traced.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -15,10 +14,10 @@ use super::{
     UdpPacket, VlanTag, checksum, ipv6, ipv6_ext, tcp, udp,
 };
 
-/// How many stacked VLAN tags are printed.
+/// Maximum number of stacked VLAN tags that are printed.
 const MAX_TAGS: usize = 4;
 
-/// What an Ethernet frame carries.
+/// Prints the payload of an Ethernet frame.
 pub(super) fn ethertype(
     f: &mut Formatter<'_>,
     mut ethertype: EtherType,
@@ -129,7 +128,7 @@ impl<T: AsRef<[u8]>> Display for Ipv6Packet<T> {
     }
 }
 
-/// The extension headers, each with a space behind it.
+/// The extension headers, each followed by a space.
 struct Extensions<'a> {
     packet: &'a [u8],
     upper: ipv6_ext::UpperLayer,
@@ -140,7 +139,7 @@ impl Display for Extensions<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let mut header = Protocol(get_u8(self.packet, ipv6::NEXT_HEADER_OFFSET));
         let mut offset = ipv6::HEADER_LEN;
-        // The walk that found the upper layer has been here: each round is an extension header.
+        // The headers have been parsed before: each iteration is an extension header.
         while offset < self.upper.offset && ipv6_ext::is_ext_header(header) {
             let units = usize::from(get_u8(self.packet, offset + 1));
             let len = match (header, self.upper.fragment) {
@@ -170,7 +169,7 @@ impl Display for Extensions<'_> {
     }
 }
 
-/// Addresses, with ports where there are some, then the upper layer.
+/// Addresses, with ports if there are any, then the upper layer.
 fn upper_layer(
     f: &mut Formatter<'_>,
     src: &dyn Display,
@@ -196,8 +195,7 @@ fn upper_layer(
     }
 }
 
-/// The upper layer where addresses and extension headers have been printed: ports, where there
-/// are some, come by themselves.
+/// The upper layer after addresses and extension headers; ports, if there are any, are printed here.
 fn behind_addrs(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fmt::Result {
     match protocol {
         Protocol::ICMP => match Icmpv4Packet::new_checked(payload) {
@@ -225,7 +223,7 @@ fn behind_addrs(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fm
     }
 }
 
-/// The port a quoted packet went to, as "port unreachable" lines name it.
+/// The destination port of a quoted packet, for "port unreachable" lines.
 pub(super) fn port(f: &mut Formatter<'_>, protocol: Protocol, payload: &[u8]) -> fmt::Result {
     let port = UdpPacket::new_unchecked(payload).dst_port();
     match protocol {

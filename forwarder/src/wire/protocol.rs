@@ -1,9 +1,9 @@
-//! The number that says what follows an IP header: IPv4 Protocol, IPv6 Next Header.
+//! The number of the protocol that follows an IP header: IPv4 Protocol, IPv6 Next Header.
 
 use std::fmt;
 
-/// An IP protocol number (IANA "Assigned Internet Protocol Numbers"); IPv6 extension headers
-/// share its space.
+/// An IP protocol number (IANA "Assigned Internet Protocol Numbers"), also used for IPv6 extension
+/// headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Protocol(pub u8);
 

@@ -1,4 +1,4 @@
-//! The TCP header (RFC 9293 §3.1). Options are seen as octets.
+//! The TCP header (RFC 9293 §3.1). Options are not parsed.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ mod field {
     pub const URGENT: Field = 18..20;
 }
 
-/// The control bits, as they lie in the header's 14th octet.
+/// The control bits, as in the header's 14th octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TcpFlags(pub u8);
 
@@ -36,9 +36,9 @@ impl TcpFlags {
     pub const RST: Self = Self(0x04);
     /// Push.
     pub const PSH: Self = Self(0x08);
-    /// The acknowledgment number counts.
+    /// The acknowledgment number is valid.
     pub const ACK: Self = Self(0x10);
-    /// The urgent pointer counts.
+    /// The urgent pointer is valid.
     pub const URG: Self = Self(0x20);
     /// ECN echo (RFC 3168).
     pub const ECE: Self = Self(0x40);
@@ -90,7 +90,7 @@ view! {
 }
 
 impl<T: AsRef<[u8]>> TcpPacket<T> {
-    /// Whether the header is there, options included.
+    /// Whether the buffer has the whole header, options included.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN_MIN)?;
@@ -119,7 +119,7 @@ impl<T: AsRef<[u8]>> TcpPacket<T> {
         get_u32(self.as_octets(), field::SEQ)
     }
 
-    /// Acknowledgment number; counts if ACK is set.
+    /// Acknowledgment number; valid if ACK is set.
     #[inline]
     pub fn ack(&self) -> u32 {
         get_u32(self.as_octets(), field::ACK)
@@ -138,19 +138,19 @@ impl<T: AsRef<[u8]>> TcpPacket<T> {
         TcpFlags(get_u8(self.as_octets(), field::FLAGS))
     }
 
-    /// Window as it stands, not scaled.
+    /// Window field, not scaled.
     #[inline]
     pub fn window(&self) -> u16 {
         get_u16(self.as_octets(), field::WINDOW)
     }
 
-    /// The checksum as it stands.
+    /// The checksum field.
     #[inline]
     pub fn checksum(&self) -> u16 {
         get_u16(self.as_octets(), field::CHECKSUM)
     }
 
-    /// Urgent pointer; counts if URG is set.
+    /// Urgent pointer; valid if URG is set.
     #[inline]
     pub fn urgent(&self) -> u16 {
         get_u16(self.as_octets(), field::URGENT)
@@ -162,20 +162,20 @@ impl<T: AsRef<[u8]>> TcpPacket<T> {
         slice(self.as_octets(), HEADER_LEN_MIN, self.header_len())
     }
 
-    /// What follows the header, up to the end of the buffer.
+    /// The payload, up to the end of the buffer.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), self.header_len(), usize::MAX)
     }
 
-    /// Whether the segment sums to what its checksum says.
+    /// Whether the checksum is valid.
     pub fn verify_checksum(&self, pseudo_header: u32) -> bool {
         checksum::is_valid(pseudo_header + checksum::ones_complement_sum(self.as_octets()))
     }
 
-    /// Whether the checksum field holds the folded sum of the pseudo-header: what the kernel
-    /// leaves there for a device to complete (`CHECKSUM_PARTIAL`). A complete checksum looks so
-    /// too once in 65,536 segments, and completing it then writes the value it has.
+    /// Whether the checksum field holds the folded sum of the pseudo-header, which the kernel leaves
+    /// there for a device to complete (`CHECKSUM_PARTIAL`). This is also true for one in 65,536 complete
+    /// checksums, and completing it then does not change the value.
     #[inline]
     pub fn is_checksum_partial(&self, pseudo_header: u32) -> bool {
         self.checksum() == checksum::fold(pseudo_header)
@@ -207,7 +207,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> TcpPacket<T> {
         put_u32(self.buffer.as_mut(), field::ACK, ack);
     }
 
-    /// Sets the header length, a multiple of 4 up to 60, and clears the reserved bits beside it.
+    /// Sets the header length, a multiple of 4 up to 60, and clears the adjacent reserved bits.
     #[inline]
     pub fn set_header_len(&mut self, octets: usize) {
         put_u8(self.buffer.as_mut(), field::DATA_OFFSET, ((octets / 4) as u8 & 0x0f) << 4);
@@ -237,7 +237,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> TcpPacket<T> {
         put_u16(self.buffer.as_mut(), field::URGENT, urgent);
     }
 
-    /// Computes the checksum anew and writes it.
+    /// Computes and writes the checksum.
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
         self.set_checksum(0);
         let sum = pseudo_header + checksum::ones_complement_sum(self.as_octets());
@@ -253,12 +253,12 @@ impl<T: AsRef<[u8]>> fmt::Display for TcpPacket<T> {
 }
 
 impl<T: AsRef<[u8]>> TcpPacket<T> {
-    /// What tcpdump prints behind addresses and ports: sequence numbers where they matter.
+    /// The part that tcpdump prints after addresses and ports: sequence numbers where they matter.
     pub(super) fn fmt_behind_ports(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (flags, len) = (self.flags(), self.payload().len());
         write!(f, "Flags [{flags}]")?;
         if len > 0 {
-            // A payload is no longer than 65,515 octets.
+            // A payload has at most 65,515 octets.
             write!(f, ", seq {}:{}", self.seq(), self.seq().wrapping_add(len as u32))?;
         } else if flags.intersects(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST) {
             write!(f, ", seq {}", self.seq())?;
@@ -289,7 +289,7 @@ mod tests {
     ];
 
     #[test]
-    fn fields_read_where_the_header_says() {
+    fn fields_are_read_at_the_headers_offsets() {
         let tcp = TcpPacket::new_checked(&SYN_ACK[..]).unwrap();
         assert_eq!((tcp.src_port(), tcp.dst_port()), (80, 12345));
         assert_eq!((tcp.seq(), tcp.ack()), (1, 2));

@@ -1,5 +1,4 @@
-//! What holds for all views alike: none panics, whatever the octets; and packets print in one
-//! line.
+//! Properties of all views: none panics for any octets; and packets print in one line.
 
 use std::fmt::{Display, Write};
 
@@ -7,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Reads everything there is to read; what it says does not matter, only that it says something.
+/// Reads and prints every field; the values do not matter.
 fn read_everything(octets: &[u8]) {
     fn show(packet: &impl Display) {
         let mut line = String::new();
@@ -82,7 +81,7 @@ fn write_everything(octets: &mut [u8]) {
     VlanTag::new_unchecked(&mut *octets).set_tci(1, true, 2);
 }
 
-/// Octets that get past the first field: half of them start as a header of some kind does.
+/// Octets that pass the first checks: half of them start like a header of some kind.
 fn octets() -> impl Strategy<Value = Vec<u8>> {
     let start = prop_oneof![
         4 => Just(vec![]),
@@ -192,7 +191,7 @@ fn ipv4_packets_print_as_tcpdump_prints_them() {
 }
 
 #[test]
-fn icmp_errors_name_what_they_quote() {
+fn icmp_errors_print_the_quoted_packet() {
     let quoted = ipv4_packet(Protocol::UDP, &UDP);
     let line = |icmp_type, code, rest| {
         let mut octets = [&[0; 8], &quoted[..]].concat();
@@ -278,12 +277,12 @@ fn ipv6_packets_print_their_extension_headers() {
     );
     assert_eq!(
         ipv6_line(Protocol::HOP_BY_HOP, &[17, 1, 0, 0]),
-        "IP6 2001:db8:1::2 > 2001:db8:2::2: HBH [44 octets where the header takes 48]"
+        "IP6 2001:db8:1::2 > 2001:db8:2::2: HBH [truncated header: 44 of 48 octets]"
     );
 }
 
 #[test]
-fn icmpv6_errors_name_what_they_quote() {
+fn icmpv6_errors_print_the_quoted_packet() {
     let quoted = ipv6_packet(Protocol::UDP, &UDP);
     let mut octets = [&[1, 4, 0, 0, 0, 0, 0, 0], &quoted[..]].concat();
     let line = |octets: &[u8]| Icmpv6Packet::new_unchecked(octets).to_string();

@@ -25,7 +25,7 @@ view! {
 }
 
 impl<T: AsRef<[u8]>> UdpPacket<T> {
-    /// Whether the 8 octets of the header are there.
+    /// Whether the buffer has the 8 octets of the header.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
@@ -43,39 +43,39 @@ impl<T: AsRef<[u8]>> UdpPacket<T> {
         get_u16(self.as_octets(), field::DST_PORT)
     }
 
-    /// Length of header and payload as the header states it, in octets.
+    /// Length field: header and payload, in octets.
     #[inline]
     pub fn length(&self) -> u16 {
         get_u16(self.as_octets(), field::LENGTH)
     }
 
-    /// The checksum as it stands; zero for none.
+    /// The checksum field; zero for none.
     #[inline]
     pub fn checksum(&self) -> u16 {
         get_u16(self.as_octets(), field::CHECKSUM)
     }
 
-    /// Whether the sender computed a checksum. IPv6 requires one (RFC 8200 §8.1, but RFC 6935).
+    /// Whether the sender computed a checksum. IPv6 requires one (RFC 8200 §8.1; exception: RFC 6935).
     #[inline]
     pub fn has_checksum(&self) -> bool {
         self.checksum() != 0
     }
 
-    /// Whether the datagram sums to what its checksum says, or has none.
+    /// Whether the checksum is valid or absent.
     pub fn verify_checksum(&self, pseudo_header: u32) -> bool {
         !self.has_checksum()
             || checksum::is_valid(pseudo_header + checksum::ones_complement_sum(self.datagram()))
     }
 
-    /// Whether the checksum field holds the folded sum of the pseudo-header: what the kernel
-    /// leaves there for a device to complete (`CHECKSUM_PARTIAL`). A complete checksum looks so
-    /// too once in 65,536 datagrams, and completing it then writes the value it has.
+    /// Whether the checksum field holds the folded sum of the pseudo-header, which the kernel leaves
+    /// there for a device to complete (`CHECKSUM_PARTIAL`). This is also true for one in 65,536 complete
+    /// checksums, and completing it then does not change the value.
     #[inline]
     pub fn is_checksum_partial(&self, pseudo_header: u32) -> bool {
         self.checksum() == checksum::fold(pseudo_header)
     }
 
-    /// What follows the header, up to the stated length or the end of the buffer.
+    /// The payload, up to the stated length or the end of the buffer.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), HEADER_LEN, usize::from(self.length()))
@@ -111,8 +111,8 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> UdpPacket<T> {
         put_u16(self.buffer.as_mut(), field::CHECKSUM, checksum);
     }
 
-    /// Computes the checksum anew and writes it; a sum that comes out as zero is written 0xffff,
-    /// for zero means none (RFC 768).
+    /// Computes and writes the checksum; a result of zero is written as 0xffff, because zero means none
+    /// (RFC 768).
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
         self.set_checksum(0);
         let sum = pseudo_header + checksum::ones_complement_sum(self.datagram());
@@ -122,7 +122,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> UdpPacket<T> {
         });
     }
 
-    /// What follows the header, to write to.
+    /// The payload, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         let end = usize::from(self.length());
@@ -138,7 +138,7 @@ impl<T: AsRef<[u8]>> fmt::Display for UdpPacket<T> {
 }
 
 impl<T: AsRef<[u8]>> UdpPacket<T> {
-    /// What tcpdump prints behind addresses and ports.
+    /// The part that tcpdump prints after addresses and ports.
     pub(super) fn fmt_behind_ports(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match usize::from(self.length()).checked_sub(HEADER_LEN) {
             Some(len) => write!(f, "UDP, length {len}"),
@@ -158,7 +158,7 @@ mod tests {
     const DATAGRAM: [u8; 11] = [0x30, 0x39, 0, 53, 0, 11, 0, 0, b'a', b'b', b'c'];
 
     #[test]
-    fn fields_lie_where_the_header_says() {
+    fn fields_are_at_the_headers_offsets() {
         let mut octets = [0u8; 11];
         let mut udp = UdpPacket::new_unchecked(&mut octets[..]);
         udp.set_src_port(12345);

@@ -1,4 +1,4 @@
-//! The 802.1Q and 802.1ad tag, seen as the header that follows EtherType 0x8100 or 0x88a8.
+//! The 802.1Q and 802.1ad tag, treated as the header that follows EtherType 0x8100 or 0x88a8.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use super::error::require;
 use super::octets::{get_u16, put_u16, slice, slice_mut};
 use super::{Error, EtherType};
 
-/// Length of a tag behind its EtherType, in octets: tag control information and inner EtherType.
+/// Length of a tag after its EtherType, in octets: tag control information and inner EtherType.
 pub const HEADER_LEN: usize = 4;
-/// The highest VLAN identifier that names a VLAN (IEEE 802.1Q table 9-2 reserves 4095).
+/// The highest VLAN identifier of a VLAN (IEEE 802.1Q table 9-2 reserves 4095).
 pub const VID_MAX: u16 = 4094;
 
 mod field {
@@ -19,12 +19,12 @@ mod field {
 }
 
 view! {
-    /// A VLAN tag and what it carries; starts behind the EtherType that announced it.
+    /// A VLAN tag and its payload; starts after the EtherType of the tag.
     VlanTag
 }
 
 impl<T: AsRef<[u8]>> VlanTag<T> {
-    /// Whether the 4 octets of the tag are there.
+    /// Whether the buffer has the 4 octets of the tag.
     #[inline]
     pub fn check_len(&self) -> Result<(), Error> {
         require(self.as_octets(), HEADER_LEN)
@@ -48,19 +48,19 @@ impl<T: AsRef<[u8]>> VlanTag<T> {
         self.tci() & 0x1000 != 0
     }
 
-    /// VLAN identifier, 0–4095; 0 is a priority tag only.
+    /// VLAN identifier, 0–4095; 0 is a priority tag.
     #[inline]
     pub fn vid(&self) -> u16 {
         self.tci() & 0x0fff
     }
 
-    /// What the payload is.
+    /// EtherType of the payload.
     #[inline]
     pub fn ethertype(&self) -> EtherType {
         EtherType(get_u16(self.as_octets(), field::ETHERTYPE))
     }
 
-    /// The octets behind the tag, padding included.
+    /// The octets after the tag, padding included.
     #[inline]
     pub fn payload(&self) -> &[u8] {
         slice(self.as_octets(), HEADER_LEN, usize::MAX)
@@ -68,20 +68,20 @@ impl<T: AsRef<[u8]>> VlanTag<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> VlanTag<T> {
-    /// Sets the tag control information; bits of `pcp` above 7 and of `vid` above 4095 are lost.
+    /// Sets the tag control information; bits of `pcp` above 7 and of `vid` above 4095 are ignored.
     #[inline]
     pub fn set_tci(&mut self, pcp: u8, dei: bool, vid: u16) {
         let tci = u16::from(pcp & 7) << 13 | u16::from(dei) << 12 | (vid & 0x0fff);
         put_u16(self.buffer.as_mut(), field::TCI, tci);
     }
 
-    /// Sets what the payload is.
+    /// Sets the EtherType of the payload.
     #[inline]
     pub fn set_ethertype(&mut self, ethertype: EtherType) {
         put_u16(self.buffer.as_mut(), field::ETHERTYPE, ethertype.0);
     }
 
-    /// The octets behind the tag, to write to.
+    /// The octets after the tag, writable.
     #[inline]
     pub fn payload_mut(&mut self) -> &mut [u8] {
         slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_lie_where_the_tag_says() {
+    fn fields_are_at_the_tags_offsets() {
         let mut octets = [0u8; 6];
         let mut tag = VlanTag::new_unchecked(&mut octets[..]);
         tag.set_tci(5, true, 0xabc);
