@@ -1,20 +1,20 @@
-//! Where every packet of a worker went.
+//! Accounting of a worker's packets.
 
 use super::{Counter, DropReason, WorkerStats};
 
-/// The packets of one worker at one moment between two turns of its loop.
+/// The packets of one worker, between two iterations of its loop.
 ///
-/// Each packet that the worker received, made or was given by another worker is in exactly one of
-/// the other places: [`PacketAccount::is_balanced`].
+/// Each packet that the worker received, created or was handed by another worker is counted in exactly
+/// one of the other fields: [`PacketAccount::is_balanced`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PacketAccount {
-    /// Taken from RX rings, sound or not.
+    /// Taken from RX rings, valid or not.
     pub received: u64,
-    /// Made by the router: ICMP errors, and fragments.
+    /// Created by the router: ICMP errors, and fragments.
     pub made: u64,
-    /// Given to this worker by others, to be sent.
+    /// Handed over by other workers for sending.
     pub handed_over_in: u64,
-    /// Sent: the kernel, or what else takes a driver's packets, has reported them as completed.
+    /// Sent: reported as completed by the kernel, or by whatever takes a driver's packets.
     pub sent: u64,
     /// Dropped, each by one [`DropReason`].
     pub dropped: u64,
@@ -22,11 +22,11 @@ pub struct PacketAccount {
     pub handed_to_kernel: u64,
     /// Replaced by their fragments.
     pub fragmented: u64,
-    /// Given to other workers, to be sent.
+    /// Handed over to other workers for sending.
     pub handed_over_out: u64,
-    /// Held until a neighbour's address is known.
+    /// Held until a neighbour is resolved.
     pub held: u64,
-    /// On TX rings, and not reported as completed.
+    /// On TX rings, and not yet reported as completed.
     pub sending: u64,
 }
 
@@ -39,7 +39,7 @@ impl PacketAccount {
         came == went + self.handed_over_out + self.held + self.sending
     }
 
-    /// Each figure under its name.
+    /// The fields with their names.
     pub fn named(&self) -> [(&'static str, u64); 10] {
         let PacketAccount {
             received,
@@ -69,8 +69,8 @@ impl PacketAccount {
 }
 
 impl WorkerStats {
-    /// What was counted, with the packets that are `held` and those that are on TX rings (`sending`).
-    /// Balanced when the worker calls it between two turns.
+    /// The counters, with the packets that are `held` and those that are on TX rings (`sending`).
+    /// Balanced if the worker calls it between two iterations.
     pub fn account(&self, held: u64, sending: u64) -> PacketAccount {
         let [received, sent] = self.forgotten.each_ref().map(Counter::get);
         let ports = |of: fn(&super::PortStats) -> &Counter| -> u64 {
@@ -93,13 +93,13 @@ impl WorkerStats {
         }
     }
 
-    /// Drops of one reason.
+    /// Drops for one reason.
     pub fn drop_count(&self, reason: DropReason) -> u64 {
         let late = if reason == DropReason::PuntFailed { self.undelivered.total() } else { 0 };
         self.drops[reason as usize].get() + late
     }
 
-    /// Packets handed to the kernel for one reason.
+    /// Packets that the kernel took for one reason.
     pub fn punt_count(&self, reason: super::PuntReason) -> u64 {
         let undelivered = self.undelivered.of_reason(reason);
         self.punts[reason as usize].get().saturating_sub(undelivered)
@@ -112,7 +112,7 @@ mod tests {
     use crate::stats::PuntReason;
 
     #[test]
-    fn a_packet_that_the_kernel_did_not_take_is_dropped_and_not_handed_over() {
+    fn a_punted_packet_that_the_kernel_did_not_take_counts_as_dropped() {
         let stats = WorkerStats::new(2);
         for _ in 0..3 {
             stats.ports[1].rx_packets.inc();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_forgotten_port_received_and_sent_stays_in_the_account() {
+    fn packets_of_a_reset_port_remain_in_the_account() {
         let stats = WorkerStats::new(4);
         stats.ports[3].rx_packets.add(7);
         stats.ports[1].tx_packets.add(5);

@@ -1,6 +1,5 @@
-//! Why a frame was dropped, or handed back to the kernel. Names follow the kernel's
-//! `SKB_DROP_REASON_*` (include/net/dropreason-core.h) without the prefix where it has one for the
-//! case.
+//! Reasons for dropping a frame or punting it. Names follow the kernel's `SKB_DROP_REASON_*`
+//! (include/net/dropreason-core.h) without the prefix, if it has one for the case.
 
 macro_rules! reasons {
     ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $text:literal,)+ }) => {
@@ -10,17 +9,17 @@ macro_rules! reasons {
         pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
 
         impl $name {
-            /// Every reason, in the order of its number.
+            /// All reasons, in numerical order.
             pub const ALL: &'static [$name] = &[$($name::$variant,)+];
-            /// How many there are.
+            /// Number of reasons.
             pub const COUNT: usize = $name::ALL.len();
 
-            /// The name as it is printed.
+            /// The printed name.
             pub fn name(self) -> &'static str {
                 match self { $($name::$variant => $text,)+ }
             }
 
-            /// One line on what it means.
+            /// A one-line description.
             pub fn help(self) -> &'static str {
                 match self { $($name::$variant => concat!($($doc,)+).trim_ascii(),)+ }
             }
@@ -38,7 +37,7 @@ pub(crate) use reasons;
 reasons! {
     /// Why a frame was dropped.
     DropReason {
-        /// Shorter than its link-layer header says, or than an Ethernet header.
+        /// Shorter than its link-layer header requires, or than an Ethernet header.
         EthTruncated = "ETH_TRUNCATED",
         /// An EtherType that is not routed.
         UnhandledProto = "UNHANDLED_PROTO",
@@ -46,7 +45,7 @@ reasons! {
         OtherHost = "OTHERHOST",
         /// Shorter than the smallest IP header, or than its own header length.
         IpTruncated = "PKT_TOO_SMALL",
-        /// IP version other than the EtherType says (RFC 1812 5.2.2 check 4).
+        /// IP version differs from the EtherType (RFC 1812 5.2.2 check 4).
         IpVersion = "IP_VERSION",
         /// IPv4 header length below 20 octets (RFC 1812 5.2.2 check 3).
         IpHeaderLength = "IP_INHDR",
@@ -56,17 +55,17 @@ reasons! {
         IpTotalLength = "IP_TOTAL_LENGTH",
         /// A malformed IP option.
         IpOptions = "IP_OPTIONS",
-        /// A source route, which is refused as accept_source_route=0 does.
+        /// A source route, rejected as by accept_source_route=0.
         IpSourceRoute = "IP_SOURCE_ROUTE",
-        /// Source address that no packet on the wire may have (martian source).
+        /// Source address that must not appear on the wire (martian source).
         IpInvalidSource = "IP_INVALID_SOURCE",
         /// Destination address that is never forwarded (martian destination).
         IpInvalidDest = "IP_INVALID_DEST",
         /// Source address is one of our own (kernel: martian source in fib_validate_source).
         IpLocalSource = "IP_LOCAL_SOURCE",
-        /// Reverse path filter: the way back does not lead out by this interface.
+        /// Reverse path filter: the reverse route is not by this interface.
         IpRpfilter = "IP_RPFILTER",
-        /// Forwarding is off on the interface the packet came in by.
+        /// Forwarding is disabled on the input interface.
         ForwardingOff = "FORWARDING_OFF",
         /// No route to the destination.
         IpNoRoute = "IP_OUTNOROUTES",
@@ -78,11 +77,11 @@ reasons! {
         Prohibit = "PROHIBIT",
         /// Time to live or hop limit ran out.
         TtlExceeded = "TTL_EXCEEDED",
-        /// Larger than the next hop's MTU and not to be fragmented.
+        /// Longer than the next hop's MTU and must not be fragmented.
         PktTooBig = "PKT_TOO_BIG",
         /// A fragment could not be made: no free frame, or a fragment beyond 65535 octets.
         FragFailed = "FRAG_FAILED",
-        /// Link-local source or destination that may not cross a router (RFC 4291 2.5.6).
+        /// Link-local source or destination that must not cross a router (RFC 4291 2.5.6).
         IpBeyondScope = "IP_BEYOND_SCOPE",
         /// Multicast or broadcast, which is not forwarded here.
         NotUnicast = "NOT_UNICAST",
@@ -90,13 +89,13 @@ reasons! {
         UnicastInL2Multicast = "UNICAST_IN_L2_MULTICAST",
         /// IPv6 extension header malformed.
         Ipv6BadExthdr = "IPV6_BAD_EXTHDR",
-        /// IPv6 extension headers beyond what is walked.
+        /// Too many IPv6 extension headers.
         Ipv6TooManyExthdrs = "IPV6_TOO_MANY_EXTHDRS",
-        /// More hop-by-hop options than are looked at.
+        /// Too many hop-by-hop options.
         Ipv6TooManyOptions = "IPV6_TOO_MANY_OPTIONS",
         /// IPv6 is disabled on the interface.
         Ipv6Disabled = "IPV6DISABLED",
-        /// Hop-by-hop option that says drop when unknown (RFC 8200 4.2).
+        /// Unknown hop-by-hop option whose type requests a drop (RFC 8200 4.2).
         Ipv6UnknownOption = "IPV6_UNKNOWN_OPTION",
         /// Dropped by a netfilter hook.
         NetfilterDrop = "NETFILTER_DROP",
@@ -104,7 +103,7 @@ reasons! {
         DevNotReady = "DEV_READY",
         /// The next hop did not answer.
         NeighFailed = "NEIGH_FAILED",
-        /// Too many packets wait for the next hop's address already.
+        /// Too many packets already wait for the next hop's address.
         NeighQueueFull = "NEIGH_QUEUEFULL",
         /// No free frame.
         NoMem = "NOMEM",
@@ -112,19 +111,19 @@ reasons! {
         SkbNoHeadroom = "SKB_NO_HEADROOM",
         /// The TX ring of the outgoing port is full.
         FullRing = "FULL_RING",
-        /// The way to the worker that has a queue of the outgoing port is full.
+        /// The queue to the worker that sends by the outgoing port is full.
         CpuBacklog = "CPU_BACKLOG",
-        /// A worker stood still, or the kernel began to filter, while the packet waited in the worker.
+        /// A worker stalled, or the kernel began to filter, while the packet waited in the worker.
         QueuePurge = "QUEUE_PURGE",
-        /// The kernel took the packet from the TX ring and did not send it (EBUSY).
+        /// The kernel took the packet from the TX ring but did not send it (EBUSY).
         TxError = "TX_ERROR",
-        /// A descriptor of the RX ring that does not lie in one frame.
+        /// An invalid RX descriptor: it exceeds its frame.
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",
-        /// A packet longer than a frame on a port that does not take such, or longer than any it takes.
+        /// Longer than a frame on a port without multi-buffer support, or than any supported packet.
         RxMultiBuffer = "RX_MULTI_BUFFER",
-        /// A packet in several frames, and longer than the one that its outgoing port takes.
+        /// A packet in several frames, longer than the one frame that its outgoing port supports.
         TxMultiBuffer = "TX_MULTI_BUFFER",
-        /// To be handed back to the kernel, but its queue was full, or the kernel did not take it.
+        /// To be passed to the kernel, but its queue was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
         /// Still held when the worker stopped.
         Shutdown = "SHUTDOWN",
@@ -132,34 +131,34 @@ reasons! {
 }
 
 reasons! {
-    /// Why a frame was handed back to the kernel.
+    /// Why a frame was passed to the kernel.
     PuntReason {
         /// Addressed to this router itself.
         Local = "LOCAL",
-        /// Leaves by an interface that is not a port of ours.
+        /// The outgoing interface is not one of our ports.
         ForeignOif = "FOREIGN_OIF",
-        /// A route of a kind that is not mirrored (encapsulation, multicast, …).
+        /// A route type that is not mirrored (encapsulation, multicast, …).
         RouteUnsupported = "ROUTE_UNSUPPORTED",
         /// A rule with a selector or action that is not mirrored.
         RuleUnsupported = "RULE_UNSUPPORTED",
         /// An IP option or extension header that the kernel must see (router alert, routing header).
         IpOption = "IP_OPTION",
         /// The destination is broadcast or multicast, or the source is a broadcast or loopback address
-        /// that the kernel may or may not let through.
+        /// that the kernel may accept.
         NotUnicast = "NOT_UNICAST",
-        /// Would leave by the interface it came in by and deserves a redirect.
+        /// Would leave by its input interface and needs a redirect.
         Redirect = "REDIRECT",
-        /// A fragment that reaches beyond 65535 octets and would have to be cut.
+        /// A fragment that reaches beyond 65535 octets and would have to be fragmented.
         OversizeFragment = "OVERSIZE_FRAGMENT",
         /// The tables have not been filled yet.
         NotReady = "NOT_READY",
-        /// It arrived before a firewall or IPsec policy that only the kernel applies was noticed.
+        /// Received before a firewall or IPsec policy that only the kernel applies was detected.
         Filtered = "FILTERED",
-        /// The worker or the control thread stood still after the packet was received.
+        /// The worker or the control thread stalled after the packet was received.
         Stalled = "STALLED",
         /// Not IP.
         NotIp = "NOT_IP",
-        /// Tagged for a VLAN that no followed sub-interface of the port has.
+        /// Tagged for a VLAN that is not a mirrored sub-interface of the port.
         VlanUnknown = "VLAN_UNKNOWN",
     }
 }

@@ -1,9 +1,9 @@
-//! Counters laid out as an HDR histogram's buckets are: one thread adds, anybody reads.
+//! Counters in the layout of an HDR histogram: one thread adds, any thread reads.
 //!
-//! A value's counter is found with a shift and an addition, so that recording costs a load and a
-//! store. The layout is that of HdrHistogram (`AbstractHistogram.countsArrayIndex`) with one
-//! nanosecond as the lowest value and three significant digits: 2048 counters for the first 2048
-//! values, then 1024 for each doubling. Every value is told to a thousandth.
+//! A value's counter is found with a shift and an addition, so that recording costs a load and a store.
+//! The layout is that of HdrHistogram (`AbstractHistogram.countsArrayIndex`) with one nanosecond as the
+//! lowest value and three significant digits: 2048 counters for the first 2048 values, then 1024 for each
+//! doubling. Every value is recorded to a thousandth.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -11,17 +11,17 @@ use zerocopy::FromZeros;
 
 /// Significant decimal digits that a value keeps.
 pub const SIGNIFICANT_DIGITS: u8 = 3;
-/// Longest time that is told apart, nanoseconds: 68.7 s. What takes longer counts as this.
+/// Longest time that can be recorded, nanoseconds: 68.7 s. Longer times count as this one.
 pub const HIGHEST_NS: u64 = (1 << (SUB_BUCKET_BITS + DOUBLINGS)) - 1;
 
-/// 2^11 is the first power of two that holds 2 × 10^3 values: the digits wanted.
+/// 2^11 is the first power of two that holds 2 × 10^3 values, as three digits require.
 const SUB_BUCKET_BITS: u32 = 11;
-/// Doublings after the first 2048 values.
+/// Number of doublings after the first 2048 values.
 const DOUBLINGS: u32 = 25;
-/// Counters of one histogram.
+/// Number of counters of one histogram.
 pub const COUNTERS: usize = (DOUBLINGS as usize + 2) << (SUB_BUCKET_BITS - 1);
 
-/// Where in the array a value is counted.
+/// Index of a value's counter.
 #[inline]
 pub fn index_of(value_ns: u64) -> usize {
     let value_ns = value_ns.min(HIGHEST_NS);
@@ -30,46 +30,46 @@ pub fn index_of(value_ns: u64) -> usize {
     ((doublings as usize) << (SUB_BUCKET_BITS - 1)) + (value_ns >> doublings) as usize
 }
 
-/// The lowest value that is counted at an index.
+/// The lowest value counted at an index.
 pub fn value_at(index: usize) -> u64 {
     let doublings = (index >> (SUB_BUCKET_BITS - 1)).saturating_sub(1);
     let sub_bucket = index - (doublings << (SUB_BUCKET_BITS - 1));
     (sub_bucket as u64) << doublings
 }
 
-/// Several histograms in one allocation; memory is taken as counters are touched.
+/// Several histograms in one allocation, which is backed by memory where counters are used.
 #[derive(Debug, Default)]
 pub struct HdrCounters {
     counters: Box<[AtomicU64]>,
-    /// How many values each histogram has, so that a reader passes over empty ones.
+    /// Number of values of each histogram, so that a reader can skip empty ones.
     totals: Box<[AtomicU64]>,
 }
 
 impl HdrCounters {
-    /// `histograms` empty ones. `None`: there is not that much memory.
+    /// `histograms` empty ones. `None`: out of memory.
     pub fn new(histograms: usize) -> Option<HdrCounters> {
         let zeroed = |len: usize| <[AtomicU64]>::new_box_zeroed_with_elems(len).ok();
         let counters = zeroed(histograms.checked_mul(COUNTERS)?)?;
         Some(HdrCounters { counters, totals: zeroed(histograms)? })
     }
 
-    /// How many histograms there are.
+    /// Number of histograms.
     pub fn histograms(&self) -> usize {
         self.totals.len()
     }
 
-    /// Counts a value; only one thread may. A histogram that is not there counts nothing.
+    /// Counts a value; only one thread may call this. An index out of range counts nothing.
     #[inline]
     pub fn record(&self, histogram: usize, value_ns: u64) {
         let at = histogram * COUNTERS + index_of(value_ns);
         if let (Some(total), Some(counter)) = (self.totals.get(histogram), self.counters.get(at)) {
-            // There is one writer: a load and a store do, and no locked addition.
+            // There is one writer: a load and a store suffice, without a locked addition.
             counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
             total.store(total.load(Relaxed).wrapping_add(1), Relaxed);
         }
     }
 
-    /// The counters of a histogram that are not zero, as (index, count), by rising index.
+    /// The counters of a histogram that are not zero, as (index, count), by ascending index.
     pub fn counts(&self, histogram: usize) -> Vec<(u32, u64)> {
         if self.totals.get(histogram).is_none_or(|total| total.load(Relaxed) == 0) {
             return Vec::new();
@@ -90,7 +90,7 @@ mod tests {
         Histogram::new_with_bounds(1, HIGHEST_NS, SIGNIFICANT_DIGITS).expect("sound bounds")
     }
 
-    /// Ours, read as the control thread does.
+    /// Our counters, read as the control thread does.
     fn read(counters: &HdrCounters, histogram: usize) -> Histogram<u64> {
         let mut read = theirs();
         for (index, count) in counters.counts(histogram) {
@@ -125,7 +125,7 @@ mod tests {
         assert!(HdrCounters::new(usize::MAX).is_none());
     }
 
-    /// Values of every magnitude alike.
+    /// Values of all magnitudes, equally likely.
     fn values() -> impl Strategy<Value = Vec<u64>> {
         let value = (0..64u32, any::<u64>()).prop_map(|(shift, value)| value >> shift);
         proptest::collection::vec(value, 1..200)
@@ -133,7 +133,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_read_is_what_hdrhistogram_would_have(values in values()) {
+        fn counters_read_as_hdrhistogram_records_them(values in values()) {
             let (counters, mut expected) = (HdrCounters::new(3).expect("memory"), theirs());
             for &value in &values {
                 counters.record(1, value);

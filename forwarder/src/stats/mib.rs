@@ -1,5 +1,5 @@
-//! The counters that `nstat` prints, for what passed through userspace (RFC 4293, RFC 4884;
-//! kernel: include/uapi/linux/snmp.h).
+//! The counters that `nstat` prints, for packets processed in userspace (RFC 4293, RFC 4884; kernel:
+//! include/uapi/linux/snmp.h).
 
 use super::drop_reason::reasons;
 
@@ -12,13 +12,13 @@ reasons! {
         IpInHdrErrors = "IpInHdrErrors",
         /// IPv4 packets with an address that cannot be routed.
         IpInAddrErrors = "IpInAddrErrors",
-        /// IPv4 packets shorter than they say.
+        /// IPv4 packets shorter than their length fields state.
         IpExtInTruncatedPkts = "IpExtInTruncatedPkts",
         /// IPv4 packets with a wrong header checksum.
         IpExtInCsumErrors = "IpExtInCsumErrors",
-        /// IPv4 packets that the reverse path filter refused.
+        /// IPv4 packets dropped by the reverse path filter.
         TcpExtIPReversePathFilter = "TcpExtIPReversePathFilter",
-        /// IPv4 packets discarded though nothing was wrong with them.
+        /// IPv4 packets discarded although they were valid.
         IpInDiscards = "IpInDiscards",
         /// IPv4 packets forwarded.
         IpForwDatagrams = "IpForwDatagrams",
@@ -26,11 +26,11 @@ reasons! {
         IpInNoRoutes = "IpInNoRoutes",
         /// IPv4 packets of our own.
         IpOutRequests = "IpOutRequests",
-        /// IPv4 packets that could not be sent for want of something.
+        /// IPv4 packets that could not be sent for lack of resources.
         IpOutDiscards = "IpOutDiscards",
         /// IPv4 packets fragmented.
         IpFragOKs = "IpFragOKs",
-        /// IPv4 packets that needed fragments and could not have them.
+        /// IPv4 packets that could not be fragmented.
         IpFragFails = "IpFragFails",
         /// IPv4 fragments made.
         IpFragCreates = "IpFragCreates",
@@ -56,9 +56,9 @@ reasons! {
         Ip6InTooBigErrors = "Ip6InTooBigErrors",
         /// IPv6 packets with an address that cannot be routed.
         Ip6InAddrErrors = "Ip6InAddrErrors",
-        /// IPv6 packets discarded though nothing was wrong with them.
+        /// IPv6 packets discarded although they were valid.
         Ip6InDiscards = "Ip6InDiscards",
-        /// IPv6 packets shorter than they say.
+        /// IPv6 packets shorter than their length fields state.
         Ip6InTruncatedPkts = "Ip6InTruncatedPkts",
         /// IPv6 packets without a route.
         Ip6InNoRoutes = "Ip6InNoRoutes",
@@ -66,9 +66,9 @@ reasons! {
         Ip6OutForwDatagrams = "Ip6OutForwDatagrams",
         /// IPv6 packets of our own.
         Ip6OutRequests = "Ip6OutRequests",
-        /// IPv6 packets that could not be sent for want of something.
+        /// IPv6 packets that could not be sent for lack of resources.
         Ip6OutDiscards = "Ip6OutDiscards",
-        /// IPv6 packets that would have needed fragments.
+        /// IPv6 packets that would have needed fragmentation.
         Ip6FragFails = "Ip6FragFails",
         /// ICMPv6 messages sent.
         Icmp6OutMsgs = "Icmp6OutMsgs",

@@ -1,7 +1,7 @@
-//! What is counted: named drops, the kernel's MIB counters, and per-port figures.
+//! Counters: named drops, the kernel's MIB counters, and per-port counters.
 //!
-//! One [`WorkerStats`] a worker. The worker alone writes it, with plain loads and stores (an atomic
-//! with one writer needs no locked instruction); anyone may read it at any time.
+//! One [`WorkerStats`] per worker. Only the worker writes it, with plain loads and stores (an atomic with
+//! one writer needs no locked instruction); any thread may read it at any time.
 
 mod account;
 pub mod counter;
@@ -17,31 +17,31 @@ pub use drop_reason::{DropReason, PuntReason};
 pub use histogram::HdrCounters;
 pub use mib::Mib;
 
-/// Frames and octets of one port as one worker saw them; octets include the Ethernet header.
+/// Frames and octets of one port as counted by one worker; octets include the Ethernet header.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub struct PortStats {
-    /// Packets taken from RX rings, also those that were not sound.
+    /// Packets taken from RX rings, including invalid ones.
     pub rx_packets: Counter,
-    /// Octets of the sound ones.
+    /// Octets of the valid ones.
     pub rx_bytes: Counter,
     /// Packets sent: taken from TX rings and reported as completed.
     pub tx_packets: Counter,
     /// Octets of those.
     pub tx_bytes: Counter,
-    /// Packets that came in by this port and were dropped before they came to the queue of an outgoing
-    /// one, whatever the reason.
+    /// Packets received by this port that were dropped before they reached the queue of an outgoing port,
+    /// for any reason.
     pub rx_dropped: Counter,
-    /// Packets meant for this port that were dropped at its queue or behind it.
+    /// Packets for this port that were dropped at its queue or after it.
     pub tx_dropped: Counter,
-    /// Packets that came in by this port and were handed back to the kernel.
+    /// Packets received by this port that were punted.
     pub punted: Counter,
     /// When frames were last put on its TX ring, by the worker's clock in nanoseconds; 0: never.
     pub last_tx_ns: Counter,
 }
 
 impl PortStats {
-    /// Begins anew; only the worker may.
+    /// Resets the counters; only the worker may call this.
     fn reset(&self) {
         let PortStats {
             rx_packets,
@@ -61,13 +61,13 @@ impl PortStats {
     }
 }
 
-/// Packets that a worker handed over for the kernel, and that the kernel did not take. Written by
-/// others than the worker, so unlike a [`Counter`] with locked additions.
+/// Packets that a worker punted and that the kernel did not take. Other threads than the worker write it,
+/// so unlike a [`Counter`] it uses locked additions.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Undelivered {
     by_reason: [AtomicU64; PuntReason::COUNT],
-    /// By the worker's port index.
+    /// Indexed by the worker's port index.
     by_port: Box<[AtomicU64]>,
 }
 
@@ -79,7 +79,7 @@ impl Undelivered {
         }
     }
 
-    /// Counts one that came in by `port` and was to be handed over for `reason`.
+    /// Counts a packet received by `port` and punted for `reason`.
     pub fn count(&self, reason: PuntReason, port: u16) {
         self.by_reason[reason as usize].fetch_add(1, Relaxed);
         if let Some(counter) = self.by_port.get(usize::from(port)) {
@@ -87,22 +87,22 @@ impl Undelivered {
         }
     }
 
-    /// Of all reasons and ports.
+    /// For all reasons and ports.
     pub fn total(&self) -> u64 {
         self.by_reason.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// Of one reason.
+    /// For one reason.
     pub fn of_reason(&self, reason: PuntReason) -> u64 {
         self.by_reason[reason as usize].load(Relaxed)
     }
 
-    /// Of one port.
+    /// For one port.
     pub fn of_port(&self, port: u16) -> u64 {
         self.by_port.get(usize::from(port)).map_or(0, |count| count.load(Relaxed))
     }
 
-    /// Begins anew for a port that is another interface now.
+    /// Resets the counters of a port that is another interface now.
     fn forget_port(&self, port: u16) {
         if let Some(counter) = self.by_port.get(usize::from(port)) {
             counter.store(0, Relaxed);
@@ -110,10 +110,10 @@ impl Undelivered {
     }
 }
 
-/// Time spent in turns that took a frame and were not interrupted; zeros unless asked for.
+/// Time spent in iterations that took a frame and were not interrupted; zeros unless enabled.
 #[derive(Debug, Default)]
 pub struct Cost {
-    /// Frames of those turns.
+    /// Frames of those iterations.
     pub frames: Counter,
     /// Nanoseconds in userspace.
     pub user_ns: Counter,
@@ -125,36 +125,36 @@ pub struct Cost {
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct WorkerStats {
-    /// Turns of the worker's loop: polls, in NAPI's words.
+    /// Iterations of the worker's loop (NAPI: polls).
     pub turns: Counter,
-    /// Those of them that took a frame.
+    /// Those that took a frame.
     pub busy_turns: Counter,
     /// Bursts that were full: more may have been waiting (NAPI: the budget was exhausted).
     pub full_bursts: Counter,
     /// Times the worker slept.
     pub sleeps: Counter,
-    /// Those of them that a frame ended.
+    /// Sleeps that a frame ended.
     pub wakeups: Counter,
-    /// Nanoseconds in turns that took no frame, and asleep.
+    /// Nanoseconds in iterations that took no frame, and asleep.
     pub idle_ns: Counter,
-    /// Packets that left by another worker's queue, the port having none of this one's.
+    /// Packets handed over to another worker because this one has no queue on the output port.
     pub handed_over_out: Counter,
-    /// Packets of other workers that this one was given to send.
+    /// Packets that other workers handed over to this one for sending.
     pub handed_over_in: Counter,
-    /// Packets that the router made itself: ICMP errors, and fragments.
+    /// Packets created by the router: ICMP errors, and fragments.
     pub made: Counter,
     /// Packets that were replaced by their fragments.
     pub fragmented: Counter,
     /// Packets that ports received and sent before they became other interfaces.
     forgotten: [Counter; 2],
-    /// What a frame costs, where the worker accounts for it.
+    /// The cost of a frame, if the worker measures it.
     pub cost: Cost,
-    /// Drops by [`DropReason`], without those that others count, see [`WorkerStats::drop_count`].
+    /// Drops by [`DropReason`], without those counted by other threads, see [`WorkerStats::drop_count`].
     pub drops: [Counter; DropReason::COUNT],
-    /// Packets handed over for the kernel by [`PuntReason`], with those that it did not take, see
+    /// Punted packets by [`PuntReason`], including those that the kernel did not take, see
     /// [`WorkerStats::punt_count`].
     pub punts: [Counter; PuntReason::COUNT],
-    /// Those that it did not take.
+    /// Punted packets that the kernel did not take.
     pub undelivered: Undelivered,
     /// Counters as `nstat` prints them, by [`Mib`].
     pub mib: [Counter; Mib::COUNT],
@@ -163,7 +163,7 @@ pub struct WorkerStats {
 }
 
 impl WorkerStats {
-    /// A port's slots in the driver: every `ports`th, from the port's own number on.
+    /// A port's slots in the driver: the port's own number, and every `ports`th after it.
     pub fn slots_of(&self, port: u16, ports: u16) -> impl Iterator<Item = (u16, &PortStats)> {
         let slots = (0u16..).zip(&self.ports).skip(usize::from(port));
         slots.step_by(usize::from(ports.max(1)))
@@ -198,7 +198,7 @@ impl WorkerStats {
         self.drops[reason as usize].inc();
     }
 
-    /// Counts a packet that was to leave by a port and is dropped (tx_dropped).
+    /// Counts a packet for an output port that is dropped (tx_dropped).
     #[cold]
     pub fn tx_drop(&self, reason: DropReason, port: u16) {
         self.drop(reason);
@@ -207,7 +207,7 @@ impl WorkerStats {
         }
     }
 
-    /// Counts a packet that a port had received and that is dropped (rx_dropped).
+    /// Counts a packet received by a port that is dropped (rx_dropped).
     #[cold]
     pub fn drop_received(&self, reason: DropReason, port: u16) {
         self.drop(reason);
@@ -225,7 +225,7 @@ impl WorkerStats {
         self.drop_received(reason, port);
     }
 
-    /// Counts a packet that came in by a port and was handed over for the kernel.
+    /// Counts a packet received by a port and punted.
     #[cold]
     pub fn punt(&self, reason: PuntReason, port: u16) {
         self.punts[reason as usize].inc();
@@ -234,7 +234,7 @@ impl WorkerStats {
         }
     }
 
-    /// A port is another interface from now on: all its slots begin anew. Only the worker may.
+    /// Resets all slots of a port that is another interface from now on. Only the worker may call this.
     pub fn forget_port(&self, port: u16, ports: u16) {
         for (_, slot) in self.slots_of(port, ports) {
             let [received, sent] = &self.forgotten;
@@ -251,7 +251,7 @@ impl WorkerStats {
         self.mib[name as usize].inc();
     }
 
-    /// Drops of every reason together.
+    /// Drops for all reasons together.
     pub fn drops_total(&self) -> u64 {
         self.drops.iter().map(Counter::get).sum::<u64>() + self.undelivered.total()
     }
