@@ -1,14 +1,14 @@
 //! The neighbour table as the data path sees it: (interface, address) → MAC address.
 //!
-//! Immutable; the control thread builds a new one when a neighbour appears, changes its address or
-//! loses its validity (NUD states that are valid for sending are one state here, so REACHABLE →
-//! STALE rebuilds nothing). The one thing a worker writes is the `used` mark, from which the
-//! control thread learns which entries the kernel has to keep fresh.
+//! Immutable; the control thread builds a new table when a neighbour appears, changes its address or
+//! becomes invalid (all NUD states that are valid for sending are one state here, so REACHABLE → STALE
+//! rebuilds nothing). Workers write only the `used` mark, from which the control thread learns which
+//! entries the kernel must keep fresh.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// A neighbour that may be sent to (NUD_VALID: REACHABLE, STALE, DELAY, PROBE, PERMANENT, NOARP) or
+/// A neighbour that is valid for sending (NUD_VALID: REACHABLE, STALE, DELAY, PROBE, PERMANENT, NOARP) or
 /// is known not to answer (FAILED).
 #[derive(Debug)]
 pub struct Neighbour {
@@ -16,19 +16,19 @@ pub struct Neighbour {
     pub oif: u32,
     /// Its address.
     pub addr: IpAddr,
-    /// Where frames for it go; `None`: NUD_FAILED.
+    /// Its link-layer address; `None`: NUD_FAILED.
     pub lladdr: Option<[u8; 6]>,
     /// Set by workers that sent to it, cleared by the control thread.
     used: AtomicBool,
 }
 
 impl Neighbour {
-    /// An entry, not used yet.
+    /// An entry, not yet used.
     pub fn new(oif: u32, addr: IpAddr, lladdr: Option<[u8; 6]>) -> Neighbour {
         Neighbour { oif, addr, lladdr, used: AtomicBool::new(false) }
     }
 
-    /// Notes a use. Writes only the first time, so that workers do not fight over the cache line.
+    /// Marks it as used. Writes only the first time, to avoid contention for the cache line.
     #[inline]
     pub fn mark_used(&self) {
         if !self.used.load(Relaxed) {
@@ -46,7 +46,7 @@ impl Neighbour {
 #[derive(Debug)]
 pub struct NeighTable {
     entries: Box<[Neighbour]>,
-    /// By interface and IPv4 address in one word.
+    /// Indexed by interface and IPv4 address in one word.
     v4: Keys<u64>,
     v6: Keys<(u128, u32)>,
 }
@@ -58,7 +58,7 @@ impl Default for NeighTable {
 }
 
 impl NeighTable {
-    /// Builds the table. Of entries with the same key the last counts.
+    /// Builds the table. Of entries with the same key the last one is used.
     pub fn new(entries: Vec<Neighbour>) -> NeighTable {
         let [four, six] = [true, false]
             .map(|four| entries.iter().filter(|entry| entry.addr.is_ipv4() == four).count());
@@ -72,7 +72,7 @@ impl NeighTable {
         NeighTable { entries: entries.into(), v4, v6 }
     }
 
-    /// `__neigh_lookup`: the entry for an address on an interface.
+    /// `__neigh_lookup`: the entry of an address on an interface.
     #[inline]
     pub fn lookup(&self, oif: u32, addr: &IpAddr) -> Option<&Neighbour> {
         let at = match addr {
@@ -82,7 +82,7 @@ impl NeighTable {
         self.entries.get(at as usize)
     }
 
-    /// Every entry.
+    /// All entries.
     pub fn iter(&self) -> impl Iterator<Item = &Neighbour> {
         self.entries.iter()
     }
@@ -93,7 +93,7 @@ fn key4(oif: u32, addr: Ipv4Addr) -> u64 {
     u64::from(oif) << 32 | u64::from(addr.to_bits())
 }
 
-/// Positions by key: open addressing with linear probing, at most half full.
+/// Positions by key: a hash table with open addressing and linear probing, at most half full.
 #[derive(Debug)]
 struct Keys<K> {
     /// A power of two long.
@@ -113,7 +113,7 @@ impl<K: Key> Keys<K> {
         Keys { slots: vec![Slot::default(); length].into() }
     }
 
-    /// For at most as many keys as there is room for.
+    /// There must be room for the key.
     fn insert(&mut self, key: K, position: u32) {
         let mask = self.slots.len() - 1;
         let mut at = key.hash() & mask;

@@ -5,44 +5,44 @@ use std::sync::Arc;
 
 use crate::skb::SkBuff;
 
-/// NF_INET_*: where a hook sits on the road.
+/// NF_INET_*: the position of a hook in the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// Every packet received, before it is routed.
     PreRouting,
     /// Packets for this host.
     LocalIn,
-    /// Packets that are routed on.
+    /// Packets that are forwarded.
     Forward,
     /// Packets of our own.
     LocalOut,
-    /// Every packet about to leave.
+    /// Every packet about to be sent.
     PostRouting,
 }
 
 impl Hook {
-    /// All five, in the order of their numbers.
+    /// All five, in numerical order.
     pub const ALL: [Hook; 5] =
         [Hook::PreRouting, Hook::LocalIn, Hook::Forward, Hook::LocalOut, Hook::PostRouting];
 }
 
-/// What becomes of the packet.
+/// The verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// NF_ACCEPT: on to the next hook function, then on along the road.
+    /// NF_ACCEPT: continue with the next hook function, then with the data path.
     Accept,
     /// NF_DROP.
     Drop,
 }
 
-/// What a hook function is told beside the packet (`nf_hook_state`).
+/// The arguments of a hook function besides the packet (`nf_hook_state`).
 #[derive(Debug, Clone, Copy)]
 pub struct HookState {
     /// The hook point.
     pub hook: Hook,
-    /// ifindex the packet came in by; 0: our own.
+    /// ifindex of the input interface; 0: our own packet.
     pub iif: u32,
-    /// ifindex it leaves by; 0: not known yet.
+    /// ifindex of the output interface; 0: not yet known.
     pub oif: u32,
     /// EtherType of the network header: 0x0800 or 0x86dd.
     pub protocol: u16,
@@ -71,21 +71,21 @@ impl std::fmt::Debug for Hooks {
 }
 
 impl Hooks {
-    /// `nf_register_net_hook`: functions run by rising priority, equal ones in the order of
-    /// registration.
+    /// `nf_register_net_hook`: functions run by ascending priority, those of equal priority in the order
+    /// of registration.
     pub fn register_hook(&mut self, hook: Hook, priority: i32, function: Arc<HookFn>) {
         let chain = &mut self.chains[hook as usize];
         let at = chain.partition_point(|entry| entry.priority <= priority);
         chain.insert(at, Entry { priority, function });
     }
 
-    /// Whether nobody is registered at a hook point.
+    /// Whether no function is registered at a hook point.
     #[inline]
     pub fn is_empty(&self, hook: Hook) -> bool {
         self.chains[hook as usize].is_empty()
     }
 
-    /// `NF_HOOK`: asks every function until one does not accept.
+    /// `NF_HOOK`: runs the functions until one does not accept.
     #[inline]
     pub fn run(&self, skb: &mut SkBuff, state: &HookState) -> Verdict {
         for entry in &self.chains[state.hook as usize] {
