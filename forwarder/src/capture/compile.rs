@@ -1,17 +1,15 @@
 //! tcpdump's filter language, compiled by libpcap for Ethernet frames.
 //!
-//! Not for the process that forwards: libpcap looks names up, and its parser is C. `ferroute
-//! capture` compiles, and sends the program.
+//! Not used in the forwarding process: libpcap resolves names, and its parser is C. `ferroute capture`
+//! compiles, and sends the program.
 
 use pcap::{Capture, Linktype};
 
 use super::Insn;
 
-/// libpcap does not take a filter.
+/// libpcap rejects a filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the filter `{filter}` does not compile: {why}; its language is tcpdump's (man pcap-filter)"
-)]
+#[error("the filter `{filter}` does not compile: {why}; see man pcap-filter for the syntax")]
 pub struct CompileError {
     filter: String,
     why: String,
@@ -20,7 +18,7 @@ pub struct CompileError {
 /// Compiles a filter.
 ///
 /// # Errors
-/// What libpcap says of it.
+/// libpcap's message.
 pub fn compile(filter: &str) -> Result<Vec<Insn>, CompileError> {
     let failed = |why: String| CompileError { filter: filter.to_owned(), why };
     let said = |error: pcap::Error| match error {
@@ -32,7 +30,7 @@ pub fn compile(filter: &str) -> Result<Vec<Insn>, CompileError> {
     let insns = program.get_instructions().iter();
     // The crate shows an instruction's four fields only as text.
     insns.map(|insn| parse(&insn.to_string())).collect::<Option<_>>().ok_or_else(|| {
-        failed("libpcap's program cannot be read, which is a mistake in ferroute".to_owned())
+        failed("libpcap's program cannot be parsed; this is a bug in ferroute".to_owned())
     })
 }
 

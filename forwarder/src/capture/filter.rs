@@ -1,14 +1,15 @@
-//! Classic BPF, the machine that libpcap compiles tcpdump's filter language for (McCanne and
+//! Classic BPF, the instruction set to which libpcap compiles tcpdump's filter language (McCanne and
 //! Jacobson, 1993; the kernel's `bpf_check_classic` and `___bpf_prog_run`, libpcap's `bpf_filter`).
 //!
-//! A program comes from outside, so it is checked before it runs: it ends, it stays inside its
-//! instructions and its memory, and it divides by no constant zero. Loads outside the packet end it
-//! with "no match", as everywhere. The kernel's extensions (`SKF_AD_OFF`: interface, VLAN tag, …)
-//! are such loads. Programs that are nothing but tests of fields run as a [`Tree`](super::tree).
+//! A program comes from outside, so it is checked before it runs: it terminates, it stays within its
+//! instructions and its memory, and it does not divide by a constant zero. Loads outside the packet end
+//! it with "no match", as in other implementations. The kernel's extensions (`SKF_AD_OFF`: interface,
+//! VLAN tag, …) are such loads. Programs that consist only of tests of fields run as a
+//! [`Tree`](super::tree).
 
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Judged, Tree};
+use super::tree::{BurstVerdicts, Tree};
 use crate::skb::SkBuff;
 
 /// BPF_MAXINSNS.
@@ -16,7 +17,7 @@ pub const INSNS_MAX: usize = 4096;
 /// BPF_MEMWORDS.
 const MEMWORDS: usize = 16;
 
-/// Fields of an instruction's code, as linux/bpf_common.h has them.
+/// Fields of an instruction's code, as in linux/bpf_common.h.
 pub(super) mod code {
     pub const CLASS: u16 = 0x07;
     pub const LD: u16 = 0x00;
@@ -60,7 +61,7 @@ pub(super) mod code {
 
     /// The operand is X, else K.
     pub const X: u16 = 0x08;
-    /// What RET returns is A, else K.
+    /// RET returns A, else K.
     pub const A: u16 = 0x10;
     /// TXA of MISC, else TAX.
     pub const TXA: u16 = 0x80;
@@ -69,28 +70,28 @@ pub(super) mod code {
 /// One instruction: `struct sock_filter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Insn {
-    /// What is done.
+    /// The operation.
     pub code: u16,
-    /// Instructions skipped when a comparison holds.
+    /// Instructions skipped if a comparison is true.
     pub jt: u8,
-    /// Instructions skipped when it does not.
+    /// Instructions skipped if it is false.
     pub jf: u8,
     /// The operand.
     pub k: u32,
 }
 
-/// Why a program is not run.
+/// Why a program is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FilterError {
-    /// None, or too many.
-    #[error("the filter has {0} instructions; 1 to {INSNS_MAX} are possible")]
+    /// No instructions, or too many.
+    #[error("the filter has {0} instructions; 1 to {INSNS_MAX} are allowed")]
     Length(usize),
-    /// An instruction that is none, or that does what it must not.
+    /// An invalid or forbidden instruction.
     #[error("instruction {at} of the filter {what}")]
     Insn {
-        /// From 0.
+        /// Its index, from 0.
         at: usize,
-        /// What is wrong with it.
+        /// The error.
         what: &'static str,
     },
 }
@@ -99,7 +100,7 @@ pub enum FilterError {
 #[derive(Debug, Clone)]
 pub struct Filter {
     insns: Box<[Insn]>,
-    /// The same decisions, quicker; `None`: not of that form.
+    /// An equivalent tree, which is faster; `None`: the program has no such form.
     tree: Option<Tree>,
 }
 
@@ -113,70 +114,70 @@ impl Filter {
         Ok(Filter { insns: insns.into(), tree: Tree::of(insns) })
     }
 
-    /// Whether a packet passes.
+    /// Whether a packet matches.
     #[inline]
-    pub fn judge(&self, packet: &[u8]) -> Verdict {
+    pub fn run(&self, packet: &[u8]) -> Verdict {
         if let Some(tree) = &self.tree
-            && let Some(verdict) = tree.judge(packet)
+            && let Some(verdict) = tree.run(packet)
         {
             return verdict;
         }
-        if run(&self.insns, packet) == 0 { Verdict::NoMatch } else { Verdict::Match }
+        if bpf_prog_run(&self.insns, packet) == 0 { Verdict::NoMatch } else { Verdict::Match }
     }
 }
 
 impl Filter {
-    /// Whether a packet passes of which `head` is the part before its frags. What asks for nothing
-    /// beyond the head is judged by that alone; else the packet is put together in `scratch`.
+    /// Whether a packet matches of which `head` is the part before its frags. If the program reads
+    /// nothing beyond the head, the head is sufficient; otherwise the packet is copied to `scratch`.
     #[inline(always)]
     pub fn judge_skb(&self, head: &[u8], skb: &SkBuff, scratch: &mut Vec<u8>) -> Verdict {
-        if skb.is_nonlinear() { self.judge_frags(head, skb, scratch) } else { self.judge(head) }
+        if skb.is_nonlinear() { self.run_frags(head, skb, scratch) } else { self.run(head) }
     }
 
     #[cold]
-    fn judge_frags(&self, head: &[u8], skb: &SkBuff, scratch: &mut Vec<u8>) -> Verdict {
-        if let Some(verdict) = self.tree.as_ref().and_then(|tree| tree.judge(head)) {
+    fn run_frags(&self, head: &[u8], skb: &SkBuff, scratch: &mut Vec<u8>) -> Verdict {
+        if let Some(verdict) = self.tree.as_ref().and_then(|tree| tree.run(head)) {
             return verdict;
         }
         scratch.clear();
         scratch.extend_from_slice(head);
         skb.frags().for_each(|frag| scratch.extend_from_slice(frag));
-        self.judge(scratch)
+        self.run(scratch)
     }
 
-    /// Judges up to 64 packets: those that pass, and those that do not for good, a bit each.
+    /// Tests up to 64 packets; returns those that match, and those that will never match, one bit each.
     #[inline]
-    pub fn judge_burst(&self, packets: &[SkBuff], scratch: &mut Vec<u8>) -> (u64, u64) {
+    pub fn run_burst(&self, packets: &[SkBuff], scratch: &mut Vec<u8>) -> (u64, u64) {
         let all = u64::MAX >> 64usize.saturating_sub(packets.len().clamp(1, 64));
-        let mut judged = match &self.tree {
-            Some(tree) => tree.judge_burst(packets.iter().map(SkBuff::data)),
-            None => Judged { unknown: all, ..Judged::default() },
+        let mut verdicts = match &self.tree {
+            Some(tree) => tree.run_burst(packets.iter().map(SkBuff::data)),
+            None => BurstVerdicts { unknown: all, ..BurstVerdicts::default() },
         };
-        while judged.unknown != 0 {
-            let n = judged.unknown.trailing_zeros() as usize;
-            judged.unknown &= judged.unknown - 1;
+        while verdicts.unknown != 0 {
+            let n = verdicts.unknown.trailing_zeros() as usize;
+            verdicts.unknown &= verdicts.unknown - 1;
             match packets.get(n).map(|skb| self.judge_skb(skb.data(), skb, scratch)) {
-                Some(Verdict::Match) => judged.matched |= 1 << n,
-                Some(Verdict::NoMatchForGood) => judged.for_good |= 1 << n,
+                Some(Verdict::Match) => verdicts.matched |= 1 << n,
+                Some(Verdict::NoMatchForGood) => verdicts.for_good |= 1 << n,
                 _ => {}
             }
         }
-        (judged.matched, judged.for_good)
+        (verdicts.matched, verdicts.for_good)
     }
 }
 
-/// Whether a packet passes a filter.
+/// The result of a filter for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It does.
     Match,
     /// It does not.
     NoMatch,
-    /// It does not, and nothing that forwarding changes could make it.
+    /// It does not, and will not after any change that forwarding makes.
     NoMatchForGood,
 }
 
-/// `bpf_check_classic`. Jumps only go forward, so a program whose last instruction returns ends.
+/// `bpf_check_classic`. Jumps only go forward, so a program whose last instruction returns terminates.
 fn check(insns: &[Insn]) -> Result<(), FilterError> {
     if insns.is_empty() || insns.len() > INSNS_MAX {
         return Err(FilterError::Length(insns.len()));
@@ -187,11 +188,11 @@ fn check(insns: &[Insn]) -> Result<(), FilterError> {
     let at = insns.len() - 1;
     match insns[at].code & code::CLASS {
         code::RET => Ok(()),
-        _ => Err(FilterError::Insn { at, what: "is the last and does not return" }),
+        _ => Err(FilterError::Insn { at, what: "is the last one but not a return" }),
     }
 }
 
-/// `after`: instructions behind this one.
+/// `after`: the number of instructions after this one.
 fn check_insn(insn: &Insn, after: usize) -> Result<(), &'static str> {
     use code::*;
     let Insn { code, jt, jf, k } = *insn;
@@ -202,7 +203,8 @@ fn check_insn(insn: &Insn, after: usize) -> Result<(), &'static str> {
         true => Ok(()),
         false => Err("jumps out of the filter"),
     };
-    let memory = || if (k as usize) < MEMWORDS { Ok(()) } else { Err("has no such memory") };
+    let memory =
+        || if (k as usize) < MEMWORDS { Ok(()) } else { Err("uses a memory word out of range") };
     let known = match code & CLASS {
         LD | LDX if code & MODE == MEM => return memory(),
         LD => match code & MODE {
@@ -223,7 +225,7 @@ fn check_insn(insn: &Insn, after: usize) -> Result<(), &'static str> {
         },
         JMP => match code & OP {
             JA if k > i32::MAX as u32 => {
-                return Err("jumps back, as `protochain` does; it might never end");
+                return Err("jumps backwards, as `protochain` does, and might never terminate");
             }
             JA => return jump(k),
             op => {
@@ -249,7 +251,7 @@ pub(super) fn load(packet: &[u8], size: u16, at: u32) -> Option<u32> {
 
 /// The program's result: octets to keep, 0 for no match.
 #[inline(never)]
-fn run(insns: &[Insn], packet: &[u8]) -> u32 {
+fn bpf_prog_run(insns: &[Insn], packet: &[u8]) -> u32 {
     run_checked(insns, packet).unwrap_or(0)
 }
 
@@ -299,7 +301,7 @@ fn run_checked(insns: &[Insn], packet: &[u8]) -> Option<u32> {
     }
 }
 
-/// `None`: a division by X that is zero ends the program.
+/// `None`: a division by X that is zero, which ends the program.
 fn alu(op: u16, a: u32, operand: u32) -> Option<u32> {
     use code::*;
     Some(match op {

@@ -1,12 +1,12 @@
-//! Copies of packets for `ferroute capture`: taken by the workers, read by other threads.
+//! Copies of packets for `ferroute capture`: made by the workers, read by other threads.
 //!
-//! - [`filter`]: which packets, as a classic BPF program; [`compile`]: where that comes from;
-//! - [`tap`]: the worker's side: where packets are looked at, and what is copied;
-//! - [`ring`]: the copies on their way, bounded and allocated at start;
-//! - [`record`]: one copy.
+//! - [`filter`]: selection of packets, a classic BPF program; [`compile`]: its compilation;
+//! - [`tap`]: the worker's side: the capture points, and copying;
+//! - [`ring`]: transfer of the copies, bounded and allocated at start;
+//! - [`record`]: the format of one copy.
 //!
-//! The data path takes no lock, allocates nothing and waits for nobody: a reader that does not
-//! follow loses copies, which are counted. Left out: formats of files.
+//! The data path takes no lock, allocates nothing and never waits: a slow reader loses copies, which are
+//! counted. File formats are not handled here.
 
 mod compile;
 pub mod filter;

@@ -1,53 +1,52 @@
-//! The quick test before a tree: does a packet have, anywhere near, one of the values that all
-//! packets that pass must have?
+//! A quick test before the tree: does the packet contain one of the values that every matching packet
+//! must have?
 //!
-//! `host 192.0.2.1` can only match where that address stands in the packet, `port 53` where a port
-//! is 53. Looking for the value at all even places at once takes the processor a few instructions
-//! a packet; a value found elsewhere than where it counts does no harm, for the tree has the last
-//! word.
+//! `host 192.0.2.1` can only match if the packet contains that address, `port 53` only if it contains a
+//! port 53. Searching for the value at all even offsets at once takes the processor a few instructions
+//! per packet; a value found at an irrelevant offset does no harm, because the tree makes the final
+//! decision.
 
 use super::tree::{ETHERTYPE, MATCH, Node, Tree};
 use crate::wire::EtherType;
 
-/// Octets looked at together.
+/// Octets compared together.
 const CHUNK: usize = 16;
-/// Chunks at most: with the octets behind the last, what a [`Window`] has.
+/// Maximum number of chunks: with the octets after the last, they are within a [`Window`].
 const CHUNKS_MAX: usize = 3;
-/// Values at most.
+/// Maximum number of values.
 const VALUES_MAX: usize = 2;
-/// Where the octet with the IPv4 header's length stands.
+/// Offset of the octet with the IPv4 header's length.
 const IHL: usize = 14;
 
-/// Octets of a packet that a burst's tests look at, as many as the shortest Ethernet frame has.
+/// Octets of a packet that burst tests read, as many as the shortest Ethernet frame has.
 pub(super) const WINDOW: usize = 60;
-/// The front of a packet.
+/// The first octets of a packet.
 pub(super) type Window = [u8; WINDOW];
 
-/// Two neighbouring 16-bit words; a value of 16 bits leaves the second one open.
+/// Two adjacent 16-bit words; for a value of 16 bits the second one is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Value {
     first: u16,
     second: u16,
-    /// 0: the second word counts; all ones: it does not.
+    /// 0: the second word is compared; all ones: it is ignored.
     open: u16,
 }
 
-/// Values, one of which every packet that matches has.
+/// Values, one of which every matching packet contains.
 #[derive(Debug, Clone)]
 pub(super) struct Probe {
     values: Vec<Value>,
-    /// Where looking begins, octets, and how many chunks there are to look at.
+    /// Start of the search, octets, and number of chunks.
     start: usize,
     chunks: usize,
-    /// Places of some values count from the end of the IPv4 header: headers with options are not
-    /// judged.
+    /// Some offsets count from the end of the IPv4 header: packets with IPv4 options are not tested.
     behind_ihl: bool,
-    /// Forwarding does not change the fields that were looked for.
+    /// Forwarding does not change the fields that have these values.
     lasting: bool,
 }
 
 impl Probe {
-    /// The probe of a tree; `None`: there is no value that must be there, or too many.
+    /// The probe of a tree; `None`: there is no required value, or there are too many.
     pub(super) fn of(tree: &Tree) -> Option<Probe> {
         let selective = |n: usize| tree.nodes[n].value().is_some();
         let wide = |n: usize| tree.nodes[n].value().is_some_and(|value| value.open == 0);
@@ -58,7 +57,7 @@ impl Probe {
                 return None;
             }
         }
-        // Nearest to the root first: of an IPv6 address the last word is left, not the prefix.
+        // Nearest to the root first: for an IPv6 address this leaves the last word, not the prefix.
         for n in cut.clone().into_iter().rev() {
             let without: Vec<usize> = cut.iter().copied().filter(|&other| other != n).collect();
             if is_cut(tree, &without) {
@@ -83,7 +82,7 @@ impl Probe {
         let places = || nodes.iter().map(|node| node.place_without_options());
         let start = places().min()?;
         let chunks = (places().max()? + 2 - start).div_ceil(CHUNK);
-        // One word more is read behind the last chunk.
+        // One word more is read after the last chunk.
         let start = start.min(WINDOW.checked_sub(chunks * CHUNK + 2)?);
         let lasting = nodes.iter().all(|node| node.lasting);
         (values.len() <= VALUES_MAX && chunks <= CHUNKS_MAX).then_some(Probe {
@@ -95,12 +94,12 @@ impl Probe {
         })
     }
 
-    /// Whether what fails the probe fails it for good.
+    /// Whether a packet that fails the probe will never match.
     pub(super) fn is_lasting(&self) -> bool {
         self.lasting
     }
 
-    /// Of up to 64 packets those that may match, a bit each.
+    /// The packets among up to 64 that may match, one bit each.
     pub(super) fn may_match(&self, windows: &[&Window]) -> u64 {
         let mut found = 0;
         for value in &self.values {
@@ -121,7 +120,7 @@ impl Probe {
     }
 }
 
-/// The packets that have `value` at an even distance from `start`, within `N` chunks.
+/// The packets with `value` at an even distance from `start`, within `N` chunks.
 #[inline]
 fn find<const N: usize>(value: &Value, start: usize, windows: &[&Window]) -> u64 {
     let mut found = 0;
@@ -140,7 +139,7 @@ fn find<const N: usize>(value: &Value, start: usize, windows: &[&Window]) -> u64
     found
 }
 
-/// The eight words from `at` on, as they lie in memory.
+/// The eight words starting at `at`, in memory order.
 #[inline(always)]
 fn words(octets: &[u8], at: usize) -> [u16; CHUNK / 2] {
     let chunk: [u8; CHUNK] =
@@ -149,8 +148,8 @@ fn words(octets: &[u8], at: usize) -> [u16; CHUNK / 2] {
 }
 
 impl Node {
-    /// The value that the field must have, if the test asks for all bits of one or two words, and
-    /// of something rarer than an EtherType.
+    /// The value that the field must have, if the test compares all bits of one or two words, and with
+    /// something rarer than an EtherType.
     fn value(&self) -> Option<Value> {
         let place = self.place_without_options();
         let fits =
@@ -166,12 +165,12 @@ impl Node {
     }
 }
 
-/// Whether no packet matches that passes none of these nodes by their `yes`.
+/// Whether every matching packet passes one of these nodes by its `yes`.
 fn is_cut(tree: &Tree, nodes: &[usize]) -> bool {
     !tree.reaches(&|n| nodes.contains(&n), &|node| node == MATCH)
 }
 
-/// Whether what counts from the end of the IPv4 header is looked at in IPv4 only.
+/// Whether fields after the IPv4 header are read in IPv4 packets only.
 fn asks_for_ipv4_first(tree: &Tree) -> bool {
     let behind = |node: u16| tree.nodes.get(usize::from(node)).is_some_and(|node| node.behind_ihl);
     tree.is_behind_ethertype(&[EtherType::IPV4], &behind)

@@ -1,35 +1,35 @@
-//! One copy: a head of 24 octets, then as much of the packet as is kept. All numbers are
+//! The format of one copy: a header of 24 octets, then the kept octets of the packet. All numbers are
 //! little-endian.
 //!
 //! | octets | |
 //! | --- | --- |
-//! | 0–7 | when it was copied, nanoseconds since 1970 UTC |
-//! | 8–11 | octets the packet has |
-//! | 12–15 | octets of it that follow |
-//! | 16–17 | port, as the router numbers them |
+//! | 0–7 | time of the copy, nanoseconds since 1970 UTC |
+//! | 8–11 | length of the packet, octets |
+//! | 12–15 | number of its octets that follow |
+//! | 16–17 | port, the router's port number |
 //! | 18 | [`Kind`] |
-//! | 19 | number of the [`DropReason`] of a drop |
-//! | 20–23 | place in its burst, while it is not known whether the packet leaves |
+//! | 19 | number of the [`DropReason`], for a drop |
+//! | 20–23 | position in its burst, until it is known whether the packet was sent |
 
 use crate::stats::DropReason;
 
-/// Octets of a head.
+/// Length of a header, octets.
 pub const HEAD: usize = 24;
 
-/// Where a packet was when it was copied.
+/// The capture point of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Received, as it came.
+    /// Received.
     In,
     /// Put on a TX ring.
     Out,
-    /// Dropped, as it was then.
+    /// Dropped; copied as it was then.
     Drop(DropReason),
 }
 
 /// Octet 18.
 pub(super) mod kind {
-    /// Taken back: nothing to be shown.
+    /// Cancelled: not to be shown.
     pub const VOID: u8 = 0;
     pub const IN: u8 = 1;
     pub const OUT: u8 = 2;
@@ -38,7 +38,7 @@ pub(super) mod kind {
     pub const LEAVING: u8 = 4;
 }
 
-/// What a record says of a packet beside its octets.
+/// The metadata of a record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     pub port: u16,
@@ -53,7 +53,7 @@ impl Mark {
     }
 }
 
-/// A head, as the worker writes it.
+/// A header, as the worker writes it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head {
     pub tstamp_ns: u64,
@@ -92,8 +92,8 @@ impl Head {
     }
 }
 
-/// Resolves the records from `start` on that were [`kind::LEAVING`]: `resolve` gives kind and reason
-/// by the place in the burst. Returns how many were taken back.
+/// Resolves the records from `start` on that are [`kind::LEAVING`]: `resolve` returns kind and reason for
+/// the position in the burst. Returns the number of cancelled records.
 pub(super) fn settle(block: &mut [u8], start: usize, resolve: impl Fn(u32) -> (u8, u8)) -> u64 {
     let (mut at, mut void) = (start, 0);
     while let Some(octets) = block.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<HEAD>()) {
@@ -107,8 +107,8 @@ pub(super) fn settle(block: &mut [u8], start: usize, resolve: impl Fn(u32) -> (u
     void
 }
 
-/// Appends the records of a block to `to`, without those of ports that are not to be kept. Returns how
-/// many packets were left out.
+/// Appends the records of a block to `to`, without those of ports that are not to be kept. Returns the
+/// number of packets left out.
 pub fn keep_ports(block: &[u8], to: &mut Vec<u8>, keep: impl Fn(u16) -> bool) -> u64 {
     let (mut rest, mut left_out) = (block, 0);
     while let Some(octets) = rest.first_chunk::<HEAD>() {
@@ -123,29 +123,29 @@ pub fn keep_ports(block: &[u8], to: &mut Vec<u8>, keep: impl Fn(u16) -> bool) ->
     left_out
 }
 
-/// A copy that was read.
+/// A copy read from a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
-    /// When it was copied, nanoseconds since 1970 UTC.
+    /// Time of the copy, nanoseconds since 1970 UTC.
     pub tstamp_ns: u64,
-    /// The port: the one a packet came in by or leaves by.
+    /// The input or output port.
     pub port: u16,
-    /// Where the packet was.
+    /// The capture point.
     pub kind: Kind,
-    /// Octets the packet has, link-layer header included.
+    /// Length of the packet with its link-layer header, octets.
     pub len: u32,
-    /// The first of them, as many as are kept.
+    /// The kept octets, from the first on.
     pub data: &'a [u8],
 }
 
-/// The records of a block, oldest first. Ends before one that is cut off or says nonsense.
+/// The records of a block, oldest first. Ends before a truncated or invalid record.
 #[derive(Debug, Clone)]
 pub struct Records<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Records<'a> {
-    /// Of whole blocks, one behind the other.
+    /// Records of whole blocks, one after the other.
     pub fn new(blocks: &'a [u8]) -> Records<'a> {
         Records { rest: blocks }
     }

@@ -1,9 +1,9 @@
-//! The way of the copies from a worker to a reader: blocks of memory that go round.
+//! Transfer of copies from a worker to a reader: blocks of memory that both exchange.
 //!
-//! As PACKET_MMAP's third version does: the worker writes records into a block and hands the block
-//! over when it is full, or as soon as the reader has taken all before it. So a hand-over is paid
-//! once for many packets under load, and a lone packet is not kept waiting. When no block is
-//! empty, copies are counted as lost.
+//! As in version 3 of PACKET_MMAP, the worker writes records into a block and hands the block over when
+//! it is full, or as soon as the reader has taken all earlier ones. Under load the cost of a hand-over is
+//! thus shared by many packets, and a single packet is not delayed. When no block is empty, copies are
+//! counted as lost.
 
 use std::collections::TryReserveError;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::record::{HEAD, Head, Mark, settle};
 use crate::skb::SkBuff;
 use crate::stats::Counter;
 
-/// Octets of a block. Long against any packet, short against the second-level cache.
+/// Octets of a block. Large compared with a packet, small compared with the L2 cache.
 pub const BLOCK: usize = 128 << 10;
 
-/// Reads the clock when the first packet of a burst is copied: it is the system's, the one that
-/// users know, and may be set.
+/// Reads the clock when the first packet of a burst is copied: the system's real-time clock, which may be
+/// set.
 #[derive(Debug, Default)]
 pub(super) struct Stamp(Option<u64>);
 
@@ -31,17 +31,17 @@ impl Stamp {
     }
 }
 
-/// What the worker counts of one ring.
+/// The worker's counters of one ring.
 #[derive(Debug, Default)]
 struct Counts {
     matched: Counter,
     lost: Counter,
 }
 
-/// What is handed over.
+/// A block that is handed over.
 #[derive(Debug)]
 struct Block {
-    /// How often numbers of ports had become other interfaces' before its records were written.
+    /// How often port numbers had become other interfaces' before its records were written.
     naming: u64,
     records: Vec<u8>,
 }
@@ -51,17 +51,17 @@ struct Block {
 pub(super) struct RingWriter {
     empty: Receiver<Vec<u8>>,
     full: Sender<Block>,
-    /// Of what is written now, see [`Block`].
+    /// For the current block, see [`Block`].
     naming: u64,
-    /// Being written; without memory: none was empty.
+    /// The current block; empty without memory if no block was free.
     block: Vec<u8>,
-    /// No block was empty; looked again after the turn.
+    /// No block was free; checked again after the iteration.
     starved: bool,
-    /// Octets kept of a packet.
+    /// Maximum number of octets kept of a packet.
     pub(super) snaplen: usize,
-    /// Written, but their records are not settled.
+    /// Full blocks whose records are not settled.
     kept: Vec<Vec<u8>>,
-    /// While records are not settled: where the first of them may stand in the oldest such block.
+    /// While records are not settled: position of the first one in the oldest such block.
     unsettled: Option<usize>,
     counts: Arc<Counts>,
 }
@@ -74,11 +74,11 @@ pub struct RingReader {
     counts: Arc<Counts>,
 }
 
-/// Both ends of a ring of `blocks` blocks of [`BLOCK`] octets, 1 at least. Its memory is there
-/// afterwards, not only promised.
+/// Both ends of a ring of `blocks` blocks of [`BLOCK`] octets, at least 1. Its memory is actually
+/// allocated, not only reserved.
 ///
 /// # Errors
-/// When there is no memory for them.
+/// Out of memory.
 pub fn ring(blocks: usize) -> Result<(RingIn, RingReader), TryReserveError> {
     let blocks = blocks.max(1);
     let (give, empty) = bounded(blocks);
@@ -86,7 +86,7 @@ pub fn ring(blocks: usize) -> Result<(RingIn, RingReader), TryReserveError> {
     for _ in 0..blocks {
         let mut block = Vec::new();
         block.try_reserve_exact(BLOCK)?;
-        // The kernel gives a page when it is written to first.
+        // The kernel allocates a page on first write.
         block.resize(BLOCK, 1);
         block.clear();
         // There is room for each.
@@ -112,7 +112,7 @@ pub fn ring(blocks: usize) -> Result<(RingIn, RingReader), TryReserveError> {
 pub struct RingIn(pub(super) RingWriter);
 
 impl RingWriter {
-    /// Counts a packet that passed the filter, and copies it if there is room: `packet`, which is the
+    /// Counts a packet that matched the filter, and copies it if there is room: `packet`, which is the
     /// head of `skb`, and its frags.
     #[inline]
     pub(super) fn push(&mut self, stamp: &mut Stamp, packet: &[u8], skb: &SkBuff, mark: Mark) {
@@ -181,7 +181,7 @@ impl RingWriter {
         self.counts.matched.set(self.counts.matched.get() - void);
     }
 
-    /// Hands over what is written, if the reader waits for it.
+    /// Hands over the current block, if the reader waits for it.
     #[inline]
     pub(super) fn hand_over(&mut self) {
         self.starved = false;
@@ -190,7 +190,7 @@ impl RingWriter {
         }
     }
 
-    /// Hands over what is written.
+    /// Hands over the current block.
     pub(super) fn flush(&mut self) {
         if !self.block.is_empty() {
             let block = std::mem::take(&mut self.block);
@@ -203,14 +203,14 @@ impl RingWriter {
         let _ = self.full.try_send(Block { naming: self.naming, records });
     }
 
-    /// What was written so far is of the names that ports had, what follows is of others.
+    /// Records written so far use the previous names of ports, later ones the new names.
     pub(super) fn begin_naming(&mut self, naming: u64) {
         self.flush();
         self.naming = naming;
     }
 }
 
-/// The capture, or the worker, has ended: nothing that was copied is kept back.
+/// The capture, or the worker, has ended: hands over what was copied.
 impl Drop for RingWriter {
     fn drop(&mut self) {
         self.flush();
@@ -218,9 +218,9 @@ impl Drop for RingWriter {
 }
 
 impl RingReader {
-    /// Shows the next block to `read`, if there is one, and gives it back; with it, how often numbers
-    /// of ports had become other interfaces' before. `None`: there is none now; an error: nor will
-    /// there be, for the worker's end is gone.
+    /// Passes the next block to `read`, if there is one, and returns it to the worker; also passes how
+    /// often port numbers had become other interfaces' before. `None`: there is none now. An error: there
+    /// will be none, because the worker's end is gone.
     ///
     /// # Errors
     /// [`Ended`].
@@ -236,12 +236,12 @@ impl RingReader {
         Ok(Some(result))
     }
 
-    /// Packets that passed the filter.
+    /// Number of packets that matched the filter.
     pub fn matched(&self) -> u64 {
         self.counts.matched.get()
     }
 
-    /// Those of them for which there was no room.
+    /// Number of those for which there was no room.
     pub fn lost(&self) -> u64 {
         self.counts.lost.get()
     }

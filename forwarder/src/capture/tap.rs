@@ -1,10 +1,10 @@
-//! Where a worker looks at packets for captures, and what it copies.
+//! The capture points of a worker.
 //!
-//! A packet is seen as it was received, before the pipeline; as it is put on a TX ring; and as it
-//! was when it was dropped, with the reason. Frames a driver could not take from its RX ring have
-//! no copy, nor have those that the XDP program leaves to the kernel.
+//! A packet is captured as it was received, before the pipeline; as it is put on a TX ring; and as it was
+//! when it was dropped, with the reason. Frames that a driver could not take from its RX ring are not
+//! captured, nor are those that the XDP program passes to the kernel.
 //!
-//! With no capture everything costs one comparison: [`Tap::is_on`].
+//! Without captures, the cost is one comparison: [`Tap::is_on`].
 
 use super::filter::{Filter, Verdict};
 use super::record::{Mark, kind};
@@ -12,10 +12,10 @@ use super::ring::{RingIn, RingWriter, Stamp};
 use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
-/// Captures at once, at most.
+/// Maximum number of concurrent captures.
 pub const SESSIONS_MAX: usize = 8;
 
-/// Why a driver drops what it was given to send; the first of them whose counter has moved is told.
+/// Drop reasons of drivers on output; the first whose counter has changed is reported.
 const TX_REASONS: [DropReason; 5] = [
     DropReason::DevNotReady,
     DropReason::FullRing,
@@ -24,7 +24,7 @@ const TX_REASONS: [DropReason; 5] = [
     DropReason::TxError,
 ];
 
-/// What a capture wants to see.
+/// Selection of the packets of a capture.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// `None`: every port.
@@ -35,22 +35,22 @@ pub struct Wanted {
     pub sent: bool,
     /// Dropped packets.
     pub dropped: bool,
-    /// Octets kept of each.
+    /// Maximum number of octets kept of each.
     pub snaplen: usize,
-    /// Which packets; `None`: all.
+    /// The filter; `None`: all packets.
     pub filter: Option<Filter>,
 }
 
-/// The ports that a capture wants to see.
+/// The selected ports of a capture.
 #[derive(Debug, Clone)]
 pub struct WantedPorts {
     names: Vec<String>,
-    /// By port, whether it has one of the names.
+    /// By port, whether its name is one of the names.
     by_port: Vec<bool>,
 }
 
 impl WantedPorts {
-    /// Those of these names among `ports`, the names of the ports there are.
+    /// Selects the ports with these names among `ports`, the names of the existing ports.
     pub fn new<'a>(names: &[String], ports: impl Iterator<Item = &'a str>) -> WantedPorts {
         let by_port = ports.map(|port| names.iter().any(|name| name == port)).collect();
         WantedPorts { names: names.to_vec(), by_port }
@@ -76,23 +76,23 @@ pub struct Session {
 /// A worker's captures.
 #[derive(Debug, Default)]
 pub struct Tap {
-    /// Never more than [`SESSIONS_MAX`], for which there is room.
+    /// At most [`SESSIONS_MAX`], for which room is allocated.
     sessions: Vec<Session>,
     /// The driver's counters before it was given packets to send.
     before: [u64; TX_REASONS.len()],
-    /// A packet of several frames in one piece, for a filter that looks beyond the first.
+    /// A packet of several frames as one slice, for a filter that reads beyond the first.
     scratch: Vec<u8>,
-    /// How often numbers of ports have become other interfaces'.
+    /// How often port numbers have become other interfaces'.
     naming: u64,
 }
 
 impl Session {
-    /// Its name.
+    /// Its identifier.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// A capture whose copies go into `ring`. `id` is its name.
+    /// A capture whose copies go into `ring`. `id` identifies it.
     pub fn new(id: u64, wanted: Wanted, ring: RingIn) -> Session {
         let mut ring = ring.0;
         ring.snaplen = wanted.snaplen;
@@ -106,7 +106,7 @@ impl Session {
         ports.is_none_or(|ports| wants(ports).unwrap_or(false))
     }
 
-    /// Whether a packet concerns it. `bit`: its own in `unmatched_captures`.
+    /// Whether it captures a packet. `bit`: its own in `unmatched_captures`.
     #[inline(always)]
     fn concerns(&self, skb: &SkBuff, packet: &[u8], bit: u8, scratch: &mut Vec<u8>) -> bool {
         let filter = self.wanted.filter.as_ref();
@@ -132,7 +132,7 @@ impl Tap {
         !self.sessions.is_empty()
     }
 
-    /// Begins a capture; gives it back when there are [`SESSIONS_MAX`] already.
+    /// Begins a capture; returns it when there are [`SESSIONS_MAX`] already.
     pub fn attach(&mut self, mut session: Session) -> Option<Session> {
         if self.sessions.len() == SESSIONS_MAX {
             return Some(session);
@@ -142,15 +142,14 @@ impl Tap {
         None
     }
 
-    /// Ends a capture. What it has copied is handed over when the session is dropped, which frees
-    /// memory.
+    /// Ends a capture. Its copies are handed over when the session is dropped, which frees memory.
     pub fn detach(&mut self, id: u64) -> Option<Session> {
         let at = self.sessions.iter().position(|session| session.id == id)?;
         Some(self.sessions.remove(at))
     }
 
-    /// A port is another interface from now on: captures of the one it was do not see it, those of
-    /// the one it is do. `naming`: how often that has happened; readers get it with what follows.
+    /// Records that a port is another interface from now on: captures select it by its new name.
+    /// `naming`: how often that has happened; readers get it with later records.
     pub fn name_port(&mut self, port: u16, name: &str, naming: u64) {
         self.naming = naming;
         for session in &mut self.sessions {
@@ -161,7 +160,7 @@ impl Tap {
         }
     }
 
-    /// Packets of one port were received.
+    /// Captures packets received by one port.
     pub fn received(&mut self, packets: &mut [SkBuff]) {
         let Some(port) = packets.first().map(|skb| skb.port) else { return };
         let mut stamp = Stamp::default();
@@ -171,7 +170,7 @@ impl Tap {
             }
             for some in packets.chunks_mut(64) {
                 let (matched, for_good) = match &session.wanted.filter {
-                    Some(filter) => filter.judge_burst(some, &mut self.scratch),
+                    Some(filter) => filter.run_burst(some, &mut self.scratch),
                     None => (u64::MAX, 0),
                 };
                 match for_good {
@@ -195,8 +194,8 @@ impl Tap {
         }
     }
 
-    /// Packets are about to be given to the driver of `port`, which certainly takes the first
-    /// `certain` of them. [`Tap::left`] must follow.
+    /// Copies packets that are about to be given to the driver of `port`, which will certainly take the
+    /// first `certain` of them. [`Tap::left`] must follow.
     pub fn leaving(&mut self, port: u16, packets: &[SkBuff], certain: usize, stats: &WorkerStats) {
         let mut stamp = Stamp::default();
         let (sure, unsure) = packets.split_at(certain.min(packets.len()));
@@ -227,7 +226,7 @@ impl Tap {
         }
     }
 
-    /// The driver took the first `put` of them, and dropped the others.
+    /// Settles the copies: the driver took the first `put` packets, and dropped the others.
     pub fn left(&mut self, put: usize, stats: &WorkerStats) {
         let before = self.before;
         let reason = || {
@@ -243,7 +242,7 @@ impl Tap {
         }
     }
 
-    /// Packets for `port` were dropped before a driver could be given them.
+    /// Captures packets for `port` that were dropped before they were given to a driver.
     #[cold]
     pub fn refused(&mut self, port: u16, packets: &[SkBuff], reason: DropReason) {
         let mut stamp = Stamp::default();
@@ -260,7 +259,7 @@ impl Tap {
         }
     }
 
-    /// A packet was dropped.
+    /// Captures a dropped packet.
     #[cold]
     pub fn dropped(&mut self, skb: &SkBuff, reason: DropReason) {
         let mut stamp = Stamp::default();
@@ -276,7 +275,7 @@ impl Tap {
         }
     }
 
-    /// The end of a turn: readers that wait get what there is.
+    /// At the end of an iteration: hands over records for which readers wait.
     pub fn hand_over(&mut self) {
         self.sessions.iter_mut().for_each(|session| session.ring.hand_over());
     }

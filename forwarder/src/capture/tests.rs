@@ -1,4 +1,4 @@
-//! Filters against libpcap's own machine; taps and rings as a worker uses them.
+//! Filters compared with libpcap's own interpreter; taps and rings as a worker uses them.
 
 use pcap::{Capture, Linktype};
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use super::*;
 use crate::skb::{Burst, FramePool, SkBuff, Umem};
 use crate::stats::{DropReason, WorkerStats};
 
-/// Filters of every kind; those marked run as a tree.
+/// Filters of every kind; `true`: runs as a tree.
 const FILTERS: [(&str, bool); 15] = [
     ("host 198.18.1.1", true),
     ("udp port 53", true),
@@ -31,7 +31,7 @@ fn instruction(code: u16, k: u32) -> Insn {
     Insn { code, jt: 0, jf: 0, k }
 }
 
-/// Mostly IPv4 and IPv6 with few different values, sometimes cut off anywhere.
+/// Mostly IPv4 and IPv6 with few different values, sometimes truncated anywhere.
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let octets = prop::collection::vec(any::<u8>(), 120);
     let header = (0..4usize, 0..5usize, 0..4u8, prop::sample::select(vec![0u8, 1, 2, 3]));
@@ -75,14 +75,14 @@ fn filters_that_are_tests_of_fields_have_a_tree() {
 }
 
 #[test]
-fn what_does_not_compile_says_why() {
+fn compile_errors_give_the_reason() {
     let error = compile("host and").expect_err("no filter").to_string();
     assert!(error.contains("`host and`") && error.contains("syntax error"), "{error}");
     assert!(compile("ho\0st").is_err());
 }
 
 #[test]
-fn programs_that_could_go_wrong_are_refused() {
+fn unsafe_programs_are_rejected() {
     let ret = instruction(6, 1);
     assert_eq!(Filter::new(&[]).err(), Some(FilterError::Length(0)));
     assert!(Filter::new(&[ret; filter::INSNS_MAX + 1]).is_err());
@@ -105,7 +105,7 @@ fn programs_that_could_go_wrong_are_refused() {
     assert!(chain.to_string().contains("protochain"), "{chain}");
     // Dividing by an X that is zero ends the program with no match.
     let divide = Filter::new(&[instruction(0x3c, 0), ret]).expect("possible");
-    assert_eq!(divide.judge(&[0; 64]), Verdict::NoMatch);
+    assert_eq!(divide.run(&[0; 64]), Verdict::NoMatch);
 }
 
 proptest! {
@@ -114,13 +114,13 @@ proptest! {
         for (text, _) in FILTERS {
             let theirs = Capture::dead(Linktype::ETHERNET).and_then(|dead| dead.compile(text, true));
             let theirs = theirs.expect(text).filter(&packet);
-            let ours = Filter::new(&compile(text).expect(text)).expect(text).judge(&packet);
+            let ours = Filter::new(&compile(text).expect(text)).expect(text).run(&packet);
             prop_assert_eq!(ours == Verdict::Match, theirs, "{}", text);
         }
     }
 
     #[test]
-    fn what_does_not_match_for_good_does_not_match_after_forwarding(
+    fn packets_that_never_match_do_not_match_after_forwarding(
         packet in packet(), addresses in any::<[u8; 12]>(), ttl in any::<u8>(), sum in any::<[u8; 2]>()
     ) {
         let mut pool = Umem::anonymous(1).into_pool();
@@ -137,26 +137,26 @@ proptest! {
         }
         for (text, _) in FILTERS {
             let filter = Filter::new(&compile(text).expect(text)).expect(text);
-            let (_, for_good) = filter.judge_burst(burst.as_slice(), &mut Vec::new());
-            if filter.judge(&packet) == Verdict::NoMatchForGood || for_good == 1 {
-                prop_assert_ne!(filter.judge(&forwarded), Verdict::Match, "{}", text);
+            let (_, for_good) = filter.run_burst(burst.as_slice(), &mut Vec::new());
+            if filter.run(&packet) == Verdict::NoMatchForGood || for_good == 1 {
+                prop_assert_ne!(filter.run(&forwarded), Verdict::Match, "{}", text);
             }
         }
         burst.drain(64).for_each(|skb| pool.kfree_skb(skb));
     }
 
     #[test]
-    fn a_burst_is_judged_as_its_packets_are(packets in prop::collection::vec(packet(), 0..=64)) {
+    fn a_burst_is_filtered_as_its_packets_one_by_one(packets in prop::collection::vec(packet(), 0..=64)) {
         let mut pool = Umem::anonymous(64).into_pool();
         let mut burst = burst(&mut pool, &packets);
         for (text, _) in FILTERS {
             let filter = Filter::new(&compile(text).expect(text)).expect(text);
-            let (matched, for_good) = filter.judge_burst(burst.as_slice(), &mut Vec::new());
+            let (matched, for_good) = filter.run_burst(burst.as_slice(), &mut Vec::new());
             for (n, packet) in packets.iter().enumerate() {
                 let (matched, for_good) = (matched >> n & 1 == 1, for_good >> n & 1 == 1);
-                let verdict = filter.judge(packet);
+                let verdict = filter.run(packet);
                 prop_assert_eq!(matched, verdict == Verdict::Match, "{} {}", text, n);
-                // For good or not may differ, for a burst is asked something else first.
+                // `for_good` may differ, because a burst is first tested by the probe.
                 prop_assert!(!(for_good && matched), "{} {}", text, n);
             }
             prop_assert!(packets.len() == 64 || (matched | for_good) >> packets.len() == 0);
@@ -165,19 +165,19 @@ proptest! {
     }
 
     #[test]
-    fn no_program_that_is_taken_panics(
+    fn no_accepted_program_panics(
         insns in prop::collection::vec((any::<u16>(), 0..6u8, 0..6u8, 0..70u32), 1..24),
         packet in packet(),
     ) {
         let insns = insns.into_iter().map(|(code, jt, jf, k)| Insn { code: code & 0xff, jt, jf, k });
         let insns: Vec<Insn> = insns.chain([instruction(6, 1)]).collect();
         if let Ok(filter) = Filter::new(&insns) {
-            filter.judge(&packet);
+            filter.run(&packet);
         }
     }
 
     #[test]
-    fn records_of_anything_do_not_panic(octets in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn reading_arbitrary_records_does_not_panic(octets in prop::collection::vec(any::<u8>(), 0..200)) {
         Records::new(&octets).for_each(drop);
     }
 }
@@ -196,7 +196,7 @@ fn all() -> Wanted {
     Wanted { ports: None, received: true, sent: true, dropped: true, snaplen: 8, filter: None }
 }
 
-/// Everything that has been handed over: kind, port, length, the first octet.
+/// Everything that has been handed over: kind, port, length, first octet.
 fn seen(reader: &RingReader) -> Vec<(Kind, u16, u32, u8)> {
     let mut seen = Vec::new();
     let show = |block: &[u8], _| {
@@ -209,7 +209,7 @@ fn seen(reader: &RingReader) -> Vec<(Kind, u16, u32, u8)> {
 }
 
 #[test]
-fn packets_are_seen_as_they_come_as_they_leave_and_as_they_are_dropped() {
+fn packets_are_captured_on_input_output_and_drop() {
     let mut pool = Umem::anonymous(16).into_pool();
     let (mut tap, stats) = (Tap::new(), WorkerStats::new(2));
     assert!(!tap.is_on());
@@ -219,7 +219,7 @@ fn packets_are_seen_as_they_come_as_they_leave_and_as_they_are_dropped() {
     let mut burst = burst(&mut pool, &packets);
     tap.received(burst.as_mut_slice());
     tap.dropped(&burst.as_slice()[3], DropReason::TtlExceeded);
-    // The driver was sure of one, took two, and dropped the third, for its ring was full.
+    // The driver was certain of one, took two, and dropped the third because its ring was full.
     tap.leaving(1, &burst.as_slice()[..3], 1, &stats);
     stats.drop(DropReason::FullRing);
     tap.left(2, &stats);
@@ -282,20 +282,20 @@ fn a_capture_sees_its_ports_directions_and_filter_alone() {
 }
 
 #[test]
-fn what_does_not_fit_is_counted_and_there_is_room_again_when_the_reader_has_read() {
+fn lost_copies_are_counted_and_reading_makes_room() {
     let mut pool = Umem::anonymous(64).into_pool();
     let (mut tap, stats) = (Tap::new(), WorkerStats::new(2));
     let (writer, reader) = ring(2).expect("memory");
     let wanted = Wanted { snaplen: usize::MAX, ..all() };
     assert!(tap.attach(Session::new(1, wanted, writer)).is_none());
     let mut burst = burst(&mut pool, &vec![vec![7; 1000]; 64]);
-    // Unsettled records lie in more than one block.
+    // Unsettled records span more than one block.
     for _ in 0..5 {
         tap.leaving(1, burst.as_slice(), 0, &stats);
         tap.left(64, &stats);
         tap.hand_over();
     }
-    // The first turn's block was handed over to a reader who had nothing, the other is full.
+    // The first iteration's block was handed over to a reader that had none, the other is full.
     let fit = 64 + BLOCK / 1024;
     assert_eq!((reader.matched(), reader.lost()), (320, 320 - fit as u64));
     for records in [64, fit - 64] {
@@ -309,7 +309,7 @@ fn what_does_not_fit_is_counted_and_there_is_room_again_when_the_reader_has_read
 }
 
 #[test]
-fn a_packet_of_several_frames_is_judged_and_copied_whole() {
+fn a_packet_of_several_frames_is_filtered_and_copied_whole() {
     let mut pool = Umem::anonymous(16).into_pool();
     let stats = WorkerStats::new(2);
     let packet: Vec<u8> = (0..9014).map(|n| (n % 251) as u8).collect();
@@ -345,7 +345,7 @@ fn a_packet_of_several_frames_is_judged_and_copied_whole() {
 }
 
 #[test]
-fn what_is_of_another_name_is_told_apart_and_may_be_left_out() {
+fn records_before_and_after_a_port_rename_are_distinguished() {
     let mut pool = Umem::anonymous(16).into_pool();
     let (mut tap, (writer, reader)) = (Tap::new(), ring(3).expect("memory"));
     let wanted =

@@ -1,10 +1,10 @@
-//! A filter as a tree of tests: what most programs come down to, at a fraction of the steps.
+//! A filter as a decision tree, which most programs can be converted to, and which takes a fraction of
+//! the steps.
 //!
-//! libpcap's code for `host 192.0.2.1 and udp port 53` loads fields at fixed offsets, or behind the
-//! IPv4 header's length, and compares each with constants. Every comparison, together with the load
-//! and the mask before it, becomes one node: is the field between two values? A program that does
-//! anything else has no tree, and a packet that ends within four octets of a field is left to the
-//! program itself.
+//! libpcap's code for `host 192.0.2.1 and udp port 53` loads fields at fixed offsets, or after the IPv4
+//! header's length, and compares each with constants. Every comparison, together with the load and the
+//! mask before it, becomes one node: is the field between two values? A program that does anything else
+//! has no tree, and a packet that ends within four octets of a field is left to the program itself.
 
 use std::collections::HashMap;
 
@@ -12,28 +12,28 @@ use super::filter::{Insn, Verdict, code};
 use super::probe::{Probe, WINDOW, Window};
 use crate::wire::EtherType;
 
-/// Longer programs have no tree: how deep one is built is bounded by their length.
+/// Longer programs have no tree: the length limits the recursion that builds it.
 const INSNS_MAX: usize = 512;
-/// Nodes of a tree at most; a program whose paths do not join may need more than it has
+/// Maximum number of nodes; a program whose paths do not join may need more nodes than it has
 /// instructions.
 const NODES_MAX: usize = 1024;
 /// Instead of a node: the packet matches.
 pub(super) const MATCH: u16 = u16::MAX;
-/// Instead of a node: it does not.
+/// Instead of a node: the packet does not match.
 const NO_MATCH: u16 = u16::MAX - 1;
-/// Reverse ARP (RFC 903), which `host` and `net` ask for, too.
+/// Reverse ARP (RFC 903), which `host` and `net` also match.
 const RARP: EtherType = EtherType(0x8035);
-/// Where the EtherType stands, octets from the start of the frame.
+/// Offset of the EtherType in the frame, octets.
 pub(super) const ETHERTYPE: usize = 12;
-/// Where IPv6 addresses begin.
+/// Offset of the IPv6 addresses.
 const IPV6_SADDR: usize = 22;
-/// Where the ports stand behind an IPv6 header, four octets.
+/// Offset of the ports after an IPv6 header, four octets.
 const IPV6_PORTS: usize = 54;
-/// Where the octet with the IPv4 header's length stands behind an Ethernet header.
+/// Offset of the octet with the IPv4 header's length after an Ethernet header.
 const IHL_OFFSET: u32 = 14;
 
-/// Whether `word & mask` lies in `low ..= low + span`, the word being the four octets at `offset`
-/// in network byte order.
+/// Tests whether `word & mask` is in `low ..= low + span`, where word is the four octets at `offset` in
+/// network byte order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
     pub(super) offset: u16,
@@ -46,16 +46,16 @@ pub(super) struct Node {
     pub(super) lasting: bool,
 }
 
-/// The tests, from the root on. Where a test leads stands apart from it: two loads with bounds of
-/// their own are a branch, which the processor foresees; from one node it would be a selection,
-/// which it has to wait for.
+/// The tests, from the root on. The successors of a test are stored apart from it: two loads with
+/// separate bounds checks compile to a branch, which the processor predicts; from one node they would
+/// become a select, which it must wait for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tree {
     pub(super) nodes: Vec<Node>,
     pub(super) yes: Vec<u16>,
     pub(super) no: Vec<u16>,
     pub(super) root: u16,
-    /// What bursts are asked first.
+    /// The test applied to bursts first.
     probe: Option<Probe>,
 }
 
@@ -72,15 +72,14 @@ impl Tree {
         Some(Tree { probe: Probe::of(&tree), ..tree })
     }
 
-    /// Fields that forwarding leaves as they are, because only packets of one protocol are asked for
-    /// them: of ARP it changes nothing, for it does not forward it; of IPv6 nothing from the
-    /// addresses to the ports.
+    /// Marks fields that forwarding does not change, because they are only read in packets of one
+    /// protocol: ARP is not forwarded; in IPv6 nothing from the addresses to the ports is changed.
     fn mark_lasting(&mut self) {
         for n in 0..self.nodes.len() {
             let this = |node: u16| usize::from(node) == n;
             let only = |ethertypes: &[EtherType]| self.is_behind_ethertype(ethertypes, &this);
             let Node { offset, behind_ihl, mask, .. } = self.nodes[n];
-            // A word of which the last bits do not count ends earlier.
+            // A word whose last bits are masked out ends earlier.
             let (begin, end) =
                 (usize::from(offset), usize::from(offset) + 4 - mask.trailing_zeros() as usize / 8);
             let in_ipv6 = !behind_ihl && IPV6_SADDR <= begin && end <= IPV6_PORTS + 4;
@@ -89,7 +88,7 @@ impl Tree {
         }
     }
 
-    /// Whether nodes that are `wanted` are only come to by packets of these protocols.
+    /// Whether nodes that are `wanted` are reached only by packets of these protocols.
     pub(super) fn is_behind_ethertype(
         &self,
         ethertypes: &[EtherType],
@@ -106,7 +105,7 @@ impl Tree {
         !self.reaches(&asks, wanted)
     }
 
-    /// Whether the root, or a node or end that it leads to, is `wanted`, without the `yes` of the
+    /// Whether the root, or a node or end reachable from it, is `wanted`, without following the `yes` of
     /// nodes that are `closed`.
     pub(super) fn reaches(
         &self,
@@ -131,9 +130,9 @@ impl Tree {
         false
     }
 
-    /// Whether a packet passes; `None`: the program has to be asked.
+    /// Whether a packet matches; `None`: the program must be run.
     #[inline]
-    pub(super) fn judge(&self, packet: &[u8]) -> Option<Verdict> {
+    pub(super) fn run(&self, packet: &[u8]) -> Option<Verdict> {
         let (mut at, mut lasting) = (self.root, true);
         while let Some(node) = self.nodes.get(usize::from(at)) {
             let mut offset = usize::from(node.offset);
@@ -159,88 +158,89 @@ impl Tree {
 
 /// Octets of an IPv4 header without options.
 const IHL_MIN: usize = 20;
-/// Nodes of a tree that a burst is judged by, at most.
+/// Maximum number of nodes of a tree that is applied to a burst.
 const BURST_NODES: usize = 64;
-/// Packets fewer than this are tested one by one.
+/// Fewer packets than this are tested one by one.
 const FEW: u32 = 8;
 
-/// Up to 64 packets, a bit each.
+/// Results for up to 64 packets, one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Judged {
-    /// Those that pass.
+pub(super) struct BurstVerdicts {
+    /// Those that match.
     pub matched: u64,
-    /// Those that do not, for good.
+    /// Those that will never match.
     pub for_good: u64,
-    /// Those that have to be judged one by one.
+    /// Those that must be tested one by one.
     pub unknown: u64,
 }
 
 impl Tree {
-    /// Judges up to 64 packets together: most are told by the [`Probe`]; for the others a test is
-    /// fetched once for all, and they do not wait for each other. Left over: packets below 60 octets, those with IPv4 options whose ports
-    /// are looked at, and all, where the tree is large or looks far into the packet.
-    pub(super) fn judge_burst<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> Judged {
+    /// Runs the tree on up to 64 packets: the [`Probe`] decides most; for the others each test is loaded
+    /// once for all, and they do not wait for each other. Left over as unknown: packets below 60 octets,
+    /// packets with IPv4 options whose ports are tested, and all packets if the tree is large or reads
+    /// far into the packet.
+    pub(super) fn run_burst<'a>(&self, packets: impl Iterator<Item = &'a [u8]>) -> BurstVerdicts {
         let mut windows = [&[0; WINDOW]; 64];
-        let (mut count, mut todo, mut judged) = (0, 0u64, Judged::default());
+        let (mut count, mut todo, mut verdicts) = (0, 0u64, BurstVerdicts::default());
         for (packet, window) in packets.zip(&mut windows) {
             match packet.first_chunk() {
                 Some(octets) => {
                     *window = octets;
                     todo |= 1 << count;
                 }
-                None => judged.unknown |= 1 << count,
+                None => verdicts.unknown |= 1 << count,
             }
             count += 1;
         }
         if let Some(probe) = &self.probe {
             let found = probe.may_match(&windows[..count]) & todo;
             if probe.is_lasting() {
-                judged.for_good = todo & !found;
+                verdicts.for_good = todo & !found;
             }
             todo = found;
         }
         if todo.count_ones() < FEW || self.nodes.len() > BURST_NODES {
-            judged.unknown |= todo;
-            return judged;
+            verdicts.unknown |= todo;
+            return verdicts;
         }
-        // The root is the last node: every node stands behind those that it leads to.
-        let (mut at, mut passing) = ([0; BURST_NODES], Passing { judged, no_match: 0 });
+        // The root is the last node: every node is after its successors.
+        let (mut at, mut passing) = ([0; BURST_NODES], Passing { verdicts, no_match: 0 });
         passing.to(self.root, todo, &mut at);
-        let mut fleeting = 0;
+        let mut changing = 0;
         for n in (0..self.nodes.len()).rev() {
             let here = at[n];
             if here == 0 {
                 continue;
             }
             let Some(within) = self.nodes[n].test_burst(&windows[..count], here) else {
-                passing.judged.unknown |= here;
+                passing.verdicts.unknown |= here;
                 continue;
             };
-            let (odd, within) = within;
-            passing.judged.unknown |= odd;
-            let here = here & !odd;
+            let (untestable, within) = within;
+            passing.verdicts.unknown |= untestable;
+            let here = here & !untestable;
             if !self.nodes[n].lasting {
-                fleeting |= here;
+                changing |= here;
             }
             passing.to(self.yes[n], here & within, &mut at);
             passing.to(self.no[n], here & !within, &mut at);
         }
-        let unknown = passing.judged.unknown;
-        let for_good = passing.judged.for_good | (passing.no_match & !fleeting);
-        Judged { for_good, unknown, ..passing.judged }
+        let unknown = passing.verdicts.unknown;
+        let for_good = passing.verdicts.for_good | (passing.no_match & !changing);
+        BurstVerdicts { for_good, unknown, ..passing.verdicts }
     }
 }
 
-/// Where packets have come to.
+/// The current nodes of the packets.
 struct Passing {
-    judged: Judged,
+    verdicts: BurstVerdicts,
     no_match: u64,
 }
 
 impl Passing {
     fn to(&mut self, node: u16, packets: u64, at: &mut [u64; BURST_NODES]) {
         match node {
-            MATCH => self.judged.matched |= packets,
+            MATCH => self.verdicts.matched |= packets,
             NO_MATCH => self.no_match |= packets,
             node => at[usize::from(node)] |= packets,
         }
@@ -248,20 +248,20 @@ impl Passing {
 }
 
 impl Node {
-    /// Where the field stands in a packet without IPv4 options, octets from its start.
+    /// Offset of the field in a packet without IPv4 options, octets.
     pub(super) fn place_without_options(&self) -> usize {
         usize::from(self.offset) + if self.behind_ihl { IHL_MIN } else { 0 }
     }
 
-    /// Of the packets `here`: those that cannot be tested, and those whose field is between the
-    /// values. `None`: the field is beyond the windows.
+    /// Of the packets `here`: those that cannot be tested, and those whose field is in the range. `None`:
+    /// the field is beyond the windows.
     fn test_burst(&self, windows: &[&Window], here: u64) -> Option<(u64, u64)> {
-        let mut odd = 0;
+        let mut untestable = 0;
         let mut offset = usize::from(self.offset);
         if self.behind_ihl {
             offset += IHL_MIN;
             for (n, window) in windows.iter().enumerate() {
-                odd |= u64::from(window[IHL_OFFSET as usize] & 0xf != 5) << n;
+                untestable |= u64::from(window[IHL_OFFSET as usize] & 0xf != 5) << n;
             }
         }
         if offset > WINDOW - 4 {
@@ -285,11 +285,11 @@ impl Node {
                 within |= test(window) << n;
             }
         }
-        Some((odd & here, within))
+        Some((untestable & here, within))
     }
 }
 
-/// What A holds: `size` octets at an offset, some bits masked out.
+/// The contents of A: `size` octets at an offset, with some bits masked out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Field {
     offset: u16,
@@ -299,12 +299,12 @@ struct Field {
     mask: u32,
 }
 
-/// A place in the program and what is known there.
+/// A position in the program and what is known there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct State {
     pc: usize,
     a: Option<Field>,
-    /// A has been compared: otherwise its load, which may end the program, must not be left out.
+    /// A has been compared: otherwise its load, which may end the program, must not be omitted.
     a_tested: bool,
     /// X is the IPv4 header's length.
     x_is_ihl: bool,
@@ -318,7 +318,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The node, or the end, that a state comes to.
+    /// The node, or the end, that a state leads to.
     fn build(&mut self, mut state: State) -> Option<u16> {
         use code::*;
         if let Some(&known) = self.known.get(&state) {
@@ -379,7 +379,7 @@ impl Builder<'_> {
         self.node(field, mask, (low, span), (yes, no))
     }
 
-    /// A test that never holds: it stays, for its load may end the program.
+    /// A test that is always false: it is kept, because its load may end the program.
     fn never(&mut self, field: Field, no: u16) -> Option<u16> {
         self.node(field, 0, (0, 0), (no, no))
     }
@@ -402,9 +402,8 @@ impl Builder<'_> {
 }
 
 impl Field {
-    /// Whether forwarding leaves the field as it is, in IPv4 and IPv6 alike: it writes the Ethernet
-    /// addresses, TTL and header checksum or hop limit, options, and checksums that were left to
-    /// the device.
+    /// Whether forwarding does not change the field, neither in IPv4 nor in IPv6: it writes the Ethernet
+    /// addresses, TTL and header checksum or hop limit, options, and partial checksums.
     fn is_lasting(&self) -> bool {
         let (begin, end) = (self.offset, self.offset.saturating_add(self.bits as u16 / 8));
         let lies_in = |from: u16, to: u16| from <= begin && end <= to;
@@ -426,7 +425,7 @@ impl State {
         !self.x_is_ihl || self.x_used
     }
 
-    /// What a load puts into A.
+    /// The field that a load puts into A.
     fn field(&self, insn: &Insn) -> Option<Field> {
         let behind_ihl = match insn.code & code::MODE {
             code::ABS => false,

@@ -51,7 +51,7 @@ fn answer(request: &Request) -> Vec<u8> {
         Request::Show(request) => router.answer(request),
         Request::RouteGet(request) => route(router, request),
         Request::Capture(request) => match Filter::new(&request.filter) {
-            Ok(filter) => line(&Response::error(format!("{:?}", filter.judge(&[0; 60])))),
+            Ok(filter) => line(&Response::error(format!("{:?}", filter.run(&[0; 60])))),
             Err(error) => line(&Response::error(error)),
         },
         _ => line(&Response::error("the daemon alone knows")),

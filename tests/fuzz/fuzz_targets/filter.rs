@@ -27,7 +27,7 @@ fn burst(filter: &Filter, packet: &[u8], matched: bool) {
     for _ in 0..BURST {
         burst.push(SkBuff::of_octets(&mut pool, packet).expect("a frame")).expect("room");
     }
-    let (passed, for_good) = filter.judge_burst(burst.as_slice(), &mut Vec::new());
+    let (passed, for_good) = filter.run_burst(burst.as_slice(), &mut Vec::new());
     let all = (1 << BURST) - 1;
     assert_eq!(passed, if matched { all } else { 0 }, "as one by one");
     assert_eq!(passed & for_good, 0, "what passes is not done with");
@@ -40,7 +40,7 @@ fuzz_target!(|input: Input| match input {
         let text = text(&terms);
         let (Ok(insns), Some(theirs)) = (compile(&text), libpcap(&text, &packet)) else { return };
         let filter = Filter::new(&insns).expect("what libpcap compiles is sound");
-        let ours = filter.judge(&packet) == Verdict::Match;
+        let ours = filter.run(&packet) == Verdict::Match;
         assert_eq!(ours, theirs, "ours, and libpcap's, of `{text}`");
         burst(&filter, &packet, ours);
     }
@@ -56,7 +56,7 @@ fuzz_target!(|input: Input| match input {
                 return;
             }
         };
-        let ours = filter.judge(&packet) == Verdict::Match;
+        let ours = filter.run(&packet) == Verdict::Match;
         burst(&filter, &packet, ours);
         if common
             && !packet.is_empty()
