@@ -1,4 +1,4 @@
-//! A file that is complete or not there: written beside its name, and renamed when done.
+//! A file that is either complete or absent: written under a temporary name, and renamed when done.
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -14,12 +14,12 @@ use crate::io::out_file::Place;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", path.display())]
 pub struct FileError {
-    /// As the user named it.
+    /// The path as the user gave it.
     pub path: PathBuf,
     source: io::Error,
 }
 
-/// A file to be. Made early, so that a path that cannot be written is refused before any work.
+/// An output file. Created early, so that an unwritable path is reported before any work.
 #[derive(Debug)]
 pub struct OutFile {
     path: PathBuf,
@@ -29,14 +29,14 @@ pub struct OutFile {
 #[derive(Debug)]
 enum Target {
     Stdout,
-    /// No regular file, as /dev/null or a pipe: there is nothing to rename over.
+    /// Not a regular file, such as /dev/null or a pipe: it cannot be replaced by renaming.
     Special(BufWriter<File>),
     Beside {
         file: BufWriter<File>,
         temporary: TempPath,
         path: PathBuf,
     },
-    /// Has its name already.
+    /// Already has its name.
     Named(BufWriter<File>),
 }
 
@@ -48,20 +48,19 @@ pub fn is_stdout(path: &Path) -> bool {
 }
 
 impl OutFile {
-    /// Begins a file; `-` is standard output. An existing file stays as it is until
-    /// [`Self::commit`].
+    /// Begins a file; `-` is standard output. An existing file is unchanged until [`Self::commit`].
     ///
     /// # Errors
-    /// When the path cannot be written.
+    /// The path cannot be written.
     pub fn create(path: &Path) -> Result<OutFile, FileError> {
         let target = Target::of(path).map_err(|error| error_at(path, error))?;
         Ok(OutFile { path: path.to_owned(), target })
     }
 
-    /// Writes by `write`.
+    /// Writes with `write`.
     ///
     /// # Errors
-    /// With the path, and what `write` failed with.
+    /// The error of `write`, with the path.
     pub fn write(
         &mut self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -78,18 +77,17 @@ impl OutFile {
         written.map_err(|source| self.error(source))
     }
 
-    /// Gives the file its name; what had it before is gone. What is written from now on is added to
-    /// it.
+    /// Renames the file to its name, replacing an existing file. Later writes are appended to it.
     ///
     /// # Errors
-    /// When the system refuses; the file that was there stays.
+    /// Errors of the system; an existing file is unchanged.
     pub fn commit(&mut self) -> Result<(), FileError> {
         if !matches!(self.target, Target::Beside { .. }) {
             return Ok(());
         }
         let target = std::mem::replace(&mut self.target, Target::Stdout);
         let Target::Beside { file, temporary, path } = target else { return Ok(()) };
-        // A disk without room may tell only now.
+        // A full disk may be reported only now.
         let synced = file.get_ref().sync_all();
         let named = synced.and_then(|()| temporary.persist(path).map_err(|error| error.error));
         named.map_err(|source| self.error(source))?;
@@ -111,9 +109,9 @@ impl Target {
         if is_stdout(path) {
             return Ok(Target::Stdout);
         }
-        // A link stays, and what it leads to is replaced.
+        // A symbolic link is kept, and its target is replaced.
         let place = Place::find(path)?;
-        // Opened, because renaming would pass over the file's own mode, which may forbid writing.
+        // Opened, because renaming would ignore the mode of the existing file, which may forbid writing.
         if let Some(file) = place.existing()?
             && !file.metadata()?.is_file()
         {
@@ -121,7 +119,7 @@ impl Target {
         }
         let path = place.path().to_owned();
         let directory = directory(&path);
-        // What is wrong with the directory is told without the name of a temporary file in it.
+        // Report errors of the directory without the name of a temporary file in it.
         access(directory, AccessFlags::W_OK)?;
         let temporary = tempfile::Builder::new()
             .prefix(".ferroute-")
@@ -136,10 +134,10 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes a whole file by `write`; `-` is standard output.
+/// Writes a whole file with `write`; `-` is standard output.
 ///
 /// # Errors
-/// As [`OutFile`]; the file that was there stays.
+/// As for [`OutFile`]; an existing file is unchanged.
 pub fn write(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -180,11 +178,11 @@ mod tests {
         let expected = format!("cannot write {}: No space left on device", path.display());
         assert!(error.starts_with(&expected), "{error}");
         assert_eq!(fs::read(&path).expect("is there"), b"first");
-        assert_eq!(files(dir.path()), ["out"], "nothing stays behind");
+        assert_eq!(files(dir.path()), ["out"], "no temporary file remains");
 
         let mut file = OutFile::create(&path).expect("can be written");
         file.write(|w| w.write_all(b"second")).expect("writes");
-        assert_eq!(fs::read(&path).expect("is there"), b"first", "until it is complete");
+        assert_eq!(fs::read(&path).expect("is there"), b"first", "unchanged until it is complete");
         file.commit().expect("renames");
         assert_eq!(fs::read(&path).expect("is there"), b"second");
         file.write(|w| w.write_all(b", and more")).expect("writes");
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_and_a_path_that_is_none_are_told() {
+    fn a_full_disk_and_an_invalid_path_are_reported() {
         let full = chain(write(Path::new("/dev/full"), |w| w.write_all(b"x")).expect_err("full"));
         assert!(full.starts_with("cannot write /dev/full: No space left on device"), "{full}");
         let missing = Path::new("/nonexistent/file");

@@ -1,8 +1,8 @@
-//! The interval log of HdrHistogram, with compressed histograms of version 2: what
-//! `HistogramLogReader` and the log analysers read.
+//! The interval log of HdrHistogram, with compressed histograms of version 2, as read by
+//! `HistogramLogReader` and the log analysers.
 //!
-//! A line an interval: when it began and how long it was, in seconds, its highest value and the
-//! histogram, both in nanoseconds. Histograms of parts carry a tag; that of the whole has none.
+//! One line per interval: its start and length in seconds, its highest value and the histogram, both in
+//! nanoseconds. Histograms of parts have a tag; that of the whole has none.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,8 +16,8 @@ use hdrhistogram::serialization::interval_log::{
 
 use super::{FileError, OutFile};
 
-/// A log in the making. The file has its name from the first interval on and then grows by whole
-/// lines, so that it can be followed, and is right whenever the writer ends.
+/// A log being written. The file has its name from the first interval on and then grows by whole lines,
+/// so that it can be followed, and is valid whenever the writer ends.
 pub struct IntervalLog {
     out: OutFile,
     serializer: V2DeflateSerializer,
@@ -33,26 +33,26 @@ impl IntervalLog {
     /// Begins a log; `-` is standard output. Times of intervals are counted from `start`.
     ///
     /// # Errors
-    /// When the path cannot be written.
+    /// The path cannot be written.
     pub fn create(path: &Path, start: SystemTime) -> Result<IntervalLog, FileError> {
         IntervalLog::new(OutFile::create(path)?, start)
     }
 
-    /// The same in a file that was begun before.
+    /// Begins a log in a file created before.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// The file cannot be written.
     pub fn new(out: OutFile, start: SystemTime) -> Result<IntervalLog, FileError> {
         let mut log = IntervalLog { out, serializer: V2DeflateSerializer::new() };
         log.out.write(|out| header(out, start))?;
         Ok(log)
     }
 
-    /// Adds one interval: the parts with their names, then the whole without. An octet that a tag
-    /// may not have (a comma, a space) becomes an underscore.
+    /// Adds one interval: the parts with their names, then the whole without. Octets not allowed in a tag
+    /// (comma, space) are replaced by underscores.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub fn interval<'a>(
         &mut self,
         begin: Duration,
@@ -68,7 +68,7 @@ impl IntervalLog {
             .try_for_each(|(name, histogram)| {
                 line(&mut lines, &mut self.serializer, begin, length, name, histogram)
             });
-        // One write for all lines: a reader never finds half of one.
+        // One write for all lines: a reader never sees a partial line.
         self.out.write(|out| written.and_then(|()| out.write_all(&lines)))?;
         self.out.commit()
     }
@@ -95,7 +95,7 @@ fn line(
 ) -> io::Result<()> {
     let name = name.map(|name| name.replace([',', ' ', '\r', '\n'], "_"));
     let tag = name.as_deref().and_then(Tag::new);
-    // Without headers, which are there already, this writes nothing but the line.
+    // Without headers, which were written before, this writes only the line.
     IntervalLogWriterBuilder::new()
         .begin_log_with(lines, serializer)?
         .write_histogram(histogram, begin, length, tag)

@@ -1,12 +1,12 @@
-//! HDR histograms of times, written for people and for the public HdrHistogram tools.
+//! HDR histograms of times, output for people and for the public HdrHistogram tools.
 //!
 //! - [`Summary`]: count, percentiles and maximum, for a table or JSON;
 //! - [`hgrm`]: the percentile distribution as text (`.hgrm`), which plotters read;
 //! - [`log`]: the interval log, version 2 histograms;
 //! - [`svg`]: the percentile plot;
-//! - [`file`](mod@file): where these go: complete files or none, `-` for standard output.
+//! - [`file`](mod@file): output files: complete or absent, `-` for standard output.
 //!
-//! All values are nanoseconds. Where they come from is others' matter.
+//! All values are nanoseconds. Measuring them is done elsewhere.
 
 pub mod file;
 pub mod hgrm;
@@ -26,10 +26,10 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, HIGHEST_NS, SIGNIFICANT_DIGITS).expect("the bounds are sound")
 }
 
-/// What a table shows of a histogram. Zeros where nothing was counted.
+/// The values that a table shows of a histogram. Zeros if it is empty.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Values counted.
+    /// Number of values.
     pub count: u64,
     /// Lowest.
     pub min_ns: u64,
@@ -60,7 +60,8 @@ impl Summary {
         if histogram.is_empty() {
             return Summary::default();
         }
-        // The product with the count may lie an ulp above a whole number: the rank is not the next.
+        // The product with the count may be an ulp above a whole number, which must not select the next
+        // rank.
         let at = |quantile: f64| histogram.value_at_quantile(quantile.next_down());
         Summary {
             count: histogram.len(),
@@ -75,7 +76,7 @@ impl Summary {
         }
     }
 
-    /// Cells of a table's row; times with their units, `-` where nothing was counted.
+    /// Cells of a table's row; times with their units, `-` if the histogram is empty.
     pub fn cells(&self) -> [String; 7] {
         let Summary { count, p50_ns, p90_ns, p99_ns, p99_9_ns, p99_99_ns, max_ns, .. } = *self;
         let time = |ns| if count == 0 { "-".to_owned() } else { format_ns(ns) };
@@ -85,7 +86,7 @@ impl Summary {
     }
 }
 
-/// A time with three significant digits in the unit that suits it: `7 ns`, `1.23 µs`, `45.6 ms`.
+/// A time with three significant digits in a suitable unit: `7 ns`, `1.23 µs`, `45.6 ms`.
 pub fn format_ns(ns: u64) -> String {
     const UNITS: [&str; 3] = ["µs", "ms", "s"];
     if ns < 1000 {

@@ -1,8 +1,8 @@
-//! The percentile plot: times over percentiles, as the plotter of HdrHistogram draws them.
+//! The percentile plot: times over percentiles, as drawn by the plotter of HdrHistogram.
 //!
-//! The horizontal axis is logarithmic in 1/(1 − percentile), so that 90 %, 99 %, 99.9 % … are
-//! equally far apart; the vertical one is logarithmic in time, as a tail may be a thousand times
-//! the median. The drawing names only generic fonts and needs none of the machine.
+//! The horizontal axis is logarithmic in 1/(1 − percentile), so that 90 %, 99 %, 99.9 % … are equally far
+//! apart; the vertical axis is logarithmic in time, as the tail may be a thousand times the median. The
+//! drawing refers to generic fonts only, and needs no fonts of the machine.
 
 use std::io;
 use std::ops::Range;
@@ -17,7 +17,7 @@ use super::format_ns;
 const SIZE: (u32, u32) = (960, 540);
 /// Points for each halving of the distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: u32 = 10;
-/// Lines beyond these would not be told apart by their colours.
+/// Maximum number of lines: more could not be distinguished by colour.
 const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
     RGBColor(214, 39, 40),
@@ -29,10 +29,10 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(127, 127, 127),
 ];
 
-/// Draws histograms of nanoseconds, each a line with its name, and gives the SVG.
+/// Draws histograms of nanoseconds, each a line with its name, and returns the SVG.
 ///
 /// # Errors
-/// When the drawing fails, which an empty or odd histogram does not make it.
+/// The drawing failed; empty and unusual histograms do not cause this.
 pub fn draw(title: &str, lines: &[(&str, &Histogram<u64>)]) -> io::Result<String> {
     let mut svg = String::new();
     draw_into(&mut svg, title, lines).map_err(|error| io::Error::other(error.to_string()))?;
@@ -88,7 +88,7 @@ fn draw_into(
     Ok(())
 }
 
-/// An axis that is labelled just where it says, from its first mark to its last.
+/// An axis with labels at the given marks, from the first to the last.
 struct Axis(Vec<f64>);
 
 impl Ranged for Axis {
@@ -110,14 +110,14 @@ impl Ranged for Axis {
     }
 }
 
-/// How far the axis goes: to the percentile that one value of the longest line is.
+/// The extent of the axis: up to the percentile of a single value of the longest line.
 fn nines(lines: &[(&str, &Histogram<u64>)]) -> u32 {
     let most = lines.iter().map(|(_, histogram)| histogram.len()).max().unwrap_or(0);
     (most.max(1) as f64).log10().ceil().clamp(1.0, 9.0) as u32
 }
 
-/// Labels of the vertical axis, decimal logarithms of nanoseconds, at least two: 1, 2 and 5 of each
-/// power of ten from below the lowest to above the highest value, of wide ranges the powers alone.
+/// Labels of the vertical axis, decimal logarithms of nanoseconds, at least two: 1, 2 and 5 of each power
+/// of ten from below the lowest to above the highest value; for wide ranges only the powers.
 fn times(lines: &[(&str, &Histogram<u64>)]) -> Vec<f64> {
     let counted = || lines.iter().map(|(_, histogram)| histogram).filter(|h| !h.is_empty());
     let lowest = counted().map(|h| h.min().max(1)).min().unwrap_or(100);
@@ -133,7 +133,7 @@ fn times(lines: &[(&str, &Histogram<u64>)]) -> Vec<f64> {
     marks[from..=to].iter().map(|&mark| (mark as f64).log10()).collect()
 }
 
-/// The percentile with so many nines: 0 %, 90 %, 99 %, 99.9 %, ….
+/// The percentile with this number of nines: 0 %, 90 %, 99 %, 99.9 %, ….
 fn percentile_label(nines: u32) -> String {
     match nines {
         0 => "0%".to_owned(),
@@ -143,7 +143,7 @@ fn percentile_label(nines: u32) -> String {
     }
 }
 
-/// The line. Its last point, the highest value, stands where that one value is: of `n`, at 1 − 1/n.
+/// The points of a line. Its last point is the highest value, which of `n` values is at 1 − 1/n.
 fn points(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     let end = (histogram.len().max(1) as f64).log10();
     let ticks = if histogram.is_empty() { 0 } else { usize::MAX };
