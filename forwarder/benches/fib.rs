@@ -1,14 +1,12 @@
-//! How fast the longest-prefix match is with a full Internet table.
+//! Performance of the longest-prefix match with a full Internet table.
 //!
-//! Tables and addresses come from `full_table` (`--uniform`: prefixes spread
-//! evenly). `--write DIR` puts both into files that `dpdk-test-fib` reads, for a
-//! comparison on the same machine.
+//! Tables and addresses come from `full_table` (`--uniform`: prefixes evenly distributed). `--write DIR`
+//! writes both to files that `dpdk-test-fib` reads, for a comparison on the same machine.
 //!
-//! CPU time is not continuous on a virtual machine. So lookups are timed in
-//! short batches, batches that span a gap are dropped and the median is told.
-//! The `pass` figures are means over one whole pass, gaps and all, as
-//! `dpdk-test-fib` prints them: those two can be compared.
-//! Cycles are nanoseconds times the TSC's frequency.
+//! CPU time is not continuous on a virtual machine. Lookups are therefore timed in short batches, batches
+//! that span a gap are dropped, and the median is reported. The `pass` figures are means over one whole
+//! pass, including gaps, as `dpdk-test-fib` prints them: these two can be compared. Cycles are
+//! nanoseconds times the TSC's frequency.
 
 use std::hint::black_box;
 use std::io::{self, BufWriter, Write};
@@ -26,14 +24,13 @@ use full_table::{Random, SEED, covered, make_table, prefix4, prefix6, tsc_mhz};
 
 mod full_table;
 
-/// Lookups timed together: long against a reading of the clock, short against
-/// a gap.
+/// Lookups timed together: long compared with a clock reading, short compared with a gap.
 const BATCH: usize = 1024;
-/// Addresses a call of `lookup_bulk` is given: a burst of packets.
+/// Addresses per call of `lookup_bulk`: a burst of packets.
 const BURST: usize = 64;
 /// Updates timed together.
 const UPDATES: usize = 32;
-/// A batch that took longer was interrupted.
+/// A batch that takes longer was interrupted.
 const GAP: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Parser)]
@@ -97,7 +94,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// What was measured of one family; times are medians.
+/// Results for one family; times are medians.
 #[derive(Debug, Serialize)]
 struct Result {
     family: &'static str,
@@ -106,7 +103,7 @@ struct Result {
     lookup_bulk_ns: f64,
     lookup_independent_ns: f64,
     lookup_dependent_ns: f64,
-    /// The tenth of the batches that were fastest: a quiet machine.
+    /// The 10th percentile of the batches: a quiet machine.
     lookup_bulk_p10_ns: f64,
     lookup_independent_p10_ns: f64,
     lookup_dependent_p10_ns: f64,
@@ -117,7 +114,7 @@ struct Result {
     lookup_bulk_pass_ns: f64,
     add_pass_ns: f64,
     delete_pass_ns: f64,
-    /// Until the table stands.
+    /// Time to build the table.
     build_ms: f64,
     table_octets: usize,
     writer_octets: usize,
@@ -223,8 +220,8 @@ fn measure<A: Address>(
     }
 }
 
-/// Nanoseconds a lookup, of each batch in order of size: in bulk, one by one,
-/// and each waiting for the one before.
+/// Nanoseconds per lookup, of each batch in ascending order: in bulk, one by one, and each dependent on
+/// the previous one.
 fn time_lookups<A: Address>(table: &Lpm<A>, addrs: &[A], rounds: usize) -> [Vec<f64>; 3] {
     let mut leaves = vec![0; BURST];
     let [mut bulk, mut independent, mut dependent] = [const { Vec::new() }; 3];
@@ -246,7 +243,7 @@ fn time_lookups<A: Address>(table: &Lpm<A>, addrs: &[A], rounds: usize) -> [Vec<
         time(&mut dependent, batch.len(), || {
             let mut leaf = 0;
             for i in 0..batch.len() {
-                // No leaf is that large, but that takes the answer to know.
+                // No leaf is that large, but this makes the next lookup depend on the result.
                 let at = i + usize::from(leaf > 1 << 30);
                 leaf = table.lookup(batch[at % batch.len()]);
             }
@@ -261,11 +258,11 @@ fn time_updates<T: Copy>(all: &[T], mut update: impl FnMut(T)) -> f64 {
     for batch in all.chunks(UPDATES) {
         time(&mut times, batch.len(), || batch.iter().for_each(|one| update(*one)));
     }
-    // The mean, as rare updates cost much more than most and count too.
+    // The mean, because rare updates cost much more than most.
     times.iter().sum::<f64>() / times.len().max(1) as f64
 }
 
-/// Adds the nanoseconds that each of `n` took, unless there was a gap.
+/// Adds the nanoseconds per unit of `n`, unless there was a gap.
 fn time(times: &mut Vec<f64>, n: usize, work: impl FnOnce()) {
     let start = Instant::now();
     work();
@@ -275,7 +272,7 @@ fn time(times: &mut Vec<f64>, n: usize, work: impl FnOnce()) {
     }
 }
 
-/// Nanoseconds that each of `n` took, gaps and all.
+/// Nanoseconds per unit of `n`, including gaps.
 fn pass_ns(n: usize, work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
@@ -287,7 +284,7 @@ fn sorted(mut times: Vec<f64>) -> Vec<f64> {
     times
 }
 
-/// The part `of` (0 to 1) of sorted times took less.
+/// The quantile `of` (0 to 1) of sorted times.
 fn quantile(times: &[f64], of: f64) -> f64 {
     times.get((times.len() as f64 * of) as usize).copied().unwrap_or(f64::NAN)
 }

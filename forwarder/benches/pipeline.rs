@@ -1,21 +1,21 @@
-//! What the road costs without a kernel in the way. One core, 64 octets a packet.
+//! The cost of the data path without a kernel. One core, 64 octets per packet.
 //!
-//! `cargo bench --bench pipeline`. Five things are measured:
+//! `cargo bench --bench pipeline`. Five measurements:
 //!
-//! - the road alone: `forward_burst` over bursts of 64 that lie ready, frames put back outside the
-//!   measured stretch;
-//! - a worker's whole turns over a driver that does what DPDK's `net_null` with `copy=1` does: each
-//!   packet is copied into a frame and out of one. With one route, and with a full table
-//!   (`full_table`) and random destinations in it;
-//! - the same turns of workers that time no frame, one in 64, every frame, and one in 64 with heartbeats, in turn, so
-//!   that what disturbs one disturbs all;
-//! - likewise without a capture, with one whose filter matches nothing, and with one that takes
-//!   every packet twice, as it comes and as it leaves, while another thread reads (`capture`);
-//! - what a second worker brings, beside what a second CPU could at best (`workers`).
+//! - the data path alone: `forward_burst` over prepared bursts of 64; frames are returned outside the
+//!   measured interval;
+//! - whole iterations of a worker over a driver that works as DPDK's `net_null` with `copy=1`: each
+//!   packet is copied into a frame and out of one. With one route, and with a full table (`full_table`)
+//!   and random destinations;
+//! - the same iterations of three workers that time no frame, one in 64, and every frame, alternately, so
+//!   that disturbances affect all alike;
+//! - the same without a capture, with one whose filter matches nothing, and with one that copies every
+//!   packet twice, on input and on output, while another thread reads (`capture`);
+//! - the throughput of a second worker, compared with the ceiling that a second CPU allows (`workers`).
 //!
-//! This thread is not alone on its core. So the cost is the median over short stretches that were
-//! not interrupted, and packets per second count the seconds this thread had the CPU, as
-//! `/proc/thread-self/schedstat` tells them.
+//! This thread is not alone on its core. The cost is therefore the median over short intervals that were
+//! not interrupted, and packets per second count the seconds for which this thread had the CPU, as
+//! reported in `/proc/thread-self/schedstat`.
 
 use std::hint::black_box;
 use std::io;
@@ -36,19 +36,19 @@ mod full_table;
 mod null;
 mod workers;
 
-/// Packets of a burst, as a worker takes them.
+/// Packets per burst, as in a worker.
 const BURST: usize = 64;
-/// Turns timed together: long against a reading of the clock, short against a gap.
+/// Iterations timed together: long compared with a clock reading, short compared with a gap.
 const TURNS: usize = 16;
-/// A stretch that took longer was interrupted.
+/// An interval that takes longer was interrupted.
 const GAP: Duration = Duration::from_millis(1);
-/// Bursts of the road alone.
+/// Number of bursts for the data path alone.
 const BURSTS: usize = 20_000;
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the pipeline in memory")]
 struct Args {
-    /// Seconds for each measurement of whole turns
+    /// Seconds for each measurement of whole iterations
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// IPv4 routes of the full table
@@ -57,13 +57,13 @@ struct Args {
     /// IPv6 routes of the full table
     #[arg(long, default_value_t = 200_000)]
     routes6: usize,
-    /// Leave out the road alone
+    /// Skip the data path alone
     #[arg(long)]
     turns_only: bool,
-    /// Nothing but what a second worker brings
+    /// Measure only the throughput of a second worker
     #[arg(long)]
     workers_only: bool,
-    /// One worker on this CPU, which prints its packets a second
+    /// Run one worker on this CPU, and print its packets per second
     #[arg(long, hide = true)]
     solo: Option<usize>,
     /// Print JSON
@@ -74,14 +74,14 @@ struct Args {
     bench: bool,
 }
 
-/// What one measurement found; a packet's cost is a median.
+/// The result of one measurement; a packet's cost is a median.
 #[derive(Debug, Serialize)]
 struct Result {
     name: &'static str,
     ns_a_packet: f64,
-    /// The tenth of the stretches that were fastest: a quiet machine.
+    /// The 10th percentile of the intervals: a quiet machine.
     ns_a_packet_p10: f64,
-    /// A second of CPU time; whole turns only.
+    /// Per second of CPU time; whole iterations only.
     packets_a_second: Option<f64>,
     tsc_mhz: f64,
 }
@@ -97,10 +97,14 @@ fn main() -> io::Result<()> {
         return workers(&one, &args);
     }
     if !args.turns_only {
-        for (name, flows) in [("road, IPv4, one flow", 1), ("road, IPv4, 64 destinations", 64)] {
-            results.push(road(name, &one, |n| null::frame4([10, 0, (n % flows) as u8, 1].into())));
+        for (name, flows) in
+            [("data path, IPv4, one flow", 1), ("data path, IPv4, 64 destinations", 64)]
+        {
+            results.push(data_path(name, &one, |n| {
+                null::frame4([10, 0, (n % flows) as u8, 1].into())
+            }));
         }
-        results.push(road("road, IPv6, one flow", &one, |_| {
+        results.push(data_path("data path, IPv6, one flow", &one, |_| {
             null::frame6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into())
         }));
     }
@@ -121,7 +125,7 @@ fn main() -> io::Result<()> {
     if args.turns_only || args.json { Ok(()) } else { workers(&null::one_route(), &args) }
 }
 
-/// Measures what a second worker brings, and prints it.
+/// Measures the throughput of a second worker, and prints it.
 fn workers(tables: &Tables, args: &Args) -> io::Result<()> {
     let Some(report) = workers::measure(tables, Duration::from_secs_f64(args.seconds))? else {
         println!("workers: one CPU only, so there is nothing to compare");
@@ -152,7 +156,7 @@ fn print(results: &[Result], json: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn road(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -> Result {
+fn data_path(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -> Result {
     let mut pool = Umem::anonymous(4 * BURST as u32).into_pool();
     let (stats, mut out) = (WorkerStats::new(2), Effects::new(2));
     let mut state = PipelineState::new(7, 1);
@@ -182,7 +186,7 @@ fn road(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -
     result(name, times_ns, None)
 }
 
-/// Turns of a whole worker for `length`, on this thread.
+/// Runs iterations of a whole worker for `length`, on this thread.
 fn turns<const N: usize>(
     name: &'static str,
     tables: Tables,
@@ -205,12 +209,12 @@ fn turns<const N: usize>(
     }
     let seconds = (cpu_time_ns()? - start_ns) as f64 / 1e9;
     let sent = handle.stats.ports[1].tx_packets.get();
-    // A road that drops is quick, and no measurement.
+    // Dropped packets would make the result too good.
     assert_eq!(black_box(sent), packets as u64, "{:?}", handle.stats);
     Ok(result(name, times_ns, Some(packets as f64 / seconds)))
 }
 
-/// The cost of timing frames, and of heartbeats.
+/// The cost of timing frames.
 fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result<Vec<Result>> {
     let names = ["turns, no frame timed", "turns, one in 64 timed", "turns, every frame timed"];
     let mut runs = Vec::new();
@@ -245,7 +249,7 @@ fn result(name: &'static str, mut times_ns: Vec<f64>, packets_a_second: Option<f
     }
 }
 
-/// How long this thread has had a CPU.
+/// CPU time of this thread, nanoseconds.
 fn cpu_time_ns() -> io::Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
     let first = text.split_whitespace().next().and_then(|word| word.parse().ok());

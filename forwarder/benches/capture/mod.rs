@@ -1,7 +1,8 @@
-//! What captures cost: workers without one and with several kinds of them, in turn.
+//! The cost of captures: workers without captures and with several kinds of captures, measured
+//! alternately.
 //!
-//! The captures see every packet twice, as it comes and as it leaves, on all ports. A thread of its
-//! own reads what is copied, as fast as it can; the share that was lost all the same is told.
+//! The captures see every packet twice, on input and on output, on all ports. A separate thread reads the
+//! copies as fast as it can; copies lost nevertheless are reported.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +16,11 @@ use ferroute::worker::{Worker, WorkerHandle};
 use super::null::{self, NullIo};
 use super::{Result, TURNS, result};
 
-/// Blocks of a ring: 4 MiB, as `ferroute capture` has unless told otherwise.
+/// Blocks of a ring: 4 MiB, the default of `ferroute capture`.
 const BLOCKS: usize = 32;
 
-/// Names of the results: without, with a filter that matches nothing by address and by port, all.
+/// Names of the results: without a capture, with filters that match nothing by address and by port, all
+/// packets.
 pub type Names = [&'static str; 4];
 pub const ONE_ROUTE: Names = [
     "one route, no capture",
@@ -71,7 +73,7 @@ fn run(
     Ok(Run { name, worker, handle, reader, packets: 0, times_ns: Vec::new() })
 }
 
-/// The runs' costs; prints what was copied and lost to standard error.
+/// Measures the cost of each; prints the numbers of copies and losses to standard error.
 pub fn capturing(
     names: Names,
     tables: &Tables,
@@ -101,7 +103,7 @@ pub fn capturing(
     done.store(true, Ordering::Relaxed);
     let readers = reading.join().expect("the reader does not panic");
     for run in &runs {
-        // Whatever is captured, all is forwarded.
+        // Whatever is captured, all packets are forwarded.
         assert_eq!(run.handle.stats.ports[1].tx_packets.get(), run.packets, "{}", run.name);
     }
     let all = readers.last().expect("there are captures");
@@ -111,7 +113,7 @@ pub fn capturing(
     Ok(runs.into_iter().map(|run| result(run.name, run.times_ns, None)).collect())
 }
 
-/// Takes what comes, octet by octet, as one who writes it somewhere.
+/// Reads the copies octet by octet, as a reader that writes them to a file.
 fn read(readers: Vec<RingReader>, done: &AtomicBool) -> Vec<RingReader> {
     let mut copy = Vec::with_capacity(ring::BLOCK);
     while !done.load(Ordering::Relaxed) {

@@ -1,11 +1,11 @@
-//! A full Internet table, made up from a fixed seed: prefix lengths as route collectors see them,
-//! most prefixes close to others, addresses inside random routes. The same on every machine.
+//! A full Internet table, generated from a fixed seed: prefix lengths as seen by route collectors, most
+//! prefixes close to others, addresses inside random routes. The same on every machine.
 
 use std::collections::HashSet;
 
 use ferroute::fib::prefix::{Address, Prefix};
 
-/// Where every benchmark's table begins.
+/// The seed of every benchmark's table.
 pub const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// `count` different prefixes, each with a leaf, in random order.
@@ -29,8 +29,7 @@ pub fn make_table<A: Address>(
 /// Length and share, in parts of 100,000.
 type Shares = &'static [(u8, u64)];
 
-/// As in the IPv4 tables of route collectors, and a few longer ones such as a
-/// provider has inside.
+/// As in the IPv4 tables of route collectors, and a few longer ones as inside a provider's network.
 const LENGTHS4: Shares = &[
     (8, 2),
     (9, 2),
@@ -96,10 +95,10 @@ fn length(shares: Shares, random: &mut Random) -> u8 {
     unreachable!("the shares add up")
 }
 
-/// An IPv4 prefix such as a route collector sees; `uniform`: anywhere in the address space.
+/// An IPv4 prefix as seen by route collectors; `uniform`: anywhere in the address space.
 pub fn prefix4(random: &mut Random, uniform: bool) -> Prefix<u32> {
     loop {
-        // Most routes lie in few /16s: squaring crowds them.
+        // Most routes are in few /16s: squaring concentrates them.
         let high = if uniform { random.below(1 << 16) } else { scatter(random.crowded(50_000)) };
         let addr = (high as u32) << 16 | random.below(1 << 16) as u32;
         let prefix = Prefix::truncated(addr, length(LENGTHS4, random)).expect("at most 32");
@@ -109,9 +108,9 @@ pub fn prefix4(random: &mut Random, uniform: bool) -> Prefix<u32> {
     }
 }
 
-/// The same for IPv6.
+/// An IPv6 prefix as seen by route collectors; `uniform`: anywhere in the address space.
 pub fn prefix6(random: &mut Random, uniform: bool) -> Prefix<u128> {
-    // The registries' blocks, 2001::/16 and six /12s; allocations in them.
+    // The registries' blocks, 2001::/16 and six /12s; allocations within them.
     const POOLS: [u128; 7] = [0x2001, 0x2400, 0x2600, 0x2800, 0x2a00, 0x2a10, 0x2c00];
     let low = u128::from(random.below(1 << 32)) << 64;
     let (pool, allocation) = if uniform {
@@ -124,12 +123,12 @@ pub fn prefix6(random: &mut Random, uniform: bool) -> Prefix<u128> {
     Prefix::truncated(addr, length(LENGTHS6, random)).expect("at most 128")
 }
 
-/// Spreads small numbers over 16 bits, one to one.
+/// Distributes small numbers over 16 bits, one to one.
 fn scatter(n: u64) -> u64 {
     n.wrapping_mul(40_503) & 0xffff
 }
 
-/// Addresses inside random routes.
+/// Random addresses covered by random routes.
 pub fn covered<A: Address>(
     routes: &[(Prefix<A>, u32)],
     count: usize,
@@ -150,8 +149,7 @@ pub fn covered<A: Address>(
         .collect()
 }
 
-/// The TSC's frequency: Linux on x86 tells it as half the "bogomips". NaN
-/// where it does not.
+/// The TSC's frequency: Linux on x86 reports it as half the "bogomips". NaN if it is not available.
 pub fn tsc_mhz() -> f64 {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = cpuinfo.lines().find(|line| line.starts_with("bogomips"));
@@ -171,12 +169,12 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Below `n`, evenly.
+    /// A number below `n`, evenly distributed.
     pub fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 
-    /// Below `n`, the small ones far more often.
+    /// A number below `n`, small ones far more often.
     fn crowded(&mut self, n: u64) -> u64 {
         let u = self.below(1 << 32) as f64 / (1u64 << 32) as f64;
         (u * u * n as f64) as u64

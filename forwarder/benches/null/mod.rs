@@ -1,5 +1,5 @@
-//! Ports that are nothing but copies, as DPDK's `net_null` with `copy=1`, and the tables of a router
-//! between two of them: one route, or a full table.
+//! Ports that only copy, as DPDK's `net_null` with `copy=1`, and the tables of a router between two of
+//! them: one route, or a full table.
 
 use std::hint::black_box;
 use std::io;
@@ -26,20 +26,20 @@ use ferroute::worker::{Liveness, Residence, Worker, WorkerHandle};
 
 use super::full_table::{Random, SEED, covered, make_table, prefix4, prefix6};
 
-/// Octets of every packet, from the Ethernet header on.
+/// Length of every packet with its Ethernet header, octets.
 const LENGTH: usize = 64;
-/// As many as an AF_XDP worker of two ports has.
+/// As for an AF_XDP worker of two ports.
 const FRAMES: u32 = 16_384;
-/// Routes of the full table lead to so many different ends, through so many neighbours.
+/// Number of different leaves of the full table, and of neighbours.
 const LEAVES: u32 = 1000;
 const NEIGHBOURS: u32 = 16;
 const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// Port 0 receives without end, port 1 sends to nowhere. `N` octets of each packet differ.
+/// Port 0 receives endlessly, port 1 discards what it sends. `N` octets of each packet vary.
 #[derive(Debug)]
 pub struct NullIo<const N: usize> {
     template: [u8; LENGTH],
-    /// Where the differing octets stand.
+    /// Offset of the varying octets.
     offset: usize,
     differing: Vec<[u8; N]>,
     next: usize,
@@ -47,7 +47,7 @@ pub struct NullIo<const N: usize> {
 }
 
 impl NullIo<10> {
-    /// UDP to these addresses in turn. What differs: header checksum, source, destination.
+    /// UDP to these addresses in turn. Header checksum, source and destination vary.
     pub fn ipv4(destinations: Vec<u32>) -> Self {
         let octets = |addr: u32| {
             let frame = frame4(addr.into());
@@ -144,7 +144,7 @@ impl<const N: usize> PacketIo for NullIo<N> {
     }
 }
 
-/// A worker over `io` that nobody else talks to and that times one frame in `every`.
+/// A worker over `io` without handoffs or control thread; it times one frame in `every`.
 pub fn worker<I: PacketIo>(
     tables: Tables,
     io: I,
@@ -208,14 +208,14 @@ pub fn one_route() -> Tables {
     tables(1, vec![route4], vec![route6])
 }
 
-/// A full table, and as many random destinations in it of either family.
+/// A full table, and as many random destinations covered by it, of either family.
 pub fn full_table(routes: usize, routes6: usize) -> (Tables, Vec<u32>, Vec<u128>) {
     let mut random = Random(SEED);
     let four = make_table(routes, LEAVES, &mut random, |r| prefix4(r, false));
     let covered4 = covered(&four, 1 << 20, &mut random);
     let six = make_table(routes6, LEAVES, &mut random, |r| prefix6(r, false));
     let covered6 = covered(&six, 1 << 20, &mut random);
-    // 127/8 is no destination of a packet on a wire.
+    // Packets to 127/8 must not appear on the wire.
     let covered4 = covered4.into_iter().filter(|addr| addr >> 24 != 127).collect();
     (tables(LEAVES, four, six), covered4, covered6)
 }
@@ -263,7 +263,7 @@ fn family<A: Address>(
     }
 }
 
-/// UDP from a host at the left, with a right header checksum.
+/// UDP from a host at the left, with a valid header checksum.
 pub fn frame4(destination: Ipv4Addr) -> Vec<u8> {
     let mut frame = [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 8, 0], &[0; 50]].concat();
     let mut ipv4 = Ipv4Packet::new_unchecked(&mut frame[14..]);
@@ -277,7 +277,7 @@ pub fn frame4(destination: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// The same over IPv6.
+/// UDP over IPv6 from a host at the left.
 pub fn frame6(destination: Ipv6Addr) -> Vec<u8> {
     let mut frame = [&LEFT_MAC[..], &[2, 0, 0, 0, 9, 9, 0x86, 0xdd, 0x60, 0, 0, 0]].concat();
     frame.extend([0, 10, 17, 64]);

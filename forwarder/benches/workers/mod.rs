@@ -1,6 +1,6 @@
-//! What a second worker brings: one worker alone, two side by side on CPUs of their own, over the same
-//! tables, and, for what two CPUs of this machine can give at best, two processes of one worker each,
-//! which have nothing in common. In turn, several times; the medians count.
+//! The throughput of a second worker: one worker alone, two side by side on CPUs of their own, over the
+//! same tables, and, as the ceiling for two CPUs of this machine, two independent processes of one worker
+//! each. Measured alternately, several times; medians are reported.
 
 use std::io;
 use std::process::{Command, Stdio};
@@ -17,10 +17,10 @@ use serde::Serialize;
 use crate::null::{self, NullIo};
 use crate::{TURNS, cpu_time_ns};
 
-/// How often each is measured.
+/// Number of measurements of each.
 const ROUNDS: usize = 5;
 
-/// Packets a second of CPU time.
+/// Packets per second of CPU time.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// One worker alone.
@@ -34,18 +34,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// What two workers forward, one being 1.
+    /// Throughput of two workers relative to one.
     pub fn ratio(&self) -> f64 {
         self.two / self.one
     }
 
-    /// What two workers could at best.
+    /// Ceiling of the ratio: two processes relative to one.
     pub fn ceiling(&self) -> f64 {
         self.processes / self.process
     }
 }
 
-/// Measures for about `length` each. `None`: there is one CPU only.
+/// Measures for about `length` each. `None`: there is only one CPU.
 pub fn measure(tables: &Tables, length: Duration) -> io::Result<Option<Report>> {
     let cpus = allowed_cpus();
     let [one, two, ..] = cpus[..] else { return Ok(None) };
@@ -71,7 +71,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// A worker on each CPU, over one router's tables; what they forward together.
+/// A worker on each CPU, over one router's tables; returns their total throughput.
 fn threads(tables: &Tables, cpus: &[usize], length: Duration) -> io::Result<f64> {
     let published = Arc::new(Published::new(Arc::new(tables.clone())));
     let qsbr = Qsbr::new(cpus.len());
@@ -86,7 +86,7 @@ fn threads(tables: &Tables, cpus: &[usize], length: Duration) -> io::Result<f64>
                     null::worker_of(published, qsbr, io, LATENCY_SAMPLE_DEFAULT)?;
                 barrier.wait();
                 let rate = forward(worker, length)?;
-                assert_eq!(handle.stats.drops_total(), 0, "a road that drops is quick");
+                assert_eq!(handle.stats.drops_total(), 0, "packets were dropped");
                 Ok(rate)
             })
         };
@@ -109,7 +109,7 @@ fn forward(mut worker: Worker<NullIo<10>>, length: Duration) -> io::Result<f64> 
     Ok(packets as f64 * 1e9 / (cpu_time_ns()? - start_ns) as f64)
 }
 
-/// A process of one worker on each CPU; what they forward together.
+/// A process of one worker on each CPU; returns their total throughput.
 fn children(cpus: &[usize], length: Duration) -> io::Result<f64> {
     let child = |cpu: &usize| {
         let mut command = Command::new(std::env::current_exe()?);
@@ -125,7 +125,7 @@ fn children(cpus: &[usize], length: Duration) -> io::Result<f64> {
     children.into_iter().map(rate).sum()
 }
 
-/// What such a process does: prints what it forwards.
+/// The body of such a process: prints its throughput.
 pub fn solo(cpu: usize, length: Duration) -> io::Result<()> {
     println!("{}", threads(&null::one_route(), &[cpu], length)?);
     Ok(())
