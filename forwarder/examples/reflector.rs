@@ -1,12 +1,13 @@
-//! The AF_XDP driver alone: what comes in by one interface leaves by the other, unchanged.
+//! The AF_XDP driver alone: packets received by one interface are sent by the other, unchanged.
 //!
-//! Whatever the router does beyond this is its own cost; benchmarks run both side by side.
+//! Everything else that the router does is its own cost; benchmarks run both side by side.
 //!
 //!     reflector IFACE IFACE CPU [SECONDS]
 //!
-//! Frames must be IPv4 or IPv6 and addressed to the interface's MAC, as for the router. Prints a
-//! line a second: packets, and the time a packet took in userspace and in the kernel's sendto(2),
-//! both over turns that had packets and took less than a millisecond (longer ones were off the
+//! Frames must be IPv4 or IPv6 and addressed to the interface's MAC, as for the router. Prints a line per
+//! second: packets, and the time per packet in userspace and in the kernel's sendto(2), both over
+//! iterations that had packets and took less than a millisecond (longer ones were preempted). Without
+//! SECONDS it runs until it is killed; the XDP programs are detached when the process ends.
 //! CPU). Runs until killed without SECONDS; the XDP programs go with the process.
 
 use std::error::Error;
@@ -21,7 +22,7 @@ use ferroute::stats::WorkerStats;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Turns longer than this were interrupted and say nothing of the work done in them.
+/// Iterations longer than this were preempted, and are not counted.
 const INTERRUPTED: Duration = Duration::from_millis(1);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -85,11 +86,11 @@ struct Reflector {
     burst: Burst,
 }
 
-/// What one second brought.
+/// The counters of one second.
 #[derive(Default)]
 struct Second {
     packets: usize,
-    /// Packets of the turns that were timed.
+    /// Packets of the iterations that were timed.
     timed: usize,
     user: Duration,
     kick: Duration,

@@ -1,11 +1,11 @@
-//! As `reflector`, over the crate xsk-rs (libxdp's rings) instead of Ferroute's own driver: what a
-//! forwarder of a hundred lines reaches on this machine. The peer of Ferroute's driver in a
-//! benchmark; nothing of it is in the product.
+//! As `reflector`, but over the crate xsk-rs (libxdp's rings) instead of Ferroute's own driver: the
+//! throughput of a forwarder of a hundred lines on this machine. A reference for Ferroute's driver in
+//! benchmarks; not part of the product.
 //!
 //!     reflector_xsk IFACE IFACE CPU [SECONDS]
 //!
-//! Same arguments, same steering, same output as `reflector`. Leaves out what a router needs:
-//! ports that go and come back, zero-copy beside copy, conservation of frames.
+//! Same arguments, steering and output as `reflector`. Not included, although a router needs it: ports
+//! that are removed and added, zero-copy as well as copy mode, accounting of frames.
 
 #![expect(unsafe_code, reason = "every ring call of xsk-rs is unsafe")]
 
@@ -21,11 +21,11 @@ use nix::unistd::Pid;
 use xsk_rs::config::{BindFlags, FrameSize, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
-/// Turns longer than this were interrupted and say nothing of the work done in them.
+/// Iterations longer than this were preempted, and are not counted.
 const INTERRUPTED: Duration = Duration::from_millis(1);
 /// As many descriptors as Ferroute's rings have.
 const RING: u32 = 2048;
-/// sendto(2) calls a turn: copy mode takes 32 frames each, a burst is 64 from either side.
+/// sendto(2) calls per iteration: in copy mode each sends 32 frames, and a burst is 64 from either side.
 const KICKS: usize = 4;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         .build()?;
     let frames = NonZeroU32::new(4 * RING).ok_or("no frames")?;
     let (umem, descs) = Umem::new(config, frames, false)?;
-    // One pool: what comes in by one port and leaves by the other is free for either.
+    // One pool: a frame received by one port and sent by the other is then free for either.
     let mut free = descs;
     let mut ports = [Port::open(&umem, left, &mut free)?, Port::open(&umem, right, &mut free)?];
     let mut steering = Steering::new()?;
@@ -86,7 +86,7 @@ impl Port {
     fn refill(&mut self, free: &mut Vec<FrameDesc>) {
         // The ring takes all or nothing.
         let left = free.len().saturating_sub(self.fill.nb_free_exact() as usize);
-        // SAFETY: free frames belong to this umem and nobody else has them.
+        // SAFETY: free frames belong to this umem and have no other owner.
         let given = unsafe { self.fill.produce(&free[left..]) };
         if given > 0 {
             free.truncate(left);
@@ -99,7 +99,7 @@ impl Port {
                 break;
             }
             if self.tx.needs_wakeup() {
-                // EAGAIN, EBUSY: the next kick goes on.
+                // After EAGAIN or EBUSY the next kick continues.
                 let _ = self.tx.wakeup();
             }
             // SAFETY: the descriptors are of this umem, and are overwritten.
@@ -137,7 +137,7 @@ fn run(ports: &mut [Port; 2], free: &mut Vec<FrameDesc>, seconds: u64) {
                 // SAFETY: the descriptors are of this umem, and are overwritten.
                 let got = unsafe { ports[port].rx.consume(&mut descs) };
                 let out = &mut ports[1 - port];
-                // SAFETY: the frames were received just now, and nobody else has them.
+                // SAFETY: the frames were received just now, and have no other owner.
                 let sent = unsafe { out.tx.produce(&descs[..got]) };
                 out.sending += sent;
                 free.extend_from_slice(&descs[sent..got]);

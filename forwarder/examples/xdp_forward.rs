@@ -1,11 +1,12 @@
 //! The kernel's own fast path: an XDP program with `bpf_fib_lookup` and a redirect on every port.
 //!
-//! The peer in a benchmark of what no userspace forwarder reaches where the kernel copies frames.
+//! A reference in benchmarks: where the kernel copies frames, no userspace forwarder reaches its
+//! throughput.
 //!
 //!     xdp_forward IFACE IFACE…
 //!
-//! Runs until killed; the programs go with the process. The ports at the other ends of veth pairs
-//! have to take frames from XDP.
+//! Runs until it is killed; the programs are detached when the process ends. On veth pairs, the ports at
+//! the other ends must accept frames from XDP.
 
 use std::error::Error;
 
