@@ -2,11 +2,11 @@
 //! own XDP program. What the driver xsk-rs can do as well it is tested for, too, when built with that
 //! feature.
 //!
-//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+//! Needs root. Each test has a network namespace of its own, which ends with its thread.
 //!
-//! With `FERROUTE_TEST_NICS` set, nothing is made: `port0`, `port1` and their peers `peer0`, `peer1`
-//! are interfaces that are there, and the tests run where they are, one at a time. So in a virtual
-//! machine the same tests show zero-copy: set it to the mode expected (`copy` or `zero-copy`).
+//! With `FERROUTE_TEST_NICS` set, no interfaces are created: `port0`, `port1` and their peers `peer0`,
+//! `peer1` must exist, and the tests run in the current namespace, one at a time. In a virtual machine
+//! the same tests thus cover zero-copy: set the variable to the expected mode (`copy` or `zero-copy`).
 
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
@@ -30,13 +30,13 @@ mod xsk_rs;
 const PORT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0a];
 const PEER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x0b];
 
-/// How long something that has to happen may take before the test is given up.
+/// Timeout of expected events.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Small rings, so that they wrap around often.
 const RINGS: RingSizes = RingSizes { fill: 256, tx: 128 };
 
-/// Runs `test` in a thread with a network namespace of its own: two veth pairs, IPv6 quiet.
+/// Runs `test` in a thread with a network namespace of its own: two veth pairs, without IPv6 traffic.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     netns::need_root();
     if mode_of_nics().is_some() {
@@ -101,7 +101,7 @@ fn frame(id: u16, len: usize) -> Vec<u8> {
     frame
 }
 
-/// A worker's surroundings with nothing in between: what comes in by one port leaves by the other.
+/// The environment of a worker without a pipeline: packets received by one port are sent by the other.
 struct Rig {
     steering: Steering,
     programs: Vec<Option<PortProgram>>,
@@ -117,7 +117,7 @@ impl Rig {
         Rig::with(driver, &options(), false)
     }
 
-    /// The same with an MTU of 9000 everywhere.
+    /// A rig with an MTU of 9000 everywhere.
     fn jumbo() -> Rig {
         for interface in ["port0", "port1", "peer0", "peer1"] {
             run(&format!("ip link set {interface} mtu 9000"));
@@ -164,7 +164,7 @@ impl Rig {
         program
     }
 
-    /// One turn of a worker. Returns the packets taken.
+    /// One iteration of a worker. Returns the number of packets taken.
     fn turn(&mut self) -> usize {
         let mut taken = 0;
         for port in 0..2u16 {
@@ -185,12 +185,11 @@ impl Rig {
         assert_eq!(all, self.pool.total() as usize, "{:?}", self.io.accounting());
     }
 
-    /// Sends `frames` in by port `from` and asserts that they leave by the other, intact and in
-    /// order.
+    /// Sends `frames` to port `from` and asserts that the other port sends them, intact and in order.
     fn assert_forwards(&mut self, from: usize, frames: &[Vec<u8>]) {
         let start = Instant::now();
         let mut arrived = 0;
-        // Emulated NICs drop what comes faster than they are emulated.
+        // Emulated NICs drop packets that arrive faster than they are emulated.
         let batch = if mode_of_nics().is_some() { 16 } else { 64 };
         for batch in frames.chunks(batch) {
             batch.iter().for_each(|frame| self.wires[from].send(frame));
@@ -199,7 +198,7 @@ impl Rig {
                 assert!(start.elapsed() < PATIENCE, "{arrived} of {} arrived", frames.len());
                 self.turn();
                 while let Some(got) = self.wires[1 - from].receive(Duration::ZERO, forwarded) {
-                    // First the number: which of many were lost says more than their octets.
+                    // The number first: which of many were lost is more useful than their octets.
                     assert_eq!(got[18..20], frames[arrived][18..20], "{:?}", self.stats.ports);
                     assert_eq!(got, frames[arrived], "frame {arrived}");
                     arrived += 1;
@@ -208,7 +207,7 @@ impl Rig {
         }
     }
 
-    /// Turns until nothing is being sent any more.
+    /// Runs iterations until all packets have been sent.
     fn settle(&mut self) {
         let start = Instant::now();
         while self.turn() > 0 || self.io.accounting().tx_and_completion > 0 {
@@ -350,7 +349,7 @@ fn root_jumbo_frames_cross_intact_and_in_order_both_ways() {
     in_namespace(|| {
         let mut rig = Rig::jumbo();
         assert!(rig.io.port_info(0).is_some_and(|info| info.multi_buffer));
-        // Around every border between frames, and anything between.
+        // Around every frame boundary, and some others.
         let sizes = [3391, 3392, 3393, 3840, 4096, 6783, 6784, 6785, 7680, 9013, 9014].into_iter();
         let sizes: Vec<usize> = sizes.chain((60..9014).step_by(97)).collect();
         let frames: Vec<_> = (0..).zip(sizes).map(|(id, len)| frame(id, len)).collect();
@@ -471,11 +470,11 @@ fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
         rig.assert_forwards(0, &frames(100));
         rig.programs[1] = None;
         run("ip link del port1");
-        // Traffic for it goes on.
+        // Traffic for it continues.
         (0..200).for_each(|id| rig.wires[0].send(&frame(id, 60)));
         let start = Instant::now();
         while rig.stats.ports[0].rx_packets.get() < 300 {
-            assert!(start.elapsed() < PATIENCE, "only some arrived");
+            assert!(start.elapsed() < PATIENCE, "not all frames arrived");
             rig.turn();
         }
         assert_eq!(rig.io.port_info(1).expect("not removed yet").state, PortState::Gone);
@@ -488,7 +487,7 @@ fn root_a_deleted_interface_stops_its_port_and_no_other_and_can_come_back() {
             assert!(start.elapsed() < PATIENCE, "nothing arrived");
             rig.turn();
         }
-        // Every frame that came in was sent before, or is counted after.
+        // Every received frame was sent before, or is counted after.
         let sent = rig.stats.ports[1].tx_packets.get();
         assert!(sent + rig.drops(DropReason::DevNotReady) >= 301);
 
@@ -541,7 +540,7 @@ fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
         let start = Instant::now();
         let mut id = 0;
         while rig.drops(DropReason::DevNotReady) == 0 {
-            assert!(start.elapsed() < PATIENCE, "never noticed");
+            assert!(start.elapsed() < PATIENCE, "the link state was not detected");
             rig.wires[0].send(&frame(id, 60));
             id += 1;
             rig.turn();
@@ -550,7 +549,7 @@ fn root_an_interface_that_is_down_gets_nothing_and_recovers() {
         run("ip link set port1 up");
         let sent = rig.stats.ports[1].tx_packets.get();
         while rig.stats.ports[1].tx_packets.get() == sent {
-            assert!(start.elapsed() < PATIENCE, "never tried again");
+            assert!(start.elapsed() < PATIENCE, "sending was not resumed");
             rig.wires[0].send(&frame(id, 60));
             rig.turn();
         }
@@ -575,7 +574,7 @@ fn root_what_the_kernel_refuses_to_send_is_dropped_and_not_sent_also_while_the_w
             rig.burst.push(skb).expect("room");
         }
         assert_eq!(rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats), 10);
-        // poll(2) sends from the TX ring, too (xsk_poll), and does not tell of an error.
+        // poll(2) also sends from the TX ring (xsk_poll), and does not report an error.
         for _ in 0..20 {
             rig.io.wait(Duration::from_millis(1), None);
         }
@@ -604,7 +603,7 @@ fn root_at_the_close_of_a_port_every_packet_was_sent_or_is_dropped() {
                     rig.burst.push(skb).expect("room");
                 }
                 put += rig.io.tx_burst(1, &mut rig.pool, &mut rig.burst, &rig.stats);
-                // Of some rounds the kernel is told of everything, of others of nothing.
+                // In some rounds the kernel is notified of all packets, in others of none.
                 if burst < round % 4 {
                     rig.io.kick(&mut rig.pool, &rig.stats);
                 }
@@ -623,7 +622,7 @@ fn root_at_the_close_of_a_port_every_packet_was_sent_or_is_dropped() {
     });
 }
 
-/// The error of opening one port that cannot be opened.
+/// The error of opening a port that cannot be opened.
 fn refusal(config: PortConfig) -> OpenError {
     let options = Options { busy_tries: 2, ..options() };
     match AfXdp::open(&[config], &options) {

@@ -1,4 +1,4 @@
-//! The program's verbs against a daemon made of fixed answers: outputs and exit codes. No root.
+//! The program's commands against a mock daemon with fixed answers: output and exit codes. No root.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use ferroute::control::api::{
 };
 use serde_json::{Value, json};
 
-/// Forwards from the third time on that it is asked how it goes.
+/// Reports `forwarding` from the third status request on.
 #[derive(Default)]
 struct Daemon {
     asked: AtomicUsize,
@@ -84,7 +84,7 @@ fn stat() -> StatReport {
     StatReport { workers: vec![worker], ports: vec![port] }
 }
 
-/// A thousand frames each way, the one of 1 to 1000 ns, the other of 1 µs.
+/// A thousand frames in each direction, one with 1 to 1000 ns, the other with 1 µs.
 fn latency() -> LatencyReport {
     let pair = |iif: &str, oif: &str, counts| PairLatency {
         iif: iif.to_owned(),
@@ -102,7 +102,7 @@ fn latency() -> LatencyReport {
     }
 }
 
-/// A packet each way and a drop; then, when the client has had enough, the account.
+/// A packet in each direction and a drop; then, when the client has ended, the account.
 struct Copies;
 
 fn capture(request: &CaptureRequest) -> Answer {
@@ -193,7 +193,7 @@ impl Lab {
         output
     }
 
-    /// The output of a line that must succeed.
+    /// The output of a command that must succeed.
     fn text(&self, line: &str) -> String {
         let output = self.run(line);
         assert!(output.status.success(), "{line}: {output:?}");
@@ -228,7 +228,7 @@ fn without_a_daemon_the_message_says_what_to_do() {
 }
 
 #[test]
-fn what_the_daemon_refuses_and_wrong_words_differ_in_their_code() {
+fn errors_of_the_daemon_and_of_usage_have_different_exit_codes() {
     let lab = Lab::new();
     let refused = lab.run("link show");
     assert_eq!(refused.status.code(), Some(1));
@@ -255,7 +255,7 @@ fn route_get_takes_one_address_or_a_list() {
     child.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = child.spawn().expect("starts");
     let mut stdin = child.stdin.take().expect("a pipe");
-    // More than one request takes.
+    // More than fit into one request.
     for n in 0..25_000u32 {
         writeln!(stdin, "{}", std::net::Ipv4Addr::from(n)).expect("writes");
     }
@@ -283,7 +283,7 @@ fn counters_are_shown_as_nstat_does() {
 }
 
 #[test]
-fn latency_is_told_for_each_port_pair_and_in_all() {
+fn latency_is_reported_per_port_pair_and_in_total() {
     let lab = Lab::new();
     let text = lab.text("latency");
     assert!(text.contains("\neth0   eth1  1000   500 ns   900 ns   990 ns   999 ns "), "{text}");
@@ -323,7 +323,7 @@ fn latency_is_written_to_files_or_instead_of_the_table() {
     assert_eq!(full.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&full.stderr);
     assert!(stderr.contains("cannot write /dev/full: No space left on device"), "{stderr}");
-    // Before the daemon is asked to forget what it counted.
+    // Before the daemon is asked to reset its counters.
     let wrong = lab.run("--control /nonexistent/s latency --reset --log /nonexistent/log");
     let stderr = String::from_utf8_lossy(&wrong.stderr);
     assert!(stderr.contains("cannot write /nonexistent/log: No such file"), "{stderr}");
@@ -345,7 +345,7 @@ fn latency_is_watched_until_the_reader_leaves() {
     drop(lines);
     assert!(child.wait().expect("ends").success());
     let log = std::fs::read_to_string(log).expect("is there");
-    // The third line of output comes before the second interval is written.
+    // The third line of output is printed before the second interval is written.
     assert!(log.lines().filter(|l| l.starts_with("Tag=eth1:eth0,")).count() >= 1, "{log}");
 }
 

@@ -1,6 +1,6 @@
-//! The firewall's discovery, the doctor and the control socket against the running kernel.
+//! Detection of firewalls, the doctor and the control socket, against the running kernel.
 //!
-//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+//! Needs root. Each test has a network namespace of its own, which ends with its thread.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -38,7 +38,7 @@ fn root_a_namespace_without_rules_has_nothing_to_bypass() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_nftables_chains_on_the_road_are_found_and_others_are_not() {
+fn root_nftables_chains_of_forwarding_are_found_and_others_are_not() {
     in_namespace(|| {
         run("nft 'table inet t { chain in { type filter hook input priority 0; }; \
              chain out { type filter hook output priority 0; }; chain plain { accept; }; }'");
@@ -87,7 +87,7 @@ fn root_iptables_of_either_kind_is_found() {
         assert!(found()[0].contains("chain ip filter FORWARD"), "{:?}", found());
     });
     in_namespace(|| {
-        // The kernel may have been built without the old tables.
+        // The kernel may have been built without the legacy tables.
         let loads = Command::new("iptables-legacy").args(["-t", "filter", "-S"]).output();
         if !loads.expect("iptables-legacy").status.success() {
             assert_eq!(found(), Vec::<String>::new());
@@ -138,14 +138,15 @@ impl ControlHandler for Never {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_another_user_is_refused_even_with_the_file_open_to_all() {
+fn root_another_user_is_refused_even_if_the_file_mode_allows_it() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
     let path = dir.path().join("control.sock");
     let _server = Server::start(&path, Arc::new(Never)).expect("starts");
     // A copy, because the directory of the build may be closed to others.
     let program = dir.path().join("ferroute");
-    // By another process: a file that a test beside this one has inherited open cannot be started.
+    // Copied by another process: a file that a concurrent test has inherited open for writing cannot be
+    // executed.
     run(&format!("cp {} {}", env!("CARGO_BIN_EXE_ferroute"), program.display()));
     let ask = || {
         let mut command = Command::new(&program);
@@ -159,7 +160,7 @@ fn root_another_user_is_refused_even_with_the_file_open_to_all() {
     assert!(ask().contains("user 65534 is not root"), "{}", ask());
 }
 
-/// What the doctor says of `port`, and of the namespace.
+/// The doctor's findings for `port`, and for the namespace.
 fn doctor(port: &str) -> Vec<Finding> {
     let port = Interfaces::parse(&[port]).expect("a name");
     examine(&port, "/nonexistent/control.sock".as_ref())
@@ -190,7 +191,7 @@ fn root_the_doctor_finds_a_veth_fit_to_forward() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_the_doctor_names_what_is_wrong_and_what_to_do() {
+fn root_the_doctor_reports_problems_and_remedies() {
     in_namespace(|| {
         run("ip link add port numrxqueues 64 numtxqueues 64 type veth peer name peer");
         run("ip link set port mtu 9001; ip link add br0 type bridge; ip link set port master br0");
@@ -246,7 +247,7 @@ fn root_the_doctor_names_a_foreign_xdp_program() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_what_stands_in_the_way_of_a_matched_interface_alone_is_no_failure() {
+fn root_problems_of_one_matched_interface_are_no_failure() {
     in_namespace(|| {
         run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         run("ip link add port0 type veth peer name port1; ip link set port0 mtu 9001");
@@ -270,7 +271,7 @@ fn root_what_stands_in_the_way_of_a_matched_interface_alone_is_no_failure() {
         };
         left("mtu", "port0");
         left("firewall", "port1");
-        // What is named has to be fit, and what every port meets is in everybody's way.
+        // Named ports must be usable; findings that affect every port are failures.
         assert_eq!(fails(&["port0", "port1"]).0, ["firewall", "mtu"]);
         run("nft 'table ip t { chain f { type filter hook forward priority 0; }; }'");
         assert_eq!(fails(&["port?"]).0, ["firewall"]);

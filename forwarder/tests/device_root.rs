@@ -1,7 +1,7 @@
-//! Devices of the running kernel: an AF_XDP port behind its callbacks, and what busy polling sets of
-//! an interface and puts back.
+//! Devices of the running kernel: an AF_XDP port behind its callbacks, and the settings of an interface
+//! that busy polling changes and restores.
 //!
-//! Needs root. Each test has a network namespace of its own, which goes with its thread.
+//! Needs root. Each test has a network namespace of its own, which ends with its thread.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use netns::run;
 
 mod netns;
 
-/// The largest IP packet that a frame holds, in octets.
+/// The largest IP packet that fits into a frame, in octets.
 const MTU_MAX: u32 = 3370;
 
 /// Runs `test` in a thread with a network namespace of its own, which has the veth pair
@@ -75,7 +75,7 @@ fn an_af_xdp_port_is_a_device() {
         let mut users = RxUsers::default();
         for (more, expected) in [(true, 1), (true, 1), (false, 1), (false, 0)] {
             users.set_promiscuity(&mut device, more).expect("sets");
-            assert_eq!(promiscuity(&device), expected, "as the kernel counts");
+            assert_eq!(promiscuity(&device), expected, "counted as in the kernel");
         }
         users.set_allmulti(&mut device, true).expect("sets");
         assert_eq!(promiscuity(&device), 0);
@@ -94,7 +94,7 @@ fn an_af_xdp_port_is_a_device() {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn sysfs_is_that_of_the_thread_s_own_namespace() {
-    // Here, too, where the sysfs that is mounted is usually this namespace's already.
+    // Also where the mounted sysfs is usually this namespace's already.
     sysfs::read("lo", 1).expect("reads");
     assert_eq!(sysfs::irqs("lo", 1).expect("reads"), []);
     in_namespace(|| {
@@ -107,12 +107,12 @@ fn sysfs_is_that_of_the_thread_s_own_namespace() {
         assert_eq!(sysfs::read("port", index).expect("reads"), wanted);
         let error = sysfs::read("port", index + 77).expect_err("another interface of that name");
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
-        // The mount namespace was the helper thread's alone.
+        // The mount namespace belonged to the helper thread only.
         assert!(!Path::new("/sys/class/net/port").exists());
     });
 }
 
-/// What the port's NAPI instances are set to, or the device where the kernel has only that.
+/// The settings of the port's NAPI instances, or of the device if the kernel has only those.
 fn settings(index: u32) -> Vec<(u32, u64)> {
     let napis = napi::instances(index).expect("answers");
     let found: Vec<_> = napis.iter().filter_map(|napi| napi.settings).collect();
@@ -125,9 +125,9 @@ fn settings(index: u32) -> Vec<(u32, u64)> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_polling_sets_is_put_back_by_who_set_it_or_by_who_comes_after() {
+fn settings_of_polling_are_restored_by_the_process_or_its_successor() {
     in_namespace(|| {
-        // With GRO a veth has NAPI instances without an XDP program, too.
+        // With GRO a veth has NAPI instances also without an XDP program.
         run("ethtool -K port gro on");
         let index = ifindex("port");
         let original = DeviceSettings { napi_defer_hard_irqs: 4, gro_flush_timeout: 40_000 };
@@ -142,27 +142,27 @@ fn what_polling_sets_is_put_back_by_who_set_it_or_by_who_comes_after() {
         tuned.refresh().expect("nothing new");
         assert_eq!(settings(index), busy);
         let leftovers = || restore_leftovers(dir.path());
-        assert!(leftovers().expect("answers").is_empty(), "it is in use");
+        assert!(leftovers().expect("answers").is_empty(), "settings in use are no leftovers");
         assert_eq!(settings(index), busy);
         tuned.restore().expect("puts back");
         assert_eq!(settings(index), original);
         assert_eq!(dir.path().read_dir().expect("lists").count(), 0);
 
-        // As after a crash: the lock is gone, the file is not.
+        // As after a crash: the lock is gone, the file remains.
         drop(Tuned::apply(dir.path(), "port", index).expect("sets"));
         assert_eq!(settings(index), busy);
         assert_eq!(leftovers().expect("puts back"), ["port"]);
         assert_eq!(settings(index), original);
         assert!(leftovers().expect("answers").is_empty());
 
-        // An interface of the same name that is another one is left alone.
+        // Another interface of the same name is left alone.
         drop(Tuned::apply(dir.path(), "port", index).expect("sets"));
         run("ip link del port; ip link add port index 4321 type veth peer name peer; \
              ip link set port up; ip link set peer up; ethtool -K port gro on");
         let before = settings(4321);
         leftovers().expect("answers");
         assert_eq!(settings(4321), before);
-        // A file that is none of ours is swept away.
+        // An unusable file is removed.
         drop(Tuned::apply(dir.path(), "port", 4321).expect("sets"));
         let file = dir.path().read_dir().expect("lists").flatten().next().expect("a file");
         std::fs::write(file.path(), "nonsense").expect("writes");

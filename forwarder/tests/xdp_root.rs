@@ -1,7 +1,7 @@
 //! The XDP program, its loader and the punt device against the running kernel.
 //!
-//! Needs root: scripts/test runs them. Each test has a network namespace of its own, which goes with
-//! its thread.
+//! Needs root: scripts/test runs them. Each test has a network namespace of its own, which ends with its
+//! thread.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -30,10 +30,10 @@ mod wire;
 const MODES: [(AttachMode, XdpMode); 2] =
     [(AttachMode::Native, XdpMode::Native), (AttachMode::Generic, XdpMode::Generic)];
 
-/// How long something that has to happen may take before the test is given up.
+/// Timeout of expected events.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs `test` in a thread with a network namespace of its own: IPv6 quiet, forwarding on.
+/// Runs `test` in a thread with a network namespace of its own: without IPv6 traffic, forwarding enabled.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     netns::in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
@@ -65,7 +65,7 @@ fn count(port: &PortProgram, reason: Reason) -> u64 {
     port.counters(1).expect("counters")[0][reason as usize]
 }
 
-/// Sends a frame into the port and asserts that it is counted under `reason` and no other.
+/// Sends a frame to the port and asserts that it is counted under `reason` and no other.
 fn assert_reason(port: &PortProgram, wire: &Wire, frame: &[u8], reason: Reason) {
     let before = port.counters(1).expect("counters")[0];
     wire.send(frame);
@@ -89,7 +89,7 @@ fn attach(steering: &mut Steering, name: &str, mode: AttachMode) -> PortProgram 
     steering.attach(ifindex(name), name, PORT_MAC, mode, false).expect("attach")
 }
 
-/// The error of attaching where it has to fail.
+/// The error of attaching where it must fail.
 fn refusal(steering: &mut Steering, name: &str, mode: AttachMode) -> XdpError {
     match steering.attach(ifindex(name), name, PORT_MAC, mode, false) {
         Ok(_) => panic!("attached to {name}"),
@@ -107,7 +107,7 @@ fn locals6(list: &[(&str, u8)]) -> BTreeSet<(Ipv6Addr, u8)> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_each_rule_counts_under_its_own_reason() {
+fn root_each_decision_counts_its_own_reason() {
     for (wanted, mode) in MODES {
         in_namespace(move || {
             veth("port", "peer");
@@ -118,7 +118,7 @@ fn root_each_rule_counts_under_its_own_reason() {
             steering.set_local4(&locals(&[("192.0.2.1", 32), ("192.0.2.255", 32)])).expect("set");
             steering.set_local6(&locals6(&[("2001:db8::1", 128)])).expect("set");
 
-            // Nothing is steered before it is said.
+            // Nothing is steered before it is configured.
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassFamilyOff);
             assert_reason(&port, &wire, &frame6("2001:db8:1::1"), Reason::PassFamilyOff);
             port.set_steer(true, false).expect("set");
@@ -144,7 +144,7 @@ fn root_each_rule_counts_under_its_own_reason() {
                 ("239.255.255.255", Reason::PassMulticast),
                 ("255.255.255.255", Reason::PassBroadcast),
                 ("169.254.1.1", Reason::PassLinkLocal),
-                // Odd ones are for userspace to name.
+                // Unusual ones are left to userspace, which names the drop.
                 ("0.0.0.1", Reason::PassNoSocket),
                 ("127.0.0.1", Reason::PassNoSocket),
                 ("240.0.0.1", Reason::PassNoSocket),
@@ -166,7 +166,7 @@ fn root_each_rule_counts_under_its_own_reason() {
             ] {
                 assert_reason(&port, &wire, &frame6(destination), reason);
             }
-            // ESP to the router stays with the kernel until we terminate it; AH likewise.
+            // ESP to the router stays with the kernel until we terminate it; so does AH.
             let own = "192.0.2.1".parse().expect("literal");
             let esp = ethernet(PORT_MAC, 0x0800, &ipv4(own, 50));
             let own = "2001:db8::1".parse().expect("literal");
@@ -214,7 +214,7 @@ fn root_tagged_frames_are_steered_for_vlans_that_are_known() {
             assert_reason(&port, &wire, &tagged(known[0], &v4), Reason::PassFamilyOff);
             port.set_steer(true, true).expect("set");
             for tags in known {
-                // What is to be steered, and finds no socket.
+                // Frames to be steered, for which there is no socket.
                 assert_reason(&port, &wire, &tagged(tags, &v4), Reason::PassNoSocket);
                 assert_reason(&port, &wire, &tagged(tags, &v6), Reason::PassNoSocket);
                 for (frame, reason) in [
@@ -250,14 +250,14 @@ fn root_tagged_frames_are_steered_for_vlans_that_are_known() {
             for tags in unknown {
                 assert_reason(&port, &wire, &tagged(tags, &v4), Reason::PassVlan);
             }
-            // A third tag is not looked behind.
+            // A packet behind a third tag is not parsed.
             let three = tagged(&[known[1], &[(0x8100, 10)]].concat(), &v4);
             assert_reason(&port, &wire, &three, Reason::PassNotIp);
-            // Cut off in the inner tag, and in the IP header.
+            // Truncated in the inner tag, and in the IP header.
             let whole = tagged(known[1], &v4);
             assert_reason(&port, &wire, &whole[..21], Reason::PassNotIp);
             assert_reason(&port, &wire, &whole[..22 + 19], Reason::PassNoSocket);
-            // As told anew.
+            // After a new list of VLANs.
             vlans.remove(&vlan_key([(0x8100, 10)]));
             vlans.insert(vlan_key([(0x8100, 0)]), one);
             port.set_vlans(&vlans).expect("set");
@@ -267,10 +267,10 @@ fn root_tagged_frames_are_steered_for_vlans_that_are_known() {
     }
 }
 
-/// What is to be forwarded arrives at the socket whole, and without a socket at the kernel.
+/// Frames to be forwarded arrive at the socket complete, and without a socket at the kernel.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_what_is_steered_arrives_at_the_queues_socket() {
+fn root_steered_frames_arrive_at_the_queues_socket() {
     for (wanted, _) in MODES {
         in_namespace(move || {
             veth("port", "peer");
@@ -326,7 +326,8 @@ fn root_what_is_steered_arrives_at_the_queues_socket() {
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
             port.set_socket(0, socket).expect("into the map again");
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::SteerIpv4);
-            // A socket that is closed, as by the end of the process, leaves the map by itself.
+            // A socket that is closed, as at the end of the process, is removed from the map by the
+            // kernel.
             drop(io);
             assert_reason(&port, &wire, &frame4("198.51.100.1"), Reason::PassNoSocket);
         });
@@ -335,7 +336,7 @@ fn root_what_is_steered_arrives_at_the_queues_socket() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_without_heartbeats_frames_are_the_kernels() {
+fn root_without_heartbeats_frames_pass_to_the_kernel() {
     for (wanted, _) in MODES {
         in_namespace(move || {
             veth("port", "peer");
@@ -357,7 +358,7 @@ fn root_without_heartbeats_frames_are_the_kernels() {
                 let word = page.queue(0).expect("a queue");
                 word.store(ns, std::sync::atomic::Ordering::Relaxed);
             };
-            // The program looks at them once a jiffy, of which the longest is 10 ms.
+            // The program checks them once per jiffy, of which the longest is 10 ms.
             let jiffy = || sleep(Duration::from_millis(20));
             jiffy();
             assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
@@ -366,7 +367,7 @@ fn root_without_heartbeats_frames_are_the_kernels() {
             page.beat_control(now_ns);
             assert_reason(&port, &wire, &frame, Reason::PassNoSocket);
             jiffy();
-            // Those of other queues are not asked for, and time goes on.
+            // Heartbeats of other queues are not checked, and time passes.
             worker(now_ns - minute.as_nanos() as u64);
             assert_reason(&port, &wire, &frame, Reason::PassWorkerStalled);
             worker(now_ns);
@@ -391,7 +392,7 @@ fn root_without_heartbeats_frames_are_the_kernels() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_local_addresses_are_what_was_said_last() {
+fn root_the_latest_local_addresses_apply() {
     in_namespace(|| {
         veth("port", "peer");
         let wire = Wire::on("peer");
@@ -413,7 +414,7 @@ fn root_local_addresses_are_what_was_said_last() {
         steering.set_local6(&locals6(&[("fd00::1", 128), ("fd01::", 64)])).expect("set");
         check(&port, &[("10.0.0.1", true), ("10.1.2.3", true), ("10.2.0.1", false)]);
         check(&port, &[("fd00::1", true), ("fd01::9", true), ("fd01:0:0:1::", false)]);
-        // An address may move from its prefix to itself and back.
+        // An address may move between its prefix and itself.
         steering.set_local4(&locals(&[("10.1.2.3", 32)])).expect("set");
         steering.set_local6(&locals6(&[("fd01::", 65)])).expect("set");
         check(&port, &[("10.0.0.1", false), ("10.1.2.3", true), ("10.1.2.4", false)]);
@@ -429,8 +430,8 @@ fn root_local_addresses_are_what_was_said_last() {
     });
 }
 
-/// The kernel forwards what userspace hands back, and takes it for received on the port: only a
-/// rule for that port's iif has the route.
+/// The kernel forwards punted frames, and treats them as received on the port: only a rule for that
+/// port's iif has the route.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
@@ -460,7 +461,7 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
             let next =
                 || sink.receive(PATIENCE, |f| f.len() >= 34 && f[30..34] == [203, 0, 113, 9]);
 
-            // One before the port was added, which is refused, and one after.
+            // One before the port was added, which is rejected, and one after.
             let refused = punt.inject(ifindex("port"), &mut frame(1)).expect_err("no such port");
             assert_eq!(refused.kind(), ErrorKind::NotFound);
             punt.add_port(ifindex("port"), PORT_MAC, generic).expect("add");
@@ -471,12 +472,12 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
             assert_eq!(forwarded[18..20], sent[18..20], "the identification");
             assert_eq!(forwarded[22], sent[22] - 1, "the TTL");
             assert_eq!(forwarded[34..], sent[34..], "the data");
-            // Generic XDP has seen it again and let it through; native XDP has not.
+            // Generic XDP has seen it again and passed it; native XDP has not.
             assert_eq!(count(&port, Reason::PassPunted), u64::from(generic));
             assert_eq!(count(&port, Reason::PassNoSocket), 0);
 
-            // As received on another port it has no route, and after a port is removed it is
-            // refused; the next one that gets through is the last.
+            // As received on another port it has no route, and after a port is removed it is rejected;
+            // the next one that gets through is the last.
             punt.add_port(ifindex("out"), PORT_MAC, generic).expect("add");
             punt.inject(ifindex("out"), &mut frame(3)).expect("inject");
             punt.remove_port(ifindex("port")).expect("remove");
@@ -492,7 +493,7 @@ fn root_a_punted_frame_is_forwarded_as_received_on_its_port() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_the_punt_device_is_up_silent_and_gone_when_dropped() {
+fn root_the_punt_device_is_up_and_silent_and_removed_on_drop() {
     in_namespace(|| {
         run("sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0");
         let steering = Steering::new().expect("load");
@@ -523,7 +524,7 @@ fn root_a_foreign_program_is_named_and_left_alone() {
                 object.display()
             ));
             let mode = if wanted == AttachMode::Native { "xdpdrv" } else { "xdpgeneric" };
-            // iproute2 mounts a bpffs for itself: not in this machine's tree.
+            // iproute2 mounts a bpffs for itself: not in this mount namespace.
             run(&format!(
                 "unshare --mount ip link set dev port {mode} obj {} sec xdp",
                 object.display()
@@ -548,7 +549,7 @@ fn root_a_foreign_program_is_named_and_left_alone() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_second_ferroute_is_refused_until_the_first_is_gone() {
+fn root_a_second_ferroute_is_rejected_until_the_first_ends() {
     for (wanted, mode) in MODES {
         in_namespace(move || {
             veth("port", "peer");
@@ -585,7 +586,7 @@ fn root_dropping_a_port_detaches_its_program() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_port_may_vanish_and_come_back() {
+fn root_a_port_may_be_deleted_and_created_again() {
     in_namespace(|| {
         veth("port", "peer");
         let mut steering = Steering::new().expect("load");
@@ -617,7 +618,7 @@ fn root_a_driver_without_xdp_gets_the_generic_mode_unless_native_is_asked() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_a_refusal_of_the_driver_says_what_helps() {
+fn root_an_error_of_the_driver_names_a_remedy() {
     in_namespace(|| {
         run("ip link add port type veth peer name peer numrxqueues 2 numtxqueues 2");
         run("ip link set port up; ip link set peer up; ethtool -L peer tx 2");
@@ -629,7 +630,7 @@ fn root_a_refusal_of_the_driver_says_what_helps() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_packets_of_several_buffers_may_be_the_ports_or_the_peers() {
+fn root_multi_buffer_packets_depend_on_the_mtus_of_port_and_peer() {
     in_namespace(|| {
         veth("port", "peer");
         let mut steering = Steering::new().expect("load");
@@ -645,7 +646,7 @@ fn root_packets_of_several_buffers_may_be_the_ports_or_the_peers() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_only_sockets_of_queues_that_fit_are_taken() {
+fn root_only_sockets_of_valid_queues_are_accepted() {
     in_namespace(|| {
         veth("port", "peer");
         let mut steering = Steering::new().expect("load");
@@ -662,7 +663,7 @@ fn root_only_sockets_of_queues_that_fit_are_taken() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_without_capabilities_the_error_names_them() {
+fn root_the_error_names_missing_capabilities() {
     in_namespace(|| {
         caps::clear(None, caps::CapSet::Effective).expect("drop capabilities");
         let text = Steering::new().expect_err("no capability").to_string();

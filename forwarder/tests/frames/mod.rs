@@ -1,4 +1,4 @@
-//! Frames that the peer of a port sends, for tests of the XDP program.
+//! Frames that a port's peer sends, for tests of the XDP program.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -9,7 +9,7 @@ pub fn ethernet(destination: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8>
     [&destination[..], &PEER_MAC, &ethertype.to_be_bytes(), payload].concat()
 }
 
-/// An IPv4 header with a right checksum and 26 octets of data.
+/// An IPv4 header with a valid checksum and 26 octets of data.
 pub fn ipv4(destination: Ipv4Addr, protocol: u8) -> Vec<u8> {
     ipv4_with_id(destination, protocol, 1)
 }
@@ -43,7 +43,7 @@ pub fn frame6(destination: &str) -> Vec<u8> {
     ethernet(PORT_MAC, 0x86dd, &ipv6(destination.parse().expect("literal"), 17))
 }
 
-/// A frame with tags put in behind its addresses.
+/// A frame with tags inserted after its addresses.
 pub fn tagged(tags: &[(u16, u16)], frame: &[u8]) -> Vec<u8> {
     let tags = tags.iter().flat_map(|(tpid, tci)| [tpid.to_be_bytes(), tci.to_be_bytes()].concat());
     let mut tagged = frame.to_vec();

@@ -1,4 +1,4 @@
-//! What tests against the running kernel have in common: a network namespace for each.
+//! Common parts of tests against the running kernel: a network namespace for each.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ pub fn need_root() {
     assert!(nix::unistd::geteuid().is_root(), "needs root: run scripts/test");
 }
 
-/// Runs `test` in a thread with a network namespace of its own, which goes with the thread.
+/// Runs `test` in a thread with a network namespace of its own, which ends with the thread.
 pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
     need_root();
     let thread = std::thread::spawn(|| {

@@ -1,4 +1,4 @@
-//! A packet socket on one interface: what a test sends to a port of ours, and sees of it.
+//! A packet socket on one interface, with which a test sends to a port of ours and receives from it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ impl Wire {
         assert_eq!(sent, frame.len());
     }
 
-    /// The next frame that `wanted` accepts. `None`: `patience` is over, and none is there.
+    /// The next frame that `wanted` accepts. `None`: none arrived within `patience`.
     pub fn receive(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let start = Instant::now();
         let mut frame = vec![0; 1 << 14];
