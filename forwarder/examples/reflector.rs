@@ -8,7 +8,6 @@
 //! second: packets, and the time per packet in userspace and in the kernel's sendto(2), both over
 //! iterations that had packets and took less than a millisecond (longer ones were preempted). Without
 //! SECONDS it runs until it is killed; the XDP programs are detached when the process ends.
-//! CPU). Runs until killed without SECONDS; the XDP programs go with the process.
 
 use std::error::Error;
 use std::os::fd::AsRawFd;

@@ -162,7 +162,7 @@ fn settings_of_polling_are_restored_by_the_process_or_its_successor() {
         let before = settings(4321);
         leftovers().expect("answers");
         assert_eq!(settings(4321), before);
-        // An unusable file is removed.
+        // A file with other contents is removed.
         drop(Tuned::apply(dir.path(), "port", 4321).expect("sets"));
         let file = dir.path().read_dir().expect("lists").flatten().next().expect("a file");
         std::fs::write(file.path(), "nonsense").expect("writes");

@@ -53,7 +53,7 @@ pub(super) struct RingWriter {
     full: Sender<Block>,
     /// For the current block, see [`Block`].
     naming: u64,
-    /// The current block; empty without memory if no block was free.
+    /// The current block; without memory if no block was free.
     block: Vec<u8>,
     /// No block was free; checked again after the iteration.
     starved: bool,

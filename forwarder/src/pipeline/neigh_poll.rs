@@ -21,8 +21,8 @@ const TIMEOUT_NS: u64 = 3_000_000_000;
 const ASK_AGAIN_NS: u64 = 250_000_000;
 
 /// Sends the held packets whose neighbour is resolved by now, and drops those that waited too long. The
-/// worker calls it when it has new tables, and in every poll iteration: without held packets, or without
-/// new tables within the last 50 ms, it costs a comparison.
+/// worker calls it when it has new tables, and in every poll iteration: without held packets, or with
+/// unchanged tables and less than 50 ms after the last check, it costs a comparison.
 #[inline]
 pub fn poll_held(ctx: &mut Ctx<'_>) {
     let queue = &ctx.state.hold;

@@ -50,8 +50,8 @@ pub struct Waker {
 impl Waker {
     /// A waker of a worker that is awake.
     ///
+    /// # Errors
     /// Errors of eventfd(2), such as EMFILE.
-    /// EMFILE and the like from eventfd(2).
     pub fn new() -> std::io::Result<Arc<Waker>> {
         let event =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -115,7 +115,7 @@ pub fn channel(packets: usize, to: usize, waker: Arc<Waker>) -> (HandoffTx, Hand
 }
 
 impl HandoffTx {
-    /// Number of packets that can be sent without blocking or loss now.
+    /// Number of packets for which a buffer is certainly free now.
     pub(super) fn room(&self) -> usize {
         self.empty.len()
     }
@@ -228,8 +228,8 @@ impl Handoffs {
             self.by_port.resize(port + 1, None);
         }
         self.by_port[port] = place;
-        let led_to = |n: &usize| self.by_port.contains(&Some(*n));
-        self.targets = (0..self.out.len()).filter(led_to).map(|n| self.out[n].to).collect();
+        let is_used = |n: &usize| self.by_port.contains(&Some(*n));
+        self.targets = (0..self.out.len()).filter(is_used).map(|n| self.out[n].to).collect();
         before
     }
 
@@ -245,7 +245,7 @@ impl Handoffs {
         self.out.get((*self.by_port.get(port)?)?)
     }
 
-    /// The channels to that worker.
+    /// Number of incoming channels.
     #[inline]
     pub(super) fn channels_in(&self) -> usize {
         self.into.len()

@@ -58,8 +58,8 @@ pub struct Wakeup {
 impl Wakeup {
     /// A wakeup that is not signalled.
     ///
+    /// # Errors
     /// Errors of eventfd(2), such as EMFILE.
-    /// EMFILE and the like from eventfd(2).
     pub fn new() -> std::io::Result<Arc<Wakeup>> {
         let event =
             EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;

@@ -49,7 +49,7 @@ impl<'a> Block<'a> {
     /// The word that refers to it once it is written to `at`.
     pub(super) fn word_at(&self, at: u32) -> u32 {
         let wide = if self.wide { WIDE } else { 0 };
-        // Lookups skip the bitmap's place, here before the elements.
+        // Lookups skip a word for the bitmap, which a dense block does not have.
         if self.dense { NODE | DENSE | wide | (at - 1) } else { NODE | wide | at }
     }
 
