@@ -7,8 +7,8 @@
 //! - whole iterations of a worker over a driver that works as DPDK's `net_null` with `copy=1`: each
 //!   packet is copied into a frame and out of one. With one route, and with a full table (`full_table`)
 //!   and random destinations;
-//! - the same iterations of three workers that time no frame, one in 64, and every frame, alternately, so
-//!   that disturbances affect all alike;
+//! - the same iterations of workers that time no frame, one in 64, every frame, and one in 64 with heartbeats,
+//!   alternately, so that disturbances affect all alike;
 //! - the same without a capture, with one whose filter matches nothing, and with one that copies every
 //!   packet twice, on input and on output, while another thread reads (`capture`);
 //! - the throughput of a second worker, compared with the ceiling that a second CPU allows (`workers`).
@@ -214,7 +214,7 @@ fn turns<const N: usize>(
     Ok(result(name, times_ns, Some(packets as f64 / seconds)))
 }
 
-/// The cost of timing frames.
+/// The cost of timing frames, and of heartbeats.
 fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result<Vec<Result>> {
     let names = ["turns, no frame timed", "turns, one in 64 timed", "turns, every frame timed"];
     let mut runs = Vec::new();

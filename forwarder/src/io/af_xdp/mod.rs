@@ -315,7 +315,7 @@ const FILL_LEAST: usize = 64;
 /// queues are counted as if each could be in use, on every port that may come.
 pub(super) const LATER_MAX: usize = 1024;
 /// poll(2) passes over negative descriptors.
-pub(super) const NO_BELL: RawFd = -1;
+pub(super) const IGNORED_FD: RawFd = -1;
 
 pub(super) fn pollfd(fd: RawFd) -> libc::pollfd {
     libc::pollfd { fd, events: libc::POLLIN, revents: 0 }

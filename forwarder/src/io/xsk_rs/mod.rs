@@ -36,8 +36,8 @@ use self::memory::Memory;
 use self::port::Port;
 use super::af_xdp::socket::poll;
 use super::af_xdp::{
-    BindMode, BoundMode, LATER_MAX, NO_BELL, OpenError, Options, PortConfig, PortInfo, PortState,
-    XdpStatistics, is_bound, pollfd,
+    BindMode, BoundMode, IGNORED_FD, LATER_MAX, OpenError, Options, PortConfig, PortInfo,
+    PortState, XdpStatistics, is_bound, pollfd,
 };
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
@@ -98,7 +98,7 @@ impl XskRs {
             options: options.clone(),
             next_binding: 0,
             first: None,
-            poll_fds: vec![pollfd(NO_BELL)],
+            poll_fds: vec![pollfd(IGNORED_FD)],
             closed: vec![XdpStatistics::default(); ports],
         };
         Ok((io, pool))
@@ -266,7 +266,7 @@ impl XskRs {
         self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
         self.poll_fds.clear();
-        self.poll_fds.extend(fds.chain([NO_BELL]).map(pollfd));
+        self.poll_fds.extend(fds.chain([IGNORED_FD]).map(pollfd));
     }
 }
 
@@ -316,10 +316,10 @@ impl PacketIo for XskRs {
         // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
         // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
         for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
-            polled.fd = if port.has_untaken() { NO_BELL } else { port.fd().as_raw_fd() };
+            polled.fd = if port.has_untaken() { IGNORED_FD } else { port.fd().as_raw_fd() };
         }
         if let Some(last) = self.poll_fds.last_mut() {
-            last.fd = wakeup.map_or(NO_BELL, |wakeup| wakeup.as_raw_fd() as RawFd);
+            last.fd = wakeup.map_or(IGNORED_FD, |wakeup| wakeup.as_raw_fd() as RawFd);
         }
         poll(&mut self.poll_fds, timeout)
     }
