@@ -1,6 +1,6 @@
-//! Interrupts of RX queues: reads their affinity, and moves each to its worker's CPU, as `echo CPU
-//! > /proc/irq/N/smp_affinity_list` does. The previous affinity is restored when the port is closed and, after
-//! a crash, at the next start.
+//! Interrupts of RX queues: reads their affinity, and moves each to its worker's CPU, by a write to
+//! `/proc/irq/N/smp_affinity_list`. The previous affinity is restored when the port is closed and, after a
+//! crash, at the next start.
 
 use std::fs;
 use std::io;
