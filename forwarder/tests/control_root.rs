@@ -155,7 +155,7 @@ fn root_another_user_is_refused_even_if_the_file_mode_allows_it() {
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(ask().contains("permission denied; ask as root"), "{}", ask());
+    assert!(ask().contains("permission denied; run this as root"), "{}", ask());
     fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("chmod");
     assert!(ask().contains("user 65534 is not root"), "{}", ask());
 }

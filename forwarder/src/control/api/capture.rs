@@ -1,8 +1,8 @@
-//! What follows on a connection after a capture was granted: messages from the daemon, each an octet
-//! that says what it is, the length of the rest in four octets, little-endian, and the rest.
+//! Messages on a connection after a capture was granted. The daemon sends messages: one octet of type, the
+//! length of the rest in four octets (little-endian), and the rest.
 //!
-//! The client says only one thing: it closes its writing side when it wants no more, and gets what
-//! is under way and then [`Message::End`].
+//! The client sends nothing. It closes its writing side when it wants no more, and then gets the remaining
+//! copies and [`Message::End`].
 
 use std::io::{self, Write};
 
@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 
 use crate::control::api::{CaptureEnd, CapturePort};
 
-/// Octets of a message at most: more is nonsense.
+/// Maximum length of a message in octets; a larger one is an error.
 const LENGTH_MAX: usize = 64 << 20;
-/// Octets before the rest.
+/// Octets before the rest: type and length.
 const HEAD: usize = 5;
 
 const PACKETS: u8 = 1;
@@ -22,9 +22,9 @@ const END: u8 = 3;
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message<'a> {
-    /// Copies, see [`crate::capture::record`]: of each worker the oldest first.
+    /// Copies, see [`crate::capture::record`]: the oldest of each worker first.
     Packets(&'a [u8]),
-    /// The ports are other ones now: gone, back, or by another name.
+    /// The ports have changed: some are gone, back or renamed.
     Ports(Vec<CapturePort>),
     /// Nothing follows.
     End(CaptureEnd),
@@ -34,7 +34,7 @@ impl Message<'_> {
     /// Writes the message.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Those of the stream.
     pub fn write(&self, mut to: impl Write) -> io::Result<()> {
         let json;
         let (kind, rest) = match self {
@@ -53,10 +53,10 @@ impl Message<'_> {
         to.write_all(rest)
     }
 
-    /// The first message of what was read, and how many octets it has; `None`: more must be read.
+    /// The first message in `octets` and its length in octets; `None`: more must be read.
     ///
     /// # Errors
-    /// What was read is not of this protocol.
+    /// `octets` do not follow this protocol.
     pub fn parse(octets: &[u8]) -> io::Result<Option<(Message<'_>, usize)>> {
         let Some((head, rest)) = octets.split_first_chunk::<HEAD>() else { return Ok(None) };
         let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -79,7 +79,7 @@ fn from_json<T: DeserializeOwned>(octets: &[u8]) -> io::Result<T> {
 }
 
 fn nonsense(what: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the daemon sends nonsense: {what}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("invalid message from the daemon: {what}"))
 }
 
 #[cfg(test)]
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_said_and_not_waited_for() {
+    fn an_invalid_message_is_an_error_at_once() {
         for wrong in [&[9, 0, 0, 0, 0][..], &[1, 0, 0, 0, 255], &[3, 1, 0, 0, 0, b'x']] {
             assert!(Message::parse(wrong).is_err(), "{wrong:?}");
         }

@@ -1,4 +1,4 @@
-//! The command line's end of the control socket.
+//! The client of the control socket, for the command line.
 
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
@@ -12,13 +12,13 @@ use serde::Deserialize;
 use crate::control::api::{API_VERSION, Envelope, Request, Response};
 use crate::control::process::runtime_dir::name_of;
 
-/// How long an answer may take to begin, and to go on.
+/// How long an answer may take to begin, and how long it may pause.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No process listens.
     #[error("no ferroute runs here: control socket {}: {error}; start one with `ferroute run`, or \
              name its socket with --control", path.display())]
     NotRunning {
@@ -27,13 +27,13 @@ pub enum ClientError {
         /// Why not.
         error: io::Error,
     },
-    /// The socket is not for this user.
-    #[error("control socket {}: permission denied; ask as root{}", path.display(), or_as(path))]
+    /// This user has no access to the socket.
+    #[error("control socket {}: permission denied; run this as root{}", path.display(), or_as(path))]
     NotPermitted {
         /// The socket.
         path: PathBuf,
     },
-    /// The connection broke.
+    /// The connection failed.
     #[error("control socket {}: {error}", path.display())]
     Io {
         /// The socket.
@@ -41,25 +41,25 @@ pub enum ClientError {
         /// Why.
         error: io::Error,
     },
-    /// The daemon is of another version.
+    /// The daemon has another version.
     #[error(
         "the daemon speaks version {theirs} of the control protocol, this program version \
              {API_VERSION}; use the same program, or restart the daemon"
     )]
     Version {
-        /// What it said.
+        /// The daemon's version of the protocol.
         theirs: u32,
     },
-    /// The daemon's answer makes no sense.
+    /// The daemon's answer is invalid.
     #[error("the daemon's answer cannot be read: {0}")]
     Nonsense(serde_json::Error),
-    /// The daemon says no.
+    /// The daemon refuses the request.
     #[error("{0}")]
     Refused(String),
 }
 
-/// The daemon's user, as far as its files tell: the socket may be in a directory that is not for
-/// this user to look into.
+/// The daemon's user, as far as its files show: this user may not be allowed to look into the socket's
+/// directory.
 fn or_as(path: &Path) -> String {
     let meta = path.symlink_metadata().or_else(|error| match path.parent() {
         Some(directory) => directory.symlink_metadata(),
@@ -82,7 +82,7 @@ impl Client {
     /// Connects.
     ///
     /// # Errors
-    /// [`ClientError::NotRunning`] when nobody listens at `path`.
+    /// [`ClientError::NotRunning`] when no process listens at `path`.
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
         let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -97,14 +97,14 @@ impl Client {
         Ok(Client { path: path.to_owned(), reader: BufReader::with_capacity(1 << 16, stream) })
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for the answer.
     ///
     /// # Errors
     /// When the connection breaks or the daemon refuses: an answer is never [`Response::Error`].
     pub fn ask(&mut self, request: &Request) -> Result<Response, ClientError> {
         let sent = self.send(request);
         let line = match self.receive() {
-            // Turned away at the door: what it says counts more than that it did not listen.
+            // Refused before the request was read: its error matters more than the failed write.
             Ok(line) => line,
             Err(error) => {
                 let error = sent.err().unwrap_or(error);
@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    /// The connection, for what follows an answer on it, and what of that was read already.
+    /// The connection, for what follows an answer, and what has already been read of that.
     pub fn into_stream(self) -> (UnixStream, Vec<u8>) {
         let read = self.reader.buffer().to_vec();
         (self.reader.into_inner(), read)

@@ -1,5 +1,5 @@
-//! The clients of the control socket: a limited number at a time. When it is reached, an idle client
-//! is disconnected for a new one.
+//! The clients of the control socket. Their number is limited; when the limit is reached, an idle client is
+//! disconnected for a new one.
 
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -13,19 +13,19 @@ use crate::control::process::limits;
 
 /// Connections at one time.
 pub(super) const CLIENTS_MAX: usize = 64;
-/// Threads for them: one that had to give way may take a moment to end.
+/// Threads for clients: one that was disconnected may take a moment to end.
 const THREADS_MAX: usize = limits::CLIENT_THREADS_MAX;
 const _: () = assert!(THREADS_MAX > CLIENTS_MAX);
-/// How long one that comes waits for a place, if nobody can give way at once.
+/// How long a new client waits for a place if no client can be disconnected at once.
 const PLACE_WAIT: Duration = Duration::from_millis(250);
-/// How often is looked for one meanwhile.
+/// How often it is checked whether there is a place meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
-/// How old a request must be that has not arrived, to give way.
+/// Age at which a client whose request has not arrived completely may be disconnected.
 const REST_MIN: Duration = Duration::from_millis(100);
-/// How old an answer must be that waits for its client, to give way.
+/// Age at which a client that does not read its answer may be disconnected.
 const READER_MIN: Duration = Duration::from_secs(1);
 
-/// All of them.
+/// All clients.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     list: Mutex<List>,
@@ -40,14 +40,14 @@ struct List {
 }
 
 impl List {
-    /// Whether one more may come, after another has given way if need be.
+    /// Whether there is room for one more, after disconnecting another if necessary.
     fn makes_room(&mut self) -> bool {
         self.threads < THREADS_MAX
             && (self.places.len() < CLIENTS_MAX || make_room(&mut self.places))
     }
 }
 
-/// A connection's place. It leaves when this is dropped.
+/// A client's place. It is given up when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     clients: Arc<Clients>,
@@ -55,8 +55,8 @@ pub(super) struct Place {
 }
 
 impl Clients {
-    /// Gives a connection a place, if need be that of one that waits. `None`: it was told that there
-    /// is none, and is closed.
+    /// Gives a connection a place, if necessary that of a waiting client. `None`: there is none; the client
+    /// gets an error and is disconnected.
     pub(super) fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Place> {
         let shared = Arc::new(Shared::new(stream).ok()?);
         let until = Instant::now() + PLACE_WAIT;
@@ -75,7 +75,7 @@ impl Clients {
         Some(Place { clients: Arc::clone(self), shared })
     }
 
-    /// Has one give way. Whether there was one that waits.
+    /// Disconnects a waiting client. Returns whether there was one.
     pub(super) fn make_room(&self) -> bool {
         make_room(&mut self.list().places)
     }
@@ -85,8 +85,8 @@ impl Clients {
         self.list().threads
     }
 
-    /// Whether one more may come when descriptors are scarce: alone, or in the place of one that
-    /// gives way. Waits until that one has.
+    /// Whether one more may be served when descriptors are scarce: as the only one, or after another was
+    /// disconnected. Waits until that one has ended.
     pub(super) fn trades_place(&self) -> bool {
         let mut list = self.list();
         let before = list.threads;
@@ -102,13 +102,13 @@ impl Clients {
     }
 
     fn list(&self) -> MutexGuard<'_, List> {
-        // Nothing that holds it can leave it half changed.
+        // No panic while this is held can leave the list inconsistent.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
-    /// What all clients share.
+    /// The permits for large requests, shared by all clients.
     pub(super) fn large(&self) -> Arc<LargeRequests> {
         Arc::clone(&self.clients.large)
     }
@@ -123,9 +123,9 @@ impl Drop for Place {
     }
 }
 
-/// Tells a client something that it has not asked for, without waiting.
+/// Sends a client an error that answers no request, without blocking.
 pub(super) fn say(mut stream: &UnixStream, message: &str) {
-    // Octets that it has no room for are lost; it is closed then.
+    // What does not fit into its buffer is lost; the connection is closed next.
     let _ = stream.set_nonblocking(true);
     if let Ok(mut line) = serde_json::to_vec(&Envelope::new(Response::error(message))) {
         line.push(b'\n');
@@ -133,7 +133,7 @@ pub(super) fn say(mut stream: &UnixStream, message: &str) {
     }
 }
 
-/// Closes the connection that has waited longest. Whether there was one.
+/// Disconnects the client that has waited longest. Returns whether there was one.
 fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
     let now = Instant::now();
     let mut waiting: Vec<(u8, Instant, usize)> = places
@@ -142,7 +142,7 @@ fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
         .filter_map(|(at, place)| rank(place.waits(), now).map(|(rank, since)| (rank, since, at)))
         .collect();
     waiting.sort_unstable();
-    // One whose request has arrived is not idle, only its thread has not run yet.
+    // A client whose request has arrived is not idle; its thread has just not run yet.
     let idle = waiting.iter().find(|(rank, _, at)| *rank != 0 || !places[*at].has_input());
     let Some(&(rank, _, at)) = idle else { return false };
     let place = places.swap_remove(at);
@@ -154,7 +154,7 @@ fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
     true
 }
 
-/// Which client is disconnected first: that of the lowest rank, and of those the one that has waited
+/// Priority for disconnecting a client: lowest rank first, and within a rank the one that has waited
 /// longest.
 fn rank(waits: Waits, now: Instant) -> Option<(u8, Instant)> {
     let is_older = |since: Instant, than: Duration| now.saturating_duration_since(since) >= than;

@@ -1,5 +1,5 @@
-//! One connection of the control socket: requests read and answers written within bounds of size
-//! and time, and what the connection waits for, so that one that only waits can give way.
+//! One connection of the control socket: reads requests and writes answers within limits of size and time.
+//! Notes what the connection waits for, so that a waiting one can be disconnected for another.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -12,21 +12,21 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Envelope, Response};
 
-/// Octets of one request: room for a `route get` of 20,000 addresses; more of them take several
+/// Maximum octets of a request: enough for a `route get` of 20,000 addresses; more addresses take several
 /// requests.
 pub(super) const REQUEST_MAX: usize = 1 << 20;
-/// Octets of a request that anyone may send at any time.
+/// Octets of a request that needs no permit.
 const REQUEST_SMALL: usize = 64 << 10;
-/// Requests larger than that at a time, of all clients together: they are what memory goes to, some
-/// 5 MiB each with the addresses read from it.
+/// Maximum number of larger requests at a time, of all clients together: each takes some 5 MiB of memory
+/// with the addresses read from it.
 const LARGE_MAX: usize = 16;
-/// How long a request may take to arrive, from its first octet to its line end.
+/// How long a request may take to arrive, from its first octet to its newline.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long a client may take nothing of its answer.
+/// How long a client may read nothing of its answer.
 const STALL_MAX: Duration = Duration::from_secs(30);
-/// How long in all an answer may wait for its client.
+/// Total time that an answer may wait for its client.
 const BLOCKED_MAX: Duration = Duration::from_secs(300);
-/// Octets read at once.
+/// Octets per read.
 const CHUNK: usize = 16 << 10;
 
 /// What a client has sent.
@@ -34,9 +34,9 @@ const CHUNK: usize = 16 << 10;
 pub(super) enum Incoming {
     /// A line.
     Request(Vec<u8>),
-    /// It wants no more.
+    /// The end of its requests.
     End,
-    /// Nothing that could be answered; why, for the client. Its connection is of no more use.
+    /// An invalid request; the text is for the client. The connection cannot be used any further.
     Wrong(String),
 }
 
@@ -47,16 +47,16 @@ pub(super) enum Waits {
     No,
     /// The next request.
     Request(Instant),
-    /// The rest of a request that began then.
+    /// The rest of a request whose first octet came at that time.
     Rest(Instant),
-    /// The client, to take more of an answer that it was given the first of then.
+    /// The client, to read more of an answer begun at that time.
     Reader(Instant),
 }
 
-/// A connection, for the threads that look at it: its own, and the one that makes room.
+/// The part of a connection that is shared by its own thread and the one that makes room.
 #[derive(Debug)]
 pub(super) struct Shared {
-    /// Does not block.
+    /// Non-blocking.
     pub(super) stream: UnixStream,
     waits: Mutex<Waits>,
 }
@@ -75,7 +75,7 @@ impl Shared {
         *self.waits.lock().unwrap_or_else(PoisonError::into_inner) = waits;
     }
 
-    /// It has waited since it was connected or answered, not since its thread got to run.
+    /// The wait began when it was connected or answered, not when its thread got to run.
     fn wait_for_request(&self) {
         let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*waits, Waits::Request(_)) {
@@ -89,11 +89,11 @@ impl Shared {
     }
 }
 
-/// How many large requests there are.
+/// The number of large requests in progress.
 #[derive(Debug, Default)]
 pub(super) struct LargeRequests(AtomicUsize);
 
-/// The right to send a large one.
+/// A permit for a large request.
 #[derive(Debug)]
 struct Permit(Arc<LargeRequests>);
 
@@ -111,16 +111,16 @@ impl Drop for Permit {
     }
 }
 
-/// A connection, for its own thread.
+/// The part of a connection that only its own thread uses.
 #[derive(Debug)]
 pub(super) struct Connection {
     shared: Arc<Shared>,
     large: Arc<LargeRequests>,
-    /// Of the request being answered.
+    /// Permit of the request being answered.
     permit: Option<Permit>,
-    /// What was read behind the end of a request.
+    /// Octets read after the end of a request.
     ahead: Vec<u8>,
-    /// When the answer being written was begun, and how long it has waited for the client.
+    /// When the current answer was begun, and how long it has waited for the client.
     begun: Instant,
     blocked: Duration,
 }
@@ -137,12 +137,12 @@ impl Connection {
         }
     }
 
-    /// The stream, for what follows an answer on it.
+    /// The stream, for what follows an answer.
     pub(super) fn stream(&self) -> &UnixStream {
         &self.shared.stream
     }
 
-    /// Waits for a request as long as it takes to begin, and reads it.
+    /// Waits without limit for a request to begin, and reads it.
     pub(super) fn receive(&mut self) -> io::Result<Incoming> {
         self.permit = None;
         let mut line = std::mem::take(&mut self.ahead);
@@ -188,7 +188,7 @@ impl Connection {
         }
     }
 
-    /// Writes an answer that is small.
+    /// Writes a small answer.
     pub(super) fn answer(&mut self, response: &Response) -> io::Result<()> {
         let mut line = serde_json::to_vec(&Envelope::new(response))?;
         line.push(b'\n');
@@ -197,7 +197,7 @@ impl Connection {
 }
 
 impl Write for Connection {
-    /// Waits for the client to take something, within limits.
+    /// Writes when the client reads, within limits. Returns the octets written.
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
         loop {
             match (&self.shared.stream).write(octets) {
@@ -223,7 +223,7 @@ impl Write for Connection {
     }
 }
 
-/// Waits until a stream can be read or written, or is at its end. Whether it can.
+/// Waits until a stream can be read or written, or has ended. Returns whether it can within `patience`.
 fn is_ready(stream: &UnixStream, events: PollFlags, patience: Duration) -> io::Result<bool> {
     let begun = Instant::now();
     loop {
@@ -231,7 +231,7 @@ fn is_ready(stream: &UnixStream, events: PollFlags, patience: Duration) -> io::R
         let timeout = if patience == Duration::MAX {
             PollTimeout::NONE
         } else {
-            // Rounded up, so that the last look is not before the end.
+            // Rounded up, so that the last poll does not end too early.
             let ms = left.as_micros().div_ceil(1000).min(60_000) as u16;
             PollTimeout::from(ms)
         };

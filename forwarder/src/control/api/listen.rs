@@ -1,9 +1,10 @@
-//! Where the control socket is opened: a socket file of mode 0600, one that is left behind replaced,
-//! one that is served left alone. Serving it is [`super::server`]'s.
+//! Opens the control socket: a socket file of mode 0600. A stale one is replaced; one that a process
+//! listens on is left alone. [`super::server`] serves it.
 //!
-//! Two that start at once are kept apart by a lock file beside the socket, so that neither takes the
-//! other's new socket for one left behind. It is a file of the daemon's own, mode 0600, not the
-//! directory: a process that may open a directory may lock it. Nothing here waits for another process.
+//! A lock file beside the socket keeps two daemons that start at once apart, so that neither takes the
+//! other's new socket for a stale one. It is a file of the daemon's own with mode 0600 and not the
+//! directory, because any process that may open a directory may lock it. Nothing here waits for another
+//! process.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -21,29 +22,29 @@ use nix::unistd::{Uid, geteuid};
 
 use crate::control::process::runtime_dir::name_of;
 
-/// How often the lock file is opened anew because one that ends has removed it meanwhile.
+/// How often opening the lock file is retried because its last holder removed it meanwhile.
 const LOCK_TRIES: u32 = 100;
 
 /// Why the socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Somebody listens there, or is about to.
+    /// Another process listens there or is about to.
     #[error("another ferroute runs here ({}control socket {}); stop it, or give this one another \
              socket with --control", pid_of(*pid), path.display())]
     InUse {
         /// The socket.
         path: PathBuf,
-        /// Who listens; 0: it is not known.
+        /// The process that listens; 0: not known.
         pid: i32,
     },
-    /// A file of another kind has the name.
+    /// The path exists and is not a socket.
     #[error("control socket {}: there is a file of that name that is not a socket; remove it, or \
              name another with --control", path.display())]
     NotASocket {
         /// The file.
         path: PathBuf,
     },
-    /// The lock file is another user's, or open to others.
+    /// The lock file belongs to another user or is accessible to others.
     #[error("control socket {}: its lock file {} is not this user's alone ({what}); remove it, or \
              name another socket with --control", path.display(), lock.display())]
     ForeignLock {
@@ -59,7 +60,7 @@ pub enum ServerError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// What was tried.
+        /// What failed.
         what: &'static str,
         /// Why not.
         error: io::Error,
@@ -94,7 +95,7 @@ impl SocketFiles {
         &self.socket.path
     }
 
-    /// Removes both files, for one who ends the process without dropping this.
+    /// A function that removes both files, for ending the process without dropping this.
     pub fn remover(&self) -> impl FnOnce() + Send + 'static {
         let files = [self.socket.clone(), self.lock.clone()];
         move || files.iter().for_each(OwnFile::remove)
@@ -108,7 +109,7 @@ impl Drop for SocketFiles {
     }
 }
 
-/// A file that we have made, not another that has its name since.
+/// A file that this process created; another file may have its name since.
 #[derive(Debug, Clone)]
 struct OwnFile {
     path: PathBuf,
@@ -124,12 +125,10 @@ impl OwnFile {
     }
 }
 
-/// Binds the socket, unless another process serves it. A socket left behind by a process that is
-/// gone is replaced.
+/// Binds the socket, unless another process serves it. A stale socket is replaced.
 ///
 /// # Errors
-/// [`ServerError::InUse`] when another process listens there or starts to, and what the system
-/// refuses.
+/// [`ServerError::InUse`] when another process listens there or is about to, and errors of system calls.
 pub fn listen(path: &Path) -> Result<Listening, ServerError> {
     let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
     let (lock_path, lock) = lock(path)?;
@@ -149,7 +148,8 @@ fn bind(path: &Path) -> Result<UnixListener, ServerError> {
     Ok(listener)
 }
 
-/// Takes the lock of a socket, or says who has it. The file holds the process id of its holder.
+/// Locks a socket's lock file, or reports who holds the lock. The file contains the process ID of the
+/// holder.
 fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
     let failed = |what| move |error| ServerError::Io { path: path.to_owned(), what, error };
     let mut name = path.as_os_str().to_owned();
@@ -162,7 +162,7 @@ fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            // A FIFO of that name must not be waited for.
+            // Opening a FIFO of that name must not block.
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(&lock_path)
             .map_err(failed("open its lock file"))?;
@@ -180,7 +180,7 @@ fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
             }
             Err((_, errno)) => return Err(failed("lock its lock file")(errno.into())),
         };
-        // Its last holder may have removed it: then another process may have made a new one.
+        // The last holder may have removed the file: another process may have created a new one then.
         let there = fs::symlink_metadata(&lock_path);
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (meta.dev(), meta.ino())) {
             let pid = format!("{}\n", std::process::id());
@@ -192,11 +192,11 @@ fn lock(path: &Path) -> Result<(PathBuf, Flock<File>), ServerError> {
     Err(failed("lock its lock file")(io::Error::from_raw_os_error(libc::EAGAIN)))
 }
 
-/// What keeps a file from being a lock that nobody else can hold.
+/// Why a file cannot be a lock that only this user can hold.
 fn foreign(meta: &fs::Metadata) -> Option<String> {
     let mode = meta.mode() & 0o7777;
     if !meta.is_file() {
-        return Some("it is no regular file".to_owned());
+        return Some("it is not a regular file".to_owned());
     }
     if meta.uid() != geteuid().as_raw() {
         return Some(format!("it belongs to user {}", name_of(Uid::from_raw(meta.uid()))));
@@ -222,9 +222,9 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
     }
 }
 
-/// The process that listens; 0: its queue of connections is full, so it cannot be asked.
+/// The process ID of the listener; 0: its backlog is full, so it is not known.
 fn who_listens(path: &Path) -> Result<i32, Errno> {
-    // One whose queue is full would have a connect(2) that may block wait for as long as it likes.
+    // A blocking connect(2) to a listener with a full backlog would wait without limit.
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(client.as_raw_fd(), &UnixAddr::new(path)?) {
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_served_by_who_takes_no_lock_is_left_alone() {
+    fn a_socket_served_without_a_lock_is_left_alone() {
         let (_dir, path) = socket_path();
         let _other = UnixListener::bind(&path).expect("binds");
         assert_eq!(pid_in_use(&path), std::process::id() as i32);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
+    fn a_file_that_is_not_a_socket_is_left_alone() {
         let (_dir, path) = socket_path();
         fs::write(&path, "precious").expect("writes");
         let error = listen(&path).expect_err("refuses");
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_the_directory_is_nobodys_business() {
+    fn a_lock_on_the_directory_does_not_matter() {
         let (dir, path) = socket_path();
         let directory = File::open(dir.path()).expect("opens");
         let _held = Flock::lock(directory, FlockArg::LockExclusive).expect("is free");

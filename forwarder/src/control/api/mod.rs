@@ -1,9 +1,9 @@
-//! What the command line and the daemon say to each other.
+//! The protocol between the command line and the daemon.
 //!
-//! Line-delimited JSON over a unix stream socket: a client sends one [`Envelope`] with a [`Request`]
-//! and a line end, and gets one with a [`Response`]; any number of such pairs may follow on one
-//! connection. Both sides state [`API_VERSION`]; what does not match is answered with an error, so
-//! that a program updated under a running daemon fails with a reason.
+//! Line-delimited JSON over a unix stream socket: a client sends one [`Envelope`] with a [`Request`] and a
+//! newline, and gets one with a [`Response`]; any number of such pairs may follow on one connection. Both
+//! sides state [`API_VERSION`]; a mismatch is answered with an error, so that a program updated under a
+//! running daemon fails with a reason.
 
 pub mod capture;
 pub mod client;
@@ -25,67 +25,67 @@ use serde_json::Value;
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
 
-/// Counts up when a request or response changes its meaning.
+/// Incremented when a request or response changes its meaning.
 pub const API_VERSION: u32 = 1;
 
 /// One line on the socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Envelope<T> {
-    /// [`API_VERSION`] of who wrote it.
+    /// [`API_VERSION`] of the sender.
     pub version: u32,
-    /// What is asked or answered.
+    /// The request or response.
     pub body: T,
 }
 
 impl<T> Envelope<T> {
-    /// With this program's version.
+    /// An envelope with this program's version.
     pub fn new(body: T) -> Envelope<T> {
         Envelope { version: API_VERSION, body }
     }
 }
 
-/// What may be asked.
+/// A request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// How it goes: answered with [`Response::Status`].
+    /// The daemon's state: answered with [`Response::Status`].
     Status,
-    /// What is mirrored: answered with [`Response::Rendered`].
+    /// A list of mirrored objects: answered with [`Response::Rendered`].
     Show(ShowRequest),
-    /// Where packets would go: answered with [`Response::Rendered`], one element (JSON: of an
-    /// array; text: a line) an address, in the order asked. What does not lead anywhere says so as
-    /// its type: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
+    /// Where packets would go: answered with [`Response::Rendered`], one element per address (JSON: of an
+    /// array; text: a line), in the order of the request. A destination without a usable route has a type
+    /// that says so: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
     RouteGet(RouteGetRequest),
     /// Counters: answered with [`Response::Stat`].
     Stat,
-    /// What was dropped: answered with [`Response::Drops`].
+    /// Drop counters: answered with [`Response::Drops`].
     Drops,
-    /// How long frames stayed: answered with [`Response::Latency`].
+    /// How long frames stayed in userspace: answered with [`Response::Latency`].
     Latency {
-        /// What is answered is not counted again.
+        /// Count from zero after this answer.
         reset: bool,
     },
-    /// Copies of packets: answered with [`Response::Capture`], after which the connection is the
-    /// capture's, see [`crate::control::api::capture`].
+    /// Copies of packets: answered with [`Response::Capture`], after which the connection carries the
+    /// capture, see [`crate::control::api::capture`].
     Capture(CaptureRequest),
 }
 
-/// Asks for copies of packets.
+/// Requests copies of packets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CaptureRequest {
-    /// Names of ports; none: all.
+    /// Names of ports; empty: all.
     pub ports: Vec<String>,
-    /// Where packets are seen.
+    /// Where packets are captured.
     pub directions: Vec<CaptureDirection>,
-    /// Octets kept of each.
+    /// Octets kept of each packet.
     pub snaplen: u32,
-    /// Memory for copies that wait for the client, of each worker, in KiB.
+    /// Memory of each worker for copies that wait for the client, in KiB.
     pub buffer_kib: u32,
-    /// Which packets; none: all.
+    /// The filter program; empty: all packets.
     pub filter: Vec<Insn>,
 }
 
-/// Where a packet is seen.
+/// Where a packet is captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CaptureDirection {
@@ -97,7 +97,7 @@ pub enum CaptureDirection {
     Drop,
 }
 
-/// How an answer is to be written.
+/// Format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
@@ -107,7 +107,7 @@ pub enum Format {
     Json,
 }
 
-/// What can be shown.
+/// A kind of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Object {
@@ -125,16 +125,16 @@ pub enum Object {
     Neigh,
 }
 
-/// Asks for a list of objects.
+/// Requests a list of objects.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShowRequest {
-    /// Of which kind.
+    /// The kind of objects.
     pub object: Object,
-    /// Which of them.
+    /// The filter.
     pub filter: Filter,
-    /// How written.
+    /// The format.
     pub format: Format,
-    /// Links: with everything that can be read of the device, and of the port that it is.
+    /// Links: with everything that can be read of the device and of its port.
     #[serde(default)]
     pub details: bool,
 }
@@ -156,7 +156,7 @@ impl Family {
     }
 }
 
-/// Which objects of a kind are shown. A field that is not given lets everything pass.
+/// Which objects of a kind are shown. A field that is not given matches everything.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Filter {
     /// `-4`, `-6`.
@@ -203,22 +203,22 @@ impl Selector {
     }
 }
 
-/// Asks where packets would go, `route get`.
+/// Requests the routes of packets, `route get`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RouteGetRequest {
     /// Destinations.
     pub addrs: Vec<IpAddr>,
     /// `from A`.
     pub from: Option<IpAddr>,
-    /// `iif NAME`; `None`: a packet of the router's own.
+    /// `iif NAME`; `None`: a packet that the router itself sends.
     pub iif: Option<String>,
     /// `mark M`.
     pub mark: u32,
-    /// How written.
+    /// The format.
     pub format: Format,
 }
 
-/// What is answered.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
@@ -234,9 +234,9 @@ pub enum Response {
     Latency(LatencyReport),
     /// To [`Request::Capture`].
     Capture(CaptureGrant),
-    /// It could not be done.
+    /// The request failed.
     Error {
-        /// What and why, for the user.
+        /// What failed and why, for the user.
         message: String,
     },
 }
@@ -248,7 +248,7 @@ impl Response {
     }
 }
 
-/// A list, in the form that was asked for.
+/// A list, in the requested format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rendered {
@@ -258,7 +258,7 @@ pub enum Rendered {
     Json(Value),
 }
 
-/// Where the daemon stands.
+/// The daemon's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -268,12 +268,12 @@ pub enum State {
     Forwarding,
     /// Packets go through userspace on some ports; others are down, gone or refused.
     Degraded,
-    /// On its way out.
+    /// The daemon is stopping.
     Stopping,
 }
 
 impl State {
-    /// As printed.
+    /// The name as printed.
     pub fn name(self) -> &'static str {
         match self {
             State::Starting => "starting",
@@ -287,9 +287,9 @@ impl State {
 /// Answers [`Request::Status`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusReport {
-    /// Where it stands.
+    /// The daemon's state.
     pub state: State,
-    /// Its process.
+    /// The daemon's process ID.
     pub pid: u32,
     /// The program's version.
     pub version: String,
@@ -302,9 +302,9 @@ pub struct StatusReport {
     pub ports: Vec<PortStatus>,
     /// The workers.
     pub workers: Vec<WorkerStatus>,
-    /// What is followed of the kernel.
+    /// The state mirrored from the kernel.
     pub mirror: MirrorStatus,
-    /// What the user should know: traffic left to the kernel and why, a bypassed firewall, ….
+    /// Warnings to the user: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
 }
 
@@ -313,16 +313,16 @@ pub struct StatusReport {
 pub struct PortStatus {
     /// Interface name.
     pub ifname: String,
-    /// A pattern took it; nobody named it.
+    /// A pattern matched it; it was not named.
     #[serde(default)]
     pub matched: bool,
-    /// 0: it is gone.
+    /// 0: the interface is gone.
     pub ifindex: u32,
     /// `forwarding`, `down`, `absent`, or what is missing.
     pub state: String,
-    /// How the XDP program is attached: `native`, `generic`; empty: not at all.
+    /// How the XDP program is attached: `native`, `generic`; empty: not attached.
     pub xdp_mode: String,
-    /// How the sockets are bound: `zerocopy`, `copy`; empty: not at all.
+    /// How the sockets are bound: `zerocopy`, `copy`; empty: not bound.
     pub bind_mode: String,
     /// RX queues that are served.
     pub queues: u32,
@@ -340,12 +340,12 @@ pub struct WorkerStatus {
     pub worker: u32,
     /// CPU it is pinned to.
     pub cpu: Option<u32>,
-    /// What it does for each port that is served.
+    /// What it does for each served port.
     #[serde(default)]
     pub ports: Vec<WorkerPort>,
     /// Turns of its loop, busy and idle.
     pub loops: u64,
-    /// Those of them that moved a packet.
+    /// Turns that moved a packet.
     pub busy_loops: u64,
 }
 
@@ -356,7 +356,7 @@ pub struct WorkerPort {
     pub ifname: String,
     /// RX queues of the port that it serves.
     pub queues: Vec<u32>,
-    /// The worker by whose queue it sends on the port; another one where it has none that sends.
+    /// The worker whose queue it sends by on the port; another one if it has no sending queue itself.
     pub sends_by: u32,
 }
 
@@ -365,7 +365,7 @@ pub struct WorkerPort {
 pub struct MirrorStatus {
     /// Whether every dump has ended.
     pub ready: bool,
-    /// Publications of the tables so far.
+    /// Number of publications of the tables.
     pub generation: u64,
     /// Interfaces.
     pub links: u64,
@@ -381,12 +381,12 @@ pub struct MirrorStatus {
     pub nexthops: u64,
     /// Neighbours.
     pub neighbours: u64,
-    /// Times everything was read again after messages were lost (ENOBUFS).
+    /// How often everything was read again after messages were lost (ENOBUFS).
     pub resyncs: u64,
-    /// Routes and rules that cannot be followed; their traffic stays in the kernel.
+    /// Routes and rules that cannot be mirrored; their traffic stays in the kernel.
     pub unmirrored: Vec<String>,
-    /// Milliseconds for which the control thread has had no turn, if that is too long: what is told
-    /// of tables and ports is as old.
+    /// Milliseconds for which the control thread has had no turn, if that is too long: the data about
+    /// tables and ports is that old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled_ms: Option<u64>,
 }
@@ -394,9 +394,9 @@ pub struct MirrorStatus {
 /// Answers [`Request::Stat`]. Counters run from the daemon's start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatReport {
-    /// One a worker.
+    /// One per worker.
     pub workers: Vec<WorkerReport>,
-    /// One a port, in the order given to `run`: all workers together.
+    /// One per port, in the order given to `run`: all workers together.
     pub ports: Vec<PortReport>,
 }
 
@@ -424,17 +424,17 @@ pub struct WorkerReport {
     /// wakeups (those that a packet ended), idle_ns (without packets, polling or asleep).
     #[serde(default)]
     pub polling: Counters,
-    /// What it does for each port that is served.
+    /// What it does for each served port.
     #[serde(default)]
     pub ports: Vec<WorkerPort>,
-    /// Packets that left by another worker's queue, and those of others that left by its own:
+    /// Packets sent by another worker's queue, and other workers' packets sent by its own queue:
     /// handed_over_out, handed_over_in.
     #[serde(default)]
     pub handoffs: Counters,
-    /// What frames cost, if it accounts for that: frames, user_ns, kick_ns.
+    /// What frames cost, if that is measured: frames, user_ns, kick_ns.
     #[serde(default, skip_serializing_if = "Counters::is_empty")]
     pub cost: Counters,
-    /// It did not say in time where its frames are.
+    /// It did not report in time where its frames are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub silent: bool,
 }
@@ -468,17 +468,17 @@ impl StatReport {
         sum(self.workers.iter().map(|worker| &worker.punts))
     }
 
-    /// Where the packets of all workers together went.
+    /// Where the packets of all workers went.
     pub fn packets(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.packets))
     }
 
-    /// How all workers together polled.
+    /// How all workers polled.
     pub fn polling(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.polling))
     }
 
-    /// What crossed from worker to worker, all together.
+    /// Packets handed over between workers, all workers together.
     pub fn handoffs(&self) -> Counters {
         sum(self.workers.iter().map(|worker| &worker.handoffs))
     }
@@ -497,7 +497,7 @@ fn sum<'a>(parts: impl Iterator<Item = &'a Counters>) -> Counters {
     total
 }
 
-/// Answers [`Request::Drops`]: every reason, also those at zero.
+/// Answers [`Request::Drops`]: every reason, including those at zero.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DropsReport {
     /// In the order of `DropReason::ALL`.
@@ -523,9 +523,9 @@ pub struct NamedCount {
 pub struct LatencyReport {
     /// One frame in this many is measured; 0: none.
     pub sample: u32,
-    /// Resets before this answer.
+    /// Number of resets before this answer.
     pub resets: u64,
-    /// Microseconds since the start or the last of them.
+    /// Microseconds since the start or the last reset.
     pub age_us: u64,
     /// Every port, in the order given to `run`.
     pub ports: Vec<String>,
@@ -533,7 +533,7 @@ pub struct LatencyReport {
     pub pairs: Vec<PairLatency>,
 }
 
-/// What was measured of the frames that went from one port to another.
+/// Measurements of the frames forwarded from one port to another.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairLatency {
     /// The port they came in by.
@@ -545,34 +545,34 @@ pub struct PairLatency {
     pub counts: Vec<(u64, u64)>,
 }
 
-/// Answers [`Request::Capture`]: it has begun.
+/// Answers [`Request::Capture`]: the capture has started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CaptureGrant {
-    /// All ports, by the number that copies name them by.
+    /// All ports, by the number that copies use.
     pub ports: Vec<CapturePort>,
-    /// The daemon's process.
+    /// The daemon's process ID.
     pub pid: u32,
 }
 
-/// A port, for a capture.
+/// A port, as a capture reports it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturePort {
     /// Interface name.
     pub ifname: String,
-    /// 0: it is gone.
+    /// 0: the interface is gone.
     pub ifindex: u32,
     /// Its hardware address.
     pub mac: [u8; 6],
 }
 
-/// What there is to say when a capture has ended.
+/// Summary of a capture that has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureEnd {
     /// Packets that passed the filter.
     pub matched: u64,
-    /// Those of them that could not be copied, because the client did not keep up.
+    /// Those of them that were not copied because the client was too slow.
     pub lost: u64,
-    /// It ended because the daemon does.
+    /// It ended because the daemon is stopping.
     pub stopping: bool,
 }
 

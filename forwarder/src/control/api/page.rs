@@ -1,9 +1,9 @@
-//! Tables in pages: a bounded part of what is mirrored, and where the next part begins.
+//! Tables in pages: a bounded part of the mirrored state, and where the next part begins.
 //!
-//! Routes, neighbours and nexthop objects may be many: the control thread makes views of some and
-//! goes on behind the last when asked again. What changes between two pages shows as in a dump of
-//! the kernel: an entry that is there all the time is shown once, one that comes or goes meanwhile
-//! is or is not. Interfaces, addresses and rules are handed over as they are, by reference.
+//! There may be many routes, neighbours and nexthop objects: the control thread makes views of some, and
+//! continues after the last one at the next request. Changes between two pages have the same effect as in a
+//! dump of the kernel: an entry that exists all the time is shown once; one that is added or deleted
+//! meanwhile may or may not be shown. Interfaces, addresses and rules are passed by reference, all at once.
 
 use std::net::IpAddr;
 use std::ops::Bound;
@@ -17,9 +17,9 @@ use crate::control::mirror::rib::{Net, Rib, RibAddr, RouteBody};
 use crate::control::mirror::show::{self, NeighView, NexthopView, RouteView};
 use crate::control::mirror::state::RouterState;
 
-/// What a page makes at most, in entries and their next hops: some 300 µs of work.
+/// Maximum cost of a page, in entries and their next hops: some 300 µs of work.
 const COST_MAX: usize = 256;
-/// Entries looked at between two looks at the clock.
+/// Entries between two reads of the clock.
 const LOOKS: usize = 32;
 
 /// Where a page begins.
@@ -28,36 +28,36 @@ pub enum Cursor {
     /// At the beginning.
     #[default]
     Start,
-    /// Behind an IPv4 route.
+    /// After an IPv4 route.
     Route4(RouteCursor<u32>),
-    /// Behind an IPv6 route.
+    /// After an IPv6 route.
     Route6(RouteCursor<u128>),
-    /// Behind a neighbour.
+    /// After a neighbour.
     Neigh(u32, IpAddr),
-    /// Behind a nexthop object.
+    /// After a nexthop object.
     Nexthop(u32),
 }
 
-/// Where routes go on.
+/// Where the next page of routes begins.
 #[derive(Debug, Clone)]
 pub struct RouteCursor<A> {
     table: u32,
     /// The last prefix of which a route was shown.
     net: Net<A>,
-    /// Its other routes, as they were then: they have no order of their own to go on by.
+    /// Its remaining routes, as they were then: they have no order of their own by which to continue.
     rest: Vec<Arc<RouteBody>>,
 }
 
 /// A part of a table.
 #[derive(Debug)]
 pub struct Page {
-    /// What it shows.
+    /// The entries.
     pub rows: Rows,
-    /// Where the next one begins; `None`: this is the last.
+    /// Where the next page begins; `None`: this is the last.
     pub next: Option<Cursor>,
 }
 
-/// What a page shows.
+/// The entries of a page.
 #[derive(Debug)]
 pub enum Rows {
     /// Routes.
@@ -66,12 +66,12 @@ pub enum Rows {
     Neighs(Vec<NeighView>),
     /// Nexthop objects.
     Nexthops(Vec<NexthopView>),
-    /// Interfaces, addresses and rules, and nothing else.
+    /// Interfaces, addresses and rules; everything else is empty.
     Shared(Box<RouterState>),
 }
 
-/// Takes the page that begins at `from`, and ends at `until` at the latest; it gets on by an entry
-/// in any case.
+/// Makes the page that begins at `from`. It ends at `until` at the latest, but covers at least one
+/// entry.
 pub fn page(
     state: &RouterState,
     object: Object,
@@ -99,7 +99,7 @@ pub fn page(
         (Object::Route, Cursor::Route6(from)) => {
             Routes { state, rib: &state.routes6, filter, budget }.page(Some(from), Cursor::Route6)
         }
-        // As `ip route`: IPv4 when no family is named.
+        // As `ip route`: IPv4 when no family is given.
         (Object::Route, _) => match filter.family.unwrap_or(Family::Inet) {
             Family::Inet => {
                 Routes { state, rib: &state.routes4, filter, budget }.page(None, Cursor::Route4)
@@ -111,7 +111,7 @@ pub fn page(
     }
 }
 
-/// How much a page has done, and may do.
+/// The work that a page has done, and its limits.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
     cost: usize,
@@ -120,8 +120,7 @@ struct Budget {
 }
 
 impl Budget {
-    /// Counts a look at an entry, and what making a view of it has cost. Whether the page ends with
-    /// it.
+    /// Counts an entry that was examined, and the cost of its view. Returns whether the page ends with it.
     fn is_spent_by(&mut self, cost: usize) -> bool {
         self.looks += 1;
         self.cost += cost;
@@ -163,7 +162,7 @@ fn nexthops(state: &RouterState, filter: &Filter, from: Cursor, mut budget: Budg
     Page { rows: Rows::Nexthops(rows), next }
 }
 
-/// A walk through the routes of a family.
+/// An iteration over the routes of a family.
 struct Routes<'a, A> {
     state: &'a RouterState,
     rib: &'a Rib<A>,
@@ -198,7 +197,7 @@ impl<A: RibAddr> Routes<'_, A> {
         let bounds = |table: u32| {
             let end = Bound::Included((last, u8::MAX));
             match at.filter(|at| at.0 == table) {
-                // None is left: a range that is empty, for one that ends before it begins panics.
+                // No prefix is left: an empty range, because a range that ends before it begins panics.
                 Some((_, net)) if net >= (last, u8::MAX) => {
                     (Bound::Included(net), Bound::Excluded(net))
                 }
@@ -223,7 +222,7 @@ impl<A: RibAddr> Routes<'_, A> {
         None
     }
 
-    /// Shows the routes of a prefix. Those that the page has no room for, if it ends with it.
+    /// Shows the routes of a prefix. Returns those that do not fit if the page ends with this prefix.
     fn show(
         &mut self,
         table: u32,
@@ -250,7 +249,7 @@ impl<A: RibAddr> Routes<'_, A> {
         self.filter.to.is_none_or(|to| to.passes(net))
     }
 
-    /// The addresses between which prefixes may pass the filter. `None`: it is of the other family.
+    /// The address range of prefixes that may match the filter. `None`: the filter is for the other family.
     fn span(&self) -> Option<(A, A)> {
         let Some(to) = self.filter.to else { return Some((A::ZERO, A::ZERO.not())) };
         let (Selector::Root(net) | Selector::Match(net) | Selector::Exact(net)) = to;
@@ -258,7 +257,7 @@ impl<A: RibAddr> Routes<'_, A> {
         let mask = A::netmask(net.len.min(A::LEN));
         Some(match to {
             Selector::Root(_) | Selector::Exact(_) => (addr.and(mask), addr.or(mask.not())),
-            // What covers it begins before it.
+            // Covering prefixes begin before it.
             Selector::Match(_) => (A::ZERO, addr),
         })
     }
@@ -294,7 +293,7 @@ mod tests {
         state.routes4.del(TABLE, (addr, len), &body(0));
     }
 
-    /// All pages, each of the least that a page is; `between` is called after each.
+    /// All pages, each of minimum size; `between` is called after each.
     fn pages(
         state: &mut RouterState,
         object: Object,
@@ -333,8 +332,8 @@ mod tests {
         assert_eq!(expected.len(), 2000);
         let mut turn = 0;
         let shown = pages(&mut state, Object::Route, &Filter::default(), |state| {
-            // Beside those that stay, others come and go: behind and ahead of where it stands, and
-            // exactly there.
+            // Besides those that stay, others are added and deleted: before, after and exactly at the
+            // cursor.
             for n in (turn % 7..1000).step_by(7) {
                 if turn % 2 == 0 {
                     add(state, TABLE, 10 << 24 | n << 8 | 128, 25, 0);
@@ -354,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_one_prefix_that_do_not_fit_a_page_are_continued_though_they_go() {
+    fn routes_of_one_prefix_that_do_not_fit_a_page_are_continued_even_if_deleted() {
         let mut state = RouterState::default();
         for metric in 0..1000 {
             add(&mut state, TABLE, 10 << 24, 8, metric);
@@ -362,7 +361,7 @@ mod tests {
         add(&mut state, TABLE, 11 << 24, 8, 7);
         let mut turn = 0;
         let shown = pages(&mut state, Object::Route, &Filter::default(), |state| {
-            // What was shown goes: its place is not where to go on.
+            // Shown routes are deleted: the cursor must not depend on them.
             for metric in turn * 10..turn * 10 + 10 {
                 state.routes4.del(TABLE, (10 << 24, 8), &body(metric));
             }

@@ -1,4 +1,4 @@
-//! `route get`: what the tables that workers use say of one packet, in the words of `ip route get`.
+//! `route get`: the result for one packet in the tables that workers use, in the format of `ip route get`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,13 +14,12 @@ use crate::tables::{Link, Tables};
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteGet {
-    /// RTN_*; not told for unicast. "noroute" where no route matches, "punt" where the kernel
-    /// decides.
+    /// RTN_*; absent for unicast. "noroute" where no route matches, "punt" where the kernel decides.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// The address asked for.
+    /// The destination.
     pub dst: IpAddr,
-    /// The source it comes from.
+    /// The source, if given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<IpAddr>,
     /// Gateway of the destination's family.
@@ -29,28 +28,28 @@ pub struct RouteGet {
     /// Gateway of the other family.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<ViaView>,
-    /// Interface it leaves by.
+    /// Output interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dev: Option<String>,
     /// Source that a packet of our own would take; only when no source was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefsrc: Option<IpAddr>,
-    /// IP MTU of the way, in octets; 0: it does not leave.
+    /// IP MTU of the route in octets; 0: not forwarded.
     pub mtu: u32,
-    /// Interface it came in by.
+    /// Input interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iif: Option<String>,
-    /// Ways out among which the flow's hash chooses; only when there are several.
+    /// Number of next hops among which the flow's hash selects; only if several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nexthops: Option<usize>,
-    /// Why the kernel forwards it.
+    /// Why the kernel forwards the packet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub punt: Option<&'static str>,
 }
 
-/// Looks `dst` up as a worker does for a packet from `from` that came in by the interface with
-/// ifindex `iif` (0: our own) with fwmark `mark`. Among several ways out the answer names the first
-/// that is alive.
+/// Looks up `dst` as a worker does for a packet from `from` that came in by the interface with ifindex
+/// `iif` (0: the router itself) with fwmark `mark`. Of several next hops the answer has the first that is
+/// alive.
 pub fn route_get(
     tables: &Tables,
     dst: IpAddr,

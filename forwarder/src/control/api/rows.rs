@@ -1,5 +1,5 @@
-//! Lists written as they are made: one [`Response::Rendered`](super::Response::Rendered), of which
-//! never more than a row and a buffer is in memory.
+//! Lists written while they are made: one [`Response::Rendered`](super::Response::Rendered), of which no
+//! more than a row and a buffer is in memory at a time.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{API_VERSION, Format};
 
-/// Octets that are gathered before they are written.
+/// Octets buffered before they are written.
 const BUFFER: usize = 1 << 14;
 
 /// Makes a list, some rows at a time. Called on the thread of the connection.
@@ -20,12 +20,12 @@ pub trait List: Send {
     fn write_some(&mut self, to: &mut RowWriter<'_>) -> Result<bool, ListError>;
 }
 
-/// Why a list is not complete.
+/// Why a list is incomplete.
 #[derive(Debug)]
 pub enum ListError {
-    /// It cannot be made; for the user.
+    /// It cannot be made; the text is for the user.
     Refused(String),
-    /// The connection.
+    /// The connection failed.
     Io(io::Error),
 }
 
@@ -35,7 +35,7 @@ impl From<io::Error> for ListError {
     }
 }
 
-/// Where rows go.
+/// Writes rows to the connection.
 pub struct RowWriter<'a> {
     to: BufWriter<&'a mut dyn Write>,
     format: Format,
@@ -49,20 +49,20 @@ impl std::fmt::Debug for RowWriter<'_> {
 }
 
 impl<'a> RowWriter<'a> {
-    /// For a list that nothing has been written of.
+    /// For a list of which nothing has been written.
     pub fn new(to: &'a mut dyn Write, format: Format) -> RowWriter<'a> {
         RowWriter { to: BufWriter::with_capacity(BUFFER, to), format, rows: 0 }
     }
 
-    /// Whether nothing has been written, so that something else may be.
+    /// Whether nothing has been written, so that an error may be written instead.
     pub fn is_untouched(&self) -> bool {
         self.rows == 0
     }
 
-    /// Writes a row: JSON an element; text its lines, each with its end.
+    /// Writes a row: an element in JSON; its lines in text, each with a newline.
     ///
     /// # Errors
-    /// What the connection says.
+    /// Those of the connection.
     pub fn row(&mut self, row: &(impl Serialize + Display)) -> io::Result<()> {
         self.separate()?;
         match self.format {
@@ -72,16 +72,16 @@ impl<'a> RowWriter<'a> {
                 text.truncate(text.trim_end_matches('\n').len());
                 text.push('\n');
                 let quoted = serde_json::to_string(&text)?;
-                // Inside of the one string that all lines are.
+                // All lines are inside of one JSON string.
                 self.to.write_all(&quoted.as_bytes()[1..quoted.len() - 1])
             }
         }
     }
 
-    /// What was gathered goes out; nothing is kept while the next rows are waited for.
+    /// Writes what is buffered; nothing is kept while the next rows are waited for.
     ///
     /// # Errors
-    /// What the connection says.
+    /// Those of the connection.
     pub fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
@@ -89,7 +89,7 @@ impl<'a> RowWriter<'a> {
     /// Ends the list.
     ///
     /// # Errors
-    /// What the connection says.
+    /// Those of the connection.
     pub fn finish(mut self) -> io::Result<()> {
         if self.rows == 0 {
             self.begin()?;

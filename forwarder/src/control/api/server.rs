@@ -1,8 +1,8 @@
-//! The control socket: accepts the command line's connections and answers through a
-//! [`ControlHandler`]. Knows nothing of what is asked.
+//! The control socket: accepts the command line's connections and answers through a [`ControlHandler`]. It
+//! does not interpret requests.
 //!
-//! Only root and the daemon's own user are served: the file's mode says so, and every peer's
-//! credentials are checked besides. A client costs a thread and a place among
+//! Only root and the daemon's own user are served: the file's mode allows no others, and every peer's
+//! credentials are checked in addition. A client costs a thread and a place among
 //! [`CLIENTS_MAX`](super::clients::CLIENTS_MAX), its request at most
 //! [`REQUEST_MAX`](super::connection::REQUEST_MAX) octets, its answer a row and a buffer.
 
@@ -28,34 +28,33 @@ use crate::control::api::{API_VERSION, Envelope, Format, Request, Response};
 use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
 
-/// Pause before the next connection is accepted when that failed: descriptors or memory must come
-/// back first.
+/// Pause after accept(2) failed: descriptors or memory must be released first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// How long the end waits for the thread that accepts; it is woken for that.
+/// How long the end waits for the accepting thread, which is woken for it.
 const ACCEPT_END: Duration = Duration::from_secs(1);
 
 /// Answers requests. Called on the threads of the connections, several at a time.
 pub trait ControlHandler: Send + Sync {
-    /// The answer; what goes wrong is [`Response::Error`].
+    /// The answer; errors are [`Response::Error`].
     fn handle(&self, request: Request) -> Answer;
 }
 
-/// What is done about a request.
+/// How a request is answered.
 pub enum Answer {
-    /// It is answered.
+    /// With a response.
     Response(Response),
-    /// It is answered with a list, which is made while it is written.
+    /// With a list, which is made while it is written.
     List(Format, Box<dyn List>),
-    /// It is answered, and then the connection has another use and ends.
+    /// With a response; then the connection has another use and ends.
     Follow(Response, Box<dyn Follow>),
 }
 
-/// What follows on a connection after an answer.
+/// The use of a connection after an answer.
 pub trait Follow: Send {
-    /// Uses the connection, on its thread, as long as it likes.
+    /// Uses the connection, on its thread, without a time limit.
     ///
     /// # Errors
-    /// What the stream says; the connection is closed either way.
+    /// Those of the stream; the connection is closed in either case.
     fn follow(self: Box<Self>, stream: &UnixStream) -> io::Result<()>;
 }
 
@@ -78,14 +77,13 @@ impl From<Response> for Answer {
 #[derive(Debug)]
 pub struct Server {
     files: SocketFiles,
-    /// Dropped to wake the thread.
+    /// Dropping it wakes the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Listens at `path` and answers from now on. A socket left behind by a process that is gone
-    /// is replaced.
+    /// Listens at `path` and starts answering. A stale socket is replaced.
     ///
     /// # Errors
     /// As for [`listen`] and [`Server::serve`].
@@ -93,10 +91,10 @@ impl Server {
         Server::serve(listen(path)?, handler)
     }
 
-    /// Answers on a socket from now on.
+    /// Starts answering on a socket.
     ///
     /// # Errors
-    /// When the system refuses what it takes.
+    /// When a system call fails.
     pub fn serve(
         socket: Listening,
         handler: Arc<dyn ControlHandler>,
@@ -109,7 +107,7 @@ impl Server {
         let thread = thread::Builder::new()
             .name("fr-control".into())
             .spawn(move || {
-                // The threads of clients inherit that.
+                // The threads of clients inherit this.
                 privilege::drop_all();
                 accept_loop(&listener, &stopped, &handler);
             })
@@ -134,7 +132,7 @@ impl Drop for Server {
 
 fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn ControlHandler>) {
     let clients = Arc::new(Clients::default());
-    // Kept for when there are no more.
+    // Released when no other descriptor is left.
     let mut reserve = reserve_descriptor();
     loop {
         let mut fds = [
@@ -149,7 +147,7 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
             return;
         }
         match listener.accept() {
-            // What is left is for those who forward and follow the kernel.
+            // The last descriptors are for forwarding and for following the kernel.
             Ok((stream, _))
                 if limits::are_descriptors_scarce(clients.threads()) && !clients.trades_place() =>
             {
@@ -158,8 +156,8 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
             }
             Ok((stream, _)) => serve_in_thread(stream, &clients, handler),
             Err(error) if is_gone(&error) => {}
-            // Out of descriptors or memory. An idle client is disconnected; if there is none, one
-            // client is served by the reserve, and the others wait in the queue.
+            // Out of descriptors or memory. An idle client is disconnected; if there is none, the reserve
+            // descriptor serves one client, and the others wait in the backlog.
             Err(_) if clients.make_room() => thread::sleep(ACCEPT_PAUSE),
             Err(_) if reserve.take().is_some() => continue,
             Err(_) => thread::sleep(ACCEPT_PAUSE),
@@ -179,18 +177,18 @@ fn reserve_descriptor() -> Option<File> {
 }
 
 fn serve_in_thread(stream: UnixStream, clients: &Arc<Clients>, handler: &Arc<dyn ControlHandler>) {
-    // First of all, so that others cost neither a thread nor a place.
+    // Checked first, so that other users cost neither a thread nor a place.
     let peer = getsockopt(&stream, PeerCredentials).map_or(u32::MAX, |peer| peer.uid());
     if !may_ask(peer, geteuid().as_raw()) {
         return clients::say(&stream, &format!("user {peer} is not root"));
     }
     let Some(place) = clients.admit(stream) else { return };
     let handler = Arc::clone(handler);
-    // When no thread can be had the connection closes, which the client reports.
+    // If no thread can be created, the connection closes, which the client reports.
     let _ = thread::Builder::new().name("fr-client".into()).spawn(move || {
-        // A client that is slow, gone or talks nonsense loses its connection; nothing else follows.
+        // A client that is slow, gone or sends invalid requests only loses its connection.
         let _ = serve(&place, &*handler);
-        // Its memory goes before its place does.
+        // Its memory is freed before its place.
     });
 }
 
@@ -231,24 +229,24 @@ fn write_list(mut list: Box<dyn List>, format: Format, to: &mut Connection) -> i
                 drop(writer);
                 return to.answer(&Response::error(why));
             }
-            // It cannot be told within an answer: the line stays without an end.
+            // An error cannot be reported within an answer: the line stays without a newline.
             Err(ListError::Refused(why)) => return Err(io::Error::other(why)),
         }
     }
 }
 
-/// Whether a user may ask: root, and whom the daemon runs as.
+/// Whether a user may send requests: root, and the daemon's user.
 fn may_ask(peer_uid: u32, own_uid: u32) -> bool {
     peer_uid == 0 || peer_uid == own_uid
 }
 
-/// The request of a line. Public for tests/fuzz.
+/// Parses a request from a line. Public for tests/fuzz.
 ///
 /// # Errors
-/// What the client is answered.
+/// The error for the client.
 #[doc(hidden)]
 pub fn parse(line: &[u8]) -> Result<Request, String> {
-    // The version first, whatever the rest has become.
+    // The version first, whatever the format of the rest.
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -332,7 +330,7 @@ mod tests {
     fn rest_of(mut stream: &UnixStream) -> String {
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
         let mut octets = Vec::new();
-        // A server that has not read everything resets the connection after what it said.
+        // A server that has not read everything resets the connection after its answer.
         let _ = stream.read_to_end(&mut octets);
         String::from_utf8_lossy(&octets).into_owned()
     }
@@ -364,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn another_version_and_nonsense_get_an_error() {
+    fn another_version_and_invalid_requests_get_an_error() {
         let (_dir, server) = served();
         let nested = format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000));
         let nested_body = format!("{{\"version\":1,\"body\":{nested}");
@@ -397,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_clients_give_way_to_one_that_comes_the_oldest_first() {
+    fn the_oldest_silent_client_is_disconnected_for_a_new_one() {
         let (_dir, server) = served();
         let connect = |_| UnixStream::connect(server.path()).expect("connects");
         let silent: Vec<UnixStream> = (0..CLIENTS_MAX).map(connect).collect();
@@ -434,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_has_so_much_time_however_it_comes() {
+    fn a_request_has_limited_time_however_it_arrives() {
         let (_dir, server) = served();
         let begun = Instant::now();
         let mut stream = UnixStream::connect(server.path()).expect("connects");
@@ -446,18 +444,18 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_do_not_read_give_way_when_their_answers_are_old() {
+    fn clients_with_old_unread_answers_are_disconnected_for_new_ones() {
         let (_dir, server) = served();
         let mut request =
             serde_json::to_vec(&Envelope::new(route_get(20_000, Format::Json))).expect("a request");
         request.push(b'\n');
         let ask = |_| {
             let mut stream = UnixStream::connect(server.path()).expect("connects");
-            // One that is refused may be closed before it has been read.
+            // A refused client's connection may be closed before its request was read.
             let _ = stream.write_all(&request);
             stream
         };
-        // No more large requests are taken at a time than these.
+        // This is the limit of concurrent large requests.
         let unread: Vec<UnixStream> = (0..16).map(ask).collect();
         let refused = rest_of(&ask(0));
         assert!(refused.contains("too many large requests"), "{refused}");

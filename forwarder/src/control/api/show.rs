@@ -1,4 +1,4 @@
-//! What is mirrored, filtered and shown as `ip` shows it.
+//! Mirrored objects, filtered and printed as `ip` prints them.
 
 use super::page::{Page, Rows};
 use super::rows::{ListError, RowWriter};
@@ -9,10 +9,10 @@ use crate::control::mirror::show::{
 };
 use crate::control::mirror::state::{self, RouterState};
 
-/// Writes what a page shows.
+/// Writes the entries of a page.
 ///
 /// # Errors
-/// What the connection says.
+/// Those of the connection.
 pub fn write(page: &Page, request: &ShowRequest, to: &mut RowWriter<'_>) -> Result<(), ListError> {
     match &page.rows {
         Rows::Routes(rows) => rows.iter().try_for_each(|row| to.row(row))?,
@@ -46,7 +46,7 @@ fn write_shared(
     Ok(())
 }
 
-/// Links that a filter lets pass.
+/// Links that match a filter.
 pub fn links(state: &RouterState, filter: &Filter) -> impl Iterator<Item = LinkView> {
     let pass = |view: &LinkView| {
         passes(&filter.dev, &view.ifname) && (!filter.up || view.flags.contains(&"UP"))
@@ -67,7 +67,7 @@ fn filter_addrs(mut view: LinkAddrView, filter: &Filter) -> Option<LinkAddrView>
     (!is_filtered || !view.addr_info.is_empty()).then_some(view)
 }
 
-/// As `ip rule`: IPv4 when no family is named.
+/// As `ip rule`: IPv4 when no family is given.
 fn rules(state: &RouterState, filter: &Filter, to: &mut RowWriter<'_>) -> Result<(), ListError> {
     let family = match filter.family.unwrap_or(Family::Inet) {
         Family::Inet => state::Family::V4,
@@ -82,7 +82,7 @@ fn passes(wanted: &Option<String>, name: &str) -> bool {
     wanted.as_ref().is_none_or(|wanted| wanted == name)
 }
 
-/// Whether a nexthop object is wanted.
+/// Whether a nexthop object matches the filter.
 pub(super) fn nexthop_passes(view: &NexthopView, filter: &Filter) -> bool {
     let protocol = view.protocol.as_deref().unwrap_or("unspec");
     filter.id.is_none_or(|id| id == view.id)
@@ -90,14 +90,14 @@ pub(super) fn nexthop_passes(view: &NexthopView, filter: &Filter) -> bool {
         && filter.dev.as_ref().is_none_or(|dev| view.dev.as_ref() == Some(dev))
 }
 
-/// Whether a neighbour is wanted.
+/// Whether a neighbour matches the filter.
 pub(super) fn neigh_passes(view: &NeighView, filter: &Filter) -> bool {
     passes(&filter.dev, &view.dev)
         && filter.family.is_none_or(|family| family == Family::of(view.dst))
         && filter.to.is_none_or(|to| to.passes(IpNet::host(view.dst)))
 }
 
-/// Whether a route is wanted, whose table and prefix are.
+/// Whether a route matches the filter, if its table and prefix do.
 pub(super) fn route_passes(view: &RouteView, filter: &Filter) -> bool {
     let kind = view.kind.as_deref().unwrap_or("unicast");
     let protocol = view.protocol.as_deref().unwrap_or("boot");

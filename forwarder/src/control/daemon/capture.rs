@@ -1,5 +1,5 @@
-//! Captures: begun and carried to their clients by the threads of the connections. The control thread
-//! tells them of its ports, and waits for none of them.
+//! Packet captures. The connection threads start them and send copies to their clients. The control thread
+//! tells the captures about port changes and does not wait for any of them.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -25,45 +25,45 @@ use crate::control::api::{
 use crate::io::Driver;
 use crate::worker::TapHandle;
 
-/// A worker ends a capture between two turns; it may be kept from its CPU.
+/// A worker ends a capture between two turns, which it may reach late if it does not get its CPU.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often is looked for copies. Workers do not tell: that would cost them a system call.
+/// How often the rings are checked for copies. Workers do not notify: that would cost them a system call.
 const LOOK_MS: u16 = 5;
-/// Octets of packets in one message, about: those of all workers that came in one look.
+/// Octets of packets in one message, approximately: the copies that all workers made between two checks.
 const MESSAGE: usize = 8 << 20;
-/// Memory of one capture on one worker at most, in KiB.
+/// Maximum memory of one capture on one worker, in KiB.
 const BUFFER_KIB_MAX: u32 = 1 << 20;
-/// Memory of all captures on all workers at most, in blocks: 1 GiB.
+/// Maximum memory of all captures on all workers, in blocks: 1 GiB.
 const BLOCKS_MAX: usize = (1 << 30) / BLOCK;
-/// How long a worker may take to begin a capture, or to end one that it has not begun in time.
+/// How long a worker may take to start a capture, or to end one that it did not start in time.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a capture is begun anew because ports changed meanwhile.
+/// How often starting a capture is retried because ports changed meanwhile.
 const ATTEMPTS: u32 = 5;
-/// How long a stopping daemon waits for clients to take what was captured.
+/// How long a stopping daemon waits for clients to read the last copies.
 const LAST_COPIES: Duration = Duration::from_millis(500);
 
-/// What the captures that run have in common.
+/// State shared by all running captures.
 #[derive(Debug, Default)]
 struct Shared {
     running: AtomicUsize,
     /// Blocks of their rings.
     blocks: AtomicUsize,
-    /// As the control thread has them; all of them, whichever are captured.
+    /// All ports, captured or not, as the control thread last published them.
     ports: ArcSwap<Ports>,
 }
 
-/// The ports, and since when their numbers are theirs.
+/// The ports, and since when each port number belongs to its interface.
 #[derive(Debug, Default)]
 struct Ports {
     ports: Vec<CapturePort>,
-    /// How often numbers have become other interfaces'.
+    /// How often a port number has been given to another interface.
     naming: u64,
-    /// By port: what `naming` was when the number became this interface's.
+    /// By port: the value of `naming` when the number was given to this interface.
     since: Vec<u64>,
 }
 
 impl Ports {
-    /// What they are after they have become `ports`.
+    /// The value that follows when the ports change to `ports`.
     fn become_others(&self, ports: Vec<CapturePort>) -> Ports {
         let is_other = |(was, is): (&CapturePort, &CapturePort)| was.ifname != is.ifname;
         let others: Vec<bool> = self.ports.iter().zip(&ports).map(is_other).collect();
@@ -76,13 +76,13 @@ impl Ports {
         Ports { since: since.collect(), ports, naming }
     }
 
-    /// Whether records of a port that were written at a `naming` are of the interface it is.
+    /// Whether records of a port written at `naming` belong to the interface that has the number now.
     fn own(&self, port: u16, naming: u64) -> bool {
         self.since.get(usize::from(port)).is_none_or(|since| *since <= naming)
     }
 }
 
-/// What begins captures and knows those that run.
+/// Starts captures and keeps track of those that run.
 #[derive(Debug)]
 pub(super) struct Captures {
     shared: Arc<Shared>,
@@ -90,12 +90,12 @@ pub(super) struct Captures {
 }
 
 impl Captures {
-    /// None.
+    /// No captures yet.
     pub(super) fn new() -> Captures {
         Captures { shared: Arc::default(), next_id: AtomicU64::new(1) }
     }
 
-    /// Waits for clients to take what the workers, which have ended, have copied.
+    /// Waits until clients have read what the workers, which have ended, copied.
     pub(super) fn finish(&self) {
         let end = Instant::now() + LAST_COPIES;
         while self.shared.running.load(Relaxed) > 0 && Instant::now() < end {
@@ -105,8 +105,8 @@ impl Captures {
 }
 
 impl Supervisor {
-    /// Tells running captures of ports that are gone, back, or have another name. Returns how often
-    /// numbers have become other interfaces'.
+    /// Tells running captures about ports that are gone, back or renamed. Returns how often a port number
+    /// has been given to another interface.
     pub(super) fn tell_captures(&self) -> u64 {
         let ports = &self.clients.view.captures.shared.ports;
         let (was, now) = (ports.load_full(), self.capture_ports());
@@ -130,7 +130,7 @@ impl Supervisor {
 }
 
 impl View {
-    /// Begins a capture on every worker.
+    /// Starts a capture on every worker.
     pub(super) fn capture(&self, snapshot: &Snapshot, request: &CaptureRequest) -> Answer {
         match self.begin_capture(snapshot, request) {
             Ok(stream) => {
@@ -154,14 +154,14 @@ impl View {
             stream
                 .attach(snapshot, &wanted, blocks)
                 .inspect_err(|_| stream.detach(ATTACH_TIMEOUT))?;
-            // A port that becomes another interface is told to the workers after it is told here. If
-            // nothing is yet, they will be told with this capture on them; else they were told
-            // before, and it knows that port by its old name.
+            // The workers learn that a port number has another interface after it is published here. If the
+            // published list has not changed, they will learn it while this capture is attached. If it has
+            // changed, they may have learned it before, and this capture still has the old name.
             if Arc::ptr_eq(&stream.told, &self.captures.shared.ports.load()) {
                 return Ok(stream);
             }
         }
-        Err("the ports change all the time; try again".into())
+        Err("the ports keep changing; try again".into())
     }
 
     fn wanted(
@@ -190,7 +190,7 @@ impl View {
         })
     }
 
-    /// That a name is none of a port, and which are.
+    /// The error for a name that is not a port, with the names of the ports.
     fn no_port(&self, snapshot: &Snapshot, names: &[&str], stranger: &str) -> String {
         let tables = self.tables.load();
         let link = tables.links.named(stranger);
@@ -210,13 +210,14 @@ impl View {
 }
 
 impl Captures {
-    /// A capture that no worker has yet.
+    /// Creates a capture that is not attached to any worker yet.
     fn open(&self) -> Result<Stream, String> {
         let shared = Arc::clone(&self.shared);
         let more = |running| (running < SESSIONS_MAX).then_some(running + 1);
-        shared.running.fetch_update(Relaxed, Relaxed, more).map_err(|running| {
-            format!("{running} captures run already, which is as many as there can be")
-        })?;
+        shared
+            .running
+            .fetch_update(Relaxed, Relaxed, more)
+            .map_err(|running| format!("{running} captures are running, which is the maximum"))?;
         Ok(Stream {
             id: self.next_id.fetch_add(1, Relaxed),
             taps: Vec::new(),
@@ -231,31 +232,31 @@ impl Captures {
 
 fn buffer_blocks(kib: u32) -> Result<usize, String> {
     if kib == 0 || kib > BUFFER_KIB_MAX {
-        return Err(format!("a buffer of {kib} KiB; 1 to {BUFFER_KIB_MAX} are possible"));
+        return Err(format!("a buffer of {kib} KiB; must be 1 to {BUFFER_KIB_MAX} KiB"));
     }
-    // Fewer than two would leave the worker without one while the other is read.
+    // With fewer than two the worker would have none while the other is read.
     Ok((kib as usize * 1024).div_ceil(BLOCK).max(2))
 }
 
-/// One capture's way from the workers to its client. The capture ends with it.
+/// One capture, from the workers' rings to its client. Dropping it ends the capture.
 struct Stream {
     id: u64,
     taps: Vec<TapHandle<Driver>>,
     rings: Vec<RingReader>,
-    /// The ports as the client knows them.
+    /// The ports as last sent to the client.
     told: Arc<Ports>,
-    /// Of its rings, counted in [`Shared::blocks`].
+    /// Blocks of its rings, counted in [`Shared::blocks`].
     blocks: usize,
-    /// Copies left out, for their port's number was another interface's before they were read.
+    /// Copies left out because their port number was given to another interface before they were read.
     unnamed: u64,
     shared: Arc<Shared>,
 }
 
-/// What was read at once.
+/// What was read from the rings in one pass.
 #[derive(Debug, Default)]
 struct Taken {
     records: Vec<u8>,
-    /// Where records of another `naming` begin.
+    /// Offsets where records of another `naming` begin.
     namings: Vec<(usize, u64)>,
 }
 
@@ -269,9 +270,9 @@ impl Drop for Stream {
 }
 
 impl Follow for Stream {
-    /// Until the client has had enough, is gone, or the workers have ended.
+    /// Sends copies until the client closes its writing side or is gone, or the workers have ended.
     fn follow(mut self: Box<Self>, stream: &UnixStream) -> io::Result<()> {
-        // A client that does not read is not cut off: it loses copies.
+        // A client that does not read is not disconnected: it loses copies.
         stream.set_write_timeout(None)?;
         let (mut taken, mut stopping) = (Taken::default(), false);
         loop {
@@ -295,7 +296,7 @@ impl Follow for Stream {
 }
 
 impl Stream {
-    /// Begins it on every worker. On failure it ends with the stream.
+    /// Attaches the capture to every worker. After a failure, dropping the stream detaches it.
     fn attach(
         &mut self,
         snapshot: &Snapshot,
@@ -309,7 +310,8 @@ impl Stream {
                 ring(blocks).map_err(|_| "no memory for the capture's buffers".to_owned())?;
             let session = Session::new(self.id, wanted.clone(), writer);
             self.rings.push(reader);
-            // Before it is asked: what it does after we have stopped waiting is to be undone, too.
+            // Added before the request is sent, so that an attach that completes after the time-out is
+            // undone, too.
             self.taps.push(worker.taps());
             worker
                 .taps()
@@ -319,7 +321,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes its part of what all captures may have, once for each of so many workers.
+    /// Reserves memory within the limit of all captures: `blocks` for each of `workers`.
     fn reserve(&mut self, blocks: usize, workers: usize) -> Result<(), String> {
         let wanted = blocks * workers;
         let more = |used: usize| (wanted <= BLOCKS_MAX - used).then(|| used + wanted);
@@ -336,15 +338,15 @@ impl Stream {
         Ok(())
     }
 
-    /// Ends it on every worker; `patience` for each.
+    /// Detaches it from every worker; `patience` is per worker.
     fn detach(&mut self, patience: Duration) {
         for tap in self.taps.drain(..) {
-            // A worker that is gone has none.
+            // A worker that has ended has no capture.
             let _ = tap.detach(self.id, patience);
         }
     }
 
-    /// Collects what the workers have handed over. Returns whether all of them have ended.
+    /// Collects what the workers have written. Returns whether all of them have ended.
     fn take(&self, taken: &mut Taken) -> bool {
         let mut ended = !self.rings.is_empty();
         for ring in &self.rings {
@@ -362,9 +364,9 @@ impl Stream {
         ended
     }
 
-    /// Sends what was taken, the names of its ports first. These are looked at after it was taken, for
-    /// they were set before the workers wrote by them; what was written by older ones and has another
-    /// name now is left out.
+    /// Sends what was taken, preceded by the names of its ports. The names are read after the copies were
+    /// taken: names are set before workers write records under them. Records written under an older name
+    /// whose port has another name now are left out.
     fn send(&mut self, taken: &mut Taken, stream: &UnixStream) -> io::Result<()> {
         let now = self.shared.ports.load_full();
         if !Arc::ptr_eq(&self.told, &now) {
@@ -389,8 +391,7 @@ impl Taken {
         self.records.extend_from_slice(block);
     }
 
-    /// Leaves out records of ports that were other interfaces when they were written, and returns how
-    /// many.
+    /// Leaves out records of ports that had another interface when they were written. Returns their number.
     fn keep(&mut self, ports: &Ports) -> u64 {
         if self.namings.iter().all(|(_, naming)| *naming == ports.naming) {
             return 0;
@@ -411,7 +412,7 @@ fn has_left(mut stream: &UnixStream, timeout_ms: u16) -> io::Result<bool> {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::from(timeout_ms)) {
         Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(false),
-        // Whatever it says, it is not asked for.
+        // Clients send nothing here; the content is ignored.
         Ok(_) => Ok(stream.read(&mut [0; 64])? == 0),
         Err(errno) => Err(errno.into()),
     }
@@ -436,7 +437,7 @@ mod tests {
         Box::new(stream)
     }
 
-    /// Ports by name and packets by port, and how many were lost.
+    /// Port names and packets by port, as a client receives them, and how many were lost.
     fn followed(stream: Box<Stream>) -> (Vec<Vec<String>>, u64) {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         theirs.shutdown(std::net::Shutdown::Write).expect("connected");
@@ -474,8 +475,8 @@ mod tests {
         captures.open().expect("a third").reserve(BLOCKS_MAX, 1).expect("all");
     }
 
-    /// A packet of each of two ports, before and after the second becomes another interface; read
-    /// only then, or between, too.
+    /// One packet from each of two ports, before and after the second is given to another interface. They
+    /// are read after that or, with `between`, also before.
     fn renamed(between: bool) -> (Vec<Vec<String>>, u64) {
         let mut pool = Umem::anonymous(4).into_pool();
         let (mut tap, (writer, reader)) = (Tap::new(), ring(4).expect("memory"));
@@ -518,18 +519,18 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_is_never_shown_by_the_name_of_another_interface() {
+    fn a_packet_is_never_shown_under_the_name_of_another_interface() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let (said, lost) = renamed(false);
         let expected: Vec<Vec<String>> = vec![names(&["eth0", "eth6"]), names(&["0", "0", "1"])];
         assert_eq!((said, lost), (expected, 1));
-        // Taken before, sent afterwards: the name has been told then.
+        // Taken before and sent afterwards: the old name was sent first.
         let (said, lost) = renamed(true);
         assert_eq!((said, lost), (vec![names(&["0", "1"])], 1));
     }
 
     #[test]
-    fn a_number_is_another_interfaces_only_when_it_has_had_one() {
+    fn a_number_changes_interface_only_when_it_had_one() {
         let first = Ports::default().become_others(ports(&["eth0"]));
         let more = first.become_others(ports(&["eth0", "eth1"]));
         assert_eq!((first.naming, more.naming), (0, 0));

@@ -1,8 +1,7 @@
-//! `latency`: what the workers measured, added up and counted from the last reset.
+//! `latency`: the workers' measurements, summed since the last reset.
 //!
-//! The workers' counters are theirs alone to write. A reset, and a port's number that becomes another
-//! interface's, therefore only remember where they stood; what has been counted since is the
-//! difference.
+//! Only the workers write their counters. A reset, or giving a port number to another interface, therefore
+//! stores the current values; what is reported is the difference from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,26 +14,26 @@ use crate::io::Driver;
 use crate::stats::histogram::value_at;
 use crate::worker::WorkerHandle;
 
-/// Counts by counter.
+/// Counts by counter number.
 type Counts = BTreeMap<u32, u64>;
 
-/// Where the counters stood at the last reset, or when a port of theirs became another interface.
+/// Counter values at the last reset, or when one of their ports was given to another interface.
 pub(super) struct Baseline {
     resets: u64,
     since: Instant,
-    /// By (in-port, out-port), all workers together.
+    /// By (in-port, out-port), summed over all workers.
     pairs: BTreeMap<(u16, u16), Counts>,
 }
 
 impl Baseline {
-    /// The start: zero.
+    /// At the start all values are zero.
     pub(super) fn new() -> Baseline {
         Baseline { resets: 0, since: Instant::now(), pairs: BTreeMap::new() }
     }
 }
 
 impl View {
-    /// Answers `latency`: what was measured since the last reset; `reset`: which from then on is now.
+    /// Answers `latency` with what was measured since the last reset; `reset` makes now the last reset.
     pub(super) fn latency(&self, snapshot: &Snapshot, reset: bool) -> LatencyReport {
         loop {
             let baseline = self.baseline.load();
@@ -45,8 +44,8 @@ impl View {
             }
             let next =
                 Baseline { resets: baseline.resets + 1, since: Instant::now(), pairs: totals };
-            // Unless another client's reset, or a port that became another interface, came between:
-            // then what was counted since that is told.
+            // If another client's reset or a port number's change of interface came in between, what was
+            // counted since then is reported.
             let before = self.baseline.compare_and_swap(&baseline, Arc::new(next));
             if Arc::ptr_eq(&before, &baseline) {
                 return report;
@@ -85,8 +84,8 @@ impl Snapshot {
 }
 
 impl Supervisor {
-    /// What was measured from and to a port is another interface's. Nothing is measured meanwhile: it
-    /// has rested.
+    /// Forgets what was measured from and to a port, because the number has another interface now. Nothing
+    /// is measured for it meanwhile: the number has been unused for some time.
     pub(super) fn forget_latency(&mut self, port: u16) {
         let others = 0..self.ports.len() as u16;
         let pairs = others.flat_map(|other| [(port, other), (other, port)]);
@@ -110,7 +109,7 @@ fn counts(workers: &[WorkerHandle<Driver>], (iif, oif): (u16, u16)) -> Counts {
     sum
 }
 
-/// What came since, as (lowest value of the counter in nanoseconds, count).
+/// Counts since `before`, as (lowest value of the counter in nanoseconds, count).
 fn difference(counts: &Counts, before: Option<&Counts>) -> Vec<(u64, u64)> {
     let before = |index| before.and_then(|before| before.get(index)).copied().unwrap_or(0);
     let since = counts.iter().map(|(index, &count)| (index, count.wrapping_sub(before(index))));
@@ -122,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_came_since_is_told() {
+    fn only_counts_since_the_reset_are_reported() {
         let before = Counts::from([(3, 10), (7, 1)]);
         let now = Counts::from([(3, 12), (7, 1), (4000, 5)]);
         assert_eq!(difference(&now, Some(&before)), [(3, 2), (value_at(4000), 5)]);

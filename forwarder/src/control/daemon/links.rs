@@ -1,4 +1,4 @@
-//! `link show -d`: a link, its device in detail, and the port that it is.
+//! `link show -d`: a link with details of its device and its port.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use crate::control::netdev::KernelDevice;
 use crate::control::netdev::details::Details;
 use crate::worker::poll::PollMode;
 
-/// A link with everything that is known of it.
+/// A link and all its details.
 #[derive(Debug, Serialize)]
 struct DetailedLink {
     #[serde(flatten)]
     link: LinkView,
-    /// `None`: it is gone.
+    /// `None`: the device is gone.
     #[serde(flatten)]
     details: Option<Details>,
-    /// As a port; `None`: it is none.
+    /// `None`: it is not a port.
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<PortDetails>,
 }
 
-/// A port of the daemon.
+/// A port of the daemon, in detail.
 #[derive(Debug, Serialize)]
 struct PortDetails {
-    /// As `status` has it.
+    /// As in `status`.
     state: String,
     /// `native` or `generic`; empty: no program is attached.
     xdp: String,
@@ -51,13 +51,13 @@ struct PortDetails {
     tx_ring: u32,
     /// Which worker serves which queue.
     sockets: Vec<SocketDetails>,
-    /// Which worker sends by another's queue, having none that sends.
+    /// Workers that have no sending queue on this port, and the worker that sends for each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     handoffs: Vec<CrossingDetails>,
-    /// Milliseconds since a packet was put on a TX ring; `None`: none was.
+    /// Milliseconds since a packet was last put on a TX ring; `None`: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_tx_ms: Option<u64>,
-    /// What passed through userspace.
+    /// Counters of the packets that passed through userspace.
     counters: Counters,
 }
 
@@ -70,14 +70,15 @@ struct SocketDetails {
     cpu: Option<u32>,
 }
 
-/// A worker that has no queue by which it could send.
+/// A worker without a sending queue, and the worker that sends for it.
 #[derive(Debug, Serialize)]
 struct CrossingDetails {
     worker: u32,
     sends_by: u32,
 }
 
-/// All links that a request wants. What is read of a device takes many system calls, and is not kept.
+/// All links that a request matches. Reading a device takes many system calls, and the result is not
+/// cached.
 pub(super) struct DetailedLinks {
     relay: Relay,
     request: Arc<ShowRequest>,

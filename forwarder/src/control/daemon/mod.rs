@@ -1,19 +1,19 @@
-//! `ferroute run`: brings the parts up, keeps them in step with the kernel, takes them down.
+//! `ferroute run`: starts the parts, keeps them in step with the kernel, stops them.
 //!
-//! One control thread (this one) follows the kernel and manages the ports. It sleeps in poll(2) on
-//! netlink, signals and a wakeup, and waits for nobody else: packets for the kernel, messages and
-//! clients have threads of their own. Each time it has followed the kernel up to a moment it gives
-//! its heartbeat, without which neither the XDP programs nor the workers forward.
+//! One control thread (this one) follows the kernel and manages the ports. It sleeps in poll(2) on netlink,
+//! signals and a wakeup, and waits for nothing else: packets for the kernel, log messages and clients have
+//! their own threads. Each time it has followed the kernel up to a moment it updates its heartbeat. Without
+//! a recent heartbeat neither the XDP programs nor the workers forward.
 //!
-//! - [`start`]: the process made ready, before there is anything to stop;
+//! - [`start`]: preparation of the process, before anything runs that has to be stopped;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
-//! - [`workers`]: the threads that forward, and what they have room for;
-//! - [`steer`]: which frames the XDP programs give to userspace;
+//! - [`workers`]: the threads that forward, and their capacity;
+//! - [`steer`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
-//! - [`snapshot`]: what those see of this thread's state;
-//! - [`report`], [`links`], [`latency`]: their answers;
-//! - [`capture`]: copies of packets, on their way to those who asked.
+//! - [`snapshot`]: the state of this thread that clients see;
+//! - [`report`], [`links`], [`latency`]: the answers;
+//! - [`capture`]: copies of packets for clients.
 
 mod capture;
 mod latency;
@@ -56,25 +56,24 @@ use crate::tables::Links;
 use crate::worker::clock::monotonic_ns;
 use crate::worker::slow_path::Wakeup;
 
-/// Longest sleep of the control thread: what has no notification (sysctls, time-outs) is looked at
-/// this often at least.
+/// Longest sleep of the control thread: state without notifications (sysctls, time-outs) is checked at
+/// least this often.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the workers, and then the thread behind them, have to finish what has arrived: more than
-/// they take.
+/// How long the workers, and then the punter thread, have to finish what has arrived: more than they need.
 const THREADS_END: Duration = Duration::from_secs(2);
-/// How much longer the thread that opens and closes ports has.
+/// How much more time the thread that opens and closes ports has.
 const PORTS_END: Duration = Duration::from_millis(500);
-/// How often is looked at what no event tells of: a port that could not be served may be free.
+/// How often conditions without events are checked, such as whether a busy port is free now.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// What a turn may spend on answers to clients, after everything else.
+/// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 
 /// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
-/// What stands in the way of starting: privilege, interface, program, socket, firewall; each says
-/// what to do. Later trouble with one port is reported by `status` and leaves it to the kernel.
+/// What prevents the start: privilege, interface, program, socket, firewall; each error says what to do.
+/// Later trouble with one port is reported by `status` and leaves that port to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
     limits::raise();
     let ports = options.interfaces.named().len().max(1) as u64;
@@ -104,30 +103,30 @@ struct Supervisor {
     wakeup: Arc<Wakeup>,
     mirror: Mirror,
     firewall: Monitor,
-    /// What the kernel would do to forwarded packets and we do not, a line each.
+    /// Rules that the kernel would apply to forwarded packets and userspace does not, a line each.
     bypassed: Vec<String>,
     steer: Steer,
     punter: Punter,
     workers: WorkerSet,
     ports: PortManager,
     clients: Clients,
-    /// When what no event tells of was looked at last.
+    /// When conditions without events were last checked.
     checked: Instant,
-    /// As of when the control thread gave its heartbeat last.
+    /// The moment that the control thread's last heartbeat stands for.
     beat: Instant,
-    /// When everything was read anew last, after a pause.
+    /// When everything was last read again after a pause.
     caught_up: Instant,
-    /// The kernel has told more than was taken.
+    /// Not all that the kernel has sent has been read.
     unread: bool,
     stopping: bool,
 }
 
 impl Supervisor {
-    /// `socket` is listened at; `signals` were taken before any thread was started.
+    /// `socket` is listening; `signals` were taken before any thread was started.
     fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Supervisor> {
         let wakeup = Wakeup::new().context("cannot create an eventfd")?;
         let firewall = Monitor::start(options.interfaces.named())
-            .context("cannot read the firewall's rules, so it is not known what they are")?;
+            .context("cannot read the firewall's rules")?;
         let bypassed = firewall.bypassed(options.interfaces.named());
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
@@ -174,7 +173,7 @@ impl Supervisor {
         match supervisor.begin() {
             Ok(()) => Ok(supervisor),
             Err(error) => {
-                // Of what was set for some ports, nothing stays.
+                // After a failure, nothing that was set for some ports stays set.
                 supervisor.stop(false);
                 Err(error)
             }
@@ -184,7 +183,7 @@ impl Supervisor {
     /// Starts the workers and serves the ports.
     fn begin(&mut self) -> Result<()> {
         self.start_workers()?;
-        // Rules may have come since they were looked at, and matched interfaces may have their own.
+        // Rules may have appeared since they were read, and matched interfaces may have rules of their own.
         self.watch_ports();
         self.firewall.read_all();
         self.follow_firewall()?;
@@ -194,7 +193,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// At the start, what cannot be served is the user's mistake; later it is the network's course.
+    /// At the start, an interface that cannot be served is the user's error; later it is an event of the
+    /// network.
     fn refuse_unfit_interfaces(&self) -> Result<()> {
         let links = self.links();
         for port in self.ports.iter() {
@@ -210,7 +210,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Administratively; a cable may be unplugged.
+    /// Administratively; there may be no carrier.
     fn is_up(&self, ifindex: u32) -> bool {
         self.mirror.state().links.get(&ifindex).is_some_and(|link| link.is_up())
     }
@@ -234,19 +234,19 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Takes every port on its way to where its interface is.
+    /// Moves every port towards the state that its interface requires.
     fn bring_up_ports(&mut self) -> Result<()> {
         self.follow_links()?;
         let matching = ports::matching(&self.mirror, &self.options);
         let newcomers = self.ports.take_newcomers(&self.options, &matching);
         if !newcomers.is_empty() {
-            // Before the workers: what is copied under a name is read by those who know it.
+            // Before the workers: captures must know a name before workers write copies under it.
             let naming = self.tell_captures();
             for port in newcomers {
                 self.ports.set_naming(port, naming);
                 self.forget_latency(port);
             }
-            // Of another name, they may have been ports until now.
+            // Matched interfaces that have another name now may have been ports until now.
             self.follow_links()?;
         }
         self.tell_captures();
@@ -260,7 +260,7 @@ impl Supervisor {
             if coming.iter().any(|(name, ifindex)| !self.firewall.knows(name, *ifindex)) {
                 self.firewall.read_newcomers(Instant::now());
             }
-            // What follows for all ports from what was read is done in the next turn, before a heartbeat.
+            // What this reading requires of all ports is done in the next turn, before a heartbeat.
             let is_unread = |(name, ifindex): &&(String, u32)| !self.firewall.knows(name, *ifindex);
             self.ports.set_unread(
                 coming.iter().filter(is_unread).map(|(name, _)| name.clone()).collect(),
@@ -273,13 +273,13 @@ impl Supervisor {
         self.with_ports(PortManager::follow_links)
     }
 
-    /// Has the firewall followed on the interfaces that are ports, or would be.
+    /// Has the firewall watched on the interfaces that are ports or may become ports.
     fn watch_ports(&mut self) {
         self.firewall.watch(self.ports.iter().map(|port| port.ifname.clone()).collect());
     }
 
-    /// Takes what the thread that opens and closes ports has done. A port that could not be opened is
-    /// tried again when it may be free by now.
+    /// Takes the results of the thread that opens and closes ports. A port that could not be opened is
+    /// tried again when it may be free.
     fn take_changed_ports(&mut self) -> Result<()> {
         if self.with_ports(PortManager::take_done)? {
             self.mirror.set_ports(&self.ports.in_tables());
@@ -290,7 +290,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Lends the ports what they need to know.
+    /// Gives the ports the context they need.
     fn with_ports<T>(
         &mut self,
         act: impl FnOnce(&mut PortManager, &Surroundings<'_>) -> Result<T>,
@@ -298,7 +298,7 @@ impl Supervisor {
         let heartbeats = self.steer.heartbeats();
         let now_ns = monotonic_ns();
         let timeout_ns = self.options.timeouts.worker.as_nanos() as u64;
-        // Its first queue has a worker's own number.
+        // A worker's first queue has the worker's number.
         let is_alive = |worker: usize| {
             heartbeats.queue(worker).is_some_and(|word| is_fresh(word, now_ns, timeout_ns))
         };
@@ -312,7 +312,7 @@ impl Supervisor {
         act(&mut self.ports, &around)
     }
 
-    /// Has the programs steer by the tables as they are.
+    /// Has the programs steer according to the current tables.
     fn steer(&mut self) -> Result<()> {
         self.workers.set_hand_back(self.must_hand_back());
         let allowed = !self.stopping && self.steering_allowed();
@@ -323,12 +323,12 @@ impl Supervisor {
         !self.punter.is_broken() && !self.must_hand_back()
     }
 
-    /// Packets that userspace would send may be those that the kernel filters.
+    /// Whether packets that userspace would send may be ones that the kernel filters.
     fn must_hand_back(&self) -> bool {
         self.is_filtered() || self.ports.is_closing_filtered()
     }
 
-    /// The kernel filters forwarded packets as userspace does not, and that counts.
+    /// Whether the kernel filters forwarded packets, which userspace does not, and this is not ignored.
     fn is_filtered(&self) -> bool {
         !self.bypassed.is_empty() && !self.options.ignore_firewall
     }
@@ -340,8 +340,8 @@ impl Supervisor {
             if self.signals.is_pending() {
                 break;
             }
-            // What the kernel told before this moment is followed when the heartbeat is given, however
-            // long this thread is kept waiting in between.
+            // What the kernel sent before this moment has been followed when the heartbeat is given,
+            // however long this thread is delayed in between.
             let (now, now_ns) = (Instant::now(), monotonic_ns());
             let was_away = now.saturating_duration_since(self.beat.max(self.caught_up))
                 >= self.options.timeouts.control;
@@ -359,7 +359,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Takes what the kernel told, a bounded part at a time. Whether that was all of it.
+    /// Reads what the kernel sent, a bounded part at a time. Returns whether that was all.
     fn follow_kernel(&mut self) -> Result<bool> {
         // First: until it is read, a rule is bypassed.
         self.watch_firewall()?;
@@ -372,8 +372,8 @@ impl Supervisor {
         Ok(is_followed && self.firewall.is_current(Instant::now()))
     }
 
-    /// Reads everything anew after a pause in which the kernel could not be followed: the process was
-    /// stopped, or messages were lost. What is told of from then on is followed as ever.
+    /// Reads everything again after a pause in which the kernel could not be followed: the process was
+    /// stopped, or messages were lost. Later notifications are followed as usual.
     fn catch_up(&mut self, now: Instant) -> Result<()> {
         self.caught_up = now;
         self.firewall.read_all();
@@ -386,7 +386,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// What no event tells of.
+    /// Checks conditions that have no events.
     fn check_from_time_to_time(&mut self, was_away: bool) -> Result<()> {
         self.take_changed_ports()?;
         if self.checked.elapsed() < CHECK && !was_away {
@@ -394,32 +394,32 @@ impl Supervisor {
         }
         self.checked = Instant::now();
         if let Some(n) = self.workers.ended() {
-            bail!("worker {n} ended by itself, which is a bug; the kernel forwards on");
+            bail!("worker {n} ended by itself, which is a bug; the kernel keeps forwarding");
         }
         if self.punter.has_ended() {
             bail!(
                 "the thread that hands packets back ended by itself, which is a bug; the kernel \
-                 forwards on"
+                 keeps forwarding"
             );
         }
         self.mend_punt()?;
         self.look_after_ports(was_away)?;
-        // For when this thread does not get to a newer one.
+        // For when this thread does not get to publishing a newer one.
         self.publish();
         Ok(())
     }
 
-    /// The tables are those that the kernel had at `now`, and no filter of then is bypassed.
+    /// The tables are those that the kernel had at `now`, and no filter that existed then is bypassed.
     fn give_heartbeat(&mut self, now: Instant, now_ns: u64) {
         self.beat = now;
         self.steer.heartbeats().beat_control(now_ns);
     }
 
-    /// A port may not be what it seems any more: no event tells.
+    /// Checks conditions of ports that have no events.
     fn look_after_ports(&mut self, was_away: bool) -> Result<()> {
         self.with_ports(|ports, around| ports.look(was_away, around))?;
         self.with_ports(PortManager::look_for_unserved)?;
-        // The kernel would make us wait for a driver that is at work.
+        // The kernel would make this thread wait for a driver that is busy.
         if !self.ports.is_changing() {
             let open = self.ports.iter_mut().filter_map(Port::active_mut);
             open.for_each(|port| port.refresh_polling());
@@ -436,7 +436,7 @@ impl Supervisor {
         let due = self.firewall.due().min(self.mirror.next_tick());
         let due = due.saturating_duration_since(Instant::now());
         let timeout = if self.unread { Duration::ZERO } else { TICK.min(due) };
-        // Rounded up: to wake before it is time would be for nothing.
+        // Rounded up: waking before the time would be useless.
         let timeout = timeout.as_nanos().div_ceil(1_000_000) as u64;
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
         match poll(&mut fds, timeout) {
@@ -457,11 +457,11 @@ impl Supervisor {
     fn notice_refused_punts(&mut self) -> Result<()> {
         let Some(error) = self.punter.take_first_refusal() else { return Ok(()) };
         let device = self.punter.device();
-        say!("{} does not take frames ({error}); all is left to the kernel", device.name());
+        say!("{} does not take frames ({error}); everything is left to the kernel", device.name());
         self.steer()
     }
 
-    /// Makes a new TAP device after the old one was taken away or down.
+    /// Creates a new TAP device after the old one was removed or set down.
     fn mend_punt(&mut self) -> Result<()> {
         if !self.punter.is_broken() {
             return Ok(());
@@ -475,7 +475,7 @@ impl Supervisor {
         self.steer()
     }
 
-    /// A rule that appears while we run is not bypassed: steering stops until it is gone.
+    /// A rule that appears while running is not bypassed: steering stops until it is gone.
     fn watch_firewall(&mut self) -> Result<()> {
         let from = Instant::now();
         if self.firewall.process(from) {
@@ -512,8 +512,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Nothing that has arrived is lost: the kernel takes what comes from now on, the workers
-    /// finish what they have. `current`: the tables are still known to be the kernel's.
+    /// Packets that have arrived are not lost: the kernel forwards those that arrive from now on, and the
+    /// workers finish what they have. `current`: the tables are still known to match the kernel's.
     fn stop(&mut self, current: bool) {
         self.stopping = true;
         self.publish();
@@ -528,7 +528,7 @@ impl Supervisor {
         let end = Instant::now() + THREADS_END;
         self.workers.stop(end);
         self.ports.stop(end + PORTS_END);
-        // What the workers handed over last.
+        // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_END);
         self.clients.finish();
     }

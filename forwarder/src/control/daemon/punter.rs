@@ -1,9 +1,8 @@
-//! Packets on their way back to the kernel: a thread that writes what the workers hand over to the
-//! TAP device.
+//! Packets handed back to the kernel: a thread that writes what the workers queue to the TAP device.
 //!
-//! The kernel routes and filters such a packet within the write(2), so a long ruleset, or a flood
-//! of packets that only the kernel can forward, keeps this thread busy and no other. What it does
-//! not get to in time is dropped by the workers as PUNT_FAILED.
+//! The kernel routes and filters such a packet within write(2). A long ruleset, or a flood of packets that
+//! only the kernel can forward, therefore keeps only this thread busy. Packets that it does not get to in
+//! time are dropped by the workers as PUNT_FAILED.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,22 +21,22 @@ use crate::control::steering::punt::PuntDevice;
 use crate::stats::WorkerStats;
 use crate::worker::slow_path::{PuntQueue, Wakeup};
 
-/// Packets of one worker before the next has its turn.
+/// Packets of one worker before the next worker's are taken.
 const TURN: usize = 64;
 
-/// What the thread and its owner share.
+/// State shared by the thread and its owner.
 #[derive(Debug)]
 struct Shared {
     device: ArcSwap<PuntDevice>,
-    /// Rung by workers.
+    /// Woken by workers.
     wakeup: Arc<Wakeup>,
-    /// Rung when a packet was refused.
+    /// Woken when a packet was refused.
     control: Arc<Wakeup>,
     refused: Mutex<Option<io::Error>>,
     stopping: AtomicBool,
 }
 
-/// The control thread's hold on the thread.
+/// The control thread's handle of the thread.
 #[derive(Debug)]
 pub(super) struct Punter {
     shared: Arc<Shared>,
@@ -47,10 +46,10 @@ pub(super) struct Punter {
 }
 
 impl Punter {
-    /// Of a device, without a thread yet. `control` is rung when the device refuses a packet.
+    /// For a device, without a thread yet. `control` is woken when the device refuses a packet.
     ///
     /// # Errors
-    /// EMFILE and the like from eventfd(2).
+    /// Those of eventfd(2), such as EMFILE.
     pub(super) fn new(device: PuntDevice, control: Arc<Wakeup>) -> Result<Punter> {
         let shared = Shared {
             device: ArcSwap::from_pointee(device),
@@ -62,20 +61,21 @@ impl Punter {
         Ok(Punter { shared: Arc::new(shared), thread: None, broken: false })
     }
 
-    /// Rung by workers that hand packets over.
+    /// Woken by workers that hand packets over.
     pub(super) fn wakeup(&self) -> Arc<Wakeup> {
         Arc::clone(&self.shared.wakeup)
     }
 
-    /// Takes packets from the workers' queues from now on, each with what its worker counts.
+    /// Starts the thread, which takes packets from the workers' queues; each queue comes with its worker's
+    /// counters.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// If the thread cannot be created.
     pub(super) fn start(&mut self, queues: Vec<(PuntQueue, Arc<WorkerStats>)>) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name("fr-punt".into());
         let thread = thread.spawn(move || {
-            // It writes to the descriptor of a device that is there.
+            // The thread only writes to a descriptor that is already open.
             privilege::drop_all();
             shared.run(&queues);
         });
@@ -88,10 +88,10 @@ impl Punter {
         self.shared.device.load_full()
     }
 
-    /// Uses another device from now on, which is not broken.
+    /// Uses another device from now on, which is taken to work.
     pub(super) fn replace(&mut self, device: PuntDevice) {
         self.shared.device.store(Arc::new(device));
-        // Of the old one.
+        // A refusal by the old device.
         self.take_refusal();
         self.broken = false;
     }
@@ -106,7 +106,7 @@ impl Punter {
         self.broken
     }
 
-    /// Why a packet was refused, once for each device.
+    /// The reason for the first refused packet of each device.
     pub(super) fn take_first_refusal(&mut self) -> Option<io::Error> {
         let refusal = self.take_refusal()?;
         (!std::mem::replace(&mut self.broken, true)).then_some(refusal)
@@ -116,7 +116,7 @@ impl Punter {
         self.shared.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Hands over what the workers, which have ended, have left; at most until `end`.
+    /// Hands over what the ended workers have left, at most until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         self.shared.stopping.store(true, Relaxed);
         self.shared.wakeup.wake();
@@ -134,7 +134,7 @@ impl Shared {
     fn run(&self, queues: &[(PuntQueue, Arc<WorkerStats>)]) {
         loop {
             let mut fds = [PollFd::new(self.wakeup.as_fd(), PollFlags::POLLIN)];
-            // Nothing but EINTR can come of it.
+            // The only possible error is EINTR.
             let _ = poll(&mut fds, PollTimeout::NONE);
             self.wakeup.clear();
             let stopping = self.stopping.load(Relaxed);
@@ -151,13 +151,13 @@ impl Shared {
         }
     }
 
-    /// A worker's turn. Whether it may have more.
+    /// Takes a worker's packets. Returns whether it may have more.
     fn take_turn(&self, queue: &PuntQueue, stats: &WorkerStats) -> bool {
         let device = self.device.load();
         let taken = queue.drain(TURN, |frame| {
             let Err(error) = device.inject(frame.ifindex, frame.bytes_mut()) else { return };
             stats.undelivered.count(frame.reason, frame.port);
-            // A port that is closed by now says nothing of the device.
+            // A port that is closed by now is not a failure of the device.
             if error.kind() != io::ErrorKind::NotFound {
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 self.control.wake();

@@ -1,9 +1,9 @@
 //! Answers to the control socket, made on the threads of its clients.
 //!
-//! What is told of ports and mirror comes from the last [`Snapshot`](super::snapshot::Snapshot),
-//! which the control thread is asked to renew and which has to do when it does not get to that.
-//! Tables come from it page by page: [`Supervisor::answer_pages`]. Nothing else is asked of it, and
-//! nothing of what it owns is held while a client is waited for.
+//! What is reported of ports and mirror comes from the last [`Snapshot`](super::snapshot::Snapshot). The
+//! control thread is asked to renew it first; if it does not do so in time, the old one is used. The
+//! control thread also makes the tables' pages: [`Supervisor::answer_pages`]. It does nothing else for
+//! clients, and nothing that it owns is locked while a client is waited for.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -23,39 +23,39 @@ use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::worker::slow_path::Wakeup;
 
-/// Questions under way to the control thread at most: as many clients as may wait for it, so that
-/// there are places for others however long it takes.
+/// Maximum requests pending at the control thread, and so clients waiting for it: fewer than may connect,
+/// so that others find a place however long it takes.
 const WAITING_MAX: usize = 48;
 /// How long a client waits for a page; the control thread may be reading a large table again.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a report waits for what is newer than the last snapshot, and for workers.
+/// How long a report waits for a newer snapshot, and for workers.
 pub(super) const REPORT_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long one waits that comes while the daemon starts.
+/// How long a report waits that is requested while the daemon starts.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// What one page costs the control thread at most, but for its last few entries.
+/// Maximum time that the control thread spends on a page, apart from the last few entries.
 const PAGE_TIME: Duration = Duration::from_millis(1);
-/// Addresses that `route get` looks up at once: some 50 µs during which no memory of the tables is
+/// Addresses that `route get` looks up at a time: some 50 µs, during which no memory of the tables is
 /// reclaimed.
 const LOOKUPS: usize = 128;
-/// The loopback interface has this number in every namespace.
+/// The loopback interface has this ifindex in every namespace.
 const LOOPBACK_IFINDEX: u32 = 1;
 
-/// A question to the control thread.
+/// A request to the control thread.
 pub(super) enum Ask {
     /// A page of a table.
     Page { request: Arc<ShowRequest>, from: Cursor, answer: Sender<Page> },
-    /// A snapshot of now.
+    /// A new snapshot.
     Snapshot(Sender<()>),
 }
 
-/// The control thread's end: what clients ask of it, and what they see of its state.
+/// The control thread's end: its clients' requests and the state that they see.
 pub(super) struct Clients {
     asks: Receiver<Ask>,
-    /// What was asked before this turn.
+    /// Requests from before this turn.
     asked: VecDeque<Ask>,
     pub(super) view: Arc<View>,
     pub(super) unmirrored: Unmirrored,
-    /// `None`: nobody can connect.
+    /// `None`: clients cannot connect.
     server: Option<Server>,
 }
 
@@ -65,17 +65,17 @@ impl Clients {
         Clients { asks, asked: VecDeque::new(), view, unmirrored, server: None }
     }
 
-    /// Keeps what clients connect to.
+    /// Keeps the server that clients connect to.
     pub(super) fn serve(&mut self, server: Server) {
         self.server = Some(server);
     }
 
-    /// Clients that wait for a page, and those to come, get an error.
+    /// Clients that wait for a page, and later ones, get an error.
     pub(super) fn refuse(&mut self) {
         (self.asks, self.asked) = (never(), VecDeque::new());
     }
 
-    /// Lets clients take what they were promised of captures, and disconnects them.
+    /// Lets clients read the last copies of their captures, and disconnects them.
     pub(super) fn finish(&mut self) {
         self.view.captures.finish();
         self.server = None;
@@ -91,7 +91,7 @@ pub(super) struct Relay {
     pub(super) view: Arc<View>,
 }
 
-/// Makes both ends.
+/// Creates both ends.
 pub(super) fn relay(wakeup: Arc<Wakeup>, view: Arc<View>) -> (Relay, Receiver<Ask>) {
     let (asks, receiver) = bounded(WAITING_MAX);
     (Relay { asks, wakeup, waiting: Arc::default(), view }, receiver)
@@ -140,13 +140,13 @@ impl Relay {
         Response::Status(snapshot.status(&silent, stalled))
     }
 
-    /// The state of now, or of the control thread's last turn if it does not get to it.
+    /// The current state, or that of the control thread's last turn if it does not respond in time.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.renew(if self.view.has_served() { REPORT_TIMEOUT } else { START_TIMEOUT });
         self.view.snapshot()
     }
 
-    /// Has the control thread make a new snapshot. Whether it did so in time.
+    /// Has the control thread make a new snapshot. Returns whether it did so in time.
     fn renew(&self, patience: Duration) -> bool {
         let (answer, answered) = bounded(1);
         let sent = self.asks.try_send(Ask::Snapshot(answer)).is_ok();
@@ -154,7 +154,7 @@ impl Relay {
         sent && answered.recv_timeout(patience).is_ok()
     }
 
-    /// Asks for the first page.
+    /// Requests the first page.
     pub(super) fn first_page(&self, request: &Arc<ShowRequest>) -> Result<Page, ListError> {
         let asked = self.ask_page(request, Cursor::Start)?;
         self.wait_for(&asked)
@@ -211,7 +211,7 @@ impl List for Table {
             Some(asked) => self.relay.wait_for(&asked)?,
             None => self.relay.first_page(&self.request)?,
         };
-        // The next one is made while this one is written.
+        // The next page is made while this one is written.
         if let Some(from) = page.next.take() {
             self.next = Some(self.relay.ask_page(&self.request, from)?);
         }
@@ -240,9 +240,9 @@ impl List for Lookups {
 }
 
 impl View {
-    /// The interface that packets asked about come in by.
+    /// The ifindex by which the packets asked about come in.
     fn iif(&self, request: &RouteGetRequest) -> Result<u32, String> {
-        // As `ip` asks: a packet of our own, which comes in by lo.
+        // As `ip` does: a packet of our own, which comes in by lo.
         let Some(name) = &request.iif else { return Ok(LOOPBACK_IFINDEX) };
         let tables = self.tables.load();
         let link = tables.links.named(name);
@@ -255,9 +255,9 @@ impl View {
         request: &RouteGetRequest,
         iif: u32,
     ) -> Vec<crate::control::api::route_get::RouteGet> {
-        // One reader for all clients: they look up by turns, and none while it writes.
+        // One reader for all clients: they look up in turn, and no one holds it while writing an answer.
         let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        // As a worker: first online, then the newest tables.
+        // As a worker does: online first, then the newest tables.
         reader.online();
         let tables = self.tables.load();
         let get = |addr: &IpAddr| route_get(&tables, *addr, request.from, iif, request.mark);
@@ -268,10 +268,10 @@ impl View {
 }
 
 impl Supervisor {
-    /// Answers what clients asked of this thread before the turn began, and so before it heard the
-    /// kernel: who changes a route and asks then is told of it. Ends when `budget` is spent, a page
-    /// being at most [`PAGE_TIME`]; what is left, and what has come, is for the next turn, for which
-    /// it rings. Called once a turn: it is by this that `status` sees that there are turns.
+    /// Answers requests that clients sent before the turn began, and thus before the kernel's messages were
+    /// read: a client that changes a route and then asks sees the change. Ends when `budget` is spent,
+    /// where a page takes at most [`PAGE_TIME`]. What is left, and new requests, are for the next turn, for
+    /// which it wakes this thread. Called once a turn: this is how `status` sees that the thread has turns.
     pub(super) fn answer_pages(&mut self, budget: Duration) {
         self.clients.view.has_turned();
         let until = Instant::now() + budget;
@@ -279,7 +279,7 @@ impl Supervisor {
         while let Some(ask) = self.clients.asked.pop_front() {
             match ask {
                 Ask::Snapshot(answer) => {
-                    // One serves all who asked.
+                    // One snapshot serves all clients that asked for one.
                     if !std::mem::replace(&mut is_new, true) {
                         self.publish_report();
                     }

@@ -1,5 +1,5 @@
-//! Reports to clients, made on their threads: from a snapshot, the counters that workers share, and
-//! what workers answer in time. And what the log says at the start and at the end.
+//! Reports to clients, made on their threads from a snapshot, the counters that workers share, and what
+//! workers answer in time. Also the log lines at the start and at the end.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,10 @@ use crate::stats::{
 use crate::worker::WorkerHandle;
 use crate::worker::poll::WorkerFrames;
 
-/// Between two looks whether a worker has had a turn.
+/// Interval between checks whether a worker has had a turn.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What one worker tells of itself; `None`: it does not in time.
+/// What one worker reports of itself; `None`: it does not answer in time.
 struct Told {
     accounting: Option<(WorkerFrames, PacketAccount)>,
     /// Of its sockets, by slot.
@@ -31,13 +31,13 @@ struct Told {
 }
 
 impl Snapshot {
-    /// Turns that each worker has had.
+    /// Number of turns that each worker has had.
     pub(super) fn turns(&self) -> Vec<u64> {
         self.workers.iter().map(|worker| worker.stats.turns.get()).collect()
     }
 
-    /// Workers that have no turn until `until` after those they had; one that sleeps has a turn every
-    /// 20 ms.
+    /// Workers that have no turn until `until`, counted from `turns`; an idle worker has a turn every 20
+    /// ms.
     pub(super) fn silent_since(&self, turns: &[u64], until: Instant) -> Vec<usize> {
         loop {
             let now = self.turns();
@@ -50,8 +50,8 @@ impl Snapshot {
         }
     }
 
-    /// Answers `status`. `silent`: workers that have no turns; `stalled`: how long the control
-    /// thread has had none.
+    /// Answers `status`. `silent`: workers that have no turns; `stalled`: for how long the control thread
+    /// has had none.
     pub(super) fn status(&self, silent: &[usize], stalled: Option<Duration>) -> StatusReport {
         let mut report = self.status.clone();
         report.uptime_seconds = self.started.elapsed().as_secs();
@@ -62,7 +62,7 @@ impl Snapshot {
         report.warnings.extend(silent.iter().map(|n| format!("worker {n} does not answer")));
         if let Some(stalled) = stalled {
             report.warnings.push(format!(
-                "control thread: no turn for {:.1} s; ports and tables are told as they were then",
+                "control thread: no turn for {:.1} s; ports and tables are as of then",
                 stalled.as_secs_f64()
             ));
             report.mirror.stalled_ms = Some(stalled.as_millis() as u64);
@@ -73,8 +73,8 @@ impl Snapshot {
         report
     }
 
-    /// Answers `stat`. Where a worker does not answer in time, what only it knows is left out: where
-    /// its frames are, and what its sockets count.
+    /// Answers `stat`. If a worker does not answer in time, what only it knows is left out: where its
+    /// frames are, and the statistics of its sockets.
     pub(super) fn stat(&self) -> StatReport {
         let told = self.ask_workers();
         let worker = |(n, told): (usize, &Told)| {
@@ -102,7 +102,7 @@ impl Snapshot {
         }
     }
 
-    /// Asks all workers before it waits for the first.
+    /// Sends the request to all workers before waiting for the first answer.
     fn ask_workers(&self) -> Vec<Told> {
         type Statistics = Vec<Option<XdpStatistics>>;
         let ask = |worker: &WorkerHandle<Driver>| {
@@ -176,7 +176,7 @@ impl Supervisor {
         }
     }
 
-    /// One line for the log at the end, when no worker runs any more and nothing is under way.
+    /// One line for the log at the end, when no worker runs and no packet is in flight.
     pub(super) fn totals(&self) -> String {
         let accounts: Vec<PacketAccount> =
             self.workers.handles().iter().map(|worker| worker.stats.account(0, 0)).collect();
@@ -187,7 +187,7 @@ impl Supervisor {
             sum(|account| account.sent),
             sum(|account| account.handed_to_kernel),
             sum(|account| account.dropped),
-            // A packet that was cut is not there any more: its fragments are.
+            // A fragmented packet no longer exists: its fragments do.
             sum(|account| account.made.saturating_sub(account.fragmented)),
         )
     }
@@ -230,7 +230,7 @@ fn named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Counters {
     counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// What a worker counted for one slot of a port.
+/// The counters of one worker for one slot of a port.
 pub(super) fn port_counters(worker: &WorkerStats, slot: u16, stats: &PortStats) -> Counters {
     let PortStats {
         rx_packets,

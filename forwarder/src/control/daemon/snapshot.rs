@@ -1,5 +1,5 @@
-//! What the threads of clients see of the daemon: a snapshot of its state, published by the control
-//! thread, and what is shared with the workers.
+//! What clients' threads see of the daemon: a snapshot of its state, published by the control thread, and
+//! what is shared with the workers.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -22,33 +22,33 @@ use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
-/// The control thread has a turn every 100 ms; after so long without one, `status` says so.
+/// The control thread has a turn every 100 ms; after this long without one, `status` says so.
 const STALLED: Duration = Duration::from_secs(1);
-/// What the list of what is not mirrored may cost: a fifth of the time. With many routes, to make it
-/// may take milliseconds.
+/// The list of what is not mirrored may take a fifth of the time. With many routes, making it may take
+/// milliseconds.
 const UNMIRRORED_REST: u32 = 4;
 
-/// What clients' threads see.
+/// The daemon's state as clients' threads see it.
 pub(super) struct View {
     pub(super) started: Instant,
     snapshot: ArcSwap<Snapshot>,
-    /// Milliseconds from the start to the control thread's last turn; 0: it has had none.
+    /// Milliseconds from the start to the control thread's last turn; 0: none yet.
     turned_ms: AtomicU64,
-    /// Those that workers use.
+    /// The tables that workers use.
     pub(super) tables: Arc<Published<Tables>>,
-    /// By which clients' threads look into their trees.
+    /// The reader with which clients' threads read the tables.
     pub(super) reader: Mutex<Reader>,
-    /// Where the histograms of latency begin.
+    /// Counter values from which the latency histograms count.
     pub(super) baseline: ArcSwap<Baseline>,
     pub(super) captures: Captures,
 }
 
-/// What the control thread had when it was made.
+/// The control thread's state when the snapshot was made.
 pub(super) struct Snapshot {
     /// Without the workers' counters, and without what the client's thread finds out itself.
     pub(super) status: StatusReport,
     pub(super) started: Instant,
-    /// By their numbers, also those that are not listed.
+    /// By number, including those that are not listed.
     pub(super) ports: Vec<PortView>,
     pub(super) workers: Arc<[WorkerHandle<Driver>]>,
     pub(super) cpus: Vec<Option<usize>>,
@@ -74,19 +74,19 @@ pub(super) struct PortView {
     pub(super) xdp_mode: String,
     pub(super) no_zerocopy: Option<String>,
     pub(super) multi_buffer: bool,
-    /// The program's counters, which clients' threads read themselves, and on how many queues.
+    /// The program's counters, which clients' threads read themselves, and its number of queues.
     pub(super) counts: Option<(QueueCounts, u32)>,
-    /// What programs have counted that were attached before it.
+    /// Counts of the programs attached before it.
     pub(super) counted_before: QueueCounters,
 }
 
-/// What is known of what is not mirrored.
+/// Routes and rules that are not mirrored.
 #[derive(Default)]
 pub(super) struct Unmirrored {
     list: Vec<String>,
-    /// Of the mirror, when it was made: generation, events, resyncs.
+    /// State of the mirror when the list was made: generation, events, resyncs.
     of: (u64, u64, u64),
-    /// Not made anew before.
+    /// The list is not made again before this.
     rests_until: Option<Instant>,
 }
 
@@ -104,12 +104,12 @@ impl View {
         }
     }
 
-    /// The newest there is.
+    /// The newest snapshot.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// The control thread begins or ends a turn.
+    /// Notes that the control thread begins or ends a turn.
     pub(super) fn has_turned(&self) {
         self.turned_ms.store((self.started.elapsed().as_millis() as u64).max(1), Relaxed);
     }
@@ -119,7 +119,7 @@ impl View {
         self.turned_ms.load(Relaxed) != 0
     }
 
-    /// How long the control thread has had no turn, when that is too long.
+    /// How long the control thread has had no turn, if that is too long.
     pub(super) fn stalled(&self) -> Option<Duration> {
         let turned = Some(self.turned_ms.load(Relaxed)).filter(|ms| *ms != 0)?;
         let ago = self.started.elapsed().saturating_sub(Duration::from_millis(turned));
@@ -128,7 +128,7 @@ impl View {
 }
 
 impl Snapshot {
-    /// Before there is anything.
+    /// The snapshot before there is any state.
     pub(super) fn starting(options: &super::RunOptions) -> Snapshot {
         Snapshot {
             status: StatusReport {
@@ -154,12 +154,12 @@ impl Snapshot {
         }
     }
 
-    /// The ports there are for people.
+    /// The ports that are shown to users.
     pub(super) fn listed(&self) -> impl Iterator<Item = &PortView> {
         self.ports.iter().filter(|port| port.is_listed)
     }
 
-    /// What a worker does for each port that is served.
+    /// What a worker does for each served port.
     pub(super) fn worker_ports(&self, worker: usize) -> Vec<WorkerPort> {
         let served = |queue: &u32| worker_of(*queue, self.workers.len()) == worker;
         let port = |port: &PortView| WorkerPort {
@@ -178,7 +178,7 @@ impl Supervisor {
         self.publish();
     }
 
-    /// Publishes a snapshot; what is not mirrored may be from before.
+    /// Publishes a snapshot; the list of what is not mirrored may be an older one.
     pub(super) fn publish(&mut self) {
         let handles = self.clients.view.snapshot();
         let workers = match handles.workers.len() == self.workers.handles().len() {
@@ -329,7 +329,7 @@ impl Supervisor {
         warnings
     }
 
-    /// That no interface matches.
+    /// The message if no interface matches.
     pub(super) fn unmatched(&self) -> Option<String> {
         let interfaces = &self.options.interfaces;
         let none = interfaces.has_patterns() && !self.ports.listed().any(|port| port.matched);

@@ -1,5 +1,5 @@
-//! Makes the process ready: its directory and socket, what an earlier run has left set; then gives up
-//! the privileges that are not needed any more, and starts the [`Supervisor`].
+//! Prepares the process: its directory and socket, settings left by an earlier run; then drops the
+//! privileges that are no longer needed and starts the [`Supervisor`].
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use crate::say;
 /// Starts the daemon.
 ///
 /// # Errors
-/// What stands in the way; [`Interrupted`](crate::control::process::signals::Interrupted) when a
-/// signal came. Nothing is left behind then.
+/// What prevents the start; [`Interrupted`](crate::control::process::signals::Interrupted) when a signal
+/// came. Nothing is left behind then.
 pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Supervisor> {
     prepare_runtime_dir(&mut options)?;
     let socket = listen(&options.control)?;
-    // From here on there is something to remove. Dropped when the start has ended, well or not.
+    // From here on there is something to remove. Dropped when the start has ended, successfully or not.
     let _guard = StartGuard::new(Arc::clone(&signals), socket.files.remover())?;
     if let Some(directory) = &options.runtime_dir {
         tell_leftovers(poll::restore_leftovers(&directory.path), "for polling");
@@ -31,8 +31,8 @@ pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Su
     Supervisor::start(options, signals, socket)
 }
 
-/// Makes and checks it. One that cannot be used is an error where it was asked for, or the control
-/// socket is to be in it; else what would be kept there is not.
+/// Creates and checks the runtime directory. An unusable directory is an error if the user named it or the
+/// control socket is to be in it; otherwise what would be stored there is not set.
 fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
     let Some(directory) = &options.runtime_dir else { return Ok(()) };
     match runtime_dir::prepare(&directory.path) {
@@ -48,7 +48,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
     Ok(())
 }
 
-/// Says what was put back that an earlier run had set, and what could not be.
+/// Logs what was restored that an earlier run had set, and what could not be restored.
 fn tell_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
     match restored {
         Ok(names) if names.is_empty() => {}

@@ -1,4 +1,4 @@
-//! Which frames the XDP programs give to userspace, by the tables.
+//! Which frames the XDP programs redirect to userspace, according to the tables.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::control::steering::{Attacher, Steering};
 use crate::io::af_xdp::HeartbeatPage;
 use crate::say;
 
-/// The programs' maps, and what of them could not be filled.
+/// The programs' maps, and what could not be put into them.
 pub(super) struct Steer {
     steering: Steering,
-    /// Of the tables by which the programs were last told what to steer.
+    /// Generation of the tables by which the programs' steering was last set.
     generation: u64,
-    /// Version of the local addresses that the maps have; `None`: of unknown ones.
+    /// Version of the local addresses in the maps; `None`: not known.
     locals: Option<[u64; 2]>,
     /// Why a family's local addresses are not all in the maps.
     unknown_locals: Option<String>,
-    /// Why VLANs are not all in them.
+    /// Why VLANs are not all in the maps.
     unknown_vlans: Option<String>,
 }
 
@@ -50,7 +50,7 @@ impl Steer {
         self.unknown_locals.iter().chain(&self.unknown_vlans)
     }
 
-    /// Local addresses first, then steering: a frame for the router itself never goes astray. Unless
+    /// Sets local addresses first, then steering: a frame for the router itself is never steered. Unless
     /// `allowed`, the kernel gets every frame.
     pub(super) fn apply(
         &mut self,
@@ -64,7 +64,8 @@ impl Steer {
             let mut open = ports.iter_mut().filter_map(Port::active_mut);
             return open.try_for_each(|port| port.steer(false, false));
         }
-        // Without all its addresses a family would have to be guessed at: the kernel has it.
+        // Without all of a family's local addresses the program cannot tell which frames are local: the
+        // kernel gets that family.
         let version = mirror.locals_version();
         let (mut known4, mut known6) = (Ok(()), Ok(()));
         if self.locals != Some(version) {
@@ -90,7 +91,7 @@ impl Steer {
         }
         remember(&mut self.unknown_vlans, unknown);
         ports.iter_mut().try_for_each(|port| {
-            // An interface that is not followed (in a VRF, under a macvlan) is no port in the tables.
+            // An interface that is not followed (in a VRF, under a macvlan) is not a port in the tables.
             let followed = tables.links.port(port.index).is_some();
             let Some(active) = port.active_mut() else { return Ok(()) };
             active.steer(ipv4 && followed, ipv6 && followed)
@@ -98,7 +99,7 @@ impl Steer {
     }
 }
 
-/// Logs what is new.
+/// Stores `now` and logs it if it is new.
 fn remember(known: &mut Option<String>, now: Option<String>) {
     if *known == now {
         return;

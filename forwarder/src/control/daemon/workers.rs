@@ -1,4 +1,4 @@
-//! The workers: how many, what each has room for, their start and their end.
+//! The workers: their number, capacity, start and end.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -25,21 +25,21 @@ use crate::worker::poll::{Parts, PollMode, WorkerFrames};
 use crate::worker::slow_path::{NeighRequests, PuntQueue, slow_path};
 use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
 
-/// Queues that a port may have which comes later, if those at the start have not more.
+/// Queues that a port added later may have, if those at the start do not have more.
 const LATE_QUEUES: u32 = 8;
 
-/// Neighbours that are asked for on behalf of one worker before the kernel is listened to again.
+/// Neighbours requested from the kernel for one worker before netlink is read again.
 const NEIGHBOURS_A_TURN: usize = 32;
 
-/// The workers that have been started, by their numbers.
+/// The workers that have been started, by number.
 pub(super) struct WorkerSet {
     handles: Vec<WorkerHandle<Driver>>,
     threads: Vec<JoinHandle<WorkerFrames>>,
     cpus: Vec<Option<usize>>,
     neigh_requests: Vec<NeighRequests>,
-    /// What they have taken is the kernel's: it filters as they do not.
+    /// The workers hand the packets that they have taken to the kernel, which filters them.
     hand_back: Arc<AtomicBool>,
-    /// Of the flow hash, the same for all.
+    /// Seed of the flow hash, the same for all workers.
     hash_seed: u64,
 }
 
@@ -61,22 +61,23 @@ impl WorkerSet {
         &self.handles
     }
 
-    /// The CPU that each is pinned to; `None`: it is not.
+    /// The CPU that each is pinned to; `None`: not pinned.
     pub(super) fn cpus(&self) -> &[Option<usize>] {
         &self.cpus
     }
 
-    /// Whether they hand to the kernel what they find in their rings.
+    /// Sets whether workers hand the packets in their rings to the kernel.
     pub(super) fn set_hand_back(&self, on: bool) {
         self.hand_back.store(on, Ordering::Relaxed);
     }
 
-    /// One whose thread has ended.
+    /// A worker whose thread has ended.
     pub(super) fn ended(&self) -> Option<usize> {
         self.threads.iter().position(JoinHandle::is_finished)
     }
 
-    /// Asks the kernel for neighbours that workers want, so many a turn; each is wanted again.
+    /// Asks the kernel to resolve neighbours that workers want, a limited number a turn; what is still
+    /// needed is requested again.
     pub(super) fn resolve_neighbours(&self, mirror: &mut Mirror) -> Result<()> {
         for requests in &self.neigh_requests {
             for request in requests.iter().take(NEIGHBOURS_A_TURN) {
@@ -86,7 +87,7 @@ impl WorkerSet {
         Ok(())
     }
 
-    /// Has them finish what has arrived, and waits for that until `end`.
+    /// Has the workers finish what has arrived, and waits for that until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         self.handles.iter().for_each(WorkerHandle::stop);
         for (n, thread) in self.threads.drain(..).enumerate() {
@@ -101,13 +102,13 @@ impl WorkerSet {
 }
 
 impl Supervisor {
-    /// One worker a CPU of `--cpus`, or of those allowed, but no more than a port has queues; unless
-    /// ports may come that have more.
+    /// Starts one worker for each CPU of `--cpus`, or of those allowed, but no more than a port has queues
+    /// unless ports with more may be added later.
     pub(super) fn start_workers(&mut self) -> Result<()> {
         let queues = self.queues()?;
         let more_may_come = self.options.interfaces.has_patterns();
         let allowed = affinity::allowed_cpus();
-        // `--queues` may leave some out.
+        // `--queues` may exclude some.
         let limit = self.options.queues.unwrap_or(QUEUES_MAX);
         let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
         let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
@@ -131,15 +132,15 @@ impl Supervisor {
         for n in 0..count {
             let cpu = match cpus {
                 Some(cpus) => cpus.get(n).copied(),
-                // The last CPUs first: the first serves interrupts and everything else.
+                // The last CPUs first: the first one serves interrupts and everything else.
                 None => Some(allowed[allowed.len() - 1 - n % allowed.len()]),
             };
             let served = |queues: &Queues| {
                 (0..queues.rx.min(limit)).filter(|&q| worker_of(q, count) == n).count()
             };
             let served: Vec<usize> = queues.iter().map(served).collect();
-            // Memory is for half of the ports that there can be, if there are not more already: when
-            // all come, they share it.
+            // Memory is for half of the maximum number of ports, or for those that exist if they are more:
+            // if all are added, they share it.
             let to_come =
                 usize::from(self.ports.max_ports()).div_ceil(2).saturating_sub(served.len());
             let late = usize::from(n < LATE_QUEUES as usize);
@@ -172,12 +173,12 @@ impl Supervisor {
                 .with_context(|| format!("{}: cannot read the number of its queues", port.ifname))
         };
         let queues = self.ports.iter().map(|port| (port.matched, queues(port)));
-        // One that only matches may have gone meanwhile.
+        // A matched interface may have gone meanwhile.
         let queues = queues.filter(|(matched, queues)| !matched || queues.is_ok());
         queues.map(|(_, queues)| queues).collect()
     }
 
-    /// Worker `n` of `count`, which is expected to serve so many queues of all ports together, and can
+    /// Worker `n` of `count`. It is expected to serve `expected` queues of all ports together, and can
     /// serve `queues_per_worker` of each.
     fn make_worker(
         &self,
@@ -227,8 +228,8 @@ impl Supervisor {
     }
 }
 
-/// Starts a worker's thread and waits until it is pinned and has given up what it needs not. `busy`:
-/// it polls queues itself.
+/// Starts a worker's thread and waits until it is pinned and has dropped its privileges. `busy`: it polls
+/// queues itself.
 fn spawn(
     worker: Worker<Driver>,
     n: usize,
@@ -240,7 +241,7 @@ fn spawn(
         let pin = || cpu.map_or(Ok(()), affinity::pin_to).map_err(anyhow::Error::from);
         let outcome = privilege::confine_worker(busy).and_then(|()| pin());
         let failed = outcome.is_err();
-        // The starter waits for this; if it has given up, there is nobody to work for.
+        // The starter waits for this; if it has given up, the worker is not needed.
         if pinned.send(outcome).is_err() || failed {
             return WorkerFrames::default();
         }

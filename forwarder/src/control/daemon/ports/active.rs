@@ -1,4 +1,4 @@
-//! A port that is open: what only such a one has, and what is told to its program.
+//! An open port: the resources that only an open port has, and what its program is told.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,31 +30,31 @@ pub(in crate::control::daemon) struct ActivePort {
     /// IP MTU in octets with which it was opened.
     pub(super) mtu: u32,
     pub(super) mac: [u8; 6],
-    /// No other opening of any port has this number.
+    /// Number of this opening, unique among all openings of all ports.
     pub(super) generation: u64,
     pub(super) opened: Instant,
     /// RX queues served.
     pub(super) queues: u32,
-    /// Of those the first so many can send.
+    /// TX queues: the first `tx_queues` of the served queues can send.
     pub(super) tx_queues: u32,
-    /// What the interface had when it was opened.
+    /// The interface's queues when it was opened.
     pub(super) had: Queues,
     pub(super) bind_mode: BoundMode,
     pub(super) no_zerocopy: Option<String>,
     pub(super) multi_buffer: bool,
     /// Descriptors of the workers' sockets, by queue.
     pub(super) sockets: Vec<OwnedFd>,
-    /// The interfaces whose VLANs the program has been told; tables change more often than they.
+    /// The interfaces whose VLANs are set in the program; tables change more often than these.
     pub(super) vlans_of: Option<Arc<Links>>,
-    /// What is set of its interface while it is polled.
+    /// Settings changed on its interface while it is polled.
     pub(super) tuned: Option<Tuned>,
-    /// Where its interrupts went before.
+    /// The earlier affinity of its interrupts.
     pub(super) pinned: Option<Pinned>,
-    /// Frames by queue that the program passed for lack of a socket, when last looked at.
+    /// Frames by queue that the program passed for lack of a socket, as of the last check.
     pub(super) without_socket: BTreeMap<u32, u64>,
-    /// Whether the interface has an RSS table, as of when a queue was found there.
+    /// Whether the interface has an RSS table, as of when such a queue was found.
     pub(super) has_rss_table: bool,
-    /// Since when its sockets do not send though its link is up.
+    /// Since when its sockets do not send although its link is up.
     pub(super) down_since: Option<Instant>,
 }
 
@@ -63,13 +63,14 @@ impl ActivePort {
         self.mac
     }
 
-    /// Lets the program steer a family, or leaves it to the kernel.
+    /// Lets the program steer each family, or leaves it to the kernel.
     pub(in crate::control::daemon) fn steer(&mut self, ipv4: bool, ipv6: bool) -> Result<()> {
         Ok(self.program.set_steer(ipv4, ipv6)?)
     }
 
-    /// Lets the program steer frames of the VLANs that are followed, and those with VID 0, which are
-    /// the port's own. What cannot be told it stays with the kernel. `port`: its number.
+    /// Lets the program steer frames of the VLANs that are followed, and frames with VID 0, which belong to
+    /// the port itself. VLANs that cannot be set in the program stay with the kernel. `port`: the port's
+    /// number.
     pub(in crate::control::daemon) fn steer_vlans(
         &mut self,
         port: u16,
@@ -106,24 +107,24 @@ impl ActivePort {
         Ok(())
     }
 
-    /// Lets the port's frames through a punt device.
+    /// Lets the punt device accept the port's frames.
     pub(in crate::control::daemon) fn admit(&self, punt: &PuntDevice) -> Result<()> {
         Ok(punt.add_port(self.ifindex, self.mac, self.program.mode() == XdpMode::Generic)?)
     }
 
-    /// Whether packets have become longer than those it was opened for.
+    /// Whether packets may be longer now than those the port was opened for.
     pub(super) fn is_outgrown(&self, link: &Link) -> bool {
         link.mtu > MTU_FRAME && !self.multi_buffer
     }
 
     /// Whether every socket is still bound to the interface.
     pub(super) fn has_its_sockets(&self) -> bool {
-        // Each is asked: the kernel tells some of it only once.
+        // Every socket is checked: the kernel notifies only some of them of a detached interface.
         let unbound = |socket: &&OwnedFd| !af_xdp::is_bound(socket.as_fd(), self.bind_mode);
         self.sockets.iter().filter(unbound).count() == 0
     }
 
-    /// NAPI instances that came since are set as the others.
+    /// Applies the settings to NAPI instances that were added since.
     pub(in crate::control::daemon) fn refresh_polling(&mut self) {
         let Some(tuned) = &mut self.tuned else { return };
         if let Err(error) = tuned.refresh() {
@@ -132,8 +133,8 @@ impl ActivePort {
         }
     }
 
-    /// The driver's interrupts give way to the worker's polls. Where that cannot be had, polling
-    /// goes on beside them.
+    /// The worker's polls replace the driver's interrupts. Where this is not possible, the worker polls in
+    /// addition to them.
     pub(super) fn tune(&mut self, directory: &Path) {
         match Tuned::apply(directory, &self.ifname, self.ifindex) {
             Ok(tuned) => self.tuned = Some(tuned),
@@ -141,7 +142,7 @@ impl ActivePort {
         }
     }
 
-    /// Puts back what was set while it was polled.
+    /// Restores the settings from before it was polled.
     pub(in crate::control::daemon) fn restore_polling(&mut self) {
         let Some(Err(error)) = self.tuned.take().map(Tuned::restore) else { return };
         say!(
@@ -151,7 +152,7 @@ impl ActivePort {
         );
     }
 
-    /// Puts interrupts back where they went before.
+    /// Restores the affinity of its interrupts.
     pub(in crate::control::daemon) fn restore_irqs(&mut self) {
         let Some(Err(error)) = self.pinned.take().map(Pinned::restore) else { return };
         say!(

@@ -1,6 +1,6 @@
-//! What the thread that opens and closes ports asks of workers. No call waits for long. One that was
-//! given up is cancelled, or undone if the worker had begun; closing and renaming are not undone, but
-//! asked for again. A socket that could not be closed is remembered and closed when its worker answers
+//! Requests of the thread that opens and closes ports to the workers. No call waits long. A call that timed
+//! out is cancelled, or undone if the worker had begun it; closing and renaming are not undone, but
+//! requested again. A socket that could not be closed is remembered and closed when its worker answers
 //! again.
 
 use std::collections::BTreeSet;
@@ -12,20 +12,20 @@ use crate::io::Driver;
 use crate::io::af_xdp::{PortConfig, PortInfo, PortState};
 use crate::worker::{Handoffs, NoAnswer, Patience, WorkerHandle};
 
-/// A worker begins with a command within a turn, 20 ms when it sleeps. Longer, for it may be kept
-/// from its CPU.
+/// A worker begins with a command within a turn, 20 ms when it sleeps. This is longer because a worker may
+/// have to wait for its CPU.
 const BEGIN: Duration = Duration::from_millis(500);
 /// Binding a socket may reset a NIC's link, which takes 1 to 2 s (igb).
 const FINISH: Duration = Duration::from_secs(3);
 const PATIENCE: Patience = Patience { begin: BEGIN, finish: FINISH };
 
-/// The workers, and what is still to be closed at each.
+/// The workers, and the sockets still to be closed at each.
 #[derive(Debug)]
 pub(super) struct WorkerCalls {
     handles: Vec<WorkerHandle<Driver>>,
     /// By worker: slots whose sockets are to be closed.
     owed: Vec<BTreeSet<u16>>,
-    /// Those that did not answer since [`WorkerCalls::begin_job`]: they are not waited for again.
+    /// Workers that did not answer since [`WorkerCalls::begin_job`]: they are not waited for again.
     silent: BTreeSet<usize>,
 }
 
@@ -39,12 +39,13 @@ impl WorkerCalls {
         self.handles.len()
     }
 
-    /// Every worker is waited for again.
+    /// Clears `silent`: every worker is waited for again.
     pub(super) fn begin_job(&mut self) {
         self.silent.clear();
     }
 
-    /// Opens a socket in a slot of a worker's driver. Gives what it is and a descriptor of it.
+    /// Opens a socket in a slot of a worker's driver. Returns its properties and a duplicate of its
+    /// descriptor.
     pub(super) fn open(
         &mut self,
         worker: usize,
@@ -56,7 +57,7 @@ impl WorkerCalls {
             handle.call_or_undo(
                 PATIENCE,
                 move |io, pool, stats| {
-                    // Nothing is there, unless something went wrong before.
+                    // The slot is empty unless an earlier close failed.
                     io.remove_port(slot, pool, stats);
                     io.add_port(slot, &config, pool)?;
                     match describe(io, slot) {
@@ -68,7 +69,7 @@ impl WorkerCalls {
                     }
                 },
                 move |io, pool, stats, late| {
-                    // Its descriptor first, or the socket would stay open.
+                    // The duplicate descriptor first, or the socket would stay open.
                     drop(late);
                     io.remove_port(slot, pool, stats);
                 },
@@ -82,11 +83,11 @@ impl WorkerCalls {
         if let Some(owed) = self.owed.get_mut(worker) {
             owed.insert(slot);
         }
-        // What cannot be done now is still owed.
+        // A failure leaves it in `owed`.
         let _ = self.close_owed(worker);
     }
 
-    /// Closes what could not be closed before.
+    /// Closes all sockets that could not be closed before.
     pub(super) fn close_all_owed(&mut self) {
         for worker in 0..self.len() {
             let _ = self.close_owed(worker);
@@ -108,7 +109,7 @@ impl WorkerCalls {
         Ok(())
     }
 
-    /// Whether the sockets in some slots of a worker can send, as far as it has noticed.
+    /// Whether the sockets in some slots of a worker can send, as last noticed by the worker.
     pub(super) fn tx_states(
         &mut self,
         worker: usize,
@@ -122,8 +123,8 @@ impl WorkerCalls {
         })
     }
 
-    /// Tells a worker that a port is another interface from now on: captures, and counters, which
-    /// begin at 0.
+    /// Tells a worker that a port number has another interface from now on: captures use the new name, and
+    /// counters restart at 0.
     pub(super) fn rename(
         &mut self,
         worker: usize,
@@ -141,7 +142,7 @@ impl WorkerCalls {
         })
     }
 
-    /// Changes a worker's ways to and from others. Should that come too late, the worker undoes it.
+    /// Changes a worker's handoffs from and to others. The worker undoes it if this call has timed out.
     pub(super) fn cross<T: Send + 'static>(
         &mut self,
         worker: usize,

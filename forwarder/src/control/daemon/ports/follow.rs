@@ -1,4 +1,4 @@
-//! Ports as their interfaces come, change and go.
+//! Ports follow their interfaces: as these appear, change and disappear.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,18 +16,18 @@ use crate::say;
 use crate::skb::JUMBO_MTU;
 use crate::tables::Link;
 
-/// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may
-/// still be letting go of it.
+/// How often a busy queue is tried at the start, some 20 ms apart: after a restart the kernel may still be
+/// releasing it.
 const BUSY_TRIES: u32 = 50;
-/// The same later on: what was closed just now stays busy for a while.
+/// The same after the start: a queue that was just closed stays busy for a while.
 const BUSY_TRIES_LATER: u32 = 10;
 
 impl PortManager {
-    /// Takes every port on its way to where its interface is now: first those that give way, then,
-    /// when they are closed, those that come, for an interface may have the name of another port now.
+    /// Moves every port towards the state that its interface requires. Ports to be closed come first, and
+    /// the others when those are closed, for an interface may have the name of another port now.
     ///
     /// # Errors
-    /// When a program cannot be told something, or the thread that opens ports has ended.
+    /// When a program's maps cannot be set, or the thread that opens ports has ended.
     pub(in crate::control::daemon) fn follow_links(
         &mut self,
         around: &Surroundings<'_>,
@@ -79,8 +79,8 @@ impl PortManager {
         }
     }
 
-    /// Interfaces that are about to become ports, by name and number, whose own rules have to be known
-    /// before. Not those that wait for something else: each event would have the rules read again.
+    /// Interfaces that are about to become ports, by name and ifindex, whose own rules must be known first.
+    /// Not those that wait for something else: each event would cause the rules to be read again.
     pub(in crate::control::daemon) fn coming(
         &self,
         around: &Surroundings<'_>,
@@ -104,7 +104,7 @@ impl PortManager {
     }
 }
 
-/// Why an interface cannot be a port as it is; `None`: it can.
+/// Why an interface cannot be a port as it is; `None`: no obstacle.
 pub(in crate::control::daemon) fn obstacle(link: &Link, is_up: bool) -> Option<String> {
     if link.mtu > JUMBO_MTU {
         return Some(format!(
@@ -115,8 +115,8 @@ pub(in crate::control::daemon) fn obstacle(link: &Link, is_up: bool) -> Option<S
     (!is_up).then(|| format!("down; bring it up: ip link set {} up", link.name))
 }
 
-/// Whether a port is to have the interface of its name: one that a pattern takes has to match still,
-/// and to be up when it comes.
+/// Whether a port is to use the interface of its name. A matched one must still match, and must be up when
+/// it is added.
 fn is_wanted(port: &Port, matching: &Matching) -> bool {
     match matching.get(&port.ifname) {
         Some(is_up) => *is_up || !matches!(port.state(), PortState::Absent),
@@ -124,22 +124,22 @@ fn is_wanted(port: &Port, matching: &Matching) -> bool {
     }
 }
 
-/// What there is for a port.
+/// What a port's interface is like now, and what keeps it from being used.
 struct Prospect<'a> {
-    /// Its interface; `None`: there is none, or it is not to be a port.
+    /// `None`: there is no interface, or it is not to be a port.
     link: Option<&'a Link>,
-    /// Administratively.
+    /// Administratively up.
     is_up: bool,
     /// Why the interface cannot be a port as it is.
     obstacle: Option<String>,
-    /// Rules on it that would be bypassed.
+    /// Rules on the interface that would be bypassed.
     filtered: Option<String>,
-    /// It is not known yet whether it has any.
+    /// It is not known yet whether it has rules.
     is_unread: bool,
 }
 
-/// What is to be closed of a port whose interface is gone, another one, or unfit now, or that is to be
-/// opened anew.
+/// What is to be closed of a port whose interface is gone, replaced or unfit now, or that is to be
+/// reopened.
 fn give_way(
     port: &mut Port,
     prospect: &Prospect<'_>,
@@ -147,15 +147,15 @@ fn give_way(
 ) -> Result<Option<Box<ActivePort>>> {
     let Some(link) = prospect.link else { return Ok(leave(port)) };
     let Some(active) = port.active() else { return Ok(None) };
-    // Down and active is no obstacle: nothing arrives, and the sockets wait with the link.
+    // An active port that is down is no obstacle: nothing arrives, and the sockets stay bound.
     let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
     if active.ifindex != link.ifindex {
-        say!("interface {} is another one now", port.ifname);
+        say!("interface {} was replaced by another one", port.ifname);
         return Ok(port.begin_closing(None));
     }
     if !active.has_its_sockets() {
         let finding = Finding::SocketsUnbound;
-        say!("interface {}: {finding}; left to the kernel until it is opened anew", port.ifname);
+        say!("interface {}: {finding}; left to the kernel until it is reopened", port.ifname);
         return Ok(port.begin_reopening(finding.to_string(), finding.is_failure()));
     }
     if let Some(why) = prospect.filtered.as_ref().or(obstacle) {
@@ -163,7 +163,7 @@ fn give_way(
         return Ok(port.begin_closing(Some(Waiting { why: why.clone(), until: Until::Event })));
     }
     if prospect.obstacle.is_none() && active.is_outgrown(link) {
-        say!("interface {}: its MTU is {} now; it is opened anew for that", port.ifname, link.mtu);
+        say!("interface {}: its MTU is now {}; reopening it", port.ifname, link.mtu);
         return Ok(port.begin_closing(None));
     }
     if let Some(active) = port.active_mut() {
@@ -177,7 +177,7 @@ fn comes(port: &mut Port, prospect: Prospect<'_>, around: &Surroundings<'_>) -> 
     let link = prospect.link?;
     match port.state() {
         PortState::Opening(_) | PortState::Active(_) | PortState::Closing(_) => return None,
-        // It may stay so for good, and waits without a place.
+        // It may stay down for good, and waits without using a port number.
         PortState::Absent if port.matched && !prospect.is_up => return None,
         PortState::Absent | PortState::Waiting(_) => {}
     }
@@ -193,14 +193,14 @@ fn comes(port: &mut Port, prospect: Prospect<'_>, around: &Surroundings<'_>) -> 
     port.is_due(link.mtu, Instant::now(), around.is_alive).then(|| link.clone())
 }
 
-/// A port's interface is gone, or not to be a port any longer. What is to be closed of it.
+/// A port's interface is gone or is no longer to be a port. Returns what is to be closed of it.
 fn leave(port: &mut Port) -> Option<Box<ActivePort>> {
     let closing = port.begin_closing(None);
     if closing.is_some() || port.forget_interface() {
         match port.matched {
             false => say!("interface {} is gone; waiting for it to return", port.ifname),
             true => say!(
-                "interface {} is gone, or belongs to another: it is no port any more",
+                "interface {} is gone, or belongs to another: it is no longer a port",
                 port.ifname
             ),
         }

@@ -1,5 +1,5 @@
-//! Which worker serves which queue, and how packets are handed to another worker for ports on which
-//! their own has no queue that sends.
+//! Which worker serves which queue, and the handoff of packets to another worker for ports on which their
+//! own worker has no sending queue.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use super::calls::WorkerCalls;
 use super::error::PortError;
 use crate::worker::handoff::{Waker, channel};
 
-/// The worker that serves a queue, of every port.
+/// The worker that serves a queue; the same for every port.
 pub(in crate::control::daemon) fn worker_of(queue: u32, workers: usize) -> usize {
     queue as usize % workers.max(1)
 }
 
-/// The worker by whose queue `worker` sends on a port of which queues below `tx_queues` can send.
+/// The worker whose queue `worker` sends by on a port of which the queues below `tx_queues` can send.
 pub(in crate::control::daemon) fn sends_by(worker: usize, tx_queues: u32) -> usize {
-    // A worker's first queue has its own number.
+    // A worker's first queue has the worker's number.
     if worker < tx_queues as usize { worker } else { worker % tx_queues.max(1) as usize }
 }
 
-/// The handoffs there are; made when the first port needs them, and kept.
+/// The existing handoffs; each is created when the first port needs it, and kept.
 #[derive(Debug)]
 pub(super) struct Handoffs {
     wakers: Vec<Arc<Waker>>,
-    /// From, to.
+    /// (From, to).
     made: BTreeSet<(usize, usize)>,
-    /// Packets that one holds.
+    /// Packets that a handoff holds.
     packets: usize,
 }
 
@@ -35,14 +35,14 @@ impl Handoffs {
     /// Between `workers` workers.
     ///
     /// # Errors
-    /// EMFILE and the like from eventfd(2).
+    /// Those of eventfd(2), such as EMFILE.
     pub(super) fn new(workers: usize, packets: usize) -> Result<Handoffs> {
         let wakers = (0..workers).map(|_| Waker::new()).collect::<Result<_, _>>();
         let wakers = wakers.context("cannot create an eventfd")?;
         Ok(Handoffs { wakers, made: BTreeSet::new(), packets })
     }
 
-    /// Tells every worker how it reaches a port of which queues below `tx_queues` can send.
+    /// Sets for every worker how it sends on a port of which the queues below `tx_queues` can send.
     pub(super) fn lead(
         &mut self,
         port: u16,
@@ -78,7 +78,7 @@ impl Handoffs {
         let waker = self.wakers.get(to).ok_or(PortError::WorkerStalled(to))?;
         let (out, into) = channel(self.packets, to, Arc::clone(waker));
         let its = Arc::clone(waker);
-        // The one that takes first, then the one that sends.
+        // First the receiving worker, then the sending one.
         workers.cross(
             to,
             move |handoffs| handoffs.add_rx(into, its),

@@ -1,9 +1,9 @@
-//! Whether ports are what they seem: a look at what the kernel has of each, every second, and after
-//! every pause in which it could not be followed.
+//! Checks whether the kernel still has what open ports need: every second, and after every pause in which
+//! the kernel could not be followed.
 //!
-//! An interface may be removed and made anew with the same name and index, or be moved to another
-//! network namespace and back; somebody may detach the program. Then frames do not come to userspace
-//! any more, or are lost on their way out, and no event need tell.
+//! An interface may be removed and created again with the same name and index, or be moved to another
+//! network namespace and back; somebody may detach the program. Then frames no longer come to userspace, or
+//! are lost on transmit, possibly without any event.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,16 @@ use crate::control::netdev::nic::{self, Queues};
 use crate::control::steering::Witness;
 use crate::io::af_xdp::PortState;
 
-/// What is looked at of a port that is open.
+/// What is checked of an open port.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) index: u16,
-    /// Of the opening; by now the port may be open once more.
+    /// Number of the opening; the port may have been reopened since.
     pub(super) generation: u64,
     ifindex: u32,
     queues: u32,
     had: Queues,
-    /// `None`: there was no descriptor for it.
+    /// `None`: no descriptor was left for it.
     program: Option<Witness>,
 }
 
@@ -46,21 +46,21 @@ impl Watch {
 /// What is wrong with a port that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// Its sockets are bound to an interface that is gone, also if another of the same name and index
-    /// is there.
+    /// Its sockets are bound to an interface that is gone, even if there is another of the same name and
+    /// index.
     SocketsUnbound,
-    /// Its program is not on it any more.
+    /// Its program is no longer attached.
     ProgramGone,
-    /// It takes VLAN tags off since.
+    /// It strips VLAN tags now.
     Unfit(String),
-    /// It has another number of queues.
+    /// Its number of queues has changed.
     QueuesChanged,
-    /// Its sockets do not send though its link is up.
+    /// Its sockets do not send although its link is up.
     StaysDown,
 }
 
 impl Finding {
-    /// Whether the port failed by itself; else its interface became another one.
+    /// Whether the port itself failed; otherwise its interface has changed.
     pub(super) fn is_failure(&self) -> bool {
         matches!(self, Finding::ProgramGone | Finding::Unfit(_) | Finding::StaysDown)
     }
@@ -70,7 +70,7 @@ impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Finding::SocketsUnbound => {
-                "its AF_XDP sockets have lost it: it was removed or moved to another namespace"
+                "its AF_XDP sockets are no longer bound: it was removed or moved to another namespace"
             }
             Finding::ProgramGone => "its XDP program was detached",
             Finding::Unfit(why) => why,
@@ -80,17 +80,17 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What was seen of a port.
+/// What was found of a port.
 #[derive(Debug)]
 pub(super) struct Sight {
     pub(super) index: u16,
     pub(super) generation: u64,
     pub(super) finding: Option<Finding>,
-    /// Whether a socket of it does not send; only [`look_at_workers`] finds that out.
+    /// Whether one of its sockets does not send; only [`look_at_workers`] finds that out.
     pub(super) is_down: bool,
 }
 
-/// Looks at what the kernel has of ports. Takes the kernel's RTNL lock several times.
+/// Checks the kernel's state of ports. Takes the RTNL lock several times.
 pub(super) fn look(watches: &[Watch]) -> Vec<Sight> {
     let nics = if watches.is_empty() { Vec::new() } else { nic::read().unwrap_or_default() };
     let sight = |watch: &Watch| {
@@ -109,7 +109,7 @@ pub(super) fn look(watches: &[Watch]) -> Vec<Sight> {
     watches.iter().map(sight).collect()
 }
 
-/// Asks the workers which ports do not send. One that does not answer says nothing.
+/// Asks the workers which ports do not send. A worker that does not answer changes nothing.
 pub(super) fn look_at_workers(watches: &[Watch], sights: &mut [Sight], with: &mut PortContext) {
     let workers = with.workers.len();
     let mut slots: BTreeMap<usize, Vec<u16>> = BTreeMap::new();

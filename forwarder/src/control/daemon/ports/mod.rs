@@ -1,15 +1,15 @@
-//! The ports of the daemon, and what brings each to where its interface is.
+//! The daemon's ports, and how each follows its interface.
 //!
-//! The control thread decides; sockets and programs are opened and closed by a thread of their own,
-//! for drivers and workers may make it wait.
+//! The control thread decides; a separate thread opens and closes sockets and programs, because drivers and
+//! workers may make it wait.
 //!
 //! - [`port`]: one port and its states; [`active`]: what it has while it is open;
-//! - [`follow`]: ports as their interfaces come, change and go;
-//! - [`patterns`]: which interfaces are ports though nobody named them;
-//! - [`look`]: whether ports are what they seem;
-//! - [`thread`]: the thread; [`open`], [`queues`]: what it does for one port; [`calls`]: what it asks
-//!   of workers;
-//! - [`handoff`]: which worker serves which queue, and how packets come to another's.
+//! - [`follow`]: ports follow their interfaces as these appear, change and disappear;
+//! - [`patterns`]: interfaces that are ports because they match a pattern;
+//! - [`look`]: checks of open ports against the kernel's state;
+//! - [`thread`]: the thread; [`open`], [`queues`]: what it does for one port; [`calls`]: its requests to
+//!   workers;
+//! - [`handoff`]: which worker serves which queue, and handoff of packets to another worker.
 
 mod active;
 mod calls;
@@ -53,24 +53,24 @@ pub(super) use self::patterns::{Filtered, Matching, filtered, matching};
 pub(super) use self::port::{Port, add_counts};
 pub(super) use self::thread::PortContext;
 
-/// What the control thread knows when it looks after ports.
+/// The control thread's context when it manages ports.
 pub(super) struct Surroundings<'a> {
     pub(super) mirror: &'a Mirror,
     pub(super) links: Arc<Links>,
     pub(super) options: &'a RunOptions,
-    /// The way back to the kernel.
+    /// The device that hands packets back to the kernel.
     pub(super) punt: Arc<PuntDevice>,
     /// Whether a worker gives heartbeats.
     pub(super) is_alive: &'a dyn Fn(usize) -> bool,
 }
 
 impl Surroundings<'_> {
-    /// The interfaces that patterns take now.
+    /// The interfaces that patterns match now.
     pub(super) fn matching(&self) -> Matching {
         matching(self.mirror, self.options)
     }
 
-    /// Administratively; a cable may be unplugged.
+    /// Administratively; there may be no carrier.
     fn is_up(&self, ifindex: u32) -> bool {
         self.mirror.state().links.get(&ifindex).is_some_and(|link| link.is_up())
     }
@@ -79,32 +79,32 @@ impl Surroundings<'_> {
 /// The ports.
 #[derive(Debug)]
 pub(super) struct PortManager {
-    /// By their numbers.
+    /// By number.
     ports: Vec<Port>,
-    /// How many there can be.
+    /// Maximum number of ports.
     max_ports: u16,
     /// `None`: there are no workers yet, or no longer.
     thread: Option<PortThread>,
-    /// A look is under way.
+    /// A check of the ports is in progress.
     is_looking: bool,
-    /// Ports are opened for the first time: one that was named and cannot be opened is an error.
+    /// Ports are opened for the first time: a named one that cannot be opened is an error.
     is_starting: bool,
     /// Number of the next opening.
     next_generation: u64,
-    /// Interfaces that match and for which there is no room.
+    /// Matching interfaces for which there is no room.
     without_room: BTreeSet<String>,
-    /// There will be room for one of them when a number has rested.
+    /// One of them gets room when a free port number may be reused.
     room_soon: bool,
-    /// Why matched interfaces are left to the kernel: rules on them.
+    /// Matched interfaces left to the kernel because of rules on them.
     filtered: Filtered,
-    /// Interfaces that could be ports if it were known whether they have rules on them.
+    /// Interfaces that could be ports, but it is not known yet whether they have rules on them.
     unread: BTreeSet<String>,
-    /// End what waits for a queue.
+    /// Signals end a wait for a busy queue.
     signals: Arc<Signals>,
 }
 
 impl PortManager {
-    /// Of interfaces that were named; none is open. `signals` end what waits for a queue.
+    /// Ports for the named interfaces; none is open. `signals` end a wait for a busy queue.
     pub(super) fn new(names: &[String], signals: Arc<Signals>) -> PortManager {
         PortManager {
             ports: (0u16..).zip(names).map(|(n, name)| Port::new(n, name)).collect(),
@@ -124,7 +124,7 @@ impl PortManager {
     /// Starts the thread that opens and closes ports.
     ///
     /// # Errors
-    /// When there is no thread or no descriptor to be had.
+    /// If the thread or its descriptors cannot be created.
     pub(super) fn start(
         &mut self,
         attacher: Attacher,
@@ -165,7 +165,7 @@ impl PortManager {
         self.ports.iter_mut()
     }
 
-    /// The ports there are for people.
+    /// The ports that are shown to users.
     pub(super) fn listed(&self) -> impl Iterator<Item = &Port> {
         self.iter().filter(|port| port.is_listed())
     }
@@ -175,9 +175,9 @@ impl PortManager {
         self.max_ports
     }
 
-    /// What the tables are to know of: ifindex and number of ports by which packets come, or may
-    /// still lie in rings. Not of one that the kernel filters: what comes or leaves by it is handed
-    /// back.
+    /// Ifindex and number of the ports to put into the tables: ports by which packets come, or whose
+    /// packets may still be in rings. Not a port that the kernel filters: packets that come or leave by it
+    /// are handed back.
     pub(super) fn in_tables(&self) -> Vec<(u32, u16)> {
         let ports = self.iter().filter(|port| !self.filtered.contains_key(&port.ifname));
         ports.filter_map(|port| Some((port.table_ifindex()?, port.index))).collect()
@@ -190,8 +190,8 @@ impl PortManager {
         self.iter().any(is_changing)
     }
 
-    /// Whether packets may still be sent by a port whose packets the kernel filters, because its
-    /// sockets are not closed yet.
+    /// Whether packets may still be sent by a port whose packets the kernel filters, because its sockets
+    /// are not closed yet.
     pub(super) fn is_closing_filtered(&self) -> bool {
         self.closing().any(|port| self.filtered.contains_key(&port.ifname))
     }
@@ -204,18 +204,18 @@ impl PortManager {
         self.iter().filter(|port| matches!(port.state(), PortState::Closing(_)))
     }
 
-    /// From now on a port that cannot be opened is no error.
+    /// From now on a port that cannot be opened is not an error.
     pub(super) fn end_start(&mut self) {
         self.is_starting = false;
     }
 
-    /// Whether a port could be opened that no event tells of.
+    /// Whether a port may be openable now, without an event.
     pub(super) fn wants_retry(&self, around: &Surroundings<'_>) -> bool {
         let now = Instant::now();
         self.iter().any(|port| port.wants_retry(now, around.is_alive))
     }
 
-    /// Whether there will be room for an interface that matches when a number has rested.
+    /// Whether there will be room for a matching interface when a free port number may be reused.
     pub(super) fn has_room_soon(&self) -> bool {
         self.room_soon
     }
@@ -223,11 +223,11 @@ impl PortManager {
     fn submit(&self, job: Job) -> Result<()> {
         match self.thread.as_ref().is_some_and(|thread| thread.submit(job)) {
             true => Ok(()),
-            false => bail!("the thread that opens ports is not there, which is a bug"),
+            false => bail!("the thread that opens ports is missing, which is a bug"),
         }
     }
 
-    /// Takes what the thread has done. Whether ports were opened or closed.
+    /// Takes the thread's results. Returns whether ports were opened or closed.
     ///
     /// # Errors
     /// The thread has ended; while starting, a port that was named could not be opened.
@@ -241,7 +241,7 @@ impl PortManager {
         Ok(changed)
     }
 
-    /// The same, and waits a moment for something to be done before.
+    /// As [`PortManager::take_done`], but waits a moment for a result first.
     ///
     /// # Errors
     /// As for [`PortManager::take_done`].
@@ -279,13 +279,13 @@ impl PortManager {
                 bail!("{}", error.about(&port.ifname))
             }
             Err(error) => {
-                // Tried again and again: told once.
+                // It is tried repeatedly, but logged once.
                 if port.end_opening(Err(&error)) {
                     say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
                 }
             }
             Ok(active) => {
-                // The device may have been replaced since the thread admitted the port.
+                // The device may have been replaced since the thread registered the port with it.
                 active.admit(punt)?;
                 port.end_opening(Ok(active));
                 match (port.matched, self.is_starting) {
@@ -298,8 +298,8 @@ impl PortManager {
         Ok(())
     }
 
-    /// Looks whether ports are what they seem. `now`: before anything else is done; else by the thread,
-    /// unless that still does so.
+    /// Checks the ports against the kernel's state. `now`: before anything else is done; otherwise by the
+    /// thread, unless it is still doing so.
     ///
     /// # Errors
     /// When the thread has ended.
@@ -325,9 +325,9 @@ impl PortManager {
         Ok(())
     }
 
-    /// Ports that are not what they seem go to the kernel, and are opened anew.
+    /// Leaves ports with a finding to the kernel, to be reopened.
     fn act_on(&mut self, sights: Vec<Sight>, around: &Surroundings<'_>) -> Result<()> {
-        // They may be why the rest was seen.
+        // Missing sockets may be the cause of the other findings.
         self.look_at_sockets(around)?;
         for Sight { index, generation, finding, is_down } in sights {
             let index = usize::from(index);
@@ -355,23 +355,23 @@ impl PortManager {
         let Some(active) = port.begin_reopening(finding.to_string(), finding.is_failure()) else {
             return Ok(());
         };
-        say!("{what}; left to the kernel until it is opened anew");
+        say!("{what}; left to the kernel until it is reopened");
         self.close(index as u16, active, &around.punt)
     }
 
-    /// Gives what was an open port to the kernel at once, and has the thread close it.
+    /// Leaves an open port to the kernel at once, and has the thread close it.
     fn close(
         &self,
         index: u16,
         mut port: Box<active::ActivePort>,
         punt: &Arc<PuntDevice>,
     ) -> Result<()> {
-        // Its program goes in a moment, if this fails.
+        // If this fails, the program is detached in a moment anyway.
         let _ = port.steer(false, false);
         self.submit(Job::Close { index, port, punt: Arc::clone(punt) })
     }
 
-    /// A queue whose packets the kernel has is told of, once; `status` goes on to.
+    /// Logs each queue whose packets go to the kernel, once; `status` keeps reporting it.
     ///
     /// # Errors
     /// When the thread has ended.
@@ -381,14 +381,14 @@ impl PortManager {
             match active.look_for_unserved() {
                 Ok(false) => {}
                 Ok(true) => self.ports[index].unserved().iter().for_each(|what| say!("{what}")),
-                // The kernel takes none that is not bound.
+                // The kernel does not accept a socket that is not bound.
                 Err(_) => self.reopen(index, &Finding::SocketsUnbound, around)?,
             }
         }
         Ok(())
     }
 
-    /// Puts back what was set of interfaces. Waits for the thread until `end`.
+    /// Restores the interfaces' settings. Waits for the thread until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         let done = self.thread.take().map_or_else(Vec::new, |thread| thread.stop(end));
         for done in done {

@@ -1,5 +1,5 @@
-//! Opening and closing a port: sockets, program, and what is set of the interface. Runs on the thread
-//! for that, for drivers may take seconds.
+//! Opens and closes a port: sockets, program, and settings of the interface. Runs on the port thread,
+//! because drivers may take seconds.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,32 +22,32 @@ use crate::skb::MTU_FRAME;
 use crate::tables::Link;
 use crate::worker::poll::PollMode;
 
-/// How long workers have for what lies in the rings of a port that is closed.
+/// How long workers have for packets in the rings of a port that is being closed.
 const DRAIN: Duration = Duration::from_millis(5);
-/// Pause before a queue that was busy is tried again: one just closed stays busy for a while.
+/// Pause before a busy queue is tried again: one just closed stays busy for a while.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
-/// A port that is to be opened.
+/// A request to open a port.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
     /// Number of the port.
     pub(super) index: u16,
-    /// No other opening of any port has this number.
+    /// Number of this opening, unique among all openings of all ports.
     pub(super) generation: u64,
     pub(super) link: Link,
     /// How often a busy queue is tried, [`BUSY_PAUSE`] apart.
     pub(super) tries: u32,
     /// See `Port::naming`.
     pub(super) naming: Option<u64>,
-    /// The way back to the kernel.
+    /// The device that hands packets back to the kernel.
     pub(super) punt: Arc<PuntDevice>,
 }
 
-/// Opens a port: a socket on every queue, the program, and the queues directed to the sockets. Frames
-/// are steered only after [`ActivePort::steer`].
+/// Opens a port: a socket on every queue, the program, and the program's map of the sockets. Frames are
+/// steered only after [`ActivePort::steer`].
 ///
 /// # Errors
-/// Why it cannot be opened; everything is as before then.
+/// Why it cannot be opened; everything is then as before.
 pub(super) fn open(request: &OpenRequest, with: &mut PortContext) -> Result<ActivePort, PortError> {
     let mut sockets = Sockets::default();
     let opened = request.open(&mut sockets, with);
@@ -59,19 +59,20 @@ pub(super) fn open(request: &OpenRequest, with: &mut PortContext) -> Result<Acti
     opened
 }
 
-/// Gives a port back to the kernel.
+/// Closes a port: the kernel gets its frames.
 pub(super) fn close(index: u16, mut port: ActivePort, punt: &PuntDevice, with: &mut PortContext) {
     port.restore_polling();
     port.restore_irqs();
     let ActivePort { program, sockets, ifindex, queues, .. } = port;
-    // First the program: from here on the kernel has every frame that arrives. What has arrived before
-    // is forwarded meanwhile.
+    // First the program: from here on the kernel has every frame that arrives. Packets that have arrived
+    // are forwarded meanwhile.
     drop(program);
     std::thread::sleep(DRAIN);
-    // A socket is closed with its last descriptor, and that is to be the worker's.
+    // A socket is closed with its last descriptor, which must be the worker's.
     drop(sockets);
     close_sockets(index, queues, with);
-    // It fails only for want of memory, and then frames of an interface that is no port go nowhere.
+    // This fails only for lack of memory; the entry then allows frames of an interface that is not a port,
+    // which has no effect.
     let _ = punt.remove_port(ifindex);
 }
 
@@ -82,13 +83,13 @@ fn close_sockets(index: u16, queues: u32, with: &mut PortContext) {
     }
 }
 
-/// The sockets opened so far, and what they are.
+/// The sockets opened so far and their properties.
 #[derive(Debug, Default)]
 struct Sockets {
     /// By queue.
     fds: Vec<OwnedFd>,
     multi_buffer: bool,
-    /// With which the driver refused zero-copy.
+    /// The errno with which the driver refused zero-copy.
     zerocopy_errno: Option<i32>,
 }
 
@@ -98,7 +99,7 @@ impl OpenRequest {
         self.refuse_unfit(with)?;
         let channels = nic::queues(link.ifindex).map_err(PortError::Queues)?;
         let queues = with.queues_served(name, link.ifindex, channels)?;
-        // A socket sends by a TX queue of its own queue's number, and there may be fewer of those.
+        // A socket sends on the TX queue with the number of its RX queue, and there may be fewer TX queues.
         let tx_queues = queues.min(channels.tx);
         let (bind_mode, program) = self.open_and_attach(queues, sockets, with)?;
         with.handoffs.lead(self.index, tx_queues, &mut with.workers)?;
@@ -130,7 +131,7 @@ impl OpenRequest {
             has_rss_table: false,
             down_since: None,
         };
-        // Without a directory to keep in what is to be put back, nothing is set.
+        // Without a directory to store the earlier settings in, nothing is set.
         if let Some(directory) = &with.options.runtime_dir {
             if with.options.poll == PollMode::Busy {
                 port.tune(&directory.path);
@@ -142,8 +143,8 @@ impl OpenRequest {
         Ok(port)
     }
 
-    /// Sockets first: some drivers fill their rings when the program is attached (igb), and the fill
-    /// rings are full by then.
+    /// Sockets first: some drivers (igb) fill their rings when the program is attached, and the fill rings
+    /// must be full by then.
     fn open_and_attach(
         &self,
         queues: u32,
@@ -162,7 +163,7 @@ impl OpenRequest {
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
             Mode::Generic => AttachMode::Generic,
         };
-        // Also without sockets: another's program that is there already says more than "busy".
+        // Tried without sockets, too: a program attached by another process explains more than "busy".
         let (link, long) = (&self.link, self.link.mtu > MTU_FRAME);
         match with.attacher.attach(link.ifindex, &link.name, link.mac, mode, long) {
             Err(error) if PortError::is_taken(&error) => Err(error.into()),
@@ -170,7 +171,7 @@ impl OpenRequest {
         }
     }
 
-    /// What an interface must be, beside up and small enough.
+    /// Checks what an interface must be, besides up and within the MTU limit.
     fn refuse_unfit(&self, with: &PortContext) -> Result<(), PortError> {
         let name = &self.link.name;
         let nics = nic::read().map_err(PortError::Unreadable)?;
@@ -237,8 +238,8 @@ impl OpenRequest {
         )))
     }
 
-    /// Queue `q` belongs to worker `q % workers`; its first queue of a port is also the one that a
-    /// worker sends by, if it can send.
+    /// Queue `q` belongs to worker `q % workers`. A worker sends on its first queue of a port, if that can
+    /// send.
     fn open_sockets(
         &self,
         queues: u32,
@@ -255,7 +256,7 @@ impl OpenRequest {
             let (info, fd) = loop {
                 tries = tries.saturating_sub(1);
                 match with.workers.open(worker, slot, config.clone()) {
-                    // Waited for here, not on the worker: it has other ports to serve.
+                    // Waited for here and not on the worker, which has other ports to serve.
                     Err(error) if tries > 0 && error.is_busy() && !with.signals.is_pending() => {
                         std::thread::sleep(BUSY_PAUSE);
                     }
@@ -289,7 +290,7 @@ impl OpenRequest {
         }
     }
 
-    /// Why sockets that are bound are not zero-copy.
+    /// Why bound sockets are not zero-copy.
     fn why_copy(
         &self,
         bound: BoundMode,
@@ -325,7 +326,7 @@ impl OpenRequest {
     }
 }
 
-/// Why an interface that takes tags off cannot be a port.
+/// Why an interface that strips VLAN tags cannot be a port.
 pub(super) fn strips_tags(nic: &Nic) -> Option<String> {
     let Stripping { off, fixed } = nic::vlan_stripping(nic)?;
     let remedy = match fixed {

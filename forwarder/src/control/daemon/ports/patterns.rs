@@ -1,8 +1,8 @@
-//! Ports that nobody named: interfaces that match a pattern, as they come and go.
+//! Ports that match a pattern, as interfaces appear and disappear.
 //!
-//! The workers have room for so many ports from the start. A port keeps its number, with counters and
-//! captures, while its interface is gone, so that it goes on when the interface returns; only when
-//! another one needs the room it has to give way.
+//! The workers have memory for a fixed number of ports from the start. A port keeps its number, counters
+//! and captures while its interface is gone, to go on when the interface returns. Its number is given to
+//! another interface only when that needs the room.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,27 +15,27 @@ use crate::control::firewall::monitor::Monitor;
 use crate::control::mirror::Mirror;
 use crate::say;
 
-/// Ports for which there is room beyond those there at the start, when nobody says otherwise.
+/// Default number of ports for which there is room beyond those that exist at the start.
 const SPARE: u16 = 8;
-/// How long a port's number stays free before it is another interface's: packets that came by the one
-/// that is gone may wait three seconds for a neighbour, and carry the number.
+/// How long a port's number stays free before another interface gets it: packets that came by the old one
+/// may wait three seconds for a neighbour, and carry the number.
 const REST: Duration = Duration::from_secs(4);
 
-/// The interfaces that patterns take now, and whether they are up.
+/// The interfaces that patterns match now, and whether they are up.
 pub(in crate::control::daemon) type Matching = BTreeMap<String, bool>;
 
-/// Matched interfaces with rules on them that would be bypassed, and what is said of each.
+/// Matched interfaces with rules that would be bypassed, and the message for each.
 pub(in crate::control::daemon) type Filtered = BTreeMap<String, String>;
 
-/// Where a port could be.
+/// A port number for a new interface.
 enum Place {
     At(u16),
-    /// A number is free but has not rested.
+    /// A number is free, but not for [`REST`] yet.
     Soon,
     None,
 }
 
-/// The interfaces that patterns take now.
+/// The interfaces that patterns match now.
 pub(in crate::control::daemon) fn matching(mirror: &Mirror, options: &RunOptions) -> Matching {
     let interfaces = &options.interfaces;
     if !interfaces.has_patterns() {
@@ -47,7 +47,7 @@ pub(in crate::control::daemon) fn matching(mirror: &Mirror, options: &RunOptions
 }
 
 impl PortManager {
-    /// How many ports there can be, decided once: those there are, and some that may come.
+    /// Sets the maximum number of ports, once: those that exist, and some that may be added.
     pub(in crate::control::daemon) fn make_room(
         &mut self,
         options: &RunOptions,
@@ -65,8 +65,8 @@ impl PortManager {
         };
     }
 
-    /// Makes ports of interfaces that match, are up, and are none yet, as far as there is room. The
-    /// numbers of new ones. Interfaces that are down may stay so for good; they wait without.
+    /// Makes ports of interfaces that match, are up, and are not ports yet, as far as there is room.
+    /// Returns the numbers of new ones. Interfaces that are down may stay so for good, and get no number.
     pub(in crate::control::daemon) fn take_newcomers(
         &mut self,
         options: &RunOptions,
@@ -101,15 +101,15 @@ impl PortManager {
         taken
     }
 
-    /// Has the workers told, before the port is opened, that its number is its interface's from now on.
-    /// `naming`: see `Supervisor::tell_captures`.
+    /// Has the workers notified, before the port is opened, that its number belongs to its interface from
+    /// now on. `naming`: see `Supervisor::tell_captures`.
     pub(in crate::control::daemon) fn set_naming(&mut self, index: u16, naming: u64) {
         if let Some(port) = self.ports.get_mut(usize::from(index)) {
             port.naming = Some(naming);
         }
     }
 
-    /// Interfaces that match and cannot be ports for want of room, each with what to do.
+    /// Interfaces that match but cannot be ports for lack of room, each with what to do.
     pub(in crate::control::daemon) fn without_room(
         &self,
         options: &RunOptions,
@@ -125,12 +125,12 @@ impl PortManager {
         )
     }
 
-    /// The ports that nobody named.
+    /// The ports that match a pattern and were not named.
     pub(in crate::control::daemon) fn matched_names(&self) -> impl Iterator<Item = &str> {
         self.listed().filter(|port| port.matched).map(|port| port.ifname.as_str())
     }
 
-    /// Whether a port of that name is one that nobody named.
+    /// Whether a port of that name matched a pattern and was not named.
     pub(in crate::control::daemon) fn is_matched(&self, name: &str) -> bool {
         self.iter().any(|port| port.matched && port.ifname == name)
     }
@@ -151,14 +151,14 @@ impl PortManager {
         }
     }
 
-    /// Notes which matched interfaces have rules on them. Whether that has changed.
+    /// Sets which matched interfaces have rules on them. Returns whether that has changed.
     pub(in crate::control::daemon) fn set_filtered(&mut self, filtered: Filtered) -> bool {
         let changed = filtered != self.filtered;
         self.filtered = filtered;
         changed
     }
 
-    /// Notes which of some interfaces have rules on them.
+    /// Sets which of some interfaces have rules on them.
     pub(in crate::control::daemon) fn update_filtered(&mut self, of: &[&str], filtered: Filtered) {
         for name in of {
             self.filtered.remove(*name);
@@ -166,20 +166,19 @@ impl PortManager {
         self.filtered.extend(filtered);
     }
 
-    /// Notes of which interfaces, that would become ports, it is not known yet whether they have rules
-    /// on them.
+    /// Sets which interfaces would become ports, but may have rules on them that are not known yet.
     pub(in crate::control::daemon) fn set_unread(&mut self, unread: BTreeSet<String>) {
         self.unread = unread;
     }
 
-    /// Whether there are such.
+    /// Whether there are such interfaces.
     pub(in crate::control::daemon) fn has_unread(&self) -> bool {
         !self.unread.is_empty()
     }
 }
 
-/// Rules on matched interfaces themselves, and on no others: these are left to the kernel, and the
-/// rest goes on.
+/// Rules that apply only to single matched interfaces: those interfaces are left to the kernel, and the
+/// rest is forwarded.
 pub(in crate::control::daemon) fn filtered<'a>(
     firewall: &Monitor,
     options: &RunOptions,

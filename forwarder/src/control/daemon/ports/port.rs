@@ -1,4 +1,4 @@
-//! One port: an interface that was named or that a pattern takes, and how far it is from forwarding.
+//! One port: an interface that was named or matched by a pattern, and its state.
 //!
 //! ```text
 //! Absent ──interface appears──▶ Opening ──▶ Active ──gone, unfit──▶ Closing ──▶ Absent, Waiting
@@ -18,47 +18,46 @@ use crate::tables::Link;
 
 /// The longest pause between two attempts to open a port is 2^6 seconds.
 const RETRY_DOUBLINGS: u32 = 6;
-/// A port that failed sooner after it was opened was never sound.
+/// A port that fails earlier than this after it was opened was not stable.
 const SOUND: Duration = Duration::from_secs(10);
-/// A port that is not sound is opened anew at once so many times, then with the pauses of one that
-/// cannot be opened.
+/// An unstable port is reopened at once this many times, then with the pauses of one that cannot be opened.
 const PROMPT_REOPENINGS: u32 = 3;
 
-/// How far a port is.
+/// The state of a port.
 #[derive(Debug)]
 pub(in crate::control::daemon) enum PortState {
     /// No interface of that name.
     Absent,
     /// The interface cannot be served as it is.
     Waiting(Waiting),
-    /// The thread for it opens sockets and attaches the program.
+    /// The port thread opens sockets and attaches the program.
     Opening(Opening),
     /// Its frames come to userspace.
     Active(Box<ActivePort>),
-    /// The thread for it detaches the program and closes sockets.
+    /// The port thread detaches the program and closes sockets.
     Closing(Closing),
 }
 
-/// What a port waits for.
+/// Why a port waits, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::control::daemon) struct Waiting {
-    /// Why it is not served, to stand behind its name.
+    /// Why it is not served; printed after its name.
     pub(super) why: String,
     pub(super) until: Until,
 }
 
-/// When a port that waits is tried again.
+/// When a waiting port is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
-    /// When an obstacle has gone, which an event tells.
+    /// When an event reports that the obstacle is gone.
     Event,
-    /// At a time; earlier when the MTU, in octets, is another one.
+    /// At a time; earlier when the MTU, in octets, has changed.
     Time { at: Instant, mtu: u32 },
     /// When this worker gives heartbeats again.
     Worker(usize),
 }
 
-/// What is known of a port that is being opened.
+/// State of a port that is being opened.
 #[derive(Debug)]
 pub(in crate::control::daemon) struct Opening {
     mtu: u32,
@@ -66,22 +65,22 @@ pub(in crate::control::daemon) struct Opening {
     before: Option<String>,
 }
 
-/// What is known of a port that is being closed.
+/// State of a port that is being closed.
 #[derive(Debug)]
 pub(in crate::control::daemon) struct Closing {
     ifindex: u32,
-    /// What its program counts until it is detached, and on how many queues.
+    /// The program's counters, which count until it is detached, and its number of queues.
     counts: (QueueCounts, u32),
-    /// What it waits for afterwards; `None`: for an interface.
+    /// The state afterwards; `None`: absent.
     then: Option<Waiting>,
 }
 
-/// When a port is tried again that could not be opened, or does not stay sound.
+/// When a port is tried again that could not be opened or is unstable.
 #[derive(Debug)]
 struct Attempts {
-    /// In a row, that failed or led to a port that was not sound.
+    /// Consecutive attempts that failed or led to an unstable port.
     count: u32,
-    /// When the next is due.
+    /// When the next one is due.
     next: Instant,
 }
 
@@ -90,13 +89,13 @@ impl Attempts {
         Attempts { count: 0, next: Instant::now() }
     }
 
-    /// Each pause is twice as long as the one before, for some NICs reset their link each time.
+    /// Each pause is twice the previous one, because some NICs reset their link each time.
     fn begin(&mut self, now: Instant) {
         self.count += 1;
         self.next = now + Duration::from_secs(1 << self.count.min(RETRY_DOUBLINGS));
     }
 
-    /// An open port has failed by itself. When it may be opened anew.
+    /// An open port has failed by itself. Returns when it may be reopened.
     fn after_failure(&mut self, opened: Instant, now: Instant) -> Instant {
         if now.saturating_duration_since(opened) >= SOUND {
             self.count = 0;
@@ -105,21 +104,21 @@ impl Attempts {
     }
 }
 
-/// An interface that was named, or that a pattern takes.
+/// An interface that was named or matched by a pattern.
 #[derive(Debug)]
 pub(in crate::control::daemon) struct Port {
-    /// Number among the workers' ports.
+    /// The port's number at the workers.
     pub(in crate::control::daemon) index: u16,
-    /// Of its interface.
+    /// Name of its interface.
     pub(in crate::control::daemon) ifname: String,
-    /// A pattern took it.
+    /// A pattern matched it; it was not named.
     pub(in crate::control::daemon) matched: bool,
     /// Since when its number has been free, if it is.
     pub(super) idle_since: Instant,
-    /// Workers are still to be told that the number is this interface's, see `WorkerCalls::rename`.
+    /// The workers are still to be notified that the number is this interface's, see `WorkerCalls::rename`.
     pub(super) naming: Option<u64>,
     mac: [u8; 6],
-    /// What its programs have counted that were detached, all queues together.
+    /// Counts of its detached programs, summed over all queues.
     xdp_counted_before: QueueCounters,
     attempts: Attempts,
     state: PortState,
@@ -141,12 +140,12 @@ impl Port {
         }
     }
 
-    /// The same, of an interface that a pattern takes.
+    /// A port without an interface, for a name that a pattern matches.
     pub(super) fn matched(index: u16, ifname: &str) -> Port {
         Port { matched: true, ..Port::new(index, ifname) }
     }
 
-    /// How far it is.
+    /// Its state.
     pub(super) fn state(&self) -> &PortState {
         &self.state
     }
@@ -162,17 +161,17 @@ impl Port {
         }
     }
 
-    /// Whether it is one for people: not only a place that another interface may take.
+    /// Whether it is shown to users: not only a number that another interface may take.
     pub(in crate::control::daemon) fn is_listed(&self) -> bool {
         !self.matched || !matches!(self.state, PortState::Absent)
     }
 
-    /// Its hardware address, as far as it has been known.
+    /// Its hardware address, as last known.
     pub(in crate::control::daemon) fn mac(&self) -> [u8; 6] {
         self.active().map_or(self.mac, ActivePort::mac)
     }
 
-    /// What it is while it is served.
+    /// What it has while it is active.
     pub(in crate::control::daemon) fn active(&self) -> Option<&ActivePort> {
         match &self.state {
             PortState::Active(active) => Some(active),
@@ -187,17 +186,17 @@ impl Port {
         }
     }
 
-    /// Whether its frames come to userspace.
+    /// Whether its frames are redirected to userspace.
     pub(in crate::control::daemon) fn is_active(&self) -> bool {
         self.active().is_some()
     }
 
-    /// Of the interface that it is while it is served; 0: of none.
+    /// Ifindex of its interface while it is active; 0 otherwise.
     pub(in crate::control::daemon) fn ifindex(&self) -> u32 {
         self.active().map_or(0, |active| active.ifindex)
     }
 
-    /// Of the interface by which packets come, or of which some may still lie in rings.
+    /// Ifindex of its interface while packets come by it or may still be in rings.
     pub(super) fn table_ifindex(&self) -> Option<u32> {
         match &self.state {
             PortState::Active(active) => Some(active.ifindex),
@@ -211,7 +210,7 @@ impl Port {
         self.active().map_or(0, |active| active.queues)
     }
 
-    /// Of those the first so many can send.
+    /// TX queues: the first `tx_queues` of the served queues can send.
     pub(in crate::control::daemon) fn tx_queues(&self) -> u32 {
         self.active().map_or(0, |active| active.tx_queues)
     }
@@ -221,7 +220,7 @@ impl Port {
         self.active().map(|active| active.bind_mode)
     }
 
-    /// Why they are not bound zero-copy, when they are not.
+    /// Why its sockets are not bound zero-copy, if they are not.
     pub(in crate::control::daemon) fn no_zerocopy(&self) -> Option<&str> {
         self.active()?.no_zerocopy.as_deref()
     }
@@ -231,8 +230,8 @@ impl Port {
         self.active().is_some_and(|active| active.multi_buffer)
     }
 
-    /// What its programs have done with frames: one that counts still, with the number of its queues,
-    /// and those before it by [`xdp_prog::Reason`].
+    /// What its programs did with frames: the counters of the attached one with its number of queues, and
+    /// the counts of earlier ones by [`xdp_prog::Reason`].
     pub(in crate::control::daemon) fn xdp_counts(
         &self,
     ) -> (Option<(QueueCounts, u32)>, QueueCounters) {
@@ -249,12 +248,12 @@ impl Port {
         self.active().map(|active| &active.program)
     }
 
-    /// Queues without a socket that get packets, and what to do.
+    /// Message about queues without a socket that get packets, and what to do.
     pub(in crate::control::daemon) fn unserved(&self) -> Option<String> {
         self.active()?.unserved_queues(&self.ifname)
     }
 
-    /// Whether it waits for something that no event tells of, and that may have come.
+    /// Whether it waits for something without an event that may have happened.
     pub(super) fn wants_retry(&self, now: Instant, is_alive: &dyn Fn(usize) -> bool) -> bool {
         let PortState::Waiting(waiting) = &self.state else { return false };
         match waiting.until {
@@ -264,7 +263,7 @@ impl Port {
         }
     }
 
-    /// Whether it is to be opened on an interface of this MTU that has no obstacle.
+    /// Whether it is to be opened on an interface of this MTU, in octets, that has no obstacle.
     pub(super) fn is_due(&self, mtu: u32, now: Instant, is_alive: &dyn Fn(usize) -> bool) -> bool {
         match &self.state {
             PortState::Absent => true,
@@ -277,7 +276,7 @@ impl Port {
         }
     }
 
-    /// Is going to be opened.
+    /// Changes to Opening.
     pub(super) fn begin_opening(&mut self, link: &Link) {
         self.attempts.begin(Instant::now());
         self.mac = link.mac;
@@ -288,7 +287,7 @@ impl Port {
         self.state = PortState::Opening(Opening { mtu: link.mtu, before });
     }
 
-    /// Is open, or could not be opened. Whether that is news.
+    /// Changes to Active, or to Waiting if it could not be opened. Returns whether this is to be logged.
     pub(super) fn end_opening(&mut self, result: Result<Box<ActivePort>, &PortError>) -> bool {
         let (mtu, before) = match &mut self.state {
             PortState::Opening(opening) => (opening.mtu, opening.before.take()),
@@ -310,15 +309,15 @@ impl Port {
         }
     }
 
-    /// Waits, without having been open. Whether that is news.
+    /// Changes to Waiting; it was not open. Returns whether this is to be logged.
     pub(super) fn wait(&mut self, waiting: Waiting) -> bool {
         let news = self.describe() != waiting.why;
         self.state = PortState::Waiting(waiting);
         news
     }
 
-    /// Its interface is gone, or not to be a port any longer. Whether there was one. One that is open
-    /// is to be closed instead.
+    /// Its interface is gone or is no longer to be a port. Returns whether there was one. An open port must
+    /// be closed instead.
     pub(super) fn forget_interface(&mut self) -> bool {
         let had_one = matches!(self.state, PortState::Waiting(_));
         if had_one {
@@ -329,7 +328,7 @@ impl Port {
         had_one
     }
 
-    /// Begins to be closed, because of its interface or of the user. What is to be closed; `None`: it
+    /// Changes to Closing, because of its interface or the user. Returns what is to be closed; `None`: it
     /// is not open.
     pub(super) fn begin_closing(&mut self, then: Option<Waiting>) -> Option<Box<ActivePort>> {
         let active = self.active()?;
@@ -346,8 +345,8 @@ impl Port {
         }
     }
 
-    /// The same, to be opened anew. `itself`: it is the port that failed, not its interface that
-    /// became another one, so that pauses grow should this go on.
+    /// As [`Port::begin_closing`], to be reopened. `itself`: the port itself failed, not its interface
+    /// changed; pauses grow if this goes on.
     pub(super) fn begin_reopening(&mut self, why: String, itself: bool) -> Option<Box<ActivePort>> {
         let (opened, mtu) = self.active().map(|active| (active.opened, active.mtu))?;
         let now = Instant::now();
@@ -360,7 +359,7 @@ impl Port {
         active
     }
 
-    /// Is closed.
+    /// Changes from Closing to the next state.
     pub(super) fn end_closing(&mut self) {
         if let PortState::Closing(closing) = &mut self.state {
             let then = closing.then.take();
@@ -371,7 +370,7 @@ impl Port {
     }
 }
 
-/// Adds what a program has counted on its queues.
+/// Adds up a program's counts of its queues.
 pub(in crate::control::daemon) fn add_counts(
     sum: &mut QueueCounters,
     (counts, queues): &(QueueCounts, u32),
@@ -416,7 +415,7 @@ mod tests {
             assert!(at - before > pause, "{attempt}");
             pause = at - before;
             assert!(!port.wants_retry(before, ALIVE) && port.wants_retry(at, ALIVE));
-            // With another MTU it may be fit.
+            // It may be fit with another MTU.
             assert!(!port.is_due(MTU, before, ALIVE) && port.is_due(MTU + 1, before, ALIVE));
         }
         assert!(failed(&mut port, &PortError::Unfit("is a VLAN".into())), "another cause is news");
@@ -434,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn an_obstacle_is_news_once_and_its_end_is_told_by_an_event() {
+    fn an_obstacle_is_news_once_and_an_event_ends_it() {
         let mut port = Port::new(0, "eth0");
         let obstacle = || Waiting { why: "down".into(), until: Until::Event };
         assert!(port.wait(obstacle()));
@@ -444,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_matched_interface_that_is_gone_is_not_listed() {
+    fn a_matched_interface_that_is_gone_is_not_listed() {
         let mut port = Port::matched(3, "tap0");
         assert!(!port.is_listed());
         failed(&mut port, &PortError::Gone);
@@ -455,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_open_cannot_be_closed() {
+    fn a_port_that_is_not_open_cannot_be_closed() {
         let mut port = Port::new(0, "eth0");
         assert!(port.begin_closing(None).is_none());
         port.begin_opening(&link(5));
@@ -468,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_fails_by_itself_is_reopened_at_once_but_not_time_and_again() {
+    fn a_port_that_fails_by_itself_is_reopened_at_once_only_a_few_times() {
         let now = Instant::now();
         let mut attempts = Attempts::none();
         for attempt in 1..=5 {
@@ -476,7 +475,7 @@ mod tests {
             let at = attempts.after_failure(now, now);
             assert_eq!(at == now, attempt <= PROMPT_REOPENINGS, "{attempt}");
         }
-        // One that was sound for a while begins anew.
+        // A port that was stable for a while starts over.
         assert_eq!(attempts.after_failure(now, now + SOUND), now + SOUND);
         assert_eq!(attempts.count, 0);
     }

@@ -1,5 +1,5 @@
-//! A port's queues: how many are served, which get packets without being served, and where their
-//! interrupts go.
+//! A port's queues: how many are served, which get packets without being served, and the affinity of their
+//! interrupts.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
@@ -17,12 +17,12 @@ use crate::control::steering::XdpError;
 use crate::io::af_xdp::driver_name;
 use crate::say;
 
-/// Queues that are looked at for packets beyond those a driver tells of.
+/// Queues that are checked for packets beyond those that a driver reports.
 const QUEUES_UNTOLD: u32 = 16;
 
 impl PortContext {
-    /// Every queue is served or the port is refused: a queue without a socket would leave its share
-    /// of the flows to the kernel, so it is the user who decides for that.
+    /// Every queue must be served, or the port is refused: a queue without a socket would leave its share
+    /// of the flows to the kernel, and only the user may choose that.
     pub(super) fn queues_served(
         &self,
         name: &str,
@@ -59,14 +59,14 @@ impl PortContext {
 }
 
 impl ActivePort {
-    /// Looks for queues that get packets to forward and for which the program finds no socket; the
-    /// kernel forwards those. A queue that has one is given it again. Whether there are queues without
-    /// one that were not known before.
+    /// Looks for queues that get packets to forward although the program finds no socket for them; the
+    /// kernel forwards those packets. A queue whose socket exists is set in the map again. Returns whether
+    /// there are queues without a socket that were not known before.
     ///
     /// # Errors
-    /// When a socket cannot be given to its queue.
+    /// When a socket cannot be put into the map.
     pub(super) fn look_for_unserved(&mut self) -> Result<bool, XdpError> {
-        // A driver that does not tell may have more than it tells.
+        // A driver may have more queues than it reports.
         let end = self.had.rx_max.max(self.queues + QUEUES_UNTOLD).min(QUEUES_MAX);
         let mut found = false;
         for queue in 0..end {
@@ -85,13 +85,13 @@ impl ActivePort {
             }
         }
         if found {
-            // Asked here and not by `status`, for it takes the kernel's RTNL.
+            // Read here and not by `status`, because it takes the kernel's RTNL lock.
             self.has_rss_table = ethtool::rss_table(self.ifindex).is_ok_and(|t| t.is_some());
         }
         Ok(found)
     }
 
-    /// Queues without a socket that get packets, and what to do.
+    /// Message about queues without a socket that get packets, and what to do.
     pub(super) fn unserved_queues(&self, name: &str) -> Option<String> {
         let unserved = self.without_socket.keys().copied();
         let queues: BTreeSet<u32> = unserved.filter(|queue| *queue >= self.queues).collect();
@@ -101,7 +101,7 @@ impl ActivePort {
         Some(tell_unserved(name, &queues, self.queues, self.had, self.has_rss_table))
     }
 
-    /// Interrupts of queues to their workers' CPUs.
+    /// Moves the queues' interrupts to their workers' CPUs.
     pub(super) fn pin(&mut self, directory: &Path, cpus: &[Option<usize>]) {
         let (name, queues) = (&self.ifname, self.queues);
         let cpu_of = |queue: u32| match queue < queues {
@@ -124,7 +124,7 @@ impl ActivePort {
     }
 }
 
-/// Only the first `wanted` queues, if no packet comes by the others; `table`: where RSS sends them.
+/// Only the first `wanted` queues, if no packets come by the others; `table`: the RSS indirection table.
 fn first_queues(
     name: &str,
     channels: Queues,
@@ -187,7 +187,7 @@ mod tests {
     const VETH: Queues = Queues { apart: true, ..NIC };
 
     #[test]
-    fn only_the_first_queues_are_served_if_no_packet_comes_by_the_others() {
+    fn only_the_first_queues_are_served_if_the_others_get_no_packets() {
         assert_eq!(first_queues("p", NIC, 2, Some(&[0, 1, 0, 1])).expect("kept away"), 2);
         let said =
             |channels, table| first_queues("p", channels, 2, table).expect_err("packets come");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_queues_without_a_socket_is_what_the_interface_can_do() {
+    fn the_advice_for_queues_without_a_socket_fits_the_interface() {
         let queues = BTreeSet::from([3]);
         let nic = tell_unserved("p", &queues, 2, NIC, true);
         assert!(nic.contains("ethtool -X p equal 2) or have no more (ethtool -L p combined 2)"));

@@ -1,5 +1,5 @@
 //! The thread that opens and closes ports. Drivers reset links when a program is attached or a socket
-//! bound, and workers may not answer: the control thread waits for none of that.
+//! bound, and workers may not answer: the control thread does not wait for any of that.
 
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -20,10 +20,10 @@ use crate::control::steering::Attacher;
 use crate::control::steering::punt::PuntDevice;
 use crate::worker::slow_path::Wakeup;
 
-/// Between two looks at what else may end a wait.
+/// Interval between checks for other reasons to end a wait.
 const MOMENT: Duration = Duration::from_millis(20);
 
-/// What opening a port takes.
+/// What is needed to open a port.
 #[derive(Debug)]
 pub(in crate::control::daemon) struct PortContext {
     pub(super) attacher: Attacher,
@@ -31,25 +31,25 @@ pub(in crate::control::daemon) struct PortContext {
     /// The workers' CPUs.
     pub(super) cpus: Vec<Option<usize>>,
     pub(super) handoffs: Handoffs,
-    /// What the user asked for.
+    /// The user's options.
     pub(super) options: Arc<RunOptions>,
-    /// How many ports there can be.
+    /// Maximum number of ports.
     pub(super) max_ports: u16,
-    /// Most queues of one port that a worker can serve.
+    /// Maximum queues of one port that a worker can serve.
     pub(super) queues_per_worker: u32,
-    /// End what waits for a queue.
+    /// Signals end a wait for a busy queue.
     pub(super) signals: Arc<Signals>,
 }
 
 impl PortContext {
-    /// The place of a queue in its worker's driver.
+    /// The slot of a queue in its worker's driver.
     pub(super) fn slot(&self, port: u16, queue: u32) -> u16 {
         let round = queue as usize / self.workers.len().max(1);
         port + (round * usize::from(self.max_ports)) as u16
     }
 }
 
-/// What the thread is to do.
+/// A job for the thread.
 #[derive(Debug)]
 pub(super) enum Job {
     Open(Box<OpenRequest>),
@@ -57,7 +57,7 @@ pub(super) enum Job {
     Look(Vec<Watch>),
 }
 
-/// What it has done.
+/// The result of a job.
 #[derive(Debug)]
 pub(super) enum Done {
     Opened(Opened),
@@ -65,16 +65,16 @@ pub(super) enum Done {
     Looked(Vec<Sight>),
 }
 
-/// The outcome of opening a port.
+/// The result of opening a port.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) index: u16,
     pub(super) result: Result<Box<ActivePort>, PortError>,
-    /// The workers know that the number is this interface's.
+    /// The workers have been notified that the number is this interface's.
     pub(super) is_named: bool,
 }
 
-/// The control thread's hold on the thread. It ends when this is dropped.
+/// The control thread's handle of the thread. The thread ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct PortThread {
     jobs: Sender<Job>,
@@ -83,10 +83,10 @@ pub(super) struct PortThread {
 }
 
 impl PortThread {
-    /// Starts it; `wakeup` is rung when something is done.
+    /// Starts the thread; `wakeup` is woken when a job is done.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// If the thread cannot be created.
     pub(super) fn start(context: PortContext, wakeup: Arc<Wakeup>) -> Result<PortThread> {
         let (jobs, to_do) = unbounded();
         let (finished, done) = unbounded();
@@ -96,12 +96,12 @@ impl PortThread {
         Ok(PortThread { jobs, done, thread })
     }
 
-    /// Whether it will be done; not after the thread has ended.
+    /// Submits a job. Returns whether it will be done: it is not after the thread has ended.
     pub(super) fn submit(&self, job: Job) -> bool {
         self.jobs.send(job).is_ok()
     }
 
-    /// What was done since, if anything. Does not wait.
+    /// The next result, if there is one. Does not wait.
     ///
     /// # Errors
     /// The thread has ended by itself.
@@ -113,7 +113,7 @@ impl PortThread {
         }
     }
 
-    /// The same, and waits a moment for it.
+    /// As [`PortThread::try_next`], but waits a moment for a result.
     ///
     /// # Errors
     /// The thread has ended by itself.
@@ -125,7 +125,7 @@ impl PortThread {
         }
     }
 
-    /// Lets it finish what it is doing until `end`. What it opened or closed meanwhile.
+    /// Lets it finish its current job until `end`. Returns the results so far.
     pub(super) fn stop(self, end: Instant) -> Vec<Done> {
         let PortThread { jobs, done, thread } = self;
         drop(jobs);
