@@ -1,4 +1,4 @@
-//! `bench`: RFC 2544 between two ports of a device under test.
+//! `bench`: RFC 2544 tests between two ports of a device under test.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::load::rfc2544::{self, FrameSize, Plan, Report, Test, TrialError};
 use crate::load::{LoadError, Pace, Place, Span, Traffic, next_hop};
 use crate::wire::MacAddr;
 
-/// Words on what the options mean.
+/// Explanation of the options, printed after the help.
 const NOTES: &str = "\
 Packets leave by --tx, pass through the device under test, and are counted at --rx. A port may be in
 another network namespace: left@fr-left. Try it in the lab, with a router in the middle:
@@ -26,21 +26,21 @@ another network namespace: left@fr-left. Try it in the lab, with a router in the
   scripts/lab exec router ferroute run -i rt-left -i rt-right
   ferroute bench --tx left@fr-left --rx right@fr-right --sizes 64 --window 512
 
-Frame sizes have the four octets of the FCS in them, as in RFC 2544, unlike pktgen's. The sender is
-an XDP program over live frames; its port has to take frames from XDP. The port at --rx must have no
-XDP program. Other packets than the trial's go to the kernel as before.
+Frame sizes include the four octets of the FCS, as in RFC 2544; pktgen's do not. The sender is an
+XDP program over live frames; the driver of its port must accept frames from XDP. The port at --rx
+must have no XDP program. Packets that are not the trial's go to the kernel as before.
 
-Without --window the loop is open: a rate is offered, and what does not come back is lost. Where a
-machine's CPU time has gaps (virtual machines), packets are lost in them at any rate, and the
-throughput without loss is that of the gaps. With --window no more than N packets are under way, and
-what is measured is how fast the device is while it runs; the tests are throughput and latency.
+Without --window the loop is open: packets are offered at a rate, and those that do not come back
+are lost. If a machine's CPU time has gaps (virtual machines), packets are lost in these at any rate,
+and the gaps determine the throughput without loss. With --window no more than N packets are in
+flight, and the result is how fast the device is while it runs; the tests are throughput and latency.
 
-A run of all tests and sizes takes about 50 trials a size. Ctrl-C ends it with what is known by
-then. Exit status 0: done; 1: not done, or interrupted; 2: wrong usage.";
+A run of all tests and sizes takes about 50 trials per size. Ctrl-C ends it with the results so far.
+Exit status 0: success; 1: failure, or interrupted; 2: wrong usage.";
 
-/// Trials have to be longer than the gaps of a busy machine.
+/// Seconds of a trial, which must be longer than the gaps in a busy machine's CPU time.
 const SECONDS: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
-/// Packets a second; with fewer hardly one would be sent while a trial lasts.
+/// Packets per second; at lower rates hardly any packet would be sent during a trial.
 const RATES: std::ops::RangeInclusive<f64> = 1.0..=1e9;
 /// More packets than any ring and queue hold.
 const WINDOW_MAX: u64 = 1 << 20;
@@ -68,34 +68,36 @@ impl FromStr for PlaceArg {
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub struct BenchArgs {
-    /// Packets leave by this port.
+    /// Send packets by this port.
     #[arg(long, value_name = "IFACE[@NETNS]")]
     tx: PlaceArg,
-    /// Packets come back by this port.
+    /// Receive packets by this port.
     #[arg(long, value_name = "IFACE[@NETNS]")]
     rx: PlaceArg,
-    /// Tests, with commas [default: all; throughput and latency with --window].
+    /// Tests, separated by commas [default: all; throughput and latency with --window].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     tests: Vec<Test>,
-    /// Frame sizes with the FCS, and imix, with commas [default: 64,128,256,512,1024,1280,1518,imix].
+    /// Frame sizes with the FCS, and imix, separated by commas [default:
+    /// 64,128,256,512,1024,1280,1518,imix].
     #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
     sizes: Vec<FrameSize>,
-    /// Length of a trial; RFC 2544 has at least 60 for what is published.
+    /// Length of a trial; RFC 2544 requires at least 60 for published results.
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     duration: f64,
-    /// Search also the highest rate with no more than this loss (partial drop rate).
+    /// Also search for the highest rate with no more than this loss (partial drop rate).
     #[arg(long, value_name = "PERCENT")]
     loss: Option<f64>,
-    /// How close a search comes, in percent of the highest rate.
+    /// Resolution of a search, in percent of the highest rate.
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
     resolution: f64,
-    /// Closed loop: no more than so many packets under way.
+    /// Closed loop: at most this many packets in flight.
     #[arg(long, value_name = "N", conflicts_with_all = ["loss"])]
     window: Option<u64>,
-    /// Only the latency at this rate, packets a second: at a low one each finds the device idle.
+    /// Measure only the latency at this rate, in packets per second: at a low rate the device is idle when
+    /// each packet arrives.
     #[arg(long, value_name = "PPS", conflicts_with_all = ["tests", "loss", "window"])]
     ratep: Option<f64>,
-    /// Closed loops and searches for bursts are repeated so often.
+    /// How often closed loops and burst searches are repeated.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
     /// Destination address [default: that of --rx].
@@ -107,24 +109,24 @@ pub struct BenchArgs {
     /// MAC address of the device [default: that of the next hop from --tx to the destination].
     #[arg(short = 'm', long, value_name = "MAC")]
     dst_mac: Option<MacAddr>,
-    /// Flows, told apart by the UDP source port.
+    /// Number of flows, which differ in the UDP source port.
     #[arg(long, value_name = "N", default_value_t = 1)]
     flows: u16,
-    /// Threads that send.
+    /// Number of sending threads.
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     threads: usize,
-    /// CPUs for them, like 0-3,5.
+    /// CPUs for the sending threads, like 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// Write PREFIX.md, PREFIX.json and (with latencies) PREFIX.svg.
+    /// Write PREFIX.md, PREFIX.json and (if latency was measured) PREFIX.svg.
     #[arg(short, long, value_name = "PREFIX")]
     report: Option<PathBuf>,
-    /// Do not tell of every trial on standard error.
+    /// Do not report each trial on standard error.
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Measures, and says what was found.
+/// Runs the tests and prints the results.
 pub fn bench(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
     let plan = args.plan()?;
     let mut files = args.report.as_deref().map(Files::create).transpose()?;
@@ -133,7 +135,7 @@ pub fn bench(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
     let plan = Plan { sizes, ..plan };
     args.check_mtu(&plan, &traffic)?;
     let signals = Signals::take()?;
-    // A signal is told once, and ends everything.
+    // A signal is reported once, and ends everything.
     let came = std::cell::Cell::new(false);
     let interrupted = || {
         came.set(came.get() || signals.came());
@@ -149,7 +151,7 @@ pub fn bench(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
     let pace = Pace { threads: args.threads, cpus, ..Pace::default() };
     let mut ports = Ports::open(tx, rx, traffic, pace, &interrupted, &mut progress)?;
     let size = *plan.sizes.first().context("no frame size")?;
-    // What fails before the first trial leaves no report.
+    // A failure before the first trial leaves no report.
     ports.probe(size)?;
     let (mut report, ended) = rfc2544::run(&plan, &mut ports);
     drop(ports);
@@ -168,7 +170,7 @@ pub fn bench(global: &Global, args: &BenchArgs) -> Result<ExitCode> {
 }
 
 impl BenchArgs {
-    /// What does not need a look at the ports.
+    /// The part of the plan that does not depend on the ports.
     fn plan(&self) -> Result<Plan> {
         let usage = |text: String| -> Result<Plan> { Err(Usage(text).into()) };
         if !SECONDS.contains(&self.duration) {
@@ -228,7 +230,7 @@ impl BenchArgs {
         Ok(self.sizes.clone())
     }
 
-    /// A size that no port carries is refused before the first trial, not hours later.
+    /// A size that a port cannot carry is refused before the first trial, not hours later.
     fn check_mtu(&self, plan: &Plan, traffic: &Traffic) -> Result<()> {
         for place in [&self.tx.0, &self.rx.0] {
             let nic = place.usable()?;
@@ -275,7 +277,7 @@ impl BenchArgs {
                 let hop = hop.next_hop;
                 let asked = tx_place.run(|| Ok(next_hop::resolve(tx.ifindex, &tx.name, hop)))?;
                 let silent =
-                    || format!("{hop} at {tx_place} does not tell its MAC; give --dst-mac");
+                    || format!("{hop} at {tx_place} does not answer with its MAC; give --dst-mac");
                 MacAddr(asked.with_context(silent)?.with_context(silent)?)
             }
         };
@@ -288,7 +290,7 @@ impl BenchArgs {
     }
 }
 
-/// An address of a port, of the family asked for (IPv4 first).
+/// An address of a port, of the given family (IPv4 first).
 fn address(place: &Place, global: &Global) -> Result<IpAddr> {
     let found = place.run(|| Ok(nix::ifaddrs::getifaddrs().map(Iterator::collect::<Vec<_>>)))??;
     let here = found.into_iter().filter(|entry| entry.interface_name == place.ifname);
@@ -306,7 +308,7 @@ fn address(place: &Place, global: &Global) -> Result<IpAddr> {
     addresses.first().copied().with_context(none)
 }
 
-/// The files of a report, made before the first trial.
+/// The files of a report, created before the first trial.
 struct Files {
     markdown: OutFile,
     json: OutFile,
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_options_are_refused() {
         for (line, says) in [
             ("--duration 0", "from 0.1"),
             ("--duration nan", "from 0.1"),

@@ -1,4 +1,4 @@
-//! `completions SHELL`: what a shell needs to complete the command line.
+//! `completions SHELL`: completions of the command line for a shell.
 
 use std::io::Write;
 
@@ -11,13 +11,13 @@ use super::Cli;
 /// Arguments of `completions`.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
-    /// For which shell.
+    /// Shell to print them for.
     shell: Shell,
 }
 
 /// Prints the script.
 pub fn completions(args: &CompletionsArgs) -> Result<()> {
-    // Made in memory first: the generator panics where it cannot write.
+    // Written to memory first: the generator panics on a write error.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ferroute", &mut script);
     let mut out = std::io::stdout().lock();

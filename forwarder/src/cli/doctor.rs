@@ -1,4 +1,4 @@
-//! `doctor`: what stands in the way of forwarding, and what to do.
+//! `doctor`: what prevents forwarding, and what to do about it.
 
 use std::process::ExitCode;
 
@@ -13,13 +13,13 @@ use crate::control::doctor::{Finding, Level, examine};
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Look at this interface, or at those that match a pattern such as 'eth*'; repeat for more
-    /// [default: the daemon's ports, or all that are up].
+    /// Check this interface, or those that match a pattern such as 'eth*'; repeat for more [default: the
+    /// daemon's ports, or all that are up].
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
 }
 
-/// Looks and prints; failure when something does not work.
+/// Runs the checks and prints the findings; fails if something does not work.
 pub fn doctor(global: &Global, args: &DoctorArgs) -> Result<ExitCode> {
     let interfaces = Interfaces::parse(&args.interfaces).map_err(Usage)?;
     let findings = examine(&interfaces, &global.control());
@@ -40,7 +40,7 @@ fn line(finding: &Finding) -> String {
         Level::Warn => Colour::Odd,
         Level::Fail => Colour::Bad,
     };
-    // Padded before it is coloured: escapes have no width.
+    // Padded before it is coloured: escape sequences have no width.
     let level = coloured(&format!("{:<4}", level.name()), colour);
     let subject = port.as_ref().map_or(check.clone(), |port| format!("{port} {check}"));
     let advice = advice.as_ref().map_or(String::new(), |text| format!("     do: {text}\n"));

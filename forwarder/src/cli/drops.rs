@@ -1,4 +1,4 @@
-//! `drops`: every named drop, and what was handed back to the kernel.
+//! `drops`: every drop reason, and what was handed back to the kernel.
 
 use anyhow::Result;
 use clap::Args;
@@ -10,12 +10,12 @@ use crate::control::api::{NamedCount, Request, Response};
 /// Flags of `drops`.
 #[derive(Debug, Args)]
 pub struct DropsArgs {
-    /// Show reasons that are zero too.
+    /// Also show reasons that are zero.
     #[arg(short, long)]
     zeros: bool,
 }
 
-/// Asks and prints.
+/// Requests the report and prints it.
 pub fn drops(global: &Global, args: &DropsArgs) -> Result<()> {
     let mut report = match global.ask(&Request::Drops)? {
         Response::Drops(report) => report,

@@ -1,4 +1,4 @@
-//! `latency`: how long frames stayed in userspace, by port pair, as percentiles; and the same for
+//! `latency`: how long frames stayed in userspace, by port pair, as percentiles; also written to files for
 //! the public HdrHistogram tools.
 
 use std::collections::BTreeMap;
@@ -19,45 +19,46 @@ use crate::control::process::signals::Signals;
 use crate::control::process::terminal::printable;
 use crate::histogram::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
-/// Between two looks.
+/// Interval of --watch.
 const PERIOD: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
 A frame's time begins when the worker has taken its burst from the RX ring and ends when it has put \
-the frame on the TX ring. The wait for a neighbour's address is inside, and the rest of the burst; \
-the waits in the rings, the system call that sends, and the NIC are not. Packets that were dropped \
-or handed to the kernel do not count; one sent in fragments counts once. `run --latency-sample N` \
-says how many frames are measured: one in N, chosen at random.
+the frame on the TX ring. It includes the wait for a neighbour's address and the processing of the \
+rest of the burst, but not the waits in the rings, the system call that sends, and the NIC. Packets \
+that were dropped or handed to the kernel do not count; one sent in fragments counts once. `run \
+--latency-sample N` sets how many frames are measured: one in N, chosen at random.
 
-FILE is written beside its name and renamed when complete; `-` is standard output, instead of the \
-table. With --watch, --hgrm and --svg are written anew each second, and --log gets the intervals.";
+FILE is written to a temporary file and renamed when complete; `-` is standard output, instead of \
+the table. With --watch, --hgrm and --svg are rewritten each second, and --log gets the intervals.";
 
 /// Flags of `latency`.
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct LatencyArgs {
-    /// Look again each second until interrupted.
+    /// Print again each second until interrupted.
     #[arg(short, long)]
     watch: bool,
-    /// Count from zero from now on; what is printed is what was counted before.
+    /// Count from zero from now on; what was counted before is printed.
     #[arg(short, long)]
     reset: bool,
-    /// Only what came in by IN and left by OUT, one of which may be left out (`eth0:`, `:eth1`);
+    /// Only frames that came in by IN and left by OUT, one of which may be left out (`eth0:`, `:eth1`);
     /// repeat for more.
     #[arg(long = "port-pair", value_name = "IN:OUT")]
     pairs: Vec<PortPair>,
-    /// Write the percentile distribution (microseconds) of all together.
+    /// Write the percentile distribution (microseconds) of all pairs together.
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
-    /// Write an interval log (version 2, nanoseconds), each port pair by its tag, all without one.
+    /// Write an interval log (version 2, nanoseconds): each port pair with its tag, all together without
+    /// one.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Draw times over percentiles, a line a port pair.
+    /// Plot times over percentiles, a line for each port pair.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
 
-/// Which pairs are shown.
+/// A selection of port pairs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortPair {
     iif: Option<String>,
@@ -85,7 +86,7 @@ impl PortPair {
     }
 }
 
-/// Files to be, so that what cannot be written is refused before the daemon is asked to reset.
+/// Files to write, checked before the daemon is asked to reset.
 #[derive(Default)]
 struct Files {
     hgrm: Option<OutFile>,
@@ -99,10 +100,10 @@ impl LatencyArgs {
     }
 }
 
-/// Asks and prints, once or each second.
+/// Requests the report and prints it, once or each second.
 pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     let quiet = output::is_taken_by([&args.hgrm, &args.log, &args.svg])?;
-    // Files that are begun and have no name yet would outlive a process that is killed.
+    // Temporary files would remain if the process were killed.
     let signals = Signals::take()?;
     let mut files = args.files()?;
     let log = args.log.as_deref().map(OutFile::create).transpose()?;
@@ -148,7 +149,7 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every interface that was named must be a port, or have been one. Later it may come and go.
+/// Every named interface must be a port or must have been one. Later it may disappear and return.
 fn check_ports(args: &LatencyArgs, report: &LatencyReport) -> Result<()> {
     let counted =
         |name: &String| report.pairs.iter().any(|pair| pair.iif == *name || pair.oif == *name);
@@ -161,7 +162,7 @@ fn check_ports(args: &LatencyArgs, report: &LatencyReport) -> Result<()> {
     }
 }
 
-/// The report, of the pairs that are wanted.
+/// Requests the report and keeps the selected pairs.
 fn ask(client: &mut Client, args: &LatencyArgs, reset: bool) -> Result<LatencyReport> {
     let mut report = match client.ask(&Request::Latency { reset })? {
         Response::Latency(report) => report,
@@ -189,7 +190,7 @@ fn since(now: &LatencyReport, before: &LatencyReport) -> LatencyReport {
         for (value, count) in &mut pair.counts {
             *count = count.saturating_sub(earlier.get(value).copied().unwrap_or(0));
         }
-        // A histogram takes the highest value it was shown, also none times.
+        // A histogram also records the value of a zero count as its maximum.
         pair.counts.retain(|(_, count)| *count > 0);
     }
     since
@@ -207,8 +208,8 @@ fn whole(report: &LatencyReport) -> Histogram<u64> {
     histogram(report.pairs.iter().flat_map(|pair| &pair.counts))
 }
 
-/// The pairs as `in:out` with their histograms: no interface's name has a colon. Control characters,
-/// which are no XML, are written out.
+/// The pairs as `in:out` with their histograms; interface names contain no colon. Control characters, which
+/// XML does not allow, are escaped.
 fn parts(report: &LatencyReport) -> Vec<(String, Histogram<u64>)> {
     let name = |pair: &PairLatency| format!("{}:{}", printable(&pair.iif), printable(&pair.oif));
     let part = |pair: &PairLatency| (name(pair), histogram(&pair.counts));

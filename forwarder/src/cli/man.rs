@@ -1,4 +1,4 @@
-//! `man DIR`: writes the manual, a page a verb.
+//! `man DIR`: writes the manual, one page per command.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::Cli;
 /// Arguments of `man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// Where the pages go; made if it is not there.
+    /// Directory for the pages; created if it does not exist.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_verb_gets_its_page() {
+    fn every_command_has_its_page() {
         let directory = tempfile::tempdir().expect("a directory");
         man(&ManArgs { directory: directory.path().join("man1") }).expect("writes");
         for page in ["ferroute.1", "ferroute-status.1", "ferroute-route-get.1"] {

@@ -1,6 +1,6 @@
-//! The command line: one file a verb. Looks as iproute2's programs do.
+//! The command line: one file per command. Commands and output follow iproute2.
 //!
-//! Exit codes: 0 done, 1 not done (and `status` when nothing is forwarded), 2 wrong usage or input.
+//! Exit codes: 0 success, 1 failure (and `status` when nothing is forwarded), 2 wrong usage or input.
 
 mod bench;
 mod capture;
@@ -35,8 +35,8 @@ pub use run::RunArgs;
 
 /// An AF_XDP router that follows the Linux kernel's control plane.
 ///
-/// Start it on the interfaces of a working Linux router: packets between them are forwarded in
-/// userspace, by the kernel's own routes, neighbours and rules. Stop it, and the kernel forwards on.
+/// Start it on the interfaces of a working Linux router: it forwards packets between them in userspace,
+/// using the kernel's own routes, neighbours and rules. When it stops, the kernel forwards them.
 #[derive(Debug, Parser)]
 #[command(name = "ferroute", version, infer_subcommands = true, subcommand_required = true)]
 #[command(arg_required_else_help = true, disable_help_subcommand = true)]
@@ -47,7 +47,7 @@ pub struct Cli {
     verb: Verb,
 }
 
-/// Options of every verb.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
     /// Print JSON.
@@ -60,8 +60,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "FERROUTE_CONTROL")]
     #[arg(hide_env_values = true)]
     control: Option<PathBuf>,
-    /// Runtime directory of the daemon, which is its user's alone [default: RUNTIME_DIRECTORY, as
-    /// systemd sets it, or /run/ferroute].
+    /// Runtime directory of the daemon, accessible only to its user [default: RUNTIME_DIRECTORY, as systemd
+    /// sets it, or /run/ferroute].
     #[arg(long, global = true, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
     /// Show IPv4 only.
@@ -73,7 +73,7 @@ pub struct Global {
 }
 
 impl Global {
-    /// Where the daemon listens.
+    /// The path of the daemon's control socket.
     fn control(&self) -> PathBuf {
         self.control.clone().unwrap_or_else(|| {
             let directory = self.runtime_dir.clone().unwrap_or_else(runtime_dir::default_path);
@@ -81,7 +81,7 @@ impl Global {
         })
     }
 
-    /// Asks the daemon one thing.
+    /// Sends the daemon one request.
     fn ask(&self, request: &Request) -> Result<Response> {
         Ok(Client::connect(&self.control())?.ask(request)?)
     }
@@ -101,9 +101,9 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Forward between interfaces in userspace until told to stop.
+    /// Forward between interfaces in userspace until stopped.
     Run(RunArgs),
-    /// Say whether packets are forwarded, on which ports and how.
+    /// Show whether packets are forwarded, on which ports and how.
     Status(status::StatusArgs),
     /// Show interfaces as the daemon knows them.
     #[command(visible_alias = "l")]
@@ -111,7 +111,7 @@ enum Verb {
     /// Show addresses as the daemon knows them.
     #[command(visible_alias = "a", alias = "address")]
     Addr(show::NounArgs),
-    /// Show routes, or ask where an address leads.
+    /// Show routes, or look up the route to an address.
     #[command(visible_alias = "r")]
     Route(route::RouteArgs),
     /// Show rules as the daemon knows them.
@@ -130,15 +130,15 @@ enum Verb {
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
     Capture(capture::CaptureArgs),
-    /// Send a capture's packets through the whole road, by a network described in a file.
+    /// Process a capture's packets with the whole data path, in a network described in a file.
     Replay(replay::ReplayArgs),
-    /// Send packets as fast as a port takes them, or at a rate; they carry kernel pktgen's header.
+    /// Send packets as fast as a port accepts them, or at a rate; they carry kernel pktgen's header.
     Pktgen(Box<pktgen::PktgenArgs>),
-    /// Receive such packets: how many were lost, came twice or late, and how long they took.
+    /// Receive such packets: count lost, duplicated and reordered ones, and measure latency.
     Sink(sink::SinkArgs),
     /// Measure a device between two ports: throughput, latency, loss, bursts (RFC 2544, RFC 9004).
     Bench(Box<bench::BenchArgs>),
-    /// Look for what stands in the way of forwarding, and say what to do.
+    /// Look for what prevents forwarding, and say what to do.
     Doctor(doctor::DoctorArgs),
     /// Print completions for a shell.
     Completions(completions::CompletionsArgs),
@@ -146,7 +146,7 @@ enum Verb {
     Man(man::ManArgs),
 }
 
-/// Input that is wrong before anything is tried: exit code 2.
+/// Wrong usage or input, found before anything is tried: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
@@ -191,11 +191,14 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The daemon answered something that was not asked.
+/// The daemon sent a response that does not fit the request.
 fn unexpected(response: &Response) -> anyhow::Error {
     let kind = serde_json::to_value(response).ok();
     let kind = kind.as_ref().and_then(|v| v.as_object()?.keys().next());
-    anyhow::anyhow!("the daemon answered with {}", kind.map_or("nonsense", |kind| kind.as_str()))
+    anyhow::anyhow!(
+        "the daemon answered with {}",
+        kind.map_or("an invalid response", |kind| kind.as_str())
+    )
 }
 
 #[cfg(test)]
@@ -204,12 +207,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn help_names_every_verb_of_the_manual() {
+    fn help_names_every_command_of_the_manual() {
         let help = Cli::command().render_long_help().to_string();
         for verb in [
             "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_are_understood_as_iproute2_users_type_them() {
+    fn commands_are_parsed_as_in_iproute2() {
         for line in [
             "link",
             "l show",

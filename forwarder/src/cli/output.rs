@@ -1,7 +1,7 @@
-//! Writing to standard output and standard error: text in columns, JSON, colour on a terminal.
+//! Output to standard output and standard error: text in columns, JSON, colours on a terminal.
 //!
-//! All text for people passes here, and loses its control characters (names of interfaces may have
-//! such): no verb prints by itself. Colours are noted as [`MARK`] until then.
+//! All text for users is written here, with its control characters escaped (names of interfaces may contain
+//! some): no command prints by itself. Until then colours are represented by [`MARK`].
 
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -16,12 +16,12 @@ use super::Usage;
 use crate::control::process::terminal::printable;
 use crate::histogram::file::is_stdout;
 
-/// Begins the mark of a colour in text that is to be printed; a letter or digit follows. No name of an interface
-/// has it, nor anything else that the kernel tells.
+/// Begins a colour mark in text to be printed; a letter or digit follows. No name of an interface contains
+/// it, nor does any other text from the kernel.
 const MARK: char = '\0';
 
-/// Writes a line to standard error at the end of the program, unless nobody reads it: a pipe that is
-/// full for a second costs the line, not the end.
+/// Writes a line to standard error at the end of the program. If standard error is a pipe that stays full
+/// for a second, the line is lost, and the program ends.
 pub fn last_words(line: fmt::Arguments<'_>) {
     let stderr = io::stderr();
     let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
@@ -30,12 +30,12 @@ pub fn last_words(line: fmt::Arguments<'_>) {
     }
 }
 
-/// Writes a line to standard error, if somebody reads it.
+/// Writes a line to standard error, if it is read.
 pub fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{}", printable(&line.to_string()));
 }
 
-/// Whether one of the files to be written is standard output (`-`), which then is that file's alone.
+/// Whether one of the files to write is standard output (`-`), which is then used for that file only.
 ///
 /// # Errors
 /// [`Usage`] when more than one is.
@@ -47,32 +47,32 @@ pub fn is_taken_by(files: [&Option<PathBuf>; 3]) -> Result<bool> {
     }
 }
 
-/// Standard output, in the form that the user asked for.
+/// Standard output, in the format that the user chose.
 #[derive(Debug)]
 pub struct Output {
-    /// JSON is wanted.
+    /// JSON was requested.
     pub json: bool,
     pretty: bool,
 }
 
-/// A colour that says how something stands.
+/// A colour for a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Colour {
-    /// As it should be.
+    /// Normal.
     Good,
-    /// To be looked at.
+    /// Noteworthy.
     Odd,
-    /// Wrong.
+    /// Failed.
     Bad,
 }
 
 impl Output {
-    /// `pretty` implies JSON, as it says nothing without.
+    /// `pretty` implies JSON, because it has no meaning otherwise.
     pub fn new(json: bool, pretty: bool) -> Output {
         Output { json: json || pretty, pretty }
     }
 
-    /// Prints one JSON value and a line end.
+    /// Prints one JSON value and a newline.
     pub fn json(&self, value: &impl Serialize) -> Result<()> {
         let mut out = stdout();
         if self.pretty {
@@ -84,14 +84,14 @@ impl Output {
         Ok(out.flush()?)
     }
 
-    /// Prints text that has its line ends.
+    /// Prints text that contains its newlines.
     pub fn text(&self, text: &str) -> Result<()> {
         let mut out = stdout();
         write_text(&mut out, text)?;
         Ok(out.flush()?)
     }
 
-    /// The same where the last such text stood, on a terminal; elsewhere behind it.
+    /// Prints text in place of the last one on a terminal; elsewhere after it.
     pub fn text_anew(&self, text: &str) -> Result<()> {
         let mut out = stdout();
         let terminal = io::stdout().is_terminal();
@@ -106,7 +106,7 @@ impl Output {
     }
 }
 
-/// Writes text without its control characters, and with the colours that were noted.
+/// Writes text with its control characters escaped and its colour marks replaced.
 fn write_text(out: &mut impl Write, text: &str) -> io::Result<()> {
     let mut parts = text.split(MARK);
     out.write_all(printable(parts.next().unwrap_or_default()).as_bytes())?;
@@ -128,15 +128,15 @@ fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
 }
 
-/// Whether somebody stopped reading, as `head` does; that is nobody's mistake.
+/// Whether the reader stopped reading, as `head` does; that is not an error.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     })
 }
 
-/// `text` in a colour, if standard output shows colours (a terminal, and no NO_COLOR); to be printed by
-/// [`Output::text`].
+/// `text` in a colour, if standard output shows colours (it is a terminal and NO_COLOR is not set); to be
+/// printed by [`Output::text`].
 pub fn coloured(text: &str, colour: Colour) -> String {
     let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if !wanted || !io::stdout().is_terminal() {
@@ -156,7 +156,7 @@ fn marked(text: &str, colour: Colour) -> String {
 
 /// Lines of cells, each column as wide as its widest cell, two spaces between.
 pub fn columns(rows: &[Vec<String>]) -> String {
-    // As wide as they are printed.
+    // Escaped first, as they are printed.
     let cells = |row: &Vec<String>| row.iter().map(|cell| printable(cell).into_owned()).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `pktgen`: packets by kernel pktgen's vocabulary.
+//! `pktgen`: generates packets, with the options of the kernel's pktgen.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,25 +20,25 @@ use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sent};
 use crate::load::{Sizes, Span, Traffic, Vlan, af_xdp, next_hop};
 use crate::wire::MacAddr;
 
-/// Words on what the options mean.
+/// Explanation of the options, printed after the help.
 const NOTES: &str = "\
 Options are those of the kernel's pktgen with dashes (Documentation/networking/pktgen.rst); sizes
 are without the FCS, ranges include their last value. Packets carry pktgen's header (magic,
-sequence number, seconds and microseconds), so `ferroute sink` understands the kernel's packets
-too. The number of the generator's thread follows it in two octets.
+sequence number, seconds and microseconds), so `ferroute sink` also counts the kernel's packets.
+The number of the generator's thread follows the header in two octets.
 
---engine xdp runs an XDP program over recycled frames that leave by the driver's ndo_xdp_xmit. On a
-veth the other end needs an XDP program or GRO for that (ferroute run brings one). It keeps a CPU
-busy also at a low rate. --engine af_xdp sends by an AF_XDP socket, one queue a thread.
+--engine xdp runs an XDP program over recycled frames, which the driver's ndo_xdp_xmit sends. On a
+veth this needs an XDP program or GRO at the other end (ferroute run attaches a program). It keeps a
+CPU busy even at a low rate. --engine af_xdp sends by AF_XDP sockets, one queue per thread.
 
-Ends after --count packets, after --duration, or with Ctrl-C, and says what was sent.";
+Ends after --count packets, after --duration, or with Ctrl-C, and prints what was sent.";
 
-/// How often is looked whether it is to end.
+/// Interval between checks whether it is to end.
 const LOOK: Duration = Duration::from_millis(20);
-/// How often progress is shown.
+/// Interval between updates of the progress bar.
 const SHOW: Duration = Duration::from_millis(250);
 
-/// How packets leave.
+/// How packets are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
@@ -53,23 +53,23 @@ enum Engine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "SCREAMING_SNAKE_CASE")]
 enum Flag {
-    /// Draw source addresses from their range.
+    /// Random source addresses from their range.
     IpsrcRnd,
-    /// Draw destination addresses from their range.
+    /// Random destination addresses from their range.
     IpdstRnd,
-    /// Draw UDP source ports from their range.
+    /// Random UDP source ports from their range.
     UdpsrcRnd,
-    /// Draw UDP destination ports from their range.
+    /// Random UDP destination ports from their range.
     UdpdstRnd,
-    /// Flows one after the other; else they are drawn.
+    /// Flows one after the other instead of random flows.
     FlowSeq,
-    /// UDP checksums over IPv4.
+    /// Compute UDP checksums over IPv4.
     Udpcsum,
-    /// No time in the packets.
+    /// No timestamp in the packets.
     NoTimestamp,
 }
 
-/// Sizes with weights: `60,7 576,4 1500,1`.
+/// Sizes and their weights: `60,7 576,4 1500,1`.
 #[derive(Debug, Clone)]
 struct Weights(Vec<(u16, u32)>);
 
@@ -96,19 +96,19 @@ pub struct PktgenArgs {
     /// Send by this interface.
     #[arg(short, long, value_name = "IFACE")]
     interface: String,
-    /// How packets leave [default: xdp; af_xdp with --replay].
+    /// How packets are sent [default: xdp; af_xdp with --replay].
     #[arg(long)]
     engine: Option<Engine>,
-    /// Packets in all [default: until told to stop; with --replay the capture once].
+    /// Number of packets [default: until stopped; with --replay the capture once].
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
-    /// End after so many seconds.
+    /// Stop after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     duration: Option<f64>,
-    /// Millions of bits a second, frames without FCS, preamble and gap.
+    /// Millions of bits per second, of frames without FCS, preamble and gap.
     #[arg(long, value_name = "MBIT", conflicts_with_all = ["ratep", "delay"])]
     rate: Option<f64>,
-    /// Packets a second.
+    /// Packets per second.
     #[arg(long, value_name = "PPS", conflicts_with = "delay")]
     ratep: Option<f64>,
     /// Nanoseconds from one packet to the next.
@@ -120,7 +120,7 @@ pub struct PktgenArgs {
     /// CPUs for the threads, like 0-3,5.
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// Send a capture's frames (pcap, pcapng) as they are, without pktgen's header.
+    /// Send a capture's frames (pcap, pcapng) unchanged, without pktgen's header.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["packet", "flag"])]
     replay: Option<PathBuf>,
     /// Destination MAC [default: of the gateway or neighbour; with --replay the frame's own].
@@ -131,12 +131,12 @@ pub struct PktgenArgs {
     src_mac: Option<MacAddr>,
     #[command(flatten)]
     packet: PacketArgs,
-    /// A flag of pktgen; repeat for each.
+    /// A flag of pktgen; repeat for more.
     #[arg(long, value_name = "FLAG", ignore_case = true)]
     flag: Vec<Flag>,
 }
 
-/// What packets look like.
+/// Contents of the packets.
 #[derive(Debug, Args)]
 #[group(id = "packet", multiple = true)]
 struct PacketArgs {
@@ -170,16 +170,16 @@ struct PacketArgs {
     /// The last UDP destination port.
     #[arg(long, value_name = "PORT")]
     udp_dst_max: Option<u16>,
-    /// Flows, each with addresses and ports of its own [default: every packet takes the next].
+    /// Number of flows, each with its own addresses and ports [default: they change with every packet].
     #[arg(long, value_name = "N", default_value_t = 0)]
     flows: u64,
-    /// Packets of a flow in a row.
+    /// Consecutive packets of a flow.
     #[arg(long, value_name = "N", default_value_t = 1)]
     flowlen: u64,
-    /// Put an 802.1Q tag on.
+    /// Add an 802.1Q tag with this VLAN ID.
     #[arg(long, value_name = "ID")]
     vlan_id: Option<u16>,
-    /// Priority in the tag.
+    /// Priority (PCP) in the tag.
     #[arg(long, value_name = "0-7", default_value_t = 0, requires = "vlan_id")]
     vlan_p: u8,
     /// TOS octet or traffic class, hexadecimal.
@@ -201,11 +201,11 @@ struct Report {
     #[serde(flatten)]
     sent: Sent,
     pps: f64,
-    /// Without FCS, preamble and gap.
+    /// Bits per second, without FCS, preamble and gap.
     bps: f64,
 }
 
-/// Sends, and says what was sent.
+/// Sends, and reports what was sent.
 pub fn pktgen(global: &Global, args: &PktgenArgs) -> Result<()> {
     if args.duration.is_some_and(|s| !(s > 0.0 && s.is_finite())) {
         return Err(Usage("--duration: more than 0 seconds".into()).into());
@@ -215,7 +215,7 @@ pub fn pktgen(global: &Global, args: &PktgenArgs) -> Result<()> {
     let pace = args.pace(&source)?;
     let signals = Signals::take()?;
     let engine = args.engine();
-    // The circuit goes after the generator.
+    // The circuit is dropped after the generator.
     let (mut circuit, generator);
     match (&source, engine) {
         (af_xdp::Source::Traffic(traffic), Engine::Xdp) => {
@@ -236,7 +236,7 @@ pub fn pktgen(global: &Global, args: &PktgenArgs) -> Result<()> {
     if output.json { output.json(&report) } else { output.text(&report.text()) }
 }
 
-/// Shows progress until it is over.
+/// Shows progress until the generator ends.
 fn watch(
     generator: Generator,
     pace: &Pace,
@@ -262,7 +262,7 @@ fn watch(
     generator.stop()
 }
 
-/// On standard error, if that is a terminal.
+/// A progress bar on standard error, if that is a terminal.
 fn progress_bar(count: Option<u64>) -> ProgressBar {
     let template = match count {
         Some(_) => "{elapsed_precise} [{wide_bar}] {human_pos}/{human_len} {msg}",
@@ -318,9 +318,9 @@ impl PktgenArgs {
 
     fn traffic(&self, place: &Place) -> Result<Traffic> {
         let packet = &self.packet;
-        let destination = packet
-            .dst_min
-            .ok_or_else(|| Usage("where to? --dst-min (or --dst) IP, or --replay FILE".into()))?;
+        let destination = packet.dst_min.ok_or_else(|| {
+            Usage("no destination: give --dst-min (or --dst) IP, or --replay FILE".into())
+        })?;
         let nic = place.usable()?;
         let (source, mac) = self.way(&nic, destination)?;
         let flag = |flag| self.flag.contains(&flag);
@@ -347,7 +347,7 @@ impl PktgenArgs {
         Ok(traffic)
     }
 
-    /// Source address and destination MAC: as given, or as the kernel knows the way.
+    /// Source address and destination MAC: as given, or from the kernel's route and neighbour.
     fn way(&self, nic: &Nic, destination: IpAddr) -> Result<(IpAddr, MacAddr)> {
         if let (Some(source), Some(mac)) = (self.packet.src_min, self.dst_mac) {
             return Ok((source, mac));
@@ -364,7 +364,8 @@ impl PktgenArgs {
             None => {
                 let found = next_hop::resolve(nic.ifindex, name, way.next_hop);
                 let hop = way.next_hop;
-                let silent = || format!("{hop} on {name} does not tell its MAC: give --dst-mac");
+                let silent =
+                    || format!("{hop} on {name} does not answer with its MAC: give --dst-mac");
                 MacAddr(found.with_context(silent)?.with_context(silent)?)
             }
         };

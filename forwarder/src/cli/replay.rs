@@ -1,4 +1,4 @@
-//! `replay`: a capture through the whole road, without root.
+//! `replay`: sends a capture through the whole data path, without root.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::control::config::Config;
 use crate::control::config::static_network::StaticNetwork;
 use crate::control::offline::replay::{ReplayReport, replay as run_replay};
 
-/// What a file looks like.
+/// Example of a file, printed after the help.
 const EXAMPLE: &str = r#"Example of a FILE:
   [[replay.interface]]
   name = "left"
@@ -52,27 +52,27 @@ Connected, local and broadcast routes come with the addresses, as in the kernel.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLE)]
 pub struct ReplayArgs {
-    /// The capture to read: pcap or pcapng; an interface's name in a pcapng file is the port.
+    /// The capture to read: pcap or pcapng; interface names in a pcapng file select the port.
     #[arg(value_name = "IN.pcap")]
     input: PathBuf,
-    /// Where what leaves is written: .pcapng keeps the ports, .pcap does not.
+    /// The capture to write: .pcapng keeps the ports, .pcap does not.
     #[arg(short, long, value_name = "OUT.pcap")]
     output: PathBuf,
     /// The file whose [replay] section describes the network.
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
-    /// The port that packets come in by when the capture does not say [default: the first].
+    /// The input port of packets for which the capture names none [default: the first].
     #[arg(long, value_name = "NAME")]
     iif: Option<String>,
 }
 
-/// Replays and says what became of the packets.
+/// Replays and reports what happened to the packets.
 pub fn replay(global: &Global, args: &ReplayArgs) -> Result<()> {
     let shown = args.config.display();
     let section = Config::load(&args.config)?.replay.ok_or_else(|| {
         Usage(format!("config {shown}: there is no [replay] section; describe the network there"))
     })?;
-    // The file has been checked: what is wrong with it was said with its place.
+    // The file has been checked, and its errors were reported with line and column.
     let network = StaticNetwork::new(&section).map_err(|wrong| Usage(wrong.message))?;
     refuse_same_file(&args.input, &args.output)?;
     let report = run_replay(&network, &args.input, &args.output, args.iif.as_deref())?;
@@ -80,7 +80,7 @@ pub fn replay(global: &Global, args: &ReplayArgs) -> Result<()> {
     if output.json { output.json(&report) } else { output.text(&text(&report)) }
 }
 
-/// The output is emptied before the input is read.
+/// Creating the output empties it before the input is read.
 fn refuse_same_file(input: &Path, output: &Path) -> Result<()> {
     let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     if identity(input).is_some_and(|input| identity(output) == Some(input)) {

@@ -1,4 +1,4 @@
-//! `route get`: where an address leads, by the daemon's tables. `route show` is in [`super::show`].
+//! `route get`: looks up routes in the daemon's tables. `route show` is in [`super::show`].
 
 use std::io::{self, BufRead};
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use super::{Global, Usage, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::{Format, Object, Rendered, Request, Response, RouteGetRequest};
 
-/// Addresses asked for with one request, so that neither side holds a large one.
+/// Addresses per request, so that requests and answers stay small.
 const ADDRS_A_REQUEST: usize = 1000;
 
-/// `route` and its verbs.
+/// `route` and its subcommands.
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]
 pub struct RouteArgs {
@@ -26,10 +26,10 @@ pub struct RouteArgs {
 
 #[derive(Debug, Subcommand)]
 enum RouteVerb {
-    /// Show the routes of table main, or those that the filter lets pass.
+    /// Show the routes of table main, or those that match the filter.
     #[command(alias = "list", alias = "lst", alias = "ls", alias = "s")]
     Show(ShowArgs),
-    /// Say where packets to an address go; `-` reads one address a line.
+    /// Look up the route to an address; `-` reads one address per line.
     #[command(alias = "g")]
     Get(GetArgs),
 }
@@ -41,7 +41,7 @@ struct GetArgs {
     words: Vec<String>,
 }
 
-/// Shows or asks. As with `ip`, asking for one address that leads nowhere is a failure.
+/// Shows or looks up routes. As with `ip`, looking up a single address without a route is a failure.
 pub fn route(global: &Global, args: &RouteArgs) -> Result<ExitCode> {
     match &args.verb {
         None => show::show(global, Object::Route, &[]),
@@ -51,10 +51,10 @@ pub fn route(global: &Global, args: &RouteArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is asked about, before the addresses are known.
+/// A lookup, before its addresses are read.
 #[derive(Debug, Default, PartialEq)]
 struct Question {
-    /// `None`: from standard input.
+    /// `None`: addresses come from standard input.
     addr: Option<IpAddr>,
     from: Option<IpAddr>,
     iif: Option<String>,
@@ -128,12 +128,12 @@ fn get(global: &Global, words: &[String]) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Whether an answer's type, or the first word of its line, says that packets end here.
+/// Whether an answer's type, or the first word of its line, means that packets are not forwarded.
 fn leads_nowhere(kind: Option<&str>) -> bool {
     matches!(kind, Some("noroute" | "blackhole" | "unreachable" | "prohibit"))
 }
 
-/// One address a line; empty lines and what follows `#` do not count.
+/// One address per line; empty lines and text after `#` are ignored.
 fn read_addrs(input: impl BufRead) -> Result<Vec<IpAddr>> {
     let mut addrs = Vec::new();
     for (n, line) in input.lines().enumerate() {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn questions_read_as_in_iproute2() {
+    fn lookups_are_parsed_as_in_iproute2() {
         let full = question("192.0.2.1 from 192.0.2.2 iif eth0 mark 0x10").expect("right");
         assert_eq!(full.addr, "192.0.2.1".parse().ok());
         assert_eq!(full.from, "192.0.2.2".parse().ok());
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_read_line_by_line_and_a_wrong_line_is_numbered() {
+    fn a_list_is_read_line_by_line_and_an_error_names_the_line() {
         let addrs = read_addrs(&b"192.0.2.1\n\n  2001:db8::1 # host\n"[..]).expect("right");
         assert_eq!(addrs.len(), 2);
         let error = read_addrs(&b"192.0.2.1\n192.0.2\n"[..]).expect_err("wrong");

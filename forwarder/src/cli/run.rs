@@ -10,7 +10,7 @@ use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
-/// What a file looks like.
+/// Example of a file, printed after the help.
 const EXAMPLE: &str = r#"Example of a FILE:
   [run]
   interfaces = ["eth0", "lan*"]
@@ -72,12 +72,12 @@ impl From<DriverArg> for DriverKind {
 #[command(after_long_help = EXAMPLE)]
 pub struct RunArgs {
     /// Forward on this interface and its VLANs; repeat for each port. A pattern such as 'eth*' or
-    /// 'lan[0-3]', in quotes, takes all Ethernet interfaces that are up and match, also those that
-    /// come later; not those of a bridge, bond or VRF.
+    /// 'lan[0-3]', in quotes, selects all matching Ethernet interfaces that are up, including those that
+    /// appear later, but not those that belong to a bridge, bond or VRF.
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
-    /// Ports at most, with a pattern: memory is set aside for so many [default: 8 more than there are
-    /// at the start].
+    /// Maximum number of ports, with a pattern: memory is allocated for this many [default: 8 more than
+    /// exist at the start].
     #[arg(long, value_name = "N")]
     max_ports: Option<u16>,
     /// Read the [run] section of a TOML file; flags override it.
@@ -95,32 +95,33 @@ pub struct RunArgs {
     /// there is none; interrupt: sleep whenever there is nothing [default: adaptive].
     #[arg(long, value_enum)]
     poll: Option<PollArg>,
-    /// Packets the kernel takes from a queue at one poll, with --poll busy [default: 64].
+    /// Packets that the kernel takes from a queue per poll, with --poll busy [default: 64].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     busy_budget: Option<u16>,
-    /// CPUs for the workers, one each, like 0-3,5; no more of them than a port has queues are used
-    /// [default: all allowed].
+    /// CPUs for the workers, one each, like 0-3,5; no more are used than a port has queues [default: all
+    /// allowed].
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// Serve the first N RX queues of every port. It must have no others, or no packets for them by
-    /// its RSS table (ethtool -X IFACE equal N) [default: all it has].
+    /// Serve the first N RX queues of every port. It must have no others, or its RSS table must send no
+    /// packets to them (ethtool -X IFACE equal N) [default: all it has].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,
-    /// Move the interrupt of each queue to its worker's CPU; they are put back at the end.
+    /// Move the interrupt of each queue to its worker's CPU; they are restored at the end.
     #[arg(long)]
     pin_irqs: bool,
-    /// Measure how long one frame in N stays, for `ferroute latency`; 0: none, 1: all [default: 64].
+    /// Measure how long one in N frames stays in userspace, for `ferroute latency`; 0: none, 1: all
+    /// [default: 64].
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
-    /// Leave a worker's queues to the kernel when it has given no sign of life for so many
-    /// milliseconds: stopped, frozen, or kept from its CPU [default: 250].
+    /// Leave a worker's queues to the kernel when its last heartbeat is older than this many milliseconds,
+    /// because it is stopped, frozen or does not get its CPU [default: 250].
     #[arg(long, value_name = "MS")]
     worker_timeout: Option<u32>,
-    /// Leave everything to the kernel when the control thread, which follows the kernel's routes and
-    /// filters, has given no sign of life for so many milliseconds [default: 1000].
+    /// Leave everything to the kernel when the last heartbeat of the control thread, which follows the
+    /// kernel's routes and filters, is older than this many milliseconds [default: 1000].
     #[arg(long, value_name = "MS")]
     control_timeout: Option<u32>,
-    /// Time every turn of the workers: `stat -j` has what a frame costs. For benchmarks.
+    /// Time every turn of the workers: `stat -j` shows the cost of a frame. For benchmarks.
     #[arg(long, hide = true)]
     account: bool,
     /// Start even if a firewall or IPsec policies would be bypassed.
@@ -129,10 +130,10 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Flags and file together.
+    /// Combines flags and file.
     ///
     /// # Errors
-    /// When either is wrong.
+    /// When either is invalid.
     pub fn options(&self, global: &Global) -> Result<RunOptions> {
         let file = self.config.as_deref().map(Config::load).transpose()?;
         let flags = RunFlags {

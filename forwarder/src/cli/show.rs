@@ -1,4 +1,4 @@
-//! `link|addr|route|rule|nexthop|neigh show`: what the daemon mirrors, with iproute2's filters.
+//! `link|addr|route|rule|nexthop|neigh show`: the daemon's mirrored state, with iproute2's filters.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use crate::control::config::ipnet::IpNet;
 /// RT_TABLE_MAIN.
 const TABLE_MAIN: u32 = 254;
 
-/// A noun and what to do with it; a noun alone shows.
+/// An object and a command; without a command it is shown.
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]
 pub struct NounArgs {
@@ -24,7 +24,7 @@ pub struct NounArgs {
 
 #[derive(Debug, Subcommand)]
 enum NounVerb {
-    /// Show all, or those that the filter lets pass.
+    /// Show all, or those that match the filter.
     #[command(alias = "list", alias = "lst", alias = "ls", alias = "s")]
     Show(ShowArgs),
 }
@@ -37,11 +37,12 @@ pub struct ShowArgs {
     pub words: Vec<String>,
 }
 
-/// `link`: as the other nouns, and with more to show.
+/// `link`: as the other objects, with more details.
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]
 pub struct LinkArgs {
-    /// Show everything: queues and what polls them, interrupts, rings, offloads, counters, XDP mode.
+    /// Show everything: queues and the workers that poll them, interrupts, rings, offloads, counters, XDP
+    /// mode.
     #[arg(short, long, global = true)]
     details: bool,
     #[command(flatten)]
@@ -49,7 +50,7 @@ pub struct LinkArgs {
 }
 
 impl LinkArgs {
-    /// Asks for the interfaces and prints them.
+    /// Requests the interfaces and prints them.
     pub fn show(&self, global: &Global) -> Result<()> {
         ask(global, Object::Link, self.noun.words(), self.details)
     }
@@ -62,7 +63,7 @@ impl NounArgs {
     }
 }
 
-/// Asks for the objects and prints them.
+/// Requests the objects and prints them.
 pub fn show(global: &Global, object: Object, words: &[String]) -> Result<()> {
     ask(global, object, words, false)
 }
@@ -79,7 +80,7 @@ fn ask(global: &Global, object: Object, words: &[String], details: bool) -> Resu
     }
 }
 
-/// Reads the words that follow `show`.
+/// Parses the words after `show`.
 fn parse_filter(object: Object, words: &[String]) -> Result<Filter, String> {
     let mut filter = Filter::default();
     let mut table_named = false;
@@ -164,7 +165,7 @@ fn parse_selector<'a>(
     Ok(kind(prefix.parse::<IpNet>()?))
 }
 
-/// A table's number, by number or name; `None`: all.
+/// A table's ID, by number or name; `None`: all.
 fn parse_table(text: &str) -> Result<Option<u32>, String> {
     let known = match text {
         "all" => return Ok(None),
@@ -184,7 +185,7 @@ pub fn parse_number(text: &str) -> Option<u32> {
     }
 }
 
-/// The names that iproute2 knows tables by.
+/// The table of a name, as iproute2 knows it.
 fn named_table(name: &str) -> Option<u32> {
     let files = ["/etc/iproute2/rt_tables", "/usr/share/iproute2/rt_tables"];
     let more = ["/etc/iproute2/rt_tables.d", "/usr/share/iproute2/rt_tables.d"]
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn route_filters_read_as_in_iproute2() {
+    fn route_filters_are_parsed_as_in_iproute2() {
         assert_eq!(filter(Object::Route, "").expect("right").table, Some(254));
         assert_eq!(filter(Object::Route, "table all").expect("right").table, None);
         assert_eq!(filter(Object::Route, "table local").expect("right").table, Some(255));

@@ -1,4 +1,4 @@
-//! `sink`: receives a load and says what became of it.
+//! `sink`: receives generated packets and reports on them.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,28 +17,28 @@ use crate::load::Place;
 use crate::load::receiver::Receiver;
 use crate::load::tracker::{Tally, Tracker};
 
-/// Words on what the figures mean.
+/// Explanation of the figures, printed after the help.
 const NOTES: &str = "\
-Understands the packets of `ferroute pktgen` and of the kernel's pktgen. Everything else goes to
-the kernel as before. Streams are told apart by source MAC and generator thread (the kernel's pktgen
-sends no number of its threads: give each a MAC, or use one), and are taken to
-be seen from their start if their first packet has a number up to 65536. What was lost after the
-last packet that came shows only with --count.
+Counts the packets of `ferroute pktgen` and of the kernel's pktgen. All other packets go to the
+kernel as before. Streams are distinguished by source MAC and generator thread (the kernel's pktgen
+does not send thread numbers: give each thread a MAC, or use one thread). A stream counts as seen
+from its start if the sequence number of its first packet is at most 65536. Packets lost after the
+last received one are only counted with --count.
 
-Latency is from the time in a packet to when the sink took it from its ring, so both clocks have to
-agree: on one host they do. Packets carry microseconds, so that is the resolution. With --rate it is
-given a second time, corrected for coordinated omission: from when a packet was due, however long
-the generator was held up before it sent it.
+Latency is from the timestamp in a packet to when the sink took it from its ring, so both clocks must
+agree: on one host they do. The resolution is that of the timestamps, a microsecond. With --rate it
+is also printed corrected for coordinated omission: from when a packet was due, however long the
+generator was delayed before sending it.
 
 Ends with --count, --idle, --duration or Ctrl-C.";
 
-/// How long a wait may take.
+/// Maximum length of a wait.
 const WAIT: Duration = Duration::from_millis(10);
-/// How long the rings may take to be emptied at the end.
+/// How long emptying the rings may take at the end.
 const DRAIN: Duration = Duration::from_millis(20);
-/// With --count: after so many seconds without a packet no more is expected.
+/// With --count: seconds without a packet after which no more are expected.
 const COUNT_IDLE_S: f64 = 5.0;
-/// Between two lines of the log.
+/// Interval between two lines of the log.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `sink`.
@@ -48,59 +48,59 @@ pub struct SinkArgs {
     /// Receive on this interface, on all its queues.
     #[arg(short, long, value_name = "IFACE")]
     interface: String,
-    /// Packets to expect: ends when so many have come, or none came for 5 seconds (or --idle) after
-    /// the first; those missing are lost.
+    /// Number of packets to expect: ends when they have come, or when none came for 5 seconds (or --idle)
+    /// after the first; those missing are lost.
     #[arg(short = 'n', long, value_name = "N")]
     count: Option<u64>,
-    /// End after so many seconds.
+    /// Stop after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     duration: Option<f64>,
-    /// End when packets came and then none did for so many seconds.
+    /// Stop when packets came and then none did for this many seconds.
     #[arg(long, value_name = "SECONDS")]
     idle: Option<f64>,
-    /// Packets a second that the generator was told to send.
+    /// Rate at which the generator was set to send, in packets per second.
     #[arg(long, value_name = "PPS")]
     rate: Option<f64>,
-    /// Threads that the generator was told to send with.
+    /// Number of threads with which the generator was set to send.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "rate")]
     threads: u32,
     /// Write the percentile distribution (.hgrm); - is standard output.
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
-    /// Write an interval log (HdrHistogram V2), a line a second.
+    /// Write an interval log (HdrHistogram V2), one line per second.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-    /// Draw the percentile plot.
+    /// Plot the percentiles.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
 
-/// What came.
+/// The result.
 #[derive(Debug, Serialize)]
 struct Report {
     interface: String,
     #[serde(flatten)]
     tally: Tally,
-    /// From the first packet to the last.
+    /// From the first packet to the last, in seconds.
     seconds: f64,
     pps: f64,
     /// Frames without pktgen's header.
     other: u64,
-    /// Packets that found the sink's own rings full.
+    /// Packets dropped because the sink's own rings were full.
     overrun: u64,
     latency: Summary,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency_corrected: Option<Summary>,
 }
 
-/// Files to be written at the end.
+/// Files to write at the end.
 struct Files {
     hgrm: Option<OutFile>,
     svg: Option<OutFile>,
     log: Option<Log>,
 }
 
-/// The interval log, and what was in it already.
+/// The interval log, and the values already in it.
 struct Log {
     file: IntervalLog,
     started: Instant,
@@ -108,7 +108,7 @@ struct Log {
     written: Histogram<u64>,
 }
 
-/// Receives until it is over, and says what came.
+/// Receives until the end, and reports the result.
 pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
     let quiet = args.check()?;
     let signals = Signals::take()?;
@@ -118,7 +118,7 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
     let interval_ns = args.rate.map(|rate| 1e9 * f64::from(args.threads) / rate);
     let mut tracker = Tracker::new(interval_ns);
     let seconds = args.receive(&signals, &mut receiver, &mut tracker, &mut files)?;
-    // What is in the rings still counts; what a generator that runs on puts there does not.
+    // Packets in the rings still count; later ones of a generator that keeps sending do not.
     let ended = Instant::now();
     while receiver.turn(&mut tracker, Duration::ZERO) > 0 && ended.elapsed() < DRAIN {}
     files.finish(&args.interface, &tracker)?;
@@ -138,7 +138,7 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
     };
     let output = global.output();
     if quiet {
-        // Standard output is a file's.
+        // Standard output is used for a file.
     } else if output.json {
         output.json(&report)?;
     } else {
@@ -155,7 +155,7 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
 }
 
 impl SinkArgs {
-    /// Whether standard output is taken by one of the files.
+    /// Whether one of the files is standard output.
     fn check(&self) -> Result<bool> {
         let times = [("--duration", self.duration), ("--idle", self.idle), ("--rate", self.rate)];
         for (name, value) in times {
@@ -183,7 +183,7 @@ impl SinkArgs {
         Ok(Files { hgrm: file(&self.hgrm)?, svg: file(&self.svg)?, log })
     }
 
-    /// Returns the seconds from the first packet to the last.
+    /// Receives until the end. Returns the seconds from the first packet to the last.
     fn receive(
         &self,
         signals: &Signals,
@@ -199,7 +199,7 @@ impl SinkArgs {
         let idle_s = self.idle.or(self.count.map(|_| COUNT_IDLE_S));
         let mut looked = started;
         while self.count.is_none_or(|count| tracker.tally().received < count) {
-            // A burst at a time; the rest is looked at now and then only.
+            // A burst at a time; the other conditions are checked only now and then.
             if receiver.turn(tracker, WAIT) > 0 {
                 last = Instant::now();
                 first.get_or_insert(last);
@@ -226,7 +226,7 @@ impl Files {
             return Ok(());
         }
         let mut new = tracker.latency().clone();
-        // All that was written came from there.
+        // All values written came from `new`, so this cannot fail.
         let _ = new.subtract(&log.written);
         log.file.interval(log.begun, now - log.begun, [], &new)?;
         log.written.clone_from(tracker.latency());
@@ -264,7 +264,7 @@ impl Report {
             text += &format!("{late} more came too late to be told from duplicates\n");
         }
         if self.overrun > 0 {
-            text += &format!("{} found the sink's rings full: lost here\n", self.overrun);
+            text += &format!("{} lost because the sink's rings were full\n", self.overrun);
         }
         if self.latency.count > 0 {
             let row =

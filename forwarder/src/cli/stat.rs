@@ -11,15 +11,15 @@ use crate::control::api::{Counters, PortReport, Request, Response, StatReport};
 /// Flags of `stat`.
 #[derive(Debug, Args)]
 pub struct StatArgs {
-    /// Show counters that are zero too.
+    /// Also show counters that are zero.
     #[arg(short, long)]
     zeros: bool,
-    /// Show each port's counters, or those of one.
+    /// Show each port's counters, or those of one port.
     #[arg(long, value_name = "NAME", num_args = 0..=1)]
     port: Option<Option<String>>,
 }
 
-/// Asks and prints. JSON has everything, zeros too.
+/// Requests the report and prints it. JSON has everything, including zeros.
 pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
     let report = match global.ask(&Request::Stat)? {
         Response::Stat(report) => report,
@@ -84,7 +84,7 @@ fn port_text(ports: &[PortReport], zeros: bool) -> String {
     text
 }
 
-/// nstat's looks: `#title`, then name and count a line.
+/// nstat's format: `#title`, then name and count on each line.
 fn section(title: &str, counters: &Counters, zeros: bool) -> String {
     let lines = lines(counters, zeros);
     if lines.is_empty() { lines } else { format!("#{title}\n{lines}") }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_none_is_refused_with_those_there_are() {
+    fn an_unknown_port_is_refused_and_the_ports_are_listed() {
         let port = |name: &str| PortReport { ifname: name.into(), ..PortReport::default() };
         let report = StatReport { ports: vec![port("a"), port("b")], ..StatReport::default() };
         assert_eq!(one_port(&report, "b").expect("is there")[0].ifname, "b");

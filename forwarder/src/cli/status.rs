@@ -1,4 +1,4 @@
-//! `status`: whether packets are forwarded, and waiting until they are.
+//! `status`: shows whether packets are forwarded, and can wait until they are.
 
 use std::process::ExitCode;
 use std::thread;
@@ -13,13 +13,13 @@ use crate::control::api::{
     PortStatus, Request, Response, State, StatusReport, WorkerPort, WorkerStatus,
 };
 
-/// Between two looks while waiting.
+/// Interval between requests while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Wait so long, in seconds, until packets are forwarded.
+    /// Wait up to this many seconds until packets are forwarded.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     wait: Option<Duration>,
 }
@@ -29,7 +29,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| "expected a number of seconds".to_owned())
 }
 
-/// Prints how it goes; success once it forwards.
+/// Prints the state; success if packets are forwarded.
 pub fn status(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
     let report = wait(global, args.wait.unwrap_or_default())?;
     let output = global.output();
@@ -41,7 +41,7 @@ pub fn status(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
     Ok(if report.state == State::Forwarding { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Asks until it forwards or time is over; the last answer counts.
+/// Repeats the request until packets are forwarded or the time is over. Returns the last answer.
 fn wait(global: &Global, patience: Duration) -> Result<StatusReport> {
     let start = Instant::now();
     loop {

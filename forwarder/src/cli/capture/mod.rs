@@ -1,6 +1,7 @@
-//! `capture`: copies of what passes through userspace, or is dropped there, for tcpdump's readers.
+//! `capture`: copies of packets that pass through userspace or are dropped there, for readers of tcpdump's
+//! formats.
 //!
-//! - [`out`]: pcapng, or lines;
+//! - [`out`]: writes pcapng or lines;
 //! - [`promisc`]: frames for other stations, which never come to userspace.
 
 mod out;
@@ -28,40 +29,39 @@ use crate::control::api::{
 };
 use crate::control::process::signals::Signals;
 
-/// Octets read from the daemon at once.
+/// Octets per read from the daemon.
 const READ: usize = 1 << 20;
-/// How often is looked at promiscuous sockets.
+/// Interval between reads of promiscuous sockets.
 const LOOK_MS: u16 = 20;
 
 const ABOUT: &str = "\
-What passes through userspace is redirected by XDP before tcpdump could see it, so tcpdump on a port \
-shows only what the kernel handles: ARP, the router's own addresses, and what was handed back. This \
-verb shows the rest: packets as they were received, as they were put on a TX ring, and as they were \
-when they were dropped, with the reason as the packet's comment. For the kernel's share ask tcpdump.
+XDP redirects packets to userspace before tcpdump could see them, so tcpdump on a port shows only \
+what the kernel handles: ARP, packets for the router itself, and those handed back to the kernel. \
+This command shows the rest: packets as received, as put on a TX ring, and as they were when they \
+were dropped, with the reason as the packet's comment. Use tcpdump for the kernel's packets.
 
-FILTER is in tcpdump's language (man pcap-filter). Without -w a line is printed for each packet; with \
--j it is JSON. FILE is pcapng with the ports' names, nanoseconds and directions:
+FILTER is in tcpdump's language (man pcap-filter). Without -w a line is printed for each packet, with \
+-j in JSON. FILE is pcapng with the ports' names, nanoseconds and directions:
 
   ferroute capture -i eth0 -w - udp port 53 | wireshark -k -i -
   ferroute capture --direction drop -w drops.pcapng
   tshark -r drops.pcapng -T fields -e frame.comment | sort | uniq -c
 
-A drop is shown at the port that the packet came in by, or, if it was the TX ring that did not take \
-it, at the one it was to leave by. One that the kernel takes from the TX ring and then refuses \
-(TX_ERROR) has been shown as sent. A reader that does not keep up loses copies, which are counted; \
-packets are forwarded all the same. With several workers, packets of one may stand before a \
-little older ones of another; reordercap puts them in order.
+A drop is shown at the input port, or at the output port if its TX ring did not accept the packet. A \
+packet that the kernel takes from the TX ring and then refuses (TX_ERROR) has been shown as sent. A \
+slow reader loses copies, which are counted; forwarding is not affected. With several workers, \
+packets of one may come before slightly older ones of another; reordercap puts them in order.
 
 --promisc has the port accept unicast frames for other stations, as tcpdump does: the interface's \
 promiscuity counter is one higher while the capture runs (ip -d link). Such frames are shown and \
-never forwarded. To be used in the network namespace of the daemon.
+never forwarded. Use it in the network namespace of the daemon.
 
-A new FILE can be read by its owner alone. One that is there is overwritten; where others can write to \
-its directory, it must be the user's own, and symbolic links are refused.
+A new FILE is readable only by its owner. An existing one is overwritten; if others can write to its \
+directory, it must belong to the user, and symbolic links are refused.
 
-Ends after -c packets or with Ctrl-C, and says on standard error what was captured and lost.";
+Ends after -c packets or with Ctrl-C, and prints on standard error what was captured and lost.";
 
-/// Where packets are seen.
+/// Where packets are captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Direction {
     /// As received.
@@ -72,7 +72,7 @@ enum Direction {
     Drop,
 }
 
-/// Flags of `capture`, tcpdump's where it has them.
+/// Flags of `capture`; named as tcpdump's where those exist.
 #[derive(Debug, Args)]
 #[command(after_long_help = ABOUT)]
 pub struct CaptureArgs {
@@ -82,24 +82,24 @@ pub struct CaptureArgs {
     /// Write pcapng to a file, or to standard output (`-`).
     #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// Only packets seen there; several with commas [default: in,out,drop].
+    /// Only packets captured there; separated by commas [default: in,out,drop].
     #[arg(short = 'Q', long, value_name = "DIRECTION", value_delimiter = ',')]
     direction: Vec<Direction>,
     /// Octets kept of each packet.
     #[arg(short, long, value_name = "OCTETS", default_value_t = 262_144)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     snaplen: u32,
-    /// End after so many packets.
+    /// Stop after this many packets.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Have the port accept frames for other stations, too.
+    /// Also have the port accept frames for other stations.
     #[arg(long)]
     promisc: bool,
-    /// Memory for copies that wait to be written, of each worker.
+    /// Memory of each worker for copies that wait to be written.
     #[arg(short = 'B', long, value_name = "KIB", default_value_t = 4096)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     buffer_size: u32,
-    /// Which packets, in tcpdump's language [default: all].
+    /// Filter in tcpdump's language [default: all packets].
     #[arg(value_name = "FILTER", trailing_var_arg = true)]
     filter: Vec<String>,
 }
@@ -128,21 +128,21 @@ impl CaptureArgs {
         })
     }
 
-    /// None: all.
+    /// The ports' names; empty: all.
     fn ports(&self) -> Vec<String> {
         let any = self.interfaces.iter().any(|name| name == "any");
         if any { Vec::new() } else { self.interfaces.clone() }
     }
 }
 
-/// The filter's program, as the daemon will take it.
+/// The filter's program, in the form that the daemon accepts.
 fn program(filter: &str) -> Result<Vec<Insn>> {
     let insns = compile(filter).map_err(|error| Usage(error.to_string()))?;
     Filter::new(&insns).map_err(|error| Usage(format!("`{filter}`: {error}")))?;
     Ok(insns)
 }
 
-/// Captures until it is over, and says what it was.
+/// Captures until the end, and reports the result.
 pub fn capture(global: &Global, args: &CaptureArgs) -> Result<()> {
     let filter = args.filter.join(" ");
     let request = args.request(&filter)?;
@@ -203,13 +203,13 @@ fn request_names(interfaces: &[String]) -> Option<Vec<&str>> {
     (!any).then(|| interfaces.iter().map(String::as_str).collect())
 }
 
-/// What there is to say of a port that was another one, or none.
+/// The message about a port's change, if any.
 fn news(was: Option<&CapturePort>, is: &CapturePort) -> Option<&'static str> {
     let was = was.filter(|was| was.ifname == is.ifname);
     match (was, is.ifindex) {
         (Some(was), index) if was.ifindex == index => None,
         (Some(_), 0) => Some("is gone; its packets are captured when it is back"),
-        // Numbered, but not a port yet.
+        // It has a number, but is not a port yet.
         (None, 0) => None,
         (Some(was), _) if was.mac != [0; 6] => Some("is back"),
         _ => Some("is a port now"),
@@ -218,22 +218,22 @@ fn news(was: Option<&CapturePort>, is: &CapturePort) -> Option<&'static str> {
 
 struct Capture {
     stream: UnixStream,
-    /// From the daemon, not looked at yet.
+    /// Octets from the daemon that are not parsed yet.
     read: Vec<u8>,
     signals: Rc<Signals>,
     out: Out,
     promiscuous: Option<Promiscuous>,
-    /// The ports that come next are those of the start.
+    /// The next list of ports is that of the start.
     granted: bool,
-    /// Packets until -c is reached.
+    /// Packets left until -c is reached.
     left: u64,
     captured: u64,
-    /// The daemon was told that no more is wanted.
+    /// The daemon was notified that no more packets are wanted.
     leaving: bool,
 }
 
 impl Capture {
-    /// Until the daemon says that it is over. `None`: it ended without a word.
+    /// Runs until the daemon sends the end. `None`: the connection ended without it.
     fn run(&mut self) -> Result<Option<CaptureEnd>> {
         loop {
             if let Some(end) = self.messages()? {
@@ -251,10 +251,10 @@ impl Capture {
         }
     }
 
-    /// Has the daemon send what is under way, and its account.
+    /// Has the daemon send the remaining copies and the summary.
     fn leave(&mut self) {
         if !self.leaving {
-            // The daemon may have ended; that shows when reading.
+            // The daemon may have ended; the next read shows that.
             let _ = self.stream.shutdown(Shutdown::Write);
             self.promiscuous = None;
             self.leaving = true;
@@ -276,7 +276,7 @@ impl Capture {
         }
     }
 
-    /// Reads what has come. `false`: nothing more will.
+    /// Reads what is available. `false`: the connection has ended.
     fn receive(&mut self) -> Result<bool> {
         let had = self.read.len();
         self.read.resize(had + READ, 0);
@@ -290,7 +290,7 @@ impl Capture {
         }
     }
 
-    /// Does what the whole messages say.
+    /// Handles the complete messages.
     fn messages(&mut self) -> Result<Option<CaptureEnd>> {
         let read = std::mem::take(&mut self.read);
         let mut at = 0;
@@ -307,7 +307,7 @@ impl Capture {
         Ok(None)
     }
 
-    /// The copies of all workers, as far as they have come, in the order of their time.
+    /// The copies of all workers that have come, sorted by time.
     fn packets(&mut self, packets: &[u8]) -> Result<()> {
         let mut records: Vec<Record<'_>> = Records::new(packets).collect();
         records.sort_by_key(|record| record.tstamp_ns);
@@ -326,7 +326,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Frames for other stations.
+    /// Reads frames for other stations.
     fn look_at_others(&mut self) -> Result<()> {
         let Some(mut promiscuous) = self.promiscuous.take() else { return Ok(()) };
         let look = promiscuous.look(|port, tstamp_ns, len, data| {
@@ -351,7 +351,7 @@ impl Capture {
         self.out.follow(ports)
     }
 
-    /// tcpdump's last words.
+    /// Prints the summary, as tcpdump does.
     fn say(&mut self, end: Option<CaptureEnd>) {
         let packets = |count: u64| format!("{count} packet{}", if count == 1 { "" } else { "s" });
         output::note(format_args!("{} captured", packets(self.captured)));
@@ -368,7 +368,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_a_port_is_called_one() {
+    fn only_ports_are_called_ports() {
         let port = |ifname: &str, ifindex, mac| CapturePort { ifname: ifname.into(), ifindex, mac };
         let (coming, there) = (port("eth5", 0, [0; 6]), port("eth5", 9, [2; 6]));
         let (gone, other) = (port("eth5", 0, [2; 6]), port("eth4", 8, [4; 6]));

@@ -1,4 +1,4 @@
-//! What a capture writes: pcapng, or a line a packet.
+//! Output of a capture: pcapng, or one line per packet.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -28,9 +28,9 @@ use crate::histogram::file::is_stdout;
 use crate::io::out_file::{self, PRIVATE};
 use crate::wire::EthernetFrame;
 
-/// Octets written at once: a pipe that polls as writable takes as many (PIPE_BUF).
+/// Octets per write: a pipe that polls as writable accepts this many (PIPE_BUF).
 const CHUNK: usize = 4096;
-/// How long the last packets may take after a signal.
+/// How long writing the last packets may take after a signal.
 const LAST: Duration = Duration::from_secs(2);
 /// if_tsresol: 10^-9 seconds.
 const NANOSECONDS: u8 = 9;
@@ -45,16 +45,16 @@ mod flags {
     pub const PROMISCUOUS: u32 = 4 << 2;
 }
 
-/// A packet to be shown.
+/// A packet to write.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// The copy.
     pub record: Record<'a>,
-    /// It is for another station.
+    /// The frame is for another station.
     pub promiscuous: bool,
 }
 
-/// Where packets are written.
+/// The output.
 pub struct Out {
     format: Format,
     name: String,
@@ -62,7 +62,7 @@ pub struct Out {
 }
 
 enum Format {
-    /// The number of each port's interface block.
+    /// Pcapng, with the number of each port's interface block.
     PcapNg {
         writer: Box<PcapNgWriter<BufWriter<Sink>>>,
         interfaces: Vec<Option<u32>>,
@@ -74,7 +74,7 @@ enum Format {
 }
 
 impl Out {
-    /// Makes the file, or takes standard output.
+    /// Creates the file, or uses standard output.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -120,7 +120,7 @@ impl Out {
         &self.ports
     }
 
-    /// Names ports anew; those that are there and changed get another interface block.
+    /// Updates the ports; existing ones that changed get another interface block.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -160,7 +160,7 @@ impl Out {
                     interfaces.resize(port + 1, None);
                 }
                 let mut described = Ok(());
-                // Of a port that the daemon has not told of: rather its own than somebody else's.
+                // The daemon has not announced this port: its own interface block avoids a wrong name.
                 let id = *interfaces[port].get_or_insert_with(|| {
                     let port = CapturePort { ifname: name.to_owned(), ..CapturePort::default() };
                     let block = interface(&port, *snaplen).into_block();
@@ -177,7 +177,7 @@ impl Out {
         written.with_context(|| cannot(&self.name))
     }
 
-    /// Writes what is buffered: whoever reads sees it now.
+    /// Writes what is buffered, so that the reader sees it now.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -229,7 +229,7 @@ fn packet<'a>(seen: &Seen<'a>, interface_id: u32) -> EnhancedPacketBlock<'a> {
     }
 }
 
-/// Why it was dropped.
+/// The packet's comment: why it was dropped.
 fn comment(kind: Kind) -> Option<String> {
     match kind {
         Kind::Drop(reason) => Some(format!("{}: {}", reason.name(), reason.help())),
@@ -261,7 +261,7 @@ fn word(seen: &Seen<'_>) -> &'static str {
     }
 }
 
-/// As `tcpdump -i any -tt -e` has it, with the reason of a drop.
+/// A line as `tcpdump -i any -tt -e` prints it, with the reason of a drop.
 fn line(seen: &Seen<'_>, name: &str) -> String {
     let Record { tstamp_ns, kind, data, .. } = seen.record;
     let (s, ns) = (tstamp_ns / 1_000_000_000, tstamp_ns % 1_000_000_000);
@@ -295,11 +295,11 @@ fn to_json(seen: &Seen<'_>, name: &str) -> serde_json::Value {
     value
 }
 
-/// A file that is written a little at a time, so that a signal is heard while its reader is slow.
+/// A file that is written in small parts, so that signals are handled while its reader is slow.
 struct Sink {
     file: File,
     signals: Rc<Signals>,
-    /// A signal came, and this is how long the reader has.
+    /// Set by a signal: how long the reader has.
     until: Option<Instant>,
 }
 
@@ -316,11 +316,11 @@ impl Sink {
                 PollFd::new(self.file.as_fd(), PollFlags::POLLOUT),
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             ];
-            // A signal is left there for the loop that ends the capture, and looked for once.
+            // A signal is left pending for the loop that ends the capture, and polled for only once.
             let watched = if self.until.is_some() { 1 } else { 2 };
             match poll(&mut fds[..watched], timeout) {
                 Ok(0) => {
-                    let what = "whoever reads it has stopped reading; the last packets are lost";
+                    let what = "its reader has stopped reading; the last packets are lost";
                     return Err(io::Error::new(io::ErrorKind::TimedOut, what));
                 }
                 Ok(_) if fds[0].any().unwrap_or(true) => return Ok(()),

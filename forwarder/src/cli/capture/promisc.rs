@@ -1,8 +1,8 @@
-//! Frames for other stations: the kernel has them, for the XDP program passes what is not for the
-//! port's own address, and drops them as PACKET_OTHERHOST. A packet socket of libpcap sees them.
+//! Frames for other stations. The XDP program passes frames that are not for the port's own address, and
+//! the kernel drops them as PACKET_OTHERHOST. A packet socket of libpcap sees them.
 //!
-//! Its promiscuous membership (PACKET_MR_PROMISC) raises the interface's counter by one and ends
-//! with the socket, however this process ends.
+//! Its promiscuous membership (PACKET_MR_PROMISC) raises the interface's counter by one and ends with the
+//! socket, even if this process is killed.
 
 use std::fs;
 
@@ -13,12 +13,12 @@ use super::super::output;
 use crate::control::api::CapturePort;
 use crate::wire::MacAddr;
 
-/// Packets taken from one socket at a time: others have their turn, too.
+/// Packets read from one socket before the others have their turn.
 const TURN: usize = 1024;
 
-/// The sockets of the ports that are captured on.
+/// The sockets of the captured ports.
 pub struct Promiscuous {
-    /// Names of ports; none: all.
+    /// Names of ports; empty: all.
     wanted: Vec<String>,
     filter: String,
     snaplen: i32,
@@ -29,16 +29,15 @@ struct Socket {
     port: u16,
     ifindex: u32,
     ifname: String,
-    /// `None`: its interface is gone, or went away, or did not become promiscuous.
+    /// `None`: its interface is gone or was removed, or did not become promiscuous.
     capture: Option<pcap::Capture<Active>>,
 }
 
 impl Promiscuous {
-    /// For these ports, of the daemon that is the process `pid`. Sockets are opened by
-    /// [`Self::follow`].
+    /// For these ports of the daemon with process ID `pid`. [`Self::follow`] opens the sockets.
     ///
     /// # Errors
-    /// When the daemon is in another network namespace, where interfaces are other ones.
+    /// When the daemon is in another network namespace, which has other interfaces.
     pub fn new(wanted: &[String], filter: &str, snaplen: u32, pid: u32) -> Result<Promiscuous> {
         let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net"));
         let theirs = namespace(&pid.to_string());
@@ -57,11 +56,11 @@ impl Promiscuous {
         })
     }
 
-    /// Opens sockets on ports that are there, closes those of ports that are not. `must`: all of them
-    /// are to open. Else it is said which does not, for it may be gone already.
+    /// Opens sockets on ports that exist, and closes those of ports that do not. `must`: a failure is an
+    /// error. Otherwise it is only logged, because the port may already be gone.
     ///
     /// # Errors
-    /// When a port does not become promiscuous and must.
+    /// With `must`, when a port does not become promiscuous.
     pub fn follow(&mut self, ports: &[CapturePort], must: bool) -> Result<()> {
         for (index, port) in (0u16..).zip(ports) {
             self.sockets.retain(|socket| socket.port != index || socket.ifindex == port.ifindex);
@@ -103,7 +102,7 @@ impl Promiscuous {
             .open()?
             .setnonblock()?;
         capture.direction(Direction::In)?;
-        // The others come by userspace, or are the kernel's own.
+        // The other frames come through userspace, or are for the kernel.
         let mut others = format!("not ether dst {} and not ether multicast", MacAddr(port.mac));
         if !self.filter.is_empty() {
             others = format!("{others} and ({})", self.filter);
@@ -112,7 +111,8 @@ impl Promiscuous {
         Ok(capture)
     }
 
-    /// Shows what has come: port, nanoseconds since 1970, length, the octets kept.
+    /// Reads what has come and calls `each` with port, nanoseconds since 1970, length, and the captured
+    /// octets.
     ///
     /// # Errors
     /// Those of `each`.
@@ -128,7 +128,7 @@ impl Promiscuous {
                         each(*port, s * 1_000_000_000 + ns, header.len, packet.data)?;
                     }
                     Err(pcap::Error::TimeoutExpired) => break,
-                    // Down or gone; the daemon tells when there is another.
+                    // The interface is down or gone; the daemon reports when there is another.
                     Err(error) => {
                         output::note(format_args!(
                             "ferroute: {ifname} is no longer promiscuous: {error}"
@@ -156,7 +156,7 @@ mod tests {
         assert!(error.contains("no-such-0 cannot be made promiscuous"), "{error}");
         let mut later = new();
         later.follow(&ports, false).expect("it may be gone");
-        // It is not tried, nor told, again and again.
+        // It is not tried or reported repeatedly.
         assert_eq!(later.sockets.len(), 1);
         later.look(|_, _, _, _| bail!("nothing can come")).expect("nothing came");
     }
