@@ -1,7 +1,6 @@
-//! The control side: what it asks of the kernel, what it tells the workers, and what it answers to
-//! the command line.
+//! The control side: follows the kernel, controls the workers, and answers the command line.
 //!
-//! Each room uses only those that stand left of it (`tests/tests/layers.rs`):
+//! Each module uses only those to its left (`tests/tests/layers.rs`):
 //! `netlink, process → netdev → mirror, firewall → steering → config → api → daemon, doctor, offline`.
 
 pub mod api;

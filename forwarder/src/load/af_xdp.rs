@@ -1,8 +1,8 @@
-//! The AF_XDP engine: our driver sends, a thread a queue.
+//! The AF_XDP engine: the forwarder's driver sends, one thread per queue.
 //!
-//! Packets are put together in userspace, the same as the XDP engine's, and carry the time they
-//! were put together at. It needs nothing of the other end, and sends captures too; live frames of
-//! the XDP engine are the faster by the copy and the system call where there is no zero-copy.
+//! Packets are built in userspace, with the same contents as those of the XDP engine, and carry the time
+//! when they were built. It needs nothing at the other end, and can also send captures. Without zero-copy,
+//! the live frames of the XDP engine are faster by the copy and the system call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,28 +24,28 @@ use crate::skb::{Burst, FramePool, HEADROOM, SkBuff};
 use crate::stats::WorkerStats;
 use crate::worker::affinity;
 
-/// Frames under way; nothing is received, but a fill ring there has to be.
+/// Frames in flight; nothing is received, but a fill ring is required.
 const RINGS: RingSizes = RingSizes { fill: 64, tx: 2048 };
-/// A thread that has nothing to send for longer than this sleeps, but for the last of it.
+/// A thread that has nothing to send for longer than this sleeps; it spins for the last part.
 const SPIN: Duration = Duration::from_micros(200);
-/// Longest sleep: how late it may be noticed that the thread is to stop.
+/// Longest sleep, and thus the delay until the thread notices that it is to stop.
 const SLEEP_MAX: Duration = Duration::from_millis(10);
-/// How long the kernel is given to send what is left at the end.
+/// How long the kernel may take to send what is left at the end.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// What is sent.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// Made packets.
+    /// Generated packets.
     Traffic(Traffic),
-    /// A capture's frames, in its order, over and over.
+    /// A capture's frames, in its order, repeatedly.
     Capture(Capture),
 }
 
-/// Starts a generator on an interface: thread `n` sends by queue `n`.
+/// Starts a generator on an interface: thread `n` sends on queue `n`.
 ///
 /// # Errors
-/// [`LoadError::Traffic`] for what cannot be sent; those of [`Place::usable`];
+/// [`LoadError::Traffic`] for traffic that cannot be sent; those of [`Place::usable`];
 /// [`LoadError::Queues`] for more threads than queues; [`LoadError::Open`].
 pub fn start(
     place: &Place,
@@ -115,7 +115,7 @@ enum Stream {
 }
 
 impl Stream {
-    /// Writes packet number `n` into an empty packet. False: it does not fit.
+    /// Writes packet number `n` into an empty packet. Returns false if it does not fit.
     fn write(&self, n: u64, skb: &mut SkBuff) -> bool {
         match self {
             Stream::Made(config) => {
@@ -143,7 +143,7 @@ struct Sender {
     place: Place,
     port: PortConfig,
     cpu: Option<usize>,
-    /// In 1/1024 ns; 0: none.
+    /// In 1/1024 ns; 0: no pause.
     interval: u64,
     count: Option<u64>,
     stream: Stream,
@@ -155,7 +155,7 @@ impl Sender {
         let (mut io, mut pool) = match self.open() {
             Ok(opened) => opened,
             Err(error) => {
-                // Who waits for it stops waiting when it is gone.
+                // The starter stops waiting if the channel is closed.
                 let _ = ready.send(Err(error));
                 return Ok(());
             }
@@ -193,7 +193,7 @@ impl Sender {
             for _ in 0..wanted {
                 let Some(mut skb) = SkBuff::alloc_skb(pool, HEADROOM) else { break };
                 if !self.stream.write(sent, &mut skb) || burst.push(skb).is_err() {
-                    // Sizes were checked, and a burst is as long as it is.
+                    // Unreachable: sizes were checked, and the burst has room.
                     return;
                 }
                 sent += 1;
@@ -208,7 +208,7 @@ impl Sender {
         }
     }
 
-    /// Packets that should have been sent after a time.
+    /// Number of packets that should have been sent after `elapsed`.
     fn due(&self, elapsed: Duration) -> u64 {
         if self.interval == 0 {
             return u64::MAX;
@@ -217,7 +217,7 @@ impl Sender {
         (units / u128::from(self.interval)) as u64 + 1
     }
 
-    /// Waits for packet number `sent` to be due, or most of the time until then.
+    /// Waits until packet number `sent` is due, or for most of the time until then.
     fn rest(&self, started: Instant, sent: u64) {
         let due_ns = (u128::from(sent) * u128::from(self.interval)) >> INTERVAL_SHIFT;
         let due = Duration::from_nanos(u64::try_from(due_ns).unwrap_or(u64::MAX));

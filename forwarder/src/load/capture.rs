@@ -1,4 +1,4 @@
-//! Frames of a capture file, to be sent over and over.
+//! Frames of a capture file, sent repeatedly.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::control::netdev::nic::Nic;
 use crate::io::pcap;
 use crate::skb::MAX_PACKET;
 
-/// Octets of frames kept in memory at most.
+/// Maximum octets of frames kept in memory.
 const OCTETS_MAX: usize = 1 << 30;
 /// Shortest frame: an Ethernet header.
 const SHORTEST: usize = 14;
@@ -20,11 +20,11 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Reads a pcap or pcapng file. MACs that are given replace those of every frame.
+    /// Reads a pcap or pcapng file. MAC addresses that are given replace those of every frame.
     ///
     /// # Errors
-    /// [`LoadError::Capture`] if it is no such file; [`LoadError::CaptureUnfit`] if it has no
-    /// frames, or some that cannot be sent.
+    /// [`LoadError::Capture`] if it is not such a file; [`LoadError::CaptureUnfit`] if it has no frames, or
+    /// some that cannot be sent.
     pub fn read(
         path: &Path,
         source_mac: Option<[u8; 6]>,
@@ -64,12 +64,12 @@ impl Capture {
         Ok(Capture { frames: frames.into() })
     }
 
-    /// How many frames; never none.
+    /// Number of frames, at least one.
     pub fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Never.
+    /// Always false.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
@@ -80,9 +80,9 @@ impl Capture {
         octets as f64 / self.frames.len().max(1) as f64
     }
 
-    /// Refuses what does not fit an interface's MTU.
+    /// Checks that the frames fit an interface's MTU.
     pub(super) fn check(&self, place: &str, nic: &Nic) -> Result<(), LoadError> {
-        // A VLAN tag does not count.
+        // A VLAN tag is allowed in addition.
         let max = nic.mtu as usize + SHORTEST + 4;
         match self.frames.iter().map(|frame| frame.len()).max() {
             Some(size) if size > max => {

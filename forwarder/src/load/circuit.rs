@@ -1,9 +1,9 @@
 //! Generators and sinks that share their counters.
 //!
-//! With a window a generator sends only while fewer packets than that are under way. Packets that
-//! were lost would close it for good, so a thread gives up those that have not come while nothing
-//! moved for [`PATIENCE`]. What was given up and comes all the same is counted as received, and the
-//! window is the tighter for a moment.
+//! With a window a generator sends only while fewer packets than that are in flight. Lost packets would
+//! close the window for good, so a thread gives up packets in flight if no packet was sent or received for
+//! [`PATIENCE`]. A packet that was given up and arrives later is counted as received, which makes the
+//! window smaller for a moment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,28 +22,28 @@ use super::{Generator, LoadError, Pace, Place, Traffic, live_frames, object};
 use crate::control::netdev::nic::Nic;
 use crate::io::af_xdp::link::{LinkMode, XdpLink};
 
-/// How long nothing may move before packets under way count as lost. More than the gaps that a
-/// busy machine leaves a thread without its CPU.
+/// How long no packet may be sent or received before those in flight count as lost. Longer than a thread
+/// may be without its CPU on a busy machine.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Between two looks at the counters.
+/// Interval between reads of the counters.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// What sinks of a circuit have counted, all together.
+/// Counters of all sinks of a circuit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Packets with pktgen's header.
     pub received: u64,
-    /// Octets of them, without the FCS.
+    /// Their octets, without the FCS.
     pub octets: u64,
     /// Other frames, which went to the kernel.
     pub other: u64,
     /// Packets sent by generators with a window.
     pub sent: u64,
-    /// Packets given up because nothing moved any more.
+    /// Packets given up as lost because no more arrived.
     pub forgiven: u64,
 }
 
-/// What generators and sinks share.
+/// The counters that generators and sinks share.
 #[derive(Debug)]
 pub struct Circuit {
     pub(super) maps: Shared,
@@ -62,7 +62,7 @@ pub(super) struct Shared {
 
 impl Shared {
     fn new() -> Result<Shared, LoadError> {
-        // The generator's program uses all of them.
+        // The generator's program uses all of these maps.
         let object = object::load(xdp_prog::load::PROGRAM_PKTGEN, &[])?;
         let shared = Shared {
             counters: object::map(&object, MAP_LOOP)?,
@@ -74,12 +74,12 @@ impl Shared {
         Ok(shared)
     }
 
-    /// By name, for the objects that are to use them.
+    /// The maps by name, for the objects that use them.
     pub(super) fn by_name(&self) -> [(&'static str, &MapHandle); 3] {
         [(MAP_LOOP, &self.counters), (MAP_FORGIVEN, &self.forgiven), (MAP_CLOCK, &self.clock)]
     }
 
-    /// Handles of its own for another thread.
+    /// New handles, for another thread.
     pub(super) fn duplicate(&self) -> Result<Shared, LoadError> {
         let copy = |map: &MapHandle, name| {
             MapHandle::try_from(map).map_err(|source| LoadError::Map(name, source))
@@ -97,8 +97,8 @@ impl Shared {
     }
 }
 
-/// CLOCK_REALTIME − CLOCK_TAI in ns, wrapping: BPF has the one clock, packets carry the other. They
-/// are whole seconds apart, and stay so but for leap seconds.
+/// CLOCK_REALTIME − CLOCK_TAI in ns, wrapping: BPF reads TAI, packets carry REALTIME. The difference is in
+/// whole seconds and constant except for leap seconds.
 pub(super) fn realtime_offset_ns() -> u64 {
     const SECOND: i64 = 1_000_000_000;
     let now = |clock| clock_gettime(clock).map_or(0, |t| t.tv_sec() * SECOND + t.tv_nsec());
@@ -108,7 +108,7 @@ pub(super) fn realtime_offset_ns() -> u64 {
 }
 
 impl Circuit {
-    /// Loads what generators and sinks will share.
+    /// Creates the maps that generators and sinks will share.
     ///
     /// # Errors
     /// [`LoadError::NotPermitted`] without root; [`LoadError::Load`] on a kernel before 6.1.
@@ -124,11 +124,11 @@ impl Circuit {
         Ok(Circuit { maps, forgiven, stop, watcher: Some(watcher) })
     }
 
-    /// Puts a sink on an interface: XDP in the driver, or in the kernel's receive path where the
-    /// driver has none. Frames without pktgen's header go to the kernel as before.
+    /// Attaches a sink to an interface: native XDP, or generic XDP if the driver has none. Frames without
+    /// pktgen's header go to the kernel as before.
     ///
     /// # Errors
-    /// [`LoadError::Attach`] if a program is there already; those of [`Place::usable`].
+    /// [`LoadError::Attach`] if a program is already attached; those of [`Place::usable`].
     pub fn sink(&self, place: &Place) -> Result<Sink, LoadError> {
         let ifindex = place.usable()?.ifindex;
         let object = object::load(PROGRAM_SINK, &self.maps.by_name())?;
@@ -142,12 +142,12 @@ impl Circuit {
         })
     }
 
-    /// Starts a generator on an interface: BPF_PROG_RUN with live frames, which leave by the
-    /// driver's ndo_xdp_xmit.
+    /// Starts a generator on an interface: BPF_PROG_RUN with live frames, which are sent by the driver's
+    /// ndo_xdp_xmit.
     ///
     /// # Errors
-    /// [`LoadError::Traffic`] for what cannot be sent; those of [`Place::usable`]; those of
-    /// loading. What goes wrong later is told by [`Generator::stop`].
+    /// [`LoadError::Traffic`] for traffic that cannot be sent; those of [`Place::usable`]; those of
+    /// loading. Later errors are reported by [`Generator::stop`].
     pub fn generator(
         &self,
         place: &Place,
@@ -160,7 +160,7 @@ impl Circuit {
     }
 }
 
-/// What each thread has to know, if the interface can carry it.
+/// The configuration of each thread, if the interface can carry the traffic.
 pub(super) fn configs(
     place: &Place,
     nic: &Nic,
@@ -184,7 +184,7 @@ impl Drop for Circuit {
     }
 }
 
-/// Native, or generic where there is no native XDP.
+/// Native, or generic if there is no native XDP.
 pub(super) fn attach(
     program: &std::os::fd::OwnedFd,
     ifindex: u32,
@@ -200,7 +200,7 @@ pub(super) fn attach(
     link.map_err(|source| LoadError::Attach { place: place.to_string(), source })
 }
 
-/// Gives up what is under way when nothing has moved for long.
+/// Gives up packets in flight when no packet was sent or received for [`PATIENCE`].
 fn watch(maps: &Shared, forgiven: &AtomicU64, stop: &AtomicBool) {
     let (mut last, mut since) = (Loop::default(), Instant::now());
     while !stop.load(Ordering::Relaxed) {
@@ -221,7 +221,7 @@ fn watch(maps: &Shared, forgiven: &AtomicU64, stop: &AtomicBool) {
     }
 }
 
-/// An XDP program that counts and drops packets with pktgen's header. Dropping it takes it off.
+/// An XDP program that counts and drops packets with pktgen's header. Dropping it detaches the program.
 #[derive(Debug)]
 pub struct Sink {
     /// First, so that it is dropped first.
@@ -232,7 +232,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// What the sinks of the circuit have counted since it was made. One system call.
+    /// Counters of all sinks of the circuit since it was created. One system call.
     ///
     /// # Errors
     /// [`LoadError::Map`].
@@ -247,8 +247,9 @@ impl Sink {
         })
     }
 
-    /// One-way latency of this sink's packets in ns, known to 1 µs and within 1/128: from the time in the
-    /// packet to the run of the sink's program. Packets without a time are not in it.
+    /// One-way latency of this sink's packets in ns, with a resolution of 1 µs and within 1/128: from the
+    /// timestamp in the packet to the run of the sink's program. Packets without a timestamp are not
+    /// included.
     ///
     /// # Errors
     /// [`LoadError::Map`].
@@ -269,7 +270,7 @@ impl Sink {
         Ok(histogram)
     }
 
-    /// Forgets the latencies so far. Packets that come meanwhile may be counted or not.
+    /// Resets the latencies. Packets that arrive meanwhile may be counted or not.
     ///
     /// # Errors
     /// [`LoadError::Map`].

@@ -1,4 +1,4 @@
-//! What stands in the way of a load, said so that the reader knows what to do.
+//! Errors of load generation, with what the user can do about them.
 
 use std::io;
 
@@ -8,16 +8,16 @@ use crate::control::steering::Refusal;
 use crate::io::af_xdp::OpenError;
 use crate::io::pcap::PcapError;
 
-/// Why there is no load.
+/// Why load generation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// What was asked for cannot be sent.
+    /// The traffic cannot be sent.
     #[error(transparent)]
     Traffic(#[from] TrafficError),
     /// A network namespace cannot be entered.
     #[error("network namespace {name}: {source}; `ip netns` lists those that have names")]
     Netns {
-        /// As it was given.
+        /// Its name or path as given.
         name: String,
         /// The kernel's errno.
         source: io::Error,
@@ -25,19 +25,19 @@ pub enum LoadError {
     /// No interface of that name.
     #[error("there is no interface {0}")]
     NoInterface(String),
-    /// Netlink does not answer.
-    #[error("the kernel does not tell of its interfaces: {0}")]
+    /// Netlink failed.
+    #[error("cannot read the kernel's interfaces: {0}")]
     Netlink(io::Error),
-    /// No Ethernet.
+    /// Not an Ethernet interface.
     #[error("{0} carries no Ethernet frames")]
     NotEthernet(String),
-    /// Down.
+    /// The interface is down.
     #[error("{0} is down: ip link set {1} up")]
     Down(String, String),
-    /// No carrier.
-    #[error("{0} has no carrier: look at its cable, or at the other end of the veth")]
+    /// The interface has no carrier.
+    #[error("{0} has no carrier: check its cable, or the other end of the veth")]
     NoCarrier(String),
-    /// A frame longer than the interface takes.
+    /// A frame is too long for the interface.
     #[error("{size} octets do not fit {place}, whose MTU is {mtu}: at most {max}")]
     TooLong {
         /// The interface.
@@ -49,21 +49,21 @@ pub enum LoadError {
         /// The longest frame it takes, in octets without the FCS.
         max: usize,
     },
-    /// No CAP_BPF and so on.
+    /// CAP_BPF or another capability is missing.
     #[error("no permission to load BPF programs: {0}")]
     NotPermitted(String),
-    /// EMFILE, ENFILE.
+    /// Out of descriptors (EMFILE, ENFILE).
     #[error(
         "no descriptor is left for BPF programs and maps ({0:#}): raise the limit on open files \
          (ulimit -n)"
     )]
     NoDescriptors(libbpf_rs::Error),
-    /// ENOMEM.
+    /// Out of memory (ENOMEM).
     #[error("no memory for the load generator's BPF programs and maps: {0:#}")]
     NoMemory(libbpf_rs::Error),
-    /// The kernel refuses the BPF object.
+    /// The kernel rejects the BPF object.
     #[error(
-        "the kernel does not take the load generator's BPF programs ({source:#}){advice}{}",
+        "the kernel rejects the load generator's BPF programs ({source:#}){advice}{}",
         indented(.log)
     )]
     Load {
@@ -71,10 +71,10 @@ pub enum LoadError {
         advice: String,
         /// libbpf's error.
         source: libbpf_rs::Error,
-        /// What it said.
+        /// libbpf's and the verifier's messages.
         log: String,
     },
-    /// The embedded object has no such map or program.
+    /// The embedded object lacks a map or program.
     #[error("the embedded BPF object has no {0}: it does not belong to this build")]
     Incomplete(&'static str),
     /// A map cannot be used.
@@ -88,7 +88,7 @@ pub enum LoadError {
         /// The kernel's errno.
         source: io::Error,
     },
-    /// BPF_PROG_RUN fails.
+    /// BPF_PROG_RUN failed.
     #[error("{place}: the kernel does not run the generator's program: {source}")]
     Run {
         /// The interface.
@@ -96,13 +96,13 @@ pub enum LoadError {
         /// libbpf's error.
         source: libbpf_rs::Error,
     },
-    /// The port takes no frames from XDP.
+    /// The port does not accept frames from XDP.
     #[error(
-        "{0} takes no frames from XDP; on a veth the other end needs an XDP program or GRO \
+        "{0} does not accept frames from XDP; on a veth the other end needs an XDP program or GRO \
          (ethtool -K … gro on): or use AF_XDP (--engine af_xdp)"
     )]
     NothingSent(String),
-    /// AF_XDP cannot be opened.
+    /// AF_XDP sockets cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// More threads than queues.
@@ -113,15 +113,15 @@ pub enum LoadError {
     Queues {
         /// The interface.
         place: String,
-        /// As asked for.
+        /// The number requested.
         threads: usize,
-        /// As there are.
+        /// The number that the interface has.
         queues: u32,
     },
-    /// A capture that cannot be read.
+    /// The capture cannot be read.
     #[error(transparent)]
     Capture(#[from] PcapError),
-    /// A capture that cannot be sent.
+    /// The capture cannot be sent.
     #[error("{0}: {1}")]
     CaptureUnfit(String, String),
     /// A thread cannot be started or pinned.

@@ -1,10 +1,10 @@
-//! The same packets as the XDP engine's, written by userspace.
+//! Packets identical to the XDP engine's, written in userspace.
 
 use xdp_prog::load::{GeneratorConfig, Header, header_octets};
 
-/// Writes packet number `n` of a thread, `frame` long, with the time it is sent at (seconds,
-/// microseconds of CLOCK_REALTIME). Octets after the headers are left as they are, and have to be
-/// zero for the checksum. A frame shorter than the headers gets what fits.
+/// Writes packet number `n` of a thread into `frame`, with its send time `stamp` (seconds, microseconds of
+/// CLOCK_REALTIME). Octets after the headers are left unchanged, and must be zero for the checksum. A frame
+/// shorter than the headers gets what fits.
 pub(super) fn write(config: &GeneratorConfig, n: u64, stamp: (u32, u32), frame: &mut [u8]) {
     let v6 = config.flags & GeneratorConfig::IPV6 != 0;
     let vlan = config.flags & GeneratorConfig::VLAN != 0;

@@ -1,4 +1,4 @@
-//! A running generator, whichever its engine: threads, what they have sent, and their end.
+//! A running generator of either engine: its threads, counters and end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +13,17 @@ use super::{LoadError, Place, object};
 use crate::control::netdev::nic::{Nic, TxCounters};
 use crate::stats::{DropReason, WorkerStats};
 
-/// What a generator has sent.
+/// Counters of a generator.
 #[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize)]
 pub struct Sent {
     /// Packets handed to the port.
     pub packets: u64,
-    /// Octets of them, without the FCS.
+    /// Their octets, without the FCS.
     pub octets: u64,
-    /// Packets that the port did not take: its counters of drops and errors, others' packets
-    /// included.
+    /// Packets that the port did not send: its drop and error counters, which include other senders'
+    /// packets.
     pub port_dropped: u64,
-    /// From the start to now, or to the end.
+    /// Seconds from the start until now, or until the end.
     #[serde(rename = "seconds")]
     pub elapsed_s: f64,
 }
@@ -42,23 +42,23 @@ pub struct Generator {
 #[derive(Debug)]
 struct Running {
     counters: Counters,
-    /// When it was done, and how it went.
+    /// Returns when the thread ended, and its result.
     thread: Option<JoinHandle<(Instant, Result<(), LoadError>)>>,
 }
 
-/// Where a thread's counters are.
+/// Where a thread's counters are stored.
 #[derive(Debug)]
 pub(super) enum Counters {
-    /// In the maps of its program, which is told there to stop, too.
+    /// In the maps of its program, which also hold its stop flag.
     Program { config: Box<GeneratorConfig>, config_map: MapHandle, state_map: MapHandle },
     /// In memory.
     Worker(Arc<WorkerStats>),
 }
 
-/// What a thread answers when it is ready, or why it is not.
+/// Sent by a thread when it is ready, or if it failed.
 pub(super) type Ready = Sender<Result<Counters, LoadError>>;
 
-/// Threads that are made ready one by one, and begin together.
+/// Threads that are prepared one by one, and start sending together.
 #[derive(Debug)]
 pub(super) struct Starting {
     generator: Generator,
@@ -78,7 +78,7 @@ impl Starting {
         Starting { generator, begin: Vec::new() }
     }
 
-    /// Tells threads to stop.
+    /// The threads' stop flag.
     pub(super) fn stop(&self) -> Arc<AtomicBool> {
         self.generator.stop.clone()
     }
@@ -104,11 +104,11 @@ impl Starting {
         Ok(())
     }
 
-    /// Has all of them begin.
+    /// Has all threads start sending.
     pub(super) fn begin(mut self) -> Generator {
         self.generator.started = Instant::now();
         for go in self.begin {
-            // A thread that does not listen any more tells why when it is joined.
+            // If a thread has ended, joining it returns the reason.
             let _ = go.send(());
         }
         self.generator
@@ -116,7 +116,7 @@ impl Starting {
 }
 
 impl Counters {
-    /// Packets, octets, and those of the packets that did not get as far as the port's counters.
+    /// Packets, octets, and lost packets that the port has not counted.
     fn sent(&self) -> Result<(u64, u64, u64), LoadError> {
         match self {
             Counters::Program { state_map, .. } => {
@@ -130,7 +130,7 @@ impl Counters {
                     .ports
                     .first()
                     .map_or((0, 0), |port| (port.tx_packets.get(), port.tx_bytes.get()));
-                // The port has counted those that it refused.
+                // The port has counted the packets that it refused.
                 Ok((packets + refused, octets, lost))
             }
         }
@@ -138,7 +138,7 @@ impl Counters {
 }
 
 impl Generator {
-    /// What was sent so far.
+    /// What has been sent so far.
     ///
     /// # Errors
     /// [`LoadError::Map`], [`LoadError::Netlink`].
@@ -165,11 +165,11 @@ impl Generator {
         self.threads.iter().all(done)
     }
 
-    /// Stops it and says what was sent.
+    /// Stops it and returns what was sent.
     ///
     /// # Errors
-    /// The first thing that went wrong in a thread; [`LoadError::NothingSent`] if the port took
-    /// hardly a frame: the few it counts may be somebody else's.
+    /// The first error of a thread; [`LoadError::NothingSent`] if the port sent hardly a frame: the few
+    /// that it counts may come from other senders.
     pub fn stop(mut self) -> Result<Sent, LoadError> {
         let ended = self.end();
         let sent = self.sent()?;
@@ -182,8 +182,8 @@ impl Generator {
         Ok(sent)
     }
 
-    /// From the first to the last packet, as the programs saw them: setting live frames up takes
-    /// tens of milliseconds before the first.
+    /// Time from the first to the last packet, measured by the programs: setting up live frames takes tens
+    /// of milliseconds before the first.
     fn sending(&self) -> Option<Duration> {
         let mut whole: Option<(u64, u64)> = None;
         for running in &self.threads {
@@ -195,7 +195,7 @@ impl Generator {
             }
         }
         let (first, last) = whole?;
-        // A single packet has no length.
+        // A single packet has no duration.
         (last > first).then(|| Duration::from_nanos(last - first))
     }
 
@@ -215,8 +215,8 @@ impl Generator {
                 let (at, how) =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 let ended = at.saturating_duration_since(self.started);
-                // A program that was told sends nothing more, but its thread is told when the system
-                // call is over.
+                // A program that sees the stop flag sends nothing more, but its thread sees it only when
+                // the system call has ended.
                 let ended = match running.counters {
                     Counters::Program { .. } => ended.min(told),
                     Counters::Worker(_) => ended,
@@ -234,12 +234,12 @@ impl Generator {
 
 impl Drop for Generator {
     fn drop(&mut self) {
-        // Told by `stop` to those who ask.
+        // `stop` reports errors; dropping ignores them.
         let _ = self.end();
     }
 }
 
-/// What a program has done.
+/// State of a program.
 pub(super) fn state(map: &MapHandle) -> Result<GeneratorState, LoadError> {
     let value = object::read(map, MAP_STATE)?;
     GeneratorState::from_bytes(&value).ok_or(LoadError::Incomplete(MAP_STATE))

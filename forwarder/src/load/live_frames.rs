@@ -14,13 +14,13 @@ use super::{LoadError, Pace, Place, object};
 use crate::control::netdev::nic::Nic;
 use crate::worker::affinity;
 
-/// How long a system call is to take: setting one up takes about 20 ms, in which nothing is sent, and
-/// only when it is over does the thread see that it is to stop.
+/// Target duration of a system call: setting one up takes about 20 ms, during which nothing is sent, and a
+/// thread sees its stop flag only when the call has ended.
 const CALL: Duration = Duration::from_millis(500);
-/// Runs of the program in one system call. The kernel works in batches of 64.
+/// Minimum runs of the program per system call. The kernel works in batches of 64.
 const REPEAT_MIN: u32 = 64;
 const REPEAT_MAX: u32 = 1 << 28;
-/// How long a system call may take where the program waits for packets to be due.
+/// Target duration of a system call when the program waits for packets to be due.
 const PACED_CALL: Duration = Duration::from_secs(1);
 /// BPF_F_TEST_XDP_LIVE_FRAMES of linux/bpf.h.
 const LIVE_FRAMES: u32 = libbpf_rs::libbpf_sys::BPF_F_TEST_XDP_LIVE_FRAMES;
@@ -67,7 +67,7 @@ impl Worker {
         let (mut object, config_map, state_map) = match self.prepare() {
             Ok(prepared) => prepared,
             Err(error) => {
-                // Who waits for it stops waiting when it is gone.
+                // The starter stops waiting if the channel is closed.
                 let _ = ready.send(Err(error));
                 return Ok(());
             }
@@ -99,8 +99,8 @@ impl Worker {
             .find(|program| program.name() == PROGRAM_PKTGEN)
             .ok_or(LoadError::Incomplete(PROGRAM_PKTGEN))?;
         let frame = vec![0; self.config.frame_max as usize];
-        // What a run is thought to take, until it is known: one that waits to be due is soon over, one
-        // that sends may take the packet as far as its sink.
+        // Estimated duration of a run in ns, until it is measured: a run that waits for a packet to be due
+        // is short, one that sends may process the packet up to its sink.
         let mut run_ns = if self.config.interval == 0 { 1000.0 } else { 100.0 };
         loop {
             let sent = state(state_map)?.sent;
@@ -115,7 +115,7 @@ impl Worker {
                 ..ProgramInput::default()
             });
             match result {
-                // A signal ends it early.
+                // A signal ends the system call early.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(source) => {
                     let place = self.place.to_string();
@@ -126,7 +126,7 @@ impl Worker {
         }
     }
 
-    /// How often the program is to be run next; `None`: it is done.
+    /// Number of runs of the next system call; `None`: the thread is finished.
     fn repeat(&self, sent: u64, run_ns: f64) -> Option<u32> {
         let (count, interval) = (self.config.count, self.config.interval);
         let done = count != 0 && sent >= count;
@@ -144,8 +144,8 @@ impl Worker {
         Some(repeat.clamp(REPEAT_MIN, REPEAT_MAX))
     }
 
-    /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-    /// egress_ifindex. XDP_TX sends by the interface frames seem to have come from.
+    /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex. XDP_TX
+    /// sends on the interface given as ingress.
     fn context(&self, octets: usize) -> [u8; 24] {
         let mut context = [0; 24];
         context[4..8].copy_from_slice(&(octets as u32).to_ne_bytes());

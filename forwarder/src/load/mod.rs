@@ -1,11 +1,11 @@
-//! Load: packets made as fast as a port takes them, and what receives and counts them.
+//! Load generation: packets sent as fast as a port accepts them, and sinks that receive and count them.
 //!
 //! - [`traffic`]: what is sent and how fast, in the vocabulary of the kernel's pktgen;
-//! - [`Place`]: an interface, perhaps in another network namespace;
-//! - [`Circuit`]: generators and sinks that are XDP programs and share counters, so that a loop can
-//!   be closed: no more than a window of packets is under way;
-//! - [`af_xdp`]: the generator's other engine, our AF_XDP driver;
-//! - [`capture`]: frames of a capture file instead of made ones;
+//! - [`Place`]: an interface, optionally in another network namespace;
+//! - [`Circuit`]: generators and sinks that are XDP programs and share counters, for closed loops with at
+//!   most a window of packets in flight;
+//! - [`af_xdp`]: the generator's other engine, the forwarder's AF_XDP driver;
+//! - [`capture`]: frames of a capture file instead of generated ones;
 //! - [`receiver`], [`tracker`]: a sink in userspace, which follows sequence numbers.
 //! - [`rfc2544`]: trials and searches between two ports.
 //!

@@ -1,5 +1,5 @@
-//! The way from an interface to an address, as the kernel knows it: the source address it would
-//! take, the next hop, and that one's MAC. Asked of the caller's network namespace.
+//! The kernel's route from an interface to an address: the source address, the next hop, and the next hop's
+//! MAC. All requests use the caller's network namespace.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -22,27 +22,27 @@ const RTA_PREFSRC: u16 = 7;
 const RTA_VIA: u16 = 18;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
-/// States with a MAC to be used: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
+/// States with a usable MAC: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-/// How long a neighbour may take to answer: the kernel asks three times, a second apart.
+/// How long neighbour resolution may take: the kernel sends three requests, a second apart.
 const PATIENCE: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_millis(20);
-/// RFC 863.
+/// The discard port, RFC 863.
 const DISCARD: u16 = 9;
 
-/// What the kernel knows.
+/// A route of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NextHop {
     /// The source address that the kernel would choose.
     pub source: Option<IpAddr>,
-    /// Who has to take the packet: the gateway, or the destination itself.
+    /// The neighbour that the packet is sent to: the gateway, or the destination itself.
     pub next_hop: IpAddr,
 }
 
-/// Asks the kernel for its route to `destination` by an interface.
+/// Reads the kernel's route to `destination` by an interface.
 ///
 /// # Errors
-/// ENETUNREACH and the like when there is none.
+/// ENETUNREACH and similar if there is none.
 pub fn look_up(ifindex: u32, destination: IpAddr) -> io::Result<NextHop> {
     let octets = octets(destination);
     let mut header = [0; HEADER];
@@ -76,11 +76,10 @@ fn parse_route(message: &Message<'_>, destination: IpAddr) -> NextHop {
     found
 }
 
-/// The MAC of a neighbour, which is asked for it if the kernel does not know. `None`: it does not
-/// answer.
+/// The MAC of a neighbour, which is resolved if the kernel does not know it. `None`: it does not answer.
 ///
 /// # Errors
-/// When netlink fails, or the question cannot be sent.
+/// When netlink fails, or the datagram that starts the resolution cannot be sent.
 pub fn resolve(ifindex: u32, ifname: &str, neighbour: IpAddr) -> io::Result<Option<[u8; 6]>> {
     if let Some(mac) = known(ifindex, neighbour)? {
         return Ok(Some(mac));
@@ -116,7 +115,7 @@ fn known(ifindex: u32, neighbour: IpAddr) -> io::Result<Option<[u8; 6]>> {
     Ok(macs.first().copied())
 }
 
-/// An empty datagram has the kernel look for who is to take it.
+/// Sends an empty datagram, which has the kernel resolve the neighbour.
 fn ask(ifindex: u32, ifname: &str, neighbour: IpAddr) -> io::Result<()> {
     let (any, to): (SocketAddr, SocketAddr) = match neighbour {
         IpAddr::V4(address) => ((Ipv4Addr::UNSPECIFIED, 0).into(), (address, DISCARD).into()),

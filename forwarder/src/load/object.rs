@@ -1,4 +1,4 @@
-//! The embedded BPF object of the load generator, and taking from it what is needed.
+//! Loading of single programs and maps from the load generator's embedded BPF object.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,13 +7,13 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
 use super::LoadError;
 use crate::control::steering::with_log;
 
-/// libbpf reads the ELF headers in place, so they have to be aligned.
+/// libbpf reads the ELF headers in place, so they must be aligned.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../xdp-prog/load.bpf.o"));
 
-/// Loads one program with the maps it uses; `shared` take the place of those of their names.
+/// Loads one program with the maps it uses; `shared` maps replace those with their names.
 pub(super) fn load(wanted: &str, shared: &[(&str, &MapHandle)]) -> Result<Object, LoadError> {
     let (result, log) = with_log(|| {
         let mut open = ObjectBuilder::default().name("ferroute_load")?.open_memory(&OBJECT.0)?;
@@ -45,13 +45,13 @@ pub(super) fn program(object: &Object, name: &'static str) -> Result<OwnedFd, Lo
     fd.map_err(|source| LoadError::Map(name, libbpf_rs::Error::from(source)))
 }
 
-/// The only value of an ARRAY.
+/// Reads the only value of an ARRAY map.
 pub(super) fn read(map: &MapHandle, name: &'static str) -> Result<Vec<u8>, LoadError> {
     let value = map.lookup(&0u32.to_ne_bytes(), MapFlags::ANY);
     Ok(value.map_err(|source| LoadError::Map(name, source))?.unwrap_or_default())
 }
 
-/// Writes the only value of an ARRAY.
+/// Writes the only value of an ARRAY map.
 pub(super) fn write(map: &MapHandle, name: &'static str, value: &[u8]) -> Result<(), LoadError> {
     let written = map.update(&0u32.to_ne_bytes(), value, MapFlags::ANY);
     written.map_err(|source| LoadError::Map(name, source))

@@ -1,4 +1,4 @@
-//! Where an end of the load is: an interface, perhaps in another network namespace.
+//! One end of a load: an interface, optionally in another network namespace.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -28,8 +28,8 @@ impl Place {
         Place { netns: Some(netns.to_owned()), ifname: ifname.to_owned() }
     }
 
-    /// Moves the calling thread into the namespace, for good. Only network things change: files,
-    /// and `/sys` among them, stay the caller's.
+    /// Moves the calling thread into the namespace permanently. This affects only networking: files,
+    /// including `/sys`, remain the caller's.
     ///
     /// # Errors
     /// [`LoadError::Netns`].
@@ -44,7 +44,7 @@ impl Place {
         setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| error(errno.into()))
     }
 
-    /// Calls `f` on a thread inside the namespace. What it opens stays there.
+    /// Calls `f` on a thread inside the namespace. What `f` opens stays in that namespace.
     ///
     /// # Errors
     /// [`LoadError::Netns`], or those of `f`.
@@ -64,7 +64,7 @@ impl Place {
         })
     }
 
-    /// The interface as it is now.
+    /// The interface's current state.
     ///
     /// # Errors
     /// [`LoadError::NoInterface`], [`LoadError::Netlink`], [`LoadError::Netns`].
@@ -76,7 +76,7 @@ impl Place {
         })
     }
 
-    /// The interface, if it can carry load: Ethernet, up, with carrier.
+    /// The interface, if it can carry load: it must be Ethernet, up, and have carrier.
     ///
     /// # Errors
     /// As for [`Place::nic`]; [`LoadError::NotEthernet`], [`LoadError::Down`],

@@ -1,5 +1,5 @@
-//! Receives a load through AF_XDP: an XDP program steers what carries pktgen's header to our
-//! sockets, on every queue of the interface, and leaves the rest to the kernel.
+//! Receives a load through AF_XDP: an XDP program redirects frames with pktgen's header to this sink's
+//! sockets, on every queue of the interface, and passes the rest to the kernel.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use crate::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
 use crate::skb::{Burst, FramePool};
 use crate::stats::WorkerStats;
 
-/// Frames that may wait: a busy machine keeps a thread from its CPU for 50 ms and more, at 160,000
-/// packets a second.
+/// Frames that may wait: on a busy machine a thread may be without its CPU for 50 ms and more, at 160,000
+/// packets per second.
 const RINGS: RingSizes = RingSizes { fill: 8192, tx: 64 };
 
 /// An open receiver.
 #[derive(Debug)]
 pub struct Receiver {
-    /// First, so that the program is off before the sockets close.
+    /// First, so that the program is detached before the sockets are closed.
     _link: XdpLink,
     io: AfXdp,
     pool: FramePool,
@@ -37,12 +37,12 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Opens a receiver on an interface. The calling thread goes into its network namespace, and
+    /// Opens a receiver on an interface. The calling thread enters the interface's network namespace and
     /// stays there.
     ///
     /// # Errors
-    /// Those of [`Place::usable`]; [`LoadError::Open`] if a queue is taken;
-    /// [`LoadError::Attach`] if another XDP program is there.
+    /// Those of [`Place::usable`]; [`LoadError::Open`] if a queue is in use; [`LoadError::Attach`] if
+    /// another XDP program is attached.
     pub fn open(place: &Place, mode: BindMode) -> Result<Receiver, LoadError> {
         place.enter()?;
         let here = Place::here(&place.ifname);
@@ -78,7 +78,8 @@ impl Receiver {
         })
     }
 
-    /// Shows the tracker what has come, and waits a moment if nothing has. Returns how many frames.
+    /// Gives received frames to the tracker, and waits up to `wait` if there are none. Returns their
+    /// number.
     pub fn turn(&mut self, tracker: &mut Tracker, wait: Duration) -> usize {
         let mut count = 0;
         for queue in 0..self.queues {
@@ -106,7 +107,7 @@ impl Receiver {
         Ok(Loop::from_bytes(&value).map_or(0, |counters| counters.other))
     }
 
-    /// Packets that came and found the rings full: lost here, not on the way.
+    /// Packets dropped because the rings were full: lost in the sink, not on the path.
     pub fn overrun(&self) -> u64 {
         let of = |queue| {
             let counted = self.io.statistics(queue);

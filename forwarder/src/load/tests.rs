@@ -1,4 +1,4 @@
-//! What the generator's packets look like, and what is refused.
+//! Tests of the generator's packets, and of refused settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -37,7 +37,7 @@ fn packet(config: &GeneratorConfig, n: u64) -> Vec<u8> {
     frame
 }
 
-/// Addresses and ports of a packet whose lengths and checksums must be right.
+/// Addresses and ports of a packet; its lengths and checksums must be valid.
 fn tuple(octets: &[u8]) -> (IpAddr, IpAddr, u16, u16) {
     let eth = EthernetFrame::new_checked(octets).expect("Ethernet");
     assert_eq!((eth.src_addr().0, eth.dst_addr().0), (PORT, PEER));
@@ -78,7 +78,7 @@ fn a_packet_carries_pktgens_header_and_the_threads_number() {
     let octets = packet(&configs[2], 0x0102_0303);
     assert_eq!(tuple(&octets), (ip("198.18.1.2"), ip("198.18.2.2"), 9, 9));
     assert_eq!(octets[42..46], MAGIC.to_be_bytes());
-    // Counted from 1, as kernel pktgen does.
+    // Counted from 1, as in the kernel's pktgen.
     assert_eq!(octets[46..50], [1, 2, 3, 4]);
     assert_eq!(octets[50..54], 1_700_000_000u32.to_be_bytes());
     assert_eq!(octets[54..58], 123_456u32.to_be_bytes());
@@ -86,7 +86,7 @@ fn a_packet_carries_pktgens_header_and_the_threads_number() {
 }
 
 #[test]
-fn every_kind_of_packet_is_sound_in_every_size() {
+fn every_kind_of_packet_is_valid_in_every_size() {
     for mut traffic in [ipv4(), ipv6()] {
         for (vlan, checksum) in [(false, false), (true, true), (false, true)] {
             traffic.vlan = vlan.then_some(Vlan { id: 4095, priority: 5 });
@@ -106,7 +106,7 @@ fn every_kind_of_packet_is_sound_in_every_size() {
 }
 
 #[test]
-fn ranges_are_walked_from_the_first_to_the_last_and_over_again() {
+fn ranges_are_walked_from_first_to_last_repeatedly() {
     let mut traffic = ipv4();
     traffic.source = Span::step(ip("10.0.0.254"), ip("10.0.1.1"));
     traffic.destination_port = Span::step(65_534, 65_535);
@@ -119,7 +119,7 @@ fn ranges_are_walked_from_the_first_to_the_last_and_over_again() {
 }
 
 #[test]
-fn drawn_values_fill_their_range_and_stay_in_it() {
+fn random_values_cover_their_range_and_stay_in_it() {
     let mut traffic = ipv6();
     let (min, max) = (ip("2001:db8:2:0:ffff::"), ip("2001:db8:2:0:ffff::7"));
     traffic.destination = Span { min, max, random: true };
@@ -127,7 +127,7 @@ fn drawn_values_fill_their_range_and_stay_in_it() {
     let config = config(&traffic);
     let seen: BTreeSet<_> = (0..2000).map(|n| tuple(&packet(&config, n))).collect();
     assert!(seen.iter().all(|t| (min..=max).contains(&t.1) && (1000..=1007).contains(&t.2)));
-    // Drawn independently of each other: every pair comes.
+    // Drawn independently of each other: every pair occurs.
     assert_eq!(seen.len(), 64);
 }
 
@@ -163,7 +163,7 @@ fn threads_share_the_count_and_the_flows() {
 }
 
 #[test]
-fn imix_comes_in_exact_shares_and_mixed() {
+fn imix_sizes_have_exact_shares_and_are_mixed() {
     let mut traffic = ipv4();
     traffic.sizes = Sizes::Imix(vec![(60, 70), (576, 40), (1500, 10)]);
     assert_eq!((traffic.size_max(), traffic.size_mean().round()), (1500, 352.0));
@@ -177,7 +177,7 @@ fn imix_comes_in_exact_shares_and_mixed() {
 }
 
 #[test]
-fn what_cannot_be_sent_is_refused() {
+fn traffic_that_cannot_be_sent_is_refused() {
     let refused = |change: &dyn Fn(&mut Traffic)| {
         let mut traffic = ipv4();
         change(&mut traffic);
@@ -218,7 +218,7 @@ fn an_impossible_pace_is_refused() {
     assert_eq!(refused(Pace { threads: 257, ..Pace::default() }), TrafficError::Threads(257));
 }
 
-/// Two namespaces joined by a veth pair, gone when this is dropped.
+/// Two namespaces connected by a veth pair, deleted when this is dropped.
 struct Wire {
     left: String,
     right: String,
@@ -261,7 +261,7 @@ fn a_closed_loop_brings_every_packet_and_its_latency() {
     let sink = circuit.sink(&Place::within(&wire.right, "right")).expect("attaches");
     for traffic in [ipv4(), ipv6()] {
         let before = sink.counts().expect("counts");
-        // Fewer than a veth's ring holds: none is lost, whatever the CPUs do.
+        // Fewer than a veth's ring holds: none is lost, whatever the scheduling.
         let pace = Pace { count: Some(COUNT), window: Some(64), threads: 2, ..Pace::default() };
         let left = Place::within(&wire.left, "left");
         let generator = circuit.generator(&left, &traffic, &pace).expect("starts");
@@ -271,7 +271,7 @@ fn a_closed_loop_brings_every_packet_and_its_latency() {
         let sent = generator.stop().expect("sends");
         assert_eq!((sent.packets, sent.port_dropped), (COUNT, 0));
         assert_eq!(sent.octets, COUNT * traffic.size_max() as u64);
-        // The last may still be on its way.
+        // The last packets may still be in flight.
         for _ in 0..1000 {
             if sink.counts().expect("counts").received == before.received + COUNT {
                 break;
@@ -293,7 +293,7 @@ fn a_closed_loop_brings_every_packet_and_its_latency() {
 fn a_loop_whose_packets_are_lost_opens_again() {
     let wire = Wire::new();
     let circuit = Circuit::new().expect("loads");
-    // On the wrong end: nothing comes there. The other end takes frames with GRO alone.
+    // The sink is on the sending end, where no packets arrive. The other end accepts frames with GRO only.
     let sink = circuit.sink(&Place::within(&wire.left, "left")).expect("attaches");
     ip_tool(&format!("netns exec {} ethtool -K right gro on", wire.right));
     let pace = Pace { window: Some(16), ..Pace::default() };

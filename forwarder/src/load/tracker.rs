@@ -1,7 +1,7 @@
-//! What became of a generator's packets, by the headers of those that came.
+//! Counts lost, duplicated and reordered packets of generators by the headers of those received.
 //!
-//! A stream is what one thread of one generator sent: told apart by source MAC and the thread's
-//! number. Two generators behind one router look the same: give each a sink of its own.
+//! A stream is what one thread of one generator sends, identified by source MAC and thread number. Two
+//! generators behind one router have the same source MAC: give each its own sink.
 
 use std::collections::HashMap;
 
@@ -11,47 +11,47 @@ use xdp_prog::load::MAGIC;
 
 use crate::wire::{EtherType, EthernetFrame, Ipv4Packet, Ipv6Packet, Protocol, UdpPacket, VlanTag};
 
-/// Packets that may overtake one and leave it recognisable.
+/// Number of later packets that may overtake one without it becoming unrecognisable.
 const WINDOW: u64 = 1 << 16;
-/// A stream whose first packet has a number up to this is taken to be seen from its start.
+/// A stream whose first packet has a number up to this counts as seen from its start.
 const FROM_START: u64 = WINDOW;
-/// Streams remembered. Each takes 8 KiB.
+/// Maximum number of streams. Each takes 8 KiB.
 const STREAMS_MAX: usize = 4096;
 /// Octets of pktgen's header.
 const HEADER: usize = 16;
 
-/// What a packet says of itself.
+/// Contents of a packet's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     stream: ([u8; 6], u16),
     sequence: u32,
-    /// When it was sent, µs of CLOCK_REALTIME; 0: it does not say.
+    /// When it was sent, µs of CLOCK_REALTIME; 0: not given.
     sent_us: u64,
 }
 
-/// What came of a load.
+/// Counters of the received load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
-    /// Packets that came, each counted once.
+    /// Packets received, each counted once.
     pub received: u64,
-    /// Octets of them, without the FCS.
+    /// Their octets, without the FCS.
     pub octets: u64,
-    /// Sequence numbers missing between the first and the highest that came. Those of the end of
-    /// a stream, after the last that came, cannot be known.
+    /// Sequence numbers missing between the first and the highest received. Packets missing at the end of a
+    /// stream, after the last one received, cannot be known.
     pub lost: u64,
-    /// Packets that came again.
+    /// Packets received again.
     pub duplicated: u64,
-    /// Packets that came after one with a higher sequence number (RFC 4737).
+    /// Packets received after one with a higher sequence number (RFC 4737).
     pub reordered: u64,
-    /// Packets so far behind that they may have been counted before; they are in no other counter.
+    /// Packets so far behind that they may already have been counted; they are in no other counter.
     pub late: u64,
     /// Streams seen.
     pub streams: u64,
-    /// Times a stream began anew.
+    /// How often a stream started over.
     pub restarts: u64,
 }
 
-/// Follows the streams.
+/// Tracks the streams.
 #[derive(Debug)]
 pub struct Tracker {
     streams: HashMap<([u8; 6], u16), Stream>,
@@ -62,28 +62,28 @@ pub struct Tracker {
 
 #[derive(Debug)]
 struct Corrected {
-    /// From one packet of a stream to its next.
+    /// Time from one packet of a stream to the next.
     interval_ns: f64,
     latency: Histogram<u64>,
 }
 
 #[derive(Debug)]
 struct Stream {
-    /// Lowest sequence number that is asked for.
+    /// Lowest sequence number that counts as lost if missing.
     first: u64,
     highest: u64,
-    /// Sent time of the highest.
+    /// Send time of the packet with the highest number.
     highest_us: u64,
     received: u64,
     /// One bit for each of the last [`WINDOW`] numbers, at the number modulo the window.
     bits: Box<[u64]>,
-    /// A number and when it was due, in ns of CLOCK_REALTIME.
+    /// A sequence number and when it was due, in ns of CLOCK_REALTIME.
     due: Option<(u64, f64)>,
 }
 
 impl Tracker {
-    /// Nothing seen. `interval_ns` is the time between two packets of a stream, if the generator
-    /// had a rate: latency is then also counted from when a packet was due.
+    /// No streams yet. `interval_ns` is the time between two packets of a stream if the generator had a
+    /// rate: latency is then also measured from when a packet was due.
     pub fn new(interval_ns: Option<f64>) -> Tracker {
         let corrected =
             |interval_ns| Corrected { interval_ns, latency: crate::histogram::histogram() };
@@ -95,7 +95,7 @@ impl Tracker {
         }
     }
 
-    /// Takes a frame that came at `now_ns` of CLOCK_REALTIME. False: it has no pktgen header.
+    /// Takes a frame received at `now_ns` of CLOCK_REALTIME. Returns false if it has no pktgen header.
     pub fn take(&mut self, frame: &[u8], now_ns: u64) -> bool {
         let Some(seen) = parse(frame) else { return false };
         if self.streams.len() == STREAMS_MAX && !self.streams.contains_key(&seen.stream) {
@@ -125,7 +125,7 @@ impl Tracker {
         self.tally.octets += frame.len() as u64;
         if seen.sent_us != 0 {
             let sent_ns = seen.sent_us * 1000;
-            // A clock that was set back gives no negative time.
+            // If the clock was set back, the latency is 0 and not negative.
             self.latency.saturating_record(now_ns.saturating_sub(sent_ns));
             if let Some(corrected) = &mut self.corrected {
                 let number = stream.extend(seen.sequence).unwrap_or(stream.highest);
@@ -136,19 +136,19 @@ impl Tracker {
         true
     }
 
-    /// What came so far.
+    /// The counters so far.
     pub fn tally(&self) -> Tally {
         let lost: u64 = self.streams.values().map(Stream::lost).sum();
         let streams = self.streams.len() as u64;
         Tally { lost: self.tally.lost + lost, streams, ..self.tally }
     }
 
-    /// From when packets were sent to when they came, in ns; known to 1 µs.
+    /// Latency from sending to receiving, in ns with a resolution of 1 µs.
     pub fn latency(&self) -> &Histogram<u64> {
         &self.latency
     }
 
-    /// From when packets were due, which a generator that was held up does not keep; where it had a
+    /// Latency from when packets were due, which differs if the generator was delayed; only if it had a
     /// rate.
     pub fn corrected(&self) -> Option<&Histogram<u64>> {
         self.corrected.as_ref().map(|corrected| &corrected.latency)
@@ -168,7 +168,7 @@ impl Stream {
         let sequence = u64::from(seen.sequence);
         Stream {
             first: if sequence <= FROM_START { sequence.min(1) } else { sequence },
-            // So that numbers can go back.
+            // Room for lower numbers.
             highest: sequence,
             highest_us: seen.sent_us,
             received: 0,
@@ -177,7 +177,7 @@ impl Stream {
         }
     }
 
-    /// The 64 bits of which a packet carries the lower 32: those next to the highest.
+    /// Extends a packet's 32-bit number to the 64-bit number closest to the highest.
     fn extend(&self, sequence: u32) -> Option<u64> {
         let ahead = sequence.wrapping_sub(self.highest as u32).cast_signed();
         self.highest.checked_add_signed(i64::from(ahead))
@@ -189,7 +189,7 @@ impl Stream {
             self.received = 1;
             return Placed::New;
         }
-        // What was sent later with a lower number is of a generator that began anew.
+        // A packet sent later with a lower number comes from a restarted generator.
         let later = seen.sent_us > self.highest_us;
         let number = match self.extend(seen.sequence) {
             Some(number) if number > self.highest => {
@@ -225,7 +225,7 @@ impl Stream {
         self.mark(number);
     }
 
-    /// Whether it was marked before.
+    /// Marks a number. Returns whether it was marked before.
     fn mark(&mut self, number: u64) -> bool {
         let at = number % WINDOW;
         let word = &mut self.bits[(at / 64) as usize];
@@ -238,8 +238,8 @@ impl Stream {
         (self.highest - self.first + 1).saturating_sub(self.received)
     }
 
-    /// When a packet was due. A packet that was sent before it was due shows that the whole
-    /// schedule lies earlier: the one known so far came from packets that were held up.
+    /// When a packet was due. A packet that was sent before it was due shows that the schedule is earlier:
+    /// the schedule so far was derived from delayed packets.
     fn due(&mut self, number: u64, sent_ns: f64, interval_ns: f64) -> f64 {
         let due = self
             .due
@@ -293,7 +293,7 @@ mod tests {
 
     const START_US: u64 = 1_700_000_000_000_000;
 
-    /// Packet number `n` from 0 on of a thread, sent `at` µs after the start.
+    /// Packet number `n`, from 0, of a thread, sent `at` µs after the start.
     fn packet(thread: usize, n: u64, at: u64) -> Vec<u8> {
         let ip = |text: &str| text.parse().expect("an address");
         let traffic = Traffic::new([2, 0, 0, 0, 0, 2], ip("10.0.0.1"), ip("10.0.0.2"));
@@ -314,41 +314,41 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_lost_and_what_comes_later_is_reordered() {
+    fn gaps_are_lost_and_late_packets_are_reordered() {
         let tally = tracked(&[(0, 0, 0), (0, 1, 1), (0, 5, 5), (0, 3, 3), (0, 6, 6)]);
         assert_eq!((tally.received, tally.lost), (5, 2));
         assert_eq!((tally.reordered, tally.duplicated, tally.late), (1, 0, 0));
     }
 
     #[test]
-    fn what_was_lost_at_the_start_counts_and_what_came_twice_once() {
+    fn losses_at_the_start_count_and_duplicates_count_once() {
         let tally = tracked(&[(0, 2, 2), (0, 3, 3), (0, 2, 2), (0, 3, 3), (0, 1, 1)]);
         assert_eq!((tally.received, tally.lost), (3, 1));
         assert_eq!((tally.reordered, tally.duplicated), (1, 2));
     }
 
     #[test]
-    fn a_sink_that_came_late_does_not_ask_for_what_was_before() {
+    fn packets_before_a_late_sink_started_are_not_lost() {
         let tally = tracked(&[(0, 1_000_000, 0), (0, 1_000_002, 2)]);
         assert_eq!((tally.received, tally.lost), (2, 1));
     }
 
     #[test]
-    fn threads_have_numbers_of_their_own() {
+    fn each_thread_has_its_own_sequence_numbers() {
         let tally = tracked(&[(0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 1), (2, 2, 2)]);
         assert_eq!((tally.streams, tally.received, tally.lost), (3, 5, 1));
         assert_eq!((tally.reordered, tally.duplicated), (0, 0));
     }
 
     #[test]
-    fn a_generator_that_begins_anew_is_no_duplicate() {
+    fn a_restarted_generator_sends_no_duplicates() {
         let tally = tracked(&[(0, 0, 0), (0, 1, 1), (0, 3, 3), (0, 0, 9), (0, 1, 10)]);
         assert_eq!((tally.restarts, tally.received, tally.lost), (1, 5, 1));
         assert_eq!((tally.reordered, tally.duplicated), (0, 0));
     }
 
     #[test]
-    fn numbers_go_on_after_32_bits_and_beyond_the_window() {
+    fn numbers_continue_after_32_bits_and_beyond_the_window() {
         let end = u64::from(u32::MAX);
         let tally =
             tracked(&[(0, end - 3, 0), (0, end + 1, 4), (0, end, 3), (0, end + 200_001, 9)]);
@@ -359,8 +359,8 @@ mod tests {
     }
 
     #[test]
-    fn latency_is_from_the_stamp_and_corrected_from_when_it_was_due() {
-        // Every 10 µs; the generator was held up for 40 µs before the third, and made up for it.
+    fn latency_is_from_the_timestamp_and_corrected_from_the_due_time() {
+        // Every 10 µs; the generator was delayed by 40 µs before the third packet, and then caught up.
         let mut tracker = Tracker::new(Some(10_000.0));
         for (n, at) in [(0, 0), (1, 10), (2, 60), (3, 60), (4, 60), (5, 60), (6, 60), (7, 70)] {
             tracker.take(&packet(0, n, at), (START_US + at + 5) * 1000);
@@ -374,18 +374,18 @@ mod tests {
     }
 
     #[test]
-    fn a_first_packet_that_was_held_up_does_not_shift_the_schedule() {
+    fn a_delayed_first_packet_does_not_shift_the_schedule() {
         let mut tracker = Tracker::new(Some(10_000.0));
         for (n, at) in [(0, 50), (1, 50), (2, 50), (3, 50), (4, 50), (5, 50), (6, 60)] {
             tracker.take(&packet(0, n, at), (START_US + at + 5) * 1000);
         }
-        // From the packets that were held up alone nothing can be told.
+        // The due times cannot be derived from the delayed packets alone.
         let corrected = tracker.corrected().expect("it had a rate");
         assert_eq!((corrected.min() / 1000, corrected.max() / 1000), (5, 5));
     }
 
     #[test]
-    fn other_frames_are_told_apart() {
+    fn other_frames_are_recognised() {
         let mut tracker = Tracker::new(None);
         let good = packet(0, 0, 0);
         for len in 0..58 {

@@ -1,5 +1,5 @@
-//! What packets a load is made of, with the vocabulary of the kernel's pktgen
-//! (Documentation/networking/pktgen.rst), and whether that can be.
+//! The packets of a load in the vocabulary of the kernel's pktgen (Documentation/networking/pktgen.rst),
+//! and checks of whether they can be sent.
 
 use std::net::IpAddr;
 
@@ -9,18 +9,18 @@ use xdp_prog::load::{GeneratorConfig, Header, INTERVAL_SHIFT, MAGIC, Range, SIZE
 const ETHERNET: usize = 14;
 /// Octets of a VLAN tag.
 const VLAN: usize = 4;
-/// The longest frame in octets that BPF_PROG_RUN takes: a page less the kernel's headers around
-/// a live frame (net/bpf/test_run.c), rounded down; one UMEM frame holds it, too.
+/// The longest frame in octets that BPF_PROG_RUN accepts: a page less the kernel's headers around a live
+/// frame (net/bpf/test_run.c), rounded down; it also fits one UMEM frame.
 pub const FRAME_MAX: usize = 3072;
 
-/// Values of a field from `min` to `max`, both included.
+/// Values of a field from `min` to `max`, both inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span<T> {
     /// The first.
     pub min: T,
     /// The last.
     pub max: T,
-    /// Drawn, else one after the other.
+    /// Random values instead of one after the other.
     pub random: bool,
 }
 
@@ -50,12 +50,12 @@ pub struct Vlan {
 pub enum Sizes {
     /// All the same.
     Fixed(u16),
-    /// Sizes with weights, mixed evenly: after as many packets as the weights sum up to (divided by
-    /// what they have in common) each size has come exactly as often as its weight says.
+    /// Sizes with weights, mixed evenly: after as many packets as the sum of the weights (divided by their
+    /// greatest common divisor) each size has been sent exactly as often as its weight says.
     Imix(Vec<(u16, u32)>),
 }
 
-/// What is sent.
+/// The traffic to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Traffic {
     /// Source MAC; `None`: the port's.
@@ -74,15 +74,15 @@ pub struct Traffic {
     pub destination_port: Span<u16>,
     /// Frame sizes.
     pub sizes: Sizes,
-    /// Each flow keeps its addresses and ports; 0: every packet takes the next.
+    /// Number of flows, each with its own addresses and ports; 0: they change with every packet.
     pub flows: u64,
-    /// Packets of a flow in a row; 0 is taken as 1.
+    /// Consecutive packets of a flow; 0 is taken as 1.
     pub flow_len: u64,
-    /// Flows one after the other (FLOW_SEQ), else drawn.
+    /// Flows one after the other (FLOW_SEQ) instead of random flows.
     pub flows_in_turn: bool,
-    /// UDP checksums over IPv4 (UDPCSUM); over IPv6 they always are (RFC 8200 8.1).
+    /// UDP checksums over IPv4 (UDPCSUM); over IPv6 they are always computed (RFC 8200 8.1).
     pub udp_checksum: bool,
-    /// Packets carry the time they were sent at.
+    /// Packets carry their send time.
     pub timestamp: bool,
     /// TOS octet or traffic class.
     pub tos: u8,
@@ -109,7 +109,7 @@ impl Traffic {
         }
     }
 
-    /// Octets of the headers, ours included: no frame is shorter.
+    /// Octets of the headers, including pktgen's: the minimum frame length.
     pub fn size_min(&self) -> usize {
         xdp_prog::load::header_octets(self.source.min.is_ipv6(), self.vlan.is_some())
     }
@@ -124,7 +124,7 @@ impl Traffic {
         }
     }
 
-    /// The longest frame that an IP MTU leaves room for, in octets without the FCS.
+    /// The longest frame that an IP MTU allows, in octets without the FCS.
     pub fn size_limit(&self, mtu: u32) -> usize {
         let tag = if self.vlan.is_some() { VLAN } else { 0 };
         (mtu as usize + ETHERNET + tag).min(FRAME_MAX)
@@ -142,10 +142,10 @@ impl Traffic {
         }
     }
 
-    /// What each of `threads` threads has to know. `port_mac` is the source if no other was given.
+    /// The configuration of each of `threads` threads. `port_mac` is the default source MAC.
     ///
     /// # Errors
-    /// What cannot be sent, see [`TrafficError`].
+    /// Why the traffic cannot be sent, see [`TrafficError`].
     pub fn configs(
         &self,
         pace: &Pace,
@@ -178,7 +178,7 @@ impl Traffic {
         let each = (0..threads).map(|thread| {
             config.thread = thread;
             config.count = pace.share(thread, threads);
-            // A thread without a share sends nothing, where 0 means without end.
+            // A thread without a share sends nothing, but a count of 0 would mean no limit.
             config.stop = u32::from(pace.count.is_some() && config.count == 0);
             config
         });
@@ -194,10 +194,10 @@ impl Traffic {
             | flag(self.flows_in_turn, GeneratorConfig::FLOWS_IN_TURN)
     }
 
-    /// Whether such packets can be.
+    /// Checks whether such packets can be sent.
     ///
     /// # Errors
-    /// Why not.
+    /// Why they cannot.
     pub fn check(&self) -> Result<(), TrafficError> {
         let families =
             [self.source.min, self.source.max, self.destination.min, self.destination.max];
@@ -242,7 +242,7 @@ impl Traffic {
         if total > SIZES_MAX as u64 {
             return Err(TrafficError::Weights(total));
         }
-        // Each time the size that lags most behind its share.
+        // In each step, the size that is furthest behind its share.
         let mut credit = vec![0i64; weights.len()];
         let table = (0..total).map(|_| {
             for (credit, (_, w)) in credit.iter_mut().zip(weights) {
@@ -255,7 +255,7 @@ impl Traffic {
         Ok(table.collect())
     }
 
-    /// The headers without what moves, and without checksums and lengths.
+    /// The headers without the fields that vary, and without checksums and lengths.
     fn template(&self, source_mac: [u8; 6]) -> Header {
         let mut octets = Vec::with_capacity(88);
         octets.extend(self.destination_mac);
@@ -295,7 +295,7 @@ impl Traffic {
     }
 }
 
-/// Time to live, hop limit: as kernel pktgen sets it.
+/// Time to live and hop limit, as kernel pktgen sets them.
 const TTL: u8 = 32;
 /// IPPROTO_UDP.
 const UDP: u8 = 17;
@@ -304,7 +304,7 @@ fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// The low 64 bits.
+/// The low 64 bits of an address.
 fn low(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(address) => u64::from(address.to_bits()),
@@ -339,29 +339,29 @@ fn check_addresses(name: &'static str, span: &Span<IpAddr>) -> Result<(), Traffi
 /// How much is sent, and how fast.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Pace {
-    /// Packets in all; `None`: until told to stop.
+    /// Total number of packets; `None`: until stopped.
     pub count: Option<u64>,
-    /// Packets a second in all; `None`: as fast as it goes.
+    /// Total packets per second; `None`: unlimited.
     pub rate: Option<f64>,
-    /// Packets under way at most: a closed loop. Needs a sink of the same [`Circuit`].
+    /// Maximum packets in flight: a closed loop. Needs a sink of the same [`Circuit`].
     ///
     /// [`Circuit`]: super::Circuit
     pub window: Option<u64>,
-    /// Threads, 0 is taken as 1.
+    /// Number of threads; 0 is taken as 1.
     pub threads: usize,
-    /// CPUs the threads are pinned to, in turn; empty: wherever the kernel puts them.
+    /// CPUs the threads are pinned to, in turn; empty: not pinned.
     pub cpus: Vec<usize>,
 }
 
-/// Packets a second: no slower, or the interval does not fit its 64 bits after long; no faster, or
-/// it is less than a nanosecond.
+/// Allowed packets per second. At lower rates the interval would overflow its 64 bits after a long time; at
+/// higher rates it would be less than a nanosecond.
 const RATES: std::ops::RangeInclusive<f64> = 0.001..=1e9;
 
 impl Pace {
-    /// Whether that can be.
+    /// Checks whether this is possible.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it is not.
     pub fn check(&self) -> Result<(), TrafficError> {
         match (self.rate, self.count, self.window) {
             (Some(rate), _, _) if !RATES.contains(&rate) => Err(TrafficError::Rate(rate)),
@@ -383,53 +383,53 @@ impl Pace {
         self.rate.map_or(0, |rate| (unit * threads as f64 / rate).round() as u64)
     }
 
-    /// Packets of one thread; 0: no end, or none.
+    /// Number of packets of one thread; 0: no limit, or no packets.
     pub(super) fn share(&self, thread: u64, threads: u64) -> u64 {
         let count = self.count.unwrap_or(0);
         count / threads + u64::from(thread < count % threads)
     }
 }
 
-/// Threads of a generator at most.
+/// Maximum threads of a generator.
 pub const THREADS_MAX: usize = 256;
 
-/// What cannot be sent.
+/// Why traffic cannot be sent.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TrafficError {
     /// IPv4 and IPv6 mixed.
     #[error("source {0} and destination {1} are not of one family")]
     Families(IpAddr, IpAddr),
-    /// Backwards.
+    /// The range is reversed.
     #[error("{name} addresses {min} to {max}: the first is above the last")]
     Addresses {
-        /// Which.
+        /// `source` or `destination`.
         name: &'static str,
         /// First.
         min: IpAddr,
         /// Last.
         max: IpAddr,
     },
-    /// More than the low 64 bits.
-    #[error("{name} addresses {min} to {max}: a range has to lie within one /64, and be less")]
+    /// The range varies more than the low 64 bits.
+    #[error("{name} addresses {min} to {max}: a range must be within one /64, and smaller")]
     WideRange {
-        /// Which.
+        /// `source` or `destination`.
         name: &'static str,
         /// First.
         min: IpAddr,
         /// Last.
         max: IpAddr,
     },
-    /// Backwards.
+    /// The range is reversed.
     #[error("UDP {name} ports {min} to {max}: the first is above the last")]
     Ports {
-        /// Which.
+        /// `source` or `destination`.
         name: &'static str,
         /// First.
         min: u16,
         /// Last.
         max: u16,
     },
-    /// No such tag.
+    /// The VLAN ID or priority is out of range.
     #[error("VLAN id {0} with priority {1}: ids go to 4095, priorities to 7")]
     Vlan(u16, u8),
     /// Too short for the headers, or longer than a frame may be.
@@ -438,32 +438,30 @@ pub enum TrafficError {
          {FRAME_MAX}; sizes are counted without the FCS, as pktgen counts them"
     )]
     Size {
-        /// As asked for.
+        /// The size requested.
         size: usize,
-        /// The shortest that can be.
+        /// The minimum size.
         min: usize,
     },
     /// All weights are 0, or there are none.
     #[error("IMIX: no size has a weight")]
     NoWeights,
-    /// Weights that need too long a table.
-    #[error(
-        "IMIX: weights sum up to {0}, divided by what they have in common; at most {SIZES_MAX}"
-    )]
+    /// The weights need too long a table.
+    #[error("IMIX: weights sum up to {0}, divided by their common divisor; at most {SIZES_MAX}")]
     Weights(u64),
-    /// Too slow, too fast, no number.
-    #[error("{0} packets a second: from 0.001 to a thousand million")]
+    /// The rate is too low, too high or not a number.
+    #[error("{0} packets a second: expected 0.001 to 1e9")]
     Rate(f64),
-    /// None at all.
-    #[error("0 packets are no load; leave the count out to send until told to stop")]
+    /// The count is 0.
+    #[error("a count of 0 packets; leave the count out to send until stopped")]
     NoPackets,
-    /// A loop that lets nothing through.
+    /// The window is 0.
     #[error("a window of 0 packets lets nothing through")]
     NoWindow,
-    /// A window with the other engine.
+    /// A window with the AF_XDP engine.
     #[error("a closed loop needs the XDP engine")]
     WindowNeedsXdp,
-    /// Too many.
+    /// Too many threads.
     #[error("{0} threads: at most {THREADS_MAX}")]
     Threads(usize),
 }

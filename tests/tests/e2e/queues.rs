@@ -221,7 +221,7 @@ fn queues_and_cpus_that_cannot_be_had_are_refused() -> Result<()> {
         ("--queues 257", "expected 1 to 256"),
         ("--queues two", "two"),
         ("--cpus 8191", "cannot run a worker on CPU 8191"),
-        ("--cpus 9999", "beyond the largest"),
+        ("--cpus 9999", "is too large"),
         ("--cpus 0,0", "named twice"),
         ("--cpus 1-", "expected CPU numbers"),
     ] {

@@ -1,4 +1,4 @@
-//! Lists of CPUs, as `taskset -c` takes them.
+//! Lists of CPUs, in the format of `taskset -c`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,15 +6,15 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// A CPU's number is below this: the kernel's largest NR_CPUS.
+/// CPU numbers are below this: the kernel's largest NR_CPUS.
 const CPUS_MAX: usize = 8192;
 
-/// CPUs in the order they were named, each once; written as in `taskset -c`: `0-3,5`.
+/// CPUs in the order given, each once; written as for `taskset -c`: `0-3,5`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuList(Vec<usize>);
 
 impl CpuList {
-    /// In the order they were named.
+    /// The CPUs in the order given.
     pub fn cpus(&self) -> &[usize] {
         &self.0
     }
@@ -25,7 +25,7 @@ impl CpuList {
             return Err(format!("CPU {twice} is named twice"));
         }
         match cpus.iter().find(|cpu| **cpu >= CPUS_MAX) {
-            Some(cpu) => Err(format!("CPU {cpu} is beyond the largest, {}", CPUS_MAX - 1)),
+            Some(cpu) => Err(format!("CPU {cpu} is too large, expected at most {}", CPUS_MAX - 1)),
             None if cpus.is_empty() => Err(format!("no CPU is named, expected {CPUS_EXPECTED}")),
             None => Ok(CpuList(cpus)),
         }
@@ -39,7 +39,7 @@ impl FromStr for CpuList {
 
     fn from_str(text: &str) -> Result<CpuList, String> {
         let wrong = |part: &str| format!("`{part}` in `{text}`: expected {CPUS_EXPECTED}");
-        // parse() would take a plus sign.
+        // parse() would accept a plus sign.
         let number = |part: &str| match part.as_bytes() {
             [] => Err(wrong(part)),
             digits if !digits.iter().all(u8::is_ascii_digit) => Err(wrong(part)),

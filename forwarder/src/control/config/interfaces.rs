@@ -1,8 +1,8 @@
-//! Interfaces as `-i` and files name them: one by one, or by patterns, as the shell has them for
-//! files (glob(7)): `*`, `?`, `[0-3]`, `[!0]`. `[^0]` and `[[:digit:]]` are refused: they would mean something else.
+//! Interfaces as given to `-i` and in files: names, or patterns as in the shell (glob(7)): `*`, `?`,
+//! `[0-3]`, `[!0]`. `[^0]` and `[[:digit:]]` are refused because they would have another meaning here.
 //!
-//! An interface that is named is wanted as a port whatever it is. A pattern takes what is there and
-//! what comes later, and passes over what could not be meant: see [`Interfaces::matching`].
+//! A named interface is to be a port in any case. A pattern selects interfaces that exist now or later,
+//! except those that cannot be meant: see [`Interfaces::matching`].
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::control::mirror::state::{ARPHRD_ETHER, IFF_LOOPBACK, LinkState};
 use crate::control::netdev::nic::Nic;
 use crate::control::steering::punt;
 
-/// What was asked for.
+/// The named interfaces and the patterns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interfaces {
     named: Vec<String>,
@@ -23,10 +23,10 @@ pub struct Interfaces {
 }
 
 impl Interfaces {
-    /// Of words such as `eth0` and `eth*`, each once.
+    /// Parses words such as `eth0` and `eth*`, each given once.
     ///
     /// # Errors
-    /// For the first word that is neither name nor pattern, or comes again.
+    /// For the first word that is neither name nor pattern, or is given twice.
     pub fn parse<W: AsRef<str>>(words: &[W]) -> Result<Interfaces, String> {
         let mut interfaces = Interfaces::default();
         let mut seen = BTreeSet::new();
@@ -42,17 +42,17 @@ impl Interfaces {
         Ok(interfaces)
     }
 
-    /// Those named one by one, in order.
+    /// The named interfaces, in order.
     pub fn named(&self) -> &[String] {
         &self.named
     }
 
-    /// Whether nothing was asked for.
+    /// Whether there is neither a name nor a pattern.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty() && self.patterns.is_empty()
     }
 
-    /// Whether interfaces may come that nobody has named.
+    /// Whether there are patterns.
     pub fn has_patterns(&self) -> bool {
         !self.patterns.is_empty()
     }
@@ -63,9 +63,9 @@ impl Interfaces {
         patterns.join(", ")
     }
 
-    /// The interfaces of `all` that a pattern takes. Not those named; not lo or what carries no
-    /// Ethernet frames; not Ferroute's own TAP device; not VLANs, which come along with what they
-    /// sit on; not what belongs to a bridge, bond or VRF or has a macvlan on it, which take the
+    /// The interfaces of `all` that a pattern selects. Not named ones; not lo or interfaces without
+    /// Ethernet frames; not Ferroute's own TAP device; not VLANs, which are served with their lower
+    /// interface; not interfaces that belong to a bridge, bond or VRF or have a macvlan, which take the
     /// packets.
     pub fn matching<'a>(&self, all: &[Candidate<'a>]) -> Vec<Candidate<'a>> {
         let takes = |upper: &&Candidate<'_>| {
@@ -85,7 +85,7 @@ impl Interfaces {
     }
 }
 
-/// As given.
+/// In the form given.
 impl fmt::Display for Interfaces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let patterns = self.patterns.iter().map(Pattern::as_str);
@@ -94,35 +94,39 @@ impl fmt::Display for Interfaces {
     }
 }
 
-/// What `-i` may be followed by: a name (`None`) or a pattern.
+/// Checks a word given to `-i`: a name (`None`) or a pattern.
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// Says what is wrong with the word.
 pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
-    // Nobody writes a pattern with control characters: it is the name of an interface.
+    // A word with control characters is taken as an interface name, not as a pattern.
     if !word.contains(['*', '?', '[']) || word.contains(char::is_control) {
         return check_ifname(word).map(|()| None);
     }
     if word.contains("[^") {
-        return Err(format!("`{word}`: write `[!` for what is not to match, not `[^`"));
+        return Err(format!("`{word}`: to exclude characters write `[!`, not `[^`"));
     }
     if ["[:", "[=", "[."].iter().any(|class| word.contains(class)) {
-        return Err(format!("`{word}`: classes such as `[:digit:]` are not known; write `[0-9]`"));
+        return Err(format!(
+            "`{word}`: classes such as `[:digit:]` are not supported; write `[0-9]`"
+        ));
     }
     if word.contains('\\') {
-        return Err(format!("`{word}`: `\\` takes no meaning away here; write `[*]` for a `*`"));
+        return Err(format!(
+            "`{word}`: `\\` does not escape characters here; write `[*]` for a `*`"
+        ));
     }
     if word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
         return Err(format!("`{word}` matches no interface: none has `/`, `:` or spaces in it"));
     }
     let pattern = Pattern::new(word);
-    pattern.map(Some).map_err(|error| format!("`{word}` is no pattern: {}", error.msg))
+    pattern.map(Some).map_err(|error| format!("`{word}` is not a valid pattern: {}", error.msg))
 }
 
-/// What of an interface decides whether a pattern takes it.
+/// The properties of an interface that decide whether a pattern selects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<'a> {
-    /// Kernel's number of the interface.
+    /// The interface's ifindex.
     pub ifindex: u32,
     /// Its name.
     pub name: &'a str,
@@ -134,7 +138,7 @@ pub struct Candidate<'a> {
     pub is_up: bool,
     /// It belongs to a bridge, bond or VRF.
     pub has_master: bool,
-    /// ifindex of the interface it sits on, if that is of this namespace.
+    /// ifindex of its lower interface, if that is in this namespace.
     pub lower: Option<u32>,
 }
 
@@ -203,12 +207,12 @@ mod tests {
             assert_eq!(matching(&[pattern], &all), expected, "{pattern}");
         }
         assert_eq!(matching(&["eth?", "wan*"], &all), ["eth0", "eth1", "wan0"]);
-        // What is named is no pattern's.
+        // A named interface is not selected by a pattern, too.
         assert_eq!(matching(&["eth?", "eth1"], &all), ["eth0"]);
     }
 
     #[test]
-    fn what_could_not_be_meant_is_passed_over() {
+    fn interfaces_that_cannot_be_meant_are_not_selected() {
         let nic = candidate(2, "eth0");
         let all = [
             Candidate { is_ethernet: false, ..candidate(1, "lo") },
@@ -241,8 +245,8 @@ mod tests {
         for (words, expected) in [
             (&["eth*", "eth*"][..], "named twice"),
             (&["a", "a"], "named twice"),
-            (&["eth["], "`eth[` is no pattern"),
-            (&["eth**"], "`eth**` is no pattern"),
+            (&["eth["], "`eth[` is not a valid pattern"),
+            (&["eth**"], "`eth**` is not a valid pattern"),
             (&["a*/b"], "matches no interface"),
             (&["eth[^0]"], "write `[!`"),
             (&["eth\\*"], "write `[*]`"),

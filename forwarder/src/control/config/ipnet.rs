@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// An address and a prefix length in bits. Host bits may be set: an interface's address has them.
+/// An address and a prefix length in bits. Host bits may be set, as in an interface's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IpNet {
     /// The address as written.
@@ -16,7 +16,7 @@ pub struct IpNet {
 }
 
 impl IpNet {
-    /// The whole of a family.
+    /// The default route of a family.
     pub fn default_route(v6: bool) -> IpNet {
         let addr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         IpNet { addr, len: 0 }
@@ -27,7 +27,7 @@ impl IpNet {
         IpNet { addr, len: if addr.is_ipv6() { 128 } else { 32 } }
     }
 
-    /// The same without the host bits.
+    /// The prefix without host bits.
     pub fn network(self) -> IpNet {
         let addr = match self.addr {
             IpAddr::V4(addr) => {
@@ -42,7 +42,7 @@ impl IpNet {
         IpNet { addr, len: self.len }
     }
 
-    /// Whether every address of `other` is in this network. Never so across families.
+    /// Whether every address of `other` is in this network. Always false for different families.
     pub fn covers(self, other: IpNet) -> bool {
         self.addr.is_ipv6() == other.addr.is_ipv6()
             && self.len <= other.len
@@ -56,13 +56,13 @@ impl fmt::Display for IpNet {
     }
 }
 
-/// What a prefix looks like; for messages.
+/// The expected format, for messages.
 pub const EXPECTED: &str = "a prefix like 10.0.0.0/8 or 2001:db8::/32, or an address";
 
 impl FromStr for IpNet {
     type Err = String;
 
-    /// An address alone is a host prefix. `default` is IPv4's; see [`IpNet::default_route`].
+    /// An address alone is a host prefix. `default` is that of IPv4; see [`IpNet::default_route`].
     fn from_str(text: &str) -> Result<IpNet, String> {
         if text == "default" {
             return Ok(IpNet::default_route(false));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_covers_its_parts_only() {
+    fn a_network_covers_only_its_subnets() {
         assert!(net("10.0.0.0/8").covers(net("10.1.0.0/16")));
         assert!(net("10.0.0.0/8").covers(net("10.0.0.0/8")));
         assert!(!net("10.1.0.0/16").covers(net("10.0.0.0/8")));

@@ -1,21 +1,21 @@
-//! What `run` is told: by flags, by a TOML file, or by both; a flag overrides the file.
+//! The options of `run`: from flags, a TOML file, or both; a flag overrides the file.
 //!
 //! ```toml
 //! [run]
 //! interfaces = ["eth0", "lan*"]
-//! max_ports = 12             # with a pattern; default: 8 more than there are at the start
+//! max_ports = 12             # with a pattern; default: 8 more than exist at the start
 //! mode = "auto"              # zerocopy, copy, generic
 //! driver = "af_xdp"          # xsk-rs
 //! poll = "adaptive"          # busy, interrupt
-//! busy_budget = 64           # packets of one poll; with poll = "busy"
+//! busy_budget = 64           # packets per poll; with poll = "busy"
 //! cpus = "0-3,5"
 //! queues = 2
 //! pin_irqs = true            # interrupts of queues to their workers' CPUs
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
-//! latency_sample = 64        # one frame in so many is measured; 0: none
-//! worker_timeout_ms = 250    # a worker that is silent for longer: the kernel has its queues
-//! control_timeout_ms = 1000  # the control thread: the kernel has everything
+//! latency_sample = 64        # one frame in this many is measured; 0: none
+//! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
+//! control_timeout_ms = 1000  # after which everything is left to the kernel
 //! ignore_firewall = false
 //! runtime_dir = "/run/ferroute"
 //! control = "/run/ferroute/control.sock"
@@ -47,46 +47,45 @@ use crate::control::process::runtime_dir;
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
 
-/// Descriptors of a ring when nobody says otherwise: as many as the common drivers' rings have.
+/// Default number of descriptors of a ring: that of the common drivers' rings.
 pub const RING_DEFAULT: u32 = 2048;
-/// One frame in this many is measured when nobody says otherwise: it costs nothing that can be
-/// measured, and a second of light traffic shows a median.
+/// Default sampling: one frame in this many is measured. The cost is not measurable, and a second of light
+/// traffic still gives a median.
 pub const LATENCY_SAMPLE_DEFAULT: u32 = 64;
-/// Rarer, and nothing would be seen.
+/// With rarer samples hardly anything would be measured.
 const LATENCY_SAMPLE_MAX: u32 = 1_000_000;
-/// Packets of one busy poll when nobody says otherwise: NAPI_POLL_WEIGHT, and as many as a worker
-/// takes at once.
+/// Default packets per busy poll: NAPI_POLL_WEIGHT, and as many as a worker takes at once.
 pub const BUSY_BUDGET_DEFAULT: u16 = 64;
-/// Descriptors a ring may have. Each receive descriptor holds a frame of 4096 octets.
+/// Allowed descriptors of a ring. Each receive descriptor holds a frame of 4096 octets.
 const RING_RANGE: std::ops::RangeInclusive<u32> = 64..=32_768;
-/// Queues a port may have; the size of the XDP program's socket map.
+/// Maximum queues of a port; the size of the XDP program's socket map.
 pub const QUEUES_MAX: u32 = xdp_prog::QUEUES_MAX as u32;
-/// Ports at most; each pair of them takes 216 KiB of a worker's address space to measure latency in.
+/// Maximum number of ports; each pair takes 216 KiB of a worker's address space for latency counters.
 pub const PORTS_MAX: u16 = 256;
-/// IFNAMSIZ less the final zero.
+/// IFNAMSIZ without the final NUL.
 const IFNAME_MAX: usize = 15;
 
-/// How to bind, and where the XDP program sits.
+/// How to bind, and where the XDP program is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Zero-copy where the driver can, else copy; native XDP where the driver can, else generic.
+    /// Zero-copy if the driver supports it, else copy; native XDP if the driver supports it, else generic.
     #[default]
     Auto,
-    /// Zero-copy or nothing.
+    /// Zero-copy only.
     Zerocopy,
-    /// Copy mode, also where the driver could do better.
+    /// Copy mode, even if the driver supports zero-copy.
     Copy,
     /// Generic (skb) XDP and copy mode: works on every interface.
     Generic,
 }
 
-/// Everything `run` needs to know.
+/// All options of `run`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunOptions {
     /// The ports, at least one.
     pub interfaces: Interfaces,
-    /// Ports at most; with patterns only. `None`: the daemon chooses.
+    /// Maximum number of ports; with patterns only. `None`: the daemon chooses.
     pub max_ports: Option<u16>,
     /// How to bind.
     pub mode: Mode,
@@ -94,13 +93,14 @@ pub struct RunOptions {
     pub driver: DriverKind,
     /// How workers learn of frames.
     pub poll: PollMode,
-    /// Packets the kernel takes from a queue at each busy poll.
+    /// Packets that the kernel takes from a queue per busy poll.
     pub busy_budget: u16,
     /// CPUs for the workers, in order; `None`: the daemon chooses.
     pub cpus: Option<CpuList>,
-    /// RX queues that every port must have or send all its packets to; `None`: any number.
+    /// RX queues that every port must have, or to which its RSS table must restrict packets; `None`: any
+    /// number.
     pub queues: Option<u32>,
-    /// Interrupts of queues go to their workers' CPUs.
+    /// Move the queues' interrupts to their workers' CPUs.
     pub pin_irqs: bool,
     /// Descriptors of RX and fill rings, a power of two.
     pub rx_ring: u32,
@@ -110,11 +110,11 @@ pub struct RunOptions {
     pub latency_sample: u32,
     /// Workers time their turns.
     pub account: bool,
-    /// For how long heartbeats count.
+    /// How long heartbeats are valid.
     pub timeouts: Timeouts,
-    /// Start also when a firewall would be bypassed.
+    /// Start even if a firewall would be bypassed.
     pub ignore_firewall: bool,
-    /// The directory of the daemon's own files; `None`: there is none that can be used.
+    /// The directory of the daemon's own files; `None`: no usable one.
     pub runtime_dir: Option<RuntimeDir>,
     /// The control socket.
     pub control: PathBuf,
@@ -123,14 +123,14 @@ pub struct RunOptions {
 /// The directory of the daemon's own files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeDir {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Whether the user named it, or the control socket is in it: then the daemon does not start
-    /// without.
+    /// Whether the user named it, or the control socket is in it: then it must be usable for the daemon to
+    /// start.
     pub required: bool,
 }
 
-/// What the command line says; what it does not say is left to the file, then to the defaults.
+/// Options from the command line; the file comes next, then the defaults.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunFlags {
     /// `-i`, repeated. When given, the file's interfaces are not used.
@@ -149,7 +149,7 @@ pub struct RunFlags {
     pub cpus: Option<CpuList>,
     /// `--queues`.
     pub queues: Option<u32>,
-    /// `--pin-irqs`; cannot be switched off by a flag.
+    /// `--pin-irqs`; a flag cannot disable it.
     pub pin_irqs: bool,
     /// `--latency-sample`.
     pub latency_sample: Option<u32>,
@@ -159,7 +159,7 @@ pub struct RunFlags {
     pub control_timeout_ms: Option<u32>,
     /// `--account`; by flag only.
     pub account: bool,
-    /// `--ignore-firewall`; cannot be switched off by a flag.
+    /// `--ignore-firewall`; a flag cannot disable it.
     pub ignore_firewall: bool,
     /// `--runtime-dir`.
     pub runtime_dir: Option<PathBuf>,
@@ -168,15 +168,15 @@ pub struct RunFlags {
 }
 
 impl RunOptions {
-    /// Whether settings of interfaces are changed while they are served, and put back.
+    /// Whether settings of interfaces are changed while they are served, and restored later.
     pub fn changes_interrupts(&self) -> bool {
         self.poll == PollMode::Busy || self.pin_irqs
     }
 
-    /// Flags over file over defaults.
+    /// Combines flags, file and defaults, in this order.
     ///
     /// # Errors
-    /// When no interface is named, one is named twice, or a value is out of its range.
+    /// When no interface is given, one is given twice, or a value is out of its range.
     pub fn resolve(flags: RunFlags, file: Option<RunSection>) -> Result<RunOptions, String> {
         let file = file.unwrap_or_default();
         let from_file = file.interfaces.into_iter().map(Spanned::into_inner);
@@ -241,20 +241,20 @@ impl RunOptions {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// For `run`.
+    /// Options of `run`.
     pub run: Option<RunSection>,
-    /// For `replay`.
+    /// The network of `replay`.
     pub replay: Option<ReplaySection>,
 }
 
-/// The `[run]` section: keys as the flags.
+/// The `[run]` section: keys are named as the flags.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunSection {
     /// Names of the ports, and patterns.
     #[serde(default)]
     pub interfaces: Vec<Spanned<String>>,
-    /// Ports at most.
+    /// Maximum number of ports.
     pub max_ports: Option<Spanned<u16>>,
     /// How to bind.
     pub mode: Option<Mode>,
@@ -262,13 +262,13 @@ pub struct RunSection {
     pub driver: Option<DriverKind>,
     /// How workers learn of frames.
     pub poll: Option<PollMode>,
-    /// Packets of one busy poll.
+    /// Packets per busy poll.
     pub busy_budget: Option<Spanned<u16>>,
     /// `"0-3,5"`, or an array of numbers.
     pub cpus: Option<CpuList>,
     /// RX queues to serve on every port.
     pub queues: Option<Spanned<u32>>,
-    /// Interrupts of queues go to their workers' CPUs.
+    /// Move the queues' interrupts to their workers' CPUs.
     pub pin_irqs: Option<bool>,
     /// Descriptors of RX and fill rings.
     pub rx_ring: Option<Spanned<u32>>,
@@ -276,11 +276,11 @@ pub struct RunSection {
     pub tx_ring: Option<Spanned<u32>>,
     /// One frame in this many is measured; 0: none.
     pub latency_sample: Option<Spanned<u32>>,
-    /// For how long a worker's heartbeat counts.
+    /// How long a worker's heartbeat is valid.
     pub worker_timeout_ms: Option<Spanned<u32>>,
-    /// For how long the control thread's heartbeat counts.
+    /// How long the control thread's heartbeat is valid.
     pub control_timeout_ms: Option<Spanned<u32>>,
-    /// Start also when a firewall would be bypassed.
+    /// Start even if a firewall would be bypassed.
     pub ignore_firewall: Option<bool>,
     /// The directory of the daemon's own files.
     pub runtime_dir: Option<PathBuf>,
@@ -329,7 +329,7 @@ impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
-    /// When it cannot be read, and for the first thing in it that is wrong.
+    /// When it cannot be read, and for the first error in it.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = fs::read_to_string(path)
             .map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
@@ -339,7 +339,7 @@ impl Config {
     /// Checks the text of a file named `path`.
     ///
     /// # Errors
-    /// For the first thing that is wrong.
+    /// For the first error.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let locate = |located: Located| {
             let (line, column) = line_and_column(text, located.span.start);
@@ -360,17 +360,17 @@ impl Config {
     }
 }
 
-/// Something wrong at a place of a file.
+/// An error at a place in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located {
-    /// Octets of the file.
+    /// The octets of the file.
     pub span: Range<usize>,
     /// What was found, and what was expected.
     pub message: String,
 }
 
 impl Located {
-    /// Something wrong at `span`.
+    /// An error at `span`.
     pub fn new(span: Range<usize>, message: impl Into<String>) -> Located {
         Located { span, message: message.into() }
     }
@@ -387,7 +387,7 @@ pub enum ConfigError {
         /// Why not.
         error: std::io::Error,
     },
-    /// Something in it is wrong.
+    /// It has an error.
     #[error("{}:{line}:{column}: {message}", path.display())]
     Invalid {
         /// The file.
@@ -407,10 +407,10 @@ fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// Whether a name can be an interface's (kernel: `dev_valid_name`).
+/// Checks whether a name is valid for an interface (kernel: `dev_valid_name`).
 ///
 /// # Errors
-/// Says what is wrong with it.
+/// Says what is wrong with the name.
 pub fn check_ifname(name: &str) -> Result<(), String> {
     let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
     if name.is_empty()
@@ -430,10 +430,13 @@ pub fn check_ifname(name: &str) -> Result<(), String> {
 fn check_max_ports(max: u16, interfaces: &Interfaces) -> Result<(), String> {
     let named = interfaces.named().len();
     if !interfaces.has_patterns() {
-        return Err("a limit of ports is for patterns only, such as -i 'eth*'; leave it out".into());
+        return Err(
+            "a maximum number of ports is for patterns only, such as -i 'eth*'; leave it out"
+                .into(),
+        );
     }
     if usize::from(max) < named {
-        return Err(format!("{max} ports at most, and {named} are named; raise the limit"));
+        return Err(format!("at most {max} ports, but {named} are named; raise the limit"));
     }
     check_ports(max)
 }
@@ -633,13 +636,13 @@ mod tests {
         assert_eq!(resolve(flags.clone(), file), expected("/b", true, "/b/control.sock"));
         let flags = RunFlags { control: dir("/tmp/s"), ..flags };
         assert_eq!(resolve(flags, file), expected("/b", true, "/tmp/s"));
-        // Nothing that was asked for is in it.
+        // The default directory is used for nothing that was requested.
         let flags = RunFlags { control: dir("/tmp/s"), ..none() };
         assert_eq!(resolve(flags, "[run]\n"), expected("/run/ferroute", false, "/tmp/s"));
     }
 
     #[test]
-    fn a_limit_of_ports_is_for_patterns() {
+    fn a_maximum_number_of_ports_is_for_patterns() {
         let file = run("[run]\ninterfaces = [\"a\", \"b*\"]\nmax_ports = 7\n");
         let options = RunOptions::resolve(RunFlags::default(), Some(file.clone())).expect("right");
         assert_eq!(
@@ -658,7 +661,7 @@ mod tests {
             (&["a", "b", "c*"], Some(1), "2 are named"),
             (&["c*"], Some(0), "expected 1 to 256"),
             (&["c*"], Some(257), "expected 1 to 256"),
-            // The file's limit does not fit what the flags say.
+            // The file's limit does not fit the flags.
             (&["a"], None, "for patterns only"),
         ] {
             let error = RunOptions::resolve(flags(names, max), Some(file.clone()));

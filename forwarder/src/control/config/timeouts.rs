@@ -1,20 +1,20 @@
-//! For how long heartbeats count: the limits after which the kernel forwards instead.
+//! How long heartbeats are valid: the time-outs after which the kernel forwards instead.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Milliseconds of a worker. An idle worker sleeps for 20 ms at a time, and a busy machine may keep
-/// it from its CPU for some 50 ms.
+/// Allowed time-outs of a worker in milliseconds. An idle worker sleeps for 20 ms at a time, and on a busy
+/// machine it may not get its CPU for some 50 ms.
 const WORKER_MS: RangeInclusive<u32> = 100..=60_000;
-/// Milliseconds of the control thread, which gives a heartbeat at least every 100 ms.
+/// Allowed time-outs of the control thread in milliseconds. It gives a heartbeat at least every 100 ms.
 const CONTROL_MS: RangeInclusive<u32> = 300..=60_000;
 
-/// The limits.
+/// The time-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Of a worker: its queues are the kernel's when it was silent for longer.
+    /// A worker's: its queues are left to the kernel when its heartbeat is older.
     pub worker: Duration,
-    /// Of the control thread: everything is the kernel's when it was silent for longer.
+    /// The control thread's: everything is left to the kernel when its heartbeat is older.
     pub control: Duration,
 }
 
@@ -25,7 +25,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The defaults, where no number of milliseconds is given.
+    /// Time-outs in milliseconds; `None`: the default.
     ///
     /// # Errors
     /// As for [`check_worker`] and [`check_control`].
@@ -41,18 +41,18 @@ impl Timeouts {
     }
 }
 
-/// Whether a number of milliseconds can be the limit of a worker.
+/// Checks a worker's time-out in milliseconds.
 ///
 /// # Errors
-/// When it cannot.
+/// When it is out of range.
 pub fn check_worker(ms: u32) -> Result<(), String> {
     check("worker timeout", ms, WORKER_MS)
 }
 
-/// Whether a number of milliseconds can be the limit of the control thread.
+/// Checks the control thread's time-out in milliseconds.
 ///
 /// # Errors
-/// When it cannot.
+/// When it is out of range.
 pub fn check_control(ms: u32) -> Result<(), String> {
     check("control timeout", ms, CONTROL_MS)
 }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_below_what_a_thread_can_keep_are_refused() {
+    fn timeouts_that_a_thread_cannot_keep_are_refused() {
         assert_eq!(Timeouts::from_ms(None, None), Ok(Timeouts::default()));
         let timeouts = Timeouts::from_ms(Some(100), Some(60_000)).expect("in range");
         assert_eq!((timeouts.worker.as_millis(), timeouts.control.as_millis()), (100, 60_000));

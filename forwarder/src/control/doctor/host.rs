@@ -1,4 +1,4 @@
-//! The machine and the namespace.
+//! Checks of the machine and the namespace.
 
 use std::fs;
 use std::io;
@@ -16,10 +16,10 @@ use crate::control::steering::Steering;
 use crate::control::steering::punt::{self, PuntDevice, PuntError};
 use crate::io::af_xdp::rx_handlers::RxHandlerIter;
 
-/// Where TAP devices are made.
+/// The device file for creating TAP devices.
 const TUN: &str = "/dev/net/tun";
 
-/// The kernel, and the way back to it.
+/// The kernel, and what is needed to hand packets back to it.
 pub fn machine() -> Vec<Finding> {
     let mut findings = vec![kernel(), rx_handlers(), jit()];
     findings.extend(way_back());
@@ -27,7 +27,7 @@ pub fn machine() -> Vec<Finding> {
     findings
 }
 
-/// The way of packets back to the kernel: a TAP device, and a classifier at its ingress.
+/// Handing packets back to the kernel: a TAP device, and a classifier at its ingress.
 fn way_back() -> Vec<Finding> {
     let tun = of_tun(fs::File::options().read(true).write(true).open(TUN).map(drop));
     if tun.level != Level::Ok {
@@ -36,24 +36,26 @@ fn way_back() -> Vec<Finding> {
     vec![tun, of_trial(try_way_back())]
 }
 
-/// `opened`: what came of opening /dev/net/tun, which makes no device yet.
+/// `opened`: the result of opening /dev/net/tun, which does not create a device yet.
 fn of_tun(opened: io::Result<()>) -> Finding {
     let Err(error) = opened else { return Finding::ok("tun", format!("{TUN} can be opened")) };
-    let message = format!("{TUN} cannot be opened: {error}; packets go back to the kernel by it");
+    let message = format!(
+        "{TUN} cannot be opened: {error}; packets are handed back to the kernel through it"
+    );
     Finding::fail("tun", message, punt::tun_advice(&error))
 }
 
-/// How far a trial of the way back came.
+/// Result of trying to hand packets back.
 enum Trial {
     Works,
-    /// It could not be begun: why, and what to do.
+    /// It could not be started: why, and what to do.
     NotTried(String, &'static str),
-    /// The kernel has no clsact, or no BPF classifier, or refuses ours.
+    /// The kernel has no clsact, no BPF classifier, or refuses ours.
     NoClassifier(String),
     Failed(String),
 }
 
-/// Makes it as `run` does, in a network namespace that is gone with this thread.
+/// Creates the device and classifier as `run` does, in a network namespace that ends with this thread.
 fn try_way_back() -> Trial {
     if let Some(need) = privilege::missing(0).first() {
         return Trial::NotTried(
@@ -79,7 +81,7 @@ fn try_way_back() -> Trial {
         }
     });
     trial.join().unwrap_or_else(|_| {
-        Trial::NotTried("the trial panicked".into(), "this is a bug; please tell us of it")
+        Trial::NotTried("the trial panicked".into(), "this is a bug; please report it")
     })
 }
 
@@ -94,18 +96,18 @@ fn of_trial(trial: Trial) -> Finding {
         Trial::NoClassifier(error) => Finding::fail(
             "classifier",
             format!("packets cannot be handed back to the kernel: no BPF classifier: {error}"),
-            "modprobe -a sch_ingress cls_bpf; a kernel of one's own needs CONFIG_NET_SCH_INGRESS and \
+            "modprobe -a sch_ingress cls_bpf; a custom kernel needs CONFIG_NET_SCH_INGRESS and \
              CONFIG_NET_CLS_BPF",
         ),
         Trial::Failed(error) => Finding::fail(
             "classifier",
             format!("packets cannot be handed back to the kernel: {}", first_line(&error)),
-            "ferroute run says all of it",
+            "ferroute run prints the whole error",
         ),
     }
 }
 
-/// Of what libbpf has to say there may be many.
+/// The first line: libbpf's messages may be long.
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
@@ -120,16 +122,16 @@ fn kernel() -> Finding {
         }
         Some(_) => Finding::ok("kernel", format!("Linux {release}")),
         None => {
-            let message = format!("the release `{release}` is not understood");
+            let message = format!("the release `{release}` is not recognized");
             Finding::warn("kernel", message, "make sure that it is Linux 6.1 or later")
         }
     }
 }
 
-/// Whether it can be asked which interfaces others take the packets of.
+/// Whether it can be read which interfaces have an rx_handler of another device.
 fn rx_handlers() -> Finding {
     match RxHandlerIter::open().and_then(|mut handlers| handlers.read()) {
-        Ok(_) => Finding::ok("rx handlers", "the kernel tells which interfaces have one"),
+        Ok(_) => Finding::ok("rx handlers", "the kernel reports which interfaces have one"),
         Err(error) => Finding::warn(
             "rx handlers",
             format!(
@@ -149,7 +151,7 @@ fn jit() -> Finding {
             "BPF programs are interpreted",
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
-        // Not to be read in a user namespace, or not switchable: then it is on.
+        // Unreadable in a user namespace, or not switchable: then it is on.
         _ => Finding::ok("jit", "BPF programs are compiled"),
     }
 }
@@ -167,7 +169,7 @@ fn learnt_mtu() -> Option<Finding> {
     })
 }
 
-/// Rules that would be bypassed. Those that only `matched` interfaces have stand in nobody else's way.
+/// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
     let rules = firewall::Rules::read(&ports);
@@ -176,7 +178,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         let finding = Finding::warn(
             "firewall",
             format!("rules on it would be bypassed: {found}; left to the kernel"),
-            "nothing, if it is to stay there; else remove them, or start with --ignore-firewall",
+            "nothing, if it is to stay in the kernel; else remove them, or start with --ignore-firewall",
         );
         (!found.is_empty()).then(|| finding.on(name))
     };
@@ -206,7 +208,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     own.into_iter().chain(hooks).chain([rest]).collect()
 }
 
-/// Whether every netfilter hook is found.
+/// Whether every netfilter hook can be found.
 fn of_means(means: &firewall::Means) -> Finding {
     match means {
         firewall::Means::Netlink => {
@@ -223,21 +225,21 @@ fn of_means(means: &firewall::Means) -> Finding {
                  IPVS are found there",
                 first_line(why)
             ),
-            "modprobe nfnetlink_hook; a kernel of one's own needs CONFIG_NETFILTER_NETLINK_HOOK, or \
+            "modprobe nfnetlink_hook; a custom kernel needs CONFIG_NETFILTER_NETLINK_HOOK, or \
              CONFIG_DEBUG_INFO_BTF",
         ),
     }
 }
 
-/// The daemon, as far as it answers.
+/// The daemon, if it answers.
 pub struct Daemon {
-    /// How it goes; `None`: none runs, or it does not say.
+    /// Its status; `None`: none runs, or it does not answer.
     pub status: Option<StatusReport>,
-    /// What it has to say.
+    /// Findings about it.
     pub findings: Vec<Finding>,
 }
 
-/// Asks the daemon how it goes.
+/// Requests the daemon's status.
 pub fn daemon(control: &Path) -> Daemon {
     let answer = Client::connect(control).and_then(|mut client| client.ask(&Request::Status));
     match answer {
@@ -249,7 +251,7 @@ pub fn daemon(control: &Path) -> Daemon {
             Daemon { status: None, findings: vec![Finding::ok("daemon", "none runs here")] }
         }
         Err(error) => {
-            let finding = Finding::warn("daemon", error.to_string(), "ask it as root");
+            let finding = Finding::warn("daemon", error.to_string(), "run the doctor as root");
             Daemon { status: None, findings: vec![finding] }
         }
     }
@@ -277,7 +279,7 @@ mod tests {
     use crate::control::api::{MirrorStatus, State};
 
     #[test]
-    fn a_way_back_that_is_not_there_comes_with_what_is_missing() {
+    fn a_missing_tap_device_or_classifier_is_reported_with_a_remedy() {
         assert_eq!(of_tun(Ok(())).level, Level::Ok);
         for (errno, advice) in [
             (libc::ENOENT, "modprobe tun"),
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn hooks_that_nothing_lists_are_a_warning_that_says_why() {
+    fn hooks_that_cannot_be_listed_are_a_warning_with_the_reason() {
         assert_eq!(of_means(&firewall::Means::Netlink).level, Level::Ok);
         assert_eq!(of_means(&firewall::Means::Iterator).level, Level::Ok);
         let finding = of_means(&firewall::Means::Parts("no BTF\nmore of it".into()));
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_cannot_follow_is_a_warning() {
+    fn state_that_the_daemon_cannot_mirror_is_a_warning() {
         let report = StatusReport {
             state: State::Forwarding,
             pid: 9,

@@ -1,13 +1,13 @@
-//! Looks at a machine and says what stands in the way of forwarding, or makes it slow: one finding
-//! a line, each with what to do. Works without the daemon, and as far as possible without root.
+//! Checks a machine for what prevents forwarding or makes it slow: one line per finding, each with what to
+//! do. Works without the daemon, and as far as possible without root.
 //!
-//! Everything is asked of the kernel by netlink, in the network namespace of the calling thread;
-//! sysfs would show the namespace of whoever mounted it.
+//! All information comes from the kernel by netlink, in the network namespace of the calling thread; sysfs
+//! would show the namespace in which it was mounted.
 //!
 //! - `host`: the machine and the namespace;
-//! - `process`: what `run` may do and use;
-//! - `port`: whether an interface, as [`crate::control::netdev::nic`] has it, suits;
-//! - `queues`: its queues, against the workers that serve them.
+//! - `process`: privileges and limits of `run`;
+//! - `port`: whether an interface, as [`crate::control::netdev::nic`] reads it, can be a port;
+//! - `queues`: its queues and the workers that serve them.
 
 mod host;
 mod port;
@@ -21,23 +21,23 @@ use serde::{Deserialize, Serialize};
 use crate::control::config::interfaces::{Candidate, Interfaces};
 use crate::control::netdev::nic;
 
-/// Checks of what keeps an interface from being a port, and others not.
+/// Checks that can keep an interface from being a port.
 const UNFIT: [&str; 3] = ["xdp", "mtu", "vlan"];
 
-/// How something stands.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// In order.
     Ok,
-    /// Works, but not as well, or not as the user may expect.
+    /// Works, but slower or differently than the user may expect.
     Warn,
     /// Does not work.
     Fail,
 }
 
 impl Level {
-    /// As printed.
+    /// The name as printed.
     pub fn name(self) -> &'static str {
         match self {
             Level::Ok => "ok",
@@ -50,11 +50,11 @@ impl Level {
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What was looked at: `kernel`, `mtu`, ….
+    /// What was checked: `kernel`, `mtu`, ….
     pub check: String,
-    /// The interface; `None`: the machine.
+    /// The interface; `None`: the whole machine.
     pub port: Option<String>,
-    /// How it stands.
+    /// The severity.
     pub level: Level,
     /// What was found.
     pub message: String,
@@ -82,7 +82,7 @@ impl Finding {
         Finding { level: Level::Fail, ..Finding::warn(check, message, advice) }
     }
 
-    /// Of an interface that is a port only if it suits: no failure then, if that is all.
+    /// For an interface that only matches a pattern: being unfit as a port is not a failure.
     fn of_matched(self) -> Finding {
         match self.level {
             Level::Fail if UNFIT.contains(&&*self.check) => Finding {
@@ -99,8 +99,8 @@ impl Finding {
     }
 }
 
-/// Looks at the machine and at `interfaces`. Without any: at the ports of the daemon behind
-/// `control`, or else at every Ethernet interface that is up.
+/// Checks the machine and `interfaces`. Without any: the ports of the daemon behind `control`, or else
+/// every Ethernet interface that is up.
 pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
     let daemon = host::daemon(control);
     let nics = nic::read();
@@ -113,14 +113,14 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
             named.into_iter().map(|port| port.ifname.clone()).collect()
         }
         (true, None) => {
-            // VLANs come along with what they sit on.
+            // VLANs are served with their lower interface.
             let own = |nic: &nic::Nic| nic.kind.as_deref() != Some("vlan");
             let usable = |nic: &&nic::Nic| nic.is_ethernet() && nic.is_up() && own(nic);
             nics.iter().flatten().filter(usable).map(|nic| nic.name.clone()).collect()
         }
         (false, _) => {
             let all: Vec<Candidate<'_>> = nics.iter().flatten().map(Candidate::from).collect();
-            // Those that are down are not taken until they are up.
+            // Interfaces that are down are not selected until they are up.
             let matching = interfaces.matching(&all).into_iter().filter(|found| found.is_up);
             matched = matching.map(|found| found.name.to_owned()).collect();
             interfaces.named().to_vec()
@@ -130,7 +130,7 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
     let all = || ports.iter().chain(&matched);
     let queues = nics.iter().flatten().filter(|nic| all().any(|name| *name == nic.name));
     let queues = queues.map(|nic| nic::queues(nic.ifindex).map_or(1, |queues| queues.rx.into()));
-    // A router has two.
+    // A router has two ports.
     let count = all().count().max(2) as u64;
     findings.extend(process::examine(count, queues.sum::<u64>().max(count), control));
     findings.extend(host::firewall(&ports, &matched));
@@ -145,7 +145,7 @@ pub fn examine(interfaces: &Interfaces, control: &Path) -> Vec<Finding> {
         Ok(_) if ports.is_empty() && interfaces.has_patterns() => findings.push(Finding::warn(
             "links",
             format!("no interface that is up matches {}", interfaces.patterns()),
-            "nothing, if there will be one; else check the names with ip link",
+            "nothing, if one will be added; else check the names with ip link",
         )),
         Ok(_) if ports.is_empty() => findings.push(Finding::fail(
             "links",

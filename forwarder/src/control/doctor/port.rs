@@ -1,4 +1,4 @@
-//! Whether an interface suits.
+//! Checks whether an interface can be a port.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ use crate::skb::{JUMBO_MTU, MTU_FRAME};
 /// Features that put more than one frame into one buffer, and `ethtool -K`'s name for each.
 const COALESCING: [(&str, &str); 2] = [("rx-lro", "lro"), ("rx-gro-hw", "rx-gro-hw")];
 
-/// All findings of one port. `served`: the running daemon has it.
+/// All findings of one port. `served`: it is a port of the running daemon.
 pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     let Some(nic) = nics.iter().find(|nic| nic.name == name) else {
         let advice = "check the name with ip link; in another namespace, use ip netns exec";
@@ -25,7 +25,7 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     let mut findings = vec![link(nic)];
     if nic.kind.as_deref() == Some("vlan") {
         let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
-        let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
+        let lower = lower.map_or("its lower interface", |lower| &lower.name);
         let advice = format!("name {lower} instead, and its VLANs come along");
         return vec![Finding::fail("link", "is a VLAN", advice).on(name)];
     }
@@ -80,9 +80,9 @@ fn driver(nic: &Nic) -> Finding {
             Finding::ok("driver", format!("{driver}: native XDP, AF_XDP in copy mode"))
         }
         Ok(Some(_)) => Finding::ok("driver", format!("{driver}: native XDP, AF_XDP zero-copy")),
-        // Kernels before 6.3, and namespaces without the right to ask.
+        // Kernels before 6.3, and namespaces without the permission.
         Ok(None) | Err(_) => {
-            Finding::ok("driver", format!("{driver}: the kernel does not tell its XDP features"))
+            Finding::ok("driver", format!("{driver}: the kernel does not report its XDP features"))
         }
     }
 }
@@ -110,7 +110,7 @@ fn xdp_program(nic: &Nic, served: bool) -> Finding {
     Finding::fail("xdp", format!("{shown} is attached"), advice)
 }
 
-/// `None` when it is gone or not to be seen.
+/// `None` when it is gone or cannot be read.
 fn program_name(id: u32) -> Option<String> {
     let program = ProgInfoIter::default().find(|program| program.id == id)?;
     Some(program.name.to_string_lossy().into_owned())
@@ -129,7 +129,7 @@ fn mtu(nic: &Nic) -> Finding {
     }
 }
 
-/// An MTU whose packets take several frames, with what the driver says of itself.
+/// An MTU whose packets take several frames, given the driver's XDP features.
 fn jumbo(nic: &Nic, features: Option<u64>) -> Finding {
     let Nic { mtu, name, .. } = nic;
     match features {
@@ -167,7 +167,7 @@ fn offloads(nic: &Nic) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (feature, option) in COALESCING {
         if features.contains(feature) {
-            let message = format!("{option} is on: frames that it has put together are too long");
+            let message = format!("{option} is on: frames that it has merged are too long");
             let advice = format!("ethtool -K {} {option} off", nic.name);
             findings.push(Finding::warn("offloads", message, advice));
         }
@@ -178,12 +178,12 @@ fn offloads(nic: &Nic) -> Vec<Finding> {
     findings
 }
 
-/// Whether frames come with their tags, and which VLANs there are.
+/// Whether frames keep their tags, and which VLANs there are.
 fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
     let names = nic::vlans_of(nics, std::slice::from_ref(&nic.name));
     let names: Vec<&str> = names.iter().map(|vlan| vlan.name.as_str()).collect();
     if let Some(Stripping { off, fixed }) = nic::vlan_stripping(nic) {
-        let message = "VLAN tags are taken off: tagged frames would be forwarded as untagged ones";
+        let message = "VLAN tags are stripped: tagged frames would be forwarded as untagged ones";
         let advice = match fixed {
             false => format!("ethtool -K {off}"),
             true => "its driver does not let that be switched off: it cannot be a port".to_owned(),
@@ -268,10 +268,10 @@ mod tests {
     }
 
     #[test]
-    fn the_mtu_is_held_against_what_a_frame_and_a_port_hold() {
+    fn the_mtu_is_compared_with_the_limits_of_a_frame_and_a_port() {
         assert_eq!(mtu(&nic(1500)).level, Level::Ok);
         assert_eq!(mtu(&nic(MTU_FRAME)).level, Level::Ok);
-        // Of no interface, so of no driver either.
+        // This is not an existing interface, so it has no driver either.
         assert_eq!(mtu(&nic(MTU_FRAME + 1)).level, Level::Fail);
         assert_eq!(mtu(&nic(9001)).level, Level::Fail);
         for (features, level) in [

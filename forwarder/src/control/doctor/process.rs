@@ -1,5 +1,5 @@
-//! What `run` may do and use, when it is started as the doctor is: capabilities, limits, its
-//! directory.
+//! Privileges and limits of `run` when it is started in the same way as the doctor: capabilities, limits,
+//! its directory.
 
 use std::path::Path;
 use std::thread;
@@ -9,7 +9,7 @@ use crate::control::config::RING_DEFAULT;
 use crate::control::process::runtime_dir::{self, RuntimeDirError};
 use crate::control::process::{limits, privilege, time_namespace};
 
-/// For `ports` ports with so many RX queues together, and a control socket.
+/// For `ports` ports with `queues` RX queues in total, and a control socket.
 pub fn examine(ports: u64, queues: u64, control: &Path) -> Vec<Finding> {
     let mut findings = vec![capabilities(), memlock(ports), descriptors(ports, queues), clock()];
     findings.extend(directory(control));
@@ -21,7 +21,7 @@ fn capabilities() -> Finding {
     if missing.is_empty() {
         let all: Vec<String> =
             privilege::NEEDED.iter().map(|need| need.capability.to_string()).collect();
-        return Finding::ok("capabilities", format!("all there: {}", all.join(", ")));
+        return Finding::ok("capabilities", format!("all present: {}", all.join(", ")));
     }
     Finding::fail("capabilities", format!("missing: {}", missing.join(", ")), privilege::ADVICE)
 }
@@ -36,14 +36,14 @@ fn clock() -> Finding {
     }
 }
 
-/// UMEM is locked memory, which CAP_IPC_LOCK exempts from the limit (`xdp_umem_account_pages`).
+/// UMEM is locked memory; CAP_IPC_LOCK exempts it from the limit (`xdp_umem_account_pages`).
 fn memlock(ports: u64) -> Finding {
     if privilege::may_lock_memory() {
         return Finding::ok("memlock", "no limit for this user (CAP_IPC_LOCK)");
     }
     let least = limits::locked_least(ports, RING_DEFAULT, RING_DEFAULT);
     match limits::memlock() {
-        // What it may be raised to, as run does.
+        // The hard limit: `run` raises the soft limit to it.
         Some(limit) if limit.hard < least => Finding::fail(
             "memlock",
             format!(
@@ -72,14 +72,14 @@ fn descriptors(ports: u64, queues: u64) -> Finding {
     }
 }
 
-/// The runtime directory, if the control socket is to be in it and it is there.
+/// The runtime directory, if the control socket is in it and it exists.
 fn directory(control: &Path) -> Option<Finding> {
     let directory =
         control.parent().filter(|_| control.file_name() == Some("control.sock".as_ref()))?;
     directory.symlink_metadata().ok()?;
     Some(match runtime_dir::check(directory) {
         Ok(()) => Finding::ok("directory", format!("{} is this user's alone", directory.display())),
-        // Its daemon may be another user's.
+        // The daemon may run as that other user.
         Err(error @ RuntimeDirError::Owner { .. }) => {
             Finding::warn("directory", error.to_string(), "nothing, if that user runs the daemon")
         }
@@ -93,7 +93,7 @@ mod tests {
     use crate::control::doctor::Level;
 
     #[test]
-    fn what_is_missing_is_named_with_what_to_do() {
+    fn missing_privileges_are_reported_with_a_remedy() {
         let found = thread::spawn(|| {
             privilege::drop_all();
             (capabilities(), memlock(1 << 20))
@@ -103,7 +103,7 @@ mod tests {
         for need in privilege::NEEDED {
             assert!(capabilities.message.contains(&need.to_string()), "{}", capabilities.message);
         }
-        // Unless it is infinite.
+        // Unless the limit is infinite.
         if memlock.level == Level::Fail {
             assert!(memlock.advice.expect("is given").contains("CAP_IPC_LOCK"));
         }

@@ -1,4 +1,4 @@
-//! Queues of an interface against the workers that serve them: numbers, RSS, interrupts, NUMA.
+//! Checks of an interface's queues and of the workers that serve them: numbers, RSS, interrupts, NUMA.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,12 +10,12 @@ use crate::control::config::CpuList;
 use crate::control::netdev::nic::{self, Nic, Queues};
 use crate::control::netdev::{ethtool, irq, sysfs};
 
-/// What the daemon does with a port.
+/// How the daemon serves a port.
 #[derive(Debug, Default)]
 pub struct Served<'a> {
-    /// RX queues that it serves; 0: not told, or none.
+    /// RX queues that it serves; 0: unknown, or none.
     pub queues: u32,
-    /// Its workers; none: it does not run.
+    /// Its workers; empty: it does not run.
     pub workers: &'a [WorkerStatus],
 }
 
@@ -38,15 +38,17 @@ pub fn examine(nic: &Nic, served: &Served<'_>) -> Vec<Finding> {
     findings
 }
 
-/// `queues`: those there are; `open`: of those the first so many have, or would have, a socket.
+/// `queues`: those of the interface; `open`: the first `open` have, or would have, a socket.
 fn rss(name: &str, table: Option<&[u32]>, queues: Queues, open: u32) -> Finding {
     let set = queues.command(name, open);
     let Some(table) = table else {
-        let message = "no RSS table: none, or the kernel does not tell";
+        let message = "no RSS table, or the kernel does not report it";
         return match open < queues.rx {
             true => Finding::warn(
                 "rss",
-                format!("{message}; queues from {open} on have no socket, the kernel gets theirs"),
+                format!(
+                    "{message}; queues from {open} on have no socket, the kernel gets their packets"
+                ),
                 set,
             ),
             false => Finding::ok("rss", message),
@@ -131,7 +133,7 @@ fn of_node(node: u32, near: &[usize], workers: &[WorkerStatus]) -> Finding {
     }
     let cpus: Vec<String> = near.iter().map(usize::to_string).collect();
     let message = format!("at node {node}, but workers are on CPU {} of another", far.join(","));
-    Finding::warn("numa", message, format!("choose of its CPUs: --cpus {}", cpus.join(",")))
+    Finding::warn("numa", message, format!("choose from its CPUs: --cpus {}", cpus.join(",")))
 }
 
 #[cfg(test)]
@@ -141,7 +143,7 @@ mod tests {
     use crate::control::doctor::Level;
 
     #[test]
-    fn a_queue_that_the_table_uses_and_nobody_serves_is_named_with_the_remedy() {
+    fn a_used_queue_that_is_not_served_is_reported_with_a_remedy() {
         let nic = |rx| Queues { rx, tx: rx, rx_max: 4, tx_max: 4, apart: false };
         let finding = rss("p", Some(&[0, 1, 2, 3]), nic(4), 2);
         assert_eq!(finding.level, Level::Warn);
@@ -157,16 +159,16 @@ mod tests {
     }
 
     #[test]
-    fn workers_at_another_node_are_told_of_with_cpus_that_are_near() {
+    fn workers_at_another_node_are_reported_with_local_cpus() {
         let worker = |cpu| WorkerStatus { cpu: Some(cpu), ..WorkerStatus::default() };
         assert_eq!(of_node(1, &[2, 3], &[worker(2), worker(3)]).level, Level::Ok);
         let finding = of_node(1, &[2, 3], &[worker(2), worker(0)]);
         assert_eq!(finding.level, Level::Warn);
-        assert_eq!(finding.advice.as_deref(), Some("choose of its CPUs: --cpus 2,3"));
+        assert_eq!(finding.advice.as_deref(), Some("choose from its CPUs: --cpus 2,3"));
     }
 
     #[test]
-    fn the_worker_of_a_queue_is_found_by_what_it_serves() {
+    fn the_worker_of_a_queue_is_found_by_the_queues_it_serves() {
         let port = |queues: &[u32]| WorkerPort {
             ifname: "p".into(),
             queues: queues.into(),

@@ -1,6 +1,5 @@
-//! The same pipeline without a kernel to follow: captures replayed through a network that a file
-//! describes.
+//! The data path without a kernel to follow: captures replayed through a network that a file describes.
 //!
-//! - [`replay`]: packets of a capture through them.
+//! - [`replay`]: sends the packets of a capture through it.
 
 pub mod replay;

@@ -1,7 +1,8 @@
-//! Packets of a capture file through the whole road, by a network described in a file: without
-//! root, without an interface, without a clock. Time is the capture's.
+//! Sends the packets of a capture file through the whole data path, in a network described in a file:
+//! without root, interfaces or a clock. Time is that of the capture.
 //!
-//! What the kernel would have to do is left out: packets handed back to it are counted and gone,
+//! The kernel's part is left out: packets handed back to it are counted and discarded, and neighbours that
+//! the description does not have do not answer.
 //! and nobody answers for a neighbour that the description does not have.
 
 use std::path::Path;
@@ -18,59 +19,59 @@ use crate::skb::{Burst, FramePool, Umem};
 use crate::stats::{Counter, DropReason, Mib, PuntReason, WorkerStats};
 use crate::tables::Tables;
 
-/// Frames of the replay: room for what one packet can become, and for packets that wait.
+/// Frames of the replay: enough for all that one packet can become, and for packets that wait.
 const FRAMES: u32 = 4096;
 /// The same for every replay, so that the same input gives the same output.
 const SEED: u64 = 0x6665_7272_6f75_7465;
-/// Between two looks at packets that wait for a neighbour, once the capture has ended.
+/// Time step for packets that still wait for a neighbour when the capture has ended.
 const HELD_STEP_NS: u64 = 100_000_000;
-/// Looks until every packet has been given up on; they wait for a few seconds at most.
+/// Maximum number of steps; packets wait for a few seconds at most, so all are dropped by then.
 const HELD_STEPS: u32 = 100;
 
-/// Why a replay came to nothing.
+/// Why a replay failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The capture.
+    /// The capture cannot be read or written.
     #[error(transparent)]
     Pcap(#[from] PcapError),
-    /// The routes.
+    /// The tables cannot be built.
     #[error("routes: {0}")]
     Fib(#[from] FibError),
     /// The description has no port.
     #[error("the [replay] section has no interface that is a port; add [[replay.interface]]")]
     NoPort,
-    /// `--iif` names none.
+    /// `--iif` does not name a port.
     #[error("--iif {name} is not a port of the [replay] section, which has {}", ports.join(", "))]
     NoSuchPort {
-        /// The name.
+        /// The name given.
         name: String,
-        /// Those there are.
+        /// The ports.
         ports: Vec<String>,
     },
 }
 
-/// What happened.
+/// Results of a replay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReplayReport {
     /// Packets that came in by a port.
     pub read: u64,
-    /// Packets of interfaces that are no port.
+    /// Packets of interfaces that are not ports.
     pub skipped: u64,
     /// Packets written to the output.
     pub written: u64,
-    /// Packets that are the kernel's to handle, by reason; without those at zero.
+    /// Packets handed to the kernel, by reason; without reasons at zero.
     pub punts: Counters,
-    /// Packets dropped, by reason; without those at zero.
+    /// Packets dropped, by reason; without reasons at zero.
     pub drops: Counters,
     /// MIB counters, without those at zero.
     pub mib: Counters,
 }
 
-/// Sends the packets of `input` along the road and writes what leaves to `output`. Packets of a
-/// capture without interfaces come in by `iif`, or by the first port.
+/// Sends the packets of `input` through the data path and writes the transmitted ones to `output`.
+/// Packets of a capture without interfaces come in by `iif`, or by the first port.
 ///
 /// # Errors
-/// When a file cannot be read or written, or `iif` is no port.
+/// When a file cannot be read or written, or `iif` is not a port.
 pub fn replay(
     network: &StaticNetwork,
     input: &Path,
@@ -91,7 +92,7 @@ pub fn replay(
             ReplayError::NoSuchPort { name: name.to_owned(), ports }
         })? as u16,
     };
-    let mut road = Road {
+    let mut road = OfflineWorker {
         tables: network.tables()?,
         pool: Umem::anonymous(FRAMES).into_pool(),
         stats: WorkerStats::new(ports.len()),
@@ -105,7 +106,7 @@ pub fn replay(
 }
 
 /// A worker without a thread.
-struct Road {
+struct OfflineWorker {
     io: PcapIo,
     tables: Tables,
     pool: FramePool,
@@ -115,16 +116,16 @@ struct Road {
     now_ns: u64,
 }
 
-impl Road {
+impl OfflineWorker {
     fn walk(&mut self) {
-        // One packet a burst: each is forwarded at the time it carries.
+        // Bursts of one packet: each is forwarded at its own timestamp.
         let mut burst = Burst::with_capacity(1);
         while !self.io.is_done() {
             let mut taken = 0;
             for port in 0..self.io.ports() as u16 {
                 taken += self.io.rx_burst(port, &mut self.pool, &mut burst, &self.stats);
                 let Some(skb) = burst.as_slice().first() else { continue };
-                // Captures of several queues are not always in order; time is.
+                // Captures of several queues are not always in order; the replay's time is.
                 self.now_ns = self.now_ns.max(skb.tstamp_ns);
                 self.step(poll_held);
                 while !burst.is_empty() {
@@ -132,7 +133,7 @@ impl Road {
                 }
             }
             if taken == 0 {
-                // Every frame waits for a neighbour; time frees them.
+                // All frames wait for a neighbour; the passing of time frees them.
                 self.now_ns += HELD_STEP_NS;
                 self.step(poll_held);
             }
@@ -146,7 +147,7 @@ impl Road {
         }
     }
 
-    /// One stage, and what it wants done.
+    /// Runs one stage, and does what it requests.
     fn step(&mut self, stage: impl FnOnce(&mut Ctx<'_>)) {
         stage(&mut Ctx {
             tables: &self.tables,
@@ -164,7 +165,7 @@ impl Road {
             self.stats.punt(reason, skb.port);
             self.pool.kfree_skb(skb);
         }
-        // Nobody is there to be asked.
+        // There is no kernel to resolve neighbours.
         self.out.neigh_requests.clear();
     }
 
@@ -285,7 +286,7 @@ lladdr = "02:00:00:00:00:12"
             frame([198, 18, 2, 2], 1),
             corrupt,
             frame([198, 18, 1, 1], 64),
-            // Nobody there: given up after the kernel's three seconds.
+            // No answer: dropped after the kernel's three seconds.
             frame([198, 18, 2, 3], 64),
         ];
         let (report, out) = run(&frames, None).expect("runs");
@@ -318,7 +319,7 @@ lladdr = "02:00:00:00:00:12"
         let (report, out) = run(&[tagged.clone(), unknown], None).expect("runs");
         assert_eq!(report.punts, Counters::from([("VLAN_UNKNOWN".into(), 1)]));
         assert_eq!(out.len(), 1);
-        // The priority it came with; and where there is a map, that of the map.
+        // The received PCP on one tag; on the other that of the egress map.
         assert_eq!(out[0][12..22], [0x88, 0xa8, 0xc0, 20, 0x81, 0, 0xa0, 7, 8, 0]);
         assert_eq!(out[0][42..], tagged[38..], "what is above IP is untouched");
     }

@@ -1,13 +1,13 @@
-//! How fast a device between two ports forwards: RFC 2544, with the bursts of RFC 9004.
+//! Forwarding performance of a device between two ports: RFC 2544, with the bursts of RFC 9004.
 //!
-//! - [`Plan`]: which tests, for how long; [`run`] carries it out and gives a [`Report`];
+//! - [`Plan`]: which tests, and for how long; [`run`] executes it and returns a [`Report`];
 //! - [`Device`]: one trial; [`ports`] has the real one, tests simulate others;
-//! - [`search`]: from trials to a rate or a burst;
+//! - [`search`]: from trials to a rate or a burst length;
 //! - [`sizes`]: frame sizes with the FCS, as the RFCs count them, and IMIX.
 //!
-//! An open loop (a rate) measures the device and the gaps in its CPU time: where there are gaps,
-//! packets are lost at any rate. A closed loop ([`Plan::window`]) lets only so many packets be under
-//! way, and measures how fast the device is while it runs.
+//! An open loop (a rate) measures the device and the gaps in its CPU time: during gaps, packets are lost at
+//! any rate. A closed loop ([`Plan::window`]) allows a limited number of packets in flight, and measures
+//! how fast the device is while it runs.
 
 pub mod ports;
 mod report;
@@ -25,46 +25,46 @@ use search::median;
 pub use report::{Bursts, ClosedLoop, LatencyAt, LossPoint, Rate, Report, SizeReport, Throughput};
 pub use sizes::FrameSize;
 
-/// Loads of the latency test, in percent of the throughput (RFC 2544 26.2 asks for the throughput
-/// itself; a device at its limit queues).
+/// Loads of the latency test, in percent of the throughput (RFC 2544 26.2 requires the throughput itself; a
+/// device at its limit queues).
 const LATENCY_LOADS: [f64; 3] = [10.0, 50.0, 90.0];
-/// Between two points of the loss curve, in percent (RFC 2544 26.3: at most 10 %).
+/// Step of the loss curve, in percent (RFC 2544 26.3: at most 10 %).
 const LOSS_STEP: u32 = 10;
-/// The first burst tried, in packets: what a device takes at once.
+/// The first burst tried, in packets: a number that a device can queue.
 const BURST_FIRST: f64 = 64.0;
 /// The longest burst, in seconds at full rate (RFC 2544 26.4: at least 2).
 const BURST_SECONDS: f64 = 2.0;
 
-/// What a trial offers.
+/// The load that a trial offers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Load {
-    /// Packets a second.
+    /// Packets per second.
     Rate(f64),
-    /// As fast as the port takes them.
+    /// As fast as the port accepts packets.
     Full,
-    /// So many packets, as fast as the port takes them.
+    /// This many packets, as fast as the port accepts them.
     Burst(u64),
-    /// No more than so many packets under way.
+    /// At most this many packets in flight.
     Window(u64),
 }
 
-/// What came of a trial.
+/// Results of a trial.
 #[derive(Debug, Clone)]
 pub struct Trial {
     /// Packets sent.
     pub sent: u64,
-    /// Packets that came back, in time or a little later.
+    /// Packets that came back, during the trial or shortly after.
     pub received: u64,
-    /// Packets sent a second while it lasted.
+    /// Packets sent per second during the trial.
     pub offered_pps: f64,
-    /// Packets received a second while it lasted.
+    /// Packets received per second during the trial.
     pub received_pps: f64,
-    /// One way, in nanoseconds.
+    /// One-way latency in nanoseconds.
     pub latency: Histogram<u64>,
 }
 
 impl Trial {
-    /// Part of the packets that did not come back, 0 to 1.
+    /// Fraction of the packets that did not come back, 0 to 1.
     pub fn loss(&self) -> f64 {
         if self.sent == 0 {
             return 0.0;
@@ -73,16 +73,16 @@ impl Trial {
     }
 }
 
-/// Why there are no more trials.
+/// Why the run ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum TrialError {
-    /// Somebody wants it to end.
+    /// Interrupted by the user.
     #[error("interrupted")]
     Interrupted,
-    /// A port does not do its part.
+    /// A port failed.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Nothing comes back.
+    /// No packet came back.
     #[error(
         "{to} received none of {sent} packets sent by {from} to {destination} ({mac}): does the \
          device forward, and has it a route and a neighbour for {destination}?"
@@ -92,9 +92,9 @@ pub enum TrialError {
         from: String,
         /// The receiving port.
         to: String,
-        /// Address that was sent to.
+        /// Destination address of the packets.
         destination: String,
-        /// MAC address that was sent to.
+        /// Destination MAC address of the packets.
         mac: String,
         /// How many packets were sent.
         sent: u64,
@@ -103,14 +103,14 @@ pub enum TrialError {
 
 /// Two ports and a device between them.
 pub trait Device {
-    /// Offers a load for a while and counts what comes back.
+    /// Offers a load for a while and counts the packets that come back.
     ///
     /// # Errors
     /// See [`TrialError`].
     fn trial(&mut self, size: FrameSize, load: Load, length: Duration)
     -> Result<Trial, TrialError>;
 
-    /// Shows somebody what goes on.
+    /// Shows progress to the user.
     fn progress(&mut self, _text: &str) {}
 }
 
@@ -120,7 +120,7 @@ pub trait Device {
 pub enum Test {
     /// The highest rate without loss (26.1), and with no more than --loss.
     Throughput,
-    /// How long packets take at 10, 50 and 90 % of it (26.2).
+    /// Latency at 10, 50 and 90 % of the throughput (26.2).
     Latency,
     /// Loss over the rate (26.3).
     Loss,
@@ -128,29 +128,29 @@ pub enum Test {
     Burst,
 }
 
-/// What is to be measured.
+/// The measurements to make.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Frame sizes, each measured by itself.
+    /// Frame sizes, each measured separately.
     pub sizes: Vec<FrameSize>,
     /// Tests.
     pub tests: Vec<Test>,
-    /// How long a trial lasts.
+    /// Duration of a trial.
     pub length: Duration,
-    /// Loss that the partial drop rate allows, 0 to 1; `None`: it is not asked for.
+    /// Loss allowed for the partial drop rate, 0 to 1; `None`: it is not measured.
     pub loss: Option<f64>,
-    /// How close a search comes, as a part of the highest rate.
+    /// Resolution of a search, as a fraction of the highest rate.
     pub resolution: f64,
-    /// Packets under way at most, instead of a rate; throughput and latency only.
+    /// Maximum packets in flight, instead of a rate; throughput and latency only.
     pub window: Option<u64>,
-    /// Packets a second whose latency is measured, and nothing else.
+    /// Rate in packets per second at which only the latency is measured.
     pub rate_pps: Option<f64>,
     /// How often closed loops and bursts are repeated.
     pub repeat: usize,
 }
 
-/// Carries out the plan. What ends it early is in the second value; the report has what was known
-/// by then.
+/// Executes the plan. The second value is the reason if it ended early; the report then has the results so
+/// far.
 pub fn run(plan: &Plan, device: &mut dyn Device) -> (Report, Option<TrialError>) {
     let mut report = Report::new(plan);
     for size in &plan.sizes {
@@ -233,7 +233,7 @@ fn search_rate(
     Ok(found.map(|pps| Rate::of(pps, size)))
 }
 
-/// Gives packets a second.
+/// Returns packets per second.
 fn closed_loop(
     plan: &Plan,
     size: FrameSize,
@@ -294,7 +294,7 @@ fn latency_at(
     Ok(())
 }
 
-/// From full rate down, until two points in a row lose nothing.
+/// From full rate down, until two consecutive points have no loss.
 fn loss_curve(
     plan: &Plan,
     size: FrameSize,
@@ -323,8 +323,8 @@ fn loss_curve(
     Ok(())
 }
 
-/// RFC 9004: the search is repeated and averaged; the buffer is what the burst tells beyond what
-/// the device sent on meanwhile (section 6.4).
+/// RFC 9004: the search is repeated and averaged; the buffer is the burst less what the device forwarded
+/// during it (section 6.4).
 fn bursts(
     plan: &Plan,
     size: FrameSize,

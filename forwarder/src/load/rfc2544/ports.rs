@@ -1,4 +1,4 @@
-//! The real device: two interfaces of this machine, and whatever lies between them.
+//! The real device: whatever connects two interfaces of this machine.
 
 use std::time::{Duration, Instant};
 
@@ -6,26 +6,26 @@ use super::{Device, FrameSize, Load, Trial, TrialError};
 use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sink, Traffic};
 use crate::wire::MacAddr;
 
-/// Between two looks at clock and counters.
+/// Interval between checks of clock and counters.
 const LOOK: Duration = Duration::from_millis(10);
-/// Until a generator sends: setting up live frames takes about 20 ms. Not counted.
+/// Time until a generator sends, which is not counted: setting up live frames takes about 20 ms.
 const WARM_UP: Duration = Duration::from_millis(100);
-/// How long packets may be under way after a trial (RFC 2544 23), unless all have come, or none for
-/// so long.
+/// How long packets may be in flight after a trial (RFC 2544 23), unless all have come, or none came for
+/// this long.
 const SETTLE: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(500);
-/// Packets by which is seen whether anything comes back, and their rate; a device may have to find
-/// out its neighbour's address first.
+/// Packets per attempt to find out whether any come back, and their rate; a device may first have to
+/// resolve its neighbour.
 const PROBE: u64 = 100;
 const PROBE_PPS: f64 = 1000.0;
 const PROBE_TRIES: usize = 10;
 
 /// Two ports.
 pub struct Ports<'a> {
-    /// Packets leave by this one.
+    /// The sending port.
     tx: Place,
     rx: Place,
-    /// What they look like, but for their size.
+    /// The traffic, apart from its frame size.
     traffic: Traffic,
     /// Threads and CPUs of the generator.
     pace: Pace,
@@ -42,7 +42,7 @@ impl std::fmt::Debug for Ports<'_> {
 }
 
 impl<'a> Ports<'a> {
-    /// Puts a sink on the receiving port. Of `pace` only threads and CPUs are used.
+    /// Attaches a sink to the receiving port. Of `pace` only threads and CPUs are used.
     ///
     /// # Errors
     /// Those of [`Circuit::sink`].
@@ -60,7 +60,7 @@ impl<'a> Ports<'a> {
         Ok(Ports { tx, rx, traffic, pace, circuit, sink, interrupted, progress })
     }
 
-    /// Sends a few packets until some come back.
+    /// Sends some packets, repeatedly until one comes back.
     ///
     /// # Errors
     /// [`TrialError::Silent`] when none do.
@@ -98,7 +98,7 @@ impl<'a> Ports<'a> {
         self.circuit.generator(&self.tx, &traffic, &pace)
     }
 
-    /// Until `busy` is over, or somebody interrupts.
+    /// Waits while `busy` is true; an interrupt is an error.
     fn wait_while(&self, mut busy: impl FnMut() -> bool) -> Result<(), TrialError> {
         while busy() {
             if (self.interrupted)() {
@@ -109,7 +109,7 @@ impl<'a> Ports<'a> {
         Ok(())
     }
 
-    /// Until `expected` packets have come, or no more do.
+    /// Waits until `expected` packets have come, or no more do.
     fn settle(&self, expected: u64) -> Result<(), TrialError> {
         let mut last = (self.sink.counts()?.received, Instant::now());
         let end = Instant::now() + SETTLE;

@@ -1,4 +1,4 @@
-//! What a run found: as JSON (by serde), as Markdown, and its latencies as a picture.
+//! Results of a run: as JSON (by serde), as Markdown, and the latencies as a plot.
 
 use std::fmt::Write as _;
 use std::io;
@@ -9,18 +9,17 @@ use serde::Serialize;
 use super::{FrameSize, Plan, Test};
 use crate::histogram::{Summary, svg};
 
-/// Preamble, start delimiter and gap between two frames, in octets: what a wire needs beside the
-/// frame.
+/// Preamble, start delimiter and inter-frame gap, in octets: what a wire carries in addition to the frame.
 const BETWEEN_FRAMES: f64 = 20.0;
 
 /// A rate in packets and in bits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rate {
-    /// Packets a second.
+    /// Packets per second.
     pub pps: f64,
-    /// Megabits a second of frames with their FCS.
+    /// Megabits per second of frames with their FCS.
     pub mbps: f64,
-    /// Megabits a second that a wire would carry: with preamble and gap.
+    /// Megabits per second on a wire: with preamble and gap.
     pub wire_mbps: f64,
 }
 
@@ -32,27 +31,27 @@ impl Rate {
     }
 }
 
-/// The highest rate with no more than some loss.
+/// The highest rate with at most a given loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Throughput {
     /// Loss allowed.
     pub loss_percent: f64,
-    /// `None`: more was lost at every rate.
+    /// `None`: the loss was higher at every rate.
     pub rate: Option<Rate>,
 }
 
 /// A closed loop.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClosedLoop {
-    /// Packets under way at most.
+    /// Maximum packets in flight.
     pub window: u64,
     /// Median of the trials.
     pub rate: Rate,
-    /// Each trial's packets a second.
+    /// Packets per second of each trial.
     pub trials_pps: Vec<f64>,
-    /// Packets that never came, of all trials.
+    /// Packets that never came back, of all trials.
     pub lost: u64,
-    /// Of the last trial: a full window is a full queue.
+    /// Latency in the last trial: a full window means a full queue.
     pub latency: Summary,
 }
 
@@ -61,20 +60,20 @@ pub struct ClosedLoop {
 pub struct LatencyAt {
     /// In percent of the throughput, or of the closed loop's rate; `None`: the rate was given.
     pub load_percent: Option<f64>,
-    /// Packets sent a second.
+    /// Packets sent per second.
     pub offered_pps: f64,
-    /// Lost meanwhile.
+    /// Loss during the measurement, in percent.
     pub loss_percent: f64,
     /// Percentiles, one way.
     #[serde(flatten)]
     pub summary: Summary,
-    /// All of it, for the picture.
+    /// The whole distribution, for the plot.
     #[serde(skip)]
     pub histogram: Histogram<u64>,
 }
 
 impl LatencyAt {
-    /// The load, as printed.
+    /// The load as printed.
     pub(super) fn load(&self) -> String {
         match self.load_percent {
             Some(percent) => format!("{percent} %"),
@@ -86,11 +85,11 @@ impl LatencyAt {
 /// A point of the loss curve.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LossPoint {
-    /// In percent of the highest rate the sending port reaches.
+    /// In percent of the sending port's highest rate.
     pub percent: f64,
-    /// Packets sent a second.
+    /// Packets sent per second.
     pub offered_pps: f64,
-    /// Of them.
+    /// Loss in percent of the packets sent.
     pub loss_percent: f64,
 }
 
@@ -103,17 +102,17 @@ pub struct Bursts {
     pub packets_min: f64,
     /// The longest.
     pub packets_max: f64,
-    /// Searches.
+    /// Number of searches.
     pub searches: usize,
-    /// No search met a loss: the device forwards at the rate of the port.
+    /// No search found a loss: the device forwards at the port's rate.
     pub without_end: bool,
-    /// Buffer in seconds at the port's rate, less what the device sent on meanwhile; `None` where
-    /// its throughput is not known or no burst was too long.
+    /// Buffer in seconds at the port's rate, less what the device forwarded during the burst; `None` if its
+    /// throughput is not known or no burst was too long.
     pub buffer_s: Option<f64>,
 }
 
 impl Bursts {
-    /// Of the lengths found, of at most `longest`, sent at `pps`; the device sustains the part
+    /// From the lengths found, of at most `longest`, sent at `pps`; the device can forward the fraction
     /// `sustained` of that rate.
     pub(super) fn of(lengths: &[f64], longest: f64, pps: f64, sustained: Option<f64>) -> Bursts {
         let packets = lengths.iter().sum::<f64>() / lengths.len().max(1) as f64;
@@ -130,22 +129,22 @@ impl Bursts {
     }
 }
 
-/// Everything of one frame size. What was not measured is absent.
+/// Results of one frame size. Those not measured are absent.
 #[derive(Debug, Clone, Serialize)]
 pub struct SizeReport {
     /// In octets with the FCS, or imix.
     pub size: FrameSize,
-    /// The highest rate the sending port reaches.
+    /// The sending port's highest rate.
     pub full: Option<Rate>,
-    /// Without loss, then with what was allowed.
+    /// Without loss, then with the allowed loss.
     pub throughput: Vec<Throughput>,
     /// Closed loop.
     pub closed: Option<ClosedLoop>,
-    /// By load.
+    /// One per load.
     pub latency: Vec<LatencyAt>,
     /// From the highest rate down.
     pub loss: Vec<LossPoint>,
-    /// Back to back.
+    /// Back-to-back bursts.
     pub bursts: Option<Bursts>,
 }
 
@@ -167,20 +166,20 @@ impl SizeReport {
     }
 }
 
-/// A run.
+/// Results of a run.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// Where packets went in, for people.
+    /// The sending port, for display.
     pub from: String,
-    /// Where they came out.
+    /// The receiving port, for display.
     pub to: String,
-    /// Tests asked for.
+    /// Tests requested.
     pub tests: Vec<Test>,
-    /// How long a trial lasted.
+    /// Duration of a trial in seconds.
     pub trial_s: f64,
-    /// Ended by a signal: what follows is what was known by then.
+    /// Ended by a signal: the results are incomplete.
     pub interrupted: bool,
-    /// By frame size.
+    /// One per frame size.
     pub sizes: Vec<SizeReport>,
 }
 
@@ -196,14 +195,14 @@ impl Report {
         }
     }
 
-    /// For a page, and readable on a terminal.
+    /// The report in Markdown, aligned for reading on a terminal.
     pub fn markdown(&self) -> String {
         let mut text = format!(
             "# {} to {}\n\nFrame sizes in octets with the FCS; trials of {} s.\n",
             self.from, self.to, self.trial_s
         );
         if self.interrupted {
-            text += "\n**Interrupted: what was known by then.**\n";
+            text += "\n**Interrupted: results so far.**\n";
         }
         let rows = [
             throughput_table(&self.sizes),
@@ -219,7 +218,7 @@ impl Report {
     /// The percentile plot of all latencies; `None` without any.
     ///
     /// # Errors
-    /// When it cannot be drawn.
+    /// When it cannot be plotted.
     pub fn svg(&self) -> io::Result<Option<String>> {
         let each = self.sizes.iter().flat_map(|size| size.latency.iter().map(move |at| (size, at)));
         let named: Vec<(String, &Histogram<u64>)> = each
@@ -246,7 +245,7 @@ struct Table {
 
 impl Table {
     fn write(&self, text: &mut String) {
-        // Widths make it readable as it is.
+        // Padding makes it readable as plain text.
         let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
         let all = || std::iter::once(&head).chain(&self.rows);
         let width = |at: usize| all().map(|row| row[at].chars().count()).max().unwrap_or(0);

@@ -1,11 +1,11 @@
-//! From trials to a figure: the highest value at which a trial succeeds, and medians.
+//! Computes results from trials: the highest value at which a trial succeeds, and medians.
 
-/// A search ends after so many trials whatever the resolution: a value is halved no further.
+/// A search ends after this many trials at any resolution: values cannot be halved any further.
 const TRIALS_MAX: usize = 40;
 
-/// The highest value up to `highest` at which `succeeds`, to within `resolution` (a part of
-/// `highest`). `None`: it failed down to there. Begins with `first`, then halves what is left
-/// (RFC 2544 26.1 leaves the way of searching to the tester).
+/// The highest value up to `highest` at which `succeeds`, to within `resolution` (a fraction of `highest`).
+/// `None`: it failed down to the resolution. Begins with `first`, then halves the remaining range (RFC 2544
+/// 26.1 leaves the search method to the tester).
 ///
 /// # Errors
 /// Those of `succeeds`.
@@ -32,8 +32,8 @@ pub fn highest<E>(
     Ok((low > 0.0).then_some(low))
 }
 
-/// The same for a value that may lie far below `highest`: doubled from `first` until it fails, then
-/// searched in between to within `resolution` of what was reached.
+/// As [`highest`], for a value that may be far below `highest`: doubles from `first` until it fails, then
+/// searches in between to within the fraction `resolution` of the value reached.
 ///
 /// # Errors
 /// Those of `succeeds`.
@@ -57,7 +57,7 @@ pub fn highest_from<E>(
     Ok((found > 0.0).then_some(found))
 }
 
-/// The middle value, or the mean of the middle two; 0 of none.
+/// The middle value, or the mean of the middle two; 0 for an empty list.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -108,7 +108,7 @@ mod tests {
         let (found, trials) = search(0.0, 1000.0, 0.01);
         assert_eq!(found, None);
         assert!(trials <= 9, "{trials}");
-        // Also where no number is as fine as was asked for.
+        // Also with a resolution finer than any number.
         assert_eq!(search(0.0, 1000.0, 0.0), (None, TRIALS_MAX));
     }
 

@@ -14,7 +14,7 @@ pub const RFC_2544: [u16; 7] = [64, 128, 256, 512, 1024, 1280, 1518];
 /// The mix known as simple IMIX: sizes and how many of each.
 pub const IMIX: [(u16, u32); 3] = [(64, 7), (594, 4), (1518, 1)];
 
-/// Frames of one size, or a mix.
+/// A single frame size, or a mix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameSize {
     /// Octets, with the FCS.
@@ -24,8 +24,8 @@ pub enum FrameSize {
 }
 
 impl FrameSize {
-    /// For the generator, which counts without the FCS. `min`: the shortest frame it makes, which
-    /// stands for shorter ones of the mix.
+    /// Sizes for the generator, which counts without the FCS. `min`: the shortest frame it can make, which
+    /// replaces shorter ones of the mix.
     pub fn sizes(self, min: usize) -> Sizes {
         match self {
             FrameSize::Octets(octets) => Sizes::Fixed(octets.saturating_sub(FCS)),
@@ -47,7 +47,7 @@ impl FrameSize {
         }
     }
 
-    /// Those of RFC 2544 and IMIX; the shortest is what `traffic` needs.
+    /// The sizes of RFC 2544 and IMIX; the shortest is the minimum that `traffic` allows.
     pub fn all(traffic: &Traffic) -> Vec<FrameSize> {
         let min = traffic.size_min() as u16 + FCS;
         let sizes = RFC_2544.into_iter().map(|size| FrameSize::Octets(size.max(min)));
@@ -74,7 +74,7 @@ impl FromStr for FrameSize {
         match text.parse() {
             Ok(octets) if octets >= 64 => Ok(FrameSize::Octets(octets)),
             _ => Err(format!(
-                "{text:?} is no frame size: 64 octets or more, counted with the FCS as RFC 2544 \
+                "{text:?} is not a frame size: 64 octets or more, counted with the FCS as RFC 2544 \
                  does, or imix"
             )),
         }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_counted_with_the_fcs_and_made_without() {
+    fn sizes_are_given_with_the_fcs_and_sent_without() {
         assert_eq!(FrameSize::Octets(64).sizes(60), Sizes::Fixed(60));
         let mix = FrameSize::Imix;
         assert_eq!(mix.sizes(60), Sizes::Imix(vec![(60, 7), (590, 4), (1514, 1)]));
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_ipv6_frame_takes_the_place_of_64_octets() {
+    fn the_shortest_ipv6_frame_replaces_64_octets() {
         let six =
             Traffic::new([2; 6], "2001:db8::1".parse().expect("v6"), "::2".parse().expect("v6"));
         assert_eq!(FrameSize::all(&six)[..2], [FrameSize::Octets(84), FrameSize::Octets(128)]);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_refused() {
         assert_eq!("IMIX".parse(), Ok(FrameSize::Imix));
         assert_eq!("1518".parse(), Ok(FrameSize::Octets(1518)));
         for wrong in ["", "63", "70000", "-1", "big"] {

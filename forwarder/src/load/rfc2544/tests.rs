@@ -1,17 +1,17 @@
-//! The tests of RFC 2544 against a device that is simulated.
+//! Tests of the RFC 2544 measurements with a simulated device.
 
 use std::collections::VecDeque;
 
 use super::*;
 
-/// Forwards so many packets a second and buffers so many; the port sends faster.
+/// Forwards `limit_pps` packets per second and buffers a limited number; the port sends faster.
 struct Simulated {
     limit_pps: f64,
     port_pps: f64,
     buffer: u64,
-    /// Loses one packet in so many at any rate; 0: none.
+    /// Loses one packet in this many at any rate; 0: none.
     loses_one_in: u64,
-    /// Trials until somebody interrupts.
+    /// Number of trials until an interrupt.
     left: usize,
     loads: VecDeque<Load>,
 }
@@ -71,23 +71,23 @@ fn throughput_latency_loss_and_bursts_of_a_device_are_found() {
     let (report, ended) = run(&plan(), &mut device);
     assert!(ended.is_none());
     let found = &report.sizes[0];
-    // The buffer hides 500 packets a second in a trial of ten.
+    // The buffer hides a loss of 500 packets per second in a trial of ten seconds.
     let rates: Vec<f64> = found.throughput.iter().map(|t| t.rate.expect("some").pps).collect();
     assert!((390_000.0..=400_500.0).contains(&rates[0]), "{rates:?}");
     assert!(rates[1] >= rates[0] && rates[1] <= 404_600.0, "{rates:?}");
     let loads: Vec<f64> = found.latency.iter().map(|at| at.offered_pps / rates[0]).collect();
     assert_eq!(loads, [0.1, 0.5, 0.9]);
     assert!(found.latency.iter().all(|at| at.summary.p50_ns < 20_000));
-    // 100 % to 50 % lose, 40 % and 30 % do not.
+    // 100 % to 50 % have loss, 40 % and 30 % do not.
     assert_eq!(found.loss.len(), 8);
     assert!(found.loss[0].loss_percent > 59.0 && found.loss[7].loss_percent == 0.0);
-    // A burst of N takes N/1 M seconds, in which 0.4 N leave: N = 5000 / 0.6.
+    // A burst of N takes N/1 M seconds, in which the device forwards 0.4 N: N = 5000 / 0.6.
     let bursts = found.bursts.expect("some");
     assert!((bursts.packets - 8333.0).abs() < 100.0 && !bursts.without_end, "{bursts:?}");
 }
 
 #[test]
-fn the_buffer_is_what_the_device_did_not_send_on_meanwhile() {
+fn the_buffer_is_the_burst_less_what_was_forwarded_meanwhile() {
     let bursts = Bursts::of(&[8000.0, 8600.0], 2e6, 1e6, Some(0.4));
     assert_eq!((bursts.packets, bursts.packets_min, bursts.searches), (8300.0, 8000.0, 2));
     assert!((bursts.buffer_s.expect("known") - 0.004_98).abs() < 1e-9);
@@ -103,14 +103,14 @@ fn a_device_that_loses_at_any_rate_has_no_throughput_and_says_so() {
     assert!(ended.is_none());
     let found = &report.sizes[0];
     assert_eq!(found.throughput[0].rate, None);
-    // With one percent allowed the port is what limits, and the latency goes by that.
+    // With one percent allowed the port is the limit, and the latency test uses that rate.
     assert_eq!(found.throughput[1].rate.expect("some").pps, 1e6);
     assert_eq!(found.latency.len(), 3);
     assert!(report.markdown().contains("none"), "{}", report.markdown());
 }
 
 #[test]
-fn a_closed_loop_is_a_median_of_trials_and_latency_goes_by_it() {
+fn a_closed_loop_is_a_median_of_trials_and_sets_the_latency_load() {
     let mut device = Simulated::new(500_000.0);
     let plan = Plan { window: Some(512), tests: vec![Test::Latency], repeat: 3, ..plan() };
     let (report, ended) = run(&plan, &mut device);
@@ -125,7 +125,7 @@ fn a_closed_loop_is_a_median_of_trials_and_latency_goes_by_it() {
 }
 
 #[test]
-fn of_a_rate_that_is_given_the_latency_is_measured_and_nothing_else() {
+fn only_the_latency_is_measured_at_a_given_rate() {
     let mut device = Simulated::new(400_000.0);
     let (report, ended) = run(&Plan { rate_pps: Some(100.0), ..plan() }, &mut device);
     assert!(ended.is_none());
@@ -136,7 +136,7 @@ fn of_a_rate_that_is_given_the_latency_is_measured_and_nothing_else() {
 }
 
 #[test]
-fn what_was_known_when_it_was_interrupted_is_told() {
+fn results_before_an_interrupt_are_reported() {
     let mut device = Simulated { left: 3, ..Simulated::new(400_000.0) };
     let sizes = vec![FrameSize::Octets(64), FrameSize::Imix];
     let plan = Plan { window: Some(64), repeat: 2, sizes, tests: vec![Test::Throughput], ..plan() };
@@ -151,7 +151,7 @@ fn what_was_known_when_it_was_interrupted_is_told() {
 }
 
 #[test]
-fn the_report_has_a_table_for_each_test_and_a_picture() {
+fn the_report_has_a_table_for_each_test_and_a_plot() {
     let (mut report, _) = run(&plan(), &mut Simulated::new(400_000.0));
     (report.from, report.to) = ("left".into(), "right".into());
     let markdown = report.markdown();

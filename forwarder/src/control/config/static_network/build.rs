@@ -1,4 +1,4 @@
-//! From a network to the tables that a worker reads.
+//! Builds a worker's tables from a network.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,15 +14,15 @@ use crate::fib::{
 use crate::neigh::{NeighTable, Neighbour};
 use crate::tables::{Links, Tables};
 
-/// Priorities of the kernel's own rules, and the tables they ask.
+/// Priorities of the kernel's own rules, and the tables they look up.
 const DEFAULT_RULES: [(u32, u32); 3] =
     [(0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)];
 
 impl StaticNetwork {
-    /// The tables.
+    /// Builds the tables.
     ///
     /// # Errors
-    /// When a table takes more memory than there is.
+    /// When memory for a table cannot be allocated.
     pub fn tables(&self) -> Result<Tables, FibError> {
         let v4 = |addr| match addr {
             IpAddr::V4(addr) => Some(addr.to_bits()),
@@ -45,7 +45,7 @@ impl StaticNetwork {
         })
     }
 
-    /// One family: its routes by table, its rules by priority.
+    /// One family: its routes by table, and its rules by priority.
     fn family<A: Address>(
         &self,
         family: Family,
@@ -59,8 +59,8 @@ impl StaticNetwork {
             self.rules.iter().filter(|rule| rule.family == family).collect();
         rules.sort_by_key(|rule| rule.priority);
         let merged = rules.is_empty();
-        // Position 0 is main, and local in it as long as there are no rules: a lookup then finds
-        // the longest prefix of both.
+        // Position 0 is main. As long as there are no rules it includes local: a lookup then finds the
+        // longest prefix of both.
         let position = |table| if merged && table == TABLE_LOCAL { TABLE_MAIN } else { table };
 
         let mut infos = Infos::new();
@@ -74,7 +74,7 @@ impl StaticNetwork {
                 tables.len() - 1
             });
             let leaf = infos.leaf(&route.info);
-            // The local table is asked first; then the lowest metric counts, then the first.
+            // The local table comes first, then the lowest metric, then the first route.
             let rank = (route.table != TABLE_LOCAL, route.metric);
             let entry = tables[at].1.entry(prefix).or_insert((rank, leaf));
             if rank < entry.0 {
@@ -98,10 +98,10 @@ impl StaticNetwork {
     }
 }
 
-/// By prefix: whether it is not of table local and its metric, and the leaf.
+/// By prefix: (whether it is not of table local, its metric), and the leaf.
 type Routes<A> = HashMap<Prefix<A>, ((bool, u32), u32)>;
 
-/// Every info once; its leaf is its position.
+/// Each info once; its leaf is its position.
 struct Infos {
     list: Vec<Arc<FibInfo>>,
     leaves: HashMap<Arc<FibInfo>, u32>,
@@ -109,7 +109,7 @@ struct Infos {
 
 impl Infos {
     fn new() -> Infos {
-        // Leaf 0 is no route.
+        // Leaf 0 means no route.
         let none = Arc::new(FibInfo::special(RouteType::Unreachable));
         Infos { list: vec![none], leaves: HashMap::new() }
     }
@@ -125,7 +125,7 @@ impl Infos {
     }
 }
 
-/// The kernel's three rules and those of the description, by priority.
+/// The kernel's three default rules and those of the description, by priority.
 fn with_default_rules<A>(
     rules: &[&StaticRule],
     net: &impl Fn(IpNet) -> Option<(A, u8)>,
@@ -134,7 +134,7 @@ fn with_default_rules<A>(
     let mut priorities: Vec<(u32, Option<&StaticRule>, u32)> =
         DEFAULT_RULES.iter().map(|&(priority, table)| (priority, None, table)).collect();
     priorities.extend(rules.iter().map(|rule| (rule.priority, Some(*rule), 0)));
-    // Stable: of equal priorities the kernel's own stand first.
+    // Stable: of equal priorities the kernel's own come first.
     priorities.sort_by_key(|(priority, ..)| *priority);
     let target = |wanted: u32| {
         priorities.iter().position(|(priority, ..)| *priority == wanted).map(|at| at as u32)
@@ -211,7 +211,7 @@ addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
     }
 
     #[test]
-    fn an_address_brings_its_routes() {
+    fn an_address_adds_its_routes() {
         let tables = network("").tables().expect("fits");
         assert_eq!(kind4(&tables, "198.18.1.1"), Some(RouteType::Local));
         assert_eq!(kind4(&tables, "198.18.1.255"), Some(RouteType::Broadcast));
@@ -230,7 +230,7 @@ addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
     }
 
     #[test]
-    fn a_vlan_has_what_the_interface_below_has_unless_it_says_otherwise() {
+    fn a_vlan_inherits_settings_of_its_lower_interface() {
         let vlan = |name: &str, link: &str, more: &str| {
             format!(
                 "[[replay.interface]]\nname = \"{name}\"\nvlan = {{ link = \"{link}\", id = 7 }}\n{more}\n"
@@ -256,10 +256,7 @@ addresses = ["198.18.2.1/24", "2001:db8:2::1/64"]
             vlan("right.7", "right", ""),
             vlan("right.7.7", "right.7", "")
         ));
-        assert!(
-            refused.ends_with("`right.7.7` has 2 tags, and no frame has more here"),
-            "{refused}"
-        );
+        assert!(refused.ends_with("`right.7.7` has 2 tags, which is the maximum"), "{refused}");
         let twice = wrong(&format!("{}{}", vlan("a", "right", ""), vlan("b", "right", "")));
         assert!(twice.ends_with("VLAN 7 of `right` is `a` already"), "{twice}");
     }
@@ -306,7 +303,7 @@ via = "2001:db8:2::2"
     }
 
     #[test]
-    fn rules_are_asked_by_priority() {
+    fn rules_are_evaluated_by_priority() {
         let tables = network(
             r#"
 [[replay.route]]
@@ -334,7 +331,7 @@ table = 100
         assert_eq!(kind4(&tables, "192.0.2.1"), Some(RouteType::Unicast));
         let marked = tables.fib4.fib_lookup(&flow4("192.0.2.1", 0x11));
         assert_eq!(marked, FibResult::Rule(RouteType::Blackhole));
-        // From elsewhere: rule 20 leaps over rule 30 to main, which has no such route.
+        // From another source: rule 20 jumps over rule 30 to main, which has no such route.
         let elsewhere = Flow { iif: 2, ..flow4("192.0.2.1", 0) };
         assert_eq!(tables.fib4.fib_lookup(&elsewhere), FibResult::NoRoute);
         assert_eq!(kind4(&tables, "198.18.1.1"), Some(RouteType::Local));
@@ -351,7 +348,7 @@ table = 100
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_place() {
+    fn errors_name_line_and_column() {
         for (text, expected) in [
             (
                 "[[replay.route]]\ndst = \"10.0.0.0/8\"\ndev = \"middle\"\n",
@@ -373,14 +370,14 @@ table = 100
             ),
             (
                 "[[replay.interface]]\nname = \"left\"\nmac = \"02:00:00:00:00:03\"\n",
-                "n.toml:13:8: interface `left` is there already",
+                "n.toml:13:8: interface `left` is described twice",
             ),
             (
                 "[[replay.interface]]\nname = \"x\"\nmac = \"02:00\"\n",
                 "n.toml:14:7: invalid value: string \"02:00\", expected a MAC address like \
                  02:00:00:00:00:01",
             ),
-            ("[[replay.interface]]\nname = \"x\"\n", "n.toml:13:8: interface `x` wants a mac"),
+            ("[[replay.interface]]\nname = \"x\"\n", "n.toml:13:8: interface `x` needs a mac"),
             (
                 "[[replay.interface]]\nname = \"x\"\nvlan = { link = \"middle\", id = 1 }\n",
                 "n.toml:14:17: interface `middle` is not described, expected one of left, right",
@@ -409,8 +406,8 @@ table = 100
             assert_eq!(wrong(text), expected);
         }
         for (text, expected) in [
-            ("[[replay.route]]\ndst = \"default\"\n", "a unicast route wants via, dev or nexthops"),
-            ("[[replay.rule]]\npriority = 5\n", "a rule wants one of table, goto and action"),
+            ("[[replay.route]]\ndst = \"default\"\n", "a unicast route needs via, dev or nexthops"),
+            ("[[replay.rule]]\npriority = 5\n", "a rule needs one of table, goto and action"),
             ("[[replay.neighbour]]\ndev = \"left\"\n", "missing field `address`"),
         ] {
             let error = wrong(text);

@@ -1,5 +1,5 @@
-//! A network described in a file instead of by the kernel, for `replay`: everything the netlink
-//! mirror would give, so that the whole road runs without root.
+//! A network described in a file instead of by the kernel, for `replay`. It contains everything that the
+//! netlink mirror would provide, so that the whole data path runs without root.
 //!
 //! ```toml
 //! [[replay.interface]]
@@ -31,10 +31,11 @@
 //! icmp_ratelimit = 0
 //! ```
 //!
-//! As in the kernel, an address brings its connected, local and broadcast routes with it, and an
-//! interface its IPv6 link-local address.
+//! As in the kernel, an address adds its connected, local and broadcast routes, and an interface has an
+//! IPv6 link-local address.
 //!
-//! - `section`: the file's words; `resolve`, `vlan`: the network they describe; `build`: its tables.
+//! - `section`: the keys of the file; `resolve`, `vlan`: the network that they describe; `build`: its
+//!   tables.
 
 mod build;
 mod resolve;
@@ -59,14 +60,14 @@ const TABLE_MAIN: u32 = 254;
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u32 = 255;
 
-/// The network as described, names resolved, the kernel's own routes added.
+/// The described network, with names resolved and the kernel's own routes added.
 #[derive(Debug, Clone, Default)]
 pub struct StaticNetwork {
     /// Interfaces; ifindex counts from 1, ports from 0, both in the order of the file.
     pub links: Vec<Link>,
     /// Routes of all tables.
     pub routes: Vec<StaticRoute>,
-    /// Rules beside the kernel's three default ones.
+    /// Rules in addition to the kernel's three default ones.
     pub rules: Vec<StaticRule>,
     /// Neighbours.
     pub neighbours: Vec<StaticNeighbour>,
@@ -81,39 +82,39 @@ pub struct StaticRoute {
     pub table: u32,
     /// Destination, without host bits.
     pub dst: IpNet,
-    /// Of routes to one destination in one table the lowest counts.
+    /// The lowest wins among routes to one destination in one table.
     pub metric: u32,
-    /// Where it leads.
+    /// Type and next hops.
     pub info: FibInfo,
 }
 
 /// A rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaticRule {
-    /// Which family's.
+    /// The family that it applies to.
     pub family: Family,
-    /// Lower is asked first.
+    /// Lower ones are evaluated first.
     pub priority: u32,
-    /// Matches what the selectors do not.
+    /// Matches packets that the selectors do not match.
     pub invert: bool,
     /// Source prefix.
     pub from: Option<IpNet>,
     /// Destination prefix.
     pub to: Option<IpNet>,
-    /// ifindex of the incoming interface; 0: one that is not there.
+    /// ifindex of the input interface; 0: one that does not exist.
     pub iif: Option<u32>,
     /// fwmark value and mask.
     pub fwmark: Option<(u32, u32)>,
-    /// What it does.
+    /// The action.
     pub action: StaticAction,
 }
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StaticAction {
-    /// Asks a table.
+    /// Looks up a table.
     Lookup(u32),
-    /// Goes on at the rule of this priority.
+    /// Continues at the rule of this priority.
     Goto(u32),
     /// Nothing.
     Nop,
@@ -132,20 +133,20 @@ pub struct StaticNeighbour {
     pub oif: u32,
     /// Its address.
     pub addr: IpAddr,
-    /// Where frames for it go; `None`: it does not answer (NUD_FAILED).
+    /// Its MAC address; `None`: it does not answer (NUD_FAILED).
     pub lladdr: Option<[u8; 6]>,
 }
 
 impl StaticNetwork {
-    /// Resolves names and checks what the file says.
+    /// Resolves names and checks the file's values.
     ///
     /// # Errors
-    /// For the first thing that is wrong, with its place.
+    /// For the first error, with its place.
     pub fn new(section: &ReplaySection) -> Result<StaticNetwork, Located> {
         resolve::resolve(section)
     }
 
-    /// The interface of a name.
+    /// The interface with a name.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
     }

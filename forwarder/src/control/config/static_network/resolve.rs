@@ -1,4 +1,4 @@
-//! From the file's words to a network: names become numbers, addresses bring their routes.
+//! Resolves the section of a file to a network: names become numbers, addresses add their routes.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -18,7 +18,7 @@ use crate::control::mirror::state::Family;
 use crate::fib::{FibInfo, Nexthop, RouteType};
 use crate::tables::{Forwarding6, Link, RpFilter, Sysctls};
 
-/// Smallest and largest IP MTU: RFC 791's smallest, and the largest that a port takes.
+/// Allowed IP MTUs in octets: RFC 791's minimum, and a port's maximum.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 68..=crate::skb::JUMBO_MTU;
 
 /// ETH_DATA_LEN.
@@ -27,14 +27,14 @@ const MTU_DEFAULT: u32 = 1500;
 pub(super) fn resolve(section: &ReplaySection) -> Result<StaticNetwork, Located> {
     let mut network =
         StaticNetwork { sysctl: sysctls(&section.sysctl), ..StaticNetwork::default() };
-    // Ports come first, and behind them what sits on them; see `Links::dev`.
+    // Ports come first, followed by their upper interfaces; see `Links::dev`.
     let is_port = |interface: &&InterfaceSection| interface.port && interface.vlan.is_none();
     let mut devs = section.interface.iter().filter(is_port).count() as u16;
     let mut ports = 0;
     for interface in &section.interface {
         let ifindex = network.links.len() as u32 + 1;
         if network.link(interface.name.get_ref()).is_some() {
-            let message = format!("interface `{}` is there already", interface.name.get_ref());
+            let message = format!("interface `{}` is described twice", interface.name.get_ref());
             return Err(Located::new(interface.name.span(), message));
         }
         let link = if let Some(vlan) = &interface.vlan {
@@ -70,12 +70,12 @@ pub(super) fn resolve(section: &ReplaySection) -> Result<StaticNetwork, Located>
     Ok(network)
 }
 
-/// The interface of a section, port and VLAN apart; `lower`: the one it sits on.
+/// The interface of a section, except for its port number and VLAN; `lower`: its lower interface.
 fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Result<Link, Located> {
     let InterfaceSection { name, .. } = section;
     check_ifname(name.get_ref()).map_err(|message| Located::new(name.span(), message))?;
     let Some(mac) = section.mac.map(|mac| mac.0).or(lower.map(|lower| lower.mac)) else {
-        let message = format!("interface `{}` wants a mac", name.get_ref());
+        let message = format!("interface `{}` needs a mac", name.get_ref());
         return Err(Located::new(name.span(), message));
     };
     let most = lower.map_or(*MTU_RANGE.end(), |lower| lower.mtu);
@@ -130,7 +130,7 @@ fn link(section: &InterfaceSection, ifindex: u32, lower: Option<&Link>) -> Resul
     Ok(link)
 }
 
-/// RFC 4291 appendix A: fe80:: and the interface identifier made of the MAC address.
+/// RFC 4291 appendix A: fe80:: and the interface identifier derived from the MAC address.
 fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     let mut octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f];
@@ -138,7 +138,7 @@ fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     octets.into()
 }
 
-/// What the kernel adds with an address (`fib_add_ifaddr`, `addrconf_prefix_route`,
+/// The routes that the kernel adds for an address (`fib_add_ifaddr`, `addrconf_prefix_route`,
 /// `__ipv6_dev_ac_inc`).
 fn connected_routes(link: &Link, routes: &mut Vec<StaticRoute>) {
     let nexthop = Nexthop {
@@ -209,7 +209,7 @@ fn resolve_route(
         route.via.iter().chain(more).map(|via| *via.get_ref())
     };
     let dst = match *route.dst.get_ref() {
-        // As iproute2: the family of the way out.
+        // As in iproute2: the family of the next hop.
         Destination::Default => {
             IpNet::default_route(gateways().next().is_some_and(|g| g.is_ipv6()))
         }
@@ -239,7 +239,7 @@ fn resolve_route(
         }
         (true, true) => vec![resolve_nexthop(network, span, &single)?],
         (false, true) if kind == RouteType::Unicast => {
-            return Err(Located::new(span, "a unicast route wants via, dev or nexthops"));
+            return Err(Located::new(span, "a unicast route needs via, dev or nexthops"));
         }
         (false, _) => route
             .nexthop
@@ -271,7 +271,7 @@ fn resolve_nexthop(
             );
             Located::new(via.span(), message)
         })?,
-        (None, None) => return Err(Located::new(span, "a nexthop wants via or dev")),
+        (None, None) => return Err(Located::new(span, "a nexthop needs via or dev")),
     };
     let weight = nexthop.weight.as_ref().map_or(1, |weight| *weight.get_ref());
     if !(1..=65536).contains(&weight) {
@@ -294,7 +294,7 @@ fn on_link(network: &StaticNetwork, addr: IpAddr) -> Option<&Link> {
     network.links.iter().find(|link| {
         link.addrs4.iter().any(|&(addr, len)| covers(IpNet { addr: addr.into(), len }))
             || link.addrs6.iter().any(|&(addr, len)| {
-                // Every link has fe80::/64: it tells none apart.
+                // Every link has fe80::/64, which therefore selects none.
                 !addr.is_unicast_link_local() && covers(IpNet { addr: addr.into(), len })
             })
     })
@@ -317,7 +317,7 @@ fn resolve_rule(
     let of_prefix = from.or(to).map(|net| Family::of(&net.addr));
     let family = named.or(of_prefix).unwrap_or(Family::V4);
     if [from, to].into_iter().flatten().any(|net| Family::of(&net.addr) != family) {
-        return Err(Located::new(span, "a rule's family, from and to are of one family"));
+        return Err(Located::new(span, "a rule's family, from and to must be of one family"));
     }
     let action = match (rule.table, &rule.goto, rule.action) {
         (Some(table), None, None) => StaticAction::Lookup(table.0),
@@ -334,7 +334,7 @@ fn resolve_rule(
         (None, None, Some(ActionName::Blackhole)) => StaticAction::Blackhole,
         (None, None, Some(ActionName::Unreachable)) => StaticAction::Unreachable,
         (None, None, Some(ActionName::Prohibit)) => StaticAction::Prohibit,
-        _ => return Err(Located::new(span, "a rule wants one of table, goto and action")),
+        _ => return Err(Located::new(span, "a rule needs one of table, goto and action")),
     };
     Ok(StaticRule {
         family,
@@ -342,7 +342,7 @@ fn resolve_rule(
         invert: rule.not,
         from,
         to,
-        // As the kernel: a rule may name an interface that is not there.
+        // As in the kernel: a rule may name an interface that does not exist.
         iif: rule.iif.as_ref().map(|name| network.link(name).map_or(0, |link| link.ifindex)),
         fwmark: rule.fwmark.map(|mark| (mark.0, mark.1)),
         action,

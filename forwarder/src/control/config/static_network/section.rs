@@ -1,4 +1,4 @@
-//! The `[replay]` section, word by word.
+//! The keys of the `[replay]` section.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::control::config::Located;
 use crate::control::config::ipnet::IpNet;
 use crate::fib::RouteType;
 
-/// The section.
+/// The `[replay]` section.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplaySection {
@@ -33,7 +33,7 @@ pub struct ReplaySection {
 }
 
 impl ReplaySection {
-    /// Whether it makes a network.
+    /// Checks whether it describes a valid network.
     pub(in crate::control) fn check(&self) -> Result<(), Located> {
         StaticNetwork::new(self).map(drop)
     }
@@ -43,11 +43,11 @@ impl ReplaySection {
 #[serde(deny_unknown_fields)]
 pub(super) struct InterfaceSection {
     pub name: Spanned<String>,
-    /// A sub-interface may take that of the interface it sits on.
+    /// Default for a sub-interface: that of its lower interface.
     pub mac: Option<Mac>,
     #[serde(default)]
     pub addresses: Vec<Spanned<IpNet>>,
-    /// 1500, or that of the interface it sits on.
+    /// Default: 1500, or that of its lower interface.
     pub mtu: Option<Spanned<u32>>,
     pub vlan: Option<VlanSection>,
     pub mtu6: Option<Spanned<u32>>,
@@ -57,7 +57,7 @@ pub(super) struct InterfaceSection {
     pub up: bool,
     #[serde(default)]
     pub noarp: bool,
-    /// Both families, unless `forwarding4` or `forwarding6` says otherwise.
+    /// Both families, unless `forwarding4` or `forwarding6` is given.
     #[serde(default = "yes")]
     pub forwarding: bool,
     pub forwarding4: Option<bool>,
@@ -79,7 +79,7 @@ pub(super) struct InterfaceSection {
     pub partial_csum: bool,
 }
 
-/// Words of `ip link add … type vlan`.
+/// Keys as in `ip link add … type vlan`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VlanSection {
@@ -243,7 +243,7 @@ impl Kind {
     }
 }
 
-/// A prefix, or `default` of a family that something else tells.
+/// A prefix, or `default` of a family that is given elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Destination {
     Default,

@@ -1,4 +1,4 @@
-//! `[[replay.interface]]` with `vlan`: a sub-interface, as `ip link add … type vlan` makes it.
+//! `[[replay.interface]]` with `vlan`: a sub-interface, as `ip link add … type vlan` creates it.
 
 use toml::Spanned;
 
@@ -11,10 +11,10 @@ use crate::tables::{EgressTag, Link, Tag, Vlan};
 use crate::wire::EtherType;
 use crate::wire::vlan::VID_MAX;
 
-/// The interface that a sub-interface sits on, and what makes it one; `dev` is its number.
+/// The lower interface of a sub-interface, and its VLAN; `dev` is the sub-interface's ifindex.
 ///
 /// # Errors
-/// When there is no such interface, it has two tags already, or the VLAN is another's.
+/// When there is no such lower interface, it has two tags already, or another interface has the VLAN.
 pub(super) fn resolve<'a>(
     network: &'a StaticNetwork,
     section: &VlanSection,
@@ -42,7 +42,7 @@ pub(super) fn resolve<'a>(
     let outer = lower.vlan.as_ref();
     let mut tags = outer.map_or_else(Vec::new, |vlan| vlan.tags.to_vec());
     if tags.len() == TAGS_MAX {
-        let message = format!("`{}` has {TAGS_MAX} tags, and no frame has more here", lower.name);
+        let message = format!("`{}` has {TAGS_MAX} tags, which is the maximum", lower.name);
         return Err(Located::new(section.link.span(), message));
     }
     let mut ingress_qos = [0; 8];
@@ -56,7 +56,7 @@ pub(super) fn resolve<'a>(
     Ok((lower, Vlan { dev, link: lower.ifindex, tags: tags.into(), ingress_qos, between }))
 }
 
-/// A map's pairs, of which one number is a PCP.
+/// The pairs of a map, of which one number is a PCP.
 fn pairs<'a>(
     maps: &'a [Spanned<QosMap>],
     pcp: impl Fn(&QosMap) -> u32,
