@@ -1,29 +1,29 @@
-//! Accounts of packets: what a running `ferroute` says it did with each, held against itself and
-//! against the kernel's counters of the same interfaces.
+//! Accounts of packets: what a running `ferroute` reports of each, checked for consistency and against the
+//! kernel's counters of the same interfaces.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::Netns;
 
-/// One answer of `ferroute -j stat`.
+/// One report of `ferroute -j stat`.
 #[derive(Debug, Clone)]
 pub struct Account {
     stat: Value,
 }
 
 impl Account {
-    /// Reads an answer.
+    /// Wraps a report.
     pub fn new(stat: Value) -> Self {
         Self { stat }
     }
 
-    /// The whole answer.
+    /// The whole report.
     pub fn stat(&self) -> &Value {
         &self.stat
     }
 
-    /// What all workers together did with packets: `received`, `made`, `sent`, ….
+    /// Packets of all workers together: `received`, `made`, `sent`, ….
     ///
     /// # Errors
     /// When there is no such figure.
@@ -31,7 +31,7 @@ impl Account {
         figure(&self.stat["packets"], name)
     }
 
-    /// What was dropped for one reason.
+    /// Packets dropped for one reason.
     ///
     /// # Errors
     /// When there is no such reason.
@@ -39,7 +39,7 @@ impl Account {
         figure(&self.stat["drops"], reason)
     }
 
-    /// What was handed to the kernel for one reason.
+    /// Packets handed to the kernel for one reason.
     ///
     /// # Errors
     /// When there is no such reason.
@@ -65,10 +65,10 @@ impl Account {
         figure(&port.with_context(|| format!("no port {ifname}"))?[group], name)
     }
 
-    /// Fails unless every packet of each worker is in one place. Holds at any moment.
+    /// Fails unless every packet of each worker is accounted for. Holds at any moment.
     ///
     /// # Errors
-    /// With the account that is not balanced.
+    /// With the account that does not balance.
     pub fn balanced(&self) -> Result<()> {
         let workers = self.stat["workers"].as_array().context("no workers")?;
         ensure!(!workers.is_empty(), "no workers: {}", self.stat);
@@ -80,12 +80,15 @@ impl Account {
             let came = sum(&["received", "made", "handed_over_in"])?;
             let went = sum(&["sent", "dropped", "handed_to_kernel", "fragmented"])?;
             let inside = sum(&["handed_over_out", "held", "sending"])?;
-            ensure!(came == went + inside, "{came} came, {went} + {inside} are told of: {packets}");
+            ensure!(
+                came == went + inside,
+                "{came} came, {went} + {inside} are accounted for: {packets}"
+            );
         }
         Ok(())
     }
 
-    /// Whether nothing is under way any more.
+    /// Whether no packet is in flight.
     ///
     /// # Errors
     /// When a figure is missing.
@@ -94,8 +97,8 @@ impl Account {
         Ok(crossed && self.packets("held")? == 0 && self.packets("sending")? == 0)
     }
 
-    /// Fails unless all figures of an account that is settled agree: drops and punts by reason, packets
-    /// made by MIB counter, packets by port, frames of the memory.
+    /// Fails unless all figures of a settled account agree: drops and punts by reason, packets made by MIB
+    /// counter, packets by port, frames of the memory.
     ///
     /// # Errors
     /// With the figures that do not agree.
@@ -124,7 +127,7 @@ impl Account {
         same("frames", figure(frames, "total")?, places)
     }
 
-    /// Fails unless the port has received what the XDP program gave to its sockets.
+    /// Fails unless the port has received all frames that the XDP program redirected to its sockets.
     ///
     /// # Errors
     /// With the figures that do not agree.
@@ -153,21 +156,21 @@ pub fn total(object: &Value) -> u64 {
     object.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum()
 }
 
-/// The kernel's counters of an interface, packets.
+/// The kernel's packet counters of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interface {
     /// Received.
     pub rx: u64,
     /// Sent.
     pub tx: u64,
-    /// Not sent.
+    /// Dropped on transmit.
     pub tx_dropped: u64,
 }
 
-/// Reads them.
+/// Reads the counters.
 ///
 /// # Errors
-/// When `ip` fails or says something else.
+/// When `ip` fails or its output is unexpected.
 pub fn interface(namespace: &Netns, name: &str) -> Result<Interface> {
     let text = namespace.run(&format!("ip -j -s link show dev {name}"))?;
     let answer: Value = serde_json::from_str(&text)?;
@@ -179,8 +182,8 @@ pub fn interface(namespace: &Netns, name: &str) -> Result<Interface> {
     })
 }
 
-/// Puts a queue between the kernel's stack and an interface, which counts what the stack sends there.
-/// AF_XDP sockets in copy mode send past it (`__dev_direct_xmit`).
+/// Adds a qdisc to an interface, which counts the packets that the kernel's stack sends there. AF_XDP
+/// sockets in copy mode bypass it (`__dev_direct_xmit`).
 ///
 /// # Errors
 /// When `tc` fails.
@@ -188,10 +191,10 @@ pub fn count_the_stacks_packets(namespace: &Netns, name: &str) -> Result<()> {
     namespace.run(&format!("tc qdisc replace dev {name} root pfifo limit 10000")).map(drop)
 }
 
-/// What the stack has sent by the interface since then.
+/// Packets that the stack has sent on the interface since then.
 ///
 /// # Errors
-/// When `tc` fails or says something else, or the queue has dropped a packet.
+/// When `tc` fails, its output is unexpected, or the qdisc has dropped a packet.
 pub fn sent_by_the_stack(namespace: &Netns, name: &str) -> Result<u64> {
     let text = namespace.run(&format!("tc -j -s qdisc show dev {name}"))?;
     let answer: Value = serde_json::from_str(&text)?;

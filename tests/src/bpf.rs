@@ -1,4 +1,4 @@
-//! BPF programs at the hooks of the kernel, by `tests/tools/attach-bpf`.
+//! BPF programs attached to the kernel's hooks by `tests/tools/attach-bpf`.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::{Netns, lab};
 
-/// A program that is attached. Dropping this detaches one that a link holds.
+/// An attached program. Dropping this detaches one that is attached by a link.
 #[derive(Debug)]
 pub struct Attached {
     child: Child,
 }
 
 impl Attached {
-    /// Attaches what the words say, see the tool's head. `None`: this kernel has no such hook.
+    /// Attaches a program as `words` say, see the head of the tool. `None`: this kernel has no such hook.
     ///
     /// # Errors
     /// When it cannot be attached for another reason.
@@ -39,7 +39,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // It waits for the end of its input.
+        // The tool waits for the end of its input.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }

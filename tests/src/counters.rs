@@ -1,4 +1,4 @@
-//! The kernel's own counters in a namespace: how the tests know who forwarded.
+//! The kernel's own counters in a namespace: they show whether the kernel forwarded.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::Netns;
 
-/// What the kernel's stack has forwarded in one namespace, in packets.
+/// Packets forwarded by the kernel's stack in one namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forwarded {
     /// `IpForwDatagrams` of nstat.
@@ -26,7 +26,7 @@ pub fn forwarded_by_kernel(namespace: &Netns) -> Result<Forwarded> {
     })
 }
 
-/// One counter of `/proc/net/snmp`: a line of names, then a line of values.
+/// A counter of `/proc/net/snmp`: a line of names, then a line of values.
 ///
 /// # Errors
 /// When the file cannot be read or has no such counter.
@@ -39,7 +39,7 @@ pub fn snmp(namespace: &Netns, group: &str, name: &str) -> Result<u64> {
     Ok(value.with_context(|| format!("no {group}: {name}"))?.parse()?)
 }
 
-/// One counter of `/proc/net/snmp6`: a name and a value a line.
+/// A counter of `/proc/net/snmp6`: one name and value per line.
 ///
 /// # Errors
 /// When the file cannot be read or has no such counter.

@@ -1,7 +1,7 @@
-//! A `ferroute` that runs in a lab's router, and what its command line answers.
+//! A `ferroute` that runs in a lab's router, and its command line.
 //!
-//! Which binary: `FERROUTE_BIN`, else the one cargo built beside the tests. `FERROUTE_BIN=kernel`
-//! starts nothing at all.
+//! The binary is `FERROUTE_BIN`, else the one that cargo built beside the tests. With `FERROUTE_BIN=kernel`
+//! nothing is started.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ use crate::{Lab, Netns, PATIENCE, lab};
 /// The ports of the lab's router.
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 
-/// A running `ferroute run`; killed when dropped. A test that fails shows what it said.
+/// A running `ferroute run`; killed when dropped. A failing test prints its standard error.
 #[derive(Debug)]
 pub struct Ferroute {
     child: Option<Child>,
@@ -31,7 +31,7 @@ pub struct Ferroute {
     before: Forwarded,
 }
 
-/// Where one runs: its namespace and the directory of its control socket and messages.
+/// Where it runs: its namespace, and the directory of its control socket and standard error.
 #[derive(Debug)]
 struct Place {
     namespace: Netns,
@@ -42,12 +42,12 @@ impl Ferroute {
     /// Starts it on both ports of the lab's router and waits until it forwards.
     ///
     /// # Errors
-    /// When it does not; the message has what it wrote to standard error.
+    /// When it does not; the error contains its standard error.
     pub fn start(lab: &Lab) -> Result<Self> {
         Self::start_with(lab, &[])
     }
 
-    /// The same with more arguments for `run`.
+    /// As [`Ferroute::start`], with more arguments for `run`.
     ///
     /// # Errors
     /// As for [`Ferroute::start`].
@@ -56,7 +56,7 @@ impl Ferroute {
         Self::start_in(&lab.router, &args)
     }
 
-    /// Starts it on both ports of the lab's router with its standard error elsewhere.
+    /// As [`Ferroute::start`], with another standard error.
     ///
     /// # Errors
     /// As for [`Ferroute::start`].
@@ -66,7 +66,7 @@ impl Ferroute {
         Ok(this)
     }
 
-    /// Starts `ferroute run` with just these arguments.
+    /// Starts `ferroute run` with exactly these arguments.
     ///
     /// # Errors
     /// As for [`Ferroute::start`].
@@ -76,7 +76,7 @@ impl Ferroute {
         Ok(this)
     }
 
-    /// Starts `ferroute run` with just these arguments and does not wait for it to forward.
+    /// Starts `ferroute run` with exactly these arguments and does not wait until it forwards.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -91,11 +91,11 @@ impl Ferroute {
         Ok(Self { child, place, before })
     }
 
-    /// Waits until it answers on its control socket, forwarding or not, or has refused to run: the
-    /// inner error is what it said then.
+    /// Waits until it answers on its control socket, whether it forwards or not, or has refused to run: the
+    /// inner error is its standard error then.
     ///
     /// # Errors
-    /// When it does neither, or ended by a signal or a panic.
+    /// When it does neither, or was ended by a signal or a panic.
     pub fn settled(mut self) -> Result<Result<Self, String>> {
         let end = Instant::now() + PATIENCE;
         while let Some(child) = &mut self.child {
@@ -105,7 +105,7 @@ impl Ferroute {
                 ensure!(!status.success() && !said.contains("panicked at"), "{status}\n{said}");
                 return Ok(Err(said));
             }
-            // Its exit status says whether it forwards; any state but "starting" will do here.
+            // Its exit status says whether it forwards; any state but "starting" is sufficient here.
             let answer = self.place.command(&["-j", "status"]).output()?.stdout;
             let report: Option<Value> = serde_json::from_slice(&answer).ok();
             if report.is_some_and(|report| report["state"] != "starting") {
@@ -117,10 +117,10 @@ impl Ferroute {
         Ok(Ok(self))
     }
 
-    /// Runs `ferroute run` with arguments that it must refuse, and gives its standard error.
+    /// Runs `ferroute run` with arguments that it must refuse, and returns its standard error.
     ///
     /// # Errors
-    /// When it runs all the same, or ends without a failure status, or by a signal or a panic.
+    /// When it runs, ends successfully, or is ended by a signal or a panic.
     pub fn refusal(namespace: &Netns, args: &[&str]) -> Result<String> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let mut child = place.spawn(args, None)?;
@@ -133,14 +133,14 @@ impl Ferroute {
         ensure!(!status.success(), "{args:?} ended with success\n{said}");
         ensure!(status.signal().is_none(), "{args:?} ended by {status}\n{said}");
         ensure!(!said.contains("panicked at"), "{args:?} panicked\n{said}");
-        ensure!(!said.trim().is_empty(), "{args:?} was refused without a word");
+        ensure!(!said.trim().is_empty(), "{args:?} was refused without a message");
         Ok(said)
     }
 
-    /// Waits until `ferroute status` says that packets are forwarded.
+    /// Waits until `ferroute status` reports that packets are forwarded.
     ///
     /// # Errors
-    /// When the process has ended or does not get there.
+    /// When the process has ended, or does not forward in time.
     pub fn wait_until_forwarding(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         let end = Instant::now() + PATIENCE;
@@ -160,10 +160,10 @@ impl Ferroute {
         }
     }
 
-    /// Runs a verb against it and gives what that printed.
+    /// Runs a command against it and returns the output.
     ///
     /// # Errors
-    /// When the verb fails.
+    /// When the command fails.
     pub fn ask(&self, args: &[&str]) -> Result<String> {
         let output = self.place.command(args).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -174,32 +174,32 @@ impl Ferroute {
         Ok(text)
     }
 
-    /// Runs a verb with `-j` and reads its answer.
+    /// Runs a command with `-j` and parses its output.
     ///
     /// # Errors
-    /// When the verb fails or prints something else than JSON.
+    /// When the command fails or its output is not JSON.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let args: Vec<&str> = std::iter::once("-j").chain(args.iter().copied()).collect();
         let text = self.ask(&args)?;
         serde_json::from_str(&text).with_context(|| format!("ferroute {args:?} printed {text:?}"))
     }
 
-    /// A verb's command, for a test that feeds its standard input.
+    /// A command against it, for a test that writes its standard input.
     pub fn command(&self, args: &[&str]) -> Command {
         self.place.command(args)
     }
 
-    /// Its control socket, for a test that is a client of its own.
+    /// Its control socket, for a test with its own client.
     pub fn control(&self) -> PathBuf {
         self.place.control()
     }
 
-    /// What it has written to standard error.
+    /// Its standard error so far.
     pub fn said(&self) -> String {
         self.place.said()
     }
 
-    /// What it counted and said so far, to stand beside the error of a test that failed.
+    /// Its counters and standard error so far, for the error of a failed test.
     pub fn account(&self) -> String {
         let answers = ["stat", "drops", "neigh"]
             .map(|verb| self.ask(&[verb]).unwrap_or_else(|error| format!("{verb}: {error:#}\n")));
@@ -211,7 +211,7 @@ impl Ferroute {
         if by_kernel() { None } else { self.child.as_ref().map(Child::id) }
     }
 
-    /// True while the process runs; an absent one counts as running.
+    /// True while the process runs, or if none was started.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(None)))
     }
@@ -239,7 +239,7 @@ impl Ferroute {
         Ok(())
     }
 
-    /// What the kernel's stack has forwarded in the router since the start.
+    /// Packets that the kernel's stack has forwarded in the router since the start.
     ///
     /// # Errors
     /// When the counters cannot be read.
@@ -248,10 +248,10 @@ impl Ferroute {
         Ok(Forwarded { v4: now.v4 - self.before.v4, v6: now.v6 - self.before.v6 })
     }
 
-    /// Waits until the kernel's stack forwards nothing for `quiet`. Returns how long it took.
+    /// Waits until the kernel's stack has forwarded nothing for `quiet`. Returns how long that took.
     ///
     /// # Errors
-    /// When it goes on after `patience`.
+    /// When it still forwards after `patience`.
     pub fn until_in_userspace(&self, quiet: Duration, patience: Duration) -> Result<Duration> {
         let begun = Instant::now();
         loop {
@@ -261,11 +261,11 @@ impl Ferroute {
                 return Ok(begun.elapsed());
             }
             let account = || self.account();
-            ensure!(begun.elapsed() < patience, "the kernel goes on forwarding\n{}", account());
+            ensure!(begun.elapsed() < patience, "the kernel still forwards\n{}", account());
         }
     }
 
-    /// Fails unless every packet went past the kernel's stack.
+    /// Fails unless every packet bypassed the kernel's stack.
     ///
     /// # Errors
     /// When the kernel forwarded a packet since the start.
@@ -296,7 +296,7 @@ impl Place {
         command
     }
 
-    /// `stderr`: instead of the file of messages.
+    /// `stderr`: instead of the file for its standard error.
     fn spawn(&self, args: &[&str], stderr: Option<Stdio>) -> Result<Child> {
         let messages = File::options().create(true).append(true).open(self.messages())?;
         let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
@@ -322,9 +322,8 @@ impl Place {
     }
 }
 
-/// Where other tests run at the same time, a worker may be kept from its CPU for longer than a network
-/// would bear, and the kernel would have its packets meanwhile. Tests of that set the limits
-/// themselves.
+/// While other tests run, a worker may be without its CPU for longer than the default time-outs, and the
+/// kernel would get its packets meanwhile. Tests of the time-outs set their own.
 const PATIENT: [&str; 4] = ["--worker-timeout", "5000", "--control-timeout", "10000"];
 
 /// The binary under test.
@@ -349,10 +348,10 @@ pub fn by_kernel() -> bool {
     by_kernel
 }
 
-/// Waits for the end of a process that was started by hand, and kills one that does not end.
+/// Waits for the end of a process started by the test, and kills one that does not end.
 ///
 /// # Errors
-/// When it does not end; the message has what it wrote to standard error.
+/// When it does not end; the error contains its standard error.
 pub fn ended(mut child: Child) -> Result<Output> {
     if wait(&mut child, PATIENCE).is_none() {
         child.kill()?;
@@ -373,7 +372,7 @@ fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// SIGTERM, and SIGKILL when that is not heard soon.
+/// Sends SIGTERM, and SIGKILL if the process does not end soon.
 fn end(child: &mut Child) {
     let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
     if wait(child, Duration::from_secs(5)).is_none() {

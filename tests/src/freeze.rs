@@ -1,5 +1,5 @@
-//! Processes and single threads that are stopped for a while, as a debugger, a frozen cgroup or a
-//! machine without CPU time does it.
+//! Processes and single threads that are stopped for a while, as by a debugger, a frozen cgroup or a
+//! machine without CPU time.
 
 use anyhow::{Context, Result};
 use nix::sys::ptrace;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use crate::threads;
 
-/// A process that is stopped by SIGSTOP, until this is dropped.
+/// A process stopped by SIGSTOP until this is dropped.
 #[derive(Debug)]
 pub struct StoppedProcess(Pid);
 
@@ -17,7 +17,7 @@ impl StoppedProcess {
     /// Stops a process.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such process.
     pub fn stop(pid: u32) -> Result<Self> {
         let pid = Pid::from_raw(pid as i32);
         kill(pid, Signal::SIGSTOP).context("SIGSTOP")?;
@@ -31,16 +31,16 @@ impl Drop for StoppedProcess {
     }
 }
 
-/// A thread that is stopped while the others of its process run, until this is dropped, which has to
-/// be on the same thread.
+/// A thread that is stopped while the others of its process run. It must be dropped on the thread that
+/// stopped it.
 #[derive(Debug)]
 pub struct StoppedThread(Pid);
 
 impl StoppedThread {
-    /// Stops the thread of that name, by ptrace(2).
+    /// Stops the thread with that name, by ptrace(2).
     ///
     /// # Errors
-    /// When there is none, or it is traced already.
+    /// When there is none, or it is already traced.
     pub fn stop(pid: u32, name: &str) -> Result<Self> {
         let tid = threads::find(pid, name)?;
         ptrace::seize(tid, ptrace::Options::empty()).context("PTRACE_SEIZE")?;

@@ -1,4 +1,4 @@
-//! A lab of its own for every test: host, router, host, built by `scripts/lab` under unique names.
+//! A separate lab for every test: host, router, host, built by `scripts/lab` under unique names.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,15 +8,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::Netns;
 
-/// The hardware addresses, the same in every lab so that whole frames can be compared.
+/// The MAC addresses, the same in every lab so that whole frames can be compared.
 pub mod mac {
-    /// Of `left`, the host's port.
+    /// Of `left`, the left host's port.
     pub const LEFT: [u8; 6] = [0x02, 0xf0, 0, 0, 1, 2];
     /// Of `rt-left`, the router's port to the left.
     pub const RT_LEFT: [u8; 6] = [0x02, 0xf0, 0, 0, 1, 1];
     /// Of `rt-right`, the router's port to the right.
     pub const RT_RIGHT: [u8; 6] = [0x02, 0xf0, 0, 0, 2, 1];
-    /// Of `right`, the host's port.
+    /// Of `right`, the right host's port.
     pub const RIGHT: [u8; 6] = [0x02, 0xf0, 0, 0, 2, 2];
 }
 
@@ -32,7 +32,7 @@ pub mod addr {
     pub const RIGHT6: &str = "2001:db8:2::2";
 }
 
-/// Three namespaces, gone when this is dropped, also after a panic.
+/// Three namespaces, deleted when this is dropped, also after a panic.
 #[derive(Debug)]
 pub struct Lab {
     prefix: String,
@@ -50,7 +50,7 @@ impl Lab {
         Self::with_queues(1)
     }
 
-    /// The same with `queues` receive and transmit queues on every port.
+    /// As [`Lab::up`], with `queues` receive and transmit queues on every port.
     ///
     /// # Errors
     /// As for [`Lab::up`].
@@ -68,7 +68,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// What names of this lab's namespaces begin with.
+    /// Prefix of the names of this lab's namespaces.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -90,7 +90,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Err(error) = self.script(&["down"]) {
-            eprintln!("the lab {} stays behind: {error:#}", self.prefix);
+            eprintln!("the lab {} was not removed: {error:#}", self.prefix);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! What the end-to-end tests share: namespaces, the lab, a running `ferroute`, raw packets,
-//! streams that count what is lost, and the kernel's own counters.
+//! Shared code of the end-to-end tests: namespaces, the lab, a running `ferroute`, raw packets, streams
+//! that count losses, and the kernel's own counters.
 //!
-//! Everything here needs root. Left out: what is expected of a router; that is the tests' matter.
+//! Everything here needs root. Expectations of a router are left out; they belong to the tests.
 //!
-//! With `FERROUTE_BIN=kernel` no `ferroute` is started and the kernel forwards: most of the
-//! tests must then hold as well, which is how their expectations are checked.
+//! With `FERROUTE_BIN=kernel` no `ferroute` is started and the kernel forwards: most of the tests must then
+//! succeed as well, which verifies their expectations.
 
 #![forbid(unsafe_code)]
 
@@ -29,10 +29,10 @@ pub use netns::Netns;
 
 use std::time::{Duration, Instant};
 
-/// How long anything that must happen may take on a busy machine.
+/// How long any required event may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Asks until the answer is yes, for [`PATIENCE`] at most.
+/// Polls until `answer` is true, for at most [`PATIENCE`].
 pub fn eventually(mut answer: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + PATIENCE;
     while !answer() {

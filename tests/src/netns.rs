@@ -1,6 +1,6 @@
 //! A network namespace by name: commands, sysctls and sockets inside it.
 //!
-//! Namespaces are made and removed by [`crate::Lab`]; this is only the way in.
+//! [`crate::Lab`] creates and deletes namespaces; this only enters them.
 
 use std::fs::File;
 use std::process::{Command, Output};
@@ -16,7 +16,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Names an existing namespace.
+    /// Refers to an existing namespace.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into() }
     }
@@ -26,19 +26,19 @@ impl Netns {
         &self.name
     }
 
-    /// A command that will run in the namespace, with a `/sys` of its own.
+    /// A command that will run in the namespace, with its own `/sys`.
     ///
-    /// `ip netns exec` replaces itself by the command, so the child's process id is the command's.
+    /// `ip netns exec` is replaced by the command, so the child's process ID is the command's.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
     }
 
-    /// Runs a command line, split at blanks, and gives what it printed.
+    /// Runs a command line, split at blanks, and returns its standard output.
     ///
     /// # Errors
-    /// When it cannot be started or fails; the message carries both its outputs.
+    /// When it cannot be started or fails; the error contains both its outputs.
     pub fn run(&self, line: &str) -> Result<String> {
         let output = self.output(line)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -49,7 +49,7 @@ impl Netns {
         Ok(text)
     }
 
-    /// Runs a command line, split at blanks, and gives its outputs and status whatever they are.
+    /// Runs a command line, split at blanks, and returns its outputs and status.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -59,7 +59,7 @@ impl Netns {
         self.command(program).args(words).output().with_context(|| format!("starting `{line}`"))
     }
 
-    /// Feeds lines to `ip -batch` (`-6` and the like go in `options`).
+    /// Passes lines to `ip -batch` (`-6` and the like go in `options`).
     ///
     /// # Errors
     /// When one of the lines fails.
@@ -74,7 +74,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Calls `f` on a thread inside the namespace. Sockets it opens stay there.
+    /// Calls `f` on a thread inside the namespace. Sockets that it opens belong to the namespace.
     ///
     /// # Errors
     /// When the namespace cannot be entered, or those of `f`.

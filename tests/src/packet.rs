@@ -1,7 +1,7 @@
-//! Builds packets octet by octet, right or wrong as asked, and says in a line what a frame is.
+//! Builds packets octet by octet, valid or invalid as required, and describes frames in one line.
 //!
-//! On purpose it shares nothing with the forwarder's own header code: the two must agree by the
-//! standards and not by construction.
+//! It deliberately shares nothing with the forwarder's header code: both must agree through the standards,
+//! not by construction.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
-/// The Internet checksum (RFC 1071) of `octets`, as it goes into a header.
+/// The Internet checksum (RFC 1071) of `octets`, as stored in a header.
 pub fn checksum(octets: &[u8]) -> u16 {
     fold(sum(octets))
 }
@@ -46,14 +46,14 @@ pub fn ethernet(dst: [u8; 6], src: [u8; 6], ethertype: u16, payload: &[u8]) -> V
     frame
 }
 
-/// An IPv4 header's fields; those a builder can compute may be overruled.
+/// Fields of an IPv4 header; those that can be computed may be overridden.
 #[derive(Debug, Clone)]
 pub struct Ipv4 {
     pub version: u8,
-    /// In words of 4 octets; `None`: as long as it is.
+    /// In words of 4 octets; `None`: the actual length.
     pub ihl: Option<u8>,
     pub tos: u8,
-    /// In octets; `None`: as long as it is.
+    /// In octets; `None`: the actual length.
     pub total_len: Option<u16>,
     pub id: u16,
     pub df: bool,
@@ -64,7 +64,7 @@ pub struct Ipv4 {
     pub offset: u16,
     pub ttl: u8,
     pub protocol: u8,
-    /// Added to the right checksum.
+    /// Added to the correct checksum.
     pub checksum_error: u16,
     pub src: Ipv4Addr,
     pub dst: Ipv4Addr,
@@ -118,13 +118,13 @@ impl Ipv4 {
     }
 }
 
-/// An IPv6 header's fields; the length may be overruled.
+/// Fields of an IPv6 header; the length may be overridden.
 #[derive(Debug, Clone)]
 pub struct Ipv6 {
     pub version: u8,
     pub traffic_class: u8,
     pub flow_label: u32,
-    /// In octets; `None`: as long as it is.
+    /// In octets; `None`: the actual length.
     pub payload_len: Option<u16>,
     pub next_header: u8,
     pub hop_limit: u8,
@@ -177,7 +177,7 @@ pub fn udp(src: &[u8], dst: &[u8], ports: (u16, u16), data: &[u8]) -> Vec<u8> {
     datagram.extend([0, 0]);
     datagram.extend(data);
     let check = fold(sum(&datagram) + pseudo(src, dst, UDP, len));
-    // Zero would say "no checksum".
+    // Zero would mean "no checksum".
     let check = if check == 0 { 0xffff } else { check };
     datagram[6..8].copy_from_slice(&check.to_be_bytes());
     datagram
@@ -196,7 +196,7 @@ pub fn tcp(src: &[u8], dst: &[u8], ports: (u16, u16), flags: u8, data: &[u8]) ->
     segment
 }
 
-/// An ICMP message; `rest` is what stands between the checksum and the data.
+/// An ICMP message; `rest` are the octets between the checksum and the data.
 pub fn icmp(kind: u8, code: u8, rest: [u8; 4], data: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, code, 0, 0];
     message.extend(rest);
@@ -222,7 +222,7 @@ pub fn be16(frame: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// One line about a frame, then its first octets in hex, 32 a line.
+/// A line about a frame, then its octets in hex, 32 per line.
 pub fn describe(frame: &[u8]) -> String {
     let mut text = summary(frame);
     for (row, octets) in frame.chunks(32).take(5).enumerate() {

@@ -1,19 +1,19 @@
-//! `ping` and what it says.
+//! Runs `ping` and parses its output.
 
 use anyhow::{Context, Result, ensure};
 
 use crate::Netns;
 
-/// What `ping` printed and counted.
+/// Results of `ping`.
 #[derive(Debug, Clone)]
 pub struct Ping {
     pub sent: u32,
     pub received: u32,
-    /// All of it, errors received included.
+    /// The whole output, including errors received.
     pub text: String,
 }
 
-/// Runs `ping -n` with `args`, whatever comes of it.
+/// Runs `ping -n` with `args`; lost packets are no error.
 ///
 /// # Errors
 /// When it cannot be started or prints no statistics.
@@ -35,7 +35,7 @@ pub fn ping(from: &Netns, args: &str) -> Result<Ping> {
 /// Runs `ping` and fails unless every packet is answered.
 ///
 /// # Errors
-/// When one is not; the message has what `ping` printed.
+/// When one is not answered; the error contains the output of `ping`.
 pub fn ping_all(from: &Netns, args: &str) -> Result<Ping> {
     let result = ping(from, args)?;
     ensure!(result.received == result.sent, "ping {args}:\n{}", result.text);
@@ -44,11 +44,11 @@ pub fn ping_all(from: &Netns, args: &str) -> Result<Ping> {
 
 /// Pings `count` times, one after the other, and fails unless every one is answered.
 ///
-/// Not by one `ping -c COUNT`: that waits for its last answers only twice as long as the others took,
-/// whatever `-W` says, which is less than a busy machine may keep them.
+/// Not a single `ping -c COUNT`: that waits for its last answers only twice as long as the others took,
+/// whatever `-W` says, which is less than a busy machine may delay them.
 ///
 /// # Errors
-/// When one is not; the message has what `ping` printed.
+/// When one is not answered; the error contains the output of `ping`.
 pub fn ping_each(from: &Netns, to: &str, count: u32) -> Result<()> {
     (0..count).try_for_each(|_| ping_all(from, &format!("-c 1 -W 10 {to}")).map(drop))
 }

@@ -26,7 +26,7 @@ impl Rng {
         (self.bits() % end as u64) as usize
     }
 
-    /// True once in `n` times.
+    /// True with probability 1 in `n`.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
@@ -37,7 +37,7 @@ impl Rng {
     }
 }
 
-/// The seed of this run: `FERROUTE_SEED` when set, else from the clock. Tests print it.
+/// The seed of this run: `FERROUTE_SEED` if set, else from the clock. Tests print it.
 pub fn seed() -> u64 {
     let given = std::env::var("FERROUTE_SEED").ok().and_then(|text| text.parse().ok());
     given.unwrap_or_else(|| {

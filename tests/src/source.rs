@@ -1,9 +1,9 @@
-//! The project's own files, for the tests that keep the source in order. Needs no root.
+//! The project's own files, for tests that check the source. Needs no root.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Directories that hold no source of ours.
+/// Directories without source of this project.
 const NOT_OURS: [&str; 2] = ["target", ".git"];
 
 /// Every file below `top`, in order.

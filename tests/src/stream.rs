@@ -1,4 +1,4 @@
-//! A numbered UDP stream from one host to the other: which packets were lost, and when.
+//! A numbered UDP stream from one host to the other, which records which packets were lost, and when.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use anyhow::{Context, Result, ensure};
 
 use crate::Netns;
 
-/// How long the receiver listens on after the last packet was sent.
+/// How long the receiver continues after the last packet was sent.
 const LAST_ARRIVALS: Duration = Duration::from_millis(500);
 
-/// Between two looks at what has arrived.
+/// Interval between checks of what has arrived.
 const LOOK: Duration = Duration::from_millis(1);
-/// Nothing has arrived for so long: the stream has run dry.
+/// When nothing has arrived for this long, the stream has stopped.
 const DRY: Duration = Duration::from_millis(300);
 
-/// A stream that is running.
+/// A running stream.
 #[derive(Debug)]
 pub struct Stream {
     stop: Arc<AtomicBool>,
@@ -29,7 +29,7 @@ pub struct Stream {
     done: Arc<AtomicBool>,
 }
 
-/// What became of a stream.
+/// Results of a stream.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// Packets handed to the kernel.
@@ -38,7 +38,7 @@ pub struct Report {
     pub received: usize,
     /// Packets that arrived more than once.
     pub duplicates: usize,
-    /// The most packets lost in a row.
+    /// The longest run of consecutive lost packets.
     pub longest_gap: usize,
 }
 
@@ -50,7 +50,7 @@ impl Report {
 }
 
 impl Stream {
-    /// Sends 64-octet datagrams from one namespace to an address of another, one an `interval`.
+    /// Sends 64-octet datagrams from one namespace to an address of another, one per `interval`.
     ///
     /// # Errors
     /// When a socket cannot be opened.
@@ -88,13 +88,13 @@ impl Stream {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Waits until `more` further packets have arrived; false when they do not.
+    /// Waits until `more` further packets have arrived; returns false if they do not.
     pub fn flows(&self, more: u64) -> bool {
         let goal = self.received() + more;
         crate::eventually(|| self.received() >= goal)
     }
 
-    /// How long it takes from now on until `more` packets arrive.
+    /// How long it takes from now until `more` packets have arrived.
     ///
     /// # Errors
     /// When they do not within `patience`.
@@ -108,7 +108,7 @@ impl Stream {
         Ok(begun.elapsed())
     }
 
-    /// How long packets go on arriving from now on, until none has for 300 ms.
+    /// How long packets keep arriving from now on, until none has arrived for 300 ms.
     ///
     /// # Errors
     /// When they still arrive after `patience`.
@@ -120,13 +120,13 @@ impl Stream {
             if now != seen {
                 (last, seen) = (Instant::now(), now);
             }
-            ensure!(begun.elapsed() < patience, "packets go on arriving");
+            ensure!(begun.elapsed() < patience, "packets keep arriving");
             thread::sleep(LOOK);
         }
         Ok(last - begun)
     }
 
-    /// Stops sending, waits for what is under way, and counts.
+    /// Stops sending, waits for packets in flight, and counts.
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
         let accepted = self.sender.join().expect("the sender does not panic");
@@ -161,7 +161,7 @@ fn report(accepted: &[bool], arrived: &[u32]) -> Report {
     }
 }
 
-/// For every number sent, whether the host's kernel took the packet (a link may be down).
+/// For every number sent, whether the host's kernel accepted the packet (a link may be down).
 fn send_all(
     socket: &UdpSocket,
     target: SocketAddr,
@@ -177,7 +177,7 @@ fn send_all(
         if result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
             || result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EHOSTUNREACH))
         {
-            // That was an earlier packet's ICMP error; this one has not been sent yet.
+            // The error belonged to an earlier packet (ICMP); this one has not been sent yet.
             result = socket.send_to(&datagram, target);
         }
         accepted.push(result.is_ok());

@@ -1,6 +1,6 @@
-//! Whole frames in and out of a port, by packet sockets.
+//! Sends and receives whole frames on a port, by packet sockets.
 //!
-//! A tap sees what its own host sends as well; tests tell directions apart by hardware address.
+//! A tap also sees what its own host sends; tests distinguish directions by MAC address.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -16,9 +16,9 @@ use nix::sys::socket::{
 
 use crate::Netns;
 
-/// Enough for every frame of a test that reads late.
+/// Large enough for every frame of a test that reads late.
 const RECEIVE_BUFFER_OCTETS: usize = 64 << 20;
-/// A queue on the way may be full for a while; what stays refused is too long for the wire.
+/// A queue may be full for a while; a frame that is refused for longer is too long for the link.
 const SENDING_MAX: Duration = Duration::from_secs(2);
 
 /// A packet socket bound to one port of one namespace.
@@ -34,7 +34,7 @@ impl Tap {
     /// Without CAP_NET_RAW, and when there is no such port.
     pub fn open(namespace: &Netns, port: &str) -> Result<Self> {
         namespace.enter(|| {
-            // The list of addresses is where a link-layer address comes from safely.
+            // The list of addresses provides a link-layer address without unsafe code.
             let address = getifaddrs()?
                 .filter(|entry| entry.interface_name == port)
                 .find_map(|entry| entry.address.as_ref().and_then(|a| a.as_link_addr().copied()))
@@ -48,7 +48,7 @@ impl Tap {
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_OCTETS)?;
             bind(socket.as_raw_fd(), &address)?;
             let tap = Self { socket };
-            // What came in before the socket was bound may be of another port.
+            // Frames received before the socket was bound may belong to another port.
             tap.drain();
             Ok(tap)
         })
@@ -57,7 +57,7 @@ impl Tap {
     /// Sends a frame of 14 octets or more, without a frame check sequence.
     ///
     /// # Errors
-    /// When the port is down or the frame longer than its MTU allows.
+    /// When the port is down or the frame is longer than its MTU allows.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         let end = Instant::now() + SENDING_MAX;
         loop {
@@ -73,7 +73,7 @@ impl Tap {
         }
     }
 
-    /// The next frame, if one has come.
+    /// The next frame, if one has arrived.
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 1 << 16];
         let octets = recv(self.socket.as_raw_fd(), &mut frame, MsgFlags::empty()).ok()?;
@@ -81,7 +81,7 @@ impl Tap {
         Some(frame)
     }
 
-    /// The first frame within `patience` for which `wanted` holds; others are lost.
+    /// The first frame within `patience` for which `wanted` is true; other frames are discarded.
     pub fn wait_for(
         &self,
         patience: Duration,
@@ -99,17 +99,17 @@ impl Tap {
         }
     }
 
-    /// Throws away what has come.
+    /// Discards frames that have arrived.
     pub fn drain(&self) {
         while self.receive().is_some() {}
     }
 }
 
-/// Sleeps until one of `taps` has a frame, `patience` at most.
+/// Sleeps until one of `taps` has a frame, at most for `patience`.
 pub fn wait(taps: &[&Tap], patience: Duration) {
     let mut fds: Vec<_> =
         taps.iter().map(|tap| PollFd::new(tap.socket.as_fd(), PollFlags::POLLIN)).collect();
     let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-    // Interrupted or not: the caller looks for frames next.
+    // Interrupted or not: the caller checks for frames next.
     let _ = poll(&mut fds, timeout);
 }

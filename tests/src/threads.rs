@@ -7,18 +7,18 @@ use anyhow::{Context, Result};
 use nix::libc;
 use nix::unistd::Pid;
 
-/// One thread, and what a file of it holds.
+/// One thread, and the contents of one of its files.
 #[derive(Debug)]
 pub struct Thread {
     pub tid: Pid,
-    /// At most 15 octets. The first thread has the name of the program.
+    /// At most 15 octets. The first thread has the program's name.
     pub name: String,
     pub text: String,
 }
 
 /// Reads a file of each thread's directory, such as `status`.
 ///
-/// A thread that ends meanwhile, as that of a client does, is left out.
+/// A thread that ends meanwhile, such as a client's, is left out.
 ///
 /// # Errors
 /// When there is no such process, or no such file.
@@ -42,12 +42,12 @@ pub fn read_each(pid: u32, file: &str) -> Result<Vec<Thread>> {
     Ok(threads)
 }
 
-/// An ended thread's files are gone; of one that is opened already, read(2) fails with ESRCH.
+/// An ended thread's files are gone; if a file is already open, read(2) fails with ESRCH.
 fn has_ended(error: &std::io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// The thread of that name.
+/// The thread with that name.
 ///
 /// # Errors
 /// When there is none.

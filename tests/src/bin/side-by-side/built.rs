@@ -1,4 +1,4 @@
-//! Which programs cargo has built: read from its own messages, as names in `target/` have hashes.
+//! The programs that cargo has built, read from its messages, because names in `target/` contain hashes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 pub struct Built(BTreeMap<String, PathBuf>);
 
 impl Built {
-    /// Reads what `cargo build --message-format=json` printed.
+    /// Parses the output of `cargo build --message-format=json`.
     pub fn read(path: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! DPDK's programs: started as Debian installs them, without hugepages, and their output read.
+//! DPDK's programs: starts them as Debian installs them, without hugepages, and parses their output.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ferroute_tests::threads;
 
-/// How long a program may take to come up, or to answer.
+/// How long a program may take to start, or to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// EAL options without which it wants hugepages, PCI devices and files in /run.
+/// EAL options without which it requires hugepages, PCI devices and files in /run.
 const EAL: [&str; 4] = ["--no-huge", "--no-pci", "--no-shconf", "--no-telemetry"];
 
-/// The CPU that single-threaded entrants run on: the last, as most is done on the first.
+/// The CPU that single-threaded entrants run on: the last one, because the first is the busiest.
 pub fn cpu() -> String {
     let cpus = thread::available_parallelism().map_or(1, Into::into);
     (cpus - 1usize).to_string()
@@ -28,7 +28,7 @@ pub fn pinned(program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// Runs a command to its end and gives its standard output.
+/// Runs a command to its end and returns its standard output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = command.output().map_err(|error| not_started(command, error))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -61,13 +61,13 @@ pub struct FibRun<'a> {
     pub algorithm: &'a str,
     /// Octets of an entry.
     pub entry: &'a str,
-    /// Second-level groups to be had.
+    /// Number of second-level groups to allocate.
     pub groups: usize,
     pub routes: &'a Path,
     pub addresses: &'a Path,
 }
 
-/// TSC cycles, means.
+/// Mean TSC cycles.
 #[derive(Debug, PartialEq)]
 pub struct FibFound {
     pub lookup: f64,
@@ -89,7 +89,8 @@ impl FibRun<'_> {
     }
 }
 
-/// It prints ten means of a tenth of the routes each, for adding and deleting, and one for lookups.
+/// Parses the output: ten means for adding and deleting, each of a tenth of the routes, and one for
+/// lookups.
 fn fib_found(text: &str) -> Result<FibFound> {
     let mean = |what: &str| -> Result<f64> {
         let values =
@@ -106,7 +107,7 @@ fn fib_found(text: &str) -> Result<FibFound> {
     })
 }
 
-/// A testpmd that forwards on one core once it is told to.
+/// A testpmd that forwards on one core when told to start.
 #[derive(Debug)]
 pub struct Testpmd {
     child: Child,
@@ -116,11 +117,11 @@ pub struct Testpmd {
 }
 
 impl Testpmd {
-    /// Starts it with two ports, the main thread on the first CPU and forwarding on [`cpu`].
-    /// `command` runs what is added to it, perhaps in a namespace.
+    /// Starts it with two ports, the main thread on the first CPU and forwarding on [`cpu`]. `command` is
+    /// the prefix of the command line, such as one that enters a namespace.
     pub fn start(mut command: Command, vdevs: [&str; 2]) -> Result<Self> {
         installed("dpdk-testpmd")?;
-        // Into a pipe its output would come in blocks.
+        // Its output to a pipe would be block-buffered.
         command.args(["stdbuf", "-oL", "dpdk-testpmd"]).args(EAL);
         command.args(["-m", "1024", "-l", &format!("0,{}", cpu())]);
         command.args(["--vdev", vdevs[0], "--vdev", vdevs[1], "--", "-i"]);
@@ -148,13 +149,13 @@ impl Testpmd {
         Ok(this)
     }
 
-    /// Tells it something at its prompt.
+    /// Sends a command to its prompt.
     pub fn say(&mut self, line: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("testpmd has been told to end")?;
+        let stdin = self.stdin.as_mut().context("testpmd is being stopped")?;
         writeln!(stdin, "{line}").with_context(|| format!("telling testpmd to {line}"))
     }
 
-    /// Forwards for `length`. Packets, and nanoseconds that its forwarding thread had a CPU.
+    /// Forwards for `length`. Returns packets, and the CPU time of its forwarding thread in nanoseconds.
     pub fn forward(&mut self, length: Duration) -> Result<(u64, u64)> {
         let before = self.cpu_time_ns()?;
         self.say("start")?;
@@ -164,7 +165,7 @@ impl Testpmd {
         self.wait_for("Accumulated forward statistics")?;
         self.wait_for("TX-packets")?;
         let after = self.cpu_time_ns()?;
-        let packets = accumulated_tx(&self.log[at..]).context("testpmd told no packets")?;
+        let packets = accumulated_tx(&self.log[at..]).context("testpmd reported no packets")?;
         Ok((packets, after - before))
     }
 
@@ -179,7 +180,7 @@ impl Testpmd {
                     .rev()
                     .find(|line| line.contains("Cause") || line.contains("rror"));
                 let last = last.or(self.log.last()).map_or("", |line| line.trim());
-                bail!("testpmd ended or hangs; its last words: {last}");
+                bail!("testpmd ended or hangs; its last line: {last}");
             };
             self.log.push(line);
             if self.log.last().is_some_and(|line| line.contains(what)) {
@@ -188,7 +189,7 @@ impl Testpmd {
         }
     }
 
-    /// How long the forwarding thread has had a CPU.
+    /// CPU time of the forwarding thread.
     fn cpu_time_ns(&self) -> Result<u64> {
         // rte-worker-1 in 22.11, lcore-worker-1 and dpdk-worker1 in others.
         let mut threads = threads::read_each(self.child.id(), "schedstat")?.into_iter();
@@ -212,7 +213,7 @@ impl Drop for Testpmd {
     }
 }
 
-/// TX-packets of the block that adds all ports up.
+/// TX-packets of the block with the totals of all ports.
 fn accumulated_tx(log: &[String]) -> Option<u64> {
     let mut block = log.iter().skip_while(|line| !line.contains("Accumulated"));
     let line = block.find_map(|line| line.trim().strip_prefix("TX-packets:"))?;
@@ -224,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_test_fib_prints_is_averaged() {
+    fn the_means_of_test_fib_are_averaged() {
         let text = "EAL: x\nAVG FIB add 700\nAVG FIB add 900\nAVG FIB lookup 36.4\n\
                     AVG FIB delete 1000\nAVG FIB delete 3000\n";
         let found = fib_found(text).expect("is complete");
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_those_of_all_ports_together() {
+    fn packets_are_the_total_of_all_ports() {
         let text = "Forward statistics for port 0\n  TX-packets: 1   TX-dropped: 0\n\
                     +++ Accumulated forward statistics for all ports+++\n\
                     \x20 RX-packets: 12   RX-dropped: 0\n  TX-packets: 11   TX-dropped: 1\n";
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_installed_is_said_so() {
+    fn a_missing_program_is_reported() {
         let error = run(&mut Command::new("dpdk-not-there")).expect_err("is not there");
         let said = error.to_string();
         assert_eq!(said, "dpdk-not-there is not installed; scripts/setup installs it");

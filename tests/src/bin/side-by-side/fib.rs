@@ -1,4 +1,4 @@
-//! Longest-prefix match: Ferroute's against DPDK's, on the same prefixes and addresses.
+//! Longest-prefix match: Ferroute's and DPDK's, with the same prefixes and addresses.
 
 use std::collections::HashSet;
 use std::fs;
@@ -19,8 +19,12 @@ const METRICS: [Metric; 10] = [
     Metric { key: "bulk_ns", title: "lookup in bulk, ns", digits: 1 },
     Metric { key: "independent", title: "lookup one by one, cycles", digits: 1 },
     Metric { key: "independent_ns", title: "lookup one by one, ns", digits: 1 },
-    Metric { key: "dependent", title: "lookup that waits for the one before, cycles", digits: 1 },
-    Metric { key: "dependent_ns", title: "lookup that waits for the one before, ns", digits: 1 },
+    Metric {
+        key: "dependent",
+        title: "lookup that depends on the previous one, cycles",
+        digits: 1,
+    },
+    Metric { key: "dependent_ns", title: "lookup that depends on the previous one, ns", digits: 1 },
     Metric { key: "memory", title: "memory of the table, MiB", digits: 1 },
     Metric { key: "build", title: "build, s", digits: 2 },
     Metric { key: "add", title: "add, cycles", digits: 0 },
@@ -40,10 +44,10 @@ const OWN: [&str; 10] = [
 ];
 const DPDK: [&str; 6] = ["bulk", "bulk_ns", "memory", "build", "add", "delete"];
 const NOTE: &str = "\
-Random addresses that a route covers; means over a whole pass, but for lookups one by one and \
-waiting ones: medians of batches that were not interrupted. DPDK's memory is computed from the \
-prefixes (first level and the second-level groups they need), neither includes the record of routes \
-that updates need. dpdk-test-fib looks up in bulk only.";
+Random addresses that a route covers. Means over a whole pass; for lookups one by one and dependent \
+ones, medians of batches that were not interrupted. DPDK's memory is computed from the prefixes \
+(first level and the second-level groups they need); neither includes the record of routes that \
+updates need. dpdk-test-fib only looks up in bulk.";
 
 /// IPv4, then IPv6.
 pub fn sections(plan: &Plan) -> Result<Vec<Section<'_>>> {
@@ -81,7 +85,7 @@ fn section<'a>(
         gives: OWN.to_vec(),
         run: Box::new(move || own(program, family, rounds)),
     }];
-    // A quick run has no time for more than one.
+    // A quick run has no time for more than one peer.
     for (name, entry) in peers.iter().take(if plan.quick { 1 } else { usize::MAX }) {
         let (routes, addresses) = (files.path("routes"), files.path("addresses"));
         let (entry, run) = (*entry, move |entry| {
@@ -109,7 +113,7 @@ fn section<'a>(
     })
 }
 
-/// Where `fib --write` put a family.
+/// Files that `fib --write` wrote for a family.
 struct Files {
     family: &'static str,
     dir: PathBuf,
@@ -134,8 +138,8 @@ fn prefix(line: &str) -> Option<(IpAddr, u8)> {
     Some((addr.parse().ok()?, len.parse().ok()?))
 }
 
-/// How many groups of 256 entries DPDK's dir24_8 and trie need beyond the first level of 2^24: one
-/// for each /24, /32, /40 … in which a longer prefix lies.
+/// Groups of 256 entries that DPDK's dir24_8 and trie need beyond the first level of 2^24: one for each
+/// /24, /32, /40 … that contains a longer prefix.
 fn second_level_groups(prefixes: &[(IpAddr, u8)]) -> usize {
     let mut groups = HashSet::new();
     for (addr, len) in prefixes {
@@ -149,7 +153,7 @@ fn second_level_groups(prefixes: &[(IpAddr, u8)]) -> usize {
     groups.len()
 }
 
-/// How many groups they reserve meanwhile: their count knows nothing of groups that are shared.
+/// Groups that they reserve during updates: their count does not consider shared groups.
 fn reserved_groups(prefixes: &[(IpAddr, u8)]) -> usize {
     prefixes.iter().map(|(_, len)| usize::from(len.saturating_sub(24)).div_ceil(8)).sum()
 }
@@ -190,7 +194,7 @@ fn theirs(found: &dpdk::FibFound, routes: usize, groups: usize, entry: &str) -> 
     ])
 }
 
-/// 1,000,000.
+/// Formatted as 1,000,000.
 fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> = digits
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_are_set_apart() {
+    fn thousands_have_separators() {
         assert_eq!([7, 1234, 1_000_000].map(thousands), ["7", "1,234", "1,000,000"]);
     }
 }

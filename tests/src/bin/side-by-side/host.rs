@@ -1,4 +1,4 @@
-//! The machine and the commit: without them no figure means anything.
+//! The machine and the commit, without which no figure has a meaning.
 
 use std::fs;
 use std::process::Command;
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// How long the machine is watched for gaps.
+/// How long the machine is watched for gaps in CPU time.
 const WATCH: Duration = Duration::from_millis(500);
-/// A thread that spins and does not come round for so long was off the CPU.
+/// A spinning thread whose loop is delayed for this long was off its CPU.
 const GAP: Duration = Duration::from_millis(1);
 
-/// Where and with what it was measured.
+/// The machine and software of a measurement.
 #[derive(Debug, Default, Serialize)]
 pub struct Host {
     pub cpu: String,
@@ -23,12 +23,12 @@ pub struct Host {
     pub date: String,
     /// One minute's load average, before and after.
     pub load: [f64; 2],
-    /// Part of the time, in percent, that a spinning thread was kept off its CPU, before and after.
+    /// Percentage of the time that a spinning thread was off its CPU, before and after.
     pub gaps_percent: [f64; 2],
 }
 
 impl Host {
-    /// As it is now.
+    /// The state now.
     pub fn look() -> Self {
         Self {
             cpu: cpuinfo("model name").unwrap_or_else(|| "unknown CPU".into()),
@@ -44,13 +44,13 @@ impl Host {
         }
     }
 
-    /// As it is at the end.
+    /// Records the state at the end.
     pub fn look_again(&mut self) {
         self.load[1] = load();
         self.gaps_percent[1] = gaps_percent();
     }
 
-    /// For the head of a table.
+    /// Lines for the head of a table.
     pub fn lines(&self) -> Vec<String> {
         let dpdk =
             self.dpdk.as_deref().map_or("no DPDK".into(), |version| format!("DPDK {version}"));
@@ -66,7 +66,7 @@ impl Host {
     }
 }
 
-/// The TSC's frequency: Linux on x86 tells it as half the "bogomips"; NaN where it does not.
+/// The TSC's frequency, which is half of Linux's "bogomips" on x86; NaN elsewhere.
 pub fn tsc_mhz() -> f64 {
     cpuinfo("bogomips")
         .and_then(|bogomips| bogomips.parse::<f64>().ok())

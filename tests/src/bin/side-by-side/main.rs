@@ -1,11 +1,11 @@
-//! Ferroute beside its peers, all in one run: what `scripts/bench` builds for and starts.
+//! Compares Ferroute with its peers in one run; built and started by `scripts/bench`.
 //!
-//! Every section has one entrant that is Ferroute and others that are not. They run in turn, round
-//! after round; what is told is medians over the rounds, and the median of each round's ratio, so
-//! that a machine that is slower for a while is so for all of them. An entrant that could not run
-//! says so in its row; a figure of an earlier run is never shown.
+//! Every section has one entrant that is Ferroute, and others. They run in turn, round after round. The
+//! results are medians over the rounds, and the median of each round's ratio: if the machine is slower for
+//! a while, this affects all of them. An entrant that could not run says so in its row; a figure of an
+//! earlier run is never shown.
 //!
-//! The table goes to standard output; JSON and Markdown go into a directory.
+//! The table goes to standard output, JSON and Markdown into a directory.
 
 #![forbid(unsafe_code)]
 
@@ -35,16 +35,16 @@ use table::Results;
 #[derive(Debug, Parser)]
 #[command(about = "Measures Ferroute beside its peers")]
 struct Args {
-    /// Fewer and shorter rounds: under five minutes, to see that everything runs
+    /// Fewer and shorter rounds: under five minutes, to check that everything runs
     #[arg(long)]
     quick: bool,
     /// Rounds of every section
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
-    /// What `cargo build --message-format=json` said
+    /// Output of `cargo build --message-format=json`
     #[arg(long, value_name = "FILE")]
     built: PathBuf,
-    /// Where JSON and Markdown go
+    /// Directory for JSON and Markdown
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Only these sections
@@ -72,7 +72,7 @@ impl SectionName {
     }
 }
 
-/// What every section is told.
+/// Context of every section.
 #[derive(Debug)]
 pub struct Plan {
     quick: bool,
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether it ran to its end and Ferroute itself could be measured.
+/// Returns whether it ran to its end and Ferroute itself could be measured.
 fn run(args: &Args) -> Result<bool> {
     let interrupted = catch_signals()?;
     let built = Built::read(&args.built)?;
@@ -141,8 +141,8 @@ fn run(args: &Args) -> Result<bool> {
     Ok(complete && !results.interrupted)
 }
 
-/// SIGINT and SIGTERM end the run at the next possible moment, with what is known by then. The
-/// entrants' processes get the terminal's SIGINT themselves.
+/// SIGINT and SIGTERM end the run as soon as possible, with the results so far. The entrants' processes get
+/// the terminal's SIGINT themselves.
 fn catch_signals() -> Result<Arc<AtomicBool>> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block().context("blocking signals")?;
@@ -150,7 +150,7 @@ fn catch_signals() -> Result<Arc<AtomicBool>> {
     let set = Arc::clone(&flag);
     std::thread::spawn(move || {
         while signals.wait().is_ok() {
-            eprintln!("bench: ending with what is known so far");
+            eprintln!("bench: ending with the results so far");
             set.store(true, Ordering::Relaxed);
         }
     });

@@ -1,5 +1,5 @@
-//! Packets through memory, one core: Ferroute's whole turns over ports that only copy, against
-//! testpmd's `mac` on two `net_null` ports, which only copy too.
+//! Packets in memory, on one core: Ferroute's whole turns over ports that only copy, compared with
+//! testpmd's `mac` on two `net_null` ports, which also only copy.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,14 +21,14 @@ const METRICS: [Metric; 6] = [
     Metric { key: "full_cycles", title: "full table, IPv4, cycles a packet", digits: 1 },
     Metric { key: "full6_cycles", title: "full table, IPv6, cycles a packet", digits: 1 },
 ];
-/// Names of what is measured, rate and cost, in the order in which `pipeline` prints them.
+/// Names of the measurements, rate and cost, in the order in which `pipeline` prints them.
 const KEYS: [(&str, &str); 3] =
     [("one", "one_cycles"), ("full", "full_cycles"), ("full6", "full6_cycles")];
 const NOTE: &str = "\
-64 octets a packet. Packets a second of CPU time that the forwarding thread had (schedstat): a second \
-in which it was kept waiting would say nothing. testpmd routes nothing: it writes two MAC addresses, \
-whatever the table, and forwards both ways between its ports; its one figure stands beside each of \
-ours.";
+Packets of 64 octets. Packets per second of the forwarding thread's CPU time (schedstat), because the \
+time in which it waits for a CPU is not its own. testpmd does not route: it writes two MAC addresses, \
+independently of the table, and forwards in both directions between its ports; its single figure is \
+compared with each of Ferroute's.";
 
 /// The section.
 pub fn section(plan: &Plan) -> Section<'_> {
@@ -53,14 +53,14 @@ pub fn section(plan: &Plan) -> Section<'_> {
 
 const WORKERS: [Metric; 2] = [
     Metric { key: "mpps", title: "two, Mpps", digits: 2 },
-    Metric { key: "times", title: "times one alone", digits: 2 },
+    Metric { key: "times", title: "times a single one", digits: 2 },
 ];
 const WORKERS_NOTE: &str = "\
-Two workers of one router on a CPU each, with a queue each, against one of them alone: packets a second \
-of CPU time that they had. Two processes with nothing in common show what two CPUs of this machine \
-give at best, which is less than twice one where they share a core or its cache.";
+Two workers of one router, each with its own CPU and queue, compared with a single one: packets per \
+second of their CPU time. Two independent processes show the best that two CPUs of this machine can \
+give, which is less than twice that of one CPU if they share a core or its cache.";
 
-/// What a second worker brings.
+/// The gain of a second worker.
 pub fn workers(plan: &Plan) -> Section<'_> {
     let seconds = if plan.quick { 2 } else { 5 };
     let entrant = |name: &str, one: &'static str, two: &'static str| {

@@ -1,31 +1,31 @@
-//! Rounds: every entrant of a section in turn, and what comes of their figures.
+//! Rounds: runs every entrant of a section in turn, and evaluates their figures.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde::Serialize;
 
-/// An entrant that failed so often without a figure is not tried again.
+/// An entrant that failed this often without a figure is not tried again.
 const TRIES: usize = 2;
 
 /// What one run of an entrant measured, by the metric's key.
 pub type Sample = BTreeMap<&'static str, f64>;
 
-/// Something measured.
+/// A quantity that is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     /// Its name in a [`Sample`].
     pub key: &'static str,
-    /// What it is, for people, with its unit.
+    /// Its title with its unit.
     pub title: &'static str,
     /// Digits after the point.
     pub digits: usize,
 }
 
-/// Something that is measured.
+/// A program or configuration that is measured.
 pub struct Entrant<'a> {
     pub name: String,
-    /// Keys of the metrics it has.
+    /// Keys of the metrics that it provides.
     pub gives: Vec<&'static str>,
     /// Measures once.
     pub run: Box<dyn FnMut() -> Result<Sample> + 'a>,
@@ -49,7 +49,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` of nothing.
+    /// `None` for an empty list.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
@@ -64,10 +64,10 @@ pub struct Row {
     pub metric: &'static str,
     pub title: &'static str,
     pub entrant: String,
-    /// Of each round; `None` where it failed.
+    /// One per round; `None` where it failed.
     pub values: Vec<Option<f64>>,
     pub spread: Option<Spread>,
-    /// Ferroute's value over this one's, round by round; not for Ferroute itself.
+    /// Ferroute's value divided by this one's, per round; not for Ferroute itself.
     pub ratio: Option<Spread>,
     /// Why there are fewer values than rounds.
     pub failed: Option<String>,
@@ -75,7 +75,7 @@ pub struct Row {
     pub digits: usize,
 }
 
-/// What came of a section.
+/// Results of a section.
 #[derive(Debug, Serialize)]
 pub struct SectionResult {
     pub title: String,
@@ -85,7 +85,7 @@ pub struct SectionResult {
 }
 
 impl SectionResult {
-    /// Whether Ferroute has a figure in every metric of its own.
+    /// Whether Ferroute has a figure for each of its metrics.
     pub fn has_subject(&self) -> bool {
         let subject = self.rows.first().map(|row| &row.entrant);
         let mut own = self.rows.iter().filter(|row| Some(&row.entrant) == subject);
@@ -93,7 +93,7 @@ impl SectionResult {
     }
 }
 
-/// What an entrant did round by round.
+/// Results of an entrant, round by round.
 #[derive(Debug, Default)]
 struct History {
     samples: Vec<Option<Sample>>,
@@ -101,7 +101,7 @@ struct History {
 }
 
 impl Section<'_> {
-    /// Runs every entrant `rounds` times, in turn; a round begins with another one each time.
+    /// Runs every entrant `rounds` times, in turn; each round begins with another entrant.
     pub fn run(mut self, rounds: usize, interrupted: &dyn Fn() -> bool) -> SectionResult {
         let count = self.entrants.len();
         let mut histories: Vec<History> = (0..count).map(|_| History::default()).collect();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+    fn the_median_of_an_even_number_is_between_the_middle_two() {
         assert_eq!(Spread::of(vec![]), None);
         assert_eq!(Spread::of(vec![3.0]), Some(Spread { median: 3.0, min: 3.0, max: 3.0 }));
         let four = Spread::of(vec![9.0, 1.0, 4.0, 2.0]);
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round_so_that_a_slow_machine_cancels_out() {
-        // The second round has half the machine.
+        // The machine is half as fast in the second round.
         let (mut own, mut its) = ([10.0, 5.0, 11.0].into_iter(), [20.0, 10.0, 20.0].into_iter());
         let result = section(vec![
             entrant("own", || Ok(own.next().expect("three rounds"))),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_run_says_so_and_is_not_tried_for_ever() {
+    fn a_peer_that_cannot_run_has_an_error_and_is_not_retried_forever() {
         let mut tries = 0;
         let result = section(vec![
             entrant("own", || Ok(1.0)),

@@ -1,4 +1,4 @@
-//! The one table: as text for a terminal, as Markdown, and (by serde) as JSON.
+//! The table of results: as text for a terminal, as Markdown, and (by serde) as JSON.
 
 use std::fmt::Write as _;
 
@@ -7,20 +7,20 @@ use serde::Serialize;
 use crate::host::Host;
 use crate::rounds::{Row, SectionResult};
 
-/// Everything one run found.
+/// All results of a run.
 #[derive(Debug, Serialize)]
 pub struct Results {
     pub host: Host,
     pub quick: bool,
-    /// Ended before its end.
+    /// It was ended early.
     pub interrupted: bool,
     pub sections: Vec<SectionResult>,
 }
 
-/// Columns of a terminal that notes keep to.
+/// Terminal columns to which notes are wrapped.
 const WIDTH: usize = 98;
 
-/// What a row says, in words.
+/// The texts of a row.
 struct Cells {
     name: String,
     median: String,
@@ -30,17 +30,17 @@ struct Cells {
 }
 
 impl Results {
-    /// Looks at the machine and has no result yet.
+    /// Records the machine's state; there are no results yet.
     pub fn begin(quick: bool) -> Self {
         Self { host: Host::look(), quick, interrupted: false, sections: Vec::new() }
     }
 
-    /// Looks at the machine once more.
+    /// Records the machine's state again.
     pub fn end(&mut self) {
         self.host.look_again();
     }
 
-    /// For a terminal.
+    /// The table for a terminal.
     pub fn text(&self) -> String {
         let mut text = self.head().join("\n") + "\n";
         for section in &self.sections {
@@ -65,7 +65,7 @@ impl Results {
         text
     }
 
-    /// For a page.
+    /// The table in Markdown.
     pub fn markdown(&self) -> String {
         let mut text = self.head().iter().map(|line| format!("- {line}\n")).collect::<String>();
         for section in &self.sections {
@@ -101,7 +101,7 @@ impl Results {
     }
 }
 
-/// Entrants of a section whose failure has been told.
+/// Entrants of a section whose failure has been printed.
 type Told<'a> = std::collections::HashSet<&'a str>;
 
 fn each_metric<'a>(section: &'a SectionResult, mut f: impl FnMut(&str, &'a [Row])) {
@@ -110,7 +110,7 @@ fn each_metric<'a>(section: &'a SectionResult, mut f: impl FnMut(&str, &'a [Row]
     }
 }
 
-/// In lines of a terminal's width.
+/// Wrapped to a terminal's width.
 fn wrapped(text: &str) -> String {
     let mut out = String::new();
     for word in text.split_whitespace() {
@@ -136,7 +136,7 @@ fn cells<'a>(row: &'a Row, told: &mut Told<'a>) -> Cells {
     });
     let said = match (&row.failed, row.spread) {
         (None, _) => String::new(),
-        // Once a section is enough.
+        // Once per section is enough.
         (Some(_), None) if !told.insert(&row.entrant) => "not measured, see above".into(),
         (Some(why), None) => format!("not measured: {why}"),
         (Some(why), Some(_)) => {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_says_why_in_its_row() {
+    fn missing_results_have_the_reason_in_their_row() {
         let why = "not measured: dpdk-testpmd is not installed; scripts/setup installs it";
         let (text, markdown) = (results().text(), results().markdown());
         assert!(text.lines().any(|line| line.contains("absent") && line.ends_with(why)), "{text}");

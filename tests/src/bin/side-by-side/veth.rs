@@ -1,8 +1,8 @@
-//! End to end on veth: host, router, host, and what can stand in the middle.
+//! End to end on veth: host, router, host, with different routers in the middle.
 //!
-//! `ferroute bench` is the instrument for every entrant alike: so many packets under way, then half
-//! of that rate for the latency, then a packet each 10 ms. Each run has a lab of its own, so that
-//! nothing of one entrant is left for the next.
+//! `ferroute bench` measures every entrant in the same way: a number of packets in flight, then half of
+//! that rate for the latency, then a packet each 10 ms. Each run has its own lab, so that no state of one
+//! entrant remains for the next.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -20,7 +20,7 @@ use crate::host::tsc_mhz;
 use crate::rounds::{Entrant, Metric, Sample, Section};
 
 const METRICS: [Metric; 8] = [
-    Metric { key: "pps", title: "closed loop, 512 under way, kpps", digits: 1 },
+    Metric { key: "pps", title: "closed loop, 512 in flight, kpps", digits: 1 },
     Metric { key: "user", title: "userspace, cycles a packet", digits: 0 },
     Metric { key: "kick", title: "system calls that send, cycles a packet", digits: 0 },
     Metric { key: "p50", title: "latency at half load, p50, µs", digits: 0 },
@@ -32,22 +32,21 @@ const METRICS: [Metric; 8] = [
 const RATES: [&str; 6] = ["pps", "p50", "p99", "p999", "first50", "first99"];
 const NOTE: &str = "\
 Frames of 64 octets (60 on veth, which has no FCS), one flow, one direction; generator and sink are \
-XDP programs, and who forwards in userspace does so on the other CPU. Cycles are TSC cycles over \
-turns with packets that took less than 1 ms; peers that do not tell them have none. Half load is \
-half of the entrant's own closed loop. Latencies beyond the median are mostly gaps in CPU time where \
-the machine has them. After 10 ms of silence whoever sleeps when idle is asleep: what a packet takes \
-then is also the time until there is polling again. xdp_fib and the kernel forward on the generator's \
-CPU, within its system call.";
-/// Packets under way.
+XDP programs, and userspace entrants forward on the other CPU. Cycles are TSC cycles over turns with \
+packets that took less than 1 ms; peers that do not report them have none. Half load is half of the \
+entrant's own closed loop. If the machine has gaps in CPU time, latencies above the median are mostly \
+these gaps. After 10 ms of silence an entrant that sleeps when idle is asleep, so this includes the \
+wake-up latency. xdp_fib and the kernel forward on the generator's CPU, within its system call.";
+/// Packets in flight.
 const WINDOW: &str = "512";
-/// Packets a second, each 10 ms after the one before.
+/// Packets per second, 10 ms apart.
 const SPARSE: &str = "100";
-/// A capture filter that none of the packets passes.
+/// A capture filter that matches none of the packets.
 const OTHERS: &str = "udp port 9999 and host 203.0.113.9";
-/// How long an entrant may take to come up.
+/// How long an entrant may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What stands in the middle.
+/// The router in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Middle {
     /// With these arguments more.
@@ -94,8 +93,8 @@ pub fn section(plan: &Plan) -> Section<'_> {
     }
 }
 
-/// Once: the closed loop with its costs, then the latency at half of its rate, then that of packets
-/// far apart.
+/// One measurement: the closed loop with its costs, then the latency at half of its rate, then the latency
+/// of packets far apart.
 fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     let lab = Lab::up()?;
     prepare(&lab, middle)?;
@@ -131,7 +130,7 @@ fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     Ok(sample)
 }
 
-/// The neighbours are known from the start, and stay: a reflector answers no ARP.
+/// The neighbours are permanent from the start: a reflector does not answer ARP.
 fn prepare(lab: &Lab, middle: Middle) -> Result<()> {
     let mac = |ns: &Netns, port: &str| -> Result<String> {
         let links: Value = serde_json::from_str(&ns.run(&format!("ip -j link show dev {port}"))?)?;
@@ -156,7 +155,7 @@ fn prepare(lab: &Lab, middle: Middle) -> Result<()> {
     Ok(())
 }
 
-/// What `ferroute bench` finds for frames of 64 octets.
+/// Results of `ferroute bench` for frames of 64 octets.
 fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
     let (tx, rx) = (format!("left@{}", lab.left.name()), format!("right@{}", lab.right.name()));
     let mut command = Command::new(ferroute::binary());
@@ -166,7 +165,7 @@ fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
     Ok(answer["sizes"][0].clone())
 }
 
-/// What forwards, for as long as this lives.
+/// The running router; dropping it ends it.
 enum Running {
     Ferroute(Box<Ferroute>),
     /// The capture ends before what it captures.
@@ -177,7 +176,7 @@ enum Running {
     Kernel,
 }
 
-/// Where an account of costs stands.
+/// State of an account of costs.
 enum Cost {
     Unknown,
     /// Frames, nanoseconds in userspace and in system calls.
@@ -229,7 +228,7 @@ impl Running {
         })
     }
 
-    /// Nanoseconds a packet in userspace and in system calls.
+    /// Nanoseconds per packet in userspace and in system calls.
     fn cost_since(&self, before: Cost) -> Result<Option<(f64, f64)>> {
         Ok(match (self, before) {
             (Self::Ferroute(ferroute) | Self::Captured(_, ferroute), Cost::Ferroute(before)) => {
@@ -245,12 +244,12 @@ impl Running {
         })
     }
 
-    /// Adds what a program said before it ended.
+    /// Adds the program's output to an error.
     fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         match self {
             Self::Reflector(program) | Self::XdpFib(program) => {
                 let said = program.lines().last().cloned().unwrap_or_default();
-                error.context(format!("its last words: {said:?}"))
+                error.context(format!("its last output: {said:?}"))
             }
             _ => error,
         }
@@ -265,7 +264,8 @@ fn account(ferroute: &Ferroute) -> Result<[f64; 3]> {
     Ok(["frames", "user_ns", "kick_ns"].map(sum))
 }
 
-/// A reflector prints a line a second: `N packets, userspace X ns, kick Y ns a packet, …`.
+/// The line with the most packets: a reflector prints one per second, `N packets, userspace X ns, kick Y ns
+/// a packet, …`.
 fn busiest_second(lines: &[String]) -> Option<(f64, f64)> {
     let parse = |line: &String| -> Option<(f64, f64, f64)> {
         let after = |word: &str| {
@@ -278,14 +278,14 @@ fn busiest_second(lines: &[String]) -> Option<(f64, f64)> {
     seconds.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, user, kick)| (user, kick))
 }
 
-/// A program that runs until it is killed, which is when this is dropped.
+/// A running program, killed when this is dropped.
 struct Program {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl Program {
-    /// Waits until it has printed as many lines as it does once it is ready.
+    /// Waits until it has printed the number of lines that shows that it is ready.
     fn start(mut command: Command, ready: usize) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("starting it")?;
@@ -308,7 +308,7 @@ impl Program {
             if let Some(status) = this.child.try_wait()? {
                 bail!("{status}: {}", this.lines().join(" "));
             }
-            ensure!(Instant::now() < end, "it does not come up: {}", this.lines().join(" "));
+            ensure!(Instant::now() < end, "it does not start: {}", this.lines().join(" "));
             thread::sleep(Duration::from_millis(20));
         }
         Ok(this)
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reflector_is_judged_by_its_busiest_second() {
+    fn a_reflector_is_measured_by_its_busiest_second() {
         let line = |packets, user, kick| {
             format!("{packets} packets, userspace {user} ns, kick {kick} ns a packet, 0 dropped")
         };
