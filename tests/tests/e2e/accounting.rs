@@ -1,5 +1,5 @@
-//! Every packet is counted once: what Ferroute says of its packets, against itself and against the
-//! kernel's counters outside it, while ports close under load and everything else goes on.
+//! Every packet is counted once: Ferroute's counters are checked for consistency and against the kernel's
+//! counters, while ports are closed under load and with everything else going on.
 
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
@@ -21,9 +21,9 @@ use serde_json::Value;
 
 /// How often a port is closed under load.
 const CLOSINGS: usize = 12;
-/// How long mixed traffic goes on.
+/// Duration of mixed traffic.
 const SOAK: Duration = Duration::from_secs(40);
-/// Between two odd packets.
+/// Interval between two odd packets.
 const ODD_PACE: Duration = Duration::from_micros(700);
 
 fn account(ferroute: &Ferroute) -> Result<Account> {
@@ -40,11 +40,11 @@ pub(super) fn settled(ferroute: &Ferroute) -> Result<Account> {
         last = account;
         before == now && last.is_settled().unwrap_or(false)
     });
-    ensure!(settled, "packets stay under way: {:#}", last.stat());
+    ensure!(settled, "packets remain in flight: {:#}", last.stat());
     Ok(last)
 }
 
-/// No neighbour discovery, and no packets of the hosts' own: only forwarded packets are sent.
+/// Disables neighbour discovery and the hosts' own packets: only forwarded packets are sent.
 fn quiet(lab: &Lab) -> Result<()> {
     let hosts = [(&lab.left, "left"), (&lab.right, "right")];
     for (namespace, port) in hosts {
@@ -74,13 +74,13 @@ fn answer(child: Child) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON\n{said}"))
 }
 
-/// Load from left to right while `close` and `open` are done to the port on the right in turn. Returns
-/// the account at the end, and what a sink on the right has received.
+/// Sends load from left to right while the right port is closed and opened in turn by `steps`. Returns the
+/// account at the end, and the packets that a sink on the right has received.
 fn close_under_load(lab: &Lab, ferroute: &Ferroute, steps: [&str; 2]) -> Result<(Account, u64)> {
-    // It outlives the load: what waits in front of a program that is detached is lost.
+    // It runs longer than the load: packets queued for a program that is detached are lost.
     let sink = verb(&lab.right, "sink -i right -j --idle 3 --duration 900").spawn()?;
     let on = eventually(|| lab.right.run("ip link show right").is_ok_and(|t| t.contains("xdp")));
-    ensure!(on, "the sink attaches nothing");
+    ensure!(on, "the sink attaches no program");
     let line = format!("pktgen -i left -j --engine af_xdp --dst {RIGHT4} --ratep 50000");
     let mut load = verb(&lab.left, &line).spawn()?;
     for _ in 0..CLOSINGS {
@@ -89,13 +89,13 @@ fn close_under_load(lab: &Lab, ferroute: &Ferroute, steps: [&str; 2]) -> Result<
             lab.router.run(step)?;
             account(ferroute)?.balanced()?;
         }
-        // Packets pass userspace again before the next time.
+        // Packets pass through userspace again before the next step.
         let sent = account(ferroute)?.packets("sent")?;
         let flows = || {
             account(ferroute)
                 .is_ok_and(|now| now.packets("sent").is_ok_and(|now| now > sent + 1000))
         };
-        ensure!(eventually(flows), "nothing passes after `{}`\n{}", steps[1], ferroute.account());
+        ensure!(eventually(flows), "no packet passes after `{}`\n{}", steps[1], ferroute.account());
     }
     kill(Pid::from_raw(load.id() as i32), Signal::SIGINT)?;
     load.wait()?;
@@ -105,7 +105,7 @@ fn close_under_load(lab: &Lab, ferroute: &Ferroute, steps: [&str; 2]) -> Result<
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_port_that_closes_under_load_has_sent_what_arrived_and_no_more() -> Result<()> {
+fn a_port_closed_under_load_has_sent_exactly_the_packets_that_arrived() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -115,7 +115,7 @@ fn a_port_that_closes_under_load_has_sent_what_arrived_and_no_more() -> Result<(
     count_the_stacks_packets(&lab.router, "rt-right")?;
     let mut ferroute = Ferroute::start(&lab)?;
     let before = outside(&lab, "rt-right")?;
-    // A member of a bridge is no port.
+    // A member of a bridge is not a port.
     let steps = ["ip link set rt-right master br0", "ip link set rt-right nomaster"];
     let (account, received) = close_under_load(&lab, &ferroute, steps)?;
     account.agrees()?;
@@ -131,7 +131,7 @@ fn a_port_that_closes_under_load_has_sent_what_arrived_and_no_more() -> Result<(
     ferroute.terminate()
 }
 
-/// Frames from the host on the left of which each meets another fate.
+/// Frames from the left host, each of which is handled differently.
 fn odd_frames() -> Vec<Vec<u8>> {
     let src = Ipv4Addr::new(198, 18, 1, 2);
     let frame = |header: Ipv4, len: usize| {
@@ -145,7 +145,7 @@ fn odd_frames() -> Vec<Vec<u8>> {
         // Forwarded, and forwarded in fragments.
         frame(to(right), 100),
         frame(to([198, 18, 9, 9]), 1400),
-        // Dropped; of some the sender is told.
+        // Dropped; for some an ICMP error is sent.
         frame(Ipv4 { df: true, ..to([198, 18, 9, 9]) }, 1400),
         frame(Ipv4 { ttl: 1, ..to(right) }, 20),
         frame(Ipv4 { checksum_error: 1, ..to(right) }, 20),
@@ -156,16 +156,16 @@ fn odd_frames() -> Vec<Vec<u8>> {
         // Held for neighbours that do not answer.
         frame(to([198, 18, 2, 77]), 20),
         frame(to([198, 18, 2, 78]), 20),
-        // Handed to the kernel: router alert, and out by an interface that is no port.
+        // Handed to the kernel: router alert, and output on an interface that is not a port.
         frame(Ipv4 { options: vec![0x94, 4, 0, 0], ..to(right) }, 20),
         frame(to([198, 18, 3, 2]), 20),
     ];
-    // Cut off in its header.
+    // Truncated in its header.
     frames.push(frames[0][..24].to_vec());
     frames
 }
 
-/// Sends them in turn until told to stop.
+/// Sends them in turn until stopped.
 fn send_odd(tap: &Tap, stop: &AtomicBool) {
     for frame in odd_frames().iter().cycle() {
         if stop.load(Ordering::Relaxed) {
@@ -177,7 +177,7 @@ fn send_odd(tap: &Tap, stop: &AtomicBool) {
     }
 }
 
-/// Everything that odd frames need beside the lab.
+/// Everything that odd frames need in addition to the lab.
 fn odd_routes(lab: &Lab) -> Result<()> {
     let router = lab.router.name();
     lab.right.run(&format!("ip link add third type veth peer name rt-third netns {router}"))?;
@@ -192,19 +192,19 @@ fn odd_routes(lab: &Lab) -> Result<()> {
     routes_by_the_right(lab)
 }
 
-/// Which go when that port goes down.
+/// Routes that the kernel deletes when the right port goes down.
 fn routes_by_the_right(lab: &Lab) -> Result<()> {
     lab.router.run("ip route replace 198.18.9.0/24 via 198.18.2.2 mtu lock 600").map(drop)
 }
 
-/// What the kernel counted for an interface of the router, in packets.
+/// The kernel's packet counters of an interface of the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Outside {
     /// Sent.
     sent: u64,
     /// Given to the interface and not sent.
     dropped: u64,
-    /// What the queue of the kernel's stack has let go.
+    /// Packets that the qdisc of the kernel's stack has sent.
     stack: u64,
 }
 
@@ -217,11 +217,12 @@ impl Outside {
         }
     }
 
-    /// Fails unless `ours` were sent by us, and `refused` of ours were not sent. Where a link `flaps`,
-    /// so many of the stack's packets are dropped behind its queue, and others for want of a carrier
-    /// before it, where nobody but the interface counts them (`noop_enqueue`): neither can be negative.
+    /// Fails unless `ours` were sent by Ferroute, and `refused` of Ferroute's were not sent. If a link
+    /// `flaps`, some of the stack's packets are dropped after its qdisc, and others before it for lack of a
+    /// carrier, where only the interface counts them (`noop_enqueue`): neither number can be negative.
     fn agrees_with(&self, ours: u64, refused: u64, flaps: bool) -> Result<()> {
-        let all = || format!("{ours} sent by us, {refused} refused; the kernel counts {self:?}");
+        let all =
+            || format!("{ours} sent by Ferroute, {refused} refused; the kernel counts {self:?}");
         let behind = (ours + self.stack).checked_sub(self.sent).with_context(all)?;
         let before = self.dropped.checked_sub(refused + behind).with_context(all)?;
         ensure!(flaps || (behind, before) == (0, 0), "{}", all());
@@ -229,7 +230,7 @@ impl Outside {
     }
 }
 
-/// All of one moment: no packet has come between.
+/// All counters of one moment: no packet was sent in between.
 fn outside(lab: &Lab, port: &str) -> Result<Outside> {
     let read = || -> Result<Outside> {
         let stack = sent_by_the_stack(&lab.router, port)?;
@@ -237,24 +238,24 @@ fn outside(lab: &Lab, port: &str) -> Result<Outside> {
         Ok(Outside { sent: counted.tx, dropped: counted.tx_dropped, stack })
     };
     let mut last = read()?;
-    // The kernel asks for neighbours all the time.
+    // The kernel sends neighbour requests all the time.
     let quiet = eventually(|| {
         let before = last;
         last = read().unwrap_or(before);
         let same = |stack| stack == last.stack;
         last == before && sent_by_the_stack(&lab.router, port).is_ok_and(same)
     });
-    ensure!(quiet, "{port} does not come to rest");
+    ensure!(quiet, "{port} keeps sending");
     Ok(last)
 }
 
-/// What happens to the port on the right while traffic goes on.
+/// What happens to the right port during the traffic.
 fn disturb(lab: &Lab, n: usize) -> Result<()> {
     let pause = || thread::sleep(Duration::from_millis(300));
     let (namespace, first, then) = match n % 4 {
-        // It closes, and opens again.
+        // It is closed, and opened again.
         0 | 2 => (&lab.router, "ip link set rt-right master br0", "ip link set rt-right nomaster"),
-        // It has no carrier: the kernel takes packets and refuses them.
+        // It loses its carrier: the kernel accepts packets and refuses to send them.
         1 => (&lab.right, "ip link set right down", "ip link set right up"),
         _ => (&lab.router, "ip link set rt-right down", "ip link set rt-right up"),
     };
@@ -271,13 +272,13 @@ fn disturb(lab: &Lab, n: usize) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn mixed_traffic_while_ports_close_and_captures_run_is_accounted_for_to_the_packet() -> Result<()> {
+fn mixed_traffic_while_ports_close_and_captures_run_is_fully_accounted_for() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
     let lab = Lab::up()?;
     for port in ["rt-left", "rt-right"] {
-        // Else the kernel takes the IPv6 addresses off an interface that goes down.
+        // Otherwise the kernel removes the IPv6 addresses of an interface that goes down.
         lab.router.sysctl(&format!("net/ipv6/conf/{port}/keep_addr_on_down"), "1")?;
         count_the_stacks_packets(&lab.router, port)?;
     }
@@ -303,7 +304,7 @@ fn mixed_traffic_while_ports_close_and_captures_run_is_accounted_for_to_the_pack
                 let capture = ferroute.command(&["capture", "-w", "/dev/null"]);
                 let mut capture = { capture }.stderr(Stdio::null()).spawn()?;
                 disturb(&lab, n)?;
-                // At any moment, and however often it is asked.
+                // At any moment, and however often it is requested.
                 (0..5).try_for_each(|_| account(&ferroute)?.balanced())?;
                 ferroute.json(&["drops"])?;
                 kill(Pid::from_raw(capture.id() as i32), Signal::SIGINT)?;
@@ -325,7 +326,7 @@ fn mixed_traffic_while_ports_close_and_captures_run_is_accounted_for_to_the_pack
 
     let account = settled(&ferroute)?;
     account.agrees()?;
-    // Only the link on the right goes down, so only there the kernel takes packets and refuses them.
+    // Only the right link goes down, so only there the kernel accepts packets and refuses to send them.
     let refused = [0, account.drops("TX_ERROR")?];
     for ((port, before), refused) in ["rt-left", "rt-right"].into_iter().zip(before).zip(refused) {
         account.received_what_was_steered(port)?;
@@ -341,7 +342,7 @@ fn mixed_traffic_while_ports_close_and_captures_run_is_accounted_for_to_the_pack
     ferroute.terminate()
 }
 
-/// Fails unless there was something of everything.
+/// Fails unless every kind of handling occurred.
 fn met_every_fate(account: &Account) -> Result<()> {
     for reason in ["PKT_TOO_BIG", "TTL_EXCEEDED", "IP_CSUM", "BLACKHOLE", "UNREACHABLE"] {
         ensure!(account.drops(reason)? > 0, "no {reason}: {:#}", account.stat());

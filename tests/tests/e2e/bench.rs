@@ -1,4 +1,4 @@
-//! `ferroute bench` through the lab's router. No figure is expected of it: the machine may be busy.
+//! `ferroute bench` through the lab's router. No particular figure is expected: the machine may be busy.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
@@ -55,7 +55,7 @@ fn bench_closes_a_loop_through_the_router_and_writes_its_report() -> Result<()> 
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn bench_offers_rates_and_bursts_and_counts_what_comes_back() -> Result<()> {
+fn bench_offers_rates_and_bursts_and_counts_returned_packets() -> Result<()> {
     if by_kernel() {
         return Ok(());
     }
@@ -75,7 +75,7 @@ fn bench_offers_rates_and_bursts_and_counts_what_comes_back() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn bench_refuses_what_cannot_be_measured_and_says_why() -> Result<()> {
+fn bench_refuses_impossible_measurements_with_a_reason() -> Result<()> {
     if by_kernel() {
         return Ok(());
     }
@@ -96,7 +96,7 @@ fn bench_refuses_what_cannot_be_measured_and_says_why() -> Result<()> {
     refused("--tx none@LEFT --rx right@RIGHT", "none")?;
     refused("--tx left@nowhere --rx right@RIGHT", "nowhere")?;
     refused(&format!("{ports} --dst 192.0.2.1 --src 192.0.2.2 --dst-mac 0"), "MAC")?;
-    // The router drops what is not for its MAC address; the frames need somebody who takes them.
+    // The router drops frames for another MAC address; something must accept the frames, which GRO does.
     lab.router.run("ethtool -K rt-left gro on")?;
     refused(&format!("{ports} --dst-mac 02:00:00:00:00:99"), "received none of")?;
     lab.right.run("ip link set right down")?;
@@ -106,7 +106,7 @@ fn bench_refuses_what_cannot_be_measured_and_says_why() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn bench_ends_by_ctrl_c_with_what_is_known_so_far() -> Result<()> {
+fn bench_ends_by_ctrl_c_with_the_results_so_far() -> Result<()> {
     if by_kernel() {
         return Ok(());
     }
@@ -118,7 +118,7 @@ fn bench_ends_by_ctrl_c_with_what_is_known_so_far() -> Result<()> {
     let mut child = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stderr = BufReader::new(child.stderr.take().context("no standard error")?);
     let mut lines = stderr.lines();
-    let first = lines.next().context("it ended without a word")??;
+    let first = lines.next().context("it ended without a message")??;
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT)?;
     lines.for_each(drop);
     let output = child.wait_with_output()?;

@@ -1,5 +1,5 @@
-//! `ferroute capture`: tshark reads it, packet by packet what was sent; promiscuity rises and falls;
-//! what goes wrong with it disturbs nothing.
+//! `ferroute capture`: tshark reads every packet as it was sent; promiscuity is set and reset; errors of a
+//! capture affect nothing else.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -20,17 +20,17 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The UDP port of this test's packets.
+/// The UDP port of these tests' packets.
 const PORT: u16 = 4242;
 
-/// A `ferroute capture` that runs.
+/// A running `ferroute capture`.
 pub struct Capture {
     child: Child,
     dir: TempDir,
 }
 
 impl Capture {
-    /// Starts it and waits until it captures.
+    /// Starts it and waits until it is capturing.
     pub fn start(ferroute: &Ferroute, args: &[&str], stdout: Stdio) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let args: Vec<&str> = std::iter::once("capture").chain(args.iter().copied()).collect();
@@ -53,7 +53,7 @@ impl Capture {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Waits for its end; gives its status and what it said.
+    /// Waits for its end; returns its status and standard error.
     fn ended(mut self) -> Result<(ExitStatus, String)> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -65,7 +65,7 @@ impl Capture {
         }
     }
 
-    /// As with Ctrl-C; gives what it said.
+    /// Ends it as Ctrl-C does; returns its standard error.
     pub fn stop(self) -> Result<String> {
         self.signal(Signal::SIGINT)?;
         let (status, said) = self.ended()?;
@@ -81,7 +81,7 @@ impl Drop for Capture {
     }
 }
 
-/// A packet as tshark shows it.
+/// A packet as shown by tshark.
 #[derive(Debug, PartialEq)]
 pub struct Shown {
     pub port: String,
@@ -119,7 +119,7 @@ pub fn read(file: &Path) -> Result<Vec<Shown>> {
     shown.collect()
 }
 
-/// A packet from left to right whose IP header was changed by `edit`.
+/// A packet from left to right with an IP header modified by `edit`.
 fn packet(number: u16, edit: impl FnOnce(&mut Ipv4)) -> Result<Vec<u8>> {
     let (src, dst): (Ipv4Addr, Ipv4Addr) = (LEFT4.parse()?, RIGHT4.parse()?);
     let data = vec![number as u8; 18 + usize::from(number)];
@@ -129,7 +129,7 @@ fn packet(number: u16, edit: impl FnOnce(&mut Ipv4)) -> Result<Vec<u8>> {
     Ok(ethernet(mac::RT_LEFT, mac::LEFT, ETHERTYPE_IPV4, &header.packet(&datagram)))
 }
 
-/// Sends frames from the left and gives those of them that come out on the right, `expected` many.
+/// Sends frames from the left and returns the `expected` frames that arrive on the right.
 fn through(lab: &Lab, frames: &[Vec<u8>], expected: usize) -> Result<Vec<Vec<u8>>> {
     let (left, right) = (Tap::open(&lab.left, "left")?, Tap::open(&lab.right, "right")?);
     let mut arrived = Vec::new();
@@ -179,7 +179,7 @@ fn tshark_reads_every_packet_as_it_was_sent() -> Result<()> {
     sent.insert(100, packet(1001, |header| header.checksum_error = 1)?);
     let arrived = through(&lab, &sent, 200)?;
     let said = all.stop()?;
-    // 202 in, 200 out, 2 dropped; the ICMP error is none of the port.
+    // 202 in, 200 out, 2 dropped; the ICMP error does not use the port.
     for line in ["404 packets captured", "404 packets received by filter", "0 packets lost"] {
         ensure!(said.contains(line), "{line} is not in {said}");
     }
@@ -190,7 +190,7 @@ fn tshark_reads_every_packet_as_it_was_sent() -> Result<()> {
         let of = shown.iter().filter(|s| s.port == port && s.flags == flags);
         of.map(|s| &s.frame[..]).collect()
     };
-    // Unicast, and the direction.
+    // epb_flags: unicast, and the direction.
     ensure!(frames("rt-left", 0b101) == sent, "received is not what was sent");
     ensure!(frames("rt-right", 0b110) == arrived, "sent is not what arrived");
     let comments = |shown: &[Shown]| -> Vec<String> {
@@ -238,13 +238,13 @@ fn promiscuity_rises_with_each_capture_and_falls_with_the_last() -> Result<()> {
     second.ended()?;
     ensure!(eventually(|| promiscuity(&lab).ok() == Some(before + 1)));
 
-    // A frame for another station is seen and goes no further; one for the router does.
+    // A frame for another station is shown but not forwarded; one for the router is forwarded.
     let ours = packet(1, |_| {})?;
     let mut other = packet(2, |_| {})?;
     other[..6].copy_from_slice(&[0x02, 0xaa, 0, 0, 0, 9]);
     let arrived = through(&lab, &[other.clone(), ours.clone()], 1)?;
     ensure!(arrived[0][14 + 4..14 + 6] == [0, 1], "the other station's frame was forwarded");
-    // The two come by different ways: wait for the kernel's, too.
+    // The two are captured by different paths: wait for the kernel's, too.
     let written = eventually(|| read(&path).is_ok_and(|shown| shown.len() == 2));
     ensure!(written, "{:?}", read(&path));
     first.stop()?;
@@ -258,7 +258,7 @@ fn promiscuity_rises_with_each_capture_and_falls_with_the_last() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_goes_wrong_with_a_capture_is_said_and_disturbs_nothing() -> Result<()> {
+fn errors_of_a_capture_are_reported_and_affect_nothing_else() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
@@ -300,17 +300,17 @@ fn what_goes_wrong_with_a_capture_is_said_and_disturbs_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Copies are lost and counted, packets are not.
+/// Copies are lost and counted; packets are not lost.
 fn slow_reader(ferroute: &Ferroute, lab: &Lab) -> Result<()> {
     let mut slow = Capture::start(ferroute, &["-B", "256", "-w", "-"], Stdio::piped())?;
-    // Four copies of a kilobyte each: more than ring, socket and pipe hold together.
-    // One after the other: ping's own socket overflows when it is kept from its CPU.
+    // Four copies of a kilobyte each: more than ring, socket and pipe hold together. One packet after the
+    // other: ping's own socket overflows when it does not get its CPU.
     let pings = ping(&lab.left, &format!("-c 1000 -A -W 10 -s 1000 {RIGHT4}"))?;
-    // It waits for the last answer only as long as it likes.
+    // ping limits how long it waits for the last answer.
     ensure!(pings.sent == 1000 && pings.received >= 990, "{}", pings.text);
     let mut stdout = slow.child.stdout.take().context("a pipe")?;
     let reading = std::thread::spawn(move || stdout.read_to_end(&mut Vec::new()));
-    // Also what is under way is written before it ends.
+    // Copies in flight are also written before it ends.
     slow.signal(Signal::SIGINT)?;
     let (status, said) = slow.ended()?;
     reading.join().expect("the reader does not panic")?;
@@ -328,7 +328,7 @@ fn slow_reader(ferroute: &Ferroute, lab: &Lab) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_port_that_is_renamed_is_told_and_captured_again_when_it_is_back() -> Result<()> {
+fn a_renamed_port_is_reported_and_captured_again_when_it_is_back() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }

@@ -1,5 +1,5 @@
-//! Clients of the control socket that are silent, slow, greedy or wrong cost others nothing: `status`
-//! is answered, routes are followed, memory is bounded and comes back.
+//! Clients of the control socket that are silent, slow, greedy or send invalid requests do not affect
+//! anything else: `status` is answered, routes are followed, memory is bounded and freed.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
@@ -16,30 +16,30 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, eventually, threads};
 use serde_json::Value;
 
-/// How soon `status` must be answered, whatever else is going on.
+/// How soon `status` must be answered under all conditions.
 const SOON: Duration = Duration::from_secs(1);
 /// How soon a route must be followed: the longest that a forwarder may be laxer than the kernel.
 const FOLLOWED: Duration = Duration::from_millis(200);
 /// A large table.
 const ROUTES: usize = 200_000;
-/// What a crowd of clients may cost, in KiB: stacks, buffers and pages of 64 of them, and what the
+/// Memory that many clients may cost, in KiB: stacks, buffers and pages of 64 clients, and what the
 /// allocator keeps of that.
 const CROWD_KIB: u64 = 48 << 10;
 
-/// `ferroute` in a lab, unless the kernel is to forward: then there is nothing to be asked.
+/// Starts `ferroute` in a lab, unless the kernel is to forward: then there is nothing to test.
 fn running() -> Result<Option<(Lab, Ferroute)>> {
     if by_kernel() {
         return Ok(None);
     }
     let lab = Lab::up()?;
     let ferroute = Ferroute::start(&lab)?;
-    // What is used first is there from now on.
+    // State that is created at the first use exists from now on.
     ferroute.ask(&["status"])?;
     ferroute.ask(&["route", "show", "table", "all"])?;
     Ok(Some((lab, ferroute)))
 }
 
-/// Asks for the status, however it is, and fails unless the answer comes soon.
+/// Requests the status and fails unless the answer comes soon.
 fn status(ferroute: &Ferroute) -> Result<Output> {
     let begun = Instant::now();
     let output = ferroute.command(&["status"]).output()?;
@@ -49,14 +49,14 @@ fn status(ferroute: &Ferroute) -> Result<Output> {
     Ok(output)
 }
 
-/// The same, and it must be well.
+/// As [`status`], which must also be good.
 fn is_well(ferroute: &Ferroute) -> Result<()> {
     let output = status(ferroute)?;
     ensure!(output.status.success(), "{output:?}");
     Ok(())
 }
 
-/// Memory that the process has, in KiB.
+/// Resident memory of the process, in KiB.
 fn rss_kib(ferroute: &Ferroute) -> Result<u64> {
     let pid = ferroute.pid().context("no process")?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
@@ -64,7 +64,7 @@ fn rss_kib(ferroute: &Ferroute) -> Result<u64> {
     Ok(line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?)
 }
 
-/// Fails if the process has grown since it had `before` by more than `most` KiB.
+/// Fails if the process has grown by more than `most` KiB since it had `before`.
 fn has_grown_by_at_most(ferroute: &Ferroute, before: u64, most: u64) -> Result<()> {
     let now = rss_kib(ferroute)?;
     ensure!(now <= before + most, "{before} KiB before, {now} KiB now");
@@ -78,17 +78,17 @@ fn connect(ferroute: &Ferroute) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// What comes until the end.
+/// Reads until the end.
 fn rest_of(mut stream: &UnixStream) -> String {
     let mut octets = Vec::new();
-    // One that was not read to its end is reset after what it was told.
+    // If the server has unread input, the connection is reset after its answer.
     let _ = stream.read_to_end(&mut octets);
     String::from_utf8_lossy(&octets).into_owned()
 }
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn silent_clients_lock_nobody_out() -> Result<()> {
+fn silent_clients_do_not_block_others() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let before = rss_kib(&ferroute)?;
     for count in [16, 64, 1000] {
@@ -122,7 +122,7 @@ fn a_thousand_clients_at_once_that_come_and_go_leave_room() -> Result<()> {
         .collect();
     let mut answers = 0;
     while crowd.iter().any(|thread| !thread.is_finished()) {
-        // Those who come may have taken all places since, if their requests have not arrived.
+        // New clients may have taken all places since, if their requests have not arrived.
         is_well(&ferroute)?;
         answers += 1;
     }
@@ -132,7 +132,7 @@ fn a_thousand_clients_at_once_that_come_and_go_leave_room() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn clients_that_send_octet_by_octet_have_so_much_time() -> Result<()> {
+fn clients_that_send_octet_by_octet_have_limited_time() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let mut slow: Vec<UnixStream> = (0..64).map(|_| connect(&ferroute)).collect::<Result<_>>()?;
     let begun = Instant::now();
@@ -178,7 +178,7 @@ fn a_request_that_is_too_long_costs_no_more_than_the_bound() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn nonsense_gets_an_error_and_harms_nobody() -> Result<()> {
+fn invalid_requests_get_an_error_and_affect_nothing_else() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let deep = |open: &str| format!("{{\"version\":1,\"body\":{}\n", open.repeat(150_000));
     let lines: Vec<Vec<u8>> = vec![
@@ -200,7 +200,7 @@ fn nonsense_gets_an_error_and_harms_nobody() -> Result<()> {
     ];
     let mut stream = connect(&ferroute)?;
     for line in &lines {
-        // All on one connection, and each on one of its own.
+        // All on one connection, and each on its own.
         for stream in [&mut stream, &mut connect(&ferroute)?] {
             stream.write_all(line)?;
             let answer = read_line(stream)?;
@@ -236,7 +236,7 @@ fn routes() -> String {
     lines
 }
 
-/// Sets a blackhole in the way of a stream, again and again, and fails if packets pass long after.
+/// Adds a blackhole for a stream repeatedly, and fails if packets still pass afterwards.
 fn follows(lab: &Lab, stream: &Stream, times: usize) -> Result<()> {
     for _ in 0..times {
         ensure!(stream.flows(20), "nothing arrives");
@@ -251,7 +251,7 @@ fn follows(lab: &Lab, stream: &Stream, times: usize) -> Result<()> {
     Ok(())
 }
 
-/// Asks for the whole table on a connection, and reads some of the answer at most.
+/// Requests the whole table on a connection, and reads at most a part of the answer.
 fn unread(ferroute: &Ferroute, format: &str) -> Result<UnixStream> {
     let mut stream = connect(ferroute)?;
     writeln!(
@@ -265,7 +265,7 @@ fn unread(ferroute: &Ferroute, format: &str) -> Result<UnixStream> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn readers_of_a_large_table_keep_nothing_from_being_followed() -> Result<()> {
+fn readers_of_a_large_table_do_not_delay_following_the_kernel() -> Result<()> {
     let Some((lab, ferroute)) = running()? else { return Ok(()) };
     lab.right.run("ip addr add 203.0.113.1/32 dev lo")?;
     lab.router.run("ip route add 203.0.113.0/24 via 198.18.2.2")?;
@@ -275,7 +275,7 @@ fn readers_of_a_large_table_keep_nothing_from_being_followed() -> Result<()> {
     let stream = Stream::start(&lab.left, &lab.right, "203.0.113.1", Duration::from_millis(2))?;
     follows(&lab, &stream, 1)?;
     let before = rss_kib(&ferroute)?;
-    // Some never read, and some read it all, over and over.
+    // Some never read, and some read everything, repeatedly.
     let mut stuck = Vec::new();
     for format in ["json", "text"].repeat(16) {
         stuck.push(unread(&ferroute, format)?);
@@ -317,7 +317,7 @@ fn readers_of_a_large_table_keep_nothing_from_being_followed() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn memory_of_many_answers_is_bounded_and_comes_back() -> Result<()> {
+fn memory_of_many_answers_is_bounded_and_freed() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let before = rss_kib(&ferroute)?;
     let mut addrs = String::new();
@@ -343,7 +343,7 @@ fn memory_of_many_answers_is_bounded_and_comes_back() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn clients_that_take_no_answer_give_way() -> Result<()> {
+fn clients_that_read_no_answer_are_disconnected_for_others() -> Result<()> {
     let Some((lab, ferroute)) = running()? else { return Ok(()) };
     lab.router.ip_batch(&["-4"], &routes())?;
     let all = || ferroute.json(&["status"]).map(|status| status["mirror"]["routes4"].as_u64());
@@ -374,18 +374,18 @@ fn without_descriptors_clients_are_served_by_turns() -> Result<()> {
     ensure!(set.success(), "prlimit: {set}");
     let silent: Vec<UnixStream> = (0..20).map(|_| connect(&ferroute)).collect::<Result<_>>()?;
     for _ in 0..10 {
-        // The firewall cannot be read then, and the kernel forwards.
+        // The firewall cannot be read then, so the kernel forwards.
         status(&ferroute)?;
     }
     let used = cpu_ticks(pid)?;
     thread::sleep(Duration::from_secs(1));
-    ensure!(cpu_ticks(pid)? - used < 60, "it spins: {} ticks", cpu_ticks(pid)? - used);
+    ensure!(cpu_ticks(pid)? - used < 60, "it is busy-looping: {} ticks", cpu_ticks(pid)? - used);
     drop(silent);
     ensure!(eventually(|| is_well(&ferroute).is_ok()), "{}", ferroute.said());
     Ok(())
 }
 
-/// CPU time of all threads but workers, which poll, in ticks of 10 ms.
+/// CPU time of all threads except the workers, which poll, in ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for thread in threads::read_each(pid, "stat")? {
@@ -400,10 +400,10 @@ fn cpu_ticks(pid: u32) -> Result<u64> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn status_is_answered_while_the_control_thread_stands_still() -> Result<()> {
+fn status_is_answered_while_the_control_thread_is_stalled() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let stopped = StoppedThread::stop(ferroute.pid().context("no process")?, "ferroute")?;
-    // However many wait for it.
+    // However many clients wait for it.
     let waiting: Vec<UnixStream> = (0..64)
         .map(|_| {
             let mut stream = connect(&ferroute)?;
@@ -434,7 +434,7 @@ fn status_is_answered_while_the_control_thread_stands_still() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn status_is_answered_while_a_worker_stands_still() -> Result<()> {
+fn status_is_answered_while_a_worker_is_stalled() -> Result<()> {
     let Some((_lab, ferroute)) = running()? else { return Ok(()) };
     let stopped = StoppedThread::stop(ferroute.pid().context("no process")?, "fr-worker0")?;
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! `link show -d`: devices as `ip`, `ethtool` and the kernel's files have them, and what they are as
+//! `link show -d`: devices are shown as by `ip`, `ethtool` and the kernel's files, together with their
 //! ports.
 
 use std::collections::BTreeSet;
@@ -9,12 +9,12 @@ use ferroute_tests::ping::ping_each;
 use ferroute_tests::{Ferroute, Lab, ferroute::by_kernel};
 use serde_json::Value;
 
-/// The router's left port, as `link show -d` has it.
+/// The router's left port, as shown by `link show -d`.
 fn details(ferroute: &Ferroute) -> Result<Value> {
     Ok(ferroute.json(&["link", "show", "-d", "dev", "rt-left"])?[0].take())
 }
 
-/// The same, as `ip` has it.
+/// The same, as shown by `ip`.
 fn by_ip(lab: &Lab) -> Result<Value> {
     let mut links: Value = serde_json::from_str(&lab.router.run("ip -d -j link show rt-left")?)?;
     Ok(links[0].take())
@@ -34,7 +34,7 @@ fn a_device_is_shown_as_ip_shows_it() -> Result<()> {
         for key in ["ifindex", "ifname", "mtu", "address", "max_mtu", "num_rx_queues"] {
             ensure!(ours[key] == theirs[key] && !ours[key].is_null(), "{key}: {ours}\n{theirs}");
         }
-        // `ip` of Debian 12 does not know every one.
+        // `ip` of Debian 12 does not show all of them.
         for key in ["promiscuity", "allmulti", "num_tx_queues"] {
             ensure!(theirs[key].is_null() || ours[key] == theirs[key], "{key}: {ours}\n{theirs}");
         }
@@ -104,7 +104,7 @@ fn a_port_is_shown_with_its_mode_sockets_and_counters() -> Result<()> {
         for expected in ["promiscuity 0", "driver veth", "port forwarding", "last transmit "] {
             ensure!(text.contains(expected), "{expected}: {text}");
         }
-        // Without -d nothing of it, and what is no port is none.
+        // Without -d no details, and an interface that is not a port has no port details.
         ensure!(!ferroute.ask(&["link", "show"])?.contains("promiscuity"));
         let lo = ferroute.json(&["link", "show", "-d", "dev", "lo"])?;
         ensure!(lo[0]["port"].is_null() && lo[0]["promiscuity"] == 0, "{lo}");

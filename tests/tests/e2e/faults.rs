@@ -1,8 +1,8 @@
-//! Faults of every kind in a random order, under traffic: what the kernel would refuse is refused,
-//! what it would forward arrives, and afterwards userspace forwards, every packet is accounted for,
-//! and memory and CPU time are what they were.
+//! Faults of every kind in random order, under traffic: packets that the kernel would refuse are refused,
+//! those that it would forward arrive. Afterwards userspace forwards, every packet is accounted for, and
+//! memory and CPU time have not grown.
 //!
-//! FERROUTE_SOAK_SECONDS says for how long, FERROUTE_SEED repeats a run.
+//! FERROUTE_SOAK_SECONDS sets the duration, FERROUTE_SEED repeats a run.
 
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -18,15 +18,15 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, ferroute};
 use serde_json::Value;
 
-/// Without FERROUTE_SOAK_SECONDS.
+/// Default of FERROUTE_SOAK_SECONDS.
 const SECONDS: u64 = 40;
 const PACE: Duration = Duration::from_millis(2);
-/// The longest that anything has to take effect, on a machine that runs other tests.
+/// The longest that a change may take to have effect, on a machine that runs other tests.
 const SOON: Duration = Duration::from_secs(10);
-/// What the process may grow after its first faults, in KiB.
+/// How much the process may grow after its first faults, in KiB.
 const GROWTH_KIB: u64 = 16 << 10;
 
-/// Makes the kernel refuse packets to the right, and undoes it. Of IPv4 or of both families.
+/// Makes the kernel refuse packets to the right, and undoes it; for IPv4 only or for both families.
 const REFUSALS: [(&[&str], &[&str], bool); 5] = [
     (&["ip route add blackhole 198.18.2.2"], &["ip route del blackhole 198.18.2.2"], false),
     (&["ip rule add pref 1 to 198.18.2.2 unreachable"], &["ip rule del pref 1"], false),
@@ -50,7 +50,7 @@ const REFUSALS: [(&[&str], &[&str], bool); 5] = [
     ),
 ];
 
-/// Verbs that a script might ask for at any time.
+/// Commands that a script might run at any time.
 const VERBS: [&[&str]; 8] = [
     &["status"],
     &["stat", "--port"],
@@ -69,14 +69,14 @@ struct Soak {
     rng: Rng,
     v4: Stream,
     v6: Stream,
-    /// Clients that connect and are silent.
+    /// Connected clients that are silent.
     silent: Vec<UnixStream>,
 }
 
 impl Soak {
     fn start(seed: u64) -> Result<Option<Self>> {
         let lab = Lab::up()?;
-        // Else the kernel takes the IPv6 addresses off an interface that goes down.
+        // Otherwise the kernel removes the IPv6 addresses of an interface that goes down.
         for port in ["rt-left", "rt-right"] {
             lab.router.sysctl(&format!("net/ipv6/conf/{port}/keep_addr_on_down"), "1")?;
         }
@@ -99,7 +99,7 @@ impl Soak {
                 let stopped = StoppedProcess::stop(self.pid)?;
                 self.pause(1500);
                 if self.rng.one_in(2) {
-                    // What changes meanwhile holds afterwards.
+                    // Changes made while it is stopped are effective afterwards.
                     return self.refuse(Some(stopped));
                 }
             }
@@ -127,7 +127,7 @@ impl Soak {
         self.flows()
     }
 
-    /// Something that the kernel refuses, and back. `stopped`: the process, which goes on after.
+    /// A refusal by the kernel, and its end. `stopped`: the process is stopped, and continued in between.
     fn refuse(&mut self, stopped: Option<StoppedProcess>) -> Result<()> {
         let (refuse, undo, both) = self.rng.pick(&REFUSALS);
         for line in refuse {
@@ -144,8 +144,7 @@ impl Soak {
         self.flows().with_context(|| format!("after {undo:?}"))
     }
 
-    /// The port on the right with its wire, under the number that it had, while the process is
-    /// stopped or not.
+    /// Recreates the right port and its link with the same ifindex, while the process is stopped or not.
     fn make_right_anew(&mut self) -> Result<()> {
         let stopped = match self.rng.one_in(2) {
             true => Some(StoppedProcess::stop(self.pid)?),
@@ -207,7 +206,7 @@ impl Soak {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid))?.count())
     }
 
-    /// After everything: userspace forwards, the mirror is the kernel's, the accounts balance.
+    /// After everything: userspace forwards, the mirror matches the kernel, the accounts balance.
     fn ends_well(mut self) -> Result<()> {
         self.silent.clear();
         self.flows()?;
@@ -219,7 +218,7 @@ impl Soak {
         mirrored(&self.lab, &self.ferroute)?;
         let balanced = || -> Result<()> {
             let account = Account::new(self.ferroute.json(&["stat"])?);
-            ensure!(account.is_settled()?, "packets stay under way: {:#}", account.stat());
+            ensure!(account.is_settled()?, "packets remain in flight: {:#}", account.stat());
             account.agrees()
         };
         ferroute_tests::eventually(|| balanced().is_ok());
@@ -228,7 +227,7 @@ impl Soak {
     }
 }
 
-/// What `ip` shows is what ferroute shows.
+/// Fails unless ferroute shows the same as `ip`.
 fn mirrored(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
     for (verb, keys) in [
         (&["route", "show"][..], &["dst", "gateway", "dev", "type"][..]),
@@ -280,7 +279,7 @@ fn faults_in_a_random_order_leave_nothing_behind() -> Result<()> {
         eprintln!("{steps} faults; {kib} KiB after 10 of them, {kib_now} KiB now");
         eprintln!("descriptors: {descriptors}, {descriptors_now} now");
         ensure!(kib_now < kib + GROWTH_KIB, "memory grows: from {kib} to {kib_now} KiB");
-        ensure!(descriptors_now < descriptors + 20, "descriptors are not given back");
+        ensure!(descriptors_now < descriptors + 20, "descriptors are leaked");
     }
     soak.ends_well().with_context(|| format!("after {steps} steps of seed {seed}"))
 }

@@ -1,5 +1,5 @@
-//! Files that `ferroute` writes for root: nobody else reads captures, and nobody else decides where they
-//! are.
+//! Files that `ferroute` writes for root: nobody else can read captures, and nobody else can decide where
+//! they are written.
 
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -12,10 +12,10 @@ use ferroute_tests::lab::addr::RIGHT4;
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 
-/// How pcapng begins.
+/// First octets of a pcapng file.
 const MAGIC: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
-/// A capture of one packet into `file`, while there are some.
+/// Captures one packet into `file`, while packets are forwarded.
 fn capture(lab: &Lab, ferroute: &Ferroute, file: &str) -> Result<Output> {
     let mut command = ferroute.command(&["capture", "-c", "1", "-w", file, "icmp"]);
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -32,7 +32,7 @@ fn written(lab: &Lab, ferroute: &Ferroute, file: &Path) -> Result<()> {
     let output = capture(lab, ferroute, &file.to_string_lossy())?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {said}", file.display());
-    ensure!(fs::read(file)?.starts_with(&MAGIC), "{} is no pcapng", file.display());
+    ensure!(fs::read(file)?.starts_with(&MAGIC), "{} is not pcapng", file.display());
     Ok(())
 }
 
@@ -64,7 +64,7 @@ fn captures_are_private_and_no_link_of_others_is_followed() -> Result<()> {
         written(&lab, &ferroute, &file)?;
         let mode = fs::metadata(&file)?.permissions().mode() & 0o777;
         ensure!(mode == 0o600, "{mode:o}");
-        // Again, over it.
+        // Once more, overwriting it.
         fs::write(&file, vec![b'x'; 1 << 20])?;
         written(&lab, &ferroute, &file)?;
         ensure!(fs::metadata(&file)?.len() < 1 << 16);
@@ -83,7 +83,7 @@ fn captures_are_private_and_no_link_of_others_is_followed() -> Result<()> {
     let hgrm = shared.join("link").to_string_lossy().into_owned();
     let latency = ferroute.command(&["latency", "--hgrm", &hgrm]).output()?;
     ensure!(!latency.status.success() && fs::read(&precious)? == b"precious");
-    // One of our own is followed.
+    // The user's own link is followed.
     symlink(own.join("led-to"), own.join("link"))?;
     written(&lab, &ferroute, &own.join("link"))?;
     ensure!(own.join("led-to").is_file());

@@ -1,8 +1,8 @@
-//! Everything that filters forwarded packets in the kernel: named by `run` and `doctor`, and enforced
+//! Everything that filters forwarded packets in the kernel is reported by `run` and `doctor`, and enforced
 //! when it appears while ferroute runs.
 //!
-//! A kind of filter that this machine's kernel does not have is skipped with a word on standard
-//! error, after the kernel was asked for it.
+//! A kind of filter that this machine's kernel does not have is skipped with a message on standard error,
+//! after trying it.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -20,35 +20,35 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, Netns, PATIENCE, eventually, ferroute, lab};
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
-/// From a filter's first moment to the last packet that went past it. What is documented is far
-/// less; a busy machine may take this long, and looking once a second longer.
+/// Maximum time from setting a filter until the last packet bypasses it. The documented time is far less; a
+/// busy machine may take this long, and periodic checks a second longer.
 const WINDOW_MAX: Duration = Duration::from_millis(500);
-/// A stream of a packet a millisecond is over when nothing arrived for so long.
+/// A stream of one packet per millisecond has stopped when nothing arrived for this long.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// A filter that drops what goes to the right.
+/// A filter that drops packets to the right.
 struct Filter<'a> {
-    /// What `run` and `doctor` call it.
+    /// Its name in messages of `run` and `doctor`.
     name: &'a str,
-    /// Whose packets it drops.
+    /// Destination of the packets that it drops.
     address: &'a str,
-    /// Commands that have to be there before, and are no reason for anything.
+    /// Commands that must be run first, and do not filter anything.
     before: &'a [&'a str],
-    /// What sets it.
+    /// How it is set.
     set: By<'a>,
-    /// What lifts it.
+    /// Commands that remove it.
     lift: &'a [&'a str],
-    /// Whether there is nothing left of it then.
+    /// Whether nothing remains of it afterwards.
     is_gone: bool,
 }
 
 enum By<'a> {
     Commands(&'a [&'a str]),
-    /// Words for [`Attached`].
+    /// Arguments of [`Attached`].
     Program(&'a str),
 }
 
-/// A filter of commands that leave nothing behind.
+/// A filter of commands that leaves nothing behind.
 const PLAIN: Filter<'_> = Filter {
     name: "",
     address: RIGHT4,
@@ -76,7 +76,7 @@ impl Filter<'_> {
         self.lift.iter().try_for_each(|command| lab.router.run(command).map(drop))
     }
 
-    /// `run` refuses, and `doctor` says the same.
+    /// Fails unless `run` refuses with its name, and `doctor` reports the same.
     fn is_named(&self, lab: &Lab) -> Result<()> {
         let said = Ferroute::refusal(&lab.router, &PORTS)?;
         for word in [self.name, "--ignore-firewall"] {
@@ -89,7 +89,7 @@ impl Filter<'_> {
         Ok(())
     }
 
-    /// Set before the start, and while it runs.
+    /// Sets it before the start, and while ferroute runs.
     fn check(&self) -> Result<()> {
         let lab = Lab::up()?;
         for command in self.before {
@@ -119,7 +119,7 @@ impl Filter<'_> {
         if self.is_gone {
             ensure!(
                 forwards_itself(&running, &stream),
-                "the kernel goes on: {}",
+                "the kernel still forwards: {}",
                 running.account()
             );
         } else if !ferroute::by_kernel() {
@@ -130,7 +130,7 @@ impl Filter<'_> {
     }
 }
 
-/// Whether `status` names it; while it leaves all to the kernel its exit status is not 0.
+/// Whether `status` names it; while everything is left to the kernel its exit status is not 0.
 fn says(running: &Ferroute, name: &str) -> bool {
     let output = running.command(&["status"]).output();
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(name))
@@ -146,12 +146,12 @@ fn last_arrival(stream: &Stream) -> Result<Instant> {
         if now != arrived {
             (arrived, last) = (now, Instant::now());
         }
-        ensure!(Instant::now() < end, "packets go on arriving");
+        ensure!(Instant::now() < end, "packets keep arriving");
     }
     Ok(last)
 }
 
-/// Whether packets of the stream go past the kernel again.
+/// Whether packets of the stream bypass the kernel again.
 fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
     eventually(|| {
         let before = running.forwarded_by_kernel().ok();
@@ -206,11 +206,11 @@ fn an_nftables_chain_of_a_port() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_nftables_chain_of_a_wildcard_that_takes_a_port() -> Result<()> {
+fn an_nftables_chain_of_a_wildcard_that_matches_a_port() -> Result<()> {
     let tool = lab::repository().join("tests/tools/nft-wildcard");
     let tool = tool.display();
     for hook in ["ingress", "egress"] {
-        // Also one that takes the port to the left, by which nothing is sent to the right.
+        // Also one that matches the left port, on which no packet to the right is sent.
         let set = format!("{tool} {hook} rt-");
         let lab = Lab::up()?;
         if lab.router.run(&set)?.contains("no such hook") {
@@ -241,7 +241,7 @@ fn an_iptables_table_of_either_program() -> Result<()> {
             ..PLAIN
         }
         .check()?;
-        // A kernel may be built without the old tables.
+        // A kernel may be built without legacy tables.
         let lab = Lab::up()?;
         let legacy = format!("{program}-legacy");
         if let Err(error) = lab.left.run(&format!("{legacy} -t filter -S")) {
@@ -252,7 +252,7 @@ fn an_iptables_table_of_either_program() -> Result<()> {
             name: &format!("{legacy}: table filter"),
             address,
             set: By::Commands(&[&format!("{legacy} -A FORWARD -j DROP")]),
-            // A table stays once it was there.
+            // A table remains once it was created.
             lift: &[&format!("{legacy} -F")],
             is_gone: false,
             ..PLAIN
@@ -333,7 +333,7 @@ fn a_tc_filter_of_a_classful_qdisc() -> Result<()> {
         ..PLAIN
     }
     .check()?;
-    // Of an inner class: packets come to it by a filter of the root.
+    // Of an inner class: packets reach it by a filter of the root.
     let lab = Lab::up()?;
     before.iter().try_for_each(|command| lab.router.run(command).map(drop))?;
     lab.router
@@ -353,7 +353,7 @@ fn a_tcx_program_with_a_link_and_without() -> Result<()> {
         let name = format!("(tcx {hook}) on {port}");
         Filter { name: &name, set: By::Program(&words), ..PLAIN }.check()?;
     }
-    // One without a link stays with its interface.
+    // A program without a link stays attached to its interface.
     let lab = Lab::up()?;
     let Some(program) = Attached::new(&lab.router, "drop tcx rt-right egress")? else {
         return Ok(());
@@ -379,7 +379,7 @@ fn a_bpf_netfilter_program() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_filter_of_an_interface_that_is_no_port_is_no_reason() -> Result<()> {
+fn a_filter_of_an_interface_that_is_not_a_port_is_ignored() -> Result<()> {
     let lab = Lab::up()?;
     lab.router.run("ip link add other0 type veth peer name other1")?;
     lab.router.run("tc qdisc add dev other0 clsact")?;
@@ -388,7 +388,7 @@ fn a_filter_of_an_interface_that_is_no_port_is_no_reason() -> Result<()> {
     lab.router.run("nft add table netdev t")?;
     lab.router
         .run("nft add chain netdev t c { type filter hook ingress device other1 priority 0 ; }")?;
-    // A discipline without filters is no filter.
+    // A qdisc without filters is not a filter.
     lab.router.run("tc qdisc add dev rt-right root handle 1: htb default 10")?;
     lab.router.run("tc qdisc add dev rt-left clsact")?;
     let running = Ferroute::start(&lab)?;
@@ -441,7 +441,7 @@ fn a_filter_of_a_matched_port_holds_while_the_port_cannot_be_closed() -> Result<
     ensure!(stream.flows(50));
     running.forwarded_all_itself()?;
     let pid = running.pid().context("no process")?;
-    // As a driver would that is slow to reset.
+    // As with a driver whose reset is slow.
     let stopped = StoppedThread::stop(pid, "fr-ports")?;
     lab.router.run("nft add table netdev t")?;
     lab.router.run(
@@ -460,13 +460,13 @@ fn a_filter_of_a_matched_port_holds_while_the_port_cannot_be_closed() -> Result<
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_sysctl_that_no_event_tells_of() -> Result<()> {
+fn a_sysctl_that_sends_no_event() -> Result<()> {
     let lab = Lab::up()?;
     let running = Ferroute::start(&lab)?;
     let stream = Stream::start(&lab.left, &lab.right, RIGHT6, Duration::from_millis(1))?;
     ensure!(stream.flows(50), "nothing arrives at the start");
     running.forwarded_all_itself()?;
-    // The port to the left only receives: no route is lost by this.
+    // The left port only receives: no route is lost by this.
     lab.router.sysctl("net/ipv6/conf/rt-left/disable_ipv6", "1")?;
     let set = Instant::now();
     let last = last_arrival(&stream)?.saturating_duration_since(set);
@@ -476,14 +476,14 @@ fn a_sysctl_that_no_event_tells_of() -> Result<()> {
     Ok(())
 }
 
-/// A command that is run over and over, until this is dropped.
+/// A command that is run repeatedly until this is dropped.
 struct Storm {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<Result<u64>>>,
 }
 
 impl Storm {
-    /// `command`: what is before the name of a file with `lines`.
+    /// `command`: the command line, to which the name of a file with `lines` is appended.
     fn start(namespace: &Netns, command: &'static str, lines: String) -> Storm {
         let stop = Arc::new(AtomicBool::new(false));
         let (namespace, stopped) = (namespace.clone(), Arc::clone(&stop));
@@ -501,7 +501,7 @@ impl Storm {
         Storm { stop, thread: Some(thread) }
     }
 
-    /// The same of `batch`, which takes lines from its standard input: one after each pause.
+    /// As [`Storm::start`] for `batch`, which reads lines from its standard input: one after each pause.
     fn of_lines(
         namespace: &Netns,
         batch: &'static str,
@@ -527,7 +527,7 @@ impl Storm {
         Ok(Storm { stop, thread: Some(thread) })
     }
 
-    /// How often it was run, or how many lines there were.
+    /// Returns how often it was run, or how many lines were written.
     fn stop(mut self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().context("it was started")?.join().expect("does not panic")
@@ -542,10 +542,10 @@ impl Drop for Storm {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
+fn a_storm_of_rules_delays_nothing() -> Result<()> {
     let lab = Lab::up()?;
     let running = Ferroute::start(&lab)?;
-    // Rules that no forwarded packet meets, as fast as they can be set.
+    // Rules that match no forwarded packet, as fast as they can be set.
     lab.router.run("nft add table inet t")?;
     lab.router.run("nft add chain inet t i { type filter hook input priority 0 ; }")?;
     let rules = "add rule inet t i udp dport 9 accept\n".repeat(500);
@@ -555,7 +555,7 @@ fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
     let asked = Instant::now();
     running.ask(&["status"])?;
     let answered = asked.elapsed();
-    // A rule that matters is read all the same.
+    // A relevant rule is still read.
     lab.router
         .run("nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }")?;
     let set = Instant::now();
@@ -572,11 +572,11 @@ fn a_storm_of_rules_keeps_nobody_waiting() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn a_rule_holds_while_links_change_and_an_interface_waits_to_be_a_port() -> Result<()> {
     let lab = Lab::up()?;
-    // Larger than a port may be: it waits for good.
+    // Longer than a port's MTU may be: it waits forever.
     lab.router.run("ip link add xx0 mtu 9500 type veth peer name xx1 mtu 9500")?;
     lab.router.run("ip link set xx0 up")?;
     lab.router.run("ip link add other0 type veth peer name other1")?;
-    // The kernel tells of no change of one that is down.
+    // The kernel sends no notifications of an interface that is down.
     lab.router.run("ip link set other0 up")?;
     let running = Ferroute::start_with(&lab, &["-i", "xx*"])?;
     let storm = Storm::of_lines(&lab.router, "ip", Duration::from_millis(1), |n| {
@@ -599,7 +599,7 @@ fn a_rule_holds_while_links_change_and_an_interface_waits_to_be_a_port() -> Resu
         ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
         lab.router.run("nft delete table ip t")?;
     }
-    // An interface that comes meanwhile becomes a port, unless it has a filter of its own.
+    // A new interface becomes a port meanwhile, unless it has a filter of its own.
     lab.router.run("ip link add xx2 type veth peer name xx3")?;
     lab.router.run("ip link add xx4 type veth peer name xx5")?;
     lab.router.run("tc qdisc add dev xx4 clsact")?;
@@ -625,7 +625,7 @@ fn a_rule_holds_while_links_change_and_an_interface_waits_to_be_a_port() -> Resu
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
+fn thousands_of_classes_do_not_keep_the_control_thread_busy() -> Result<()> {
     const CLASSES: u32 = 5000;
     let lab = Lab::up()?;
     let dir = tempfile::tempdir()?;
@@ -658,7 +658,7 @@ fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
         eprintln!("the control thread ran for {:.0} % of the time", share * 100.0);
         ensure!(share < 0.4, "the control thread runs for {:.0} % of the time", share * 100.0);
     }
-    // A filter of the last one is read all the same.
+    // A filter of the last class is still read.
     let last_class = format!("1:{:x}", CLASSES + 1);
     let filter = "protocol ip u32 match u32 0 0 flowid 1:2";
     lab.router.run(&format!("tc filter add dev rt-right parent {last_class} {filter}"))?;
@@ -667,8 +667,8 @@ fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
     ensure!(ferroute::by_kernel() || eventually(|| says(&running, &name)), "{name} is not seen");
     eprintln!("status names it after {:?}", set.elapsed());
     lab.router.run(&format!("tc filter del dev rt-right parent {last_class}"))?;
-    ensure!(forwards_itself(&running, &stream), "the kernel goes on: {}", running.account());
-    // After a pause in which more was told than its socket holds.
+    ensure!(forwards_itself(&running, &stream), "the kernel still forwards: {}", running.account());
+    // After a pause with more notifications than its socket holds.
     if let Some(pid) = pid {
         let stopped = StoppedProcess::stop(pid)?;
         let changes = std::fs::read_to_string(&path)?.replace("class add", "class change");
@@ -676,14 +676,18 @@ fn thousands_of_classes_leave_the_control_thread_time() -> Result<()> {
         lab.router.run(&format!("tc -batch {}", path.display()))?;
         thread::sleep(Duration::from_secs(2));
         drop(stopped);
-        ensure!(forwards_itself(&running, &stream), "the kernel goes on: {}", running.account());
+        ensure!(
+            forwards_itself(&running, &stream),
+            "the kernel still forwards: {}",
+            running.account()
+        );
     }
     ensure!(storm.stop()? > 0);
     stream.stop();
     Ok(())
 }
 
-/// Of a process: user and system time of its first thread.
+/// User and system time of a process's first thread.
 fn cpu_time_of_main_thread(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat"))?;
     let behind_name = stat.rsplit(')').next().context("no name")?;

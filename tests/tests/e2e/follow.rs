@@ -1,4 +1,4 @@
-//! Routes, nexthops, rules and addresses are changed under traffic, and the traffic follows.
+//! Routes, nexthops, rules and addresses are changed under traffic, and forwarding follows.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -13,7 +13,7 @@ use ferroute_tests::tap::Tap;
 use ferroute_tests::{Ferroute, Lab, eventually};
 
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Nothing may arrive for so long once a way is closed.
+/// Nothing may arrive for this long once a route is gone.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// A destination behind the right host, for each family.
@@ -39,7 +39,7 @@ fn dries_up(stream: &Stream) -> Result<()> {
     Ok(())
 }
 
-/// Opens and closes the way to `address` with commands in the router, three times, under traffic.
+/// Adds and removes a route to `address` by commands in the router, three times, under traffic.
 fn open_and_close(address: &str, open: &str, close: &str) -> Result<()> {
     let (lab, ferroute) = lab_with_ferroute()?;
     let stream = Stream::start(&lab.left, &lab.right, address, INTERVAL)?;
@@ -141,7 +141,7 @@ fn a_rule_comes_and_goes() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_address_of_the_router_is_its_own_at_once() -> Result<()> {
+fn a_new_address_of_the_router_is_local_at_once() -> Result<()> {
     let (lab, _ferroute) = lab_with_ferroute()?;
     lab.router.run("ip addr add 192.0.2.1/32 dev lo")?;
     lab.router.run("ip addr add 2001:db8:9::1/128 dev lo nodad")?;
@@ -180,10 +180,10 @@ fn spread(lab: &Lab) -> Result<BTreeMap<u8, usize>> {
 #[ignore = "needs root: run by scripts/test"]
 fn multipath_spreads_flows_by_weight() -> Result<()> {
     let lab = Lab::up()?;
-    // By ports, not addresses alone. Read from time to time only, so it is set before.
+    // By ports, not only by addresses. It is only read periodically, so it is set first.
     lab.router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
     let ferroute = Ferroute::start(&lab)?;
-    // The path is told by the neighbour's hardware address; nobody there has to answer.
+    // The path is identified by the neighbour's MAC address; the neighbour does not have to answer.
     for host in [11, 12] {
         let neighbour = format!("198.18.2.{host} dev rt-right lladdr 02:00:00:00:00:{host}");
         lab.router.run(&format!("ip neigh add {neighbour} nud permanent"))?;
@@ -199,7 +199,7 @@ fn multipath_spreads_flows_by_weight() -> Result<()> {
         Ok(())
     };
     expect_quarter(spread(&lab)?)?;
-    // The same as nexthop objects in a group.
+    // The same with nexthop objects in a group.
     lab.router.run("ip route del 203.0.113.9")?;
     lab.router.run("ip nexthop add id 11 via 198.18.2.11 dev rt-right")?;
     lab.router.run("ip nexthop add id 12 via 198.18.2.12 dev rt-right")?;

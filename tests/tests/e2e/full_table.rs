@@ -1,4 +1,5 @@
-//! A large table is mirrored completely, answers as the kernel does, and survives lost messages.
+//! A large table is mirrored completely, gives the same results as the kernel's, and survives lost
+//! messages.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -17,7 +18,7 @@ const ROUTES4: usize = 80_000;
 const ROUTES6: usize = 20_000;
 const QUESTIONS: usize = 10_000;
 
-/// Prefixes of all the usual lengths, no two alike.
+/// Different prefixes of all the usual lengths.
 struct Table {
     v4: BTreeSet<(Ipv4Addr, u8)>,
     v6: BTreeSet<(Ipv6Addr, u8)>,
@@ -28,7 +29,7 @@ impl Table {
         let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());
         while v4.len() < ROUTES4 {
             let len = [8 + rng.below(17) as u8, 24, 24, 32][rng.below(4)];
-            // From 1.0.0.0 up to 100.255.255.255: none of the special ranges but 10/8.
+            // From 1.0.0.0 to 100.255.255.255: no special range except 10/8.
             let bits = ((1 + rng.below(100)) as u32) << 24 | rng.bits() as u32 & 0x00ff_ffff;
             v4.insert((Ipv4Addr::from(bits & (u32::MAX << (32 - len))), len));
         }
@@ -53,7 +54,7 @@ impl Table {
         (lines4, lines6)
     }
 
-    /// Addresses, most of them inside some prefix.
+    /// Addresses, most of them inside a prefix.
     fn addresses(&self, rng: &mut Rng) -> Vec<IpAddr> {
         let v4: Vec<_> = self.v4.iter().copied().collect();
         let v6: Vec<_> = self.v6.iter().copied().collect();
@@ -80,13 +81,13 @@ impl Table {
 
 fn lab() -> Result<Lab> {
     let lab = Lab::up()?;
-    // Every question has an answer: without a route `ip` gives an error and no JSON.
+    // Every lookup has a result: without a route `ip` prints an error and no JSON.
     lab.router.run("ip route add default via 198.18.2.2")?;
     lab.router.run("ip route add default via 2001:db8:2::2")?;
     Ok(lab)
 }
 
-/// What the kernel answers, address by address: destination, nexthop, port, preferred source.
+/// The kernel's results: destination, nexthop, port, preferred source of each address.
 fn kernel_answers(lab: &Lab, addresses: &[IpAddr]) -> Result<Vec<Value>> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("questions");
@@ -101,7 +102,7 @@ fn kernel_answers(lab: &Lab, addresses: &[IpAddr]) -> Result<Vec<Value>> {
     answers.map(|answer| Ok(facts(&answer?[0]))).collect()
 }
 
-/// What `ferroute -j route get -` answers, in the same form.
+/// Results of `ferroute -j route get -`, in the same form.
 fn our_answers(ferroute: &Ferroute, addresses: &[IpAddr]) -> Result<Vec<Value>> {
     let mut command = ferroute.command(&["-j", "route", "get", "-"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -122,7 +123,7 @@ fn facts(answer: &Value) -> Value {
     present.map(|field| ((*field).to_owned(), answer[*field].clone())).collect()
 }
 
-/// Compares both for random addresses and fails with the first that differ.
+/// Compares both for random addresses and fails with the first difference.
 fn answers_agree(lab: &Lab, ferroute: &Ferroute, addresses: &[IpAddr]) -> Result<()> {
     let (kernel, ours) = (kernel_answers(lab, addresses)?, our_answers(ferroute, addresses)?);
     ensure!(kernel.len() == addresses.len() && ours.len() == addresses.len());
@@ -139,13 +140,13 @@ fn answers_agree(lab: &Lab, ferroute: &Ferroute, addresses: &[IpAddr]) -> Result
     Ok(())
 }
 
-/// The prefixes of the main table: those the kernel has, or those Ferroute has.
+/// The prefixes of the main table, from the kernel's or Ferroute's output.
 fn prefixes(text: &str) -> Result<BTreeSet<String>> {
     let routes: Vec<Value> = serde_json::from_str(text)?;
     Ok(routes.iter().map(|route| format!("{} {}", route["dst"], route["gateway"])).collect())
 }
 
-/// Waits until both have the same routes; the difference is the error.
+/// Waits until both have the same routes; a remaining difference is the error.
 fn tables_agree(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
     for family in ["-4", "-6"] {
         let kernel = prefixes(&lab.router.run(&format!("ip -j {family} route show table main"))?)?;
@@ -156,7 +157,7 @@ fn tables_agree(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
             let missing: Vec<_> = kernel.difference(&ours).take(5).collect();
             let surplus: Vec<_> = ours.difference(&kernel).take(5).collect();
             anyhow::bail!(
-                "{family}: the kernel has {}, we have {}; missing {missing:?}, too many {surplus:?}",
+                "{family}: the kernel has {}, Ferroute has {}; missing {missing:?}, too many {surplus:?}",
                 kernel.len(),
                 ours.len()
             );
@@ -176,7 +177,7 @@ fn a_hundred_thousand_routes_answer_as_the_kernel_does() -> Result<()> {
     let mut rng = Rng::new(seed);
     let table = Table::random(&mut rng);
     let lab = lab()?;
-    // Half of them are there at the start and are dumped, the others come as they are added.
+    // Half of them exist at the start and are dumped, the others are added later.
     let (lines4, lines6) = table.lines("add");
     lab.router.ip_batch(&["-6"], &lines6)?;
     let ferroute = Ferroute::start(&lab)?;
@@ -203,7 +204,7 @@ fn lost_messages_end_in_the_same_table() -> Result<()> {
     let resyncs = |status: &Value| status["mirror"]["resyncs"].as_u64();
     let before = resyncs(&ferroute.json(&["status"])?).context("no resyncs")?;
 
-    // It cannot read while it is stopped: the socket's buffer overflows, messages are lost.
+    // It cannot read while it is stopped: the socket's buffer overflows and messages are lost.
     let pid = Pid::from_raw(ferroute.pid().context("no process")? as i32);
     kill(pid, Signal::SIGSTOP)?;
     let changed = (|| {
@@ -222,7 +223,7 @@ fn lost_messages_end_in_the_same_table() -> Result<()> {
 
     tables_agree(&lab, &ferroute)?;
     let after = resyncs(&ferroute.json(&["status"])?).context("no resyncs")?;
-    ensure!(after > before, "no message was lost, so nothing was shown: {before} resyncs");
+    ensure!(after > before, "no message was lost, so nothing was tested: {before} resyncs");
     let mut rng = Rng::new(8);
     answers_agree(&lab, &ferroute, &table.addresses(&mut rng)[..1000])
 }

@@ -1,4 +1,4 @@
-//! The router is one hop, for every tool, in both families, and the kernel's stack is not in it.
+//! The router appears as one hop in every tool and both families, and bypasses the kernel's stack.
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6, RT_LEFT4, RT_LEFT6, RT_RIGHT4};
@@ -13,12 +13,12 @@ fn past_the_kernel(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     ferroute.forwarded_all_itself()
 }
 
-/// Fails unless the words that are addresses, line by line, are `expected`.
+/// Fails unless the addresses in `text`, in the order of the lines, are `expected`.
 fn expect_hops(text: &str, expected: &[&str]) -> Result<()> {
     let is_address = |word: &&str| word.parse::<std::net::IpAddr>().is_ok();
     let hop = |line: &str| line.split_whitespace().find(is_address).map(str::to_owned);
     let mut hops: Vec<String> = text.lines().skip(1).filter_map(hop).collect();
-    // tracepath has a line each time a hop answers.
+    // tracepath prints a line for each answer of a hop.
     hops.dedup();
     ensure!(hops == expected, "hops {hops:?} in\n{text}");
     Ok(())
@@ -78,10 +78,10 @@ fn traceroute_of_icmp_and_tcp_sees_one_hop() -> Result<()> {
     })
 }
 
-/// traceroute(8) by one raw socket, which one time in a hundred goes deaf: the kernel queues the
-/// ICMP error before it sets the socket's error (`raw_err`), a reader on another CPU can take the
-/// first before the second, and traceroute, which sees POLLERR and an empty error queue from then
-/// on, never reads what else has come. So a run that heard nothing after the router is tried again.
+/// traceroute(8) with one raw socket, which stops receiving in one of a hundred runs: the kernel queues the
+/// ICMP error before it sets the socket's error (`raw_err`). A reader on another CPU may take the first
+/// before the second is set; traceroute then sees POLLERR with an empty error queue, and never reads
+/// anything else. A run that received nothing after the router is therefore repeated.
 fn traceroute_raw(from: &Netns, to: &str, expected: &[&str]) -> Result<()> {
     let mut heard = Ok(());
     for _ in 0..4 {

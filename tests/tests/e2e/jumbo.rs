@@ -1,5 +1,5 @@
-//! Jumbo frames: forwarded, cut, refused and captured whole, as the kernel's router does; what is too
-//! long even so is refused in words.
+//! Jumbo frames are forwarded, fragmented, refused and captured completely, as by the kernel; packets that
+//! are too long even for them are refused with a message.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Stdio;
@@ -20,14 +20,14 @@ use crate::tcp::iperf;
 
 const PORT: u16 = 4242;
 
-/// Lengths of IP packets around every border between frames: what one holds of a port (3378), and
-/// two as the kernel fills them and as they are filled here.
+/// Lengths of IP packets around every limit of frames: what one frame of a port holds (3378), and two
+/// frames as filled by the kernel and by Ferroute.
 fn lengths() -> impl Iterator<Item = usize> {
     let around = |border: usize| border - 1..=border + 1;
     [1500, 3378, 4082, 6770, 7922, 8999].into_iter().flat_map(around)
 }
 
-/// Sets the MTU of the wire to the left, and of that to the right.
+/// Sets the MTU of the left and the right link.
 fn set_mtu(lab: &Lab, left: u32, right: u32) -> Result<()> {
     lab.left.run(&format!("ip link set left mtu {left}"))?;
     lab.router.run(&format!("ip link set rt-left mtu {left}"))?;
@@ -41,7 +41,7 @@ fn lab(left: u32, right: u32) -> Result<Lab> {
     Ok(lab)
 }
 
-/// A frame from left to right around an IP packet of `len` octets.
+/// A frame from left to right with an IP packet of `len` octets.
 fn frame(number: u16, v6: bool, df: bool, len: usize) -> Result<Vec<u8>> {
     let header = if v6 { 48 } else { 28 };
     let data: Vec<u8> = (0..len - header).map(|n| (n % 251) as u8 ^ number as u8).collect();
@@ -57,8 +57,8 @@ fn frame(number: u16, v6: bool, df: bool, len: usize) -> Result<Vec<u8>> {
     Ok(ethernet(mac::RT_LEFT, mac::LEFT, ethertype, &packet))
 }
 
-/// What a frame, sent from the left, became: what came out on the right until the packet was whole,
-/// or the ICMP message that came back, from its first octet on.
+/// The effect of a frame sent from the left: the frames on the right until the packet was complete, or the
+/// ICMP message that came back, without the headers before it.
 fn consequence(taps: &(Tap, Tap), sent: &[u8]) -> Result<Vec<Vec<u8>>> {
     let (left, right) = taps;
     left.send(sent)?;
@@ -78,7 +78,7 @@ fn consequence(taps: &(Tap, Tap), sent: &[u8]) -> Result<Vec<Vec<u8>>> {
             }
         }
         while let Some(frame) = left.receive() {
-            // Packet Too Big, or Fragmentation Needed; not what the host on the right has to say.
+            // Packet Too Big, or Fragmentation Needed; not ICMP messages of the right host.
             let (at, protocol, error) = if v6 { (54, 20, [58, 2, 0]) } else { (34, 23, [1, 3, 4]) };
             let ours = frame.starts_with(&mac::LEFT) && frame[12..14] == sent[12..14];
             if ours && [frame[protocol], frame[at], frame[at + 1]] == error {
@@ -93,7 +93,7 @@ fn consequence(taps: &(Tap, Tap), sent: &[u8]) -> Result<Vec<Vec<u8>>> {
     Err(anyhow::anyhow!("{} frames came of {}", came.len(), describe(sent)))
 }
 
-/// Fails unless every frame of memory is where it belongs, once nothing is under way.
+/// Fails unless every frame of memory is accounted for, once no packet is in flight.
 fn all_at_home(ferroute: &Ferroute) -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
@@ -110,7 +110,7 @@ fn all_at_home(ferroute: &Ferroute) -> Result<()> {
     Ok(())
 }
 
-/// The same packets through Ferroute and through the kernel: the same frames come out.
+/// Sends the same packets through Ferroute and through the kernel: the same frames must come out.
 fn same_as_the_kernel(left: u32, right: u32) -> Result<()> {
     let (one, other) = (lab(left, right)?, lab(left, right)?);
     let mut ferroute = Ferroute::start(&one)?;
@@ -204,7 +204,7 @@ fn an_mtu_that_rises_and_falls_is_followed() -> Result<()> {
     };
     let by_kernel = ferroute_tests::ferroute::by_kernel();
     ensure!(by_kernel || is_multi(false), "{:#}", details("rt-left")?);
-    // A veth takes such an MTU when the program on its peer does.
+    // A veth accepts such an MTU only if the program on its peer supports it.
     lab.router.run("ip link set rt-left mtu 9000")?;
     lab.router.run("ip link set rt-right mtu 9000")?;
     ensure!(

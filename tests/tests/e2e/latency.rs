@@ -1,5 +1,5 @@
-//! `ferroute latency`: every packet counted once, under the port pair it took, and read by the
-//! public HdrHistogram tools as it was printed.
+//! `ferroute latency`: every packet is counted once for its port pair, and the public HdrHistogram tools
+//! read the same values as printed.
 
 use std::fs;
 use std::io::Read;
@@ -14,9 +14,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// What `hdrhistogram` for Python finds in a log: for each tag (`-` for none) the count, the
-/// highest value, and for each percentile the values of its rank and of the ranks beside it, as it
-/// rounds ranks where HdrHistogram's original takes the next higher.
+/// Values that `hdrhistogram` for Python finds in a log: for each tag (`-` for none) the count, the highest
+/// value, and for each percentile the values at its rank and the adjacent ranks, because it rounds ranks
+/// where the original HdrHistogram takes the next higher.
 const READ_LOG: &str = r#"
 import json, sys
 from hdrh.log import HistogramLogReader
@@ -36,13 +36,13 @@ json.dump(found, sys.stdout)
 
 const PERCENTILES: [&str; 5] = ["p50_ns", "p90_ns", "p99_ns", "p99.9_ns", "p99.99_ns"];
 
-/// A program of the Python tools that scripts/setup installs.
+/// Runs a program of the Python tools that scripts/setup installs.
 fn tool(program: &str, args: &[&str]) -> Result<Vec<u8>> {
     let dir = |name| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let cache = dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")));
     let cache = cache.context("neither XDG_CACHE_HOME nor HOME is set")?;
     let path = cache.join("ferroute/hdrhistogram/bin").join(program);
-    // matplotlib writes a cache, else where the user's home is.
+    // matplotlib writes a cache, by default in the user's home directory.
     let home = tempfile::tempdir()?;
     let output = Command::new(&path).args(args).env("MPLCONFIGDIR", home.path()).output();
     let output = output.with_context(|| format!("{}: run scripts/setup", path.display()))?;
@@ -73,7 +73,7 @@ fn every_forwarded_packet_counts_once_under_its_ports() -> Result<()> {
     let mut ferroute = Ferroute::start_with(&lab, &["--latency-sample", "1"])?;
     ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT4}"))?;
     ping_all(&lab.left, &format!("-c 20 -i 0.02 -W 5 {RIGHT6}"))?;
-    // The errors that the router itself sends are not forwarded.
+    // ICMP errors that the router itself sends are not forwarded packets.
     lab.left.output(&format!("ping -t 1 -c 3 -i 0.02 -W 1 {RIGHT4}"))?;
     let report = ferroute.json(&["latency"])?;
     let there = count_of(&report, "rt-left", "rt-right");
@@ -85,7 +85,7 @@ fn every_forwarded_packet_counts_once_under_its_ports() -> Result<()> {
     let one = ferroute.json(&["latency", "--port-pair", "rt-left:"])?;
     ensure!(one["total"]["count"] == there, "{one}");
 
-    // What a reset answers is what was there; then there is nothing, and then what comes.
+    // A reset reports the counts so far; then there are none, and later only new ones.
     let reset = ferroute.json(&["latency", "--reset"])?;
     ensure!(reset["total"]["count"].as_u64() >= Some(there + back), "{reset}");
     let mut report = Value::Null;
@@ -113,7 +113,7 @@ fn public_tools_read_what_was_printed() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = |name: &str| dir.path().join(name).display().to_string();
     let (hgrm, log, svg) = (path("out.hgrm"), path("out.log"), path("out.svg"));
-    // One question, so that what is printed and what is written is the same.
+    // A single request, so that printed and written values are the same.
     let report = ferroute.json(&["latency", "--hgrm", &hgrm, "--log", &log, "--svg", &svg])?;
     ensure!(report["total"]["count"].as_u64() >= Some(1000), "{report}");
 
@@ -128,7 +128,7 @@ fn public_tools_read_what_was_printed() -> Result<()> {
     svg_is_well_formed(Path::new(&svg))
 }
 
-/// The log's values and those printed.
+/// Compares the log's values with the printed ones.
 fn same(read: &Value, printed: &Value) -> Result<()> {
     for name in ["count", "max_ns"] {
         ensure!(read[name] == printed[name], "{name}: read {read}, printed {printed}");
@@ -140,7 +140,7 @@ fn same(read: &Value, printed: &Value) -> Result<()> {
     Ok(())
 }
 
-/// hdr-plot draws the distribution, and its last line is the highest value, in microseconds.
+/// hdr-plot plots the distribution, and its last line is the highest value, in microseconds.
 fn hgrm_is_read(hgrm: &str, png: &str, total: &Value) -> Result<()> {
     tool("hdr-plot", &["--units", "us", "--output", png, hgrm])?;
     ensure!(fs::read(png)?.starts_with(b"\x89PNG"), "hdr-plot drew nothing");
@@ -166,7 +166,7 @@ fn svg_is_well_formed(svg: &Path) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_is_not_measured_is_said() -> Result<()> {
+fn latency_that_is_not_measured_is_an_error() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
@@ -180,7 +180,7 @@ fn what_is_not_measured_is_said() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_watch_that_is_interrupted_leaves_no_file_begun() -> Result<()> {
+fn an_interrupted_watch_leaves_no_temporary_file() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
@@ -190,7 +190,7 @@ fn a_watch_that_is_interrupted_leaves_no_file_begun() -> Result<()> {
     let log = dir.path().join("out.log").display().to_string();
     let mut command = ferroute.command(&["latency", "--watch", "--log", &log]);
     let mut child = command.stdout(Stdio::piped()).spawn()?;
-    // It has printed: its files are begun.
+    // Once it has printed, its files exist.
     let mut out = child.stdout.take().context("no output")?;
     out.read_exact(&mut [0])?;
     kill(Pid::from_raw(child.id().try_into()?), Signal::SIGINT)?;

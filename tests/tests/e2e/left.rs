@@ -1,4 +1,4 @@
-//! What Ferroute cannot follow, or should not touch, stays in the kernel, and is said to.
+//! Traffic that Ferroute cannot handle, or should not touch, stays in the kernel, and this is reported.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use ferroute_tests::{Ferroute, Lab, ferroute};
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_rule_that_is_not_followed_holds_all_the_same() -> Result<()> {
+fn a_rule_that_is_not_mirrored_is_still_applied() -> Result<()> {
     let lab = Lab::up()?;
     let mut ferroute = Ferroute::start(&lab)?;
     let stream = Stream::start(&lab.left, &lab.right, RIGHT4, Duration::from_millis(5))?;
     ensure!(stream.flows(50));
     ferroute.forwarded_all_itself()?;
 
-    // Ferroute does not know selectors of protocol and ports.
+    // Ferroute does not support selectors of protocol and ports.
     lab.router.run("ip rule add pref 50 iif rt-left ipproto icmp prohibit")?;
     let filtered = ferroute_tests::eventually(|| {
         let result = ping(&lab.left, &format!("-c 1 -W 1 {RIGHT4}"));
@@ -25,8 +25,8 @@ fn a_rule_that_is_not_followed_holds_all_the_same() -> Result<()> {
     });
     ensure!(filtered, "the rule is overlooked");
     let before = ferroute.forwarded_by_kernel()?;
-    ensure!(stream.flows(50), "what the rule does not name is lost");
-    ensure!(ferroute.forwarded_by_kernel()?.v4 > before.v4, "who forwards?");
+    ensure!(stream.flows(50), "packets that the rule does not match are lost");
+    ensure!(ferroute.forwarded_by_kernel()?.v4 > before.v4, "the kernel does not forward");
     if !ferroute::by_kernel() {
         let status = ferroute.json(&["status"])?;
         let unmirrored = status["mirror"]["unmirrored"].as_array().context("no list")?;
@@ -48,7 +48,7 @@ fn a_rule_that_is_not_followed_holds_all_the_same() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_way_out_that_is_no_port_of_ours() -> Result<()> {
+fn an_output_interface_that_is_not_a_port() -> Result<()> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start_in(&lab.router, &["-i", "rt-left"])?;
     for address in [RIGHT4, RIGHT6] {
@@ -96,7 +96,7 @@ fn a_foreign_xdp_program_is_not_replaced() -> Result<()> {
         |text: &str| text.lines().find(|line| line.contains("prog/xdp")).map(str::to_owned);
     let after = lab.router.run("ip -d link show rt-right")?;
     ensure!(program(&after).is_some() && program(&after) == program(&before), "{before}\n{after}");
-    // The other port was not kept either.
+    // The program was also detached from the other port.
     ensure!(!lab.router.run("ip -d link show rt-left")?.contains("prog/xdp"));
     ping_all(&lab.left, &format!("-c 1 -W 5 {RIGHT4}")).map(drop)
 }

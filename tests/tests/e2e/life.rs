@@ -1,4 +1,4 @@
-//! It is killed, stopped, started again, and its ports come and go: packets go on.
+//! Ferroute is killed, stopped and restarted, and its ports disappear and return: forwarding continues.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use ferroute_tests::ping::{ping, ping_all};
 use ferroute_tests::stream::Stream;
 use ferroute_tests::{Ferroute, Lab, eventually};
 
-/// As `ping -i 0.1` does: what is lost at this pace is what a user sees. A faster one would measure
-/// how long a busy machine takes to end one process and to start another.
+/// As with `ping -i 0.1`: losses at this pace are what a user sees. A faster one would measure how long a
+/// busy machine takes to end one process and start another.
 const PING_PACE: Duration = Duration::from_millis(100);
 /// "At most a few packets" at that pace.
 const FEW: usize = 10;
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn killed_under_traffic_the_kernel_forwards_on() -> Result<()> {
+fn the_kernel_forwards_after_a_kill_under_traffic() -> Result<()> {
     let lab = Lab::up()?;
     let mut first = Ferroute::start(&lab)?;
     let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, PING_PACE)?;
@@ -26,10 +26,10 @@ fn killed_under_traffic_the_kernel_forwards_on() -> Result<()> {
     first.kill()?;
     ensure!(v4.flows(20) && v6.flows(20), "nothing arrives after kill -9");
     let by_kernel = first.forwarded_by_kernel()?;
-    ensure!(by_kernel.v4 > 0 && by_kernel.v6 > 0, "who forwards? {by_kernel:?}");
+    ensure!(by_kernel.v4 > 0 && by_kernel.v6 > 0, "not forwarded by the kernel: {by_kernel:?}");
 
     let second = Ferroute::start(&lab)?;
-    // What the kernel held when the second took over is gone after the first few.
+    // Packets that the kernel held when the second process started are gone after the first few.
     ensure!(v4.flows(5) && v6.flows(5), "nothing arrives after the restart");
     let before = second.forwarded_by_kernel()?;
     ensure!(v4.flows(20) && v6.flows(20));
@@ -54,7 +54,7 @@ fn sigterm_loses_nothing_that_had_arrived() -> Result<()> {
         ferroute.terminate()?;
         ensure!(stream.flows(100), "nothing arrives after SIGTERM");
         let report = stream.stop();
-        // One may be inside the kernel's driver while the program is taken off it.
+        // One packet may be inside the kernel's driver while the program is detached.
         ensure!(report.lost() <= 1, "{report:?}");
     }
     Ok(())
@@ -66,7 +66,7 @@ fn nothing_stays_behind() -> Result<()> {
     let lab = Lab::up()?;
     let links = || -> Result<String> {
         let text = lab.router.run("ip -o link show")?;
-        // Neither counters nor states: names and what is attached.
+        // Names and what is attached, without counters and states.
         let word = |line: &str, at: usize| line.split_whitespace().nth(at).map(str::to_owned);
         let fact = |line: &str| (word(line, 1), line.contains("xdp"));
         Ok(format!("{:?}", text.lines().map(fact).collect::<Vec<_>>()))
@@ -115,14 +115,14 @@ fn a_port_that_disappears_and_comes_back() -> Result<()> {
         lab.router.run("ip link del rt-right")?;
         ensure!(!through(&lab.left, RIGHT4));
         ensure!(ferroute.is_running(), "it ended with its port\n{}", ferroute.said());
-        // The router's own addresses still answer: the rest of it is not disturbed.
+        // The router's own addresses still answer: nothing else is disturbed.
         ping_all(&lab.left, "-c 1 -W 5 198.18.1.1")?;
         replace_right(&lab)?;
         ensure!(eventually(|| through(&lab.left, RIGHT4)), "nothing passes after its return");
         ensure!(eventually(|| through(&lab.right, LEFT4)));
     }
     ferroute.wait_until_forwarding()?;
-    // While the port was not served, the kernel forwarded; from here on it must not.
+    // While the port was not served, the kernel forwarded; from now on it must not.
     let before = ferroute.forwarded_by_kernel()?;
     ping_all(&lab.left, &format!("-c 5 -i 0.1 -W 5 {RIGHT4}"))?;
     if ferroute.pid().is_some() {
@@ -158,7 +158,7 @@ fn a_port_that_is_down_at_the_start() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
-    // Refused with a word about it, or waited for.
+    // It may be refused with a message that names it, or waited for.
     let args = ["-i", "rt-left", "-i", "rt-right"];
     let mut running = match Ferroute::launch(&lab.router, &args)?.settled()? {
         Err(said) => {

@@ -1,5 +1,5 @@
-//! `pktgen` and `sink`: every packet is accounted for, on either engine; what cannot be sent is
-//! refused; `scripts/pktgen` says what it lacks.
+//! `pktgen` and `sink`: every packet is accounted for with either engine; traffic that cannot be sent is
+//! refused; `scripts/pktgen` reports what is missing.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Packets a second. Every queue on the way holds as many as come in half a second without a CPU.
+/// Packets per second. Every queue on the path holds what arrives in half a second without a CPU.
 const PPS: u64 = 2000;
 const PACKETS: u64 = 3000;
 
@@ -31,23 +31,23 @@ fn json(output: &Output) -> Result<Value> {
     serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON\n{said}"))
 }
 
-/// Starts a sink in the lab's right host and waits until its program is on.
+/// Starts a sink in the lab's right host and waits until its program is attached.
 fn sink(lab: &Lab, options: &str) -> Result<Child> {
     let line = format!("sink -i right {options}");
     let child = verb(&lab.right, &line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let on = eventually(|| lab.right.run("ip link show right").is_ok_and(|t| t.contains("xdp")));
-    ensure!(on, "`{line}` attaches nothing");
+    ensure!(on, "`{line}` attaches no program");
     Ok(child)
 }
 
-/// Sends through Ferroute to a sink; what each of the three counted has to be the same.
+/// Sends through Ferroute to a sink; all three must count the same.
 fn accounted(options: &str, to: &str, threads: u64) -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
     let lab = Lab::up()?;
     let router = Ferroute::start(&lab)?;
-    // Neighbours are known: only a few packets wait for those that are not.
+    // The neighbours are resolved first: only a few packets can wait for an unresolved one.
     ping_all(&lab.left, &format!("-c 2 -i 0.1 -W 5 {to}"))?;
     let forwarded = |counter: &str| -> Result<u64> {
         Ok(router.json(&["stat"])?["mib"][counter].as_u64().unwrap_or(0))
@@ -98,7 +98,7 @@ fn load_from_af_xdp_over_ipv6_is_accounted_for() -> Result<()> {
     accounted("--engine af_xdp --udp-dst-min 1000 --udp-dst-max 1999", RIGHT6, 1)
 }
 
-/// Frame lengths that tcpdump sees in the right host, in their order.
+/// Frame lengths in the order in which tcpdump sees them in the right host.
 fn lengths_seen(engine: &str) -> Result<Vec<u64>> {
     const COUNT: u64 = 24;
     let lab = Lab::up()?;
@@ -226,7 +226,7 @@ fn an_interrupt_ends_either_with_what_it_did_so_far() -> Result<()> {
     Ok(())
 }
 
-/// Of `ip -s -j link`.
+/// From the output of `ip -s -j link`.
 fn tx_packets(text: &str) -> u64 {
     let links: Value = serde_json::from_str(text).unwrap_or_default();
     links[0]["stats64"]["tx"]["packets"].as_u64().unwrap_or(0)
@@ -234,7 +234,7 @@ fn tx_packets(text: &str) -> u64 {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_cannot_be_is_refused_with_a_reason() -> Result<()> {
+fn impossible_options_are_refused_with_a_reason() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -264,7 +264,7 @@ fn what_cannot_be_is_refused_with_a_reason() -> Result<()> {
     refused("pktgen -i left --replay /nosuch.pcap", "/nosuch.pcap")?;
     refused("sink -i nosuch0", "no interface nosuch0")?;
     refused("sink -i left --rate 0", "--rate")?;
-    // Nothing on the other end takes live frames from this one; what else the port sends is few.
+    // Nothing at the other end accepts live frames of this port; it sends few other packets.
     refused(&format!("{to}000"), "--engine af_xdp")?;
     lab.left.run("ip route del default")?;
     refused("pktgen -i left --dst 198.18.2.2 -n 1", "give --dst-mac")?;

@@ -1,8 +1,8 @@
-//! Ferroute as its users see it: in namespaces, with the tools they use.
+//! End-to-end tests of Ferroute in namespaces, with the tools that users have.
 //!
-//! Every test builds a lab of its own. They need root, are ignored otherwise, and are run by
-//! `scripts/test`; `scripts/test --e2e NAME` runs those whose name contains NAME. Left out:
-//! comparing packet by packet with the kernel, which the oracle does.
+//! Every test builds its own lab. The tests need root, are ignored otherwise, and are run by
+//! `scripts/test`; `scripts/test --e2e NAME` runs those whose name contains NAME. Comparing packet by
+//! packet with the kernel is left out; the oracle does that.
 
 #![forbid(unsafe_code)]
 

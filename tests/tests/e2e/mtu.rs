@@ -1,11 +1,11 @@
-//! Packets longer than the way on takes: told to the sender, or fragmented.
+//! Packets longer than the MTU of the output link: an ICMP error is sent, or they are fragmented.
 
 use anyhow::{Result, ensure};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::{ping, ping_all};
 use ferroute_tests::{Ferroute, Lab};
 
-/// A lab with 1280 octets on the right; Ferroute runs before the MTU is changed or after.
+/// A lab with an MTU of 1280 octets on the right; Ferroute is started before or after the change.
 fn narrow(change_under_way: bool) -> Result<(Lab, Ferroute)> {
     let lab = Lab::up()?;
     let set = |lab: &Lab| -> Result<()> {
@@ -40,7 +40,7 @@ fn too_long_and_df_gets_fragmentation_needed_with_1280() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn too_long_without_df_arrives_in_fragments() -> Result<()> {
     let (lab, ferroute) = narrow(false)?;
-    // 1400 is fragmented by the router; 8000 by the host already, and its fragments once more.
+    // 1400 is fragmented by the router; 8000 already by the host, and its fragments once more.
     for size in [1400, 8000] {
         ping_all(&lab.left, &format!("-M dont -s {size} -c 3 -i 0.1 -W 5 {RIGHT4}"))?;
     }
@@ -70,7 +70,7 @@ fn too_long_v6_gets_packet_too_big_and_then_arrives() -> Result<()> {
     let (lab, ferroute) = narrow(true)?;
     let result = ping(&lab.left, &format!("-M want -s 1400 -c 1 -W 5 {RIGHT6}"))?;
     ensure!(result.text.contains("Packet too big: mtu=1280"), "{}", result.text);
-    // Now the host knows and fragments itself; the router passes fragments like anything else.
+    // Now the host knows the MTU and fragments itself; the router forwards fragments like other packets.
     ping_all(&lab.left, &format!("-M want -s 1400 -c 2 -i 0.1 -W 5 {RIGHT6}"))?;
     ferroute.forwarded_all_itself()
 }

@@ -1,4 +1,4 @@
-//! Names of interfaces that are escape sequences, or no text: printed written out, served all the same.
+//! Interface names that contain escape sequences or are not UTF-8: printed escaped, and served normally.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,16 +9,16 @@ use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 use serde_json::Value;
 
-/// Turns a terminal red.
+/// Switches a terminal to red.
 const RED: &str = "a\x1b[31mb";
 const RED_WRITTEN: &str = "a\\x1b[31mb";
-/// No UTF-8, so that no argument can be this name.
+/// Not UTF-8, so that no argument can be this name.
 const NO_TEXT: &[u8] = b"c\x01\xff";
 const NO_TEXT_WRITTEN: &str = "c\\x01\\xff";
-/// As JSON tells it: control characters as they are, but not what no string can hold.
+/// The name in JSON: control characters unchanged, other octets that a string cannot contain escaped.
 const NO_TEXT_TOLD: &str = "c\x01\\xff";
 
-/// A wire from the router's interface of this name to the host on the right.
+/// A link from the router's interface with this name to the right host.
 fn wire(lab: &Lab, name: &[u8], peer: &str) -> Result<()> {
     let name = OsStr::from_bytes(name);
     let mut command = lab.router.command("ip");
@@ -35,7 +35,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Fails if a terminal would be told something.
+/// Fails if a terminal would interpret a control character.
 fn harmless(what: &str, text: &[u8]) -> Result<()> {
     let bad = text.iter().find(|octet| octet.is_ascii_control() && !b"\n\t".contains(octet));
     let shown = String::from_utf8_lossy(text);
@@ -45,7 +45,7 @@ fn harmless(what: &str, text: &[u8]) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn names_that_are_escape_sequences_are_served_and_written_out() -> Result<()> {
+fn names_with_escape_sequences_are_served_and_printed_escaped() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -97,7 +97,7 @@ fn names_that_are_escape_sequences_are_served_and_written_out() -> Result<()> {
     harmless("run", ferroute.said().as_bytes())?;
     let all = String::from_utf8(all)?;
     ensure!(all.contains(RED_WRITTEN) && all.contains(NO_TEXT_WRITTEN), "{all}");
-    // What cannot be named is left to the kernel, and that is said.
+    // An interface whose name cannot be given is left to the kernel, and this is reported.
     let status = ferroute.json(&["status"])?;
     let warnings = status["warnings"].to_string();
     ensure!(warnings.contains("not UTF-8"), "{warnings}");
@@ -107,7 +107,7 @@ fn names_that_are_escape_sequences_are_served_and_written_out() -> Result<()> {
     harmless("run", ferroute.said().as_bytes())
 }
 
-/// There the names are as they are.
+/// JSON has the names unescaped.
 fn in_json(ferroute: &Ferroute) -> Result<()> {
     let links = ferroute.json(&["link"])?;
     let named = |name: &str| {

@@ -1,4 +1,4 @@
-//! Neighbours that are not known yet, change, or do not answer.
+//! Neighbours that are not yet resolved, change, or do not answer.
 
 use std::time::Duration;
 

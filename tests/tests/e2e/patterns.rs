@@ -1,4 +1,4 @@
-//! `-i 'rt-*'`: interfaces that match become ports as they come, and nothing else notices.
+//! `-i 'rt-*'`: matching interfaces become ports when they appear, without affecting anything else.
 
 use std::process::{Child, Command, Output, Stdio};
 
@@ -8,13 +8,13 @@ use ferroute_tests::ping::{ping_all, ping_each};
 use ferroute_tests::{Ferroute, Lab, Netns, eventually, ferroute};
 use serde_json::Value;
 
-/// Packets a second. A worker that opens or closes a socket waits for the kernel's RTNL lock, which
-/// other tests hold, too; a ring has room for what comes in ten seconds.
+/// Packets per second. A worker that opens or closes a socket waits for the kernel's RTNL lock, which other
+/// tests also take; a ring has room for the packets of ten seconds.
 const PPS: u64 = 200;
-/// Enough for interfaces to come and go meanwhile.
+/// Enough for interfaces to be added and removed meanwhile.
 const PACKETS: u64 = 4000;
 
-/// A wire from the router's `port` to the right host, as subnet 198.18.`n`.0/24.
+/// A link from the router's `port` to the right host, with subnet 198.18.`n`.0/24.
 fn wire(lab: &Lab, n: u8, port: &str) -> Result<()> {
     let router = lab.router.name();
     lab.right.run(&format!("ip link add h{n} type veth peer name {port} netns {router}"))?;
@@ -22,12 +22,12 @@ fn wire(lab: &Lab, n: u8, port: &str) -> Result<()> {
     lab.right.run(&format!("ip link set h{n} up"))?;
     lab.router.run(&format!("ip addr add 198.18.{n}.1/24 dev {port}"))?;
     lab.router.run(&format!("ip link set {port} up"))?;
-    // So that packets come by it, too.
+    // Packets also come in by this port.
     lab.right.run(&format!("ip route replace 198.18.1.0/24 via 198.18.{n}.1"))?;
     Ok(())
 }
 
-/// What `status` says, whether it forwards or not.
+/// Output of `status`, whether it forwards or not.
 fn status(ferroute: &Ferroute) -> Result<Value> {
     let output = ferroute.command(&["-j", "status"]).output()?;
     serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))
@@ -47,7 +47,7 @@ fn is_port(ferroute: &Ferroute, ifname: &str) -> bool {
 
 fn becomes_port(ferroute: &Ferroute, ifname: &str) -> Result<()> {
     let is = eventually(|| is_port(ferroute, ifname));
-    ensure!(is, "{ifname} is no port: {:#}\n{}", status(ferroute)?, ferroute.said());
+    ensure!(is, "{ifname} is not a port: {:#}\n{}", status(ferroute)?, ferroute.said());
     Ok(())
 }
 
@@ -60,18 +60,18 @@ fn warns(ferroute: &Ferroute, words: &[&str]) -> bool {
     })
 }
 
-/// What the port's counter says; `None`: there is no such port.
+/// A counter of the port; `None`: there is no such port.
 fn counted(ferroute: &Ferroute, ifname: &str, counter: &str) -> Option<u64> {
     let ports = ferroute.json(&["stat", "--port", ifname]).ok()?;
     ports[0]["counters"][counter].as_u64()
 }
 
-/// `count` packets there and back by this port, and all in userspace.
+/// Fails unless `count` packets pass in both directions by this port, all in userspace.
 fn passes(lab: &Lab, ferroute: &Ferroute, n: u8, port: &str, count: u32) -> Result<()> {
     let kernel = ferroute.forwarded_by_kernel()?;
     let counters = || {
         let of = |counter| counted(ferroute, port, counter);
-        of("rx_packets").zip(of("tx_packets")).with_context(|| format!("{port} is no port"))
+        of("rx_packets").zip(of("tx_packets")).with_context(|| format!("{port} is not a port"))
     };
     let before = counters()?;
     ping_each(&lab.left, &format!("198.18.{n}.2"), count)?;
@@ -90,7 +90,7 @@ fn verb(namespace: &Netns, line: &str) -> Command {
     command
 }
 
-/// Packets from the left host to the right one, for some seconds.
+/// Packets from the left to the right host for some seconds.
 struct Load {
     sent: Child,
     received: Child,
@@ -102,7 +102,7 @@ impl Load {
         let line = format!("sink -i right -j -n {PACKETS} --duration 120 --rate {PPS}");
         let received = verb(&lab.right, &line).spawn()?;
         let is_on = || lab.right.run("ip link show right").is_ok_and(|text| text.contains("xdp"));
-        ensure!(eventually(is_on), "the sink attaches nothing");
+        ensure!(eventually(is_on), "the sink attaches no program");
         let line = format!("pktgen -j -i left --dst {RIGHT4} -n {PACKETS} --ratep {PPS}");
         Ok(Load { sent: verb(&lab.left, &line).spawn()?, received })
     }
@@ -111,7 +111,7 @@ impl Load {
         Ok(self.sent.try_wait()?.is_none())
     }
 
-    /// Fails unless every packet has arrived, once.
+    /// Fails unless every packet has arrived exactly once.
     fn all_arrive(self) -> Result<()> {
         let json = |output: &Output| -> Result<Value> {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -152,7 +152,7 @@ fn ports_come_and_go_while_others_forward_and_lose_nothing() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_port_takes_the_room_of_another_and_nothing_of_what_that_counted() -> Result<()> {
+fn a_port_takes_the_number_of_another_but_not_its_counters() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -169,20 +169,20 @@ fn a_port_takes_the_room_of_another_and_nothing_of_what_that_counted() -> Result
     };
     ensure!(measured("rt-three")?, "{}", ferroute.json(&["latency"])?);
 
-    // It returns, and goes on where it was.
+    // It returns, and its counters continue.
     lab.router.run("ip link del rt-three")?;
     ensure!(eventually(|| !is_port(&ferroute, "rt-three")));
     wire(&lab, 3, "rt-three")?;
     becomes_port(&ferroute, "rt-three")?;
     ensure!(counted(&ferroute, "rt-three", "tx_packets") == Some(5), "{}", ferroute.account());
 
-    // One more than there is room for is the kernel's.
+    // An interface for which there is no room stays with the kernel.
     wire(&lab, 4, "rt-four")?;
     let told = || warns(&ferroute, &["rt-four", "no room", "--max-ports"]);
     ensure!(eventually(told), "{:#}", status(&ferroute)?);
     let before = ferroute.forwarded_by_kernel()?;
     ping_each(&lab.left, "198.18.4.2", 5)?;
-    ensure!(ferroute.forwarded_by_kernel()?.v4 >= before.v4 + 5, "who forwards?");
+    ensure!(ferroute.forwarded_by_kernel()?.v4 >= before.v4 + 5, "the kernel does not forward");
 
     lab.router.run("ip link del rt-three")?;
     becomes_port(&ferroute, "rt-four")?;
@@ -194,7 +194,7 @@ fn a_port_takes_the_room_of_another_and_nothing_of_what_that_counted() -> Result
     passes(&lab, &ferroute, 4, "rt-four", 5)?;
     ensure!(measured("rt-four")?, "{}", ferroute.json(&["latency"])?);
     ferroute.terminate()?;
-    // What was counted for the one that is gone is in the sum.
+    // The totals include what was counted for the port that is gone.
     let said = ferroute.said();
     let sent: u64 = (said.split("stopped; received ").nth(1))
         .and_then(|rest| rest.split(", sent ").nth(1)?.split(',').next()?.parse().ok())
@@ -205,12 +205,12 @@ fn a_port_takes_the_room_of_another_and_nothing_of_what_that_counted() -> Result
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_name_that_comes_to_match_and_interfaces_that_belong_to_others() -> Result<()> {
+fn a_name_that_matches_later_and_interfaces_with_a_master() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
     let lab = Lab::up()?;
-    // A member of a bridge is never taken.
+    // A member of a bridge never becomes a port.
     lab.router.run("ip link add br0 type bridge")?;
     lab.router.run("ip link add rt-member type veth peer name m0")?;
     lab.router.run("ip link set rt-member master br0 up")?;
@@ -226,13 +226,13 @@ fn a_name_that_comes_to_match_and_interfaces_that_belong_to_others() -> Result<(
         Ok(ports(ferroute)?.into_iter().map(|(name, _)| name).collect())
     };
     ensure!(names(&ferroute)? == ["rt-left", "rt-right", "rt-three"], "{:?}", names(&ferroute)?);
-    // One that becomes a member is given back, and one that is none any more is taken.
+    // One that becomes a member is given back, and one that no longer is a member becomes a port.
     lab.router.run("ip link set rt-three master br0")?;
     let gone = || lab.router.run("ip link show rt-three").is_ok_and(|text| !text.contains("xdp"));
     ensure!(eventually(|| gone() && !is_port(&ferroute, "rt-three")), "{:#}", status(&ferroute)?);
     lab.router.run("ip link set rt-member nomaster")?;
     becomes_port(&ferroute, "rt-member")?;
-    // Away with the name.
+    // Renamed so that it no longer matches.
     lab.router.run("ip link set rt-member down")?;
     lab.router.run("ip link set rt-member name other")?;
     ensure!(eventually(|| names(&ferroute).is_ok_and(|names| names == ["rt-left", "rt-right"])));
@@ -241,7 +241,7 @@ fn a_name_that_comes_to_match_and_interfaces_that_belong_to_others() -> Result<(
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_pattern_that_matches_nothing_waits_and_what_is_unfit_is_left_alone() -> Result<()> {
+fn a_pattern_without_matches_waits_and_unfit_interfaces_are_left_alone() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -253,7 +253,7 @@ fn a_pattern_that_matches_nothing_waits_and_what_is_unfit_is_left_alone() -> Res
     ferroute.wait_until_forwarding()?;
     wire(&lab, 4, "zz4")?;
     becomes_port(&ferroute, "zz4")?;
-    // A rule on one of them keeps no other from being a port, whether it comes later or is there.
+    // A rule on one of them keeps no other from being a port, whether it was added before or later.
     lab.router.run("nft add table netdev fw")?;
     let chain = |port: &str| {
         format!(
@@ -267,7 +267,7 @@ fn a_pattern_that_matches_nothing_waits_and_what_is_unfit_is_left_alone() -> Res
     ensure!(status(&ferroute)?["state"] == "forwarding");
     lab.router.run(&format!("nft delete chain netdev fw {}", "zz4"))?;
     becomes_port(&ferroute, "zz4")?;
-    // One that has a rule on it before it can be one is none from the start.
+    // One that has a rule before it could become a port is never a port.
     lab.router.run("ip link add zz6 type veth peer name y6")?;
     lab.router.run("ip link set y6 up")?;
     lab.router.run(&chain("zz6"))?;
@@ -276,7 +276,7 @@ fn a_pattern_that_matches_nothing_waits_and_what_is_unfit_is_left_alone() -> Res
     ensure!(!ferroute.said().contains("zz6 is a port"), "{}", ferroute.said());
     lab.router.run("nft delete chain netdev fw zz6")?;
     becomes_port(&ferroute, "zz6")?;
-    // Too long for a frame that any port has: not taken, and said so.
+    // An MTU longer than a port's maximum: left to the kernel, and this is reported.
     lab.router.run("ip link add zz5 type veth peer name y5")?;
     lab.router.run("ip link set y5 up")?;
     lab.router.run("ip link set zz5 mtu 9500 up")?;

@@ -1,4 +1,4 @@
-//! What the kernel would not forward is not forwarded: sysctls and routes that say no.
+//! Packets that the kernel would not forward are not forwarded: sysctls and routes that forbid it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -68,7 +68,7 @@ fn a_machine_that_does_not_forward_is_followed_too() -> Result<()> {
     ferroute.forwarded_all_itself()
 }
 
-/// Whether a packet from a source comes out on the right, sent after a plain one that must.
+/// Whether a packet from a source arrives on the right; a plain one that must arrive is sent after it.
 fn passes(left: &Tap, right: &Tap, src: [u8; 4]) -> Result<bool> {
     let dst = Ipv4Addr::new(198, 18, 2, 2);
     let send = |src: Ipv4Addr, port: u16| {
@@ -78,7 +78,7 @@ fn passes(left: &Tap, right: &Tap, src: [u8; 4]) -> Result<bool> {
     };
     right.drain();
     send(src.into(), 1)?;
-    // What is sent later does not overtake: when it has come, the other one will not.
+    // Packets are not reordered: when the later one has arrived, the other one will not.
     send(Ipv4Addr::new(198, 18, 1, 2), 2)?;
     let mut seen = false;
     let last = right.wait_for(Duration::from_secs(10), |frame| {
@@ -93,7 +93,7 @@ fn passes(left: &Tap, right: &Tap, src: [u8; 4]) -> Result<bool> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn reverse_path_filter_as_set_for_the_port() -> Result<()> {
-    /// A source that belongs to the right, and one that no route leads to.
+    /// A source that belongs to the right, and one without a route.
     const ELSEWHERE: [u8; 4] = [198, 18, 2, 77];
     const NOWHERE: [u8; 4] = [10, 9, 9, 9];
     let lab = Lab::up()?;
@@ -108,21 +108,21 @@ fn reverse_path_filter_as_set_for_the_port() -> Result<()> {
             passes(&left, &right, ELSEWHERE).is_ok_and(|passes| passes == elsewhere)
                 && passes(&left, &right, NOWHERE).is_ok_and(|passes| passes == nowhere)
         };
-        ensure!(eventually(as_said), "rp_filter={value} is not heeded");
-        ensure!(as_said(), "rp_filter={value} is heeded at times only");
+        ensure!(eventually(as_said), "rp_filter={value} is not applied");
+        ensure!(as_said(), "rp_filter={value} is applied only sometimes");
     }
-    // A strict filter lets through what came the right way.
+    // A strict filter passes packets that came in by the correct interface.
     lab.router.sysctl("net/ipv4/conf/all/rp_filter", "1")?;
     ferroute_tests::ping::ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT4}"))?;
     ferroute.forwarded_all_itself()
 }
 
-/// What the left host hears of a route in the router.
+/// Output of the left host's ping for a route in the router.
 fn refused(route: &str, address: &str) -> Result<String> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start(&lab)?;
     lab.router.run(&format!("ip route add {route}"))?;
-    // The mirror hears of it a moment later.
+    // The mirror receives the change a moment later.
     std::thread::sleep(Duration::from_millis(500));
     let result = ping(&lab.left, &format!("-c 2 -i 0.3 -W 2 {address}"))?;
     ensure!(result.received == 0, "{route}: {}", result.text);

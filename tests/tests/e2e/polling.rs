@@ -1,5 +1,5 @@
-//! How workers learn of packets: each mode forwards and says what it does, an idle router leaves the
-//! CPU alone, and what busy polling sets of an interface is put back.
+//! Poll modes: each forwards and counts its polls, an idle router uses almost no CPU, and settings of
+//! interfaces for busy polling are restored.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use ferroute_tests::ping::ping_each;
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute::by_kernel, threads};
 use serde_json::Value;
 
-/// Of a core, when there is no traffic.
+/// Maximum CPU usage without traffic, as a fraction of a core.
 const IDLE_CPU_MAX: f64 = 0.02;
-/// How long is looked at once, and how often at most: something else may have kept it busy.
+/// Length of a measurement, which is repeated, because something else may have caused the usage.
 const WINDOW: Duration = Duration::from_secs(3);
 const WINDOWS: usize = 5;
 
@@ -21,7 +21,7 @@ fn count(ferroute: &Ferroute, name: &str) -> Result<u64> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn each_poll_mode_forwards_and_tells_what_it_does() -> Result<()> {
+fn each_poll_mode_forwards_and_counts_its_polls() -> Result<()> {
     if by_kernel() {
         return Ok(());
     }
@@ -51,16 +51,16 @@ fn each_poll_mode_forwards_and_tells_what_it_does() -> Result<()> {
     Ok(())
 }
 
-/// Pings, and their error has what the router counted.
+/// Pings; the error contains the router's counters.
 fn all_answered(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
     ping_each(&lab.left, RIGHT4, 20).with_context(|| ferroute.account())
 }
 
-/// What all threads of a process have used of the CPU.
+/// CPU time of all threads of a process.
 fn cpu_time(pid: u32) -> Result<Duration> {
     let mut sum = 0;
     for thread in threads::read_each(pid, "schedstat")? {
-        // Nanoseconds on the CPU come first (Documentation/scheduler/sched-stats.rst).
+        // The first number is nanoseconds on the CPU (Documentation/scheduler/sched-stats.rst).
         sum += thread.text.split(' ').next().context("empty")?.parse::<u64>()?;
     }
     Ok(Duration::from_nanos(sum))
@@ -83,13 +83,13 @@ fn an_idle_router_leaves_the_cpu_alone() -> Result<()> {
         }
     }
     ensure!(used.last().is_some_and(|used| *used < IDLE_CPU_MAX), "of a core, idle: {used:?}");
-    // And it is there when something comes.
+    // It still responds to packets.
     all_answered(&lab, &ferroute)?;
     ferroute.forwarded_all_itself()
 }
 
-/// What the NAPI instances of the router's left port are set to: polls in vain, nanoseconds; from
-/// sysfs where the kernel has them for the device only.
+/// Settings of the NAPI instances of the router's left port: polls without packets, nanoseconds; from sysfs
+/// if the kernel has them only per device.
 fn settings(ferroute: &Ferroute, lab: &Lab) -> Result<Vec<(u64, u64)>> {
     let link = ferroute.json(&["link", "show", "-d", "dev", "rt-left"])?;
     let set = |napi: &Value| {
@@ -109,7 +109,7 @@ fn settings(ferroute: &Ferroute, lab: &Lab) -> Result<Vec<(u64, u64)>> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_busy_polling_sets_is_put_back_also_after_a_crash() -> Result<()> {
+fn settings_for_busy_polling_are_restored_even_after_a_crash() -> Result<()> {
     if by_kernel() {
         return Ok(());
     }

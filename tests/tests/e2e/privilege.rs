@@ -1,5 +1,5 @@
-//! A user of its own, with just the capabilities that are asked for; and what a running daemon has
-//! given up.
+//! A separate user with only the documented capabilities, and the privileges that a running daemon has
+//! dropped.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -17,14 +17,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// A user that no machine has.
+/// A user ID that no machine uses.
 const USER: u32 = 4242;
-/// What the daemon asks for, in setpriv's words.
+/// The daemon's capabilities, as setpriv names them.
 const NEEDED: [&str; 5] = ["net_admin", "net_raw", "bpf", "perfmon", "ipc_lock"];
-/// Their bits, as /proc writes sets of capabilities (linux/capability.h).
+/// Their bits in the capability sets in /proc (linux/capability.h).
 const BITS: [u64; 5] = [1 << 12, 1 << 13, 1 << 39, 1 << 38, 1 << 14];
 
-/// A place for the user: a copy of the program, and a directory of its own.
+/// The user's directory with a copy of the program.
 struct Home {
     dir: TempDir,
     lab: Lab,
@@ -34,8 +34,8 @@ impl Home {
     fn new() -> Result<Home> {
         let dir = tempfile::tempdir()?;
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
-        // The directory of the build may be closed to others. By another process: a file that a test
-        // beside this one has inherited open cannot be started.
+        // The build's directory may be closed to others. Copied by another process: a file that is open for
+        // writing in another test's child process cannot be executed.
         let copied = Command::new("cp").arg(ferroute::binary()).arg(dir.path()).status()?;
         ensure!(copied.success());
         let own = dir.path().join("own");
@@ -53,7 +53,8 @@ impl Home {
         self.dir.path().join("own/control.sock")
     }
 
-    /// The program as the user with these capabilities. /dev/net/tun is as udev makes it: for all.
+    /// The program run as the user with these capabilities. /dev/net/tun is as udev makes it: accessible to
+    /// all.
     fn command(&self, capabilities: &[&str], args: &[&str]) -> Command {
         let mut list = "-all".to_owned();
         capabilities.iter().for_each(|name| list.push_str(&format!(",+{name}")));
@@ -75,7 +76,7 @@ impl Home {
         command
     }
 
-    /// `status` as a user, with no capability.
+    /// Runs `status` as a user without capabilities.
     fn ask_as(&self, user: u32) -> Result<Output> {
         let mut command = Command::new(self.program());
         command.args(["status", "--control"]).arg(self.socket()).uid(user).gid(user);
@@ -87,7 +88,7 @@ fn text(octets: &[u8]) -> String {
     String::from_utf8_lossy(octets).into_owned()
 }
 
-/// For each thread of a process its name and its set of capabilities of a kind.
+/// For each thread of a process, its name and a capability set.
 fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
     for thread in threads::read_each(pid, "status")? {
@@ -99,7 +100,7 @@ fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// Fails unless every thread has given up all but what is its own.
+/// Fails unless every thread has dropped all capabilities except its own.
 fn confined(pid: u32) -> Result<()> {
     let all = BITS.iter().fold(0, |sum, bit| sum | bit);
     let [_, net_raw, _, _, ipc_lock] = BITS;
@@ -109,7 +110,7 @@ fn confined(pid: u32) -> Result<()> {
                 "CapBnd" => all,
                 "CapInh" | "CapAmb" => 0,
                 _ if name.starts_with("fr-worker") => net_raw | ipc_lock,
-                // Opens ports that come back.
+                // It opens ports that return.
                 "CapEff" | "CapPrm" if name == "fr-ports" => all,
                 _ if name.starts_with("fr-") => 0,
                 _ => all,
@@ -130,9 +131,9 @@ fn confined(pid: u32) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_user_of_its_own_forwards_and_answers() -> Result<()> {
+fn a_separate_user_can_run_and_query_it() -> Result<()> {
     let home = Home::new()?;
-    // What it needs is what the doctor has missed.
+    // The doctor names the missing capabilities that it needs.
     let doctor =
         home.command(&[], &["-j", "doctor", "-i", "rt-left", "-i", "rt-right"]).output()?;
     let missing = text(&doctor.stdout);
@@ -157,7 +158,7 @@ fn a_user_of_its_own_forwards_and_answers() -> Result<()> {
         }
         let after = ferroute_tests::counters::forwarded_by_kernel(&home.lab.router)?;
         ensure!(before == after, "the kernel forwards: {after:?}");
-        // A port that comes back is opened anew with what it has kept.
+        // A port that returns is opened with the capabilities that were kept.
         home.lab.router.run("ip link set rt-right down")?;
         home.lab.router.run("ip link set rt-right up")?;
         ensure!(eventually(|| asked(USER)), "a port that was down does not come back");
@@ -223,18 +224,18 @@ fn a_device_that_only_root_can_open_is_named() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_gives_up_what_a_running_daemon_needs_not() -> Result<()> {
+fn root_drops_privileges_that_a_running_daemon_does_not_need() -> Result<()> {
     let lab = Lab::up()?;
     let mut ferroute = Ferroute::start(&lab)?;
     let Some(pid) = ferroute.pid() else { return Ok(()) };
     confined(pid)?;
-    // Also of a thread that serves a client.
+    // Also for a thread that serves a client.
     let command = ferroute.command(&["status"]);
     let mut variables = command.get_envs();
     let socket = variables.find(|(name, _)| *name == "FERROUTE_CONTROL").and_then(|(_, path)| path);
     let _client = UnixStream::connect(socket.context("no control socket")?)?;
     ensure!(eventually(|| threads::find(pid, "fr-client").is_ok()), "no thread serves the client");
-    // The thread has its name a moment before it gives up its capabilities.
+    // The thread gets its name just before it drops its capabilities.
     ensure!(eventually(|| confined(pid).is_ok()), "{:#}", confined(pid).unwrap_err());
     ferroute.terminate()
 }

@@ -1,4 +1,4 @@
-//! Several queues: each is served, or the start is refused; none is silently lost.
+//! Several queues: each is served, or the start is refused; no queue is lost silently.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -11,27 +11,27 @@ use ferroute_tests::tap::Tap;
 use ferroute_tests::{Ferroute, Lab, Netns, PATIENCE, eventually};
 use serde_json::Value;
 
-/// Flows enough that every queue gets some of them.
+/// Enough flows for every queue to get some.
 const FLOWS: u16 = 400;
 
-/// Packets of each flow where their order is looked at.
+/// Packets per flow in tests of their order.
 const ROUNDS: u16 = 10;
 
-/// Flows whose packets alternate.
+/// Flows whose packets are interleaved.
 const GROUP: u16 = 40;
 
-/// Packets under way at most: the ring of a veth's queue has room for 256, and nobody empties it who
-/// is kept from the CPU. Of a flow there are some all the same.
+/// Maximum packets in flight: the ring of a veth's queue has room for 256, and is not emptied while a
+/// thread is without its CPU. Each flow still has several packets in flight.
 const WINDOW: u16 = 150;
 
-/// One way through the lab.
+/// A path through the lab.
 #[derive(Clone, Copy)]
 pub enum Way {
     ToRight,
     ToLeft,
 }
 
-/// Sends `rounds` packets of each flow and fails unless every one arrives, those of a flow in order.
+/// Sends `rounds` packets of each flow and fails unless all arrive, those of each flow in order.
 pub fn all_arrive(lab: &Lab, way: Way, rounds: u16) -> Result<()> {
     ping_all(&lab.left, "-c 1 -W 5 198.18.2.2")?;
     let (left, right) = (Tap::open(&lab.left, "left")?, Tap::open(&lab.right, "right")?);
@@ -57,18 +57,18 @@ pub fn all_arrive(lab: &Lab, way: Way, rounds: u16) -> Result<()> {
     Ok(())
 }
 
-/// What has come by a tap of ours.
+/// Packets received by the taps.
 struct Arrivals {
     tap: Tap,
-    /// By the router's port of this address.
+    /// MAC address of the router's port that sent them.
     router: [u8; 6],
-    /// The rounds of each flow, as they came.
+    /// The rounds of each flow in the order of arrival.
     flows: BTreeMap<u16, Vec<u16>>,
     count: u16,
 }
 
 impl Arrivals {
-    /// Until so many packets have come.
+    /// Waits until `wanted` packets have arrived.
     fn wait(&mut self, wanted: u16) -> Result<()> {
         let Arrivals { tap, router, flows, count } = self;
         if *count < wanted {
@@ -83,20 +83,20 @@ impl Arrivals {
                 *count >= wanted
             });
         }
-        ensure!(*count >= wanted, "{count} packets arrive, but no {wanted}");
+        ensure!(*count >= wanted, "{count} packets arrived, expected {wanted}");
         Ok(())
     }
 }
 
-/// Queues that receive and queues that send.
+/// Numbers of receive and transmit queues.
 pub type Queues = (u32, u32);
 
 pub fn set_queues(netns: &Netns, port: &str, (rx, tx): Queues) -> Result<String> {
     netns.run(&format!("ethtool -L {port} rx {rx} tx {tx}"))
 }
 
-/// A lab with four queues everywhere, but other numbers on the router's ports, and no more that send
-/// to them: a veth's XDP asks for that.
+/// A lab with four queues everywhere, except for the given numbers on the router's ports. The hosts have no
+/// more transmit queues than the ports have receive queues, as XDP on a veth requires.
 pub fn lopsided(left: Queues, right: Queues) -> Result<Lab> {
     let lab = Lab::with_queues(4)?;
     for (host, name, port, queues) in
@@ -110,8 +110,8 @@ pub fn lopsided(left: Queues, right: Queues) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Fails unless every queue of the port has one worker, and every worker one by whom it sends. Gives
-/// the number of workers.
+/// Fails unless every queue of the port has one worker, and every worker sends by one worker. Returns the
+/// number of workers.
 fn served_once(ferroute: &Ferroute, ifname: &str, (rx, tx): Queues) -> Result<u64> {
     let status = ferroute.json(&["status"])?;
     let workers = status["workers"].as_array().context("no workers")?;
@@ -132,7 +132,7 @@ fn served_once(ferroute: &Ferroute, ifname: &str, (rx, tx): Queues) -> Result<u6
     Ok(workers.len() as u64)
 }
 
-/// Packets that crossed, and nothing was lost on the way.
+/// The number of packets handed over between workers; none may be lost in the handoff.
 fn crossed(ferroute: &Ferroute) -> Result<u64> {
     let settled = || {
         let stat = ferroute.json(&["stat"]).ok()?;
@@ -142,7 +142,7 @@ fn crossed(ferroute: &Ferroute) -> Result<u64> {
             .then_some(out)
     };
     ensure!(eventually(|| settled().is_some()), "{}", ferroute.account());
-    settled().context("more crosses still")
+    settled().context("packets are still being handed over")
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn ports_with_different_numbers_of_queues_are_served_and_flows_stay_in_order() -
         }
         let workers = served_once(&ferroute, "rt-left", left)?;
         served_once(&ferroute, "rt-right", right)?;
-        // Of 400 flows some come to every worker.
+        // Of 400 flows every worker gets some.
         let few = u64::from(left.0.min(left.1).min(right.0).min(right.1));
         let crossed = crossed(&ferroute)?;
         ensure!((crossed > 0) == (workers > few), "{crossed} of {workers} workers crossed");
@@ -184,7 +184,7 @@ fn ports_with_different_numbers_of_queues_are_served_and_flows_stay_in_order() -
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn queues_that_come_are_served_and_those_in_use_stay() -> Result<()> {
+fn added_queues_are_served_and_those_in_use_cannot_be_removed() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
@@ -198,7 +198,7 @@ fn queues_that_come_are_served_and_those_in_use_stay() -> Result<()> {
     all_arrive(&lab, Way::ToRight, ROUNDS).with_context(|| ferroute.account())?;
     let itself = ferroute.forwarded_by_kernel()?;
     all_arrive(&lab, Way::ToLeft, ROUNDS).with_context(|| ferroute.account())?;
-    // A driver that refuses changes nothing.
+    // A change that the driver refuses has no effect.
     ensure!(set_queues(&lab.router, "rt-right", (1, 1)).is_err(), "a queue in use was taken away");
     ensure!(set_queues(&lab.router, "rt-left", (99, 99)).is_err(), "there are 99 queues");
     all_arrive(&lab, Way::ToRight, ROUNDS).with_context(|| ferroute.account())?;
@@ -209,7 +209,7 @@ fn queues_that_come_are_served_and_those_in_use_stay() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn queues_and_cpus_that_cannot_be_had_are_refused() -> Result<()> {
+fn impossible_queues_and_cpus_are_refused() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
@@ -257,7 +257,7 @@ fn more_queues_than_workers_are_served_or_refused() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_a_veth_lacks_is_said_and_the_doctor_knows_who_serves_what() -> Result<()> {
+fn missing_veth_features_are_reported_and_the_doctor_knows_the_workers_queues() -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }

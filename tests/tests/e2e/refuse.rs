@@ -1,4 +1,4 @@
-//! What `ferroute run` must refuse, and how it says so; `doctor` says it beforehand.
+//! Configurations that `ferroute run` must refuse, and its messages; `doctor` reports them beforehand.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use ferroute_tests::{Ferroute, Lab, ferroute};
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 
-/// Fails unless a refusal has every word.
+/// Fails unless a refusal contains every word.
 fn refused(lab: &Lab, args: &[&str], words: &[&str]) -> Result<String> {
     let said = Ferroute::refusal(&lab.router, args)?;
     for word in words {
@@ -18,7 +18,7 @@ fn refused(lab: &Lab, args: &[&str], words: &[&str]) -> Result<String> {
     Ok(said)
 }
 
-/// Sets a ruleset up, and expects it refused, found by `doctor`, and ignored when told.
+/// Sets up a ruleset, which must be refused, found by `doctor`, and ignored on request.
 fn firewall(commands: &[&str], word: &str) -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
@@ -70,7 +70,7 @@ fn an_xfrm_policy() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_input_chain_is_no_reason() -> Result<()> {
+fn an_input_chain_is_not_refused() -> Result<()> {
     let lab = Lab::up()?;
     lab.router.run("nft add table inet fw")?;
     let chain = "{ type filter hook input priority 0 ; policy accept ; }";
@@ -151,7 +151,7 @@ fn no_privilege_names_the_capability() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::up()?;
-    // Without capabilities, yet still the owner of the files: nothing else is in the way.
+    // Without capabilities, but still as the owner of the files: nothing else prevents the start.
     let mut command = lab.router.command("setpriv");
     command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
     command.arg(ferroute::binary()).arg("run").args(PORTS);
@@ -175,7 +175,7 @@ fn a_time_namespace_whose_clock_is_not_the_kernels() -> Result<()> {
         let output = command.arg(ferroute::binary()).arg(verb).args(PORTS).output()?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).into_owned();
-        ensure!(!output.status.success(), "{verb} is content:\n{said}");
+        ensure!(!output.status.success(), "{verb} succeeds:\n{said}");
         ensure!(said.contains("time namespace"), "{verb}:\n{said}");
     }
     Ok(())
@@ -238,7 +238,7 @@ fn every_mode_but_zero_copy_works_on_veth() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_sound_lab_passes_the_doctor() -> Result<()> {
+fn a_working_lab_passes_the_doctor() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -259,12 +259,12 @@ fn a_sound_lab_passes_the_doctor() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_way_back_to_the_kernel_that_is_not_there_is_found_by_the_doctor() -> Result<()> {
+fn a_missing_tun_device_is_found_by_the_doctor() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
     let lab = Lab::up()?;
-    // What is mounted there is seen by the command alone.
+    // Mounts are visible to this command only.
     let doctor = |before: &str| -> Result<String> {
         let script = format!("{before} exec \"$0\" doctor -i rt-left");
         let mut command = lab.router.command("sh");

@@ -19,19 +19,19 @@ fn every_packet_and_frame_is_accounted_for() -> Result<()> {
     soak(&Lab::up()?, 1)
 }
 
-/// Packets cross between workers, if there is more than one.
+/// Packets are handed over between workers, if there is more than one.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn every_packet_is_accounted_for_where_ports_have_different_numbers_of_queues() -> Result<()> {
     soak(&lopsided((4, 2), (1, 1))?, 4)
 }
 
-/// So many streams of every kind.
+/// Runs this many streams of every kind.
 fn soak(lab: &Lab, streams: usize) -> Result<()> {
     if ferroute_tests::ferroute::by_kernel() {
         return Ok(());
     }
-    // Else the kernel takes the IPv6 addresses off an interface that goes down.
+    // Otherwise the kernel removes the IPv6 addresses of an interface that goes down.
     for port in ["rt-left", "rt-right"] {
         lab.router.sysctl(&format!("net/ipv6/conf/{port}/keep_addr_on_down"), "1")?;
     }
@@ -67,7 +67,7 @@ fn soak(lab: &Lab, streams: usize) -> Result<()> {
 /// Every packet is in one place, and no frame is lost.
 fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
     let mut account = Account::new(ferroute.json(&["stat"])?);
-    // Not while packets are under way.
+    // Not while packets are in flight.
     let settled = eventually(|| match ferroute.json(&["stat"]) {
         Ok(now) => {
             account = Account::new(now);
@@ -75,7 +75,7 @@ fn balanced(ferroute: &Ferroute, frames_before: u64) -> Result<()> {
         }
         Err(_) => false,
     });
-    ensure!(settled, "packets stay under way: {:#}", account.stat());
+    ensure!(settled, "packets remain in flight: {:#}", account.stat());
     let frames = account.stat()["frames"]["total"].as_u64().context("no total of frames")?;
     ensure!(frames == frames_before, "{frames_before} frames have become {frames}");
     account.agrees()

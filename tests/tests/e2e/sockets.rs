@@ -1,5 +1,5 @@
-//! Ports are what they seem: a socket or a program that is not its interface's any more, whatever
-//! happened and whether or not an event told of it, is replaced, and userspace forwards again.
+//! A socket or program that no longer belongs to its interface is replaced, whatever the cause and whether
+//! or not there was an event, and userspace forwards again.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use serde_json::Value;
 
 use crate::queues::{Way, all_arrive, lopsided, set_queues};
 
-/// Limits short enough that a test can wait for them, and longer than a busy machine keeps a thread
-/// from its CPU.
+/// Time-outs short enough for a test to wait for them, and longer than a thread is without its CPU on a
+/// busy machine.
 const LIMITS: [&str; 4] = ["--worker-timeout", "1500", "--control-timeout", "2000"];
 /// Longer than both.
 const PAUSE: Duration = Duration::from_millis(2500);
 
-/// `None`: the kernel forwards, and there is nothing to see.
+/// `None`: the kernel forwards, and there is nothing to test.
 fn start(lab: &Lab) -> Result<Option<Ferroute>> {
     let ferroute = Ferroute::start_with(lab, &LIMITS)?;
     Ok(ferroute.pid().is_some().then_some(ferroute))
@@ -36,7 +36,7 @@ fn back_in_userspace(lab: &Lab, ferroute: &Ferroute) -> Result<()> {
     Ok(())
 }
 
-/// What `status` prints, whatever it says by its exit status.
+/// Output of `status`, whatever its exit status.
 fn status(ferroute: &Ferroute) -> Result<String> {
     let output = ferroute.command(&["status"]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -47,7 +47,7 @@ fn ifindex(lab: &Lab, ifname: &str) -> Result<String> {
     Ok(text.split(':').next().context("no ifindex")?.to_owned())
 }
 
-/// Addresses and routes of the wire on the right, as `scripts/lab` made them.
+/// Addresses and routes of the right link, as `scripts/lab` set them.
 fn set_up_right(lab: &Lab) -> Result<()> {
     lab.router.ip_batch(
         &[],
@@ -56,7 +56,7 @@ fn set_up_right(lab: &Lab) -> Result<()> {
     )
 }
 
-/// Removes the wire on the right and makes it anew, with the same index in the router.
+/// Deletes and recreates the right link, with the same ifindex in the router.
 fn replace_right(lab: &Lab) -> Result<()> {
     let index = ifindex(lab, "rt-right")?;
     lab.router.run("ip link del rt-right")?;
@@ -74,7 +74,7 @@ fn replace_right(lab: &Lab) -> Result<()> {
     )
 }
 
-/// Moves the router's port on the right to another namespace and back. Its index stays.
+/// Moves the router's right port to another namespace and back. Its ifindex stays the same.
 fn move_right(lab: &Lab) -> Result<()> {
     let index = ifindex(lab, "rt-right")?;
     lab.router.run(&format!("ip link set rt-right netns {}", lab.left.name()))?;
@@ -111,7 +111,7 @@ fn bpftool(lab: &Lab, line: &str) -> Result<Value> {
     Ok(serde_json::from_str(&lab.router.run(&format!("bpftool -j {line}"))?)?)
 }
 
-/// Takes the program off the port on the right, as anybody with the privilege can.
+/// Detaches the program of the right port, as any privileged process can.
 fn detach_right(lab: &Lab) -> Result<()> {
     let program = program(lab, "rt-right")?;
     let links = bpftool(lab, "link show")?;
@@ -120,7 +120,7 @@ fn detach_right(lab: &Lab) -> Result<()> {
     lab.router.run(&format!("bpftool link detach id {}", link["id"])).map(drop)
 }
 
-/// Takes the socket of queue 0 of the port on the right out of its map.
+/// Deletes the socket of queue 0 of the right port from its map.
 fn empty_map_of_right(lab: &Lab) -> Result<()> {
     let program = bpftool(lab, &format!("prog show id {}", program(lab, "rt-right")?))?;
     for id in program["map_ids"].as_array().into_iter().flatten() {
@@ -142,7 +142,7 @@ const CHANGES: [(&str, Change); 6] = [
     ("its socket taken out of the map", empty_map_of_right),
 ];
 
-/// Frames at the end are those at the start.
+/// Fails unless all frames are accounted for at the end.
 fn ends_well(mut ferroute: Ferroute) -> Result<()> {
     ferroute.terminate()?;
     let said = ferroute.said();
@@ -152,7 +152,7 @@ fn ends_well(mut ferroute: Ferroute) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_happens_to_a_port_while_nobody_looks_is_seen_afterwards() -> Result<()> {
+fn changes_of_a_port_while_stopped_are_noticed_afterwards() -> Result<()> {
     let lab = Lab::up()?;
     let Some(ferroute) = start(&lab)? else { return Ok(()) };
     back_in_userspace(&lab, &ferroute)?;
@@ -172,7 +172,7 @@ fn what_happens_to_a_port_while_nobody_looks_is_seen_afterwards() -> Result<()> 
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_happens_to_a_port_while_it_runs_is_noticed_with_and_without_an_event() -> Result<()> {
+fn changes_of_a_port_while_running_are_noticed_with_and_without_an_event() -> Result<()> {
     let lab = Lab::up()?;
     let Some(ferroute) = start(&lab)? else { return Ok(()) };
     back_in_userspace(&lab, &ferroute)?;
@@ -185,7 +185,7 @@ fn what_happens_to_a_port_while_it_runs_is_noticed_with_and_without_an_event() -
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn queues_that_come_while_it_is_stopped_are_served_afterwards() -> Result<()> {
+fn queues_added_while_it_is_stopped_are_served_afterwards() -> Result<()> {
     let lab = lopsided((4, 4), (1, 1))?;
     let Some(ferroute) = start(&lab)? else { return Ok(()) };
     let stopped = StoppedProcess::stop(ferroute.pid().context("no process")?)?;
@@ -212,8 +212,8 @@ fn counted(ferroute: &Ferroute, ifname: &str, reason: &str) -> Result<u64> {
     port["xdp"][reason].as_u64().with_context(|| format!("no {reason}: {stat:#}"))
 }
 
-/// Ferroute, which has forwarded by several workers, and its worker 0, stopped. `None`: the kernel
-/// forwards, or there is one CPU only.
+/// Starts Ferroute, has it forward with several workers, and stops its worker 0. `None`: the kernel
+/// forwards, or there is only one CPU.
 fn start_and_stop_one_of_two_workers(lab: &Lab) -> Result<Option<(Ferroute, StoppedThread)>> {
     let Some(ferroute) = start(lab)? else { return Ok(None) };
     let workers = ferroute.json(&["status"])?["workers"].as_array().map_or(0, Vec::len);
@@ -233,7 +233,7 @@ fn forwards_again_and_ends_well(lab: &Lab, ferroute: Ferroute) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap() -> Result<()> {
+fn a_stalled_worker_does_not_block_the_control_thread_when_links_flap() -> Result<()> {
     let lab = Lab::with_queues(2)?;
     let Some((ferroute, stopped)) = start_and_stop_one_of_two_workers(&lab)? else {
         return Ok(());
@@ -248,15 +248,15 @@ fn a_worker_that_stands_still_does_not_hold_the_control_thread_when_links_flap()
     all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
     ensure!(carried("steer_ipv4")? > steered, "userspace forwards nothing of the other queue");
     ensure!(carried("pass_worker_stalled")? > passed, "the kernel has nothing of the queue");
-    ensure!(carried("pass_control_stalled")? == stalled, "the control thread stood still");
+    ensure!(carried("pass_control_stalled")? == stalled, "the control thread stalled");
     drop(stopped);
     forwards_again_and_ends_well(&lab, ferroute)
 }
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn flows_that_would_be_sent_by_a_worker_that_stands_still_are_the_kernels() -> Result<()> {
-    // Only worker 0 has a queue of the port on the right.
+fn flows_that_a_stalled_worker_would_send_are_left_to_the_kernel() -> Result<()> {
+    // Only worker 0 has a queue of the right port.
     let lab = lopsided((2, 2), (1, 1))?;
     let Some((ferroute, stopped)) = start_and_stop_one_of_two_workers(&lab)? else {
         return Ok(());
@@ -271,7 +271,7 @@ fn flows_that_would_be_sent_by_a_worker_that_stands_still_are_the_kernels() -> R
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_port_comes_back_to_a_worker_that_stood_still_when_it_goes_on() -> Result<()> {
+fn a_port_returns_to_a_stalled_worker_when_that_continues() -> Result<()> {
     let lab = Lab::up()?;
     let Some(ferroute) = start(&lab)? else { return Ok(()) };
     back_in_userspace(&lab, &ferroute)?;

@@ -1,6 +1,5 @@
-//! Something hangs: the process is stopped, a thread stands still, nobody reads what it writes, the
-//! kernel is slow to take packets. The kernel forwards then, and what it would not forward is not
-//! forwarded.
+//! Stalls: the process is stopped, a thread does not run, nobody reads its output, or the kernel is slow to
+//! accept packets. The kernel forwards then, and packets that it would not forward are not forwarded.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -18,24 +17,23 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::tap::Tap;
 use ferroute_tests::{Ferroute, Lab, eventually};
 
-/// The limits that users have.
+/// The default time-outs.
 const DEFAULT: [&str; 4] = ["--worker-timeout", "250", "--control-timeout", "1000"];
-/// Far more than any limit here, far less than for ever: machines that run tests are busy.
+/// Far longer than any time-out here, but finite: machines that run tests are busy.
 const SOON: Duration = Duration::from_secs(5);
 const PACE: Duration = Duration::from_millis(2);
-/// Packets whose way was decided, and that were not sent, when the process was stopped: at this pace
-/// hardly ever one.
+/// Packets that were routed but not yet sent when the process was stopped: hardly ever one at this pace.
 const IN_HAND: u64 = 1;
 
-/// For how long the kernel has to forward nothing.
+/// How long the kernel must forward nothing.
 const QUIET: Duration = Duration::from_millis(50);
 
 fn stream(lab: &Lab, to: &str) -> Result<Stream> {
     Stream::start(&lab.left, &lab.right, to, PACE)
 }
 
-/// Ferroute with the limits that users have, its process id, and a stream that it forwards. `None`:
-/// the kernel forwards in this run of the tests.
+/// Starts Ferroute with the default time-outs, and returns it with its process ID and a stream that it
+/// forwards. `None`: the kernel forwards in this run of the tests.
 fn under_traffic(lab: &Lab) -> Result<Option<(Ferroute, u32, Stream)>> {
     let ferroute = Ferroute::start_with(lab, &DEFAULT)?;
     let Some(pid) = ferroute.pid() else { return Ok(None) };
@@ -71,7 +69,7 @@ fn a_stopped_process_leaves_its_packets_to_the_kernel_until_it_has_caught_up() -
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<()> {
+fn changes_while_it_was_stopped_are_effective_from_its_first_packet_on() -> Result<()> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start_with(&lab, &DEFAULT)?;
     let Some(pid) = ferroute.pid() else { return Ok(()) };
@@ -90,12 +88,12 @@ fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<
         let stream = stream(&lab, RIGHT4)?;
         ensure!(stream.flows(50), "nothing arrives before {change:?}");
         let stopped = StoppedProcess::stop(pid)?;
-        // Some of these packets lie in its rings.
+        // Some of these packets are in its rings.
         thread::sleep(Duration::from_millis(100));
         for line in change {
             lab.router.run(line)?;
         }
-        // What was under way in the kernel has arrived.
+        // Packets in flight in the kernel have arrived.
         thread::sleep(Duration::from_millis(200));
         let before = stream.received();
         thread::sleep(Duration::from_millis(1500));
@@ -115,16 +113,16 @@ fn what_changed_while_it_was_stopped_holds_from_its_first_packet_on() -> Result<
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_control_thread_that_stands_still_leaves_everything_to_the_kernel() -> Result<()> {
+fn a_stalled_control_thread_leaves_everything_to_the_kernel() -> Result<()> {
     let lab = Lab::up()?;
     let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "ferroute")?;
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
+    eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
     lab.router.run("ip route del blackhole 198.18.2.2")?;
     ensure!(stream.flows(50), "the kernel does not forward");
     let by_kernel = ferroute.forwarded_by_kernel()?;
-    ensure!(by_kernel.v4 > 0, "who forwards?");
+    ensure!(by_kernel.v4 > 0, "the kernel does not forward");
     drop(stopped);
     eprintln!(
         "continued: userspace forwards after {:?}",
@@ -136,16 +134,16 @@ fn a_control_thread_that_stands_still_leaves_everything_to_the_kernel() -> Resul
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_worker_that_stands_still_leaves_its_queue_to_the_kernel() -> Result<()> {
+fn a_stalled_worker_leaves_its_queue_to_the_kernel() -> Result<()> {
     let lab = Lab::up()?;
     let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "fr-worker0")?;
     thread::sleep(Duration::from_millis(20));
     eprintln!("the kernel forwards after {:?}", stream.until_flowing(5, SOON)?);
-    // The control thread is not held by it.
+    // It does not block the control thread.
     lab.router.run("ip link add dummy0 type veth peer name dummy1")?;
     let shown = || ferroute.ask(&["link", "show"]).is_ok_and(|text| text.contains("dummy0"));
-    ensure!(eventually(shown), "the control thread follows no longer");
+    ensure!(eventually(shown), "the control thread no longer follows the kernel");
     drop(stopped);
     eprintln!(
         "continued: userspace forwards after {:?}",
@@ -157,7 +155,7 @@ fn a_worker_that_stands_still_leaves_its_queue_to_the_kernel() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn messages_that_nobody_reads_hold_nothing() -> Result<()> {
+fn unread_log_messages_block_nothing() -> Result<()> {
     let lab = Lab::up()?;
     let (reader, mut writer) = std::io::pipe()?;
     nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096))?;
@@ -168,17 +166,17 @@ fn messages_that_nobody_reads_hold_nothing() -> Result<()> {
     }
     let stream = stream(&lab, RIGHT4)?;
     ensure!(stream.flows(50));
-    // Each time it has something to say.
+    // Each change makes it log a message.
     let chain = "{ type filter hook forward priority 0 ; policy drop ; }";
     for _ in 0..3 {
         lab.router.run("nft add table inet fw")?;
         lab.router.run(&format!("nft add chain inet fw f {chain}"))?;
-        eprintln!("policy drop is obeyed after {:?}", stream.until_dry(SOON)?);
+        eprintln!("policy drop is effective after {:?}", stream.until_dry(SOON)?);
         lab.router.run("nft delete table inet fw")?;
         ensure!(stream.flows(50), "nothing arrives without the table");
     }
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
+    eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
     let status = ferroute.command(&["-j", "status"]).output()?;
     ensure!(String::from_utf8_lossy(&status.stdout).contains("rt-left"), "no answer");
     ferroute.terminate()?;
@@ -188,7 +186,7 @@ fn messages_that_nobody_reads_hold_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A third port of the router, which is none of Ferroute's, with a ruleset that takes its time.
+/// A third interface of the router, which is not a port, with a ruleset that is slow to evaluate.
 fn third_port(lab: &Lab) -> Result<()> {
     lab.router.run("ip link add rt-third type veth peer name third")?;
     lab.router.run("ip addr add 198.18.3.1/24 dev rt-third")?;
@@ -210,7 +208,7 @@ fn third_port(lab: &Lab) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn a_flood_of_packets_for_the_kernel_holds_nothing() -> Result<()> {
+fn a_flood_of_packets_for_the_kernel_blocks_nothing() -> Result<()> {
     let lab = Lab::up()?;
     third_port(&lab).context("a third port")?;
     let mut ferroute = Ferroute::start(&lab)?;
@@ -248,12 +246,12 @@ fn under_flood(lab: &Lab, ferroute: &mut Ferroute) -> Result<()> {
     ensure!(stream.flows(20), "nothing arrives under the flood");
     for _ in 0..3 {
         lab.router.run("ip route add blackhole 198.18.2.2")?;
-        eprintln!("a blackhole is obeyed after {:?}", stream.until_dry(SOON)?);
+        eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
         lab.router.run("ip route del blackhole 198.18.2.2")?;
         ensure!(stream.flows(20), "nothing arrives without the blackhole");
     }
     let flood = punted()? - before;
-    ensure!(flood > 1000, "{flood} packets are no flood");
+    ensure!(flood > 1000, "only {flood} packets were sent");
     ferroute.ask(&["status"])?;
     ferroute.terminate()
 }

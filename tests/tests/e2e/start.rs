@@ -1,5 +1,5 @@
-//! The start of `ferroute run`: foreign locks, an unusable runtime directory, tight resource limits,
-//! and signals during it.
+//! The start of `ferroute run`: locks by others, an unusable runtime directory, tight resource limits, and
+//! signals during it.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -19,7 +19,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
-/// Nobody's user id.
+/// An unused user ID.
 const STRANGER: u32 = 4343;
 
 fn lock(path: &Path) -> Result<Flock<File>> {
@@ -39,7 +39,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What it says when it is started and has to refuse.
+/// Its standard error when it must refuse to start.
 fn refusal(mut command: Command) -> Result<String> {
     let output = ended(command.spawn()?)?;
     let said = said(&output);
@@ -58,7 +58,7 @@ fn links(lab: &Lab) -> Result<String> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn locks_on_shared_directories_keep_nothing_waiting() -> Result<()> {
+fn locks_on_shared_directories_block_nothing() -> Result<()> {
     let lab = Lab::up()?;
     let shared = tempfile::tempdir()?;
     fs::set_permissions(shared.path(), Permissions::from_mode(0o1777))?;
@@ -83,7 +83,7 @@ fn locks_on_shared_directories_keep_nothing_waiting() -> Result<()> {
     Ok(())
 }
 
-/// A directory in RUNTIME_DIRECTORY, as systemd gives it.
+/// `ferroute run` with a directory in RUNTIME_DIRECTORY, as set by systemd.
 fn in_directory(lab: &Lab, directory: &Path) -> Command {
     let mut command = run(lab, &[]);
     command.env("RUNTIME_DIRECTORY", directory);
@@ -153,7 +153,7 @@ fn a_runtime_directory_that_is_not_its_own_is_refused() -> Result<()> {
         }
     }
     ensure!(fs::read_dir(at("target"))?.next().is_none(), "a symbolic link was followed");
-    // With a socket elsewhere it is not needed, unless it is asked for.
+    // With a socket elsewhere the directory is not needed, unless it is given explicitly.
     let control = at("control.sock");
     let mut command = run(&lab, &["--control"]);
     command.arg(&control).arg("--runtime-dir").arg(at("open"));
@@ -161,7 +161,7 @@ fn a_runtime_directory_that_is_not_its_own_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// Holds queue 0 of a port by an AF_XDP socket that needs no XDP program, until it is dropped.
+/// Occupies queue 0 of a port with an AF_XDP socket that needs no XDP program, until it is dropped.
 struct QueueHolder(Child);
 
 impl QueueHolder {
@@ -171,7 +171,7 @@ impl QueueHolder {
         command.args(line.split(' ')).stdin(Stdio::null());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let holder = QueueHolder(child);
-        // From when packets come.
+        // Wait until packets arrive.
         let received = || -> Result<u64> {
             Ok(lab.left.run("cat /sys/class/net/left/statistics/rx_packets")?.trim().parse()?)
         };
@@ -198,7 +198,7 @@ fn a_signal_ends_a_start_that_waits_for_a_queue() -> Result<()> {
         let top = tempfile::tempdir()?;
         let socket = top.path().join("control.sock");
         let child = run(&lab, &["--control"]).arg(&socket).spawn()?;
-        // From when the signals are taken; the queue is tried for a second, and then it is an error.
+        // Wait until signals are handled; the queue is tried for a second before that is an error.
         ensure!(eventually(|| socket.exists()), "no socket");
         kill(Pid::from_raw(child.id() as i32), signal)?;
         let output = ended(child)?;
@@ -212,7 +212,7 @@ fn a_signal_ends_a_start_that_waits_for_a_queue() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn without_descriptors_that_is_what_it_says_and_nothing_is_left() -> Result<()> {
+fn without_descriptors_it_says_so_and_nothing_is_left_behind() -> Result<()> {
     let lab = Lab::up()?;
     let before = links(&lab)?;
     let top = tempfile::tempdir()?;
@@ -253,7 +253,7 @@ fn without_descriptors_that_is_what_it_says_and_nothing_is_left() -> Result<()> 
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn without_memory_it_ends_with_a_word_and_nothing_is_left() -> Result<()> {
+fn without_memory_it_ends_with_a_message_and_nothing_is_left_behind() -> Result<()> {
     let lab = Lab::up()?;
     let before = links(&lab)?;
     let top = tempfile::tempdir()?;
@@ -263,7 +263,7 @@ fn without_memory_it_ends_with_a_word_and_nothing_is_left() -> Result<()> {
         command.arg("run").args(PORTS).arg("--control").arg(top.path().join("control.sock"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        // Where it suffices, it runs.
+        // If the memory is sufficient, it runs.
         let end = Instant::now() + Duration::from_secs(2);
         while child.try_wait()?.is_none() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
@@ -272,7 +272,7 @@ fn without_memory_it_ends_with_a_word_and_nothing_is_left() -> Result<()> {
         let output = ended(child)?;
         let said = said(&output);
         ensure!(!said.contains("panicked at") && !said.contains("6.1"), "{megabytes}: {said}");
-        ensure!(output.status.success() || !said.trim().is_empty(), "{megabytes}: not a word");
+        ensure!(output.status.success() || !said.trim().is_empty(), "{megabytes}: no message");
         ensure!(eventually(|| links(&lab).is_ok_and(|now| now == before)), "{}", links(&lab)?);
     }
     Ok(())
@@ -301,7 +301,7 @@ fn clients_that_take_all_descriptors_do_not_end_forwarding() -> Result<()> {
         let clients: Vec<UnixStream> =
             (0..100).map_while(|_| UnixStream::connect(&socket).ok()).collect();
         ensure!(clients.len() > 30, "{} clients", clients.len());
-        // Longer than what is looked at from time to time.
+        // Longer than the interval of periodic checks.
         for _ in 0..4 {
             let before = ferroute_tests::counters::forwarded_by_kernel(&lab.router)?;
             ping_all(&lab.left, &format!("-c 5 -i 0.1 -W 5 {RIGHT4}"))?;
@@ -318,10 +318,10 @@ fn clients_that_take_all_descriptors_do_not_end_forwarding() -> Result<()> {
     facts.with_context(|| said(&output))
 }
 
-/// Twelve ports with fewer descriptors than they may need, and with as many as is said then.
+/// Twelve ports with fewer descriptors than they may need, and with as many as the message says.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn descriptors_that_are_cached_are_given_up_for_what_needs_them() -> Result<()> {
+fn cached_descriptors_are_released_when_others_are_needed() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -351,7 +351,7 @@ fn descriptors_that_are_cached_are_given_up_for_what_needs_them() -> Result<()> 
             ensure!(eventually(is_forwarding), "{:?}", status());
             let silent: Vec<UnixStream> =
                 (0..clients).map(|_| UnixStream::connect(&socket)).collect::<Result<_, _>>()?;
-            // More than a full reading of the firewall is away from the next.
+            // Longer than the interval between full readings of the firewall.
             for _ in 0..3 {
                 std::thread::sleep(Duration::from_secs(1));
                 let warnings = status()?["warnings"].to_string();

@@ -1,4 +1,4 @@
-//! TCP both ways with every offload as it was: checksums are completed, segments not lost.
+//! TCP in both directions with default offloads: checksums are completed, no segment is lost.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -11,12 +11,12 @@ use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6};
 use ferroute_tests::rng::Rng;
 use ferroute_tests::{Ferroute, Lab, Netns, eventually};
 
-/// What one iperf3 run carries, in octets.
+/// Octets carried by one iperf3 run.
 const OCTETS: u64 = 20_000_000;
-/// No read or write of the byte-by-byte test may take longer.
+/// Time-out of reads and writes in the byte-by-byte test.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// An `iperf3 -s` that ends with its owner.
+/// An `iperf3 -s` that is killed when this is dropped.
 struct Server(Child);
 
 impl Server {
@@ -39,7 +39,7 @@ pub fn iperf(lab: &Lab, address: &str) -> Result<()> {
         let client = format!(
             "timeout 60 iperf3 -c {address} -n {OCTETS} {direction} --connect-timeout 5000 -J"
         );
-        // A server for every attempt: it may not listen yet, and must not keep half a test in mind.
+        // A new server for every attempt: it may not listen yet, and must not remember half a test.
         let mut text = String::new();
         let mut attempt = || -> Result<bool> {
             let _server = Server::start(&lab.right, address)?;
@@ -52,7 +52,7 @@ pub fn iperf(lab: &Lab, address: &str) -> Result<()> {
         ensure!(done, "iperf3 {direction}:\n{text}");
         let report: serde_json::Value = serde_json::from_str(&text)?;
         let received = report["end"]["sum_received"]["bytes"].as_u64();
-        // What is still under way when the sender has finished is not counted.
+        // Octets in flight when the sender has finished are not counted.
         ensure!(received.is_some_and(|octets| octets > OCTETS / 2), "iperf3 {direction}:\n{text}");
     }
     Ok(())
@@ -76,7 +76,7 @@ fn iperf3_v6_both_ways() -> Result<()> {
     ferroute.forwarded_all_itself()
 }
 
-/// Sends `octets` of a seed one way and reads them at the other end.
+/// Sends `octets` from a seed in one direction and reads them at the other end.
 fn carry(from: &Netns, to: &Netns, address: &str, octets: usize) -> Result<()> {
     let address: IpAddr = address.parse()?;
     let listener = to.enter(|| Ok(TcpListener::bind(SocketAddr::new(address, 0))?))?;
@@ -118,11 +118,12 @@ fn tcp_carries_every_octet() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn tcp_finds_a_smaller_mtu_on_the_way() -> Result<()> {
+fn tcp_finds_a_smaller_mtu_on_the_path() -> Result<()> {
     let lab = Lab::up()?;
     let ferroute = Ferroute::start(&lab)?;
     lab.router.run("ip link set rt-right mtu 1280")?;
-    // The host keeps its own MTU, and would announce a segment size of 1460: only ICMP can tell.
+    // The host keeps its own MTU and announces a segment size of 1460: only ICMP can report the smaller
+    // one.
     for address in [RIGHT4, RIGHT6] {
         carry(&lab.left, &lab.right, address, 500_000)?;
     }

@@ -1,4 +1,4 @@
-//! Packets that are wrong are dropped by name, and the same names are told by `drops`.
+//! Invalid packets are dropped and counted by reason, and `drops` reports the same reasons.
 
 use std::net::Ipv4Addr;
 
@@ -28,7 +28,7 @@ fn count(ferroute: &Ferroute, reason: &str) -> Result<u64> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn each_kind_has_its_name() -> Result<()> {
+fn each_kind_is_counted_by_its_reason() -> Result<()> {
     if ferroute::by_kernel() {
         return Ok(());
     }
@@ -60,7 +60,7 @@ fn each_kind_has_its_name() -> Result<()> {
         ("PROHIBIT", frame(|header| header.dst = Ipv4Addr::new(203, 0, 113, 129))),
         ("PKT_TOO_SMALL", cut_off),
     ] {
-        // The routes above may still be on their way: then it is another reason, once.
+        // The routes above may not be mirrored yet: then the first packet has another reason.
         let named = eventually(|| {
             let before = count(&ferroute, reason).unwrap_or(0);
             left.send(&frame).is_ok()
