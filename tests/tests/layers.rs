@@ -1,10 +1,10 @@
-//! The layers point one way: a module uses only what stands left of it.
+//! Checks the layers of the source: a module uses only modules to its left.
 //!
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker →
 //! histogram → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
-//! steering → config → api → daemon, doctor, offline`. The files of `pipeline` are in layers, too. Modules of one
-//! layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and `main.rs`,
-//! which only put the program together.
+//! steering → config → api → daemon, doctor, offline`. The files of `pipeline` also have layers. Modules of
+//! one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
+//! `main.rs`, which only assemble the program.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ const LAYERS: [&[&str]; 11] = [
     &["cli"],
 ];
 
-/// Those of `control`, likewise.
+/// The layers of `control`.
 const ROOMS: [&[&str]; 7] = [
     &["netlink", "process"],
     &["netdev"],
@@ -38,7 +38,7 @@ const ROOMS: [&[&str]; 7] = [
     &["daemon", "doctor", "offline"],
 ];
 
-/// The files of `pipeline`, likewise; its `mod.rs` uses them all.
+/// The layers of the files of `pipeline`; its `mod.rs` uses them all.
 const STAGES: [&[&str]; 12] = [
     &["exit", "headers", "ratelimit", "route_ahead"],
     &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
@@ -54,7 +54,7 @@ const STAGES: [&[&str]; 12] = [
     &["burst"],
 ];
 
-/// Where the items that `pipeline` exports are.
+/// Files of the items that `pipeline` re-exports.
 const EXPORTED: [(&str, &str); 4] =
     [("Ctx", "ctx"), ("Effects", "ctx"), ("Exit", "exit"), ("IcmpError", "exit")];
 
@@ -62,13 +62,13 @@ fn layer(layers: &[&[&str]], module: &str) -> Option<usize> {
     layers.iter().position(|modules| modules.contains(&module))
 }
 
-/// The module of a directory that a file belongs to: the first directory or the file's name.
+/// The module that a file in a directory belongs to: the first directory or the file's name.
 fn module_of(relative: &Path) -> String {
     let first = relative.iter().next().unwrap_or_default().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Source without comments, strings' contents left as they are, and without `mod tests { … }`.
+/// Source without comments and without `mod tests { … }`; the contents of strings are kept.
 fn code(text: &str) -> String {
     let mut code = String::new();
     let mut test_depth: Option<i32> = None;
@@ -96,7 +96,7 @@ fn code(text: &str) -> String {
     code
 }
 
-/// What stands behind `crate::`, each path of a list in braces by itself: `crate::{fib::Route, wire}`.
+/// The text after `crate::`, each path of a list in braces separately: `crate::{fib::Route, wire}`.
 ///
 /// `super` counts as `crate` in a file directly below `src`, and one level deeper in a `mod.rs`;
 /// deeper files reach other modules by `super::super::…`, which is resolved by depth.
@@ -125,7 +125,7 @@ fn first(path: &str) -> String {
     path.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// The text from a path's begin on, or from the begin of each path of a list in braces on.
+/// The text from the start of a path, or from the start of each path of a list in braces.
 fn paths(rest: &str) -> Vec<&str> {
     let Some(list) = rest.strip_prefix('{') else { return vec![rest] };
     let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
@@ -147,21 +147,21 @@ fn paths(rest: &str) -> Vec<&str> {
     paths
 }
 
-/// The modules of the crate that are used.
+/// The crate's modules that are used.
 fn modules_used(code: &str, depth: usize) -> Vec<String> {
     used(code, depth).into_iter().map(first).collect()
 }
 
-/// The modules of `control` that a file in it uses; `depth`: to the crate's root.
+/// The modules of `control` that a file in it uses; `depth`: number of `super::` to the crate's root.
 fn rooms_used(code: &str, depth: usize) -> Vec<String> {
     let by_name = used(code, depth).into_iter().filter_map(|path| path.strip_prefix("control::"));
     let by_super = used(code, depth - 1).into_iter();
-    // `crate::` is no way by super.
+    // `super` names no module that is reached by `crate::`.
     let by_super = by_super.filter(|path| layer(&LAYERS, &first(path)).is_none());
     by_name.flat_map(paths).chain(by_super).map(first).collect()
 }
 
-/// The files of `pipeline` that a file in it uses; `depth`: to the crate's root.
+/// The files of `pipeline` that a file in it uses; `depth`: number of `super::` to the crate's root.
 fn stages_used(code: &str, depth: usize) -> Vec<String> {
     let of_item = |item: String| {
         let exported = EXPORTED.iter().find(|(name, _)| *name == item);
@@ -170,13 +170,13 @@ fn stages_used(code: &str, depth: usize) -> Vec<String> {
     used(code, depth - 1).into_iter().map(first).map(of_item).collect()
 }
 
-/// How many `super::` lead from a file's module to the crate's root.
+/// Number of `super::` from a file's module to the crate's root.
 fn depth(relative: &Path) -> usize {
     let parts = relative.iter().count();
     if relative.ends_with("mod.rs") { parts - 1 } else { parts }
 }
 
-/// Every wrong use in the files under `src`.
+/// All violations in the files under `src`.
 fn violations(src: &Path) -> Vec<String> {
     let mut wrong = violations_among(src, &LAYERS, 0, modules_used);
     wrong.extend(violations_among(&src.join("control"), &ROOMS, 1, rooms_used));
@@ -184,7 +184,7 @@ fn violations(src: &Path) -> Vec<String> {
     wrong
 }
 
-/// The same among the modules of one directory, which is so many levels below `src`.
+/// Violations among the modules of one directory, which is `below` levels below `src`.
 fn violations_among(
     directory: &Path,
     layers: &[&[&str]],
@@ -195,7 +195,7 @@ fn violations_among(
     for path in ferroute_tests::source::rust_files(directory) {
         let relative = path.strip_prefix(directory).expect("files of a directory are below it");
         let module = module_of(relative);
-        // A file that is all tests stands below `#[cfg(test)] mod tests;`, as those of a directory do.
+        // A test-only file belongs to `#[cfg(test)] mod tests;`, as do the files of a test directory.
         if relative.iter().any(|part| part == "tests" || part == "tests.rs") {
             continue;
         }
@@ -219,16 +219,16 @@ fn violations_among(
 }
 
 #[test]
-fn modules_use_only_what_stands_left_of_them() {
+fn modules_use_only_modules_to_their_left() {
     let src = repository().join("forwarder/src");
     let files = ferroute_tests::source::rust_files(&src);
-    assert!(files.len() > 10, "the source is not where it was: {}", src.display());
+    assert!(files.len() > 10, "the source was not found: {}", src.display());
     let wrong = violations(&src);
-    assert!(wrong.is_empty(), "layers are crossed:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "layers are violated:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn a_crossing_is_noticed() {
+fn a_violation_is_found() {
     let dir = tempfile::tempdir().expect("a directory");
     let write = |file: &str, text: &str| {
         let path = dir.path().join(file);

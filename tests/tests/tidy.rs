@@ -1,4 +1,4 @@
-//! The style that no other tool checks: heads, lengths, blanks, and where `unsafe` may stand.
+//! Style rules that no other tool checks: heads, lengths, blanks, and where `unsafe` is allowed.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use std::path::Path;
 use ferroute_tests::lab::repository;
 use ferroute_tests::source::{files, rust_files};
 
-/// A file is read in one sitting; about 600 is the aim.
+/// A file should be readable in one sitting; the aim is about 600 lines.
 const LINES_MAX: usize = 700;
 /// Where `unsafe` may stand: memory shared with the kernel, and the rings; in the XDP program
 /// everything is the kernel's memory. The driver on xsk-rs and the reflector on it drive the rings of a
@@ -21,10 +21,10 @@ const UNSAFE: [&str; 6] = [
     "forwarder/src/io/xsk_rs/",
     "xdp-prog/",
 ];
-/// A counting allocator cannot be written without it; tests of that name may.
+/// A counting allocator cannot be written without it; tests with that name may.
 const UNSAFE_TESTS: &str = "forwarder/tests/allocation";
 
-/// Every file with what is wrong in it.
+/// All findings, each with its file.
 fn findings(top: &Path, of: impl Fn(&str, &str) -> Vec<String>) -> Vec<String> {
     let mut findings = Vec::new();
     for path in rust_files(top) {
@@ -45,7 +45,7 @@ fn length(_: &str, text: &str) -> Vec<String> {
 }
 
 fn head(_: &str, text: &str) -> Vec<String> {
-    if text.starts_with("//! ") { vec![] } else { vec!["does not open with what it is for".into()] }
+    if text.starts_with("//! ") { vec![] } else { vec!["has no module documentation".into()] }
 }
 
 fn unsafe_code(relative: &str, text: &str) -> Vec<String> {
@@ -63,7 +63,7 @@ fn unsafe_code(relative: &str, text: &str) -> Vec<String> {
     lines.map(|(at, _)| format!("unsafe in line {}", at + 1)).collect()
 }
 
-/// Text for people goes through the one place that takes control characters out of it.
+/// Text for users is printed in the one place that removes control characters.
 fn prints(relative: &str, text: &str) -> Vec<String> {
     if !relative.starts_with("forwarder/src/") {
         return vec![];
@@ -73,7 +73,7 @@ fn prints(relative: &str, text: &str) -> Vec<String> {
         ["print!(", "println!("].iter().any(|call| line.contains(call))
     };
     let lines = text.lines().enumerate().filter(|(_, line)| is_print(line));
-    lines.map(|(at, _)| format!("prints by itself in line {}", at + 1)).collect()
+    lines.map(|(at, _)| format!("prints directly in line {}", at + 1)).collect()
 }
 
 fn blanks(text: &str) -> Vec<String> {
@@ -82,7 +82,7 @@ fn blanks(text: &str) -> Vec<String> {
     let mut findings: Vec<String> =
         lines.map(|(at, _)| format!("a tab or a blank at the end of line {}", at + 1)).collect();
     if !text.is_empty() && !text.ends_with('\n') {
-        findings.push("no line end at the end".into());
+        findings.push("no newline at the end".into());
     }
     findings
 }
@@ -93,17 +93,17 @@ fn no_file_is_too_long() {
 }
 
 #[test]
-fn every_file_opens_with_what_it_is_for() {
+fn every_file_has_module_documentation() {
     none(&findings(&repository(), head));
 }
 
 #[test]
-fn unsafe_stands_only_where_it_may() {
+fn unsafe_is_only_used_where_allowed() {
     none(&findings(&repository(), unsafe_code));
 }
 
 #[test]
-fn nothing_is_printed_past_what_takes_control_characters_out() {
+fn nothing_is_printed_without_removing_control_characters() {
     none(&findings(&repository(), prints));
 }
 
@@ -117,7 +117,7 @@ fn no_tabs_and_no_blanks_at_the_end_of_a_line() {
         let ours = ["rs", "toml", "md", "json", "yml"].contains(&name.as_str())
             || relative.starts_with("scripts/")
             || relative.starts_with(".ci/");
-        // Captured packets and the compiled program are no text.
+        // Captured packets and the compiled program are not text.
         if let (true, Ok(text)) = (ours, fs::read_to_string(&path)) {
             wrong.extend(blanks(&text).iter().map(|what| format!("{relative}: {what}")));
         }
@@ -153,7 +153,7 @@ fn files_that_the_documents_name_exist() {
 }
 
 #[test]
-fn each_finding_is_found() {
+fn each_check_finds_violations() {
     assert_eq!(length("", &"x\n".repeat(LINES_MAX + 1)).len(), 1);
     assert_eq!(head("", "use std::fs;\n").len(), 1);
     assert_eq!(unsafe_code("forwarder/src/fib/mod.rs", "    unsafe { x() }\n").len(), 1);

@@ -1,7 +1,7 @@
 //! Requests on the control socket, and their answers.
 //!
-//! A line is parsed, and answered from the state of a router that was told a few netlink messages.
-//! Request and answer are the same after they were written and read.
+//! A line is parsed and answered from the state of a router that received a few netlink messages. Request
+//! and answer must be unchanged after serializing and parsing.
 #![no_main]
 
 use std::cell::RefCell;
@@ -14,7 +14,7 @@ use ferroute::control::api::{Envelope, Request, Response, RouteGetRequest};
 use ferroute_fuzz::mirror::{self, Told};
 use libfuzzer_sys::fuzz_target;
 
-/// What the router was told: a seed of the target `netlink`.
+/// The router's netlink messages: a seed of the target `netlink`.
 const TOLD: &[u8] = include_bytes!("../corpus/netlink/router");
 
 thread_local! {

@@ -7,9 +7,9 @@ use ferroute::skb::{Burst, SkBuff, Umem};
 use ferroute_fuzz::filter::{Term, is_common, kernel, libpcap, program, text};
 use libfuzzer_sys::fuzz_target;
 
-/// Octets of a packet at most: one frame holds them.
+/// Maximum octets of a packet: it fits one frame.
 const LONGEST: usize = 2000;
-/// Packets of the burst that is judged: few are judged one by one.
+/// Packets of the burst that is matched at once: smaller bursts are matched packet by packet.
 const BURST: usize = 16;
 
 #[derive(Debug, Arbitrary)]
@@ -20,7 +20,8 @@ enum Input {
     Program(Vec<(u16, u8, u8, u32)>, Vec<u8>),
 }
 
-/// A burst of one packet is judged as the packet alone, and what does not pass for good does not.
+/// Asserts that a burst has the same result as a single packet, and that no matching packet is excluded for
+/// good.
 fn burst(filter: &Filter, packet: &[u8], matched: bool) {
     let mut pool = Umem::anonymous(BURST as u32).into_pool();
     let mut burst = Burst::with_capacity(BURST);
@@ -52,7 +53,7 @@ fuzz_target!(|input: Input| match input {
             Ok(filter) => filter,
             Err(error) => {
                 let taken = common && !insns.is_empty() && kernel(&insns, &packet).is_some();
-                assert!(!taken, "the kernel takes it, and we say: {error}");
+                assert!(!taken, "the kernel accepts it, Ferroute does not: {error}");
                 return;
             }
         };

@@ -7,9 +7,9 @@ use ferroute_fuzz::judge::Judge;
 use ferroute_fuzz::lab::{Lab, Settings};
 use libfuzzer_sys::fuzz_target;
 
-/// A frame that one of the router's memory holds, and somewhat more.
+/// Maximum length of a frame: somewhat more than one frame of the router's memory holds.
 const LONGEST: usize = 4200;
-/// Packets of one input at most.
+/// Maximum packets of one input.
 const PACKETS: usize = 24;
 
 fuzz_target!(|octets: &[u8]| {

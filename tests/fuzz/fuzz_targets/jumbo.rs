@@ -1,7 +1,7 @@
 //! Packets of several frames through the whole pipeline.
 //!
-//! The same packets are forwarded twice, with their octets split among frames in different ways. What
-//! is sent, handed back and dropped must be the same.
+//! The same packets are forwarded twice, with their octets split among frames in different ways. Sent,
+//! handed back and dropped packets must be the same.
 #![no_main]
 
 use ferroute::skb::MAX_JUMBO;
@@ -11,10 +11,10 @@ use ferroute_fuzz::judge::Judge;
 use ferroute_fuzz::lab::{Lab, Settings};
 use libfuzzer_sys::fuzz_target;
 
-/// Frames of the router's memory: enough of them that none is dropped for want of one. How many a
-/// packet takes must make no difference.
+/// Frames of the router's memory: enough that no packet is dropped for lack of frames. The number of frames
+/// of a packet must make no difference.
 const FRAMES: u32 = 512;
-/// Packets of one input at most. Of 18 frames each, they are fewer than may wait for neighbours.
+/// Maximum packets of one input. With 18 frames each, they are fewer than may wait for neighbours.
 const PACKETS: usize = 6;
 
 fuzz_target!(|octets: &[u8]| {

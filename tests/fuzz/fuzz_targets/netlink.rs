@@ -1,4 +1,4 @@
-//! Netlink messages into the mirror, the tables compiled from it, and packets through these.
+//! Netlink messages into the mirror, the tables compiled from it, and packets forwarded by these.
 #![no_main]
 
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use ferroute_fuzz::input::mend;
 use ferroute_fuzz::mirror::{Record, Told, parse};
 use libfuzzer_sys::fuzz_target;
 
-/// Destinations that packets are sent to at most.
+/// Maximum number of destinations of packets.
 const PACKETS: usize = 12;
 const FRAMES: u32 = 128;
 
@@ -49,7 +49,7 @@ fuzz_target!(|octets: &[u8]| {
     let mac = port.mac;
     let mut bench = Bench::new(tables.clone(), FRAMES, Layout::Driver);
     let addresses = by_step.addresses();
-    // Some of each family.
+    // Some addresses of each family.
     for addr in addresses.iter().step_by(addresses.len().div_ceil(PACKETS)).copied() {
         bench.receive(0, frame(mac, addr));
     }

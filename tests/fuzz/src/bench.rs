@@ -1,5 +1,5 @@
-//! A router on a bench: the whole pipeline between ports in memory, without a thread and without a
-//! clock. After each step every frame is in one place; in the end every packet was counted once.
+//! A router for fuzz targets: the whole pipeline between ports in memory, without threads or a clock. After
+//! each step every frame must be accounted for; at the end every packet must have been counted once.
 
 use ferroute::io::PacketIo;
 use ferroute::io::mem::MemIo;
@@ -12,15 +12,15 @@ use ferroute::tables::Tables;
 const PORTS: usize = 2;
 /// Packets of a ring: more than one input has.
 const RING: usize = 64;
-/// The same hash for each run, so that the same input does the same.
+/// Seed of the flow hash: the same for each run, so that the same input gives the same output.
 const SEED: u64 = 0x5eed_5eed_5eed_5eed;
 
-/// How received packets lie in memory.
+/// Layout of received packets in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// As the memory driver puts them: a frame that is full, then the next.
+    /// As the memory driver stores them: each frame is filled before the next one.
     Driver,
-    /// In a head of `head` octets and frags of `most`, as far as a packet may be so.
+    /// In a head of `head` octets and frags of `most` octets, as far as the format of packets allows.
     Scattered {
         /// Octets of the head.
         head: usize,
@@ -44,11 +44,11 @@ pub struct Bench {
     out: Effects,
     now_ns: u64,
     waiting: [Vec<SkBuff>; PORTS],
-    /// What came in.
+    /// Frames received.
     pub received: Vec<PortFrame>,
-    /// What left.
+    /// Frames sent.
     pub sent: Vec<PortFrame>,
-    /// What was handed back to the kernel.
+    /// Frames handed back to the kernel.
     pub punted: Vec<Vec<u8>>,
 }
 
@@ -78,7 +78,7 @@ impl Bench {
         }
     }
 
-    /// A frame comes in by a port, if there is memory for it.
+    /// Receives a frame on a port, if there is memory for it.
     pub fn receive(&mut self, port: u16, frame: Vec<u8>) {
         let came = match self.layout {
             Layout::Driver => self.io.inject(port, &mut self.pool, &frame).is_ok(),
@@ -92,7 +92,7 @@ impl Bench {
         }
     }
 
-    /// A packet as a driver gives it: its head has [`HEAD_MIN`] octets if it is not shorter.
+    /// A packet as from a driver: its head has [`HEAD_MIN`] octets unless the packet is shorter.
     fn scattered(&mut self, frame: &[u8], head: usize, most: usize) -> Option<SkBuff> {
         let mut skb = SkBuff::alloc_skb(&mut self.pool, HEADROOM)?;
         let (first, rest) = frame.split_at(head.clamp(HEAD_MIN, MAX_PACKET).min(frame.len()));
@@ -119,7 +119,7 @@ impl Bench {
         });
     }
 
-    /// Forwards what came in, a burst of each port.
+    /// Forwards the received packets, a burst of each port.
     pub fn forward(&mut self) {
         for port in 0..PORTS as u16 {
             let mut burst = Burst::with_capacity(RING);
@@ -134,21 +134,21 @@ impl Bench {
         }
     }
 
-    /// Time passes, and packets that wait for a neighbour are looked at.
+    /// Advances the time, and handles packets that wait for a neighbour.
     pub fn wait(&mut self, ms: u64) {
         self.now_ns += ms * 1_000_000;
         self.with_ctx(poll_held);
         self.carry_out();
     }
 
-    /// New tables.
+    /// Publishes new tables.
     pub fn publish(&mut self, tables: &Tables) {
         let generation = self.tables.generation + 1;
         self.tables = Tables { generation, ..tables.clone() };
         self.wait(0);
     }
 
-    /// Sends what is to be sent, and looks for every frame.
+    /// Sends what is to be sent, and accounts for every frame.
     fn carry_out(&mut self) {
         self.assert_conserved();
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
@@ -188,8 +188,8 @@ impl Bench {
         self.stats.drops.iter().map(Counter::get).collect()
     }
 
-    /// Gives up what is held. Then every packet has been counted once: sent, dropped, or handed
-    /// back; a packet of which fragments were made as each of them.
+    /// Drops held packets. Then every packet must have been counted once as sent, dropped, or handed back;
+    /// a fragmented packet as each of its fragments.
     pub fn finish(&mut self) {
         self.with_ctx(|ctx| drop_held(ctx, DropReason::Shutdown));
         self.carry_out();
@@ -204,7 +204,7 @@ impl Bench {
             went + self.mib(Mib::IpFragOKs),
             "received + own + fragments = sent + punted + dropped + fragmented"
         );
-        // As the worker tells it; received is what a driver counts.
+        // The account as the worker reports it; the driver counts received packets.
         let mut account = self.stats.account(self.state.held_packets() as u64, 0);
         account.received = self.received.len() as u64;
         assert!(account.is_balanced(), "{account:?}");

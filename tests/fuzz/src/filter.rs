@@ -1,5 +1,5 @@
-//! Capture filters beside two other machines: libpcap's, for what it compiled itself; the kernel's,
-//! as a filter on a socket of our own, for programs of any instructions.
+//! Compares capture filters with two other interpreters: libpcap's for expressions that libpcap compiled;
+//! the kernel's, as a filter on a socket, for programs of arbitrary instructions.
 
 use std::cell::OnceCell;
 use std::fmt::{self, Write};
@@ -10,12 +10,12 @@ use ferroute::capture::Insn;
 use pcap::{Capture, Linktype};
 use socket2::{SockFilter, SockRef};
 
-/// Primitives and operators of one expression at most: libpcap's optimiser takes long for many.
+/// Maximum primitives and operators of one expression: libpcap's optimiser is slow with many.
 const TERMS_MAX: usize = 12;
-/// Instructions of one program at most.
+/// Maximum instructions of one program.
 const INSNS_MAX: usize = 64;
 
-/// One test of tcpdump's language; numbers are made to fit.
+/// One test of tcpdump's language; numbers are reduced to their range.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub enum Primitive {
     /// `ip host`, and `src`, `dst`.
@@ -40,26 +40,26 @@ pub enum Primitive {
     Less(u16),
     /// `proto[offset:size] & mask relation value`.
     Octets(Layer, u8, Size, u32, Relation, u32),
-    /// An octet that is computed with.
+    /// Arithmetic with an octet.
     Arithmetic(Layer, u8, Operator, u8, Relation, u16),
-    /// One octet is the offset of another.
+    /// An octet that is the offset of another.
     Indirect(Layer, u8, u8, Relation, u8),
 }
 
-/// Whose address or port.
+/// Source or destination.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub enum Direction {
-    /// Either's.
+    /// Either.
     Any,
-    /// The sender's.
+    /// Source.
     Src,
-    /// The receiver's.
+    /// Destination.
     Dst,
-    /// Both's.
+    /// Both.
     Both,
 }
 
-/// What has ports.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub enum Transport {
     /// Either.
@@ -70,7 +70,7 @@ pub enum Transport {
     Udp,
 }
 
-/// What `[ ]` is an offset in.
+/// The header that an offset in `[ ]` is relative to.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub enum Layer {
     /// The frame.
@@ -79,11 +79,11 @@ pub enum Layer {
     Ip,
     /// The IPv6 packet.
     Ip6,
-    /// Behind its header.
+    /// The TCP segment.
     Tcp,
-    /// Behind its header.
+    /// The UDP datagram.
     Udp,
-    /// Behind its header.
+    /// The ICMP message.
     Icmp,
 }
 
@@ -124,7 +124,7 @@ pub enum Operator {
     Sub,
     /// `*`.
     Mul,
-    /// `/`; by zero is refused by libpcap.
+    /// `/`; libpcap refuses division by zero.
     Div,
     /// `%`.
     Mod,
@@ -231,15 +231,15 @@ impl fmt::Display for Primitive {
 pub enum Term {
     /// A test.
     Primitive(Primitive),
-    /// The last two.
+    /// The last two operands.
     And,
-    /// The last two.
+    /// The last two operands.
     Or,
-    /// The last one.
+    /// The last operand.
     Not,
 }
 
-/// The text of an expression; what is left over is joined by `and`.
+/// The text of an expression; remaining operands are joined by `and`.
 pub fn text(terms: &[Term]) -> String {
     let mut stack: Vec<String> = Vec::new();
     for term in terms.iter().take(TERMS_MAX) {
@@ -264,21 +264,21 @@ pub fn text(terms: &[Term]) -> String {
     stack.iter().map(|part| format!("({part})")).collect::<Vec<_>>().join(" and ")
 }
 
-/// Whether a packet passes, by libpcap. `None`: it does not compile the text.
+/// Whether a packet matches according to libpcap. `None`: libpcap does not compile the text.
 pub fn libpcap(text: &str, packet: &[u8]) -> Option<bool> {
     let dead = Capture::dead(Linktype::ETHERNET).expect("memory");
     Some(dead.compile(text, true).ok()?.filter(packet))
 }
 
-/// Codes of instructions that there are (`bpf_check_classic`).
+/// Codes of valid instructions (`bpf_check_classic`).
 const CODES: [u16; 45] = [
     0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x00, 0x80, 0x60, 0x01, 0x81, 0xb1, 0x61, 0x02, 0x03, 0x04,
     0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3c, 0x44, 0x4c, 0x54, 0x5c, 0x64, 0x6c, 0x74, 0x7c, 0x84,
     0x94, 0x9c, 0xa4, 0xac, 0x05, 0x15, 0x1d, 0x25, 0x35, 0x45, 0x16, 0x07, 0x87,
 ];
 
-/// A program. Most of its instructions are such as there are, go a short way and look at the front
-/// of the packet, and it ends; the others are as they are.
+/// A program. Most of its instructions are valid, jump a short distance and read the front of the packet,
+/// and it ends with a return; the other instructions are unchanged.
 pub fn program(insns: &[(u16, u8, u8, u32)]) -> Vec<Insn> {
     let insn = |&(code, jt, jf, k): &(u16, u8, u8, u32)| {
         if code & 0xf000 == 0xf000 {
@@ -296,20 +296,20 @@ pub fn program(insns: &[(u16, u8, u8, u32)]) -> Vec<Insn> {
     };
     let insns: Vec<Insn> = insns.iter().take(INSNS_MAX).map(insn).collect();
     let mut program = Vec::new();
-    // The kernel takes no program that loads from memory what it has not stored there.
+    // The kernel refuses programs that load from scratch memory before storing there.
     if insns.iter().any(|insn| matches!(insn.code, 0x60 | 0x61)) {
         program.extend((0..16).map(|k| Insn { code: 0x02, jt: 0, jf: 0, k }));
     }
     program.extend(insns);
-    // As far as a jump goes.
+    // As far as a jump can reach.
     program.extend([Insn { code: 0x06, jt: 0, jf: 0, k: 0 }; 4]);
     program.extend([Insn { code: 0x06, jt: 0, jf: 0, k: 96 }; 4]);
     program
 }
 
-/// Whether the kernel is asked about a program. It differs by design in three things, which no
-/// program that libpcap compiles has: offsets beyond 2³¹ are its own (SKF_AD_OFF and the like), and so
-/// a sum with X that passes them; it shifts by X modulo 32.
+/// Whether the kernel's result is comparable. It differs by design in three points, which no program that
+/// libpcap compiles has: offsets beyond 2³¹ are extensions (SKF_AD_OFF and the like), and therefore also
+/// sums with X in that range; it shifts by X modulo 32.
 pub fn is_common(insns: &[Insn]) -> bool {
     let class = |insn: &Insn| insn.code & 7;
     let is_load = |insn: &Insn| class(insn) <= 1;
@@ -331,8 +331,8 @@ thread_local! {
     static SOCKETS: OnceCell<(UnixDatagram, UnixDatagram)> = const { OnceCell::new() };
 }
 
-/// Whether a packet passes, by the kernel (SO_ATTACH_FILTER, socket(7)). `None`: it does not take
-/// the program.
+/// Whether a packet matches according to the kernel (SO_ATTACH_FILTER, socket(7)). `None`: the kernel
+/// refuses the program.
 pub fn kernel(insns: &[Insn], packet: &[u8]) -> Option<bool> {
     let insns: Vec<SockFilter> =
         insns.iter().map(|insn| SockFilter::new(insn.code, insn.jt, insn.jf, insn.k)).collect();

@@ -1,22 +1,22 @@
-//! What the octets of an input say, for the targets that send frames: first the router's settings
-//! (two octets, [`Settings`](crate::lab::Settings)), then steps, each an octet.
+//! The input format of targets that send frames: first the router's settings (two octets,
+//! [`Settings`](crate::lab::Settings)), then steps, each starting with an octet.
 //!
 //! | bits 0–2 of a step | |
 //! | --- | --- |
-//! | 0 to 3 | a frame comes in; an octet says how many octets of it follow, two (little endian) how many more it has, which are 0, 1, … 250, 0, 1, …; then those that follow |
-//! | 4 | time passes: an octet follows, in units of 64 ms |
-//! | 5 | neighbours that were missing are known from now on; again: they are missing |
-//! | 6, 7 | the frames that came in are forwarded, as one burst of each port |
+//! | 0 to 3 | a frame is received; one octet gives the number of its octets that follow, two (little endian) the number of further octets, which are 0, 1, … 250, 0, 1, …; then the octets of the frame |
+//! | 4 | time passes: one octet follows, in units of 64 ms |
+//! | 5 | missing neighbours are known from now on; the next time they are missing again |
+//! | 6, 7 | received frames are forwarded, as one burst of each port |
 //!
-//! Bits 3 to 7 of a frame: it comes in by the second port; the IPv4 header checksum is made right;
-//! the TCP, UDP or ICMP checksum is made right; it is made partial, as senders on veth leave it;
-//! lengths in the headers of IP and UDP are made those of the frame. So a header that libFuzzer
-//! changes anywhere still passes the checks that it would otherwise end at.
+//! Bits 3 to 7 of a frame: it is received on the second port; the IPv4 header checksum is corrected; the
+//! TCP, UDP or ICMP checksum is corrected; it is made partial, as senders on veth leave it; lengths in the
+//! IP and UDP headers are set to the frame's. A header that libFuzzer changes anywhere thus still passes
+//! checks that would otherwise reject it.
 
 use crate::packet::{Frame, Ip, be16, sum};
 
-/// Octets of a frame that an input does not spell out. Their number is a prime, so that no two parts
-/// of a packet at distances of a header or a fragment are the same.
+/// Octets of a frame that an input does not contain. Their number is a prime, so that no two parts of a
+/// packet at the distance of a header or a fragment are the same.
 const PATTERN: [u8; 251] = {
     let mut pattern = [0; 251];
     let mut n = 0;
@@ -29,17 +29,17 @@ const PATTERN: [u8; 251] = {
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// A frame comes in by a port.
+    /// A frame is received on a port.
     Frame(u16, Vec<u8>),
     /// Milliseconds pass.
     Wait(u64),
     /// Missing neighbours become known, or missing again.
     Neighbours,
-    /// What came in is forwarded.
+    /// Received frames are forwarded.
     Forward,
 }
 
-/// Takes `len` octets off the front, or as many as there are.
+/// Removes `len` octets from the front, or as many as there are.
 fn take<'a>(octets: &mut &'a [u8], len: usize) -> &'a [u8] {
     let (taken, rest) = octets.split_at(len.min(octets.len()));
     *octets = rest;
@@ -50,7 +50,7 @@ fn octet(octets: &mut &[u8]) -> u8 {
     take(octets, 1).first().copied().unwrap_or(0)
 }
 
-/// Settings and steps of an input: `most` frames at most, of at most `longest` octets.
+/// Settings and steps of an input: at most `most` frames of at most `longest` octets.
 pub fn parse(mut octets: &[u8], most: usize, longest: usize) -> (u16, Vec<Step>) {
     let settings = u16::from_le_bytes([octet(&mut octets), octet(&mut octets)]);
     let mut steps = Vec::new();
@@ -84,7 +84,7 @@ fn frame(kind: u8, octets: &mut &[u8], longest: usize) -> Vec<u8> {
     if kind & 0x80 != 0 {
         mend_lengths(&mut frame);
     }
-    // The transport's first: ICMP and UDP are part of no header checksum, but of their own.
+    // The transport checksum first, although neither ICMP nor UDP is covered by a header checksum.
     match kind & 0x60 {
         0x20 => mend_transport(&mut frame, false),
         0x40 | 0x60 => mend_transport(&mut frame, true),
@@ -96,7 +96,7 @@ fn frame(kind: u8, octets: &mut &[u8], longest: usize) -> Vec<u8> {
     frame
 }
 
-/// Makes lengths and checksums of a frame right.
+/// Corrects lengths and checksums of a frame.
 pub fn mend(frame: &mut [u8]) {
     mend_lengths(frame);
     mend_transport(frame, false);
@@ -109,7 +109,7 @@ fn set16(octets: &mut [u8], at: usize, value: u16) {
     }
 }
 
-/// Where the IP packet of a frame begins, and its version.
+/// The offset of a frame's IP packet, and its version.
 fn ip_at(frame: &[u8]) -> Option<(usize, u8)> {
     let parsed = Frame::parse(frame)?;
     Some((parsed.header_len, parsed.payload.first()? >> 4))
@@ -144,7 +144,7 @@ fn mend_header(frame: &mut [u8]) {
     set16(frame, at + 10, value);
 }
 
-/// Makes the transport's checksum right, or partial.
+/// Makes the transport checksum correct or partial.
 fn mend_transport(frame: &mut [u8], partial: bool) {
     let parsed = Frame::parse(frame);
     let Some((ip, base)) = parsed.and_then(|parsed| Some((parsed.ip()?, parsed.header_len))) else {
@@ -167,7 +167,7 @@ fn mend_transport(frame: &mut [u8], partial: bool) {
     if at + field + 2 > end {
         return;
     }
-    // In one word the pseudo-header's length is the same for both families.
+    // The pseudo-header's length is the same for both families as a sum of words.
     let pseudo = [&addresses[..], &[0, protocol], &((end - at) as u16).to_be_bytes()].concat();
     let pseudo = if protocol == 1 { Vec::new() } else { pseudo };
     set16(frame, at + field, 0);

@@ -1,9 +1,9 @@
-//! What must hold of each frame that leaves the router or is handed back to the kernel.
+//! Conditions for each frame that leaves the router or is handed back to the kernel.
 //!
-//! A packet that leaves is one that came in and may be forwarded, with one hop less and nothing
-//! else changed but the link-layer header, IPv4 options, and a checksum that was partial; or a part
-//! of one; or an ICMP error about one. It leaves by the interface and to the neighbour that the
-//! routes name, in a frame that the interface takes.
+//! A packet that leaves is one that was received and may be forwarded, with a decremented hop count and no
+//! other change except of the link-layer header, IPv4 options, and a partial checksum; or a fragment of
+//! one; or an ICMP error about one. It leaves by the interface and to the neighbour that the routes give,
+//! in a frame that fits the interface.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ const ICMPV6: u8 = 58;
 /// INADDR_DUMMY: the source of errors of a router without an address (RFC 7600 §4.8).
 const DUMMY: [u8; 4] = [192, 0, 0, 8];
 
-/// Looks at everything that left a router of the lab.
+/// Checks everything that left a router of the lab.
 #[derive(Debug)]
 pub struct Judge<'a> {
     settings: Settings,
@@ -32,13 +32,13 @@ struct Received<'a> {
     octets: &'a [u8],
     /// Its checksum may be partial.
     partial: bool,
-    /// Nothing that comes in there is forwarded.
+    /// Packets received there are not forwarded.
     refused: bool,
     ip: Option<Ip<'a>>,
 }
 
 impl<'a> Judge<'a> {
-    /// With what came in.
+    /// Creates a judge for the frames received.
     pub fn new(settings: Settings, tables: &'a Tables, received: &'a [PortFrame]) -> Judge<'a> {
         let received = received
             .iter()
@@ -52,7 +52,7 @@ impl<'a> Judge<'a> {
         Judge { settings, lab: Lab::of(settings), tables, received }
     }
 
-    /// Everything that left.
+    /// Checks everything that left.
     pub fn all(&self, bench: &Bench) {
         bench.sent.iter().for_each(|(port, frame)| self.sent(*port, frame));
         bench.punted.iter().for_each(|frame| self.punted(frame));
@@ -112,10 +112,10 @@ impl<'a> Judge<'a> {
             return;
         }
         let saddr = v4.saddr();
-        assert!(self.lab.is_own(saddr.into()) || saddr.octets() == DUMMY, "nobody sent {v4:02x?}");
-        assert!(v4.header[9] == ICMP && v4.len() <= 576, "no ICMP error: {v4:02x?}");
+        assert!(self.lab.is_own(saddr.into()) || saddr.octets() == DUMMY, "unknown source: {v4:02x?}");
+        assert!(v4.header[9] == ICMP && v4.len() <= 576, "not an ICMP error: {v4:02x?}");
         assert_eq!(sum([v4.payload]), 0xffff, "the ICMP checksum is right");
-        assert!(matches!(v4.payload[0], 3 | 11 | 12), "no ICMP error: {v4:02x?}");
+        assert!(matches!(v4.payload[0], 3 | 11 | 12), "not an ICMP error: {v4:02x?}");
         self.quoted(&v4.payload[8..], v4.daddr().into());
     }
 
@@ -127,14 +127,14 @@ impl<'a> Judge<'a> {
         if forwarded {
             return;
         }
-        assert!(self.lab.is_own(v6.saddr().into()), "nobody sent {v6:02x?}");
-        assert!(v6.octets[6] == ICMPV6 && v6.octets.len() <= 1280, "no ICMPv6 error: {v6:02x?}");
+        assert!(self.lab.is_own(v6.saddr().into()), "unknown source: {v6:02x?}");
+        assert!(v6.octets[6] == ICMPV6 && v6.octets.len() <= 1280, "not an ICMPv6 error: {v6:02x?}");
         assert!(v6.transport_is_right(), "the ICMPv6 checksum is right");
-        assert!(matches!(v6.octets[40], 1..=4), "no ICMPv6 error: {v6:02x?}");
+        assert!(matches!(v6.octets[40], 1..=4), "not an ICMPv6 error: {v6:02x?}");
         self.quoted(&v6.octets[48..], v6.daddr().into());
     }
 
-    /// An error goes to the source of the packet that it quotes, and that came in.
+    /// An error goes to the source of the packet that it quotes, which must have been received.
     fn quoted(&self, quote: &[u8], daddr: IpAddr) {
         let of = addresses(quote).expect("the quote has addresses");
         assert_eq!(of[0], daddr, "an error goes to the source of what it quotes");
@@ -142,10 +142,10 @@ impl<'a> Judge<'a> {
             let frame = Frame::parse(received.octets);
             frame.and_then(|frame| addresses(frame.payload)).is_some_and(|came| came[0] == of[0])
         };
-        assert!(self.received.iter().any(|received| is_quoted(&received)), "nobody sent {of:?}");
+        assert!(self.received.iter().any(|received| is_quoted(&received)), "the quoted packet was not received: {of:?}");
     }
 
-    /// The kernel is handed what came in, at most without padding and with its checksum completed.
+    /// The kernel gets received frames, changed at most by removing padding and completing the checksum.
     fn punted(&self, octets: &[u8]) {
         let same = |received: &Received<'_>| {
             let Some(came) = received.octets.get(..octets.len()) else { return false };
@@ -165,7 +165,7 @@ impl<'a> Judge<'a> {
             };
             field.is_some_and(|field| right && same_but(came, octets, base + field))
         };
-        assert!(self.received.iter().any(same), "handed back, but did not come in: {octets:02x?}");
+        assert!(self.received.iter().any(same), "handed back, but not received: {octets:02x?}");
     }
 }
 
@@ -173,7 +173,7 @@ fn is_link_local(v6: V6<'_>) -> bool {
     v6.daddr().is_unicast_link_local()
 }
 
-/// Whether two slices of one length differ in the two octets at `field` alone.
+/// Whether two slices of one length differ only in the two octets at `field`.
 fn same_but(one: &[u8], other: &[u8], field: usize) -> bool {
     one.len() == other.len()
         && (0..one.len()).all(|n| (field..field + 2).contains(&n) || one[n] == other[n])
@@ -185,7 +185,7 @@ fn is_forwarded4(came: &V4<'_>, left: &V4<'_>, partial: bool) -> bool {
         && before[4..6] == after[4..6]
         && before[9] == after[9]
         && before[12..16] == after[12..16];
-    // A source route moves on.
+    // A source route changes the destination.
     let daddr = before[16..20] == after[16..20] || before.len() > 20;
     let hops = before[8] > 1 && after[8] == before[8] - 1;
     if !(fields && daddr && hops) {
@@ -200,12 +200,12 @@ fn is_forwarded4(came: &V4<'_>, left: &V4<'_>, partial: bool) -> bool {
         && left.dont_frag() == (whole && came.dont_frag())
         && (whole || !came.dont_frag())
         && (part.len().is_multiple_of(8) || end == came.payload.len());
-    // Fragments after the first have the options that are copied alone.
+    // Fragments after the first have only the options with the copied flag.
     let header = before.len() == after.len() || !whole;
     flags && header && (part == left.payload || (partial && is_completed4(came, left, part)))
 }
 
-/// Whether what left is what came with its checksum completed.
+/// Whether a sent packet is the received one with its checksum completed.
 fn is_completed4(came: &V4<'_>, left: &V4<'_>, part: &[u8]) -> bool {
     let Some(field) = came.checksum_at().filter(|_| left.offset() == 0) else { return false };
     let whole = part.len() == came.payload.len() && !left.more();

@@ -1,5 +1,5 @@
-//! The network of the targets that send frames: two ports with neighbours known, missing and dead,
-//! VLANs, routes of every type, rules; and where a packet must go in it, by the simplest search.
+//! The network of the targets that send frames: two ports with known, missing and dead neighbours, VLANs,
+//! routes of every type, rules; and a simple search for the route of a packet in it.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,7 +13,7 @@ use ferroute::tables::{Forwarding6, Link, Links, RpFilter, Sysctls, Tables};
 
 const LAB: &str = include_str!("lab.toml");
 const RULES: &str = include_str!("rules.toml");
-/// Neighbours that are missing at first; the hosts on `right` and `right.20`.
+/// Neighbours that are missing at first: the hosts on `right` and `right.20`.
 const LEARNT: &str = r#"
 [[replay.neighbour]]
 dev = "right"
@@ -32,7 +32,7 @@ lladdr = "02:00:00:00:02:09"
 /// MTUs that `right` may have. Below 1280 there is no IPv6.
 const MTUS: [u32; 4] = [1500, 576, 1280, 9000];
 
-/// What an input sets, a bit each.
+/// Settings of an input, one bit each.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings(pub u16);
 
@@ -41,7 +41,7 @@ impl Settings {
         self.0 >> bit & 1 != 0
     }
 
-    /// Nothing that comes in by `left` or its VLANs is forwarded.
+    /// Whether packets received on `left` and its VLANs are forwarded.
     pub fn left_forwards(self) -> bool {
         !self.is_set(0)
     }
@@ -51,17 +51,17 @@ impl Settings {
         MTUS[usize::from(self.0 >> 1 & 3)]
     }
 
-    /// Frames from `left` may have partial checksums.
+    /// Whether frames from `left` may have partial checksums.
     pub fn partial_csum(self) -> bool {
         self.is_set(3)
     }
 
-    /// There are rules; [`Lab::route`] does not know them.
+    /// Whether there are rules, which [`Lab::route`] does not consider.
     pub fn has_rules(self) -> bool {
         self.is_set(5)
     }
 
-    /// Frames of the router's memory.
+    /// Number of frames of the router's memory.
     pub fn frames(self) -> u32 {
         if self.is_set(8) { 20 } else { 256 }
     }
@@ -104,7 +104,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct Lab {
     network: StaticNetwork,
-    /// Without the neighbours that are missing at first, and with them.
+    /// Tables without and with the neighbours that are missing at first.
     tables: [Tables; 2],
 }
 
@@ -122,12 +122,12 @@ impl Lab {
         Lab { network: learnt, tables }
     }
 
-    /// The network that settings ask for.
+    /// The network for these settings.
     pub fn of(settings: Settings) -> &'static Lab {
         &LABS[usize::from(settings.has_rules())]
     }
 
-    /// Tables with these settings: before neighbours are learnt, and after.
+    /// Tables for these settings: before neighbours are known, and after.
     pub fn tables(&self, settings: Settings) -> [Tables; 2] {
         let mut links = self.network.links.clone();
         settings.change(&mut links);
@@ -140,8 +140,8 @@ impl Lab {
         })
     }
 
-    /// The longest prefix over an address; of several routes there the local table's, then the
-    /// one of the lowest metric, then the first.
+    /// The route with the longest prefix for an address; of several, the local table's, then the one with
+    /// the lowest metric, then the first.
     pub fn route(&self, daddr: IpAddr) -> Option<&StaticRoute> {
         let host = IpNet::host(daddr);
         let matching = self.network.routes.iter().filter(|route| route.dst.covers(host));

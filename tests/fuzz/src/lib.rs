@@ -1,10 +1,11 @@
-//! What the fuzz targets share: the forms of their inputs, a router on a bench, and the laws that
-//! hold whatever goes in. A broken law is a panic, which libFuzzer reports with the input.
+//! Shared code of the fuzz targets: the formats of their inputs, a router in memory, and invariants for
+//! every input. A violated invariant is a panic, which libFuzzer reports with the input.
 //!
-//! - [`input`]: steps with frames, as octets say them; [`packet`]: headers, read without Ferroute;
-//! - [`lab`]: the network of the targets `frames` and `jumbo`, and where its routes lead;
-//! - [`bench`]: the pipeline over memory, and the law of frames; [`judge`]: each frame that leaves;
-//! - [`mirror`]: netlink messages into tables; [`filter`]: capture filters beside the kernel's.
+//! - [`input`]: parses octets to steps with frames; [`packet`]: parses headers independently of Ferroute;
+//! - [`lab`]: the network of the targets `frames` and `jumbo`, and its expected routes;
+//! - [`bench`]: the pipeline in memory, and the invariants of frames; [`judge`]: checks of each frame that
+//!   leaves;
+//! - [`mirror`]: netlink messages into tables; [`filter`]: capture filters compared with the kernel's.
 
 pub mod bench;
 pub mod filter;

@@ -1,11 +1,11 @@
-//! Netlink messages as the mirror takes them, and what must hold of the tables that come of them.
+//! Netlink messages as the mirror receives them, and invariants of the resulting tables.
 //!
-//! An input is a row of records: an octet, two octets of length (little endian), and so many octets
-//! of payload: what follows the `nlmsghdr`. The lower four bits of the first octet name the kind of
+//! An input is a sequence of records: an octet, two octets of length (little endian), and that many octets
+//! of payload: the part after the `nlmsghdr`. The lower four bits of the first octet give the kind of
 //! message (as in [`KINDS`]); 14: the payload is a whole datagram, with headers; 15: the tables are
-//! compiled. Bits 4 and 5: NLM_F_REPLACE, NLM_F_APPEND. Bit 7: attributes stay as they are; else
-//! those with a length that cannot be get one that can, so that what is inserted or cut by libFuzzer
-//! does not end the message there.
+//! compiled. Bits 4 and 5: NLM_F_REPLACE, NLM_F_APPEND. Bit 7: attributes are unchanged; otherwise those
+//! with an invalid length get a valid one, so that octets inserted or removed by libFuzzer do not end the
+//! message there.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -39,13 +39,13 @@ pub const KINDS: [(u16, usize); 14] = [
     (104, 8),
     (105, 8),
 ];
-/// Those of rules.
+/// The kinds for rules.
 const RULES: [u16; 2] = [32, 33];
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_APPEND: u16 = 0x800;
 /// Interfaces that are ports, by their ifindex.
 const PORTS: [(u32, u16); 3] = [(3, 0), (5, 1), (2, 2)];
-/// Messages of one input at most; a link's reads some files.
+/// Maximum messages of one input; for a link's some files are read.
 const MESSAGES_MAX: usize = 48;
 
 /// One record.
@@ -55,7 +55,7 @@ pub enum Record {
     Message(u16, u16, Vec<u8>),
     /// Messages with headers.
     Datagram(Vec<u8>),
-    /// The tables are compiled.
+    /// Compiles the tables.
     Compile,
 }
 
@@ -86,7 +86,7 @@ pub fn parse(mut octets: &[u8]) -> Vec<Record> {
     records
 }
 
-/// Lengths below that of an attribute's header, or beyond the end, become those.
+/// Attribute lengths below the header's or beyond the end are set to these limits.
 fn mend_attrs(payload: &mut [u8], header: usize) {
     let mut at = header;
     while let Some([low, high]) = payload.get(at..at + 2) {
@@ -97,10 +97,10 @@ fn mend_attrs(payload: &mut [u8], header: usize) {
     }
 }
 
-/// A mirror that nobody but an input tells anything.
+/// A mirror that receives messages only from an input.
 #[derive(Debug)]
 pub struct Told {
-    /// What it was told.
+    /// The mirror's state.
     pub follower: Follower,
     compiler: Compiler,
     now: Instant,
@@ -130,7 +130,7 @@ impl Default for Told {
 }
 
 impl Told {
-    /// Takes a record.
+    /// Processes a record.
     pub fn take(&mut self, record: &Record) {
         match record {
             Record::Message(kind, flags, payload) => {
@@ -155,7 +155,7 @@ impl Told {
 
     /// Compiles the tables.
     pub fn compile(&mut self) {
-        // What was read of this machine for interfaces of these names is as if nothing were set.
+        // Settings of this machine's interfaces with these names are reset to the defaults.
         for own in self.follower.state.sysctls_dev.values_mut() {
             *own = DevSysctls::default();
         }
@@ -172,12 +172,12 @@ impl Told {
         }
     }
 
-    /// As compiled last.
+    /// The tables as last compiled.
     pub fn tables(&self) -> &Tables {
         self.compiler.tables()
     }
 
-    /// Addresses at the borders of all prefixes, and neighbours'.
+    /// First and last addresses of all prefixes, and neighbours'.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let state = &self.follower.state;
         let mut addresses = vec![IpAddr::from([0; 4]), IpAddr::from([0; 16])];
@@ -189,8 +189,8 @@ impl Told {
         addresses
     }
 
-    /// Whether tables that were compiled step by step and those compiled at once answer the same.
-    /// With rules they may not: as in the kernel, local and main stay apart once there were some.
+    /// Asserts that tables compiled step by step and those compiled at once give the same results. With
+    /// rules they may differ: as in the kernel, local and main stay separate once there were rules.
     pub fn assert_same(&self, other: &Told) {
         if self.has_rules {
             return;
@@ -204,10 +204,10 @@ impl Told {
         }
     }
 
-    /// The line that answers a request. It is the same however soon each of its pages ends.
+    /// The line that answers a request. It must be the same with short and long pages.
     pub fn answer(&self, request: &ShowRequest) -> Vec<u8> {
         let [short, long] = [0, 1000].map(|seconds| self.answer_in(request, seconds));
-        assert!(short == long, "by short pages, and by long ones");
+        assert!(short == long, "short and long pages differ");
         short
     }
 
@@ -228,7 +228,7 @@ impl Told {
         line
     }
 
-    /// Writes everything out, as `show` does.
+    /// Prints everything, as `show` does.
     pub fn show(&self) {
         use Object::{Addr, Link, Neigh, Nexthop, Route, Rule};
         for object in [Link, Addr, Route, Rule, Nexthop, Neigh] {

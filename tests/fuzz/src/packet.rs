@@ -1,9 +1,9 @@
-//! Headers read by simple code of its own, so that the laws do not lean on the code they are about.
+//! Simple independent parsing of headers, so that the invariants do not depend on the code that they check.
 //! Offsets and lengths are in octets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Tags looked behind at most.
+/// Maximum number of tags that are skipped.
 const TAGS_MAX: usize = 8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -15,11 +15,11 @@ pub struct Frame<'a> {
     pub macs: [[u8; 6]; 2],
     /// TPID and tag control information, the outermost first.
     pub tags: Vec<(u16, u16)>,
-    /// Behind the tags.
+    /// After the tags.
     pub ethertype: u16,
-    /// Where the packet begins.
+    /// Offset of the packet.
     pub header_len: usize,
-    /// Behind the EtherType.
+    /// After the EtherType.
     pub payload: &'a [u8],
 }
 
@@ -44,7 +44,7 @@ impl<'a> Frame<'a> {
         Some(Frame { macs, tags, ethertype, header_len, payload: &octets[header_len..] })
     }
 
-    /// The IP packet, without padding. `None`: none, or one that is cut off.
+    /// The IP packet, without padding. `None`: there is none, or it is truncated.
     pub fn ip(&self) -> Option<Ip<'a>> {
         match (self.ethertype, self.payload.first()? >> 4) {
             (0x0800, 4) => V4::parse(self.payload).map(Ip::V4),
@@ -68,7 +68,7 @@ pub enum Ip<'a> {
 pub struct V4<'a> {
     /// Options included.
     pub header: &'a [u8],
-    /// As far as the total length says.
+    /// Up to the total length.
     pub payload: &'a [u8],
 }
 
@@ -92,7 +92,7 @@ impl<'a> V4<'a> {
         std::array::from_fn::<u8, 4, _>(|n| self.header[16 + n]).into()
     }
 
-    /// Offset in the packet it is a fragment of.
+    /// Offset in the original packet of a fragment.
     pub fn offset(&self) -> usize {
         usize::from(be16(self.header, 6) & 0x1fff) * 8
     }
@@ -102,7 +102,7 @@ impl<'a> V4<'a> {
         self.header[6] & 0x20 != 0
     }
 
-    /// It must not be cut.
+    /// The DF flag.
     pub fn dont_frag(&self) -> bool {
         self.header[6] & 0x40 != 0
     }
@@ -112,18 +112,17 @@ impl<'a> V4<'a> {
         self.header.len() + self.payload.len()
     }
 
-    /// Never: there is a header.
+    /// Always false: there is a header.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// Where the checksum of TCP or UDP stands in the payload of a packet that is no fragment but
-    /// the first.
+    /// Offset of the TCP or UDP checksum in the payload of a packet that is no fragment or the first one.
     pub fn checksum_at(&self) -> Option<usize> {
         if self.offset() == 0 { checksum_field(self.header[9]) } else { None }
     }
 
-    /// Whether the checksum over the payload is right.
+    /// Whether the transport checksum is correct.
     pub fn transport_is_right(&self) -> bool {
         let len = (self.payload.len() as u16).to_be_bytes();
         let pseudo = [&self.header[12..20], &[0, self.header[9]], &len];
@@ -134,7 +133,7 @@ impl<'a> V4<'a> {
 /// An IPv6 packet.
 #[derive(Debug, Clone, Copy)]
 pub struct V6<'a> {
-    /// As far as the payload length says.
+    /// Up to the payload length.
     pub octets: &'a [u8],
 }
 
@@ -158,7 +157,7 @@ impl<'a> V6<'a> {
         self.addr(24)
     }
 
-    /// The protocol behind the extension headers and its offset; `None`: a fragment, or cut off.
+    /// The protocol after the extension headers and its offset; `None`: a fragment, or truncated.
     pub fn upper(&self) -> Option<(u8, usize)> {
         let (mut protocol, mut at) = (self.octets[6], 40);
         loop {
@@ -174,13 +173,13 @@ impl<'a> V6<'a> {
         }
     }
 
-    /// Where the checksum of TCP or UDP stands.
+    /// Offset of the TCP or UDP checksum.
     pub fn checksum_at(&self) -> Option<usize> {
         let (protocol, at) = self.upper()?;
         checksum_field(protocol).map(|field| at + field)
     }
 
-    /// Whether the checksum of what is behind the extension headers is right.
+    /// Whether the checksum of the data after the extension headers is correct.
     pub fn transport_is_right(&self) -> bool {
         let Some((protocol, at)) = self.upper() else { return false };
         let len = ((self.octets.len() - at) as u32).to_be_bytes();
@@ -197,7 +196,7 @@ fn checksum_field(protocol: u8) -> Option<usize> {
     }
 }
 
-/// The ones' complement sum (RFC 1071) of parts of which all but the last are even.
+/// The ones' complement sum (RFC 1071) of parts, of which all but the last have an even length.
 pub fn sum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u16 {
     let mut sum = 0u64;
     for part in parts {
@@ -215,7 +214,7 @@ pub fn sum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u16 {
     sum as u16
 }
 
-/// The addresses of an IP packet that may be cut off: source, destination.
+/// The addresses of an IP packet that may be truncated: source, destination.
 pub fn addresses(packet: &[u8]) -> Option<[IpAddr; 2]> {
     let v4 = |at: usize| Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?.into());
     let v6 = |at: usize| Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into());

@@ -261,8 +261,8 @@ fn a_pattern_without_matches_waits_and_unfit_interfaces_are_left_alone() -> Resu
         )
     };
     lab.router.run(&chain("zz4"))?;
-    let hindered = |port: &str| warns(&ferroute, &[port, "rules on it", "nftables"]);
-    ensure!(eventually(|| hindered("zz4")), "{:#}", status(&ferroute)?);
+    let is_filtered = |port: &str| warns(&ferroute, &[port, "rules on it", "nftables"]);
+    ensure!(eventually(|| is_filtered("zz4")), "{:#}", status(&ferroute)?);
     ensure!(is_port(&ferroute, "zz3") && !is_port(&ferroute, "zz4"), "{:#}", status(&ferroute)?);
     ensure!(status(&ferroute)?["state"] == "forwarding");
     lab.router.run(&format!("nft delete chain netdev fw {}", "zz4"))?;
@@ -272,7 +272,7 @@ fn a_pattern_without_matches_waits_and_unfit_interfaces_are_left_alone() -> Resu
     lab.router.run("ip link set y6 up")?;
     lab.router.run(&chain("zz6"))?;
     lab.router.run("ip link set zz6 up")?;
-    ensure!(eventually(|| hindered("zz6")), "{:#}", status(&ferroute)?);
+    ensure!(eventually(|| is_filtered("zz6")), "{:#}", status(&ferroute)?);
     ensure!(!ferroute.said().contains("zz6 is a port"), "{}", ferroute.said());
     lab.router.run("nft delete chain netdev fw zz6")?;
     becomes_port(&ferroute, "zz6")?;

@@ -24,21 +24,21 @@ const GROUP: u16 = 40;
 /// thread is without its CPU. Each flow still has several packets in flight.
 const WINDOW: u16 = 150;
 
-/// A path through the lab.
+/// A direction through the lab.
 #[derive(Clone, Copy)]
-pub enum Way {
+pub enum Direction {
     ToRight,
     ToLeft,
 }
 
 /// Sends `rounds` packets of each flow and fails unless all arrive, those of each flow in order.
-pub fn all_arrive(lab: &Lab, way: Way, rounds: u16) -> Result<()> {
+pub fn all_arrive(lab: &Lab, direction: Direction, rounds: u16) -> Result<()> {
     ping_all(&lab.left, "-c 1 -W 5 198.18.2.2")?;
     let (left, right) = (Tap::open(&lab.left, "left")?, Tap::open(&lab.right, "right")?);
     let (here, there) = (Ipv4Addr::new(198, 18, 1, 2), Ipv4Addr::new(198, 18, 2, 2));
-    let (from, to, src, dst, head, router) = match way {
-        Way::ToRight => (left, right, here, there, (mac::RT_LEFT, mac::LEFT), mac::RT_RIGHT),
-        Way::ToLeft => (right, left, there, here, (mac::RT_RIGHT, mac::RIGHT), mac::RT_LEFT),
+    let (from, to, src, dst, head, router) = match direction {
+        Direction::ToRight => (left, right, here, there, (mac::RT_LEFT, mac::LEFT), mac::RT_RIGHT),
+        Direction::ToLeft => (right, left, there, here, (mac::RT_RIGHT, mac::RIGHT), mac::RT_LEFT),
     };
     let mut arrivals = Arrivals { tap: to, router, flows: BTreeMap::new(), count: 0 };
     let numbers = (0..FLOWS).step_by(GROUP.into()).flat_map(|first| {
@@ -150,7 +150,7 @@ fn crossed(ferroute: &Ferroute) -> Result<u64> {
 fn two_queues_are_both_served() -> Result<()> {
     let lab = Lab::with_queues(2)?;
     let ferroute = Ferroute::start(&lab)?;
-    all_arrive(&lab, Way::ToRight, ROUNDS)?;
+    all_arrive(&lab, Direction::ToRight, ROUNDS)?;
     if !ferroute_tests::ferroute::by_kernel() {
         served_once(&ferroute, "rt-left", (2, 2))?;
         ensure!(crossed(&ferroute)? == 0, "a worker has a queue on either port");
@@ -164,8 +164,8 @@ fn ports_with_different_numbers_of_queues_are_served_and_flows_stay_in_order() -
     for (left, right) in [((4, 4), (1, 1)), ((4, 1), (2, 2)), ((3, 2), (4, 4))] {
         let lab = lopsided(left, right)?;
         let mut ferroute = Ferroute::start(&lab)?;
-        all_arrive(&lab, Way::ToRight, ROUNDS).with_context(|| ferroute.account())?;
-        all_arrive(&lab, Way::ToLeft, ROUNDS).with_context(|| ferroute.account())?;
+        all_arrive(&lab, Direction::ToRight, ROUNDS).with_context(|| ferroute.account())?;
+        all_arrive(&lab, Direction::ToLeft, ROUNDS).with_context(|| ferroute.account())?;
         if ferroute_tests::ferroute::by_kernel() {
             continue;
         }
@@ -190,18 +190,18 @@ fn added_queues_are_served_and_those_in_use_cannot_be_removed() -> Result<()> {
     }
     let lab = lopsided((4, 4), (1, 1))?;
     let mut ferroute = Ferroute::start(&lab)?;
-    all_arrive(&lab, Way::ToRight, 1)?;
+    all_arrive(&lab, Direction::ToRight, 1)?;
     set_queues(&lab.router, "rt-right", (4, 4))?;
     set_queues(&lab.right, "right", (4, 4))?;
     let grown = || served_once(&ferroute, "rt-right", (4, 4)).is_ok();
     ensure!(eventually(grown), "{}", ferroute.ask(&["status"])?);
-    all_arrive(&lab, Way::ToRight, ROUNDS).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToRight, ROUNDS).with_context(|| ferroute.account())?;
     let itself = ferroute.forwarded_by_kernel()?;
-    all_arrive(&lab, Way::ToLeft, ROUNDS).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToLeft, ROUNDS).with_context(|| ferroute.account())?;
     // A change that the driver refuses has no effect.
     ensure!(set_queues(&lab.router, "rt-right", (1, 1)).is_err(), "a queue in use was taken away");
     ensure!(set_queues(&lab.router, "rt-left", (99, 99)).is_err(), "there are 99 queues");
-    all_arrive(&lab, Way::ToRight, ROUNDS).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToRight, ROUNDS).with_context(|| ferroute.account())?;
     let now = ferroute.forwarded_by_kernel()?;
     ensure!(now == itself, "the kernel forwards: {itself:?}, {now:?}\n{}", ferroute.account());
     ferroute.terminate()
@@ -239,14 +239,14 @@ fn impossible_queues_and_cpus_are_refused() -> Result<()> {
 fn more_queues_than_workers_are_served_or_refused() -> Result<()> {
     let lab = Lab::with_queues(4)?;
     if ferroute_tests::ferroute::by_kernel() {
-        return all_arrive(&lab, Way::ToRight, 1);
+        return all_arrive(&lab, Direction::ToRight, 1);
     }
     for more in [&["--cpus", "0"][..], &["--queues", "1"], &["--cpus", "0,1"]] {
         let args: Vec<&str> =
             ["-i", "rt-left", "-i", "rt-right"].iter().chain(more).copied().collect();
         match Ferroute::launch(&lab.router, &args)?.settled()? {
             Ok(mut running) => {
-                all_arrive(&lab, Way::ToRight, 1)?;
+                all_arrive(&lab, Direction::ToRight, 1)?;
                 running.terminate()?;
             }
             Err(said) => ensure!(said.contains("queue"), "{more:?}: {said}"),
@@ -263,7 +263,7 @@ fn missing_veth_features_are_reported_and_the_doctor_knows_the_workers_queues() 
     }
     let lab = Lab::with_queues(2)?;
     let mut ferroute = Ferroute::start_with(&lab, &["--pin-irqs"])?;
-    all_arrive(&lab, Way::ToRight, 1)?;
+    all_arrive(&lab, Direction::ToRight, 1)?;
     ensure!(ferroute.said().contains("rt-left: no interrupt to pin"), "{}", ferroute.said());
     let output = ferroute.command(&["-j", "doctor", "-i", "rt-left"]).output()?;
     let findings: Value = serde_json::from_slice(&output.stdout)?;

@@ -10,7 +10,7 @@ use ferroute_tests::ping::ping;
 use ferroute_tests::{Ferroute, Lab, eventually};
 use serde_json::Value;
 
-use crate::queues::{Way, all_arrive, lopsided, set_queues};
+use crate::queues::{Direction, all_arrive, lopsided, set_queues};
 
 /// Time-outs short enough for a test to wait for them, and longer than a thread is without its CPU on a
 /// busy machine.
@@ -200,7 +200,7 @@ fn queues_added_while_it_is_stopped_are_served_afterwards() -> Result<()> {
     };
     ensure!(eventually(|| queues() == Some(4)), "{}", status(&ferroute)?);
     back_in_userspace(&lab, &ferroute)?;
-    all_arrive(&lab, Way::ToLeft, 2).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToLeft, 2).with_context(|| ferroute.account())?;
     ends_well(ferroute)
 }
 
@@ -220,14 +220,14 @@ fn start_and_stop_one_of_two_workers(lab: &Lab) -> Result<Option<(Ferroute, Stop
     if workers < 2 {
         return Ok(None);
     }
-    all_arrive(lab, Way::ToRight, 1)?;
+    all_arrive(lab, Direction::ToRight, 1)?;
     let pid = ferroute.pid().context("no process")?;
     Ok(Some((ferroute, StoppedThread::stop(pid, "fr-worker0")?)))
 }
 
 fn forwards_again_and_ends_well(lab: &Lab, ferroute: Ferroute) -> Result<()> {
     back_in_userspace(lab, &ferroute)?;
-    all_arrive(lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    all_arrive(lab, Direction::ToRight, 2).with_context(|| ferroute.account())?;
     ends_well(ferroute)
 }
 
@@ -245,7 +245,7 @@ fn a_stalled_worker_does_not_block_the_control_thread_when_links_flap() -> Resul
     }
     let carried = |reason: &str| counted(&ferroute, "rt-left", reason);
     let (steered, passed) = (carried("steer_ipv4")?, carried("pass_worker_stalled")?);
-    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToRight, 2).with_context(|| ferroute.account())?;
     ensure!(carried("steer_ipv4")? > steered, "userspace forwards nothing of the other queue");
     ensure!(carried("pass_worker_stalled")? > passed, "the kernel has nothing of the queue");
     ensure!(carried("pass_control_stalled")? == stalled, "the control thread stalled");
@@ -263,7 +263,7 @@ fn flows_that_a_stalled_worker_would_send_are_left_to_the_kernel() -> Result<()>
     };
     std::thread::sleep(PAUSE);
     let steered = counted(&ferroute, "rt-left", "steer_ipv4")?;
-    all_arrive(&lab, Way::ToRight, 2).with_context(|| ferroute.account())?;
+    all_arrive(&lab, Direction::ToRight, 2).with_context(|| ferroute.account())?;
     ensure!(counted(&ferroute, "rt-left", "steer_ipv4")? == steered, "{}", ferroute.account());
     drop(stopped);
     forwards_again_and_ends_well(&lab, ferroute)

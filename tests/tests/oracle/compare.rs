@@ -1,4 +1,4 @@
-//! Sends the same packets into two worlds and compares, octet by octet, what comes out.
+//! Sends the same packets into two worlds and compares their output octet by octet.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,31 +14,30 @@ use crate::normalise::normalise;
 use crate::world::{Side, World};
 use crate::{generate4, generate6};
 
-/// Packets sent before what comes out is awaited; two of them are plain.
+/// Packets sent before their output is awaited; two of them are plain.
 const BATCH: usize = 64;
-/// After so many differences the rest would tell nothing new.
+/// After this many differences more would show nothing new.
 const DIFFERENCES_MAX: usize = 200;
-/// How long a batch may take once one has differed.
+/// Time-out of a batch once another has differed.
 const IMPATIENCE: Duration = Duration::from_millis(500);
-/// For frames that only one of the worlds sends, and late.
+/// Time for late frames that only one of the worlds sends.
 const LATE: Duration = Duration::from_millis(500);
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-/// Frames by the number of the packet they are the consequence of.
+/// Frames by the number of the packet that caused them.
 type Outputs = BTreeMap<u16, Vec<(Side, Vec<u8>)>>;
 
-/// What a run found.
+/// Results of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Packets sent into each world.
     pub sent: usize,
-    /// How many of them were forwarded by the first world, answered with an error or an echo, or
-    /// not heard of again.
+    /// How many of them the first world forwarded, answered with an error or an echo, or dropped.
     pub forwarded: usize,
     pub answered: usize,
     pub silent: usize,
-    /// What is special about a packet whose consequences differ, and all that is to be told.
+    /// For each packet whose output differs, its special features and a description.
     pub differences: Vec<(String, String)>,
 }
 
@@ -57,7 +56,7 @@ pub fn generate(seed: u64, count: usize) -> Vec<Input> {
     (0..count.next_multiple_of(BATCH)).map(packet).collect()
 }
 
-/// Sends `inputs` into both worlds; waits `patience` for each batch to come out equal.
+/// Sends `inputs` into both worlds; waits up to `patience` for each batch's output to be equal.
 pub fn compare(
     one: &World,
     other: &World,
@@ -74,7 +73,7 @@ pub fn compare(
             }
         }
         if !settled(worlds, batch, &mut outputs, patience) {
-            // It is not the machine that is slow: no need to wait as long again.
+            // It is not the machine that is slow: the next wait may be shorter.
             patience = patience.min(IMPATIENCE);
             differing += batch.iter().filter(|i| !agree(&outputs, i.index)).count();
         }
@@ -89,7 +88,7 @@ pub fn compare(
     Ok(judge(inputs, &outputs))
 }
 
-/// Collects until both worlds have answered the batch alike. False when they do not in time.
+/// Collects until both worlds have the same output for the batch. Returns false if they do not in time.
 fn settled(
     worlds: [&World; 2],
     batch: &[Input],
@@ -110,7 +109,7 @@ fn settled(
     }
 }
 
-/// Takes what has come out of both worlds, waiting for it at most `patience`.
+/// Collects the output of both worlds, waiting at most `patience`.
 fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], patience: Duration) {
     let [one, other] = worlds;
     tap::wait(&[&one.left, &one.right, &other.left, &other.right], patience);
@@ -127,11 +126,11 @@ fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], patience: Duration) 
     }
 }
 
-/// The packet a frame belongs to; 0 for frames that cannot be told, which still must be the same.
+/// The packet that caused a frame; 0 if it cannot be identified, but must still be the same.
 ///
-/// Left out is the router's own chatter: ARP, neighbour discovery (redirects with it: the kernel
-/// sends one a second at most), multicast listener reports.
-/// ICMP errors to a broadcast address are left out as well, see `normalise`.
+/// Left out is the router's own traffic: ARP, neighbour discovery (including redirects, which the kernel
+/// limits to one a second), multicast listener reports. ICMP errors to a broadcast address are left out as
+/// well, see `normalise`.
 fn consequence(frame: &[u8]) -> Option<u16> {
     if !is_from_router(frame) {
         return None;
@@ -139,7 +138,7 @@ fn consequence(frame: &[u8]) -> Option<u16> {
     let chatter = match be16(frame, 12) {
         Some(ETHERTYPE_IPV4) => is_made_by_router(frame) && frame[..6] == BROADCAST,
         Some(ETHERTYPE_IPV6) => {
-            // Listener reports stand behind a hop-by-hop header with the router alert.
+            // Listener reports have a hop-by-hop header with the router alert.
             let (next, kind) = (frame.get(20), frame.get(54));
             is_made_by_router(frame)
                 && (next == Some(&0)
@@ -168,7 +167,7 @@ fn judge(inputs: &[Input], outputs: &[Outputs; 2]) -> Outcome {
             outcome.differences.push((input.note.clone(), difference(input, outputs)));
         }
     }
-    // What cannot be told apart must at least be the same in all.
+    // Frames that cannot be identified must be the same in total.
     if !agree(outputs, 0) {
         let mut text = String::new();
         let (one, other) = (frames(&outputs[0], 0), frames(&outputs[1], 0));
@@ -177,7 +176,7 @@ fn judge(inputs: &[Input], outputs: &[Outputs; 2]) -> Outcome {
         };
         list(&mut text, "only the first", &only_in(one, other));
         list(&mut text, "only the second", &only_in(other, one));
-        outcome.differences.push(("frames that belong to no packet".into(), text));
+        outcome.differences.push(("frames without a known packet".into(), text));
     }
     outcome
 }

@@ -1,4 +1,4 @@
-//! IPv4 packets: plain, odd and wrong.
+//! IPv4 packets: plain, unusual and invalid.
 
 use std::net::Ipv4Addr;
 
@@ -8,12 +8,12 @@ use ferroute_tests::rng::Rng;
 use crate::input::{Input, data, hardware, maybe_tagged};
 use crate::world::{RIGHT_MTU, Side, mtu};
 
-/// Sources as they should be, seen from the left.
+/// Regular sources on the left.
 const SOURCES_LEFT: [[u8; 4]; 3] = [[198, 18, 1, 2], [198, 18, 1, 3], [198, 18, 1, 66]];
-/// The same, seen from the right.
+/// Regular sources on the right.
 const SOURCES_RIGHT: [[u8; 4]; 3] = [[198, 18, 2, 2], [198, 18, 2, 3], [203, 0, 113, 9]];
 
-/// Sources that are martians, routed elsewhere, or not routed at all.
+/// Sources that are martians, routed by another interface, or not routed at all.
 const ODD_SOURCES: [[u8; 4]; 17] = [
     [0, 0, 0, 0],
     [0, 1, 2, 3],
@@ -34,7 +34,7 @@ const ODD_SOURCES: [[u8; 4]; 17] = [
     [10, 9, 9, 9],
 ];
 
-/// Where packets go that are forwarded, at least from the left.
+/// Destinations of packets that are forwarded, at least from the left.
 const DESTINATIONS: [[u8; 4]; 9] = [
     [198, 18, 2, 2],
     [198, 18, 2, 3],
@@ -47,7 +47,7 @@ const DESTINATIONS: [[u8; 4]; 9] = [
     [198, 51, 100, 5],
 ];
 
-/// Where no packet comes through: no route, or one that says so; a rule may know better.
+/// Destinations without a route or with a rejecting one; a rule may still have a route.
 const UNREACHABLE: [[u8; 4]; 10] = [
     [0, 0, 0, 1],
     [240, 0, 0, 1],
@@ -61,7 +61,7 @@ const UNREACHABLE: [[u8; 4]; 10] = [
     [169, 254, 1, 1],
 ];
 
-/// Destinations a router must not forward to, or that are its own.
+/// Destinations to which a router must not forward, or that are its own.
 const ODD_DESTINATIONS: [[u8; 4]; 14] = [
     [0, 0, 0, 0],
     [127, 0, 0, 1],
@@ -81,7 +81,7 @@ const ODD_DESTINATIONS: [[u8; 4]; 14] = [
 
 const ROUTER: [[u8; 4]; 2] = [[198, 18, 1, 1], [198, 18, 2, 1]];
 
-/// The packet with a number.
+/// Generates the packet with a number.
 pub fn generate(rng: &mut Rng, index: u16) -> Input {
     let side = if rng.one_in(4) { Side::Right } else { Side::Left };
     let mut notes = Vec::new();
@@ -109,7 +109,7 @@ pub fn generate(rng: &mut Rng, index: u16) -> Input {
     }
     let mut packet = header.packet(&payload);
     if rng.one_in(12) {
-        // More than the total length says: link padding, or an attempt to smuggle.
+        // Longer than the total length: link padding, or an attempt to smuggle.
         packet.extend(std::iter::repeat_n(0xee, 1 + rng.below(40)));
         notes.push("trailer");
     } else if rng.one_in(40) {
@@ -138,22 +138,22 @@ fn source(rng: &mut Rng, side: Side, notes: &mut Vec<&'static str>) -> Ipv4Addr 
         return rng.pick(&ODD_SOURCES).into();
     }
     match side {
-        // The host itself most of the time, the ones with rules of their own seldom.
+        // Mostly the host itself, rarely addresses with their own rules.
         Side::Left if !rng.one_in(5) => SOURCES_LEFT[rng.below(2)].into(),
         Side::Left => rng.pick(&SOURCES_LEFT).into(),
         Side::Right => rng.pick(&SOURCES_RIGHT).into(),
     }
 }
 
-/// Addresses of a packet that is refused for its route.
+/// Addresses of a packet that is rejected by its route.
 ///
-/// Such errors the kernel limits for each source, by a constant that no namespace can change
-/// (`ip_rt_error_burst`: 5 at once, then one a second): so every packet has a source of its own.
+/// The kernel limits such errors per source, by a constant that no namespace can change
+/// (`ip_rt_error_burst`: 5 at once, then one a second), so every packet has its own source.
 fn refused(rng: &mut Rng, side: Side, index: u16) -> (Ipv4Addr, Ipv4Addr) {
     let [high, low] = index.to_be_bytes();
     match side {
         Side::Right => (Ipv4Addr::new(10, 129, high, low), rng.pick(&UNREACHABLE).into()),
-        // By a rule that looks at the source.
+        // By a rule that matches the source.
         Side::Left if rng.one_in(4) => {
             (Ipv4Addr::new(10, 130, high, low), rng.pick(&DESTINATIONS).into())
         }
@@ -173,7 +173,7 @@ fn destination(rng: &mut Rng, side: Side) -> Ipv4Addr {
     }
 }
 
-/// What the packet carries; sets the header's protocol.
+/// The payload; sets the header's protocol.
 fn payload(rng: &mut Rng, header: &mut Ipv4, index: u16) -> Vec<u8> {
     let (src, dst) = (header.src.octets(), header.dst.octets());
     let to_router = ROUTER.contains(&dst);
@@ -196,7 +196,7 @@ fn payload(rng: &mut Rng, header: &mut Ipv4, index: u16) -> Vec<u8> {
             tcp(&src, &dst, (1024 + index % 999, 80), 0x12, &data[..len.saturating_sub(12)])
         }
         7 if !to_router => {
-            // Transport headers are none of a router's business.
+            // A router ignores transport headers.
             header.protocol = rng.pick(&[0, 4, 41, 47, 50, 51, 89, 103, 132, 253, 255]);
             data
         }
@@ -210,7 +210,7 @@ fn payload(rng: &mut Rng, header: &mut Ipv4, index: u16) -> Vec<u8> {
     }
 }
 
-/// Makes one field of the header wrong.
+/// Makes one field of the header invalid.
 fn spoil(rng: &mut Rng, header: &mut Ipv4, payload_len: usize) -> &'static str {
     let header_len = 20 + header.options.len();
     let len = (header_len + payload_len) as u16;
@@ -254,7 +254,7 @@ fn spoil(rng: &mut Rng, header: &mut Ipv4, payload_len: usize) -> &'static str {
     }
 }
 
-/// IP options, sound ones and broken ones, padded to a multiple of 4 octets.
+/// IP options, valid and invalid, padded to a multiple of 4 octets.
 fn options(rng: &mut Rng, notes: &mut Vec<&'static str>) -> Vec<u8> {
     let (note, mut options): (_, Vec<u8>) = match rng.below(22) {
         0 => ("no-operations", vec![1, 1, 1, 1]),
@@ -290,7 +290,7 @@ fn options(rng: &mut Rng, notes: &mut Vec<&'static str>) -> Vec<u8> {
     options
 }
 
-/// The frame around it, seldom with something wrong on the link layer.
+/// The frame of a packet, rarely with an error of the link layer.
 fn wrap(rng: &mut Rng, side: Side, packet: &[u8], notes: &mut Vec<&'static str>) -> Vec<u8> {
     let (mut to, from) = hardware(side);
     if rng.one_in(25) {

@@ -1,4 +1,4 @@
-//! IPv6 packets: plain, odd and wrong.
+//! IPv6 packets: plain, unusual and invalid.
 
 use std::net::Ipv6Addr;
 
@@ -20,7 +20,7 @@ const SOURCES_LEFT: [&str; 4] =
     ["2001:db8:1::2", "2001:db8:1::3", "2001:db8:1::66", "2001:db8:1::67"];
 const SOURCES_RIGHT: [&str; 3] = ["2001:db8:2::2", "2001:db8:2::3", "2001:db8:3::9"];
 
-/// Sources that are forbidden, of another scope, routed elsewhere, or not routed at all.
+/// Sources that are forbidden, of another scope, routed by another interface, or not routed at all.
 const ODD_SOURCES: [&str; 13] = [
     "::",
     "::1",
@@ -52,7 +52,7 @@ const DESTINATIONS: [&str; 12] = [
     "2001:db8:ffff::1",
 ];
 
-/// Destinations a router must not forward to, or that are its own.
+/// Destinations to which a router must not forward, or that are its own.
 const ODD_DESTINATIONS: [&str; 15] = [
     "::",
     "::1",
@@ -73,7 +73,7 @@ const ODD_DESTINATIONS: [&str; 15] = [
 
 const ROUTER: [&str; 2] = ["2001:db8:1::1", "2001:db8:2::1"];
 
-/// The packet with a number.
+/// Generates the packet with a number.
 pub fn generate(rng: &mut Rng, index: u16) -> Input {
     let side = if rng.one_in(4) { Side::Right } else { Side::Left };
     let mut notes = Vec::new();
@@ -144,7 +144,7 @@ fn destination(rng: &mut Rng, side: Side) -> Ipv6Addr {
     })
 }
 
-/// What the packet carries; sets the header's next header.
+/// The payload; sets the header's next header.
 fn payload(rng: &mut Rng, header: &mut Ipv6, index: u16) -> Vec<u8> {
     let (src, dst) = (header.src.octets(), header.dst.octets());
     let to_router = header.dst.is_multicast() || ROUTER.map(address).contains(&header.dst);
@@ -187,7 +187,7 @@ fn extend(
     let to_router = header.dst.is_multicast() || ROUTER.map(address).contains(&header.dst);
     for _ in 0..1 + rng.below(3) {
         let next = header.next_header;
-        // Routing headers and fragments for the router itself are the end system's matter.
+        // Routing headers and fragments for the router itself are processed by an end system.
         let kinds = if to_router { &[0, 3][..] } else { &[0, 0, 1, 2, 3][..] };
         let (note, kind, extension) = match rng.pick(kinds) {
             0 => {
@@ -221,7 +221,7 @@ fn extend(
     payload
 }
 
-/// A hop-by-hop or destination options header around options, padded to 8 octets.
+/// A hop-by-hop or destination options header with options, padded to 8 octets.
 fn option_header(next: u8, options: &[u8]) -> Vec<u8> {
     let mut header = vec![next, 0];
     header.extend(options);
@@ -237,7 +237,7 @@ fn option_header(next: u8, options: &[u8]) -> Vec<u8> {
     header
 }
 
-/// Options of RFC 8200 §4.2; the two highest bits say what to do when one is not known.
+/// Options of RFC 8200 §4.2; the two highest bits determine the action for an unknown one.
 fn options(rng: &mut Rng) -> (&'static str, Vec<u8>) {
     match rng.below(11) {
         0 => ("padding", vec![1, 4, 0, 0, 0, 0]),
@@ -254,7 +254,7 @@ fn options(rng: &mut Rng) -> (&'static str, Vec<u8>) {
     }
 }
 
-/// Makes one field of the header wrong.
+/// Makes one field of the header invalid.
 fn spoil(rng: &mut Rng, header: &mut Ipv6, payload_len: usize) -> &'static str {
     let len = payload_len as u16;
     match rng.below(4) {
@@ -277,7 +277,7 @@ fn spoil(rng: &mut Rng, header: &mut Ipv6, payload_len: usize) -> &'static str {
     }
 }
 
-/// The frame around it, seldom with something wrong on the link layer.
+/// The frame of a packet, rarely with an error of the link layer.
 fn wrap(rng: &mut Rng, side: Side, packet: &[u8], notes: &mut Vec<&'static str>) -> Vec<u8> {
     let (mut to, from) = hardware(side);
     if rng.one_in(25) {

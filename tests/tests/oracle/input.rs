@@ -1,4 +1,4 @@
-//! One packet for both labs, and how what comes out is recognised as its consequence.
+//! A packet for both labs, and the identification of the frames that it causes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -10,7 +10,7 @@ use crate::world::{ROUTER4, ROUTER6, Side};
 
 const ETHERTYPE_VLAN: u16 = 0x8100;
 
-/// Starts the data of every packet that has room for it; the packet's number follows.
+/// Starts the data of every packet with enough room; the packet's number follows.
 const MAGIC: [u8; 4] = *b"FRt!";
 
 /// A frame to send, numbered from 1.
@@ -19,11 +19,11 @@ pub struct Input {
     pub index: u16,
     pub side: Side,
     pub frame: Vec<u8>,
-    /// What is special about it, in words.
+    /// A description of its special features.
     pub note: String,
 }
 
-/// Data of `len` octets with the packet's number in front, as far as it fits.
+/// Data of `len` octets that begins with the packet's number, as far as it fits.
 pub fn data(index: u16, len: usize) -> Vec<u8> {
     let mut data: Vec<u8> = MAGIC.to_vec();
     data.extend(index.to_be_bytes());
@@ -32,7 +32,7 @@ pub fn data(index: u16, len: usize) -> Vec<u8> {
     data
 }
 
-/// The hardware addresses of a frame from a host to the router: destination, source.
+/// The MAC addresses of a frame from a host to the router: destination, source.
 pub fn hardware(side: Side) -> ([u8; 6], [u8; 6]) {
     match side {
         Side::Left => (mac::RT_LEFT, mac::LEFT),
@@ -40,8 +40,8 @@ pub fn hardware(side: Side) -> ([u8; 6], [u8; 6]) {
     }
 }
 
-/// Puts a VLAN tag before a packet, seldom: of VLAN 5, which is not there, or a mere priority tag,
-/// which makes no difference to a router. Gives the outer EtherType and what follows it.
+/// Rarely adds a VLAN tag to a packet: of VLAN 5, which does not exist, or a priority tag, which makes no
+/// difference to a router. Returns the outer EtherType and the octets after it.
 pub fn maybe_tagged(
     rng: &mut Rng,
     ethertype: u16,
@@ -64,9 +64,9 @@ pub fn is_from_router(frame: &[u8]) -> bool {
     frame.get(6..12).is_some_and(|src| src == mac::RT_LEFT || src == mac::RT_RIGHT)
 }
 
-/// True for packets the router made, rather than forwarded.
+/// True for packets that the router generated, not forwarded.
 ///
-/// None with a source address of the router's own is forwarded: that would be a martian.
+/// A packet with a source address of the router's own is never forwarded: it would be a martian.
 pub fn is_made_by_router(frame: &[u8]) -> bool {
     match be16(frame, 12) {
         Some(ETHERTYPE_IPV4) => source4(frame).is_some_and(|src| ROUTER4.contains(&src)),
@@ -75,10 +75,10 @@ pub fn is_made_by_router(frame: &[u8]) -> bool {
     }
 }
 
-/// The number of the packet that a frame from the router is the consequence of.
+/// The number of the packet that caused a frame from the router.
 ///
-/// Forwarded packets and their fragments carry it as identification (IPv4) or flow label (IPv6);
-/// errors quote that header; answers repeat the data.
+/// Forwarded packets and their fragments carry it as identification (IPv4) or flow label (IPv6); errors
+/// quote that header; answers repeat the data.
 pub fn number(frame: &[u8]) -> Option<u16> {
     let in_data = || {
         let at = frame.windows(MAGIC.len()).position(|window| window == MAGIC)?;

@@ -1,9 +1,9 @@
-//! The kernel as the oracle: thousands of generated packets through two labs that are alike but
-//! for who routes; what comes out must be the same, whole frames, errors included.
+//! The kernel as the oracle: thousands of generated packets pass through two labs that differ only in the
+//! router, the kernel or Ferroute. The output must be the same, including whole frames and errors.
 //!
-//! `FERROUTE_SEED` repeats a run, `FERROUTE_ORACLE_PACKETS` makes it longer (at most 65,000).
-//! Left out: everything that depends on time or on earlier packets (neighbour resolution,
-//! rate limits, redirects, multipath), which has tests of its own.
+//! `FERROUTE_SEED` repeats a run, `FERROUTE_ORACLE_PACKETS` makes it longer (at most 65,000). Everything
+//! that depends on time or on earlier packets is left out (neighbour resolution, rate limits, redirects,
+//! multipath), and has its own tests.
 
 #![forbid(unsafe_code)]
 
@@ -24,11 +24,11 @@ use compare::{Outcome, compare, generate};
 use ferroute_tests::{Ferroute, ferroute, rng};
 use world::World;
 
-/// How long a batch may take to come out on a busy machine.
+/// Time-out of a batch on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The share of forwarded packets that may have gone through the kernel all the same: those that
-/// Ferroute leaves to it on purpose. By the seed they are 2 to 5.5 % of what is generated, most of
-/// them where default routes let more options through.
+/// Maximum share of forwarded packets that went through the kernel: those that Ferroute leaves to it on
+/// purpose. Depending on the seed these are 2 to 5.5 % of the generated packets, most of them where default
+/// routes let more options pass.
 const LEFT_TO_KERNEL_PERCENT_MAX: u64 = 10;
 const PACKETS: usize = 20_000;
 const PACKETS_MAX: usize = 65_000;
@@ -38,7 +38,7 @@ fn packets() -> usize {
     given.unwrap_or(PACKETS).min(PACKETS_MAX)
 }
 
-/// Fails with one difference of each kind, and when the packets were too much alike.
+/// Fails with one difference of each kind, or if the packets were too similar.
 fn expect_equal(outcome: &Outcome, seed: u64) -> Result<()> {
     let Outcome { sent, forwarded, answered, silent, differences } = outcome;
     println!(
@@ -58,7 +58,7 @@ fn expect_equal(outcome: &Outcome, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Ferroute against the kernel, after the same change to both worlds.
+/// Compares Ferroute with the kernel after the same change to both worlds.
 fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Result<()> {
     let (kernel, world) = (World::build()?, World::build()?);
     change(&kernel)?;
@@ -134,7 +134,7 @@ fn kernel_does_what_the_kernel_does() -> Result<()> {
     expect_equal(&compare(&one, &other, &generate(seed, packets()), PATIENCE)?, seed)
 }
 
-/// Compares the kernel with a kernel that was told something else; counts the differences.
+/// Compares the kernel with a kernel after a change; counts the differences.
 fn differences_after(change: impl FnOnce(&World) -> Result<()>) -> Result<usize> {
     let (one, other) = (World::build()?, World::build()?);
     change(&other)?;

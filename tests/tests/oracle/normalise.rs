@@ -1,13 +1,13 @@
-//! What may differ between two routers that do the same, and only that, is made equal here.
+//! Makes fields equal that may differ between two correct routers, and only those.
 //!
 //! | field | where | why |
 //! | --- | --- | --- |
-//! | identification | IPv4 packets the router makes itself | any number will do (RFC 6864 §4.1); the kernel's is random |
-//! | flow label | IPv6 packets the router makes itself | any number will do (RFC 6437 §3); the kernel's is hashed with a secret |
+//! | identification | IPv4 packets that the router generates | any number is allowed (RFC 6864 §4.1); the kernel's is random |
+//! | flow label | IPv6 packets that the router generates | any number is allowed (RFC 6437 §3); the kernel's is hashed with a secret |
 //! | timestamps | the timestamp option of IPv4, also in a quoted header | the time of day in milliseconds |
-//! | ICMP errors as a whole | to a broadcast address | RFC 1812 §4.3.2.7 forbids them, Ferroute sends none; the kernel does where it looks for the route before the source |
-//! | redirects | | one a second at most; kept out, as is all neighbour discovery |
-//! | checksums of IPv4 and ICMP | where one of these was changed | cover them; they are checked first, and a wrong one stays |
+//! | ICMP errors as a whole | to a broadcast address | RFC 1812 §4.3.2.7 forbids them, and Ferroute sends none; the kernel sends some if it looks up the route before checking the source |
+//! | redirects | | one a second at most; left out, as is all neighbour discovery |
+//! | checksums of IPv4 and ICMP | where one of these was changed | they cover those fields; they are verified first, and an invalid one is kept |
 
 use ferroute_tests::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, be16, checksum};
 
@@ -17,7 +17,7 @@ const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const TIMESTAMP: u8 = 68;
 
-/// A frame of a router's with the fields above set to zero.
+/// A frame from a router with the fields above set to zero.
 pub fn normalise(mut frame: Vec<u8>) -> Vec<u8> {
     let own = is_made_by_router(&frame);
     match be16(&frame, 12) {
@@ -47,7 +47,7 @@ fn normalise4(packet: &mut [u8], own: bool) {
     }
 }
 
-/// The same for the packet that an ICMP error quotes: the time is in it already.
+/// The same for the packet quoted by an ICMP error, which also contains the time.
 fn normalise_quoted(message: &mut [u8]) {
     let is_error = matches!(message[0], 3 | 5 | 11 | 12);
     let was_right = checksum(message) == 0;
@@ -60,13 +60,13 @@ fn normalise_quoted(message: &mut [u8]) {
     }
 }
 
-/// An IPv4 packet's header, with options, and the rest.
+/// The header of an IPv4 packet with its options, and the rest.
 fn split_header(packet: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
     let header_len = usize::from(packet.first()? & 15) * 4;
     if header_len < 20 { None } else { packet.split_at_mut_checked(header_len) }
 }
 
-/// Sets the timestamps of the option to zero; true when there is one.
+/// Sets the timestamps of the option to zero; returns true if there is one.
 fn clear_timestamps(options: &mut [u8]) -> bool {
     let mut at = 0;
     while at < options.len() {

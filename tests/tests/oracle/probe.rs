@@ -1,8 +1,8 @@
-//! Packets that only a few settings let through, and which of them a router forwards.
+//! Packets that are forwarded only with some settings, and which of them a router forwards.
 //!
-//! Every source with every destination, hop-by-hop options in number and length, neighbour discovery
-//! by unicast, frames to group addresses. What becomes of those that are refused (an error or nothing)
-//! is compared elsewhere.
+//! Every source with every destination, hop-by-hop options in number and length, unicast neighbour
+//! discovery, frames to group addresses. The handling of rejected ones (an error or nothing) is compared
+//! elsewhere.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -20,20 +20,20 @@ use crate::world::{Side, World};
 const HOP_BY_HOP: u8 = 0;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 
-/// Both worlds are silent when nothing came for so long.
+/// Both worlds have finished when nothing came for this long.
 const SILENCE: Duration = Duration::from_millis(60);
 
 const SOURCES4: [[u8; 4]; 22] = [
     [198, 18, 1, 2],
     [198, 18, 1, 66],
-    // The router's own, its broadcast addresses, and those that might be.
+    // The router's own, its broadcast addresses, and possible ones.
     [198, 18, 1, 1],
     [198, 18, 2, 1],
     [198, 18, 1, 255],
     [198, 18, 2, 255],
     [198, 18, 1, 0],
     [198, 18, 1, 77],
-    // Martians, and what is none any more.
+    // Martians, and addresses that no longer are.
     [0, 0, 0, 0],
     [0, 1, 2, 3],
     [127, 0, 0, 1],
@@ -43,7 +43,7 @@ const SOURCES4: [[u8; 4]; 22] = [
     [240, 0, 0, 9],
     [255, 255, 255, 255],
     [169, 254, 7, 7],
-    // Of the other side, by a router, nowhere, and local in some worlds.
+    // Of the other side, behind a router, without a route, and local in some worlds.
     [198, 18, 2, 3],
     [203, 0, 113, 7],
     [198, 51, 100, 3],
@@ -100,7 +100,7 @@ pub struct Probe {
     what: String,
 }
 
-/// All of them.
+/// All probes.
 pub fn all() -> Vec<Probe> {
     let mut probes = Probes(Vec::new());
     for src in SOURCES4 {
@@ -163,7 +163,7 @@ impl Probes {
         });
     }
 
-    /// RFC 4861 §4.3, by unicast as one that confirms a neighbour.
+    /// RFC 4861 §4.3, by unicast as when confirming a neighbour.
     fn solicitation(&mut self, src: Ipv6Addr, dst: Ipv6Addr) {
         self.push(format!("{src} > {dst} neighbour solicitation"), |index| {
             let mut header = Ipv6::new(src, dst, ICMPV6);
@@ -181,7 +181,7 @@ fn address(text: &str) -> Ipv6Addr {
     text.parse().expect("the lists hold addresses")
 }
 
-/// Options to be skipped when not known, one to ten of them and a long one; options that are known.
+/// Options to be skipped if unknown, one to ten of them and a long one; known options.
 fn hop_by_hop() -> Vec<(&'static str, Vec<u8>)> {
     let mut all: Vec<(&'static str, Vec<u8>)> =
         (1..=10).map(|count| ("options to be skipped", [0x1e, 2, 1, 2].repeat(count))).collect();
@@ -194,7 +194,7 @@ fn hop_by_hop() -> Vec<(&'static str, Vec<u8>)> {
     all
 }
 
-/// An extension header around options, padded to 8 octets.
+/// An extension header with options, padded to 8 octets.
 fn extension(next: u8, options: &[u8]) -> Vec<u8> {
     let mut header = [&[next, 0], options].concat();
     while !header.len().is_multiple_of(8) {
@@ -204,7 +204,7 @@ fn extension(next: u8, options: &[u8]) -> Vec<u8> {
     header
 }
 
-/// How each probe that was forwarded left: the host that got it and the hardware address it was sent to.
+/// How each forwarded probe was sent: the host that received it and the destination MAC address.
 pub type Forwarded = BTreeMap<u16, Vec<(Side, [u8; 6])>>;
 
 /// Sends the probes into both worlds.
@@ -235,7 +235,7 @@ pub fn forwarded(worlds: [&World; 2], probes: &[Probe]) -> Result<[Forwarded; 2]
     Ok(all)
 }
 
-/// The probe that a frame is, and where it was sent to; an error about one is none.
+/// The probe in a frame and its destination MAC address; an error about a probe does not count.
 fn probe_of(frame: &[u8]) -> Option<(u16, [u8; 6])> {
     let network = frame.get(ETH_LEN..).filter(|_| is_from_router(frame))?;
     let to = frame.first_chunk().copied()?;
@@ -248,7 +248,7 @@ fn probe_of(frame: &[u8]) -> Option<(u16, [u8; 6])> {
             let is_probe = match *network.get(6)? {
                 ICMPV6 => solicits,
                 UDP => true,
-                // Reports of group membership stand behind a router alert.
+                // Reports of group membership follow a router alert.
                 HOP_BY_HOP => kind == UDP,
                 _ => false,
             };
@@ -258,7 +258,7 @@ fn probe_of(frame: &[u8]) -> Option<(u16, [u8; 6])> {
     }
 }
 
-/// What the second world does other than the first, a line each.
+/// Differences of the second world from the first, a line each.
 pub fn differences(probes: &[Probe], [kernel, other]: &[Forwarded; 2]) -> Vec<String> {
     let differs = |probe: &&Probe| kernel.get(&probe.index) != other.get(&probe.index);
     let line = |probe: &Probe| {
@@ -266,7 +266,7 @@ pub fn differences(probes: &[Probe], [kernel, other]: &[Forwarded; 2]) -> Vec<St
         let kind = match (kernel, other) {
             (None, _) => "LAXER",
             (_, None) => "stricter",
-            _ => "another way",
+            _ => "sent differently",
         };
         format!("{kind}: {}: kernel {kernel:02x?}, other {other:02x?}", probe.what)
     };

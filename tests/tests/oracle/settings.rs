@@ -1,7 +1,7 @@
-//! Settings, rules and routes that refuse, one after another under a running Ferroute: after each the
-//! kernel and Ferroute forward the same packets, and by the same way.
+//! Settings, rules and routes that restrict forwarding, one after another with a running Ferroute: after
+//! each the kernel and Ferroute must forward the same packets by the same output.
 //!
-//! What is set before Ferroute starts has a test of its own: the kernel remembers some of what was.
+//! State that existed before Ferroute starts has its own test: the kernel remembers some of it.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ use ferroute_tests::{Ferroute, PATIENCE};
 use crate::probe::{self, Probe, differences, forwarded};
 use crate::world::World;
 
-/// Settings that have no notice are read a few times a second.
+/// Settings without notifications are read a few times a second.
 const FOLLOWED: Duration = Duration::from_millis(300);
 
-/// Of more that differ after one change only the number is told.
+/// If more differ after one change, only their number is printed.
 const DIFFERENCES_TOLD: usize = 12;
 
-/// A change and what undoes it, a command a line.
+/// A change and the commands that undo it, one per line.
 type Case = (&'static str, &'static str);
 
 const SYSCTLS: &[Case] = &[
@@ -223,7 +223,7 @@ const ROUTES: &[Case] = &[
     ),
 ];
 
-/// With these the kernel has had rules of its own, and does not forget it.
+/// With these the kernel has had its own rules changed, which it remembers.
 const RULES: &[Case] = &[
     ("ip -6 rule del pref 32766", "ip -6 rule add pref 32766 lookup main"),
     ("ip -6 rule del pref 0", "ip -6 rule add pref 0 lookup local"),
@@ -352,7 +352,7 @@ const RULES: &[Case] = &[
     ),
 ];
 
-/// What was there once, before Ferroute started, and what the kernel does since.
+/// State that existed before Ferroute started, and that the kernel remembers.
 const BEFORE: &[(&str, &str)] = &[
     ("nothing", ""),
     ("a rule", "ip rule add pref 500 lookup 100\nip rule del pref 500"),
@@ -381,12 +381,12 @@ fn is_known(line: &str) -> bool {
     let Some(key) = line.strip_prefix("sysctl -qw ").and_then(|set| set.split('=').next()) else {
         return true;
     };
-    // The interface's settings are there for every one.
+    // Per-interface settings exist for every interface.
     let path = key.replace('.', "/").replace("/rt-left/", "/lo/").replace("/rt-right/", "/lo/");
     std::path::Path::new("/proc/sys").join(path).exists()
 }
 
-/// Waits until both forward the same; fails with what differs to the last.
+/// Waits until both forward the same packets; remaining differences are the error.
 fn agree(worlds: [&World; 2], probes: &[Probe]) -> Result<usize> {
     let end = Instant::now() + PATIENCE / 6;
     loop {
@@ -401,7 +401,7 @@ fn agree(worlds: [&World; 2], probes: &[Probe]) -> Result<usize> {
     }
 }
 
-/// Every case in turn, and undone again; tells all that differ.
+/// Applies and undoes each case; the error lists all that differ.
 fn cases_agree(cases: &[Case]) -> Result<()> {
     let (kernel, world) = (World::without_rules()?, World::without_rules()?);
     let worlds = [&kernel, &world];
@@ -419,7 +419,7 @@ fn cases_agree(cases: &[Case]) -> Result<()> {
         run(worlds, undo)?;
     }
     std::thread::sleep(FOLLOWED);
-    ensure!(agree(worlds, &probes)? >= before / 2, "nothing is forwarded in the end");
+    ensure!(agree(worlds, &probes)? >= before / 2, "too little is forwarded at the end");
     ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     ensure!(ferroute.is_running(), "ferroute has ended\n{}", ferroute.said());
     ferroute.terminate()
@@ -445,7 +445,7 @@ fn rules_let_through_what_the_kernel_does() -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn what_the_kernel_remembers_is_left_to_it() -> Result<()> {
+fn packets_that_depend_on_earlier_state_are_left_to_the_kernel() -> Result<()> {
     for (what, commands) in BEFORE {
         let (kernel, world) = (World::without_rules()?, World::without_rules()?);
         run([&kernel, &world], commands)?;
