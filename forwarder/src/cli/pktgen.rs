@@ -322,7 +322,7 @@ impl PktgenArgs {
             Usage("no destination: give --dst-min (or --dst) IP, or --replay FILE".into())
         })?;
         let nic = place.usable()?;
-        let (source, mac) = self.way(&nic, destination)?;
+        let (source, mac) = self.source_and_mac(&nic, destination)?;
         let flag = |flag| self.flag.contains(&flag);
         let mut traffic = Traffic::new(mac.0, source, destination);
         traffic.source_mac = self.src_mac.map(|mac| mac.0);
@@ -348,7 +348,7 @@ impl PktgenArgs {
     }
 
     /// Source address and destination MAC: as given, or from the kernel's route and neighbour.
-    fn way(&self, nic: &Nic, destination: IpAddr) -> Result<(IpAddr, MacAddr)> {
+    fn source_and_mac(&self, nic: &Nic, destination: IpAddr) -> Result<(IpAddr, MacAddr)> {
         if let (Some(source), Some(mac)) = (self.packet.src_min, self.dst_mac) {
             return Ok((source, mac));
         }

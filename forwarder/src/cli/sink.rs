@@ -261,7 +261,7 @@ impl Report {
             self.interface, self.seconds, self.pps,
         );
         if late > 0 {
-            text += &format!("{late} more came too late to be told from duplicates\n");
+            text += &format!("{late} more came too late to be distinguished from duplicates\n");
         }
         if self.overrun > 0 {
             text += &format!("{} lost because the sink's rings were full\n", self.overrun);

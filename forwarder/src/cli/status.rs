@@ -133,7 +133,7 @@ fn workers(workers: &[WorkerStatus]) -> String {
     columns(&workers.iter().map(row).collect::<Vec<_>>())
 }
 
-/// `eth0 queues 0,2, eth1 by worker 0`: what a worker serves, and by whom it sends.
+/// `eth0 queues 0,2, eth1 by worker 0`: what a worker serves, and which worker sends for it.
 pub(super) fn worker_ports(worker: u32, ports: &[WorkerPort]) -> String {
     let one = |port: &WorkerPort| {
         let queues: Vec<String> = port.queues.iter().map(u32::to_string).collect();

@@ -11,22 +11,22 @@ use ferroute::control::api::route_get::route_get;
 use ferroute::control::api::rows::RowWriter;
 use ferroute::control::api::server::parse;
 use ferroute::control::api::{Envelope, Request, Response, RouteGetRequest};
-use ferroute_fuzz::mirror::{self, Told};
+use ferroute_fuzz::mirror::{self, TestMirror};
 use libfuzzer_sys::fuzz_target;
 
 /// The router's netlink messages: a seed of the target `netlink`.
-const TOLD: &[u8] = include_bytes!("../corpus/netlink/router");
+const MESSAGES: &[u8] = include_bytes!("../corpus/netlink/router");
 
 thread_local! {
-    static ROUTER: RefCell<Told> = RefCell::new({
-        let mut told = Told::default();
-        mirror::parse(TOLD).iter().for_each(|record| told.take(record));
+    static ROUTER: RefCell<TestMirror> = RefCell::new({
+        let mut told = TestMirror::default();
+        mirror::parse(MESSAGES).iter().for_each(|record| told.take(record));
         told.compile();
         told
     });
 }
 
-fn route(router: &Told, request: &RouteGetRequest) -> Vec<u8> {
+fn route(router: &TestMirror, request: &RouteGetRequest) -> Vec<u8> {
     let links = || router.tables().links.iter();
     let named = |name: &String| links().find(|link| link.name == *name);
     let iif = request.iif.as_ref().and_then(named).map_or(1, |link| link.ifindex);

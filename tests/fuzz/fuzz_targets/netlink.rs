@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ferroute_fuzz::bench::{Bench, Layout};
 use ferroute_fuzz::input::mend;
-use ferroute_fuzz::mirror::{Record, Told, parse};
+use ferroute_fuzz::mirror::{Record, TestMirror, parse};
 use libfuzzer_sys::fuzz_target;
 
 /// Maximum number of destinations of packets.
@@ -33,7 +33,7 @@ fn frame(mac: [u8; 6], daddr: IpAddr) -> Vec<u8> {
 
 fuzz_target!(|octets: &[u8]| {
     let records = parse(octets);
-    let (mut by_step, mut at_once) = (Told::default(), Told::default());
+    let (mut by_step, mut at_once) = (TestMirror::default(), TestMirror::default());
     for record in &records {
         by_step.take(record);
         if !matches!(record, Record::Compile) {

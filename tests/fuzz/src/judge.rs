@@ -112,7 +112,10 @@ impl<'a> Judge<'a> {
             return;
         }
         let saddr = v4.saddr();
-        assert!(self.lab.is_own(saddr.into()) || saddr.octets() == DUMMY, "unknown source: {v4:02x?}");
+        assert!(
+            self.lab.is_own(saddr.into()) || saddr.octets() == DUMMY,
+            "unknown source: {v4:02x?}"
+        );
         assert!(v4.header[9] == ICMP && v4.len() <= 576, "not an ICMP error: {v4:02x?}");
         assert_eq!(sum([v4.payload]), 0xffff, "the ICMP checksum is right");
         assert!(matches!(v4.payload[0], 3 | 11 | 12), "not an ICMP error: {v4:02x?}");
@@ -128,7 +131,10 @@ impl<'a> Judge<'a> {
             return;
         }
         assert!(self.lab.is_own(v6.saddr().into()), "unknown source: {v6:02x?}");
-        assert!(v6.octets[6] == ICMPV6 && v6.octets.len() <= 1280, "not an ICMPv6 error: {v6:02x?}");
+        assert!(
+            v6.octets[6] == ICMPV6 && v6.octets.len() <= 1280,
+            "not an ICMPv6 error: {v6:02x?}"
+        );
         assert!(v6.transport_is_right(), "the ICMPv6 checksum is right");
         assert!(matches!(v6.octets[40], 1..=4), "not an ICMPv6 error: {v6:02x?}");
         self.quoted(&v6.octets[48..], v6.daddr().into());
@@ -142,7 +148,10 @@ impl<'a> Judge<'a> {
             let frame = Frame::parse(received.octets);
             frame.and_then(|frame| addresses(frame.payload)).is_some_and(|came| came[0] == of[0])
         };
-        assert!(self.received.iter().any(|received| is_quoted(&received)), "the quoted packet was not received: {of:?}");
+        assert!(
+            self.received.iter().any(|received| is_quoted(&received)),
+            "the quoted packet was not received: {of:?}"
+        );
     }
 
     /// The kernel gets received frames, changed at most by removing padding and completing the checksum.

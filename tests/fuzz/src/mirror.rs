@@ -99,7 +99,7 @@ fn mend_attrs(payload: &mut [u8], header: usize) {
 
 /// A mirror that receives messages only from an input.
 #[derive(Debug)]
-pub struct Told {
+pub struct TestMirror {
     /// The mirror's state.
     pub follower: Follower,
     compiler: Compiler,
@@ -107,13 +107,17 @@ pub struct Told {
     has_rules: bool,
 }
 
-impl Default for Told {
+impl Default for TestMirror {
     /// With the kernel's own rules.
-    fn default() -> Told {
+    fn default() -> TestMirror {
         let mut compiler = Compiler::new(1);
         compiler.ports = PORTS.into_iter().collect();
-        let mut told =
-            Told { follower: Follower::default(), compiler, now: Instant::now(), has_rules: false };
+        let mut told = TestMirror {
+            follower: Follower::default(),
+            compiler,
+            now: Instant::now(),
+            has_rules: false,
+        };
         told.follower.touched.links = true;
         for (family, priority, table) in
             [(2, 0, 255), (2, 32766, 254), (2, 32767, 253), (10, 0, 255), (10, 32766, 254)]
@@ -129,7 +133,7 @@ impl Default for Told {
     }
 }
 
-impl Told {
+impl TestMirror {
     /// Processes a record.
     pub fn take(&mut self, record: &Record) {
         match record {
@@ -191,7 +195,7 @@ impl Told {
 
     /// Asserts that tables compiled step by step and those compiled at once give the same results. With
     /// rules they may differ: as in the kernel, local and main stay separate once there were rules.
-    pub fn assert_same(&self, other: &Told) {
+    pub fn assert_same(&self, other: &TestMirror) {
         if self.has_rules {
             return;
         }

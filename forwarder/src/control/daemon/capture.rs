@@ -64,7 +64,7 @@ struct Ports {
 
 impl Ports {
     /// The value that follows when the ports change to `ports`.
-    fn become_others(&self, ports: Vec<CapturePort>) -> Ports {
+    fn next(&self, ports: Vec<CapturePort>) -> Ports {
         let is_other = |(was, is): (&CapturePort, &CapturePort)| was.ifname != is.ifname;
         let others: Vec<bool> = self.ports.iter().zip(&ports).map(is_other).collect();
         let naming = self.naming + u64::from(others.contains(&true));
@@ -107,13 +107,13 @@ impl Captures {
 impl Supervisor {
     /// Tells running captures about ports that are gone, back or renamed. Returns how often a port number
     /// has been given to another interface.
-    pub(super) fn tell_captures(&self) -> u64 {
+    pub(super) fn notify_captures(&self) -> u64 {
         let ports = &self.clients.view.captures.shared.ports;
         let (was, now) = (ports.load_full(), self.capture_ports());
         if was.ports == now {
             return was.naming;
         }
-        let now = was.become_others(now);
+        let now = was.next(now);
         let naming = now.naming;
         ports.store(Arc::new(now));
         naming
@@ -135,7 +135,7 @@ impl View {
         match self.begin_capture(snapshot, request) {
             Ok(stream) => {
                 let grant =
-                    CaptureGrant { ports: stream.told.ports.clone(), pid: std::process::id() };
+                    CaptureGrant { ports: stream.announced.ports.clone(), pid: std::process::id() };
                 Answer::Follow(Response::Capture(grant), Box::new(stream))
             }
             Err(message) => Response::error(message).into(),
@@ -150,14 +150,14 @@ impl View {
         let blocks = buffer_blocks(request.buffer_kib)?;
         for _ in 0..ATTEMPTS {
             let mut stream = self.captures.open()?;
-            let wanted = self.wanted(snapshot, &stream.told, request)?;
+            let wanted = self.wanted(snapshot, &stream.announced, request)?;
             stream
                 .attach(snapshot, &wanted, blocks)
                 .inspect_err(|_| stream.detach(ATTACH_TIMEOUT))?;
             // The workers learn that a port number has another interface after it is published here. If the
             // published list has not changed, they will learn it while this capture is attached. If it has
             // changed, they may have learned it before, and this capture still has the old name.
-            if Arc::ptr_eq(&stream.told, &self.captures.shared.ports.load()) {
+            if Arc::ptr_eq(&stream.announced, &self.captures.shared.ports.load()) {
                 return Ok(stream);
             }
         }
@@ -222,7 +222,7 @@ impl Captures {
             id: self.next_id.fetch_add(1, Relaxed),
             taps: Vec::new(),
             rings: Vec::new(),
-            told: shared.ports.load_full(),
+            announced: shared.ports.load_full(),
             blocks: 0,
             unnamed: 0,
             shared,
@@ -244,7 +244,7 @@ struct Stream {
     taps: Vec<TapHandle<Driver>>,
     rings: Vec<RingReader>,
     /// The ports as last sent to the client.
-    told: Arc<Ports>,
+    announced: Arc<Ports>,
     /// Blocks of its rings, counted in [`Shared::blocks`].
     blocks: usize,
     /// Copies left out because their port number was given to another interface before they were read.
@@ -369,11 +369,11 @@ impl Stream {
     /// whose port has another name now are left out.
     fn send(&mut self, taken: &mut Taken, stream: &UnixStream) -> io::Result<()> {
         let now = self.shared.ports.load_full();
-        if !Arc::ptr_eq(&self.told, &now) {
+        if !Arc::ptr_eq(&self.announced, &now) {
             Message::Ports(now.ports.clone()).write(stream)?;
-            self.told = now;
+            self.announced = now;
         }
-        self.unnamed += taken.keep(&self.told);
+        self.unnamed += taken.keep(&self.announced);
         if !taken.records.is_empty() {
             Message::Packets(&taken.records).write(stream)?;
         }
@@ -431,7 +431,7 @@ mod tests {
 
     fn stream(names: &[&str], reader: RingReader) -> Box<Stream> {
         let captures = Captures::new();
-        captures.shared.ports.store(Arc::new(Ports::default().become_others(ports(names))));
+        captures.shared.ports.store(Arc::new(Ports::default().next(ports(names))));
         let mut stream = captures.open().expect("the first");
         stream.rings.push(reader);
         Box::new(stream)
@@ -504,7 +504,7 @@ mod tests {
         if between {
             assert!(!stream.take(&mut taken));
         }
-        let now = stream.told.become_others(ports(&["eth0", "eth6"]));
+        let now = stream.announced.next(ports(&["eth0", "eth6"]));
         tap.name_port(1, "eth6", now.naming);
         stream.shared.ports.store(Arc::new(now));
         receive(&mut tap);
@@ -531,10 +531,10 @@ mod tests {
 
     #[test]
     fn a_number_changes_interface_only_when_it_had_one() {
-        let first = Ports::default().become_others(ports(&["eth0"]));
-        let more = first.become_others(ports(&["eth0", "eth1"]));
+        let first = Ports::default().next(ports(&["eth0"]));
+        let more = first.next(ports(&["eth0", "eth1"]));
         assert_eq!((first.naming, more.naming), (0, 0));
-        let reused = more.become_others(ports(&["eth2", "eth1"]));
+        let reused = more.next(ports(&["eth2", "eth1"]));
         assert_eq!((reused.naming, &reused.since[..]), (1, &[1, 0][..]));
         let own = [(0, 0), (0, 1), (1, 0), (2, 0)].map(|(port, naming)| reused.own(port, naming));
         assert_eq!(own, [false, true, true, true]);

@@ -241,7 +241,7 @@ impl Supervisor {
         let newcomers = self.ports.take_newcomers(&self.options, &matching);
         if !newcomers.is_empty() {
             // Before the workers: captures must know a name before workers write copies under it.
-            let naming = self.tell_captures();
+            let naming = self.notify_captures();
             for port in newcomers {
                 self.ports.set_naming(port, naming);
                 self.forget_latency(port);
@@ -249,7 +249,7 @@ impl Supervisor {
             // Matched interfaces that have another name now may have been ports until now.
             self.follow_links()?;
         }
-        self.tell_captures();
+        self.notify_captures();
         self.steer()
     }
 
@@ -354,7 +354,7 @@ impl Supervisor {
             self.workers.resolve_neighbours(&mut self.mirror)?;
             self.notice_refused_punts()?;
             self.answer_pages(ANSWER_BUDGET);
-            self.tell_captures();
+            self.notify_captures();
         }
         Ok(())
     }
@@ -363,8 +363,8 @@ impl Supervisor {
     fn follow_kernel(&mut self) -> Result<bool> {
         // First: until it is read, a rule is bypassed.
         self.watch_firewall()?;
-        let told = self.mirror.process()?;
-        self.follow(&told)?;
+        let changes = self.mirror.process()?;
+        self.follow(&changes)?;
         let looked = self.mirror.tick(Instant::now())?;
         self.follow(&looked)?;
         self.unread = looked.more;
@@ -378,8 +378,8 @@ impl Supervisor {
         self.caught_up = now;
         self.firewall.read_all();
         self.follow_firewall()?;
-        let told = self.mirror.process()?;
-        self.follow(&told)?;
+        let changes = self.mirror.process()?;
+        self.follow(&changes)?;
         let looked = self.mirror.read_sysctls(now)?;
         self.follow(&looked)?;
         self.unread = looked.more;

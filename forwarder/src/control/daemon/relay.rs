@@ -133,10 +133,10 @@ impl Relay {
     fn status(&self) -> Response {
         let begun = Instant::now();
         let turns = self.view.snapshot().turns();
-        let told = self.renew(REPORT_TIMEOUT);
+        let is_new = self.renew(REPORT_TIMEOUT);
         let snapshot = self.view.snapshot();
         let silent = snapshot.silent_since(&turns, begun + REPORT_TIMEOUT);
-        let stalled = if told { None } else { self.view.stalled() };
+        let stalled = if is_new { None } else { self.view.stalled() };
         Response::Status(snapshot.status(&silent, stalled))
     }
 

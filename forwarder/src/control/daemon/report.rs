@@ -24,7 +24,7 @@ use crate::worker::poll::WorkerFrames;
 const LOOK: Duration = Duration::from_millis(1);
 
 /// What one worker reports of itself; `None`: it does not answer in time.
-struct Told {
+struct WorkerAnswer {
     accounting: Option<(WorkerFrames, PacketAccount)>,
     /// Of its sockets, by slot.
     statistics: Option<Vec<Option<XdpStatistics>>>,
@@ -76,10 +76,10 @@ impl Snapshot {
     /// Answers `stat`. If a worker does not answer in time, what only it knows is left out: where its
     /// frames are, and the statistics of its sockets.
     pub(super) fn stat(&self) -> StatReport {
-        let told = self.ask_workers();
-        let worker = |(n, told): (usize, &Told)| {
+        let answers = self.ask_workers();
+        let worker = |(n, answer): (usize, &WorkerAnswer)| {
             let stats = &self.workers[n].stats;
-            let (accounting, packets) = told.accounting.unzip();
+            let (accounting, packets) = answer.accounting.unzip();
             let drops = DropReason::ALL.iter().map(|r| (r.name(), stats.drop_count(*r)));
             let punts = PuntReason::ALL.iter().map(|r| (r.name(), stats.punt_count(*r)));
             WorkerReport {
@@ -97,13 +97,13 @@ impl Snapshot {
             }
         };
         StatReport {
-            workers: told.iter().enumerate().map(worker).collect(),
-            ports: self.listed().map(|port| self.port_report(port, &told)).collect(),
+            workers: answers.iter().enumerate().map(worker).collect(),
+            ports: self.listed().map(|port| self.port_report(port, &answers)).collect(),
         }
     }
 
     /// Sends the request to all workers before waiting for the first answer.
-    fn ask_workers(&self) -> Vec<Told> {
+    fn ask_workers(&self) -> Vec<WorkerAnswer> {
         type Statistics = Vec<Option<XdpStatistics>>;
         let ask = |worker: &WorkerHandle<Driver>| {
             let statistics = worker.try_call(|io, _, stats| -> Statistics {
@@ -113,21 +113,21 @@ impl Snapshot {
         };
         let asked: Vec<_> = self.workers.iter().map(ask).collect();
         let until = Instant::now() + REPORT_TIMEOUT;
-        let told = |(accounting, statistics)| Told {
+        let answer = |(accounting, statistics)| WorkerAnswer {
             accounting: wait(accounting, until),
             statistics: wait(statistics, until),
         };
-        asked.into_iter().map(told).collect()
+        asked.into_iter().map(answer).collect()
     }
 
-    fn port_report(&self, port: &PortView, told: &[Told]) -> PortReport {
+    fn port_report(&self, port: &PortView, answers: &[WorkerAnswer]) -> PortReport {
         let mut counters = Counters::new();
         let mut driver = Counters::new();
-        for (worker, told) in self.workers.iter().zip(told) {
+        for (worker, answer) in self.workers.iter().zip(answers) {
             for (slot, stats) in worker.stats.slots_of(port.index, self.max_ports) {
                 add(&mut counters, &port_counters(&worker.stats, slot, stats));
                 let statistics =
-                    told.statistics.as_ref().and_then(|all| all.get(usize::from(slot)));
+                    answer.statistics.as_ref().and_then(|all| all.get(usize::from(slot)));
                 if let Some(statistics) = statistics.copied().flatten() {
                     add(&mut driver, &named_statistics(statistics));
                 }

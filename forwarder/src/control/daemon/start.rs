@@ -24,8 +24,8 @@ pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Su
     // From here on there is something to remove. Dropped when the start has ended, successfully or not.
     let _guard = StartGuard::new(Arc::clone(&signals), socket.files.remover())?;
     if let Some(directory) = &options.runtime_dir {
-        tell_leftovers(poll::restore_leftovers(&directory.path), "for polling");
-        tell_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
+        log_leftovers(poll::restore_leftovers(&directory.path), "for polling");
+        log_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
     Supervisor::start(options, signals, socket)
@@ -49,7 +49,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
 }
 
 /// Logs what was restored that an earlier run had set, and what could not be restored.
-fn tell_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
+fn log_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
     match restored {
         Ok(names) if names.is_empty() => {}
         Ok(names) => say!("{}: put back what an earlier run had set {what}", names.join(", ")),

@@ -84,8 +84,8 @@ impl Steer {
         let mut unknown = None;
         for port in ports.iter_mut() {
             let index = port.index;
-            let told = port.active_mut().map(|active| active.steer_vlans(index, &tables.links));
-            if let Some(Err(error)) = told {
+            let result = port.active_mut().map(|active| active.steer_vlans(index, &tables.links));
+            if let Some(Err(error)) = result {
                 unknown = Some(format!("{error:#}; such VLANs are left to the kernel"));
             }
         }

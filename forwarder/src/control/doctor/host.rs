@@ -22,18 +22,18 @@ const TUN: &str = "/dev/net/tun";
 /// The kernel, and what is needed to hand packets back to it.
 pub fn machine() -> Vec<Finding> {
     let mut findings = vec![kernel(), rx_handlers(), jit()];
-    findings.extend(way_back());
+    findings.extend(hand_back());
     findings.extend(learnt_mtu());
     findings
 }
 
 /// Handing packets back to the kernel: a TAP device, and a classifier at its ingress.
-fn way_back() -> Vec<Finding> {
+fn hand_back() -> Vec<Finding> {
     let tun = of_tun(fs::File::options().read(true).write(true).open(TUN).map(drop));
     if tun.level != Level::Ok {
         return vec![tun];
     }
-    vec![tun, of_trial(try_way_back())]
+    vec![tun, of_trial(try_hand_back())]
 }
 
 /// `opened`: the result of opening /dev/net/tun, which does not create a device yet.
@@ -56,7 +56,7 @@ enum Trial {
 }
 
 /// Creates the device and classifier as `run` does, in a network namespace that ends with this thread.
-fn try_way_back() -> Trial {
+fn try_hand_back() -> Trial {
     if let Some(need) = privilege::missing(0).first() {
         return Trial::NotTried(
             format!("{} is missing", need.capability),

@@ -3,7 +3,6 @@
 //!
 //! The kernel's part is left out: packets handed back to it are counted and discarded, and neighbours that
 //! the description does not have do not answer.
-//! and nobody answers for a neighbour that the description does not have.
 
 use std::path::Path;
 
@@ -92,7 +91,7 @@ pub fn replay(
             ReplayError::NoSuchPort { name: name.to_owned(), ports }
         })? as u16,
     };
-    let mut road = OfflineWorker {
+    let mut worker = OfflineWorker {
         tables: network.tables()?,
         pool: Umem::anonymous(FRAMES).into_pool(),
         stats: WorkerStats::new(ports.len()),
@@ -101,8 +100,8 @@ pub fn replay(
         now_ns: 0,
         io: PcapIo::open(input, Some(output), &ports, default_port)?,
     };
-    road.walk();
-    road.finish()
+    worker.walk();
+    worker.finish()
 }
 
 /// A worker without a thread.

@@ -186,7 +186,7 @@ fn measure(
     }
     let full = device.trial(size, Load::Full, plan.length)?;
     report.full = Some(Rate::of(full.offered_pps, size));
-    tell(device, size, "as fast as the port sends", &full);
+    report_trial(device, size, "as fast as the port sends", &full);
     let mut base = None;
     if wants(Test::Throughput) || wants(Test::Latency) {
         let mut at = |allowed| search_rate(plan, size, &full, allowed, device);
@@ -227,7 +227,7 @@ fn search_rate(
     let first = full.received_pps;
     let found = search::highest(full.offered_pps, first, plan.resolution, |pps| {
         let trial = device.trial(size, Load::Rate(pps), plan.length)?;
-        tell(device, size, "searching", &trial);
+        report_trial(device, size, "searching", &trial);
         Ok::<bool, TrialError>(trial.loss() <= allowed)
     })?;
     Ok(found.map(|pps| Rate::of(pps, size)))
@@ -246,7 +246,7 @@ fn closed_loop(
         let trial = device.trial(size, Load::Window(window), plan.length)?;
         rates.push(trial.received_pps);
         lost += trial.sent.saturating_sub(trial.received);
-        tell(device, size, &format!("{window} under way"), &trial);
+        report_trial(device, size, &format!("{window} in flight"), &trial);
         let pps = median(&rates);
         report.closed = Some(ClosedLoop {
             window,
@@ -289,7 +289,7 @@ fn latency_at(
         summary: Summary::of(&trial.latency),
         histogram: trial.latency.clone(),
     };
-    tell(device, size, &format!("latency at {}", at.load()), &trial);
+    report_trial(device, size, &format!("latency at {}", at.load()), &trial);
     report.latency.push(at);
     Ok(())
 }
@@ -310,7 +310,7 @@ fn loss_curve(
         } else {
             let load = Load::Rate(full.offered_pps * percent / 100.0);
             measured = device.trial(size, load, plan.length)?;
-            tell(device, size, &format!("loss at {percent} %"), &measured);
+            report_trial(device, size, &format!("loss at {percent} %"), &measured);
             &measured
         };
         let loss_percent = trial.loss() * 100.0;
@@ -338,7 +338,7 @@ fn bursts(
         let found = search::highest_from(BURST_FIRST, longest, plan.resolution, |packets| {
             let load = Load::Burst(packets.round().max(1.0) as u64);
             let trial = device.trial(size, load, Duration::from_secs_f64(BURST_SECONDS))?;
-            tell(device, size, "burst", &trial);
+            report_trial(device, size, "burst", &trial);
             Ok::<bool, TrialError>(trial.received >= trial.sent)
         })?;
         lengths.push(found.unwrap_or(0.0).round());
@@ -349,7 +349,7 @@ fn bursts(
     Ok(())
 }
 
-fn tell(device: &mut dyn Device, size: FrameSize, what: &str, trial: &Trial) {
+fn report_trial(device: &mut dyn Device, size: FrameSize, what: &str, trial: &Trial) {
     let Trial { sent, offered_pps, received_pps, .. } = trial;
     device.progress(&format!(
         "{size}: {what}: {sent} sent at {offered_pps:.0}/s, back at {received_pps:.0}/s, {:.4} % lost",

@@ -294,7 +294,7 @@ fn closed_table(sizes: &[SizeReport]) -> Table {
         let lost = closed.lost.to_string();
         Some(vec![size.size.to_string(), closed.window.to_string(), pps, range, mbps, lost])
     };
-    let head = vec!["size", "under way", "packets/s", "trials", "Mbit/s", "lost"];
+    let head = vec!["size", "in flight", "packets/s", "trials", "Mbit/s", "lost"];
     Table { title: "Closed loop", head, rows: sizes.iter().filter_map(row).collect() }
 }
 

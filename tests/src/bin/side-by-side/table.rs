@@ -50,7 +50,7 @@ impl Results {
                 "\n{title:<44} {:>10} {:>21} {:>13}",
                 "median", "min – max", "Ferroute ÷ it"
             );
-            let mut told = Told::default();
+            let mut told = Reported::default();
             each_metric(section, |metric, rows| {
                 let _ = writeln!(text, "  {metric}");
                 for row in rows {
@@ -75,7 +75,7 @@ impl Results {
                  | --- | ---: | ---: | ---: |\n",
                 section.title
             );
-            let mut told = Told::default();
+            let mut told = Reported::default();
             each_metric(section, |metric, rows| {
                 let _ = writeln!(text, "| **{metric}** | | | |");
                 for row in rows {
@@ -102,7 +102,7 @@ impl Results {
 }
 
 /// Entrants of a section whose failure has been printed.
-type Told<'a> = std::collections::HashSet<&'a str>;
+type Reported<'a> = std::collections::HashSet<&'a str>;
 
 fn each_metric<'a>(section: &'a SectionResult, mut f: impl FnMut(&str, &'a [Row])) {
     for rows in section.rows.chunk_by(|a, b| a.metric == b.metric) {
@@ -127,7 +127,7 @@ fn wrapped(text: &str) -> String {
     out + "\n"
 }
 
-fn cells<'a>(row: &'a Row, told: &mut Told<'a>) -> Cells {
+fn cells<'a>(row: &'a Row, told: &mut Reported<'a>) -> Cells {
     let digits = row.digits;
     let figure = |value: f64| format!("{value:.digits$}");
     let missing = || (String::from("–"), String::new());

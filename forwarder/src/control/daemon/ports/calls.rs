@@ -143,7 +143,7 @@ impl WorkerCalls {
     }
 
     /// Changes a worker's handoffs from and to others. The worker undoes it if this call has timed out.
-    pub(super) fn cross<T: Send + 'static>(
+    pub(super) fn change_handoffs<T: Send + 'static>(
         &mut self,
         worker: usize,
         change: impl FnOnce(&mut Handoffs) -> T + Send + 'static,

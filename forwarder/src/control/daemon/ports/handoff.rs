@@ -55,7 +55,7 @@ impl Handoffs {
                 self.connect(worker, by, workers)?;
             }
             let by = (by != worker).then_some(by);
-            workers.cross(
+            workers.change_handoffs(
                 worker,
                 move |handoffs| handoffs.set_target(port, by),
                 move |handoffs, before| {
@@ -79,12 +79,12 @@ impl Handoffs {
         let (out, into) = channel(self.packets, to, Arc::clone(waker));
         let its = Arc::clone(waker);
         // First the receiving worker, then the sending one.
-        workers.cross(
+        workers.change_handoffs(
             to,
             move |handoffs| handoffs.add_rx(into, its),
             |handoffs, ()| handoffs.undo_add_rx(),
         )?;
-        workers.cross(
+        workers.change_handoffs(
             from,
             move |handoffs| handoffs.add(out),
             |handoffs, ()| handoffs.undo_add(),

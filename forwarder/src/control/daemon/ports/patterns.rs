@@ -102,7 +102,7 @@ impl PortManager {
     }
 
     /// Has the workers notified, before the port is opened, that its number belongs to its interface from
-    /// now on. `naming`: see `Supervisor::tell_captures`.
+    /// now on. `naming`: see `Supervisor::notify_captures`.
     pub(in crate::control::daemon) fn set_naming(&mut self, index: u16, naming: u64) {
         if let Some(port) = self.ports.get_mut(usize::from(index)) {
             port.naming = Some(naming);

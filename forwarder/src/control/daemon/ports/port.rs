@@ -450,7 +450,7 @@ mod tests {
         assert!(port.is_listed());
         assert!(port.forget_interface() && !port.is_listed());
         assert!(!port.forget_interface(), "there was none any more");
-        assert!(Port::new(0, "eth0").is_listed(), "somebody named it");
+        assert!(Port::new(0, "eth0").is_listed(), "it was named");
     }
 
     #[test]
