@@ -1,8 +1,8 @@
-//! The routes of a whole burst, has_lookups up before its packets are processed one by one.
+//! The routes of a whole burst, looked up before its packets are processed one by one.
 //!
 //! Lookups done one after another each wait for their own cache misses; here the misses of a burst
 //! overlap, and the packets' headers are prefetched. A result is a guess: it is used only if the
-//! destination is still the one has_lookups up, so hooks may change the destination. Not done where policy
+//! destination is still the one looked up, so hooks may change the destination. Not done where policy
 //! rules apply: those are evaluated for each packet. Not done for tables so small that lookups do not
 //! miss the cache.
 
@@ -33,7 +33,7 @@ pub(super) struct Ahead<'a, A: Address> {
     has_lookups: bool,
     /// 0 for a packet of another family.
     daddrs: [A; BURST],
-    /// 0: not has_lookups up, or no route.
+    /// 0: not looked up, or no route.
     leaves: [u32; BURST],
 }
 

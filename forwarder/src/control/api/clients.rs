@@ -40,10 +40,10 @@ struct List {
 }
 
 impl List {
-    /// Whether there is room for one more, after disconnecting another if necessary.
-    fn makes_room(&mut self) -> bool {
+    /// Makes room for one more client, by disconnecting another if necessary. Returns whether there is room.
+    fn make_place(&mut self) -> bool {
         self.threads < THREADS_MAX
-            && (self.places.len() < CLIENTS_MAX || make_room(&mut self.places))
+            && (self.places.len() < CLIENTS_MAX || disconnect_longest_idle(&mut self.places))
     }
 }
 
@@ -61,7 +61,7 @@ impl Clients {
         let shared = Arc::new(Shared::new(stream).ok()?);
         let until = Instant::now() + PLACE_WAIT;
         let mut list = self.list();
-        while !list.makes_room() {
+        while !list.make_place() {
             if Instant::now() >= until {
                 drop(list);
                 say(&shared.stream, "too many clients at once; try again");
@@ -76,8 +76,8 @@ impl Clients {
     }
 
     /// Disconnects a waiting client. Returns whether there was one.
-    pub(super) fn make_room(&self) -> bool {
-        make_room(&mut self.list().places)
+    pub(super) fn disconnect_idle(&self) -> bool {
+        disconnect_longest_idle(&mut self.list().places)
     }
 
     /// Threads that serve clients.
@@ -85,15 +85,15 @@ impl Clients {
         self.list().threads
     }
 
-    /// Whether one more may be served when descriptors are scarce: as the only one, or after another was
-    /// disconnected. Waits until that one has ended.
-    pub(super) fn trades_place(&self) -> bool {
+    /// Makes room for one more client when descriptors are scarce: disconnects an idle one, and waits for its
+    /// thread to end. Returns whether one more may be served; the only client always may.
+    pub(super) fn replace_idle(&self) -> bool {
         let mut list = self.list();
         let before = list.threads;
         if before == 0 {
             return true;
         }
-        if !make_room(&mut list.places) {
+        if !disconnect_longest_idle(&mut list.places) {
             return false;
         }
         let still = |list: &mut List| list.threads >= before;
@@ -134,7 +134,7 @@ pub(super) fn say(mut stream: &UnixStream, message: &str) {
 }
 
 /// Disconnects the client that has waited longest. Returns whether there was one.
-fn make_room(places: &mut Vec<Arc<Shared>>) -> bool {
+fn disconnect_longest_idle(places: &mut Vec<Arc<Shared>>) -> bool {
     let now = Instant::now();
     let mut waiting: Vec<(u8, Instant, usize)> = places
         .iter()

@@ -149,7 +149,7 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
         match listener.accept() {
             // The last descriptors are for forwarding and for following the kernel.
             Ok((stream, _))
-                if limits::are_descriptors_scarce(clients.threads()) && !clients.trades_place() =>
+                if limits::are_descriptors_scarce(clients.threads()) && !clients.replace_idle() =>
             {
                 clients::say(&stream, "no descriptor is left for clients (ulimit -n); try again");
                 thread::sleep(ACCEPT_PAUSE);
@@ -158,7 +158,7 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
             Err(error) if is_gone(&error) => {}
             // Out of descriptors or memory. An idle client is disconnected; if there is none, the reserve
             // descriptor serves one client, and the others wait in the backlog.
-            Err(_) if clients.make_room() => thread::sleep(ACCEPT_PAUSE),
+            Err(_) if clients.disconnect_idle() => thread::sleep(ACCEPT_PAUSE),
             Err(_) if reserve.take().is_some() => continue,
             Err(_) => thread::sleep(ACCEPT_PAUSE),
         }
