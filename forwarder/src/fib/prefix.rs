@@ -21,13 +21,30 @@ pub type Prefix6 = Prefix<u128>;
 pub enum PrefixError {
     /// The part before the slash is not an address of this family.
     #[error("\"{text}\" is not an {family} address")]
-    Address { text: String, family: &'static str },
+    Address {
+        /// What was given.
+        text: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+    },
     /// The length is not a decimal number, or longer than the address.
     #[error("prefix length \"{text}\" is not a number from 0 to {max}")]
-    Length { text: String, max: u8 },
+    Length {
+        /// What was given.
+        text: String,
+        /// Longest prefix of the family, in bits.
+        max: u8,
+    },
     /// Bits are set beyond the prefix length; the kernel rejects such routes too.
     #[error("{address}/{len} has host bits set; the network is {network}/{len}")]
-    HostBits { address: String, len: u8, network: String },
+    HostBits {
+        /// The address that was given.
+        address: String,
+        /// Prefix length in bits.
+        len: u8,
+        /// The address without the host bits.
+        network: String,
+    },
 }
 
 /// An address and the number of its leading bits that are significant. Canonical: all bits beyond `len`
@@ -174,10 +191,15 @@ pub trait Address: sealed::Sealed + Copy + Ord + Hash + Debug + Send + Sync + 's
     /// The standard library's type of the same address.
     type Std: Copy + Eq + Debug + Display + FromStr;
 
+    /// From the standard library's type.
     fn from_std(addr: Self::Std) -> Self;
+    /// As the standard library's type.
     fn into_std(self) -> Self::Std;
+    /// Bitwise AND.
     fn and(self, other: Self) -> Self;
+    /// Bitwise OR.
     fn or(self, other: Self) -> Self;
+    /// Bitwise NOT.
     fn not(self) -> Self;
     /// The first `len` bits set. `len` is at most [`Address::LEN`].
     fn netmask(len: u8) -> Self;

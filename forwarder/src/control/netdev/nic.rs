@@ -53,6 +53,7 @@ pub const XDP_MULTI_BUFFER: u64 = 1 << 5;
 /// An interface.
 #[derive(Debug, Clone, Default)]
 pub struct Nic {
+    /// Its ifindex.
     pub ifindex: u32,
     /// Escaped by [`string`](crate::control::netlink::message::string).
     pub name: String,
@@ -82,6 +83,7 @@ pub struct Nic {
 /// Counters of `struct rtnl_link_stats64`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TxCounters {
+    /// Packets received or sent.
     pub packets: u64,
     /// Errors and drops.
     pub failed: u64,

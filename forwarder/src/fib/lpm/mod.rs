@@ -59,12 +59,21 @@ impl<A: Address> PrefixMatch for Lpm<A> {
 pub enum FibError {
     /// 0 means "no route", and the top bit is reserved.
     #[error("leaf {leaf} is not from 1 to {LEAF_MAX}")]
-    Leaf { leaf: u32 },
+    Leaf {
+        /// The leaf.
+        leaf: u32,
+    },
     /// More routes than the table can hold; nothing was changed.
     #[error("the table is full: {nodes} nodes")]
-    Full { nodes: usize },
+    Full {
+        /// Nodes in use.
+        nodes: usize,
+    },
     /// Memory allocation failed. If this happens during an update, the readers' table lacks it, and the
     /// next update tries again.
     #[error("no memory for a table of {octets} octets")]
-    Memory { octets: usize },
+    Memory {
+        /// Octets that were requested.
+        octets: usize,
+    },
 }

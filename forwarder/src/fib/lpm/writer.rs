@@ -126,6 +126,7 @@ impl<A: Address> LpmWriter<A> {
         self.routes.count
     }
 
+    /// Whether there are no routes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
