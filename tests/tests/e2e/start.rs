@@ -144,7 +144,7 @@ fn a_runtime_directory_that_is_not_its_own_is_refused() -> Result<()> {
         ("foreign", ["belongs to user 4343", "chown"]),
         ("open", ["mode 0777", "chmod 0700"]),
         ("link", ["symbolic link", "--runtime-dir"]),
-        ("file", ["no directory", "--runtime-dir"]),
+        ("file", ["not a directory", "--runtime-dir"]),
         ("not/there", ["cannot create it", "RuntimeDirectory="]),
     ] {
         let text = refusal(in_directory(&lab, &at(name)))?;

@@ -19,17 +19,21 @@ mod world;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use compare::{Outcome, compare, generate};
 use ferroute_tests::{Ferroute, ferroute, rng};
 use world::World;
 
 /// Time-out of a batch on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Maximum share of forwarded packets that went through the kernel: those that Ferroute leaves to it on
-/// purpose. Depending on the seed these are 2 to 5.5 % of the generated packets, most of them where default
-/// routes let more options pass.
-const LEFT_TO_KERNEL_PERCENT_MAX: u64 = 10;
+/// Why Ferroute may hand packets to the kernel here, and which of the generated packets these are.
+const HANDED_OVER: &[(&str, &str)] = &[
+    ("LOCAL", "to the router itself, to link-local and anycast addresses"),
+    ("NOT_UNICAST", "to broadcast and multicast addresses, from a broadcast address of the router"),
+    ("IP_OPTION", "with a router alert, a CIPSO or a permitted source route option"),
+    ("REDIRECT", "back by the interface that they came by"),
+    ("OVERSIZE_FRAGMENT", "fragments beyond 65,535 octets that would have to be fragmented"),
+];
 const PACKETS: usize = 20_000;
 const PACKETS_MAX: usize = 65_000;
 
@@ -75,13 +79,25 @@ fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Res
     }
     expect_equal(&outcome, seed)?;
     if !ferroute::by_kernel() {
-        let (by_kernel, all) = (by_kernel.v4 + by_kernel.v6, outcome.forwarded as u64);
-        ensure!(
-            by_kernel * 100 <= all * LEFT_TO_KERNEL_PERCENT_MAX,
-            "the kernel forwarded {by_kernel} of {all} packets"
-        );
+        check_handed_over(&ferroute, by_kernel.v4 + by_kernel.v6)?;
     }
     ferroute.terminate()
+}
+
+/// Checks that the kernel forwarded no packets but those that were handed over for a reason of
+/// [`HANDED_OVER`].
+fn check_handed_over(ferroute: &Ferroute, by_kernel: u64) -> Result<()> {
+    let stat = ferroute.json(&["stat"])?;
+    let punts = stat["punts"].as_object().context("stat has no punts")?;
+    let mut sum = 0;
+    for (reason, count) in punts {
+        let count = count.as_u64().context("a count that is not a number")?;
+        let is_expected = HANDED_OVER.iter().any(|(expected, _)| expected == reason);
+        ensure!(count == 0 || is_expected, "{count} packets were handed over as {reason}");
+        sum += count;
+    }
+    ensure!(by_kernel <= sum, "the kernel forwarded {by_kernel} packets, and was handed {sum}");
+    Ok(())
 }
 
 #[test]
