@@ -3,7 +3,7 @@
 //! A module may use only modules to the left of it in this order of layers:
 //! `wire → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io → worker → histogram → control → load → cli`.
 
-#![deny(unsafe_code)]
+#![deny(missing_docs, unsafe_code)]
 
 pub mod capture;
 pub mod cli;

@@ -7,7 +7,6 @@
 //! succeed as well, which verifies their expectations.
 
 #![forbid(unsafe_code)]
-#![expect(missing_docs, reason = "constants and header fields have the names of the RFCs")]
 
 pub mod account;
 pub mod bpf;
