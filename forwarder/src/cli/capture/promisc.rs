@@ -13,7 +13,7 @@ use super::super::output;
 use crate::control::api::CapturePort;
 use crate::wire::MacAddr;
 
-/// Packets read from one socket before the others have their turn.
+/// Maximum number of packets read from one socket before the next one is read.
 const TURN: usize = 1024;
 
 /// The sockets of the captured ports.

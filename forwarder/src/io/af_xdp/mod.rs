@@ -42,7 +42,7 @@ pub(super) mod slots;
 pub(super) mod socket;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ use self::area::Area;
 use self::membership::Membership;
 use self::port::Port;
 use self::slots::{Owner, Slots};
-use self::socket::{Layout, Socket};
+use self::socket::{Layout, Poller, Socket};
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
@@ -300,9 +300,7 @@ pub struct AfXdp {
     options: Options,
     /// Number of the next binding; see [`Owner`].
     next_binding: u32,
-    /// For poll(2); rebuilt when ports change. The last entry is the wakeup descriptor of
-    /// [`PacketIo::wait`].
-    poll_fds: Vec<libc::pollfd>,
+    poller: Poller,
     /// By port: the kernel's counters of closed sockets.
     closed: Vec<XdpStatistics>,
     /// By port: memberships for frames to other addresses.
@@ -314,12 +312,6 @@ const FILL_LEAST: usize = 64;
 /// Ports beyond those expected for which there is memory. There may be numbers for far more: a NIC's
 /// queues are counted as if each could be in use, on every port that may come.
 pub(super) const LATER_MAX: usize = 1024;
-/// poll(2) passes over negative descriptors.
-pub(super) const IGNORED_FD: RawFd = -1;
-
-pub(super) fn pollfd(fd: RawFd) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
-}
 
 /// A closed zero-copy port whose NIC may still write to its frames.
 #[derive(Debug)]
@@ -371,7 +363,7 @@ impl AfXdp {
             area,
             options: options.clone(),
             next_binding: 0,
-            poll_fds: vec![pollfd(IGNORED_FD)],
+            poller: Poller::new(ports),
             closed: vec![XdpStatistics::default(); ports],
             memberships: (0..ports).map(|_| None).collect(),
         };
@@ -549,9 +541,6 @@ impl AfXdp {
         let share = self.options.fill_share(open, self.expected);
         self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
         self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
-        self.poll_fds.clear();
-        self.poll_fds.extend(fds.chain([IGNORED_FD]).map(pollfd));
     }
 }
 
@@ -605,13 +594,9 @@ impl PacketIo for AfXdp {
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
         // In copy mode poll(2) sends from the TX ring and does not report the result (xsk_poll):
         // ports with packets to send are left out, and checked after the sleep.
-        for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
-            polled.fd = if port.sends_in_poll() { IGNORED_FD } else { port.fd().as_raw_fd() };
-        }
-        if let Some(last) = self.poll_fds.last_mut() {
-            last.fd = wakeup.map_or(IGNORED_FD, |wakeup| wakeup.as_raw_fd());
-        }
-        socket::poll(&mut self.poll_fds, timeout)
+        let ports = self.ports[..self.used].iter_mut().flatten();
+        let fds = ports.filter_map(|port| (!port.sends_in_poll()).then(|| port.fd()));
+        self.poller.wait(fds.chain(wakeup), timeout)
     }
 
     fn close_all(&mut self, pool: &mut FramePool, stats: &WorkerStats) {

@@ -265,9 +265,35 @@ pub(in crate::io) fn send_many(socket: BorrowedFd<'_>, tx: u32) {
     let _ = set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &sndbuf);
 }
 
-/// Sleeps until a packet may have come on one of `fds` (POLLIN), at most `timeout`. Returns whether
-/// one has; it may return early.
-pub(in crate::io) fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
+/// Waits on the sockets of a worker. Allocates only when it is made.
+#[derive(Debug)]
+pub(in crate::io) struct Poller(Vec<libc::pollfd>);
+
+impl Poller {
+    /// For at most `ports` sockets and a wakeup descriptor.
+    pub(in crate::io) fn new(ports: usize) -> Poller {
+        Poller(Vec::with_capacity(ports + 1))
+    }
+
+    /// Waits until one of `fds` is readable (POLLIN), at most `timeout`. Returns whether one is; may
+    /// return early.
+    pub(in crate::io) fn wait<'a>(
+        &mut self,
+        fds: impl Iterator<Item = BorrowedFd<'a>>,
+        timeout: Duration,
+    ) -> bool {
+        let pollfd = |fd: BorrowedFd<'_>| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        self.0.clear();
+        self.0.extend(fds.map(pollfd));
+        poll(&mut self.0, timeout)
+    }
+}
+
+fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> bool {
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().min(i32::MAX as u64) as libc::time_t,
         tv_nsec: timeout.subsec_nanos().into(),

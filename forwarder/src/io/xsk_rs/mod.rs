@@ -29,15 +29,15 @@ mod memory;
 mod port;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use self::memory::Memory;
 use self::port::Port;
-use super::af_xdp::socket::poll;
+use super::af_xdp::socket::Poller;
 use super::af_xdp::{
-    BindMode, BoundMode, IGNORED_FD, LATER_MAX, OpenError, Options, PortConfig, PortInfo,
-    PortState, XdpStatistics, is_bound, pollfd,
+    BindMode, BoundMode, LATER_MAX, OpenError, Options, PortConfig, PortInfo, PortState,
+    XdpStatistics, is_bound,
 };
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
@@ -62,8 +62,7 @@ pub struct XskRs {
     next_binding: u32,
     /// Name of the first socket's interface; `None`: no socket was opened.
     first: Option<String>,
-    /// For poll(2); rebuilt when ports change. The last is for the wakeup of [`PacketIo::wait`].
-    poll_fds: Vec<libc::pollfd>,
+    poller: Poller,
     /// By port: what the kernel counted for sockets that are closed.
     closed: Vec<XdpStatistics>,
 }
@@ -98,7 +97,7 @@ impl XskRs {
             options: options.clone(),
             next_binding: 0,
             first: None,
-            poll_fds: vec![pollfd(IGNORED_FD)],
+            poller: Poller::new(ports),
             closed: vec![XdpStatistics::default(); ports],
         };
         Ok((io, pool))
@@ -264,9 +263,6 @@ impl XskRs {
         let share = self.options.fill_share(open, self.expected) as usize;
         self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
         self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let fds = self.ports.iter().flatten().map(|port| port.fd().as_raw_fd());
-        self.poll_fds.clear();
-        self.poll_fds.extend(fds.chain([IGNORED_FD]).map(pollfd));
     }
 }
 
@@ -315,13 +311,9 @@ impl PacketIo for XskRs {
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
         // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
         // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
-        for (port, polled) in self.ports[..self.used].iter_mut().flatten().zip(&mut self.poll_fds) {
-            polled.fd = if port.has_untaken() { IGNORED_FD } else { port.fd().as_raw_fd() };
-        }
-        if let Some(last) = self.poll_fds.last_mut() {
-            last.fd = wakeup.map_or(IGNORED_FD, |wakeup| wakeup.as_raw_fd() as RawFd);
-        }
-        poll(&mut self.poll_fds, timeout)
+        let ports = self.ports[..self.used].iter_mut().flatten();
+        let fds = ports.filter_map(|port| (!port.has_untaken()).then(|| port.fd()));
+        self.poller.wait(fds.chain(wakeup), timeout)
     }
 
     /// The first socket's packets that the kernel has not taken are dropped, too; its frames stay with
@@ -331,7 +323,7 @@ impl PacketIo for XskRs {
             self.remove_port(port as u16, pool, stats);
         }
         if let Some(parked) = &mut self.parked {
-            // Whoever left its socket in the XSKMAP has it receive further.
+            // While its socket is still in the XSKMAP, it keeps receiving.
             parked.drop_received(&mut self.memory, pool, stats);
             parked.settle(&mut self.memory, pool, stats);
         }
