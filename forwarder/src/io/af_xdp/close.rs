@@ -134,6 +134,7 @@ mod tests {
 
     use super::*;
     use crate::io::af_xdp::area::Area;
+    use crate::io::af_xdp::port_table::SocketPort;
     use crate::skb::{Burst, SkBuff};
 
     const FRAMES: u32 = 32;

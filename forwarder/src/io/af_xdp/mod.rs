@@ -3,6 +3,7 @@
 //!
 //! - [`AfXdp`]: the ports of one worker over one packet memory, so that a frame goes from any
 //!   port's RX ring to any port's TX ring without a copy;
+//! - `port_table`: these ports by number, and how they share the memory's frames;
 //! - `area`: that memory;
 //! - `slots`: keeps the tokens of frames while the kernel has the frames;
 //! - `ring`, `socket`: the kernel interface;
@@ -20,7 +21,7 @@
 //! The rings are driven here, without libxdp and its bindings, because those bind before the fill
 //! ring can be filled, cannot release the first socket of a shared UMEM, and bind all sockets that
 //! share one in the first one's mode. `io/xsk_rs` is a driver on them with these limits; it uses the
-//! types of ports, errors and statistics defined here.
+//! port table and the types of ports, errors and statistics defined here.
 
 mod area;
 mod bind;
@@ -35,6 +36,7 @@ mod membership;
 mod net_iter;
 pub(super) mod netdev;
 mod port;
+pub(super) mod port_table;
 mod ring;
 mod rx_chain;
 pub mod rx_handlers;
@@ -49,8 +51,9 @@ use std::time::Duration;
 use self::area::Area;
 use self::membership::Membership;
 use self::port::Port;
+use self::port_table::{PortTable, SocketPort};
 use self::slots::{Owner, Slots};
-use self::socket::{Layout, Poller, Socket};
+use self::socket::{Layout, Socket};
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
 use crate::stats::{DropReason, WorkerStats};
@@ -169,73 +172,6 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    /// Minimum frames that a port has to receive into: a burst.
-    fn fill_least(&self) -> usize {
-        FILL_LEAST.min(self.rings.fill as usize)
-    }
-
-    /// Frames that each of `open` ports has to receive into, where there is memory for `expected`.
-    pub(super) fn fill_share(&self, open: usize, expected: usize) -> u32 {
-        let fill = self.rings.fill;
-        match open > expected {
-            false => fill,
-            // At least a burst.
-            true => (fill as usize * expected / open).max(self.fill_least()) as u32,
-        }
-    }
-
-    /// Frames that port `ifname` is opened with, as the last of `open` ports, when `free` are free.
-    /// There is memory for `expected` ports, and for a burst each of `foreseen`.
-    ///
-    /// # Errors
-    /// [`OpenError::NoFrames`].
-    pub(super) fn fill_of_next(
-        &self,
-        ifname: &str,
-        open: usize,
-        (expected, foreseen): (usize, usize),
-        free: usize,
-    ) -> Result<usize, OpenError> {
-        let wanted = self.fill_share(open, expected) as usize;
-        if open <= expected {
-            return Ok(wanted);
-        }
-        // A share for each that may still come, and what is needed beside the rings.
-        let least = self.fill_least();
-        let kept = foreseen.saturating_sub(open) * least + self.reserve as usize;
-        let share = free.saturating_sub(kept);
-        // One that nobody foresaw takes nothing that the others need.
-        if open > foreseen && share < least {
-            let ifname = ifname.to_owned();
-            return Err(OpenError::NoFrames { ifname, free: share, wanted: least });
-        }
-        Ok(share.max(least).min(wanted))
-    }
-
-    /// Frames that `ports` ports need, and `later` more that share their memory.
-    ///
-    /// # Errors
-    /// [`OpenError::BadOptions`]: ring sizes are not powers of two, or too many frames.
-    pub(super) fn frames(&self, ports: usize, later: usize) -> Result<u32, OpenError> {
-        let bad = |what: String| Err(OpenError::BadOptions(what));
-        for (name, size) in [("fill", self.rings.fill), ("tx", self.rings.tx)] {
-            if !size.is_power_of_two() || size > 1 << 16 {
-                return bad(format!("{name} ring of {size} frames: a power of two up to 65536"));
-            }
-        }
-        let per_port = u64::from(self.rings.fill) + u64::from(self.rings.tx);
-        let later = (later * self.fill_least()) as u64;
-        match u32::try_from(per_port * ports as u64 + later + u64::from(self.reserve)) {
-            Ok(frames) if frames > 0 && frames <= 1 << 24 => Ok(frames),
-            _ => bad(format!(
-                "{ports} queues with {per_port} frames each, and {later} frames for others, are more \
-                 than 2^24: use smaller rings, or fewer ports"
-            )),
-        }
-    }
-}
-
 /// XDP_STATISTICS: the kernel's counters of sockets, in packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XdpStatistics {
@@ -287,31 +223,15 @@ pub struct PortInfo {
 #[derive(Debug)]
 pub struct AfXdp {
     // Declared first, so that sockets close before the memory they use is unmapped.
-    ports: Vec<Option<Port>>,
-    /// No port with this or a higher number is open.
-    used: usize,
-    /// Up to this number of open ports, each gets all the frames it wants.
-    expected: usize,
-    /// Up to this number of open ports, each gets at least a burst of frames.
-    foreseen: usize,
+    table: PortTable<Port>,
     slots: Slots,
     draining: Vec<Draining>,
     area: Arc<Area>,
-    options: Options,
     /// Number of the next binding; see [`Owner`].
     next_binding: u32,
-    poller: Poller,
-    /// By port: the kernel's counters of closed sockets.
-    closed: Vec<XdpStatistics>,
     /// By port: memberships for frames to other addresses.
     memberships: Vec<Option<Membership>>,
 }
-
-/// Minimum frames that a port has to receive into, for any number of ports.
-const FILL_LEAST: usize = 64;
-/// Ports beyond those expected for which there is memory. There may be numbers for far more: a NIC's
-/// queues are counted as if each could be in use, on every port that may come.
-pub(super) const LATER_MAX: usize = 1024;
 
 /// A closed zero-copy port whose NIC may still write to its frames.
 #[derive(Debug)]
@@ -347,24 +267,17 @@ impl AfXdp {
         expected: usize,
         options: &Options,
     ) -> Result<(AfXdp, FramePool), OpenError> {
-        let later = ports.saturating_sub(expected).min(LATER_MAX);
-        let frames = options.frames(expected, later)?;
+        let (table, frames) = PortTable::new(ports, expected, options)?;
         let (area, pool) = Area::map(frames).map_err(|source| OpenError::NoMemory {
             octets: u64::from(frames) * crate::skb::FRAME_SIZE as u64,
             source,
         })?;
         let io = AfXdp {
-            ports: (0..ports).map(|_| None).collect(),
-            used: 0,
-            expected,
-            foreseen: expected + later,
+            table,
             slots: Slots::new(area.start(), area.frames()),
             draining: Vec::new(),
             area,
-            options: options.clone(),
             next_binding: 0,
-            poller: Poller::new(ports),
-            closed: vec![XdpStatistics::default(); ports],
             memberships: (0..ports).map(|_| None).collect(),
         };
         Ok((io, pool))
@@ -382,24 +295,17 @@ impl AfXdp {
         config: &PortConfig,
         pool: &mut FramePool,
     ) -> Result<(), OpenError> {
-        let index = port as usize;
-        if self.ports.get(index).is_none_or(Option::is_some) {
-            return Err(OpenError::PortInUse(port));
-        }
-        let open = self.ports.iter().flatten().count() + 1;
-        if pool.available() < self.options.fill_share(open, self.expected) as usize {
+        self.table.check_free(port)?;
+        if pool.available() < self.table.share_of_next() {
             self.reclaim(pool);
         }
-        let memory = (self.expected, self.foreseen);
-        let fill = self.options.fill_of_next(&config.ifname, open, memory, pool.available())?;
-        let binding = self.next_binding;
-        let opened =
-            Port::open(config, &self.options, binding, fill, &self.area, &mut self.slots, pool)?;
+        let fill = self.table.fill_of_next(&config.ifname, pool.available())?;
+        let (binding, options) = (self.next_binding, self.table.options());
+        let opened = Port::open(config, options, binding, fill, &self.area, &mut self.slots, pool)?;
         self.next_binding += 1;
-        self.ports[index] = Some(opened);
+        self.table.insert(port, opened);
         // The previous user has released the queue, or binding would have failed.
         self.reclaim_where(pool, |d| (d.ifindex, d.queue) == (config.ifindex, config.queue));
-        self.ports_changed();
         Ok(())
     }
 
@@ -410,13 +316,9 @@ impl AfXdp {
     /// gets up to 30 ms to complete its packets. To lose no received packets, remove the socket
     /// from the XSKMAP and process a few bursts first.
     pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
-        let taken = self.ports.get_mut(port as usize).and_then(Option::take);
-        let Some(mut closed) = taken else { return };
+        let Some(mut closed) = self.table.take(port) else { return };
         closed.finish(port, &mut self.slots, pool, stats);
-        if let (Ok(counted), Some(sum)) = (closed.statistics(), self.closed.get_mut(port as usize))
-        {
-            sum.add(&counted);
-        }
+        self.table.keep_statistics(port, &closed);
         let (owners, (rx, tx)) = (closed.owners(), closed.frames());
         let draining = Draining {
             owners,
@@ -434,7 +336,6 @@ impl AfXdp {
             self.reclaim_where(pool, |d| d.owners == owners);
         }
         self.reclaim(pool);
-        self.ports_changed();
     }
 
     /// Returns frames of removed ports that the kernel has released since. Returns the number of
@@ -486,11 +387,11 @@ impl AfXdp {
     /// not returned because a NIC may still write to them; the memory then stays mapped.
     pub fn close(mut self, pool: &mut FramePool, stats: &WorkerStats) -> usize {
         self.close_all(pool, stats);
-        for _ in 0..self.options.busy_tries {
+        for _ in 0..self.table.options().busy_tries {
             if self.reclaim(pool) == 0 {
                 return 0;
             }
-            std::thread::sleep(self.options.busy_pause);
+            std::thread::sleep(self.table.options().busy_pause);
         }
         self.reclaim(pool)
     }
@@ -498,22 +399,19 @@ impl AfXdp {
     /// The socket of a port, for the XSKMAP entry of the port's queue. Removing the port closes it,
     /// which also removes it from the map.
     pub fn socket_fd(&self, port: u16) -> Option<BorrowedFd<'_>> {
-        Some(self.ports.get(port as usize)?.as_ref()?.fd())
+        self.table.get(port).map(Port::fd)
     }
 
     /// The state of a port. `None`: removed, or never opened. Checks whether the interface still
     /// exists.
     pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
-        let port = self.ports.get_mut(port as usize)?.as_mut()?;
-        let (mode, no_zerocopy, state) = (port.mode, port.no_zerocopy, port.state());
-        let (config, multi_buffer) = (port.config.clone(), port.multi_buffer());
-        Some(PortInfo { config, mode, no_zerocopy, multi_buffer, state })
+        self.table.get_mut(port).map(Port::info)
     }
 
     /// Whether a port can send, as last noticed. `None`: removed, or never opened. Makes no system
     /// call.
     pub fn tx_state(&self, port: u16) -> Option<PortState> {
-        Some(self.ports.get(port as usize)?.as_ref()?.tx_state())
+        self.table.get(port).map(Port::tx_state)
     }
 
     /// The kernel's counters of a port, including sockets that were closed before.
@@ -521,32 +419,18 @@ impl AfXdp {
     /// # Errors
     /// Errors of getsockopt(2); ENOENT for an invalid port number.
     pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
-        let unknown = || io::Error::from_raw_os_error(libc::ENOENT);
-        let mut counted = *self.closed.get(port as usize).ok_or_else(unknown)?;
-        if let Some(Some(port)) = self.ports.get(port as usize) {
-            counted.add(&port.statistics()?);
-        }
-        Ok(counted)
+        self.table.statistics(port)
     }
 
     /// Call when a port number is used for another interface: drops the counters of closed sockets.
     pub fn forget_statistics(&mut self, port: u16) {
-        if let Some(closed) = self.closed.get_mut(port as usize) {
-            *closed = XdpStatistics::default();
-        }
-    }
-
-    fn ports_changed(&mut self) {
-        let open = self.ports.iter().flatten().count();
-        let share = self.options.fill_share(open, self.expected);
-        self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
-        self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.table.forget_statistics(port);
     }
 }
 
 impl PacketIo for AfXdp {
     fn ports(&self) -> usize {
-        self.used
+        self.table.used()
     }
 
     #[inline]
@@ -557,14 +441,14 @@ impl PacketIo for AfXdp {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        match self.ports.get_mut(port as usize) {
-            Some(Some(this)) => this.rx_burst(port, &mut self.slots, pool, burst, stats),
-            _ => 0,
+        match self.table.get_mut(port) {
+            Some(this) => this.rx_burst(port, &mut self.slots, pool, burst, stats),
+            None => 0,
         }
     }
 
     fn tx_room(&self, port: u16) -> usize {
-        self.ports.get(port as usize).and_then(Option::as_ref).map_or(0, Port::tx_room_up)
+        self.table.get(port).map_or(0, Port::tx_room_up)
     }
 
     #[inline]
@@ -575,7 +459,7 @@ impl PacketIo for AfXdp {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        if let Some(Some(this)) = self.ports.get_mut(port as usize) {
+        if let Some(this) = self.table.get_mut(port) {
             return this.tx_burst(port, &mut self.slots, pool, burst, stats);
         }
         drop_all(DropReason::DevNotReady, port, pool, burst, stats);
@@ -584,62 +468,23 @@ impl PacketIo for AfXdp {
 
     #[inline]
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        for (port, this) in self.ports[..self.used].iter_mut().enumerate() {
-            if let Some(this) = this {
-                this.kick(port as u16, &mut self.slots, pool, stats);
-            }
+        for (port, this) in self.table.iter_mut() {
+            this.kick(port, &mut self.slots, pool, stats);
         }
     }
 
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
-        // In copy mode poll(2) sends from the TX ring and does not report the result (xsk_poll):
-        // ports with packets to send are left out, and checked after the sleep.
-        let ports = self.ports[..self.used].iter_mut().flatten();
-        let fds = ports.filter_map(|port| (!port.sends_in_poll()).then(|| port.fd()));
-        self.poller.wait(fds.chain(wakeup), timeout)
+        self.table.wait(timeout, wakeup)
     }
 
     fn close_all(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        for port in 0..self.ports.len() {
+        for port in 0..self.table.used() {
             self.remove_port(port as u16, pool, stats);
         }
     }
 
     fn accounting(&self) -> FrameAccounting {
-        let mut accounting = FrameAccounting {
-            draining: self.draining.iter().map(|d| d.frames).sum(),
-            ..FrameAccounting::default()
-        };
-        for port in self.ports.iter().flatten() {
-            let (rx, tx) = port.frames();
-            accounting.fill_and_rx += rx;
-            accounting.tx_and_completion += tx;
-            accounting.sending += port.sending();
-        }
-        accounting
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn port_numbers_beyond_the_limit_take_no_memory() {
-        let rings = RingSizes { fill: 64, tx: 64 };
-        let options = Options { rings, reserve: 256, ..Options::default() };
-        for (ports, expected, frames) in [
-            (4, 4, 4 * 128 + 256),
-            (20, 4, 4 * 128 + 16 * 64 + 256),
-            (16_128, 4, 4 * 128 + LATER_MAX * 64 + 256),
-        ] {
-            let (_io, pool) = AfXdp::with_slots(ports, expected, &options).expect("memory");
-            assert_eq!(pool.total() as usize, frames, "{ports}");
-        }
-        // 2^24 is the limit for all of them together.
-        let all = (1 << 17) - 2;
-        assert!(options.frames(all, 0).is_ok());
-        let error = options.frames(all, LATER_MAX).expect_err("too many").to_string();
-        assert!(error.contains("2^24"), "{error}");
+        let draining = self.draining.iter().map(|d| d.frames).sum();
+        FrameAccounting { draining, ..self.table.accounting() }
     }
 }

@@ -8,10 +8,13 @@ use prefetch_index::prefetch_index;
 use super::area::Area;
 use super::bind::{Bound, bind, segments};
 use super::error::OpenError;
+use super::port_table::SocketPort;
 use super::rx_chain::RxChain;
 use super::slots::{Owner, Packets, Slots};
 use super::socket::{Layout, Socket, packet_addr};
-use super::{BoundMode, Options, PortConfig, PortState, RingSizes, netdev};
+use super::{
+    BoundMode, Options, PortConfig, PortInfo, PortState, RingSizes, XdpStatistics, netdev,
+};
 use crate::io::{drop_all, drop_unsent};
 use crate::skb::{Burst, FramePool, MAX_SKB_FRAGS, Piece, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
@@ -32,8 +35,8 @@ const DOWN_TURNS: u32 = 64;
 pub(super) struct Port {
     pub(super) config: PortConfig,
     pub(super) mode: BoundMode,
-    /// See [`PortInfo`](super::PortInfo).
-    pub(super) no_zerocopy: Option<i32>,
+    /// See [`PortInfo`].
+    no_zerocopy: Option<i32>,
     pub(super) socket: Socket,
     sizes: RingSizes,
     /// Number of frames it should have to receive into; at most the size of its fill ring.
@@ -75,10 +78,6 @@ impl Port {
         pool: &mut FramePool,
     ) -> Result<Port, OpenError> {
         let (rx_owner, tx_owner) = (Owner::rx(binding), Owner::tx(binding));
-        if pool.available() < wanted || wanted == 0 {
-            let (ifname, free) = (config.ifname.clone(), pool.available());
-            return Err(OpenError::NoFrames { ifname, free, wanted });
-        }
         let mut fill = Vec::with_capacity(wanted);
         while fill.len() < wanted
             && let Some(frame) = pool.alloc()
@@ -186,11 +185,6 @@ impl Port {
         }
         self.refill(slots, pool);
         packets
-    }
-
-    /// Sets the number of frames to receive into. Excess frames are freed as packets arrive.
-    pub(super) fn set_fill(&mut self, frames: u32) {
-        self.fill = frames.min(self.opened);
     }
 
     /// Gives free frames to the kernel, up to the port's share. Not inlined, to save registers in
@@ -467,11 +461,6 @@ impl Port {
         self.retry_in = DOWN_TURNS;
     }
 
-    /// Whether poll(2) on the socket would send packets.
-    pub(super) fn sends_in_poll(&mut self) -> bool {
-        self.mode == BoundMode::Copy && self.tx_and_completion > 0 && self.socket.tx.pending() > 0
-    }
-
     /// Counts the kicks until an interface that was down is tried again.
     #[cold]
     fn wait_for_up(&mut self) {
@@ -528,46 +517,53 @@ impl Port {
         completed.octets = completed.octets.saturating_sub(octets);
     }
 
-    /// Frames on the receiving and on the sending side.
-    pub(super) fn frames(&self) -> (usize, usize) {
-        let partial = self.rx_chain.partial().map_or(0, SkBuff::frames);
-        (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
-    }
-
-    /// Packets on the sending side that are neither sent nor dropped yet.
-    pub(super) fn sending(&self) -> usize {
-        self.sending.saturating_sub(self.refused) as usize
-    }
-
     /// The two owners of the port's frames in the slots.
     pub(super) fn owners(&self) -> [Owner; 2] {
         [self.rx_owner, self.tx_owner]
     }
+}
 
-    /// Whether packets may take several frames.
-    pub(super) fn multi_buffer(&self) -> bool {
-        self.segments > 1
-    }
-
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+impl SocketPort for Port {
+    fn fd(&self) -> BorrowedFd<'_> {
         self.socket.fd()
     }
 
-    pub(super) fn statistics(&self) -> io::Result<super::XdpStatistics> {
+    fn set_fill(&mut self, frames: u32) {
+        self.fill = frames.min(self.opened);
+    }
+
+    fn statistics(&self) -> io::Result<XdpStatistics> {
         self.socket.statistics()
     }
 
-    /// The interface state as noticed while sending.
-    pub(super) fn tx_state(&self) -> PortState {
+    fn tx_state(&self) -> PortState {
         self.state
     }
 
-    /// Checks whether the interface still exists, which a port that only receives does not notice.
-    pub(super) fn state(&mut self) -> PortState {
+    fn info(&mut self) -> PortInfo {
         if !netdev::exists(self.config.ifindex) {
             self.state = PortState::Gone;
         }
-        self.state
+        PortInfo {
+            config: self.config.clone(),
+            mode: self.mode,
+            no_zerocopy: self.no_zerocopy,
+            multi_buffer: self.segments > 1,
+            state: self.state,
+        }
+    }
+
+    fn sends_in_poll(&mut self) -> bool {
+        self.mode == BoundMode::Copy && self.tx_and_completion > 0 && self.socket.tx.pending() > 0
+    }
+
+    fn frames(&self) -> (usize, usize) {
+        let partial = self.rx_chain.partial().map_or(0, SkBuff::frames);
+        (self.fill_and_rx as usize + partial, self.tx_and_completion as usize)
+    }
+
+    fn sending(&self) -> usize {
+        self.sending.saturating_sub(self.refused) as usize
     }
 }
 

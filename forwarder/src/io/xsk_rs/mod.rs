@@ -34,10 +34,10 @@ use std::time::Duration;
 
 use self::memory::Memory;
 use self::port::Port;
-use super::af_xdp::socket::Poller;
+use super::af_xdp::port_table::{PortTable, SocketPort};
 use super::af_xdp::{
-    BindMode, BoundMode, LATER_MAX, OpenError, Options, PortConfig, PortInfo, PortState,
-    XdpStatistics, is_bound,
+    BindMode, BoundMode, OpenError, Options, PortConfig, PortInfo, PortState, XdpStatistics,
+    is_bound,
 };
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool};
@@ -47,24 +47,14 @@ use crate::stats::{DropReason, WorkerStats};
 #[derive(Debug)]
 pub struct XskRs {
     // First, so that sockets close before what they use goes.
-    ports: Vec<Option<Port>>,
+    table: PortTable<Port>,
     /// The port of the first socket after it was removed, until it is added again.
     parked: Option<Port>,
-    /// Beyond these none is open.
-    used: usize,
-    /// As many share the memory without want.
-    expected: usize,
-    /// As many have at least a burst each.
-    foreseen: usize,
     memory: Memory,
-    options: Options,
     /// Number of the next binding; see [`Owner`](super::af_xdp::slots::Owner).
     next_binding: u32,
     /// Name of the first socket's interface; `None`: no socket was opened.
     first: Option<String>,
-    poller: Poller,
-    /// By port: what the kernel counted for sockets that are closed.
-    closed: Vec<XdpStatistics>,
 }
 
 impl XskRs {
@@ -84,22 +74,9 @@ impl XskRs {
             let what = "the driver xsk-rs has no busy polling: use --poll adaptive";
             return Err(OpenError::BadOptions(what.into()));
         }
-        let later = ports.saturating_sub(expected).min(LATER_MAX);
-        let frames = options.frames(expected, later)?;
+        let (table, frames) = PortTable::new(ports, expected, options)?;
         let (memory, pool) = Memory::new(frames, &options.rings)?;
-        let io = XskRs {
-            ports: (0..ports).map(|_| None).collect(),
-            parked: None,
-            used: 0,
-            expected,
-            foreseen: expected + later,
-            memory,
-            options: options.clone(),
-            next_binding: 0,
-            first: None,
-            poller: Poller::new(ports),
-            closed: vec![XdpStatistics::default(); ports],
-        };
+        let io = XskRs { table, parked: None, memory, next_binding: 0, first: None };
         Ok((io, pool))
     }
 
@@ -113,10 +90,7 @@ impl XskRs {
         config: &PortConfig,
         pool: &mut FramePool,
     ) -> Result<(), OpenError> {
-        let index = usize::from(port);
-        if self.ports.get(index).is_none_or(Option::is_some) {
-            return Err(OpenError::PortInUse(port));
-        }
+        self.table.check_free(port)?;
         if config.mode == BindMode::ZeroCopy {
             let what = "the driver xsk-rs binds in copy mode: use mode auto or copy";
             return Err(OpenError::BadOptions(what.into()));
@@ -129,8 +103,7 @@ impl XskRs {
             }
             None => self.open(port, config, pool)?,
         };
-        self.ports[index] = Some(opened);
-        self.ports_changed();
+        self.table.insert(port, opened);
         Ok(())
     }
 
@@ -143,20 +116,16 @@ impl XskRs {
         if self.parked.as_ref().is_some_and(|parked| !is_bound(parked.fd(), BoundMode::Copy)) {
             return Err(self.first_socket_lost(config));
         }
-        let (open, free) = (self.ports.iter().flatten().count() + 1, pool.available());
-        let (memory, ifname) = ((self.expected, self.foreseen), &config.ifname);
-        let fill = self.options.fill_of_next(ifname, open, memory, free)?;
-        if free < fill {
-            return Err(OpenError::NoFrames { ifname: ifname.clone(), free, wanted: fill });
-        }
+        let fill = self.table.fill_of_next(&config.ifname, pool.available())?;
         let is_first = self.first.is_none();
-        let mut tries = self.options.busy_tries.max(1);
+        let options = self.table.options();
+        let mut tries = options.busy_tries.max(1);
         let opened = loop {
             let binding = (self.next_binding, is_first);
-            match Port::open(port, config, &self.options.rings, binding, fill, &mut self.memory) {
+            match Port::open(port, config, &options.rings, binding, fill, &mut self.memory) {
                 Err(OpenError::Busy { .. }) if tries > 1 => {
                     tries -= 1;
-                    std::thread::sleep(self.options.busy_pause);
+                    std::thread::sleep(options.busy_pause);
                 }
                 // EBADF: the first socket is not bound any more.
                 Err(OpenError::Bind { source, .. })
@@ -187,8 +156,7 @@ impl XskRs {
     /// taken from the TX ring count as sent. The first socket's frames and packets to be sent stay with
     /// it: its packets count as sending until the kernel has sent them.
     pub fn remove_port(&mut self, port: u16, pool: &mut FramePool, stats: &WorkerStats) {
-        let taken = self.ports.get_mut(usize::from(port)).and_then(Option::take);
-        let Some(mut removed) = taken else { return };
+        let Some(mut removed) = self.table.take(port) else { return };
         removed.drop_received(&mut self.memory, pool, stats);
         removed.complete(&mut self.memory, pool, stats);
         if removed.is_first() {
@@ -197,17 +165,12 @@ impl XskRs {
         } else {
             self.close(removed, pool, stats);
         }
-        self.ports_changed();
     }
 
     /// Closes the socket of a port that is not the first one's.
     fn close(&mut self, mut port: Port, pool: &mut FramePool, stats: &WorkerStats) {
         port.settle(&mut self.memory, pool, stats);
-        if let (Ok(counted), Some(sum)) =
-            (port.statistics(), self.closed.get_mut(usize::from(port.number())))
-        {
-            sum.add(&counted);
-        }
+        self.table.keep_statistics(port.number(), &port);
         let owners = port.owners();
         // close(2) returns when no CPU is in the receive path any more (xsk_unbind_dev:
         // synchronize_net), and in copy mode that is all that writes to a frame.
@@ -217,58 +180,42 @@ impl XskRs {
         }
     }
 
-    /// The socket of a port, to be put into the XSKMAP at the port's queue.
+    /// See [`AfXdp::socket_fd`](super::af_xdp::AfXdp::socket_fd).
     pub fn socket_fd(&self, port: u16) -> Option<BorrowedFd<'_>> {
-        Some(self.port(port)?.fd())
+        self.table.get(port).map(Port::fd)
     }
 
-    /// What a port is. `None`: removed, or never there. Looks whether the interface still exists.
+    /// See [`AfXdp::port_info`](super::af_xdp::AfXdp::port_info).
     pub fn port_info(&mut self, port: u16) -> Option<PortInfo> {
-        Some(self.ports.get_mut(usize::from(port))?.as_mut()?.info())
+        self.table.get_mut(port).map(Port::info)
     }
 
-    /// Whether a port can send, as far as was noticed. `None`: removed, or never there. Makes no system
-    /// call.
+    /// See [`AfXdp::tx_state`](super::af_xdp::AfXdp::tx_state).
     pub fn tx_state(&self, port: u16) -> Option<PortState> {
-        Some(self.port(port)?.tx_state())
+        self.table.get(port).map(Port::tx_state)
     }
 
-    /// What the kernel counted for a port, also before it was closed and opened again.
+    /// See [`AfXdp::statistics`](super::af_xdp::AfXdp::statistics).
     ///
     /// # Errors
-    /// What getsockopt(2) says; ENOENT for a number that no port can have.
+    /// As there.
     pub fn statistics(&self, port: u16) -> io::Result<XdpStatistics> {
-        let unknown = || io::Error::from_raw_os_error(libc::ENOENT);
-        let mut counted = *self.closed.get(usize::from(port)).ok_or_else(unknown)?;
-        let parked = self.parked.as_ref().filter(|parked| parked.number() == port);
-        for socket in self.port(port).into_iter().chain(parked) {
-            counted.add(&socket.statistics()?);
+        let mut counted = self.table.statistics(port)?;
+        if let Some(parked) = self.parked.as_ref().filter(|parked| parked.number() == port) {
+            counted.add(&parked.statistics()?);
         }
         Ok(counted)
     }
 
-    /// A port is another interface from now on: what was counted for closed sockets is not its own.
+    /// See [`AfXdp::forget_statistics`](super::af_xdp::AfXdp::forget_statistics).
     pub fn forget_statistics(&mut self, port: u16) {
-        if let Some(closed) = self.closed.get_mut(usize::from(port)) {
-            *closed = XdpStatistics::default();
-        }
-    }
-
-    fn port(&self, port: u16) -> Option<&Port> {
-        self.ports.get(usize::from(port))?.as_ref()
-    }
-
-    fn ports_changed(&mut self) {
-        let open = self.ports.iter().flatten().count();
-        let share = self.options.fill_share(open, self.expected) as usize;
-        self.ports.iter_mut().flatten().for_each(|port| port.set_fill(share));
-        self.used = self.ports.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.table.forget_statistics(port);
     }
 }
 
 impl PacketIo for XskRs {
     fn ports(&self) -> usize {
-        self.used
+        self.table.used()
     }
 
     fn rx_burst(
@@ -278,14 +225,14 @@ impl PacketIo for XskRs {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        match self.ports.get_mut(usize::from(port)) {
-            Some(Some(this)) => this.rx_burst(&mut self.memory, pool, burst, stats),
-            _ => 0,
+        match self.table.get_mut(port) {
+            Some(this) => this.rx_burst(&mut self.memory, pool, burst, stats),
+            None => 0,
         }
     }
 
     fn tx_room(&self, port: u16) -> usize {
-        self.port(port).map_or(0, Port::tx_room)
+        self.table.get(port).map_or(0, Port::tx_room)
     }
 
     fn tx_burst(
@@ -295,7 +242,7 @@ impl PacketIo for XskRs {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        if let Some(Some(this)) = self.ports.get_mut(usize::from(port)) {
+        if let Some(this) = self.table.get_mut(port) {
             return this.tx_burst(&mut self.memory, pool, burst, stats);
         }
         drop_all(DropReason::DevNotReady, port, pool, burst, stats);
@@ -303,23 +250,20 @@ impl PacketIo for XskRs {
     }
 
     fn kick(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        for port in self.ports[..self.used].iter_mut().flatten().chain(&mut self.parked) {
+        let ports = self.table.iter_mut().map(|(_, port)| port);
+        for port in ports.chain(&mut self.parked) {
             port.kick(&mut self.memory, pool, stats);
         }
     }
 
     fn wait(&mut self, timeout: Duration, wakeup: Option<BorrowedFd<'_>>) -> bool {
-        // In copy mode poll(2) sends from the TX ring and does not say what became of the packets
-        // (xsk_poll): a port that has some is left out, and looked at when the sleep is over.
-        let ports = self.ports[..self.used].iter_mut().flatten();
-        let fds = ports.filter_map(|port| (!port.has_untaken()).then(|| port.fd()));
-        self.poller.wait(fds.chain(wakeup), timeout)
+        self.table.wait(timeout, wakeup)
     }
 
     /// The first socket's packets that the kernel has not taken are dropped, too; its frames stay with
     /// it ([`FrameAccounting::draining`]).
     fn close_all(&mut self, pool: &mut FramePool, stats: &WorkerStats) {
-        for port in 0..self.ports.len() {
+        for port in 0..self.table.used() {
             self.remove_port(port as u16, pool, stats);
         }
         if let Some(parked) = &mut self.parked {
@@ -330,13 +274,7 @@ impl PacketIo for XskRs {
     }
 
     fn accounting(&self) -> FrameAccounting {
-        let mut accounting = FrameAccounting::default();
-        for port in self.ports.iter().flatten() {
-            let (rx, tx) = port.frames();
-            accounting.fill_and_rx += rx;
-            accounting.tx_and_completion += tx;
-            accounting.sending += port.sending();
-        }
+        let mut accounting = self.table.accounting();
         if let Some(parked) = &self.parked {
             let (rx, tx) = parked.frames();
             accounting.draining = rx + tx;

@@ -10,6 +10,7 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
 
 use super::memory::{Memory, os_error};
 use crate::io::af_xdp::error::Step;
+use crate::io::af_xdp::port_table::SocketPort;
 use crate::io::af_xdp::slots::{Owner, Packets};
 use crate::io::af_xdp::socket::send_many;
 use crate::io::af_xdp::{
@@ -181,11 +182,6 @@ impl Port {
         packets
     }
 
-    /// Sets how many frames it is to have to receive into. Those beyond go as packets come.
-    pub(super) fn set_fill(&mut self, frames: usize) {
-        self.fill = frames.min(self.opened);
-    }
-
     /// Gives the kernel free frames up to the port's share. In copy mode it is not to be woken for them.
     pub(super) fn refill(&mut self, memory: &mut Memory, pool: &mut FramePool) {
         if self.fill_and_rx >= self.fill || self.state == PortState::Gone {
@@ -342,11 +338,6 @@ impl Port {
         self.tx_size.saturating_sub(self.tx_free)
     }
 
-    /// Whether poll(2) on the socket would send packets.
-    pub(super) fn has_untaken(&mut self) -> bool {
-        self.tx_and_completion > 0 && self.untaken() > 0
-    }
-
     /// Takes sent frames back, and counts the packets as sent.
     pub(super) fn complete(
         &mut self,
@@ -464,28 +455,24 @@ impl Port {
         self.number
     }
 
-    /// Frames on the receiving and on the sending side.
-    pub(super) fn frames(&self) -> (usize, usize) {
-        (self.fill_and_rx, self.tx_and_completion)
-    }
-
-    /// Packets on the sending side that are neither sent nor dropped yet.
-    pub(super) fn sending(&self) -> usize {
-        self.tx_and_completion.saturating_sub(self.refused)
-    }
-
     /// Both names under which the port's frames lie in the slots.
     pub(super) fn owners(&self) -> [Owner; 2] {
         [self.rx_owner, self.tx_owner]
     }
+}
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+impl SocketPort for Port {
+    fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: libxdp closes the descriptor when the last of the socket's queues is dropped, which
         // are borrowed for as long as the result.
         unsafe { BorrowedFd::borrow_raw(self.rx.fd().as_raw_fd()) }
     }
 
-    pub(super) fn statistics(&self) -> io::Result<XdpStatistics> {
+    fn set_fill(&mut self, frames: u32) {
+        self.fill = self.opened.min(frames as usize);
+    }
+
+    fn statistics(&self) -> io::Result<XdpStatistics> {
         let counted = self.rx.fd().xdp_statistics()?;
         Ok(XdpStatistics {
             rx_dropped: counted.rx_dropped(),
@@ -497,13 +484,11 @@ impl Port {
         })
     }
 
-    /// What was noticed while sending.
-    pub(super) fn tx_state(&self) -> PortState {
+    fn tx_state(&self) -> PortState {
         self.state
     }
 
-    /// What the port is. Looks whether the interface still exists.
-    pub(super) fn info(&mut self) -> PortInfo {
+    fn info(&mut self) -> PortInfo {
         if !netdev::exists(self.config.ifindex) {
             self.state = PortState::Gone;
         }
@@ -514,5 +499,17 @@ impl Port {
             multi_buffer: false,
             state: self.state,
         }
+    }
+
+    fn sends_in_poll(&mut self) -> bool {
+        self.tx_and_completion > 0 && self.untaken() > 0
+    }
+
+    fn frames(&self) -> (usize, usize) {
+        (self.fill_and_rx, self.tx_and_completion)
+    }
+
+    fn sending(&self) -> usize {
+        self.tx_and_completion.saturating_sub(self.refused)
     }
 }
