@@ -16,6 +16,7 @@ use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::qsbr::Qsbr;
 use crate::io::MemIo;
 use crate::io::af_xdp::HeartbeatPage;
+use crate::io::device::{NetDeviceOps, SoftwareDriver};
 use crate::pipeline::tests::{LEFT, Net, RIGHT, V4, udp};
 use crate::pipeline::{PipelineState, RoutedBurst};
 use crate::skb::burst::BURST;
@@ -205,7 +206,7 @@ fn handed_over_packets_without_a_frame_or_port_are_dropped() {
     assert_eq!(one.drops(DropReason::CpuBacklog), 0);
     let (io, pool) = two.worker.io();
     let stats = WorkerStats::new(2);
-    crate::io::device::NetDeviceOps::stop(&mut io.device(RIGHT, pool, &stats)).expect("closes");
+    io.device(RIGHT, pool, &stats).stop().expect("closes");
     two.worker.turn(1);
     assert_eq!(two.drops(DropReason::DevNotReady), 8);
     two.assert_all_free();

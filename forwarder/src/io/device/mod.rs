@@ -5,9 +5,11 @@
 //! - [`EthtoolOps`]: hardware and driver properties (`struct ethtool_ops`);
 //! - [`RxMode`]: reception of frames for other addresses, with user counts as in the kernel.
 //!
-//! These traits manage a device. [`PacketIo`](super::PacketIo) moves frames in bursts. In-memory
-//! and capture-file ports implement both here; for the ports of a running router the control side
+//! These traits manage a device. [`PacketIo`](super::PacketIo) moves frames in bursts. `software`
+//! implements both traits for in-memory and capture-file ports; for the ports of a running router the control side
 //! implements `EthtoolOps` and `NetDevice`.
+
+mod software;
 
 use std::fmt;
 use std::io;
@@ -18,6 +20,8 @@ use super::PacketIo;
 use super::af_xdp::OpenError;
 use crate::skb::{Burst, FramePool, SkBuff};
 use crate::stats::{PortStats, WorkerStats};
+
+pub use software::{SoftwareDevice, SoftwareDriver, SoftwarePort};
 
 /// A hardware address.
 pub type MacAddr = [u8; 6];
@@ -95,11 +99,6 @@ pub fn check_length(name: &str, len: usize, max: usize) -> Result<(), DeviceErro
         return Ok(());
     }
     Err(DeviceError::Length { name: name.to_owned(), len, max })
-}
-
-/// IFF_UP, or nothing.
-pub(super) fn is_up_flag(up: bool) -> u32 {
-    if up { libc::IFF_UP as u32 } else { 0 }
 }
 
 /// Queues one frame on a port; `false`: its ring is full, or the pool is empty.

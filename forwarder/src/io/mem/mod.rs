@@ -4,21 +4,19 @@
 //! endless [source](MemIo::set_source) and a [sink](MemIo::set_sink). Rings are bounded as those of
 //! a NIC. Packets that do not fit in a ring are counted.
 
-mod device;
-
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::device::MTU_DEFAULT;
-use super::device::{MacAddr, RxMode};
+use super::device::{ChannelCounts, Channels, MacAddr, Rings, SoftwareDriver, SoftwarePort};
 use super::{FrameAccounting, PacketIo, drop_all, drop_unsent};
 use crate::skb::{Burst, FRAME_SIZE, FramePool, HEADROOM, IpSummed, MAX_JUMBO, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
 
-pub use device::MemDevice;
+/// IP MTU of a new port, in octets: the default of Ethernet interfaces.
+const MTU_DEFAULT: u32 = 1500;
 
 /// Octets of a source's packet that are written each time it is received: Ethernet, IPv6 and TCP
 /// with options, and what an ICMP error quotes of a small packet. The rest is the previous content
@@ -63,17 +61,12 @@ pub struct MemIo {
 
 #[derive(Debug)]
 struct MemPort {
-    iif: u32,
+    device: SoftwarePort,
     ip_summed: IpSummed,
     rx: VecDeque<SkBuff>,
     tx: VecDeque<SkBuff>,
     source: Option<Source>,
     sink: bool,
-    up: bool,
-    mtu: u32,
-    /// Its address; `None`: it accepts frames for any.
-    mac: Option<MacAddr>,
-    rx_mode: RxMode,
 }
 
 /// Packets that are received repeatedly.
@@ -88,16 +81,12 @@ impl MemIo {
     /// n + 1.
     pub fn new(ports: usize, ring: usize) -> MemIo {
         let port = |n: usize| MemPort {
-            iif: n as u32 + 1,
+            device: SoftwarePort::new(format!("mem{n}"), n as u32 + 1, MTU_DEFAULT),
             ip_summed: IpSummed::None,
             rx: VecDeque::with_capacity(ring),
             tx: VecDeque::with_capacity(ring),
             source: None,
             sink: false,
-            up: true,
-            mtu: MTU_DEFAULT,
-            mac: None,
-            rx_mode: RxMode::default(),
         };
         MemIo { ports: (0..ports).map(port).collect(), ring }
     }
@@ -107,7 +96,7 @@ impl MemIo {
     /// # Errors
     /// [`InjectError::NoPort`].
     pub fn set_ifindex(&mut self, port: u16, ifindex: u32) -> Result<(), InjectError> {
-        self.port_mut(port)?.iif = ifindex;
+        self.port_mut(port)?.device.ifindex = ifindex;
         Ok(())
     }
 
@@ -117,19 +106,8 @@ impl MemIo {
     /// # Errors
     /// [`InjectError::NoPort`].
     pub fn set_mac(&mut self, port: u16, mac: MacAddr) -> Result<(), InjectError> {
-        self.port_mut(port)?.mac = Some(mac);
+        self.port_mut(port)?.device.mac = Some(mac);
         Ok(())
-    }
-
-    /// A port as a network device, with the state that it borrows from its worker. Ports are
-    /// initially open.
-    pub fn device<'a>(
-        &'a mut self,
-        port: u16,
-        pool: &'a mut FramePool,
-        stats: &'a WorkerStats,
-    ) -> MemDevice<'a> {
-        MemDevice { io: self, port, pool, stats }
     }
 
     /// Sets the `ip_summed` of packets received on a port.
@@ -180,7 +158,7 @@ impl MemIo {
         if packet.len() > MAX_JUMBO {
             return Err(InjectError::TooLong(packet.len()));
         }
-        if !this.up {
+        if !this.device.up {
             return Err(InjectError::Down(port));
         }
         if !this.takes(packet) {
@@ -216,12 +194,10 @@ impl MemIo {
 impl MemPort {
     /// Whether the address filter accepts a packet.
     fn takes(&self, packet: &[u8]) -> bool {
-        let (Some(mac), Some(dst)) = (self.mac, packet.first_chunk::<6>()) else { return true };
+        let SoftwarePort { mac, rx_mode, .. } = &self.device;
+        let (Some(mac), Some(dst)) = (mac, packet.first_chunk::<6>()) else { return true };
         let multicast = dst[0] & 1 != 0;
-        self.rx_mode.promisc
-            || *dst == mac
-            || *dst == [0xff; 6]
-            || (multicast && self.rx_mode.allmulti)
+        rx_mode.promisc || dst == mac || *dst == [0xff; 6] || (multicast && rx_mode.allmulti)
     }
 
     /// A received packet of `len` octets that begins with `header`.
@@ -243,7 +219,7 @@ impl MemPort {
             return None;
         }
         skb.port = port;
-        skb.iif = self.iif;
+        skb.iif = self.device.ifindex;
         skb.ip_summed = self.ip_summed;
         Some(skb)
     }
@@ -283,6 +259,29 @@ fn lengthen(skb: &mut SkBuff, len: usize, pool: &mut FramePool) -> bool {
     true
 }
 
+/// Ports are initially open. Packets in the RX ring of a closed port can still be taken.
+impl SoftwareDriver for MemIo {
+    const NAME: &'static str = "mem";
+
+    fn software_port(&self, port: u16) -> Option<&SoftwarePort> {
+        Some(&self.ports.get(usize::from(port))?.device)
+    }
+
+    fn software_port_mut(&mut self, port: u16) -> Option<&mut SoftwarePort> {
+        Some(&mut self.ports.get_mut(usize::from(port))?.device)
+    }
+
+    fn channels(&self) -> Option<Channels> {
+        let one = ChannelCounts { combined: 1, ..ChannelCounts::default() };
+        Some(Channels { now: one, max: one })
+    }
+
+    fn ring_sizes(&self) -> Option<Rings> {
+        let ring = self.ring as u32;
+        Some(Rings { rx: ring, rx_max: ring, tx: ring, tx_max: ring })
+    }
+}
+
 impl PacketIo for MemIo {
     fn ports(&self) -> usize {
         self.ports.len()
@@ -315,7 +314,7 @@ impl PacketIo for MemIo {
     }
 
     fn tx_room(&self, port: u16) -> usize {
-        let up = self.ports.get(port as usize).filter(|this| this.up);
+        let up = self.ports.get(port as usize).filter(|this| this.device.up);
         up.map_or(0, |this| self.ring - this.tx.len())
     }
 
@@ -326,7 +325,7 @@ impl PacketIo for MemIo {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        if self.ports.get(port as usize).is_none_or(|this| !this.up) {
+        if self.ports.get(port as usize).is_none_or(|this| !this.device.up) {
             drop_all(DropReason::DevNotReady, port, pool, burst, stats);
             return 0;
         }

@@ -12,7 +12,6 @@
 //! The order of packets in the file is kept across ports: a port receives nothing until all packets
 //! before its next one were taken.
 
-mod device;
 mod reader;
 mod writer;
 
@@ -21,14 +20,12 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::device::PortSettings;
 use self::reader::Reader;
 use self::writer::Writer;
+use super::device::{SoftwareDriver, SoftwarePort, Timestamping};
 use super::{FrameAccounting, PacketIo, drop_all};
 use crate::skb::{Burst, FramePool, HEADROOM, MAX_JUMBO, MAX_PACKET, SkBuff};
 use crate::stats::{DropReason, WorkerStats};
-
-pub use device::PcapDevice;
 
 /// Errors of capture files.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +88,7 @@ pub struct PcapPort {
 /// Ports over capture files.
 #[derive(Debug)]
 pub struct PcapIo {
-    ports: Vec<PcapPort>,
-    settings: Vec<PortSettings>,
+    ports: Vec<SoftwarePort>,
     reader: Reader,
     writer: Option<Writer>,
     /// The next packet of the file, until its port takes it.
@@ -133,9 +129,12 @@ impl PcapIo {
     ) -> Result<PcapIo, PcapError> {
         let reader = Reader::open(input, Some(ports), default_port)?;
         let writer = output.map(|path| Writer::create(path, ports)).transpose()?;
+        // Captures may contain packets of any length.
+        let port = |port: &PcapPort| {
+            SoftwarePort::new(port.ifname.clone(), port.ifindex, SoftwarePort::MTU_MAX)
+        };
         Ok(PcapIo {
-            ports: ports.to_vec(),
-            settings: vec![PortSettings::default(); ports.len()],
+            ports: ports.iter().map(port).collect(),
             reader,
             writer,
             next: None,
@@ -207,6 +206,30 @@ impl PcapIo {
     }
 }
 
+/// Ports are initially open. A closed port drops and counts its packets of the capture. An open one
+/// receives all of them, in any receive mode. A frame that is sent through the device gets the time
+/// stamp of the packet read last.
+impl SoftwareDriver for PcapIo {
+    const NAME: &'static str = "pcap";
+
+    fn software_port(&self, port: u16) -> Option<&SoftwarePort> {
+        self.ports.get(usize::from(port))
+    }
+
+    fn software_port_mut(&mut self, port: u16) -> Option<&mut SoftwarePort> {
+        self.ports.get_mut(usize::from(port))
+    }
+
+    /// Every packet has the time stamp of the capture.
+    fn timestamping(&self) -> Option<Timestamping> {
+        Some(Timestamping {
+            capabilities: vec!["software-receive".to_owned()],
+            rx_filters: vec!["all".to_owned()],
+            ..Timestamping::default()
+        })
+    }
+}
+
 impl PacketIo for PcapIo {
     fn ports(&self) -> usize {
         self.ports.len()
@@ -223,7 +246,7 @@ impl PacketIo for PcapIo {
         while burst.room() > 0 {
             self.fetch(pool, stats);
             let Some(skb) = self.next.take_if(|skb| skb.port == port) else { break };
-            if !self.settings.get(port as usize).is_some_and(|settings| settings.up) {
+            if !self.ports.get(port as usize).is_some_and(|this| this.up) {
                 stats.rx_drop(DropReason::DevNotReady, port);
                 pool.kfree_skb(skb);
                 continue;
@@ -252,7 +275,7 @@ impl PacketIo for PcapIo {
         burst: &mut Burst,
         stats: &WorkerStats,
     ) -> usize {
-        if self.settings.get(port as usize).is_none_or(|settings| !settings.up) {
+        if self.ports.get(port as usize).is_none_or(|this| !this.up) {
             drop_all(DropReason::DevNotReady, port, pool, burst, stats);
             return 0;
         }
