@@ -65,6 +65,14 @@ pub fn checksum(data: &[u8]) -> u16 {
     !fold(ones_complement_sum(data))
 }
 
+/// The checksum of a pseudo-header with the sum `pseudo_header` and of `data`, the transport header and its
+/// payload. The checksum field within must be zero.
+#[inline]
+#[must_use]
+pub fn transport_checksum(pseudo_header: u32, data: &[u8]) -> u16 {
+    !fold(pseudo_header + ones_complement_sum(data))
+}
+
 /// Whether a sum over data *and* its checksum is valid.
 #[inline]
 #[must_use]

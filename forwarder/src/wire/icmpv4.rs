@@ -6,25 +6,16 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use super::error::require;
-use super::octets::{array, get_u8, get_u16, put, put_u8, put_u16, slice, slice_mut};
+use super::icmp::{IcmpPacket, echo_octets, write_fields};
+use super::octets::get_u16;
 use super::{Error, Ipv4Packet, Protocol, checksum, print};
 
-/// Length of the header common to all messages, in octets; data or the quoted packet follows.
-pub const HEADER_LEN: usize = 8;
+pub use super::icmp::HEADER_LEN;
 
 mod field {
     use crate::wire::octets::Field;
 
-    pub const TYPE: usize = 0;
-    pub const CODE: usize = 1;
-    pub const CHECKSUM: Field = 2..4;
-    pub const REST: Field = 4..8;
-    pub const IDENT: Field = 4..6;
-    pub const SEQ: Field = 6..8;
-    pub const POINTER: usize = 4;
     pub const MTU: Field = 6..8;
-    pub const GATEWAY: Field = 4..8;
 }
 
 /// An ICMP message's type.
@@ -74,6 +65,20 @@ impl Icmpv4Type {
     }
 }
 
+impl From<u8> for Icmpv4Type {
+    #[inline]
+    fn from(number: u8) -> Self {
+        Self(number)
+    }
+}
+
+impl From<Icmpv4Type> for u8 {
+    #[inline]
+    fn from(icmp_type: Icmpv4Type) -> Self {
+        icmp_type.0
+    }
+}
+
 /// Codes of [`Icmpv4Type::DEST_UNREACH`].
 pub mod unreach {
     /// No route to the network.
@@ -108,57 +113,13 @@ pub mod exceeded {
     pub const EXC_FRAGTIME: u8 = 1;
 }
 
-view! {
-    /// An ICMP message; the buffer ends where the IP payload does.
-    Icmpv4Packet
-}
+/// An ICMP message; the buffer ends where the IP payload does.
+pub type Icmpv4Packet<T> = IcmpPacket<Icmpv4Type, T>;
 
 impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
-    /// Whether the buffer has the 8 octets of the header.
-    #[inline]
-    pub fn check_len(&self) -> Result<(), Error> {
-        require(self.as_octets(), HEADER_LEN)
-    }
-
-    /// Type.
-    #[inline]
-    pub fn icmp_type(&self) -> Icmpv4Type {
-        Icmpv4Type(get_u8(self.as_octets(), field::TYPE))
-    }
-
-    /// Code.
-    #[inline]
-    pub fn code(&self) -> u8 {
-        get_u8(self.as_octets(), field::CODE)
-    }
-
-    /// The checksum field.
-    #[inline]
-    pub fn checksum(&self) -> u16 {
-        get_u16(self.as_octets(), field::CHECKSUM)
-    }
-
     /// Whether the checksum is valid.
     pub fn verify_checksum(&self) -> bool {
         checksum::is_valid(checksum::ones_complement_sum(self.as_octets()))
-    }
-
-    /// Octets 4 to 7, whose use depends on the type.
-    #[inline]
-    pub fn rest_of_header(&self) -> [u8; 4] {
-        array(self.as_octets(), field::REST)
-    }
-
-    /// Identifier of an echo or timestamp message.
-    #[inline]
-    pub fn ident(&self) -> u16 {
-        get_u16(self.as_octets(), field::IDENT)
-    }
-
-    /// Sequence number of an echo or timestamp message.
-    #[inline]
-    pub fn seq(&self) -> u16 {
-        get_u16(self.as_octets(), field::SEQ)
     }
 
     /// Next-hop MTU of "fragmentation needed", in octets; zero from a router that predates RFC 1191.
@@ -170,19 +131,13 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
     /// The pointer of a parameter problem, an offset in octets.
     #[inline]
     pub fn pointer(&self) -> u8 {
-        get_u8(self.as_octets(), field::POINTER)
+        self.rest_of_header()[0]
     }
 
     /// The gateway of a redirect.
     #[inline]
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(array::<4>(self.as_octets(), field::GATEWAY))
-    }
-
-    /// Data, or the quoted packet of an error.
-    #[inline]
-    pub fn payload(&self) -> &[u8] {
-        slice(self.as_octets(), HEADER_LEN, usize::MAX)
+        Ipv4Addr::from(self.rest_of_header())
     }
 
     /// The packet quoted by an error, if its IP header is complete. Its payload is truncated.
@@ -196,41 +151,9 @@ impl<T: AsRef<[u8]>> Icmpv4Packet<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv4Packet<T> {
-    /// Sets the type without updating the checksum.
-    #[inline]
-    pub fn set_icmp_type(&mut self, icmp_type: Icmpv4Type) {
-        put_u8(self.buffer.as_mut(), field::TYPE, icmp_type.0);
-    }
-
-    /// Sets the code without updating the checksum.
-    #[inline]
-    pub fn set_code(&mut self, code: u8) {
-        put_u8(self.buffer.as_mut(), field::CODE, code);
-    }
-
-    /// Sets the checksum field.
-    #[inline]
-    pub fn set_checksum(&mut self, checksum: u16) {
-        put_u16(self.buffer.as_mut(), field::CHECKSUM, checksum);
-    }
-
-    /// Sets octets 4 to 7.
-    #[inline]
-    pub fn set_rest_of_header(&mut self, rest: [u8; 4]) {
-        put(self.buffer.as_mut(), field::REST, &rest);
-    }
-
     /// Computes and writes the checksum of the whole buffer.
     pub fn fill_checksum(&mut self) {
-        self.set_checksum(0);
-        let checksum = checksum::checksum(self.as_octets());
-        self.set_checksum(checksum);
-    }
-
-    /// Data or quoted packet, writable.
-    #[inline]
-    pub fn payload_mut(&mut self) -> &mut [u8] {
-        slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
+        self.fill_checksum_from(0);
     }
 }
 
@@ -255,7 +178,7 @@ impl Rest {
             Self::Unused => [0; 4],
             Self::Mtu(mtu) => (mtu as u32).to_be_bytes(),
             Self::Pointer(pointer) => [pointer, 0, 0, 0],
-            Self::Echo(ident, seq) => ((ident as u32) << 16 | seq as u32).to_be_bytes(),
+            Self::Echo(ident, seq) => echo_octets(ident, seq),
         }
     }
 }
@@ -271,12 +194,7 @@ pub fn write_header(
     code: u8,
     rest: Rest,
 ) -> Result<(), Error> {
-    require(buffer, HEADER_LEN)?;
-    let mut icmp = Icmpv4Packet::new_unchecked(buffer);
-    icmp.set_icmp_type(icmp_type);
-    icmp.set_code(code);
-    icmp.set_rest_of_header(rest.octets());
-    icmp.fill_checksum();
+    write_fields(buffer, icmp_type, code, rest.octets())?.fill_checksum();
     Ok(())
 }
 

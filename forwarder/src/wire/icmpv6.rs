@@ -6,22 +6,15 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::error::require;
-use super::octets::{array, get_u8, get_u16, get_u32, put, put_u8, put_u16, slice, slice_mut};
+use super::icmp::{IcmpPacket, echo_octets, write_fields};
+use super::octets::{array, slice};
 use super::{Error, Ipv6Packet, Protocol, checksum, print};
 
-/// Length of the header common to all messages, in octets; data or the quoted packet follows.
-pub const HEADER_LEN: usize = 8;
+pub use super::icmp::HEADER_LEN;
 
 mod field {
     use crate::wire::octets::Field;
 
-    pub const TYPE: usize = 0;
-    pub const CODE: usize = 1;
-    pub const CHECKSUM: Field = 2..4;
-    pub const REST: Field = 4..8;
-    pub const IDENT: Field = 4..6;
-    pub const SEQ: Field = 6..8;
     pub const ND_TARGET: Field = 8..24;
 }
 
@@ -69,6 +62,20 @@ impl Icmpv6Type {
     }
 }
 
+impl From<u8> for Icmpv6Type {
+    #[inline]
+    fn from(number: u8) -> Self {
+        Self(number)
+    }
+}
+
+impl From<Icmpv6Type> for u8 {
+    #[inline]
+    fn from(icmp_type: Icmpv6Type) -> Self {
+        icmp_type.0
+    }
+}
+
 /// Codes of [`Icmpv6Type::DEST_UNREACH`].
 pub mod unreach {
     /// No route to the destination.
@@ -105,37 +112,11 @@ pub mod problem {
     pub const UNK_OPTION: u8 = 2;
 }
 
-view! {
-    /// An ICMPv6 message; the buffer ends where the IP payload does. The checksum functions take the sum
-    /// of the pseudo-header, from [`checksum::pseudo_header_v6`].
-    Icmpv6Packet
-}
+/// An ICMPv6 message; the buffer ends where the IP payload does. The checksum functions take the sum of the
+/// pseudo-header, from [`checksum::pseudo_header_v6`].
+pub type Icmpv6Packet<T> = IcmpPacket<Icmpv6Type, T>;
 
 impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
-    /// Whether the buffer has the 8 octets of the header.
-    #[inline]
-    pub fn check_len(&self) -> Result<(), Error> {
-        require(self.as_octets(), HEADER_LEN)
-    }
-
-    /// Type.
-    #[inline]
-    pub fn icmp_type(&self) -> Icmpv6Type {
-        Icmpv6Type(get_u8(self.as_octets(), field::TYPE))
-    }
-
-    /// Code.
-    #[inline]
-    pub fn code(&self) -> u8 {
-        get_u8(self.as_octets(), field::CODE)
-    }
-
-    /// The checksum field.
-    #[inline]
-    pub fn checksum(&self) -> u16 {
-        get_u16(self.as_octets(), field::CHECKSUM)
-    }
-
     /// Whether the checksum is valid.
     pub fn verify_checksum(&self, pseudo_header: u32) -> bool {
         checksum::is_valid(pseudo_header + checksum::ones_complement_sum(self.as_octets()))
@@ -148,46 +129,22 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
         self.checksum() == checksum::fold(pseudo_header)
     }
 
-    /// Octets 4 to 7, whose use depends on the type.
-    #[inline]
-    pub fn rest_of_header(&self) -> [u8; 4] {
-        array(self.as_octets(), field::REST)
-    }
-
-    /// Identifier of an echo message.
-    #[inline]
-    pub fn ident(&self) -> u16 {
-        get_u16(self.as_octets(), field::IDENT)
-    }
-
-    /// Sequence number of an echo message.
-    #[inline]
-    pub fn seq(&self) -> u16 {
-        get_u16(self.as_octets(), field::SEQ)
-    }
-
     /// MTU of "packet too big", in octets.
     #[inline]
     pub fn mtu(&self) -> u32 {
-        get_u32(self.as_octets(), field::REST)
+        u32::from_be_bytes(self.rest_of_header())
     }
 
     /// The pointer of a parameter problem, an offset in octets.
     #[inline]
     pub fn pointer(&self) -> u32 {
-        get_u32(self.as_octets(), field::REST)
+        u32::from_be_bytes(self.rest_of_header())
     }
 
     /// Target of a neighbour solicitation, neighbour advertisement or redirect.
     #[inline]
     pub fn nd_target(&self) -> Ipv6Addr {
         Ipv6Addr::from(array::<16>(self.as_octets(), field::ND_TARGET))
-    }
-
-    /// Data, or the quoted packet of an error.
-    #[inline]
-    pub fn payload(&self) -> &[u8] {
-        slice(self.as_octets(), HEADER_LEN, usize::MAX)
     }
 
     /// The packet quoted by an error, if its fixed header is complete. The rest is truncated.
@@ -201,41 +158,9 @@ impl<T: AsRef<[u8]>> Icmpv6Packet<T> {
 }
 
 impl<T: AsRef<[u8]> + AsMut<[u8]>> Icmpv6Packet<T> {
-    /// Sets the type without updating the checksum.
-    #[inline]
-    pub fn set_icmp_type(&mut self, icmp_type: Icmpv6Type) {
-        put_u8(self.buffer.as_mut(), field::TYPE, icmp_type.0);
-    }
-
-    /// Sets the code without updating the checksum.
-    #[inline]
-    pub fn set_code(&mut self, code: u8) {
-        put_u8(self.buffer.as_mut(), field::CODE, code);
-    }
-
-    /// Sets the checksum field.
-    #[inline]
-    pub fn set_checksum(&mut self, checksum: u16) {
-        put_u16(self.buffer.as_mut(), field::CHECKSUM, checksum);
-    }
-
-    /// Sets octets 4 to 7.
-    #[inline]
-    pub fn set_rest_of_header(&mut self, rest: [u8; 4]) {
-        put(self.buffer.as_mut(), field::REST, &rest);
-    }
-
     /// Computes and writes the checksum of pseudo-header and whole buffer.
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
-        self.set_checksum(0);
-        let sum = pseudo_header + checksum::ones_complement_sum(self.as_octets());
-        self.set_checksum(!checksum::fold(sum));
-    }
-
-    /// Data or quoted packet, writable.
-    #[inline]
-    pub fn payload_mut(&mut self) -> &mut [u8] {
-        slice_mut(self.buffer.as_mut(), HEADER_LEN, usize::MAX)
+        self.fill_checksum_from(pseudo_header);
     }
 }
 
@@ -259,7 +184,7 @@ impl Rest {
         match self {
             Self::Unused => [0; 4],
             Self::Mtu(number) | Self::Pointer(number) => number.to_be_bytes(),
-            Self::Echo(ident, seq) => ((ident as u32) << 16 | seq as u32).to_be_bytes(),
+            Self::Echo(ident, seq) => echo_octets(ident, seq),
         }
     }
 }
@@ -276,13 +201,9 @@ pub fn write_header(
     rest: Rest,
     (src, dst): (Ipv6Addr, Ipv6Addr),
 ) -> Result<(), Error> {
-    require(buffer, HEADER_LEN)?;
     // No buffer reaches 4 GiB.
     let len = buffer.len() as u32;
-    let mut icmp = Icmpv6Packet::new_unchecked(buffer);
-    icmp.set_icmp_type(icmp_type);
-    icmp.set_code(code);
-    icmp.set_rest_of_header(rest.octets());
+    let mut icmp = write_fields(buffer, icmp_type, code, rest.octets())?;
     icmp.fill_checksum(checksum::pseudo_header_v6(src, dst, Protocol::ICMPV6, len));
     Ok(())
 }

@@ -19,18 +19,20 @@
 //! Not included: fragment reassembly, checksum offload flags, and decisions about packets.
 
 macro_rules! view {
-    ($(#[$doc:meta])* $name:ident) => {
+    // `$kind`: a type parameter that distinguishes headers of the same layout.
+    ($(#[$doc:meta])* $name:ident $(<$kind:ident>)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub struct $name<T: AsRef<[u8]>> {
+        pub struct $name<$($kind,)? T: AsRef<[u8]>> {
             buffer: T,
+            $(kind: std::marker::PhantomData<$kind>,)?
         }
 
-        impl<T: AsRef<[u8]>> $name<T> {
+        impl<$($kind,)? T: AsRef<[u8]>> $name<$($kind,)? T> {
             /// Wraps `buffer` without checks.
             #[inline]
             pub const fn new_unchecked(buffer: T) -> Self {
-                Self { buffer }
+                Self { buffer, $(kind: std::marker::PhantomData::<$kind>)? }
             }
 
             /// Wraps `buffer` if [`check_len`](Self::check_len) succeeds.
@@ -54,7 +56,7 @@ macro_rules! view {
             }
         }
 
-        impl<T: AsRef<[u8]>> AsRef<[u8]> for $name<T> {
+        impl<$($kind,)? T: AsRef<[u8]>> AsRef<[u8]> for $name<$($kind,)? T> {
             fn as_ref(&self) -> &[u8] {
                 self.buffer.as_ref()
             }
@@ -67,6 +69,7 @@ pub mod checksum;
 mod error;
 pub mod ethernet;
 pub mod flow;
+pub mod icmp;
 pub mod icmpv4;
 pub mod icmpv6;
 pub mod ipv4;
@@ -84,6 +87,7 @@ pub use arp::ArpPacket;
 pub use error::Error;
 pub use ethernet::{EtherType, EthernetFrame, MacAddr};
 pub use flow::FlowKey;
+pub use icmp::IcmpPacket;
 pub use icmpv4::Icmpv4Packet;
 pub use icmpv6::Icmpv6Packet;
 pub use ipv4::Ipv4Packet;

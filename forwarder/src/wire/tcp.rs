@@ -240,8 +240,8 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> TcpPacket<T> {
     /// Computes and writes the checksum.
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
         self.set_checksum(0);
-        let sum = pseudo_header + checksum::ones_complement_sum(self.as_octets());
-        self.set_checksum(!checksum::fold(sum));
+        let checksum = checksum::transport_checksum(pseudo_header, self.as_octets());
+        self.set_checksum(checksum);
     }
 }
 

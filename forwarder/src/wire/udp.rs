@@ -115,8 +115,7 @@ impl<T: AsRef<[u8]> + AsMut<[u8]>> UdpPacket<T> {
     /// (RFC 768).
     pub fn fill_checksum(&mut self, pseudo_header: u32) {
         self.set_checksum(0);
-        let sum = pseudo_header + checksum::ones_complement_sum(self.datagram());
-        self.set_checksum(match !checksum::fold(sum) {
+        self.set_checksum(match checksum::transport_checksum(pseudo_header, self.datagram()) {
             0 => 0xffff,
             checksum => checksum,
         });
