@@ -5,8 +5,10 @@
 //! rebuilds nothing). Workers write only the `used` mark, from which the control thread learns which
 //! entries the kernel must keep fresh.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::hash_table::{HashTable, Slot, mix};
 
 /// A neighbour that is valid for sending (NUD_VALID: REACHABLE, STALE, DELAY, PROBE, PERMANENT, NOARP) or
 /// is known not to answer (FAILED).
@@ -47,8 +49,8 @@ impl Neighbour {
 pub struct NeighTable {
     entries: Box<[Neighbour]>,
     /// Indexed by interface and IPv4 address in one word.
-    v4: Keys<u64>,
-    v6: Keys<(u128, u32)>,
+    v4: HashTable<Position<u64>>,
+    v6: HashTable<Position<(u128, u32)>>,
 }
 
 impl Default for NeighTable {
@@ -60,15 +62,15 @@ impl Default for NeighTable {
 impl NeighTable {
     /// Builds the table. Of entries with the same key the last one is used.
     pub fn new(entries: Vec<Neighbour>) -> NeighTable {
-        let [four, six] = [true, false]
-            .map(|four| entries.iter().filter(|entry| entry.addr.is_ipv4() == four).count());
-        let (mut v4, mut v6) = (Keys::with_room(four), Keys::with_room(six));
-        for (n, entry) in entries.iter().enumerate() {
-            match entry.addr {
-                IpAddr::V4(addr) => v4.insert(key4(entry.oif, addr), n as u32),
-                IpAddr::V6(addr) => v6.insert((addr.to_bits(), entry.oif), n as u32),
-            }
-        }
+        let numbered = entries.iter().zip(1u32..);
+        let v4 = HashTable::new(numbered.clone().filter_map(|(entry, position_plus_1)| {
+            let IpAddr::V4(addr) = entry.addr else { return None };
+            Some(Position { key: key4(entry.oif, addr), position_plus_1 })
+        }));
+        let v6 = HashTable::new(numbered.filter_map(|(entry, position_plus_1)| {
+            let IpAddr::V6(addr) = entry.addr else { return None };
+            Some(Position { key: key6(entry.oif, addr), position_plus_1 })
+        }));
         NeighTable { entries: entries.into(), v4, v6 }
     }
 
@@ -76,8 +78,8 @@ impl NeighTable {
     #[inline]
     pub fn lookup(&self, oif: u32, addr: &IpAddr) -> Option<&Neighbour> {
         let at = match addr {
-            IpAddr::V4(addr) => self.v4.find(&key4(oif, *addr))?,
-            IpAddr::V6(addr) => self.v6.find(&(addr.to_bits(), oif))?,
+            IpAddr::V4(addr) => self.v4.get(key4(oif, *addr))?,
+            IpAddr::V6(addr) => self.v6.get(key6(oif, *addr))?,
         };
         self.entries.get(at as usize)
     }
@@ -93,73 +95,58 @@ fn key4(oif: u32, addr: Ipv4Addr) -> u64 {
     u64::from(oif) << 32 | u64::from(addr.to_bits())
 }
 
-/// Positions by key: a hash table with open addressing and linear probing, at most half full.
-#[derive(Debug)]
-struct Keys<K> {
-    /// A power of two long.
-    slots: Box<[Slot<K>]>,
+#[inline]
+fn key6(oif: u32, addr: Ipv6Addr) -> (u128, u32) {
+    (addr.to_bits(), oif)
 }
 
+/// The position of a neighbour among the entries, by its key.
 #[derive(Debug, Clone, Copy, Default)]
-struct Slot<K> {
+struct Position<K> {
     key: K,
     /// 0: the slot is empty.
     position_plus_1: u32,
 }
 
-impl<K: Key> Keys<K> {
-    fn with_room(count: usize) -> Keys<K> {
-        let length = (count * 2).next_power_of_two().max(8);
-        Keys { slots: vec![Slot::default(); length].into() }
-    }
+impl Slot for Position<u64> {
+    type Key = u64;
+    type Value = u32;
 
-    /// There must be room for the key.
-    fn insert(&mut self, key: K, position: u32) {
-        let mask = self.slots.len() - 1;
-        let mut at = key.hash() & mask;
-        while self.slots[at].position_plus_1 != 0 && self.slots[at].key != key {
-            at = (at + 1) & mask;
-        }
-        self.slots[at] = Slot { key, position_plus_1: position + 1 };
+    #[inline]
+    fn key(&self) -> u64 {
+        self.key
     }
 
     #[inline]
-    fn find(&self, key: &K) -> Option<u32> {
-        let mut at = key.hash();
-        loop {
-            let slot = self.slots.get(at & self.slots.len().wrapping_sub(1))?;
-            if slot.key == *key || slot.position_plus_1 == 0 {
-                return slot.position_plus_1.checked_sub(1);
-            }
-            at += 1;
-        }
+    fn value(&self) -> Option<u32> {
+        self.position_plus_1.checked_sub(1)
+    }
+
+    #[inline]
+    fn hash(key: u64) -> usize {
+        (mix(key) >> 32) as usize
     }
 }
 
-trait Key: Copy + Default + PartialEq {
-    fn hash(&self) -> usize;
-}
+impl Slot for Position<(u128, u32)> {
+    type Key = (u128, u32);
+    type Value = u32;
 
-impl Key for u64 {
     #[inline]
-    fn hash(&self) -> usize {
-        (mix(*self) >> 32) as usize
+    fn key(&self) -> (u128, u32) {
+        self.key
     }
-}
 
-impl Key for (u128, u32) {
     #[inline]
-    fn hash(&self) -> usize {
-        let (addr, oif) = *self;
+    fn value(&self) -> Option<u32> {
+        self.position_plus_1.checked_sub(1)
+    }
+
+    #[inline]
+    fn hash((addr, oif): (u128, u32)) -> usize {
         let word = (addr >> 64) as u64 ^ (addr as u64).rotate_left(23);
         (mix(word ^ (u64::from(oif) << 40)) >> 32) as usize
     }
-}
-
-/// Fibonacci hashing.
-#[inline]
-fn mix(word: u64) -> u64 {
-    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]

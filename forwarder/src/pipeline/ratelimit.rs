@@ -10,6 +10,8 @@
 //! table of fixed size: when four of them share a set, the one idle longest is replaced; when seen again
 //! it starts with a full bucket, as a new peer does in the kernel.
 
+use crate::hash_table::mix;
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Number of peers. The kernel starts removing peers at 65,664; this many take 128 KiB.
@@ -124,7 +126,7 @@ impl IcmpLimiter {
 
     fn peer(&mut self, addr: u128, now_ns: u64) -> &mut Peer {
         let folded = (addr >> 64) as u64 ^ addr as u64;
-        let hash = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let hash = mix(folded) >> 40;
         let sets = self.peers.len();
         let set = &mut self.peers[hash as usize % sets];
         let found = set.iter().position(|peer| peer.addr == addr);

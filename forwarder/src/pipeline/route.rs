@@ -13,6 +13,7 @@ use super::inet_addr::{LOOPBACK_IFINDEX, inet_addr_onlink};
 use super::ip_error::{RouteError, ip_error};
 use super::{Ctx, Exit};
 use crate::fib::{FibInfo, FibResult, Flow, RouteType};
+use crate::hash_table::mix;
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Link, RpFilter};
@@ -252,5 +253,5 @@ pub(super) fn ip_route_output<'a>(daddr: u32, saddr: u32, ctx: &Ctx<'a>) -> Resu
 
 /// Fibonacci hashing.
 pub(super) fn mix32(word: u64) -> u32 {
-    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+    (mix(word) >> 32) as u32
 }

@@ -11,13 +11,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::fib::{FamilyFib, Lpm4, Lpm6};
+use crate::hash_table::{HashTable, Slot, mix};
 use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 
-use vlan::TagIndex;
+use vlan::Tagged;
 
 /// `rp_filter` of the kernel (RFC 3704).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,10 +149,9 @@ pub struct Links {
     by_port: Vec<Option<Arc<Link>>>,
     /// Ports and their VLAN sub-interfaces, indexed by [`Link::dev`].
     by_dev: Vec<Option<Arc<Link>>>,
-    by_tags: TagIndex,
-    /// All our IPv4 addresses and broadcast addresses: a hash table with open addressing, a power of two
-    /// long, at most a quarter full; 0 is an empty slot (0.0.0.0 is not a host address).
-    local4: Vec<u32>,
+    by_tags: HashTable<Tagged>,
+    /// All our IPv4 addresses and broadcast addresses.
+    local4: HashTable<LocalAddr>,
 }
 
 impl Links {
@@ -163,12 +163,13 @@ impl Links {
         let by_dev = numbered(&links, Link::dev);
         let stack = |link: &Arc<Link>| {
             let (port, vlan) = (link.port?, link.vlan.as_ref()?);
-            Some((TagStack::of(port, vlan)?, vlan.dev))
+            Some(Tagged { stack: TagStack::of(port, vlan)?, dev: vlan.dev })
         };
-        let by_tags = TagIndex::new(&links.iter().filter_map(stack).collect::<Vec<_>>());
+        let by_tags = HashTable::new(links.iter().filter_map(stack));
         let own = links.iter().flat_map(|link| link.addrs4.iter().map(|addr| addr.0));
         let broadcasts = links.iter().flat_map(|link| link.broadcasts4.iter().copied());
-        let local4 = local_set(own.chain(broadcasts).filter(|addr| !addr.is_unspecified()));
+        let local = own.chain(broadcasts).filter(|addr| !addr.is_unspecified());
+        let local4 = HashTable::new(local.map(|addr| LocalAddr(addr.to_bits())));
         Links { links, by_port, by_dev, by_tags, local4 }
     }
 
@@ -182,18 +183,7 @@ impl Links {
     /// Whether it is one of our addresses or broadcast addresses.
     #[inline]
     pub fn is_local4(&self, addr: u32) -> bool {
-        let mut at = local_slot(addr);
-        // Three quarters of the slots are empty, so the loop ends.
-        while let Some(&slot) = self.local4.get(at & self.local4.len().wrapping_sub(1)) {
-            if slot == 0 {
-                return false;
-            }
-            if slot == addr {
-                return true;
-            }
-            at += 1;
-        }
-        false
+        self.local4.get(addr).is_some()
     }
 
     /// The interface of a port.
@@ -244,24 +234,30 @@ fn numbered(links: &[Arc<Link>], number: impl Fn(&Link) -> Option<u16>) -> Vec<O
     by_number
 }
 
-fn local_set(addrs: impl Iterator<Item = Ipv4Addr>) -> Vec<u32> {
-    let addrs: Vec<u32> = addrs.map(Ipv4Addr::to_bits).filter(|&addr| addr != 0).collect();
-    let mut slots = vec![0; (addrs.len() * 4).next_power_of_two().max(8)];
-    let mask = slots.len() - 1;
-    for addr in addrs {
-        let mut at = local_slot(addr);
-        while slots[at & mask] != 0 && slots[at & mask] != addr {
-            at += 1;
-        }
-        slots[at & mask] = addr;
-    }
-    slots
-}
+/// One of our IPv4 addresses or broadcast addresses; 0 in an empty slot (0.0.0.0 is not a host address).
+#[derive(Debug, Clone, Copy, Default)]
+struct LocalAddr(u32);
 
-/// Fibonacci hashing.
-#[inline]
-fn local_slot(addr: u32) -> usize {
-    (addr.wrapping_mul(0x9e37_79b9) >> 16) as usize
+impl Slot for LocalAddr {
+    type Key = u32;
+    type Value = ();
+    /// Most packets are for other hosts: the search of their addresses ends at the first empty slot.
+    const SLOTS_PER_ENTRY: usize = 4;
+
+    #[inline]
+    fn key(&self) -> u32 {
+        self.0
+    }
+
+    #[inline]
+    fn value(&self) -> Option<()> {
+        (self.0 != 0).then_some(())
+    }
+
+    #[inline]
+    fn hash(addr: u32) -> usize {
+        (mix(u64::from(addr)) >> 40) as usize
+    }
 }
 
 /// The namespace's sysctls that affect the data path.

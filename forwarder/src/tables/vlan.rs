@@ -3,6 +3,7 @@
 //! A sub-interface is a [`Link`](super::Link) of its own with the port of its lower interface. With two
 //! tags, the outer one is that of the interface in between. Frames with more tags are punted.
 
+use crate::hash_table::{Slot, mix};
 use crate::wire::EtherType;
 use crate::wire::vlan::VID_MAX;
 
@@ -67,7 +68,7 @@ pub struct Vlan {
 }
 
 /// Port and tags of a frame, as far as they have been read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TagStack(u64);
 
 impl TagStack {
@@ -94,55 +95,39 @@ impl TagStack {
     }
 }
 
-/// Sub-interfaces by port and tags: a hash table with open addressing, a power of two long, at most half
-/// full.
-#[derive(Debug, Clone, Default)]
-pub(super) struct TagIndex {
-    /// Tags and [`Vlan::dev`]; the tags of an empty slot are 0, which no sub-interface has.
-    slots: Vec<(u64, u16)>,
+/// A sub-interface by port and tags.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tagged {
+    /// 0 in an empty slot: no sub-interface is without tags.
+    pub stack: TagStack,
+    /// [`Vlan::dev`].
+    pub dev: u16,
 }
 
-impl TagIndex {
-    pub(super) fn new(entries: &[(TagStack, u16)]) -> TagIndex {
-        if entries.is_empty() {
-            return TagIndex::default();
-        }
-        let mut slots = vec![(0, 0); (entries.len() * 2).next_power_of_two().max(8)];
-        let mask = slots.len() - 1;
-        for &(TagStack(key), dev) in entries {
-            let mut at = slot(key) & mask;
-            while slots[at].0 != 0 && slots[at].0 != key {
-                at = (at + 1) & mask;
-            }
-            slots[at] = (key, dev);
-        }
-        TagIndex { slots }
+impl Slot for Tagged {
+    type Key = TagStack;
+    type Value = u16;
+
+    #[inline]
+    fn key(&self) -> TagStack {
+        self.stack
     }
 
     #[inline]
-    pub(super) fn get(&self, stack: TagStack) -> Option<u16> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut at = slot(stack.0) & mask;
-        // Half of the slots are empty, so the loop ends.
-        loop {
-            match *self.slots.get(at)? {
-                (0, _) => return None,
-                (key, dev) if key == stack.0 => return Some(dev),
-                _ => at = (at + 1) & mask,
-            }
-        }
+    fn value(&self) -> Option<u16> {
+        (self.stack.0 != 0).then_some(self.dev)
     }
-}
 
-/// Fibonacci hashing.
-#[inline]
-fn slot(key: u64) -> usize {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize
+    #[inline]
+    fn hash(stack: TagStack) -> usize {
+        (mix(stack.0) >> 40) as usize
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash_table::HashTable;
 
     fn tag(tpid: EtherType, vid: u16) -> Tag {
         Tag::new(tpid, vid).expect("a tag")
@@ -169,20 +154,19 @@ mod tests {
                 stacks.extend([one, two, service]);
             }
         }
-        let entries: Vec<_> = stacks.iter().copied().zip(0..).collect();
-        let index = TagIndex::new(&entries);
-        for (stack, dev) in &entries {
-            assert_eq!(index.get(*stack), Some(*dev));
+        let entries = stacks.iter().zip(0..).map(|(&stack, dev)| Tagged { stack, dev });
+        let table = HashTable::new(entries.clone());
+        for entry in entries {
+            assert_eq!(table.get(entry.stack), Some(entry.dev));
         }
         for port in [0, 1, 2, 7] {
             let untagged = TagStack::untagged(port);
-            assert_eq!(index.get(untagged), None);
+            assert_eq!(table.get(untagged), None);
             for vid in (1..400).step_by(3) {
                 let one = untagged.push(tag(EtherType::VLAN, vid)).expect("room");
-                assert_eq!(index.get(one), None);
-                assert_eq!(index.get(one.push(tag(EtherType::QINQ, vid)).expect("room")), None);
+                assert_eq!(table.get(one), None);
+                assert_eq!(table.get(one.push(tag(EtherType::QINQ, vid)).expect("room")), None);
             }
         }
-        assert_eq!(TagIndex::default().get(TagStack::untagged(0)), None);
     }
 }
