@@ -64,6 +64,11 @@ pub struct Rule<A> {
 }
 
 impl<A: Copy + PartialEq> Rule<A> {
+    /// A rule that matches every packet.
+    pub const fn for_all(priority: u32, action: RuleAction) -> Rule<A> {
+        Rule { priority, invert: false, from: None, to: None, iif: None, fwmark: None, action }
+    }
+
     #[inline]
     fn matches<L: PrefixMatch<Addr = A>>(&self, flow: &Flow<A>) -> bool {
         let in_prefix = |prefix: Option<(A, u8)>, addr: A| {

@@ -1,13 +1,13 @@
 //! `route get`: the result for one packet in the tables that workers use, in the format of `ip route get`.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::Serialize;
 
 use crate::control::mirror::rib::RibAddr;
 use crate::control::mirror::show::ViaView;
-use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, Nexthop, RouteType};
+use crate::fib::{FamilyFib, FibInfo, FibResult, Flow, Lpm, RouteType};
 use crate::stats::PuntReason;
 use crate::tables::{Link, Tables};
 
@@ -126,7 +126,7 @@ impl RouteGet {
         if info.kind != RouteType::Unicast {
             return;
         }
-        self.set_gateway(nexthop);
+        (self.gateway, self.via) = ViaView::divide(nexthop.gateway, self.dst.is_ipv6());
         let link_mtu = link.map_or(0, |l| if self.dst.is_ipv4() { l.mtu } else { l.mtu6 });
         self.mtu = if info.mtu == 0 { link_mtu } else { info.mtu };
         if self.from.is_none() {
@@ -136,39 +136,28 @@ impl RouteGet {
             self.punt = Some(PuntReason::ForeignOif.name());
         }
     }
-
-    fn set_gateway(&mut self, nexthop: &Nexthop) {
-        let Some(host) = nexthop.gateway else { return };
-        if host.is_ipv4() == self.dst.is_ipv4() {
-            self.gateway = Some(host);
-        } else {
-            let family = if host.is_ipv4() { "inet" } else { "inet6" };
-            self.via = Some(ViaView { family, host });
-        }
-    }
 }
 
 /// The interface's address on the next hop's subnet, else its first (`inet_select_addr`).
 fn source(link: &Link, dst: IpAddr, gateway: Option<IpAddr>) -> Option<IpAddr> {
-    let towards = gateway.filter(|gw| gw.is_ipv4() == dst.is_ipv4()).unwrap_or(dst);
-    match towards {
-        IpAddr::V4(towards) => {
-            let same = |(addr, len): &&(std::net::Ipv4Addr, u8)| {
-                let shift = 32 - u32::from((*len).min(32));
-                (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            };
-            let best = link.addrs4.iter().find(same).or(link.addrs4.first());
-            best.map(|(addr, _)| (*addr).into())
-        }
-        IpAddr::V6(towards) => {
-            let same = |(addr, len): &&(std::net::Ipv6Addr, u8)| {
-                let shift = 128 - u32::from((*len).min(128));
-                (addr.to_bits() ^ towards.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            };
-            let best = link.addrs6.iter().find(same).or(link.addrs6.first());
-            best.map(|(addr, _)| (*addr).into())
-        }
+    match gateway.filter(|gw| gw.is_ipv4() == dst.is_ipv4()).unwrap_or(dst) {
+        IpAddr::V4(towards) => nearest(&link.addrs4, towards, 32, |addr| addr.to_bits().into()),
+        IpAddr::V6(towards) => nearest(&link.addrs6, towards, 128, Ipv6Addr::to_bits),
     }
+}
+
+/// The first address whose subnet has `towards`, else the first; `width` is the number of `bits`.
+fn nearest<T: Copy + Into<IpAddr>>(
+    addrs: &[(T, u8)],
+    towards: T,
+    width: u8,
+    bits: impl Fn(T) -> u128,
+) -> Option<IpAddr> {
+    let same = |(addr, len): &&(T, u8)| {
+        let shift = u32::from(width.saturating_sub(*len));
+        (bits(*addr) ^ bits(towards)).checked_shr(shift).unwrap_or(0) == 0
+    };
+    addrs.iter().find(same).or(addrs.first()).map(|(addr, _)| (*addr).into())
 }
 
 impl fmt::Display for RouteGet {

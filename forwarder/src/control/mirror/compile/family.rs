@@ -461,16 +461,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
     /// Tables that leave the whole family to the kernel.
     fn punt_all(&self) -> FamilyFib<Lpm<A>> {
         let punt = RuleAction::Answer(RouteType::Punt(PuntReason::RouteUnsupported));
-        let rule = Rule {
-            // Greater than the priority of the local rule, as `punts_all` expects.
-            priority: 1,
-            invert: false,
-            from: None,
-            to: None,
-            iif: None,
-            fwmark: None,
-            action: punt,
-        };
+        // The priority is greater than that of the local rule, as `punts_all` expects.
+        let rule = Rule::for_all(1, punt);
         FamilyFib { merged: false, rules: Arc::new([rule]), ..FamilyFib::empty() }
     }
 }

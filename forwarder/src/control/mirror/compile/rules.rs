@@ -167,15 +167,7 @@ fn compile_rule<A: RibAddr>(
     let unsupported = unsupported(rule).is_some();
     if unsupported && rule.invert {
         // It is unknown which packets match it, so any packet may.
-        return Rule {
-            priority: rule.priority,
-            invert: false,
-            from: None,
-            to: None,
-            iif: None,
-            fwmark: None,
-            action: punt,
-        };
+        return Rule::for_all(rule.priority, punt);
     }
     let action = match rule.action {
         _ if unsupported => punt,

@@ -27,6 +27,20 @@ pub struct ViaView {
     pub host: IpAddr,
 }
 
+impl ViaView {
+    /// Divides a gateway of either family into that of an IPv4 or IPv6 (`v6`) route's own family and that
+    /// of the other.
+    pub fn divide(gateway: Option<IpAddr>, v6: bool) -> (Option<IpAddr>, Option<ViaView>) {
+        match gateway {
+            Some(host) if host.is_ipv6() != v6 => {
+                let family = if host.is_ipv4() { "inet" } else { "inet6" };
+                (None, Some(ViaView { family, host }))
+            }
+            own => (own, None),
+        }
+    }
+}
+
 /// A next hop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HopView {
@@ -155,14 +169,10 @@ pub fn route<A: RibAddr>(
 fn hops(state: &RouterState, family: Family, body: &RouteBody) -> Vec<HopView> {
     let immortal = body.outlives_its_link(family == Family::V6);
     let view = |oif: u32, gateway: Option<IpAddr>, weight: u32, flags: u8| {
-        let own = gateway.filter(|gateway| Family::of(gateway) == family);
-        let via = gateway.filter(|gateway| Family::of(gateway) != family);
+        let (gateway, via) = ViaView::divide(gateway, family == Family::V6);
         HopView {
-            gateway: own,
-            via: via.map(|host| ViaView {
-                family: if host.is_ipv4() { "inet" } else { "inet6" },
-                host,
-            }),
+            gateway,
+            via,
             dev: (oif != 0).then(|| state.ifname(oif)),
             weight: Some(weight),
             flags: hop_flags(state, family, oif, if immortal { None } else { Some(flags) }),
