@@ -1,12 +1,13 @@
 //! The data path of a packet from port to port, IPv4 and IPv6, as the kernel forwards them.
 //!
 //! ```text
-//!  eth_input ─ ip_input ── PRE_ROUTING ─ route ─ ip_options ─ ip_forward ── FORWARD ─┐
-//!     │                                                                             │
-//!     └─ ip6_input ─────── PRE_ROUTING ─ route6 ───────────── ip6_forward ─ FORWARD ─┤
-//!                                                                                   │
-//!  port ── neigh_output ── ip_output ── ip_fragment (IPv4) ── POST_ROUTING ──────────┘
-//!    └──── neigh_hh_output: whole, untagged, to a known neighbour ───┘
+//!  eth_input ─► ip_input ──► PRE_ROUTING ─► route ─► ip_rcv_options ─► ip_forward ──► FORWARD ─┐
+//!     │                                                                                        │
+//!     └───────► ip6_input ─► PRE_ROUTING ─► route6 ──────────────────► ip6_forward ─► FORWARD ─┤
+//!                                                                                              ▼
+//!  port ◄─ neigh_output ◄─ ip_output ◄─ ip_fragment (IPv4), ip6_output (IPv6) ◄──── POST_ROUTING
+//!    ▲                                                                                   │
+//!    └── neigh_hh_output: needs no fragments and no tags, and the neighbour is known ◄───┘
 //! ```
 //! Each stage is a file with the kernel's name for it. VLAN tags are removed in `eth_input` and added in
 //! `neigh_output` ([`vlan`]); between them a sub-interface is treated like any other interface.
