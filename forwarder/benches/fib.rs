@@ -31,7 +31,7 @@ const BURST: usize = 64;
 /// Updates timed together.
 const UPDATES: usize = 32;
 /// A batch that takes longer was interrupted.
-const GAP: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures the longest-prefix match")]
@@ -267,7 +267,7 @@ fn time(times: &mut Vec<f64>, n: usize, work: impl FnOnce()) {
     let start = Instant::now();
     work();
     let took = start.elapsed();
-    if took < GAP {
+    if took < PREEMPTED_MIN {
         times.push(took.as_nanos() as f64 / n as f64);
     }
 }

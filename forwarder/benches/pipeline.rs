@@ -41,7 +41,7 @@ const BURST: usize = 64;
 /// Iterations timed together: long compared with a clock reading, short compared with a gap.
 const TURNS: usize = 16;
 /// An interval that takes longer was interrupted.
-const GAP: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 /// Number of bursts for the data path alone.
 const BURSTS: usize = 20_000;
 
@@ -78,11 +78,11 @@ struct Args {
 #[derive(Debug, Serialize)]
 struct Result {
     name: &'static str,
-    ns_a_packet: f64,
+    ns_per_packet: f64,
     /// The 10th percentile of the intervals: a quiet machine.
-    ns_a_packet_p10: f64,
+    ns_per_packet_p10: f64,
     /// Per second of CPU time; whole iterations only.
-    packets_a_second: Option<f64>,
+    packets_per_second: Option<f64>,
     tsc_mhz: f64,
 }
 
@@ -147,11 +147,11 @@ fn print(results: &[Result], json: bool) -> io::Result<()> {
         println!("{}", serde_json::to_string_pretty(results)?);
         return Ok(());
     }
-    for Result { name, ns_a_packet, ns_a_packet_p10, packets_a_second, tsc_mhz } in results {
-        let cycles = ns_a_packet * tsc_mhz / 1000.0;
-        print!("{name:28} {ns_a_packet:6.1} ns, {cycles:6.1} cycles a packet");
-        print!(" (best tenth {ns_a_packet_p10:.1} ns)");
-        println!("{}", packets_a_second.map_or(String::new(), |pps| format!(", {pps:.0} pps")));
+    for Result { name, ns_per_packet, ns_per_packet_p10, packets_per_second, tsc_mhz } in results {
+        let cycles = ns_per_packet * tsc_mhz / 1000.0;
+        print!("{name:28} {ns_per_packet:6.1} ns, {cycles:6.1} cycles a packet");
+        print!(" (best tenth {ns_per_packet_p10:.1} ns)");
+        println!("{}", packets_per_second.map_or(String::new(), |pps| format!(", {pps:.0} pps")));
     }
     Ok(())
 }
@@ -203,7 +203,7 @@ fn turns<const N: usize>(
         let taken: usize = (0..TURNS).map(|_| worker.turn(now_ns)).sum();
         let took = stretch.elapsed();
         packets += taken;
-        if took < GAP {
+        if took < PREEMPTED_MIN {
             times_ns.push(took.as_nanos() as f64 / taken.max(1) as f64);
         }
     }
@@ -237,14 +237,14 @@ fn timing(tables: &Tables, destinations: &[u32], length: Duration) -> io::Result
     Ok(runs.into_iter().map(|(name, _, times_ns)| result(name, times_ns, None)).collect())
 }
 
-fn result(name: &'static str, mut times_ns: Vec<f64>, packets_a_second: Option<f64>) -> Result {
+fn result(name: &'static str, mut times_ns: Vec<f64>, packets_per_second: Option<f64>) -> Result {
     times_ns.sort_by(f64::total_cmp);
     let at = |part: f64| times_ns.get((times_ns.len() as f64 * part) as usize).copied();
     Result {
         name,
-        ns_a_packet: at(0.5).unwrap_or(f64::NAN),
-        ns_a_packet_p10: at(0.1).unwrap_or(f64::NAN),
-        packets_a_second,
+        ns_per_packet: at(0.5).unwrap_or(f64::NAN),
+        ns_per_packet_p10: at(0.1).unwrap_or(f64::NAN),
+        packets_per_second,
         tsc_mhz: full_table::tsc_mhz(),
     }
 }

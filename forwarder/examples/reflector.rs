@@ -22,7 +22,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 /// Iterations longer than this were preempted, and are not counted.
-const INTERRUPTED: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -130,7 +130,7 @@ impl Reflector {
         self.io.kick(&mut self.pool, &self.stats);
         let all = start.elapsed();
         second.packets += taken;
-        if taken > 0 && all < INTERRUPTED {
+        if taken > 0 && all < PREEMPTED_MIN {
             second.timed += taken;
             second.user += user;
             second.kick += all - user;

@@ -22,7 +22,7 @@ use xsk_rs::config::{BindFlags, FrameSize, LibxdpFlags, QueueSize, SocketConfig,
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 /// Iterations longer than this were preempted, and are not counted.
-const INTERRUPTED: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 /// As many descriptors as Ferroute's rings have.
 const RING: u32 = 2048;
 /// sendto(2) calls per iteration: in copy mode each sends 32 frames, and a burst is 64 from either side.
@@ -148,7 +148,7 @@ fn run(ports: &mut [Port; 2], free: &mut Vec<FrameDesc>, seconds: u64) {
             ports.iter_mut().for_each(|port| port.kick(free, &mut descs));
             let all = start.elapsed();
             packets += taken;
-            if taken > 0 && all < INTERRUPTED {
+            if taken > 0 && all < PREEMPTED_MIN {
                 timed += taken;
                 user += moved;
                 kick += all - moved;

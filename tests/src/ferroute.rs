@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::counters::{Forwarded, forwarded_by_kernel};
-use crate::{Lab, Netns, PATIENCE, lab};
+use crate::{EVENT_TIMEOUT, Lab, Netns, lab};
 
 /// The ports of the lab's router.
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
@@ -97,7 +97,7 @@ impl Ferroute {
     /// # Errors
     /// When it does neither, or was ended by a signal or a panic.
     pub fn settled(mut self) -> Result<Result<Self, String>> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         while let Some(child) = &mut self.child {
             if let Some(status) = child.try_wait()? {
                 let said = self.place.said();
@@ -124,7 +124,7 @@ impl Ferroute {
     pub fn refusal(namespace: &Netns, args: &[&str]) -> Result<String> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let mut child = place.spawn(args, None)?;
-        let status = wait(&mut child, PATIENCE);
+        let status = wait(&mut child, EVENT_TIMEOUT);
         if status.is_none() {
             end(&mut child);
         }
@@ -143,7 +143,7 @@ impl Ferroute {
     /// When the process has ended, or does not forward in time.
     pub fn wait_until_forwarding(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         loop {
             if let Some(status) = child.try_wait()? {
                 bail!("ferroute ended: {status}\n{}", self.place.said());
@@ -223,7 +223,7 @@ impl Ferroute {
     pub fn terminate(&mut self) -> Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM)?;
-        let status = wait(child, PATIENCE).context("it ignores SIGTERM")?;
+        let status = wait(child, EVENT_TIMEOUT).context("it ignores SIGTERM")?;
         ensure!(status.success(), "after SIGTERM: {status}\n{}", self.place.said());
         Ok(())
     }
@@ -251,8 +251,8 @@ impl Ferroute {
     /// Waits until the kernel's stack has forwarded nothing for `quiet`. Returns how long that took.
     ///
     /// # Errors
-    /// When it still forwards after `patience`.
-    pub fn until_in_userspace(&self, quiet: Duration, patience: Duration) -> Result<Duration> {
+    /// When it still forwards after `timeout`.
+    pub fn until_in_userspace(&self, quiet: Duration, timeout: Duration) -> Result<Duration> {
         let begun = Instant::now();
         loop {
             let before = self.forwarded_by_kernel()?;
@@ -261,7 +261,7 @@ impl Ferroute {
                 return Ok(begun.elapsed());
             }
             let account = || self.account();
-            ensure!(begun.elapsed() < patience, "the kernel still forwards\n{}", account());
+            ensure!(begun.elapsed() < timeout, "the kernel still forwards\n{}", account());
         }
     }
 
@@ -301,7 +301,7 @@ impl Place {
         let messages = File::options().create(true).append(true).open(self.messages())?;
         let mut args: Vec<&str> = std::iter::once("run").chain(args.iter().copied()).collect();
         if !args.contains(&"--worker-timeout") {
-            args.extend(PATIENT);
+            args.extend(LONG_TIMEOUTS);
         }
         let mut command = self.command(&args);
         command.stdin(Stdio::null()).stdout(messages.try_clone()?);
@@ -324,7 +324,7 @@ impl Place {
 
 /// While other tests run, a worker may be without its CPU for longer than the default time-outs, and the
 /// kernel would get its packets meanwhile. Tests of the time-outs set their own.
-const PATIENT: [&str; 4] = ["--worker-timeout", "5000", "--control-timeout", "10000"];
+const LONG_TIMEOUTS: [&str; 4] = ["--worker-timeout", "5000", "--control-timeout", "10000"];
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
@@ -353,7 +353,7 @@ pub fn by_kernel() -> bool {
 /// # Errors
 /// When it does not end; the error contains its standard error.
 pub fn ended(mut child: Child) -> Result<Output> {
-    if wait(&mut child, PATIENCE).is_none() {
+    if wait(&mut child, EVENT_TIMEOUT).is_none() {
         child.kill()?;
         let output = child.wait_with_output()?;
         bail!("does not end: {}", String::from_utf8_lossy(&output.stderr));
@@ -361,8 +361,8 @@ pub fn ended(mut child: Child) -> Result<Output> {
     Ok(child.wait_with_output()?)
 }
 
-fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
-    let end = Instant::now() + patience;
+fn wait(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + timeout;
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),

@@ -30,11 +30,11 @@ pub use netns::Netns;
 use std::time::{Duration, Instant};
 
 /// How long any required event may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Polls until `answer` is true, for at most [`PATIENCE`].
+/// Polls until `answer` is true, for at most [`EVENT_TIMEOUT`].
 pub fn eventually(mut answer: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     while !answer() {
         if Instant::now() > end {
             return false;

@@ -11,12 +11,12 @@ use anyhow::{Context, Result, ensure};
 use crate::Netns;
 
 /// How long the receiver continues after the last packet was sent.
-const LAST_ARRIVALS: Duration = Duration::from_millis(500);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Interval between checks of what has arrived.
-const LOOK: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 /// When nothing has arrived for this long, the stream has stopped.
-const DRY: Duration = Duration::from_millis(300);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A running stream.
 #[derive(Debug)]
@@ -97,13 +97,13 @@ impl Stream {
     /// How long it takes from now until `more` packets have arrived.
     ///
     /// # Errors
-    /// When they do not within `patience`.
-    pub fn until_flowing(&self, more: u64, patience: Duration) -> Result<Duration> {
+    /// When they do not within `timeout`.
+    pub fn until_flowing(&self, more: u64, timeout: Duration) -> Result<Duration> {
         let begun = Instant::now();
         let goal = self.received() + more;
         while self.received() < goal {
-            ensure!(begun.elapsed() < patience, "nothing arrives");
-            thread::sleep(LOOK);
+            ensure!(begun.elapsed() < timeout, "nothing arrives");
+            thread::sleep(CHECK_INTERVAL);
         }
         Ok(begun.elapsed())
     }
@@ -111,17 +111,17 @@ impl Stream {
     /// How long packets keep arriving from now on, until none has arrived for 300 ms.
     ///
     /// # Errors
-    /// When they still arrive after `patience`.
-    pub fn until_dry(&self, patience: Duration) -> Result<Duration> {
+    /// When they still arrive after `timeout`.
+    pub fn until_dry(&self, timeout: Duration) -> Result<Duration> {
         let begun = Instant::now();
         let (mut last, mut seen) = (begun, self.received());
-        while last.elapsed() < DRY {
+        while last.elapsed() < IDLE_TIMEOUT {
             let now = self.received();
             if now != seen {
                 (last, seen) = (Instant::now(), now);
             }
-            ensure!(begun.elapsed() < patience, "packets keep arriving");
-            thread::sleep(LOOK);
+            ensure!(begun.elapsed() < timeout, "packets keep arriving");
+            thread::sleep(CHECK_INTERVAL);
         }
         Ok(last - begun)
     }
@@ -130,7 +130,7 @@ impl Stream {
     pub fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
         let accepted = self.sender.join().expect("the sender does not panic");
-        thread::sleep(LAST_ARRIVALS);
+        thread::sleep(ARRIVAL_TIMEOUT);
         self.done.store(true, Ordering::Relaxed);
         let arrived = self.receiver.join().expect("the receiver does not panic");
         report(&accepted, &arrived)

@@ -81,13 +81,13 @@ impl Tap {
         Some(frame)
     }
 
-    /// The first frame within `patience` for which `wanted` is true; other frames are discarded.
+    /// The first frame within `timeout` for which `wanted` is true; other frames are discarded.
     pub fn wait_for(
         &self,
-        patience: Duration,
+        timeout: Duration,
         mut wanted: impl FnMut(&[u8]) -> bool,
     ) -> Option<Vec<u8>> {
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         loop {
             while let Some(frame) = self.receive() {
                 if wanted(&frame) {
@@ -105,11 +105,11 @@ impl Tap {
     }
 }
 
-/// Sleeps until one of `taps` has a frame, at most for `patience`.
-pub fn wait(taps: &[&Tap], patience: Duration) {
+/// Sleeps until one of `taps` has a frame, at most for `timeout`.
+pub fn wait(taps: &[&Tap], timeout: Duration) {
     let mut fds: Vec<_> =
         taps.iter().map(|tap| PollFd::new(tap.socket.as_fd(), PollFlags::POLLIN)).collect();
-    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
     // Interrupted or not: the caller checks for frames next.
     let _ = poll(&mut fds, timeout);
 }

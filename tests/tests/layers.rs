@@ -28,7 +28,7 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// The layers of `control`.
-const ROOMS: [&[&str]; 7] = [
+const CONTROL_LAYERS: [&[&str]; 7] = [
     &["netlink", "process"],
     &["netdev"],
     &["mirror", "firewall"],
@@ -153,7 +153,7 @@ fn modules_used(code: &str, depth: usize) -> Vec<String> {
 }
 
 /// The modules of `control` that a file in it uses; `depth`: number of `super::` to the crate's root.
-fn rooms_used(code: &str, depth: usize) -> Vec<String> {
+fn control_modules_used(code: &str, depth: usize) -> Vec<String> {
     let by_name = used(code, depth).into_iter().filter_map(|path| path.strip_prefix("control::"));
     let by_super = used(code, depth - 1).into_iter();
     // `super` names no module that is reached by `crate::`.
@@ -179,7 +179,7 @@ fn depth(relative: &Path) -> usize {
 /// All violations in the files under `src`.
 fn violations(src: &Path) -> Vec<String> {
     let mut wrong = violations_among(src, &LAYERS, 0, modules_used);
-    wrong.extend(violations_among(&src.join("control"), &ROOMS, 1, rooms_used));
+    wrong.extend(violations_among(&src.join("control"), &CONTROL_LAYERS, 1, control_modules_used));
     wrong.extend(violations_among(&src.join("pipeline"), &STAGES, 1, stages_used));
     wrong
 }

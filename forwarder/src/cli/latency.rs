@@ -20,7 +20,7 @@ use crate::control::process::terminal::printable;
 use crate::histogram::{self, IntervalLog, OutFile, Summary, hgrm, svg};
 
 /// Interval of --watch.
-const PERIOD: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 const ABOUT: &str = "\
 A frame's time begins when the worker has taken its burst from the RX ring and ends when it has put \
@@ -131,7 +131,7 @@ pub fn latency(global: &Global, args: &LatencyArgs) -> Result<()> {
         before = LatencyReport { resets: before.resets + 1, ..LatencyReport::default() };
     }
     for tick in 1.. {
-        if signals.wait((PERIOD * tick).saturating_sub(start.elapsed())) {
+        if signals.wait((WATCH_INTERVAL * tick).saturating_sub(start.elapsed())) {
             break;
         }
         let mut files = args.files()?;

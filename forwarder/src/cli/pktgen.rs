@@ -34,9 +34,9 @@ CPU busy even at a low rate. --engine af_xdp sends by AF_XDP sockets, one queue 
 Ends after --count packets, after --duration, or with Ctrl-C, and prints what was sent.";
 
 /// Interval between checks whether it is to end.
-const LOOK: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Interval between updates of the progress bar.
-const SHOW: Duration = Duration::from_millis(250);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How packets are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -250,8 +250,8 @@ fn watch(
         && !signals.came()
         && duration.is_none_or(|seconds| started.elapsed().as_secs_f64() < seconds)
     {
-        std::thread::sleep(LOOK);
-        if shown.elapsed() >= SHOW {
+        std::thread::sleep(CHECK_INTERVAL);
+        if shown.elapsed() >= PROGRESS_INTERVAL {
             shown = Instant::now();
             let sent = generator.sent()?;
             bar.set_position(sent.packets);

@@ -33,13 +33,13 @@ generator was delayed before sending it.
 Ends with --count, --idle, --duration or Ctrl-C.";
 
 /// Maximum length of a wait.
-const WAIT: Duration = Duration::from_millis(10);
+const WAIT_MAX: Duration = Duration::from_millis(10);
 /// How long emptying the rings may take at the end.
-const DRAIN: Duration = Duration::from_millis(20);
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(20);
 /// With --count: seconds without a packet after which no more are expected.
 const COUNT_IDLE_S: f64 = 5.0;
 /// Interval between two lines of the log.
-const INTERVAL: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `sink`.
 #[derive(Debug, Args)]
@@ -120,7 +120,7 @@ pub fn sink(global: &Global, args: &SinkArgs) -> Result<()> {
     let seconds = args.receive(&signals, &mut receiver, &mut tracker, &mut files)?;
     // Packets in the rings still count; later ones of a generator that keeps sending do not.
     let ended = Instant::now();
-    while receiver.turn(&mut tracker, Duration::ZERO) > 0 && ended.elapsed() < DRAIN {}
+    while receiver.turn(&mut tracker, Duration::ZERO) > 0 && ended.elapsed() < DRAIN_TIMEOUT {}
     files.finish(&args.interface, &tracker)?;
     let mut tally = tracker.tally();
     if let Some(count) = args.count {
@@ -200,11 +200,11 @@ impl SinkArgs {
         let mut looked = started;
         while self.count.is_none_or(|count| tracker.tally().received < count) {
             // A burst at a time; the other conditions are checked only now and then.
-            if receiver.turn(tracker, WAIT) > 0 {
+            if receiver.turn(tracker, WAIT_MAX) > 0 {
                 last = Instant::now();
                 first.get_or_insert(last);
             }
-            if looked.elapsed() < WAIT {
+            if looked.elapsed() < WAIT_MAX {
                 continue;
             }
             looked = Instant::now();
@@ -222,7 +222,7 @@ impl Files {
     fn interval(&mut self, tracker: &Tracker, last: bool) -> Result<()> {
         let Some(log) = &mut self.log else { return Ok(()) };
         let now = log.started.elapsed();
-        if !last && now - log.begun < INTERVAL {
+        if !last && now - log.begun < LOG_INTERVAL {
             return Ok(());
         }
         let mut new = tracker.latency().clone();

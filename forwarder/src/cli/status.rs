@@ -14,7 +14,7 @@ use crate::control::api::{
 };
 
 /// Interval between requests while waiting.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ pub fn status(global: &Global, args: &StatusArgs) -> Result<ExitCode> {
 }
 
 /// Repeats the request until packets are forwarded or the time is over. Returns the last answer.
-fn wait(global: &Global, patience: Duration) -> Result<StatusReport> {
+fn wait(global: &Global, timeout: Duration) -> Result<StatusReport> {
     let start = Instant::now();
     loop {
         let answer = match global.ask(&Request::Status) {
@@ -51,15 +51,15 @@ fn wait(global: &Global, patience: Duration) -> Result<StatusReport> {
             Ok(other) => return Err(unexpected(&other)),
             Err(error) => Err(error),
         };
-        let left = patience.saturating_sub(start.elapsed());
+        let left = timeout.saturating_sub(start.elapsed());
         if left.is_zero() {
-            let waited = patience.as_secs_f64();
+            let waited = timeout.as_secs_f64();
             return answer.map_err(|error| match waited {
                 0.0 => error,
                 _ => anyhow!("waited {waited} s: {error:#}"),
             });
         }
-        thread::sleep(LOOK_EVERY.min(left));
+        thread::sleep(REQUEST_INTERVAL.min(left));
     }
 }
 

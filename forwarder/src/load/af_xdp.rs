@@ -27,11 +27,11 @@ use crate::worker::affinity;
 /// Frames in flight; nothing is received, but a fill ring is required.
 const RINGS: RingSizes = RingSizes { fill: 64, tx: 2048 };
 /// A thread that has nothing to send for longer than this sleeps; it spins for the last part.
-const SPIN: Duration = Duration::from_micros(200);
+const SPIN_MAX: Duration = Duration::from_micros(200);
 /// Longest sleep, and thus the delay until the thread notices that it is to stop.
 const SLEEP_MAX: Duration = Duration::from_millis(10);
 /// How long the kernel may take to send what is left at the end.
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is sent.
 #[derive(Debug, Clone)]
@@ -165,7 +165,7 @@ impl Sender {
             return Ok(());
         }
         self.send(&mut io, &mut pool, &stats);
-        let end = Instant::now() + DRAIN;
+        let end = Instant::now() + DRAIN_TIMEOUT;
         while io.accounting().tx_and_completion > 0 && Instant::now() < end {
             io.kick(&mut pool, &stats);
         }
@@ -222,7 +222,7 @@ impl Sender {
         let due_ns = (u128::from(sent) * u128::from(self.interval)) >> INTERVAL_SHIFT;
         let due = Duration::from_nanos(u64::try_from(due_ns).unwrap_or(u64::MAX));
         match due.checked_sub(started.elapsed()) {
-            Some(left) if left > SPIN => std::thread::sleep((left - SPIN).min(SLEEP_MAX)),
+            Some(left) if left > SPIN_MAX => std::thread::sleep((left - SPIN_MAX).min(SLEEP_MAX)),
             _ => std::hint::spin_loop(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! With a window a generator sends only while fewer packets than that are in flight. Lost packets would
 //! close the window for good, so a thread gives up packets in flight if no packet was sent or received for
-//! [`PATIENCE`]. A packet that was given up and arrives later is counted as received, which makes the
+//! [`LOSS_TIMEOUT`]. A packet that was given up and arrives later is counted as received, which makes the
 //! window smaller for a moment.
 
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use crate::io::af_xdp::link::{LinkMode, XdpLink};
 
 /// How long no packet may be sent or received before those in flight count as lost. Longer than a thread
 /// may be without its CPU on a busy machine.
-const PATIENCE: Duration = Duration::from_millis(100);
+const LOSS_TIMEOUT: Duration = Duration::from_millis(100);
 /// Interval between reads of the counters.
-const LOOK: Duration = Duration::from_millis(10);
+const READ_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Counters of all sinks of a circuit together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,20 +200,20 @@ pub(super) fn attach(
     link.map_err(|source| LoadError::Attach { place: place.to_string(), source })
 }
 
-/// Gives up packets in flight when no packet was sent or received for [`PATIENCE`].
+/// Gives up packets in flight when no packet was sent or received for [`LOSS_TIMEOUT`].
 fn watch(maps: &Shared, forgiven: &AtomicU64, stop: &AtomicBool) {
     let (mut last, mut since) = (Loop::default(), Instant::now());
     while !stop.load(Ordering::Relaxed) {
-        thread::sleep(LOOK);
+        thread::sleep(READ_INTERVAL);
         let Ok(now) = maps.counters() else { return };
         if (now.sent, now.received) != (last.sent, last.received) {
             (last, since) = (now, Instant::now());
             continue;
         }
         let gone = now.received.wrapping_add(forgiven.load(Ordering::Relaxed));
-        let under_way = now.sent.wrapping_sub(gone).cast_signed();
-        if under_way > 0 && since.elapsed() >= PATIENCE {
-            let total = forgiven.fetch_add(under_way as u64, Ordering::Relaxed) + under_way as u64;
+        let in_flight = now.sent.wrapping_sub(gone).cast_signed();
+        if in_flight > 0 && since.elapsed() >= LOSS_TIMEOUT {
+            let total = forgiven.fetch_add(in_flight as u64, Ordering::Relaxed) + in_flight as u64;
             if object::write(&maps.forgiven, MAP_FORGIVEN, &total.to_ne_bytes()).is_err() {
                 return;
             }

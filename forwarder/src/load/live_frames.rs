@@ -16,12 +16,12 @@ use crate::worker::affinity;
 
 /// Target duration of a system call: setting one up takes about 20 ms, during which nothing is sent, and a
 /// thread sees its stop flag only when the call has ended.
-const CALL: Duration = Duration::from_millis(500);
+const CALL_TIME: Duration = Duration::from_millis(500);
 /// Minimum runs of the program per system call. The kernel works in batches of 64.
 const REPEAT_MIN: u32 = 64;
 const REPEAT_MAX: u32 = 1 << 28;
 /// Target duration of a system call when the program waits for packets to be due.
-const PACED_CALL: Duration = Duration::from_secs(1);
+const PACED_CALL_TIME: Duration = Duration::from_secs(1);
 /// BPF_F_TEST_XDP_LIVE_FRAMES of linux/bpf.h.
 const LIVE_FRAMES: u32 = libbpf_rs::libbpf_sys::BPF_F_TEST_XDP_LIVE_FRAMES;
 
@@ -136,10 +136,10 @@ impl Worker {
         let left = if count == 0 { u64::MAX } else { count - sent };
         let runs = |call_ns: f64| (call_ns / run_ns.max(1.0)) as u32;
         let repeat = if interval == 0 {
-            u32::try_from(left).unwrap_or(REPEAT_MAX).min(runs(CALL.as_nanos() as f64))
+            u32::try_from(left).unwrap_or(REPEAT_MAX).min(runs(CALL_TIME.as_nanos() as f64))
         } else {
             let left_ns = left as f64 * (interval >> INTERVAL_SHIFT).max(1) as f64;
-            runs(left_ns.min(PACED_CALL.as_nanos() as f64))
+            runs(left_ns.min(PACED_CALL_TIME.as_nanos() as f64))
         };
         Some(repeat.clamp(REPEAT_MIN, REPEAT_MAX))
     }

@@ -25,8 +25,8 @@ const NDA_LLADDR: u16 = 2;
 /// States with a usable MAC: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
 /// How long neighbour resolution may take: the kernel sends three requests, a second apart.
-const PATIENCE: Duration = Duration::from_secs(4);
-const LOOK: Duration = Duration::from_millis(20);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(4);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// The discard port, RFC 863.
 const DISCARD: u16 = 9;
 
@@ -85,9 +85,9 @@ pub fn resolve(ifindex: u32, ifname: &str, neighbour: IpAddr) -> io::Result<Opti
         return Ok(Some(mac));
     }
     ask(ifindex, ifname, neighbour)?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + RESOLVE_TIMEOUT;
     while Instant::now() < end {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(CHECK_INTERVAL);
         if let Some(mac) = known(ifindex, neighbour)? {
             return Ok(Some(mac));
         }

@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 
 /// How long a worker that has begun a brief command may be kept from its CPU.
-const FINISH_BRIEF: Duration = Duration::from_millis(200);
+const FINISH_BRIEF_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The caller's timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct CallTimeouts {
     /// For the worker to begin the command.
     pub begin: Duration,
     /// From then until it is done; some commands take long, such as binding a socket to a queue of a NIC.
     pub finish: Duration,
 }
 
-impl Patience {
+impl CallTimeouts {
     /// For a command that itself takes no time; the worker has 200 ms to finish it.
-    pub fn brief(begin: Duration) -> Patience {
-        Patience { begin, finish: FINISH_BRIEF }
+    pub fn brief(begin: Duration) -> CallTimeouts {
+        CallTimeouts { begin, finish: FINISH_BRIEF_TIMEOUT }
     }
 }
 
@@ -85,12 +85,12 @@ impl<T> Reply<T> {
 /// Sends a command and waits for its result.
 pub(super) fn ask<C, T>(
     commands: &Sender<C>,
-    patience: Patience,
+    timeouts: CallTimeouts,
     command: impl FnOnce(Reply<T>) -> C,
 ) -> Result<T, NoAnswer> {
     let progress = Arc::new(Progress::default());
     let (answer, result) = bounded(1);
-    let deadline = Instant::now() + patience.begin;
+    let deadline = Instant::now() + timeouts.begin;
     let reply = Reply { progress: Arc::clone(&progress), answer, unclaimed: result.clone() };
     commands.send_deadline(command(reply), deadline).map_err(|error| match error {
         SendTimeoutError::Timeout(_) => NoAnswer::NotBegun,
@@ -104,7 +104,7 @@ pub(super) fn ask<C, T>(
         }
         Err(RecvTimeoutError::Timeout) => {}
     }
-    match result.recv_timeout(patience.finish) {
+    match result.recv_timeout(timeouts.finish) {
         Ok(result) => Ok(result),
         Err(RecvTimeoutError::Disconnected) => Err(NoAnswer::Ended),
         Err(RecvTimeoutError::Timeout) if progress.advance(BEGUN, CANCELLED) => {
@@ -135,7 +135,7 @@ mod tests {
     fn a_result_is_returned() {
         let (commands, worker) = bounded::<Command>(1);
         let worker = thread::spawn(move || worker.recv().expect("a command")());
-        let answer = ask(&commands, Patience::brief(LONG), |reply| command(reply, || 7));
+        let answer = ask(&commands, CallTimeouts::brief(LONG), |reply| command(reply, || 7));
         assert_eq!(answer, Ok(7));
         assert_eq!(worker.join().expect("no panic"), None, "there is nothing to undo");
     }
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_command_that_nobody_began_never_runs() {
         let (commands, worker) = bounded::<Command>(1);
-        let answer = ask(&commands, Patience::brief(SHORT), |reply| {
+        let answer = ask(&commands, CallTimeouts::brief(SHORT), |reply| {
             command(reply, || panic!("it was cancelled"))
         });
         assert_eq!(answer, Err(NoAnswer::NotBegun));
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_command_that_no_room_is_left_for_is_not_sent() {
         let (commands, worker) = bounded::<Command>(0);
-        let answer = ask(&commands, Patience::brief(SHORT), |reply| command(reply, || 7));
+        let answer = ask(&commands, CallTimeouts::brief(SHORT), |reply| command(reply, || 7));
         assert_eq!(answer, Err(NoAnswer::NotBegun));
         assert!(worker.try_recv().is_err());
     }
@@ -165,8 +165,8 @@ mod tests {
         let worker = thread::spawn(move || worker.recv().expect("a command")());
         let (begun, has_begun) = bounded(1);
         // The worker has this long to begin.
-        let patience = Patience { begin: Duration::from_secs(2), finish: SHORT };
-        let answer = ask(&commands, patience, |reply| {
+        let timeouts = CallTimeouts { begin: Duration::from_secs(2), finish: SHORT };
+        let answer = ask(&commands, timeouts, |reply| {
             command(reply, move || {
                 let _ = begun.send(());
                 let _ = wait.recv();
@@ -185,7 +185,7 @@ mod tests {
         let worker = thread::spawn(move || worker.recv().expect("a command")());
         let begin = Duration::from_secs(1);
         let deadline = Instant::now() + begin;
-        let answer = ask(&commands, Patience::brief(begin), |reply| {
+        let answer = ask(&commands, CallTimeouts::brief(begin), |reply| {
             command(reply, move || {
                 thread::sleep(SHORT + deadline.saturating_duration_since(Instant::now()));
                 7
@@ -206,7 +206,7 @@ mod tests {
             let _ = wait.recv();
             reply.progress.advance(BEGUN, DONE)
         });
-        let answer = ask(&commands, Patience { begin: LONG, finish: LONG }, |reply| reply);
+        let answer = ask(&commands, CallTimeouts { begin: LONG, finish: LONG }, |reply| reply);
         assert_eq!(answer, Ok(7));
         drop(go_on);
         assert!(worker.join().expect("no panic"));
@@ -224,11 +224,11 @@ mod tests {
         let mut heard = 0;
         for n in 0..4000 {
             // From much too short to sufficient.
-            let patience = Patience {
+            let timeouts = CallTimeouts {
                 begin: Duration::from_micros(n % 500),
                 finish: Duration::from_micros(n % 7),
             };
-            let answer = ask(&commands, patience, |reply| {
+            let answer = ask(&commands, timeouts, |reply| {
                 command(reply, move || {
                     (0..n % 64).for_each(|_| std::hint::spin_loop());
                     7
@@ -249,7 +249,7 @@ mod tests {
     fn a_worker_that_has_ended_is_not_waited_for() {
         let (commands, worker) = bounded::<Command>(1);
         drop(worker);
-        let answer = ask(&commands, Patience::brief(LONG), |reply| command(reply, || 7));
+        let answer = ask(&commands, CallTimeouts::brief(LONG), |reply| command(reply, || 7));
         assert_eq!(answer, Err(NoAnswer::Ended));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::ask::{NoAnswer, Patience, ask};
+use super::ask::{CallTimeouts, NoAnswer, ask};
 use super::clock::Clock;
 use super::handoff::Handoffs;
 use super::poll::WorkerFrames;
@@ -125,11 +125,11 @@ impl<I> WorkerHandle<I> {
     /// [`NoAnswer`]: nothing has been done, or the worker undoes it by `undo`.
     pub fn change_handoffs_or_undo<T: Send + 'static>(
         &self,
-        patience: Patience,
+        timeouts: CallTimeouts,
         change: impl FnOnce(&mut Handoffs) -> T + Send + 'static,
         undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<T, NoAnswer> {
-        ask(&self.commands, patience, |reply| {
+        ask(&self.commands, timeouts, |reply| {
             Command::Handoffs(Box::new(move |handoffs| {
                 if let Some(unwanted) = reply.run(|| change(handoffs)) {
                     undo(handoffs, unwanted);
@@ -145,11 +145,11 @@ impl<I> WorkerHandle<I> {
     /// [`NoAnswer`]: nothing has been done, or the worker undoes it by `undo`.
     pub fn call_or_undo<T: Send + 'static>(
         &self,
-        patience: Patience,
+        timeouts: CallTimeouts,
         call: impl FnOnce(&mut I, &mut FramePool, &WorkerStats) -> T + Send + 'static,
         undo: impl FnOnce(&mut I, &mut FramePool, &WorkerStats, T) + Send + 'static,
     ) -> Result<T, NoAnswer> {
-        ask(&self.commands, patience, |reply| {
+        ask(&self.commands, timeouts, |reply| {
             Command::Call(Box::new(move |io, pool, stats| {
                 if let Some(unwanted) = reply.run(|| call(io, pool, stats)) {
                     undo(io, pool, stats, unwanted);
@@ -215,7 +215,7 @@ impl<I> TapHandle<I> {
         call: impl FnOnce(&mut Tap) -> T + Send + 'static,
         undo: impl FnOnce(&mut Tap, T) + Send + 'static,
     ) -> Result<T, NoAnswer> {
-        ask(&self.commands, Patience::brief(timeout), |reply| {
+        ask(&self.commands, CallTimeouts::brief(timeout), |reply| {
             Command::Tap(Box::new(move |tap| {
                 if let Some(unwanted) = reply.run(|| call(tap)) {
                     undo(tap, unwanted);

@@ -21,7 +21,7 @@ pub mod poll;
 pub mod residence;
 pub mod slow_path;
 
-pub use ask::{NoAnswer, Patience};
+pub use ask::{CallTimeouts, NoAnswer};
 pub use handle::{Command, TapHandle, WorkerHandle};
 pub use handoff::Handoffs;
 pub use liveness::Liveness;

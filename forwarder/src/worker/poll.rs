@@ -25,11 +25,11 @@ use crate::tables::{Snapshot, Tables};
 /// An adaptive worker sleeps after this long without a frame.
 const IDLE_BEFORE_SLEEP_NS: u64 = 200_000;
 /// Longest sleep: commands and new tables are noticed at least this often.
-const SLEEP: Duration = Duration::from_millis(20);
+const SLEEP_MAX: Duration = Duration::from_millis(20);
 /// Pause of a worker that may not forward because the tables are not known to be current.
-const STAND_BY: Duration = Duration::from_millis(1);
+const WAIT_INTERVAL: Duration = Duration::from_millis(1);
 /// Longest sleep while packets wait for a neighbour, or to be sent.
-const SLEEP_WITH_HELD: Duration = Duration::from_millis(1);
+const SLEEP_WITH_HELD_MAX: Duration = Duration::from_millis(1);
 /// How long RX rings must stay empty before a stopping worker assumes that no more packets arrive.
 const DRAIN_NS: u64 = 5_000_000;
 /// A stopping worker ends after this long even if packets still arrive.
@@ -42,10 +42,10 @@ const DRAIN_LIMIT_NS: u64 = 60_000_000_000;
 /// Bursts taken from one queue before the next queue is served, and, unless a TX ring fills up, before a
 /// system call: its cache misses are then paid once per iteration. (A driver's NAPI weight is one burst,
 /// its budget 300 packets.)
-const BURSTS_A_TURN: usize = 4;
+const BURSTS_PER_TURN: usize = 4;
 
 /// A timed iteration that took longer was preempted, and is not counted.
-const INTERRUPTED: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 
 /// How a worker detects received frames; compare a driver under NAPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -302,7 +302,7 @@ impl<I: PacketIo> Worker<I> {
     fn take_received(&mut self, mut permission: Permission, mut now_ns: u64) -> usize {
         let mut taken = 0;
         for slot in 0..self.io.ports() as u16 {
-            for _ in 0..BURSTS_A_TURN {
+            for _ in 0..BURSTS_PER_TURN {
                 let may_take = match permission {
                     Permission::Forward => true,
                     Permission::HandBack(_) => self.slow_path.room() >= BURST,
@@ -340,7 +340,7 @@ impl<I: PacketIo> Worker<I> {
         self.io.kick(&mut self.pool, &self.stats);
         self.reader.quiescent();
         self.stats.turns.inc();
-        std::thread::sleep(STAND_BY);
+        std::thread::sleep(WAIT_INTERVAL);
     }
 
     /// Sends packets that other workers have no queue for. Returns their number.
@@ -350,7 +350,7 @@ impl<I: PacketIo> Worker<I> {
         let mut packets = 0;
         for channel in 0..self.handoffs.channels_in() {
             // As much as from a queue of its own.
-            for _ in 0..BURSTS_A_TURN {
+            for _ in 0..BURSTS_PER_TURN {
                 let egress = &mut self.out.egress;
                 let taken =
                     self.handoffs.take(channel, oldest_ns, &mut self.pool, egress, &self.stats);
@@ -411,7 +411,7 @@ impl<I: PacketIo> Worker<I> {
 
     /// Adds an iteration's time, unless it was interrupted or had nothing to do.
     fn account(&self, taken: usize, user: Duration, all: Duration) {
-        if taken > 0 && all < INTERRUPTED {
+        if taken > 0 && all < PREEMPTED_MIN {
             let cost = &self.stats.cost;
             cost.frames.add(taken as u64);
             cost.user_ns.add(user.as_nanos() as u64);
@@ -509,7 +509,7 @@ impl<I: PacketIo> Worker<I> {
 
     fn sleep(&mut self) {
         let pending = self.state.held() > 0 || self.io.accounting().tx_and_completion > 0;
-        let timeout = if pending { SLEEP_WITH_HELD } else { SLEEP };
+        let timeout = if pending { SLEEP_WITH_HELD_MAX } else { SLEEP_MAX };
         self.stats.sleeps.inc();
         self.reader.offline();
         if self.handoffs.may_sleep() {

@@ -11,7 +11,7 @@ use super::clock::{Clock, monotonic_ns};
 use super::handoff::{HandoffTx, Waker, channel};
 use super::poll::{Parts, PollMode, WorkerFrames};
 use super::slow_path::{PuntQueue, Wakeup, slow_path};
-use super::{Handoffs, Liveness, NoAnswer, Patience, Residence, Worker, WorkerHandle};
+use super::{CallTimeouts, Handoffs, Liveness, NoAnswer, Residence, Worker, WorkerHandle};
 use crate::capture::{Kind, Records, RingReader, Session, Wanted, ring};
 use crate::fib::qsbr::Qsbr;
 use crate::io::MemIo;
@@ -25,7 +25,7 @@ use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Published;
 
 const FRAMES: u32 = 512;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A worker under test, with a capture of all packets.
 struct Bench {
@@ -360,9 +360,9 @@ fn a_late_change_of_handoffs_is_undone() {
     let ask = |change: fn(&mut Handoffs, HandoffTx), undo: fn(&mut Handoffs), late: bool| {
         let (out, into) = channel(2, 1, Arc::clone(&waker));
         let (go_on, wait) = bounded::<()>(0);
-        let patience = Patience { begin: Duration::from_secs(1), finish: Duration::ZERO };
+        let timeouts = CallTimeouts { begin: Duration::from_secs(1), finish: Duration::ZERO };
         let answer = handle.change_handoffs_or_undo(
-            patience,
+            timeouts,
             move |handoffs| {
                 if late {
                     let _ = wait.recv();
@@ -380,7 +380,7 @@ fn a_late_change_of_handoffs_is_undone() {
             handoffs.set_target(RIGHT, None)
         };
         handle
-            .change_handoffs_or_undo(Patience::brief(PATIENCE), look, |_, _| {})
+            .change_handoffs_or_undo(CallTimeouts::brief(TIMEOUT), look, |_, _| {})
             .expect("it answers")
     };
     ask(|handoffs, out| handoffs.add(out), Handoffs::undo_add, true);
@@ -412,7 +412,7 @@ fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
     for n in (0..PACKETS).step_by(20) {
         let handle = &handles[if n % 60 == 0 { 0 } else { 2 }];
         let put = handle.call_or_undo(
-            Patience::brief(PATIENCE),
+            CallTimeouts::brief(TIMEOUT),
             move |io, pool, _| (n..n + 20).try_for_each(|n| io.inject(LEFT, pool, &frame(n))),
             |_, _, _, _| {},
         );
@@ -421,7 +421,7 @@ fn a_sleeping_worker_is_woken_and_nothing_is_lost_when_all_stop() {
             // From time to time all of them sleep.
             let begun = Instant::now();
             while sent() < u64::from(n + 20) {
-                assert!(begun.elapsed() < PATIENCE, "{} of {} are sent", sent(), n + 20);
+                assert!(begun.elapsed() < TIMEOUT, "{} of {} are sent", sent(), n + 20);
                 thread::yield_now();
             }
             thread::sleep(Duration::from_millis(1));

@@ -22,9 +22,9 @@ use serde_json::Value;
 /// How often a port is closed under load.
 const CLOSINGS: usize = 12;
 /// Duration of mixed traffic.
-const SOAK: Duration = Duration::from_secs(40);
+const SOAK_TIME: Duration = Duration::from_secs(40);
 /// Interval between two odd packets.
-const ODD_PACE: Duration = Duration::from_micros(700);
+const ODD_INTERVAL: Duration = Duration::from_micros(700);
 
 fn account(ferroute: &Ferroute) -> Result<Account> {
     Ok(Account::new(ferroute.json(&["stat"])?))
@@ -173,7 +173,7 @@ fn send_odd(tap: &Tap, stop: &AtomicBool) {
         }
         // Refused while the port is down.
         let _ = tap.send(frame);
-        thread::sleep(ODD_PACE);
+        thread::sleep(ODD_INTERVAL);
     }
 }
 
@@ -300,7 +300,7 @@ fn mixed_traffic_while_ports_close_and_captures_run_is_fully_accounted_for() -> 
         let run = || -> Result<()> {
             let begun = Instant::now();
             let mut n = 0;
-            while begun.elapsed() < SOAK {
+            while begun.elapsed() < SOAK_TIME {
                 let capture = ferroute.command(&["capture", "-w", "/dev/null"]);
                 let mut capture = { capture }.stderr(Stdio::null()).spawn()?;
                 disturb(&lab, n)?;

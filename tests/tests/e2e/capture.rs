@@ -14,7 +14,7 @@ use ferroute_tests::lab::mac;
 use ferroute_tests::packet::{ETHERTYPE_IPV4, Ipv4, UDP, ethernet, udp};
 use ferroute_tests::ping::{ping, ping_all, ping_each};
 use ferroute_tests::tap::Tap;
-use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -55,7 +55,7 @@ impl Capture {
 
     /// Waits for its end; returns its status and standard error.
     fn ended(mut self) -> Result<(ExitStatus, String)> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + EVENT_TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok((status, self.said()));
@@ -137,7 +137,7 @@ fn through(lab: &Lab, frames: &[Vec<u8>], expected: usize) -> Result<Vec<Vec<u8>
         left.send(frame)?;
     }
     while arrived.len() < expected {
-        let frame = right.wait_for(PATIENCE, |frame| {
+        let frame = right.wait_for(EVENT_TIMEOUT, |frame| {
             frame.starts_with(&mac::RIGHT) && frame.get(36..38) == Some(&PORT.to_be_bytes())
         });
         arrived.push(frame.with_context(|| format!("{} of {expected} came", arrived.len()))?);

@@ -17,9 +17,9 @@ use ferroute_tests::{Ferroute, Lab, eventually, threads};
 use serde_json::Value;
 
 /// How soon `status` must be answered under all conditions.
-const SOON: Duration = Duration::from_secs(1);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
 /// How soon a route must be followed: the longest that a forwarder may be laxer than the kernel.
-const FOLLOWED: Duration = Duration::from_millis(200);
+const FOLLOW_TIME_MAX: Duration = Duration::from_millis(200);
 /// A large table.
 const ROUTES: usize = 200_000;
 /// Memory that many clients may cost, in KiB: stacks, buffers and pages of 64 clients, and what the
@@ -44,7 +44,7 @@ fn status(ferroute: &Ferroute) -> Result<Output> {
     let begun = Instant::now();
     let output = ferroute.command(&["status"]).output()?;
     let took = begun.elapsed();
-    ensure!(took < SOON, "`status` took {took:?}: {output:?}");
+    ensure!(took < ANSWER_TIME_MAX, "`status` took {took:?}: {output:?}");
     ensure!(!output.stdout.is_empty(), "no status: {output:?}");
     Ok(output)
 }
@@ -241,12 +241,12 @@ fn follows(lab: &Lab, stream: &Stream, times: usize) -> Result<()> {
     for _ in 0..times {
         ensure!(stream.flows(20), "nothing arrives");
         lab.router.run("ip route add blackhole 203.0.113.1/32")?;
-        thread::sleep(FOLLOWED);
+        thread::sleep(FOLLOW_TIME_MAX);
         let before = stream.received();
-        thread::sleep(FOLLOWED);
+        thread::sleep(FOLLOW_TIME_MAX);
         let passed = stream.received() - before;
         lab.router.run("ip route del blackhole 203.0.113.1/32")?;
-        ensure!(passed == 0, "{passed} packets passed later than {FOLLOWED:?}");
+        ensure!(passed == 0, "{passed} packets passed later than {FOLLOW_TIME_MAX:?}");
     }
     Ok(())
 }
@@ -351,7 +351,7 @@ fn clients_that_read_no_answer_are_disconnected_for_others() -> Result<()> {
     let before = rss_kib(&ferroute)?;
     let _stuck: Vec<UnixStream> =
         (0..64).map(|_| unread(&ferroute, "json")).collect::<Result<_>>()?;
-    thread::sleep(SOON);
+    thread::sleep(ANSWER_TIME_MAX);
     for _ in 0..10 {
         is_well(&ferroute)?;
     }
@@ -423,7 +423,7 @@ fn status_is_answered_while_the_control_thread_is_stalled() -> Result<()> {
     for verb in ["stat", "drops"] {
         let begun = Instant::now();
         ferroute.ask(&[verb])?;
-        ensure!(begun.elapsed() < SOON, "`{verb}` took {:?}", begun.elapsed());
+        ensure!(begun.elapsed() < ANSWER_TIME_MAX, "`{verb}` took {:?}", begun.elapsed());
     }
     drop(waiting);
     drop(stopped);
@@ -442,7 +442,7 @@ fn status_is_answered_while_a_worker_is_stalled() -> Result<()> {
         ensure!(text.contains("worker 0 does not answer"), "{text}");
         let begun = Instant::now();
         ferroute.ask(&["stat"])?;
-        ensure!(begun.elapsed() < SOON, "`stat` took {:?}", begun.elapsed());
+        ensure!(begun.elapsed() < ANSWER_TIME_MAX, "`stat` took {:?}", begun.elapsed());
     }
     let begun = Instant::now();
     let refused = ferroute.command(&["capture", "-c", "1"]).output()?;

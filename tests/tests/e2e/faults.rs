@@ -20,9 +20,9 @@ use serde_json::Value;
 
 /// Default of FERROUTE_SOAK_SECONDS.
 const SECONDS: u64 = 40;
-const PACE: Duration = Duration::from_millis(2);
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 /// The longest that a change may take to have effect, on a machine that runs other tests.
-const SOON: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much the process may grow after its first faults, in KiB.
 const GROWTH_KIB: u64 = 16 << 10;
 
@@ -83,8 +83,8 @@ impl Soak {
         let limits = ["--worker-timeout", "250", "--control-timeout", "1000"];
         let ferroute = Ferroute::start_with(&lab, &limits)?;
         let Some(pid) = ferroute.pid() else { return Ok(None) };
-        let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, PACE)?;
-        let v6 = Stream::start(&lab.left, &lab.right, RIGHT6, PACE)?;
+        let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, SEND_INTERVAL)?;
+        let v6 = Stream::start(&lab.left, &lab.right, RIGHT6, SEND_INTERVAL)?;
         Ok(Some(Self { lab, ferroute, pid, rng: Rng::new(seed), v4, v6, silent: Vec::new() }))
     }
 
@@ -134,9 +134,9 @@ impl Soak {
             self.lab.router.run(line)?;
         }
         drop(stopped);
-        self.v4.until_dry(SOON).with_context(|| format!("IPv4 after {refuse:?}"))?;
+        self.v4.until_dry(EVENT_TIMEOUT).with_context(|| format!("IPv4 after {refuse:?}"))?;
         if both {
-            self.v6.until_dry(SOON).with_context(|| format!("IPv6 after {refuse:?}"))?;
+            self.v6.until_dry(EVENT_TIMEOUT).with_context(|| format!("IPv6 after {refuse:?}"))?;
         }
         for line in undo {
             self.lab.router.run(line)?;
@@ -190,8 +190,8 @@ impl Soak {
     }
 
     fn flows(&self) -> Result<()> {
-        self.v4.until_flowing(20, SOON).context("IPv4")?;
-        self.v6.until_flowing(20, SOON).context("IPv6").map(drop)
+        self.v4.until_flowing(20, EVENT_TIMEOUT).context("IPv4")?;
+        self.v6.until_flowing(20, EVENT_TIMEOUT).context("IPv6").map(drop)
     }
 
     /// The resident set, in KiB.
@@ -210,7 +210,7 @@ impl Soak {
     fn ends_well(mut self) -> Result<()> {
         self.silent.clear();
         self.flows()?;
-        self.ferroute.until_in_userspace(Duration::from_millis(200), SOON)?;
+        self.ferroute.until_in_userspace(Duration::from_millis(200), EVENT_TIMEOUT)?;
         self.flows()?;
         for stream in [self.v4, self.v6] {
             ensure!(stream.stop().duplicates == 0, "packets arrived twice");

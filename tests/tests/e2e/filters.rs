@@ -17,14 +17,14 @@ use ferroute_tests::freeze::{StoppedProcess, StoppedThread};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
-use ferroute_tests::{Ferroute, Lab, Netns, PATIENCE, eventually, ferroute, lab};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, Netns, eventually, ferroute, lab};
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 /// Maximum time from setting a filter until the last packet bypasses it. The documented time is far less; a
 /// busy machine may take this long, and periodic checks a second longer.
-const WINDOW_MAX: Duration = Duration::from_millis(500);
+const FOLLOW_TIME_MAX: Duration = Duration::from_millis(500);
 /// A stream of one packet per millisecond has stopped when nothing arrived for this long.
-const SILENCE: Duration = Duration::from_millis(300);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A filter that drops packets to the right.
 struct Filter<'a> {
@@ -110,7 +110,7 @@ impl Filter<'_> {
         let set = Instant::now();
         let last = last_arrival(&stream)?.saturating_duration_since(set);
         eprintln!("{}: the last packet arrived {last:?} after it was set", self.name);
-        ensure!(last < WINDOW_MAX, "{} takes effect after {last:?}", self.name);
+        ensure!(last < FOLLOW_TIME_MAX, "{} takes effect after {last:?}", self.name);
         let warned = || says(&running, self.name);
         ensure!(ferroute::by_kernel() || eventually(warned), "status does not name {}", self.name);
         drop(program);
@@ -138,9 +138,9 @@ fn says(running: &Ferroute, name: &str) -> bool {
 
 /// When the last packet arrived before a silence.
 fn last_arrival(stream: &Stream) -> Result<Instant> {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + EVENT_TIMEOUT;
     let (mut arrived, mut last) = (stream.received(), Instant::now());
-    while last.elapsed() < SILENCE {
+    while last.elapsed() < IDLE_TIMEOUT {
         thread::sleep(Duration::from_micros(200));
         let now = stream.received();
         if now != arrived {
@@ -450,7 +450,7 @@ fn a_filter_of_a_matched_port_holds_while_the_port_cannot_be_closed() -> Result<
     let returned = Instant::now();
     let last = last_arrival(&stream)?;
     let late = last.saturating_duration_since(returned);
-    ensure!(late < WINDOW_MAX, "packets passed for {late:?} after the rule was there");
+    ensure!(late < FOLLOW_TIME_MAX, "packets passed for {late:?} after the rule was there");
     drop(stopped);
     lab.router.run("nft delete table netdev t")?;
     ensure!(forwards_itself(&running, &stream), "userspace does not forward again");
@@ -471,7 +471,7 @@ fn a_sysctl_that_sends_no_event() -> Result<()> {
     let set = Instant::now();
     let last = last_arrival(&stream)?.saturating_duration_since(set);
     eprintln!("disable_ipv6: the last packet arrived {last:?} after it was set");
-    ensure!(last < WINDOW_MAX, "disable_ipv6 takes effect after {last:?}");
+    ensure!(last < FOLLOW_TIME_MAX, "disable_ipv6 takes effect after {last:?}");
     stream.stop();
     Ok(())
 }
@@ -563,7 +563,7 @@ fn a_storm_of_rules_delays_nothing() -> Result<()> {
     let rounds = storm.stop()?;
     eprintln!("{rounds} rounds: status took {answered:?}, the last packet came {last:?} after");
     ensure!(rounds > 0 && answered < Duration::from_secs(5), "status took {answered:?}");
-    ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
+    ensure!(last < FOLLOW_TIME_MAX, "takes effect after {last:?}");
     stream.stop();
     Ok(())
 }
@@ -596,7 +596,7 @@ fn a_rule_holds_while_links_change_and_an_interface_waits_to_be_a_port() -> Resu
         let set = Instant::now();
         let last = last_arrival(&stream)?.saturating_duration_since(set);
         eprintln!("the last packet came {last:?} after");
-        ensure!(last < WINDOW_MAX, "takes effect after {last:?}");
+        ensure!(last < FOLLOW_TIME_MAX, "takes effect after {last:?}");
         lab.router.run("nft delete table ip t")?;
     }
     // A new interface becomes a port meanwhile, unless it has a filter of its own.

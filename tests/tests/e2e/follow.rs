@@ -12,9 +12,9 @@ use ferroute_tests::stream::Stream;
 use ferroute_tests::tap::Tap;
 use ferroute_tests::{Ferroute, Lab, eventually};
 
-const INTERVAL: Duration = Duration::from_millis(2);
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 /// Nothing may arrive for this long once a route is gone.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET_TIME: Duration = Duration::from_millis(300);
 
 /// A destination behind the right host, for each family.
 const BEHIND4: &str = "203.0.113.1";
@@ -32,7 +32,7 @@ fn lab_with_ferroute() -> Result<(Lab, Ferroute)> {
 fn dries_up(stream: &Stream) -> Result<()> {
     let dry = eventually(|| {
         let before = stream.received();
-        std::thread::sleep(QUIET);
+        std::thread::sleep(QUIET_TIME);
         stream.received() == before
     });
     ensure!(dry, "packets still arrive");
@@ -42,7 +42,7 @@ fn dries_up(stream: &Stream) -> Result<()> {
 /// Adds and removes a route to `address` by commands in the router, three times, under traffic.
 fn open_and_close(address: &str, open: &str, close: &str) -> Result<()> {
     let (lab, ferroute) = lab_with_ferroute()?;
-    let stream = Stream::start(&lab.left, &lab.right, address, INTERVAL)?;
+    let stream = Stream::start(&lab.left, &lab.right, address, SEND_INTERVAL)?;
     for _ in 0..3 {
         lab.router.run(open)?;
         ensure!(stream.flows(50), "nothing arrives after `{open}`");
@@ -85,7 +85,7 @@ fn a_route_is_replaced_in_place() -> Result<()> {
 fn a_longer_prefix_wins_as_soon_as_it_is_there() -> Result<()> {
     let (lab, ferroute) = lab_with_ferroute()?;
     lab.router.run("ip route add 203.0.113.0/24 via 198.18.2.2")?;
-    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, INTERVAL)?;
+    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, SEND_INTERVAL)?;
     ensure!(stream.flows(50));
     lab.router.run("ip route add blackhole 203.0.113.0/25")?;
     dries_up(&stream)?;
@@ -101,7 +101,7 @@ fn a_nexthop_object_is_replaced() -> Result<()> {
     let (lab, ferroute) = lab_with_ferroute()?;
     lab.router.run("ip nexthop add id 7 via 198.18.2.2 dev rt-right")?;
     lab.router.run("ip route add 203.0.113.0/24 nhid 7")?;
-    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, INTERVAL)?;
+    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, SEND_INTERVAL)?;
     ensure!(stream.flows(50), "nothing arrives by the nexthop");
     lab.router.run("ip nexthop replace id 7 blackhole")?;
     dries_up(&stream)?;
@@ -128,7 +128,7 @@ fn a_v4_route_through_a_v6_nexthop() -> Result<()> {
 fn a_rule_comes_and_goes() -> Result<()> {
     let (lab, ferroute) = lab_with_ferroute()?;
     lab.router.run("ip route add 203.0.113.0/24 via 198.18.2.2 table 100")?;
-    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, INTERVAL)?;
+    let stream = Stream::start(&lab.left, &lab.right, BEHIND4, SEND_INTERVAL)?;
     for selector in ["from 198.18.1.2", "to 203.0.113.0/24", "iif rt-left", "from all"] {
         lab.router.run(&format!("ip rule add {selector} lookup 100 pref 100"))?;
         ensure!(stream.flows(50), "nothing arrives by the rule {selector}");

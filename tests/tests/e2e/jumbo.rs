@@ -13,7 +13,7 @@ use ferroute_tests::packet::{
 };
 use ferroute_tests::ping::{ping, ping_all, ping_each};
 use ferroute_tests::tap::Tap;
-use ferroute_tests::{Ferroute, Lab, PATIENCE, eventually};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, eventually};
 
 use crate::capture::{Capture, file, read};
 use crate::tcp::iperf;
@@ -64,7 +64,7 @@ fn consequence(taps: &(Tap, Tap), sent: &[u8]) -> Result<Vec<Vec<u8>>> {
     left.send(sent)?;
     let v6 = be16(sent, 12) == Some(ETHERTYPE_IPV6);
     let (mut came, mut octets) = (Vec::new(), 0);
-    let end = std::time::Instant::now() + PATIENCE;
+    let end = std::time::Instant::now() + EVENT_TIMEOUT;
     while std::time::Instant::now() < end {
         while let Some(frame) = right.receive() {
             let ours = frame.starts_with(&mac::RIGHT)
@@ -263,7 +263,7 @@ fn tshark_reads_jumbo_frames_as_they_were_sent() -> Result<()> {
     for sent in &frames {
         left.send(sent)?;
         let is_it = |frame: &[u8]| frame.starts_with(&mac::RIGHT) && frame[18..20] == sent[18..20];
-        arrived.push(right.wait_for(PATIENCE, is_it).context("it does not arrive")?);
+        arrived.push(right.wait_for(EVENT_TIMEOUT, is_it).context("it does not arrive")?);
     }
     let said = capture.stop()?;
     ensure!(said.contains("0 packets lost"), "{said}");

@@ -10,7 +10,7 @@ use ferroute_tests::{Ferroute, Lab, eventually};
 
 /// As with `ping -i 0.1`: losses at this pace are what a user sees. A faster one would measure how long a
 /// busy machine takes to end one process and start another.
-const PING_PACE: Duration = Duration::from_millis(100);
+const PING_INTERVAL: Duration = Duration::from_millis(100);
 /// "At most a few packets" at that pace.
 const FEW: usize = 10;
 
@@ -19,8 +19,8 @@ const FEW: usize = 10;
 fn the_kernel_forwards_after_a_kill_under_traffic() -> Result<()> {
     let lab = Lab::up()?;
     let mut first = Ferroute::start(&lab)?;
-    let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, PING_PACE)?;
-    let v6 = Stream::start(&lab.left, &lab.right, RIGHT6, PING_PACE)?;
+    let v4 = Stream::start(&lab.left, &lab.right, RIGHT4, PING_INTERVAL)?;
+    let v6 = Stream::start(&lab.left, &lab.right, RIGHT6, PING_INTERVAL)?;
     ensure!(v4.flows(20) && v6.flows(20));
     first.forwarded_all_itself()?;
     first.kill()?;

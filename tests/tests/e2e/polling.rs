@@ -12,8 +12,8 @@ use serde_json::Value;
 /// Maximum CPU usage without traffic, as a fraction of a core.
 const IDLE_CPU_MAX: f64 = 0.02;
 /// Length of a measurement, which is repeated, because something else may have caused the usage.
-const WINDOW: Duration = Duration::from_secs(3);
-const WINDOWS: usize = 5;
+const MEASURE_TIME: Duration = Duration::from_secs(3);
+const MEASUREMENTS: usize = 5;
 
 fn count(ferroute: &Ferroute, name: &str) -> Result<u64> {
     ferroute.json(&["stat"])?["polling"][name].as_u64().with_context(|| format!("no {name}"))
@@ -74,9 +74,9 @@ fn an_idle_router_leaves_the_cpu_alone() -> Result<()> {
     all_answered(&lab, &ferroute)?;
     let Some(pid) = ferroute.pid() else { return Ok(()) };
     let mut used = Vec::new();
-    for _ in 0..WINDOWS {
+    for _ in 0..MEASUREMENTS {
         let (begun, before) = (Instant::now(), cpu_time(pid)?);
-        std::thread::sleep(WINDOW);
+        std::thread::sleep(MEASURE_TIME);
         used.push((cpu_time(pid)? - before).as_secs_f64() / begun.elapsed().as_secs_f64());
         if used.last().is_some_and(|used| *used < IDLE_CPU_MAX) {
             break;

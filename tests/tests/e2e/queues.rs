@@ -8,7 +8,7 @@ use ferroute_tests::lab::mac;
 use ferroute_tests::packet::{self, ETHERTYPE_IPV4, Ipv4, be16, ethernet, udp};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::tap::Tap;
-use ferroute_tests::{Ferroute, Lab, Netns, PATIENCE, eventually};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, Netns, eventually};
 use serde_json::Value;
 
 /// Enough flows for every queue to get some.
@@ -72,7 +72,7 @@ impl Arrivals {
     fn wait(&mut self, wanted: u16) -> Result<()> {
         let Arrivals { tap, router, flows, count } = self;
         if *count < wanted {
-            tap.wait_for(PATIENCE, |frame| {
+            tap.wait_for(EVENT_TIMEOUT, |frame| {
                 let ours = be16(frame, 12) == Some(ETHERTYPE_IPV4)
                     && be16(frame, 36) == Some(4242)
                     && frame[6..12] == *router;

@@ -16,7 +16,7 @@ use crate::queues::{Direction, all_arrive, lopsided, set_queues};
 /// busy machine.
 const LIMITS: [&str; 4] = ["--worker-timeout", "1500", "--control-timeout", "2000"];
 /// Longer than both.
-const PAUSE: Duration = Duration::from_millis(2500);
+const STOP_TIME: Duration = Duration::from_millis(2500);
 
 /// `None`: the kernel forwards, and there is nothing to test.
 fn start(lab: &Lab) -> Result<Option<Ferroute>> {
@@ -159,7 +159,7 @@ fn changes_of_a_port_while_stopped_are_noticed_afterwards() -> Result<()> {
     for (what, change) in CHANGES {
         let stopped = StoppedProcess::stop(ferroute.pid().context("no process")?)?;
         change(&lab).context(what)?;
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(STOP_TIME);
         // The kernel forwards meanwhile.
         let through =
             || ping(&lab.left, &format!("-c 1 -W 1 {RIGHT4}")).is_ok_and(|ping| ping.received == 1);
@@ -191,7 +191,7 @@ fn queues_added_while_it_is_stopped_are_served_afterwards() -> Result<()> {
     let stopped = StoppedProcess::stop(ferroute.pid().context("no process")?)?;
     set_queues(&lab.router, "rt-right", (4, 4))?;
     set_queues(&lab.right, "right", (4, 4))?;
-    std::thread::sleep(PAUSE);
+    std::thread::sleep(STOP_TIME);
     drop(stopped);
     let queues = || -> Option<u64> {
         let status = ferroute.json(&["status"]).ok()?;
@@ -241,7 +241,7 @@ fn a_stalled_worker_does_not_block_the_control_thread_when_links_flap() -> Resul
     let stalled = counted(&ferroute, "rt-left", "pass_control_stalled")?;
     for _ in 0..3 {
         down_and_up(&lab)?;
-        std::thread::sleep(PAUSE / 3);
+        std::thread::sleep(STOP_TIME / 3);
     }
     let carried = |reason: &str| counted(&ferroute, "rt-left", reason);
     let (steered, passed) = (carried("steer_ipv4")?, carried("pass_worker_stalled")?);
@@ -261,7 +261,7 @@ fn flows_that_a_stalled_worker_would_send_are_left_to_the_kernel() -> Result<()>
     let Some((ferroute, stopped)) = start_and_stop_one_of_two_workers(&lab)? else {
         return Ok(());
     };
-    std::thread::sleep(PAUSE);
+    std::thread::sleep(STOP_TIME);
     let steered = counted(&ferroute, "rt-left", "steer_ipv4")?;
     all_arrive(&lab, Direction::ToRight, 2).with_context(|| ferroute.account())?;
     ensure!(counted(&ferroute, "rt-left", "steer_ipv4")? == steered, "{}", ferroute.account());
@@ -281,7 +281,7 @@ fn a_port_returns_to_a_stalled_worker_when_that_continues() -> Result<()> {
     // Its sockets can be neither closed nor opened.
     for _ in 0..2 {
         replace_right(&lab)?;
-        std::thread::sleep(PAUSE / 2);
+        std::thread::sleep(STOP_TIME / 2);
     }
     let waits = |status: &str| {
         let port = |line: &&str| line.starts_with("port rt-right");

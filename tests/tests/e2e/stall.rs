@@ -20,16 +20,16 @@ use ferroute_tests::{Ferroute, Lab, eventually};
 /// The default time-outs.
 const DEFAULT: [&str; 4] = ["--worker-timeout", "250", "--control-timeout", "1000"];
 /// Far longer than any time-out here, but finite: machines that run tests are busy.
-const SOON: Duration = Duration::from_secs(5);
-const PACE: Duration = Duration::from_millis(2);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(5);
+const SEND_INTERVAL: Duration = Duration::from_millis(2);
 /// Packets that were routed but not yet sent when the process was stopped: hardly ever one at this pace.
 const IN_HAND: u64 = 1;
 
 /// How long the kernel must forward nothing.
-const QUIET: Duration = Duration::from_millis(50);
+const QUIET_TIME: Duration = Duration::from_millis(50);
 
 fn stream(lab: &Lab, to: &str) -> Result<Stream> {
-    Stream::start(&lab.left, &lab.right, to, PACE)
+    Stream::start(&lab.left, &lab.right, to, SEND_INTERVAL)
 }
 
 /// Starts Ferroute with the default time-outs, and returns it with its process ID and a stream that it
@@ -55,12 +55,13 @@ fn a_stopped_process_leaves_its_packets_to_the_kernel_until_it_has_caught_up() -
     for _ in 0..3 {
         let stopped = StoppedProcess::stop(pid)?;
         thread::sleep(Duration::from_millis(20));
-        let (taken4, taken6) = (v4.until_flowing(5, SOON)?, v6.until_flowing(5, SOON)?);
+        let (taken4, taken6) =
+            (v4.until_flowing(5, EVENT_TIMEOUT)?, v6.until_flowing(5, EVENT_TIMEOUT)?);
         eprintln!("stopped: the kernel forwards after {taken4:?} (IPv6: {taken6:?})");
         drop(stopped);
         eprintln!(
             "continued: userspace forwards after {:?}",
-            ferroute.until_in_userspace(QUIET, SOON)?
+            ferroute.until_in_userspace(QUIET_TIME, EVENT_TIMEOUT)?
         );
         ensure!(v4.flows(50) && v6.flows(50), "nothing arrives after SIGCONT");
     }
@@ -105,7 +106,7 @@ fn changes_while_it_was_stopped_are_effective_from_its_first_packet_on() -> Resu
             lab.router.run(line)?;
         }
         ensure!(stream.flows(50), "nothing arrives after {undo:?}");
-        ferroute.until_in_userspace(QUIET, SOON)?;
+        ferroute.until_in_userspace(QUIET_TIME, EVENT_TIMEOUT)?;
         stream.stop();
     }
     Ok(())
@@ -118,7 +119,7 @@ fn a_stalled_control_thread_leaves_everything_to_the_kernel() -> Result<()> {
     let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "ferroute")?;
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
+    eprintln!("a blackhole is effective after {:?}", stream.until_dry(EVENT_TIMEOUT)?);
     lab.router.run("ip route del blackhole 198.18.2.2")?;
     ensure!(stream.flows(50), "the kernel does not forward");
     let by_kernel = ferroute.forwarded_by_kernel()?;
@@ -126,7 +127,7 @@ fn a_stalled_control_thread_leaves_everything_to_the_kernel() -> Result<()> {
     drop(stopped);
     eprintln!(
         "continued: userspace forwards after {:?}",
-        ferroute.until_in_userspace(QUIET, SOON)?
+        ferroute.until_in_userspace(QUIET_TIME, EVENT_TIMEOUT)?
     );
     ensure!(stream.flows(50));
     Ok(())
@@ -139,7 +140,7 @@ fn a_stalled_worker_leaves_its_queue_to_the_kernel() -> Result<()> {
     let Some((ferroute, pid, stream)) = under_traffic(&lab)? else { return Ok(()) };
     let stopped = StoppedThread::stop(pid, "fr-worker0")?;
     thread::sleep(Duration::from_millis(20));
-    eprintln!("the kernel forwards after {:?}", stream.until_flowing(5, SOON)?);
+    eprintln!("the kernel forwards after {:?}", stream.until_flowing(5, EVENT_TIMEOUT)?);
     // It does not block the control thread.
     lab.router.run("ip link add dummy0 type veth peer name dummy1")?;
     let shown = || ferroute.ask(&["link", "show"]).is_ok_and(|text| text.contains("dummy0"));
@@ -147,7 +148,7 @@ fn a_stalled_worker_leaves_its_queue_to_the_kernel() -> Result<()> {
     drop(stopped);
     eprintln!(
         "continued: userspace forwards after {:?}",
-        ferroute.until_in_userspace(QUIET, SOON)?
+        ferroute.until_in_userspace(QUIET_TIME, EVENT_TIMEOUT)?
     );
     ensure!(stream.flows(50));
     Ok(())
@@ -171,12 +172,12 @@ fn unread_log_messages_block_nothing() -> Result<()> {
     for _ in 0..3 {
         lab.router.run("nft add table inet fw")?;
         lab.router.run(&format!("nft add chain inet fw f {chain}"))?;
-        eprintln!("policy drop is effective after {:?}", stream.until_dry(SOON)?);
+        eprintln!("policy drop is effective after {:?}", stream.until_dry(EVENT_TIMEOUT)?);
         lab.router.run("nft delete table inet fw")?;
         ensure!(stream.flows(50), "nothing arrives without the table");
     }
     lab.router.run("ip route add blackhole 198.18.2.2")?;
-    eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
+    eprintln!("a blackhole is effective after {:?}", stream.until_dry(EVENT_TIMEOUT)?);
     let status = ferroute.command(&["-j", "status"]).output()?;
     ensure!(String::from_utf8_lossy(&status.stdout).contains("rt-left"), "no answer");
     ferroute.terminate()?;
@@ -246,7 +247,7 @@ fn under_flood(lab: &Lab, ferroute: &mut Ferroute) -> Result<()> {
     ensure!(stream.flows(20), "nothing arrives under the flood");
     for _ in 0..3 {
         lab.router.run("ip route add blackhole 198.18.2.2")?;
-        eprintln!("a blackhole is effective after {:?}", stream.until_dry(SOON)?);
+        eprintln!("a blackhole is effective after {:?}", stream.until_dry(EVENT_TIMEOUT)?);
         lab.router.run("ip route del blackhole 198.18.2.2")?;
         ensure!(stream.flows(20), "nothing arrives without the blackhole");
     }

@@ -14,7 +14,7 @@ use ferroute_tests::{Ferroute, Lab, Netns, eventually};
 /// Octets carried by one iperf3 run.
 const OCTETS: u64 = 20_000_000;
 /// Time-out of reads and writes in the byte-by-byte test.
-const STUCK: Duration = Duration::from_secs(30);
+const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An `iperf3 -s` that is killed when this is dropped.
 struct Server(Child);
@@ -81,11 +81,11 @@ fn carry(from: &Netns, to: &Netns, address: &str, octets: usize) -> Result<()> {
     let address: IpAddr = address.parse()?;
     let listener = to.enter(|| Ok(TcpListener::bind(SocketAddr::new(address, 0))?))?;
     let target = listener.local_addr()?;
-    let mut sender =
-        from.enter(|| TcpStream::connect_timeout(&target, STUCK).context("connecting through"))?;
+    let mut sender = from
+        .enter(|| TcpStream::connect_timeout(&target, IO_TIMEOUT).context("connecting through"))?;
     let (mut receiver, _) = listener.accept()?;
-    sender.set_write_timeout(Some(STUCK))?;
-    receiver.set_read_timeout(Some(STUCK))?;
+    sender.set_write_timeout(Some(IO_TIMEOUT))?;
+    receiver.set_read_timeout(Some(IO_TIMEOUT))?;
 
     let mut rng = Rng::new(octets as u64);
     let sent: Vec<u8> = (0..octets).map(|_| rng.bits() as u8).collect();

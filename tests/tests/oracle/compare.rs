@@ -19,9 +19,9 @@ const BATCH: usize = 64;
 /// After this many differences more would show nothing new.
 const DIFFERENCES_MAX: usize = 200;
 /// Time-out of a batch once another has differed.
-const IMPATIENCE: Duration = Duration::from_millis(500);
+const SHORT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for late frames that only one of the worlds sends.
-const LATE: Duration = Duration::from_millis(500);
+const LATE_TIMEOUT: Duration = Duration::from_millis(500);
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 
@@ -56,32 +56,27 @@ pub fn generate(seed: u64, count: usize) -> Vec<Input> {
     (0..count.next_multiple_of(BATCH)).map(packet).collect()
 }
 
-/// Sends `inputs` into both worlds; waits up to `patience` for each batch's output to be equal.
-pub fn compare(
-    one: &World,
-    other: &World,
-    inputs: &[Input],
-    patience: Duration,
-) -> Result<Outcome> {
+/// Sends `inputs` into both worlds; waits up to `timeout` for each batch's output to be equal.
+pub fn compare(one: &World, other: &World, inputs: &[Input], timeout: Duration) -> Result<Outcome> {
     let mut outputs = [Outputs::new(), Outputs::new()];
     let worlds = [one, other];
-    let (mut differing, mut patience) = (0, patience);
+    let (mut differing, mut timeout) = (0, timeout);
     for batch in inputs.chunks(BATCH) {
         for world in worlds {
             for input in batch {
                 world.tap(input.side).send(&input.frame)?;
             }
         }
-        if !settled(worlds, batch, &mut outputs, patience) {
+        if !settled(worlds, batch, &mut outputs, timeout) {
             // It is not the machine that is slow: the next wait may be shorter.
-            patience = patience.min(IMPATIENCE);
+            timeout = timeout.min(SHORT_TIMEOUT);
             differing += batch.iter().filter(|i| !agree(&outputs, i.index)).count();
         }
         if differing >= DIFFERENCES_MAX {
             break;
         }
     }
-    let end = Instant::now() + LATE;
+    let end = Instant::now() + LATE_TIMEOUT;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         collect(worlds, &mut outputs, left);
     }
@@ -93,9 +88,9 @@ fn settled(
     worlds: [&World; 2],
     batch: &[Input],
     outputs: &mut [Outputs; 2],
-    patience: Duration,
+    timeout: Duration,
 ) -> bool {
-    let end = Instant::now() + patience;
+    let end = Instant::now() + timeout;
     let plain = batch.iter().filter(|input| input.note == "plain");
     loop {
         collect(worlds, outputs, Duration::from_millis(5));
@@ -109,10 +104,10 @@ fn settled(
     }
 }
 
-/// Collects the output of both worlds, waiting at most `patience`.
-fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], patience: Duration) {
+/// Collects the output of both worlds, waiting at most `timeout`.
+fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], timeout: Duration) {
     let [one, other] = worlds;
-    tap::wait(&[&one.left, &one.right, &other.left, &other.right], patience);
+    tap::wait(&[&one.left, &one.right, &other.left, &other.right], timeout);
     for (world, outputs) in worlds.iter().zip(outputs) {
         for side in [Side::Left, Side::Right] {
             while let Some(frame) = world.tap(side).receive() {

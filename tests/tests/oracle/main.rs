@@ -26,7 +26,7 @@ use ferroute_tests::{Ferroute, ferroute, rng};
 use world::World;
 
 /// Time-out of a batch on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BATCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why Ferroute may hand packets to the kernel here, and which of the generated packets these are.
 const HANDED_OVER: &[(&str, &str)] = &[
     ("LOCAL", "to the router itself, to link-local and anycast addresses"),
@@ -74,7 +74,7 @@ fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Res
     let mut ferroute = Ferroute::start(&world.lab)?;
     let seed = rng::seed();
     println!("seed {seed}");
-    let outcome = compare(&kernel, &world, &generate(seed, packets), PATIENCE)?;
+    let outcome = compare(&kernel, &world, &generate(seed, packets), BATCH_TIMEOUT)?;
     ensure!(ferroute.is_running(), "ferroute has ended\n{}", ferroute.said());
     let by_kernel = ferroute.forwarded_by_kernel()?;
     println!("left to the kernel: {by_kernel:?}");
@@ -156,7 +156,7 @@ fn also_where_one_port_does_not_forward() -> Result<()> {
 fn kernel_does_what_the_kernel_does() -> Result<()> {
     let (one, other) = (World::build()?, World::build()?);
     let seed = rng::seed();
-    expect_equal(&compare(&one, &other, &generate(seed, packets()), PATIENCE)?, seed)
+    expect_equal(&compare(&one, &other, &generate(seed, packets()), BATCH_TIMEOUT)?, seed)
 }
 
 /// Compares the kernel with a kernel after a change; counts the differences.

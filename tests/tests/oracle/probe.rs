@@ -21,7 +21,7 @@ const HOP_BY_HOP: u8 = 0;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 
 /// Both worlds have finished when nothing came for this long.
-const SILENCE: Duration = Duration::from_millis(60);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(60);
 
 const SOURCES4: [[u8; 4]; 22] = [
     [198, 18, 1, 2],
@@ -217,9 +217,9 @@ pub fn forwarded(worlds: [&World; 2], probes: &[Probe]) -> Result<[Forwarded; 2]
             }
         }
         let mut silent_since = Instant::now();
-        while silent_since.elapsed() < SILENCE {
+        while silent_since.elapsed() < IDLE_TIMEOUT {
             let [one, other] = worlds;
-            tap::wait(&[&one.left, &one.right, &other.left, &other.right], SILENCE / 4);
+            tap::wait(&[&one.left, &one.right, &other.left, &other.right], IDLE_TIMEOUT / 4);
             for (world, forwarded) in worlds.iter().zip(&mut all) {
                 for side in [Side::Left, Side::Right] {
                     while let Some(frame) = world.tap(side).receive() {

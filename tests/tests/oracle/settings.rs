@@ -6,13 +6,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ferroute_tests::{Ferroute, PATIENCE};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute};
 
 use crate::probe::{self, Probe, differences, forwarded};
 use crate::world::World;
 
 /// Settings without notifications are read a few times a second.
-const FOLLOWED: Duration = Duration::from_millis(300);
+const FOLLOW_TIME: Duration = Duration::from_millis(300);
 
 /// If more differ after one change, only their number is printed.
 const DIFFERENCES_TOLD: usize = 12;
@@ -388,7 +388,7 @@ fn is_known(line: &str) -> bool {
 
 /// Waits until both forward the same packets; remaining differences are the error.
 fn agree(worlds: [&World; 2], probes: &[Probe]) -> Result<usize> {
-    let end = Instant::now() + PATIENCE / 6;
+    let end = Instant::now() + EVENT_TIMEOUT / 6;
     loop {
         let both = forwarded(worlds, probes)?;
         let differences = differences(probes, &both);
@@ -397,7 +397,7 @@ fn agree(worlds: [&World; 2], probes: &[Probe]) -> Result<usize> {
         }
         let some = &differences[..differences.len().min(DIFFERENCES_TOLD)];
         ensure!(Instant::now() < end, "{} differ:\n{}", differences.len(), some.join("\n"));
-        std::thread::sleep(FOLLOWED);
+        std::thread::sleep(FOLLOW_TIME);
     }
 }
 
@@ -411,14 +411,14 @@ fn cases_agree(cases: &[Case]) -> Result<()> {
     let mut wrong = Vec::new();
     for (change, undo) in cases {
         run(worlds, change)?;
-        std::thread::sleep(FOLLOWED);
+        std::thread::sleep(FOLLOW_TIME);
         match agree(worlds, &probes) {
             Ok(forwarded) => println!("{forwarded} of {} forwarded with\n{change}", probes.len()),
             Err(error) => wrong.push(format!("with\n{change}\n{error:#}")),
         }
         run(worlds, undo)?;
     }
-    std::thread::sleep(FOLLOWED);
+    std::thread::sleep(FOLLOW_TIME);
     ensure!(agree(worlds, &probes)? >= before / 2, "too little is forwarded at the end");
     ensure!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     ensure!(ferroute.is_running(), "ferroute has ended\n{}", ferroute.said());

@@ -31,7 +31,7 @@ use crate::wire::EthernetFrame;
 /// Octets per write: a pipe that polls as writable accepts this many (PIPE_BUF).
 const CHUNK: usize = 4096;
 /// How long writing the last packets may take after a signal.
-const LAST: Duration = Duration::from_secs(2);
+const LAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// if_tsresol: 10^-9 seconds.
 const NANOSECONDS: u8 = 9;
 
@@ -324,7 +324,7 @@ impl Sink {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, what));
                 }
                 Ok(_) if fds[0].any().unwrap_or(true) => return Ok(()),
-                Ok(_) => self.until = Some(Instant::now() + LAST),
+                Ok(_) => self.until = Some(Instant::now() + LAST_TIMEOUT),
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }

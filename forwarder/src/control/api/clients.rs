@@ -17,13 +17,13 @@ pub(super) const CLIENTS_MAX: usize = 64;
 const THREADS_MAX: usize = limits::CLIENT_THREADS_MAX;
 const _: () = assert!(THREADS_MAX > CLIENTS_MAX);
 /// How long a new client waits for a place if no client can be disconnected at once.
-const PLACE_WAIT: Duration = Duration::from_millis(250);
+const PLACE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How often it is checked whether there is a place meanwhile.
-const LOOK: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Age at which a client whose request has not arrived completely may be disconnected.
-const REST_MIN: Duration = Duration::from_millis(100);
+const REQUEST_AGE_MIN: Duration = Duration::from_millis(100);
 /// Age at which a client that does not read its answer may be disconnected.
-const READER_MIN: Duration = Duration::from_secs(1);
+const ANSWER_AGE_MIN: Duration = Duration::from_secs(1);
 
 /// All clients.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl Clients {
     /// gets an error and is disconnected.
     pub(super) fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Place> {
         let shared = Arc::new(Shared::new(stream).ok()?);
-        let until = Instant::now() + PLACE_WAIT;
+        let until = Instant::now() + PLACE_TIMEOUT;
         let mut list = self.list();
         while !list.make_place() {
             if Instant::now() >= until {
@@ -67,7 +67,7 @@ impl Clients {
                 say(&shared.stream, "too many clients at once; try again");
                 return None;
             }
-            let waited = self.left.wait_timeout(list, LOOK);
+            let waited = self.left.wait_timeout(list, CHECK_INTERVAL);
             list = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         list.threads += 1;
@@ -97,7 +97,7 @@ impl Clients {
             return false;
         }
         let still = |list: &mut List| list.threads >= before;
-        let waited = self.left.wait_timeout_while(list, PLACE_WAIT, still);
+        let waited = self.left.wait_timeout_while(list, PLACE_TIMEOUT, still);
         waited.unwrap_or_else(PoisonError::into_inner).0.threads < before
     }
 
@@ -161,7 +161,7 @@ fn rank(waits: Waits, now: Instant) -> Option<(u8, Instant)> {
     match waits {
         Waits::No => None,
         Waits::Request(since) => Some((0, since)),
-        Waits::Rest(since) => is_older(since, REST_MIN).then_some((1, since)),
-        Waits::Reader(since) => is_older(since, READER_MIN).then_some((2, since)),
+        Waits::Rest(since) => is_older(since, REQUEST_AGE_MIN).then_some((1, since)),
+        Waits::Reader(since) => is_older(since, ANSWER_AGE_MIN).then_some((2, since)),
     }
 }

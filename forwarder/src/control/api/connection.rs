@@ -21,11 +21,11 @@ const REQUEST_SMALL: usize = 64 << 10;
 /// with the addresses read from it.
 const LARGE_MAX: usize = 16;
 /// How long a request may take to arrive, from its first octet to its newline.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may read nothing of its answer.
-const STALL_MAX: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Total time that an answer may wait for its client.
-const BLOCKED_MAX: Duration = Duration::from_secs(300);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Octets per read.
 const CHUNK: usize = 16 << 10;
 
@@ -167,13 +167,13 @@ impl Connection {
                     return Ok(Incoming::Wrong(why.into()));
                 }
             }
-            let left = begun.map(|begun| REQUEST_TIME.saturating_sub(begun.elapsed()));
+            let left = begun.map(|begun| REQUEST_TIMEOUT.saturating_sub(begun.elapsed()));
             match begun {
                 Some(begun) => self.shared.set(Waits::Rest(begun)),
                 None => self.shared.wait_for_request(),
             }
             if !is_ready(&self.shared.stream, PollFlags::POLLIN, left.unwrap_or(Duration::MAX))? {
-                let most = REQUEST_TIME.as_secs();
+                let most = REQUEST_TIMEOUT.as_secs();
                 return Ok(Incoming::Wrong(format!("the request took longer than {most} s")));
             }
             let mut chunk = [0; CHUNK];
@@ -205,7 +205,7 @@ impl Write for Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => return other,
             }
-            let left = STALL_MAX.min(BLOCKED_MAX.saturating_sub(self.blocked));
+            let left = READ_TIMEOUT.min(ANSWER_TIMEOUT.saturating_sub(self.blocked));
             self.shared.set(Waits::Reader(self.begun));
             let since = Instant::now();
             let ready = is_ready(&self.shared.stream, PollFlags::POLLOUT, left);
@@ -223,12 +223,12 @@ impl Write for Connection {
     }
 }
 
-/// Waits until a stream can be read or written, or has ended. Returns whether it can within `patience`.
-fn is_ready(stream: &UnixStream, events: PollFlags, patience: Duration) -> io::Result<bool> {
+/// Waits until a stream can be read or written, or has ended. Returns whether it can within `timeout`.
+fn is_ready(stream: &UnixStream, events: PollFlags, timeout: Duration) -> io::Result<bool> {
     let begun = Instant::now();
     loop {
-        let left = patience.saturating_sub(begun.elapsed());
-        let timeout = if patience == Duration::MAX {
+        let left = timeout.saturating_sub(begun.elapsed());
+        let timeout = if timeout == Duration::MAX {
             PollTimeout::NONE
         } else {
             // Rounded up, so that the last poll does not end too early.

@@ -29,9 +29,9 @@ use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
 
 /// Pause after accept(2) failed: descriptors or memory must be released first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the end waits for the accepting thread, which is woken for it.
-const ACCEPT_END: Duration = Duration::from_secs(1);
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Answers requests. Called on the threads of the connections, several at a time.
 pub trait ControlHandler: Send + Sync {
@@ -125,7 +125,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
-            let _ = join_until(thread, Instant::now() + ACCEPT_END);
+            let _ = join_until(thread, Instant::now() + ACCEPT_TIMEOUT);
         }
     }
 }
@@ -152,15 +152,15 @@ fn accept_loop(listener: &UnixListener, stopped: &UnixStream, handler: &Arc<dyn 
                 if limits::are_descriptors_scarce(clients.threads()) && !clients.replace_idle() =>
             {
                 clients::say(&stream, "no descriptor is left for clients (ulimit -n); try again");
-                thread::sleep(ACCEPT_PAUSE);
+                thread::sleep(ACCEPT_RETRY_INTERVAL);
             }
             Ok((stream, _)) => serve_in_thread(stream, &clients, handler),
             Err(error) if is_gone(&error) => {}
             // Out of descriptors or memory. An idle client is disconnected; if there is none, the reserve
             // descriptor serves one client, and the others wait in the backlog.
-            Err(_) if clients.disconnect_idle() => thread::sleep(ACCEPT_PAUSE),
+            Err(_) if clients.disconnect_idle() => thread::sleep(ACCEPT_RETRY_INTERVAL),
             Err(_) if reserve.take().is_some() => continue,
-            Err(_) => thread::sleep(ACCEPT_PAUSE),
+            Err(_) => thread::sleep(ACCEPT_RETRY_INTERVAL),
         }
         reserve = reserve.or_else(reserve_descriptor);
     }

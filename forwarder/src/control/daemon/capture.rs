@@ -40,7 +40,7 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often starting a capture is retried because ports changed meanwhile.
 const ATTEMPTS: u32 = 5;
 /// How long a stopping daemon waits for clients to read the last copies.
-const LAST_COPIES: Duration = Duration::from_millis(500);
+const LAST_COPIES_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// State shared by all running captures.
 #[derive(Debug, Default)]
@@ -97,7 +97,7 @@ impl Captures {
 
     /// Waits until clients have read what the workers, which have ended, copied.
     pub(super) fn finish(&self) {
-        let end = Instant::now() + LAST_COPIES;
+        let end = Instant::now() + LAST_COPIES_TIMEOUT;
         while self.shared.running.load(Relaxed) > 0 && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(u64::from(LOOK_MS)));
         }
@@ -338,11 +338,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Detaches it from every worker; `patience` is per worker.
-    fn detach(&mut self, patience: Duration) {
+    /// Detaches it from every worker; `timeout` is per worker.
+    fn detach(&mut self, timeout: Duration) {
         for tap in self.taps.drain(..) {
             // A worker that has ended has no capture.
-            let _ = tap.detach(self.id, patience);
+            let _ = tap.detach(self.id, timeout);
         }
     }
 

@@ -8,7 +8,7 @@
 //! - [`start`]: preparation of the process, before anything runs that has to be stopped;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and their capacity;
-//! - [`steer`]: which frames the XDP programs redirect to userspace;
+//! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
@@ -24,7 +24,7 @@ mod relay;
 mod report;
 mod snapshot;
 mod start;
-mod steer;
+mod steering_state;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -38,7 +38,7 @@ use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
 use self::snapshot::{Snapshot, View};
-use self::steer::Steer;
+use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
 use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
@@ -58,13 +58,13 @@ use crate::worker::slow_path::Wakeup;
 
 /// Longest sleep of the control thread: state without notifications (sysctls, time-outs) is checked at
 /// least this often.
-const TICK: Duration = Duration::from_millis(100);
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the workers, and then the punter thread, have to finish what has arrived: more than they need.
-const THREADS_END: Duration = Duration::from_secs(2);
+const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much more time the thread that opens and closes ports has.
-const PORTS_END: Duration = Duration::from_millis(500);
+const PORTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often conditions without events are checked, such as whether a busy port is free now.
-const CHECK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
@@ -105,7 +105,7 @@ struct Supervisor {
     firewall: Monitor,
     /// Rules that the kernel would apply to forwarded packets and userspace does not, a line each.
     bypassed: Vec<String>,
-    steer: Steer,
+    steering_state: SteeringState,
     punter: Punter,
     workers: WorkerSet,
     ports: PortManager,
@@ -153,7 +153,7 @@ impl Supervisor {
             mirror,
             firewall,
             bypassed,
-            steer: Steer::new(steering),
+            steering_state: SteeringState::new(steering),
             punter,
             workers: WorkerSet::default(),
             ports: PortManager::new(options.interfaces.named(), signals),
@@ -295,7 +295,7 @@ impl Supervisor {
         &mut self,
         act: impl FnOnce(&mut PortManager, &Surroundings<'_>) -> Result<T>,
     ) -> Result<T> {
-        let heartbeats = self.steer.heartbeats();
+        let heartbeats = self.steering_state.heartbeats();
         let now_ns = monotonic_ns();
         let timeout_ns = self.options.timeouts.worker.as_nanos() as u64;
         // A worker's first queue has the worker's number.
@@ -316,7 +316,7 @@ impl Supervisor {
     fn steer(&mut self) -> Result<()> {
         self.workers.set_hand_back(self.must_hand_back());
         let allowed = !self.stopping && self.steering_allowed();
-        self.steer.apply(&self.mirror, &mut self.ports, allowed)
+        self.steering_state.apply(&self.mirror, &mut self.ports, allowed)
     }
 
     fn steering_allowed(&self) -> bool {
@@ -347,7 +347,7 @@ impl Supervisor {
                 >= self.options.timeouts.control;
             let is_followed =
                 if was_away { self.catch_up(now).map(|()| true)? } else { self.follow_kernel()? };
-            self.check_from_time_to_time(was_away)?;
+            self.check_periodically(was_away)?;
             if is_followed && !self.unread && self.mirror.is_current() {
                 self.give_heartbeat(now, now_ns);
             }
@@ -365,10 +365,10 @@ impl Supervisor {
         self.watch_firewall()?;
         let changes = self.mirror.process()?;
         self.follow(&changes)?;
-        let looked = self.mirror.tick(Instant::now())?;
-        self.follow(&looked)?;
-        self.unread = looked.more;
-        let is_followed = !looked.more && self.mirror.is_current();
+        let changes = self.mirror.tick(Instant::now())?;
+        self.follow(&changes)?;
+        self.unread = changes.more;
+        let is_followed = !changes.more && self.mirror.is_current();
         Ok(is_followed && self.firewall.is_current(Instant::now()))
     }
 
@@ -380,16 +380,16 @@ impl Supervisor {
         self.follow_firewall()?;
         let changes = self.mirror.process()?;
         self.follow(&changes)?;
-        let looked = self.mirror.read_sysctls(now)?;
-        self.follow(&looked)?;
-        self.unread = looked.more;
+        let changes = self.mirror.read_sysctls(now)?;
+        self.follow(&changes)?;
+        self.unread = changes.more;
         Ok(())
     }
 
     /// Checks conditions that have no events.
-    fn check_from_time_to_time(&mut self, was_away: bool) -> Result<()> {
+    fn check_periodically(&mut self, was_away: bool) -> Result<()> {
         self.take_changed_ports()?;
-        if self.checked.elapsed() < CHECK && !was_away {
+        if self.checked.elapsed() < CHECK_INTERVAL && !was_away {
             return Ok(());
         }
         self.checked = Instant::now();
@@ -402,8 +402,8 @@ impl Supervisor {
                  keeps forwarding"
             );
         }
-        self.mend_punt()?;
-        self.look_after_ports(was_away)?;
+        self.repair_punt()?;
+        self.check_ports(was_away)?;
         // For when this thread does not get to publishing a newer one.
         self.publish();
         Ok(())
@@ -412,13 +412,13 @@ impl Supervisor {
     /// The tables are those that the kernel had at `now`, and no filter that existed then is bypassed.
     fn give_heartbeat(&mut self, now: Instant, now_ns: u64) {
         self.beat = now;
-        self.steer.heartbeats().beat_control(now_ns);
+        self.steering_state.heartbeats().beat_control(now_ns);
     }
 
     /// Checks conditions of ports that have no events.
-    fn look_after_ports(&mut self, was_away: bool) -> Result<()> {
-        self.with_ports(|ports, around| ports.look(was_away, around))?;
-        self.with_ports(PortManager::look_for_unserved)?;
+    fn check_ports(&mut self, was_away: bool) -> Result<()> {
+        self.with_ports(|ports, around| ports.check_open_ports(was_away, around))?;
+        self.with_ports(PortManager::find_unserved_queues)?;
         // The kernel would make this thread wait for a driver that is busy.
         if !self.ports.is_changing() {
             let open = self.ports.iter_mut().filter_map(Port::active_mut);
@@ -435,7 +435,7 @@ impl Supervisor {
         fds.extend(self.firewall.fds().map(|fd| PollFd::new(fd, events)));
         let due = self.firewall.due().min(self.mirror.next_tick());
         let due = due.saturating_duration_since(Instant::now());
-        let timeout = if self.unread { Duration::ZERO } else { TICK.min(due) };
+        let timeout = if self.unread { Duration::ZERO } else { TICK_INTERVAL.min(due) };
         // Rounded up: waking before the time would be useless.
         let timeout = timeout.as_nanos().div_ceil(1_000_000) as u64;
         let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
@@ -448,7 +448,8 @@ impl Supervisor {
     fn follow(&mut self, changes: &Changes) -> Result<()> {
         if changes.links {
             self.bring_up_ports()?;
-        } else if changes.local_addresses || changes.generation != self.steer.generation() {
+        } else if changes.local_addresses || changes.generation != self.steering_state.generation()
+        {
             self.steer()?;
         }
         Ok(())
@@ -462,11 +463,11 @@ impl Supervisor {
     }
 
     /// Creates a new TAP device after the old one was removed or set down.
-    fn mend_punt(&mut self) -> Result<()> {
+    fn repair_punt(&mut self) -> Result<()> {
         if !self.punter.is_broken() {
             return Ok(());
         }
-        let Ok(punt) = PuntDevice::open(self.steer.steering()) else { return Ok(()) };
+        let Ok(punt) = PuntDevice::open(self.steering_state.steering()) else { return Ok(()) };
         for port in self.ports.iter().filter_map(Port::active) {
             port.admit(&punt)?;
         }
@@ -525,11 +526,11 @@ impl Supervisor {
         if current && self.follow_kernel().unwrap_or(false) {
             self.give_heartbeat(now, now_ns);
         }
-        let end = Instant::now() + THREADS_END;
+        let end = Instant::now() + THREADS_TIMEOUT;
         self.workers.stop(end);
-        self.ports.stop(end + PORTS_END);
+        self.ports.stop(end + PORTS_TIMEOUT);
         // Hands over the workers' last packets.
-        self.punter.stop(Instant::now() + THREADS_END);
+        self.punter.stop(Instant::now() + THREADS_TIMEOUT);
         self.clients.finish();
     }
 }

@@ -33,7 +33,7 @@ pub(super) const REPORT_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a report waits that is requested while the daemon starts.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum time that the control thread spends on a page, apart from the last few entries.
-const PAGE_TIME: Duration = Duration::from_millis(1);
+const PAGE_TIME_MAX: Duration = Duration::from_millis(1);
 /// Addresses that `route get` looks up at a time: some 50 µs, during which no memory of the tables is
 /// reclaimed.
 const LOOKUPS: usize = 128;
@@ -147,11 +147,11 @@ impl Relay {
     }
 
     /// Has the control thread make a new snapshot. Returns whether it did so in time.
-    fn renew(&self, patience: Duration) -> bool {
+    fn renew(&self, timeout: Duration) -> bool {
         let (answer, answered) = bounded(1);
         let sent = self.asks.try_send(Ask::Snapshot(answer)).is_ok();
         self.wakeup.wake();
-        sent && answered.recv_timeout(patience).is_ok()
+        sent && answered.recv_timeout(timeout).is_ok()
     }
 
     /// Requests the first page.
@@ -270,7 +270,7 @@ impl View {
 impl Supervisor {
     /// Answers requests that clients sent before the turn began, and thus before the kernel's messages were
     /// read: a client that changes a route and then asks sees the change. Ends when `budget` is spent,
-    /// where a page takes at most [`PAGE_TIME`]. What is left, and new requests, are for the next turn, for
+    /// where a page takes at most [`PAGE_TIME_MAX`]. What is left, and new requests, are for the next turn, for
     /// which it wakes this thread. Called once a turn: this is how `status` sees that the thread has turns.
     pub(super) fn answer_pages(&mut self, budget: Duration) {
         self.clients.view.has_turned();
@@ -287,7 +287,7 @@ impl Supervisor {
                     let _ = answer.send(());
                 }
                 Ask::Page { request, from, answer } => {
-                    let until = until.min(Instant::now() + PAGE_TIME);
+                    let until = until.min(Instant::now() + PAGE_TIME_MAX);
                     let state = self.mirror.state();
                     let page = page(state, request.object, &request.filter, from, until);
                     let _ = answer.send(page);

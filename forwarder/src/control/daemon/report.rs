@@ -21,7 +21,7 @@ use crate::worker::WorkerHandle;
 use crate::worker::poll::WorkerFrames;
 
 /// Interval between checks whether a worker has had a turn.
-const LOOK: Duration = Duration::from_millis(1);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What one worker reports of itself; `None`: it does not answer in time.
 struct WorkerAnswer {
@@ -46,7 +46,7 @@ impl Snapshot {
             if silent.is_empty() || Instant::now() >= until {
                 return silent;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
     }
 

@@ -23,7 +23,7 @@ use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
 
 /// The control thread has a turn every 100 ms; after this long without one, `status` says so.
-const STALLED: Duration = Duration::from_secs(1);
+const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// The list of what is not mirrored may take a fifth of the time. With many routes, making it may take
 /// milliseconds.
 const UNMIRRORED_REST: u32 = 4;
@@ -123,7 +123,7 @@ impl View {
     pub(super) fn stalled(&self) -> Option<Duration> {
         let turned = Some(self.turned_ms.load(Relaxed)).filter(|ms| *ms != 0)?;
         let ago = self.started.elapsed().saturating_sub(Duration::from_millis(turned));
-        (ago >= STALLED).then_some(ago)
+        (ago >= STALLED_AFTER).then_some(ago)
     }
 }
 
@@ -306,7 +306,7 @@ impl Supervisor {
                 format!("{what}: {then}")
             })
             .collect();
-        warnings.extend(self.steer.warnings().cloned());
+        warnings.extend(self.steering_state.warnings().cloned());
         if self.punter.is_broken() {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));
         }

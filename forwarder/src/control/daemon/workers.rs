@@ -29,7 +29,7 @@ use crate::worker::{Liveness, Residence, Worker, WorkerHandle, affinity};
 const LATE_QUEUES: u32 = 8;
 
 /// Neighbours requested from the kernel for one worker before netlink is read again.
-const NEIGHBOURS_A_TURN: usize = 32;
+const NEIGHBOURS_PER_TURN: usize = 32;
 
 /// The workers that have been started, by number.
 pub(super) struct WorkerSet {
@@ -80,7 +80,7 @@ impl WorkerSet {
     /// needed is requested again.
     pub(super) fn resolve_neighbours(&self, mirror: &mut Mirror) -> Result<()> {
         for requests in &self.neigh_requests {
-            for request in requests.iter().take(NEIGHBOURS_A_TURN) {
+            for request in requests.iter().take(NEIGHBOURS_PER_TURN) {
                 mirror.resolve(request.oif, request.addr)?;
             }
         }
@@ -160,7 +160,14 @@ impl Supervisor {
         self.punter.start(punts)?;
         let (workers, cpus) = (self.workers.handles.clone(), self.workers.cpus.clone());
         let (options, wakeup) = (Arc::clone(&self.options), Arc::clone(&self.wakeup));
-        self.ports.start(self.steer.attacher(), workers, cpus, queues_per_worker, options, wakeup)
+        self.ports.start(
+            self.steering_state.attacher(),
+            workers,
+            cpus,
+            queues_per_worker,
+            options,
+            wakeup,
+        )
     }
 
     /// Queues of each port.
@@ -205,7 +212,7 @@ impl Supervisor {
         // No queue beyond that has a socket.
         let queues = queues.take(queues_per_worker as usize);
         let timeouts = [self.options.timeouts.worker, self.options.timeouts.control];
-        let page = Arc::clone(self.steer.heartbeats());
+        let page = Arc::clone(self.steering_state.heartbeats());
         let hand_back = Arc::clone(&self.workers.hand_back);
         let liveness = Liveness::new(page, queues, timeouts, clock, hand_back);
         let (mut worker, handle) = Worker::new(Parts {

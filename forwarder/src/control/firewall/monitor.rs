@@ -3,13 +3,13 @@
 //! | change | detection |
 //! | --- | --- |
 //! | nftables, XFRM, tc filters, interfaces and XDP programs on them | netlink notifications |
-//! | netfilter hooks (iptables-legacy, BPF links, IPVS), tcx programs | every [`POLL_PERIOD`] |
-//! | everything | every [`FULL_PERIOD`], regardless of notifications |
+//! | netfilter hooks (iptables-legacy, BPF links, IPVS), tcx programs | every [`POLL_INTERVAL`] |
+//! | everything | every [`FULL_INTERVAL`], regardless of notifications |
 //!
 //! A burst of notifications is drained from the sockets and causes one reading. The gap between two
-//! readings is [`READ_GAP`], or several times the duration of reading and acting on it. Of tc
+//! readings is [`READ_INTERVAL_MIN`], or several times the duration of reading and acting on it. Of tc
 //! filters, of which there may be thousands, only places with a notification are read, and all
-//! others in turn, for [`SLICE`] at a time. The sockets are subscribed before the first reading, so
+//! others in turn, for [`SLICE_TIME`] at a time. The sockets are subscribed before the first reading, so
 //! that no change is missed in between.
 
 use std::collections::BTreeSet;
@@ -31,17 +31,17 @@ use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::is_interrupted;
 
 /// How often objects without notifications are polled.
-pub const POLL_PERIOD: Duration = Duration::from_millis(50);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often everything is read, in case a notification was missed.
-pub const FULL_PERIOD: Duration = Duration::from_secs(1);
+pub const FULL_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum time between two readings while notifications continue.
-pub const READ_GAP: Duration = Duration::from_millis(5);
+pub const READ_INTERVAL_MIN: Duration = Duration::from_millis(5);
 /// The next reading waits for this multiple of the time that the last one took, acting on it
 /// included: readings take at most a fifth of the control thread's time. Not limited by this:
 /// polls, and readings of everything at the start, after an error and after a pause.
 const READ_REST: u32 = 4;
 /// How long places of single interfaces are read in one turn.
-const SLICE: Duration = Duration::from_millis(2);
+const SLICE_TIME: Duration = Duration::from_millis(2);
 /// Interfaces whose tcx programs are read in one turn; if there are more, they take turns.
 const TCX_DEVICES: usize = 64;
 /// In octets. An overrun (ENOBUFS) is a notification too, so this only needs to suffice for the
@@ -179,7 +179,7 @@ impl Monitor {
             has_news: true,
             read_due: now,
             poll_due: now,
-            full_due: now + FULL_PERIOD,
+            full_due: now + FULL_INTERVAL,
             polled: now,
         })
     }
@@ -228,7 +228,7 @@ impl Monitor {
     /// were read within the last two periods, and nothing was read since [`Monitor::take_news`].
     pub fn is_current(&self, now: Instant) -> bool {
         let since_poll = now.saturating_duration_since(self.polled);
-        self.is_drained && !self.is_stale() && !self.has_news && since_poll <= 2 * POLL_PERIOD
+        self.is_drained && !self.is_stale() && !self.has_news && since_poll <= 2 * POLL_INTERVAL
     }
 
     /// Reads everything now, however long that takes.
@@ -239,8 +239,8 @@ impl Monitor {
         let read = subscribed.and_then(|()| Rules::read_by(&mut self.asker, &self.watched));
         self.set(read);
         self.sources.iter_mut().for_each(|source| source.is_stale = false);
-        self.full_due = now + FULL_PERIOD;
-        self.poll_due = now + POLL_PERIOD;
+        self.full_due = now + FULL_INTERVAL;
+        self.poll_due = now + POLL_INTERVAL;
         self.polled = now;
         self.rest(now);
     }
@@ -290,7 +290,7 @@ impl Monitor {
     pub fn rest(&mut self, from: Instant) {
         let now = Instant::now();
         let took = now.saturating_duration_since(from);
-        self.read_due = now + READ_GAP.max(took * READ_REST);
+        self.read_due = now + READ_INTERVAL_MIN.max(took * READ_REST);
     }
 
     fn rules(&self) -> Option<&Rules> {
@@ -343,7 +343,7 @@ impl Monitor {
                     rules.devices.take_notice(Notice::All, &rules.qdiscs);
                 }
                 rules.devices.verify(&rules.qdiscs);
-                self.full_due = now + FULL_PERIOD;
+                self.full_due = now + FULL_INTERVAL;
                 self.poll(now, true);
             }
             _ => self.read_all(),
@@ -375,13 +375,13 @@ impl Monitor {
                 self.poll_due = from;
             }
         }
-        let end = Instant::now() + SLICE;
+        let end = Instant::now() + SLICE_TIME;
         Ok(rules.read_devices(&mut self.asker, Some(end))? || changed)
     }
 
     /// Reads objects that have no notifications.
     fn poll(&mut self, now: Instant, thorough: bool) {
-        self.poll_due = now + POLL_PERIOD;
+        self.poll_due = now + POLL_INTERVAL;
         let polled = match &mut self.rules {
             Ok(rules) => rules.read_hooks(&mut self.asker.hooks, thorough),
             // Repeated with the next full reading.
@@ -530,7 +530,7 @@ mod tests {
             let ifindex = nix::net::if_::if_nametoindex("lan5").expect("is there");
             assert!(!monitor.knows("lan5", ifindex));
             monitor.read_newcomers(Instant::now());
-            let end = Instant::now() + FULL_PERIOD * 10;
+            let end = Instant::now() + FULL_INTERVAL * 10;
             while !monitor.knows("lan5", ifindex) && Instant::now() < end {
                 monitor.process(Instant::now());
             }

@@ -20,7 +20,7 @@ use super::privilege;
 
 /// How long a start may take to stop cleanly after a signal. It checks for signals wherever it
 /// deliberately waits for more than some milliseconds.
-const GRACE: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time for the message to be written.
 const FLUSH_TIME: Duration = Duration::from_millis(100);
@@ -140,9 +140,9 @@ enum Ended {
     Stuck,
 }
 
-/// Waits until the start has ended, or until [`GRACE`] after a signal.
+/// Waits until the start has ended, or until [`STOP_TIMEOUT`] after a signal.
 fn watch(signals: &Signals, started: &UnixStream) -> Ended {
-    let grace = PollTimeout::try_from(GRACE).unwrap_or(PollTimeout::MAX);
+    let grace = PollTimeout::try_from(STOP_TIMEOUT).unwrap_or(PollTimeout::MAX);
     let ended = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
     loop {
         let mut fds = [

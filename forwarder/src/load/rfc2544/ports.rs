@@ -7,13 +7,13 @@ use crate::load::{Circuit, Generator, LoadError, Pace, Place, Sink, Traffic};
 use crate::wire::MacAddr;
 
 /// Interval between checks of clock and counters.
-const LOOK: Duration = Duration::from_millis(10);
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Time until a generator sends, which is not counted: setting up live frames takes about 20 ms.
-const WARM_UP: Duration = Duration::from_millis(100);
+const WARM_UP_TIME: Duration = Duration::from_millis(100);
 /// How long packets may be in flight after a trial (RFC 2544 23), unless all have come, or none came for
 /// this long.
-const SETTLE: Duration = Duration::from_secs(2);
-const QUIET: Duration = Duration::from_millis(500);
+const IN_FLIGHT_TIMEOUT: Duration = Duration::from_secs(2);
+const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Packets per attempt to find out whether any come back, and their rate; a device may first have to
 /// resolve its neighbour.
 const PROBE: u64 = 100;
@@ -104,7 +104,7 @@ impl<'a> Ports<'a> {
             if (self.interrupted)() {
                 return Err(TrialError::Interrupted);
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(CHECK_INTERVAL);
         }
         Ok(())
     }
@@ -112,13 +112,13 @@ impl<'a> Ports<'a> {
     /// Waits until `expected` packets have come, or no more do.
     fn settle(&self, expected: u64) -> Result<(), TrialError> {
         let mut last = (self.sink.counts()?.received, Instant::now());
-        let end = Instant::now() + SETTLE;
+        let end = Instant::now() + IN_FLIGHT_TIMEOUT;
         self.wait_while(|| {
             let Ok(counts) = self.sink.counts() else { return false };
             if counts.received != last.0 {
                 last = (counts.received, Instant::now());
             }
-            let waiting = counts.received < expected && last.1.elapsed() < QUIET;
+            let waiting = counts.received < expected && last.1.elapsed() < IDLE_TIMEOUT;
             waiting && Instant::now() < end
         })
     }
@@ -142,7 +142,7 @@ impl Device for Ports<'_> {
         let generator = self.start(size, count, rate, window)?;
         let begun = Instant::now();
         if count.is_none() {
-            self.wait_while(|| begun.elapsed() < WARM_UP)?;
+            self.wait_while(|| begun.elapsed() < WARM_UP_TIME)?;
         }
         let (start, from) =
             (Instant::now(), (generator.sent()?.packets, self.sink.counts()?.received));

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ferroute_tests::threads;
 
 /// How long a program may take to start, or to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// EAL options without which it requires hugepages, PCI devices and files in /run.
 const EAL: [&str; 4] = ["--no-huge", "--no-pci", "--no-shconf", "--no-telemetry"];
 
@@ -170,7 +170,7 @@ impl Testpmd {
     }
 
     fn wait_for(&mut self, what: &str) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + ANSWER_TIMEOUT;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 /// How long the machine is watched for gaps in CPU time.
-const WATCH: Duration = Duration::from_millis(500);
+const WATCH_TIME: Duration = Duration::from_millis(500);
 /// A spinning thread whose loop is delayed for this long was off its CPU.
-const GAP: Duration = Duration::from_millis(1);
+const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 
 /// The machine and software of a measurement.
 #[derive(Debug, Default, Serialize)]
@@ -86,9 +86,9 @@ fn load() -> f64 {
 
 fn gaps_percent() -> f64 {
     let (start, mut last, mut gaps) = (Instant::now(), Instant::now(), Duration::ZERO);
-    while start.elapsed() < WATCH {
+    while start.elapsed() < WATCH_TIME {
         let now = Instant::now();
-        if now - last > GAP {
+        if now - last > PREEMPTED_MIN {
             gaps += now - last;
         }
         last = now;

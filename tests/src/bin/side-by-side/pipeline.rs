@@ -95,7 +95,7 @@ fn own(program: &Path, seconds: u64) -> Result<Sample> {
     let answer: Value = serde_json::from_str(&text).context("reading its JSON")?;
     let mut sample = Sample::new();
     for (at, keys) in KEYS.into_iter().enumerate() {
-        let pps = answer[at]["packets_a_second"].as_f64();
+        let pps = answer[at]["packets_per_second"].as_f64();
         put(&mut sample, keys, pps.with_context(|| format!("no packets in {text}"))?);
     }
     Ok(sample)

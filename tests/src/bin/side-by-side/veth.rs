@@ -44,7 +44,7 @@ const SPARSE: &str = "100";
 /// A capture filter that matches none of the packets.
 const OTHERS: &str = "udp port 9999 and host 203.0.113.9";
 /// How long an entrant may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The router in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,7 +303,7 @@ impl Program {
             });
         }
         let mut this = Self { child, lines };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         while this.lines().len() < ready {
             if let Some(status) = this.child.try_wait()? {
                 bail!("{status}: {}", this.lines().join(" "));

@@ -10,14 +10,14 @@ use std::time::Duration;
 use super::error::PortError;
 use crate::io::Driver;
 use crate::io::af_xdp::{PortConfig, PortInfo, PortState};
-use crate::worker::{Handoffs, NoAnswer, Patience, WorkerHandle};
+use crate::worker::{CallTimeouts, Handoffs, NoAnswer, WorkerHandle};
 
 /// A worker begins with a command within a turn, 20 ms when it sleeps. This is longer because a worker may
 /// have to wait for its CPU.
-const BEGIN: Duration = Duration::from_millis(500);
+const BEGIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Binding a socket may reset a NIC's link, which takes 1 to 2 s (igb).
-const FINISH: Duration = Duration::from_secs(3);
-const PATIENCE: Patience = Patience { begin: BEGIN, finish: FINISH };
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUTS: CallTimeouts = CallTimeouts { begin: BEGIN_TIMEOUT, finish: FINISH_TIMEOUT };
 
 /// The workers, and the sockets still to be closed at each.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl WorkerCalls {
         self.close_owed(worker)?;
         let opened = self.ask(worker, |handle| {
             handle.call_or_undo(
-                PATIENCE,
+                TIMEOUTS,
                 move |io, pool, stats| {
                     // The slot is empty unless an earlier close failed.
                     io.remove_port(slot, pool, stats);
@@ -103,7 +103,7 @@ impl WorkerCalls {
             let close = move |io: &mut Driver, pool: &mut _, stats: &_| {
                 owed.iter().for_each(|&slot| io.remove_port(slot, pool, stats));
             };
-            handle.call_or_undo(PATIENCE, close, |_, _, _, ()| {})
+            handle.call_or_undo(TIMEOUTS, close, |_, _, _, ()| {})
         })?;
         self.owed[worker].clear();
         Ok(())
@@ -119,7 +119,7 @@ impl WorkerCalls {
             let states = move |io: &mut Driver, _: &mut _, _: &_| {
                 slots.into_iter().map(|slot| (slot, io.tx_state(slot))).collect()
             };
-            handle.call_or_undo(PATIENCE, states, |_, _, _, _| {})
+            handle.call_or_undo(TIMEOUTS, states, |_, _, _, _| {})
         })
     }
 
@@ -132,13 +132,13 @@ impl WorkerCalls {
         name: &str,
         naming: u64,
     ) -> Result<(), PortError> {
-        self.ask(worker, |handle| handle.taps().name_port(port, name, naming, BEGIN))?;
+        self.ask(worker, |handle| handle.taps().name_port(port, name, naming, BEGIN_TIMEOUT))?;
         self.ask(worker, |handle| {
             let reset = move |io: &mut Driver, _: &mut _, stats: &crate::stats::WorkerStats| {
                 stats.slots_of(port, max_ports).for_each(|(slot, _)| io.forget_statistics(slot));
                 stats.forget_port(port, max_ports);
             };
-            handle.call_or_undo(PATIENCE, reset, |_, _, _, _| {})
+            handle.call_or_undo(TIMEOUTS, reset, |_, _, _, _| {})
         })
     }
 
@@ -150,7 +150,9 @@ impl WorkerCalls {
         undo: impl FnOnce(&mut Handoffs, T) + Send + 'static,
     ) -> Result<(), PortError> {
         self.ask(worker, |handle| {
-            handle.change_handoffs_or_undo(Patience::brief(BEGIN), change, undo).map(drop)
+            handle
+                .change_handoffs_or_undo(CallTimeouts::brief(BEGIN_TIMEOUT), change, undo)
+                .map(drop)
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::active::ActivePort;
-use super::look::Finding;
+use super::check::Finding;
 use super::open::OpenRequest;
 use super::port::{Port, PortState, Until, Waiting};
 use super::thread::Job;
@@ -33,11 +33,11 @@ impl PortManager {
         around: &Surroundings<'_>,
     ) -> Result<()> {
         let matching = around.matching();
-        let prospects: Vec<Prospect<'_>> =
-            self.ports.iter().map(|port| self.prospect(port, &matching, around)).collect();
-        for (index, prospect) in prospects.iter().enumerate() {
+        let states: Vec<InterfaceState<'_>> =
+            self.ports.iter().map(|port| self.interface_state(port, &matching, around)).collect();
+        for (index, state) in states.iter().enumerate() {
             let port = &mut self.ports[index];
-            if let Some(active) = give_way(port, prospect, &around.punt)? {
+            if let Some(active) = port_to_close(port, state, &around.punt)? {
                 let index = port.index;
                 self.close(index, active, &around.punt)?;
             }
@@ -45,9 +45,9 @@ impl PortManager {
         if self.is_closing() {
             return Ok(());
         }
-        for (index, prospect) in prospects.into_iter().enumerate() {
+        for (index, state) in states.into_iter().enumerate() {
             let port = &mut self.ports[index];
-            if let Some(link) = comes(port, prospect, around) {
+            if let Some(link) = link_to_open(port, state, around) {
                 port.begin_opening(&link);
                 let (index, naming) = (port.index, port.naming);
                 let generation = self.next_generation;
@@ -61,16 +61,16 @@ impl PortManager {
         Ok(())
     }
 
-    fn prospect<'a>(
+    fn interface_state<'a>(
         &self,
         port: &Port,
         matching: &Matching,
         around: &'a Surroundings<'_>,
-    ) -> Prospect<'a> {
+    ) -> InterfaceState<'a> {
         let link = around.links.named(&port.ifname);
         let link = link.filter(|_| is_wanted(port, matching));
         let is_up = link.is_some_and(|link| around.is_up(link.ifindex));
-        Prospect {
+        InterfaceState {
             link,
             is_up,
             obstacle: link.and_then(|link| obstacle(link, is_up)),
@@ -125,7 +125,7 @@ fn is_wanted(port: &Port, matching: &Matching) -> bool {
 }
 
 /// What a port's interface is like now, and what keeps it from being used.
-struct Prospect<'a> {
+struct InterfaceState<'a> {
     /// `None`: there is no interface, or it is not to be a port.
     link: Option<&'a Link>,
     /// Administratively up.
@@ -140,15 +140,15 @@ struct Prospect<'a> {
 
 /// What is to be closed of a port whose interface is gone, replaced or unfit now, or that is to be
 /// reopened.
-fn give_way(
+fn port_to_close(
     port: &mut Port,
-    prospect: &Prospect<'_>,
+    state: &InterfaceState<'_>,
     punt: &PuntDevice,
 ) -> Result<Option<Box<ActivePort>>> {
-    let Some(link) = prospect.link else { return Ok(leave(port)) };
+    let Some(link) = state.link else { return Ok(leave(port)) };
     let Some(active) = port.active() else { return Ok(None) };
     // An active port that is down is no obstacle: nothing arrives, and the sockets stay bound.
-    let obstacle = prospect.obstacle.as_ref().filter(|_| link.up);
+    let obstacle = state.obstacle.as_ref().filter(|_| link.up);
     if active.ifindex != link.ifindex {
         say!("interface {} was replaced by another one", port.ifname);
         return Ok(port.begin_closing(None));
@@ -158,11 +158,11 @@ fn give_way(
         say!("interface {}: {finding}; left to the kernel until it is reopened", port.ifname);
         return Ok(port.begin_reopening(finding.to_string(), finding.is_failure()));
     }
-    if let Some(why) = prospect.filtered.as_ref().or(obstacle) {
+    if let Some(why) = state.filtered.as_ref().or(obstacle) {
         say!("interface {}: {why}; left to the kernel", port.ifname);
         return Ok(port.begin_closing(Some(Waiting { why: why.clone(), until: Until::Event })));
     }
-    if prospect.obstacle.is_none() && active.is_outgrown(link) {
+    if state.obstacle.is_none() && active.is_outgrown(link) {
         say!("interface {}: its MTU is now {}; reopening it", port.ifname, link.mtu);
         return Ok(port.begin_closing(None));
     }
@@ -173,21 +173,25 @@ fn give_way(
 }
 
 /// The interface on which a port is to be opened now.
-fn comes(port: &mut Port, prospect: Prospect<'_>, around: &Surroundings<'_>) -> Option<Link> {
-    let link = prospect.link?;
+fn link_to_open(
+    port: &mut Port,
+    state: InterfaceState<'_>,
+    around: &Surroundings<'_>,
+) -> Option<Link> {
+    let link = state.link?;
     match port.state() {
         PortState::Opening(_) | PortState::Active(_) | PortState::Closing(_) => return None,
         // It may stay down for good, and waits without using a port number.
-        PortState::Absent if port.matched && !prospect.is_up => return None,
+        PortState::Absent if port.matched && !state.is_up => return None,
         PortState::Absent | PortState::Waiting(_) => {}
     }
-    if let Some(why) = prospect.obstacle.or(prospect.filtered) {
+    if let Some(why) = state.obstacle.or(state.filtered) {
         if port.wait(Waiting { why, until: Until::Event }) {
             say!("interface {}: {}; left to the kernel", port.ifname, port.describe());
         }
         return None;
     }
-    if prospect.is_unread {
+    if state.is_unread {
         return None;
     }
     port.is_due(link.mtu, Instant::now(), around.is_alive).then(|| link.clone())

@@ -6,17 +6,17 @@
 //! - [`port`]: one port and its states; [`active`]: what it has while it is open;
 //! - [`follow`]: ports follow their interfaces as these appear, change and disappear;
 //! - [`patterns`]: interfaces that are ports because they match a pattern;
-//! - [`look`]: checks of open ports against the kernel's state;
+//! - [`check`]: checks of open ports against the kernel's state;
 //! - [`thread`]: the thread; [`open`], [`queues`]: what it does for one port; [`calls`]: its requests to
 //!   workers;
 //! - [`handoff`]: which worker serves which queue, and handoff of packets to another worker.
 
 mod active;
 mod calls;
+mod check;
 mod error;
 mod follow;
 mod handoff;
-mod look;
 mod open;
 mod patterns;
 mod port;
@@ -31,11 +31,11 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use self::calls::WorkerCalls;
+use self::check::{CheckRequest, CheckResult, Finding, check_ports};
 use self::handoff::Handoffs;
-use self::look::{Finding, Sight, Watch, look};
 use self::port::PortState;
 use self::thread::{Done, Job, Opened, PortThread};
-use super::CHECK;
+use super::CHECK_INTERVAL;
 use crate::control::config::RunOptions;
 use crate::control::mirror::Mirror;
 use crate::control::process::signals::Signals;
@@ -86,7 +86,7 @@ pub(super) struct PortManager {
     /// `None`: there are no workers yet, or no longer.
     thread: Option<PortThread>,
     /// A check of the ports is in progress.
-    is_looking: bool,
+    is_checking: bool,
     /// Ports are opened for the first time: a named one that cannot be opened is an error.
     is_starting: bool,
     /// Number of the next opening.
@@ -110,7 +110,7 @@ impl PortManager {
             ports: (0u16..).zip(names).map(|(n, name)| Port::new(n, name)).collect(),
             max_ports: 0,
             thread: None,
-            is_looking: false,
+            is_checking: false,
             is_starting: true,
             next_generation: 0,
             without_room: BTreeSet::new(),
@@ -259,9 +259,9 @@ impl PortManager {
             Done::Closed { index } => {
                 self.ports.get_mut(usize::from(index)).into_iter().for_each(Port::end_closing);
             }
-            Done::Looked(sights) => {
-                self.is_looking = false;
-                self.act_on(sights, around)?;
+            Done::Checked(results) => {
+                self.is_checking = false;
+                self.act_on(results, around)?;
                 return Ok(false);
             }
         }
@@ -303,20 +303,20 @@ impl PortManager {
     ///
     /// # Errors
     /// When the thread has ended.
-    pub(super) fn look(&mut self, now: bool, around: &Surroundings<'_>) -> Result<()> {
-        let watches: Vec<Watch> = self.iter().filter_map(Watch::of).collect();
+    pub(super) fn check_open_ports(&mut self, now: bool, around: &Surroundings<'_>) -> Result<()> {
+        let requests: Vec<CheckRequest> = self.iter().filter_map(CheckRequest::of).collect();
         if now {
-            return self.act_on(look(&watches), around);
+            return self.act_on(check_ports(&requests), around);
         }
-        self.look_at_sockets(around)?;
-        if !self.is_looking && !watches.is_empty() {
-            self.submit(Job::Look(watches))?;
-            self.is_looking = true;
+        self.check_sockets(around)?;
+        if !self.is_checking && !requests.is_empty() {
+            self.submit(Job::Check(requests))?;
+            self.is_checking = true;
         }
         Ok(())
     }
 
-    fn look_at_sockets(&mut self, around: &Surroundings<'_>) -> Result<()> {
+    fn check_sockets(&mut self, around: &Surroundings<'_>) -> Result<()> {
         for index in 0..self.ports.len() {
             if self.ports[index].active().is_some_and(|active| !active.has_its_sockets()) {
                 self.reopen(index, &Finding::SocketsUnbound, around)?;
@@ -326,10 +326,10 @@ impl PortManager {
     }
 
     /// Leaves ports with a finding to the kernel, to be reopened.
-    fn act_on(&mut self, sights: Vec<Sight>, around: &Surroundings<'_>) -> Result<()> {
+    fn act_on(&mut self, results: Vec<CheckResult>, around: &Surroundings<'_>) -> Result<()> {
         // Missing sockets may be the cause of the other findings.
-        self.look_at_sockets(around)?;
-        for Sight { index, generation, finding, is_down } in sights {
+        self.check_sockets(around)?;
+        for CheckResult { index, generation, finding, is_down } in results {
             let index = usize::from(index);
             let active = self.ports.get_mut(index).and_then(Port::active_mut);
             let Some(active) = active.filter(|active| active.generation == generation) else {
@@ -339,7 +339,7 @@ impl PortManager {
             let is_down = is_down && link.is_some_and(|link| link.up);
             let since = active.down_since.filter(|_| is_down);
             active.down_since = since.or(is_down.then(Instant::now));
-            let stays_down = since.is_some_and(|since| since.elapsed() >= CHECK / 2);
+            let stays_down = since.is_some_and(|since| since.elapsed() >= CHECK_INTERVAL / 2);
             let finding = finding.or(stays_down.then_some(Finding::StaysDown));
             if let Some(finding) = finding {
                 self.reopen(index, &finding, around)?;
@@ -375,10 +375,10 @@ impl PortManager {
     ///
     /// # Errors
     /// When the thread has ended.
-    pub(super) fn look_for_unserved(&mut self, around: &Surroundings<'_>) -> Result<()> {
+    pub(super) fn find_unserved_queues(&mut self, around: &Surroundings<'_>) -> Result<()> {
         for index in 0..self.ports.len() {
             let Some(active) = self.ports[index].active_mut() else { continue };
-            match active.look_for_unserved() {
+            match active.find_unserved_queues() {
                 Ok(false) => {}
                 Ok(true) => self.ports[index].unserved().iter().for_each(|what| say!("{what}")),
                 // The kernel does not accept a socket that is not bound.

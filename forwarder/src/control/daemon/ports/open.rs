@@ -23,9 +23,9 @@ use crate::tables::Link;
 use crate::worker::poll::PollMode;
 
 /// How long workers have for packets in the rings of a port that is being closed.
-const DRAIN: Duration = Duration::from_millis(5);
+const DRAIN_TIME: Duration = Duration::from_millis(5);
 /// Pause before a busy queue is tried again: one just closed stays busy for a while.
-const BUSY_PAUSE: Duration = Duration::from_millis(20);
+const BUSY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A request to open a port.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(super) struct OpenRequest {
     /// Number of this opening, unique among all openings of all ports.
     pub(super) generation: u64,
     pub(super) link: Link,
-    /// How often a busy queue is tried, [`BUSY_PAUSE`] apart.
+    /// How often a busy queue is tried, [`BUSY_INTERVAL`] apart.
     pub(super) tries: u32,
     /// See `Port::naming`.
     pub(super) naming: Option<u64>,
@@ -67,7 +67,7 @@ pub(super) fn close(index: u16, mut port: ActivePort, punt: &PuntDevice, with: &
     // First the program: from here on the kernel has every frame that arrives. Packets that have arrived
     // are forwarded meanwhile.
     drop(program);
-    std::thread::sleep(DRAIN);
+    std::thread::sleep(DRAIN_TIME);
     // A socket is closed with its last descriptor, which must be the worker's.
     drop(sockets);
     close_sockets(index, queues, with);
@@ -258,7 +258,7 @@ impl OpenRequest {
                 match with.workers.open(worker, slot, config.clone()) {
                     // Waited for here and not on the worker, which has other ports to serve.
                     Err(error) if tries > 0 && error.is_busy() && !with.signals.is_pending() => {
-                        std::thread::sleep(BUSY_PAUSE);
+                        std::thread::sleep(BUSY_INTERVAL);
                     }
                     opened => break opened?,
                 }

@@ -19,7 +19,7 @@ use crate::say;
 const SPARE: u16 = 8;
 /// How long a port's number stays free before another interface gets it: packets that came by the old one
 /// may wait three seconds for a neighbour, and carry the number.
-const REST: Duration = Duration::from_secs(4);
+const REUSE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The interfaces that patterns match now, and whether they are up.
 pub(in crate::control::daemon) type Matching = BTreeMap<String, bool>;
@@ -30,7 +30,7 @@ pub(in crate::control::daemon) type Filtered = BTreeMap<String, String>;
 /// A port number for a new interface.
 enum Place {
     At(u16),
-    /// A number is free, but not for [`REST`] yet.
+    /// A number is free, but not for [`REUSE_TIMEOUT`] yet.
     Soon,
     None,
 }
@@ -145,7 +145,7 @@ impl PortManager {
             return Place::At(self.ports.len() as u16);
         }
         match self.ports.iter().filter(is_free).min_by_key(|port| port.idle_since) {
-            Some(port) if port.idle_since.elapsed() >= REST => Place::At(port.index),
+            Some(port) if port.idle_since.elapsed() >= REUSE_TIMEOUT => Place::At(port.index),
             Some(_) => Place::Soon,
             None => Place::None,
         }

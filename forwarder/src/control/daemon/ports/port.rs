@@ -19,7 +19,7 @@ use crate::tables::Link;
 /// The longest pause between two attempts to open a port is 2^6 seconds.
 const RETRY_DOUBLINGS: u32 = 6;
 /// A port that fails earlier than this after it was opened was not stable.
-const SOUND: Duration = Duration::from_secs(10);
+const STABLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// An unstable port is reopened at once this many times, then with the pauses of one that cannot be opened.
 const PROMPT_REOPENINGS: u32 = 3;
 
@@ -97,7 +97,7 @@ impl Attempts {
 
     /// An open port has failed by itself. Returns when it may be reopened.
     fn after_failure(&mut self, opened: Instant, now: Instant) -> Instant {
-        if now.saturating_duration_since(opened) >= SOUND {
+        if now.saturating_duration_since(opened) >= STABLE_TIMEOUT {
             self.count = 0;
         }
         if self.count <= PROMPT_REOPENINGS { now } else { self.next.max(now) }
@@ -476,7 +476,7 @@ mod tests {
             assert_eq!(at == now, attempt <= PROMPT_REOPENINGS, "{attempt}");
         }
         // A port that was stable for a while starts over.
-        assert_eq!(attempts.after_failure(now, now + SOUND), now + SOUND);
+        assert_eq!(attempts.after_failure(now, now + STABLE_TIMEOUT), now + STABLE_TIMEOUT);
         assert_eq!(attempts.count, 0);
     }
 }

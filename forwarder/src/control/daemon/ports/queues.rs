@@ -65,7 +65,7 @@ impl ActivePort {
     ///
     /// # Errors
     /// When a socket cannot be put into the map.
-    pub(super) fn look_for_unserved(&mut self) -> Result<bool, XdpError> {
+    pub(super) fn find_unserved_queues(&mut self) -> Result<bool, XdpError> {
         // A driver may have more queues than it reports.
         let end = self.had.rx_max.max(self.queues + QUEUES_UNTOLD).min(QUEUES_MAX);
         let mut found = false;

@@ -10,9 +10,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unboun
 
 use super::active::ActivePort;
 use super::calls::WorkerCalls;
+use super::check::{CheckRequest, CheckResult, check_ports, check_tx_states};
 use super::error::PortError;
 use super::handoff::Handoffs;
-use super::look::{Sight, Watch, look, look_at_workers};
 use super::open::{OpenRequest, close, open};
 use crate::control::config::RunOptions;
 use crate::control::process::signals::Signals;
@@ -21,7 +21,7 @@ use crate::control::steering::punt::PuntDevice;
 use crate::worker::slow_path::Wakeup;
 
 /// Interval between checks for other reasons to end a wait.
-const MOMENT: Duration = Duration::from_millis(20);
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is needed to open a port.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl PortContext {
 pub(super) enum Job {
     Open(Box<OpenRequest>),
     Close { index: u16, port: Box<ActivePort>, punt: Arc<PuntDevice> },
-    Look(Vec<Watch>),
+    Check(Vec<CheckRequest>),
 }
 
 /// The result of a job.
@@ -62,7 +62,7 @@ pub(super) enum Job {
 pub(super) enum Done {
     Opened(Opened),
     Closed { index: u16 },
-    Looked(Vec<Sight>),
+    Checked(Vec<CheckResult>),
 }
 
 /// The result of opening a port.
@@ -118,7 +118,7 @@ impl PortThread {
     /// # Errors
     /// The thread has ended by itself.
     pub(super) fn next_soon(&self) -> Result<Option<Done>> {
-        match self.done.recv_timeout(MOMENT) {
+        match self.done.recv_timeout(CHECK_INTERVAL) {
             Ok(done) => Ok(Some(done)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(ended()),
@@ -150,10 +150,10 @@ fn run(mut context: PortContext, jobs: &Receiver<Job>, done: &Sender<Done>, wake
                 close(index, *port, &punt, &mut context);
                 Done::Closed { index }
             }
-            Job::Look(watches) => {
-                let mut sights = look(&watches);
-                look_at_workers(&watches, &mut sights, &mut context);
-                Done::Looked(sights)
+            Job::Check(requests) => {
+                let mut results = check_ports(&requests);
+                check_tx_states(&requests, &mut results, &mut context);
+                Done::Checked(results)
             }
         };
         if done.send(outcome).is_err() {

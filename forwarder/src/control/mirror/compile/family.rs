@@ -65,7 +65,7 @@ pub struct FamilyCompiler<A> {
     merged: bool,
     /// IPv4: the kernel keeps main and local separate forever once other rules have existed
     /// (`fib_unmerge`).
-    unmerged_for_good: bool,
+    unmerged_forever: bool,
     /// IPv4, merged: prefixes of the local table other than 127.0.0.0/8 and host routes. For a
     /// route of main within one of them it is unknown whether the kernel looks up local first: it
     /// does if other rules ever existed.
@@ -105,7 +105,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             qsbr,
             trees: Vec::new(),
             merged: true,
-            unmerged_for_good: false,
+            unmerged_forever: false,
             wide_locals: Vec::new(),
             refill: false,
             multicast_in_main: false,
@@ -209,8 +209,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let default = rules::has_default(rules, self.family);
         if !A::V6 {
             // Before the first dump there are no rules.
-            self.unmerged_for_good |= !default && !rules.is_empty();
-            return default && !self.unmerged_for_good;
+            self.unmerged_forever |= !default && !rules.is_empty();
+            return default && !self.unmerged_forever;
         }
         // IPv6 looks up local, then main; one longest-prefix match is equivalent if no route of
         // main is more specific than a route of local.

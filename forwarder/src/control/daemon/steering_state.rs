@@ -11,7 +11,7 @@ use crate::io::af_xdp::HeartbeatPage;
 use crate::say;
 
 /// The programs' maps, and what could not be put into them.
-pub(super) struct Steer {
+pub(super) struct SteeringState {
     steering: Steering,
     /// Generation of the tables by which the programs' steering was last set.
     generation: u64,
@@ -23,9 +23,15 @@ pub(super) struct Steer {
     unknown_vlans: Option<String>,
 }
 
-impl Steer {
-    pub(super) fn new(steering: Steering) -> Steer {
-        Steer { steering, generation: 0, locals: None, unknown_locals: None, unknown_vlans: None }
+impl SteeringState {
+    pub(super) fn new(steering: Steering) -> SteeringState {
+        SteeringState {
+            steering,
+            generation: 0,
+            locals: None,
+            unknown_locals: None,
+            unknown_vlans: None,
+        }
     }
 
     pub(super) fn steering(&self) -> &Steering {

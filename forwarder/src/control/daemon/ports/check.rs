@@ -17,7 +17,7 @@ use crate::io::af_xdp::PortState;
 
 /// What is checked of an open port.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct CheckRequest {
     pub(super) index: u16,
     /// Number of the opening; the port may have been reopened since.
     pub(super) generation: u64,
@@ -28,11 +28,11 @@ pub(super) struct Watch {
     program: Option<Witness>,
 }
 
-impl Watch {
+impl CheckRequest {
     /// `None`: the port is not open.
-    pub(super) fn of(port: &Port) -> Option<Watch> {
+    pub(super) fn of(port: &Port) -> Option<CheckRequest> {
         let active = port.active()?;
-        Some(Watch {
+        Some(CheckRequest {
             index: port.index,
             generation: active.generation,
             ifindex: active.ifindex,
@@ -82,51 +82,55 @@ impl std::fmt::Display for Finding {
 
 /// What was found of a port.
 #[derive(Debug)]
-pub(super) struct Sight {
+pub(super) struct CheckResult {
     pub(super) index: u16,
     pub(super) generation: u64,
     pub(super) finding: Option<Finding>,
-    /// Whether one of its sockets does not send; only [`look_at_workers`] finds that out.
+    /// Whether one of its sockets does not send; only [`check_tx_states`] finds that out.
     pub(super) is_down: bool,
 }
 
 /// Checks the kernel's state of ports. Takes the RTNL lock several times.
-pub(super) fn look(watches: &[Watch]) -> Vec<Sight> {
-    let nics = if watches.is_empty() { Vec::new() } else { nic::read().unwrap_or_default() };
-    let sight = |watch: &Watch| {
-        let nic = nics.iter().find(|nic| nic.ifindex == watch.ifindex);
-        let finding = if watch.program.as_ref().is_some_and(|program| !program.is_attached()) {
+pub(super) fn check_ports(requests: &[CheckRequest]) -> Vec<CheckResult> {
+    let nics = if requests.is_empty() { Vec::new() } else { nic::read().unwrap_or_default() };
+    let result = |request: &CheckRequest| {
+        let nic = nics.iter().find(|nic| nic.ifindex == request.ifindex);
+        let finding = if request.program.as_ref().is_some_and(|program| !program.is_attached()) {
             Some(Finding::ProgramGone)
         } else if let Some(why) = nic.and_then(strips_tags) {
             Some(Finding::Unfit(why))
         } else {
-            let queues = nic::queues(watch.ifindex);
-            queues.is_ok_and(|now| now != watch.had).then_some(Finding::QueuesChanged)
+            let queues = nic::queues(request.ifindex);
+            queues.is_ok_and(|now| now != request.had).then_some(Finding::QueuesChanged)
         };
-        let (index, generation) = (watch.index, watch.generation);
-        Sight { index, generation, finding, is_down: false }
+        let (index, generation) = (request.index, request.generation);
+        CheckResult { index, generation, finding, is_down: false }
     };
-    watches.iter().map(sight).collect()
+    requests.iter().map(result).collect()
 }
 
 /// Asks the workers which ports do not send. A worker that does not answer changes nothing.
-pub(super) fn look_at_workers(watches: &[Watch], sights: &mut [Sight], with: &mut PortContext) {
+pub(super) fn check_tx_states(
+    requests: &[CheckRequest],
+    results: &mut [CheckResult],
+    with: &mut PortContext,
+) {
     let workers = with.workers.len();
     let mut slots: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
     let mut port_of: BTreeMap<(usize, u16), u16> = BTreeMap::new();
-    for watch in watches {
-        for queue in 0..watch.queues {
-            let (worker, slot) = (worker_of(queue, workers), with.slot(watch.index, queue));
+    for request in requests {
+        for queue in 0..request.queues {
+            let (worker, slot) = (worker_of(queue, workers), with.slot(request.index, queue));
             slots.entry(worker).or_default().push(slot);
-            port_of.insert((worker, slot), watch.index);
+            port_of.insert((worker, slot), request.index);
         }
     }
     for (worker, slots) in slots {
         for (slot, state) in with.workers.tx_states(worker, slots).unwrap_or_default() {
             let is_down = matches!(state, Some(PortState::Down | PortState::Gone));
             let port = port_of.get(&(worker, slot));
-            if let Some(sight) = sights.iter_mut().find(|sight| Some(&sight.index) == port) {
-                sight.is_down |= is_down;
+            if let Some(result) = results.iter_mut().find(|result| Some(&result.index) == port) {
+                result.is_down |= is_down;
             }
         }
     }
