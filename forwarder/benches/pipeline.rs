@@ -74,7 +74,7 @@ struct Args {
     bench: bool,
 }
 
-/// The result of one measurement; a packet's cost is a median.
+/// The result of one measurement; the cost per packet is a median.
 #[derive(Debug, Serialize)]
 struct Result {
     name: &'static str,
@@ -149,7 +149,7 @@ fn print(results: &[Result], json: bool) -> io::Result<()> {
     }
     for Result { name, ns_per_packet, ns_per_packet_p10, packets_per_second, tsc_mhz } in results {
         let cycles = ns_per_packet * tsc_mhz / 1000.0;
-        print!("{name:28} {ns_per_packet:6.1} ns, {cycles:6.1} cycles a packet");
+        print!("{name:28} {ns_per_packet:6.1} ns, {cycles:6.1} cycles per packet");
         print!(" (best tenth {ns_per_packet_p10:.1} ns)");
         println!("{}", packets_per_second.map_or(String::new(), |pps| format!(", {pps:.0} pps")));
     }

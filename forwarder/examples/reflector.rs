@@ -1,4 +1,4 @@
-//! The AF_XDP driver alone: packets received by one interface are sent by the other, unchanged.
+//! The AF_XDP driver alone: packets received on one interface are sent on the other, unchanged.
 //!
 //! Everything else that the router does is its own cost; benchmarks run both side by side.
 //!
@@ -108,7 +108,7 @@ impl Reflector {
             }
             let per_packet = |time: Duration| time.as_nanos() as f64 / second.timed.max(1) as f64;
             println!(
-                "{} packets, userspace {:.1} ns, kick {:.1} ns a packet, {} dropped",
+                "{} packets, userspace {:.1} ns, kick {:.1} ns per packet, {} dropped",
                 second.packets,
                 per_packet(second.user),
                 per_packet(second.kick),

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         .build()?;
     let frames = NonZeroU32::new(4 * RING).ok_or("no frames")?;
     let (umem, descs) = Umem::new(config, frames, false)?;
-    // One pool: a frame received by one port and sent by the other is then free for either.
+    // One pool: a frame received on one port and sent on the other is then free for either.
     let mut free = descs;
     let mut ports = [Port::open(&umem, left, &mut free)?, Port::open(&umem, right, &mut free)?];
     let mut steering = Steering::new()?;
@@ -156,7 +156,7 @@ fn run(ports: &mut [Port; 2], free: &mut Vec<FrameDesc>, seconds: u64) {
         }
         let per_packet = |time: Duration| time.as_nanos() as f64 / timed.max(1) as f64;
         println!(
-            "{packets} packets, userspace {:.1} ns, kick {:.1} ns a packet, {dropped} dropped",
+            "{packets} packets, userspace {:.1} ns, kick {:.1} ns per packet, {dropped} dropped",
             per_packet(user),
             per_packet(kick),
         );

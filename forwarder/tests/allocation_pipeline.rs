@@ -2,7 +2,7 @@
 //! a worker with every frame timed and captured, under a counting allocator.
 //!
 //! The test packets have every disposition: forwarded, fragmented, with options, rejected with an ICMP
-//! error, held for a neighbour and sent or dropped, punted; of several frames, with VLAN tags; and handed
+//! error, held for a neighbour and sent or dropped, punted; multi-buffer, with VLAN tags; and handed
 //! over from one worker to another.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -295,7 +295,7 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     assert!(mib(Mib::IpFragOKs) > TURNS && sent > 4 * TURNS);
     // Every sent packet had been received, and both were captured.
     assert!(reader.matched() > sent && reader.lost() == 0, "{reader:?}");
-    // ICMP errors were sent by the left port, and are not counted.
+    // ICMP errors were sent on the left port, and are not counted.
     assert!(handle.stats.ports[0].tx_packets.get() > TURNS);
     assert_eq!((counted(0, 0), counted(1, 0), counted(1, 1)), (0, 0, 0));
 }

@@ -105,7 +105,7 @@ impl Ferroute {
                 ensure!(!status.success() && !said.contains("panicked at"), "{status}\n{said}");
                 return Ok(Err(said));
             }
-            // Its exit status says whether it forwards; any state but "starting" is sufficient here.
+            // Its exit status shows whether it forwards; any state but "starting" is sufficient here.
             let answer = self.place.command(&["-j", "status"]).output()?.stdout;
             let report: Option<Value> = serde_json::from_slice(&answer).ok();
             if report.is_some_and(|report| report["state"] != "starting") {

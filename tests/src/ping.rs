@@ -45,7 +45,7 @@ pub fn ping_all(from: &Netns, args: &str) -> Result<Ping> {
 /// Pings `count` times, one after the other, and fails unless every one is answered.
 ///
 /// Not a single `ping -c COUNT`: that waits for its last answers only twice as long as the others took,
-/// whatever `-W` says, which is less than a busy machine may delay them.
+/// whatever `-W` specifies, which is less than a busy machine may delay them.
 ///
 /// # Errors
 /// When one is not answered; the error contains the output of `ping`.

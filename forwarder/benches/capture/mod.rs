@@ -109,7 +109,7 @@ pub fn capturing(
     let all = readers.last().expect("there are captures");
     let (matched, lost) = (all.matched(), all.lost());
     assert_eq!(matched, 2 * runs[3].packets, "each packet is seen twice");
-    eprintln!("{}: {} copies, {lost} more lost for want of room", names[3], matched - lost);
+    eprintln!("{}: {} copies, {lost} more lost for lack of room", names[3], matched - lost);
     Ok(runs.into_iter().map(|run| result(run.name, run.times_ns, None)).collect())
 }
 

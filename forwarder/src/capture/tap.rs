@@ -78,11 +78,11 @@ pub struct Session {
 pub struct Tap {
     /// At most [`SESSIONS_MAX`], for which room is allocated.
     sessions: Vec<Session>,
-    /// The driver's counters before it was given packets to send.
+    /// The driver's drop counters before it was given packets to send.
     before: [u64; TX_REASONS.len()],
-    /// A packet of several frames as one slice, for a filter that reads beyond the first.
+    /// A multi-buffer packet as one slice, for a filter that reads beyond the first frame.
     scratch: Vec<u8>,
-    /// How often port numbers have become other interfaces'.
+    /// How often a port number was assigned to another interface.
     naming: u64,
 }
 
@@ -160,7 +160,7 @@ impl Tap {
         }
     }
 
-    /// Captures packets received by one port.
+    /// Captures packets received on one port.
     pub fn received(&mut self, packets: &mut [SkBuff]) {
         let Some(port) = packets.first().map(|skb| skb.port) else { return };
         let mut stamp = Stamp::default();

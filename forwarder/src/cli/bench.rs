@@ -68,10 +68,10 @@ impl FromStr for PlaceArg {
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub struct BenchArgs {
-    /// Send packets by this port.
+    /// Send packets on this port.
     #[arg(long, value_name = "IFACE[@NETNS]")]
     tx: PlaceArg,
-    /// Receive packets by this port.
+    /// Receive packets on this port.
     #[arg(long, value_name = "IFACE[@NETNS]")]
     rx: PlaceArg,
     /// Tests, separated by commas [default: all; throughput and latency with --window].
@@ -192,7 +192,7 @@ impl BenchArgs {
         if let Some(pps) = self.ratep
             && !RATES.contains(&pps)
         {
-            return usage(format!("--ratep {pps}: from 1 to 1e9 packets a second"));
+            return usage(format!("--ratep {pps}: from 1 to 1e9 packets per second"));
         }
         if self.repeat == 0 || self.threads == 0 || self.flows == 0 {
             return usage("--repeat, --threads and --flows: at least 1".into());

@@ -1,4 +1,4 @@
-//! `latency`: how long frames stayed in userspace, by port pair, as percentiles; also written to files for
+//! `latency`: how long frames stayed in userspace, for each pair of ports, as percentiles; also written to files for
 //! the public HdrHistogram tools.
 
 use std::collections::BTreeMap;

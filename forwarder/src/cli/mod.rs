@@ -126,7 +126,7 @@ enum Verb {
     Stat(stat::StatArgs),
     /// Show what was dropped or handed back to the kernel, and why.
     Drops(drops::DropsArgs),
-    /// Show how long frames stay in userspace, as percentiles by port pair.
+    /// Show how long frames stay in userspace, as percentiles for each pair of ports.
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
     Capture(capture::CaptureArgs),

@@ -29,7 +29,7 @@ The number of the generator's thread follows the header in two octets.
 
 --engine xdp runs an XDP program over recycled frames, which the driver's ndo_xdp_xmit sends. On a
 veth this needs an XDP program or GRO at the other end (ferroute run attaches a program). It keeps a
-CPU busy even at a low rate. --engine af_xdp sends by AF_XDP sockets, one queue per thread.
+CPU busy even at a low rate. --engine af_xdp sends through AF_XDP sockets, one queue per thread.
 
 Ends after --count packets, after --duration, or with Ctrl-C, and prints what was sent.";
 
@@ -93,7 +93,7 @@ impl FromStr for Weights {
 #[derive(Debug, Args)]
 #[command(after_long_help = NOTES)]
 pub struct PktgenArgs {
-    /// Send by this interface.
+    /// Send on this interface.
     #[arg(short, long, value_name = "IFACE")]
     interface: String,
     /// How packets are sent [default: xdp; af_xdp with --replay].

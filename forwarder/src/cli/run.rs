@@ -86,13 +86,13 @@ pub struct RunArgs {
     /// How to bind to the interfaces' queues [default: auto].
     #[arg(long)]
     mode: Option<Mode>,
-    /// By which code ports are driven: af_xdp: Ferroute's own; xsk-rs: the crate of that name, if this
-    /// program was built with the feature xsk-rs. That one binds in copy mode, has no jumbo frames and
-    /// no busy polling [default: af_xdp].
+    /// AF_XDP driver of the ports: af_xdp: Ferroute's own; xsk-rs: on the crate of that name, if this
+    /// program was built with the feature xsk-rs; it supports copy mode only, no MTU above 3370 and no
+    /// busy polling [default: af_xdp].
     #[arg(long, value_enum)]
     driver: Option<DriverArg>,
-    /// How workers learn of frames: busy: poll without end; adaptive: poll under load, sleep when
-    /// there is none; interrupt: sleep whenever there is nothing [default: adaptive].
+    /// How workers wait for frames: busy: poll always; adaptive: poll under load, sleep when there is
+    /// none; interrupt: sleep whenever there are no frames [default: adaptive].
     #[arg(long, value_enum)]
     poll: Option<PollArg>,
     /// Packets that the kernel takes from a queue per poll, with --poll busy [default: 64].
@@ -102,7 +102,7 @@ pub struct RunArgs {
     /// allowed].
     #[arg(long, value_name = "LIST")]
     cpus: Option<CpuList>,
-    /// Serve the first N RX queues of every port. It must have no others, or its RSS table must send no
+    /// Serve the first N RX queues of each port. A port must have no others, or its RSS table must send no
     /// packets to them (ethtool -X IFACE equal N) [default: all it has].
     #[arg(long, value_name = "N")]
     queues: Option<u32>,

@@ -1,9 +1,9 @@
 //! Generators and sinks that share their counters.
 //!
-//! With a window a generator sends only while fewer packets than that are in flight. Lost packets would
-//! close the window for good, so a thread gives up packets in flight if no packet was sent or received for
-//! [`LOSS_TIMEOUT`]. A packet that was given up and arrives later is counted as received, which makes the
-//! window smaller for a moment.
+//! With a window, a generator sends only while fewer packets than that are in flight. Lost packets would
+//! close the window permanently, so a thread counts the packets in flight as lost when no packet was sent or
+//! received for [`LOSS_TIMEOUT`]. A packet that arrives after that is subtracted from the packets in flight
+//! twice, as lost and as received: from then on one packet more may be in flight, until another is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,7 +39,7 @@ pub struct Counts {
     pub other: u64,
     /// Packets sent by generators with a window.
     pub sent: u64,
-    /// Packets given up as lost because no more arrived.
+    /// Packets counted as lost, because no packet was sent or received for [`LOSS_TIMEOUT`].
     pub forgiven: u64,
 }
 
@@ -200,7 +200,7 @@ pub(super) fn attach(
     link.map_err(|source| LoadError::Attach { place: place.to_string(), source })
 }
 
-/// Gives up packets in flight when no packet was sent or received for [`LOSS_TIMEOUT`].
+/// Counts the packets in flight as lost when no packet was sent or received for [`LOSS_TIMEOUT`].
 fn watch(maps: &Shared, forgiven: &AtomicU64, stop: &AtomicBool) {
     let (mut last, mut since) = (Loop::default(), Instant::now());
     while !stop.load(Ordering::Relaxed) {

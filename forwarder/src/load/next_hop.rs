@@ -39,7 +39,7 @@ pub struct NextHop {
     pub next_hop: IpAddr,
 }
 
-/// Reads the kernel's route to `destination` by an interface.
+/// Reads the kernel's route to `destination` through an interface.
 ///
 /// # Errors
 /// ENETUNREACH and similar if there is none.

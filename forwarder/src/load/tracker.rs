@@ -11,7 +11,8 @@ use xdp_prog::load::MAGIC;
 
 use crate::wire::{EtherType, EthernetFrame, Ipv4Packet, Ipv6Packet, Protocol, UdpPacket, VlanTag};
 
-/// Number of later packets that may overtake one without it becoming unrecognisable.
+/// A packet that arrives this many sequence numbers or more behind the highest counts as late: whether it is
+/// a duplicate is not known any more.
 const WINDOW: u64 = 1 << 16;
 /// A stream whose first packet has a number up to this counts as seen from its start.
 const FROM_START: u64 = WINDOW;

@@ -51,7 +51,7 @@ pub enum Sizes {
     /// All the same.
     Fixed(u16),
     /// Sizes with weights, mixed evenly: after as many packets as the sum of the weights (divided by their
-    /// greatest common divisor) each size has been sent exactly as often as its weight says.
+    /// greatest common divisor) each size has been sent exactly in proportion to its weight.
     Imix(Vec<(u16, u32)>),
 }
 
@@ -450,7 +450,7 @@ pub enum TrafficError {
     #[error("IMIX: weights sum up to {0}, divided by their common divisor; at most {SIZES_MAX}")]
     Weights(u64),
     /// The rate is too low, too high or not a number.
-    #[error("{0} packets a second: expected 0.001 to 1e9")]
+    #[error("{0} packets per second: expected 0.001 to 1e9")]
     Rate(f64),
     /// The count is 0.
     #[error("a count of 0 packets; leave the count out to send until stopped")]

@@ -17,7 +17,7 @@ use crate::wire::EtherType;
 /// What is done with a packet.
 #[derive(Debug)]
 pub(super) enum Disposition {
-    /// The frame is complete; it is sent by this port.
+    /// The frame is complete; it is sent on this port.
     Xmit(u16, PostRouted),
     /// Output is pending; see [`PendingOutput`].
     Output,
@@ -92,7 +92,7 @@ impl<'a> Dispositions<'a> {
     }
 }
 
-/// Moves all packets at once if all are sent by the same port and its queue has room for them. Returns
+/// Moves all packets at once if all are sent on the same port and its queue has room for them. Returns
 /// whether they were moved.
 #[inline]
 fn xmit_together(burst: &mut Burst, dispositions: &[Disposition], ctx: &mut Ctx<'_>) -> bool {

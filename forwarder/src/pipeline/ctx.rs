@@ -72,7 +72,7 @@ impl PipelineState {
     }
 
     /// Sets the seed of the flow hash. It must be the same for all workers: packets of one flow, and the
-    /// ICMP errors about it, arrive by different queues.
+    /// ICMP errors about it, arrive on different queues.
     #[must_use]
     pub fn with_hash_seed(self, hash_seed: u64) -> PipelineState {
         PipelineState { hash_seed, ..self }

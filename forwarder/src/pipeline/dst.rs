@@ -131,7 +131,7 @@ pub(super) enum SourceValidation {
 }
 
 impl SourceValidation {
-    /// Validation for packets received by `dev` that leave by `oif`. `has_all_locals`: see
+    /// Validation for packets received on `dev` that leave through `oif`. `has_all_locals`: see
     /// `BurstRoutes::has_all_locals`.
     #[inline]
     pub fn of(dev: &Link, oif: u32, has_all_locals: bool) -> SourceValidation {

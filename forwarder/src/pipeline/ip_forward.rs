@@ -58,7 +58,7 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
     }
     let payload_len = ipv4.total_len().saturating_sub(ipv4.header_len() as u16);
     if ipv4.frag_offset().checked_add(payload_len).is_none() {
-        // Such a packet cannot be reassembled. The kernel fragments it all the same, and its offsets
+        // Such a packet cannot be reassembled. The kernel fragments it nevertheless, and its offsets
         // overflow into the flags; this is left to the kernel.
         return Err(Exit::Punt(PuntReason::OversizeFragment));
     }

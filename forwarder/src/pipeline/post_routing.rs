@@ -43,7 +43,7 @@ impl PostRouted {
     }
 }
 
-/// Runs the POST_ROUTING hook on a packet that is sent by `dev`.
+/// Runs the POST_ROUTING hook on a packet that is sent on `dev`.
 ///
 /// # Errors
 /// Those of [`nf_hook`].

@@ -202,7 +202,7 @@ fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Resu
         let first = info.nexthops.iter().find(|nexthop| !nexthop.dead);
         return Ok(first.is_some_and(|nexthop| nexthop.gateway.is_none()));
     }
-    // Strict mode accepts only routes by this interface; loose mode also rejects if it has no address.
+    // Strict mode accepts only routes through this interface; loose mode also rejects if it has no address.
     let no_addr = dev.addrs4.is_empty();
     match dev.rp_filter {
         RpFilter::Off => Ok(false),

@@ -176,7 +176,7 @@ fn label(addr: Ipv6Addr) -> u8 {
     }
 }
 
-/// The preferred source of the route, or the best address, for a reply to a packet received by `dev`.
+/// The preferred source of the route, or the best address, for a reply to a packet received on `dev`.
 pub(super) fn icmp6_saddr(
     tables: &Tables,
     dst: &Dst<'_>,

@@ -52,7 +52,7 @@ pub const MAX_PACKET: usize = FRAME_SIZE - HEADROOM - COLOUR_MAX;
 /// Largest IP MTU whose packets fit into one frame, with an Ethernet header and two VLAN tags.
 pub const MTU_FRAME: u32 = (MAX_PACKET - 14 - 2 * 4) as u32;
 
-/// The largest IP MTU of a port that receives packets of several frames, in octets: the usual one for
+/// The largest IP MTU of a port that receives multi-buffer packets, in octets: the usual one for
 /// jumbo frames.
 pub const JUMBO_MTU: u32 = 9000;
 

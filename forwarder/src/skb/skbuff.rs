@@ -140,7 +140,7 @@ impl SkBuff {
         self.unmatched_captures |= captures;
     }
 
-    /// Makes captures apply their filters to the packet anew. To be called before the packet is changed
+    /// Makes captures apply their filters to the packet again. To be called before the packet is changed
     /// by more than plain forwarding (by a hook function, or its tags), or waits while captures may
     /// begin.
     #[inline]

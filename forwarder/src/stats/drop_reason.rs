@@ -63,7 +63,7 @@ reasons! {
         IpInvalidDest = "IP_INVALID_DEST",
         /// Source address is one of our own (kernel: martian source in fib_validate_source).
         IpLocalSource = "IP_LOCAL_SOURCE",
-        /// Reverse path filter: the reverse route is not by this interface.
+        /// Reverse path filter: the reverse route does not lead through this interface.
         IpRpfilter = "IP_RPFILTER",
         /// Forwarding is disabled on the input interface.
         ForwardingOff = "FORWARDING_OFF",
@@ -111,7 +111,7 @@ reasons! {
         SkbNoHeadroom = "SKB_NO_HEADROOM",
         /// The TX ring of the outgoing port is full.
         FullRing = "FULL_RING",
-        /// The queue to the worker that sends by the outgoing port is full.
+        /// The queue to the worker that sends on the outgoing port is full.
         CpuBacklog = "CPU_BACKLOG",
         /// A worker stalled, or the kernel began to filter, while the packet waited in the worker.
         QueuePurge = "QUEUE_PURGE",
@@ -121,7 +121,7 @@ reasons! {
         RxBadDescriptor = "RX_BAD_DESCRIPTOR",
         /// Longer than a frame on a port without multi-buffer support, or than any supported packet.
         RxMultiBuffer = "RX_MULTI_BUFFER",
-        /// A packet in several frames, longer than the one frame that its outgoing port supports.
+        /// A multi-buffer packet, and its outgoing port supports one frame per packet.
         TxMultiBuffer = "TX_MULTI_BUFFER",
         /// To be passed to the kernel, but its queue was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
@@ -146,7 +146,7 @@ reasons! {
         /// The destination is broadcast or multicast, or the source is a broadcast or loopback address
         /// that the kernel may accept.
         NotUnicast = "NOT_UNICAST",
-        /// Would leave by its input interface and needs a redirect.
+        /// Would leave through its input interface and needs a redirect.
         Redirect = "REDIRECT",
         /// A fragment that reaches beyond 65535 octets and would have to be fragmented.
         OversizeFragment = "OVERSIZE_FRAGMENT",

@@ -29,12 +29,12 @@ pub struct PortStats {
     pub tx_packets: Counter,
     /// Octets of those.
     pub tx_bytes: Counter,
-    /// Packets received by this port that were dropped before they reached the queue of an outgoing port,
+    /// Packets received on this port that were dropped before they reached the queue of an outgoing port,
     /// for any reason.
     pub rx_dropped: Counter,
     /// Packets for this port that were dropped at its queue or after it.
     pub tx_dropped: Counter,
-    /// Packets received by this port that were punted.
+    /// Packets received on this port that were punted.
     pub punted: Counter,
     /// When frames were last put on its TX ring, by the worker's clock in nanoseconds; 0: never.
     pub last_tx_ns: Counter,
@@ -207,7 +207,7 @@ impl WorkerStats {
         }
     }
 
-    /// Counts a packet received by a port that is dropped (rx_dropped).
+    /// Counts a packet received on a port that is dropped (rx_dropped).
     #[cold]
     pub fn drop_received(&self, reason: DropReason, port: u16) {
         self.drop(reason);
@@ -225,7 +225,7 @@ impl WorkerStats {
         self.drop_received(reason, port);
     }
 
-    /// Counts a packet received by a port and punted.
+    /// Counts a packet received on a port and punted.
     #[cold]
     pub fn punt(&self, reason: PuntReason, port: u16) {
         self.punts[reason as usize].inc();

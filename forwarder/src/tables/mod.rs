@@ -26,13 +26,13 @@ pub enum RpFilter {
     /// No check.
     #[default]
     Off,
-    /// The best reverse route is by this interface.
+    /// The best reverse route leads through this interface.
     Strict,
     /// Any reverse route exists.
     Loose,
 }
 
-/// Whether IPv6 packets received by an interface are forwarded.
+/// Whether IPv6 packets received on an interface are forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Forwarding6 {
     /// No.
@@ -70,7 +70,7 @@ pub struct Link {
     pub mtu: u32,
     /// IPv6 MTU in octets (sysctl net.ipv6.conf.*.mtu), at most `mtu`.
     pub mtu6: u32,
-    /// IFF_UP and carrier: packets may be sent by it.
+    /// IFF_UP and carrier: packets may be sent on it.
     pub up: bool,
     /// Point to point or without ARP (IFF_NOARP): next hops are not resolved.
     pub noarp: bool,

@@ -197,7 +197,7 @@ impl<I> TapHandle<I> {
     /// Changes the interface of a port for captures, see [`Tap::name_port`].
     ///
     /// # Errors
-    /// [`NoAnswer`]; a worker that had begun completes it all the same. The call may be repeated.
+    /// [`NoAnswer`]; a worker that had begun completes it nevertheless. The call may be repeated.
     pub fn name_port(
         &self,
         port: u16,

@@ -1,6 +1,6 @@
 //! Handing packets over to the worker that has a TX queue on their port (VPP: handoff).
 //!
-//! Where a port has fewer queues than there are workers, a worker without a queue of its own sends by the
+//! Where a port has fewer queues than there are workers, a worker without a queue of its own sends on the
 //! queue of another worker. Workers share no frames: the sender copies a packet into a buffer of a
 //! bounded [`channel`] and frees its frames; the receiver copies it into frames of its own and sends it.
 //! The buffers are allocated with the channel and reused. When all are in use the packet is dropped
@@ -120,7 +120,7 @@ impl HandoffTx {
         self.empty.len()
     }
 
-    /// Hands over the first `room` packets, to be sent by port `oif`, and empties `egress`: the others
+    /// Hands over the first `room` packets, to be sent on port `oif`, and empties `egress`: the others
     /// are dropped and counted (CPU_BACKLOG, tx_dropped). `now_ns` is CLOCK_MONOTONIC.
     pub(super) fn send(
         &self,

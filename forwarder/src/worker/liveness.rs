@@ -1,7 +1,7 @@
 //! Permission to forward, which expires.
 //!
 //! In each loop iteration a worker writes a heartbeat for the queues it serves. When a queue's heartbeat
-//! is too old, the XDP program passes the queue's frames to the kernel. A worker that sends by the queues
+//! is too old, the XDP program passes the queue's frames to the kernel. A worker that sends on the queues
 //! of another worker writes no heartbeat while that worker writes none, because its packets would wait
 //! there. The control thread writes a heartbeat whenever it has followed the kernel's tables and filters
 //! up to that moment; when it is too old, the program passes everything to the kernel, and workers leave

@@ -1,14 +1,14 @@
-//! How long frames stay with a worker, as histograms per port pair.
+//! Time that frames spend in a worker, as one histogram per pair of ports.
 //!
 //! The time of a frame begins when its burst has been taken from the RX ring and ends when it has been
 //! put on the TX ring of its output port (the ring's index is written once per burst).
 //!
-//! - **Included**: the processing of the frame, and of the other frames in its burst, as a burst is sent
-//!   together; sending of earlier bursts by other ports; the handoff to another worker, which counts it,
-//!   where that worker sends it; and the wait for a neighbour's address (up to three seconds), which
-//!   causes long tails.
-//! - **Not included**: the wait in the RX ring, where preemption of a worker shows first; taking the
-//!   burst; the system call that makes the kernel send; the TX ring and the NIC.
+//! - **Included**: the processing of the frame and of the other frames in its burst, because a burst is
+//!   sent together; sending of earlier bursts on other ports; if another worker sends the frame, the
+//!   handoff to that worker, which then records the time; and the wait for a neighbour's address (up to
+//!   three seconds), which causes long tails.
+//! - **Not included**: the time in the RX ring, which is where the preemption of a worker shows first;
+//!   taking the burst from it; the system call that makes the kernel send; the TX ring and the NIC.
 //! - **Not counted**: frames that never reach a TX ring (dropped, punted), and the router's own packets.
 //!   A packet that leaves in fragments counts once, with its last fragment.
 //!

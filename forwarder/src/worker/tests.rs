@@ -200,7 +200,7 @@ fn handed_over_packets_without_a_frame_or_port_are_dropped() {
     let port = &two.handle.stats.ports[usize::from(RIGHT)];
     assert_eq!(port.tx_dropped.get(), 12);
     two.assert_all_free();
-    // Its buffers have been returned all the same.
+    // Its buffers have been returned nevertheless.
     one.inject(20..28);
     one.worker.turn(1);
     assert_eq!(one.drops(DropReason::CpuBacklog), 0);

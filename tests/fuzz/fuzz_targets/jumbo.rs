@@ -1,4 +1,4 @@
-//! Packets of several frames through the whole pipeline.
+//! Multi-buffer packets through the whole pipeline.
 //!
 //! The same packets are forwarded twice, with their octets split among frames in different ways. Sent,
 //! handed back and dropped packets must be the same.

@@ -119,7 +119,7 @@ impl Bench {
         });
     }
 
-    /// Forwards the received packets, a burst of each port.
+    /// Forwards the received packets, one burst per port.
     pub fn forward(&mut self) {
         for port in 0..PORTS as u16 {
             let mut burst = Burst::with_capacity(RING);

@@ -2,7 +2,7 @@
 //!
 //! A packet that leaves is one that was received and may be forwarded, with a decremented hop count and no
 //! other change except of the link-layer header, IPv4 options, and a partial checksum; or a fragment of
-//! one; or an ICMP error about one. It leaves by the interface and to the neighbour that the routes give,
+//! one; or an ICMP error about one. It leaves through the interface and to the neighbour that the routes give,
 //! in a frame that fits the interface.
 
 use std::net::IpAddr;

@@ -150,7 +150,7 @@ impl Lab {
         })
     }
 
-    /// Whether a packet to an address may leave by an interface in a frame to `mac`.
+    /// Whether a packet to an address may leave through an interface in a frame to `mac`.
     pub fn leads(&self, daddr: IpAddr, oif: u32, mac: [u8; 6]) -> bool {
         let Some(route) = self.route(daddr).filter(|r| r.info.kind == RouteType::Unicast) else {
             return false;

@@ -30,7 +30,7 @@ fn account(ferroute: &Ferroute) -> Result<Account> {
     Ok(Account::new(ferroute.json(&["stat"])?))
 }
 
-/// The account once nothing is under way.
+/// The account once no packet is in flight.
 pub(super) fn settled(ferroute: &Ferroute) -> Result<Account> {
     let mut last = account(ferroute)?;
     let (mut before, mut now) = (0, last.packets("received")?);

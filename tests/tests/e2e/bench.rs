@@ -49,7 +49,7 @@ fn bench_closes_a_loop_through_the_router_and_writes_its_report() -> Result<()> 
     let read = |extension: &str| std::fs::read_to_string(format!("{prefix}.{extension}"));
     ensure!(read("md")?.contains("## Closed loop") && read("svg")?.starts_with("<svg"));
     let written: Value = serde_json::from_str(&read("json")?)?;
-    ensure!(written == report, "the file says something else");
+    ensure!(written == report, "the file differs from the output");
     Ok(())
 }
 

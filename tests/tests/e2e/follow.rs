@@ -102,7 +102,7 @@ fn a_nexthop_object_is_replaced() -> Result<()> {
     lab.router.run("ip nexthop add id 7 via 198.18.2.2 dev rt-right")?;
     lab.router.run("ip route add 203.0.113.0/24 nhid 7")?;
     let stream = Stream::start(&lab.left, &lab.right, BEHIND4, SEND_INTERVAL)?;
-    ensure!(stream.flows(50), "nothing arrives by the nexthop");
+    ensure!(stream.flows(50), "nothing arrives through the nexthop");
     lab.router.run("ip nexthop replace id 7 blackhole")?;
     dries_up(&stream)?;
     lab.router.run("ip nexthop replace id 7 via 198.18.2.2 dev rt-right")?;

@@ -131,7 +131,7 @@ fn a_port_that_disappears_and_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// Makes the wire on the right anew, as `scripts/lab` made it.
+/// Creates the wire on the right again, as `scripts/lab` made it.
 pub(super) fn replace_right(lab: &Lab) -> Result<()> {
     let router = lab.router.name();
     lab.right.run(&format!(

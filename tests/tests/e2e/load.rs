@@ -254,7 +254,7 @@ fn impossible_options_are_refused_with_a_reason() -> Result<()> {
     refused(&format!("{to} --pkt-size 59"), "at least 60")?;
     refused(&format!("{to} --pkt-size 1515"), "MTU is 1500: at most 1514")?;
     refused(&format!("{to} --imix-weights 60,0"), "no size has a weight")?;
-    refused(&format!("{to} --ratep 0"), "packets a second")?;
+    refused(&format!("{to} --ratep 0"), "packets per second")?;
     refused(&format!("{to} --dst-max 198.18.2.1"), "above the last")?;
     refused(&format!("{to} --udp-dst-min 20 --udp-dst-max 10"), "above the last")?;
     refused(&format!("{to} --vlan-id 4096"), "4095")?;

@@ -22,7 +22,7 @@ fn wire(lab: &Lab, n: u8, port: &str) -> Result<()> {
     lab.right.run(&format!("ip link set h{n} up"))?;
     lab.router.run(&format!("ip addr add 198.18.{n}.1/24 dev {port}"))?;
     lab.router.run(&format!("ip link set {port} up"))?;
-    // Packets also come in by this port.
+    // Packets also arrive on this port.
     lab.right.run(&format!("ip route replace 198.18.1.0/24 via 198.18.{n}.1"))?;
     Ok(())
 }
@@ -66,7 +66,7 @@ fn counted(ferroute: &Ferroute, ifname: &str, counter: &str) -> Option<u64> {
     ports[0]["counters"][counter].as_u64()
 }
 
-/// Fails unless `count` packets pass in both directions by this port, all in userspace.
+/// Fails unless `count` packets pass in both directions through this port, all in userspace.
 fn passes(lab: &Lab, ferroute: &Ferroute, n: u8, port: &str, count: u32) -> Result<()> {
     let kernel = ferroute.forwarded_by_kernel()?;
     let counters = || {

@@ -134,7 +134,7 @@ fn settings_for_busy_polling_are_restored_even_after_a_crash() -> Result<()> {
         let mut next = Ferroute::start(&lab)?;
         let now = settings(&next, &lab)?;
         ensure!(now.iter().all(|set| *set == original), "killed: {killed}, {now:?}");
-        ensure!(next.said().contains("put back") == killed, "{}", next.said());
+        ensure!(next.said().contains("restored what an earlier run") == killed, "{}", next.said());
         next.terminate()?;
     }
     Ok(())

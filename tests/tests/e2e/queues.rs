@@ -110,7 +110,7 @@ pub fn lopsided(left: Queues, right: Queues) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Fails unless every queue of the port has one worker, and every worker sends by one worker. Returns the
+/// Fails unless every queue of the port has one worker, and every worker sends through one worker. Returns the
 /// number of workers.
 fn served_once(ferroute: &Ferroute, ifname: &str, (rx, tx): Queues) -> Result<u64> {
     let status = ferroute.json(&["status"])?;

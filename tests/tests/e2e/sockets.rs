@@ -134,7 +134,7 @@ fn empty_map_of_right(lab: &Lab) -> Result<()> {
 type Change = fn(&Lab) -> Result<()>;
 
 const CHANGES: [(&str, Change); 6] = [
-    ("removed and made anew", replace_right),
+    ("removed and created again", replace_right),
     ("moved away and back", move_right),
     ("renamed and named as before", rename_right),
     ("down and up", down_and_up),

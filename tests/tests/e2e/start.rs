@@ -318,7 +318,7 @@ fn clients_that_take_all_descriptors_do_not_end_forwarding() -> Result<()> {
     facts.with_context(|| said(&output))
 }
 
-/// Twelve ports with fewer descriptors than they may need, and with as many as the message says.
+/// Twelve ports with fewer descriptors than they may need, and with as many as the message requests.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn cached_descriptors_are_released_when_others_are_needed() -> Result<()> {

@@ -1,5 +1,5 @@
-//! The driver xsk-rs (`run --driver xsk-rs`): what it does as the other one, and how it says what it
-//! cannot do. A binary that was built without it says so, which is looked at instead.
+//! The driver xsk-rs (`run --driver xsk-rs`): it forwards as the other driver does, and reports options that
+//! it does not support. With a binary that was built without it, that error message is tested instead.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ fn of_xsk_rs_only_the_port_of_the_first_socket_cannot_come_back_and_says_so() ->
     ensure!(eventually(through), "the second port does not come back");
     // A port that was closed while its interface stayed: the first socket is used again.
     lab.router.run("ip link set rt-left mtu 9000")?;
-    let is_refused = || says(&ferroute, "--driver xsk-rs takes one frame a packet");
+    let is_refused = || says(&ferroute, "--driver xsk-rs supports one frame per packet");
     ensure!(eventually(is_refused), "{}", ferroute.said());
     lab.router.run("ip link set rt-left mtu 1500")?;
     ferroute.wait_until_forwarding()?;
@@ -105,9 +105,10 @@ fn what_xsk_rs_cannot_do_is_refused_at_the_start() -> Result<()> {
     if !is_built(&lab)? {
         return Ok(());
     }
-    for (more, words) in
-        [(["--mode", "zerocopy"], "copy mode only"), (["--poll", "busy"], "no busy polling")]
-    {
+    for (more, words) in [
+        (["--mode", "zerocopy"], "copy mode only"),
+        (["--poll", "busy"], "does not support busy polling"),
+    ] {
         let said =
             Ferroute::refusal(&lab.router, &[&["-i", "rt-left"], &DRIVER[..], &more].concat())?;
         ensure!(said.contains(words), "{said}");

@@ -124,7 +124,7 @@ fn collect(worlds: [&World; 2], outputs: &mut [Outputs; 2], timeout: Duration) {
 /// The packet that caused a frame; 0 if it cannot be identified, but must still be the same.
 ///
 /// Left out is the router's own traffic: ARP, neighbour discovery (including redirects, which the kernel
-/// limits to one a second), multicast listener reports. ICMP errors to a broadcast address are left out as
+/// limits to one per second), multicast listener reports. ICMP errors to a broadcast address are left out as
 /// well, see `normalise`.
 fn consequence(frame: &[u8]) -> Option<u16> {
     if !is_from_router(frame) {

@@ -13,7 +13,7 @@ const SOURCES_LEFT: [[u8; 4]; 3] = [[198, 18, 1, 2], [198, 18, 1, 3], [198, 18, 
 /// Regular sources on the right.
 const SOURCES_RIGHT: [[u8; 4]; 3] = [[198, 18, 2, 2], [198, 18, 2, 3], [203, 0, 113, 9]];
 
-/// Sources that are martians, routed by another interface, or not routed at all.
+/// Sources that are martians, routed through another interface, or not routed at all.
 const ODD_SOURCES: [[u8; 4]; 17] = [
     [0, 0, 0, 0],
     [0, 1, 2, 3],
@@ -148,7 +148,7 @@ fn source(rng: &mut Rng, side: Side, notes: &mut Vec<&'static str>) -> Ipv4Addr 
 /// Addresses of a packet that is rejected by its route.
 ///
 /// The kernel limits such errors per source, by a constant that no namespace can change
-/// (`ip_rt_error_burst`: 5 at once, then one a second), so every packet has its own source.
+/// (`ip_rt_error_burst`: 5 at once, then one per second), so every packet has its own source.
 fn refused(rng: &mut Rng, side: Side, index: u16) -> (Ipv4Addr, Ipv4Addr) {
     let [high, low] = index.to_be_bytes();
     match side {

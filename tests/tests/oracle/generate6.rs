@@ -20,7 +20,7 @@ const SOURCES_LEFT: [&str; 4] =
     ["2001:db8:1::2", "2001:db8:1::3", "2001:db8:1::66", "2001:db8:1::67"];
 const SOURCES_RIGHT: [&str; 3] = ["2001:db8:2::2", "2001:db8:2::3", "2001:db8:3::9"];
 
-/// Sources that are forbidden, of another scope, routed by another interface, or not routed at all.
+/// Sources that are forbidden, of another scope, routed through another interface, or not routed at all.
 const ODD_SOURCES: [&str; 13] = [
     "::",
     "::1",

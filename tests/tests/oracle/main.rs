@@ -32,7 +32,7 @@ const HANDED_OVER: &[(&str, &str)] = &[
     ("LOCAL", "to the router itself, to link-local and anycast addresses"),
     ("NOT_UNICAST", "to broadcast and multicast addresses, from a broadcast address of the router"),
     ("IP_OPTION", "with a router alert, a CIPSO or a permitted source route option"),
-    ("REDIRECT", "back by the interface that they came by"),
+    ("REDIRECT", "back through the interface on which they arrived"),
     ("OVERSIZE_FRAGMENT", "fragments beyond 65,535 octets that would have to be fragmented"),
 ];
 /// Why the XDP program may pass packets to the kernel that it forwards: source routes through the router,

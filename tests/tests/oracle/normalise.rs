@@ -6,7 +6,7 @@
 //! | flow label | IPv6 packets that the router generates | any number is allowed (RFC 6437 §3); the kernel's is hashed with a secret |
 //! | timestamps | the timestamp option of IPv4, also in a quoted header | the time of day in milliseconds |
 //! | ICMP errors as a whole | to a broadcast address | RFC 1812 §4.3.2.7 forbids them, and Ferroute sends none; the kernel sends some if it looks up the route before checking the source |
-//! | redirects | | one a second at most; left out, as is all neighbour discovery |
+//! | redirects | | one per second at most; left out, as is all neighbour discovery |
 //! | checksums of IPv4 and ICMP | where one of these was changed | they cover those fields; they are verified first, and an invalid one is kept |
 
 use ferroute_tests::packet::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP, be16, checksum};

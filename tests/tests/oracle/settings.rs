@@ -11,7 +11,7 @@ use ferroute_tests::{EVENT_TIMEOUT, Ferroute};
 use crate::probe::{self, Probe, differences, forwarded};
 use crate::world::World;
 
-/// Settings without notifications are read a few times a second.
+/// Settings without notifications are read several times per second.
 const FOLLOW_TIME: Duration = Duration::from_millis(300);
 
 /// If more differ after one change, only their number is printed.

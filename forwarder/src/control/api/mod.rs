@@ -54,7 +54,7 @@ pub enum Request {
     Show(ShowRequest),
     /// Where packets would go: answered with [`Response::Rendered`], one element per address (JSON: of an
     /// array; text: a line), in the order of the request. A destination without a usable route has a type
-    /// that says so: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
+    /// for it: `noroute`, `blackhole`, `unreachable`, `prohibit`; it is the line's first word.
     RouteGet(RouteGetRequest),
     /// Counters: answered with [`Response::Stat`].
     Stat,
@@ -427,7 +427,7 @@ pub struct WorkerReport {
     /// What it does for each served port.
     #[serde(default)]
     pub ports: Vec<WorkerPort>,
-    /// Packets sent by another worker's queue, and other workers' packets sent by its own queue:
+    /// Packets sent on another worker's queue, and other workers' packets sent on its own queue:
     /// handed_over_out, handed_over_in.
     #[serde(default)]
     pub handoffs: Counters,
@@ -517,7 +517,7 @@ pub struct NamedCount {
     pub help: String,
 }
 
-/// Answers [`Request::Latency`]: how long frames stayed with the workers, by port pair, since the
+/// Answers [`Request::Latency`]: how long frames stayed with the workers, for each pair of ports, since the
 /// start or the last reset.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LatencyReport {

@@ -47,7 +47,7 @@ pub struct RouteGet {
     pub punt: Option<&'static str>,
 }
 
-/// Looks up `dst` as a worker does for a packet from `from` that came in by the interface with ifindex
+/// Looks up `dst` as a worker does for a packet from `from` received on the interface with ifindex
 /// `iif` (0: the router itself) with fwmark `mark`. Of several next hops the answer has the first that is
 /// alive.
 pub fn route_get(

@@ -97,7 +97,7 @@ impl fmt::Display for Interfaces {
 /// Checks a word given to `-i`: a name (`None`) or a pattern.
 ///
 /// # Errors
-/// Says what is wrong with the word.
+/// What is wrong with the word.
 pub fn check_word(word: &str) -> Result<Option<Pattern>, String> {
     // A word with control characters is taken as an interface name, not as a pattern.
     if !word.contains(['*', '?', '[']) || word.contains(char::is_control) {

@@ -410,7 +410,7 @@ fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
 /// Checks whether a name is valid for an interface (kernel: `dev_valid_name`).
 ///
 /// # Errors
-/// Says what is wrong with the name.
+/// What is wrong with the name.
 pub fn check_ifname(name: &str) -> Result<(), String> {
     let bad = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
     if name.is_empty()

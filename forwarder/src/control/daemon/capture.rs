@@ -1,5 +1,5 @@
 //! Packet captures. The connection threads start them and send copies to their clients. The control thread
-//! tells the captures about port changes and does not wait for any of them.
+//! reports port changes to the captures and does not wait for any of them.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -105,7 +105,7 @@ impl Captures {
 }
 
 impl Supervisor {
-    /// Tells running captures about ports that are gone, back or renamed. Returns how often a port number
+    /// Informs running captures about ports that are gone, back or renamed. Returns how often a port number
     /// has been given to another interface.
     pub(super) fn notify_captures(&self) -> u64 {
         let ports = &self.clients.view.captures.shared.ports;

@@ -72,7 +72,7 @@ const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 /// Runs until SIGTERM, SIGINT or SIGHUP.
 ///
 /// # Errors
-/// What prevents the start: privilege, interface, program, socket, firewall; each error says what to do.
+/// What prevents the start: privilege, interface, program, socket, firewall; each error has advice.
 /// Later trouble with one port is reported by `status` and leaves that port to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
     limits::raise();

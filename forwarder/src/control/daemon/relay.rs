@@ -242,7 +242,7 @@ impl List for Lookups {
 impl View {
     /// The ifindex by which the packets asked about come in.
     fn iif(&self, request: &RouteGetRequest) -> Result<u32, String> {
-        // As `ip` does: a packet of our own, which comes in by lo.
+        // As `ip` does: a packet of our own, which is received on lo.
         let Some(name) = &request.iif else { return Ok(LOOPBACK_IFINDEX) };
         let tables = self.tables.load();
         let link = tables.links.named(name);
@@ -271,7 +271,7 @@ impl Supervisor {
     /// Answers requests that clients sent before the turn began, and thus before the kernel's messages were
     /// read: a client that changes a route and then asks sees the change. Ends when `budget` is spent,
     /// where a page takes at most [`PAGE_TIME_MAX`]. What is left, and new requests, are for the next turn, for
-    /// which it wakes this thread. Called once a turn: this is how `status` sees that the thread has turns.
+    /// which it wakes this thread. Called once per turn: this is how `status` detects a stalled thread.
     pub(super) fn answer_pages(&mut self, budget: Duration) {
         self.clients.view.has_turned();
         let until = Instant::now() + budget;

@@ -40,7 +40,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
         Err(error) if directory.required => return Err(error.into()),
         Err(error) => {
             if options.changes_interrupts() {
-                say!("{error}; interrupts stay as they are, for they could not be put back");
+                say!("{error}; interrupts stay as they are, because they could not be restored");
             }
             options.runtime_dir = None;
         }
@@ -52,7 +52,7 @@ fn prepare_runtime_dir(options: &mut RunOptions) -> Result<()> {
 fn log_leftovers(restored: std::io::Result<Vec<String>>, what: &str) {
     match restored {
         Ok(names) if names.is_empty() => {}
-        Ok(names) => say!("{}: put back what an earlier run had set {what}", names.join(", ")),
-        Err(error) => say!("cannot put back what an earlier run set {what}: {error}"),
+        Ok(names) => say!("{}: restored what an earlier run had set {what}", names.join(", ")),
+        Err(error) => say!("cannot restore what an earlier run had set {what}: {error}"),
     }
 }

@@ -70,7 +70,7 @@ impl SteeringState {
             let mut open = ports.iter_mut().filter_map(Port::active_mut);
             return open.try_for_each(|port| port.steer(false, false));
         }
-        // Without all of a family's local addresses the program cannot tell which frames are local: the
+        // Without all of a family's local addresses the program does not know which frames are local: the
         // kernel gets that family.
         let version = mirror.locals_version();
         let (mut known4, mut known6) = (Ok(()), Ok(()));

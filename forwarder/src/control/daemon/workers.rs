@@ -37,7 +37,7 @@ pub(super) struct WorkerSet {
     threads: Vec<JoinHandle<WorkerFrames>>,
     cpus: Vec<Option<usize>>,
     neigh_requests: Vec<NeighRequests>,
-    /// The workers hand the packets that they have taken to the kernel, which filters them.
+    /// The workers hand the packets in their rings back to the kernel, which filters them.
     hand_back: Arc<AtomicBool>,
     /// Seed of the flow hash, the same for all workers.
     hash_seed: u64,
@@ -76,8 +76,8 @@ impl WorkerSet {
         self.threads.iter().position(JoinHandle::is_finished)
     }
 
-    /// Asks the kernel to resolve neighbours that workers want, a limited number a turn; what is still
-    /// needed is requested again.
+    /// Asks the kernel to resolve neighbours that workers request, a limited number per worker and turn;
+    /// workers repeat a request that is still needed.
     pub(super) fn resolve_neighbours(&self, mirror: &mut Mirror) -> Result<()> {
         for requests in &self.neigh_requests {
             for request in requests.iter().take(NEIGHBOURS_PER_TURN) {
@@ -87,7 +87,7 @@ impl WorkerSet {
         Ok(())
     }
 
-    /// Has the workers finish what has arrived, and waits for that until `end`.
+    /// Makes the workers finish the packets that have arrived, and waits for that until `end`.
     pub(super) fn stop(&mut self, end: Instant) {
         self.handles.iter().for_each(WorkerHandle::stop);
         for (n, thread) in self.threads.drain(..).enumerate() {
@@ -95,7 +95,7 @@ impl WorkerSet {
                 Some(Ok(accounting)) if accounting.is_conserved() => {}
                 Some(Ok(accounting)) => say!("worker {n} lost frames: {accounting:?}"),
                 Some(Err(_)) => say!("worker {n} panicked; this is a bug"),
-                None => say!("worker {n} does not end; its packets are lost"),
+                None => say!("worker {n} did not stop in time; its packets are lost"),
             }
         }
     }

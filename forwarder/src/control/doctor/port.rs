@@ -25,8 +25,8 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     let mut findings = vec![link(nic)];
     if nic.kind.as_deref() == Some("vlan") {
         let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
-        let lower = lower.map_or("its lower interface", |lower| &lower.name);
-        let advice = format!("name {lower} instead, and its VLANs come along");
+        let lower = lower.map_or("its parent interface", |lower| &lower.name);
+        let advice = format!("name {lower} instead; its VLANs are included");
         return vec![Finding::fail("link", "is a VLAN", advice).on(name)];
     }
     if !nic.is_ethernet() {
@@ -73,8 +73,8 @@ fn driver(nic: &Nic) -> Finding {
         Ok(Some(features)) if features & XDP_BASIC == 0 => Finding::warn(
             "driver",
             format!("{driver}: no native XDP"),
-            "works in generic mode, much slower; see whether a newer driver or another setting of \
-             it has XDP",
+            "works in generic mode, much slower; check whether a newer driver or another of its \
+             settings supports XDP",
         ),
         Ok(Some(features)) if features & XDP_ZEROCOPY == 0 => {
             Finding::ok("driver", format!("{driver}: native XDP, AF_XDP in copy mode"))
@@ -129,27 +129,29 @@ fn mtu(nic: &Nic) -> Finding {
     }
 }
 
-/// An MTU whose packets take several frames, given the driver's XDP features.
+/// An MTU that needs multi-buffer packets, given the driver's XDP features.
 fn jumbo(nic: &Nic, features: Option<u64>) -> Finding {
     let Nic { mtu, name, .. } = nic;
     match features {
         Some(can) if can & XDP_MULTI_BUFFER != 0 => {
-            Finding::ok("mtu", format!("{mtu}, in several frames, of which one holds {MTU_FRAME}"))
+            Finding::ok("mtu", format!("{mtu}, with multi-buffer XDP (a frame holds {MTU_FRAME})"))
         }
         Some(can) if can & XDP_BASIC == 0 => {
-            Finding::ok("mtu", format!("{mtu}, in several frames, in generic mode"))
+            Finding::ok("mtu", format!("{mtu}, with multi-buffer XDP in generic mode"))
         }
         Some(_) => Finding::fail(
             "mtu",
             format!(
-                "{mtu} does not fit a frame, which holds {MTU_FRAME}, and the driver has no XDP for \
-                 packets of several buffers"
+                "{mtu} exceeds the {MTU_FRAME} octets of a frame, and the driver does not support \
+                 multi-buffer XDP"
             ),
             format!("ip link set dev {name} mtu {MTU_FRAME} or less, or run with --mode generic"),
         ),
         None => Finding::fail(
             "mtu",
-            format!("{mtu} does not fit a frame, which holds {MTU_FRAME}; more needs Linux 6.6"),
+            format!(
+                "{mtu} exceeds the {MTU_FRAME} octets of a frame; multi-buffer XDP needs Linux 6.6"
+            ),
             format!("ip link set dev {name} mtu {MTU_FRAME} or less"),
         ),
     }
@@ -167,7 +169,7 @@ fn offloads(nic: &Nic) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (feature, option) in COALESCING {
         if features.contains(feature) {
-            let message = format!("{option} is on: frames that it has merged are too long");
+            let message = format!("{option} is on: frames that it merges are too long");
             let advice = format!("ethtool -K {} {option} off", nic.name);
             findings.push(Finding::warn("offloads", message, advice));
         }
@@ -183,10 +185,10 @@ fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
     let names = nic::vlans_of(nics, std::slice::from_ref(&nic.name));
     let names: Vec<&str> = names.iter().map(|vlan| vlan.name.as_str()).collect();
     if let Some(Stripping { off, fixed }) = nic::vlan_stripping(nic) {
-        let message = "VLAN tags are stripped: tagged frames would be forwarded as untagged ones";
+        let message = "VLAN tags are stripped: tagged frames would be forwarded untagged";
         let advice = match fixed {
             false => format!("ethtool -K {off}"),
-            true => "its driver does not let that be switched off: it cannot be a port".to_owned(),
+            true => "its driver cannot switch that off: it cannot be a port".to_owned(),
         };
         return Finding::fail("vlan", message, advice);
     }
@@ -197,15 +199,15 @@ fn vlans(nic: &Nic, nics: &[Nic]) -> Finding {
                 "{}: on a veth, tags may be beside the frames, where XDP does not see them",
                 names.join(", ")
             ),
-            "where the frames are sent: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off",
+            "on the sending side: ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off",
         );
     }
     match &names[..] {
         [] if nic.kind.as_deref() == Some("veth") => {
-            Finding::ok("vlan", "none; what the peer sends with a tag beside it counts as untagged")
+            Finding::ok("vlan", "none; frames whose tag is beside them count as untagged")
         }
         [] => Finding::ok("vlan", "none; tags are left in the frames"),
-        _ => Finding::ok("vlan", format!("{} come along", names.join(", "))),
+        _ => Finding::ok("vlan", format!("{} included", names.join(", "))),
     }
 }
 
@@ -214,7 +216,7 @@ fn tc(nic: &Nic) -> Option<Finding> {
     hooked.then(|| {
         Finding::warn(
             "tc",
-            "has a clsact or ingress qdisc: its filters do not see what passes through userspace",
+            "has a clsact or ingress qdisc: its filters do not see packets that pass through userspace",
             format!("see tc filter show dev {} ingress, and egress", nic.name),
         )
     })

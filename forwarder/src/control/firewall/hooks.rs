@@ -447,7 +447,7 @@ fn list(socket: &mut NlSock, family: u8, hook: u32, device: &str) -> io::Result<
     socket.dump_by(request, |message| Some(parse_hook(family, hook, message)))
 }
 
-/// Fields that cannot be parsed stay empty: the hook counts all the same.
+/// Fields that cannot be parsed stay empty: the hook counts nevertheless.
 fn parse_hook(family: u8, hook: u32, message: &Message<'_>) -> Hook {
     let attrs = message.attrs(NFGEN_HEADER);
     let text = |kind| find(attrs, kind).map(string).unwrap_or_default();

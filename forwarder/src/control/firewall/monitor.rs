@@ -272,7 +272,7 @@ impl Monitor {
     }
 
     /// What would be bypassed for packets between `ports`, which must be watched, and their VLANs,
-    /// a line each. If the rules cannot be read, a line says so, because they may contain anything.
+    /// a line each. If the rules cannot be read, a line reports it, because they may contain anything.
     pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
         match &self.rules {
             Ok(rules) => rules.bypassed(ports),

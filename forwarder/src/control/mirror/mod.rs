@@ -381,7 +381,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Asks the kernel to resolve a neighbour, at most five times a second each. The result arrives
+    /// Asks the kernel to resolve a neighbour, at most five times per second each. The result arrives
     /// as an event. Returns whether the request was sent.
     pub fn resolve(&mut self, oif: u32, addr: IpAddr) -> Result<bool, MirrorError> {
         self.resolve_at(oif, addr, Instant::now())
@@ -401,7 +401,7 @@ impl Mirror {
         Arc::clone(self.compiler.published())
     }
 
-    /// The handle by which workers report a quiescent state: once a burst, before they refresh
+    /// The handle by which workers report a quiescent state: once per burst, before they refresh
     /// their snapshot.
     pub fn qsbr(&self) -> Arc<Qsbr> {
         Arc::clone(self.compiler.qsbr())

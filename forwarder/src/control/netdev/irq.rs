@@ -164,7 +164,7 @@ impl Saved {
 /// Restores what terminated processes have left behind. Returns the names of the ports.
 ///
 /// # Errors
-/// What could not be read or restored; the others are restored all the same.
+/// What could not be read or restored; the others are restored nevertheless.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
     keep::leftovers(directory, KIND, |saved: Saved| saved.put_back().map(|()| saved.ifname))
 }

@@ -47,7 +47,7 @@ const IFF_LOWER_UP: u32 = 1 << 16;
 pub const XDP_BASIC: u64 = 1;
 /// NETDEV_XDP_ACT_XSK_ZEROCOPY.
 pub const XDP_ZEROCOPY: u64 = 1 << 3;
-/// NETDEV_XDP_ACT_RX_SG: packets of several buffers.
+/// NETDEV_XDP_ACT_RX_SG: multi-buffer packets.
 pub const XDP_MULTI_BUFFER: u64 = 1 << 5;
 
 /// An interface.
@@ -90,7 +90,7 @@ pub struct TxCounters {
 }
 
 impl Nic {
-    /// Whether it carries Ethernet frames and packets can leave by it, which excludes lo.
+    /// Whether it carries Ethernet frames and packets can leave through it, which excludes lo.
     pub fn is_ethernet(&self) -> bool {
         self.arphrd == ARPHRD_ETHER && self.flags & IFF_LOOPBACK == 0
     }

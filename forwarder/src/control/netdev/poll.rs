@@ -153,9 +153,9 @@ fn settable(ifindex: u32) -> io::Result<Vec<(u32, NapiSettings)>> {
 /// the names of the ports.
 ///
 /// # Errors
-/// What could not be read or restored; the others are restored all the same.
+/// What could not be read or restored; the others are restored nevertheless.
 pub fn restore_leftovers(directory: &Path) -> io::Result<Vec<String>> {
-    // After a reboot ids are assigned anew, and names may belong to other interfaces.
+    // After a reboot ids are assigned again, and names may belong to other interfaces.
     keep::leftovers(directory, KIND, |saved: Saved| {
         saved.put_back(|name| name == saved.ifname).map(|()| saved.ifname)
     })

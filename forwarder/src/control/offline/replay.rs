@@ -52,7 +52,7 @@ pub enum ReplayError {
 /// Results of a replay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReplayReport {
-    /// Packets that came in by a port.
+    /// Packets received on a port.
     pub read: u64,
     /// Packets of interfaces that are not ports.
     pub skipped: u64,
@@ -67,7 +67,7 @@ pub struct ReplayReport {
 }
 
 /// Sends the packets of `input` through the data path and writes the transmitted ones to `output`.
-/// Packets of a capture without interfaces come in by `iif`, or by the first port.
+/// Packets of a capture without interfaces are received on `iif`, or on the first port.
 ///
 /// # Errors
 /// When a file cannot be read or written, or `iif` is not a port.

@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// Allocates a block of `words` (a power of two from [`WORDS_MIN`] to [`WORDS_MAX`]) that is within
-    /// one cache line or begins one; `None` if there is no room, and the pool is then exhausted for good.
+    /// one cache line or begins one; `None` if there is no room, and the pool is then exhausted permanently.
     pub(super) fn alloc<A: Address>(&mut self, table: &Lpm<A>, words: usize) -> Option<u32> {
         debug_assert!(words.is_power_of_two() && (WORDS_MIN..=WORDS_MAX).contains(&words));
         if self.exhausted {

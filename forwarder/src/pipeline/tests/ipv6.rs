@@ -102,7 +102,7 @@ fn packets_that_need_a_redirect_are_punted() {
     lab.net.routes6.push(("2001:db8:b::/48", via(2, "2001:db8:1::2")));
     lab.publish();
     let frame = V6::to("2001:db8:b::1").frame();
-    // XRLIM_BURST_FACTOR redirects at once, then one a second; other packets are only forwarded.
+    // XRLIM_BURST_FACTOR redirects at once, then one per second; other packets are only forwarded.
     for n in 0..8 {
         let sent = lab.one(frame.clone());
         assert_eq!(sent.len(), usize::from(n >= 6));

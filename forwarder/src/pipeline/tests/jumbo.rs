@@ -1,4 +1,4 @@
-//! Packets of several frames are processed like flat ones, and every frame is returned.
+//! Multi-buffer packets are processed like flat ones, and every frame is returned.
 
 use proptest::prelude::*;
 

@@ -197,14 +197,14 @@ impl Lab {
         })
     }
 
-    /// Receives frames by a port, as one burst.
+    /// Receives frames on a port, as one burst.
     pub fn receive(&mut self, port: u16, frames: &[Vec<u8>]) {
         let skbs = frames.iter().map(|frame| SkBuff::of_octets(&mut self.pool, frame));
         let skbs = skbs.map(|skb| skb.expect("a frame")).collect();
         self.receive_skbs(port, skbs);
     }
 
-    /// Receives packets by a port, as one burst.
+    /// Receives packets on a port, as one burst.
     pub fn receive_skbs(&mut self, port: u16, skbs: Vec<SkBuff>) {
         let mut burst = Burst::with_capacity(skbs.len());
         for mut skb in skbs {

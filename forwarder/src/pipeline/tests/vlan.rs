@@ -243,7 +243,7 @@ fn the_mtu_is_the_sub_interfaces() {
     net.links[5].mtu = 600;
     net.links[5].mtu6 = 1280;
     let mut lab = net.lab();
-    // RFC 1191: sent back by the VLAN of the packet, from the address there.
+    // RFC 1191: sent back through the VLAN of the packet, from the address there.
     let sent = lab.one(tagged(&[(0x8100, 0x600a)], &long));
     let [(LEFT, error)] = &sent[..] else { panic!("one frame by left, not {sent:x?}") };
     let error = packet_to(error, LEFT_HOST_MAC, LEFT_MAC, 0x8100);

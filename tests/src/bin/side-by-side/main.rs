@@ -2,7 +2,7 @@
 //!
 //! Every section has one entrant that is Ferroute, and others. They run in turn, round after round. The
 //! results are medians over the rounds, and the median of each round's ratio: if the machine is slower for
-//! a while, this affects all of them. An entrant that could not run says so in its row; a figure of an
+//! a while, this affects all of them. The row of an entrant that could not run states that; a figure of an
 //! earlier run is never shown.
 //!
 //! The table goes to standard output, JSON and Markdown into a directory.

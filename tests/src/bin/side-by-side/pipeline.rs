@@ -17,9 +17,9 @@ const METRICS: [Metric; 6] = [
     Metric { key: "one", title: "one IPv4 route, Mpps", digits: 2 },
     Metric { key: "full", title: "full table, IPv4, random destinations, Mpps", digits: 2 },
     Metric { key: "full6", title: "full table, IPv6, random destinations, Mpps", digits: 2 },
-    Metric { key: "one_cycles", title: "one IPv4 route, cycles a packet", digits: 1 },
-    Metric { key: "full_cycles", title: "full table, IPv4, cycles a packet", digits: 1 },
-    Metric { key: "full6_cycles", title: "full table, IPv6, cycles a packet", digits: 1 },
+    Metric { key: "one_cycles", title: "one IPv4 route, cycles per packet", digits: 1 },
+    Metric { key: "full_cycles", title: "full table, IPv4, cycles per packet", digits: 1 },
+    Metric { key: "full6_cycles", title: "full table, IPv6, cycles per packet", digits: 1 },
 ];
 /// Names of the measurements, rate and cost, in the order in which `pipeline` prints them.
 const KEYS: [(&str, &str); 3] =

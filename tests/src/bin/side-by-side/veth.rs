@@ -1,7 +1,7 @@
 //! End to end on veth: host, router, host, with different routers in the middle.
 //!
 //! `ferroute bench` measures every entrant in the same way: a number of packets in flight, then half of
-//! that rate for the latency, then a packet each 10 ms. Each run has its own lab, so that no state of one
+//! that rate for the latency, then one packet every 10 ms. Each run has its own lab, so that no state of one
 //! entrant remains for the next.
 
 use std::io::{BufRead, BufReader};
@@ -21,8 +21,8 @@ use crate::rounds::{Entrant, Metric, Sample, Section};
 
 const METRICS: [Metric; 8] = [
     Metric { key: "pps", title: "closed loop, 512 in flight, kpps", digits: 1 },
-    Metric { key: "user", title: "userspace, cycles a packet", digits: 0 },
-    Metric { key: "kick", title: "system calls that send, cycles a packet", digits: 0 },
+    Metric { key: "user", title: "userspace, cycles per packet", digits: 0 },
+    Metric { key: "kick", title: "system calls that send, cycles per packet", digits: 0 },
     Metric { key: "p50", title: "latency at half load, p50, µs", digits: 0 },
     Metric { key: "p99", title: "latency at half load, p99, µs", digits: 0 },
     Metric { key: "p999", title: "latency at half load, p99.9, µs", digits: 0 },
@@ -265,7 +265,7 @@ fn account(ferroute: &Ferroute) -> Result<[f64; 3]> {
 }
 
 /// The line with the most packets: a reflector prints one per second, `N packets, userspace X ns, kick Y ns
-/// a packet, …`.
+/// per packet, …`.
 fn busiest_second(lines: &[String]) -> Option<(f64, f64)> {
     let parse = |line: &String| -> Option<(f64, f64, f64)> {
         let after = |word: &str| {
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn a_reflector_is_measured_by_its_busiest_second() {
         let line = |packets, user, kick| {
-            format!("{packets} packets, userspace {user} ns, kick {kick} ns a packet, 0 dropped")
+            format!("{packets} packets, userspace {user} ns, kick {kick} ns per packet, 0 dropped")
         };
         let lines = [
             "rt-left: copy".to_owned(),

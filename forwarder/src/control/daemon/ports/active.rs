@@ -1,4 +1,4 @@
-//! An open port: the resources that only an open port has, and what its program is told.
+//! An open port: the resources that only an open port has, and the settings of its program.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -146,7 +146,7 @@ impl ActivePort {
     pub(in crate::control::daemon) fn restore_polling(&mut self) {
         let Some(Err(error)) = self.tuned.take().map(Tuned::restore) else { return };
         say!(
-            "interface {}: cannot put back what was set for polling: {error}; the next start tries \
+            "interface {}: cannot restore the previous settings of polling: {error}; the next start tries \
              again",
             self.ifname
         );
@@ -156,7 +156,7 @@ impl ActivePort {
     pub(in crate::control::daemon) fn restore_irqs(&mut self) {
         let Some(Err(error)) = self.pinned.take().map(Pinned::restore) else { return };
         say!(
-            "interface {}: cannot put its interrupts back: {error}; the next start tries again",
+            "interface {}: cannot restore the affinity of its interrupts: {error}; the next start tries again",
             self.ifname
         );
     }

@@ -123,7 +123,7 @@ impl WorkerCalls {
         })
     }
 
-    /// Tells a worker that a port number has another interface from now on: captures use the new name, and
+    /// Informs a worker that a port number now belongs to another interface: captures use the new name, and
     /// counters restart at 0.
     pub(super) fn rename(
         &mut self,

@@ -2,7 +2,7 @@
 //! the kernel could not be followed.
 //!
 //! An interface may be removed and created again with the same name and index, or be moved to another
-//! network namespace and back; somebody may detach the program. Then frames no longer come to userspace, or
+//! network namespace and back; another process may detach the program. Then frames no longer reach userspace, or
 //! are lost on transmit, possibly without any event.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use crate::control::netdev::nic::{self, Queues};
 use crate::control::steering::Witness;
 use crate::io::af_xdp::PortState;
 
-/// What is checked of an open port.
+/// An open port, and what is compared with the kernel's state.
 #[derive(Debug)]
 pub(super) struct CheckRequest {
     pub(super) index: u16,
@@ -75,18 +75,18 @@ impl std::fmt::Display for Finding {
             Finding::ProgramGone => "its XDP program was detached",
             Finding::Unfit(why) => why,
             Finding::QueuesChanged => "its number of queues has changed",
-            Finding::StaysDown => "its AF_XDP sockets do not send though its link is up",
+            Finding::StaysDown => "its AF_XDP sockets do not send although its link is up",
         })
     }
 }
 
-/// What was found of a port.
+/// The result of checking a port.
 #[derive(Debug)]
 pub(super) struct CheckResult {
     pub(super) index: u16,
     pub(super) generation: u64,
     pub(super) finding: Option<Finding>,
-    /// Whether one of its sockets does not send; only [`check_tx_states`] finds that out.
+    /// Whether one of its sockets does not send; only [`check_tx_states`] determines it.
     pub(super) is_down: bool,
 }
 
@@ -109,7 +109,7 @@ pub(super) fn check_ports(requests: &[CheckRequest]) -> Vec<CheckResult> {
     requests.iter().map(result).collect()
 }
 
-/// Asks the workers which ports do not send. A worker that does not answer changes nothing.
+/// Asks the workers which ports do not send. Without an answer of a worker, the result is unchanged.
 pub(super) fn check_tx_states(
     requests: &[CheckRequest],
     results: &mut [CheckResult],

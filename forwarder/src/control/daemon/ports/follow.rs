@@ -24,7 +24,7 @@ const BUSY_TRIES_LATER: u32 = 10;
 
 impl PortManager {
     /// Moves every port towards the state that its interface requires. Ports to be closed come first, and
-    /// the others when those are closed, for an interface may have the name of another port now.
+    /// the others when those are closed, because an interface may have the name of another port now.
     ///
     /// # Errors
     /// When a program's maps cannot be set, or the thread that opens ports has ended.
@@ -124,7 +124,7 @@ fn is_wanted(port: &Port, matching: &Matching) -> bool {
     }
 }
 
-/// What a port's interface is like now, and what keeps it from being used.
+/// The current state of a port's interface, and what prevents its use.
 struct InterfaceState<'a> {
     /// `None`: there is no interface, or it is not to be a port.
     link: Option<&'a Link>,
@@ -138,8 +138,8 @@ struct InterfaceState<'a> {
     is_unread: bool,
 }
 
-/// What is to be closed of a port whose interface is gone, replaced or unfit now, or that is to be
-/// reopened.
+/// Prepares to close a port whose interface is gone, replaced or unsuitable now, or that is to be reopened.
+/// Returns what is to be closed; `None`: the port stays as it is.
 fn port_to_close(
     port: &mut Port,
     state: &InterfaceState<'_>,
@@ -172,7 +172,7 @@ fn port_to_close(
     Ok(None)
 }
 
-/// The interface on which a port is to be opened now.
+/// The interface on which a port is to be opened now; `None`: it is not to be opened.
 fn link_to_open(
     port: &mut Port,
     state: InterfaceState<'_>,
@@ -181,7 +181,7 @@ fn link_to_open(
     let link = state.link?;
     match port.state() {
         PortState::Opening(_) | PortState::Active(_) | PortState::Closing(_) => return None,
-        // It may stay down for good, and waits without using a port number.
+        // It may stay down permanently, and waits without using a port number.
         PortState::Absent if port.matched && !state.is_up => return None,
         PortState::Absent | PortState::Waiting(_) => {}
     }

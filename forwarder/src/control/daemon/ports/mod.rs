@@ -176,7 +176,7 @@ impl PortManager {
     }
 
     /// Ifindex and number of the ports to put into the tables: ports by which packets come, or whose
-    /// packets may still be in rings. Not a port that the kernel filters: packets that come or leave by it
+    /// packets may still be in rings. Not a port that the kernel filters: packets that arrive or leave on it
     /// are handed back.
     pub(super) fn in_tables(&self) -> Vec<(u32, u16)> {
         let ports = self.iter().filter(|port| !self.filtered.contains_key(&port.ifname));
@@ -190,7 +190,7 @@ impl PortManager {
         self.iter().any(is_changing)
     }
 
-    /// Whether packets may still be sent by a port whose packets the kernel filters, because its sockets
+    /// Whether packets may still be sent on a port whose packets the kernel filters, because its sockets
     /// are not closed yet.
     pub(super) fn is_closing_filtered(&self) -> bool {
         self.closing().any(|port| self.filtered.contains_key(&port.ifname))
@@ -366,7 +366,7 @@ impl PortManager {
         mut port: Box<active::ActivePort>,
         punt: &Arc<PuntDevice>,
     ) -> Result<()> {
-        // If this fails, the program is detached in a moment anyway.
+        // If this fails, the program is detached soon in any case.
         let _ = port.steer(false, false);
         self.submit(Job::Close { index, port, punt: Arc::clone(punt) })
     }

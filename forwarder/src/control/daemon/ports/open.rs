@@ -163,7 +163,7 @@ impl OpenRequest {
             Mode::Zerocopy | Mode::Copy => AttachMode::Native,
             Mode::Generic => AttachMode::Generic,
         };
-        // Tried without sockets, too: a program attached by another process explains more than "busy".
+        // Tried even without sockets: a program attached by another process explains more than "busy".
         let (link, long) = (&self.link, self.link.mtu > MTU_FRAME);
         match with.attacher.attach(link.ifindex, &link.name, link.mac, mode, long) {
             Err(error) if PortError::is_taken(&error) => Err(error.into()),
@@ -183,20 +183,20 @@ impl OpenRequest {
                     .to_owned(),
             )
         } else if !nic.is_ethernet() || name == self.punt.name() {
-            Some("is not an Ethernet interface that packets could be forwarded by".to_owned())
+            Some("is not an Ethernet interface, or is Ferroute's own TAP device".to_owned())
         } else if nic.master.is_some() {
             Some("belongs to a bridge, bond or VRF, which takes its packets".to_owned())
         } else if nic.kind.as_deref() == Some("vlan") {
             let lower = nics.iter().find(|other| Some(other.ifindex) == nic.lower);
-            let lower = lower.map_or("the interface it sits on", |lower| &lower.name);
-            Some(format!("is a VLAN: name {lower} instead, and its VLANs come along"))
+            let lower = lower.map_or("its parent interface", |lower| &lower.name);
+            Some(format!("is a VLAN: name {lower} instead; its VLANs are included"))
         } else {
             strips_tags(nic).or_else(|| self.too_long_for_driver(with))
         };
         unfit.map_or(Ok(()), |why| Err(PortError::Unfit(why)))
     }
 
-    /// Why its packets are too long for the driver; `None`: they are not.
+    /// Why the driver does not support packets of its MTU; `None`: it does.
     fn too_long_for_driver(&self, with: &PortContext) -> Option<String> {
         let link = &self.link;
         if link.mtu <= MTU_FRAME || with.options.mode == Mode::Generic {
@@ -206,16 +206,21 @@ impl OpenRequest {
         if can & XDP_BASIC == 0 || can & XDP_MULTI_BUFFER != 0 {
             return None;
         }
+        // The sockets of xsk-rs do not support such an MTU in any mode.
+        let remedy = match with.options.driver {
+            DriverKind::AfXdp => "or use --mode generic",
+            DriverKind::XskRs => "or use --driver af_xdp --mode generic",
+        };
         Some(format!(
-            "has an MTU of {}, and its driver, {}, no XDP for packets of several buffers; lower it: \
-             ip link set {} mtu {MTU_FRAME}, or use --mode generic",
+            "has an MTU of {}, and its driver, {}, does not support multi-buffer XDP; lower the MTU: \
+             ip link set {} mtu {MTU_FRAME}, {remedy}",
             link.mtu,
             self.driver(),
             link.name
         ))
     }
 
-    /// Whether the sockets that could be had take its packets.
+    /// Checks that the sockets that were opened support packets of its MTU.
     fn refuse_too_long(
         &self,
         driver: DriverKind,
@@ -225,16 +230,17 @@ impl OpenRequest {
         if self.link.mtu <= MTU_FRAME || sockets.multi_buffer {
             return Ok(());
         }
+        let (why, remedy) = match mode {
+            _ if driver == DriverKind::XskRs => {
+                ("--driver xsk-rs supports one frame per packet", ", or use --driver af_xdp")
+            }
+            BoundMode::ZeroCopy => ("its zero-copy sockets support one frame per packet", ""),
+            BoundMode::Copy => ("multi-buffer AF_XDP sockets need Linux 6.6", ""),
+        };
         Err(PortError::Unfit(format!(
-            "has an MTU of {}, which is larger than a frame holds, and {}; lower it: ip link set {} mtu \
-             {MTU_FRAME}",
-            self.link.mtu,
-            match mode {
-                _ if driver == DriverKind::XskRs => "--driver xsk-rs takes one frame a packet",
-                BoundMode::ZeroCopy => "its zero-copy sockets take one frame a packet",
-                BoundMode::Copy => "AF_XDP sockets of packets of several need Linux 6.6",
-            },
-            self.link.name
+            "has an MTU of {}, which exceeds the {MTU_FRAME} octets of a frame, and {why}; lower the MTU: \
+             ip link set {} mtu {MTU_FRAME}{remedy}",
+            self.link.mtu, self.link.name
         )))
     }
 
@@ -331,9 +337,9 @@ pub(super) fn strips_tags(nic: &Nic) -> Option<String> {
     let Stripping { off, fixed } = nic::vlan_stripping(nic)?;
     let remedy = match fixed {
         false => format!("switch that off: ethtool -K {off}"),
-        true => "its driver does not let that be switched off, so it cannot be a port".to_owned(),
+        true => "its driver cannot switch that off, so it cannot be a port".to_owned(),
     };
     Some(format!(
-        "strips VLAN tags, so that packets of a VLAN would be forwarded as untagged ones; {remedy}"
+        "strips VLAN tags, so that packets of a VLAN would be forwarded untagged; {remedy}"
     ))
 }

@@ -17,7 +17,7 @@ use crate::say;
 
 /// Default number of ports for which there is room beyond those that exist at the start.
 const SPARE: u16 = 8;
-/// How long a port's number stays free before another interface gets it: packets that came by the old one
+/// How long a port's number stays free before another interface gets it: packets received on the old one
 /// may wait three seconds for a neighbour, and carry the number.
 const REUSE_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -66,7 +66,7 @@ impl PortManager {
     }
 
     /// Makes ports of interfaces that match, are up, and are not ports yet, as far as there is room.
-    /// Returns the numbers of new ones. Interfaces that are down may stay so for good, and get no number.
+    /// Returns the numbers of new ones. Interfaces that are down may stay so permanently, and get no number.
     pub(in crate::control::daemon) fn take_newcomers(
         &mut self,
         options: &RunOptions,

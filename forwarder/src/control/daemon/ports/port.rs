@@ -196,7 +196,7 @@ impl Port {
         self.active().map_or(0, |active| active.ifindex)
     }
 
-    /// Ifindex of its interface while packets come by it or may still be in rings.
+    /// Ifindex of its interface while packets arrive on it or may still be in rings.
     pub(super) fn table_ifindex(&self) -> Option<u32> {
         match &self.state {
             PortState::Active(active) => Some(active.ifindex),

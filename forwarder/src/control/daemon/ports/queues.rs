@@ -124,7 +124,7 @@ impl ActivePort {
     }
 }
 
-/// Only the first `wanted` queues, if no packets come by the others; `table`: the RSS indirection table.
+/// Only the first `wanted` queues, if no packets arrive on the others; `table`: the RSS indirection table.
 fn first_queues(
     name: &str,
     channels: Queues,

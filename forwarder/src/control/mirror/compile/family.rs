@@ -1,7 +1,8 @@
 //! The routes of one family: longest-prefix-match trees kept in sync with the RIB, and the
 //! `FibInfo` of each leaf.
 //!
-//! A leaf is the id of a route body. When next hops change (an interface goes down, a nexthop
+//! A leaf is the id of a route body: a route without table and prefix, shared by all prefixes with
+//! equal routes. When next hops change (an interface goes down, a nexthop
 //! object is replaced), only the infos are published again; no tree changes, however many prefixes
 //! use the body.
 //!
