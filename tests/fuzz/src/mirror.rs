@@ -39,6 +39,13 @@ pub const KINDS: [(u16, usize); 14] = [
     (104, 8),
     (105, 8),
 ];
+/// The kinds for routes.
+const ROUTES: [u16; 2] = [24, 25];
+/// The octets of their fixed header.
+const RTMSG: usize = 12;
+const RTA_DST: u16 = 1;
+/// An attribute's type without flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
 /// The kinds for rules.
 const RULES: [u16; 2] = [32, 33];
 const NLM_F_REPLACE: u16 = 0x100;
@@ -93,6 +100,26 @@ fn mend_attrs(payload: &mut [u8], header: usize) {
         let left = payload.len() - at;
         let len = usize::from(u16::from_ne_bytes([*low, *high])).clamp(4, left.max(4));
         payload[at..at + 2].copy_from_slice(&(len as u16).to_ne_bytes());
+        at += (len + 3) & !3;
+    }
+}
+
+/// Clears the bits of a route's destination beyond its prefix length. No message of the kernel has them:
+/// it rejects IPv4 routes with them (`rtm_to_fib_config`), and stores IPv6 routes without
+/// (`ip6_route_info_create`). In the mirror, two such destinations would be two entries for one prefix of
+/// the tables, which would have the entry compiled last.
+fn clear_host_bits(payload: &mut [u8]) {
+    let Some(prefix_len) = payload.get(1).copied().map(usize::from) else { return };
+    let mut at = RTMSG;
+    while let Some(&[a, b, c, d]) = payload.get(at..at + 4) {
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        let Some(value) = payload.get_mut(at + 4..at + len) else { return };
+        if u16::from_ne_bytes([c, d]) & NLA_TYPE_MASK == RTA_DST {
+            for (n, octet) in value.iter_mut().enumerate() {
+                let kept = prefix_len.saturating_sub(n * 8);
+                *octet &= !u8::MAX.checked_shr(kept as u32).unwrap_or(0);
+            }
+        }
         at += (len + 3) & !3;
     }
 }
@@ -154,7 +181,11 @@ impl TestMirror {
 
     fn message(&mut self, message: &Message<'_>) {
         self.has_rules |= RULES.contains(&message.kind);
-        self.follower.event(message, self.now);
+        let mut payload = message.payload.to_vec();
+        if ROUTES.contains(&message.kind) {
+            clear_host_bits(&mut payload);
+        }
+        self.follower.event(&Message { payload: &payload, ..*message }, self.now);
     }
 
     /// Compiles the tables.

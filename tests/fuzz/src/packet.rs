@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Maximum number of tags that are skipped.
 const TAGS_MAX: usize = 8;
+const HOP_BY_HOP: u8 = 0;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -133,14 +134,20 @@ impl<'a> V4<'a> {
 /// An IPv6 packet.
 #[derive(Debug, Clone, Copy)]
 pub struct V6<'a> {
-    /// Up to the payload length.
+    /// Up to the payload length, or all if that is 0 and hop-by-hop options follow.
     pub octets: &'a [u8],
 }
 
 impl<'a> V6<'a> {
+    /// Hop-by-hop options may contain the length of a jumbogram, whose payload length is 0 (RFC 2675).
+    /// Without that option too, `ip6_rcv_core` does not trim such a packet: what follows is forwarded.
     fn parse(octets: &'a [u8]) -> Option<V6<'a>> {
-        octets.get(..40)?;
-        Some(V6 { octets: octets.get(..40 + usize::from(be16(octets, 4)))? })
+        let protocol = octets.get(..40)?[6];
+        let end = match usize::from(be16(octets, 4)) {
+            0 if protocol == HOP_BY_HOP => octets.len(),
+            len => 40 + len,
+        };
+        Some(V6 { octets: octets.get(..end)? })
     }
 
     fn addr(&self, at: usize) -> Ipv6Addr {
