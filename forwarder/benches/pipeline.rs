@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use ferroute::control::config::LATENCY_SAMPLE_DEFAULT;
+use ferroute::netfilter::Hooks;
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst};
 use ferroute::skb::{Burst, HEADROOM, SkBuff, Umem};
 use ferroute::stats::WorkerStats;
@@ -171,6 +172,7 @@ fn data_path(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u
         }
         let mut ctx = Ctx {
             tables,
+            hooks: Hooks::none(),
             pool: &mut pool,
             stats: &stats,
             state: &mut state,

@@ -15,6 +15,13 @@ use ferroute::fib::qsbr::Qsbr;
 use ferroute::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use ferroute::io::MemIo;
 use ferroute::neigh::{NeighTable, Neighbour};
+use ferroute::netfilter::nft::ruleset::{
+    BaseChain, Chain, CmpOp, Element, Expr, PayloadBase, Reg, Rule, RuleVerdict, Ruleset, Set,
+    Table,
+};
+use ferroute::netfilter::{
+    Family, Hook, HookCtx, HookState, Hooks, NetHooks, NfHook, NfHookOps, Verdict, nft, priority,
+};
 use ferroute::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
 use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
 use ferroute::stats::{DropReason, Mib, WorkerStats};
@@ -121,7 +128,6 @@ fn tables(generation: u64, resolved: bool) -> Tables {
         },
         neigh: Arc::new(NeighTable::new(neighbours)),
         sysctl: Arc::new(sysctl),
-        ..Tables::empty()
     }
 }
 
@@ -152,7 +158,91 @@ fn ipv6(dst_subnet: u8, hop_limit: u8, len: u16) -> Vec<u8> {
     frame
 }
 
+/// Drops every seventh packet; counts them.
+struct EverySeventh;
+
+impl NfHook for EverySeventh {
+    type State = u64;
+
+    fn state(&self, _worker: usize) -> u64 {
+        0
+    }
+
+    fn hook(
+        &self,
+        _skb: &mut SkBuff,
+        _at: &HookState<'_>,
+        _ctx: &mut HookCtx<'_>,
+        packets: &mut u64,
+    ) -> Verdict {
+        *packets += 1;
+        if (*packets).is_multiple_of(7) { Verdict::Drop } else { Verdict::Accept }
+    }
+}
+
+/// A chain at forward that counts UDP, drops one source, looks others up, and leaves the rest to the kernel.
+fn ruleset() -> Ruleset {
+    let ipv4 = |n: u8| vec![198, 18, 1, n];
+    let payload =
+        |offset, len| Expr::Payload { dreg: Reg(0), base: PayloadBase::Network, offset, len };
+    let cmp = |data| Expr::Cmp { sreg: Reg(0), op: CmpOp::Eq, data };
+    let rule = |handle, exprs| Rule { handle, exprs, comment: None };
+    let lookup = Expr::Lookup {
+        sreg: Reg(0),
+        dreg: None,
+        is_vmap: false,
+        set: "sources".to_owned(),
+        invert: false,
+    };
+    let element = |n| Element {
+        key: ipv4(n),
+        key_end: None,
+        is_interval_end: false,
+        is_catchall: false,
+        data: None,
+        expires_ms: None,
+    };
+    let counter = Expr::Counter { packets: 0, octets: 0 };
+    let rules = vec![
+        rule(1, vec![payload(9, 1), cmp(vec![17]), counter.clone()]),
+        rule(
+            2,
+            vec![payload(12, 4), cmp(ipv4(9)), counter.clone(), Expr::Verdict(RuleVerdict::Drop)],
+        ),
+        rule(3, vec![payload(12, 4), lookup, counter, Expr::Verdict(RuleVerdict::Accept)]),
+        rule(4, vec![Expr::Other("limit".to_owned())]),
+    ];
+    let set = Set {
+        name: "sources".to_owned(),
+        flags: 0,
+        key_len: 4,
+        data_len: 0,
+        fields: Vec::new(),
+        elements: (1..100).map(element).collect(),
+        unsupported: None,
+    };
+    let base = BaseChain {
+        kind: "filter".to_owned(),
+        hook: Hook::Forward as u32,
+        priority: 0,
+        policy_drops: false,
+        devices: Vec::new(),
+    };
+    let table = Table {
+        family: Family::Ip,
+        name: "t".to_owned(),
+        handle: 1,
+        dormant: false,
+        chains: vec![Chain { name: "c".to_owned(), base: Some(base), rules }],
+        sets: vec![set],
+        objects: Vec::new(),
+        flowtables: Vec::new(),
+    };
+    Ruleset { generation: 1, tables: vec![table] }
+}
+
 struct Bench {
+    hooks: Arc<Hooks>,
     pool: FramePool,
     stats: WorkerStats,
     state: PipelineState,
@@ -164,8 +254,10 @@ impl Bench {
     /// One iteration of a worker; returns the number of allocations and frees.
     fn turn(&mut self, burst: &mut Burst, tables: &Tables) -> u64 {
         let before = ALLOCATIONS.with(Cell::get);
+        self.state.take_hook_states(&self.hooks);
         let mut ctx = Ctx {
             tables,
+            hooks: &self.hooks,
             pool: &mut self.pool,
             stats: &self.stats,
             state: &mut self.state,
@@ -206,7 +298,9 @@ fn frames() -> [Vec<u8>; 15] {
 
 #[test]
 fn the_data_path_allocates_nothing() {
+    let mut registry = NetHooks::new(1);
     let mut bench = Bench {
+        hooks: registry.published().load(),
         pool: Umem::anonymous(512).into_pool(),
         stats: WorkerStats::new(2),
         state: PipelineState::new(7, 1),
@@ -217,6 +311,19 @@ fn the_data_path_allocates_nothing() {
     let mut burst = Burst::with_capacity(frames.len());
     for turn in 0..20u64 {
         let tables = tables(turn, turn % 5 == 4);
+        // Functions come and go between turns, and the last turns are without any.
+        match turn {
+            5 => registry.set_nft(Some((ruleset(), nft::compile(&ruleset(), 0)))),
+            8 | 10 => drop(registry.nf_register_net_hook(NfHookOps::new(
+                Hook::PreRouting,
+                priority::RAW,
+                EverySeventh,
+            ))),
+            12 => registry.set_nft(Some((ruleset(), nft::compile(&ruleset(), 0)))),
+            15 => registry = NetHooks::new(1),
+            _ => {}
+        }
+        bench.hooks = registry.published().load();
         for frame in &frames {
             let mut skb = SkBuff::alloc_skb(&mut bench.pool, HEADROOM).expect("a frame");
             skb.put(frame.len()).expect("room").copy_from_slice(frame);
@@ -238,6 +345,7 @@ fn the_data_path_allocates_nothing() {
     ] {
         assert!(stats.mib[name as usize].get() >= 5, "{name}");
     }
+    assert!(stats.drops[DropReason::NetfilterDrop as usize].get() > 5);
     assert_eq!(bench.pool.available() + bench.state.held(), 512);
 }
 
@@ -264,6 +372,7 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
         state: PipelineState::new(7, 1),
         pool,
         tables: published.subscribe(),
+        hooks: Default::default(),
         reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),
@@ -418,6 +527,7 @@ fn wide_worker(
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(4096).into_pool(),
         tables: published.subscribe(),
+        hooks: Default::default(),
         reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),

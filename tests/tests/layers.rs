@@ -1,9 +1,9 @@
 //! Checks the layers of the source: a module uses only modules to its left.
 //!
-//! `wire, hash_table → skb, stats → fib · neigh · netfilter · ipsec · capture → tables → pipeline → io →
-//! worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev → mirror, firewall →
-//! steering → config → api → daemon, doctor, offline`. The files of `pipeline` also have layers. Modules of
-//! one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
+//! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → tables → netfilter → pipeline → io →
+//! worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables →
+//! mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline` also have
+//! layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
 //! `main.rs`, which only assemble the program.
 
 #![forbid(unsafe_code)]
@@ -13,11 +13,12 @@ use std::path::Path;
 
 use ferroute_tests::lab::repository;
 
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["wire", "hash_table"],
     &["skb", "stats"],
-    &["fib", "neigh", "netfilter", "ipsec", "capture"],
+    &["fib", "neigh", "ipsec", "capture"],
     &["tables"],
+    &["netfilter"],
     &["pipeline"],
     &["io"],
     &["worker"],
@@ -30,7 +31,7 @@ const LAYERS: [&[&str]; 11] = [
 /// The layers of `control`.
 const CONTROL_LAYERS: [&[&str]; 7] = [
     &["netlink", "process"],
-    &["netdev"],
+    &["netdev", "nftables"],
     &["mirror", "firewall"],
     &["steering"],
     &["config"],
@@ -40,7 +41,7 @@ const CONTROL_LAYERS: [&[&str]; 7] = [
 
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
 const STAGES: [&[&str]; 12] = [
-    &["exit", "headers", "ratelimit", "route_ahead"],
+    &["exit", "headers", "original", "ratelimit", "route_ahead"],
     &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
     &["hold_queue", "burst_routes", "ip_options"],

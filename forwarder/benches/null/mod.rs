@@ -194,6 +194,7 @@ fn parts<I: PacketIo>(
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(FRAMES).into_pool(),
         tables: published.subscribe(),
+        hooks: Default::default(),
         reader: qsbr.reader().expect("a place for each"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, every).expect("memory"),

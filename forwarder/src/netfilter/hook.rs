@@ -1,20 +1,28 @@
-//! Hook points, verdicts and registration (kernel: include/linux/netfilter.h,
-//! net/netfilter/core.c).
+//! Hook points, hook functions and their verdicts (include/linux/netfilter.h, net/netfilter/core.c).
+//!
+//! A program that uses the library implements [`NfHook`] and registers it ([`NetHooks`]). Every worker has
+//! a state of its own for each function ([`HookStates`]), so that functions need no locks.
 
+use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::nft::{BaseChainId, Family, Journal, Nft, Transport};
 use crate::skb::SkBuff;
+use crate::stats::WorkerStats;
+use crate::tables::{Link, Tables};
 
 /// NF_INET_*: the position of a hook in the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hook {
     /// Every packet received, before it is routed.
     PreRouting,
-    /// Packets for this host.
+    /// Packets for this host. No function runs here: such packets are handed to the kernel, which has its
+    /// own functions at this hook.
     LocalIn,
     /// Packets that are forwarded.
     Forward,
-    /// Packets of our own.
+    /// The router's own packets: ICMP errors, and what hook functions answer with.
     LocalOut,
     /// Every packet about to be sent.
     PostRouting,
@@ -26,101 +34,409 @@ impl Hook {
         [Hook::PreRouting, Hook::LocalIn, Hook::Forward, Hook::LocalOut, Hook::PostRouting];
 }
 
+/// NF_IP_PRI_*: functions with lower numbers run earlier (include/uapi/linux/netfilter_ipv4.h).
+pub mod priority {
+    /// Before all others.
+    pub const FIRST: i32 = i32::MIN;
+    /// Before fragments are reassembled for connection tracking.
+    pub const RAW_BEFORE_DEFRAG: i32 = -450;
+    /// Reassembly for connection tracking.
+    pub const CONNTRACK_DEFRAG: i32 = -400;
+    /// Before connection tracking.
+    pub const RAW: i32 = -300;
+    /// Connection tracking.
+    pub const CONNTRACK: i32 = -200;
+    /// Changes of packets.
+    pub const MANGLE: i32 = -150;
+    /// Translation of destinations.
+    pub const NAT_DST: i32 = -100;
+    /// Filters.
+    pub const FILTER: i32 = 0;
+    /// Mandatory access control.
+    pub const SECURITY: i32 = 50;
+    /// Translation of sources.
+    pub const NAT_SRC: i32 = 100;
+    /// Confirmation of connections.
+    pub const CONNTRACK_CONFIRM: i32 = i32::MAX;
+    /// After all others.
+    pub const LAST: i32 = i32::MAX;
+}
+
 /// The verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
+    /// NF_DROP: it is dropped, as NETFILTER_DROP; with an answer, if the function asked for one
+    /// ([`HookCtx::answer`]).
+    Drop,
     /// NF_ACCEPT: continue with the next hook function, then with the data path.
     Accept,
-    /// NF_DROP.
-    Drop,
+    /// NF_STOLEN: the function has taken what it needs; the frame is freed and counts as NETFILTER_STOLEN.
+    Stolen,
+    /// NF_QUEUE, with the number of the queue. Only the kernel has listeners on queues; here the packet is
+    /// dropped, as in the kernel when nobody listens.
+    Queue(u16),
+    /// NF_REPEAT: the function is called again, at most [`REPEATS_MAX`] times; after that the packet is
+    /// dropped.
+    Repeat,
+    /// Not a verdict of the kernel: only the kernel can decide. The packet is handed to the kernel as it
+    /// was received, whatever hook functions changed in the first
+    /// [`RESTORED`](crate::pipeline::RESTORED) octets from the network header.
+    Punt,
 }
 
-/// The arguments of a hook function besides the packet (`nf_hook_state`).
+/// How often a function may request to be called again for a packet.
+pub const REPEATS_MAX: usize = 16;
+
+/// Where a packet is (`nf_hook_state`), and what is known of its headers.
 #[derive(Debug, Clone, Copy)]
-pub struct HookState {
+pub struct HookState<'a> {
     /// The hook point.
     pub hook: Hook,
-    /// ifindex of the input interface; 0: our own packet.
-    pub iif: u32,
-    /// ifindex of the output interface; 0: not yet known.
-    pub oif: u32,
-    /// EtherType of the network header: 0x0800 or 0x86dd.
-    pub protocol: u16,
+    /// [`Family::Ip`] or [`Family::Ip6`].
+    pub pf: Family,
+    /// The input interface; `None`: the router's own packet.
+    pub iif: Option<&'a Link>,
+    /// The output interface; `None`: not yet known.
+    pub oif: Option<&'a Link>,
+    /// The transport header. Read again after a function has run.
+    pub transport: Transport,
 }
 
-/// A hook function. It may change the packet; it must not block, allocate or panic.
-pub type HookFn = dyn Fn(&mut SkBuff, &HookState) -> Verdict + Send + Sync;
+/// What a hook function can use besides the packet.
+#[derive(Debug)]
+pub struct HookCtx<'a> {
+    /// The worker's clock, nanoseconds.
+    pub now_ns: u64,
+    /// The tables that the control thread published last.
+    pub tables: &'a Tables,
+    /// The worker's counters.
+    pub stats: &'a WorkerStats,
+    /// The worker's number.
+    pub worker: usize,
+    /// Set by a function that drops the packet: what its sender gets.
+    pub answer: Option<Answer>,
+}
+
+/// What the sender of a dropped packet gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// An ICMP or ICMPv6 error of this type and code; the family is the packet's. It is subject to the
+    /// rate limits and the rules for ICMP errors.
+    Icmp {
+        /// ICMP type.
+        icmp_type: u8,
+        /// ICMP code.
+        code: u8,
+    },
+}
+
+/// A hook function. It must not block, allocate or panic.
+pub trait NfHook: Send + Sync + 'static {
+    /// What the function keeps between packets, one per worker.
+    type State: Send + 'static;
+
+    /// The state of one worker at the start. Runs on the thread that registers the function.
+    fn state(&self, worker: usize) -> Self::State;
+
+    /// Decides about a packet; it may change it.
+    fn hook(
+        &self,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        ctx: &mut HookCtx<'_>,
+        state: &mut Self::State,
+    ) -> Verdict;
+}
+
+/// [`NfHook`] without its type of state.
+trait AnyHook: Send + Sync {
+    fn any_state(&self, worker: usize) -> Box<dyn Any + Send>;
+
+    fn run(
+        &self,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        ctx: &mut HookCtx<'_>,
+        state: &mut (dyn Any + Send),
+    ) -> Verdict;
+}
+
+impl<F: NfHook> AnyHook for F {
+    fn any_state(&self, worker: usize) -> Box<dyn Any + Send> {
+        Box::new(self.state(worker))
+    }
+
+    fn run(
+        &self,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        ctx: &mut HookCtx<'_>,
+        state: &mut (dyn Any + Send),
+    ) -> Verdict {
+        match state.downcast_mut() {
+            Some(state) => self.hook(skb, at, ctx, state),
+            // Not reachable: the state was made by this function.
+            None => Verdict::Drop,
+        }
+    }
+}
+
+/// `nf_hook_ops`: a hook function and where it runs.
+#[derive(Clone)]
+pub struct NfHookOps {
+    hook: Hook,
+    pf: Option<Family>,
+    priority: i32,
+    function: Arc<dyn AnyHook>,
+}
+
+impl NfHookOps {
+    /// `function` at `hook`, for IPv4 and IPv6; see [`priority`].
+    pub fn new(hook: Hook, priority: i32, function: impl NfHook) -> NfHookOps {
+        NfHookOps { hook, pf: None, priority, function: Arc::new(function) }
+    }
+
+    /// For one family only: [`Family::Ip`] or [`Family::Ip6`].
+    #[must_use]
+    pub fn only(self, pf: Family) -> NfHookOps {
+        NfHookOps { pf: Some(pf), ..self }
+    }
+}
+
+impl std::fmt::Debug for NfHookOps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let NfHookOps { hook, pf, priority, .. } = self;
+        write!(f, "NfHookOps({hook:?}, {pf:?}, priority {priority})")
+    }
+}
+
+/// A registered function.
+#[derive(Debug, Clone)]
+pub(super) struct Registered {
+    pub id: HookId,
+    pub ops: NfHookOps,
+    /// By worker: it has a state for the function.
+    pub has_state: Arc<[AtomicBool]>,
+}
+
+/// Identifies a registered function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HookId(pub(super) u64);
+
+/// What runs at a hook point.
+#[derive(Clone)]
+enum Function {
+    /// A base chain of the nftables ruleset.
+    Nft(BaseChainId),
+    /// A registered function, and the position of its state.
+    Registered(Arc<dyn AnyHook>, usize),
+}
 
 #[derive(Clone)]
 struct Entry {
     priority: i32,
-    function: Arc<HookFn>,
+    function: Function,
 }
 
-/// The registered functions of every hook point.
-#[derive(Clone, Default)]
+/// The functions of every hook point, as workers read them.
+#[derive(Default)]
 pub struct Hooks {
-    chains: [Vec<Entry>; 5],
+    /// By family and hook.
+    chains: [[Vec<Entry>; 5]; 2],
+    /// Number of functions, of all hooks.
+    len: usize,
+    /// The nftables ruleset, if it is followed.
+    nft: Option<Arc<Nft>>,
+    /// Identifies them in the process; 0: no functions.
+    id: u64,
+    /// By worker: the states of registered functions, until the worker takes them.
+    states: Box<[std::sync::Mutex<Vec<StateSlot>>]>,
+}
+
+/// A function's state in one worker.
+struct StateSlot {
+    id: HookId,
+    /// `None`: the worker has it already.
+    state: Option<Box<dyn Any + Send>>,
+    has_state: Arc<[AtomicBool]>,
 }
 
 impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let registered = |hook: &Hook| (*hook, self.chains[*hook as usize].len());
-        f.debug_map().entries(Hook::ALL.iter().map(registered)).finish()
+        let ipv4 = |hook: &Hook| (*hook, self.chains[0][*hook as usize].len());
+        f.debug_map().entries(Hook::ALL.iter().map(ipv4)).finish()
     }
 }
 
+/// Position of a family in [`Hooks::chains`].
+#[inline]
+fn family_index(pf: Family) -> usize {
+    usize::from(pf == Family::Ip6)
+}
+
 impl Hooks {
-    /// `nf_register_net_hook`: functions run by ascending priority, those of equal priority in the order
-    /// of registration.
-    pub fn register_hook(&mut self, hook: Hook, priority: i32, function: Arc<HookFn>) {
-        let chain = &mut self.chains[hook as usize];
-        let at = chain.partition_point(|entry| entry.priority <= priority);
-        chain.insert(at, Entry { priority, function });
+    /// The functions `registered`, oldest first, and the base chains of a ruleset, for `workers` workers.
+    pub(super) fn new(registered: &[Registered], nft: Option<Arc<Nft>>, workers: usize) -> Hooks {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut hooks = Hooks { id: NEXT.fetch_add(1, Ordering::Relaxed), ..Hooks::default() };
+        let chains = nft.iter().flat_map(|nft| nft.base_chains());
+        for (pf, hook, priority, chain) in chains {
+            let entry = Entry { priority, function: Function::Nft(chain) };
+            hooks.chains[family_index(pf)][hook as usize].push(entry);
+            hooks.len += 1;
+        }
+        hooks.nft = nft;
+        for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
+            let function = Function::Registered(Arc::clone(&ops.function), slot);
+            let entry = Entry { priority: ops.priority, function };
+            for pf in [Family::Ip, Family::Ip6] {
+                if ops.pf.is_none_or(|only| only == pf) {
+                    let chain = &mut hooks.chains[family_index(pf)][ops.hook as usize];
+                    // nf_hook_entries_grow: before those of equal priority.
+                    let at = chain.partition_point(|entry| entry.priority < ops.priority);
+                    chain.insert(at, entry.clone());
+                    hooks.len += 1;
+                }
+            }
+        }
+        let slot = |it: &Registered, worker: usize| StateSlot {
+            id: it.id,
+            state: (!it.has_state[worker].load(Ordering::Acquire))
+                .then(|| it.ops.function.any_state(worker)),
+            has_state: Arc::clone(&it.has_state),
+        };
+        let states = |worker| registered.iter().map(|it| slot(it, worker)).collect();
+        hooks.states = (0..workers).map(|worker| std::sync::Mutex::new(states(worker))).collect();
+        hooks
+    }
+
+    /// No functions.
+    pub fn none() -> &'static Hooks {
+        static NONE: std::sync::LazyLock<Hooks> = std::sync::LazyLock::new(Hooks::default);
+        &NONE
+    }
+
+    /// Whether no function is registered at any hook point.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Whether no function is registered at a hook point.
     #[inline]
-    pub fn is_empty(&self, hook: Hook) -> bool {
-        self.chains[hook as usize].is_empty()
+    pub fn is_empty_at(&self, pf: Family, hook: Hook) -> bool {
+        self.chains[family_index(pf)][hook as usize].is_empty()
     }
 
-    /// `NF_HOOK`: runs the functions until one does not accept.
-    #[inline]
-    pub fn run(&self, skb: &mut SkBuff, state: &HookState) -> Verdict {
-        for entry in &self.chains[state.hook as usize] {
-            if (entry.function)(skb, state) == Verdict::Drop {
-                return Verdict::Drop;
+    /// `nf_hook_slow`: runs the functions until one does not accept.
+    pub fn run(
+        &self,
+        skb: &mut SkBuff,
+        at: &mut HookState<'_>,
+        ctx: &mut HookCtx<'_>,
+        own: &mut HookStates,
+    ) -> Verdict {
+        for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
+            let verdict = match &entry.function {
+                Function::Nft(chain) => match &self.nft {
+                    Some(nft) => {
+                        nft.run(*chain, skb, at, own.monotonic_ns(ctx.now_ns), &mut own.journal)
+                    }
+                    // Not reachable: chains come with their ruleset.
+                    None => Verdict::Punt,
+                },
+                // The worker has not taken the states of these functions; see `HookStates::take`.
+                Function::Registered(..) if own.of != self.id => return Verdict::Punt,
+                Function::Registered(function, slot) => {
+                    let Some(state) = own.slots.get_mut(*slot).and_then(|it| it.state.as_mut())
+                    else {
+                        // Not reachable.
+                        return Verdict::Punt;
+                    };
+                    let mut verdict = Verdict::Repeat;
+                    for _ in 0..=REPEATS_MAX {
+                        verdict = function.run(skb, at, ctx, state.as_mut());
+                        if verdict != Verdict::Repeat {
+                            break;
+                        }
+                    }
+                    at.transport = Transport::of(skb, at.pf);
+                    verdict
+                }
+            };
+            if verdict != Verdict::Accept {
+                return verdict;
             }
         }
         Verdict::Accept
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::skb::Umem;
+/// What one worker keeps between packets for hook functions.
+#[derive(Default)]
+pub struct HookStates {
+    /// The worker's number.
+    pub worker: usize,
+    /// Added to the worker's clock gives CLOCK_MONOTONIC, nanoseconds.
+    pub monotonic_offset_ns: u64,
+    slots: Vec<StateSlot>,
+    /// [`Hooks::id`] of those that `slots` belongs to.
+    of: u64,
+    /// The counters of nftables rules that the current packet passed.
+    journal: Journal,
+}
 
-    #[test]
-    fn functions_run_by_priority_and_a_drop_ends_the_walk() {
-        let mut hooks = Hooks::default();
-        let append = |octet: u8, verdict| -> Arc<HookFn> {
-            Arc::new(move |skb: &mut SkBuff, _: &HookState| {
-                skb.put(1).expect("room")[0] = octet;
-                verdict
-            })
-        };
-        hooks.register_hook(Hook::Forward, 10, append(b'c', Verdict::Drop));
-        hooks.register_hook(Hook::Forward, -5, append(b'a', Verdict::Accept));
-        hooks.register_hook(Hook::Forward, 11, append(b'd', Verdict::Accept));
-        hooks.register_hook(Hook::Forward, -5, append(b'b', Verdict::Accept));
-        let mut pool = Umem::anonymous(1).into_pool();
-        let mut skb = SkBuff::alloc_skb(&mut pool, 0).expect("one frame");
-        let state = HookState { hook: Hook::Forward, iif: 1, oif: 2, protocol: 0x0800 };
-        assert_eq!(hooks.run(&mut skb, &state), Verdict::Drop);
-        assert_eq!(skb.data(), b"abc");
-        let elsewhere = HookState { hook: Hook::LocalOut, ..state };
-        assert_eq!(hooks.run(&mut skb, &elsewhere), Verdict::Accept);
+impl std::fmt::Debug for HookStates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HookStates(worker {}, {} functions)", self.worker, self.slots.len())
+    }
+}
+
+impl HookStates {
+    /// Of a worker, by number.
+    pub fn new(worker: usize) -> HookStates {
+        HookStates { worker, ..HookStates::default() }
+    }
+
+    fn monotonic_ns(&self, now_ns: u64) -> u64 {
+        self.monotonic_offset_ns.wrapping_add(now_ns)
+    }
+
+    /// Takes the states of functions that are new, and leaves those of functions that are gone, which the
+    /// control thread frees. To be called when the hooks have changed, before they are run.
+    #[cold]
+    pub fn take(&mut self, hooks: &Hooks) {
+        if self.of == hooks.id {
+            return;
+        }
+        let Some(slots) = hooks.states.get(self.worker) else { return };
+        // Nobody else locks it while a worker may read the hooks; a poisoned lock is not possible.
+        let Ok(mut slots) = slots.try_lock() else { return };
+        for slot in slots.iter_mut() {
+            if let Some(own) = self.slots.iter_mut().find(|own| own.id == slot.id)
+                && own.state.is_some()
+            {
+                std::mem::swap(&mut slot.state, &mut own.state);
+            }
+            if let Some(has_state) = slot.has_state.get(self.worker) {
+                has_state.store(true, Ordering::Release);
+            }
+        }
+        std::mem::swap(&mut *slots, &mut self.slots);
+        self.of = hooks.id;
+    }
+
+    /// The packet is not handed to the kernel: what its rules count takes effect.
+    #[inline]
+    pub fn commit(&mut self, hooks: &Hooks) {
+        if let Some(nft) = &hooks.nft {
+            nft.commit(&mut self.journal, self.worker);
+        }
+    }
+
+    /// A packet begins, or was handed to the kernel, whose rules count it.
+    #[inline]
+    pub fn rollback(&mut self) {
+        self.journal.clear();
     }
 }

@@ -1,5 +1,16 @@
-//! The five netfilter hook points.
+//! Netfilter: hook points, functions at them, and the nftables ruleset.
+//!
+//! - `hook`: hook points, hook functions, verdicts;
+//! - `net_hooks`: registration;
+//! - `nft`: the ruleset of the kernel and the program that workers run.
 
 pub mod hook;
+pub mod net_hooks;
+pub mod nft;
 
-pub use hook::{Hook, HookState, Hooks, Verdict};
+pub use hook::{
+    Answer, Hook, HookCtx, HookId, HookState, HookStates, Hooks, NfHook, NfHookOps, Verdict,
+    priority,
+};
+pub use net_hooks::NetHooks;
+pub use nft::Family;

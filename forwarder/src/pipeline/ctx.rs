@@ -7,9 +7,11 @@
 use std::net::IpAddr;
 
 use super::hold_queue::HoldQueue;
+use super::nf_hook::HookEnv;
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use crate::capture::Tap;
+use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Tables;
@@ -30,6 +32,8 @@ const PUNTS: usize = 2 * BURST;
 pub struct Ctx<'a> {
     /// The tables that the control thread published last. Read only.
     pub tables: &'a Tables,
+    /// The hook functions that the control thread published last.
+    pub hooks: &'a Hooks,
     /// Free frames: ICMP errors and fragments are allocated from it, dropped packets return to it.
     pub pool: &'a mut FramePool,
     /// The worker's counters.
@@ -49,6 +53,8 @@ pub struct PipelineState {
     pub(super) limiter: IcmpLimiter,
     /// Packets that wait for a neighbour's address.
     pub(super) hold: HoldQueue,
+    /// What hook functions keep.
+    pub(super) hooks: HookStates,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
     /// Makes the path that a flow takes unpredictable to others.
@@ -65,6 +71,7 @@ impl PipelineState {
         PipelineState {
             limiter: IcmpLimiter::new(seed, workers),
             hold: HoldQueue::new(),
+            hooks: HookStates::new(0),
             ip_id: (seed >> 16) as u16,
             hash_seed: seed,
             utc_offset_ns: 0,
@@ -76,6 +83,22 @@ impl PipelineState {
     #[must_use]
     pub fn with_hash_seed(self, hash_seed: u64) -> PipelineState {
         PipelineState { hash_seed, ..self }
+    }
+
+    /// Sets the number of the worker; 0 if this is not called.
+    #[must_use]
+    pub fn of_worker(self, worker: usize) -> PipelineState {
+        PipelineState { hooks: HookStates::new(worker), ..self }
+    }
+
+    /// Sets what, added to the worker's clock, gives CLOCK_MONOTONIC, nanoseconds.
+    pub fn set_monotonic_offset_ns(&mut self, offset_ns: u64) {
+        self.hooks.monotonic_offset_ns = offset_ns;
+    }
+
+    /// To be called whenever the hook functions have changed, before they run.
+    pub fn take_hook_states(&mut self, hooks: &Hooks) {
+        self.hooks.take(hooks);
     }
 
     /// Frames of packets that wait for a neighbour: `held` in the frame accounting.
@@ -147,6 +170,18 @@ impl Ctx<'_> {
             port.rx_dropped.inc();
         }
         self.pool.kfree_skb(skb);
+    }
+
+    /// For [`nf_hook`](super::nf_hook::nf_hook).
+    #[inline]
+    pub(super) fn hook_env(&mut self) -> HookEnv<'_> {
+        HookEnv {
+            hooks: self.hooks,
+            states: &mut self.state.hooks,
+            tables: self.tables,
+            stats: self.stats,
+            now_ns: self.now_ns,
+        }
     }
 
     /// `icmp_global_allow`, with the namespace's settings.

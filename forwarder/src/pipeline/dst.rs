@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use super::Exit;
 use crate::fib::{FibInfo, Nexthop};
 use crate::neigh::Neighbour;
-use crate::netfilter::Hook;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::{Link, RpFilter, Tables};
@@ -93,8 +92,7 @@ impl<'a> Dst<'a> {
     }
 
     /// Looks up the neighbour that packets to `daddr` are sent to, unless it is known. Done only right
-    /// before output, because earlier stages do not need it. While hooks may still change the
-    /// destination, a neighbour that is the destination itself is not looked up here.
+    /// before output, because earlier stages do not need it.
     #[inline]
     pub fn resolve(&mut self, daddr: impl Into<IpAddr>, tables: &'a Tables) {
         if self.neigh.is_none() {
@@ -102,17 +100,20 @@ impl<'a> Dst<'a> {
         }
     }
 
+    /// Forgets a neighbour that is the destination itself: a hook function has changed the destination of
+    /// one packet since it was routed.
+    #[cold]
+    pub fn destination_changed(&mut self) {
+        if self.gateway().is_none() {
+            (self.neigh, self.hh) = (None, None);
+        }
+    }
+
     #[inline(never)]
     fn find_neigh(&mut self, daddr: IpAddr, tables: &'a Tables) {
         let nexthop = match self.gateway() {
             Some(gateway) => *gateway,
-            None => {
-                let last = [Hook::Forward, Hook::PostRouting];
-                if last.iter().any(|&hook| !tables.hooks.is_empty(hook)) {
-                    return;
-                }
-                daddr
-            }
+            None => daddr,
         };
         self.neigh = tables.neigh.lookup(self.dev.ifindex, &nexthop);
         self.hh = self.neigh.and_then(|neigh| HhCache::new(neigh, self.dev));

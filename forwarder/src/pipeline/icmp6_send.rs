@@ -8,12 +8,12 @@ use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Ipv6hdr;
 use super::ip_output::finish_output2;
-use super::nf_hook::nf_hook;
+use super::nf_hook::{Devices, nf_hook};
 use super::post_routing::{PostRouted, post_routing};
 use super::route::mix32;
 use super::route6::{icmp6_saddr, ip6_route_output};
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::Hook;
+use crate::netfilter::{Family, Hook};
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::wire::ethernet::{self, EthernetFrame};
@@ -69,8 +69,7 @@ pub(super) fn icmp6_send(
         }
         ctx.state.limiter.global_consume();
     }
-    send(skb, (saddr, hdr.saddr), error, &dst, ctx);
-    Ok(())
+    send(skb, (saddr, hdr.saddr), error, &dst, ctx)
 }
 
 /// Packet Too Big, and Parameter Problem about an option that requests it for multicast as well.
@@ -145,26 +144,36 @@ fn send(
     error: &IcmpError,
     dst: &Dst<'_>,
     ctx: &mut Ctx<'_>,
-) {
+) -> Result<(), PuntReason> {
     let packet = skb.network_header();
     let quote = packet.get(..QUOTE_MAX).unwrap_or(packet);
-    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return };
+    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return Ok(()) };
     (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
     if fill(&mut reply, addrs, error, quote, ctx).is_err() {
-        return ctx.consume_skb(reply);
+        ctx.consume_skb(reply);
+        return Ok(());
     }
+    let routed = local_out(&mut reply, dst, ctx);
+    if let Err(Exit::Punt(reason)) = routed {
+        ctx.state.hooks.rollback();
+        ctx.consume_skb(reply);
+        return Err(reason);
+    }
+    ctx.state.hooks.commit(ctx.hooks);
     count(error, ctx);
-    match local_out(&mut reply, dst, ctx) {
+    match routed {
         // A hook may have lengthened it; no error is sent about an error.
         Ok(_) if !dst.fits(&reply) => ctx.drop_skb(reply, DropReason::PktTooBig),
         Ok(routed) => finish_output2(reply, EtherType::IPV6, dst, &routed, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
+    Ok(())
 }
 
-fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRouted, Exit> {
-    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV6, ctx.tables)?;
-    post_routing(reply, dst.dev, EtherType::IPV6, ctx.tables)
+fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) -> Result<PostRouted, Exit> {
+    let devices = Devices { iif: None, oif: Some(dst.dev) };
+    nf_hook(Hook::LocalOut, reply, Family::Ip6, devices, ctx.hook_env())?;
+    Ok(post_routing(reply, Family::Ip6, devices, ctx.hook_env())?.0)
 }
 
 /// Writes the error: room for the link-layer header, IPv6 header, ICMPv6 header, quote.

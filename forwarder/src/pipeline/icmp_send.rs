@@ -10,11 +10,11 @@ use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
 use super::ip_fragment::ip_finish_output;
 use super::ip_options::{Echo, IpOptions};
 use super::ip_rcv_options::options_context;
-use super::nf_hook::nf_hook;
+use super::nf_hook::{Devices, nf_hook};
 use super::post_routing::{PostRouted, post_routing};
 use super::route::ip_route_output;
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::Hook;
+use crate::netfilter::{Family, Hook};
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::Link;
@@ -85,8 +85,7 @@ pub(super) fn icmp_send(
         ctx.state.limiter.global_consume();
     }
     let message = Message { saddr, daddr: iph.saddr, tos: iph.tos, options, error };
-    send(skb, &message, &dst, ctx);
-    Ok(())
+    send(skb, &message, &dst, ctx)
 }
 
 /// `icmpv4_mask_allow`: whether the rate limits apply to this error.
@@ -136,33 +135,48 @@ struct Message<'a> {
     error: &'a IcmpError,
 }
 
-fn send(skb: &SkBuff, message: &Message<'_>, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
+fn send(
+    skb: &SkBuff,
+    message: &Message<'_>,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) -> Result<(), PuntReason> {
     let options_len = message.options.as_ref().map_or(0, |(_, echo)| echo.octets().len());
     let headers = HEADER_LEN_MIN + options_len + icmpv4::HEADER_LEN;
     let room = (dst.mtu as usize).min(MESSAGE_MAX).saturating_sub(headers);
     // A quote without a whole header is useless.
     if room <= HEADER_LEN_MIN {
-        return;
+        return Ok(());
     }
     let packet = skb.network_header();
     let quote = packet.get(..room).unwrap_or(packet);
-    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return };
+    let Some(mut reply) = SkBuff::alloc_skb(ctx.pool, HEADROOM) else { return Ok(()) };
     (reply.port, reply.tstamp_ns) = (skb.port, ctx.now_ns);
     let ident = ctx.state.ip_id;
     ctx.state.ip_id = ident.wrapping_add(1);
     if fill(&mut reply, message, quote, ident, ctx).is_err() {
-        return ctx.consume_skb(reply);
+        ctx.consume_skb(reply);
+        return Ok(());
     }
+    let routed = local_out(&mut reply, dst, ctx);
+    if let Err(Exit::Punt(reason)) = routed {
+        ctx.state.hooks.rollback();
+        ctx.consume_skb(reply);
+        return Err(reason);
+    }
+    ctx.state.hooks.commit(ctx.hooks);
     count(message.error, ctx);
-    match local_out(&mut reply, dst, ctx) {
+    match routed {
         Ok(routed) => ip_finish_output(reply, dst, &routed, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
+    Ok(())
 }
 
-fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<PostRouted, Exit> {
-    nf_hook(Hook::LocalOut, reply, dst.dev.ifindex, EtherType::IPV4, ctx.tables)?;
-    post_routing(reply, dst.dev, EtherType::IPV4, ctx.tables)
+fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) -> Result<PostRouted, Exit> {
+    let devices = Devices { iif: None, oif: Some(dst.dev) };
+    nf_hook(Hook::LocalOut, reply, Family::Ip, devices, ctx.hook_env())?;
+    Ok(post_routing(reply, Family::Ip, devices, ctx.hook_env())?.0)
 }
 
 /// Writes the error: room for the link-layer header, IP header, options, ICMP header, quote.

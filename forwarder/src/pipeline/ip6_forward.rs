@@ -5,17 +5,17 @@
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Ipv6hdr;
-use super::nf_hook::nf_hook;
+use super::nf_hook::{Devices, HooksRan, nf_hook};
 use super::route6::mtu_of_dev;
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::Hook;
+use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Forwarding6, Link};
+use crate::wire::Protocol;
 use crate::wire::icmpv6::{Icmpv6Type, exceeded, unreach};
 use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_linklocal};
 use crate::wire::ipv6_ext::is_ext_header;
-use crate::wire::{EtherType, Protocol};
 
 /// Interval of redirects about one destination.
 const REDIRECT_NS: u64 = 1_000_000_000;
@@ -95,10 +95,15 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
 
 /// The rest of `ip6_forward`, which changes the packet.
 #[inline]
-pub(super) fn ip6_forward(skb: &mut SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
+pub(super) fn ip6_forward(
+    skb: &mut SkBuff,
+    dev: &Link,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) -> Result<HooksRan, Exit> {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
-    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV6, ctx.tables)?;
-    Ok(())
+    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
+    nf_hook(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
 }

@@ -7,12 +7,12 @@ use super::eth_input::is_l2_multicast;
 use super::headers::Iphdr;
 use super::inet_addr::inet_select_addr;
 use super::ip_options::IpOptions;
-use super::nf_hook::nf_hook;
+use super::nf_hook::{Devices, HooksRan, nf_hook};
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::Hook;
+use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib, PuntReason};
-use crate::wire::EtherType;
+use crate::tables::Link;
 use crate::wire::icmpv4::{Icmpv4Type, exceeded, unreach};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use std::net::IpAddr;
@@ -70,17 +70,19 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
 pub(super) fn ip_forward(
     skb: &mut SkBuff,
     options: Option<IpOptions>,
+    dev: &Link,
     dst: &Dst<'_>,
-    ctx: &Ctx<'_>,
-) -> Result<(), Exit> {
+    ctx: &mut Ctx<'_>,
+) -> Result<HooksRan, Exit> {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();
     }
-    nf_hook(Hook::Forward, skb, dst.dev.ifindex, EtherType::IPV4, ctx.tables)?;
+    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
+    let ran = nf_hook(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
     if let Some(options) = options {
         ip_forward_options(skb, options, dst, ctx);
     }
-    Ok(())
+    Ok(ran)
 }
 
 /// `ip_forward_options`.

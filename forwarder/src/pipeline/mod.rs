@@ -14,8 +14,9 @@
 //!
 //! A stage first decides and then acts: all checks precede the first write, so that an ICMP error quotes
 //! the packet as received (except for what record route and timestamp options recorded, as in the
-//! kernel), and a punted packet is as received. A stage that ends a packet returns an [`Exit`];
-//! [`handle_exit`] sends the ICMP error where one is due.
+//! kernel), and a punted packet is as received; where hook functions have run, it is restored
+//! ([`original`]). A stage that ends a packet returns an [`Exit`]; [`handle_exit`] sends the ICMP error
+//! where one is due.
 //!
 //! The routes of a burst are looked up together before its packets are processed one by one
 //! ([`route_ahead`]); a packet of the same flow as the previous one uses its route ([`route_hint`]). The
@@ -53,6 +54,7 @@ mod neigh_hold;
 mod neigh_output;
 mod neigh_poll;
 mod nf_hook;
+mod original;
 mod post_routing;
 mod ratelimit;
 mod route;
@@ -64,14 +66,15 @@ mod vlan;
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
 pub use neigh_poll::{drop_held, poll_held};
+pub use original::RESTORED;
 pub use post_routing::RoutedBurst;
 
 use std::net::Ipv4Addr;
 
-use crate::netfilter::Hook;
+use crate::netfilter::{Family, Hook};
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, SkBuff};
-use crate::stats::PuntReason;
+use crate::stats::{DropReason, PuntReason};
 use crate::tables::Link;
 use crate::wire::EtherType;
 use burst::{Disposition, Dispositions, PendingOutput};
@@ -87,7 +90,8 @@ use ip_rcv_options::ip_rcv_options;
 use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::ip6_rcv_core;
 use neigh_output::neigh_hh_output;
-use nf_hook::{HooksRan, nf_hook};
+use nf_hook::{Devices, HooksRan, nf_hook};
+use original::Original;
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
@@ -130,7 +134,9 @@ fn forward<'a>(
 ) -> Disposition {
     let n = routes.n;
     let defer_output = |output| dispositions.defer_output(n, output);
-    match receive(skb, ctx) {
+    let received = receive(skb, ctx);
+    let original = (!ctx.hooks.is_empty()).then(|| Original::of(skb));
+    let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
@@ -140,7 +146,28 @@ fn forward<'a>(
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
+    };
+    match original {
+        Some(original) => end_hooks(skb, &original, disposition, ctx),
+        None => disposition,
     }
+}
+
+/// What hook functions did takes effect, or, for a packet that is handed to the kernel, is undone: the
+/// kernel gets the packet as received, and runs its own functions.
+#[inline(never)]
+fn end_hooks(
+    skb: &mut SkBuff,
+    original: &Original,
+    disposition: Disposition,
+    ctx: &mut Ctx<'_>,
+) -> Disposition {
+    if !matches!(disposition, Disposition::Punt(_)) {
+        ctx.state.hooks.commit(ctx.hooks);
+        return disposition;
+    }
+    ctx.state.hooks.rollback();
+    if original.restore(skb) { disposition } else { Disposition::Drop(DropReason::PuntFailed) }
 }
 
 /// Finds the protocol, and the interface that counts as the input interface.
@@ -163,7 +190,8 @@ fn ip_rcv<'a, 'k>(
     if dev.partial_csum {
         csum_partial::recognise4(skb, &iph);
     }
-    if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV4, ctx.tables)? == HooksRan::Yes {
+    let before = Devices { iif: Some(dev), oif: None };
+    if nf_hook(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())? == HooksRan::Yes {
         iph = Iphdr::of(skb);
     }
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
@@ -172,9 +200,15 @@ fn ip_rcv<'a, 'k>(
         false => None,
     };
     ip_forward_checks(skb, &iph, dst, ctx)?;
-    ip_forward(skb, options, dst, ctx)?;
-    let routed = post_routing(skb, dst.dev, EtherType::IPV4, ctx.tables)?;
-    dst.resolve(Ipv4Addr::from_bits(iph.daddr), ctx.tables);
+    let forwarded = ip_forward(skb, options, dev, dst, ctx)?;
+    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
+    let (routed, ran) = post_routing(skb, Family::Ip, devices, ctx.hook_env())?;
+    let hooked = [forwarded, ran].contains(&HooksRan::Yes);
+    if hooked && Iphdr::of(skb).daddr != iph.daddr {
+        dst.destination_changed();
+    } else {
+        dst.resolve(Ipv4Addr::from_bits(iph.daddr), ctx.tables);
+    }
     Ok((dst, routed))
 }
 
@@ -190,14 +224,21 @@ fn ip6_rcv<'a, 'k>(
     if dev.partial_csum {
         csum_partial::recognise6(skb, &hdr);
     }
-    if nf_hook(Hook::PreRouting, skb, 0, EtherType::IPV6, ctx.tables)? == HooksRan::Yes {
+    let before = Devices { iif: Some(dev), oif: None };
+    if nf_hook(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())? == HooksRan::Yes {
         hdr = Ipv6hdr::of(skb);
     }
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
-    ip6_forward(skb, dst, ctx)?;
-    let routed = post_routing(skb, dst.dev, EtherType::IPV6, ctx.tables)?;
-    dst.resolve(hdr.daddr, ctx.tables);
+    let forwarded = ip6_forward(skb, dev, dst, ctx)?;
+    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
+    let (routed, ran) = post_routing(skb, Family::Ip6, devices, ctx.hook_env())?;
+    let hooked = [forwarded, ran].contains(&HooksRan::Yes);
+    if hooked && Ipv6hdr::of(skb).daddr != hdr.daddr {
+        dst.destination_changed();
+    } else {
+        dst.resolve(hdr.daddr, ctx.tables);
+    }
     Ok((dst, routed))
 }
 

@@ -1,11 +1,11 @@
 //! The netfilter hook points of the data path (`NF_HOOK`, include/linux/netfilter.h).
 
-use super::Exit;
-use crate::netfilter::{Hook, HookState, Verdict};
+use super::exit::{Exit, IcmpError};
+use crate::netfilter::nft::Transport;
+use crate::netfilter::{Answer, Family, Hook, HookCtx, HookState, HookStates, Hooks, Verdict};
 use crate::skb::SkBuff;
-use crate::stats::DropReason;
-use crate::tables::Tables;
-use crate::wire::EtherType;
+use crate::stats::{DropReason, PuntReason, WorkerStats};
+use crate::tables::{Link, Tables};
 
 /// Whether hook functions ran. If so, they may have changed the packet, and headers must be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,26 +14,66 @@ pub(super) enum HooksRan {
     Yes,
 }
 
-/// Runs the functions that are registered at a hook point. `oif`: ifindex of the outgoing interface, 0
-/// before it is known.
+/// What hook functions need of the context.
+#[derive(Debug)]
+pub(super) struct HookEnv<'a> {
+    pub hooks: &'a Hooks,
+    pub states: &'a mut HookStates,
+    pub tables: &'a Tables,
+    pub stats: &'a WorkerStats,
+    pub now_ns: u64,
+}
+
+/// Input and output interface of a packet at a hook: `None`, `None` does not occur.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Devices<'a> {
+    /// `None`: the router's own packet.
+    pub iif: Option<&'a Link>,
+    /// `None`: not yet known.
+    pub oif: Option<&'a Link>,
+}
+
+/// Runs the functions that are registered at a hook point.
 ///
 /// # Errors
-/// [`Exit::Drop`] with NETFILTER_DROP when a function drops the packet.
+/// How the packet ends, if the functions do not accept it: [`Exit::Drop`] with NETFILTER_DROP or
+/// NETFILTER_STOLEN, [`Exit::Icmp`] if its sender is to get an error, or [`Exit::Punt`].
 #[inline]
 pub(super) fn nf_hook(
     hook: Hook,
     skb: &mut SkBuff,
-    oif: u32,
-    protocol: EtherType,
-    tables: &Tables,
+    pf: Family,
+    devices: Devices<'_>,
+    env: HookEnv<'_>,
 ) -> Result<HooksRan, Exit> {
-    if tables.hooks.is_empty(hook) {
+    if env.hooks.is_empty_at(pf, hook) {
         return Ok(HooksRan::No);
     }
+    nf_hook_slow(hook, skb, pf, devices, env)
+}
+
+#[inline(never)]
+fn nf_hook_slow(
+    hook: Hook,
+    skb: &mut SkBuff,
+    pf: Family,
+    Devices { iif, oif }: Devices<'_>,
+    HookEnv { hooks, states, tables, stats, now_ns }: HookEnv<'_>,
+) -> Result<HooksRan, Exit> {
     skb.headers_may_change();
-    let state = HookState { hook, iif: skb.iif, oif, protocol: protocol.0 };
-    match tables.hooks.run(skb, &state) {
+    let mut at = HookState { hook, pf, iif, oif, transport: Transport::of(skb, pf) };
+    let mut ctx = HookCtx { now_ns, tables, stats, worker: states.worker, answer: None };
+    let verdict = hooks.run(skb, &mut at, &mut ctx, states);
+    let reason = DropReason::NetfilterDrop;
+    match verdict {
         Verdict::Accept => Ok(HooksRan::Yes),
-        Verdict::Drop => Err(Exit::Drop(DropReason::NetfilterDrop)),
+        Verdict::Punt => Err(Exit::Punt(PuntReason::Netfilter)),
+        Verdict::Stolen => Err(Exit::Drop(DropReason::NetfilterStolen)),
+        Verdict::Drop | Verdict::Queue(_) | Verdict::Repeat => Err(match ctx.answer {
+            Some(Answer::Icmp { icmp_type, code }) => {
+                Exit::Icmp(IcmpError::new(icmp_type, code, reason))
+            }
+            None => Exit::Drop(reason),
+        }),
     }
 }

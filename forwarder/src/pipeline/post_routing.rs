@@ -4,11 +4,9 @@
 //! only [`post_routing`] creates, and the output queues ([`RoutedBurst`]) take no packet without one.
 
 use super::Exit;
-use super::nf_hook::nf_hook;
-use crate::netfilter::Hook;
+use super::nf_hook::{Devices, HookEnv, HooksRan, nf_hook};
+use crate::netfilter::{Family, Hook};
 use crate::skb::{Burst, SkBuff};
-use crate::tables::{Link, Tables};
-use crate::wire::EtherType;
 
 /// Proof that one packet passed POST_ROUTING. It is not `Clone`. Debug builds check that it is used for
 /// that packet; in release builds it has no size.
@@ -43,19 +41,19 @@ impl PostRouted {
     }
 }
 
-/// Runs the POST_ROUTING hook on a packet that is sent on `dev`.
+/// Runs the POST_ROUTING hook on a packet.
 ///
 /// # Errors
 /// Those of [`nf_hook`].
 #[inline]
 pub(super) fn post_routing(
     skb: &mut SkBuff,
-    dev: &Link,
-    protocol: EtherType,
-    tables: &Tables,
-) -> Result<PostRouted, Exit> {
-    nf_hook(Hook::PostRouting, skb, dev.ifindex, protocol, tables)?;
-    Ok(PostRouted::of(skb))
+    pf: Family,
+    devices: Devices<'_>,
+    env: HookEnv<'_>,
+) -> Result<(PostRouted, HooksRan), Exit> {
+    let ran = nf_hook(Hook::PostRouting, skb, pf, devices, env)?;
+    Ok((PostRouted::of(skb), ran))
 }
 
 /// Packets that passed POST_ROUTING, in output order. Allocated once.

@@ -61,7 +61,7 @@ pub(super) fn ip_route_input<'a, 'k>(
             ..dst
         })
     })?;
-    let scope_host = fib_validate_source(iph, dev, dst, ctx)?;
+    let scope_host = fib_validate_source(iph, skb.mark, dev, dst, ctx)?;
     let comes_back = scope_host && dst.dev.ifindex == dev.ifindex && dev.send_redirects;
     dst.redirect = comes_back && is_redirect_due(iph.saddr, dst);
     routes.hint4.learn(flow());
@@ -137,6 +137,7 @@ fn no_unicast_route(result: FibResult<'_>) -> Result<RouteError, Exit> {
 #[inline]
 fn fib_validate_source(
     iph: &Iphdr,
+    mark: u32,
     dev: &Link,
     dst: &Dst<'_>,
     ctx: &Ctx<'_>,
@@ -146,9 +147,12 @@ fn fib_validate_source(
             local_source(iph, ctx)
         }
         SourceValidation::Off | SourceValidation::NotLocal => Ok(false),
+        // Whether the mark counts depends on src_valid_mark, which is not mirrored.
+        SourceValidation::ByRoute if mark != 0 && dev.rp_filter != RpFilter::Off => {
+            Err(Exit::Punt(PuntReason::Netfilter))
+        }
         SourceValidation::ByRoute => {
-            // Looked up as the reverse packet. The mark is left out unless src_valid_mark is set, which
-            // is not mirrored.
+            // Looked up as the reverse packet.
             let iif = dst.dev.ifindex;
             let flow = Flow { saddr: iph.daddr, daddr: iph.saddr, iif, mark: 0 };
             validate_source_by_route(&flow, dev, ctx)

@@ -99,6 +99,8 @@ reasons! {
         Ipv6UnknownOption = "IPV6_UNKNOWN_OPTION",
         /// Dropped by a netfilter hook.
         NetfilterDrop = "NETFILTER_DROP",
+        /// Taken by a netfilter hook function (NF_STOLEN).
+        NetfilterStolen = "NETFILTER_STOLEN",
         /// The outgoing interface is down or gone.
         DevNotReady = "DEV_READY",
         /// The next hop did not answer.
@@ -160,6 +162,8 @@ reasons! {
         NotIp = "NOT_IP",
         /// Tagged for a VLAN that is not a mirrored sub-interface of the port.
         VlanUnknown = "VLAN_UNKNOWN",
+        /// A rule of the firewall, or a hook function, that only the kernel can apply.
+        Netfilter = "NETFILTER",
     }
 }
 

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use crate::fib::{FamilyFib, Lpm4, Lpm6};
 use crate::hash_table::{HashTable, Slot, mix};
 use crate::neigh::NeighTable;
-use crate::netfilter::Hooks;
 
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
@@ -338,8 +337,6 @@ pub struct Tables {
     pub fib6: FamilyFib<Lpm6>,
     /// Neighbours of both families.
     pub neigh: Arc<NeighTable>,
-    /// Hook functions.
-    pub hooks: Arc<Hooks>,
     /// Settings of the namespace.
     pub sysctl: Arc<Sysctls>,
 }
@@ -353,7 +350,6 @@ impl Tables {
             fib4: FamilyFib::empty(),
             fib6: FamilyFib::empty(),
             neigh: Arc::default(),
-            hooks: Arc::default(),
             sysctl: Arc::default(),
         }
     }

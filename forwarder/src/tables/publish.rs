@@ -50,6 +50,13 @@ pub struct Snapshot<T> {
     published: Arc<Published<T>>,
 }
 
+impl<T: Default> Default for Snapshot<T> {
+    /// Of a value that is never replaced.
+    fn default() -> Snapshot<T> {
+        Arc::new(Published::new(Arc::default())).subscribe()
+    }
+}
+
 impl<T> Snapshot<T> {
     /// The value, refreshed if a newer one was published; otherwise it costs one atomic load. Returns
     /// whether it changed.

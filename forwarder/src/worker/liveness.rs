@@ -98,7 +98,7 @@ impl Liveness {
         // Reading the heartbeat makes visible what was published before it.
         if !is_fresh(self.page.control(), now_ns, self.control_timeout_ns) {
             Permission::Wait
-        } else if self.hand_back.load(Ordering::Relaxed) {
+        } else if self.hand_back.load(Ordering::Acquire) {
             Permission::HandBack(PuntReason::Filtered)
         } else if !self.are_fresh(targets, now_ns) {
             Permission::HandBack(PuntReason::Stalled)

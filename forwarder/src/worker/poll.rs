@@ -16,6 +16,7 @@ use super::slow_path::SlowPath;
 use crate::capture::Tap;
 use crate::fib::qsbr::Reader;
 use crate::io::PacketIo;
+use crate::netfilter::Hooks;
 use crate::pipeline::{self, Ctx, Effects, PipelineState};
 use crate::skb::burst::BURST;
 use crate::skb::{Burst, FramePool};
@@ -106,6 +107,7 @@ pub struct Worker<I> {
     ports: u16,
     pool: FramePool,
     tables: Snapshot<Tables>,
+    hooks: Snapshot<Hooks>,
     reader: Reader,
     stats: Arc<WorkerStats>,
     state: PipelineState,
@@ -136,6 +138,8 @@ pub struct Parts<I> {
     pub pool: FramePool,
     /// The tables.
     pub tables: Snapshot<Tables>,
+    /// The hook functions.
+    pub hooks: Snapshot<Hooks>,
     /// Its reader slot for the longest-prefix-match tables.
     pub reader: Reader,
     /// Its counters.
@@ -164,11 +168,14 @@ impl<I: PacketIo> Worker<I> {
         let out = Effects::new(usize::from(parts.ports));
         let mut state = parts.state;
         state.utc_offset_ns = clock.utc_offset_ns();
+        state.set_monotonic_offset_ns(clock.monotonic_ns(0));
+        state.take_hook_states(parts.hooks.get());
         let worker = Worker {
             io: parts.io,
             ports: parts.ports.max(1),
             pool: parts.pool,
             tables: parts.tables,
+            hooks: parts.hooks,
             reader: parts.reader,
             stats: parts.stats,
             state,
@@ -251,7 +258,7 @@ impl<I: PacketIo> Worker<I> {
             return 0;
         }
         let begun = self.accounting.then(Instant::now);
-        self.tables.refresh();
+        self.refresh();
         let mut crossed = 0;
         match permission {
             Permission::HandBack(PuntReason::Filtered) => self.purge(now_ns),
@@ -272,6 +279,15 @@ impl<I: PacketIo> Worker<I> {
             self.stats.busy_turns.inc();
         }
         taken + crossed
+    }
+
+    /// Takes the newest tables and hook functions.
+    #[inline]
+    fn refresh(&mut self) {
+        self.tables.refresh();
+        if self.hooks.refresh() {
+            self.state.take_hook_states(self.hooks.get());
+        }
     }
 
     /// Sends packets that waited for a neighbour, and packets that other workers have no queue for.
@@ -320,7 +336,7 @@ impl<I: PacketIo> Worker<I> {
                     now_ns = self.clock.now_ns();
                     permission = self.permission(now_ns);
                     // The heartbeat just read is valid for the newest tables only.
-                    self.tables.refresh();
+                    self.refresh();
                 }
                 match permission {
                     Permission::Forward => self.carry_out(now_ns, pipeline::forward_burst),
@@ -424,6 +440,7 @@ impl<I: PacketIo> Worker<I> {
     fn with_ctx(&mut self, now_ns: u64, stage: impl FnOnce(&mut Burst, &mut Ctx<'_>)) {
         let mut ctx = Ctx {
             tables: self.tables.get(),
+            hooks: self.hooks.get(),
             pool: &mut self.pool,
             stats: &self.stats,
             state: &mut self.state,

@@ -56,6 +56,7 @@ fn bench_with(frames: u32, liveness: Option<Liveness>, clock: Clock) -> Bench {
         state: PipelineState::new(7, 1),
         pool: Umem::anonymous(frames).into_pool(),
         tables: published.subscribe(),
+        hooks: Default::default(),
         reader: Qsbr::new(1).reader().expect("room for one"),
         stats: Arc::new(WorkerStats::new(2)),
         residence: Residence::new(2, 1).expect("memory"),

@@ -3,6 +3,7 @@
 
 use ferroute::io::PacketIo;
 use ferroute::io::mem::MemIo;
+use ferroute::netfilter::Hooks;
 use ferroute::pipeline::{Ctx, Effects, PipelineState, drop_held, forward_burst, poll_held};
 use ferroute::skb::{Burst, FRAME_SIZE, FramePool, HEAD_MIN, HEADROOM, MAX_PACKET, SkBuff, Umem};
 use ferroute::stats::{Counter, DropReason, Mib, WorkerStats};
@@ -111,6 +112,7 @@ impl Bench {
     fn with_ctx(&mut self, stage: impl FnOnce(&mut Ctx<'_>)) {
         stage(&mut Ctx {
             tables: &self.tables,
+            hooks: Hooks::none(),
             pool: &mut self.pool,
             stats: &self.stats,
             state: &mut self.state,

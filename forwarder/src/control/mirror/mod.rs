@@ -52,7 +52,6 @@ use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
 use crate::fib::Qsbr;
-use crate::netfilter::Hooks;
 use crate::tables::{Published, Tables};
 
 /// Datagrams applied before the tables are published, so that a flood of events becomes visible in
@@ -412,13 +411,6 @@ impl Mirror {
         self.compiler.ports = ports.iter().copied().collect();
         self.follower.touched.links = true;
         self.poll_sysctls(Instant::now(), VLAN_SYSCTLS);
-        self.compile();
-    }
-
-    /// Replaces the hook functions. Publishes.
-    pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
-        self.compiler.set_hooks(hooks);
-        self.follower.touched.hooks = true;
         self.compile();
     }
 

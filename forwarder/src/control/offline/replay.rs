@@ -13,6 +13,7 @@ use crate::control::config::static_network::StaticNetwork;
 use crate::fib::FibError;
 use crate::io::PacketIo;
 use crate::io::pcap::{PcapError, PcapIo, PcapPort};
+use crate::netfilter::Hooks;
 use crate::pipeline::{Ctx, Effects, PipelineState, forward_burst, poll_held};
 use crate::skb::{Burst, FramePool, Umem};
 use crate::stats::{Counter, DropReason, Mib, PuntReason, WorkerStats};
@@ -150,6 +151,7 @@ impl OfflineWorker {
     fn step(&mut self, stage: impl FnOnce(&mut Ctx<'_>)) {
         stage(&mut Ctx {
             tables: &self.tables,
+            hooks: Hooks::none(),
             pool: &mut self.pool,
             stats: &self.stats,
             state: &mut self.state,

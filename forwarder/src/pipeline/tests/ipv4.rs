@@ -291,35 +291,6 @@ fn flows_keep_to_one_of_several_next_hops() {
 }
 
 #[test]
-fn hooks_see_the_packet_in_order_and_each_can_drop_it() {
-    use std::sync::Mutex;
-    let stages = [Hook::PreRouting, Hook::Forward, Hook::PostRouting];
-    for (n, dropping) in stages.into_iter().map(Some).chain([None]).enumerate() {
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let mut net = Net::default();
-        for hook in Hook::ALL {
-            let seen = Arc::clone(&seen);
-            let see = move |skb: &mut SkBuff, state: &HookState| {
-                let ttl = skb.network_header()[8];
-                seen.lock().expect("one thread").push((state.hook, state.iif, state.oif, ttl));
-                if Some(state.hook) == dropping { Verdict::Drop } else { Verdict::Accept }
-            };
-            net.hooks.register_hook(hook, 0, Arc::new(see));
-        }
-        let mut lab = net.lab();
-        let sent = lab.one(V4::default().frame());
-        assert_eq!(sent.len(), usize::from(dropping.is_none()));
-        assert_eq!(lab.drops(DropReason::NetfilterDrop), u64::from(dropping.is_some()));
-        let all = [
-            (Hook::PreRouting, 2, 0, 64),
-            (Hook::Forward, 2, 3, 63),
-            (Hook::PostRouting, 2, 3, 63),
-        ];
-        assert_eq!(*seen.lock().expect("one thread"), all[..(n + 1).min(3)]);
-    }
-}
-
-#[test]
 fn an_interface_that_is_down_sends_nothing() {
     let mut net = Net::default();
     net.links[2].up = false;

@@ -6,6 +6,7 @@
 mod conservation;
 mod fragments;
 mod hold;
+mod hooks;
 mod icmp4;
 mod icmp6;
 mod ipv4;
@@ -22,9 +23,9 @@ use std::sync::Arc;
 use super::*;
 use crate::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
 use crate::neigh::{NeighTable, Neighbour};
-use crate::netfilter::{HookState, Verdict};
+use crate::netfilter::{Hooks, NetHooks, NfHookOps};
 use crate::skb::{FramePool, Umem};
-use crate::stats::{DropReason, Mib, WorkerStats};
+use crate::stats::{Mib, WorkerStats};
 use crate::tables::{Forwarding6, Links, Sysctls, Tables};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
@@ -43,7 +44,7 @@ pub struct Net {
     pub routes6: Vec<(&'static str, FibInfo)>,
     pub neigh: Vec<(u32, &'static str, Option<[u8; 6]>)>,
     pub sysctl: Sysctls,
-    pub hooks: crate::netfilter::Hooks,
+    pub hooks: Vec<NfHookOps>,
 }
 
 fn link(ifindex: u32, name: &str, port: Option<u16>, mac: [u8; 6]) -> Link {
@@ -137,7 +138,6 @@ impl Net {
             fib4: fib4(&self.routes4),
             fib6: fib6(&self.routes6),
             neigh: Arc::new(NeighTable::new(self.neigh.iter().map(entry).collect())),
-            hooks: Arc::new(self.hooks.clone()),
             sysctl: Arc::new(self.sysctl.clone()),
         }
     }
@@ -145,7 +145,12 @@ impl Net {
     pub fn lab(self) -> Lab {
         let mut state = PipelineState::new(0x5eed_5eed_5eed_5eed, 1);
         state.utc_offset_ns = 0;
+        let mut registry = NetHooks::new(1);
+        registry.nf_register_net_hooks(self.hooks.iter().rev().cloned());
+        let hooks = registry.published().load();
+        state.take_hook_states(&hooks);
         Lab {
+            hooks,
             tables: self.tables(1),
             net: self,
             pool: Umem::anonymous(FRAMES).into_pool(),
@@ -178,6 +183,7 @@ family!(fib6, Lpm6);
 pub struct Lab {
     pub net: Net,
     pub tables: Tables,
+    pub hooks: Arc<Hooks>,
     pub pool: FramePool,
     pub stats: WorkerStats,
     pub state: PipelineState,
@@ -189,6 +195,7 @@ impl Lab {
     fn ctx<R>(&mut self, f: impl FnOnce(&mut Ctx<'_>) -> R) -> R {
         f(&mut Ctx {
             tables: &self.tables,
+            hooks: &self.hooks,
             pool: &mut self.pool,
             stats: &self.stats,
             state: &mut self.state,

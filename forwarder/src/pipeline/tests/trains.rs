@@ -131,27 +131,6 @@ proptest! {
     }
 }
 
-/// Packets to hosts on the link; a hook changes the destination of each.
-#[test]
-fn a_neighbour_is_looked_up_after_the_hooks() {
-    for hook in [Hook::PreRouting, Hook::Forward, Hook::PostRouting] {
-        let mut net = Net::default();
-        net.neigh.push((3, "198.18.2.3", Some([2, 0, 0, 0, 2, 3])));
-        let swap = |skb: &mut SkBuff, _: &HookState| {
-            let last = &mut skb.network_header_mut()[19];
-            *last = 5 - *last;
-            Verdict::Accept
-        };
-        net.hooks.register_hook(hook, 0, Arc::new(swap));
-        let mut lab = net.lab();
-        let to = ["198.18.2.2", "198.18.2.2", "198.18.2.3", "198.18.2.2"];
-        lab.receive(LEFT, &to.map(|dst| V4::to(dst).frame()));
-        let macs = lab.sent().into_iter().map(|(_, frame)| frame[5]).collect::<Vec<_>>();
-        let host = RIGHT_HOST_MAC[5];
-        assert_eq!(macs, [3, 3, host, 3], "{hook:?}");
-    }
-}
-
 /// Packets for which a queue has no room are dropped; the queue keeps the oldest.
 #[test]
 fn a_burst_fills_the_queue_of_a_port_completely() {

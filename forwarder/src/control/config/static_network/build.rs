@@ -41,7 +41,6 @@ impl StaticNetwork {
             fib6: self.family(Family::V6, v6)?,
             neigh: Arc::new(NeighTable::new(neighbours)),
             sysctl: Arc::new(self.sysctl.clone()),
-            ..Tables::empty()
         })
     }
 

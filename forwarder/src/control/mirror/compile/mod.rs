@@ -20,7 +20,6 @@ use super::state::{Family, RouterState};
 use crate::fib::Qsbr;
 use crate::fib::qsbr::Token;
 use crate::neigh::NeighTable;
-use crate::netfilter::Hooks;
 use crate::tables::{Links, Published, Tables};
 
 /// How long a tree update waits for workers to notice new infos. They do so within one burst, some
@@ -55,8 +54,6 @@ pub struct Touched {
     pub conf: bool,
     /// Sysctls of the namespace.
     pub sysctls: bool,
-    /// Hook functions.
-    pub hooks: bool,
 }
 
 /// Compiles and publishes the tables.
@@ -120,11 +117,6 @@ impl Compiler {
     /// The tables published last.
     pub fn tables(&self) -> &Tables {
         &self.current
-    }
-
-    /// Replaces the hook functions, effective with the next publication.
-    pub fn set_hooks(&mut self, hooks: Arc<Hooks>) {
-        self.current.hooks = hooks;
     }
 
     /// IPv6 prefixes with several equal routes among which the kernel chooses by input interface,
@@ -222,7 +214,7 @@ impl Compiler {
     /// Updates everything but routes and rules. Returns whether the difference is visible to
     /// workers.
     fn update_rest(&mut self, state: &RouterState, touched: Touched) -> bool {
-        let mut publish = touched.hooks;
+        let mut publish = false;
         if touched.links || touched.addrs || touched.conf {
             let links = links::compile(state, &self.ports, &self.devs);
             if !self.current.links.iter().eq(links.iter()) {

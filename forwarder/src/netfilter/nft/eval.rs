@@ -1,0 +1,440 @@
+//! Runs a compiled chain on a packet: `nft_do_chain` (net/netfilter/nf_tables_core.c) and the `eval` functions
+//! of the expressions (net/netfilter/nft_*.c).
+
+use crate::skb::PktType;
+use crate::tables::Link;
+
+use super::classify::KeyBuilder;
+use super::compile::meta_len;
+use super::op::{Flow, Load, Op, RangeTest, Regs, Test};
+use super::packet::{Packet, View, find_header};
+use super::program::{
+    BaseChainId, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NftVerdict, Program, REROUTE,
+    TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
+};
+use super::ruleset::{CmpOp, ExthdrOp, Family, MetaKey};
+
+/// NFT_JUMP_STACK_SIZE.
+const JUMP_STACK_SIZE: usize = 16;
+/// IFNAMSIZ.
+const IFNAMSIZ: usize = 16;
+/// ARPHRD_ETHER.
+const ARPHRD_ETHER: u16 = 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// Longest TCP header, octets.
+const TCP_HLEN_MAX: usize = 60;
+
+impl Program {
+    /// Runs a base chain on a packet. Counters that it passes are added to the journal; its mark may change.
+    pub fn run(
+        &self,
+        chain: BaseChainId,
+        packet: &mut Packet<'_>,
+        journal: &mut Journal,
+    ) -> NftVerdict {
+        let Some(base) = self.bases.get(chain.0 as usize) else {
+            return NftVerdict::Kernel(UNKNOWN_CHAIN);
+        };
+        if packet.is_fragment() {
+            return NftVerdict::Kernel(FRAGMENT);
+        }
+        let old_mark = packet.skb.mark;
+        let mut run =
+            Run { program: self, view: packet.view(), regs: Regs::new(), mark: old_mark, journal };
+        let verdict = match run.chain(base.chain) {
+            Flow::Accept => NftVerdict::Accept,
+            Flow::Drop => NftVerdict::Drop,
+            Flow::Kernel(reason) => NftVerdict::Kernel(reason),
+            _ if base.policy_drops => NftVerdict::Drop,
+            _ => NftVerdict::Accept,
+        };
+        let mark = run.mark;
+        packet.skb.mark = mark;
+        if base.is_route && mark != old_mark && verdict == NftVerdict::Accept {
+            return NftVerdict::Kernel(REROUTE);
+        }
+        verdict
+    }
+}
+
+/// One run of a base chain.
+struct Run<'a> {
+    program: &'a Program,
+    view: View<'a>,
+    regs: Regs,
+    mark: u32,
+    journal: &'a mut Journal,
+}
+
+impl Run<'_> {
+    /// `nft_do_chain`. [`Flow::Return`]: the policy decides.
+    fn chain(&mut self, chain: u32) -> Flow {
+        let mut stack = [(0, 0); JUMP_STACK_SIZE];
+        let mut depth = 0;
+        let Some((mut at, mut end)) = self.steps(chain) else { return Flow::Kernel(UNKNOWN_CHAIN) };
+        loop {
+            let flow = if at < end { self.step(&mut at) } else { Flow::Return };
+            let to = match flow {
+                Flow::Continue | Flow::Break => {
+                    at += 1;
+                    continue;
+                }
+                Flow::Return if depth == 0 => return Flow::Return,
+                Flow::Return => {
+                    depth -= 1;
+                    (at, end) = stack.get(depth).copied().unwrap_or((0, 0));
+                    continue;
+                }
+                Flow::Jump(to) => {
+                    // The kernel warns, and drops the packet.
+                    let Some(place) = stack.get_mut(depth) else { return Flow::Drop };
+                    *place = (at + 1, end);
+                    depth += 1;
+                    to
+                }
+                Flow::Goto(to) => to,
+                Flow::Accept | Flow::Drop | Flow::Kernel(_) => return flow,
+            };
+            let Some(steps) = self.steps(to) else { return Flow::Kernel(UNKNOWN_CHAIN) };
+            (at, end) = steps;
+        }
+    }
+
+    #[inline]
+    fn steps(&self, chain: u32) -> Option<(u32, u32)> {
+        let chain = self.program.chains.get(chain as usize)?;
+        Some((chain.start, chain.end))
+    }
+
+    /// The rule at a step, or the rule after it that the classifier finds, which moves `at` there.
+    #[inline]
+    fn step(&mut self, at: &mut u32) -> Flow {
+        let program = self.program;
+        let Some(step) = program.steps.get(*at as usize) else {
+            return Flow::Kernel(UNKNOWN_CHAIN);
+        };
+        let Some(classifier) = program.classifiers.get(step.classifier as usize) else {
+            return self.rule(step.start, step.end);
+        };
+        let mut key = KeyBuilder::new();
+        for (field, (load, at)) in classifier.fields.iter().enumerate() {
+            if let Some(value) = self.load(*load) {
+                key.add(field, *at, value);
+            }
+        }
+        let from = *at - classifier.first;
+        match classifier.space.find(&key.finish(), |rule| rule >= from) {
+            Some(rule) => {
+                *at = classifier.first + rule;
+                let (start, end) = classifier.rests.get(rule as usize).copied().unwrap_or((0, 0));
+                self.rule(start, end)
+            }
+            None => {
+                // The last of its rules does not match.
+                *at = classifier.first + classifier.rests.len() as u32 - 1;
+                Flow::Break
+            }
+        }
+    }
+
+    /// A rule, or the rest of one.
+    #[inline]
+    fn rule(&mut self, start: u32, end: u32) -> Flow {
+        let program = self.program;
+        for op in program.ops.get(start as usize..end as usize).unwrap_or(&[]) {
+            if let Op::Test(test) = op {
+                if !self.test(test) {
+                    return Flow::Break;
+                }
+                continue;
+            }
+            match self.op(op) {
+                Flow::Continue => {}
+                other => return other,
+            }
+        }
+        Flow::Continue
+    }
+
+    #[inline]
+    fn op(&mut self, op: &Op) -> Flow {
+        match op {
+            Op::Flow(flow) => *flow,
+            Op::Payload { dreg, base, offset, len } => {
+                let to = self.regs.padded(*dreg, (*len).into());
+                matched(self.view.payload(*base, *offset as usize, to))
+            }
+            Op::Cmp { sreg, op, len, value } => {
+                let len = usize::from(*len);
+                matched(compares(self.regs.get(*sreg, len), *op, value.get(..len).unwrap_or(&[])))
+            }
+            Op::Meta { dreg, key } => match self.meta(*key) {
+                Some(value) => {
+                    self.regs.store(*dreg, &value.to_le_bytes()[..meta_len(*key)]);
+                    Flow::Continue
+                }
+                None => Flow::Break,
+            },
+            Op::Counter(counter) => self.count(*counter),
+            Op::MaskXor { sreg, dreg, words, mask, xor } => {
+                self.regs.mask_xor(*sreg, *dreg, *words, mask, xor);
+                Flow::Continue
+            }
+            Op::RangeTest(test) => matched(self.range_test(test)),
+            Op::Lookup { .. } => self.lookup(op),
+            _ => self.rare(op),
+        }
+    }
+
+    /// Operations that are less frequent.
+    fn rare(&mut self, op: &Op) -> Flow {
+        match op {
+            Op::Immediate { dreg, len, value } => {
+                self.regs.store(*dreg, value.get(..usize::from(*len)).unwrap_or(&[]));
+            }
+            Op::Range { sreg, invert, len, from, to } => {
+                let len = usize::from(*len);
+                let (from, to) = (from.get(..len).unwrap_or(&[]), to.get(..len).unwrap_or(&[]));
+                let value = self.regs.get(*sreg, len);
+                return matched((from <= value && value <= to) != *invert);
+            }
+            Op::Shift { sreg, dreg, words, left, bits } => {
+                self.regs.shift(*sreg, *dreg, *words, *left, *bits);
+            }
+            Op::Bitwise2 { sreg, sreg2, dreg, words, op } => {
+                self.regs.bitwise2(*sreg, *sreg2, *dreg, *words, *op);
+            }
+            Op::Byteorder { sreg, dreg, len, size } => {
+                self.regs.byteorder(*sreg, *dreg, *len, *size);
+            }
+            Op::Exthdr { op: ExthdrOp::Ipv6, .. } => return self.exthdr_ipv6(op),
+            Op::Exthdr { op: ExthdrOp::TcpOpt, .. } => return self.exthdr_tcp(op),
+            Op::Exthdr { op: ExthdrOp::Ipv4, .. } => return self.exthdr_ipv4(op),
+            Op::SetMark { sreg } => self.mark = self.regs.word((*sreg).into()),
+            Op::Kernel(reason) => return Flow::Kernel(*reason),
+            _ => {}
+        }
+        Flow::Continue
+    }
+
+    /// `nft_counter_eval`.
+    #[inline]
+    fn count(&mut self, counter: u32) -> Flow {
+        let octets = self.view.packet.skb.network_len() as u32;
+        if self.journal.push(counter, octets) { Flow::Continue } else { TOO_MANY_COUNTERS }
+    }
+
+    /// `nft_lookup_eval`.
+    #[inline]
+    fn lookup(&mut self, op: &Op) -> Flow {
+        let Op::Lookup { set, sreg, dreg, is_vmap, invert } = op else { return Flow::Continue };
+        let program = self.program;
+        let Some(set) = program.sets.get(*set as usize) else { return Flow::Break };
+        let now_ns = self.view.packet.now_ns;
+        let mut element = set.find(&self.regs, *sreg, now_ns);
+        if element.is_some_and(|element| set.may_have_expired(element, now_ns)) {
+            return Flow::Kernel(EXPIRES);
+        }
+        if element.is_some() == *invert {
+            element = set.catchall(now_ns);
+            if element.is_some_and(|element| set.may_have_expired(element, now_ns)) {
+                return Flow::Kernel(EXPIRES);
+            }
+            if element.is_none() {
+                return Flow::Break;
+            }
+        }
+        let Some(element) = element else { return Flow::Continue };
+        if *is_vmap {
+            return set.verdict(element);
+        }
+        if let Some(dreg) = dreg {
+            self.regs.store(*dreg, set.data(element));
+        }
+        Flow::Continue
+    }
+
+    /// `nft_meta_get_eval`: the value as the register has it. `None`: break.
+    #[inline]
+    fn meta(&self, key: MetaKey) -> Option<u128> {
+        let packet = self.view.packet;
+        // As the octets are in memory.
+        let host16 = |value: u16| u16::from_le_bytes(value.to_ne_bytes()).into();
+        let host32 = |value: u32| u32::from_le_bytes(value.to_ne_bytes()).into();
+        let index = |link: Option<&Link>| host32(link.map_or(0, |link| link.ifindex));
+        Some(match key {
+            MetaKey::L4Proto => packet.transport.l4?.0.into(),
+            MetaKey::IifName => name(packet.iif),
+            MetaKey::OifName => name(packet.oif),
+            MetaKey::NfProto if packet.family == Family::Ip6 => NFPROTO_IPV6.into(),
+            MetaKey::NfProto => NFPROTO_IPV4.into(),
+            MetaKey::Protocol => u16::from_le_bytes(self.view.ethertype().0.to_be_bytes()).into(),
+            MetaKey::Mark => host32(self.mark),
+            MetaKey::Iif => index(packet.iif),
+            MetaKey::Oif => index(packet.oif),
+            MetaKey::Len => host32(packet.skb.network_len() as u32),
+            MetaKey::IifType => packet.iif.map(|_| host16(ARPHRD_ETHER))?,
+            MetaKey::OifType => packet.oif.map(|_| host16(ARPHRD_ETHER))?,
+            MetaKey::PktType => self.pkt_type().into(),
+            MetaKey::SecPath => 0,
+            // Packets that are forwarded have no socket; the kernel's own sockets have no file. The compiler
+            // leaves other keys to the kernel.
+            MetaKey::SkUid | MetaKey::SkGid | MetaKey::Other(_) => return None,
+        })
+    }
+
+    /// A value of up to 16 octets in little-endian order. `None`: break.
+    #[inline]
+    fn load(&self, load: Load) -> Option<u128> {
+        match load {
+            Load::Payload { base, offset, len } => {
+                self.view.value(base, offset as usize, len.into())
+            }
+            Load::Meta(key) => self.meta(key),
+        }
+    }
+
+    /// Whether the rule continues after a test.
+    #[inline]
+    fn test(&self, test: &Test) -> bool {
+        let value = match test.load {
+            // The most frequent ones, in 64 bits.
+            Load::Payload { base, offset, len: len @ (1 | 2 | 4) } => {
+                let value = self.view.short(base, offset as usize, len);
+                return value.is_some_and(|value| {
+                    (value & test.mask as u64 == test.value as u64) != test.negate
+                });
+            }
+            load => self.load(load),
+        };
+        value.is_some_and(|value| (value & test.mask == test.value) != test.negate)
+    }
+
+    /// Whether the rule continues after comparisons for order.
+    #[inline]
+    fn range_test(&self, test: &RangeTest) -> bool {
+        let Some(value) = self.load(test.load) else { return false };
+        // The first octet, which is the least significant here, is the most significant.
+        let value = value.swap_bytes() >> (128 - 8 * u32::from(test.len.clamp(1, 16)));
+        (test.lower <= value && value <= test.upper) != test.invert
+    }
+
+    /// PACKET_HOST, PACKET_BROADCAST or PACKET_MULTICAST.
+    fn pkt_type(&self) -> u8 {
+        let skb = &self.view.packet.skb;
+        match skb.pkt_type {
+            PktType::Host => 0,
+            PktType::Multicast if skb.mac_chunk::<6>() == Some(&[0xff; 6]) => 1,
+            PktType::Multicast => 2,
+        }
+    }
+
+    /// `nft_exthdr_ipv6_eval`.
+    fn exthdr_ipv6(&mut self, op: &Op) -> Flow {
+        let Op::Exthdr { dreg, kind, offset, len, present, .. } = op else { return Flow::Continue };
+        let packet = self.view.packet;
+        if packet.family != Family::Ip6 {
+            return Flow::Break;
+        }
+        let found = find_header(packet.skb, Some(*kind));
+        if *present {
+            self.regs.store(*dreg, &[found.is_some().into()]);
+            return Flow::Continue;
+        }
+        let Some(found) = found else { return Flow::Break };
+        let to = self.regs.padded(*dreg, (*len).into());
+        matched(self.view.copy(found.offset + *offset as usize, to))
+    }
+
+    /// `nft_exthdr_tcp_eval`.
+    fn exthdr_tcp(&mut self, op: &Op) -> Flow {
+        let Op::Exthdr { dreg, kind, offset, len, present, .. } = op else { return Flow::Continue };
+        let (offset, len) = (*offset as usize, usize::from(*len));
+        let mut header = [0; TCP_HLEN_MAX];
+        let option = self.tcp_option(&mut header, *kind);
+        let option = option.filter(|option| offset + len <= option.len());
+        if *present {
+            self.regs.store(*dreg, &[option.is_some().into()]);
+            return Flow::Continue;
+        }
+        let Some(octets) = option.and_then(|option| option.get(offset..offset + len)) else {
+            return Flow::Break;
+        };
+        self.regs.store(*dreg, octets);
+        Flow::Continue
+    }
+
+    /// The first TCP option of a kind, if it is within the header.
+    fn tcp_option<'h>(&self, header: &'h mut [u8; TCP_HLEN_MAX], kind: u8) -> Option<&'h [u8]> {
+        let packet = self.view.packet;
+        let (protocol, transport) = packet.transport.l4?;
+        if protocol != IPPROTO_TCP || packet.transport.fragoff != 0 {
+            return None;
+        }
+        if !self.view.copy(transport, header.get_mut(..20)?) {
+            return None;
+        }
+        let header_len = usize::from(header[12] >> 4) * 4;
+        if header_len < 20 || !self.view.copy(transport, header.get_mut(..header_len)?) {
+            return None;
+        }
+        let header = header.get(..header_len)?;
+        let mut at = 20;
+        while at + 1 < header_len {
+            let (this, len) = (*header.get(at)?, *header.get(at + 1)?);
+            // TCPOPT_EOL and TCPOPT_NOP; a length of 0 must not end the progress.
+            let len = if this <= 1 || len == 0 { 1 } else { usize::from(len) };
+            if this == kind {
+                return header.get(at..at + len);
+            }
+            at += len;
+        }
+        None
+    }
+
+    /// `nft_exthdr_ipv4_eval`. Packets with options are left to the kernel, which checks all of them.
+    fn exthdr_ipv4(&mut self, op: &Op) -> Flow {
+        let Op::Exthdr { dreg, present, .. } = op else { return Flow::Continue };
+        if self.view.packet.family != Family::Ip {
+            return Flow::Break;
+        }
+        match self.view.chunk::<1>(0) {
+            Some([first]) if first & 0x0f <= 5 => {}
+            _ => return IPV4_OPTIONS,
+        }
+        if !*present {
+            return Flow::Break;
+        }
+        self.regs.store(*dreg, &[0]);
+        Flow::Continue
+    }
+}
+
+/// `nft_meta_store_ifname`.
+#[inline]
+fn name(link: Option<&Link>) -> u128 {
+    let name = link.map_or("", |link| &link.name).as_bytes();
+    let octets = name.iter().take(IFNAMSIZ - 1).rev();
+    octets.fold(0, |number, octet| number << 8 | u128::from(*octet))
+}
+
+/// Whether the rule continues.
+#[inline]
+fn matched(matched: bool) -> Flow {
+    if matched { Flow::Continue } else { Flow::Break }
+}
+
+/// `nft_cmp_eval`.
+#[inline]
+fn compares(value: &[u8], op: CmpOp, with: &[u8]) -> bool {
+    match op {
+        CmpOp::Eq => value == with,
+        CmpOp::Neq => value != with,
+        CmpOp::Lt => value < with,
+        CmpOp::Lte => value <= with,
+        CmpOp::Gt => value > with,
+        CmpOp::Gte => value >= with,
+    }
+}

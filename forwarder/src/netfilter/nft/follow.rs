@@ -1,0 +1,92 @@
+//! A program at the hooks, and the counters of the workers that run it.
+
+use super::packet::Packet;
+use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
+use super::ruleset::{Family, Ruleset};
+use crate::netfilter::hook::{Hook, HookState, Verdict};
+use crate::skb::SkBuff;
+
+/// A ruleset that workers apply.
+#[derive(Debug)]
+pub struct Nft {
+    ruleset: Ruleset,
+    program: Program,
+    /// By worker.
+    pages: Box<[CounterPage]>,
+}
+
+impl Nft {
+    /// A ruleset and its program for `workers` workers. Counters of rules that `previous` has, too,
+    /// continue; others begin at zero.
+    pub fn new(ruleset: Ruleset, program: Program, workers: usize, previous: Option<&Nft>) -> Nft {
+        let page = |worker: usize| {
+            let before = previous.and_then(|nft| nft.pages.get(worker).map(|page| (nft, page)));
+            match before {
+                Some((nft, page)) => page.continuing(&nft.program, &program),
+                None => CounterPage::new(&program),
+            }
+        };
+        let pages = (0..workers).map(page).collect();
+        Nft { ruleset, program, pages }
+    }
+
+    /// The ruleset that the program was made of.
+    pub fn ruleset(&self) -> &Ruleset {
+        &self.ruleset
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Packets and octets that workers have counted since the rule exists, by position in
+    /// [`Program::counters`].
+    pub fn counted(&self, counter: usize) -> (u64, u64) {
+        self.pages
+            .iter()
+            .map(|page| page.get(counter))
+            .fold((0, 0), |sum, page| (sum.0.wrapping_add(page.0), sum.1.wrapping_add(page.1)))
+    }
+
+    /// The base chains at the hooks of each family, in the order in which they run, with their priorities.
+    pub fn base_chains(&self) -> impl Iterator<Item = (Family, Hook, i32, BaseChainId)> {
+        let families = [Family::Ip, Family::Ip6];
+        let hooks = families.into_iter().flat_map(|pf| Hook::ALL.map(|hook| (pf, hook)));
+        hooks.flat_map(move |(pf, hook)| {
+            let chains = self.program.chains(pf, hook).iter();
+            chains.map(move |chain| (pf, hook, self.program.priority(*chain), *chain))
+        })
+    }
+
+    /// Runs a base chain on a packet. `now_ns`: CLOCK_MONOTONIC.
+    #[inline]
+    pub fn run(
+        &self,
+        chain: BaseChainId,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        now_ns: u64,
+        journal: &mut Journal,
+    ) -> Verdict {
+        let HookState { hook, pf, iif, oif, transport } = *at;
+        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, now_ns };
+        match self.program.run(chain, &mut packet, journal) {
+            NftVerdict::Accept => Verdict::Accept,
+            NftVerdict::Drop => Verdict::Drop,
+            NftVerdict::Kernel(_) => Verdict::Punt,
+        }
+    }
+
+    /// Adds what a packet has passed to the counters of a worker, and empties the journal.
+    #[inline]
+    pub fn commit(&self, journal: &mut Journal, worker: usize) {
+        if journal.is_empty() {
+            return;
+        }
+        if let Some(page) = self.pages.get(worker) {
+            self.program.commit(journal, page);
+        }
+        journal.clear();
+    }
+}

@@ -1,0 +1,38 @@
+//! nftables: the kernel's ruleset, and the program that workers run instead of it.
+//!
+//! - [`ruleset`]: the model, as read from the kernel;
+//! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
+//! - `fuse`, `classify`: make it fast;
+//! - `op`, `program`: the program;
+//! - `packet`, `eval`: run it on a packet;
+//! - `follow`: the program at the hooks, with the counters of all workers.
+//!
+//! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
+//! leaves to the kernel.
+
+mod classify;
+mod compile;
+mod eval;
+mod follow;
+mod fuse;
+mod intervals;
+mod key_table;
+mod op;
+mod packet;
+mod program;
+mod reach;
+pub mod ruleset;
+mod set;
+mod tuple_space;
+
+pub use compile::{compile, compile_with_slack};
+pub use follow::Nft;
+pub use packet::{Packet, Transport};
+pub use program::{
+    BaseChainId, CounterKind, CounterPage, CounterPlace, JOURNAL_MAX, Journal, KernelRule,
+    NftVerdict, Program,
+};
+pub use ruleset::{Family, Ruleset};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! The compiled ruleset, and the counters of packets that passed it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::netfilter::Hook;
+use crate::stats::Counter;
+
+use super::classify::Classifier;
+use super::op::{Flow, Op};
+use super::ruleset::Family;
+use super::set::CompiledSet;
+
+/// Maximum number of counters that one packet may pass in one journal; a packet that passes more is left to
+/// the kernel.
+pub const JOURNAL_MAX: usize = 256;
+
+/// A ruleset as workers run it: immutable, shared by all of them. [`super::compile()`] makes it.
+#[derive(Debug, Default)]
+pub struct Program {
+    pub(super) bases: Vec<Base>,
+    /// For IPv4 and IPv6, for each hook: base chains in the order in which they run.
+    pub(super) hooks: [[Vec<BaseChainId>; 5]; 2],
+    pub(super) chains: Vec<CompiledChain>,
+    /// The rules of all chains.
+    pub(super) steps: Vec<Step>,
+    /// The expressions of all rules.
+    pub(super) ops: Vec<Op>,
+    pub(super) classifiers: Vec<Classifier>,
+    pub(super) sets: Vec<CompiledSet>,
+    pub(super) counters: Vec<CounterPlace>,
+    pub(super) reasons: Vec<String>,
+    pub(super) unsupported: Vec<String>,
+    pub(super) kernel_rules: Vec<KernelRule>,
+    pub(super) conntrack: Option<String>,
+}
+
+/// A base chain of a [`Program`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseChainId(pub(super) u32);
+
+#[derive(Debug)]
+pub(super) struct Base {
+    pub(super) chain: u32,
+    pub(super) policy_drops: bool,
+    pub(super) priority: i32,
+    /// Type `route`: packets whose mark changes are routed again, which the kernel does.
+    pub(super) is_route: bool,
+    pub(super) name: String,
+}
+
+/// Steps of a chain, from `start` to before `end`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CompiledChain {
+    pub(super) start: u32,
+    pub(super) end: u32,
+}
+
+/// A rule: operations from `start` to before `end`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    /// The classifier that it is part of, or [`NO_CLASSIFIER`].
+    pub(super) classifier: u32,
+}
+
+pub(super) const NO_CLASSIFIER: u32 = u32::MAX;
+
+/// The verdict of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NftVerdict {
+    /// NF_ACCEPT.
+    Accept,
+    /// NF_DROP.
+    Drop,
+    /// The kernel must decide; [`Program::reason`] has the reason with this number.
+    Kernel(u32),
+}
+
+/// A counter of the ruleset: where it is, and what it was when the ruleset was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CounterPlace {
+    /// Family and name of the table, for example `inet filter`.
+    pub table: String,
+    /// Handle of the table.
+    pub table_handle: u64,
+    /// What it is.
+    pub kind: CounterKind,
+    /// Packets when the ruleset was read.
+    pub packets: u64,
+    /// Octets when the ruleset was read.
+    pub octets: u64,
+}
+
+/// A counter expression, or a named counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CounterKind {
+    /// An expression of a rule.
+    Rule {
+        /// The chain.
+        chain: String,
+        /// The rule's handle.
+        handle: u64,
+        /// Position of the expression in the rule, from 0.
+        position: usize,
+    },
+    /// An object with this name.
+    Object(String),
+}
+
+/// A rule with an expression that is left to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelRule {
+    /// Family and name of the table, for example `inet filter`.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule's handle.
+    pub handle: u64,
+    /// The first such expression: what it is, or why it is left to the kernel.
+    pub text: String,
+}
+
+impl Program {
+    /// The base chains at a hook, in the order in which the kernel runs them: by ascending priority. Of
+    /// chains with the same priority the one registered last runs first (`nf_hook_entries_grow`), which is
+    /// taken to be the last one of the ruleset. None for families other than IPv4 and IPv6, and none at
+    /// `LocalIn`, which the kernel runs.
+    #[inline]
+    pub fn chains(&self, family: Family, hook: Hook) -> &[BaseChainId] {
+        match family {
+            Family::Ip => &self.hooks[0][hook as usize],
+            Family::Ip6 => &self.hooks[1][hook as usize],
+            _ => &[],
+        }
+    }
+
+    /// The priority of a base chain.
+    pub fn priority(&self, chain: BaseChainId) -> i32 {
+        self.bases.get(chain.0 as usize).map_or(0, |base| base.priority)
+    }
+
+    /// The name of a base chain, for example `inet filter FORWARD`.
+    pub fn chain_name(&self, chain: BaseChainId) -> &str {
+        self.bases.get(chain.0 as usize).map_or("", |base| &base.name)
+    }
+
+    /// Base chains at prerouting, forward and postrouting that the program does not include, in words. Chains
+    /// of dormant tables are not included and not listed.
+    pub fn unsupported(&self) -> &[String] {
+        &self.unsupported
+    }
+
+    /// Why a packet was left to the kernel.
+    pub fn reason(&self, number: u32) -> &str {
+        self.reasons.get(number as usize).map_or("unknown", String::as_str)
+    }
+
+    /// Rules with an expression that is left to the kernel, reachable from a base chain at prerouting,
+    /// forward or postrouting.
+    pub fn kernel_rules(&self) -> impl Iterator<Item = &KernelRule> {
+        self.kernel_rules.iter()
+    }
+
+    /// The first rule that uses connection tracking, reachable from a base chain at prerouting, forward or
+    /// postrouting: table, chain, handle and expression.
+    pub fn uses_conntrack(&self) -> Option<String> {
+        self.conntrack.clone()
+    }
+
+    /// All counters; a [`CounterPage`] has them in this order.
+    pub fn counters(&self) -> &[CounterPlace] {
+        &self.counters
+    }
+
+    /// Adds what a packet has passed to a worker's counters.
+    #[inline]
+    pub fn commit(&self, journal: &Journal, page: &CounterPage) {
+        for (counter, octets) in &journal.entries {
+            if let Some(counter) = page.counters.get(*counter as usize) {
+                counter.packets.inc();
+                counter.octets.add(u64::from(*octets));
+            }
+        }
+    }
+}
+
+/// The counters that a packet has passed, until it is known that its way is not the kernel's.
+#[derive(Debug)]
+pub struct Journal {
+    entries: Vec<(u32, u32)>,
+}
+
+impl Journal {
+    /// Allocates an empty journal.
+    pub fn new() -> Journal {
+        Journal { entries: Vec::with_capacity(JOURNAL_MAX) }
+    }
+
+    /// Empties it for the next packet.
+    #[inline]
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// Whether no counter was passed.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The counters passed, as positions in [`Program::counters`], with the packet's octets.
+    pub fn entries(&self) -> &[(u32, u32)] {
+        &self.entries
+    }
+
+    /// Adds an entry; `false`: it is full.
+    #[inline]
+    pub(super) fn push(&mut self, counter: u32, octets: u32) -> bool {
+        let room = self.entries.len() < JOURNAL_MAX;
+        if room {
+            self.entries.push((counter, octets));
+        }
+        room
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Journal::new()
+    }
+}
+
+/// A worker's counters for one program. Written by the worker, read by others.
+#[derive(Debug)]
+pub struct CounterPage {
+    counters: Vec<Arc<WorkerCounter>>,
+}
+
+/// One counter of one worker, in a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct WorkerCounter {
+    packets: Counter,
+    octets: Counter,
+}
+
+impl CounterPage {
+    /// Counters at zero for a program.
+    pub fn new(program: &Program) -> CounterPage {
+        CounterPage { counters: program.counters.iter().map(|_| Arc::default()).collect() }
+    }
+
+    /// Counters for a program that replaces another one: those of rules and objects that both have
+    /// continue, also while a worker still runs the other program.
+    pub fn continuing(&self, of: &Program, program: &Program) -> CounterPage {
+        let places = of.counters.iter().map(|place| (place.table_handle, &place.kind));
+        let known: HashMap<_, _> = places.zip(&self.counters).collect();
+        let counter = |place: &CounterPlace| {
+            known
+                .get(&(place.table_handle, &place.kind))
+                .map_or_else(Arc::default, |it| Arc::clone(it))
+        };
+        CounterPage { counters: program.counters.iter().map(counter).collect() }
+    }
+
+    /// Packets and octets of the counter at this position in [`Program::counters`]; zero if there is none.
+    pub fn get(&self, counter: usize) -> (u64, u64) {
+        self.counters.get(counter).map_or((0, 0), |it| (it.packets.get(), it.octets.get()))
+    }
+}
+
+/// Reasons that do not depend on the ruleset, in the order of their numbers.
+pub(super) const FIXED_REASONS: [&str; 7] = [
+    "the packet passes too many counters",
+    "the packet has IPv4 options, which a rule searches",
+    "a chain of type route changes the mark",
+    "the chain is unknown",
+    "chains refer to each other in a loop",
+    "the packet is a fragment",
+    "an element of a set is about to expire",
+];
+
+pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
+pub(super) const IPV4_OPTIONS: Flow = Flow::Kernel(1);
+pub(super) const REROUTE: u32 = 2;
+pub(super) const UNKNOWN_CHAIN: u32 = 3;
+pub(super) const LOOP: u32 = 4;
+/// Whether the kernel's rules see a fragment, or the packet after its reassembly (nf_defrag_ipv4,
+/// nf_defrag_ipv6), depends on what else uses connection tracking; and whether they take the payload of a
+/// later fragment for a transport header, on its version.
+pub(super) const FRAGMENT: u32 = 5;
+pub(super) const EXPIRES: u32 = 6;

@@ -1,0 +1,188 @@
+//! Which chains refer to which, and which rules packets can reach.
+
+use std::collections::HashMap;
+
+use super::op::{Flow, Op};
+use super::program::{KernelRule, Program, Step};
+use super::ruleset::{Expr, Family, Ruleset};
+
+/// Hooks at which forwarded packets pass.
+const FORWARDED: [usize; 3] = [0, 2, 4];
+
+/// Chains that are part of a loop or lead to one. `edges`: for each chain, the chains that it refers to.
+pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
+    // Chains without references to remaining chains are removed until there is none.
+    let mut references: Vec<usize> = edges.iter().map(Vec::len).collect();
+    let mut referring: Vec<Vec<usize>> = vec![Vec::new(); edges.len()];
+    for (from, targets) in edges.iter().enumerate() {
+        for to in targets {
+            if let Some(list) = referring.get_mut(*to) {
+                list.push(from);
+            }
+        }
+    }
+    let mut ready: Vec<usize> =
+        (0..edges.len()).filter(|chain| references.get(*chain) == Some(&0)).collect();
+    let mut looped = vec![true; edges.len()];
+    while let Some(chain) = ready.pop() {
+        if let Some(looped) = looped.get_mut(chain) {
+            *looped = false;
+        }
+        for from in referring.get(chain).into_iter().flatten() {
+            if let Some(count) = references.get_mut(*from) {
+                *count -= 1;
+                if *count == 0 {
+                    ready.push(*from);
+                }
+            }
+        }
+    }
+    looped
+}
+
+/// Fills in the program's lists of rules that are left to the kernel or use connection tracking.
+pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
+    let reached = reached(program);
+    let mut chain_number = 0;
+    let (mut kernel_rules, mut conntrack) = (Vec::new(), None);
+    let ours = |family| matches!(family, Family::Ip | Family::Ip6 | Family::Inet);
+    for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
+        for chain in &table.chains {
+            let number = chain_number;
+            chain_number += 1;
+            if !reached.get(number).is_some_and(|reached| *reached) {
+                continue;
+            }
+            let kernel = kernel_reasons(program, number);
+            for (at, rule) in chain.rules.iter().enumerate() {
+                let name = format!("{} {}", table.family, table.name);
+                if let Some(expr) =
+                    rule.exprs.iter().find_map(tracks).filter(|_| conntrack.is_none())
+                {
+                    conntrack =
+                        Some(format!("{name} {} handle {}: {expr}", chain.name, rule.handle));
+                }
+                if let Some(reason) = kernel.get(&at) {
+                    kernel_rules.push(KernelRule {
+                        table: name,
+                        chain: chain.name.clone(),
+                        handle: rule.handle,
+                        text: program.reason(*reason).to_owned(),
+                    });
+                }
+            }
+        }
+    }
+    program.kernel_rules = kernel_rules;
+    program.conntrack = conntrack;
+}
+
+/// For each chain, whether a forwarded packet can reach it.
+fn reached(program: &Program) -> Vec<bool> {
+    let mut reached = vec![false; program.chains.len()];
+    let bases = program.hooks.iter().flat_map(|hooks| FORWARDED.map(|hook| &hooks[hook]));
+    let mut open: Vec<u32> = bases
+        .flatten()
+        .filter_map(|base| program.bases.get(base.0 as usize))
+        .map(|base| base.chain)
+        .collect();
+    while let Some(chain) = open.pop() {
+        let Some(seen) = reached.get_mut(chain as usize) else { continue };
+        if std::mem::replace(seen, true) {
+            continue;
+        }
+        let flows = rules(program, chain as usize).flatten().flat_map(|op| flows(program, op));
+        open.extend(flows.filter_map(|flow| match flow {
+            Flow::Jump(to) | Flow::Goto(to) => Some(*to),
+            _ => None,
+        }));
+    }
+    reached
+}
+
+/// The operations of each rule of a chain.
+fn rules(program: &Program, chain: usize) -> impl Iterator<Item = &[Op]> {
+    let chain = program.chains.get(chain).map_or(0..0, |chain| chain.start..chain.end);
+    let steps = program.steps.get(chain.start as usize..chain.end as usize).unwrap_or(&[]);
+    let ops = |step: &Step| program.ops.get(step.start as usize..step.end as usize);
+    steps.iter().map(move |step| ops(step).unwrap_or(&[]))
+}
+
+/// The verdicts that an operation can give.
+fn flows<'a>(program: &'a Program, op: &'a Op) -> &'a [Flow] {
+    match op {
+        Op::Flow(flow) => std::slice::from_ref(flow),
+        Op::Lookup { set, is_vmap: true, .. } => {
+            program.sets.get(*set as usize).map_or(&[], |set| set.verdicts())
+        }
+        _ => &[],
+    }
+}
+
+/// Positions of a chain's rules that are left to the kernel, with the first reason.
+fn kernel_reasons(program: &Program, chain: usize) -> HashMap<usize, u32> {
+    let first = |ops: &[Op]| {
+        ops.iter().find_map(|op| match op {
+            Op::Kernel(reason) => Some(*reason),
+            _ => flows(program, op).iter().find_map(|flow| match flow {
+                Flow::Kernel(reason) => Some(*reason),
+                _ => None,
+            }),
+        })
+    };
+    let rules = rules(program, chain).enumerate();
+    rules.filter_map(|(at, ops)| Some((at, first(ops)?))).collect()
+}
+
+/// Beginnings of the names of expressions that use connection tracking.
+const CONNTRACK: [&str; 30] = [
+    "ct",
+    "nat",
+    "masq",
+    "masquerade",
+    "redir",
+    "redirect",
+    "flow_offload",
+    "flow",
+    "flow add",
+    "synproxy",
+    "connlimit",
+    "tproxy",
+    "xt match conntrack",
+    "xt match state",
+    "xt match connmark",
+    "xt match connlimit",
+    "xt match connbytes",
+    "xt match connlabel",
+    "xt match helper",
+    "xt match cluster",
+    "xt target CT",
+    "xt target CONNMARK",
+    "xt target CONNSECMARK",
+    "xt target SNAT",
+    "xt target DNAT",
+    "xt target MASQUERADE",
+    "xt target REDIRECT",
+    "xt target NETMAP",
+    "xt target SYNPROXY",
+    "xt target NOTRACK",
+];
+
+/// The text of an expression that uses connection tracking.
+pub(super) fn tracks(expr: &Expr) -> Option<&str> {
+    let text = match expr {
+        Expr::Other(text) => text.as_str(),
+        // Helpers, connlimit, timeouts, expectations and synproxy (NFT_OBJECT_*).
+        Expr::Objref { kind: 3, .. } => "ct helper",
+        Expr::Objref { kind: 5, .. } => "connlimit",
+        Expr::Objref { kind: 7, .. } => "ct timeout",
+        Expr::Objref { kind: 9, .. } => "ct expectation",
+        Expr::Objref { kind: 10, .. } => "synproxy",
+        _ => return None,
+    };
+    let begins = |name: &str| {
+        let rest = text.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    CONNTRACK.iter().any(|name| begins(name)).then_some(text)
+}

@@ -1,0 +1,466 @@
+//! An nftables ruleset as the kernel holds it: tables, chains, rules with their expressions, sets
+//! (include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c).
+//!
+//! Plain data. `control::nftables` reads it from the kernel; [`super::compile`] makes the program that
+//! workers run.
+
+use std::fmt;
+
+/// NFPROTO_*: the family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `ip`.
+    Ip,
+    /// `ip6`.
+    Ip6,
+    /// `inet`: IPv4 and IPv6.
+    Inet,
+    /// `netdev`: hooks of single interfaces.
+    Netdev,
+    /// `arp`, `bridge` and unknown ones, by their number: they do not concern forwarded packets.
+    Other(u8),
+}
+
+impl Family {
+    /// The family with an NFPROTO_* number.
+    pub fn of(nfproto: u8) -> Family {
+        match nfproto {
+            1 => Family::Inet,
+            2 => Family::Ip,
+            5 => Family::Netdev,
+            10 => Family::Ip6,
+            other => Family::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ip => "ip",
+            Family::Ip6 => "ip6",
+            Family::Inet => "inet",
+            Family::Netdev => "netdev",
+            Family::Other(3) => "arp",
+            Family::Other(7) => "bridge",
+            Family::Other(_) => "unknown",
+        })
+    }
+}
+
+/// The whole ruleset of a network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ruleset {
+    /// NFTA_GEN_ID: incremented by the kernel with each transaction.
+    pub generation: u32,
+    /// In the kernel's order.
+    pub tables: Vec<Table>,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its family.
+    pub family: Family,
+    /// Its name, unique in the family.
+    pub name: String,
+    /// NFTA_TABLE_HANDLE: unique, also among tables that were deleted.
+    pub handle: u64,
+    /// NFT_TABLE_F_DORMANT: its base chains are not registered at their hooks.
+    pub dormant: bool,
+    /// In the kernel's order.
+    pub chains: Vec<Chain>,
+    /// Named and anonymous sets and maps.
+    pub sets: Vec<Set>,
+    /// Stateful objects: counters, quotas, limits, helpers, …
+    pub objects: Vec<Object>,
+    /// Names of the flowtables.
+    pub flowtables: Vec<String>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name, unique in the table.
+    pub name: String,
+    /// Set for a base chain, which is at a hook.
+    pub base: Option<BaseChain>,
+    /// In order of evaluation.
+    pub rules: Vec<Rule>,
+}
+
+/// What makes a chain a base chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
+    /// NF_INET_*, or NF_NETDEV_* for family netdev.
+    pub hook: u32,
+    /// Chains with lower numbers run earlier.
+    pub priority: i32,
+    /// Whether packets that no rule decides are dropped.
+    pub policy_drops: bool,
+    /// Interfaces of chains at ingress or egress: names, or prefixes with a trailing `*`.
+    pub devices: Vec<String>,
+}
+
+/// A rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Unique in the table.
+    pub handle: u64,
+    /// In order of evaluation.
+    pub exprs: Vec<Expr>,
+    /// The comment that nft stored in the rule's user data.
+    pub comment: Option<String>,
+}
+
+/// A place in the register file: offset in octets, a multiple of 4 below [`REGISTERS`]. NFT_REG_1 to
+/// NFT_REG_4 are at 0, 16, 32 and 48; NFT_REG32_00 to NFT_REG32_15 at 0, 4, …, 60.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reg(pub u8);
+
+/// Length of the register file, octets.
+pub const REGISTERS: usize = 64;
+
+impl Reg {
+    /// The place of an NFT_REG_* number; `None`: NFT_REG_VERDICT (0), or unknown.
+    pub fn of(number: u32) -> Option<Reg> {
+        match number {
+            1..=4 => Some(Reg((number as u8 - 1) * 16)),
+            8..=23 => Some(Reg((number as u8 - 8) * 4)),
+            _ => None,
+        }
+    }
+
+    /// Whether `len` octets from here are within the register file.
+    pub fn has(self, len: usize) -> bool {
+        usize::from(self.0) + len <= REGISTERS
+    }
+}
+
+/// A verdict of a rule or of a verdict map's element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuleVerdict {
+    /// NF_ACCEPT.
+    Accept,
+    /// NF_DROP.
+    Drop,
+    /// NFT_CONTINUE: the next expression.
+    Continue,
+    /// NFT_BREAK: the next rule.
+    Break,
+    /// NFT_JUMP to the chain with this name.
+    Jump(String),
+    /// NFT_GOTO the chain with this name.
+    Goto(String),
+    /// NFT_RETURN.
+    Return,
+    /// NF_QUEUE, NF_STOLEN and unknown codes.
+    Other(i32),
+}
+
+/// The data of a register, or of an element.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// Octets as the packet has them.
+    Value(Vec<u8>),
+    /// A verdict.
+    Verdict(RuleVerdict),
+}
+
+/// Operators of `cmp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CmpOp {
+    /// `==`.
+    Eq,
+    /// `!=`.
+    Neq,
+    /// `<`.
+    Lt,
+    /// `<=`.
+    Lte,
+    /// `>`.
+    Gt,
+    /// `>=`.
+    Gte,
+}
+
+/// Operations of `bitwise`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BitwiseOp {
+    /// NFT_BITWISE_MASK_XOR: `dreg = (sreg & mask) ^ xor`.
+    MaskXor {
+        /// As long as the operand.
+        mask: Vec<u8>,
+        /// As long as the operand.
+        xor: Vec<u8>,
+    },
+    /// NFT_BITWISE_LSHIFT, by this many bits.
+    Lshift(u32),
+    /// NFT_BITWISE_RSHIFT, by this many bits.
+    Rshift(u32),
+    /// NFT_BITWISE_AND with a second register.
+    And(Reg),
+    /// NFT_BITWISE_OR with a second register.
+    Or(Reg),
+    /// NFT_BITWISE_XOR with a second register.
+    Xor(Reg),
+}
+
+/// What the offset of `payload` counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadBase {
+    /// NFT_PAYLOAD_LL_HEADER.
+    Link,
+    /// NFT_PAYLOAD_NETWORK_HEADER.
+    Network,
+    /// NFT_PAYLOAD_TRANSPORT_HEADER.
+    Transport,
+}
+
+/// The headers that `exthdr` searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExthdrOp {
+    /// NFT_EXTHDR_OP_IPV6: IPv6 extension headers by next header number.
+    Ipv6,
+    /// NFT_EXTHDR_OP_TCPOPT: TCP options by kind.
+    TcpOpt,
+    /// NFT_EXTHDR_OP_IPV4: IPv4 options by type.
+    Ipv4,
+}
+
+/// Keys of `meta` that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetaKey {
+    /// Length of the packet from the network header, 32 bits, host byte order.
+    Len,
+    /// EtherType, 16 bits, network byte order.
+    Protocol,
+    /// skb->mark, 32 bits, host byte order.
+    Mark,
+    /// ifindex of the input interface or 0, 32 bits, host byte order.
+    Iif,
+    /// ifindex of the output interface or 0, 32 bits, host byte order.
+    Oif,
+    /// Name of the input interface or "", 16 octets, filled up with NUL.
+    IifName,
+    /// Name of the output interface or "", 16 octets, filled up with NUL.
+    OifName,
+    /// ARPHRD_* of the input interface, 16 bits, host byte order.
+    IifType,
+    /// ARPHRD_* of the output interface, 16 bits, host byte order.
+    OifType,
+    /// NFPROTO_IPV4 or NFPROTO_IPV6, 8 bits.
+    NfProto,
+    /// The protocol after IPv6 extension headers, 8 bits.
+    L4Proto,
+    /// PACKET_HOST, PACKET_BROADCAST or PACKET_MULTICAST, 8 bits.
+    PktType,
+    /// Whether the packet was protected by IPsec, 8 bits.
+    SecPath,
+    /// UID of the socket: breaks for packets that are forwarded, which have none.
+    SkUid,
+    /// GID of the socket: as `SkUid`.
+    SkGid,
+    /// Any other key, by its NFT_META_* number.
+    Other(u32),
+}
+
+/// An expression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// `immediate` of a value.
+    Immediate {
+        /// Destination.
+        dreg: Reg,
+        /// The value.
+        value: Vec<u8>,
+    },
+    /// `immediate` of a verdict.
+    Verdict(RuleVerdict),
+    /// `cmp`: breaks unless the register compares as `op` says with `data` (as memcmp).
+    Cmp {
+        /// Source.
+        sreg: Reg,
+        /// Operator.
+        op: CmpOp,
+        /// Right operand.
+        data: Vec<u8>,
+    },
+    /// `range`: breaks unless the register is within `from..=to` (as memcmp), or outside if `invert`.
+    Range {
+        /// Source.
+        sreg: Reg,
+        /// NFT_RANGE_NEQ.
+        invert: bool,
+        /// Lower limit.
+        from: Vec<u8>,
+        /// Upper limit, as long as `from`.
+        to: Vec<u8>,
+    },
+    /// `bitwise`.
+    Bitwise {
+        /// Source.
+        sreg: Reg,
+        /// Destination.
+        dreg: Reg,
+        /// Octets.
+        len: u8,
+        /// What is computed.
+        op: BitwiseOp,
+    },
+    /// `byteorder`: swaps each group of `size` octets (2, 4 or 8) between host and network byte order.
+    Byteorder {
+        /// Source.
+        sreg: Reg,
+        /// Destination.
+        dreg: Reg,
+        /// Octets.
+        len: u8,
+        /// Octets of a group.
+        size: u8,
+    },
+    /// `lookup`: breaks unless the register is in the set (or is not, if `invert`); a map's data is
+    /// written to `dreg`, a verdict map's becomes the verdict.
+    Lookup {
+        /// Source.
+        sreg: Reg,
+        /// Destination of a map's data; `None`: a set, or a verdict map.
+        dreg: Option<Reg>,
+        /// Whether it is a verdict map (the destination is NFT_REG_VERDICT).
+        is_vmap: bool,
+        /// Name of the set.
+        set: String,
+        /// NFT_LOOKUP_F_INV.
+        invert: bool,
+    },
+    /// `payload` that is read. Breaks if the packet is too short, and for the transport header of a
+    /// fragment other than the first.
+    Payload {
+        /// Destination; up to three octets after the data are zeroed.
+        dreg: Reg,
+        /// What the offset counts from.
+        base: PayloadBase,
+        /// Octets.
+        offset: u32,
+        /// Octets.
+        len: u8,
+    },
+    /// `exthdr` that is read.
+    Exthdr {
+        /// Destination.
+        dreg: Reg,
+        /// The headers to search.
+        op: ExthdrOp,
+        /// Next header number, option kind or option type.
+        kind: u8,
+        /// Octets from the start of the header.
+        offset: u32,
+        /// Octets.
+        len: u8,
+        /// NFT_EXTHDR_F_PRESENT: whether it is there, as one octet.
+        present: bool,
+    },
+    /// `meta` that is read.
+    Meta {
+        /// Destination.
+        dreg: Reg,
+        /// What.
+        key: MetaKey,
+    },
+    /// `meta mark set`.
+    SetMark {
+        /// The new mark, 32 bits, host byte order.
+        sreg: Reg,
+    },
+    /// `counter`, with the kernel's counts when it was read.
+    Counter {
+        /// Packets.
+        packets: u64,
+        /// Octets.
+        octets: u64,
+    },
+    /// `objref` to a named object.
+    Objref {
+        /// NFT_OBJECT_*.
+        kind: u32,
+        /// Its name.
+        name: String,
+    },
+    /// `notrack`: without effect where connections are not tracked.
+    Notrack,
+    /// One that this version does not decode or evaluate, as nft or iptables name it: `ct state`, `limit`,
+    /// `xt match hashlimit`. Packets that reach it are left to the kernel.
+    Other(String),
+}
+
+/// A set or map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Its name; anonymous ones are `__set0`, `__map0`, …
+    pub name: String,
+    /// NFT_SET_* flags.
+    pub flags: u32,
+    /// Octets of a key.
+    pub key_len: u8,
+    /// Octets of a map's data; 0: a set, or a verdict map.
+    pub data_len: u8,
+    /// Octets of each field of a concatenated key, each of which is padded to a multiple of 4; empty: not
+    /// a concatenation, or a concatenation without intervals.
+    pub fields: Vec<u8>,
+    /// Its elements.
+    pub elements: Vec<Element>,
+    /// Why lookups in it are left to the kernel; `None`: they need not be.
+    pub unsupported: Option<String>,
+}
+
+/// NFT_SET_ANONYMOUS.
+pub const SET_ANONYMOUS: u32 = 0x1;
+/// NFT_SET_CONSTANT.
+pub const SET_CONSTANT: u32 = 0x2;
+/// NFT_SET_INTERVAL.
+pub const SET_INTERVAL: u32 = 0x4;
+/// NFT_SET_MAP.
+pub const SET_MAP: u32 = 0x8;
+/// NFT_SET_TIMEOUT.
+pub const SET_TIMEOUT: u32 = 0x10;
+/// NFT_SET_EVAL: the packet path of the kernel may add elements, without a notification.
+pub const SET_EVAL: u32 = 0x20;
+/// NFT_SET_OBJECT.
+pub const SET_OBJECT: u32 = 0x40;
+/// NFT_SET_CONCAT.
+pub const SET_CONCAT: u32 = 0x80;
+
+/// An element of a set. In an interval set without concatenation (as for the kernel's rbtree) each element
+/// is a boundary: an interval begins at an element without `is_interval_end` and ends before the next
+/// element with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// The key; empty for the catch-all element (NFT_SET_ELEM_CATCHALL).
+    pub key: Vec<u8>,
+    /// NFTA_SET_ELEM_KEY_END: the upper limit, included, in concatenations with intervals.
+    pub key_end: Option<Vec<u8>>,
+    /// NFT_SET_ELEM_INTERVAL_END.
+    pub is_interval_end: bool,
+    /// NFT_SET_ELEM_CATCHALL: matches what no other element matches.
+    pub is_catchall: bool,
+    /// A map's data.
+    pub data: Option<Data>,
+    /// Milliseconds until it expires, counted from when it was read; `None`: it does not expire.
+    pub expires_ms: Option<u64>,
+}
+
+/// A stateful object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Its name, unique for its kind in the table.
+    pub name: String,
+    /// NFT_OBJECT_*: 1 counter, 2 quota, 3 ct helper, 4 limit, …
+    pub kind: u32,
+    /// Packets and octets of a counter when it was read.
+    pub counter: (u64, u64),
+}
+
+/// NFT_OBJECT_COUNTER.
+pub const OBJECT_COUNTER: u32 = 1;

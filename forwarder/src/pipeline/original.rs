@@ -1,0 +1,52 @@
+//! A received packet's octets as they were before hook functions ran, so that a packet can be handed to the
+//! kernel as it was received.
+
+use crate::skb::SkBuff;
+
+/// Octets from the network header on that are restored: the headers of every packet but those with long
+/// chains of IPv6 extension headers.
+pub const RESTORED: usize = 128;
+
+/// The first octets of a packet.
+#[derive(Debug)]
+pub(super) struct Original {
+    octets: [u8; RESTORED],
+    /// Offset of the network header in the frame, octets.
+    offset: usize,
+    /// Length from the network header on, octets, including padding that is trimmed later.
+    len: usize,
+}
+
+impl Original {
+    /// Copies them from a packet that no hook function has seen.
+    #[inline]
+    pub fn of(skb: &SkBuff) -> Original {
+        let packet = skb.network_header();
+        let octets = match packet.first_chunk::<RESTORED>() {
+            Some(all) => *all,
+            None => {
+                let mut octets = [0; RESTORED];
+                octets[..packet.len()].copy_from_slice(packet);
+                octets
+            }
+        };
+        Original { octets, offset: skb.network_offset(), len: packet.len() }
+    }
+
+    /// Restores them, and the mark of a received packet. `false`: a hook function moved or lengthened the
+    /// packet, which cannot be undone.
+    #[cold]
+    pub fn restore(&self, skb: &mut SkBuff) -> bool {
+        skb.mark = 0;
+        let offset = skb.network_offset();
+        let packet = skb.network_header_mut();
+        if offset != self.offset || packet.len() > self.len {
+            return false;
+        }
+        let restored = packet.len().min(RESTORED);
+        if let (Some(to), Some(from)) = (packet.get_mut(..restored), self.octets.get(..restored)) {
+            to.copy_from_slice(from);
+        }
+        true
+    }
+}
