@@ -1,7 +1,7 @@
 //! The control side: follows the kernel, controls the workers, and answers the command line.
 //!
 //! Each module uses only those to its left (`tests/tests/layers.rs`):
-//! `netlink, process → netdev → mirror, firewall → steering → config → api → daemon, doctor, offline`.
+//! `netlink, process → netdev, nftables → mirror, firewall → steering → config → api → daemon, doctor, offline`.
 
 pub mod api;
 pub mod config;
@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod mirror;
 pub mod netdev;
 pub mod netlink;
+pub mod nftables;
 pub mod offline;
 pub mod process;
 pub mod steering;

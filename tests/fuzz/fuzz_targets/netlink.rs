@@ -1,8 +1,11 @@
-//! Netlink messages into the mirror, the tables compiled from it, and packets forwarded by these.
+//! Netlink messages into the mirror, the tables compiled from it, and packets forwarded by these. Whole
+//! datagrams are also decoded as messages of nf_tables.
 #![no_main]
 
 use std::net::IpAddr;
 
+use ferroute::control::netlink::message::Messages;
+use ferroute::control::nftables;
 use ferroute_fuzz::bench::{Bench, Layout};
 use ferroute_fuzz::input::mend;
 use ferroute_fuzz::mirror::{Record, TestMirror, parse};
@@ -35,6 +38,9 @@ fuzz_target!(|octets: &[u8]| {
     let records = parse(octets);
     let (mut by_step, mut at_once) = (TestMirror::default(), TestMirror::default());
     for record in &records {
+        if let Record::Datagram(datagram) = record {
+            let _ruleset_or_error = nftables::decode(Messages::new(datagram));
+        }
         by_step.take(record);
         if !matches!(record, Record::Compile) {
             at_once.take(record);

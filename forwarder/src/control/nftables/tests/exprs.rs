@@ -1,0 +1,197 @@
+//! Expressions that `nft` of Debian 12 does not make, and malformed ones.
+
+use super::{Listed, attrs, be, listed, one, value, verdict};
+use crate::control::netlink::message::Attrs;
+use crate::control::nftables::expr::exprs;
+use crate::control::nftables::uapi::*;
+use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, Expr, ExthdrOp, Reg, RuleVerdict};
+
+fn other(text: &str) -> Expr {
+    Expr::Other(text.into())
+}
+
+#[test]
+fn bitwise_has_a_mask_a_number_of_bits_or_a_second_register() {
+    let bitwise = |op: u32, more: &[(u16, &[u8])]| {
+        let (op, four, nine) = (be(op), be(4), be(9));
+        let mut list: Vec<(u16, &[u8])> = vec![
+            (NFTA_BITWISE_SREG, &nine),
+            (NFTA_BITWISE_DREG, &four),
+            (NFTA_BITWISE_LEN, &four),
+            (NFTA_BITWISE_OP, &op),
+        ];
+        list.extend(more);
+        one("bitwise", &list)
+    };
+    let expected = |op| Expr::Bitwise { sreg: Reg(4), dreg: Reg(48), len: 4, op };
+    let second = (NFTA_BITWISE_SREG2, &be(23)[..]);
+    assert_eq!(bitwise(NFT_BITWISE_AND, &[second]), expected(BitwiseOp::And(Reg(60))));
+    assert_eq!(bitwise(NFT_BITWISE_OR, &[second]), expected(BitwiseOp::Or(Reg(60))));
+    assert_eq!(bitwise(NFT_BITWISE_XOR, &[second]), expected(BitwiseOp::Xor(Reg(60))));
+    let bits = value(&7u32.to_ne_bytes());
+    let bits = (NFTA_BITWISE_DATA, &bits[..]);
+    assert_eq!(bitwise(NFT_BITWISE_LSHIFT, &[bits]), expected(BitwiseOp::Lshift(7)));
+    assert_eq!(bitwise(NFT_BITWISE_RSHIFT, &[bits]), expected(BitwiseOp::Rshift(7)));
+    let octets = value(&[1, 2, 3, 4]);
+    let (mask, xor) = ((NFTA_BITWISE_MASK, &octets[..]), (NFTA_BITWISE_XOR, &octets[..]));
+    let (a, b) = (vec![1, 2, 3, 4], vec![1, 2, 3, 4]);
+    let both = bitwise(NFT_BITWISE_MASK_XOR, &[mask, xor]);
+    assert_eq!(both, expected(BitwiseOp::MaskXor { mask: a, xor: b }));
+    let too_far = value(&32u32.to_ne_bytes());
+    let short = value(&[1, 2]);
+    let wrong: [(u32, Listed<'_>); 9] = [
+        (NFT_BITWISE_MASK_XOR, &[mask]),
+        (NFT_BITWISE_MASK_XOR, &[mask, xor, second]),
+        (NFT_BITWISE_MASK_XOR, &[mask, (NFTA_BITWISE_XOR, &short)]),
+        (NFT_BITWISE_LSHIFT, &[]),
+        (NFT_BITWISE_LSHIFT, &[bits, second]),
+        (NFT_BITWISE_RSHIFT, &[(NFTA_BITWISE_DATA, &too_far)]),
+        (NFT_BITWISE_AND, &[bits, second]),
+        (NFT_BITWISE_OR, &[]),
+        (6, &[second]),
+    ];
+    for (op, more) in wrong {
+        assert_eq!(bitwise(op, more), other("bitwise"), "{op} {more:?}");
+    }
+}
+
+#[test]
+fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
+    let key = |key: u32| be(key);
+    assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(0))]), other("ct state"));
+    assert_eq!(one("ct", &[(NFTA_CT_KEY, &key(3)), (NFTA_CT_SREG, &be(1))]), other("ct mark set"));
+    assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(99))]), other("ct 99"));
+    assert_eq!(one("ct", &[]), other("ct"));
+    let priority = [(NFTA_META_KEY, &key(2)[..]), (NFTA_META_SREG, &be(1)[..])];
+    assert_eq!(one("meta", &priority), other("meta priority set"));
+    assert_eq!(one("meta", &[(NFTA_META_KEY, &key(3))]), other("meta mark"));
+    assert_eq!(one("match", &[(NFTA_MATCH_NAME, b"hashlimit\0")]), other("xt match hashlimit"));
+    assert_eq!(one("target", &[(NFTA_MATCH_NAME, b"TCPMSS\0")]), other("xt target TCPMSS"));
+    assert_eq!(one("match", &[]), other("xt match"));
+    for name in ["limit", "quota", "log", "reject", "flow_offload", "last", "inner", "queue"] {
+        assert_eq!(one(name, &[(1, &be(1))]), other(name));
+    }
+    assert_eq!(one("xfrm", &[]), other("ipsec"));
+    let exthdr = |op: u32| one("exthdr", &[(1, &be(1)), (NFTA_EXTHDR_OP, &be(op))]);
+    assert_eq!(exthdr(NFT_EXTHDR_OP_SCTP), other("exthdr sctp"));
+    assert_eq!(exthdr(NFT_EXTHDR_OP_DCCP), other("exthdr dccp"));
+    assert_eq!(one("exthdr", &[(NFTA_EXTHDR_SREG, &be(1))]), other("exthdr set"));
+    assert_eq!(one("exthdr", &[(NFTA_EXTHDR_OP, &be(1))]), other("exthdr reset"));
+    assert_eq!(one("payload", &[(NFTA_PAYLOAD_SREG, &be(1))]), other("payload set"));
+    let inner = [(NFTA_PAYLOAD_DREG, &be(1)[..]), (NFTA_PAYLOAD_BASE, &be(3)[..])];
+    assert_eq!(one("payload", &inner), other("payload @ih"));
+    assert_eq!(one("objref", &[(NFTA_OBJREF_SET_SREG, &be(1))]), other("objref map"));
+    let comment = listed("match", &attrs(&[(NFTA_MATCH_NAME, b"comment\0")]));
+    assert!(exprs(Attrs(&comment)).is_empty(), "has no effect");
+}
+
+#[test]
+fn a_register_that_does_not_exist_or_has_no_room_is_not_decoded() {
+    let cmp = |sreg: u32, octets: &[u8]| {
+        let data = value(octets);
+        let op = be(0);
+        one("cmp", &[(NFTA_CMP_SREG, &be(sreg)), (NFTA_CMP_OP, &op), (NFTA_CMP_DATA, &data)])
+    };
+    let data = vec![1, 2, 3, 4];
+    let expected = Expr::Cmp { sreg: Reg(60), op: CmpOp::Eq, data };
+    assert_eq!(cmp(23, &[1, 2, 3, 4]), expected);
+    for (sreg, octets) in [(23, &[0; 5][..]), (0, &[0; 4]), (5, &[0; 4]), (24, &[0; 4]), (1, &[])] {
+        assert_eq!(cmp(sreg, octets), other("cmp"), "register {sreg}, {} octets", octets.len());
+    }
+    let meta = |dreg: u32, key: u32| {
+        one("meta", &[(NFTA_META_DREG, &be(dreg)), (NFTA_META_KEY, &be(key))])
+    };
+    assert!(matches!(meta(4, 6), Expr::Meta { .. }));
+    assert_eq!(meta(21, 6), other("meta iifname"));
+}
+
+#[test]
+fn verdicts_are_decoded_with_their_chain() {
+    let immediate = |dreg: u32, data: &[u8]| {
+        one("immediate", &[(NFTA_IMMEDIATE_DREG, &be(dreg)), (NFTA_IMMEDIATE_DATA, data)])
+    };
+    let jump = immediate(0, &verdict(NFT_JUMP, Some("web")));
+    assert_eq!(jump, Expr::Verdict(RuleVerdict::Jump("web".into())));
+    let codes = [
+        (NF_ACCEPT, RuleVerdict::Accept),
+        (NF_DROP, RuleVerdict::Drop),
+        (NFT_CONTINUE, RuleVerdict::Continue),
+        (NFT_BREAK, RuleVerdict::Break),
+        (NFT_RETURN, RuleVerdict::Return),
+        (3, RuleVerdict::Other(3)),
+        (-9, RuleVerdict::Other(-9)),
+    ];
+    for (code, expected) in codes {
+        assert_eq!(immediate(0, &verdict(code, None)), Expr::Verdict(expected));
+    }
+    assert_eq!(immediate(0, &verdict(NFT_GOTO, None)), other("immediate"), "no chain");
+    assert_eq!(immediate(1, &verdict(NF_DROP, None)), other("immediate"), "not its register");
+    assert_eq!(immediate(0, &value(&[1])), other("immediate"), "not its register");
+    assert_eq!(immediate(0, &[]), other("immediate"));
+}
+
+#[test]
+fn unknown_missing_and_repeated_attributes_are_not_ignored() {
+    let exthdr: [(u16, &[u8]); 6] = [
+        (NFTA_EXTHDR_DREG, &be(1)),
+        (NFTA_EXTHDR_TYPE, &[44]),
+        (NFTA_EXTHDR_OFFSET, &be(4)),
+        (NFTA_EXTHDR_LEN, &be(4)),
+        (NFTA_EXTHDR_FLAGS, &be(0)),
+        (NFTA_EXTHDR_OP, &be(0)),
+    ];
+    let expected = Expr::Exthdr {
+        dreg: Reg(0),
+        op: ExthdrOp::Ipv6,
+        kind: 44,
+        offset: 4,
+        len: 4,
+        present: false,
+    };
+    assert_eq!(one("exthdr", &exthdr), expected);
+    // Those of old kernels have neither flags nor an operation.
+    assert_eq!(one("exthdr", &exthdr[..4]), expected);
+    for missing in 0..4 {
+        let mut list = exthdr.to_vec();
+        list.remove(missing);
+        assert!(matches!(one("exthdr", &list), Expr::Other(_)), "{missing}");
+    }
+    for more in [(8, &[0; 4][..]), (NFTA_EXTHDR_LEN, &be(2)), (NFTA_EXTHDR_FLAGS, &be(2))] {
+        let list = [&exthdr[..], &[more]].concat();
+        assert_eq!(one("exthdr", &list), other("exthdr"), "{more:?}");
+    }
+    assert_eq!(one("notrack", &[]), Expr::Notrack);
+    assert_eq!(one("notrack", &[(1, &[])]), other("notrack"));
+    let lookup = |dreg: Option<u32>, flags: u32| {
+        let (dreg, flags, sreg) = (dreg.map(be), be(flags), be(1));
+        let mut list = vec![(NFTA_LOOKUP_SET, &b"s\0"[..]), (NFTA_LOOKUP_SREG, &sreg[..])];
+        list.extend(dreg.iter().map(|dreg| (NFTA_LOOKUP_DREG, &dreg[..])));
+        list.push((NFTA_LOOKUP_FLAGS, &flags));
+        one("lookup", &list)
+    };
+    assert!(matches!(lookup(None, 1), Expr::Lookup { invert: true, dreg: None, .. }));
+    assert!(matches!(lookup(Some(2), 0), Expr::Lookup { dreg: Some(Reg(16)), is_vmap: false, .. }));
+    assert!(matches!(lookup(Some(0), 0), Expr::Lookup { dreg: None, is_vmap: true, .. }));
+    for (dreg, flags) in [(Some(2), 1), (None, 2), (Some(7), 0)] {
+        assert_eq!(lookup(dreg, flags), other("lookup"));
+    }
+}
+
+#[test]
+fn a_list_that_is_malformed_ends_with_an_expression_that_is_not_evaluated() {
+    let list = [listed("notrack", &[]), listed("counter", &[]), listed("limit", &[])].concat();
+    let whole = exprs(Attrs(&list));
+    assert_eq!(whole, [Expr::Notrack, other("counter"), other("limit")]);
+    for len in 0..list.len() {
+        let found = exprs(Attrs(&list[..len]));
+        let same = found.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+        assert!(found.len() <= same + 1, "{found:?}");
+        assert!(found[same..].iter().all(|expr| matches!(expr, Expr::Other(_))), "{found:?}");
+        let boundary = len == 0 || found.len() == same;
+        assert!(boundary || found.len() == same + 1, "{len}: {found:?}");
+    }
+    let wrong_kind = attrs(&[(2, &[])]);
+    assert_eq!(exprs(Attrs(&wrong_kind)), [other("malformed expression")]);
+    let nameless = attrs(&[(NFTA_LIST_ELEM, &[])]);
+    assert_eq!(exprs(Attrs(&nameless)), [other("malformed expression")]);
+}
