@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferroute::control::api::capture::Message;
+use ferroute::control::api::rules::Rules;
 use ferroute::control::api::server::{Answer, ControlHandler, Follow, Server};
 use ferroute::control::api::{
     CaptureEnd, CaptureGrant, CapturePort, CaptureRequest, Counters, DropsReport, Filter, Format,
@@ -40,6 +41,9 @@ impl ControlHandler for Daemon {
             }
             Request::Stat => Response::Stat(stat()),
             Request::Drops => Response::Drops(drops()),
+            Request::Rules { format } => {
+                return Answer::List(format, Box::new(Rules::new(None, format)));
+            }
             Request::Latency { .. } => Response::Latency(latency()),
             Request::Capture(request) => return capture(&request),
         };
@@ -218,7 +222,7 @@ fn status_fails_until_packets_are_forwarded_and_may_wait_for_it() {
 #[test]
 fn without_a_daemon_the_message_says_what_to_do() {
     let lab = Lab::new();
-    for line in ["status", "route", "stat", "drops", "link show"] {
+    for line in ["status", "route", "stat", "drops", "rules", "link show"] {
         let output = lab.run(&format!("--control /nonexistent/control.sock {line}"));
         assert_eq!(output.status.code(), Some(1));
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -278,6 +282,8 @@ fn counters_are_shown_as_nstat_does() {
     assert_eq!(lab.json("-j stat")["mib"]["IpInHdrErrors"], 0);
     assert_eq!(lab.json("-j stat --port eth0")[0]["counters"]["rx_packets"], 9);
     assert_eq!(lab.run("stat --port eth1").status.code(), Some(1));
+    assert_eq!(lab.text("rules show"), "no nftables ruleset is applied by the workers\n");
+    assert_eq!(lab.json("-j rules"), json!([]));
     assert!(lab.text("drops").starts_with("#dropped\nIP_CSUM  3  What it means.\n#handed"));
     assert_eq!(lab.json("-j drops -z")["drops"].as_array().map(Vec::len), Some(2));
 }

@@ -13,6 +13,7 @@ mod output;
 mod pktgen;
 mod replay;
 mod route;
+mod rules;
 mod run;
 mod show;
 mod sink;
@@ -126,6 +127,8 @@ enum Verb {
     Stat(stat::StatArgs),
     /// Show what was dropped or handed back to the kernel, and why.
     Drops(drops::DropsArgs),
+    /// Show the nftables ruleset that is applied in userspace, with its counters.
+    Rules(rules::RulesArgs),
     /// Show how long frames stay in userspace, as percentiles for each pair of ports.
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
@@ -178,6 +181,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Neigh(args) => show::show(global, Object::Neigh, args.words()),
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
+        Verb::Rules(args) => rules::rules(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
         Verb::Replay(args) => replay::replay(global, args),
@@ -216,7 +220,7 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         for verb in [
             "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
-            "latency", "capture", "doctor",
+            "rules", "latency", "capture", "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
@@ -245,6 +249,9 @@ mod tests {
             "nh",
             "stat -z",
             "drops -j",
+            "rules",
+            "rules show -j",
+            "rules list",
             "status --wait 3",
             "latency --watch --reset --port-pair eth0:eth1 --port-pair :eth0 -j",
             "latency --hgrm a.hgrm --log - --svg a.svg",
@@ -269,6 +276,7 @@ mod tests {
             "status --wait never",
             "-4 -6 route",
             "stat extra",
+            "rules show extra",
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
             "run -i eth0 --driver dpdk",

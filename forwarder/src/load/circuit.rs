@@ -39,7 +39,7 @@ pub struct Counts {
     pub other: u64,
     /// Packets sent by generators with a window.
     pub sent: u64,
-    /// Packets counted as lost, because no packet was sent or received for [`LOSS_TIMEOUT`].
+    /// Packets counted as lost, because no packet was sent or received for 100 ms.
     pub forgiven: u64,
 }
 

@@ -13,6 +13,7 @@ pub mod listen;
 pub mod page;
 pub mod route_get;
 pub mod rows;
+pub mod rules;
 pub mod server;
 pub mod show;
 
@@ -60,6 +61,12 @@ pub enum Request {
     Stat,
     /// Drop counters: answered with [`Response::Drops`].
     Drops,
+    /// The nftables ruleset that workers apply: answered with [`Response::Rendered`] (JSON: an array of
+    /// tables).
+    Rules {
+        /// The format.
+        format: Format,
+    },
     /// How long frames stayed in userspace: answered with [`Response::Latency`].
     Latency {
         /// Count from zero after this answer.
@@ -224,7 +231,7 @@ pub struct RouteGetRequest {
 pub enum Response {
     /// To [`Request::Status`].
     Status(StatusReport),
-    /// To [`Request::Show`] and [`Request::RouteGet`].
+    /// To [`Request::Show`], [`Request::RouteGet`] and [`Request::Rules`].
     Rendered(Rendered),
     /// To [`Request::Stat`].
     Stat(StatReport),
@@ -595,6 +602,7 @@ mod tests {
         round_trip(Request::Status);
         round_trip(Request::Stat);
         round_trip(Request::Drops);
+        round_trip(Request::Rules { format: Format::Json });
         round_trip(Request::Latency { reset: true });
         round_trip(Request::Capture(CaptureRequest {
             ports: vec!["eth0".into()],

@@ -64,18 +64,33 @@ impl<'a> RowWriter<'a> {
     /// # Errors
     /// Those of the connection.
     pub fn row(&mut self, row: &(impl Serialize + Display)) -> io::Result<()> {
-        self.separate()?;
         match self.format {
-            Format::Json => Ok(serde_json::to_writer(&mut self.to, row)?),
-            Format::Text => {
-                let mut text = row.to_string();
-                text.truncate(text.trim_end_matches('\n').len());
-                text.push('\n');
-                let quoted = serde_json::to_string(&text)?;
-                // All lines are inside of one JSON string.
-                self.to.write_all(&quoted.as_bytes()[1..quoted.len() - 1])
-            }
+            Format::Json => self.element(row),
+            Format::Text => self.lines(row),
         }
+    }
+
+    /// Writes an element of a list in JSON.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn element(&mut self, element: &impl Serialize) -> io::Result<()> {
+        self.separate()?;
+        Ok(serde_json::to_writer(&mut self.to, element)?)
+    }
+
+    /// Writes lines of a list in text, which end with a newline.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub fn lines(&mut self, lines: &impl Display) -> io::Result<()> {
+        self.separate()?;
+        let mut text = lines.to_string();
+        text.truncate(text.trim_end_matches('\n').len());
+        text.push('\n');
+        let quoted = serde_json::to_string(&text)?;
+        // All lines are inside of one JSON string.
+        self.to.write_all(&quoted.as_bytes()[1..quoted.len() - 1])
     }
 
     /// Writes what is buffered; nothing is kept while the next rows are waited for.

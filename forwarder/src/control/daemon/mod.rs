@@ -44,6 +44,7 @@ use crate::control::api::listen::Listening;
 use crate::control::api::server::Server;
 use crate::control::config::RunOptions;
 use crate::control::firewall::monitor::Monitor;
+use crate::control::firewall::ruleset::{Compiled, Followed, RulesetReader};
 use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::process::log::Log;
 use crate::control::process::signals::{Interrupted, Signals};
@@ -51,6 +52,7 @@ use crate::control::process::{limits, privilege, time_namespace};
 use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::is_fresh;
+use crate::netfilter::{NetHooks, NfHookOps};
 use crate::say;
 use crate::tables::Links;
 use crate::worker::clock::monotonic_ns;
@@ -65,6 +67,9 @@ const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
 const PORTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often conditions without events are checked, such as whether a busy port is free now.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
+/// has been read.
+const RULESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
@@ -75,6 +80,14 @@ const ANSWER_BUDGET: Duration = Duration::from_millis(2);
 /// What prevents the start: privilege, interface, program, socket, firewall; each error has advice.
 /// Later trouble with one port is reported by `status` and leaves that port to the kernel.
 pub fn run(options: RunOptions) -> Result<()> {
+    run_with_hooks(options, Vec::new())
+}
+
+/// The same, with hook functions of the caller, which run beside the nftables ruleset.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_hooks(options: RunOptions, hooks: Vec<NfHookOps>) -> Result<()> {
     limits::raise();
     let ports = options.interfaces.named().len().max(1) as u64;
     time_namespace::require_kernel_clock()?;
@@ -83,7 +96,7 @@ pub fn run(options: RunOptions) -> Result<()> {
     let signals = Arc::new(Signals::take()?);
     privilege::seal(options.changes_interrupts())?;
     let _log = Log::start().context("cannot start the thread that writes messages")?;
-    let mut supervisor = match start::start(options, signals) {
+    let mut supervisor = match start::start(options, signals, hooks) {
         Err(error) if error.is::<Interrupted>() => {
             say!("{error}");
             return Ok(());
@@ -103,6 +116,13 @@ struct Supervisor {
     wakeup: Arc<Wakeup>,
     mirror: Mirror,
     firewall: Monitor,
+    /// The hook functions of the workers.
+    hooks: NetHooks,
+    /// Those of the program that uses the library.
+    own_hooks: Vec<NfHookOps>,
+    ruleset: RulesetReader,
+    /// The workers may not apply the kernel's nftables ruleset yet.
+    ruleset_pending: bool,
     /// Rules that the kernel would apply to forwarded packets and userspace does not, a line each.
     bypassed: Vec<String>,
     steering_state: SteeringState,
@@ -123,11 +143,22 @@ struct Supervisor {
 
 impl Supervisor {
     /// `socket` is listening; `signals` were taken before any thread was started.
-    fn start(options: RunOptions, signals: Arc<Signals>, socket: Listening) -> Result<Supervisor> {
+    fn start(
+        options: RunOptions,
+        signals: Arc<Signals>,
+        socket: Listening,
+        own_hooks: Vec<NfHookOps>,
+    ) -> Result<Supervisor> {
         let wakeup = Wakeup::new().context("cannot create an eventfd")?;
-        let firewall = Monitor::start(options.interfaces.named())
+        let mut firewall = Monitor::start(options.interfaces.named())
             .context("cannot read the firewall's rules")?;
+        if !options.ignore_firewall {
+            let compiled = Compiled::read(0).context("cannot read the nftables ruleset")?;
+            firewall.set_followed(Followed::of(&compiled));
+        }
         let bypassed = firewall.bypassed(options.interfaces.named());
+        // The workers do not apply it yet.
+        firewall.set_followed(Followed::default());
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
                 "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
@@ -147,11 +178,18 @@ impl Supervisor {
         let first = Snapshot::starting(&options);
         let view = Arc::new(View::new(mirror.published(), reader, first));
         let (relay, asks) = relay(Arc::clone(&wakeup), Arc::clone(&view));
+        let reader_wakeup = Arc::clone(&wakeup);
+        let ruleset = RulesetReader::start(move || reader_wakeup.wake())
+            .context("cannot start the thread fr-nft")?;
         let mut supervisor = Supervisor {
             signals: Arc::clone(&signals),
             wakeup,
             mirror,
             firewall,
+            hooks: NetHooks::new(0),
+            own_hooks,
+            ruleset,
+            ruleset_pending: false,
             bypassed,
             steering_state: SteeringState::new(steering),
             punter,
@@ -187,6 +225,7 @@ impl Supervisor {
         self.watch_ports();
         self.firewall.read_all();
         self.follow_firewall()?;
+        self.wait_for_ruleset()?;
         self.open_ports()?;
         self.signals.check()?;
         say!("{}", self.summary());
@@ -330,7 +369,7 @@ impl Supervisor {
 
     /// Whether the kernel filters forwarded packets, which userspace does not, and this is not ignored.
     fn is_filtered(&self) -> bool {
-        !self.bypassed.is_empty() && !self.options.ignore_firewall
+        (!self.bypassed.is_empty() || self.ruleset_pending) && !self.options.ignore_firewall
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -363,6 +402,7 @@ impl Supervisor {
     fn follow_kernel(&mut self) -> Result<bool> {
         // First: until it is read, a rule is bypassed.
         self.watch_firewall()?;
+        self.take_ruleset()?;
         let changes = self.mirror.process()?;
         self.follow(&changes)?;
         let changes = self.mirror.tick(Instant::now())?;
@@ -395,6 +435,9 @@ impl Supervisor {
         self.checked = Instant::now();
         if let Some(n) = self.workers.ended() {
             bail!("worker {n} ended by itself, which is a bug; the kernel keeps forwarding");
+        }
+        if self.ruleset.has_ended() {
+            bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
         }
         if self.punter.has_ended() {
             bail!(
@@ -494,9 +537,11 @@ impl Supervisor {
             ports.extend(self.ports.matched_names().map(str::to_owned));
         }
         let bypassed = self.firewall.bypassed(&ports);
-        if bypassed != self.bypassed {
-            self.bypassed = bypassed;
-            if !self.options.ignore_firewall {
+        let pending = self.follow_ruleset()?;
+        if bypassed != self.bypassed || pending != self.ruleset_pending {
+            let is_news = bypassed != self.bypassed;
+            (self.bypassed, self.ruleset_pending) = (bypassed, pending);
+            if is_news && !self.options.ignore_firewall {
                 match self.bypassed.first() {
                     None => say!("the firewall changed; forwarding is done by userspace again"),
                     Some(first) => {
@@ -509,6 +554,48 @@ impl Supervisor {
         let filtered = ports::filtered(&self.firewall, &self.options, self.ports.matched_names());
         if self.ports.set_filtered(filtered) || self.ports.has_unread() {
             self.bring_up_ports()?;
+        }
+        Ok(())
+    }
+
+    /// Has the current nftables ruleset read if the workers do not apply it. Returns whether that is so.
+    fn follow_ruleset(&mut self) -> Result<bool> {
+        let has_ruleset = self.firewall.has_ruleset() && !self.options.ignore_firewall;
+        let needs_none = self.firewall.has_no_ruleset() || self.options.ignore_firewall;
+        if needs_none && self.hooks.nft().is_some() {
+            self.hooks.set_nft(None);
+        }
+        let pending = has_ruleset && self.firewall.is_ruleset_pending();
+        if pending && !self.ruleset.request(self.firewall.nftables_notices()) {
+            bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
+        }
+        Ok(pending)
+    }
+
+    /// Takes a ruleset that was read: the workers apply it from their next burst on.
+    fn take_ruleset(&mut self) -> Result<()> {
+        let Some(read) = self.ruleset.try_result() else { return Ok(()) };
+        self.firewall.set_followed(match &read {
+            Ok(compiled) => Followed::of(compiled),
+            Err(error) => Followed::failed(error),
+        });
+        if let Ok(compiled) = read {
+            // Until it is known that the workers can apply all of it; `steer` decides.
+            self.workers.set_hand_back(true);
+            self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
+        }
+        self.follow_firewall()?;
+        self.steer()
+    }
+
+    /// Waits until the workers apply the current ruleset, before anything is forwarded.
+    fn wait_for_ruleset(&mut self) -> Result<()> {
+        let end = Instant::now() + RULESET_TIMEOUT;
+        while self.ruleset_pending && Instant::now() < end {
+            self.signals.check()?;
+            std::thread::sleep(Duration::from_millis(1));
+            self.watch_firewall()?;
+            self.take_ruleset()?;
         }
         Ok(())
     }
@@ -528,6 +615,7 @@ impl Supervisor {
         }
         let end = Instant::now() + THREADS_TIMEOUT;
         self.workers.stop(end);
+        self.ruleset.stop(end);
         self.ports.stop(end + PORTS_TIMEOUT);
         // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_TIMEOUT);

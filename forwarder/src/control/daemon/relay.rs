@@ -19,6 +19,7 @@ use super::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::page::{Cursor, Page, page};
 use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
+use crate::control::api::rules::Rules;
 use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
 use crate::worker::slow_path::Wakeup;
@@ -103,6 +104,9 @@ impl ControlHandler for Relay {
             Request::Status => self.status().into(),
             Request::Stat => Response::Stat(self.snapshot().stat()).into(),
             Request::Drops => Response::Drops(self.snapshot().drops()).into(),
+            Request::Rules { format } => {
+                Answer::List(format, Box::new(Rules::new(self.snapshot().nft.clone(), format)))
+            }
             Request::Latency { reset } => {
                 Response::Latency(self.view.latency(&self.snapshot(), reset)).into()
             }

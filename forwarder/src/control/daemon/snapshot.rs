@@ -18,6 +18,7 @@ use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::Driver;
 use crate::io::af_xdp::BoundMode;
+use crate::netfilter::nft::Nft;
 use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
 use crate::worker::poll::PollMode;
@@ -58,6 +59,8 @@ pub(super) struct Snapshot {
     pub(super) poll: PollMode,
     /// Descriptors of the RX and TX rings.
     pub(super) rings: [u32; 2],
+    /// The nftables ruleset that workers apply.
+    pub(super) nft: Option<Arc<Nft>>,
 }
 
 /// A port.
@@ -151,6 +154,7 @@ impl Snapshot {
             latency_sample: options.latency_sample,
             poll: options.poll,
             rings: [options.rx_ring, options.tx_ring],
+            nft: None,
         }
     }
 
@@ -196,6 +200,7 @@ impl Supervisor {
             latency_sample: self.options.latency_sample,
             poll: self.options.poll,
             rings: [self.options.rx_ring, self.options.tx_ring],
+            nft: self.hooks.nft().cloned(),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,
@@ -306,6 +311,12 @@ impl Supervisor {
                 format!("{what}: {then}")
             })
             .collect();
+        if self.ruleset_pending {
+            warnings.push(
+                "nftables: the ruleset is being read; everything is left to the kernel until then"
+                    .into(),
+            );
+        }
         warnings.extend(self.steering_state.warnings().cloned());
         if self.punter.is_broken() {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));

@@ -11,6 +11,7 @@ use crate::control::config::RunOptions;
 use crate::control::netdev::{irq, poll};
 use crate::control::process::signals::{Signals, StartGuard};
 use crate::control::process::{privilege, runtime_dir};
+use crate::netfilter::NfHookOps;
 use crate::say;
 
 /// Starts the daemon.
@@ -18,7 +19,11 @@ use crate::say;
 /// # Errors
 /// What prevents the start; [`Interrupted`](crate::control::process::signals::Interrupted) when a signal
 /// came. Nothing is left behind then.
-pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Supervisor> {
+pub(super) fn start(
+    mut options: RunOptions,
+    signals: Arc<Signals>,
+    hooks: Vec<NfHookOps>,
+) -> Result<Supervisor> {
     prepare_runtime_dir(&mut options)?;
     let socket = listen(&options.control)?;
     // From here on there is something to remove. Dropped when the start has ended, successfully or not.
@@ -28,7 +33,7 @@ pub(super) fn start(mut options: RunOptions, signals: Arc<Signals>) -> Result<Su
         log_leftovers(irq::restore_leftovers(&directory.path), "of interrupts");
     }
     privilege::confine(options.changes_interrupts())?;
-    Supervisor::start(options, signals, socket)
+    Supervisor::start(options, signals, socket, hooks)
 }
 
 /// Creates and checks the runtime directory. An unusable directory is an error if the user named it or the

@@ -17,6 +17,7 @@ use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
 use crate::io::Driver;
 use crate::io::af_xdp::{Options, RingSizes};
+use crate::netfilter::NetHooks;
 use crate::pipeline::PipelineState;
 use crate::say;
 use crate::stats::WorkerStats;
@@ -68,7 +69,8 @@ impl WorkerSet {
 
     /// Sets whether workers hand the packets in their rings to the kernel.
     pub(super) fn set_hand_back(&self, on: bool) {
-        self.hand_back.store(on, Ordering::Relaxed);
+        // With the hook functions that were published before.
+        self.hand_back.store(on, Ordering::Release);
     }
 
     /// A worker whose thread has ended.
@@ -128,6 +130,8 @@ impl Supervisor {
         if let Some(what) = limits::too_few_descriptors(needed) {
             say!("{what}");
         }
+        self.hooks = NetHooks::new(count);
+        self.hooks.nf_register_net_hooks(self.own_hooks.iter().cloned());
         let mut punts = Vec::new();
         for n in 0..count {
             let cpu = match cpus {
@@ -220,11 +224,13 @@ impl Supervisor {
             ports,
             pool,
             tables: self.mirror.published().subscribe(),
+            hooks: self.hooks.published().subscribe(),
             reader,
             stats: Arc::new(WorkerStats::new(slots)),
             residence,
             state: PipelineState::new(RandomState::new().hash_one("worker"), count)
-                .with_hash_seed(self.workers.hash_seed),
+                .with_hash_seed(self.workers.hash_seed)
+                .of_worker(n),
             slow_path,
             clock,
             liveness: Some(liveness),

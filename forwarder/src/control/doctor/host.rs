@@ -172,7 +172,11 @@ fn learnt_mtu() -> Option<Finding> {
 /// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
-    let rules = firewall::Rules::read(&ports);
+    let mut left_to_kernel = Vec::new();
+    let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
+        left_to_kernel = rules.follow_ruleset()?.kernel_rules();
+        Ok(rules)
+    });
     let own = |name: &String| {
         let found = rules.as_ref().ok()?.own(std::slice::from_ref(name)).join("; ");
         let finding = Finding::warn(
@@ -205,7 +209,14 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "look with nft list ruleset, iptables-legacy-save and ip xfrm policy",
         ),
     };
-    own.into_iter().chain(hooks).chain([rest]).collect()
+    let left = left_to_kernel.into_iter().map(|rule| {
+        Finding::warn(
+            "firewall",
+            format!("{rule}: packets that reach this rule are left to the kernel"),
+            "nothing, if these are few packets; else accept the others in rules before it",
+        )
+    });
+    own.into_iter().chain(hooks).chain([rest]).chain(left).collect()
 }
 
 /// Whether every netfilter hook can be found.

@@ -5,6 +5,7 @@
 //!
 //! - [`Rules`]: a single reading;
 //! - [`monitor`]: follows changes;
+//! - [`ruleset`]: the nftables ruleset that workers apply instead of the kernel;
 //! - `nftables`, `hooks`, `xtables`, `selinux`: netfilter; `xfrm`: IPsec;
 //! - `devices`: filters of single interfaces, kept between readings; `tc`: their tc filters;
 //! - `sockets`: the netlink sockets for requests.
@@ -18,6 +19,7 @@ mod devices;
 mod hooks;
 pub mod monitor;
 mod nftables;
+pub mod ruleset;
 mod selinux;
 mod sockets;
 mod tc;
@@ -32,6 +34,7 @@ use self::devices::{Devices, TCX_HOOKS, replace};
 pub use self::hooks::Means;
 use self::hooks::{Hooks, Reader};
 use self::nftables::Nftables;
+use self::ruleset::{Compiled, Followed};
 use self::sockets::Sockets;
 use self::tc::Qdisc;
 use crate::control::netdev::nic::{self, Nic};
@@ -48,7 +51,9 @@ const NFPROTO_IPV6: u8 = 10;
 /// # Errors
 /// When a request fails; then nothing is known.
 pub fn bypassed(ports: &[String]) -> io::Result<Vec<String>> {
-    Ok(Rules::read(ports)?.bypassed(ports))
+    let mut rules = Rules::read(ports)?;
+    rules.follow_ruleset()?;
+    Ok(rules.bypassed(ports))
 }
 
 /// Whether an interface has a clsact or ingress qdisc, with or without filters.
@@ -93,6 +98,7 @@ impl Asker {
 pub struct Rules {
     nics: Vec<Nic>,
     nftables: Nftables,
+    followed: Followed,
     hooks: Hooks,
     xfrm: Vec<String>,
     qdiscs: BTreeSet<Qdisc>,
@@ -115,6 +121,7 @@ impl Rules {
         let mut rules = Rules {
             nics: asker.nics()?,
             nftables: asker.nftables()?,
+            followed: Followed::default(),
             hooks: asker.hooks.read(true)?,
             xfrm: asker.xfrm()?,
             qdiscs: asker.qdiscs()?,
@@ -126,9 +133,24 @@ impl Rules {
         Ok(rules)
     }
 
-    /// The same as the function [`bypassed`], for ports that were read.
+    /// Reads the nftables ruleset, and takes what workers can apply of it as followed.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub fn follow_ruleset(&mut self) -> io::Result<Compiled> {
+        let compiled = Compiled::read(0)?;
+        self.followed = Followed::of(&compiled);
+        Ok(compiled)
+    }
+
+    /// The same as the function [`bypassed`], for ports that were read. The nftables ruleset counts as far
+    /// as workers cannot apply it; whether they do yet is another question
+    /// ([`monitor::Monitor::is_ruleset_pending`]).
     pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
-        let mut found: Vec<String> = self.nftables.everywhere().collect();
+        let mut found: Vec<String> = match self.nftables.concerns_workers() {
+            true => self.followed.obstacles().collect(),
+            false => Vec::new(),
+        };
         found.extend(self.hooks.bypassed(&self.nftables));
         found.extend(self.xfrm.iter().cloned());
         found.extend(self.own(ports));

@@ -22,6 +22,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 use super::devices::replace;
 use super::hooks::Reader;
 use super::nftables::Nftables;
+use super::ruleset::Followed;
 use super::sockets::Sockets;
 use super::tc::Notice;
 use super::{Asker, Rules};
@@ -79,6 +80,8 @@ struct Source {
     events: Option<Events>,
     /// A notification arrived since the last reading.
     is_stale: bool,
+    /// Notifications that arrived, overruns included.
+    notices: u64,
 }
 
 impl Source {
@@ -87,7 +90,9 @@ impl Source {
         if self.events.is_some() {
             return Ok(());
         }
+        // Notifications may have been lost.
         self.is_stale = true;
+        self.notices += 1;
         self.events = match Events::open(self.protocol, self.groups, RCVBUF_OCTETS) {
             Ok(events) => Some(events),
             Err(error) => match io::Error::from(error) {
@@ -116,10 +121,14 @@ impl Source {
                     self.is_stale = true;
                     tc_notices.push(Notice::All);
                 }
-                (Ok(_), _) => self.is_stale = true,
+                (Ok(_), _) => {
+                    self.is_stale = true;
+                    self.notices += 1;
+                }
                 // Subscribed again with the next full reading.
                 (Err(_), _) => {
                     (self.events, self.is_stale) = (None, true);
+                    self.notices += 1;
                     return true;
                 }
             }
@@ -140,6 +149,8 @@ pub struct Monitor {
     watched: Vec<String>,
     /// The interface whose tcx programs were read last.
     tcx_turn: u32,
+    /// Number of notifications of nftables.
+    nftables_notices: u64,
     is_drained: bool,
     /// Something was read since [`Monitor::take_news`]: decisions based on the rules may be
     /// outdated.
@@ -163,6 +174,7 @@ impl Monitor {
             groups,
             events: None,
             is_stale: true,
+            notices: 0,
         });
         let mut sources = Vec::from(sources);
         sources.iter_mut().try_for_each(Source::subscribe)?;
@@ -175,6 +187,7 @@ impl Monitor {
             rules: Ok(rules),
             watched: ports.to_vec(),
             tcx_turn: 0,
+            nftables_notices: 0,
             is_drained: false,
             has_news: true,
             read_due: now,
@@ -235,8 +248,13 @@ impl Monitor {
     pub fn read_all(&mut self) {
         let now = Instant::now();
         self.has_news = true;
+        // Before the reading: what is read afterwards is newer than these.
+        self.take_notices(now);
         let subscribed = self.sources.iter_mut().try_for_each(Source::subscribe);
-        let read = subscribed.and_then(|()| Rules::read_by(&mut self.asker, &self.watched));
+        let mut read = subscribed.and_then(|()| Rules::read_by(&mut self.asker, &self.watched));
+        if let (Ok(rules), Ok(before)) = (&mut read, &mut self.rules) {
+            rules.followed = std::mem::take(&mut before.followed);
+        }
         self.set(read);
         self.sources.iter_mut().for_each(|source| source.is_stale = false);
         self.full_due = now + FULL_INTERVAL;
@@ -277,6 +295,39 @@ impl Monitor {
         match &self.rules {
             Ok(rules) => rules.bypassed(ports),
             Err(error) => vec![format!("the firewall cannot be read: {error}")],
+        }
+    }
+
+    /// Whether the workers may apply another nftables ruleset than the kernel: until they apply the
+    /// current one, the kernel must have all packets.
+    pub fn is_ruleset_pending(&self) -> bool {
+        self.rules().is_some_and(|rules| {
+            let nftables = &rules.nftables;
+            let notices = self.nftables_notices;
+            nftables.concerns_workers() && !rules.followed.is(nftables.generation(), notices)
+        })
+    }
+
+    /// How many notifications of nftables have been received.
+    pub fn nftables_notices(&self) -> u64 {
+        self.nftables_notices
+    }
+
+    /// Whether the nftables ruleset has chains that workers must apply.
+    pub fn has_ruleset(&self) -> bool {
+        self.rules().is_some_and(|rules| rules.nftables.concerns_workers())
+    }
+
+    /// Whether it is known that the nftables ruleset has no chains that workers must apply.
+    pub fn has_no_ruleset(&self) -> bool {
+        self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
+    }
+
+    /// What the workers apply of the nftables ruleset from now on.
+    pub fn set_followed(&mut self, followed: Followed) {
+        self.has_news = true;
+        if let Ok(rules) = &mut self.rules {
+            rules.followed = followed;
         }
     }
 
@@ -326,8 +377,18 @@ impl Monitor {
                 self.full_due = now;
             }
         }
+        self.count_nftables_notices();
         if let Ok(rules) = &mut self.rules {
             tc_notices.into_iter().for_each(|it| rules.devices.take_notice(it, &rules.qdiscs));
+        }
+    }
+
+    fn count_nftables_notices(&mut self) {
+        let nftables = self.sources.iter().find(|source| source.part == Part::Nftables);
+        let notices = nftables.map_or(0, |source| source.notices);
+        if notices != self.nftables_notices {
+            self.nftables_notices = notices;
+            self.has_news = true;
         }
     }
 
@@ -363,6 +424,7 @@ impl Monitor {
     fn read_parts(&mut self, from: Instant) -> io::Result<bool> {
         let Ok(rules) = &mut self.rules else { return Ok(false) };
         let mut changed = false;
+        let nftables_before = rules.nftables.clone();
         for source in self.sources.iter_mut().filter(|source| source.is_stale) {
             match rules.read_part(source.part, &mut self.asker, &self.watched) {
                 // The part keeps its value and stays stale.
@@ -371,10 +433,14 @@ impl Monitor {
             }
             source.is_stale = false;
             if source.part == Part::Nftables {
+                // Tables also change without a transaction: when their owner ends.
+                source.notices += u64::from(rules.nftables != nftables_before);
                 // The hook functions must be read at the same time.
                 self.poll_due = from;
             }
         }
+        self.count_nftables_notices();
+        let Ok(rules) = &mut self.rules else { return Ok(false) };
         let end = Instant::now() + SLICE_TIME;
         Ok(rules.read_devices(&mut self.asker, Some(end))? || changed)
     }

@@ -1,15 +1,19 @@
-//! nftables: base chains of forwarded packets, and flowtables, which forward packets past them.
+//! nftables: base chains of forwarded packets, and flowtables, which forward packets past them. Their
+//! rules are read by [`super::ruleset`].
 
 use std::{fmt, io};
 
 use super::{NFPROTO_INET, NFPROTO_NETDEV, be32, family_name, find, hook_name, string};
-use crate::control::netlink::message::{Attr, Attrs, Message, u8_at};
+use crate::control::netlink::message::{Attr, Attrs, Message, Request, u8_at};
 use crate::control::netlink::query::NlSock;
 
 /// `struct nfgenmsg` in octets.
 const NFGEN_HEADER: usize = 4;
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN.
 const GETCHAIN: u16 = 10 << 8 | 4;
+/// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN.
+const GETGEN: u16 = 10 << 8 | 16;
+const NFTA_GEN_ID: u16 = 1;
 /// NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETFLOWTABLE.
 const GETFLOWTABLE: u16 = 10 << 8 | 23;
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -34,6 +38,8 @@ const NFTA_FLOWTABLE_HOOK_DEVS: u16 = 3;
 /// The chains and flowtables of the network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Nftables {
+    /// NFTA_GEN_ID, which every transaction increments, as it was before the rest was read.
+    generation: u32,
     chains: Vec<Chain>,
     flowtables: Vec<Flowtable>,
 }
@@ -44,20 +50,36 @@ impl Nftables {
     /// # Errors
     /// When a request fails.
     pub fn read(socket: &mut NlSock) -> io::Result<Nftables> {
-        // Family 0: all. An empty chain counts too, because rules may be added at any time.
-        match socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain) {
+        let generation = socket.get(
+            |flags| Request::new(GETGEN, flags, &[0; NFGEN_HEADER]),
+            |message| find(message.attrs(NFGEN_HEADER), NFTA_GEN_ID).and_then(be32),
+        );
+        let generation = match generation {
             // The kernel has no nf_tables.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Nftables::default()),
-            chains => Ok(Nftables {
-                chains: chains?,
-                flowtables: socket.dump(GETFLOWTABLE, &[0; NFGEN_HEADER], parse_flowtable)?,
-            }),
-        }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return Ok(Nftables::default());
+            }
+            generation => generation?.unwrap_or_default(),
+        };
+        // Family 0: all. An empty chain counts too, because rules may be added at any time.
+        Ok(Nftables {
+            generation,
+            chains: socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain)?,
+            flowtables: socket.dump(GETFLOWTABLE, &[0; NFGEN_HEADER], parse_flowtable)?,
+        })
     }
 
-    /// A line for each chain that forwarded packets of all ports pass.
-    pub fn everywhere(&self) -> impl Iterator<Item = String> {
-        self.chains.iter().filter(|chain| !chain.is_of_devices()).filter_map(Chain::describe)
+    /// The kernel's generation id.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Whether there are chains that workers must apply: at a hook that forwarded packets or the router's
+    /// own pass, whatever the interface.
+    pub fn concerns_workers(&self) -> bool {
+        let at_hook = |chain: &Chain| matches!(chain.hook, None | Some(0 | 2 | 3 | 4));
+        let of_ip = |chain: &Chain| family_name(chain.family).is_some() && !chain.is_of_devices();
+        self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
     }
 
     /// A line for each chain and flowtable on an interface of `names`.
@@ -167,15 +189,6 @@ impl Chain {
         }
     }
 
-    /// Describes it as `nft list chains` does; `None` if forwarded packets do not pass it.
-    fn describe(&self) -> Option<String> {
-        match (self.family, self.hook) {
-            (_, Some(0 | 2 | 4)) => self.line(hook_name(self.family, self.hook?)),
-            (_, None) => self.line("unknown"),
-            _ => None,
-        }
-    }
-
     /// Describes a chain that is on interfaces.
     fn describe_on(&self, names: &[String]) -> Option<String> {
         let hook = self.hook.filter(|_| self.is_of_devices())?;
@@ -256,7 +269,6 @@ fn on_ports(devices: &[Device], ports: &[String]) -> Option<String> {
 mod tests {
     use super::super::{NFPROTO_IPV4, NFPROTO_IPV6};
     use super::*;
-    use crate::control::netlink::message::Request;
 
     fn chain(family: u8, hook: u32, devices: &[&str]) -> Chain {
         Chain {
@@ -280,36 +292,40 @@ mod tests {
     impl Nftables {
         /// A chain at the ingress of an interface.
         pub fn on_ingress(device: &str) -> Nftables {
-            Nftables { chains: vec![chain(NFPROTO_NETDEV, 0, &[device])], flowtables: vec![] }
+            Nftables { chains: vec![chain(NFPROTO_NETDEV, 0, &[device])], ..Nftables::default() }
         }
     }
 
     #[test]
-    fn chains_that_forwarded_packets_pass_are_described() {
+    fn chains_on_ports_are_described_and_others_concern_workers() {
         let ports = ["eth0".to_owned(), "eth1".to_owned()];
-        let shown = |family, hook, devices: &[&str]| {
+        let of = |family, hook, devices: &[&str]| {
             let chains = vec![chain(family, hook, devices)];
-            let nftables = Nftables { chains, flowtables: vec![] };
-            let lines: Vec<String> =
-                nftables.everywhere().chain(nftables.on_devices(&ports)).collect();
+            Nftables { chains, ..Nftables::default() }
+        };
+        let shown = |family, hook, devices: &[&str]| {
+            let nftables = of(family, hook, devices);
+            assert!(!nftables.concerns_workers());
+            let lines: Vec<String> = nftables.on_devices(&ports).collect();
             assert!(lines.len() < 2, "{lines:?}");
             lines.into_iter().next()
         };
         assert_eq!(
-            shown(NFPROTO_INET, 2, &[]).as_deref(),
-            Some("nftables: chain inet t c (type filter, hook forward, priority -10, policy drop)")
+            shown(NFPROTO_NETDEV, 0, &["eth9", "eth1"]).as_deref(),
+            Some(
+                "nftables: chain netdev t c (type filter, hook ingress on eth1, priority -10, policy drop)"
+            )
         );
-        for (hook, passes) in [(0, true), (1, false), (2, true), (3, false), (4, true)] {
-            assert_eq!(shown(NFPROTO_IPV4, hook, &[]).is_some(), passes, "hook {hook}");
-            assert_eq!(shown(NFPROTO_IPV6, hook, &[]).is_some(), passes, "hook {hook}");
-        }
-        let ingress = shown(NFPROTO_NETDEV, 0, &["eth9", "eth1"]).expect("is on a port");
-        assert!(ingress.contains("hook ingress on eth1,"), "{ingress}");
         assert!(shown(NFPROTO_NETDEV, 1, &["eth*"]).is_some());
         assert!(shown(NFPROTO_NETDEV, 0, &["lo"]).is_none());
         assert!(shown(NFPROTO_INET, 5, &["lo"]).is_none());
+        for (hook, concerns) in [(0, true), (1, false), (2, true), (3, true), (4, true)] {
+            for family in [NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET] {
+                assert_eq!(of(family, hook, &[]).concerns_workers(), concerns, "hook {hook}");
+            }
+        }
         let nfproto_bridge = 7;
-        assert!(shown(nfproto_bridge, 2, &[]).is_none());
+        assert!(!of(nfproto_bridge, 2, &[]).concerns_workers());
     }
 
     #[test]
@@ -343,7 +359,7 @@ mod tests {
     fn a_function_of_nftables_is_explained_only_at_the_hooks_of_a_chain() {
         let of = |family, hook, devices: &[&str]| {
             let chains = vec![chain(family, hook, devices)];
-            Nftables { chains, flowtables: vec![] }
+            Nftables { chains, ..Nftables::default() }
         };
         let wildcard = of(NFPROTO_NETDEV, 0, &["eth*"]);
         assert!(wildcard.is_at(NFPROTO_NETDEV, 0, "eth0"));
@@ -357,7 +373,7 @@ mod tests {
         let devices = vec![Device::Name("eth0".into())];
         let (table, name) = ("t".into(), "f".into());
         let flowtables = vec![Flowtable { family: NFPROTO_INET, table, name, devices }];
-        let flows = Nftables { chains: vec![], flowtables };
+        let flows = Nftables { flowtables, ..Nftables::default() };
         assert!(flows.is_at(NFPROTO_NETDEV, 0, "eth0") && !flows.is_at(NFPROTO_NETDEV, 0, "eth1"));
     }
 
@@ -391,7 +407,7 @@ mod tests {
             .attr(0x8000 | NFTA_CHAIN_HOOK, &[])
             .finish(0);
         let chains = read(&message[16..]).into_iter().collect();
-        let nftables = Nftables { chains, flowtables: vec![] };
-        assert_eq!(nftables.everywhere().count(), 1);
+        let nftables = Nftables { chains, ..Nftables::default() };
+        assert!(nftables.concerns_workers());
     }
 }

@@ -173,6 +173,12 @@ pub fn confine_worker(busy: bool) -> Result<()> {
     keep(&kept).context("cannot drop capabilities")
 }
 
+/// Leaves a thread that reads the nftables ruleset the capability to do so, CAP_NET_ADMIN. Failure is
+/// ignored: the thread needs no less.
+pub fn confine_ruleset_reader() {
+    let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
+}
+
 /// Drops every capability of this thread, which only serves clients. Failure is ignored: the thread
 /// needs no capability.
 pub fn drop_all() {
