@@ -22,7 +22,7 @@ use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, Netns, eventually, ferroute, 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 /// Maximum time from setting a filter until the last packet bypasses it. The documented time is far less; a
 /// busy machine may take this long, and periodic checks a second longer.
-const FOLLOW_TIME_MAX: Duration = Duration::from_millis(500);
+pub const FOLLOW_TIME_MAX: Duration = Duration::from_millis(500);
 /// A stream of one packet per millisecond has stopped when nothing arrived for this long.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -137,7 +137,7 @@ fn says(running: &Ferroute, name: &str) -> bool {
 }
 
 /// When the last packet arrived before a silence.
-fn last_arrival(stream: &Stream) -> Result<Instant> {
+pub fn last_arrival(stream: &Stream) -> Result<Instant> {
     let end = Instant::now() + EVENT_TIMEOUT;
     let (mut arrived, mut last) = (stream.received(), Instant::now());
     while last.elapsed() < IDLE_TIMEOUT {
@@ -152,7 +152,7 @@ fn last_arrival(stream: &Stream) -> Result<Instant> {
 }
 
 /// Whether packets of the stream bypass the kernel again.
-fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
+pub fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
     eventually(|| {
         let before = running.forwarded_by_kernel().ok();
         stream.flows(50) && before.is_some() && running.forwarded_by_kernel().ok() == before
@@ -161,24 +161,23 @@ fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_nftables_policy_and_a_rule() -> Result<()> {
-    let chain = "nft add chain inet t f { type filter hook forward priority 0 ; policy drop ; }";
-    let name = "nftables: chain inet t f";
-    let lift = &["nft delete table inet t"];
-    Filter { name, set: By::Commands(&["nft add table inet t", chain]), lift, ..PLAIN }.check()?;
-    let chain = "nft add chain ip6 t f { type filter hook prerouting priority -150 ; }";
-    Filter {
-        name: "nftables: chain ip6 t f",
-        address: RIGHT6,
-        set: By::Commands(&[
-            "nft add table ip6 t",
-            chain,
-            "nft add rule ip6 t f udp dport 1-65535 drop",
-        ]),
-        lift: &["nft delete table ip6 t"],
-        ..PLAIN
+fn an_nftables_rule_that_tracks_connections() -> Result<()> {
+    for (family, address) in [("inet", RIGHT4), ("ip6", RIGHT6)] {
+        let of = |what: &str, more: &str| format!("nft add {what} {family} t {more}");
+        Filter {
+            name: &format!("nftables: {family} t f handle 2: ct state"),
+            address,
+            set: By::Commands(&[
+                &of("table", ""),
+                &of("chain", "f { type filter hook forward priority 0 ; }"),
+                &of("rule", "f ct state new,established drop"),
+            ]),
+            lift: &[&format!("nft delete table {family} t")],
+            ..PLAIN
+        }
+        .check()?;
     }
-    .check()
+    Ok(())
 }
 
 #[test]
@@ -234,9 +233,11 @@ fn an_nftables_chain_of_a_wildcard_that_matches_a_port() -> Result<()> {
 fn an_iptables_table_of_either_program() -> Result<()> {
     for (program, family, address) in [("iptables", "ip", RIGHT4), ("ip6tables", "ip6", RIGHT6)] {
         Filter {
-            name: &format!("nftables: chain {family} filter FORWARD"),
+            name: &format!("nftables: {family} filter FORWARD handle"),
             address,
-            set: By::Commands(&[&format!("{program}-nft -A FORWARD -j DROP")]),
+            set: By::Commands(&[&format!(
+                "{program}-nft -A FORWARD -m conntrack --ctstate NEW,ESTABLISHED -j DROP"
+            )]),
             lift: &[&format!("nft delete table {family} filter")],
             ..PLAIN
         }

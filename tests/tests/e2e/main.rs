@@ -31,6 +31,7 @@ mod polling;
 mod privilege;
 mod queues;
 mod refuse;
+mod rules;
 mod soak;
 mod sockets;
 mod stall;

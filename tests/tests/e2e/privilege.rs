@@ -103,7 +103,7 @@ fn sets(pid: u32, kind: &str) -> Result<Vec<(String, u64)>> {
 /// Fails unless every thread has dropped all capabilities except its own.
 fn confined(pid: u32) -> Result<()> {
     let all = BITS.iter().fold(0, |sum, bit| sum | bit);
-    let [_, net_raw, _, _, ipc_lock] = BITS;
+    let [net_admin, net_raw, _, _, ipc_lock] = BITS;
     for kind in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
         for (name, set) in sets(pid, kind)? {
             let may = match kind {
@@ -112,6 +112,7 @@ fn confined(pid: u32) -> Result<()> {
                 _ if name.starts_with("fr-worker") => net_raw | ipc_lock,
                 // It opens ports that return.
                 "CapEff" | "CapPrm" if name == "fr-ports" => all,
+                "CapEff" | "CapPrm" if name == "fr-nft" => net_admin,
                 _ if name.starts_with("fr-") => 0,
                 _ => all,
             };

@@ -40,25 +40,29 @@ fn firewall(commands: &[&str], word: &str) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_nftables_forward_chain() -> Result<()> {
+fn an_nftables_rule_that_tracks_connections() -> Result<()> {
     let chain = "{ type filter hook forward priority 0 ; policy accept ; }";
     firewall(
-        &["nft add table inet fw", &format!("nft add chain inet fw forwarding {chain}")],
-        "nftables",
+        &[
+            "nft add table inet fw",
+            &format!("nft add chain inet fw forwarding {chain}"),
+            "nft add rule inet fw forwarding ct state established accept",
+        ],
+        "ct state",
     )
 }
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_nftables_prerouting_chain() -> Result<()> {
-    let chain = "{ type filter hook prerouting priority -300 ; }";
-    firewall(&["nft add table ip raw", &format!("nft add chain ip raw pre {chain}")], "nftables")
+fn an_nftables_nat_chain() -> Result<()> {
+    let chain = "{ type nat hook postrouting priority 100 ; }";
+    firewall(&["nft add table ip nat", &format!("nft add chain ip nat post {chain}")], "type nat")
 }
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_iptables_rule() -> Result<()> {
-    firewall(&["iptables -A FORWARD -s 203.0.113.0/24 -j DROP"], "tables")
+fn an_iptables_nat_rule() -> Result<()> {
+    firewall(&["iptables -t nat -A POSTROUTING -s 203.0.113.0/24 -j MASQUERADE"], "nat")
 }
 
 #[test]

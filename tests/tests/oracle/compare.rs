@@ -43,9 +43,14 @@ pub struct Outcome {
 
 /// `count` packets of a seed, each batch ending with two plain ones.
 pub fn generate(seed: u64, count: usize) -> Vec<Input> {
+    generate_from(1, seed, count)
+}
+
+/// The same, numbered from `first`.
+pub fn generate_from(first: u16, seed: u64, count: usize) -> Vec<Input> {
     let mut rng = Rng::new(seed);
     let packet = |at: usize| {
-        let index = at as u16 + 1;
+        let index = first + at as u16;
         match at % BATCH {
             62 => generate4::plain(index),
             63 => generate6::plain(index),

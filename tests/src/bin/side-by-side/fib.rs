@@ -15,16 +15,12 @@ use crate::host::tsc_mhz;
 use crate::rounds::{Entrant, Metric, Sample, Section};
 
 const METRICS: [Metric; 10] = [
-    Metric { key: "bulk", title: "lookup in bulk, cycles", digits: 1 },
-    Metric { key: "bulk_ns", title: "lookup in bulk, ns", digits: 1 },
-    Metric { key: "independent", title: "lookup one by one, cycles", digits: 1 },
-    Metric { key: "independent_ns", title: "lookup one by one, ns", digits: 1 },
-    Metric {
-        key: "dependent",
-        title: "lookup that depends on the previous one, cycles",
-        digits: 1,
-    },
-    Metric { key: "dependent_ns", title: "lookup that depends on the previous one, ns", digits: 1 },
+    Metric { key: "bulk", title: "bulk lookup, cycles", digits: 1 },
+    Metric { key: "bulk_ns", title: "bulk lookup, ns", digits: 1 },
+    Metric { key: "independent", title: "single lookup, cycles", digits: 1 },
+    Metric { key: "independent_ns", title: "single lookup, ns", digits: 1 },
+    Metric { key: "dependent", title: "dependent lookup, cycles", digits: 1 },
+    Metric { key: "dependent_ns", title: "dependent lookup, ns", digits: 1 },
     Metric { key: "memory", title: "memory of the table, MiB", digits: 1 },
     Metric { key: "build", title: "build, s", digits: 2 },
     Metric { key: "add", title: "add, cycles", digits: 0 },
@@ -44,10 +40,10 @@ const OWN: [&str; 10] = [
 ];
 const DPDK: [&str; 6] = ["bulk", "bulk_ns", "memory", "build", "add", "delete"];
 const NOTE: &str = "\
-Random addresses that a route covers. Means over a whole pass; for lookups one by one and dependent \
-ones, medians of batches that were not interrupted. DPDK's memory is computed from the prefixes \
-(first level and the second-level groups they need); neither includes the record of routes that \
-updates need. dpdk-test-fib only looks up in bulk.";
+Random addresses that a route covers. The figures are means over a whole pass, except for single and \
+dependent lookups: these are medians of batches that were not interrupted. DPDK's memory is computed \
+from the prefixes (the first level and the second-level groups that they need). Neither figure \
+includes the record of routes that updates need. dpdk-test-fib looks up in bulk only.";
 
 /// IPv4, then IPv6.
 pub fn sections(plan: &Plan) -> Result<Vec<Section<'_>>> {

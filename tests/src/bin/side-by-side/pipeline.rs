@@ -52,8 +52,8 @@ pub fn section(plan: &Plan) -> Section<'_> {
 }
 
 const WORKERS: [Metric; 2] = [
-    Metric { key: "mpps", title: "two, Mpps", digits: 2 },
-    Metric { key: "times", title: "times a single one", digits: 2 },
+    Metric { key: "mpps", title: "two workers, Mpps", digits: 2 },
+    Metric { key: "times", title: "ratio to one alone", digits: 2 },
 ];
 const WORKERS_NOTE: &str = "\
 Two workers of one router, each with its own CPU and queue, compared with a single one: packets per \

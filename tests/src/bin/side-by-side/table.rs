@@ -48,7 +48,7 @@ impl Results {
             let _ = writeln!(
                 text,
                 "\n{title:<44} {:>10} {:>21} {:>13}",
-                "median", "min – max", "Ferroute ÷ it"
+                "median", "min – max", "Ferroute ÷ peer"
             );
             let mut told = Reported::default();
             each_metric(section, |metric, rows| {
@@ -71,7 +71,7 @@ impl Results {
         for section in &self.sections {
             let _ = write!(
                 text,
-                "\n### {}\n\n| | median | min – max | Ferroute ÷ it |\n\
+                "\n### {}\n\n| | median | min – max | Ferroute ÷ peer |\n\
                  | --- | ---: | ---: | ---: |\n",
                 section.title
             );

@@ -20,9 +20,9 @@ use crate::host::tsc_mhz;
 use crate::rounds::{Entrant, Metric, Sample, Section};
 
 const METRICS: [Metric; 8] = [
-    Metric { key: "pps", title: "closed loop, 512 in flight, kpps", digits: 1 },
+    Metric { key: "pps", title: "closed loop, 512 packets in flight, kpps", digits: 1 },
     Metric { key: "user", title: "userspace, cycles per packet", digits: 0 },
-    Metric { key: "kick", title: "system calls that send, cycles per packet", digits: 0 },
+    Metric { key: "kick", title: "send system calls, cycles per packet", digits: 0 },
     Metric { key: "p50", title: "latency at half load, p50, µs", digits: 0 },
     Metric { key: "p99", title: "latency at half load, p99, µs", digits: 0 },
     Metric { key: "p999", title: "latency at half load, p99.9, µs", digits: 0 },
