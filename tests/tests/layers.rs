@@ -46,7 +46,7 @@ const STAGES: [&[&str]; 12] = [
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
     &["hold_queue", "burst_routes", "ip_options"],
     &["ctx"],
-    &["ip_rcv_options", "ip6_input", "neigh_hold"],
+    &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
     &["ip_error", "neigh_output"],
     &["route", "ip_output"],
     &["route6", "ip_fragment"],

@@ -8,12 +8,11 @@ use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Ipv6hdr;
 use super::ip_output::finish_output2;
-use super::nf_hook::{Devices, nf_hook};
-use super::post_routing::{PostRouted, post_routing};
+use super::local_out::local_out;
 use super::route::mix32;
 use super::route6::{icmp6_saddr, ip6_route_output};
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::{Family, Hook};
+use crate::netfilter::Family;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::wire::ethernet::{self, EthernetFrame};
@@ -153,13 +152,11 @@ fn send(
         ctx.consume_skb(reply);
         return Ok(());
     }
-    let routed = local_out(&mut reply, dst, ctx);
+    let routed = local_out(&mut reply, Family::Ip6, dst, ctx);
     if let Err(Exit::Punt(reason)) = routed {
-        ctx.state.hooks.rollback();
         ctx.consume_skb(reply);
         return Err(reason);
     }
-    ctx.state.hooks.commit(ctx.hooks);
     count(error, ctx);
     match routed {
         // A hook may have lengthened it; no error is sent about an error.
@@ -168,12 +165,6 @@ fn send(
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
     Ok(())
-}
-
-fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) -> Result<PostRouted, Exit> {
-    let devices = Devices { iif: None, oif: Some(dst.dev) };
-    nf_hook(Hook::LocalOut, reply, Family::Ip6, devices, ctx.hook_env())?;
-    Ok(post_routing(reply, Family::Ip6, devices, ctx.hook_env())?.0)
 }
 
 /// Writes the error: room for the link-layer header, IPv6 header, ICMPv6 header, quote.

@@ -10,11 +10,10 @@ use super::inet_addr::{fib_result_prefsrc, inet_select_addr};
 use super::ip_fragment::ip_finish_output;
 use super::ip_options::{Echo, IpOptions};
 use super::ip_rcv_options::options_context;
-use super::nf_hook::{Devices, nf_hook};
-use super::post_routing::{PostRouted, post_routing};
+use super::local_out::local_out;
 use super::route::ip_route_output;
 use super::{Ctx, Exit, IcmpError};
-use crate::netfilter::{Family, Hook};
+use crate::netfilter::Family;
 use crate::skb::{HEADROOM, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::Link;
@@ -158,25 +157,17 @@ fn send(
         ctx.consume_skb(reply);
         return Ok(());
     }
-    let routed = local_out(&mut reply, dst, ctx);
+    let routed = local_out(&mut reply, Family::Ip, dst, ctx);
     if let Err(Exit::Punt(reason)) = routed {
-        ctx.state.hooks.rollback();
         ctx.consume_skb(reply);
         return Err(reason);
     }
-    ctx.state.hooks.commit(ctx.hooks);
     count(message.error, ctx);
     match routed {
         Ok(routed) => ip_finish_output(reply, dst, &routed, ctx),
         Err(_) => ctx.drop_skb(reply, DropReason::NetfilterDrop),
     }
     Ok(())
-}
-
-fn local_out(reply: &mut SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) -> Result<PostRouted, Exit> {
-    let devices = Devices { iif: None, oif: Some(dst.dev) };
-    nf_hook(Hook::LocalOut, reply, Family::Ip, devices, ctx.hook_env())?;
-    Ok(post_routing(reply, Family::Ip, devices, ctx.hook_env())?.0)
 }
 
 /// Writes the error: room for the link-layer header, IP header, options, ICMP header, quote.

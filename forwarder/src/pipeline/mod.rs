@@ -50,6 +50,7 @@ mod ip_input;
 mod ip_options;
 mod ip_output;
 mod ip_rcv_options;
+mod local_out;
 mod neigh_hold;
 mod neigh_output;
 mod neigh_poll;

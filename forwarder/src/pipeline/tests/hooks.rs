@@ -167,7 +167,7 @@ fn each_verdict_ends_a_packet_as_named() {
     let verdicts = [
         (Verdict::Stolen, DropReason::NetfilterStolen),
         (Verdict::Queue(3), DropReason::NetfilterDrop),
-        // For ever.
+        // It never gives another verdict.
         (Verdict::Repeat, DropReason::NetfilterDrop),
     ];
     for (verdict, reason) in verdicts {

@@ -1,0 +1,29 @@
+//! Output of the router's own packets (`ip_local_out`, `ip6_local_out` of the kernel).
+
+use super::dst::Dst;
+use super::nf_hook::{Devices, nf_hook};
+use super::post_routing::{PostRouted, post_routing};
+use super::{Ctx, Exit};
+use crate::netfilter::{Family, Hook};
+use crate::skb::SkBuff;
+
+/// Runs LOCAL_OUT and POST_ROUTING on a packet that answers a received one. What rules counted takes effect
+/// for both, unless only the kernel can send the packet: then it gets the received one.
+///
+/// # Errors
+/// Those of [`nf_hook`].
+pub(super) fn local_out(
+    reply: &mut SkBuff,
+    pf: Family,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) -> Result<PostRouted, Exit> {
+    let devices = Devices { iif: None, oif: Some(dst.dev) };
+    let routed = nf_hook(Hook::LocalOut, reply, pf, devices, ctx.hook_env())
+        .and_then(|_| post_routing(reply, pf, devices, ctx.hook_env()));
+    match &routed {
+        Err(Exit::Punt(_)) => ctx.state.hooks.rollback(),
+        _ => ctx.state.hooks.commit(ctx.hooks),
+    }
+    Ok(routed?.0)
+}
