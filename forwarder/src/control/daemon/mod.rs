@@ -121,6 +121,8 @@ struct Supervisor {
     /// Those of the program that uses the library.
     own_hooks: Vec<NfHookOps>,
     ruleset: RulesetReader,
+    /// The ruleset that was read before the workers were started.
+    first_ruleset: Option<Compiled>,
     /// The workers may not apply the kernel's nftables ruleset yet.
     ruleset_pending: bool,
     /// Rules that the kernel would apply to forwarded packets and userspace does not, a line each.
@@ -152,13 +154,18 @@ impl Supervisor {
         let wakeup = Wakeup::new().context("cannot create an eventfd")?;
         let mut firewall = Monitor::start(options.interfaces.named())
             .context("cannot read the firewall's rules")?;
-        if !options.ignore_firewall {
-            let compiled = Compiled::read(0).context("cannot read the nftables ruleset")?;
-            firewall.set_followed(Followed::of(&compiled));
+        let first_ruleset = match options.ignore_firewall {
+            true => None,
+            false => Some(
+                Compiled::read(firewall.nftables_notices())
+                    .context("cannot read the nftables ruleset")?,
+            ),
+        };
+        if let Some(compiled) = &first_ruleset {
+            // The workers apply it before anything is forwarded, see `begin`.
+            firewall.set_followed(Followed::of(compiled));
         }
         let bypassed = firewall.bypassed(options.interfaces.named());
-        // The workers do not apply it yet.
-        firewall.set_followed(Followed::default());
         if !bypassed.is_empty() && !options.ignore_firewall {
             bail!(
                 "Ferroute would bypass rules that the kernel applies to forwarded packets:\n  {}\n\
@@ -189,6 +196,7 @@ impl Supervisor {
             hooks: NetHooks::new(0),
             own_hooks,
             ruleset,
+            first_ruleset,
             ruleset_pending: false,
             bypassed,
             steering_state: SteeringState::new(steering),
@@ -221,6 +229,10 @@ impl Supervisor {
     /// Starts the workers and serves the ports.
     fn begin(&mut self) -> Result<()> {
         self.start_workers()?;
+        // If it has changed since it was read, it is read again.
+        if let Some(Compiled { ruleset, program, .. }) = self.first_ruleset.take() {
+            self.hooks.set_nft(Some((ruleset, program)));
+        }
         // Rules may have appeared since they were read, and matched interfaces may have rules of their own.
         self.watch_ports();
         self.firewall.read_all();

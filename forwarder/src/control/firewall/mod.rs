@@ -99,6 +99,8 @@ pub struct Rules {
     nics: Vec<Nic>,
     nftables: Nftables,
     followed: Followed,
+    /// Changes of nftables without a notification.
+    untold_changes: u64,
     hooks: Hooks,
     xfrm: Vec<String>,
     qdiscs: BTreeSet<Qdisc>,
@@ -122,6 +124,7 @@ impl Rules {
             nics: asker.nics()?,
             nftables: asker.nftables()?,
             followed: Followed::default(),
+            untold_changes: 0,
             hooks: asker.hooks.read(true)?,
             xfrm: asker.xfrm()?,
             qdiscs: asker.qdiscs()?,

@@ -149,8 +149,6 @@ pub struct Monitor {
     watched: Vec<String>,
     /// The interface whose tcx programs were read last.
     tcx_turn: u32,
-    /// Number of notifications of nftables.
-    nftables_notices: u64,
     is_drained: bool,
     /// Something was read since [`Monitor::take_news`]: decisions based on the rules may be
     /// outdated.
@@ -187,7 +185,6 @@ impl Monitor {
             rules: Ok(rules),
             watched: ports.to_vec(),
             tcx_turn: 0,
-            nftables_notices: 0,
             is_drained: false,
             has_news: true,
             read_due: now,
@@ -219,6 +216,7 @@ impl Monitor {
     /// [`Monitor::take_news`], including changes read by other methods. Does not block; the work is
     /// bounded even if notifications keep arriving.
     pub fn process(&mut self, now: Instant) -> bool {
+        let notices = self.nftables_notices();
         self.take_notices(now);
         if now >= self.read_due {
             if now >= self.full_due {
@@ -229,6 +227,7 @@ impl Monitor {
         if now >= self.poll_due {
             self.poll(now, false);
         }
+        self.has_news |= self.nftables_notices() != notices;
         self.has_news
     }
 
@@ -254,6 +253,8 @@ impl Monitor {
         let mut read = subscribed.and_then(|()| Rules::read_by(&mut self.asker, &self.watched));
         if let (Ok(rules), Ok(before)) = (&mut read, &mut self.rules) {
             rules.followed = std::mem::take(&mut before.followed);
+            rules.untold_changes = before.untold_changes
+                + u64::from(before.nftables.is_changed_untold(&rules.nftables));
         }
         self.set(read);
         self.sources.iter_mut().for_each(|source| source.is_stale = false);
@@ -303,14 +304,16 @@ impl Monitor {
     pub fn is_ruleset_pending(&self) -> bool {
         self.rules().is_some_and(|rules| {
             let nftables = &rules.nftables;
-            let notices = self.nftables_notices;
+            let notices = self.nftables_notices();
             nftables.concerns_workers() && !rules.followed.is(nftables.generation(), notices)
         })
     }
 
-    /// How many notifications of nftables have been received.
+    /// How many notifications of nftables have been received, and changes without one been found.
     pub fn nftables_notices(&self) -> u64 {
-        self.nftables_notices
+        let nftables = self.sources.iter().find(|source| source.part == Part::Nftables);
+        let received = nftables.map_or(0, |source| source.notices);
+        received + self.rules().map_or(0, |rules| rules.untold_changes)
     }
 
     /// Whether the nftables ruleset has chains that workers must apply.
@@ -377,18 +380,8 @@ impl Monitor {
                 self.full_due = now;
             }
         }
-        self.count_nftables_notices();
         if let Ok(rules) = &mut self.rules {
             tc_notices.into_iter().for_each(|it| rules.devices.take_notice(it, &rules.qdiscs));
-        }
-    }
-
-    fn count_nftables_notices(&mut self) {
-        let nftables = self.sources.iter().find(|source| source.part == Part::Nftables);
-        let notices = nftables.map_or(0, |source| source.notices);
-        if notices != self.nftables_notices {
-            self.nftables_notices = notices;
-            self.has_news = true;
         }
     }
 
@@ -424,7 +417,6 @@ impl Monitor {
     fn read_parts(&mut self, from: Instant) -> io::Result<bool> {
         let Ok(rules) = &mut self.rules else { return Ok(false) };
         let mut changed = false;
-        let nftables_before = rules.nftables.clone();
         for source in self.sources.iter_mut().filter(|source| source.is_stale) {
             match rules.read_part(source.part, &mut self.asker, &self.watched) {
                 // The part keeps its value and stays stale.
@@ -433,14 +425,10 @@ impl Monitor {
             }
             source.is_stale = false;
             if source.part == Part::Nftables {
-                // Tables also change without a transaction: when their owner ends.
-                source.notices += u64::from(rules.nftables != nftables_before);
                 // The hook functions must be read at the same time.
                 self.poll_due = from;
             }
         }
-        self.count_nftables_notices();
-        let Ok(rules) = &mut self.rules else { return Ok(false) };
         let end = Instant::now() + SLICE_TIME;
         Ok(rules.read_devices(&mut self.asker, Some(end))? || changed)
     }
@@ -522,6 +510,7 @@ impl Rules {
     }
 
     fn set_nftables(&mut self, nftables: Nftables) -> bool {
+        self.untold_changes += u64::from(self.nftables.is_changed_untold(&nftables));
         let changed = replace(&mut self.nftables, nftables);
         if changed {
             self.devices.take_notice_of_hooks();

@@ -74,6 +74,12 @@ impl Nftables {
         self.generation
     }
 
+    /// Whether `now` is different without a transaction, of which the kernel sends no notification: a table
+    /// vanishes when its owner ends (`nft_rcv_nl_event`).
+    pub fn is_changed_untold(&self, now: &Nftables) -> bool {
+        self.generation == now.generation && self != now
+    }
+
     /// Whether there are chains that workers must apply: at a hook that forwarded packets or the router's
     /// own pass, whatever the interface.
     pub fn concerns_workers(&self) -> bool {
