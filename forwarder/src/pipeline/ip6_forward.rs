@@ -21,7 +21,7 @@ use crate::wire::ipv6_ext::is_ext_header;
 const REDIRECT_NS: u64 = 1_000_000_000;
 
 /// `ip6_forward`, up to its first write.
-#[inline]
+#[inline(always)]
 pub(super) fn ip6_forward_checks(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
@@ -95,7 +95,7 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
 
 /// The rest of `ip6_forward`, which changes the packet.
 #[inline]
-pub(super) fn ip6_forward(
+pub(super) fn ip6_forward<const HOOKED: bool>(
     skb: &mut SkBuff,
     dev: &Link,
     dst: &Dst<'_>,
@@ -105,5 +105,5 @@ pub(super) fn ip6_forward(
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    nf_hook(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
+    nf_hook::<HOOKED>(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
 }

@@ -21,7 +21,7 @@ const IOAM: Ipv6OptionKind = Ipv6OptionKind(0x31);
 const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
 
 /// Validates a received packet and returns its header. Trims padding, and checks hop-by-hop options.
-#[inline]
+#[inline(always)]
 pub(super) fn ip6_rcv_core(skb: &mut SkBuff, dev: &Link, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
     let stats = ctx.stats;
     stats.mib(Mib::Ip6InReceives);

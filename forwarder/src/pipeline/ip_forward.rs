@@ -18,7 +18,7 @@ use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use std::net::IpAddr;
 
 /// `ip_forward`, up to its first write.
-#[inline]
+#[inline(always)]
 pub(super) fn ip_forward_checks(
     skb: &SkBuff,
     iph: &Iphdr,
@@ -67,7 +67,7 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
 
 /// The rest of `ip_forward`, which changes the packet.
 #[inline]
-pub(super) fn ip_forward(
+pub(super) fn ip_forward<const HOOKED: bool>(
     skb: &mut SkBuff,
     options: Option<IpOptions>,
     dev: &Link,
@@ -78,7 +78,7 @@ pub(super) fn ip_forward(
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();
     }
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let ran = nf_hook(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
+    let ran = nf_hook::<HOOKED>(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
     if let Some(options) = options {
         ip_forward_options(skb, options, dst, ctx);
     }

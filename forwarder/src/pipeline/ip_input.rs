@@ -14,7 +14,7 @@ use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
 
 /// Validates a received packet and returns its header. Trims the padding of short frames (RFC 894).
-#[inline]
+#[inline(always)]
 pub(super) fn ip_rcv_core(skb: &mut SkBuff, stats: &WorkerStats) -> Result<Iphdr, Exit> {
     stats.mib(Mib::IpInReceives);
     // 1. Long enough for a header.

@@ -19,8 +19,8 @@ pub(super) fn local_out(
     ctx: &mut Ctx<'_>,
 ) -> Result<PostRouted, Exit> {
     let devices = Devices { iif: None, oif: Some(dst.dev) };
-    let routed = nf_hook(Hook::LocalOut, reply, pf, devices, ctx.hook_env())
-        .and_then(|_| post_routing(reply, pf, devices, ctx.hook_env()));
+    let routed = nf_hook::<true>(Hook::LocalOut, reply, pf, devices, ctx.hook_env())
+        .and_then(|_| post_routing::<true>(reply, pf, devices, ctx.hook_env()));
     match &routed {
         Err(Exit::Punt(_)) => ctx.state.hooks.rollback(),
         _ => ctx.state.hooks.commit(ctx.hooks),

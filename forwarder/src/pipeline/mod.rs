@@ -104,6 +104,15 @@ use route6::ip6_route_input;
 /// The order of packets is kept. ICMP errors are sent ahead of the burst's packets, and their frames are
 /// allocated before dropped packets return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
+    // Chosen once per burst: without hook functions, a packet pays nothing for them.
+    match ctx.hooks.is_empty() {
+        true => forward_packets::<false>(burst, ctx),
+        false => forward_packets::<true>(burst, ctx),
+    }
+}
+
+/// The same; `HOOKED`: there are hook functions.
+fn forward_packets<const HOOKED: bool>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     while !burst.is_empty() {
         let count = burst.len().min(BURST);
         let packets = &mut burst.as_mut_slice()[..count];
@@ -111,7 +120,7 @@ pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
-            let disposition = forward(skb, &mut routes, &mut dispositions, ctx);
+            let disposition = forward::<HOOKED>(skb, &mut routes, &mut dispositions, ctx);
             dispositions.set(n, disposition);
         }
         dispositions.carry_out(burst, count, ctx);
@@ -127,7 +136,7 @@ pub fn hand_back_burst(burst: &mut Burst, reason: PuntReason, ctx: &mut Ctx<'_>)
 
 /// Processes one packet.
 #[inline(always)]
-fn forward<'a>(
+fn forward<'a, const HOOKED: bool>(
     skb: &mut SkBuff,
     routes: &mut BurstRoutes<'a>,
     dispositions: &mut Dispositions<'a>,
@@ -136,13 +145,13 @@ fn forward<'a>(
     let n = routes.n;
     let defer_output = |output| dispositions.defer_output(n, output);
     let received = receive(skb, ctx);
-    let original = (!ctx.hooks.is_empty()).then(|| Original::of(skb));
+    let original = HOOKED.then(|| Original::of(skb));
     let disposition = match received {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv(skb, dev, routes, ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv::<HOOKED>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
-        Ok((_, dev)) => match ip6_rcv(skb, dev, routes, ctx) {
+        Ok((_, dev)) => match ip6_rcv::<HOOKED>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV6, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
@@ -181,7 +190,7 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
 
 /// Processes an IPv4 packet (RFC 1812 §5.2.1).
 #[inline]
-fn ip_rcv<'a, 'k>(
+fn ip_rcv<'a, 'k, const HOOKED: bool>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
@@ -192,7 +201,9 @@ fn ip_rcv<'a, 'k>(
         csum_partial::recognise4(skb, &iph);
     }
     let before = Devices { iif: Some(dev), oif: None };
-    if nf_hook(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())? == HooksRan::Yes {
+    if nf_hook::<HOOKED>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())?
+        == HooksRan::Yes
+    {
         iph = Iphdr::of(skb);
     }
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
@@ -201,9 +212,9 @@ fn ip_rcv<'a, 'k>(
         false => None,
     };
     ip_forward_checks(skb, &iph, dst, ctx)?;
-    let forwarded = ip_forward(skb, options, dev, dst, ctx)?;
+    let forwarded = ip_forward::<HOOKED>(skb, options, dev, dst, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let (routed, ran) = post_routing(skb, Family::Ip, devices, ctx.hook_env())?;
+    let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if hooked && Iphdr::of(skb).daddr != iph.daddr {
         dst.destination_changed();
@@ -215,7 +226,7 @@ fn ip_rcv<'a, 'k>(
 
 /// Processes an IPv6 packet.
 #[inline]
-fn ip6_rcv<'a, 'k>(
+fn ip6_rcv<'a, 'k, const HOOKED: bool>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
@@ -226,14 +237,16 @@ fn ip6_rcv<'a, 'k>(
         csum_partial::recognise6(skb, &hdr);
     }
     let before = Devices { iif: Some(dev), oif: None };
-    if nf_hook(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())? == HooksRan::Yes {
+    if nf_hook::<HOOKED>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())?
+        == HooksRan::Yes
+    {
         hdr = Ipv6hdr::of(skb);
     }
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
-    let forwarded = ip6_forward(skb, dev, dst, ctx)?;
+    let forwarded = ip6_forward::<HOOKED>(skb, dev, dst, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let (routed, ran) = post_routing(skb, Family::Ip6, devices, ctx.hook_env())?;
+    let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip6, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if hooked && Ipv6hdr::of(skb).daddr != hdr.daddr {
         dst.destination_changed();

@@ -33,20 +33,20 @@ pub(super) struct Devices<'a> {
     pub oif: Option<&'a Link>,
 }
 
-/// Runs the functions that are registered at a hook point.
+/// Runs the functions that are registered at a hook point. `HOOKED`: there may be some.
 ///
 /// # Errors
 /// How the packet ends, if the functions do not accept it: [`Exit::Drop`] with NETFILTER_DROP or
 /// NETFILTER_STOLEN, [`Exit::Icmp`] if its sender is to get an error, or [`Exit::Punt`].
 #[inline]
-pub(super) fn nf_hook(
+pub(super) fn nf_hook<const HOOKED: bool>(
     hook: Hook,
     skb: &mut SkBuff,
     pf: Family,
     devices: Devices<'_>,
     env: HookEnv<'_>,
 ) -> Result<HooksRan, Exit> {
-    if env.hooks.is_empty_at(pf, hook) {
+    if !HOOKED || env.hooks.is_empty_at(pf, hook) {
         return Ok(HooksRan::No);
     }
     nf_hook_slow(hook, skb, pf, devices, env)

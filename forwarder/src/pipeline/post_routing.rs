@@ -46,13 +46,13 @@ impl PostRouted {
 /// # Errors
 /// Those of [`nf_hook`].
 #[inline]
-pub(super) fn post_routing(
+pub(super) fn post_routing<const HOOKED: bool>(
     skb: &mut SkBuff,
     pf: Family,
     devices: Devices<'_>,
     env: HookEnv<'_>,
 ) -> Result<(PostRouted, HooksRan), Exit> {
-    let ran = nf_hook(Hook::PostRouting, skb, pf, devices, env)?;
+    let ran = nf_hook::<HOOKED>(Hook::PostRouting, skb, pf, devices, env)?;
     Ok((PostRouted::of(skb), ran))
 }
 

@@ -21,7 +21,7 @@ use crate::wire::ipv4::{ipv4_is_lbcast, ipv4_is_loopback, ipv4_is_multicast, ipv
 use crate::wire::{FlowKey, Ipv4Packet};
 
 /// `ip_route_input`: the route of a received packet, and `ip_error` if there is none.
-#[inline]
+#[inline(always)]
 pub(super) fn ip_route_input<'a, 'k>(
     skb: &SkBuff,
     iph: &Iphdr,

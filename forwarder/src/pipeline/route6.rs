@@ -22,7 +22,7 @@ use crate::wire::{FlowKey, Ipv6Packet};
 
 /// `ip6_route_input`: the route of a received packet. Rejections are those of `ip6_pkt_discard`,
 /// `ip6_pkt_prohibit` and `dst_discard`.
-#[inline]
+#[inline(always)]
 pub(super) fn ip6_route_input<'a, 'k>(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
