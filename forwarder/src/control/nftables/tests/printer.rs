@@ -83,6 +83,8 @@ fn of_expr(words: &[&str]) -> String {
         ["ct", "set", key, ..] => other(&format!("ct {key} set")),
         ["ct", "load", key, ..] => other(&format!("ct {key}")),
         ["objref", "sreg", ..] => other("objref map"),
+        // `dynset <op> reg_key <register> set <name>`
+        ["dynset", _, "reg_key", _, "set", set, ..] => other(&format!("dynset {set}")),
         ["match", "name", name, ..] => other(&format!("xt match {name}")),
         ["target", "name", name, ..] => other(&format!("xt target {name}")),
         ["xfrm", ..] => other("ipsec"),

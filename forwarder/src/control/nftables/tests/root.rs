@@ -99,7 +99,7 @@ fn root_all_expressions_and_elements_are_as_nft_prints_them() {
             "nat",
             "masq",
             "redir",
-            "dynset",
+            "dynset learned",
             "fib",
             "rt",
             "socket",
