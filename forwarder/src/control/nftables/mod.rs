@@ -24,7 +24,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use self::parse::Owner;
-use self::set::Elements;
+use self::set::{Elements, SetHead};
 use self::uapi::*;
 use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::{NlSock, is_interrupted};
@@ -141,16 +141,44 @@ fn dump<T>(
 fn sets(socket: &mut NlSock) -> io::Result<Vec<(Owner, Set)>> {
     let mut sets = Vec::new();
     for mut head in dump(socket, NFT_MSG_GETSET, set::set)? {
+        let found = all_elements(socket, &head)?;
+        found.into_iter().for_each(|found| head.extend(found));
+        sets.push((head.owner, head.set));
+    }
+    Ok(sets)
+}
+
+/// All elements of a set.
+///
+/// A dump takes several messages, and each continues after as many elements as the former ones had
+/// (`nf_tables_dump_set`). Between two of them and without a transaction, a hash table may be resized, which
+/// changes the order, and expired elements may be removed: elements are then missing. With another order,
+/// others are there twice. With expired ones, a second dump shows it.
+fn all_elements(socket: &mut NlSock, head: &SetHead) -> io::Result<Vec<Elements>> {
+    let mut dump = || {
         let request = |flags| {
             Request::new(NFT_MSG_GETSETELEM, flags, &[head.owner.family, 0, 0, 0])
                 .attr(NFTA_SET_ELEM_LIST_TABLE, &head.owner.table)
                 .attr(NFTA_SET_ELEM_LIST_SET, &head.name)
         };
         let found = socket.dump_by(request, |message| Some(set::elements(message)))?;
-        found.into_iter().for_each(|found| head.extend(found));
-        sets.push((head.owner, head.set));
+        match set::is_unique(&found) {
+            true => Ok(found),
+            false => Err(changed()),
+        }
+    };
+    let mut found = dump()?;
+    if !set::has_timeouts(&found) {
+        return Ok(found);
     }
-    Ok(sets)
+    for _ in 0..TRIES {
+        let again = dump()?;
+        if set::includes(&found, &again) {
+            return Ok(found);
+        }
+        found = again;
+    }
+    Err(changed())
 }
 
 /// The objects of a ruleset, each with the table that it belongs to.

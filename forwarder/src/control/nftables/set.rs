@@ -1,6 +1,8 @@
 //! Sets, maps and their elements (`nf_tables_fill_set`, `nf_tables_fill_setelem`). A set that cannot
 //! be evaluated as the kernel does has a reason in `unsupported`.
 
+use std::collections::HashSet;
+
 use super::attrs::Table;
 use super::parse::{Owner, family};
 use super::uapi::*;
@@ -106,6 +108,33 @@ pub fn elements(message: &Message<'_>) -> Elements {
         None => found.unsupported = Some(UNKNOWN_ELEMENTS),
     }
     found
+}
+
+/// What distinguishes an element from the others of its set.
+fn identity(element: &Element) -> (&[u8], Option<&[u8]>, bool, bool) {
+    let Element { key, key_end, is_interval_end, is_catchall, .. } = element;
+    (key, key_end.as_deref(), *is_interval_end, *is_catchall)
+}
+
+fn each(found: &[Elements]) -> impl Iterator<Item = &Element> {
+    found.iter().flat_map(|found| &found.elements)
+}
+
+/// Whether no element is there twice.
+pub fn is_unique(found: &[Elements]) -> bool {
+    let mut seen = HashSet::new();
+    each(found).all(|element| seen.insert(identity(element)))
+}
+
+/// Whether an element may expire.
+pub fn has_timeouts(found: &[Elements]) -> bool {
+    each(found).any(|element| element.expires_ms.is_some())
+}
+
+/// Whether `found` has all elements of `other`.
+pub fn includes(found: &[Elements], other: &[Elements]) -> bool {
+    let has: HashSet<_> = each(found).map(identity).collect();
+    each(other).all(|element| has.contains(&identity(element)))
 }
 
 impl Elements {

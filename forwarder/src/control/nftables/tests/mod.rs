@@ -340,6 +340,35 @@ fn sets_that_cannot_be_evaluated_have_a_reason() {
 }
 
 #[test]
+fn a_dump_with_an_element_twice_or_without_one_of_the_next_is_known() {
+    let element = |key: u8, is_interval_end| Element {
+        key: vec![key],
+        key_end: None,
+        is_interval_end,
+        is_catchall: false,
+        data: None,
+        expires_ms: (key == 9).then_some(1),
+    };
+    let found = |keys: &[u8]| {
+        // In two messages.
+        let (first, second) = keys.split_at(keys.len() / 2);
+        [first, second].map(|keys| set::Elements {
+            elements: keys.iter().map(|key| element(*key, false)).collect(),
+            unsupported: None,
+        })
+    };
+    assert!(set::is_unique(&found(&[1, 2, 3, 4])));
+    assert!(!set::is_unique(&found(&[1, 2, 3, 1])));
+    let mut interval = found(&[1, 2]);
+    interval[1].elements.push(element(1, true));
+    assert!(set::is_unique(&interval), "the end of an interval is another element");
+    assert!(set::includes(&found(&[1, 2, 3]), &found(&[3, 1])));
+    assert!(!set::includes(&found(&[1, 2, 3]), &found(&[3, 4])));
+    assert!(!set::has_timeouts(&found(&[1, 2, 3])));
+    assert!(set::has_timeouts(&found(&[1, 2, 3, 9])));
+}
+
+#[test]
 fn user_data_of_another_program_is_no_comment() {
     let comment = |data: &[u8]| {
         let payload = payload(

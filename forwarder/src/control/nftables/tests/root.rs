@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sched::{CloneFlags, unshare};
@@ -348,6 +348,40 @@ fn root_never_half_a_ruleset_is_read() {
             reads
         });
         assert!(reads > 0);
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_elements_that_expire_hide_no_others_from_a_reader() {
+    in_netns(|socket| {
+        const PERMANENT: usize = 2_000;
+        let permanent: Vec<String> = (0..PERMANENT).map(|n| n.to_string()).collect();
+        nft(&format!(
+            "table ip t {{ set s {{ type mark; flags timeout; gc-interval 10ms;\n\
+             elements = {{ {} }}; }}; }}",
+            permanent.join(",")
+        ));
+        for round in 0..5 {
+            let first = PERMANENT + round * 2_000;
+            let expiring =
+                (first..first + 2_000).map(|n| format!("{n} timeout {}ms", 100 + n % 200));
+            let expiring = expiring.collect::<Vec<_>>().join(",");
+            nft(&format!("add element ip t s {{ {expiring} }}"));
+            let until = Instant::now() + Duration::from_millis(400);
+            let mut reads = 0;
+            while Instant::now() < until {
+                let ruleset = match read(socket) {
+                    Err(error) if is_interrupted(&error) => continue,
+                    ruleset => ruleset.expect("reads"),
+                };
+                let elements = &set(&ruleset.tables[0], "s").elements;
+                let permanent = elements.iter().filter(|element| element.expires_ms.is_none());
+                assert_eq!(permanent.count(), PERMANENT);
+                reads += 1;
+            }
+            assert!(reads > 0);
+        }
     });
 }
 
