@@ -452,7 +452,12 @@ fn random_ruleset(rng: &mut Rng) -> String {
             let priority = rng.pick(&[-150, -2, 0, 2, 50]) + table;
             let policy = if rng.one_in(6) { "drop" } else { "accept" };
             // The router's own packets: errors to itself that the kernel makes and drops are not made here.
-            let own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ";
+            let mut own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ".to_owned();
+            if *family != "ip" {
+                // MLD reports of the router, some after each change of an interface (`ip6_output` gives
+                // the hooks their interface as the input interface).
+                own += "ip6 daddr ff02::/16 accept\n    ";
+            }
             script += &format!(
                 "  chain {hook}_{table} {{\n    type filter hook {hook} priority {priority}; policy {policy};\n    {own}{PLAIN}\n    {body}\n  }}\n"
             );
