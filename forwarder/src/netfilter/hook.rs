@@ -7,6 +7,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::conntrack::{Ct, FlowTable, nf_conntrack_in};
 use super::nft::{BaseChainId, Family, Journal, Nft, Transport};
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
@@ -226,6 +227,8 @@ pub struct HookId(pub(super) u64);
 /// What runs at a hook point.
 #[derive(Clone)]
 enum Function {
+    /// `nf_conntrack_in`, of packets received, or `ipv4_conntrack_local`, of the router's own.
+    Conntrack,
     /// A base chain of the nftables ruleset.
     Nft(BaseChainId),
     /// A registered function, and the position of its state.
@@ -247,6 +250,8 @@ pub struct Hooks {
     len: usize,
     /// The nftables ruleset, if it is followed.
     nft: Option<Arc<Nft>>,
+    /// The flows that are carried, if the ruleset tracks connections.
+    flows: Option<Arc<FlowTable>>,
     /// Identifies them in the process; 0: no functions.
     id: u64,
     /// By worker: the states of registered functions, until the worker takes them.
@@ -276,7 +281,13 @@ fn family_index(pf: Family) -> usize {
 
 impl Hooks {
     /// The functions `registered`, oldest first, and the base chains of a ruleset, for `workers` workers.
-    pub(super) fn new(registered: &[Registered], nft: Option<Arc<Nft>>, workers: usize) -> Hooks {
+    /// `flows`: those that are carried if the ruleset tracks connections.
+    pub(super) fn new(
+        registered: &[Registered],
+        nft: Option<Arc<Nft>>,
+        flows: Option<&Arc<FlowTable>>,
+        workers: usize,
+    ) -> Hooks {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut hooks = Hooks { id: NEXT.fetch_add(1, Ordering::Relaxed), ..Hooks::default() };
         let chains = nft.iter().flat_map(|nft| nft.base_chains());
@@ -284,6 +295,20 @@ impl Hooks {
             let entry = Entry { priority, function: Function::Nft(chain) };
             hooks.chains[family_index(pf)][hook as usize].push(entry);
             hooks.len += 1;
+        }
+        if nft.as_ref().is_some_and(|nft| nft.program().tracks_connections()) {
+            hooks.flows = flows.cloned();
+            for chains in &mut hooks.chains {
+                for hook in [Hook::PreRouting, Hook::LocalOut] {
+                    let chain = &mut chains[hook as usize];
+                    let entry =
+                        Entry { priority: priority::CONNTRACK, function: Function::Conntrack };
+                    // Before chains of equal priority.
+                    let at = chain.partition_point(|it| it.priority < entry.priority);
+                    chain.insert(at, entry);
+                    hooks.len += 1;
+                }
+            }
         }
         hooks.nft = nft;
         for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
@@ -336,11 +361,30 @@ impl Hooks {
         ctx: &mut HookCtx<'_>,
         own: &mut HookStates,
     ) -> Verdict {
+        if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
+            let is_tracked =
+                self.nft.as_ref().is_some_and(|nft| nft.program().tracks_connections());
+            own.ct = if is_tracked { Ct::Null } else { Ct::Off };
+        }
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
+                // The router's own packets are tracked by the kernel, which sends them.
+                Function::Conntrack if at.hook == Hook::LocalOut => Verdict::Punt,
+                Function::Conntrack => {
+                    let now_ns = own.monotonic_ns(ctx.now_ns);
+                    let flows = self.flows.as_ref();
+                    match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
+                        Some(ct) => {
+                            own.ct = ct;
+                            Verdict::Accept
+                        }
+                        None => Verdict::Punt,
+                    }
+                }
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
-                        nft.run(*chain, skb, at, own.monotonic_ns(ctx.now_ns), &mut own.journal)
+                        let now_ns = own.monotonic_ns(ctx.now_ns);
+                        nft.run(*chain, skb, at, own.ct, now_ns, &mut own.journal)
                     }
                     // Not reachable: chains come with their ruleset.
                     None => Verdict::Punt,
@@ -384,6 +428,8 @@ pub struct HookStates {
     of: u64,
     /// The counters of nftables rules that the current packet passed.
     journal: Journal,
+    /// The connection of the current packet.
+    ct: Ct,
 }
 
 impl std::fmt::Debug for HookStates {

@@ -2,8 +2,10 @@
 //!
 //! - `hook`: hook points, hook functions, verdicts;
 //! - `net_hooks`: registration;
+//! - `conntrack`: the flows that workers carry where connections are tracked;
 //! - `nft`: the ruleset of the kernel and the program that workers run.
 
+pub mod conntrack;
 pub mod hook;
 pub mod net_hooks;
 pub mod nft;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::conntrack::FlowTable;
 use super::hook::{HookId, Hooks, NfHookOps, Registered};
 use super::nft::{Nft, Program, Ruleset};
 use crate::tables::Published;
@@ -17,6 +18,8 @@ pub struct NetHooks {
     nft: Option<Arc<Nft>>,
     /// The ruleset before that, whose counters continue.
     last_nft: Option<Arc<Nft>>,
+    /// The flows that are carried where connections are tracked.
+    flows: Option<Arc<FlowTable>>,
     published: Arc<Published<Hooks>>,
     /// Published earlier; a worker may still have them.
     previous: Vec<Arc<Hooks>>,
@@ -31,6 +34,7 @@ impl NetHooks {
             registered: Vec::new(),
             nft: None,
             last_nft: None,
+            flows: None,
             published: Arc::new(Published::new(Arc::default())),
             previous: Vec::new(),
         }
@@ -83,6 +87,12 @@ impl NetHooks {
         self.publish();
     }
 
+    /// Sets the flows that are carried while a ruleset tracks connections; without them, such a ruleset
+    /// leaves all packets to the kernel. Effective with the next ruleset.
+    pub fn set_flows(&mut self, flows: Arc<FlowTable>) {
+        self.flows = Some(flows);
+    }
+
     /// The nftables ruleset that workers run.
     pub fn nft(&self) -> Option<&Arc<Nft>> {
         self.nft.as_ref()
@@ -97,7 +107,8 @@ impl NetHooks {
     }
 
     fn publish(&mut self) {
-        let hooks = Hooks::new(&self.registered, self.nft.clone(), self.workers);
+        let hooks =
+            Hooks::new(&self.registered, self.nft.clone(), self.flows.as_ref(), self.workers);
         self.previous.push(self.published.publish(Arc::new(hooks)));
         self.previous.retain(|hooks| Arc::strong_count(hooks) > 1);
     }

@@ -365,6 +365,7 @@ struct Count {
 mod tests {
     use super::*;
     use crate::control::api::{Envelope, Rendered, Response};
+    use crate::netfilter::conntrack::Ct;
     use crate::netfilter::hook::{Hook, HookState, Verdict};
     use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
     use crate::netfilter::nft::{Family, Journal, Transport, compile};
@@ -424,7 +425,7 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        assert_eq!(nft.run(base, &mut skb, &at, 0, &mut journal), Verdict::Accept);
+        assert_eq!(nft.run(base, &mut skb, &at, Ct::Off, 0, &mut journal), Verdict::Accept);
         nft.commit(&mut journal, 1);
         Arc::new(nft)
     }

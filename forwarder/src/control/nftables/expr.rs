@@ -5,7 +5,7 @@ use super::attrs::Table;
 use super::uapi::*;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Data, Expr, ExthdrOp, MetaKey, PayloadBase,
+    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, MetaKey, PayloadBase,
 };
 
 /// Text of an expression that has no name.
@@ -59,6 +59,7 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "meta" => meta(data),
         "counter" => counter(data).map(|(packets, octets)| Expr::Counter { packets, octets }),
         "objref" => objref(data),
+        "ct" => ct(data),
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
@@ -286,6 +287,22 @@ fn meta(data: Attrs<'_>) -> Option<Expr> {
     }
     let (key, len) = meta_key(key);
     Some(Expr::Meta { dreg: table.reg_of(NFTA_META_DREG, len)?, key })
+}
+
+/// `ct` that is read, of both directions (without NFTA_CT_DIRECTION).
+fn ct(data: Attrs<'_>) -> Option<Expr> {
+    let table = Table::<5>::strict(data)?;
+    let key = match table.be32(NFTA_CT_KEY)? {
+        0 => CtKey::State,
+        1 => CtKey::Direction,
+        2 => CtKey::Status,
+        3 => CtKey::Mark,
+        _ => return None,
+    };
+    if table.has(NFTA_CT_DIRECTION) || table.has(NFTA_CT_SREG) {
+        return None;
+    }
+    Some(Expr::Ct { dreg: table.reg_of(NFTA_CT_DREG, 4)?, key })
 }
 
 /// A key, and the octets that it writes to the register.

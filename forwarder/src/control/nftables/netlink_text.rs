@@ -1,5 +1,6 @@
 //! Expressions as `nft --debug=netlink` (libnftnl) prints them: registers, offsets and octets.
 
+use super::uapi::CT_NAMES;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, CmpOp, Expr, ExthdrOp, MetaKey, PayloadBase, Reg, RuleVerdict,
 };
@@ -95,6 +96,10 @@ pub fn expr(expr: &Expr) -> String {
             format!("exthdr load {op} {len}b @ {kind} + {offset}{present} => reg {}", reg(*dreg))
         }
         Expr::Meta { dreg, key } => format!("meta load {} => reg {}", meta(*key), reg(*dreg)),
+        Expr::Ct { dreg, key } => {
+            let name = CT_NAMES.get(*key as usize).copied().unwrap_or_default();
+            format!("ct load {name} => reg {}", reg(*dreg))
+        }
         Expr::SetMark { sreg } => format!("meta set mark with reg {}", reg(*sreg)),
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),

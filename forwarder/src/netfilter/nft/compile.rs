@@ -125,11 +125,16 @@ fn register(
     let hook = *HOOKS.get(base.hook as usize)?;
     let is_route = base.kind == "route";
     if base.kind != "filter" && !(is_route && base.hook == LOCAL_OUT) {
+        let name = format!(
+            "chain {} {} {} (type {}, hook {hook})",
+            table.family, table.name, chain.name, base.kind
+        );
         if base.hook != LOCAL_IN && base.hook != LOCAL_OUT {
-            program.unsupported.push(format!(
-                "chain {} {} {} (type {}, hook {hook})",
-                table.family, table.name, chain.name, base.kind
-            ));
+            match base.kind.as_str() {
+                // The first packet of a connection passes it (`nf_nat_inet_fn`).
+                "nat" => program.conntrack = program.conntrack.take().or(Some(name)),
+                _ => program.unsupported.push(name),
+            }
         }
         return None;
     }
@@ -350,7 +355,6 @@ impl<'a> TableCompiler<'a> {
             }
             Expr::Meta { key: MetaKey::Other(key), .. } => self.kernel(format!("meta key {key}")),
             Expr::Other(text) => self.kernel(text.as_str()),
-            Expr::Notrack => Op::Nothing,
             _ => match plain(expr) {
                 Some(op) => op,
                 None => self.kernel("operands that the kernel does not accept"),
@@ -475,7 +479,8 @@ fn plain(expr: &Expr) -> Option<Op> {
         },
         Expr::Meta { dreg, key } => Op::Meta { dreg: valid(*dreg, meta_len(*key))?, key: *key },
         Expr::SetMark { sreg } => Op::SetMark { sreg: valid(*sreg, 4)? },
-        Expr::Notrack => Op::Nothing,
+        Expr::Ct { dreg, key } => Op::Ct { dreg: valid(*dreg, 4)?, key: *key },
+        Expr::Notrack => Op::Notrack,
         Expr::Verdict(_)
         | Expr::Lookup { .. }
         | Expr::Counter { .. }

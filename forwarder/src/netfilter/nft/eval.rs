@@ -1,6 +1,7 @@
 //! Runs a compiled chain on a packet: `nft_do_chain` (net/netfilter/nf_tables_core.c) and the `eval` functions
 //! of the expressions (net/netfilter/nft_*.c).
 
+use crate::netfilter::conntrack::{CT_STATE_ESTABLISHED, CT_STATE_INVALID, Ct, CtInfo};
 use crate::skb::PktType;
 use crate::tables::Link;
 
@@ -9,10 +10,10 @@ use super::compile::meta_len;
 use super::op::{Flow, Load, Op, RangeTest, Regs, Test};
 use super::packet::{Packet, View, find_header};
 use super::program::{
-    BaseChainId, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NftVerdict, Program, REROUTE,
-    TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
+    BaseChainId, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NO_CONNECTION, NftVerdict, Program,
+    REROUTE, TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
 };
-use super::ruleset::{CmpOp, ExthdrOp, Family, MetaKey};
+use super::ruleset::{CmpOp, CtKey, ExthdrOp, Family, MetaKey};
 
 /// NFT_JUMP_STACK_SIZE.
 const JUMP_STACK_SIZE: usize = 16;
@@ -177,6 +178,13 @@ impl Run<'_> {
                 }
                 None => Flow::Break,
             },
+            Op::Ct { dreg, key } => match self.ct(*key) {
+                Some(value) => {
+                    self.regs.store(*dreg, &(value as u32).to_le_bytes());
+                    Flow::Continue
+                }
+                None => Flow::Break,
+            },
             Op::Counter(counter) => self.count(*counter),
             Op::MaskXor { sreg, dreg, words, mask, xor } => {
                 self.regs.mask_xor(*sreg, *dreg, *words, mask, xor);
@@ -212,6 +220,8 @@ impl Run<'_> {
             Op::Exthdr { op: ExthdrOp::Ipv6, .. } => return self.exthdr_ipv6(op),
             Op::Exthdr { op: ExthdrOp::TcpOpt, .. } => return self.exthdr_tcp(op),
             Op::Exthdr { op: ExthdrOp::Ipv4, .. } => return self.exthdr_ipv4(op),
+            // A packet that connections are tracked for would not be tracked from here on.
+            Op::Notrack if self.view.packet.ct != Ct::Off => return Flow::Kernel(NO_CONNECTION),
             Op::SetMark { sreg } => self.mark = self.regs.word((*sreg).into()),
             Op::Kernel(reason) => return Flow::Kernel(*reason),
             _ => {}
@@ -285,6 +295,23 @@ impl Run<'_> {
         })
     }
 
+    /// `nft_ct_get_eval`: the value as the register has it. `None`: break.
+    #[inline]
+    fn ct(&self, key: CtKey) -> Option<u128> {
+        let host32 = |value: u32| u32::from_le_bytes(value.to_ne_bytes()).into();
+        let CtInfo { direction, status, mark } = match (self.view.packet.ct, key) {
+            (Ct::Established(info), _) => info,
+            (_, CtKey::State) => return Some(host32(CT_STATE_INVALID)),
+            _ => return None,
+        };
+        Some(match key {
+            CtKey::State => host32(CT_STATE_ESTABLISHED),
+            CtKey::Direction => direction as u128,
+            CtKey::Status => host32(status),
+            CtKey::Mark => host32(mark),
+        })
+    }
+
     /// A value of up to 16 octets in little-endian order. `None`: break.
     #[inline]
     fn load(&self, load: Load) -> Option<u128> {
@@ -293,6 +320,7 @@ impl Run<'_> {
                 self.view.value(base, offset as usize, len.into())
             }
             Load::Meta(key) => self.meta(key),
+            Load::Ct(key) => self.ct(key),
         }
     }
 

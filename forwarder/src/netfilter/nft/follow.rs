@@ -3,6 +3,7 @@
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
+use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState, Verdict};
 use crate::skb::SkBuff;
 
@@ -59,18 +60,19 @@ impl Nft {
         })
     }
 
-    /// Runs a base chain on a packet. `now_ns`: CLOCK_MONOTONIC.
+    /// Runs a base chain on a packet. `ct`: its connection; `now_ns`: CLOCK_MONOTONIC.
     #[inline]
     pub fn run(
         &self,
         chain: BaseChainId,
         skb: &mut SkBuff,
         at: &HookState<'_>,
+        ct: Ct,
         now_ns: u64,
         journal: &mut Journal,
     ) -> Verdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
-        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, now_ns };
+        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, now_ns };
         match self.program.run(chain, &mut packet, journal) {
             NftVerdict::Accept => Verdict::Accept,
             NftVerdict::Drop => Verdict::Drop,

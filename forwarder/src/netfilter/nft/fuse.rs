@@ -116,6 +116,7 @@ fn loaded(ops: &[Op]) -> Option<(Load, u8)> {
             Some((Load::Payload { base, offset, len }, dreg))
         }
         Op::Meta { dreg, key } => Some((Load::Meta(key), dreg)),
+        Op::Ct { dreg, key } => Some((Load::Ct(key), dreg)),
         _ => None,
     }
 }
@@ -169,8 +170,9 @@ fn access(op: &Op, sets: &[CompiledSet]) -> (Octets, Octets) {
         Op::Exthdr { dreg, present: true, .. } => (0, octets(dreg, 4)),
         Op::Exthdr { dreg, len, .. } => (0, words(dreg, len.into())),
         Op::Meta { dreg, key } => (0, octets(dreg, meta_len(key))),
+        Op::Ct { dreg, .. } => (0, octets(dreg, 4)),
         Op::SetMark { sreg } => (octets(sreg, 4), 0),
         Op::Test(_) | Op::RangeTest(_) => (0, 0),
-        Op::Flow(_) | Op::Counter(_) | Op::Nothing | Op::Kernel(_) => (0, 0),
+        Op::Flow(_) | Op::Counter(_) | Op::Notrack | Op::Nothing | Op::Kernel(_) => (0, 0),
     }
 }

@@ -3,7 +3,7 @@
 //! An operand that the kernel would not accept, for example one outside of the register file, never becomes
 //! an operation: the compiler writes [`Op::Kernel`] instead.
 
-use super::ruleset::{CmpOp, ExthdrOp, MetaKey, PayloadBase, REGISTERS};
+use super::ruleset::{CmpOp, CtKey, ExthdrOp, MetaKey, PayloadBase, REGISTERS};
 
 /// What a compiled expression or rule decides. As the kernel's verdicts, with chains by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,14 @@ pub(super) enum Op {
     Test(Test),
     /// A load and comparisons for order, without the register between them.
     RangeTest(RangeTest),
+    /// `ct` that is read.
+    Ct {
+        dreg: u8,
+        key: CtKey,
+    },
     /// `notrack`.
+    Notrack,
+    /// No effect.
     Nothing,
     /// Left to the kernel, for the reason with this number.
     Kernel(u32),
@@ -130,6 +137,7 @@ pub(super) enum Op {
 pub(super) enum Load {
     Payload { base: PayloadBase, offset: u32, len: u8 },
     Meta(MetaKey),
+    Ct(CtKey),
 }
 
 impl Load {
@@ -139,6 +147,7 @@ impl Load {
         match self {
             Load::Payload { len, .. } => len.into(),
             Load::Meta(key) => super::compile::meta_len(key),
+            Load::Ct(_) => 4,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A packet at a hook, as expressions see it (`struct nft_pktinfo`).
 
 use crate::netfilter::Hook;
+use crate::netfilter::conntrack::Ct;
 use crate::skb::SkBuff;
 use crate::tables::Link;
 use crate::wire::EtherType;
@@ -33,6 +34,8 @@ pub struct Packet<'a> {
     pub oif: Option<&'a Link>,
     /// Where its transport header is.
     pub transport: Transport,
+    /// Its connection.
+    pub ct: Ct,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -73,7 +76,7 @@ impl Transport {
 }
 
 impl<'a> Packet<'a> {
-    /// A packet whose transport header is not known yet.
+    /// A packet whose transport header is not known yet, where connections are not tracked.
     #[inline]
     pub fn new(
         skb: &'a mut SkBuff,
@@ -84,7 +87,7 @@ impl<'a> Packet<'a> {
         now_ns: u64,
     ) -> Packet<'a> {
         let transport = Transport::of(skb, family);
-        Packet { skb, family, hook, iif, oif, transport, now_ns }
+        Packet { skb, family, hook, iif, oif, transport, ct: Ct::Off, now_ns }
     }
 
     /// Whether it is a fragment, the first one included.

@@ -169,6 +169,12 @@ impl Program {
         self.conntrack.clone()
     }
 
+    /// Whether the kernel tracks connections for this ruleset: packets of flows that are not carried are the
+    /// kernel's.
+    pub fn tracks_connections(&self) -> bool {
+        self.conntrack.is_some()
+    }
+
     /// All counters; a [`CounterPage`] has them in this order.
     pub fn counters(&self) -> &[CounterPlace] {
         &self.counters
@@ -272,7 +278,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 7] = [
+pub(super) const FIXED_REASONS: [&str; 8] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -280,6 +286,7 @@ pub(super) const FIXED_REASONS: [&str; 7] = [
     "chains refer to each other in a loop",
     "the packet is a fragment",
     "an element of a set is about to expire",
+    "the packet's connection is not known",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -292,3 +299,4 @@ pub(super) const LOOP: u32 = 4;
 /// later fragment for a transport header, on its version.
 pub(super) const FRAGMENT: u32 = 5;
 pub(super) const EXPIRES: u32 = 6;
+pub(super) const NO_CONNECTION: u32 = 7;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::op::{Flow, Op};
 use super::program::{KernelRule, Program, Step};
-use super::ruleset::{Expr, Family, Ruleset};
+use super::ruleset::{CtKey, Expr, Family, Ruleset};
 
 /// Hooks at which forwarded packets pass.
 const FORWARDED: [usize; 3] = [0, 2, 4];
@@ -74,7 +74,7 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
         }
     }
     program.kernel_rules = kernel_rules;
-    program.conntrack = conntrack;
+    program.conntrack = conntrack.or_else(|| program.conntrack.take());
 }
 
 /// For each chain, whether a forwarded packet can reach it.
@@ -168,10 +168,21 @@ const CONNTRACK: [&str; 30] = [
     "xt target NOTRACK",
 ];
 
+/// An expression `ct`, as nft names it.
+fn ct_name(key: CtKey) -> &'static str {
+    match key {
+        CtKey::State => "ct state",
+        CtKey::Direction => "ct direction",
+        CtKey::Status => "ct status",
+        CtKey::Mark => "ct mark",
+    }
+}
+
 /// The text of an expression that uses connection tracking.
 pub(super) fn tracks(expr: &Expr) -> Option<&str> {
     let text = match expr {
         Expr::Other(text) => text.as_str(),
+        Expr::Ct { key, .. } => return Some(ct_name(*key)),
         // Helpers, connlimit, timeouts, expectations and synproxy (NFT_OBJECT_*).
         Expr::Objref { kind: 3, .. } => "ct helper",
         Expr::Objref { kind: 5, .. } => "connlimit",

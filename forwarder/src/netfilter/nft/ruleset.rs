@@ -267,6 +267,19 @@ pub enum MetaKey {
     Other(u32),
 }
 
+/// Keys of `ct` that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CtKey {
+    /// NFT_CT_STATE: 1 invalid, 2 established, 4 related, 8 new, 64 untracked (NF_CT_STATE_BIT), 32 bits, host byte order.
+    State,
+    /// NFT_CT_DIRECTION: 0 original, 1 reply, 8 bits.
+    Direction,
+    /// NFT_CT_STATUS: bits IPS_*, 32 bits, host byte order.
+    Status,
+    /// NFT_CT_MARK: 32 bits, host byte order.
+    Mark,
+}
+
 /// An expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
@@ -369,6 +382,13 @@ pub enum Expr {
         /// What.
         key: MetaKey,
     },
+    /// `ct` that is read.
+    Ct {
+        /// Destination.
+        dreg: Reg,
+        /// What.
+        key: CtKey,
+    },
     /// `meta mark set`.
     SetMark {
         /// The new mark, 32 bits, host byte order.
@@ -388,9 +408,9 @@ pub enum Expr {
         /// Its name.
         name: String,
     },
-    /// `notrack`: without effect where connections are not tracked.
+    /// `notrack`: without effect where connections are not tracked, else left to the kernel.
     Notrack,
-    /// One that this version does not decode or evaluate, as nft or iptables name it: `ct state`, `limit`,
+    /// One that this version does not decode or evaluate, as nft or iptables name it: `ct helper`, `limit`,
     /// `xt match hashlimit`. Packets that reach it are left to the kernel.
     Other(String),
 }

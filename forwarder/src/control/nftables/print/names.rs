@@ -146,6 +146,24 @@ pub(super) const DSCPS: &Names = &[
 /// ECN code points (RFC 3168).
 pub(super) const ECNS: &Names = &[(0, "not-ect"), (1, "ect1"), (2, "ect0"), (3, "ce")];
 
+/// Bits of `ct state` (NF_CT_STATE_BIT).
+pub(super) const CT_STATES: &Names =
+    &[(1, "invalid"), (2, "established"), (4, "related"), (8, "new"), (64, "untracked")];
+
+/// Directions of a connection (`enum ip_conntrack_dir`).
+pub(super) const CT_DIRECTIONS: &Names = &[(0, "original"), (1, "reply")];
+
+/// Bits of `ct status` (`enum ip_conntrack_status`) that have names.
+pub(super) const CT_STATUSES: &Names = &[
+    (1, "expected"),
+    (2, "seen-reply"),
+    (4, "assured"),
+    (8, "confirmed"),
+    (16, "snat"),
+    (32, "dnat"),
+    (512, "dying"),
+];
+
 /// TCP flags, by their bit.
 pub(super) const TCP_FLAGS: &Names = &[
     (0x01, "fin"),

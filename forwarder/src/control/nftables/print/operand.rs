@@ -3,7 +3,7 @@
 use super::fields::{self, Field, Proto};
 use super::value::{Kind, Order, hex, prefix_len, shift_right};
 use crate::control::nftables::uapi::META_NAMES;
-use crate::netfilter::nft::ruleset::{ExthdrOp, Family, MetaKey, PayloadBase, Reg, Set};
+use crate::netfilter::nft::ruleset::{CtKey, ExthdrOp, Family, MetaKey, PayloadBase, Reg, Set};
 
 /// What a register holds.
 #[derive(Debug, Clone)]
@@ -31,6 +31,7 @@ pub(super) enum What<'a> {
         present: bool,
     },
     Meta(MetaKey),
+    Ct(CtKey),
     Value(&'a [u8]),
     /// Data of a map, with the text of its key.
     Map {
@@ -146,6 +147,7 @@ impl Known {
                 exthdr(operand, *op, *kind, *offset, *present)
             }
             What::Meta(key) => meta(operand, *key),
+            What::Ct(key) => ct(operand, *key),
             What::Text(text, kind) => plain(operand, text.clone(), *kind, Source::Other)
                 .filter(|_| operand.mask.is_none()),
             What::Value(_) | What::Map { .. } => None,
@@ -307,6 +309,17 @@ fn exthdr(
         place.field(&proto, &format!("{of_field}{} ", proto.name), operand)
     }?;
     Some(Left { header, ..left })
+}
+
+fn ct(operand: &Operand<'_>, key: CtKey) -> Option<Left> {
+    let (text, kind) = match key {
+        CtKey::State => ("ct state", Kind::CtState),
+        CtKey::Direction => ("ct direction", Kind::CtDirection),
+        CtKey::Status => ("ct status", Kind::CtStatus),
+        CtKey::Mark => ("ct mark", Kind::Mark),
+    };
+    let left = plain(operand, text.to_owned(), kind, Source::Other)?;
+    Some(Left { mask: masked_field(operand, kind), ..left })
 }
 
 fn meta(operand: &Operand<'_>, key: MetaKey) -> Option<Left> {

@@ -9,7 +9,7 @@ use super::value::{Kind, Order, flags, number};
 use super::{Counts, Printer, SetType, one_line, verdict};
 use crate::control::nftables::netlink_text;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set,
+    BitwiseOp, CmpOp, CtKey, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set,
 };
 
 /// Prints one rule.
@@ -71,6 +71,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 self.load(*dreg, What::Exthdr { op, kind, offset, present }, (*len).into(), at);
             }
             Expr::Meta { dreg, key } => self.load(*dreg, What::Meta(*key), meta_len(*key), at),
+            Expr::Ct { dreg, key } => self.load(*dreg, What::Ct(*key), ct_len(*key), at),
             Expr::Immediate { dreg, value } => {
                 self.load(*dreg, What::Value(value), value.len(), at);
             }
@@ -439,6 +440,11 @@ fn brackets(expr: &Expr) -> String {
     one_line(&netlink_text::expr(expr))
 }
 
+/// Octets that a key of `ct` writes.
+fn ct_len(key: CtKey) -> usize {
+    if key == CtKey::Direction { 1 } else { 4 }
+}
+
 /// Octets that a key writes.
 fn meta_len(key: MetaKey) -> usize {
     match key {
@@ -453,8 +459,10 @@ fn meta_len(key: MetaKey) -> usize {
 fn masked<'a>(operand: &Operand<'a>, op: &BitwiseOp) -> Option<Operand<'a>> {
     let BitwiseOp::MaskXor { mask, xor } = op else { return None };
     let is_mask = xor.iter().all(|octet| *octet == 0) && mask.len() == operand.len;
-    let is_loaded =
-        matches!(operand.what, What::Payload { .. } | What::Exthdr { .. } | What::Meta(_));
+    let is_loaded = matches!(
+        operand.what,
+        What::Payload { .. } | What::Exthdr { .. } | What::Meta(_) | What::Ct(_)
+    );
     (is_mask && is_loaded && operand.mask.is_none())
         .then(|| Operand { mask: Some(mask.clone()), ..operand.clone() })
 }
@@ -477,7 +485,8 @@ fn comparison(left: &Left, op: CmpOp, data: &[u8]) -> String {
         CmpOp::Gte => ">= ",
     };
     let (text, value) = (&left.text, left.value(data));
-    let is_flags = left.kind == Kind::TcpFlags;
+    let flag_names = left.kind.flag_names();
+    let is_flags = flag_names.is_some();
     let Some(mask) = &left.mask else {
         let sign = if is_flags && op == CmpOp::Eq { "== " } else { sign };
         return format!("{text} {sign}{}", left.value_text(data));
@@ -486,7 +495,7 @@ fn comparison(left: &Left, op: CmpOp, data: &[u8]) -> String {
         return format!("{text} {sign}{prefix}");
     }
     let is_zero = value.iter().all(|octet| *octet == 0);
-    let list = |octets: &[u8]| flags(names::TCP_FLAGS, octets).join(",");
+    let list = |octets: &[u8]| flags(flag_names.unwrap_or(&[]), octets).join(",");
     match op {
         CmpOp::Neq if is_flags && is_zero => format!("{text} {}", list(mask)),
         CmpOp::Eq if is_flags && is_zero => format!("{text} ! {}", list(mask)),

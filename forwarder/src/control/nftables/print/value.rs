@@ -31,6 +31,9 @@ pub(super) enum Kind {
     Dscp,
     Ecn,
     TcpFlags,
+    CtState,
+    CtDirection,
+    CtStatus,
     DccpType,
     MhType,
     /// Whether something is there.
@@ -53,7 +56,10 @@ impl Kind {
     }
 
     fn is_host_order(self) -> bool {
-        matches!(self, Kind::HostNumber | Kind::Mark | Kind::ArpHrd)
+        matches!(
+            self,
+            Kind::HostNumber | Kind::Mark | Kind::ArpHrd | Kind::CtState | Kind::CtStatus
+        )
     }
 
     /// The type in the declaration of a set; `None`: it has no name there.
@@ -77,10 +83,23 @@ impl Kind {
             Kind::Dscp => "dscp",
             Kind::Ecn => "ecn",
             Kind::TcpFlags => "tcp_flag",
+            Kind::CtState => "ct_state",
+            Kind::CtDirection => "ct_dir",
+            Kind::CtStatus => "ct_status",
             Kind::DccpType => "dccp_pkttype",
             Kind::MhType => "mh_type",
             Kind::Number | Kind::Hex | Kind::HostNumber | Kind::Presence => return None,
         })
+    }
+
+    /// The names of its bits, if it is a set of flags.
+    pub(super) fn flag_names(self) -> Option<&'static Names> {
+        match self {
+            Kind::TcpFlags => Some(names::TCP_FLAGS),
+            Kind::CtState => Some(names::CT_STATES),
+            Kind::CtStatus => Some(names::CT_STATUSES),
+            _ => None,
+        }
     }
 
     fn names(self) -> Option<&'static Names> {
@@ -96,6 +115,7 @@ impl Kind {
             Kind::Icmpv6Code => names::ICMPV6_CODES,
             Kind::Dscp => names::DSCPS,
             Kind::Ecn => names::ECNS,
+            Kind::CtDirection => names::CT_DIRECTIONS,
             Kind::DccpType => names::DCCP_TYPES,
             Kind::MhType => names::MH_TYPES,
             _ => return None,
@@ -136,6 +156,8 @@ impl Kind {
                 number.map_or_else(|| hex(octets), |number| number.to_string())
             }
             Kind::TcpFlags => flags(names::TCP_FLAGS, octets).join(" | "),
+            Kind::CtState => flags(names::CT_STATES, octets).join(","),
+            Kind::CtStatus => flags(names::CT_STATUSES, octets).join(","),
             Kind::Presence => if number == Some(0) { "missing" } else { "exists" }.into(),
             _ => match (self.names(), number) {
                 (Some(names), Some(value)) => match find(names, value) {

@@ -4,7 +4,7 @@ use super::{Listed, attrs, be, listed, one, value, verdict};
 use crate::control::netlink::message::Attrs;
 use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
-use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, Expr, ExthdrOp, Reg, RuleVerdict};
+use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, Reg, RuleVerdict};
 
 fn other(text: &str) -> Expr {
     Expr::Other(text.into())
@@ -58,7 +58,11 @@ fn bitwise_has_a_mask_a_number_of_bits_or_a_second_register() {
 #[test]
 fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     let key = |key: u32| be(key);
-    assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(0))]), other("ct state"));
+    let state = [(NFTA_CT_DREG, &be(1)[..]), (NFTA_CT_KEY, &key(0)[..])];
+    assert_eq!(one("ct", &state), Expr::Ct { dreg: Reg(0), key: CtKey::State });
+    let of_one = [state[0], state[1], (NFTA_CT_DIRECTION, &[1][..])];
+    assert_eq!(one("ct", &of_one), other("ct state"), "of one direction only");
+    assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(6))]), other("ct helper"));
     assert_eq!(one("ct", &[(NFTA_CT_KEY, &key(3)), (NFTA_CT_SREG, &be(1))]), other("ct mark set"));
     assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(99))]), other("ct 99"));
     assert_eq!(one("ct", &[]), other("ct"));

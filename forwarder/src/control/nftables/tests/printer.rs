@@ -81,6 +81,7 @@ fn of_expr(words: &[&str]) -> String {
         ["meta", "set", "mark", ..] => text,
         ["meta", "set", key, ..] => other(&format!("meta {key} set")),
         ["ct", "set", key, ..] => other(&format!("ct {key} set")),
+        ["ct", "load", "state" | "direction" | "status" | "mark", "=>", ..] => text,
         ["ct", "load", key, ..] => other(&format!("ct {key}")),
         ["objref", "sreg", ..] => other("objref map"),
         // `dynset <op> reg_key <register> set <name>`

@@ -88,8 +88,6 @@ fn root_all_expressions_and_elements_are_as_nft_prints_them() {
         assert!(rules > 150, "{rules} rules");
         let others = others(&ruleset);
         for text in [
-            "ct state",
-            "ct mark",
             "ct mark set",
             "ct zone",
             "limit",

@@ -10,6 +10,7 @@ mod valid;
 use super::ruleset::*;
 use super::*;
 use crate::netfilter::Hook;
+use crate::netfilter::conntrack::{Ct, CtInfo, Direction};
 use crate::skb::{FramePool, PktType, SkBuff, Umem};
 use crate::tables::Link;
 
@@ -28,6 +29,7 @@ struct Input {
     oif: Option<Link>,
     mark: u32,
     pkt_type: PktType,
+    ct: Ct,
     now_ns: u64,
 }
 
@@ -43,6 +45,7 @@ impl Input {
             oif: Some(Link::new(4, "eth4")),
             mark: 0,
             pkt_type: PktType::Host,
+            ct: Ct::Off,
             now_ns: 0,
         }
     }
@@ -99,6 +102,7 @@ fn run(program: &Program, input: &Input) -> Output {
     for chain in program.chains(input.family, input.hook) {
         let (iif, oif) = (input.iif.as_ref(), input.oif.as_ref());
         let mut packet = Packet::new(&mut skb, input.family, input.hook, iif, oif, input.now_ns);
+        packet.ct = input.ct;
         verdict = match program.run(*chain, &mut packet, &mut journal) {
             NftVerdict::Accept => Verdict::Accept,
             NftVerdict::Drop => Verdict::Drop,

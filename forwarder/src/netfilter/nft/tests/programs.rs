@@ -68,13 +68,9 @@ fn chains_of_other_types_are_listed() {
         chain("PRE", 0, "new"),
     ];
     let program = compile(&ruleset(vec![table(Family::Ip, chains, Vec::new())]), 0);
-    assert_eq!(
-        program.unsupported(),
-        [
-            "chain ip t POSTROUTING (type nat, hook postrouting)",
-            "chain ip t PRE (type new, hook prerouting)"
-        ]
-    );
+    assert_eq!(program.unsupported(), ["chain ip t PRE (type new, hook prerouting)"]);
+    let nat = "chain ip t POSTROUTING (type nat, hook postrouting)";
+    assert_eq!(program.uses_conntrack().as_deref(), Some(nat));
     assert_eq!(program.chains(Family::Ip, Hook::LocalOut).len(), 1);
     assert!(program.chains(Family::Ip, Hook::LocalIn).is_empty());
 }

@@ -42,7 +42,7 @@ fn field(rng: &mut Rng) -> (Expr, usize, Vec<u8>) {
         name.resize(16, 0);
         name
     };
-    match rng.below(15) {
+    match rng.below(18) {
         0..3 => (network(12, 4), 4, address(rng)),
         3 => (network(16, 4), 4, address(rng)),
         4 => (network(12, 1), 1, vec![rng.pick(&[10, 11])]),
@@ -58,7 +58,12 @@ fn field(rng: &mut Rng) -> (Expr, usize, Vec<u8>) {
             address[15] = rng.pick(&[1, 2]);
             (network(8, 16), 16, address)
         }
-        _ => (meta(MetaKey::Mark), 4, vec![rng.pick(&[0, 1, 2]), 0, 0, 0]),
+        14 => (meta(MetaKey::Mark), 4, vec![rng.pick(&[0, 1, 2]), 0, 0, 0]),
+        15 => (Expr::Ct { dreg: R1, key: CtKey::Direction }, 1, vec![rng.pick(&[0, 1])]),
+        _ => {
+            let key = rng.pick(&[CtKey::State, CtKey::State, CtKey::Status, CtKey::Mark]);
+            (Expr::Ct { dreg: R1, key }, 4, vec![rng.pick(&[0, 1, 2, 3, 6]), 0, 0, 0])
+        }
     }
 }
 
@@ -66,6 +71,7 @@ fn with_dreg(expr: Expr, reg: Reg) -> Expr {
     match expr {
         Expr::Payload { base, offset, len, .. } => Expr::Payload { dreg: reg, base, offset, len },
         Expr::Meta { key, .. } => Expr::Meta { dreg: reg, key },
+        Expr::Ct { key, .. } => Expr::Ct { dreg: reg, key },
         other => other,
     }
 }
@@ -123,7 +129,7 @@ fn soup(rng: &mut Rng) -> Expr {
     let reg = |rng: &mut Rng| Reg(rng.pick(&[0, 0, 4, 8, 16, 16, 32, 48, 60, 2, 64, 200]));
     let len = rng.pick(&[1, 2, 3, 4, 4, 6, 8, 16, 16, 20, 0, 255]);
     let (sreg, dreg) = (reg(rng), reg(rng));
-    match rng.below(14) {
+    match rng.below(15) {
         0 => Expr::Immediate { dreg, value: rng.octets(len) },
         1 => Expr::Cmp {
             sreg,
@@ -176,6 +182,10 @@ fn soup(rng: &mut Rng) -> Expr {
         },
         9 => Expr::SetMark { sreg },
         10 => Expr::Notrack,
+        14 => Expr::Ct {
+            dreg,
+            key: rng.pick(&[CtKey::State, CtKey::Direction, CtKey::Status, CtKey::Mark]),
+        },
         11 => Expr::Objref { kind: rng.pick(&[1, 1, 4]), name: rng.pick(&["n0", "n1"]).to_owned() },
         12 => counter(),
         _ => Expr::Lookup {
@@ -409,6 +419,15 @@ fn input(rng: &mut Rng) -> Input {
         input.oif = Some(Link::new(9, "a-name-that-is-too-long"));
     }
     input.mark = rng.pick(&[0, 0, 1, 2]);
+    input.ct = match rng.below(4) {
+        0 => Ct::Off,
+        1 => Ct::Null,
+        _ => Ct::Established(CtInfo {
+            direction: rng.pick(&[Direction::Original, Direction::Reply]),
+            status: rng.below(8) as u32,
+            mark: rng.below(4) as u32,
+        }),
+    };
     input.now_ns = 1_000_000_000 + rng.below(4) as u64 * 1_000_000;
     input
 }

@@ -265,6 +265,18 @@ impl State<'_> {
                     None => Flow::Final(Verdict::Kernel),
                 };
             }
+            Expr::Ct { dreg, key } => {
+                let value = match (self.input.ct, key) {
+                    (Ct::Established(_), CtKey::State) => 2u32.to_ne_bytes().to_vec(),
+                    (_, CtKey::State) => 1u32.to_ne_bytes().to_vec(),
+                    (Ct::Established(ct), CtKey::Direction) => vec![ct.direction as u8],
+                    (Ct::Established(ct), CtKey::Status) => ct.status.to_ne_bytes().to_vec(),
+                    (Ct::Established(ct), CtKey::Mark) => ct.mark.to_ne_bytes().to_vec(),
+                    _ => return Flow::Break,
+                };
+                self.store(*dreg, &value);
+            }
+            Expr::Notrack if self.input.ct != Ct::Off => return Flow::Final(Verdict::Kernel),
             Expr::Notrack => {}
             Expr::Counter { .. } | Expr::Other(_) => return Flow::Final(Verdict::Kernel),
         }
@@ -518,6 +530,8 @@ impl State<'_> {
         };
         match (element.and_then(|element| element.data.as_ref()), dreg) {
             (Some(Data::Verdict(verdict)), _) if *is_vmap => return self.verdict(verdict),
+            // An element without a verdict, which no verdict map of a kernel has.
+            _ if *is_vmap && element.is_some() => return Flow::Break,
             (Some(Data::Value(value)), Some(dreg)) => self.store(*dreg, &value.clone()),
             _ => {}
         }

@@ -39,6 +39,7 @@ pub(super) fn is_valid(expr: &Expr) -> bool {
         Expr::Meta { key: MetaKey::Other(_), .. } => false,
         Expr::Meta { dreg, key: MetaKey::IifName | MetaKey::OifName } => fits(*dreg, 16),
         Expr::Meta { dreg, .. } => fits(*dreg, 4),
+        Expr::Ct { dreg, .. } => fits(*dreg, 4),
         Expr::SetMark { sreg } => fits(*sreg, 4),
         Expr::Objref { kind, .. } => *kind == OBJECT_COUNTER,
         Expr::Other(_) => false,

@@ -1,0 +1,58 @@
+//! Connection tracking: the flows that workers carry.
+//!
+//! The kernel tracks connections; there is no second tracker. A thread of the control layer follows the
+//! kernel's table and enters the flows that workers may carry ([`FlowTable`]). A packet of another flow is
+//! left to the kernel, which judges it, tracks it and translates it. A carried packet meets the same ruleset
+//! as in the kernel, with what is known of its connection ([`Ct`]).
+//!
+//! - `tuple`: the key of a packet;
+//! - `table`: the carried flows, written by one thread and read by all workers;
+//! - `nf_conntrack_in`: finds the flow of a packet at PRE_ROUTING.
+
+mod nf_conntrack_in;
+mod table;
+#[cfg(test)]
+mod tests;
+mod tuple;
+
+pub use nf_conntrack_in::nf_conntrack_in;
+pub use table::{FlowDesc, FlowTable, FlowWriter};
+pub use tuple::FlowKey;
+
+/// The direction of a packet in its connection (`enum ip_conntrack_dir`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// As the connection's first packet.
+    Original = 0,
+    /// The answers.
+    Reply = 1,
+}
+
+/// What is known of a packet's connection (`nf_ct_get`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ct {
+    /// Connections are not tracked.
+    #[default]
+    Off,
+    /// Connections are tracked, but not of this packet, or not yet: the hook function has not run
+    /// (`ct == NULL`, with which `ct state` is `invalid`).
+    Null,
+    /// Of an established connection.
+    Established(CtInfo),
+}
+
+/// A packet's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CtInfo {
+    /// The packet's direction.
+    pub direction: Direction,
+    /// `ct->status`, bits IPS_*.
+    pub status: u32,
+    /// `ct->mark`.
+    pub mark: u32,
+}
+
+/// NF_CT_STATE_INVALID_BIT.
+pub const CT_STATE_INVALID: u32 = 1;
+/// NF_CT_STATE_BIT(IP_CT_ESTABLISHED).
+pub const CT_STATE_ESTABLISHED: u32 = 1 << 1;

@@ -1,0 +1,362 @@
+//! The flows that workers carry: a table that one thread writes while workers read it, without locks.
+//!
+//! A flow has a record with a sequence number: odd while the record is written, and greater afterwards, so
+//! that a reader notices that a record changed under it (as the kernel's `seqcount`). Two entries of the
+//! index lead to it, one for each direction. An entry is in one of two buckets that its hash selects; if
+//! both are full, the flow is not entered, and stays with the kernel.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+use super::tuple::{FlowKey, KEY_WORDS};
+use super::{CtInfo, Direction};
+
+/// Entries of a bucket: a cache line.
+const BUCKET: usize = 8;
+/// Entries of the index per flow: two are used.
+const ENTRIES_PER_FLOW: usize = 4;
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A flow as the kernel's table has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowDesc {
+    /// What packets of each direction have, as they are received.
+    pub keys: [FlowKey; 2],
+    /// `ct->status`, bits IPS_*.
+    pub status: u32,
+    /// `ct->mark`.
+    pub mark: u32,
+}
+
+/// A flow that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub number: u32,
+    /// What is known of the packet's connection.
+    pub info: CtInfo,
+}
+
+/// The record of a flow.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Flow {
+    /// Odd: being written.
+    sequence: AtomicU32,
+    status: AtomicU32,
+    mark: AtomicU32,
+    /// Set by workers: the connection is closing, and its packets are the kernel's.
+    is_closing: AtomicU32,
+    keys: [[AtomicU64; KEY_WORDS]; 2],
+    /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
+    last_seen_ns: AtomicU64,
+    /// Set by workers: the highest acknowledgement number of each direction, with bit 32 set.
+    max_acks: [AtomicU64; 2],
+}
+
+/// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
+/// direction (1 bit); 0: empty.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket([AtomicU64; BUCKET]);
+
+/// The carried flows.
+#[derive(Debug)]
+pub struct FlowTable {
+    flows: Box<[Flow]>,
+    buckets: Box<[Bucket]>,
+    /// Bits of a bucket's number.
+    mask: u64,
+    seed: u64,
+    /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
+    valid_ns: AtomicU64,
+}
+
+impl FlowTable {
+    /// Room for `flows` flows, and the writer. `seed`: random, so that nobody can choose addresses that
+    /// collide.
+    pub fn new(flows: usize, seed: u64) -> (Arc<FlowTable>, FlowWriter) {
+        let flows = flows.clamp(1, (u32::MAX >> 1) as usize - 1);
+        let buckets = (flows * ENTRIES_PER_FLOW).div_ceil(BUCKET).next_power_of_two();
+        let table = Arc::new(FlowTable {
+            flows: (0..flows).map(|_| Flow::default()).collect(),
+            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            mask: buckets as u64 - 1,
+            seed,
+            valid_ns: AtomicU64::new(0),
+        });
+        (Arc::clone(&table), FlowWriter { table, free: Vec::new(), unused: 0, len: 0 })
+    }
+
+    /// Says that the table agrees with the kernel's at `now_ns` (CLOCK_MONOTONIC); 0: that it does not.
+    pub fn set_valid(&self, now_ns: u64) {
+        self.valid_ns.store(now_ns, Release);
+    }
+
+    /// When the table agreed with the kernel's, CLOCK_MONOTONIC; 0: it does not.
+    #[inline]
+    pub fn valid_ns(&self) -> u64 {
+        self.valid_ns.load(Acquire)
+    }
+
+    /// The flow with this key, unless it is closing.
+    #[inline]
+    pub fn find(&self, key: &FlowKey) -> Option<Found> {
+        let hash = self.hash(key);
+        for bucket in self.buckets_of(hash) {
+            for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
+                let entry = entry.load(Acquire);
+                if (entry ^ hash) >> 32 == 0
+                    && let Some(found) = self.check(entry, key)
+                {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// The flow that an entry leads to, if it has this key.
+    #[inline]
+    fn check(&self, entry: u64, key: &FlowKey) -> Option<Found> {
+        let low = entry as u32;
+        let number = (low >> 1).checked_sub(1)?;
+        let flow = self.flows.get(number as usize)?;
+        let (direction, at) =
+            if low & 1 == 0 { (Direction::Original, 0) } else { (Direction::Reply, 1) };
+        let sequence = flow.sequence.load(Acquire);
+        let words = flow.keys[at].each_ref().map(|word| word.load(Relaxed));
+        let (status, mark) = (flow.status.load(Relaxed), flow.mark.load(Relaxed));
+        let is_closing = flow.is_closing.load(Relaxed) != 0;
+        // The loads above happen before this one.
+        fence(Acquire);
+        let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
+        let is_it = is_stable && !is_closing && words == *key.words();
+        is_it.then_some(Found { number, info: CtInfo { direction, status, mark } })
+    }
+
+    /// A worker carried a packet of a flow.
+    #[inline]
+    pub fn seen(&self, number: u32, now_ns: u64) {
+        if let Some(flow) = self.flows.get(number as usize) {
+            flow.last_seen_ns.store(now_ns, Relaxed);
+        }
+    }
+
+    /// A worker carried a TCP packet of a flow with this acknowledgement number.
+    #[inline]
+    pub fn acked(&self, number: u32, direction: Direction, ack: u32) {
+        let Some(flow) = self.flows.get(number as usize) else { return };
+        let max_ack = &flow.max_acks[direction as usize];
+        let known = max_ack.load(Relaxed);
+        if known == 0 || ack.wrapping_sub(known as u32) as i32 > 0 {
+            max_ack.store(1 << 32 | u64::from(ack), Relaxed);
+        }
+    }
+
+    /// Whether the other end has acknowledged more than this sequence number: a RST with it is not from the
+    /// connection's end (`nf_conntrack_tcp_packet`, RFC 5961 §3).
+    pub fn is_before_ack(&self, number: u32, direction: Direction, seq: u32) -> bool {
+        let Some(flow) = self.flows.get(number as usize) else { return false };
+        let known = flow.max_acks[1 - direction as usize].load(Relaxed);
+        known != 0 && (seq.wrapping_sub(known as u32) as i32) < 0
+    }
+
+    /// A worker saw that a connection is being closed: packets of the flow are the kernel's from now on.
+    pub fn close(&self, number: u32) {
+        if let Some(flow) = self.flows.get(number as usize) {
+            flow.is_closing.store(1, Relaxed);
+        }
+    }
+
+    /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.
+    pub fn last_seen_ns(&self, number: u32) -> u64 {
+        self.flows.get(number as usize).map_or(0, |flow| flow.last_seen_ns.load(Relaxed))
+    }
+
+    /// Whether a worker saw that the connection is being closed.
+    pub fn is_closing(&self, number: u32) -> bool {
+        self.flows.get(number as usize).is_some_and(|flow| flow.is_closing.load(Relaxed) != 0)
+    }
+
+    #[inline]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        key.words().iter().fold(self.seed, |hash, word| {
+            let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
+            (product >> 64) as u64 ^ product as u64
+        })
+    }
+
+    /// The two buckets that a hash selects.
+    #[inline]
+    fn buckets_of(&self, hash: u64) -> [Option<&Bucket>; 2] {
+        let second = hash.wrapping_mul(MULTIPLIER) >> 32;
+        [hash, second].map(|at| self.buckets.get((at & self.mask) as usize))
+    }
+}
+
+/// The right to change a [`FlowTable`]; there is one.
+#[derive(Debug)]
+pub struct FlowWriter {
+    table: Arc<FlowTable>,
+    /// Numbers of records that were removed.
+    free: Vec<u32>,
+    /// Records from here on were never used.
+    unused: u32,
+    len: usize,
+}
+
+impl FlowWriter {
+    /// The table.
+    pub fn table(&self) -> &Arc<FlowTable> {
+        &self.table
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no flow.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Enters a flow and returns its number. `None`: there is no room, or a flow has one of the keys.
+    pub fn insert(&mut self, desc: &FlowDesc) -> Option<u32> {
+        let table = Arc::clone(&self.table);
+        if desc.keys[0] == desc.keys[1] || desc.keys.iter().any(|key| self.number(key).is_some()) {
+            return None;
+        }
+        let [original, reply] = desc.keys.each_ref().map(|key| table.empty_entry(key));
+        let (original, mut reply) = (original?, reply?);
+        if std::ptr::eq(original, reply) {
+            // Both would have the same entry; there is another one unless the buckets are almost full.
+            reply = table.other_entry(&desc.keys[1], original)?;
+        }
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None if (self.unused as usize) < table.flows.len() => {
+                self.unused += 1;
+                self.unused - 1
+            }
+            None => return None,
+        };
+        let flow = table.flows.get(number as usize)?;
+        flow.write(|| {
+            for (to, key) in flow.keys.iter().zip(&desc.keys) {
+                to.iter().zip(key.words()).for_each(|(to, word)| to.store(*word, Relaxed));
+            }
+            flow.status.store(desc.status, Relaxed);
+            flow.mark.store(desc.mark, Relaxed);
+            flow.is_closing.store(0, Relaxed);
+            flow.last_seen_ns.store(0, Relaxed);
+            flow.max_acks.iter().for_each(|ack| ack.store(0, Relaxed));
+        });
+        for (entry, (key, direction)) in
+            [original, reply].into_iter().zip(desc.keys.iter().zip(0..))
+        {
+            let low = (number + 1) << 1 | direction;
+            entry.store(table.hash(key) >> 32 << 32 | u64::from(low), Release);
+        }
+        self.len += 1;
+        Some(number)
+    }
+
+    /// The number of the flow with this key, closing or not.
+    pub fn number(&self, key: &FlowKey) -> Option<u32> {
+        let entry = self.table.entry(key)?.load(Relaxed) as u32;
+        (entry >> 1).checked_sub(1)
+    }
+
+    /// What was entered, with the present status and mark.
+    pub fn get(&self, number: u32) -> Option<FlowDesc> {
+        let flow = self.table.flows.get(number as usize)?;
+        let keys = flow.keys.each_ref();
+        let keys = keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed))));
+        Some(FlowDesc { keys, status: flow.status.load(Relaxed), mark: flow.mark.load(Relaxed) })
+    }
+
+    /// Changes status and mark of a flow.
+    pub fn set(&mut self, number: u32, status: u32, mark: u32) {
+        if let Some(flow) = self.table.flows.get(number as usize) {
+            flow.write(|| {
+                flow.status.store(status, Relaxed);
+                flow.mark.store(mark, Relaxed);
+            });
+        }
+    }
+
+    /// Removes the flow with this key, and returns its number. Packets that a worker has found it for are
+    /// still carried.
+    pub fn remove(&mut self, key: &FlowKey) -> Option<u32> {
+        let number = self.number(key)?;
+        let desc = self.get(number)?;
+        let flow = self.table.flows.get(number as usize)?;
+        flow.is_closing.store(1, Relaxed);
+        for key in &desc.keys {
+            if let Some(entry) = self.table.entry(key) {
+                entry.store(0, Release);
+            }
+        }
+        self.free.push(number);
+        self.len -= 1;
+        Some(number)
+    }
+
+    /// Removes all flows.
+    pub fn clear(&mut self) {
+        for bucket in &self.table.buckets {
+            bucket.0.iter().for_each(|entry| entry.store(0, Release));
+        }
+        self.free.clear();
+        (self.unused, self.len) = (0, 0);
+    }
+}
+
+impl FlowTable {
+    /// The entry of a key that is in the table. Only the writer may call it.
+    fn entry(&self, key: &FlowKey) -> Option<&AtomicU64> {
+        let hash = self.hash(key);
+        let entries = self.buckets_of(hash).into_iter().flatten().flat_map(|bucket| &bucket.0);
+        let mut entries = entries.filter(|entry| (entry.load(Relaxed) ^ hash) >> 32 == 0);
+        entries.find(|entry| {
+            let low = entry.load(Relaxed) as u32;
+            let flow = (low >> 1).checked_sub(1).and_then(|number| self.flows.get(number as usize));
+            flow.is_some_and(|flow| {
+                let words = flow.keys[(low & 1) as usize].each_ref();
+                words.map(|word| word.load(Relaxed)) == *key.words()
+            })
+        })
+    }
+
+    /// An empty entry for a key, in the bucket that has more of them.
+    fn empty_entry(&self, key: &FlowKey) -> Option<&AtomicU64> {
+        let buckets = self.buckets_of(self.hash(key)).map(|bucket| {
+            let entries = bucket.into_iter().flat_map(|bucket| &bucket.0);
+            entries.filter(|entry| entry.load(Relaxed) == 0).collect::<Vec<_>>()
+        });
+        let best = buckets.iter().max_by_key(|entries| entries.len())?;
+        best.first().copied()
+    }
+
+    /// An empty entry for a key, other than `taken`.
+    fn other_entry(&self, key: &FlowKey, taken: &AtomicU64) -> Option<&AtomicU64> {
+        let buckets = self.buckets_of(self.hash(key)).into_iter().flatten();
+        let mut entries = buckets.flat_map(|bucket| &bucket.0);
+        entries.find(|entry| entry.load(Relaxed) == 0 && !std::ptr::eq(*entry, taken))
+    }
+}
+
+impl Flow {
+    /// Writes the record so that readers notice.
+    fn write(&self, write: impl FnOnce()) {
+        let sequence = self.sequence.load(Relaxed);
+        self.sequence.store(sequence.wrapping_add(1), Relaxed);
+        // The number is odd before what follows is written, and even after.
+        fence(Release);
+        write();
+        self.sequence.store(sequence.wrapping_add(2), Release);
+    }
+}

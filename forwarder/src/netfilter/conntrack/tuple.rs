@@ -1,0 +1,90 @@
+//! The key of a packet: addresses, ports, protocol (`struct nf_conntrack_tuple`).
+
+use std::net::IpAddr;
+
+/// TCP.
+pub(super) const IPPROTO_TCP: u8 = 6;
+/// UDP.
+pub(super) const IPPROTO_UDP: u8 = 17;
+
+/// Number of 64-bit words of a key.
+pub(super) const KEY_WORDS: usize = 5;
+
+/// Addresses, ports and protocol of packets of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    /// Source address, destination address; ports, protocol, family. IPv4 addresses are in the first
+    /// octets, and zeros after them.
+    words: [u64; KEY_WORDS],
+}
+
+impl FlowKey {
+    /// Of these addresses, which are of one family, and ports.
+    pub fn new(
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: u8,
+        source_port: u16,
+        destination_port: u16,
+    ) -> FlowKey {
+        let ports = ports(source_port, destination_port);
+        match (source, destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                FlowKey::ipv4(from.octets(), to.octets(), protocol, ports)
+            }
+            _ => {
+                let octets = |address: IpAddr| match address {
+                    IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+                    IpAddr::V6(address) => address.octets(),
+                };
+                FlowKey::ipv6(&octets(source), &octets(destination), protocol, ports)
+            }
+        }
+    }
+
+    /// Of an IPv4 packet; `ports`: the first four octets of its transport header.
+    #[inline]
+    pub(super) fn ipv4(from: [u8; 4], to: [u8; 4], protocol: u8, ports: [u8; 4]) -> FlowKey {
+        let [from, to] = [from, to].map(|address| u32::from_ne_bytes(address).into());
+        FlowKey { words: [from, 0, to, 0, last(ports, protocol, 4)] }
+    }
+
+    /// Of an IPv6 packet; `ports`: the first four octets of its transport header.
+    #[inline]
+    pub(super) fn ipv6(from: &[u8; 16], to: &[u8; 16], protocol: u8, ports: [u8; 4]) -> FlowKey {
+        let [from, to] = [from, to].map(|address| {
+            let address = u128::from_ne_bytes(*address);
+            [address as u64, (address >> 64) as u64]
+        });
+        FlowKey { words: [from[0], from[1], to[0], to[1], last(ports, protocol, 6)] }
+    }
+
+    /// The words.
+    #[inline]
+    pub(super) fn words(&self) -> &[u64; KEY_WORDS] {
+        &self.words
+    }
+
+    /// Of these words.
+    #[inline]
+    pub(super) fn of_words(words: [u64; KEY_WORDS]) -> FlowKey {
+        FlowKey { words }
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> u8 {
+        (self.words[4] >> 32) as u8
+    }
+}
+
+/// Ports as a header has them.
+fn ports(source: u16, destination: u16) -> [u8; 4] {
+    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+    [a, b, c, d]
+}
+
+/// The last word.
+#[inline]
+fn last(ports: [u8; 4], protocol: u8, family: u8) -> u64 {
+    u64::from(u32::from_ne_bytes(ports)) | u64::from(protocol) << 32 | u64::from(family) << 40
+}
