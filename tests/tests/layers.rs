@@ -1,9 +1,9 @@
 //! Checks the layers of the source: a module uses only modules to its left.
 //!
 //! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → tables → netfilter → pipeline → io →
-//! worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables →
-//! mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline` also have
-//! layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
+//! worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables ·
+//! conntrack → mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline`
+//! also have layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
 //! `main.rs`, which only assemble the program.
 
 #![forbid(unsafe_code)]
@@ -31,7 +31,7 @@ const LAYERS: [&[&str]; 12] = [
 /// The layers of `control`.
 const CONTROL_LAYERS: [&[&str]; 7] = [
     &["netlink", "process"],
-    &["netdev", "nftables"],
+    &["netdev", "nftables", "conntrack"],
     &["mirror", "firewall"],
     &["steering"],
     &["config"],

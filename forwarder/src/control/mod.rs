@@ -1,10 +1,11 @@
 //! The control side: follows the kernel, controls the workers, and answers the command line.
 //!
 //! Each module uses only those to its left (`tests/tests/layers.rs`):
-//! `netlink, process → netdev, nftables → mirror, firewall → steering → config → api → daemon, doctor, offline`.
+//! `netlink, process → netdev, nftables, conntrack → mirror, firewall → steering → config → api → daemon, doctor, offline`.
 
 pub mod api;
 pub mod config;
+pub mod conntrack;
 pub mod daemon;
 pub mod doctor;
 pub mod firewall;

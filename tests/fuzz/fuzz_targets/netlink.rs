@@ -1,9 +1,10 @@
 //! Netlink messages into the mirror, the tables compiled from it, and packets forwarded by these. Whole
-//! datagrams are also decoded as messages of nf_tables.
+//! datagrams are also decoded as messages of nf_tables and of ctnetlink.
 #![no_main]
 
 use std::net::IpAddr;
 
+use ferroute::control::conntrack;
 use ferroute::control::netlink::message::Messages;
 use ferroute::control::nftables;
 use ferroute_fuzz::bench::{Bench, Layout};
@@ -40,6 +41,7 @@ fuzz_target!(|octets: &[u8]| {
     for record in &records {
         if let Record::Datagram(datagram) = record {
             let _ruleset_or_error = nftables::decode(Messages::new(datagram));
+            let _events = Messages::new(datagram).filter_map(|it| conntrack::Event::of(&it)).count();
         }
         by_step.take(record);
         if !matches!(record, Record::Compile) {

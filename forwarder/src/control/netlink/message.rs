@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const MESSAGE_HEADER: usize = 16;
 /// `struct nlattr` in octets.
 const ATTR_HEADER: usize = 4;
+const NLA_F_NESTED: u16 = 0x8000;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER masked off.
 const ATTR_TYPE_MASK: u16 = 0x3fff;
 
@@ -219,6 +220,16 @@ impl Request {
         self
     }
 
+    /// Appends an attribute whose value is the attributes that `fill` appends.
+    #[must_use]
+    pub fn nested(self, kind: u16, fill: impl FnOnce(Request) -> Request) -> Request {
+        let start = self.0.len();
+        let mut request = fill(self.attr(NLA_F_NESTED | kind, &[]));
+        let len = (request.0.len() - start) as u16;
+        request.0[start..start + 2].copy_from_slice(&len.to_ne_bytes());
+        request
+    }
+
     /// Returns the octets to send, with the length and `seq` set.
     pub fn finish(mut self, seq: u32) -> Vec<u8> {
         let len = self.0.len() as u32;
@@ -248,6 +259,21 @@ mod tests {
         assert_eq!(attrs[1].u32(), Some(7));
         assert_eq!(attrs[2].string(), "eth0");
         assert!(messages.next().is_none() && !messages.broken());
+    }
+
+    #[test]
+    fn nested_attributes_are_parsed_back() {
+        let octets = Request::new(24, 0, &[])
+            .nested(7, |inner| inner.attr(1, &[5]).nested(2, |last| last.attr(3, &[6, 7])))
+            .attr(8, &[9])
+            .finish(1);
+        let mut attrs = Attrs(&octets[16..]);
+        let (first, second) = (attrs.next().expect("the first"), attrs.next().expect("the second"));
+        assert!(attrs.next().is_none() && attrs.0.is_empty());
+        assert_eq!((first.kind, second.kind, second.u8()), (7, 8, Some(9)));
+        let inner: Vec<_> = first.nested().collect();
+        assert_eq!((inner[0].kind, inner[0].u8(), inner[1].kind), (1, Some(5), 2));
+        assert_eq!(inner[1].nested().next().expect("the last").value, [6, 7]);
     }
 
     #[test]

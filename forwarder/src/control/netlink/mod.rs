@@ -2,6 +2,7 @@
 //! events.
 //!
 //! - [`message`]: builds and parses messages and attributes;
+//! - [`table`]: attributes by their number;
 //! - [`socket`]: one request and its reply messages, including dumps;
 //! - [`query`]: a socket for requests of any protocol, with errors as an errno only;
 //! - [`rtnl`]: the mirror's rtnetlink sockets for events and requests;
@@ -15,6 +16,7 @@ pub mod message;
 pub mod query;
 pub mod rtnl;
 pub mod socket;
+pub mod table;
 
 const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_ACK: u16 = 0x04;

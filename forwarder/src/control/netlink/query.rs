@@ -4,7 +4,8 @@
 use std::io;
 
 use super::message::{Message, Request};
-use super::socket::{AskSocket, DumpEnd};
+use super::socket::AskSocket;
+pub use super::socket::DumpEnd;
 use super::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
 /// GENL_ID_CTRL, the family that resolves the ids of generic families.
@@ -17,6 +18,10 @@ pub const GENL_HEADER: usize = 4;
 
 /// How often a dump is requested if it is interrupted by changes.
 const DUMP_TRIES: usize = 5;
+
+/// How many requests one datagram has. An acknowledgement occupies up to some 1 KiB of the receive buffer,
+/// which has 208 KiB by default, and is lost when that is full.
+const BATCH_MAX: usize = 64;
 
 /// The socket for requests.
 #[derive(Debug)]
@@ -60,6 +65,33 @@ impl NlSock {
             let end = self.0.exchange("dump", request, |message| found.extend(parse(message)))?;
             Ok((found, end))
         })
+    }
+
+    /// Dumps all objects that a request selects, once, without collecting them: calls `each` with every
+    /// message.
+    ///
+    /// # Errors
+    /// The kernel's errno; some messages may have been passed on before.
+    pub fn dump_each(
+        &mut self,
+        request: impl FnOnce(u16) -> Request,
+        each: impl FnMut(&Message<'_>),
+    ) -> io::Result<DumpEnd> {
+        Ok(self.0.exchange("dump", request(NLM_F_REQUEST | NLM_F_DUMP), each)?)
+    }
+
+    /// Sends a request for each item, many in one datagram; returns the kernel's answers in that order.
+    pub fn change_all<T>(
+        &mut self,
+        items: &[T],
+        request: impl Fn(&T, u16) -> Request,
+    ) -> Vec<io::Result<()>> {
+        let mut answers = Vec::with_capacity(items.len());
+        for batch in items.chunks(BATCH_MAX) {
+            let requests = batch.iter().map(|item| request(item, NLM_F_REQUEST | NLM_F_ACK));
+            answers.extend(self.0.exchange_all("change", requests.collect()));
+        }
+        answers
     }
 
     /// Sends one request and parses the reply; `None` if there was none or `parse` returned `None`.
@@ -131,6 +163,25 @@ mod tests {
         };
         let error = socket.get(request, |m| Some(m.kind)).expect_err("no such interface");
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn requests_of_a_batch_are_answered_in_their_order() {
+        let mut socket = NlSock::open(NETLINK_ROUTE).expect("opens");
+        let rtm_getlink = 18;
+        // No interface has the number 0x7fff_fff0; 1 is lo.
+        let ifindexes: Vec<u32> =
+            (0..200).map(|number| if number % 3 == 0 { 1 } else { 0x7fff_fff0 }).collect();
+        let answers = socket.change_all(&ifindexes, |ifindex, flags| {
+            let mut header = [0; 16];
+            header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+            Request::new(rtm_getlink, flags, &header)
+        });
+        assert_eq!(answers.len(), ifindexes.len());
+        for (ifindex, answer) in ifindexes.iter().zip(answers) {
+            let errno = answer.err().and_then(|error| error.raw_os_error());
+            assert_eq!(errno, (*ifindex != 1).then_some(libc::ENODEV));
+        }
     }
 
     #[test]

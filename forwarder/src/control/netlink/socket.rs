@@ -115,7 +115,7 @@ impl AskSocket {
             .map_err(failed(what))?;
         let mut end = DumpEnd::Complete;
         loop {
-            self.receive(what)?;
+            self.receive(what, 0)?;
             let mut messages = Messages::new(&self.buffer);
             for message in messages.by_ref().filter(|message| message.seq == self.seq) {
                 if message.flags & NLM_F_DUMP_INTR != 0 {
@@ -134,10 +134,53 @@ impl AskSocket {
         }
     }
 
-    fn receive(&mut self, what: &'static str) -> Result<(), SockError> {
+    /// Sends requests with NLM_F_ACK in one datagram; returns the answer to each, by their sequence
+    /// numbers. A request without an answer has the error of the socket: ENOBUFS if the receive buffer had
+    /// no room for its answer, though the kernel may have done what it requests.
+    pub(super) fn exchange_all(
+        &mut self,
+        what: &'static str,
+        requests: Vec<Request>,
+    ) -> Vec<io::Result<()>> {
+        let first = self.seq.wrapping_add(1);
+        let mut answers: Vec<Option<io::Result<()>>> = requests.iter().map(|_| None).collect();
+        let mut datagram = Vec::new();
+        for request in requests {
+            self.seq = self.seq.wrapping_add(1);
+            datagram.extend(request.finish(self.seq));
+        }
+        let sent = self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0);
+        let mut errno = sent.err().map(|error| errno_of(&error));
+        let (mut pending, mut flags) = if errno.is_none() { (answers.len(), 0) } else { (0, 0) };
+        while pending > 0 {
+            match self.receive(what, flags).map_err(|error| errno_of(&error.into())) {
+                Ok(()) => {}
+                // The kernel answers while it receives the datagram: no more answers arrive.
+                Err(libc::ENOBUFS) => {
+                    (errno, flags) = (Some(libc::ENOBUFS), libc::MSG_DONTWAIT);
+                    continue;
+                }
+                Err(other) => {
+                    errno = errno.or(Some(other));
+                    break;
+                }
+            }
+            for message in Messages::new(&self.buffer).filter(|it| it.kind == NLMSG_ERROR) {
+                let at = message.seq.wrapping_sub(first) as usize;
+                if let Some(answer @ None) = answers.get_mut(at) {
+                    *answer = Some(refused(what, &message).map_err(io::Error::from));
+                    pending -= 1;
+                }
+            }
+        }
+        let unanswered = || Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO)));
+        answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
+    }
+
+    fn receive(&mut self, what: &'static str, flags: i32) -> Result<(), SockError> {
         loop {
             self.buffer.clear();
-            match self.socket.recv_from(&mut self.buffer, 0) {
+            match self.socket.recv_from(&mut self.buffer, flags) {
                 Ok((_, from)) if from.port_number() == 0 => return Ok(()),
                 Ok(_) => {} // not the kernel
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -145,6 +188,10 @@ impl AskSocket {
             }
         }
     }
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 /// The errno in the kernel's reply; `Ok` for an acknowledgement.
@@ -155,5 +202,39 @@ fn refused(what: &'static str, message: &Message<'_>) -> Result<(), SockError> {
             Err(SockError::Refused { what, source, text })
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::netlink::{NLM_F_ACK, NLM_F_REQUEST};
+
+    const RTM_GETLINK: u16 = 18;
+
+    /// Requests the attributes of an interface that does not exist.
+    fn request() -> Request {
+        let mut header = [0; 16];
+        header[4..8].copy_from_slice(&0x7fff_fff0u32.to_ne_bytes());
+        Request::new(RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, &header)
+    }
+
+    #[test]
+    fn answers_without_room_are_errors_and_the_socket_remains_usable() {
+        let mut socket = AskSocket::open(netlink_sys::protocols::NETLINK_ROUTE).expect("opens");
+        setsockopt(&socket.socket, sockopt::RcvBuf, &1).expect("is set");
+        for _ in 0..3 {
+            let answers = socket.exchange_all("get", (0..64).map(|_| request()).collect());
+            let errnos: Vec<i32> = answers
+                .into_iter()
+                .map(|answer| answer.expect_err("no such interface").raw_os_error())
+                .map(|errno| errno.expect("has one"))
+                .collect();
+            let (arrived, lost) = errnos.split_at(errnos.partition_point(|it| *it == libc::ENODEV));
+            assert!(!arrived.is_empty() && !lost.is_empty(), "{errnos:?}");
+            assert!(lost.iter().all(|errno| *errno == libc::ENOBUFS), "{errnos:?}");
+            let error = socket.exchange("get", request(), |_| {}).expect_err("no such interface");
+            assert_eq!(io::Error::from(error).raw_os_error(), Some(libc::ENODEV));
+        }
     }
 }

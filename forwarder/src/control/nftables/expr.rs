@@ -1,7 +1,7 @@
 //! Decodes the expressions of rules. An expression that is not decoded, or whose attributes are not
 //! as expected, becomes [`Expr::Other`] with its name: never another expression.
 
-use super::attrs::Table;
+use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{

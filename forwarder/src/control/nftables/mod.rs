@@ -3,7 +3,7 @@
 //!
 //! - [`read`]: the whole ruleset, consistent;
 //! - `parse`: tables, chains, rules, objects; `expr`: the expressions of rules; `set`: sets and their
-//!   elements; `attrs`: attributes by number; `uapi`: constants;
+//!   elements; `attrs`: registers, data and verdicts in attributes; `uapi`: constants;
 //! - [`print`]: the ruleset as text, as `nft list ruleset` prints it; `netlink_text`: single expressions as
 //!   `nft --debug=netlink` prints them.
 //!

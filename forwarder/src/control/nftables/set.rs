@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::attrs::Table;
+use super::attrs::{NftValues as _, Table};
 use super::parse::{Owner, family};
 use super::uapi::*;
 use crate::control::netlink::message::{Attrs, Message};

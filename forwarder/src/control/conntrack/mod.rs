@@ -1,0 +1,96 @@
+//! Reads, follows and updates the kernel's connection tracking table of the network namespace by
+//! ctnetlink (NFNL_SUBSYS_CTNETLINK).
+//!
+//! - [`is_available`], [`dump`]: whether the kernel has ctnetlink; all entries, one after the other;
+//! - [`Events`]: entries that are added, changed and removed;
+//! - [`update()`]: changes timeout, status and window checks of entries, many in one datagram;
+//! - [`Sysctls`]: the settings of net.netfilter that matter for it;
+//! - `entry`: what an entry is; `parse`: the messages; `uapi`: constants.
+//!
+//! To have the whole table: open [`Events`], then [`dump`], then apply the events. An event that arrived
+//! during the dump may be older or newer than the dumped entry with its tuple.
+//!
+//! Left out: expectations, counters, the contents of labels, security marks and NAT ranges (the two
+//! tuples of an entry show its NAT), and creating and deleting entries. All requests need CAP_NET_ADMIN.
+
+mod entry;
+mod events;
+mod parse;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod uapi;
+mod update;
+
+use std::io;
+
+pub use self::entry::*;
+pub use self::events::{Event, Events, Received};
+pub use self::sysctl::Sysctls;
+use self::uapi::*;
+pub use self::update::{Change, update};
+use crate::control::netlink::message::Request;
+use crate::control::netlink::query::{DumpEnd, NlSock};
+
+/// What [`dump`] read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dumped {
+    /// Entries that were passed on.
+    pub entries: u64,
+    /// Entries that were left out, because their message did not have the expected form.
+    pub skipped: u64,
+    /// `Interrupted` if a datagram was malformed, so that messages are missing; the kernel does not
+    /// report that entries changed during the dump.
+    pub end: DumpEnd,
+}
+
+/// Whether the kernel has ctnetlink; it loads the module nf_conntrack_netlink for this, if there is one.
+/// `socket`: of NETLINK_NETFILTER.
+///
+/// # Errors
+/// The kernel's errno: EPERM without CAP_NET_ADMIN.
+pub fn is_available(socket: &mut NlSock) -> io::Result<bool> {
+    let request = |flags| Request::new(IPCTNL_MSG_CT_GET_STATS, flags, &[0; NFGEN_HEADER]);
+    match socket.get(request, |_| Some(())) {
+        Err(error) if is_unsupported(&error) => Ok(false),
+        answer => answer.map(|_| true),
+    }
+}
+
+/// Whether an error of a request means that the kernel has no ctnetlink (`nfnetlink_rcv_msg`: EINVAL for
+/// a subsystem or message that it does not have).
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+/// Passes on all entries of both families and all zones. `socket`: of NETLINK_NETFILTER.
+///
+/// The table changes during the dump, which the kernel does not report: `ctnetlink_dump_table` never sets
+/// NLM_F_DUMP_INTR. It walks the hash table, and each datagram continues in the bucket in which the last one
+/// ended, with the entry that had no room.
+/// - If that entry is gone or expired, the whole bucket is listed again: its entries may come twice.
+/// - An entry that is added in a bucket that was already passed, or ahead in the current one, is not listed;
+///   one that is removed later was listed. [`Events`], opened before, report both.
+/// - If the hash table is resized (nf_conntrack_buckets), any entry may be missing or come twice.
+/// - Entries that have expired and are not yet removed, and those that no packet has confirmed, are not listed.
+///
+/// Entries that exist throughout the dump are therefore listed at least once, unless the hash table is
+/// resized.
+///
+/// # Errors
+/// The kernel's errno; entries may have been passed on before.
+pub fn dump(socket: &mut NlSock, mut each: impl FnMut(Entry)) -> io::Result<Dumped> {
+    let (mut entries, mut skipped) = (0, 0);
+    let request = |flags| Request::new(IPCTNL_MSG_CT_GET, flags, &[0; NFGEN_HEADER]);
+    let end = socket.dump_each(request, |message| {
+        let is_entry = message.kind == IPCTNL_MSG_CT_NEW;
+        match parse::entry(message).filter(|_| is_entry) {
+            Some(entry) => {
+                entries += 1;
+                each(entry);
+            }
+            None => skipped += 1,
+        }
+    })?;
+    Ok(Dumped { entries, skipped, end })
+}

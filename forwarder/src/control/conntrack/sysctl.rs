@@ -1,0 +1,55 @@
+//! Settings of connection tracking, which only /proc/sys/net/netfilter has. The files show the network
+//! namespace of the thread that opens them, which must be the one of the sockets.
+
+use std::fs;
+use std::io;
+use std::str::FromStr;
+
+/// Settings of the network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sysctls {
+    /// nf_conntrack_tcp_timeout_established, in seconds.
+    pub tcp_timeout_established_s: u32,
+    /// nf_conntrack_udp_timeout_stream, in seconds.
+    pub udp_timeout_stream_s: u32,
+    /// nf_conntrack_acct: entries count their packets and octets.
+    pub is_acct: bool,
+    /// nf_conntrack_events: 0 for no events, 1 for events of all entries, 2 for events of those that were
+    /// added while a socket for events was open; 0 also if the kernel has no events.
+    pub events: u8,
+    /// nf_conntrack_max: how many entries the table may have; 0 is unlimited.
+    pub max: u32,
+    /// nf_conntrack_count: how many entries the table has.
+    pub count: u32,
+}
+
+impl Sysctls {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// The error with the file's name; `NotFound` if the kernel has no connection tracking, `InvalidData`
+    /// if the file does not contain such a number.
+    pub fn read() -> io::Result<Sysctls> {
+        Ok(Sysctls {
+            tcp_timeout_established_s: read("nf_conntrack_tcp_timeout_established")?,
+            udp_timeout_stream_s: read("nf_conntrack_udp_timeout_stream")?,
+            is_acct: read::<u8>("nf_conntrack_acct")? != 0,
+            events: match read("nf_conntrack_events") {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                events => events?,
+            },
+            max: read("nf_conntrack_max")?,
+            count: read("nf_conntrack_count")?,
+        })
+    }
+}
+
+fn read<T: FromStr>(name: &str) -> io::Result<T> {
+    let path = format!("/proc/sys/net/netfilter/{name}");
+    let text = fs::read_to_string(&path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+    text.trim().parse().map_err(|_| {
+        let text = text.trim().escape_debug();
+        io::Error::new(io::ErrorKind::InvalidData, format!("{path}: unexpected value {text}"))
+    })
+}
