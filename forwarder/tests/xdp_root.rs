@@ -23,6 +23,7 @@ use frames::{PEER_MAC, PORT_MAC, ethernet, frame4, frame6, ipv4, ipv4_with_id, i
 use netns::run;
 use wire::Wire;
 
+mod flow_gate;
 mod frames;
 mod netns;
 mod wire;

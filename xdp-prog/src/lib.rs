@@ -6,7 +6,10 @@
 
 #![no_std]
 
+mod flow;
 pub mod load;
+
+pub use flow::FlowKey;
 
 /// The XDP program. The kernel shows at most 15 octets of a program's name, and this one fits.
 pub const PROGRAM_XDP: &str = "ferroute_xdp";
@@ -35,6 +38,9 @@ pub const MAP_LOCAL6: &str = "FR_LOCAL6";
 pub const MAP_LOCAL_PREFIX4: &str = "FR_LOCAL_PFX4";
 /// LPM_TRIE, key: prefix length, then an IPv6 address: local prefixes shorter than /128.
 pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
+/// HASH, key: [`FlowKey`], value: the flow's number (4 octets), which the programs do not read:
+/// the flows whose packets are steered while [`SharedSettings::TRACK`] is set. Shared by all ports.
+pub const MAP_FLOWS: &str = "FR_FLOWS";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
 
@@ -45,6 +51,9 @@ pub const QUEUES_MAX: usize = 256;
 pub const LOCAL_ADDRS_MAX: usize = 65_536;
 /// Entries of each trie of local prefixes. Memory is allocated as entries are added.
 pub const LOCAL_PREFIXES_MAX: usize = 16_384;
+/// Entries of [`MAP_FLOWS`]: two per flow, one for each direction. Memory is allocated as entries
+/// are added, except for the hash table's buckets (16 octets for each entry).
+pub const FLOWS_MAX: usize = 2_097_152;
 /// VLANs of one port. Memory is allocated as entries are added.
 pub const VLANS_MAX: usize = 16_384;
 /// Maximum ports of the punt program.
@@ -85,6 +94,12 @@ pub enum Reason {
     PassWorkerStalled,
     /// The heartbeat of the control thread is too old: tables may differ from the kernel's.
     PassControlStalled,
+    /// Connections are tracked, and the packet belongs to no known flow.
+    PassNoFlow,
+    /// Connections are tracked, and packets of this kind are left to the kernel's connection
+    /// tracking, of any flow: fragments; with IP options or IPv6 extension headers; protocols other
+    /// than TCP and UDP; TCP without ACK, or with SYN, FIN or RST; with a truncated header.
+    PassConntrack,
     /// IPv4, to be forwarded.
     SteerIpv4,
     /// IPv6, to be forwarded.
@@ -100,7 +115,7 @@ pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
     /// Every reason, at its own index.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::PassNoSocket,
         Self::PassNotIp,
         Self::PassOtherMac,
@@ -113,6 +128,8 @@ impl Reason {
         Self::PassVlan,
         Self::PassWorkerStalled,
         Self::PassControlStalled,
+        Self::PassNoFlow,
+        Self::PassConntrack,
         Self::SteerIpv4,
         Self::SteerIpv6,
         Self::SteerTooShort,
@@ -135,6 +152,8 @@ impl Reason {
             Self::PassVlan => "pass_vlan",
             Self::PassWorkerStalled => "pass_worker_stalled",
             Self::PassControlStalled => "pass_control_stalled",
+            Self::PassNoFlow => "pass_no_flow",
+            Self::PassConntrack => "pass_conntrack",
             Self::SteerIpv4 => "steer_ipv4",
             Self::SteerIpv6 => "steer_ipv6",
             Self::SteerTooShort => "steer_too_short",
@@ -273,6 +292,8 @@ impl SharedSettings {
     pub const PREFIXES6: u32 = 2;
     /// ESP and AH to the router itself are terminated in userspace.
     pub const IPSEC_TERMINATE: u32 = 4;
+    /// Connections are tracked: only packets of the flows in [`MAP_FLOWS`] are steered.
+    pub const TRACK: u32 = 8;
 
     /// Converts it to a map value.
     #[must_use]

@@ -8,6 +8,7 @@
 //! `xdp-prog` contains the rules. The code that fills the maps from netlink is elsewhere.
 
 mod error;
+mod flow_gate;
 mod object;
 mod port;
 pub mod punt;
@@ -24,6 +25,7 @@ use xdp_prog::SharedSettings;
 
 pub(crate) use self::error::Refusal;
 pub use self::error::XdpError;
+pub use self::flow_gate::FlowGate;
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;
@@ -145,6 +147,25 @@ impl Steering {
         self.set_flag(SharedSettings::IPSEC_TERMINATE, on)
     }
 
+    /// Sets whether only packets of known flows ([`Steering::flow_gate`]) are steered, on all ports.
+    /// Off at start. Takes effect with one write for all ports; a port attached later follows it
+    /// from its first frame. Frames that were steered before may still be in the RX rings.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_tracking(&mut self, on: bool) -> Result<(), XdpError> {
+        self.set_flag(SharedSettings::TRACK, on)
+    }
+
+    /// A handle by which any thread adds and removes known flows. There are none at start, and they
+    /// do not depend on [`Steering::set_tracking`].
+    ///
+    /// # Errors
+    /// [`XdpError::Descriptors`].
+    pub fn flow_gate(&self) -> Result<FlowGate, XdpError> {
+        FlowGate::new(&self.shared.flows)
+    }
+
     pub(super) fn punt_program(&self) -> BorrowedFd<'_> {
         self.shared.punt_program.as_fd()
     }
@@ -160,11 +181,12 @@ impl Steering {
 
     fn set_flag(&mut self, flag: u32, on: bool) -> Result<(), XdpError> {
         let flags = if on { self.settings.flags | flag } else { self.settings.flags & !flag };
-        if flags != self.settings.flags {
-            self.settings.flags = flags;
-            self.store_settings()?;
+        if flags == self.settings.flags {
+            return Ok(());
         }
-        Ok(())
+        let before = std::mem::replace(&mut self.settings.flags, flags);
+        // After an error the next call has to write it.
+        self.store_settings().inspect_err(|_| self.settings.flags = before)
     }
 
     fn store_settings(&self) -> Result<(), XdpError> {

@@ -26,6 +26,7 @@ pub(super) struct Shared {
     pub(super) local6: MapHandle,
     pub(super) local_prefix4: MapHandle,
     pub(super) local_prefix6: MapHandle,
+    pub(super) flows: MapHandle,
 }
 
 impl Shared {
@@ -48,6 +49,7 @@ impl Shared {
             local6: map(&object, xdp_prog::MAP_LOCAL6)?,
             local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
             local_prefix6: map(&object, xdp_prog::MAP_LOCAL_PREFIX6)?,
+            flows: map(&object, xdp_prog::MAP_FLOWS)?,
         })
     }
 
@@ -81,6 +83,7 @@ impl Shared {
             xdp_prog::MAP_LOCAL6 => Some(&self.local6),
             xdp_prog::MAP_LOCAL_PREFIX4 => Some(&self.local_prefix4),
             xdp_prog::MAP_LOCAL_PREFIX6 => Some(&self.local_prefix6),
+            xdp_prog::MAP_FLOWS => Some(&self.flows),
             _ => None,
         }
     }
@@ -94,6 +97,7 @@ fn is_shared(name: &str) -> bool {
         xdp_prog::MAP_LOCAL6,
         xdp_prog::MAP_LOCAL_PREFIX4,
         xdp_prog::MAP_LOCAL_PREFIX6,
+        xdp_prog::MAP_FLOWS,
     ]
     .contains(&name)
 }

@@ -5,6 +5,10 @@
 //! malformed packets go to userspace, which counts each drop by reason. If the queue has no socket
 //! the kernel gets all frames, and also while the heartbeat of the worker that serves the queue or
 //! of the control thread is too old.
+//!
+//! While connections are tracked ([`SharedSettings::TRACK`]) the kernel also keeps every packet that
+//! belongs to no known flow, that may change the state of its connection (TCP SYN, FIN, RST), or
+//! from which the flow cannot be read directly.
 
 use aya_ebpf::{
     bindings::{
@@ -17,8 +21,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use xdp_prog::{
-    Heartbeat, Heartbeats, LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX,
-    QueueState, Reason, SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
+    FLOWS_MAX, FlowKey, Heartbeat, Heartbeats, LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords,
+    PortSettings, QUEUES_MAX, QueueState, Reason, SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
 };
 
 /// Addresses as in a header: 16-bit words in memory order, so that a map key can be read directly
@@ -50,14 +54,28 @@ static FR_LOCAL_PFX4: LpmTrie<Ipv4Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new(
 #[btf_map]
 static FR_LOCAL_PFX6: LpmTrie<Ipv6Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new();
 
+#[btf_map]
+static FR_FLOWS: HashMap<FlowKey, u32, FLOWS_MAX, NO_PREALLOC> = HashMap::new();
+
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 /// The VLAN id in the tag control information.
 const VLAN_VID_MASK: u16 = 0x0fff;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ESP: u8 = 50;
 const IPPROTO_AH: u8 = 51;
+
+/// The first octet of an IPv4 header without options: version 4, five words.
+const IPV4_NO_OPTIONS: u8 = 0x45;
+/// More Fragments and the fragment offset: not 0 in every fragment.
+const IPV4_FRAGMENT: u16 = 0x3fff;
+const TCP_FIN: u8 = 0x01;
+const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
+const TCP_ACK: u8 = 0x10;
 
 /// Headers as 16-bit words: frames are 2-octet aligned, and for a type without alignment BPF would
 /// load octet by octet.
@@ -78,7 +96,10 @@ struct VlanHdr {
 /// The required fields of an IPv4 header without options.
 #[repr(C)]
 struct Ipv4Hdr {
-    before: [u16; 4],
+    version_ihl_tos: [u8; 2],
+    total_length: u16,
+    id: u16,
+    fragment: u16,
     ttl_protocol: [u8; 2],
     check: u16,
     source: Ipv4Words,
@@ -92,10 +113,35 @@ const TWO_TAGS: usize = ONE_TAG + size_of::<VlanHdr>();
 /// The required fields of the IPv6 fixed header.
 #[repr(C)]
 struct Ipv6Hdr {
-    before: [u16; 3],
+    before: [u16; 2],
+    payload_length: u16,
     next_header_hop_limit: [u8; 2],
     source: Ipv6Words,
     destination: Ipv6Words,
+}
+
+#[repr(C)]
+struct UdpHdr {
+    ports: Ports,
+    length: u16,
+    check: u16,
+}
+
+/// A TCP header without options.
+#[repr(C)]
+struct TcpHdr {
+    ports: Ports,
+    sequence_ack: [u16; 4],
+    offset_flags: [u8; 2],
+    after: [u16; 3],
+}
+
+/// Source and destination, in network byte order.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Ports {
+    source: u16,
+    destination: u16,
 }
 
 #[xdp]
@@ -283,7 +329,7 @@ fn decide_family<const OFFSET: usize>(
 #[inline(always)]
 fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
     let Some(ip) = header::<Ipv4Hdr>(ctx, OFFSET) else {
-        return Reason::SteerTooShort;
+        return decide_too_short(shared);
     };
     let high = u16::from_be(ip.destination[0]);
     if high >> 12 == 0xe {
@@ -295,21 +341,45 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high == 0xa9fe {
         return Reason::PassLinkLocal;
     }
-    // SAFETY: the value is not read, so a concurrent removal is harmless.
-    let mut local = unsafe { FR_LOCAL4.get(&ip.destination) }.is_some();
-    if !local && shared.flags & SharedSettings::PREFIXES4 != 0 {
-        local = FR_LOCAL_PFX4.get(&Key::new(32, ip.destination)).is_some();
+    // Apart from the rest, so that it costs nothing while connections are not tracked.
+    if shared.flags & SharedSettings::TRACK != 0 {
+        return decide_tracked_ipv4::<OFFSET>(ctx, ip, shared);
     }
-    if local {
+    if is_local_ipv4(ip, shared) {
         return decide_local(ip.ttl_protocol[1], shared);
     }
     Reason::SteerIpv4
 }
 
 #[inline(always)]
+fn decide_tracked_ipv4<const OFFSET: usize>(
+    ctx: &XdpContext,
+    ip: &Ipv4Hdr,
+    shared: &SharedSettings,
+) -> Reason {
+    match flow_ipv4::<OFFSET>(ctx, ip) {
+        None => Reason::PassConntrack,
+        // Also to a local address: with source NAT, replies have the router's own.
+        Some(key) if is_known(&key) => Reason::SteerIpv4,
+        Some(_) if is_local_ipv4(ip, shared) => Reason::PassLocal,
+        Some(_) => Reason::PassNoFlow,
+    }
+}
+
+#[inline(always)]
+fn is_local_ipv4(ip: &Ipv4Hdr, shared: &SharedSettings) -> bool {
+    // SAFETY: the value is not read, so a concurrent removal is harmless.
+    if unsafe { FR_LOCAL4.get(&ip.destination) }.is_some() {
+        return true;
+    }
+    shared.flags & SharedSettings::PREFIXES4 != 0
+        && FR_LOCAL_PFX4.get(&Key::new(32, ip.destination)).is_some()
+}
+
+#[inline(always)]
 fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
     let Some(ip) = header::<Ipv6Hdr>(ctx, OFFSET) else {
-        return Reason::SteerTooShort;
+        return decide_too_short(shared);
     };
     let high = u16::from_be(ip.destination[0]);
     if high >> 8 == 0xff {
@@ -318,15 +388,39 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high & 0xffc0 == 0xfe80 {
         return Reason::PassLinkLocal;
     }
-    // SAFETY: the value is not read, so a concurrent removal is harmless.
-    let mut local = unsafe { FR_LOCAL6.get(&ip.destination) }.is_some();
-    if !local && shared.flags & SharedSettings::PREFIXES6 != 0 {
-        local = FR_LOCAL_PFX6.get(&Key::new(128, ip.destination)).is_some();
+    // Apart from the rest, so that it costs nothing while connections are not tracked.
+    if shared.flags & SharedSettings::TRACK != 0 {
+        return decide_tracked_ipv6::<OFFSET>(ctx, ip, shared);
     }
-    if local {
+    if is_local_ipv6(ip, shared) {
         return decide_local(ip.next_header_hop_limit[0], shared);
     }
     Reason::SteerIpv6
+}
+
+#[inline(always)]
+fn decide_tracked_ipv6<const OFFSET: usize>(
+    ctx: &XdpContext,
+    ip: &Ipv6Hdr,
+    shared: &SharedSettings,
+) -> Reason {
+    match flow_ipv6::<OFFSET>(ctx, ip) {
+        None => Reason::PassConntrack,
+        // Also to a local address: with source NAT, replies have the router's own.
+        Some(key) if is_known(&key) => Reason::SteerIpv6,
+        Some(_) if is_local_ipv6(ip, shared) => Reason::PassLocal,
+        Some(_) => Reason::PassNoFlow,
+    }
+}
+
+#[inline(always)]
+fn is_local_ipv6(ip: &Ipv6Hdr, shared: &SharedSettings) -> bool {
+    // SAFETY: the value is not read, so a concurrent removal is harmless.
+    if unsafe { FR_LOCAL6.get(&ip.destination) }.is_some() {
+        return true;
+    }
+    shared.flags & SharedSettings::PREFIXES6 != 0
+        && FR_LOCAL_PFX6.get(&Key::new(128, ip.destination)).is_some()
 }
 
 #[inline(always)]
@@ -336,6 +430,94 @@ fn decide_local(protocol: u8, shared: &SharedSettings) -> Reason {
         return Reason::SteerIpsec;
     }
     Reason::PassLocal
+}
+
+#[inline(always)]
+fn decide_too_short(shared: &SharedSettings) -> Reason {
+    if shared.flags & SharedSettings::TRACK != 0 {
+        Reason::PassConntrack
+    } else {
+        Reason::SteerTooShort
+    }
+}
+
+/// The flow of a packet whose IPv4 header is at `OFFSET`; `None`: left to the kernel, see
+/// [`Reason::PassConntrack`].
+#[inline(always)]
+fn flow_ipv4<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv4Hdr) -> Option<FlowWords> {
+    let is_plain =
+        ip.version_ihl_tos[0] == IPV4_NO_OPTIONS && ip.fragment & IPV4_FRAGMENT.to_be() == 0;
+    if !is_plain {
+        return None;
+    }
+    let protocol = ip.ttl_protocol[1];
+    let octets = u16::from_be(ip.total_length).checked_sub(size_of::<Ipv4Hdr>() as u16)?;
+    let ports = ports(ctx, OFFSET + size_of::<Ipv4Hdr>(), protocol, octets)?;
+    let words = |address: Ipv4Words| [quad([address[0], address[1], 0, 0]), 0];
+    Some(flow_words(words(ip.source), words(ip.destination), ports, protocol, 4))
+}
+
+/// The flow of a packet whose IPv6 header is at `OFFSET`; `None` as for [`flow_ipv4`].
+#[inline(always)]
+fn flow_ipv6<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv6Hdr) -> Option<FlowWords> {
+    let protocol = ip.next_header_hop_limit[0];
+    let octets = u16::from_be(ip.payload_length);
+    let ports = ports(ctx, OFFSET + size_of::<Ipv6Hdr>(), protocol, octets)?;
+    let words = |a: &Ipv6Words| [quad([a[0], a[1], a[2], a[3]]), quad([a[4], a[5], a[6], a[7]])];
+    Some(flow_words(words(&ip.source), words(&ip.destination), ports, protocol, 6))
+}
+
+/// A [`FlowKey`], written to the stack in 64-bit words. Hashing reads words of 32 bits: after
+/// stores of 16 bits, these loads would have to wait for the stores to reach the cache, which took
+/// 20 ns.
+type FlowWords = [u64; size_of::<FlowKey>() / size_of::<u64>()];
+
+#[inline(always)]
+fn flow_words(
+    source: [u64; 2],
+    destination: [u64; 2],
+    ports: Ports,
+    protocol: u8,
+    family: u8,
+) -> FlowWords {
+    let kind = u16::from_ne_bytes([protocol, family]);
+    let last = quad([ports.source, ports.destination, kind, 0]);
+    [source[0], source[1], destination[0], destination[1], last]
+}
+
+/// Four 16-bit words in memory order as one: `bpfel` is little-endian.
+#[inline(always)]
+fn quad(words: [u16; 4]) -> u64 {
+    let [a, b, c, d] = words.map(u64::from);
+    a | b << 16 | c << 32 | d << 48
+}
+
+/// The ports of a TCP or UDP header at `offset`, in a packet that has `octets` after its IP header
+/// (the frame may have padding after them). `None`: another protocol, a truncated header, or a TCP
+/// segment that may change the state of its connection.
+#[inline(always)]
+fn ports(ctx: &XdpContext, offset: usize, protocol: u8, octets: u16) -> Option<Ports> {
+    if protocol == IPPROTO_TCP {
+        let tcp = header::<TcpHdr>(ctx, offset)?;
+        let flags = tcp.offset_flags[1] & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
+        let is_carried = flags == TCP_ACK && usize::from(octets) >= size_of::<TcpHdr>();
+        return is_carried.then_some(tcp.ports);
+    }
+    if protocol == IPPROTO_UDP {
+        let udp = header::<UdpHdr>(ctx, offset)?;
+        return (usize::from(octets) >= size_of::<UdpHdr>()).then_some(udp.ports);
+    }
+    None
+}
+
+/// Whether packets of the flow are steered. While an entry is replaced or removed the result may be
+/// that of before or after.
+#[inline(always)]
+fn is_known(key: &FlowWords) -> bool {
+    // SAFETY: of the same size and of stricter alignment, and every bit pattern is a key.
+    let key = unsafe { &*key.as_ptr().cast::<FlowKey>() };
+    // SAFETY: the value is not read, so a concurrent removal is harmless.
+    unsafe { FR_FLOWS.get(key) }.is_some()
 }
 
 /// The header of type `T` at `offset` octets into the frame, if the frame is long enough.

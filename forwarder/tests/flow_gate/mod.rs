@@ -1,0 +1,393 @@
+//! Tests of the XDP program while connections are tracked: only packets of known flows are steered.
+
+use std::net::IpAddr;
+
+use ferroute::control::steering::FlowGate;
+use xdp_prog::{FLOWS_MAX, FlowKey};
+
+use super::*;
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const PSH: u8 = 0x08;
+const ACK: u8 = 0x10;
+const URG_ECE_CWR: u8 = 0xe0;
+
+/// The source of all packets, by family; see `frames`.
+const SOURCE4: &str = "192.0.2.2";
+const SOURCE6: &str = "2001:db8::2";
+const SOURCE_PORT: u16 = 0x1234;
+const DESTINATION_PORT: u16 = 443;
+
+/// Octets before the transport header.
+const BEFORE4: usize = 14 + 20;
+const BEFORE6: usize = 14 + 40;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("literal")
+}
+
+fn key(destination: &str, protocol: u8) -> FlowKey {
+    let destination = address(destination);
+    let source = address(if destination.is_ipv4() { SOURCE4 } else { SOURCE6 });
+    FlowKey::new(source, destination, SOURCE_PORT, DESTINATION_PORT, protocol).expect("one family")
+}
+
+/// A frame of the flow [`key`], with these TCP flags.
+fn frame(destination: &str, protocol: u8, flags: u8) -> Vec<u8> {
+    let mut transport = [0; 20];
+    transport[..2].copy_from_slice(&SOURCE_PORT.to_be_bytes());
+    transport[2..4].copy_from_slice(&DESTINATION_PORT.to_be_bytes());
+    transport[12..14].copy_from_slice(&[5 << 4, flags]);
+    match address(destination) {
+        IpAddr::V4(destination) => {
+            let mut packet = ipv4(destination, protocol);
+            packet[20..40].copy_from_slice(&transport);
+            ethernet(PORT_MAC, 0x0800, &packet)
+        }
+        IpAddr::V6(destination) => {
+            let mut packet = ipv6(destination, protocol);
+            packet.splice(40.., transport);
+            packet[4..6].copy_from_slice(&20u16.to_be_bytes());
+            ethernet(PORT_MAC, 0x86dd, &packet)
+        }
+    }
+}
+
+/// The same frame with addresses and ports exchanged.
+fn reverse(frame: &[u8]) -> Vec<u8> {
+    let mut reverse = frame.to_vec();
+    let (addresses, ports) = if frame[12] == 8 { (26..34, BEFORE4) } else { (22..54, BEFORE6) };
+    for fields in [addresses, ports..ports + 4] {
+        let half = fields.len() / 2;
+        reverse[fields].rotate_left(half);
+    }
+    reverse
+}
+
+/// The same frame with another octet.
+fn with(frame: &[u8], at: usize, octet: u8) -> Vec<u8> {
+    let mut changed = frame.to_vec();
+    changed[at] = octet;
+    changed
+}
+
+/// A port with an AF_XDP socket on its queue, both families steered.
+struct Fixture {
+    wire: Wire,
+    io: AfXdp,
+    pool: ferroute::skb::FramePool,
+    steering: Steering,
+    port: PortProgram,
+    gate: FlowGate,
+}
+
+impl Fixture {
+    fn new(mode: AttachMode) -> Fixture {
+        veth("port", "peer");
+        let config = PortConfig {
+            ifname: "port".to_owned(),
+            ifindex: ifindex("port"),
+            queue: 0,
+            mode: BindMode::Copy,
+            ..PortConfig::default()
+        };
+        let rings = RingSizes { fill: 64, tx: 64 };
+        let options = Options { rings, reserve: 64, ..Options::default() };
+        let (io, pool) = AfXdp::open(&[config], &options).expect("a socket");
+        let mut steering = Steering::new().expect("load");
+        let mut port = attach(&mut steering, "port", mode);
+        port.set_steer(true, true).expect("set");
+        port.set_socket(0, io.socket_fd(0).expect("open").as_raw_fd()).expect("into the map");
+        let gate = steering.flow_gate().expect("a descriptor");
+        Fixture { wire: Wire::on("peer"), io, pool, steering, port, gate }
+    }
+
+    fn assert_reason(&self, frame: &[u8], reason: Reason) {
+        assert_reason(&self.port, &self.wire, frame, reason);
+    }
+
+    fn insert(&self, key: FlowKey) {
+        assert_eq!(self.gate.insert(&[(key, 1)]).expect("insert"), 1);
+    }
+
+    fn remove(&self, key: FlowKey) {
+        assert_eq!(self.gate.remove(&[key]).expect("remove"), 1);
+    }
+
+    /// Asserts that this frame is the next that the socket receives.
+    fn assert_received(&mut self, frame: &[u8]) {
+        let stats = WorkerStats::new(1);
+        let mut burst = Burst::default();
+        let start = Instant::now();
+        while burst.is_empty() && start.elapsed() < PATIENCE {
+            self.io.rx_burst(0, &mut self.pool, &mut burst, &stats);
+        }
+        let got: Vec<&[u8]> = burst.as_slice().iter().map(|skb| skb.data()).collect();
+        assert_eq!(got, [frame]);
+        for skb in burst.drain(usize::MAX) {
+            self.pool.kfree_skb(skb);
+        }
+    }
+}
+
+/// A destination of each family with what its packets count as when they are steered.
+const FAMILIES: [(&str, Reason); 2] =
+    [("198.51.100.1", Reason::SteerIpv4), ("2001:db8:9::1", Reason::SteerIpv6)];
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_only_known_flows_are_steered_while_connections_are_tracked() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            let mut test = Fixture::new(wanted);
+            let vlan = VlanSettings { mac: mac_words(PORT_MAC), between: mac_words(PORT_MAC) };
+            let tags: [&[(u16, u16)]; 2] = [&[(0x8100, 10)], &[(0x88a8, 20), (0x8100, 30)]];
+            let vlans = tags.map(|tags| (vlan_key(tags.iter().copied()), vlan));
+            test.port.set_vlans(&BTreeMap::from(vlans)).expect("set");
+            test.steering.set_tracking(true).expect("set");
+            for (destination, steered) in FAMILIES {
+                for (protocol, other) in [(TCP, UDP), (UDP, TCP)] {
+                    let packet = frame(destination, protocol, ACK);
+                    test.assert_reason(&packet, Reason::PassNoFlow);
+                    test.insert(key(destination, protocol));
+                    test.assert_reason(&packet, steered);
+                    test.assert_received(&packet);
+                    for tags in tags {
+                        let tagged = tagged(tags, &packet);
+                        test.assert_reason(&tagged, steered);
+                        test.assert_received(&tagged);
+                    }
+                    // Every field of the key counts.
+                    let ports = if steered == Reason::SteerIpv4 { BEFORE4 } else { BEFORE6 };
+                    for at in [ports - 1, ports - 5, ports, ports + 1, ports + 2, ports + 3] {
+                        let changed = with(&packet, at, packet[at] ^ 0x80);
+                        test.assert_reason(&changed, Reason::PassNoFlow);
+                    }
+                    let changed = frame(destination, other, ACK);
+                    test.assert_reason(&changed, Reason::PassNoFlow);
+                    // The reverse direction is a flow of its own.
+                    let reverse = reverse(&packet);
+                    test.assert_reason(&reverse, Reason::PassNoFlow);
+                    let source = address(if destination.contains(':') { SOURCE6 } else { SOURCE4 });
+                    let (from, to) = (DESTINATION_PORT, SOURCE_PORT);
+                    let back = FlowKey::new(address(destination), source, from, to, protocol);
+                    let back = back.expect("one family");
+                    test.insert(back);
+                    test.assert_reason(&reverse, steered);
+                    test.assert_received(&reverse);
+                    test.remove(key(destination, protocol));
+                    test.assert_reason(&packet, Reason::PassNoFlow);
+                    test.assert_reason(&tagged(tags[0], &packet), Reason::PassNoFlow);
+                    test.assert_reason(&reverse, steered);
+                    test.assert_received(&reverse);
+                    test.remove(back);
+                }
+            }
+        });
+    }
+}
+
+/// Packets of known flows that the kernel has to see.
+fn conntrack_packets() -> Vec<(Vec<u8>, Reason)> {
+    let mut packets = Vec::new();
+    for (destination, steered) in FAMILIES {
+        for flags in
+            [0, PSH, SYN, SYN | ACK, FIN, FIN | ACK, FIN | PSH | ACK, RST, RST | ACK, URG_ECE_CWR]
+        {
+            packets.push((frame(destination, TCP, flags), Reason::PassConntrack));
+        }
+        for flags in [ACK, ACK | PSH, ACK | PSH | URG_ECE_CWR] {
+            packets.push((frame(destination, TCP, flags), steered));
+        }
+        // Hop-by-hop options, ICMP, routing and fragment headers, ESP, AH, ICMPv6, destination
+        // options, SCTP, UDP-Lite.
+        for protocol in [0, ICMP, 43, 44, 50, 51, 58, 60, 132, 136] {
+            packets.push((frame(destination, protocol, ACK), Reason::PassConntrack));
+        }
+        // Truncated in the transport header, and in the IP header.
+        let before = if steered == Reason::SteerIpv4 { BEFORE4 } else { BEFORE6 };
+        for (protocol, octets) in [(TCP, 20), (UDP, 8)] {
+            let packet = frame(destination, protocol, ACK);
+            packets.push((packet[..before + octets - 1].to_vec(), Reason::PassConntrack));
+            packets.push((packet[..before + octets].to_vec(), steered));
+            packets.push((packet[..before - 1].to_vec(), Reason::PassConntrack));
+            // By the length in the IP header, with padding in the frame.
+            let (at, of_header) = if steered == Reason::SteerIpv4 { (17, 20) } else { (19, 0) };
+            let octets = of_header + octets as u8;
+            packets.push((with(&packet, at, octets - 1), Reason::PassConntrack));
+            packets.push((with(&packet, at, octets), steered));
+            packets.push((with(&packet, at, 0), Reason::PassConntrack));
+        }
+    }
+    for protocol in [TCP, UDP] {
+        let packet = frame("198.51.100.1", protocol, ACK);
+        // More Fragments, offset 1, the highest offset; Don't Fragment is no fragment.
+        for (flags, offset, reason) in [
+            (0x20, 0, Reason::PassConntrack),
+            (0x20, 1, Reason::PassConntrack),
+            (0, 1, Reason::PassConntrack),
+            (0x1f, 0, Reason::PassConntrack),
+            (0x40, 0, Reason::SteerIpv4),
+        ] {
+            packets.push((with(&with(&packet, 20, flags), 21, offset), reason));
+        }
+        for version_ihl in [0x46, 0x4f, 0x44, 0x40, 0x65] {
+            packets.push((with(&packet, 14, version_ihl), Reason::PassConntrack));
+        }
+    }
+    packets
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_packets_that_conntrack_has_to_see_are_passed_also_of_known_flows() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            let mut test = Fixture::new(wanted);
+            // Also those of protocols that have no flows: they are not looked up.
+            for (destination, _) in FAMILIES {
+                for protocol in 0..=255 {
+                    test.insert(key(destination, protocol));
+                }
+            }
+            test.steering.set_tracking(true).expect("set");
+            for (packet, reason) in conntrack_packets() {
+                test.assert_reason(&packet, reason);
+                if reason.is_steered() {
+                    test.assert_received(&packet);
+                }
+            }
+            // Without tracking they are steered, as are packets of unknown flows.
+            test.steering.set_tracking(false).expect("set");
+            test.gate.clear().expect("clear");
+            for (packet, _) in conntrack_packets() {
+                let ipv4 = packet[12] == 8;
+                let reason = match packet.len() {
+                    0..BEFORE4 if ipv4 => Reason::SteerTooShort,
+                    0..BEFORE6 if !ipv4 => Reason::SteerTooShort,
+                    _ if ipv4 => Reason::SteerIpv4,
+                    _ => Reason::SteerIpv6,
+                };
+                test.assert_reason(&packet, reason);
+                test.assert_received(&packet);
+            }
+        });
+    }
+}
+
+/// With source NAT, replies are to an address of the router.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_known_flows_to_a_local_address_are_steered() {
+    for (wanted, _) in MODES {
+        in_namespace(move || {
+            let mut test = Fixture::new(wanted);
+            let prefixes = [("192.0.2.1", 32), ("10.0.0.0", 8)];
+            test.steering.set_local4(&locals(&prefixes)).expect("set");
+            let prefixes = [("2001:db8::1", 128), ("fd00::", 64)];
+            test.steering.set_local6(&locals6(&prefixes)).expect("set");
+            for (destination, steered) in [
+                ("192.0.2.1", Reason::SteerIpv4),
+                ("10.1.2.3", Reason::SteerIpv4),
+                ("2001:db8::1", Reason::SteerIpv6),
+                ("fd00::9", Reason::SteerIpv6),
+            ] {
+                let packet = frame(destination, TCP, ACK);
+                test.insert(key(destination, TCP));
+                test.assert_reason(&packet, Reason::PassLocal);
+                test.steering.set_tracking(true).expect("set");
+                test.assert_reason(&packet, steered);
+                test.assert_received(&packet);
+                test.assert_reason(&frame(destination, TCP, SYN), Reason::PassConntrack);
+                test.assert_reason(&frame(destination, ICMP, 0), Reason::PassConntrack);
+                test.remove(key(destination, TCP));
+                test.assert_reason(&packet, Reason::PassLocal);
+                test.steering.set_tracking(false).expect("set");
+            }
+            // ESP to the router is not steered either.
+            test.steering.set_ipsec_terminate(true).expect("set");
+            test.assert_reason(&frame("192.0.2.1", 50, 0), Reason::SteerIpsec);
+            test.steering.set_tracking(true).expect("set");
+            test.assert_reason(&frame("192.0.2.1", 50, 0), Reason::PassConntrack);
+            // Some destinations have no flows.
+            for (destination, reason) in [
+                ("224.0.0.5", Reason::PassMulticast),
+                ("255.255.255.255", Reason::PassBroadcast),
+                ("169.254.1.1", Reason::PassLinkLocal),
+                ("ff0e::1", Reason::PassMulticast),
+                ("fe80::1", Reason::PassLinkLocal),
+            ] {
+                test.insert(key(destination, UDP));
+                test.assert_reason(&frame(destination, UDP, 0), reason);
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_another_thread_adds_and_removes_thousands_of_flows_of_all_ports() {
+    const FLOWS: u32 = 10_000;
+    in_namespace(|| {
+        let mut test = Fixture::new(AttachMode::Native);
+        veth("port2", "peer2");
+        let mut port2 = attach(&mut test.steering, "port2", AttachMode::Native);
+        let wire2 = Wire::on("peer2");
+        port2.set_steer(true, true).expect("set");
+        test.steering.set_tracking(true).expect("set");
+        let keys: Vec<FlowKey> = (0..FLOWS)
+            .map(|flow| {
+                let destination = IpAddr::from(Ipv4Addr::from(0xc633_6400 + flow));
+                let (from, to) = (SOURCE_PORT, DESTINATION_PORT);
+                FlowKey::new(address(SOURCE4), destination, from, to, UDP).expect("one family")
+            })
+            .collect();
+        let frame = |flow: u32| frame(&Ipv4Addr::from(0xc633_6400 + flow).to_string(), UDP, 0);
+        let numbered: Vec<(FlowKey, u32)> = keys.iter().copied().zip(0..).collect();
+        let gate = test.steering.flow_gate().expect("another descriptor");
+        std::thread::scope(|scope| {
+            let inserted = scope.spawn(|| gate.insert(&numbered).expect("insert"));
+            assert_eq!(inserted.join().expect("ends"), keys.len());
+        });
+        for flow in [0, 255, 256, 257, FLOWS - 1] {
+            test.assert_reason(&frame(flow), Reason::SteerIpv4);
+            // To be steered, for which there is no socket.
+            assert_reason(&port2, &wire2, &frame(flow), Reason::PassNoSocket);
+            assert_eq!(test.gate.get(&keys[flow as usize]).expect("get"), Some(flow));
+        }
+        test.assert_reason(&frame(FLOWS), Reason::PassNoFlow);
+        assert_reason(&port2, &wire2, &frame(FLOWS), Reason::PassNoFlow);
+        // A flow added again has its new number.
+        assert_eq!(gate.insert(&[(keys[7], 70), (keys[8], 80)]).expect("insert"), 2);
+        assert_eq!(gate.get(&keys[7]).expect("get"), Some(70));
+
+        // Every second one, then all: those that are not there any more are skipped.
+        let even: Vec<FlowKey> = keys.iter().copied().step_by(2).collect();
+        assert_eq!(gate.remove(&even).expect("remove"), even.len());
+        test.assert_reason(&frame(256), Reason::PassNoFlow);
+        test.assert_reason(&frame(257), Reason::SteerIpv4);
+        assert_eq!(gate.get(&keys[256]).expect("get"), None);
+        assert_eq!(gate.remove(&keys).expect("remove"), keys.len() - even.len());
+        test.assert_reason(&frame(257), Reason::PassNoFlow);
+        assert_eq!(gate.remove(&keys).expect("nothing to remove"), 0);
+        assert_eq!(gate.insert(&[]).expect("nothing to insert"), 0);
+
+        // A port attached later uses the same map, which clear empties.
+        assert_eq!(gate.insert(&numbered).expect("insert"), keys.len());
+        drop(port2);
+        let mut port2 = attach(&mut test.steering, "port2", AttachMode::Native);
+        port2.set_steer(true, true).expect("set");
+        assert_reason(&port2, &wire2, &frame(9_999), Reason::PassNoSocket);
+        gate.clear().expect("clear");
+        assert!(keys.iter().all(|key| gate.get(key).expect("get").is_none()));
+        assert_reason(&port2, &wire2, &frame(9_999), Reason::PassNoFlow);
+        gate.clear().expect("nothing to clear");
+        assert!(keys.len() < FLOWS_MAX);
+    });
+}
