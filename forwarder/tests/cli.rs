@@ -63,6 +63,7 @@ impl Daemon {
             ports: Vec::new(),
             workers: Vec::new(),
             mirror: MirrorStatus::default(),
+            carried_flows: None,
             warnings: Vec::new(),
         })
     }

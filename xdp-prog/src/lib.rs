@@ -98,7 +98,7 @@ pub enum Reason {
     PassNoFlow,
     /// Connections are tracked, and packets of this kind are left to the kernel's connection
     /// tracking, of any flow: fragments; with IP options or IPv6 extension headers; protocols other
-    /// than TCP and UDP; TCP without ACK, or with SYN, FIN or RST; with a truncated header.
+    /// than TCP and UDP; TCP with SYN, or without ACK, FIN and RST; with a truncated header.
     PassConntrack,
     /// IPv4, to be forwarded.
     SteerIpv4,

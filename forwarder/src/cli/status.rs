@@ -93,6 +93,11 @@ fn text(report: &StatusReport) -> String {
         mirror.neighbours,
         mirror.resyncs
     );
+    if let Some(flows) = report.carried_flows {
+        text += &format!(
+            "connections {flows} carried; packets of others are left to the kernel, which tracks them\n"
+        );
+    }
     for what in &mirror.unmirrored {
         text += &format!("{} left to the kernel: {what}\n", coloured("note", Colour::Odd));
     }

@@ -9,6 +9,7 @@
 mod accounting;
 mod bench;
 mod capture;
+mod conntrack;
 mod control_clients;
 mod devices;
 mod faults;

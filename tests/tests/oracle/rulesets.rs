@@ -453,7 +453,7 @@ fn random_ruleset(rng: &mut Rng) -> String {
             let policy = if rng.one_in(6) { "drop" } else { "accept" };
             // The router's own packets: errors to itself that the kernel makes and drops are not made here.
             let mut own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ".to_owned();
-            if *family != "ip" {
+            if family != "ip" {
                 // MLD reports of the router, some after each change of an interface (`ip6_output` gives
                 // the hooks their interface as the input interface).
                 own += "ip6 daddr ff02::/16 accept\n    ";

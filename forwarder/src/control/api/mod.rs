@@ -311,6 +311,9 @@ pub struct StatusReport {
     pub workers: Vec<WorkerStatus>,
     /// The state mirrored from the kernel.
     pub mirror: MirrorStatus,
+    /// Number of connections that workers carry; absent: the ruleset does not track connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried_flows: Option<u64>,
     /// Warnings to the user: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
 }

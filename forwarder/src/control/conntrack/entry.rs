@@ -65,6 +65,8 @@ pub const IP_CT_TCP_FLAG_SACK_PERM: u8 = 0x02;
 pub const IP_CT_TCP_FLAG_CLOSE_INIT: u8 = 0x04;
 /// Packets of the sender outside of the window are valid.
 pub const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
+/// The highest acknowledgement number is known.
+pub const IP_CT_TCP_FLAG_MAXACK_SET: u8 = 0x20;
 
 /// The addresses and ports of packets of one direction (`struct nf_conntrack_tuple`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

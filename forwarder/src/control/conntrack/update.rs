@@ -4,7 +4,8 @@ use std::io;
 use std::net::IpAddr;
 
 use super::entry::{
-    IP_CT_TCP_FLAG_BE_LIBERAL, IPS_ASSURED, IPS_CONFIRMED, IPS_EXPECTED, IPS_SEEN_REPLY, Tuple,
+    IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_MAXACK_SET, IPS_ASSURED, IPS_CONFIRMED, IPS_EXPECTED,
+    IPS_SEEN_REPLY, Tuple,
 };
 use super::uapi::*;
 use crate::control::netlink::message::Request;
@@ -23,7 +24,8 @@ pub struct Change {
     pub is_assured: bool,
     /// The entry has IPS_EXPECTED; needed for `is_assured` only.
     pub is_expected: bool,
-    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions; ignored unless the protocol is TCP.
+    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions, and unsets IP_CT_TCP_FLAG_MAXACK_SET; ignored
+    /// unless the protocol is TCP.
     pub is_liberal: bool,
 }
 
@@ -57,7 +59,10 @@ fn request(change: &Change, flags: u16) -> Request {
     }
     if change.is_liberal && Protocol(tuple.protocol) == Protocol::TCP {
         // `struct nf_ct_tcp_flags`: flags and mask.
-        let flags = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+        // The highest acknowledgement is forgotten, as in `flow_offload_fixup_tcp`: the kernel does not see
+        // the later ones, and would take a RST for one that is not exact.
+        let mask = IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET;
+        let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, mask];
         request = request.nested(CTA_PROTOINFO, |attrs| {
             attrs.nested(CTA_PROTOINFO_TCP, |tcp| {
                 tcp.attr(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags)

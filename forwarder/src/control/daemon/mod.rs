@@ -8,6 +8,7 @@
 //! - [`start`]: preparation of the process, before anything runs that has to be stopped;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and their capacity;
+//! - [`flows`]: the thread that follows the kernel's connections, for rulesets that track them;
 //! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
@@ -16,6 +17,7 @@
 //! - [`capture`]: copies of packets for clients.
 
 mod capture;
+mod flows;
 mod latency;
 mod links;
 mod ports;
@@ -34,6 +36,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use self::flows::{FlowFollower, Locals};
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
@@ -121,6 +124,8 @@ struct Supervisor {
     /// Those of the program that uses the library.
     own_hooks: Vec<NfHookOps>,
     ruleset: RulesetReader,
+    /// Since a ruleset tracked connections.
+    flows: Option<FlowFollower>,
     /// The ruleset that was read before the workers were started.
     first_ruleset: Option<Compiled>,
     /// The workers may not apply the kernel's nftables ruleset yet.
@@ -196,6 +201,7 @@ impl Supervisor {
             hooks: NetHooks::new(0),
             own_hooks,
             ruleset,
+            flows: None,
             first_ruleset,
             ruleset_pending: false,
             bypassed,
@@ -230,8 +236,8 @@ impl Supervisor {
     fn begin(&mut self) -> Result<()> {
         self.start_workers()?;
         // If it has changed since it was read, it is read again.
-        if let Some(Compiled { ruleset, program, .. }) = self.first_ruleset.take() {
-            self.hooks.set_nft(Some((ruleset, program)));
+        if let Some(compiled) = self.first_ruleset.take() {
+            self.apply_ruleset(compiled)?;
         }
         // Rules may have appeared since they were read, and matched interfaces may have rules of their own.
         self.watch_ports();
@@ -451,6 +457,9 @@ impl Supervisor {
         if self.ruleset.has_ended() {
             bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
         }
+        if self.flows.as_ref().is_some_and(FlowFollower::has_ended) {
+            bail!("the thread fr-ct ended by itself, which is a bug; the kernel keeps forwarding");
+        }
         if self.punter.has_ended() {
             bail!(
                 "the thread that hands packets back ended by itself, which is a bug; the kernel \
@@ -501,6 +510,9 @@ impl Supervisor {
     }
 
     fn follow(&mut self, changes: &Changes) -> Result<()> {
+        if changes.local_addresses {
+            self.tell_locals();
+        }
         if changes.links {
             self.bring_up_ports()?;
         } else if changes.local_addresses || changes.generation != self.steering_state.generation()
@@ -576,6 +588,7 @@ impl Supervisor {
         let needs_none = self.firewall.has_no_ruleset() || self.options.ignore_firewall;
         if needs_none && self.hooks.nft().is_some() {
             self.hooks.set_nft(None);
+            self.steering_state.set_tracking(false)?;
         }
         let pending = has_ruleset && self.firewall.is_ruleset_pending();
         if pending && !self.ruleset.request(self.firewall.nftables_notices()) {
@@ -594,10 +607,35 @@ impl Supervisor {
         if let Ok(compiled) = read {
             // Until it is known that the workers can apply all of it; `steer` decides.
             self.workers.set_hand_back(true);
-            self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
+            self.apply_ruleset(compiled)?;
         }
         self.follow_firewall()?;
         self.steer()
+    }
+
+    /// Has the workers run a ruleset from their next burst on.
+    fn apply_ruleset(&mut self, compiled: Compiled) -> Result<()> {
+        let is_tracked = compiled.program.tracks_connections();
+        if is_tracked && self.flows.is_none() {
+            let gate = self.steering_state.flow_gate()?;
+            let flows = FlowFollower::start(gate).context("cannot start the thread fr-ct")?;
+            self.hooks.set_flows(Arc::clone(flows.table()));
+            self.flows = Some(flows);
+            self.tell_locals();
+        }
+        if let Some(flows) = &self.flows {
+            flows.set_has_own_timeouts(compiled.sets_timeouts());
+        }
+        self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
+        self.steering_state.set_tracking(is_tracked)
+    }
+
+    /// The router's own connections are not carried.
+    fn tell_locals(&self) {
+        if let Some(flows) = &self.flows {
+            let (ipv4, ipv6) = (self.mirror.local4().collect(), self.mirror.local6().collect());
+            flows.set_locals(Locals { ipv4, ipv6 });
+        }
     }
 
     /// Waits until the workers apply the current ruleset, before anything is forwarded.
@@ -628,6 +666,9 @@ impl Supervisor {
         let end = Instant::now() + THREADS_TIMEOUT;
         self.workers.stop(end);
         self.ruleset.stop(end);
+        if let Some(flows) = &mut self.flows {
+            flows.stop(end);
+        }
         self.ports.stop(end + PORTS_TIMEOUT);
         // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_TIMEOUT);

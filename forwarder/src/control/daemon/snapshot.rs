@@ -10,6 +10,7 @@ use xdp_prog::QueueCounters;
 
 use super::Supervisor;
 use super::capture::Captures;
+use super::flows::FlowFollower;
 use super::latency::Baseline;
 use super::ports::{sends_by, worker_of};
 use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPort, WorkerStatus};
@@ -143,6 +144,7 @@ impl Snapshot {
                 ports: Vec::new(),
                 workers: Vec::new(),
                 mirror: MirrorStatus::default(),
+                carried_flows: None,
                 warnings: Vec::new(),
             },
             started: Instant::now(),
@@ -245,8 +247,15 @@ impl Supervisor {
             ports: self.ports.listed().map(port).collect(),
             workers: Vec::new(),
             mirror: self.mirror_status(),
+            carried_flows: self.carried_flows(),
             warnings: self.warnings(),
         }
+    }
+
+    /// Number of connections that workers carry, if the ruleset tracks connections.
+    fn carried_flows(&self) -> Option<u64> {
+        let is_tracked = self.hooks.nft()?.program().tracks_connections();
+        self.flows.as_ref().filter(|_| is_tracked).map(FlowFollower::carried)
     }
 
     fn state(&self) -> api::State {

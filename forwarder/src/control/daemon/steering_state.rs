@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::ports::{Port, PortManager};
 use crate::control::mirror::Mirror;
-use crate::control::steering::{Attacher, Steering};
+use crate::control::steering::{Attacher, FlowGate, Steering};
 use crate::io::af_xdp::HeartbeatPage;
 use crate::say;
 
@@ -44,6 +44,16 @@ impl SteeringState {
 
     pub(super) fn attacher(&self) -> Attacher {
         self.steering.attacher()
+    }
+
+    /// Whether only packets of carried flows are steered.
+    pub(super) fn set_tracking(&mut self, on: bool) -> Result<()> {
+        Ok(self.steering.set_tracking(on)?)
+    }
+
+    /// The map of the carried flows.
+    pub(super) fn flow_gate(&self) -> Result<FlowGate> {
+        Ok(self.steering.flow_gate()?)
     }
 
     /// Generation of the tables that the programs steer by.

@@ -172,9 +172,10 @@ fn learnt_mtu() -> Option<Finding> {
 /// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
-    let mut left_to_kernel = Vec::new();
+    let (mut left_to_kernel, mut tracks) = (Vec::new(), None);
     let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
-        left_to_kernel = rules.follow_ruleset()?.kernel_rules();
+        let ruleset = rules.follow_ruleset()?;
+        (left_to_kernel, tracks) = (ruleset.kernel_rules(), ruleset.program.uses_conntrack());
         Ok(rules)
     });
     let own = |name: &String| {
@@ -216,7 +217,16 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "nothing, if these are few packets; else accept the others in rules before it",
         )
     });
-    own.into_iter().chain(hooks).chain([rest]).chain(left).collect()
+    let tracked = tracks.map(|rule| {
+        Finding::ok(
+            "firewall",
+            format!(
+                "connections are tracked ({rule}): userspace forwards established TCP and UDP \
+                 connections without NAT, the kernel all other packets"
+            ),
+        )
+    });
+    own.into_iter().chain(hooks).chain([rest]).chain(tracked).chain(left).collect()
 }
 
 /// Whether every netfilter hook can be found.
@@ -333,6 +343,7 @@ mod tests {
             ports: Vec::new(),
             workers: Vec::new(),
             mirror: MirrorStatus { unmirrored: vec!["rule 7".into()], ..MirrorStatus::default() },
+            carried_flows: None,
             warnings: Vec::new(),
         };
         let findings = of_status(&report);

@@ -12,6 +12,7 @@ use crate::control::netlink::query::{NlSock, is_interrupted};
 use crate::control::nftables;
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
+use crate::netfilter::nft::ruleset::{Expr, OBJECT_CT_TIMEOUT};
 use crate::netfilter::nft::{KernelRule, Program, Ruleset, compile_with_slack};
 use crate::worker::clock::monotonic_ns;
 
@@ -60,12 +61,19 @@ impl Compiled {
     /// each; empty if there is nothing.
     pub fn obstacles(&self) -> Vec<String> {
         let program = &self.program;
-        let chains = program.unsupported().iter();
-        let mut found: Vec<String> = chains.map(|chain| format!("nftables: {chain}")).collect();
-        if let Some(rule) = program.uses_conntrack() {
-            found.push(format!("nftables: {rule}: connections are tracked by the kernel only"));
-        }
-        found
+        program.unsupported().iter().map(|chain| format!("nftables: {chain}")).collect()
+    }
+
+    /// Whether it may set time-outs of connections (`ct timeout`, the target CT of iptables).
+    pub fn sets_timeouts(&self) -> bool {
+        let tables = &self.ruleset.tables;
+        let mut rules =
+            tables.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+        tables
+            .iter()
+            .flat_map(|table| &table.objects)
+            .any(|object| object.kind == OBJECT_CT_TIMEOUT)
+            || rules.any(|rule| rule.exprs.contains(&Expr::Other("xt target CT".to_owned())))
     }
 
     /// Rules of which packets that reach them are left to the kernel, a line each.

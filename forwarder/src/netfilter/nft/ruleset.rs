@@ -484,3 +484,5 @@ pub struct Object {
 
 /// NFT_OBJECT_COUNTER.
 pub const OBJECT_COUNTER: u32 = 1;
+/// NFT_OBJECT_CT_TIMEOUT.
+pub const OBJECT_CT_TIMEOUT: u32 = 7;

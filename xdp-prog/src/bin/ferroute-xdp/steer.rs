@@ -341,29 +341,17 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high == 0xa9fe {
         return Reason::PassLinkLocal;
     }
-    // Apart from the rest, so that it costs nothing while connections are not tracked.
-    if shared.flags & SharedSettings::TRACK != 0 {
-        return decide_tracked_ipv4::<OFFSET>(ctx, ip, shared);
-    }
     if is_local_ipv4(ip, shared) {
         return decide_local(ip.ttl_protocol[1], shared);
     }
-    Reason::SteerIpv4
-}
-
-#[inline(always)]
-fn decide_tracked_ipv4<const OFFSET: usize>(
-    ctx: &XdpContext,
-    ip: &Ipv4Hdr,
-    shared: &SharedSettings,
-) -> Reason {
-    match flow_ipv4::<OFFSET>(ctx, ip) {
-        None => Reason::PassConntrack,
-        // Also to a local address: with source NAT, replies have the router's own.
-        Some(key) if is_known(&key) => Reason::SteerIpv4,
-        Some(_) if is_local_ipv4(ip, shared) => Reason::PassLocal,
-        Some(_) => Reason::PassNoFlow,
+    if shared.flags & SharedSettings::TRACK != 0 {
+        return match flow_ipv4::<OFFSET>(ctx, ip) {
+            None => Reason::PassConntrack,
+            Some(key) if is_known(&key) => Reason::SteerIpv4,
+            Some(_) => Reason::PassNoFlow,
+        };
     }
+    Reason::SteerIpv4
 }
 
 #[inline(always)]
@@ -388,29 +376,17 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high & 0xffc0 == 0xfe80 {
         return Reason::PassLinkLocal;
     }
-    // Apart from the rest, so that it costs nothing while connections are not tracked.
-    if shared.flags & SharedSettings::TRACK != 0 {
-        return decide_tracked_ipv6::<OFFSET>(ctx, ip, shared);
-    }
     if is_local_ipv6(ip, shared) {
         return decide_local(ip.next_header_hop_limit[0], shared);
     }
-    Reason::SteerIpv6
-}
-
-#[inline(always)]
-fn decide_tracked_ipv6<const OFFSET: usize>(
-    ctx: &XdpContext,
-    ip: &Ipv6Hdr,
-    shared: &SharedSettings,
-) -> Reason {
-    match flow_ipv6::<OFFSET>(ctx, ip) {
-        None => Reason::PassConntrack,
-        // Also to a local address: with source NAT, replies have the router's own.
-        Some(key) if is_known(&key) => Reason::SteerIpv6,
-        Some(_) if is_local_ipv6(ip, shared) => Reason::PassLocal,
-        Some(_) => Reason::PassNoFlow,
+    if shared.flags & SharedSettings::TRACK != 0 {
+        return match flow_ipv6::<OFFSET>(ctx, ip) {
+            None => Reason::PassConntrack,
+            Some(key) if is_known(&key) => Reason::SteerIpv6,
+            Some(_) => Reason::PassNoFlow,
+        };
     }
+    Reason::SteerIpv6
 }
 
 #[inline(always)]
@@ -494,14 +470,15 @@ fn quad(words: [u16; 4]) -> u64 {
 
 /// The ports of a TCP or UDP header at `offset`, in a packet that has `octets` after its IP header
 /// (the frame may have padding after them). `None`: another protocol, a truncated header, or a TCP
-/// segment that may change the state of its connection.
+/// segment that opens a connection or is invalid.
 #[inline(always)]
 fn ports(ctx: &XdpContext, offset: usize, protocol: u8, octets: u16) -> Option<Ports> {
     if protocol == IPPROTO_TCP {
         let tcp = header::<TcpHdr>(ctx, offset)?;
         let flags = tcp.offset_flags[1] & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
-        let is_carried = flags == TCP_ACK && usize::from(octets) >= size_of::<TcpHdr>();
-        return is_carried.then_some(tcp.ports);
+        // FIN and RST, too: userspace stops to carry the flow, and knows which RST are invalid.
+        let is_of_flow = flags != 0 && flags & TCP_SYN == 0;
+        return (is_of_flow && usize::from(octets) >= size_of::<TcpHdr>()).then_some(tcp.ports);
     }
     if protocol == IPPROTO_UDP {
         let udp = header::<UdpHdr>(ctx, offset)?;

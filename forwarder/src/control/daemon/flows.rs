@@ -1,0 +1,509 @@
+//! The flows that workers carry while the ruleset tracks connections: a thread that follows the kernel's
+//! connection tracking table.
+//!
+//! A connection is carried once it is established and has been for a moment, so that short ones cost
+//! nothing. Before that, its entry is made ready for the kernel to take it back at any time without notice:
+//! the kernel no longer compares sequence numbers with windows, of which it sees only a part
+//! (IP_CT_TCP_FLAG_BE_LIBERAL). While packets are carried, the entry's time-out is renewed.
+//!
+//! While the thread is not up to date, it withdraws the table's validity, and the kernel has all packets.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::control::conntrack::{
+    self, Change, Entry, Event, Events, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING,
+    IPS_FIXED_TIMEOUT, IPS_HELPER, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST,
+    IPS_SRC_NAT, IPS_TEMPLATE, IPS_UNTRACKED, Received, Sysctls, TCP_CONNTRACK_ESTABLISHED, Tuple,
+};
+use crate::control::netlink::query::NlSock;
+use crate::control::process::privilege;
+use crate::control::process::threads::join_until;
+use crate::control::steering::FlowGate;
+use crate::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, FlowWriter};
+use crate::say;
+use crate::worker::clock::monotonic_ns;
+
+/// Maximum number of flows: two entries of the XDP program's map each.
+const FLOWS_MAX: usize = xdp_prog::FLOWS_MAX / 2;
+/// Maximum number of flows of whose entries the kernel sends no events: each that has packets is verified
+/// once per second.
+const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
+/// How long a connection must have been established.
+const CARRY_DELAY_NS: u64 = 200_000_000;
+/// How often entries are renewed and verified.
+const MAINTENANCE_NS: u64 = 1_000_000_000;
+/// The longest interval between renewals of an entry.
+const RENEWAL_MAX_NS: u64 = 60_000_000_000;
+/// Longest wait for an event.
+const WAIT: Duration = Duration::from_millis(100);
+/// Until the next attempt after an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// Receive buffer for events, octets.
+const RCVBUF: usize = 16 << 20;
+/// Entries that are changed with one request.
+const BATCH: usize = 512;
+
+/// States in which an entry's packets are the kernel's.
+const NOT_CARRIED: u32 = IPS_SRC_NAT
+    | IPS_DST_NAT
+    | IPS_SEQ_ADJUST
+    | IPS_DYING
+    | IPS_FIXED_TIMEOUT
+    | IPS_TEMPLATE
+    | IPS_UNTRACKED
+    | IPS_HELPER
+    | IPS_OFFLOAD
+    | IPS_HW_OFFLOAD;
+/// What an entry must have.
+const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
+
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// The router's own addresses: its sessions are never carried.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
+    pub(super) ipv6: BTreeSet<(Ipv6Addr, u8)>,
+}
+
+impl Locals {
+    fn contains(&self, address: IpAddr) -> bool {
+        let shift = |bits: u32, len: u8| bits - u32::from(len).min(bits);
+        match address {
+            IpAddr::V4(address) => {
+                let within = |(net, len): &(Ipv4Addr, u8)| {
+                    let differ = u64::from(net.to_bits() ^ address.to_bits());
+                    differ >> shift(32, *len) == 0
+                };
+                self.ipv4.contains(&(address, 32))
+                    || self.ipv4.iter().filter(|(_, len)| *len < 32).any(within)
+            }
+            IpAddr::V6(address) => {
+                let within = |(net, len): &(Ipv6Addr, u8)| {
+                    let differ = net.to_bits() ^ address.to_bits();
+                    differ.checked_shr(shift(128, *len)).unwrap_or(0) == 0
+                };
+                self.ipv6.contains(&(address, 128))
+                    || self.ipv6.iter().filter(|(_, len)| *len < 128).any(within)
+            }
+        }
+    }
+}
+
+/// State shared by the thread and its owner.
+#[derive(Debug, Default)]
+struct Shared {
+    stopping: AtomicBool,
+    /// The ruleset may set time-outs of its own: those of entries are not extended.
+    has_own_timeouts: AtomicBool,
+    locals: ArcSwap<Locals>,
+    carried: AtomicU64,
+}
+
+/// The control thread's handle of the thread `fr-ct`.
+#[derive(Debug)]
+pub(super) struct FlowFollower {
+    shared: Arc<Shared>,
+    table: Arc<FlowTable>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FlowFollower {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(super) fn start(gate: FlowGate) -> io::Result<FlowFollower> {
+        let flows = Sysctls::read().map_or(FLOWS_MAX, |sysctls| sysctls.max as usize);
+        let seed = RandomState::new().hash_one("carried flows");
+        let (table, writer) = FlowTable::new(flows.clamp(1024, FLOWS_MAX), seed);
+        let shared = Arc::new(Shared::default());
+        let own = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
+            privilege::confine_flow_follower();
+            follow(&own, writer, &gate);
+        })?;
+        Ok(FlowFollower { shared, table, thread: Some(thread) })
+    }
+
+    /// The carried flows.
+    pub(super) fn table(&self) -> &Arc<FlowTable> {
+        &self.table
+    }
+
+    /// Number of flows that are carried.
+    pub(super) fn carried(&self) -> u64 {
+        self.shared.carried.load(Relaxed)
+    }
+
+    /// The router's own addresses from now on.
+    pub(super) fn set_locals(&self, locals: Locals) {
+        self.shared.locals.store(Arc::new(locals));
+    }
+
+    /// Whether the ruleset may set time-outs of connections.
+    pub(super) fn set_has_own_timeouts(&self, has: bool) {
+        self.shared.has_own_timeouts.store(has, Relaxed);
+    }
+
+    /// Whether the thread has ended, which is a bug.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Ends the thread, and waits for it until `end`.
+    pub(super) fn stop(&mut self, end: Instant) {
+        self.shared.stopping.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            join_until(thread, end);
+        }
+    }
+}
+
+/// Runs until it is stopped; after an error, from the start.
+fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate) {
+    let mut said = None;
+    while !shared.stopping.load(Relaxed) {
+        let result = Follower::open(shared, &mut writer, gate).and_then(|mut it| it.run());
+        writer.table().set_valid(0);
+        writer.clear();
+        shared.carried.store(0, Relaxed);
+        let error = result.and_then(|()| gate.clear()).err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| error != said) {
+            say!(
+                "the kernel's connections cannot be followed: {error}; packets that rules need \
+                 connection tracking for are left to the kernel"
+            );
+        }
+        said = error;
+        let until = Instant::now() + RETRY;
+        while Instant::now() < until && !shared.stopping.load(Relaxed) {
+            thread::sleep(WAIT);
+        }
+    }
+}
+
+/// A flow that is carried.
+#[derive(Debug, Clone, Copy)]
+struct Carried {
+    tuple: Tuple,
+    keys: [xdp_prog::FlowKey; 2],
+    /// The time-out that the entry had when it was carried first.
+    timeout_s: u32,
+    /// When the entry was last renewed, or verified.
+    renewed_ns: u64,
+    /// Whether the kernel sends events of the entry.
+    has_events: bool,
+}
+
+/// The table, and what is known of the kernel's.
+struct Follower<'a> {
+    shared: &'a Shared,
+    writer: &'a mut FlowWriter,
+    gate: &'a FlowGate,
+    events: Events,
+    requests: NlSock,
+    sysctls: Sysctls,
+    /// By number.
+    carried: Vec<Option<Carried>>,
+    without_events: usize,
+    /// Established, and to be carried when they have been for a moment.
+    waiting: HashMap<Tuple, Entry>,
+    /// When, CLOCK_MONOTONIC, and which.
+    due: VecDeque<(u64, Tuple)>,
+    maintained_ns: u64,
+}
+
+impl<'a> Follower<'a> {
+    fn open(
+        shared: &'a Shared,
+        writer: &'a mut FlowWriter,
+        gate: &'a FlowGate,
+    ) -> io::Result<Follower<'a>> {
+        let mut requests = NlSock::open(NETLINK_NETFILTER)?;
+        if !conntrack::is_available(&mut requests)? {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel has no nf_conntrack_netlink (CONFIG_NF_CT_NETLINK)",
+            ));
+        }
+        Ok(Follower {
+            shared,
+            writer,
+            gate,
+            events: Events::open(RCVBUF)?,
+            requests,
+            sysctls: Sysctls::read()?,
+            carried: Vec::new(),
+            without_events: 0,
+            waiting: HashMap::new(),
+            due: VecDeque::new(),
+            maintained_ns: 0,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        self.resynchronise()?;
+        while !self.shared.stopping.load(Relaxed) {
+            let now_ns = monotonic_ns();
+            let mut events = Vec::new();
+            match self.events.receive(WAIT, |event| events.push(event))? {
+                Received::Overrun => {
+                    self.resynchronise()?;
+                    continue;
+                }
+                received => {
+                    events.into_iter().for_each(|event| self.apply(event));
+                    self.carry_due()?;
+                    if received == Received::Drained {
+                        self.writer.table().set_valid(now_ns);
+                    }
+                }
+            }
+            if now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS {
+                self.maintained_ns = now_ns;
+                self.maintain(now_ns)?;
+            }
+            self.shared.carried.store(self.writer.len() as u64, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Reads the whole table. Nothing is carried meanwhile.
+    fn resynchronise(&mut self) -> io::Result<()> {
+        self.writer.table().set_valid(0);
+        self.waiting.clear();
+        self.due.clear();
+        // Older than the dump.
+        while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {}
+        let (mut seen, mut found) = (HashSet::new(), Vec::new());
+        let (shared, writer) = (self.shared, &mut *self.writer);
+        let locals = shared.locals.load();
+        conntrack::dump(&mut self.requests, |entry| {
+            if !is_carriable(&entry, &locals) {
+                return;
+            }
+            match writer.number(&flow_key(&entry.original)) {
+                Some(number) => {
+                    writer.set(number, entry.status, entry.mark);
+                    seen.insert(number);
+                }
+                None => found.push(entry),
+            }
+        })?;
+        drop(locals);
+        let gone = self.carried.iter().flatten().map(|carried| carried.tuple);
+        let is_gone = |tuple: &Tuple| {
+            self.writer.number(&flow_key(tuple)).is_none_or(|number| !seen.contains(&number))
+        };
+        let gone: Vec<Tuple> = gone.filter(is_gone).collect();
+        gone.iter().try_for_each(|tuple| self.drop_flow(tuple))?;
+        for entries in found.chunks(BATCH) {
+            self.carry(entries, false)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, event: Event) {
+        let (entry, is_destroyed) = match event {
+            Event::Destroy(entry) => (entry, true),
+            Event::New(entry) | Event::Update(entry) => (entry, false),
+        };
+        let locals = self.shared.locals.load();
+        let number = self.writer.number(&flow_key(&entry.original));
+        // An event has the state of TCP only if it changed.
+        let is_unchanged = entry.tcp.is_none() && entry.original.protocol == IPPROTO_TCP;
+        let may_be_carried = !is_destroyed && may_be_carried(&entry, &locals);
+        drop(locals);
+        let is_known = number.is_some() || self.waiting.contains_key(&entry.original);
+        if !may_be_carried || (is_unchanged && !is_known) {
+            self.waiting.remove(&entry.original);
+            // What is not removed from the gate is left to the kernel by the workers.
+            let _ = self.drop_flow(&entry.original);
+            return;
+        }
+        match number {
+            Some(number) => {
+                self.writer.set(number, entry.status, entry.mark);
+                if let Some(Some(carried)) = self.carried.get_mut(number as usize)
+                    && !carried.has_events
+                {
+                    carried.has_events = true;
+                    self.without_events -= 1;
+                }
+            }
+            None => {
+                if self.waiting.insert(entry.original, entry).is_none() {
+                    self.due.push_back((monotonic_ns() + CARRY_DELAY_NS, entry.original));
+                }
+            }
+        }
+    }
+
+    /// Carries the connections that have been established long enough.
+    fn carry_due(&mut self) -> io::Result<()> {
+        let now_ns = monotonic_ns();
+        let mut entries = Vec::new();
+        while entries.len() < BATCH
+            && let Some((due_ns, tuple)) = self.due.front()
+            && *due_ns <= now_ns
+        {
+            entries.extend(self.waiting.remove(tuple));
+            self.due.pop_front();
+        }
+        self.carry(&entries, true)
+    }
+
+    /// Makes entries ready, and has the workers carry their packets.
+    fn carry(&mut self, entries: &[Entry], have_events: bool) -> io::Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let change = |entry: &Entry| Change {
+            tuple: entry.original,
+            timeout_s: None,
+            is_assured: false,
+            is_expected: false,
+            is_liberal: true,
+        };
+        let changes: Vec<Change> = entries.iter().map(change).collect();
+        let results = conntrack::update(&mut self.requests, &changes);
+        for (entry, result) in entries.iter().zip(results) {
+            // One that is gone, or that the kernel does not let change, is not carried.
+            let is_too_many = !have_events && self.without_events >= FLOWS_WITHOUT_EVENTS_MAX;
+            if result.is_err() || is_too_many {
+                continue;
+            }
+            let tuples = [entry.original, entry.reply];
+            let keys = tuples.each_ref().map(flow_key);
+            let [Some(original), Some(reply)] = tuples.each_ref().map(gate_key) else { continue };
+            let desc = FlowDesc { keys, status: entry.status, mark: entry.mark };
+            let Some(number) = self.writer.insert(&desc) else { continue };
+            let carried = Carried {
+                tuple: entry.original,
+                keys: [original, reply],
+                timeout_s: entry.timeout_s.unwrap_or(0),
+                // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
+                renewed_ns: 0,
+                has_events: have_events,
+            };
+            let at = number as usize;
+            if self.carried.len() <= at {
+                self.carried.resize(at + 1, None);
+            }
+            if let Some(slot) = self.carried.get_mut(at) {
+                *slot = Some(carried);
+            }
+            self.without_events += usize::from(!have_events);
+            let inserted = self.gate.insert(&[(original, number), (reply, number)])?;
+            if inserted < 2 {
+                self.drop_flow(&entry.original)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves a flow to the kernel.
+    fn drop_flow(&mut self, tuple: &Tuple) -> io::Result<()> {
+        let Some(number) = self.writer.remove(&flow_key(tuple)) else { return Ok(()) };
+        let carried = self.carried.get_mut(number as usize).and_then(Option::take);
+        let Some(carried) = carried else { return Ok(()) };
+        self.without_events -= usize::from(!carried.has_events);
+        self.gate.remove(&carried.keys).map(drop)
+    }
+
+    /// Renews the time-outs of entries whose packets were carried, and verifies that they exist.
+    fn maintain(&mut self, now_ns: u64) -> io::Result<()> {
+        self.sysctls = Sysctls::read()?;
+        let has_own_timeouts = self.shared.has_own_timeouts.load(Relaxed);
+        let table = Arc::clone(self.writer.table());
+        let (mut changes, mut closed) = (Vec::new(), Vec::new());
+        for (number, slot) in self.carried.iter_mut().enumerate() {
+            let Some(carried) = slot else { continue };
+            let number = number as u32;
+            if table.is_closing(number) {
+                closed.push(carried.tuple);
+                continue;
+            }
+            let timeout_s = match carried.tuple.protocol {
+                _ if has_own_timeouts => carried.timeout_s,
+                IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
+                _ => self.sysctls.udp_timeout_stream_s,
+            };
+            let interval_ns = match carried.has_events {
+                true => (u64::from(timeout_s) * 1_000_000_000 / 8).min(RENEWAL_MAX_NS),
+                false => 0,
+            };
+            let seen_ns = table.last_seen_ns(number);
+            if seen_ns <= carried.renewed_ns || now_ns < carried.renewed_ns + interval_ns {
+                continue;
+            }
+            carried.renewed_ns = now_ns;
+            // Counted from the last packet, as the kernel does.
+            let idle_s = (now_ns.saturating_sub(seen_ns) / 1_000_000_000) as u32;
+            changes.push(Change {
+                tuple: carried.tuple,
+                timeout_s: Some(timeout_s.saturating_sub(idle_s)),
+                is_assured: false,
+                is_expected: false,
+                is_liberal: false,
+            });
+        }
+        closed.iter().try_for_each(|tuple| self.drop_flow(tuple))?;
+        for changes in changes.chunks(BATCH) {
+            let results = conntrack::update(&mut self.requests, changes);
+            for (change, result) in changes.iter().zip(results) {
+                if result.is_err() {
+                    self.drop_flow(&change.tuple)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether packets of an entry can be carried, as far as an event tells.
+fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
+    let Entry { original, reply, status, .. } = entry;
+    let is_translated = (original.source, original.source_port)
+        != (reply.destination, reply.destination_port)
+        || (original.destination, original.destination_port) != (reply.source, reply.source_port);
+    let is_established = match original.protocol {
+        IPPROTO_TCP => entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED),
+        IPPROTO_UDP => true,
+        _ => false,
+    };
+    is_established
+        && status & REQUIRED == REQUIRED
+        && status & NOT_CARRIED == 0
+        && entry.zone == 0
+        && !(is_translated || entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
+        && ![original.source, original.destination].iter().any(|addr| locals.contains(*addr))
+}
+
+/// The same of an entry with all its attributes.
+fn is_carriable(entry: &Entry, locals: &Locals) -> bool {
+    let has_state = entry.tcp.is_some() || entry.original.protocol != IPPROTO_TCP;
+    has_state && may_be_carried(entry, locals)
+}
+
+fn flow_key(tuple: &Tuple) -> FlowKey {
+    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
+    FlowKey::new(source, destination, protocol, source_port, destination_port)
+}
+
+fn gate_key(tuple: &Tuple) -> Option<xdp_prog::FlowKey> {
+    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
+    xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
+}

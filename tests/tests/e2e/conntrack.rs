@@ -1,0 +1,414 @@
+//! Rulesets that track connections: established connections pass through userspace, all else through the kernel.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::{Ferroute, Lab, Netns, eventually, ferroute};
+
+/// A firewall as most routers have it.
+const STATEFUL: &str = "
+table inet fw {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related counter accept
+        ct state invalid counter drop
+        ct state new tcp dport 5000-6000 counter accept
+        ct state new udp dport 5000-6000 counter accept
+        ct state new meta l4proto { icmp, ipv6-icmp } accept
+    }
+}
+";
+
+const PORT: u16 = 5001;
+/// Between two packets of a conversation.
+const PACE: Duration = Duration::from_millis(1);
+/// How long an answer takes at most, unless packets are dropped.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
+
+fn nft(router: &Netns, ruleset: &str) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), ruleset)?;
+    router.run(&format!("nft -f {}", file.path().display())).map(drop)
+}
+
+/// A connection whose client sends all the time, and whose server answers each message.
+struct Conversation {
+    answers: Arc<AtomicU64>,
+    /// Nanoseconds from `begun` until the last answer.
+    last: Arc<AtomicU64>,
+    begun: Instant,
+    stopping: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    name: &'static str,
+}
+
+enum Ends {
+    Tcp(TcpStream, TcpStream),
+    Udp(UdpSocket, UdpSocket),
+}
+
+impl Conversation {
+    /// Of TCP (else UDP) from left to right.
+    fn start(lab: &Lab, to: &str, is_tcp: bool) -> Result<Conversation> {
+        let to = SocketAddr::new(to.parse::<IpAddr>()?, PORT);
+        let any = SocketAddr::new(if to.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() }, 0);
+        let ends = if is_tcp {
+            let listener = lab.right.enter(|| Ok(TcpListener::bind(to)?))?;
+            let client = lab.left.enter(|| {
+                let timeout = Duration::from_secs(5);
+                TcpStream::connect_timeout(&to, timeout).context("no connection")
+            })?;
+            Ends::Tcp(client, listener.accept()?.0)
+        } else {
+            let server = lab.right.enter(|| Ok(UdpSocket::bind(to)?))?;
+            let client = lab.left.enter(|| {
+                let client = UdpSocket::bind(any)?;
+                client.connect(to)?;
+                Ok(client)
+            })?;
+            Ends::Udp(client, server)
+        };
+        let mut it = Conversation {
+            answers: Arc::default(),
+            last: Arc::default(),
+            begun: Instant::now(),
+            stopping: Arc::default(),
+            threads: Vec::new(),
+            name: if is_tcp { "TCP" } else { "UDP" },
+        };
+        it.converse(ends)?;
+        ensure!(it.goes_on(), "{}: no answers at the start", it.name);
+        Ok(it)
+    }
+
+    fn converse(&mut self, ends: Ends) -> Result<()> {
+        let (answers, last, begun) =
+            (Arc::clone(&self.answers), Arc::clone(&self.last), self.begun);
+        let answered = move || {
+            answers.fetch_add(1, Relaxed);
+            last.store(begun.elapsed().as_nanos() as u64, Relaxed);
+        };
+        let stopping = [Arc::clone(&self.stopping), Arc::clone(&self.stopping)];
+        let [ours, theirs] = stopping;
+        let timeout = Some(Duration::from_millis(50));
+        match ends {
+            Ends::Tcp(mut client, mut server) => {
+                for stream in [&client, &server] {
+                    stream.set_nodelay(true)?;
+                    stream.set_read_timeout(timeout)?;
+                }
+                self.threads.push(thread::spawn(move || {
+                    let mut octets = [0; 64];
+                    while !theirs.load(Relaxed) {
+                        match server.read(&mut octets) {
+                            Ok(0) => break,
+                            Ok(len) => drop(server.write_all(&octets[..len])),
+                            Err(_) => {}
+                        }
+                    }
+                }));
+                self.threads.push(thread::spawn(move || {
+                    let mut octets = [0; 64];
+                    while !ours.load(Relaxed) {
+                        if client.write_all(&[7; 32]).is_err() {
+                            break;
+                        }
+                        // Until it is answered: what TCP sends again is answered, too.
+                        while !ours.load(Relaxed) {
+                            match client.read(&mut octets) {
+                                Ok(0) => return,
+                                Ok(_) => {
+                                    answered();
+                                    break;
+                                }
+                                Err(_) => {}
+                            }
+                        }
+                        thread::sleep(PACE);
+                    }
+                }));
+            }
+            Ends::Udp(client, server) => {
+                client.set_read_timeout(timeout)?;
+                server.set_read_timeout(timeout)?;
+                self.threads.push(thread::spawn(move || {
+                    let mut octets = [0; 64];
+                    while !theirs.load(Relaxed) {
+                        if let Ok((len, from)) = server.recv_from(&mut octets) {
+                            let _ = server.send_to(&octets[..len], from);
+                        }
+                    }
+                }));
+                self.threads.push(thread::spawn(move || {
+                    let mut octets = [0; 64];
+                    while !ours.load(Relaxed) {
+                        let _ = client.send(&[7; 32]);
+                        if client.recv(&mut octets).is_ok() {
+                            answered();
+                        }
+                        thread::sleep(PACE);
+                    }
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    fn answers(&self) -> u64 {
+        self.answers.load(Relaxed)
+    }
+
+    /// Whether another 50 messages are answered.
+    fn goes_on(&self) -> bool {
+        let before = self.answers();
+        eventually(|| self.answers() >= before + 50)
+    }
+
+    /// When the last answer arrived, once none arrives any more.
+    fn end(&self) -> Result<Instant> {
+        let last = || self.begun + Duration::from_nanos(self.last.load(Relaxed));
+        ensure!(eventually(|| last().elapsed() > ANSWER_TIMEOUT), "{}: answers go on", self.name);
+        Ok(last())
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.stopping.store(true, Relaxed);
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// Whether packets of the conversations bypass the kernel.
+fn are_carried(running: &Ferroute, all: &[&Conversation]) -> bool {
+    ferroute::by_kernel()
+        || eventually(|| {
+            let before = running.forwarded_by_kernel().ok();
+            all.iter().all(|it| it.goes_on()) && running.forwarded_by_kernel().ok() == before
+        })
+}
+
+/// The lines of `conntrack -L` about the conversations.
+fn entries(router: &Netns) -> Result<String> {
+    let listed = router.run("conntrack -L")?;
+    Ok(listed
+        .lines()
+        .filter(|line| line.contains("dport=5001"))
+        .map(|it| it.to_owned() + "\n")
+        .collect())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn established_connections_are_carried_and_survive_a_kill() -> Result<()> {
+    let lab = Lab::up()?;
+    nft(&lab.router, STATEFUL)?;
+    let mut running = Ferroute::start(&lab)?;
+    let talks = [
+        Conversation::start(&lab, RIGHT4, true)?,
+        Conversation::start(&lab, RIGHT6, true)?,
+        Conversation::start(&lab, RIGHT4, false)?,
+        Conversation::start(&lab, RIGHT6, false)?,
+    ];
+    let all: Vec<&Conversation> = talks.iter().collect();
+    ping_all(&lab.left, &format!("-c 2 -i 0.1 -W 5 {RIGHT4}"))?;
+    for round in 0..2 {
+        ensure!(are_carried(&running, &all), "{round}: the kernel forwards: {}", running.account());
+        let are_listed = || {
+            entries(&lab.router).is_ok_and(|listed| {
+                let count = |text: &str| listed.matches(text).count();
+                (count("ESTABLISHED"), count("[ASSURED]")) == (2, 4)
+            })
+        };
+        ensure!(eventually(are_listed), "{}", entries(&lab.router)?);
+        if ferroute::by_kernel() {
+            return Ok(());
+        }
+        let status = running.json(&["status"])?;
+        ensure!(status["carried_flows"] == 4, "{status}");
+        // The kernel sees no acknowledgement of the last data that it saw, and shortened the time-out.
+        let is_renewed = |line: &str| {
+            let seconds = line.split_whitespace().nth(2).and_then(|it| it.parse::<u32>().ok());
+            line.starts_with("udp") || seconds.is_some_and(|seconds| seconds > 431_900)
+        };
+        let are_renewed =
+            || entries(&lab.router).is_ok_and(|listed| listed.lines().all(is_renewed));
+        ensure!(eventually(are_renewed), "{}", entries(&lab.router)?);
+        running.kill()?;
+        ensure!(all.iter().all(|it| it.goes_on()), "{round}: a connection died");
+        // Entries of before the start send no events.
+        running = Ferroute::start(&lab)?;
+    }
+    ensure!(are_carried(&running, &all), "the kernel forwards: {}", running.account());
+    drop(talks);
+    // FIN passed the kernel.
+    let closed = || entries(&lab.router).is_ok_and(|listed| !listed.contains("ESTABLISHED"));
+    ensure!(eventually(closed), "{}", entries(&lab.router)?);
+    Ok(())
+}
+
+/// Counters of workers and kernel together are what passed.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn every_packet_is_counted_once() -> Result<()> {
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let lab = Lab::up()?;
+    nft(&lab.router, STATEFUL)?;
+    let running = Ferroute::start(&lab)?;
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
+    let answers = Arc::clone(&talk.answers);
+    drop(talk);
+    let answers = answers.load(Relaxed);
+    let kernel: serde_json::Value = serde_json::from_str(&lab.router.run("nft -j list ruleset")?)?;
+    let mut sum = 0;
+    for object in kernel["nftables"].as_array().into_iter().flatten() {
+        let exprs = object["rule"]["expr"].as_array().into_iter().flatten();
+        sum += exprs.filter_map(|expr| expr["counter"]["packets"].as_u64()).sum::<u64>();
+    }
+    let rules = running.json(&["rules", "show"])?;
+    for rule in rules[0]["chains"][0]["rules"].as_array().into_iter().flatten() {
+        for counter in rule["counters"].as_array().into_iter().flatten() {
+            let of = |name: &str| counter[name].as_u64().unwrap_or(0);
+            sum += of("packets") - of("kernel_packets");
+        }
+    }
+    // The last message may have had no answer.
+    ensure!((2 * answers..=2 * answers + 2).contains(&sum), "{sum} counted, {answers} answers");
+    Ok(())
+}
+
+/// Sets a rule under load, and measures how long a carried connection goes on.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_change_under_load_stops_a_carried_connection() -> Result<()> {
+    let lab = Lab::up()?;
+    let router = &lab.router;
+    let set = "set bad { type ipv4_addr; }\nchain forward {";
+    nft(
+        router,
+        &STATEFUL.replacen("chain forward {", set, 1).replacen(
+            "ct state established",
+            "ip saddr @bad drop\nct state established",
+            1,
+        ),
+    )?;
+    let running = Ferroute::start(&lab)?;
+    let changes = [
+        (
+            "nft add element inet fw bad { 198.18.1.2 }",
+            "nft delete element inet fw bad { 198.18.1.2 }",
+        ),
+        ("nft insert rule inet fw forward ct state established udp dport 5001 drop", ""),
+    ];
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    for (change, undo) in changes {
+        ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
+        router.run(change)?;
+        let set = Instant::now();
+        let after = talk.end()?.saturating_duration_since(set);
+        eprintln!("{change}: the last answer arrived {after:?} after it was set");
+        ensure!(after < Duration::from_millis(100), "{change}: {after:?}");
+        if !undo.is_empty() {
+            router.run(undo)?;
+            ensure!(talk.goes_on(), "no answers after {undo}");
+        }
+    }
+    Ok(())
+}
+
+/// An entry that is deleted while its connection is carried: the next packets are the kernel's, for which
+/// they are new.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_deleted_entry_is_not_carried() -> Result<()> {
+    for before_start in [false, true] {
+        let lab = Lab::up()?;
+        nft(&lab.router, STATEFUL)?;
+        let start = || Ferroute::start(&lab);
+        let early = if before_start { None } else { Some(start()?) };
+        let talk = Conversation::start(&lab, RIGHT4, false)?;
+        // The kernel counts a connection as established in both directions after 2 s.
+        let assured = || entries(&lab.router).is_ok_and(|listed| listed.contains("[ASSURED]"));
+        ensure!(eventually(assured), "{}", entries(&lab.router)?);
+        let running = early.map_or_else(start, Ok)?;
+        ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
+        // Nothing new is accepted from now on; the rule is followed before the entry is deleted.
+        nft(
+            &lab.router,
+            "flush ruleset\ntable inet fw { chain forward { type filter hook forward priority 0; \
+             policy drop; ct state established accept; }; }",
+        )?;
+        ensure!(talk.goes_on() && are_carried(&running, &[&talk]), "{}", running.account());
+        lab.router.run("conntrack -D -p udp --dport 5001")?;
+        let deleted = Instant::now();
+        let after = talk.end()?.saturating_duration_since(deleted);
+        eprintln!("before the start: {before_start}: the last answer arrived {after:?} after it");
+        // Entries of before the start send no events, and are verified every second.
+        let allowed = Duration::from_millis(if before_start { 2000 } else { 100 });
+        ensure!(after < allowed, "{after:?}");
+    }
+    Ok(())
+}
+
+/// The time-out of a carried connection is renewed, and ends when it is idle.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn time_outs_are_renewed_while_packets_are_carried() -> Result<()> {
+    let lab = Lab::up()?;
+    nft(&lab.router, STATEFUL)?;
+    let running = Ferroute::start(&lab)?;
+    lab.router.sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "4")?;
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
+    // The kernel counts a connection as established in both directions after 2 s.
+    let assured = || entries(&lab.router).is_ok_and(|listed| listed.contains("[ASSURED]"));
+    ensure!(eventually(assured), "{}", entries(&lab.router)?);
+    let until = Instant::now() + Duration::from_secs(7);
+    while Instant::now() < until {
+        thread::sleep(Duration::from_millis(500));
+        let listed = entries(&lab.router)?;
+        ensure!(listed.contains("[ASSURED]"), "it expired: {listed}");
+    }
+    drop(talk);
+    let gone = || entries(&lab.router).is_ok_and(|listed| listed.is_empty());
+    ensure!(eventually(gone), "it does not expire: {}", entries(&lab.router)?);
+    Ok(())
+}
+
+/// Connections with NAT are the kernel's.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn translated_connections_are_left_to_the_kernel() -> Result<()> {
+    let lab = Lab::up()?;
+    nft(&lab.router, STATEFUL)?;
+    nft(
+        &lab.router,
+        "table ip nat { chain post { type nat hook postrouting priority srcnat; \
+         oifname rt-right masquerade; }; }",
+    )?;
+    lab.right.run("ip route del default")?;
+    let mut running = Ferroute::start(&lab)?;
+    let talks =
+        [Conversation::start(&lab, RIGHT4, true)?, Conversation::start(&lab, RIGHT4, false)?];
+    let before = running.forwarded_by_kernel()?;
+    ensure!(talks.iter().all(Conversation::goes_on));
+    let after = running.forwarded_by_kernel()?;
+    ensure!(after.v4 > before.v4 || ferroute::by_kernel(), "{before:?} {after:?}");
+    if !ferroute::by_kernel() {
+        let status = running.ask(&["status"])?;
+        ensure!(status.contains("connections 0 carried"), "{status}");
+        running.terminate()?;
+    }
+    ensure!(talks.iter().all(Conversation::goes_on));
+    Ok(())
+}
