@@ -208,6 +208,7 @@ mod tests {
             ports: vec![port],
             workers: vec![worker],
             mirror: MirrorStatus { unmirrored: vec!["route X".into()], ..Default::default() },
+            carried_flows: Some(2),
             warnings: vec!["mind the gap".into()],
         };
         let text = text(&report);
@@ -215,6 +216,7 @@ mod tests {
             "forwarding pid 7 version 0.1.0 driver af_xdp up 1m01s\n",
             "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
             "worker 0  cpu any  eth0 queues 0,2, eth1 by worker 1  loops 200 (25.0 % busy)\n",
+            "connections 2 carried; packets of others are left to the kernel, which tracks them\n",
             "note left to the kernel: route X\n",
             "warning mind the gap\n",
         ] {

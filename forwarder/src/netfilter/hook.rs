@@ -347,6 +347,12 @@ impl Hooks {
         self.len == 0
     }
 
+    /// Whether the kernel may have to send the router's own packets: functions see them.
+    #[inline]
+    pub fn see_own_packets(&self, pf: Family) -> bool {
+        !self.is_empty_at(pf, Hook::LocalOut)
+    }
+
     /// Whether no function is registered at a hook point.
     #[inline]
     pub fn is_empty_at(&self, pf: Family, hook: Hook) -> bool {
@@ -409,6 +415,12 @@ impl Hooks {
                 }
             };
             if verdict != Verdict::Accept {
+                if let (Verdict::Punt, Ct::Established(info), Some(flows)) =
+                    (verdict, own.ct, &self.flows)
+                {
+                    // Others of its packets would take the same, longer way.
+                    flows.close(info.flow);
+                }
                 return verdict;
             }
         }

@@ -244,6 +244,10 @@ fn ip6_rcv<'a, 'k, const HOOKED: bool>(
     }
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
+    if HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {
+        // The error may be the kernel's to send, and cannot be once the packet has been output.
+        return Err(Exit::Punt(PuntReason::Netfilter));
+    }
     let forwarded = ip6_forward::<HOOKED>(skb, dev, dst, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip6, devices, ctx.hook_env())?;

@@ -412,3 +412,61 @@ fn translated_connections_are_left_to_the_kernel() -> Result<()> {
     ensure!(talks.iter().all(Conversation::goes_on));
     Ok(())
 }
+
+/// As iptables writes a firewall.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn states_of_iptables_are_evaluated() -> Result<()> {
+    let lab = Lab::up()?;
+    for line in [
+        "iptables-nft -P FORWARD DROP",
+        "iptables-nft -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "iptables-nft -A FORWARD -m state --state INVALID -j DROP",
+        "iptables-nft -A FORWARD -p udp --dport 5001 -m conntrack ! --ctstate ESTABLISHED -j ACCEPT",
+        "iptables-nft -A FORWARD -p tcp --dport 5001 -m conntrack --ctstate NEW -j ACCEPT",
+    ] {
+        lab.router.run(line)?;
+    }
+    let running = Ferroute::start(&lab)?;
+    let talks =
+        [Conversation::start(&lab, RIGHT4, true)?, Conversation::start(&lab, RIGHT4, false)?];
+    ensure!(are_carried(&running, &[&talks[0], &talks[1]]), "{}", running.account());
+    Ok(())
+}
+
+/// A rule that only the kernel evaluates matters to the connections that reach it: they are left to it, also
+/// by the XDP program, until the ruleset changes.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_connection_that_reaches_a_rule_of_the_kernel_is_left_to_it() -> Result<()> {
+    let lab = Lab::up()?;
+    let limit =
+        "udp dport 5001 limit rate 100000/second accept\n        ct state established,related";
+    nft(&lab.router, &STATEFUL.replacen("ct state established,related", limit, 1))?;
+    let running = Ferroute::start(&lab)?;
+    let tcp = Conversation::start(&lab, RIGHT4, true)?;
+    let udp = Conversation::start(&lab, RIGHT4, false)?;
+    let udp6 = Conversation::start(&lab, RIGHT6, false)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let assured =
+        || entries(&lab.router).is_ok_and(|listed| listed.matches("[ASSURED]").count() == 3);
+    ensure!(eventually(assured), "{}", entries(&lab.router)?);
+    // The XDP program passes them, so that userspace hands none over.
+    let handed =
+        || running.json(&["stat"]).ok().and_then(|stat| stat["punts"]["NETFILTER"].as_u64());
+    let are_the_kernels = || {
+        let status = running.json(&["status"]);
+        let before = handed();
+        let go_on = [&udp, &udp6, &tcp].iter().all(|it| it.goes_on());
+        let is_only_tcp = status.is_ok_and(|status| status["carried_flows"] == 1);
+        go_on && is_only_tcp && before.is_some() && handed() == before
+    };
+    ensure!(eventually(are_the_kernels), "{}", running.account());
+    thread::sleep(Duration::from_secs(2));
+    ensure!(are_the_kernels(), "{}", running.account());
+    nft(&lab.router, &format!("flush ruleset\n{STATEFUL}"))?;
+    ensure!(are_carried(&running, &[&tcp, &udp, &udp6]), "{}", running.account());
+    Ok(())
+}

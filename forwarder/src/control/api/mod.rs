@@ -649,6 +649,7 @@ mod tests {
             ports: vec![PortStatus::default()],
             workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],
             mirror: MirrorStatus { stalled_ms: Some(3200), ..MirrorStatus::default() },
+            carried_flows: Some(3),
             warnings: vec!["mind".into()],
         }));
         round_trip(Response::Drops(DropsReport::default()));

@@ -35,8 +35,7 @@ use crate::worker::clock::monotonic_ns;
 
 /// Maximum number of flows: two entries of the XDP program's map each.
 const FLOWS_MAX: usize = xdp_prog::FLOWS_MAX / 2;
-/// Maximum number of flows of whose entries the kernel sends no events: each that has packets is verified
-/// once per second.
+/// Maximum number of flows of whose entries the kernel sends no events: they are verified once per second.
 const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 /// How long a connection must have been established.
 const CARRY_DELAY_NS: u64 = 200_000_000;
@@ -48,6 +47,10 @@ const RENEWAL_MAX_NS: u64 = 60_000_000_000;
 const WAIT: Duration = Duration::from_millis(100);
 /// Until the next attempt after an error.
 const RETRY: Duration = Duration::from_secs(1);
+/// After the ruleset changed, the kernel's table is not read again before this.
+const RULESET_REST: Duration = Duration::from_secs(10);
+/// How long reading the kernel's table may take to be done every second.
+const COMPARE_MAX: Duration = Duration::from_millis(200);
 /// Receive buffer for events, octets.
 const RCVBUF: usize = 16 << 20;
 /// Entries that are changed with one request.
@@ -109,6 +112,8 @@ struct Shared {
     has_own_timeouts: AtomicBool,
     locals: ArcSwap<Locals>,
     carried: AtomicU64,
+    /// How often the ruleset has changed.
+    ruleset_changes: AtomicU64,
 }
 
 /// The control thread's handle of the thread `fr-ct`.
@@ -152,9 +157,10 @@ impl FlowFollower {
         self.shared.locals.store(Arc::new(locals));
     }
 
-    /// Whether the ruleset may set time-outs of connections.
-    pub(super) fn set_has_own_timeouts(&self, has: bool) {
-        self.shared.has_own_timeouts.store(has, Relaxed);
+    /// The workers apply another ruleset, which may set time-outs of connections.
+    pub(super) fn set_ruleset(&self, has_own_timeouts: bool) {
+        self.shared.has_own_timeouts.store(has_own_timeouts, Relaxed);
+        self.shared.ruleset_changes.fetch_add(1, Relaxed);
     }
 
     /// Whether the thread has ended, which is a bug.
@@ -223,6 +229,11 @@ struct Follower<'a> {
     /// When, CLOCK_MONOTONIC, and which.
     due: VecDeque<(u64, Tuple)>,
     maintained_ns: u64,
+    /// How long reading the kernel's table took.
+    compare_took: Duration,
+    /// When it was last read because the ruleset had changed, and which change that was.
+    compared: Instant,
+    ruleset_change: u64,
 }
 
 impl<'a> Follower<'a> {
@@ -250,6 +261,9 @@ impl<'a> Follower<'a> {
             waiting: HashMap::new(),
             due: VecDeque::new(),
             maintained_ns: 0,
+            compare_took: Duration::ZERO,
+            compared: Instant::now(),
+            ruleset_change: 0,
         })
     }
 
@@ -274,19 +288,31 @@ impl<'a> Follower<'a> {
             if now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS {
                 self.maintained_ns = now_ns;
                 self.maintain(now_ns)?;
+                self.verify()?;
             }
             self.shared.carried.store(self.writer.len() as u64, Relaxed);
         }
         Ok(())
     }
 
-    /// Reads the whole table. Nothing is carried meanwhile.
+    /// Reads the whole table after events were lost. Nothing is carried meanwhile.
     fn resynchronise(&mut self) -> io::Result<()> {
         self.writer.table().set_valid(0);
         self.waiting.clear();
         self.due.clear();
         // Older than the dump.
         while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {}
+        self.ruleset_change = self.shared.ruleset_changes.load(Relaxed);
+        for entries in self.compare()?.chunks(BATCH) {
+            self.carry(entries, false)?;
+        }
+        Ok(())
+    }
+
+    /// Compares the flows with the kernel's table: drops those that can no longer be carried, and returns the
+    /// entries that can be.
+    fn compare(&mut self) -> io::Result<Vec<Entry>> {
+        let begun = Instant::now();
         let (mut seen, mut found) = (HashSet::new(), Vec::new());
         let (shared, writer) = (self.shared, &mut *self.writer);
         let locals = shared.locals.load();
@@ -309,8 +335,33 @@ impl<'a> Follower<'a> {
         };
         let gone: Vec<Tuple> = gone.filter(is_gone).collect();
         gone.iter().try_for_each(|tuple| self.drop_flow(tuple))?;
-        for entries in found.chunks(BATCH) {
-            self.carry(entries, false)?;
+        self.compare_took = begun.elapsed();
+        Ok(found)
+    }
+
+    /// Verifies flows of which the kernel sends no events, and, after the ruleset changed, carries those that
+    /// its rules had left to the kernel.
+    fn verify(&mut self) -> io::Result<()> {
+        let change = self.shared.ruleset_changes.load(Relaxed);
+        let is_changed = change != self.ruleset_change && self.compared.elapsed() >= RULESET_REST;
+        if self.without_events == 0 && !is_changed {
+            return Ok(());
+        }
+        if self.compare_took > COMPARE_MAX {
+            // The table is too large to be read every second.
+            let unsure = self.carried.iter().flatten().filter(|carried| !carried.has_events);
+            let unsure: Vec<Tuple> = unsure.map(|carried| carried.tuple).collect();
+            unsure.iter().try_for_each(|tuple| self.drop_flow(tuple))?;
+            if !is_changed {
+                return Ok(());
+            }
+        }
+        let found = self.compare()?;
+        if is_changed {
+            (self.ruleset_change, self.compared) = (change, Instant::now());
+            for entries in found.chunks(BATCH) {
+                self.carry(entries, false)?;
+            }
         }
         Ok(())
     }

@@ -624,7 +624,7 @@ impl Supervisor {
             self.tell_locals();
         }
         if let Some(flows) = &self.flows {
-            flows.set_has_own_timeouts(compiled.sets_timeouts());
+            flows.set_ruleset(compiled.sets_timeouts());
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
         self.steering_state.set_tracking(is_tracked)

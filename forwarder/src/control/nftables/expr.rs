@@ -5,9 +5,11 @@ use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, MetaKey, PayloadBase,
+    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, MetaKey, PayloadBase, Reg,
 };
 
+/// The register of expressions that stand for a match of iptables: the last one.
+pub(super) const XT_REG: Reg = Reg(48);
 /// Text of an expression that has no name.
 const NAMELESS: &str = "malformed expression";
 
@@ -16,7 +18,10 @@ pub fn exprs(mut list: Attrs<'_>) -> Vec<Expr> {
     let mut exprs = Vec::new();
     for attr in list.by_ref() {
         if attr.kind == NFTA_LIST_ELEM {
-            exprs.extend(expr(attr.nested()));
+            match xt_conntrack(attr.nested()) {
+                Some(same) => exprs.extend(same),
+                None => exprs.extend(expr(attr.nested())),
+            }
         } else {
             exprs.push(Expr::Other(NAMELESS.into()));
         }
@@ -37,6 +42,48 @@ pub fn comment(mut list: Attrs<'_>) -> Option<String> {
         // `struct xt_comment_info`: a string.
         if is_comment { extension.name(NFTA_MATCH_INFO) } else { None }
     })
+}
+
+/// The match `conntrack` of iptables as the expressions of nftables that do the same (`conntrack_mt`), if
+/// it compares the state only.
+fn xt_conntrack(attrs: Attrs<'_>) -> Option<[Expr; 3]> {
+    // `struct xt_conntrack_mtinfo3`: offsets of fields, octets. Revision 2 is the same up to here.
+    const MATCH_FLAGS: usize = 146;
+    const INVERT_FLAGS: usize = 148;
+    const STATE_MASK: usize = 150;
+    // XT_CONNTRACK_STATE, and how the match was named.
+    const STATE: u16 = 1;
+    const STATE_ALIAS: u16 = 1 << 13;
+    // XT_CONNTRACK_STATE_*: as in nftables up to NEW, and UNTRACKED. SNAT and DNAT are no states there.
+    const SAME: u16 = 0x0f;
+    const UNTRACKED: u16 = 1 << 8;
+    let table = Table::<3>::strict(attrs)?;
+    if table.name(NFTA_EXPR_NAME)? != "match" {
+        return None;
+    }
+    let extension = Table::<4>::strict(table.nested(NFTA_EXPR_DATA)?)?;
+    let is_known = extension.name(NFTA_MATCH_NAME)? == "conntrack"
+        && matches!(extension.be32(NFTA_MATCH_REV)?, 2 | 3);
+    let info = extension.get(NFTA_MATCH_INFO).filter(|_| is_known)?;
+    let field = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+    let (flags, invert, mask) = (field(MATCH_FLAGS)?, field(INVERT_FLAGS)?, field(STATE_MASK)?);
+    if flags & !STATE_ALIAS != STATE || invert & !(STATE | STATE_ALIAS) != 0 {
+        return None;
+    }
+    if mask & !(SAME | UNTRACKED) != 0 {
+        return None;
+    }
+    let states = u32::from(mask & SAME) | if mask & UNTRACKED != 0 { 64 } else { 0 };
+    // iptables uses the first register, each time for one match.
+    let reg = XT_REG;
+    let op =
+        BitwiseOp::MaskXor { mask: states.to_ne_bytes().to_vec(), xor: vec![0; size_of::<u32>()] };
+    let cmp = if invert & STATE != 0 { CmpOp::Eq } else { CmpOp::Neq };
+    Some([
+        Expr::Ct { dreg: reg, key: CtKey::State },
+        Expr::Bitwise { sreg: reg, dreg: reg, len: 4, op },
+        Expr::Cmp { sreg: reg, op: cmp, data: vec![0; size_of::<u32>()] },
+    ])
 }
 
 /// `None`: one without effect.

@@ -187,6 +187,7 @@ pub const NFTA_OBJREF_SET_SREG: u16 = 3;
 
 /// NFTA_MATCH_NAME and NFTA_TARGET_NAME (include/uapi/linux/netfilter/nf_tables_compat.h).
 pub const NFTA_MATCH_NAME: u16 = 1;
+pub const NFTA_MATCH_REV: u16 = 2;
 pub const NFTA_MATCH_INFO: u16 = 3;
 
 /// Names of NFT_META_* by number.

@@ -44,6 +44,8 @@ pub enum Ct {
 /// A packet's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CtInfo {
+    /// The number of the flow in the table of carried flows.
+    pub flow: u32,
     /// The packet's direction.
     pub direction: Direction,
     /// `ct->status`, bits IPS_*.

@@ -71,9 +71,9 @@ pub fn nf_conntrack_in(
             if len < UDP_HLEN || len > payload_len {
                 return None;
             }
-            let found = flows.find(&key)?;
-            flows.seen(found.number, now_ns);
-            Some(Ct::Established(found.info))
+            let info = flows.find(&key)?;
+            flows.seen(info.flow, now_ns);
+            Some(Ct::Established(info))
         }
         _ => None,
     }
@@ -94,20 +94,20 @@ fn tcp(
     if header_len < TCP_HLEN || header_len > len {
         return None;
     }
-    let found = flows.find(key)?;
-    let direction: Direction = found.info.direction;
+    let info = flows.find(key)?;
+    let direction: Direction = info.direction;
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    if flags & TCP_RST != 0 && flows.is_before_ack(found.number, direction, number(4)) {
+    if flags & TCP_RST != 0 && flows.is_before_ack(info.flow, direction, number(4)) {
         return Some(Ct::Null);
     }
     if flags & (TCP_FIN | TCP_RST) != 0 {
-        flows.close(found.number);
+        flows.close(info.flow);
         return None;
     }
     if flags & (TCP_SYN | TCP_ACK) != TCP_ACK {
         return None;
     }
-    flows.acked(found.number, direction, number(8));
-    flows.seen(found.number, now_ns);
-    Some(Ct::Established(found.info))
+    flows.acked(info.flow, direction, number(8));
+    flows.seen(info.flow, now_ns);
+    Some(Ct::Established(info))
 }

@@ -29,15 +29,6 @@ pub struct FlowDesc {
     pub mark: u32,
 }
 
-/// A flow that was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// Its number.
-    pub number: u32,
-    /// What is known of the packet's connection.
-    pub info: CtInfo,
-}
-
 /// The record of a flow.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -102,7 +93,7 @@ impl FlowTable {
 
     /// The flow with this key, unless it is closing.
     #[inline]
-    pub fn find(&self, key: &FlowKey) -> Option<Found> {
+    pub fn find(&self, key: &FlowKey) -> Option<CtInfo> {
         let hash = self.hash(key);
         for bucket in self.buckets_of(hash) {
             for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
@@ -119,7 +110,7 @@ impl FlowTable {
 
     /// The flow that an entry leads to, if it has this key.
     #[inline]
-    fn check(&self, entry: u64, key: &FlowKey) -> Option<Found> {
+    fn check(&self, entry: u64, key: &FlowKey) -> Option<CtInfo> {
         let low = entry as u32;
         let number = (low >> 1).checked_sub(1)?;
         let flow = self.flows.get(number as usize)?;
@@ -133,7 +124,7 @@ impl FlowTable {
         fence(Acquire);
         let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
         let is_it = is_stable && !is_closing && words == *key.words();
-        is_it.then_some(Found { number, info: CtInfo { direction, status, mark } })
+        is_it.then_some(CtInfo { flow: number, direction, status, mark })
     }
 
     /// A worker carried a packet of a flow.

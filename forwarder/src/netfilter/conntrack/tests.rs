@@ -30,12 +30,11 @@ fn a_flow_is_found_by_either_key_with_its_direction() {
     let number = writer.insert(&desc(7)).expect("room");
     for (key, direction) in desc(7).keys.iter().zip([Direction::Original, Direction::Reply]) {
         let found = table.find(key).expect("it");
-        assert_eq!(found.number, number);
-        assert_eq!(found.info, CtInfo { direction, status: 7 ^ 0x5555, mark: 7 });
+        assert_eq!(found, CtInfo { flow: number, direction, status: 7 ^ 0x5555, mark: 7 });
     }
     assert_eq!(table.find(&desc(8).keys[0]), None);
     writer.set(number, 6, 99);
-    assert_eq!(table.find(&desc(7).keys[0]).expect("it").info.mark, 99);
+    assert_eq!(table.find(&desc(7).keys[0]).expect("it").mark, 99);
     assert_eq!(writer.get(number), Some(FlowDesc { status: 6, mark: 99, ..desc(7) }));
     assert_eq!(writer.insert(&desc(7)), None, "it is there already");
     assert_eq!(writer.remove(&desc(7).keys[1]), Some(number));
@@ -73,7 +72,7 @@ fn a_full_table_keeps_the_flows_that_it_has() {
     assert_eq!(entered.len(), 1_000, "a quarter of the index is used: no bucket is full");
     assert_eq!(writer.len(), 1_000);
     for n in 0..5_000 {
-        let found = desc(n).keys.map(|key| table.find(&key).map(|found| found.info.mark));
+        let found = desc(n).keys.map(|key| table.find(&key).map(|found| found.mark));
         let expected = entered.contains(&n).then_some(n);
         assert_eq!(found, [expected; 2]);
     }
@@ -104,7 +103,10 @@ fn readers_never_see_a_mixture_of_two_flows() {
                         desc(n).keys.iter().zip([Direction::Original, Direction::Reply])
                     {
                         if let Some(it) = table.find(key) {
-                            assert_eq!(it.info, CtInfo { direction, status: n ^ 0x5555, mark: n });
+                            assert_eq!(
+                                (it.direction, it.status, it.mark),
+                                (direction, n ^ 0x5555, n)
+                            );
                             found.fetch_add(1, Ordering::Relaxed);
                         }
                     }
@@ -191,7 +193,8 @@ fn packets_of_a_carried_connection_are_established() {
         let packet = Tcp { answers, flags: ACK, seq: 1, ack: 1 }.ipv4();
         let Some(Ct::Established(info)) = track(&table, &packet) else { panic!("not carried") };
         let direction = if answers { Direction::Reply } else { Direction::Original };
-        assert_eq!(info, CtInfo { direction, status: 1000 ^ 0x5555, mark: 1000 });
+        let expected = CtInfo { flow: number, direction, status: 1000 ^ 0x5555, mark: 1000 };
+        assert_eq!(info, expected);
         assert_eq!(table.last_seen_ns(number), NOW_NS);
     }
     let other = ipv4(
@@ -313,7 +316,7 @@ fn ipv6_packets_are_carried_unless_they_have_extension_headers() {
         packet
     };
     let udp = [0, 2, 0, 1, 0, 8, 0, 0];
-    let info = CtInfo { direction: Direction::Reply, status: 1, mark: 2 };
+    let info = CtInfo { flow: 0, direction: Direction::Reply, status: 1, mark: 2 };
     let track = |packet: &[u8]| track_at(&table, Family::Ip6, packet, NOW_NS);
     assert_eq!(track(&packet(17, &udp)), Some(Ct::Established(info)));
     let extended = [&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp].concat();

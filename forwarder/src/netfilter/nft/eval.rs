@@ -299,7 +299,7 @@ impl Run<'_> {
     #[inline]
     fn ct(&self, key: CtKey) -> Option<u128> {
         let host32 = |value: u32| u32::from_le_bytes(value.to_ne_bytes()).into();
-        let CtInfo { direction, status, mark } = match (self.view.packet.ct, key) {
+        let CtInfo { direction, status, mark, .. } = match (self.view.packet.ct, key) {
             (Ct::Established(info), _) => info,
             (_, CtKey::State) => return Some(host32(CT_STATE_INVALID)),
             _ => return None,

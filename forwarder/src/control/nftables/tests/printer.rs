@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Ruleset;
+use crate::control::nftables::expr::XT_REG;
 use crate::control::nftables::netlink_text::{expr, verdict, words};
 use crate::netfilter::nft::ruleset::{Data, Element, Expr};
 
@@ -16,7 +17,14 @@ pub fn print(ruleset: &Ruleset) -> Printed {
         let of = format!("{} {}", table.family, table.name);
         for chain in &table.chains {
             for rule in &chain.rules {
-                let lines = rule.exprs.iter().map(line).collect();
+                // What stands for a match of iptables begins with a load of this register.
+                let rest = |expr: &&Expr| {
+                    !matches!(
+                        expr,
+                        Expr::Bitwise { sreg: XT_REG, .. } | Expr::Cmp { sreg: XT_REG, .. }
+                    )
+                };
+                let lines = rule.exprs.iter().filter(rest).map(line).collect();
                 printed.insert(format!("{of} {} {}", chain.name, rule.handle), lines);
             }
         }
@@ -102,6 +110,7 @@ fn of_expr(words: &[&str]) -> String {
 fn line(of: &Expr) -> String {
     match of {
         Expr::Other(text) => format!("other: {text}"),
+        Expr::Ct { dreg: XT_REG, .. } => "other: xt match conntrack".into(),
         of => expr(of),
     }
 }

@@ -10,12 +10,13 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::printer;
 use crate::control::netlink::query::{NlSock, is_interrupted};
+use crate::control::nftables::expr::XT_REG;
 use crate::control::nftables::print::{Printer, base_chain};
 use crate::control::nftables::{generation, read};
 use crate::netfilter::nft::Ruleset;
 use crate::netfilter::nft::ruleset::{
-    CmpOp, Data, Expr, Family, MetaKey, PayloadBase, Reg, RuleVerdict, SET_ANONYMOUS, SET_CONSTANT,
-    Set, Table,
+    BitwiseOp, CmpOp, CtKey, Data, Expr, Family, MetaKey, PayloadBase, Reg, RuleVerdict,
+    SET_ANONYMOUS, SET_CONSTANT, Set, Table,
 };
 
 /// Runs `test` on a thread in a new network namespace, with two interfaces, which is removed with the
@@ -232,6 +233,8 @@ fn root_rules_of_iptables_are_read() {
             "iptables-nft -A FORWARD -p udp -m multiport --dports 53,123 -j ACCEPT",
             "iptables-nft -A FORWARD -m state --state ESTABLISHED -j ACCEPT",
             "iptables-nft -A FORWARD -m conntrack --ctstate NEW -g web",
+            "iptables-nft -A FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+            "iptables-nft -A FORWARD -m conntrack ! --ctproto tcp -j ACCEPT",
             "iptables-nft -A FORWARD -m comment --comment 'for all' -j ACCEPT",
             "iptables-nft -A FORWARD -m limit --limit 5/s -j LOG",
             "iptables-nft -A FORWARD -i v+ ! -o vb -m mark --mark 1/0xf -j DROP",
@@ -274,12 +277,23 @@ fn root_rules_of_iptables_are_read() {
         ];
         assert!(expected.iter().all(|expr| first.contains(expr)), "{first:?}");
         assert_eq!(first.len(), expected.len(), "{first:?}");
+        // ESTABLISHED, and NEW.
+        let states: Vec<_> = forward.rules.iter().flat_map(|rule| &rule.exprs).collect();
+        for state in [2u32, 8] {
+            let mask = state.to_ne_bytes().to_vec();
+            let op = BitwiseOp::MaskXor { mask, xor: vec![0; 4] };
+            let same = [
+                Expr::Ct { dreg: XT_REG, key: CtKey::State },
+                Expr::Bitwise { sreg: XT_REG, dreg: XT_REG, len: 4, op },
+                Expr::Cmp { sreg: XT_REG, op: CmpOp::Neq, data: vec![0; 4] },
+            ];
+            assert!(states.windows(3).any(|it| it.iter().copied().eq(&same)), "{states:?}");
+        }
         let commented = forward.rules.iter().find(|rule| rule.comment.is_some()).expect("it");
         assert_eq!(commented.comment.as_deref(), Some("for all"));
         let others = others(&ruleset);
         for text in [
             "xt match multiport",
-            "xt match conntrack",
             "limit",
             "xt target LOG",
             "xt target TCPMSS",

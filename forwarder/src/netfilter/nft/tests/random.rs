@@ -423,6 +423,7 @@ fn input(rng: &mut Rng) -> Input {
         0 => Ct::Off,
         1 => Ct::Null,
         _ => Ct::Established(CtInfo {
+            flow: 0,
             direction: rng.pick(&[Direction::Original, Direction::Reply]),
             status: rng.below(8) as u32,
             mark: rng.below(4) as u32,
