@@ -6,7 +6,7 @@
 //! the kernel no longer compares sequence numbers with windows, of which it sees only a part
 //! (IP_CT_TCP_FLAG_BE_LIBERAL). While packets are carried, the entry's time-out is renewed.
 //!
-//! While the thread is not up to date, it withdraws the table's validity, and the kernel has all packets.
+//! While the thread is not up to date, the control thread withholds its heartbeat, and the kernel has all packets.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -44,7 +44,9 @@ const MAINTENANCE_NS: u64 = 1_000_000_000;
 /// The longest interval between renewals of an entry.
 const RENEWAL_MAX_NS: u64 = 60_000_000_000;
 /// Longest wait for an event.
-const WAIT: Duration = Duration::from_millis(100);
+const WAIT: Duration = Duration::from_millis(50);
+/// How old the last sign that the table agrees with the kernel's may be for the control thread's heartbeat.
+const CURRENT_NS: u64 = 500_000_000;
 /// Until the next attempt after an error.
 const RETRY: Duration = Duration::from_secs(1);
 /// After the ruleset changed, the kernel's table is not read again before this.
@@ -152,6 +154,12 @@ impl FlowFollower {
         self.shared.carried.load(Relaxed)
     }
 
+    /// Whether the carried flows are known to agree with the kernel's table: if not, all packets must be passed
+    /// to the kernel.
+    pub(super) fn is_current(&self, now_ns: u64) -> bool {
+        self.carried() == 0 || now_ns.saturating_sub(self.table.valid_ns()) < CURRENT_NS
+    }
+
     /// The router's own addresses from now on.
     pub(super) fn set_locals(&self, locals: Locals) {
         self.shared.locals.store(Arc::new(locals));
@@ -229,6 +237,8 @@ struct Follower<'a> {
     /// When, CLOCK_MONOTONIC, and which.
     due: VecDeque<(u64, Tuple)>,
     maintained_ns: u64,
+    /// How many closed flows have been seen, see [`FlowTable::closed`].
+    closed: u64,
     /// How long reading the kernel's table took.
     compare_took: Duration,
     /// When it was last read because the ruleset had changed, and which change that was.
@@ -261,6 +271,7 @@ impl<'a> Follower<'a> {
             waiting: HashMap::new(),
             due: VecDeque::new(),
             maintained_ns: 0,
+            closed: 0,
             compare_took: Duration::ZERO,
             compared: Instant::now(),
             ruleset_change: 0,
@@ -280,6 +291,7 @@ impl<'a> Follower<'a> {
                 received => {
                     events.into_iter().for_each(|event| self.apply(event));
                     self.carry_due()?;
+                    self.drop_closed()?;
                     if received == Received::Drained {
                         self.writer.table().set_valid(now_ns);
                     }
@@ -295,13 +307,16 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Reads the whole table after events were lost. Nothing is carried meanwhile.
+    /// Reads the whole table after events were lost. If that takes too long, nothing is carried meanwhile.
     fn resynchronise(&mut self) -> io::Result<()> {
-        self.writer.table().set_valid(0);
         self.waiting.clear();
         self.due.clear();
         // Older than the dump.
-        while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {}
+        while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {
+            if self.shared.stopping.load(Relaxed) {
+                return Ok(());
+            }
+        }
         self.ruleset_change = self.shared.ruleset_changes.load(Relaxed);
         for entries in self.compare()?.chunks(BATCH) {
             self.carry(entries, false)?;
@@ -474,19 +489,31 @@ impl<'a> Follower<'a> {
         self.gate.remove(&carried.keys).map(drop)
     }
 
+    /// Leaves flows to the kernel that workers have closed, also in the XDP program.
+    fn drop_closed(&mut self) -> io::Result<()> {
+        let closed = self.writer.table().closed();
+        if closed == self.closed {
+            return Ok(());
+        }
+        self.closed = closed;
+        let table = Arc::clone(self.writer.table());
+        let numbered = (0..).zip(&self.carried);
+        let are_closed = numbered.filter_map(|(number, carried)| {
+            carried.filter(|_| table.is_closing(number)).map(|carried| carried.tuple)
+        });
+        let are_closed: Vec<Tuple> = are_closed.collect();
+        are_closed.iter().try_for_each(|tuple| self.drop_flow(tuple))
+    }
+
     /// Renews the time-outs of entries whose packets were carried, and verifies that they exist.
     fn maintain(&mut self, now_ns: u64) -> io::Result<()> {
         self.sysctls = Sysctls::read()?;
         let has_own_timeouts = self.shared.has_own_timeouts.load(Relaxed);
         let table = Arc::clone(self.writer.table());
-        let (mut changes, mut closed) = (Vec::new(), Vec::new());
+        let mut changes = Vec::new();
         for (number, slot) in self.carried.iter_mut().enumerate() {
             let Some(carried) = slot else { continue };
             let number = number as u32;
-            if table.is_closing(number) {
-                closed.push(carried.tuple);
-                continue;
-            }
             let timeout_s = match carried.tuple.protocol {
                 _ if has_own_timeouts => carried.timeout_s,
                 IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
@@ -511,7 +538,6 @@ impl<'a> Follower<'a> {
                 is_liberal: false,
             });
         }
-        closed.iter().try_for_each(|tuple| self.drop_flow(tuple))?;
         for changes in changes.chunks(BATCH) {
             let results = conntrack::update(&mut self.requests, changes);
             for (change, result) in changes.iter().zip(results) {

@@ -405,7 +405,9 @@ impl Supervisor {
             let is_followed =
                 if was_away { self.catch_up(now).map(|()| true)? } else { self.follow_kernel()? };
             self.check_periodically(was_away)?;
-            if is_followed && !self.unread && self.mirror.is_current() {
+            let are_flows_current =
+                self.flows.as_ref().is_none_or(|flows| flows.is_current(now_ns));
+            if is_followed && !self.unread && self.mirror.is_current() && are_flows_current {
                 self.give_heartbeat(now, now_ns);
             }
             self.workers.resolve_neighbours(&mut self.mirror)?;

@@ -7,8 +7,9 @@ use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
 use crate::skb::SkBuff;
 
-/// How old the last sign that the table agrees with the kernel's may be, nanoseconds.
-const VALID_NS: u64 = 1_000_000_000;
+/// How old the last sign that the table agrees with the kernel's may be, nanoseconds. Before that, the control
+/// thread withholds its heartbeat, and the XDP program passes all packets.
+const VALID_NS: u64 = 2_000_000_000;
 /// Length of an IPv4 header without options, and of the fixed IPv6 header, octets.
 const IPV4_HLEN: usize = 20;
 const IPV6_HLEN: usize = 40;

@@ -60,6 +60,8 @@ pub struct FlowTable {
     /// Bits of a bucket's number.
     mask: u64,
     seed: u64,
+    /// How often a worker has closed a flow.
+    closed: AtomicU64,
     /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
     valid_ns: AtomicU64,
 }
@@ -75,6 +77,7 @@ impl FlowTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             mask: buckets as u64 - 1,
             seed,
+            closed: AtomicU64::new(0),
             valid_ns: AtomicU64::new(0),
         });
         (Arc::clone(&table), FlowWriter { table, free: Vec::new(), unused: 0, len: 0 })
@@ -157,8 +160,15 @@ impl FlowTable {
     /// A worker saw that a connection is being closed: packets of the flow are the kernel's from now on.
     pub fn close(&self, number: u32) {
         if let Some(flow) = self.flows.get(number as usize) {
-            flow.is_closing.store(1, Relaxed);
+            if flow.is_closing.swap(1, Relaxed) == 0 {
+                self.closed.fetch_add(1, Relaxed);
+            }
         }
+    }
+
+    /// How often a worker has closed a flow.
+    pub fn closed(&self) -> u64 {
+        self.closed.load(Relaxed)
     }
 
     /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.

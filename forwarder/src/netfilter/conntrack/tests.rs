@@ -211,8 +211,8 @@ fn a_table_that_is_not_up_to_date_carries_nothing() {
     let (table, _writer, _) = one();
     let packet = Tcp { answers: false, flags: ACK, seq: 1, ack: 1 }.ipv4();
     let at = |now_ns| track_at(&table, Family::Ip, &packet, now_ns).is_some();
-    assert!(at(NOW_NS) && at(NOW_NS + 900_000_000) && at(NOW_NS - 1_000));
-    assert!(!at(NOW_NS + 1_100_000_000));
+    assert!(at(NOW_NS) && at(NOW_NS + 1_900_000_000) && at(NOW_NS - 1_000));
+    assert!(!at(NOW_NS + 2_100_000_000));
     table.set_valid(0);
     assert!(!at(NOW_NS));
 }
