@@ -41,7 +41,8 @@ fuzz_target!(|octets: &[u8]| {
     for record in &records {
         if let Record::Datagram(datagram) = record {
             let _ruleset_or_error = nftables::decode(Messages::new(datagram));
-            let _events = Messages::new(datagram).filter_map(|it| conntrack::Event::of(&it)).count();
+            let _events =
+                Messages::new(datagram).filter_map(|it| conntrack::Event::of(&it)).count();
         }
         by_step.take(record);
         if !matches!(record, Record::Compile) {
