@@ -159,10 +159,10 @@ impl FlowTable {
 
     /// A worker saw that a connection is being closed: packets of the flow are the kernel's from now on.
     pub fn close(&self, number: u32) {
-        if let Some(flow) = self.flows.get(number as usize) {
-            if flow.is_closing.swap(1, Relaxed) == 0 {
-                self.closed.fetch_add(1, Relaxed);
-            }
+        if let Some(flow) = self.flows.get(number as usize)
+            && flow.is_closing.swap(1, Relaxed) == 0
+        {
+            self.closed.fetch_add(1, Relaxed);
         }
     }
 
