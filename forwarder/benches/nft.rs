@@ -1,19 +1,21 @@
-//! Cost of an nftables ruleset that is evaluated in userspace.
+//! Cost of an nftables ruleset that is evaluated in userspace, and of finding the flow of a packet.
 //!
 //! `cargo bench --bench nft`. A burst of 64 packets passes one base chain; before each burst its packets get
 //! other source addresses. The clock is read once per burst, and the median is reported, which few
 //! interruptions do not change. Cycles are nanoseconds times the TSC's frequency.
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use ferroute::netfilter::Hook;
+use ferroute::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, nf_conntrack_in};
 use ferroute::netfilter::nft::ruleset::{
     BaseChain, BitwiseOp, Chain, CmpOp, Element, Expr, Family, MetaKey, PayloadBase, Reg, Rule,
     RuleVerdict, Ruleset, SET_INTERVAL, Set, Table,
 };
-use ferroute::netfilter::nft::{CounterPage, Journal, NftVerdict, Packet, compile};
-use ferroute::skb::{SkBuff, Umem};
+use ferroute::netfilter::nft::{CounterPage, Journal, NftVerdict, Packet, Transport, compile};
+use ferroute::netfilter::{Hook, HookState};
+use ferroute::skb::{FramePool, SkBuff, Umem};
 use ferroute::tables::Link;
 
 /// Packets per burst, as in a worker.
@@ -55,6 +57,62 @@ fn main() {
             measure(&name, set(count, flags), |random, _| NET + random.below(count * 2 * 16));
         }
     }
+    for count in [1_000, 1_000_000] {
+        measure_flows(count);
+    }
+}
+
+/// Measures `nf_conntrack_in` with packets of random flows of `count`.
+fn measure_flows(count: u32) {
+    let (table, mut writer) = FlowTable::new(count as usize, 0x5eed);
+    table.set_valid(1);
+    let server = Ipv4Addr::new(10, 0, 0, 2).into();
+    for n in 0..count {
+        let client = Ipv4Addr::from_bits(NET + n).into();
+        let keys = [
+            FlowKey::new(client, server, 6, 0x1000, 80),
+            FlowKey::new(server, client, 6, 80, 0x1000),
+        ];
+        let _ = writer.insert(&FlowDesc { keys, status: 0, mark: 0 });
+    }
+    let mut pool = Umem::anonymous(2 * BURST as u32).into_pool();
+    let mut skbs = packets(&mut pool);
+    let mut random = Random(0x5eed);
+    let mut times_ns = Vec::with_capacity(BURSTS);
+    let mut found = 0;
+    for _ in 0..BURSTS {
+        for skb in &mut skbs {
+            let address = (NET + random.below(count)).to_be_bytes();
+            skb.network_header_mut()[12..16].copy_from_slice(&address);
+        }
+        let start = Instant::now();
+        for skb in &mut skbs {
+            let transport = Transport::of(skb, Family::Ip);
+            let at = HookState {
+                hook: Hook::PreRouting,
+                pf: Family::Ip,
+                iif: None,
+                oif: None,
+                transport,
+            };
+            found += u64::from(black_box(nf_conntrack_in(skb, &at, &table, 1)).is_some());
+        }
+        times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
+    }
+    let name = format!("{} of {count} flows carried, found", writer.len());
+    print(&name, &mut times_ns, 1.0 - found as f64 / (BURSTS * BURST) as f64);
+}
+
+/// A burst of packets.
+fn packets(pool: &mut FramePool) -> Vec<SkBuff> {
+    let packet = |_| {
+        let mut skb = SkBuff::of_octets(pool, &frame()).expect("a frame");
+        skb.reset_mac_header();
+        skb.set_network_header(14);
+        skb.iif = 1;
+        skb
+    };
+    (0..BURST).map(packet).collect()
 }
 
 /// xorshift64*: the same numbers on every machine.
@@ -76,13 +134,7 @@ fn measure(name: &str, ruleset: Ruleset, address: impl Fn(&mut Random, u32) -> u
     let page = CounterPage::new(&program);
     let mut journal = Journal::new();
     let mut pool = Umem::anonymous(2 * BURST as u32).into_pool();
-    let mut skbs: Vec<SkBuff> =
-        (0..BURST).map(|_| SkBuff::of_octets(&mut pool, &frame()).expect("a frame")).collect();
-    for skb in &mut skbs {
-        skb.reset_mac_header();
-        skb.set_network_header(14);
-        skb.iif = 1;
-    }
+    let mut skbs = packets(&mut pool);
     let (iif, oif) = (Link::new(1, "eth0"), Link::new(2, "eth1"));
     let mut random = Random(0x5eed);
     let mut times_ns = Vec::with_capacity(BURSTS);
@@ -105,9 +157,13 @@ fn measure(name: &str, ruleset: Ruleset, address: impl Fn(&mut Random, u32) -> u
         }
         times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
     }
+    print(name, &mut times_ns, dropped as f64 / (BURSTS * BURST) as f64);
+}
+
+/// Prints the median. `part`: of the packets, dropped or not found.
+fn print(name: &str, times_ns: &mut [f64], part: f64) {
     times_ns.sort_by(f64::total_cmp);
     let ns = times_ns.get(times_ns.len() / 2).copied().unwrap_or(f64::NAN);
-    let part = dropped as f64 / (BURSTS * BURST) as f64;
     println!("{name:44} {ns:8.1} {:8.0} {:7.1}%", ns * tsc_mhz() / 1000.0, part * 100.0);
 }
 
@@ -123,7 +179,7 @@ fn tsc_mhz() -> f64 {
 fn frame() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend_from_slice(&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    frame.extend_from_slice(&[0x10, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
+    frame.extend_from_slice(&[0x10, 0, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 16, 0, 0, 0, 0, 0, 0]);
     frame
 }
 

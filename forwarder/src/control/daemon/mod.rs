@@ -405,9 +405,8 @@ impl Supervisor {
             let is_followed =
                 if was_away { self.catch_up(now).map(|()| true)? } else { self.follow_kernel()? };
             self.check_periodically(was_away)?;
-            let are_flows_current =
-                self.flows.as_ref().is_none_or(|flows| flows.is_current(now_ns));
-            if is_followed && !self.unread && self.mirror.is_current() && are_flows_current {
+            let is_current = self.mirror.is_current() && self.are_flows_current(now_ns);
+            if is_followed && !self.unread && is_current {
                 self.give_heartbeat(now, now_ns);
             }
             self.workers.resolve_neighbours(&mut self.mirror)?;
@@ -613,6 +612,12 @@ impl Supervisor {
         }
         self.follow_firewall()?;
         self.steer()
+    }
+
+    /// Whether the carried flows, if the ruleset tracks connections, are those of the kernel's table.
+    fn are_flows_current(&self, now_ns: u64) -> bool {
+        let is_tracked = self.hooks.nft().is_some_and(|nft| nft.program().tracks_connections());
+        !is_tracked || self.flows.as_ref().is_none_or(|flows| flows.is_current(now_ns))
     }
 
     /// Has the workers run a ruleset from their next burst on.
