@@ -53,6 +53,11 @@ const RETRY: Duration = Duration::from_secs(1);
 const RULESET_REST: Duration = Duration::from_secs(10);
 /// How long reading the kernel's table may take to be done every second.
 const COMPARE_MAX: Duration = Duration::from_millis(200);
+/// Maximum number of connections that are remembered as left to the kernel.
+const REFUSED_MAX: usize = 100_000;
+const NS_PER_S: u64 = 1_000_000_000;
+/// Time-out of an entry that was renewed while its connection was closed.
+const CLOSING_TIMEOUT_S: u32 = 120;
 /// Receive buffer for events, octets.
 const RCVBUF: usize = 16 << 20;
 /// Entries that are changed with one request.
@@ -110,6 +115,8 @@ impl Locals {
 #[derive(Debug, Default)]
 struct Shared {
     stopping: AtomicBool,
+    /// The ruleset tracks connections. Otherwise none is carried.
+    is_tracked: AtomicBool,
     /// The ruleset may set time-outs of its own: those of entries are not extended.
     has_own_timeouts: AtomicBool,
     locals: ArcSwap<Locals>,
@@ -131,11 +138,14 @@ impl FlowFollower {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn start(gate: FlowGate) -> io::Result<FlowFollower> {
-        let flows = Sysctls::read().map_or(FLOWS_MAX, |sysctls| sysctls.max as usize);
+    pub(super) fn start(gate: FlowGate, locals: Locals) -> io::Result<FlowFollower> {
+        // 0: no limit.
+        let flows = Sysctls::read().map_or(0, |sysctls| sysctls.max as usize);
+        let flows = if flows == 0 { FLOWS_MAX } else { flows };
         let seed = RandomState::new().hash_one("carried flows");
         let (table, writer) = FlowTable::new(flows.clamp(1024, FLOWS_MAX), seed);
         let shared = Arc::new(Shared::default());
+        shared.locals.store(Arc::new(locals));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
             privilege::confine_flow_follower();
@@ -165,10 +175,11 @@ impl FlowFollower {
         self.shared.locals.store(Arc::new(locals));
     }
 
-    /// The workers apply another ruleset, which may set time-outs of connections.
-    pub(super) fn set_ruleset(&self, has_own_timeouts: bool) {
+    /// The workers apply another ruleset, which tracks connections, and may set time-outs of them.
+    pub(super) fn set_ruleset(&self, is_tracked: bool, has_own_timeouts: bool) {
         self.shared.has_own_timeouts.store(has_own_timeouts, Relaxed);
         self.shared.ruleset_changes.fetch_add(1, Relaxed);
+        self.shared.is_tracked.store(is_tracked, Relaxed);
     }
 
     /// Whether the thread has ended, which is a bug.
@@ -189,11 +200,17 @@ impl FlowFollower {
 fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate) {
     let mut said = None;
     while !shared.stopping.load(Relaxed) {
+        if !shared.is_tracked.load(Relaxed) {
+            thread::sleep(WAIT);
+            continue;
+        }
         let result = Follower::open(shared, &mut writer, gate).and_then(|mut it| it.run());
         writer.table().set_valid(0);
         writer.clear();
-        shared.carried.store(0, Relaxed);
-        let error = result.and_then(|()| gate.clear()).err().map(|error| error.to_string());
+        let cleared = gate.clear();
+        // As long as packets may be steered, the control thread withholds its heartbeat.
+        shared.carried.store(u64::from(cleared.is_err()), Relaxed);
+        let error = result.and(cleared).err().map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != said) {
             say!(
                 "the kernel's connections cannot be followed: {error}; packets that rules need \
@@ -201,7 +218,8 @@ fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate) {
             );
         }
         said = error;
-        let until = Instant::now() + RETRY;
+        let wait = if said.is_some() { RETRY } else { Duration::ZERO };
+        let until = Instant::now() + wait;
         while Instant::now() < until && !shared.stopping.load(Relaxed) {
             thread::sleep(WAIT);
         }
@@ -219,6 +237,8 @@ struct Carried {
     renewed_ns: u64,
     /// Whether the kernel sends events of the entry.
     has_events: bool,
+    /// The entry's id (CTA_ID).
+    id: Option<u32>,
 }
 
 /// The table, and what is known of the kernel's.
@@ -232,11 +252,15 @@ struct Follower<'a> {
     /// By number.
     carried: Vec<Option<Carried>>,
     without_events: usize,
-    /// Established, and to be carried when they have been for a moment.
-    waiting: HashMap<Tuple, Entry>,
+    /// Established, and to be carried when they have been for a moment; whether they have events.
+    waiting: HashMap<Tuple, (Entry, bool)>,
     /// When, CLOCK_MONOTONIC, and which.
     due: VecDeque<(u64, Tuple)>,
     maintained_ns: u64,
+    /// The flow at which maintenance continues.
+    cursor: usize,
+    /// Connections that workers left to the kernel, with their ids: until the ruleset changes.
+    refused: HashMap<Tuple, Option<u32>>,
     /// How many closed flows have been seen, see [`FlowTable::closed`].
     closed: u64,
     /// How long reading the kernel's table took.
@@ -271,6 +295,8 @@ impl<'a> Follower<'a> {
             waiting: HashMap::new(),
             due: VecDeque::new(),
             maintained_ns: 0,
+            cursor: 0,
+            refused: HashMap::new(),
             closed: 0,
             compare_took: Duration::ZERO,
             compared: Instant::now(),
@@ -280,27 +306,31 @@ impl<'a> Follower<'a> {
 
     fn run(&mut self) -> io::Result<()> {
         self.resynchronise()?;
-        while !self.shared.stopping.load(Relaxed) {
+        while !self.shared.stopping.load(Relaxed) && self.shared.is_tracked.load(Relaxed) {
             let now_ns = monotonic_ns();
+            let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
+            let wait = if is_due || self.cursor > 0 { Duration::ZERO } else { WAIT };
             let mut events = Vec::new();
-            match self.events.receive(WAIT, |event| events.push(event))? {
+            match self.events.receive(wait, |event| events.push(event))? {
                 Received::Overrun => {
                     self.resynchronise()?;
                     continue;
                 }
                 received => {
-                    events.into_iter().for_each(|event| self.apply(event));
-                    self.carry_due()?;
+                    events.into_iter().try_for_each(|event| self.apply(event))?;
                     self.drop_closed()?;
                     if received == Received::Drained {
                         self.writer.table().set_valid(now_ns);
                     }
+                    self.carry_due()?;
                 }
             }
-            if now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS {
-                self.maintained_ns = now_ns;
+            if self.cursor > 0 || now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS {
+                if self.cursor == 0 {
+                    self.maintained_ns = now_ns;
+                    self.verify()?;
+                }
                 self.maintain(now_ns)?;
-                self.verify()?;
             }
             self.shared.carried.store(self.writer.len() as u64, Relaxed);
         }
@@ -318,10 +348,25 @@ impl<'a> Follower<'a> {
             }
         }
         self.ruleset_change = self.shared.ruleset_changes.load(Relaxed);
-        for entries in self.compare()?.chunks(BATCH) {
-            self.carry(entries, false)?;
-        }
+        self.refused.clear();
+        let found = self.compare()?;
+        self.enqueue(found);
         Ok(())
+    }
+
+    /// Has entries carried of which it is not known whether they have events.
+    fn enqueue(&mut self, entries: Vec<Entry>) {
+        // Reading the table again every second would take too long.
+        if self.compare_took > COMPARE_MAX {
+            return;
+        }
+        let now_ns = monotonic_ns();
+        let room = FLOWS_WITHOUT_EVENTS_MAX.saturating_sub(self.without_events);
+        for entry in entries.into_iter().take(room) {
+            if self.waiting.insert(entry.original, (entry, false)).is_none() {
+                self.due.push_back((now_ns, entry.original));
+            }
+        }
     }
 
     /// Compares the flows with the kernel's table: drops those that can no longer be carried, and returns the
@@ -330,16 +375,20 @@ impl<'a> Follower<'a> {
         let begun = Instant::now();
         let (mut seen, mut found) = (HashSet::new(), Vec::new());
         let (shared, writer) = (self.shared, &mut *self.writer);
+        let (carried, refused) = (&self.carried, &self.refused);
         let locals = shared.locals.load();
         conntrack::dump(&mut self.requests, |entry| {
             if !is_carriable(&entry, &locals) {
                 return;
             }
             match writer.number(&flow_key(&entry.original)) {
-                Some(number) => {
+                Some(number) if is_of(carried, number, &entry) => {
                     writer.set(number, entry.status, entry.mark);
                     seen.insert(number);
                 }
+                // Another connection with these tuples; the flow is dropped.
+                Some(_) => {}
+                None if refused.get(&entry.original) == Some(&entry.id) => {}
                 None => found.push(entry),
             }
         })?;
@@ -371,23 +420,36 @@ impl<'a> Follower<'a> {
                 return Ok(());
             }
         }
+        if is_changed {
+            self.refused.clear();
+        }
         let found = self.compare()?;
         if is_changed {
             (self.ruleset_change, self.compared) = (change, Instant::now());
-            for entries in found.chunks(BATCH) {
-                self.carry(entries, false)?;
-            }
+            self.enqueue(found);
         }
         Ok(())
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: Event) -> io::Result<()> {
         let (entry, is_destroyed) = match event {
             Event::Destroy(entry) => (entry, true),
             Event::New(entry) | Event::Update(entry) => (entry, false),
         };
         let locals = self.shared.locals.load();
         let number = self.writer.number(&flow_key(&entry.original));
+        let number = match number {
+            Some(number) if !is_of(&self.carried, number, &entry) => {
+                // Another connection with these tuples.
+                let of = self.carried.get(number as usize).copied().flatten();
+                of.map_or(Ok(()), |of| self.drop_flow(&of.tuple))?;
+                None
+            }
+            number => number,
+        };
+        if is_destroyed {
+            self.refused.remove(&entry.original);
+        }
         // An event has the state of TCP only if it changed.
         let is_unchanged = entry.tcp.is_none() && entry.original.protocol == IPPROTO_TCP;
         let may_be_carried = !is_destroyed && may_be_carried(&entry, &locals);
@@ -395,9 +457,7 @@ impl<'a> Follower<'a> {
         let is_known = number.is_some() || self.waiting.contains_key(&entry.original);
         if !may_be_carried || (is_unchanged && !is_known) {
             self.waiting.remove(&entry.original);
-            // What is not removed from the gate is left to the kernel by the workers.
-            let _ = self.drop_flow(&entry.original);
-            return;
+            return self.drop_flow(&entry.original);
         }
         match number {
             Some(number) => {
@@ -409,12 +469,20 @@ impl<'a> Follower<'a> {
                     self.without_events -= 1;
                 }
             }
-            None => {
-                if self.waiting.insert(entry.original, entry).is_none() {
+            None if self.refused.get(&entry.original) == Some(&entry.id) => {}
+            None => match self.waiting.get_mut(&entry.original) {
+                // An event has the state of TCP only if it changed.
+                Some((known, has_events)) => {
+                    *known = Entry { tcp: entry.tcp.or(known.tcp), ..entry };
+                    *has_events = true;
+                }
+                None => {
+                    self.waiting.insert(entry.original, (entry, true));
                     self.due.push_back((monotonic_ns() + CARRY_DELAY_NS, entry.original));
                 }
-            }
+            },
         }
+        Ok(())
     }
 
     /// Carries the connections that have been established long enough.
@@ -428,15 +496,18 @@ impl<'a> Follower<'a> {
             entries.extend(self.waiting.remove(tuple));
             self.due.pop_front();
         }
-        self.carry(&entries, true)
+        self.carry(&entries)
     }
 
     /// Makes entries ready, and has the workers carry their packets.
-    fn carry(&mut self, entries: &[Entry], have_events: bool) -> io::Result<()> {
+    fn carry(&mut self, entries: &[(Entry, bool)]) -> io::Result<()> {
+        // Only what is carried is made liberal.
+        let room = self.writer.room();
+        let entries = entries.get(..room.min(entries.len())).unwrap_or(&[]);
         if entries.is_empty() {
             return Ok(());
         }
-        let change = |entry: &Entry| Change {
+        let change = |(entry, _): &(Entry, bool)| Change {
             tuple: entry.original,
             timeout_s: None,
             is_assured: false,
@@ -445,24 +516,29 @@ impl<'a> Follower<'a> {
         };
         let changes: Vec<Change> = entries.iter().map(change).collect();
         let results = conntrack::update(&mut self.requests, &changes);
-        for (entry, result) in entries.iter().zip(results) {
+        let now_ns = monotonic_ns();
+        // Before any packet is steered.
+        self.shared.carried.store((self.writer.len() + entries.len()) as u64, Relaxed);
+        for ((entry, has_events), result) in entries.iter().zip(results) {
             // One that is gone, or that the kernel does not let change, is not carried.
-            let is_too_many = !have_events && self.without_events >= FLOWS_WITHOUT_EVENTS_MAX;
-            if result.is_err() || is_too_many {
+            if result.is_err() {
                 continue;
             }
             let tuples = [entry.original, entry.reply];
             let keys = tuples.each_ref().map(flow_key);
             let [Some(original), Some(reply)] = tuples.each_ref().map(gate_key) else { continue };
-            let desc = FlowDesc { keys, status: entry.status, mark: entry.mark };
+            let timeout_s = entry.timeout_s.unwrap_or(0);
+            let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
+            let desc = FlowDesc { keys, status: entry.status, mark: entry.mark, expires_ns };
             let Some(number) = self.writer.insert(&desc) else { continue };
             let carried = Carried {
                 tuple: entry.original,
                 keys: [original, reply],
-                timeout_s: entry.timeout_s.unwrap_or(0),
+                timeout_s,
                 // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
                 renewed_ns: 0,
-                has_events: have_events,
+                has_events: *has_events,
+                id: entry.id,
             };
             let at = number as usize;
             if self.carried.len() <= at {
@@ -471,7 +547,7 @@ impl<'a> Follower<'a> {
             if let Some(slot) = self.carried.get_mut(at) {
                 *slot = Some(carried);
             }
-            self.without_events += usize::from(!have_events);
+            self.without_events += usize::from(!has_events);
             let inserted = self.gate.insert(&[(original, number), (reply, number)])?;
             if inserted < 2 {
                 self.drop_flow(&entry.original)?;
@@ -502,52 +578,90 @@ impl<'a> Follower<'a> {
             carried.filter(|_| table.is_closing(number)).map(|carried| carried.tuple)
         });
         let are_closed: Vec<Tuple> = are_closed.collect();
-        are_closed.iter().try_for_each(|tuple| self.drop_flow(tuple))
+        for tuple in &are_closed {
+            let number = self.writer.number(&flow_key(tuple));
+            let carried = number.and_then(|number| *self.carried.get(number as usize)?);
+            if self.refused.len() >= REFUSED_MAX {
+                self.refused.clear();
+            }
+            self.refused.extend(carried.map(|carried| (carried.tuple, carried.id)));
+            self.drop_flow(tuple)?;
+        }
+        Ok(())
     }
 
-    /// Renews the time-outs of entries whose packets were carried, and verifies that they exist.
+    /// Renews the time-outs of entries whose packets were carried, and verifies that they exist: of some of
+    /// them at a time, because each change makes the kernel send an event to this thread.
     fn maintain(&mut self, now_ns: u64) -> io::Result<()> {
-        self.sysctls = Sysctls::read()?;
+        if self.cursor == 0 {
+            self.sysctls = Sysctls::read()?;
+        }
         let has_own_timeouts = self.shared.has_own_timeouts.load(Relaxed);
         let table = Arc::clone(self.writer.table());
         let mut changes = Vec::new();
-        for (number, slot) in self.carried.iter_mut().enumerate() {
+        let mut at = self.cursor;
+        while changes.len() < BATCH
+            && let Some(slot) = self.carried.get_mut(at)
+        {
+            let number = at as u32;
+            at += 1;
             let Some(carried) = slot else { continue };
-            let number = number as u32;
             let timeout_s = match carried.tuple.protocol {
-                _ if has_own_timeouts => carried.timeout_s,
+                // What the kernel had set when the connection was established.
+                _ if has_own_timeouts && carried.has_events => carried.timeout_s,
+                // Not known: it is left to the kernel when it expires.
+                _ if has_own_timeouts => continue,
                 IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
                 _ => self.sysctls.udp_timeout_stream_s,
             };
             let interval_ns = match carried.has_events {
-                true => (u64::from(timeout_s) * 1_000_000_000 / 8).min(RENEWAL_MAX_NS),
+                true => (u64::from(timeout_s) * NS_PER_S / 8).min(RENEWAL_MAX_NS),
                 false => 0,
             };
             let seen_ns = table.last_seen_ns(number);
-            if seen_ns <= carried.renewed_ns || now_ns < carried.renewed_ns + interval_ns {
+            let is_due = seen_ns > carried.renewed_ns
+                && now_ns >= carried.renewed_ns.saturating_add(interval_ns);
+            if !is_due || table.is_closing(number) {
                 continue;
             }
             carried.renewed_ns = now_ns;
             // Counted from the last packet, as the kernel does.
-            let idle_s = (now_ns.saturating_sub(seen_ns) / 1_000_000_000) as u32;
-            changes.push(Change {
+            let idle_s = (now_ns.saturating_sub(seen_ns) / NS_PER_S) as u32;
+            let timeout_s = timeout_s.saturating_sub(idle_s);
+            let change = Change {
                 tuple: carried.tuple,
-                timeout_s: Some(timeout_s.saturating_sub(idle_s)),
+                timeout_s: Some(timeout_s),
                 is_assured: false,
                 is_expected: false,
-                is_liberal: false,
-            });
+                // Packets that the kernel has seen since have set what is unset by it.
+                is_liberal: true,
+            };
+            changes.push((number, now_ns + u64::from(timeout_s) * NS_PER_S, change));
         }
-        for changes in changes.chunks(BATCH) {
-            let results = conntrack::update(&mut self.requests, changes);
-            for (change, result) in changes.iter().zip(results) {
-                if result.is_err() {
-                    self.drop_flow(&change.tuple)?;
-                }
+        self.cursor = if at < self.carried.len() { at } else { 0 };
+        let requests: Vec<Change> = changes.iter().map(|(.., change)| *change).collect();
+        let results = conntrack::update(&mut self.requests, &requests);
+        let mut closed = Vec::new();
+        for ((number, expires_ns, change), result) in changes.into_iter().zip(results) {
+            if result.is_err() {
+                self.drop_flow(&change.tuple)?;
+            } else if table.is_closing(number) {
+                // The kernel may have set a shorter time-out before.
+                closed.push(Change { timeout_s: Some(CLOSING_TIMEOUT_S), ..change });
+            } else {
+                self.writer.set_expires_ns(number, expires_ns);
             }
         }
+        // One that is gone needs none.
+        let _ = conntrack::update(&mut self.requests, &closed);
         Ok(())
     }
+}
+
+/// Whether a flow is that of an entry: another one may have the same tuples, or the same reversed.
+fn is_of(carried: &[Option<Carried>], number: u32, entry: &Entry) -> bool {
+    let carried = carried.get(number as usize).copied().flatten();
+    carried.is_some_and(|carried| carried.tuple == entry.original && carried.id == entry.id)
 }
 
 /// Whether packets of an entry can be carried, as far as an event tells.

@@ -590,6 +590,9 @@ impl Supervisor {
         if needs_none && self.hooks.nft().is_some() {
             self.hooks.set_nft(None);
             self.steering_state.set_tracking(false)?;
+            if let Some(flows) = &self.flows {
+                flows.set_ruleset(false, false);
+            }
         }
         let pending = has_ruleset && self.firewall.is_ruleset_pending();
         if pending && !self.ruleset.request(self.firewall.nftables_notices()) {
@@ -625,13 +628,13 @@ impl Supervisor {
         let is_tracked = compiled.program.tracks_connections();
         if is_tracked && self.flows.is_none() {
             let gate = self.steering_state.flow_gate()?;
-            let flows = FlowFollower::start(gate).context("cannot start the thread fr-ct")?;
+            let flows = FlowFollower::start(gate, self.locals())
+                .context("cannot start the thread fr-ct")?;
             self.hooks.set_flows(Arc::clone(flows.table()));
             self.flows = Some(flows);
-            self.tell_locals();
         }
         if let Some(flows) = &self.flows {
-            flows.set_ruleset(compiled.sets_timeouts());
+            flows.set_ruleset(is_tracked, compiled.sets_timeouts());
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
         self.steering_state.set_tracking(is_tracked)
@@ -640,9 +643,12 @@ impl Supervisor {
     /// The router's own connections are not carried.
     fn tell_locals(&self) {
         if let Some(flows) = &self.flows {
-            let (ipv4, ipv6) = (self.mirror.local4().collect(), self.mirror.local6().collect());
-            flows.set_locals(Locals { ipv4, ipv6 });
+            flows.set_locals(self.locals());
         }
+    }
+
+    fn locals(&self) -> Locals {
+        Locals { ipv4: self.mirror.local4().collect(), ipv6: self.mirror.local6().collect() }
     }
 
     /// Waits until the workers apply the current ruleset, before anything is forwarded.

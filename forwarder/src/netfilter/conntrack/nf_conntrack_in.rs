@@ -2,7 +2,7 @@
 
 use super::table::FlowTable;
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
-use super::{Ct, Direction};
+use super::{Ct, CtInfo, Direction};
 use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
 use crate::skb::SkBuff;
@@ -72,12 +72,23 @@ pub fn nf_conntrack_in(
             if len < UDP_HLEN || len > payload_len {
                 return None;
             }
-            let info = flows.find(&key)?;
+            let info = find(flows, &key, now_ns)?;
             flows.seen(info.flow, now_ns);
             Some(Ct::Established(info))
         }
         _ => None,
     }
+}
+
+/// The connection of a packet with this key, if its entry has not expired.
+#[inline]
+fn find(flows: &FlowTable, key: &FlowKey, now_ns: u64) -> Option<CtInfo> {
+    let info = flows.find(key)?;
+    if flows.has_expired(info.flow, now_ns) {
+        flows.close(info.flow);
+        return None;
+    }
+    Some(info)
 }
 
 /// `nf_conntrack_tcp_packet`, for an established connection.
@@ -95,7 +106,7 @@ fn tcp(
     if header_len < TCP_HLEN || header_len > len {
         return None;
     }
-    let info = flows.find(key)?;
+    let info = find(flows, key, now_ns)?;
     let direction: Direction = info.direction;
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
     if flags & TCP_RST != 0 && flows.is_before_ack(info.flow, direction, number(4)) {

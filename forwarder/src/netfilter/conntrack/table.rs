@@ -5,6 +5,7 @@
 //! index lead to it, one for each direction. An entry is in one of two buckets that its hash selects; if
 //! both are full, the flow is not entered, and stays with the kernel.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
@@ -27,6 +28,8 @@ pub struct FlowDesc {
     pub status: u32,
     /// `ct->mark`.
     pub mark: u32,
+    /// When the kernel's entry expires, CLOCK_MONOTONIC.
+    pub expires_ns: u64,
 }
 
 /// The record of a flow.
@@ -40,6 +43,8 @@ struct Flow {
     /// Set by workers: the connection is closing, and its packets are the kernel's.
     is_closing: AtomicU32,
     keys: [[AtomicU64; KEY_WORDS]; 2],
+    /// When the entry of the kernel's table expires, CLOCK_MONOTONIC.
+    expires_ns: AtomicU64,
     /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
     last_seen_ns: AtomicU64,
     /// Set by workers: the highest acknowledgement number of each direction, with bit 32 set.
@@ -80,7 +85,7 @@ impl FlowTable {
             closed: AtomicU64::new(0),
             valid_ns: AtomicU64::new(0),
         });
-        (Arc::clone(&table), FlowWriter { table, free: Vec::new(), unused: 0, len: 0 })
+        (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
     }
 
     /// Says that the table agrees with the kernel's at `now_ns` (CLOCK_MONOTONIC); 0: that it does not.
@@ -130,6 +135,14 @@ impl FlowTable {
         is_it.then_some(CtInfo { flow: number, direction, status, mark })
     }
 
+    /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
+    /// removed it yet (`nf_ct_is_expired`).
+    #[inline]
+    pub fn has_expired(&self, number: u32, now_ns: u64) -> bool {
+        let flow = self.flows.get(number as usize);
+        flow.is_none_or(|flow| flow.expires_ns.load(Relaxed) <= now_ns)
+    }
+
     /// A worker carried a packet of a flow.
     #[inline]
     pub fn seen(&self, number: u32, now_ns: u64) {
@@ -162,13 +175,13 @@ impl FlowTable {
         if let Some(flow) = self.flows.get(number as usize)
             && flow.is_closing.swap(1, Relaxed) == 0
         {
-            self.closed.fetch_add(1, Relaxed);
+            self.closed.fetch_add(1, Release);
         }
     }
 
     /// How often a worker has closed a flow.
     pub fn closed(&self) -> u64 {
-        self.closed.load(Relaxed)
+        self.closed.load(Acquire)
     }
 
     /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.
@@ -201,8 +214,8 @@ impl FlowTable {
 #[derive(Debug)]
 pub struct FlowWriter {
     table: Arc<FlowTable>,
-    /// Numbers of records that were removed.
-    free: Vec<u32>,
+    /// Numbers of records that were removed, in this order: a worker may still use the latest.
+    free: VecDeque<u32>,
     /// Records from here on were never used.
     unused: u32,
     len: usize,
@@ -236,13 +249,11 @@ impl FlowWriter {
             // Both would have the same entry; there is another one unless the buckets are almost full.
             reply = table.other_entry(&desc.keys[1], original)?;
         }
-        let number = match self.free.pop() {
-            Some(number) => number,
-            None if (self.unused as usize) < table.flows.len() => {
-                self.unused += 1;
-                self.unused - 1
-            }
-            None => return None,
+        let number = if (self.unused as usize) < table.flows.len() {
+            self.unused += 1;
+            self.unused - 1
+        } else {
+            self.free.pop_front()?
         };
         let flow = table.flows.get(number as usize)?;
         flow.write(|| {
@@ -252,6 +263,7 @@ impl FlowWriter {
             flow.status.store(desc.status, Relaxed);
             flow.mark.store(desc.mark, Relaxed);
             flow.is_closing.store(0, Relaxed);
+            flow.expires_ns.store(desc.expires_ns, Relaxed);
             flow.last_seen_ns.store(0, Relaxed);
             flow.max_acks.iter().for_each(|ack| ack.store(0, Relaxed));
         });
@@ -276,7 +288,24 @@ impl FlowWriter {
         let flow = self.table.flows.get(number as usize)?;
         let keys = flow.keys.each_ref();
         let keys = keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed))));
-        Some(FlowDesc { keys, status: flow.status.load(Relaxed), mark: flow.mark.load(Relaxed) })
+        Some(FlowDesc {
+            keys,
+            status: flow.status.load(Relaxed),
+            mark: flow.mark.load(Relaxed),
+            expires_ns: flow.expires_ns.load(Relaxed),
+        })
+    }
+
+    /// The kernel's entry of a flow expires at this time, CLOCK_MONOTONIC.
+    pub fn set_expires_ns(&mut self, number: u32, expires_ns: u64) {
+        if let Some(flow) = self.table.flows.get(number as usize) {
+            flow.expires_ns.store(expires_ns, Relaxed);
+        }
+    }
+
+    /// How many more flows there is room for.
+    pub fn room(&self) -> usize {
+        self.table.flows.len().saturating_sub(self.len)
     }
 
     /// Changes status and mark of a flow.
@@ -301,7 +330,7 @@ impl FlowWriter {
                 entry.store(0, Release);
             }
         }
-        self.free.push(number);
+        self.free.push_back(number);
         self.len -= 1;
         Some(number)
     }

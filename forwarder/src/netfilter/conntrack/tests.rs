@@ -21,7 +21,7 @@ fn desc(n: u32) -> FlowDesc {
     let port = (n % 60_000) as u16;
     let keys =
         [FlowKey::new(client, server, 6, port, 443), FlowKey::new(server, client, 6, 443, port)];
-    FlowDesc { keys, status: n ^ 0x5555, mark: n }
+    FlowDesc { keys, status: n ^ 0x5555, mark: n, expires_ns: 9 * NOW_NS }
 }
 
 #[test]
@@ -218,6 +218,20 @@ fn a_table_that_is_not_up_to_date_carries_nothing() {
 }
 
 #[test]
+fn an_expired_entry_is_the_kernels() {
+    let (table, mut writer, number) = one();
+    let packet = Tcp { answers: false, flags: ACK, seq: 1, ack: 1 }.ipv4();
+    writer.set_expires_ns(number, NOW_NS + 1);
+    assert!(track(&table, &packet).is_some());
+    writer.set_expires_ns(number, NOW_NS);
+    assert_eq!(track(&table, &packet), None);
+    // Also if it is renewed later.
+    writer.set_expires_ns(number, 9 * NOW_NS);
+    assert_eq!(track(&table, &packet), None);
+    assert_eq!(table.closed(), 1);
+}
+
+#[test]
 fn packets_that_open_or_close_a_connection_are_the_kernels() {
     for flags in [0x02, 0x12, 0x00, 0x08] {
         let (table, _writer, number) = one();
@@ -269,7 +283,7 @@ fn options_fragments_other_protocols_and_broken_headers_are_the_kernels() {
         FlowKey::new(client, addr("192.0.2.1"), 17, 1000, 443),
         FlowKey::new(addr("192.0.2.1"), client, 17, 443, 1000),
     ];
-    writer.insert(&FlowDesc { keys, status: 0, mark: 0 }).expect("room");
+    writer.insert(&FlowDesc { keys, status: 0, mark: 0, expires_ns: 9 * NOW_NS }).expect("room");
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut packet = good.clone();
         change(&mut packet);
@@ -305,7 +319,7 @@ fn ipv6_packets_are_carried_unless_they_have_extension_headers() {
     table.set_valid(NOW_NS);
     let (client, server) = (addr("2001:db8::1"), addr("2001:db8:1::2"));
     let keys = [FlowKey::new(client, server, 17, 1, 2), FlowKey::new(server, client, 17, 2, 1)];
-    writer.insert(&FlowDesc { keys, status: 1, mark: 2 }).expect("room");
+    writer.insert(&FlowDesc { keys, status: 1, mark: 2, expires_ns: 9 * NOW_NS }).expect("room");
     let packet = |next_header: u8, payload: &[u8]| {
         let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next_header, 64];
         for address in [server, client] {

@@ -7,8 +7,8 @@
 //! of the control thread is too old.
 //!
 //! While connections are tracked ([`SharedSettings::TRACK`]) the kernel also keeps every packet that
-//! belongs to no known flow, that may change the state of its connection (TCP SYN, FIN, RST), or
-//! from which the flow cannot be read directly.
+//! belongs to no known flow, that may open a connection (TCP SYN), or from which the flow cannot be
+//! read directly.
 
 use aya_ebpf::{
     bindings::{
