@@ -415,8 +415,9 @@ impl Hooks {
                 }
             };
             if verdict != Verdict::Accept {
-                if let (Verdict::Punt, Ct::Established(info), Some(flows)) =
-                    (verdict, own.ct, &self.flows)
+                let is_rule = matches!(entry.function, Function::Nft(_));
+                if let (Verdict::Punt, true, Ct::Established(info), Some(flows)) =
+                    (verdict, is_rule, own.ct, &self.flows)
                 {
                     // Others of its packets would take the same, longer way.
                     flows.close(info.flow);

@@ -8,10 +8,9 @@
 //!
 //! While the thread is not up to date, the control thread withholds its heartbeat, and the kernel has all packets.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -20,16 +19,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::control::conntrack::{
-    self, Change, Entry, Event, Events, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING,
-    IPS_FIXED_TIMEOUT, IPS_HELPER, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST,
-    IPS_SRC_NAT, IPS_TEMPLATE, IPS_UNTRACKED, Received, Sysctls, TCP_CONNTRACK_ESTABLISHED, Tuple,
-};
-use crate::control::netlink::query::NlSock;
+use super::flow_entry::{IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, may_be_carried};
+use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
+use crate::control::netlink::query::{DumpEnd, NlSock};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
 use crate::control::steering::FlowGate;
-use crate::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, FlowWriter};
+use crate::netfilter::conntrack::{FlowDesc, FlowTable, FlowWriter};
 use crate::say;
 use crate::worker::clock::monotonic_ns;
 
@@ -63,62 +59,14 @@ const RCVBUF: usize = 16 << 20;
 /// Entries that are changed with one request.
 const BATCH: usize = 512;
 
-/// States in which an entry's packets are the kernel's.
-const NOT_CARRIED: u32 = IPS_SRC_NAT
-    | IPS_DST_NAT
-    | IPS_SEQ_ADJUST
-    | IPS_DYING
-    | IPS_FIXED_TIMEOUT
-    | IPS_TEMPLATE
-    | IPS_UNTRACKED
-    | IPS_HELPER
-    | IPS_OFFLOAD
-    | IPS_HW_OFFLOAD;
-/// What an entry must have.
-const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
-
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
-
-/// The router's own addresses: its sessions are never carried.
-#[derive(Debug, Default)]
-pub(super) struct Locals {
-    pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
-    pub(super) ipv6: BTreeSet<(Ipv6Addr, u8)>,
-}
-
-impl Locals {
-    fn contains(&self, address: IpAddr) -> bool {
-        let shift = |bits: u32, len: u8| bits - u32::from(len).min(bits);
-        match address {
-            IpAddr::V4(address) => {
-                let within = |(net, len): &(Ipv4Addr, u8)| {
-                    let differ = u64::from(net.to_bits() ^ address.to_bits());
-                    differ >> shift(32, *len) == 0
-                };
-                self.ipv4.contains(&(address, 32))
-                    || self.ipv4.iter().filter(|(_, len)| *len < 32).any(within)
-            }
-            IpAddr::V6(address) => {
-                let within = |(net, len): &(Ipv6Addr, u8)| {
-                    let differ = net.to_bits() ^ address.to_bits();
-                    differ.checked_shr(shift(128, *len)).unwrap_or(0) == 0
-                };
-                self.ipv6.contains(&(address, 128))
-                    || self.ipv6.iter().filter(|(_, len)| *len < 128).any(within)
-            }
-        }
-    }
-}
-
 /// State shared by the thread and its owner.
 #[derive(Debug, Default)]
 struct Shared {
     stopping: AtomicBool,
     /// The ruleset tracks connections. Otherwise none is carried.
     is_tracked: AtomicBool,
-    /// The ruleset may set time-outs of its own: those of entries are not extended.
-    has_own_timeouts: AtomicBool,
+    /// The ruleset may set time-outs of its own, which are not extended, or restrict the events of entries.
+    sets_entries: AtomicBool,
     locals: ArcSwap<Locals>,
     carried: AtomicU64,
     /// How often the ruleset has changed.
@@ -175,9 +123,9 @@ impl FlowFollower {
         self.shared.locals.store(Arc::new(locals));
     }
 
-    /// The workers apply another ruleset, which tracks connections, and may set time-outs of them.
-    pub(super) fn set_ruleset(&self, is_tracked: bool, has_own_timeouts: bool) {
-        self.shared.has_own_timeouts.store(has_own_timeouts, Relaxed);
+    /// The workers apply another ruleset, which tracks connections, and may set time-outs or events of them.
+    pub(super) fn set_ruleset(&self, is_tracked: bool, sets_entries: bool) {
+        self.shared.sets_entries.store(sets_entries, Relaxed);
         self.shared.ruleset_changes.fetch_add(1, Relaxed);
         self.shared.is_tracked.store(is_tracked, Relaxed);
     }
@@ -237,6 +185,8 @@ struct Carried {
     renewed_ns: u64,
     /// Whether the kernel sends events of the entry.
     has_events: bool,
+    /// Whether `timeout_s` is from an event, and not what was left of it.
+    is_timeout_fresh: bool,
     /// The entry's id (CTA_ID).
     id: Option<u32>,
 }
@@ -257,6 +207,8 @@ struct Follower<'a> {
     /// When, CLOCK_MONOTONIC, and which.
     due: VecDeque<(u64, Tuple)>,
     maintained_ns: u64,
+    /// Connections were not carried for want of room.
+    has_left_out: bool,
     /// The flow at which maintenance continues.
     cursor: usize,
     /// Connections that workers left to the kernel, with their ids: until the ruleset changes.
@@ -295,6 +247,7 @@ impl<'a> Follower<'a> {
             waiting: HashMap::new(),
             due: VecDeque::new(),
             maintained_ns: 0,
+            has_left_out: false,
             cursor: 0,
             refused: HashMap::new(),
             closed: 0,
@@ -377,7 +330,7 @@ impl<'a> Follower<'a> {
         let (shared, writer) = (self.shared, &mut *self.writer);
         let (carried, refused) = (&self.carried, &self.refused);
         let locals = shared.locals.load();
-        conntrack::dump(&mut self.requests, |entry| {
+        let dumped = conntrack::dump(&mut self.requests, |entry| {
             if !is_carriable(&entry, &locals) {
                 return;
             }
@@ -393,7 +346,10 @@ impl<'a> Follower<'a> {
             }
         })?;
         drop(locals);
-        let gone = self.carried.iter().flatten().map(|carried| carried.tuple);
+        // If messages are missing, events tell of those entries that have them.
+        let is_whole = dumped.end == DumpEnd::Complete && dumped.skipped == 0;
+        let doubtful = self.carried.iter().flatten().filter(|it| is_whole || !it.has_events);
+        let gone = doubtful.map(|carried| carried.tuple);
         let is_gone = |tuple: &Tuple| {
             self.writer.number(&flow_key(tuple)).is_none_or(|number| !seen.contains(&number))
         };
@@ -407,7 +363,9 @@ impl<'a> Follower<'a> {
     /// its rules had left to the kernel.
     fn verify(&mut self) -> io::Result<()> {
         let change = self.shared.ruleset_changes.load(Relaxed);
-        let is_changed = change != self.ruleset_change && self.compared.elapsed() >= RULESET_REST;
+        let has_room = self.has_left_out && self.writer.room() > 0;
+        let is_changed =
+            (change != self.ruleset_change || has_room) && self.compared.elapsed() >= RULESET_REST;
         if self.without_events == 0 && !is_changed {
             return Ok(());
         }
@@ -426,6 +384,7 @@ impl<'a> Follower<'a> {
         let found = self.compare()?;
         if is_changed {
             (self.ruleset_change, self.compared) = (change, Instant::now());
+            self.has_left_out = false;
             self.enqueue(found);
         }
         Ok(())
@@ -436,6 +395,10 @@ impl<'a> Follower<'a> {
             Event::Destroy(entry) => (entry, true),
             Event::New(entry) | Event::Update(entry) => (entry, false),
         };
+        // Another zone has connections of its own.
+        if entry.zone != 0 {
+            return Ok(());
+        }
         let locals = self.shared.locals.load();
         let number = self.writer.number(&flow_key(&entry.original));
         let number = match number {
@@ -462,8 +425,13 @@ impl<'a> Follower<'a> {
         match number {
             Some(number) => {
                 self.writer.set(number, entry.status, entry.mark);
+                if let Some(timeout_s) = entry.timeout_s {
+                    let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
+                    self.writer.set_expires_ns(number, expires_ns);
+                }
                 if let Some(Some(carried)) = self.carried.get_mut(number as usize)
                     && !carried.has_events
+                    && !self.shared.sets_entries.load(Relaxed)
                 {
                     carried.has_events = true;
                     self.without_events -= 1;
@@ -503,6 +471,7 @@ impl<'a> Follower<'a> {
     fn carry(&mut self, entries: &[(Entry, bool)]) -> io::Result<()> {
         // Only what is carried is made liberal.
         let room = self.writer.room();
+        self.has_left_out |= room < entries.len();
         let entries = entries.get(..room.min(entries.len())).unwrap_or(&[]);
         if entries.is_empty() {
             return Ok(());
@@ -517,6 +486,7 @@ impl<'a> Follower<'a> {
         let changes: Vec<Change> = entries.iter().map(change).collect();
         let results = conntrack::update(&mut self.requests, &changes);
         let now_ns = monotonic_ns();
+        let sets_entries = self.shared.sets_entries.load(Relaxed);
         // Before any packet is steered.
         self.shared.carried.store((self.writer.len() + entries.len()) as u64, Relaxed);
         for ((entry, has_events), result) in entries.iter().zip(results) {
@@ -530,14 +500,18 @@ impl<'a> Follower<'a> {
             let timeout_s = entry.timeout_s.unwrap_or(0);
             let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
             let desc = FlowDesc { keys, status: entry.status, mark: entry.mark, expires_ns };
-            let Some(number) = self.writer.insert(&desc) else { continue };
+            let Some(number) = self.writer.insert(&desc) else {
+                self.refused.insert(entry.original, entry.id);
+                continue;
+            };
             let carried = Carried {
                 tuple: entry.original,
                 keys: [original, reply],
                 timeout_s,
                 // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
                 renewed_ns: 0,
-                has_events: *has_events,
+                has_events: *has_events && !sets_entries,
+                is_timeout_fresh: *has_events,
                 id: entry.id,
             };
             let at = number as usize;
@@ -547,9 +521,10 @@ impl<'a> Follower<'a> {
             if let Some(slot) = self.carried.get_mut(at) {
                 *slot = Some(carried);
             }
-            self.without_events += usize::from(!has_events);
+            self.without_events += usize::from(!*has_events || sets_entries);
             let inserted = self.gate.insert(&[(original, number), (reply, number)])?;
             if inserted < 2 {
+                self.refused.insert(entry.original, entry.id);
                 self.drop_flow(&entry.original)?;
             }
         }
@@ -596,7 +571,7 @@ impl<'a> Follower<'a> {
         if self.cursor == 0 {
             self.sysctls = Sysctls::read()?;
         }
-        let has_own_timeouts = self.shared.has_own_timeouts.load(Relaxed);
+        let has_own_timeouts = self.shared.sets_entries.load(Relaxed);
         let table = Arc::clone(self.writer.table());
         let mut changes = Vec::new();
         let mut at = self.cursor;
@@ -608,7 +583,7 @@ impl<'a> Follower<'a> {
             let Some(carried) = slot else { continue };
             let timeout_s = match carried.tuple.protocol {
                 // What the kernel had set when the connection was established.
-                _ if has_own_timeouts && carried.has_events => carried.timeout_s,
+                _ if has_own_timeouts && carried.is_timeout_fresh => carried.timeout_s,
                 // Not known: it is left to the kernel when it expires.
                 _ if has_own_timeouts => continue,
                 IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
@@ -662,39 +637,4 @@ impl<'a> Follower<'a> {
 fn is_of(carried: &[Option<Carried>], number: u32, entry: &Entry) -> bool {
     let carried = carried.get(number as usize).copied().flatten();
     carried.is_some_and(|carried| carried.tuple == entry.original && carried.id == entry.id)
-}
-
-/// Whether packets of an entry can be carried, as far as an event tells.
-fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
-    let Entry { original, reply, status, .. } = entry;
-    let is_translated = (original.source, original.source_port)
-        != (reply.destination, reply.destination_port)
-        || (original.destination, original.destination_port) != (reply.source, reply.source_port);
-    let is_established = match original.protocol {
-        IPPROTO_TCP => entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED),
-        IPPROTO_UDP => true,
-        _ => false,
-    };
-    is_established
-        && status & REQUIRED == REQUIRED
-        && status & NOT_CARRIED == 0
-        && entry.zone == 0
-        && !(is_translated || entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
-        && ![original.source, original.destination].iter().any(|addr| locals.contains(*addr))
-}
-
-/// The same of an entry with all its attributes.
-fn is_carriable(entry: &Entry, locals: &Locals) -> bool {
-    let has_state = entry.tcp.is_some() || entry.original.protocol != IPPROTO_TCP;
-    has_state && may_be_carried(entry, locals)
-}
-
-fn flow_key(tuple: &Tuple) -> FlowKey {
-    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
-    FlowKey::new(source, destination, protocol, source_port, destination_port)
-}
-
-fn gate_key(tuple: &Tuple) -> Option<xdp_prog::FlowKey> {
-    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
-    xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
 }

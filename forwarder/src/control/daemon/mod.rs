@@ -8,7 +8,7 @@
 //! - [`start`]: preparation of the process, before anything runs that has to be stopped;
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and their capacity;
-//! - [`flows`]: the thread that follows the kernel's connections, for rulesets that track them;
+//! - [`flows`], [`flow_entry`]: the thread that follows the kernel's connections, for rulesets that track them;
 //! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
@@ -17,6 +17,7 @@
 //! - [`capture`]: copies of packets for clients.
 
 mod capture;
+mod flow_entry;
 mod flows;
 mod latency;
 mod links;
@@ -36,7 +37,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::flows::{FlowFollower, Locals};
+use self::flow_entry::Locals;
+use self::flows::FlowFollower;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
@@ -634,7 +636,7 @@ impl Supervisor {
             self.flows = Some(flows);
         }
         if let Some(flows) = &self.flows {
-            flows.set_ruleset(is_tracked, compiled.sets_timeouts());
+            flows.set_ruleset(is_tracked, compiled.sets_entries());
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
         self.steering_state.set_tracking(is_tracked)

@@ -22,6 +22,9 @@ pub fn exprs(mut list: Attrs<'_>) -> Vec<Expr> {
                 Some(same) => exprs.extend(same),
                 None => exprs.extend(expr(attr.nested())),
             }
+            if dynset_counts_connections(attr.nested()) {
+                exprs.push(Expr::Other("connlimit".into()));
+            }
         } else {
             exprs.push(Expr::Other(NAMELESS.into()));
         }
@@ -42,6 +45,30 @@ pub fn comment(mut list: Attrs<'_>) -> Option<String> {
         // `struct xt_comment_info`: a string.
         if is_comment { extension.name(NFTA_MATCH_INFO) } else { None }
     })
+}
+
+/// Whether a `dynset` adds elements that count connections (`add @s { ip saddr ct count over 10 }`).
+fn dynset_counts_connections(attrs: Attrs<'_>) -> bool {
+    let data = Table::<3>::strict(attrs).and_then(|table| {
+        let name = table.name(NFTA_EXPR_NAME)?;
+        table.nested(NFTA_EXPR_DATA).filter(|_| name == "dynset")
+    });
+    let table = data.and_then(Table::<11>::lenient);
+    table.is_some_and(|table| {
+        let one = table.nested(NFTA_DYNSET_EXPR).is_some_and(is_connlimit);
+        one || table.nested(NFTA_DYNSET_EXPRESSIONS).is_some_and(have_connlimit)
+    })
+}
+
+/// Whether an expression is `connlimit`.
+pub(super) fn is_connlimit(attrs: Attrs<'_>) -> bool {
+    let table = Table::<3>::lenient(attrs);
+    table.and_then(|table| table.name(NFTA_EXPR_NAME)).is_some_and(|name| name == "connlimit")
+}
+
+/// Whether a list of expressions has `connlimit`.
+pub(super) fn have_connlimit(mut list: Attrs<'_>) -> bool {
+    list.any(|attr| is_connlimit(attr.nested()))
 }
 
 /// The match `conntrack` of iptables as the expressions of nftables that do the same (`conntrack_mt`), if

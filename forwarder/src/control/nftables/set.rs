@@ -4,11 +4,12 @@
 use std::collections::HashSet;
 
 use super::attrs::{NftValues as _, Table};
+use super::expr::{have_connlimit, is_connlimit};
 use super::parse::{Owner, family};
 use super::uapi::*;
 use crate::control::netlink::message::{Attrs, Message};
 use crate::netfilter::nft::ruleset::{
-    Data, Element, SET_EVAL, SET_INTERVAL, SET_MAP, SET_OBJECT, Set,
+    COUNTS_CONNECTIONS, Data, Element, SET_EVAL, SET_INTERVAL, SET_MAP, SET_OBJECT, Set,
 };
 
 /// A set without its elements.
@@ -47,7 +48,11 @@ pub fn set(message: &Message<'_>) -> Option<SetHead> {
     // For a verdict map it is the size of the kernel's `struct nft_verdict`.
     let data_len = if is_vmap { 0 } else { table.be32_or(NFTA_SET_DATA_LEN, 0)? };
     let has_exprs = table.has(NFTA_SET_EXPR) || table.has(NFTA_SET_EXPRESSIONS);
-    let unsupported = if flags & SET_EVAL != 0 {
+    let counts_connections = table.nested(NFTA_SET_EXPR).is_some_and(is_connlimit)
+        || table.nested(NFTA_SET_EXPRESSIONS).is_some_and(have_connlimit);
+    let unsupported = if counts_connections {
+        Some(COUNTS_CONNECTIONS)
+    } else if flags & SET_EVAL != 0 {
         Some(IS_DYNAMIC)
     } else if has_exprs || flags & NFT_SET_EXPR != 0 {
         Some(HAS_EXPRS)

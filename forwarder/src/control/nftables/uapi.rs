@@ -27,6 +27,8 @@ pub const NFTA_GEN_ID: u16 = 1;
 
 pub const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_DYNSET_SET_NAME: u16 = 1;
+pub const NFTA_DYNSET_EXPR: u16 = 7;
+pub const NFTA_DYNSET_EXPRESSIONS: u16 = 10;
 pub const NFTA_TABLE_FLAGS: u16 = 2;
 pub const NFTA_TABLE_HANDLE: u16 = 4;
 pub const NFT_TABLE_F_DORMANT: u32 = 1;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::op::{Flow, Op};
 use super::program::{KernelRule, Program, Step};
-use super::ruleset::{CtKey, Expr, Family, Ruleset};
+use super::ruleset::{COUNTS_CONNECTIONS, CtKey, Expr, Family, Ruleset, Set};
 
 /// Hooks at which forwarded packets pass.
 const FORWARDED: [usize; 3] = [0, 2, 4];
@@ -74,7 +74,12 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
         }
     }
     program.kernel_rules = kernel_rules;
-    program.conntrack = conntrack.or_else(|| program.conntrack.take());
+    let counting = ruleset.tables.iter().filter(|table| ours(table.family)).find_map(|table| {
+        let counts = |set: &&Set| set.unsupported.as_deref() == Some(COUNTS_CONNECTIONS);
+        let set = table.sets.iter().find(counts)?;
+        Some(format!("{} {} set {}: ct count", table.family, table.name, set.name))
+    });
+    program.conntrack = conntrack.or_else(|| program.conntrack.take()).or(counting);
 }
 
 /// For each chain, whether a forwarded packet can reach it.
@@ -135,7 +140,7 @@ fn kernel_reasons(program: &Program, chain: usize) -> HashMap<usize, u32> {
 }
 
 /// Beginnings of the names of expressions that use connection tracking.
-const CONNTRACK: [&str; 30] = [
+const CONNTRACK: [&str; 31] = [
     "ct",
     "nat",
     "masq",
@@ -147,6 +152,8 @@ const CONNTRACK: [&str; 30] = [
     "flow add",
     "synproxy",
     "connlimit",
+    // To helpers, time-outs or expectations, perhaps.
+    "objref map",
     "tproxy",
     "xt match conntrack",
     "xt match state",

@@ -435,6 +435,9 @@ pub struct Set {
     pub unsupported: Option<String>,
 }
 
+/// Why lookups in a set are left to the kernel if its elements have `ct count`.
+pub const COUNTS_CONNECTIONS: &str = "its elements count connections";
+
 /// NFT_SET_ANONYMOUS.
 pub const SET_ANONYMOUS: u32 = 0x1;
 /// NFT_SET_CONSTANT.

@@ -90,6 +90,21 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
 }
 
 #[test]
+fn a_dynset_that_counts_connections_needs_them_tracked() {
+    let of = |kind: u16, list: &[u8]| {
+        let data = [(NFTA_DYNSET_SET_NAME, &b"s\0"[..]), (kind, list)];
+        exprs(Attrs(&listed("dynset", &attrs(&data))))
+    };
+    let named =
+        |name: &str| attrs(&[(NFTA_EXPR_NAME, [name.as_bytes(), b"\0"].concat().as_slice())]);
+    let counts = [other("dynset s"), other("connlimit")];
+    assert_eq!(of(NFTA_DYNSET_EXPR, &named("connlimit")), counts);
+    let list = attrs(&[(NFTA_LIST_ELEM, &named("counter")), (NFTA_LIST_ELEM, &named("connlimit"))]);
+    assert_eq!(of(NFTA_DYNSET_EXPRESSIONS, &list), counts);
+    assert_eq!(of(NFTA_DYNSET_EXPR, &named("limit")), [other("dynset s")]);
+}
+
+#[test]
 fn a_register_that_does_not_exist_or_has_no_room_is_not_decoded() {
     let cmp = |sreg: u32, octets: &[u8]| {
         let data = value(octets);
