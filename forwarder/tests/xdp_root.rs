@@ -15,7 +15,7 @@ use ferroute::control::steering::punt::PuntDevice;
 use ferroute::control::steering::{AttachMode, PortProgram, Steering, XdpError, XdpMode};
 use ferroute::io::PacketIo;
 use ferroute::io::af_xdp::{AfXdp, BindMode, Options, PortConfig, RingSizes};
-use ferroute::skb::Burst;
+use ferroute::skb::{Burst, FramePool};
 use ferroute::stats::WorkerStats;
 use xdp_prog::{Reason, VlanSettings, mac_words, vlan_key};
 
@@ -84,6 +84,20 @@ fn assert_reason(port: &PortProgram, wire: &Wire, frame: &[u8], reason: Reason) 
         assert!(start.elapsed() < PATIENCE, "{}: not counted: {frame:02x?}", reason.name());
         sleep(Duration::from_millis(1));
     }
+}
+
+/// A socket on the queue of `port`.
+fn open_socket() -> (AfXdp, FramePool) {
+    let config = PortConfig {
+        ifname: "port".to_owned(),
+        ifindex: ifindex("port"),
+        queue: 0,
+        mode: BindMode::Copy,
+        ..PortConfig::default()
+    };
+    let rings = RingSizes { fill: 64, tx: 64 };
+    let options = Options { rings, reserve: 64, ..Options::default() };
+    AfXdp::open(&[config], &options).expect("a socket")
 }
 
 fn attach(steering: &mut Steering, name: &str, mode: AttachMode) -> PortProgram {
@@ -276,19 +290,7 @@ fn root_steered_frames_arrive_at_the_queues_socket() {
         in_namespace(move || {
             veth("port", "peer");
             let wire = Wire::on("peer");
-            let config = PortConfig {
-                ifname: "port".to_owned(),
-                ifindex: ifindex("port"),
-                queue: 0,
-                mode: BindMode::Copy,
-                ..PortConfig::default()
-            };
-            let options = Options {
-                rings: RingSizes { fill: 64, tx: 64 },
-                reserve: 64,
-                ..Options::default()
-            };
-            let (mut io, mut pool) = AfXdp::open(&[config], &options).expect("a socket");
+            let (mut io, mut pool) = open_socket();
             let mut steering = Steering::new().expect("load");
             let mut port = attach(&mut steering, "port", wanted);
             steering.set_local4(&locals(&[("192.0.2.1", 32)])).expect("set");

@@ -81,7 +81,7 @@ fn with(frame: &[u8], at: usize, octet: u8) -> Vec<u8> {
 struct Fixture {
     wire: Wire,
     io: AfXdp,
-    pool: ferroute::skb::FramePool,
+    pool: FramePool,
     steering: Steering,
     port: PortProgram,
     gate: FlowGate,
@@ -90,16 +90,7 @@ struct Fixture {
 impl Fixture {
     fn new(mode: AttachMode) -> Fixture {
         veth("port", "peer");
-        let config = PortConfig {
-            ifname: "port".to_owned(),
-            ifindex: ifindex("port"),
-            queue: 0,
-            mode: BindMode::Copy,
-            ..PortConfig::default()
-        };
-        let rings = RingSizes { fill: 64, tx: 64 };
-        let options = Options { rings, reserve: 64, ..Options::default() };
-        let (io, pool) = AfXdp::open(&[config], &options).expect("a socket");
+        let (io, pool) = open_socket();
         let mut steering = Steering::new().expect("load");
         let mut port = attach(&mut steering, "port", mode);
         port.set_steer(true, true).expect("set");

@@ -17,6 +17,8 @@ pub mod query;
 pub mod rtnl;
 pub mod socket;
 pub mod table;
+#[cfg(test)]
+pub mod test_netns;
 
 const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_ACK: u16 = 0x04;

@@ -1,16 +1,14 @@
 //! The table that a kernel has, in network namespaces of the tests, with connections over `lo`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use crate::control::netlink::test_netns::{self, nft, run};
 
 /// Enough for all events of a test.
 const RCVBUF_OCTETS: usize = 32 << 20;
@@ -33,30 +31,13 @@ table inet t {
 }
 "#;
 
-/// Runs `test` on a thread in a new network namespace, which is removed with the thread.
+/// Runs `test` in a new network namespace in which the kernel tracks connections.
 fn in_netns(test: impl FnOnce(&mut NlSock) + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    test_netns::in_netns(move || {
         run("ip link set lo up");
-        let nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn();
-        let mut nft = nft.expect("nft starts");
-        let mut stdin = nft.stdin.take().expect("piped");
-        stdin.write_all(RULESET.as_bytes()).expect("written");
-        drop(stdin);
-        assert!(nft.wait().expect("nft ends").success(), "nft refused the ruleset");
+        nft(RULESET);
         test(&mut NlSock::open(NETLINK_NETFILTER).expect("opens"));
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Runs a command, which must succeed; returns its output.
-fn run(line: &str) -> String {
-    let output = Command::new("sh").args(["-c", line]).output().expect("sh starts");
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
 }
 
 /// All entries.

@@ -13,17 +13,13 @@ mod vlans;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
-
 use super::Mirror;
+use crate::control::netlink::test_netns;
 
-/// Runs `test` on a thread in a new network namespace, which is removed with the thread.
+/// Runs `test` in a new network namespace, without duplicate address detection: addresses are announced
+/// only when that is complete.
 fn in_netns(test: impl FnOnce() + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        // Addresses are announced only when duplicate address detection is complete, so it is
-        // turned off.
+    test_netns::in_netns(move || {
         for of in ["all", "default"] {
             std::fs::write(format!("/proc/sys/net/ipv6/conf/{of}/accept_dad"), "0")
                 .expect("sysctl");
@@ -31,9 +27,6 @@ fn in_netns(test: impl FnOnce() + Send + 'static) {
         run("ip link set lo up");
         test();
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 /// Runs a command, which must succeed.

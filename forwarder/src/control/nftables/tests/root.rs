@@ -1,15 +1,14 @@
 //! The rulesets that a kernel has, in network namespaces of the tests.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::sched::{CloneFlags, unshare};
 
 use super::printer;
 use crate::control::netlink::query::{NlSock, is_interrupted};
+use crate::control::netlink::test_netns::{self, nft, run};
 use crate::control::nftables::expr::XT_REG;
 use crate::control::nftables::print::{Printer, base_chain};
 use crate::control::nftables::{generation, read};
@@ -19,32 +18,12 @@ use crate::netfilter::nft::ruleset::{
     SET_ANONYMOUS, SET_CONSTANT, Set, Table,
 };
 
-/// Runs `test` on a thread in a new network namespace, with two interfaces, which is removed with the
-/// thread.
+/// Runs `test` in a new network namespace with two interfaces.
 fn in_netns(test: impl FnOnce(&mut NlSock) + Send + 'static) {
-    assert!(nix::unistd::geteuid().is_root(), "this test makes network namespaces: run it as root");
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    test_netns::in_netns(move || {
         run("ip link add va type veth peer name vb");
         test(&mut NlSock::open(NETLINK_NETFILTER).expect("opens"));
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Runs a command, which must succeed; returns its output.
-fn run(line: &str) -> String {
-    let output = Command::new("sh").args(["-c", line]).output().expect("sh starts");
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn nft(ruleset: &str) {
-    let mut child =
-        Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft starts");
-    child.stdin.take().expect("piped").write_all(ruleset.as_bytes()).expect("written");
-    assert!(child.wait().expect("nft ends").success(), "nft refused a ruleset");
 }
 
 /// Reads the ruleset and compares it with what nft prints; returns the ruleset and the number of
