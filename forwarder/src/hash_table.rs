@@ -4,6 +4,18 @@
 //! against chosen keys: keys are the host's own configuration and its neighbours, whose number the kernel
 //! limits (`gc_thresh3`).
 
+/// An odd number with bits all over: 2^64 divided by the golden ratio.
+pub const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// A hash of words: multiplies and folds, a word at a time.
+#[inline]
+pub fn hash_words(seed: u64, words: &[u64]) -> u64 {
+    words.iter().fold(seed, |hash, word| {
+        let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
+        (product >> 64) as u64 ^ product as u64
+    })
+}
+
 /// A slot of a [`HashTable`]: an entry with its key, or empty, which is the default.
 pub trait Slot: Copy + Default {
     /// What entries are found by.

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use super::tuple::{FlowKey, KEY_WORDS};
 use super::{CtInfo, Direction};
+use crate::hash_table::{MULTIPLIER, hash_words};
 
 /// Entries of a bucket: a cache line.
 const BUCKET: usize = 8;
 /// Entries of the index per flow: two are used.
 const ENTRIES_PER_FLOW: usize = 4;
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A flow as the kernel's table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,10 +196,7 @@ impl FlowTable {
 
     #[inline]
     fn hash(&self, key: &FlowKey) -> u64 {
-        key.words().iter().fold(self.seed, |hash, word| {
-            let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
-            (product >> 64) as u64 ^ product as u64
-        })
+        hash_words(self.seed, key.words())
     }
 
     /// The two buckets that a hash selects.

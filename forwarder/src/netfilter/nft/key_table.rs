@@ -3,14 +3,13 @@
 //! Written once by the compiler, then only read. At most half of the slots are used, so that probes are
 //! short. Keys come from the ruleset, not from packets, so the hash needs no secret.
 
+use crate::hash_table::{MULTIPLIER, hash_words};
+
 /// 64-bit words of the longest key: as long as the register file.
 pub(super) const KEY_WORDS: usize = 8;
 
 /// A key: its octets in memory order, filled up with zeros.
 pub(super) type Key = [u64; KEY_WORDS];
-
-/// An odd number without a pattern: the fractional part of the golden ratio.
-const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The key with these octets; octets after the 64th are ignored.
 pub(super) fn key_of(octets: &[u8]) -> Key {
@@ -118,13 +117,9 @@ impl KeyTable {
     }
 }
 
-/// Multiplies and folds, a word at a time.
 #[inline]
 fn hash(words: &[u64]) -> u64 {
-    words.iter().fold(MULTIPLIER, |hash, word| {
-        let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
-        (product >> 64) as u64 ^ product as u64
-    })
+    hash_words(MULTIPLIER, words)
 }
 
 #[cfg(test)]
