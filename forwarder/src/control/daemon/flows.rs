@@ -476,14 +476,8 @@ impl<'a> Follower<'a> {
         if entries.is_empty() {
             return Ok(());
         }
-        let change = |(entry, _): &(Entry, bool)| Change {
-            tuple: entry.original,
-            timeout_s: None,
-            is_assured: false,
-            is_expected: false,
-            is_liberal: true,
-        };
-        let changes: Vec<Change> = entries.iter().map(change).collect();
+        let changes: Vec<Change> =
+            entries.iter().map(|(entry, _)| liberal(entry.original, None)).collect();
         let results = conntrack::update(&mut self.requests, &changes);
         let now_ns = monotonic_ns();
         let sets_entries = self.shared.sets_entries.load(Relaxed);
@@ -501,7 +495,7 @@ impl<'a> Follower<'a> {
             let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
             let desc = FlowDesc { keys, status: entry.status, mark: entry.mark, expires_ns };
             let Some(number) = self.writer.insert(&desc) else {
-                self.refused.insert(entry.original, entry.id);
+                self.refuse(entry.original, entry.id);
                 continue;
             };
             let carried = Carried {
@@ -524,7 +518,7 @@ impl<'a> Follower<'a> {
             self.without_events += usize::from(!*has_events || sets_entries);
             let inserted = self.gate.insert(&[(original, number), (reply, number)])?;
             if inserted < 2 {
-                self.refused.insert(entry.original, entry.id);
+                self.refuse(entry.original, entry.id);
                 self.drop_flow(&entry.original)?;
             }
         }
@@ -549,20 +543,22 @@ impl<'a> Follower<'a> {
         self.closed = closed;
         let table = Arc::clone(self.writer.table());
         let numbered = (0..).zip(&self.carried);
-        let are_closed = numbered.filter_map(|(number, carried)| {
-            carried.filter(|_| table.is_closing(number)).map(|carried| carried.tuple)
-        });
-        let are_closed: Vec<Tuple> = are_closed.collect();
-        for tuple in &are_closed {
-            let number = self.writer.number(&flow_key(tuple));
-            let carried = number.and_then(|number| *self.carried.get(number as usize)?);
-            if self.refused.len() >= REFUSED_MAX {
-                self.refused.clear();
-            }
-            self.refused.extend(carried.map(|carried| (carried.tuple, carried.id)));
-            self.drop_flow(tuple)?;
+        let are_closed =
+            numbered.filter_map(|(number, carried)| carried.filter(|_| table.is_closing(number)));
+        let are_closed: Vec<Carried> = are_closed.collect();
+        for Carried { tuple, id, .. } in are_closed {
+            self.refuse(tuple, id);
+            self.drop_flow(&tuple)?;
         }
         Ok(())
+    }
+
+    /// Remembers that a connection stays with the kernel.
+    fn refuse(&mut self, tuple: Tuple, id: Option<u32>) {
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
+        self.refused.insert(tuple, id);
     }
 
     /// Renews the time-outs of entries whose packets were carried, and verifies that they exist: of some of
@@ -603,14 +599,8 @@ impl<'a> Follower<'a> {
             // Counted from the last packet, as the kernel does.
             let idle_s = (now_ns.saturating_sub(seen_ns) / NS_PER_S) as u32;
             let timeout_s = timeout_s.saturating_sub(idle_s);
-            let change = Change {
-                tuple: carried.tuple,
-                timeout_s: Some(timeout_s),
-                is_assured: false,
-                is_expected: false,
-                // Packets that the kernel has seen since have set what is unset by it.
-                is_liberal: true,
-            };
+            // Packets that the kernel has seen since have set what is unset by it.
+            let change = liberal(carried.tuple, Some(timeout_s));
             changes.push((number, now_ns + u64::from(timeout_s) * NS_PER_S, change));
         }
         self.cursor = if at < self.carried.len() { at } else { 0 };
@@ -631,6 +621,11 @@ impl<'a> Follower<'a> {
         let _ = conntrack::update(&mut self.requests, &closed);
         Ok(())
     }
+}
+
+/// Makes an entry ready to be carried, with another time-out or the same.
+fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
+    Change { tuple, timeout_s, is_assured: false, is_expected: false, is_liberal: true }
 }
 
 /// Whether a flow is that of an entry: another one may have the same tuples, or the same reversed.
