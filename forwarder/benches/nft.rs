@@ -73,7 +73,13 @@ fn measure_flows(count: u32) {
             FlowKey::new(client, server, 6, 0x1000, 80),
             FlowKey::new(server, client, 6, 80, 0x1000),
         ];
-        let _ = writer.insert(&FlowDesc { keys, status: 0, mark: 0, expires_ns: u64::MAX });
+        let _ = writer.insert(&FlowDesc {
+            keys,
+            status: 0,
+            mark: 0,
+            expires_ns: u64::MAX,
+            is_masqueraded: false,
+        });
     }
     let mut pool = Umem::anonymous(2 * BURST as u32).into_pool();
     let mut skbs = packets(&mut pool);

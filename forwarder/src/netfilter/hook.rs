@@ -7,7 +7,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, FlowTable, nf_conntrack_in};
+use super::conntrack::{Ct, FlowTable, NatTarget, nf_conntrack_in, nf_nat_packet};
 use super::nft::{BaseChainId, Family, Journal, Nft, Transport};
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
@@ -229,6 +229,8 @@ pub struct HookId(pub(super) u64);
 enum Function {
     /// `nf_conntrack_in`, of packets received, or `ipv4_conntrack_local`, of the router's own.
     Conntrack,
+    /// `nf_nat_inet_fn`.
+    Nat,
     /// A base chain of the nftables ruleset.
     Nft(BaseChainId),
     /// A registered function, and the position of its state.
@@ -252,6 +254,8 @@ pub struct Hooks {
     nft: Option<Arc<Nft>>,
     /// The flows that are carried, if the ruleset tracks connections.
     flows: Option<Arc<FlowTable>>,
+    /// By family: packets of carried connections with NAT are translated.
+    translates: [bool; 2],
     /// Identifies them in the process; 0: no functions.
     id: u64,
     /// By worker: the states of registered functions, until the worker takes them.
@@ -310,6 +314,7 @@ impl Hooks {
                 }
             }
         }
+        hooks.add_nat(nft.as_deref());
         hooks.nft = nft;
         for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
             let function = Function::Registered(Arc::clone(&ops.function), slot);
@@ -333,6 +338,39 @@ impl Hooks {
         let states = |worker| registered.iter().map(|it| slot(it, worker)).collect();
         hooks.states = (0..workers).map(|worker| std::sync::Mutex::new(states(worker))).collect();
         hooks
+    }
+
+    /// Adds the functions that translate packets (`nf_nat_register_fn`).
+    fn add_nat(&mut self, nft: Option<&Nft>) {
+        const AT: [(Hook, i32); 2] =
+            [(Hook::PreRouting, priority::NAT_DST), (Hook::PostRouting, priority::NAT_SRC)];
+        for pf in [Family::Ip, Family::Ip6] {
+            if !nft.is_some_and(|nft| nft.program().translates(pf)) {
+                continue;
+            }
+            let chains = &mut self.chains[family_index(pf)];
+            let is_tie = |(hook, priority): (Hook, i32)| {
+                chains[hook as usize].iter().any(|entry| entry.priority == priority)
+            };
+            // Whether a chain of equal priority sees packets before or after NAT depends on which was
+            // registered first, which is not known.
+            if AT.into_iter().any(is_tie) {
+                continue;
+            }
+            for (hook, priority) in AT {
+                let chain = &mut chains[hook as usize];
+                let at = chain.partition_point(|it| it.priority < priority);
+                chain.insert(at, Entry { priority, function: Function::Nat });
+                self.len += 1;
+            }
+            self.translates[family_index(pf)] = true;
+        }
+    }
+
+    /// Whether packets of connections with NAT are translated.
+    #[inline]
+    fn translates(&self, pf: Family) -> bool {
+        self.translates[family_index(pf)]
     }
 
     /// No functions.
@@ -371,6 +409,7 @@ impl Hooks {
             let is_tracked =
                 self.nft.as_ref().is_some_and(|nft| nft.program().tracks_connections());
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
+            own.target = None;
         }
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
@@ -380,13 +419,21 @@ impl Hooks {
                     let now_ns = own.monotonic_ns(ctx.now_ns);
                     let flows = self.flows.as_ref();
                     match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
-                        Some(ct) => {
-                            own.ct = ct;
-                            Verdict::Accept
+                        Some(tracked) => {
+                            (own.ct, own.target) = (tracked.ct, tracked.target);
+                            let is_left = own.target.is_some() && !self.translates(at.pf);
+                            if is_left { Verdict::Punt } else { Verdict::Accept }
                         }
                         None => Verdict::Punt,
                     }
                 }
+                Function::Nat => match (own.ct, &own.target) {
+                    (Ct::Established(info), Some(target)) => {
+                        let done = nf_nat_packet(skb, at, &info, target);
+                        done.map_or(Verdict::Punt, |()| Verdict::Accept)
+                    }
+                    _ => Verdict::Accept,
+                },
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
@@ -415,9 +462,9 @@ impl Hooks {
                 }
             };
             if verdict != Verdict::Accept {
-                let is_rule = matches!(entry.function, Function::Nft(_));
+                let is_own = !matches!(entry.function, Function::Registered(..));
                 if let (Verdict::Punt, true, Ct::Established(info), Some(flows)) =
-                    (verdict, is_rule, own.ct, &self.flows)
+                    (verdict, is_own, own.ct, &self.flows)
                 {
                     // Others of its packets would take the same, longer way.
                     flows.close(info.flow);
@@ -443,6 +490,8 @@ pub struct HookStates {
     journal: Journal,
     /// The connection of the current packet.
     ct: Ct,
+    /// What NAT makes of it.
+    target: Option<NatTarget>,
 }
 
 impl std::fmt::Debug for HookStates {

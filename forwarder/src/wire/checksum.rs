@@ -126,6 +126,31 @@ pub const fn update32(check: u16, old: u32, new: u32) -> u16 {
     !fold(!check as u32 + halves(!old) + halves(new))
 }
 
+/// The checksum after covered octets changed from `old` to `new`, which begin at an even offset and have the
+/// same, even length. As the kernel's `csum_replace4` and `inet_proto_csum_replace16` it never returns
+/// 0xffff, but 0x0000, which is the same in ones' complement.
+#[inline]
+#[must_use]
+pub fn replace(check: u16, old: &[u8], new: &[u8]) -> u16 {
+    !fold(replaced_sum(!check, old, new))
+}
+
+/// The same for the folded sum of a pseudo-header, as a partial checksum field has it
+/// (`inet_proto_csum_replace4` with CHECKSUM_PARTIAL).
+#[inline]
+#[must_use]
+pub fn replace_partial(sum: u16, old: &[u8], new: &[u8]) -> u16 {
+    fold(replaced_sum(sum, old, new))
+}
+
+/// `sum` - `old` + `new`; not 0.
+#[inline]
+fn replaced_sum(sum: u16, old: &[u8], new: &[u8]) -> u32 {
+    let minus_old = u32::from(!fold(ones_complement_sum(old)));
+    // 0xffff is the other zero, with which the sum does not become 0.
+    0xffff + u32::from(sum) + minus_old + ones_complement_sum(new)
+}
+
 /// The IPv4 header checksum after the TTL was decremented.
 ///
 /// TTL is the high octet of its word, so m' = m − 0x0100 and, with TTL ≥ 1, there is no borrow: ~m + m' =

@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+pub use crate::netfilter::conntrack::{IPS_DST_NAT, IPS_SRC_NAT};
+
 /// The connection was expected by another (RELATED); never changes.
 pub const IPS_EXPECTED: u32 = 1;
 /// Packets of both directions were seen.
@@ -11,10 +13,6 @@ pub const IPS_SEEN_REPLY: u32 = 1 << 1;
 pub const IPS_ASSURED: u32 = 1 << 2;
 /// The entry is in the table.
 pub const IPS_CONFIRMED: u32 = 1 << 3;
-/// The source of packets of the original direction is translated.
-pub const IPS_SRC_NAT: u32 = 1 << 4;
-/// The destination of packets of the original direction is translated.
-pub const IPS_DST_NAT: u32 = 1 << 5;
 /// TCP sequence numbers are adjusted.
 pub const IPS_SEQ_ADJUST: u32 = 1 << 6;
 /// Source NAT was decided, also if there is none.

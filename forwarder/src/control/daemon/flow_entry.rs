@@ -11,9 +11,7 @@ use crate::control::conntrack::{
 use crate::netfilter::conntrack::FlowKey;
 
 /// States in which an entry's packets are the kernel's.
-const NOT_CARRIED: u32 = IPS_SRC_NAT
-    | IPS_DST_NAT
-    | IPS_SEQ_ADJUST
+const NOT_CARRIED: u32 = IPS_SEQ_ADJUST
     | IPS_DYING
     | IPS_FIXED_TIMEOUT
     | IPS_TEMPLATE
@@ -27,7 +25,7 @@ const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
 pub(super) const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
-/// The router's own addresses: its sessions are never carried.
+/// The router's own addresses: sessions that begin or, after NAT, end at the router are never carried.
 #[derive(Debug, Default)]
 pub(super) struct Locals {
     pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
@@ -61,9 +59,23 @@ impl Locals {
 /// Whether packets of an entry can be carried, as far as an event tells.
 pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
     let Entry { original, reply, status, .. } = entry;
-    let is_translated = (original.source, original.source_port)
-        != (reply.destination, reply.destination_port)
-        || (original.destination, original.destination_port) != (reply.source, reply.source_port);
+    let end = |address, port, other_address, other_port, bit| {
+        (address, port) == (other_address, other_port) || status & bit != 0
+    };
+    // Another translation than NAT's is not known here.
+    let is_understood = end(
+        original.source,
+        original.source_port,
+        reply.destination,
+        reply.destination_port,
+        IPS_SRC_NAT,
+    ) && end(
+        original.destination,
+        original.destination_port,
+        reply.source,
+        reply.source_port,
+        IPS_DST_NAT,
+    );
     let is_established = match original.protocol {
         IPPROTO_TCP => entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED),
         IPPROTO_UDP => true,
@@ -73,8 +85,14 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         && status & REQUIRED == REQUIRED
         && status & NOT_CARRIED == 0
         && entry.zone == 0
-        && !(is_translated || entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
-        && ![original.source, original.destination].iter().any(|addr| locals.contains(*addr))
+        && is_understood
+        && !(entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
+        && ![original.source, reply.source].iter().any(|addr| locals.contains(*addr))
+}
+
+/// Whether the source of an entry is translated to an address of the router.
+pub(super) fn is_masqueraded(entry: &Entry, locals: &Locals) -> bool {
+    entry.status & IPS_SRC_NAT != 0 && locals.contains(entry.reply.destination)
 }
 
 /// The same of an entry with all its attributes.

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use super::flow_entry::{IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, may_be_carried};
+use super::flow_entry::{
+    IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, is_masqueraded, may_be_carried,
+};
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 use crate::control::process::privilege;
@@ -481,6 +483,7 @@ impl<'a> Follower<'a> {
         let results = conntrack::update(&mut self.requests, &changes);
         let now_ns = monotonic_ns();
         let sets_entries = self.shared.sets_entries.load(Relaxed);
+        let locals = self.shared.locals.load();
         // Before any packet is steered.
         self.shared.carried.store((self.writer.len() + entries.len()) as u64, Relaxed);
         for ((entry, has_events), result) in entries.iter().zip(results) {
@@ -493,7 +496,9 @@ impl<'a> Follower<'a> {
             let [Some(original), Some(reply)] = tuples.each_ref().map(gate_key) else { continue };
             let timeout_s = entry.timeout_s.unwrap_or(0);
             let expires_ns = now_ns + u64::from(timeout_s) * NS_PER_S;
-            let desc = FlowDesc { keys, status: entry.status, mark: entry.mark, expires_ns };
+            let (status, mark) = (entry.status, entry.mark);
+            let is_masqueraded = is_masqueraded(entry, &locals);
+            let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
             let Some(number) = self.writer.insert(&desc) else {
                 self.refuse(entry.original, entry.id);
                 continue;

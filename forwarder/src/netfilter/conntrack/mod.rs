@@ -7,15 +7,18 @@
 //!
 //! - `tuple`: the key of a packet;
 //! - `table`: the carried flows, written by one thread and read by all workers;
-//! - `nf_conntrack_in`: finds the flow of a packet at PRE_ROUTING.
+//! - `nf_conntrack_in`: finds the flow of a packet at PRE_ROUTING;
+//! - `nf_nat`: translates packets of flows with NAT at PRE_ROUTING and POST_ROUTING.
 
 mod nf_conntrack_in;
+mod nf_nat;
 mod table;
 #[cfg(test)]
 mod tests;
 mod tuple;
 
-pub use nf_conntrack_in::nf_conntrack_in;
+pub use nf_conntrack_in::{Tracked, nf_conntrack_in};
+pub use nf_nat::{NatTarget, nf_nat_packet};
 pub use table::{FlowDesc, FlowTable, FlowWriter};
 pub use tuple::FlowKey;
 
@@ -53,6 +56,13 @@ pub struct CtInfo {
     /// `ct->mark`.
     pub mark: u32,
 }
+
+/// IPS_SRC_NAT: the source of packets of the original direction is translated.
+pub const IPS_SRC_NAT: u32 = 1 << 4;
+/// IPS_DST_NAT: the destination of packets of the original direction is translated.
+pub const IPS_DST_NAT: u32 = 1 << 5;
+/// Either of them.
+pub const IPS_NAT_MASK: u32 = IPS_SRC_NAT | IPS_DST_NAT;
 
 /// NF_CT_STATE_INVALID_BIT.
 pub const CT_STATE_INVALID: u32 = 1;

@@ -2,7 +2,7 @@
 
 use super::table::FlowTable;
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
-use super::{Ct, CtInfo, Direction};
+use super::{Ct, CtInfo, Direction, NatTarget};
 use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
 use crate::skb::SkBuff;
@@ -21,6 +21,15 @@ const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
+/// What is known of a packet that is tracked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracked {
+    /// Its connection.
+    pub ct: Ct,
+    /// What NAT makes of it; `None`: it is not translated.
+    pub target: Option<NatTarget>,
+}
+
 /// The connection of a packet of a flow that is carried. `None`: the packet is left to the kernel. So are
 /// packets with IP options or extension headers, fragments, and packets that open or close a connection.
 /// `now_ns`: CLOCK_MONOTONIC.
@@ -34,7 +43,7 @@ pub fn nf_conntrack_in(
     at: &HookState<'_>,
     flows: &FlowTable,
     now_ns: u64,
-) -> Option<Ct> {
+) -> Option<Tracked> {
     let age_ns = now_ns.saturating_sub(flows.valid_ns());
     if age_ns > VALID_NS {
         return None;
@@ -72,9 +81,9 @@ pub fn nf_conntrack_in(
             if len < UDP_HLEN || len > payload_len {
                 return None;
             }
-            let info = find(flows, &key, now_ns)?;
+            let (info, target) = find(flows, &key, now_ns)?;
             flows.seen(info.flow, now_ns);
-            Some(Ct::Established(info))
+            Some(Tracked { ct: Ct::Established(info), target })
         }
         _ => None,
     }
@@ -82,13 +91,13 @@ pub fn nf_conntrack_in(
 
 /// The connection of a packet with this key, if its entry has not expired.
 #[inline]
-fn find(flows: &FlowTable, key: &FlowKey, now_ns: u64) -> Option<CtInfo> {
-    let info = flows.find(key)?;
+fn find(flows: &FlowTable, key: &FlowKey, now_ns: u64) -> Option<(CtInfo, Option<NatTarget>)> {
+    let (info, target) = flows.find_with_target(key)?;
     if flows.has_expired(info.flow, now_ns) {
         flows.close(info.flow);
         return None;
     }
-    Some(info)
+    Some((info, target))
 }
 
 /// `nf_conntrack_tcp_packet`, for an established connection.
@@ -99,18 +108,18 @@ fn tcp(
     key: &FlowKey,
     flows: &FlowTable,
     now_ns: u64,
-) -> Option<Ct> {
+) -> Option<Tracked> {
     let header_len = usize::from(tcp[12] >> 4) * 4;
     let flags = tcp[13];
     // `tcp_error`.
     if header_len < TCP_HLEN || header_len > len {
         return None;
     }
-    let info = find(flows, key, now_ns)?;
+    let (info, target) = find(flows, key, now_ns)?;
     let direction: Direction = info.direction;
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
     if flags & TCP_RST != 0 && flows.is_before_ack(info.flow, direction, number(4)) {
-        return Some(Ct::Null);
+        return Some(Tracked { ct: Ct::Null, target: None });
     }
     if flags & (TCP_FIN | TCP_RST) != 0 {
         flows.close(info.flow);
@@ -121,5 +130,5 @@ fn tcp(
     }
     flows.acked(info.flow, direction, number(8));
     flows.seen(info.flow, now_ns);
-    Some(Ct::Established(info))
+    Some(Tracked { ct: Ct::Established(info), target })
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use super::tuple::{FlowKey, KEY_WORDS};
-use super::{CtInfo, Direction};
+use super::{CtInfo, Direction, IPS_NAT_MASK, NatTarget};
 use crate::hash_table::{MULTIPLIER, hash_words};
 
 /// Entries of a bucket: a cache line.
@@ -30,6 +30,8 @@ pub struct FlowDesc {
     pub mark: u32,
     /// When the kernel's entry expires, CLOCK_MONOTONIC.
     pub expires_ns: u64,
+    /// See [`NatTarget::is_masqueraded`].
+    pub is_masqueraded: bool,
 }
 
 /// The record of a flow.
@@ -42,6 +44,8 @@ struct Flow {
     mark: AtomicU32,
     /// Set by workers: the connection is closing, and its packets are the kernel's.
     is_closing: AtomicU32,
+    /// See [`NatTarget::is_masqueraded`].
+    is_masqueraded: AtomicU32,
     keys: [[AtomicU64; KEY_WORDS]; 2],
     /// When the entry of the kernel's table expires, CLOCK_MONOTONIC.
     expires_ns: AtomicU64,
@@ -102,6 +106,12 @@ impl FlowTable {
     /// The flow with this key, unless it is closing.
     #[inline]
     pub fn find(&self, key: &FlowKey) -> Option<CtInfo> {
+        self.find_with_target(key).map(|(info, _)| info)
+    }
+
+    /// The flow with this key, unless it is closing, and what NAT makes of a packet of the key.
+    #[inline]
+    pub fn find_with_target(&self, key: &FlowKey) -> Option<(CtInfo, Option<NatTarget>)> {
         let hash = self.hash(key);
         for bucket in self.buckets_of(hash) {
             for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
@@ -118,7 +128,7 @@ impl FlowTable {
 
     /// The flow that an entry leads to, if it has this key.
     #[inline]
-    fn check(&self, entry: u64, key: &FlowKey) -> Option<CtInfo> {
+    fn check(&self, entry: u64, key: &FlowKey) -> Option<(CtInfo, Option<NatTarget>)> {
         let low = entry as u32;
         let number = (low >> 1).checked_sub(1)?;
         let flow = self.flows.get(number as usize)?;
@@ -128,11 +138,16 @@ impl FlowTable {
         let words = flow.keys[at].each_ref().map(|word| word.load(Relaxed));
         let (status, mark) = (flow.status.load(Relaxed), flow.mark.load(Relaxed));
         let is_closing = flow.is_closing.load(Relaxed) != 0;
+        let target = (status & IPS_NAT_MASK != 0).then(|| {
+            let other = flow.keys[1 - at].each_ref().map(|word| word.load(Relaxed));
+            let is_masqueraded = flow.is_masqueraded.load(Relaxed) != 0;
+            NatTarget { key: FlowKey::of_words(other).inverted(), is_masqueraded }
+        });
         // The loads above happen before this one.
         fence(Acquire);
         let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
         let is_it = is_stable && !is_closing && words == *key.words();
-        is_it.then_some(CtInfo { flow: number, direction, status, mark })
+        is_it.then_some((CtInfo { flow: number, direction, status, mark }, target))
     }
 
     /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
@@ -261,6 +276,7 @@ impl FlowWriter {
             flow.mark.store(desc.mark, Relaxed);
             flow.is_closing.store(0, Relaxed);
             flow.expires_ns.store(desc.expires_ns, Relaxed);
+            flow.is_masqueraded.store(desc.is_masqueraded.into(), Relaxed);
             flow.last_seen_ns.store(0, Relaxed);
             flow.max_acks.iter().for_each(|ack| ack.store(0, Relaxed));
         });
@@ -290,6 +306,7 @@ impl FlowWriter {
             status: flow.status.load(Relaxed),
             mark: flow.mark.load(Relaxed),
             expires_ns: flow.expires_ns.load(Relaxed),
+            is_masqueraded: flow.is_masqueraded.load(Relaxed) != 0,
         })
     }
 

@@ -59,6 +59,35 @@ impl FlowKey {
         FlowKey { words: [from[0], from[1], to[0], to[1], last(ports, protocol, 6)] }
     }
 
+    /// The key of packets in the other direction, without NAT (`nf_ct_invert_tuple`).
+    #[inline]
+    pub fn inverted(&self) -> FlowKey {
+        let [from0, from1, to0, to1, last] = self.words;
+        let ports = (last as u32).rotate_left(16);
+        FlowKey { words: [to0, to1, from0, from1, last >> 32 << 32 | u64::from(ports)] }
+    }
+
+    /// Source and destination address of an IPv4 key.
+    #[inline]
+    pub(super) fn addresses4(&self) -> [[u8; 4]; 2] {
+        [self.words[0], self.words[2]].map(|word| (word as u32).to_ne_bytes())
+    }
+
+    /// Source and destination address of an IPv6 key.
+    #[inline]
+    pub(super) fn addresses6(&self) -> [[u8; 16]; 2] {
+        let octets = |low: u64, high: u64| (u128::from(low) | u128::from(high) << 64).to_ne_bytes();
+        let [from0, from1, to0, to1, _] = self.words;
+        [octets(from0, from1), octets(to0, to1)]
+    }
+
+    /// Source and destination port as a header has them.
+    #[inline]
+    pub(super) fn ports(&self) -> [[u8; 2]; 2] {
+        let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
+        [[a, b], [c, d]]
+    }
+
     /// The words.
     #[inline]
     pub(super) fn words(&self) -> &[u64; KEY_WORDS] {
@@ -69,6 +98,12 @@ impl FlowKey {
     #[inline]
     pub(super) fn of_words(words: [u64; KEY_WORDS]) -> FlowKey {
         FlowKey { words }
+    }
+
+    /// Whether it is of IPv4.
+    #[inline]
+    pub fn is_ipv4(&self) -> bool {
+        (self.words[4] >> 40) as u8 == 4
     }
 
     /// The protocol.

@@ -129,12 +129,14 @@ fn register(
             "chain {} {} {} (type {}, hook {hook})",
             table.family, table.name, chain.name, base.kind
         );
-        if base.hook != LOCAL_IN && base.hook != LOCAL_OUT {
-            match base.kind.as_str() {
-                // The first packet of a connection passes it (`nf_nat_inet_fn`).
-                "nat" => program.conntrack = program.conntrack.take().or(Some(name)),
-                _ => program.unsupported.push(name),
-            }
+        if base.kind == "nat" {
+            // At any hook: the kernel registers the functions of all of them (`nf_nat_register_fn`), which
+            // also translate connections that other chains, perhaps deleted since, have opened.
+            program.conntrack = program.conntrack.take().or(Some(name));
+            program.translates[0] |= table.family != Family::Ip6;
+            program.translates[1] |= table.family != Family::Ip;
+        } else if base.hook != LOCAL_IN && base.hook != LOCAL_OUT {
+            program.unsupported.push(name);
         }
         return None;
     }

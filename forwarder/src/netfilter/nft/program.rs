@@ -33,6 +33,8 @@ pub struct Program {
     pub(super) unsupported: Vec<String>,
     pub(super) kernel_rules: Vec<KernelRule>,
     pub(super) conntrack: Option<String>,
+    /// For IPv4 and IPv6: there are chains of type nat.
+    pub(super) translates: [bool; 2],
 }
 
 /// A base chain of a [`Program`].
@@ -173,6 +175,12 @@ impl Program {
     /// kernel's.
     pub fn tracks_connections(&self) -> bool {
         self.conntrack.is_some()
+    }
+
+    /// Whether the kernel translates packets of connections with NAT: there is a chain of type nat for the
+    /// family, at any hook.
+    pub fn translates(&self, family: Family) -> bool {
+        self.translates[usize::from(family == Family::Ip6)]
     }
 
     /// All counters; a [`CounterPage`] has them in this order.

@@ -8,7 +8,8 @@
 //!
 //! While connections are tracked ([`SharedSettings::TRACK`]) the kernel also keeps every packet that
 //! belongs to no known flow, that may open a connection (TCP SYN), or from which the flow cannot be
-//! read directly.
+//! read directly. Packets of a known flow are steered also if they are for an address of the
+//! router: answers to a connection whose source NAT translates.
 
 use aya_ebpf::{
     bindings::{
@@ -341,15 +342,18 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high == 0xa9fe {
         return Reason::PassLinkLocal;
     }
-    if is_local_ipv4(ip, shared) {
-        return decide_local(ip.ttl_protocol[1], shared);
-    }
+    let is_local = is_local_ipv4(ip, shared);
     if shared.flags & SharedSettings::TRACK != 0 {
         return match flow_ipv4::<OFFSET>(ctx, ip) {
-            None => Reason::PassConntrack,
+            // Also to the router's own address, which NAT may translate.
             Some(key) if is_known(&key) => Reason::SteerIpv4,
+            _ if is_local => decide_local(ip.ttl_protocol[1], shared),
+            None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
         };
+    }
+    if is_local {
+        return decide_local(ip.ttl_protocol[1], shared);
     }
     Reason::SteerIpv4
 }
@@ -376,15 +380,18 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high & 0xffc0 == 0xfe80 {
         return Reason::PassLinkLocal;
     }
-    if is_local_ipv6(ip, shared) {
-        return decide_local(ip.next_header_hop_limit[0], shared);
-    }
+    let is_local = is_local_ipv6(ip, shared);
     if shared.flags & SharedSettings::TRACK != 0 {
         return match flow_ipv6::<OFFSET>(ctx, ip) {
-            None => Reason::PassConntrack,
+            // Also to the router's own address, which NAT may translate.
             Some(key) if is_known(&key) => Reason::SteerIpv6,
+            _ if is_local => decide_local(ip.next_header_hop_limit[0], shared),
+            None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
         };
+    }
+    if is_local {
+        return decide_local(ip.next_header_hop_limit[0], shared);
     }
     Reason::SteerIpv6
 }

@@ -1,5 +1,7 @@
 //! Tests of the table of carried flows and of `nf_conntrack_in`.
 
+mod nat;
+
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -21,7 +23,7 @@ fn desc(n: u32) -> FlowDesc {
     let port = (n % 60_000) as u16;
     let keys =
         [FlowKey::new(client, server, 6, port, 443), FlowKey::new(server, client, 6, 443, port)];
-    FlowDesc { keys, status: n ^ 0x5555, mark: n, expires_ns: 9 * NOW_NS }
+    FlowDesc { keys, status: n ^ 0x5555, mark: n, expires_ns: 9 * NOW_NS, is_masqueraded: false }
 }
 
 #[test]
@@ -169,7 +171,7 @@ fn track_at(table: &FlowTable, pf: Family, packet: &[u8], now_ns: u64) -> Option
     let transport = Transport::of(&skb, pf);
     let at = HookState { hook: Hook::PreRouting, pf, iif: None, oif: None, transport };
     skb.headers_may_change();
-    nf_conntrack_in(&skb, &at, table, now_ns)
+    nf_conntrack_in(&skb, &at, table, now_ns).map(|tracked| tracked.ct)
 }
 
 fn track(table: &FlowTable, packet: &[u8]) -> Option<Ct> {
@@ -283,7 +285,7 @@ fn options_fragments_other_protocols_and_broken_headers_are_the_kernels() {
         FlowKey::new(client, addr("192.0.2.1"), 17, 1000, 443),
         FlowKey::new(addr("192.0.2.1"), client, 17, 443, 1000),
     ];
-    writer.insert(&FlowDesc { keys, status: 0, mark: 0, expires_ns: 9 * NOW_NS }).expect("room");
+    writer.insert(&FlowDesc { keys, status: 0, ..desc(0) }).expect("room");
     let changed = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut packet = good.clone();
         change(&mut packet);
@@ -319,7 +321,7 @@ fn ipv6_packets_are_carried_unless_they_have_extension_headers() {
     table.set_valid(NOW_NS);
     let (client, server) = (addr("2001:db8::1"), addr("2001:db8:1::2"));
     let keys = [FlowKey::new(client, server, 17, 1, 2), FlowKey::new(server, client, 17, 2, 1)];
-    writer.insert(&FlowDesc { keys, status: 1, mark: 2, expires_ns: 9 * NOW_NS }).expect("room");
+    writer.insert(&FlowDesc { keys, status: 1, mark: 2, ..desc(0) }).expect("room");
     let packet = |next_header: u8, payload: &[u8]| {
         let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next_header, 64];
         for address in [server, client] {
