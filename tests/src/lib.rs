@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod bpf;
+pub mod conversation;
 pub mod counters;
 pub mod ferroute;
 pub mod freeze;

@@ -1,13 +1,10 @@
 //! Rulesets that track connections: established connections pass through userspace, all else through the kernel.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use ferroute_tests::conversation::{Conversation, are_carried, nft};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, Netns, eventually, ferroute};
@@ -25,175 +22,6 @@ table inet fw {
     }
 }
 ";
-
-const PORT: u16 = 5001;
-/// Between two packets of a conversation.
-const PACE: Duration = Duration::from_millis(1);
-/// How long an answer takes at most, unless packets are dropped.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(300);
-
-fn nft(router: &Netns, ruleset: &str) -> Result<()> {
-    let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), ruleset)?;
-    router.run(&format!("nft -f {}", file.path().display())).map(drop)
-}
-
-/// A connection whose client sends all the time, and whose server answers each message.
-struct Conversation {
-    answers: Arc<AtomicU64>,
-    /// Nanoseconds from `begun` until the last answer.
-    last: Arc<AtomicU64>,
-    begun: Instant,
-    stopping: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-    name: &'static str,
-}
-
-enum Ends {
-    Tcp(TcpStream, TcpStream),
-    Udp(UdpSocket, UdpSocket),
-}
-
-impl Conversation {
-    /// Of TCP (else UDP) from left to right.
-    fn start(lab: &Lab, to: &str, is_tcp: bool) -> Result<Conversation> {
-        let to = SocketAddr::new(to.parse::<IpAddr>()?, PORT);
-        let any = SocketAddr::new(if to.is_ipv4() { [0; 4].into() } else { [0u16; 8].into() }, 0);
-        let ends = if is_tcp {
-            let listener = lab.right.enter(|| Ok(TcpListener::bind(to)?))?;
-            let client = lab.left.enter(|| {
-                let timeout = Duration::from_secs(5);
-                TcpStream::connect_timeout(&to, timeout).context("no connection")
-            })?;
-            Ends::Tcp(client, listener.accept()?.0)
-        } else {
-            let server = lab.right.enter(|| Ok(UdpSocket::bind(to)?))?;
-            let client = lab.left.enter(|| {
-                let client = UdpSocket::bind(any)?;
-                client.connect(to)?;
-                Ok(client)
-            })?;
-            Ends::Udp(client, server)
-        };
-        let mut it = Conversation {
-            answers: Arc::default(),
-            last: Arc::default(),
-            begun: Instant::now(),
-            stopping: Arc::default(),
-            threads: Vec::new(),
-            name: if is_tcp { "TCP" } else { "UDP" },
-        };
-        it.converse(ends)?;
-        ensure!(it.goes_on(), "{}: no answers at the start", it.name);
-        Ok(it)
-    }
-
-    fn converse(&mut self, ends: Ends) -> Result<()> {
-        let (answers, last, begun) =
-            (Arc::clone(&self.answers), Arc::clone(&self.last), self.begun);
-        let answered = move || {
-            answers.fetch_add(1, Relaxed);
-            last.store(begun.elapsed().as_nanos() as u64, Relaxed);
-        };
-        let stopping = [Arc::clone(&self.stopping), Arc::clone(&self.stopping)];
-        let [ours, theirs] = stopping;
-        let timeout = Some(Duration::from_millis(50));
-        match ends {
-            Ends::Tcp(mut client, mut server) => {
-                for stream in [&client, &server] {
-                    stream.set_nodelay(true)?;
-                    stream.set_read_timeout(timeout)?;
-                }
-                self.threads.push(thread::spawn(move || {
-                    let mut octets = [0; 64];
-                    while !theirs.load(Relaxed) {
-                        match server.read(&mut octets) {
-                            Ok(0) => break,
-                            Ok(len) => drop(server.write_all(&octets[..len])),
-                            Err(_) => {}
-                        }
-                    }
-                }));
-                self.threads.push(thread::spawn(move || {
-                    let mut octets = [0; 64];
-                    while !ours.load(Relaxed) {
-                        if client.write_all(&[7; 32]).is_err() {
-                            break;
-                        }
-                        // Until it is answered: what TCP sends again is answered, too.
-                        while !ours.load(Relaxed) {
-                            match client.read(&mut octets) {
-                                Ok(0) => return,
-                                Ok(_) => {
-                                    answered();
-                                    break;
-                                }
-                                Err(_) => {}
-                            }
-                        }
-                        thread::sleep(PACE);
-                    }
-                }));
-            }
-            Ends::Udp(client, server) => {
-                client.set_read_timeout(timeout)?;
-                server.set_read_timeout(timeout)?;
-                self.threads.push(thread::spawn(move || {
-                    let mut octets = [0; 64];
-                    while !theirs.load(Relaxed) {
-                        if let Ok((len, from)) = server.recv_from(&mut octets) {
-                            let _ = server.send_to(&octets[..len], from);
-                        }
-                    }
-                }));
-                self.threads.push(thread::spawn(move || {
-                    let mut octets = [0; 64];
-                    while !ours.load(Relaxed) {
-                        let _ = client.send(&[7; 32]);
-                        if client.recv(&mut octets).is_ok() {
-                            answered();
-                        }
-                        thread::sleep(PACE);
-                    }
-                }));
-            }
-        }
-        Ok(())
-    }
-
-    fn answers(&self) -> u64 {
-        self.answers.load(Relaxed)
-    }
-
-    /// Whether another 50 messages are answered.
-    fn goes_on(&self) -> bool {
-        let before = self.answers();
-        eventually(|| self.answers() >= before + 50)
-    }
-
-    /// When the last answer arrived, once none arrives any more.
-    fn end(&self) -> Result<Instant> {
-        let last = || self.begun + Duration::from_nanos(self.last.load(Relaxed));
-        ensure!(eventually(|| last().elapsed() > ANSWER_TIMEOUT), "{}: answers go on", self.name);
-        Ok(last())
-    }
-}
-
-impl Drop for Conversation {
-    fn drop(&mut self) {
-        self.stopping.store(true, Relaxed);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
-}
-
-/// Whether packets of the conversations bypass the kernel.
-fn are_carried(running: &Ferroute, all: &[&Conversation]) -> bool {
-    ferroute::by_kernel()
-        || eventually(|| {
-            let before = running.forwarded_by_kernel().ok();
-            all.iter().all(|it| it.goes_on()) && running.forwarded_by_kernel().ok() == before
-        })
-}
 
 /// The lines of `conntrack -L` about the conversations.
 fn entries(router: &Netns) -> Result<String> {
@@ -266,9 +94,7 @@ fn every_packet_is_counted_once() -> Result<()> {
     let running = Ferroute::start(&lab)?;
     let talk = Conversation::start(&lab, RIGHT4, false)?;
     ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
-    let answers = Arc::clone(&talk.answers);
-    drop(talk);
-    let answers = answers.load(Relaxed);
+    let answers = talk.stop();
     let kernel: serde_json::Value = serde_json::from_str(&lab.router.run("nft -j list ruleset")?)?;
     let mut sum = 0;
     for object in kernel["nftables"].as_array().into_iter().flatten() {
@@ -382,34 +208,6 @@ fn time_outs_are_renewed_while_packets_are_carried() -> Result<()> {
     drop(talk);
     let gone = || entries(&lab.router).is_ok_and(|listed| listed.is_empty());
     ensure!(eventually(gone), "it does not expire: {}", entries(&lab.router)?);
-    Ok(())
-}
-
-/// Connections with NAT are the kernel's.
-#[test]
-#[ignore = "needs root: run by scripts/test"]
-fn translated_connections_are_left_to_the_kernel() -> Result<()> {
-    let lab = Lab::up()?;
-    nft(&lab.router, STATEFUL)?;
-    nft(
-        &lab.router,
-        "table ip nat { chain post { type nat hook postrouting priority srcnat; \
-         oifname rt-right masquerade; }; }",
-    )?;
-    lab.right.run("ip route del default")?;
-    let mut running = Ferroute::start(&lab)?;
-    let talks =
-        [Conversation::start(&lab, RIGHT4, true)?, Conversation::start(&lab, RIGHT4, false)?];
-    let before = running.forwarded_by_kernel()?;
-    ensure!(talks.iter().all(Conversation::goes_on));
-    let after = running.forwarded_by_kernel()?;
-    ensure!(after.v4 > before.v4 || ferroute::by_kernel(), "{before:?} {after:?}");
-    if !ferroute::by_kernel() {
-        let status = running.ask(&["status"])?;
-        ensure!(status.contains("connections 0 carried"), "{status}");
-        running.terminate()?;
-    }
-    ensure!(talks.iter().all(Conversation::goes_on));
     Ok(())
 }
 

@@ -25,6 +25,7 @@ mod life;
 mod load;
 mod mtu;
 mod names;
+mod nat;
 mod neighbours;
 mod patterns;
 mod policy;
