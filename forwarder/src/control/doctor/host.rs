@@ -222,7 +222,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "firewall",
             format!(
                 "connections are tracked ({rule}): userspace forwards established TCP and UDP \
-                 connections without NAT, the kernel all other packets"
+                 connections, the kernel all other packets"
             ),
         )
     });
