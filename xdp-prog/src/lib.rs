@@ -52,7 +52,8 @@ pub const LOCAL_ADDRS_MAX: usize = 65_536;
 /// Entries of each trie of local prefixes. Memory is allocated as entries are added.
 pub const LOCAL_PREFIXES_MAX: usize = 16_384;
 /// Entries of [`MAP_FLOWS`]: two per flow, one for each direction. Memory is allocated as entries
-/// are added, except for the hash table's buckets (16 octets for each entry).
+/// are added, except for the hash table's buckets (16 octets for each entry); the loader lowers the
+/// number to what the kernel tracks.
 pub const FLOWS_MAX: usize = 2_097_152;
 /// VLANs of one port. Memory is allocated as entries are added.
 pub const VLANS_MAX: usize = 16_384;

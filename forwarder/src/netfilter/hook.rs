@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{Ct, FlowTable, NatTarget, nf_conntrack_in, nf_nat_packet};
-use super::nft::{BaseChainId, Family, Journal, Nft, Transport};
+use super::nft::{BaseChainId, Family, Journal, Nft, NftVerdict, Transport};
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
@@ -388,7 +388,7 @@ impl Hooks {
     /// Whether the kernel may have to send the router's own packets: functions see them.
     #[inline]
     pub fn see_own_packets(&self, pf: Family) -> bool {
-        !self.is_empty_at(pf, Hook::LocalOut)
+        !self.is_empty_at(pf, Hook::LocalOut) || !self.is_empty_at(pf, Hook::PostRouting)
     }
 
     /// Whether no function is registered at a hook point.
@@ -437,7 +437,14 @@ impl Hooks {
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
-                        nft.run(*chain, skb, at, own.ct, now_ns, &mut own.journal)
+                        match nft.run(*chain, skb, at, own.ct, now_ns, &mut own.journal) {
+                            NftVerdict::Accept => Verdict::Accept,
+                            NftVerdict::Drop => Verdict::Drop,
+                            NftVerdict::Kernel(reason) if nft.program().is_transient(reason) => {
+                                return Verdict::Punt;
+                            }
+                            NftVerdict::Kernel(_) => Verdict::Punt,
+                        }
                     }
                     // Not reachable: chains come with their ruleset.
                     None => Verdict::Punt,

@@ -100,6 +100,13 @@ impl<'a> Dst<'a> {
         }
     }
 
+    /// Whether the link-layer address of the neighbour is known that packets to `daddr` are sent to.
+    pub fn is_resolved(&self, daddr: IpAddr, tables: &Tables) -> bool {
+        let nexthop = self.gateway().copied().unwrap_or(daddr);
+        let neigh = self.neigh.or_else(|| tables.neigh.lookup(self.dev.ifindex, &nexthop));
+        neigh.is_some_and(|neigh| neigh.lladdr.is_some())
+    }
+
     /// Forgets a neighbour that is the destination itself: a hook function has changed the destination of
     /// one packet since it was routed.
     #[cold]

@@ -70,7 +70,7 @@ pub use neigh_poll::{drop_held, poll_held};
 pub use original::RESTORED;
 pub use post_routing::RoutedBurst;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::netfilter::{Family, Hook};
 use crate::skb::burst::BURST;
@@ -216,11 +216,13 @@ fn ip_rcv<'a, 'k, const HOOKED: bool>(
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
-    if hooked && Iphdr::of(skb).daddr != iph.daddr {
+    let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
+    if daddr != iph.daddr {
         dst.destination_changed();
     } else {
-        dst.resolve(Ipv4Addr::from_bits(iph.daddr), ctx.tables);
+        dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
     }
+    check_neighbour::<HOOKED>(Family::Ip, dst, Ipv4Addr::from_bits(daddr).into(), ctx)?;
     Ok((dst, routed))
 }
 
@@ -252,12 +254,33 @@ fn ip6_rcv<'a, 'k, const HOOKED: bool>(
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip6, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
-    if hooked && Ipv6hdr::of(skb).daddr != hdr.daddr {
+    let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
+    if daddr != hdr.daddr {
         dst.destination_changed();
     } else {
-        dst.resolve(hdr.daddr, ctx.tables);
+        dst.resolve(daddr, ctx.tables);
     }
+    check_neighbour::<HOOKED>(Family::Ip6, dst, daddr.into(), ctx)?;
     Ok((dst, routed))
+}
+
+/// Where the errors of this router may be the kernel's to send, a packet does not wait for its neighbour here:
+/// it could not be handed over later.
+///
+/// # Errors
+/// The packet is handed over now.
+#[inline]
+fn check_neighbour<const HOOKED: bool>(
+    pf: Family,
+    dst: &Dst<'_>,
+    daddr: IpAddr,
+    ctx: &Ctx<'_>,
+) -> Result<(), Exit> {
+    let is_checked = HOOKED && dst.hh.is_none() && ctx.hooks.see_own_packets(pf);
+    if is_checked && !dst.is_resolved(daddr, ctx.tables) {
+        return Err(Exit::Punt(PuntReason::NeighUnresolved));
+    }
+    Ok(())
 }
 
 /// Completes the frame if only the addresses are left to write; otherwise defers output.

@@ -164,6 +164,9 @@ reasons! {
         VlanUnknown = "VLAN_UNKNOWN",
         /// A rule of the firewall, or a hook function, that only the kernel can apply.
         Netfilter = "NETFILTER",
+        /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
+        /// functions see the router's own packets.
+        NeighUnresolved = "NEIGH_UNRESOLVED",
     }
 }
 

@@ -366,7 +366,8 @@ mod tests {
     use super::*;
     use crate::control::api::{Envelope, Rendered, Response};
     use crate::netfilter::conntrack::Ct;
-    use crate::netfilter::hook::{Hook, HookState, Verdict};
+    use crate::netfilter::hook::{Hook, HookState};
+    use crate::netfilter::nft::NftVerdict;
     use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
     use crate::netfilter::nft::{Family, Journal, Transport, compile};
     use crate::skb::{SkBuff, Umem};
@@ -425,7 +426,7 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        assert_eq!(nft.run(base, &mut skb, &at, Ct::Off, 0, &mut journal), Verdict::Accept);
+        assert_eq!(nft.run(base, &mut skb, &at, Ct::Off, 0, &mut journal), NftVerdict::Accept);
         nft.commit(&mut journal, 1);
         Arc::new(nft)
     }

@@ -31,8 +31,6 @@ use crate::netfilter::conntrack::{FlowDesc, FlowTable, FlowWriter};
 use crate::say;
 use crate::worker::clock::monotonic_ns;
 
-/// Maximum number of flows: two entries of the XDP program's map each.
-const FLOWS_MAX: usize = xdp_prog::FLOWS_MAX / 2;
 /// Maximum number of flows of whose entries the kernel sends no events: they are verified once per second.
 const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 /// How long a connection must have been established.
@@ -60,6 +58,8 @@ const CLOSING_TIMEOUT_S: u32 = 120;
 const RCVBUF: usize = 16 << 20;
 /// Entries that are changed with one request.
 const BATCH: usize = 512;
+/// Flows that are looked at for renewal between two looks for events.
+const SCAN: usize = 16_384;
 
 /// State shared by the thread and its owner.
 #[derive(Debug, Default)]
@@ -89,11 +89,8 @@ impl FlowFollower {
     /// # Errors
     /// When no thread can be started.
     pub(super) fn start(gate: FlowGate, locals: Locals) -> io::Result<FlowFollower> {
-        // 0: no limit.
-        let flows = Sysctls::read().map_or(0, |sysctls| sysctls.max as usize);
-        let flows = if flows == 0 { FLOWS_MAX } else { flows };
         let seed = RandomState::new().hash_one("carried flows");
-        let (table, writer) = FlowTable::new(flows.clamp(1024, FLOWS_MAX), seed);
+        let (table, writer) = FlowTable::new(gate.flows_max(), seed);
         let shared = Arc::new(Shared::default());
         shared.locals.store(Arc::new(locals));
         let own = Arc::clone(&shared);
@@ -215,8 +212,6 @@ struct Follower<'a> {
     cursor: usize,
     /// Connections that workers left to the kernel, with their ids: until the ruleset changes.
     refused: HashMap<Tuple, Option<u32>>,
-    /// How many closed flows have been seen, see [`FlowTable::closed`].
-    closed: u64,
     /// How long reading the kernel's table took.
     compare_took: Duration,
     /// When it was last read because the ruleset had changed, and which change that was.
@@ -252,7 +247,6 @@ impl<'a> Follower<'a> {
             has_left_out: false,
             cursor: 0,
             refused: HashMap::new(),
-            closed: 0,
             compare_took: Duration::ZERO,
             compared: Instant::now(),
             ruleset_change: 0,
@@ -541,19 +535,14 @@ impl<'a> Follower<'a> {
 
     /// Leaves flows to the kernel that workers have closed, also in the XDP program.
     fn drop_closed(&mut self) -> io::Result<()> {
-        let closed = self.writer.table().closed();
-        if closed == self.closed {
-            return Ok(());
-        }
-        self.closed = closed;
         let table = Arc::clone(self.writer.table());
-        let numbered = (0..).zip(&self.carried);
-        let are_closed =
-            numbered.filter_map(|(number, carried)| carried.filter(|_| table.is_closing(number)));
-        let are_closed: Vec<Carried> = are_closed.collect();
-        for Carried { tuple, id, .. } in are_closed {
-            self.refuse(tuple, id);
-            self.drop_flow(&tuple)?;
+        for number in table.take_closed() {
+            let carried = self.carried.get(number as usize).copied().flatten();
+            // Another one may have the number by now.
+            if let Some(Carried { tuple, id, .. }) = carried.filter(|_| table.is_closing(number)) {
+                self.refuse(tuple, id);
+                self.drop_flow(&tuple)?;
+            }
         }
         Ok(())
     }
@@ -576,7 +565,9 @@ impl<'a> Follower<'a> {
         let table = Arc::clone(self.writer.table());
         let mut changes = Vec::new();
         let mut at = self.cursor;
+        let end = at + SCAN;
         while changes.len() < BATCH
+            && at < end
             && let Some(slot) = self.carried.get_mut(at)
         {
             let number = at as u32;

@@ -32,11 +32,16 @@ impl FlowGate {
         Ok(FlowGate { flows })
     }
 
+    /// Maximum number of flows, of which each has two keys.
+    pub fn flows_max(&self) -> usize {
+        self.flows.max_entries() as usize / 2
+    }
+
     /// Adds flows with their numbers, in this order; a number replaces an earlier one. Packets are
     /// steered as soon as their flow is added, before this returns.
     ///
     /// Returns how many were added: fewer than given if there is no more room, which is
-    /// [`xdp_prog::FLOWS_MAX`] entries or the memory that the kernel has for them.
+    /// two entries for each of [`FlowGate::flows_max`], or the memory that the kernel has for them.
     ///
     /// # Errors
     /// Other errors of bpf(2). Some of the flows may have been added.

@@ -7,12 +7,17 @@ use std::sync::Once;
 use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
 
 use super::XdpError;
+use crate::control::conntrack::Sysctls;
 
 /// libbpf reads the ELF headers in place, so they have to be aligned.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../../xdp-prog/ferroute.bpf.o"));
+
+/// Flows for which there is room if the kernel does not say how many it tracks: it has not loaded nf_conntrack
+/// yet. The kernel's own default is this or less.
+const FLOWS_DEFAULT: u32 = 262_144;
 
 /// The maps that every port's program uses, and the punt program. Descriptors keep maps and
 /// programs alive, so libbpf's object is not kept.
@@ -37,6 +42,9 @@ impl Shared {
             for mut map in open.maps_mut() {
                 let name = map.name().to_string_lossy().into_owned();
                 map.set_autocreate(is_shared(&name) || name == xdp_prog::MAP_PUNT_PORTS)?;
+                if name == xdp_prog::MAP_FLOWS {
+                    map.set_max_entries(flow_keys_max())?;
+                }
             }
             Ok(())
         })?;
@@ -87,6 +95,17 @@ impl Shared {
             _ => None,
         }
     }
+}
+
+/// Room for both keys of every connection that the kernel tracks: 16 octets for each are allocated at once.
+fn flow_keys_max() -> u32 {
+    let tracked = match Sysctls::read() {
+        // 0: no limit.
+        Ok(Sysctls { max: 0, .. }) => u32::MAX,
+        Ok(Sysctls { max, .. }) => max,
+        Err(_) => FLOWS_DEFAULT,
+    };
+    tracked.clamp(1024, xdp_prog::FLOWS_MAX as u32 / 2) * 2
 }
 
 fn is_shared(name: &str) -> bool {

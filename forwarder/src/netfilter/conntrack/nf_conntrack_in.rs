@@ -1,6 +1,6 @@
 //! `nf_conntrack_in`: finds the flow of a received packet (net/netfilter/nf_conntrack_core.c).
 
-use super::table::FlowTable;
+use super::table::{FlowTable, Reset};
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{Ct, CtInfo, Direction, NatTarget};
 use crate::netfilter::hook::HookState;
@@ -20,6 +20,16 @@ const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
+const TCP_URG: u8 = 0x20;
+/// `tcp_valid_flags`, without those that open a connection.
+const VALID_FLAGS: [u8; 6] = [
+    TCP_ACK,
+    TCP_ACK | TCP_URG,
+    TCP_FIN | TCP_ACK,
+    TCP_FIN | TCP_ACK | TCP_URG,
+    TCP_RST,
+    TCP_RST | TCP_ACK,
+];
 
 /// What is known of a packet that is tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +46,7 @@ pub struct Tracked {
 ///
 /// Laxer than the kernel, as `nf_flow_table` is: transport checksums are not verified, and sequence numbers
 /// not compared with windows. As in the kernel, a RST from before what its receiver has acknowledged is
-/// invalid.
+/// invalid, and one that is not exact does not close the connection.
 #[inline]
 pub fn nf_conntrack_in(
     skb: &SkBuff,
@@ -110,25 +120,32 @@ fn tcp(
     now_ns: u64,
 ) -> Option<Tracked> {
     let header_len = usize::from(tcp[12] >> 4) * 4;
-    let flags = tcp[13];
-    // `tcp_error`.
-    if header_len < TCP_HLEN || header_len > len {
+    let flags = tcp[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG);
+    // `tcp_error`; and packets that open a connection.
+    let is_valid = header_len >= TCP_HLEN && header_len <= len;
+    if !is_valid || !VALID_FLAGS.contains(&flags) {
         return None;
     }
     let (info, target) = find(flows, key, now_ns)?;
     let direction: Direction = info.direction;
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    if flags & TCP_RST != 0 && flows.is_before_ack(info.flow, direction, number(4)) {
-        return Some(Tracked { ct: Ct::Null, target: None });
-    }
-    if flags & (TCP_FIN | TCP_RST) != 0 {
+    let seq = number(4);
+    let closes = match flags & TCP_RST {
+        0 => flags & TCP_FIN != 0,
+        _ => match flows.reset(info.flow, direction, seq) {
+            Reset::Closes => true,
+            Reset::Invalid => return Some(Tracked { ct: Ct::Null, target: None }),
+            Reset::Carried => false,
+        },
+    };
+    if closes {
         flows.close(info.flow);
         return None;
     }
-    if flags & (TCP_SYN | TCP_ACK) != TCP_ACK {
-        return None;
+    if flags & TCP_RST == 0 {
+        let end = seq.wrapping_add((len - header_len) as u32);
+        flows.sent(info.flow, direction, end, number(8));
     }
-    flows.acked(info.flow, direction, number(8));
     flows.seen(info.flow, now_ns);
     Some(Tracked { ct: Ct::Established(info), target })
 }

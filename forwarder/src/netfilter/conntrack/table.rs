@@ -6,14 +6,16 @@
 //! both are full, the flow is not entered, and stays with the kernel.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use std::sync::{Arc, OnceLock};
 
 use super::tuple::{FlowKey, KEY_WORDS};
 use super::{CtInfo, Direction, IPS_NAT_MASK, NatTarget};
 use crate::hash_table::{MULTIPLIER, hash_words};
 
+/// Records that are allocated together.
+const CHUNK: usize = 1024;
 /// Entries of a bucket: a cache line.
 const BUCKET: usize = 8;
 /// Entries of the index per flow: two are used.
@@ -51,8 +53,10 @@ struct Flow {
     expires_ns: AtomicU64,
     /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
     last_seen_ns: AtomicU64,
-    /// Set by workers: the highest acknowledgement number of each direction, with bit 32 set.
+    /// Set by workers: the highest acknowledgement number of each direction, with bit 32 set; 0: none.
     max_acks: [AtomicU64; 2],
+    /// Set by workers: the sequence number after the highest one of each direction, with bit 32 set; 0: none.
+    max_ends: [AtomicU64; 2],
 }
 
 /// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
@@ -64,13 +68,18 @@ struct Bucket([AtomicU64; BUCKET]);
 /// The carried flows.
 #[derive(Debug)]
 pub struct FlowTable {
-    flows: Box<[Flow]>,
+    /// Records by number, [`CHUNK`] each: allocated when the first one is used.
+    chunks: Box<[OnceLock<Box<[Flow]>>]>,
+    /// Maximum number of flows.
+    room: usize,
     buckets: Box<[Bucket]>,
     /// Bits of a bucket's number.
     mask: u64,
     seed: u64,
-    /// How often a worker has closed a flow.
-    closed: AtomicU64,
+    /// By number, 64 in each word: a worker has closed the flow since the writer last looked.
+    closed: Box<[AtomicU64]>,
+    /// There are such flows.
+    has_closed: AtomicBool,
     /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
     valid_ns: AtomicU64,
 }
@@ -82,11 +91,13 @@ impl FlowTable {
         let flows = flows.clamp(1, (u32::MAX >> 1) as usize - 1);
         let buckets = (flows * ENTRIES_PER_FLOW).div_ceil(BUCKET).next_power_of_two();
         let table = Arc::new(FlowTable {
-            flows: (0..flows).map(|_| Flow::default()).collect(),
+            chunks: (0..flows.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
+            room: flows,
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             mask: buckets as u64 - 1,
             seed,
-            closed: AtomicU64::new(0),
+            closed: (0..flows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            has_closed: AtomicBool::new(false),
             valid_ns: AtomicU64::new(0),
         });
         (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
@@ -101,6 +112,13 @@ impl FlowTable {
     #[inline]
     pub fn valid_ns(&self) -> u64 {
         self.valid_ns.load(Acquire)
+    }
+
+    /// The record of a flow.
+    #[inline]
+    fn flow(&self, number: u32) -> Option<&Flow> {
+        let number = number as usize;
+        self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
     }
 
     /// The flow with this key, unless it is closing.
@@ -131,7 +149,7 @@ impl FlowTable {
     fn check(&self, entry: u64, key: &FlowKey) -> Option<(CtInfo, Option<NatTarget>)> {
         let low = entry as u32;
         let number = (low >> 1).checked_sub(1)?;
-        let flow = self.flows.get(number as usize)?;
+        let flow = self.flow(number)?;
         let (direction, at) =
             if low & 1 == 0 { (Direction::Original, 0) } else { (Direction::Reply, 1) };
         let sequence = flow.sequence.load(Acquire);
@@ -154,59 +172,84 @@ impl FlowTable {
     /// removed it yet (`nf_ct_is_expired`).
     #[inline]
     pub fn has_expired(&self, number: u32, now_ns: u64) -> bool {
-        let flow = self.flows.get(number as usize);
+        let flow = self.flow(number);
         flow.is_none_or(|flow| flow.expires_ns.load(Relaxed) <= now_ns)
     }
 
     /// A worker carried a packet of a flow.
     #[inline]
     pub fn seen(&self, number: u32, now_ns: u64) {
-        if let Some(flow) = self.flows.get(number as usize) {
+        if let Some(flow) = self.flow(number) {
             flow.last_seen_ns.store(now_ns, Relaxed);
         }
     }
 
-    /// A worker carried a TCP packet of a flow with this acknowledgement number.
+    /// A worker carried a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
+    /// acknowledgement of what the other end has not sent is not believed.
     #[inline]
-    pub fn acked(&self, number: u32, direction: Direction, ack: u32) {
-        let Some(flow) = self.flows.get(number as usize) else { return };
-        let max_ack = &flow.max_acks[direction as usize];
-        let known = max_ack.load(Relaxed);
-        if known == 0 || ack.wrapping_sub(known as u32) as i32 > 0 {
-            max_ack.store(1 << 32 | u64::from(ack), Relaxed);
+    pub fn sent(&self, number: u32, direction: Direction, end: u32, ack: u32) {
+        let Some(flow) = self.flow(number) else { return };
+        let (own, other) = (direction as usize, 1 - direction as usize);
+        raise(&flow.max_ends[own], end);
+        let sent = flow.max_ends[other].load(Relaxed);
+        if sent != 0 && !is_after(ack, sent as u32) {
+            raise(&flow.max_acks[own], ack);
         }
     }
 
-    /// Whether the other end has acknowledged more than this sequence number: a RST with it is not from the
-    /// connection's end (`nf_conntrack_tcp_packet`, RFC 5961 §3).
-    pub fn is_before_ack(&self, number: u32, direction: Direction, seq: u32) -> bool {
-        let Some(flow) = self.flows.get(number as usize) else { return false };
-        let known = flow.max_acks[1 - direction as usize].load(Relaxed);
-        known != 0 && (seq.wrapping_sub(known as u32) as i32) < 0
+    /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
+    pub fn reset(&self, number: u32, direction: Direction, seq: u32) -> Reset {
+        let Some(flow) = self.flow(number) else { return Reset::Closes };
+        let (own, other) = (direction as usize, 1 - direction as usize);
+        let acked = flow.max_acks[other].load(Relaxed);
+        let sent = flow.max_ends[own].load(Relaxed);
+        let is = |known: u64| known != 0 && known as u32 == seq;
+        match acked {
+            0 => Reset::Closes,
+            _ if is_after(acked as u32, seq) => Reset::Invalid,
+            // The next octet that its receiver expects, or the next one after what its sender has sent.
+            _ if is(acked) || is(sent) => Reset::Closes,
+            _ => Reset::Carried,
+        }
     }
 
     /// A worker saw that a connection is being closed: packets of the flow are the kernel's from now on.
+    ///
+    /// A worker may call this late, when another flow has the number; that one is then left to the kernel.
+    #[cold]
     pub fn close(&self, number: u32) {
-        if let Some(flow) = self.flows.get(number as usize)
+        if let Some(flow) = self.flow(number)
+            && let Some(word) = self.closed.get(number as usize / 64)
             && flow.is_closing.swap(1, Relaxed) == 0
         {
-            self.closed.fetch_add(1, Release);
+            word.fetch_or(1 << (number % 64), Relaxed);
+            self.has_closed.store(true, Release);
         }
     }
 
-    /// How often a worker has closed a flow.
-    pub fn closed(&self) -> u64 {
-        self.closed.load(Acquire)
+    /// The flows that workers have closed since the last call.
+    pub fn take_closed(&self) -> Vec<u32> {
+        let mut closed = Vec::new();
+        if self.has_closed.swap(false, AcqRel) {
+            for (number, word) in (0..).step_by(64).zip(&self.closed) {
+                if word.load(Relaxed) != 0 {
+                    let bits = word.swap(0, AcqRel);
+                    closed
+                        .extend((0..64).filter(|bit| bits >> bit & 1 != 0).map(|bit| number + bit));
+                }
+            }
+        }
+        closed
     }
 
     /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.
     pub fn last_seen_ns(&self, number: u32) -> u64 {
-        self.flows.get(number as usize).map_or(0, |flow| flow.last_seen_ns.load(Relaxed))
+        self.flow(number).map_or(0, |flow| flow.last_seen_ns.load(Relaxed))
     }
 
     /// Whether a worker saw that the connection is being closed.
     pub fn is_closing(&self, number: u32) -> bool {
-        self.flows.get(number as usize).is_some_and(|flow| flow.is_closing.load(Relaxed) != 0)
+        self.flow(number).is_some_and(|flow| flow.is_closing.load(Relaxed) != 0)
     }
 
     #[inline]
@@ -261,13 +304,15 @@ impl FlowWriter {
             // Both would have the same entry; there is another one unless the buckets are almost full.
             reply = table.other_entry(&desc.keys[1], original)?;
         }
-        let number = if (self.unused as usize) < table.flows.len() {
+        let number = if (self.unused as usize) < table.room {
             self.unused += 1;
             self.unused - 1
         } else {
             self.free.pop_front()?
         };
-        let flow = table.flows.get(number as usize)?;
+        let chunk = table.chunks.get(number as usize / CHUNK)?;
+        chunk.get_or_init(|| (0..CHUNK).map(|_| Flow::default()).collect());
+        let flow = table.flow(number)?;
         flow.write(|| {
             for (to, key) in flow.keys.iter().zip(&desc.keys) {
                 to.iter().zip(key.words()).for_each(|(to, word)| to.store(*word, Relaxed));
@@ -278,7 +323,7 @@ impl FlowWriter {
             flow.expires_ns.store(desc.expires_ns, Relaxed);
             flow.is_masqueraded.store(desc.is_masqueraded.into(), Relaxed);
             flow.last_seen_ns.store(0, Relaxed);
-            flow.max_acks.iter().for_each(|ack| ack.store(0, Relaxed));
+            flow.max_acks.iter().chain(&flow.max_ends).for_each(|it| it.store(0, Relaxed));
         });
         for (entry, (key, direction)) in
             [original, reply].into_iter().zip(desc.keys.iter().zip(0..))
@@ -298,7 +343,7 @@ impl FlowWriter {
 
     /// What was entered, with the present status and mark.
     pub fn get(&self, number: u32) -> Option<FlowDesc> {
-        let flow = self.table.flows.get(number as usize)?;
+        let flow = self.table.flow(number)?;
         let keys = flow.keys.each_ref();
         let keys = keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed))));
         Some(FlowDesc {
@@ -312,19 +357,19 @@ impl FlowWriter {
 
     /// The kernel's entry of a flow expires at this time, CLOCK_MONOTONIC.
     pub fn set_expires_ns(&mut self, number: u32, expires_ns: u64) {
-        if let Some(flow) = self.table.flows.get(number as usize) {
+        if let Some(flow) = self.table.flow(number) {
             flow.expires_ns.store(expires_ns, Relaxed);
         }
     }
 
     /// How many more flows there is room for.
     pub fn room(&self) -> usize {
-        self.table.flows.len().saturating_sub(self.len)
+        self.table.room.saturating_sub(self.len)
     }
 
     /// Changes status and mark of a flow.
     pub fn set(&mut self, number: u32, status: u32, mark: u32) {
-        if let Some(flow) = self.table.flows.get(number as usize) {
+        if let Some(flow) = self.table.flow(number) {
             flow.write(|| {
                 flow.status.store(status, Relaxed);
                 flow.mark.store(mark, Relaxed);
@@ -337,7 +382,7 @@ impl FlowWriter {
     pub fn remove(&mut self, key: &FlowKey) -> Option<u32> {
         let number = self.number(key)?;
         let desc = self.get(number)?;
-        let flow = self.table.flows.get(number as usize)?;
+        let flow = self.table.flow(number)?;
         flow.is_closing.store(1, Relaxed);
         for key in &desc.keys {
             if let Some(entry) = self.table.entry(key) {
@@ -367,7 +412,7 @@ impl FlowTable {
         let mut entries = entries.filter(|entry| (entry.load(Relaxed) ^ hash) >> 32 == 0);
         entries.find(|entry| {
             let low = entry.load(Relaxed) as u32;
-            let flow = (low >> 1).checked_sub(1).and_then(|number| self.flows.get(number as usize));
+            let flow = (low >> 1).checked_sub(1).and_then(|number| self.flow(number));
             flow.is_some_and(|flow| {
                 let words = flow.keys[(low & 1) as usize].each_ref();
                 words.map(|word| word.load(Relaxed)) == *key.words()
@@ -390,6 +435,33 @@ impl FlowTable {
         let buckets = self.buckets_of(self.hash(key)).into_iter().flatten();
         let mut entries = buckets.flat_map(|bucket| &bucket.0);
         entries.find(|entry| entry.load(Relaxed) == 0 && !std::ptr::eq(*entry, taken))
+    }
+}
+
+/// What a RST means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reset {
+    /// The connection ends.
+    Closes,
+    /// It is from before what its receiver has acknowledged, and not from the connection's end.
+    Invalid,
+    /// Its sequence number is not exact: its receiver answers with a challenge, if it is in the window at all,
+    /// and the connection goes on.
+    Carried,
+}
+
+/// Whether a sequence number is after another one.
+#[inline]
+fn is_after(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other) as i32 > 0
+}
+
+/// Stores a sequence number if it is after the one that is known.
+#[inline]
+fn raise(known: &AtomicU64, seq: u32) {
+    let old = known.load(Relaxed);
+    if old == 0 || is_after(seq, old as u32) {
+        known.store(1 << 32 | u64::from(seq), Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@ use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
 use crate::netfilter::conntrack::Ct;
-use crate::netfilter::hook::{Hook, HookState, Verdict};
+use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::SkBuff;
 
 /// A ruleset that workers apply.
@@ -70,14 +70,10 @@ impl Nft {
         ct: Ct,
         now_ns: u64,
         journal: &mut Journal,
-    ) -> Verdict {
+    ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
         let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, now_ns };
-        match self.program.run(chain, &mut packet, journal) {
-            NftVerdict::Accept => Verdict::Accept,
-            NftVerdict::Drop => Verdict::Drop,
-            NftVerdict::Kernel(_) => Verdict::Punt,
-        }
+        self.program.run(chain, &mut packet, journal)
     }
 
     /// Adds what a packet has passed to the counters of a worker, and empties the journal.

@@ -154,6 +154,11 @@ impl Program {
         &self.unsupported
     }
 
+    /// Whether only this packet was left to the kernel, and later ones like it may not be.
+    pub fn is_transient(&self, reason: u32) -> bool {
+        reason == EXPIRES
+    }
+
     /// Why a packet was left to the kernel.
     pub fn reason(&self, number: u32) -> &str {
         self.reasons.get(number as usize).map_or("unknown", String::as_str)

@@ -162,6 +162,24 @@ fn a_packet_whose_error_is_left_to_the_kernel_goes_to_the_kernel() {
     }
 }
 
+/// So does a packet whose neighbour is not known: if it cannot be resolved, the error is the kernel's.
+#[test]
+fn a_packet_to_an_unknown_neighbour_goes_to_the_kernel_if_hooks_see_errors() {
+    for hook in [Hook::Forward, Hook::LocalOut, Hook::PostRouting] {
+        let mut net = Net::default();
+        net.neigh.clear();
+        net.hooks.push(at(hook, |_, _, _| Verdict::Accept));
+        let mut lab = net.lab();
+        for frame in [V4::default().frame(), V6::default().frame()] {
+            assert_eq!(lab.one(frame.clone()), []);
+            let expected = if hook == Hook::Forward { vec![] } else { vec![frame] };
+            assert_eq!(lab.punted(), expected);
+        }
+        let punted = if hook == Hook::Forward { 0 } else { 2 };
+        assert_eq!(lab.punts(PuntReason::NeighUnresolved), punted);
+    }
+}
+
 #[test]
 fn each_verdict_ends_a_packet_as_named() {
     let verdicts = [
