@@ -16,7 +16,7 @@ mod tests;
 mod tuple;
 
 pub use nf_conntrack_in::nf_conntrack_in;
-pub use table::{FlowDesc, FlowTable, FlowWriter};
+pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter};
 pub use tuple::FlowKey;
 
 /// The direction of a packet in its connection (`enum ip_conntrack_dir`).

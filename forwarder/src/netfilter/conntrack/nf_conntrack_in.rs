@@ -64,7 +64,13 @@ pub fn nf_conntrack_in(
         }
     };
     match protocol {
-        IPPROTO_TCP => tcp(header.first_chunk()?, payload_len, &key, flows, now_ns),
+        IPPROTO_TCP => {
+            let ct = tcp(header.first_chunk()?, payload_len, &key, flows, now_ns)?;
+            if let Ct::Established(info) = ct {
+                flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
+            }
+            Some(ct)
+        }
         IPPROTO_UDP => {
             let udp = header.first_chunk::<UDP_HLEN>()?;
             let len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
@@ -73,7 +79,7 @@ pub fn nf_conntrack_in(
                 return None;
             }
             let info = find(flows, &key, now_ns)?;
-            flows.seen(info.flow, now_ns);
+            flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
             Some(Ct::Established(info))
         }
         _ => None,
@@ -120,6 +126,5 @@ fn tcp(
         return None;
     }
     flows.acked(info.flow, direction, number(8));
-    flows.seen(info.flow, now_ns);
     Some(Ct::Established(info))
 }

@@ -75,6 +75,22 @@ impl FlowKey {
     pub fn protocol(&self) -> u8 {
         (self.words[4] >> 32) as u8
     }
+
+    /// Source and destination address.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        let [from, from_high, to, to_high, last] = self.words;
+        let is_ipv4 = (last >> 40) as u8 == 4;
+        [(from, from_high), (to, to_high)].map(|(low, high)| match is_ipv4 {
+            true => IpAddr::from((low as u32).to_ne_bytes()),
+            false => IpAddr::from((u128::from(high) << 64 | u128::from(low)).to_ne_bytes()),
+        })
+    }
+
+    /// Source and destination port.
+    pub fn ports(&self) -> [u16; 2] {
+        let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
+        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+    }
 }
 
 /// Ports as a header has them.
