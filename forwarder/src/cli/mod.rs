@@ -5,6 +5,7 @@
 mod bench;
 mod capture;
 mod completions;
+mod conntrack;
 mod doctor;
 mod drops;
 mod flows;
@@ -130,6 +131,8 @@ enum Verb {
     Drops(drops::DropsArgs),
     /// Show the nftables ruleset that is applied in userspace, with its counters.
     Rules(rules::RulesArgs),
+    /// Show the kernel's connections, as conntrack does, and which of them are carried in userspace.
+    Conntrack(Box<conntrack::ConntrackArgs>),
     /// Show the connections that are carried in userspace, with their packets or their rates.
     Flows(flows::FlowsArgs),
     /// Show how long frames stay in userspace, as percentiles for each pair of ports.
@@ -185,6 +188,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
         Verb::Rules(args) => rules::rules(global, args),
+        Verb::Conntrack(args) => conntrack::conntrack(global, args),
         Verb::Flows(args) => flows::flows(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
@@ -233,6 +237,7 @@ mod tests {
             "stat",
             "drops",
             "rules",
+            "conntrack",
             "flows",
             "latency",
             "capture",
@@ -268,6 +273,10 @@ mod tests {
             "rules",
             "rules show -j",
             "rules list",
+            "conntrack",
+            "conntrack show --pretty -p tcp -s 10.0.0.0/8 -n -j",
+            "conntrack count -f ipv6 --dport 443 -u ASSURED",
+            "-p conntrack list -o extended,id --carried",
             "flows",
             "flows show -j",
             "flows top -n 5 -i 0.5 -c 3",
@@ -296,6 +305,9 @@ mod tests {
             "-4 -6 route",
             "stat extra",
             "rules show extra",
+            "conntrack show extra",
+            "conntrack show -p",
+            "conntrack show -p frobnicate",
             "flows top -n 0",
             "flows top -i 0",
             "flows top -c 0",
