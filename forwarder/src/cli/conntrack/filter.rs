@@ -12,6 +12,7 @@ use crate::control::conntrack::{
 
 /// Filters. An entry is shown if it matches all that are given.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Filters")]
 pub struct FilterArgs {
     /// Entries of one family.
     #[arg(short = 'f', long, value_name = "FAMILY")]
