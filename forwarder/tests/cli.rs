@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferroute::control::api::capture::Message;
+use ferroute::control::api::flows::{FlowFindReport, FlowRate, FlowTopReport, FlowTuple};
 use ferroute::control::api::rules::Rules;
 use ferroute::control::api::server::{Answer, ControlHandler, Follow, Server};
 use ferroute::control::api::{
@@ -44,6 +45,19 @@ impl ControlHandler for Daemon {
             Request::Rules { format } => {
                 return Answer::List(format, Box::new(Rules::new(None, format)));
             }
+            Request::FlowFind(request) => Response::FlowFind(FlowFindReport {
+                netns: None,
+                flows: vec![None; request.tuples.len()],
+            }),
+            Request::FlowShow { format: Format::Text, .. } => {
+                Response::Rendered(Rendered::Text("udp 17\n".into()))
+            }
+            Request::FlowShow { .. } => Response::Rendered(Rendered::Json(json!([]))),
+            Request::FlowTop(request) => Response::FlowTop(FlowTopReport {
+                interval_ns: u64::from(request.interval_ms) * 1_000_000,
+                carried: 3,
+                flows: vec![flow_rate()],
+            }),
             Request::Latency { .. } => Response::Latency(latency()),
             Request::Capture(request) => return capture(&request),
         };
@@ -104,6 +118,15 @@ fn latency() -> LatencyReport {
         age_us: 2_000_000,
         ports: vec!["eth0".into(), "eth1".into()],
         pairs: vec![there, back],
+    }
+}
+
+fn flow_rate() -> FlowRate {
+    let [from, to] = [[10, 0, 0, 1], [192, 0, 2, 1]].map(std::net::IpAddr::from);
+    FlowRate {
+        tuples: [FlowTuple(from, to, 17, 5, 53), FlowTuple(to, from, 17, 53, 5)],
+        packets: [1000, 0],
+        octets: [100_000, 0],
     }
 }
 
@@ -223,7 +246,7 @@ fn status_fails_until_packets_are_forwarded_and_may_wait_for_it() {
 #[test]
 fn without_a_daemon_the_message_says_what_to_do() {
     let lab = Lab::new();
-    for line in ["status", "route", "stat", "drops", "rules", "link show"] {
+    for line in ["status", "route", "stat", "drops", "rules", "flows", "link show"] {
         let output = lab.run(&format!("--control /nonexistent/control.sock {line}"));
         assert_eq!(output.status.code(), Some(1));
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -287,6 +310,21 @@ fn counters_are_shown_as_nstat_does() {
     assert_eq!(lab.json("-j rules"), json!([]));
     assert!(lab.text("drops").starts_with("#dropped\nIP_CSUM  3  What it means.\n#handed"));
     assert_eq!(lab.json("-j drops -z")["drops"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn rates_of_flows_are_printed_once_per_interval() {
+    let lab = Lab::new();
+    let text = lab.text("flows top -i 0.5 -c 2");
+    let row = "udp    10.0.0.1:5  192.0.2.1:53  2.00k      1.60M   0.00            0.00\n";
+    assert_eq!(text.matches(row).count(), 2, "{text}");
+    let text = lab.text("flows top -j -c 3");
+    let lines: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 3);
+    assert_eq!(lines[2]["flows"][0]["original"]["packets_per_s"], 1000.0);
+    assert_eq!(lab.text("flows"), "udp 17\n");
+    assert_eq!(lab.json("flows show -j"), json!([]));
 }
 
 #[test]

@@ -5,8 +5,10 @@
 mod bench;
 mod capture;
 mod completions;
+mod conntrack;
 mod doctor;
 mod drops;
+mod flows;
 mod latency;
 mod man;
 mod output;
@@ -129,6 +131,10 @@ enum Verb {
     Drops(drops::DropsArgs),
     /// Show the nftables ruleset that is applied in userspace, with its counters.
     Rules(rules::RulesArgs),
+    /// Show the kernel's connections, as conntrack does, and which of them are carried in userspace.
+    Conntrack(Box<conntrack::ConntrackArgs>),
+    /// Show the connections that are carried in userspace, with their packets or their rates.
+    Flows(flows::FlowsArgs),
     /// Show how long frames stay in userspace, as percentiles for each pair of ports.
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
@@ -182,6 +188,8 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Stat(args) => stat::stat(global, args),
         Verb::Drops(args) => drops::drops(global, args),
         Verb::Rules(args) => rules::rules(global, args),
+        Verb::Conntrack(args) => conntrack::conntrack(global, args),
+        Verb::Flows(args) => flows::flows(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
         Verb::Replay(args) => replay::replay(global, args),
@@ -219,8 +227,21 @@ mod tests {
     fn help_names_every_command_of_the_manual() {
         let help = Cli::command().render_long_help().to_string();
         for verb in [
-            "status", "link", "addr", "route", "rule", "nexthop", "neigh", "stat", "drops",
-            "rules", "latency", "capture", "doctor",
+            "status",
+            "link",
+            "addr",
+            "route",
+            "rule",
+            "nexthop",
+            "neigh",
+            "stat",
+            "drops",
+            "rules",
+            "conntrack",
+            "flows",
+            "latency",
+            "capture",
+            "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
         }
@@ -252,6 +273,13 @@ mod tests {
             "rules",
             "rules show -j",
             "rules list",
+            "conntrack",
+            "conntrack show --pretty -p tcp -s 10.0.0.0/8 -n -j",
+            "conntrack count -f ipv6 --dport 443 -u ASSURED",
+            "-p conntrack list -o extended,id --carried",
+            "flows",
+            "flows show -j",
+            "flows top -n 5 -i 0.5 -c 3",
             "status --wait 3",
             "latency --watch --reset --port-pair eth0:eth1 --port-pair :eth0 -j",
             "latency --hgrm a.hgrm --log - --svg a.svg",
@@ -277,6 +305,12 @@ mod tests {
             "-4 -6 route",
             "stat extra",
             "rules show extra",
+            "conntrack show extra",
+            "conntrack show -p",
+            "conntrack show -p frobnicate",
+            "flows top -n 0",
+            "flows top -i 0",
+            "flows top -c 0",
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
             "run -i eth0 --driver dpdk",

@@ -91,6 +91,11 @@ impl Output {
         Ok(out.flush()?)
     }
 
+    /// A list that is printed while it is made.
+    pub fn list(&self) -> ListOutput {
+        ListOutput { out: stdout(), json: self.json, pretty: self.pretty, is_begun: false }
+    }
+
     /// Prints text in place of the last one on a terminal; elsewhere after it.
     pub fn text_anew(&self, text: &str) -> Result<()> {
         let mut out = stdout();
@@ -103,6 +108,49 @@ impl Output {
             out.write_all(b"\n")?;
         }
         Ok(out.flush()?)
+    }
+}
+
+/// A list on standard output: lines, or the elements of a JSON array.
+#[derive(Debug)]
+pub struct ListOutput {
+    out: BufWriter<StdoutLock<'static>>,
+    json: bool,
+    pretty: bool,
+    is_begun: bool,
+}
+
+impl ListOutput {
+    /// Prints a line of text, and its newline.
+    pub fn line(&mut self, line: &impl fmt::Display) -> Result<()> {
+        Ok(write_text(&mut self.out, &format!("{line}\n"))?)
+    }
+
+    /// Prints an element of the array.
+    pub fn element(&mut self, element: &impl Serialize) -> Result<()> {
+        let separator: &[u8] = if self.is_begun { b"," } else { b"[" };
+        self.out.write_all(separator)?;
+        self.is_begun = true;
+        if self.pretty {
+            // Strings have no newlines in JSON.
+            let text = serde_json::to_string_pretty(element).map_err(io::Error::from)?;
+            write!(self.out, "\n  {}", text.replace('\n', "\n  "))?;
+        } else {
+            serde_json::to_writer(&mut self.out, element).map_err(io::Error::from)?;
+        }
+        Ok(())
+    }
+
+    /// Prints the end.
+    pub fn finish(mut self) -> Result<()> {
+        let end: &[u8] = match (self.json, self.is_begun, self.pretty) {
+            (false, ..) => b"",
+            (true, false, _) => b"[]\n",
+            (true, true, false) => b"]\n",
+            (true, true, true) => b"\n]\n",
+        };
+        self.out.write_all(end)?;
+        Ok(self.out.flush()?)
     }
 }
 

@@ -15,6 +15,7 @@ mod devices;
 mod faults;
 mod files;
 mod filters;
+mod flows;
 mod follow;
 mod full_table;
 mod hops;

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod client;
 mod clients;
 mod connection;
+pub mod flows;
 pub mod listen;
 pub mod page;
 pub mod route_get;
@@ -23,6 +24,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::flows::{FlowFindReport, FlowFindRequest, FlowTopReport, FlowTopRequest};
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
 
@@ -67,6 +69,17 @@ pub enum Request {
         /// The format.
         format: Format,
     },
+    /// Which connections are carried: answered with [`Response::FlowFind`].
+    FlowFind(FlowFindRequest),
+    /// The carried flows: answered with [`Response::Rendered`].
+    FlowShow {
+        /// The format.
+        format: Format,
+        /// Only flows of this family.
+        family: Option<Family>,
+    },
+    /// The carried flows with the highest rates: answered with [`Response::FlowTop`] after an interval.
+    FlowTop(FlowTopRequest),
     /// How long frames stayed in userspace: answered with [`Response::Latency`].
     Latency {
         /// Count from zero after this answer.
@@ -231,12 +244,16 @@ pub struct RouteGetRequest {
 pub enum Response {
     /// To [`Request::Status`].
     Status(StatusReport),
-    /// To [`Request::Show`], [`Request::RouteGet`] and [`Request::Rules`].
+    /// To [`Request::Show`], [`Request::RouteGet`], [`Request::Rules`] and [`Request::FlowShow`].
     Rendered(Rendered),
     /// To [`Request::Stat`].
     Stat(StatReport),
     /// To [`Request::Drops`].
     Drops(DropsReport),
+    /// To [`Request::FlowFind`].
+    FlowFind(FlowFindReport),
+    /// To [`Request::FlowTop`].
+    FlowTop(FlowTopReport),
     /// To [`Request::Latency`].
     Latency(LatencyReport),
     /// To [`Request::Capture`].

@@ -4,18 +4,21 @@
 //! - [`is_available`], [`dump`]: whether the kernel has ctnetlink; all entries, one after the other;
 //! - [`Events`]: entries that are added, changed and removed;
 //! - [`update()`]: changes timeout, status and window checks of entries, many in one datagram;
+//! - [`list`]: all entries with everything that is printed of them; `print`: as `conntrack -L` prints them;
 //! - [`Sysctls`]: the settings of net.netfilter that matter for it;
 //! - `entry`: what an entry is; `parse`: the messages; `uapi`: constants.
 //!
 //! To have the whole table: open [`Events`], then [`dump`], then apply the events. An event that arrived
 //! during the dump may be older or newer than the dumped entry with its tuple.
 //!
-//! Left out: expectations, counters, the contents of labels, security marks and NAT ranges (the two
-//! tuples of an entry show its NAT), and creating and deleting entries. All requests need CAP_NET_ADMIN.
+//! Left out: expectations, the contents of labels, time stamps and NAT ranges (the two tuples of an entry show
+//! its NAT), and creating and deleting entries. All requests need CAP_NET_ADMIN.
 
 mod entry;
 mod events;
+mod listed;
 mod parse;
+mod print;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -26,10 +29,15 @@ use std::io;
 
 pub use self::entry::*;
 pub use self::events::{Event, Events, Received};
+pub use self::listed::{Counters, Listed, list};
+pub use self::print::{
+    Carried, Fields, Line, STATUS_NAMES, Style, TupleFields, has_ports, protocol_name,
+    protocol_number,
+};
 pub use self::sysctl::Sysctls;
 use self::uapi::*;
 pub use self::update::{Change, update};
-use crate::control::netlink::message::Request;
+use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 
 /// What [`dump`] read.
@@ -79,12 +87,22 @@ fn is_unsupported(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// The kernel's errno; entries may have been passed on before.
-pub fn dump(socket: &mut NlSock, mut each: impl FnMut(Entry)) -> io::Result<Dumped> {
+pub fn dump(socket: &mut NlSock, each: impl FnMut(Entry)) -> io::Result<Dumped> {
+    dump_messages(socket, libc::AF_UNSPEC as u8, parse::entry, each)
+}
+
+/// Passes on what `parse` makes of all entries of a family.
+fn dump_messages<T>(
+    socket: &mut NlSock,
+    family: u8,
+    parse: impl Fn(&Message<'_>) -> Option<T>,
+    mut each: impl FnMut(T),
+) -> io::Result<Dumped> {
     let (mut entries, mut skipped) = (0, 0);
-    let request = |flags| Request::new(IPCTNL_MSG_CT_GET, flags, &[0; NFGEN_HEADER]);
+    let request = |flags| Request::new(IPCTNL_MSG_CT_GET, flags, &[family, 0, 0, 0]);
     let end = socket.dump_each(request, |message| {
         let is_entry = message.kind == IPCTNL_MSG_CT_NEW;
-        match parse::entry(message).filter(|_| is_entry) {
+        match parse(message).filter(|_| is_entry) {
             Some(entry) => {
                 entries += 1;
                 each(entry);

@@ -50,7 +50,7 @@ fn optional_be32<const N: usize>(table: &Table<'_, N>, kind: u16) -> Option<Opti
 }
 
 /// A zone, which the kernel leaves out if it is 0.
-fn zone<const N: usize>(table: &Table<'_, N>, kind: u16) -> Option<u16> {
+pub(super) fn zone<const N: usize>(table: &Table<'_, N>, kind: u16) -> Option<u16> {
     if table.has(kind) { table.be16(kind) } else { Some(0) }
 }
 
@@ -97,7 +97,7 @@ fn ports(attrs: Attrs<'_>) -> Option<(u8, u16, u16)> {
 }
 
 /// Whether tuples of a protocol always have ports. Those of GRE have its keys, if the kernel supports it.
-fn has_ports(protocol: Protocol) -> bool {
+pub(super) fn has_ports(protocol: Protocol) -> bool {
     matches!(
         protocol,
         Protocol::TCP | Protocol::UDP | Protocol::UDPLITE | Protocol::SCTP | Protocol::DCCP

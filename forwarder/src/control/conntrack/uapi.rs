@@ -24,11 +24,15 @@ pub const CTA_PROTOINFO: u16 = 4;
 pub const CTA_HELP: u16 = 5;
 pub const CTA_TIMEOUT: u16 = 7;
 pub const CTA_MARK: u16 = 8;
+pub const CTA_COUNTERS_ORIG: u16 = 9;
+pub const CTA_COUNTERS_REPLY: u16 = 10;
+pub const CTA_USE: u16 = 11;
 pub const CTA_ID: u16 = 12;
 pub const CTA_TUPLE_MASTER: u16 = 14;
 pub const CTA_SEQ_ADJ_ORIG: u16 = 15;
 pub const CTA_SEQ_ADJ_REPLY: u16 = 16;
 pub const CTA_ZONE: u16 = 18;
+pub const CTA_SECCTX: u16 = 19;
 pub const CTA_LABELS: u16 = 22;
 pub const CTA_SYNPROXY: u16 = 24;
 
@@ -52,6 +56,15 @@ pub const CTA_PROTO_ICMPV6_TYPE: u16 = 8;
 pub const CTA_PROTO_ICMPV6_CODE: u16 = 9;
 
 pub const CTA_PROTOINFO_TCP: u16 = 1;
+pub const CTA_PROTOINFO_SCTP: u16 = 3;
 pub const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 pub const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 pub const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+pub const CTA_PROTOINFO_SCTP_STATE: u16 = 1;
+
+pub const CTA_COUNTERS_PACKETS: u16 = 1;
+pub const CTA_COUNTERS_BYTES: u16 = 2;
+
+pub const CTA_HELP_NAME: u16 = 1;
+
+pub const CTA_SECCTX_NAME: u16 = 1;

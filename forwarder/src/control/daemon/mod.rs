@@ -13,11 +13,12 @@
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
-//! - [`report`], [`links`], [`latency`]: the answers;
+//! - [`report`], [`links`], [`latency`], [`flow_report`]: the answers;
 //! - [`capture`]: copies of packets for clients.
 
 mod capture;
 mod flow_entry;
+mod flow_report;
 mod flows;
 mod latency;
 mod links;

@@ -107,6 +107,9 @@ impl ControlHandler for Relay {
             Request::Rules { format } => {
                 Answer::List(format, Box::new(Rules::new(self.snapshot().nft.clone(), format)))
             }
+            Request::FlowFind(request) => self.find_flows(&request),
+            Request::FlowShow { format, family } => self.show_flows(format, family),
+            Request::FlowTop(request) => self.top_flows(&request),
             Request::Latency { reset } => {
                 Response::Latency(self.view.latency(&self.snapshot(), reset)).into()
             }

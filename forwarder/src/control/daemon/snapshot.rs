@@ -19,6 +19,7 @@ use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::Driver;
 use crate::io::af_xdp::BoundMode;
+use crate::netfilter::conntrack::FlowTable;
 use crate::netfilter::nft::Nft;
 use crate::tables::{Forwarding6, Published, Tables};
 use crate::worker::WorkerHandle;
@@ -62,6 +63,8 @@ pub(super) struct Snapshot {
     pub(super) rings: [u32; 2],
     /// The nftables ruleset that workers apply.
     pub(super) nft: Option<Arc<Nft>>,
+    /// The flows that workers carry, once the ruleset has tracked connections.
+    pub(super) flows: Option<Arc<FlowTable>>,
 }
 
 /// A port.
@@ -157,6 +160,7 @@ impl Snapshot {
             poll: options.poll,
             rings: [options.rx_ring, options.tx_ring],
             nft: None,
+            flows: None,
         }
     }
 
@@ -203,6 +207,7 @@ impl Supervisor {
             poll: self.options.poll,
             rings: [self.options.rx_ring, self.options.tx_ring],
             nft: self.hooks.nft().cloned(),
+            flows: self.flows.as_ref().map(|flows| Arc::clone(flows.table())),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,

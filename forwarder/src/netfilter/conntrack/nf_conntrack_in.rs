@@ -83,7 +83,13 @@ pub fn nf_conntrack_in(
         }
     };
     match protocol {
-        IPPROTO_TCP => tcp(header.first_chunk()?, payload_len, &key, flows, now_ns),
+        IPPROTO_TCP => {
+            let tracked = tcp(header.first_chunk()?, payload_len, &key, flows, now_ns)?;
+            if let Ct::Established(info) = tracked.ct {
+                flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
+            }
+            Some(tracked)
+        }
         IPPROTO_UDP => {
             let udp = header.first_chunk::<UDP_HLEN>()?;
             let len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
@@ -92,7 +98,7 @@ pub fn nf_conntrack_in(
                 return None;
             }
             let (info, target) = find(flows, &key, now_ns)?;
-            flows.seen(info.flow, now_ns);
+            flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
             Some(Tracked { ct: Ct::Established(info), target })
         }
         _ => None,
@@ -146,6 +152,5 @@ fn tcp(
         let end = seq.wrapping_add((len - header_len) as u32);
         flows.sent(info.flow, direction, end, number(8));
     }
-    flows.seen(info.flow, now_ns);
     Some(Tracked { ct: Ct::Established(info), target })
 }

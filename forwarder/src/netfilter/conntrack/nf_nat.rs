@@ -88,7 +88,7 @@ fn nf_nat_manip_pkt(
     let is_partial = skb.ip_summed == IpSummed::Partial;
     let (packet, end) = (skb.network_header_mut(), end as usize);
     let (port, check_at) = (transport + 2 * end, transport + check_offset(protocol)?);
-    let new_port = target.ports()[end];
+    let new_port = target.port_octets()[end];
     // Everything is there before anything is written.
     let old_port = *packet.get(port..)?.first_chunk::<2>()?;
     let check = u16::from_be_bytes(*packet.get(check_at..)?.first_chunk::<2>()?);

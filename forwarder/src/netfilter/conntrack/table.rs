@@ -57,6 +57,28 @@ struct Flow {
     max_acks: [AtomicU64; 2],
     /// Set by workers: the sequence number after the highest one of each direction, with bit 32 set; 0: none.
     max_ends: [AtomicU64; 2],
+    /// Set by workers: packets of each direction that were carried, and their octets at the network layer.
+    packets: [AtomicU64; 2],
+    octets: [AtomicU64; 2],
+    /// How often a flow was entered in this record.
+    generation: AtomicU32,
+}
+
+/// A carried flow, as a reader finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowView {
+    /// Its number.
+    pub number: u32,
+    /// Another flow with this number has another generation.
+    pub generation: u32,
+    /// What was entered, with the present status and mark.
+    pub desc: FlowDesc,
+    /// When a packet was carried last, CLOCK_MONOTONIC; 0: never.
+    pub last_seen_ns: u64,
+    /// Packets of each direction that were carried.
+    pub packets: [u64; 2],
+    /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
+    pub octets: [u64; 2],
 }
 
 /// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
@@ -176,12 +198,51 @@ impl FlowTable {
         flow.is_none_or(|flow| flow.expires_ns.load(Relaxed) <= now_ns)
     }
 
-    /// A worker carried a packet of a flow.
+    /// A worker carried a packet of a flow, of this many octets from the IP header on.
+    ///
+    /// The counters are loaded and stored, which is cheaper than an atomic addition: normally one worker has all
+    /// packets of a direction. While a direction moves to another worker (the NIC spreads its queues anew),
+    /// single packets may not be counted.
     #[inline]
-    pub fn seen(&self, number: u32, now_ns: u64) {
+    pub fn seen(&self, number: u32, direction: Direction, octets: u64, now_ns: u64) {
         if let Some(flow) = self.flow(number) {
             flow.last_seen_ns.store(now_ns, Relaxed);
+            let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
+            add(&flow.packets[direction as usize], 1);
+            add(&flow.octets[direction as usize], octets);
         }
+    }
+
+    /// The flow with this number, unless it is closing or was removed.
+    pub fn read(&self, number: u32) -> Option<FlowView> {
+        let flow = self.flow(number)?;
+        let load = |words: &[AtomicU64; 2]| words.each_ref().map(|word| word.load(Relaxed));
+        let sequence = flow.sequence.load(Acquire);
+        let view = FlowView {
+            number,
+            generation: flow.generation.load(Relaxed),
+            desc: flow.desc(),
+            last_seen_ns: flow.last_seen_ns.load(Relaxed),
+            packets: load(&flow.packets),
+            octets: load(&flow.octets),
+        };
+        // The loads above happen before this one.
+        fence(Acquire);
+        let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
+        // The record of a removed flow is not cleared, but nothing leads to it.
+        let found = self.find(&view.desc.keys[0]).filter(|_| is_stable)?;
+        (found.flow == number).then_some(view)
+    }
+
+    /// The flows from this number on, in the order of their numbers. Flows that are entered or removed
+    /// meanwhile may or may not be among them.
+    pub fn views(&self, from: u32) -> impl Iterator<Item = FlowView> + '_ {
+        // Records are used in their order.
+        let is_used = |number: &u32| {
+            let flow = self.flow(*number);
+            flow.is_some_and(|flow| flow.generation.load(Relaxed) != 0)
+        };
+        (from..self.room as u32).take_while(is_used).filter_map(|number| self.read(number))
     }
 
     /// A worker carried a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
@@ -323,7 +384,10 @@ impl FlowWriter {
             flow.expires_ns.store(desc.expires_ns, Relaxed);
             flow.is_masqueraded.store(desc.is_masqueraded.into(), Relaxed);
             flow.last_seen_ns.store(0, Relaxed);
-            flow.max_acks.iter().chain(&flow.max_ends).for_each(|it| it.store(0, Relaxed));
+            let of_workers = [&flow.max_acks, &flow.max_ends, &flow.packets, &flow.octets];
+            of_workers.into_iter().flatten().for_each(|word| word.store(0, Relaxed));
+            let generation = flow.generation.load(Relaxed).wrapping_add(1).max(1);
+            flow.generation.store(generation, Relaxed);
         });
         for (entry, (key, direction)) in
             [original, reply].into_iter().zip(desc.keys.iter().zip(0..))
@@ -343,16 +407,7 @@ impl FlowWriter {
 
     /// What was entered, with the present status and mark.
     pub fn get(&self, number: u32) -> Option<FlowDesc> {
-        let flow = self.table.flow(number)?;
-        let keys = flow.keys.each_ref();
-        let keys = keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed))));
-        Some(FlowDesc {
-            keys,
-            status: flow.status.load(Relaxed),
-            mark: flow.mark.load(Relaxed),
-            expires_ns: flow.expires_ns.load(Relaxed),
-            is_masqueraded: flow.is_masqueraded.load(Relaxed) != 0,
-        })
+        self.table.flow(number).map(Flow::desc)
     }
 
     /// The kernel's entry of a flow expires at this time, CLOCK_MONOTONIC.
@@ -466,6 +521,18 @@ fn raise(known: &AtomicU64, seq: u32) {
 }
 
 impl Flow {
+    /// What was entered.
+    fn desc(&self) -> FlowDesc {
+        let keys = self.keys.each_ref();
+        FlowDesc {
+            keys: keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed)))),
+            status: self.status.load(Relaxed),
+            mark: self.mark.load(Relaxed),
+            expires_ns: self.expires_ns.load(Relaxed),
+            is_masqueraded: self.is_masqueraded.load(Relaxed) != 0,
+        }
+    }
+
     /// Writes the record so that readers notice.
     fn write(&self, write: impl FnOnce()) {
         let sequence = self.sequence.load(Relaxed);

@@ -83,7 +83,7 @@ impl FlowKey {
 
     /// Source and destination port as a header has them.
     #[inline]
-    pub(super) fn ports(&self) -> [[u8; 2]; 2] {
+    pub(super) fn port_octets(&self) -> [[u8; 2]; 2] {
         let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
         [[a, b], [c, d]]
     }
@@ -109,6 +109,22 @@ impl FlowKey {
     /// The protocol.
     pub fn protocol(&self) -> u8 {
         (self.words[4] >> 32) as u8
+    }
+
+    /// Source and destination address.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        let [from, from_high, to, to_high, _] = self.words;
+        let is_ipv4 = self.is_ipv4();
+        [(from, from_high), (to, to_high)].map(|(low, high)| match is_ipv4 {
+            true => IpAddr::from((low as u32).to_ne_bytes()),
+            false => IpAddr::from((u128::from(high) << 64 | u128::from(low)).to_ne_bytes()),
+        })
+    }
+
+    /// Source and destination port.
+    pub fn ports(&self) -> [u16; 2] {
+        let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
+        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
     }
 }
 

@@ -147,6 +147,39 @@ fn an_entry_has_all_that_its_message_has() {
 }
 
 #[test]
+fn a_listed_entry_has_counters_zones_helper_and_references() {
+    let entry = full();
+    let decode = |request: Request| {
+        let octets = request.finish(1);
+        let mut messages = Messages::new(&octets);
+        listed::parse_listed(&messages.next().expect("one"))
+    };
+    let plain = decode(required(IPCTNL_MSG_CT_NEW, 0, &entry)).expect("an entry");
+    let bare = Entry { timeout_s: None, id: None, ..plain.entry };
+    assert_eq!(plain, Listed::of(bare), "nothing is made up");
+    let request = required(IPCTNL_MSG_CT_NEW, 0, &entry)
+        .attr(CTA_ZONE, &7u16.to_be_bytes())
+        .nested(CTA_COUNTERS_ORIG, |attrs| {
+            attrs
+                .attr(CTA_COUNTERS_PACKETS, &3u64.to_be_bytes())
+                .attr(CTA_COUNTERS_BYTES, &99u64.to_be_bytes())
+        })
+        // As with an attribute that is too short.
+        .nested(CTA_COUNTERS_REPLY, |attrs| attrs.attr(CTA_COUNTERS_PACKETS, &[1; 4]))
+        .nested(CTA_HELP, |attrs| attrs.attr(CTA_HELP_NAME, b"ftp\0"))
+        .nested(CTA_SECCTX, |attrs| attrs.attr(CTA_SECCTX_NAME, b"system_u:x\0"))
+        .nested(CTA_PROTOINFO, |attrs| {
+            attrs.nested(CTA_PROTOINFO_SCTP, |attrs| attrs.attr(CTA_PROTOINFO_SCTP_STATE, &[4]))
+        })
+        .attr(CTA_USE, &2u32.to_be_bytes());
+    let all = decode(request).expect("an entry");
+    assert_eq!(all.counters, [Some(Counters { packets: 3, octets: 99 }), None]);
+    assert_eq!((all.zone, all.tuple_zones, all.usage), (7, [0; 2], Some(2)));
+    assert_eq!((all.helper.as_deref(), all.secctx.as_deref()), (Some("ftp"), Some("system_u:x")));
+    assert_eq!(all.state(), Some("ESTABLISHED"));
+}
+
+#[test]
 fn an_entry_with_only_what_is_required_is_decoded() {
     for entry in [
         bare(tuple(v4(1), v4(2), UDP, [1, 2]), tuple(v4(2), v4(1), UDP, [2, 1])),

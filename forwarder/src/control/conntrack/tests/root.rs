@@ -220,6 +220,43 @@ fn root_a_dump_has_the_entries_that_conntrack_lists() {
     });
 }
 
+/// With zones, marks, counters and a helper, character by character.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_a_listing_is_that_of_conntrack() {
+    in_netns(|socket| {
+        run("sysctl -w net.netfilter.nf_conntrack_acct=1");
+        let _tcp = [tcp("127.0.0.1:0"), tcp("[::1]:0"), tcp("127.0.0.1:2121")];
+        let _udp = [
+            udp("127.0.0.1:0", false),
+            udp("127.0.0.1:7007", false),
+            udp("127.0.0.1:7008", true),
+            udp("127.0.0.1:7009", true),
+        ];
+        run("ping -c 1 127.0.0.1");
+        let style = Style { extended: true, id: true };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let mut are_equal = || {
+            ours.clear();
+            let each = |listed: Listed| {
+                ours.push(Line { listed: &listed, style, carried: None }.to_string());
+            };
+            list(socket, libc::AF_UNSPEC as u8, each).expect("lists");
+            let text = run("conntrack -L -o extended,id 2>/dev/null");
+            theirs = text.lines().map(str::to_owned).collect();
+            [&mut ours, &mut theirs].into_iter().for_each(|lines| lines.sort());
+            ours == theirs
+        };
+        // The time-outs count down.
+        let is_equal = (0..50).any(|_| are_equal());
+        assert!(is_equal && ours.len() == 8, "{ours:#?}\nconntrack:\n{theirs:#?}");
+        for part in ["zone=7", "zone-orig=8", "mark=305419896", "helper=ftp", "packets=", "type=8"]
+        {
+            assert!(ours.iter().any(|line| line.contains(part)), "no {part}: {ours:#?}");
+        }
+    });
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn root_settings_are_those_of_the_namespace() {

@@ -65,6 +65,40 @@ fn keys_differ_in_every_part() {
         assert!(all[n + 1..].iter().all(|other| other != one), "{n}");
     }
     assert_eq!(all[2].protocol(), 17);
+    assert_eq!(
+        (all[4].addresses(), all[4].ports()),
+        ([addr("10.0.0.1"), addr("10.0.0.2")], [1, 3])
+    );
+    assert_eq!(all[8].addresses(), [addr("2001:db8:0:0:1::1"), addr("2001:db8::2")]);
+}
+
+#[test]
+fn a_flow_counts_its_packets_until_another_has_its_record() {
+    let (table, mut writer) = FlowTable::new(2, 1);
+    assert_eq!((table.read(0), table.views(0).count()), (None, 0));
+    let number = writer.insert(&desc(1)).expect("room");
+    table.seen(number, Direction::Original, 100, 3);
+    table.seen(number, Direction::Original, 50, 4);
+    table.seen(number, Direction::Reply, 1500, 5);
+    let view = table.read(number).expect("it is there");
+    assert_eq!((view.packets, view.octets, view.last_seen_ns), ([2, 1], [150, 1500], 5));
+    assert_eq!(view.desc, desc(1));
+    writer.set(number, 6, 7);
+    let changed = table.read(number).expect("it is there");
+    assert_eq!((changed.packets, changed.generation), (view.packets, view.generation));
+    let other = writer.insert(&desc(2)).expect("room");
+    assert_eq!(table.views(0).map(|it| it.number).collect::<Vec<_>>(), [number, other]);
+    assert_eq!(table.views(1).map(|it| it.desc).collect::<Vec<_>>(), [desc(2)]);
+    table.close(other);
+    assert_eq!((table.read(other), table.views(0).count()), (None, 1), "it is closing");
+    writer.remove(&desc(1).keys[1]);
+    assert_eq!(table.read(number), None);
+    assert_eq!(writer.insert(&desc(3)), Some(number));
+    let again = table.read(number).expect("it is there");
+    assert_eq!((again.packets, again.octets, again.last_seen_ns), ([0; 2], [0; 2], 0));
+    assert_ne!(again.generation, view.generation);
+    writer.clear();
+    assert_eq!((table.read(number), table.views(0).count()), (None, 0));
 }
 
 #[test]
@@ -199,6 +233,8 @@ fn packets_of_a_carried_connection_are_established() {
         assert_eq!(info, expected);
         assert_eq!(table.last_seen_ns(number), NOW_NS);
     }
+    let view = table.read(number).expect("it is there");
+    assert_eq!((view.packets, view.octets), ([1; 2], [40; 2]));
     let other = ipv4(
         6,
         [10, 0, 0, 9],
@@ -340,6 +376,8 @@ fn options_fragments_other_protocols_and_broken_headers_are_the_kernels() {
     };
     assert!(udp(12).is_some() && udp(8).is_some());
     assert_eq!([udp(7), udp(0), udp(13)], [None; 3]);
+    let counted = table.views(0).map(|view| (view.packets, view.octets)).collect::<Vec<_>>();
+    assert_eq!(counted, [([2, 0], [80, 0]), ([2, 0], [64, 0])], "only what was carried");
 }
 
 #[test]
