@@ -196,6 +196,29 @@ pub fn tcp(src: &[u8], dst: &[u8], ports: (u16, u16), flags: u8, data: &[u8]) ->
     segment
 }
 
+/// A TCP segment with its checksum over the given addresses (4 or 16 octets each). `numbers`: sequence and
+/// acknowledgement number; `options`: a multiple of 4 octets, at most 40. The window is 65,535.
+pub fn tcp_segment(
+    src: &[u8],
+    dst: &[u8],
+    ports: (u16, u16),
+    numbers: (u32, u32),
+    flags: u8,
+    options: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
+    let mut segment = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    segment.extend(numbers.0.to_be_bytes());
+    segment.extend(numbers.1.to_be_bytes());
+    let words = 5 + options.len() / 4;
+    segment.extend([(words as u8) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(options);
+    segment.extend(data);
+    let check = fold(sum(&segment) + pseudo(src, dst, TCP, segment.len()));
+    segment[16..18].copy_from_slice(&check.to_be_bytes());
+    segment
+}
+
 /// An ICMP message; `rest` are the octets between the checksum and the data.
 pub fn icmp(kind: u8, code: u8, rest: [u8; 4], data: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, code, 0, 0];

@@ -421,6 +421,7 @@ impl Hooks {
                     match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
                         Some(tracked) => {
                             (own.ct, own.target) = (tracked.ct, tracked.target);
+                            own.is_invalid = own.ct == Ct::Invalid;
                             let is_left = own.target.is_some() && !self.translates(at.pf);
                             if is_left { Verdict::Punt } else { Verdict::Accept }
                         }
@@ -499,6 +500,8 @@ pub struct HookStates {
     ct: Ct,
     /// What NAT makes of it.
     target: Option<NatTarget>,
+    /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
+    is_invalid: bool,
 }
 
 impl std::fmt::Debug for HookStates {
@@ -539,6 +542,12 @@ impl HookStates {
         }
         std::mem::swap(&mut *slots, &mut self.slots);
         self.of = hooks.id;
+    }
+
+    /// Whether the packet that ends is an invalid one of a carried connection, which the kernel must not get.
+    #[inline]
+    pub fn take_invalid(&mut self) -> bool {
+        std::mem::take(&mut self.is_invalid)
     }
 
     /// The packet is not handed to the kernel: what its rules count takes effect.

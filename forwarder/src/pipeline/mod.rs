@@ -172,9 +172,14 @@ fn end_hooks(
     disposition: Disposition,
     ctx: &mut Ctx<'_>,
 ) -> Disposition {
+    let is_invalid = ctx.state.hooks.take_invalid();
     if !matches!(disposition, Disposition::Punt(_)) {
         ctx.state.hooks.commit(ctx.hooks);
         return disposition;
+    }
+    if is_invalid {
+        ctx.state.hooks.commit(ctx.hooks);
+        return Disposition::Drop(DropReason::NetfilterDrop);
     }
     ctx.state.hooks.rollback();
     if original.restore(skb) { disposition } else { Disposition::Drop(DropReason::PuntFailed) }

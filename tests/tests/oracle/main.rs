@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod connection;
+mod connections;
 mod generate4;
 mod generate6;
 mod input;

@@ -52,17 +52,17 @@ const IPTABLES_KERNEL: &[&str] = &[
 ];
 
 /// Two worlds with the same ruleset, of which the second one is Ferroute's.
-struct Pair {
-    kernel: World,
-    world: World,
-    ferroute: Ferroute,
+pub struct Pair {
+    pub kernel: World,
+    pub world: World,
+    pub ferroute: Ferroute,
     /// Number of the next packet.
     next: u16,
     seed: u64,
 }
 
 impl Pair {
-    fn build() -> Result<Pair> {
+    pub fn build() -> Result<Pair> {
         let (kernel, world) = (World::build()?, World::build()?);
         for router in [&kernel.lab.router, &world.lab.router] {
             router.run("ip rule add fwmark 5 lookup 105")?;
@@ -76,12 +76,23 @@ impl Pair {
         Ok(Pair { kernel, world, ferroute, next: 1, seed })
     }
 
-    fn routers(&self) -> [&Netns; 2] {
+    /// The number of the next packet.
+    pub fn next_index(&mut self) -> u16 {
+        let index = self.next;
+        self.next = if index == u16::MAX { 1 } else { index + 1 };
+        index
+    }
+
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub fn routers(&self) -> [&Netns; 2] {
         [&self.kernel.lab.router, &self.world.lab.router]
     }
 
     /// Replaces the ruleset of both.
-    fn load(&self, script: &str) -> Result<()> {
+    pub fn load(&self, script: &str) -> Result<()> {
         let script = format!("flush ruleset\n{}", script.replace("PLAIN", PLAIN));
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), script)?;
@@ -92,7 +103,7 @@ impl Pair {
     }
 
     /// Waits until Ferroute applies what the kernel has.
-    fn wait_until_followed(&self) -> Result<()> {
+    pub fn wait_until_followed(&self) -> Result<()> {
         if ferroute::by_kernel() {
             return Ok(());
         }
@@ -159,7 +170,7 @@ impl Pair {
     }
 
     /// Counters in Ferroute's world: the kernel's, and what the workers have counted.
-    fn counters(&self) -> Result<Counters> {
+    pub fn counters(&self) -> Result<Counters> {
         let mut counters = counters_of_kernel(&self.world.lab.router)?;
         if ferroute::by_kernel() {
             return Ok(counters);
@@ -183,7 +194,7 @@ impl Pair {
 
 /// Packets and octets of each counter, by table, chain, handle of the rule and position, or by the name of
 /// an object.
-type Counters = BTreeMap<String, (u64, u64)>;
+pub type Counters = BTreeMap<String, (u64, u64)>;
 
 fn rule_name(rule: &Value) -> String {
     let text = |key: &str| rule[key].as_str().unwrap_or_default().to_owned();
@@ -195,7 +206,7 @@ fn ruleset(router: &Netns) -> Result<Vec<Value>> {
     Ok(std::mem::take(ruleset["nftables"].as_array_mut().context("no ruleset")?))
 }
 
-fn counters_of_kernel(router: &Netns) -> Result<Counters> {
+pub fn counters_of_kernel(router: &Netns) -> Result<Counters> {
     let mut counters = Counters::new();
     let values = |counter: &Value| {
         (counter["packets"].as_u64().unwrap_or(0), counter["bytes"].as_u64().unwrap_or(0))
@@ -463,6 +474,86 @@ fn random_ruleset(rng: &mut Rng) -> String {
             );
         }
         script += "}\n";
+    }
+    script
+}
+
+/// Rules about connections.
+const CONNECTION: &[&str] = &[
+    "ct state established,related counter accept",
+    "ct state established counter",
+    "ct state invalid counter drop",
+    "ct state new counter",
+    "ct state { new, established } counter",
+    "ct direction reply counter",
+    "ct direction original meta length > 200 counter",
+    "ct status snat counter",
+    "ct status dnat counter",
+    "ct status & assured == assured counter",
+    "ct mark 0 counter",
+    "ct state vmap { invalid : drop, established : jump one, new : jump two }",
+];
+/// Chains of type nat. Which port the kernel takes of a range is random, so there are none.
+const NAT: &[&str] = &[
+    "",
+    "chain post { type nat hook postrouting priority 100; oifname rt-right masquerade; }",
+    "chain post { type nat hook postrouting priority 100; \
+     meta nfproto ipv4 oifname rt-right snat ip to 203.0.113.77; \
+     ip6 saddr 2001:db8:1::2 snat ip6 to 2001:db8:77::7; }",
+    "chain pre { type nat hook prerouting priority -100; \
+     ip daddr { 198.18.1.1, 198.18.2.1 } meta l4proto { tcp, udp } th dport 8080 dnat ip to 198.18.2.2:80; \
+     ip6 daddr 2001:db8:2::1 meta l4proto { tcp, udp } th dport 8080 dnat ip6 to [2001:db8:2::3]:80; }",
+    "chain pre { type nat hook prerouting priority -100; \
+     ip daddr { 198.18.1.1, 198.18.2.1 } meta l4proto { tcp, udp } th dport 8080 dnat ip to 198.18.1.3:80; \
+     ip6 daddr 2001:db8:2::1 meta l4proto { tcp, udp } th dport 8080 dnat ip6 to [2001:db8:1::3]:80; }; \
+     chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }",
+    "chain post { type nat hook postrouting priority 100; \
+     snat ip prefix to ip saddr map { 198.18.1.0/24 : 203.0.113.0/24 }; \
+     snat ip6 prefix to ip6 saddr map { 2001:db8:1::/64 : 2001:db8:77::/64 }; }",
+];
+
+/// A ruleset that tracks connections.
+pub fn random_stateful(rng: &mut Rng) -> String {
+    const MOSTLY: &[&str] = &["accept", "return", "jump one", "jump two", "", "", "", ""];
+    const RARELY: &[&str] = &["drop", "accept", "", ""];
+    let matches: &[&[&str]] = &[MATCH4, MATCH6, MATCH, NEUTRAL, MATCH_INET];
+    let mut rules = |count: usize, verdicts: &[&str], tracks: bool| {
+        let mut rules: Vec<String> = Vec::new();
+        for _ in 0..count {
+            let own = tracks && rng.one_in(2);
+            rules.push(match own {
+                true => rng.pick(CONNECTION).to_owned(),
+                false => random_rule(rng, matches, verdicts),
+            });
+        }
+        rules.join("\n    ")
+    };
+    let one = rules(3, &["accept", "return", "jump two", ""], false);
+    let two = rules(3, RARELY, false);
+    let bodies = [
+        ("prerouting", rules(3, &["", "", "accept"], false)),
+        ("forward", rules(8, MOSTLY, true)),
+        ("postrouting", rules(3, &["", "accept"], true)),
+    ];
+    let mut script = format!("table inet t {{\n  chain two {{\n    {two}\n  }}\n");
+    script += &format!("  chain one {{\n    {one}\n  }}\n");
+    for (hook, body) in bodies {
+        // Before, between and after connection tracking and NAT.
+        let priority = rng.pick(&[-310, -150, -50, 0, 150]);
+        let (policy, last) = match rng.one_in(3) {
+            true => ("drop", "ct state established,related,new counter accept"),
+            false => ("accept", ""),
+        };
+        // Packets of the router itself, and reports of group membership.
+        let own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ip6 daddr ff02::/16 accept";
+        script += &format!(
+            "  chain {hook} {{\n    type filter hook {hook} priority {priority}; policy {policy};\n    {own}\n    {PLAIN}\n    {body}\n    {last}\n  }}\n"
+        );
+    }
+    script += "}\n";
+    let nat = rng.pick(NAT);
+    if !nat.is_empty() {
+        script += &format!("table inet nat {{ {nat}; }}\n");
     }
     script
 }

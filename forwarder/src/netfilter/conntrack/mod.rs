@@ -40,6 +40,9 @@ pub enum Ct {
     /// Connections are tracked, but not of this packet, or not yet: the hook function has not run
     /// (`ct == NULL`, with which `ct state` is `invalid`).
     Null,
+    /// Invalid: the packet pretends to be of a connection, which it must not change. The kernel must not get it,
+    /// because its entry of a carried connection is liberal.
+    Invalid,
     /// Of an established connection.
     Established(CtInfo),
 }

@@ -140,7 +140,7 @@ fn tcp(
         0 => flags & TCP_FIN != 0,
         _ => match flows.reset(info.flow, direction, seq) {
             Reset::Closes => true,
-            Reset::Invalid => return Some(Tracked { ct: Ct::Null, target: None }),
+            Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None }),
             Reset::Carried => false,
         },
     };

@@ -313,8 +313,8 @@ fn a_reset_ends_a_connection_only_with_an_exact_sequence_number() {
         (table, writer, number)
     };
     let resets = [
-        (199, Some(Ct::Null), false),
-        (0, Some(Ct::Null), false),
+        (199, Some(Ct::Invalid), false),
+        (0, Some(Ct::Invalid), false),
         // What its receiver expects, and the end of what its sender has sent.
         (200, None, true),
         (300, None, true),
