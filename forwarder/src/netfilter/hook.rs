@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{Ct, FlowTable, nf_conntrack_in};
-use super::nft::{BaseChainId, Family, Journal, Nft, Transport};
+use super::nft::{Around, BaseChainId, Family, Journal, Nft, Transport};
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
@@ -390,7 +390,8 @@ impl Hooks {
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
-                        nft.run(*chain, skb, at, own.ct, now_ns, &mut own.journal)
+                        let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
+                        nft.run(*chain, skb, at, around, &mut own.journal)
                     }
                     // Not reachable: chains come with their ruleset.
                     None => Verdict::Punt,

@@ -5,7 +5,8 @@ use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, MetaKey, PayloadBase, Reg,
+    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase,
+    Reg,
 };
 
 /// The register of expressions that stand for a match of iptables: the last one.
@@ -134,6 +135,7 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "counter" => counter(data).map(|(packets, octets)| Expr::Counter { packets, octets }),
         "objref" => objref(data),
         "ct" => ct(data),
+        "fib" => fib(data),
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
@@ -377,6 +379,35 @@ fn ct(data: Attrs<'_>) -> Option<Expr> {
         return None;
     }
     Some(Expr::Ct { dreg: table.reg_of(NFTA_CT_DREG, 4)?, key })
+}
+
+/// `fib`, with what `nft_fib_init` accepts.
+fn fib(data: Attrs<'_>) -> Option<Expr> {
+    let table = Table::<4>::strict(data)?;
+    let flags = table.be32(NFTA_FIB_FLAGS)?;
+    let present = flags & NFTA_FIB_F_PRESENT != 0;
+    let key = match table.be32(NFTA_FIB_RESULT)? {
+        1 => FibKey::Oif,
+        2 => FibKey::OifName,
+        3 if !present => FibKey::Type,
+        _ => return None,
+    };
+    let dev = match flags & (NFTA_FIB_F_IIF | NFTA_FIB_F_OIF) {
+        0 => None,
+        NFTA_FIB_F_IIF => Some(FibDev::Iif),
+        NFTA_FIB_F_OIF => Some(FibDev::Oif),
+        _ => return None,
+    };
+    let daddr = match flags & (NFTA_FIB_F_SADDR | NFTA_FIB_F_DADDR) {
+        NFTA_FIB_F_SADDR => false,
+        NFTA_FIB_F_DADDR => true,
+        _ => return None,
+    };
+    if flags > 2 * NFTA_FIB_F_PRESENT - 1 {
+        return None;
+    }
+    let query = FibQuery { key, daddr, dev, mark: flags & NFTA_FIB_F_MARK != 0, present };
+    Some(Expr::Fib { dreg: table.reg_of(NFTA_FIB_DREG, query.octets())?, query })
 }
 
 /// A key, and the octets that it writes to the register.

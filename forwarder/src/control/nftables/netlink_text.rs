@@ -2,7 +2,8 @@
 
 use super::uapi::CT_NAMES;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Expr, ExthdrOp, MetaKey, PayloadBase, Reg, RuleVerdict,
+    BitwiseOp, CmpOp, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
+    RuleVerdict,
 };
 
 /// Names of libnftnl, by NFT_META_* number.
@@ -100,6 +101,10 @@ pub fn expr(expr: &Expr) -> String {
             let name = CT_NAMES.get(*key as usize).copied().unwrap_or_default();
             format!("ct load {name} => reg {}", reg(*dreg))
         }
+        Expr::Fib { dreg, query } => {
+            let present = if query.present { " present" } else { "" };
+            format!("{}{present} => reg {}", fib(*query), reg(*dreg))
+        }
         Expr::SetMark { sreg } => format!("meta set mark with reg {}", reg(*sreg)),
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),
@@ -139,6 +144,26 @@ pub fn verdict(verdict: &RuleVerdict) -> String {
         RuleVerdict::Return => "return".into(),
         RuleVerdict::Other(code) => format!("verdict {code}"),
     }
+}
+
+/// What `fib` looks up, as nft prints it.
+pub fn fib(query: FibQuery) -> String {
+    let FibQuery { key, daddr, dev, mark, .. } = query;
+    let mut text = format!("fib {}", if daddr { "daddr" } else { "saddr" });
+    if mark {
+        text += " . mark";
+    }
+    text += match dev {
+        Some(FibDev::Iif) => " . iif",
+        Some(FibDev::Oif) => " . oif",
+        None => "",
+    };
+    let key = match key {
+        FibKey::Oif => "oif",
+        FibKey::OifName => "oifname",
+        FibKey::Type => "type",
+    };
+    format!("{text} {key}")
 }
 
 fn meta(key: MetaKey) -> String {

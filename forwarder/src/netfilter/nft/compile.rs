@@ -480,6 +480,10 @@ fn plain(expr: &Expr) -> Option<Op> {
         Expr::Meta { dreg, key } => Op::Meta { dreg: valid(*dreg, meta_len(*key))?, key: *key },
         Expr::SetMark { sreg } => Op::SetMark { sreg: valid(*sreg, 4)? },
         Expr::Ct { dreg, key } => Op::Ct { dreg: valid(*dreg, 4)?, key: *key },
+        Expr::Fib { dreg, query } => {
+            // The kernel writes 16 octets for a name, but 4 if there is no route.
+            Op::Fib { dreg: valid(*dreg, query.octets())?, query: *query }
+        }
         Expr::Notrack => Op::Notrack,
         Expr::Verdict(_)
         | Expr::Lookup { .. }

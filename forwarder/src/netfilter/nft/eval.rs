@@ -7,13 +7,14 @@ use crate::tables::Link;
 
 use super::classify::KeyBuilder;
 use super::compile::meta_len;
+use super::fib::{self, Found};
 use super::op::{Flow, Load, Op, RangeTest, Regs, Test};
 use super::packet::{Packet, View, find_header};
 use super::program::{
     BaseChainId, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NO_CONNECTION, NftVerdict, Program,
-    REROUTE, TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
+    REROUTE, ROUTE, TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
 };
-use super::ruleset::{CmpOp, CtKey, ExthdrOp, Family, MetaKey};
+use super::ruleset::{CmpOp, CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey};
 
 /// NFT_JUMP_STACK_SIZE.
 const JUMP_STACK_SIZE: usize = 16;
@@ -220,6 +221,7 @@ impl Run<'_> {
             Op::Exthdr { op: ExthdrOp::Ipv6, .. } => return self.exthdr_ipv6(op),
             Op::Exthdr { op: ExthdrOp::TcpOpt, .. } => return self.exthdr_tcp(op),
             Op::Exthdr { op: ExthdrOp::Ipv4, .. } => return self.exthdr_ipv4(op),
+            Op::Fib { dreg, query } => return self.fib(*dreg, *query),
             // A packet that connections are tracked for would not be tracked from here on.
             Op::Notrack if self.view.packet.ct != Ct::Off => return Flow::Kernel(NO_CONNECTION),
             Op::SetMark { sreg } => self.mark = self.regs.word((*sreg).into()),
@@ -310,6 +312,26 @@ impl Run<'_> {
             CtKey::Status => host32(status),
             CtKey::Mark => host32(mark),
         })
+    }
+
+    /// `nft_fib_store_result`.
+    fn fib(&mut self, dreg: u8, query: FibQuery) -> Flow {
+        let Some(found) = fib::lookup(query, self.view.packet, self.view.network(), self.mark)
+        else {
+            return ROUTE;
+        };
+        match found {
+            Found::Dev(dev) if query.present => self.regs.store(dreg, &[dev.is_some().into()]),
+            Found::Dev(dev) if query.key == FibKey::Oif => {
+                let ifindex = dev.map_or(0, |dev| dev.ifindex);
+                self.regs.store(dreg, &ifindex.to_ne_bytes());
+            }
+            // The kernel writes only the first octets of the name: the rest is from before.
+            Found::Dev(None) => return ROUTE,
+            Found::Dev(dev) => self.regs.store(dreg, &name(dev).to_le_bytes()),
+            Found::Type(kind) => self.regs.store(dreg, &kind.to_ne_bytes()),
+        }
+        Flow::Continue
     }
 
     /// A value of up to 16 octets in little-endian order. `None`: break.

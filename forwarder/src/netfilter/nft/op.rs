@@ -3,7 +3,7 @@
 //! An operand that the kernel would not accept, for example one outside of the register file, never becomes
 //! an operation: the compiler writes [`Op::Kernel`] instead.
 
-use super::ruleset::{CmpOp, CtKey, ExthdrOp, MetaKey, PayloadBase, REGISTERS};
+use super::ruleset::{CmpOp, CtKey, ExthdrOp, FibQuery, MetaKey, PayloadBase, REGISTERS};
 
 /// What a compiled expression or rule decides. As the kernel's verdicts, with chains by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +123,11 @@ pub(super) enum Op {
     Ct {
         dreg: u8,
         key: CtKey,
+    },
+    /// `fib`.
+    Fib {
+        dreg: u8,
+        query: FibQuery,
     },
     /// `notrack`.
     Notrack,

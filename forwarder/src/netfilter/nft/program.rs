@@ -278,7 +278,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 8] = [
+pub(super) const FIXED_REASONS: [&str; 9] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -287,6 +287,7 @@ pub(super) const FIXED_REASONS: [&str; 8] = [
     "the packet is a fragment",
     "an element of a set is about to expire",
     "the packet's connection is not known",
+    "the kernel may choose another route for a rule",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -300,3 +301,4 @@ pub(super) const LOOP: u32 = 4;
 pub(super) const FRAGMENT: u32 = 5;
 pub(super) const EXPIRES: u32 = 6;
 pub(super) const NO_CONNECTION: u32 = 7;
+pub(super) const ROUTE: Flow = Flow::Kernel(8);

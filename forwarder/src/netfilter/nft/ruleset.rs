@@ -280,6 +280,52 @@ pub enum CtKey {
     Mark,
 }
 
+/// What `fib` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FibKey {
+    /// NFT_FIB_RESULT_OIF: ifindex of the route's interface, 32 bits, host byte order; 0: no route.
+    Oif,
+    /// NFT_FIB_RESULT_OIFNAME: its name, 16 octets, filled up with NUL.
+    OifName,
+    /// NFT_FIB_RESULT_ADDRTYPE: RTN_*, 32 bits, host byte order.
+    Type,
+}
+
+/// An interface of the packet that the result of `fib` is restricted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FibDev {
+    /// NFTA_FIB_F_IIF.
+    Iif,
+    /// NFTA_FIB_F_OIF.
+    Oif,
+}
+
+/// What `fib` looks up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FibQuery {
+    /// What it writes.
+    pub key: FibKey,
+    /// NFTA_FIB_F_DADDR: the route to the packet's destination, else that to its source.
+    pub daddr: bool,
+    /// The interface that the result is restricted to.
+    pub dev: Option<FibDev>,
+    /// NFTA_FIB_F_MARK: with the packet's mark.
+    pub mark: bool,
+    /// NFTA_FIB_F_PRESENT: whether there is a result, 8 bits.
+    pub present: bool,
+}
+
+impl FibQuery {
+    /// Octets that it writes to the register.
+    pub fn octets(self) -> usize {
+        match self.key {
+            _ if self.present => 1,
+            FibKey::OifName => 16,
+            FibKey::Oif | FibKey::Type => 4,
+        }
+    }
+}
+
 /// An expression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
@@ -388,6 +434,13 @@ pub enum Expr {
         dreg: Reg,
         /// What.
         key: CtKey,
+    },
+    /// `fib`: a lookup of a route.
+    Fib {
+        /// Destination.
+        dreg: Reg,
+        /// What is looked up.
+        query: FibQuery,
     },
     /// `meta mark set`.
     SetMark {

@@ -2,8 +2,11 @@
 
 use super::fields::{self, Field, Proto};
 use super::value::{Kind, Order, hex, prefix_len, shift_right};
+use crate::control::nftables::netlink_text;
 use crate::control::nftables::uapi::META_NAMES;
-use crate::netfilter::nft::ruleset::{CtKey, ExthdrOp, Family, MetaKey, PayloadBase, Reg, Set};
+use crate::netfilter::nft::ruleset::{
+    CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, Reg, Set,
+};
 
 /// What a register holds.
 #[derive(Debug, Clone)]
@@ -32,6 +35,7 @@ pub(super) enum What<'a> {
     },
     Meta(MetaKey),
     Ct(CtKey),
+    Fib(FibQuery),
     Value(&'a [u8]),
     /// Data of a map, with the text of its key.
     Map {
@@ -148,6 +152,7 @@ impl Known {
             }
             What::Meta(key) => meta(operand, *key),
             What::Ct(key) => ct(operand, *key),
+            What::Fib(query) => fib(operand, *query),
             What::Text(text, kind) => plain(operand, text.clone(), *kind, Source::Other)
                 .filter(|_| operand.mask.is_none()),
             What::Value(_) | What::Map { .. } => None,
@@ -320,6 +325,17 @@ fn ct(operand: &Operand<'_>, key: CtKey) -> Option<Left> {
     };
     let left = plain(operand, text.to_owned(), kind, Source::Other)?;
     Some(Left { mask: masked_field(operand, kind), ..left })
+}
+
+fn fib(operand: &Operand<'_>, query: FibQuery) -> Option<Left> {
+    let kind = match query.key {
+        _ if query.present => Kind::Presence,
+        FibKey::Oif => Kind::HostNumber,
+        FibKey::OifName => Kind::IfName,
+        FibKey::Type => Kind::AddrType,
+    };
+    let left = plain(operand, netlink_text::fib(query), kind, Source::Other)?;
+    operand.mask.is_none().then_some(left)
 }
 
 fn meta(operand: &Operand<'_>, key: MetaKey) -> Option<Left> {

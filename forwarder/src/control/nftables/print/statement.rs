@@ -71,6 +71,7 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 self.load(*dreg, What::Exthdr { op, kind, offset, present }, (*len).into(), at);
             }
             Expr::Meta { dreg, key } => self.load(*dreg, What::Meta(*key), meta_len(*key), at),
+            Expr::Fib { dreg, query } => self.load(*dreg, What::Fib(*query), query.octets(), at),
             Expr::Ct { dreg, key } => self.load(*dreg, What::Ct(*key), ct_len(*key), at),
             Expr::Immediate { dreg, value } => {
                 self.load(*dreg, What::Value(value), value.len(), at);

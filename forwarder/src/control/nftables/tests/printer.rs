@@ -99,7 +99,7 @@ fn of_expr(words: &[&str]) -> String {
         ["xfrm", ..] => other("ipsec"),
         [
             "immediate" | "cmp" | "range" | "bitwise" | "byteorder" | "lookup" | "payload" | "meta"
-            | "counter" | "objref" | "notrack",
+            | "counter" | "objref" | "notrack" | "fib",
             ..,
         ] => text,
         [name, ..] => other(name),

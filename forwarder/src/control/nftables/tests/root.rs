@@ -78,7 +78,6 @@ fn root_all_expressions_and_elements_are_as_nft_prints_them() {
             "masq",
             "redir",
             "dynset learned",
-            "fib",
             "rt",
             "socket",
             "osf",

@@ -1,6 +1,7 @@
 //! Tests of the compiler and of evaluation.
 
 mod expressions;
+mod fib;
 mod programs;
 mod random;
 mod reference;

@@ -278,6 +278,8 @@ impl State<'_> {
             }
             Expr::Notrack if self.input.ct != Ct::Off => return Flow::Final(Verdict::Kernel),
             Expr::Notrack => {}
+            // Without routes.
+            Expr::Fib { .. } => return Flow::Final(Verdict::Kernel),
             Expr::Counter { .. } | Expr::Other(_) => return Flow::Final(Verdict::Kernel),
         }
         Flow::Continue
