@@ -1,9 +1,9 @@
 //! Expressions as `nft --debug=netlink` (libnftnl) prints them: registers, offsets and octets.
 
-use super::uapi::CT_NAMES;
+use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
-    RuleVerdict,
+    BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
+    RuleVerdict, TupleEnd,
 };
 
 /// Names of libnftnl, by NFT_META_* number.
@@ -98,14 +98,21 @@ pub fn expr(expr: &Expr) -> String {
         }
         Expr::Meta { dreg, key } => format!("meta load {} => reg {}", meta(*key), reg(*dreg)),
         Expr::Ct { dreg, key } => {
-            let name = CT_NAMES.get(*key as usize).copied().unwrap_or_default();
-            format!("ct load {name} => reg {}", reg(*dreg))
+            let (name, direction) = ct(*key);
+            let direction = direction.map(|of| match of {
+                Direction::Original => " , dir original",
+                Direction::Reply => " , dir reply",
+            });
+            format!("ct load {name} => reg {}{}", reg(*dreg), direction.unwrap_or_default())
         }
         Expr::Fib { dreg, query } => {
             let present = if query.present { " present" } else { "" };
             format!("{}{present} => reg {}", fib(*query), reg(*dreg))
         }
         Expr::SetMark { sreg } => format!("meta set mark with reg {}", reg(*sreg)),
+        Expr::SetCtMark { sreg } => format!("ct set mark with reg {}", reg(*sreg)),
+        Expr::Xt(of) => of.to_string(),
+        Expr::Connmark(target) => target.to_string(),
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),
         Expr::Notrack => "notrack".into(),
@@ -143,6 +150,25 @@ pub fn verdict(verdict: &RuleVerdict) -> String {
         RuleVerdict::Goto(chain) => format!("goto -> {chain}"),
         RuleVerdict::Return => "return".into(),
         RuleVerdict::Other(code) => format!("verdict {code}"),
+    }
+}
+
+/// The name of a key of `ct` in libnftnl, and its direction.
+fn ct(key: CtKey) -> (&'static str, Option<Direction>) {
+    match key {
+        CtKey::State => ("state", None),
+        CtKey::Direction => ("direction", None),
+        CtKey::Status => ("status", None),
+        CtKey::Mark => ("mark", None),
+        CtKey::L3Proto => ("l3protocol", None),
+        CtKey::Protocol => ("protocol", None),
+        CtKey::Zone => ("zone", None),
+        CtKey::Ipv4(of, TupleEnd::Src) => ("src_ip", Some(of)),
+        CtKey::Ipv4(of, TupleEnd::Dst) => ("dst_ip", Some(of)),
+        CtKey::Ipv6(of, TupleEnd::Src) => ("src_ip6", Some(of)),
+        CtKey::Ipv6(of, TupleEnd::Dst) => ("dst_ip6", Some(of)),
+        CtKey::Port(of, TupleEnd::Src) => ("proto_src", Some(of)),
+        CtKey::Port(of, TupleEnd::Dst) => ("proto_dst", Some(of)),
     }
 }
 

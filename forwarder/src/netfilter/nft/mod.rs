@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`, `fib`: run it on a packet;
+//! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
 //! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
@@ -25,6 +25,7 @@ mod reach;
 pub mod ruleset;
 mod set;
 mod tuple_space;
+pub mod xt;
 
 pub use compile::{compile, compile_with_slack};
 pub use follow::{Around, Nft};

@@ -278,7 +278,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 9] = [
+pub(super) const FIXED_REASONS: [&str; 12] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -288,6 +288,9 @@ pub(super) const FIXED_REASONS: [&str; 9] = [
     "an element of a set is about to expire",
     "the packet's connection is not known",
     "the kernel may choose another route for a rule",
+    "the mark of the connection changes",
+    "the packet's transport header is not known",
+    "the packet is a jumbogram, whose length a rule compares",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -302,3 +305,6 @@ pub(super) const FRAGMENT: u32 = 5;
 pub(super) const EXPIRES: u32 = 6;
 pub(super) const NO_CONNECTION: u32 = 7;
 pub(super) const ROUTE: Flow = Flow::Kernel(8);
+pub(super) const CT_MARK: Flow = Flow::Kernel(9);
+pub(super) const NO_TRANSPORT: Flow = Flow::Kernel(10);
+pub(super) const JUMBOGRAM: Flow = Flow::Kernel(11);

@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+use super::xt::{Connmark, Xt};
+use crate::netfilter::conntrack::Direction;
+
 /// NFPROTO_*: the family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -278,6 +281,39 @@ pub enum CtKey {
     Status,
     /// NFT_CT_MARK: 32 bits, host byte order.
     Mark,
+    /// NFT_CT_L3PROTOCOL: NFPROTO_IPV4 or NFPROTO_IPV6, 8 bits.
+    L3Proto,
+    /// NFT_CT_PROTOCOL: IPPROTO_*, 8 bits.
+    Protocol,
+    /// NFT_CT_ZONE, of both directions: 16 bits, host byte order.
+    Zone,
+    /// NFT_CT_SRC_IP, NFT_CT_DST_IP: 32 bits, network byte order. Breaks for IPv6.
+    Ipv4(Direction, TupleEnd),
+    /// NFT_CT_SRC_IP6, NFT_CT_DST_IP6: 128 bits, network byte order. Breaks for IPv4.
+    Ipv6(Direction, TupleEnd),
+    /// NFT_CT_PROTO_SRC, NFT_CT_PROTO_DST: 16 bits, network byte order.
+    Port(Direction, TupleEnd),
+}
+
+/// The source or the destination of a connection's tuple.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TupleEnd {
+    /// Source.
+    Src,
+    /// Destination.
+    Dst,
+}
+
+impl CtKey {
+    /// Octets of the value.
+    pub fn octets(self) -> usize {
+        match self {
+            CtKey::Direction | CtKey::L3Proto | CtKey::Protocol => 1,
+            CtKey::Zone | CtKey::Port(..) => 2,
+            CtKey::State | CtKey::Status | CtKey::Mark | CtKey::Ipv4(..) => 4,
+            CtKey::Ipv6(..) => 16,
+        }
+    }
 }
 
 /// What `fib` writes.
@@ -447,6 +483,11 @@ pub enum Expr {
         /// The new mark, 32 bits, host byte order.
         sreg: Reg,
     },
+    /// `ct mark set`: left to the kernel where that changes the mark.
+    SetCtMark {
+        /// The mark, 32 bits, host byte order.
+        sreg: Reg,
+    },
     /// `counter`, with the kernel's counts when it was read.
     Counter {
         /// Packets.
@@ -454,6 +495,10 @@ pub enum Expr {
         /// Octets.
         octets: u64,
     },
+    /// A match of iptables that has no expression.
+    Xt(Xt),
+    /// The target `CONNMARK` of iptables.
+    Connmark(Connmark),
     /// `objref` to a named object.
     Objref {
         /// NFT_OBJECT_*.

@@ -4,8 +4,9 @@ use super::fields::{self, Field, Proto};
 use super::value::{Kind, Order, hex, prefix_len, shift_right};
 use crate::control::nftables::netlink_text;
 use crate::control::nftables::uapi::META_NAMES;
+use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, Reg, Set,
+    CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, Reg, Set, TupleEnd,
 };
 
 /// What a register holds.
@@ -317,11 +318,29 @@ fn exthdr(
 }
 
 fn ct(operand: &Operand<'_>, key: CtKey) -> Option<Left> {
+    let of = |direction: Direction, end: TupleEnd, src: &str, dst: &str| {
+        let direction = if direction == Direction::Original { "original" } else { "reply" };
+        format!("ct {direction} {}", if end == TupleEnd::Src { src } else { dst })
+    };
+    let tuple = match key {
+        CtKey::Ipv4(at, end) => Some((of(at, end, "ip saddr", "ip daddr"), Kind::Ipv4)),
+        CtKey::Ipv6(at, end) => Some((of(at, end, "ip6 saddr", "ip6 daddr"), Kind::Ipv6)),
+        CtKey::Port(at, end) => Some((of(at, end, "proto-src", "proto-dst"), Kind::Port)),
+        _ => None,
+    };
+    if let Some((text, kind)) = tuple {
+        let left = plain(operand, text, kind, Source::Other)?;
+        return Some(Left { mask: masked_field(operand, kind), ..left });
+    }
     let (text, kind) = match key {
         CtKey::State => ("ct state", Kind::CtState),
         CtKey::Direction => ("ct direction", Kind::CtDirection),
         CtKey::Status => ("ct status", Kind::CtStatus),
         CtKey::Mark => ("ct mark", Kind::Mark),
+        CtKey::L3Proto => ("ct l3proto", Kind::NfProto),
+        CtKey::Protocol => ("ct protocol", Kind::Proto),
+        CtKey::Zone => ("ct zone", Kind::HostNumber),
+        CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..) => return None,
     };
     let left = plain(operand, text.to_owned(), kind, Source::Other)?;
     Some(Left { mask: masked_field(operand, kind), ..left })

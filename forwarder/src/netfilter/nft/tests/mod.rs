@@ -7,6 +7,7 @@ mod random;
 mod reference;
 mod sets;
 mod valid;
+mod xt;
 
 use super::ruleset::*;
 use super::*;
