@@ -469,9 +469,10 @@ fn tuples_and_marks_of_connections_are_evaluated() -> Result<()> {
 table inet fw {
     chain forward {
         type filter hook forward priority filter; policy drop;
-        ct l3proto ipv4 ct protocol { tcp, udp } ct zone 0 ct original proto-dst 5001 ct original ip daddr 198.18.2.2 \
-            ct reply ip saddr 198.18.2.2 ct reply proto-src 5001 ct mark set 9 accept
-        ct original ip6 daddr 2001:db8:2::2 ct protocol udp ct reply proto-src 5001 ct mark set 9 accept
+        meta l4proto tcp ct l3proto ipv4 ct protocol tcp ct zone 0 ct original proto-dst 5001 \
+            ct original ip daddr 198.18.2.2 ct mark set 9 accept
+        meta l4proto udp ct reply ip saddr 198.18.2.2 ct reply proto-src 5001 ct mark set 9 accept
+        meta l4proto udp ct original ip6 daddr 2001:db8:2::2 ct reply proto-src 5001 ct mark set 9 accept
     }
 }
 ";
