@@ -105,6 +105,10 @@ impl Pair {
             router.run("ip -6 rule add fwmark 5 lookup 105")?;
             router.run("ip -6 route add default via 2001:db8:2::3 table 105")?;
         }
+        Pair::of(kernel, world)
+    }
+
+    fn of(kernel: World, world: World) -> Result<Pair> {
         let ferroute = Ferroute::start(&world.lab)?;
         let seed = rng::seed();
         println!("seed {seed}");
@@ -320,6 +324,23 @@ fn rulesets_do_what_they_do_in_the_kernel() -> Result<()> {
     }
     pair.load("")?;
     pair.check("no ruleset", false)?;
+    pair.finish()
+}
+
+/// Without rules for routing, the kernel has one table of local and other routes.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn rulesets_look_up_routes_as_the_kernel_without_rules_for_routing() -> Result<()> {
+    let mut pair = Pair::of(World::without_rules()?, World::without_rules()?)?;
+    let (ours, _) = RULESETS.split_once("\n#### kernel\n").context("no such line")?;
+    let scripts = ours.split("\n### ").filter(|script| script.contains("fib "));
+    for ruleset in scripts {
+        let (name, script) = ruleset.split_once('\n').context("a ruleset without a name")?;
+        for _ in 0..3 {
+            pair.load(script)?;
+            pair.check(name, false)?;
+        }
+    }
     pair.finish()
 }
 
