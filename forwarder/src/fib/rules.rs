@@ -95,6 +95,13 @@ pub struct FamilyFib<L: PrefixMatch> {
     pub default_table: Option<u32>,
     /// In order of priority; not evaluated when `merged`.
     pub rules: Arc<[Rule<L::Addr>]>,
+    /// RT_TABLE_LOCAL, when it is a table of its own that a rule looks up.
+    pub local_table: Option<u32>,
+    /// A next hop is not used because its interface has no carrier (`ignore_routes_with_linkdown`). Lookups
+    /// of rules of nftables would use it.
+    pub ignores_linkdown: bool,
+    /// IPv6: prefixes of which `ip6_route_lookup` may choose another route than `ip6_route_input` does.
+    pub irregular: Arc<[(L::Addr, u8)]>,
     /// By leaf; position 0 is never used.
     pub infos: Arc<[Arc<FibInfo>]>,
 }
@@ -120,6 +127,9 @@ impl<L: PrefixMatch> Clone for FamilyFib<L> {
             tables: Arc::clone(&self.tables),
             merged: self.merged,
             default_table: self.default_table,
+            local_table: self.local_table,
+            ignores_linkdown: self.ignores_linkdown,
+            irregular: Arc::clone(&self.irregular),
             rules: Arc::clone(&self.rules),
             infos: Arc::clone(&self.infos),
         }
@@ -133,6 +143,9 @@ impl<L: PrefixMatch> FamilyFib<L> {
             tables: Arc::new([]),
             merged: true,
             default_table: None,
+            local_table: None,
+            ignores_linkdown: false,
+            irregular: Arc::new([]),
             rules: Arc::new([]),
             infos: Arc::new([]),
         }
@@ -166,6 +179,15 @@ impl<L: PrefixMatch> FamilyFib<L> {
         match self.table_lookup(Some(0), flow.daddr) {
             Some(found) => found,
             None => self.default_lookup(flow),
+        }
+    }
+
+    /// `fib_table_lookup` in the local table, of which the main table may be a part.
+    pub fn local_lookup(&self, daddr: L::Addr) -> FibResult<'_> {
+        let table = if self.merged { Some(0) } else { self.local_table };
+        match table.filter(|table| (*table as usize) < self.tables.len()) {
+            Some(table) => self.table_lookup(Some(table), daddr).unwrap_or(FibResult::NoRoute),
+            None => STALE,
         }
     }
 

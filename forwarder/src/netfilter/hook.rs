@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{Ct, FlowTable, NatTarget, nf_conntrack_in, nf_nat_packet};
-use super::nft::{BaseChainId, Family, Journal, Nft, NftVerdict, Transport};
+use super::nft::{Around, BaseChainId, Family, Journal, Nft, NftVerdict, Transport};
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
@@ -438,7 +438,8 @@ impl Hooks {
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
-                        match nft.run(*chain, skb, at, own.ct, now_ns, &mut own.journal) {
+                        let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
+                        match nft.run(*chain, skb, at, around, &mut own.journal) {
                             NftVerdict::Accept => Verdict::Accept,
                             NftVerdict::Drop => Verdict::Drop,
                             NftVerdict::Kernel(reason) if nft.program().is_transient(reason) => {

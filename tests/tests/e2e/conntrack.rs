@@ -232,6 +232,71 @@ fn states_of_iptables_are_evaluated() -> Result<()> {
     Ok(())
 }
 
+/// Marks are set with the first packet, and remain: rules that restore and save them do not prevent that a
+/// connection is carried. The answers of UDP pass only where the mark, the direction and the status are known.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn connections_with_marks_are_carried() -> Result<()> {
+    let lab = Lab::up()?;
+    for line in [
+        "iptables-nft -t mangle -A PREROUTING -j CONNMARK --restore-mark",
+        "iptables-nft -t mangle -A PREROUTING -m mark --mark 0 -p udp -j MARK --set-mark 7",
+        "iptables-nft -t mangle -A POSTROUTING -j CONNMARK --save-mark",
+        "iptables-nft -P FORWARD DROP",
+        "iptables-nft -A FORWARD -p tcp -m multiport --ports 5001 -j ACCEPT",
+        "iptables-nft -A FORWARD -p udp --dport 5001 -m conntrack --ctproto udp --ctdir ORIGINAL -j ACCEPT",
+        "iptables-nft -A FORWARD -m connmark --mark 7 -m conntrack --ctstatus SEEN_REPLY --ctdir REPLY -j ACCEPT",
+    ] {
+        lab.router.run(line)?;
+    }
+    let running = Ferroute::start(&lab)?;
+    let talks =
+        [Conversation::start(&lab, RIGHT4, true)?, Conversation::start(&lab, RIGHT4, false)?];
+    ensure!(are_carried(&running, &[&talks[0], &talks[1]]), "{}", running.account());
+    ensure!(entries(&lab.router)?.contains("mark=7"), "{}", entries(&lab.router)?);
+    Ok(())
+}
+
+/// The tuples of connections, and marks in nftables. A rule that changes the mark leaves the connection to
+/// the kernel, which changes it.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn tuples_and_marks_of_connections_are_evaluated() -> Result<()> {
+    let lab = Lab::up()?;
+    let ruleset = "
+table inet fw {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        meta l4proto tcp ct l3proto ipv4 ct protocol tcp ct zone 0 ct original proto-dst 5001 \
+            ct original ip daddr 198.18.2.2 ct mark set 9 accept
+        meta l4proto udp ct reply ip saddr 198.18.2.2 ct reply proto-src 5001 ct mark set 9 accept
+        meta l4proto udp ct original ip6 daddr 2001:db8:2::2 ct reply proto-src 5001 ct mark set 9 accept
+    }
+}
+";
+    nft(&lab.router, ruleset)?;
+    let running = Ferroute::start(&lab)?;
+    let tcp = Conversation::start(&lab, RIGHT4, true)?;
+    let udp = Conversation::start(&lab, RIGHT4, false)?;
+    let udp6 = Conversation::start(&lab, RIGHT6, false)?;
+    ensure!(are_carried(&running, &[&tcp, &udp, &udp6]), "{}", running.account());
+    let marked = |mark: &str| Ok::<_, anyhow::Error>(entries(&lab.router)?.matches(mark).count());
+    ensure!(marked("mark=9")? == 3, "{}", entries(&lab.router)?);
+    nft(
+        &lab.router,
+        &format!("flush ruleset\n{}", ruleset.replace("ct mark set 9", "ct mark set 8")),
+    )?;
+    ensure!(
+        eventually(|| marked("mark=8").is_ok_and(|count| count == 3)),
+        "{}",
+        entries(&lab.router)?
+    );
+    for talk in [&tcp, &udp, &udp6] {
+        ensure!(talk.goes_on(), "{}", running.account());
+    }
+    Ok(())
+}
+
 /// A rule that only the kernel evaluates matters to the connections that reach it: they are left to it, also
 /// by the XDP program, until the ruleset changes.
 #[test]

@@ -174,9 +174,9 @@ fn translated(name: &str, case: &Case) -> Result<()> {
     let mut running = Ferroute::start(&lab)?;
     let mut talks = Vec::new();
     for is_tcp in [true, false] {
-        for family in 0..2 {
+        for (family, right) in SERVERS.iter().enumerate() {
             let (to, server) = (case.to[family], case.at[family]);
-            let host = if server.0 == SERVERS[family].0 { &lab.right } else { &lab.left };
+            let host = if server.0 == right.0 { &lab.right } else { &lab.left };
             let (to, server) = (at(to.0, to.1)?, at(server.0, server.1)?);
             let talk = Conversation::between(&lab.left, to, host, server, is_tcp)?;
             let seen: IpAddr = case.seen[family].parse()?;

@@ -24,6 +24,8 @@ const GENERATED: usize = 90;
 /// Batches of packets of established connections, and packets of a batch.
 const BATCHES: usize = 3;
 const BATCH: usize = 40;
+/// The note of a RST with a sequence number from before what its receiver has acknowledged.
+const INVALID: &str = "invalid RST";
 /// Nothing more is expected after this time without a frame.
 const QUIET: Duration = Duration::from_millis(15);
 
@@ -138,7 +140,12 @@ impl Talk<'_> {
         for (input, (n, from)) in inputs.iter().zip(of) {
             let [kernel, own] =
                 outputs.each_ref().map(|it| it.get(&input.index).unwrap_or(&nothing));
-            if kernel != own {
+            // An invalid packet of a carried connection is dropped where the kernel's error about it would be the
+            // kernel's to send.
+            let is_dropped = input.note.contains(INVALID)
+                && own.is_empty()
+                && kernel.iter().all(|it| is_error(&it.1));
+            if kernel != own && !is_dropped {
                 let list = |frames: &[(Side, Vec<u8>)]| -> String {
                     let texts = frames.iter().map(|(to, it)| format!("{to:?}: {}", describe(it)));
                     texts.collect::<Vec<_>>().join("\n  ")
@@ -254,11 +261,7 @@ impl Talk<'_> {
             (&by_fin, From::Client, segment(FIN | ACK, "FIN")),
             (&by_fin, From::Server, segment(FIN | ACK, "FIN")),
             (&by_fin, From::Client, segment(ACK, "last ACK")),
-            (
-                &by_rst,
-                From::Server,
-                Segment { seq_offset: -50, ..segment(RST, "RST from before what is acknowledged") },
-            ),
+            (&by_rst, From::Server, Segment { seq_offset: -50, ..segment(RST, INVALID) }),
             (&by_rst, From::Client, segment(ACK, "still open")),
             (&by_rst, From::Server, segment(RST | ACK, "RST")),
         ];
@@ -362,11 +365,22 @@ fn converse(
     Ok(Share { carried: forwarded.saturating_sub(by_kernel), kernel: by_kernel })
 }
 
+/// Has Ferroute follow the kernel's connections: entries that are made before send no events.
+fn listen(pair: &mut Pair) -> Result<()> {
+    pair.load(
+        "table inet t { chain c { type filter hook forward priority 0; ct state new accept; }; }",
+    )?;
+    pair.wait_until_followed()?;
+    std::thread::sleep(Duration::from_millis(500));
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn connections_are_treated_as_by_the_kernel() -> Result<()> {
     let mut pair = Pair::build()?;
     let mut rng = Rng::new(pair.seed());
+    listen(&mut pair)?;
     let (ours, kernels) = RULESETS.split_once("\n#### kernel\n").expect("such a line");
     for (rulesets, are_carried) in [(ours, true), (kernels, false)] {
         for ruleset in rulesets.split("\n### ").skip(1) {
@@ -386,6 +400,7 @@ fn connections_are_treated_as_by_the_kernel() -> Result<()> {
 fn connections_are_treated_as_by_the_kernel_with_generated_rulesets() -> Result<()> {
     let mut pair = Pair::build()?;
     let mut rng = Rng::new(pair.seed());
+    listen(&mut pair)?;
     let (mut sum, mut refused) = (Share::default(), 0);
     for n in 0..GENERATED {
         let script = random_stateful(&mut rng);

@@ -369,7 +369,7 @@ mod tests {
     use crate::netfilter::hook::{Hook, HookState};
     use crate::netfilter::nft::NftVerdict;
     use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
-    use crate::netfilter::nft::{Family, Journal, Transport, compile};
+    use crate::netfilter::nft::{Around, Family, Journal, Transport, compile};
     use crate::skb::{SkBuff, Umem};
 
     const COUNTER: Expr = Expr::Counter { packets: 10, octets: 1000 };
@@ -426,7 +426,8 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        assert_eq!(nft.run(base, &mut skb, &at, Ct::Off, 0, &mut journal), NftVerdict::Accept);
+        let around = Around { ct: Ct::Off, tables: None, now_ns: 0 };
+        assert_eq!(nft.run(base, &mut skb, &at, around, &mut journal), NftVerdict::Accept);
         nft.commit(&mut journal, 1);
         Arc::new(nft)
     }

@@ -296,10 +296,13 @@ impl<'a> Follower<'a> {
                 return Ok(());
             }
         }
-        self.ruleset_change = self.shared.ruleset_changes.load(Relaxed);
         self.refused.clear();
         let found = self.compare()?;
         self.enqueue(found);
+        // Connections that were being opened have no events either: as if the ruleset had changed, the table is
+        // read once more.
+        self.ruleset_change = self.shared.ruleset_changes.load(Relaxed).wrapping_sub(1);
+        self.compared = Instant::now();
         Ok(())
     }
 

@@ -3,22 +3,23 @@
 
 use super::attrs::{NftValues as _, Table};
 use super::uapi::*;
+use super::xt;
 use crate::control::netlink::message::Attrs;
+use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, MetaKey, PayloadBase, Reg,
+    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery, MetaKey,
+    PayloadBase, TupleEnd,
 };
 
-/// The register of expressions that stand for a match of iptables: the last one.
-pub(super) const XT_REG: Reg = Reg(48);
 /// Text of an expression that has no name.
 const NAMELESS: &str = "malformed expression";
 
-/// Decodes NFTA_RULE_EXPRESSIONS.
-pub fn exprs(mut list: Attrs<'_>) -> Vec<Expr> {
+/// Decodes NFTA_RULE_EXPRESSIONS of a rule in a table of this family.
+pub fn exprs(family: Family, mut list: Attrs<'_>) -> Vec<Expr> {
     let mut exprs = Vec::new();
     for attr in list.by_ref() {
         if attr.kind == NFTA_LIST_ELEM {
-            match xt_conntrack(attr.nested()) {
+            match xt::exprs(family, attr.nested()) {
                 Some(same) => exprs.extend(same),
                 None => exprs.extend(expr(attr.nested())),
             }
@@ -71,48 +72,6 @@ pub(super) fn have_connlimit(mut list: Attrs<'_>) -> bool {
     list.any(|attr| is_connlimit(attr.nested()))
 }
 
-/// The match `conntrack` of iptables as the expressions of nftables that do the same (`conntrack_mt`), if
-/// it compares the state only.
-fn xt_conntrack(attrs: Attrs<'_>) -> Option<[Expr; 3]> {
-    // `struct xt_conntrack_mtinfo3`: offsets of fields, octets. Revision 2 is the same up to here.
-    const MATCH_FLAGS: usize = 146;
-    const INVERT_FLAGS: usize = 148;
-    const STATE_MASK: usize = 150;
-    // XT_CONNTRACK_STATE, and how the match was named.
-    const STATE: u16 = 1;
-    const STATE_ALIAS: u16 = 1 << 13;
-    // XT_CONNTRACK_STATE_*: as in nftables up to NEW, and UNTRACKED. SNAT and DNAT are no states there.
-    const SAME: u16 = 0x0f;
-    const UNTRACKED: u16 = 1 << 8;
-    let table = Table::<3>::strict(attrs)?;
-    if table.name(NFTA_EXPR_NAME)? != "match" {
-        return None;
-    }
-    let extension = Table::<4>::strict(table.nested(NFTA_EXPR_DATA)?)?;
-    let is_known = extension.name(NFTA_MATCH_NAME)? == "conntrack"
-        && matches!(extension.be32(NFTA_MATCH_REV)?, 2 | 3);
-    let info = extension.get(NFTA_MATCH_INFO).filter(|_| is_known)?;
-    let field = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
-    let (flags, invert, mask) = (field(MATCH_FLAGS)?, field(INVERT_FLAGS)?, field(STATE_MASK)?);
-    if flags & !STATE_ALIAS != STATE || invert & !(STATE | STATE_ALIAS) != 0 {
-        return None;
-    }
-    if mask & !(SAME | UNTRACKED) != 0 {
-        return None;
-    }
-    let states = u32::from(mask & SAME) | if mask & UNTRACKED != 0 { 64 } else { 0 };
-    // iptables uses the first register, each time for one match.
-    let reg = XT_REG;
-    let op =
-        BitwiseOp::MaskXor { mask: states.to_ne_bytes().to_vec(), xor: vec![0; size_of::<u32>()] };
-    let cmp = if invert & STATE != 0 { CmpOp::Eq } else { CmpOp::Neq };
-    Some([
-        Expr::Ct { dreg: reg, key: CtKey::State },
-        Expr::Bitwise { sreg: reg, dreg: reg, len: 4, op },
-        Expr::Cmp { sreg: reg, op: cmp, data: vec![0; size_of::<u32>()] },
-    ])
-}
-
 /// `None`: one without effect.
 fn expr(attrs: Attrs<'_>) -> Option<Expr> {
     let named = Table::<3>::strict(attrs).and_then(|table| {
@@ -134,6 +93,7 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "counter" => counter(data).map(|(packets, octets)| Expr::Counter { packets, octets }),
         "objref" => objref(data),
         "ct" => ct(data),
+        "fib" => fib(data),
         "notrack" => data.0.is_empty().then_some(Expr::Notrack),
         _ => None,
     };
@@ -363,20 +323,71 @@ fn meta(data: Attrs<'_>) -> Option<Expr> {
     Some(Expr::Meta { dreg: table.reg_of(NFTA_META_DREG, len)?, key })
 }
 
-/// `ct` that is read, of both directions (without NFTA_CT_DIRECTION).
+/// `ct` that is read, and `ct mark set`. Only addresses and ports are of one direction (NFTA_CT_DIRECTION).
 fn ct(data: Attrs<'_>) -> Option<Expr> {
     let table = Table::<5>::strict(data)?;
-    let key = match table.be32(NFTA_CT_KEY)? {
+    let number = table.be32(NFTA_CT_KEY)?;
+    if table.has(NFTA_CT_SREG) {
+        let is_mark =
+            number == NFT_CT_MARK && !table.has(NFTA_CT_DREG) && !table.has(NFTA_CT_DIRECTION);
+        let sreg = table.reg_of(NFTA_CT_SREG, 4).filter(|_| is_mark)?;
+        return Some(Expr::SetCtMark { sreg });
+    }
+    let direction = || match table.u8(NFTA_CT_DIRECTION)? {
+        0 => Some(Direction::Original),
+        1 => Some(Direction::Reply),
+        _ => None,
+    };
+    let key = match number {
         0 => CtKey::State,
         1 => CtKey::Direction,
         2 => CtKey::Status,
-        3 => CtKey::Mark,
+        NFT_CT_MARK => CtKey::Mark,
+        7 => CtKey::L3Proto,
+        10 => CtKey::Protocol,
+        11 => CtKey::Port(direction()?, TupleEnd::Src),
+        12 => CtKey::Port(direction()?, TupleEnd::Dst),
+        17 => CtKey::Zone,
+        19 => CtKey::Ipv4(direction()?, TupleEnd::Src),
+        20 => CtKey::Ipv4(direction()?, TupleEnd::Dst),
+        21 => CtKey::Ipv6(direction()?, TupleEnd::Src),
+        22 => CtKey::Ipv6(direction()?, TupleEnd::Dst),
         _ => return None,
     };
-    if table.has(NFTA_CT_DIRECTION) || table.has(NFTA_CT_SREG) {
+    let has_direction = matches!(key, CtKey::Port(..) | CtKey::Ipv4(..) | CtKey::Ipv6(..));
+    if table.has(NFTA_CT_DIRECTION) != has_direction {
         return None;
     }
-    Some(Expr::Ct { dreg: table.reg_of(NFTA_CT_DREG, 4)?, key })
+    Some(Expr::Ct { dreg: table.reg_of(NFTA_CT_DREG, key.octets())?, key })
+}
+
+/// `fib`, with what `nft_fib_init` accepts.
+fn fib(data: Attrs<'_>) -> Option<Expr> {
+    let table = Table::<4>::strict(data)?;
+    let flags = table.be32(NFTA_FIB_FLAGS)?;
+    let present = flags & NFTA_FIB_F_PRESENT != 0;
+    let key = match table.be32(NFTA_FIB_RESULT)? {
+        1 => FibKey::Oif,
+        2 => FibKey::OifName,
+        3 if !present => FibKey::Type,
+        _ => return None,
+    };
+    let dev = match flags & (NFTA_FIB_F_IIF | NFTA_FIB_F_OIF) {
+        0 => None,
+        NFTA_FIB_F_IIF => Some(FibDev::Iif),
+        NFTA_FIB_F_OIF => Some(FibDev::Oif),
+        _ => return None,
+    };
+    let daddr = match flags & (NFTA_FIB_F_SADDR | NFTA_FIB_F_DADDR) {
+        NFTA_FIB_F_SADDR => false,
+        NFTA_FIB_F_DADDR => true,
+        _ => return None,
+    };
+    if flags > 2 * NFTA_FIB_F_PRESENT - 1 {
+        return None;
+    }
+    let query = FibQuery { key, daddr, dev, mark: flags & NFTA_FIB_F_MARK != 0, present };
+    Some(Expr::Fib { dreg: table.reg_of(NFTA_FIB_DREG, query.octets())?, query })
 }
 
 /// A key, and the octets that it writes to the register.

@@ -19,6 +19,7 @@ mod set;
 #[cfg(test)]
 mod tests;
 mod uapi;
+mod xt;
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -1,8 +1,9 @@
 //! Expressions as `nft --debug=netlink` (libnftnl) prints them: registers, offsets and octets.
 
-use super::uapi::CT_NAMES;
+use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Expr, ExthdrOp, MetaKey, PayloadBase, Reg, RuleVerdict,
+    BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
+    RuleVerdict, TupleEnd,
 };
 
 /// Names of libnftnl, by NFT_META_* number.
@@ -97,10 +98,21 @@ pub fn expr(expr: &Expr) -> String {
         }
         Expr::Meta { dreg, key } => format!("meta load {} => reg {}", meta(*key), reg(*dreg)),
         Expr::Ct { dreg, key } => {
-            let name = CT_NAMES.get(*key as usize).copied().unwrap_or_default();
-            format!("ct load {name} => reg {}", reg(*dreg))
+            let (name, direction) = ct(*key);
+            let direction = direction.map(|of| match of {
+                Direction::Original => " , dir original",
+                Direction::Reply => " , dir reply",
+            });
+            format!("ct load {name} => reg {}{}", reg(*dreg), direction.unwrap_or_default())
+        }
+        Expr::Fib { dreg, query } => {
+            let present = if query.present { " present" } else { "" };
+            format!("{}{present} => reg {}", fib(*query), reg(*dreg))
         }
         Expr::SetMark { sreg } => format!("meta set mark with reg {}", reg(*sreg)),
+        Expr::SetCtMark { sreg } => format!("ct set mark with reg {}", reg(*sreg)),
+        Expr::Xt(of) => of.to_string(),
+        Expr::Connmark(target) => target.to_string(),
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),
         Expr::Notrack => "notrack".into(),
@@ -139,6 +151,45 @@ pub fn verdict(verdict: &RuleVerdict) -> String {
         RuleVerdict::Return => "return".into(),
         RuleVerdict::Other(code) => format!("verdict {code}"),
     }
+}
+
+/// The name of a key of `ct` in libnftnl, and its direction.
+fn ct(key: CtKey) -> (&'static str, Option<Direction>) {
+    match key {
+        CtKey::State => ("state", None),
+        CtKey::Direction => ("direction", None),
+        CtKey::Status => ("status", None),
+        CtKey::Mark => ("mark", None),
+        CtKey::L3Proto => ("l3protocol", None),
+        CtKey::Protocol => ("protocol", None),
+        CtKey::Zone => ("zone", None),
+        CtKey::Ipv4(of, TupleEnd::Src) => ("src_ip", Some(of)),
+        CtKey::Ipv4(of, TupleEnd::Dst) => ("dst_ip", Some(of)),
+        CtKey::Ipv6(of, TupleEnd::Src) => ("src_ip6", Some(of)),
+        CtKey::Ipv6(of, TupleEnd::Dst) => ("dst_ip6", Some(of)),
+        CtKey::Port(of, TupleEnd::Src) => ("proto_src", Some(of)),
+        CtKey::Port(of, TupleEnd::Dst) => ("proto_dst", Some(of)),
+    }
+}
+
+/// What `fib` looks up, as nft prints it.
+pub fn fib(query: FibQuery) -> String {
+    let FibQuery { key, daddr, dev, mark, .. } = query;
+    let mut text = format!("fib {}", if daddr { "daddr" } else { "saddr" });
+    if mark {
+        text += " . mark";
+    }
+    text += match dev {
+        Some(FibDev::Iif) => " . iif",
+        Some(FibDev::Oif) => " . oif",
+        None => "",
+    };
+    let key = match key {
+        FibKey::Oif => "oif",
+        FibKey::OifName => "oifname",
+        FibKey::Type => "type",
+    };
+    format!("{text} {key}")
 }
 
 fn meta(key: MetaKey) -> String {

@@ -106,7 +106,7 @@ fn prefix(value: &[u8]) -> String {
 pub fn rule(message: &Message<'_>) -> Option<(Owner, String, Rule)> {
     let (owner, table) = parts::<8>(message)?;
     let exprs = match table.nested(NFTA_RULE_EXPRESSIONS) {
-        Some(list) => expr::exprs(list),
+        Some(list) => expr::exprs(Family::of(owner.family), list),
         None => vec![Expr::Other("rule without a list of expressions".into())],
     };
     let of_iptables = || table.nested(NFTA_RULE_EXPRESSIONS).and_then(expr::comment);

@@ -14,7 +14,7 @@ use super::program::{
     NO_CLASSIFIER, Program, Step,
 };
 use super::ruleset::{
-    BitwiseOp, Chain, Expr, Family, MetaKey, OBJECT_COUNTER, Reg, RuleVerdict, Ruleset,
+    BitwiseOp, Chain, CtKey, Expr, Family, MetaKey, OBJECT_COUNTER, Reg, RuleVerdict, Ruleset,
     SET_CONSTANT, Set, Table,
 };
 use super::set::CompiledSet;
@@ -73,7 +73,9 @@ fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
         let bases = table.chains.iter().filter_map(|chain| chain.base.as_ref());
         bases.map(|base| (base.hook, base.priority)).collect()
     };
-    let sets_mark = |table: &Table| exprs(table).any(|expr| matches!(expr, Expr::SetMark { .. }));
+    let sets_mark = |table: &Table| {
+        exprs(table).any(|expr| matches!(expr, Expr::SetMark { .. } | Expr::Connmark(_)))
+    };
     let mut found = Vec::new();
     for (n, one) in tables.iter().enumerate() {
         for other in tables.iter().skip(n + 1) {
@@ -481,7 +483,17 @@ fn plain(expr: &Expr) -> Option<Op> {
         },
         Expr::Meta { dreg, key } => Op::Meta { dreg: valid(*dreg, meta_len(*key))?, key: *key },
         Expr::SetMark { sreg } => Op::SetMark { sreg: valid(*sreg, 4)? },
+        Expr::Ct { dreg, key: key @ (CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..)) } => {
+            Op::CtTuple { dreg: valid(*dreg, key.octets())?, key: *key }
+        }
         Expr::Ct { dreg, key } => Op::Ct { dreg: valid(*dreg, 4)?, key: *key },
+        Expr::Xt(of) => Op::Xt(Box::new(of.clone())),
+        Expr::Connmark(target) => Op::Connmark(Box::new(*target)),
+        Expr::SetCtMark { sreg } => Op::SetCtMark { sreg: valid(*sreg, 4)? },
+        Expr::Fib { dreg, query } => {
+            // The kernel writes 16 octets for a name, but 4 if there is no route.
+            Op::Fib { dreg: valid(*dreg, query.octets())?, query: *query }
+        }
         Expr::Notrack => Op::Notrack,
         Expr::Verdict(_)
         | Expr::Lookup { .. }

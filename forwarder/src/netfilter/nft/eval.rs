@@ -7,13 +7,17 @@ use crate::tables::Link;
 
 use super::classify::KeyBuilder;
 use super::compile::meta_len;
+use super::fib::{self, Found};
 use super::op::{Flow, Load, Op, RangeTest, Regs, Test};
 use super::packet::{Packet, View, find_header};
 use super::program::{
-    BaseChainId, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NO_CONNECTION, NftVerdict, Program,
-    REROUTE, TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
+    BaseChainId, CT_MARK, EXPIRES, FRAGMENT, IPV4_OPTIONS, Journal, NO_CONNECTION, NftVerdict,
+    Program, REROUTE, ROUTE, TOO_MANY_COUNTERS, UNKNOWN_CHAIN,
 };
-use super::ruleset::{CmpOp, CtKey, ExthdrOp, Family, MetaKey};
+use super::ruleset::{
+    CmpOp, CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, TupleEnd,
+};
+use super::xt::{Connmark, ConnmarkMode};
 
 /// NFT_JUMP_STACK_SIZE.
 const JUMP_STACK_SIZE: usize = 16;
@@ -21,6 +25,8 @@ const JUMP_STACK_SIZE: usize = 16;
 const IFNAMSIZ: usize = 16;
 /// ARPHRD_ETHER.
 const ARPHRD_ETHER: u16 = 1;
+/// IPS_NAT_MASK: IPS_SRC_NAT and IPS_DST_NAT.
+const IPS_NAT_MASK: u32 = 0x30;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -220,6 +226,11 @@ impl Run<'_> {
             Op::Exthdr { op: ExthdrOp::Ipv6, .. } => return self.exthdr_ipv6(op),
             Op::Exthdr { op: ExthdrOp::TcpOpt, .. } => return self.exthdr_tcp(op),
             Op::Exthdr { op: ExthdrOp::Ipv4, .. } => return self.exthdr_ipv4(op),
+            Op::CtTuple { dreg, key } => return self.ct_tuple(*dreg, *key),
+            Op::SetCtMark { sreg } => return self.set_ct_mark(self.regs.word((*sreg).into())),
+            Op::Connmark(target) => return self.connmark(target),
+            Op::Xt(of) => return of.eval(&self.view),
+            Op::Fib { dreg, query } => return self.fib(*dreg, *query),
             // A packet that connections are tracked for would not be tracked from here on.
             Op::Notrack if self.view.packet.ct != Ct::Off => return Flow::Kernel(NO_CONNECTION),
             Op::SetMark { sreg } => self.mark = self.regs.word((*sreg).into()),
@@ -309,7 +320,91 @@ impl Run<'_> {
             CtKey::Direction => direction as u128,
             CtKey::Status => host32(status),
             CtKey::Mark => host32(mark),
+            CtKey::L3Proto => self.meta(MetaKey::NfProto)?,
+            CtKey::Protocol => self.meta(MetaKey::L4Proto)?,
+            // Only connections of the default zone are carried.
+            CtKey::Zone => 0,
+            // Compiled to `Op::CtTuple`.
+            CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..) => return None,
         })
+    }
+
+    /// `nft_ct_get_eval` for addresses and ports, which are those of the packet, or those of its answers,
+    /// unless they are translated.
+    fn ct_tuple(&mut self, dreg: u8, key: CtKey) -> Flow {
+        let info = match self.view.packet.ct {
+            Ct::Established(info) => info,
+            Ct::Null | Ct::Invalid => return Flow::Break,
+            Ct::Off => return Flow::Kernel(NO_CONNECTION),
+        };
+        if info.status & IPS_NAT_MASK != 0 {
+            return Flow::Kernel(NO_CONNECTION);
+        }
+        let is_ipv4 = self.view.packet.family == Family::Ip;
+        let (direction, end, base, first, second) = match key {
+            CtKey::Ipv4(direction, end) if is_ipv4 => {
+                (direction, end, PayloadBase::Network, 12, 16)
+            }
+            CtKey::Ipv6(direction, end) if !is_ipv4 => {
+                (direction, end, PayloadBase::Network, 8, 24)
+            }
+            CtKey::Port(direction, end) => (direction, end, PayloadBase::Transport, 0, 2),
+            _ => return Flow::Break,
+        };
+        let is_first = (end == TupleEnd::Src) == (direction == info.direction);
+        let to = self.regs.padded(dreg, key.octets());
+        match self.view.payload(base, if is_first { first } else { second }, to) {
+            true => Flow::Continue,
+            false => Flow::Kernel(NO_CONNECTION),
+        }
+    }
+
+    /// `nft_ct_set_eval`: a mark that remains needs not be written.
+    fn set_ct_mark(&self, mark: u32) -> Flow {
+        match self.view.packet.ct {
+            Ct::Established(info) if info.mark == mark => Flow::Continue,
+            Ct::Established(_) => CT_MARK,
+            Ct::Null | Ct::Invalid => Flow::Continue,
+            Ct::Off => Flow::Kernel(NO_CONNECTION),
+        }
+    }
+
+    /// `connmark_tg_shift`.
+    fn connmark(&mut self, target: &Connmark) -> Flow {
+        let Connmark { mode, ctmark, ctmask, nfmask } = *target;
+        let old = match self.view.packet.ct {
+            Ct::Established(info) => info.mark,
+            Ct::Null | Ct::Invalid => return Flow::Continue,
+            Ct::Off => return Flow::Kernel(NO_CONNECTION),
+        };
+        match mode {
+            ConnmarkMode::Set => self.set_ct_mark(old & !ctmask ^ ctmark),
+            ConnmarkMode::Save => self.set_ct_mark(old & !ctmask ^ self.mark & nfmask),
+            ConnmarkMode::Restore => {
+                self.mark = self.mark & !nfmask ^ old & ctmask;
+                Flow::Continue
+            }
+        }
+    }
+
+    /// `nft_fib_store_result`.
+    fn fib(&mut self, dreg: u8, query: FibQuery) -> Flow {
+        let Some(found) = fib::lookup(query, self.view.packet, self.view.network(), self.mark)
+        else {
+            return ROUTE;
+        };
+        match found {
+            Found::Dev(dev) if query.present => self.regs.store(dreg, &[dev.is_some().into()]),
+            Found::Dev(dev) if query.key == FibKey::Oif => {
+                let ifindex = dev.map_or(0, |dev| dev.ifindex);
+                self.regs.store(dreg, &ifindex.to_ne_bytes());
+            }
+            // The kernel writes only the first octets of the name: the rest is from before.
+            Found::Dev(None) => return ROUTE,
+            Found::Dev(dev) => self.regs.store(dreg, &name(dev).to_le_bytes()),
+            Found::Type(kind) => self.regs.store(dreg, &kind.to_ne_bytes()),
+        }
+        Flow::Continue
     }
 
     /// A value of up to 16 octets in little-endian order. `None`: break.

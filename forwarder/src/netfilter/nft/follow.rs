@@ -6,6 +6,18 @@ use super::ruleset::{Family, Ruleset};
 use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::SkBuff;
+use crate::tables::Tables;
+
+/// What a ruleset needs to know of a packet besides its place.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// The packet's connection.
+    pub ct: Ct,
+    /// Routes and interfaces.
+    pub tables: Option<&'a Tables>,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub now_ns: u64,
+}
 
 /// A ruleset that workers apply.
 #[derive(Debug)]
@@ -60,19 +72,19 @@ impl Nft {
         })
     }
 
-    /// Runs a base chain on a packet. `ct`: its connection; `now_ns`: CLOCK_MONOTONIC.
+    /// Runs a base chain on a packet.
     #[inline]
     pub fn run(
         &self,
         chain: BaseChainId,
         skb: &mut SkBuff,
         at: &HookState<'_>,
-        ct: Ct,
-        now_ns: u64,
+        around: Around<'_>,
         journal: &mut Journal,
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
-        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, now_ns };
+        let Around { ct, tables, now_ns } = around;
+        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, tables, now_ns };
         self.program.run(chain, &mut packet, journal)
     }
 

@@ -171,8 +171,11 @@ fn access(op: &Op, sets: &[CompiledSet]) -> (Octets, Octets) {
         Op::Exthdr { dreg, len, .. } => (0, words(dreg, len.into())),
         Op::Meta { dreg, key } => (0, octets(dreg, meta_len(key))),
         Op::Ct { dreg, .. } => (0, octets(dreg, 4)),
+        Op::CtTuple { dreg, key } => (0, words(dreg, key.octets())),
+        Op::SetCtMark { sreg } => (octets(sreg, 4), 0),
+        Op::Fib { dreg, query } => (0, words(dreg, query.octets())),
         Op::SetMark { sreg } => (octets(sreg, 4), 0),
-        Op::Test(_) | Op::RangeTest(_) => (0, 0),
+        Op::Test(_) | Op::RangeTest(_) | Op::Xt(_) | Op::Connmark(_) => (0, 0),
         Op::Flow(_) | Op::Counter(_) | Op::Notrack | Op::Nothing | Op::Kernel(_) => (0, 0),
     }
 }

@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`: run it on a packet;
+//! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
 //! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
@@ -13,6 +13,7 @@
 mod classify;
 mod compile;
 mod eval;
+mod fib;
 mod follow;
 mod fuse;
 mod intervals;
@@ -24,9 +25,10 @@ mod reach;
 pub mod ruleset;
 mod set;
 mod tuple_space;
+pub mod xt;
 
 pub use compile::{compile, compile_with_slack};
-pub use follow::Nft;
+pub use follow::{Around, Nft};
 pub use packet::{Packet, Transport};
 pub use program::{
     BaseChainId, CounterKind, CounterPage, CounterPlace, JOURNAL_MAX, Journal, KernelRule,

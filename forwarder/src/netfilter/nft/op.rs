@@ -3,7 +3,8 @@
 //! An operand that the kernel would not accept, for example one outside of the register file, never becomes
 //! an operation: the compiler writes [`Op::Kernel`] instead.
 
-use super::ruleset::{CmpOp, CtKey, ExthdrOp, MetaKey, PayloadBase, REGISTERS};
+use super::ruleset::{CmpOp, CtKey, ExthdrOp, FibQuery, MetaKey, PayloadBase, REGISTERS};
+use super::xt::{Connmark, Xt};
 
 /// What a compiled expression or rule decides. As the kernel's verdicts, with chains by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,24 @@ pub(super) enum Op {
     Ct {
         dreg: u8,
         key: CtKey,
+    },
+    /// A match of iptables.
+    Xt(Box<Xt>),
+    /// The target `CONNMARK`.
+    Connmark(Box<Connmark>),
+    /// Of a tuple of the connection.
+    CtTuple {
+        dreg: u8,
+        key: CtKey,
+    },
+    /// `ct mark set`.
+    SetCtMark {
+        sreg: u8,
+    },
+    /// `fib`.
+    Fib {
+        dreg: u8,
+        query: FibQuery,
     },
     /// `notrack`.
     Notrack,

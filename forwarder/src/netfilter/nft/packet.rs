@@ -3,7 +3,7 @@
 use crate::netfilter::Hook;
 use crate::netfilter::conntrack::Ct;
 use crate::skb::SkBuff;
-use crate::tables::Link;
+use crate::tables::{Link, Tables};
 use crate::wire::EtherType;
 
 use super::ruleset::{Family, PayloadBase};
@@ -36,6 +36,8 @@ pub struct Packet<'a> {
     pub transport: Transport,
     /// Its connection.
     pub ct: Ct,
+    /// Routes and interfaces, for `fib`; `None`: `fib` is left to the kernel.
+    pub tables: Option<&'a Tables>,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -76,7 +78,7 @@ impl Transport {
 }
 
 impl<'a> Packet<'a> {
-    /// A packet whose transport header is not known yet, where connections are not tracked.
+    /// A packet whose transport header is not known yet, where connections are not tracked, without routes.
     #[inline]
     pub fn new(
         skb: &'a mut SkBuff,
@@ -87,7 +89,7 @@ impl<'a> Packet<'a> {
         now_ns: u64,
     ) -> Packet<'a> {
         let transport = Transport::of(skb, family);
-        Packet { skb, family, hook, iif, oif, transport, ct: Ct::Off, now_ns }
+        Packet { skb, family, hook, iif, oif, transport, ct: Ct::Off, tables: None, now_ns }
     }
 
     /// Whether it is a fragment, the first one included.
@@ -120,6 +122,12 @@ pub(super) struct View<'a> {
 }
 
 impl View<'_> {
+    /// The octets of the head from the network header.
+    #[inline]
+    pub(super) fn network(&self) -> &[u8] {
+        self.net
+    }
+
     /// `nft_payload_eval`: reads `to.len()` octets. `false`: the packet does not have them.
     #[inline]
     pub(super) fn payload(&self, base: PayloadBase, offset: usize, to: &mut [u8]) -> bool {

@@ -156,7 +156,8 @@ impl Program {
 
     /// Whether only this packet was left to the kernel, and later ones like it may not be.
     pub fn is_transient(&self, reason: u32) -> bool {
-        reason == EXPIRES
+        // The kernel writes the mark, and tells it.
+        reason == EXPIRES || CT_MARK == Flow::Kernel(reason)
     }
 
     /// Why a packet was left to the kernel.
@@ -291,7 +292,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 8] = [
+pub(super) const FIXED_REASONS: [&str; 12] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -300,6 +301,10 @@ pub(super) const FIXED_REASONS: [&str; 8] = [
     "the packet is a fragment",
     "an element of a set is about to expire",
     "the packet's connection is not known",
+    "the kernel may choose another route for a rule",
+    "the mark of the connection changes",
+    "the packet's transport header is not known",
+    "the packet is a jumbogram, whose length a rule compares",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -313,3 +318,7 @@ pub(super) const LOOP: u32 = 4;
 pub(super) const FRAGMENT: u32 = 5;
 pub(super) const EXPIRES: u32 = 6;
 pub(super) const NO_CONNECTION: u32 = 7;
+pub(super) const ROUTE: Flow = Flow::Kernel(8);
+pub(super) const CT_MARK: Flow = Flow::Kernel(9);
+pub(super) const NO_TRANSPORT: Flow = Flow::Kernel(10);
+pub(super) const JUMBOGRAM: Flow = Flow::Kernel(11);

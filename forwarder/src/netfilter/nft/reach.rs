@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::op::{Flow, Op};
 use super::program::{KernelRule, Program, Step};
-use super::ruleset::{COUNTS_CONNECTIONS, CtKey, Expr, Family, Ruleset, Set};
+use super::ruleset::{COUNTS_CONNECTIONS, CtKey, Expr, Family, Ruleset, Set, TupleEnd};
 
 /// Hooks at which forwarded packets pass.
 const FORWARDED: [usize; 3] = [0, 2, 4];
@@ -182,6 +182,15 @@ fn ct_name(key: CtKey) -> &'static str {
         CtKey::Direction => "ct direction",
         CtKey::Status => "ct status",
         CtKey::Mark => "ct mark",
+        CtKey::L3Proto => "ct l3proto",
+        CtKey::Protocol => "ct protocol",
+        CtKey::Zone => "ct zone",
+        CtKey::Ipv4(_, TupleEnd::Src) => "ct ip saddr",
+        CtKey::Ipv4(_, TupleEnd::Dst) => "ct ip daddr",
+        CtKey::Ipv6(_, TupleEnd::Src) => "ct ip6 saddr",
+        CtKey::Ipv6(_, TupleEnd::Dst) => "ct ip6 daddr",
+        CtKey::Port(_, TupleEnd::Src) => "ct proto-src",
+        CtKey::Port(_, TupleEnd::Dst) => "ct proto-dst",
     }
 }
 
@@ -190,6 +199,8 @@ pub(super) fn tracks(expr: &Expr) -> Option<&str> {
     let text = match expr {
         Expr::Other(text) => text.as_str(),
         Expr::Ct { key, .. } => return Some(ct_name(*key)),
+        Expr::SetCtMark { .. } => "ct mark set",
+        Expr::Connmark(_) => "xt target CONNMARK",
         // Helpers, connlimit, timeouts, expectations and synproxy (NFT_OBJECT_*).
         Expr::Objref { kind: 3, .. } => "ct helper",
         Expr::Objref { kind: 5, .. } => "connlimit",

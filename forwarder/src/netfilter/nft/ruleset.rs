@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+use super::xt::{Connmark, Xt};
+use crate::netfilter::conntrack::Direction;
+
 /// NFPROTO_*: the family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -278,6 +281,85 @@ pub enum CtKey {
     Status,
     /// NFT_CT_MARK: 32 bits, host byte order.
     Mark,
+    /// NFT_CT_L3PROTOCOL: NFPROTO_IPV4 or NFPROTO_IPV6, 8 bits.
+    L3Proto,
+    /// NFT_CT_PROTOCOL: IPPROTO_*, 8 bits.
+    Protocol,
+    /// NFT_CT_ZONE, of both directions: 16 bits, host byte order.
+    Zone,
+    /// NFT_CT_SRC_IP, NFT_CT_DST_IP: 32 bits, network byte order. Breaks for IPv6.
+    Ipv4(Direction, TupleEnd),
+    /// NFT_CT_SRC_IP6, NFT_CT_DST_IP6: 128 bits, network byte order. Breaks for IPv4.
+    Ipv6(Direction, TupleEnd),
+    /// NFT_CT_PROTO_SRC, NFT_CT_PROTO_DST: 16 bits, network byte order.
+    Port(Direction, TupleEnd),
+}
+
+/// The source or the destination of a connection's tuple.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TupleEnd {
+    /// Source.
+    Src,
+    /// Destination.
+    Dst,
+}
+
+impl CtKey {
+    /// Octets of the value.
+    pub fn octets(self) -> usize {
+        match self {
+            CtKey::Direction | CtKey::L3Proto | CtKey::Protocol => 1,
+            CtKey::Zone | CtKey::Port(..) => 2,
+            CtKey::State | CtKey::Status | CtKey::Mark | CtKey::Ipv4(..) => 4,
+            CtKey::Ipv6(..) => 16,
+        }
+    }
+}
+
+/// What `fib` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FibKey {
+    /// NFT_FIB_RESULT_OIF: ifindex of the route's interface, 32 bits, host byte order; 0: no route.
+    Oif,
+    /// NFT_FIB_RESULT_OIFNAME: its name, 16 octets, filled up with NUL.
+    OifName,
+    /// NFT_FIB_RESULT_ADDRTYPE: RTN_*, 32 bits, host byte order.
+    Type,
+}
+
+/// An interface of the packet that the result of `fib` is restricted to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FibDev {
+    /// NFTA_FIB_F_IIF.
+    Iif,
+    /// NFTA_FIB_F_OIF.
+    Oif,
+}
+
+/// What `fib` looks up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FibQuery {
+    /// What it writes.
+    pub key: FibKey,
+    /// NFTA_FIB_F_DADDR: the route to the packet's destination, else that to its source.
+    pub daddr: bool,
+    /// The interface that the result is restricted to.
+    pub dev: Option<FibDev>,
+    /// NFTA_FIB_F_MARK: with the packet's mark.
+    pub mark: bool,
+    /// NFTA_FIB_F_PRESENT: whether there is a result, 8 bits.
+    pub present: bool,
+}
+
+impl FibQuery {
+    /// Octets that it writes to the register.
+    pub fn octets(self) -> usize {
+        match self.key {
+            _ if self.present => 1,
+            FibKey::OifName => 16,
+            FibKey::Oif | FibKey::Type => 4,
+        }
+    }
 }
 
 /// An expression.
@@ -389,9 +471,21 @@ pub enum Expr {
         /// What.
         key: CtKey,
     },
+    /// `fib`: a lookup of a route.
+    Fib {
+        /// Destination.
+        dreg: Reg,
+        /// What is looked up.
+        query: FibQuery,
+    },
     /// `meta mark set`.
     SetMark {
         /// The new mark, 32 bits, host byte order.
+        sreg: Reg,
+    },
+    /// `ct mark set`: left to the kernel where that changes the mark.
+    SetCtMark {
+        /// The mark, 32 bits, host byte order.
         sreg: Reg,
     },
     /// `counter`, with the kernel's counts when it was read.
@@ -401,6 +495,10 @@ pub enum Expr {
         /// Octets.
         octets: u64,
     },
+    /// A match of iptables that has no expression.
+    Xt(Xt),
+    /// The target `CONNMARK` of iptables.
+    Connmark(Connmark),
     /// `objref` to a named object.
     Objref {
         /// NFT_OBJECT_*.

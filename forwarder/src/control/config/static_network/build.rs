@@ -93,6 +93,7 @@ impl StaticNetwork {
             default_table,
             rules: rules.into(),
             infos: infos.list.into(),
+            ..FamilyFib::empty()
         })
     }
 }

@@ -12,13 +12,13 @@
 //! info until every worker has passed a quiescent state. Its info is then replaced by that of leaf
 //! 0, which leaves packets to the kernel too. Its id is free after a second quiescent period.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::info::fib_info;
 use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey};
 use super::vlans::Devs;
-use crate::control::mirror::rib::{FIRST_BODY, Net, Rib, RibAddr};
+use crate::control::mirror::rib::{Expiry, FIRST_BODY, Net, Rib, RibAddr};
 use crate::control::mirror::state::{Family, RouterState, RuleState};
 use crate::fib::qsbr::Token;
 use crate::fib::{
@@ -30,6 +30,8 @@ use crate::stats::PuntReason;
 const LEAF_UNSUPPORTED: u32 = 1;
 /// The leaf of prefixes whose routes a rule suppresses: the lookup continues with the next rule.
 const LEAF_SUPPRESSED: u32 = 2;
+/// Irregular prefixes that are published one by one: lookups compare an address with each.
+const IRREGULAR_MAX: usize = 16;
 /// ifindex of the loopback device in every namespace; no packet is received on it.
 const IFINDEX_LOOPBACK: u32 = 1;
 
@@ -83,6 +85,12 @@ pub struct FamilyCompiler<A> {
     unpublished: Vec<u32>,
     /// The trees could not store a route; they are not used.
     broken: Option<FibError>,
+    /// A next hop is not used because its interface has no carrier.
+    ignores_linkdown: bool,
+    /// IPv6: see [`FamilyFib::irregular`]; by table.
+    irregular: BTreeSet<(u32, Net<A>)>,
+    /// `irregular` changed since it was published.
+    irregular_changed: bool,
     /// The kernel's routing decision cannot be predicted; the kernel forwards this family.
     undecided: bool,
 }
@@ -116,6 +124,9 @@ impl<A: RibAddr> FamilyCompiler<A> {
             pending_frees: VecDeque::new(),
             unpublished: Vec::new(),
             broken: None,
+            ignores_linkdown: false,
+            irregular: BTreeSet::new(),
+            irregular_changed: false,
             undecided: false,
         }
     }
@@ -178,7 +189,11 @@ impl<A: RibAddr> FamilyCompiler<A> {
     ) -> bool {
         let rule_states = state.rules(self.family).as_slice();
         let undecided = is_undecided(state, self.family);
-        let decided = undecided != std::mem::replace(&mut self.undecided, undecided);
+        let mut decided = undecided != std::mem::replace(&mut self.undecided, undecided);
+        if stale.nexthops {
+            let ignores = ignores_linkdown(state, self.family);
+            decided |= ignores != std::mem::replace(&mut self.ignores_linkdown, ignores);
+        }
         let merged = self.may_merge(rule_states, rib, dirty);
         self.note_wide_locals(rib, dirty);
         let mut keys = if merged {
@@ -243,6 +258,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
         // The contents of the main tree depend on whether it is merged.
         let keep = merged == self.merged;
         self.merged = merged;
+        self.irregular.retain(|(table, _)| keys.iter().any(|key| key.table == *table));
         for key in keys {
             let kept = old.iter().position(|tree| keep && tree.key == *key);
             if let Some(at) = kept {
@@ -287,7 +303,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
             }
         }
         // `take_regrown` must be called on every tree, so this does not use `any`.
-        self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count() != 0
+        let regrown = self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count();
+        std::mem::take(&mut self.irregular_changed) | (regrown != 0)
     }
 
     /// Synchronises one prefix of one tree with the RIB.
@@ -305,6 +322,12 @@ impl<A: RibAddr> FamilyCompiler<A> {
         if with_local && local == 0 && leaf != 0 && self.wide_locals.iter().any(within) {
             leaf = LEAF_UNSUPPORTED;
         }
+        // Whether the type of an address is looked up in main, too, depends on whether other rules ever
+        // existed. Packets for such addresses are the kernel's in any case.
+        if !A::V6 && with_local && local == 0 && self.is_for_us(leaf) {
+            leaf = LEAF_UNSUPPORTED;
+        }
+        self.note_irregular(rib, key.table, with_local, net);
         if u32::from(net.1) < key.shortest && self.lookup_succeeds(leaf) {
             leaf = LEAF_SUPPRESSED;
         }
@@ -347,6 +370,30 @@ impl<A: RibAddr> FamilyCompiler<A> {
         })
     }
 
+    /// Whether a leaf is of a route that delivers packets to the router.
+    fn is_for_us(&self, leaf: u32) -> bool {
+        use RouteType::{Anycast, Broadcast, Local, Multicast};
+        let info = self.infos.get(leaf as usize).filter(|_| leaf != 0);
+        info.is_some_and(|info| matches!(info.kind, Local | Broadcast | Multicast | Anycast))
+    }
+
+    /// Notes whether `ip6_route_lookup` may choose another route of a prefix: of several routes, it takes
+    /// the first or one by the source address, and it takes a route that has expired.
+    fn note_irregular(&mut self, rib: &Rib<A>, table: u32, with_local: bool, net: Net<A>) {
+        if !A::V6 || is_multicast_or_link_local(net) {
+            return;
+        }
+        let expired =
+            |id: &u32| rib.bodies().get(*id).is_some_and(|body| body.expiry == Expiry::Expired);
+        let is_odd = |ids: &[u32]| ids.len() > 1 || ids.iter().any(expired);
+        let is_odd =
+            is_odd(rib.get(table, net)) || (with_local && is_odd(rib.get(RT_TABLE_LOCAL, net)));
+        self.irregular_changed |= match is_odd {
+            true => self.irregular.insert((table, net)),
+            false => self.irregular.remove(&(table, net)),
+        };
+    }
+
     fn is_usable(&self, id: u32) -> bool {
         self.usable.get(id as usize).copied().unwrap_or(false)
     }
@@ -370,9 +417,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
     /// interface (`ip6_pol_route_input` passes flowi6_iif). Whether this applies to the prefix.
     fn is_chosen_by_iif(&self, rib: &Rib<A>, net: Net<A>, ids: &[u32]) -> bool {
         // Nothing is forwarded to link-local or multicast addresses, which exist on all links.
-        let multicast = net.1 >= 8 && net.0.bits_at(0, 8) == 0xff;
-        let link_local = net.1 >= 10 && net.0.bits_at(0, 10) == 0xfe80 >> 6;
-        if multicast || link_local {
+        if is_multicast_or_link_local(net) {
             return false;
         }
         let candidates = self.candidates(rib, ids);
@@ -454,6 +499,13 @@ impl<A: RibAddr> FamilyCompiler<A> {
             tables: tables.into(),
             merged: self.merged,
             default_table: at(RT_TABLE_DEFAULT).filter(|_| self.merged).map(|at| at as u32),
+            local_table: at(RT_TABLE_LOCAL).filter(|_| !self.merged).map(|at| at as u32),
+            ignores_linkdown: self.ignores_linkdown,
+            irregular: match self.irregular.len() {
+                0..=IRREGULAR_MAX => self.irregular.iter().map(|(_, net)| *net).collect(),
+                // All addresses.
+                _ => Arc::new([(A::default(), 0)]),
+            },
             rules: Arc::clone(&self.rules),
             infos: self.infos.as_slice().into(),
         }
@@ -466,6 +518,19 @@ impl<A: RibAddr> FamilyCompiler<A> {
         let rule = Rule::for_all(1, punt);
         FamilyFib { merged: false, rules: Arc::new([rule]), ..FamilyFib::empty() }
     }
+}
+
+/// IPv6: whether a prefix is within ff00::/8 or fe80::/10.
+fn is_multicast_or_link_local<A: RibAddr>(net: Net<A>) -> bool {
+    let multicast = net.1 >= 8 && net.0.bits_at(0, 8) == 0xff;
+    let link_local = net.1 >= 10 && net.0.bits_at(0, 10) == 0xfe80 >> 6;
+    multicast || link_local
+}
+
+/// Whether next hops of an interface are not used because it has no carrier.
+fn ignores_linkdown(state: &RouterState, family: Family) -> bool {
+    let mut without_carrier = state.links.values().filter(|link| link.is_up());
+    without_carrier.any(|link| state.nexthop_is_dead(family, link.ifindex))
 }
 
 /// Whether the kernel routes by information that it does not report: learnt path MTUs, or possibly

@@ -35,7 +35,7 @@ pub fn default_rule(family: Family, priority: u32, table: u32) -> RuleState {
     }
 }
 
-fn state() -> RouterState {
+pub fn state() -> RouterState {
     let mut state = RouterState::default();
     let flags = IFF_UP | IFF_LOWER_UP;
     Arc::make_mut(&mut state.links)

@@ -8,6 +8,7 @@ mod messages;
 mod oracle;
 mod random;
 mod root;
+mod rule_lookups;
 mod vlans;
 
 use std::process::{Command, Stdio};

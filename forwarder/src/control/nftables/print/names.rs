@@ -202,6 +202,22 @@ pub(super) const MH_TYPES: &Names = &[
     (7, "binding-error"),
 ];
 
+/// RTN_*.
+pub(super) const ADDRTYPES: &Names = &[
+    (0, "unspec"),
+    (1, "unicast"),
+    (2, "local"),
+    (3, "broadcast"),
+    (4, "anycast"),
+    (5, "multicast"),
+    (6, "blackhole"),
+    (7, "unreachable"),
+    (8, "prohibit"),
+    (9, "throw"),
+    (10, "nat"),
+    (11, "xresolve"),
+];
+
 /// Names of NFT_OBJECT_*, by number, as in a statement that refers to one.
 pub(super) const OBJECTS: &Names = &[
     (1, "counter"),

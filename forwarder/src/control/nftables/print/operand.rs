@@ -2,8 +2,12 @@
 
 use super::fields::{self, Field, Proto};
 use super::value::{Kind, Order, hex, prefix_len, shift_right};
+use crate::control::nftables::netlink_text;
 use crate::control::nftables::uapi::META_NAMES;
-use crate::netfilter::nft::ruleset::{CtKey, ExthdrOp, Family, MetaKey, PayloadBase, Reg, Set};
+use crate::netfilter::conntrack::Direction;
+use crate::netfilter::nft::ruleset::{
+    CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, Reg, Set, TupleEnd,
+};
 
 /// What a register holds.
 #[derive(Debug, Clone)]
@@ -32,6 +36,7 @@ pub(super) enum What<'a> {
     },
     Meta(MetaKey),
     Ct(CtKey),
+    Fib(FibQuery),
     Value(&'a [u8]),
     /// Data of a map, with the text of its key.
     Map {
@@ -148,6 +153,7 @@ impl Known {
             }
             What::Meta(key) => meta(operand, *key),
             What::Ct(key) => ct(operand, *key),
+            What::Fib(query) => fib(operand, *query),
             What::Text(text, kind) => plain(operand, text.clone(), *kind, Source::Other)
                 .filter(|_| operand.mask.is_none()),
             What::Value(_) | What::Map { .. } => None,
@@ -312,14 +318,43 @@ fn exthdr(
 }
 
 fn ct(operand: &Operand<'_>, key: CtKey) -> Option<Left> {
+    let of = |direction: Direction, end: TupleEnd, src: &str, dst: &str| {
+        let direction = if direction == Direction::Original { "original" } else { "reply" };
+        format!("ct {direction} {}", if end == TupleEnd::Src { src } else { dst })
+    };
+    let tuple = match key {
+        CtKey::Ipv4(at, end) => Some((of(at, end, "ip saddr", "ip daddr"), Kind::Ipv4)),
+        CtKey::Ipv6(at, end) => Some((of(at, end, "ip6 saddr", "ip6 daddr"), Kind::Ipv6)),
+        CtKey::Port(at, end) => Some((of(at, end, "proto-src", "proto-dst"), Kind::Port)),
+        _ => None,
+    };
+    if let Some((text, kind)) = tuple {
+        let left = plain(operand, text, kind, Source::Other)?;
+        return Some(Left { mask: masked_field(operand, kind), ..left });
+    }
     let (text, kind) = match key {
         CtKey::State => ("ct state", Kind::CtState),
         CtKey::Direction => ("ct direction", Kind::CtDirection),
         CtKey::Status => ("ct status", Kind::CtStatus),
         CtKey::Mark => ("ct mark", Kind::Mark),
+        CtKey::L3Proto => ("ct l3proto", Kind::NfProto),
+        CtKey::Protocol => ("ct protocol", Kind::Proto),
+        CtKey::Zone => ("ct zone", Kind::HostNumber),
+        CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..) => return None,
     };
     let left = plain(operand, text.to_owned(), kind, Source::Other)?;
     Some(Left { mask: masked_field(operand, kind), ..left })
+}
+
+fn fib(operand: &Operand<'_>, query: FibQuery) -> Option<Left> {
+    let kind = match query.key {
+        _ if query.present => Kind::Presence,
+        FibKey::Oif => Kind::HostNumber,
+        FibKey::OifName => Kind::IfName,
+        FibKey::Type => Kind::AddrType,
+    };
+    let left = plain(operand, netlink_text::fib(query), kind, Source::Other)?;
+    operand.mask.is_none().then_some(left)
 }
 
 fn meta(operand: &Operand<'_>, key: MetaKey) -> Option<Left> {

@@ -9,7 +9,7 @@ use super::value::{Kind, Order, flags, number};
 use super::{Counts, Printer, SetType, one_line, verdict};
 use crate::control::nftables::netlink_text;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set,
+    BitwiseOp, CmpOp, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set,
 };
 
 /// Prints one rule.
@@ -71,7 +71,8 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 self.load(*dreg, What::Exthdr { op, kind, offset, present }, (*len).into(), at);
             }
             Expr::Meta { dreg, key } => self.load(*dreg, What::Meta(*key), meta_len(*key), at),
-            Expr::Ct { dreg, key } => self.load(*dreg, What::Ct(*key), ct_len(*key), at),
+            Expr::Fib { dreg, query } => self.load(*dreg, What::Fib(*query), query.octets(), at),
+            Expr::Ct { dreg, key } => self.load(*dreg, What::Ct(*key), key.octets(), at),
             Expr::Immediate { dreg, value } => {
                 self.load(*dreg, What::Value(value), value.len(), at);
             }
@@ -96,6 +97,12 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 let text = self.mark(*sreg).map(|text| (format!("meta mark set {text}"), vec![]));
                 self.show_or_fail(at, &[*sreg], text);
             }
+            Expr::SetCtMark { sreg } => {
+                let text = self.mark(*sreg).map(|text| (format!("ct mark set {text}"), vec![]));
+                self.show_or_fail(at, &[*sreg], text);
+            }
+            // Not in nft's syntax; they use no register.
+            Expr::Xt(_) | Expr::Connmark(_) => self.show(at, brackets(expr)),
             Expr::Counter { .. } => self.show(
                 at,
                 match (self.counts)(at) {
@@ -438,11 +445,6 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
 
 fn brackets(expr: &Expr) -> String {
     one_line(&netlink_text::expr(expr))
-}
-
-/// Octets that a key of `ct` writes.
-fn ct_len(key: CtKey) -> usize {
-    if key == CtKey::Direction { 1 } else { 4 }
 }
 
 /// Octets that a key writes.

@@ -36,6 +36,7 @@ pub(super) enum Kind {
     CtStatus,
     DccpType,
     MhType,
+    AddrType,
     /// Whether something is there.
     Presence,
 }
@@ -58,7 +59,12 @@ impl Kind {
     fn is_host_order(self) -> bool {
         matches!(
             self,
-            Kind::HostNumber | Kind::Mark | Kind::ArpHrd | Kind::CtState | Kind::CtStatus
+            Kind::HostNumber
+                | Kind::Mark
+                | Kind::ArpHrd
+                | Kind::CtState
+                | Kind::CtStatus
+                | Kind::AddrType
         )
     }
 
@@ -88,6 +94,7 @@ impl Kind {
             Kind::CtStatus => "ct_status",
             Kind::DccpType => "dccp_pkttype",
             Kind::MhType => "mh_type",
+            Kind::AddrType => "fib_addrtype",
             Kind::Number | Kind::Hex | Kind::HostNumber | Kind::Presence => return None,
         })
     }
@@ -118,6 +125,7 @@ impl Kind {
             Kind::CtDirection => names::CT_DIRECTIONS,
             Kind::DccpType => names::DCCP_TYPES,
             Kind::MhType => names::MH_TYPES,
+            Kind::AddrType => names::ADDRTYPES,
             _ => return None,
         })
     }

@@ -4,7 +4,10 @@ use super::{Listed, attrs, be, listed, one, value, verdict};
 use crate::control::netlink::message::Attrs;
 use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
-use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, Reg, RuleVerdict};
+use crate::netfilter::conntrack::Direction;
+use crate::netfilter::nft::ruleset::{
+    BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, Family, Reg, RuleVerdict, TupleEnd,
+};
 
 fn other(text: &str) -> Expr {
     Expr::Other(text.into())
@@ -62,8 +65,17 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     assert_eq!(one("ct", &state), Expr::Ct { dreg: Reg(0), key: CtKey::State });
     let of_one = [state[0], state[1], (NFTA_CT_DIRECTION, &[1][..])];
     assert_eq!(one("ct", &of_one), other("ct state"), "of one direction only");
+    let port = [(NFTA_CT_DREG, &be(1)[..]), (NFTA_CT_KEY, &key(12)[..])];
+    assert_eq!(one("ct", &port), other("ct proto-dst"), "of no direction");
+    let reply = [port[0], port[1], (NFTA_CT_DIRECTION, &[1][..])];
+    let expected = CtKey::Port(Direction::Reply, TupleEnd::Dst);
+    assert_eq!(one("ct", &reply), Expr::Ct { dreg: Reg(0), key: expected });
+    let odd = [port[0], port[1], (NFTA_CT_DIRECTION, &[2][..])];
+    assert_eq!(one("ct", &odd), other("ct proto-dst"));
     assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(6))]), other("ct helper"));
-    assert_eq!(one("ct", &[(NFTA_CT_KEY, &key(3)), (NFTA_CT_SREG, &be(1))]), other("ct mark set"));
+    let set = |number: u32| one("ct", &[(NFTA_CT_KEY, &key(number)), (NFTA_CT_SREG, &be(1))]);
+    assert_eq!(set(3), Expr::SetCtMark { sreg: Reg(0) });
+    assert_eq!(set(13), other("ct label set"));
     assert_eq!(one("ct", &[(1, &be(1)), (NFTA_CT_KEY, &key(99))]), other("ct 99"));
     assert_eq!(one("ct", &[]), other("ct"));
     let priority = [(NFTA_META_KEY, &key(2)[..]), (NFTA_META_SREG, &be(1)[..])];
@@ -86,14 +98,14 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     assert_eq!(one("payload", &inner), other("payload @ih"));
     assert_eq!(one("objref", &[(NFTA_OBJREF_SET_SREG, &be(1))]), other("objref map"));
     let comment = listed("match", &attrs(&[(NFTA_MATCH_NAME, b"comment\0")]));
-    assert!(exprs(Attrs(&comment)).is_empty(), "has no effect");
+    assert!(exprs(Family::Ip, Attrs(&comment)).is_empty(), "has no effect");
 }
 
 #[test]
 fn a_dynset_that_counts_connections_needs_them_tracked() {
     let of = |kind: u16, list: &[u8]| {
         let data = [(NFTA_DYNSET_SET_NAME, &b"s\0"[..]), (kind, list)];
-        exprs(Attrs(&listed("dynset", &attrs(&data))))
+        exprs(Family::Ip, Attrs(&listed("dynset", &attrs(&data))))
     };
     let named =
         |name: &str| attrs(&[(NFTA_EXPR_NAME, [name.as_bytes(), b"\0"].concat().as_slice())]);
@@ -199,10 +211,10 @@ fn unknown_missing_and_repeated_attributes_are_not_ignored() {
 #[test]
 fn a_list_that_is_malformed_ends_with_an_expression_that_is_not_evaluated() {
     let list = [listed("notrack", &[]), listed("counter", &[]), listed("limit", &[])].concat();
-    let whole = exprs(Attrs(&list));
+    let whole = exprs(Family::Ip, Attrs(&list));
     assert_eq!(whole, [Expr::Notrack, other("counter"), other("limit")]);
     for len in 0..list.len() {
-        let found = exprs(Attrs(&list[..len]));
+        let found = exprs(Family::Ip, Attrs(&list[..len]));
         let same = found.iter().zip(&whole).take_while(|(a, b)| a == b).count();
         assert!(found.len() <= same + 1, "{found:?}");
         assert!(found[same..].iter().all(|expr| matches!(expr, Expr::Other(_))), "{found:?}");
@@ -210,7 +222,7 @@ fn a_list_that_is_malformed_ends_with_an_expression_that_is_not_evaluated() {
         assert!(boundary || found.len() == same + 1, "{len}: {found:?}");
     }
     let wrong_kind = attrs(&[(2, &[])]);
-    assert_eq!(exprs(Attrs(&wrong_kind)), [other("malformed expression")]);
+    assert_eq!(exprs(Family::Ip, Attrs(&wrong_kind)), [other("malformed expression")]);
     let nameless = attrs(&[(NFTA_LIST_ELEM, &[])]);
-    assert_eq!(exprs(Attrs(&nameless)), [other("malformed expression")]);
+    assert_eq!(exprs(Family::Ip, Attrs(&nameless)), [other("malformed expression")]);
 }

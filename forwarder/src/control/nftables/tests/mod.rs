@@ -4,6 +4,7 @@
 mod exprs;
 mod printer;
 mod root;
+mod xt;
 
 use super::uapi::*;
 use super::{Ruleset, decode, expr, parse, set};
@@ -393,7 +394,7 @@ fn user_data_of_another_program_is_no_comment() {
 /// Decodes a list of one expression.
 fn one(name: &str, list: Listed<'_>) -> Expr {
     let octets = listed(name, &attrs(list));
-    let mut exprs = expr::exprs(Attrs(&octets));
+    let mut exprs = expr::exprs(Family::Ip, Attrs(&octets));
     assert_eq!(exprs.len(), 1, "{exprs:?}");
     exprs.remove(0)
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::Ruleset;
-use crate::control::nftables::expr::XT_REG;
 use crate::control::nftables::netlink_text::{expr, verdict, words};
+use crate::control::nftables::xt::XT_REG;
 use crate::netfilter::nft::ruleset::{Data, Element, Expr};
 
 /// Lines of each rule, by family, table, chain and handle, and of each set, by family, table and name.
@@ -17,14 +17,8 @@ pub fn print(ruleset: &Ruleset) -> Printed {
         let of = format!("{} {}", table.family, table.name);
         for chain in &table.chains {
             for rule in &chain.rules {
-                // What stands for a match of iptables begins with a load of this register.
-                let rest = |expr: &&Expr| {
-                    !matches!(
-                        expr,
-                        Expr::Bitwise { sreg: XT_REG, .. } | Expr::Cmp { sreg: XT_REG, .. }
-                    )
-                };
-                let lines = rule.exprs.iter().filter(rest).map(line).collect();
+                let lines =
+                    rule.exprs.iter().filter(|expr| !is_extension(expr)).map(line).collect();
                 printed.insert(format!("{of} {} {}", chain.name, rule.handle), lines);
             }
         }
@@ -48,8 +42,8 @@ pub fn of_nft(text: &str, ruleset: &Ruleset) -> Printed {
         match words[..] {
             // It swaps groups of two octets, of which there is none in one octet.
             ["[", "byteorder", .., "2,", "1)", "]"] => {}
-            // Without effect as well.
-            ["[", "match", "name", "comment", ..] => {}
+            // nft does not print what extensions of iptables do.
+            ["[", "match" | "target", "name", ..] => {}
             ["[", .., "]"] => printed.get_mut(&name).expect("has a head").push(of_expr(&words)),
             ["element", ..] => {
                 let text = words.join(" ");
@@ -88,18 +82,16 @@ fn of_expr(words: &[&str]) -> String {
         ["exthdr", ..] => other("exthdr sctp"),
         ["meta", "set", "mark", ..] => text,
         ["meta", "set", key, ..] => other(&format!("meta {key} set")),
+        ["ct", "set", "mark", ..] => text,
         ["ct", "set", key, ..] => other(&format!("ct {key} set")),
-        ["ct", "load", "state" | "direction" | "status" | "mark", "=>", ..] => text,
-        ["ct", "load", key, ..] => other(&format!("ct {key}")),
+        ["ct", "load", "label" | "expiration" | "avgpkt", ..] => other(&format!("ct {}", words[3])),
         ["objref", "sreg", ..] => other("objref map"),
         // `dynset <op> reg_key <register> set <name>`
         ["dynset", _, "reg_key", _, "set", set, ..] => other(&format!("dynset {set}")),
-        ["match", "name", name, ..] => other(&format!("xt match {name}")),
-        ["target", "name", name, ..] => other(&format!("xt target {name}")),
         ["xfrm", ..] => other("ipsec"),
         [
             "immediate" | "cmp" | "range" | "bitwise" | "byteorder" | "lookup" | "payload" | "meta"
-            | "counter" | "objref" | "notrack",
+            | "counter" | "objref" | "notrack" | "fib" | "ct",
             ..,
         ] => text,
         [name, ..] => other(name),
@@ -107,10 +99,26 @@ fn of_expr(words: &[&str]) -> String {
     }
 }
 
+/// Whether it stands for an extension of iptables, or for a part of one.
+fn is_extension(of: &Expr) -> bool {
+    match of {
+        Expr::Other(text) => text.starts_with("xt "),
+        Expr::Xt(_) | Expr::Connmark(_) => true,
+        Expr::Ct { dreg: reg, .. }
+        | Expr::Meta { dreg: reg, .. }
+        | Expr::Fib { dreg: reg, .. }
+        | Expr::Payload { dreg: reg, .. }
+        | Expr::Bitwise { sreg: reg, .. }
+        | Expr::Cmp { sreg: reg, .. }
+        | Expr::Range { sreg: reg, .. }
+        | Expr::SetMark { sreg: reg } => *reg == XT_REG,
+        _ => false,
+    }
+}
+
 fn line(of: &Expr) -> String {
     match of {
         Expr::Other(text) => format!("other: {text}"),
-        Expr::Ct { dreg: XT_REG, .. } => "other: xt match conntrack".into(),
         of => expr(of),
     }
 }

@@ -1,11 +1,13 @@
 //! Tests of the compiler and of evaluation.
 
 mod expressions;
+mod fib;
 mod programs;
 mod random;
 mod reference;
 mod sets;
 mod valid;
+mod xt;
 
 use super::ruleset::*;
 use super::*;

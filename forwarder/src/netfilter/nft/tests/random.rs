@@ -184,7 +184,15 @@ fn soup(rng: &mut Rng) -> Expr {
         10 => Expr::Notrack,
         14 => Expr::Ct {
             dreg,
-            key: rng.pick(&[CtKey::State, CtKey::Direction, CtKey::Status, CtKey::Mark]),
+            key: rng.pick(&[
+                CtKey::State,
+                CtKey::Direction,
+                CtKey::Status,
+                CtKey::Mark,
+                CtKey::L3Proto,
+                CtKey::Protocol,
+                CtKey::Zone,
+            ]),
         },
         11 => Expr::Objref { kind: rng.pick(&[1, 1, 4]), name: rng.pick(&["n0", "n1"]).to_owned() },
         12 => counter(),

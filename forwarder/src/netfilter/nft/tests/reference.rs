@@ -272,12 +272,33 @@ impl State<'_> {
                     (Ct::Established(ct), CtKey::Direction) => vec![ct.direction as u8],
                     (Ct::Established(ct), CtKey::Status) => ct.status.to_ne_bytes().to_vec(),
                     (Ct::Established(ct), CtKey::Mark) => ct.mark.to_ne_bytes().to_vec(),
+                    (Ct::Established(_), CtKey::Zone) => vec![0; 2],
+                    (Ct::Established(_), CtKey::L3Proto) => match self.input.family {
+                        Family::Ip6 => vec![10],
+                        _ => vec![2],
+                    },
+                    (Ct::Established(_), CtKey::Protocol) => match self.meta(MetaKey::L4Proto) {
+                        Some(protocol) => protocol[..1].to_vec(),
+                        None => return Flow::Break,
+                    },
                     _ => return Flow::Break,
                 };
                 self.store(*dreg, &value);
             }
             Expr::Notrack if self.input.ct != Ct::Off => return Flow::Final(Verdict::Kernel),
             Expr::Notrack => {}
+            Expr::SetCtMark { sreg } => {
+                let mark = u32::from_ne_bytes(self.load(*sreg, 4).try_into().unwrap());
+                match self.input.ct {
+                    Ct::Established(ct) if ct.mark == mark => {}
+                    Ct::Null => {}
+                    _ => return Flow::Final(Verdict::Kernel),
+                }
+            }
+            // Their tests do not use the reference.
+            Expr::Xt(_) | Expr::Connmark(_) => return Flow::Final(Verdict::Kernel),
+            // Without routes.
+            Expr::Fib { .. } => return Flow::Final(Verdict::Kernel),
             Expr::Counter { .. } | Expr::Other(_) => return Flow::Final(Verdict::Kernel),
         }
         Flow::Continue

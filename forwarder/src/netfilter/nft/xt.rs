@@ -1,0 +1,254 @@
+//! Extensions of iptables that no expression of nftables does exactly (`nft_compat`, net/netfilter/xt_*.c).
+//!
+//! Unlike the expressions of nftables, many matches drop packets that are too short for the header that they
+//! read (`par->hotdrop`).
+
+use std::fmt;
+
+use super::op::Flow;
+use super::packet::View;
+use super::program::{JUMBOGRAM, NO_TRANSPORT};
+use super::ruleset::PayloadBase;
+
+/// Length of a TCP header without options, octets.
+const TCP_HLEN: usize = 20;
+/// Longest options of a TCP header, octets.
+const TCP_OPTIONS_MAX: usize = 40;
+/// TCPOPT_MSS and its length, octets.
+const TCPOPT_MSS: u8 = 2;
+const TCPOLEN_MSS: u8 = 4;
+/// Length of the fixed IPv6 header, octets.
+const IPV6_HLEN: usize = 40;
+/// Length of the ICMP header that the matches read, octets.
+const ICMP_HLEN: usize = 8;
+
+/// A match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Xt {
+    /// The packet has a transport header of this many octets, or is dropped: what `tcp` and `udp` begin with.
+    Header(u8),
+    /// `multiport`: `struct xt_multiport_v1`.
+    Multiport {
+        /// Which ports are compared.
+        which: Ports,
+        /// Ranges, first and last.
+        ranges: Vec<(u16, u16)>,
+        /// Matches if no port is in a range.
+        invert: bool,
+    },
+    /// `icmp` and `icmp6`: `struct ipt_icmp`, `struct ip6t_icmp`.
+    Icmp {
+        /// The type; `None`: any, with any code.
+        icmp_type: Option<u8>,
+        /// First and last code.
+        codes: (u8, u8),
+        /// Matches if type and code do not.
+        invert: bool,
+    },
+    /// `length` of IPv6: `struct xt_length_info`.
+    Length6 {
+        /// Lowest and highest length with the header, octets.
+        range: (u16, u16),
+        /// Matches if the length is not in the range.
+        invert: bool,
+    },
+    /// `tcpmss`: `struct xt_tcpmss_match_info`.
+    TcpMss {
+        /// Lowest and highest MSS, octets.
+        range: (u16, u16),
+        /// Matches also if there is no MSS option.
+        invert: bool,
+    },
+}
+
+/// Which ports `multiport` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// XT_MULTIPORT_SOURCE.
+    Src,
+    /// XT_MULTIPORT_DESTINATION.
+    Dst,
+    /// XT_MULTIPORT_EITHER.
+    Either,
+}
+
+/// The target `CONNMARK`: `struct xt_connmark_tginfo2` without shift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connmark {
+    /// What it does.
+    pub mode: ConnmarkMode,
+    /// Bits to toggle in the connection's mark.
+    pub ctmark: u32,
+    /// Bits of the connection's mark.
+    pub ctmask: u32,
+    /// Bits of the packet's mark.
+    pub nfmask: u32,
+}
+
+/// XT_CONNMARK_*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnmarkMode {
+    /// Sets the connection's mark.
+    Set,
+    /// Sets the connection's mark to the packet's.
+    Save,
+    /// Sets the packet's mark to the connection's.
+    Restore,
+}
+
+impl Xt {
+    /// `nft_match_eval`.
+    pub(super) fn eval(&self, view: &View<'_>) -> Flow {
+        if let Xt::Length6 { range, invert } = self {
+            return length6(view, *range, *invert);
+        }
+        let transport = view.packet.transport;
+        if transport.l4.is_none() || transport.fragoff != 0 {
+            return NO_TRANSPORT;
+        }
+        let matched = match self {
+            Xt::Header(len) => has_octets(view, (*len).into()).then_some(true),
+            Xt::Multiport { which, ranges, invert } => multiport(view, *which, ranges, *invert),
+            Xt::Icmp { icmp_type, codes, invert } => icmp(view, *icmp_type, *codes, *invert),
+            Xt::TcpMss { range, invert } => tcpmss(view, *range, *invert),
+            Xt::Length6 { .. } => Some(false),
+        };
+        match matched {
+            Some(true) => Flow::Continue,
+            Some(false) => Flow::Break,
+            // par->hotdrop
+            None => Flow::Drop,
+        }
+    }
+}
+
+/// Octets of the transport header.
+fn transport<const N: usize>(view: &View<'_>, at: usize) -> Option<[u8; N]> {
+    let mut octets = [0; N];
+    view.payload(PayloadBase::Transport, at, &mut octets).then_some(octets)
+}
+
+/// Whether the packet has `len` octets of transport header, at most 60.
+fn has_octets(view: &View<'_>, len: usize) -> bool {
+    len == 0 || transport::<1>(view, len - 1).is_some()
+}
+
+/// `length_mt6`: since Linux 6.3 it compares the length of the packet, before that the field of the header,
+/// which is 0 in jumbograms.
+fn length6(view: &View<'_>, (from, to): (u16, u16), invert: bool) -> Flow {
+    let Some(payload_len) = view.chunk::<2>(4) else { return NO_TRANSPORT };
+    let of_header = usize::from(u16::from_be_bytes(payload_len)) + IPV6_HLEN;
+    let matches = |len: usize| (usize::from(from) <= len && len <= usize::from(to)) != invert;
+    match (matches(view.packet.skb.network_len()), matches(of_header)) {
+        (true, true) => Flow::Continue,
+        (false, false) => Flow::Break,
+        _ => JUMBOGRAM,
+    }
+}
+
+/// `multiport_mt`. `None`: the packet is dropped.
+fn multiport(view: &View<'_>, which: Ports, ranges: &[(u16, u16)], invert: bool) -> Option<bool> {
+    let [s1, s2, d1, d2] = transport::<4>(view, 0)?;
+    let (src, dst) = (u16::from_be_bytes([s1, s2]), u16::from_be_bytes([d1, d2]));
+    let any = |port: u16| ranges.iter().any(|(from, to)| *from <= port && port <= *to);
+    let found = match which {
+        Ports::Src => any(src),
+        Ports::Dst => any(dst),
+        Ports::Either => any(src) || any(dst),
+    };
+    Some(found != invert)
+}
+
+/// `icmp_match`, `icmp6_match`. `None`: the packet is dropped.
+fn icmp(
+    view: &View<'_>,
+    icmp_type: Option<u8>,
+    (from, to): (u8, u8),
+    invert: bool,
+) -> Option<bool> {
+    let [of_packet, code, ..] = transport::<ICMP_HLEN>(view, 0)?;
+    let same =
+        icmp_type.is_none_or(|icmp_type| icmp_type == of_packet && from <= code && code <= to);
+    Some(same != invert)
+}
+
+/// `tcpmss_mt`. `None`: the packet is dropped.
+fn tcpmss(view: &View<'_>, (from, to): (u16, u16), invert: bool) -> Option<bool> {
+    let header = transport::<TCP_HLEN>(view, 0)?;
+    let len = (usize::from(header[12] >> 4) * 4).checked_sub(TCP_HLEN)?;
+    let mut options = [0; TCP_OPTIONS_MAX];
+    let options = options.get_mut(..len)?;
+    if !view.payload(PayloadBase::Transport, TCP_HLEN, options) {
+        return None;
+    }
+    let mut at = 0;
+    while let Some(rest @ [kind, ..]) = options.get(at..) {
+        if let [TCPOPT_MSS, TCPOLEN_MSS, high, low, ..] = rest {
+            let mss = u16::from_be_bytes([*high, *low]);
+            return Some((from <= mss && mss <= to) != invert);
+        }
+        // TCPOPT_EOL and TCPOPT_NOP; a length of 0 must not end the progress.
+        at += match rest.get(1) {
+            Some(len) if *kind > 1 => usize::from((*len).max(1)),
+            _ => 1,
+        };
+    }
+    Some(invert)
+}
+
+impl fmt::Display for Xt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = |invert: &bool| if *invert { "! " } else { "" };
+        match self {
+            Xt::Header(len) => write!(f, "xt match header of {len} octets"),
+            Xt::Multiport { which, ranges, invert } => {
+                let which = match which {
+                    Ports::Src => "sports",
+                    Ports::Dst => "dports",
+                    Ports::Either => "ports",
+                };
+                write!(f, "xt match multiport {}{which} ", not(invert))?;
+                for (n, (from, to)) in ranges.iter().enumerate() {
+                    let comma = if n == 0 { "" } else { "," };
+                    match from == to {
+                        true => write!(f, "{comma}{from}")?,
+                        false => write!(f, "{comma}{from}:{to}")?,
+                    }
+                }
+                Ok(())
+            }
+            Xt::Icmp { icmp_type: None, invert, .. } => {
+                write!(f, "xt match icmp {}any", not(invert))
+            }
+            Xt::Icmp { icmp_type: Some(icmp_type), codes: (from, to), invert } => {
+                write!(f, "xt match icmp {}type {icmp_type}", not(invert))?;
+                match (*from, *to) {
+                    (0, u8::MAX) => Ok(()),
+                    (from, to) if from == to => write!(f, " code {from}"),
+                    (from, to) => write!(f, " codes {from}-{to}"),
+                }
+            }
+            Xt::Length6 { range: (from, to), invert } => {
+                write!(f, "xt match length {}{from}:{to}", not(invert))
+            }
+            Xt::TcpMss { range: (from, to), invert } => {
+                write!(f, "xt match tcpmss {}{from}:{to}", not(invert))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Connmark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Connmark { mode, ctmark, ctmask, nfmask } = self;
+        match mode {
+            ConnmarkMode::Set => write!(f, "xt target CONNMARK set 0x{ctmark:x}/0x{ctmask:x}"),
+            ConnmarkMode::Save => {
+                write!(f, "xt target CONNMARK save nfmask 0x{nfmask:x} ctmask 0x{ctmask:x}")
+            }
+            ConnmarkMode::Restore => {
+                write!(f, "xt target CONNMARK restore nfmask 0x{nfmask:x} ctmask 0x{ctmask:x}")
+            }
+        }
+    }
+}
