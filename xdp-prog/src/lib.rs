@@ -39,7 +39,8 @@ pub const MAP_LOCAL_PREFIX4: &str = "FR_LOCAL_PFX4";
 /// LPM_TRIE, key: prefix length, then an IPv6 address: local prefixes shorter than /128.
 pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
 /// HASH, key: [`FlowKey`], value: the flow's number (4 octets), which the programs do not read:
-/// the flows whose packets are steered while [`SharedSettings::TRACK`] is set. Shared by all ports.
+/// the flows whose packets are steered while [`SharedSettings::TRACK4`] or
+/// [`SharedSettings::TRACK6`] is set. Shared by all ports.
 pub const MAP_FLOWS: &str = "FR_FLOWS";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
@@ -293,8 +294,10 @@ impl SharedSettings {
     pub const PREFIXES6: u32 = 2;
     /// ESP and AH to the router itself are terminated in userspace.
     pub const IPSEC_TERMINATE: u32 = 4;
-    /// Connections are tracked: only packets of the flows in [`MAP_FLOWS`] are steered.
-    pub const TRACK: u32 = 8;
+    /// Connections of IPv4 are tracked: only packets of the flows in [`MAP_FLOWS`] are steered.
+    pub const TRACK4: u32 = 8;
+    /// The same for IPv6.
+    pub const TRACK6: u32 = 16;
 
     /// Converts it to a map value.
     #[must_use]

@@ -300,9 +300,10 @@ impl Hooks {
             hooks.chains[family_index(pf)][hook as usize].push(entry);
             hooks.len += 1;
         }
-        if nft.as_ref().is_some_and(|nft| nft.program().tracks_connections()) {
-            hooks.flows = flows.cloned();
-            for chains in &mut hooks.chains {
+        for pf in [Family::Ip, Family::Ip6] {
+            if nft.as_ref().is_some_and(|nft| nft.program().tracks(pf)) {
+                hooks.flows = flows.cloned();
+                let chains = &mut hooks.chains[family_index(pf)];
                 for hook in [Hook::PreRouting, Hook::LocalOut] {
                     let chain = &mut chains[hook as usize];
                     let entry =
@@ -406,8 +407,7 @@ impl Hooks {
         own: &mut HookStates,
     ) -> Verdict {
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
-            let is_tracked =
-                self.nft.as_ref().is_some_and(|nft| nft.program().tracks_connections());
+            let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
             own.target = None;
         }
@@ -543,6 +543,12 @@ impl HookStates {
         }
         std::mem::swap(&mut *slots, &mut self.slots);
         self.of = hooks.id;
+    }
+
+    /// Whether the current packet is an invalid one of a carried connection.
+    #[inline]
+    pub fn is_invalid(&self) -> bool {
+        self.is_invalid
     }
 
     /// Whether the packet that ends is an invalid one of a carried connection, which the kernel must not get.

@@ -313,6 +313,10 @@ fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
         Exit::Punt(reason) => return Disposition::Punt(reason),
         Exit::Icmp(error) => error,
     };
+    if ctx.state.hooks.is_invalid() {
+        // Where connections are tracked, the kernel sends the errors, and must not get this packet.
+        return Disposition::Drop(error.reason);
+    }
     let sent = match skb.network_header().first() {
         // The version of a packet that an error is about has been checked.
         Some(octet) if octet >> 4 == 4 => icmp_send(skb, &error, ctx),

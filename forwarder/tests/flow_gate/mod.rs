@@ -141,7 +141,7 @@ fn root_only_known_flows_are_steered_while_connections_are_tracked() {
             let tags: [&[(u16, u16)]; 2] = [&[(0x8100, 10)], &[(0x88a8, 20), (0x8100, 30)]];
             let vlans = tags.map(|tags| (vlan_key(tags.iter().copied()), vlan));
             test.port.set_vlans(&BTreeMap::from(vlans)).expect("set");
-            test.steering.set_tracking(true).expect("set");
+            test.steering.set_tracking([true; 2]).expect("set");
             for (destination, steered) in FAMILIES {
                 for (protocol, other) in [(TCP, UDP), (UDP, TCP)] {
                     let packet = frame(destination, protocol, ACK);
@@ -246,7 +246,7 @@ fn root_packets_that_conntrack_has_to_see_are_passed_also_of_known_flows() {
                     test.insert(key(destination, protocol));
                 }
             }
-            test.steering.set_tracking(true).expect("set");
+            test.steering.set_tracking([true; 2]).expect("set");
             for (packet, reason) in conntrack_packets() {
                 test.assert_reason(&packet, reason);
                 if reason.is_steered() {
@@ -254,7 +254,7 @@ fn root_packets_that_conntrack_has_to_see_are_passed_also_of_known_flows() {
                 }
             }
             // Without tracking they are steered, as are packets of unknown flows.
-            test.steering.set_tracking(false).expect("set");
+            test.steering.set_tracking([false; 2]).expect("set");
             test.gate.clear().expect("clear");
             for (packet, _) in conntrack_packets() {
                 let ipv4 = packet[12] == 8;
@@ -281,7 +281,7 @@ fn root_packets_to_a_local_address_are_passed_also_of_known_flows() {
             test.steering.set_local4(&locals(&prefixes)).expect("set");
             let prefixes = [("2001:db8::1", 128), ("fd00::", 64)];
             test.steering.set_local6(&locals6(&prefixes)).expect("set");
-            test.steering.set_tracking(true).expect("set");
+            test.steering.set_tracking([true; 2]).expect("set");
             for destination in ["192.0.2.1", "10.1.2.3", "2001:db8::1", "fd00::9"] {
                 test.insert(key(destination, TCP));
                 for (protocol, flags) in [(TCP, ACK), (TCP, SYN), (ICMP, 0)] {
@@ -316,7 +316,7 @@ fn root_another_thread_adds_and_removes_thousands_of_flows_of_all_ports() {
         let mut port2 = attach(&mut test.steering, "port2", AttachMode::Native);
         let wire2 = Wire::on("peer2");
         port2.set_steer(true, true).expect("set");
-        test.steering.set_tracking(true).expect("set");
+        test.steering.set_tracking([true; 2]).expect("set");
         let keys: Vec<FlowKey> = (0..FLOWS)
             .map(|flow| {
                 let destination = IpAddr::from(Ipv4Addr::from(0xc633_6400 + flow));

@@ -165,7 +165,7 @@ impl Pair {
     /// to the kernel because of the rules.
     fn check(&mut self, name: &str, kernels: bool) -> Result<()> {
         self.wait_until_followed()?;
-        let punts_before = self.punts()?;
+        let punts_before = self.punts("NETFILTER")?;
         let by_kernel_before = self.ferroute.forwarded_by_kernel()?;
         self.seed += 1;
         let inputs = generate_from(self.next, self.seed, PACKETS);
@@ -181,7 +181,7 @@ impl Pair {
             return Ok(());
         }
         ensure!(self.ferroute.is_running(), "{name}: ferroute has ended\n{}", self.ferroute.said());
-        let punted = self.punts()? - punts_before;
+        let punted = self.punts("NETFILTER")? - punts_before;
         let by_kernel = self.ferroute.forwarded_by_kernel()?;
         let by_kernel = by_kernel.v4 + by_kernel.v6 - by_kernel_before.v4 - by_kernel_before.v6;
         if kernels {
@@ -201,13 +201,13 @@ impl Pair {
         Ok(())
     }
 
-    /// Packets that were handed to the kernel because of a rule.
-    fn punts(&self) -> Result<u64> {
+    /// Packets that were handed to the kernel for this reason.
+    pub fn punts(&self, reason: &str) -> Result<u64> {
         if ferroute::by_kernel() {
             return Ok(0);
         }
         let stat = self.ferroute.json(&["stat"])?;
-        Ok(stat["punts"]["NETFILTER"].as_u64().unwrap_or(0))
+        Ok(stat["punts"][reason].as_u64().unwrap_or(0))
     }
 
     /// Counters in Ferroute's world: the kernel's, and what the workers have counted.

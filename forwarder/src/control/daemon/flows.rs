@@ -52,6 +52,8 @@ const COMPARE_MAX: Duration = Duration::from_millis(200);
 /// Maximum number of connections that are remembered as left to the kernel.
 const REFUSED_MAX: usize = 100_000;
 const NS_PER_S: u64 = 1_000_000_000;
+/// Time-out of an entry after a RST that does not close it: the default of nf_conntrack_tcp_timeout_close.
+const CLOSE_TIMEOUT_S: u32 = 10;
 /// Time-out of an entry that was renewed while its connection was closed.
 const CLOSING_TIMEOUT_S: u32 = 120;
 /// Receive buffer for events, octets.
@@ -184,6 +186,8 @@ struct Carried {
     renewed_ns: u64,
     /// Whether the kernel sends events of the entry.
     has_events: bool,
+    /// A RST has shortened the entry's time-out.
+    is_shortened: bool,
     /// Whether `timeout_s` is from an event, and not what was left of it.
     is_timeout_fresh: bool,
     /// The entry's id (CTA_ID).
@@ -267,7 +271,7 @@ impl<'a> Follower<'a> {
                 }
                 received => {
                     events.into_iter().try_for_each(|event| self.apply(event))?;
-                    self.drop_closed()?;
+                    self.look_at_noted()?;
                     if received == Received::Drained {
                         self.writer.table().set_valid(now_ns);
                     }
@@ -507,6 +511,7 @@ impl<'a> Follower<'a> {
                 // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
                 renewed_ns: 0,
                 has_events: *has_events && !sets_entries,
+                is_shortened: false,
                 is_timeout_fresh: *has_events,
                 id: entry.id,
             };
@@ -536,17 +541,28 @@ impl<'a> Follower<'a> {
         self.gate.remove(&carried.keys).map(drop)
     }
 
-    /// Leaves flows to the kernel that workers have closed, also in the XDP program.
-    fn drop_closed(&mut self) -> io::Result<()> {
+    /// Leaves flows to the kernel that workers have closed, also in the XDP program, and shortens the time-outs of
+    /// those that may be closed.
+    fn look_at_noted(&mut self) -> io::Result<()> {
         let table = Arc::clone(self.writer.table());
-        for number in table.take_closed() {
-            let carried = self.carried.get(number as usize).copied().flatten();
-            // Another one may have the number by now.
-            if let Some(Carried { tuple, id, .. }) = carried.filter(|_| table.is_closing(number)) {
+        let (now_ns, mut shortened) = (monotonic_ns(), Vec::new());
+        for number in table.take_noted() {
+            let Some(Some(carried)) = self.carried.get_mut(number as usize) else { continue };
+            let Carried { tuple, id, .. } = *carried;
+            // Another flow may have the number by now.
+            if table.is_closing(number) {
                 self.refuse(tuple, id);
                 self.drop_flow(&tuple)?;
+            } else if table.take_reset(number) {
+                // As `nf_conntrack_tcp_packet`: until the next packet.
+                carried.is_shortened = true;
+                carried.renewed_ns = now_ns;
+                self.writer.set_expires_ns(number, now_ns + u64::from(CLOSE_TIMEOUT_S) * NS_PER_S);
+                shortened.push(liberal(tuple, Some(CLOSE_TIMEOUT_S)));
             }
         }
+        // One that is gone needs none.
+        let _ = conntrack::update(&mut self.requests, &shortened);
         Ok(())
     }
 
@@ -584,7 +600,7 @@ impl<'a> Follower<'a> {
                 IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
                 _ => self.sysctls.udp_timeout_stream_s,
             };
-            let interval_ns = match carried.has_events {
+            let interval_ns = match carried.has_events && !carried.is_shortened {
                 true => (u64::from(timeout_s) * NS_PER_S / 8).min(RENEWAL_MAX_NS),
                 false => 0,
             };
@@ -595,6 +611,7 @@ impl<'a> Follower<'a> {
                 continue;
             }
             carried.renewed_ns = now_ns;
+            carried.is_shortened = false;
             // Counted from the last packet, as the kernel does.
             let idle_s = (now_ns.saturating_sub(seen_ns) / NS_PER_S) as u32;
             let timeout_s = timeout_s.saturating_sub(idle_s);

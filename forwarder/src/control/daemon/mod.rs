@@ -592,7 +592,7 @@ impl Supervisor {
         let needs_none = self.firewall.has_no_ruleset() || self.options.ignore_firewall;
         if needs_none && self.hooks.nft().is_some() {
             self.hooks.set_nft(None);
-            self.steering_state.set_tracking(false)?;
+            self.steering_state.set_tracking([false; 2])?;
             if let Some(flows) = &self.flows {
                 flows.set_ruleset(false, false);
             }
@@ -629,6 +629,7 @@ impl Supervisor {
     /// Has the workers run a ruleset from their next burst on.
     fn apply_ruleset(&mut self, compiled: Compiled) -> Result<()> {
         let is_tracked = compiled.program.tracks_connections();
+        let families = compiled.program.tracked_families();
         if is_tracked && self.flows.is_none() {
             let gate = self.steering_state.flow_gate()?;
             let flows = FlowFollower::start(gate, self.locals())
@@ -640,7 +641,7 @@ impl Supervisor {
             flows.set_ruleset(is_tracked, compiled.sets_entries());
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
-        self.steering_state.set_tracking(is_tracked)
+        self.steering_state.set_tracking(families)
     }
 
     /// The router's own connections are not carried.

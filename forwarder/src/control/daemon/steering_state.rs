@@ -46,8 +46,8 @@ impl SteeringState {
         self.steering.attacher()
     }
 
-    /// Whether only packets of carried flows are steered.
-    pub(super) fn set_tracking(&mut self, on: bool) -> Result<()> {
+    /// Whether only packets of carried flows are steered, of IPv4 and of IPv6.
+    pub(super) fn set_tracking(&mut self, on: [bool; 2]) -> Result<()> {
         Ok(self.steering.set_tracking(on)?)
     }
 

@@ -147,14 +147,15 @@ impl Steering {
         self.set_flag(SharedSettings::IPSEC_TERMINATE, on)
     }
 
-    /// Sets whether only packets of known flows ([`Steering::flow_gate`]) are steered, on all ports.
+    /// Sets whether only packets of known flows ([`Steering::flow_gate`]) are steered, of IPv4 and of
+    /// IPv6, on all ports.
     /// Off at start. Takes effect with one write for all ports; a port attached later follows it
     /// from its first frame. Frames that were steered before may still be in the RX rings.
     ///
     /// # Errors
     /// [`XdpError::Map`].
-    pub fn set_tracking(&mut self, on: bool) -> Result<(), XdpError> {
-        self.set_flag(SharedSettings::TRACK, on)
+    pub fn set_tracking(&mut self, [ipv4, ipv6]: [bool; 2]) -> Result<(), XdpError> {
+        self.set_flags(&[(SharedSettings::TRACK4, ipv4), (SharedSettings::TRACK6, ipv6)])
     }
 
     /// A handle by which any thread adds and removes known flows. There are none at start, and they
@@ -180,7 +181,14 @@ impl Steering {
     }
 
     fn set_flag(&mut self, flag: u32, on: bool) -> Result<(), XdpError> {
-        let flags = if on { self.settings.flags | flag } else { self.settings.flags & !flag };
+        self.set_flags(&[(flag, on)])
+    }
+
+    /// Sets or clears flags with one write.
+    fn set_flags(&mut self, changes: &[(u32, bool)]) -> Result<(), XdpError> {
+        let apply =
+            |flags, (flag, on): &(u32, bool)| if *on { flags | flag } else { flags & !flag };
+        let flags = changes.iter().fold(self.settings.flags, apply);
         if flags == self.settings.flags {
             return Ok(());
         }

@@ -141,7 +141,10 @@ fn tcp(
         _ => match flows.reset(info.flow, direction, seq) {
             Reset::Closes => true,
             Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None }),
-            Reset::Carried => false,
+            Reset::Carried => {
+                flows.carried_reset(info.flow);
+                false
+            }
         },
     };
     if closes {

@@ -48,6 +48,8 @@ struct Flow {
     is_closing: AtomicU32,
     /// See [`NatTarget::is_masqueraded`].
     is_masqueraded: AtomicU32,
+    /// Set by workers: they have carried a RST since the writer last looked.
+    has_reset: AtomicU32,
     keys: [[AtomicU64; KEY_WORDS]; 2],
     /// When the entry of the kernel's table expires, CLOCK_MONOTONIC.
     expires_ns: AtomicU64,
@@ -98,10 +100,11 @@ pub struct FlowTable {
     /// Bits of a bucket's number.
     mask: u64,
     seed: u64,
-    /// By number, 64 in each word: a worker has closed the flow since the writer last looked.
-    closed: Box<[AtomicU64]>,
+    /// By number, 64 in each word: a worker has closed the flow, or carried a RST of it, since the writer last
+    /// looked.
+    noted: Box<[AtomicU64]>,
     /// There are such flows.
-    has_closed: AtomicBool,
+    has_noted: AtomicBool,
     /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
     valid_ns: AtomicU64,
 }
@@ -118,8 +121,8 @@ impl FlowTable {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
             mask: buckets as u64 - 1,
             seed,
-            closed: (0..flows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            has_closed: AtomicBool::new(false),
+            noted: (0..flows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            has_noted: AtomicBool::new(false),
             valid_ns: AtomicU64::new(0),
         });
         (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
@@ -280,27 +283,47 @@ impl FlowTable {
     #[cold]
     pub fn close(&self, number: u32) {
         if let Some(flow) = self.flow(number)
-            && let Some(word) = self.closed.get(number as usize / 64)
             && flow.is_closing.swap(1, Relaxed) == 0
         {
-            word.fetch_or(1 << (number % 64), Relaxed);
-            self.has_closed.store(true, Release);
+            self.note(number);
         }
     }
 
-    /// The flows that workers have closed since the last call.
-    pub fn take_closed(&self) -> Vec<u32> {
-        let mut closed = Vec::new();
-        if self.has_closed.swap(false, AcqRel) {
-            for (number, word) in (0..).step_by(64).zip(&self.closed) {
+    /// A worker carries a RST that does not close the connection.
+    #[cold]
+    pub fn carried_reset(&self, number: u32) {
+        if let Some(flow) = self.flow(number) {
+            flow.has_reset.store(1, Relaxed);
+            self.note(number);
+        }
+    }
+
+    /// Has the writer look at a flow.
+    fn note(&self, number: u32) {
+        if let Some(word) = self.noted.get(number as usize / 64) {
+            word.fetch_or(1 << (number % 64), Release);
+            self.has_noted.store(true, Release);
+        }
+    }
+
+    /// Whether workers have carried a RST of a flow since the last call.
+    pub fn take_reset(&self, number: u32) -> bool {
+        self.flow(number).is_some_and(|flow| flow.has_reset.swap(0, Relaxed) != 0)
+    }
+
+    /// The flows that workers have closed, or carried a RST of, since the last call.
+    pub fn take_noted(&self) -> Vec<u32> {
+        let mut noted = Vec::new();
+        if self.has_noted.swap(false, AcqRel) {
+            for (number, word) in (0..).step_by(64).zip(&self.noted) {
                 if word.load(Relaxed) != 0 {
                     let bits = word.swap(0, AcqRel);
-                    closed
-                        .extend((0..64).filter(|bit| bits >> bit & 1 != 0).map(|bit| number + bit));
+                    let is_set = |bit: &u32| bits >> bit & 1 != 0;
+                    noted.extend((0..64).filter(is_set).map(|bit| number + bit));
                 }
             }
         }
-        closed
+        noted
     }
 
     /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.
@@ -381,6 +404,7 @@ impl FlowWriter {
             flow.status.store(desc.status, Relaxed);
             flow.mark.store(desc.mark, Relaxed);
             flow.is_closing.store(0, Relaxed);
+            flow.has_reset.store(0, Relaxed);
             flow.expires_ns.store(desc.expires_ns, Relaxed);
             flow.is_masqueraded.store(desc.is_masqueraded.into(), Relaxed);
             flow.last_seen_ns.store(0, Relaxed);

@@ -13,6 +13,7 @@ use super::program::{
     Base, BaseChainId, CompiledChain, CounterKind, CounterPlace, FIXED_REASONS, LOOP,
     NO_CLASSIFIER, Program, Step,
 };
+use super::reach::of_family;
 use super::ruleset::{
     BitwiseOp, Chain, CtKey, Expr, Family, MetaKey, OBJECT_COUNTER, Reg, RuleVerdict, Ruleset,
     SET_CONSTANT, Set, Table,
@@ -134,9 +135,12 @@ fn register(
         if base.kind == "nat" {
             // At any hook: the kernel registers the functions of all of them (`nf_nat_register_fn`), which
             // also translate connections that other chains, perhaps deleted since, have opened.
-            program.conntrack = program.conntrack.take().or(Some(name));
-            program.translates[0] |= table.family != Family::Ip6;
-            program.translates[1] |= table.family != Family::Ip;
+            for first in of_family(&mut program.conntrack, table.family) {
+                first.get_or_insert_with(|| name.clone());
+            }
+            for translates in of_family(&mut program.translates, table.family) {
+                *translates = true;
+            }
         } else if base.hook != LOCAL_IN && base.hook != LOCAL_OUT {
             program.unsupported.push(name);
         }

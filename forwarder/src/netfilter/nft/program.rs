@@ -32,7 +32,8 @@ pub struct Program {
     pub(super) reasons: Vec<String>,
     pub(super) unsupported: Vec<String>,
     pub(super) kernel_rules: Vec<KernelRule>,
-    pub(super) conntrack: Option<String>,
+    /// For IPv4 and IPv6: what uses connection tracking.
+    pub(super) conntrack: [Option<String>; 2],
     /// For IPv4 and IPv6: there are chains of type nat.
     pub(super) translates: [bool; 2],
 }
@@ -174,13 +175,23 @@ impl Program {
     /// The first rule that uses connection tracking, reachable from a base chain at prerouting, forward or
     /// postrouting: table, chain, handle and expression.
     pub fn uses_conntrack(&self) -> Option<String> {
-        self.conntrack.clone()
+        self.conntrack.iter().flatten().next().cloned()
     }
 
     /// Whether the kernel tracks connections for this ruleset: packets of flows that are not carried are the
     /// kernel's.
     pub fn tracks_connections(&self) -> bool {
-        self.conntrack.is_some()
+        self.conntrack.iter().any(Option::is_some)
+    }
+
+    /// Whether it does so of IPv4 and of IPv6.
+    pub fn tracked_families(&self) -> [bool; 2] {
+        self.conntrack.each_ref().map(Option::is_some)
+    }
+
+    /// Whether it does so of a family: [`Family::Ip`] or [`Family::Ip6`].
+    pub fn tracks(&self, family: Family) -> bool {
+        self.conntrack[usize::from(family == Family::Ip6)].is_some()
     }
 
     /// Whether the kernel translates packets of connections with NAT: there is a chain of type nat for the

@@ -44,7 +44,7 @@ pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
 pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
     let reached = reached(program);
     let mut chain_number = 0;
-    let (mut kernel_rules, mut conntrack) = (Vec::new(), None);
+    let (mut kernel_rules, mut conntrack) = (Vec::new(), [None, None]);
     let ours = |family| matches!(family, Family::Ip | Family::Ip6 | Family::Inet);
     for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
         for chain in &table.chains {
@@ -56,11 +56,11 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
             let kernel = kernel_reasons(program, number);
             for (at, rule) in chain.rules.iter().enumerate() {
                 let name = format!("{} {}", table.family, table.name);
-                if let Some(expr) =
-                    rule.exprs.iter().find_map(tracks).filter(|_| conntrack.is_none())
-                {
-                    conntrack =
-                        Some(format!("{name} {} handle {}: {expr}", chain.name, rule.handle));
+                if let Some(expr) = rule.exprs.iter().find_map(tracks) {
+                    let use_of = || format!("{name} {} handle {}: {expr}", chain.name, rule.handle);
+                    for first in of_family(&mut conntrack, table.family) {
+                        first.get_or_insert_with(use_of);
+                    }
                 }
                 if let Some(reason) = kernel.get(&at) {
                     kernel_rules.push(KernelRule {
@@ -74,12 +74,25 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
         }
     }
     program.kernel_rules = kernel_rules;
-    let counting = ruleset.tables.iter().filter(|table| ours(table.family)).find_map(|table| {
+    for (of_rules, of_chains) in conntrack.into_iter().zip(&mut program.conntrack) {
+        *of_chains = of_rules.or_else(|| of_chains.take());
+    }
+    for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
         let counts = |set: &&Set| set.unsupported.as_deref() == Some(COUNTS_CONNECTIONS);
-        let set = table.sets.iter().find(counts)?;
-        Some(format!("{} {} set {}: ct count", table.family, table.name, set.name))
-    });
-    program.conntrack = conntrack.or_else(|| program.conntrack.take()).or(counting);
+        if let Some(set) = table.sets.iter().find(counts) {
+            let use_of = || format!("{} {} set {}: ct count", table.family, table.name, set.name);
+            for first in of_family(&mut program.conntrack, table.family) {
+                first.get_or_insert_with(use_of);
+            }
+        }
+    }
+}
+
+/// Of what is by family, IPv4 and IPv6, that of a table's family (`nf_ct_netns_get`).
+pub(super) fn of_family<T>(all: &mut [T; 2], family: Family) -> impl Iterator<Item = &mut T> {
+    let families = [Family::Ip, Family::Ip6].into_iter();
+    let is_of = move |own: Family| family == own || family == Family::Inet;
+    families.zip(all).filter(move |(own, _)| is_of(*own)).map(|(_, it)| it)
 }
 
 /// For each chain, whether a forwarded packet can reach it.

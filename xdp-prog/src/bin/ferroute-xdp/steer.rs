@@ -6,9 +6,9 @@
 //! the kernel gets all frames, and also while the heartbeat of the worker that serves the queue or
 //! of the control thread is too old.
 //!
-//! While connections are tracked ([`SharedSettings::TRACK`]) the kernel also keeps every packet that
-//! belongs to no known flow, that may open a connection (TCP SYN), or from which the flow cannot be
-//! read directly. Packets of a known flow are steered also if they are for an address of the
+//! While connections of a family are tracked ([`SharedSettings::TRACK4`],
+//! [`SharedSettings::TRACK6`]) the kernel also keeps every packet of it that belongs to no known
+//! flow, that may open a connection (TCP SYN), or from which the flow cannot be read directly. Packets of a known flow are steered also if they are for an address of the
 //! router: answers to a connection whose source NAT translates.
 
 use aya_ebpf::{
@@ -330,7 +330,7 @@ fn decide_family<const OFFSET: usize>(
 #[inline(always)]
 fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
     let Some(ip) = header::<Ipv4Hdr>(ctx, OFFSET) else {
-        return decide_too_short(shared);
+        return decide_too_short(shared.flags & SharedSettings::TRACK4);
     };
     let high = u16::from_be(ip.destination[0]);
     if high >> 12 == 0xe {
@@ -343,7 +343,7 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
         return Reason::PassLinkLocal;
     }
     let is_local = is_local_ipv4(ip, shared);
-    if shared.flags & SharedSettings::TRACK != 0 {
+    if shared.flags & SharedSettings::TRACK4 != 0 {
         return match flow_ipv4::<OFFSET>(ctx, ip) {
             // Also to the router's own address, which NAT may translate.
             Some(key) if is_known(&key) => Reason::SteerIpv4,
@@ -371,7 +371,7 @@ fn is_local_ipv4(ip: &Ipv4Hdr, shared: &SharedSettings) -> bool {
 #[inline(always)]
 fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
     let Some(ip) = header::<Ipv6Hdr>(ctx, OFFSET) else {
-        return decide_too_short(shared);
+        return decide_too_short(shared.flags & SharedSettings::TRACK6);
     };
     let high = u16::from_be(ip.destination[0]);
     if high >> 8 == 0xff {
@@ -381,7 +381,7 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
         return Reason::PassLinkLocal;
     }
     let is_local = is_local_ipv6(ip, shared);
-    if shared.flags & SharedSettings::TRACK != 0 {
+    if shared.flags & SharedSettings::TRACK6 != 0 {
         return match flow_ipv6::<OFFSET>(ctx, ip) {
             // Also to the router's own address, which NAT may translate.
             Some(key) if is_known(&key) => Reason::SteerIpv6,
@@ -416,12 +416,8 @@ fn decide_local(protocol: u8, shared: &SharedSettings) -> Reason {
 }
 
 #[inline(always)]
-fn decide_too_short(shared: &SharedSettings) -> Reason {
-    if shared.flags & SharedSettings::TRACK != 0 {
-        Reason::PassConntrack
-    } else {
-        Reason::SteerTooShort
-    }
+fn decide_too_short(is_tracked: u32) -> Reason {
+    if is_tracked != 0 { Reason::PassConntrack } else { Reason::SteerTooShort }
 }
 
 /// The flow of a packet whose IPv4 header is at `OFFSET`; `None`: left to the kernel, see

@@ -266,7 +266,7 @@ fn an_expired_entry_is_the_kernels() {
     // Also if it is renewed later.
     writer.set_expires_ns(number, 9 * NOW_NS);
     assert_eq!(track(&table, &packet), None);
-    assert_eq!((table.take_closed(), table.take_closed()), (vec![number], Vec::new()));
+    assert_eq!((table.take_noted(), table.take_noted()), (vec![number], Vec::new()));
 }
 
 #[test]
@@ -330,6 +330,8 @@ fn a_reset_ends_a_connection_only_with_an_exact_sequence_number() {
         let reset = Tcp { answers: true, flags: RST | ACK, seq: start.wrapping_add(seq), ack: 0 };
         let tracked = track(&table, &reset.ipv4());
         assert!(matches!(tracked, Some(Ct::Established(_))) && !table.is_closing(number), "{seq}");
+        assert_eq!((table.take_noted(), table.take_reset(number)), (vec![number], true));
+        assert!(!table.take_reset(number));
     }
     // The server has acknowledged 50 octets that the client has not been seen to send: not believed.
     let (table, _writer, number) = one();
