@@ -19,7 +19,7 @@ mod tuple;
 
 pub use nf_conntrack_in::{Tracked, nf_conntrack_in};
 pub use nf_nat::{NatTarget, nf_nat_packet};
-pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, Reset};
+pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter};
 pub use tuple::FlowKey;
 
 /// The direction of a packet in its connection (`enum ip_conntrack_dir`).

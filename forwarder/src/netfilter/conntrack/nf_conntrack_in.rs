@@ -1,8 +1,8 @@
 //! `nf_conntrack_in`: finds the flow of a received packet (net/netfilter/nf_conntrack_core.c).
 
-use super::table::{FlowTable, Reset};
+use super::table::{FlowTable, Found, Reset};
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
-use super::{Ct, CtInfo, Direction, NatTarget};
+use super::{Ct, NatTarget};
 use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
 use crate::skb::SkBuff;
@@ -82,13 +82,13 @@ pub fn nf_conntrack_in(
             FlowKey::ipv6(addresses.first()?, addresses.last()?, protocol, ports)
         }
     };
-    match protocol {
+    let found = match protocol {
         IPPROTO_TCP => {
-            let tracked = tcp(header.first_chunk()?, payload_len, &key, flows, now_ns)?;
-            if let Ct::Established(info) = tracked.ct {
-                flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
+            let found = find(flows, &key, now_ns);
+            match tcp(header.first_chunk()?, payload_len, found?, flows)? {
+                Segment::Established(found) => found,
+                Segment::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None }),
             }
-            Some(tracked)
         }
         IPPROTO_UDP => {
             let udp = header.first_chunk::<UDP_HLEN>()?;
@@ -97,34 +97,39 @@ pub fn nf_conntrack_in(
             if len < UDP_HLEN || len > payload_len {
                 return None;
             }
-            let (info, target) = find(flows, &key, now_ns)?;
-            flows.seen(info.flow, info.direction, skb.network_len() as u64, now_ns);
-            Some(Tracked { ct: Ct::Established(info), target })
+            find(flows, &key, now_ns)?
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    found.seen(skb.network_len() as u64, now_ns);
+    Some(Tracked { ct: Ct::Established(found.info), target: found.target })
 }
 
-/// The connection of a packet with this key, if its entry has not expired.
+/// The flow of a packet with this key, if its entry has not expired.
 #[inline]
-fn find(flows: &FlowTable, key: &FlowKey, now_ns: u64) -> Option<(CtInfo, Option<NatTarget>)> {
-    let (info, target) = flows.find_with_target(key)?;
-    if flows.has_expired(info.flow, now_ns) {
-        flows.close(info.flow);
+fn find<'a>(flows: &'a FlowTable, key: &FlowKey, now_ns: u64) -> Option<Found<'a>> {
+    let found = flows.look_up(key)?;
+    if found.has_expired(now_ns) {
+        flows.close(found.info.flow);
         return None;
     }
-    Some((info, target))
+    Some(found)
+}
+
+/// A TCP segment of an established connection.
+enum Segment<'a> {
+    Established(Found<'a>),
+    Invalid,
 }
 
 /// `nf_conntrack_tcp_packet`, for an established connection.
 #[inline]
-fn tcp(
+fn tcp<'a>(
     tcp: &[u8; TCP_HLEN],
     len: usize,
-    key: &FlowKey,
+    found: Found<'a>,
     flows: &FlowTable,
-    now_ns: u64,
-) -> Option<Tracked> {
+) -> Option<Segment<'a>> {
     let header_len = usize::from(tcp[12] >> 4) * 4;
     let flags = tcp[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG);
     // `tcp_error`; and packets that open a connection.
@@ -132,28 +137,26 @@ fn tcp(
     if !is_valid || !VALID_FLAGS.contains(&flags) {
         return None;
     }
-    let (info, target) = find(flows, key, now_ns)?;
-    let direction: Direction = info.direction;
     let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
     let seq = number(4);
     let closes = match flags & TCP_RST {
         0 => flags & TCP_FIN != 0,
-        _ => match flows.reset(info.flow, direction, seq) {
+        _ => match found.reset(seq) {
             Reset::Closes => true,
-            Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None }),
+            Reset::Invalid => return Some(Segment::Invalid),
             Reset::Carried => {
-                flows.carried_reset(info.flow);
+                flows.carried_reset(found.info.flow);
                 false
             }
         },
     };
     if closes {
-        flows.close(info.flow);
+        flows.close(found.info.flow);
         return None;
     }
     if flags & TCP_RST == 0 {
         let end = seq.wrapping_add((len - header_len) as u32);
-        flows.sent(info.flow, direction, end, number(8));
+        found.sent(end, number(8));
     }
-    Some(Tracked { ct: Ct::Established(info), target })
+    Some(Segment::Established(found))
 }

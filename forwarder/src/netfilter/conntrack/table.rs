@@ -149,12 +149,12 @@ impl FlowTable {
     /// The flow with this key, unless it is closing.
     #[inline]
     pub fn find(&self, key: &FlowKey) -> Option<CtInfo> {
-        self.find_with_target(key).map(|(info, _)| info)
+        self.look_up(key).map(|found| found.info)
     }
 
-    /// The flow with this key, unless it is closing, and what NAT makes of a packet of the key.
+    /// The same, with its record and what NAT makes of a packet of the key.
     #[inline]
-    pub fn find_with_target(&self, key: &FlowKey) -> Option<(CtInfo, Option<NatTarget>)> {
+    pub(super) fn look_up(&self, key: &FlowKey) -> Option<Found<'_>> {
         let hash = self.hash(key);
         for bucket in self.buckets_of(hash) {
             for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
@@ -171,7 +171,7 @@ impl FlowTable {
 
     /// The flow that an entry leads to, if it has this key.
     #[inline]
-    fn check(&self, entry: u64, key: &FlowKey) -> Option<(CtInfo, Option<NatTarget>)> {
+    fn check(&self, entry: u64, key: &FlowKey) -> Option<Found<'_>> {
         let low = entry as u32;
         let number = (low >> 1).checked_sub(1)?;
         let flow = self.flow(number)?;
@@ -190,29 +190,20 @@ impl FlowTable {
         fence(Acquire);
         let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
         let is_it = is_stable && !is_closing && words == *key.words();
-        is_it.then_some((CtInfo { flow: number, direction, status, mark }, target))
+        let info = CtInfo { flow: number, direction, status, mark };
+        is_it.then_some(Found { flow, info, target })
     }
 
     /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
     /// removed it yet (`nf_ct_is_expired`).
-    #[inline]
     pub fn has_expired(&self, number: u32, now_ns: u64) -> bool {
-        let flow = self.flow(number);
-        flow.is_none_or(|flow| flow.expires_ns.load(Relaxed) <= now_ns)
+        self.flow(number).is_none_or(|flow| flow.has_expired(now_ns))
     }
 
     /// A worker carried a packet of a flow, of this many octets from the IP header on.
-    ///
-    /// The counters are loaded and stored, which is cheaper than an atomic addition: normally one worker has all
-    /// packets of a direction. While a direction moves to another worker (the NIC spreads its queues anew),
-    /// single packets may not be counted.
-    #[inline]
     pub fn seen(&self, number: u32, direction: Direction, octets: u64, now_ns: u64) {
         if let Some(flow) = self.flow(number) {
-            flow.last_seen_ns.store(now_ns, Relaxed);
-            let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
-            add(&flow.packets[direction as usize], 1);
-            add(&flow.octets[direction as usize], octets);
+            flow.seen(direction, octets, now_ns);
         }
     }
 
@@ -246,35 +237,6 @@ impl FlowTable {
             flow.is_some_and(|flow| flow.generation.load(Relaxed) != 0)
         };
         (from..self.room as u32).take_while(is_used).filter_map(|number| self.read(number))
-    }
-
-    /// A worker carried a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
-    /// acknowledgement of what the other end has not sent is not believed.
-    #[inline]
-    pub fn sent(&self, number: u32, direction: Direction, end: u32, ack: u32) {
-        let Some(flow) = self.flow(number) else { return };
-        let (own, other) = (direction as usize, 1 - direction as usize);
-        raise(&flow.max_ends[own], end);
-        let sent = flow.max_ends[other].load(Relaxed);
-        if sent != 0 && !is_after(ack, sent as u32) {
-            raise(&flow.max_acks[own], ack);
-        }
-    }
-
-    /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
-    pub fn reset(&self, number: u32, direction: Direction, seq: u32) -> Reset {
-        let Some(flow) = self.flow(number) else { return Reset::Closes };
-        let (own, other) = (direction as usize, 1 - direction as usize);
-        let acked = flow.max_acks[other].load(Relaxed);
-        let sent = flow.max_ends[own].load(Relaxed);
-        let is = |known: u64| known != 0 && known as u32 == seq;
-        match acked {
-            0 => Reset::Closes,
-            _ if is_after(acked as u32, seq) => Reset::Invalid,
-            // The next octet that its receiver expects, or the next one after what its sender has sent.
-            _ if is(acked) || is(sent) => Reset::Closes,
-            _ => Reset::Carried,
-        }
     }
 
     /// A worker saw that a connection is being closed: packets of the flow are the kernel's from now on.
@@ -499,14 +461,11 @@ impl FlowTable {
         })
     }
 
-    /// An empty entry for a key, in the bucket that has more of them.
+    /// An empty entry for a key: in the first bucket if there is one, where it is found sooner.
     fn empty_entry(&self, key: &FlowKey) -> Option<&AtomicU64> {
-        let buckets = self.buckets_of(self.hash(key)).map(|bucket| {
-            let entries = bucket.into_iter().flat_map(|bucket| &bucket.0);
-            entries.filter(|entry| entry.load(Relaxed) == 0).collect::<Vec<_>>()
-        });
-        let best = buckets.iter().max_by_key(|entries| entries.len())?;
-        best.first().copied()
+        let buckets = self.buckets_of(self.hash(key)).into_iter().flatten();
+        let mut entries = buckets.flat_map(|bucket| &bucket.0);
+        entries.find(|entry| entry.load(Relaxed) == 0)
     }
 
     /// An empty entry for a key, other than `taken`.
@@ -517,9 +476,59 @@ impl FlowTable {
     }
 }
 
+/// The flow of a packet.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    flow: &'a Flow,
+    pub(super) info: CtInfo,
+    /// What NAT makes of the packet; `None`: it is not translated.
+    pub(super) target: Option<NatTarget>,
+}
+
+impl Found<'_> {
+    /// See [`FlowTable::has_expired`].
+    #[inline]
+    pub(super) fn has_expired(&self, now_ns: u64) -> bool {
+        self.flow.has_expired(now_ns)
+    }
+
+    /// See [`FlowTable::seen`].
+    #[inline]
+    pub(super) fn seen(&self, octets: u64, now_ns: u64) {
+        self.flow.seen(self.info.direction, octets, now_ns);
+    }
+
+    /// A worker carries a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
+    /// acknowledgement of what the other end has not sent is not believed.
+    #[inline]
+    pub(super) fn sent(&self, end: u32, ack: u32) {
+        let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
+        raise(&self.flow.max_ends[own], end);
+        let sent = self.flow.max_ends[other].load(Relaxed);
+        if sent != 0 && !is_after(ack, sent as u32) {
+            raise(&self.flow.max_acks[own], ack);
+        }
+    }
+
+    /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
+    pub(super) fn reset(&self, seq: u32) -> Reset {
+        let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
+        let acked = self.flow.max_acks[other].load(Relaxed);
+        let sent = self.flow.max_ends[own].load(Relaxed);
+        let is = |known: u64| known != 0 && known as u32 == seq;
+        match acked {
+            0 => Reset::Closes,
+            _ if is_after(acked as u32, seq) => Reset::Invalid,
+            // The next octet that its receiver expects, or the next one after what its sender has sent.
+            _ if is(acked) || is(sent) => Reset::Closes,
+            _ => Reset::Carried,
+        }
+    }
+}
+
 /// What a RST means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reset {
+pub(super) enum Reset {
     /// The connection ends.
     Closes,
     /// It is from before what its receiver has acknowledged, and not from the connection's end.
@@ -545,6 +554,22 @@ fn raise(known: &AtomicU64, seq: u32) {
 }
 
 impl Flow {
+    #[inline]
+    fn has_expired(&self, now_ns: u64) -> bool {
+        self.expires_ns.load(Relaxed) <= now_ns
+    }
+
+    /// The counters are loaded and stored, which is cheaper than an atomic addition: normally one worker has all
+    /// packets of a direction. While a direction moves to another worker (the NIC spreads its queues anew),
+    /// single packets may not be counted.
+    #[inline]
+    fn seen(&self, direction: Direction, octets: u64, now_ns: u64) {
+        self.last_seen_ns.store(now_ns, Relaxed);
+        let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
+        add(&self.packets[direction as usize], 1);
+        add(&self.octets[direction as usize], octets);
+    }
+
     /// What was entered.
     fn desc(&self) -> FlowDesc {
         let keys = self.keys.each_ref();
