@@ -371,6 +371,7 @@ mod tests {
     use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
     use crate::netfilter::nft::{Family, Journal, Transport, compile};
     use crate::skb::{SkBuff, Umem};
+    use crate::trace::NoTrace;
 
     const COUNTER: Expr = Expr::Counter { packets: 10, octets: 1000 };
 
@@ -426,7 +427,8 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        assert_eq!(nft.run(base, &mut skb, &at, Ct::Off, 0, &mut journal), NftVerdict::Accept);
+        let verdict = nft.run(base, &mut skb, &at, (Ct::Off, 0), &mut journal, &mut NoTrace);
+        assert_eq!(verdict, NftVerdict::Accept);
         nft.commit(&mut journal, 1);
         Arc::new(nft)
     }

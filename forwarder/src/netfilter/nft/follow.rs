@@ -1,15 +1,19 @@
 //! A program at the hooks, and the counters of the workers that run it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
 use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::SkBuff;
+use crate::trace::{Step, Tracer};
 
 /// A ruleset that workers apply.
 #[derive(Debug)]
 pub struct Nft {
+    id: u64,
     ruleset: Ruleset,
     program: Program,
     /// By worker.
@@ -28,7 +32,13 @@ impl Nft {
             }
         };
         let pages = (0..workers).map(page).collect();
-        Nft { ruleset, program, pages }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Nft { id: NEXT.fetch_add(1, Ordering::Relaxed), ruleset, program, pages }
+    }
+
+    /// Identifies it in the process; not 0.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// The ruleset that the program was made of.
@@ -62,18 +72,27 @@ impl Nft {
 
     /// Runs a base chain on a packet. `ct`: its connection; `now_ns`: CLOCK_MONOTONIC.
     #[inline]
-    pub fn run(
+    pub fn run<T: Tracer>(
         &self,
         chain: BaseChainId,
         skb: &mut SkBuff,
         at: &HookState<'_>,
-        ct: Ct,
-        now_ns: u64,
+        (ct, now_ns): (Ct, u64),
         journal: &mut Journal,
+        tracer: &mut T,
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
         let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, now_ns };
-        self.program.run(chain, &mut packet, journal)
+        if tracer.is_traced() {
+            tracer.step(Step::BaseChain(chain.0));
+        }
+        let verdict = self.program.run_traced(chain, &mut packet, journal, tracer);
+        if let NftVerdict::Kernel(reason) = verdict
+            && tracer.is_traced()
+        {
+            tracer.step(Step::Left(reason));
+        }
+        verdict
     }
 
     /// Adds what a packet has passed to the counters of a worker, and empties the journal.

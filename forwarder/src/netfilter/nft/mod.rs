@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`: run it on a packet;
+//! - `packet`, `eval`: run it on a packet; `traced`: with what rules decide recorded;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
 //! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
@@ -23,6 +23,7 @@ mod program;
 mod reach;
 pub mod ruleset;
 mod set;
+mod traced;
 mod tuple_space;
 
 pub use compile::{compile, compile_with_slack};
@@ -33,6 +34,7 @@ pub use program::{
     NftVerdict, Program,
 };
 pub use ruleset::{Family, Ruleset};
+pub use traced::TracedRule;
 
 #[cfg(test)]
 mod tests;
