@@ -1,7 +1,7 @@
 //! Ferroute: an AF_XDP router that follows the Linux kernel's control plane.
 //!
 //! A module may use only modules to the left of it in this order of layers:
-//! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → tables → netfilter → pipeline → io → worker → histogram → control → load → cli`.
+//! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → trace → tables → netfilter → pipeline → io → worker → histogram → control → load → cli`.
 
 #![deny(missing_docs, unsafe_code)]
 
@@ -19,5 +19,6 @@ pub mod pipeline;
 pub mod skb;
 pub mod stats;
 pub mod tables;
+pub mod trace;
 pub mod wire;
 pub mod worker;

@@ -1,7 +1,7 @@
 //! Checks the layers of the source: a module uses only modules to its left.
 //!
-//! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → tables → netfilter → pipeline → io →
-//! worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables ·
+//! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → trace → tables → netfilter → pipeline →
+//! io → worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables ·
 //! conntrack → mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline`
 //! also have layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
 //! `main.rs`, which only assemble the program.
@@ -13,10 +13,11 @@ use std::path::Path;
 
 use ferroute_tests::lab::repository;
 
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["wire", "hash_table"],
     &["skb", "stats"],
     &["fib", "neigh", "ipsec", "capture"],
+    &["trace"],
     &["tables"],
     &["netfilter"],
     &["pipeline"],
@@ -40,8 +41,8 @@ const CONTROL_LAYERS: [&[&str]; 7] = [
 ];
 
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
-const STAGES: [&[&str]; 12] = [
-    &["exit", "headers", "original", "ratelimit", "route_ahead"],
+const STAGES: [&[&str]; 13] = [
+    &["exit", "headers", "mode", "original", "ratelimit", "route_ahead"],
     &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
     &["hold_queue", "burst_routes", "ip_options"],
@@ -53,6 +54,7 @@ const STAGES: [&[&str]; 12] = [
     &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send"],
     &["ip6_output", "neigh_poll"],
     &["burst"],
+    &["traced"],
 ];
 
 /// Files of the items that `pipeline` re-exports.

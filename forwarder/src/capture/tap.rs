@@ -79,7 +79,7 @@ pub struct Tap {
     /// At most [`SESSIONS_MAX`], for which room is allocated.
     sessions: Vec<Session>,
     /// The driver's drop counters before it was given packets to send.
-    before: [u64; TX_REASONS.len()],
+    before: TxDrops,
     /// A multi-buffer packet as one slice, for a filter that reads beyond the first frame.
     scratch: Vec<u8>,
     /// How often a port number was assigned to another interface.
@@ -200,7 +200,7 @@ impl Tap {
         let mut stamp = Stamp::default();
         let (sure, unsure) = packets.split_at(certain.min(packets.len()));
         if !unsure.is_empty() {
-            self.before = tx_drops(stats);
+            self.before = TxDrops::of(stats);
         }
         for (n, session) in self.sessions.iter_mut().enumerate() {
             if !session.wants_port(port) {
@@ -229,10 +229,7 @@ impl Tap {
     /// Settles the copies: the driver took the first `put` packets, and dropped the others.
     pub fn left(&mut self, put: usize, stats: &WorkerStats) {
         let before = self.before;
-        let reason = || {
-            let moved = tx_drops(stats).into_iter().zip(before).position(|(now, was)| now != was);
-            TX_REASONS[moved.unwrap_or(0)] as u8
-        };
+        let reason = || before.reason(stats) as u8;
         for Session { wanted, ring, .. } in &mut self.sessions {
             ring.settle(|place| match (place as usize) < put {
                 true if wanted.sent => (kind::OUT, 0),
@@ -281,6 +278,20 @@ impl Tap {
     }
 }
 
-fn tx_drops(stats: &WorkerStats) -> [u64; TX_REASONS.len()] {
-    TX_REASONS.map(|reason| stats.drops[reason as usize].get())
+/// Drop counters of drivers on output, from which the reason of a drop is found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TxDrops([u64; TX_REASONS.len()]);
+
+impl TxDrops {
+    /// The counters now.
+    pub fn of(stats: &WorkerStats) -> TxDrops {
+        TxDrops(TX_REASONS.map(|reason| stats.drops[reason as usize].get()))
+    }
+
+    /// The first reason whose counter has changed since.
+    pub fn reason(&self, stats: &WorkerStats) -> DropReason {
+        let now = TxDrops::of(stats).0;
+        let moved = now.into_iter().zip(self.0).position(|(now, was)| now != was);
+        TX_REASONS[moved.unwrap_or(0)]
+    }
 }

@@ -21,6 +21,7 @@ mod show;
 mod sink;
 mod stat;
 mod status;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -139,6 +140,8 @@ enum Verb {
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
     Capture(capture::CaptureArgs),
+    /// Show the way of single packets through the stages and rules in userspace, and how they end.
+    Trace(trace::TraceArgs),
     /// Process a capture's packets with the whole data path, in a network described in a file.
     Replay(replay::ReplayArgs),
     /// Send packets as fast as a port accepts them, or at a rate; they carry kernel pktgen's header.
@@ -192,6 +195,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Flows(args) => flows::flows(global, args),
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
+        Verb::Trace(args) => trace::trace(global, args),
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Pktgen(args) => pktgen::pktgen(global, args),
         Verb::Sink(args) => sink::sink(global, args),
@@ -241,6 +245,7 @@ mod tests {
             "flows",
             "latency",
             "capture",
+            "trace",
             "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
@@ -288,6 +293,8 @@ mod tests {
             "status --runtime-dir /run/x",
             "capture -i eth0 -i eth1 -w - --direction in,drop -c 5 -s 96 udp port 53 and not host 10.1.1.1",
             "capture -i any --promisc",
+            "trace",
+            "trace -n 3 -j udp port 53 and not host 10.1.1.1",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
             "doctor -i eth0 -i eth1 -j",
             "run -i eth0 --poll busy --busy-budget 8",
@@ -317,6 +324,7 @@ mod tests {
             "run -i eth0 --poll busy --busy-budget 0",
             "run -i eth0 --poll busy --busy-budget 65536",
             "capture -c 0",
+            "trace -n 0",
             "capture --direction up",
         ] {
             let words = std::iter::once("ferroute").chain(line.split_terminator(' '));

@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{Ct, FlowTable, NatTarget, nf_conntrack_in, nf_nat_packet};
 use super::nft::{Around, BaseChainId, Family, Journal, Nft, NftVerdict, Transport};
+use super::traced;
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
 use crate::tables::{Link, Tables};
+use crate::trace::step::Stage;
+use crate::trace::{Step, Tracer};
 
 /// NF_INET_*: the position of a hook in the data path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -398,14 +401,23 @@ impl Hooks {
         self.chains[family_index(pf)][hook as usize].is_empty()
     }
 
+    /// The ruleset that is applied, by its [`Nft::id`]; 0: none.
+    pub fn nft_id(&self) -> u64 {
+        self.nft.as_ref().map_or(0, |nft| nft.id())
+    }
+
     /// `nf_hook_slow`: runs the functions until one does not accept.
-    pub fn run(
+    pub fn run<T: Tracer>(
         &self,
         skb: &mut SkBuff,
         at: &mut HookState<'_>,
         ctx: &mut HookCtx<'_>,
         own: &mut HookStates,
+        tracer: &mut T,
     ) -> Verdict {
+        if tracer.is_traced() {
+            tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
+        }
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
             let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
@@ -418,19 +430,28 @@ impl Hooks {
                 Function::Conntrack => {
                     let now_ns = own.monotonic_ns(ctx.now_ns);
                     let flows = self.flows.as_ref();
-                    match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
-                        Some(tracked) => {
-                            (own.ct, own.target) = (tracked.ct, tracked.target);
-                            own.is_invalid = own.ct == Ct::Invalid;
-                            let is_left = own.target.is_some() && !self.translates(at.pf);
-                            if is_left { Verdict::Punt } else { Verdict::Accept }
-                        }
-                        None => Verdict::Punt,
+                    let verdict =
+                        match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
+                            Some(tracked) => {
+                                (own.ct, own.target) = (tracked.ct, tracked.target);
+                                own.is_invalid = own.ct == Ct::Invalid;
+                                let is_left = own.target.is_some() && !self.translates(at.pf);
+                                if is_left { Verdict::Punt } else { Verdict::Accept }
+                            }
+                            None => Verdict::Punt,
+                        };
+                    if tracer.is_traced() {
+                        traced::conntrack(own.ct, verdict, tracer);
                     }
+                    verdict
                 }
                 Function::Nat => match (own.ct, &own.target) {
                     (Ct::Established(info), Some(target)) => {
+                        let before = tracer.is_traced().then(|| traced::endpoints(skb, at));
                         let done = nf_nat_packet(skb, at, &info, target);
+                        if let Some(before) = before {
+                            traced::nat(before, traced::endpoints(skb, at), done, tracer);
+                        }
                         done.map_or(Verdict::Punt, |()| Verdict::Accept)
                     }
                     _ => Verdict::Accept,
@@ -439,7 +460,7 @@ impl Hooks {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
                         let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
-                        match nft.run(*chain, skb, at, around, &mut own.journal) {
+                        match nft.run(*chain, skb, at, around, &mut own.journal, tracer) {
                             NftVerdict::Accept => Verdict::Accept,
                             NftVerdict::Drop => Verdict::Drop,
                             NftVerdict::Kernel(reason) if nft.program().is_transient(reason) => {
@@ -467,6 +488,9 @@ impl Hooks {
                         }
                     }
                     at.transport = Transport::of(skb, at.pf);
+                    if tracer.is_traced() {
+                        traced::function(verdict, tracer);
+                    }
                     verdict
                 }
             };

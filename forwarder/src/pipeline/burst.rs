@@ -68,6 +68,11 @@ impl<'a> Dispositions<'a> {
         }
     }
 
+    /// The port of packet `n`, if it still needs output processing.
+    pub fn pending_port(&self, n: usize) -> Option<u16> {
+        Some(self.pending.get(n)?.as_ref()?.dst.port)
+    }
+
     /// Moves the first `count` packets of the burst to their queues, oldest first.
     #[inline]
     pub fn carry_out(&self, burst: &mut Burst, count: usize, ctx: &mut Ctx<'_>) {
@@ -84,7 +89,7 @@ impl<'a> Dispositions<'a> {
                     _ => ip6_finish_output(skb, &output.dst, &output.routed, ctx),
                 },
                 // Unreachable: each such packet has a pending output.
-                (Disposition::Output, None) => ctx.drop_skb(skb, DropReason::DevNotReady),
+                (Disposition::Output, None) => ctx.drop_output(skb, DropReason::DevNotReady),
                 (Disposition::Drop(reason), _) => ctx.drop_skb(skb, *reason),
                 (Disposition::Punt(reason), _) => ctx.punt_skb(skb, *reason),
             }

@@ -15,6 +15,7 @@ use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::Tables;
+use crate::trace::{FinalDisposition, Traces};
 
 /// Frames that one call may queue on one port: a burst, and room for fragments. Packets in excess are
 /// dropped as FULL_RING; the device's own queue would not have taken them either (the kernel's default
@@ -126,6 +127,8 @@ pub struct Effects {
     pub neigh_requests: Vec<(u32, IpAddr)>,
     /// Captures, which also see dropped packets.
     pub tap: Tap,
+    /// Traces.
+    pub trace: Traces,
 }
 
 impl Effects {
@@ -137,6 +140,7 @@ impl Effects {
             punt_reasons: Vec::with_capacity(PUNTS),
             neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
             tap: Tap::new(),
+            trace: Traces::new(),
         }
     }
 
@@ -172,6 +176,19 @@ impl Ctx<'_> {
         self.pool.kfree_skb(skb);
     }
 
+    /// [`Ctx::drop_skb`] of a packet that has been routed: its trace does not know yet.
+    #[cold]
+    pub(super) fn drop_output(&mut self, skb: SkBuff, reason: DropReason) {
+        self.out.trace.note(FinalDisposition::Dropped(reason));
+        self.drop_skb(skb, reason);
+    }
+
+    /// Changes when an ICMP error is sent; not when one is made and hook functions drop it.
+    pub(super) fn errors_sent(&self) -> u64 {
+        let dropped = self.stats.drops[DropReason::NetfilterDrop as usize].get();
+        self.stats.made.get().wrapping_sub(dropped)
+    }
+
     /// For [`nf_hook`](super::nf_hook::nf_hook).
     #[inline]
     pub(super) fn hook_env(&mut self) -> HookEnv<'_> {
@@ -180,6 +197,7 @@ impl Ctx<'_> {
             states: &mut self.state.hooks,
             tables: self.tables,
             stats: self.stats,
+            trace: &mut self.out.trace,
             now_ns: self.now_ns,
         }
     }
@@ -205,7 +223,7 @@ impl Ctx<'_> {
             skb.iif = link.ifindex;
         }
         if let Err(skb) = self.out.punts.push(skb) {
-            return self.drop_skb(skb, DropReason::PuntFailed);
+            return self.drop_output(skb, DropReason::PuntFailed);
         }
         self.out.punt_reasons.push(reason);
     }

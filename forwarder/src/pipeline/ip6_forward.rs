@@ -5,6 +5,7 @@
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::headers::Ipv6hdr;
+use super::mode::Mode;
 use super::nf_hook::{Devices, HooksRan, nf_hook};
 use super::route6::mtu_of_dev;
 use super::{Ctx, Exit, IcmpError};
@@ -95,7 +96,7 @@ fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
 
 /// The rest of `ip6_forward`, which changes the packet.
 #[inline]
-pub(super) fn ip6_forward<const HOOKED: bool>(
+pub(super) fn ip6_forward<M: Mode>(
     skb: &mut SkBuff,
     dev: &Link,
     dst: &Dst<'_>,
@@ -105,5 +106,5 @@ pub(super) fn ip6_forward<const HOOKED: bool>(
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    nf_hook::<HOOKED>(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
+    nf_hook::<M>(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
 }

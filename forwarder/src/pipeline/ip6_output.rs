@@ -8,6 +8,7 @@ use super::post_routing::PostRouted;
 use super::{Ctx, IcmpError};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, Mib};
+use crate::trace::FinalDisposition;
 use crate::wire::EtherType;
 use crate::wire::icmpv6::Icmpv6Type;
 
@@ -32,7 +33,17 @@ fn too_big(skb: SkBuff, dst: &Dst<'_>, ctx: &mut Ctx<'_>) {
     let reason = DropReason::PktTooBig;
     let error = IcmpError::with_info(Icmpv6Type::PKT_TOOBIG.0, 0, dst.mtu, reason);
     // The packet has been changed, so it cannot be punted for the kernel to reply.
+    let sent = ctx.errors_sent();
     let _ = icmp6_send(&skb, &error, ctx);
+    ctx.out.trace.note(match ctx.errors_sent() != sent {
+        true => FinalDisposition::IcmpError {
+            is_ipv6: true,
+            icmp_type: error.icmp_type,
+            code: error.code,
+            reason,
+        },
+        false => FinalDisposition::Dropped(reason),
+    });
     ctx.stats.mib(Mib::Ip6FragFails);
     ctx.drop_skb(skb, reason);
 }

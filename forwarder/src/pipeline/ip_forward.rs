@@ -7,6 +7,7 @@ use super::eth_input::is_l2_multicast;
 use super::headers::Iphdr;
 use super::inet_addr::inet_select_addr;
 use super::ip_options::IpOptions;
+use super::mode::Mode;
 use super::nf_hook::{Devices, HooksRan, nf_hook};
 use super::{Ctx, Exit, IcmpError};
 use crate::netfilter::{Family, Hook};
@@ -67,7 +68,7 @@ fn exceeds_mtu(skb: &SkBuff, dst: &Dst<'_>, ctx: &Ctx<'_>) -> Result<(), Exit> {
 
 /// The rest of `ip_forward`, which changes the packet.
 #[inline]
-pub(super) fn ip_forward<const HOOKED: bool>(
+pub(super) fn ip_forward<M: Mode>(
     skb: &mut SkBuff,
     options: Option<IpOptions>,
     dev: &Link,
@@ -78,7 +79,7 @@ pub(super) fn ip_forward<const HOOKED: bool>(
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();
     }
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let ran = nf_hook::<HOOKED>(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
+    let ran = nf_hook::<M>(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
     if let Some(options) = options {
         ip_forward_options(skb, options, dst, ctx);
     }

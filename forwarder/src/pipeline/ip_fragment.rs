@@ -15,6 +15,7 @@ use super::ip_output::finish_output2;
 use super::post_routing::PostRouted;
 use crate::skb::{FRAME_SIZE, HEADROOM, MAX_PACKET, NoRoom, SkBuff};
 use crate::stats::{DropReason, Mib};
+use crate::trace::FinalDisposition;
 use crate::wire::EtherType;
 use crate::wire::ipv4::{HEADER_LEN_MAX, HEADER_LEN_MIN, Ipv4Packet};
 
@@ -46,25 +47,27 @@ fn ip_fragment(mut skb: SkBuff, dst: &Dst<'_>, routed: &PostRouted, ctx: &mut Ct
     let affordable = fragments.as_ref().is_some_and(|(_, frames)| *frames <= ctx.pool.available());
     let Some((mut whole, _)) = fragments.filter(|_| affordable) else {
         ctx.stats.mib(Mib::IpFragFails);
-        return ctx.drop_skb(skb, DropReason::FragFailed);
+        return ctx.drop_output(skb, DropReason::FragFailed);
     };
-    let mut done = 0;
+    let (mut done, mut count) = (0, 0);
     while done < whole.payload_len {
         let Some((fragment, len)) = next_fragment(&skb, &whole, done, ctx) else {
             ctx.stats.mib(Mib::IpFragFails);
-            return ctx.drop_skb(skb, DropReason::FragFailed);
+            return ctx.drop_output(skb, DropReason::FragFailed);
         };
         if whole.offset + done == 0 {
             // Applied once, to the copy of the header that later fragments use.
             ip_options_fragment(&mut whole.header[HEADER_LEN_MIN..whole.header_len]);
         }
         done += len;
+        count += 1;
         ctx.stats.made.inc();
         ctx.stats.mib(Mib::IpFragCreates);
         let routed = routed.clone_for_fragment(&fragment);
         finish_output2(fragment, EtherType::IPV4, dst, &routed, ctx);
     }
     ctx.stats.fragmented.inc();
+    ctx.out.trace.note(FinalDisposition::Fragmented { fragments: count, oif: dst.dev.ifindex });
     ctx.stats.mib(Mib::IpFragOKs);
     ctx.consume_skb(skb);
 }

@@ -51,6 +51,7 @@ mod ip_options;
 mod ip_output;
 mod ip_rcv_options;
 mod local_out;
+mod mode;
 mod neigh_hold;
 mod neigh_output;
 mod neigh_poll;
@@ -62,6 +63,7 @@ mod route;
 mod route6;
 mod route_ahead;
 mod route_hint;
+mod traced;
 mod vlan;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
@@ -77,6 +79,8 @@ use crate::skb::burst::BURST;
 use crate::skb::{Burst, SkBuff};
 use crate::stats::{DropReason, PuntReason};
 use crate::tables::Link;
+use crate::trace::step::Stage;
+use crate::trace::{Step, Tracer};
 use crate::wire::EtherType;
 use burst::{Disposition, Dispositions, PendingOutput};
 use burst_routes::BurstRoutes;
@@ -90,6 +94,7 @@ use ip_input::ip_rcv_core;
 use ip_rcv_options::ip_rcv_options;
 use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::ip6_rcv_core;
+use mode::{Hooked, Mode, Plain, Traced};
 use neigh_output::neigh_hh_output;
 use nf_hook::{Devices, HooksRan, nf_hook};
 use original::Original;
@@ -104,39 +109,62 @@ use route6::ip6_route_input;
 /// The order of packets is kept. ICMP errors are sent ahead of the burst's packets, and their frames are
 /// allocated before dropped packets return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
-    // Chosen once per burst: without hook functions, a packet pays nothing for them.
-    match ctx.hooks.is_empty() {
-        true => forward_packets::<false>(burst, ctx),
-        false => forward_packets::<true>(burst, ctx),
+    // Chosen once per burst: without hook functions and traces, a packet pays nothing for them.
+    match (ctx.out.trace.is_on(), ctx.hooks.is_empty()) {
+        (true, _) => forward_traced(burst, ctx),
+        (false, true) => forward_packets::<Plain>(burst, ctx),
+        (false, false) => forward_packets::<Hooked>(burst, ctx),
     }
 }
 
-/// The same; `HOOKED`: there are hook functions.
-fn forward_packets<const HOOKED: bool>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
+#[cold]
+#[inline(never)]
+fn forward_traced(burst: &mut Burst, ctx: &mut Ctx<'_>) {
+    forward_packets::<Traced>(burst, ctx);
+}
+
+/// The same. With traces, packets go all the way one by one, so that it is known what the steps belong to.
+fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
     while !burst.is_empty() {
-        let count = burst.len().min(BURST);
+        let count = if M::TRACED { 1 } else { burst.len().min(BURST) };
         let packets = &mut burst.as_mut_slice()[..count];
+        if M::TRACED {
+            traced::begin(packets, ctx);
+        }
         let mut routes = BurstRoutes::look_up(packets, ctx.tables);
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
-            let disposition = forward::<HOOKED>(skb, &mut routes, &mut dispositions, ctx);
+            let disposition = forward::<M>(skb, &mut routes, &mut dispositions, ctx);
+            if M::TRACED {
+                traced::intend(&disposition, dispositions.pending_port(n), ctx);
+            }
             dispositions.set(n, disposition);
         }
         dispositions.carry_out(burst, count, ctx);
+        if M::TRACED {
+            traced::end(ctx);
+        }
     }
 }
 
 /// Hands received packets back to the kernel, oldest first and unprocessed, and leaves `burst` empty.
 pub fn hand_back_burst(burst: &mut Burst, reason: PuntReason, ctx: &mut Ctx<'_>) {
     for skb in burst.drain(usize::MAX) {
+        if ctx.out.trace.is_on() {
+            traced::begin(std::slice::from_ref(&skb), ctx);
+            traced::intend(&Disposition::Punt(reason), None, ctx);
+        }
         ctx.punt_skb(skb, reason);
+        if ctx.out.trace.is_on() {
+            traced::end(ctx);
+        }
     }
 }
 
 /// Processes one packet.
 #[inline(always)]
-fn forward<'a, const HOOKED: bool>(
+fn forward<'a, M: Mode>(
     skb: &mut SkBuff,
     routes: &mut BurstRoutes<'a>,
     dispositions: &mut Dispositions<'a>,
@@ -144,14 +172,18 @@ fn forward<'a, const HOOKED: bool>(
 ) -> Disposition {
     let n = routes.n;
     let defer_output = |output| dispositions.defer_output(n, output);
+    traced::stage::<M>(Stage::EthInput, ctx);
     let received = receive(skb, ctx);
-    let original = HOOKED.then(|| Original::of(skb));
+    if let Ok((_, dev)) = &received {
+        traced::step::<M>(|| Step::Dev { ifindex: dev.ifindex }, ctx);
+    }
+    let original = M::HOOKED.then(|| Original::of(skb));
     let disposition = match received {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv::<HOOKED>(skb, dev, routes, ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
-        Ok((_, dev)) => match ip6_rcv::<HOOKED>(skb, dev, routes, ctx) {
+        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV6, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
@@ -195,31 +227,39 @@ fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link),
 
 /// Processes an IPv4 packet (RFC 1812 §5.2.1).
 #[inline]
-fn ip_rcv<'a, 'k, const HOOKED: bool>(
+fn ip_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
+    traced::stage::<M>(Stage::IpRcvCore, ctx);
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
+    traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
     if dev.partial_csum {
         csum_partial::recognise4(skb, &iph);
     }
     let before = Devices { iif: Some(dev), oif: None };
-    if nf_hook::<HOOKED>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())?
-        == HooksRan::Yes
-    {
+    if nf_hook::<M>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())? == HooksRan::Yes {
         iph = Iphdr::of(skb);
     }
+    traced::stage::<M>(Stage::IpRouteInput, ctx);
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
+    traced::route::<M>(dst, Ipv4Addr::from_bits(iph.daddr), ctx);
     let options = match iph.has_options() {
-        true => Some(ip_rcv_options(skb, dev, ctx)?),
+        true => {
+            traced::stage::<M>(Stage::IpRcvOptions, ctx);
+            Some(ip_rcv_options(skb, dev, ctx)?)
+        }
         false => None,
     };
+    traced::stage::<M>(Stage::IpForwardChecks, ctx);
     ip_forward_checks(skb, &iph, dst, ctx)?;
-    let forwarded = ip_forward::<HOOKED>(skb, options, dev, dst, ctx)?;
+    traced::stage::<M>(Stage::IpForward, ctx);
+    traced::step::<M>(|| Step::Ttl(iph.ttl.saturating_sub(1)), ctx);
+    let forwarded = ip_forward::<M>(skb, options, dev, dst, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip, devices, ctx.hook_env())?;
+    let (routed, ran) = post_routing::<M>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
     if daddr != iph.daddr {
@@ -227,37 +267,43 @@ fn ip_rcv<'a, 'k, const HOOKED: bool>(
     } else {
         dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
     }
-    check_neighbour::<HOOKED>(Family::Ip, dst, Ipv4Addr::from_bits(daddr).into(), ctx)?;
+    traced::neigh::<M>(dst, Ipv4Addr::from_bits(daddr), ctx);
+    check_neighbour::<M>(Family::Ip, dst, Ipv4Addr::from_bits(daddr).into(), ctx)?;
     Ok((dst, routed))
 }
 
 /// Processes an IPv6 packet.
 #[inline]
-fn ip6_rcv<'a, 'k, const HOOKED: bool>(
+fn ip6_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
+    traced::stage::<M>(Stage::Ip6RcvCore, ctx);
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
+    traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
     if dev.partial_csum {
         csum_partial::recognise6(skb, &hdr);
     }
     let before = Devices { iif: Some(dev), oif: None };
-    if nf_hook::<HOOKED>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())?
-        == HooksRan::Yes
-    {
+    if nf_hook::<M>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())? == HooksRan::Yes {
         hdr = Ipv6hdr::of(skb);
     }
+    traced::stage::<M>(Stage::Ip6RouteInput, ctx);
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
+    traced::route::<M>(dst, hdr.daddr, ctx);
+    traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
-    if HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {
+    if M::HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
         return Err(Exit::Punt(PuntReason::Netfilter));
     }
-    let forwarded = ip6_forward::<HOOKED>(skb, dev, dst, ctx)?;
+    traced::stage::<M>(Stage::Ip6Forward, ctx);
+    traced::step::<M>(|| Step::Ttl(hdr.hop_limit.saturating_sub(1)), ctx);
+    let forwarded = ip6_forward::<M>(skb, dev, dst, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    let (routed, ran) = post_routing::<HOOKED>(skb, Family::Ip6, devices, ctx.hook_env())?;
+    let (routed, ran) = post_routing::<M>(skb, Family::Ip6, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
     if daddr != hdr.daddr {
@@ -265,7 +311,8 @@ fn ip6_rcv<'a, 'k, const HOOKED: bool>(
     } else {
         dst.resolve(daddr, ctx.tables);
     }
-    check_neighbour::<HOOKED>(Family::Ip6, dst, daddr.into(), ctx)?;
+    traced::neigh::<M>(dst, daddr, ctx);
+    check_neighbour::<M>(Family::Ip6, dst, daddr.into(), ctx)?;
     Ok((dst, routed))
 }
 
@@ -275,13 +322,13 @@ fn ip6_rcv<'a, 'k, const HOOKED: bool>(
 /// # Errors
 /// The packet is handed over now.
 #[inline]
-fn check_neighbour<const HOOKED: bool>(
+fn check_neighbour<M: Mode>(
     pf: Family,
     dst: &Dst<'_>,
     daddr: IpAddr,
     ctx: &Ctx<'_>,
 ) -> Result<(), Exit> {
-    let is_checked = HOOKED && dst.hh.is_none() && ctx.hooks.see_own_packets(pf);
+    let is_checked = M::HOOKED && dst.hh.is_none() && ctx.hooks.see_own_packets(pf);
     if is_checked && !dst.is_resolved(daddr, ctx.tables) {
         return Err(Exit::Punt(PuntReason::NeighUnresolved));
     }
@@ -317,10 +364,12 @@ fn handle_exit(skb: &SkBuff, exit: Exit, ctx: &mut Ctx<'_>) -> Disposition {
         // Where connections are tracked, the kernel sends the errors, and must not get this packet.
         return Disposition::Drop(error.reason);
     }
-    let sent = match skb.network_header().first() {
-        // The version of a packet that an error is about has been checked.
-        Some(octet) if octet >> 4 == 4 => icmp_send(skb, &error, ctx),
-        _ => icmp6_send(skb, &error, ctx),
+    // The version of a packet that an error is about has been checked.
+    let is_ipv4 = skb.network_header().first().is_some_and(|octet| octet >> 4 == 4);
+    let sent = match is_ipv4 {
+        _ if ctx.out.trace.is_traced() => traced::icmp(skb, &error, is_ipv4, ctx),
+        true => icmp_send(skb, &error, ctx),
+        false => icmp6_send(skb, &error, ctx),
     };
     sent.map_or_else(Disposition::Punt, |()| Disposition::Drop(error.reason))
 }

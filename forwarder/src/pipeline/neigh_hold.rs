@@ -6,6 +6,7 @@ use super::Ctx;
 use super::post_routing::PostRouted;
 use crate::skb::SkBuff;
 use crate::stats::DropReason;
+use crate::trace::FinalDisposition;
 
 /// Maximum number of frames held.
 const HELD_MAX: usize = 512;
@@ -35,7 +36,7 @@ pub(super) fn hold(
         // Not held, but resolution is requested, so later packets can be sent.
         _ => {
             ctx.out.request_neigh(oif, addr);
-            return ctx.drop_skb(skb, DropReason::NeighQueueFull);
+            return ctx.drop_output(skb, DropReason::NeighQueueFull);
         }
     };
     if new {
@@ -49,6 +50,10 @@ pub(super) fn hold(
     let frames = skb.frames();
     let refused = slot.packets.push(skb, routed).err();
     queue.held += frames;
+    ctx.out.trace.note(match refused {
+        Some(_) => FinalDisposition::Dropped(DropReason::NeighQueueFull),
+        None => FinalDisposition::Held { addr, oif },
+    });
     for skb in [oldest, refused].into_iter().flatten() {
         ctx.state.hold.held -= skb.frames();
         ctx.drop_skb(skb, DropReason::NeighQueueFull);

@@ -12,6 +12,7 @@ use super::vlan::vlan_dev_hard_header;
 use crate::skb::SkBuff;
 use crate::stats::DropReason;
 use crate::tables::Link;
+use crate::trace::FinalDisposition;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN, MacAddr};
 
 /// `neigh_hh_output`: completes the frame of a packet that is sent unfragmented and of which only the
@@ -65,7 +66,7 @@ pub(super) fn dev_queue_xmit(
 ) {
     skb_checksum_help(&mut skb);
     if !dev.up {
-        return ctx.drop_skb(skb, DropReason::DevNotReady);
+        return ctx.drop_output(skb, DropReason::DevNotReady);
     }
     // A packet received with tags and sent without them is shorter.
     let header = match &dev.vlan {
@@ -74,7 +75,7 @@ pub(super) fn dev_queue_xmit(
             .and_then(|header| header.first_chunk_mut()),
     };
     let Some(header) = header else {
-        return ctx.drop_skb(skb, DropReason::SkbNoHeadroom);
+        return ctx.drop_output(skb, DropReason::SkbNoHeadroom);
     };
     let mut frame = EthernetFrame::new_unchecked(header);
     frame.set_dst_addr(MacAddr(lladdr));
@@ -86,7 +87,7 @@ pub(super) fn dev_queue_xmit(
 #[inline]
 pub(super) fn enqueue(skb: SkBuff, port: u16, routed: &PostRouted, ctx: &mut Ctx<'_>) {
     let Some(egress) = ctx.out.egress.get_mut(usize::from(port)) else {
-        return ctx.drop_skb(skb, DropReason::DevNotReady);
+        return ctx.drop_output(skb, DropReason::DevNotReady);
     };
     if let Err(skb) = egress.push(skb, routed) {
         refuse(skb, port, ctx);
@@ -98,6 +99,7 @@ pub(super) fn enqueue(skb: SkBuff, port: u16, routed: &PostRouted, ctx: &mut Ctx
 fn refuse(skb: SkBuff, port: u16, ctx: &mut Ctx<'_>) {
     let reason = DropReason::FullRing;
     ctx.stats.tx_drop(reason, port);
+    ctx.out.trace.note(FinalDisposition::Dropped(reason));
     if ctx.out.tap.is_on() {
         ctx.out.tap.dropped(&skb, reason);
     }

@@ -1,11 +1,13 @@
 //! The netfilter hook points of the data path (`NF_HOOK`, include/linux/netfilter.h).
 
 use super::exit::{Exit, IcmpError};
+use super::mode::Mode;
 use crate::netfilter::nft::Transport;
 use crate::netfilter::{Answer, Family, Hook, HookCtx, HookState, HookStates, Hooks, Verdict};
 use crate::skb::SkBuff;
 use crate::stats::{DropReason, PuntReason, WorkerStats};
 use crate::tables::{Link, Tables};
+use crate::trace::{NoTrace, Traces};
 
 /// Whether hook functions ran. If so, they may have changed the packet, and headers must be read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,7 @@ pub(super) struct HookEnv<'a> {
     pub states: &'a mut HookStates,
     pub tables: &'a Tables,
     pub stats: &'a WorkerStats,
+    pub trace: &'a mut Traces,
     pub now_ns: u64,
 }
 
@@ -33,37 +36,40 @@ pub(super) struct Devices<'a> {
     pub oif: Option<&'a Link>,
 }
 
-/// Runs the functions that are registered at a hook point. `HOOKED`: there may be some.
+/// Runs the functions that are registered at a hook point.
 ///
 /// # Errors
 /// How the packet ends, if the functions do not accept it: [`Exit::Drop`] with NETFILTER_DROP or
 /// NETFILTER_STOLEN, [`Exit::Icmp`] if its sender is to get an error, or [`Exit::Punt`].
 #[inline]
-pub(super) fn nf_hook<const HOOKED: bool>(
+pub(super) fn nf_hook<M: Mode>(
     hook: Hook,
     skb: &mut SkBuff,
     pf: Family,
     devices: Devices<'_>,
     env: HookEnv<'_>,
 ) -> Result<HooksRan, Exit> {
-    if !HOOKED || env.hooks.is_empty_at(pf, hook) {
+    if !M::HOOKED || env.hooks.is_empty_at(pf, hook) {
         return Ok(HooksRan::No);
     }
-    nf_hook_slow(hook, skb, pf, devices, env)
+    nf_hook_slow::<M>(hook, skb, pf, devices, env)
 }
 
 #[inline(never)]
-fn nf_hook_slow(
+fn nf_hook_slow<M: Mode>(
     hook: Hook,
     skb: &mut SkBuff,
     pf: Family,
     Devices { iif, oif }: Devices<'_>,
-    HookEnv { hooks, states, tables, stats, now_ns }: HookEnv<'_>,
+    HookEnv { hooks, states, tables, stats, trace, now_ns }: HookEnv<'_>,
 ) -> Result<HooksRan, Exit> {
     skb.headers_may_change();
     let mut at = HookState { hook, pf, iif, oif, transport: Transport::of(skb, pf) };
     let mut ctx = HookCtx { now_ns, tables, stats, worker: states.worker, answer: None };
-    let verdict = hooks.run(skb, &mut at, &mut ctx, states);
+    let verdict = match M::TRACED {
+        true => hooks.run(skb, &mut at, &mut ctx, states, trace),
+        false => hooks.run(skb, &mut at, &mut ctx, states, &mut NoTrace),
+    };
     let reason = DropReason::NetfilterDrop;
     match verdict {
         Verdict::Accept => Ok(HooksRan::Yes),

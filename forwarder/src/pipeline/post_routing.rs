@@ -4,6 +4,7 @@
 //! only [`post_routing`] creates, and the output queues ([`RoutedBurst`]) take no packet without one.
 
 use super::Exit;
+use super::mode::Mode;
 use super::nf_hook::{Devices, HookEnv, HooksRan, nf_hook};
 use crate::netfilter::{Family, Hook};
 use crate::skb::{Burst, SkBuff};
@@ -46,13 +47,13 @@ impl PostRouted {
 /// # Errors
 /// Those of [`nf_hook`].
 #[inline]
-pub(super) fn post_routing<const HOOKED: bool>(
+pub(super) fn post_routing<M: Mode>(
     skb: &mut SkBuff,
     pf: Family,
     devices: Devices<'_>,
     env: HookEnv<'_>,
 ) -> Result<(PostRouted, HooksRan), Exit> {
-    let ran = nf_hook::<HOOKED>(Hook::PostRouting, skb, pf, devices, env)?;
+    let ran = nf_hook::<M>(Hook::PostRouting, skb, pf, devices, env)?;
     Ok((PostRouted::of(skb), ran))
 }
 

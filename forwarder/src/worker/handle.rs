@@ -11,9 +11,11 @@ use super::clock::Clock;
 use super::handoff::Handoffs;
 use super::poll::WorkerFrames;
 use super::residence::Residence;
+use super::trace_handle::TraceHandle;
 use crate::capture::{Session, Tap};
 use crate::skb::FramePool;
 use crate::stats::{PacketAccount, WorkerStats};
+use crate::trace::Traces;
 
 /// Maximum number of commands that wait for a worker.
 pub(super) const COMMANDS: usize = 16;
@@ -29,6 +31,8 @@ pub enum Command<I> {
     Call(Call<I>),
     /// Runs on the worker's thread with its captures: begins or ends one.
     Tap(Box<dyn FnOnce(&mut Tap) + Send>),
+    /// Runs on the worker's thread with its traces: begins or ends one.
+    Traces(Box<dyn FnOnce(&mut Traces) + Send>),
     /// Runs on the worker's thread with its handoff channels: changes them.
     Handoffs(Box<dyn FnOnce(&mut Handoffs) + Send>),
     /// Returns the accounting of the worker's frames and packets.
@@ -40,6 +44,7 @@ impl<I> std::fmt::Debug for Command<I> {
         f.write_str(match self {
             Command::Call(_) => "Call",
             Command::Tap(_) => "Tap",
+            Command::Traces(_) => "Traces",
             Command::Handoffs(_) => "Handoffs",
             Command::FrameAccounting(_) => "FrameAccounting",
         })
@@ -116,6 +121,11 @@ impl<I> WorkerHandle<I> {
     /// A handle of the worker's captures only.
     pub fn taps(&self) -> TapHandle<I> {
         TapHandle { commands: self.commands.clone() }
+    }
+
+    /// A handle of the worker's traces only.
+    pub fn traces(&self) -> TraceHandle<I> {
+        TraceHandle { commands: self.commands.clone() }
     }
 
     /// Changes the worker's handoff channels, between two loop iterations. If this completes after the

@@ -20,6 +20,7 @@ pub mod liveness;
 pub mod poll;
 pub mod residence;
 pub mod slow_path;
+pub mod trace_handle;
 
 pub use ask::{CallTimeouts, NoAnswer};
 pub use handle::{Command, TapHandle, WorkerHandle};
@@ -28,6 +29,7 @@ pub use liveness::Liveness;
 pub use poll::Worker;
 pub use residence::Residence;
 pub use slow_path::{NeighRequests, PuntQueue, SlowPath};
+pub use trace_handle::TraceHandle;
 
 #[cfg(test)]
 mod tests;

@@ -455,11 +455,14 @@ impl<I: PacketIo> Worker<I> {
     fn flush(&mut self, now_ns: u64) {
         for (port, egress) in self.out.egress.iter_mut().enumerate() {
             if !egress.is_empty() {
-                let tapped = self.out.tap.is_on();
+                let (tapped, traced) = (self.out.tap.is_on(), self.out.trace.is_on());
                 if let Some(tx) = self.handoffs.tx_for(port) {
                     let (port, room) = (port as u16, tx.room());
                     if tapped && let Some(beyond) = egress.as_slice().get(room..) {
                         self.out.tap.refused(port, beyond, DropReason::CpuBacklog);
+                    }
+                    if traced {
+                        self.out.trace.refused(port, room, DropReason::CpuBacklog);
                     }
                     let now_ns = self.clock.monotonic_ns(now_ns);
                     tx.send(port, room, now_ns, egress.to_send(), &mut self.pool, &self.stats);
@@ -475,10 +478,16 @@ impl<I: PacketIo> Worker<I> {
                     let certain = self.io.tx_room(port);
                     self.out.tap.leaving(port, egress.as_slice(), certain, &self.stats);
                 }
+                if traced {
+                    self.out.trace.sending(&self.stats);
+                }
                 let put = self.io.tx_burst(port, &mut self.pool, egress.to_send(), &self.stats);
                 self.sampler.record(port, put);
                 if tapped {
                     self.out.tap.left(put, &self.stats);
+                }
+                if traced {
+                    self.out.trace.sent(port, put, &self.stats);
                 }
                 if put > 0
                     && let Some(counters) = self.stats.ports.get(usize::from(port))
@@ -490,7 +499,8 @@ impl<I: PacketIo> Worker<I> {
         self.sampler.disarm();
         if !self.out.punts.is_empty() {
             let reasons = self.out.punt_reasons.drain(..);
-            for (skb, reason) in self.out.punts.drain(usize::MAX).zip(reasons) {
+            let punts = self.out.punts.drain(usize::MAX).zip(reasons);
+            for (place, (skb, reason)) in punts.enumerate() {
                 if self.slow_path.punt(&skb, reason) {
                     self.stats.punt(reason, skb.port);
                 } else {
@@ -498,12 +508,16 @@ impl<I: PacketIo> Worker<I> {
                     if self.out.tap.is_on() {
                         self.out.tap.dropped(&skb, DropReason::PuntFailed);
                     }
+                    self.out.trace.punt_failed(place);
                 }
                 self.pool.kfree_skb(skb);
             }
         }
         for (oif, addr) in self.out.neigh_requests.drain(..) {
             self.slow_path.resolve(oif, addr);
+        }
+        if self.out.trace.is_on() {
+            self.out.trace.deliver();
         }
     }
 
@@ -513,6 +527,7 @@ impl<I: PacketIo> Worker<I> {
             match self.commands.try_recv() {
                 Ok(Command::Call(call)) => call(&mut self.io, &mut self.pool, &self.stats),
                 Ok(Command::Tap(call)) => call(&mut self.out.tap),
+                Ok(Command::Traces(call)) => call(&mut self.out.trace),
                 Ok(Command::Handoffs(call)) => call(&mut self.handoffs),
                 Ok(Command::FrameAccounting(answer)) => {
                     // The caller may have stopped waiting.

@@ -136,7 +136,10 @@ impl CaptureArgs {
 }
 
 /// The filter's program, in the form that the daemon accepts.
-fn program(filter: &str) -> Result<Vec<Insn>> {
+///
+/// # Errors
+/// [`Usage`]: libpcap's message.
+pub fn program(filter: &str) -> Result<Vec<Insn>> {
     let insns = compile(filter).map_err(|error| Usage(error.to_string()))?;
     Filter::new(&insns).map_err(|error| Usage(format!("`{filter}`: {error}")))?;
     Ok(insns)

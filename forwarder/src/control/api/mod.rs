@@ -17,6 +17,7 @@ pub mod rows;
 pub mod rules;
 pub mod server;
 pub mod show;
+pub mod trace;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::flows::{FlowFindReport, FlowFindRequest, FlowTopReport, FlowTopRequest};
+use self::trace::{TraceGrant, TraceRequest};
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
 
@@ -88,6 +90,9 @@ pub enum Request {
     /// Copies of packets: answered with [`Response::Capture`], after which the connection carries the
     /// capture, see [`crate::control::api::capture`].
     Capture(CaptureRequest),
+    /// The way of packets: answered with [`Response::Trace`], after which the connection carries the trace,
+    /// see [`crate::control::api::trace`].
+    Trace(TraceRequest),
 }
 
 /// Requests copies of packets.
@@ -258,6 +263,8 @@ pub enum Response {
     Latency(LatencyReport),
     /// To [`Request::Capture`].
     Capture(CaptureGrant),
+    /// To [`Request::Trace`].
+    Trace(TraceGrant),
     /// The request failed.
     Error {
         /// What failed and why, for the user.
@@ -631,6 +638,8 @@ mod tests {
             buffer_kib: 4096,
             filter: vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }],
         }));
+        let filter = vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }];
+        round_trip(Request::Trace(TraceRequest { packets: u64::MAX, filter }));
         round_trip(Request::Show(ShowRequest {
             object: Object::Route,
             filter: Filter {

@@ -371,6 +371,7 @@ mod tests {
     use crate::netfilter::nft::ruleset::{BaseChain, Object, Ruleset};
     use crate::netfilter::nft::{Around, Family, Journal, Transport, compile};
     use crate::skb::{SkBuff, Umem};
+    use crate::trace::NoTrace;
 
     const COUNTER: Expr = Expr::Counter { packets: 10, octets: 1000 };
 
@@ -427,7 +428,8 @@ mod tests {
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
         let around = Around { ct: Ct::Off, tables: None, now_ns: 0 };
-        assert_eq!(nft.run(base, &mut skb, &at, around, &mut journal), NftVerdict::Accept);
+        let verdict = nft.run(base, &mut skb, &at, around, &mut journal, &mut NoTrace);
+        assert_eq!(verdict, NftVerdict::Accept);
         nft.commit(&mut journal, 1);
         Arc::new(nft)
     }

@@ -26,9 +26,9 @@ use crate::io::Driver;
 use crate::worker::TapHandle;
 
 /// A worker ends a capture between two turns, which it may reach late if it does not get its CPU.
-const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const WORKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the rings are checked for copies. Workers do not notify: that would cost them a system call.
-const LOOK_MS: u16 = 5;
+pub(super) const LOOK_MS: u16 = 5;
 /// Octets of packets in one message, approximately: the copies that all workers made between two checks.
 const MESSAGE: usize = 8 << 20;
 /// Maximum memory of one capture on one worker, in KiB.
@@ -408,7 +408,7 @@ impl Taken {
 }
 
 /// Whether the client has closed its writing side, within `timeout_ms`.
-fn has_left(mut stream: &UnixStream, timeout_ms: u16) -> io::Result<bool> {
+pub(super) fn has_left(mut stream: &UnixStream, timeout_ms: u16) -> io::Result<bool> {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::from(timeout_ms)) {
         Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(false),

@@ -14,7 +14,7 @@
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
 //! - [`report`], [`links`], [`latency`], [`flow_report`]: the answers;
-//! - [`capture`]: copies of packets for clients.
+//! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
 mod capture;
 mod flow_entry;
@@ -29,6 +29,8 @@ mod report;
 mod snapshot;
 mod start;
 mod steering_state;
+mod trace;
+mod trace_report;
 mod workers;
 
 use std::os::fd::AsFd;

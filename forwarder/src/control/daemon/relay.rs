@@ -76,9 +76,10 @@ impl Clients {
         (self.asks, self.asked) = (never(), VecDeque::new());
     }
 
-    /// Lets clients read the last copies of their captures, and disconnects them.
+    /// Lets clients read the last copies of their captures and the last packets of their traces, and disconnects them.
     pub(super) fn finish(&mut self) {
         self.view.captures.finish();
+        self.view.traces.finish();
         self.server = None;
     }
 }
@@ -117,6 +118,7 @@ impl ControlHandler for Relay {
                 let snapshot = self.snapshot();
                 self.view.capture(&snapshot, &request)
             }
+            Request::Trace(request) => self.trace(&request),
             Request::Show(request) if request.details && request.object == Object::Link => {
                 let format = request.format;
                 Answer::List(format, Box::new(DetailedLinks::new(self.clone(), request)))

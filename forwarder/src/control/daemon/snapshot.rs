@@ -13,6 +13,7 @@ use super::capture::Captures;
 use super::flows::FlowFollower;
 use super::latency::Baseline;
 use super::ports::{sends_by, worker_of};
+use super::trace::RunningTraces;
 use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPort, WorkerStatus};
 use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
@@ -44,6 +45,7 @@ pub(super) struct View {
     /// Counter values from which the latency histograms count.
     pub(super) baseline: ArcSwap<Baseline>,
     pub(super) captures: Captures,
+    pub(super) traces: RunningTraces,
 }
 
 /// The control thread's state when the snapshot was made.
@@ -108,6 +110,7 @@ impl View {
             reader: Mutex::new(reader),
             baseline: ArcSwap::from_pointee(Baseline::new()),
             captures: Captures::new(),
+            traces: RunningTraces::default(),
         }
     }
 

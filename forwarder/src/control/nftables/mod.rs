@@ -5,13 +5,14 @@
 //! - `parse`: tables, chains, rules, objects; `expr`: the expressions of rules; `set`: sets and their
 //!   elements; `attrs`: registers, data and verdicts in attributes; `uapi`: constants;
 //! - [`print`]: the ruleset as text, as `nft list ruleset` prints it; `netlink_text`: single expressions as
-//!   `nft --debug=netlink` prints them.
+//!   `nft --debug=netlink` prints them; [`mismatch`]: why a rule does not match.
 //!
 //! Left out: notifications, evaluation ([`crate::netfilter::nft`]), and what forwarded packets do
 //! not depend on (handles of tables, sizes and policies of sets, devices of flowtables).
 
 mod attrs;
 mod expr;
+pub mod mismatch;
 mod netlink_text;
 mod parse;
 pub mod print;

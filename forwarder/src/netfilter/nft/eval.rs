@@ -4,6 +4,7 @@
 use crate::netfilter::conntrack::{CT_STATE_ESTABLISHED, CT_STATE_INVALID, Ct, CtInfo};
 use crate::skb::PktType;
 use crate::tables::Link;
+use crate::trace::{NoTrace, Tracer};
 
 use super::classify::KeyBuilder;
 use super::compile::meta_len;
@@ -41,6 +42,17 @@ impl Program {
         packet: &mut Packet<'_>,
         journal: &mut Journal,
     ) -> NftVerdict {
+        self.run_traced(chain, packet, journal, &mut NoTrace)
+    }
+
+    /// The same, with what rules decide recorded.
+    pub fn run_traced<T: Tracer>(
+        &self,
+        chain: BaseChainId,
+        packet: &mut Packet<'_>,
+        journal: &mut Journal,
+        tracer: &mut T,
+    ) -> NftVerdict {
         let Some(base) = self.bases.get(chain.0 as usize) else {
             return NftVerdict::Kernel(UNKNOWN_CHAIN);
         };
@@ -48,9 +60,10 @@ impl Program {
             return NftVerdict::Kernel(FRAGMENT);
         }
         let old_mark = packet.skb.mark;
-        let mut run =
-            Run { program: self, view: packet.view(), regs: Regs::new(), mark: old_mark, journal };
-        let verdict = match run.chain(base.chain) {
+        let (view, regs) = (packet.view(), Regs::new());
+        let mut run = Run { program: self, view, regs, mark: old_mark, journal, tracer };
+        let flow = run.chain(base.chain);
+        let verdict = match flow {
             Flow::Accept => NftVerdict::Accept,
             Flow::Drop => NftVerdict::Drop,
             Flow::Kernel(reason) => NftVerdict::Kernel(reason),
@@ -58,6 +71,7 @@ impl Program {
             _ => NftVerdict::Accept,
         };
         let mark = run.mark;
+        run.trace_policy(flow, base.policy_drops);
         packet.skb.mark = mark;
         if base.is_route && mark != old_mark && verdict == NftVerdict::Accept {
             return NftVerdict::Kernel(REROUTE);
@@ -67,22 +81,23 @@ impl Program {
 }
 
 /// One run of a base chain.
-struct Run<'a> {
-    program: &'a Program,
+pub(super) struct Run<'a, T> {
+    pub(super) program: &'a Program,
     view: View<'a>,
-    regs: Regs,
+    pub(super) regs: Regs,
     mark: u32,
     journal: &'a mut Journal,
+    pub(super) tracer: &'a mut T,
 }
 
-impl Run<'_> {
+impl<T: Tracer> Run<'_, T> {
     /// `nft_do_chain`. [`Flow::Return`]: the policy decides.
     fn chain(&mut self, chain: u32) -> Flow {
         let mut stack = [(0, 0); JUMP_STACK_SIZE];
         let mut depth = 0;
         let Some((mut at, mut end)) = self.steps(chain) else { return Flow::Kernel(UNKNOWN_CHAIN) };
         loop {
-            let flow = if at < end { self.step(&mut at) } else { Flow::Return };
+            let flow = if at < end { self.step(&mut at) } else { self.chain_end() };
             let to = match flow {
                 Flow::Continue | Flow::Break => {
                     at += 1;
@@ -122,6 +137,9 @@ impl Run<'_> {
         let Some(step) = program.steps.get(*at as usize) else {
             return Flow::Kernel(UNKNOWN_CHAIN);
         };
+        if self.tracer.is_traced() {
+            return self.traced_rule(*at, step);
+        }
         let Some(classifier) = program.classifiers.get(step.classifier as usize) else {
             return self.rule(step.start, step.end);
         };
@@ -166,7 +184,7 @@ impl Run<'_> {
     }
 
     #[inline]
-    fn op(&mut self, op: &Op) -> Flow {
+    pub(super) fn op(&mut self, op: &Op) -> Flow {
         match op {
             Op::Flow(flow) => *flow,
             Op::Payload { dreg, base, offset, len } => {
@@ -409,7 +427,7 @@ impl Run<'_> {
 
     /// A value of up to 16 octets in little-endian order. `None`: break.
     #[inline]
-    fn load(&self, load: Load) -> Option<u128> {
+    pub(super) fn load(&self, load: Load) -> Option<u128> {
         match load {
             Load::Payload { base, offset, len } => {
                 self.view.value(base, offset as usize, len.into())
@@ -421,7 +439,7 @@ impl Run<'_> {
 
     /// Whether the rule continues after a test.
     #[inline]
-    fn test(&self, test: &Test) -> bool {
+    pub(super) fn test(&self, test: &Test) -> bool {
         let value = match test.load {
             // The most frequent ones, in 64 bits.
             Load::Payload { base, offset, len: len @ (1 | 2 | 4) } => {

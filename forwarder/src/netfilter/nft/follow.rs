@@ -1,5 +1,7 @@
 //! A program at the hooks, and the counters of the workers that run it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
@@ -7,6 +9,7 @@ use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::SkBuff;
 use crate::tables::Tables;
+use crate::trace::{Step, Tracer};
 
 /// What a ruleset needs to know of a packet besides its place.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +25,7 @@ pub struct Around<'a> {
 /// A ruleset that workers apply.
 #[derive(Debug)]
 pub struct Nft {
+    id: u64,
     ruleset: Ruleset,
     program: Program,
     /// By worker.
@@ -40,7 +44,13 @@ impl Nft {
             }
         };
         let pages = (0..workers).map(page).collect();
-        Nft { ruleset, program, pages }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Nft { id: NEXT.fetch_add(1, Ordering::Relaxed), ruleset, program, pages }
+    }
+
+    /// Identifies it in the process; not 0.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// The ruleset that the program was made of.
@@ -74,18 +84,28 @@ impl Nft {
 
     /// Runs a base chain on a packet.
     #[inline]
-    pub fn run(
+    pub fn run<T: Tracer>(
         &self,
         chain: BaseChainId,
         skb: &mut SkBuff,
         at: &HookState<'_>,
         around: Around<'_>,
         journal: &mut Journal,
+        tracer: &mut T,
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
         let Around { ct, tables, now_ns } = around;
         let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, tables, now_ns };
-        self.program.run(chain, &mut packet, journal)
+        if tracer.is_traced() {
+            tracer.step(Step::BaseChain(chain.0));
+        }
+        let verdict = self.program.run_traced(chain, &mut packet, journal, tracer);
+        if let NftVerdict::Kernel(reason) = verdict
+            && tracer.is_traced()
+        {
+            tracer.step(Step::Left(reason));
+        }
+        verdict
     }
 
     /// Adds what a packet has passed to the counters of a worker, and empties the journal.

@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet;
+//! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
 //! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
@@ -24,6 +24,7 @@ mod program;
 mod reach;
 pub mod ruleset;
 mod set;
+mod traced;
 mod tuple_space;
 pub mod xt;
 
@@ -35,6 +36,7 @@ pub use program::{
     NftVerdict, Program,
 };
 pub use ruleset::{Family, Ruleset};
+pub use traced::TracedRule;
 
 #[cfg(test)]
 mod tests;

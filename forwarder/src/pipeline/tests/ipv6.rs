@@ -134,10 +134,10 @@ fn hop_by_hop_options_that_change_nothing_pass() {
 
 #[test]
 fn hop_by_hop_options_are_dropped_punted_or_reported() {
-    type Outcome = (Option<DropReason>, Option<(u8, u32)>);
+    type FinalDisposition = (Option<DropReason>, Option<(u8, u32)>);
     use DropReason::*;
-    let bad: Outcome = (Some(Ipv6BadExthdr), None);
-    let table: [(&str, [u8; 6], Outcome); 10] = [
+    let bad: FinalDisposition = (Some(Ipv6BadExthdr), None);
+    let table: [(&str, [u8; 6], FinalDisposition); 10] = [
         ("option past the header", [0, 0, 0, 0, 5, 1], bad),
         ("option without a length", [0, 0, 0, 0, 0, 5], bad),
         ("padding that is not zero", [1, 4, 0, 0, 9, 0], bad),
