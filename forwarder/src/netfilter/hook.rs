@@ -7,8 +7,10 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, FlowTable, NatTarget, nf_conntrack_in, nf_nat_packet};
-use super::nft::{Around, BaseChainId, Family, Journal, Nft, NftVerdict, Transport};
+use super::conntrack::{Ct, CtInfo, FlowTable, nf_conntrack_in, nf_nat_packet};
+use super::decision::{Decision, DecisionKey, Learner, Learnt};
+use super::hook_states::HookStates;
+use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
 use super::traced;
 use crate::skb::SkBuff;
 use crate::stats::WorkerStats;
@@ -254,29 +256,41 @@ pub struct Hooks {
     /// Number of functions, of all hooks.
     len: usize,
     /// The nftables ruleset, if it is followed.
-    nft: Option<Arc<Nft>>,
+    pub(super) nft: Option<Arc<Nft>>,
     /// The flows that are carried, if the ruleset tracks connections.
     flows: Option<Arc<FlowTable>>,
     /// By family: packets of carried connections with NAT are translated.
     translates: [bool; 2],
+    /// By family: at which hook the functions have decided, if what they do with packets of a flow may be remembered.
+    decided_at: [Option<Hook>; 2],
     /// Identifies them in the process; 0: no functions.
-    id: u64,
+    pub(super) id: u64,
     /// By worker: the states of registered functions, until the worker takes them.
-    states: Box<[std::sync::Mutex<Vec<StateSlot>>]>,
+    pub(super) states: Box<[std::sync::Mutex<Vec<StateSlot>>]>,
 }
 
 /// A function's state in one worker.
-struct StateSlot {
-    id: HookId,
+pub(super) struct StateSlot {
+    pub(super) id: HookId,
     /// `None`: the worker has it already.
-    state: Option<Box<dyn Any + Send>>,
-    has_state: Arc<[AtomicBool]>,
+    pub(super) state: Option<Box<dyn Any + Send>>,
+    pub(super) has_state: Arc<[AtomicBool]>,
 }
 
 impl std::fmt::Debug for Hooks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ipv4 = |hook: &Hook| (*hook, self.chains[0][*hook as usize].len());
         f.debug_map().entries(Hook::ALL.iter().map(ipv4)).finish()
+    }
+}
+
+/// Position of a hook among those that a forwarded packet passes.
+#[inline]
+fn passed_hook(hook: Hook) -> usize {
+    match hook {
+        Hook::PreRouting => 0,
+        Hook::Forward => 1,
+        _ => 2,
     }
 }
 
@@ -319,6 +333,10 @@ impl Hooks {
             }
         }
         hooks.add_nat(nft.as_deref());
+        for pf in [Family::Ip, Family::Ip6] {
+            hooks.decided_at[family_index(pf)] =
+                hooks.last_hook(pf).filter(|_| registered.is_empty());
+        }
         hooks.nft = nft;
         for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
             let function = Function::Registered(Arc::clone(&ops.function), slot);
@@ -369,6 +387,16 @@ impl Hooks {
             }
             self.translates[family_index(pf)] = true;
         }
+    }
+
+    /// The last hook that has functions, of those that forwarded packets pass, if the first function is connection
+    /// tracking: before it, a packet's flow is not known.
+    fn last_hook(&self, pf: Family) -> Option<Hook> {
+        let chains = &self.chains[family_index(pf)];
+        let first = chains[Hook::PreRouting as usize].first()?;
+        let passed = [Hook::PostRouting, Hook::Forward, Hook::PreRouting];
+        let last = passed.into_iter().find(|hook| !chains[*hook as usize].is_empty());
+        last.filter(|_| matches!(first.function, Function::Conntrack))
     }
 
     /// Whether packets of connections with NAT are translated.
@@ -422,7 +450,93 @@ impl Hooks {
             let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
             own.target = None;
+            (own.decided, own.learnt) = (None, None);
+        } else if let Some(decision) = own.decided {
+            match at.oif.map_or(0, |oif| oif.ifindex) == decision.oif {
+                true => return self.pass_decided(skb, at, own, &decision),
+                // Another route: the functions decide from here on.
+                false => own.decided = None,
+            }
         }
+        let verdict = self.run_functions(skb, at, ctx, own, tracer);
+        if verdict == Verdict::Accept && own.learnt.is_some() {
+            self.learn(at, own);
+        }
+        verdict
+    }
+
+    /// What was decided for the flow of a packet: it passes the hook, is counted, and translated.
+    #[inline]
+    fn pass_decided(
+        &self,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        own: &mut HookStates,
+        decision: &Decision,
+    ) -> Verdict {
+        if let (Ct::Established(info), Some(target)) = (own.ct, &own.target)
+            && at.hook != Hook::Forward
+            && nf_nat_packet(skb, at, &info, target).is_none()
+        {
+            if let Some(flows) = &self.flows {
+                flows.close(info.flow);
+            }
+            return Verdict::Punt;
+        }
+        let octets = skb.network_len() as u32;
+        for counter in decision.counters(passed_hook(at.hook)) {
+            own.journal.push(*counter, octets);
+        }
+        Verdict::Accept
+    }
+
+    /// The functions of a hook have accepted a packet of which is learnt.
+    fn learn(&self, at: &HookState<'_>, own: &mut HookStates) {
+        let Some((learnt, learner)) = &mut own.learnt else { return };
+        let is_counted = learnt.pass(passed_hook(at.hook), own.journal.entries()).is_some();
+        if learner.varies || !is_counted {
+            own.learnt = None;
+        } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
+            own.decisions.store(learnt, at.oif.map_or(0, |oif| oif.ifindex));
+            own.learnt = None;
+        }
+    }
+
+    /// Finds what was decided for the flow of a packet, or begins to learn.
+    #[inline]
+    fn find_decision(
+        &self,
+        at: &HookState<'_>,
+        tables: &Tables,
+        (info, sequence): (CtInfo, u32),
+        own: &mut HookStates,
+    ) -> Option<Decision> {
+        if self.decided_at[family_index(at.pf)].is_none() || !own.decisions.are_used() {
+            return None;
+        }
+        let key = DecisionKey {
+            hooks: self.id,
+            tables: tables.generation,
+            flow: info.flow << 1 | info.direction as u32,
+            sequence,
+            iif: at.iif.map_or(0, |iif| iif.ifindex),
+        };
+        own.decided = own.decisions.find(&key);
+        if own.decided.is_none() {
+            own.learnt = Some((Learnt::new(key), Learner::default()));
+        }
+        own.decided
+    }
+
+    /// Runs the functions of a hook.
+    fn run_functions<T: Tracer>(
+        &self,
+        skb: &mut SkBuff,
+        at: &mut HookState<'_>,
+        ctx: &mut HookCtx<'_>,
+        own: &mut HookStates,
+        tracer: &mut T,
+    ) -> Verdict {
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
                 // The router's own packets are tracked by the kernel, which sends them.
@@ -436,6 +550,15 @@ impl Hooks {
                                 (own.ct, own.target) = (tracked.ct, tracked.target);
                                 own.is_invalid = own.ct == Ct::Invalid;
                                 let is_left = own.target.is_some() && !self.translates(at.pf);
+                                if let (Ct::Established(info), false, false) =
+                                    (own.ct, is_left, tracer.is_traced())
+                                {
+                                    let known = (info, tracked.sequence);
+                                    let found = self.find_decision(at, ctx.tables, known, own);
+                                    if let Some(decision) = found {
+                                        return self.pass_decided(skb, at, own, &decision);
+                                    }
+                                }
                                 if is_left { Verdict::Punt } else { Verdict::Accept }
                             }
                             None => Verdict::Punt,
@@ -460,7 +583,14 @@ impl Hooks {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
                         let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
-                        match nft.run(*chain, skb, at, around, &mut own.journal, tracer) {
+                        let journal = &mut own.journal;
+                        let verdict = match &mut own.learnt {
+                            Some((_, learner)) => {
+                                nft.run(*chain, skb, at, around, journal, learner)
+                            }
+                            None => nft.run(*chain, skb, at, around, journal, tracer),
+                        };
+                        match verdict {
                             NftVerdict::Accept => Verdict::Accept,
                             NftVerdict::Drop => Verdict::Drop,
                             NftVerdict::Kernel(reason) if nft.program().is_transient(reason) => {
@@ -506,92 +636,5 @@ impl Hooks {
             }
         }
         Verdict::Accept
-    }
-}
-
-/// What one worker keeps between packets for hook functions.
-#[derive(Default)]
-pub struct HookStates {
-    /// The worker's number.
-    pub worker: usize,
-    /// Added to the worker's clock gives CLOCK_MONOTONIC, nanoseconds.
-    pub monotonic_offset_ns: u64,
-    slots: Vec<StateSlot>,
-    /// [`Hooks::id`] of those that `slots` belongs to.
-    of: u64,
-    /// The counters of nftables rules that the current packet passed.
-    journal: Journal,
-    /// The connection of the current packet.
-    ct: Ct,
-    /// What NAT makes of it.
-    target: Option<NatTarget>,
-    /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
-    is_invalid: bool,
-}
-
-impl std::fmt::Debug for HookStates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "HookStates(worker {}, {} functions)", self.worker, self.slots.len())
-    }
-}
-
-impl HookStates {
-    /// Of a worker, by number.
-    pub fn new(worker: usize) -> HookStates {
-        HookStates { worker, ..HookStates::default() }
-    }
-
-    fn monotonic_ns(&self, now_ns: u64) -> u64 {
-        self.monotonic_offset_ns.wrapping_add(now_ns)
-    }
-
-    /// Takes the states of functions that are new, and leaves those of functions that are gone, which the
-    /// control thread frees. To be called when the hooks have changed, before they are run.
-    #[cold]
-    pub fn take(&mut self, hooks: &Hooks) {
-        if self.of == hooks.id {
-            return;
-        }
-        let Some(slots) = hooks.states.get(self.worker) else { return };
-        // Nobody else locks it while a worker may read the hooks; a poisoned lock is not possible.
-        let Ok(mut slots) = slots.try_lock() else { return };
-        for slot in slots.iter_mut() {
-            if let Some(own) = self.slots.iter_mut().find(|own| own.id == slot.id)
-                && own.state.is_some()
-            {
-                std::mem::swap(&mut slot.state, &mut own.state);
-            }
-            if let Some(has_state) = slot.has_state.get(self.worker) {
-                has_state.store(true, Ordering::Release);
-            }
-        }
-        std::mem::swap(&mut *slots, &mut self.slots);
-        self.of = hooks.id;
-    }
-
-    /// Whether the current packet is an invalid one of a carried connection.
-    #[inline]
-    pub fn is_invalid(&self) -> bool {
-        self.is_invalid
-    }
-
-    /// Whether the packet that ends is an invalid one of a carried connection, which the kernel must not get.
-    #[inline]
-    pub fn take_invalid(&mut self) -> bool {
-        std::mem::take(&mut self.is_invalid)
-    }
-
-    /// The packet is not handed to the kernel: what its rules count takes effect.
-    #[inline]
-    pub fn commit(&mut self, hooks: &Hooks) {
-        if let Some(nft) = &hooks.nft {
-            nft.commit(&mut self.journal, self.worker);
-        }
-    }
-
-    /// A packet begins, or was handed to the kernel, whose rules count it.
-    #[inline]
-    pub fn rollback(&mut self) {
-        self.journal.clear();
     }
 }

@@ -1,20 +1,24 @@
 //! Netfilter: hook points, functions at them, and the nftables ruleset.
 //!
-//! - `hook`: hook points, hook functions, verdicts;
+//! - `hook`: hook points, hook functions, verdicts; `hook_states`: what a worker keeps for them;
 //! - `net_hooks`: registration;
 //! - `conntrack`: the flows that workers carry where connections are tracked;
+//! - `decision`: what the functions do with every packet of a flow;
 //! - `nft`: the ruleset of the kernel and the program that workers run;
 //! - `traced`: steps of traced packets.
 
 pub mod conntrack;
+mod decision;
 pub mod hook;
+mod hook_states;
 pub mod net_hooks;
 pub mod nft;
 mod traced;
 
+pub use decision::Learner;
 pub use hook::{
-    Answer, Hook, HookCtx, HookId, HookState, HookStates, Hooks, NfHook, NfHookOps, Verdict,
-    priority,
+    Answer, Hook, HookCtx, HookId, HookState, Hooks, NfHook, NfHookOps, Verdict, priority,
 };
+pub use hook_states::HookStates;
 pub use net_hooks::NetHooks;
 pub use nft::Family;

@@ -38,6 +38,8 @@ pub struct Tracked {
     pub ct: Ct,
     /// What NAT makes of it; `None`: it is not translated.
     pub target: Option<NatTarget>,
+    /// Changes when the connection's state does.
+    pub sequence: u32,
 }
 
 /// The connection of a packet of a flow that is carried. `None`: the packet is left to the kernel. So are
@@ -87,7 +89,9 @@ pub fn nf_conntrack_in(
             let found = find(flows, &key, now_ns);
             match tcp(header.first_chunk()?, payload_len, found?, flows)? {
                 Segment::Established(found) => found,
-                Segment::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None }),
+                Segment::Invalid => {
+                    return Some(Tracked { ct: Ct::Invalid, target: None, sequence: 0 });
+                }
             }
         }
         IPPROTO_UDP => {
@@ -102,7 +106,8 @@ pub fn nf_conntrack_in(
         _ => return None,
     };
     found.seen(skb.network_len() as u64, now_ns);
-    Some(Tracked { ct: Ct::Established(found.info), target: found.target })
+    let Found { sequence, info, target, .. } = found;
+    Some(Tracked { ct: Ct::Established(info), target, sequence })
 }
 
 /// The flow of a packet with this key, if its entry has not expired.

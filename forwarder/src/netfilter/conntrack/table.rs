@@ -191,7 +191,7 @@ impl FlowTable {
         let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
         let is_it = is_stable && !is_closing && words == *key.words();
         let info = CtInfo { flow: number, direction, status, mark };
-        is_it.then_some(Found { flow, info, target })
+        is_it.then_some(Found { flow, sequence, info, target })
     }
 
     /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
@@ -410,7 +410,9 @@ impl FlowWriter {
 
     /// Changes status and mark of a flow.
     pub fn set(&mut self, number: u32, status: u32, mark: u32) {
-        if let Some(flow) = self.table.flow(number) {
+        if let Some(flow) = self.table.flow(number)
+            && (flow.status.load(Relaxed), flow.mark.load(Relaxed)) != (status, mark)
+        {
             flow.write(|| {
                 flow.status.store(status, Relaxed);
                 flow.mark.store(mark, Relaxed);
@@ -480,6 +482,8 @@ impl FlowTable {
 #[derive(Debug)]
 pub(super) struct Found<'a> {
     flow: &'a Flow,
+    /// The record's sequence number.
+    pub(super) sequence: u32,
     pub(super) info: CtInfo,
     /// What NAT makes of the packet; `None`: it is not translated.
     pub(super) target: Option<NatTarget>,

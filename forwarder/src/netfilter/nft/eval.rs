@@ -18,6 +18,7 @@ use super::program::{
 use super::ruleset::{
     CmpOp, CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, TupleEnd,
 };
+use super::varies::loads_varying;
 use super::xt::{Connmark, ConnmarkMode};
 
 /// NFT_JUMP_STACK_SIZE.
@@ -143,6 +144,12 @@ impl<T: Tracer> Run<'_, T> {
         let Some(classifier) = program.classifiers.get(step.classifier as usize) else {
             return self.rule(step.start, step.end);
         };
+        if self.tracer.is_learning() {
+            let family = self.view.packet.family;
+            if classifier.fields.iter().any(|(load, _)| loads_varying(*load, family)) {
+                self.tracer.varies();
+            }
+        }
         let mut key = KeyBuilder::new();
         for (field, (load, at)) in classifier.fields.iter().enumerate() {
             if let Some(value) = self.load(*load) {
@@ -169,6 +176,9 @@ impl<T: Tracer> Run<'_, T> {
     fn rule(&mut self, start: u32, end: u32) -> Flow {
         let program = self.program;
         for op in program.ops.get(start as usize..end as usize).unwrap_or(&[]) {
+            if self.tracer.is_learning() && program.varies(op, self.view.packet.family) {
+                self.tracer.varies();
+            }
             if let Op::Test(test) = op {
                 if !self.test(test) {
                     return Flow::Break;

@@ -26,6 +26,7 @@ pub mod ruleset;
 mod set;
 mod traced;
 mod tuple_space;
+mod varies;
 pub mod xt;
 
 pub use compile::{compile, compile_with_slack};

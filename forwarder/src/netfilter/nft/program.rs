@@ -248,7 +248,7 @@ impl Journal {
 
     /// Adds an entry; `false`: it is full.
     #[inline]
-    pub(super) fn push(&mut self, counter: u32, octets: u32) -> bool {
+    pub(in crate::netfilter) fn push(&mut self, counter: u32, octets: u32) -> bool {
         let room = self.entries.len() < JOURNAL_MAX;
         if room {
             self.entries.push((counter, octets));

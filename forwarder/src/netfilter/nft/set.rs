@@ -191,6 +191,11 @@ impl CompiledSet {
         self.expires_ns.get(element as usize).is_some_and(certain)
     }
 
+    /// Whether elements expire.
+    pub(super) fn has_timeouts(&self) -> bool {
+        !self.expires_ns.is_empty()
+    }
+
     /// Whether the element may have expired in the kernel, or may not: only the kernel knows.
     #[inline]
     pub(super) fn may_have_expired(&self, element: u32, now_ns: u64) -> bool {

@@ -1,5 +1,6 @@
 //! Tests of the compiler and of evaluation.
 
+mod constant;
 mod expressions;
 mod fib;
 mod programs;

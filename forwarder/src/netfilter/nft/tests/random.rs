@@ -5,10 +5,10 @@ use proptest::prelude::*;
 use super::*;
 
 /// SplitMix64.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -16,11 +16,11 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(super) fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit as u64) as usize
     }
 
-    fn one_in(&mut self, n: usize) -> bool {
+    pub(super) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
@@ -344,7 +344,7 @@ fn rules(rng: &mut Rng, chain: usize, sets: &[Set], odd: bool) -> Vec<Rule> {
     numbered.map(|(handle, exprs)| Rule { handle, exprs, comment: None }).collect()
 }
 
-fn ruleset(rng: &mut Rng) -> Ruleset {
+pub(super) fn ruleset(rng: &mut Rng) -> Ruleset {
     let mut tables = Vec::new();
     for number in 0..1 + rng.below(2) {
         let odd = rng.one_in(3);
@@ -371,7 +371,7 @@ fn ruleset(rng: &mut Rng) -> Ruleset {
     Ruleset { generation: 1, tables }
 }
 
-fn input(rng: &mut Rng) -> Input {
+pub(super) fn input(rng: &mut Rng) -> Input {
     let options = [1, 1, 2, 4, 5, 0xb4, 3, 3, 7, 0, 0, 0];
     let mut tcp = tcp(&options[..rng.pick(&[0, 4, 8, 12])]);
     tcp[3] = rng.pick(&[80, 81, 22]);

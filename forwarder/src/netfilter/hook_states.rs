@@ -1,0 +1,100 @@
+//! What a worker keeps for hook functions.
+
+use std::sync::atomic::Ordering;
+
+use super::conntrack::{Ct, NatTarget};
+use super::decision::{Decision, Decisions, Learner, Learnt};
+use super::hook::{Hooks, StateSlot};
+use super::nft::Journal;
+
+/// What one worker keeps between packets for hook functions.
+#[derive(Default)]
+pub struct HookStates {
+    /// The worker's number.
+    pub worker: usize,
+    /// Added to the worker's clock gives CLOCK_MONOTONIC, nanoseconds.
+    pub monotonic_offset_ns: u64,
+    pub(super) slots: Vec<StateSlot>,
+    /// [`Hooks::id`] of those that `slots` belongs to.
+    pub(super) of: u64,
+    /// The counters of nftables rules that the current packet passed.
+    pub(super) journal: Journal,
+    /// The connection of the current packet.
+    pub(super) ct: Ct,
+    /// What NAT makes of it.
+    pub(super) target: Option<NatTarget>,
+    /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
+    pub(super) is_invalid: bool,
+    /// What was decided for its flow.
+    pub(super) decided: Option<Decision>,
+    /// What is learnt of it.
+    pub(super) learnt: Option<(Learnt, Learner)>,
+    pub(super) decisions: Decisions,
+}
+
+impl std::fmt::Debug for HookStates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HookStates(worker {}, {} functions)", self.worker, self.slots.len())
+    }
+}
+
+impl HookStates {
+    /// Of a worker, by number.
+    pub fn new(worker: usize) -> HookStates {
+        HookStates { worker, decisions: Decisions::new(), ..HookStates::default() }
+    }
+
+    pub(super) fn monotonic_ns(&self, now_ns: u64) -> u64 {
+        self.monotonic_offset_ns.wrapping_add(now_ns)
+    }
+
+    /// Takes the states of functions that are new, and leaves those of functions that are gone, which the
+    /// control thread frees. To be called when the hooks have changed, before they are run.
+    #[cold]
+    pub fn take(&mut self, hooks: &Hooks) {
+        if self.of == hooks.id {
+            return;
+        }
+        let Some(slots) = hooks.states.get(self.worker) else { return };
+        // Nobody else locks it while a worker may read the hooks; a poisoned lock is not possible.
+        let Ok(mut slots) = slots.try_lock() else { return };
+        for slot in slots.iter_mut() {
+            if let Some(own) = self.slots.iter_mut().find(|own| own.id == slot.id)
+                && own.state.is_some()
+            {
+                std::mem::swap(&mut slot.state, &mut own.state);
+            }
+            if let Some(has_state) = slot.has_state.get(self.worker) {
+                has_state.store(true, Ordering::Release);
+            }
+        }
+        std::mem::swap(&mut *slots, &mut self.slots);
+        self.of = hooks.id;
+    }
+
+    /// Whether the current packet is an invalid one of a carried connection.
+    #[inline]
+    pub fn is_invalid(&self) -> bool {
+        self.is_invalid
+    }
+
+    /// Whether the packet that ends is an invalid one of a carried connection, which the kernel must not get.
+    #[inline]
+    pub fn take_invalid(&mut self) -> bool {
+        std::mem::take(&mut self.is_invalid)
+    }
+
+    /// The packet is not handed to the kernel: what its rules count takes effect.
+    #[inline]
+    pub fn commit(&mut self, hooks: &Hooks) {
+        if let Some(nft) = &hooks.nft {
+            nft.commit(&mut self.journal, self.worker);
+        }
+    }
+
+    /// A packet begins, or was handed to the kernel, whose rules count it.
+    #[inline]
+    pub fn rollback(&mut self) {
+        self.journal.clear();
+    }
+}
