@@ -1,9 +1,9 @@
 //! The cost of the data path without a kernel. One core, 64 octets per packet.
 //!
-//! `cargo bench --bench pipeline`. Five measurements:
+//! `cargo bench --bench pipeline`. Measurements:
 //!
 //! - the data path alone: `forward_burst` over prepared bursts of 64; frames are returned outside the
-//!   measured interval;
+//!   measured interval; also of carried connections, with a ruleset and NAT;
 //! - whole iterations of a worker over a driver that works as DPDK's `net_null` with `copy=1`: each
 //!   packet is copied into a frame and out of one. With one route, and with a full table (`full_table`)
 //!   and random destinations;
@@ -33,6 +33,7 @@ use serde::Serialize;
 use null::NullIo;
 
 mod capture;
+mod carried;
 mod full_table;
 mod null;
 mod workers;
@@ -101,13 +102,22 @@ fn main() -> io::Result<()> {
         for (name, flows) in
             [("data path, IPv4, one flow", 1), ("data path, IPv4, 64 destinations", 64)]
         {
-            results.push(data_path(name, &one, |n| {
-                null::frame4([10, 0, (n % flows) as u8, 1].into())
-            }));
+            let frame = |n| null::frame4([10, 0, (n % flows) as u8, 1].into());
+            results.push(data_path(name, &one, Hooks::none(), frame));
         }
-        results.push(data_path("data path, IPv6, one flow", &one, |_| {
-            null::frame6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into())
-        }));
+        let frame6 = |_| null::frame6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into());
+        results.push(data_path("data path, IPv6, one flow", &one, Hooks::none(), frame6));
+        for (name, flows, rules, is_translated) in [
+            ("carried, one flow, 1 rule", 1, 0, false),
+            ("carried, 64 flows, 1 rule", 64, 0, false),
+            ("carried, 64 flows, 1 rule, NAT", 64, 0, true),
+            ("carried, 64 flows, 1001 rules, NAT", 64, 1000, true),
+        ] {
+            let frame = |n| null::frame4([10, 0, (n % flows) as u8, 1].into());
+            let frames: Vec<_> = (0..BURST).map(frame).collect();
+            let hooks = carried::hooks(&frames, rules, is_translated);
+            results.push(data_path(name, &one, &hooks, frame));
+        }
     }
     let seconds = Duration::from_secs_f64(args.seconds);
     let destinations: Vec<u32> = (0..1 << 16).map(|n| 0x0a00_0000 | n).collect();
@@ -157,7 +167,12 @@ fn print(results: &[Result], json: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn data_path(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u8>) -> Result {
+fn data_path(
+    name: &'static str,
+    tables: &Tables,
+    hooks: &Hooks,
+    frame: impl Fn(usize) -> Vec<u8>,
+) -> Result {
     let mut pool = Umem::anonymous(4 * BURST as u32).into_pool();
     let (stats, mut out) = (WorkerStats::new(2), Effects::new(2));
     let mut state = PipelineState::new(7, 1);
@@ -172,7 +187,7 @@ fn data_path(name: &'static str, tables: &Tables, frame: impl Fn(usize) -> Vec<u
         }
         let mut ctx = Ctx {
             tables,
-            hooks: Hooks::none(),
+            hooks,
             pool: &mut pool,
             stats: &stats,
             state: &mut state,

@@ -503,13 +503,13 @@ impl Found<'_> {
     }
 
     /// A worker carries a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
-    /// acknowledgement of what the other end has not sent is not believed.
+    /// acknowledgement of what the other end has not sent is not believed, once something of it was carried.
     #[inline]
     pub(super) fn sent(&self, end: u32, ack: u32) {
         let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
         raise(&self.flow.max_ends[own], end);
         let sent = self.flow.max_ends[other].load(Relaxed);
-        if sent != 0 && !is_after(ack, sent as u32) {
+        if sent == 0 || !is_after(ack, sent as u32) {
             raise(&self.flow.max_acks[own], ack);
         }
     }
