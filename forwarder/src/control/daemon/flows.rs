@@ -194,6 +194,24 @@ struct Carried {
     id: Option<u32>,
 }
 
+/// Entries of the kernel's table that can be carried.
+#[derive(Debug, Default)]
+struct Found {
+    /// Up to [`FLOWS_WITHOUT_EVENTS_MAX`].
+    entries: Vec<Entry>,
+    /// The tuples of the others.
+    more: Vec<Tuple>,
+}
+
+impl Found {
+    fn push(&mut self, entry: Entry) {
+        match self.entries.len() < FLOWS_WITHOUT_EVENTS_MAX {
+            true => self.entries.push(entry),
+            false => self.more.push(entry.original),
+        }
+    }
+}
+
 /// The table, and what is known of the kernel's.
 struct Follower<'a> {
     shared: &'a Shared,
@@ -216,6 +234,8 @@ struct Follower<'a> {
     cursor: usize,
     /// Connections that workers left to the kernel, with their ids: until the ruleset changes.
     refused: HashMap<Tuple, Option<u32>>,
+    /// Entries of which the kernel is to send an event, if it can.
+    asked: Vec<Tuple>,
     /// How long reading the kernel's table took.
     compare_took: Duration,
     /// When it was last read because the ruleset had changed, and which change that was.
@@ -251,6 +271,7 @@ impl<'a> Follower<'a> {
             has_left_out: false,
             cursor: 0,
             refused: HashMap::new(),
+            asked: Vec::new(),
             compare_took: Duration::ZERO,
             compared: Instant::now(),
             ruleset_change: 0,
@@ -262,7 +283,8 @@ impl<'a> Follower<'a> {
         while !self.shared.stopping.load(Relaxed) && self.shared.is_tracked.load(Relaxed) {
             let now_ns = monotonic_ns();
             let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
-            let wait = if is_due || self.cursor > 0 { Duration::ZERO } else { WAIT };
+            let is_busy = is_due || self.cursor > 0 || !self.asked.is_empty();
+            let wait = if is_busy { Duration::ZERO } else { WAIT };
             let mut events = Vec::new();
             match self.events.receive(wait, |event| events.push(event))? {
                 Received::Overrun => {
@@ -276,6 +298,7 @@ impl<'a> Follower<'a> {
                         self.writer.table().set_valid(now_ns);
                     }
                     self.carry_due()?;
+                    self.ask();
                 }
             }
             if self.cursor > 0 || now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS {
@@ -293,6 +316,7 @@ impl<'a> Follower<'a> {
     /// Reads the whole table after events were lost. If that takes too long, nothing is carried meanwhile.
     fn resynchronise(&mut self) -> io::Result<()> {
         self.waiting.clear();
+        self.asked.clear();
         self.due.clear();
         // Older than the dump.
         while self.events.receive(Duration::ZERO, |_| ())? != Received::Drained {
@@ -311,25 +335,36 @@ impl<'a> Follower<'a> {
     }
 
     /// Has entries carried of which it is not known whether they have events.
-    fn enqueue(&mut self, entries: Vec<Entry>) {
+    fn enqueue(&mut self, Found { entries, more }: Found) {
+        let room = FLOWS_WITHOUT_EVENTS_MAX.saturating_sub(self.without_events);
         // Reading the table again every second would take too long.
-        if self.compare_took > COMPARE_MAX {
+        if self.compare_took > COMPARE_MAX || !more.is_empty() || entries.len() > room {
+            self.asked = more;
+            self.asked.extend(entries.iter().map(|entry| entry.original));
             return;
         }
         let now_ns = monotonic_ns();
-        let room = FLOWS_WITHOUT_EVENTS_MAX.saturating_sub(self.without_events);
-        for entry in entries.into_iter().take(room) {
+        for entry in entries {
             if self.waiting.insert(entry.original, (entry, false)).is_none() {
                 self.due.push_back((now_ns, entry.original));
             }
         }
     }
 
+    /// Has the kernel send events of entries, with changes that change nothing. Entries that can have no events do
+    /// not answer, and stay with the kernel.
+    fn ask(&mut self) {
+        let rest = self.asked.len().saturating_sub(BATCH);
+        let nothing = |tuple| Change { is_liberal: false, ..liberal(tuple, None) };
+        let changes: Vec<Change> = self.asked.drain(rest..).map(nothing).collect();
+        let _ = conntrack::update(&mut self.requests, &changes);
+    }
+
     /// Compares the flows with the kernel's table: drops those that can no longer be carried, and returns the
     /// entries that can be.
-    fn compare(&mut self) -> io::Result<Vec<Entry>> {
+    fn compare(&mut self) -> io::Result<Found> {
         let begun = Instant::now();
-        let (mut seen, mut found) = (HashSet::new(), Vec::new());
+        let (mut seen, mut found) = (HashSet::new(), Found::default());
         let (shared, writer) = (self.shared, &mut *self.writer);
         let (carried, refused) = (&self.carried, &self.refused);
         let locals = shared.locals.load();
