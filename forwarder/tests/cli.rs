@@ -60,6 +60,7 @@ impl ControlHandler for Daemon {
             }),
             Request::Latency { .. } => Response::Latency(latency()),
             Request::Capture(request) => return capture(&request),
+            Request::Trace(_) => Response::error("no packets here"),
         };
         response.into()
     }

@@ -44,3 +44,6 @@ impl Tracer for NoTrace {
     #[inline(always)]
     fn step(&mut self, _: Step) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,6 +249,8 @@ impl PacketTrace {
     pub fn text(&self) -> String {
         let PacketTrace { packet, worker, port, frame, .. } = self;
         let time = time_of_day(self.tstamp_ns);
+        // Without the link-layer header.
+        let frame = frame.split_once(": ").map_or(frame.as_str(), |(_, packet)| packet);
         let mut text = format!("packet {packet}, worker {worker}, {time}, {port}: {frame}\n");
         for TraceStage { stage, steps } in &self.stages {
             let mut name = stage.as_str();
@@ -369,7 +371,7 @@ mod tests {
             tstamp_ns: 76_042_123_456_789,
             port: "rt-left".into(),
             length: 66,
-            frame: "IP".into(),
+            frame: "02:0 > 02:1, ethertype IPv4 (0x0800), length 66: IP a: TCP".into(),
             stages: vec![
                 stage("ip_rcv_core", vec![TraceStep::Header { version: 4, ttl: 64, length: 52 }]),
                 stage(
@@ -388,7 +390,7 @@ mod tests {
     #[test]
     fn the_text_has_a_line_for_each_step() {
         let expected = "\
-packet 1, worker 0, 21:07:22.123456, rt-left: IP
+packet 1, worker 0, 21:07:22.123456, rt-left: IP a: TCP
   ip_rcv_core         version 4, ttl 64, length 52
   FORWARD             inet fw forward handle 4: tcp dport 22 drop -> no match: tcp dport 22: packet has 5001
                       inet fw forward handle 5: tcp dport 22 drop -> drop
