@@ -352,6 +352,7 @@ pub fn lladdr(octets: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::Request;
 
     fn packet() -> PacketTrace {
         let stage = |stage: &str, steps| TraceStage { stage: stage.into(), steps };
@@ -410,5 +411,9 @@ packet 1, worker 0, 21:07:22.123456, rt-left: IP a: TCP
             assert!(!line.contains('\n'));
             assert_eq!(serde_json::from_str::<Message>(&line).expect("reads"), message);
         }
+        let filter = vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }];
+        let request = Request::Trace(TraceRequest { packets: u64::MAX, filter });
+        let line = serde_json::to_string(&request).expect("writes");
+        assert_eq!(serde_json::from_str::<Request>(&line).expect("reads"), request);
     }
 }
