@@ -27,6 +27,7 @@ use ferroute::skb::{Burst, FramePool, HEADROOM, JUMBO_MTU, SkBuff, Umem};
 use ferroute::stats::{DropReason, Mib, WorkerStats};
 use ferroute::tables::publish::Published;
 use ferroute::tables::{EgressTag, Forwarding6, Link, Links, Sysctls, Tables, Tag, Vlan};
+use ferroute::trace;
 use ferroute::wire::{EtherType, Ipv4Packet};
 use ferroute::worker::clock::Clock;
 use ferroute::worker::handoff::{Waker, channel};
@@ -271,6 +272,7 @@ impl Bench {
         }
         self.out.punts.drain(usize::MAX).for_each(|skb| self.pool.kfree_skb(skb));
         self.out.neigh_requests.clear();
+        self.out.trace.deliver();
         ALLOCATIONS.with(Cell::get) - before
     }
 }
@@ -309,6 +311,7 @@ fn the_data_path_allocates_nothing() {
     };
     let frames = frames();
     let mut burst = Burst::with_capacity(frames.len());
+    let (counts, mut traces) = (trace::Counts::new(u64::MAX), Vec::new());
     for turn in 0..20u64 {
         let tables = tables(turn, turn % 5 == 4);
         // Functions come and go between turns, and the last turns are without any.
@@ -323,6 +326,16 @@ fn the_data_path_allocates_nothing() {
             15 => registry = NetHooks::new(1),
             _ => {}
         }
+        match turn {
+            // Two traces of all packets.
+            3 => traces.extend((1..3).map(|id| {
+                let (session, reader) = trace::ring(id, None, 32, &counts);
+                assert!(bench.out.trace.attach(session).is_none());
+                reader
+            })),
+            17 => (1..3).for_each(|id| drop(bench.out.trace.detach(id))),
+            _ => {}
+        }
         bench.hooks = registry.published().load();
         for frame in &frames {
             let mut skb = SkBuff::alloc_skb(&mut bench.pool, HEADROOM).expect("a frame");
@@ -330,6 +343,13 @@ fn the_data_path_allocates_nothing() {
             burst.push(skb).expect("room");
         }
         assert_eq!(bench.turn(&mut burst, &tables), 0, "turn {turn}");
+        for reader in &traces {
+            let mut records = 0;
+            while let Ok(Some(())) = reader.read(|record| assert!(!record.steps().is_empty())) {
+                records += 1;
+            }
+            assert_eq!(records, if turn < 17 { frames.len() } else { 0 }, "turn {turn}");
+        }
         bench.now_ns += 1_000_000_000;
     }
     // All dispositions have occurred.

@@ -54,3 +54,6 @@ impl Tracer for NoTrace {
     #[inline(always)]
     fn step(&mut self, _: Step) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::conversation::{Conversation, PORT, are_carried, nft};
-use ferroute_tests::lab::addr::{LEFT4, RIGHT4, RIGHT6, RT_LEFT4};
+use ferroute_tests::lab::addr::{RIGHT4, RIGHT6, RT_LEFT4};
 use ferroute_tests::ping::{ping, ping_each};
 use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, eventually, ferroute};
 use nix::sys::signal::{Signal, kill};
@@ -333,6 +333,17 @@ fn tracing_ends_as_asked_and_changes_no_counter() -> Result<()> {
         ensure!(eventually(|| Trace::start(&running, &["udp"]).is_ok()));
         ping_each(&lab.left, RIGHT4, 1)?;
     }
+    // A reader that has stopped is disconnected.
+    let stopped = Trace::start(&running, &["-n", "1000000", "icmp"])?;
+    stopped.signal(Signal::SIGSTOP)?;
+    ping(&lab.left, &format!("-c 600 -A -W 5 {RIGHT4}"))?;
+    let all = || (0..8).map(|_| Trace::start(&running, &["udp"])).collect::<Result<Vec<_>>>();
+    ensure!(all().is_err(), "the stopped reader has left its place at once");
+    std::thread::sleep(Duration::from_secs(11));
+    ensure!(all().is_ok(), "the stopped reader keeps its place");
+    drop(stopped);
+    let without_reader = measured()?;
+    ensure!(without_reader == without, "{without_reader:?}");
     // Nothing matched.
     let none = Trace::start(&running, &["udp port 9"])?;
     none.signal(Signal::SIGINT)?;
@@ -365,6 +376,5 @@ fn errors_of_a_trace_are_reported() -> Result<()> {
     running.kill()?;
     let (status, _, said) = trace.ended()?;
     ensure!(status.code() == Some(1) && said.contains("the daemon has ended"), "{said}");
-    let _ = LEFT4;
     Ok(())
 }

@@ -26,7 +26,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::flows::{FlowFindReport, FlowFindRequest, FlowTopReport, FlowTopRequest};
-use self::trace::{TraceGrant, TraceRequest};
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
 
@@ -87,12 +86,10 @@ pub enum Request {
         /// Count from zero after this answer.
         reset: bool,
     },
-    /// Copies of packets: answered with [`Response::Capture`], after which the connection carries the
-    /// capture, see [`crate::control::api::capture`].
+    /// Copies of packets: answered with [`Response::Capture`], then the connection carries the [`capture`].
     Capture(CaptureRequest),
-    /// The way of packets: answered with [`Response::Trace`], after which the connection carries the trace,
-    /// see [`crate::control::api::trace`].
-    Trace(TraceRequest),
+    /// The way of packets: answered with [`Response::Trace`], then the connection carries the [`trace`].
+    Trace(trace::TraceRequest),
 }
 
 /// Requests copies of packets.
@@ -264,7 +261,7 @@ pub enum Response {
     /// To [`Request::Capture`].
     Capture(CaptureGrant),
     /// To [`Request::Trace`].
-    Trace(TraceGrant),
+    Trace(trace::TraceGrant),
     /// The request failed.
     Error {
         /// What failed and why, for the user.
@@ -638,8 +635,6 @@ mod tests {
             buffer_kib: 4096,
             filter: vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }],
         }));
-        let filter = vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }];
-        round_trip(Request::Trace(TraceRequest { packets: u64::MAX, filter }));
         round_trip(Request::Show(ShowRequest {
             object: Object::Route,
             filter: Filter {

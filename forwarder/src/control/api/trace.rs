@@ -249,6 +249,8 @@ impl PacketTrace {
     pub fn text(&self) -> String {
         let PacketTrace { packet, worker, port, frame, .. } = self;
         let time = time_of_day(self.tstamp_ns);
+        // Without the link-layer header.
+        let frame = frame.split_once(": ").map_or(frame.as_str(), |(_, packet)| packet);
         let mut text = format!("packet {packet}, worker {worker}, {time}, {port}: {frame}\n");
         for TraceStage { stage, steps } in &self.stages {
             let mut name = stage.as_str();
@@ -350,6 +352,7 @@ pub fn lladdr(octets: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::Request;
 
     fn packet() -> PacketTrace {
         let stage = |stage: &str, steps| TraceStage { stage: stage.into(), steps };
@@ -369,7 +372,7 @@ mod tests {
             tstamp_ns: 76_042_123_456_789,
             port: "rt-left".into(),
             length: 66,
-            frame: "IP".into(),
+            frame: "02:0 > 02:1, ethertype IPv4 (0x0800), length 66: IP a: TCP".into(),
             stages: vec![
                 stage("ip_rcv_core", vec![TraceStep::Header { version: 4, ttl: 64, length: 52 }]),
                 stage(
@@ -388,7 +391,7 @@ mod tests {
     #[test]
     fn the_text_has_a_line_for_each_step() {
         let expected = "\
-packet 1, worker 0, 21:07:22.123456, rt-left: IP
+packet 1, worker 0, 21:07:22.123456, rt-left: IP a: TCP
   ip_rcv_core         version 4, ttl 64, length 52
   FORWARD             inet fw forward handle 4: tcp dport 22 drop -> no match: tcp dport 22: packet has 5001
                       inet fw forward handle 5: tcp dport 22 drop -> drop
@@ -408,5 +411,9 @@ packet 1, worker 0, 21:07:22.123456, rt-left: IP
             assert!(!line.contains('\n'));
             assert_eq!(serde_json::from_str::<Message>(&line).expect("reads"), message);
         }
+        let filter = vec![Insn { code: 6, jt: 0, jf: 0, k: u32::MAX }];
+        let request = Request::Trace(TraceRequest { packets: u64::MAX, filter });
+        let line = serde_json::to_string(&request).expect("writes");
+        assert_eq!(serde_json::from_str::<Request>(&line).expect("reads"), request);
     }
 }

@@ -1,6 +1,6 @@
 //! Traces of packets: connection threads start them, and report what the workers recorded to their clients.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -122,19 +122,17 @@ impl Follow for Stream {
     /// ended.
     fn follow(mut self: Box<Self>, stream: &UnixStream) -> io::Result<()> {
         stream.set_write_timeout(Some(READ_TIMEOUT))?;
-        let mut out = BufWriter::new(stream);
         let mut stopping = false;
         while self.left > 0 && !stopping {
             let sent;
-            (sent, stopping) = self.send(&mut out)?;
+            (sent, stopping) = self.send(stream)?;
             if has_left(stream, if sent > 0 { 0 } else { LOOK_MS })? {
                 break;
             }
         }
         self.detach(WORKER_TIMEOUT);
-        while self.left > 0 && self.send(&mut out)?.0 > 0 {}
-        write(&mut out, &Message::End(TraceEnd { missed: self.counts.missed(), stopping }))?;
-        out.flush()
+        while self.left > 0 && self.send(stream)?.0 > 0 {}
+        write(stream, &Message::End(TraceEnd { missed: self.counts.missed(), stopping }))
     }
 }
 
@@ -166,7 +164,7 @@ impl Stream {
 
     /// Reports what the workers have recorded, oldest first. Returns the number of packets, and whether all workers
     /// have ended.
-    fn send(&mut self, out: &mut impl Write) -> io::Result<(usize, bool)> {
+    fn send(&mut self, stream: &UnixStream) -> io::Result<(usize, bool)> {
         let (mut packets, mut ended) = (Vec::new(), !self.readers.is_empty());
         let readers = std::mem::take(&mut self.readers);
         for (worker, reader) in readers.iter().enumerate() {
@@ -192,9 +190,8 @@ impl Stream {
             self.left -= 1;
             self.traced += 1;
             packet.packet = self.traced;
-            write(out, &Message::Packet(Box::new(packet)))?;
+            write(stream, &Message::Packet(Box::new(packet)))?;
         }
-        out.flush()?;
         Ok((count, ended && count == 0))
     }
 
@@ -225,7 +222,9 @@ impl Stream {
     }
 }
 
-fn write(out: &mut impl Write, message: &Message) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, message)?;
-    out.write_all(b"\n")
+/// Writes a message. After a time-out nothing is written again: that would take as long once more.
+fn write(mut stream: &UnixStream, message: &Message) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    stream.write_all(&line)
 }

@@ -86,7 +86,7 @@ impl Reporter<'_> {
             let said = match step {
                 // Of interest where it is not the port.
                 Step::Dev { ifindex } if *ifindex == record.ifindex => Vec::new(),
-                step => self.step(step, version, record.nft != 0),
+                step => self.step(step, version),
             };
             if let Some((_, steps)) = stages.last_mut() {
                 steps.extend(said);
@@ -112,7 +112,7 @@ impl Reporter<'_> {
         shown.map(|(_, it)| stage(it)).collect()
     }
 
-    fn step(&mut self, step: &Step, version: u8, has_ruleset: bool) -> Vec<TraceStep> {
+    fn step(&mut self, step: &Step, version: u8) -> Vec<TraceStep> {
         let note = |text: &str| vec![TraceStep::Note { text: text.to_owned() }];
         let of = self.of;
         vec![match *step {
@@ -133,9 +133,12 @@ impl Reporter<'_> {
             Step::BaseChain(base) => {
                 let of = of.nft.and_then(|nft| nft.traced_base(base));
                 self.chains = of.map(|(table, chain)| place(table, chain)).into_iter().collect();
-                return match has_ruleset && self.of.nft.is_none() {
-                    true => note("a base chain of another generation of the ruleset"),
-                    false => Vec::new(),
+                return match self.of.nft {
+                    // The numbers of rules mean nothing in another ruleset.
+                    None => {
+                        note("rules of another generation of the ruleset, which is no longer known")
+                    }
+                    Some(_) => Vec::new(),
                 };
             }
             Step::Rule { step, op, result } => return self.rule(step, op, &result),
@@ -146,8 +149,10 @@ impl Reporter<'_> {
             }
             Step::ChainEnd => return Vec::new(),
             Step::Policy { is_drop } => {
-                let (table, chain) = self.chains.first().cloned().unwrap_or_default();
                 let result = if is_drop { "policy drop" } else { "policy accept" };
+                let Some((table, chain)) = self.chains.first().cloned() else {
+                    return note(result);
+                };
                 TraceStep::Chain { table, chain, result: result.to_owned() }
             }
             Step::Left(reason) => {
@@ -275,5 +280,98 @@ fn connection(conntrack: Conntrack) -> TraceStep {
         },
         Conntrack::Invalid => without("invalid"),
         Conntrack::NotCarried => without("not carried"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netfilter::nft::compile;
+    use crate::netfilter::nft::ruleset::{
+        BaseChain, Expr, Family, Rule, RuleVerdict, Ruleset, Table,
+    };
+    use crate::stats::PuntReason;
+    use crate::trace::Tracer;
+
+    /// A base chain that jumps to a chain with a rule that is left to the kernel.
+    fn nft() -> Nft {
+        let rule = |handle, expr: Expr| Rule { handle, exprs: vec![expr], comment: None };
+        let jump = Expr::Verdict(RuleVerdict::Jump("web\n".into()));
+        let base = BaseChain {
+            kind: "filter".into(),
+            hook: 2,
+            priority: 0,
+            policy_drops: true,
+            devices: vec![],
+        };
+        let chains = vec![
+            Chain {
+                name: "web\n".into(),
+                base: None,
+                rules: vec![rule(7, Expr::Other("limit".into()))],
+            },
+            Chain { name: "forward".into(), base: Some(base), rules: vec![rule(8, jump)] },
+        ];
+        let arp = Table {
+            family: Family::Other(3),
+            name: "first".into(),
+            handle: 1,
+            dormant: false,
+            chains: chains.clone(),
+            sets: vec![],
+            objects: vec![],
+            flowtables: vec![],
+        };
+        let inet = Table { family: Family::Inet, name: "fw".into(), ..arp.clone() };
+        let ruleset = Ruleset { generation: 1, tables: vec![arp, inet] };
+        let program = compile(&ruleset, 0);
+        Nft::new(ruleset, program, 1, None)
+    }
+
+    fn record() -> Record {
+        let mut record = Record::new();
+        record.nft = 1;
+        for step in [
+            Step::Stage(Stage::IpRcvCore),
+            Step::Header { ttl: 64, len: 52 },
+            Step::Stage(Stage::IpForwardChecks),
+            Step::Stage(Stage::Hook(2)),
+            Step::BaseChain(0),
+            Step::Rule { step: 1, op: 1, result: RuleResult::Jump(0) },
+            Step::Rule { step: 0, op: 0, result: RuleResult::Kernel },
+            Step::Left(8),
+        ] {
+            record.step(step);
+        }
+        record.disposition = FinalDisposition::Kernel(PuntReason::Netfilter);
+        record
+    }
+
+    fn text(nft: Option<&Nft>) -> String {
+        let tables = Tables::empty();
+        let text = report(&record(), 0, &References { tables: &tables, nft }).text();
+        text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned())
+    }
+
+    #[test]
+    fn rules_have_their_table_chain_handle_and_text() {
+        let nft = nft();
+        let expected = "  ip_rcv_core         version 4, ttl 64, length 52
+  FORWARD             inet fw forward handle 8: jump web\\x0a -> jump web\\x0a
+                      inet fw web\\x0a handle 7: [ limit ] -> kernel
+                      left to the kernel: limit
+  handed to kernel    NETFILTER: inet fw web\\x0a handle 7: limit
+";
+        assert_eq!(text(Some(&nft)), expected);
+    }
+
+    #[test]
+    fn rules_of_an_unknown_ruleset_are_not_named() {
+        let text = text(None);
+        let steps: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(steps.len(), 3, "{text}");
+        assert!(steps[0].contains("rules of another generation of the ruleset"), "{text}");
+        assert!(steps[1].contains("left to the kernel: unknown"), "{text}");
+        assert!(steps[2].contains("handed to kernel    NETFILTER: "), "{text}");
     }
 }

@@ -17,6 +17,12 @@ pub struct Mismatch {
 /// The text of the expressions at these positions of a rule, of which the last one did not match, and of the octets
 /// that it compared: with those of `exprs` before the comparison left out, if there are several.
 pub fn mismatch(table: &Table, rule: &Rule, exprs: Range<usize>, octets: &[u8]) -> Mismatch {
+    // What was not loaded was to be compared.
+    let compares =
+        |expr: &Expr| matches!(expr, Expr::Cmp { .. } | Expr::Range { .. } | Expr::Lookup { .. });
+    let last = exprs.end.saturating_sub(1);
+    let compared = rule.exprs.iter().skip(last).position(compares).map(|at| last + at + 1);
+    let exprs = exprs.start..compared.unwrap_or(exprs.end);
     let before = words(table, rule.exprs.get(..exprs.start).unwrap_or(&[]).to_vec());
     let with = words(table, rule.exprs.get(..exprs.end).unwrap_or(&[]).to_vec());
     let expression = rest(&with, &before);
@@ -173,6 +179,9 @@ mod tests {
         assert_eq!(said(&port, 2, &[0x13, 0x89], vec![]), "tcp dport 22: 5001");
         assert_eq!(said(&port, 3, &[0x13, 0x89], vec![]), "tcp dport 22: 5001");
         assert_eq!(said(&port, 2, &[], vec![]), "tcp dport 22: none");
+        let rule = Rule { handle: 1, exprs: port.clone(), comment: None };
+        let not_loaded = mismatch(&table(vec![]), &rule, 2..3, &[]);
+        assert_eq!((&*not_loaded.expression, not_loaded.value), ("tcp dport 22", None));
         let range = Expr::Range { sreg: R1, invert: false, from: vec![0, 1], to: vec![3, 255] };
         let range = [&tcp[..], &[dport.clone(), range]].concat();
         assert_eq!(said(&range, 2, &[0x13, 0x89], vec![]), "tcp dport 1-1023: 5001");

@@ -14,6 +14,7 @@ mod ipv6;
 mod jumbo;
 mod options;
 mod partial;
+mod traced;
 mod trains;
 mod vlan;
 

@@ -7,6 +7,7 @@ mod programs;
 mod random;
 mod reference;
 mod sets;
+mod traced;
 mod valid;
 mod xt;
 
@@ -16,6 +17,7 @@ use crate::netfilter::Hook;
 use crate::netfilter::conntrack::{Ct, CtInfo, Direction};
 use crate::skb::{FramePool, PktType, SkBuff, Umem};
 use crate::tables::Link;
+use crate::trace::{NoTrace, Tracer};
 
 /// A packet and where it is.
 #[derive(Debug, Clone)]
@@ -98,6 +100,10 @@ enum Verdict {
 
 /// Runs all base chains of the hook.
 fn run(program: &Program, input: &Input) -> Output {
+    run_traced(program, input, &mut NoTrace)
+}
+
+fn run_traced<T: Tracer>(program: &Program, input: &Input, tracer: &mut T) -> Output {
     let mut pool = Umem::anonymous(4).into_pool();
     let mut skb = input.skb(&mut pool);
     let mut journal = Journal::new();
@@ -106,7 +112,7 @@ fn run(program: &Program, input: &Input) -> Output {
         let (iif, oif) = (input.iif.as_ref(), input.oif.as_ref());
         let mut packet = Packet::new(&mut skb, input.family, input.hook, iif, oif, input.now_ns);
         packet.ct = input.ct;
-        verdict = match program.run(*chain, &mut packet, &mut journal) {
+        verdict = match program.run_traced(*chain, &mut packet, &mut journal, tracer) {
             NftVerdict::Accept => Verdict::Accept,
             NftVerdict::Drop => Verdict::Drop,
             NftVerdict::Kernel(reason) => {

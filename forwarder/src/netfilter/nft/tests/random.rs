@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::trace::step::RuleResult;
+use crate::trace::{Record, Step};
 
 /// SplitMix64.
 pub(super) struct Rng(pub(super) u64);
@@ -460,6 +462,58 @@ proptest! {
     fn compiled_and_interpreted_rulesets_agree(seed: u64) {
         check(seed);
     }
+}
+
+/// A packet that is traced gets the same verdict, mark and counts; and the rule and the expressions are found to
+/// which each step belongs.
+fn check_traced(seed: u64) -> [u32; 4] {
+    let mut rng = Rng(seed);
+    let ruleset = ruleset(&mut rng);
+    let program = compile(&ruleset, 1_000_000_000);
+    let nft = Nft::new(ruleset, program, 1, None);
+    let mut seen = [0; 4];
+    for number in 0..20 {
+        let input = input(&mut rng);
+        let mut record = Record::new();
+        let traced = run_traced(nft.program(), &input, &mut record);
+        assert_eq!(traced, run(nft.program(), &input), "seed {seed}, packet {number}: {input:?}");
+        for step in record.steps() {
+            let Step::Rule { step, op, result } = *step else { continue };
+            let found = nft.traced_rule(step, op).expect("a rule");
+            let RuleResult::NoMatch(value) = result else { continue };
+            let exprs = found.exprs.expect("an expression did not match");
+            let first = &found.rule.exprs[exprs.start];
+            let last = &found.rule.exprs[exprs.end - 1];
+            let compares = |expr: &Expr| {
+                matches!(expr, Expr::Cmp { .. } | Expr::Range { .. } | Expr::Lookup { .. })
+            };
+            seen[exprs.len()] += 1;
+            if exprs.len() > 1 {
+                assert!(!compares(first) && compares(last), "seed {seed}: {first:?} {last:?}");
+            } else if !value.octets().is_empty() {
+                assert!(compares(last), "seed {seed}: {last:?}");
+            }
+        }
+    }
+    seen
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn a_trace_changes_nothing(seed: u64) {
+        check_traced(seed);
+    }
+}
+
+/// Of operations that were joined and of others, so that the property means something.
+#[test]
+fn random_packets_miss_expressions_of_all_lengths() {
+    let seen = (0..100)
+        .map(check_traced)
+        .fold([0; 4], |sum, more| std::array::from_fn(|len| sum[len] + more[len]));
+    assert!(seen[1..].iter().all(|count| *count > 100), "{seen:?}");
 }
 
 /// The verdicts and marks of random packets vary, so that the comparison means something.
