@@ -275,6 +275,8 @@ pub fn frame4(destination: Ipv4Addr) -> Vec<u8> {
     ipv4.set_src_addr([198, 18, 1, 2].into());
     ipv4.set_dst_addr(destination);
     ipv4.fill_checksum();
+    // The length of the datagram, which connection tracking compares.
+    frame[38..40].copy_from_slice(&30u16.to_be_bytes());
     frame
 }
 

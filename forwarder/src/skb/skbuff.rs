@@ -150,6 +150,7 @@ impl SkBuff {
 
     /// Address of the head frame, which identifies the packet while it exists.
     #[inline]
+    #[cfg(debug_assertions)]
     pub(crate) fn head_addr(&self) -> usize {
         self.frame.bytes().as_ptr().addr()
     }
