@@ -197,7 +197,7 @@ fn data_path(
         let start = Instant::now();
         forward_burst(&mut burst, &mut ctx);
         times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
-        assert_eq!(out.egress[1].len(), BURST);
+        assert_eq!(out.egress[1].len(), BURST, "{stats:?}");
         out.egress[1].drain(BURST).for_each(|skb| pool.kfree_skb(skb));
     }
     result(name, times_ns, None)

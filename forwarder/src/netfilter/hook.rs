@@ -423,6 +423,26 @@ impl Hooks {
         !self.is_empty_at(pf, Hook::LocalOut) || !self.is_empty_at(pf, Hook::PostRouting)
     }
 
+    /// A packet passes a hook as was decided for its flow. `None`: nothing was, and the functions run.
+    #[inline]
+    pub fn run_decided(
+        &self,
+        skb: &mut SkBuff,
+        at: &HookState<'_>,
+        own: &mut HookStates,
+    ) -> Option<Verdict> {
+        let decision =
+            own.decided.filter(|_| matches!(at.hook, Hook::Forward | Hook::PostRouting))?;
+        match at.oif.map_or(0, |oif| oif.ifindex) == decision.oif {
+            true => Some(self.pass_decided(skb, at, own, &decision)),
+            // Another route: the functions decide from here on.
+            false => {
+                own.decided = None;
+                None
+            }
+        }
+    }
+
     /// Whether no function is registered at a hook point.
     #[inline]
     pub fn is_empty_at(&self, pf: Family, hook: Hook) -> bool {
@@ -451,12 +471,8 @@ impl Hooks {
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
             own.target = None;
             (own.decided, own.learnt) = (None, None);
-        } else if let Some(decision) = own.decided {
-            match at.oif.map_or(0, |oif| oif.ifindex) == decision.oif {
-                true => return self.pass_decided(skb, at, own, &decision),
-                // Another route: the functions decide from here on.
-                false => own.decided = None,
-            }
+        } else if let Some(verdict) = self.run_decided(skb, at, own) {
+            return verdict;
         }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {

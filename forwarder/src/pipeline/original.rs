@@ -24,11 +24,7 @@ impl Original {
         let packet = skb.network_header();
         let octets = match packet.first_chunk::<RESTORED>() {
             Some(all) => *all,
-            None => {
-                let mut octets = [0; RESTORED];
-                octets[..packet.len()].copy_from_slice(packet);
-                octets
-            }
+            None => short(packet),
         };
         Original { octets, offset: skb.network_offset(), len: packet.len() }
     }
@@ -49,4 +45,21 @@ impl Original {
         }
         true
     }
+}
+
+/// The octets of a packet that has fewer than are restored.
+#[inline]
+fn short(packet: &[u8]) -> [u8; RESTORED] {
+    const HALF: usize = RESTORED / 2;
+    let mut octets = [0; RESTORED];
+    if let (Some(first), Some(last)) = (packet.first_chunk::<HALF>(), packet.last_chunk::<HALF>()) {
+        // Two copies of known length, which overlap, cost less than one of any length.
+        octets[..HALF].copy_from_slice(first);
+        if let Some(to) = octets.get_mut(packet.len() - HALF..packet.len()) {
+            to.copy_from_slice(last);
+        }
+    } else if let Some(to) = octets.get_mut(..packet.len()) {
+        to.copy_from_slice(packet);
+    }
+    octets
 }
