@@ -40,5 +40,6 @@ mod sockets;
 mod stall;
 mod start;
 mod tcp;
+mod tools;
 mod wrong;
 mod xsk_rs;
