@@ -86,14 +86,27 @@ impl Conversation {
             peer = from;
             Ends::Udp(client, server)
         };
+        Conversation::begin(ends, peer, if is_tcp { "TCP" } else { "UDP" })
+    }
+
+    /// Of a TCP connection that is open already: `client` sends, and `server` answers.
+    ///
+    /// # Errors
+    /// When messages are not answered.
+    pub fn over(client: TcpStream, server: TcpStream) -> Result<Conversation> {
+        let peer = server.peer_addr()?;
+        Conversation::begin(Ends::Tcp(client, server), peer, "TCP")
+    }
+
+    fn begin(ends: Ends, peer: SocketAddr, name: &'static str) -> Result<Conversation> {
         let mut it = Conversation {
             // The first message of UDP was answered.
-            answers: Arc::new(AtomicU64::new((!is_tcp).into())),
+            answers: Arc::new(AtomicU64::new(matches!(ends, Ends::Udp(..)).into())),
             last: Arc::default(),
             begun: Instant::now(),
             stopping: Arc::default(),
             threads: Vec::new(),
-            name: if is_tcp { "TCP" } else { "UDP" },
+            name,
             peer,
         };
         it.converse(ends)?;

@@ -40,6 +40,7 @@ mod sockets;
 mod stall;
 mod start;
 mod tcp;
+mod tools;
 mod trace;
 mod wrong;
 mod xsk_rs;

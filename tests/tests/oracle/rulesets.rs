@@ -57,6 +57,8 @@ const IPTABLES: &[&str] = &[
     "ip6tables-nft -t mangle -A FORWARD -m iprange ! --src-range 2001:db8:1::3-2001:db8:1::66",
     "ip6tables-nft -t mangle -A FORWARD -m length --length 60:200",
     "ip6tables-nft -t mangle -A FORWARD -m hl --hl-gt 62",
+    "ip6tables-nft -t mangle -A FORWARD -m rt --rt-type 0",
+    "ip6tables-nft -t mangle -A FORWARD -m rt ! --rt-type 4 --rt-segsleft 0:3",
     "ip6tables-nft -t mangle -A FORWARD -m dscp ! --dscp 46",
     "ip6tables-nft -t mangle -A FORWARD -m tos --tos 0x00/0x0f",
     "ip6tables-nft -t mangle -A FORWARD -p tcp -m tcpmss --mss 500:1500",

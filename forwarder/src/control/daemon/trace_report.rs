@@ -328,7 +328,8 @@ mod tests {
         Nft::new(ruleset, program, 1, None)
     }
 
-    fn record() -> Record {
+    /// `reason`: why the packet is left to the kernel, by number.
+    fn record(reason: u32) -> Record {
         let mut record = Record::new();
         record.nft = 1;
         for step in [
@@ -339,7 +340,7 @@ mod tests {
             Step::BaseChain(0),
             Step::Rule { step: 1, op: 1, result: RuleResult::Jump(0) },
             Step::Rule { step: 0, op: 0, result: RuleResult::Kernel },
-            Step::Left(8),
+            Step::Left(reason),
         ] {
             record.step(step);
         }
@@ -349,7 +350,10 @@ mod tests {
 
     fn text(nft: Option<&Nft>) -> String {
         let tables = Tables::empty();
-        let text = report(&record(), 0, &References { tables: &tables, nft }).text();
+        let is_limit =
+            |reason: &u32| nft.is_some_and(|nft| nft.program().reason(*reason) == "limit");
+        let reason = (0..100).find(is_limit).unwrap_or(0);
+        let text = report(&record(reason), 0, &References { tables: &tables, nft }).text();
         text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned())
     }
 

@@ -68,6 +68,11 @@ pub fn exprs(family: Family, attrs: Attrs<'_>) -> Option<Vec<Expr>> {
             let range = (info.u16(0)?, info.u16(2)?);
             Some(vec![Expr::Xt(Xt::TcpMss { range, invert: info.flag(4)? })])
         }
+        ("match", "rt", 0) if is_ipv6 => {
+            // `struct ip6t_rt`. What it compares does not matter for packets without a routing header.
+            info.sized(280)?;
+            Some(vec![Expr::Xt(Xt::Rt)])
+        }
         ("match", "addrtype", 0) if !is_ipv6 => {
             let info = info.sized(12)?;
             let invert = (info.u32(4)? != 0, info.u32(8)? != 0);

@@ -303,7 +303,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 12] = [
+pub(super) const FIXED_REASONS: [&str; 13] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -316,6 +316,7 @@ pub(super) const FIXED_REASONS: [&str; 12] = [
     "the mark of the connection changes",
     "the packet's transport header is not known",
     "the packet is a jumbogram, whose length a rule compares",
+    "the packet has IPv6 extension headers, which a rule searches",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -333,3 +334,4 @@ pub(super) const ROUTE: Flow = Flow::Kernel(8);
 pub(super) const CT_MARK: Flow = Flow::Kernel(9);
 pub(super) const NO_TRANSPORT: Flow = Flow::Kernel(10);
 pub(super) const JUMBOGRAM: Flow = Flow::Kernel(11);
+pub(super) const IPV6_EXTENSIONS: Flow = Flow::Kernel(12);

@@ -7,8 +7,10 @@ use std::fmt;
 
 use super::op::Flow;
 use super::packet::View;
-use super::program::{JUMBOGRAM, NO_TRANSPORT};
+use super::program::{IPV6_EXTENSIONS, JUMBOGRAM, NO_TRANSPORT};
 use super::ruleset::PayloadBase;
+use crate::wire::Protocol;
+use crate::wire::ipv6_ext::is_ext_header;
 
 /// Length of a TCP header without options, octets.
 const TCP_HLEN: usize = 20;
@@ -19,6 +21,8 @@ const TCPOPT_MSS: u8 = 2;
 const TCPOLEN_MSS: u8 = 4;
 /// Length of the fixed IPv6 header, octets.
 const IPV6_HLEN: usize = 40;
+/// Offset of the field Next Header in the IPv6 header, octets.
+const IPV6_NEXT_HEADER: usize = 6;
 /// Length of the ICMP header that the matches read, octets.
 const ICMP_HLEN: usize = 8;
 
@@ -59,6 +63,9 @@ pub enum Xt {
         /// Matches also if there is no MSS option.
         invert: bool,
     },
+    /// `rt` of IPv6, whatever it compares: it never matches a packet without a routing header. Packets with
+    /// extension headers are left to the kernel.
+    Rt,
 }
 
 /// Which ports `multiport` compares.
@@ -99,8 +106,10 @@ pub enum ConnmarkMode {
 impl Xt {
     /// `nft_match_eval`.
     pub(super) fn eval(&self, view: &View<'_>) -> Flow {
-        if let Xt::Length6 { range, invert } = self {
-            return length6(view, *range, *invert);
+        match self {
+            Xt::Length6 { range, invert } => return length6(view, *range, *invert),
+            Xt::Rt => return rt(view),
+            _ => {}
         }
         let transport = view.packet.transport;
         if transport.l4.is_none() || transport.fragoff != 0 {
@@ -111,7 +120,7 @@ impl Xt {
             Xt::Multiport { which, ranges, invert } => multiport(view, *which, ranges, *invert),
             Xt::Icmp { icmp_type, codes, invert } => icmp(view, *icmp_type, *codes, *invert),
             Xt::TcpMss { range, invert } => tcpmss(view, *range, *invert),
-            Xt::Length6 { .. } => Some(false),
+            Xt::Length6 { .. } | Xt::Rt => Some(false),
         };
         match matched {
             Some(true) => Flow::Continue,
@@ -143,6 +152,14 @@ fn length6(view: &View<'_>, (from, to): (u16, u16), invert: bool) -> Flow {
         (true, true) => Flow::Continue,
         (false, false) => Flow::Break,
         _ => JUMBOGRAM,
+    }
+}
+
+/// `rt_mt6`: `ipv6_find_hdr` finds no routing header if the first header is the transport header.
+fn rt(view: &View<'_>) -> Flow {
+    match view.chunk::<1>(IPV6_NEXT_HEADER) {
+        Some([next]) if !is_ext_header(Protocol(next)) => Flow::Break,
+        _ => IPV6_EXTENSIONS,
     }
 }
 
@@ -234,6 +251,7 @@ impl fmt::Display for Xt {
             Xt::TcpMss { range: (from, to), invert } => {
                 write!(f, "xt match tcpmss {}{from}:{to}", not(invert))
             }
+            Xt::Rt => f.write_str("xt match rt"),
         }
     }
 }

@@ -83,6 +83,11 @@ fn lengths_ttls_and_classes_are_those_of_the_header() {
     let lower = |offset| [payload(offset, 1), cmp(CmpOp::Lt, &[5])];
     assert_eq!(decoded(Family::Ip, "match", "ttl", 0, &ttl), lower(8));
     assert_eq!(decoded(Family::Ip6, "match", "hl", 0, &ttl), lower(7));
+    let rt = |family, len| decoded(family, "match", "rt", 0, &vec![0; len]);
+    assert_eq!(rt(Family::Ip6, 280), [Expr::Xt(Xt::Rt)]);
+    let other = [Expr::Other("xt match rt".into())];
+    assert_eq!(rt(Family::Ip6, 272), other, "another size");
+    assert_eq!(rt(Family::Ip, 280), other, "another family");
     let mask = |mask: &[u8]| Expr::Bitwise {
         sreg: XT_REG,
         dreg: XT_REG,

@@ -100,6 +100,23 @@ fn the_length_of_an_ipv6_packet_is_that_of_its_header_or_the_kernel_decides() {
 }
 
 #[test]
+fn rt_matches_no_packet_without_extension_headers() {
+    let rt = |next_header: u8| {
+        let input = Input::new(Family::Ip6, ipv6(next_header, &[0; 24]));
+        let exprs = vec![Expr::Xt(Xt::Rt), DROP];
+        run(&compile(&forward(vec![rule(exprs)]), 0), &input).verdict
+    };
+    // TCP, UDP, ICMPv6, ESP, No Next Header.
+    for next_header in [6, 17, 58, 50, 59] {
+        assert_eq!(rt(next_header), Verdict::Accept, "{next_header}");
+    }
+    // Hop-by-Hop Options, Routing, Authentication, Destination Options.
+    for next_header in [0, 43, 51, 60] {
+        assert_eq!(rt(next_header), Verdict::Kernel, "{next_header}");
+    }
+}
+
+#[test]
 fn tcpmss_finds_the_option() {
     let with = |options: &[u8]| Input::new(Family::Ip, ipv4(6, 0, &[], &tcp(options)));
     let mss = |invert| Xt::TcpMss { range: (1400, 1460), invert };
