@@ -43,6 +43,12 @@ pub(super) struct Decision {
 }
 
 impl Decision {
+    /// Whether it was made by these hooks, see [`DecisionKey::hooks`].
+    #[inline]
+    pub fn is_of(&self, hooks: u64) -> bool {
+        self.key.hooks == hooks
+    }
+
     /// The counters of a hook, by position among those that a forwarded packet passes.
     pub fn counters(&self, hook: usize) -> &[u32] {
         let end = |hook: usize| self.ends.get(hook).copied().unwrap_or(0);

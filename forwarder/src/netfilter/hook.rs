@@ -433,7 +433,9 @@ impl Hooks {
     ) -> Option<Verdict> {
         let decision =
             own.decided.filter(|_| matches!(at.hook, Hook::Forward | Hook::PostRouting))?;
-        match at.oif.map_or(0, |oif| oif.ifindex) == decision.oif {
+        // The hooks are the same within a burst; compared nevertheless, because a stale decision skips rules.
+        let holds = decision.is_of(self.id) && at.oif.map_or(0, |oif| oif.ifindex) == decision.oif;
+        match holds {
             true => Some(self.pass_decided(skb, at, own, &decision)),
             // Another route: the functions decide from here on.
             false => {

@@ -72,6 +72,14 @@ impl HookStates {
         self.of = hooks.id;
     }
 
+    /// A received packet begins: nothing is known of it yet.
+    #[inline]
+    pub fn begin(&mut self) {
+        (self.ct, self.target) = (Ct::Off, None);
+        (self.decided, self.learnt) = (None, None);
+        self.is_invalid = false;
+    }
+
     /// Whether the current packet is an invalid one of a carried connection.
     #[inline]
     pub fn is_invalid(&self) -> bool {

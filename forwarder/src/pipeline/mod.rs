@@ -178,6 +178,10 @@ fn forward<'a, M: Mode>(
         traced::step::<M>(|| Step::Dev { ifindex: dev.ifindex }, ctx);
     }
     let original = M::HOOKED.then(|| Original::of(skb));
+    if M::HOOKED {
+        // PRE_ROUTING may have no functions for this packet.
+        ctx.state.hooks.begin();
+    }
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),

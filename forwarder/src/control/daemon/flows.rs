@@ -47,6 +47,8 @@ const CURRENT_NS: u64 = 500_000_000;
 const RETRY: Duration = Duration::from_secs(1);
 /// After the ruleset changed, the kernel's table is not read again before this.
 const RULESET_REST: Duration = Duration::from_secs(10);
+/// The next reading because of a change waits for this multiple of the time that the last one took.
+const COMPARE_REST: u32 = 50;
 /// How long reading the kernel's table may take to be done every second.
 const COMPARE_MAX: Duration = Duration::from_millis(200);
 /// Maximum number of connections that are remembered as left to the kernel.
@@ -236,6 +238,8 @@ struct Follower<'a> {
     refused: HashMap<Tuple, Option<u32>>,
     /// Entries of which the kernel is to send an event, if it can.
     asked: Vec<Tuple>,
+    /// Such events have been asked for: time-outs in events may be what is left of them.
+    has_asked: bool,
     /// How long reading the kernel's table took.
     compare_took: Duration,
     /// When it was last read because the ruleset had changed, and which change that was.
@@ -272,6 +276,7 @@ impl<'a> Follower<'a> {
             cursor: 0,
             refused: HashMap::new(),
             asked: Vec::new(),
+            has_asked: false,
             compare_took: Duration::ZERO,
             compared: Instant::now(),
             ruleset_change: 0,
@@ -325,7 +330,7 @@ impl<'a> Follower<'a> {
             }
         }
         self.refused.clear();
-        let found = self.compare()?;
+        let found = self.compare(true)?;
         self.enqueue(found);
         // Connections that were being opened have no events either: as if the ruleset had changed, the table is
         // read once more.
@@ -354,6 +359,7 @@ impl<'a> Follower<'a> {
     /// Has the kernel send events of entries, with changes that change nothing. Entries that can have no events do
     /// not answer, and stay with the kernel.
     fn ask(&mut self) {
+        self.has_asked |= !self.asked.is_empty();
         let rest = self.asked.len().saturating_sub(BATCH);
         let nothing = |tuple| Change { is_liberal: false, ..liberal(tuple, None) };
         let changes: Vec<Change> = self.asked.drain(rest..).map(nothing).collect();
@@ -362,7 +368,7 @@ impl<'a> Follower<'a> {
 
     /// Compares the flows with the kernel's table: drops those that can no longer be carried, and returns the
     /// entries that can be.
-    fn compare(&mut self) -> io::Result<Found> {
+    fn compare(&mut self, events_were_lost: bool) -> io::Result<Found> {
         let begun = Instant::now();
         let (mut seen, mut found) = (HashSet::new(), Found::default());
         let (shared, writer) = (self.shared, &mut *self.writer);
@@ -373,7 +379,7 @@ impl<'a> Follower<'a> {
                 return;
             }
             match writer.number(&flow_key(&entry.original)) {
-                Some(number) if is_of(carried, number, &entry) => {
+                Some(number) if is_of(carried, writer, number, &entry) => {
                     writer.set(number, entry.status, entry.mark);
                     seen.insert(number);
                 }
@@ -386,7 +392,8 @@ impl<'a> Follower<'a> {
         drop(locals);
         // If messages are missing, events tell of those entries that have them.
         let is_whole = dumped.end == DumpEnd::Complete && dumped.skipped == 0;
-        let doubtful = self.carried.iter().flatten().filter(|it| is_whole || !it.has_events);
+        let is_doubtful = |it: &&Carried| is_whole || events_were_lost || !it.has_events;
+        let doubtful = self.carried.iter().flatten().filter(is_doubtful);
         let gone = doubtful.map(|carried| carried.tuple);
         let is_gone = |tuple: &Tuple| {
             self.writer.number(&flow_key(tuple)).is_none_or(|number| !seen.contains(&number))
@@ -402,8 +409,9 @@ impl<'a> Follower<'a> {
     fn verify(&mut self) -> io::Result<()> {
         let change = self.shared.ruleset_changes.load(Relaxed);
         let has_room = self.has_left_out && self.writer.room() > 0;
+        let rest = RULESET_REST.max(self.compare_took * COMPARE_REST);
         let is_changed =
-            (change != self.ruleset_change || has_room) && self.compared.elapsed() >= RULESET_REST;
+            (change != self.ruleset_change || has_room) && self.compared.elapsed() >= rest;
         if self.without_events == 0 && !is_changed {
             return Ok(());
         }
@@ -419,7 +427,7 @@ impl<'a> Follower<'a> {
         if is_changed {
             self.refused.clear();
         }
-        let found = self.compare()?;
+        let found = self.compare(false)?;
         if is_changed {
             (self.ruleset_change, self.compared) = (change, Instant::now());
             self.has_left_out = false;
@@ -440,7 +448,7 @@ impl<'a> Follower<'a> {
         let locals = self.shared.locals.load();
         let number = self.writer.number(&flow_key(&entry.original));
         let number = match number {
-            Some(number) if !is_of(&self.carried, number, &entry) => {
+            Some(number) if !is_of(&self.carried, self.writer, number, &entry) => {
                 // Another connection with these tuples.
                 let of = self.carried.get(number as usize).copied().flatten();
                 of.map_or(Ok(()), |of| self.drop_flow(&of.tuple))?;
@@ -547,7 +555,7 @@ impl<'a> Follower<'a> {
                 renewed_ns: 0,
                 has_events: *has_events && !sets_entries,
                 is_shortened: false,
-                is_timeout_fresh: *has_events,
+                is_timeout_fresh: *has_events && !self.has_asked,
                 id: entry.id,
             };
             let at = number as usize;
@@ -588,7 +596,9 @@ impl<'a> Follower<'a> {
             if table.is_closing(number) {
                 self.refuse(tuple, id);
                 self.drop_flow(&tuple)?;
-            } else if table.take_reset(number) {
+            } else if table.take_reset(number)
+                && (carried.is_timeout_fresh || !self.shared.sets_entries.load(Relaxed))
+            {
                 // As `nf_conntrack_tcp_packet`: until the next packet.
                 carried.is_shortened = true;
                 carried.renewed_ns = now_ns;
@@ -680,7 +690,11 @@ fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
 }
 
 /// Whether a flow is that of an entry: another one may have the same tuples, or the same reversed.
-fn is_of(carried: &[Option<Carried>], number: u32, entry: &Entry) -> bool {
+fn is_of(carried: &[Option<Carried>], writer: &FlowWriter, number: u32, entry: &Entry) -> bool {
     let carried = carried.get(number as usize).copied().flatten();
-    carried.is_some_and(|carried| carried.tuple == entry.original && carried.id == entry.id)
+    // Ids may be used again, and NAT may translate the next connection differently.
+    let is_translated_so =
+        writer.get(number).is_some_and(|desc| desc.keys[1] == flow_key(&entry.reply));
+    let is_it = |it: Carried| it.tuple == entry.original && it.id == entry.id;
+    is_translated_so && carried.is_some_and(is_it)
 }

@@ -445,8 +445,9 @@ impl FlowWriter {
         for bucket in &self.table.buckets {
             bucket.0.iter().for_each(|entry| entry.store(0, Release));
         }
-        self.free.clear();
-        (self.unused, self.len) = (0, 0);
+        // A worker may still use the record of a flow that it has found: those used first come last.
+        self.free = (0..self.unused).collect();
+        self.len = 0;
     }
 }
 
@@ -522,23 +523,28 @@ impl Found<'_> {
         let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
         let acked = self.flow.max_acks[other].load(Relaxed);
         let sent = self.flow.max_ends[own].load(Relaxed);
-        let is = |known: u64| known != 0 && known as u32 == seq;
-        match acked {
-            0 => Reset::Closes,
+        match (acked, sent) {
+            (0, _) => Reset::Closes,
             _ if is_after(acked as u32, seq) => Reset::Invalid,
-            // The next octet that its receiver expects, or the next one after what its sender has sent.
-            _ if is(acked) || is(sent) => Reset::Closes,
+            // The next octet that its receiver expects.
+            _ if acked as u32 == seq => Reset::Closes,
+            // Far from what its sender has sent: outside of the window, probably.
+            (_, 1..) if is_after(seq, (sent as u32).wrapping_add(RESET_WINDOW)) => Reset::Invalid,
             _ => Reset::Carried,
         }
     }
 }
+
+/// How far after the end of what its sender has sent a RST may be.
+const RESET_WINDOW: u32 = 65_535;
 
 /// What a RST means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reset {
     /// The connection ends.
     Closes,
-    /// It is from before what its receiver has acknowledged, and not from the connection's end.
+    /// It is from before what its receiver has acknowledged, or far from what its sender has sent: not from the
+    /// connection's end.
     Invalid,
     /// Its sequence number is not exact: its receiver answers with a challenge, if it is in the window at all,
     /// and the connection goes on.

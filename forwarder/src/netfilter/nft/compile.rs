@@ -19,6 +19,7 @@ use super::ruleset::{
     SET_CONSTANT, Set, Table,
 };
 use super::set::CompiledSet;
+use crate::netfilter::priority;
 
 /// Hook points of IPv4 and IPv6; later numbers are other hooks, as ingress of family inet.
 const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
@@ -61,7 +62,18 @@ pub fn compile_with_slack(ruleset: &Ruleset, now_ns: u64, slack_ns: u64) -> Prog
         }
     }
     super::reach::report(&mut program, ruleset);
+    program.unsupported.extend(beside_conntrack(&program));
     program
+}
+
+/// A base chain at prerouting with the priority of connection tracking: whether it sees the connection depends on
+/// which of the two was registered first.
+fn beside_conntrack(program: &Program) -> Option<String> {
+    let tracked = program.hooks.iter().zip(program.tracked_families()).filter(|(_, is)| *is);
+    let mut chains = tracked.flat_map(|(hooks, _)| &hooks[0]);
+    let chain = chains.find(|chain| program.priority(**chain) == priority::CONNTRACK)?;
+    let name = program.chain_name(*chain);
+    Some(format!("chain {name} has the priority of connection tracking: their order is not known"))
 }
 
 /// Base chains of different tables with the same priority at the same hook, of which one sets the mark: the

@@ -315,9 +315,11 @@ fn a_reset_ends_a_connection_only_with_an_exact_sequence_number() {
     let resets = [
         (199, Some(Ct::Invalid), false),
         (0, Some(Ct::Invalid), false),
-        // What its receiver expects, and the end of what its sender has sent.
+        // What its receiver expects.
         (200, None, true),
-        (300, None, true),
+        // Far after the end of what its sender has sent.
+        (300 + 65_536, Some(Ct::Invalid), false),
+        (1 << 30, Some(Ct::Invalid), false),
     ];
     for (seq, expected, closes) in resets {
         let (table, _writer, number) = begin();
@@ -325,7 +327,7 @@ fn a_reset_ends_a_connection_only_with_an_exact_sequence_number() {
         assert_eq!(track(&table, &reset.ipv4()), expected, "{seq}");
         assert_eq!(table.is_closing(number), closes, "{seq}");
     }
-    for seq in [201, 299, 301, 100_000] {
+    for seq in [201, 299, 300, 301, 300 + 65_535] {
         let (table, _writer, number) = begin();
         let reset = Tcp { answers: true, flags: RST | ACK, seq: start.wrapping_add(seq), ack: 0 };
         let tracked = track(&table, &reset.ipv4());
