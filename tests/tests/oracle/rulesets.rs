@@ -57,8 +57,6 @@ const IPTABLES: &[&str] = &[
     "ip6tables-nft -t mangle -A FORWARD -m iprange ! --src-range 2001:db8:1::3-2001:db8:1::66",
     "ip6tables-nft -t mangle -A FORWARD -m length --length 60:200",
     "ip6tables-nft -t mangle -A FORWARD -m hl --hl-gt 62",
-    "ip6tables-nft -t mangle -A FORWARD -m rt --rt-type 0",
-    "ip6tables-nft -t mangle -A FORWARD -m rt ! --rt-type 4 --rt-segsleft 0:3",
     "ip6tables-nft -t mangle -A FORWARD -m dscp ! --dscp 46",
     "ip6tables-nft -t mangle -A FORWARD -m tos --tos 0x00/0x0f",
     "ip6tables-nft -t mangle -A FORWARD -p tcp -m tcpmss --mss 500:1500",
@@ -82,8 +80,10 @@ const IPTABLES: &[&str] = &[
     "ip6tables-nft -P FORWARD DROP",
     "ip6tables-nft -A FORWARD -i rt-+ -j ACCEPT",
 ];
-/// Of these, it writes expressions that only the kernel evaluates.
+/// Of these, it writes expressions that only the kernel evaluates, for some packets at least.
 const IPTABLES_KERNEL: &[&str] = &[
+    "ip6tables-nft -t mangle -A FORWARD -m rt --rt-type 0",
+    "ip6tables-nft -t mangle -A FORWARD -m rt ! --rt-type 4 --rt-segsleft 0:3",
     "iptables-nft -I FORWARD 2 -p tcp -m tcp --tcp-option 2 -j DROP",
     "iptables-nft -I FORWARD 2 -p icmp -m limit --limit 1000/s --limit-burst 1000 -j ACCEPT",
 ];
