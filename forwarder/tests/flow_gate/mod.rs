@@ -273,7 +273,7 @@ fn root_packets_that_conntrack_has_to_see_are_passed_also_of_known_flows() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_packets_to_a_local_address_are_passed_also_of_known_flows() {
+fn root_packets_to_a_local_address_are_passed_unless_their_flow_is_known() {
     for (wanted, _) in MODES {
         in_namespace(move || {
             let mut test = Fixture::new(wanted);
@@ -283,11 +283,24 @@ fn root_packets_to_a_local_address_are_passed_also_of_known_flows() {
             test.steering.set_local6(&locals6(&prefixes)).expect("set");
             test.steering.set_tracking([true; 2]).expect("set");
             for destination in ["192.0.2.1", "10.1.2.3", "2001:db8::1", "fd00::9"] {
+                let of_flow = frame(destination, TCP, ACK);
+                test.assert_reason(&of_flow, Reason::PassLocal);
                 test.insert(key(destination, TCP));
-                for (protocol, flags) in [(TCP, ACK), (TCP, SYN), (ICMP, 0)] {
+                for (protocol, flags) in [(TCP, SYN), (ICMP, 0), (UDP, 0)] {
                     let packet = frame(destination, protocol, flags);
                     test.assert_reason(&packet, Reason::PassLocal);
                 }
+                // Answers to a translated connection.
+                let is_ipv4 = of_flow[12] == 8;
+                let steered = if is_ipv4 { Reason::SteerIpv4 } else { Reason::SteerIpv6 };
+                test.assert_reason(&of_flow, steered);
+                test.assert_received(&of_flow);
+                // Only while connections of the family are tracked.
+                for families in [[false; 2], [!is_ipv4, is_ipv4]] {
+                    test.steering.set_tracking(families).expect("set");
+                    test.assert_reason(&of_flow, Reason::PassLocal);
+                }
+                test.steering.set_tracking([true; 2]).expect("set");
             }
             test.steering.set_ipsec_terminate(true).expect("set");
             test.assert_reason(&frame("192.0.2.1", 50, 0), Reason::SteerIpsec);
