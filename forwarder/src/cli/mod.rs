@@ -6,6 +6,7 @@ mod bench;
 mod capture;
 mod completions;
 mod conntrack;
+mod daemon_stream;
 mod doctor;
 mod drops;
 mod flows;

@@ -1,17 +1,15 @@
 //! `trace`: the way of single packets through the data path, stage by stage.
 
-use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
 
 use super::capture::program;
 use super::output::Output;
-use super::{Global, output, unexpected};
+use super::{Global, daemon_stream, output, unexpected};
 use crate::control::api::client::Client;
 use crate::control::api::trace::{Message, TraceEnd, TraceRequest};
 use crate::control::api::{Request, Response};
@@ -112,31 +110,10 @@ impl Trace {
                 let _ = self.stream.shutdown(Shutdown::Write);
                 self.leaving = true;
             }
-            let mut fds = [
-                PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(errno) => return Err(errno).context("poll(2)"),
-            }
-            if !self.receive()? {
+            daemon_stream::wait(&self.stream, signals, PollTimeout::NONE)?;
+            if !daemon_stream::receive(&self.stream, &mut self.read, READ)? {
                 return Ok(None);
             }
-        }
-    }
-
-    /// Reads what is available. `false`: the connection has ended.
-    fn receive(&mut self) -> Result<bool> {
-        let had = self.read.len();
-        self.read.resize(had + READ, 0);
-        let result = self.stream.read(&mut self.read[had..]);
-        self.read.truncate(had + result.as_ref().map_or(0, |&octets| octets));
-        match result {
-            Ok(octets) => Ok(octets > 0),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
-            Err(error) => Err(error).context("reading from the daemon"),
         }
     }
 

@@ -230,7 +230,6 @@ pub(super) struct Registered {
 pub struct HookId(pub(super) u64);
 
 /// What runs at a hook point.
-#[derive(Clone)]
 enum Function {
     /// `nf_conntrack_in`, of packets received, or `ipv4_conntrack_local`, of the router's own.
     Conntrack,
@@ -242,7 +241,6 @@ enum Function {
     Registered(Arc<dyn AnyHook>, usize),
 }
 
-#[derive(Clone)]
 struct Entry {
     priority: i32,
     function: Function,
@@ -320,15 +318,8 @@ impl Hooks {
         for pf in [Family::Ip, Family::Ip6] {
             if nft.as_ref().is_some_and(|nft| nft.program().tracks(pf)) {
                 hooks.flows = flows.cloned();
-                let chains = &mut hooks.chains[family_index(pf)];
                 for hook in [Hook::PreRouting, Hook::LocalOut] {
-                    let chain = &mut chains[hook as usize];
-                    let entry =
-                        Entry { priority: priority::CONNTRACK, function: Function::Conntrack };
-                    // Before chains of equal priority.
-                    let at = chain.partition_point(|it| it.priority < entry.priority);
-                    chain.insert(at, entry);
-                    hooks.len += 1;
+                    hooks.insert(pf, hook, priority::CONNTRACK, Function::Conntrack);
                 }
             }
         }
@@ -339,15 +330,10 @@ impl Hooks {
         }
         hooks.nft = nft;
         for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
-            let function = Function::Registered(Arc::clone(&ops.function), slot);
-            let entry = Entry { priority: ops.priority, function };
             for pf in [Family::Ip, Family::Ip6] {
                 if ops.pf.is_none_or(|only| only == pf) {
-                    let chain = &mut hooks.chains[family_index(pf)][ops.hook as usize];
-                    // nf_hook_entries_grow: before those of equal priority.
-                    let at = chain.partition_point(|entry| entry.priority < ops.priority);
-                    chain.insert(at, entry.clone());
-                    hooks.len += 1;
+                    let function = Function::Registered(Arc::clone(&ops.function), slot);
+                    hooks.insert(pf, ops.hook, ops.priority, function);
                 }
             }
         }
@@ -362,6 +348,14 @@ impl Hooks {
         hooks
     }
 
+    /// `nf_hook_entries_grow`: adds a function before those of equal priority.
+    fn insert(&mut self, pf: Family, hook: Hook, priority: i32, function: Function) {
+        let chain = &mut self.chains[family_index(pf)][hook as usize];
+        let at = chain.partition_point(|entry| entry.priority < priority);
+        chain.insert(at, Entry { priority, function });
+        self.len += 1;
+    }
+
     /// Adds the functions that translate packets (`nf_nat_register_fn`).
     fn add_nat(&mut self, nft: Option<&Nft>) {
         const AT: [(Hook, i32); 2] =
@@ -370,7 +364,7 @@ impl Hooks {
             if !nft.is_some_and(|nft| nft.program().translates(pf)) {
                 continue;
             }
-            let chains = &mut self.chains[family_index(pf)];
+            let chains = &self.chains[family_index(pf)];
             let is_tie = |(hook, priority): (Hook, i32)| {
                 chains[hook as usize].iter().any(|entry| entry.priority == priority)
             };
@@ -380,10 +374,7 @@ impl Hooks {
                 continue;
             }
             for (hook, priority) in AT {
-                let chain = &mut chains[hook as usize];
-                let at = chain.partition_point(|it| it.priority < priority);
-                chain.insert(at, Entry { priority, function: Function::Nat });
-                self.len += 1;
+                self.insert(pf, hook, priority, Function::Nat);
             }
             self.translates[family_index(pf)] = true;
         }
@@ -469,10 +460,11 @@ impl Hooks {
             tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
         }
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
+            if at.hook == Hook::LocalOut {
+                own.begin();
+            }
             let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
-            own.target = None;
-            (own.decided, own.learnt) = (None, None);
         } else if let Some(verdict) = self.run_decided(skb, at, own) {
             return verdict;
         }
@@ -496,9 +488,7 @@ impl Hooks {
             && at.hook != Hook::Forward
             && nf_nat_packet(skb, at, &info, target).is_none()
         {
-            if let Some(flows) = &self.flows {
-                flows.close(info.flow);
-            }
+            self.close_flow(own);
             return Verdict::Punt;
         }
         let octets = skb.network_len() as u32;
@@ -506,6 +496,14 @@ impl Hooks {
             own.journal.push(*counter, octets);
         }
         Verdict::Accept
+    }
+
+    /// Leaves the flow of a packet that is left to the kernel to it, because others of its packets would take the
+    /// same, longer way.
+    fn close_flow(&self, own: &HookStates) {
+        if let (Ct::Established(info), Some(flows)) = (own.ct, &self.flows) {
+            flows.close(info.flow);
+        }
     }
 
     /// The functions of a hook have accepted a packet of which is learnt.
@@ -643,12 +641,8 @@ impl Hooks {
                 }
             };
             if verdict != Verdict::Accept {
-                let is_own = !matches!(entry.function, Function::Registered(..));
-                if let (Verdict::Punt, true, Ct::Established(info), Some(flows)) =
-                    (verdict, is_own, own.ct, &self.flows)
-                {
-                    // Others of its packets would take the same, longer way.
-                    flows.close(info.flow);
+                if verdict == Verdict::Punt && !matches!(entry.function, Function::Registered(..)) {
+                    self.close_flow(own);
                 }
                 return verdict;
             }

@@ -72,7 +72,7 @@ impl HookStates {
         self.of = hooks.id;
     }
 
-    /// A received packet begins: nothing is known of it yet.
+    /// A packet begins: nothing is known of it yet.
     #[inline]
     pub fn begin(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);
@@ -80,16 +80,10 @@ impl HookStates {
         self.is_invalid = false;
     }
 
-    /// Whether the current packet is an invalid one of a carried connection.
+    /// Whether the current packet is an invalid one of a carried connection, which the kernel must not get.
     #[inline]
     pub fn is_invalid(&self) -> bool {
         self.is_invalid
-    }
-
-    /// Whether the packet that ends is an invalid one of a carried connection, which the kernel must not get.
-    #[inline]
-    pub fn take_invalid(&mut self) -> bool {
-        std::mem::take(&mut self.is_invalid)
     }
 
     /// The packet is not handed to the kernel: what its rules count takes effect.

@@ -208,7 +208,7 @@ fn end_hooks(
     disposition: Disposition,
     ctx: &mut Ctx<'_>,
 ) -> Disposition {
-    let is_invalid = ctx.state.hooks.take_invalid();
+    let is_invalid = ctx.state.hooks.is_invalid();
     if !matches!(disposition, Disposition::Punt(_)) {
         ctx.state.hooks.commit(ctx.hooks);
         return disposition;

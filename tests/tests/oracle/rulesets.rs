@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use ferroute_tests::conversation::nft;
 use ferroute_tests::rng::Rng;
 use ferroute_tests::{Ferroute, Netns, ferroute, rng};
 use serde_json::Value;
@@ -135,12 +136,7 @@ impl Pair {
     /// Replaces the ruleset of both.
     pub fn load(&self, script: &str) -> Result<()> {
         let script = format!("flush ruleset\n{}", script.replace("PLAIN", PLAIN));
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), script)?;
-        for router in self.routers() {
-            router.run(&format!("nft -f {}", file.path().display()))?;
-        }
-        Ok(())
+        self.routers().into_iter().try_for_each(|router| nft(router, &script))
     }
 
     /// Waits until Ferroute applies what the kernel has.

@@ -7,20 +7,18 @@
 mod out;
 mod promisc;
 
-use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollTimeout;
 
 use self::out::{Out, Seen};
 use self::promisc::Promiscuous;
-use super::{Global, Usage, output, unexpected};
+use super::{Global, Usage, daemon_stream, output, unexpected};
 use crate::capture::{Filter, Insn, Kind, Record, Records, compile};
 use crate::control::api::capture::Message;
 use crate::control::api::client::Client;
@@ -248,7 +246,7 @@ impl Capture {
                 self.leave();
             }
             self.wait()?;
-            if !self.receive()? {
+            if !daemon_stream::receive(&self.stream, &mut self.read, READ)? {
                 return Ok(None);
             }
         }
@@ -265,32 +263,11 @@ impl Capture {
     }
 
     fn wait(&self) -> Result<()> {
-        let mut fds = [
-            PollFd::new(self.stream.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-        ];
         let timeout = match self.promiscuous {
             Some(_) => PollTimeout::from(LOOK_MS),
             None => PollTimeout::NONE,
         };
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno).context("poll(2)"),
-        }
-    }
-
-    /// Reads what is available. `false`: the connection has ended.
-    fn receive(&mut self) -> Result<bool> {
-        let had = self.read.len();
-        self.read.resize(had + READ, 0);
-        let result = self.stream.read(&mut self.read[had..]);
-        self.read.truncate(had + result.as_ref().map_or(0, |&octets| octets));
-        match result {
-            Ok(octets) => Ok(octets > 0),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(false),
-            Err(error) => Err(error).context("reading from the daemon"),
-        }
+        daemon_stream::wait(&self.stream, &self.signals, timeout)
     }
 
     /// Handles the complete messages.

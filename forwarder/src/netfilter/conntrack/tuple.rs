@@ -113,18 +113,15 @@ impl FlowKey {
 
     /// Source and destination address.
     pub fn addresses(&self) -> [IpAddr; 2] {
-        let [from, from_high, to, to_high, _] = self.words;
-        let is_ipv4 = self.is_ipv4();
-        [(from, from_high), (to, to_high)].map(|(low, high)| match is_ipv4 {
-            true => IpAddr::from((low as u32).to_ne_bytes()),
-            false => IpAddr::from((u128::from(high) << 64 | u128::from(low)).to_ne_bytes()),
-        })
+        match self.is_ipv4() {
+            true => self.addresses4().map(IpAddr::from),
+            false => self.addresses6().map(IpAddr::from),
+        }
     }
 
     /// Source and destination port.
     pub fn ports(&self) -> [u16; 2] {
-        let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
-        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+        self.port_octets().map(u16::from_be_bytes)
     }
 }
 
