@@ -224,7 +224,7 @@ fn root_rules_of_iptables_are_read() {
             "iptables-nft -t nat -A POSTROUTING -o va -j MASQUERADE",
             "iptables-nft -t raw -A PREROUTING -j CT --notrack",
             "ip6tables-nft -A FORWARD -d 2001:db8::/33 -p ipv6-icmp --icmpv6-type 2 -j ACCEPT",
-            "ip6tables-nft -A FORWARD -m rt --rt-type 0 -j DROP",
+            "ip6tables-nft -A FORWARD -m ah --ahspi 5 -j DROP",
             "ip6tables-nft -A FORWARD -p udp -m multiport --ports 5:6 -j REJECT",
         ] {
             run(line);
@@ -276,7 +276,7 @@ fn root_rules_of_iptables_are_read() {
             "xt target REJECT",
             "xt target MASQUERADE",
             "xt target CT",
-            "xt match rt",
+            "xt match ah",
         ] {
             assert!(others.contains(&text), "{text} is not among {others:?}");
         }
