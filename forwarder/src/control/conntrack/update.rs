@@ -24,9 +24,11 @@ pub struct Change {
     pub is_assured: bool,
     /// The entry has IPS_EXPECTED; needed for `is_assured` only.
     pub is_expected: bool,
-    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions, and unsets IP_CT_TCP_FLAG_MAXACK_SET; ignored
+    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions; ignored
     /// unless the protocol is TCP.
     pub is_liberal: bool,
+    /// With `is_liberal`: unsets IP_CT_TCP_FLAG_MAXACK_SET of both directions.
+    pub forgets_max_ack: bool,
 }
 
 /// Changes entries, many with one system call; the results are in the order of the changes. An entry that
@@ -59,9 +61,9 @@ fn request(change: &Change, flags: u16) -> Request {
     }
     if change.is_liberal && Protocol(tuple.protocol) == Protocol::TCP {
         // `struct nf_ct_tcp_flags`: flags and mask.
-        // The highest acknowledgement is forgotten, as in `flow_offload_fixup_tcp`: the kernel does not see
-        // the later ones, and would take a RST for one that is not exact.
-        let mask = IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET;
+        // As in `flow_offload_fixup_tcp`.
+        let forgotten = if change.forgets_max_ack { IP_CT_TCP_FLAG_MAXACK_SET } else { 0 };
+        let mask = IP_CT_TCP_FLAG_BE_LIBERAL | forgotten;
         let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, mask];
         request = request.nested(CTA_PROTOINFO, |attrs| {
             attrs.nested(CTA_PROTOINFO_TCP, |tcp| {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::control::conntrack::{
-    Entry, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING, IPS_FIXED_TIMEOUT, IPS_HELPER,
-    IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST, IPS_SRC_NAT, IPS_TEMPLATE,
-    IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
+    Change, Entry, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING, IPS_FIXED_TIMEOUT,
+    IPS_HELPER, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST, IPS_SRC_NAT,
+    IPS_TEMPLATE, IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
 };
 use crate::netfilter::conntrack::FlowKey;
 
@@ -109,4 +109,10 @@ pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {
 pub(super) fn gate_key(tuple: &Tuple) -> Option<xdp_prog::FlowKey> {
     let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
     xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
+}
+
+/// Makes an entry ready to be carried, with another time-out or the same.
+pub(super) fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
+    let (is_assured, is_expected, forgets_max_ack) = (false, false, false);
+    Change { tuple, timeout_s, is_assured, is_expected, is_liberal: true, forgets_max_ack }
 }

@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::flow_entry::{
-    IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, is_masqueraded, may_be_carried,
+    IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, is_masqueraded, liberal, may_be_carried,
 };
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
 use crate::control::netlink::query::{DumpEnd, NlSock};
@@ -660,8 +660,10 @@ impl<'a> Follower<'a> {
             // Counted from the last packet, as the kernel does.
             let idle_s = (now_ns.saturating_sub(seen_ns) / NS_PER_S) as u32;
             let timeout_s = timeout_s.saturating_sub(idle_s);
-            // Packets that the kernel has seen since have set what is unset by it.
-            let change = liberal(carried.tuple, Some(timeout_s));
+            // The kernel does not see the later acknowledgements, and would take a RST for invalid after 2 GiB.
+            // Until workers know one of each direction, it knows the highest, and judges RSTs by it.
+            let forgets_max_ack = table.knows_acks(number);
+            let change = Change { forgets_max_ack, ..liberal(carried.tuple, Some(timeout_s)) };
             changes.push((number, now_ns + u64::from(timeout_s) * NS_PER_S, change));
         }
         self.cursor = if at < self.carried.len() { at } else { 0 };
@@ -682,11 +684,6 @@ impl<'a> Follower<'a> {
         let _ = conntrack::update(&mut self.requests, &closed);
         Ok(())
     }
-}
-
-/// Makes an entry ready to be carried, with another time-out or the same.
-fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
-    Change { tuple, timeout_s, is_assured: false, is_expected: false, is_liberal: true }
 }
 
 /// Whether a flow is that of an entry: another one may have the same tuples, or the same reversed.

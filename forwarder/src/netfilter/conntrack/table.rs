@@ -291,6 +291,12 @@ impl FlowTable {
         noted
     }
 
+    /// Whether workers have carried an acknowledgement of each direction.
+    pub fn knows_acks(&self, number: u32) -> bool {
+        let acks = |flow: &Flow| flow.max_acks.iter().all(|ack| ack.load(Relaxed) != 0);
+        self.flow(number).is_some_and(acks)
+    }
+
     /// When a packet of a flow was carried last, CLOCK_MONOTONIC; 0: never.
     pub fn last_seen_ns(&self, number: u32) -> u64 {
         self.flow(number).map_or(0, |flow| flow.last_seen_ns.load(Relaxed))

@@ -347,6 +347,7 @@ fn root_an_update_sets_timeout_status_and_flags() {
                 is_assured: true,
                 is_expected: false,
                 is_liberal: true,
+                forgets_max_ack: true,
             };
             let answers = update(socket, &[change(&tcp), change(&udp)]);
             assert!(answers.iter().all(Result::is_ok), "{answers:?}");
@@ -405,6 +406,7 @@ fn root_an_update_of_an_entry_that_is_gone_adds_none() {
                 is_assured: true,
                 is_expected: false,
                 is_liberal: true,
+                forgets_max_ack: true,
             })
             .collect();
         let answers = update(socket, &changes);
@@ -434,6 +436,7 @@ fn root_a_socket_of_another_protocol_fails_each_update() {
             is_assured: false,
             is_expected: false,
             is_liberal: false,
+            forgets_max_ack: false,
         };
         let answers = update(&mut other, &[change; 3]);
         assert!(answers.len() == 3 && answers.iter().all(Result::is_err), "{answers:?}");
@@ -488,6 +491,7 @@ fn root_entries_that_stay_are_dumped_while_others_come_and_go() {
                         is_assured: false,
                         is_expected: false,
                         is_liberal: false,
+                        forgets_max_ack: false,
                     };
                     // Some may have been removed by the dump.
                     let changes: Vec<Change> = many(2, 500).into_iter().map(remove).collect();
