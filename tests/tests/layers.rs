@@ -52,7 +52,7 @@ const STAGES: [&[&str]; 13] = [
     &["route", "ip_output"],
     &["route6", "ip_fragment"],
     &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send"],
-    &["ip6_output", "neigh_poll"],
+    &["ip6_output", "neigh_poll", "nf_flow_table"],
     &["burst"],
     &["traced"],
 ];

@@ -7,8 +7,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, CtInfo, FlowTable, nf_conntrack_in, nf_nat_packet};
-use super::decision::{Decision, DecisionKey, Learner, Learnt};
+use super::conntrack::{Ct, FlowTable, Undecided, nf_conntrack_in, nf_nat_packet};
+use super::decision::{Basis, Decision, Learner};
 use super::hook_states::HookStates;
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
 use super::traced;
@@ -282,16 +282,6 @@ impl std::fmt::Debug for Hooks {
     }
 }
 
-/// Position of a hook among those that a forwarded packet passes.
-#[inline]
-fn passed_hook(hook: Hook) -> usize {
-    match hook {
-        Hook::PreRouting => 0,
-        Hook::Forward => 1,
-        _ => 2,
-    }
-}
-
 /// Position of a family in [`Hooks::chains`].
 #[inline]
 fn family_index(pf: Family) -> usize {
@@ -390,9 +380,16 @@ impl Hooks {
         last.filter(|_| matches!(first.function, Function::Conntrack))
     }
 
+    /// The flows whose packets may pass the hooks as was decided before: the functions look at nothing before
+    /// the packet's connection is known.
+    #[inline]
+    pub fn decided_flows(&self) -> Option<&FlowTable> {
+        self.flows.as_deref().filter(|_| self.decided_at != [None; 2])
+    }
+
     /// Whether packets of connections with NAT are translated.
     #[inline]
-    fn translates(&self, pf: Family) -> bool {
+    pub(super) fn translates(&self, pf: Family) -> bool {
         self.translates[family_index(pf)]
     }
 
@@ -412,28 +409,6 @@ impl Hooks {
     #[inline]
     pub fn see_own_packets(&self, pf: Family) -> bool {
         !self.is_empty_at(pf, Hook::LocalOut) || !self.is_empty_at(pf, Hook::PostRouting)
-    }
-
-    /// A packet passes a hook as was decided for its flow. `None`: nothing was, and the functions run.
-    #[inline]
-    pub fn run_decided(
-        &self,
-        skb: &mut SkBuff,
-        at: &HookState<'_>,
-        own: &mut HookStates,
-    ) -> Option<Verdict> {
-        let decision =
-            own.decided.filter(|_| matches!(at.hook, Hook::Forward | Hook::PostRouting))?;
-        // The hooks are the same within a burst; compared nevertheless, because a stale decision skips rules.
-        let holds = decision.is_of(self.id) && at.oif.map_or(0, |oif| oif.ifindex) == decision.oif;
-        match holds {
-            true => Some(self.pass_decided(skb, at, own, &decision)),
-            // Another route: the functions decide from here on.
-            false => {
-                own.decided = None;
-                None
-            }
-        }
     }
 
     /// Whether no function is registered at a hook point.
@@ -456,6 +431,10 @@ impl Hooks {
         own: &mut HookStates,
         tracer: &mut T,
     ) -> Verdict {
+        #[cfg(test)]
+        {
+            own.functions_ran += 1;
+        }
         if tracer.is_traced() {
             tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
         }
@@ -465,37 +444,12 @@ impl Hooks {
             }
             let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
             own.ct = if is_tracked { Ct::Null } else { Ct::Off };
-        } else if let Some(verdict) = self.run_decided(skb, at, own) {
-            return verdict;
         }
         let verdict = self.run_functions(skb, at, ctx, own, tracer);
         if verdict == Verdict::Accept && own.learnt.is_some() {
-            self.learn(at, own);
+            self.learn(at, ctx.tables, own);
         }
         verdict
-    }
-
-    /// What was decided for the flow of a packet: it passes the hook, is counted, and translated.
-    #[inline]
-    fn pass_decided(
-        &self,
-        skb: &mut SkBuff,
-        at: &HookState<'_>,
-        own: &mut HookStates,
-        decision: &Decision,
-    ) -> Verdict {
-        if let (Ct::Established(info), Some(target)) = (own.ct, &own.target)
-            && at.hook != Hook::Forward
-            && nf_nat_packet(skb, at, &info, target).is_none()
-        {
-            self.close_flow(own);
-            return Verdict::Punt;
-        }
-        let octets = skb.network_len() as u32;
-        for counter in decision.counters(passed_hook(at.hook)) {
-            own.journal.push(*counter, octets);
-        }
-        Verdict::Accept
     }
 
     /// Leaves the flow of a packet that is left to the kernel to it, because others of its packets would take the
@@ -506,42 +460,33 @@ impl Hooks {
         }
     }
 
+    /// What decisions depend on.
+    #[inline]
+    pub(super) fn basis(&self, tables: &Tables) -> Basis {
+        Basis { hooks: self.id, links: tables.links.id }
+    }
+
     /// The functions of a hook have accepted a packet of which is learnt.
-    fn learn(&self, at: &HookState<'_>, own: &mut HookStates) {
-        let Some((learnt, learner)) = &mut own.learnt else { return };
-        let is_counted = learnt.pass(passed_hook(at.hook), own.journal.entries()).is_some();
-        if learner.varies || !is_counted {
+    fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
+        let Some((of, learner)) = &own.learnt else { return };
+        if learner.varies {
             own.learnt = None;
         } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
-            own.decisions.store(learnt, at.oif.map_or(0, |oif| oif.ifindex));
+            let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
+            let passed = own.journal.entries();
+            let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
+            if let (Some(decision), Some(flows)) = (decision, &self.flows) {
+                flows.decide(of, own.decisions.remember(decision, self.basis(tables)));
+            }
             own.learnt = None;
         }
     }
 
-    /// Finds what was decided for the flow of a packet, or begins to learn.
-    #[inline]
-    fn find_decision(
-        &self,
-        at: &HookState<'_>,
-        tables: &Tables,
-        (info, sequence): (CtInfo, u32),
-        own: &mut HookStates,
-    ) -> Option<Decision> {
-        if self.decided_at[family_index(at.pf)].is_none() || !own.decisions.are_used() {
-            return None;
+    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered.
+    fn begin_to_learn(&self, pf: Family, of: Undecided, own: &mut HookStates) {
+        if self.decided_at[family_index(pf)].is_some() && own.decisions.are_used() {
+            own.learnt = Some((of, Learner::default()));
         }
-        let key = DecisionKey {
-            hooks: self.id,
-            tables: tables.generation,
-            flow: info.flow << 1 | info.direction as u32,
-            sequence,
-            iif: at.iif.map_or(0, |iif| iif.ifindex),
-        };
-        own.decided = own.decisions.find(&key);
-        if own.decided.is_none() {
-            own.learnt = Some((Learnt::new(key), Learner::default()));
-        }
-        own.decided
     }
 
     /// Runs the functions of a hook.
@@ -566,14 +511,8 @@ impl Hooks {
                                 (own.ct, own.target) = (tracked.ct, tracked.target);
                                 own.is_invalid = own.ct == Ct::Invalid;
                                 let is_left = own.target.is_some() && !self.translates(at.pf);
-                                if let (Ct::Established(info), false, false) =
-                                    (own.ct, is_left, tracer.is_traced())
-                                {
-                                    let known = (info, tracked.sequence);
-                                    let found = self.find_decision(at, ctx.tables, known, own);
-                                    if let Some(decision) = found {
-                                        return self.pass_decided(skb, at, own, &decision);
-                                    }
+                                if !own.is_invalid && !is_left && !tracer.is_traced() {
+                                    self.begin_to_learn(at.pf, tracked.of, own);
                                 }
                                 if is_left { Verdict::Punt } else { Verdict::Accept }
                             }

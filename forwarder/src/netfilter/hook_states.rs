@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::conntrack::{Ct, NatTarget};
-use super::decision::{Decision, Decisions, Learner, Learnt};
+use super::conntrack::{Ct, NatTarget, Undecided};
+use super::decision::{Decisions, Learner};
 use super::hook::{Hooks, StateSlot};
 use super::nft::Journal;
 
@@ -25,11 +25,12 @@ pub struct HookStates {
     pub(super) target: Option<NatTarget>,
     /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
     pub(super) is_invalid: bool,
-    /// What was decided for its flow.
-    pub(super) decided: Option<Decision>,
-    /// What is learnt of it.
-    pub(super) learnt: Option<(Learnt, Learner)>,
+    /// Its flow, and what is learnt of it.
+    pub(super) learnt: Option<(Undecided, Learner)>,
     pub(super) decisions: Decisions,
+    /// At how many hooks functions ran.
+    #[cfg(test)]
+    pub(crate) functions_ran: u64,
 }
 
 impl std::fmt::Debug for HookStates {
@@ -41,10 +42,12 @@ impl std::fmt::Debug for HookStates {
 impl HookStates {
     /// Of a worker, by number.
     pub fn new(worker: usize) -> HookStates {
-        HookStates { worker, decisions: Decisions::new(), ..HookStates::default() }
+        HookStates { worker, decisions: Decisions::new(worker), ..HookStates::default() }
     }
 
-    pub(super) fn monotonic_ns(&self, now_ns: u64) -> u64 {
+    /// CLOCK_MONOTONIC, of the worker's clock.
+    #[inline]
+    pub fn monotonic_ns(&self, now_ns: u64) -> u64 {
         self.monotonic_offset_ns.wrapping_add(now_ns)
     }
 
@@ -76,7 +79,7 @@ impl HookStates {
     #[inline]
     pub fn begin(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);
-        (self.decided, self.learnt) = (None, None);
+        self.learnt = None;
         self.is_invalid = false;
     }
 

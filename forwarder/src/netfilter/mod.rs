@@ -3,7 +3,7 @@
 //! - `hook`: hook points, hook functions, verdicts; `hook_states`: what a worker keeps for them;
 //! - `net_hooks`: registration;
 //! - `conntrack`: the flows that workers carry where connections are tracked;
-//! - `decision`: what the functions do with every packet of a flow;
+//! - `decision`: what the functions do with every packet of a flow; `passage`: packets that pass as was decided;
 //! - `nft`: the ruleset of the kernel and the program that workers run;
 //! - `traced`: steps of traced packets.
 
@@ -13,6 +13,7 @@ pub mod hook;
 mod hook_states;
 pub mod net_hooks;
 pub mod nft;
+mod passage;
 mod traced;
 
 pub use decision::Learner;
@@ -22,3 +23,4 @@ pub use hook::{
 pub use hook_states::HookStates;
 pub use net_hooks::NetHooks;
 pub use nft::Family;
+pub use passage::{Passage, Passed};

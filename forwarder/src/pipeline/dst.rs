@@ -80,6 +80,12 @@ impl<'a> Dst<'a> {
         self.nexthop?.gateway.as_ref()
     }
 
+    /// Whether the next hop is one of several.
+    #[inline]
+    pub fn is_multipath(&self) -> bool {
+        self.info.is_some_and(|info| info.nexthops.len() > 1)
+    }
+
     /// Whether a packet is not longer than the MTU.
     #[inline]
     pub fn fits(&self, skb: &SkBuff) -> bool {

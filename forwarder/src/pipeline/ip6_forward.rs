@@ -102,9 +102,15 @@ pub(super) fn ip6_forward<M: Mode>(
     dst: &Dst<'_>,
     ctx: &mut Ctx<'_>,
 ) -> Result<HooksRan, Exit> {
+    decrease_hop_limit(skb);
+    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
+    nf_hook::<M>(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
+}
+
+/// Decrements the hop limit.
+#[inline]
+pub(super) fn decrease_hop_limit(skb: &mut SkBuff) {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();
     }
-    let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
-    nf_hook::<M>(Hook::Forward, skb, Family::Ip6, devices, ctx.hook_env())
 }

@@ -75,15 +75,21 @@ pub(super) fn ip_forward<M: Mode>(
     dst: &Dst<'_>,
     ctx: &mut Ctx<'_>,
 ) -> Result<HooksRan, Exit> {
-    if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
-        Ipv4Packet::new_unchecked(fixed).decrease_ttl();
-    }
+    decrease_ttl(skb);
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let ran = nf_hook::<M>(Hook::Forward, skb, Family::Ip, devices, ctx.hook_env())?;
     if let Some(options) = options {
         ip_forward_options(skb, options, dst, ctx);
     }
     Ok(ran)
+}
+
+/// `ip_decrease_ttl`.
+#[inline]
+pub(super) fn decrease_ttl(skb: &mut SkBuff) {
+    if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
+        Ipv4Packet::new_unchecked(fixed).decrease_ttl();
+    }
 }
 
 /// `ip_forward_options`.

@@ -55,6 +55,7 @@ mod mode;
 mod neigh_hold;
 mod neigh_output;
 mod neigh_poll;
+mod nf_flow_table;
 mod nf_hook;
 mod original;
 mod post_routing;
@@ -96,6 +97,7 @@ use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::ip6_rcv_core;
 use mode::{Hooked, Mode, Plain, Traced};
 use neigh_output::neigh_hh_output;
+use nf_flow_table::{nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
 use original::Original;
 use post_routing::{PostRouted, post_routing};
@@ -131,7 +133,8 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         if M::TRACED {
             traced::begin(packets, ctx);
         }
-        let mut routes = BurstRoutes::look_up(packets, ctx.tables);
+        let mut routes =
+            BurstRoutes::look_up::<M>(packets, ctx.tables, ctx.hooks, &ctx.state.hooks, ctx.now_ns);
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
@@ -177,17 +180,16 @@ fn forward<'a, M: Mode>(
     if let Ok((_, dev)) = &received {
         traced::step::<M>(|| Step::Dev { ifindex: dev.ifindex }, ctx);
     }
-    let original = M::HOOKED.then(|| Original::of(skb));
     if M::HOOKED {
-        // PRE_ROUTING may have no functions for this packet.
         ctx.state.hooks.begin();
     }
+    let mut original = None;
     let disposition = match received {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, ctx) {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut original, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
-        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, ctx) {
+        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut original, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV6, dst, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
@@ -235,6 +237,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
+    original: &mut Option<Original>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
@@ -244,6 +247,21 @@ fn ip_rcv<'a, 'k, M: Mode>(
         csum_partial::recognise4(skb, &iph);
     }
     let before = Devices { iif: Some(dev), oif: None };
+    if M::HOOKED {
+        let passed = match routes.flows {
+            Some(_) => nf_flow_offload_ip(skb, &iph, dev, routes, ctx),
+            None => None,
+        };
+        if let Some(Ok(routed)) = passed {
+            return Ok((routes.hint4.dst()?, routed));
+        }
+        *original = Some(Original::of(skb));
+        if let Some(Err(exit)) = passed {
+            // It ended after PRE_ROUTING, whose functions count it.
+            nf_hook::<M>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())?;
+            return Err(exit);
+        }
+    }
     if nf_hook::<M>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())? == HooksRan::Yes {
         iph = Iphdr::of(skb);
     }
@@ -282,6 +300,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
+    original: &mut Option<Original>,
     ctx: &mut Ctx<'a>,
 ) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
     traced::stage::<M>(Stage::Ip6RcvCore, ctx);
@@ -291,6 +310,21 @@ fn ip6_rcv<'a, 'k, M: Mode>(
         csum_partial::recognise6(skb, &hdr);
     }
     let before = Devices { iif: Some(dev), oif: None };
+    if M::HOOKED {
+        let passed = match routes.flows {
+            Some(_) => nf_flow_offload_ipv6(skb, &hdr, dev, routes, ctx),
+            None => None,
+        };
+        if let Some(Ok(routed)) = passed {
+            return Ok((routes.hint6.dst()?, routed));
+        }
+        *original = Some(Original::of(skb));
+        if let Some(Err(exit)) = passed {
+            // It ended after PRE_ROUTING, whose functions count it.
+            nf_hook::<M>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())?;
+            return Err(exit);
+        }
+    }
     if nf_hook::<M>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())? == HooksRan::Yes {
         hdr = Ipv6hdr::of(skb);
     }

@@ -1,12 +1,12 @@
 //! POST_ROUTING, the last hook before a packet is sent, and the proof that a packet has passed it.
 //!
 //! A packet cannot be sent without passing the hook: sending takes a [`PostRouted`] of that packet, which
-//! only [`post_routing`] creates, and the output queues ([`RoutedBurst`]) take no packet without one.
+//! only [`post_routing`] and [`passed_post_routing`] create, and the output queues ([`RoutedBurst`]) take no packet without one.
 
 use super::Exit;
 use super::mode::Mode;
 use super::nf_hook::{Devices, HookEnv, HooksRan, nf_hook};
-use crate::netfilter::{Family, Hook};
+use crate::netfilter::{Family, Hook, Passed};
 use crate::skb::{Burst, SkBuff};
 
 /// Proof that one packet passed POST_ROUTING. It is not `Clone`. Debug builds check that it is used for
@@ -55,6 +55,12 @@ pub(super) fn post_routing<M: Mode>(
 ) -> Result<(PostRouted, HooksRan), Exit> {
     let ran = nf_hook::<M>(Hook::PostRouting, skb, pf, devices, env)?;
     Ok((PostRouted::of(skb), ran))
+}
+
+/// The proof for a packet that passed all hooks as was decided for its flow.
+#[inline]
+pub(super) fn passed_post_routing(skb: &SkBuff, _: Passed) -> PostRouted {
+    PostRouted::of(skb)
 }
 
 /// Packets that passed POST_ROUTING, in output order. Allocated once.

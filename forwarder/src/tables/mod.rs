@@ -9,6 +9,7 @@ pub mod vlan;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fib::{FamilyFib, Lpm4, Lpm6};
 use crate::hash_table::{HashTable, Slot, mix};
@@ -143,6 +144,8 @@ impl Link {
 /// Interfaces, indexed by ifindex and by port.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
+    /// Identifies them in the process; 0: there are none.
+    pub id: u64,
     links: Vec<Arc<Link>>,
     /// Ports, indexed by port number.
     by_port: Vec<Option<Arc<Link>>>,
@@ -169,7 +172,9 @@ impl Links {
         let broadcasts = links.iter().flat_map(|link| link.broadcasts4.iter().copied());
         let local = own.chain(broadcasts).filter(|addr| !addr.is_unspecified());
         let local4 = HashTable::new(local.map(|addr| LocalAddr(addr.to_bits())));
-        Links { links, by_port, by_dev, by_tags, local4 }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Links { id, links, by_port, by_dev, by_tags, local4 }
     }
 
     /// Whether an IPv4 address is configured on any interface (kernel: `inet_lookup_ifaddr_rcu`). A

@@ -6,10 +6,13 @@
 //! as in the kernel, with what is known of its connection ([`Ct`]).
 //!
 //! - `tuple`: the key of a packet;
-//! - `table`: the carried flows, written by one thread and read by all workers;
+//! - `flow`: the record of a flow; `table`: the carried flows, written by one thread and read by all workers;
 //! - `nf_conntrack_in`: finds the flow of a packet at PRE_ROUTING;
+//! - `ahead`: finds the flows of a whole burst;
 //! - `nf_nat`: translates packets of flows with NAT at PRE_ROUTING and POST_ROUTING.
 
+mod ahead;
+mod flow;
 mod nf_conntrack_in;
 mod nf_nat;
 mod table;
@@ -17,9 +20,13 @@ mod table;
 mod tests;
 mod tuple;
 
+pub use ahead::FlowsAhead;
+pub use flow::Carried;
+pub(super) use nf_conntrack_in::{Plain, Segment};
 pub use nf_conntrack_in::{Tracked, nf_conntrack_in};
+pub(super) use nf_nat::nf_nat_both;
 pub use nf_nat::{NatTarget, nf_nat_packet};
-pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter};
+pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, Undecided};
 pub use tuple::FlowKey;
 
 /// The direction of a packet in its connection (`enum ip_conntrack_dir`).

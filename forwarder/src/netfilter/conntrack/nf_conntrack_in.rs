@@ -1,6 +1,7 @@
 //! `nf_conntrack_in`: finds the flow of a received packet (net/netfilter/nf_conntrack_core.c).
 
-use super::table::{FlowTable, Found, Reset};
+use super::flow::{Carried, Reset};
+use super::table::{FlowTable, Undecided};
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{Ct, NatTarget};
 use crate::netfilter::hook::HookState;
@@ -10,26 +11,26 @@ use crate::skb::SkBuff;
 /// How old the last sign that the table agrees with the kernel's may be, nanoseconds. Before that, the control
 /// thread withholds its heartbeat, and the XDP program passes all packets.
 const VALID_NS: u64 = 2_000_000_000;
+/// First octet of an IPv4 header without options.
+const VERSION_4_NO_OPTIONS: u8 = 0x45;
 /// Length of an IPv4 header without options, and of the fixed IPv6 header, octets.
-const IPV4_HLEN: usize = 20;
-const IPV6_HLEN: usize = 40;
+pub const IPV4_HLEN: usize = 20;
+pub const IPV6_HLEN: usize = 40;
 const TCP_HLEN: usize = 20;
 const UDP_HLEN: usize = 8;
+/// Length of the ports, octets.
+const PORTS: usize = 4;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
 const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 const TCP_URG: u8 = 0x20;
-/// `tcp_valid_flags`, without those that open a connection.
-const VALID_FLAGS: [u8; 6] = [
-    TCP_ACK,
-    TCP_ACK | TCP_URG,
-    TCP_FIN | TCP_ACK,
-    TCP_FIN | TCP_ACK | TCP_URG,
-    TCP_RST,
-    TCP_RST | TCP_ACK,
-];
+/// What `tcp_valid_flags` looks at.
+const FLAGS: u8 = TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG;
+/// `tcp_valid_flags`, of segments that close a connection.
+const CLOSING_FLAGS: [u8; 4] =
+    [TCP_FIN | TCP_ACK, TCP_FIN | TCP_ACK | TCP_URG, TCP_RST, TCP_RST | TCP_ACK];
 
 /// What is known of a packet that is tracked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +39,45 @@ pub struct Tracked {
     pub ct: Ct,
     /// What NAT makes of it; `None`: it is not translated.
     pub target: Option<NatTarget>,
-    /// Changes when the connection's state does.
-    pub sequence: u32,
+    /// For which packets what happens to this one can be remembered.
+    pub of: Undecided,
+}
+
+/// The key of an IPv4 packet, given from its header on. `None`: it is neither TCP nor UDP, is a fragment, has
+/// options, or is too short.
+#[inline]
+pub fn flow_key4(packet: &[u8]) -> Option<FlowKey> {
+    let header = packet.first_chunk::<{ IPV4_HLEN + PORTS }>()?;
+    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    if header[0] != VERSION_4_NO_OPTIONS || is_fragment || !is_carried(header[9]) {
+        return None;
+    }
+    let &[from, to, ports] = header.last_chunk::<12>()?.as_chunks::<4>().0 else { return None };
+    Some(FlowKey::ipv4(from, to, header[9], ports))
+}
+
+/// The key of an IPv6 packet, given from its header on. `None`: it is neither TCP nor UDP, has extension headers,
+/// or is too short.
+#[inline]
+pub fn flow_key6(packet: &[u8]) -> Option<FlowKey> {
+    let header = packet.first_chunk::<{ IPV6_HLEN + PORTS }>()?;
+    if !is_carried(header[6]) {
+        return None;
+    }
+    let [from, to] = header[8..40].as_chunks::<16>().0 else { return None };
+    Some(FlowKey::ipv6(from, to, header[6], *header.last_chunk()?))
+}
+
+/// Whether connections of a protocol are carried.
+#[inline]
+fn is_carried(protocol: u8) -> bool {
+    matches!(protocol, IPPROTO_TCP | IPPROTO_UDP)
+}
+
+/// Whether the table may be believed at `now_ns`, CLOCK_MONOTONIC.
+#[inline]
+pub fn is_valid(flows: &FlowTable, now_ns: u64) -> bool {
+    now_ns.saturating_sub(flows.valid_ns()) <= VALID_NS
 }
 
 /// The connection of a packet of a flow that is carried. `None`: the packet is left to the kernel. So are
@@ -56,112 +94,99 @@ pub fn nf_conntrack_in(
     flows: &FlowTable,
     now_ns: u64,
 ) -> Option<Tracked> {
-    let age_ns = now_ns.saturating_sub(flows.valid_ns());
-    if age_ns > VALID_NS {
+    if !is_valid(flows, now_ns) {
+        return None;
+    }
+    let packet = skb.network_header();
+    let key = match at.pf {
+        Family::Ip => flow_key4(packet)?,
+        _ => flow_key6(packet)?,
+    };
+    let found = flows.look_up(&key, flows.hash(&key))?;
+    if found.has_expired(now_ns) {
+        flows.close(found.number);
         return None;
     }
     let (protocol, transport) = at.transport.l4?;
-    let packet = skb.network_header();
-    let payload_len = skb.network_len().checked_sub(transport)?;
+    let len = skb.network_len().checked_sub(transport)?;
     let header = packet.get(transport..)?;
-    let ports = *header.first_chunk::<4>()?;
-    let key = match at.pf {
-        Family::Ip => {
-            let iph = packet.first_chunk::<IPV4_HLEN>()?;
-            let is_fragment = u16::from_be_bytes([iph[6], iph[7]]) & 0x3fff != 0;
-            if transport != IPV4_HLEN || is_fragment {
-                return None;
-            }
-            let [_, from, to] = iph.last_chunk::<12>()?.as_chunks::<4>().0.try_into().ok()?;
-            FlowKey::ipv4(from, to, protocol, ports)
-        }
-        _ => {
-            let hdr = packet.first_chunk::<IPV6_HLEN>()?;
-            if transport != IPV6_HLEN {
-                return None;
-            }
-            let addresses = hdr.last_chunk::<32>()?.as_chunks::<16>().0;
-            FlowKey::ipv6(addresses.first()?, addresses.last()?, protocol, ports)
-        }
-    };
-    let found = match protocol {
-        IPPROTO_TCP => {
-            let found = find(flows, &key, now_ns);
-            match tcp(header.first_chunk()?, payload_len, found?, flows)? {
-                Segment::Established(found) => found,
-                Segment::Invalid => {
-                    return Some(Tracked { ct: Ct::Invalid, target: None, sequence: 0 });
+    let of =
+        Undecided { number: found.number, direction: found.direction, sequence: found.sequence };
+    match Segment::of(protocol, header, len)? {
+        Segment::Plain(plain) => plain.pass(&found),
+        Segment::Closing { is_reset, seq } => {
+            match if is_reset { found.reset(seq) } else { Reset::Closes } {
+                Reset::Carried => flows.carried_reset(found.number),
+                Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None, of }),
+                Reset::Closes => {
+                    flows.close(found.number);
+                    return None;
                 }
             }
         }
-        IPPROTO_UDP => {
-            let udp = header.first_chunk::<UDP_HLEN>()?;
-            let len = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
-            // `udp_error`.
-            if len < UDP_HLEN || len > payload_len {
-                return None;
-            }
-            find(flows, &key, now_ns)?
-        }
-        _ => return None,
-    };
+    }
+    let (info, target) = found.read()?;
     found.seen(skb.network_len() as u64, now_ns);
-    let Found { sequence, info, target, .. } = found;
-    Some(Tracked { ct: Ct::Established(info), target, sequence })
+    Some(Tracked { ct: Ct::Established(info), target, of })
 }
 
-/// The flow of a packet with this key, if its entry has not expired.
-#[inline]
-fn find<'a>(flows: &'a FlowTable, key: &FlowKey, now_ns: u64) -> Option<Found<'a>> {
-    let found = flows.look_up(key)?;
-    if found.has_expired(now_ns) {
-        flows.close(found.info.flow);
-        return None;
-    }
-    Some(found)
+/// A packet of an established connection (`nf_conntrack_tcp_packet`, `nf_conntrack_udp_packet`).
+#[derive(Debug, Clone, Copy)]
+pub enum Segment {
+    /// It neither opens nor closes the connection.
+    Plain(Plain),
+    /// FIN or RST.
+    Closing {
+        /// RST.
+        is_reset: bool,
+        /// Its sequence number.
+        seq: u32,
+    },
 }
 
-/// A TCP segment of an established connection.
-enum Segment<'a> {
-    Established(Found<'a>),
-    Invalid,
+/// What a packet that neither opens nor closes its connection says about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Plain {
+    /// TCP: the sequence number after its last octet, and the acknowledgement number.
+    end_and_ack: Option<(u32, u32)>,
 }
 
-/// `nf_conntrack_tcp_packet`, for an established connection.
-#[inline]
-fn tcp<'a>(
-    tcp: &[u8; TCP_HLEN],
-    len: usize,
-    found: Found<'a>,
-    flows: &FlowTable,
-) -> Option<Segment<'a>> {
-    let header_len = usize::from(tcp[12] >> 4) * 4;
-    let flags = tcp[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK | TCP_URG);
-    // `tcp_error`; and packets that open a connection.
-    let is_valid = header_len >= TCP_HLEN && header_len <= len;
-    if !is_valid || !VALID_FLAGS.contains(&flags) {
-        return None;
+impl Plain {
+    /// The packet is carried.
+    #[inline]
+    pub fn pass(self, found: &Carried<'_>) {
+        if let Some((end, ack)) = self.end_and_ack {
+            found.sent(end, ack);
+        }
     }
-    let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
-    let seq = number(4);
-    let closes = match flags & TCP_RST {
-        0 => flags & TCP_FIN != 0,
-        _ => match found.reset(seq) {
-            Reset::Closes => true,
-            Reset::Invalid => return Some(Segment::Invalid),
-            Reset::Carried => {
-                flows.carried_reset(found.info.flow);
-                false
-            }
-        },
-    };
-    if closes {
-        flows.close(found.info.flow);
-        return None;
+}
+
+impl Segment {
+    /// Of a packet given from its transport header on; `len`: its length from there, octets. `None`: only the kernel
+    /// judges such packets.
+    #[inline]
+    pub fn of(protocol: u8, header: &[u8], len: usize) -> Option<Segment> {
+        if protocol == IPPROTO_UDP {
+            // `udp_error`.
+            let udp = header.first_chunk::<UDP_HLEN>()?;
+            let in_header = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+            let is_valid = in_header >= UDP_HLEN && in_header <= len;
+            return is_valid.then_some(Segment::Plain(Plain { end_and_ack: None }));
+        }
+        let tcp = header.first_chunk::<TCP_HLEN>()?;
+        let header_len = usize::from(tcp[12] >> 4) * 4;
+        // `tcp_error`.
+        if header_len < TCP_HLEN || header_len > len {
+            return None;
+        }
+        let number =
+            |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+        let (flags, seq) = (tcp[13] & FLAGS, number(4));
+        if flags & !TCP_URG == TCP_ACK {
+            let end = seq.wrapping_add((len - header_len) as u32);
+            return Some(Segment::Plain(Plain { end_and_ack: Some((end, number(8))) }));
+        }
+        let is_reset = flags & TCP_RST != 0;
+        CLOSING_FLAGS.contains(&flags).then_some(Segment::Closing { is_reset, seq })
     }
-    if flags & TCP_RST == 0 {
-        let end = seq.wrapping_add((len - header_len) as u32);
-        found.sent(end, number(8));
-    }
-    Some(Segment::Established(found))
 }

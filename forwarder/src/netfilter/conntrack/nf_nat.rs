@@ -4,7 +4,6 @@
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{CtInfo, Direction, IPS_DST_NAT, IPS_NAT_MASK, IPS_SRC_NAT};
 use crate::netfilter::hook::{Hook, HookState};
-use crate::netfilter::nft::Family;
 use crate::skb::{IpSummed, SkBuff};
 use crate::tables::Link;
 use crate::wire::checksum::{replace, replace_partial};
@@ -29,6 +28,30 @@ pub struct NatTarget {
     pub is_masqueraded: bool,
 }
 
+impl NatTarget {
+    /// Whether an end of a packet of this connection is translated.
+    #[inline]
+    fn translates(info: &CtInfo, end: End) -> bool {
+        let bit = if end == End::Destination { IPS_DST_NAT } else { IPS_SRC_NAT };
+        let bit = if info.direction == Direction::Reply { bit ^ IPS_NAT_MASK } else { bit };
+        info.status & bit != 0
+    }
+
+    /// Whether a packet of this connection may leave by an interface (`nf_nat_oif_changed`: the kernel ends
+    /// masqueraded connections whose route has changed).
+    #[inline]
+    pub(in crate::netfilter) fn may_leave_by(&self, info: &CtInfo, oif: Option<&Link>) -> bool {
+        let is_concerned = self.is_masqueraded && info.direction == Direction::Original;
+        !is_concerned || oif.is_some_and(|oif| has_source(oif, self))
+    }
+
+    /// The destination of a packet of this connection after PRE_ROUTING, if it is translated.
+    #[inline]
+    pub fn destination(&self, info: &CtInfo) -> Option<&FlowKey> {
+        NatTarget::translates(info, End::Destination).then_some(&self.key)
+    }
+}
+
 /// `nf_nat_packet`: translates the destination at PRE_ROUTING, and the source at POST_ROUTING, where the
 /// connection's status says so. `None`: the packet is left to the kernel.
 #[inline]
@@ -38,20 +61,40 @@ pub fn nf_nat_packet(
     info: &CtInfo,
     target: &NatTarget,
 ) -> Option<()> {
-    let (end, bit) = match at.hook {
-        Hook::PreRouting => (End::Destination, IPS_DST_NAT),
-        _ => (End::Source, IPS_SRC_NAT),
+    let end = match at.hook {
+        Hook::PreRouting => End::Destination,
+        _ => End::Source,
     };
-    let bit = if info.direction == Direction::Reply { bit ^ IPS_NAT_MASK } else { bit };
-    if info.status & bit == 0 {
+    if !NatTarget::translates(info, end) {
         return Some(());
     }
-    let is_masqueraded = target.is_masqueraded && info.direction == Direction::Original;
-    if is_masqueraded && end == End::Source && !at.oif.is_some_and(|oif| has_source(oif, target)) {
-        // `nf_nat_oif_changed`: the kernel ends masqueraded connections whose route has changed.
+    if end == End::Source && !target.may_leave_by(info, at.oif) {
         return None;
     }
-    nf_nat_manip_pkt(skb, at, &target.key, end)
+    nf_nat_manip_pkt(skb, at.transport.l4?, &target.key, end)
+}
+
+/// Both translations of a packet that leaves by `oif`. `None`: it is left to the kernel, and nothing was changed.
+/// `transport`: the protocol, and the offset of its header from the network header, octets.
+#[inline]
+pub fn nf_nat_both(
+    skb: &mut SkBuff,
+    transport: (u8, usize),
+    oif: &Link,
+    info: &CtInfo,
+    target: &NatTarget,
+) -> Option<()> {
+    let is_source = NatTarget::translates(info, End::Source);
+    if is_source && !target.may_leave_by(info, Some(oif)) {
+        return None;
+    }
+    if NatTarget::translates(info, End::Destination) {
+        nf_nat_manip_pkt(skb, transport, &target.key, End::Destination)?;
+    }
+    if is_source {
+        nf_nat_manip_pkt(skb, transport, &target.key, End::Source)?;
+    }
+    Some(())
 }
 
 /// Whether the new source is an address of the interface.
@@ -80,11 +123,10 @@ enum End {
 #[inline]
 fn nf_nat_manip_pkt(
     skb: &mut SkBuff,
-    at: &HookState<'_>,
+    (protocol, transport): (u8, usize),
     target: &FlowKey,
     end: End,
 ) -> Option<()> {
-    let (protocol, transport) = at.transport.l4?;
     let is_partial = skb.ip_summed == IpSummed::Partial;
     let (packet, end) = (skb.network_header_mut(), end as usize);
     let (port, check_at) = (transport + 2 * end, transport + check_offset(protocol)?);
@@ -92,8 +134,8 @@ fn nf_nat_manip_pkt(
     // Everything is there before anything is written.
     let old_port = *packet.get(port..)?.first_chunk::<2>()?;
     let check = u16::from_be_bytes(*packet.get(check_at..)?.first_chunk::<2>()?);
-    let check = match at.pf {
-        Family::Ip => {
+    let check = match target.is_ipv4() {
+        true => {
             let at = IPV4_ADDRESSES + 4 * end;
             let new = target.addresses4()[end];
             let old = std::mem::replace(packet.get_mut(at..)?.first_chunk_mut::<4>()?, new);
@@ -102,7 +144,7 @@ fn nf_nat_manip_pkt(
             *header_check = replaced.to_be_bytes();
             transport_check(check, is_partial, (&old, &new), (&old_port, &new_port))
         }
-        _ => {
+        false => {
             let at = IPV6_ADDRESSES + 16 * end;
             let new = target.addresses6()[end];
             let old = std::mem::replace(packet.get_mut(at..)?.first_chunk_mut::<16>()?, new);

@@ -1,18 +1,18 @@
 //! The flows that workers carry: a table that one thread writes while workers read it, without locks.
 //!
-//! A flow has a record with a sequence number: odd while the record is written, and greater afterwards, so
-//! that a reader notices that a record changed under it (as the kernel's `seqcount`). Two entries of the
-//! index lead to it, one for each direction. An entry is in one of two buckets that its hash selects; if
-//! both are full, the flow is not entered, and stays with the kernel.
+//! Two entries of the index lead to the record of a flow ([`Flow`]), one for each direction. An entry is in
+//! one of two buckets that its hash selects; if both are full, the flow is not entered, and stays with the
+//! kernel.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 
-use super::tuple::{FlowKey, KEY_WORDS};
-use super::{CtInfo, Direction, IPS_NAT_MASK, NatTarget};
-use crate::hash_table::{MULTIPLIER, hash_words};
+use super::flow::{Carried, Flow};
+use super::tuple::FlowKey;
+use super::{CtInfo, Direction};
+use crate::hash_table::MULTIPLIER;
 
 /// Records that are allocated together.
 const CHUNK: usize = 1024;
@@ -32,38 +32,8 @@ pub struct FlowDesc {
     pub mark: u32,
     /// When the kernel's entry expires, CLOCK_MONOTONIC.
     pub expires_ns: u64,
-    /// See [`NatTarget::is_masqueraded`].
+    /// See [`NatTarget::is_masqueraded`](super::NatTarget).
     pub is_masqueraded: bool,
-}
-
-/// The record of a flow.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Flow {
-    /// Odd: being written.
-    sequence: AtomicU32,
-    status: AtomicU32,
-    mark: AtomicU32,
-    /// Set by workers: the connection is closing, and its packets are the kernel's.
-    is_closing: AtomicU32,
-    /// See [`NatTarget::is_masqueraded`].
-    is_masqueraded: AtomicU32,
-    /// Set by workers: they have carried a RST since the writer last looked.
-    has_reset: AtomicU32,
-    keys: [[AtomicU64; KEY_WORDS]; 2],
-    /// When the entry of the kernel's table expires, CLOCK_MONOTONIC.
-    expires_ns: AtomicU64,
-    /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
-    last_seen_ns: AtomicU64,
-    /// Set by workers: the highest acknowledgement number of each direction, with bit 32 set; 0: none.
-    max_acks: [AtomicU64; 2],
-    /// Set by workers: the sequence number after the highest one of each direction, with bit 32 set; 0: none.
-    max_ends: [AtomicU64; 2],
-    /// Set by workers: packets of each direction that were carried, and their octets at the network layer.
-    packets: [AtomicU64; 2],
-    octets: [AtomicU64; 2],
-    /// How often a flow was entered in this record.
-    generation: AtomicU32,
 }
 
 /// A carried flow, as a reader finds it.
@@ -81,6 +51,16 @@ pub struct FlowView {
     pub packets: [u64; 2],
     /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
     pub octets: [u64; 2],
+}
+
+/// For which packets something is to be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undecided {
+    /// The flow, and the direction of the packets.
+    pub(super) number: u32,
+    pub(super) direction: Direction,
+    /// The sequence number of its record: it changes with the connection's state, and with the flow.
+    pub(super) sequence: u32,
 }
 
 /// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
@@ -146,16 +126,14 @@ impl FlowTable {
         self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
     }
 
-    /// The flow with this key, unless it is closing.
-    #[inline]
+    /// The connection of the flow with this key, unless it is closing.
     pub fn find(&self, key: &FlowKey) -> Option<CtInfo> {
-        self.look_up(key).map(|found| found.info)
+        self.look_up(key, self.hash(key))?.read().map(|(info, _)| info)
     }
 
-    /// The same, with its record and what NAT makes of a packet of the key.
+    /// The flow with this key and its hash, unless it is closing.
     #[inline]
-    pub(super) fn look_up(&self, key: &FlowKey) -> Option<Found<'_>> {
-        let hash = self.hash(key);
+    pub(super) fn look_up(&self, key: &FlowKey, hash: u64) -> Option<Carried<'_>> {
         for bucket in self.buckets_of(hash) {
             for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
                 let entry = entry.load(Acquire);
@@ -171,30 +149,11 @@ impl FlowTable {
 
     /// The flow that an entry leads to, if it has this key.
     #[inline]
-    fn check(&self, entry: u64, key: &FlowKey) -> Option<Found<'_>> {
+    fn check(&self, entry: u64, key: &FlowKey) -> Option<Carried<'_>> {
         let low = entry as u32;
         let number = (low >> 1).checked_sub(1)?;
-        let flow = self.flow(number)?;
-        let (direction, at) =
-            if low & 1 == 0 { (Direction::Original, 0) } else { (Direction::Reply, 1) };
-        let sequence = flow.sequence.load(Acquire);
-        let words = flow.keys[at].each_ref().map(|word| word.load(Relaxed));
-        let (status, mark) = (flow.status.load(Relaxed), flow.mark.load(Relaxed));
-        let is_closing = flow.is_closing.load(Relaxed) != 0;
-        let target = (status & IPS_NAT_MASK != 0).then(|| {
-            let other = flow.keys[1 - at].each_ref().map(|word| word.load(Relaxed));
-            let is_masqueraded = flow.is_masqueraded.load(Relaxed) != 0;
-            NatTarget { key: FlowKey::of_words(other).inverted(), is_masqueraded }
-        });
-        // The loads above happen before this one.
-        fence(Acquire);
-        let is_stable = sequence & 1 == 0 && flow.sequence.load(Relaxed) == sequence;
-        // Without a branch for each word, or a call.
-        let differ =
-            words.iter().zip(key.words()).fold(0, |differ, (one, other)| differ | (one ^ other));
-        let is_it = is_stable && !is_closing && differ == 0;
-        let info = CtInfo { flow: number, direction, status, mark };
-        is_it.then_some(Found { flow, sequence, info, target })
+        let direction = if low & 1 == 0 { Direction::Original } else { Direction::Reply };
+        self.flow(number)?.carried(number, direction, key)
     }
 
     /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
@@ -213,15 +172,14 @@ impl FlowTable {
     /// The flow with this number, unless it is closing or was removed.
     pub fn read(&self, number: u32) -> Option<FlowView> {
         let flow = self.flow(number)?;
-        let load = |words: &[AtomicU64; 2]| words.each_ref().map(|word| word.load(Relaxed));
         let sequence = flow.sequence.load(Acquire);
         let view = FlowView {
             number,
             generation: flow.generation.load(Relaxed),
             desc: flow.desc(),
             last_seen_ns: flow.last_seen_ns.load(Relaxed),
-            packets: load(&flow.packets),
-            octets: load(&flow.octets),
+            packets: flow.ways.each_ref().map(|way| way.packets.load(Relaxed)),
+            octets: flow.ways.each_ref().map(|way| way.octets.load(Relaxed)),
         };
         // The loads above happen before this one.
         fence(Acquire);
@@ -248,7 +206,7 @@ impl FlowTable {
     #[cold]
     pub fn close(&self, number: u32) {
         if let Some(flow) = self.flow(number)
-            && flow.is_closing.swap(1, Relaxed) == 0
+            && !flow.is_closing.swap(true, Relaxed)
         {
             self.note(number);
         }
@@ -258,7 +216,7 @@ impl FlowTable {
     #[cold]
     pub fn carried_reset(&self, number: u32) {
         if let Some(flow) = self.flow(number) {
-            flow.has_reset.store(1, Relaxed);
+            flow.has_reset.store(true, Relaxed);
             self.note(number);
         }
     }
@@ -273,7 +231,7 @@ impl FlowTable {
 
     /// Whether workers have carried a RST of a flow since the last call.
     pub fn take_reset(&self, number: u32) -> bool {
-        self.flow(number).is_some_and(|flow| flow.has_reset.swap(0, Relaxed) != 0)
+        self.flow(number).is_some_and(|flow| flow.has_reset.swap(false, Relaxed))
     }
 
     /// The flows that workers have closed, or carried a RST of, since the last call.
@@ -293,7 +251,7 @@ impl FlowTable {
 
     /// Whether workers have carried an acknowledgement of each direction.
     pub fn knows_acks(&self, number: u32) -> bool {
-        let acks = |flow: &Flow| flow.max_acks.iter().all(|ack| ack.load(Relaxed) != 0);
+        let acks = |flow: &Flow| flow.ways.iter().all(|way| way.seqs().ack != 0);
         self.flow(number).is_some_and(acks)
     }
 
@@ -304,12 +262,20 @@ impl FlowTable {
 
     /// Whether a worker saw that the connection is being closed.
     pub fn is_closing(&self, number: u32) -> bool {
-        self.flow(number).is_some_and(|flow| flow.is_closing.load(Relaxed) != 0)
+        self.flow(number).is_some_and(|flow| flow.is_closing.load(Relaxed))
     }
 
+    /// The hash of a key.
     #[inline]
-    fn hash(&self, key: &FlowKey) -> u64 {
-        hash_words(self.seed, key.words())
+    pub(super) fn hash(&self, key: &FlowKey) -> u64 {
+        key.hash(self.seed)
+    }
+
+    /// Notes what was decided for packets of a direction of a flow while its record had this sequence number.
+    pub(in crate::netfilter) fn decide(&self, of: &Undecided, decided: u64) {
+        if let Some(flow) = self.flow(of.number) {
+            flow.decide(of.direction, of.sequence, decided);
+        }
     }
 
     /// The two buckets that a hash selects.
@@ -368,22 +334,7 @@ impl FlowWriter {
         let chunk = table.chunks.get(number as usize / CHUNK)?;
         chunk.get_or_init(|| (0..CHUNK).map(|_| Flow::default()).collect());
         let flow = table.flow(number)?;
-        flow.write(|| {
-            for (to, key) in flow.keys.iter().zip(&desc.keys) {
-                to.iter().zip(key.words()).for_each(|(to, word)| to.store(*word, Relaxed));
-            }
-            flow.status.store(desc.status, Relaxed);
-            flow.mark.store(desc.mark, Relaxed);
-            flow.is_closing.store(0, Relaxed);
-            flow.has_reset.store(0, Relaxed);
-            flow.expires_ns.store(desc.expires_ns, Relaxed);
-            flow.is_masqueraded.store(desc.is_masqueraded.into(), Relaxed);
-            flow.last_seen_ns.store(0, Relaxed);
-            let of_workers = [&flow.max_acks, &flow.max_ends, &flow.packets, &flow.octets];
-            of_workers.into_iter().flatten().for_each(|word| word.store(0, Relaxed));
-            let generation = flow.generation.load(Relaxed).wrapping_add(1).max(1);
-            flow.generation.store(generation, Relaxed);
-        });
+        flow.enter(desc);
         for (entry, (key, direction)) in
             [original, reply].into_iter().zip(desc.keys.iter().zip(0..))
         {
@@ -435,7 +386,7 @@ impl FlowWriter {
         let number = self.number(key)?;
         let desc = self.get(number)?;
         let flow = self.table.flow(number)?;
-        flow.is_closing.store(1, Relaxed);
+        flow.is_closing.store(true, Relaxed);
         for key in &desc.keys {
             if let Some(entry) = self.table.entry(key) {
                 entry.store(0, Release);
@@ -467,7 +418,7 @@ impl FlowTable {
             let low = entry.load(Relaxed) as u32;
             let flow = (low >> 1).checked_sub(1).and_then(|number| self.flow(number));
             flow.is_some_and(|flow| {
-                let words = flow.keys[(low & 1) as usize].each_ref();
+                let words = flow.ways[(low & 1) as usize].key.each_ref();
                 words.map(|word| word.load(Relaxed)) == *key.words()
             })
         })
@@ -485,129 +436,5 @@ impl FlowTable {
         let buckets = self.buckets_of(self.hash(key)).into_iter().flatten();
         let mut entries = buckets.flat_map(|bucket| &bucket.0);
         entries.find(|entry| entry.load(Relaxed) == 0 && !std::ptr::eq(*entry, taken))
-    }
-}
-
-/// The flow of a packet.
-#[derive(Debug)]
-pub(super) struct Found<'a> {
-    flow: &'a Flow,
-    /// The record's sequence number.
-    pub(super) sequence: u32,
-    pub(super) info: CtInfo,
-    /// What NAT makes of the packet; `None`: it is not translated.
-    pub(super) target: Option<NatTarget>,
-}
-
-impl Found<'_> {
-    /// See [`FlowTable::has_expired`].
-    #[inline]
-    pub(super) fn has_expired(&self, now_ns: u64) -> bool {
-        self.flow.has_expired(now_ns)
-    }
-
-    /// See [`FlowTable::seen`].
-    #[inline]
-    pub(super) fn seen(&self, octets: u64, now_ns: u64) {
-        self.flow.seen(self.info.direction, octets, now_ns);
-    }
-
-    /// A worker carries a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
-    /// acknowledgement of what the other end has not sent is not believed, once something of it was carried.
-    #[inline]
-    pub(super) fn sent(&self, end: u32, ack: u32) {
-        let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
-        raise(&self.flow.max_ends[own], end);
-        let sent = self.flow.max_ends[other].load(Relaxed);
-        if sent == 0 || !is_after(ack, sent as u32) {
-            raise(&self.flow.max_acks[own], ack);
-        }
-    }
-
-    /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
-    pub(super) fn reset(&self, seq: u32) -> Reset {
-        let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
-        let acked = self.flow.max_acks[other].load(Relaxed);
-        let sent = self.flow.max_ends[own].load(Relaxed);
-        match (acked, sent) {
-            (0, _) => Reset::Closes,
-            _ if is_after(acked as u32, seq) => Reset::Invalid,
-            // The next octet that its receiver expects.
-            _ if acked as u32 == seq => Reset::Closes,
-            // Far from what its sender has sent: outside of the window, probably.
-            (_, 1..) if is_after(seq, (sent as u32).wrapping_add(RESET_WINDOW)) => Reset::Invalid,
-            _ => Reset::Carried,
-        }
-    }
-}
-
-/// How far after the end of what its sender has sent a RST may be.
-const RESET_WINDOW: u32 = 65_535;
-
-/// What a RST means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reset {
-    /// The connection ends.
-    Closes,
-    /// It is from before what its receiver has acknowledged, or far from what its sender has sent: not from the
-    /// connection's end.
-    Invalid,
-    /// Its sequence number is not exact: its receiver answers with a challenge, if it is in the window at all,
-    /// and the connection goes on.
-    Carried,
-}
-
-/// Whether a sequence number is after another one.
-#[inline]
-fn is_after(one: u32, other: u32) -> bool {
-    one.wrapping_sub(other) as i32 > 0
-}
-
-/// Stores a sequence number if it is after the one that is known.
-#[inline]
-fn raise(known: &AtomicU64, seq: u32) {
-    let old = known.load(Relaxed);
-    if old == 0 || is_after(seq, old as u32) {
-        known.store(1 << 32 | u64::from(seq), Relaxed);
-    }
-}
-
-impl Flow {
-    #[inline]
-    fn has_expired(&self, now_ns: u64) -> bool {
-        self.expires_ns.load(Relaxed) <= now_ns
-    }
-
-    /// The counters are loaded and stored, which is cheaper than an atomic addition: normally one worker has all
-    /// packets of a direction. While a direction moves to another worker (the NIC spreads its queues anew),
-    /// single packets may not be counted.
-    #[inline]
-    fn seen(&self, direction: Direction, octets: u64, now_ns: u64) {
-        self.last_seen_ns.store(now_ns, Relaxed);
-        let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
-        add(&self.packets[direction as usize], 1);
-        add(&self.octets[direction as usize], octets);
-    }
-
-    /// What was entered.
-    fn desc(&self) -> FlowDesc {
-        let keys = self.keys.each_ref();
-        FlowDesc {
-            keys: keys.map(|key| FlowKey::of_words(key.each_ref().map(|word| word.load(Relaxed)))),
-            status: self.status.load(Relaxed),
-            mark: self.mark.load(Relaxed),
-            expires_ns: self.expires_ns.load(Relaxed),
-            is_masqueraded: self.is_masqueraded.load(Relaxed) != 0,
-        }
-    }
-
-    /// Writes the record so that readers notice.
-    fn write(&self, write: impl FnOnce()) {
-        let sequence = self.sequence.load(Relaxed);
-        self.sequence.store(sequence.wrapping_add(1), Relaxed);
-        // The number is odd before what follows is written, and even after.
-        fence(Release);
-        write();
-        self.sequence.store(sequence.wrapping_add(2), Release);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::hash_table::hash_words;
+
 /// TCP.
 pub(super) const IPPROTO_TCP: u8 = 6;
 /// UDP.
@@ -86,6 +88,18 @@ impl FlowKey {
     pub(super) fn port_octets(&self) -> [[u8; 2]; 2] {
         let [a, b, c, d] = (self.words[4] as u32).to_ne_bytes();
         [[a, b], [c, d]]
+    }
+
+    /// A hash of it.
+    #[inline]
+    pub(super) fn hash(&self, seed: u64) -> u64 {
+        let [from, _, to, _, last] = self.words;
+        // Of IPv4, the second words are 0, and the first ones have 32 bits.
+        if self.is_ipv4() {
+            hash_words(seed, &[from | to << 32, last])
+        } else {
+            hash_words(seed, &self.words)
+        }
     }
 
     /// The words.

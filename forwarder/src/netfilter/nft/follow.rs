@@ -108,6 +108,14 @@ impl Nft {
         verdict
     }
 
+    /// Adds a packet to counters of a worker.
+    #[inline]
+    pub fn count(&self, counters: &[u32], octets: u64, worker: usize) {
+        if let Some(page) = self.pages.get(worker) {
+            counters.iter().for_each(|counter| page.count(*counter, octets));
+        }
+    }
+
     /// Adds what a packet has passed to the counters of a worker, and empties the journal.
     #[inline]
     pub fn commit(&self, journal: &mut Journal, worker: usize) {
@@ -115,7 +123,7 @@ impl Nft {
             return;
         }
         if let Some(page) = self.pages.get(worker) {
-            self.program.commit(journal, page);
+            page.commit(journal);
         }
         journal.clear();
     }

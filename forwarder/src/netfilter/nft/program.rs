@@ -204,17 +204,6 @@ impl Program {
     pub fn counters(&self) -> &[CounterPlace] {
         &self.counters
     }
-
-    /// Adds what a packet has passed to a worker's counters.
-    #[inline]
-    pub fn commit(&self, journal: &Journal, page: &CounterPage) {
-        for (counter, octets) in &journal.entries {
-            if let Some(counter) = page.counters.get(*counter as usize) {
-                counter.packets.inc();
-                counter.octets.add(u64::from(*octets));
-            }
-        }
-    }
 }
 
 /// The counters that a packet has passed, until it is known that its way is not the kernel's.
@@ -294,6 +283,22 @@ impl CounterPage {
                 .map_or_else(Arc::default, |it| Arc::clone(it))
         };
         CounterPage { counters: program.counters.iter().map(counter).collect() }
+    }
+
+    /// Adds a packet of this length to the counter at this position in [`Program::counters`].
+    #[inline]
+    pub fn count(&self, counter: u32, octets: u64) {
+        if let Some(counter) = self.counters.get(counter as usize) {
+            counter.packets.inc();
+            counter.octets.add(octets);
+        }
+    }
+
+    /// Adds what a packet has passed.
+    pub fn commit(&self, journal: &Journal) {
+        for (counter, octets) in &journal.entries {
+            self.count(*counter, u64::from(*octets));
+        }
     }
 
     /// Packets and octets of the counter at this position in [`Program::counters`]; zero if there is none.

@@ -3,6 +3,7 @@
 //! Two ports, `left` and `right`, each with a resolved neighbour (`.2`, `::2`), one interface that
 //! belongs to the kernel only, and routes of every type.
 
+mod carried;
 mod conservation;
 mod fragments;
 mod hold;

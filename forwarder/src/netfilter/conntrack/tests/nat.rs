@@ -95,11 +95,39 @@ fn translate(table: &FlowTable, octets: &[u8], sum: Sum, oif: Option<&Link>) -> 
     let tracked = nf_conntrack_in(&skb, &at, table, NOW_NS)?;
     let Ct::Established(info) = tracked.ct else { panic!("{tracked:?}") };
     let Some(target) = tracked.target else { return Some(octets.to_vec()) };
+    let at_once = translate_at_once(octets, sum, transport, oif, (&info, &target));
     for hook in [Hook::PreRouting, Hook::PostRouting] {
         at = HookState { hook, oif, ..at };
-        nf_nat_packet(&mut skb, &at, &info, &target)?;
+        if nf_nat_packet(&mut skb, &at, &info, &target).is_none() {
+            assert_eq!(at_once, None);
+            return None;
+        }
     }
-    Some(skb.network_header().to_vec())
+    let done = skb.network_header().to_vec();
+    assert_eq!(at_once.as_ref(), Some(&done));
+    Some(done)
+}
+
+/// The same by one call.
+fn translate_at_once(
+    octets: &[u8],
+    sum: Sum,
+    transport: Transport,
+    oif: Option<&Link>,
+    (info, target): (&CtInfo, &NatTarget),
+) -> Option<Vec<u8>> {
+    let mut pool = Umem::anonymous(1).into_pool();
+    let mut skb = SkBuff::of_octets(&mut pool, octets).expect("a frame");
+    skb.set_network_header(0);
+    if sum == Sum::Partial {
+        skb.ip_summed = IpSummed::Partial;
+    }
+    let none = Link::new(9, "none");
+    let done =
+        nf_nat_both(&mut skb, transport.l4.expect("known"), oif.unwrap_or(&none), info, target);
+    let out = skb.network_header().to_vec();
+    assert!(done.is_some() || out == octets, "it was changed");
+    done.map(|()| out)
 }
 
 /// A table with a connection whose packets of the original direction are `[client, service]` before NAT and
@@ -144,7 +172,8 @@ proptest! {
             [([client, service], [public, server]), ([server, public], [service, client])]
         {
             let sent = packet(before, protocol, sum, &data);
-            let out = translate(&table, &sent, sum, None).expect("carried");
+            let oif = Link::new(2, "wan");
+            let out = translate(&table, &sent, sum, Some(&oif)).expect("carried");
             let expected = packet(after, protocol, sum, &data);
             // A partial checksum may have either zero.
             let zero = |octets: &[u8]| fold(ones_complement_sum(octets) + 0xffff);

@@ -125,7 +125,7 @@ fn run_traced<T: Tracer>(program: &Program, input: &Input, tracer: &mut T) -> Ou
         }
     }
     let page = CounterPage::new(program);
-    program.commit(&journal, &page);
+    page.commit(&journal);
     let passed = journal.entries().iter().map(|(counter, octets)| {
         let place = &program.counters()[*counter as usize];
         (place.table.clone(), place.kind.clone(), u64::from(*octets))

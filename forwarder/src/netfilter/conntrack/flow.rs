@@ -1,0 +1,277 @@
+//! The record of a carried flow: three cache lines, of which a packet of one direction needs two.
+//!
+//! A record has a sequence number: odd while one thread writes the record, and greater afterwards, so that
+//! workers, which read it at the same time, notice that it changed under them (as the kernel's `seqcount`).
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+
+use super::tuple::{FlowKey, KEY_WORDS};
+use super::{CtInfo, Direction, FlowDesc, IPS_NAT_MASK, NatTarget};
+
+/// The record of a flow.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Flow {
+    /// Odd: being written.
+    pub sequence: AtomicU32,
+    pub status: AtomicU32,
+    pub mark: AtomicU32,
+    /// How often a flow was entered in this record.
+    pub generation: AtomicU32,
+    /// Set by workers: the connection is closing, and its packets are the kernel's.
+    pub is_closing: AtomicBool,
+    /// Set by workers: they have carried a RST since the writer last looked.
+    pub has_reset: AtomicBool,
+    /// See [`NatTarget::is_masqueraded`].
+    pub is_masqueraded: AtomicBool,
+    /// When the entry of the kernel's table expires, CLOCK_MONOTONIC.
+    pub expires_ns: AtomicU64,
+    /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
+    pub last_seen_ns: AtomicU64,
+    /// Set by workers, by direction: what was decided for the packets, see [`Carried::decided`]; 0: nothing.
+    pub decided: [AtomicU64; 2],
+    pub ways: [OneWay; 2],
+}
+
+/// What belongs to one direction of a flow.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct OneWay {
+    /// The key of the packets, as they are received.
+    pub key: [AtomicU64; KEY_WORDS],
+    /// Set by workers: packets that were carried, and their octets at the network layer.
+    pub packets: AtomicU64,
+    pub octets: AtomicU64,
+    /// Set by workers: see [`Seqs`].
+    seqs: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Flow>() == 3 * 64);
+
+/// What is known of the TCP sequence numbers of one direction: the highest acknowledgement number, and the
+/// sequence number after the highest one that was sent. 0: not known; where it is 0 it is noted as 1, which makes a
+/// difference for nothing but a RST with this number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Seqs {
+    pub ack: u32,
+    pub end: u32,
+}
+
+impl OneWay {
+    #[inline]
+    pub fn seqs(&self) -> Seqs {
+        let word = self.seqs.load(Relaxed);
+        Seqs { ack: word as u32, end: (word >> 32) as u32 }
+    }
+
+    #[inline]
+    fn set_seqs(&self, Seqs { ack, end }: Seqs) {
+        self.seqs.store(u64::from(ack) | u64::from(end) << 32, Relaxed);
+    }
+
+    fn key(&self) -> FlowKey {
+        FlowKey::of_words(self.key.each_ref().map(|word| word.load(Relaxed)))
+    }
+}
+
+impl Flow {
+    #[inline]
+    pub fn has_expired(&self, now_ns: u64) -> bool {
+        self.expires_ns.load(Relaxed) <= now_ns
+    }
+
+    /// A packet is carried. The counters are loaded and stored, which is cheaper than an atomic addition: normally
+    /// one worker has all packets of a direction. While a direction moves to another worker (the NIC spreads its
+    /// queues anew), single packets may not be counted.
+    #[inline]
+    pub fn seen(&self, direction: Direction, octets: u64, now_ns: u64) {
+        if self.last_seen_ns.load(Relaxed) != now_ns {
+            self.last_seen_ns.store(now_ns, Relaxed);
+        }
+        let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
+        let way = &self.ways[direction as usize];
+        add(&way.packets, 1);
+        add(&way.octets, octets);
+    }
+
+    /// What was entered.
+    pub fn desc(&self) -> FlowDesc {
+        FlowDesc {
+            keys: self.ways.each_ref().map(OneWay::key),
+            status: self.status.load(Relaxed),
+            mark: self.mark.load(Relaxed),
+            expires_ns: self.expires_ns.load(Relaxed),
+            is_masqueraded: self.is_masqueraded.load(Relaxed),
+        }
+    }
+
+    /// Enters a flow.
+    pub fn enter(&self, desc: &FlowDesc) {
+        self.write(|| {
+            for (way, key) in self.ways.iter().zip(&desc.keys) {
+                way.key.iter().zip(key.words()).for_each(|(to, word)| to.store(*word, Relaxed));
+                for of_workers in [&way.packets, &way.octets, &way.seqs] {
+                    of_workers.store(0, Relaxed);
+                }
+            }
+            self.status.store(desc.status, Relaxed);
+            self.mark.store(desc.mark, Relaxed);
+            self.is_closing.store(false, Relaxed);
+            self.has_reset.store(false, Relaxed);
+            self.expires_ns.store(desc.expires_ns, Relaxed);
+            self.is_masqueraded.store(desc.is_masqueraded, Relaxed);
+            self.last_seen_ns.store(0, Relaxed);
+            let generation = self.generation.load(Relaxed).wrapping_add(1).max(1);
+            self.generation.store(generation, Relaxed);
+        });
+    }
+
+    /// Writes the record so that readers notice, and forgets what was decided for the flow.
+    pub fn write(&self, write: impl FnOnce()) {
+        let sequence = self.sequence.load(Relaxed);
+        self.sequence.store(sequence.wrapping_add(1), Relaxed);
+        // The number is odd before what follows is written, and even after; see also `Carried::decide`.
+        fence(SeqCst);
+        self.decided.iter().for_each(|decided| decided.store(0, Relaxed));
+        write();
+        self.sequence.store(sequence.wrapping_add(2), Release);
+    }
+
+    /// The flow, as it is for packets of a direction, if they have this key.
+    #[inline]
+    pub fn carried(&self, number: u32, direction: Direction, key: &FlowKey) -> Option<Carried<'_>> {
+        let sequence = self.sequence.load(Acquire);
+        let words = self.ways[direction as usize].key.each_ref().map(|word| word.load(Relaxed));
+        let carried = Carried { flow: self, sequence, number, direction };
+        // Without a branch for each word, or a call.
+        let differ =
+            words.iter().zip(key.words()).fold(0, |differ, (one, other)| differ | (one ^ other));
+        (sequence & 1 == 0 && differ == 0 && carried.is_current()).then_some(carried)
+    }
+}
+
+/// The flow of a packet.
+#[derive(Debug, Clone, Copy)]
+pub struct Carried<'a> {
+    flow: &'a Flow,
+    /// The record's sequence number: it changes with the connection's state, and with the flow.
+    pub(super) sequence: u32,
+    /// The number of the flow.
+    pub(super) number: u32,
+    /// The direction of the packet.
+    pub(super) direction: Direction,
+}
+
+impl Carried<'_> {
+    /// Whether the record has not been written since the flow was found, and the connection is not closing.
+    #[inline]
+    fn is_current(&self) -> bool {
+        // Loads before this call happen before the next one.
+        fence(Acquire);
+        let sequence = self.flow.sequence.load(Relaxed);
+        sequence == self.sequence && !self.flow.is_closing.load(Relaxed)
+    }
+
+    /// The connection, and what NAT makes of the packet (`None`: it is not translated). `None`: the record has
+    /// changed since.
+    #[inline]
+    pub(in crate::netfilter) fn read(&self) -> Option<(CtInfo, Option<NatTarget>)> {
+        let Carried { flow, number, direction, .. } = *self;
+        let (status, mark) = (flow.status.load(Relaxed), flow.mark.load(Relaxed));
+        let target = (status & IPS_NAT_MASK != 0).then(|| NatTarget {
+            key: flow.ways[1 - direction as usize].key().inverted(),
+            is_masqueraded: flow.is_masqueraded.load(Relaxed),
+        });
+        self.is_current().then_some((CtInfo { flow: number, direction, status, mark }, target))
+    }
+
+    /// See [`FlowTable::has_expired`](super::FlowTable::has_expired).
+    #[inline]
+    pub(in crate::netfilter) fn has_expired(&self, now_ns: u64) -> bool {
+        self.flow.has_expired(now_ns)
+    }
+
+    /// See [`FlowTable::seen`](super::FlowTable::seen).
+    #[inline]
+    pub(in crate::netfilter) fn seen(&self, octets: u64, now_ns: u64) {
+        self.flow.seen(self.direction, octets, now_ns);
+    }
+
+    /// What a worker has noted as decided for packets of this direction; 0: nothing.
+    #[inline]
+    pub(in crate::netfilter) fn decided(&self) -> u64 {
+        self.flow.decided[self.direction as usize].load(Relaxed)
+    }
+
+    /// A worker carries a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
+    /// acknowledgement of what the other end has not sent is not believed, once something of it was carried.
+    #[inline]
+    pub(super) fn sent(&self, end: u32, ack: u32) {
+        let own = &self.flow.ways[self.direction as usize];
+        let sent = self.flow.ways[1 - self.direction as usize].seqs().end;
+        let known = own.seqs();
+        let is_believed = sent == 0 || !is_after(ack, sent);
+        let ack = if is_believed { later(known.ack, ack) } else { known.ack };
+        let new = Seqs { ack, end: later(known.end, end) };
+        if new != known {
+            own.set_seqs(new);
+        }
+    }
+
+    /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
+    pub(super) fn reset(&self, seq: u32) -> Reset {
+        let acked = self.flow.ways[1 - self.direction as usize].seqs().ack;
+        let sent = self.flow.ways[self.direction as usize].seqs().end;
+        match (acked, sent) {
+            (0, _) => Reset::Closes,
+            _ if is_after(acked, seq) => Reset::Invalid,
+            // The next octet that its receiver expects.
+            _ if acked == seq => Reset::Closes,
+            // Far from what its sender has sent: outside of the window, probably.
+            (_, 1..) if is_after(seq, sent.wrapping_add(RESET_WINDOW)) => Reset::Invalid,
+            _ => Reset::Carried,
+        }
+    }
+}
+
+impl Flow {
+    /// Notes what was decided for packets of a direction while the record had this sequence number.
+    pub fn decide(&self, direction: Direction, sequence: u32, decided: u64) {
+        let at = &self.decided[direction as usize];
+        at.store(decided, Relaxed);
+        // Either this thread sees that the record is written, or the writer's store of 0 is after the one above.
+        fence(SeqCst);
+        if self.sequence.load(Relaxed) != sequence {
+            at.store(0, Relaxed);
+        }
+    }
+}
+
+/// How far after the end of what its sender has sent a RST may be.
+const RESET_WINDOW: u32 = 65_535;
+
+/// What a RST means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reset {
+    /// The connection ends.
+    Closes,
+    /// It is from before what its receiver has acknowledged, or far from what its sender has sent: not from the
+    /// connection's end.
+    Invalid,
+    /// Its sequence number is not exact: its receiver answers with a challenge, if it is in the window at all,
+    /// and the connection goes on.
+    Carried,
+}
+
+/// Whether a sequence number is after another one.
+#[inline]
+fn is_after(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other) as i32 > 0
+}
+
+/// The later one of a sequence number that may be known (see [`Seqs`]) and another one.
+#[inline]
+fn later(known: u32, seq: u32) -> u32 {
+    if known == 0 || is_after(seq, known) { seq.max(1) } else { known }
+}

@@ -1,0 +1,469 @@
+//! Packets of carried flows that pass as was decided end as those for which the hook functions run.
+
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::netfilter::conntrack::{
+    FlowDesc, FlowKey, FlowTable, FlowWriter, IPS_DST_NAT, IPS_SRC_NAT,
+};
+use crate::netfilter::nft::compile;
+use crate::netfilter::nft::ruleset::{
+    BaseChain, BitwiseOp, Chain, CmpOp, CtKey, Expr, Family as NftFamily, MetaKey, PayloadBase,
+    Reg, Rule, RuleVerdict, Ruleset, Table,
+};
+use crate::netfilter::{Hook, HookStates};
+use crate::wire::checksum::{fold, pseudo_header_v4, pseudo_header_v6, transport_checksum};
+
+const REG: Reg = Reg(0);
+const MULTIPATH: &str = "10.20.0.0/16";
+
+/// Destinations of the flows, behind `right`: a route of each kind.
+const SERVERS4: [&str; 10] = [
+    "198.18.2.2",
+    "198.18.2.9",
+    "10.1.1.1",
+    "10.9.0.1",
+    "10.10.0.1",
+    "10.12.0.1",
+    "10.14.0.1",
+    "203.0.113.5",
+    "198.18.1.9",
+    "10.20.0.1",
+];
+const SERVERS6: [&str; 6] = [
+    "2001:db8:2::2",
+    "2001:db8:2::9",
+    "2001:db8:a::1",
+    "2001:db8:a:9::1",
+    "2001:db8:a:12::1",
+    "2001:db8:1::9",
+];
+
+/// A flow between the host on the left and a server.
+#[derive(Debug, Clone, Copy)]
+struct Flow {
+    server: usize,
+    is_ipv4: bool,
+    is_tcp: bool,
+    /// Bit 0: source NAT; bit 1: destination NAT.
+    nat: u8,
+    is_masqueraded: bool,
+}
+
+type Ends = [(IpAddr, u16); 2];
+
+impl Flow {
+    fn addresses(&self) -> (IpAddr, IpAddr, IpAddr, IpAddr) {
+        let addr = |text: &str| text.parse().expect("an address");
+        match self.is_ipv4 {
+            true => (
+                addr("198.18.1.2"),
+                addr(SERVERS4[self.server % SERVERS4.len()]),
+                addr("198.18.2.1"),
+                addr("198.18.1.1"),
+            ),
+            false => (
+                addr("2001:db8:1::2"),
+                addr(SERVERS6[self.server % SERVERS6.len()]),
+                addr("2001:db8:2::1"),
+                addr("2001:db8:1::1"),
+            ),
+        }
+    }
+
+    /// Of packets of the original direction, and of answers, as they are received.
+    fn ends(&self, n: usize) -> [Ends; 2] {
+        let (client, server, public, service) = self.addresses();
+        let client = (client, 1000 + n as u16);
+        let server = (server, 80);
+        let public = if self.nat & 1 == 0 { client } else { (public, 40_000 + n as u16) };
+        let service = if self.nat & 2 == 0 { server } else { (service, 8080) };
+        [[client, service], [server, public]]
+    }
+
+    fn protocol(&self) -> Protocol {
+        if self.is_tcp { Protocol::TCP } else { Protocol::UDP }
+    }
+
+    fn desc(&self, n: usize) -> FlowDesc {
+        let key = |[from, to]: Ends| FlowKey::new(from.0, to.0, self.protocol().0, from.1, to.1);
+        let status = if self.nat & 1 == 0 { 0 } else { IPS_SRC_NAT }
+            | if self.nat & 2 == 0 { 0 } else { IPS_DST_NAT };
+        let is_masqueraded = self.is_masqueraded && self.nat & 1 != 0;
+        let keys = self.ends(n).map(key);
+        FlowDesc { keys, status, mark: 0, expires_ns: u64::MAX, is_masqueraded }
+    }
+}
+
+/// A packet of a flow.
+#[derive(Debug, Clone, Copy)]
+struct Packet {
+    flow: usize,
+    is_answer: bool,
+    ttl: u8,
+    flags: u8,
+    seq: u32,
+    ack: u32,
+    len: usize,
+    /// 0: nothing is odd.
+    odd: u8,
+}
+
+impl Packet {
+    fn frame(&self, flows: &[Flow]) -> Vec<u8> {
+        let n = self.flow % flows.len();
+        let flow = &flows[n];
+        let [from, to] = flow.ends(n)[usize::from(self.is_answer)];
+        let mut segment = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+        let check_at = if flow.is_tcp {
+            segment.extend(self.seq.to_be_bytes());
+            segment.extend(self.ack.to_be_bytes());
+            segment.extend([0x50, self.flags, 1, 0, 0, 0, 0, 0]);
+            16
+        } else {
+            let len = 8 + self.len as u16 + u16::from(self.odd == 1);
+            segment.extend(len.to_be_bytes());
+            segment.extend([0, 0]);
+            6
+        };
+        segment.extend((0..self.len).map(|at| at as u8));
+        let len = segment.len();
+        let pseudo = match (from.0, to.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                pseudo_header_v4(from, to, flow.protocol(), len as u16)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                pseudo_header_v6(from, to, flow.protocol(), len as u32)
+            }
+            _ => unreachable!("one family"),
+        };
+        let check = match self.odd {
+            2 => fold(pseudo),
+            3 if !flow.is_tcp => 0,
+            _ => transport_checksum(pseudo, &segment),
+        };
+        segment[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        let (ethertype, packet) = match (from.0, to.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => (0x0800, self.ipv4(flow, from, to, &segment)),
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let mut packet = vec![0x60, 0, 0, 0];
+                packet.extend((len as u16).to_be_bytes());
+                packet.extend([flow.protocol().0, self.ttl]);
+                packet.extend(from.octets());
+                packet.extend(to.octets());
+                packet.extend(&segment);
+                (0x86dd, packet)
+            }
+            _ => unreachable!("one family"),
+        };
+        let macs = match self.is_answer {
+            true => [RIGHT_MAC, RIGHT_HOST_MAC],
+            false => [LEFT_MAC, LEFT_HOST_MAC],
+        };
+        let mut frame = macs.concat();
+        frame.extend(u16::to_be_bytes(ethertype));
+        frame.extend(packet);
+        match self.odd {
+            4 => frame.extend([0xee; 7]),
+            5 => frame.truncate(14 + 30),
+            6 => frame[0] |= 1,
+            _ => {}
+        }
+        frame
+    }
+
+    fn ipv4(&self, flow: &Flow, from: Ipv4Addr, to: Ipv4Addr, segment: &[u8]) -> Vec<u8> {
+        let options = if self.odd == 7 { 4 } else { 0 };
+        let mut packet = vec![0; 20 + options];
+        packet[20..].fill(1);
+        packet.extend(segment);
+        let total_len = packet.len() as u16;
+        let mut ipv4 = Ipv4Packet::new_unchecked(&mut packet[..]);
+        ipv4.set_version_and_header_len(20 + options);
+        ipv4.set_total_len(total_len);
+        ipv4.set_frag(self.odd == 8, self.odd == 9, 0);
+        ipv4.set_ttl(self.ttl);
+        ipv4.set_protocol(flow.protocol());
+        ipv4.set_src_addr(from);
+        ipv4.set_dst_addr(to);
+        ipv4.fill_checksum();
+        packet
+    }
+}
+
+/// Established connections are counted and accepted, others dropped; with NAT. `is_closed`: FORWARD drops packets
+/// to port 80, the real one, behind a counter at PRE_ROUTING.
+fn ruleset(is_closed: bool) -> Ruleset {
+    let established = vec![
+        Expr::Ct { dreg: REG, key: CtKey::State },
+        Expr::Bitwise {
+            sreg: REG,
+            dreg: REG,
+            len: 4,
+            op: BitwiseOp::MaskXor { mask: 2u32.to_ne_bytes().to_vec(), xor: vec![0; 4] },
+        },
+        Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
+        Expr::Counter { packets: 0, octets: 0 },
+        Expr::Verdict(RuleVerdict::Accept),
+    ];
+    let to_port_80 = vec![
+        Expr::Payload { dreg: REG, base: PayloadBase::Transport, offset: 2, len: 2 },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: 80u16.to_be_bytes().to_vec() },
+        Expr::Counter { packets: 0, octets: 0 },
+        Expr::Verdict(RuleVerdict::Drop),
+    ];
+    let long = vec![
+        Expr::Meta { dreg: REG, key: MetaKey::OifName },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: b"left\0".to_vec() },
+        Expr::Meta { dreg: REG, key: MetaKey::Len },
+        Expr::Cmp { sreg: REG, op: CmpOp::Gt, data: 200u32.to_ne_bytes().to_vec() },
+        Expr::Counter { packets: 0, octets: 0 },
+    ];
+    let counted = vec![Expr::Counter { packets: 0, octets: 0 }];
+    let forward = match is_closed {
+        true => vec![to_port_80, established],
+        false => vec![long, established],
+    };
+    let chain = |name: &str, kind: &str, hook: Hook, priority, rules: Vec<Vec<Expr>>| {
+        let base = BaseChain {
+            kind: kind.to_owned(),
+            hook: hook as u32,
+            priority,
+            policy_drops: hook == Hook::Forward,
+            devices: Vec::new(),
+        };
+        let numbered = (1..).zip(rules);
+        let rules = numbered.map(|(handle, exprs)| Rule { handle, exprs, comment: None }).collect();
+        Chain { name: name.to_owned(), base: Some(base), rules }
+    };
+    let chains = vec![
+        chain("pre", "filter", Hook::PreRouting, -150, vec![counted.clone()]),
+        chain("forward", "filter", Hook::Forward, 0, forward),
+        chain("post", "filter", Hook::PostRouting, 200, vec![counted]),
+        chain("nat", "nat", Hook::PostRouting, 100, Vec::new()),
+    ];
+    let table = Table {
+        family: NftFamily::Inet,
+        name: "t".to_owned(),
+        handle: 1,
+        dormant: false,
+        chains,
+        sets: Vec::new(),
+        objects: Vec::new(),
+        flowtables: Vec::new(),
+    };
+    Ruleset { generation: 1, tables: vec![table] }
+}
+
+/// A router with carried flows, which remembers what is decided, or not.
+struct Router {
+    lab: Lab,
+    flows: Arc<FlowTable>,
+    writer: FlowWriter,
+    registry: NetHooks,
+}
+
+impl Router {
+    fn new(flows: &[Flow], remembers: bool) -> Router {
+        let mut net = Net::default();
+        net.links[1].partial_csum = true;
+        let mut multipath = via(3, "198.18.2.2");
+        let other = via(3, "198.18.2.9").nexthops[0].clone();
+        multipath.nexthops.push(other);
+        net.routes4.push((MULTIPATH, multipath));
+        net.neigh.push((3, "198.18.2.9", Some([2, 0, 0, 0, 2, 9])));
+        let (table, mut writer) = FlowTable::new(64, 9);
+        for (n, flow) in flows.iter().enumerate() {
+            writer.insert(&flow.desc(n)).expect("room");
+        }
+        let mut registry = NetHooks::new(1);
+        registry.set_flows(Arc::clone(&table));
+        let mut lab = net.lab();
+        if !remembers {
+            // Without room for decisions.
+            lab.state.hooks = HookStates::default();
+        }
+        table.set_valid(lab.now_ns);
+        let mut router = Router { lab, flows: table, writer, registry };
+        router.load(false);
+        router
+    }
+
+    fn load(&mut self, is_closed: bool) {
+        let ruleset = ruleset(is_closed);
+        let program = compile(&ruleset, 0);
+        self.registry.set_nft(Some((ruleset, program)));
+        self.lab.hooks = self.registry.published().load();
+        self.lab.state.take_hook_states(&self.lab.hooks);
+    }
+
+    /// What can be seen from outside after a burst.
+    fn outcome(
+        &mut self,
+        port: u16,
+        frames: &[Vec<u8>],
+    ) -> impl PartialEq + std::fmt::Debug + use<> {
+        self.lab.receive(port, frames);
+        self.lab.now_ns += 1_000_000;
+        let reasons = self.lab.out.punt_reasons.clone();
+        let views: Vec<_> = self.flows.views(0).collect();
+        let nft = self.registry.nft().expect("a ruleset");
+        let counters = 0..nft.program().counters().len();
+        let counted: Vec<_> = counters.map(|counter| nft.counted(counter)).collect();
+        let drops: Vec<u64> = self.lab.stats.drops.iter().map(|drop| drop.get()).collect();
+        let mib: Vec<u64> = self.lab.stats.mib.iter().map(|mib| mib.get()).collect();
+        let noted = self.flows.take_noted();
+        ((self.lab.sent(), self.lab.punted(), reasons), (views, noted), (counted, drops, mib))
+    }
+}
+
+/// What happens between bursts.
+#[derive(Debug, Clone)]
+enum Step {
+    Burst(Vec<Packet>),
+    /// The mark of a flow changes.
+    Mark(usize, u32),
+    /// A flow is removed and entered again, or removed.
+    Again(usize, bool),
+    Ruleset(bool),
+    /// The output interface has another name: a rule looks at it.
+    Rename(bool),
+    /// The other interface has the public address.
+    Move(bool),
+}
+
+fn flow() -> impl Strategy<Value = Flow> {
+    let server = prop_oneof![3 => Just(0usize), 2 => 0..12usize];
+    (server, any::<(bool, bool, bool)>(), 0..4u8).prop_map(
+        |(server, (is_ipv4, is_tcp, is_masqueraded), nat)| Flow {
+            server,
+            is_ipv4,
+            is_tcp,
+            nat,
+            is_masqueraded,
+        },
+    )
+}
+
+fn packet() -> impl Strategy<Value = Packet> {
+    let ttl = prop_oneof![9 => Just(64u8), 1 => 0..4u8];
+    let flags = prop_oneof![12 => Just(0x10u8), 3 => Just(0x18), 1 => any::<u8>()];
+    let len = prop_oneof![9 => 0..60usize, 1 => 900..1500usize];
+    let odd = prop_oneof![9 => Just(0u8), 3 => 0..10u8];
+    (0..6usize, any::<bool>(), ttl, flags, (0..50u32, 0..50u32), len, odd).prop_map(
+        |(flow, is_answer, ttl, flags, (seq, ack), len, odd)| Packet {
+            flow,
+            is_answer,
+            ttl,
+            flags,
+            seq,
+            ack,
+            len,
+            odd,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => prop::collection::vec(packet(), 1..12).prop_map(Step::Burst),
+        1 => (0..6usize, 0..3u32).prop_map(|(flow, mark)| Step::Mark(flow, mark)),
+        1 => (0..6usize, any::<bool>()).prop_map(|(flow, back)| Step::Again(flow, back)),
+        1 => any::<bool>().prop_map(Step::Ruleset),
+        1 => any::<bool>().prop_map(Step::Rename),
+        1 => any::<bool>().prop_map(Step::Move),
+    ]
+}
+
+impl Router {
+    fn change(&mut self, step: &Step, flows: &[Flow]) {
+        let n = |flow: usize| flow % flows.len();
+        match *step {
+            Step::Burst(_) => {}
+            Step::Mark(flow, mark) => {
+                let desc = flows[n(flow)].desc(n(flow));
+                if let Some(number) = self.writer.number(&desc.keys[0]) {
+                    self.writer.set(number, desc.status, mark);
+                }
+            }
+            Step::Again(flow, back) => {
+                let desc = flows[n(flow)].desc(n(flow));
+                self.writer.remove(&desc.keys[0]);
+                if back {
+                    let _ = self.writer.insert(&desc);
+                }
+            }
+            Step::Ruleset(is_closed) => self.load(is_closed),
+            Step::Rename(other) => {
+                self.lab.net.links[1].name = if other { "lan" } else { "left" }.to_owned();
+                self.lab.publish();
+            }
+            Step::Move(other) => {
+                let address = addr4(if other { "198.18.2.3" } else { "198.18.2.1" });
+                self.lab.net.links[2].addrs4 = vec![(address, 24)];
+                self.lab.publish();
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn packets_end_as_if_the_functions_ran(
+        flows in prop::collection::vec(flow(), 1..6),
+        steps in prop::collection::vec(step(), 1..40),
+    ) {
+        let mut routers = [true, false].map(|remembers| Router::new(&flows, remembers));
+        for (at, step) in steps.iter().enumerate() {
+            routers.iter_mut().for_each(|router| router.change(step, &flows));
+            let Step::Burst(packets) = step else { continue };
+            for port in [LEFT, RIGHT] {
+                let frames: Vec<_> = packets
+                    .iter()
+                    .filter(|packet| packet.is_answer == (port == RIGHT))
+                    .map(|packet| packet.frame(&flows))
+                    .collect();
+                let [one, other] = routers.each_mut().map(|router| router.outcome(port, &frames));
+                prop_assert!(one == other, "step {at}: {one:?}\n{other:?}");
+            }
+        }
+    }
+}
+
+/// Later packets pass without the functions, so that the comparison means something.
+#[test]
+fn most_packets_pass_as_was_decided() {
+    let flows = [0, 1, 2, 3].map(|nat| Flow {
+        server: 2,
+        is_ipv4: nat % 2 == 0,
+        is_tcp: true,
+        nat,
+        is_masqueraded: false,
+    });
+    let mut router = Router::new(&flows, true);
+    let packet = |flow, is_answer| Packet {
+        flow,
+        is_answer,
+        ttl: 64,
+        flags: 0x10,
+        seq: 1,
+        ack: 1,
+        len: 10,
+        odd: 0,
+    };
+    for round in 0..3 {
+        for (flow, port) in (0..4).flat_map(|flow| [(flow, LEFT), (flow, RIGHT)]) {
+            let frame = packet(flow, port == RIGHT).frame(&flows);
+            router.lab.state.hooks.functions_ran = 0;
+            router.lab.receive(port, &[frame]);
+            assert_eq!(router.lab.sent().len(), 1, "flow {flow}, port {port}");
+            // To the left, a rule looks at the length.
+            let runs = round == 0 || port == RIGHT;
+            assert_eq!(router.lab.state.hooks.functions_ran > 0, runs, "{round}, {flow}, {port}");
+        }
+    }
+}
