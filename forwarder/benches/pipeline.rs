@@ -62,6 +62,9 @@ struct Args {
     /// Skip the data path alone
     #[arg(long)]
     turns_only: bool,
+    /// Measure only the data path alone, and of it what has this in its name
+    #[arg(long)]
+    only: Option<String>,
     /// Measure only the throughput of a second worker
     #[arg(long)]
     workers_only: bool,
@@ -98,26 +101,39 @@ fn main() -> io::Result<()> {
     if args.workers_only {
         return workers(&one, &args);
     }
+    let is_wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only));
     if !args.turns_only {
         for (name, flows) in
             [("data path, IPv4, one flow", 1), ("data path, IPv4, 64 destinations", 64)]
         {
+            if !is_wanted(name) {
+                continue;
+            }
             let frame = |n| null::frame4([10, 0, (n % flows) as u8, 1].into());
             results.push(data_path(name, &one, Hooks::none(), frame));
         }
         let frame6 = |_| null::frame6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into());
-        results.push(data_path("data path, IPv6, one flow", &one, Hooks::none(), frame6));
+        let name = "data path, IPv6, one flow";
+        if is_wanted(name) {
+            results.push(data_path(name, &one, Hooks::none(), frame6));
+        }
         for (name, flows, rules, is_translated) in [
             ("carried, one flow, 1 rule", 1, 0, false),
             ("carried, 64 flows, 1 rule", 64, 0, false),
             ("carried, 64 flows, 1 rule, NAT", 64, 0, true),
             ("carried, 64 flows, 1001 rules, NAT", 64, 1000, true),
         ] {
+            if !is_wanted(name) {
+                continue;
+            }
             let frame = |n| null::frame4([10, 0, (n % flows) as u8, 1].into());
             let frames: Vec<_> = (0..BURST).map(frame).collect();
             let hooks = carried::hooks(&frames, rules, is_translated);
             results.push(data_path(name, &one, &hooks, frame));
         }
+    }
+    if args.only.is_some() {
+        return print(&results, args.json);
     }
     let seconds = Duration::from_secs_f64(args.seconds);
     let destinations: Vec<u32> = (0..1 << 16).map(|n| 0x0a00_0000 | n).collect();

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use super::conntrack::{Ct, NatTarget, Undecided};
+use super::conntrack::{Ct, FlowsAhead, NatTarget, Undecided};
 use super::decision::{Decisions, Learner};
 use super::hook::{Hooks, StateSlot};
 use super::nft::Journal;
+use crate::skb::SkBuff;
 
 /// What one worker keeps between packets for hook functions.
 #[derive(Default)]
@@ -28,6 +29,8 @@ pub struct HookStates {
     /// Its flow, and what is learnt of it.
     pub(super) learnt: Option<(Undecided, Learner)>,
     pub(super) decisions: Decisions,
+    /// The flows of the packets of the current burst.
+    pub(super) ahead: FlowsAhead,
     /// At how many hooks functions ran.
     #[cfg(test)]
     pub(crate) functions_ran: u64,
@@ -73,6 +76,16 @@ impl HookStates {
         }
         std::mem::swap(&mut *slots, &mut self.slots);
         self.of = hooks.id;
+    }
+
+    /// A burst begins: finds the flows of its packets, if the functions may have decided about flows.
+    #[inline]
+    pub fn look_ahead(&mut self, burst: &[SkBuff], hooks: &Hooks, now_ns: u64) {
+        let now_ns = self.monotonic_ns(now_ns);
+        match hooks.decided_flows() {
+            Some(flows) => self.ahead.look(burst, flows, now_ns),
+            None => self.ahead.clear(),
+        }
     }
 
     /// A packet begins: nothing is known of it yet.

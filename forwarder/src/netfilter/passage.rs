@@ -4,9 +4,9 @@
 //! Nothing is written before it is certain that the packet passes. Until then the caller may give up, and run the
 //! functions.
 
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::conntrack::{Carried, CtInfo, NatTarget, Plain, Segment, nf_nat_both};
+use super::conntrack::{Carried, IPS_NAT_MASK, NatTarget, Plain, Segment, Translated, nf_nat_both};
 use super::decision::Decision;
 use super::hook::Hooks;
 use super::hook_states::HookStates;
@@ -19,10 +19,10 @@ use crate::tables::{Link, Tables};
 pub struct Passage<'a> {
     found: Carried<'a>,
     plain: Plain,
-    info: CtInfo,
-    target: Option<NatTarget>,
     /// Protocol, and offset of its header from the network header, octets.
     transport: (u8, usize),
+    /// `ct->status`.
+    status: u32,
     /// Identifier of the decision.
     decided: u64,
     /// CLOCK_MONOTONIC.
@@ -33,45 +33,63 @@ pub struct Passage<'a> {
 #[derive(Debug)]
 pub struct Passed(());
 
+// Inlined: these are parts of one function, and the values stay in registers.
 impl<'a> Passage<'a> {
-    /// Of a packet of a flow. `None`: the functions must run. `transport`: protocol, and offset of its header from
-    /// the network header, octets. `now_ns`: CLOCK_MONOTONIC.
-    #[inline]
+    /// Of the packet at position `n` of a burst. `None`: the functions must run. `transport`: protocol, and offset
+    /// of its header from the network header, octets.
+    #[inline(always)]
     pub fn of(
-        found: Carried<'a>,
+        n: usize,
         skb: &SkBuff,
+        pf: Family,
         transport: (u8, usize),
-        hooks: &Hooks,
+        hooks: &'a Hooks,
+        own: &HookStates,
         now_ns: u64,
     ) -> Option<Passage<'a>> {
-        let decided = found.decided();
-        if decided == 0 || found.has_expired(now_ns) {
+        let found = own.ahead.get(n, hooks.decided_flows()?)?;
+        let (decided, status) = (found.decided(), found.status());
+        let now_ns = own.monotonic_ns(now_ns);
+        if decided == 0 || found.has_expired(now_ns) || !found.is_current() {
+            return None;
+        }
+        if status & IPS_NAT_MASK != 0 && !hooks.translates(pf) {
             return None;
         }
         let (protocol, offset) = transport;
         let header = skb.network_header().get(offset..)?;
         let len = skb.network_len().checked_sub(offset)?;
         let Segment::Plain(plain) = Segment::of(protocol, header, len)? else { return None };
-        let (info, target) = found.read()?;
-        if let Some(target) = &target {
-            let pf = if target.key.is_ipv4() { Family::Ip } else { Family::Ip6 };
-            if !hooks.translates(pf) {
-                return None;
-            }
-        }
-        Some(Passage { found, plain, info, target, transport, decided, now_ns })
+        Some(Passage { found, plain, transport, status, decided, now_ns })
     }
 
-    /// The destination by which the packet is routed, if it is translated.
-    #[inline]
-    pub fn daddr(&self) -> Option<IpAddr> {
-        let key = self.target.as_ref()?.destination(&self.info)?;
-        let [_, daddr] = key.addresses();
-        Some(daddr)
+    #[inline(always)]
+    fn translated(&self) -> Translated {
+        Translated::of(self.status, self.found.direction())
+    }
+
+    /// The destination by which an IPv4 packet is routed, if it is translated.
+    #[inline(always)]
+    pub fn daddr4(&self) -> Option<Ipv4Addr> {
+        let [_, daddr] = self.target()?.key.addresses4();
+        self.translated().destination.then(|| daddr.into())
+    }
+
+    /// The destination by which an IPv6 packet is routed, if it is translated.
+    #[inline(always)]
+    pub fn daddr6(&self) -> Option<Ipv6Addr> {
+        let [_, daddr] = self.target()?.key.addresses6();
+        self.translated().destination.then(|| daddr.into())
+    }
+
+    /// What NAT makes of the packet.
+    #[inline(always)]
+    fn target(&self) -> Option<NatTarget> {
+        (self.status & IPS_NAT_MASK != 0).then(|| self.found.target())
     }
 
     /// The decision, if it holds for a packet from `iif` to `oif`.
-    #[inline]
+    #[inline(always)]
     fn decision<'s>(
         &self,
         iif: &Link,
@@ -86,7 +104,7 @@ impl<'a> Passage<'a> {
     }
 
     /// Whether the packet may pass from `iif` to `oif`: it was decided, and the translation is possible.
-    #[inline]
+    #[inline(always)]
     pub fn may_pass(
         &self,
         iif: &Link,
@@ -94,13 +112,13 @@ impl<'a> Passage<'a> {
         of: (&Hooks, &Tables),
         own: &HookStates,
     ) -> bool {
-        let may_leave = self.target.is_none_or(|target| target.may_leave_by(&self.info, Some(oif)));
-        may_leave && self.decision(iif, oif, of, own).is_some()
+        let may_leave = |target: NatTarget| target.may_leave_by(self.found.direction(), Some(oif));
+        self.decision(iif, oif, of, own).is_some() && self.target().is_none_or(may_leave)
     }
 
     /// The packet passes from `iif` to `oif`: it is translated and counted. `None`: it may not, see
-    /// [`Passage::may_pass`], and nothing has changed.
-    #[inline]
+    /// [`Passage::may_pass`], or the flow has changed meanwhile, and nothing was changed.
+    #[inline(always)]
     pub fn pass(
         self,
         skb: &mut SkBuff,
@@ -109,9 +127,12 @@ impl<'a> Passage<'a> {
         own: &HookStates,
     ) -> Option<Passed> {
         let decision = self.decision(iif, oif, of, own)?;
-        if let Some(target) = &self.target {
+        if let Some(target) = self.target() {
+            if !self.found.is_current() {
+                return None;
+            }
             skb.headers_may_change();
-            nf_nat_both(skb, self.transport, oif, &self.info, target)?;
+            nf_nat_both(skb, self.transport, &target.key, self.translated())?;
         }
         let octets = skb.network_len() as u64;
         if let Some(nft) = &of.0.nft {

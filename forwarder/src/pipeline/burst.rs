@@ -3,6 +3,8 @@
 //! Packets are changed in place in the burst and moved together afterwards: moving a packet right after
 //! it was changed would stall on the stores. The order of packets is kept.
 
+use smallvec::SmallVec;
+
 use super::Ctx;
 use super::dst::Dst;
 use super::ip_fragment::ip_finish_output;
@@ -40,16 +42,14 @@ pub(super) struct PendingOutput<'a> {
 #[derive(Debug)]
 pub(super) struct Dispositions<'a> {
     of: [Disposition; BURST],
-    pending: [Option<PendingOutput<'a>>; BURST],
+    /// Of the packets with [`Disposition::Output`], in their order.
+    pending: SmallVec<[PendingOutput<'a>; BURST]>,
 }
 
 impl<'a> Dispositions<'a> {
     #[inline(always)]
     pub fn new() -> Dispositions<'a> {
-        Dispositions {
-            of: [const { Disposition::Output }; BURST],
-            pending: [const { None }; BURST],
-        }
+        Dispositions { of: [const { Disposition::Output }; BURST], pending: SmallVec::new() }
     }
 
     /// Sets the disposition of packet `n`.
@@ -60,17 +60,16 @@ impl<'a> Dispositions<'a> {
         }
     }
 
-    /// Records that packet `n` still needs output processing.
-    #[inline(always)]
-    pub fn defer_output(&mut self, n: usize, output: PendingOutput<'a>) {
-        if let Some(place) = self.pending.get_mut(n) {
-            *place = Some(output);
-        }
+    /// Records that the packet whose disposition is set next still needs output processing.
+    #[cold]
+    pub fn defer_output(&mut self, output: PendingOutput<'a>) {
+        // There is room: at most one for each packet.
+        self.pending.push(output);
     }
 
-    /// The port of packet `n`, if it still needs output processing.
-    pub fn pending_port(&self, n: usize) -> Option<u16> {
-        Some(self.pending.get(n)?.as_ref()?.dst.port)
+    /// The port of the last packet that needs output processing, if there is one.
+    pub fn pending_port(&self) -> Option<u16> {
+        Some(self.pending.last()?.dst.port)
     }
 
     /// Moves the first `count` packets of the burst to their queues, oldest first.
@@ -80,18 +79,22 @@ impl<'a> Dispositions<'a> {
         if count == burst.len() && xmit_together(burst, dispositions, ctx) {
             return;
         }
-        for ((skb, disposition), pending) in burst.drain(count).zip(dispositions).zip(&self.pending)
-        {
-            match (disposition, pending) {
-                (Disposition::Xmit(port, routed), _) => enqueue(skb, *port, routed, ctx),
-                (Disposition::Output, Some(output)) => match output.protocol {
-                    EtherType::IPV4 => ip_finish_output(skb, &output.dst, &output.routed, ctx),
-                    _ => ip6_finish_output(skb, &output.dst, &output.routed, ctx),
+        let mut pending = self.pending.iter();
+        for (skb, disposition) in burst.drain(count).zip(dispositions) {
+            match disposition {
+                Disposition::Xmit(port, routed) => enqueue(skb, *port, routed, ctx),
+                Disposition::Output => match pending.next() {
+                    Some(PendingOutput { protocol: EtherType::IPV4, dst, routed }) => {
+                        ip_finish_output(skb, dst, routed, ctx);
+                    }
+                    Some(PendingOutput { dst, routed, .. }) => {
+                        ip6_finish_output(skb, dst, routed, ctx);
+                    }
+                    // Unreachable: each such packet has a pending output.
+                    None => ctx.drop_output(skb, DropReason::DevNotReady),
                 },
-                // Unreachable: each such packet has a pending output.
-                (Disposition::Output, None) => ctx.drop_output(skb, DropReason::DevNotReady),
-                (Disposition::Drop(reason), _) => ctx.drop_skb(skb, *reason),
-                (Disposition::Punt(reason), _) => ctx.punt_skb(skb, *reason),
+                Disposition::Drop(reason) => ctx.drop_skb(skb, *reason),
+                Disposition::Punt(reason) => ctx.punt_skb(skb, *reason),
             }
         }
     }

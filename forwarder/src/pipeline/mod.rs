@@ -133,14 +133,16 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         if M::TRACED {
             traced::begin(packets, ctx);
         }
-        let mut routes =
-            BurstRoutes::look_up::<M>(packets, ctx.tables, ctx.hooks, &ctx.state.hooks, ctx.now_ns);
+        let mut routes = BurstRoutes::look_up(packets, ctx.tables);
+        if M::HOOKED && !M::TRACED {
+            ctx.state.hooks.look_ahead(packets, ctx.hooks, ctx.now_ns);
+        }
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
             routes.n = n;
             let disposition = forward::<M>(skb, &mut routes, &mut dispositions, ctx);
             if M::TRACED {
-                traced::intend(&disposition, dispositions.pending_port(n), ctx);
+                traced::intend(&disposition, dispositions.pending_port(), ctx);
             }
             dispositions.set(n, disposition);
         }
@@ -173,8 +175,7 @@ fn forward<'a, M: Mode>(
     dispositions: &mut Dispositions<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Disposition {
-    let n = routes.n;
-    let defer_output = |output| dispositions.defer_output(n, output);
+    let defer_output = |output| dispositions.defer_output(output);
     traced::stage::<M>(Stage::EthInput, ctx);
     let received = receive(skb, ctx);
     if let Ok((_, dev)) = &received {
@@ -248,9 +249,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
-        let passed = match routes.flows {
-            Some(_) => nf_flow_offload_ip(skb, &iph, dev, routes, ctx),
-            None => None,
+        let passed = match M::TRACED {
+            true => None,
+            false => nf_flow_offload_ip(skb, &iph, dev, routes, ctx),
         };
         if let Some(Ok(routed)) = passed {
             return Ok((routes.hint4.dst()?, routed));
@@ -311,9 +312,9 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
-        let passed = match routes.flows {
-            Some(_) => nf_flow_offload_ipv6(skb, &hdr, dev, routes, ctx),
-            None => None,
+        let passed = match M::TRACED {
+            true => None,
+            false => nf_flow_offload_ipv6(skb, &hdr, dev, routes, ctx),
         };
         if let Some(Ok(routed)) = passed {
             return Ok((routes.hint6.dst()?, routed));

@@ -5,7 +5,7 @@
 //! certain that it passes; whatever ends it before that finds it as received. Its route is then the last one of
 //! [`BurstRoutes`]. `None`: the functions must run, and nothing has changed.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use super::burst_routes::BurstRoutes;
 use super::dst::Dst;
@@ -16,36 +16,19 @@ use super::post_routing::{PostRouted, passed_post_routing};
 use super::route::ip_route_input;
 use super::route6::ip6_route_input;
 use super::{Ctx, Exit};
-use crate::netfilter::Passage;
+use crate::netfilter::{Family, Passage};
 use crate::skb::SkBuff;
 use crate::tables::Link;
-use crate::wire::{ethernet, ipv6};
-
-/// The passage of a packet with a transport header `offset` octets after its network header.
-#[inline]
-fn passage<'a>(
-    skb: &SkBuff,
-    transport: (u8, usize),
-    routes: &BurstRoutes<'a>,
-    ctx: &Ctx<'a>,
-) -> Option<Passage<'a>> {
-    let found = routes.flows.as_ref()?.get(routes.n)?;
-    // Flows are found for frames without tags.
-    if skb.network_offset() != ethernet::HEADER_LEN {
-        return None;
-    }
-    let now_ns = ctx.state.hooks.monotonic_ns(ctx.now_ns);
-    Passage::of(found, skb, transport, ctx.hooks, now_ns)
-}
+use crate::wire::ipv6;
 
 /// Whether nothing but fragments, or a neighbour that is not known, keeps the packet from being sent.
-#[inline]
+#[inline(always)]
 fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
     dst.fits(skb) && (dst.hh.is_some() || dst.neigh.is_some_and(|neigh| neigh.lladdr.is_some()))
 }
 
 /// An IPv4 packet that passed `ip_rcv_core`, received on `dev`.
-#[inline]
+#[inline(always)]
 pub(super) fn nf_flow_offload_ip<'a>(
     skb: &mut SkBuff,
     iph: &Iphdr,
@@ -53,11 +36,10 @@ pub(super) fn nf_flow_offload_ip<'a>(
     routes: &mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Option<Result<PostRouted, Exit>> {
-    let passage = passage(skb, (iph.protocol.0, usize::from(iph.header_len)), routes, ctx)?;
-    let daddr = match passage.daddr() {
-        Some(IpAddr::V4(daddr)) => daddr.to_bits(),
-        _ => iph.daddr,
-    };
+    let transport = (iph.protocol.0, usize::from(iph.header_len));
+    let own = &ctx.state.hooks;
+    let passage = Passage::of(routes.n, skb, Family::Ip, transport, ctx.hooks, own, ctx.now_ns)?;
+    let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
     let iph = Iphdr { daddr, ..*iph };
     let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
         Ok(dst) => dst,
@@ -88,11 +70,10 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     routes: &mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Option<Result<PostRouted, Exit>> {
-    let passage = passage(skb, (hdr.next_header.0, ipv6::HEADER_LEN), routes, ctx)?;
-    let daddr = match passage.daddr() {
-        Some(IpAddr::V6(daddr)) => daddr,
-        _ => hdr.daddr,
-    };
+    let transport = (hdr.next_header.0, ipv6::HEADER_LEN);
+    let own = &ctx.state.hooks;
+    let passage = Passage::of(routes.n, skb, Family::Ip6, transport, ctx.hooks, own, ctx.now_ns)?;
+    let daddr = passage.daddr6().unwrap_or(hdr.daddr);
     let hdr = Ipv6hdr { daddr, ..*hdr };
     let dst = match ip6_route_input(skb, &hdr, dev, routes, ctx) {
         Ok(dst) => dst,

@@ -174,8 +174,10 @@ const fn halves(word: u32) -> u32 {
     (word >> 16) + (word & 0xffff)
 }
 
+/// As [`fold`], of a sum of words of 16 or 32 bits, in any byte order.
 #[inline]
-const fn fold_u64(sum: u64) -> u16 {
+#[must_use]
+pub const fn fold_u64(sum: u64) -> u16 {
     fold(fold32(sum))
 }
 

@@ -70,6 +70,7 @@ impl OneWay {
         self.seqs.store(u64::from(ack) | u64::from(end) << 32, Relaxed);
     }
 
+    #[inline]
     fn key(&self) -> FlowKey {
         FlowKey::of_words(self.key.each_ref().map(|word| word.load(Relaxed)))
     }
@@ -85,12 +86,12 @@ impl Flow {
     /// one worker has all packets of a direction. While a direction moves to another worker (the NIC spreads its
     /// queues anew), single packets may not be counted.
     #[inline]
-    pub fn seen(&self, direction: Direction, octets: u64, now_ns: u64) {
+    pub fn seen(&self, way: usize, octets: u64, now_ns: u64) {
         if self.last_seen_ns.load(Relaxed) != now_ns {
             self.last_seen_ns.store(now_ns, Relaxed);
         }
         let add = |to: &AtomicU64, more| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
-        let way = &self.ways[direction as usize];
+        let way = &self.ways[way & 1];
         add(&way.packets, 1);
         add(&way.octets, octets);
     }
@@ -140,10 +141,10 @@ impl Flow {
 
     /// The flow, as it is for packets of a direction, if they have this key.
     #[inline]
-    pub fn carried(&self, number: u32, direction: Direction, key: &FlowKey) -> Option<Carried<'_>> {
+    pub fn carried(&self, number: FlowNumber, key: &FlowKey) -> Option<Carried<'_>> {
         let sequence = self.sequence.load(Acquire);
-        let words = self.ways[direction as usize].key.each_ref().map(|word| word.load(Relaxed));
-        let carried = Carried { flow: self, sequence, number, direction };
+        let words = self.ways[number.way()].key.each_ref().map(|word| word.load(Relaxed));
+        let carried = Carried { flow: self, sequence, number };
         // Without a branch for each word, or a call.
         let differ =
             words.iter().zip(key.words()).fold(0, |differ, (one, other)| differ | (one ^ other));
@@ -151,22 +152,49 @@ impl Flow {
     }
 }
 
+/// The number of a flow, and a direction in the least significant bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowNumber(pub(super) u32);
+
+impl FlowNumber {
+    /// The number of the flow.
+    #[inline]
+    pub(super) fn flow(self) -> u32 {
+        self.0 >> 1
+    }
+
+    #[inline]
+    pub(super) fn direction(self) -> Direction {
+        if self.0 & 1 == 0 { Direction::Original } else { Direction::Reply }
+    }
+
+    /// Position of the direction in [`Flow::ways`].
+    #[inline]
+    fn way(self) -> usize {
+        self.0 as usize & 1
+    }
+
+    #[inline]
+    fn other_way(self) -> usize {
+        self.way() ^ 1
+    }
+}
+
 /// The flow of a packet.
 #[derive(Debug, Clone, Copy)]
 pub struct Carried<'a> {
-    flow: &'a Flow,
+    pub(super) flow: &'a Flow,
     /// The record's sequence number: it changes with the connection's state, and with the flow.
     pub(super) sequence: u32,
-    /// The number of the flow.
-    pub(super) number: u32,
-    /// The direction of the packet.
-    pub(super) direction: Direction,
+    /// The number of the flow, and the direction of the packet.
+    pub(super) number: FlowNumber,
 }
 
 impl Carried<'_> {
-    /// Whether the record has not been written since the flow was found, and the connection is not closing.
+    /// Whether the record has not been written since the flow was found, and the connection is not closing. What was
+    /// read of it before is then of the same flow.
     #[inline]
-    fn is_current(&self) -> bool {
+    pub(in crate::netfilter) fn is_current(&self) -> bool {
         // Loads before this call happen before the next one.
         fence(Acquire);
         let sequence = self.flow.sequence.load(Relaxed);
@@ -176,14 +204,32 @@ impl Carried<'_> {
     /// The connection, and what NAT makes of the packet (`None`: it is not translated). `None`: the record has
     /// changed since.
     #[inline]
-    pub(in crate::netfilter) fn read(&self) -> Option<(CtInfo, Option<NatTarget>)> {
-        let Carried { flow, number, direction, .. } = *self;
-        let (status, mark) = (flow.status.load(Relaxed), flow.mark.load(Relaxed));
-        let target = (status & IPS_NAT_MASK != 0).then(|| NatTarget {
-            key: flow.ways[1 - direction as usize].key().inverted(),
-            is_masqueraded: flow.is_masqueraded.load(Relaxed),
-        });
-        self.is_current().then_some((CtInfo { flow: number, direction, status, mark }, target))
+    pub(super) fn read(&self) -> Option<(CtInfo, Option<NatTarget>)> {
+        let (status, mark) = (self.status(), self.flow.mark.load(Relaxed));
+        let target = (status & IPS_NAT_MASK != 0).then(|| self.target());
+        let (flow, direction) = (self.number.flow(), self.number.direction());
+        self.is_current().then_some((CtInfo { flow, direction, status, mark }, target))
+    }
+
+    /// `ct->status`.
+    #[inline]
+    pub(in crate::netfilter) fn status(&self) -> u32 {
+        self.flow.status.load(Relaxed)
+    }
+
+    /// The direction of the packet.
+    #[inline]
+    pub(in crate::netfilter) fn direction(&self) -> Direction {
+        self.number.direction()
+    }
+
+    /// What NAT makes of the packet, if it is translated.
+    #[inline]
+    pub(in crate::netfilter) fn target(&self) -> NatTarget {
+        NatTarget {
+            key: self.flow.ways[self.number.other_way()].key().inverted(),
+            is_masqueraded: self.flow.is_masqueraded.load(Relaxed),
+        }
     }
 
     /// See [`FlowTable::has_expired`](super::FlowTable::has_expired).
@@ -195,21 +241,21 @@ impl Carried<'_> {
     /// See [`FlowTable::seen`](super::FlowTable::seen).
     #[inline]
     pub(in crate::netfilter) fn seen(&self, octets: u64, now_ns: u64) {
-        self.flow.seen(self.direction, octets, now_ns);
+        self.flow.seen(self.number.way(), octets, now_ns);
     }
 
     /// What a worker has noted as decided for packets of this direction; 0: nothing.
     #[inline]
     pub(in crate::netfilter) fn decided(&self) -> u64 {
-        self.flow.decided[self.direction as usize].load(Relaxed)
+        self.flow.decided[self.number.way()].load(Relaxed)
     }
 
     /// A worker carries a TCP segment that ends before the sequence number `end`, and acknowledges `ack`. An
     /// acknowledgement of what the other end has not sent is not believed, once something of it was carried.
     #[inline]
     pub(super) fn sent(&self, end: u32, ack: u32) {
-        let own = &self.flow.ways[self.direction as usize];
-        let sent = self.flow.ways[1 - self.direction as usize].seqs().end;
+        let own = &self.flow.ways[self.number.way()];
+        let sent = self.flow.ways[self.number.other_way()].seqs().end;
         let known = own.seqs();
         let is_believed = sent == 0 || !is_after(ack, sent);
         let ack = if is_believed { later(known.ack, ack) } else { known.ack };
@@ -221,8 +267,8 @@ impl Carried<'_> {
 
     /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
     pub(super) fn reset(&self, seq: u32) -> Reset {
-        let acked = self.flow.ways[1 - self.direction as usize].seqs().ack;
-        let sent = self.flow.ways[self.direction as usize].seqs().end;
+        let acked = self.flow.ways[self.number.other_way()].seqs().ack;
+        let sent = self.flow.ways[self.number.way()].seqs().end;
         match (acked, sent) {
             (0, _) => Reset::Closes,
             _ if is_after(acked, seq) => Reset::Invalid,
@@ -236,16 +282,25 @@ impl Carried<'_> {
 }
 
 impl Flow {
-    /// Notes what was decided for packets of a direction while the record had this sequence number.
-    pub fn decide(&self, direction: Direction, sequence: u32, decided: u64) {
-        let at = &self.decided[direction as usize];
+    /// Notes what was decided for packets of a flow in this record.
+    pub fn decide(&self, of: &Undecided, decided: u64) {
+        let at = &self.decided[of.number.way()];
         at.store(decided, Relaxed);
         // Either this thread sees that the record is written, or the writer's store of 0 is after the one above.
         fence(SeqCst);
-        if self.sequence.load(Relaxed) != sequence {
+        if self.sequence.load(Relaxed) != of.sequence {
             at.store(0, Relaxed);
         }
     }
+}
+
+/// For which packets something is to be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Undecided {
+    /// The flow, and the direction of the packets.
+    pub(super) number: FlowNumber,
+    /// The sequence number of its record: it changes with the connection's state, and with the flow.
+    pub(super) sequence: u32,
 }
 
 /// How far after the end of what its sender has sent a RST may be.

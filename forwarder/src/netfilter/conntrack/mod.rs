@@ -21,12 +21,12 @@ mod tests;
 mod tuple;
 
 pub use ahead::FlowsAhead;
-pub use flow::Carried;
+pub use flow::{Carried, Undecided};
 pub(super) use nf_conntrack_in::{Plain, Segment};
 pub use nf_conntrack_in::{Tracked, nf_conntrack_in};
-pub(super) use nf_nat::nf_nat_both;
 pub use nf_nat::{NatTarget, nf_nat_packet};
-pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter, Undecided};
+pub(super) use nf_nat::{Translated, nf_nat_both};
+pub use table::{FlowDesc, FlowTable, FlowView, FlowWriter};
 pub use tuple::FlowKey;
 
 /// The direction of a packet in its connection (`enum ip_conntrack_dir`).

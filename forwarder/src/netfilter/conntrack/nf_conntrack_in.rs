@@ -1,7 +1,7 @@
 //! `nf_conntrack_in`: finds the flow of a received packet (net/netfilter/nf_conntrack_core.c).
 
-use super::flow::{Carried, Reset};
-use super::table::{FlowTable, Undecided};
+use super::flow::{Carried, Reset, Undecided};
+use super::table::FlowTable;
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{Ct, NatTarget};
 use crate::netfilter::hook::HookState;
@@ -103,23 +103,23 @@ pub fn nf_conntrack_in(
         _ => flow_key6(packet)?,
     };
     let found = flows.look_up(&key, flows.hash(&key))?;
+    let Carried { number, sequence, .. } = found;
     if found.has_expired(now_ns) {
-        flows.close(found.number);
+        flows.close(number.flow());
         return None;
     }
     let (protocol, transport) = at.transport.l4?;
     let len = skb.network_len().checked_sub(transport)?;
     let header = packet.get(transport..)?;
-    let of =
-        Undecided { number: found.number, direction: found.direction, sequence: found.sequence };
+    let of = Undecided { number, sequence };
     match Segment::of(protocol, header, len)? {
         Segment::Plain(plain) => plain.pass(&found),
         Segment::Closing { is_reset, seq } => {
             match if is_reset { found.reset(seq) } else { Reset::Closes } {
-                Reset::Carried => flows.carried_reset(found.number),
+                Reset::Carried => flows.carried_reset(number.flow()),
                 Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None, of }),
                 Reset::Closes => {
-                    flows.close(found.number);
+                    flows.close(number.flow());
                     return None;
                 }
             }
@@ -147,16 +147,18 @@ pub enum Segment {
 /// What a packet that neither opens nor closes its connection says about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Plain {
+    is_tcp: bool,
     /// TCP: the sequence number after its last octet, and the acknowledgement number.
-    end_and_ack: Option<(u32, u32)>,
+    end: u32,
+    ack: u32,
 }
 
 impl Plain {
     /// The packet is carried.
     #[inline]
     pub fn pass(self, found: &Carried<'_>) {
-        if let Some((end, ack)) = self.end_and_ack {
-            found.sent(end, ack);
+        if self.is_tcp {
+            found.sent(self.end, self.ack);
         }
     }
 }
@@ -164,14 +166,14 @@ impl Plain {
 impl Segment {
     /// Of a packet given from its transport header on; `len`: its length from there, octets. `None`: only the kernel
     /// judges such packets.
-    #[inline]
+    #[inline(always)]
     pub fn of(protocol: u8, header: &[u8], len: usize) -> Option<Segment> {
         if protocol == IPPROTO_UDP {
             // `udp_error`.
             let udp = header.first_chunk::<UDP_HLEN>()?;
             let in_header = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
             let is_valid = in_header >= UDP_HLEN && in_header <= len;
-            return is_valid.then_some(Segment::Plain(Plain { end_and_ack: None }));
+            return is_valid.then_some(Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 }));
         }
         let tcp = header.first_chunk::<TCP_HLEN>()?;
         let header_len = usize::from(tcp[12] >> 4) * 4;
@@ -184,7 +186,7 @@ impl Segment {
         let (flags, seq) = (tcp[13] & FLAGS, number(4));
         if flags & !TCP_URG == TCP_ACK {
             let end = seq.wrapping_add((len - header_len) as u32);
-            return Some(Segment::Plain(Plain { end_and_ack: Some((end, number(8))) }));
+            return Some(Segment::Plain(Plain { is_tcp: true, end, ack: number(8) }));
         }
         let is_reset = flags & TCP_RST != 0;
         CLOSING_FLAGS.contains(&flags).then_some(Segment::Closing { is_reset, seq })

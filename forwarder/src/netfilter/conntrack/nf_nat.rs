@@ -2,14 +2,18 @@
 //! when the connection was opened; packets are translated as its two tuples say.
 
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
-use super::{CtInfo, Direction, IPS_DST_NAT, IPS_NAT_MASK, IPS_SRC_NAT};
+use super::{CtInfo, Direction, IPS_DST_NAT, IPS_SRC_NAT};
 use crate::netfilter::hook::{Hook, HookState};
 use crate::skb::{IpSummed, SkBuff};
 use crate::tables::Link;
-use crate::wire::checksum::{replace, replace_partial};
+use crate::wire::checksum::{fold_u64, replace, replace_partial};
 
+/// Length of an IPv4 header without options, octets.
+const IPV4_HLEN: usize = 20;
 /// Offset of the addresses in an IPv4 header, and of its checksum, octets.
 const IPV4_ADDRESSES: usize = 12;
+const SOURCE: usize = IPV4_ADDRESSES;
+const DESTINATION: usize = IPV4_ADDRESSES + 4;
 const IPV4_CHECK: usize = 10;
 /// Offset of the addresses in an IPv6 header, octets.
 const IPV6_ADDRESSES: usize = 8;
@@ -29,26 +33,37 @@ pub struct NatTarget {
 }
 
 impl NatTarget {
-    /// Whether an end of a packet of this connection is translated.
-    #[inline]
-    fn translates(info: &CtInfo, end: End) -> bool {
-        let bit = if end == End::Destination { IPS_DST_NAT } else { IPS_SRC_NAT };
-        let bit = if info.direction == Direction::Reply { bit ^ IPS_NAT_MASK } else { bit };
-        info.status & bit != 0
-    }
-
-    /// Whether a packet of this connection may leave by an interface (`nf_nat_oif_changed`: the kernel ends
+    /// Whether a packet of a connection may leave by an interface (`nf_nat_oif_changed`: the kernel ends
     /// masqueraded connections whose route has changed).
     #[inline]
-    pub(in crate::netfilter) fn may_leave_by(&self, info: &CtInfo, oif: Option<&Link>) -> bool {
-        let is_concerned = self.is_masqueraded && info.direction == Direction::Original;
+    pub(in crate::netfilter) fn may_leave_by(
+        &self,
+        direction: Direction,
+        oif: Option<&Link>,
+    ) -> bool {
+        let is_concerned = self.is_masqueraded && direction == Direction::Original;
         !is_concerned || oif.is_some_and(|oif| has_source(oif, self))
     }
+}
 
-    /// The destination of a packet of this connection after PRE_ROUTING, if it is translated.
+/// Which ends of packets of a connection are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translated {
+    /// The source address and port, at POST_ROUTING.
+    pub source: bool,
+    /// The destination address and port, at PRE_ROUTING.
+    pub destination: bool,
+}
+
+impl Translated {
+    /// By the status of the connection.
     #[inline]
-    pub fn destination(&self, info: &CtInfo) -> Option<&FlowKey> {
-        NatTarget::translates(info, End::Destination).then_some(&self.key)
+    pub fn of(status: u32, direction: Direction) -> Translated {
+        let (source, destination) = (status & IPS_SRC_NAT != 0, status & IPS_DST_NAT != 0);
+        match direction {
+            Direction::Original => Translated { source, destination },
+            Direction::Reply => Translated { source: destination, destination: source },
+        }
     }
 }
 
@@ -61,40 +76,117 @@ pub fn nf_nat_packet(
     info: &CtInfo,
     target: &NatTarget,
 ) -> Option<()> {
-    let end = match at.hook {
-        Hook::PreRouting => End::Destination,
-        _ => End::Source,
-    };
-    if !NatTarget::translates(info, end) {
-        return Some(());
+    let translated = Translated::of(info.status, info.direction);
+    let transport = at.transport.l4?;
+    match at.hook {
+        Hook::PreRouting if translated.destination => {
+            nf_nat_manip_pkt(skb, transport, &target.key, End::Destination)
+        }
+        Hook::PostRouting if translated.source => {
+            if !target.may_leave_by(info.direction, at.oif) {
+                return None;
+            }
+            nf_nat_manip_pkt(skb, transport, &target.key, End::Source)
+        }
+        _ => Some(()),
     }
-    if end == End::Source && !target.may_leave_by(info, at.oif) {
-        return None;
-    }
-    nf_nat_manip_pkt(skb, at.transport.l4?, &target.key, end)
 }
 
-/// Both translations of a packet that leaves by `oif`. `None`: it is left to the kernel, and nothing was changed.
-/// `transport`: the protocol, and the offset of its header from the network header, octets.
-#[inline]
+/// Both translations of a packet. `None`: it is left to the kernel, and nothing was changed. `transport`: the
+/// protocol, and the offset of its header from the network header, octets.
+#[inline(always)]
 pub fn nf_nat_both(
     skb: &mut SkBuff,
     transport: (u8, usize),
-    oif: &Link,
-    info: &CtInfo,
-    target: &NatTarget,
+    target: &FlowKey,
+    translated: Translated,
 ) -> Option<()> {
-    let is_source = NatTarget::translates(info, End::Source);
-    if is_source && !target.may_leave_by(info, Some(oif)) {
-        return None;
+    if target.is_ipv4() && skb.ip_summed != IpSummed::Partial && transport.1 == IPV4_HLEN {
+        let packet = skb.network_header_mut();
+        match transport.0 {
+            IPPROTO_TCP => translate4::<TCP_CHECK, { IPV4_HLEN + TCP_CHECK + 2 }>(
+                packet.first_chunk_mut()?,
+                target,
+                translated,
+            ),
+            IPPROTO_UDP => translate4::<UDP_CHECK, { IPV4_HLEN + UDP_CHECK + 2 }>(
+                packet.first_chunk_mut()?,
+                target,
+                translated,
+            ),
+            _ => return None,
+        }
+        return Some(());
     }
-    if NatTarget::translates(info, End::Destination) {
-        nf_nat_manip_pkt(skb, transport, &target.key, End::Destination)?;
+    both_slow(skb, transport, target, translated)
+}
+
+#[inline(never)]
+fn both_slow(
+    skb: &mut SkBuff,
+    transport: (u8, usize),
+    target: &FlowKey,
+    translated: Translated,
+) -> Option<()> {
+    if translated.destination {
+        nf_nat_manip_pkt(skb, transport, target, End::Destination)?;
     }
-    if is_source {
-        nf_nat_manip_pkt(skb, transport, &target.key, End::Source)?;
+    if translated.source {
+        nf_nat_manip_pkt(skb, transport, target, End::Source)?;
     }
     Some(())
+}
+
+/// Translates an IPv4 packet without options, of which as much is given as has to be changed; `CHECK`: the offset of
+/// the checksum in the transport header, which is not a partial one.
+///
+/// Both checksums change by the same difference of the addresses. The sums do not depend on the byte order (RFC
+/// 1071 §2(B)); ends that are not translated add nothing, not even a negative zero.
+#[inline(always)]
+fn translate4<const CHECK: usize, const LEN: usize>(
+    packet: &mut [u8; LEN],
+    target: &FlowKey,
+    translated: Translated,
+) {
+    let change = |old: u32, new: u32, is_translated: bool| {
+        let difference = u64::from(!old) + u64::from(new);
+        if is_translated { (new, difference) } else { (old, 0) }
+    };
+    let word = |packet: &[u8; LEN], at: usize| {
+        u32::from_ne_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]])
+    };
+    let half = |packet: &[u8; LEN], at: usize| u16::from_ne_bytes([packet[at], packet[at + 1]]);
+    let [new_source, new_destination] = target.addresses4().map(u32::from_ne_bytes);
+    let [new_sport, new_dport] = target.port_octets().map(u16::from_ne_bytes);
+    let Translated { source, destination } = translated;
+    let (source_address, one) = change(word(packet, SOURCE), new_source, source);
+    let (destination_address, two) =
+        change(word(packet, DESTINATION), new_destination, destination);
+    let (sport, dport) = (half(packet, IPV4_HLEN), half(packet, IPV4_HLEN + 2));
+    let port = |old: u16, new: u16, is_translated: bool| {
+        let difference = u64::from(!old) + u64::from(new);
+        if is_translated { (new, difference) } else { (old, 0) }
+    };
+    let (sport, three) = port(sport, new_sport, source);
+    let (dport, four) = port(dport, new_dport, destination);
+    let check = half(packet, IPV4_CHECK);
+    let new_check = !fold_u64(u64::from(!check) + one + two);
+    let at = IPV4_HLEN + CHECK;
+    let check = half(packet, at);
+    let mut new_l4_check = !fold_u64(u64::from(!check) + one + two + three + four);
+    if CHECK == UDP_CHECK {
+        new_l4_check = match (check, new_l4_check) {
+            (0, _) => 0,
+            (_, 0) => CSUM_MANGLED_0,
+            (_, new) => new,
+        };
+    }
+    packet[IPV4_CHECK..IPV4_CHECK + 2].copy_from_slice(&new_check.to_ne_bytes());
+    packet[SOURCE..SOURCE + 4].copy_from_slice(&source_address.to_ne_bytes());
+    packet[DESTINATION..DESTINATION + 4].copy_from_slice(&destination_address.to_ne_bytes());
+    packet[IPV4_HLEN..IPV4_HLEN + 2].copy_from_slice(&sport.to_ne_bytes());
+    packet[IPV4_HLEN + 2..IPV4_HLEN + 4].copy_from_slice(&dport.to_ne_bytes());
+    packet[at..at + 2].copy_from_slice(&new_l4_check.to_ne_bytes());
 }
 
 /// Whether the new source is an address of the interface.

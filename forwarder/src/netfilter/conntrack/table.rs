@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 
-use super::flow::{Carried, Flow};
+use super::flow::{Carried, Flow, FlowNumber, Undecided};
 use super::tuple::FlowKey;
 use super::{CtInfo, Direction};
 use crate::hash_table::MULTIPLIER;
@@ -51,16 +51,6 @@ pub struct FlowView {
     pub packets: [u64; 2],
     /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
     pub octets: [u64; 2],
-}
-
-/// For which packets something is to be decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Undecided {
-    /// The flow, and the direction of the packets.
-    pub(super) number: u32,
-    pub(super) direction: Direction,
-    /// The sequence number of its record: it changes with the connection's state, and with the flow.
-    pub(super) sequence: u32,
 }
 
 /// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
@@ -134,26 +124,37 @@ impl FlowTable {
     /// The flow with this key and its hash, unless it is closing.
     #[inline]
     pub(super) fn look_up(&self, key: &FlowKey, hash: u64) -> Option<Carried<'_>> {
-        for bucket in self.buckets_of(hash) {
-            for entry in bucket.map_or(&[][..], |bucket| &bucket.0) {
-                let entry = entry.load(Acquire);
-                if (entry ^ hash) >> 32 == 0
-                    && let Some(found) = self.check(entry, key)
-                {
-                    return Some(found);
-                }
-            }
-        }
-        None
+        let mut entries = self.entries_of(hash);
+        entries.find_map(|number| self.flow(number.flow())?.carried(number, key))
     }
 
-    /// The flow that an entry leads to, if it has this key.
+    /// The first flow that probably has a key with this hash.
     #[inline]
-    fn check(&self, entry: u64, key: &FlowKey) -> Option<Carried<'_>> {
-        let low = entry as u32;
-        let number = (low >> 1).checked_sub(1)?;
-        let direction = if low & 1 == 0 { Direction::Original } else { Direction::Reply };
-        self.flow(number)?.carried(number, direction, key)
+    pub(super) fn candidate(&self, hash: u64) -> Option<FlowNumber> {
+        self.entries_of(hash).next()
+    }
+
+    /// The flows whose keys have the upper half of this hash.
+    #[inline]
+    fn entries_of(&self, hash: u64) -> impl Iterator<Item = FlowNumber> {
+        let entries = self.buckets_of(hash).into_iter().flatten().flat_map(|bucket| &bucket.0);
+        let entries = entries.map(|entry| entry.load(Acquire));
+        // Flows are entered as their number + 1.
+        let number = |entry: u64| (entry as u32).checked_sub(2).map(FlowNumber);
+        entries.filter(move |entry| (entry ^ hash) >> 32 == 0).filter_map(number)
+    }
+
+    /// The flow of a packet with this key, if it is the one with this number.
+    #[inline]
+    pub(super) fn carried(&self, number: FlowNumber, key: &FlowKey) -> Option<Carried<'_>> {
+        self.flow(number.flow())?.carried(number, key)
+    }
+
+    /// The same as a reader found it earlier.
+    #[inline]
+    pub(super) fn again(&self, of: Undecided) -> Option<Carried<'_>> {
+        let Undecided { number, sequence } = of;
+        Some(Carried { flow: self.flow(number.flow())?, sequence, number })
     }
 
     /// Whether the kernel's entry of a flow has expired: the kernel would not find it, though it may not have
@@ -165,7 +166,7 @@ impl FlowTable {
     /// A worker carried a packet of a flow, of this many octets from the IP header on.
     pub fn seen(&self, number: u32, direction: Direction, octets: u64, now_ns: u64) {
         if let Some(flow) = self.flow(number) {
-            flow.seen(direction, octets, now_ns);
+            flow.seen(direction as usize, octets, now_ns);
         }
     }
 
@@ -271,10 +272,10 @@ impl FlowTable {
         key.hash(self.seed)
     }
 
-    /// Notes what was decided for packets of a direction of a flow while its record had this sequence number.
+    /// Notes what was decided for packets of a flow.
     pub(in crate::netfilter) fn decide(&self, of: &Undecided, decided: u64) {
-        if let Some(flow) = self.flow(of.number) {
-            flow.decide(of.direction, of.sequence, decided);
+        if let Some(flow) = self.flow(of.number.flow()) {
+            flow.decide(of, decided);
         }
     }
 

@@ -71,13 +71,13 @@ impl FlowKey {
 
     /// Source and destination address of an IPv4 key.
     #[inline]
-    pub(super) fn addresses4(&self) -> [[u8; 4]; 2] {
+    pub(in crate::netfilter) fn addresses4(&self) -> [[u8; 4]; 2] {
         [self.words[0], self.words[2]].map(|word| (word as u32).to_ne_bytes())
     }
 
     /// Source and destination address of an IPv6 key.
     #[inline]
-    pub(super) fn addresses6(&self) -> [[u8; 16]; 2] {
+    pub(in crate::netfilter) fn addresses6(&self) -> [[u8; 16]; 2] {
         let octets = |low: u64, high: u64| (u128::from(low) | u128::from(high) << 64).to_ne_bytes();
         let [from0, from1, to0, to1, _] = self.words;
         [octets(from0, from1), octets(to0, to1)]
