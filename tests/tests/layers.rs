@@ -45,7 +45,7 @@ const STAGES: [&[&str]; 13] = [
     &["exit", "headers", "mode", "original", "ratelimit", "route_ahead"],
     &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
-    &["hold_queue", "burst_routes", "ip_options"],
+    &["hold_queue", "burst_routes", "ip_options", "flow_cache"],
     &["ctx"],
     &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
     &["ip_error", "neigh_output"],

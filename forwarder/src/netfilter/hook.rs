@@ -7,7 +7,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, FlowTable, Undecided, nf_conntrack_in, nf_nat_packet};
+use super::conntrack::{Ct, FlowTable, FoundFlow, nf_conntrack_in, nf_nat_packet};
 use super::decision::{Basis, Decision, Learner};
 use super::hook_states::HookStates;
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
@@ -380,6 +380,12 @@ impl Hooks {
         last.filter(|_| matches!(first.function, Function::Conntrack))
     }
 
+    /// The flows that are carried.
+    #[inline]
+    pub(super) fn flows(&self) -> Option<&FlowTable> {
+        self.flows.as_deref()
+    }
+
     /// The flows whose packets may pass the hooks as was decided before: the functions look at nothing before
     /// the packet's connection is known.
     #[inline]
@@ -460,6 +466,12 @@ impl Hooks {
         }
     }
 
+    /// Identifies them in the process; 0: no functions.
+    #[inline]
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
     /// What decisions depend on.
     #[inline]
     pub(super) fn basis(&self, tables: &Tables) -> Basis {
@@ -483,7 +495,7 @@ impl Hooks {
     }
 
     /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered.
-    fn begin_to_learn(&self, pf: Family, of: Undecided, own: &mut HookStates) {
+    fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
         if self.decided_at[family_index(pf)].is_some() && own.decisions.are_used() {
             own.learnt = Some((of, Learner::default()));
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::conntrack::{Ct, FlowsAhead, NatTarget, Undecided};
+use super::conntrack::{Ct, FlowsAhead, FoundFlow, NatTarget};
 use super::decision::{Decisions, Learner};
 use super::hook::{Hooks, StateSlot};
 use super::nft::Journal;
@@ -27,7 +27,7 @@ pub struct HookStates {
     /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
     pub(super) is_invalid: bool,
     /// Its flow, and what is learnt of it.
-    pub(super) learnt: Option<(Undecided, Learner)>,
+    pub(super) learnt: Option<(FoundFlow, Learner)>,
     pub(super) decisions: Decisions,
     /// The flows of the packets of the current burst.
     pub(super) ahead: FlowsAhead,
@@ -78,14 +78,21 @@ impl HookStates {
         self.of = hooks.id;
     }
 
-    /// A burst begins: finds the flows of its packets, if the functions may have decided about flows.
+    /// A burst begins: where the functions may have decided about flows, finds the flows of its packets, if `finds`,
+    /// or when they are needed.
     #[inline]
-    pub fn look_ahead(&mut self, burst: &[SkBuff], hooks: &Hooks, now_ns: u64) {
+    pub fn look_ahead(&mut self, burst: &[SkBuff], hooks: &Hooks, finds: bool, now_ns: u64) {
         let now_ns = self.monotonic_ns(now_ns);
-        match hooks.decided_flows() {
-            Some(flows) => self.ahead.look(burst, flows, now_ns),
-            None => self.ahead.clear(),
+        self.ahead.begin(hooks.decided_flows(), now_ns);
+        if let (true, Some(flows)) = (finds, hooks.decided_flows()) {
+            self.ahead.look(burst, flows);
         }
+    }
+
+    /// Whether packets of the current burst may pass as was decided for their flows.
+    #[inline]
+    pub fn may_be_decided(&self) -> bool {
+        self.ahead.is_valid()
     }
 
     /// A packet begins: nothing is known of it yet.

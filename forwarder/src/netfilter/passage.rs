@@ -6,15 +6,18 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::conntrack::{Carried, IPS_NAT_MASK, NatTarget, Plain, Segment, Translated, nf_nat_both};
+use super::conntrack::{
+    Carried, FlowKey, FoundFlow, IPS_NAT_MASK, NatTarget, Plain, Rewrite4, Segment, Translated,
+    nf_nat_both,
+};
 use super::decision::Decision;
 use super::hook::Hooks;
 use super::hook_states::HookStates;
 use super::nft::Family;
-use crate::skb::SkBuff;
+use crate::skb::{IpSummed, SkBuff};
 use crate::tables::{Link, Tables};
 
-/// A packet of a flow for which something was decided, and that neither opens nor closes its connection.
+/// A packet of a carried flow that neither opens nor closes its connection.
 #[derive(Debug)]
 pub struct Passage<'a> {
     found: Carried<'a>,
@@ -23,8 +26,6 @@ pub struct Passage<'a> {
     transport: (u8, usize),
     /// `ct->status`.
     status: u32,
-    /// Identifier of the decision.
-    decided: u64,
     /// CLOCK_MONOTONIC.
     now_ns: u64,
 }
@@ -35,32 +36,63 @@ pub struct Passed(());
 
 // Inlined: these are parts of one function, and the values stay in registers.
 impl<'a> Passage<'a> {
-    /// Of the packet at position `n` of a burst. `None`: the functions must run. `transport`: protocol, and offset
-    /// of its header from the network header, octets.
+    /// Of the packet with this key at position `n` of a burst, where [`HookStates::may_be_decided`].
+    /// `None`: the functions must run. `transport`: protocol,
+    /// and offset of its header from the network header, octets.
     #[inline(always)]
     pub fn of(
-        n: usize,
+        (n, key): (usize, &FlowKey),
         skb: &SkBuff,
-        pf: Family,
         transport: (u8, usize),
         hooks: &'a Hooks,
         own: &HookStates,
         now_ns: u64,
     ) -> Option<Passage<'a>> {
-        let found = own.ahead.get(n, hooks.decided_flows()?)?;
-        let (decided, status) = (found.decided(), found.status());
-        let now_ns = own.monotonic_ns(now_ns);
-        if decided == 0 || found.has_expired(now_ns) || !found.is_current() {
+        let found = own.ahead.get(n, key, hooks.flows()?)?;
+        if found.decided() == 0 {
             return None;
         }
-        if status & IPS_NAT_MASK != 0 && !hooks.translates(pf) {
+        let pf = if key.is_ipv4() { Family::Ip } else { Family::Ip6 };
+        let passage = Passage::of_found(found, skb, transport, own.monotonic_ns(now_ns))?;
+        (passage.status & IPS_NAT_MASK == 0 || hooks.translates(pf)).then_some(passage)
+    }
+
+    /// The same of a packet of a flow that was found earlier, with the same hooks.
+    #[inline(always)]
+    pub fn again(
+        of: FoundFlow,
+        skb: &SkBuff,
+        transport: (u8, usize),
+        hooks: &'a Hooks,
+        own: &HookStates,
+        now_ns: u64,
+    ) -> Option<Passage<'a>> {
+        let found = hooks.flows()?.again(of)?;
+        Passage::of_found(found, skb, transport, own.monotonic_ns(now_ns))
+    }
+
+    #[inline(always)]
+    fn of_found(
+        found: Carried<'a>,
+        skb: &SkBuff,
+        transport: (u8, usize),
+        now_ns: u64,
+    ) -> Option<Passage<'a>> {
+        let status = found.status();
+        if found.has_expired(now_ns) || !found.is_current() {
             return None;
         }
         let (protocol, offset) = transport;
         let header = skb.network_header().get(offset..)?;
         let len = skb.network_len().checked_sub(offset)?;
         let Segment::Plain(plain) = Segment::of(protocol, header, len)? else { return None };
-        Some(Passage { found, plain, transport, status, decided, now_ns })
+        Some(Passage { found, plain, transport, status, now_ns })
+    }
+
+    /// The flow, to find it again.
+    #[inline(always)]
+    pub fn flow(&self) -> FoundFlow {
+        self.found.of()
     }
 
     #[inline(always)]
@@ -88,6 +120,12 @@ impl<'a> Passage<'a> {
         (self.status & IPS_NAT_MASK != 0).then(|| self.found.target())
     }
 
+    /// What is written into each packet of the flow, which has this key. `None`: it is not translated, or not prepared.
+    pub fn rewrite(&self, key: &FlowKey) -> Option<Rewrite4> {
+        let NatTarget { key: target, .. } = self.target().filter(|_| key.is_ipv4())?;
+        Some(Rewrite4::new(key, &target, self.translated()))
+    }
+
     /// The decision, if it holds for a packet from `iif` to `oif`.
     #[inline(always)]
     fn decision<'s>(
@@ -97,49 +135,63 @@ impl<'a> Passage<'a> {
         (hooks, tables): (&Hooks, &Tables),
         own: &'s HookStates,
     ) -> Option<&'s Decision> {
-        let decision = own.decisions.get(self.decided, hooks.basis(tables))?;
+        let decision = own.decisions.get(self.found.decided(), hooks.basis(tables))?;
         let holds =
             decision.iif == iif.ifindex && (decision.oif == 0 || decision.oif == oif.ifindex);
         holds.then_some(decision)
     }
 
-    /// Whether the packet may pass from `iif` to `oif`: it was decided, and the translation is possible.
+    /// The counters of a packet from `iif` to `oif`, if it may pass: it was decided, and the translation is
+    /// possible.
     #[inline(always)]
-    pub fn may_pass(
+    pub fn may_pass<'s>(
         &self,
         iif: &Link,
         oif: &Link,
         of: (&Hooks, &Tables),
-        own: &HookStates,
-    ) -> bool {
+        own: &'s HookStates,
+    ) -> Option<&'s [u32]> {
         let may_leave = |target: NatTarget| target.may_leave_by(self.found.direction(), Some(oif));
-        self.decision(iif, oif, of, own).is_some() && self.target().is_none_or(may_leave)
+        let decision = self.decision(iif, oif, of, own)?;
+        self.target().is_none_or(may_leave).then(|| decision.counters())
     }
 
-    /// The packet passes from `iif` to `oif`: it is translated and counted. `None`: it may not, see
-    /// [`Passage::may_pass`], or the flow has changed meanwhile, and nothing was changed.
+    /// The packet passes: it is translated and counted. To be called when it may pass. `rewrite`: see
+    /// [`Passage::rewrite`]. `None`: the flow has changed meanwhile, and the packet was not.
     #[inline(always)]
     pub fn pass(
         self,
         skb: &mut SkBuff,
-        (iif, oif): (&Link, &Link),
-        of: (&Hooks, &Tables),
+        rewrite: Option<&Rewrite4>,
+        counters: &[u32],
+        hooks: &Hooks,
         own: &HookStates,
     ) -> Option<Passed> {
-        let decision = self.decision(iif, oif, of, own)?;
-        if let Some(target) = self.target() {
-            if !self.found.is_current() {
-                return None;
-            }
+        if self.status & IPS_NAT_MASK != 0 {
             skb.headers_may_change();
-            nf_nat_both(skb, self.transport, &target.key, self.translated())?;
+            match rewrite {
+                Some(rewrite) if skb.ip_summed != IpSummed::Partial => {
+                    rewrite.apply(skb.network_header_mut(), self.transport.0)?;
+                }
+                _ => self.translate(skb)?,
+            }
         }
         let octets = skb.network_len() as u64;
-        if let Some(nft) = &of.0.nft {
-            nft.count(decision.counters(), octets, own.worker);
+        if let Some(nft) = &hooks.nft {
+            nft.count(counters, octets, own.worker);
         }
         self.plain.pass(&self.found);
         self.found.seen(octets, self.now_ns);
         Some(Passed(()))
+    }
+
+    /// Translates the packet as the flow's record says.
+    #[inline(never)]
+    fn translate(&self, skb: &mut SkBuff) -> Option<()> {
+        let NatTarget { key: target, .. } = self.target()?;
+        if !self.found.is_current() {
+            return None;
+        }
+        nf_nat_both(skb, self.transport, &target, self.translated())
     }
 }

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use super::flow_cache::FlowCache;
 use super::hold_queue::HoldQueue;
 use super::nf_hook::HookEnv;
 use super::post_routing::RoutedBurst;
@@ -56,6 +57,8 @@ pub struct PipelineState {
     pub(super) hold: HoldQueue,
     /// What hook functions keep.
     pub(super) hooks: HookStates,
+    /// Where packets of carried flows leave.
+    pub(super) flow_cache: FlowCache,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
     /// Makes the path that a flow takes unpredictable to others.
@@ -73,6 +76,7 @@ impl PipelineState {
             limiter: IcmpLimiter::new(seed, workers),
             hold: HoldQueue::new(),
             hooks: HookStates::new(0),
+            flow_cache: FlowCache::new(seed),
             ip_id: (seed >> 16) as u16,
             hash_seed: seed,
             utc_offset_ns: 0,

@@ -161,7 +161,7 @@ impl SourceValidation {
 
 /// The link-layer addresses of frames to a neighbour on an interface that is up and adds no tags (`struct
 /// hh_cache`).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct HhCache {
     /// Destination and source address, stored as words: single-byte stores would stall the word-sized
     /// loads of the copy.

@@ -108,7 +108,7 @@ pub(super) fn ip6_forward<M: Mode>(
 }
 
 /// Decrements the hop limit.
-#[inline]
+#[inline(always)]
 pub(super) fn decrease_hop_limit(skb: &mut SkBuff) {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN>() {
         Ipv6Packet::new_unchecked(fixed).decrease_hop_limit();

@@ -85,7 +85,7 @@ pub(super) fn ip_forward<M: Mode>(
 }
 
 /// `ip_decrease_ttl`.
-#[inline]
+#[inline(always)]
 pub(super) fn decrease_ttl(skb: &mut SkBuff) {
     if let Some(fixed) = skb.network_chunk_mut::<HEADER_LEN_MIN>() {
         Ipv4Packet::new_unchecked(fixed).decrease_ttl();

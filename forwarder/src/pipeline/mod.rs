@@ -35,6 +35,7 @@ mod ctx;
 mod dst;
 mod eth_input;
 mod exit;
+mod flow_cache;
 mod headers;
 mod hold_queue;
 mod icmp6_send;
@@ -97,7 +98,7 @@ use ip6_forward::{ip6_forward, ip6_forward_checks};
 use ip6_input::ip6_rcv_core;
 use mode::{Hooked, Mode, Plain, Traced};
 use neigh_output::neigh_hh_output;
-use nf_flow_table::{nf_flow_offload_ip, nf_flow_offload_ipv6};
+use nf_flow_table::{Offloaded, nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
 use original::Original;
 use post_routing::{PostRouted, post_routing};
@@ -135,7 +136,8 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         }
         let mut routes = BurstRoutes::look_up(packets, ctx.tables);
         if M::HOOKED && !M::TRACED {
-            ctx.state.hooks.look_ahead(packets, ctx.hooks, ctx.now_ns);
+            let has_misses = ctx.state.flow_cache.begin((ctx.tables.generation, ctx.hooks.id()));
+            ctx.state.hooks.look_ahead(packets, ctx.hooks, has_misses, ctx.now_ns);
         }
         let mut dispositions = Dispositions::new();
         for (n, skb) in packets.iter_mut().enumerate() {
@@ -187,11 +189,11 @@ fn forward<'a, M: Mode>(
     let mut original = None;
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut original, ctx) {
-            Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
+            Ok(routed) => output(skb, EtherType::IPV4, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut original, ctx) {
-            Ok((dst, routed)) => output(skb, EtherType::IPV6, dst, routed, defer_output),
+            Ok(routed) => output(skb, EtherType::IPV6, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
@@ -224,6 +226,15 @@ fn end_hooks(
     if original.restore(skb) { disposition } else { Disposition::Drop(DropReason::PuntFailed) }
 }
 
+/// A packet that passed POST_ROUTING.
+#[derive(Debug)]
+enum Routed<'a, 'k> {
+    /// Its route.
+    By(&'k Dst<'a>, PostRouted),
+    /// The frame is complete; it is sent on this port.
+    Xmit(u16, PostRouted),
+}
+
 /// Finds the protocol, and the interface that counts as the input interface.
 #[inline]
 fn receive<'a>(skb: &mut SkBuff, ctx: &Ctx<'a>) -> Result<(EtherType, &'a Link), Exit> {
@@ -240,7 +251,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     routes: &'k mut BurstRoutes<'a>,
     original: &mut Option<Original>,
     ctx: &mut Ctx<'a>,
-) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
+) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
@@ -253,10 +264,13 @@ fn ip_rcv<'a, 'k, M: Mode>(
             true => None,
             false => nf_flow_offload_ip(skb, &iph, dev, routes, ctx),
         };
-        if let Some(Ok(routed)) = passed {
-            return Ok((routes.hint4.dst()?, routed));
+        match passed {
+            Some(Ok(Offloaded::Xmit(port, routed))) => return Ok(Routed::Xmit(port, routed)),
+            Some(Ok(Offloaded::Routed(routed))) => {
+                return Ok(Routed::By(routes.hint4.dst()?, routed));
+            }
+            _ => *original = Some(Original::of(skb)),
         }
-        *original = Some(Original::of(skb));
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
             nf_hook::<M>(Hook::PreRouting, skb, Family::Ip, before, ctx.hook_env())?;
@@ -292,7 +306,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     }
     traced::neigh::<M>(dst, Ipv4Addr::from_bits(daddr), ctx);
     check_neighbour::<M>(Family::Ip, dst, Ipv4Addr::from_bits(daddr).into(), ctx)?;
-    Ok((dst, routed))
+    Ok(Routed::By(dst, routed))
 }
 
 /// Processes an IPv6 packet.
@@ -303,7 +317,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     routes: &'k mut BurstRoutes<'a>,
     original: &mut Option<Original>,
     ctx: &mut Ctx<'a>,
-) -> Result<(&'k Dst<'a>, PostRouted), Exit> {
+) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::Ip6RcvCore, ctx);
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
@@ -316,10 +330,13 @@ fn ip6_rcv<'a, 'k, M: Mode>(
             true => None,
             false => nf_flow_offload_ipv6(skb, &hdr, dev, routes, ctx),
         };
-        if let Some(Ok(routed)) = passed {
-            return Ok((routes.hint6.dst()?, routed));
+        match passed {
+            Some(Ok(Offloaded::Xmit(port, routed))) => return Ok(Routed::Xmit(port, routed)),
+            Some(Ok(Offloaded::Routed(routed))) => {
+                return Ok(Routed::By(routes.hint6.dst()?, routed));
+            }
+            _ => *original = Some(Original::of(skb)),
         }
-        *original = Some(Original::of(skb));
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
             nf_hook::<M>(Hook::PreRouting, skb, Family::Ip6, before, ctx.hook_env())?;
@@ -352,7 +369,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     }
     traced::neigh::<M>(dst, daddr, ctx);
     check_neighbour::<M>(Family::Ip6, dst, daddr.into(), ctx)?;
-    Ok((dst, routed))
+    Ok(Routed::By(dst, routed))
 }
 
 /// Where the errors of this router may be the kernel's to send, a packet does not wait for its neighbour here:
@@ -379,10 +396,13 @@ fn check_neighbour<M: Mode>(
 fn output<'a>(
     skb: &mut SkBuff,
     protocol: EtherType,
-    dst: &Dst<'a>,
-    routed: PostRouted,
+    routed: Routed<'a, '_>,
     defer_output: impl FnOnce(PendingOutput<'a>),
 ) -> Disposition {
+    let (dst, routed) = match routed {
+        Routed::By(dst, routed) => (dst, routed),
+        Routed::Xmit(port, routed) => return Disposition::Xmit(port, routed),
+    };
     if neigh_hh_output(skb, dst, &routed) {
         return Disposition::Xmit(dst.port, routed);
     }

@@ -1,14 +1,17 @@
 //! Packets of carried flows for which the hook functions have decided: they pass the hooks without the functions
 //! (`nf_flow_offload_ip_hook`, `nf_flow_offload_ipv6_hook` of the kernel).
 //!
-//! All other stages are the same. A packet is routed by its translated destination, and translated when it is
-//! certain that it passes; whatever ends it before that finds it as received. Its route is then the last one of
-//! [`BurstRoutes`]. `None`: the functions must run, and nothing has changed.
+//! A packet is routed by its translated destination, and translated when it is certain that it passes; whatever ends
+//! it before that finds it as received. Later packets of the flow leave the same way without routing
+//! ([`super::flow_cache`]).
 
 use std::net::Ipv4Addr;
 
 use super::burst_routes::BurstRoutes;
+use super::csum_partial::skb_checksum_help;
 use super::dst::Dst;
+use super::eth_input::is_l2_multicast;
+use super::flow_cache::Entry;
 use super::headers::{Iphdr, Ipv6hdr};
 use super::ip_forward::{decrease_ttl, ip_forward_checks};
 use super::ip6_forward::{decrease_hop_limit, ip6_forward_checks};
@@ -16,18 +19,27 @@ use super::post_routing::{PostRouted, passed_post_routing};
 use super::route::ip_route_input;
 use super::route6::ip6_route_input;
 use super::{Ctx, Exit};
-use crate::netfilter::{Family, Passage};
+use crate::netfilter::conntrack::{FlowKey, flow_key4, flow_key6};
+use crate::netfilter::{Passage, Passed};
 use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib};
 use crate::tables::Link;
-use crate::wire::ipv6;
+use crate::wire::{ethernet, ipv6};
 
-/// Whether nothing but fragments, or a neighbour that is not known, keeps the packet from being sent.
-#[inline(always)]
-fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
-    dst.fits(skb) && (dst.hh.is_some() || dst.neigh.is_some_and(|neigh| neigh.lladdr.is_some()))
+/// How a packet passed.
+#[derive(Debug)]
+pub(super) enum Offloaded {
+    /// The frame is complete; it is sent on this port.
+    Xmit(u16, PostRouted),
+    /// Its route is the last one of [`BurstRoutes`].
+    Routed(PostRouted),
 }
 
-/// An IPv4 packet that passed `ip_rcv_core`, received on `dev`.
+/// An IPv4 packet that passed `ip_rcv_core`, received on `dev`. `None`: the functions must run, and nothing has
+/// changed.
+///
+/// # Errors
+/// It ends after PRE_ROUTING, whose functions have not run.
 #[inline(always)]
 pub(super) fn nf_flow_offload_ip<'a>(
     skb: &mut SkBuff,
@@ -35,10 +47,21 @@ pub(super) fn nf_flow_offload_ip<'a>(
     dev: &'a Link,
     routes: &mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
-) -> Option<Result<PostRouted, Exit>> {
+) -> Option<Result<Offloaded, Exit>> {
+    if !ctx.state.hooks.may_be_decided() {
+        return None;
+    }
+    let key = flow_key4(skb.network_header())?;
     let transport = (iph.protocol.0, usize::from(iph.header_len));
+    if iph.ttl > 1
+        && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
+    {
+        ctx.stats.mib(Mib::IpForwDatagrams);
+        decrease_ttl(skb);
+        return Some(complete(skb, entry, passed));
+    }
     let own = &ctx.state.hooks;
-    let passage = Passage::of(routes.n, skb, Family::Ip, transport, ctx.hooks, own, ctx.now_ns)?;
+    let passage = Passage::of((routes.n, &key), skb, transport, ctx.hooks, own, ctx.now_ns)?;
     let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
     let iph = Iphdr { daddr, ..*iph };
     let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
@@ -46,33 +69,43 @@ pub(super) fn nf_flow_offload_ip<'a>(
         Err(exit) => return Some(Err(exit)),
     };
     dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
-    let of = (ctx.hooks, ctx.tables);
-    if !is_ready(skb, dst)
-        || dst.is_multipath()
-        || !passage.may_pass(dev, dst.dev, of, &ctx.state.hooks)
-    {
+    if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip_forward_checks(skb, &iph, dst, ctx) {
         return Some(Err(exit));
     }
-    let passed = passage.pass(skb, (dev, dst.dev), of, &ctx.state.hooks)?;
+    let passed = pass(passage, &key, skb, dev, dst, ctx)?;
     decrease_ttl(skb);
-    Some(Ok(passed_post_routing(skb, passed)))
+    Some(Ok(Offloaded::Routed(passed_post_routing(skb, passed))))
 }
 
-/// An IPv6 packet that passed `ip6_rcv_core`, received on `dev`.
-#[inline]
+/// The same of an IPv6 packet that passed `ip6_rcv_core`.
+///
+/// # Errors
+/// As those of [`nf_flow_offload_ip`].
+#[inline(always)]
 pub(super) fn nf_flow_offload_ipv6<'a>(
     skb: &mut SkBuff,
     hdr: &Ipv6hdr,
     dev: &'a Link,
     routes: &mut BurstRoutes<'a>,
     ctx: &mut Ctx<'a>,
-) -> Option<Result<PostRouted, Exit>> {
+) -> Option<Result<Offloaded, Exit>> {
+    if !ctx.state.hooks.may_be_decided() {
+        return None;
+    }
+    let key = flow_key6(skb.network_header())?;
     let transport = (hdr.next_header.0, ipv6::HEADER_LEN);
+    if hdr.hop_limit > 1
+        && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
+    {
+        ctx.stats.mib(Mib::Ip6OutForwDatagrams);
+        decrease_hop_limit(skb);
+        return Some(complete(skb, entry, passed));
+    }
     let own = &ctx.state.hooks;
-    let passage = Passage::of(routes.n, skb, Family::Ip6, transport, ctx.hooks, own, ctx.now_ns)?;
+    let passage = Passage::of((routes.n, &key), skb, transport, ctx.hooks, own, ctx.now_ns)?;
     let daddr = passage.daddr6().unwrap_or(hdr.daddr);
     let hdr = Ipv6hdr { daddr, ..*hdr };
     let dst = match ip6_route_input(skb, &hdr, dev, routes, ctx) {
@@ -80,17 +113,80 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         Err(exit) => return Some(Err(exit)),
     };
     dst.resolve(daddr, ctx.tables);
-    let of = (ctx.hooks, ctx.tables);
-    if !is_ready(skb, dst)
-        || dst.is_multipath()
-        || !passage.may_pass(dev, dst.dev, of, &ctx.state.hooks)
-    {
+    if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip6_forward_checks(skb, &hdr, dev, dst, ctx) {
         return Some(Err(exit));
     }
-    let passed = passage.pass(skb, (dev, dst.dev), of, &ctx.state.hooks)?;
+    let passed = pass(passage, &key, skb, dev, dst, ctx)?;
     decrease_hop_limit(skb);
-    Some(Ok(passed_post_routing(skb, passed)))
+    Some(Ok(Offloaded::Routed(passed_post_routing(skb, passed))))
+}
+
+/// A packet of a flow of which another has passed a short time ago.
+#[inline(always)]
+fn pass_as_before<'s>(
+    key: &FlowKey,
+    skb: &mut SkBuff,
+    transport: (u8, usize),
+    dev: &Link,
+    ctx: &'s Ctx<'_>,
+) -> Option<(&'s Entry, Passed)> {
+    let state = &*ctx.state;
+    let entry = state.flow_cache.get(key)?;
+    // Frames without tags, whose link-layer header is as long as that to be sent.
+    let is_simple = skb.network_offset() == ethernet::HEADER_LEN && !is_l2_multicast(skb);
+    if !is_simple || !entry.is_for(skb, dev.ifindex, ctx.now_ns) {
+        return None;
+    }
+    let passage = Passage::again(entry.flow, skb, transport, ctx.hooks, &state.hooks, ctx.now_ns)?;
+    let passed = passage.pass(skb, entry.rewrite(), entry.counters(), ctx.hooks, &state.hooks)?;
+    Some((entry, passed))
+}
+
+/// The frame of a packet that passed as another one before.
+#[inline(always)]
+fn complete(skb: &mut SkBuff, entry: &Entry, passed: Passed) -> Result<Offloaded, Exit> {
+    let Some(header) = skb.set_mac_chunk::<{ ethernet::HEADER_LEN }>() else {
+        // Not reachable: a frame without tags was received with as many octets.
+        return Err(Exit::Drop(DropReason::SkbNoHeadroom));
+    };
+    header[..8].copy_from_slice(&entry.hh.first);
+    header[8..12].copy_from_slice(&entry.hh.rest);
+    skb_checksum_help(skb);
+    Ok(Offloaded::Xmit(entry.port, passed_post_routing(skb, passed)))
+}
+
+/// Whether nothing but fragments, or a neighbour that is not known, keeps the packet from being sent.
+#[inline(always)]
+fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
+    dst.fits(skb) && (dst.hh.is_some() || dst.neigh.is_some_and(|neigh| neigh.lladdr.is_some()))
+}
+
+/// Whether the functions have decided that the packet passes. One that may take several routes passes them again:
+/// which one it takes depends on its translated header.
+#[inline(always)]
+fn may_pass(passage: &Passage<'_>, dev: &Link, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
+    let of = (ctx.hooks, ctx.tables);
+    !dst.is_multipath() && passage.may_pass(dev, dst.dev, of, &ctx.state.hooks).is_some()
+}
+
+/// The packet passes, and later ones of the flow as it does.
+#[inline(always)]
+fn pass(
+    passage: Passage<'_>,
+    key: &FlowKey,
+    skb: &mut SkBuff,
+    dev: &Link,
+    dst: &Dst<'_>,
+    ctx: &mut Ctx<'_>,
+) -> Option<Passed> {
+    let of = (ctx.hooks, ctx.tables);
+    let state = &mut *ctx.state;
+    let counters = passage.may_pass(dev, dst.dev, of, &state.hooks)?;
+    let rewrite = passage.rewrite(key);
+    let flow = (key, passage.flow(), rewrite);
+    state.flow_cache.enter(flow, dev.ifindex, dst, counters, ctx.now_ns);
+    passage.pass(skb, rewrite.as_ref(), counters, ctx.hooks, &state.hooks)
 }

@@ -153,7 +153,7 @@ impl Flow {
 }
 
 /// The number of a flow, and a direction in the least significant bit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowNumber(pub(super) u32);
 
 impl FlowNumber {
@@ -209,6 +209,12 @@ impl Carried<'_> {
         let target = (status & IPS_NAT_MASK != 0).then(|| self.target());
         let (flow, direction) = (self.number.flow(), self.number.direction());
         self.is_current().then_some((CtInfo { flow, direction, status, mark }, target))
+    }
+
+    /// The flow, to find it again.
+    #[inline]
+    pub(in crate::netfilter) fn of(&self) -> FoundFlow {
+        FoundFlow { number: self.number, sequence: self.sequence }
     }
 
     /// `ct->status`.
@@ -283,7 +289,7 @@ impl Carried<'_> {
 
 impl Flow {
     /// Notes what was decided for packets of a flow in this record.
-    pub fn decide(&self, of: &Undecided, decided: u64) {
+    pub fn decide(&self, of: &FoundFlow, decided: u64) {
         let at = &self.decided[of.number.way()];
         at.store(decided, Relaxed);
         // Either this thread sees that the record is written, or the writer's store of 0 is after the one above.
@@ -294,9 +300,10 @@ impl Flow {
     }
 }
 
-/// For which packets something is to be decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Undecided {
+/// A flow as it was found, with the direction of packets: what was decided for it holds as long as its record is not
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FoundFlow {
     /// The flow, and the direction of the packets.
     pub(super) number: FlowNumber,
     /// The sequence number of its record: it changes with the connection's state, and with the flow.

@@ -1,6 +1,6 @@
 //! `nf_conntrack_in`: finds the flow of a received packet (net/netfilter/nf_conntrack_core.c).
 
-use super::flow::{Carried, Reset, Undecided};
+use super::flow::{Carried, FoundFlow, Reset};
 use super::table::FlowTable;
 use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
 use super::{Ct, NatTarget};
@@ -40,7 +40,7 @@ pub struct Tracked {
     /// What NAT makes of it; `None`: it is not translated.
     pub target: Option<NatTarget>,
     /// For which packets what happens to this one can be remembered.
-    pub of: Undecided,
+    pub of: FoundFlow,
 }
 
 /// The key of an IPv4 packet, given from its header on. `None`: it is neither TCP nor UDP, is a fragment, has
@@ -111,7 +111,7 @@ pub fn nf_conntrack_in(
     let (protocol, transport) = at.transport.l4?;
     let len = skb.network_len().checked_sub(transport)?;
     let header = packet.get(transport..)?;
-    let of = Undecided { number, sequence };
+    let of = FoundFlow { number, sequence };
     match Segment::of(protocol, header, len)? {
         Segment::Plain(plain) => plain.pass(&found),
         Segment::Closing { is_reset, seq } => {

@@ -12,8 +12,6 @@ use crate::wire::checksum::{fold_u64, replace, replace_partial};
 const IPV4_HLEN: usize = 20;
 /// Offset of the addresses in an IPv4 header, and of its checksum, octets.
 const IPV4_ADDRESSES: usize = 12;
-const SOURCE: usize = IPV4_ADDRESSES;
-const DESTINATION: usize = IPV4_ADDRESSES + 4;
 const IPV4_CHECK: usize = 10;
 /// Offset of the addresses in an IPv6 header, octets.
 const IPV6_ADDRESSES: usize = 8;
@@ -94,35 +92,7 @@ pub fn nf_nat_packet(
 
 /// Both translations of a packet. `None`: it is left to the kernel, and nothing was changed. `transport`: the
 /// protocol, and the offset of its header from the network header, octets.
-#[inline(always)]
 pub fn nf_nat_both(
-    skb: &mut SkBuff,
-    transport: (u8, usize),
-    target: &FlowKey,
-    translated: Translated,
-) -> Option<()> {
-    if target.is_ipv4() && skb.ip_summed != IpSummed::Partial && transport.1 == IPV4_HLEN {
-        let packet = skb.network_header_mut();
-        match transport.0 {
-            IPPROTO_TCP => translate4::<TCP_CHECK, { IPV4_HLEN + TCP_CHECK + 2 }>(
-                packet.first_chunk_mut()?,
-                target,
-                translated,
-            ),
-            IPPROTO_UDP => translate4::<UDP_CHECK, { IPV4_HLEN + UDP_CHECK + 2 }>(
-                packet.first_chunk_mut()?,
-                target,
-                translated,
-            ),
-            _ => return None,
-        }
-        return Some(());
-    }
-    both_slow(skb, transport, target, translated)
-}
-
-#[inline(never)]
-fn both_slow(
     skb: &mut SkBuff,
     transport: (u8, usize),
     target: &FlowKey,
@@ -137,56 +107,88 @@ fn both_slow(
     Some(())
 }
 
-/// Translates an IPv4 packet without options, of which as much is given as has to be changed; `CHECK`: the offset of
-/// the checksum in the transport header, which is not a partial one.
+/// What both translations write into each IPv4 packet of a flow, and by how much its checksums change.
 ///
 /// Both checksums change by the same difference of the addresses. The sums do not depend on the byte order (RFC
 /// 1071 §2(B)); ends that are not translated add nothing, not even a negative zero.
-#[inline(always)]
-fn translate4<const CHECK: usize, const LEN: usize>(
-    packet: &mut [u8; LEN],
-    target: &FlowKey,
-    translated: Translated,
-) {
-    let change = |old: u32, new: u32, is_translated: bool| {
-        let difference = u64::from(!old) + u64::from(new);
-        if is_translated { (new, difference) } else { (old, 0) }
-    };
-    let word = |packet: &[u8; LEN], at: usize| {
-        u32::from_ne_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]])
-    };
-    let half = |packet: &[u8; LEN], at: usize| u16::from_ne_bytes([packet[at], packet[at + 1]]);
-    let [new_source, new_destination] = target.addresses4().map(u32::from_ne_bytes);
-    let [new_sport, new_dport] = target.port_octets().map(u16::from_ne_bytes);
-    let Translated { source, destination } = translated;
-    let (source_address, one) = change(word(packet, SOURCE), new_source, source);
-    let (destination_address, two) =
-        change(word(packet, DESTINATION), new_destination, destination);
-    let (sport, dport) = (half(packet, IPV4_HLEN), half(packet, IPV4_HLEN + 2));
-    let port = |old: u16, new: u16, is_translated: bool| {
-        let difference = u64::from(!old) + u64::from(new);
-        if is_translated { (new, difference) } else { (old, 0) }
-    };
-    let (sport, three) = port(sport, new_sport, source);
-    let (dport, four) = port(dport, new_dport, destination);
-    let check = half(packet, IPV4_CHECK);
-    let new_check = !fold_u64(u64::from(!check) + one + two);
-    let at = IPV4_HLEN + CHECK;
-    let check = half(packet, at);
-    let mut new_l4_check = !fold_u64(u64::from(!check) + one + two + three + four);
-    if CHECK == UDP_CHECK {
-        new_l4_check = match (check, new_l4_check) {
-            (0, _) => 0,
-            (_, 0) => CSUM_MANGLED_0,
-            (_, new) => new,
-        };
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rewrite4 {
+    /// Source and destination address, as in the header.
+    addresses: [u8; 8],
+    /// Source and destination port, as in the header.
+    ports: [u8; 4],
+    /// Of the addresses, in the machine's byte order.
+    difference: u16,
+    /// Of addresses and ports.
+    l4_difference: u16,
+}
+
+impl Rewrite4 {
+    /// Of packets with the key `own`, which is of IPv4.
+    #[inline]
+    pub fn new(own: &FlowKey, target: &FlowKey, translated: Translated) -> Rewrite4 {
+        let Translated { source, destination } = translated;
+        let (own_addresses, own_ports) = (own.addresses4(), own.port_octets());
+        let (addresses, ports) = (target.addresses4(), target.port_octets());
+        let mut rewrite = Rewrite4::default();
+        let (mut difference, mut of_ports) = (0, 0);
+        for (n, is_translated) in [source, destination].into_iter().enumerate() {
+            let (address, port) = match is_translated {
+                true => (addresses[n], ports[n]),
+                false => (own_addresses[n], own_ports[n]),
+            };
+            if is_translated {
+                let [old, new] = [own_addresses[n], address].map(u32::from_ne_bytes);
+                difference += u64::from(!old) + u64::from(new);
+                let [old, new] = [own_ports[n], port].map(u16::from_ne_bytes);
+                of_ports += u64::from(!old) + u64::from(new);
+            }
+            rewrite.addresses[4 * n..4 * n + 4].copy_from_slice(&address);
+            rewrite.ports[2 * n..2 * n + 2].copy_from_slice(&port);
+        }
+        rewrite.difference = fold_u64(difference);
+        rewrite.l4_difference = fold_u64(difference + of_ports);
+        rewrite
     }
-    packet[IPV4_CHECK..IPV4_CHECK + 2].copy_from_slice(&new_check.to_ne_bytes());
-    packet[SOURCE..SOURCE + 4].copy_from_slice(&source_address.to_ne_bytes());
-    packet[DESTINATION..DESTINATION + 4].copy_from_slice(&destination_address.to_ne_bytes());
-    packet[IPV4_HLEN..IPV4_HLEN + 2].copy_from_slice(&sport.to_ne_bytes());
-    packet[IPV4_HLEN + 2..IPV4_HLEN + 4].copy_from_slice(&dport.to_ne_bytes());
-    packet[at..at + 2].copy_from_slice(&new_l4_check.to_ne_bytes());
+
+    /// Rewrites a packet without options, whose transport checksum is not a partial one. `None`: it is too short, and
+    /// nothing was changed.
+    #[inline(always)]
+    pub fn apply(&self, packet: &mut [u8], protocol: u8) -> Option<()> {
+        match protocol {
+            IPPROTO_TCP => {
+                self.write::<TCP_CHECK, { IPV4_HLEN + TCP_CHECK + 2 }>(packet.first_chunk_mut()?);
+            }
+            IPPROTO_UDP => {
+                self.write::<UDP_CHECK, { IPV4_HLEN + UDP_CHECK + 2 }>(packet.first_chunk_mut()?);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// `CHECK`: the offset of the checksum in the transport header.
+    #[inline(always)]
+    fn write<const CHECK: usize, const LEN: usize>(&self, packet: &mut [u8; LEN]) {
+        let half = |packet: &[u8; LEN], at: usize| u16::from_ne_bytes([packet[at], packet[at + 1]]);
+        let replace =
+            |check: u16, difference: u16| !fold_u64(u64::from(!check) + u64::from(difference));
+        let check = replace(half(packet, IPV4_CHECK), self.difference);
+        let at = IPV4_HLEN + CHECK;
+        let old = half(packet, at);
+        let mut l4_check = replace(old, self.l4_difference);
+        if CHECK == UDP_CHECK {
+            l4_check = match (old, l4_check) {
+                (0, _) => 0,
+                (_, 0) => CSUM_MANGLED_0,
+                (_, new) => new,
+            };
+        }
+        packet[IPV4_CHECK..IPV4_CHECK + 2].copy_from_slice(&check.to_ne_bytes());
+        packet[IPV4_ADDRESSES..IPV4_ADDRESSES + 8].copy_from_slice(&self.addresses);
+        packet[IPV4_HLEN..IPV4_HLEN + 4].copy_from_slice(&self.ports);
+        packet[at..at + 2].copy_from_slice(&l4_check.to_ne_bytes());
+    }
 }
 
 /// Whether the new source is an address of the interface.

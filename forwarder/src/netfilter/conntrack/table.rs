@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 
-use super::flow::{Carried, Flow, FlowNumber, Undecided};
+use super::flow::{Carried, Flow, FlowNumber, FoundFlow};
 use super::tuple::FlowKey;
 use super::{CtInfo, Direction};
 use crate::hash_table::MULTIPLIER;
@@ -53,17 +53,35 @@ pub struct FlowView {
     pub octets: [u64; 2],
 }
 
+/// Allocates records.
+fn new_chunk() -> Box<[Flow; CHUNK]> {
+    let flows: Box<[Flow]> = (0..CHUNK).map(|_| Flow::default()).collect();
+    match flows.try_into() {
+        Ok(flows) => flows,
+        Err(_) => unreachable!("there are as many"),
+    }
+}
+
 /// One cache line of the index. An entry: upper half of the hash, number of the flow + 1 (31 bits),
 /// direction (1 bit); 0: empty.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Bucket([AtomicU64; BUCKET]);
 
+impl Bucket {
+    /// The entries with the upper half of this hash, a bit for each. Without branches: flows are at any place.
+    #[inline]
+    fn matching(&self, hash: u64) -> u32 {
+        let is_matching = |entry: &AtomicU64| u32::from((entry.load(Acquire) ^ hash) >> 32 == 0);
+        self.0.iter().rev().fold(0, |bits, entry| bits << 1 | is_matching(entry))
+    }
+}
+
 /// The carried flows.
 #[derive(Debug)]
 pub struct FlowTable {
     /// Records by number, [`CHUNK`] each: allocated when the first one is used.
-    chunks: Box<[OnceLock<Box<[Flow]>>]>,
+    chunks: Box<[OnceLock<Box<[Flow; CHUNK]>>]>,
     /// Maximum number of flows.
     room: usize,
     buckets: Box<[Bucket]>,
@@ -113,7 +131,7 @@ impl FlowTable {
     #[inline]
     fn flow(&self, number: u32) -> Option<&Flow> {
         let number = number as usize;
-        self.chunks.get(number / CHUNK)?.get()?.get(number % CHUNK)
+        Some(&self.chunks.get(number / CHUNK)?.get()?[number % CHUNK])
     }
 
     /// The connection of the flow with this key, unless it is closing.
@@ -124,36 +142,33 @@ impl FlowTable {
     /// The flow with this key and its hash, unless it is closing.
     #[inline]
     pub(super) fn look_up(&self, key: &FlowKey, hash: u64) -> Option<Carried<'_>> {
-        let mut entries = self.entries_of(hash);
-        entries.find_map(|number| self.flow(number.flow())?.carried(number, key))
+        self.buckets_of(hash).into_iter().flatten().find_map(|bucket| {
+            let mut matching = bucket.matching(hash);
+            while matching != 0 {
+                let entry = bucket.0.get(matching.trailing_zeros() as usize)?.load(Acquire);
+                matching &= matching - 1;
+                // Flows are entered as their number + 1.
+                if let Some(number) = (entry as u32).checked_sub(2).map(FlowNumber)
+                    && let Some(found) = self.flow(number.flow())?.carried(number, key)
+                {
+                    return Some(found);
+                }
+            }
+            None
+        })
     }
 
-    /// The first flow that probably has a key with this hash.
+    /// Loads from the first bucket of a hash, which brings it into the cache.
     #[inline]
-    pub(super) fn candidate(&self, hash: u64) -> Option<FlowNumber> {
-        self.entries_of(hash).next()
-    }
-
-    /// The flows whose keys have the upper half of this hash.
-    #[inline]
-    fn entries_of(&self, hash: u64) -> impl Iterator<Item = FlowNumber> {
-        let entries = self.buckets_of(hash).into_iter().flatten().flat_map(|bucket| &bucket.0);
-        let entries = entries.map(|entry| entry.load(Acquire));
-        // Flows are entered as their number + 1.
-        let number = |entry: u64| (entry as u32).checked_sub(2).map(FlowNumber);
-        entries.filter(move |entry| (entry ^ hash) >> 32 == 0).filter_map(number)
-    }
-
-    /// The flow of a packet with this key, if it is the one with this number.
-    #[inline]
-    pub(super) fn carried(&self, number: FlowNumber, key: &FlowKey) -> Option<Carried<'_>> {
-        self.flow(number.flow())?.carried(number, key)
+    pub(super) fn touch(&self, hash: u64) -> u64 {
+        let [first, _] = self.buckets_of(hash);
+        first.and_then(|bucket| bucket.0.first()).map_or(0, |entry| entry.load(Relaxed))
     }
 
     /// The same as a reader found it earlier.
     #[inline]
-    pub(super) fn again(&self, of: Undecided) -> Option<Carried<'_>> {
-        let Undecided { number, sequence } = of;
+    pub(in crate::netfilter) fn again(&self, of: FoundFlow) -> Option<Carried<'_>> {
+        let FoundFlow { number, sequence } = of;
         Some(Carried { flow: self.flow(number.flow())?, sequence, number })
     }
 
@@ -273,7 +288,7 @@ impl FlowTable {
     }
 
     /// Notes what was decided for packets of a flow.
-    pub(in crate::netfilter) fn decide(&self, of: &Undecided, decided: u64) {
+    pub(in crate::netfilter) fn decide(&self, of: &FoundFlow, decided: u64) {
         if let Some(flow) = self.flow(of.number.flow()) {
             flow.decide(of, decided);
         }
@@ -333,7 +348,7 @@ impl FlowWriter {
             self.free.pop_front()?
         };
         let chunk = table.chunks.get(number as usize / CHUNK)?;
-        chunk.get_or_init(|| (0..CHUNK).map(|_| Flow::default()).collect());
+        chunk.get_or_init(new_chunk);
         let flow = table.flow(number)?;
         flow.enter(desc);
         for (entry, (key, direction)) in
@@ -403,6 +418,9 @@ impl FlowWriter {
         for bucket in &self.table.buckets {
             bucket.0.iter().for_each(|entry| entry.store(0, Release));
         }
+        // A worker may remember the record of a flow.
+        let used = (0..self.unused).filter_map(|number| self.table.flow(number));
+        used.for_each(|flow| flow.is_closing.store(true, Relaxed));
         // A worker may still use the record of a flow that it has found: those used first come last.
         self.free = (0..self.unused).collect();
         self.len = 0;

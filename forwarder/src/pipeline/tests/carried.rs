@@ -332,6 +332,10 @@ enum Step {
     Rename(bool),
     /// The other interface has the public address.
     Move(bool),
+    /// Time passes, milliseconds.
+    Wait(u64),
+    /// All flows are removed.
+    Clear,
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
@@ -374,6 +378,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Ruleset),
         1 => any::<bool>().prop_map(Step::Rename),
         1 => any::<bool>().prop_map(Step::Move),
+        1 => (1..1000u64).prop_map(Step::Wait),
+        1 => Just(Step::Clear),
     ]
 }
 
@@ -399,6 +405,16 @@ impl Router {
             Step::Rename(other) => {
                 self.lab.net.links[1].name = if other { "lan" } else { "left" }.to_owned();
                 self.lab.publish();
+            }
+            Step::Wait(ms) => {
+                self.lab.now_ns += ms * 1_000_000;
+                self.flows.set_valid(if ms % 8 == 0 { 0 } else { self.lab.now_ns });
+            }
+            Step::Clear => {
+                self.writer.clear();
+                for (n, flow) in flows.iter().enumerate().skip(1) {
+                    let _ = self.writer.insert(&flow.desc(n));
+                }
             }
             Step::Move(other) => {
                 let address = addr4(if other { "198.18.2.3" } else { "198.18.2.1" });

@@ -122,9 +122,20 @@ fn translate_at_once(
     if sum == Sum::Partial {
         skb.ip_summed = IpSummed::Partial;
     }
-    let none = Link::new(9, "none");
-    let done =
-        nf_nat_both(&mut skb, transport.l4.expect("known"), oif.unwrap_or(&none), info, target);
+    if !target.may_leave_by(info.direction, oif) {
+        return None;
+    }
+    let translated = Translated::of(info.status, info.direction);
+    let (protocol, offset) = transport.l4.expect("known");
+    let done = match sum {
+        // What is prepared once for the packets of a flow.
+        Sum::Whole | Sum::None if offset == 20 => {
+            let own = flow_key4(octets).expect("carried");
+            let rewrite = Rewrite4::new(&own, &target.key, translated);
+            rewrite.apply(skb.network_header_mut(), protocol)
+        }
+        _ => nf_nat_both(&mut skb, (protocol, offset), &target.key, translated),
+    };
     let out = skb.network_header().to_vec();
     assert!(done.is_some() || out == octets, "it was changed");
     done.map(|()| out)
