@@ -24,6 +24,8 @@ pub struct Passage<'a> {
     plain: Plain,
     /// Protocol, and offset of its header from the network header, octets.
     transport: (u8, usize),
+    /// Length from the network header on, octets.
+    len: usize,
     /// `ct->status`.
     status: u32,
     /// CLOCK_MONOTONIC.
@@ -37,12 +39,12 @@ pub struct Passed(());
 // Inlined: these are parts of one function, and the values stay in registers.
 impl<'a> Passage<'a> {
     /// Of the packet with this key at position `n` of a burst, where [`HookStates::may_be_decided`].
-    /// `None`: the functions must run. `transport`: protocol,
+    /// `None`: the functions must run. `packet`: its head from the network header on, and its length, octets. `transport`: protocol,
     /// and offset of its header from the network header, octets.
     #[inline(always)]
     pub fn of(
         (n, key): (usize, &FlowKey),
-        skb: &SkBuff,
+        packet: (&[u8], usize),
         transport: (u8, usize),
         hooks: &'a Hooks,
         own: &HookStates,
@@ -53,7 +55,7 @@ impl<'a> Passage<'a> {
             return None;
         }
         let pf = if key.is_ipv4() { Family::Ip } else { Family::Ip6 };
-        let passage = Passage::of_found(found, skb, transport, own.monotonic_ns(now_ns))?;
+        let passage = Passage::of_found(found, packet, transport, own.monotonic_ns(now_ns))?;
         (passage.status & IPS_NAT_MASK == 0 || hooks.translates(pf)).then_some(passage)
     }
 
@@ -61,20 +63,20 @@ impl<'a> Passage<'a> {
     #[inline(always)]
     pub fn again(
         of: FoundFlow,
-        skb: &SkBuff,
+        packet: (&[u8], usize),
         transport: (u8, usize),
         hooks: &'a Hooks,
         own: &HookStates,
         now_ns: u64,
     ) -> Option<Passage<'a>> {
         let found = hooks.flows()?.again(of)?;
-        Passage::of_found(found, skb, transport, own.monotonic_ns(now_ns))
+        Passage::of_found(found, packet, transport, own.monotonic_ns(now_ns))
     }
 
     #[inline(always)]
     fn of_found(
         found: Carried<'a>,
-        skb: &SkBuff,
+        (packet, len): (&[u8], usize),
         transport: (u8, usize),
         now_ns: u64,
     ) -> Option<Passage<'a>> {
@@ -83,10 +85,11 @@ impl<'a> Passage<'a> {
             return None;
         }
         let (protocol, offset) = transport;
-        let header = skb.network_header().get(offset..)?;
-        let len = skb.network_len().checked_sub(offset)?;
-        let Segment::Plain(plain) = Segment::of(protocol, header, len)? else { return None };
-        Some(Passage { found, plain, transport, status, now_ns })
+        let header = packet.get(offset..)?;
+        let Segment::Plain(plain) = Segment::of(protocol, header, len.checked_sub(offset)?)? else {
+            return None;
+        };
+        Some(Passage { found, plain, transport, len, status, now_ns })
     }
 
     /// The flow, to find it again.
@@ -176,7 +179,7 @@ impl<'a> Passage<'a> {
                 _ => self.translate(skb)?,
             }
         }
-        let octets = skb.network_len() as u64;
+        let octets = self.len as u64;
         if let Some(nft) = &hooks.nft {
             nft.count(counters, octets, own.worker);
         }

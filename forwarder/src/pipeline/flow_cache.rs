@@ -5,7 +5,6 @@
 
 use super::dst::{Dst, HhCache};
 use crate::netfilter::conntrack::{FlowKey, FoundFlow, Rewrite4};
-use crate::skb::SkBuff;
 
 /// Entries of a worker: a power of two. One that another replaces is made again.
 const ENTRIES: usize = 16_384;
@@ -57,10 +56,10 @@ impl Entry {
         self.counters.get(..self.len as usize).unwrap_or(&[])
     }
 
-    /// Whether a packet is sent as the entry says.
+    /// Whether a packet of this length, from the network header on, is sent as the entry says.
     #[inline]
-    pub fn is_for(&self, skb: &SkBuff, iif: u32, now_ns: u64) -> bool {
-        self.iif == iif && now_ns < self.until_ns && skb.network_len() as u32 <= self.mtu
+    pub fn is_for(&self, len: usize, iif: u32, now_ns: u64) -> bool {
+        self.iif == iif && now_ns < self.until_ns && len <= self.mtu as usize
     }
 }
 

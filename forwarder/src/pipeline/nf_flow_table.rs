@@ -61,7 +61,8 @@ pub(super) fn nf_flow_offload_ip<'a>(
         return Some(complete(skb, entry, passed));
     }
     let own = &ctx.state.hooks;
-    let passage = Passage::of((routes.n, &key), skb, transport, ctx.hooks, own, ctx.now_ns)?;
+    let packet = (skb.network_header(), skb.network_len());
+    let passage = Passage::of((routes.n, &key), packet, transport, ctx.hooks, own, ctx.now_ns)?;
     let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
     let iph = Iphdr { daddr, ..*iph };
     let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
@@ -105,7 +106,8 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         return Some(complete(skb, entry, passed));
     }
     let own = &ctx.state.hooks;
-    let passage = Passage::of((routes.n, &key), skb, transport, ctx.hooks, own, ctx.now_ns)?;
+    let packet = (skb.network_header(), skb.network_len());
+    let passage = Passage::of((routes.n, &key), packet, transport, ctx.hooks, own, ctx.now_ns)?;
     let daddr = passage.daddr6().unwrap_or(hdr.daddr);
     let hdr = Ipv6hdr { daddr, ..*hdr };
     let dst = match ip6_route_input(skb, &hdr, dev, routes, ctx) {
@@ -137,10 +139,12 @@ fn pass_as_before<'s>(
     let entry = state.flow_cache.get(key)?;
     // Frames without tags, whose link-layer header is as long as that to be sent.
     let is_simple = skb.network_offset() == ethernet::HEADER_LEN && !is_l2_multicast(skb);
-    if !is_simple || !entry.is_for(skb, dev.ifindex, ctx.now_ns) {
+    let packet = (skb.network_header(), skb.network_len());
+    if !is_simple || !entry.is_for(packet.1, dev.ifindex, ctx.now_ns) {
         return None;
     }
-    let passage = Passage::again(entry.flow, skb, transport, ctx.hooks, &state.hooks, ctx.now_ns)?;
+    let passage =
+        Passage::again(entry.flow, packet, transport, ctx.hooks, &state.hooks, ctx.now_ns)?;
     let passed = passage.pass(skb, entry.rewrite(), entry.counters(), ctx.hooks, &state.hooks)?;
     Some((entry, passed))
 }
