@@ -16,6 +16,7 @@ mod faults;
 mod files;
 mod filters;
 mod flows;
+mod flowtable;
 mod follow;
 mod full_table;
 mod hops;

@@ -172,10 +172,11 @@ fn learnt_mtu() -> Option<Finding> {
 /// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
-    let (mut left_to_kernel, mut tracks) = (Vec::new(), None);
+    let (mut left_to_kernel, mut tracks, mut flowtables) = (Vec::new(), None, Vec::new());
     let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
         let ruleset = rules.follow_ruleset()?;
         (left_to_kernel, tracks) = (ruleset.kernel_rules(), ruleset.program.uses_conntrack());
+        flowtables.extend(ruleset.ruleset.flowtables());
         Ok(rules)
     });
     let own = |name: &String| {
@@ -226,8 +227,19 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             ),
         )
     });
-    own.into_iter().chain(hooks).chain([rest]).chain(tracked).chain(left).collect()
+    let offloaded = flowtables.into_iter().map(|flowtable| {
+        Finding::warn(
+            "firewall",
+            format!("nftables: flowtable {flowtable}: {OFFLOADED}"),
+            "delete the rules with flow add and the flowtable (OpenWrt: uci set \
+             firewall.@defaults[0].flow_offloading=0), and userspace carries these connections",
+        )
+    });
+    own.into_iter().chain(hooks).chain([rest]).chain(tracked).chain(offloaded).chain(left).collect()
 }
+
+/// What a flowtable does with connections.
+const OFFLOADED: &str = "the kernel forwards the connections that rules add to it (flow add)";
 
 /// Whether every netfilter hook can be found.
 fn of_means(means: &firewall::Means) -> Finding {

@@ -85,6 +85,13 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
                 first.get_or_insert_with(use_of);
             }
         }
+        // The kernel may still translate and forward connections that a rule, perhaps deleted since, has added.
+        if let Some(flowtable) = table.flowtables.first() {
+            let use_of = || format!("{} {} flowtable {flowtable}", table.family, table.name);
+            for first in of_family(&mut program.conntrack, table.family) {
+                first.get_or_insert_with(use_of);
+            }
+        }
     }
 }
 

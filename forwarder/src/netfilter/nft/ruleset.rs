@@ -60,6 +60,16 @@ pub struct Ruleset {
     pub tables: Vec<Table>,
 }
 
+impl Ruleset {
+    /// The flowtables: family, table and name of each.
+    pub fn flowtables(&self) -> impl Iterator<Item = String> {
+        self.tables.iter().flat_map(|table| {
+            let of = |name| format!("{} {} {name}", table.family, table.name);
+            table.flowtables.iter().map(of)
+        })
+    }
+}
+
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {

@@ -181,6 +181,17 @@ fn reports_name_reachable_rules() {
 }
 
 #[test]
+fn with_a_flowtable_connections_are_the_kernels_whatever_the_rules_are() {
+    let mut with = table(Family::Ip, vec![base("b", 2, 0, vec![rule(vec![DROP])])], Vec::new());
+    with.flowtables = vec!["ft".to_owned()];
+    let ruleset = ruleset(vec![with]);
+    assert_eq!(ruleset.flowtables().collect::<Vec<_>>(), ["ip t ft"]);
+    let program = compile(&ruleset, 0);
+    assert_eq!(program.uses_conntrack().as_deref(), Some("ip t flowtable ft"));
+    assert_eq!(program.tracked_families(), [true, false]);
+}
+
+#[test]
 fn lists_of_rules_become_classifiers() {
     let list = |count: u8| {
         let address = |n| rule(vec![network(12, 4), cmp(R1, &[10, 0, 0, n]), counter(), DROP]);
