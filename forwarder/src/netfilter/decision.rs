@@ -101,17 +101,20 @@ pub(super) struct Learnt {
     ends: [u8; HOOKS],
     /// Number of counters.
     len: usize,
+    /// Number of counters that it had passed before.
+    before: usize,
 }
 
 impl Learnt {
-    pub fn new(key: DecisionKey) -> Learnt {
-        Learnt { key, counters: [0; COUNTERS_MAX], ends: [0; HOOKS], len: 0 }
+    /// Nothing yet of a packet that has passed counters `before`, at ingress.
+    pub fn new(key: DecisionKey, before: usize) -> Learnt {
+        Learnt { key, counters: [0; COUNTERS_MAX], ends: [0; HOOKS], len: 0, before }
     }
 
     /// The functions of a hook have accepted the packet; it has passed these counters since the start. `None`:
     /// there are too many.
     pub fn pass(&mut self, hook: usize, passed: &[(u32, u32)]) -> Option<()> {
-        for (counter, _) in passed.get(self.len..)? {
+        for (counter, _) in passed.get(self.before + self.len..)? {
             *self.counters.get_mut(self.len)? = *counter;
             self.len += 1;
         }

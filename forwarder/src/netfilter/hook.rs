@@ -324,6 +324,7 @@ impl Hooks {
             }
         }
         hooks.add_nat(nft.as_deref());
+        hooks.len += usize::from(nft.as_ref().is_some_and(|nft| nft.program().has_device_chains()));
         for pf in [Family::Ip, Family::Ip6] {
             hooks.decided_at[family_index(pf)] =
                 hooks.last_hook(pf).filter(|_| registered.is_empty());
@@ -411,7 +412,9 @@ impl Hooks {
     /// Whether the kernel may have to send the router's own packets: functions see them.
     #[inline]
     pub fn see_own_packets(&self, pf: Family) -> bool {
-        !self.is_empty_at(pf, Hook::LocalOut) || !self.is_empty_at(pf, Hook::PostRouting)
+        !self.is_empty_at(pf, Hook::LocalOut)
+            || !self.is_empty_at(pf, Hook::PostRouting)
+            || self.have_device_chains()
     }
 
     /// A packet passes a hook as was decided for its flow. `None`: nothing was, and the functions run.
@@ -527,7 +530,8 @@ impl Hooks {
         (info, sequence): (CtInfo, u32),
         own: &mut HookStates,
     ) -> Option<Decision> {
-        if self.decided_at[family_index(at.pf)].is_none() || !own.decisions.are_used() {
+        let is_decided = self.decided_at[family_index(at.pf)].is_some() && !own.is_marked;
+        if !is_decided || !own.decisions.are_used() {
             return None;
         }
         let key = DecisionKey {
@@ -539,7 +543,7 @@ impl Hooks {
         };
         own.decided = own.decisions.find(&key);
         if own.decided.is_none() {
-            own.learnt = Some((Learnt::new(key), Learner::default()));
+            own.learnt = Some((Learnt::new(key, own.journal.entries().len()), Learner::default()));
         }
         own.decided
     }

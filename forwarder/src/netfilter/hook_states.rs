@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::conntrack::{Ct, NatTarget};
 use super::decision::{Decision, Decisions, Learner, Learnt};
 use super::hook::{Hooks, StateSlot};
+use super::ingress::RememberedChains;
 use super::nft::Journal;
 
 /// What one worker keeps between packets for hook functions.
@@ -25,6 +26,10 @@ pub struct HookStates {
     pub(super) target: Option<NatTarget>,
     /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
     pub(super) is_invalid: bool,
+    /// A chain at ingress has set its mark.
+    pub(super) is_marked: bool,
+    /// The chains of interfaces.
+    pub(super) device_chains: RememberedChains,
     /// What was decided for its flow.
     pub(super) decided: Option<Decision>,
     /// What is learnt of it.
@@ -77,7 +82,7 @@ impl HookStates {
     pub fn begin(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);
         (self.decided, self.learnt) = (None, None);
-        self.is_invalid = false;
+        (self.is_invalid, self.is_marked) = (false, false);
     }
 
     /// Whether the current packet is an invalid one of a carried connection, which the kernel must not get.

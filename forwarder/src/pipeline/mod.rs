@@ -56,6 +56,7 @@ mod neigh_hold;
 mod neigh_output;
 mod neigh_poll;
 mod nf_hook;
+mod nf_ingress;
 mod original;
 mod post_routing;
 mod ratelimit;
@@ -97,6 +98,7 @@ use ip6_input::ip6_rcv_core;
 use mode::{Hooked, Mode, Plain, Traced};
 use neigh_output::neigh_hh_output;
 use nf_hook::{Devices, HooksRan, nf_hook};
+use nf_ingress::{check_egress, nf_ingress};
 use original::Original;
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
@@ -182,6 +184,9 @@ fn forward<'a, M: Mode>(
         // PRE_ROUTING may have no functions for this packet.
         ctx.state.hooks.begin();
     }
+    let received = received.and_then(|(protocol, dev)| {
+        nf_ingress::<M>(skb, protocol, dev, ctx).map(|()| (protocol, dev))
+    });
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, ctx) {
             Ok((dst, routed)) => output(skb, EtherType::IPV4, dst, routed, defer_output),
@@ -250,6 +255,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     traced::stage::<M>(Stage::IpRouteInput, ctx);
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
     traced::route::<M>(dst, Ipv4Addr::from_bits(iph.daddr), ctx);
+    check_egress::<M>(dst.dev, ctx)?;
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -297,6 +303,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     traced::stage::<M>(Stage::Ip6RouteInput, ctx);
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     traced::route::<M>(dst, hdr.daddr, ctx);
+    check_egress::<M>(dst.dev, ctx)?;
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
     if M::HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {

@@ -190,6 +190,14 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
+    let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
+    let egress = egress.into_iter().map(|chain| {
+        Finding::warn(
+            "firewall",
+            format!("{chain}: packets that leave there are left to the kernel"),
+            "filter at ingress, or at the hook forward or postrouting, instead",
+        )
+    });
     let rest = match rules.map(|rules| rules.bypassed(named)) {
         Ok(found) if found.is_empty() => {
             Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
@@ -235,7 +243,14 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
              firewall.@defaults[0].flow_offloading=0), and userspace carries these connections",
         )
     });
-    own.into_iter().chain(hooks).chain([rest]).chain(tracked).chain(offloaded).chain(left).collect()
+    own.into_iter()
+        .chain(hooks)
+        .chain([rest])
+        .chain(tracked)
+        .chain(offloaded)
+        .chain(egress)
+        .chain(left)
+        .collect()
 }
 
 /// What a flowtable does with connections.

@@ -29,6 +29,7 @@ const NFTA_HOOK_DEVS: u16 = 4;
 const NFTA_DEVICE_NAME: u16 = 1;
 const NFTA_DEVICE_PREFIX: u16 = 2;
 const NF_NETDEV_INGRESS: u32 = 0;
+const NF_NETDEV_EGRESS: u32 = 1;
 const NF_INET_INGRESS: u32 = 5;
 const NFTA_FLOWTABLE_HOOK: u16 = 3;
 const NFTA_FLOWTABLE_HOOK_DEVS: u16 = 3;
@@ -81,16 +82,19 @@ impl Nftables {
     /// Whether there are chains that workers must apply: at a hook that forwarded packets or the router's
     /// own pass, whatever the interface; or flowtables, whose connections are the kernel's.
     pub fn concerns_workers(&self) -> bool {
-        let at_hook = |chain: &Chain| matches!(chain.hook, None | Some(0 | 2 | 3 | 4));
-        let of_ip = |chain: &Chain| family_name(chain.family).is_some() && !chain.is_of_devices();
+        let at_hook = |chain: &Chain| {
+            chain.is_of_devices() || matches!(chain.hook, None | Some(0 | 2 | 3 | 4))
+        };
+        let of_ip = |chain: &Chain| family_name(chain.family).is_some();
         let has_flowtable = self.flowtables.iter().any(|table| family_name(table.family).is_some());
         has_flowtable || self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
     }
 
-    /// A line for each chain on an interface of `names`. A flowtable is no filter: it forwards connections that
-    /// the rules have accepted, and they stay with the kernel.
-    pub fn on_devices<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
-        self.chains.iter().filter_map(|chain| chain.describe_on(names))
+    /// A line for each chain at the egress of an interface of `names`: packets that leave there are the kernel's.
+    pub fn at_egress<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
+        let is_egress =
+            |chain: &&Chain| chain.family == NFPROTO_NETDEV && chain.hook == Some(NF_NETDEV_EGRESS);
+        self.chains.iter().filter(is_egress).filter_map(|chain| chain.describe_on(names))
     }
 
     /// Whether a listed chain or flowtable explains nftables' function at a hook; for family
@@ -155,6 +159,8 @@ fn parse_chain(message: &Message<'_>) -> Option<Chain> {
     let one = find(hook, NFTA_HOOK_DEV).map(|value| Device::of(NFTA_DEVICE_NAME, value));
     let mut devices: Vec<Device> = one.into_iter().collect();
     devices.extend(Attrs(find(hook, NFTA_HOOK_DEVS).unwrap_or_default()).map(Device::of_attr));
+    // If there is one, the kernel sends it twice.
+    devices.dedup();
     Some(Chain {
         family: u8_at(message.payload, 0)?,
         table: text(NFTA_CHAIN_TABLE),
@@ -286,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_on_ports_are_described_and_others_concern_workers() {
+    fn chains_concern_workers_and_those_at_egress_are_described() {
         let ports = ["eth0".to_owned(), "eth1".to_owned()];
         let of = |family, hook, devices: &[&str]| {
             let chains = vec![chain(family, hook, devices)];
@@ -294,20 +300,21 @@ mod tests {
         };
         let shown = |family, hook, devices: &[&str]| {
             let nftables = of(family, hook, devices);
-            assert!(!nftables.concerns_workers());
-            let lines: Vec<String> = nftables.on_devices(&ports).collect();
+            assert!(nftables.concerns_workers());
+            let lines: Vec<String> = nftables.at_egress(&ports).collect();
             assert!(lines.len() < 2, "{lines:?}");
             lines.into_iter().next()
         };
         assert_eq!(
-            shown(NFPROTO_NETDEV, 0, &["eth9", "eth1"]).as_deref(),
+            shown(NFPROTO_NETDEV, 1, &["eth9", "eth1"]).as_deref(),
             Some(
-                "nftables: chain netdev t c (type filter, hook ingress on eth1, priority -10, policy drop)"
+                "nftables: chain netdev t c (type filter, hook egress on eth1, priority -10, policy drop)"
             )
         );
         assert!(shown(NFPROTO_NETDEV, 1, &["eth*"]).is_some());
-        assert!(shown(NFPROTO_NETDEV, 0, &["lo"]).is_none());
-        assert!(shown(NFPROTO_INET, 5, &["lo"]).is_none());
+        assert!(shown(NFPROTO_NETDEV, 1, &["lo"]).is_none());
+        assert!(shown(NFPROTO_NETDEV, 0, &["eth1"]).is_none(), "workers run it");
+        assert!(shown(NFPROTO_INET, 5, &["eth1"]).is_none());
         for (hook, concerns) in [(0, true), (1, false), (2, true), (3, true), (4, true)] {
             for family in [NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET] {
                 assert_eq!(of(family, hook, &[]).concerns_workers(), concerns, "hook {hook}");
@@ -363,7 +370,7 @@ mod tests {
         let flowtables = vec![Flowtable { family: NFPROTO_INET, devices }];
         let flows = Nftables { flowtables, ..Nftables::default() };
         assert!(flows.concerns_workers(), "its connections are the kernel's");
-        assert_eq!(flows.on_devices(&["eth0".to_owned()]).count(), 0, "it is no filter");
+        assert_eq!(flows.at_egress(&["eth0".to_owned()]).count(), 0, "it is no filter");
         assert!(flows.is_at(NFPROTO_NETDEV, 0, "eth0") && !flows.is_at(NFPROTO_NETDEV, 0, "eth1"));
     }
 

@@ -25,6 +25,11 @@ pub enum Family {
 }
 
 impl Family {
+    /// Whether packets that are forwarded may meet its chains.
+    pub(super) fn is_compiled(self) -> bool {
+        !matches!(self, Family::Other(_))
+    }
+
     /// The family with an NFPROTO_* number.
     pub fn of(nfproto: u8) -> Family {
         match nfproto {
