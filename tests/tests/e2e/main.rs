@@ -29,6 +29,7 @@ mod mtu;
 mod names;
 mod nat;
 mod neighbours;
+mod netdev;
 mod patterns;
 mod policy;
 mod polling;
