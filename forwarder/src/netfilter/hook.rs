@@ -414,7 +414,7 @@ impl Hooks {
     pub fn see_own_packets(&self, pf: Family) -> bool {
         !self.is_empty_at(pf, Hook::LocalOut)
             || !self.is_empty_at(pf, Hook::PostRouting)
-            || self.have_device_chains()
+            || self.have_egress_chains()
     }
 
     /// A packet passes a hook as was decided for its flow. `None`: nothing was, and the functions run.

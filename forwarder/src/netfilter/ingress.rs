@@ -51,6 +51,12 @@ impl Hooks {
         self.nft.as_ref().is_some_and(|nft| nft.program().has_device_chains())
     }
 
+    /// Whether any interface has chains at egress.
+    #[inline]
+    pub fn have_egress_chains(&self) -> bool {
+        self.nft.as_ref().is_some_and(|nft| nft.program().has_egress_chains())
+    }
+
     /// The chains of an interface.
     pub fn device_chains(&self, dev: &Link, tables: &Tables, own: &mut HookStates) -> DeviceChains {
         let Some(nft) = self.nft.as_ref().filter(|nft| nft.program().has_device_chains()) else {

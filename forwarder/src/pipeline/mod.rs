@@ -18,6 +18,8 @@
 //! ([`original`]). A stage that ends a packet returns an [`Exit`]; [`handle_exit`] sends the ICMP error
 //! where one is due.
 //!
+//! After `eth_input` the chains at the ingress of interfaces run ([`nf_ingress`]).
+//!
 //! The routes of a burst are looked up together before its packets are processed one by one
 //! ([`route_ahead`]); a packet of the same flow as the previous one uses its route ([`route_hint`]). The
 //! disposition of each packet is recorded, and applied for the whole burst at the end ([`burst`]).

@@ -5,14 +5,15 @@
 //! that these leave to the kernel enters at the ingress of its port, where the kernel runs all of them. Chains at
 //! egress are the kernel's: packets that leave by an interface with one are left to it.
 
+use super::Ctx;
 use super::exit::Exit;
 use super::mode::Mode;
-use super::{Ctx, EtherType};
 use crate::netfilter::{AtIngress, Family, HookCtx, Verdict};
 use crate::skb::{PktType, SkBuff};
 use crate::stats::{DropReason, PuntReason};
 use crate::tables::Link;
 use crate::trace::NoTrace;
+use crate::wire::EtherType;
 use crate::wire::ethernet::{EthernetFrame, HEADER_LEN};
 use crate::wire::vlan::HEADER_LEN as TAG_LEN;
 
@@ -95,7 +96,7 @@ fn is_to(skb: &SkBuff, dev: &Link) -> bool {
 #[inline]
 pub(super) fn check_egress<M: Mode>(dev: &Link, ctx: &mut Ctx<'_>) -> Result<(), Exit> {
     if M::HOOKED
-        && ctx.hooks.have_device_chains()
+        && ctx.hooks.have_egress_chains()
         && ctx.hooks.has_egress(dev, ctx.tables, &mut ctx.state.hooks)
     {
         return Err(Exit::Punt(PuntReason::NetfilterEgress));

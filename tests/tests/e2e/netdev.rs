@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use ferroute_tests::conversation::nft;
+use ferroute_tests::conversation::{Conversation, are_carried, nft};
 use ferroute_tests::lab::addr::{RIGHT4, RT_RIGHT4};
 use ferroute_tests::ping::{ping, ping_all};
 use ferroute_tests::stream::Stream;
@@ -100,6 +100,58 @@ fn the_kernel_runs_a_chain_once_on_a_packet_that_is_left_to_it() -> Result<()> {
     Ok(())
 }
 
+/// Also on packets of a connection that pass the other hooks as was decided for it.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_chain_at_ingress_sees_each_packet_of_a_carried_connection() -> Result<()> {
+    let rules = |verdict: &str| {
+        format!(
+            "flush ruleset
+            table netdev t {{
+                chain c {{
+                    type filter hook ingress device rt-left priority 0;
+                    tcp dport 5001 counter {verdict}
+                }}
+            }}
+            table inet t {{
+                chain f {{
+                    type filter hook forward priority 0; policy drop;
+                    ct state established,new counter accept
+                }}
+            }}"
+        )
+    };
+    let lab = Lab::up()?;
+    nft(&lab.router, &rules(""))?;
+    let running = Ferroute::start(&lab)?;
+    let talk = Conversation::start(&lab, RIGHT4, true)?;
+    ensure!(are_carried(&running, &[&talk]), "the kernel forwards: {}", running.account());
+    // What the workers have counted at ingress, and at the other hook, which also sees answers.
+    let counts = || -> Result<(u64, u64)> {
+        let shown = running.json(&["rules", "show"])?;
+        let of = |table: usize| {
+            let counter = &shown[table]["chains"][0]["rules"][0]["counters"][0];
+            let count = |name: &str| counter[name].as_u64().unwrap_or(0);
+            count("packets") - count("kernel_packets")
+        };
+        Ok((of(0), of(1)))
+    };
+    if !ferroute::by_kernel() {
+        let before = counts()?;
+        ensure!(talk.goes_on(), "the connection died");
+        let now = counts()?;
+        let (ingress, forward) = (now.0 - before.0, now.1 - before.1);
+        // Each message and each answer is one packet, besides acknowledgements.
+        ensure!(ingress >= 50 && forward >= 100, "counted {ingress} and {forward} packets");
+        ensure!(forward.abs_diff(2 * ingress) < 30, "counted {ingress} and {forward} packets");
+    }
+    nft(&lab.router, &rules("drop"))?;
+    let added = Instant::now();
+    let last = talk.end()?.saturating_duration_since(added);
+    ensure!(last < FOLLOW_TIME_MAX, "the connection goes on for {last:?}");
+    Ok(())
+}
+
 /// The port sees the tag of a packet, and then its VLAN sees the packet.
 #[test]
 #[ignore = "needs root: run by scripts/test"]
@@ -123,11 +175,11 @@ fn a_port_and_its_vlan_have_chains_of_their_own() -> Result<()> {
         format!(
             "flush ruleset
             table netdev t {{
-                chain port {{
+                chain at_port {{
                     type filter hook ingress device rt-left priority 0;
                     vlan id 10 icmp type echo-request counter
                 }}
-                chain vlan {{
+                chain at_vlan {{
                     type filter hook ingress device v10 priority 0;
                     {of_vlan}
                 }}

@@ -190,6 +190,11 @@ impl Program {
         !self.ingress.is_empty() || !self.egress.is_empty()
     }
 
+    /// Whether there are chains at egress.
+    pub fn has_egress_chains(&self) -> bool {
+        !self.egress.is_empty()
+    }
+
     /// The chains of an interface.
     #[cold]
     pub fn device_chains(&self, name: &str) -> DeviceChains {

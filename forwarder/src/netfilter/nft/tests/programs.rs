@@ -20,7 +20,8 @@ fn verdict_of(chains: Vec<Chain>) -> Verdict {
 #[test]
 fn base_chains_run_by_priority_and_family() {
     let one = |family, name: &str, priority| {
-        let mut table = table(family, vec![base(name, 2, priority, Vec::new())], Vec::new());
+        let hook = if family == Family::Netdev { 0 } else { 2 };
+        let mut table = table(family, vec![base(name, hook, priority, Vec::new())], Vec::new());
         table.name = name.to_owned();
         table
     };
@@ -47,6 +48,8 @@ fn base_chains_run_by_priority_and_family() {
     assert_eq!(names(Family::Ip), late_first, "the last one of a priority runs first");
     assert_eq!(names(Family::Ip6), ["inet early early", "ip6 six six", "inet late late"]);
     assert!(program.chains(Family::Inet, Hook::Forward).is_empty());
+    let at_ingress = program.ingress_chains().map(|chain| program.chain_name(chain));
+    assert_eq!(at_ingress.collect::<Vec<_>>(), ["netdev netdev netdev"]);
     assert!(program.unsupported().is_empty());
 }
 
