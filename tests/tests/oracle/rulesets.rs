@@ -539,7 +539,32 @@ fn random_ruleset(rng: &mut Rng) -> String {
         }
         script += "}\n";
     }
+    if rng.one_in(2) {
+        script += &random_ingress(rng);
+    }
     script
+}
+
+/// Chains at the ingress of the ports.
+fn random_ingress(rng: &mut Rng) -> String {
+    let matches: &[&[&str]] = &[MATCH4, MATCH6, MATCH, NEUTRAL];
+    let mut rules = |count: usize, verdicts: &[&str]| {
+        let rules = (0..count).map(|_| random_rule(rng, matches, verdicts));
+        rules.collect::<Vec<_>>().join("\n    ")
+    };
+    let bodies =
+        [rules(4, &["accept", "drop", "jump one", "goto one", ""]), rules(3, &["", "drop"])];
+    let one = rules(3, &["accept", "drop", "return", ""]);
+    let mut script = format!("table netdev i {{\n  chain one {{\n    {one}\n  }}\n");
+    // Not what the routers and hosts send by themselves.
+    let own = "meta protocol != { ip, ip6 } accept\n    ip6 daddr ff02::/16 accept";
+    for (n, (devices, body)) in ["rt-left", "rt-left, rt-right"].iter().zip(bodies).enumerate() {
+        script += &format!(
+            "  chain c{n} {{\n    type filter hook ingress devices = {{ {devices} }} priority {n};\n    \
+             {own}\n    {PLAIN}\n    {body}\n  }}\n"
+        );
+    }
+    script + "}\n"
 }
 
 /// Rules about connections.

@@ -116,7 +116,7 @@ fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
 }
 
 /// The expressions of a table.
-pub(super) fn exprs(table: &Table) -> impl Iterator<Item = &Expr> {
+fn exprs(table: &Table) -> impl Iterator<Item = &Expr> {
     table.chains.iter().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs)
 }
 

@@ -4,7 +4,6 @@
 //! Chains at ingress are run by workers. Packets for an interface with a chain at egress are left to the kernel,
 //! before anything is changed in them: see `pipeline/nf_ingress.rs`.
 
-use super::compile::exprs;
 use super::packet::{Packet, Transport, is_valid};
 use super::program::{Base, BaseChainId, Journal, NftVerdict, Program};
 use super::ruleset::{BaseChain, Chain, Expr, Family, MetaKey, PayloadBase, Table};
@@ -17,7 +16,7 @@ const NF_INET_INGRESS: u32 = 5;
 /// Length of both addresses of a frame, octets.
 const ADDRS_LEN: u32 = 12;
 
-/// Chains at ingress that a set can have.
+/// Maximum number of chains at ingress: positions in a set of 64 bits.
 pub const DEVICE_CHAINS_MAX: usize = 64;
 
 /// A base chain of interfaces.
@@ -30,7 +29,7 @@ pub(super) struct DeviceChain {
     table_handle: u64,
     /// Of family inet: packets with invalid headers are dropped before its rules.
     is_inet: bool,
-    /// Its table, of family inet, has expressions that differ at ingress.
+    /// It is of family inet, and has expressions that differ at ingress.
     differs: bool,
     /// Rules read what is behind the addresses of the link-layer header. At the ingress of a VLAN, that depends on
     /// its flag REORDER_HDR.
@@ -86,6 +85,12 @@ impl DeviceChains {
     }
 }
 
+/// The expressions that packets of a base chain may reach: its own, and those of chains that it may jump to.
+fn reached<'a>(table: &'a Table, chain: &'a Chain) -> impl Iterator<Item = &'a Expr> {
+    let others = table.chains.iter().filter(|other| other.base.is_none());
+    others.chain([chain]).flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs)
+}
+
 /// The hook of a base chain of interfaces: its number in family netdev.
 fn device_hook(family: Family, base: &BaseChain) -> Option<u32> {
     match family {
@@ -120,10 +125,10 @@ pub(super) fn register(program: &mut Program, table: &Table, chain: &Chain, numb
         table_handle: table.handle,
         is_inet: table.family == Family::Inet,
         differs: table.family == Family::Inet
-            && exprs(table)
+            && reached(table, chain)
                 .any(|expr| matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. })),
-        reads_tags: exprs(table).any(reads_tags),
-        sets_mark: exprs(table).any(|expr| matches!(expr, Expr::SetMark { .. })),
+        reads_tags: reached(table, chain).any(reads_tags),
+        sets_mark: reached(table, chain).any(|expr| matches!(expr, Expr::SetMark { .. })),
         is_undecided: false,
     };
     match hook {
