@@ -41,12 +41,13 @@ const CONTROL_LAYERS: [&[&str]; 7] = [
 ];
 
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
-const STAGES: [&[&str]; 13] = [
-    &["exit", "headers", "mode", "original", "ratelimit", "route_ahead"],
-    &["nf_hook", "csum_partial", "dst", "vlan", "ip_input"],
+const STAGES: [&[&str]; 14] = [
+    &["exit", "headers", "mode", "ratelimit", "route_ahead"],
+    &["nf_hook", "original", "csum_partial", "dst", "vlan", "ip_input"],
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
     &["hold_queue", "burst_routes", "ip_options", "flow_cache"],
     &["ctx"],
+    &["nf_ingress"],
     &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
     &["ip_error", "neigh_output"],
     &["route", "ip_output"],

@@ -7,6 +7,7 @@
 //! was decided share a decision; the record of a flow has its identifier, which is forgotten when the connection
 //! changes. The other things that can change a decision are compared for each packet: hooks, interfaces.
 
+use super::conntrack::FoundFlow;
 use crate::trace::{Step, Tracer};
 
 /// Different decisions that a worker remembers: a power of two. If there are more, all are made again.
@@ -121,6 +122,16 @@ fn hash(decision: &Decision) -> usize {
     let Decision { iif, oif, counters, len } = *decision;
     let words = [iif, oif, len].into_iter().chain(counters);
     words.fold(0, |hash, word| crate::hash_table::mix(hash ^ u64::from(word))) as usize >> 20
+}
+
+/// What is learnt of a packet on its way.
+#[derive(Debug)]
+pub(super) struct Learnt {
+    /// Its flow.
+    pub of: FoundFlow,
+    /// Number of counters that it had passed before, at ingress.
+    pub passed: usize,
+    pub learner: Learner,
 }
 
 /// Notices whether what functions do depends on more than the flow.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::conntrack::{Ct, FlowTable, FoundFlow, nf_conntrack_in, nf_nat_packet};
-use super::decision::{Basis, Decision, Learner};
+use super::decision::{Basis, Decision, Learner, Learnt};
 use super::hook_states::HookStates;
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
 use super::traced;
@@ -314,6 +314,7 @@ impl Hooks {
             }
         }
         hooks.add_nat(nft.as_deref());
+        hooks.len += usize::from(nft.as_ref().is_some_and(|nft| nft.program().has_device_chains()));
         for pf in [Family::Ip, Family::Ip6] {
             hooks.decided_at[family_index(pf)] =
                 hooks.last_hook(pf).filter(|_| registered.is_empty());
@@ -414,7 +415,9 @@ impl Hooks {
     /// Whether the kernel may have to send the router's own packets: functions see them.
     #[inline]
     pub fn see_own_packets(&self, pf: Family) -> bool {
-        !self.is_empty_at(pf, Hook::LocalOut) || !self.is_empty_at(pf, Hook::PostRouting)
+        !self.is_empty_at(pf, Hook::LocalOut)
+            || !self.is_empty_at(pf, Hook::PostRouting)
+            || self.have_egress_chains()
     }
 
     /// Whether no function is registered at a hook point.
@@ -480,12 +483,12 @@ impl Hooks {
 
     /// The functions of a hook have accepted a packet of which is learnt.
     fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
-        let Some((of, learner)) = &own.learnt else { return };
+        let Some(Learnt { of, passed, learner }) = &own.learnt else { return };
         if learner.varies {
             own.learnt = None;
         } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
             let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
-            let passed = own.journal.entries();
+            let passed = own.journal.entries().get(*passed..).unwrap_or(&[]);
             let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
             if let (Some(decision), Some(flows)) = (decision, &self.flows) {
                 flows.decide(of, own.decisions.remember(decision, self.basis(tables)));
@@ -494,10 +497,13 @@ impl Hooks {
         }
     }
 
-    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered.
+    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered, or chains at
+    /// ingress have set the packet's mark.
     fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
-        if self.decided_at[family_index(pf)].is_some() && own.decisions.are_used() {
-            own.learnt = Some((of, Learner::default()));
+        let may_learn = self.decided_at[family_index(pf)].is_some() && !own.is_marked;
+        if may_learn && own.decisions.are_used() {
+            let passed = own.journal.entries().len();
+            own.learnt = Some(Learnt { of, passed, learner: Learner::default() });
         }
     }
 
@@ -552,7 +558,7 @@ impl Hooks {
                         let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
                         let journal = &mut own.journal;
                         let verdict = match &mut own.learnt {
-                            Some((_, learner)) => {
+                            Some(Learnt { learner, .. }) => {
                                 nft.run(*chain, skb, at, around, journal, learner)
                             }
                             None => nft.run(*chain, skb, at, around, journal, tracer),

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::conntrack::{Ct, FlowsAhead, FoundFlow, NatTarget};
-use super::decision::{Decisions, Learner};
+use super::conntrack::{Ct, FlowsAhead, NatTarget};
+use super::decision::{Decisions, Learnt};
 use super::hook::{Hooks, StateSlot};
+use super::ingress::RememberedChains;
 use super::nft::Journal;
 use crate::skb::SkBuff;
 
@@ -26,8 +27,12 @@ pub struct HookStates {
     pub(super) target: Option<NatTarget>,
     /// Its connection was [`Ct::Invalid`] at PRE_ROUTING.
     pub(super) is_invalid: bool,
-    /// Its flow, and what is learnt of it.
-    pub(super) learnt: Option<(FoundFlow, Learner)>,
+    /// A chain at ingress has set its mark.
+    pub(super) is_marked: bool,
+    /// The chains of interfaces.
+    pub(super) device_chains: RememberedChains,
+    /// What is learnt of it.
+    pub(super) learnt: Option<Learnt>,
     pub(super) decisions: Decisions,
     /// The flows of the packets of the current burst.
     pub(super) ahead: FlowsAhead,
@@ -89,10 +94,10 @@ impl HookStates {
         }
     }
 
-    /// Whether packets of the current burst may pass as was decided for their flows.
+    /// Whether the current packet may pass as was decided for its flow.
     #[inline]
     pub fn may_be_decided(&self) -> bool {
-        self.ahead.is_valid()
+        self.ahead.is_valid() && !self.is_marked
     }
 
     /// A packet begins: nothing is known of it yet.
@@ -100,13 +105,19 @@ impl HookStates {
     pub fn begin(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);
         self.learnt = None;
-        self.is_invalid = false;
+        (self.is_invalid, self.is_marked) = (false, false);
     }
 
     /// Whether the current packet is an invalid one of a carried connection, which the kernel must not get.
     #[inline]
     pub fn is_invalid(&self) -> bool {
         self.is_invalid
+    }
+
+    /// Whether the current packet has passed counters, or was marked.
+    #[inline]
+    pub fn has_effects(&self) -> bool {
+        self.is_marked || !self.journal.is_empty()
     }
 
     /// The packet is not handed to the kernel: what its rules count takes effect.

@@ -3,6 +3,7 @@
 use super::dst::Dst;
 use super::mode::{Hooked, Mode, Traced};
 use super::nf_hook::{Devices, nf_hook};
+use super::nf_ingress::check_egress;
 use super::post_routing::{PostRouted, post_routing};
 use super::{Ctx, Exit};
 use crate::netfilter::{Family, Hook};
@@ -38,6 +39,7 @@ fn hooks<M: Mode>(
     ctx: &mut Ctx<'_>,
 ) -> Result<PostRouted, Exit> {
     let devices = Devices { iif: None, oif: Some(dst.dev) };
+    check_egress::<M>(dst.dev, ctx)?;
     nf_hook::<M>(Hook::LocalOut, reply, pf, devices, ctx.hook_env())?;
     Ok(post_routing::<M>(reply, pf, devices, ctx.hook_env())?.0)
 }

@@ -18,6 +18,8 @@
 //! ([`original`]). A stage that ends a packet returns an [`Exit`]; [`handle_exit`] sends the ICMP error
 //! where one is due.
 //!
+//! After `eth_input` the chains at the ingress of interfaces run ([`nf_ingress`]).
+//!
 //! The routes of a burst are looked up together before its packets are processed one by one
 //! ([`route_ahead`]); a packet of the same flow as the previous one uses its route ([`route_hint`]). The
 //! disposition of each packet is recorded, and applied for the whole burst at the end ([`burst`]).
@@ -58,6 +60,7 @@ mod neigh_output;
 mod neigh_poll;
 mod nf_flow_table;
 mod nf_hook;
+mod nf_ingress;
 mod original;
 mod post_routing;
 mod ratelimit;
@@ -100,6 +103,7 @@ use mode::{Hooked, Mode, Plain, Traced};
 use neigh_output::neigh_hh_output;
 use nf_flow_table::{Offloaded, nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
+use nf_ingress::{check_egress, nf_ingress};
 use original::Original;
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
@@ -186,6 +190,9 @@ fn forward<'a, M: Mode>(
     if M::HOOKED {
         ctx.state.hooks.begin();
     }
+    let received = received.and_then(|(protocol, dev)| {
+        nf_ingress::<M>(skb, protocol, dev, ctx).map(|()| (protocol, dev))
+    });
     let mut original = None;
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut original, ctx) {
@@ -199,17 +206,22 @@ fn forward<'a, M: Mode>(
         Err(exit) => handle_exit(skb, exit, ctx),
     };
     match original {
-        Some(original) => end_hooks(skb, &original, disposition, ctx),
+        Some(original) => end_hooks(skb, Some(&original), disposition, ctx),
+        // Chains at ingress may have counted it.
+        None if M::HOOKED && ctx.state.hooks.has_effects() => {
+            end_hooks(skb, None, disposition, ctx)
+        }
         None => disposition,
     }
 }
 
 /// What hook functions did takes effect, or, for a packet that is handed to the kernel, is undone: the
-/// kernel gets the packet as received, and runs its own functions.
+/// kernel gets the packet as received, and runs its own functions. `original`: what it was if functions may have
+/// changed its octets.
 #[inline(never)]
 fn end_hooks(
     skb: &mut SkBuff,
-    original: &Original,
+    original: Option<&Original>,
     disposition: Disposition,
     ctx: &mut Ctx<'_>,
 ) -> Disposition {
@@ -223,7 +235,11 @@ fn end_hooks(
         return Disposition::Drop(DropReason::NetfilterDrop);
     }
     ctx.state.hooks.rollback();
-    if original.restore(skb) { disposition } else { Disposition::Drop(DropReason::PuntFailed) }
+    skb.mark = 0;
+    match original {
+        Some(original) if !original.restore(skb) => Disposition::Drop(DropReason::PuntFailed),
+        _ => disposition,
+    }
 }
 
 /// A packet that passed POST_ROUTING.
@@ -253,6 +269,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
+    let received_len = Original::len_of::<M>(skb);
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
     if dev.partial_csum {
@@ -269,7 +286,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
             Some(Ok(Offloaded::Routed(routed))) => {
                 return Ok(Routed::By(routes.hint4.dst()?, routed));
             }
-            _ => *original = Some(Original::of(skb)),
+            _ => *original = Some(Original::of(skb, received_len)),
         }
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
@@ -283,6 +300,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     traced::stage::<M>(Stage::IpRouteInput, ctx);
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
     traced::route::<M>(dst, Ipv4Addr::from_bits(iph.daddr), ctx);
+    check_egress::<M>(dst.dev, ctx)?;
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -319,6 +337,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::Ip6RcvCore, ctx);
+    let received_len = Original::len_of::<M>(skb);
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
     if dev.partial_csum {
@@ -335,7 +354,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
             Some(Ok(Offloaded::Routed(routed))) => {
                 return Ok(Routed::By(routes.hint6.dst()?, routed));
             }
-            _ => *original = Some(Original::of(skb)),
+            _ => *original = Some(Original::of(skb, received_len)),
         }
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
@@ -349,6 +368,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     traced::stage::<M>(Stage::Ip6RouteInput, ctx);
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     traced::route::<M>(dst, hdr.daddr, ctx);
+    check_egress::<M>(dst.dev, ctx)?;
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
     if M::HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {

@@ -15,6 +15,8 @@ use super::flow_cache::Entry;
 use super::headers::{Iphdr, Ipv6hdr};
 use super::ip_forward::{decrease_ttl, ip_forward_checks};
 use super::ip6_forward::{decrease_hop_limit, ip6_forward_checks};
+use super::mode::Hooked;
+use super::nf_ingress::check_egress;
 use super::post_routing::{PostRouted, passed_post_routing};
 use super::route::ip_route_input;
 use super::route6::ip6_route_input;
@@ -69,6 +71,9 @@ pub(super) fn nf_flow_offload_ip<'a>(
         Ok(dst) => dst,
         Err(exit) => return Some(Err(exit)),
     };
+    if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
+        return Some(Err(exit));
+    }
     dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
     if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
         return None;
@@ -114,6 +119,9 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         Ok(dst) => dst,
         Err(exit) => return Some(Err(exit)),
     };
+    if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
+        return Some(Err(exit));
+    }
     dst.resolve(daddr, ctx.tables);
     if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
         return None;

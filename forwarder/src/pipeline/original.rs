@@ -1,6 +1,7 @@
 //! A received packet's octets as they were before hook functions ran, so that a packet can be handed to the
 //! kernel as it was received.
 
+use super::mode::Mode;
 use crate::skb::SkBuff;
 
 /// Octets from the network header on that are restored: the headers of every packet but those with long
@@ -13,23 +14,30 @@ pub(super) struct Original {
     octets: [u8; RESTORED],
     /// Offset of the network header in the frame, octets.
     offset: usize,
-    /// Length from the network header on, octets, including padding that is trimmed later.
+    /// Length of the head from the network header on, octets, including padding that was trimmed.
     len: usize,
 }
 
 impl Original {
-    /// Copies them from a packet that no hook function has seen.
+    /// Length of a packet's head from the network header on, octets, before padding is trimmed, where there may be
+    /// hook functions.
     #[inline]
-    pub fn of(skb: &SkBuff) -> Original {
+    pub fn len_of<M: Mode>(skb: &SkBuff) -> usize {
+        if M::HOOKED { skb.network_header().len() } else { 0 }
+    }
+
+    /// Copies them from a packet that no hook function has changed. `len`: see [`Original::len_of`].
+    #[inline]
+    pub fn of(skb: &SkBuff, len: usize) -> Original {
         let packet = skb.network_header();
         let octets = match packet.first_chunk::<RESTORED>() {
             Some(all) => *all,
             None => short(packet),
         };
-        Original { octets, offset: skb.network_offset(), len: packet.len() }
+        Original { octets, offset: skb.network_offset(), len }
     }
 
-    /// Restores them, and the mark of a received packet. `false`: a hook function moved or lengthened the
+    /// Restores them, the padding and the mark of a received packet. `false`: a hook function moved or lengthened the
     /// packet, which cannot be undone.
     #[cold]
     pub fn restore(&self, skb: &mut SkBuff) -> bool {
@@ -42,6 +50,11 @@ impl Original {
         let restored = packet.len().min(RESTORED);
         if let (Some(to), Some(from)) = (packet.get_mut(..restored), self.octets.get(..restored)) {
             to.copy_from_slice(from);
+        }
+        // Padding that was trimmed is still in the frame; the kernel's chains at ingress see it.
+        let padding = self.len - packet.len();
+        if padding > 0 && !skb.is_nonlinear() {
+            let _ = skb.put(padding);
         }
         true
     }

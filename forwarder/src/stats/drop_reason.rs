@@ -164,6 +164,8 @@ reasons! {
         VlanUnknown = "VLAN_UNKNOWN",
         /// A rule of the firewall, or a hook function, that only the kernel can apply.
         Netfilter = "NETFILTER",
+        /// It leaves by an interface with an nftables chain at egress.
+        NetfilterEgress = "NETFILTER_EGRESS",
         /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
         /// functions see the router's own packets.
         NeighUnresolved = "NEIGH_UNRESOLVED",

@@ -58,6 +58,7 @@ impl Stage {
             Stage::Hook(1) => "LOCAL_IN",
             Stage::Hook(2) => "FORWARD",
             Stage::Hook(3) => "LOCAL_OUT",
+            Stage::Hook(5) => "INGRESS",
             Stage::Hook(_) => "POST_ROUTING",
             Stage::NeighOutput => "neigh_output",
             Stage::IcmpSend => "icmp_send",

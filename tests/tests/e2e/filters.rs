@@ -17,7 +17,7 @@ use ferroute_tests::freeze::{StoppedProcess, StoppedThread};
 use ferroute_tests::lab::addr::{RIGHT4, RIGHT6};
 use ferroute_tests::ping::ping_all;
 use ferroute_tests::stream::Stream;
-use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, Netns, eventually, ferroute, lab};
+use ferroute_tests::{EVENT_TIMEOUT, Ferroute, Lab, Netns, eventually, ferroute};
 
 const PORTS: [&str; 4] = ["-i", "rt-left", "-i", "rt-right"];
 /// Maximum time from setting a filter until the last packet bypasses it. The documented time is far less; a
@@ -157,54 +157,6 @@ pub fn forwards_itself(running: &Ferroute, stream: &Stream) -> bool {
         let before = running.forwarded_by_kernel().ok();
         stream.flows(50) && before.is_some() && running.forwarded_by_kernel().ok() == before
     }) || ferroute::by_kernel()
-}
-
-#[test]
-#[ignore = "needs root: run by scripts/test"]
-fn an_nftables_chain_of_a_port() -> Result<()> {
-    let of = |hook: &str, port: &str| {
-        let chain = format!(
-            "nft add chain netdev t c {{ type filter hook {hook} device {port} priority 0 ; }}"
-        );
-        Filter {
-            name: &format!("nftables: chain netdev t c (type filter, hook {hook} on {port}"),
-            set: By::Commands(&[
-                "nft add table netdev t",
-                &chain,
-                "nft add rule netdev t c ip protocol udp drop",
-            ]),
-            lift: &["nft delete table netdev t"],
-            ..PLAIN
-        }
-        .check()
-    };
-    of("ingress", "rt-left")?;
-    of("egress", "rt-right")
-}
-
-#[test]
-#[ignore = "needs root: run by scripts/test"]
-fn an_nftables_chain_of_a_wildcard_that_matches_a_port() -> Result<()> {
-    let tool = lab::repository().join("tests/tools/nft-wildcard");
-    let tool = tool.display();
-    for hook in ["ingress", "egress"] {
-        // Also one that matches the left port, on which no packet to the right is sent.
-        let set = format!("{tool} {hook} rt-");
-        let lab = Lab::up()?;
-        if lab.router.run(&set)?.contains("no such hook") {
-            eprintln!("skipped: this kernel has no wildcards of devices");
-            return Ok(());
-        }
-        drop(lab);
-        Filter {
-            name: &format!("nftables: chain netdev t c (type filter, hook {hook} on rt-*"),
-            set: By::Commands(&[&set]),
-            lift: &["nft delete table netdev t"],
-            ..PLAIN
-        }
-        .check()?;
-    }
-    Ok(())
 }
 
 #[test]
@@ -413,16 +365,14 @@ fn a_filter_of_a_matched_port_holds_while_the_port_cannot_be_closed() -> Result<
     let pid = running.pid().context("no process")?;
     // As with a driver whose reset is slow.
     let stopped = StoppedThread::stop(pid, "fr-ports")?;
-    lab.router.run("nft add table netdev t")?;
-    lab.router.run(
-        "nft add chain netdev t c { type filter hook egress device rt-right priority 0 ; policy drop ; }",
-    )?;
+    let Some(link) = Attached::new(&lab.router, "drop tcx-link rt-right egress")? else {
+        return Ok(());
+    };
     let returned = Instant::now();
     let last = last_arrival(&stream)?;
     let late = last.saturating_duration_since(returned);
-    ensure!(late < FOLLOW_TIME_MAX, "packets passed for {late:?} after the rule was there");
-    drop(stopped);
-    lab.router.run("nft delete table netdev t")?;
+    ensure!(late < FOLLOW_TIME_MAX, "packets passed for {late:?} after the filter was there");
+    drop((stopped, link));
     ensure!(forwards_itself(&running, &stream), "userspace does not forward again");
     stream.stop();
     Ok(())

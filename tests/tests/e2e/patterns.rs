@@ -254,27 +254,26 @@ fn a_pattern_without_matches_waits_and_unfit_interfaces_are_left_alone() -> Resu
     wire(&lab, 4, "zz4")?;
     becomes_port(&ferroute, "zz4")?;
     // A rule on one of them keeps no other from being a port, whether it was added before or later.
-    lab.router.run("nft add table netdev fw")?;
-    let chain = |port: &str| {
-        format!(
-            "nft add chain netdev fw {port} {{ type filter hook ingress device {port} priority 0 ; }}"
-        )
+    let filter = |port: &str| {
+        lab.router.run(&format!("tc qdisc add dev {port} clsact"))?;
+        lab.router.run(&format!("tc filter add dev {port} ingress u32 match u32 0 0 action drop"))
     };
-    lab.router.run(&chain("zz4"))?;
-    let is_filtered = |port: &str| warns(&ferroute, &[port, "rules on it", "nftables"]);
+    let lift = |port: &str| lab.router.run(&format!("tc qdisc del dev {port} clsact"));
+    filter("zz4")?;
+    let is_filtered = |port: &str| warns(&ferroute, &[port, "rules on it", "tc filter"]);
     ensure!(eventually(|| is_filtered("zz4")), "{:#}", status(&ferroute)?);
     ensure!(is_port(&ferroute, "zz3") && !is_port(&ferroute, "zz4"), "{:#}", status(&ferroute)?);
     ensure!(status(&ferroute)?["state"] == "forwarding");
-    lab.router.run(&format!("nft delete chain netdev fw {}", "zz4"))?;
+    lift("zz4")?;
     becomes_port(&ferroute, "zz4")?;
     // One that has a rule before it could become a port is never a port.
     lab.router.run("ip link add zz6 type veth peer name y6")?;
     lab.router.run("ip link set y6 up")?;
-    lab.router.run(&chain("zz6"))?;
+    filter("zz6")?;
     lab.router.run("ip link set zz6 up")?;
     ensure!(eventually(|| is_filtered("zz6")), "{:#}", status(&ferroute)?);
     ensure!(!ferroute.said().contains("zz6 is a port"), "{}", ferroute.said());
-    lab.router.run("nft delete chain netdev fw zz6")?;
+    lift("zz6")?;
     becomes_port(&ferroute, "zz6")?;
     // An MTU longer than a port's maximum: left to the kernel, and this is reported.
     lab.router.run("ip link add zz5 type veth peer name y5")?;

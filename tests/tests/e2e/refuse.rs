@@ -40,16 +40,6 @@ fn firewall(commands: &[&str], word: &str) -> Result<()> {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn an_nftables_chain_of_a_port() -> Result<()> {
-    let chain = "{ type filter hook ingress device rt-left priority 0 ; }";
-    firewall(
-        &["nft add table netdev fw", &format!("nft add chain netdev fw in {chain}")],
-        "chain netdev fw in",
-    )
-}
-
-#[test]
-#[ignore = "needs root: run by scripts/test"]
 fn an_xfrm_policy() -> Result<()> {
     let policy = "dir fwd src 203.0.113.0/24 dst 198.18.2.0/24 action block";
     firewall(&[&format!("ip xfrm policy add {policy}")], "IPsec")

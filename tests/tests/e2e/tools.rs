@@ -82,6 +82,12 @@ fn load(router: &Netns, program: &str, file: &str) -> Result<()> {
     Ok(())
 }
 
+/// OpenWrt's ruleset, without the helper of connections.
+pub fn fw4() -> Result<String> {
+    let path = repository().join("tests/rulesets/openwrt-fw4.nft");
+    Ok(without_helpers(&fs::read_to_string(path)?))
+}
+
 fn without_helpers(ruleset: &str) -> String {
     let mut is_inside = false;
     let kept = ruleset.lines().filter(|line| {
@@ -156,7 +162,7 @@ fn none_passes(lab: &Lab, forbidden: &[Path], protocols: &[bool]) -> Result<()> 
 
 /// Whether `status` reports this number of carried connections. On a busy machine Ferroute may report for a moment
 /// that it does not forward, which is printed.
-fn carries(running: &Ferroute, count: usize) -> bool {
+pub fn carries(running: &Ferroute, count: usize) -> bool {
     match running.json(&["status"]) {
         Ok(status) => status["carried_flows"] == count,
         Err(error) => {

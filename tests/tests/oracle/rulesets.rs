@@ -22,6 +22,9 @@ const GENERATED: usize = 80;
 /// Lets the plain packets through that each batch ends with.
 const PLAIN: &str = "udp sport 4000 udp dport 4001 accept";
 
+/// Why packets are handed to the kernel because of rules.
+const PUNTS: [&str; 3] = ["NETFILTER", "NETFILTER_EGRESS", "NEIGH_UNRESOLVED"];
+
 /// See there.
 const RULESETS: &str = include_str!("rulesets.nft");
 
@@ -163,7 +166,7 @@ impl Pair {
     /// to the kernel because of the rules.
     fn check(&mut self, name: &str, kernels: bool) -> Result<()> {
         self.wait_until_followed()?;
-        let punts_before = self.punts("NETFILTER")?;
+        let punts_before = self.punts_of_rules()?;
         let by_kernel_before = self.ferroute.forwarded_by_kernel()?;
         self.seed += 1;
         let inputs = generate_from(self.next, self.seed, PACKETS);
@@ -179,7 +182,7 @@ impl Pair {
             return Ok(());
         }
         ensure!(self.ferroute.is_running(), "{name}: ferroute has ended\n{}", self.ferroute.said());
-        let punted = self.punts("NETFILTER")? - punts_before;
+        let punted = self.punts_of_rules()? - punts_before;
         let by_kernel = self.ferroute.forwarded_by_kernel()?;
         let by_kernel = by_kernel.v4 + by_kernel.v6 - by_kernel_before.v4 - by_kernel_before.v6;
         if kernels {
@@ -197,6 +200,11 @@ impl Pair {
             ensure!(by_kernel < PACKETS as u64 / 5, "{name}: the kernel forwarded {by_kernel}");
         }
         Ok(())
+    }
+
+    /// Packets that were handed to the kernel because of rules.
+    fn punts_of_rules(&self) -> Result<u64> {
+        PUNTS.iter().map(|reason| self.punts(reason)).sum()
     }
 
     /// Packets that were handed to the kernel for this reason.
@@ -225,7 +233,7 @@ impl Pair {
     fn finish(mut self) -> Result<()> {
         if !ferroute::by_kernel() {
             let by_kernel = self.ferroute.forwarded_by_kernel()?;
-            check_handed_over_also(&self.ferroute, by_kernel.v4 + by_kernel.v6, Some("NETFILTER"))?;
+            check_handed_over_also(&self.ferroute, by_kernel.v4 + by_kernel.v6, &PUNTS)?;
         }
         self.ferroute.terminate()
     }
@@ -531,7 +539,32 @@ fn random_ruleset(rng: &mut Rng) -> String {
         }
         script += "}\n";
     }
+    if rng.one_in(2) {
+        script += &random_ingress(rng);
+    }
     script
+}
+
+/// Chains at the ingress of the ports.
+fn random_ingress(rng: &mut Rng) -> String {
+    let matches: &[&[&str]] = &[MATCH4, MATCH6, MATCH, NEUTRAL];
+    let mut rules = |count: usize, verdicts: &[&str]| {
+        let rules = (0..count).map(|_| random_rule(rng, matches, verdicts));
+        rules.collect::<Vec<_>>().join("\n    ")
+    };
+    let bodies =
+        [rules(4, &["accept", "drop", "jump one", "goto one", ""]), rules(3, &["", "drop"])];
+    let one = rules(3, &["accept", "drop", "return", ""]);
+    let mut script = format!("table netdev i {{\n  chain one {{\n    {one}\n  }}\n");
+    // Not what the routers and hosts send by themselves.
+    let own = "meta protocol != { ip, ip6 } accept\n    ip6 daddr ff02::/16 accept";
+    for (n, (devices, body)) in ["rt-left", "rt-left, rt-right"].iter().zip(bodies).enumerate() {
+        script += &format!(
+            "  chain c{n} {{\n    type filter hook ingress devices = {{ {devices} }} priority {n};\n    \
+             {own}\n    {PLAIN}\n    {body}\n  }}\n"
+        );
+    }
+    script + "}\n"
 }
 
 /// Rules about connections.

@@ -96,7 +96,8 @@ impl<'a> State<'a> {
             let KernelRule { table, chain, handle, text } = rule;
             ((table.as_str(), chain.as_str(), *handle), text.as_str())
         });
-        let bases = nft.base_chains().map(|(_, _, _, base)| program.chain_name(base));
+        let bases = nft.base_chains().map(|(_, _, _, base)| base).chain(program.ingress_chains());
+        let bases = bases.map(|base| program.chain_name(base));
         State { nft, counters, objects, kernel: kernel.collect(), bases: bases.collect() }
     }
 

@@ -24,6 +24,8 @@ const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
 
 pub(super) const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
+/// Maximum number of flows of whose entries the kernel sends no events: they are verified once per second.
+pub(super) const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 
 /// The router's own addresses: sessions that begin or, after NAT, end at the router are never carried.
 #[derive(Debug, Default)]
@@ -54,6 +56,31 @@ impl Locals {
             }
         }
     }
+}
+
+/// Entries of the kernel's table that can be carried.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Up to [`FLOWS_WITHOUT_EVENTS_MAX`].
+    pub(super) entries: Vec<Entry>,
+    /// The tuples of the others.
+    pub(super) more: Vec<Tuple>,
+    /// There are entries in flowtables.
+    pub(super) has_offloaded: bool,
+}
+
+impl Found {
+    pub(super) fn push(&mut self, entry: Entry) {
+        match self.entries.len() < FLOWS_WITHOUT_EVENTS_MAX {
+            true => self.entries.push(entry),
+            false => self.more.push(entry.original),
+        }
+    }
+}
+
+/// Whether the kernel forwards its packets by a flowtable.
+pub(super) fn is_offloaded(entry: &Entry) -> bool {
+    entry.status & (IPS_OFFLOAD | IPS_HW_OFFLOAD) != 0
 }
 
 /// Whether packets of an entry can be carried, as far as an event tells.

@@ -20,7 +20,8 @@ use arc_swap::ArcSwap;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::flow_entry::{
-    IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable, is_masqueraded, liberal, may_be_carried,
+    FLOWS_WITHOUT_EVENTS_MAX, Found, IPPROTO_TCP, Locals, flow_key, gate_key, is_carriable,
+    is_masqueraded, is_offloaded, liberal, may_be_carried,
 };
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
 use crate::control::netlink::query::{DumpEnd, NlSock};
@@ -31,8 +32,6 @@ use crate::netfilter::conntrack::{FlowDesc, FlowTable, FlowWriter};
 use crate::say;
 use crate::worker::clock::monotonic_ns;
 
-/// Maximum number of flows of whose entries the kernel sends no events: they are verified once per second.
-const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 /// How long a connection must have been established.
 const CARRY_DELAY_NS: u64 = 200_000_000;
 /// How often entries are renewed and verified.
@@ -196,24 +195,6 @@ struct Carried {
     id: Option<u32>,
 }
 
-/// Entries of the kernel's table that can be carried.
-#[derive(Debug, Default)]
-struct Found {
-    /// Up to [`FLOWS_WITHOUT_EVENTS_MAX`].
-    entries: Vec<Entry>,
-    /// The tuples of the others.
-    more: Vec<Tuple>,
-}
-
-impl Found {
-    fn push(&mut self, entry: Entry) {
-        match self.entries.len() < FLOWS_WITHOUT_EVENTS_MAX {
-            true => self.entries.push(entry),
-            false => self.more.push(entry.original),
-        }
-    }
-}
-
 /// The table, and what is known of the kernel's.
 struct Follower<'a> {
     shared: &'a Shared,
@@ -245,6 +226,8 @@ struct Follower<'a> {
     /// When it was last read because the ruleset had changed, and which change that was.
     compared: Instant,
     ruleset_change: u64,
+    /// It is read once more, because the kernel had offloaded connections.
+    looks_again: bool,
 }
 
 impl<'a> Follower<'a> {
@@ -280,6 +263,7 @@ impl<'a> Follower<'a> {
             compare_took: Duration::ZERO,
             compared: Instant::now(),
             ruleset_change: 0,
+            looks_again: false,
         })
     }
 
@@ -340,7 +324,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Has entries carried of which it is not known whether they have events.
-    fn enqueue(&mut self, Found { entries, more }: Found) {
+    fn enqueue(&mut self, Found { entries, more, .. }: Found) {
         let room = FLOWS_WITHOUT_EVENTS_MAX.saturating_sub(self.without_events);
         // Reading the table again every second would take too long.
         if self.compare_took > COMPARE_MAX || !more.is_empty() || entries.len() > room {
@@ -375,6 +359,7 @@ impl<'a> Follower<'a> {
         let (carried, refused) = (&self.carried, &self.refused);
         let locals = shared.locals.load();
         let dumped = conntrack::dump(&mut self.requests, |entry| {
+            found.has_offloaded |= is_offloaded(&entry);
             if !is_carriable(&entry, &locals) {
                 return;
             }
@@ -429,7 +414,12 @@ impl<'a> Follower<'a> {
         }
         let found = self.compare(false)?;
         if is_changed {
-            (self.ruleset_change, self.compared) = (change, Instant::now());
+            self.compared = Instant::now();
+            // The kernel takes connections out of a deleted flowtable later, and sends no event of that.
+            self.looks_again = found.has_offloaded && !self.looks_again;
+            if !self.looks_again {
+                self.ruleset_change = change;
+            }
             self.has_left_out = false;
             self.enqueue(found);
         }

@@ -334,6 +334,13 @@ impl Supervisor {
                     .into(),
             );
         }
+        let flowtables = self.hooks.nft().into_iter().flat_map(|nft| nft.ruleset().flowtables());
+        warnings.extend(flowtables.map(|name| {
+            format!(
+                "nftables: flowtable {name}: connections that rules add to it (flow add) are left to the \
+                 kernel; delete these rules and the flowtable, and userspace carries them"
+            )
+        }));
         warnings.extend(self.steering_state.warnings().cloned());
         if self.punter.is_broken() {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));

@@ -172,10 +172,11 @@ fn learnt_mtu() -> Option<Finding> {
 /// Rules that would be bypassed. Rules on `matched` interfaces only do not affect the other interfaces.
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
-    let (mut left_to_kernel, mut tracks) = (Vec::new(), None);
+    let (mut left_to_kernel, mut tracks, mut flowtables) = (Vec::new(), None, Vec::new());
     let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
         let ruleset = rules.follow_ruleset()?;
         (left_to_kernel, tracks) = (ruleset.kernel_rules(), ruleset.program.uses_conntrack());
+        flowtables.extend(ruleset.ruleset.flowtables());
         Ok(rules)
     });
     let own = |name: &String| {
@@ -189,6 +190,14 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
+    let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
+    let egress = egress.into_iter().map(|chain| {
+        Finding::warn(
+            "firewall",
+            format!("{chain}: packets that leave there are left to the kernel"),
+            "filter at ingress, or at the hook forward or postrouting, instead",
+        )
+    });
     let rest = match rules.map(|rules| rules.bypassed(named)) {
         Ok(found) if found.is_empty() => {
             Finding::ok("firewall", "no rule or policy of the kernel would be bypassed")
@@ -226,8 +235,26 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             ),
         )
     });
-    own.into_iter().chain(hooks).chain([rest]).chain(tracked).chain(left).collect()
+    let offloaded = flowtables.into_iter().map(|flowtable| {
+        Finding::warn(
+            "firewall",
+            format!("nftables: flowtable {flowtable}: {OFFLOADED}"),
+            "delete the rules with flow add and the flowtable (OpenWrt: uci set \
+             firewall.@defaults[0].flow_offloading=0), and userspace carries these connections",
+        )
+    });
+    own.into_iter()
+        .chain(hooks)
+        .chain([rest])
+        .chain(tracked)
+        .chain(offloaded)
+        .chain(egress)
+        .chain(left)
+        .collect()
 }
+
+/// What a flowtable does with connections.
+const OFFLOADED: &str = "the kernel forwards the connections that rules add to it (flow add)";
 
 /// Whether every netfilter hook can be found.
 fn of_means(means: &firewall::Means) -> Finding {

@@ -163,9 +163,7 @@ impl Rules {
     /// Rules of `ports` or their VLANs alone, not those that apply to packets of every port.
     pub fn own(&self, ports: &[String]) -> Vec<String> {
         let devices = self.devices(ports);
-        let names: Vec<String> =
-            ports.iter().cloned().chain(devices.iter().map(|nic| nic.name.clone())).collect();
-        let mut found: Vec<String> = self.nftables.on_devices(&names).collect();
+        let mut found = Vec::new();
         for Nic { name, ifindex, xdp_programs, .. } in devices {
             let Some(device) = self.devices.get(*ifindex) else { continue };
             found.extend(hooks::on_device(name, &device.hooks, &self.nftables));
@@ -188,6 +186,13 @@ impl Rules {
             }
         }
         found
+    }
+
+    /// Chains at the egress of `ports` or their VLANs: packets that leave there are left to the kernel.
+    pub fn at_egress(&self, ports: &[String]) -> Vec<String> {
+        let vlans = self.devices(ports).into_iter().map(|nic| nic.name.clone());
+        let names: Vec<String> = ports.iter().cloned().chain(vlans).collect();
+        self.nftables.at_egress(&names).collect()
     }
 
     /// The source from which the netfilter hooks are known.

@@ -1,5 +1,5 @@
-//! nftables: base chains of forwarded packets, and flowtables, which forward packets past them. Their
-//! rules are read by [`super::ruleset`].
+//! nftables: base chains of forwarded packets, and the interfaces of flowtables. Their rules are read by
+//! [`super::ruleset`].
 
 use std::{fmt, io};
 
@@ -29,9 +29,8 @@ const NFTA_HOOK_DEVS: u16 = 4;
 const NFTA_DEVICE_NAME: u16 = 1;
 const NFTA_DEVICE_PREFIX: u16 = 2;
 const NF_NETDEV_INGRESS: u32 = 0;
+const NF_NETDEV_EGRESS: u32 = 1;
 const NF_INET_INGRESS: u32 = 5;
-const NFTA_FLOWTABLE_TABLE: u16 = 1;
-const NFTA_FLOWTABLE_NAME: u16 = 2;
 const NFTA_FLOWTABLE_HOOK: u16 = 3;
 const NFTA_FLOWTABLE_HOOK_DEVS: u16 = 3;
 
@@ -81,17 +80,21 @@ impl Nftables {
     }
 
     /// Whether there are chains that workers must apply: at a hook that forwarded packets or the router's
-    /// own pass, whatever the interface.
+    /// own pass, whatever the interface; or flowtables, whose connections are the kernel's.
     pub fn concerns_workers(&self) -> bool {
-        let at_hook = |chain: &Chain| matches!(chain.hook, None | Some(0 | 2 | 3 | 4));
-        let of_ip = |chain: &Chain| family_name(chain.family).is_some() && !chain.is_of_devices();
-        self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
+        let at_hook = |chain: &Chain| {
+            chain.is_of_devices() || matches!(chain.hook, None | Some(0 | 2 | 3 | 4))
+        };
+        let of_ip = |chain: &Chain| family_name(chain.family).is_some();
+        let has_flowtable = self.flowtables.iter().any(|table| family_name(table.family).is_some());
+        has_flowtable || self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
     }
 
-    /// A line for each chain and flowtable on an interface of `names`.
-    pub fn on_devices<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
-        let chains = self.chains.iter().filter_map(|chain| chain.describe_on(names));
-        chains.chain(self.flowtables.iter().filter_map(|table| table.describe(names)))
+    /// A line for each chain at the egress of an interface of `names`: packets that leave there are the kernel's.
+    pub fn at_egress<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
+        let is_egress =
+            |chain: &&Chain| chain.family == NFPROTO_NETDEV && chain.hook == Some(NF_NETDEV_EGRESS);
+        self.chains.iter().filter(is_egress).filter_map(|chain| chain.describe_on(names))
     }
 
     /// Whether a listed chain or flowtable explains nftables' function at a hook; for family
@@ -117,35 +120,19 @@ impl Nftables {
     }
 }
 
-/// A flowtable: forwards packets of known flows at the ingress of its devices, past all later
-/// rules.
+/// A flowtable: forwards packets of connections that rules added to it, at the ingress of its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Flowtable {
     family: u8,
-    table: String,
-    name: String,
     devices: Vec<Device>,
-}
-
-impl Flowtable {
-    /// `None` if none of its devices is a port.
-    fn describe(&self, ports: &[String]) -> Option<String> {
-        let Flowtable { table, name, .. } = self;
-        let family = family_name(self.family)?;
-        let devices = on_ports(&self.devices, ports)?;
-        Some(format!("nftables: flowtable {family} {table} {name} on {devices}"))
-    }
 }
 
 fn parse_flowtable(message: &Message<'_>) -> Option<Flowtable> {
     let attrs = message.attrs(NFGEN_HEADER);
-    let text = |kind| find(attrs, kind).map(string).unwrap_or_default();
     let hook = Attrs(find(attrs, NFTA_FLOWTABLE_HOOK).unwrap_or_default());
     let devices = Attrs(find(hook, NFTA_FLOWTABLE_HOOK_DEVS).unwrap_or_default());
     Some(Flowtable {
         family: u8_at(message.payload, 0)?,
-        table: text(NFTA_FLOWTABLE_TABLE),
-        name: text(NFTA_FLOWTABLE_NAME),
         devices: devices.map(Device::of_attr).collect(),
     })
 }
@@ -172,6 +159,8 @@ fn parse_chain(message: &Message<'_>) -> Option<Chain> {
     let one = find(hook, NFTA_HOOK_DEV).map(|value| Device::of(NFTA_DEVICE_NAME, value));
     let mut devices: Vec<Device> = one.into_iter().collect();
     devices.extend(Attrs(find(hook, NFTA_HOOK_DEVS).unwrap_or_default()).map(Device::of_attr));
+    // If there is one, the kernel sends it twice.
+    devices.dedup();
     Some(Chain {
         family: u8_at(message.payload, 0)?,
         table: text(NFTA_CHAIN_TABLE),
@@ -303,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn chains_on_ports_are_described_and_others_concern_workers() {
+    fn chains_concern_workers_and_those_at_egress_are_described() {
         let ports = ["eth0".to_owned(), "eth1".to_owned()];
         let of = |family, hook, devices: &[&str]| {
             let chains = vec![chain(family, hook, devices)];
@@ -311,20 +300,21 @@ mod tests {
         };
         let shown = |family, hook, devices: &[&str]| {
             let nftables = of(family, hook, devices);
-            assert!(!nftables.concerns_workers());
-            let lines: Vec<String> = nftables.on_devices(&ports).collect();
+            assert!(nftables.concerns_workers());
+            let lines: Vec<String> = nftables.at_egress(&ports).collect();
             assert!(lines.len() < 2, "{lines:?}");
             lines.into_iter().next()
         };
         assert_eq!(
-            shown(NFPROTO_NETDEV, 0, &["eth9", "eth1"]).as_deref(),
+            shown(NFPROTO_NETDEV, 1, &["eth9", "eth1"]).as_deref(),
             Some(
-                "nftables: chain netdev t c (type filter, hook ingress on eth1, priority -10, policy drop)"
+                "nftables: chain netdev t c (type filter, hook egress on eth1, priority -10, policy drop)"
             )
         );
         assert!(shown(NFPROTO_NETDEV, 1, &["eth*"]).is_some());
-        assert!(shown(NFPROTO_NETDEV, 0, &["lo"]).is_none());
-        assert!(shown(NFPROTO_INET, 5, &["lo"]).is_none());
+        assert!(shown(NFPROTO_NETDEV, 1, &["lo"]).is_none());
+        assert!(shown(NFPROTO_NETDEV, 0, &["eth1"]).is_none(), "workers run it");
+        assert!(shown(NFPROTO_INET, 5, &["eth1"]).is_none());
         for (hook, concerns) in [(0, true), (1, false), (2, true), (3, true), (4, true)] {
             for family in [NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET] {
                 assert_eq!(of(family, hook, &[]).concerns_workers(), concerns, "hook {hook}");
@@ -377,9 +367,10 @@ mod tests {
         assert!(forward.is_at(NFPROTO_IPV6, 2, "") && !forward.is_at(NFPROTO_IPV6, 0, ""));
         assert!(!of(NFPROTO_IPV4, 2, &[]).is_at(NFPROTO_IPV6, 2, ""));
         let devices = vec![Device::Name("eth0".into())];
-        let (table, name) = ("t".into(), "f".into());
-        let flowtables = vec![Flowtable { family: NFPROTO_INET, table, name, devices }];
+        let flowtables = vec![Flowtable { family: NFPROTO_INET, devices }];
         let flows = Nftables { flowtables, ..Nftables::default() };
+        assert!(flows.concerns_workers(), "its connections are the kernel's");
+        assert_eq!(flows.at_egress(&["eth0".to_owned()]).count(), 0, "it is no filter");
         assert!(flows.is_at(NFPROTO_NETDEV, 0, "eth0") && !flows.is_at(NFPROTO_NETDEV, 0, "eth1"));
     }
 

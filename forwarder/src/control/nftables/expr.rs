@@ -122,6 +122,10 @@ fn text(name: &str, data: Attrs<'_>) -> String {
             keyed(name, &META_NAMES, table().and_then(|table| table.be32(NFTA_META_KEY)))
                 + set(NFTA_META_SREG)
         }
+        "flow_offload" => match table().and_then(|table| table.name(NFTA_FLOW_TABLE_NAME)) {
+            Some(flowtable) => format!("flow add @{flowtable}"),
+            None => name.into(),
+        },
         "payload" if has(NFTA_PAYLOAD_SREG) => "payload set".into(),
         "payload" => match table().and_then(|table| table.be32(NFTA_PAYLOAD_BASE)) {
             Some(NFT_PAYLOAD_INNER_HEADER) => "payload @ih".into(),

@@ -56,6 +56,7 @@ pub const NFTA_OBJ_TYPE: u16 = 3;
 pub const NFTA_OBJ_DATA: u16 = 4;
 
 pub const NFTA_FLOWTABLE_NAME: u16 = 2;
+pub const NFTA_FLOW_TABLE_NAME: u16 = 1;
 
 pub const NFTA_SET_TABLE: u16 = 1;
 pub const NFTA_SET_NAME: u16 = 2;

@@ -10,7 +10,7 @@ use super::classify::Run;
 use super::fuse::fuse;
 use super::op::{Bitwise2, DATA_MAX, Data16, Flow, Op};
 use super::program::{
-    Base, BaseChainId, CompiledChain, CounterKind, CounterPlace, FIXED_REASONS, LOOP,
+    Base, BaseChainId, CompiledChain, CounterKind, CounterPlace, DIFFERS, FIXED_REASONS, LOOP,
     NO_CLASSIFIER, Program, Step,
 };
 use super::reach::of_family;
@@ -39,15 +39,18 @@ pub fn compile_with_slack(ruleset: &Ruleset, now_ns: u64, slack_ns: u64) -> Prog
     let mut program = Program { reasons, ..Program::default() };
     let mut bases: Vec<(i32, BaseChainId, Family, u32)> = Vec::new();
     for table in &ruleset.tables {
-        if !matches!(table.family, Family::Ip | Family::Ip6 | Family::Inet) {
+        if !table.family.is_compiled() {
             continue;
         }
         let first = program.chains.len() as u32;
         TableCompiler::new(&mut program, table, now_ns, slack_ns).compile();
         for (chain, number) in table.chains.iter().zip(first..) {
-            bases.extend(register(&mut program, table, chain, number));
+            if !super::device::register(&mut program, table, chain, number) {
+                bases.extend(register(&mut program, table, chain, number));
+            }
         }
     }
+    super::device::order(&mut program);
     program.unsupported.extend(undecided_order(ruleset));
     // Stable, so that the order of the ruleset remains within a priority, here reversed: see `chains`.
     bases.reverse();
@@ -374,6 +377,9 @@ impl<'a> TableCompiler<'a> {
                 self.lookup(*sreg, *dreg, *is_vmap, set, *invert)
             }
             Expr::Meta { key: MetaKey::Other(key), .. } => self.kernel(format!("meta key {key}")),
+            _ if self.table.family == Family::Netdev && !super::device::is_evaluated(expr) => {
+                Op::Kernel(DIFFERS)
+            }
             Expr::Other(text) => self.kernel(text.as_str()),
             _ => match plain(expr) {
                 Some(op) => op,

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::device::DeviceChains;
 use super::packet::Packet;
 use super::program::{BaseChainId, CounterPage, Journal, NftVerdict, Program};
 use super::ruleset::{Family, Ruleset};
 use crate::netfilter::conntrack::Ct;
 use crate::netfilter::hook::{Hook, HookState};
+use crate::netfilter::ingress::AtIngress;
 use crate::skb::SkBuff;
 use crate::tables::Tables;
 use crate::trace::{Step, Tracer};
@@ -95,7 +97,9 @@ impl Nft {
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
         let Around { ct, tables, now_ns } = around;
-        let mut packet = Packet { skb, family: pf, hook, iif, oif, transport, ct, tables, now_ns };
+        let is_tagged = false;
+        let mut packet =
+            Packet { skb, family: pf, hook, iif, oif, transport, ct, tables, is_tagged, now_ns };
         if tracer.is_traced() {
             tracer.step(Step::BaseChain(chain.0));
         }
@@ -114,6 +118,23 @@ impl Nft {
         if let Some(page) = self.pages.get(worker) {
             counters.iter().for_each(|counter| page.count(*counter, octets));
         }
+    }
+
+    /// Runs the chains of an interface on a packet that it has received.
+    pub(in crate::netfilter) fn run_ingress<T: Tracer>(
+        &self,
+        chains: DeviceChains,
+        skb: &mut SkBuff,
+        at: AtIngress<'_>,
+        now_ns: u64,
+        journal: &mut Journal,
+        tracer: &mut T,
+    ) -> NftVerdict {
+        let AtIngress { dev, pf, is_tagged } = at;
+        let packet = Packet::new(skb, pf, Hook::PreRouting, Some(dev), None, now_ns);
+        // There is no connection yet.
+        let mut packet = Packet { is_tagged, ct: Ct::Null, ..packet };
+        self.program.run_ingress(chains, dev, &mut packet, journal, tracer)
     }
 
     /// Adds what a packet has passed to the counters of a worker, and empties the journal.

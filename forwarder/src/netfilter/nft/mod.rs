@@ -5,6 +5,7 @@
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
 //! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
+//! - `device`: chains at the ingress and egress of interfaces;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
 //! Evaluation allocates nothing and cannot fail: what the program does not decide as the kernel would, it
@@ -12,6 +13,7 @@
 
 mod classify;
 mod compile;
+mod device;
 mod eval;
 mod fib;
 mod follow;
@@ -30,6 +32,7 @@ mod varies;
 pub mod xt;
 
 pub use compile::{compile, compile_with_slack};
+pub use device::DeviceChains;
 pub use follow::{Around, Nft};
 pub use packet::{Packet, Transport};
 pub use program::{

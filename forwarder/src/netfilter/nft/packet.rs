@@ -10,6 +10,8 @@ use super::ruleset::{Family, PayloadBase};
 
 /// Length of an Ethernet header, octets.
 const ETH_HLEN: usize = 14;
+/// Length of an Ethernet header with a VLAN tag, octets.
+const VLAN_ETH_HLEN: usize = 18;
 /// Length of the fixed IPv6 header, octets.
 const IPV6_HLEN: usize = 40;
 
@@ -38,6 +40,8 @@ pub struct Packet<'a> {
     pub ct: Ct,
     /// Routes and interfaces, for `fib`; `None`: `fib` is left to the kernel.
     pub tables: Option<&'a Tables>,
+    /// It is at the ingress of a port, and its frame has one VLAN tag, which is not yet removed.
+    pub is_tagged: bool,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -77,6 +81,25 @@ impl Transport {
     }
 }
 
+/// `nft_set_pktinfo_ipv4_validate`, `nft_set_pktinfo_ipv6_validate`: whether the header is one of the family, with
+/// lengths that the packet has, and the transport header is found.
+pub(super) fn is_valid(skb: &SkBuff, family: Family) -> bool {
+    let be16 = |high, low| usize::from(u16::from_be_bytes([high, low]));
+    match family {
+        Family::Ip => octets::<4>(skb, 0).is_some_and(|[first, _, high, low]| {
+            let (header_len, len) = (usize::from(first & 15) * 4, be16(high, low));
+            first >> 4 == 4 && header_len >= 20 && (header_len..=skb.network_len()).contains(&len)
+        }),
+        _ => {
+            let has_version = octets::<6>(skb, 0).is_some_and(|header| {
+                header[0] >> 4 == 6 && IPV6_HLEN + be16(header[4], header[5]) <= skb.network_len()
+            });
+            let transport = |(_, offset)| offset <= usize::from(u16::MAX);
+            has_version && Transport::of(skb, family).l4.is_some_and(transport)
+        }
+    }
+}
+
 impl<'a> Packet<'a> {
     /// A packet whose transport header is not known yet, where connections are not tracked, without routes.
     #[inline]
@@ -89,7 +112,18 @@ impl<'a> Packet<'a> {
         now_ns: u64,
     ) -> Packet<'a> {
         let transport = Transport::of(skb, family);
-        Packet { skb, family, hook, iif, oif, transport, ct: Ct::Off, tables: None, now_ns }
+        Packet {
+            skb,
+            family,
+            hook,
+            iif,
+            oif,
+            transport,
+            ct: Ct::Off,
+            tables: None,
+            is_tagged: false,
+            now_ns,
+        }
     }
 
     /// Whether it is a fragment, the first one included.
@@ -190,18 +224,24 @@ impl View<'_> {
     }
 
     /// The link-layer header as the kernel has it at the hooks of IP, without VLAN tags and right before the
-    /// network header. Packets of our own have none.
+    /// network header; at the ingress of a port, what is behind the addresses is read with the tag. Packets of our own have none.
     fn link(&self, offset: usize, to: &mut [u8]) -> bool {
         let skb = &*self.packet.skb;
         let mac = match skb.mac_chunk::<12>() {
             Some(mac) if skb.iif != 0 && skb.mac_header().len() >= self.net.len() + ETH_HLEN => mac,
             _ => return false,
         };
-        let mut header = [0; ETH_HLEN];
+        let mut header = [0; VLAN_ETH_HLEN];
         header[..12].copy_from_slice(mac);
-        header[12..].copy_from_slice(&self.ethertype().0.to_be_bytes());
-        let Some(first) = header.get(offset..) else {
-            return self.copy(offset - ETH_HLEN, to);
+        header[12..ETH_HLEN].copy_from_slice(&self.ethertype().0.to_be_bytes());
+        let mut header_len = ETH_HLEN;
+        if self.packet.is_tagged && offset >= mac.len() {
+            // `nft_payload_copy_vlan`: with the tag, as it was received.
+            let Some(received) = skb.mac_chunk::<VLAN_ETH_HLEN>() else { return false };
+            (header, header_len) = (*received, VLAN_ETH_HLEN);
+        }
+        let Some(first) = header.get(offset..header_len) else {
+            return self.copy(offset - header_len, to);
         };
         let in_header = first.len().min(to.len());
         let (now, rest) = to.split_at_mut(in_header);

@@ -7,6 +7,7 @@ use crate::netfilter::Hook;
 use crate::stats::Counter;
 
 use super::classify::Classifier;
+use super::device::DeviceChain;
 use super::op::{Flow, Op};
 use super::ruleset::Family;
 use super::set::CompiledSet;
@@ -21,6 +22,10 @@ pub struct Program {
     pub(super) bases: Vec<Base>,
     /// For IPv4 and IPv6, for each hook: base chains in the order in which they run.
     pub(super) hooks: [[Vec<BaseChainId>; 5]; 2],
+    /// Base chains at the ingress of interfaces, in the order in which they run.
+    pub(super) ingress: Vec<DeviceChain>,
+    /// Base chains at the egress of interfaces, which the kernel runs.
+    pub(super) egress: Vec<DeviceChain>,
     pub(super) chains: Vec<CompiledChain>,
     /// The rules of all chains.
     pub(super) steps: Vec<Step>,
@@ -308,7 +313,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 13] = [
+pub(super) const FIXED_REASONS: [&str; 16] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -322,6 +327,9 @@ pub(super) const FIXED_REASONS: [&str; 13] = [
     "the packet's transport header is not known",
     "the packet is a jumbogram, whose length a rule compares",
     "the packet has IPv6 extension headers, which a rule searches",
+    "the order of chains at ingress is not known",
+    "a rule reads the header of a VLAN",
+    "an expression that differs at ingress",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -337,6 +345,10 @@ pub(super) const EXPIRES: u32 = 6;
 pub(super) const NO_CONNECTION: u32 = 7;
 pub(super) const ROUTE: Flow = Flow::Kernel(8);
 pub(super) const CT_MARK: Flow = Flow::Kernel(9);
-pub(super) const NO_TRANSPORT: Flow = Flow::Kernel(10);
+pub(super) const NO_TRANSPORT_HEADER: u32 = 10;
+pub(super) const NO_TRANSPORT: Flow = Flow::Kernel(NO_TRANSPORT_HEADER);
 pub(super) const JUMBOGRAM: Flow = Flow::Kernel(11);
 pub(super) const IPV6_EXTENSIONS: Flow = Flow::Kernel(12);
+pub(super) const ORDER: u32 = 13;
+pub(super) const VLAN_HEADER: u32 = 14;
+pub(super) const DIFFERS: u32 = 15;

@@ -45,7 +45,7 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
     let reached = reached(program);
     let mut chain_number = 0;
     let (mut kernel_rules, mut conntrack) = (Vec::new(), [None, None]);
-    let ours = |family| matches!(family, Family::Ip | Family::Ip6 | Family::Inet);
+    let ours = Family::is_compiled;
     for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
         for chain in &table.chains {
             let number = chain_number;
@@ -85,6 +85,13 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
                 first.get_or_insert_with(use_of);
             }
         }
+        // The kernel may still translate and forward connections that a rule, perhaps deleted since, has added.
+        if let Some(flowtable) = table.flowtables.first() {
+            let use_of = || format!("{} {} flowtable {flowtable}", table.family, table.name);
+            for first in of_family(&mut program.conntrack, table.family) {
+                first.get_or_insert_with(use_of);
+            }
+        }
     }
 }
 
@@ -99,8 +106,10 @@ pub(super) fn of_family<T>(all: &mut [T; 2], family: Family) -> impl Iterator<It
 fn reached(program: &Program) -> Vec<bool> {
     let mut reached = vec![false; program.chains.len()];
     let bases = program.hooks.iter().flat_map(|hooks| FORWARDED.map(|hook| &hooks[hook]));
+    let at_ingress = program.ingress.iter().map(|chain| &chain.base);
     let mut open: Vec<u32> = bases
         .flatten()
+        .chain(at_ingress)
         .filter_map(|base| program.bases.get(base.0 as usize))
         .map(|base| base.chain)
         .collect();

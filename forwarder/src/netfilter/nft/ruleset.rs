@@ -25,6 +25,11 @@ pub enum Family {
 }
 
 impl Family {
+    /// Whether packets that are forwarded may meet its chains.
+    pub(super) fn is_compiled(self) -> bool {
+        !matches!(self, Family::Other(_))
+    }
+
     /// The family with an NFPROTO_* number.
     pub fn of(nfproto: u8) -> Family {
         match nfproto {
@@ -58,6 +63,16 @@ pub struct Ruleset {
     pub generation: u32,
     /// In the kernel's order.
     pub tables: Vec<Table>,
+}
+
+impl Ruleset {
+    /// The flowtables: family, table and name of each.
+    pub fn flowtables(&self) -> impl Iterator<Item = String> {
+        self.tables.iter().flat_map(|table| {
+            let of = |name| format!("{} {} {name}", table.family, table.name);
+            table.flowtables.iter().map(of)
+        })
+    }
 }
 
 /// A table.

@@ -9,7 +9,7 @@ use super::eval::Run;
 use super::follow::Nft;
 use super::op::{Flow, Load, Op};
 use super::program::{Program, Step};
-use super::ruleset::{Chain, CmpOp, Expr, Family, Rule, Table};
+use super::ruleset::{Chain, CmpOp, Expr, Rule, Table};
 use crate::trace::step::RuleResult;
 use crate::trace::{self, Tracer, Value};
 
@@ -114,9 +114,7 @@ impl Nft {
 
     /// The chain that a trace has the number of.
     pub fn chain(&self, number: u32) -> Option<(&Table, &Chain)> {
-        let of_ip =
-            |table: &&Table| matches!(table.family, Family::Ip | Family::Ip6 | Family::Inet);
-        let tables = self.ruleset().tables.iter().filter(of_ip);
+        let tables = self.ruleset().tables.iter().filter(|table| table.family.is_compiled());
         let mut chains =
             tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
         chains.nth(number as usize)

@@ -10,6 +10,7 @@ mod hold;
 mod hooks;
 mod icmp4;
 mod icmp6;
+mod ingress;
 mod ipv4;
 mod ipv6;
 mod jumbo;

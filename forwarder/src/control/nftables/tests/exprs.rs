@@ -84,9 +84,11 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     assert_eq!(one("match", &[(NFTA_MATCH_NAME, b"hashlimit\0")]), other("xt match hashlimit"));
     assert_eq!(one("target", &[(NFTA_MATCH_NAME, b"TCPMSS\0")]), other("xt target TCPMSS"));
     assert_eq!(one("match", &[]), other("xt match"));
-    for name in ["limit", "quota", "log", "reject", "flow_offload", "last", "inner", "queue"] {
+    for name in ["limit", "quota", "log", "reject", "last", "inner", "queue"] {
         assert_eq!(one(name, &[(1, &be(1))]), other(name));
     }
+    assert_eq!(one("flow_offload", &[(NFTA_FLOW_TABLE_NAME, b"ft\0")]), other("flow add @ft"));
+    assert_eq!(one("flow_offload", &[]), other("flow_offload"));
     assert_eq!(one("xfrm", &[]), other("ipsec"));
     let exthdr = |op: u32| one("exthdr", &[(1, &be(1)), (NFTA_EXTHDR_OP, &be(op))]);
     assert_eq!(exthdr(NFT_EXTHDR_OP_SCTP), other("exthdr sctp"));

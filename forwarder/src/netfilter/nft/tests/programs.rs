@@ -20,7 +20,8 @@ fn verdict_of(chains: Vec<Chain>) -> Verdict {
 #[test]
 fn base_chains_run_by_priority_and_family() {
     let one = |family, name: &str, priority| {
-        let mut table = table(family, vec![base(name, 2, priority, Vec::new())], Vec::new());
+        let hook = if family == Family::Netdev { 0 } else { 2 };
+        let mut table = table(family, vec![base(name, hook, priority, Vec::new())], Vec::new());
         table.name = name.to_owned();
         table
     };
@@ -47,6 +48,8 @@ fn base_chains_run_by_priority_and_family() {
     assert_eq!(names(Family::Ip), late_first, "the last one of a priority runs first");
     assert_eq!(names(Family::Ip6), ["inet early early", "ip6 six six", "inet late late"]);
     assert!(program.chains(Family::Inet, Hook::Forward).is_empty());
+    let at_ingress = program.ingress_chains().map(|chain| program.chain_name(chain));
+    assert_eq!(at_ingress.collect::<Vec<_>>(), ["netdev netdev netdev"]);
     assert!(program.unsupported().is_empty());
 }
 
@@ -178,6 +181,17 @@ fn reports_name_reachable_rules() {
     assert_eq!(program.uses_conntrack().as_deref(), Some("inet t used handle 3: ct mark"));
     let counted = forward(vec![rule(vec![other("ctx")]), rule(vec![other("natural")])]);
     assert_eq!(compile(&counted, 0).uses_conntrack(), None);
+}
+
+#[test]
+fn with_a_flowtable_connections_are_the_kernels_whatever_the_rules_are() {
+    let mut with = table(Family::Ip, vec![base("b", 2, 0, vec![rule(vec![DROP])])], Vec::new());
+    with.flowtables = vec!["ft".to_owned()];
+    let ruleset = ruleset(vec![with]);
+    assert_eq!(ruleset.flowtables().collect::<Vec<_>>(), ["ip t ft"]);
+    let program = compile(&ruleset, 0);
+    assert_eq!(program.uses_conntrack().as_deref(), Some("ip t flowtable ft"));
+    assert_eq!(program.tracked_families(), [true, false]);
 }
 
 #[test]
