@@ -225,7 +225,14 @@ fn end_hooks(
         return Disposition::Drop(DropReason::NetfilterDrop);
     }
     ctx.state.hooks.rollback();
-    if original.restore(skb) { disposition } else { Disposition::Drop(DropReason::PuntFailed) }
+    if !original.restore(skb) {
+        return Disposition::Drop(DropReason::PuntFailed);
+    }
+    if ctx.hooks.have_device_chains() {
+        // The kernel's chains at ingress see it.
+        original.restore_padding(skb);
+    }
+    disposition
 }
 
 /// Finds the protocol, and the interface that counts as the input interface.
