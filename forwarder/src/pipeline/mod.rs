@@ -236,10 +236,15 @@ fn end_hooks(
     }
     ctx.state.hooks.rollback();
     skb.mark = 0;
-    match original {
-        Some(original) if !original.restore(skb) => Disposition::Drop(DropReason::PuntFailed),
-        _ => disposition,
+    let Some(original) = original else { return disposition };
+    if !original.restore(skb) {
+        return Disposition::Drop(DropReason::PuntFailed);
     }
+    if ctx.hooks.have_device_chains() {
+        // The kernel's chains at ingress see it.
+        original.restore_padding(skb);
+    }
+    disposition
 }
 
 /// A packet that passed POST_ROUTING.

@@ -37,7 +37,7 @@ impl Original {
         Original { octets, offset: skb.network_offset(), len }
     }
 
-    /// Restores them, the padding and the mark of a received packet. `false`: a hook function moved or lengthened the
+    /// Restores them, and the mark of a received packet. `false`: a hook function moved or lengthened the
     /// packet, which cannot be undone.
     #[cold]
     pub fn restore(&self, skb: &mut SkBuff) -> bool {
@@ -51,12 +51,16 @@ impl Original {
         if let (Some(to), Some(from)) = (packet.get_mut(..restored), self.octets.get(..restored)) {
             to.copy_from_slice(from);
         }
-        // Padding that was trimmed is still in the frame; the kernel's chains at ingress see it.
-        let padding = self.len - packet.len();
+        true
+    }
+
+    /// Restores padding that was trimmed, after [`Original::restore`]: it is still in the frame.
+    #[cold]
+    pub fn restore_padding(&self, skb: &mut SkBuff) {
+        let padding = self.len.saturating_sub(skb.network_header().len());
         if padding > 0 && !skb.is_nonlinear() {
             let _ = skb.put(padding);
         }
-        true
     }
 }
 

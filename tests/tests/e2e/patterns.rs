@@ -256,7 +256,7 @@ fn a_pattern_without_matches_waits_and_unfit_interfaces_are_left_alone() -> Resu
     // A rule on one of them keeps no other from being a port, whether it was added before or later.
     let filter = |port: &str| {
         lab.router.run(&format!("tc qdisc add dev {port} clsact"))?;
-        lab.router.run(&format!("tc filter add dev {port} ingress u32 match u32 0 0 action drop"))
+        lab.router.run(&format!("tc filter add dev {port} ingress u32 match u32 0 0 classid 1:1"))
     };
     let lift = |port: &str| lab.router.run(&format!("tc qdisc del dev {port} clsact"));
     filter("zz4")?;

@@ -103,7 +103,7 @@ fn a_neighbour_is_looked_up_after_the_functions() {
 #[test]
 fn a_packet_for_the_kernel_is_as_received() {
     for hook in FORWARDED {
-        // With padding, which is trimmed meanwhile.
+        // With padding, which is trimmed.
         let padded = [V4::default().frame(), vec![0xee; 9]].concat();
         for frame in [V4::default().frame(), V6::default().frame(), padded] {
             let mut net = Net::default();
@@ -122,7 +122,8 @@ fn a_packet_for_the_kernel_is_as_received() {
             let mut lab = net.lab();
             assert_eq!(lab.one(frame.clone()), []);
             assert_eq!(lab.punts(PuntReason::Netfilter), 1, "{hook:?}");
-            assert_eq!(lab.punted(), [frame], "{hook:?}");
+            let len = frame.strip_suffix(&[0xee; 9]).map_or(frame.len(), <[u8]>::len);
+            assert_eq!(lab.punted(), [&frame[..len]], "{hook:?}");
         }
     }
 }

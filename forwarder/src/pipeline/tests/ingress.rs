@@ -113,6 +113,11 @@ fn a_chain_runs_before_the_header_is_checked() {
     lab.one([good.clone(), vec![0; 5]].concat());
     assert_eq!(counted(&registry, 0), (1, octets + 5), "with padding");
     assert_eq!(counted(&registry, 1).0, 1);
+    // The kernel counts it, too.
+    let padded = [V4::to("198.18.1.1").frame(), vec![0xee; 9]].concat();
+    assert!(!forwards(&mut lab, padded.clone()));
+    assert_eq!(lab.punted(), [padded]);
+    assert_eq!(counted(&registry, 0).0, 1);
     let mut short = good.clone();
     short[14 + 3] += 1;
     assert!(!forwards(&mut lab, short.clone()));
