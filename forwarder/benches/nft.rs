@@ -159,7 +159,7 @@ fn measure(name: &str, ruleset: Ruleset, address: impl Fn(&mut Random, u32) -> u
                 let verdict = program.run(*chain, &mut packet, &mut journal);
                 dropped += u64::from(black_box(verdict) == NftVerdict::Drop);
             }
-            program.commit(&journal, &page);
+            page.commit(&journal);
         }
         times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
     }
