@@ -285,7 +285,8 @@ impl Talk<'_> {
 }
 
 /// The entries of `conntrack -L`, without what depends on time. After a RST the kernel may keep an entry as
-/// established for 10 seconds, if it saw only a part of the acknowledgements before.
+/// established for 10 seconds, if it saw only a part of the acknowledgements before. Connections of UDP become
+/// assured with a packet after 2 seconds.
 fn entries(router: &Netns) -> Result<Vec<String>> {
     let listed = router.run("conntrack -L -f ipv4")? + &router.run("conntrack -L -f ipv6")?;
     let is_timed = |(n, field): (usize, &str)| n == 2 || field.starts_with("use=");
@@ -294,7 +295,11 @@ fn entries(router: &Netns) -> Result<Vec<String>> {
         let is_reset = line.starts_with("tcp") && seconds.is_some_and(|seconds| seconds <= 10);
         let fields = line.split_whitespace().enumerate().filter(|it| !is_timed(*it));
         let line = fields.map(|(_, field)| field).collect::<Vec<_>>().join(" ");
-        if is_reset { line.replace("ESTABLISHED", "CLOSE") } else { line }
+        match (is_reset, line.starts_with("udp")) {
+            (true, _) => line.replace("ESTABLISHED", "CLOSE"),
+            (_, true) => line.replace("[ASSURED] ", ""),
+            _ => line,
+        }
     };
     let mut lines: Vec<String> =
         listed.lines().filter(|line| line.contains("src=")).map(line).collect();
