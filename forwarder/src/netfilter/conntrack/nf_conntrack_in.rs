@@ -146,7 +146,7 @@ fn tcp<'a>(
     let seq = number(4);
     let closes = match flags & TCP_RST {
         0 => flags & TCP_FIN != 0,
-        _ => match found.reset(seq) {
+        _ => match found.reset(seq, flows.ignores_invalid_rst()) {
             Reset::Closes => true,
             Reset::Invalid => return Some(Segment::Invalid),
             Reset::Carried => {

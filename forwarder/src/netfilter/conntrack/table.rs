@@ -16,6 +16,8 @@ use crate::hash_table::{MULTIPLIER, hash_words};
 
 /// Records that are allocated together.
 const CHUNK: usize = 1024;
+/// Numbers that rest after their flows were removed, as long as there are others: a worker may still use one.
+const FREE_MIN: usize = 4096;
 /// Entries of a bucket: a cache line.
 const BUCKET: usize = 8;
 /// Entries of the index per flow: two are used.
@@ -107,6 +109,8 @@ pub struct FlowTable {
     has_noted: AtomicBool,
     /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
     valid_ns: AtomicU64,
+    /// nf_conntrack_tcp_ignore_invalid_rst.
+    ignores_invalid_rst: AtomicBool,
 }
 
 impl FlowTable {
@@ -124,6 +128,7 @@ impl FlowTable {
             noted: (0..flows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             has_noted: AtomicBool::new(false),
             valid_ns: AtomicU64::new(0),
+            ignores_invalid_rst: AtomicBool::new(false),
         });
         (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
     }
@@ -137,6 +142,16 @@ impl FlowTable {
     #[inline]
     pub fn valid_ns(&self) -> u64 {
         self.valid_ns.load(Acquire)
+    }
+
+    /// Follows nf_conntrack_tcp_ignore_invalid_rst.
+    pub fn set_ignores_invalid_rst(&self, ignores: bool) {
+        self.ignores_invalid_rst.store(ignores, Relaxed);
+    }
+
+    /// nf_conntrack_tcp_ignore_invalid_rst.
+    pub(super) fn ignores_invalid_rst(&self) -> bool {
+        self.ignores_invalid_rst.load(Relaxed)
     }
 
     /// The record of a flow.
@@ -353,7 +368,7 @@ impl FlowWriter {
             // Both would have the same entry; there is another one unless the buckets are almost full.
             reply = table.other_entry(&desc.keys[1], original)?;
         }
-        let number = if (self.unused as usize) < table.room {
+        let number = if self.free.len() <= FREE_MIN && (self.unused as usize) < table.room {
             self.unused += 1;
             self.unused - 1
         } else {
@@ -519,12 +534,20 @@ impl Found<'_> {
     }
 
     /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
-    pub(super) fn reset(&self, seq: u32) -> Reset {
+    /// `ignores_invalid`: see [`FlowTable::set_ignores_invalid_rst`].
+    pub(super) fn reset(&self, seq: u32, ignores_invalid: bool) -> Reset {
         let (own, other) = (self.info.direction as usize, 1 - self.info.direction as usize);
         let acked = self.flow.max_acks[other].load(Relaxed);
         let sent = self.flow.max_ends[own].load(Relaxed);
         match (acked, sent) {
             (0, _) => Reset::Closes,
+            // The kernel then compares it with the window.
+            _ if ignores_invalid
+                && is_after(acked as u32, seq)
+                && !is_after((acked as u32).wrapping_sub(RESET_WINDOW), seq) =>
+            {
+                Reset::Carried
+            }
             _ if is_after(acked as u32, seq) => Reset::Invalid,
             // The next octet that its receiver expects.
             _ if acked as u32 == seq => Reset::Closes,
@@ -535,7 +558,7 @@ impl Found<'_> {
     }
 }
 
-/// How far after the end of what its sender has sent a RST may be.
+/// How far after the end of what its sender has sent a RST may be, or before what its receiver has acknowledged.
 const RESET_WINDOW: u32 = 65_535;
 
 /// What a RST means.
