@@ -4,9 +4,10 @@ use std::io;
 use std::net::IpAddr;
 
 use super::entry::{
-    IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_MAXACK_SET, IPS_ASSURED, IPS_CONFIRMED, IPS_EXPECTED,
-    IPS_SEEN_REPLY, Tuple,
+    Entry, IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_MAXACK_SET, IPS_ASSURED, IPS_CONFIRMED,
+    IPS_EXPECTED, IPS_SEEN_REPLY, Tuple,
 };
+use super::parse;
 use super::uapi::*;
 use crate::control::netlink::message::Request;
 use crate::control::netlink::query::NlSock;
@@ -24,9 +25,9 @@ pub struct Change {
     pub is_assured: bool,
     /// The entry has IPS_EXPECTED; needed for `is_assured` only.
     pub is_expected: bool,
-    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions, and unsets IP_CT_TCP_FLAG_MAXACK_SET; ignored
-    /// unless the protocol is TCP.
-    pub is_liberal: bool,
+    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions, and unsets IP_CT_TCP_FLAG_MAXACK_SET; with `false`,
+    /// unsets the former. Ignored unless the protocol is TCP.
+    pub is_liberal: Option<bool>,
 }
 
 /// Changes entries, many with one system call; the results are in the order of the changes. An entry that
@@ -40,7 +41,27 @@ pub struct Change {
 /// IPS_FIXED_TIMEOUT; ETIME for one that is being removed; EBUSY if `is_expected` is wrong; for all
 /// changes without an answer, the error of the socket.
 pub fn update(socket: &mut NlSock, changes: &[Change]) -> Vec<io::Result<()>> {
-    socket.change_all(changes, request)
+    socket.change_all(changes, 0, request, |_| {})
+}
+
+/// Changes entries as [`update()`] does, and returns what they are afterwards. `None`: the kernel sends no events of
+/// the entry.
+///
+/// # Errors
+/// As of [`update()`].
+pub fn update_and_read(socket: &mut NlSock, changes: &[Change]) -> Vec<io::Result<Option<Entry>>> {
+    let mut events = Vec::with_capacity(changes.len());
+    // The kernel sends its event to the socket, too, before it takes the next request.
+    let results = socket.change_all(changes, NLM_F_ECHO, request, |message| {
+        events.extend(parse::entry(message).filter(|_| message.kind == IPCTNL_MSG_CT_NEW));
+    });
+    let mut events = events.into_iter().peekable();
+    let with_event = |(change, result): (&Change, io::Result<()>)| {
+        let is_its = |entry: &Entry| entry.original == change.tuple && entry.zone == 0;
+        let entry = events.next_if(is_its);
+        result.map(|()| entry)
+    };
+    changes.iter().zip(results).map(with_event).collect()
 }
 
 /// IPCTNL_MSG_CT_NEW without NLM_F_CREATE, with which an entry that does not exist would be added.
@@ -57,12 +78,19 @@ fn request(change: &Change, flags: u16) -> Request {
         let status = IPS_CONFIRMED | IPS_SEEN_REPLY | IPS_ASSURED | expected;
         request = request.attr(CTA_STATUS, &status.to_be_bytes());
     }
-    if change.is_liberal && Protocol(tuple.protocol) == Protocol::TCP {
+    if let Some(is_liberal) = change.is_liberal
+        && Protocol(tuple.protocol) == Protocol::TCP
+    {
         // `struct nf_ct_tcp_flags`: flags and mask.
         // The highest acknowledgement is forgotten, as in `flow_offload_fixup_tcp`: the kernel does not see
         // the later ones, and would take a RST for one that is not exact.
-        let mask = IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET;
-        let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, mask];
+        let flags = match is_liberal {
+            true => {
+                let mask = IP_CT_TCP_FLAG_BE_LIBERAL | IP_CT_TCP_FLAG_MAXACK_SET;
+                [IP_CT_TCP_FLAG_BE_LIBERAL, mask]
+            }
+            false => [0, IP_CT_TCP_FLAG_BE_LIBERAL],
+        };
         request = request.nested(CTA_PROTOINFO, |attrs| {
             attrs.nested(CTA_PROTOINFO_TCP, |tcp| {
                 tcp.attr(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags)

@@ -105,8 +105,3 @@ pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {
     let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
     FlowKey::new(source, destination, protocol, source_port, destination_port)
 }
-
-pub(super) fn gate_key(tuple: &Tuple) -> Option<xdp_prog::FlowKey> {
-    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
-    xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
-}
