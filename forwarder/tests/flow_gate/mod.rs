@@ -170,7 +170,7 @@ fn root_only_known_flows_are_steered_while_connections_are_tracked() {
                     let source = address(if destination.contains(':') { SOURCE6 } else { SOURCE4 });
                     let (from, to) = (DESTINATION_PORT, SOURCE_PORT);
                     let back = FlowKey::new(address(destination), source, from, to, protocol);
-                    let back = back.expect("one family");
+                    let back = back.expect("one family").words();
                     test.insert(back);
                     test.assert_reason(&reverse, steered);
                     test.assert_received(&reverse);
