@@ -56,7 +56,18 @@ impl FlowKey {
         })
     }
 
-    /// Converts it to a map key.
+    /// The words of which [`FlowHash::place`] makes a place.
+    #[must_use]
+    pub fn words(self) -> [u64; FLOW_WORDS] {
+        let octets = self.to_bytes();
+        let mut out = [0; FLOW_WORDS];
+        out.iter_mut()
+            .zip(octets.as_chunks().0)
+            .for_each(|(to, word)| *to = u64::from_ne_bytes(*word));
+        out
+    }
+
+    /// The octets, one after the other.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 40] {
         let mut out = [0; 40];
@@ -69,6 +80,63 @@ impl FlowKey {
         out[37] = self.family;
         out[38..].copy_from_slice(&self.reserved.to_ne_bytes());
         out
+    }
+}
+
+/// Length of a [`FlowKey`] in 64-bit words.
+pub const FLOW_WORDS: usize = size_of::<FlowKey>() / size_of::<u64>();
+/// Slots of a [`FlowBucket`].
+pub const FLOW_SLOTS: usize = 16;
+
+/// Slots of the table of flows: a cache line. A slot has the mark of a key ([`FlowPlace::mark`]), or 0: it is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct FlowBucket {
+    /// The slots. Userspace writes them while the program reads them.
+    pub slots: [u32; FLOW_SLOTS],
+}
+
+/// How keys are hashed, and the number of buckets: in the place of the first [`FlowBucket`].
+///
+/// The hash is NH (RFC 4418, section 5.2): nobody who does not know the secret can make keys whose marks and buckets
+/// are the same more often than by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct FlowHash {
+    /// Random numbers.
+    pub secret: [u32; 2 * FLOW_WORDS],
+    /// The number of buckets, a power of two, less 1.
+    pub mask: u32,
+    /// 0.
+    pub reserved: [u32; 5],
+}
+
+/// Where the mark of a key is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowPlace {
+    /// Part of the hash, never 0. Another key may have the same.
+    pub mark: u32,
+    /// It is in one of these entries of the array.
+    pub buckets: [u32; 2],
+}
+
+impl FlowHash {
+    /// The place of a key with these words.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(&self, words: &[u64; FLOW_WORDS]) -> FlowPlace {
+        let mut hash = 0u64;
+        for (word, secret) in words.iter().zip(self.secret.as_chunks::<2>().0) {
+            let low = (*word as u32).wrapping_add(secret[0]);
+            let high = ((*word >> 32) as u32).wrapping_add(secret[1]);
+            hash = hash.wrapping_add(u64::from(low).wrapping_mul(u64::from(high)));
+        }
+        // Every bit of the sum changes those that select bucket and mark.
+        hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 29;
+        let first = hash as u32 & self.mask;
+        let second = (hash >> 14) as u32 & self.mask;
+        FlowPlace { mark: (hash >> 32) as u32 | 1, buckets: [first + 1, second + 1] }
     }
 }
 
@@ -115,6 +183,23 @@ mod tests {
         assert_eq!(ports, (32, 34));
         assert_eq!((offset_of!(FlowKey, protocol), offset_of!(FlowKey, family)), (36, 37));
         assert_eq!(offset_of!(FlowKey, reserved), 38);
+    }
+
+    #[test]
+    fn the_hash_has_the_size_of_a_bucket_and_spreads_keys() {
+        assert_eq!((size_of::<FlowHash>(), size_of::<FlowBucket>()), (64, 64));
+        let secret = core::array::from_fn(|at| 0x1234_5677u32.wrapping_mul(2 * at as u32 + 3));
+        let hash = FlowHash { secret, mask: 1023, reserved: [0; 5] };
+        let mut counts = [0u32; 1025];
+        for n in 0..8 * 1024u32 {
+            let from = IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n));
+            let key = FlowKey::new(from, address("192.0.2.1"), 1024, 53, 17).expect("IPv4");
+            let place = hash.place(&key.words());
+            assert!(place.mark != 0 && place.buckets.iter().all(|at| (1..=1024).contains(at)));
+            place.buckets.iter().for_each(|at| counts[*at as usize] += 1);
+        }
+        assert_eq!(counts[0], 0);
+        assert!(counts[1..].iter().all(|count| (2..48).contains(count)), "{counts:?}");
     }
 
     #[test]

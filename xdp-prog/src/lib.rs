@@ -9,7 +9,7 @@
 mod flow;
 pub mod load;
 
-pub use flow::FlowKey;
+pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace};
 
 /// The XDP program. The kernel shows at most 15 octets of a program's name, and this one fits.
 pub const PROGRAM_XDP: &str = "ferroute_xdp";
@@ -38,9 +38,10 @@ pub const MAP_LOCAL6: &str = "FR_LOCAL6";
 pub const MAP_LOCAL_PREFIX4: &str = "FR_LOCAL_PFX4";
 /// LPM_TRIE, key: prefix length, then an IPv6 address: local prefixes shorter than /128.
 pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
-/// HASH, key: [`FlowKey`], value: the flow's number (4 octets), which the programs do not read:
-/// the flows whose packets are steered while [`SharedSettings::TRACK4`] or
-/// [`SharedSettings::TRACK6`] is set. Shared by all ports.
+/// ARRAY of [`FlowBucket`], BPF_F_MMAPABLE, whose first entry is a [`FlowHash`]: the flows whose packets are steered
+/// while [`SharedSettings::TRACK4`] or [`SharedSettings::TRACK6`] is set. Shared by all ports; userspace
+/// writes it through a memory mapping. It has marks of keys, not keys: a packet of another flow is steered now and
+/// then, and userspace leaves it to the kernel.
 pub const MAP_FLOWS: &str = "FR_FLOWS";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
@@ -52,10 +53,11 @@ pub const QUEUES_MAX: usize = 256;
 pub const LOCAL_ADDRS_MAX: usize = 65_536;
 /// Entries of each trie of local prefixes. Memory is allocated as entries are added.
 pub const LOCAL_PREFIXES_MAX: usize = 16_384;
-/// Entries of [`MAP_FLOWS`]: two per flow, one for each direction. Memory is allocated as entries
-/// are added, except for the hash table's buckets (16 octets for each entry); the loader lowers the
-/// number to what the kernel tracks.
-pub const FLOWS_MAX: usize = 2_097_152;
+/// Maximum number of keys in [`MAP_FLOWS`]: two per flow, one for each direction. The loader lowers it to what the
+/// kernel tracks.
+pub const FLOW_KEYS_MAX: usize = 2_097_152;
+/// Entries of [`MAP_FLOWS`]: buckets of which half of the slots are used at most, and the hash.
+pub const FLOW_BUCKETS_MAX: usize = FLOW_KEYS_MAX / (FLOW_SLOTS / 2) + 1;
 /// VLANs of one port. Memory is allocated as entries are added.
 pub const VLANS_MAX: usize = 16_384;
 /// Maximum ports of the punt program.

@@ -20,7 +20,7 @@ use self::filter::{Family, FilterArgs};
 use super::output::{self, ListOutput};
 use super::{Global, unexpected};
 use crate::control::api::client::{Client, ClientError};
-use crate::control::api::flows::{FIND_MAX, FlowFindRequest, FlowTuple};
+use crate::control::api::flows::{FIND_MAX, FlowFindRequest, FlowFound, FlowTuple};
 use crate::control::api::{self, Request, Response};
 use crate::control::conntrack::{
     self, Carried, Fields, IPS_SEEN_REPLY, Line, Listed, Style, Sysctls,
@@ -44,8 +44,8 @@ enum ConntrackVerb {
     /// Show entries as `conntrack -L` prints them, with [CARRIED] for those whose packets workers carry.
     ///
     /// Carried entries have `idle=`: the milliseconds since workers carried a packet last. The kernel does
-    /// not see carried packets: its counters (net.netfilter.nf_conntrack_acct) are without them, see `flows
-    /// show`. If no daemon runs, no entry is carried.
+    /// not see carried packets; to its counters (net.netfilter.nf_conntrack_acct), those of the workers are
+    /// added. If no daemon runs, no entry is carried.
     #[command(alias = "list", alias = "lst", alias = "ls", alias = "s")]
     Show(ShowArgs),
     /// Show the number of entries, and how many are carried.
@@ -269,7 +269,7 @@ impl Daemon {
         let mut found = found.into_iter();
         let carried = |listed: &Listed| {
             let found = if is_asked(listed) { found.next().flatten() } else { None };
-            found.map(|found| Carried { idle_ms: found.idle_ms })
+            found.map(|FlowFound { idle_ms, packets, octets }| Carried { idle_ms, packets, octets })
         };
         Ok(entries.iter().map(carried).collect())
     }

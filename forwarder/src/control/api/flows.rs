@@ -76,6 +76,10 @@ pub struct FlowFindReport {
 pub struct FlowFound {
     /// Milliseconds since a packet was carried last; `None`: none was yet.
     pub idle_ms: Option<u64>,
+    /// Packets that were carried, original and reply direction.
+    pub packets: [u64; 2],
+    /// Their octets, from the IP header on.
+    pub octets: [u64; 2],
 }
 
 /// Requests the flows with the highest rates. They are counted from the request on; the answer comes after

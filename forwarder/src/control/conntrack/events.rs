@@ -9,11 +9,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-use super::entry::Entry;
+use socket2::{SockFilter, SockRef};
+
+use super::entry::{Entry, IPS_ASSURED, TCP_CONNTRACK_CLOSE_WAIT, TCP_CONNTRACK_TIME_WAIT};
 use super::parse;
 use super::uapi::*;
 use crate::control::netlink::events::{self, Group};
 use crate::control::netlink::message::{Message, Messages};
+use crate::control::netlink::query::NlSock;
+
+/// `struct nlmsghdr` in octets, and in it the number of the socket that requested a change, or 0.
+const NLMSG_HEADER: usize = 16;
+const NLMSG_PID: u32 = 12;
 
 const GROUPS: [Group; 3] = [
     Group::Required(NFNLGRP_CONNTRACK_NEW),
@@ -24,6 +31,56 @@ const GROUPS: [Group; 3] = [
 /// How many datagrams one call receives, each of which has one event: a few milliseconds of work, after
 /// which the caller can do something else.
 const DATAGRAMS_MAX: usize = 1024;
+
+/// A classic BPF program (Documentation/networking/filter.rst): see [`Events::leave_out`].
+fn filter(own: u32) -> Vec<SockFilter> {
+    const PASS: u8 = 26;
+    const DROP: u8 = 25;
+    let mut program = Vec::with_capacity(usize::from(PASS) + 1);
+    // Jumps are relative to the next instruction.
+    let mut op = |code: u32, k: u32, target: [Option<u8>; 2]| {
+        let next = program.len() as u8 + 1;
+        let [jt, jf] = target.map(|at| at.map_or(0, |at| at - next));
+        program.push(SockFilter::new(code as u16, jt, jf, k));
+    };
+    const NEXT: [Option<u8>; 2] = [None, None];
+    let (load, load_octet) = (libc::BPF_LD | libc::BPF_W, libc::BPF_LD | libc::BPF_B);
+    let jump = |how| libc::BPF_JMP | how | libc::BPF_K;
+    // The offset of attribute X of those that begin at offset A, or that are nested in the one at A; or 0.
+    let find = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR) as u32;
+    let find_nested = (libc::SKF_AD_OFF + libc::SKF_AD_NLATTR_NEST) as u32;
+    let attrs = (NLMSG_HEADER + NFGEN_HEADER) as u32;
+    // After the header of the attribute.
+    let value = 4;
+    op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
+    // A load converts from network byte order, which it does not have.
+    op(jump(libc::BPF_JEQ), own.to_be(), [Some(DROP), None]);
+    op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
+    op(libc::BPF_LDX | libc::BPF_IMM, CTA_STATUS.into(), NEXT);
+    op(load_octet | libc::BPF_ABS, find, NEXT);
+    op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+    op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
+    op(load | libc::BPF_IND, value, NEXT);
+    op(jump(libc::BPF_JSET), IPS_ASSURED, [None, Some(DROP)]);
+    op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
+    op(jump(libc::BPF_JEQ), 0, [None, Some(PASS)]);
+    op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
+    op(libc::BPF_LDX | libc::BPF_IMM, CTA_PROTOINFO.into(), NEXT);
+    op(load_octet | libc::BPF_ABS, find, NEXT);
+    for kind in [CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE] {
+        op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+        op(libc::BPF_LDX | libc::BPF_IMM, kind.into(), NEXT);
+        op(load_octet | libc::BPF_ABS, find_nested, NEXT);
+    }
+    op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
+    op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
+    op(load_octet | libc::BPF_IND, value, NEXT);
+    op(jump(libc::BPF_JGE), TCP_CONNTRACK_CLOSE_WAIT.into(), [None, Some(PASS)]);
+    op(jump(libc::BPF_JGT), TCP_CONNTRACK_TIME_WAIT.into(), [Some(PASS), None]);
+    op(libc::BPF_RET | libc::BPF_K, 0, NEXT);
+    op(libc::BPF_RET | libc::BPF_K, u32::MAX, NEXT);
+    program
+}
 
 /// What happened to an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +142,30 @@ impl Events {
     pub fn open(rcvbuf_octets: usize) -> io::Result<Events> {
         let socket = events::Events::open(NETLINK_NETFILTER, &GROUPS, rcvbuf_octets)?;
         Ok(Events { socket, skipped: 0 })
+    }
+
+    /// Subscribes to changes and removals only, as [`Events::open`] does to all: the kernel makes no event of an entry
+    /// that it adds.
+    ///
+    /// # Errors
+    /// As of [`Events::open`].
+    pub fn open_changes(rcvbuf_octets: usize) -> io::Result<Events> {
+        let [_new, changes @ ..] = GROUPS;
+        let socket = events::Events::open(NETLINK_NETFILTER, &changes, rcvbuf_octets)?;
+        Ok(Events { socket, skipped: 0 })
+    }
+
+    /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not
+    /// assured; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK and TIME_WAIT,
+    /// which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there are only
+    /// more events.
+    ///
+    /// # Errors
+    /// Errors of setsockopt(SO_ATTACH_FILTER).
+    pub fn leave_out(&self, requests: &NlSock) -> io::Result<()> {
+        // No socket has number 0, which is in events of packets.
+        let own = requests.port_number().filter(|number| *number != 0).unwrap_or(u32::MAX);
+        SockRef::from(&self.socket.as_fd()).attach_filter(&filter(own))
     }
 
     /// Passes on the queued events, at most 1024. If none is queued, waits for one until `timeout`.

@@ -2,8 +2,9 @@
 //! ctnetlink (NFNL_SUBSYS_CTNETLINK).
 //!
 //! - [`is_available`], [`dump`]: whether the kernel has ctnetlink; all entries, one after the other;
+//! - [`begin_dump`], [`dump_part`]: all entries, some at a time;
 //! - [`Events`]: entries that are added, changed and removed;
-//! - [`update()`]: changes timeout, status and window checks of entries, many in one datagram;
+//! - [`update()`], [`update_and_read`]: change timeout, status and window checks of entries, many in one datagram;
 //! - [`list`]: all entries with everything that is printed of them; `print`: as `conntrack -L` prints them;
 //! - [`Sysctls`]: the settings of net.netfilter that matter for it;
 //! - `entry`: what an entry is; `parse`: the messages; `uapi`: constants.
@@ -36,7 +37,7 @@ pub use self::print::{
 };
 pub use self::sysctl::Sysctls;
 use self::uapi::*;
-pub use self::update::{Change, update};
+pub use self::update::{Change, update, update_and_read};
 use crate::control::netlink::message::{Message, Request};
 use crate::control::netlink::query::{DumpEnd, NlSock};
 
@@ -89,6 +90,34 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// The kernel's errno; entries may have been passed on before.
 pub fn dump(socket: &mut NlSock, each: impl FnMut(Entry)) -> io::Result<Dumped> {
     dump_messages(socket, libc::AF_UNSPEC as u8, parse::entry, each)
+}
+
+/// Begins to read all entries as [`dump`] does, which [`dump_part`] passes on.
+///
+/// # Errors
+/// Errors of sendto(2).
+pub fn begin_dump(socket: &mut NlSock) -> io::Result<()> {
+    socket.begin_dump(|flags| {
+        Request::new(IPCTNL_MSG_CT_GET, flags, &[libc::AF_UNSPEC as u8, 0, 0, 0])
+    })
+}
+
+/// Passes on the entries of one datagram, up to some 150: what was read, and whether it was the last one.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn dump_part(socket: &mut NlSock, mut each: impl FnMut(Entry)) -> io::Result<(Dumped, bool)> {
+    let mut part = Dumped { entries: 0, skipped: 0, end: DumpEnd::Complete };
+    let (end, is_last) = socket.dump_part(|message| {
+        match parse::entry(message).filter(|_| message.kind == IPCTNL_MSG_CT_NEW) {
+            Some(entry) => {
+                part.entries += 1;
+                each(entry);
+            }
+            None => part.skipped += 1,
+        }
+    })?;
+    Ok((Dumped { end, ..part }, is_last))
 }
 
 /// Passes on what `parse` makes of all entries of a family.

@@ -38,10 +38,16 @@ pub fn entry(message: &Message<'_>) -> Option<Entry> {
         },
         has_helper: table.has(CTA_HELP),
         is_seq_adjusted: table.has(CTA_SEQ_ADJ_ORIG) || table.has(CTA_SEQ_ADJ_REPLY),
-        has_synproxy: table.has(CTA_SYNPROXY),
+        has_synproxy: table.nested(CTA_SYNPROXY).is_some_and(has_synproxy),
         has_labels: table.has(CTA_LABELS),
         has_master: table.has(CTA_TUPLE_MASTER),
     })
+}
+
+/// Whether SYNPROXY has opened the connection: every entry that ctnetlink has added has its numbers, as zeros
+/// (`ctnetlink_create_conntrack`).
+fn has_synproxy(mut attrs: Attrs<'_>) -> bool {
+    attrs.any(|attr| attr.value.iter().any(|octet| *octet != 0))
 }
 
 /// `Some(None)`: the attribute is missing.

@@ -149,12 +149,35 @@ pub struct Line<'a> {
 pub struct Carried {
     /// Milliseconds since they carried a packet last; `None`: they have not carried one yet.
     pub idle_ms: Option<u64>,
+    /// Packets that were carried, original and reply direction: the kernel's counters are without them.
+    pub packets: [u64; 2],
+    /// Their octets, from the IP header on.
+    pub octets: [u64; 2],
+}
+
+impl Line<'_> {
+    /// What the kernel has counted of each direction, and the workers.
+    fn counters(&self) -> [Option<Counters>; 2] {
+        let carried = |at: usize| {
+            let of = |carried: Carried| (carried.packets[at], carried.octets[at]);
+            self.carried.map(of).unwrap_or_default()
+        };
+        [0, 1].map(|at| {
+            let kernels = self.listed.counters[at]?;
+            let (packets, octets) = carried(at);
+            Some(Counters {
+                packets: kernels.packets.saturating_add(packets),
+                octets: kernels.octets.saturating_add(octets),
+            })
+        })
+    }
 }
 
 impl fmt::Display for Line<'_> {
     /// As `conntrack -L`, with `[CARRIED]` after `[ASSURED]` and `idle=…ms` at the end if it is carried.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Listed { entry, zone, tuple_zones, counters, .. } = self.listed;
+        let Listed { entry, zone, tuple_zones, .. } = self.listed;
+        let counters = self.counters();
         let protocol = entry.original.protocol;
         if self.style.extended {
             write!(f, "{:<8} {} ", family_name(entry), entry.original.family())?;
@@ -264,7 +287,8 @@ pub struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// Of an entry.
     pub fn of(line: &Line<'a>) -> Fields<'a> {
-        let Listed { entry, zone, tuple_zones, counters, .. } = line.listed;
+        let Listed { entry, zone, tuple_zones, .. } = line.listed;
+        let counters = line.counters();
         let direction = |tuple: &Tuple, zone: u16, counters: Option<Counters>| DirectionFields {
             tuple: TupleFields::of(tuple),
             zone: Some(zone).filter(|zone| *zone != 0),
@@ -322,6 +346,10 @@ mod tests {
         })
     }
 
+    fn carried(idle_ms: u64) -> Carried {
+        Carried { idle_ms: Some(idle_ms), packets: [3, 4], octets: [300, 400] }
+    }
+
     fn text(listed: &Listed, style: Style, carried: Option<Carried>) -> String {
         Line { listed, style, carried }.to_string()
     }
@@ -339,12 +367,15 @@ mod tests {
             format!("tcp      6 431999 ESTABLISHED {tuples} mark=0 use=1")
         );
         assert_eq!(
-            text(&tcp, Style { extended: true, id: true }, Some(Carried { idle_ms: Some(12) })),
+            text(&tcp, Style { extended: true, id: true }, Some(carried(12))),
             format!(
                 "ipv4     2 tcp      6 431999 ESTABLISHED {tuples} [CARRIED] mark=0 use=1 id=77 \
                  idle=12ms"
             )
         );
+        tcp.counters = [5, 6].map(|packets| Some(Counters { packets, octets: 60 }));
+        let counted = text(&tcp, Style::default(), Some(carried(12)));
+        assert!(counted.contains(" packets=8 bytes=360 ") && counted.contains("=10 bytes=460 "));
         let mut udp = listed(17, [5, 53], IPS_CONFIRMED, None);
         (udp.counters[0], udp.zone) = (Some(Counters { packets: 2, octets: 99 }), 3);
         (udp.helper, udp.usage) = (Some("sip".into()), Some(2));
@@ -367,7 +398,7 @@ mod tests {
     #[test]
     fn json_has_what_the_line_has() {
         let entry = listed(6, [1024, 80], IPS_SEEN_REPLY | IPS_CONFIRMED, Some(0));
-        let carried = Some(Carried { idle_ms: Some(5) });
+        let carried = Some(carried(5));
         let line = Line { listed: &entry, style: Style::default(), carried };
         let expected = serde_json::json!({
             "family": "ipv4", "protocol": "tcp", "protonum": 6, "timeout_s": 431_999,

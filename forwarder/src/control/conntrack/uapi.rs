@@ -5,6 +5,7 @@ const NFNL_SUBSYS_CTNETLINK: u16 = 1 << 8;
 /// `struct nfgenmsg` in octets: family, version, resource id.
 pub const NFGEN_HEADER: usize = 4;
 
+pub const NLM_F_ECHO: u16 = 0x08;
 pub const NLM_F_EXCL: u16 = 0x200;
 pub const NLM_F_CREATE: u16 = 0x400;
 

@@ -4,9 +4,10 @@ use std::io;
 use std::net::IpAddr;
 
 use super::entry::{
-    IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_MAXACK_SET, IPS_ASSURED, IPS_CONFIRMED, IPS_EXPECTED,
-    IPS_SEEN_REPLY, Tuple,
+    Entry, IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_MAXACK_SET, IPS_ASSURED, IPS_CONFIRMED,
+    IPS_EXPECTED, IPS_SEEN_REPLY, Tuple,
 };
+use super::parse;
 use super::uapi::*;
 use crate::control::netlink::message::Request;
 use crate::control::netlink::query::NlSock;
@@ -24,9 +25,8 @@ pub struct Change {
     pub is_assured: bool,
     /// The entry has IPS_EXPECTED; needed for `is_assured` only.
     pub is_expected: bool,
-    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions; ignored
-    /// unless the protocol is TCP.
-    pub is_liberal: bool,
+    /// Sets IP_CT_TCP_FLAG_BE_LIBERAL of both directions; with `false`, unsets it. Ignored unless the protocol is TCP.
+    pub is_liberal: Option<bool>,
     /// With `is_liberal`: unsets IP_CT_TCP_FLAG_MAXACK_SET of both directions.
     pub forgets_max_ack: bool,
 }
@@ -42,7 +42,27 @@ pub struct Change {
 /// IPS_FIXED_TIMEOUT; ETIME for one that is being removed; EBUSY if `is_expected` is wrong; for all
 /// changes without an answer, the error of the socket.
 pub fn update(socket: &mut NlSock, changes: &[Change]) -> Vec<io::Result<()>> {
-    socket.change_all(changes, request)
+    socket.change_all(changes, 0, request, |_| {})
+}
+
+/// Changes entries as [`update()`] does, and returns what they are afterwards. `None`: the kernel sends no events of
+/// the entry.
+///
+/// # Errors
+/// As of [`update()`].
+pub fn update_and_read(socket: &mut NlSock, changes: &[Change]) -> Vec<io::Result<Option<Entry>>> {
+    let mut events = Vec::with_capacity(changes.len());
+    // The kernel sends its event to the socket, too, before it takes the next request.
+    let results = socket.change_all(changes, NLM_F_ECHO, request, |message| {
+        events.extend(parse::entry(message).filter(|_| message.kind == IPCTNL_MSG_CT_NEW));
+    });
+    let mut events = events.into_iter().peekable();
+    let with_event = |(change, result): (&Change, io::Result<()>)| {
+        let is_its = |entry: &Entry| entry.original == change.tuple && entry.zone == 0;
+        let entry = events.next_if(is_its);
+        result.map(|()| entry)
+    };
+    changes.iter().zip(results).map(with_event).collect()
 }
 
 /// IPCTNL_MSG_CT_NEW without NLM_F_CREATE, with which an entry that does not exist would be added.
@@ -59,12 +79,14 @@ fn request(change: &Change, flags: u16) -> Request {
         let status = IPS_CONFIRMED | IPS_SEEN_REPLY | IPS_ASSURED | expected;
         request = request.attr(CTA_STATUS, &status.to_be_bytes());
     }
-    if change.is_liberal && Protocol(tuple.protocol) == Protocol::TCP {
+    if let Some(is_liberal) = change.is_liberal
+        && Protocol(tuple.protocol) == Protocol::TCP
+    {
         // `struct nf_ct_tcp_flags`: flags and mask.
         // As in `flow_offload_fixup_tcp`.
         let forgotten = if change.forgets_max_ack { IP_CT_TCP_FLAG_MAXACK_SET } else { 0 };
-        let mask = IP_CT_TCP_FLAG_BE_LIBERAL | forgotten;
-        let flags = [IP_CT_TCP_FLAG_BE_LIBERAL, mask];
+        let liberal = if is_liberal { IP_CT_TCP_FLAG_BE_LIBERAL } else { 0 };
+        let flags = [liberal, IP_CT_TCP_FLAG_BE_LIBERAL | forgotten];
         request = request.nested(CTA_PROTOINFO, |attrs| {
             attrs.nested(CTA_PROTOINFO_TCP, |tcp| {
                 tcp.attr(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &flags)

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::control::conntrack::{
-    Change, Entry, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING, IPS_FIXED_TIMEOUT,
-    IPS_HELPER, IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST, IPS_SRC_NAT,
-    IPS_TEMPLATE, IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
+    Entry, IPS_ASSURED, IPS_CONFIRMED, IPS_DST_NAT, IPS_DYING, IPS_FIXED_TIMEOUT, IPS_HELPER,
+    IPS_HW_OFFLOAD, IPS_OFFLOAD, IPS_SEEN_REPLY, IPS_SEQ_ADJUST, IPS_SRC_NAT, IPS_TEMPLATE,
+    IPS_UNTRACKED, TCP_CONNTRACK_ESTABLISHED, Tuple,
 };
 use crate::netfilter::conntrack::FlowKey;
 
@@ -24,8 +24,6 @@ const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
 
 pub(super) const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
-/// Maximum number of flows of whose entries the kernel sends no events: they are verified once per second.
-pub(super) const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
 
 /// The router's own addresses: sessions that begin or, after NAT, end at the router are never carried.
 #[derive(Debug, Default)]
@@ -56,31 +54,6 @@ impl Locals {
             }
         }
     }
-}
-
-/// Entries of the kernel's table that can be carried.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    /// Up to [`FLOWS_WITHOUT_EVENTS_MAX`].
-    pub(super) entries: Vec<Entry>,
-    /// The tuples of the others.
-    pub(super) more: Vec<Tuple>,
-    /// There are entries in flowtables.
-    pub(super) has_offloaded: bool,
-}
-
-impl Found {
-    pub(super) fn push(&mut self, entry: Entry) {
-        match self.entries.len() < FLOWS_WITHOUT_EVENTS_MAX {
-            true => self.entries.push(entry),
-            false => self.more.push(entry.original),
-        }
-    }
-}
-
-/// Whether the kernel forwards its packets by a flowtable.
-pub(super) fn is_offloaded(entry: &Entry) -> bool {
-    entry.status & (IPS_OFFLOAD | IPS_HW_OFFLOAD) != 0
 }
 
 /// Whether packets of an entry can be carried, as far as an event tells.
@@ -131,15 +104,4 @@ pub(super) fn is_carriable(entry: &Entry, locals: &Locals) -> bool {
 pub(super) fn flow_key(tuple: &Tuple) -> FlowKey {
     let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
     FlowKey::new(source, destination, protocol, source_port, destination_port)
-}
-
-pub(super) fn gate_key(tuple: &Tuple) -> Option<xdp_prog::FlowKey> {
-    let Tuple { source, destination, protocol, source_port, destination_port } = *tuple;
-    xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
-}
-
-/// Makes an entry ready to be carried, with another time-out or the same.
-pub(super) fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
-    let (is_assured, is_expected, forgets_max_ack) = (false, false, false);
-    Change { tuple, timeout_s, is_assured, is_expected, is_liberal: true, forgets_max_ack }
 }

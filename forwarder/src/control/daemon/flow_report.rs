@@ -15,7 +15,7 @@ use crate::control::api::flows::{
 use crate::control::api::rows::{List, ListError, RowWriter};
 use crate::control::api::server::Answer;
 use crate::control::api::{Family, Format, Response};
-use crate::netfilter::conntrack::{Direction, FlowTable};
+use crate::netfilter::conntrack::{Direction, FlowTable, FlowView};
 use crate::worker::clock::monotonic_ns;
 
 /// Rates that are measured at a time: each has a sample of all flows, up to 40 MiB.
@@ -59,8 +59,9 @@ impl Relay {
             let info = table.find(&tuple.key())?;
             let is_it =
                 info.direction == Direction::Original && !table.has_expired(info.flow, now_ns);
-            let idle_ms = idle_ms(table.last_seen_ns(info.flow), now_ns);
-            is_it.then_some(FlowFound { idle_ms })
+            let FlowView { last_seen_ns, packets, octets, .. } = table.read(info.flow)?;
+            let idle_ms = idle_ms(last_seen_ns, now_ns);
+            is_it.then_some(FlowFound { idle_ms, packets, octets })
         };
         let flows = request.tuples.iter().map(find).collect();
         let netns = fs::metadata("/proc/thread-self/ns/net").map(|netns| netns.ino()).ok();

@@ -596,7 +596,7 @@ impl Supervisor {
             self.hooks.set_nft(None);
             self.steering_state.set_tracking([false; 2])?;
             if let Some(flows) = &self.flows {
-                flows.set_ruleset(false, false);
+                flows.set_ruleset(false, false, false);
             }
         }
         let pending = has_ruleset && self.firewall.is_ruleset_pending();
@@ -640,7 +640,10 @@ impl Supervisor {
             self.flows = Some(flows);
         }
         if let Some(flows) = &self.flows {
-            flows.set_ruleset(is_tracked, compiled.sets_entries());
+            let old = self.hooks.nft().map(|nft| nft.ruleset());
+            let mut rulesets = old.into_iter().chain([&compiled.ruleset]);
+            let has_flowtables = rulesets.any(|ruleset| ruleset.flowtables().next().is_some());
+            flows.set_ruleset(is_tracked, compiled.sets_entries(), has_flowtables);
         }
         self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
         self.steering_state.set_tracking(families)

@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const MESSAGE_HEADER: usize = 16;
 /// `struct nlattr` in octets.
 const ATTR_HEADER: usize = 4;
+/// Most requests are shorter.
+const REQUEST_OCTETS: usize = 192;
 const NLA_F_NESTED: u16 = 0x8000;
 /// NLA_F_NESTED and NLA_F_NET_BYTEORDER masked off.
 const ATTR_TYPE_MASK: u16 = 0x3fff;
@@ -202,7 +204,8 @@ pub struct Request(Vec<u8>);
 impl Request {
     /// Starts a message of `kind` with `flags` and a fixed header.
     pub fn new(kind: u16, flags: u16, header: &[u8]) -> Request {
-        let mut octets = vec![0; MESSAGE_HEADER];
+        let mut octets = Vec::with_capacity(REQUEST_OCTETS);
+        octets.resize(MESSAGE_HEADER, 0);
         octets[4..6].copy_from_slice(&kind.to_ne_bytes());
         octets[6..8].copy_from_slice(&flags.to_ne_bytes());
         octets.extend_from_slice(header);

@@ -19,7 +19,7 @@ pub const GENL_HEADER: usize = 4;
 /// How often a dump is requested if it is interrupted by changes.
 const DUMP_TRIES: usize = 5;
 
-/// How many requests one datagram has. An acknowledgement occupies up to some 1 KiB of the receive buffer,
+/// How many requests one datagram has. An error, or an event that was asked for, occupies up to some 1 KiB of the receive buffer,
 /// which has 208 KiB by default, and is lost when that is full.
 const BATCH_MAX: usize = 64;
 
@@ -80,18 +80,48 @@ impl NlSock {
         Ok(self.0.exchange("dump", request(NLM_F_REQUEST | NLM_F_DUMP), each)?)
     }
 
-    /// Sends a request for each item, many in one datagram; returns the kernel's answers in that order.
+    /// Begins a dump whose objects [`NlSock::dump_part`] passes on. Until that has returned the end, the socket
+    /// has no other requests.
+    ///
+    /// # Errors
+    /// Errors of sendto(2).
+    pub fn begin_dump(&mut self, request: impl FnOnce(u16) -> Request) -> io::Result<()> {
+        Ok(self.0.begin("dump", request(NLM_F_REQUEST | NLM_F_DUMP))?)
+    }
+
+    /// Calls `each` with every message of the next datagram of the dump: whether it is complete, and whether it was
+    /// the last one.
+    ///
+    /// # Errors
+    /// The kernel's errno.
+    pub fn dump_part(&mut self, each: impl FnMut(&Message<'_>)) -> io::Result<(DumpEnd, bool)> {
+        Ok(self.0.receive_part("dump", each)?)
+    }
+
+    /// Sends a request for each item, many in one datagram; returns the kernel's answers in that order. `each`: called with the
+    /// messages that the kernel sends in addition. `flags`: added to those of the requests.
     pub fn change_all<T>(
         &mut self,
         items: &[T],
+        flags: u16,
         request: impl Fn(&T, u16) -> Request,
+        mut each: impl FnMut(&Message<'_>),
     ) -> Vec<io::Result<()>> {
         let mut answers = Vec::with_capacity(items.len());
         for batch in items.chunks(BATCH_MAX) {
-            let requests = batch.iter().map(|item| request(item, NLM_F_REQUEST | NLM_F_ACK));
-            answers.extend(self.0.exchange_all("change", requests.collect()));
+            // Acknowledgements cost as much as the requests: the last one is sufficient.
+            let requests = (1..).zip(batch).map(|(number, item)| {
+                let ack = if number == batch.len() { NLM_F_ACK } else { 0 };
+                request(item, NLM_F_REQUEST | ack | flags)
+            });
+            answers.extend(self.0.exchange_all("change", requests.collect(), &mut each));
         }
         answers
+    }
+
+    /// The number by which the kernel identifies the socket (nlmsg_pid of events of changes that it requested).
+    pub fn port_number(&self) -> Option<u32> {
+        self.0.port_number()
     }
 
     /// Sends one request and parses the reply; `None` if there was none or `parse` returned `None`.
@@ -172,11 +202,16 @@ mod tests {
         // No interface has the number 0x7fff_fff0; 1 is lo.
         let ifindexes: Vec<u32> =
             (0..200).map(|number| if number % 3 == 0 { 1 } else { 0x7fff_fff0 }).collect();
-        let answers = socket.change_all(&ifindexes, |ifindex, flags| {
-            let mut header = [0; 16];
-            header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-            Request::new(rtm_getlink, flags, &header)
-        });
+        let answers = socket.change_all(
+            &ifindexes,
+            0,
+            |ifindex, flags| {
+                let mut header = [0; 16];
+                header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+                Request::new(rtm_getlink, flags, &header)
+            },
+            |_| {},
+        );
         assert_eq!(answers.len(), ifindexes.len());
         for (ifindex, answer) in ifindexes.iter().zip(answers) {
             let errno = answer.err().and_then(|error| error.raw_os_error());

@@ -91,6 +91,12 @@ impl AskSocket {
         Ok(AskSocket { socket, buffer: Vec::with_capacity(BUFFER_OCTETS), seq: 0 })
     }
 
+    /// The number by which the kernel identifies the socket; it is in events of changes that the socket requested.
+    pub(super) fn port_number(&self) -> Option<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.socket.get_address(&mut address).ok().map(|()| address.port_number())
+    }
+
     /// For rtnetlink: the kernel applies filters of dumps, and errors have a text.
     pub(super) fn set_strict(&mut self) {
         // Both are optional: older kernels reject them.
@@ -109,38 +115,64 @@ impl AskSocket {
         request: Request,
         mut each: impl FnMut(&Message<'_>),
     ) -> Result<DumpEnd, SockError> {
-        self.seq = self.seq.wrapping_add(1);
-        self.socket
-            .send_to(&request.finish(self.seq), &SocketAddr::new(0, 0), 0)
-            .map_err(failed(what))?;
+        self.begin(what, request)?;
         let mut end = DumpEnd::Complete;
         loop {
-            self.receive(what, 0)?;
-            let mut messages = Messages::new(&self.buffer);
-            for message in messages.by_ref().filter(|message| message.seq == self.seq) {
-                if message.flags & NLM_F_DUMP_INTR != 0 {
-                    end = DumpEnd::Interrupted;
-                }
-                match message.kind {
-                    NLMSG_NOOP => {}
-                    // NLMSG_DONE and NLMSG_ERROR contain an errno or 0.
-                    NLMSG_DONE | NLMSG_ERROR => return refused(what, &message).map(|()| end),
-                    _ => each(&message),
-                }
-            }
-            if messages.broken() {
-                end = DumpEnd::Interrupted;
+            let (part, is_last) = self.receive_part(what, &mut each)?;
+            end = end.and(part);
+            if is_last {
+                return Ok(end);
             }
         }
     }
 
-    /// Sends requests with NLM_F_ACK in one datagram; returns the answer to each, by their sequence
-    /// numbers. A request without an answer has the error of the socket: ENOBUFS if the receive buffer had
-    /// no room for its answer, though the kernel may have done what it requests.
+    /// Sends a request as [`AskSocket::exchange`] does, whose reply [`AskSocket::receive_part`] receives.
+    pub(super) fn begin(&mut self, what: &'static str, request: Request) -> Result<(), SockError> {
+        self.seq = self.seq.wrapping_add(1);
+        let request = request.finish(self.seq);
+        self.socket.send_to(&request, &SocketAddr::new(0, 0), 0).map_err(failed(what)).map(drop)
+    }
+
+    /// Receives the next datagram of the reply to the request that was begun: whether it is consistent, and
+    /// whether it is the last one.
+    ///
+    /// # Errors
+    /// As of [`AskSocket::exchange`].
+    pub(super) fn receive_part(
+        &mut self,
+        what: &'static str,
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<(DumpEnd, bool), SockError> {
+        self.receive(what, 0)?;
+        let mut end = DumpEnd::Complete;
+        let mut messages = Messages::new(&self.buffer);
+        for message in messages.by_ref().filter(|message| message.seq == self.seq) {
+            if message.flags & NLM_F_DUMP_INTR != 0 {
+                end = DumpEnd::Interrupted;
+            }
+            match message.kind {
+                NLMSG_NOOP => {}
+                // NLMSG_DONE and NLMSG_ERROR contain an errno or 0.
+                NLMSG_DONE | NLMSG_ERROR => return refused(what, &message).map(|()| (end, true)),
+                _ => each(&message),
+            }
+        }
+        if messages.broken() {
+            end = DumpEnd::Interrupted;
+        }
+        Ok((end, false))
+    }
+
+    /// Sends requests in one datagram, of which the last has NLM_F_ACK; returns the answer to each, by their
+    /// sequence numbers, and calls `each` with every other message that arrives before the last answer. The
+    /// kernel answers them in their order: a request without NLM_F_ACK succeeded if a later one was answered and
+    /// it was not. Others without an answer have the error of the socket: ENOBUFS if the receive buffer had no
+    /// room for an answer, though the kernel may have done what they request.
     pub(super) fn exchange_all(
         &mut self,
         what: &'static str,
         requests: Vec<Request>,
+        mut each: impl FnMut(&Message<'_>),
     ) -> Vec<io::Result<()>> {
         let first = self.seq.wrapping_add(1);
         let mut answers: Vec<Option<io::Result<()>>> = requests.iter().map(|_| None).collect();
@@ -151,8 +183,8 @@ impl AskSocket {
         }
         let sent = self.socket.send_to(&datagram, &SocketAddr::new(0, 0), 0);
         let mut errno = sent.err().map(|error| errno_of(&error));
-        let (mut pending, mut flags) = if errno.is_none() { (answers.len(), 0) } else { (0, 0) };
-        while pending > 0 {
+        let (mut is_pending, mut flags) = (errno.is_none() && !answers.is_empty(), 0);
+        while is_pending {
             match self.receive(what, flags).map_err(|error| errno_of(&error.into())) {
                 Ok(()) => {}
                 // The kernel answers while it receives the datagram: no more answers arrive.
@@ -165,15 +197,20 @@ impl AskSocket {
                     break;
                 }
             }
-            for message in Messages::new(&self.buffer).filter(|it| it.kind == NLMSG_ERROR) {
+            for message in Messages::new(&self.buffer) {
                 let at = message.seq.wrapping_sub(first) as usize;
-                if let Some(answer @ None) = answers.get_mut(at) {
+                if message.kind != NLMSG_ERROR {
+                    each(&message);
+                } else if let Some(answer @ None) = answers.get_mut(at) {
                     *answer = Some(refused(what, &message).map_err(io::Error::from));
-                    pending -= 1;
+                    is_pending = at + 1 < answers.len();
                 }
             }
         }
-        let unanswered = || Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO)));
+        let unanswered = || match errno {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
+        };
         answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
     }
 
@@ -224,7 +261,7 @@ mod tests {
         let mut socket = AskSocket::open(netlink_sys::protocols::NETLINK_ROUTE).expect("opens");
         setsockopt(&socket.socket, sockopt::RcvBuf, &1).expect("is set");
         for _ in 0..3 {
-            let answers = socket.exchange_all("get", (0..64).map(|_| request()).collect());
+            let answers = socket.exchange_all("get", (0..64).map(|_| request()).collect(), |_| {});
             let errnos: Vec<i32> = answers
                 .into_iter()
                 .map(|answer| answer.expect_err("no such interface").raw_os_error())

@@ -179,10 +179,10 @@ pub fn confine_ruleset_reader() {
     let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
 }
 
-/// Leaves the thread that follows connections what it needs to change them, CAP_NET_ADMIN, and to write
-/// BPF maps, CAP_BPF. Failure is ignored: the thread needs no less.
+/// Leaves the thread that follows connections what it needs to read and change them, CAP_NET_ADMIN. Failure is
+/// ignored: the thread needs no less.
 pub fn confine_flow_follower() {
-    let _ = keep(&[Capability::CAP_NET_ADMIN, Capability::CAP_BPF].into_iter().collect());
+    let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
 }
 
 /// Drops every capability of this thread, which only serves clients. Failure is ignored: the thread

@@ -48,6 +48,9 @@ pub enum XdpError {
          -n, LimitNOFILE in the service)"
     )]
     Descriptors(io::Error),
+    /// The map of the flows that are steered cannot be mapped into memory.
+    #[error("cannot map the memory of the table of flows: {0}")]
+    FlowGate(io::Error),
     /// A program that does not belong to ferroute is on the interface.
     #[error("{ifname} {}", self.reason())]
     ForeignProgram {

@@ -25,7 +25,7 @@ use xdp_prog::SharedSettings;
 
 pub(crate) use self::error::Refusal;
 pub use self::error::XdpError;
-pub use self::flow_gate::FlowGate;
+pub use self::flow_gate::{FlowGate, FlowWords};
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 use self::port::PortId;

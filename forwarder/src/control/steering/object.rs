@@ -6,7 +6,7 @@ use std::sync::Once;
 
 use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
 
-use super::XdpError;
+use super::{FlowGate, XdpError};
 use crate::control::conntrack::Sysctls;
 
 /// libbpf reads the ELF headers in place, so they have to be aligned.
@@ -43,11 +43,13 @@ impl Shared {
                 let name = map.name().to_string_lossy().into_owned();
                 map.set_autocreate(is_shared(&name) || name == xdp_prog::MAP_PUNT_PORTS)?;
                 if name == xdp_prog::MAP_FLOWS {
-                    map.set_max_entries(flow_keys_max())?;
+                    map.set_max_entries(FlowGate::entries(flow_keys_max()))?;
                 }
             }
             Ok(())
         })?;
+        let flows = map(&object, xdp_prog::MAP_FLOWS)?;
+        FlowGate::begin(&flows).map_err(XdpError::FlowGate)?;
         Ok(Shared {
             punt_program: program(&object, xdp_prog::PROGRAM_PUNT)?,
             punt_ports: map(&object, xdp_prog::MAP_PUNT_PORTS)?,
@@ -57,7 +59,7 @@ impl Shared {
             local6: map(&object, xdp_prog::MAP_LOCAL6)?,
             local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
             local_prefix6: map(&object, xdp_prog::MAP_LOCAL_PREFIX6)?,
-            flows: map(&object, xdp_prog::MAP_FLOWS)?,
+            flows,
         })
     }
 
@@ -97,15 +99,15 @@ impl Shared {
     }
 }
 
-/// Room for both keys of every connection that the kernel tracks: 16 octets for each are allocated at once.
-fn flow_keys_max() -> u32 {
+/// Room for both keys of every connection that the kernel tracks.
+fn flow_keys_max() -> usize {
     let tracked = match Sysctls::read() {
         // 0: no limit.
         Ok(Sysctls { max: 0, .. }) => u32::MAX,
         Ok(Sysctls { max, .. }) => max,
         Err(_) => FLOWS_DEFAULT,
     };
-    tracked.clamp(1024, xdp_prog::FLOWS_MAX as u32 / 2) * 2
+    (tracked as usize).clamp(1024, xdp_prog::FLOW_KEYS_MAX / 2) * 2
 }
 
 fn is_shared(name: &str) -> bool {

@@ -32,7 +32,7 @@ pub(super) mod error;
 mod heartbeat;
 pub mod hook_iter;
 pub mod link;
-pub mod map_batch;
+pub mod mapped_words;
 mod membership;
 mod net_iter;
 pub(super) mod netdev;

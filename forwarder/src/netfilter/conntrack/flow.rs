@@ -272,11 +272,19 @@ impl Carried<'_> {
     }
 
     /// What a RST with this sequence number means (`nf_conntrack_tcp_packet`, RFC 5961 §3).
-    pub(super) fn reset(&self, seq: u32) -> Reset {
+    /// `ignores_invalid`: see [`FlowTable::set_ignores_invalid_rst`](super::FlowTable::set_ignores_invalid_rst).
+    pub(super) fn reset(&self, seq: u32, ignores_invalid: bool) -> Reset {
         let acked = self.flow.ways[self.number.other_way()].seqs().ack;
         let sent = self.flow.ways[self.number.way()].seqs().end;
         match (acked, sent) {
             (0, _) => Reset::Closes,
+            // The kernel then compares it with the window.
+            _ if ignores_invalid
+                && is_after(acked, seq)
+                && !is_after(acked.wrapping_sub(RESET_WINDOW), seq) =>
+            {
+                Reset::Carried
+            }
             _ if is_after(acked, seq) => Reset::Invalid,
             // The next octet that its receiver expects.
             _ if acked == seq => Reset::Closes,
@@ -310,7 +318,7 @@ pub struct FoundFlow {
     pub(super) sequence: u32,
 }
 
-/// How far after the end of what its sender has sent a RST may be.
+/// How far after the end of what its sender has sent a RST may be, or before what its receiver has acknowledged.
 const RESET_WINDOW: u32 = 65_535;
 
 /// What a RST means.

@@ -115,7 +115,8 @@ pub fn nf_conntrack_in(
     match Segment::of(protocol, header, len)? {
         Segment::Plain(plain) => plain.pass(&found),
         Segment::Closing { is_reset, seq } => {
-            match if is_reset { found.reset(seq) } else { Reset::Closes } {
+            let ignores = flows.ignores_invalid_rst();
+            match if is_reset { found.reset(seq, ignores) } else { Reset::Closes } {
                 Reset::Carried => flows.carried_reset(number.flow()),
                 Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None, of }),
                 Reset::Closes => {

@@ -16,6 +16,8 @@ use crate::hash_table::MULTIPLIER;
 
 /// Records that are allocated together.
 const CHUNK: usize = 1024;
+/// Numbers that rest after their flows were removed, as long as there are others: a worker may still use one.
+const FREE_MIN: usize = 4096;
 /// Entries of a bucket: a cache line.
 const BUCKET: usize = 8;
 /// Entries of the index per flow: two are used.
@@ -95,6 +97,8 @@ pub struct FlowTable {
     has_noted: AtomicBool,
     /// When the thread that follows the kernel's table was known to be up to date, CLOCK_MONOTONIC; 0: not.
     valid_ns: AtomicU64,
+    /// nf_conntrack_tcp_ignore_invalid_rst.
+    ignores_invalid_rst: AtomicBool,
 }
 
 impl FlowTable {
@@ -112,6 +116,7 @@ impl FlowTable {
             noted: (0..flows.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             has_noted: AtomicBool::new(false),
             valid_ns: AtomicU64::new(0),
+            ignores_invalid_rst: AtomicBool::new(false),
         });
         (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
     }
@@ -125,6 +130,16 @@ impl FlowTable {
     #[inline]
     pub fn valid_ns(&self) -> u64 {
         self.valid_ns.load(Acquire)
+    }
+
+    /// Follows nf_conntrack_tcp_ignore_invalid_rst.
+    pub fn set_ignores_invalid_rst(&self, ignores: bool) {
+        self.ignores_invalid_rst.store(ignores, Relaxed);
+    }
+
+    /// nf_conntrack_tcp_ignore_invalid_rst.
+    pub(super) fn ignores_invalid_rst(&self) -> bool {
+        self.ignores_invalid_rst.load(Relaxed)
     }
 
     /// The record of a flow.
@@ -341,7 +356,7 @@ impl FlowWriter {
             // Both would have the same entry; there is another one unless the buckets are almost full.
             reply = table.other_entry(&desc.keys[1], original)?;
         }
-        let number = if (self.unused as usize) < table.room {
+        let number = if self.free.len() <= FREE_MIN && (self.unused as usize) < table.room {
             self.unused += 1;
             self.unused - 1
         } else {

@@ -109,9 +109,9 @@ impl FlowKey {
         }
     }
 
-    /// The words.
+    /// The words, which are those of the key that the XDP program makes of a packet.
     #[inline]
-    pub(super) fn words(&self) -> &[u64; KEY_WORDS] {
+    pub fn words(&self) -> &[u64; KEY_WORDS] {
         &self.words
     }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod built;
+mod connections;
 mod dpdk;
 mod fib;
 mod host;
@@ -59,6 +60,8 @@ enum SectionName {
     Pipeline,
     /// End to end, against bare reflectors, testpmd, XDP and the kernel
     Veth,
+    /// Rulesets that track connections: short ones against the kernel, and a million that are carried
+    Connections,
 }
 
 impl SectionName {
@@ -67,6 +70,7 @@ impl SectionName {
         match (self, quick) {
             (_, false) => 7,
             (SectionName::Fib, true) => 1,
+            (SectionName::Connections, true) => 1,
             (_, true) => 2,
         }
     }
@@ -120,6 +124,9 @@ fn run(args: &Args) -> Result<bool> {
             SectionName::Fib => fib::sections(&plan)?,
             SectionName::Pipeline => vec![pipeline::section(&plan), pipeline::workers(&plan)],
             SectionName::Veth => vec![veth::section(&plan)],
+            SectionName::Connections => {
+                vec![connections::short(&plan), connections::carried(&plan)]
+            }
         };
         let rounds = args.rounds.map_or_else(|| name.rounds(args.quick), usize::from);
         for section in sections {

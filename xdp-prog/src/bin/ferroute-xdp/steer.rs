@@ -22,8 +22,9 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use xdp_prog::{
-    FLOWS_MAX, FlowKey, Heartbeat, Heartbeats, LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords,
-    PortSettings, QUEUES_MAX, QueueState, Reason, SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
+    FLOW_BUCKETS_MAX, FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, Heartbeat, Heartbeats,
+    LOCAL_ADDRS_MAX, LOCAL_PREFIXES_MAX, MacWords, PortSettings, QUEUES_MAX, QueueState, Reason,
+    SharedSettings, VLANS_MAX, VlanKey, VlanSettings,
 };
 
 /// Addresses as in a header: 16-bit words in memory order, so that a map key can be read directly
@@ -56,7 +57,7 @@ static FR_LOCAL_PFX4: LpmTrie<Ipv4Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new(
 static FR_LOCAL_PFX6: LpmTrie<Ipv6Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new();
 
 #[btf_map]
-static FR_FLOWS: HashMap<FlowKey, u32, FLOWS_MAX, NO_PREALLOC> = HashMap::new();
+static FR_FLOWS: Array<FlowBucket, FLOW_BUCKETS_MAX, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -446,10 +447,8 @@ fn flow_ipv6<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv6Hdr) -> Option<Flow
     Some(flow_words(words(&ip.source), words(&ip.destination), ports, protocol, 6))
 }
 
-/// A [`FlowKey`], written to the stack in 64-bit words. Hashing reads words of 32 bits: after
-/// stores of 16 bits, these loads would have to wait for the stores to reach the cache, which took
-/// 20 ns.
-type FlowWords = [u64; size_of::<FlowKey>() / size_of::<u64>()];
+/// A [`xdp_prog::FlowKey`] in 64-bit words.
+type FlowWords = [u64; FLOW_WORDS];
 
 #[inline(always)]
 fn flow_words(
@@ -490,14 +489,33 @@ fn ports(ctx: &XdpContext, offset: usize, protocol: u8, octets: u16) -> Option<P
     None
 }
 
-/// Whether packets of the flow are steered. While an entry is replaced or removed the result may be
+/// Whether packets of the flow are steered. While an entry is added or removed the result may be
 /// that of before or after.
 #[inline(always)]
 fn is_known(key: &FlowWords) -> bool {
-    // SAFETY: of the same size and of stricter alignment, and every bit pattern is a key.
-    let key = unsafe { &*key.as_ptr().cast::<FlowKey>() };
-    // SAFETY: the value is not read, so a concurrent removal is harmless.
-    unsafe { FR_FLOWS.get(key) }.is_some()
+    let Some(hash) = FR_FLOWS.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+    let place = unsafe { &*hash.cast::<FlowHash>() }.place(key);
+    has_mark(place.buckets[0], place.mark) || has_mark(place.buckets[1], place.mark)
+}
+
+#[inline(always)]
+fn has_mark(bucket: u32, mark: u32) -> bool {
+    let Some(bucket) = FR_FLOWS.get_ptr(bucket) else {
+        return false;
+    };
+    let mut differ = u64::MAX;
+    for at in 0..FLOW_SLOTS {
+        // SAFETY: inside the map's value; userspace writes whole words at any time.
+        let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
+        // 0 if they are the same, otherwise positive.
+        let difference = u64::from(slot ^ mark);
+        // The lowest one is 0 if any is.
+        differ = if difference < differ { difference } else { differ };
+    }
+    differ == 0
 }
 
 /// The header of type `T` at `offset` octets into the frame, if the frame is long enough.

@@ -104,7 +104,7 @@ fn message_of(entry: &Entry, kind: u16, flags: u16) -> Vec<u8> {
         .attr(CTA_MARK, &entry.mark.to_be_bytes())
         .nested(CTA_SEQ_ADJ_ORIG, |attrs| attrs)
         .attr(CTA_LABELS, &[1; 16])
-        .nested(CTA_SYNPROXY, |attrs| attrs)
+        .nested(CTA_SYNPROXY, |attrs| attrs.attr(1, &[0, 0, 0, 1]))
         .nested(CTA_TUPLE_MASTER, |attrs| append_tuple(attrs, &entry.original))
         .attr(1000, b"unknown")
         .finish(1)

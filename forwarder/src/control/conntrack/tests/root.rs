@@ -346,7 +346,7 @@ fn root_an_update_sets_timeout_status_and_flags() {
                 timeout_s: Some(5000),
                 is_assured: true,
                 is_expected: false,
-                is_liberal: true,
+                is_liberal: Some(true),
                 forgets_max_ack: true,
             };
             let answers = update(socket, &[change(&tcp), change(&udp)]);
@@ -376,7 +376,7 @@ fn root_an_update_sets_timeout_status_and_flags() {
 
             // Without a part, it stays; and a wrong status is refused.
             let nothing =
-                Change { timeout_s: None, is_assured: false, is_liberal: false, ..change(&tcp) };
+                Change { timeout_s: None, is_assured: false, is_liberal: None, ..change(&tcp) };
             let wrong = Change { is_assured: true, is_expected: true, ..nothing };
             let answers = update(socket, &[nothing, wrong]);
             assert!(answers[0].is_ok());
@@ -405,7 +405,7 @@ fn root_an_update_of_an_entry_that_is_gone_adds_none() {
                 timeout_s: Some(900),
                 is_assured: true,
                 is_expected: false,
-                is_liberal: true,
+                is_liberal: Some(true),
                 forgets_max_ack: true,
             })
             .collect();
@@ -435,7 +435,7 @@ fn root_a_socket_of_another_protocol_fails_each_update() {
             timeout_s: Some(1),
             is_assured: false,
             is_expected: false,
-            is_liberal: false,
+            is_liberal: None,
             forgets_max_ack: false,
         };
         let answers = update(&mut other, &[change; 3]);
@@ -478,6 +478,7 @@ fn root_thousands_of_entries_are_dumped_once_and_have_an_event_each() {
 #[ignore = "needs root: run by scripts/test"]
 fn root_entries_that_stay_are_dumped_while_others_come_and_go() {
     in_netns(|socket| {
+        run("sysctl -w net.netfilter.nf_conntrack_udp_timeout=600");
         let staying = many(1, 5000);
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -490,7 +491,7 @@ fn root_entries_that_stay_are_dumped_while_others_come_and_go() {
                         timeout_s: Some(0),
                         is_assured: false,
                         is_expected: false,
-                        is_liberal: false,
+                        is_liberal: None,
                         forgets_max_ack: false,
                     };
                     // Some may have been removed by the dump.
@@ -529,5 +530,92 @@ fn root_lost_events_are_an_overrun_and_later_ones_arrive() {
         let _udp = udp("127.0.0.1:0", false);
         let later = receive(&mut events, |found| !found.is_empty());
         assert!(matches!(later[..], [Event::New(_)]), "{later:?}");
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_an_update_shows_which_entries_have_events() {
+    in_netns(|socket| {
+        run("sysctl -w net.netfilter.nf_conntrack_events=0");
+        let before = many(1, 100);
+        run("sysctl -w net.netfilter.nf_conntrack_events=1");
+        let after = many(2, 100);
+        let gone = many(3, 100).into_iter().map(|tuple| Tuple { source_port: 9, ..tuple });
+        let tuples = before.iter().zip(&after).zip(gone);
+        let change = |tuple: Tuple| Change {
+            tuple,
+            timeout_s: Some(1000),
+            is_assured: false,
+            is_expected: false,
+            is_liberal: None,
+            forgets_max_ack: false,
+        };
+        let changes: Vec<Change> = tuples
+            .flat_map(|((before, after), gone)| [*before, gone, *after])
+            .map(change)
+            .collect();
+        let results = update_and_read(socket, &changes);
+        assert_eq!(results.len(), changes.len());
+        for (changes, results) in changes.chunks(3).zip(results.chunks(3)) {
+            let [before, gone, after] = results else { panic!("three of each") };
+            assert!(matches!(before, Ok(None)), "{before:?}");
+            let errno = gone.as_ref().expect_err("is not there").raw_os_error();
+            assert_eq!(errno, Some(libc::ENOENT));
+            let entry = after.as_ref().expect("is there").expect("has events");
+            assert_eq!(entry.original, changes[2].tuple);
+            assert!(entry.timeout_s.is_some_and(|seconds| seconds > 990), "{entry:?}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_own_changes_and_entries_that_are_not_assured_are_left_out() {
+    in_netns(|socket| {
+        let mut events = Events::open(RCVBUF_OCTETS).expect("opens");
+        events.leave_out(socket).expect("is set");
+        let (_client, _server) = tcp("127.0.0.1:0");
+        let _sockets = udp("127.0.0.1:0", true);
+        let is_complete = |events: &[Event]| !events.is_empty();
+        let received = receive(&mut events, is_complete);
+        let [Event::Update(entry)] = received.as_slice() else { panic!("{received:?}") };
+        assert!(entry.status & IPS_ASSURED != 0 && entry.original.protocol == 6, "{entry:?}");
+        let change = |timeout_s| Change {
+            tuple: entry.original,
+            timeout_s: Some(timeout_s),
+            is_assured: false,
+            is_expected: false,
+            is_liberal: None,
+            forgets_max_ack: false,
+        };
+        assert!(update(socket, &[change(500)])[0].is_ok());
+        // Closing: of the states only FIN_WAIT.
+        drop(tcp("127.0.0.1:0"));
+        let received = receive(&mut events, |events| events.len() >= 2);
+        let states = received.iter().map(|event| match event {
+            Event::Update(entry) => entry.tcp.map(|tcp| tcp.state),
+            other => panic!("{other:?}"),
+        });
+        let states: Vec<Option<u8>> = states.collect();
+        let expected = [TCP_CONNTRACK_ESTABLISHED, TCP_CONNTRACK_FIN_WAIT].map(Some);
+        assert_eq!(states, expected, "{received:?}");
+        let mut other = NlSock::open(NETLINK_NETFILTER).expect("opens");
+        assert!(update(&mut other, &[change(900)])[0].is_ok());
+        let received = receive(&mut events, is_complete);
+        let [Event::Update(entry)] = received.as_slice() else { panic!("{received:?}") };
+        assert!(entry.timeout_s.is_some_and(|seconds| seconds > 800), "{entry:?}");
+    });
+}
+
+/// An entry of conntrackd has an extension for SYNPROXY, with zeros.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn root_an_entry_that_another_program_added_is_not_taken_for_one_of_synproxy() {
+    in_netns(|socket| {
+        run("conntrack -I -p tcp -s 192.0.2.1 -d 192.0.2.2 --sport 1 --dport 2 -t 900 \
+             --state ESTABLISHED -u ASSURED,SEEN_REPLY");
+        let entry = only(socket, 6);
+        assert!(!entry.has_synproxy && entry.status & IPS_ASSURED != 0, "{entry:?}");
     });
 }

@@ -335,6 +335,18 @@ fn a_reset_ends_a_connection_only_with_an_exact_sequence_number() {
         assert_eq!((table.take_noted(), table.take_reset(number)), (vec![number], true));
         assert!(!table.take_reset(number));
     }
+    // nf_conntrack_tcp_ignore_invalid_rst: only those far from the window are invalid.
+    for (seq, is_invalid) in [(199, false), (0, false), (200 - 65_535, false), (200 - 65_536, true)]
+    {
+        let (table, _writer, number) = begin();
+        table.set_ignores_invalid_rst(true);
+        let seq = start.wrapping_add_signed(seq);
+        let reset = Tcp { answers: true, flags: RST, seq, ack: 0 };
+        let tracked = track(&table, &reset.ipv4());
+        assert_eq!(tracked == Some(Ct::Invalid), is_invalid, "{seq}");
+        assert_eq!(table.take_reset(number), !is_invalid, "{seq}");
+        assert!(tracked.is_some() && !table.is_closing(number), "{seq}");
+    }
     // The server has acknowledged 50 octets that the client has not been seen to send: not believed.
     let (table, _writer, number) = one();
     let tcp = |answers, flags, seq, ack| track(&table, &Tcp { answers, flags, seq, ack }.ipv4());

@@ -1,0 +1,178 @@
+//! How connections become carried flows: those that are established, and those that workers had left to the kernel
+//! under another ruleset.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::reading::READING_MAX;
+use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, liberal};
+use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, TcpInfo, Tuple};
+use crate::control::daemon::flow_entry::{IPPROTO_TCP, flow_key, is_carriable, is_masqueraded};
+use crate::netfilter::conntrack::FlowDesc;
+use crate::worker::clock::monotonic_ns;
+
+/// Maximum number of flows of whose entries the kernel sends no events, and of connections while there are such flows:
+/// they are verified by reading the table once per second.
+const FLOWS_WITHOUT_EVENTS_MAX: usize = 50_000;
+
+/// A connection that can be carried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub(super) entry: Entry,
+    /// The entry is from an event; otherwise it is not known whether it has any, and `timeout_s` is what was left.
+    pub(super) is_from_event: bool,
+}
+
+impl Follower<'_> {
+    /// Carries the connections that have been established long enough.
+    pub(super) fn carry_due(&mut self) {
+        let now_ns = monotonic_ns();
+        let mut candidates = Vec::new();
+        while candidates.len() < BATCH
+            && let Some((due_ns, tuple)) = self.due.front()
+            && *due_ns <= now_ns
+        {
+            let entry = self.waiting.remove(tuple);
+            candidates.extend(entry.map(|entry| Candidate { entry, is_from_event: true }));
+            self.due.pop_front();
+        }
+        self.carry(&candidates);
+    }
+
+    /// Makes entries ready, and has the workers carry their packets.
+    pub(super) fn carry(&mut self, candidates: &[Candidate]) {
+        // Events that the ruleset may restrict are as good as none.
+        let has_restricted_events = self.shared.sets_entries.load(Relaxed);
+        if candidates.is_empty() || (has_restricted_events && !self.may_lack_events()) {
+            return;
+        }
+        // Only what is carried is made liberal.
+        let room = self.writer.room();
+        self.has_left_out |= room < candidates.len();
+        let candidates = candidates.get(..room.min(candidates.len())).unwrap_or(&[]);
+        // Before any packet is steered.
+        self.shared.carried.store((self.writer.len() + candidates.len()) as u64, Relaxed);
+        let (known, unknown): (Vec<Candidate>, Vec<Candidate>) =
+            candidates.iter().partition(|candidate| candidate.is_from_event);
+        let change = |it: &Candidate| liberal(it.entry.original, None);
+        let (tcp, others): (Vec<Candidate>, Vec<Candidate>) =
+            known.iter().partition(|candidate| candidate.entry.original.protocol == IPPROTO_TCP);
+        // Nothing has to be changed; events tell if they have gone meanwhile.
+        others.iter().for_each(|candidate| self.enter(&candidate.entry, true, true));
+        let changes: Vec<Change> = tcp.iter().map(change).collect();
+        let results = conntrack::update(&mut self.requests, &changes);
+        for (candidate, result) in tcp.iter().zip(results) {
+            // One that is gone, or that the kernel does not let change, is not carried.
+            if result.is_ok() {
+                self.enter(&candidate.entry, true, true);
+            }
+        }
+        let changes: Vec<Change> = unknown.iter().map(change).collect();
+        let results = conntrack::update_and_read(&mut self.requests, &changes);
+        let mut undone = Vec::new();
+        for (candidate, result) in unknown.iter().zip(results) {
+            match result {
+                Ok(Some(entry)) => {
+                    let locals = self.shared.locals.load();
+                    if is_carriable(&entry, &locals) {
+                        self.enter(&entry, true, false);
+                    }
+                }
+                Ok(None) if self.may_lack_events() => self.enter(&candidate.entry, false, false),
+                // It stays with the kernel, as it was.
+                Ok(None) => undone.extend(unless_liberal(&candidate.entry)),
+                Err(_) => {}
+            }
+        }
+        self.without_events_left += undone.len();
+        // One that is gone needs none.
+        let _ = conntrack::update(&mut self.requests, &undone);
+    }
+
+    /// Whether a flow can be carried of whose entry the kernel sends no events.
+    fn may_lack_events(&self) -> bool {
+        self.sysctls.count as usize <= FLOWS_WITHOUT_EVENTS_MAX
+            && self.without_events < FLOWS_WITHOUT_EVENTS_MAX
+            && self.reading_took <= READING_MAX
+    }
+
+    /// Enters the flow of an entry that is ready.
+    fn enter(&mut self, entry: &Entry, has_events: bool, is_timeout_fresh: bool) {
+        let has_events = has_events && !self.shared.sets_entries.load(Relaxed);
+        let keys = [entry.original, entry.reply].each_ref().map(flow_key);
+        let timeout_s = entry.timeout_s.unwrap_or(0);
+        let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
+        let (status, mark) = (entry.status, entry.mark);
+        let is_masqueraded = is_masqueraded(entry, &self.shared.locals.load());
+        let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
+        let Some(number) = self.writer.insert(&desc) else {
+            self.refuse(entry.original, Refused { id: entry.id, has_events });
+            return;
+        };
+        let at = number as usize;
+        if self.carried.len() <= at {
+            self.carried.resize(at + 1, None);
+        }
+        if let Some(slot) = self.carried.get_mut(at) {
+            *slot = Some(Carried {
+                // Soon: the kernel may wait for an acknowledgement that is carried, and has shortened it.
+                renewed_ns: 0,
+                timeout_s,
+                id: entry.id,
+                has_events,
+                is_shortened: false,
+                is_timeout_fresh,
+            });
+        }
+        self.without_events += usize::from(!has_events);
+        if let Some(reading) = &mut self.reading {
+            reading.saw(number);
+        }
+        if !self.gate.insert(&keys.map(gate_key)) {
+            self.refuse(entry.original, Refused { id: entry.id, has_events });
+            // The gate has none of its keys.
+            self.without_events -= usize::from(!has_events);
+            self.writer.remove(&keys[0]);
+            if let Some(slot) = self.carried.get_mut(at) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Tries some of the connections again that workers had left to the kernel.
+    pub(super) fn retry(&mut self) {
+        if self.retried.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let rest = self.retried.len().saturating_sub(BATCH);
+        let tuples: Vec<Tuple> = self.retried.drain(rest..).collect();
+        // Changes that change nothing: the kernel answers with the entries.
+        let nothing = |tuple: &Tuple| Change { is_liberal: None, ..liberal(*tuple, None) };
+        let changes: Vec<Change> = tuples.iter().map(nothing).collect();
+        let results = conntrack::update_and_read(&mut self.requests, &changes);
+        let locals = self.shared.locals.load();
+        let entries = results.into_iter().filter_map(|result| result.ok().flatten());
+        let candidates: Vec<Candidate> = entries
+            .filter(|entry| is_carriable(entry, &locals))
+            .map(|entry| Candidate { entry, is_from_event: false })
+            .collect();
+        drop(locals);
+        self.carry(&candidates);
+        self.retrying_took += begun.elapsed();
+    }
+
+    /// Has connections tried again that workers had left to the kernel.
+    pub(super) fn begin_retry(&mut self) {
+        self.retrying_took = Duration::ZERO;
+        self.retried = self.refused.drain().map(|(tuple, _)| tuple).collect();
+    }
+}
+
+/// The change that makes an entry what it was before it was made ready; `None`: it was.
+fn unless_liberal(entry: &Entry) -> Option<Change> {
+    let TcpInfo { flags_original, flags_reply, .. } = entry.tcp?;
+    let was_liberal = flags_original & flags_reply & IP_CT_TCP_FLAG_BE_LIBERAL != 0;
+    let change = Change { is_liberal: Some(false), ..liberal(entry.original, None) };
+    (!was_liberal).then_some(change)
+}

@@ -1,0 +1,488 @@
+//! The flows that workers carry while the ruleset tracks connections: a thread that follows the kernel's
+//! connection tracking table.
+//!
+//! A connection is carried once it is established and has been for a moment, so that short ones cost
+//! nothing. Before that, its entry is made ready for the kernel to take it back at any time without notice:
+//! the kernel no longer compares sequence numbers with windows, of which it sees only a part
+//! (IP_CT_TCP_FLAG_BE_LIBERAL). While packets are carried, the entry's time-out is renewed.
+//!
+//! While the thread is not up to date, the control thread withholds its heartbeat, and the kernel has all packets.
+//!
+//! - here: the thread and its handle, what is known of the kernel's table, and its events;
+//! - `carry`: how connections become carried flows;
+//! - `reading`: the kernel's table is read, in parts;
+//! - `maintain`: time-outs of entries.
+
+mod carry;
+mod maintain;
+mod reading;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use self::carry::Candidate;
+use self::reading::Reading;
+use super::flow_entry::{IPPROTO_TCP, Locals, flow_key, may_be_carried};
+use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
+use crate::control::netlink::query::NlSock;
+use crate::control::process::privilege;
+use crate::control::process::threads::join_until;
+use crate::control::steering::FlowGate;
+use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowWriter};
+use crate::say;
+use crate::worker::clock::monotonic_ns;
+
+/// How long a TCP connection must have been established.
+const CARRY_DELAY_NS: u64 = 200_000_000;
+/// How often entries are renewed and verified.
+const MAINTENANCE_NS: u64 = 1_000_000_000;
+/// Longest wait for an event.
+const WAIT: Duration = Duration::from_millis(50);
+/// Wait before the next events are received: at high rates, each would wake the thread up.
+const COALESCE: Duration = Duration::from_millis(2);
+/// How old the last sign that the table agrees with the kernel's may be for the control thread's heartbeat.
+const CURRENT_NS: u64 = 500_000_000;
+/// Until the next attempt after an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// Maximum number of connections that are remembered as left to the kernel.
+const REFUSED_MAX: usize = 100_000;
+const NS_PER_S: u64 = 1_000_000_000;
+/// Receive buffer for events, octets.
+const RCVBUF: usize = 16 << 20;
+/// Entries that are changed with one request.
+const BATCH: usize = 512;
+
+/// State shared by the thread and its owner.
+#[derive(Debug, Default)]
+struct Shared {
+    stopping: AtomicBool,
+    /// The ruleset tracks connections. Otherwise none is carried.
+    is_tracked: AtomicBool,
+    /// The ruleset may set time-outs of its own, which are not extended, or restrict the events of entries.
+    sets_entries: AtomicBool,
+    locals: ArcSwap<Locals>,
+    carried: AtomicU64,
+    /// How often the ruleset has changed.
+    ruleset_changes: AtomicU64,
+    /// The ruleset has a flowtable, or had one before its last change.
+    has_flowtables: AtomicBool,
+}
+
+/// The control thread's handle of the thread `fr-ct`.
+#[derive(Debug)]
+pub(super) struct FlowFollower {
+    shared: Arc<Shared>,
+    table: Arc<FlowTable>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FlowFollower {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(super) fn start(gate: FlowGate, locals: Locals) -> io::Result<FlowFollower> {
+        let seed = RandomState::new().hash_one("carried flows");
+        let (table, writer) = FlowTable::new(gate.flows_max(), seed);
+        let shared = Arc::new(Shared::default());
+        shared.locals.store(Arc::new(locals));
+        let own = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
+            privilege::confine_flow_follower();
+            follow(&own, writer, &gate);
+        })?;
+        Ok(FlowFollower { shared, table, thread: Some(thread) })
+    }
+
+    /// The carried flows.
+    pub(super) fn table(&self) -> &Arc<FlowTable> {
+        &self.table
+    }
+
+    /// Number of flows that are carried.
+    pub(super) fn carried(&self) -> u64 {
+        self.shared.carried.load(Relaxed)
+    }
+
+    /// Whether the carried flows are known to agree with the kernel's table: if not, all packets must be passed
+    /// to the kernel.
+    pub(super) fn is_current(&self, now_ns: u64) -> bool {
+        self.carried() == 0 || now_ns.saturating_sub(self.table.valid_ns()) < CURRENT_NS
+    }
+
+    /// The router's own addresses from now on.
+    pub(super) fn set_locals(&self, locals: Locals) {
+        self.shared.locals.store(Arc::new(locals));
+    }
+
+    /// The workers apply another ruleset, which tracks connections, and may set time-outs or events of them.
+    /// `has_flowtables`: it has a flowtable, or the one before it.
+    pub(super) fn set_ruleset(&self, is_tracked: bool, sets_entries: bool, has_flowtables: bool) {
+        self.shared.has_flowtables.store(has_flowtables, Relaxed);
+        self.shared.sets_entries.store(sets_entries, Relaxed);
+        self.shared.ruleset_changes.fetch_add(1, Relaxed);
+        self.shared.is_tracked.store(is_tracked, Relaxed);
+    }
+
+    /// Whether the thread has ended, which is a bug.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Ends the thread, and waits for it until `end`.
+    pub(super) fn stop(&mut self, end: Instant) {
+        self.shared.stopping.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            join_until(thread, end);
+        }
+    }
+}
+
+/// Runs until it is stopped; after an error, from the start.
+fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate) {
+    let mut said = None;
+    while !shared.stopping.load(Relaxed) {
+        if !shared.is_tracked.load(Relaxed) {
+            thread::sleep(WAIT);
+            continue;
+        }
+        let result = Follower::open(shared, &mut writer, gate).and_then(|mut it| it.run());
+        writer.table().set_valid(0);
+        writer.clear();
+        gate.clear();
+        shared.carried.store(0, Relaxed);
+        let error = result.err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| error != said) {
+            say!(
+                "the kernel's connections cannot be followed: {error}; packets that rules need \
+                 connection tracking for are left to the kernel"
+            );
+        }
+        said = error;
+        let wait = if said.is_some() { RETRY } else { Duration::ZERO };
+        let until = Instant::now() + wait;
+        while Instant::now() < until && !shared.stopping.load(Relaxed) {
+            thread::sleep(WAIT);
+        }
+    }
+}
+
+/// A flow that is carried. There may be a million of them.
+#[derive(Debug, Clone, Copy)]
+struct Carried {
+    /// When the entry was last renewed, or verified.
+    renewed_ns: u64,
+    /// The time-out that the entry had when it was carried first.
+    timeout_s: u32,
+    /// The entry's id (CTA_ID).
+    id: Option<u32>,
+    /// Whether the kernel sends events of the entry.
+    has_events: bool,
+    /// A RST has shortened the entry's time-out.
+    is_shortened: bool,
+    /// Whether `timeout_s` is from an event, and not what was left of it.
+    is_timeout_fresh: bool,
+}
+
+/// A connection that workers left to the kernel.
+#[derive(Debug, Clone, Copy)]
+struct Refused {
+    id: Option<u32>,
+    has_events: bool,
+}
+
+/// The table, and what is known of the kernel's.
+struct Follower<'a> {
+    shared: &'a Shared,
+    writer: &'a mut FlowWriter,
+    gate: &'a FlowGate,
+    events: Events,
+    requests: NlSock,
+    sysctls: Sysctls,
+    /// By number.
+    carried: Vec<Option<Carried>>,
+    without_events: usize,
+    /// Established, and to be carried when they have been for a moment.
+    waiting: HashMap<Tuple, Entry>,
+    /// When, CLOCK_MONOTONIC, and which.
+    due: VecDeque<(u64, Tuple)>,
+    maintained_ns: u64,
+    /// Connections were not carried for want of room, or are no longer remembered as refused.
+    has_left_out: bool,
+    /// The flow at which maintenance continues, and where it ends this time.
+    cursor: usize,
+    cursor_end: usize,
+    /// Renewals in this second.
+    renewals: u64,
+    /// Flows with `is_shortened`, by number.
+    shortened: Vec<u32>,
+    /// Connections that workers left to the kernel: until the ruleset changes.
+    refused: HashMap<Tuple, Refused>,
+    /// Those that are to be tried again.
+    retried: Vec<Tuple>,
+    /// The kernel's table is being read.
+    reading: Option<Reading>,
+    /// Events were lost: the flows are not known to agree with the kernel's table until it has been read.
+    is_uncertain: bool,
+    /// Entries without events that the last reading left to the kernel.
+    without_events_left: usize,
+    /// How long reading the kernel's table took.
+    reading_took: Duration,
+    /// When it was last read to carry connections that had been left out.
+    read_at: Instant,
+    /// How long trying connections again took.
+    retrying_took: Duration,
+    /// When connections were last tried again because the ruleset had changed, and which change that was.
+    retried_at: Instant,
+    ruleset_change: u64,
+    /// The table is read twice: the kernel takes connections out of a deleted flowtable later, and sends no event of that.
+    reads_again: bool,
+}
+
+impl<'a> Follower<'a> {
+    fn open(
+        shared: &'a Shared,
+        writer: &'a mut FlowWriter,
+        gate: &'a FlowGate,
+    ) -> io::Result<Follower<'a>> {
+        let mut requests = NlSock::open(NETLINK_NETFILTER)?;
+        if !conntrack::is_available(&mut requests)? {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel has no nf_conntrack_netlink (CONFIG_NF_CT_NETLINK)",
+            ));
+        }
+        let events = Events::open_changes(RCVBUF)?;
+        let _more_events = events.leave_out(&requests);
+        Ok(Follower {
+            shared,
+            writer,
+            gate,
+            events,
+            requests,
+            sysctls: Sysctls::read()?,
+            carried: Vec::new(),
+            without_events: 0,
+            waiting: HashMap::new(),
+            due: VecDeque::new(),
+            maintained_ns: 0,
+            has_left_out: false,
+            cursor: 0,
+            cursor_end: 0,
+            renewals: 0,
+            shortened: Vec::new(),
+            refused: HashMap::new(),
+            retried: Vec::new(),
+            reading: None,
+            is_uncertain: false,
+            without_events_left: 0,
+            reading_took: Duration::ZERO,
+            read_at: Instant::now(),
+            retrying_took: Duration::ZERO,
+            retried_at: Instant::now(),
+            ruleset_change: shared.ruleset_changes.load(Relaxed),
+            reads_again: false,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        self.resynchronise()?;
+        while !self.shared.stopping.load(Relaxed) && self.shared.is_tracked.load(Relaxed) {
+            let now_ns = monotonic_ns();
+            let is_due = self.due.front().is_some_and(|(due_ns, _)| *due_ns <= now_ns);
+            let is_busy = is_due
+                || self.is_maintaining()
+                || self.reading.is_some()
+                || !self.retried.is_empty();
+            let wait = if is_busy { Duration::ZERO } else { WAIT };
+            let mut events = Vec::new();
+            let received = self.events.receive(wait, |event| events.push(event))?;
+            if received == Received::Overrun {
+                self.resynchronise()?;
+                continue;
+            }
+            let is_quiet = !is_busy && received == Received::Drained;
+            events.into_iter().for_each(|event| self.apply(event));
+            self.look_at_noted();
+            if received == Received::Drained && !self.is_uncertain {
+                self.writer.table().set_valid(now_ns);
+            }
+            self.carry_due();
+            self.retry();
+            self.read_on()?;
+            if self.is_maintaining() || now_ns.saturating_sub(self.maintained_ns) >= MAINTENANCE_NS
+            {
+                if !self.is_maintaining() {
+                    self.maintained_ns = now_ns;
+                    self.sysctls = Sysctls::read()?;
+                    let ignores = self.sysctls.tcp_ignores_invalid_rst;
+                    self.writer.table().set_ignores_invalid_rst(ignores);
+                    self.verify()?;
+                    self.begin_maintenance(now_ns);
+                }
+                self.maintain(now_ns);
+            }
+            self.shared.carried.store(self.writer.len() as u64, Relaxed);
+            if is_quiet {
+                thread::sleep(COALESCE);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, event: Event) {
+        let (entry, is_destroyed) = match event {
+            Event::Destroy(entry) => (entry, true),
+            Event::New(entry) | Event::Update(entry) => (entry, false),
+        };
+        // Another zone has connections of its own.
+        if entry.zone != 0 {
+            return;
+        }
+        let locals = self.shared.locals.load();
+        let number = self.writer.number(&flow_key(&entry.original));
+        let number = match number {
+            Some(number) if !is_of(&self.carried, self.writer, number, &entry) => {
+                // Another connection with these tuples.
+                self.drop_number(number);
+                None
+            }
+            number => number,
+        };
+        // An event has the state of TCP only if it changed.
+        let is_unchanged = entry.tcp.is_none() && entry.original.protocol == IPPROTO_TCP;
+        let may_be_carried = !is_destroyed && may_be_carried(&entry, &locals);
+        drop(locals);
+        if !may_be_carried {
+            self.refused.remove(&entry.original);
+        }
+        let is_known = number.is_some() || self.waiting.contains_key(&entry.original);
+        if !may_be_carried || (is_unchanged && !is_known) {
+            self.waiting.remove(&entry.original);
+            if let Some(number) = number {
+                self.drop_number(number);
+            }
+            return;
+        }
+        match number {
+            Some(number) => {
+                if let Some(reading) = &mut self.reading {
+                    // What is read of it may be older.
+                    reading.saw(number);
+                }
+                self.writer.set(number, entry.status, entry.mark);
+                if let Some(timeout_s) = entry.timeout_s {
+                    let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
+                    self.writer.set_expires_ns(number, expires_ns);
+                }
+                if let Some(Some(carried)) = self.carried.get_mut(number as usize)
+                    && !carried.has_events
+                    && !self.shared.sets_entries.load(Relaxed)
+                {
+                    carried.has_events = true;
+                    self.without_events -= 1;
+                }
+            }
+            None if self.is_refused(&entry) => {}
+            None => match self.waiting.get_mut(&entry.original) {
+                // An event has the state of TCP only if it changed.
+                Some(known) => *known = Entry { tcp: entry.tcp.or(known.tcp), ..entry },
+                None if entry.original.protocol == IPPROTO_TCP => {
+                    self.waiting.insert(entry.original, entry);
+                    self.due.push_back((monotonic_ns() + CARRY_DELAY_NS, entry.original));
+                }
+                // Assured, and therefore two seconds old.
+                None => self.carry(&[Candidate { entry, is_from_event: true }]),
+            },
+        }
+    }
+
+    /// Leaves a flow to the kernel.
+    fn drop_number(&mut self, number: u32) {
+        let Some(carried) = self.carried.get_mut(number as usize).and_then(Option::take) else {
+            return;
+        };
+        self.without_events -= usize::from(!carried.has_events);
+        let Some(desc) = self.writer.get(number) else { return };
+        self.writer.remove(&desc.keys[0]);
+        self.gate.remove(&desc.keys.map(gate_key));
+    }
+
+    /// Leaves flows to the kernel that workers have closed, also in the XDP program, and shortens the time-outs of
+    /// those that may be closed.
+    fn look_at_noted(&mut self) {
+        let table = Arc::clone(self.writer.table());
+        let (now_ns, mut shortened) = (monotonic_ns(), Vec::new());
+        for number in table.take_noted() {
+            let Some(Some(carried)) = self.carried.get_mut(number as usize) else { continue };
+            let Some(desc) = self.writer.get(number) else { continue };
+            let tuple = tuple_of(&desc.keys[0]);
+            // Another flow may have the number by now.
+            if table.is_closing(number) {
+                let refused = Refused { id: carried.id, has_events: carried.has_events };
+                self.refuse(tuple, refused);
+                self.drop_number(number);
+            } else if table.take_reset(number)
+                && (carried.is_timeout_fresh || !self.shared.sets_entries.load(Relaxed))
+            {
+                // As `nf_conntrack_tcp_packet`: until the next packet.
+                carried.is_shortened = true;
+                carried.renewed_ns = now_ns;
+                self.shortened.push(number);
+                let timeout_s = maintain::CLOSE_TIMEOUT_S;
+                self.writer.set_expires_ns(number, now_ns + u64::from(timeout_s) * NS_PER_S);
+                shortened.push(liberal(tuple, Some(timeout_s)));
+            }
+        }
+        // One that is gone needs none.
+        let _ = conntrack::update(&mut self.requests, &shortened);
+    }
+
+    /// Remembers that a connection stays with the kernel.
+    fn refuse(&mut self, tuple: Tuple, refused: Refused) {
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+            self.has_left_out = true;
+        }
+        self.refused.insert(tuple, refused);
+    }
+
+    /// Whether workers left a connection to the kernel.
+    fn is_refused(&self, entry: &Entry) -> bool {
+        self.refused.get(&entry.original).is_some_and(|refused| refused.id == entry.id)
+    }
+}
+
+/// Makes an entry ready to be carried, with another time-out or the same.
+fn liberal(tuple: Tuple, timeout_s: Option<u32>) -> Change {
+    let (is_assured, is_expected, forgets_max_ack) = (false, false, false);
+    Change { tuple, timeout_s, is_assured, is_expected, is_liberal: Some(true), forgets_max_ack }
+}
+
+/// The tuple with this key.
+fn tuple_of(key: &FlowKey) -> Tuple {
+    let ([source, destination], [source_port, destination_port]) = (key.addresses(), key.ports());
+    Tuple { source, destination, protocol: key.protocol(), source_port, destination_port }
+}
+
+/// The key that the XDP program has for packets of a key.
+fn gate_key(key: FlowKey) -> [u64; xdp_prog::FLOW_WORDS] {
+    *key.words()
+}
+
+/// Whether a flow is that of an entry: another one may have the same tuples, or the same reversed.
+fn is_of(carried: &[Option<Carried>], writer: &FlowWriter, number: u32, entry: &Entry) -> bool {
+    let carried = carried.get(number as usize).copied().flatten();
+    // Ids may be used again, and NAT may translate the next connection differently.
+    let keys = [&entry.original, &entry.reply].map(flow_key);
+    let has_keys = writer.get(number).is_some_and(|desc| desc.keys == keys);
+    has_keys && carried.is_some_and(|it| it.id == entry.id)
+}
