@@ -4,6 +4,7 @@
 //! `fib_trie_unmerge`, and a lookup is a single longest-prefix match.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::info::{FibInfo, RouteType};
 use crate::stats::PuntReason;
@@ -104,6 +105,8 @@ pub struct FamilyFib<L: PrefixMatch> {
     pub irregular: Arc<[(L::Addr, u8)]>,
     /// By leaf; position 0 is never used.
     pub infos: Arc<[Arc<FibInfo>]>,
+    /// Incremented after routes in `tables` have changed in place: what was looked up before may no longer hold.
+    pub changes: Arc<AtomicU64>,
 }
 
 /// The result of a lookup.
@@ -132,6 +135,7 @@ impl<L: PrefixMatch> Clone for FamilyFib<L> {
             irregular: Arc::clone(&self.irregular),
             rules: Arc::clone(&self.rules),
             infos: Arc::clone(&self.infos),
+            changes: Arc::clone(&self.changes),
         }
     }
 }
@@ -148,7 +152,14 @@ impl<L: PrefixMatch> FamilyFib<L> {
             irregular: Arc::new([]),
             rules: Arc::new([]),
             infos: Arc::new([]),
+            changes: Arc::default(),
         }
+    }
+
+    /// How often routes have changed in place. What is looked up after this call is not older.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Whether a rule makes every packet that is not for this host end as [`RouteType::Punt`]: then

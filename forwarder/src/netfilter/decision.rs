@@ -7,6 +7,8 @@
 //! was decided share a decision; the record of a flow has its identifier, which is forgotten when the connection
 //! changes. The other things that can change a decision are compared for each packet: hooks, interfaces.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::conntrack::FoundFlow;
 use crate::trace::{Step, Tracer};
 
@@ -70,15 +72,16 @@ pub(super) struct Decisions {
     /// What they depend on.
     basis: Basis,
     len: usize,
-    /// Identifiers made so far; the worker's number is in the highest bits.
+    /// Identifiers made so far; in the highest bits is a number that no other worker has.
     made: u64,
 }
 
 impl Decisions {
-    /// Allocates those of a worker, by number.
-    pub fn new(worker: usize) -> Decisions {
+    /// Allocates those of a worker.
+    pub fn new() -> Decisions {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let slots = (0..DECISIONS).map(|_| Slot::default()).collect();
-        let made = (worker as u64 + 1) << 40;
+        let made = NEXT.fetch_add(1, Ordering::Relaxed) << 36;
         Decisions { slots, made, ..Decisions::default() }
     }
 
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn equal_decisions_share_an_identifier_and_are_found_by_it() {
-        let mut decisions = Decisions::new(0);
+        let mut decisions = Decisions::new();
         let ids: Vec<u64> = (0..100).map(|n| decisions.remember(decision(n), BASIS)).collect();
         for (n, id) in (0..).zip(&ids) {
             assert_eq!(decisions.remember(decision(n), BASIS), *id);
@@ -187,7 +190,7 @@ mod tests {
 
     #[test]
     fn identifiers_are_never_used_again() {
-        let (mut decisions, mut other) = (Decisions::new(0), Decisions::new(1));
+        let (mut decisions, mut other) = (Decisions::new(), Decisions::new());
         let mut seen = std::collections::HashSet::new();
         for n in 0..2 * DECISIONS as u32 {
             assert!(seen.insert(decisions.remember(decision(n), BASIS)), "{n}");

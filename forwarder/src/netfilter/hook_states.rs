@@ -50,7 +50,7 @@ impl std::fmt::Debug for HookStates {
 impl HookStates {
     /// Of a worker, by number.
     pub fn new(worker: usize) -> HookStates {
-        HookStates { worker, decisions: Decisions::new(worker), ..HookStates::default() }
+        HookStates { worker, decisions: Decisions::new(), ..HookStates::default() }
     }
 
     /// CLOCK_MONOTONIC, of the worker's clock.

@@ -10,7 +10,6 @@ use super::conntrack::{
     Carried, FlowKey, FoundFlow, IPS_NAT_MASK, NatTarget, Plain, Rewrite4, Segment, Translated,
     nf_nat_both,
 };
-use super::decision::Decision;
 use super::hook::Hooks;
 use super::hook_states::HookStates;
 use super::nft::Family;
@@ -28,6 +27,8 @@ pub struct Passage<'a> {
     len: usize,
     /// `ct->status`.
     status: u32,
+    /// Identifier of the decision, if it is looked at.
+    decided: u64,
     /// CLOCK_MONOTONIC.
     now_ns: u64,
 }
@@ -38,25 +39,30 @@ pub struct Passed(());
 
 // Inlined: these are parts of one function, and the values stay in registers.
 impl<'a> Passage<'a> {
-    /// Of the packet with this key at position `n` of a burst, where [`HookStates::may_be_decided`].
-    /// `None`: the functions must run. `packet`: its head from the network header on, and its length, octets. `transport`: protocol,
-    /// and offset of its header from the network header, octets.
+    /// Of the packet with this key at position `n` of a burst, received on `iif`, where
+    /// [`HookStates::may_be_decided`]. `None`: the functions must run. `packet`: its head from the network header on,
+    /// and its length, octets. `transport`: protocol, and offset of its header from the network header, octets.
     #[inline(always)]
     pub fn of(
         (n, key): (usize, &FlowKey),
         packet: (&[u8], usize),
         transport: (u8, usize),
-        hooks: &'a Hooks,
+        iif: &Link,
+        (hooks, tables): (&'a Hooks, &Tables),
         own: &HookStates,
         now_ns: u64,
     ) -> Option<Passage<'a>> {
         let found = own.ahead.get(n, key, hooks.flows()?)?;
-        if found.decided() == 0 {
+        let decided = found.decided();
+        // PRE_ROUTING accepts packets that come in there, and sets no mark.
+        if own.decisions.get(decided, hooks.basis(tables))?.iif != iif.ifindex {
             return None;
         }
         let pf = if key.is_ipv4() { Family::Ip } else { Family::Ip6 };
         let passage = Passage::of_found(found, packet, transport, own.monotonic_ns(now_ns))?;
-        (passage.status & IPS_NAT_MASK == 0 || hooks.translates(pf)).then_some(passage)
+        let may_translate = passage.status & IPS_NAT_MASK == 0 || hooks.translates(pf);
+        // What was read is of this flow.
+        (may_translate && found.is_current()).then_some(Passage { decided, ..passage })
     }
 
     /// The same of a packet of a flow that was found earlier, with the same hooks.
@@ -81,7 +87,7 @@ impl<'a> Passage<'a> {
         now_ns: u64,
     ) -> Option<Passage<'a>> {
         let status = found.status();
-        if found.has_expired(now_ns) || !found.is_current() {
+        if found.has_expired(now_ns) {
             return None;
         }
         let (protocol, offset) = transport;
@@ -89,7 +95,7 @@ impl<'a> Passage<'a> {
         let Segment::Plain(plain) = Segment::of(protocol, header, len.checked_sub(offset)?)? else {
             return None;
         };
-        Some(Passage { found, plain, transport, len, status, now_ns })
+        Some(Passage { found, plain, transport, len, status, decided: 0, now_ns })
     }
 
     /// The flow, to find it again.
@@ -129,34 +135,20 @@ impl<'a> Passage<'a> {
         Some(Rewrite4::new(key, &target, self.translated()))
     }
 
-    /// The decision, if it holds for a packet from `iif` to `oif`.
-    #[inline(always)]
-    fn decision<'s>(
-        &self,
-        iif: &Link,
-        oif: &Link,
-        (hooks, tables): (&Hooks, &Tables),
-        own: &'s HookStates,
-    ) -> Option<&'s Decision> {
-        let decision = own.decisions.get(self.found.decided(), hooks.basis(tables))?;
-        let holds =
-            decision.iif == iif.ifindex && (decision.oif == 0 || decision.oif == oif.ifindex);
-        holds.then_some(decision)
-    }
-
-    /// The counters of a packet from `iif` to `oif`, if it may pass: it was decided, and the translation is
+    /// The counters of a packet that leaves by `oif`, if it may pass: that was decided, and the translation is
     /// possible.
     #[inline(always)]
     pub fn may_pass<'s>(
         &self,
-        iif: &Link,
         oif: &Link,
-        of: (&Hooks, &Tables),
+        (hooks, tables): (&Hooks, &Tables),
         own: &'s HookStates,
     ) -> Option<&'s [u32]> {
+        let decision = own.decisions.get(self.decided, hooks.basis(tables))?;
         let may_leave = |target: NatTarget| target.may_leave_by(self.found.direction(), Some(oif));
-        let decision = self.decision(iif, oif, of, own)?;
-        self.target().is_none_or(may_leave).then(|| decision.counters())
+        let holds = decision.oif == 0 || decision.oif == oif.ifindex;
+        (holds && self.target().is_none_or(may_leave) && self.found.is_current())
+            .then(|| decision.counters())
     }
 
     /// The packet passes: it is translated and counted. To be called when it may pass. `rewrite`: see
@@ -170,6 +162,10 @@ impl<'a> Passage<'a> {
         hooks: &Hooks,
         own: &HookStates,
     ) -> Option<Passed> {
+        // What was read of the record until now is of this flow; nothing has been written.
+        if !self.found.is_current() {
+            return None;
+        }
         if self.status & IPS_NAT_MASK != 0 {
             skb.headers_may_change();
             match rewrite {

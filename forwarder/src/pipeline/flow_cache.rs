@@ -1,10 +1,12 @@
 //! Where packets of carried flows leave: an exact-match cache (EMC of Open vSwitch) of the last stages' results.
 //!
-//! An entry holds while tables and hooks are the same, and while the flow's record is not written; and for a short
-//! time, so that packets without it keep the neighbour marked as used.
+//! An entry holds while tables, routes and hooks are the same, and while the flow's record is not written; and for a
+//! short time, so that packets without it keep the neighbour marked as used.
 
 use super::dst::{Dst, HhCache};
+use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::{FlowKey, FoundFlow, Rewrite4};
+use crate::tables::Tables;
 
 /// Entries of a worker: a power of two. One that another replaces is made again.
 const ENTRIES: usize = 16_384;
@@ -63,12 +65,30 @@ impl Entry {
     }
 }
 
+/// What entries depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Basis {
+    tables: u64,
+    hooks: u64,
+    /// How often routes have changed in place: tables that are published before are the same.
+    routes: [u64; 2],
+}
+
+impl Basis {
+    /// Of the entries that are made after this call.
+    #[inline]
+    pub fn of(tables: &Tables, hooks: &Hooks) -> Basis {
+        let routes = [tables.fib4.changes(), tables.fib6.changes()];
+        Basis { tables: tables.generation, hooks: hooks.id(), routes }
+    }
+}
+
 /// The entries of one worker.
 #[derive(Debug)]
 pub(super) struct FlowCache {
     entries: Box<[Entry]>,
-    /// What entries depend on: the generation of the tables, and the identifier of the hooks.
-    basis: (u64, u64),
+    /// What entries depend on.
+    basis: Basis,
     /// Changes with the basis.
     epoch: u32,
     seed: u64,
@@ -80,12 +100,12 @@ impl FlowCache {
     /// Allocates an empty one. `seed`: random, so that nobody can choose flows that replace each other.
     pub fn new(seed: u64) -> FlowCache {
         let entries = (0..ENTRIES).map(|_| Entry::default()).collect();
-        FlowCache { entries, basis: (0, 0), epoch: 1, seed, misses: 0 }
+        FlowCache { entries, basis: Basis::default(), epoch: 1, seed, misses: 0 }
     }
 
     /// A burst begins. Returns whether many packets of the last one were not found.
     #[inline]
-    pub fn begin(&mut self, basis: (u64, u64)) -> bool {
+    pub fn begin(&mut self, basis: Basis) -> bool {
         if self.basis != basis {
             self.basis = basis;
             self.forget();

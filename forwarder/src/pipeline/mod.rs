@@ -91,6 +91,7 @@ use burst::{Disposition, Dispositions, PendingOutput};
 use burst_routes::BurstRoutes;
 use dst::Dst;
 use eth_input::eth_input;
+use flow_cache::Basis;
 use headers::{Iphdr, Ipv6hdr};
 use icmp_send::icmp_send;
 use icmp6_send::icmp6_send;
@@ -140,7 +141,7 @@ fn forward_packets<M: Mode>(burst: &mut Burst, ctx: &mut Ctx<'_>) {
         }
         let mut routes = BurstRoutes::look_up(packets, ctx.tables);
         if M::HOOKED && !M::TRACED {
-            let has_misses = ctx.state.flow_cache.begin((ctx.tables.generation, ctx.hooks.id()));
+            let has_misses = ctx.state.flow_cache.begin(Basis::of(ctx.tables, ctx.hooks));
             ctx.state.hooks.look_ahead(packets, ctx.hooks, has_misses, ctx.now_ns);
         }
         let mut dispositions = Dispositions::new();

@@ -64,18 +64,21 @@ pub(super) fn nf_flow_offload_ip<'a>(
     }
     let own = &ctx.state.hooks;
     let packet = (skb.network_header(), skb.network_len());
-    let passage = Passage::of((routes.n, &key), packet, transport, ctx.hooks, own, ctx.now_ns)?;
+    let of = (ctx.hooks, ctx.tables);
+    let passage = Passage::of((routes.n, &key), packet, transport, dev, of, own, ctx.now_ns)?;
     let daddr = passage.daddr4().map_or(iph.daddr, Ipv4Addr::to_bits);
     let iph = Iphdr { daddr, ..*iph };
     let dst = match ip_route_input(skb, &iph, dev, routes, ctx) {
         Ok(dst) => dst,
+        // Of several next hops, the translated header may select another one.
+        Err(Exit::Punt(_)) => return None,
         Err(exit) => return Some(Err(exit)),
     };
     if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
         return Some(Err(exit));
     }
     dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
+    if !is_ready(skb, dst) || !may_pass(&passage, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip_forward_checks(skb, &iph, dst, ctx) {
@@ -112,18 +115,21 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     }
     let own = &ctx.state.hooks;
     let packet = (skb.network_header(), skb.network_len());
-    let passage = Passage::of((routes.n, &key), packet, transport, ctx.hooks, own, ctx.now_ns)?;
+    let of = (ctx.hooks, ctx.tables);
+    let passage = Passage::of((routes.n, &key), packet, transport, dev, of, own, ctx.now_ns)?;
     let daddr = passage.daddr6().unwrap_or(hdr.daddr);
     let hdr = Ipv6hdr { daddr, ..*hdr };
     let dst = match ip6_route_input(skb, &hdr, dev, routes, ctx) {
         Ok(dst) => dst,
+        // Of several next hops, the translated header may select another one.
+        Err(Exit::Punt(_)) => return None,
         Err(exit) => return Some(Err(exit)),
     };
     if let Err(exit) = check_egress::<Hooked>(dst.dev, ctx) {
         return Some(Err(exit));
     }
     dst.resolve(daddr, ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, dev, dst, ctx) {
+    if !is_ready(skb, dst) || !may_pass(&passage, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip6_forward_checks(skb, &hdr, dev, dst, ctx) {
@@ -145,10 +151,8 @@ fn pass_as_before<'s>(
 ) -> Option<(&'s Entry, Passed)> {
     let state = &*ctx.state;
     let entry = state.flow_cache.get(key)?;
-    // Frames without tags, whose link-layer header is as long as that to be sent.
-    let is_simple = skb.network_offset() == ethernet::HEADER_LEN && !is_l2_multicast(skb);
     let packet = (skb.network_header(), skb.network_len());
-    if !is_simple || !entry.is_for(packet.1, dev.ifindex, ctx.now_ns) {
+    if !is_simple(skb) || !entry.is_for(packet.1, dev.ifindex, ctx.now_ns) {
         return None;
     }
     let passage =
@@ -179,9 +183,9 @@ fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
 /// Whether the functions have decided that the packet passes. One that may take several routes passes them again:
 /// which one it takes depends on its translated header.
 #[inline(always)]
-fn may_pass(passage: &Passage<'_>, dev: &Link, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
+fn may_pass(passage: &Passage<'_>, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
     let of = (ctx.hooks, ctx.tables);
-    !dst.is_multipath() && passage.may_pass(dev, dst.dev, of, &ctx.state.hooks).is_some()
+    !dst.is_multipath() && passage.may_pass(dst.dev, of, &ctx.state.hooks).is_some()
 }
 
 /// The packet passes, and later ones of the flow as it does.
@@ -196,9 +200,20 @@ fn pass(
 ) -> Option<Passed> {
     let of = (ctx.hooks, ctx.tables);
     let state = &mut *ctx.state;
-    let counters = passage.may_pass(dev, dst.dev, of, &state.hooks)?;
-    let rewrite = passage.rewrite(key);
-    let flow = (key, passage.flow(), rewrite);
-    state.flow_cache.enter(flow, dev.ifindex, dst, counters, ctx.now_ns);
-    passage.pass(skb, rewrite.as_ref(), counters, ctx.hooks, &state.hooks)
+    let counters = passage.may_pass(dst.dev, of, &state.hooks)?;
+    let (flow, rewrite) = (passage.flow(), passage.rewrite(key));
+    let is_simple = is_simple(skb);
+    let passed = passage.pass(skb, rewrite.as_ref(), counters, ctx.hooks, &state.hooks)?;
+    if is_simple {
+        let flow = (key, flow, rewrite);
+        state.flow_cache.enter(flow, dev.ifindex, dst, counters, ctx.now_ns);
+    }
+    Some(passed)
+}
+
+/// Whether it came in a frame without tags, whose link-layer header is as long as that to be sent, to the router's
+/// address.
+#[inline(always)]
+fn is_simple(skb: &SkBuff) -> bool {
+    skb.network_offset() == ethernet::HEADER_LEN && !is_l2_multicast(skb)
 }

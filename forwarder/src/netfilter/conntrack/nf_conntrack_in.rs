@@ -113,7 +113,12 @@ pub fn nf_conntrack_in(
     let header = packet.get(transport..)?;
     let of = FoundFlow { number, sequence };
     match Segment::of(protocol, header, len)? {
-        Segment::Plain(plain) => plain.pass(&found),
+        Segment::Plain(plain) => {
+            let (info, target) = found.read()?;
+            plain.pass(&found);
+            found.seen(skb.network_len() as u64, now_ns);
+            return Some(Tracked { ct: Ct::Established(info), target, of });
+        }
         Segment::Closing { is_reset, seq } => {
             let ignores = flows.ignores_invalid_rst();
             match if is_reset { found.reset(seq, ignores) } else { Reset::Closes } {

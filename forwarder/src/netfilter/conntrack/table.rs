@@ -436,8 +436,16 @@ impl FlowWriter {
         // A worker may remember the record of a flow.
         let used = (0..self.unused).filter_map(|number| self.table.flow(number));
         used.for_each(|flow| flow.is_closing.store(true, Relaxed));
-        // A worker may still use the record of a flow that it has found: those used first come last.
-        self.free = (0..self.unused).collect();
+        // A worker may still use the record of a flow that it has found: those come last.
+        let mut is_free = vec![false; self.unused as usize];
+        for number in &self.free {
+            if let Some(is_free) = is_free.get_mut(*number as usize) {
+                *is_free = true;
+            }
+        }
+        self.free.extend(
+            (0..).zip(is_free).filter_map(|(number, is_free)| (!is_free).then_some(number)),
+        );
         self.len = 0;
     }
 }

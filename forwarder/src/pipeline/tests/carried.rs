@@ -336,6 +336,8 @@ enum Step {
     Wait(u64),
     /// All flows are removed.
     Clear,
+    /// A route changes, as in a tree that is changed in place: with the same generation of tables.
+    Route(bool),
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
@@ -380,6 +382,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::Move),
         1 => (1..1000u64).prop_map(Step::Wait),
         1 => Just(Step::Clear),
+        2 => any::<bool>().prop_map(Step::Route),
     ]
 }
 
@@ -409,6 +412,18 @@ impl Router {
             Step::Wait(ms) => {
                 self.lab.now_ns += ms * 1_000_000;
                 self.flows.set_valid(if ms % 8 == 0 { 0 } else { self.lab.now_ns });
+            }
+            Step::Route(is_blackhole) => {
+                let routes = &mut self.lab.net.routes4;
+                let route = routes.iter_mut().find(|(prefix, _)| *prefix == "10.0.0.0/8");
+                let blackhole = FibInfo::special(RouteType::Blackhole);
+                let info = if is_blackhole { blackhole } else { via(3, "198.18.2.2") };
+                route.expect("it is there").1 = info;
+                let generation = self.lab.tables.generation;
+                let changes = Arc::clone(&self.lab.tables.fib4.changes);
+                changes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let tables = self.lab.net.tables(generation);
+                self.lab.tables.fib4 = FamilyFib { changes, ..tables.fib4 };
             }
             Step::Clear => {
                 self.writer.clear();

@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::info::fib_info;
 use super::rules::{self, RT_TABLE_DEFAULT, RT_TABLE_LOCAL, RT_TABLE_MAIN, TreeKey};
@@ -93,6 +94,10 @@ pub struct FamilyCompiler<A> {
     irregular_changed: bool,
     /// The kernel's routing decision cannot be predicted; the kernel forwards this family.
     undecided: bool,
+    /// See [`FamilyFib::changes`].
+    changes: Arc<AtomicU64>,
+    /// A tree has changed since `changes` was incremented.
+    has_changed: bool,
 }
 
 /// The result of [`FamilyCompiler::prepare`].
@@ -128,6 +133,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
             irregular: BTreeSet::new(),
             irregular_changed: false,
             undecided: false,
+            changes: Arc::default(),
+            has_changed: false,
         }
     }
 
@@ -302,6 +309,9 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 }
             }
         }
+        if std::mem::take(&mut self.has_changed) {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
         // `take_regrown` must be called on every tree, so this does not use `any`.
         let regrown = self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count();
         std::mem::take(&mut self.irregular_changed) | (regrown != 0)
@@ -338,6 +348,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             _ if leaf == 0 => writer.remove(prefix),
             _ => writer.insert(prefix, leaf),
         };
+        self.has_changed = true;
         if let Err(error) = result {
             self.broken = Some(error);
         }
@@ -508,6 +519,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             },
             rules: Arc::clone(&self.rules),
             infos: self.infos.as_slice().into(),
+            changes: Arc::clone(&self.changes),
         }
     }
 
