@@ -111,7 +111,7 @@ impl Decisions {
             if slot.id == 0 {
                 self.made += 1;
                 self.len += 1;
-                *slot = Slot { id: self.made * DECISIONS as u64 | at as u64, decision };
+                *slot = Slot { id: (self.made * DECISIONS as u64) | at as u64, decision };
             }
             if slot.decision == decision {
                 return slot.id;

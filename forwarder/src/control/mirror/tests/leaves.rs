@@ -174,3 +174,34 @@ fn ids_that_wait_for_a_stalled_reader_are_bounded() {
     }
     assert_eq!(overdue(&compiler, 60), None);
 }
+
+/// What workers remember of a lookup depends on the generation of the tables, and on this count.
+#[test]
+fn a_route_that_changes_in_place_is_counted() {
+    let (mut compiler, mut state) = (Compiler::new(4), state());
+    let (wide, narrow) = ((20 << 24, 8), (20 << 24, 16));
+    let mut known = Vec::new();
+    let mut step = |change: &mut dyn FnMut(&mut RouterState), touched| {
+        change(&mut state);
+        compiler.update(&mut state, touched);
+        let tables = compiler.tables();
+        let owner = owner(tables, 20 << 24 | 1);
+        let now = (tables.generation, tables.fib4.changes());
+        let is_known = known.contains(&now);
+        known.push(now);
+        (owner, is_known)
+    };
+    let all = Touched { links: true, rules: true, ..Touched::default() };
+    let add = |net, n| {
+        move |state: &mut RouterState| {
+            state.routes4.add(TABLE_MAIN, net, body(n, 0), NLM_F_REPLACE);
+        }
+    };
+    assert_eq!(step(&mut add(wide, 1), all), (Some(1), false));
+    assert_eq!(step(&mut add(narrow, 2), Touched::default()), (Some(2), false));
+    let mut remove = |state: &mut RouterState| {
+        state.routes4.del(TABLE_MAIN, narrow, &body(2, 0));
+    };
+    assert_eq!(step(&mut remove, Touched::default()), (Some(1), false), "without a publication");
+    assert_eq!(step(&mut |_| (), Touched::default()), (Some(1), true), "nothing has changed");
+}
