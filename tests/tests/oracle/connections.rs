@@ -272,7 +272,14 @@ impl Talk<'_> {
         for (which, from, segment) in turns {
             self.send(&which.iter().map(|n| (*n, from, segment.clone())).collect::<Vec<_>>())?;
         }
-        let [kernel, own] = self.pair.routers().map(entries);
+        // A packet after 2 seconds makes a connection of UDP assured.
+        let undated = |line: String| match line.starts_with("udp") {
+            true => line.replace("[ASSURED] ", ""),
+            false => line,
+        };
+        let [kernel, own] = self.pair.routers().map(|router| -> Result<Vec<String>> {
+            Ok(entries(router)?.into_iter().map(undated).collect())
+        });
         let (kernel, own) = (kernel?, own?);
         ensure!(
             kernel == own,
@@ -285,8 +292,7 @@ impl Talk<'_> {
 }
 
 /// The entries of `conntrack -L`, without what depends on time. After a RST the kernel may keep an entry as
-/// established for 10 seconds, if it saw only a part of the acknowledgements before. Connections of UDP become
-/// assured with a packet after 2 seconds.
+/// established for 10 seconds, if it saw only a part of the acknowledgements before.
 fn entries(router: &Netns) -> Result<Vec<String>> {
     let listed = router.run("conntrack -L -f ipv4")? + &router.run("conntrack -L -f ipv6")?;
     let is_timed = |(n, field): (usize, &str)| n == 2 || field.starts_with("use=");
@@ -295,11 +301,7 @@ fn entries(router: &Netns) -> Result<Vec<String>> {
         let is_reset = line.starts_with("tcp") && seconds.is_some_and(|seconds| seconds <= 10);
         let fields = line.split_whitespace().enumerate().filter(|it| !is_timed(*it));
         let line = fields.map(|(_, field)| field).collect::<Vec<_>>().join(" ");
-        match (is_reset, line.starts_with("udp")) {
-            (true, _) => line.replace("ESTABLISHED", "CLOSE"),
-            (_, true) => line.replace("[ASSURED] ", ""),
-            _ => line,
-        }
+        if is_reset { line.replace("ESTABLISHED", "CLOSE") } else { line }
     };
     let mut lines: Vec<String> =
         listed.lines().filter(|line| line.contains("src=")).map(line).collect();
