@@ -463,7 +463,7 @@ impl Hooks {
 
     /// Leaves the flow of a packet that is left to the kernel to it, because others of its packets would take the
     /// same, longer way.
-    fn close_flow(&self, own: &HookStates) {
+    pub fn close_flow(&self, own: &HookStates) {
         if let (Ct::Established(info), Some(flows)) = (own.ct, &self.flows) {
             flows.close(info.flow);
         }

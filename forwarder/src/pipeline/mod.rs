@@ -235,6 +235,9 @@ fn end_hooks(
         ctx.state.hooks.commit(ctx.hooks);
         return Disposition::Drop(DropReason::NetfilterDrop);
     }
+    if matches!(disposition, Disposition::Punt(PuntReason::NetfilterEgress)) {
+        ctx.hooks.close_flow(&ctx.state.hooks);
+    }
     ctx.state.hooks.rollback();
     skb.mark = 0;
     let Some(original) = original else { return disposition };

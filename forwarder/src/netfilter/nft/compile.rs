@@ -87,6 +87,8 @@ fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
         ruleset.tables.iter().filter(of_ip).filter(|table| !table.dormant).collect();
     let bases = |table: &'_ Table| -> Vec<(u32, i32)> {
         let bases = table.chains.iter().filter_map(|chain| chain.base.as_ref());
+        // Those of interfaces: see `device::order`.
+        let bases = bases.filter(|base| base.hook != super::device::NF_INET_INGRESS);
         bases.map(|base| (base.hook, base.priority)).collect()
     };
     let sets_mark = |table: &Table| {

@@ -12,7 +12,7 @@ use crate::trace::{Step, Tracer};
 
 const NF_NETDEV_INGRESS: u32 = 0;
 const NF_NETDEV_EGRESS: u32 = 1;
-const NF_INET_INGRESS: u32 = 5;
+pub(super) const NF_INET_INGRESS: u32 = 5;
 /// Length of both addresses of a frame, octets.
 const ADDRS_LEN: u32 = 12;
 
@@ -26,7 +26,6 @@ pub(super) struct DeviceChain {
     /// Names, or prefixes with a trailing `*`.
     devices: Vec<String>,
     priority: i32,
-    table_handle: u64,
     /// Of family inet: packets with invalid headers are dropped before its rules.
     is_inet: bool,
     /// It is of family inet, and has expressions that differ at ingress.
@@ -34,6 +33,8 @@ pub(super) struct DeviceChain {
     /// Rules read what is behind the addresses of the link-layer header. At the ingress of a VLAN, that depends on
     /// its flag REORDER_HDR.
     reads_tags: bool,
+    /// A rule reads the link-layer addresses and what is behind them with one expression.
+    crosses_tag: bool,
     /// Rules set marks.
     sets_mark: bool,
     /// It runs before or after another one, which is not known, and sees a mark or sets one.
@@ -118,16 +119,23 @@ pub(super) fn register(program: &mut Program, table: &Table, chain: &Chain, numb
         }
         _ => false,
     };
+    // `nft_payload_need_vlan_adjust`; until Linux 6.6 only the offset counted.
+    let crosses_tag = |expr: &Expr| match expr {
+        Expr::Payload { base: PayloadBase::Link, offset, len, .. } => {
+            *offset < ADDRS_LEN && offset.saturating_add((*len).into()) > ADDRS_LEN
+        }
+        _ => false,
+    };
     let device_chain = DeviceChain {
         base: id,
         devices: base.devices.clone(),
         priority: base.priority,
-        table_handle: table.handle,
         is_inet: table.family == Family::Inet,
         differs: table.family == Family::Inet
             && reached(table, chain)
                 .any(|expr| matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. })),
         reads_tags: reached(table, chain).any(reads_tags),
+        crosses_tag: reached(table, chain).any(crosses_tag),
         sets_mark: reached(table, chain).any(|expr| matches!(expr, Expr::SetMark { .. })),
         is_undecided: false,
     };
@@ -155,11 +163,12 @@ pub(super) fn order(program: &mut Program) {
     // As for the other hooks: of chains with the same priority the last one runs first.
     program.ingress.reverse();
     program.ingress.sort_by_key(|chain| chain.priority);
-    let is_undecided: Vec<bool> = (program.ingress.iter())
-        .map(|one| {
-            program.ingress.iter().any(|other| {
-                one.priority == other.priority
-                    && one.table_handle != other.table_handle
+    // The order on an interface is that in which the chains got it, of chains of one table, too.
+    let is_undecided: Vec<bool> = (program.ingress.iter().enumerate())
+        .map(|(at, one)| {
+            program.ingress.iter().enumerate().any(|(other_at, other)| {
+                at != other_at
+                    && one.priority == other.priority
                     && (one.sets_mark || other.sets_mark)
                     && one.may_meet(other)
             })
@@ -243,7 +252,8 @@ impl Program {
             if chain.is_inet && !is_valid {
                 return NftVerdict::Kernel(super::program::NO_TRANSPORT_HEADER);
             }
-            if chain.reads_tags && dev.vlan.is_some() {
+            let is_crossed = chain.crosses_tag && packet.is_tagged;
+            if is_crossed || (chain.reads_tags && dev.vlan.is_some()) {
                 return NftVerdict::Kernel(super::program::VLAN_HEADER);
             }
             if tracer.is_traced() {

@@ -235,3 +235,42 @@ fn no_packet_waits_for_a_neighbour_while_there_are_chains_at_egress() {
     assert_eq!(lab.punts(PuntReason::NeighUnresolved), 1);
     lab.punted();
 }
+
+/// Kernels differ in whether one expression reads the addresses and the tag behind them.
+#[test]
+fn an_expression_that_reads_addresses_and_tag_leaves_tagged_frames_to_the_kernel() {
+    let both = [&LEFT_HOST_MAC[..], &[0x81, 0]].concat();
+    let rules = vec![drops(payload(PayloadBase::Link, 6, &both))];
+    let (mut lab, _registry) = with(net(), vec![table(Family::Netdev, INGRESS, &["left"], rules)]);
+    let packet = V4 { src: "198.18.10.2", ..V4::to("198.18.20.2") };
+    let frame = tagged(&[(0x8100, 10)], &packet);
+    assert!(!forwards(&mut lab, frame.clone()));
+    assert_eq!(lab.punted(), [frame]);
+    assert!(forwards(&mut lab, V4::default().frame()), "without a tag");
+}
+
+/// The kernel's order is that in which an interface got its chains.
+#[test]
+fn chains_of_equal_priority_are_the_kernels_if_one_sets_marks() {
+    let mark = || Expr::SetMark { sreg: REG };
+    for sets_mark in [true, false] {
+        let exprs = if sets_mark { vec![mark()] } else { vec![COUNTER] };
+        let mut one = table(Family::Netdev, INGRESS, &["left"], vec![rule(exprs)]);
+        let other = table(Family::Netdev, INGRESS, &["left", "right"], vec![rule(vec![COUNTER])]);
+        one.chains
+            .extend(other.chains.into_iter().map(|chain| Chain { name: "d".into(), ..chain }));
+        let (mut lab, _registry) = with(Net::default(), vec![one]);
+        assert_eq!(forwards(&mut lab, V4::default().frame()), !sets_mark);
+        assert_eq!(lab.punted().len(), usize::from(sets_mark));
+    }
+}
+
+/// Which of the chains of two interfaces runs first does not matter.
+#[test]
+fn chains_of_different_interfaces_have_no_order() {
+    let one = table(Family::Inet, 5, &["left"], vec![rule(vec![COUNTER])]);
+    let rules = vec![rule(vec![Expr::SetMark { sreg: REG }])];
+    let other = Table { name: "u".into(), ..table(Family::Inet, 5, &["right"], rules) };
+    let (mut lab, _registry) = with(Net::default(), vec![one, other]);
+    assert!(forwards(&mut lab, V4::default().frame()));
+}
