@@ -62,19 +62,21 @@ fn root_nftables_rules_that_workers_apply_are_not_bypassed() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_an_ingress_chain_counts_on_a_port_only() {
+fn root_a_classifier_counts_on_a_port_only() {
     in_namespace(|| {
         run("ip link add port type veth peer name other");
-        let ingress = |device: &str| {
-            run(&format!(
-                "nft 'flush ruleset; table netdev t {{ chain i {{ type filter hook ingress \
-                 device {device} priority 0; }}; }}'"
-            ));
+        // Chains at ingress are run by workers.
+        run(
+            "nft 'table netdev t { chain i { type filter hook ingress device port priority 0; }; }'",
+        );
+        let filter = |device: &str| {
+            run(&format!("tc qdisc add dev {device} clsact"));
+            run(&format!("tc filter add dev {device} ingress u32 match u32 0 0 classid 1:1"));
             found()
         };
-        assert_eq!(ingress("other"), Vec::<String>::new());
-        let on_port = ingress("port");
-        assert!(on_port[0].contains("hook ingress on port"), "{on_port:?}");
+        assert_eq!(filter("other"), Vec::<String>::new());
+        let on_port = filter("port");
+        assert!(on_port.iter().any(|it| it.contains("port")), "{on_port:?}");
     });
 }
 
@@ -198,9 +200,7 @@ fn root_the_doctor_reports_problems_and_remedies() {
         run("ip link set port mtu 9001; ip link add br0 type bridge; ip link set port master br0");
         run("ethtool -L port rx 64 tx 64");
         run("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.port.rp_filter=1");
-        run(
-            "nft 'table netdev t { chain i { type filter hook ingress device port priority 0; }; }'",
-        );
+        run("ip xfrm policy add dir fwd src 203.0.113.0/24 action block");
         run("tc qdisc add dev port clsact");
         let findings = doctor("port");
         let expect = |check: &str, level, message: &str, advice: &str| {
@@ -213,7 +213,7 @@ fn root_the_doctor_reports_problems_and_remedies() {
         expect("mtu", Level::Fail, "9001", "ip link set dev port mtu 9000");
         expect("master", Level::Fail, "bridge br0", "nomaster");
         expect("queues", Level::Ok, "64 RX", "");
-        expect("firewall", Level::Fail, "chain netdev t i", "--ignore-firewall");
+        expect("firewall", Level::Fail, "policy", "--ignore-firewall");
         expect("forwarding", Level::Fail, "is off", "net.ipv4.ip_forward=1");
         expect("rp_filter", Level::Ok, "strict", "");
         expect("tc", Level::Warn, "clsact", "tc filter show");
@@ -255,9 +255,8 @@ fn root_problems_of_one_matched_interface_are_no_failure() {
         run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         run("ip link add port0 type veth peer name port1; ip link set port0 mtu 9001");
         run("ip link set port0 up; ip link set port1 up; ethtool -K port1 rxvlan off");
-        run(
-            "nft 'table netdev t { chain i { type filter hook ingress device port1 priority 0; }; }'",
-        );
+        run("tc qdisc add dev port1 clsact");
+        run("tc filter add dev port1 ingress u32 match u32 0 0 classid 1:1");
         let fails = |words: &[&str]| {
             let interfaces = Interfaces::parse(words).expect("sound");
             let findings = examine(&interfaces, "/nonexistent/control.sock".as_ref());

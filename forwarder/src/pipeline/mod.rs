@@ -105,7 +105,7 @@ use neigh_output::neigh_hh_output;
 use nf_flow_table::{Offloaded, nf_flow_offload_ip, nf_flow_offload_ipv6};
 use nf_hook::{Devices, HooksRan, nf_hook};
 use nf_ingress::{check_egress, nf_ingress};
-use original::Original;
+use original::{Original, restore_padding};
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
@@ -194,35 +194,38 @@ fn forward<'a, M: Mode>(
     let received = received.and_then(|(protocol, dev)| {
         nf_ingress::<M>(skb, protocol, dev, ctx).map(|()| (protocol, dev))
     });
+    let received_len = Original::len_of::<M>(skb);
     let mut original = None;
     let disposition = match received {
-        Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut original, ctx) {
-            Ok(routed) => output(skb, EtherType::IPV4, routed, defer_output),
-            Err(exit) => handle_exit(skb, exit, ctx),
-        },
-        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut original, ctx) {
+        Ok((EtherType::IPV4, dev)) => {
+            match ip_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
+                Ok(routed) => output(skb, EtherType::IPV4, routed, defer_output),
+                Err(exit) => handle_exit(skb, exit, ctx),
+            }
+        }
+        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
             Ok(routed) => output(skb, EtherType::IPV6, routed, defer_output),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
     };
-    match original {
-        Some(original) => end_hooks(skb, Some(&original), disposition, ctx),
-        // Chains at ingress may have counted it.
-        None if M::HOOKED && ctx.state.hooks.has_effects() => {
-            end_hooks(skb, None, disposition, ctx)
-        }
-        None => disposition,
+    // Chains at ingress may have counted a packet that no other function has seen.
+    let has_ended = original.is_some()
+        || M::HOOKED && (ctx.state.hooks.has_effects() || ctx.hooks.have_device_chains());
+    match has_ended {
+        true => end_hooks(skb, original.as_ref(), received_len, disposition, ctx),
+        false => disposition,
     }
 }
 
 /// What hook functions did takes effect, or, for a packet that is handed to the kernel, is undone: the
 /// kernel gets the packet as received, and runs its own functions. `original`: what it was if functions may have
-/// changed its octets.
+/// changed its octets; `received_len`: see [`Original::len_of`].
 #[inline(never)]
 fn end_hooks(
     skb: &mut SkBuff,
     original: Option<&Original>,
+    received_len: usize,
     disposition: Disposition,
     ctx: &mut Ctx<'_>,
 ) -> Disposition {
@@ -240,13 +243,12 @@ fn end_hooks(
     }
     ctx.state.hooks.rollback();
     skb.mark = 0;
-    let Some(original) = original else { return disposition };
-    if !original.restore(skb) {
+    if original.is_some_and(|original| !original.restore(skb)) {
         return Disposition::Drop(DropReason::PuntFailed);
     }
     if ctx.hooks.have_device_chains() {
         // The kernel's chains at ingress see it.
-        original.restore_padding(skb);
+        restore_padding(skb, received_len);
     }
     disposition
 }
@@ -274,11 +276,10 @@ fn ip_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
-    original: &mut Option<Original>,
+    (original, received_len): (&mut Option<Original>, usize),
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
-    let received_len = Original::len_of::<M>(skb);
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
     if dev.partial_csum {
@@ -342,11 +343,10 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
-    original: &mut Option<Original>,
+    (original, received_len): (&mut Option<Original>, usize),
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::Ip6RcvCore, ctx);
-    let received_len = Original::len_of::<M>(skb);
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
     if dev.partial_csum {

@@ -53,14 +53,15 @@ impl Original {
         }
         true
     }
+}
 
-    /// Restores padding that was trimmed, after [`Original::restore`]: it is still in the frame.
-    #[cold]
-    pub fn restore_padding(&self, skb: &mut SkBuff) {
-        let padding = self.len.saturating_sub(skb.network_header().len());
-        if padding > 0 && !skb.is_nonlinear() {
-            let _ = skb.put(padding);
-        }
+/// Restores padding that was trimmed from a packet whose head had `len` octets from the network header on: it is still
+/// in the frame.
+#[cold]
+pub(super) fn restore_padding(skb: &mut SkBuff, len: usize) {
+    let padding = len.saturating_sub(skb.network_header().len());
+    if padding > 0 && !skb.is_nonlinear() {
+        let _ = skb.put(padding);
     }
 }
 

@@ -115,10 +115,12 @@ fn lab() -> Result<Lab> {
 /// The lines of `conntrack -L` about the conversations, without what changes.
 fn entries(router: &Netns, all: &[&Conversation]) -> Result<Vec<String>> {
     let listed = router.run("conntrack -L -f ipv4")? + &router.run("conntrack -L -f ipv6")?;
-    // Answers are sent to the port that the server sees.
-    let ports: Vec<String> = all.iter().map(|it| format!("dport={}", it.peer.port())).collect();
-    let is_ours =
-        |line: &&str| line.split_whitespace().any(|it| ports.iter().any(|port| port == it));
+    // Answers are sent to the address and port that the server sees.
+    let ends: Vec<[String; 2]> = (all.iter().map(|it| it.peer))
+        .map(|peer| [format!("dst={}", peer.ip()), format!("dport={}", peer.port())])
+        .collect();
+    let has = |line: &str, field: &String| line.split_whitespace().any(|it| it == field);
+    let is_ours = |line: &&str| ends.iter().any(|end| end.iter().all(|field| has(line, field)));
     let ours = listed.lines().filter(is_ours);
     let mut lines: Vec<String> = ours
         .map(|line| {
