@@ -8,6 +8,7 @@ use crate::neigh::Neighbour;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::{Link, RpFilter, Tables};
+use crate::wire::ethernet::HEADER_LEN;
 
 /// IP_MAX_MTU and IP6_MAX_MTU, octets, limited to a 16-bit length field.
 const MTU_MAX: u32 = 0xffff;
@@ -165,8 +166,8 @@ impl SourceValidation {
 pub(super) struct HhCache {
     /// Destination and source address, stored as words: single-byte stores would stall the word-sized
     /// loads of the copy.
-    pub first: [u8; 8],
-    pub rest: [u8; 4],
+    first: [u8; 8],
+    rest: [u8; 4],
 }
 
 impl HhCache {
@@ -177,5 +178,12 @@ impl HhCache {
         let (dst, src) = (word(lladdr), word(dev.mac));
         let (first, rest) = (dst | src << 48, (src >> 16) as u32);
         Some(HhCache { first: first.to_le_bytes(), rest: rest.to_le_bytes() })
+    }
+
+    /// Writes the addresses into a link-layer header.
+    #[inline(always)]
+    pub fn write(&self, header: &mut [u8; HEADER_LEN]) {
+        header[..8].copy_from_slice(&self.first);
+        header[8..12].copy_from_slice(&self.rest);
     }
 }

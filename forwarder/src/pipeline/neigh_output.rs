@@ -23,8 +23,7 @@ pub(super) fn neigh_hh_output(skb: &mut SkBuff, dst: &Dst<'_>, _routed: &PostRou
         && dst.fits(skb)
         && let Some(header) = skb.set_mac_chunk::<HEADER_LEN>()
     {
-        header[..8].copy_from_slice(&hh.first);
-        header[8..12].copy_from_slice(&hh.rest);
+        hh.write(header);
         neigh.mark_used();
         skb_checksum_help(skb);
         return true;

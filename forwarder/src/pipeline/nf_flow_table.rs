@@ -168,8 +168,7 @@ fn complete(skb: &mut SkBuff, entry: &Entry, passed: Passed) -> Result<Offloaded
         // Not reachable: a frame without tags was received with as many octets.
         return Err(Exit::Drop(DropReason::SkbNoHeadroom));
     };
-    header[..8].copy_from_slice(&entry.hh.first);
-    header[8..12].copy_from_slice(&entry.hh.rest);
+    entry.hh.write(header);
     skb_checksum_help(skb);
     Ok(Offloaded::Xmit(entry.port, passed_post_routing(skb, passed)))
 }

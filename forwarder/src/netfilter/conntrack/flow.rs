@@ -1,4 +1,4 @@
-//! The record of a carried flow: three cache lines, of which a packet of one direction needs two.
+//! The record of a carried flow: three cache lines. A UDP packet without NAT needs two of them.
 //!
 //! A record has a sequence number: odd while one thread writes the record, and greater afterwards, so that
 //! workers, which read it at the same time, notice that it changed under them (as the kernel's `seqcount`).
@@ -132,7 +132,7 @@ impl Flow {
     pub fn write(&self, write: impl FnOnce()) {
         let sequence = self.sequence.load(Relaxed);
         self.sequence.store(sequence.wrapping_add(1), Relaxed);
-        // The number is odd before what follows is written, and even after; see also `Carried::decide`.
+        // The number is odd before what follows is written, and even after; see also `Flow::decide`.
         fence(SeqCst);
         self.decided.iter().for_each(|decided| decided.store(0, Relaxed));
         write();
@@ -143,12 +143,9 @@ impl Flow {
     #[inline]
     pub fn carried(&self, number: FlowNumber, key: &FlowKey) -> Option<Carried<'_>> {
         let sequence = self.sequence.load(Acquire);
-        let words = self.ways[number.way()].key.each_ref().map(|word| word.load(Relaxed));
+        let is_its = self.ways[number.way()].key().is_same(key);
         let carried = Carried { flow: self, sequence, number };
-        // Without a branch for each word, or a call.
-        let differ =
-            words.iter().zip(key.words()).fold(0, |differ, (one, other)| differ | (one ^ other));
-        (sequence & 1 == 0 && differ == 0 && carried.is_current()).then_some(carried)
+        (sequence & 1 == 0 && is_its && carried.is_current()).then_some(carried)
     }
 }
 

@@ -112,13 +112,8 @@ pub fn nf_conntrack_in(
     let len = skb.network_len().checked_sub(transport)?;
     let header = packet.get(transport..)?;
     let of = FoundFlow { number, sequence };
-    match Segment::of(protocol, header, len)? {
-        Segment::Plain(plain) => {
-            let (info, target) = found.read()?;
-            plain.pass(&found);
-            found.seen(skb.network_len() as u64, now_ns);
-            return Some(Tracked { ct: Ct::Established(info), target, of });
-        }
+    let plain = match Segment::of(protocol, header, len)? {
+        Segment::Plain(plain) => Some(plain),
         Segment::Closing { is_reset, seq } => {
             let ignores = flows.ignores_invalid_rst();
             match if is_reset { found.reset(seq, ignores) } else { Reset::Closes } {
@@ -129,9 +124,13 @@ pub fn nf_conntrack_in(
                     return None;
                 }
             }
+            None
         }
-    }
+    };
     let (info, target) = found.read()?;
+    if let Some(plain) = plain {
+        plain.pass(&found);
+    }
     found.seen(skb.network_len() as u64, now_ns);
     Some(Tracked { ct: Ct::Established(info), target, of })
 }
