@@ -129,6 +129,7 @@ fn tables(generation: u64, resolved: bool) -> Tables {
         },
         neigh: Arc::new(NeighTable::new(neighbours)),
         sysctl: Arc::new(sysctl),
+        epochs: Arc::new(ferroute::tables::Epochs::none()),
     }
 }
 

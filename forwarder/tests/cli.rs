@@ -49,6 +49,7 @@ impl ControlHandler for Daemon {
                 netns: None,
                 flows: vec![None; request.tuples.len()],
             }),
+            Request::OffloadShow { .. } => Response::Rendered(Rendered::Text("all\n".into())),
             Request::FlowShow { format: Format::Text, .. } => {
                 Response::Rendered(Rendered::Text("udp 17\n".into()))
             }
@@ -79,6 +80,7 @@ impl Daemon {
             workers: Vec::new(),
             mirror: MirrorStatus::default(),
             carried_flows: None,
+            offloaded_flows: None,
             warnings: Vec::new(),
         })
     }
@@ -101,7 +103,7 @@ fn stat() -> StatReport {
         counters: Counters::from([("rx_packets".into(), 9)]),
         ..PortReport::default()
     };
-    StatReport { workers: vec![worker], ports: vec![port] }
+    StatReport { workers: vec![worker], ports: vec![port], offload: None }
 }
 
 /// A thousand frames in each direction, one with 1 to 1000 ns, the other with 1 µs.

@@ -125,6 +125,13 @@ impl FlowHash {
     #[inline(always)]
     #[must_use]
     pub fn place(&self, words: &[u64; FLOW_WORDS]) -> FlowPlace {
+        self.place_of(self.hash(words))
+    }
+
+    /// The hash of a key with these words: the same for all tables with this secret.
+    #[inline(always)]
+    #[must_use]
+    pub fn hash(&self, words: &[u64; FLOW_WORDS]) -> u64 {
         let mut hash = 0u64;
         for (word, secret) in words.iter().zip(self.secret.as_chunks::<2>().0) {
             let low = (*word as u32).wrapping_add(secret[0]);
@@ -133,7 +140,13 @@ impl FlowHash {
         }
         // Every bit of the sum changes those that select bucket and mark.
         hash = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash ^= hash >> 29;
+        hash ^ hash >> 29
+    }
+
+    /// The place of a key with this hash.
+    #[inline(always)]
+    #[must_use]
+    pub fn place_of(&self, hash: u64) -> FlowPlace {
         let first = hash as u32 & self.mask;
         let second = (hash >> 14) as u32 & self.mask;
         FlowPlace { mark: (hash >> 32) as u32 | 1, buckets: [first + 1, second + 1] }

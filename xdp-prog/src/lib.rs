@@ -8,6 +8,7 @@
 
 mod flow;
 pub mod load;
+pub mod offload;
 
 pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace};
 
@@ -69,7 +70,8 @@ pub const PUNT_DESTINATION: [u8; 2] = [0x02, 0xfe];
 
 /// What the XDP program did with a frame, and why: the index into [`QueueState::frames`].
 ///
-/// `Pass…`: passed to the kernel. `Steer…`: redirected to the AF_XDP socket of its queue.
+/// `Pass…`: passed to the kernel. `Steer…`: redirected to the AF_XDP socket of its queue. `Offload…`: sent by another
+/// port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
 pub enum Reason {
@@ -112,6 +114,10 @@ pub enum Reason {
     SteerTooShort,
     /// ESP or AH to the router itself, terminated in userspace.
     SteerIpsec,
+    /// IPv4, forwarded by the program: see [`offload`].
+    OffloadIpv4,
+    /// IPv6, forwarded by the program.
+    OffloadIpv6,
 }
 
 /// The number of reasons.
@@ -119,7 +125,7 @@ pub const REASONS: usize = Reason::ALL.len();
 
 impl Reason {
     /// Every reason, at its own index.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::PassNoSocket,
         Self::PassNotIp,
         Self::PassOtherMac,
@@ -138,6 +144,8 @@ impl Reason {
         Self::SteerIpv6,
         Self::SteerTooShort,
         Self::SteerIpsec,
+        Self::OffloadIpv4,
+        Self::OffloadIpv6,
     ];
 
     /// The name shown to users.
@@ -162,13 +170,21 @@ impl Reason {
             Self::SteerIpv6 => "steer_ipv6",
             Self::SteerTooShort => "steer_too_short",
             Self::SteerIpsec => "steer_ipsec",
+            Self::OffloadIpv4 => "offload_ipv4",
+            Self::OffloadIpv6 => "offload_ipv6",
         }
     }
 
     /// Whether the frame went to userspace.
     #[must_use]
     pub const fn is_steered(self) -> bool {
-        self as u32 >= Self::SteerIpv4 as u32
+        self as u32 >= Self::SteerIpv4 as u32 && !self.is_offloaded()
+    }
+
+    /// Whether the program itself forwarded the frame.
+    #[must_use]
+    pub const fn is_offloaded(self) -> bool {
+        self as u32 >= Self::OffloadIpv4 as u32
     }
 }
 
@@ -221,6 +237,13 @@ impl PortSettings {
     pub const STEER_IPV6: u32 = 2;
     /// The program runs in generic mode, in which it receives punted frames again.
     pub const GENERIC: u32 = 4;
+    /// Frames may be received with partial TCP and UDP checksums, which have to be completed before another port sends
+    /// them.
+    pub const PARTIAL_CSUM: u32 = 8;
+    /// Packets of flows in [`offload::MAP_MARKS`] that arrive on this port are forwarded by the program.
+    pub const OFFLOAD: u32 = 16;
+    /// The port's number, in the upper half of the flags.
+    pub const NUMBER_SHIFT: u32 = 16;
 
     /// Converts it to a map value.
     #[must_use]
@@ -300,6 +323,11 @@ impl SharedSettings {
     pub const TRACK4: u32 = 8;
     /// The same for IPv6.
     pub const TRACK6: u32 = 16;
+    /// Decisions about IPv4 packets depend on nothing but their addresses and the port that they come from: keys of
+    /// offloaded flows have no ports and no protocol.
+    pub const WIDE4: u32 = 32;
+    /// The same for IPv6.
+    pub const WIDE6: u32 = 64;
 
     /// Converts it to a map value.
     #[must_use]
@@ -364,6 +392,7 @@ mod tests {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
             assert_eq!(reason.is_steered(), reason.name().starts_with("steer_"));
+            assert_eq!(reason.is_offloaded(), reason.name().starts_with("offload_"));
             assert!(Reason::ALL[..i].iter().all(|r| r.name() != reason.name()));
         }
     }

@@ -31,6 +31,12 @@ enum FlowsVerb {
     /// packets that the kernel forwarded before are not. `idle=`: milliseconds since a packet was carried.
     #[command(alias = "list", alias = "lst", alias = "ls", alias = "s")]
     Show,
+    /// Show the flows that the XDP program forwards by itself (`run --offload`): each is one direction.
+    ///
+    /// Ports, key, what NAT makes of packets, packets and octets from the IP header on since the flow was offloaded,
+    /// `age` and `idle` in milliseconds, and the neighbour that packets are sent to. A flow without protocol stands for
+    /// all packets with its addresses.
+    Offloaded,
     /// Show the carried flows with the highest rates, again after every interval.
     ///
     /// Flows are in the order of their bits per second, both directions together. Bits are counted from the
@@ -66,15 +72,21 @@ fn parse_interval(text: &str) -> Result<u32, String> {
 /// Requests flows or rates and prints them.
 pub fn flows(global: &Global, args: &FlowsArgs) -> Result<()> {
     match &args.verb {
-        None | Some(FlowsVerb::Show) => show(global),
+        None | Some(FlowsVerb::Show) => show(global, false),
+        Some(FlowsVerb::Offloaded) => show(global, true),
         Some(FlowsVerb::Top(args)) => top(global, args),
     }
 }
 
-fn show(global: &Global) -> Result<()> {
+fn show(global: &Global, is_offloaded: bool) -> Result<()> {
     let output = global.output();
     let format = if output.json { Format::Json } else { Format::Text };
-    match global.ask(&Request::FlowShow { format, family: global.family() })? {
+    let family = global.family();
+    let request = match is_offloaded {
+        true => Request::OffloadShow { format, family },
+        false => Request::FlowShow { format, family },
+    };
+    match global.ask(&request)? {
         Response::Rendered(Rendered::Text(text)) => output.text(&text),
         Response::Rendered(Rendered::Json(value)) => output.json(&value),
         other => Err(unexpected(&other)),

@@ -264,6 +264,9 @@ fn to_json(report: &LatencyReport) -> Value {
         "seconds": report.age_us as f64 / 1e6,
         "pairs": report.pairs.iter().map(pair).collect::<Value>(),
         "total": Summary::of(&whole(report)),
+        "offloaded": report.offloaded.map(|[offloaded, all]| {
+            json!({"packets": offloaded, "of_received": all})
+        }),
     })
 }
 
@@ -281,7 +284,14 @@ fn to_text(report: &LatencyReport) -> String {
         1 => "every frame".to_owned(),
         n => format!("one frame in {n}"),
     };
-    format!("#{sample}, {seconds:.1} s\n{}", columns(&rows))
+    let offloaded = match report.offloaded {
+        Some([offloaded, all]) if offloaded > 0 => {
+            let share = 100.0 * (all - offloaded.min(all)) as f64 / all.max(1) as f64;
+            format!("; {share:.1} % of packets since the start, others are offloaded to XDP")
+        }
+        _ => String::new(),
+    };
+    format!("#{sample}, {seconds:.1} s{offloaded}\n{}", columns(&rows))
 }
 
 #[cfg(test)]
@@ -291,7 +301,7 @@ mod tests {
     fn report(resets: u64, counts: &[(u64, u64)]) -> LatencyReport {
         let pair = PairLatency { iif: "a".into(), oif: "b".into(), counts: counts.to_vec() };
         let (sample, age_us, ports) = (64, 1_500_000, vec!["a".into(), "b".into()]);
-        LatencyReport { sample, resets, age_us, ports, pairs: vec![pair] }
+        LatencyReport { sample, resets, age_us, ports, pairs: vec![pair], offloaded: None }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{Global, Usage};
+use crate::control::config::offload::{OffloadFlags, OffloadMode};
 use crate::control::config::{Config, CpuList, Mode, RunFlags, RunOptions};
 use crate::io::DriverKind;
 use crate::worker::poll::PollMode;
@@ -24,6 +25,9 @@ const EXAMPLE: &str = r#"Example of a FILE:
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
   latency_sample = 64
+  offload = "auto"           # on, off
+  offload_threshold = 64
+  offload_flows = 262144
   worker_timeout_ms = 250
   control_timeout_ms = 1000
   ignore_firewall = false
@@ -113,6 +117,16 @@ pub struct RunArgs {
     /// [default: 64].
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
+    /// Have the XDP program forward the packets of busy flows by itself, as userspace has decided: auto: of flows
+    /// that arrive on a port without zero-copy; on: of all ports; off: of none [default: auto].
+    #[arg(long, value_name = "WHICH")]
+    offload: Option<OffloadMode>,
+    /// Offload a flow when N packets of it were forwarded within a second [default: 64].
+    #[arg(long, value_name = "N")]
+    offload_threshold: Option<u16>,
+    /// Offload at most N flows, each of which is one direction; 1000 take 132 KB [default: 262144].
+    #[arg(long, value_name = "N")]
+    offload_flows: Option<u32>,
     /// Leave a worker's queues to the kernel when its last heartbeat is older than this many milliseconds,
     /// because it is stopped, frozen or does not get its CPU [default: 250].
     #[arg(long, value_name = "MS")]
@@ -147,6 +161,11 @@ impl RunArgs {
             queues: self.queues,
             pin_irqs: self.pin_irqs,
             latency_sample: self.latency_sample,
+            offload: OffloadFlags {
+                mode: self.offload,
+                threshold: self.offload_threshold,
+                flows: self.offload_flows,
+            },
             worker_timeout_ms: self.worker_timeout,
             control_timeout_ms: self.control_timeout,
             account: self.account,

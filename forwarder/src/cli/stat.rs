@@ -41,6 +41,7 @@ pub fn stat(global: &Global, args: &StatArgs) -> Result<()> {
             "frames": report.frames(),
             "polling": report.polling(),
             "handoffs": report.handoffs(),
+            "offload": report.offload,
             "ports": report.ports,
             "workers": report.workers,
         })),
@@ -65,6 +66,10 @@ fn text(report: &StatReport, zeros: bool) -> String {
     text += &section("handed to the kernel", &report.punts(), zeros);
     text += &section("packets", &report.packets(), zeros);
     text += &section("frames", &report.frames(), zeros);
+    if let Some(offload) = &report.offload {
+        text += &section("packets, offloaded to XDP", &offload.packets, zeros);
+        text += &section("flows, offloaded to XDP", &offload.flows, zeros);
+    }
     for worker in &report.workers {
         text += &section(&format!("polling, worker {}", worker.worker), &worker.polling, zeros);
         let ports = worker_ports(worker.worker, &worker.ports);

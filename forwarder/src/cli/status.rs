@@ -93,6 +93,9 @@ fn text(report: &StatusReport) -> String {
         mirror.neighbours,
         mirror.resyncs
     );
+    if let Some(flows) = report.offloaded_flows {
+        text += &format!("offloaded flows: {flows}\n");
+    }
     if let Some(flows) = report.carried_flows {
         text += &format!(
             "connections {flows} carried; packets of others are left to the kernel, which tracks them\n"
@@ -209,6 +212,7 @@ mod tests {
             workers: vec![worker],
             mirror: MirrorStatus { unmirrored: vec!["route X".into()], ..Default::default() },
             carried_flows: Some(2),
+            offloaded_flows: None,
             warnings: vec!["mind the gap".into()],
         };
         let text = text(&report);

@@ -426,6 +426,11 @@ impl Hooks {
         self.chains[family_index(pf)][hook as usize].is_empty()
     }
 
+    /// The ruleset that is applied.
+    pub fn nft(&self) -> Option<&Arc<Nft>> {
+        self.nft.as_ref()
+    }
+
     /// The ruleset that is applied, by its [`Nft::id`]; 0: none.
     pub fn nft_id(&self) -> u64 {
         self.nft.as_ref().map_or(0, |nft| nft.id())

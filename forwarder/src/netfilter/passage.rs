@@ -129,6 +129,11 @@ impl<'a> Passage<'a> {
         (self.status & IPS_NAT_MASK != 0).then(|| self.found.target())
     }
 
+    /// What NAT makes of the flow's packets, if they are translated.
+    pub fn target_key(&self) -> Option<FlowKey> {
+        self.target().map(|target| target.key)
+    }
+
     /// What is written into each packet of the flow, which has this key. `None`: it is not translated, or not prepared.
     pub fn rewrite(&self, key: &FlowKey) -> Option<Rewrite4> {
         let NatTarget { key: target, .. } = self.target().filter(|_| key.is_ipv4())?;

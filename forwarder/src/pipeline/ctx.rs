@@ -5,17 +5,19 @@
 //! allocated on construction.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::flow_cache::FlowCache;
 use super::hold_queue::HoldQueue;
 use super::nf_hook::HookEnv;
+use super::offload::{OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
 use crate::stats::{DropReason, PuntReason, WorkerStats};
-use crate::tables::Tables;
+use crate::tables::{Epochs, Tables};
 use crate::trace::{FinalDisposition, Traces};
 
 /// Frames that one call may queue on one port: a burst, and room for fragments. Packets in excess are
@@ -59,6 +61,8 @@ pub struct PipelineState {
     pub(super) hooks: HookStates,
     /// Where packets of carried flows leave.
     pub(super) flow_cache: FlowCache,
+    /// Flows that could be offloaded to the XDP program.
+    pub(super) offload: Offload,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
     /// Makes the path that a flow takes unpredictable to others.
@@ -77,6 +81,7 @@ impl PipelineState {
             hold: HoldQueue::new(),
             hooks: HookStates::new(0),
             flow_cache: FlowCache::new(seed),
+            offload: Offload::default(),
             ip_id: (seed >> 16) as u16,
             hash_seed: seed,
             utc_offset_ns: 0,
@@ -94,6 +99,18 @@ impl PipelineState {
     #[must_use]
     pub fn of_worker(self, worker: usize) -> PipelineState {
         PipelineState { hooks: HookStates::new(worker), ..self }
+    }
+
+    /// Offers flows with `threshold` packets within a second between these ports to be offloaded. `seed`: random.
+    #[must_use]
+    pub fn with_offload(self, ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Self {
+        PipelineState { offload: Offload::new(ports, threshold, seed), ..self }
+    }
+
+    /// To be called before tables and hook functions are refreshed, with the epochs.
+    #[inline]
+    pub fn before_refresh(&mut self, epochs: &Epochs) {
+        self.offload.begin(epochs);
     }
 
     /// Sets what, added to the worker's clock, gives CLOCK_MONOTONIC, nanoseconds.
@@ -129,6 +146,8 @@ pub struct Effects {
     pub punt_reasons: Vec<PuntReason>,
     /// Neighbours to be resolved: (ifindex, address). At most [`NEIGH_REQUESTS`].
     pub neigh_requests: Vec<(u32, IpAddr)>,
+    /// Flows that could be offloaded. At most [`OFFERS`].
+    pub offers: Vec<Offer>,
     /// Captures, which also see dropped packets.
     pub tap: Tap,
     /// Traces.
@@ -143,6 +162,7 @@ impl Effects {
             punts: Burst::with_capacity(PUNTS),
             punt_reasons: Vec::with_capacity(PUNTS),
             neigh_requests: Vec::with_capacity(NEIGH_REQUESTS),
+            offers: Vec::with_capacity(OFFERS),
             tap: Tap::new(),
             trace: Traces::new(),
         }

@@ -61,6 +61,8 @@ mod neigh_poll;
 mod nf_flow_table;
 mod nf_hook;
 mod nf_ingress;
+mod offer;
+mod offload;
 mod original;
 mod post_routing;
 mod ratelimit;
@@ -74,6 +76,7 @@ mod vlan;
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
 pub use neigh_poll::{drop_held, poll_held};
+pub use offload::{Offer, OfferedFlow, OffloadPorts};
 pub use original::RESTORED;
 pub use post_routing::RoutedBurst;
 
@@ -199,12 +202,12 @@ fn forward<'a, M: Mode>(
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => {
             match ip_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
-                Ok(routed) => output(skb, EtherType::IPV4, routed, defer_output),
+                Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, defer_output, ctx),
                 Err(exit) => handle_exit(skb, exit, ctx),
             }
         }
         Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
-            Ok(routed) => output(skb, EtherType::IPV6, routed, defer_output),
+            Ok(routed) => output(skb, (EtherType::IPV6, dev), routed, defer_output, ctx),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
@@ -424,15 +427,19 @@ fn check_neighbour<M: Mode>(
 #[inline(always)]
 fn output<'a>(
     skb: &mut SkBuff,
-    protocol: EtherType,
+    (protocol, dev): (EtherType, &Link),
     routed: Routed<'a, '_>,
     defer_output: impl FnOnce(PendingOutput<'a>),
+    ctx: &mut Ctx<'_>,
 ) -> Disposition {
     let (dst, routed) = match routed {
         Routed::By(dst, routed) => (dst, routed),
         Routed::Xmit(port, routed) => return Disposition::Xmit(port, routed),
     };
     if neigh_hh_output(skb, dst, &routed) {
+        if ctx.state.offload.is_on() {
+            offer::offer(skb, protocol, dev, dst, ctx);
+        }
         return Disposition::Xmit(dst.port, routed);
     }
     defer_output(PendingOutput { protocol, dst: *dst, routed });

@@ -7,6 +7,8 @@
 
 use std::net::Ipv4Addr;
 
+use smallvec::SmallVec;
+
 use super::burst_routes::BurstRoutes;
 use super::csum_partial::skb_checksum_help;
 use super::dst::Dst;
@@ -17,6 +19,7 @@ use super::ip_forward::{decrease_ttl, ip_forward_checks};
 use super::ip6_forward::{decrease_hop_limit, ip6_forward_checks};
 use super::mode::Hooked;
 use super::nf_ingress::check_egress;
+use super::offload::OfferedFlow;
 use super::post_routing::{PostRouted, passed_post_routing};
 use super::route::ip_route_input;
 use super::route6::ip6_route_input;
@@ -56,6 +59,7 @@ pub(super) fn nf_flow_offload_ip<'a>(
     let key = flow_key4(skb.network_header())?;
     let transport = (iph.protocol.0, usize::from(iph.header_len));
     if iph.ttl > 1
+        && !ctx.state.offload.is_due(&key, skb.port, ctx.now_ns)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
         ctx.stats.mib(Mib::IpForwDatagrams);
@@ -107,6 +111,7 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     let key = flow_key6(skb.network_header())?;
     let transport = (hdr.next_header.0, ipv6::HEADER_LEN);
     if hdr.hop_limit > 1
+        && !ctx.state.offload.is_due(&key, skb.port, ctx.now_ns)
         && let Some((entry, passed)) = pass_as_before(&key, skb, transport, dev, ctx)
     {
         ctx.stats.mib(Mib::Ip6OutForwDatagrams);
@@ -201,6 +206,15 @@ fn pass(
     let state = &mut *ctx.state;
     let counters = passage.may_pass(dst.dev, of, &state.hooks)?;
     let (flow, rewrite) = (passage.flow(), passage.rewrite(key));
+    if state.offload.is_on() && !ctx.hooks.have_device_chains() {
+        let offered = || OfferedFlow {
+            flow,
+            target: passage.target_key(),
+            counters: SmallVec::from_slice(counters),
+            nft_id: ctx.hooks.nft_id(),
+        };
+        state.offload.passes(key, offered);
+    }
     let is_simple = is_simple(skb);
     let passed = passage.pass(skb, rewrite.as_ref(), counters, ctx.hooks, &state.hooks)?;
     if is_simple {

@@ -4,6 +4,7 @@
 //! burst. The longest-prefix-match tables inside are shared and updated in place (see `fib`), so that a
 //! route change does not copy a table.
 
+pub mod epochs;
 pub mod publish;
 pub mod vlan;
 
@@ -15,6 +16,7 @@ use crate::fib::{FamilyFib, Lpm4, Lpm6};
 use crate::hash_table::{HashTable, Slot, mix};
 use crate::neigh::NeighTable;
 
+pub use epochs::Epochs;
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
 
@@ -344,6 +346,8 @@ pub struct Tables {
     pub neigh: Arc<NeighTable>,
     /// Settings of the namespace.
     pub sysctl: Arc<Sysctls>,
+    /// What offloaded flows depend on.
+    pub epochs: Arc<Epochs>,
 }
 
 impl Tables {
@@ -356,6 +360,7 @@ impl Tables {
             fib6: FamilyFib::empty(),
             neigh: Arc::default(),
             sysctl: Arc::default(),
+            epochs: Arc::new(Epochs::none()),
         }
     }
 }

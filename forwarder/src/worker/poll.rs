@@ -284,6 +284,8 @@ impl<I: PacketIo> Worker<I> {
     /// Takes the newest tables and hook functions.
     #[inline]
     fn refresh(&mut self) {
+        // What is decided by newer tables depends on no older epochs than those.
+        self.state.before_refresh(&self.tables.get().epochs);
         self.tables.refresh();
         if self.hooks.refresh() {
             self.state.take_hook_states(self.hooks.get());
@@ -515,6 +517,9 @@ impl<I: PacketIo> Worker<I> {
         }
         for (oif, addr) in self.out.neigh_requests.drain(..) {
             self.slow_path.resolve(oif, addr);
+        }
+        for offer in self.out.offers.drain(..) {
+            self.slow_path.offer(offer);
         }
         if self.out.trace.is_on() {
             self.out.trace.deliver();

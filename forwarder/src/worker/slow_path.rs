@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::pipeline::Offer;
 use crate::skb::{MAX_JUMBO, SkBuff};
 use crate::stats::PuntReason;
 
@@ -94,6 +95,8 @@ pub struct SlowPath {
     empty: Receiver<Box<[u8; MAX_JUMBO]>>,
     frames: Sender<PuntedFrame>,
     requests: Sender<NeighRequest>,
+    /// `None`: no flow is offloaded.
+    offers: Option<Sender<Offer>>,
     /// Wakes the thread that takes frames.
     punter: Arc<Wakeup>,
     /// Wakes the thread that takes requests.
@@ -124,7 +127,7 @@ pub fn slow_path(
         let _ = recycle.try_send(Box::new([0; MAX_JUMBO]));
     }
     (
-        SlowPath { empty, frames: frames_in, requests: requests_in, punter, control },
+        SlowPath { empty, frames: frames_in, requests: requests_in, offers: None, punter, control },
         PuntQueue { recycle, frames: frames_out },
         NeighRequests(requests_out),
     )
@@ -152,6 +155,18 @@ impl SlowPath {
     /// Number of frames that can be queued now.
     pub fn room(&self) -> usize {
         self.empty.len()
+    }
+
+    /// Sets where offers of flows go. A full queue loses them; flows are offered again.
+    pub fn set_offers(&mut self, offers: Sender<Offer>) {
+        self.offers = Some(offers);
+    }
+
+    /// Queues an offer.
+    pub fn offer(&self, offer: Offer) {
+        if let Some(offers) = &self.offers {
+            let _ = offers.try_send(offer);
+        }
     }
 
     /// Queues a neighbour request. `false`: the queue is full; the packet that needs the neighbour waits,

@@ -11,19 +11,22 @@ mod clients;
 mod connection;
 pub mod flows;
 pub mod listen;
+pub mod offload;
 pub mod page;
 pub mod route_get;
 pub mod rows;
 pub mod rules;
 pub mod server;
 pub mod show;
+mod stat;
 pub mod trace;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use self::stat::{Counters, OffloadReport, PortReport, StatReport, WorkerReport};
 
 use self::flows::{FlowFindReport, FlowFindRequest, FlowTopReport, FlowTopRequest};
 use crate::capture::Insn;
@@ -72,6 +75,13 @@ pub enum Request {
     },
     /// Which connections are carried: answered with [`Response::FlowFind`].
     FlowFind(FlowFindRequest),
+    /// The offloaded flows: answered with [`Response::Rendered`].
+    OffloadShow {
+        /// Of the answer.
+        format: Format,
+        /// Only flows of this family.
+        family: Option<Family>,
+    },
     /// The carried flows: answered with [`Response::Rendered`].
     FlowShow {
         /// The format.
@@ -335,6 +345,9 @@ pub struct StatusReport {
     /// Number of connections that workers carry; absent: the ruleset does not track connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried_flows: Option<u64>,
+    /// Number of flows that are offloaded to the XDP program, each of which is one direction; absent: `--offload off`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offloaded_flows: Option<u64>,
     /// Warnings to the user: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
 }
@@ -422,112 +435,6 @@ pub struct MirrorStatus {
     pub stalled_ms: Option<u64>,
 }
 
-/// Answers [`Request::Stat`]. Counters run from the daemon's start.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct StatReport {
-    /// One per worker.
-    pub workers: Vec<WorkerReport>,
-    /// One per port, in the order given to `run`: all workers together.
-    pub ports: Vec<PortReport>,
-}
-
-/// A counter by its name.
-pub type Counters = BTreeMap<String, u64>;
-
-/// What one worker counted.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkerReport {
-    /// From 0.
-    pub worker: u32,
-    /// As `nstat` names them (`Mib::name`).
-    pub mib: Counters,
-    /// By `DropReason::name`.
-    pub drops: Counters,
-    /// By `PuntReason::name`.
-    pub punts: Counters,
-    /// Where its packets went (`PacketAccount::named`), read between two turns: received + made +
-    /// handed_over_in = sent + dropped + handed_to_kernel + fragmented + handed_over_out + held + sending.
-    #[serde(default)]
-    pub packets: Counters,
-    /// Where its frames are: free, fill_and_rx, held, tx_and_completion, total.
-    pub frames: Counters,
-    /// How it polled: polls, polls_with_packets, budget_exhausted (bursts that were full), sleeps,
-    /// wakeups (those that a packet ended), idle_ns (without packets, polling or asleep).
-    #[serde(default)]
-    pub polling: Counters,
-    /// What it does for each served port.
-    #[serde(default)]
-    pub ports: Vec<WorkerPort>,
-    /// Packets sent on another worker's queue, and other workers' packets sent on its own queue:
-    /// handed_over_out, handed_over_in.
-    #[serde(default)]
-    pub handoffs: Counters,
-    /// What frames cost, if that is measured: frames, user_ns, kick_ns.
-    #[serde(default, skip_serializing_if = "Counters::is_empty")]
-    pub cost: Counters,
-    /// It did not report in time where its frames are.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub silent: bool,
-}
-
-/// What one port counted. Octets include the Ethernet header.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PortReport {
-    /// Interface name.
-    pub ifname: String,
-    /// rx_packets, rx_bytes, tx_packets, tx_bytes, rx_dropped, tx_dropped, punted, ….
-    pub counters: Counters,
-    /// XDP_STATISTICS of its sockets: rx_dropped, rx_ring_full, rx_fill_ring_empty_descs, ….
-    pub driver: Counters,
-    /// What the XDP program did with frames: pass_local, steer_ipv4, ….
-    pub xdp: Counters,
-}
-
-impl StatReport {
-    /// The MIB counters of all workers together.
-    pub fn mib(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.mib))
-    }
-
-    /// Drops of all workers together.
-    pub fn drops(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.drops))
-    }
-
-    /// Punts of all workers together.
-    pub fn punts(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.punts))
-    }
-
-    /// Where the packets of all workers went.
-    pub fn packets(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.packets))
-    }
-
-    /// How all workers polled.
-    pub fn polling(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.polling))
-    }
-
-    /// Packets handed over between workers, all workers together.
-    pub fn handoffs(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.handoffs))
-    }
-
-    /// The frame accounting of all workers together.
-    pub fn frames(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.frames))
-    }
-}
-
-fn sum<'a>(parts: impl Iterator<Item = &'a Counters>) -> Counters {
-    let mut total = Counters::new();
-    for (name, count) in parts.flatten() {
-        *total.entry(name.clone()).or_default() += count;
-    }
-    total
-}
-
 /// Answers [`Request::Drops`]: every reason, including those at zero.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DropsReport {
@@ -562,6 +469,10 @@ pub struct LatencyReport {
     pub ports: Vec<String>,
     /// Pairs with at least one frame, all workers together.
     pub pairs: Vec<PairLatency>,
+    /// With `run --offload`, since the start: packets that the XDP program has forwarded itself, which are not
+    /// measured, and all that were received to be forwarded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offloaded: Option<[u64; 2]>,
 }
 
 /// Measurements of the frames forwarded from one port to another.
@@ -671,22 +582,13 @@ mod tests {
             workers: vec![WorkerStatus { cpu: Some(3), ..WorkerStatus::default() }],
             mirror: MirrorStatus { stalled_ms: Some(3200), ..MirrorStatus::default() },
             carried_flows: Some(3),
+            offloaded_flows: Some(4),
             warnings: vec!["mind".into()],
         }));
         round_trip(Response::Drops(DropsReport::default()));
         let counts = vec![(1, u64::MAX), (u64::MAX, 1)];
         let pairs = vec![PairLatency { iif: "a".into(), oif: "b".into(), counts }];
         round_trip(Response::Latency(LatencyReport { pairs, ..LatencyReport::default() }));
-    }
-
-    #[test]
-    fn workers_add_up() {
-        let worker = |count| WorkerReport {
-            mib: Counters::from([("IpForwDatagrams".into(), count)]),
-            ..WorkerReport::default()
-        };
-        let report = StatReport { workers: vec![worker(2), worker(3)], ports: Vec::new() };
-        assert_eq!(report.mib(), Counters::from([("IpForwDatagrams".into(), 5)]));
     }
 
     #[test]

@@ -14,6 +14,9 @@
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
 //! latency_sample = 64        # one frame in this many is measured; 0: none
+//! offload = "auto"           # on, off: whether the XDP program forwards flows by itself
+//! offload_threshold = 64     # those with this many packets within a second
+//! offload_flows = 262144     # as many at most
 //! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
 //! control_timeout_ms = 1000  # after which everything is left to the kernel
 //! ignore_firewall = false
@@ -26,21 +29,25 @@
 
 mod cpus;
 mod driver;
+mod error;
 pub mod interfaces;
 pub mod ipnet;
+pub mod offload;
 pub mod static_network;
 pub mod timeouts;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 pub use self::cpus::CpuList;
+use self::error::line_and_column;
+pub use self::error::{ConfigError, Located};
 use self::interfaces::{Interfaces, check_word};
+use self::offload::{OffloadFlags, OffloadMode, OffloadOptions};
 use self::static_network::ReplaySection;
 use self::timeouts::Timeouts;
 use crate::control::process::runtime_dir;
@@ -108,6 +115,8 @@ pub struct RunOptions {
     pub tx_ring: u32,
     /// One frame in this many is measured; 0: none.
     pub latency_sample: u32,
+    /// Flow offload.
+    pub offload: OffloadOptions,
     /// Workers time their turns.
     pub account: bool,
     /// How long heartbeats are valid.
@@ -153,6 +162,8 @@ pub struct RunFlags {
     pub pin_irqs: bool,
     /// `--latency-sample`.
     pub latency_sample: Option<u32>,
+    /// `--offload` and what belongs to it.
+    pub offload: OffloadFlags,
     /// `--worker-timeout`, in milliseconds.
     pub worker_timeout_ms: Option<u32>,
     /// `--control-timeout`, in milliseconds.
@@ -205,6 +216,12 @@ impl RunOptions {
         let mode = flags.mode.or(file.mode).unwrap_or_default();
         let driver = flags.driver.or(file.driver).unwrap_or_default();
         driver::check(driver, mode, poll)?;
+        let in_file = OffloadFlags {
+            mode: file.offload,
+            threshold: file.offload_threshold.map(Spanned::into_inner),
+            flows: file.offload_flows.map(Spanned::into_inner),
+        };
+        let offload = OffloadOptions::resolve(flags.offload, in_file, mode)?;
         let timeouts = Timeouts::from_ms(
             flags.worker_timeout_ms.or(file.worker_timeout_ms.map(Spanned::into_inner)),
             flags.control_timeout_ms.or(file.control_timeout_ms.map(Spanned::into_inner)),
@@ -228,6 +245,7 @@ impl RunOptions {
             rx_ring: file.rx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             tx_ring: file.tx_ring.map_or(RING_DEFAULT, Spanned::into_inner),
             latency_sample: latency_sample.unwrap_or(LATENCY_SAMPLE_DEFAULT),
+            offload,
             account: flags.account,
             timeouts,
             ignore_firewall: flags.ignore_firewall || file.ignore_firewall.unwrap_or(false),
@@ -276,6 +294,12 @@ pub struct RunSection {
     pub tx_ring: Option<Spanned<u32>>,
     /// One frame in this many is measured; 0: none.
     pub latency_sample: Option<Spanned<u32>>,
+    /// Flow offload.
+    pub offload: Option<OffloadMode>,
+    /// Packets of a flow within a second from which on it is offloaded.
+    pub offload_threshold: Option<Spanned<u16>>,
+    /// Room for offloaded flows.
+    pub offload_flows: Option<Spanned<u32>>,
     /// How long a worker's heartbeat is valid.
     pub worker_timeout_ms: Option<Spanned<u32>>,
     /// How long the control thread's heartbeat is valid.
@@ -312,6 +336,7 @@ impl RunSection {
             let at = |message| Located::new(sample.span(), message);
             check_latency_sample(*sample.get_ref()).map_err(at)?;
         }
+        offload::check(self.offload_threshold.as_ref(), self.offload_flows.as_ref())?;
         if let Some(ms) = &self.worker_timeout_ms {
             timeouts::check_worker(*ms.get_ref()).map_err(|m| Located::new(ms.span(), m))?;
         }
@@ -358,53 +383,6 @@ impl Config {
         }
         Ok(config)
     }
-}
-
-/// An error at a place in a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Located {
-    /// The octets of the file.
-    pub span: Range<usize>,
-    /// What was found, and what was expected.
-    pub message: String,
-}
-
-impl Located {
-    /// An error at `span`.
-    pub fn new(span: Range<usize>, message: impl Into<String>) -> Located {
-        Located { span, message: message.into() }
-    }
-}
-
-/// Why a file was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("config {}: {error}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// It has an error.
-    #[error("{}:{line}:{column}: {message}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// From 1, in characters.
-        column: usize,
-        /// What was found, and what was expected.
-        message: String,
-    },
-}
-
-fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 /// Checks whether a name is valid for an interface (kernel: `dev_valid_name`).

@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Supervisor;
+use super::offload::{Offloads, Paused};
 use super::snapshot::{Snapshot, View};
 use crate::capture::record::keep_ports;
 use crate::capture::ring::BLOCK;
@@ -226,6 +227,7 @@ impl Captures {
             blocks: 0,
             unnamed: 0,
             shared,
+            paused: None,
         })
     }
 }
@@ -250,6 +252,8 @@ struct Stream {
     /// Copies left out because their port number was given to another interface before they were read.
     unnamed: u64,
     shared: Arc<Shared>,
+    /// All packets pass the workers meanwhile.
+    paused: Option<Paused>,
 }
 
 /// What was read from the rings in one pass.
@@ -303,6 +307,7 @@ impl Stream {
         wanted: &Wanted,
         blocks: usize,
     ) -> Result<(), String> {
+        self.paused = snapshot.offloads.as_ref().map(Offloads::pause);
         self.reserve(blocks, snapshot.workers.len())?;
         let until = Instant::now() + ATTACH_TIMEOUT;
         for (n, worker) in snapshot.workers.iter().enumerate() {

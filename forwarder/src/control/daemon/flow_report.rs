@@ -86,9 +86,11 @@ impl Relay {
             return Response::error(why).into();
         };
         let table = self.flows();
+        self.count_offloaded();
         let begun_ns = monotonic_ns();
         let sample = table.as_ref().map(|table| Sample::take(table));
         std::thread::sleep(Duration::from_millis(u64::from(interval_ms)));
+        self.count_offloaded();
         let interval_ns = monotonic_ns().saturating_sub(begun_ns);
         let max = flows.min(TOP_MAX) as usize;
         let top = table.zip(sample).map(|(table, sample)| sample.top(&table, family, max));

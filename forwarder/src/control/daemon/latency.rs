@@ -79,6 +79,11 @@ impl Snapshot {
             age_us: baseline.since.elapsed().as_micros() as u64,
             ports: self.listed().map(|port| port.ifname.clone()).collect(),
             pairs: totals.iter().map(since).filter(|pair| !pair.counts.is_empty()).collect(),
+            offloaded: self.offloads.as_ref().map(|offloads| {
+                let offloaded = offloads.received();
+                let workers = self.workers.iter().map(|worker| worker.stats.account(0, 0).received);
+                [offloaded, offloaded + workers.sum::<u64>()]
+            }),
         }
     }
 }

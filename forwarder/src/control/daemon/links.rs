@@ -120,6 +120,12 @@ impl Snapshot {
                 last_tx_ms = last_tx_ms.into_iter().chain(ago).min();
             }
         }
+        if let Some(offloads) = &self.offloads
+            && let Some(stats) = offloads.stats().ports.get(usize::from(port.index))
+        {
+            offloads.count_all();
+            add(&mut counters, &port_counters(offloads.stats(), port.index, stats));
+        }
         let socket = |queue: u32| {
             let worker = worker_of(queue, self.workers.len());
             let cpu = self.cpus.get(worker).copied().flatten().map(|cpu| cpu as u32);

@@ -9,11 +9,13 @@
 //! - [`ports`]: the ports, and the thread that opens and closes them;
 //! - [`workers`]: the threads that forward, and their capacity;
 //! - [`flows`], [`flow_entry`]: the thread that follows the kernel's connections, for rulesets that track them;
+//! - [`offload`]: flows that the XDP program forwards by itself;
+//! - [`ruleset`]: the nftables ruleset that the workers apply;
 //! - [`steering_state`]: which frames the XDP programs redirect to userspace;
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
-//! - [`report`], [`links`], [`latency`], [`flow_report`]: the answers;
+//! - [`report`], [`links`], [`latency`], [`flow_report`], [`offload_report`]: the answers;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
 mod capture;
@@ -22,10 +24,13 @@ mod flow_report;
 mod flows;
 mod latency;
 mod links;
+mod offload;
+mod offload_report;
 mod ports;
 mod punter;
 mod relay;
 mod report;
+mod ruleset;
 mod snapshot;
 mod start;
 mod steering_state;
@@ -40,8 +45,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use self::flow_entry::Locals;
 use self::flows::FlowFollower;
+use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
@@ -75,9 +80,6 @@ const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
 const PORTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often conditions without events are checked, such as whether a busy port is free now.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
-/// has been read.
-const RULESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that a turn may spend on answers to clients, after everything else.
 const ANSWER_BUDGET: Duration = Duration::from_millis(2);
@@ -131,6 +133,8 @@ struct Supervisor {
     ruleset: RulesetReader,
     /// Since a ruleset tracked connections.
     flows: Option<FlowFollower>,
+    /// With `--offload`, since the workers were started.
+    offload: Option<Offloader>,
     /// The ruleset that was read before the workers were started.
     first_ruleset: Option<Compiled>,
     /// The workers may not apply the kernel's nftables ruleset yet.
@@ -187,7 +191,10 @@ impl Supervisor {
         signals.check()?;
         let mirror = Mirror::start(MirrorOptions::default())?;
         signals.check()?;
-        let mut steering = Steering::new()?;
+        let mut steering = match options.offload.is_on() {
+            true => Steering::with_offload(options.offload.flows as usize)?,
+            false => Steering::new()?,
+        };
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
         let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&wakeup))?;
         let reader =
@@ -207,6 +214,7 @@ impl Supervisor {
             own_hooks,
             ruleset,
             flows: None,
+            offload: None,
             first_ruleset,
             ruleset_pending: false,
             bypassed,
@@ -307,6 +315,9 @@ impl Supervisor {
             for port in newcomers {
                 self.ports.set_naming(port, naming);
                 self.forget_latency(port);
+                if let Some(offload) = &self.offload {
+                    offload.offloads().forget_port(port);
+                }
             }
             // Matched interfaces that have another name now may have been ports until now.
             self.follow_links()?;
@@ -378,7 +389,8 @@ impl Supervisor {
     fn steer(&mut self) -> Result<()> {
         self.workers.set_hand_back(self.must_hand_back());
         let allowed = !self.stopping && self.steering_allowed();
-        self.steering_state.apply(&self.mirror, &mut self.ports, allowed)
+        self.steering_state.apply(&self.mirror, &mut self.ports, allowed)?;
+        self.set_offload_ports()
     }
 
     fn steering_allowed(&self) -> bool {
@@ -410,6 +422,9 @@ impl Supervisor {
             let is_followed =
                 if was_away { self.catch_up(now).map(|()| true)? } else { self.follow_kernel()? };
             self.check_periodically(was_away)?;
+            if let Some(offload) = &mut self.offload {
+                offload.follow(&self.mirror.tables());
+            }
             let is_current = self.mirror.is_current() && self.are_flows_current(now_ns);
             if is_followed && !self.unread && is_current {
                 self.give_heartbeat(now, now_ns);
@@ -465,6 +480,11 @@ impl Supervisor {
         }
         if self.flows.as_ref().is_some_and(FlowFollower::has_ended) {
             bail!("the thread fr-ct ended by itself, which is a bug; the kernel keeps forwarding");
+        }
+        if self.offload.as_ref().is_some_and(Offloader::has_ended) {
+            bail!(
+                "the thread fr-offload ended by itself, which is a bug; the kernel keeps forwarding"
+            );
         }
         if self.punter.has_ended() {
             bail!(
@@ -588,90 +608,6 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Has the current nftables ruleset read if the workers do not apply it. Returns whether that is so.
-    fn follow_ruleset(&mut self) -> Result<bool> {
-        let has_ruleset = self.firewall.has_ruleset() && !self.options.ignore_firewall;
-        let needs_none = self.firewall.has_no_ruleset() || self.options.ignore_firewall;
-        if needs_none && self.hooks.nft().is_some() {
-            self.hooks.set_nft(None);
-            self.steering_state.set_tracking([false; 2])?;
-            if let Some(flows) = &self.flows {
-                flows.set_ruleset(false, false, false);
-            }
-        }
-        let pending = has_ruleset && self.firewall.is_ruleset_pending();
-        if pending && !self.ruleset.request(self.firewall.nftables_notices()) {
-            bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
-        }
-        Ok(pending)
-    }
-
-    /// Takes a ruleset that was read: the workers apply it from their next burst on.
-    fn take_ruleset(&mut self) -> Result<()> {
-        let Some(read) = self.ruleset.try_result() else { return Ok(()) };
-        self.firewall.set_followed(match &read {
-            Ok(compiled) => Followed::of(compiled),
-            Err(error) => Followed::failed(error),
-        });
-        if let Ok(compiled) = read {
-            // Until it is known that the workers can apply all of it; `steer` decides.
-            self.workers.set_hand_back(true);
-            self.apply_ruleset(compiled)?;
-        }
-        self.follow_firewall()?;
-        self.steer()
-    }
-
-    /// Whether the carried flows, if the ruleset tracks connections, are those of the kernel's table.
-    fn are_flows_current(&self, now_ns: u64) -> bool {
-        let is_tracked = self.hooks.nft().is_some_and(|nft| nft.program().tracks_connections());
-        !is_tracked || self.flows.as_ref().is_none_or(|flows| flows.is_current(now_ns))
-    }
-
-    /// Has the workers run a ruleset from their next burst on.
-    fn apply_ruleset(&mut self, compiled: Compiled) -> Result<()> {
-        let is_tracked = compiled.program.tracks_connections();
-        let families = compiled.program.tracked_families();
-        if is_tracked && self.flows.is_none() {
-            let gate = self.steering_state.flow_gate()?;
-            let flows = FlowFollower::start(gate, self.locals())
-                .context("cannot start the thread fr-ct")?;
-            self.hooks.set_flows(Arc::clone(flows.table()));
-            self.flows = Some(flows);
-        }
-        if let Some(flows) = &self.flows {
-            let old = self.hooks.nft().map(|nft| nft.ruleset());
-            let mut rulesets = old.into_iter().chain([&compiled.ruleset]);
-            let has_flowtables = rulesets.any(|ruleset| ruleset.flowtables().next().is_some());
-            flows.set_ruleset(is_tracked, compiled.sets_entries(), has_flowtables);
-        }
-        self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
-        self.steering_state.set_tracking(families)
-    }
-
-    /// The router's own connections are not carried.
-    fn tell_locals(&self) {
-        if let Some(flows) = &self.flows {
-            flows.set_locals(self.locals());
-        }
-    }
-
-    fn locals(&self) -> Locals {
-        Locals { ipv4: self.mirror.local4().collect(), ipv6: self.mirror.local6().collect() }
-    }
-
-    /// Waits until the workers apply the current ruleset, before anything is forwarded.
-    fn wait_for_ruleset(&mut self) -> Result<()> {
-        let end = Instant::now() + RULESET_TIMEOUT;
-        while self.ruleset_pending && Instant::now() < end {
-            self.signals.check()?;
-            std::thread::sleep(Duration::from_millis(1));
-            self.watch_firewall()?;
-            self.take_ruleset()?;
-        }
-        Ok(())
-    }
-
     /// Packets that have arrived are not lost: the kernel forwards those that arrive from now on, and the
     /// workers finish what they have. `current`: the tables are still known to match the kernel's.
     fn stop(&mut self, current: bool) {
@@ -692,6 +628,10 @@ impl Supervisor {
             flows.stop(end);
         }
         self.ports.stop(end + PORTS_TIMEOUT);
+        if let Some(offload) = &mut self.offload {
+            // No program forwards any more.
+            offload.stop(end);
+        }
         // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_TIMEOUT);
         self.clients.finish();

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 
 use super::Supervisor;
 use super::links::DetailedLinks;
+use super::offload_report::OffloadedFlows;
 use super::snapshot::{Snapshot, Unmirrored, View};
 use crate::control::api::page::{Cursor, Page, page};
 use crate::control::api::route_get::route_get;
@@ -106,10 +107,21 @@ impl ControlHandler for Relay {
             Request::Stat => Response::Stat(self.snapshot().stat()).into(),
             Request::Drops => Response::Drops(self.snapshot().drops()).into(),
             Request::Rules { format } => {
+                self.count_offloaded();
                 Answer::List(format, Box::new(Rules::new(self.snapshot().nft.clone(), format)))
             }
-            Request::FlowFind(request) => self.find_flows(&request),
-            Request::FlowShow { format, family } => self.show_flows(format, family),
+            Request::FlowFind(request) => {
+                self.count_offloaded();
+                self.find_flows(&request)
+            }
+            Request::FlowShow { format, family } => {
+                self.count_offloaded();
+                self.show_flows(format, family)
+            }
+            Request::OffloadShow { format, family } => {
+                let offloads = self.snapshot().offloads.clone();
+                Answer::List(format, Box::new(OffloadedFlows { offloads, family, next: 0 }))
+            }
             Request::FlowTop(request) => self.top_flows(&request),
             Request::Latency { reset } => {
                 Response::Latency(self.view.latency(&self.snapshot(), reset)).into()
@@ -139,6 +151,13 @@ impl ControlHandler for Relay {
 }
 
 impl Relay {
+    /// Counters of rules and flows include what the XDP program has forwarded until now.
+    pub(super) fn count_offloaded(&self) {
+        if let Some(offloads) = &self.view.snapshot().offloads {
+            offloads.count_all();
+        }
+    }
+
     fn status(&self) -> Response {
         let begun = Instant::now();
         let turns = self.view.snapshot().turns();

@@ -77,6 +77,7 @@ impl Snapshot {
     /// frames are, and the statistics of its sockets.
     pub(super) fn stat(&self) -> StatReport {
         let answers = self.ask_workers();
+        let offload = self.offloads.as_ref().map(|offloads| offloads.report());
         let worker = |(n, answer): (usize, &WorkerAnswer)| {
             let stats = &self.workers[n].stats;
             let (accounting, packets) = answer.accounting.unzip();
@@ -99,6 +100,7 @@ impl Snapshot {
         StatReport {
             workers: answers.iter().enumerate().map(worker).collect(),
             ports: self.listed().map(|port| self.port_report(port, &answers)).collect(),
+            offload,
         }
     }
 
@@ -132,6 +134,11 @@ impl Snapshot {
                     add(&mut driver, &named_statistics(statistics));
                 }
             }
+        }
+        if let Some(offloads) = &self.offloads
+            && let Some(stats) = offloads.stats().ports.get(usize::from(port.index))
+        {
+            add(&mut counters, &port_counters(offloads.stats(), port.index, stats));
         }
         let mut counts = port.counted_before;
         port.counts.iter().for_each(|program| add_counts(&mut counts, program));
@@ -178,8 +185,9 @@ impl Supervisor {
 
     /// One line for the log at the end, when no worker runs and no packet is in flight.
     pub(super) fn totals(&self) -> String {
-        let accounts: Vec<PacketAccount> =
-            self.workers.handles().iter().map(|worker| worker.stats.account(0, 0)).collect();
+        let workers = self.workers.handles().iter().map(|worker| worker.stats.account(0, 0));
+        let offloaded = self.offload.iter().map(|it| it.offloads().stats().account(0, 0));
+        let accounts: Vec<PacketAccount> = workers.chain(offloaded).collect();
         let sum = |of: fn(&PacketAccount) -> u64| -> u64 { accounts.iter().map(of).sum() };
         format!(
             "stopped; received {}, sent {}, to the kernel {}, dropped {}, made {}",
@@ -226,7 +234,7 @@ fn cost(cost: &Cost) -> Counters {
     ])
 }
 
-fn named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Counters {
+pub(super) fn named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Counters {
     counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 

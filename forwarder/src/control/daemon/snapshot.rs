@@ -12,9 +12,11 @@ use super::Supervisor;
 use super::capture::Captures;
 use super::flows::FlowFollower;
 use super::latency::Baseline;
+use super::offload::Offloads;
 use super::ports::{sends_by, worker_of};
 use super::trace::RunningTraces;
 use crate::control::api::{self, MirrorStatus, PortStatus, StatusReport, WorkerPort, WorkerStatus};
+use crate::control::config::offload::OffloadMode;
 use crate::control::mirror::state::Family;
 use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
@@ -67,6 +69,8 @@ pub(super) struct Snapshot {
     pub(super) nft: Option<Arc<Nft>>,
     /// The flows that workers carry, once the ruleset has tracked connections.
     pub(super) flows: Option<Arc<FlowTable>>,
+    /// The flows that the XDP program forwards by itself, with `--offload`.
+    pub(super) offloads: Option<Arc<Offloads>>,
 }
 
 /// A port.
@@ -151,6 +155,7 @@ impl Snapshot {
                 workers: Vec::new(),
                 mirror: MirrorStatus::default(),
                 carried_flows: None,
+                offloaded_flows: None,
                 warnings: Vec::new(),
             },
             started: Instant::now(),
@@ -164,6 +169,7 @@ impl Snapshot {
             rings: [options.rx_ring, options.tx_ring],
             nft: None,
             flows: None,
+            offloads: None,
         }
     }
 
@@ -211,6 +217,7 @@ impl Supervisor {
             rings: [self.options.rx_ring, self.options.tx_ring],
             nft: self.hooks.nft().cloned(),
             flows: self.flows.as_ref().map(|flows| Arc::clone(flows.table())),
+            offloads: self.offload.as_ref().map(|it| Arc::clone(it.offloads())),
         };
         let worker = |(n, cpu): (usize, &Option<usize>)| WorkerStatus {
             worker: n as u32,
@@ -256,6 +263,7 @@ impl Supervisor {
             workers: Vec::new(),
             mirror: self.mirror_status(),
             carried_flows: self.carried_flows(),
+            offloaded_flows: self.offload.as_ref().map(|it| it.offloads().len() as u64),
             warnings: self.warnings(),
         }
     }
@@ -342,6 +350,9 @@ impl Supervisor {
             )
         }));
         warnings.extend(self.steering_state.warnings().cloned());
+        if self.options.offload.mode == OffloadMode::On {
+            warnings.extend(self.offload.iter().flat_map(|offload| offload.offloads().warnings()));
+        }
         if self.punter.is_broken() {
             warnings.push(format!("{} does not take frames", self.punter.device().name()));
         }

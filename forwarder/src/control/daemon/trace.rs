@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::capture::{LOOK_MS, WORKER_TIMEOUT, has_left};
+use super::offload::{Offloads, Paused};
 use super::relay::Relay;
 use super::snapshot::Snapshot;
 use super::trace_report::{References, report};
@@ -76,6 +77,7 @@ impl Relay {
             .map_err(|running| format!("{running} traces are running, which is the maximum"))?;
         let mut stream = Stream {
             id: traces.next_id.fetch_add(1, Relaxed),
+            _paused: snapshot.offloads.as_ref().map(Offloads::pause),
             handles: Vec::new(),
             readers: Vec::new(),
             counts: Counts::new(request.packets),
@@ -107,6 +109,8 @@ struct Stream {
     /// The last one that was applied and not found; 0: none.
     unknown: u64,
     running: Arc<AtomicUsize>,
+    /// All packets pass the workers meanwhile.
+    _paused: Option<Paused>,
 }
 
 impl Drop for Stream {

@@ -9,14 +9,17 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::Supervisor;
+use super::offload::{OffloadPort, Offloader, Offloads};
 use super::ports::{Port, worker_of};
+use crate::control::config::offload::OffloadMode;
 use crate::control::config::{CpuList, QUEUES_MAX};
 use crate::control::mirror::Mirror;
 use crate::control::netdev::nic::{self, Queues};
 use crate::control::process::threads::join_until;
 use crate::control::process::{limits, privilege};
+use crate::control::steering::XdpMode;
 use crate::io::Driver;
-use crate::io::af_xdp::{Options, RingSizes};
+use crate::io::af_xdp::{BoundMode, Options, RingSizes};
 use crate::netfilter::NetHooks;
 use crate::pipeline::PipelineState;
 use crate::say;
@@ -113,7 +116,8 @@ impl Supervisor {
         // `--queues` may exclude some.
         let limit = self.options.queues.unwrap_or(QUEUES_MAX);
         let most = queues.iter().map(|queues| queues.rx.min(limit)).max().unwrap_or(1) as usize;
-        let cpus = self.options.cpus.as_ref().map(CpuList::cpus);
+        let options = Arc::clone(&self.options);
+        let cpus = options.cpus.as_ref().map(CpuList::cpus);
         let most = if more_may_come && cpus.is_some() { limit as usize } else { most };
         let count = cpus.map_or(allowed.len(), <[usize]>::len).min(most);
         if let Some(idle) = cpus.and_then(|cpus| cpus.get(count..)).filter(|idle| !idle.is_empty())
@@ -130,8 +134,10 @@ impl Supervisor {
         if let Some(what) = limits::too_few_descriptors(needed) {
             say!("{what}");
         }
-        self.hooks = NetHooks::new(count);
+        // The last one counts what is offloaded.
+        self.hooks = NetHooks::new(count + usize::from(self.options.offload.is_on()));
         self.hooks.nf_register_net_hooks(self.own_hooks.iter().cloned());
+        self.make_offloader(count)?;
         let mut punts = Vec::new();
         for n in 0..count {
             let cpu = match cpus {
@@ -174,6 +180,51 @@ impl Supervisor {
         )
     }
 
+    /// With `--offload`: the table of offloaded flows, and the thread that writes it.
+    fn make_offloader(&mut self, workers: usize) -> Result<()> {
+        if !self.options.offload.is_on() {
+            return Ok(());
+        }
+        let steering = self.steering_state.steering();
+        let epochs = Arc::new(steering.epochs()?);
+        let table = steering.offload_table()?;
+        let ports = usize::from(self.ports.max_ports());
+        self.mirror.set_epochs(epochs);
+        let tables = Arc::clone(&self.mirror.published());
+        let mut offload = Offloader::new(Offloads::new(table, tables, ports, workers));
+        offload
+            .start(self.hooks.published().subscribe())
+            .context("cannot start the thread fr-offload")?;
+        self.offload = Some(offload);
+        Ok(())
+    }
+
+    /// Tells the programs and the thread fr-offload which ports there are.
+    pub(super) fn set_offload_ports(&mut self) -> Result<()> {
+        let Some(offload) = &self.offload else { return Ok(()) };
+        let steering = self.steering_state.steering();
+        let links = &self.mirror.tables().links;
+        let mut ports = Vec::new();
+        for port in self.ports.iter_mut() {
+            let (number, ifname) = (port.index, port.ifname.clone());
+            let is_zerocopy = port.bind_mode() == Some(BoundMode::ZeroCopy);
+            let Some(active) = port.active_mut() else {
+                steering.set_tx_port(number, None)?;
+                continue;
+            };
+            let is_native = active.xdp_mode() == XdpMode::Native;
+            let is_input =
+                is_native && (self.options.offload.mode == OffloadMode::On || !is_zerocopy);
+            let has_partial = links.port(number).is_none_or(|link| link.partial_csum);
+            active.set_offload(is_input.then_some(number), has_partial)?;
+            let ifindex = active.ifindex();
+            steering.set_tx_port(number, is_native.then_some(ifindex))?;
+            ports.push(OffloadPort { number, ifname, ifindex, is_input, is_native });
+        }
+        offload.offloads().set_ports(ports);
+        Ok(())
+    }
+
     /// Queues of each port.
     fn queues(&self) -> Result<Vec<Queues>> {
         let links = self.links();
@@ -204,7 +255,7 @@ impl Supervisor {
             (self.options.poll == PollMode::Busy).then_some(self.options.busy_budget);
         let options = Options { rings, busy_tries: 1, busy_poll_budget, ..Options::default() };
         let (io, pool) = Driver::with_slots(self.options.driver, slots, expected, &options)?;
-        let (slow_path, frames, requests) =
+        let (mut slow_path, frames, requests) =
             slow_path(self.punter.wakeup(), Arc::clone(&self.wakeup));
         let reader =
             self.mirror.qsbr().reader().context("more workers than readers of the tables")?;
@@ -219,6 +270,15 @@ impl Supervisor {
         let page = Arc::clone(self.steering_state.heartbeats());
         let hand_back = Arc::clone(&self.workers.hand_back);
         let liveness = Liveness::new(page, queues, timeouts, clock, hand_back);
+        let mut state = PipelineState::new(RandomState::new().hash_one("worker"), count)
+            .with_hash_seed(self.workers.hash_seed)
+            .of_worker(n);
+        if let Some(offload) = &self.offload {
+            slow_path.set_offers(offload.offers());
+            let (ports, threshold) = (offload.offloads().ports(), self.options.offload.threshold);
+            let seed = RandomState::new().hash_one("offload");
+            state = state.with_offload(Arc::clone(ports), threshold, seed);
+        }
         let (mut worker, handle) = Worker::new(Parts {
             io,
             ports,
@@ -228,9 +288,7 @@ impl Supervisor {
             reader,
             stats: Arc::new(WorkerStats::new(slots)),
             residence,
-            state: PipelineState::new(RandomState::new().hash_one("worker"), count)
-                .with_hash_seed(self.workers.hash_seed)
-                .of_worker(n),
+            state,
             slow_path,
             clock,
             liveness: Some(liveness),

@@ -371,6 +371,7 @@ mod tests {
             workers: Vec::new(),
             mirror: MirrorStatus { unmirrored: vec!["rule 7".into()], ..MirrorStatus::default() },
             carried_flows: None,
+            offloaded_flows: None,
             warnings: Vec::new(),
         };
         let findings = of_status(&report);

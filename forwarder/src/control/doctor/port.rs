@@ -8,7 +8,7 @@ use libbpf_rs::query::ProgInfoIter;
 use super::Finding;
 use crate::control::firewall;
 use crate::control::netdev::nic::{
-    self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_ZEROCOPY,
+    self, Nic, Stripping, XDP_BASIC, XDP_MULTI_BUFFER, XDP_NDO_XMIT, XDP_ZEROCOPY,
 };
 use crate::io::af_xdp::driver_name;
 use crate::skb::{JUMBO_MTU, MTU_FRAME};
@@ -35,6 +35,7 @@ pub fn examine(name: &str, nics: &[Nic], served: bool) -> Vec<Finding> {
     }
     findings.extend(master(nic, nics));
     findings.push(driver(nic));
+    findings.extend(redirects(nic));
     findings.push(xdp_program(nic, served));
     findings.push(mtu(nic));
     findings.extend(offloads(nic));
@@ -85,6 +86,20 @@ fn driver(nic: &Nic) -> Finding {
             Finding::ok("driver", format!("{driver}: the kernel does not report its XDP features"))
         }
     }
+}
+
+/// Whether frames can be redirected to it, for flows that are offloaded.
+fn redirects(nic: &Nic) -> Option<Finding> {
+    let features = nic::xdp_features(nic.ifindex).ok().flatten()?;
+    if features & XDP_BASIC == 0 || features & XDP_NDO_XMIT != 0 {
+        return None;
+    }
+    let advice = match nic.kind.as_deref() {
+        Some("veth") => "switch on GRO at the other end: ethtool -K PEER gro on",
+        _ => "its driver may need an XDP program on it, or another of its settings",
+    };
+    let message = "takes no redirected frames: flows that leave here are not offloaded";
+    Some(Finding::ok("offload", format!("{message}; {advice}")))
 }
 
 fn xdp_program(nic: &Nic, served: bool) -> Finding {

@@ -52,7 +52,7 @@ use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
 use crate::fib::Qsbr;
-use crate::tables::{Published, Tables};
+use crate::tables::{Epochs, Published, Tables};
 
 /// Datagrams applied before the tables are published, so that a flood of events becomes visible in
 /// steps.
@@ -404,6 +404,11 @@ impl Mirror {
     /// their snapshot.
     pub fn qsbr(&self) -> Arc<Qsbr> {
         Arc::clone(self.compiler.qsbr())
+    }
+
+    /// Sets the epochs of what offloaded flows depend on, before there are any. Publishes.
+    pub fn set_epochs(&mut self, epochs: Arc<Epochs>) {
+        self.compiler.set_epochs(epochs);
     }
 
     /// Sets the ports (ifindex and port number). Publishes.

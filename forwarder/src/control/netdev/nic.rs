@@ -45,6 +45,8 @@ const IFF_LOWER_UP: u32 = 1 << 16;
 
 /// NETDEV_XDP_ACT_BASIC.
 pub const XDP_BASIC: u64 = 1;
+/// NETDEV_XDP_ACT_NDO_XMIT: it sends frames that are redirected to it.
+pub const XDP_NDO_XMIT: u64 = 1 << 2;
 /// NETDEV_XDP_ACT_XSK_ZEROCOPY.
 pub const XDP_ZEROCOPY: u64 = 1 << 3;
 /// NETDEV_XDP_ACT_RX_SG: multi-buffer packets.

@@ -168,6 +168,7 @@ impl OfflineWorker {
         }
         // There is no kernel to resolve neighbours.
         self.out.neigh_requests.clear();
+        self.out.offers.clear();
     }
 
     fn finish(mut self) -> Result<ReplayReport, ReplayError> {

@@ -51,6 +51,9 @@ pub enum XdpError {
     /// The map of the flows that are steered cannot be mapped into memory.
     #[error("cannot map the memory of the table of flows: {0}")]
     FlowGate(io::Error),
+    /// The map of the ports that frames are redirected to cannot be created.
+    #[error("cannot create the map of ports that frames are redirected to: {0}")]
+    TxPorts(libbpf_rs::Error),
     /// A program that does not belong to ferroute is on the interface.
     #[error("{ifname} {}", self.reason())]
     ForeignProgram {

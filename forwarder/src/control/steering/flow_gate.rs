@@ -39,10 +39,7 @@ impl FlowGate {
     }
 
     fn of(mapped: MappedWords) -> FlowGate {
-        let words = mapped.words();
-        let load = |at: usize| words.get(at).map_or(0, |word| word.load(Relaxed));
-        let secret: [u32; 2 * FLOW_WORDS] = array::from_fn(load);
-        let hash = FlowHash { secret, mask: load(secret.len()), reserved: [0; 5] };
+        let hash = read_hash(mapped.words());
         FlowGate { mapped, hash }
     }
 
@@ -112,8 +109,28 @@ impl FlowGate {
     }
 }
 
+/// The hash of a map whose entries are `words`.
+pub(super) fn read_hash(words: &[AtomicU32]) -> FlowHash {
+    let load = |at: usize| words.get(at).map_or(0, |word| word.load(Relaxed));
+    let secret: [u32; 2 * FLOW_WORDS] = array::from_fn(load);
+    FlowHash { secret, mask: load(secret.len()), reserved: [0; 5] }
+}
+
+/// Copies the hash of a map to one with another number of buckets.
+pub(super) fn copy_hash(from: &MapHandle, to: &MapHandle) -> io::Result<()> {
+    let map =
+        |map: &MapHandle| MappedWords::map(map.as_fd(), map.max_entries() as usize * FLOW_SLOTS);
+    let (from, to) = (map(from)?, map(to)?);
+    let mask = (to.words().len() / FLOW_SLOTS).saturating_sub(2) as u32;
+    let secret = read_hash(from.words()).secret;
+    for (word, value) in to.words().iter().zip(secret.into_iter().chain([mask])) {
+        word.store(value, Release);
+    }
+    Ok(())
+}
+
 /// Writes the hash of a map whose entries are `words`.
-fn choose_hash(words: &[AtomicU32]) {
+pub(super) fn choose_hash(words: &[AtomicU32]) {
     let buckets = (words.len() / FLOW_SLOTS).saturating_sub(1);
     let random = RandomState::new();
     let secret = (0..2 * FLOW_WORDS).map(|at| random.hash_one(at) as u32);

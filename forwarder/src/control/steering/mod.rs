@@ -10,6 +10,7 @@
 mod error;
 mod flow_gate;
 mod object;
+mod offload;
 mod port;
 pub mod punt;
 
@@ -28,9 +29,12 @@ pub use self::error::XdpError;
 pub use self::flow_gate::{FlowGate, FlowWords};
 use self::object::Shared;
 pub(crate) use self::object::with_log;
+pub use self::offload::{Action, EntryView, Hop, NotEntered, OffloadTable, OffloadedEntries};
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;
+use crate::io::af_xdp::mapped_words::MappedWords;
+use crate::tables::{Epochs, epochs};
 
 /// The state that all ports share.
 #[derive(Debug)]
@@ -44,18 +48,27 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Loads the shared maps and the punt program.
+    /// Loads the shared maps and the punt program. No flow can be offloaded.
     ///
     /// # Errors
     /// [`XdpError::NotPermitted`] without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN;
     /// [`XdpError::Load`] with libbpf's log if the kernel rejects the object.
     pub fn new() -> Result<Steering, XdpError> {
-        let shared = Arc::new(Shared::load()?);
+        Steering::with_offload(0)
+    }
+
+    /// The same with room for offloaded flows, each of which is one direction.
+    ///
+    /// # Errors
+    /// As [`Steering::new`].
+    pub fn with_offload(offloaded: usize) -> Result<Steering, XdpError> {
+        let shared = Arc::new(Shared::load(offloaded)?);
         let heartbeats = HeartbeatPage::map(shared.heartbeats.as_fd());
         let steering = Steering {
             heartbeats: heartbeats.map_err(XdpError::Heartbeats)?,
             shared,
             settings: SharedSettings {
+                flags: SharedSettings::WIDE4 | SharedSettings::WIDE6,
                 worker_timeout_ns: SharedSettings::NO_TIMEOUT_NS,
                 control_timeout_ns: SharedSettings::NO_TIMEOUT_NS,
                 ..SharedSettings::default()
@@ -155,7 +168,39 @@ impl Steering {
     /// # Errors
     /// [`XdpError::Map`].
     pub fn set_tracking(&mut self, [ipv4, ipv6]: [bool; 2]) -> Result<(), XdpError> {
-        self.set_flags(&[(SharedSettings::TRACK4, ipv4), (SharedSettings::TRACK6, ipv6)])
+        self.set_flags(&[
+            (SharedSettings::TRACK4, ipv4),
+            (SharedSettings::TRACK6, ipv6),
+            (SharedSettings::WIDE4, !ipv4),
+            (SharedSettings::WIDE6, !ipv6),
+        ])
+    }
+
+    /// The writer of the offloaded flows. There must be one.
+    ///
+    /// # Errors
+    /// [`XdpError::FlowGate`] when their memory cannot be mapped.
+    pub fn offload_table(&self) -> Result<OffloadTable, XdpError> {
+        OffloadTable::new(&self.shared.offload)
+    }
+
+    /// What offloaded flows depend on.
+    ///
+    /// # Errors
+    /// As [`Steering::offload_table`].
+    pub fn epochs(&self) -> Result<Epochs, XdpError> {
+        let map = self.shared.offload.epochs.as_fd();
+        let memory = MappedWords::map(map, epochs::WORDS).map_err(XdpError::FlowGate)?;
+        Ok(Epochs::new(Box::new(memory)))
+    }
+
+    /// Has offloaded flows that leave by a port leave by an interface; `None`: by none.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_tx_port(&self, port: u16, ifindex: Option<u32>) -> Result<(), XdpError> {
+        let maps = &self.shared.offload.tx_ports;
+        maps.iter().try_for_each(|map| offload::set_tx_port(map, port, ifindex))
     }
 
     /// A handle by which any thread adds and removes known flows. There are none at start, and they

@@ -4,8 +4,12 @@ use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Once;
 
-use libbpf_rs::{MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
+use libbpf_rs::{MapHandle, MapType, Object, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
 
+use xdp_prog::{FLOW_SLOTS, offload};
+
+use super::flow_gate::copy_hash;
+use super::offload::OffloadTable;
 use super::{FlowGate, XdpError};
 use crate::control::conntrack::Sysctls;
 
@@ -32,24 +36,48 @@ pub(super) struct Shared {
     pub(super) local_prefix4: MapHandle,
     pub(super) local_prefix6: MapHandle,
     pub(super) flows: MapHandle,
+    pub(super) offload: OffloadMaps,
+}
+
+/// The maps of flow offload.
+#[derive(Debug)]
+pub(super) struct OffloadMaps {
+    pub(super) marks: MapHandle,
+    pub(super) entries: MapHandle,
+    pub(super) rewrites: MapHandle,
+    pub(super) next_hops: MapHandle,
+    pub(super) epochs: MapHandle,
+    /// For programs without support for multi-buffer packets, and for those with it: the kernel wants all programs of
+    /// a DEVMAP to be of one kind.
+    pub(super) tx_ports: [MapHandle; 2],
 }
 
 impl Shared {
     /// Loads the punt program and creates the shared maps.
-    pub(super) fn load() -> Result<Shared, XdpError> {
+    /// `offloaded`: room for offloaded flows; 0: hardly any memory is used for them.
+    pub(super) fn load(offloaded: usize) -> Result<Shared, XdpError> {
         let object = load(|open| {
             only_program(open, xdp_prog::PROGRAM_PUNT);
             for mut map in open.maps_mut() {
                 let name = map.name().to_string_lossy().into_owned();
                 map.set_autocreate(is_shared(&name) || name == xdp_prog::MAP_PUNT_PORTS)?;
-                if name == xdp_prog::MAP_FLOWS {
-                    map.set_max_entries(FlowGate::entries(flow_keys_max()))?;
+                let buckets = OffloadTable::buckets(offloaded);
+                let places = (buckets - 1) * FLOW_SLOTS as u32;
+                match name.as_str() {
+                    xdp_prog::MAP_FLOWS => {
+                        map.set_max_entries(FlowGate::entries(flow_keys_max()))?
+                    }
+                    offload::MAP_MARKS => map.set_max_entries(buckets)?,
+                    offload::MAP_ENTRIES | offload::MAP_REWRITES => map.set_max_entries(places)?,
+                    _ => {}
                 }
             }
             Ok(())
         })?;
         let flows = map(&object, xdp_prog::MAP_FLOWS)?;
         FlowGate::begin(&flows).map_err(XdpError::FlowGate)?;
+        let marks = map(&object, offload::MAP_MARKS)?;
+        copy_hash(&flows, &marks).map_err(XdpError::FlowGate)?;
         Ok(Shared {
             punt_program: program(&object, xdp_prog::PROGRAM_PUNT)?,
             punt_ports: map(&object, xdp_prog::MAP_PUNT_PORTS)?,
@@ -60,6 +88,14 @@ impl Shared {
             local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
             local_prefix6: map(&object, xdp_prog::MAP_LOCAL_PREFIX6)?,
             flows,
+            offload: OffloadMaps {
+                marks,
+                entries: map(&object, offload::MAP_ENTRIES)?,
+                rewrites: map(&object, offload::MAP_REWRITES)?,
+                next_hops: map(&object, offload::MAP_NEXT_HOPS)?,
+                epochs: map(&object, offload::MAP_EPOCHS)?,
+                tx_ports: [map(&object, offload::MAP_TX_PORTS)?, new_tx_ports()?],
+            },
         })
     }
 
@@ -76,7 +112,7 @@ impl Shared {
             }
             for mut map in open.maps_mut() {
                 let name = map.name().to_string_lossy().into_owned();
-                match self.shared_map(&name) {
+                match self.shared_map(&name, frags) {
                     Some(shared) => map.reuse_fd(shared.as_fd())?,
                     None => map.set_autocreate(name != xdp_prog::MAP_PUNT_PORTS)?,
                 }
@@ -85,7 +121,8 @@ impl Shared {
         })
     }
 
-    fn shared_map(&self, name: &str) -> Option<&MapHandle> {
+    fn shared_map(&self, name: &str, frags: bool) -> Option<&MapHandle> {
+        let [tx_ports, tx_ports_frags] = &self.offload.tx_ports;
         match name {
             xdp_prog::MAP_SHARED => Some(&self.settings),
             xdp_prog::MAP_HEARTBEATS => Some(&self.heartbeats),
@@ -94,9 +131,33 @@ impl Shared {
             xdp_prog::MAP_LOCAL_PREFIX4 => Some(&self.local_prefix4),
             xdp_prog::MAP_LOCAL_PREFIX6 => Some(&self.local_prefix6),
             xdp_prog::MAP_FLOWS => Some(&self.flows),
+            offload::MAP_MARKS => Some(&self.offload.marks),
+            offload::MAP_ENTRIES => Some(&self.offload.entries),
+            offload::MAP_REWRITES => Some(&self.offload.rewrites),
+            offload::MAP_NEXT_HOPS => Some(&self.offload.next_hops),
+            offload::MAP_EPOCHS => Some(&self.offload.epochs),
+            offload::MAP_TX_PORTS => Some(if frags { tx_ports_frags } else { tx_ports }),
             _ => None,
         }
     }
+}
+
+/// Another map like [`offload::MAP_TX_PORTS`].
+fn new_tx_ports() -> Result<MapHandle, XdpError> {
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    // The key is a port's number, the value a struct bpf_devmap_val.
+    MapHandle::create(
+        MapType::Devmap,
+        Some(offload::MAP_TX_PORTS),
+        4,
+        8,
+        offload::TX_PORTS_MAX as u32,
+        &options,
+    )
+    .map_err(XdpError::TxPorts)
 }
 
 /// Room for both keys of every connection that the kernel tracks.
@@ -119,6 +180,12 @@ fn is_shared(name: &str) -> bool {
         xdp_prog::MAP_LOCAL_PREFIX4,
         xdp_prog::MAP_LOCAL_PREFIX6,
         xdp_prog::MAP_FLOWS,
+        offload::MAP_MARKS,
+        offload::MAP_ENTRIES,
+        offload::MAP_REWRITES,
+        offload::MAP_NEXT_HOPS,
+        offload::MAP_EPOCHS,
+        offload::MAP_TX_PORTS,
     ]
     .contains(&name)
 }

@@ -35,6 +35,9 @@ impl fmt::Display for XdpMode {
     }
 }
 
+/// The settings of [`PortProgram::set_steer`].
+const STEER: u32 = PortSettings::STEER_IPV4 | PortSettings::STEER_IPV6;
+
 /// The requested mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttachMode {
@@ -179,12 +182,32 @@ impl PortProgram {
         self.store_settings()
     }
 
+    /// Sets whether offloaded flows that arrive are forwarded by the program, as those from port `number`; `None`: they
+    /// are not. `partial_csum`: frames may be received with partial checksums.
+    ///
+    /// # Errors
+    /// [`XdpError::Map`].
+    pub fn set_offload(&mut self, number: Option<u16>, partial_csum: bool) -> Result<(), XdpError> {
+        let mut flags = self.settings.flags & (STEER | PortSettings::GENERIC);
+        if let Some(number) = number {
+            flags |= PortSettings::OFFLOAD | u32::from(number) << PortSettings::NUMBER_SHIFT;
+        }
+        if partial_csum {
+            flags |= PortSettings::PARTIAL_CSUM;
+        }
+        if flags != self.settings.flags {
+            self.settings.flags = flags;
+            self.store_settings()?;
+        }
+        Ok(())
+    }
+
     /// Sets which families are steered; the others stay with the kernel. None at start.
     ///
     /// # Errors
     /// [`XdpError::Map`].
     pub fn set_steer(&mut self, ipv4: bool, ipv6: bool) -> Result<(), XdpError> {
-        let mut flags = self.settings.flags & PortSettings::GENERIC;
+        let mut flags = self.settings.flags & !STEER;
         if ipv4 {
             flags |= PortSettings::STEER_IPV4;
         }

@@ -5,7 +5,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::tables::epochs::SharedWords;
 
 /// The mapped array; unmapped when it is dropped.
 #[derive(Debug)]
@@ -54,6 +56,23 @@ impl MappedWords {
         // process are atomic, and BPF programs access whole words.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
     }
+
+    /// Two words as one of 64 bits; `None` if `at`, the position of the first, is odd or outside.
+    pub fn long(&self, at: usize) -> Option<&AtomicU64> {
+        if !at.is_multiple_of(2) || at + 1 >= self.len {
+            return None;
+        }
+        // SAFETY: inside the mapping, which is page-aligned, at a multiple of eight octets; it lives as long as
+        // `self`. Words that are accessed by this function are not accessed as single words at the same time, and BPF
+        // programs access them as a whole.
+        Some(unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(at).cast::<u64>()) })
+    }
+}
+
+impl SharedWords for MappedWords {
+    fn words(&self) -> &[AtomicU32] {
+        MappedWords::words(self)
+    }
 }
 
 impl Drop for MappedWords {
@@ -74,5 +93,7 @@ mod tests {
         assert!(mapped.words().len() == 5000 && mapped.words()[4999].load(Relaxed) == 0);
         mapped.words()[4999].store(7, Relaxed);
         assert_eq!(mapped.words()[4999].load(Relaxed), 7);
+        assert_eq!(mapped.long(4998).expect("inside").load(Relaxed), 7 << 32);
+        assert!(mapped.long(4999).is_none() && mapped.long(5000).is_none());
     }
 }

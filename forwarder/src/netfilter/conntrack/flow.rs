@@ -96,6 +96,14 @@ impl Flow {
         add(&way.octets, octets);
     }
 
+    /// Several packets are carried.
+    pub fn seen_many(&self, of: FoundFlow, packets: u64, octets: u64, now_ns: u64) {
+        self.last_seen_ns.store(now_ns, Relaxed);
+        let way = &self.ways[of.number.way()];
+        way.packets.fetch_add(packets, Relaxed);
+        way.octets.fetch_add(octets, Relaxed);
+    }
+
     /// What was entered.
     pub fn desc(&self) -> FlowDesc {
         FlowDesc {
@@ -212,6 +220,14 @@ impl Carried<'_> {
     #[inline]
     pub(in crate::netfilter) fn of(&self) -> FoundFlow {
         FoundFlow { number: self.number, sequence: self.sequence }
+    }
+
+    /// The flow as it is for packets of each direction, and their keys.
+    pub(super) fn both_ways(&self) -> [(Carried<'_>, FlowKey); 2] {
+        [self.number, FlowNumber(self.number.0 ^ 1)].map(|number| {
+            let key = self.flow.ways[number.way()].key();
+            (Carried { flow: self.flow, sequence: self.sequence, number }, key)
+        })
     }
 
     /// `ct->status`.

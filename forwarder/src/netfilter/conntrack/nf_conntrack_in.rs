@@ -116,6 +116,9 @@ pub fn nf_conntrack_in(
         Segment::Plain(plain) => Some(plain),
         Segment::Closing { is_reset, seq } => {
             let ignores = flows.ignores_invalid_rst();
+            if is_reset {
+                flows.learn_elsewhere(&found);
+            }
             match if is_reset { found.reset(seq, ignores) } else { Reset::Closes } {
                 Reset::Carried => flows.carried_reset(number.flow()),
                 Reset::Invalid => return Some(Tracked { ct: Ct::Invalid, target: None, of }),

@@ -5,6 +5,7 @@
 //! kernel.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
@@ -79,6 +80,12 @@ impl Bucket {
     }
 }
 
+/// Knows the sequence numbers of flows whose packets do not pass the workers.
+pub trait SeqsElsewhere: Debug + Send + Sync {
+    /// The acknowledgement number of the last segment with this key, and the sequence number after it.
+    fn seqs(&self, key: &FlowKey) -> Option<(u32, u32)>;
+}
+
 /// The carried flows.
 #[derive(Debug)]
 pub struct FlowTable {
@@ -99,6 +106,7 @@ pub struct FlowTable {
     valid_ns: AtomicU64,
     /// nf_conntrack_tcp_ignore_invalid_rst.
     ignores_invalid_rst: AtomicBool,
+    elsewhere: OnceLock<Box<dyn SeqsElsewhere>>,
 }
 
 impl FlowTable {
@@ -117,6 +125,7 @@ impl FlowTable {
             has_noted: AtomicBool::new(false),
             valid_ns: AtomicU64::new(0),
             ignores_invalid_rst: AtomicBool::new(false),
+            elsewhere: OnceLock::new(),
         });
         (Arc::clone(&table), FlowWriter { table, free: VecDeque::new(), unused: 0, len: 0 })
     }
@@ -197,6 +206,46 @@ impl FlowTable {
     pub fn seen(&self, number: u32, direction: Direction, octets: u64, now_ns: u64) {
         if let Some(flow) = self.flow(number) {
             flow.seen(direction as usize, octets, now_ns);
+        }
+    }
+
+    /// Sets what knows the sequence numbers of packets that do not pass the workers. Only the first call has an effect.
+    pub fn set_elsewhere(&self, elsewhere: Box<dyn SeqsElsewhere>) {
+        let _ = self.elsewhere.set(elsewhere);
+    }
+
+    /// Learns the sequence numbers of a flow's packets that did not pass the workers.
+    #[cold]
+    pub(super) fn learn_elsewhere(&self, found: &Carried<'_>) {
+        if let Some(elsewhere) = self.elsewhere.get() {
+            for (of, key) in found.both_ways() {
+                if let Some((ack, end)) = elsewhere.seqs(&key) {
+                    of.sent(end, ack);
+                }
+            }
+        }
+    }
+
+    /// Whether a flow that a worker has found is as it was then.
+    pub fn is_current(&self, of: FoundFlow) -> bool {
+        self.again(of).is_some_and(|found| found.is_current())
+    }
+
+    /// Packets of a flow that a worker has found were carried elsewhere: this many, of this many octets from the IP
+    /// header on, the last one at `now_ns`. `seqs`: the acknowledgement number of a TCP segment, and the sequence
+    /// number after it.
+    pub fn carried_elsewhere(
+        &self,
+        of: FoundFlow,
+        (packets, octets): (u64, u64),
+        seqs: Option<(u32, u32)>,
+        now_ns: u64,
+    ) {
+        if let Some(found) = self.again(of).filter(Carried::is_current) {
+            found.flow.seen_many(of, packets, octets, now_ns);
+            if let Some((ack, end)) = seqs {
+                found.sent(end, ack);
+            }
         }
     }
 

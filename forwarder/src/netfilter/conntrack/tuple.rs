@@ -117,7 +117,7 @@ impl FlowKey {
 
     /// Of these words.
     #[inline]
-    pub(super) fn of_words(words: [u64; KEY_WORDS]) -> FlowKey {
+    pub fn of_words(words: [u64; KEY_WORDS]) -> FlowKey {
         FlowKey { words }
     }
 

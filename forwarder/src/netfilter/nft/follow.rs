@@ -120,6 +120,13 @@ impl Nft {
         }
     }
 
+    /// Adds several packets to counters of a worker.
+    pub fn count_many(&self, counters: &[u32], packets: u64, octets: u64, worker: usize) {
+        if let Some(page) = self.pages.get(worker) {
+            counters.iter().for_each(|counter| page.count_many(*counter, packets, octets));
+        }
+    }
+
     /// Runs the chains of an interface on a packet that it has received.
     pub(in crate::netfilter) fn run_ingress<T: Tracer>(
         &self,

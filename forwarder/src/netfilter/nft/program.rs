@@ -299,6 +299,14 @@ impl CounterPage {
         }
     }
 
+    /// Adds several packets of this length together.
+    pub fn count_many(&self, counter: u32, packets: u64, octets: u64) {
+        if let Some(counter) = self.counters.get(counter as usize) {
+            counter.packets.add(packets);
+            counter.octets.add(octets);
+        }
+    }
+
     /// Adds what a packet has passed.
     pub fn commit(&self, journal: &Journal) {
         for (counter, octets) in &journal.entries {

@@ -14,6 +14,7 @@ mod ingress;
 mod ipv4;
 mod ipv6;
 mod jumbo;
+mod offload;
 mod options;
 mod partial;
 mod traced;
@@ -142,6 +143,7 @@ impl Net {
             fib6: fib6(&self.routes6),
             neigh: Arc::new(NeighTable::new(self.neigh.iter().map(entry).collect())),
             sysctl: Arc::new(self.sysctl.clone()),
+            epochs: Arc::new(crate::tables::Epochs::none()),
         }
     }
 

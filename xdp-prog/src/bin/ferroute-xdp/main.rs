@@ -1,4 +1,4 @@
-//! The BPF object: the XDP program that steers frames, and the classifier for punted frames.
+//! The BPF object: the XDP program that steers frames or forwards them, and the classifier for punted frames.
 //!
 //! Built by `scripts/build-xdp` for `bpfel-unknown-none`; the result is committed as
 //! `ferroute.bpf.o`. Only helpers that Linux 5.15 has are used. Maps and their layouts are
@@ -6,7 +6,11 @@
 
 #![no_std]
 #![no_main]
+// For the atomic addition of counters. The target is unstable as well.
+#![feature(asm_experimental_arch)]
 
+mod checksum;
+mod offload;
 mod punt;
 mod steer;
 

@@ -10,7 +10,10 @@
 //! [`SharedSettings::TRACK6`]) the kernel also keeps every packet of it that belongs to no known
 //! flow, that may open a connection (TCP SYN), or from which the flow cannot be read directly. Packets of a known flow are steered also if they are for an address of the
 //! router: answers to a connection whose source NAT translates.
+//!
+//! Before all this, packets of offloaded flows are forwarded by the program itself (`offload.rs`).
 
+use crate::offload;
 use aya_ebpf::{
     bindings::{
         BPF_F_MMAPABLE,
@@ -29,8 +32,8 @@ use xdp_prog::{
 
 /// Addresses as in a header: 16-bit words in memory order, so that a map key can be read directly
 /// from the frame.
-type Ipv4Words = [u16; 2];
-type Ipv6Words = [u16; 8];
+pub type Ipv4Words = [u16; 2];
+pub type Ipv6Words = [u16; 8];
 
 /// BPF_F_NO_PREALLOC of linux/bpf.h.
 const NO_PREALLOC: usize = 1;
@@ -65,27 +68,27 @@ const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
 /// The VLAN id in the tag control information.
 const VLAN_VID_MASK: u16 = 0x0fff;
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ESP: u8 = 50;
-const IPPROTO_AH: u8 = 51;
+pub const IPPROTO_AH: u8 = 51;
 
 /// The first octet of an IPv4 header without options: version 4, five words.
-const IPV4_NO_OPTIONS: u8 = 0x45;
+pub const IPV4_NO_OPTIONS: u8 = 0x45;
 /// More Fragments and the fragment offset: not 0 in every fragment.
-const IPV4_FRAGMENT: u16 = 0x3fff;
-const TCP_FIN: u8 = 0x01;
-const TCP_SYN: u8 = 0x02;
-const TCP_RST: u8 = 0x04;
-const TCP_ACK: u8 = 0x10;
+pub const IPV4_FRAGMENT: u16 = 0x3fff;
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_SYN: u8 = 0x02;
+pub const TCP_RST: u8 = 0x04;
+pub const TCP_ACK: u8 = 0x10;
 
 /// Headers as 16-bit words: frames are 2-octet aligned, and for a type without alignment BPF would
 /// load octet by octet.
 #[repr(C)]
-struct EthHdr {
-    destination: MacWords,
-    source: MacWords,
-    ethertype: u16,
+pub struct EthHdr {
+    pub destination: MacWords,
+    pub source: MacWords,
+    pub ethertype: u16,
 }
 
 /// The part of a tag after its EtherType.
@@ -97,15 +100,15 @@ struct VlanHdr {
 
 /// The required fields of an IPv4 header without options.
 #[repr(C)]
-struct Ipv4Hdr {
-    version_ihl_tos: [u8; 2],
-    total_length: u16,
-    id: u16,
-    fragment: u16,
-    ttl_protocol: [u8; 2],
-    check: u16,
-    source: Ipv4Words,
-    destination: Ipv4Words,
+pub struct Ipv4Hdr {
+    pub version_ihl_tos: [u8; 2],
+    pub total_length: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub ttl_protocol: [u8; 2],
+    pub check: u16,
+    pub source: Ipv4Words,
+    pub destination: Ipv4Words,
 }
 
 /// Offset of the payload after one tag, and after two, in octets.
@@ -114,48 +117,57 @@ const TWO_TAGS: usize = ONE_TAG + size_of::<VlanHdr>();
 
 /// The required fields of the IPv6 fixed header.
 #[repr(C)]
-struct Ipv6Hdr {
-    before: [u16; 2],
-    payload_length: u16,
-    next_header_hop_limit: [u8; 2],
-    source: Ipv6Words,
-    destination: Ipv6Words,
+pub struct Ipv6Hdr {
+    pub before: [u16; 2],
+    pub payload_length: u16,
+    pub next_header_hop_limit: [u8; 2],
+    pub source: Ipv6Words,
+    pub destination: Ipv6Words,
 }
 
 #[repr(C)]
-struct UdpHdr {
-    ports: Ports,
-    length: u16,
-    check: u16,
+pub struct UdpHdr {
+    pub ports: Ports,
+    pub length: u16,
+    pub check: u16,
 }
 
 /// A TCP header without options.
 #[repr(C)]
-struct TcpHdr {
-    ports: Ports,
-    sequence_ack: [u16; 4],
-    offset_flags: [u8; 2],
-    after: [u16; 3],
+pub struct TcpHdr {
+    pub ports: Ports,
+    pub sequence_ack: [u16; 4],
+    pub offset_flags: [u8; 2],
+    pub after: [u16; 3],
 }
 
 /// Source and destination, in network byte order.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Ports {
-    source: u16,
-    destination: u16,
+pub struct Ports {
+    pub source: u16,
+    pub destination: u16,
+}
+
+/// The RX queue of a frame.
+#[derive(Clone, Copy)]
+pub struct RxQueue {
+    index: u32,
+    /// Its state on this CPU.
+    state: *mut QueueState,
 }
 
 #[xdp]
 pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
     let index = ctx.rx_queue_index();
-    let Some(queue) = FR_QUEUES.get_ptr_mut(index) else {
+    let Some(state) = FR_QUEUES.get_ptr_mut(index) else {
         return XDP_PASS;
     };
-    let mut reason = decide(&ctx);
-    let mut action = XDP_PASS;
+    let queue = RxQueue { index, state };
+    let mut reason = decide(&ctx, queue);
+    let mut action = if reason.is_offloaded() { XDP_REDIRECT } else { XDP_PASS };
     if reason.is_steered() {
-        reason = stalled(queue, index).unwrap_or(reason);
+        reason = stalled(queue).unwrap_or(reason);
     }
     if reason.is_steered() {
         // The flags are the action for a queue without a socket.
@@ -166,7 +178,7 @@ pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
     }
     // SAFETY: the pointer is to this CPU's value, which nothing else writes while the program runs;
     // the index is a variant of the enum that determines the array's size.
-    unsafe { *(&raw mut (*queue).frames).cast::<u64>().add(reason as usize) += 1 };
+    unsafe { *(&raw mut (*state).frames).cast::<u64>().add(reason as usize) += 1 };
     action
 }
 
@@ -174,17 +186,17 @@ pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
 ///
 /// The result is cached for the rest of the jiffy, 1 to 10 ms.
 #[inline(always)]
-fn stalled(queue: *mut QueueState, index: u32) -> Option<Reason> {
+pub fn stalled(queue: RxQueue) -> Option<Reason> {
     // SAFETY: a helper without pointers.
     let jiffies = unsafe { bpf_jiffies64() };
     // SAFETY: this CPU's value, as in `ferroute_xdp`.
-    if unsafe { (*queue).alive_jiffies } == jiffies {
+    if unsafe { (*queue.state).alive_jiffies } == jiffies {
         return None;
     }
-    let stalled = look_for_stall(index);
+    let stalled = look_for_stall(queue.index);
     if stalled.is_none() {
         // SAFETY: as above.
-        unsafe { (*queue).alive_jiffies = jiffies };
+        unsafe { (*queue.state).alive_jiffies = jiffies };
     }
     stalled
 }
@@ -232,8 +244,24 @@ fn is_expired(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
     time_ns == 0 || since_earliest > 2 * timeout_ns
 }
 
+/// What decisions depend on besides the frame.
+pub struct Settings<'a> {
+    pub queue: RxQueue,
+    pub port: &'a PortSettings,
+    pub shared: &'a SharedSettings,
+}
+
+impl Settings<'_> {
+    /// Whether packets whose IP header is at `OFFSET` may be of an offloaded flow: untagged ones only.
+    #[inline(always)]
+    fn has_offload<const OFFSET: usize>(&self) -> bool {
+        let flags = PortSettings::OFFLOAD | PortSettings::GENERIC;
+        OFFSET == size_of::<EthHdr>() && self.port.flags & flags == PortSettings::OFFLOAD
+    }
+}
+
 #[inline(always)]
-fn decide(ctx: &XdpContext) -> Reason {
+fn decide(ctx: &XdpContext, queue: RxQueue) -> Reason {
     let (Some(eth), Some(port), Some(shared)) =
         (header::<EthHdr>(ctx, 0), FR_PORT.get(0), FR_SHARED.get(0))
     else {
@@ -241,7 +269,7 @@ fn decide(ctx: &XdpContext) -> Reason {
     };
     let ethertype = u16::from_be(eth.ethertype);
     if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
-        return decide_tagged(ctx, eth, port, shared);
+        return decide_tagged(ctx, eth, &Settings { queue, port, shared });
     }
     if !same_mac(&eth.destination, &port.mac) {
         return Reason::PassOtherMac;
@@ -249,18 +277,15 @@ fn decide(ctx: &XdpContext) -> Reason {
     if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
         return Reason::PassPunted;
     }
-    decide_family::<{ size_of::<EthHdr>() }>(ctx, ethertype, port, shared)
+    let settings = Settings { queue, port, shared };
+    decide_family::<{ size_of::<EthHdr>() }>(ctx, ethertype, &settings)
 }
 
 /// Decides for a frame with one or two tags: its VLAN must be steered, and its destination one of
 /// the addresses for which the kernel accepts it (`vlan_do_receive`).
 #[inline(always)]
-fn decide_tagged(
-    ctx: &XdpContext,
-    eth: &EthHdr,
-    port: &PortSettings,
-    shared: &SharedSettings,
-) -> Reason {
+fn decide_tagged(ctx: &XdpContext, eth: &EthHdr, settings: &Settings<'_>) -> Reason {
+    let port = settings.port;
     if !is_tag(eth.ethertype) {
         return Reason::PassNotIp;
     }
@@ -296,9 +321,9 @@ fn decide_tagged(
         return Reason::PassPunted;
     }
     if twice {
-        decide_family::<TWO_TAGS>(ctx, ethertype, port, shared)
+        decide_family::<TWO_TAGS>(ctx, ethertype, settings)
     } else {
-        decide_family::<ONE_TAG>(ctx, ethertype, port, shared)
+        decide_family::<ONE_TAG>(ctx, ethertype, settings)
     }
 }
 
@@ -312,24 +337,25 @@ fn is_tag(ethertype: u16) -> bool {
 fn decide_family<const OFFSET: usize>(
     ctx: &XdpContext,
     ethertype: u16,
-    port: &PortSettings,
-    shared: &SharedSettings,
+    settings: &Settings<'_>,
 ) -> Reason {
+    let port = settings.port;
     if ethertype == ETH_P_IP {
         if port.flags & PortSettings::STEER_IPV4 == 0 {
             return Reason::PassFamilyOff;
         }
-        decide_ipv4::<OFFSET>(ctx, shared)
+        decide_ipv4::<OFFSET>(ctx, settings)
     } else {
         if port.flags & PortSettings::STEER_IPV6 == 0 {
             return Reason::PassFamilyOff;
         }
-        decide_ipv6::<OFFSET>(ctx, shared)
+        decide_ipv6::<OFFSET>(ctx, settings)
     }
 }
 
 #[inline(always)]
-fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
+    let shared = settings.shared;
     let Some(ip) = header::<Ipv4Hdr>(ctx, OFFSET) else {
         return decide_too_short(shared.flags & SharedSettings::TRACK4);
     };
@@ -343,11 +369,24 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high == 0xa9fe {
         return Reason::PassLinkLocal;
     }
+    let is_tracked = shared.flags & SharedSettings::TRACK4 != 0;
+    let has_offload = settings.has_offload::<OFFSET>();
+    let is_wide = shared.flags & SharedSettings::WIDE4 != 0;
+    let mut flow = None;
+    if is_tracked || (has_offload && !is_wide) {
+        flow = flow_ipv4::<OFFSET>(ctx, ip).and_then(Flow::new);
+    }
+    if has_offload {
+        let of = if is_wide { Flow::new(wide_ipv4(ip)) } else { flow };
+        if let Some(reason) = of.and_then(|flow| offload::ipv4(ctx, settings, ip, &flow, is_wide)) {
+            return reason;
+        }
+    }
     let is_local = is_local_ipv4(ip, shared);
-    if shared.flags & SharedSettings::TRACK4 != 0 {
-        return match flow_ipv4::<OFFSET>(ctx, ip) {
+    if is_tracked {
+        return match flow {
             // Also to the router's own address, which NAT may translate.
-            Some(key) if is_known(&key) => Reason::SteerIpv4,
+            Some(flow) if is_known(flow.hash) => Reason::SteerIpv4,
             _ if is_local => decide_local(ip.ttl_protocol[1], shared),
             None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
@@ -370,7 +409,8 @@ fn is_local_ipv4(ip: &Ipv4Hdr, shared: &SharedSettings) -> bool {
 }
 
 #[inline(always)]
-fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -> Reason {
+fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
+    let shared = settings.shared;
     let Some(ip) = header::<Ipv6Hdr>(ctx, OFFSET) else {
         return decide_too_short(shared.flags & SharedSettings::TRACK6);
     };
@@ -381,11 +421,24 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, shared: &SharedSettings) -
     if high & 0xffc0 == 0xfe80 {
         return Reason::PassLinkLocal;
     }
+    let is_tracked = shared.flags & SharedSettings::TRACK6 != 0;
+    let has_offload = settings.has_offload::<OFFSET>();
+    let is_wide = shared.flags & SharedSettings::WIDE6 != 0;
+    let mut flow = None;
+    if is_tracked || (has_offload && !is_wide) {
+        flow = flow_ipv6::<OFFSET>(ctx, ip).and_then(Flow::new);
+    }
+    if has_offload {
+        let of = if is_wide { Flow::new(wide_ipv6(ip)) } else { flow };
+        if let Some(reason) = of.and_then(|flow| offload::ipv6(ctx, settings, ip, &flow, is_wide)) {
+            return reason;
+        }
+    }
     let is_local = is_local_ipv6(ip, shared);
-    if shared.flags & SharedSettings::TRACK6 != 0 {
-        return match flow_ipv6::<OFFSET>(ctx, ip) {
+    if is_tracked {
+        return match flow {
             // Also to the router's own address, which NAT may translate.
-            Some(key) if is_known(&key) => Reason::SteerIpv6,
+            Some(flow) if is_known(flow.hash) => Reason::SteerIpv6,
             _ if is_local => decide_local(ip.next_header_hop_limit[0], shared),
             None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
@@ -433,8 +486,7 @@ fn flow_ipv4<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv4Hdr) -> Option<Flow
     let protocol = ip.ttl_protocol[1];
     let octets = u16::from_be(ip.total_length).checked_sub(size_of::<Ipv4Hdr>() as u16)?;
     let ports = ports(ctx, OFFSET + size_of::<Ipv4Hdr>(), protocol, octets)?;
-    let words = |address: Ipv4Words| [quad([address[0], address[1], 0, 0]), 0];
-    Some(flow_words(words(ip.source), words(ip.destination), ports, protocol, 4))
+    Some(words_ipv4(ip, ports, protocol))
 }
 
 /// The flow of a packet whose IPv6 header is at `OFFSET`; `None` as for [`flow_ipv4`].
@@ -443,12 +495,52 @@ fn flow_ipv6<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv6Hdr) -> Option<Flow
     let protocol = ip.next_header_hop_limit[0];
     let octets = u16::from_be(ip.payload_length);
     let ports = ports(ctx, OFFSET + size_of::<Ipv6Hdr>(), protocol, octets)?;
+    Some(words_ipv6(ip, ports, protocol))
+}
+
+/// The key of an offloaded flow while keys have addresses only ([`SharedSettings::WIDE4`]).
+#[inline(always)]
+fn wide_ipv4(ip: &Ipv4Hdr) -> FlowWords {
+    words_ipv4(ip, Ports { source: 0, destination: 0 }, 0)
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn wide_ipv6(ip: &Ipv6Hdr) -> FlowWords {
+    words_ipv6(ip, Ports { source: 0, destination: 0 }, 0)
+}
+
+#[inline(always)]
+fn words_ipv4(ip: &Ipv4Hdr, ports: Ports, protocol: u8) -> FlowWords {
+    let words = |address: Ipv4Words| [quad([address[0], address[1], 0, 0]), 0];
+    flow_words(words(ip.source), words(ip.destination), ports, protocol, 4)
+}
+
+#[inline(always)]
+fn words_ipv6(ip: &Ipv6Hdr, ports: Ports, protocol: u8) -> FlowWords {
     let words = |a: &Ipv6Words| [quad([a[0], a[1], a[2], a[3]]), quad([a[4], a[5], a[6], a[7]])];
-    Some(flow_words(words(&ip.source), words(&ip.destination), ports, protocol, 6))
+    flow_words(words(&ip.source), words(&ip.destination), ports, protocol, 6)
 }
 
 /// A [`xdp_prog::FlowKey`] in 64-bit words.
 type FlowWords = [u64; FLOW_WORDS];
+
+/// A key and its hash, which is that of all tables of flows.
+#[derive(Clone, Copy)]
+pub struct Flow {
+    pub words: FlowWords,
+    pub hash: u64,
+}
+
+impl Flow {
+    #[inline(always)]
+    fn new(words: FlowWords) -> Option<Flow> {
+        let hash = FR_FLOWS.get_ptr(0)?;
+        // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+        let hash = unsafe { &*hash.cast::<FlowHash>() }.hash(&words);
+        Some(Flow { words, hash })
+    }
+}
 
 #[inline(always)]
 fn flow_words(
@@ -465,7 +557,7 @@ fn flow_words(
 
 /// Four 16-bit words in memory order as one: `bpfel` is little-endian.
 #[inline(always)]
-fn quad(words: [u16; 4]) -> u64 {
+pub fn quad(words: [u16; 4]) -> u64 {
     let [a, b, c, d] = words.map(u64::from);
     a | b << 16 | c << 32 | d << 48
 }
@@ -489,15 +581,15 @@ fn ports(ctx: &XdpContext, offset: usize, protocol: u8, octets: u16) -> Option<P
     None
 }
 
-/// Whether packets of the flow are steered. While an entry is added or removed the result may be
+/// Whether packets of the flow with this hash are steered. While an entry is added or removed the result may be
 /// that of before or after.
 #[inline(always)]
-fn is_known(key: &FlowWords) -> bool {
+fn is_known(of_key: u64) -> bool {
     let Some(hash) = FR_FLOWS.get_ptr(0) else {
         return false;
     };
     // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
-    let place = unsafe { &*hash.cast::<FlowHash>() }.place(key);
+    let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(of_key);
     has_mark(place.buckets[0], place.mark) || has_mark(place.buckets[1], place.mark)
 }
 
@@ -520,7 +612,7 @@ fn has_mark(bucket: u32, mark: u32) -> bool {
 
 /// The header of type `T` at `offset` octets into the frame, if the frame is long enough.
 #[inline(always)]
-fn header<T>(ctx: &XdpContext, offset: usize) -> Option<&T> {
+pub fn header<T>(ctx: &XdpContext, offset: usize) -> Option<&T> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() {
         return None;

@@ -12,7 +12,7 @@ use crate::fib::{
     FamilyFib, FibError, FibInfo, Lpm, Prefix, PrefixMatch, RouteType, Rule, RuleAction,
 };
 use crate::neigh::{NeighTable, Neighbour};
-use crate::tables::{Links, Tables};
+use crate::tables::{Epochs, Links, Tables};
 
 /// Priorities of the kernel's own rules, and the tables they look up.
 const DEFAULT_RULES: [(u32, u32); 3] =
@@ -41,6 +41,7 @@ impl StaticNetwork {
             fib6: self.family(Family::V6, v6)?,
             neigh: Arc::new(NeighTable::new(neighbours)),
             sysctl: Arc::new(self.sysctl.clone()),
+            epochs: Arc::new(Epochs::none()),
         })
     }
 

@@ -31,6 +31,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use self::carry::Candidate;
 use self::reading::Reading;
 use super::flow_entry::{IPPROTO_TCP, Locals, flow_key, may_be_carried};
+use super::offload::Offloads;
 use crate::control::conntrack::{self, Change, Entry, Event, Events, Received, Sysctls, Tuple};
 use crate::control::netlink::query::NlSock;
 use crate::control::process::privilege;
@@ -89,7 +90,11 @@ impl FlowFollower {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(super) fn start(gate: FlowGate, locals: Locals) -> io::Result<FlowFollower> {
+    pub(super) fn start(
+        gate: FlowGate,
+        locals: Locals,
+        offloads: Option<Arc<Offloads>>,
+    ) -> io::Result<FlowFollower> {
         let seed = RandomState::new().hash_one("carried flows");
         let (table, writer) = FlowTable::new(gate.flows_max(), seed);
         let shared = Arc::new(Shared::default());
@@ -97,7 +102,7 @@ impl FlowFollower {
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
             privilege::confine_flow_follower();
-            follow(&own, writer, &gate);
+            follow(&own, writer, &gate, offloads.as_deref());
         })?;
         Ok(FlowFollower { shared, table, thread: Some(thread) })
     }
@@ -147,17 +152,21 @@ impl FlowFollower {
 }
 
 /// Runs until it is stopped; after an error, from the start.
-fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate) {
+fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Option<&Offloads>) {
     let mut said = None;
     while !shared.stopping.load(Relaxed) {
         if !shared.is_tracked.load(Relaxed) {
             thread::sleep(WAIT);
             continue;
         }
-        let result = Follower::open(shared, &mut writer, gate).and_then(|mut it| it.run());
+        let result =
+            Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run());
         writer.table().set_valid(0);
         writer.clear();
         gate.clear();
+        if let Some(offloads) = offloads {
+            offloads.forget_carried();
+        }
         shared.carried.store(0, Relaxed);
         let error = result.err().map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != said) {
@@ -204,6 +213,8 @@ struct Follower<'a> {
     shared: &'a Shared,
     writer: &'a mut FlowWriter,
     gate: &'a FlowGate,
+    /// The flows that the XDP program forwards by itself.
+    offloads: Option<&'a Offloads>,
     events: Events,
     requests: NlSock,
     sysctls: Sysctls,
@@ -252,6 +263,7 @@ impl<'a> Follower<'a> {
         shared: &'a Shared,
         writer: &'a mut FlowWriter,
         gate: &'a FlowGate,
+        offloads: Option<&'a Offloads>,
     ) -> io::Result<Follower<'a>> {
         let mut requests = NlSock::open(NETLINK_NETFILTER)?;
         if !conntrack::is_available(&mut requests)? {
@@ -266,6 +278,7 @@ impl<'a> Follower<'a> {
             shared,
             writer,
             gate,
+            offloads,
             events,
             requests,
             sysctls: Sysctls::read()?,
@@ -378,7 +391,7 @@ impl<'a> Follower<'a> {
                     // What is read of it may be older.
                     reading.saw(number);
                 }
-                self.writer.set(number, entry.status, entry.mark);
+                self.set(number, entry.status, entry.mark);
                 if let Some(timeout_s) = entry.timeout_s {
                     let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
                     self.writer.set_expires_ns(number, expires_ns);
@@ -413,7 +426,24 @@ impl<'a> Follower<'a> {
         self.without_events -= usize::from(!carried.has_events);
         let Some(desc) = self.writer.get(number) else { return };
         self.writer.remove(&desc.keys[0]);
+        self.forget_offloaded(&desc.keys);
         self.gate.remove(&desc.keys.map(gate_key));
+    }
+
+    /// Changes status and mark of a flow.
+    fn set(&mut self, number: u32, status: u32, mark: u32) {
+        let Some(desc) = self.writer.get(number) else { return };
+        if (desc.status, desc.mark) != (status, mark) {
+            self.writer.set(number, status, mark);
+            self.forget_offloaded(&desc.keys);
+        }
+    }
+
+    /// Packets of a flow that has changed are the workers' again.
+    fn forget_offloaded(&self, keys: &[FlowKey; 2]) {
+        if let Some(offloads) = self.offloads {
+            offloads.forget(&keys.map(gate_key));
+        }
     }
 
     /// Leaves flows to the kernel that workers have closed, also in the XDP program, and shortens the time-outs of

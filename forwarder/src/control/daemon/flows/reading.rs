@@ -158,7 +158,7 @@ impl Follower<'_> {
         entries.retain(|entry| match self.writer.number(&flow_key(&entry.original)) {
             Some(number) if is_of(&self.carried, self.writer, number, entry) => {
                 if !reading.has_seen(number) {
-                    self.writer.set(number, entry.status, entry.mark);
+                    self.set(number, entry.status, entry.mark);
                     reading.saw(number);
                 }
                 false

@@ -68,6 +68,24 @@ impl ActivePort {
         Ok(self.program.set_steer(ipv4, ipv6)?)
     }
 
+    /// See [`PortProgram::set_offload`].
+    pub(in crate::control::daemon) fn set_offload(
+        &mut self,
+        number: Option<u16>,
+        partial_csum: bool,
+    ) -> Result<()> {
+        Ok(self.program.set_offload(number, partial_csum)?)
+    }
+
+    /// Where the program runs.
+    pub(in crate::control::daemon) fn xdp_mode(&self) -> XdpMode {
+        self.program.mode()
+    }
+
+    pub(in crate::control::daemon) fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
     /// Lets the program steer frames of the VLANs that are followed, and frames with VID 0, which belong to
     /// the port itself. VLANs that cannot be set in the program stay with the kernel. `port`: the port's
     /// number.

@@ -96,8 +96,8 @@ pub struct FamilyCompiler<A> {
     undecided: bool,
     /// See [`FamilyFib::changes`].
     changes: Arc<AtomicU64>,
-    /// A tree has changed since `changes` was incremented.
-    has_changed: bool,
+    /// Prefixes of which a tree has changed since they were taken.
+    changed: Vec<Net<A>>,
 }
 
 /// The result of [`FamilyCompiler::prepare`].
@@ -107,6 +107,8 @@ pub struct Prepared {
     pub publish: bool,
     /// Every prefix has to be synchronised again.
     pub all: bool,
+    /// Infos of routes that exist have changed.
+    pub changed: bool,
 }
 
 impl<A: RibAddr> FamilyCompiler<A> {
@@ -134,7 +136,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             irregular_changed: false,
             undecided: false,
             changes: Arc::default(),
-            has_changed: false,
+            changed: Vec::new(),
         }
     }
 
@@ -157,7 +159,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             self.infos.resize_with(bodies.capacity(), not_ready);
             self.usable.resize(bodies.capacity(), false);
         }
-        let mut prepared = Prepared { publish: !created.is_empty(), all: false };
+        let mut prepared = Prepared { publish: !created.is_empty(), ..Prepared::default() };
         for id in created {
             if let Some(body) = bodies.get(id) {
                 let (info, usable) = fib_info(state, self.family, body, devs);
@@ -173,7 +175,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
                     // Rules suppress routes that forward, but not those that reject packets.
                     prepared.all |= self.infos[at].kind != info.kind;
                     self.infos[at] = Arc::new(info);
-                    prepared.publish = true;
+                    (prepared.publish, prepared.changed) = (true, true);
                     // The choice among routes of equal metric may depend on which next hops of each
                     // are alive.
                     prepared.all |= A::V6;
@@ -309,12 +311,17 @@ impl<A: RibAddr> FamilyCompiler<A> {
                 }
             }
         }
-        if std::mem::take(&mut self.has_changed) {
+        if !self.changed.is_empty() {
             self.changes.fetch_add(1, Ordering::Release);
         }
         // `take_regrown` must be called on every tree, so this does not use `any`.
         let regrown = self.trees.iter_mut().filter_map(|tree| tree.writer.take_regrown()).count();
         std::mem::take(&mut self.irregular_changed) | (regrown != 0)
+    }
+
+    /// Prefixes whose routes have changed in place, since the last call.
+    pub fn take_changed(&mut self) -> Vec<Net<A>> {
+        std::mem::take(&mut self.changed)
     }
 
     /// Synchronises one prefix of one tree with the RIB.
@@ -348,7 +355,7 @@ impl<A: RibAddr> FamilyCompiler<A> {
             _ if leaf == 0 => writer.remove(prefix),
             _ => writer.insert(prefix, leaf),
         };
-        self.has_changed = true;
+        self.changed.push(net);
         if let Err(error) = result {
             self.broken = Some(error);
         }

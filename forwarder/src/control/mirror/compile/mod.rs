@@ -20,7 +20,7 @@ use super::state::{Family, RouterState};
 use crate::fib::Qsbr;
 use crate::fib::qsbr::Token;
 use crate::neigh::NeighTable;
-use crate::tables::{Links, Published, Tables};
+use crate::tables::{Epochs, Links, Published, Tables};
 
 /// How long a tree update waits for workers to notice new infos. They do so within one burst, some
 /// microseconds. A sleeping worker is not waited for, because it checks when it wakes up. Only a
@@ -80,6 +80,10 @@ pub struct Compiler {
     oldest: Option<(Token, Instant, u32)>,
     /// Neighbours that workers used, collected from replaced tables.
     used: HashSet<(u32, IpAddr)>,
+    /// Something changed that any offloaded flow may depend on.
+    changed_all: bool,
+    /// Neighbours changed.
+    changed_neighs: bool,
 }
 
 impl Compiler {
@@ -101,6 +105,8 @@ impl Compiler {
             late: Vec::new(),
             oldest: None,
             used: HashSet::new(),
+            changed_all: false,
+            changed_neighs: false,
         }
     }
 
@@ -149,8 +155,9 @@ impl Compiler {
         let prepared4 = self.fib4.prepare(state, &mut rib4, &self.devs, stale);
         let prepared6 = self.fib6.prepare(state, &mut rib6, &self.devs, stale);
         publish |= prepared4.publish | prepared6.publish;
-        publish |= self.fib4.arrange(state, &rib4, &dirty4, stale);
-        publish |= self.fib6.arrange(state, &rib6, &dirty6, stale);
+        let mut rearranged = self.fib4.arrange(state, &rib4, &dirty4, stale);
+        rearranged |= self.fib6.arrange(state, &rib6, &dirty6, stale);
+        publish |= rearranged;
         if publish {
             self.publish();
             self.wait_for_workers();
@@ -158,12 +165,35 @@ impl Compiler {
         let regrown4 = self.fib4.apply(&rib4, &dirty4, prepared4.all);
         let regrown6 = self.fib6.apply(&rib6, &dirty6, prepared6.all);
         let broken = self.broken().is_some();
+        self.changed_all |= rearranged || prepared4.changed || prepared6.changed || broken;
         let replaced = self.fib4.reclaim(&mut rib4) | self.fib6.reclaim(&mut rib6);
         if regrown4 || regrown6 || replaced || broken {
             self.publish();
         }
         state.routes4 = rib4;
         state.routes6 = rib6;
+        self.void_offloaded();
+    }
+
+    /// Voids the offloaded flows that depend on what has changed. Workers see the change already.
+    fn void_offloaded(&mut self) {
+        let epochs = &self.current.epochs;
+        let (changed4, changed6) = (self.fib4.take_changed(), self.fib6.take_changed());
+        if std::mem::take(&mut self.changed_all) {
+            epochs.void_all();
+        } else {
+            changed4.into_iter().for_each(|net| epochs.void4(net.0.into(), net.1));
+            changed6.into_iter().for_each(|net| epochs.void6(net.0.into(), net.1));
+        }
+        if std::mem::take(&mut self.changed_neighs) {
+            epochs.note_neigh_change();
+        }
+    }
+
+    /// Sets the epochs that changes increment from now on, and gives them to the workers.
+    pub fn set_epochs(&mut self, epochs: Arc<Epochs>) {
+        self.current.epochs = epochs;
+        self.publish();
     }
 
     /// Frees what no worker holds any more.
@@ -220,16 +250,19 @@ impl Compiler {
             if !self.current.links.iter().eq(links.iter()) {
                 self.current.links = Arc::new(Links::new(links));
                 publish = true;
+                self.changed_all = true;
             }
         }
         if touched.neighs {
             self.collect_used();
             self.current.neigh = Arc::new(NeighTable::new(links::neighbours(state)));
             publish = true;
+            self.changed_neighs = true;
         }
         if touched.sysctls && *self.current.sysctl != state.sysctls {
             self.current.sysctl = Arc::new(state.sysctls.clone());
             publish = true;
+            self.changed_all = true;
         }
         publish
     }

@@ -1,0 +1,613 @@
+//! Flow offload: flows that workers offer are entered into the table by which the XDP program forwards packets itself.
+//!
+//! The thread `fr-offload` takes offers, adds what the program has forwarded to the counters of ports, rules and
+//! connections, and removes entries that are idle or no longer hold. The program does not use an entry that no longer
+//! holds from the moment on at which its epochs say so; the thread only makes its place free.
+
+mod thread;
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use xdp_prog::offload::{FlowEntry, Rewrite};
+
+pub(super) use self::thread::Offloader;
+use super::report::named;
+use crate::control::api::OffloadReport;
+use crate::control::netdev::nic;
+use crate::control::steering::{Action, EntryView, FlowWords, Hop, OffloadTable, OffloadedEntries};
+use crate::neigh::NeighTable;
+use crate::netfilter::conntrack::{FlowKey, FlowTable, SeqsElsewhere};
+use crate::netfilter::nft::Nft;
+use crate::pipeline::{Offer, OfferedFlow, OffloadPorts};
+use crate::stats::{Mib, WorkerStats};
+use crate::tables::{Epochs, Published, Tables};
+use crate::worker::clock::monotonic_ns;
+
+/// Offers that wait. More are lost, and made again.
+const OFFERS: usize = 4096;
+/// Offers that are taken at a time, so that other threads get the table meanwhile.
+const BATCH: usize = 128;
+/// Longest wait for an offer.
+const WAIT: Duration = Duration::from_millis(20);
+/// How often each entry is looked at.
+const SWEEP_NS: u64 = 200_000_000;
+/// Entries that are looked at before other threads may have the table.
+const SCAN: u32 = 4096;
+/// How long an entry is kept without packets.
+const IDLE_NS: u64 = 30_000_000_000;
+/// How often it is checked which ports take redirected frames.
+const FEATURES_NS: u64 = 100_000_000;
+/// How long the control thread waits for the table.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// A port as far as offload is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OffloadPort {
+    pub(super) number: u16,
+    pub(super) ifname: String,
+    pub(super) ifindex: u32,
+    /// Flows that arrive on it may be offloaded.
+    pub(super) is_input: bool,
+    /// Its program runs in the driver, so that frames can be redirected to it.
+    pub(super) is_native: bool,
+}
+
+/// An entry of the table.
+#[derive(Debug)]
+struct Installed {
+    in_port: u16,
+    out_port: u16,
+    is_ipv4: bool,
+    /// ifindex of the outgoing interface, and the neighbour that packets are sent to.
+    nexthop: (u32, IpAddr),
+    /// [`FlowEntry::count`] as it was last added to counters.
+    count: u64,
+    packets: u64,
+    octets: u64,
+    since_ns: u64,
+    active_ns: u64,
+    carried: Option<Box<Carried>>,
+}
+
+/// What an entry of a tracked connection is.
+#[derive(Debug)]
+struct Carried {
+    flow: OfferedFlow,
+    /// Has the flow's counters.
+    nft: Option<Arc<Nft>>,
+}
+
+/// An offloaded flow, for clients.
+#[derive(Debug, Clone)]
+pub(super) struct OffloadedFlow {
+    pub(super) view: EntryView,
+    pub(super) packets: u64,
+    pub(super) octets: u64,
+    pub(super) age: Duration,
+    pub(super) idle: Duration,
+    pub(super) target: Option<FlowKey>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: OffloadTable,
+    /// By number of the entry.
+    installed: Vec<Option<Installed>>,
+    /// Neighbours that packets were sent to since they were last marked as used.
+    used: HashSet<(u32, IpAddr)>,
+}
+
+/// How many flows there are and were.
+#[derive(Debug, Default)]
+pub(super) struct OffloadCounts {
+    /// Entered since the start.
+    pub(super) installed: AtomicU64,
+    /// Not entered: something has changed since the offer.
+    pub(super) outdated: AtomicU64,
+    /// Not entered for want of room.
+    pub(super) full: AtomicU64,
+    /// Removed because what they depended on has changed.
+    pub(super) voided: AtomicU64,
+    /// Removed because they were idle.
+    pub(super) aged: AtomicU64,
+}
+
+/// The offloaded flows: shared by the thread, the control thread, the thread that follows connections, and clients.
+#[derive(Debug)]
+pub(super) struct Offloads {
+    inner: Mutex<Inner>,
+    tables: Arc<Published<Tables>>,
+    epochs: Arc<Epochs>,
+    /// Which ports take part.
+    bits: Arc<OffloadPorts>,
+    ports: ArcSwap<Vec<OffloadPort>>,
+    /// What the program has forwarded, as a worker would count it.
+    stats: WorkerStats,
+    /// The number of workers: the number of this one.
+    workers: usize,
+    /// The flows of tracked connections.
+    flows: ArcSwapOption<FlowTable>,
+    /// Captures and traces, which want all packets to pass the workers.
+    paused: AtomicUsize,
+    /// Number of flows.
+    len: AtomicUsize,
+    capacity: usize,
+    /// The ports have changed since the kernel was asked what they can do.
+    has_new_ports: AtomicBool,
+    /// Ports whose numbers belong to other interfaces now.
+    renamed: (Sender<u16>, Receiver<u16>),
+    pub(super) counts: OffloadCounts,
+}
+
+/// While there is one, no flow is offloaded.
+#[derive(Debug)]
+pub(super) struct Paused(Arc<Offloads>);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.paused.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Offloads {
+    pub(super) fn new(
+        table: OffloadTable,
+        tables: Arc<Published<Tables>>,
+        ports: usize,
+        workers: usize,
+    ) -> Offloads {
+        let capacity = table.capacity();
+        let installed = (0..capacity).map(|_| None).collect();
+        Offloads {
+            len: AtomicUsize::new(0),
+            capacity,
+            has_new_ports: AtomicBool::new(false),
+            renamed: bounded(ports.max(1)),
+            inner: Mutex::new(Inner { table, installed, used: HashSet::new() }),
+            epochs: Arc::clone(&tables.load().epochs),
+            tables,
+            bits: Arc::new(OffloadPorts::new(ports)),
+            ports: ArcSwap::default(),
+            stats: WorkerStats::new(ports),
+            workers,
+            flows: ArcSwapOption::empty(),
+            paused: AtomicUsize::new(0),
+            counts: OffloadCounts::default(),
+        }
+    }
+
+    /// The table. A thread that panicked has left nothing that others could not use. Not for the control thread, which
+    /// must not wait for others.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which ports take part, for the workers.
+    pub(super) fn ports(&self) -> &Arc<OffloadPorts> {
+        &self.bits
+    }
+
+    /// What the program has forwarded, as a worker would count it.
+    pub(super) fn stats(&self) -> &WorkerStats {
+        &self.stats
+    }
+
+    /// Counts what the program has forwarded until now.
+    pub(super) fn count_all(&self) {
+        let capacity = self.capacity() as u32;
+        for from in (0..capacity).step_by(SCAN as usize) {
+            self.sweep(from, from + SCAN);
+        }
+    }
+
+    /// Answers `stat`.
+    pub(super) fn report(&self) -> OffloadReport {
+        self.count_all();
+        let (stats, counts) = (&self.stats, &self.counts);
+        let account = stats.account(0, 0);
+        let flows = [
+            ("flows", self.len() as u64),
+            ("flows_max", self.capacity() as u64),
+            ("installed", counts.installed.load(Relaxed)),
+            ("outdated", counts.outdated.load(Relaxed)),
+            ("table_full", counts.full.load(Relaxed)),
+            ("voided", counts.voided.load(Relaxed)),
+            ("aged", counts.aged.load(Relaxed)),
+        ];
+        OffloadReport {
+            mib: named(Mib::ALL.iter().map(|mib| (mib.name(), stats.mib[*mib as usize].get()))),
+            packets: named([("received", account.received), ("sent", account.sent)]),
+            flows: named(flows),
+        }
+    }
+
+    /// Packets that the program has forwarded.
+    pub(super) fn received(&self) -> u64 {
+        self.count_all();
+        self.stats.account(0, 0).received
+    }
+
+    /// Ports to which no flow can be offloaded, and why, for `status`.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let ports = self.ports.load();
+        let refusing = ports
+            .iter()
+            .filter(|port| port.is_native && !self.bits.has(port.number, OffloadPorts::TX));
+        refusing
+            .map(|port| {
+                format!(
+                    "{}: its driver does not take redirected frames: flows that leave there are not \
+                     offloaded; of a veth, switch on GRO at the other end (ethtool -K PEER gro on)",
+                    port.ifname
+                )
+            })
+            .collect()
+    }
+
+    /// Number of flows.
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Relaxed)
+    }
+
+    /// Maximum number of flows.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// The flows of tracked connections from now on.
+    pub(super) fn set_flows(&self, flows: Arc<FlowTable>) {
+        flows.set_elsewhere(Box::new(Seqs(Arc::clone(self.lock().table.entries()))));
+        self.flows.store(Some(flows));
+    }
+
+    /// The name of a port.
+    pub(super) fn port_name(&self, number: u16) -> String {
+        let ports = self.ports.load();
+        let port = ports.iter().find(|port| port.number == number);
+        port.map_or_else(|| format!("#{number}"), |port| port.ifname.clone())
+    }
+
+    /// The ports from now on.
+    pub(super) fn set_ports(&self, ports: Vec<OffloadPort>) {
+        if **self.ports.load() == ports {
+            return;
+        }
+        for number in 0..self.stats.ports.len() as u16 {
+            if !ports.iter().any(|port| port.number == number) {
+                self.bits.set(number, 0);
+            }
+        }
+        self.ports.store(Arc::new(ports));
+        // The thread asks the kernel, which may take long.
+        self.has_new_ports.store(true, Release);
+    }
+
+    /// No flow is offloaded while the result is kept.
+    pub(super) fn pause(self: &Arc<Offloads>) -> Paused {
+        self.paused.fetch_add(1, Relaxed);
+        // Waits for what is being entered.
+        drop(self.lock());
+        self.epochs.void_all();
+        Paused(Arc::clone(self))
+    }
+
+    /// The control thread has new neighbours: next hops that have another address now are void. Returns whether that is
+    /// done; if others have the table for too long, everything is void meanwhile.
+    pub(super) fn follow_neighbours(&self, tables: &Tables) -> bool {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.inner.try_lock() {
+                Ok(mut inner) => {
+                    inner.table.void_hops(|hop| holds(hop, &tables.neigh));
+                    return true;
+                }
+                Err(TryLockError::Poisoned(_)) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => break,
+                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
+            }
+        }
+        self.epochs.void_all();
+        false
+    }
+
+    /// Packets with these keys are not forwarded by the program from now on: what was decided for them may change.
+    pub(super) fn forget(&self, keys: &[FlowWords]) {
+        let now_ns = monotonic_ns();
+        let mut inner = self.lock();
+        if inner.table.is_empty() {
+            return;
+        }
+        for key in keys {
+            let found: Vec<u32> = inner.table.entries().find(key).collect();
+            for number in found {
+                self.remove(&mut inner, number, now_ns);
+            }
+        }
+    }
+
+    /// A port's number belongs to another interface from now on: counters restart at 0, soon.
+    pub(super) fn forget_port(&self, port: u16) {
+        // There is room for each port.
+        let _ = self.renamed.0.try_send(port);
+    }
+
+    /// Restarts the counters of a port.
+    fn restart_counters(&self, port: u16) {
+        let now_ns = monotonic_ns();
+        let mut inner = self.lock();
+        let numbers: Vec<u32> = inner.table.numbers(0, u32::MAX).collect();
+        for number in numbers {
+            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            if [it.in_port, it.out_port].contains(&port) {
+                self.remove(&mut inner, number, now_ns);
+                // Nothing arrives on it, or leaves by it, any more.
+                if let Some(place) = inner.installed.get_mut(number as usize) {
+                    *place = None;
+                }
+            }
+        }
+        // With the lock, nobody else counts.
+        self.stats.forget_port(port, self.stats.ports.len() as u16);
+    }
+
+    /// The same of all flows of tracked connections.
+    pub(super) fn forget_carried(&self) {
+        self.epochs.void_all();
+    }
+
+    /// The offloaded flows from a number on, at most `max`, and the number to continue at.
+    pub(super) fn list(&self, from: u32, max: usize) -> (Vec<OffloadedFlow>, Option<u32>) {
+        let now_ns = monotonic_ns();
+        let mut inner = self.lock();
+        let mut listed = Vec::new();
+        let numbers: Vec<u32> = inner.table.numbers(from, u32::MAX).take(max).collect();
+        let next = (numbers.len() == max).then(|| numbers.last().map(|last| last + 1)).flatten();
+        for number in numbers {
+            self.count(&mut inner, number, now_ns);
+            let Some(view) = inner.table.read(number) else { continue };
+            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            let since = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns));
+            listed.push(OffloadedFlow {
+                view,
+                packets: it.packets,
+                octets: it.octets,
+                age: since(it.since_ns),
+                idle: since(it.active_ns),
+                target: it.carried.as_ref().and_then(|carried| carried.flow.target),
+            });
+        }
+        (listed, next)
+    }
+
+    /// Enters an offered flow.
+    fn enter(&self, inner: &mut Inner, offer: Offer, nft: Option<&Arc<Nft>>) {
+        let now_ns = monotonic_ns();
+        let is_outdated = self.paused.load(Relaxed) != 0
+            || offer.neigh_changes != self.epochs.neigh_changes()
+            || !self.bits.has(offer.in_port, OffloadPorts::RX)
+            || !self.bits.has(offer.out_port, OffloadPorts::TX)
+            || !self.is_current(offer.carried.as_ref(), nft);
+        if is_outdated {
+            self.counts.outdated.fetch_add(1, Relaxed);
+            return;
+        }
+        let Offer { key, in_port, out_port: port, mtu, macs, nexthop, basis, .. } = offer;
+        // One that no longer holds, or that a worker does not know of.
+        let found: Vec<u32> = inner.table.entries().find(&key).collect();
+        for number in found {
+            self.remove(inner, number, now_ns);
+        }
+        let target = offer.carried.as_ref().and_then(|carried| carried.target);
+        let rewrite = target.map(|target| Rewrite::new(&words_key(&key), &xdp_key(&target)));
+        let action = Action { basis, mtu, rewrite };
+        let entered = inner.table.insert(&key, in_port, &Hop { port, macs, nexthop }, &action);
+        let Ok(number) = entered else {
+            self.counts.full.fetch_add(1, Relaxed);
+            return;
+        };
+        let carried = offer.carried.map(|flow| Box::new(Carried { flow, nft: nft.cloned() }));
+        if let Some(place) = inner.installed.get_mut(number as usize) {
+            *place = Some(Installed {
+                in_port,
+                out_port: port,
+                is_ipv4: is_ipv4(&key),
+                nexthop,
+                count: 0,
+                packets: 0,
+                octets: 0,
+                since_ns: now_ns,
+                active_ns: now_ns,
+                carried,
+            });
+        }
+        self.len.store(inner.table.len(), Relaxed);
+        self.counts.installed.fetch_add(1, Relaxed);
+    }
+
+    /// Whether an offer's connection, if it is of one, is as it was.
+    fn is_current(&self, carried: Option<&OfferedFlow>, nft: Option<&Arc<Nft>>) -> bool {
+        let Some(carried) = carried else { return true };
+        let has_rules = nft.is_some_and(|nft| nft.id() == carried.nft_id);
+        has_rules && self.flows.load().as_ref().is_some_and(|it| it.is_current(carried.flow))
+    }
+
+    /// Adds what an entry has forwarded since the last time to the counters. Returns whether that is anything.
+    fn count(&self, inner: &mut Inner, number: u32, now_ns: u64) -> bool {
+        let Some((count, seqs)) = inner.table.counted(number) else { return false };
+        let Some(Some(it)) = inner.installed.get_mut(number as usize) else { return false };
+        let more = count.wrapping_sub(it.count);
+        if more == 0 {
+            return false;
+        }
+        it.count = count;
+        let packets = more >> (u64::BITS - FlowEntry::PACKETS_BITS);
+        let octets = more & (FlowEntry::ONE_PACKET - 1);
+        it.packets += packets;
+        it.octets += octets;
+        it.active_ns = now_ns;
+        inner.used.insert(it.nexthop);
+        let frames = octets + packets * crate::wire::ethernet::HEADER_LEN as u64;
+        let stats = &self.stats;
+        if let Some(port) = stats.ports.get(usize::from(it.in_port)) {
+            port.rx_packets.add(packets);
+            port.rx_bytes.add(frames);
+        }
+        if let Some(port) = stats.ports.get(usize::from(it.out_port)) {
+            port.tx_packets.add(packets);
+            port.tx_bytes.add(frames);
+        }
+        let mibs = match it.is_ipv4 {
+            true => [Mib::IpInReceives, Mib::IpForwDatagrams],
+            false => [Mib::Ip6InReceives, Mib::Ip6OutForwDatagrams],
+        };
+        mibs.into_iter().for_each(|mib| stats.mib[mib as usize].add(packets));
+        if let Some(carried) = &it.carried {
+            if let Some(nft) = &carried.nft {
+                nft.count_many(&carried.flow.counters, packets, octets, self.workers);
+            }
+            if let Some(flows) = self.flows.load().as_ref() {
+                let seqs = (seqs != 0).then_some((seqs as u32, (seqs >> 32) as u32));
+                flows.carried_elsewhere(carried.flow.flow, (packets, octets), seqs, now_ns);
+            }
+        }
+        true
+    }
+
+    /// Removes an entry. Programs may still count in it, until it has rested.
+    fn remove(&self, inner: &mut Inner, number: u32, now_ns: u64) {
+        self.count(inner, number, now_ns);
+        inner.table.remove(number, now_ns);
+        self.len.store(inner.table.len(), Relaxed);
+    }
+
+    /// Counts for the last time what entries have forwarded that have rested.
+    fn reap(&self, inner: &mut Inner, now_ns: u64) {
+        while let Some(number) = inner.table.rested(now_ns) {
+            self.count(inner, number, now_ns);
+            if let Some(place) = inner.installed.get_mut(number as usize) {
+                *place = None;
+            }
+        }
+    }
+
+    /// Counts, and removes what is idle or void, of the entries in a range.
+    fn sweep(&self, from: u32, end: u32) {
+        let now_ns = monotonic_ns();
+        let mut inner = self.lock();
+        let numbers: Vec<u32> = inner.table.numbers(from, end).collect();
+        for number in numbers {
+            self.count(&mut inner, number, now_ns);
+            let Some(view) = inner.table.read(number) else { continue };
+            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            let is_void = !view.has_hop || !self.holds(&view);
+            if !is_void && now_ns.saturating_sub(it.active_ns) < IDLE_NS {
+                continue;
+            }
+            let counts = &self.counts;
+            let counter = if is_void { &counts.voided } else { &counts.aged };
+            counter.fetch_add(1, Relaxed);
+            self.remove(&mut inner, number, now_ns);
+        }
+    }
+
+    /// Marks the neighbours that packets were sent to as used: the kernel checks then whether they are still there.
+    fn mark_neighbours(&self) {
+        let used = std::mem::take(&mut self.lock().used);
+        let tables = self.tables.load();
+        for (oif, address) in used {
+            if let Some(neigh) = tables.neigh.lookup(oif, &address) {
+                neigh.mark_used();
+            }
+        }
+    }
+
+    /// Whether what an entry depends on is as it was, without its next hop.
+    fn holds(&self, view: &EntryView) -> bool {
+        let [from0, from1, to0, to1, _] = view.key;
+        let [to0, to1] = view.new_destination.unwrap_or([to0, to1]);
+        let changes = self.epochs.changes();
+        let sum = match is_ipv4(&view.key) {
+            true => {
+                let address = |word: u64| Ipv4Addr::from((word as u32).to_ne_bytes());
+                self.epochs.sum4(address(from0), address(to0), changes)
+            }
+            false => {
+                let address = |low: u64, high: u64| {
+                    Ipv6Addr::from((u128::from(low) | u128::from(high) << 64).to_ne_bytes())
+                };
+                self.epochs.sum6(address(from0, from1), address(to0, to1), changes)
+            }
+        };
+        // While something changes it is looked at again later.
+        sum.is_none_or(|sum| sum == view.basis)
+    }
+
+    /// Asks the kernel which ports take redirected frames: a veth does only while its peer has NAPI (GRO or an XDP
+    /// program), and drops them silently otherwise.
+    fn follow_features(&self) {
+        let ports = self.ports.load();
+        let mut has_lost = false;
+        for number in 0..self.stats.ports.len() as u16 {
+            let bits = match ports.iter().find(|port| port.number == number) {
+                None => 0,
+                Some(port) => {
+                    let features = nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
+                    let takes = port.is_native && features & nic::XDP_NDO_XMIT != 0;
+                    let bit = |has: bool, bit: u8| if has { bit } else { 0 };
+                    bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX)
+                }
+            };
+            has_lost |= self.bits.set(number, bits) & !bits != 0;
+        }
+        if has_lost {
+            self.lock().table.void_hops(|hop| self.bits.has(hop.port, OffloadPorts::TX));
+            self.epochs.void_all();
+        }
+    }
+}
+
+/// Sequence numbers that the program has seen.
+#[derive(Debug)]
+struct Seqs(Arc<OffloadedEntries>);
+
+impl SeqsElsewhere for Seqs {
+    fn seqs(&self, key: &FlowKey) -> Option<(u32, u32)> {
+        self.0.seqs(key.words())
+    }
+}
+
+/// Whether frames to a next hop still have its addresses.
+fn holds(hop: &Hop, neigh: &NeighTable) -> bool {
+    let (oif, address) = &hop.nexthop;
+    neigh.lookup(*oif, address).is_some_and(|neigh| neigh.lladdr == Some(hop.macs[0]))
+}
+
+fn is_ipv4(key: &FlowWords) -> bool {
+    key.last().is_some_and(|last| (last >> 40) as u8 == 4)
+}
+
+/// A key as the XDP program has it.
+fn xdp_key(key: &FlowKey) -> xdp_prog::FlowKey {
+    words_key(key.words())
+}
+
+fn words_key(words: &FlowWords) -> xdp_prog::FlowKey {
+    let half = |word: usize, at: u32| (words[word] >> (16 * at)) as u16;
+    let address = |word: usize| std::array::from_fn(|n| half(word + n / 4, n as u32 % 4));
+    xdp_prog::FlowKey {
+        source: address(0),
+        destination: address(2),
+        source_port: half(4, 0),
+        destination_port: half(4, 1),
+        protocol: (words[4] >> 32) as u8,
+        family: (words[4] >> 40) as u8,
+        reserved: 0,
+    }
+}

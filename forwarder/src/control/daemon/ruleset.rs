@@ -1,0 +1,112 @@
+//! The nftables ruleset that the workers apply, and the connections that it needs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::Supervisor;
+use super::flow_entry::Locals;
+use super::flows::FlowFollower;
+use crate::control::firewall::ruleset::{Compiled, Followed};
+
+/// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
+/// has been read.
+const RULESET_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Supervisor {
+    /// Has the current nftables ruleset read if the workers do not apply it. Returns whether that is so.
+    pub(super) fn follow_ruleset(&mut self) -> Result<bool> {
+        let has_ruleset = self.firewall.has_ruleset() && !self.options.ignore_firewall;
+        let needs_none = self.firewall.has_no_ruleset() || self.options.ignore_firewall;
+        if needs_none && self.hooks.nft().is_some() {
+            self.hooks.set_nft(None);
+            self.void_offloaded();
+            self.steering_state.set_tracking([false; 2])?;
+            if let Some(flows) = &self.flows {
+                flows.set_ruleset(false, false, false);
+            }
+        }
+        let pending = has_ruleset && self.firewall.is_ruleset_pending();
+        if pending && !self.ruleset.request(self.firewall.nftables_notices()) {
+            bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
+        }
+        Ok(pending)
+    }
+
+    /// Takes a ruleset that was read: the workers apply it from their next burst on.
+    pub(super) fn take_ruleset(&mut self) -> Result<()> {
+        let Some(read) = self.ruleset.try_result() else { return Ok(()) };
+        self.firewall.set_followed(match &read {
+            Ok(compiled) => Followed::of(compiled),
+            Err(error) => Followed::failed(error),
+        });
+        if let Ok(compiled) = read {
+            // Until it is known that the workers can apply all of it; `steer` decides.
+            self.workers.set_hand_back(true);
+            self.apply_ruleset(compiled)?;
+        }
+        self.follow_firewall()?;
+        self.steer()
+    }
+
+    /// Whether the carried flows, if the ruleset tracks connections, are those of the kernel's table.
+    pub(super) fn are_flows_current(&self, now_ns: u64) -> bool {
+        let is_tracked = self.hooks.nft().is_some_and(|nft| nft.program().tracks_connections());
+        !is_tracked || self.flows.as_ref().is_none_or(|flows| flows.is_current(now_ns))
+    }
+
+    /// Has the workers run a ruleset from their next burst on.
+    pub(super) fn apply_ruleset(&mut self, compiled: Compiled) -> Result<()> {
+        let is_tracked = compiled.program.tracks_connections();
+        let families = compiled.program.tracked_families();
+        if is_tracked && self.flows.is_none() {
+            let gate = self.steering_state.flow_gate()?;
+            let offloads = self.offload.as_ref().map(|it| Arc::clone(it.offloads()));
+            let flows = FlowFollower::start(gate, self.locals(), offloads)
+                .context("cannot start the thread fr-ct")?;
+            self.hooks.set_flows(Arc::clone(flows.table()));
+            if let Some(offload) = &self.offload {
+                offload.offloads().set_flows(Arc::clone(flows.table()));
+            }
+            self.flows = Some(flows);
+        }
+        if let Some(flows) = &self.flows {
+            let old = self.hooks.nft().map(|nft| nft.ruleset());
+            let mut rulesets = old.into_iter().chain([&compiled.ruleset]);
+            let has_flowtables = rulesets.any(|ruleset| ruleset.flowtables().next().is_some());
+            flows.set_ruleset(is_tracked, compiled.sets_entries(), has_flowtables);
+        }
+        self.hooks.set_nft(Some((compiled.ruleset, compiled.program)));
+        self.void_offloaded();
+        self.steering_state.set_tracking(families)
+    }
+
+    /// The workers apply other rules from their next burst on: what was decided by the old ones no longer holds.
+    fn void_offloaded(&self) {
+        self.mirror.tables().epochs.void_all();
+    }
+
+    /// The router's own connections are not carried.
+    pub(super) fn tell_locals(&self) {
+        if let Some(flows) = &self.flows {
+            flows.set_locals(self.locals());
+        }
+    }
+
+    pub(super) fn locals(&self) -> Locals {
+        Locals { ipv4: self.mirror.local4().collect(), ipv6: self.mirror.local6().collect() }
+    }
+
+    /// Waits until the workers apply the current ruleset, before anything is forwarded.
+    pub(super) fn wait_for_ruleset(&mut self) -> Result<()> {
+        let end = Instant::now() + RULESET_TIMEOUT;
+        while self.ruleset_pending && Instant::now() < end {
+            self.signals.check()?;
+            std::thread::sleep(Duration::from_millis(1));
+            self.watch_firewall()?;
+            self.take_ruleset()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,562 @@
+//! The flows that the XDP program forwards by itself: the writer of the maps of [`xdp_prog::offload`].
+//!
+//! One thread at a time writes them, while programs read them on all CPUs. An entry is written before its mark, and
+//! not changed while it has one; a removed entry rests before its place is used again, so that a program that has just
+//! read the mark reads one entry and not parts of two.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite};
+use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, mac_words};
+
+use super::XdpError;
+use super::flow_gate::{FlowWords, read_hash};
+use super::object::OffloadMaps;
+use crate::io::af_xdp::mapped_words::MappedWords;
+
+/// 32-bit words of the maps' values.
+const ENTRY: usize = size_of::<FlowEntry>() / 4;
+const REWRITE: usize = size_of::<Rewrite>() / 4;
+const HOP: usize = size_of::<NextHop>() / 4;
+/// Positions in a [`FlowEntry`], in 32-bit words.
+const BASIS: usize = std::mem::offset_of!(FlowEntry, basis) / 4;
+const COUNT: usize = std::mem::offset_of!(FlowEntry, count) / 4;
+const SEQS: usize = std::mem::offset_of!(FlowEntry, seqs) / 4;
+/// Position of the epoch in a [`NextHop`].
+const EPOCH: usize = std::mem::offset_of!(NextHop, epoch) / 4;
+/// The bits of the port that packets come from, in the last word of a key.
+const PORT_SHIFT: u32 = 48;
+
+/// What is done with packets of a flow.
+#[derive(Debug, Clone, Copy)]
+pub struct Action {
+    /// The sum of the epochs that it depends on, without that of the next hop.
+    pub basis: u32,
+    /// The longest packet, octets from the IP header on.
+    pub mtu: u16,
+    /// What is written into each packet besides.
+    pub rewrite: Option<Rewrite>,
+}
+
+/// Where packets leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hop {
+    /// The port's number.
+    pub port: u16,
+    /// Link-layer addresses of frames: destination, source.
+    pub macs: [[u8; 6]; 2],
+    /// ifindex of the outgoing interface, and the neighbour's address.
+    pub nexthop: (u32, IpAddr),
+}
+
+/// A next hop in use.
+#[derive(Debug)]
+struct HopState {
+    hop: Hop,
+    /// Entries that refer to it.
+    users: u32,
+    /// It no longer holds; its place is free when it has no users.
+    is_void: bool,
+}
+
+/// What an entry is. See [`OffloadTable::read`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryView {
+    /// The key, without the port.
+    pub key: FlowWords,
+    /// The port that packets come from.
+    pub in_port: u16,
+    /// The port that they leave by.
+    pub out_port: u16,
+    /// ifindex of the outgoing interface, and the neighbour that they are sent to.
+    pub nexthop: (u32, IpAddr),
+    /// What it depends on, without its next hop; and whether that holds.
+    pub basis: u32,
+    /// Whether its next hop holds.
+    pub has_hop: bool,
+    /// The destination address that it writes, if it does: as in a key.
+    pub new_destination: Option<[u64; 2]>,
+}
+
+/// Why a flow was not entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotEntered {
+    /// Both buckets of its key are full, or another key has the same mark.
+    NoPlace,
+    /// There is no room for another next hop.
+    NoHop,
+}
+
+/// Marks and entries, which any thread may read.
+#[derive(Debug)]
+pub struct OffloadedEntries {
+    marks: MappedWords,
+    entries: MappedWords,
+    hash: FlowHash,
+}
+
+/// The writer.
+#[derive(Debug)]
+pub struct OffloadTable {
+    maps: Arc<OffloadedEntries>,
+    rewrites: MappedWords,
+    hop_words: MappedWords,
+    /// Places with an entry, or a resting one: a bit for each.
+    occupied: Vec<u64>,
+    /// Removed entries: since when, CLOCK_MONOTONIC, and which.
+    resting: VecDeque<(u64, u32)>,
+    hops: Vec<Option<HopState>>,
+    hop_numbers: HashMap<Hop, u16>,
+    len: usize,
+}
+
+impl OffloadedEntries {
+    /// The entries with this key, from any port.
+    pub fn find(&self, key: &FlowWords) -> impl Iterator<Item = u32> + '_ {
+        let place = self.hash.place(key);
+        let key = with_port(key, 0);
+        let [first, second] = place.buckets;
+        let other = (second != first).then_some(second);
+        let slots = [first].into_iter().chain(other).flat_map(|bucket| {
+            let from = bucket as usize * FLOW_SLOTS;
+            from..from + FLOW_SLOTS
+        });
+        let is_its = move |at: &usize| {
+            let has_mark = self.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
+            has_mark && with_port(&self.key(at - FLOW_SLOTS), 0) == key
+        };
+        slots.filter(is_its).map(|at| (at - FLOW_SLOTS) as u32)
+    }
+
+    fn key(&self, number: usize) -> FlowWords {
+        std::array::from_fn(|n| {
+            let word = |at: usize| self.entry_word(number, at).map_or(0, |it| it.load(Relaxed));
+            u64::from(word(2 * n)) | u64::from(word(2 * n + 1)) << 32
+        })
+    }
+
+    fn mark(&self, at: usize) -> Option<&AtomicU32> {
+        self.marks.words().get(at)
+    }
+
+    fn entry_word(&self, number: usize, at: usize) -> Option<&AtomicU32> {
+        self.entries.words().get(number * ENTRY + at)
+    }
+
+    /// [`FlowEntry::seqs`] of the flow with this key: acknowledgement number, and sequence number after the last
+    /// segment. `None`: there is none.
+    pub fn seqs(&self, key: &FlowWords) -> Option<(u32, u32)> {
+        let number = self.find(key).next()?;
+        let seqs = self.entries.long(number as usize * ENTRY + SEQS)?.load(Relaxed);
+        // It may be another flow's by now.
+        let is_its = self.find(key).any(|other| other == number);
+        (is_its && seqs != 0).then_some((seqs as u32, (seqs >> 32) as u32))
+    }
+}
+
+impl OffloadTable {
+    pub(super) fn new(maps: &OffloadMaps) -> Result<OffloadTable, XdpError> {
+        let buckets = maps.marks.max_entries() as usize;
+        let map = |map: &MapHandle, words: usize| {
+            MappedWords::map(map.as_fd(), words).map_err(XdpError::FlowGate)
+        };
+        let places = buckets.saturating_sub(1) * FLOW_SLOTS;
+        Ok(OffloadTable::of(
+            map(&maps.marks, buckets * FLOW_SLOTS)?,
+            map(&maps.entries, places * ENTRY)?,
+            map(&maps.rewrites, places * REWRITE)?,
+            map(&maps.next_hops, NEXT_HOPS_MAX * HOP)?,
+        ))
+    }
+
+    fn of(
+        marks: MappedWords,
+        entries: MappedWords,
+        rewrites: MappedWords,
+        hop_words: MappedWords,
+    ) -> OffloadTable {
+        let places = entries.words().len() / ENTRY;
+        OffloadTable {
+            maps: Arc::new(OffloadedEntries { hash: read_hash(marks.words()), marks, entries }),
+            rewrites,
+            hop_words,
+            occupied: vec![0; places.div_ceil(64)],
+            resting: VecDeque::new(),
+            hops: Vec::new(),
+            hop_numbers: HashMap::new(),
+            len: 0,
+        }
+    }
+
+    /// Number of buckets of a map for `flows` flows, and one for the hash.
+    pub(super) fn buckets(flows: usize) -> u32 {
+        flows.div_ceil(FLOW_SLOTS).next_power_of_two() as u32 + 1
+    }
+
+    /// Maximum number of flows.
+    pub fn capacity(&self) -> usize {
+        self.maps.entries.words().len() / ENTRY
+    }
+
+    /// Marks and entries, for other threads.
+    pub fn entries(&self) -> &Arc<OffloadedEntries> {
+        &self.maps
+    }
+
+    /// Number of flows.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Enters a flow: its packets are forwarded before this returns. An entry with its key and port is replaced.
+    /// Returns its number.
+    ///
+    /// # Errors
+    /// There is no room; see [`NotEntered`].
+    pub fn insert(
+        &mut self,
+        key: &FlowWords,
+        in_port: u16,
+        hop: &Hop,
+        action: &Action,
+    ) -> Result<u32, NotEntered> {
+        let place = self.maps.hash.place(key);
+        let mark_words = place.buckets.map(|bucket| bucket as usize * FLOW_SLOTS);
+        let is_mark =
+            |at: &usize| self.maps.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
+        let slots = || mark_words.into_iter().flat_map(|from| from..from + FLOW_SLOTS);
+        // The program looks at the first of equal marks only.
+        if slots().any(|at| is_mark(&at)) {
+            return Err(NotEntered::NoPlace);
+        }
+        let is_free = |at: &usize| !self.is_occupied(at - FLOW_SLOTS);
+        let at = slots().find(is_free).ok_or(NotEntered::NoPlace)?;
+        let number = at - FLOW_SLOTS;
+        let hop = self.take_hop(hop).ok_or(NotEntered::NoHop)?;
+        let hop_epoch = self.hop_word(hop, EPOCH).map_or(0, |it| it.load(Relaxed));
+        let mtu = match &action.rewrite {
+            Some(rewrite) => {
+                self.write_rewrite(number, rewrite);
+                action.mtu | FlowEntry::HAS_REWRITE
+            }
+            None => action.mtu & !FlowEntry::HAS_REWRITE,
+        };
+        let mut words = [0; ENTRY];
+        for (to, word) in words.chunks_exact_mut(2).zip(with_port(key, in_port)) {
+            to.copy_from_slice(&[word as u32, (word >> 32) as u32]);
+        }
+        words[BASIS] = action.basis.wrapping_add(hop_epoch);
+        words[BASIS + 1] = u32::from(hop) | u32::from(mtu) << 16;
+        store(self.maps.entries.words(), number * ENTRY, &words);
+        self.occupy(number);
+        self.len += 1;
+        // Everything that it leads to is written before.
+        if let Some(mark) = self.maps.mark(at) {
+            mark.store(place.mark, Release);
+        }
+        Ok(number as u32)
+    }
+
+    /// Removes an entry. A program that found it before still uses it once.
+    pub fn remove(&mut self, number: u32, now_ns: u64) {
+        let at = number as usize;
+        let Some(mark) = self.maps.mark(at + FLOW_SLOTS) else { return };
+        if mark.swap(0, Release) == 0 {
+            return;
+        }
+        self.len -= 1;
+        self.resting.push_back((now_ns, number));
+        let hop = self.maps.entry_word(at, BASIS + 1).map_or(0, |word| word.load(Relaxed)) as u16;
+        self.leave_hop(hop);
+    }
+
+    /// What an entry is; `None`: there is none with this number.
+    pub fn read(&self, number: u32) -> Option<EntryView> {
+        let at = number as usize;
+        let maps = &self.maps;
+        if maps.mark(at + FLOW_SLOTS)?.load(Relaxed) == 0 {
+            return None;
+        }
+        let key = maps.key(at);
+        let last = maps.entry_word(at, BASIS + 1)?.load(Relaxed);
+        let hop = self.hops.get(usize::from(last as u16))?.as_ref()?;
+        let hop_epoch = self.hop_word(last as u16, EPOCH)?.load(Relaxed);
+        let basis = maps.entry_word(at, BASIS)?.load(Relaxed).wrapping_sub(hop_epoch);
+        let has_rewrite = (last >> 16) as u16 & FlowEntry::HAS_REWRITE != 0;
+        Some(EntryView {
+            key: with_port(&key, 0),
+            in_port: (key[FLOW_WORDS - 1] >> PORT_SHIFT) as u16,
+            out_port: hop.hop.port,
+            nexthop: hop.hop.nexthop,
+            basis,
+            has_hop: !hop.is_void,
+            new_destination: has_rewrite.then(|| self.new_destination(at)),
+        })
+    }
+
+    /// The numbers of entries, resting ones included, from this one on, until `end`.
+    pub fn numbers(&self, from: u32, end: u32) -> impl Iterator<Item = u32> + '_ {
+        let has_bits = |word: usize| self.occupied.get(word).copied().unwrap_or(0);
+        (from..end.min(self.capacity() as u32))
+            .filter(move |n| has_bits(*n as usize / 64) >> (n % 64) & 1 != 0)
+    }
+
+    /// Voids the next hops that no longer hold, and all entries that lead to them.
+    pub fn void_hops(&mut self, holds: impl Fn(&Hop) -> bool) {
+        for number in 0..self.hops.len() {
+            let Some(Some(state)) = self.hops.get_mut(number) else { continue };
+            if state.is_void || holds(&state.hop) {
+                continue;
+            }
+            state.is_void = true;
+            self.hop_numbers.remove(&state.hop);
+            if let Some(epoch) = self.hop_word(number as u16, EPOCH) {
+                epoch.store(epoch.load(Relaxed).wrapping_add(1), Release);
+            }
+        }
+    }
+
+    /// A removed entry that has rested: what it has counted is final. Its place is free when the next one is taken.
+    pub fn rested(&mut self, now_ns: u64) -> Option<u32> {
+        let (since_ns, number) = self.resting.front().copied()?;
+        if now_ns.saturating_sub(since_ns) < REST_NS {
+            return None;
+        }
+        self.resting.pop_front();
+        if let Some(word) = self.occupied.get_mut(number as usize / 64) {
+            *word &= !(1 << (number % 64));
+        }
+        Some(number)
+    }
+
+    /// What an entry has counted, also one that rests: [`FlowEntry::count`] and [`FlowEntry::seqs`].
+    pub fn counted(&self, number: u32) -> Option<(u64, u64)> {
+        let at = number as usize * ENTRY;
+        let load = |word: usize| Some(self.maps.entries.long(at + word)?.load(Relaxed));
+        Some((load(COUNT)?, load(SEQS)?))
+    }
+
+    /// The number of a next hop, which gets one more user.
+    fn take_hop(&mut self, hop: &Hop) -> Option<u16> {
+        if let Some(number) = self.hop_numbers.get(hop) {
+            if let Some(Some(state)) = self.hops.get_mut(usize::from(*number)) {
+                state.users += 1;
+            }
+            return Some(*number);
+        }
+        // One that entries lead to is not written: those without users, and with none that rest.
+        let is_free = |state: &Option<HopState>| state.is_none();
+        let number = match self.hops.iter().position(is_free) {
+            Some(number) => number,
+            None if self.hops.len() < NEXT_HOPS_MAX => {
+                self.hops.push(None);
+                self.hops.len() - 1
+            }
+            None => return None,
+        };
+        let [destination, source] = hop.macs.map(mac_words);
+        let pair = |[low, high]: [u16; 2]| u32::from(low) | u32::from(high) << 16;
+        let words = [
+            pair([destination[0], destination[1]]),
+            pair([destination[2], source[0]]),
+            pair([source[1], source[2]]),
+            u32::from(hop.port),
+        ];
+        store(self.hop_words.words(), number * HOP, &words);
+        *self.hops.get_mut(number)? = Some(HopState { hop: *hop, users: 1, is_void: false });
+        self.hop_numbers.insert(*hop, number as u16);
+        Some(number as u16)
+    }
+
+    /// An entry leads to a next hop no more.
+    fn leave_hop(&mut self, number: u16) {
+        let Some(Some(state)) = self.hops.get_mut(usize::from(number)) else { return };
+        state.users = state.users.saturating_sub(1);
+        if state.users != 0 {
+            return;
+        }
+        // Its epoch is another from now on: what a program has read of an entry does not lead to what is written here
+        // later.
+        self.hop_numbers.remove(&state.hop);
+        if let Some(epoch) = self.hop_word(number, EPOCH) {
+            epoch.store(epoch.load(Relaxed).wrapping_add(1), Release);
+        }
+        if let Some(place) = self.hops.get_mut(usize::from(number)) {
+            *place = None;
+        }
+    }
+
+    fn write_rewrite(&self, number: usize, rewrite: &Rewrite) {
+        let octets = rewrite.to_bytes();
+        let mut words = [0; REWRITE];
+        for (to, octets) in words.iter_mut().zip(octets.as_chunks().0) {
+            *to = u32::from_ne_bytes(*octets);
+        }
+        store(self.rewrites.words(), number * REWRITE, &words);
+    }
+
+    fn new_destination(&self, number: usize) -> [u64; 2] {
+        let from = number * REWRITE + std::mem::offset_of!(Rewrite, destination) / 4;
+        let word = |at: usize| {
+            self.rewrites.words().get(from + at).map_or(0, |it| u64::from(it.load(Relaxed)))
+        };
+        [word(0) | word(1) << 32, word(2) | word(3) << 32]
+    }
+
+    fn hop_word(&self, number: u16, at: usize) -> Option<&AtomicU32> {
+        self.hop_words.words().get(usize::from(number) * HOP + at)
+    }
+
+    fn is_occupied(&self, number: usize) -> bool {
+        self.occupied.get(number / 64).is_none_or(|word| word >> (number % 64) & 1 != 0)
+    }
+
+    fn occupy(&mut self, number: usize) {
+        if let Some(word) = self.occupied.get_mut(number / 64) {
+            *word |= 1 << (number % 64);
+        }
+    }
+}
+
+/// A key with the port that packets come from.
+fn with_port(key: &FlowWords, port: u16) -> FlowWords {
+    let [.., last] = key;
+    let mut with = *key;
+    with[FLOW_WORDS - 1] = last & !(u64::MAX << PORT_SHIFT) | u64::from(port) << PORT_SHIFT;
+    with
+}
+
+/// Stores consecutive words.
+fn store(to: &[AtomicU32], from: usize, words: &[u32]) {
+    let to = to.get(from..from + words.len()).unwrap_or_default();
+    to.iter().zip(words).for_each(|(to, word)| to.store(*word, Relaxed));
+}
+
+/// Has frames that are redirected to a port leave by an interface; `None`: they are dropped.
+pub(super) fn set_tx_port(
+    ports: &MapHandle,
+    port: u16,
+    ifindex: Option<u32>,
+) -> Result<(), XdpError> {
+    let key = u32::from(port).to_ne_bytes();
+    match ifindex {
+        // struct bpf_devmap_val: ifindex, and no program.
+        Some(ifindex) => ports
+            .update(&key, &[ifindex, 0].map(u32::to_ne_bytes).concat(), MapFlags::ANY)
+            .map_err(|source| XdpError::map("add a port to", ports, source)),
+        None => match ports.delete(&key) {
+            Err(e) if e.kind() != libbpf_rs::ErrorKind::NotFound => {
+                Err(XdpError::map("remove a port from", ports, e))
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use xdp_prog::FlowKey;
+
+    use super::super::flow_gate::choose_hash;
+    use super::*;
+
+    const HOP_A: Hop = Hop {
+        port: 1,
+        macs: [[1; 6], [2; 6]],
+        nexthop: (3, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+    };
+    const ACTION: Action = Action { basis: 7, mtu: 1500, rewrite: None };
+
+    fn table(flows: usize) -> OffloadTable {
+        let buckets = OffloadTable::buckets(flows) as usize;
+        let words = |count| MappedWords::anonymous(count).expect("memory");
+        let marks = words(buckets * FLOW_SLOTS);
+        choose_hash(marks.words());
+        let places = (buckets - 1) * FLOW_SLOTS;
+        OffloadTable::of(
+            marks,
+            words(places * ENTRY),
+            words(places * REWRITE),
+            words(NEXT_HOPS_MAX * HOP),
+        )
+    }
+
+    fn key(n: u32) -> FlowWords {
+        let (from, to) = (IpAddr::V4(Ipv4Addr::from(n)), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        FlowKey::new(from, to, 1, 2, 17).expect("IPv4").words()
+    }
+
+    #[test]
+    fn what_is_entered_is_found_and_read_and_removed() {
+        let mut table = table(1024);
+        for n in 0..900 {
+            let number = table.insert(&key(n), 5, &HOP_A, &ACTION).expect("room");
+            assert_eq!(table.entries().find(&key(n)).collect::<Vec<_>>(), [number]);
+            let view = table.read(number).expect("an entry");
+            assert_eq!((view.key, view.in_port, view.out_port), (key(n), 5, 1));
+            assert_eq!((view.basis, view.has_hop, view.new_destination), (7, true, None));
+        }
+        assert_eq!(table.insert(&key(1), 6, &HOP_A, &ACTION), Err(NotEntered::NoPlace));
+        assert_eq!((table.len(), table.numbers(0, u32::MAX).count()), (900, 900));
+        let number = table.entries().find(&key(9)).next().expect("found");
+        table.remove(number, 0);
+        assert_eq!((table.entries().find(&key(9)).next(), table.read(number)), (None, None));
+        assert_eq!(table.len(), 899);
+    }
+
+    #[test]
+    fn the_place_of_a_removed_entry_rests() {
+        let mut table = table(16);
+        let entered: Vec<u32> =
+            (0..1000).filter_map(|n| table.insert(&key(n), 0, &HOP_A, &ACTION).ok()).collect();
+        assert_eq!(entered.len(), table.capacity());
+        entered.iter().for_each(|number| table.remove(*number, 1));
+        assert_eq!(table.rested(REST_NS), None);
+        assert_eq!(table.insert(&key(1), 0, &HOP_A, &ACTION), Err(NotEntered::NoPlace));
+        assert_eq!(table.rested(REST_NS + 1), Some(entered[0]));
+        while table.rested(REST_NS + 1).is_some() {}
+        assert!(table.insert(&key(1), 0, &HOP_A, &ACTION).is_ok());
+    }
+
+    #[test]
+    fn a_void_next_hop_voids_its_entries_and_is_made_anew() {
+        let mut table = table(1024);
+        let other = Hop { macs: [[9; 6], [2; 6]], ..HOP_A };
+        let first = table.insert(&key(1), 0, &HOP_A, &ACTION).expect("room");
+        let second = table.insert(&key(2), 0, &other, &ACTION).expect("room");
+        table.void_hops(|hop| *hop == other);
+        assert!(!table.read(first).expect("an entry").has_hop);
+        assert!(table.read(second).expect("an entry").has_hop);
+        // The same again has a new number: entries of the old one stay void.
+        let third = table.insert(&key(3), 0, &HOP_A, &ACTION).expect("room");
+        assert!(table.read(third).expect("an entry").has_hop);
+        assert!(!table.read(first).expect("an entry").has_hop);
+        for number in [first, second, third] {
+            table.remove(number, 0);
+        }
+        assert!(table.hop_numbers.is_empty() && table.hops.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_rewrite_is_stored_with_its_entry() {
+        let mut table = table(1024);
+        let rewrite = Rewrite { destination: [1, 2, 3, 4, 5, 6, 7, 8], ..Rewrite::default() };
+        let action = Action { rewrite: Some(rewrite), ..ACTION };
+        let number = table.insert(&key(1), 0, &HOP_A, &action).expect("room");
+        let words = [0x0004_0003_0002_0001, 0x0008_0007_0006_0005];
+        assert_eq!(table.read(number).expect("an entry").new_destination, Some(words));
+    }
+}

@@ -1,0 +1,233 @@
+//! Flow offload: the flows that the XDP program could forward by itself, as their packets were forwarded here.
+//!
+//! A flow is offered when enough of its packets were seen within a second. What is offered is what was done with a
+//! packet: the key that it had, the frame that it became, and what that depends on. Whoever takes the offer need not
+//! decide anything again.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use smallvec::SmallVec;
+use xdp_prog::FLOW_WORDS;
+
+use crate::hash_table::mix;
+use crate::netfilter::conntrack::{FlowKey, FoundFlow};
+use crate::tables::Epochs;
+
+/// Flows that one call may offer. Others are offered with a later packet.
+pub const OFFERS: usize = 32;
+/// Places of a worker's [`FlowMeter`].
+const PLACES: usize = 1 << 16;
+
+/// Which ports take part, by number. The control thread sets it.
+#[derive(Debug, Default)]
+pub struct OffloadPorts(Box<[AtomicU8]>);
+
+impl OffloadPorts {
+    /// Flows that arrive on the port may be offloaded.
+    pub const RX: u8 = 1;
+    /// Flows that leave by the port may be.
+    pub const TX: u8 = 2;
+
+    /// None of `ports` ports.
+    pub fn new(ports: usize) -> OffloadPorts {
+        OffloadPorts((0..ports).map(|_| AtomicU8::new(0)).collect())
+    }
+
+    /// Sets the bits of a port. Returns what they were.
+    pub fn set(&self, port: u16, bits: u8) -> u8 {
+        self.0.get(usize::from(port)).map_or(0, |it| it.swap(bits, Relaxed))
+    }
+
+    /// Whether a port has a bit.
+    #[inline]
+    pub fn has(&self, port: u16, bit: u8) -> bool {
+        self.0.get(usize::from(port)).is_some_and(|it| it.load(Relaxed) & bit != 0)
+    }
+}
+
+/// A flow that could be offloaded.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// The key of its packets as the XDP program makes it, without the port.
+    pub key: [u64; FLOW_WORDS],
+    /// The port that packets come from.
+    pub in_port: u16,
+    /// The port that they leave by.
+    pub out_port: u16,
+    /// The longest packet, octets from the IP header on.
+    pub mtu: u16,
+    /// The link-layer addresses of frames: destination, source.
+    pub macs: [[u8; 6]; 2],
+    /// ifindex of the outgoing interface, and the neighbour's address.
+    pub nexthop: (u32, IpAddr),
+    /// The sum of the epochs that it depends on, without that of the next hop.
+    pub basis: u32,
+    /// [`Epochs::neigh_changes`] before the packet was forwarded.
+    pub neigh_changes: u64,
+    /// Set if it is a flow of a tracked connection.
+    pub carried: Option<OfferedFlow>,
+}
+
+/// What an offer of a tracked connection's flow depends on and does besides.
+#[derive(Debug, Clone)]
+pub struct OfferedFlow {
+    /// The flow.
+    pub flow: FoundFlow,
+    /// What NAT makes of its packets.
+    pub target: Option<FlowKey>,
+    /// The ruleset's counters that each packet passes, and the ruleset by [`Hooks::nft_id`].
+    ///
+    /// [`Hooks::nft_id`]: crate::netfilter::Hooks::nft_id
+    pub counters: SmallVec<[u32; 6]>,
+    /// See `counters`.
+    pub nft_id: u64,
+}
+
+/// A carried flow whose packet is being forwarded, to be offered when its frame is complete.
+#[derive(Debug)]
+pub(super) struct Due {
+    pub key: FlowKey,
+    pub carried: OfferedFlow,
+}
+
+/// A worker's state.
+#[derive(Debug, Default)]
+pub(super) struct Offload {
+    /// Nothing is offered without.
+    pub on: Option<On>,
+}
+
+/// The state of a worker that offers flows.
+#[derive(Debug)]
+pub(super) struct On {
+    pub ports: Arc<OffloadPorts>,
+    pub meter: FlowMeter,
+    /// Of [`Epochs`], before the tables were refreshed.
+    pub changes: u64,
+    pub neigh_changes: u64,
+    /// The flow of the present packet has had enough packets.
+    is_due: bool,
+    pub due: Option<Due>,
+}
+
+impl Offload {
+    /// Offers flows with `threshold` packets within a second between these ports. `seed`: random.
+    pub fn new(ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Offload {
+        let meter = FlowMeter::new(threshold, seed);
+        let on = On { ports, meter, changes: 0, neigh_changes: 0, is_due: false, due: None };
+        Offload { on: Some(on) }
+    }
+
+    /// Whether anything is offered.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        self.on.is_some()
+    }
+
+    /// To be called before the tables are refreshed: what is decided afterwards depends on the epochs as they are, or
+    /// on newer ones.
+    #[inline]
+    pub fn begin(&mut self, epochs: &Epochs) {
+        if let Some(on) = &mut self.on {
+            (on.changes, on.neigh_changes) = (epochs.changes(), epochs.neigh_changes());
+        }
+    }
+
+    /// A packet of a carried flow, received on `port`, can pass as others of it did. Returns whether the flow is to be
+    /// offered with this one: then it is to be routed again.
+    #[inline]
+    pub fn is_due(&mut self, key: &FlowKey, port: u16, now_ns: u64) -> bool {
+        let Some(on) = &mut self.on else { return false };
+        on.due = None;
+        on.is_due =
+            on.ports.has(port, OffloadPorts::RX) && on.meter.count(key.hash(on.meter.seed), now_ns);
+        on.is_due
+    }
+
+    /// A packet of a carried flow passes, and has been routed and translated.
+    #[inline]
+    pub fn passes(&mut self, key: &FlowKey, carried: impl FnOnce() -> OfferedFlow) {
+        if let Some(on) = &mut self.on
+            && std::mem::take(&mut on.is_due)
+        {
+            on.due = Some(Due { key: *key, carried: carried() });
+        }
+    }
+}
+
+/// Counts packets by flow, to find those with many. Two flows may have the same place: the one with fewer packets
+/// then loses it, and where places are changes every second.
+#[derive(Debug)]
+pub(super) struct FlowMeter {
+    /// Flow (upper half), second (16 bits), packets (16 bits).
+    places: Box<[u64]>,
+    threshold: u16,
+    pub seed: u64,
+}
+
+/// The unit of [`FlowMeter`]'s time: about a second.
+const SECOND_SHIFT: u32 = 30;
+
+impl FlowMeter {
+    fn new(threshold: u16, seed: u64) -> FlowMeter {
+        FlowMeter { places: vec![0; PLACES].into(), threshold: threshold.max(1), seed }
+    }
+
+    /// Counts a packet of the flow with this hash. Returns whether it has had as many in this second, and begins anew.
+    #[inline]
+    pub fn count(&mut self, hash: u64, now_ns: u64) -> bool {
+        let second = now_ns >> SECOND_SHIFT & 0xffff;
+        let at = mix(hash ^ second) >> 48;
+        let Some(place) = self.places.get_mut(at as usize) else { return false };
+        let (flow, then, packets) = (*place >> 32, *place >> 16 & 0xffff, *place & 0xffff);
+        let new = |packets: u64| hash >> 32 << 32 | second << 16 | packets;
+        let packets = match flow == hash >> 32 && then == second {
+            true => packets + 1,
+            false if then == second && packets > 1 => {
+                *place -= 1;
+                return false;
+            }
+            false => 1,
+        };
+        let is_due = packets >= u64::from(self.threshold);
+        *place = new(if is_due { 0 } else { packets });
+        is_due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_due_with_its_packets_of_one_second() {
+        let mut meter = FlowMeter::new(64, 1);
+        let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
+        assert_eq!((0..128).filter(|_| meter.count(hash(1), 0)).count(), 2);
+        // As many, but over two seconds.
+        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << 29)));
+        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << 30)));
+        assert_eq!((0..3).filter(|_| FlowMeter::new(1, 1).count(hash(3), 0)).count(), 3);
+    }
+
+    #[test]
+    fn many_flows_become_due_and_floods_of_single_packets_do_not() {
+        let mut meter = FlowMeter::new(64, 1);
+        let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
+        let mut due = std::collections::HashSet::new();
+        for second in 0..8u64 {
+            for _ in 0..64 {
+                for flow in 0..20_000 {
+                    if !due.contains(&flow) && meter.count(hash(flow), second << SECOND_SHIFT) {
+                        due.insert(flow);
+                    }
+                }
+            }
+        }
+        assert!(due.len() > 19_900, "{} of 20,000", due.len());
+        let flood = (0..1_000_000u64).filter(|n| meter.count(hash(1 << 32 | n), 9 << SECOND_SHIFT));
+        assert_eq!(flood.count(), 0);
+    }
+}

@@ -1,0 +1,205 @@
+//! Transport checksums of offloaded packets: updated where addresses and ports are rewritten, and completed where they
+//! are partial (`pipeline/csum_partial.rs` of the forwarder).
+//!
+//! Sums are of 16-bit words in memory order: they do not depend on the byte order (RFC 1071 §2(B)).
+
+use core::arch::asm;
+use core::ptr::null_mut;
+
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_csum_diff, programs::XdpContext};
+use xdp_prog::offload::fold;
+
+use crate::offload::header_mut;
+use crate::steer::{IPPROTO_TCP, IPPROTO_UDP, header};
+
+/// Offsets of the checksum in a TCP and in a UDP header, octets.
+const TCP_CHECK: usize = 16;
+const UDP_CHECK: usize = 6;
+/// CSUM_MANGLED_0: of a UDP checksum, 0 means that there is none.
+const CSUM_MANGLED_0: u16 = 0xffff;
+
+/// What octets `bpf_csum_diff` sums at a time at most (MAX_BPF_STACK).
+const PART: u32 = 512;
+/// Maximum number of such parts: jumbo frames have 9000 octets.
+const PARTS_MAX: u32 = 18;
+/// Result of [`transport_sum`] for a packet that is longer than the frame, or than it sums.
+const NO_SUM: u64 = u64::MAX;
+
+/// A packet whose checksum may change.
+pub struct Checked {
+    pub protocol: u8,
+    /// Octets after the IP header.
+    pub octets: u16,
+    /// What the sum of pseudo-header and ports grows by; `None`: neither changes.
+    pub delta: Option<u16>,
+    /// The checksum may be a partial one.
+    pub is_maybe_partial: bool,
+}
+
+/// What is written into a checksum field.
+#[derive(Clone, Copy)]
+pub struct NewCheck {
+    value: u16,
+    /// Its offset in the transport header, octets; 0: nothing is written.
+    at: usize,
+}
+
+impl NewCheck {
+    const NONE: NewCheck = NewCheck { value: 0, at: 0 };
+
+    /// Writes it; `offset`: of the transport header.
+    #[inline(always)]
+    pub fn write(self, ctx: &XdpContext, offset: usize) -> Option<()> {
+        if self.at == TCP_CHECK {
+            // SAFETY: inside the frame.
+            unsafe { *header_mut::<u16>(ctx, offset + TCP_CHECK)? = self.value };
+        } else if self.at == UDP_CHECK {
+            // SAFETY: inside the frame.
+            unsafe { *header_mut::<u16>(ctx, offset + UDP_CHECK)? = self.value };
+        }
+        Some(())
+    }
+}
+
+/// The checksum of a packet whose transport header is at `OFFSET`. `addresses`: the sum of the words of both addresses
+/// as received. `None`: the packet is left to userspace.
+#[inline(always)]
+pub fn check_for<const OFFSET: usize>(
+    ctx: &XdpContext,
+    packet: &Checked,
+    addresses: impl FnOnce() -> u64,
+) -> Option<NewCheck> {
+    if !packet.is_maybe_partial && packet.delta.is_none() {
+        return Some(NewCheck::NONE);
+    }
+    match packet.protocol {
+        IPPROTO_TCP => check_at::<OFFSET, TCP_CHECK>(ctx, packet, addresses),
+        IPPROTO_UDP => check_at::<OFFSET, UDP_CHECK>(ctx, packet, addresses),
+        _ => Some(NewCheck::NONE),
+    }
+}
+
+/// `AT`: the offset of the checksum in the transport header, octets.
+#[inline(always)]
+fn check_at<const OFFSET: usize, const AT: usize>(
+    ctx: &XdpContext,
+    packet: &Checked,
+    addresses: impl FnOnce() -> u64,
+) -> Option<NewCheck> {
+    if usize::from(packet.octets) < AT + size_of::<u16>() {
+        return Some(NewCheck::NONE);
+    }
+    let old = *header::<u16>(ctx, OFFSET + AT)?;
+    let of = |sum: u64| {
+        let value = !fold(sum);
+        let value = if AT == UDP_CHECK && value == 0 { CSUM_MANGLED_0 } else { value };
+        Some(NewCheck { value, at: AT })
+    };
+    let delta = u64::from(packet.delta.unwrap_or(0));
+    if packet.is_maybe_partial {
+        let protocol = u16::from(packet.protocol).to_be();
+        let pseudo_header = addresses() + u64::from(protocol) + u64::from(packet.octets.to_be());
+        if old == fold(pseudo_header) {
+            let sum = transport_sum(ctx.ctx, OFFSET as u32, u32::from(packet.octets));
+            if sum == NO_SUM {
+                return None;
+            }
+            // By chance, once in 65,536 packets, the checksum is complete.
+            if fold(pseudo_header + sum) != 0xffff {
+                return of(sum + delta);
+            }
+        }
+    }
+    if packet.delta.is_none() || (AT == UDP_CHECK && old == 0) {
+        return Some(NewCheck::NONE);
+    }
+    of(u64::from(!old) + delta)
+}
+
+/// The sum of `octets` octets at `offset` into the frame, or [`NO_SUM`]. A global function, which the verifier follows
+/// once, instead of once for each way to each call.
+// SAFETY: no other symbol of the object has this name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn transport_sum(ctx: *mut xdp_md, offset: u32, octets: u32) -> u64 {
+    sum_of(&XdpContext::new(ctx), offset, octets).unwrap_or(NO_SUM)
+}
+
+#[inline(always)]
+fn sum_of(ctx: &XdpContext, offset: u32, octets: u32) -> Option<u64> {
+    // If offsets were constants, the verifier would note for each length of a packet how much of the frame was
+    // checked, and follow the rest of the program for each.
+    let end = opaque_sum(u64::from(offset), u64::from(octets)) as u32;
+    let mut rest = Rest { end, left: octets, sum: 0 };
+    for _ in 0..PARTS_MAX {
+        if rest.left < PART {
+            break;
+        }
+        rest.add::<PART>(ctx)?;
+    }
+    if rest.left >= PART {
+        return None;
+    }
+    rest.add_if::<256>(ctx)?;
+    rest.add_if::<128>(ctx)?;
+    rest.add_if::<64>(ctx)?;
+    rest.add_if::<32>(ctx)?;
+    rest.add_if::<16>(ctx)?;
+    rest.add_if::<8>(ctx)?;
+    rest.add_if::<4>(ctx)?;
+    let mut sum = u64::from(rest.sum);
+    if rest.left & 2 != 0 {
+        sum += u64::from(*header::<u16>(ctx, rest.at())?);
+        rest.left -= 2;
+    }
+    if rest.left & 1 != 0 {
+        // The low octet of a word whose other octet is 0. It is read with the one before it, because the verifier
+        // makes nothing of a comparison of its own address with the end of the frame.
+        rest.left = 2;
+        sum += u64::from(header::<[u8; 2]>(ctx, rest.at())?[1]);
+    }
+    Some(sum)
+}
+
+/// The octets that are not summed yet.
+struct Rest {
+    /// Offset of their end in the frame.
+    end: u32,
+    left: u32,
+    sum: u32,
+}
+
+impl Rest {
+    /// Offset of the first one in the frame, which is a small number also for the verifier.
+    #[inline(always)]
+    fn at(&self) -> usize {
+        (self.end.wrapping_sub(self.left) & 0x3fff) as usize
+    }
+
+    /// Adds `N` octets if the length has this bit.
+    #[inline(always)]
+    fn add_if<const N: u32>(&mut self, ctx: &XdpContext) -> Option<()> {
+        if self.left & N != 0 { self.add::<N>(ctx) } else { Some(()) }
+    }
+
+    #[inline(always)]
+    fn add<const N: u32>(&mut self, ctx: &XdpContext) -> Option<()> {
+        let start = ctx.data() + self.at();
+        if start + N as usize > ctx.data_end() {
+            return None;
+        }
+        // SAFETY: `N` octets in the frame, as just checked.
+        let sum = unsafe { bpf_csum_diff(null_mut(), 0, start as *mut u32, N, self.sum) };
+        self.sum = u32::try_from(sum).ok()?;
+        self.left -= N;
+        Some(())
+    }
+}
+
+/// The sum, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque_sum(mut a: u64, b: u64) -> u64 {
+    // SAFETY: an instruction that has no other effect.
+    unsafe { asm!("{a} += {b}", a = inout(reg) a, b = in(reg) b, options(pure, nomem, nostack)) };
+    a
+}

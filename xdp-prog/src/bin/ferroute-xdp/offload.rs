@@ -1,0 +1,571 @@
+//! Flow offload: the packets of flows in the table are changed and sent by another port, without userspace. The
+//! library half of the package describes the table.
+//!
+//! Everything is checked before anything is written. A packet that fails a check is treated as one that belongs to no
+//! offloaded flow: userspace counts drops and makes ICMP errors. Nothing is looked up for tagged frames.
+//!
+//! Of a multi-buffer frame only the first buffer is seen. If it contains the whole packet, what follows is padding.
+
+use core::arch::asm;
+use core::ptr::null_mut;
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, DevMap},
+    helpers::generated::bpf_xdp_adjust_tail,
+    macros::btf_map,
+    programs::XdpContext,
+};
+use xdp_prog::offload::{
+    Epochs, FlowEntry, MARK_BUCKETS_MAX, NEXT_HOPS_MAX, NextHop, OFFLOADED_MAX, Rewrite,
+    TX_PORTS_MAX, epochs4, epochs6, fold,
+};
+use xdp_prog::{FLOW_SLOTS, FlowBucket, FlowHash, MacWords, PortSettings, Reason};
+
+use crate::checksum::{Checked, NewCheck, check_for};
+use crate::steer::{
+    EthHdr, Flow, IPPROTO_AH, IPPROTO_TCP, IPPROTO_UDP, IPV4_FRAGMENT, IPV4_NO_OPTIONS, Ipv4Hdr,
+    Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr, UdpHdr,
+    header, stalled,
+};
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map]
+static FR_OFF_MARKS: Array<FlowBucket, MARK_BUCKETS_MAX, MMAPABLE> = Array::new();
+#[btf_map]
+static FR_OFF_FLOWS: Array<FlowEntry, OFFLOADED_MAX, MMAPABLE> = Array::new();
+#[btf_map]
+static FR_OFF_NAT: Array<Rewrite, OFFLOADED_MAX, MMAPABLE> = Array::new();
+#[btf_map]
+static FR_OFF_HOPS: Array<NextHop, NEXT_HOPS_MAX, MMAPABLE> = Array::new();
+#[btf_map]
+static FR_OFF_EPOCHS: Array<Epochs, 1, MMAPABLE> = Array::new();
+#[btf_map]
+static FR_TX_PORTS: DevMap<TX_PORTS_MAX> = DevMap::new();
+
+/// Extension headers of IPv6 (`wire/ipv6_ext.rs`): hop-by-hop options, routing, fragment, destination options,
+/// mobility, HIP, Shim6; AH.
+const EXTENSIONS: [u8; 8] = [0, 43, 44, 60, 135, 139, 140, IPPROTO_AH];
+
+/// Offsets of the transport header in a frame, octets.
+const L4_IPV4: usize = size_of::<EthHdr>() + size_of::<Ipv4Hdr>();
+const L4_IPV6: usize = size_of::<EthHdr>() + size_of::<Ipv6Hdr>();
+
+/// What an IPv4 frame has at least, as it is written.
+#[repr(C)]
+struct Frame4 {
+    eth: EthHdr,
+    ip: Ipv4Hdr,
+}
+
+/// What an IPv6 frame has at least.
+#[repr(C)]
+struct Frame6 {
+    eth: EthHdr,
+    ip: Ipv6Hdr,
+}
+
+/// Forwards an IPv4 packet. `None`: it is not of an offloaded flow, or it has to be treated as if it were not.
+#[inline(always)]
+pub fn ipv4(
+    ctx: &XdpContext,
+    settings: &Settings<'_>,
+    ip: &Ipv4Hdr,
+    flow: &Flow,
+    is_wide: bool,
+) -> Option<Reason> {
+    let found = Found::of(flow, settings.port)?;
+    let [ttl, protocol] = ip.ttl_protocol;
+    let length = u16::from_be(ip.total_length);
+    let octets = length.checked_sub(size_of::<Ipv4Hdr>() as u16)?;
+    let is_plain = ip.version_ihl_tos[0] == IPV4_NO_OPTIONS
+        && ip.fragment & IPV4_FRAGMENT.to_be() == 0
+        && has_valid_check(ip);
+    if !is_plain || ttl <= 1 || length > found.mtu() {
+        return None;
+    }
+    let seqs = if is_wide { None } else { segment::<L4_IPV4>(ctx, protocol, octets)? };
+    let rewrite = match found.rewrite(is_wide)? {
+        Some(rewrite) => Some(Translated::<Ipv4Words>::read(rewrite)),
+        None => None,
+    };
+    let destination = rewrite.as_ref().map_or(ip.destination, |rewrite| rewrite.destination);
+    let hop = Hop::read(found.next_hop)?;
+    let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
+    let [to_short, to_long] = epochs4(destination.map(u16::from_be));
+    let [from_short, from_long] = epochs4(ip.source.map(u16::from_be));
+    // SAFETY: positions that the library makes are inside the arrays.
+    let sum = unsafe {
+        global(epochs)
+            .wrapping_add(epoch((&raw const (*epochs).v4_short).cast(), to_short))
+            .wrapping_add(epoch((&raw const (*epochs).v4_long).cast(), to_long))
+            .wrapping_add(epoch((&raw const (*epochs).v4_short).cast(), from_short))
+            .wrapping_add(epoch((&raw const (*epochs).v4_long).cast(), from_long))
+    };
+    if sum.wrapping_add(hop.epoch) != found.basis || !found.is_still_marked() {
+        return None;
+    }
+    let checked = Checked {
+        protocol,
+        octets,
+        delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
+        is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
+    };
+    let check = check_for::<L4_IPV4>(ctx, &checked, || {
+        u64::from(ip.source[0])
+            + u64::from(ip.source[1])
+            + u64::from(ip.destination[0])
+            + u64::from(ip.destination[1])
+    })?;
+    if let Some(reason) = stalled(settings.queue) {
+        return Some(reason);
+    }
+    let frame_length = size_of::<EthHdr>() + usize::from(length);
+    let padding = hop.redirect(ctx, frame_length)?;
+    // After this `ip` is not valid.
+    let is_written = trim(ctx, padding, frame_length)
+        .and_then(|()| write_ipv4(ctx, &hop, check, rewrite.as_ref()));
+    if is_written.is_none() {
+        return Some(Reason::SteerIpv4);
+    }
+    found.count(length, seqs);
+    Some(Reason::OffloadIpv4)
+}
+
+/// Writes the headers of an IPv4 packet. `None`: nothing was written.
+#[inline(always)]
+fn write_ipv4(
+    ctx: &XdpContext,
+    hop: &Hop,
+    check: NewCheck,
+    rewrite: Option<&Translated<Ipv4Words>>,
+) -> Option<()> {
+    let frame = header_mut::<Frame4>(ctx, 0)?;
+    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, L4_IPV4)? } else { null_mut() };
+    check.write(ctx, L4_IPV4)?;
+    // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
+    unsafe {
+        hop.write(&raw mut (*frame).eth);
+        let ip = &mut (*frame).ip;
+        ip.check = decrease_ttl(ip.check);
+        ip.ttl_protocol[0] -= 1;
+        if let Some(rewrite) = rewrite {
+            ip.check = !fold(u64::from(!ip.check) + u64::from(rewrite.header_delta));
+            ip.source = rewrite.source;
+            ip.destination = rewrite.destination;
+            *ports = rewrite.ports;
+        }
+    }
+    Some(())
+}
+
+/// Forwards an IPv6 packet, in the same way.
+#[inline(always)]
+pub fn ipv6(
+    ctx: &XdpContext,
+    settings: &Settings<'_>,
+    ip: &Ipv6Hdr,
+    flow: &Flow,
+    is_wide: bool,
+) -> Option<Reason> {
+    let found = Found::of(flow, settings.port)?;
+    let [protocol, hop_limit] = ip.next_header_hop_limit;
+    let octets = u16::from_be(ip.payload_length);
+    let length = octets.checked_add(size_of::<Ipv6Hdr>() as u16)?;
+    let is_plain = u16::from_be(ip.before[0]) >> 12 == 6 && octets != 0 && !is_extension(protocol);
+    if !is_plain || hop_limit <= 1 || length > found.mtu() {
+        return None;
+    }
+    let seqs = if is_wide { None } else { segment::<L4_IPV6>(ctx, protocol, octets)? };
+    let rewrite = match found.rewrite(is_wide)? {
+        Some(rewrite) => Some(Translated::<Ipv6Words>::read(rewrite)),
+        None => None,
+    };
+    let to = rewrite
+        .as_ref()
+        .map_or([ip.destination[0], ip.destination[1], ip.destination[2]], |rewrite| {
+            [rewrite.destination[0], rewrite.destination[1], rewrite.destination[2]]
+        });
+    let hop = Hop::read(found.next_hop)?;
+    let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
+    let [to_short, to_long] = epochs6(to.map(u16::from_be));
+    let from = [ip.source[0], ip.source[1], ip.source[2]];
+    let [from_short, from_long] = epochs6(from.map(u16::from_be));
+    // SAFETY: positions that the library makes are inside the arrays.
+    let sum = unsafe {
+        global(epochs)
+            .wrapping_add(epoch((&raw const (*epochs).v6_short).cast(), to_short))
+            .wrapping_add(epoch((&raw const (*epochs).v6_long).cast(), to_long))
+            .wrapping_add(epoch((&raw const (*epochs).v6_short).cast(), from_short))
+            .wrapping_add(epoch((&raw const (*epochs).v6_long).cast(), from_long))
+    };
+    if sum.wrapping_add(hop.epoch) != found.basis || !found.is_still_marked() {
+        return None;
+    }
+    let checked = Checked {
+        protocol,
+        octets,
+        delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
+        is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
+    };
+    let check = check_for::<L4_IPV6>(ctx, &checked, || {
+        let words = ip.source.iter().chain(&ip.destination);
+        words.fold(0, |sum, word| sum + u64::from(*word))
+    })?;
+    if let Some(reason) = stalled(settings.queue) {
+        return Some(reason);
+    }
+    let frame_length = size_of::<EthHdr>() + usize::from(length);
+    let padding = hop.redirect(ctx, frame_length)?;
+    // After this `ip` is not valid.
+    let is_written = trim(ctx, padding, frame_length)
+        .and_then(|()| write_ipv6(ctx, &hop, check, rewrite.as_ref()));
+    if is_written.is_none() {
+        return Some(Reason::SteerIpv6);
+    }
+    found.count(length, seqs);
+    Some(Reason::OffloadIpv6)
+}
+
+/// Writes the headers of an IPv6 packet. `None`: nothing was written.
+#[inline(always)]
+fn write_ipv6(
+    ctx: &XdpContext,
+    hop: &Hop,
+    check: NewCheck,
+    rewrite: Option<&Translated<Ipv6Words>>,
+) -> Option<()> {
+    let frame = header_mut::<Frame6>(ctx, 0)?;
+    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, L4_IPV6)? } else { null_mut() };
+    check.write(ctx, L4_IPV6)?;
+    // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
+    unsafe {
+        hop.write(&raw mut (*frame).eth);
+        let ip = &mut (*frame).ip;
+        ip.next_header_hop_limit[1] -= 1;
+        if let Some(rewrite) = rewrite {
+            ip.source = rewrite.source;
+            ip.destination = rewrite.destination;
+            *ports = rewrite.ports;
+        }
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    EXTENSIONS.contains(&protocol)
+}
+
+/// A flow's entry, as it was read.
+struct Found {
+    entry: *mut FlowEntry,
+    number: u32,
+    /// Where its mark is.
+    slot: *const u32,
+    mark: u32,
+    basis: u32,
+    next_hop: u16,
+    mtu_flags: u16,
+}
+
+impl Found {
+    /// The entry of packets with this key that arrive on the port.
+    #[inline(always)]
+    fn of(flow: &Flow, port: &PortSettings) -> Option<Found> {
+        let hash = FR_OFF_MARKS.get_ptr(0)?;
+        // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+        let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(flow.hash);
+        let (mut bucket, mut slot) = (place.buckets[0], in_bucket(place.buckets[0], place.mark)?);
+        if slot.1 & FOUND == 0 {
+            (bucket, slot) = (place.buckets[1], in_bucket(place.buckets[1], place.mark)?);
+            if slot.1 & FOUND == 0 {
+                return None;
+            }
+        }
+        let at = slot.1 as u32 % FLOW_SLOTS as u32;
+        let number = (bucket - 1).wrapping_mul(FLOW_SLOTS as u32) + at;
+        let entry = FR_OFF_FLOWS.get_ptr_mut(number)?;
+        let mut differ = 0;
+        for (at, word) in flow.words.iter().enumerate() {
+            let of_port = if at == flow.words.len() - 1 {
+                u64::from(port.flags >> PortSettings::NUMBER_SHIFT) << 48
+            } else {
+                0
+            };
+            // SAFETY: inside the map's value; userspace writes whole words at any time.
+            let of_entry =
+                unsafe { (&raw const (*entry).key).cast::<u64>().add(at).read_volatile() };
+            differ |= of_entry ^ (*word | of_port);
+        }
+        if differ != 0 {
+            return None;
+        }
+        // SAFETY: as above; `at` is less than the number of slots.
+        unsafe {
+            Some(Found {
+                entry,
+                number,
+                slot: (&raw const (*slot.0).slots).cast::<u32>().add(at as usize),
+                mark: place.mark,
+                basis: (&raw const (*entry).basis).read_volatile(),
+                next_hop: (&raw const (*entry).next_hop).read_volatile(),
+                mtu_flags: (&raw const (*entry).mtu).read_volatile(),
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn mtu(&self) -> u16 {
+        self.mtu_flags & !FlowEntry::HAS_REWRITE
+    }
+
+    /// How packets are rewritten: `Some(None)` if they are not. Without ports in the key they cannot be.
+    #[inline(always)]
+    fn rewrite(&self, is_wide: bool) -> Option<Option<*const Rewrite>> {
+        if self.mtu_flags & FlowEntry::HAS_REWRITE == 0 {
+            return Some(None);
+        }
+        if is_wide {
+            return None;
+        }
+        FR_OFF_NAT.get_ptr(self.number).map(Some)
+    }
+
+    /// Whether what was read from the entry was the flow's: it was not removed meanwhile.
+    #[inline(always)]
+    fn is_still_marked(&self) -> bool {
+        // SAFETY: inside the map's value.
+        unsafe { self.slot.read_volatile() == self.mark }
+    }
+
+    /// Counts a packet of `length` octets; `seqs`: of TCP, see [`FlowEntry::seqs`].
+    #[inline(always)]
+    fn count(&self, length: u16, seqs: Option<u64>) {
+        // SAFETY: inside the map's value, aligned to 8 octets; other CPUs and userspace access whole words.
+        unsafe {
+            let count = (&raw mut (*self.entry).count);
+            let packet = FlowEntry::ONE_PACKET + u64::from(length);
+            // The target has no atomic operations in the standard library: it has no compare and exchange before v3.
+            asm!("lock *(u64 *)({} + 0) += {}", in(reg) count, in(reg) packet, options(nostack));
+            if let Some(seqs) = seqs {
+                (&raw mut (*self.entry).seqs).write_volatile(seqs);
+            }
+        }
+    }
+}
+
+/// Bit of a slot's number that says that there is one.
+const FOUND: u64 = FLOW_SLOTS as u64;
+
+/// The bucket with this number, and the slot in it that has the mark, with the bit [`FOUND`]. If two have it, the
+/// result may be another slot.
+#[inline(always)]
+fn in_bucket(bucket: u32, mark: u32) -> Option<(*const FlowBucket, u64)> {
+    let bucket = FR_OFF_MARKS.get_ptr(bucket)?;
+    let mut found = 0;
+    for at in 0..FLOW_SLOTS {
+        // SAFETY: inside the map's value; userspace writes whole words at any time.
+        let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
+        found |= is_zero(u64::from(slot ^ mark)) * (FOUND | at as u64);
+    }
+    Some((bucket, found))
+}
+
+/// A [`Rewrite`], as it was read.
+struct Translated<A> {
+    source: A,
+    destination: A,
+    ports: [u16; 2],
+    header_delta: u16,
+    transport_delta: u16,
+}
+
+impl<const N: usize> Translated<[u16; N]> {
+    #[inline(always)]
+    fn read(rewrite: *const Rewrite) -> Self {
+        let word = |from: *const u16| {
+            // SAFETY: inside the map's value; userspace writes whole words at any time.
+            unsafe { from.read_volatile() }
+        };
+        let address = |from: *const u16| {
+            let mut words = [0; N];
+            for (at, to) in words.iter_mut().enumerate() {
+                *to = word(from.wrapping_add(at));
+            }
+            words
+        };
+        // SAFETY: addresses inside the map's value.
+        unsafe {
+            Translated {
+                source: address((&raw const (*rewrite).source).cast()),
+                destination: address((&raw const (*rewrite).destination).cast()),
+                ports: [
+                    word(&raw const (*rewrite).source_port),
+                    word(&raw const (*rewrite).destination_port),
+                ],
+                header_delta: word(&raw const (*rewrite).header_delta),
+                transport_delta: word(&raw const (*rewrite).transport_delta),
+            }
+        }
+    }
+}
+
+/// A [`NextHop`], as it was read.
+struct Hop {
+    destination: MacWords,
+    source: MacWords,
+    port: u32,
+    epoch: u32,
+}
+
+impl Hop {
+    #[inline(always)]
+    fn read(number: u16) -> Option<Hop> {
+        let hop = FR_OFF_HOPS.get_ptr(u32::from(number))?;
+        let mac = |from: *const MacWords| {
+            let from = from.cast::<u16>();
+            // SAFETY: inside the map's value; userspace writes whole words at any time.
+            unsafe {
+                [from.read_volatile(), from.add(1).read_volatile(), from.add(2).read_volatile()]
+            }
+        };
+        // SAFETY: as above.
+        unsafe {
+            Some(Hop {
+                destination: mac(&raw const (*hop).destination),
+                source: mac(&raw const (*hop).source),
+                port: (&raw const (*hop).port).read_volatile(),
+                epoch: (&raw const (*hop).epoch).read_volatile(),
+            })
+        }
+    }
+
+    /// Makes the port the one by which the frame leaves if the program returns XDP_REDIRECT; the frame is not changed.
+    /// `length`: without padding, octets. Returns how much padding there is. `None`: there is no such port, or the
+    /// frame is shorter.
+    #[inline(always)]
+    fn redirect(&self, ctx: &XdpContext, length: usize) -> Option<i32> {
+        let padding = (ctx.data_end() - ctx.data()) as i64 - length as i64;
+        if padding < 0 {
+            return None;
+        }
+        FR_TX_PORTS.redirect(self.port, 0).ok()?;
+        Some(padding as i32)
+    }
+
+    /// Writes the MAC addresses.
+    ///
+    /// # Safety
+    /// `eth` is in the frame.
+    #[inline(always)]
+    unsafe fn write(&self, eth: *mut EthHdr) {
+        // SAFETY: as the caller says.
+        unsafe {
+            (*eth).destination = self.destination;
+            (*eth).source = self.source;
+        }
+    }
+}
+
+/// Trims padding. `length`: without it, octets. `None`: not all of it is in the first buffer of the frame.
+#[inline(always)]
+fn trim(ctx: &XdpContext, padding: i32, length: usize) -> Option<()> {
+    if padding == 0 {
+        return Some(());
+    }
+    // SAFETY: the context of the program; pointers into the frame are not used after this.
+    let failed = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -padding) };
+    (failed == 0 && ctx.data_end() - ctx.data() == length).then_some(())
+}
+
+/// # Safety
+/// The pointer is to the map's value.
+#[inline(always)]
+unsafe fn global(epochs: *const Epochs) -> u32 {
+    // SAFETY: as the caller says; userspace writes whole words at any time.
+    unsafe { (&raw const (*epochs).global).read_volatile() }
+}
+
+/// # Safety
+/// `at` is inside the array.
+#[inline(always)]
+unsafe fn epoch(epochs: *const u32, at: usize) -> u32 {
+    // SAFETY: as the caller says; userspace writes whole words at any time.
+    unsafe { epochs.add(at).read_volatile() }
+}
+
+/// Whether connection tracking takes a packet of `octets` octets after its IP header for valid, and it neither opens
+/// nor closes a connection (`Segment::of` in the forwarder). Returns [`FlowEntry::seqs`] for TCP.
+#[inline(always)]
+fn segment<const OFFSET: usize>(
+    ctx: &XdpContext,
+    protocol: u8,
+    octets: u16,
+) -> Option<Option<u64>> {
+    if protocol == IPPROTO_UDP {
+        let udp = header::<UdpHdr>(ctx, OFFSET)?;
+        let length = u16::from_be(udp.length);
+        let is_valid = usize::from(length) >= size_of::<UdpHdr>() && length <= octets;
+        return is_valid.then_some(None);
+    }
+    if protocol != IPPROTO_TCP {
+        return None;
+    }
+    let tcp = header::<TcpHdr>(ctx, OFFSET)?;
+    let header_octets = u16::from(tcp.offset_flags[0] >> 4) * 4;
+    let is_valid = usize::from(header_octets) >= size_of::<TcpHdr>() && header_octets <= octets;
+    let flags = tcp.offset_flags[1] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
+    if !is_valid || flags != TCP_ACK {
+        return None;
+    }
+    let [seq, ack] = [0, 2].map(|at| {
+        let words = [tcp.sequence_ack[at], tcp.sequence_ack[at + 1]].map(u16::from_be);
+        u32::from(words[0]) << 16 | u32::from(words[1])
+    });
+    let after = seq.wrapping_add(u32::from(octets - header_octets));
+    Some(Some(u64::from(ack) | u64::from(after) << 32))
+}
+
+/// Whether the checksum of a header without options is valid.
+#[inline(always)]
+fn has_valid_check(ip: &Ipv4Hdr) -> bool {
+    let words = [
+        u16::from_ne_bytes(ip.version_ihl_tos),
+        ip.total_length,
+        ip.id,
+        ip.fragment,
+        u16::from_ne_bytes(ip.ttl_protocol),
+        ip.check,
+        ip.source[0],
+        ip.source[1],
+        ip.destination[0],
+        ip.destination[1],
+    ];
+    fold(words.iter().fold(0, |sum, word| sum + u64::from(*word))) == 0xffff
+}
+
+/// `ip_decrease_ttl`: the checksum after the TTL was decremented.
+#[inline(always)]
+fn decrease_ttl(check: u16) -> u16 {
+    let sum = u32::from(u16::from_be(check)) + 0x0100;
+    ((sum + u32::from(sum >= 0xffff)) as u16).to_be()
+}
+
+/// 1 for 0, and 0 for other 32-bit values. The compiler would make a branch of it, which the CPU predicts badly and of
+/// which the verifier follows both ways. So does the verifier, from Linux 6.18 on, for a mask that is 0 or -1.
+#[inline(always)]
+fn is_zero(value: u64) -> u64 {
+    let mut sign = value.wrapping_sub(1);
+    // SAFETY: an instruction that has no other effect.
+    unsafe { asm!("{} >>= 63", inout(reg) sign, options(pure, nomem, nostack)) };
+    sign
+}
+
+/// As [`header`], to write it.
+#[inline(always)]
+pub fn header_mut<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+}
