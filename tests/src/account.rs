@@ -132,7 +132,14 @@ impl Account {
     /// # Errors
     /// With the figures that do not agree.
     pub fn received_what_was_steered(&self, ifname: &str) -> Result<()> {
-        let steered = ["steer_ipv4", "steer_ipv6", "steer_too_short", "steer_ipsec"];
+        let steered = [
+            "steer_ipv4",
+            "steer_ipv6",
+            "steer_too_short",
+            "steer_ipsec",
+            "offload_ipv4",
+            "offload_ipv6",
+        ];
         let steered = steered.iter().map(|name| self.port(ifname, "xdp", name));
         let steered: u64 = steered.sum::<Result<u64>>()?;
         let received = self.port(ifname, "counters", "rx_packets")?;

@@ -87,6 +87,9 @@ impl Ferroute {
     fn launch_saying_to(namespace: &Netns, args: &[&str], stderr: Option<Stdio>) -> Result<Self> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let before = forwarded_by_kernel(namespace)?;
+        let offload = ["--offload", "on", "--offload-threshold", "1"];
+        let more = if offloads() && !args.contains(&"--offload") { &offload[..] } else { &[] };
+        let args = &[args, more].concat();
         let child = if by_kernel() { None } else { Some(place.spawn(args, stderr)?) };
         Ok(Self { child, place, before })
     }
@@ -335,6 +338,11 @@ pub fn binary() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_default();
     let profile = test.parent().and_then(Path::parent).map(Path::to_owned);
     profile.unwrap_or_else(|| lab::repository().join("target/debug")).join("ferroute")
+}
+
+/// True when each flow is offloaded from its first packet on, with `FERROUTE_OFFLOAD=on`.
+pub fn offloads() -> bool {
+    std::env::var_os("FERROUTE_OFFLOAD").is_some_and(|value| value == "on")
 }
 
 /// True when the tests are run against the kernel's own forwarding, see the crate's head. Then what follows

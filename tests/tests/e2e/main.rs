@@ -30,6 +30,7 @@ mod names;
 mod nat;
 mod neighbours;
 mod netdev;
+mod offload;
 mod patterns;
 mod policy;
 mod polling;

@@ -82,7 +82,7 @@ fn measure_short(plan: &Plan, router: Router) -> Result<Sample> {
     silence(&lab)?;
     let mut attached = Vec::new();
     let running = match router {
-        Router::Ferroute => Some(Ferroute::start_with(&lab, &["--cpus", "0"])?),
+        Router::Ferroute => Some(Ferroute::start_with(&lab, &["--cpus", "0", "--offload", "off"])?),
         Router::Kernel => {
             for port in ["rt-left", "rt-right"] {
                 attached.push(Attached::new(&lab.router, &format!("pass xdp {port}"))?);
@@ -269,7 +269,7 @@ fn measure_carried(plan: &Plan) -> Result<Sample> {
     silence(&lab)?;
     fill(plan, &lab, count)?;
     let begun = Instant::now();
-    let running = Ferroute::start(&lab)?;
+    let running = Ferroute::start_with(&lab, &["--offload", "off"])?;
     let carried = || -> Result<usize> {
         // It may be degraded while the machine is busy.
         let answer = running.command(&["-j", "status"]).output()?.stdout;

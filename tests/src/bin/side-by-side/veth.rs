@@ -49,8 +49,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The router in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Middle {
-    /// With these arguments more.
+    /// With these arguments more, and without offload.
     Ferroute(&'static [&'static str]),
+    /// With flow offload: hardly any packet reaches userspace.
+    Offloaded,
     /// With a capture on all ports that has this filter, and writes what it takes to /dev/null.
     Captured(&'static str),
     Reflector,
@@ -64,7 +66,7 @@ enum Middle {
 pub fn section(plan: &Plan) -> Section<'_> {
     let entrant = |name: &str, middle: Middle| {
         let costs = match middle {
-            Middle::Testpmd | Middle::XdpFib | Middle::Kernel => &[][..],
+            Middle::Testpmd | Middle::XdpFib | Middle::Kernel | Middle::Offloaded => &[][..],
             _ => &["user", "kick"],
         };
         Entrant {
@@ -81,6 +83,7 @@ pub fn section(plan: &Plan) -> Section<'_> {
             entrant("Ferroute", Middle::Ferroute(&[])),
             entrant("Ferroute, --poll busy", Middle::Ferroute(&["--poll", "busy"])),
             entrant("Ferroute, --poll interrupt", Middle::Ferroute(&["--poll", "interrupt"])),
+            entrant("Ferroute, --offload on", Middle::Offloaded),
             entrant("Ferroute (xsk-rs)", Middle::Ferroute(&["--driver", "xsk-rs"])),
             entrant("Ferroute, a capture that matches nothing", Middle::Captured(OTHERS)),
             entrant("Ferroute, a capture of everything", Middle::Captured("")),
@@ -170,6 +173,7 @@ enum Running {
     Ferroute(Box<Ferroute>),
     /// The capture ends before what it captures.
     Captured(#[expect(dead_code, reason = "it ends when this is dropped")] Program, Box<Ferroute>),
+    Offloaded(#[expect(dead_code, reason = "it ends when this is dropped")] Box<Ferroute>),
     Reflector(Program),
     Testpmd(#[expect(dead_code, reason = "it ends when this is dropped")] Box<Testpmd>),
     XdpFib(Program),
@@ -198,9 +202,12 @@ impl Running {
             Ferroute::start_with(lab, &args).map(Box::new)
         };
         Ok(match middle {
-            Middle::Ferroute(more) => Self::Ferroute(ferroute(more)?),
+            Middle::Ferroute(more) => {
+                Self::Ferroute(ferroute(&[&["--offload", "off"], more].concat())?)
+            }
+            Middle::Offloaded => Self::Offloaded(ferroute(&["--offload", "on"])?),
             Middle::Captured(filter) => {
-                let ferroute = ferroute(&[])?;
+                let ferroute = ferroute(&["--offload", "off"])?;
                 let args = ["capture", "-i", "any", "-w", "/dev/null", filter];
                 let capture = Program::start(ferroute.command(&args), 1)?;
                 Self::Captured(capture, ferroute)

@@ -1,0 +1,304 @@
+//! Flow offload: packets of busy flows are forwarded by the XDP program, as userspace has decided, until that changes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ferroute_tests::conversation::{Conversation, are_carried, nft};
+use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6, RT_RIGHT4};
+use ferroute_tests::ping::ping_all;
+use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
+use serde_json::Value;
+
+const OFFLOAD: [&str; 4] = ["--offload", "on", "--offload-threshold", "8"];
+const PORTS: [&str; 2] = ["rt-left", "rt-right"];
+/// The default policy of the firewall, and what it accepts.
+const STATEFUL: &str = "table inet fw { chain forward { type filter hook forward priority 0; policy drop; \
+                        ct state established counter accept; meta l4proto { tcp, udp } th dport 5001 accept; }; \
+                        chain post { type nat hook postrouting priority srcnat; \
+                        oifname rt-right masquerade; }; }";
+
+/// A lab in which the hosts' ends have GRO, without which a veth takes no redirected frames.
+fn lab() -> Result<Lab> {
+    let lab = Lab::up()?;
+    for (host, port) in [(&lab.left, "left"), (&lab.right, "right")] {
+        host.run(&format!("ethtool -K {port} gro on"))?;
+    }
+    Ok(lab)
+}
+
+/// Frames that the program has forwarded itself.
+fn offloaded(running: &Ferroute) -> Result<u64> {
+    let report = running.json(&["stat"])?;
+    let ports = report["ports"].as_array().context("ports")?;
+    let of_port = |port: &Value| {
+        ["offload_ipv4", "offload_ipv6"].iter().filter_map(|name| port["xdp"][name].as_u64()).sum()
+    };
+    Ok(ports.iter().map(of_port).collect::<Vec<u64>>().iter().sum())
+}
+
+fn mib(running: &Ferroute, name: &str) -> Result<u64> {
+    running.json(&["stat"])?["mib"][name].as_u64().context("a MIB counter")
+}
+
+/// A count of what has happened to flows.
+fn flows(running: &Ferroute, name: &str) -> Result<u64> {
+    running.json(&["stat"])?["offload"]["flows"][name].as_u64().context("a count of flows")
+}
+
+/// Whether packets of the conversations are forwarded by the program.
+fn are_offloaded(running: &Ferroute, all: &[&Conversation]) -> bool {
+    eventually(|| {
+        let steered = |running: &Ferroute| -> Result<u64> {
+            let report = running.json(&["stat"])?;
+            let ports = report["ports"].as_array().context("ports")?;
+            let counts = ports.iter().flat_map(|port| {
+                ["steer_ipv4", "steer_ipv6", "pass_no_flow"].map(|name| port["xdp"][name].as_u64())
+            });
+            Ok(counts.flatten().sum())
+        };
+        let before = steered(running).ok();
+        all.iter().all(|it| it.goes_on()) && steered(running).ok() == before
+    })
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn busy_flows_are_offloaded_and_counted() -> Result<()> {
+    let lab = lab()?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    for (to, name) in [(RIGHT4, "IpForwDatagrams"), (RIGHT6, "Ip6OutForwDatagrams")] {
+        let (before, forwarded) = (mib(&running, name)?, offloaded(&running)?);
+        let result = ping_all(&lab.left, &format!("-c 300 -i 0.002 -W 5 {to}"))?;
+        ensure!(result.text.matches("ttl=63").count() == 300, "not one hop:\n{}", result.text);
+        let by_program = offloaded(&running)? - forwarded;
+        // Requests and answers.
+        ensure!((500..=600).contains(&by_program), "{by_program} of 600 were offloaded");
+        let counted = mib(&running, name)? - before;
+        // The hosts' neighbour discovery is not forwarded.
+        ensure!(counted == 600, "{counted} of 600 are counted");
+    }
+    let listed = running.json(&["flows", "offloaded"])?;
+    let listed = listed.as_array().context("an array")?;
+    ensure!(listed.len() == 4, "{listed:?}");
+    for (from, to) in [(LEFT4, RIGHT4), (RIGHT4, LEFT4), (LEFT6, RIGHT6), (RIGHT6, LEFT6)] {
+        let is_it = |row: &&Value| row["tuple"]["src"] == from && row["tuple"]["dst"] == to;
+        let row = listed.iter().find(is_it).with_context(|| format!("{from} to {to}"))?;
+        ensure!(row["nexthop"] == to && row["tuple"]["protocol"] == "all", "{row}");
+        ensure!(row["packets"].as_u64() > Some(200), "{row}");
+    }
+    running.forwarded_all_itself()?;
+    let packets = &running.json(&["stat"])?["packets"];
+    ensure!(packets["received"] == packets["sent"], "{packets}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn every_protocol_and_length_passes_as_before() -> Result<()> {
+    let lab = lab()?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    // The same addresses, so one flow: echo requests of all lengths, odd ones, with fragments, and with options.
+    for (size, more) in
+        [("0", ""), ("1", ""), ("57", ""), ("1472", "-M do"), ("3000", ""), ("56", "-R")]
+    {
+        let result =
+            ping_all(&lab.left, &format!("-c 20 -i 0.005 -W 5 -s {size} {more} {RIGHT4}"))?;
+        ensure!(result.text.contains(" 0% packet loss"), "{size} {more}:\n{}", result.text);
+    }
+    let traceroute = lab.left.run(&format!("traceroute -n -q 1 -w 5 {RIGHT4}"))?;
+    ensure!(traceroute.lines().count() == 3, "{traceroute}");
+    // Partial checksums of veth: TCP in both directions.
+    for to in [RIGHT4, RIGHT6] {
+        let tcp = Conversation::start(&lab, to, true)?;
+        let udp = Conversation::start(&lab, to, false)?;
+        ensure!(tcp.goes_on() && udp.goes_on(), "{to}\n{}", running.account());
+    }
+    if !ferroute::by_kernel() {
+        ensure!(offloaded(&running)? > 200, "nothing was offloaded: {}", running.account());
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_change_takes_effect_at_once_and_others_do_not_matter() -> Result<()> {
+    let lab = lab()?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    let voided = flows(&running, "voided")?;
+    let mut batch = String::new();
+    for n in 0..1000 {
+        batch += &format!("route add 10.{}.{}.0/24 via 198.18.2.2\n", n / 250, n % 250);
+    }
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), batch)?;
+    lab.router.run(&format!("ip -batch {}", file.path().display()))?;
+    ensure!(talk.goes_on() && are_offloaded(&running, &[&talk]), "{}", running.account());
+    ensure!(flows(&running, "voided")? == voided, "routes to others have voided it");
+    // A route that covers it, and then one that is more specific.
+    let stops = |what: &str, act: &str, undo: &str| -> Result<()> {
+        let done = Instant::now();
+        lab.router.run(act)?;
+        let took = Instant::now();
+        let last = talk.end().with_context(|| format!("{what}: {}", running.account()))?;
+        let late = last.saturating_duration_since(took);
+        ensure!(late < Duration::from_millis(50), "{what}: {late:?} late, {:?}", done.elapsed());
+        lab.router.run(undo)?;
+        ensure!(talk.goes_on(), "{what}: it does not go on");
+        ensure!(are_offloaded(&running, &[&talk]), "{what}: {}", running.account());
+        Ok(())
+    };
+    stops(
+        "a route",
+        "ip route add blackhole 198.18.2.2/32",
+        "ip route del blackhole 198.18.2.2/32",
+    )?;
+    stops(
+        "a rule",
+        "ip rule add to 198.18.2.2 prio 10 blackhole",
+        "ip rule del to 198.18.2.2 prio 10 blackhole",
+    )?;
+    stops(
+        "a neighbour",
+        "ip neigh replace 198.18.2.2 lladdr 02:f0:00:00:00:99 dev rt-right nud permanent",
+        "ip neigh replace 198.18.2.2 lladdr 02:f0:00:00:02:02 dev rt-right nud reachable",
+    )?;
+    stops(
+        "forwarding",
+        "sysctl -qw net.ipv4.conf.rt-left.forwarding=0",
+        "sysctl -qw net.ipv4.conf.rt-left.forwarding=1",
+    )?;
+    stops("a link", "ip link set rt-right down", "ip link set rt-right up")?;
+    stops("an address", "ip addr add 198.18.2.2/32 dev lo", "ip addr del 198.18.2.2/32 dev lo")?;
+    stops(
+        "a rule of nftables",
+        "nft table ip x { chain f { type filter hook forward priority 0; ip daddr 198.18.2.2 drop; }; }",
+        "nft delete table ip x",
+    )
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn connections_with_nat_are_offloaded() -> Result<()> {
+    let lab = lab()?;
+    nft(&lab.router, STATEFUL)?;
+    lab.router.sysctl("net/netfilter/nf_conntrack_acct", "1")?;
+    let mut running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let talks = [
+        Conversation::start(&lab, RIGHT4, true)?,
+        Conversation::start(&lab, RIGHT4, false)?,
+        Conversation::start(&lab, RIGHT6, true)?,
+        Conversation::start(&lab, RIGHT6, false)?,
+    ];
+    let all: Vec<&Conversation> = talks.iter().collect();
+    ensure!(talks[0].peer.ip().to_string() == RT_RIGHT4, "{}", talks[0].peer);
+    ensure!(are_carried(&running, &all), "{}", running.account());
+    ensure!(are_offloaded(&running, &all), "{}", running.account());
+    let listed = running.ask(&["flows", "offloaded"])?;
+    ensure!(listed.lines().count() == 8 && listed.contains(" -> "), "{listed}");
+    // Carried ones are those of the table of connections, and time-outs are renewed.
+    let shown = running.ask(&["conntrack", "show"])?;
+    ensure!(shown.matches("CARRIED").count() >= 4 || shown.lines().count() >= 4, "{shown}");
+    // Killed, started again.
+    running.kill()?;
+    ensure!(all.iter().all(|it| it.goes_on()), "not without Ferroute");
+    drop(running);
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    ensure!(all.iter().all(|it| it.goes_on()), "{}", running.account());
+    ensure!(are_offloaded(&running, &all), "{}", running.account());
+    // A drop rule ends one of them within 50 ms, and the others go on.
+    lab.router.run("nft insert rule inet fw forward meta nfproto ipv4 tcp dport 5001 drop")?;
+    let took = Instant::now();
+    let late = talks[0].end()?.saturating_duration_since(took);
+    ensure!(late < Duration::from_millis(50), "{late:?} late");
+    ensure!(all[1..].iter().all(|it| it.goes_on()), "{}", running.account());
+    // An entry that is deleted ends one that is translated.
+    ensure!(are_offloaded(&running, &all[1..]), "{}", running.account());
+    lab.router.run("nft insert rule inet fw forward udp dport 5001 ct state new drop")?;
+    ensure!(are_offloaded(&running, &all[1..]), "{}", running.account());
+    lab.router.run("conntrack -D -p udp")?;
+    let took = Instant::now();
+    let late = talks[1].end()?.saturating_duration_since(took);
+    ensure!(late < Duration::from_millis(100), "{late:?} late");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn counters_of_rules_include_what_is_offloaded() -> Result<()> {
+    let lab = lab()?;
+    nft(
+        &lab.router,
+        "table inet fw { chain forward { type filter hook forward priority 0; policy drop; \
+         ct state established counter accept; udp dport 5001 counter accept; }; }",
+    )?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    ensure!(talk.goes_on());
+    let answers = talk.stop();
+    let counted = || -> Result<u64> {
+        // That of the first rule, kernel's and workers' together; the kernel's alone is older.
+        let kernel: Value =
+            serde_json::from_str(&lab.router.run("nft -j list chain inet fw forward")?)?;
+        let rule = kernel["nftables"].as_array().context("rules")?.iter().find_map(|it| {
+            it["rule"]["expr"].as_array()?.iter().find_map(|e| e["counter"]["packets"].as_u64())
+        });
+        let ours = running.json(&["rules", "show"])?;
+        let rules = ours[0]["chains"][0]["rules"].as_array().context("our rules")?;
+        let counter = &rules[0]["counters"][0];
+        let (all, kernels) = (counter["packets"].as_u64(), counter["kernel_packets"].as_u64());
+        Ok(rule.context("a counter")? + all.context("ours")? - kernels.context("the kernel's")?)
+    };
+    // All but the first packet, which is new.
+    let expected = 2 * answers - 1;
+    ensure!(
+        eventually(|| counted().is_ok_and(|count| count.abs_diff(expected) <= 2)),
+        "{:?} of {expected}",
+        counted()
+    );
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn a_port_that_takes_no_frames_is_left_out_and_captures_see_all() -> Result<()> {
+    let lab = lab()?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let talk = Conversation::start(&lab, RIGHT4, false)?;
+    ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    lab.right.run("ethtool -K right gro off")?;
+    ensure!(talk.goes_on(), "without GRO: {}", running.account());
+    let before = offloaded(&running)?;
+    ensure!(talk.goes_on(), "without GRO: {}", running.account());
+    // Only answers, which leave by the other port.
+    let (by_program, port) =
+        (offloaded(&running)? - before, &running.json(&["flows", "offloaded"])?);
+    ensure!(
+        port.as_array().is_some_and(|rows| rows.iter().all(|row| row["oif"] == PORTS[0])),
+        "{port}"
+    );
+    ensure!(by_program > 0, "answers are not offloaded either");
+    lab.right.run("ethtool -K right gro on")?;
+    ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    let captured = running.command(&["capture", "-c", "200", "-w", "/dev/null"]).output()?;
+    ensure!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
+    ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    Ok(())
+}
