@@ -120,6 +120,7 @@ fn latency() -> LatencyReport {
         resets: 0,
         age_us: 2_000_000,
         ports: vec!["eth0".into(), "eth1".into()],
+        offloaded: None,
         pairs: vec![there, back],
     }
 }
