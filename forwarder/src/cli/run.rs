@@ -25,7 +25,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
   latency_sample = 64
-  offload = "auto"           # on, off
+  offload = "off"            # auto, on
   offload_threshold = 64
   offload_flows = 262144
   worker_timeout_ms = 250
@@ -118,13 +118,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
     /// Have the XDP program forward the packets of busy flows by itself, as userspace has decided: auto: of flows
-    /// that arrive on a port without zero-copy; on: of all ports; off: of none [default: auto].
+    /// that arrive on a port without zero-copy; on: of all ports; off: of none [default: off].
     #[arg(long, value_name = "WHICH")]
     offload: Option<OffloadMode>,
     /// Offload a flow when N packets of it were forwarded within a second [default: 64].
     #[arg(long, value_name = "N")]
     offload_threshold: Option<u16>,
-    /// Offload at most N flows, each of which is one direction; 1000 take 132 KB [default: 262144].
+    /// Offload at most N flows, each of which is one direction; 1000 take 0.2 MB [default: 262144].
     #[arg(long, value_name = "N")]
     offload_flows: Option<u32>,
     /// Leave a worker's queues to the kernel when its last heartbeat is older than this many milliseconds,

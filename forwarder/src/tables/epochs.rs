@@ -8,7 +8,7 @@
 use std::fmt::Debug;
 use std::mem::offset_of;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 use xdp_prog::offload::{self, epochs4, epochs6};
@@ -137,6 +137,8 @@ impl Epochs {
     pub fn note_neigh_change(&self) {
         self.begin();
         self.neigh_changes.fetch_add(1, AcqRel);
+        // Before next hops are looked at; see who enters flows.
+        fence(SeqCst);
     }
 
     /// A change that workers can see. A worker that sees the epoch incremented sees this, too.
@@ -146,7 +148,10 @@ impl Epochs {
 
     fn increment(&self, from: usize, count: usize) {
         let words = self.memory.words().get(from..from + count).unwrap_or_default();
-        words.iter().for_each(|word| word.store(word.load(Relaxed).wrapping_add(1), Release));
+        // Several threads void everything.
+        words.iter().for_each(|word| {
+            word.fetch_add(1, Release);
+        });
     }
 }
 
@@ -207,6 +212,20 @@ mod tests {
             let is_void = sum("2001:db8:9::1", "2001:db8:2::3") != other;
             assert_eq!(is_void, is_other_void, "{prefix}/{len}");
         }
+    }
+
+    #[test]
+    fn epochs_are_incremented_by_several_threads() {
+        let epochs = epochs();
+        let before =
+            epochs.sum4([1; 4].into(), [2; 4].into(), epochs.changes()).expect("no change");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| epochs.void_all()));
+            }
+        });
+        let after = epochs.sum4([1; 4].into(), [2; 4].into(), epochs.changes());
+        assert_eq!(after, Some(before + 40_000));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
 //! latency_sample = 64        # one frame in this many is measured; 0: none
-//! offload = "auto"           # on, off: whether the XDP program forwards flows by itself
+//! offload = "off"            # auto, on: whether the XDP program forwards flows by itself
 //! offload_threshold = 64     # those with this many packets within a second
 //! offload_flows = 262144     # as many at most
 //! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
@@ -482,7 +482,7 @@ mod tests {
         assert_eq!(
             error("[run]\nqueue = 2\n"),
             "r.toml:2:1: unknown field `queue`, expected one of `interfaces`, `max_ports`, `mode`, `driver`, `poll`, \
-             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `runtime_dir`, `control`"
+             `busy_budget`, `cpus`, `queues`, `pin_irqs`, `rx_ring`, `tx_ring`, `latency_sample`, `offload`, `offload_threshold`, `offload_flows`, `worker_timeout_ms`, `control_timeout_ms`, `ignore_firewall`, `runtime_dir`, `control`"
         );
         assert_eq!(
             error("[walk]\n"),

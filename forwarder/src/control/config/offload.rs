@@ -17,11 +17,11 @@ const FLOWS_RANGE: std::ops::RangeInclusive<u32> = 1024..=xdp_prog::offload::OFF
 #[serde(rename_all = "lowercase")]
 pub enum OffloadMode {
     /// Those that arrive on a port without zero-copy.
-    #[default]
     Auto,
     /// Those of all ports.
     On,
     /// None.
+    #[default]
     Off,
 }
 

@@ -96,6 +96,7 @@ impl List for DetailedLinks {
             return Err(ListError::Refused("link show: no links".into()));
         };
         let snapshot = self.relay.snapshot();
+        self.relay.count_offloaded();
         for link in show::links(&state, &self.request.filter) {
             let device = KernelDevice { name: link.ifname.clone(), ifindex: link.ifindex };
             let details = Details::read(&device)
@@ -123,7 +124,6 @@ impl Snapshot {
         if let Some(offloads) = &self.offloads
             && let Some(stats) = offloads.stats().ports.get(usize::from(port.index))
         {
-            offloads.count_all();
             add(&mut counters, &port_counters(offloads.stats(), port.index, stats));
         }
         let socket = |queue: u32| {

@@ -630,7 +630,7 @@ impl Supervisor {
         self.ports.stop(end + PORTS_TIMEOUT);
         if let Some(offload) = &mut self.offload {
             // No program forwards any more.
-            offload.stop(end);
+            offload.stop(Instant::now() + PORTS_TIMEOUT);
         }
         // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_TIMEOUT);

@@ -201,7 +201,7 @@ impl Supervisor {
 
     /// Tells the programs and the thread fr-offload which ports there are.
     pub(super) fn set_offload_ports(&mut self) -> Result<()> {
-        let Some(offload) = &self.offload else { return Ok(()) };
+        let Some(offload) = &mut self.offload else { return Ok(()) };
         let steering = self.steering_state.steering();
         let links = &self.mirror.tables().links;
         let mut ports = Vec::new();
@@ -209,7 +209,7 @@ impl Supervisor {
             let (number, ifname) = (port.index, port.ifname.clone());
             let is_zerocopy = port.bind_mode() == Some(BoundMode::ZeroCopy);
             let Some(active) = port.active_mut() else {
-                steering.set_tx_port(number, None)?;
+                offload.set_tx_port(steering, number, None);
                 continue;
             };
             let is_native = active.xdp_mode() == XdpMode::Native;
@@ -218,7 +218,8 @@ impl Supervisor {
             let has_partial = links.port(number).is_none_or(|link| link.partial_csum);
             active.set_offload(is_input.then_some(number), has_partial)?;
             let ifindex = active.ifindex();
-            steering.set_tx_port(number, is_native.then_some(ifindex))?;
+            // The interface may be gone, and its event not yet read.
+            let is_native = is_native && offload.set_tx_port(steering, number, Some(ifindex));
             ports.push(OffloadPort { number, ifname, ifindex, is_input, is_native });
         }
         offload.offloads().set_ports(ports);

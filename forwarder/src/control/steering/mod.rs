@@ -29,7 +29,9 @@ pub use self::error::XdpError;
 pub use self::flow_gate::{FlowGate, FlowWords};
 use self::object::Shared;
 pub(crate) use self::object::with_log;
-pub use self::offload::{Action, EntryView, Hop, NotEntered, OffloadTable, OffloadedEntries};
+pub use self::offload::{
+    Action, EntryView, Hop, NextHops, NotEntered, OffloadTable, OffloadedEntries,
+};
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 use crate::io::af_xdp::HeartbeatPage;

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use arc_swap::ArcSwap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite};
 use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, mac_words};
@@ -55,14 +56,43 @@ pub struct Hop {
     pub nexthop: (u32, IpAddr),
 }
 
-/// A next hop in use.
+/// A next hop in use. Its place is free when it has no users.
 #[derive(Debug)]
 struct HopState {
     hop: Hop,
-    /// Entries that refer to it.
+    /// Entries that refer to it, also those that rest.
     users: u32,
-    /// It no longer holds; its place is free when it has no users.
-    is_void: bool,
+    /// Its epoch: it is void when the one in the map is another.
+    epoch: u32,
+}
+
+/// The next hops, which any thread may void.
+#[derive(Debug)]
+pub struct NextHops {
+    words: MappedWords,
+    /// Those in use, by number.
+    list: ArcSwap<Vec<(u16, Hop)>>,
+}
+
+impl NextHops {
+    /// Voids the next hops that no longer hold, and all entries that lead to them. Waits for nobody.
+    pub fn void(&self, holds: impl Fn(&Hop) -> bool) {
+        for (number, hop) in self.list.load().iter() {
+            if !holds(hop)
+                && let Some(epoch) = self.word(*number, EPOCH)
+            {
+                epoch.fetch_add(1, Release);
+            }
+        }
+    }
+
+    fn word(&self, number: u16, at: usize) -> Option<&AtomicU32> {
+        self.words.words().get(usize::from(number) * HOP + at)
+    }
+
+    fn epoch(&self, number: u16) -> u32 {
+        self.word(number, EPOCH).map_or(0, |word| word.load(Acquire))
+    }
 }
 
 /// What an entry is. See [`OffloadTable::read`].
@@ -76,10 +106,10 @@ pub struct EntryView {
     pub out_port: u16,
     /// ifindex of the outgoing interface, and the neighbour that they are sent to.
     pub nexthop: (u32, IpAddr),
-    /// What it depends on, without its next hop; and whether that holds.
+    /// What it depends on, without its next hop.
     pub basis: u32,
-    /// Whether its next hop holds.
-    pub has_hop: bool,
+    /// Whether its next hop holds, and it was not voided.
+    pub holds: bool,
     /// The destination address that it writes, if it does: as in a key.
     pub new_destination: Option<[u64; 2]>,
 }
@@ -106,7 +136,7 @@ pub struct OffloadedEntries {
 pub struct OffloadTable {
     maps: Arc<OffloadedEntries>,
     rewrites: MappedWords,
-    hop_words: MappedWords,
+    next_hops: Arc<NextHops>,
     /// Places with an entry, or a resting one: a bit for each.
     occupied: Vec<u64>,
     /// Removed entries: since when, CLOCK_MONOTONIC, and which.
@@ -149,6 +179,18 @@ impl OffloadedEntries {
         self.entries.words().get(number * ENTRY + at)
     }
 
+    /// Voids the entries with this key: their packets are treated as those of no offloaded flow from now on. Waits for
+    /// nobody; the writer removes them later.
+    pub fn void(&self, key: &FlowWords) {
+        for number in self.find(key) {
+            if let Some(hop_mtu) = self.entry_word(number as usize, BASIS + 1) {
+                // No packet is as short as the MTU then. Of another flow, if it has the place by now: that one is
+                // offered again.
+                hop_mtu.fetch_and(u32::from(u16::MAX), Release);
+            }
+        }
+    }
+
     /// [`FlowEntry::seqs`] of the flow with this key: acknowledgement number, and sequence number after the last
     /// segment. `None`: there is none.
     pub fn seqs(&self, key: &FlowWords) -> Option<(u32, u32)> {
@@ -185,7 +227,7 @@ impl OffloadTable {
         OffloadTable {
             maps: Arc::new(OffloadedEntries { hash: read_hash(marks.words()), marks, entries }),
             rewrites,
-            hop_words,
+            next_hops: Arc::new(NextHops { words: hop_words, list: ArcSwap::default() }),
             occupied: vec![0; places.div_ceil(64)],
             resting: VecDeque::new(),
             hops: Vec::new(),
@@ -207,6 +249,11 @@ impl OffloadTable {
     /// Marks and entries, for other threads.
     pub fn entries(&self) -> &Arc<OffloadedEntries> {
         &self.maps
+    }
+
+    /// The next hops, for other threads.
+    pub fn next_hops(&self) -> &Arc<NextHops> {
+        &self.next_hops
     }
 
     /// Number of flows.
@@ -240,11 +287,16 @@ impl OffloadTable {
         if slots().any(|at| is_mark(&at)) {
             return Err(NotEntered::NoPlace);
         }
+        // Of the bucket with more room, so that both fill evenly.
         let is_free = |at: &usize| !self.is_occupied(at - FLOW_SLOTS);
-        let at = slots().find(is_free).ok_or(NotEntered::NoPlace)?;
+        let room = |from: usize| (from..from + FLOW_SLOTS).filter(is_free).count();
+        let [first, second] = mark_words;
+        let from = if room(second) > room(first) { second } else { first };
+        let at = (from..from + FLOW_SLOTS).find(is_free).ok_or(NotEntered::NoPlace)?;
         let number = at - FLOW_SLOTS;
         let hop = self.take_hop(hop).ok_or(NotEntered::NoHop)?;
-        let hop_epoch = self.hop_word(hop, EPOCH).map_or(0, |it| it.load(Relaxed));
+        let state = self.hops.get(usize::from(hop)).and_then(Option::as_ref);
+        let hop_epoch = state.map_or(0, |state| state.epoch);
         let mtu = match &action.rewrite {
             Some(rewrite) => {
                 self.write_rewrite(number, rewrite);
@@ -277,8 +329,6 @@ impl OffloadTable {
         }
         self.len -= 1;
         self.resting.push_back((now_ns, number));
-        let hop = self.maps.entry_word(at, BASIS + 1).map_or(0, |word| word.load(Relaxed)) as u16;
-        self.leave_hop(hop);
     }
 
     /// What an entry is; `None`: there is none with this number.
@@ -291,8 +341,7 @@ impl OffloadTable {
         let key = maps.key(at);
         let last = maps.entry_word(at, BASIS + 1)?.load(Relaxed);
         let hop = self.hops.get(usize::from(last as u16))?.as_ref()?;
-        let hop_epoch = self.hop_word(last as u16, EPOCH)?.load(Relaxed);
-        let basis = maps.entry_word(at, BASIS)?.load(Relaxed).wrapping_sub(hop_epoch);
+        let basis = maps.entry_word(at, BASIS)?.load(Relaxed).wrapping_sub(hop.epoch);
         let has_rewrite = (last >> 16) as u16 & FlowEntry::HAS_REWRITE != 0;
         Some(EntryView {
             key: with_port(&key, 0),
@@ -300,7 +349,7 @@ impl OffloadTable {
             out_port: hop.hop.port,
             nexthop: hop.hop.nexthop,
             basis,
-            has_hop: !hop.is_void,
+            holds: self.next_hops.epoch(last as u16) == hop.epoch && last >> 16 != 0,
             new_destination: has_rewrite.then(|| self.new_destination(at)),
         })
     }
@@ -312,21 +361,6 @@ impl OffloadTable {
             .filter(move |n| has_bits(*n as usize / 64) >> (n % 64) & 1 != 0)
     }
 
-    /// Voids the next hops that no longer hold, and all entries that lead to them.
-    pub fn void_hops(&mut self, holds: impl Fn(&Hop) -> bool) {
-        for number in 0..self.hops.len() {
-            let Some(Some(state)) = self.hops.get_mut(number) else { continue };
-            if state.is_void || holds(&state.hop) {
-                continue;
-            }
-            state.is_void = true;
-            self.hop_numbers.remove(&state.hop);
-            if let Some(epoch) = self.hop_word(number as u16, EPOCH) {
-                epoch.store(epoch.load(Relaxed).wrapping_add(1), Release);
-            }
-        }
-    }
-
     /// A removed entry that has rested: what it has counted is final. Its place is free when the next one is taken.
     pub fn rested(&mut self, now_ns: u64) -> Option<u32> {
         let (since_ns, number) = self.resting.front().copied()?;
@@ -334,6 +368,9 @@ impl OffloadTable {
             return None;
         }
         self.resting.pop_front();
+        let at = number as usize;
+        let hop = self.maps.entry_word(at, BASIS + 1).map_or(0, |word| word.load(Relaxed)) as u16;
+        self.leave_hop(hop);
         if let Some(word) = self.occupied.get_mut(number as usize / 64) {
             *word &= !(1 << (number % 64));
         }
@@ -349,15 +386,15 @@ impl OffloadTable {
 
     /// The number of a next hop, which gets one more user.
     fn take_hop(&mut self, hop: &Hop) -> Option<u16> {
-        if let Some(number) = self.hop_numbers.get(hop) {
-            if let Some(Some(state)) = self.hops.get_mut(usize::from(*number)) {
-                state.users += 1;
-            }
-            return Some(*number);
+        if let Some(number) = self.hop_numbers.get(hop).copied()
+            && let Some(Some(state)) = self.hops.get_mut(usize::from(number))
+            && state.epoch == self.next_hops.epoch(number)
+        {
+            state.users += 1;
+            return Some(number);
         }
-        // One that entries lead to is not written: those without users, and with none that rest.
-        let is_free = |state: &Option<HopState>| state.is_none();
-        let number = match self.hops.iter().position(is_free) {
+        // One that entries lead to is not written.
+        let number = match self.hops.iter().position(Option::is_none) {
             Some(number) => number,
             None if self.hops.len() < NEXT_HOPS_MAX => {
                 self.hops.push(None);
@@ -373,28 +410,36 @@ impl OffloadTable {
             pair([source[1], source[2]]),
             u32::from(hop.port),
         ];
-        store(self.hop_words.words(), number * HOP, &words);
-        *self.hops.get_mut(number)? = Some(HopState { hop: *hop, users: 1, is_void: false });
+        store(self.next_hops.words.words(), number * HOP, &words);
+        let epoch = self.next_hops.epoch(number as u16);
+        *self.hops.get_mut(number)? = Some(HopState { hop: *hop, users: 1, epoch });
         self.hop_numbers.insert(*hop, number as u16);
+        self.list_hops();
         Some(number as u16)
     }
 
-    /// An entry leads to a next hop no more.
+    /// An entry that led to a next hop has rested.
     fn leave_hop(&mut self, number: u16) {
         let Some(Some(state)) = self.hops.get_mut(usize::from(number)) else { return };
         state.users = state.users.saturating_sub(1);
         if state.users != 0 {
             return;
         }
-        // Its epoch is another from now on: what a program has read of an entry does not lead to what is written here
-        // later.
-        self.hop_numbers.remove(&state.hop);
-        if let Some(epoch) = self.hop_word(number, EPOCH) {
-            epoch.store(epoch.load(Relaxed).wrapping_add(1), Release);
+        if self.hop_numbers.get(&state.hop) == Some(&number) {
+            self.hop_numbers.remove(&state.hop);
         }
         if let Some(place) = self.hops.get_mut(usize::from(number)) {
             *place = None;
         }
+        self.list_hops();
+    }
+
+    /// Tells other threads which next hops there are.
+    fn list_hops(&self) {
+        let of = |(number, state): (usize, &Option<HopState>)| {
+            state.as_ref().map(|state| (number as u16, state.hop))
+        };
+        self.next_hops.list.store(Arc::new(self.hops.iter().enumerate().filter_map(of).collect()));
     }
 
     fn write_rewrite(&self, number: usize, rewrite: &Rewrite) {
@@ -412,10 +457,6 @@ impl OffloadTable {
             self.rewrites.words().get(from + at).map_or(0, |it| u64::from(it.load(Relaxed)))
         };
         [word(0) | word(1) << 32, word(2) | word(3) << 32]
-    }
-
-    fn hop_word(&self, number: u16, at: usize) -> Option<&AtomicU32> {
-        self.hop_words.words().get(usize::from(number) * HOP + at)
     }
 
     fn is_occupied(&self, number: usize) -> bool {
@@ -507,7 +548,7 @@ mod tests {
             assert_eq!(table.entries().find(&key(n)).collect::<Vec<_>>(), [number]);
             let view = table.read(number).expect("an entry");
             assert_eq!((view.key, view.in_port, view.out_port), (key(n), 5, 1));
-            assert_eq!((view.basis, view.has_hop, view.new_destination), (7, true, None));
+            assert_eq!((view.basis, view.holds, view.new_destination), (7, true, None));
         }
         assert_eq!(table.insert(&key(1), 6, &HOP_A, &ACTION), Err(NotEntered::NoPlace));
         assert_eq!((table.len(), table.numbers(0, u32::MAX).count()), (900, 900));
@@ -537,17 +578,32 @@ mod tests {
         let other = Hop { macs: [[9; 6], [2; 6]], ..HOP_A };
         let first = table.insert(&key(1), 0, &HOP_A, &ACTION).expect("room");
         let second = table.insert(&key(2), 0, &other, &ACTION).expect("room");
-        table.void_hops(|hop| *hop == other);
-        assert!(!table.read(first).expect("an entry").has_hop);
-        assert!(table.read(second).expect("an entry").has_hop);
+        table.next_hops().void(|hop| *hop == other);
+        assert!(!table.read(first).expect("an entry").holds);
+        assert!(table.read(second).expect("an entry").holds);
         // The same again has a new number: entries of the old one stay void.
         let third = table.insert(&key(3), 0, &HOP_A, &ACTION).expect("room");
-        assert!(table.read(third).expect("an entry").has_hop);
-        assert!(!table.read(first).expect("an entry").has_hop);
+        assert!(table.read(third).expect("an entry").holds);
+        assert!(!table.read(first).expect("an entry").holds);
         for number in [first, second, third] {
             table.remove(number, 0);
         }
+        assert_eq!(table.next_hops().list.load().len(), 3);
+        while table.rested(u64::MAX).is_some() {}
         assert!(table.hop_numbers.is_empty() && table.hops.iter().all(Option::is_none));
+        assert!(table.next_hops().list.load().is_empty());
+    }
+
+    #[test]
+    fn an_entry_that_is_voided_does_not_hold() {
+        let mut table = table(1024);
+        let number = table.insert(&key(1), 0, &HOP_A, &ACTION).expect("room");
+        table.entries().void(&key(2));
+        assert!(table.read(number).expect("an entry").holds);
+        for _ in 0..2 {
+            table.entries().void(&key(1));
+            assert!(!table.read(number).expect("an entry").holds);
+        }
     }
 
     #[test]

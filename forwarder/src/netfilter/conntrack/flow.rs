@@ -96,6 +96,11 @@ impl Flow {
         add(&way.octets, octets);
     }
 
+    /// What packets of each direction have.
+    pub fn keys(&self) -> [FlowKey; 2] {
+        self.ways.each_ref().map(OneWay::key)
+    }
+
     /// Several packets are carried.
     pub fn seen_many(&self, of: FoundFlow, packets: u64, octets: u64, now_ns: u64) {
         self.last_seen_ns.store(now_ns, Relaxed);
@@ -228,6 +233,11 @@ impl Carried<'_> {
             let key = self.flow.ways[number.way()].key();
             (Carried { flow: self.flow, sequence: self.sequence, number }, key)
         })
+    }
+
+    /// Whether packets of the direction have this key.
+    pub(super) fn is_of(&self, key: &FlowKey) -> bool {
+        self.flow.ways[self.number.way()].key().is_same(key)
     }
 
     /// `ct->status`.

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 use std::sync::{Arc, OnceLock};
 
@@ -84,6 +84,9 @@ impl Bucket {
 pub trait SeqsElsewhere: Debug + Send + Sync {
     /// The acknowledgement number of the last segment with this key, and the sequence number after it.
     fn seqs(&self, key: &FlowKey) -> Option<(u32, u32)>;
+
+    /// Packets with this key are to pass the workers again, or go to the kernel.
+    fn void(&self, key: &FlowKey);
 }
 
 /// The carried flows.
@@ -231,17 +234,22 @@ impl FlowTable {
         self.again(of).is_some_and(|found| found.is_current())
     }
 
-    /// Packets of a flow that a worker has found were carried elsewhere: this many, of this many octets from the IP
-    /// header on, the last one at `now_ns`. `seqs`: the acknowledgement number of a TCP segment, and the sequence
-    /// number after it.
+    /// Whether the kernel's entry of a flow that a worker has found expires by this time.
+    pub fn expires_by(&self, of: FoundFlow, by_ns: u64) -> bool {
+        self.again(of).is_none_or(|found| found.has_expired(by_ns))
+    }
+
+    /// Packets with this key, of a flow that a worker has found, were carried elsewhere: this many, of this many octets
+    /// from the IP header on, the last one at `now_ns`. `seqs`: the acknowledgement number of a TCP segment, and the
+    /// sequence number after it. The flow may have changed since, or be closing.
     pub fn carried_elsewhere(
         &self,
-        of: FoundFlow,
+        (of, key): (FoundFlow, &FlowKey),
         (packets, octets): (u64, u64),
         seqs: Option<(u32, u32)>,
         now_ns: u64,
     ) {
-        if let Some(found) = self.again(of).filter(Carried::is_current) {
+        if let Some(found) = self.again(of).filter(|found| found.is_of(key)) {
             found.flow.seen_many(of, packets, octets, now_ns);
             if let Some((ack, end)) = seqs {
                 found.sent(end, ack);
@@ -288,6 +296,11 @@ impl FlowTable {
         if let Some(flow) = self.flow(number)
             && !flow.is_closing.swap(true, Relaxed)
         {
+            if let Some(elsewhere) = self.elsewhere.get() {
+                // See who carries packets elsewhere: it looks at the flow again when it has begun to.
+                fence(SeqCst);
+                flow.keys().iter().for_each(|key| elsewhere.void(key));
+            }
             self.note(number);
         }
     }

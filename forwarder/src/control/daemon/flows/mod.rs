@@ -162,11 +162,11 @@ fn follow(shared: &Shared, mut writer: FlowWriter, gate: &FlowGate, offloads: Op
         let result =
             Follower::open(shared, &mut writer, gate, offloads).and_then(|mut it| it.run());
         writer.table().set_valid(0);
-        writer.clear();
-        gate.clear();
         if let Some(offloads) = offloads {
             offloads.forget_carried();
         }
+        writer.clear();
+        gate.clear();
         shared.carried.store(0, Relaxed);
         let error = result.err().map(|error| error.to_string());
         if let Some(error) = error.as_ref().filter(|_| error != said) {

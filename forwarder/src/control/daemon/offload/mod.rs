@@ -8,10 +8,10 @@ mod thread;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -21,7 +21,9 @@ pub(super) use self::thread::Offloader;
 use super::report::named;
 use crate::control::api::OffloadReport;
 use crate::control::netdev::nic;
-use crate::control::steering::{Action, EntryView, FlowWords, Hop, OffloadTable, OffloadedEntries};
+use crate::control::steering::{
+    Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries,
+};
 use crate::neigh::NeighTable;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, SeqsElsewhere};
 use crate::netfilter::nft::Nft;
@@ -44,8 +46,6 @@ const SCAN: u32 = 4096;
 const IDLE_NS: u64 = 30_000_000_000;
 /// How often it is checked which ports take redirected frames.
 const FEATURES_NS: u64 = 100_000_000;
-/// How long the control thread waits for the table.
-const PATIENCE: Duration = Duration::from_millis(2);
 
 /// A port as far as offload is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(super) struct OffloadPort {
 struct Installed {
     in_port: u16,
     out_port: u16,
-    is_ipv4: bool,
+    key: FlowKey,
     /// ifindex of the outgoing interface, and the neighbour that packets are sent to.
     nexthop: (u32, IpAddr),
     /// [`FlowEntry::count`] as it was last added to counters.
@@ -123,6 +123,8 @@ pub(super) struct OffloadCounts {
 #[derive(Debug)]
 pub(super) struct Offloads {
     inner: Mutex<Inner>,
+    entries: Arc<OffloadedEntries>,
+    next_hops: Arc<NextHops>,
     tables: Arc<Published<Tables>>,
     epochs: Arc<Epochs>,
     /// Which ports take part.
@@ -166,6 +168,8 @@ impl Offloads {
         let capacity = table.capacity();
         let installed = (0..capacity).map(|_| None).collect();
         Offloads {
+            entries: Arc::clone(table.entries()),
+            next_hops: Arc::clone(table.next_hops()),
             len: AtomicUsize::new(0),
             capacity,
             has_new_ports: AtomicBool::new(false),
@@ -263,7 +267,7 @@ impl Offloads {
 
     /// The flows of tracked connections from now on.
     pub(super) fn set_flows(&self, flows: Arc<FlowTable>) {
-        flows.set_elsewhere(Box::new(Seqs(Arc::clone(self.lock().table.entries()))));
+        flows.set_elsewhere(Box::new(Elsewhere(Arc::clone(&self.entries))));
         self.flows.store(Some(flows));
     }
 
@@ -298,38 +302,16 @@ impl Offloads {
         Paused(Arc::clone(self))
     }
 
-    /// The control thread has new neighbours: next hops that have another address now are void. Returns whether that is
-    /// done; if others have the table for too long, everything is void meanwhile.
-    pub(super) fn follow_neighbours(&self, tables: &Tables) -> bool {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.inner.try_lock() {
-                Ok(mut inner) => {
-                    inner.table.void_hops(|hop| holds(hop, &tables.neigh));
-                    return true;
-                }
-                Err(TryLockError::Poisoned(_)) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() >= end => break,
-                Err(TryLockError::WouldBlock) => std::thread::yield_now(),
-            }
-        }
-        self.epochs.void_all();
-        false
+    /// The control thread has new neighbours: next hops that have another address now are void.
+    pub(super) fn follow_neighbours(&self, tables: &Tables) {
+        self.next_hops.void(|hop| holds(hop, &tables.neigh));
     }
 
     /// Packets with these keys are not forwarded by the program from now on: what was decided for them may change.
     pub(super) fn forget(&self, keys: &[FlowWords]) {
-        let now_ns = monotonic_ns();
-        let mut inner = self.lock();
-        if inner.table.is_empty() {
-            return;
-        }
-        for key in keys {
-            let found: Vec<u32> = inner.table.entries().find(key).collect();
-            for number in found {
-                self.remove(&mut inner, number, now_ns);
-            }
-        }
+        // What the flow has become is visible before its entries are looked for; see `enter`.
+        fence(SeqCst);
+        keys.iter().for_each(|key| self.entries.void(key));
     }
 
     /// A port's number belongs to another interface from now on: counters restart at 0, soon.
@@ -340,8 +322,8 @@ impl Offloads {
 
     /// Restarts the counters of a port.
     fn restart_counters(&self, port: u16) {
-        let now_ns = monotonic_ns();
         let mut inner = self.lock();
+        let now_ns = monotonic_ns();
         let numbers: Vec<u32> = inner.table.numbers(0, u32::MAX).collect();
         for number in numbers {
             let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
@@ -402,6 +384,14 @@ impl Offloads {
         // One that no longer holds, or that a worker does not know of.
         let found: Vec<u32> = inner.table.entries().find(&key).collect();
         for number in found {
+            // Packets with these addresses come from another port, too: who was first stays.
+            let is_others = inner
+                .table
+                .read(number)
+                .is_some_and(|it| it.in_port != in_port && it.holds && self.holds(&it));
+            if is_others {
+                return;
+            }
             self.remove(inner, number, now_ns);
         }
         let target = offer.carried.as_ref().and_then(|carried| carried.target);
@@ -417,7 +407,7 @@ impl Offloads {
             *place = Some(Installed {
                 in_port,
                 out_port: port,
-                is_ipv4: is_ipv4(&key),
+                key: FlowKey::of_words(key),
                 nexthop,
                 count: 0,
                 packets: 0,
@@ -429,6 +419,13 @@ impl Offloads {
         }
         self.len.store(inner.table.len(), Relaxed);
         self.counts.installed.fetch_add(1, Relaxed);
+        // Who changes the flow, or a neighbour, meanwhile either finds the entry, or is seen here.
+        fence(SeqCst);
+        let carried = inner.installed.get(number as usize).and_then(Option::as_ref);
+        let carried = carried.and_then(|it| it.carried.as_ref()).map(|it| &it.flow);
+        if offer.neigh_changes != self.epochs.neigh_changes() || !self.is_current(carried, nft) {
+            self.remove(inner, number, now_ns);
+        }
     }
 
     /// Whether an offer's connection, if it is of one, is as it was.
@@ -463,7 +460,7 @@ impl Offloads {
             port.tx_packets.add(packets);
             port.tx_bytes.add(frames);
         }
-        let mibs = match it.is_ipv4 {
+        let mibs = match it.key.is_ipv4() {
             true => [Mib::IpInReceives, Mib::IpForwDatagrams],
             false => [Mib::Ip6InReceives, Mib::Ip6OutForwDatagrams],
         };
@@ -474,7 +471,8 @@ impl Offloads {
             }
             if let Some(flows) = self.flows.load().as_ref() {
                 let seqs = (seqs != 0).then_some((seqs as u32, (seqs >> 32) as u32));
-                flows.carried_elsewhere(carried.flow.flow, (packets, octets), seqs, now_ns);
+                let flow = (carried.flow.flow, &it.key);
+                flows.carried_elsewhere(flow, (packets, octets), seqs, now_ns);
             }
         }
         true
@@ -499,14 +497,14 @@ impl Offloads {
 
     /// Counts, and removes what is idle or void, of the entries in a range.
     fn sweep(&self, from: u32, end: u32) {
-        let now_ns = monotonic_ns();
         let mut inner = self.lock();
+        let now_ns = monotonic_ns();
         let numbers: Vec<u32> = inner.table.numbers(from, end).collect();
         for number in numbers {
             self.count(&mut inner, number, now_ns);
             let Some(view) = inner.table.read(number) else { continue };
             let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
-            let is_void = !view.has_hop || !self.holds(&view);
+            let is_void = !view.holds || !self.holds(&view) || self.expires_soon(it, now_ns);
             if !is_void && now_ns.saturating_sub(it.active_ns) < IDLE_NS {
                 continue;
             }
@@ -526,6 +524,15 @@ impl Offloads {
                 neigh.mark_used();
             }
         }
+    }
+
+    /// Whether the kernel's entry of a connection expires before its flow is looked at again: a packet is the kernel's
+    /// then, or a worker's, which knows.
+    fn expires_soon(&self, it: &Installed, now_ns: u64) -> bool {
+        let (Some(carried), Some(flows)) = (&it.carried, self.flows.load_full()) else {
+            return false;
+        };
+        flows.expires_by(carried.flow.flow, now_ns + 3 * SWEEP_NS)
     }
 
     /// Whether what an entry depends on is as it was, without its next hop.
@@ -552,13 +559,21 @@ impl Offloads {
     /// Asks the kernel which ports take redirected frames: a veth does only while its peer has NAPI (GRO or an XDP
     /// program), and drops them silently otherwise.
     fn follow_features(&self) {
-        let ports = self.ports.load();
+        let ports = self.ports.load_full();
+        let can: Vec<(u16, u64)> = ports
+            .iter()
+            .map(|port| (port.number, nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0)))
+            .collect();
+        // The kernel may have taken long.
+        if !Arc::ptr_eq(&ports, &self.ports.load()) {
+            return self.has_new_ports.store(true, Release);
+        }
         let mut has_lost = false;
         for number in 0..self.stats.ports.len() as u16 {
             let bits = match ports.iter().find(|port| port.number == number) {
                 None => 0,
                 Some(port) => {
-                    let features = nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
+                    let features = can.iter().find(|(of, _)| *of == number).map_or(0, |it| it.1);
                     let takes = port.is_native && features & nic::XDP_NDO_XMIT != 0;
                     let bit = |has: bool, bit: u8| if has { bit } else { 0 };
                     bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX)
@@ -567,19 +582,22 @@ impl Offloads {
             has_lost |= self.bits.set(number, bits) & !bits != 0;
         }
         if has_lost {
-            self.lock().table.void_hops(|hop| self.bits.has(hop.port, OffloadPorts::TX));
             self.epochs.void_all();
         }
     }
 }
 
-/// Sequence numbers that the program has seen.
+/// What the program knows of connections.
 #[derive(Debug)]
-struct Seqs(Arc<OffloadedEntries>);
+struct Elsewhere(Arc<OffloadedEntries>);
 
-impl SeqsElsewhere for Seqs {
+impl SeqsElsewhere for Elsewhere {
     fn seqs(&self, key: &FlowKey) -> Option<(u32, u32)> {
         self.0.seqs(key.words())
+    }
+
+    fn void(&self, key: &FlowKey) {
+        self.0.void(key.words());
     }
 }
 

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::{BATCH, FEATURES_NS, OFFERS, Offloads, SCAN, SWEEP_NS, WAIT};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
+use crate::control::steering::Steering;
 use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 use crate::pipeline::Offer;
@@ -28,6 +29,8 @@ pub(in crate::control::daemon) struct Offloader {
     thread: Option<JoinHandle<()>>,
     /// The neighbours that next hops were last compared with.
     neigh: Option<Arc<NeighTable>>,
+    /// The interfaces by which frames leave that are redirected to ports.
+    tx_ports: Vec<Option<u32>>,
 }
 
 impl Offloader {
@@ -41,6 +44,7 @@ impl Offloader {
             stopping: Arc::default(),
             thread: None,
             neigh: None,
+            tx_ports: Vec::new(),
         }
     }
 
@@ -68,11 +72,29 @@ impl Offloader {
         self.offers.clone()
     }
 
+    /// Has frames that are redirected to a port leave by an interface, if that is new. Returns whether they do.
+    pub(in crate::control::daemon) fn set_tx_port(
+        &mut self,
+        steering: &Steering,
+        port: u16,
+        ifindex: Option<u32>,
+    ) -> bool {
+        let at = usize::from(port);
+        if self.tx_ports.len() <= at {
+            self.tx_ports.resize(at + 1, None);
+        }
+        let Some(known) = self.tx_ports.get_mut(at) else { return false };
+        if *known != ifindex {
+            *known = steering.set_tx_port(port, ifindex).map_or(None, |()| ifindex);
+        }
+        *known == ifindex
+    }
+
     /// To be called after new tables were published, before a heartbeat.
     pub(in crate::control::daemon) fn follow(&mut self, tables: &Tables) {
         if self.neigh.as_ref().is_none_or(|neigh| !Arc::ptr_eq(neigh, &tables.neigh)) {
-            let is_done = self.offloads.follow_neighbours(tables);
-            self.neigh = is_done.then(|| Arc::clone(&tables.neigh));
+            self.neigh = Some(Arc::clone(&tables.neigh));
+            self.offloads.follow_neighbours(tables);
         }
     }
 

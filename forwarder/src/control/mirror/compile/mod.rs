@@ -37,6 +37,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(2);
 /// which the whole process was stopped does not count.
 const STALLED_CALLS: u32 = 10;
 
+/// Prefixes of a family that change together above which all offloaded flows are void.
+const CHANGED_MAX: usize = 4096;
+
 /// Parts of the state that changed since the tables were compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Touched {
@@ -179,11 +182,19 @@ impl Compiler {
     fn void_offloaded(&mut self) {
         let epochs = &self.current.epochs;
         let (changed4, changed6) = (self.fib4.take_changed(), self.fib6.take_changed());
-        if std::mem::take(&mut self.changed_all) {
+        // Each prefix shorter than 24 bits, or 48, may cost many increments.
+        let has_many = changed4.len().max(changed6.len()) > CHANGED_MAX;
+        if std::mem::take(&mut self.changed_all) || has_many {
             epochs.void_all();
         } else {
             changed4.into_iter().for_each(|net| epochs.void4(net.0.into(), net.1));
-            changed6.into_iter().for_each(|net| epochs.void6(net.0.into(), net.1));
+            let (short, long): (Vec<_>, Vec<_>) =
+                changed6.into_iter().partition(|(_, len)| *len < 32);
+            if let Some((address, len)) = short.first() {
+                // One of them voids all addresses.
+                epochs.void6((*address).into(), *len);
+            }
+            long.into_iter().for_each(|net| epochs.void6(net.0.into(), net.1));
         }
         if std::mem::take(&mut self.changed_neighs) {
             epochs.note_neigh_change();
