@@ -1,15 +1,13 @@
 //! Offers the flow of a packet whose frame is complete to be offloaded, see [`super::offload`].
 
-use std::net::IpAddr;
-
 use super::Ctx;
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::offload::{OFFERS, Offer, OffloadPorts, On};
+use super::offload::{OFFERS, Offer, OffloadPorts};
 use crate::hash_table::hash_words;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
-use crate::tables::{Epochs, Forwarding6, Link};
+use crate::tables::{Forwarding6, Link};
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet, ethernet};
 
 /// Longest packets of an offloaded flow, octets.
@@ -34,7 +32,7 @@ pub(super) fn offer(
     if !is_open || !is_simple(skb, dev, dst) || (is_wide && !ctx.hooks.is_empty()) {
         return;
     }
-    let [received_from, to] = match protocol {
+    let [source, to] = match protocol {
         EtherType::IPV4 => {
             let packet = Ipv4Packet::new_unchecked(skb.network_header());
             [packet.src_addr().into(), packet.dst_addr().into()]
@@ -46,15 +44,17 @@ pub(super) fn offer(
             [packet.src_addr().into(), packet.dst_addr().into()]
         }
     };
-    let (key, from) = match &due {
-        Some(due) => (due.key, due.key.addresses()[0]),
-        None => (FlowKey::new(received_from, to, 0, 0, 0), received_from),
+    let key = match &due {
+        Some(due) => due.key,
+        None => FlowKey::new(source, to, 0, 0, 0),
     };
+    let [from, _] = key.addresses();
     let key = *key.words();
     if is_wide && !on.meter.count(hash_words(on.meter.seed, &key), ctx.now_ns) {
         return;
     }
-    let Some(basis) = basis(on, from, to, &ctx.tables.epochs) else { return };
+    // As received, and as it was routed.
+    let Some(basis) = ctx.tables.epochs.sum_of(from, to, on.changes) else { return };
     let Some(destination) = skb.mac_header().first_chunk::<6>() else { return };
     ctx.out.offers.push(Offer {
         key,
@@ -67,16 +67,6 @@ pub(super) fn offer(
         neigh_changes: on.neigh_changes,
         carried: due.map(|due| due.carried),
     });
-}
-
-/// What a decision depends on about a packet with this source, as received, that was routed to this destination.
-/// `None`: it has changed meanwhile.
-fn basis(on: &On, from: IpAddr, to: IpAddr, epochs: &Epochs) -> Option<u32> {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => epochs.sum4(from, to, on.changes),
-        (IpAddr::V6(from), IpAddr::V6(to)) => epochs.sum6(from, to, on.changes),
-        _ => None,
-    }
 }
 
 /// Whether nothing but the packet's addresses and ports, and the interface, has decided about it, and its frame has no

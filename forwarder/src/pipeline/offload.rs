@@ -1,8 +1,8 @@
 //! Flow offload: the flows that the XDP program could forward by itself, as their packets were forwarded here.
 //!
-//! A flow is offered when enough of its packets were seen within a second. What is offered is what was done with a
-//! packet: the key that it had, the frame that it became, and what that depends on. Whoever takes the offer need not
-//! decide anything again.
+//! A flow is offered when enough of its packets were seen within a second. An offer has the key of a packet as received,
+//! the link-layer addresses and the translation of the frame as sent, and the epochs that the decision depends on. The
+//! thread that takes it makes no decision of its own.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 use std::mem::offset_of;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
@@ -84,6 +84,15 @@ impl Epochs {
             epochs6([a, b, c])
         };
         self.sum([V6_SHORT, V6_LONG], [words(saddr), words(daddr)], changes)
+    }
+
+    /// The same of a packet of either family; `None` also if the addresses are not of one family.
+    pub fn sum_of(&self, saddr: IpAddr, daddr: IpAddr, changes: u64) -> Option<u32> {
+        match (saddr, daddr) {
+            (IpAddr::V4(saddr), IpAddr::V4(daddr)) => self.sum4(saddr, daddr, changes),
+            (IpAddr::V6(saddr), IpAddr::V6(daddr)) => self.sum6(saddr, daddr, changes),
+            _ => None,
+        }
     }
 
     fn sum(&self, kinds: [usize; 2], of: [[usize; 2]; 2], changes: u64) -> Option<u32> {

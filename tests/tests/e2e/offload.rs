@@ -26,14 +26,17 @@ fn lab() -> Result<Lab> {
     Ok(lab)
 }
 
-/// Frames that the program has forwarded itself.
-fn offloaded(running: &Ferroute) -> Result<u64> {
+/// Frames that the programs of all ports have counted under these names.
+fn xdp(running: &Ferroute, names: &[&str]) -> Result<u64> {
     let report = running.json(&["stat"])?;
     let ports = report["ports"].as_array().context("ports")?;
-    let of_port = |port: &Value| {
-        ["offload_ipv4", "offload_ipv6"].iter().filter_map(|name| port["xdp"][name].as_u64()).sum()
-    };
-    Ok(ports.iter().map(of_port).collect::<Vec<u64>>().iter().sum())
+    let counts = ports.iter().flat_map(|port| names.iter().map(|name| &port["xdp"][name]));
+    counts.map(|count| count.as_u64().context("a count of the program")).sum()
+}
+
+/// Frames that the program has forwarded itself.
+fn offloaded(running: &Ferroute) -> Result<u64> {
+    xdp(running, &["offload_ipv4", "offload_ipv6"])
 }
 
 fn mib(running: &Ferroute, name: &str) -> Result<u64> {
@@ -48,16 +51,9 @@ fn flows(running: &Ferroute, name: &str) -> Result<u64> {
 /// Whether packets of the conversations are forwarded by the program.
 fn are_offloaded(running: &Ferroute, all: &[&Conversation]) -> bool {
     eventually(|| {
-        let steered = |running: &Ferroute| -> Result<u64> {
-            let report = running.json(&["stat"])?;
-            let ports = report["ports"].as_array().context("ports")?;
-            let counts = ports.iter().flat_map(|port| {
-                ["steer_ipv4", "steer_ipv6", "pass_no_flow"].map(|name| port["xdp"][name].as_u64())
-            });
-            Ok(counts.flatten().sum())
-        };
-        let before = steered(running).ok();
-        all.iter().all(|it| it.goes_on()) && steered(running).ok() == before
+        let others = || xdp(running, &["steer_ipv4", "steer_ipv6", "pass_no_flow"]);
+        let Ok(before) = others() else { return false };
+        all.iter().all(|it| it.goes_on()) && others().is_ok_and(|after| after == before)
     })
 }
 

@@ -121,10 +121,8 @@ impl Snapshot {
                 last_tx_ms = last_tx_ms.into_iter().chain(ago).min();
             }
         }
-        if let Some(offloads) = &self.offloads
-            && let Some(stats) = offloads.stats().ports.get(usize::from(port.index))
-        {
-            add(&mut counters, &port_counters(offloads.stats(), port.index, stats));
+        if let Some(offloads) = &self.offloads {
+            add(&mut counters, &offloads.port_counters(port.index));
         }
         let socket = |queue: u32| {
             let worker = worker_of(queue, self.workers.len());

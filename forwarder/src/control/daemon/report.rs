@@ -135,10 +135,8 @@ impl Snapshot {
                 }
             }
         }
-        if let Some(offloads) = &self.offloads
-            && let Some(stats) = offloads.stats().ports.get(usize::from(port.index))
-        {
-            add(&mut counters, &port_counters(offloads.stats(), port.index, stats));
+        if let Some(offloads) = &self.offloads {
+            add(&mut counters, &offloads.port_counters(port.index));
         }
         let mut counts = port.counted_before;
         port.counts.iter().for_each(|program| add_counts(&mut counts, program));

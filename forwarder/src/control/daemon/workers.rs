@@ -190,7 +190,7 @@ impl Supervisor {
         let table = steering.offload_table()?;
         let ports = usize::from(self.ports.max_ports());
         self.mirror.set_epochs(epochs);
-        let tables = Arc::clone(&self.mirror.published());
+        let tables = self.mirror.published();
         let mut offload = Offloader::new(Offloads::new(table, tables, ports, workers));
         offload
             .start(self.hooks.published().subscribe())

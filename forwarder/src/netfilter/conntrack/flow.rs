@@ -112,7 +112,7 @@ impl Flow {
     /// What was entered.
     pub fn desc(&self) -> FlowDesc {
         FlowDesc {
-            keys: self.ways.each_ref().map(OneWay::key),
+            keys: self.keys(),
             status: self.status.load(Relaxed),
             mark: self.mark.load(Relaxed),
             expires_ns: self.expires_ns.load(Relaxed),

@@ -461,16 +461,17 @@ impl FlowWriter {
         self.table.room.saturating_sub(self.len)
     }
 
-    /// Changes status and mark of a flow.
-    pub fn set(&mut self, number: u32, status: u32, mark: u32) {
-        if let Some(flow) = self.table.flow(number)
-            && (flow.status.load(Relaxed), flow.mark.load(Relaxed)) != (status, mark)
-        {
+    /// Changes status and mark of a flow. Returns whether they were others.
+    pub fn set(&mut self, number: u32, status: u32, mark: u32) -> bool {
+        let Some(flow) = self.table.flow(number) else { return false };
+        let is_other = (flow.status.load(Relaxed), flow.mark.load(Relaxed)) != (status, mark);
+        if is_other {
             flow.write(|| {
                 flow.status.store(status, Relaxed);
                 flow.mark.store(mark, Relaxed);
             });
         }
+        is_other
     }
 
     /// Removes the flow with this key, and returns its number. Packets that a worker has found it for are

@@ -115,12 +115,11 @@ impl Nft {
     /// Adds a packet to counters of a worker.
     #[inline]
     pub fn count(&self, counters: &[u32], octets: u64, worker: usize) {
-        if let Some(page) = self.pages.get(worker) {
-            counters.iter().for_each(|counter| page.count(*counter, octets));
-        }
+        self.count_many(counters, 1, octets, worker);
     }
 
     /// Adds several packets to counters of a worker.
+    #[inline]
     pub fn count_many(&self, counters: &[u32], packets: u64, octets: u64, worker: usize) {
         if let Some(page) = self.pages.get(worker) {
             counters.iter().for_each(|counter| page.count_many(*counter, packets, octets));

@@ -293,13 +293,11 @@ impl CounterPage {
     /// Adds a packet of this length to the counter at this position in [`Program::counters`].
     #[inline]
     pub fn count(&self, counter: u32, octets: u64) {
-        if let Some(counter) = self.counters.get(counter as usize) {
-            counter.packets.inc();
-            counter.octets.add(octets);
-        }
+        self.count_many(counter, 1, octets);
     }
 
     /// Adds several packets of this length together.
+    #[inline]
     pub fn count_many(&self, counter: u32, packets: u64, octets: u64) {
         if let Some(counter) = self.counters.get(counter as usize) {
             counter.packets.add(packets);

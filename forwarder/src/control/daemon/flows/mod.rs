@@ -432,9 +432,9 @@ impl<'a> Follower<'a> {
 
     /// Changes status and mark of a flow.
     fn set(&mut self, number: u32, status: u32, mark: u32) {
-        let Some(desc) = self.writer.get(number) else { return };
-        if (desc.status, desc.mark) != (status, mark) {
-            self.writer.set(number, status, mark);
+        if self.writer.set(number, status, mark)
+            && let Some(desc) = self.writer.get(number)
+        {
             self.forget_offloaded(&desc.keys);
         }
     }

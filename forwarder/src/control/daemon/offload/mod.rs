@@ -6,8 +6,8 @@
 
 mod thread;
 
-use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +18,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use xdp_prog::offload::{FlowEntry, Rewrite};
 
 pub(super) use self::thread::Offloader;
-use super::report::named;
-use crate::control::api::OffloadReport;
+use super::report::{named, port_counters};
+use crate::control::api::{Counters, OffloadReport};
 use crate::control::netdev::nic;
 use crate::control::steering::{
     Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries,
@@ -203,6 +203,12 @@ impl Offloads {
         &self.stats
     }
 
+    /// What the program has received and sent by a port, as a worker reports it.
+    pub(super) fn port_counters(&self, port: u16) -> Counters {
+        let stats = self.stats.ports.get(usize::from(port));
+        stats.map_or_else(Counters::new, |of| port_counters(&self.stats, port, of))
+    }
+
     /// Counts what the program has forwarded until now.
     pub(super) fn count_all(&self) {
         let capacity = self.capacity() as u32;
@@ -314,6 +320,11 @@ impl Offloads {
         keys.iter().for_each(|key| self.entries.void(key));
     }
 
+    /// The same of all flows of tracked connections.
+    pub(super) fn forget_carried(&self) {
+        self.epochs.void_all();
+    }
+
     /// A port's number belongs to another interface from now on: counters restart at 0, soon.
     pub(super) fn forget_port(&self, port: u16) {
         // There is room for each port.
@@ -337,11 +348,6 @@ impl Offloads {
         }
         // With the lock, nobody else counts.
         self.stats.forget_port(port, self.stats.ports.len() as u16);
-    }
-
-    /// The same of all flows of tracked connections.
-    pub(super) fn forget_carried(&self) {
-        self.epochs.void_all();
     }
 
     /// The offloaded flows from a number on, at most `max`, and the number to continue at.
@@ -394,8 +400,14 @@ impl Offloads {
             }
             self.remove(inner, number, now_ns);
         }
-        let target = offer.carried.as_ref().and_then(|carried| carried.target);
-        let rewrite = target.map(|target| Rewrite::new(&words_key(&key), &xdp_key(&target)));
+        let flow_key = FlowKey::of_words(key);
+        let rewrite = match offer.carried.as_ref().and_then(|carried| carried.target) {
+            None => None,
+            Some(target) => match rewrite(&flow_key, &target) {
+                None => return,
+                rewrite => rewrite,
+            },
+        };
         let action = Action { basis, mtu, rewrite };
         let entered = inner.table.insert(&key, in_port, &Hop { port, macs, nexthop }, &action);
         let Ok(number) = entered else {
@@ -407,7 +419,7 @@ impl Offloads {
             *place = Some(Installed {
                 in_port,
                 out_port: port,
-                key: FlowKey::of_words(key),
+                key: flow_key,
                 nexthop,
                 count: 0,
                 packets: 0,
@@ -435,13 +447,13 @@ impl Offloads {
         has_rules && self.flows.load().as_ref().is_some_and(|it| it.is_current(carried.flow))
     }
 
-    /// Adds what an entry has forwarded since the last time to the counters. Returns whether that is anything.
-    fn count(&self, inner: &mut Inner, number: u32, now_ns: u64) -> bool {
-        let Some((count, seqs)) = inner.table.counted(number) else { return false };
-        let Some(Some(it)) = inner.installed.get_mut(number as usize) else { return false };
+    /// Adds what an entry has forwarded since the last time to the counters.
+    fn count(&self, inner: &mut Inner, number: u32, now_ns: u64) {
+        let Some((count, seqs)) = inner.table.counted(number) else { return };
+        let Some(Some(it)) = inner.installed.get_mut(number as usize) else { return };
         let more = count.wrapping_sub(it.count);
         if more == 0 {
-            return false;
+            return;
         }
         it.count = count;
         let packets = more >> (u64::BITS - FlowEntry::PACKETS_BITS);
@@ -475,7 +487,6 @@ impl Offloads {
                 flows.carried_elsewhere(flow, (packets, octets), seqs, now_ns);
             }
         }
-        true
     }
 
     /// Removes an entry. Programs may still count in it, until it has rested.
@@ -537,21 +548,11 @@ impl Offloads {
 
     /// Whether what an entry depends on is as it was, without its next hop.
     fn holds(&self, view: &EntryView) -> bool {
-        let [from0, from1, to0, to1, _] = view.key;
+        let [from0, from1, to0, to1, last] = view.key;
+        // By which packets are routed.
         let [to0, to1] = view.new_destination.unwrap_or([to0, to1]);
-        let changes = self.epochs.changes();
-        let sum = match is_ipv4(&view.key) {
-            true => {
-                let address = |word: u64| Ipv4Addr::from((word as u32).to_ne_bytes());
-                self.epochs.sum4(address(from0), address(to0), changes)
-            }
-            false => {
-                let address = |low: u64, high: u64| {
-                    Ipv6Addr::from((u128::from(low) | u128::from(high) << 64).to_ne_bytes())
-                };
-                self.epochs.sum6(address(from0, from1), address(to0, to1), changes)
-            }
-        };
+        let [from, to] = FlowKey::of_words([from0, from1, to0, to1, last]).addresses();
+        let sum = self.epochs.sum_of(from, to, self.epochs.changes());
         // While something changes it is looked at again later.
         sum.is_none_or(|sum| sum == view.basis)
     }
@@ -560,25 +561,21 @@ impl Offloads {
     /// program), and drops them silently otherwise.
     fn follow_features(&self) {
         let ports = self.ports.load_full();
-        let can: Vec<(u16, u64)> = ports
-            .iter()
-            .map(|port| (port.number, nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0)))
-            .collect();
+        let bit = |has: bool, bit: u8| if has { bit } else { 0 };
+        let bits_of = |port: &OffloadPort| {
+            let features = nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
+            let takes = port.is_native && features & nic::XDP_NDO_XMIT != 0;
+            let bits = bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX);
+            (port.number, bits)
+        };
+        let known: HashMap<u16, u8> = ports.iter().map(bits_of).collect();
         // The kernel may have taken long.
         if !Arc::ptr_eq(&ports, &self.ports.load()) {
             return self.has_new_ports.store(true, Release);
         }
         let mut has_lost = false;
         for number in 0..self.stats.ports.len() as u16 {
-            let bits = match ports.iter().find(|port| port.number == number) {
-                None => 0,
-                Some(port) => {
-                    let features = can.iter().find(|(of, _)| *of == number).map_or(0, |it| it.1);
-                    let takes = port.is_native && features & nic::XDP_NDO_XMIT != 0;
-                    let bit = |has: bool, bit: u8| if has { bit } else { 0 };
-                    bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX)
-                }
-            };
+            let bits = known.get(&number).copied().unwrap_or(0);
             has_lost |= self.bits.set(number, bits) & !bits != 0;
         }
         if has_lost {
@@ -607,25 +604,14 @@ fn holds(hop: &Hop, neigh: &NeighTable) -> bool {
     neigh.lookup(*oif, address).is_some_and(|neigh| neigh.lladdr == Some(hop.macs[0]))
 }
 
-fn is_ipv4(key: &FlowWords) -> bool {
-    key.last().is_some_and(|last| (last >> 40) as u8 == 4)
-}
-
 /// A key as the XDP program has it.
-fn xdp_key(key: &FlowKey) -> xdp_prog::FlowKey {
-    words_key(key.words())
+fn xdp_key(key: &FlowKey) -> Option<xdp_prog::FlowKey> {
+    let ([source, destination], [source_port, destination_port]) = (key.addresses(), key.ports());
+    let protocol = key.protocol();
+    xdp_prog::FlowKey::new(source, destination, source_port, destination_port, protocol)
 }
 
-fn words_key(words: &FlowWords) -> xdp_prog::FlowKey {
-    let half = |word: usize, at: u32| (words[word] >> (16 * at)) as u16;
-    let address = |word: usize| std::array::from_fn(|n| half(word + n / 4, n as u32 % 4));
-    xdp_prog::FlowKey {
-        source: address(0),
-        destination: address(2),
-        source_port: half(4, 0),
-        destination_port: half(4, 1),
-        protocol: (words[4] >> 32) as u8,
-        family: (words[4] >> 40) as u8,
-        reserved: 0,
-    }
+/// What makes packets with the key `from` have the key `to`. `None`: they are not of one family.
+fn rewrite(from: &FlowKey, to: &FlowKey) -> Option<Rewrite> {
+    Some(Rewrite::new(&xdp_key(from)?, &xdp_key(to)?))
 }
