@@ -15,7 +15,10 @@ use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::{Forwarding6, Link};
 use crate::wire::Protocol;
 use crate::wire::icmpv6::{Icmpv6Type, exceeded, unreach};
-use crate::wire::ipv6::{HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_linklocal};
+use crate::wire::ipv6::{
+    HEADER_LEN, Ipv6Packet, ipv6_addr_any, ipv6_addr_is_linklocal, ipv6_addr_is_multicast,
+    ipv6_addr_loopback,
+};
 use crate::wire::ipv6_ext::is_ext_header;
 
 /// Interval of redirects about one destination.
@@ -78,11 +81,14 @@ fn not_plainly(hdr: &Ipv6hdr, dev: &Link, ctx: &Ctx<'_>) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Sources that must not cross a router (RFC 4291 §2.5.2, §2.5.6). Multicast and loopback sources were
-/// dropped on reception.
+/// Sources that must not cross a router (RFC 4291 §2.5.2, §2.5.3, §2.5.6, §2.7). Those of multicast and loopback were
+/// dropped on reception, but rules may have written them since.
 #[inline]
 fn source_scope(hdr: &Ipv6hdr, ctx: &Ctx<'_>) -> Result<(), Exit> {
-    if ipv6_addr_any(hdr.saddr) {
+    if ipv6_addr_any(hdr.saddr)
+        || ipv6_addr_loopback(hdr.saddr)
+        || ipv6_addr_is_multicast(hdr.saddr)
+    {
         ctx.stats.mib(Mib::Ip6InAddrErrors);
         return Err(Exit::Drop(DropReason::IpInvalidSource));
     }

@@ -2,11 +2,14 @@
 //! kernel as it was received.
 
 use super::mode::Mode;
+use crate::netfilter::nft::WRITABLE_LEN;
 use crate::skb::SkBuff;
 
 /// Octets from the network header on that are restored: the headers of every packet but those with long
 /// chains of IPv6 extension headers.
 pub const RESTORED: usize = 128;
+
+const _: () = assert!(RESTORED >= WRITABLE_LEN, "what rules write is restored");
 
 /// The first octets of a packet.
 #[derive(Debug)]

@@ -83,6 +83,21 @@ const IPTABLES: &[&str] = &[
     "ip6tables-nft -A FORWARD -d 2001:db8:3::/48 -j DROP",
     "ip6tables-nft -P FORWARD DROP",
     "ip6tables-nft -A FORWARD -i rt-+ -j ACCEPT",
+    "iptables-nft -t mangle -A FORWARD -p udp --dport 33434 -j DSCP --set-dscp 46",
+    "iptables-nft -t mangle -A FORWARD -m dscp --dscp 46",
+    "iptables-nft -t mangle -A FORWARD -p tcp -j TOS --set-tos 0x10/0x3f",
+    "iptables-nft -t mangle -A FORWARD -p icmp -j TOS --xor-tos 0x81",
+    "iptables-nft -t mangle -A FORWARD -p icmp -j TTL --ttl-set 9",
+    "iptables-nft -t mangle -A FORWARD -m ttl --ttl-eq 9",
+    "iptables-nft -t mangle -A PREROUTING -i rt-+ -p tcp -j TTL --ttl-dec 63",
+    "iptables-nft -t mangle -A POSTROUTING -p udp -j TTL --ttl-inc 200",
+    "ip6tables-nft -t mangle -A FORWARD -p udp -j DSCP --set-dscp-class AF31",
+    "ip6tables-nft -t mangle -A FORWARD -m dscp --dscp-class AF31",
+    "ip6tables-nft -t mangle -A FORWARD -p tcp -j TOS --set-tos 0x01/0x81",
+    "ip6tables-nft -t mangle -A FORWARD -p udp -j HL --hl-set 9",
+    "ip6tables-nft -t mangle -A FORWARD -m hl --hl-eq 9",
+    "ip6tables-nft -t mangle -A PREROUTING -i rt-+ -p tcp -j HL --hl-dec 63",
+    "ip6tables-nft -t mangle -A POSTROUTING -p udp -j HL --hl-inc 200",
 ];
 /// Of these, it writes expressions that only the kernel evaluates, for some packets at least.
 const IPTABLES_KERNEL: &[&str] = &[
@@ -475,6 +490,25 @@ const NEUTRAL: &[&str] = &[
     "@nh,0,4 4",
     "@ll,48,8 2",
 ];
+/// Rules that write into the packet.
+const WRITE4: &[&str] = &[
+    "ip dscp set ef",
+    "ip ecn set ce",
+    "ip ttl > 60 ip ttl set 44 counter",
+    "ip saddr 198.18.1.2 ip dscp set 10",
+    "ip saddr 198.18.1.3 ip daddr 203.0.113.0/24 ip daddr set 198.18.2.2",
+    "ip saddr 198.18.1.3 ip saddr set 198.18.1.77",
+    "ip protocol udp udp dport 33434 udp dport set 5353 counter",
+    "ip protocol tcp tcp sport set 99",
+];
+const WRITE6: &[&str] = &[
+    "ip6 dscp set ef",
+    "ip6 ecn set ce",
+    "ip6 hoplimit > 60 ip6 hoplimit set 44 counter",
+    "ip6 saddr 2001:db8:1::3 ip6 daddr 2001:db8:3::/48 ip6 daddr set 2001:db8:2::2",
+    "ip6 saddr 2001:db8:1::3 ip6 saddr set 2001:db8:1::77",
+    "ip6 nexthdr udp udp dport 33434 udp dport set 5353 counter",
+];
 const VERDICTS: &[&str] =
     &["accept", "drop", "drop", "return", "jump one", "jump two", "goto two", ""];
 const STATEMENTS: &[&str] =
@@ -508,8 +542,20 @@ fn random_ruleset(rng: &mut Rng) -> String {
             "ip6" => &[MATCH6, MATCH6, MATCH, NEUTRAL],
             _ => &[MATCH4, MATCH6, MATCH, NEUTRAL, MATCH_INET],
         };
+        let writes: &[&[&str]] = match family {
+            "ip" => &[WRITE4],
+            "ip6" => &[WRITE6],
+            _ => &[WRITE4, WRITE6],
+        };
+        let does_write = rng.one_in(2);
         let mut rules = |count: usize, verdicts: &[&str]| {
-            let rules = (0..count).map(|_| random_rule(rng, matches, verdicts));
+            let rules = (0..count).map(|_| match does_write && rng.one_in(4) {
+                true => {
+                    let list = rng.pick(writes);
+                    rng.pick(list).to_owned()
+                }
+                false => random_rule(rng, matches, verdicts),
+            });
             rules.collect::<Vec<_>>().join("\n    ")
         };
         let (one, two) = (
@@ -582,6 +628,8 @@ const CONNECTION: &[&str] = &[
     "ct status dnat counter",
     "ct status & assured == assured counter",
     "ct mark 0 counter",
+    "ip dscp set ef",
+    "ip6 hoplimit > 60 ip6 hoplimit set 44",
     "ct state vmap { invalid : drop, established : jump one, new : jump two }",
 ];
 /// Chains of type nat. Which port the kernel takes of a range is random, so there are none.

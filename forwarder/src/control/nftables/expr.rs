@@ -7,8 +7,8 @@ use super::xt;
 use crate::control::netlink::message::Attrs;
 use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery, MetaKey,
-    PayloadBase, TupleEnd,
+    BitwiseOp, Checksum, CmpOp, CtKey, Data, Expr, ExthdrOp, Family, FibDev, FibKey, FibQuery,
+    MetaKey, PayloadBase, SetPayload, TupleEnd,
 };
 
 /// Text of an expression that has no name.
@@ -87,7 +87,7 @@ fn expr(attrs: Attrs<'_>) -> Option<Expr> {
         "bitwise" => bitwise(data),
         "byteorder" => byteorder(data),
         "lookup" => lookup(data),
-        "payload" => payload(data),
+        "payload" => payload(data).or_else(|| set_payload(data)),
         "exthdr" => exthdr(data),
         "meta" => meta(data),
         "counter" => counter(data).map(|(packets, octets)| Expr::Counter { packets, octets }),
@@ -280,15 +280,48 @@ fn lookup(data: Attrs<'_>) -> Option<Expr> {
 fn payload(data: Attrs<'_>) -> Option<Expr> {
     // The attributes after NFTA_PAYLOAD_LEN are of `payload set`.
     let table = Table::<5>::strict(data)?;
-    let base = match table.be32(NFTA_PAYLOAD_BASE)? {
-        NFT_PAYLOAD_LL_HEADER => PayloadBase::Link,
-        NFT_PAYLOAD_NETWORK_HEADER => PayloadBase::Network,
-        NFT_PAYLOAD_TRANSPORT_HEADER => PayloadBase::Transport,
-        _ => return None,
-    };
+    let base = payload_base(table.be32(NFTA_PAYLOAD_BASE)?)?;
     let len = table.len(NFTA_PAYLOAD_LEN)?;
     let dreg = table.reg_of(NFTA_PAYLOAD_DREG, len.into())?;
     Some(Expr::Payload { dreg, base, offset: table.be32(NFTA_PAYLOAD_OFFSET)?, len })
+}
+
+fn payload_base(number: u32) -> Option<PayloadBase> {
+    match number {
+        NFT_PAYLOAD_LL_HEADER => Some(PayloadBase::Link),
+        NFT_PAYLOAD_NETWORK_HEADER => Some(PayloadBase::Network),
+        NFT_PAYLOAD_TRANSPORT_HEADER => Some(PayloadBase::Transport),
+        _ => None,
+    }
+}
+
+/// `payload` that is written, with what `nft_payload_set_init` accepts.
+fn set_payload(data: Attrs<'_>) -> Option<Expr> {
+    /// Offset of the checksum in `struct sctphdr`.
+    const SCTP_CHECKSUM: u32 = 8;
+    let table = Table::<9>::strict(data)?;
+    let base = payload_base(table.be32(NFTA_PAYLOAD_BASE)?)?;
+    let len = table.len(NFTA_PAYLOAD_LEN)?;
+    let sreg = table.reg_of(NFTA_PAYLOAD_SREG, len.into())?;
+    // The kernel keeps the lowest octet.
+    let offset = table.be32(NFTA_PAYLOAD_OFFSET).filter(|offset| *offset <= u8::MAX.into())?;
+    let at = table.be32_or(NFTA_PAYLOAD_CSUM_OFFSET, 0)?;
+    let checksum = match table.be32_or(NFTA_PAYLOAD_CSUM_TYPE, NFT_PAYLOAD_CSUM_NONE)? {
+        NFT_PAYLOAD_CSUM_NONE => Checksum::None,
+        NFT_PAYLOAD_CSUM_INET => Checksum::Inet(u8::try_from(at).ok()?),
+        NFT_PAYLOAD_CSUM_SCTP if (base, at) == (PayloadBase::Transport, SCTP_CHECKSUM) => {
+            Checksum::Sctp
+        }
+        _ => return None,
+    };
+    let pseudo_header = match table.be32_or(NFTA_PAYLOAD_CSUM_FLAGS, 0)? {
+        0 => false,
+        NFT_PAYLOAD_L4CSUM_PSEUDOHDR => true,
+        _ => return None,
+    };
+    let has_dreg = table.has(NFTA_PAYLOAD_DREG);
+    let set = SetPayload { sreg, base, offset, len, checksum, pseudo_header };
+    (!has_dreg).then_some(Expr::SetPayload(set))
 }
 
 fn exthdr(data: Attrs<'_>) -> Option<Expr> {

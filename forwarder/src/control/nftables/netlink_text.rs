@@ -2,8 +2,8 @@
 
 use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
-    RuleVerdict, TupleEnd,
+    BitwiseOp, Checksum, CmpOp, CtKey, Expr, ExthdrOp, FibDev, FibKey, FibQuery, MetaKey,
+    PayloadBase, Reg, RuleVerdict, SetPayload, TupleEnd,
 };
 
 /// Names of libnftnl, by NFT_META_* number.
@@ -80,13 +80,10 @@ pub fn expr(expr: &Expr) -> String {
             format!("lookup reg {} set {set}{dreg} 0x{:x}", reg(*sreg), u8::from(*invert))
         }
         Expr::Payload { dreg, base, offset, len } => {
-            let base = match base {
-                PayloadBase::Link => "link",
-                PayloadBase::Network => "network",
-                PayloadBase::Transport => "transport",
-            };
+            let base = header(*base);
             format!("payload load {len}b @ {base} header + {offset} => reg {}", reg(*dreg))
         }
+        Expr::SetPayload(set) => set_payload(set),
         Expr::Exthdr { dreg, op, kind, offset, len, present } => {
             let op = match op {
                 ExthdrOp::Ipv6 => "ipv6",
@@ -113,12 +110,38 @@ pub fn expr(expr: &Expr) -> String {
         Expr::SetCtMark { sreg } => format!("ct set mark with reg {}", reg(*sreg)),
         Expr::Xt(of) => of.to_string(),
         Expr::Connmark(target) => target.to_string(),
+        Expr::Mangle(target) => target.to_string(),
         Expr::Counter { packets, octets } => format!("counter pkts {packets} bytes {octets}"),
         Expr::Objref { kind, name } => format!("objref type {kind} name {name}"),
         Expr::Notrack => "notrack".into(),
         Expr::Other(text) => text.clone(),
     };
     format!("[ {text} ]")
+}
+
+fn header(base: PayloadBase) -> &'static str {
+    match base {
+        PayloadBase::Link => "link",
+        PayloadBase::Network => "network",
+        PayloadBase::Transport => "transport",
+    }
+}
+
+fn set_payload(set: &SetPayload) -> String {
+    let SetPayload { sreg, base, offset, len, checksum, pseudo_header } = *set;
+    let (kind, at) = match checksum {
+        Checksum::None => (0, 0),
+        Checksum::Inet(at) => (1, at),
+        // `struct sctphdr`.
+        Checksum::Sctp => (2, 8),
+    };
+    format!(
+        "payload write reg {} => {len}b @ {} header + {offset} \
+         csum_type {kind} csum_off {at} csum_flags 0x{:x}",
+        reg(sreg),
+        header(base),
+        u8::from(pseudo_header)
+    )
 }
 
 fn reg(reg: Reg) -> u8 {

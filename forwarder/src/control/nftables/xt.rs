@@ -1,5 +1,6 @@
 //! Decodes matches and targets of iptables (`match` and `target` of nf_tables, include/uapi/linux/netfilter/
-//! xt_*.h): to expressions of nftables that do the same where there are such, else to [`Xt`] or [`Connmark`].
+//! xt_*.h): to expressions of nftables that do the same where there are such, else to [`Xt`],
+//! [`Connmark`] or [`Mangle`].
 //! Unknown extensions, revisions, sizes and flags are not decoded.
 
 use super::attrs::Table;
@@ -8,7 +9,7 @@ use crate::control::netlink::message::Attrs;
 use crate::netfilter::nft::ruleset::{
     BitwiseOp, CmpOp, CtKey, Expr, Family, FibDev, FibKey, FibQuery, MetaKey, PayloadBase, Reg,
 };
-use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, Ports, Xt};
+use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, HopLimitMode, Mangle, Ports, Xt};
 
 /// The register of expressions that stand for an extension of iptables, which itself uses the first one: the
 /// last one.
@@ -102,6 +103,18 @@ pub fn exprs(family: Family, attrs: Attrs<'_>) -> Option<Vec<Expr>> {
                 Expr::SetMark { sreg: XT_REG },
             ])
         }
+        ("target", "DSCP", 0) => {
+            // `dscp_tg_check`.
+            let dscp = info.sized(1)?.u8(0).filter(|dscp| *dscp < 64)?;
+            Some(vec![Expr::Mangle(Mangle::Dsfield { keep: 3, value: dscp << 2 })])
+        }
+        ("target", "TOS", 1) => {
+            let info = info.sized(2)?;
+            let (value, mask) = (info.u8(0)?, info.u8(1)?);
+            Some(vec![Expr::Mangle(Mangle::Dsfield { keep: !mask, value })])
+        }
+        ("target", "TTL", 0) if !is_ipv6 => hop_limit(info.sized(2)?, Mangle::Ttl),
+        ("target", "HL", 0) if is_ipv6 => hop_limit(info.sized(2)?, Mangle::HopLimit),
         ("target", "CONNMARK", 1) => connmark(info.sized(13)?, 12),
         ("target", "CONNMARK", 2) => {
             // Without a shift, whatever its direction.
@@ -380,6 +393,17 @@ fn addrtype(info: Info<'_>, invert: (bool, bool), dev: Option<FibDev>) -> Option
         exprs.extend([Expr::Fib { dreg: XT_REG, query }, equal(kind, invert)]);
     }
     Some(exprs)
+}
+
+/// `ttl_tg`, `hl_tg6`.
+fn hop_limit(info: Info<'_>, target: fn(HopLimitMode, u8) -> Mangle) -> Option<Vec<Expr>> {
+    let mode = match info.u8(0)? {
+        0 => HopLimitMode::Set,
+        1 => HopLimitMode::Inc,
+        2 => HopLimitMode::Dec,
+        _ => return None,
+    };
+    Some(vec![Expr::Mangle(target(mode, info.u8(1)?))])
 }
 
 /// `connmark_tg_shift`. `mode`: the offset of the mode, octets.

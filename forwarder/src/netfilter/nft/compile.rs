@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::classify::Run;
 use super::fuse::fuse;
-use super::op::{Bitwise2, DATA_MAX, Data16, Flow, Op};
+use super::op::{Bitwise2, DATA_MAX, Data16, Flow, Op, Write};
 use super::program::{
     Base, BaseChainId, CompiledChain, CounterKind, CounterPlace, DIFFERS, FIXED_REASONS, LOOP,
     NO_CLASSIFIER, Program, Step,
@@ -19,6 +19,7 @@ use super::ruleset::{
     SET_CONSTANT, Set, Table,
 };
 use super::set::CompiledSet;
+use super::write::never_written;
 use crate::netfilter::priority;
 
 /// Hook points of IPv4 and IPv6; later numbers are other hooks, as ingress of family inet.
@@ -43,7 +44,8 @@ pub fn compile_with_slack(ruleset: &Ruleset, now_ns: u64, slack_ns: u64) -> Prog
             continue;
         }
         let first = program.chains.len() as u32;
-        TableCompiler::new(&mut program, table, now_ns, slack_ns).compile();
+        let compiler = TableCompiler::new(&mut program, table, now_ns, slack_ns);
+        compiler.compile();
         for (chain, number) in table.chains.iter().zip(first..) {
             if !super::device::register(&mut program, table, chain, number) {
                 bases.extend(register(&mut program, table, chain, number));
@@ -79,42 +81,54 @@ fn beside_conntrack(program: &Program) -> Option<String> {
     Some(format!("chain {name} has the priority of connection tracking: their order is not known"))
 }
 
-/// Base chains of different tables with the same priority at the same hook, of which one sets the mark: the
+/// Base chains of different tables with the same priority at the same hook, of which one sets the mark or writes: the
 /// kernel runs them in the order of their creation, which the ruleset does not tell, and the order matters.
 fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
-    let of_ip = |table: &&Table| matches!(table.family, Family::Ip | Family::Ip6 | Family::Inet);
-    let tables: Vec<&Table> =
-        ruleset.tables.iter().filter(of_ip).filter(|table| !table.dormant).collect();
-    let bases = |table: &'_ Table| -> Vec<(u32, i32)> {
-        let bases = table.chains.iter().filter_map(|chain| chain.base.as_ref());
-        // Those of interfaces: see `device::order`.
-        let bases = bases.filter(|base| base.hook != super::device::NF_INET_INGRESS);
-        bases.map(|base| (base.hook, base.priority)).collect()
-    };
-    let sets_mark = |table: &Table| {
-        exprs(table).any(|expr| matches!(expr, Expr::SetMark { .. } | Expr::Connmark(_)))
+    let tables: Vec<&Table> = at_ip_hooks(ruleset).collect();
+    let changes = |table: &Table| {
+        let changed = exprs(table).map(|expr| match expr {
+            Expr::SetMark { .. } | Expr::Connmark(_) => Some("set marks"),
+            Expr::SetPayload(_) | Expr::Mangle(_) => Some("change packets"),
+            _ => None,
+        });
+        changed.flatten().next()
     };
     let mut found = Vec::new();
     for (n, one) in tables.iter().enumerate() {
         for other in tables.iter().skip(n + 1) {
-            let apart = matches!(
-                (one.family, other.family),
-                (Family::Ip, Family::Ip6) | (Family::Ip6, Family::Ip)
-            );
-            let others = bases(other);
-            let tie = bases(one).into_iter().find(|base| others.contains(base));
-            if let (false, Some((_, priority))) = (apart, tie)
-                && (sets_mark(one) || sets_mark(other))
+            if let Some(priority) = tie(one, other)
+                && let Some(what) = changes(one).or_else(|| changes(other))
             {
                 found.push(format!(
                     "tables {} {} and {} {} have chains of priority {priority} at the same hook, \
-                     and rules that set marks: their order is not known",
+                     and rules that {what}: their order is not known",
                     one.family, one.name, other.family, other.name
                 ));
             }
         }
     }
     found
+}
+
+/// Tables whose base chains at the hooks of IP run.
+fn at_ip_hooks(ruleset: &Ruleset) -> impl Iterator<Item = &Table> {
+    let of_ip = |table: &&Table| matches!(table.family, Family::Ip | Family::Ip6 | Family::Inet);
+    ruleset.tables.iter().filter(of_ip).filter(|table| !table.dormant)
+}
+
+/// The priority of chains of both tables at the same hook.
+fn tie(one: &Table, other: &Table) -> Option<i32> {
+    let bases = |table: &'_ Table| -> Vec<(u32, i32)> {
+        let bases = table.chains.iter().filter_map(|chain| chain.base.as_ref());
+        // Those of interfaces: see `device::order`.
+        let bases = bases.filter(|base| base.hook != super::device::NF_INET_INGRESS);
+        bases.map(|base| (base.hook, base.priority)).collect()
+    };
+    let apart =
+        matches!((one.family, other.family), (Family::Ip, Family::Ip6) | (Family::Ip6, Family::Ip));
+    let others = bases(other);
+    let tie = bases(one).into_iter().find(|base| others.contains(base));
+    tie.filter(|_| !apart).map(|(_, priority)| priority)
 }
 
 /// The expressions of a table.
@@ -382,6 +396,9 @@ impl<'a> TableCompiler<'a> {
             _ if self.table.family == Family::Netdev && !super::device::is_evaluated(expr) => {
                 Op::Kernel(DIFFERS)
             }
+            Expr::SetPayload(set) if let Some(what) = never_written(set, self.table.family) => {
+                self.kernel(what)
+            }
             Expr::Other(text) => self.kernel(text.as_str()),
             _ => match plain(expr) {
                 Some(op) => op,
@@ -506,6 +523,11 @@ fn plain(expr: &Expr) -> Option<Op> {
             present: *present,
         },
         Expr::Meta { dreg, key } => Op::Meta { dreg: valid(*dreg, meta_len(*key))?, key: *key },
+        Expr::SetPayload(set) => {
+            valid(set.sreg, set.len.into())?;
+            Op::Write(Box::new(Write::Payload(*set)))
+        }
+        Expr::Mangle(mangle) => Op::Write(Box::new(Write::Mangle(*mangle))),
         Expr::SetMark { sreg } => Op::SetMark { sreg: valid(*sreg, 4)? },
         Expr::Ct { dreg, key: key @ (CtKey::Ipv4(..) | CtKey::Ipv6(..) | CtKey::Port(..)) } => {
             Op::CtTuple { dreg: valid(*dreg, key.octets())?, key: *key }

@@ -126,14 +126,13 @@ pub(super) fn register(program: &mut Program, table: &Table, chain: &Chain, numb
         }
         _ => false,
     };
+    let is_other = |expr: &Expr| matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. });
     let device_chain = DeviceChain {
         base: id,
         devices: base.devices.clone(),
         priority: base.priority,
         is_inet: table.family == Family::Inet,
-        differs: table.family == Family::Inet
-            && reached(table, chain)
-                .any(|expr| matches!(expr, Expr::Xt(_) | Expr::Connmark(_) | Expr::Fib { .. })),
+        differs: table.family == Family::Inet && reached(table, chain).any(is_other),
         reads_tags: reached(table, chain).any(reads_tags),
         crosses_tag: reached(table, chain).any(crosses_tag),
         sets_mark: reached(table, chain).any(|expr| matches!(expr, Expr::SetMark { .. })),
@@ -185,7 +184,7 @@ pub(super) fn order(program: &mut Program) {
 
 /// Whether an expression of a chain at ingress does what it does at the hooks of IP.
 pub(super) fn is_evaluated(expr: &Expr) -> bool {
-    // NFPROTO_NETDEV; connections and routes are not known there.
+    // NFPROTO_NETDEV; connections and routes are not known there; what is written there could not be undone.
     !matches!(
         expr,
         Expr::Meta { key: MetaKey::NfProto, .. }
@@ -195,6 +194,8 @@ pub(super) fn is_evaluated(expr: &Expr) -> bool {
             | Expr::Notrack
             | Expr::Fib { .. }
             | Expr::Xt(_)
+            | Expr::SetPayload(_)
+            | Expr::Mangle(_)
     )
 }
 

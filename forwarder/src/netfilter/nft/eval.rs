@@ -18,6 +18,7 @@ use super::program::{
 use super::ruleset::{
     CmpOp, CtKey, ExthdrOp, Family, FibKey, FibQuery, MetaKey, PayloadBase, TupleEnd,
 };
+use super::traced::{trace_policy, trace_write};
 use super::varies::loads_varying;
 use super::xt::{Connmark, ConnmarkMode};
 
@@ -61,9 +62,24 @@ impl Program {
             return NftVerdict::Kernel(FRAGMENT);
         }
         let old_mark = packet.skb.mark;
-        let (view, regs) = (packet.view(), Regs::new());
-        let mut run = Run { program: self, view, regs, mark: old_mark, journal, tracer };
-        let flow = run.chain(base.chain);
+        let (mut regs, mut mark) = (Regs::new(), old_mark);
+        let Some(mut place) = Place::first(self, base.chain) else {
+            return NftVerdict::Kernel(UNKNOWN_CHAIN);
+        };
+        let flow = loop {
+            let view = packet.view();
+            let mut run = Run { program: self, view, regs, mark, journal, tracer };
+            let flow = run.chain(&mut place);
+            (regs, mark) = (run.regs, run.mark);
+            let Flow::Write(next) = flow else { break flow };
+            let flow = self.write(next, packet, &regs);
+            trace_write(place.at, next, flow, tracer);
+            match flow {
+                Flow::Continue => place.resumed = Some(next),
+                Flow::Break => place.at += 1,
+                other => break other,
+            }
+        };
         let verdict = match flow {
             Flow::Accept => NftVerdict::Accept,
             Flow::Drop => NftVerdict::Drop,
@@ -71,13 +87,32 @@ impl Program {
             _ if base.policy_drops => NftVerdict::Drop,
             _ => NftVerdict::Accept,
         };
-        let mark = run.mark;
-        run.trace_policy(flow, base.policy_drops);
+        trace_policy(flow, base.policy_drops, tracer);
         packet.skb.mark = mark;
         if base.is_route && mark != old_mark && verdict == NftVerdict::Accept {
             return NftVerdict::Kernel(REROUTE);
         }
         verdict
+    }
+}
+
+/// Where evaluation is in the chains. It is interrupted while the packet is written to.
+struct Place {
+    /// The rule, and the end of its chain.
+    at: u32,
+    end: u32,
+    /// Where it continues after jumps.
+    stack: [(u32, u32); JUMP_STACK_SIZE],
+    depth: usize,
+    /// The operation of the rule with which evaluation continues.
+    resumed: Option<u32>,
+}
+
+impl Place {
+    /// The first rule of a chain.
+    fn first(program: &Program, chain: u32) -> Option<Place> {
+        let (at, end) = program.steps_of(chain)?;
+        Some(Place { at, end, stack: [(0, 0); JUMP_STACK_SIZE], depth: 0, resumed: None })
     }
 }
 
@@ -92,13 +127,15 @@ pub(super) struct Run<'a, T> {
 }
 
 impl<T: Tracer> Run<'_, T> {
-    /// `nft_do_chain`. [`Flow::Return`]: the policy decides.
-    fn chain(&mut self, chain: u32) -> Flow {
-        let mut stack = [(0, 0); JUMP_STACK_SIZE];
-        let mut depth = 0;
-        let Some((mut at, mut end)) = self.steps(chain) else { return Flow::Kernel(UNKNOWN_CHAIN) };
+    /// `nft_do_chain`. [`Flow::Return`]: the policy decides. [`Flow::Write`]: it continues after the write.
+    fn chain(&mut self, place: &mut Place) -> Flow {
+        let Place { mut at, mut end, ref mut stack, mut depth, ref mut resumed } = *place;
         loop {
-            let flow = if at < end { self.step(&mut at) } else { self.chain_end() };
+            let flow = match resumed.take() {
+                Some(op) => self.resume(at, op),
+                None if at < end => self.step(&mut at),
+                None => self.chain_end(),
+            };
             let to = match flow {
                 Flow::Continue | Flow::Break => {
                     at += 1;
@@ -112,23 +149,35 @@ impl<T: Tracer> Run<'_, T> {
                 }
                 Flow::Jump(to) => {
                     // The kernel warns, and drops the packet.
-                    let Some(place) = stack.get_mut(depth) else { return Flow::Drop };
-                    *place = (at + 1, end);
+                    let Some(back) = stack.get_mut(depth) else { return Flow::Drop };
+                    *back = (at + 1, end);
                     depth += 1;
                     to
                 }
                 Flow::Goto(to) => to,
                 Flow::Accept | Flow::Drop | Flow::Kernel(_) => return flow,
+                Flow::Write(_) => {
+                    (place.at, place.end, place.depth) = (at, end, depth);
+                    return flow;
+                }
             };
-            let Some(steps) = self.steps(to) else { return Flow::Kernel(UNKNOWN_CHAIN) };
+            let Some(steps) = self.program.steps_of(to) else {
+                return Flow::Kernel(UNKNOWN_CHAIN);
+            };
             (at, end) = steps;
         }
     }
 
-    #[inline]
-    fn steps(&self, chain: u32) -> Option<(u32, u32)> {
-        let chain = self.program.chains.get(chain as usize)?;
-        Some((chain.start, chain.end))
+    /// The rest of a rule, from an operation on.
+    #[cold]
+    fn resume(&mut self, at: u32, op: u32) -> Flow {
+        let Some(step) = self.program.steps.get(at as usize) else {
+            return Flow::Kernel(UNKNOWN_CHAIN);
+        };
+        match self.tracer.is_traced() {
+            true => self.traced_rule(at, (op, step.end)),
+            false => self.rule(op, step.end),
+        }
     }
 
     /// The rule at a step, or the rule after it that the classifier finds, which moves `at` there.
@@ -139,7 +188,7 @@ impl<T: Tracer> Run<'_, T> {
             return Flow::Kernel(UNKNOWN_CHAIN);
         };
         if self.tracer.is_traced() {
-            return self.traced_rule(*at, step);
+            return self.traced_rule(*at, (step.start, step.end));
         }
         let Some(classifier) = program.classifiers.get(step.classifier as usize) else {
             return self.rule(step.start, step.end);
@@ -175,7 +224,8 @@ impl<T: Tracer> Run<'_, T> {
     #[inline]
     fn rule(&mut self, start: u32, end: u32) -> Flow {
         let program = self.program;
-        for op in program.ops.get(start as usize..end as usize).unwrap_or(&[]) {
+        let ops = program.ops.get(start as usize..end as usize).unwrap_or(&[]);
+        for (op, next) in ops.iter().zip(start + 1..) {
             if self.tracer.is_learning() && program.varies(op, self.view.packet.family) {
                 self.tracer.varies();
             }
@@ -187,6 +237,7 @@ impl<T: Tracer> Run<'_, T> {
             }
             match self.op(op) {
                 Flow::Continue => {}
+                Flow::Write(_) => return Flow::Write(next),
                 other => return other,
             }
         }
@@ -261,6 +312,8 @@ impl<T: Tracer> Run<'_, T> {
             Op::Fib { dreg, query } => return self.fib(*dreg, *query),
             // A packet that connections are tracked for would not be tracked from here on.
             Op::Notrack if self.view.packet.ct != Ct::Off => return Flow::Kernel(NO_CONNECTION),
+            // The caller knows the number.
+            Op::Write(_) => return Flow::Write(0),
             Op::SetMark { sreg } => self.mark = self.regs.word((*sreg).into()),
             Op::Kernel(reason) => return Flow::Kernel(*reason),
             _ => {}

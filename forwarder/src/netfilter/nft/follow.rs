@@ -97,9 +97,19 @@ impl Nft {
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
         let Around { ct, tables, now_ns } = around;
-        let is_tagged = false;
-        let mut packet =
-            Packet { skb, family: pf, hook, iif, oif, transport, ct, tables, is_tagged, now_ns };
+        let mut packet = Packet {
+            skb,
+            family: pf,
+            hook,
+            iif,
+            oif,
+            transport,
+            ct,
+            tables,
+            is_tagged: false,
+            is_at_ingress: false,
+            now_ns,
+        };
         if tracer.is_traced() {
             tracer.step(Step::BaseChain(chain.0));
         }
@@ -139,7 +149,7 @@ impl Nft {
         let AtIngress { dev, pf, is_tagged } = at;
         let packet = Packet::new(skb, pf, Hook::PreRouting, Some(dev), None, now_ns);
         // There is no connection yet.
-        let mut packet = Packet { is_tagged, ct: Ct::Null, ..packet };
+        let mut packet = Packet { is_tagged, is_at_ingress: true, ct: Ct::Null, ..packet };
         self.program.run_ingress(chains, dev, &mut packet, journal, tracer)
     }
 

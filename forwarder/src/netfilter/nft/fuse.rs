@@ -5,7 +5,7 @@
 //! comparisons, and only if no later expression of the rule reads the register; then no expression can tell.
 
 use super::compile::meta_len;
-use super::op::{Load, Op, RangeTest, Test, number};
+use super::op::{Load, Op, RangeTest, Test, Write, number};
 use super::ruleset::{CmpOp, REGISTERS};
 use super::set::CompiledSet;
 
@@ -175,6 +175,10 @@ fn access(op: &Op, sets: &[CompiledSet]) -> (Octets, Octets) {
         Op::SetCtMark { sreg } => (octets(sreg, 4), 0),
         Op::Fib { dreg, query } => (0, words(dreg, query.octets())),
         Op::SetMark { sreg } => (octets(sreg, 4), 0),
+        Op::Write(ref write) => match **write {
+            Write::Payload(set) => (octets(set.sreg.0, set.len.into()), 0),
+            Write::Mangle(_) => (0, 0),
+        },
         Op::Test(_) | Op::RangeTest(_) | Op::Xt(_) | Op::Connmark(_) => (0, 0),
         Op::Flow(_) | Op::Counter(_) | Op::Notrack | Op::Nothing | Op::Kernel(_) => (0, 0),
     }

@@ -4,7 +4,7 @@
 //! - `compile`, `reach`, `set` with `key_table`, `intervals` and `tuple_space`: make the program;
 //! - `fuse`, `classify`: make it fast;
 //! - `op`, `program`: the program;
-//! - `packet`, `eval`, `fib`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
+//! - `packet`, `eval`, `fib`, `write`, [`xt`]: run it on a packet; `traced`: with what rules decide recorded;
 //! - `device`: chains at the ingress and egress of interfaces;
 //! - `follow`: the program at the hooks, with the counters of all workers.
 //!
@@ -29,6 +29,7 @@ mod set;
 mod traced;
 mod tuple_space;
 mod varies;
+mod write;
 pub mod xt;
 
 pub use compile::{compile, compile_with_slack};
@@ -41,6 +42,7 @@ pub use program::{
 };
 pub use ruleset::{Family, Ruleset};
 pub use traced::TracedRule;
+pub use write::WRITABLE_LEN;
 
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,10 @@
 //! An operand that the kernel would not accept, for example one outside of the register file, never becomes
 //! an operation: the compiler writes [`Op::Kernel`] instead.
 
-use super::ruleset::{CmpOp, CtKey, ExthdrOp, FibQuery, MetaKey, PayloadBase, REGISTERS};
-use super::xt::{Connmark, Xt};
+use super::ruleset::{
+    CmpOp, CtKey, ExthdrOp, FibQuery, MetaKey, PayloadBase, REGISTERS, SetPayload,
+};
+use super::xt::{Connmark, Mangle, Xt};
 
 /// What a compiled expression or rule decides. As the kernel's verdicts, with chains by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub(super) enum Flow {
     Goto(u32),
     /// The kernel decides, for the reason with this number.
     Kernel(u32),
+    /// The operation before the one with this number writes into the packet, and the rule continues with that one.
+    Write(u32),
 }
 
 /// Longest constant of an expression: `struct nft_data`, 16 octets.
@@ -138,6 +142,8 @@ pub(super) enum Op {
     SetCtMark {
         sreg: u8,
     },
+    /// An expression that writes into the packet.
+    Write(Box<Write>),
     /// `fib`.
     Fib {
         dreg: u8,
@@ -149,6 +155,13 @@ pub(super) enum Op {
     Nothing,
     /// Left to the kernel, for the reason with this number.
     Kernel(u32),
+}
+
+/// What is written into the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Write {
+    Payload(SetPayload),
+    Mangle(Mangle),
 }
 
 /// A value that is loaded from the packet: at most 16 octets.

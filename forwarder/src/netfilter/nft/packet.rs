@@ -42,6 +42,8 @@ pub struct Packet<'a> {
     pub tables: Option<&'a Tables>,
     /// It is at the ingress of a port, and its frame has one VLAN tag, which is not yet removed.
     pub is_tagged: bool,
+    /// It is at the ingress of an interface.
+    pub is_at_ingress: bool,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -122,6 +124,7 @@ impl<'a> Packet<'a> {
             ct: Ct::Off,
             tables: None,
             is_tagged: false,
+            is_at_ingress: false,
             now_ns,
         }
     }

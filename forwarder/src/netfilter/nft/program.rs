@@ -205,6 +205,13 @@ impl Program {
         self.translates[usize::from(family == Family::Ip6)]
     }
 
+    /// The first rule of a chain, and the end of its rules.
+    #[inline]
+    pub(super) fn steps_of(&self, chain: u32) -> Option<(u32, u32)> {
+        let chain = self.chains.get(chain as usize)?;
+        Some((chain.start, chain.end))
+    }
+
     /// All counters; a [`CounterPage`] has them in this order.
     pub fn counters(&self) -> &[CounterPlace] {
         &self.counters
@@ -319,7 +326,7 @@ impl CounterPage {
 }
 
 /// Reasons that do not depend on the ruleset, in the order of their numbers.
-pub(super) const FIXED_REASONS: [&str; 16] = [
+pub(super) const FIXED_REASONS: [&str; 21] = [
     "the packet passes too many counters",
     "the packet has IPv4 options, which a rule searches",
     "a chain of type route changes the mark",
@@ -336,6 +343,11 @@ pub(super) const FIXED_REASONS: [&str; 16] = [
     "the order of chains at ingress is not known",
     "a rule reads the header of a VLAN",
     "an expression that differs at ingress",
+    "a rule changes addresses or ports where connections are tracked",
+    "a rule changes a field that only the kernel changes",
+    "a rule writes beyond the headers",
+    "a rule changes packets of the router itself",
+    "a rule changes the type of service, of which the kernel makes the priority in the VLAN tag",
 ];
 
 pub(super) const TOO_MANY_COUNTERS: Flow = Flow::Kernel(0);
@@ -358,3 +370,8 @@ pub(super) const IPV6_EXTENSIONS: Flow = Flow::Kernel(12);
 pub(super) const ORDER: u32 = 13;
 pub(super) const VLAN_HEADER: u32 = 14;
 pub(super) const DIFFERS: u32 = 15;
+pub(super) const WRITES_TUPLE: u32 = 16;
+pub(super) const WRITES_FIELD: Flow = Flow::Kernel(17);
+pub(super) const WRITES_FAR: Flow = Flow::Kernel(18);
+pub(super) const WRITES_OWN: Flow = Flow::Kernel(19);
+pub(super) const WRITES_PRIORITY: Flow = Flow::Kernel(20);

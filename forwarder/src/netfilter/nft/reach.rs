@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::op::{Flow, Op};
-use super::program::{KernelRule, Program, Step};
+use super::program::{DIFFERS, KernelRule, Program, Step, WRITES_TUPLE};
 use super::ruleset::{COUNTS_CONNECTIONS, CtKey, Expr, Family, Ruleset, Set, TupleEnd};
+use super::write::may_write_tuple;
 
 /// Hooks at which forwarded packets pass.
 const FORWARDED: [usize; 3] = [0, 2, 4];
@@ -42,9 +43,9 @@ pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
 
 /// Fills in the program's lists of rules that are left to the kernel or use connection tracking.
 pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
-    let reached = reached(program);
+    let reached = reached(program, &FORWARDED);
     let mut chain_number = 0;
-    let (mut kernel_rules, mut conntrack) = (Vec::new(), [None, None]);
+    let mut conntrack = [None, None];
     let ours = Family::is_compiled;
     for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
         for chain in &table.chains {
@@ -53,8 +54,7 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
             if !reached.get(number).is_some_and(|reached| *reached) {
                 continue;
             }
-            let kernel = kernel_reasons(program, number);
-            for (at, rule) in chain.rules.iter().enumerate() {
+            for rule in &chain.rules {
                 let name = format!("{} {}", table.family, table.name);
                 if let Some(expr) = rule.exprs.iter().find_map(tracks) {
                     let use_of = || format!("{name} {} handle {}: {expr}", chain.name, rule.handle);
@@ -62,18 +62,9 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
                         first.get_or_insert_with(use_of);
                     }
                 }
-                if let Some(reason) = kernel.get(&at) {
-                    kernel_rules.push(KernelRule {
-                        table: name,
-                        chain: chain.name.clone(),
-                        handle: rule.handle,
-                        text: program.reason(*reason).to_owned(),
-                    });
-                }
             }
         }
     }
-    program.kernel_rules = kernel_rules;
     for (of_rules, of_chains) in conntrack.into_iter().zip(&mut program.conntrack) {
         *of_chains = of_rules.or_else(|| of_chains.take());
     }
@@ -93,6 +84,40 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
             }
         }
     }
+    program.kernel_rules = kernel_rules(program, ruleset, &reached);
+}
+
+/// The rules of reached chains that are left to the kernel.
+fn kernel_rules(program: &Program, ruleset: &Ruleset, reached: &[bool]) -> Vec<KernelRule> {
+    let tables = ruleset.tables.iter().filter(|table| table.family.is_compiled());
+    let chains = tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
+    let at_ingress = self::reached(program, &[]);
+    let mut rules = Vec::new();
+    for (number, (table, chain)) in chains.enumerate() {
+        if !reached.get(number).is_some_and(|reached| *reached) {
+            continue;
+        }
+        let is_tracked = of_family(&mut program.tracked_families(), table.family).any(|is| *is);
+        let is_left = |op: &Op| {
+            let is_at_ingress = at_ingress.get(number) == Some(&true);
+            let is_tuple = is_tracked && may_write_tuple(op, table.family);
+            match op {
+                Op::Write(_) if is_at_ingress => Some(DIFFERS),
+                _ => is_tuple.then_some(WRITES_TUPLE),
+            }
+        };
+        let kernel = kernel_reasons(program, number, is_left);
+        for (at, rule) in chain.rules.iter().enumerate() {
+            let Some(reason) = kernel.get(&at) else { continue };
+            rules.push(KernelRule {
+                table: format!("{} {}", table.family, table.name),
+                chain: chain.name.clone(),
+                handle: rule.handle,
+                text: program.reason(*reason).to_owned(),
+            });
+        }
+    }
+    rules
 }
 
 /// Of what is by family, IPv4 and IPv6, that of a table's family (`nf_ct_netns_get`).
@@ -102,10 +127,11 @@ pub(super) fn of_family<T>(all: &mut [T; 2], family: Family) -> impl Iterator<It
     families.zip(all).filter(move |(own, _)| is_of(*own)).map(|(_, it)| it)
 }
 
-/// For each chain, whether a forwarded packet can reach it.
-fn reached(program: &Program) -> Vec<bool> {
+/// For each chain, whether a packet can reach it at ingress or one of these hooks.
+fn reached(program: &Program, hooks: &[usize]) -> Vec<bool> {
     let mut reached = vec![false; program.chains.len()];
-    let bases = program.hooks.iter().flat_map(|hooks| FORWARDED.map(|hook| &hooks[hook]));
+    let bases = (program.hooks.iter())
+        .flat_map(|of_family| hooks.iter().filter_map(|hook| of_family.get(*hook)));
     let at_ingress = program.ingress.iter().map(|chain| &chain.base);
     let mut open: Vec<u32> = bases
         .flatten()
@@ -146,14 +172,21 @@ fn flows<'a>(program: &'a Program, op: &'a Op) -> &'a [Flow] {
     }
 }
 
-/// Positions of a chain's rules that are left to the kernel, with the first reason.
-fn kernel_reasons(program: &Program, chain: usize) -> HashMap<usize, u32> {
+/// Positions of a chain's rules that are left to the kernel, with the first reason. `is_left`: why an operation is, if
+/// it is so in this chain.
+fn kernel_reasons(
+    program: &Program,
+    chain: usize,
+    is_left: impl Fn(&Op) -> Option<u32>,
+) -> HashMap<usize, u32> {
     let first = |ops: &[Op]| {
         ops.iter().find_map(|op| match op {
             Op::Kernel(reason) => Some(*reason),
-            _ => flows(program, op).iter().find_map(|flow| match flow {
-                Flow::Kernel(reason) => Some(*reason),
-                _ => None,
+            op => is_left(op).or_else(|| {
+                flows(program, op).iter().find_map(|flow| match flow {
+                    Flow::Kernel(reason) => Some(*reason),
+                    _ => None,
+                })
             }),
         })
     };

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::xt::{Connmark, Xt};
+use super::xt::{Connmark, Mangle, Xt};
 use crate::netfilter::conntrack::Direction;
 
 /// NFPROTO_*: the family of a table.
@@ -237,6 +237,34 @@ pub enum PayloadBase {
     Transport,
 }
 
+/// `payload` that writes into the packet, as `nft_payload_set_eval` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetPayload {
+    /// The octets that are written.
+    pub sreg: Reg,
+    /// What both offsets count from.
+    pub base: PayloadBase,
+    /// Octets.
+    pub offset: u32,
+    /// Octets.
+    pub len: u8,
+    /// The checksum that covers the octets.
+    pub checksum: Checksum,
+    /// NFT_PAYLOAD_L4CSUM_PSEUDOHDR: they are part of the pseudo-header of the transport checksum.
+    pub pseudo_header: bool,
+}
+
+/// The checksum that a [`SetPayload`] updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// NFT_PAYLOAD_CSUM_NONE.
+    None,
+    /// NFT_PAYLOAD_CSUM_INET: the Internet checksum at this offset, octets.
+    Inet(u8),
+    /// NFT_PAYLOAD_CSUM_SCTP: the CRC of SCTP, which is computed again.
+    Sctp,
+}
+
 /// The headers that `exthdr` searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExthdrOp {
@@ -457,6 +485,9 @@ pub enum Expr {
         /// Octets.
         len: u8,
     },
+    /// `payload` that is written. Breaks if the packet is too short, and for the transport header of a fragment
+    /// other than the first.
+    SetPayload(SetPayload),
     /// `exthdr` that is read.
     Exthdr {
         /// Destination.
@@ -514,6 +545,8 @@ pub enum Expr {
     Xt(Xt),
     /// The target `CONNMARK` of iptables.
     Connmark(Connmark),
+    /// A target of iptables that writes into the IP header.
+    Mangle(Mangle),
     /// `objref` to a named object.
     Objref {
         /// NFT_OBJECT_*.

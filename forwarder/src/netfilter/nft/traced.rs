@@ -14,17 +14,20 @@ use crate::trace::step::RuleResult;
 use crate::trace::{self, Tracer, Value};
 
 impl<T: Tracer> Run<'_, T> {
-    /// The rule at a step, with what it decides recorded.
-    pub(super) fn traced_rule(&mut self, number: u32, step: &Step) -> Flow {
+    /// The operations of the rule at a step, with what it decides recorded.
+    pub(super) fn traced_rule(&mut self, number: u32, (start, end): (u32, u32)) -> Flow {
         let program = self.program;
-        let mut decided = (step.end, Flow::Continue);
-        for at in step.start..step.end {
+        let mut decided = (end, Flow::Continue);
+        for at in start..end {
             let Some(op) = program.ops.get(at as usize) else { break };
             let flow = match op {
                 Op::Test(test) if self.test(test) => Flow::Continue,
                 Op::Test(_) => Flow::Break,
                 op => self.op(op),
             };
+            if let Flow::Write(_) = flow {
+                return Flow::Write(at + 1);
+            }
             if flow != Flow::Continue {
                 decided = (at, flow);
                 break;
@@ -39,7 +42,7 @@ impl<T: Tracer> Run<'_, T> {
             Flow::Return => RuleResult::Return,
             Flow::Jump(chain) => RuleResult::Jump(chain),
             Flow::Goto(chain) => RuleResult::Goto(chain),
-            Flow::Kernel(_) => RuleResult::Kernel,
+            Flow::Kernel(_) | Flow::Write(_) => RuleResult::Kernel,
         };
         self.tracer.step(trace::Step::Rule { step: number, op, result });
         flow
@@ -73,15 +76,25 @@ impl<T: Tracer> Run<'_, T> {
         }
         Flow::Return
     }
+}
 
-    /// The policy decides, unless a rule has.
-    #[inline]
-    pub(super) fn trace_policy(&mut self, decided: Flow, is_drop: bool) {
-        if self.tracer.is_traced()
-            && !matches!(decided, Flow::Accept | Flow::Drop | Flow::Kernel(_))
-        {
-            self.tracer.step(trace::Step::Policy { is_drop });
-        }
+/// The policy decides, unless a rule has.
+#[inline]
+pub(super) fn trace_policy<T: Tracer>(decided: Flow, is_drop: bool, tracer: &mut T) {
+    if tracer.is_traced() && !matches!(decided, Flow::Accept | Flow::Drop | Flow::Kernel(_)) {
+        tracer.step(trace::Step::Policy { is_drop });
+    }
+}
+
+/// A rule does not continue after a write, the operation before `next`.
+pub(super) fn trace_write<T: Tracer>(step: u32, next: u32, decided: Flow, tracer: &mut T) {
+    let result = match decided {
+        Flow::Break => RuleResult::NoMatch(Value::new(&[])),
+        Flow::Kernel(_) => RuleResult::Kernel,
+        _ => return,
+    };
+    if tracer.is_traced() {
+        tracer.step(trace::Step::Rule { step, op: next.saturating_sub(1), result });
     }
 }
 

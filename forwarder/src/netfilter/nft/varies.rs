@@ -39,6 +39,7 @@ impl Program {
             Op::SetMark { .. }
             | Op::SetCtMark { .. }
             | Op::Connmark(_)
+            | Op::Write(_)
             | Op::Exthdr { .. }
             | Op::Xt(_)
             | Op::Fib { .. } => true,

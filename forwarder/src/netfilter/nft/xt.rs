@@ -103,6 +103,54 @@ pub enum ConnmarkMode {
     Restore,
 }
 
+/// A target that writes into the IP header: `DSCP`, `TOS`, `TTL` and `HL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mangle {
+    /// `dscp_tg`, `tos_tg` and those of IPv6: the octet of DSCP and ECN becomes `(octet & keep) ^ value`.
+    Dsfield {
+        /// Bits that are kept.
+        keep: u8,
+        /// Bits that are toggled then.
+        value: u8,
+    },
+    /// `ttl_tg`: the TTL.
+    Ttl(HopLimitMode, u8),
+    /// `hl_tg6`: the hop limit.
+    HopLimit(HopLimitMode, u8),
+}
+
+/// IPT_TTL_*, IP6T_HL_*.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HopLimitMode {
+    /// Sets it.
+    Set,
+    /// Adds to it, up to 255.
+    Inc,
+    /// Subtracts from it, down to 0.
+    Dec,
+}
+
+impl fmt::Display for HopLimitMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            HopLimitMode::Set => "set",
+            HopLimitMode::Inc => "inc",
+            HopLimitMode::Dec => "dec",
+        })
+    }
+}
+
+impl HopLimitMode {
+    /// The new TTL or hop limit.
+    pub(super) fn apply(self, old: u8, by: u8) -> u8 {
+        match self {
+            HopLimitMode::Set => by,
+            HopLimitMode::Inc => old.saturating_add(by),
+            HopLimitMode::Dec => old.saturating_sub(by),
+        }
+    }
+}
+
 impl Xt {
     /// `nft_match_eval`.
     pub(super) fn eval(&self, view: &View<'_>) -> Flow {
@@ -267,6 +315,22 @@ impl fmt::Display for Connmark {
             ConnmarkMode::Restore => {
                 write!(f, "xt target CONNMARK restore nfmask 0x{nfmask:x} ctmask 0x{ctmask:x}")
             }
+        }
+    }
+}
+
+impl fmt::Display for Mangle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The target TOS with the same effect prints the same.
+            Mangle::Dsfield { keep: 3, value } if value & 3 == 0 => {
+                write!(f, "xt target DSCP set 0x{:02x}", value >> 2)
+            }
+            Mangle::Dsfield { keep, value } => {
+                write!(f, "xt target TOS set 0x{value:02x}/0x{:02x}", !keep)
+            }
+            Mangle::Ttl(mode, value) => write!(f, "xt target TTL {mode} {value}"),
+            Mangle::HopLimit(mode, value) => write!(f, "xt target HL {mode} {value}"),
         }
     }
 }

@@ -11,7 +11,7 @@ const COUNTER: Expr = Expr::Counter { packets: 0, octets: 0 };
 const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
 
-fn rule(exprs: Vec<Expr>) -> Rule {
+pub(super) fn rule(exprs: Vec<Expr>) -> Rule {
     Rule { handle: 1, exprs, comment: None }
 }
 
@@ -26,7 +26,7 @@ fn drops(what: impl IntoIterator<Item = Expr>) -> Rule {
     rule(what.into_iter().chain([COUNTER, DROP]).collect())
 }
 
-fn table(family: Family, hook: u32, devices: &[&str], rules: Vec<Rule>) -> Table {
+pub(super) fn table(family: Family, hook: u32, devices: &[&str], rules: Vec<Rule>) -> Table {
     let base = BaseChain {
         kind: "filter".into(),
         hook,
@@ -48,7 +48,7 @@ fn table(family: Family, hook: u32, devices: &[&str], rules: Vec<Rule>) -> Table
 }
 
 /// A router with these tables, and the registry that its hooks are from.
-fn with(net: Net, tables: Vec<Table>) -> (Lab, NetHooks) {
+pub(super) fn with(net: Net, tables: Vec<Table>) -> (Lab, NetHooks) {
     let mut lab = net.lab();
     let ruleset = Ruleset { generation: 1, tables };
     let mut registry = NetHooks::new(1);

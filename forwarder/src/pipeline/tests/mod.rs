@@ -20,6 +20,7 @@ mod partial;
 mod traced;
 mod trains;
 mod vlan;
+mod writes;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;

@@ -28,6 +28,13 @@ pub(super) enum What<'a> {
         base: PayloadBase,
         offset: u32,
     },
+    /// A part of the packet of which bits were changed: those that `mask` does not have.
+    Changed {
+        base: PayloadBase,
+        offset: u32,
+        mask: &'a [u8],
+        xor: &'a [u8],
+    },
     Exthdr {
         op: ExthdrOp,
         kind: u8,
@@ -156,7 +163,7 @@ impl Known {
             What::Fib(query) => fib(operand, *query),
             What::Text(text, kind) => plain(operand, text.clone(), *kind, Source::Other)
                 .filter(|_| operand.mask.is_none()),
-            What::Value(_) | What::Map { .. } => None,
+            What::Value(_) | What::Map { .. } | What::Changed { .. } => None,
         }
     }
 

@@ -9,7 +9,7 @@ use super::value::{Kind, Order, flags, number};
 use super::{Counts, Printer, SetType, one_line, verdict};
 use crate::control::nftables::netlink_text;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set,
+    BitwiseOp, CmpOp, Expr, Family, MetaKey, Reg, Rule, SET_ANONYMOUS, SET_MAP, Set, SetPayload,
 };
 
 /// Prints one rule.
@@ -101,8 +101,12 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
                 let text = self.mark(*sreg).map(|text| (format!("ct mark set {text}"), vec![]));
                 self.show_or_fail(at, &[*sreg], text);
             }
+            Expr::SetPayload(set) => {
+                let text = self.set_payload(set);
+                self.show_or_fail(at, &[set.sreg], text);
+            }
             // Not in nft's syntax; they use no register.
-            Expr::Xt(_) | Expr::Connmark(_) => self.show(at, brackets(expr)),
+            Expr::Xt(_) | Expr::Connmark(_) | Expr::Mangle(_) => self.show(at, brackets(expr)),
             Expr::Counter { .. } => self.show(
                 at,
                 match (self.counts)(at) {
@@ -289,10 +293,13 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         }
     }
 
-    fn bitwise(&mut self, at: usize, sreg: Reg, dreg: Reg, len: u8, op: &BitwiseOp) {
+    fn bitwise(&mut self, at: usize, sreg: Reg, dreg: Reg, len: u8, op: &'a BitwiseOp) {
         let made = self.registers.get(sreg).filter(|operand| operand.len == usize::from(len));
-        let made =
-            made.and_then(|operand| masked(operand, op).or_else(|| self.computed(operand, op)));
+        let made = made.and_then(|operand| {
+            masked(operand, op)
+                .or_else(|| self.computed(operand, op))
+                .or_else(|| changed(operand, op))
+        });
         self.make(at, sreg, dreg, len, made);
     }
 
@@ -424,6 +431,47 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
         }
     }
 
+    /// What is written into the packet: a constant or the data of a map into a field, or a constant into bits of what
+    /// was read from the same place.
+    fn set_payload(&self, set: &SetPayload) -> Option<(String, Vec<Left>)> {
+        let len = usize::from(set.len);
+        let (base, offset) = (set.base, set.offset);
+        let written = self.registers.get(set.sreg)?;
+        if written.len != len || written.order != Order::Own {
+            return None;
+        }
+        let field = |mask: Option<Vec<u8>>| {
+            let (order, from) = (Order::Own, Vec::new());
+            let place = Operand { what: What::Payload { base, offset }, len, mask, order, from };
+            self.known.left(&place).filter(|left| left.mask.is_none() && left.len == len)
+        };
+        let part = |mask: &[u8], xor: &[u8]| {
+            let is_constant = mask.iter().zip(xor).all(|(mask, xor)| mask & xor == 0);
+            let left = field(Some(mask.iter().map(|octet| !octet).collect()))?;
+            is_constant.then(|| (left.value_text(xor), left))
+        };
+        let is_same = |of: &(_, _)| *of == (base, offset);
+        let (value, left) = match &written.what {
+            What::Value(value) => {
+                let left = field(None)?;
+                (left.value_text(value), left)
+            }
+            What::Changed { base, offset, mask, xor } if is_same(&(*base, *offset)) => {
+                part(mask, xor)?
+            }
+            What::Payload { base, offset } if is_same(&(*base, *offset)) => {
+                part(written.mask.as_deref()?, &vec![0; len])?
+            }
+            What::Map { key, set, fields } if set.flags & SET_MAP != 0 => {
+                let left = field(None)?;
+                self.note_type(set, fields, Some(left.kind));
+                (format!("{key} map {}", self.set(set, fields, Some(left.kind))), left)
+            }
+            _ => return None,
+        };
+        Some((format!("{} set {value}", left.text), vec![left]))
+    }
+
     /// The new mark.
     fn mark(&self, sreg: Reg) -> Option<String> {
         let operand = self.registers.get(sreg).filter(|operand| operand.order == Order::Own)?;
@@ -441,6 +489,17 @@ impl<'p, 'a> RulePrinter<'p, 'a> {
             }
         }
     }
+}
+
+/// A part of the packet of which bits are changed.
+fn changed<'a>(operand: &Operand<'a>, op: &'a BitwiseOp) -> Option<Operand<'a>> {
+    let (BitwiseOp::MaskXor { mask, xor }, What::Payload { base, offset }) = (op, &operand.what)
+    else {
+        return None;
+    };
+    let is_plain = operand.mask.is_none() && operand.order == Order::Own;
+    let what = What::Changed { base: *base, offset: *offset, mask, xor };
+    is_plain.then(|| Operand { what, ..operand.clone() })
 }
 
 fn brackets(expr: &Expr) -> String {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::netfilter::nft::ruleset::{
-    BaseChain, BitwiseOp, Chain, CmpOp, Data, Element, Expr, ExthdrOp, Family, MetaKey,
-    PayloadBase, Reg,
+    BaseChain, BitwiseOp, Chain, Checksum, CmpOp, Data, Element, Expr, ExthdrOp, Family, MetaKey,
+    PayloadBase, Reg, SetPayload,
 };
 
 const R1: Reg = Reg(0);
@@ -250,6 +250,40 @@ fn unknown_forms_are_in_brackets_with_what_they_use() {
     let far = Expr::Payload { dreg: R1, base: PayloadBase::Network, offset: u32::MAX, len: 4 };
     let text = text_in(&table(Family::Ip, vec![]), &[far, eq(&[0; 4])]);
     assert!(text.starts_with("[ payload load 4b @ network header + 4294967295"), "{text}");
+}
+
+#[test]
+fn what_is_written_has_the_name_of_its_field() {
+    let set = |base, offset, len| {
+        let (sreg, checksum, pseudo_header) = (R1, Checksum::None, false);
+        Expr::SetPayload(SetPayload { sreg, base, offset, len, checksum, pseudo_header })
+    };
+    let (network, transport) = (PayloadBase::Network, PayloadBase::Transport);
+    let value = |value: &[u8]| Expr::Immediate { dreg: R1, value: value.to_vec() };
+    let change = |mask: &[u8], xor: &[u8]| {
+        let op = BitwiseOp::MaskXor { mask: mask.to_vec(), xor: xor.to_vec() };
+        Expr::Bitwise { sreg: R1, dreg: R1, len: mask.len() as u8, op }
+    };
+    let (v4, v6) = (l3(2), l3(10));
+    inet(&[&v4, &[value(&[192, 0, 2, 1]), set(network, 12, 4)]], "ip saddr set 192.0.2.1");
+    inet(&[&v4, &[net(8, 2), change(&[0, 255], &[7, 0]), set(network, 8, 2)]], "ip ttl set 7");
+    inet(&[&v4, &[net(0, 2), change(&[255, 3], &[0, 0xb8]), set(network, 0, 2)]], "ip dscp set ef");
+    inet(
+        &[&v4, &[net(0, 2), change(&[255, 0xfc], &[0, 0]), set(network, 0, 2)]],
+        "ip ecn set not-ect",
+    );
+    inet(
+        &[&v6, &[net(0, 2), change(&[0xf0, 0x3f], &[0x0b, 0x80]), set(network, 0, 2)]],
+        "ip6 dscp set ef",
+    );
+    inet(&[&l4(6), &[value(&[0, 80]), set(transport, 2, 2)]], "tcp dport set 80");
+    // Of another place, and not a constant.
+    inet(
+        &[&v4, &[net(1, 2), change(&[255, 3], &[0, 0xb8]), set(network, 0, 2)]],
+        "meta nfproto ipv4 [ payload load 2b @ network header + 1 => reg 1 ] \
+         [ bitwise reg 1 = ( reg 1 & 0x000003ff ) ^ 0x0000b800 ] \
+         [ payload write reg 1 => 2b @ network header + 0 csum_type 0 csum_off 0 csum_flags 0x0 ]",
+    );
 }
 
 #[test]

@@ -6,7 +6,8 @@ use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
 use crate::netfilter::conntrack::Direction;
 use crate::netfilter::nft::ruleset::{
-    BitwiseOp, CmpOp, CtKey, Expr, ExthdrOp, Family, Reg, RuleVerdict, TupleEnd,
+    BitwiseOp, Checksum, CmpOp, CtKey, Expr, ExthdrOp, Family, PayloadBase, Reg, RuleVerdict,
+    SetPayload, TupleEnd,
 };
 
 fn other(text: &str) -> Expr {
@@ -101,6 +102,44 @@ fn expressions_that_are_not_evaluated_have_a_name_that_users_know() {
     assert_eq!(one("objref", &[(NFTA_OBJREF_SET_SREG, &be(1))]), other("objref map"));
     let comment = listed("match", &attrs(&[(NFTA_MATCH_NAME, b"comment\0")]));
     assert!(exprs(Family::Ip, Attrs(&comment)).is_empty(), "has no effect");
+}
+
+#[test]
+fn a_payload_that_is_written_has_a_checksum_that_userspace_knows() {
+    let payload = |base: u32, offset: u32, kind: u32, at: u32, flags: u32| {
+        one(
+            "payload",
+            &[
+                (NFTA_PAYLOAD_SREG, &be(1)),
+                (NFTA_PAYLOAD_BASE, &be(base)),
+                (NFTA_PAYLOAD_OFFSET, &be(offset)),
+                (NFTA_PAYLOAD_LEN, &be(4)),
+                (NFTA_PAYLOAD_CSUM_TYPE, &be(kind)),
+                (NFTA_PAYLOAD_CSUM_OFFSET, &be(at)),
+                (NFTA_PAYLOAD_CSUM_FLAGS, &be(flags)),
+            ],
+        )
+    };
+    let set = |base, checksum, pseudo_header| {
+        let (sreg, offset, len) = (Reg(0), 12, 4);
+        Expr::SetPayload(SetPayload { sreg, base, offset, len, checksum, pseudo_header })
+    };
+    let (network, transport) = (PayloadBase::Network, PayloadBase::Transport);
+    assert_eq!(payload(1, 12, 1, 10, 1), set(network, Checksum::Inet(10), true));
+    assert_eq!(payload(0, 12, 0, 0, 0), set(PayloadBase::Link, Checksum::None, false));
+    assert_eq!(payload(2, 12, 2, 8, 0), set(transport, Checksum::Sctp, false));
+    for (base, offset, kind, at, flags) in [
+        (3, 12, 0, 0, 0),
+        (1, 256, 0, 0, 0),
+        (1, 12, 3, 0, 0),
+        (1, 12, 1, 256, 0),
+        (1, 12, 2, 8, 0),
+        (2, 12, 2, 6, 0),
+        (1, 12, 1, 10, 2),
+    ] {
+        let found = payload(base, offset, kind, at, flags);
+        assert_eq!(found, other("payload set"), "{base} {offset} {kind} {at} {flags}");
+    }
 }
 
 #[test]

@@ -76,7 +76,6 @@ fn of_expr(words: &[&str]) -> String {
     let text = words.join(" ").replace("ntoh(", "hton(");
     let other = |text: &str| format!("other: {text}");
     match words[1..] {
-        ["payload", "write", ..] => other("payload set"),
         ["exthdr", "write", ..] => other("exthdr set"),
         ["exthdr", "load", "ipv6" | "tcpopt" | "ipv4", ..] => text,
         ["exthdr", ..] => other("exthdr sctp"),
@@ -103,7 +102,7 @@ fn of_expr(words: &[&str]) -> String {
 fn is_extension(of: &Expr) -> bool {
     match of {
         Expr::Other(text) => text.starts_with("xt "),
-        Expr::Xt(_) | Expr::Connmark(_) => true,
+        Expr::Xt(_) | Expr::Connmark(_) | Expr::Mangle(_) => true,
         Expr::Ct { dreg: reg, .. }
         | Expr::Meta { dreg: reg, .. }
         | Expr::Fib { dreg: reg, .. }

@@ -17,6 +17,7 @@ use crate::netfilter::nft::ruleset::{
     BitwiseOp, CmpOp, CtKey, Data, Expr, Family, MetaKey, PayloadBase, Reg, RuleVerdict,
     SET_ANONYMOUS, SET_CONSTANT, Set, Table,
 };
+use crate::netfilter::nft::xt::{HopLimitMode, Mangle};
 
 /// Runs `test` in a new network namespace with two interfaces.
 fn in_netns(test: impl FnOnce(&mut NlSock) + Send + 'static) {
@@ -86,7 +87,6 @@ fn root_all_expressions_and_elements_are_as_nft_prints_them() {
             "synproxy",
             "tproxy",
             "connlimit",
-            "payload set",
             "exthdr set",
             "exthdr sctp",
             "meta priority set",
@@ -221,6 +221,10 @@ fn root_rules_of_iptables_are_read() {
             "iptables-nft -A web -m hashlimit --hashlimit-upto 5/s --hashlimit-name h -j RETURN",
             "iptables-nft -A web -j REJECT",
             "iptables-nft -t mangle -A PREROUTING -j MARK --set-mark 7",
+            "iptables-nft -t mangle -A PREROUTING -j DSCP --set-dscp 46",
+            "iptables-nft -t mangle -A PREROUTING -j TOS --set-tos 0x10/0x3f",
+            "iptables-nft -t mangle -A PREROUTING -j TTL --ttl-inc 3",
+            "ip6tables-nft -t mangle -A PREROUTING -j HL --hl-dec 3",
             "iptables-nft -t nat -A POSTROUTING -o va -j MASQUERADE",
             "iptables-nft -t raw -A PREROUTING -j CT --notrack",
             "ip6tables-nft -A FORWARD -d 2001:db8::/33 -p ipv6-icmp --icmpv6-type 2 -j ACCEPT",
@@ -267,6 +271,18 @@ fn root_rules_of_iptables_are_read() {
         }
         let commented = forward.rules.iter().find(|rule| rule.comment.is_some()).expect("it");
         assert_eq!(commented.comment.as_deref(), Some("for all"));
+        let targets = ruleset.tables.iter().flat_map(|table| &table.chains);
+        let targets = targets.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.exprs);
+        let targets: Vec<Mangle> = targets
+            .filter_map(|expr| if let Expr::Mangle(of) = expr { Some(*of) } else { None })
+            .collect();
+        let expected = [
+            Mangle::Dsfield { keep: 3, value: 46 << 2 },
+            Mangle::Dsfield { keep: !0x3f, value: 0x10 },
+            Mangle::HopLimit(HopLimitMode::Inc, 3),
+            Mangle::HopLimit(HopLimitMode::Dec, 3),
+        ];
+        assert_eq!(targets, expected);
         let others = others(&ruleset);
         for text in [
             "limit",

@@ -6,7 +6,7 @@ use crate::control::nftables::expr::exprs;
 use crate::control::nftables::uapi::*;
 use crate::control::nftables::xt::XT_REG;
 use crate::netfilter::nft::ruleset::{BitwiseOp, CmpOp, CtKey, Expr, Family, MetaKey, PayloadBase};
-use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, Ports, Xt};
+use crate::netfilter::nft::xt::{Connmark, ConnmarkMode, HopLimitMode, Mangle, Ports, Xt};
 
 /// The expressions of an extension.
 fn decoded(family: Family, kind: &str, name: &str, revision: u32, info: &[u8]) -> Vec<Expr> {
@@ -123,6 +123,31 @@ fn marks_are_set_saved_and_restored() {
     let other = [Expr::Other("xt target CONNMARK".into())];
     assert_eq!(connmark(2, 4, 2), other, "shifted");
     assert_eq!(connmark(2, 0, 3), other);
+}
+
+#[test]
+fn targets_that_change_the_header_are_those_of_the_kernel() {
+    let target = |family, name, revision, info: &[u8]| {
+        decoded(family, "target", name, revision, &padded(info.to_vec()))
+    };
+    let mangle = |of| [Expr::Mangle(of)];
+    let other = |name: &str| [Expr::Other(format!("xt target {name}"))];
+    for family in [Family::Ip, Family::Ip6] {
+        let dscp = mangle(Mangle::Dsfield { keep: 3, value: 0xb8 });
+        assert_eq!(target(family, "DSCP", 0, &[46]), dscp);
+        let tos = mangle(Mangle::Dsfield { keep: 0xc0, value: 0x10 });
+        assert_eq!(target(family, "TOS", 1, &[0x10, 0x3f]), tos);
+        assert_eq!(target(family, "DSCP", 0, &[64]), other("DSCP"));
+        assert_eq!(target(family, "TOS", 0, &[0x10]), other("TOS"), "another revision");
+    }
+    for (n, mode) in (0..).zip([HopLimitMode::Set, HopLimitMode::Inc, HopLimitMode::Dec]) {
+        let [ttl, hop_limit] = [Mangle::Ttl(mode, 5), Mangle::HopLimit(mode, 5)].map(mangle);
+        assert_eq!(target(Family::Ip, "TTL", 0, &[n, 5]), ttl);
+        assert_eq!(target(Family::Ip6, "HL", 0, &[n, 5]), hop_limit);
+    }
+    assert_eq!(target(Family::Ip, "TTL", 0, &[3, 5]), other("TTL"));
+    assert_eq!(target(Family::Ip6, "TTL", 0, &[0, 5]), other("TTL"), "another family");
+    assert_eq!(target(Family::Inet, "DSCP", 0, &[46]), other("DSCP"), "another family");
 }
 
 #[test]

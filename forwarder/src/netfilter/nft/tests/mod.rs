@@ -9,13 +9,15 @@ mod reference;
 mod sets;
 mod traced;
 mod valid;
+mod write;
+mod write_reference;
 mod xt;
 
 use super::ruleset::*;
 use super::*;
 use crate::netfilter::Hook;
 use crate::netfilter::conntrack::{Ct, CtInfo, Direction};
-use crate::skb::{FramePool, PktType, SkBuff, Umem};
+use crate::skb::{FramePool, IpSummed, PktType, SkBuff, Umem};
 use crate::tables::Link;
 use crate::trace::{NoTrace, Tracer};
 
@@ -35,6 +37,8 @@ struct Input {
     mark: u32,
     pkt_type: PktType,
     ct: Ct,
+    /// The transport checksum is a partial one.
+    is_partial: bool,
     now_ns: u64,
 }
 
@@ -51,6 +55,7 @@ impl Input {
             mark: 0,
             pkt_type: PktType::Host,
             ct: Ct::Off,
+            is_partial: false,
             now_ns: 0,
         }
     }
@@ -79,16 +84,21 @@ impl Input {
         skb.iif = if self.mac.is_some() { 3 } else { 0 };
         skb.mark = self.mark;
         skb.pkt_type = self.pkt_type;
+        if self.is_partial {
+            skb.ip_summed = IpSummed::Partial;
+        }
         skb
     }
 }
 
-/// What became of a packet in the base chains of a hook: the verdict, the mark, the counters passed.
+/// What became of a packet in the base chains of a hook: the verdict, the mark, the counters passed, and its octets
+/// from the network header.
 #[derive(Debug, PartialEq, Eq)]
 struct Output {
     verdict: Verdict,
     mark: u32,
     counters: Vec<(String, CounterKind, u64)>,
+    net: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +145,9 @@ fn run_traced<T: Tracer>(program: &Program, input: &Input, tracer: &mut T) -> Ou
     assert_eq!(packets, counters.len() as u64);
     let octets: u64 = (0..program.counters().len()).map(|counter| page.get(counter).1).sum();
     assert_eq!(octets, counters.iter().map(|counter| counter.2).sum::<u64>());
-    Output { verdict, mark: skb.mark, counters }
+    let mut net = vec![0; skb.network_len()];
+    skb.copy_bits(skb.network_offset(), &mut net).expect("all of it");
+    Output { verdict, mark: skb.mark, counters, net }
 }
 
 fn rule(exprs: Vec<Expr>) -> Rule {

@@ -1,5 +1,6 @@
 //! A reference interpreter: rule by rule, straight from the model, with nothing prepared.
 
+use super::super::write::never_written;
 use super::valid::{is_valid, lookup_is_valid};
 use super::*;
 
@@ -16,7 +17,7 @@ enum Flow {
 
 struct State<'a> {
     table: &'a Table,
-    input: &'a Input,
+    input: &'a mut Input,
     compiled_ns: u64,
     regs: [u8; 64],
     mark: u32,
@@ -40,11 +41,17 @@ pub(super) fn run(ruleset: &Ruleset, compiled_ns: u64, input: &Input) -> Output 
         }
     }
     bases.sort_by_key(|base| base.0);
-    let mut output = Output { verdict: Verdict::Accept, mark: input.mark, counters: Vec::new() };
+    let mut own = input.clone();
+    let mut output = Output {
+        verdict: Verdict::Accept,
+        mark: input.mark,
+        counters: Vec::new(),
+        net: input.net.clone(),
+    };
     for (_, policy_drops, table, chain) in bases {
         let mut state = State {
             table,
-            input,
+            input: &mut own,
             compiled_ns,
             regs: [0; 64],
             mark: output.mark,
@@ -64,6 +71,7 @@ pub(super) fn run(ruleset: &Ruleset, compiled_ns: u64, input: &Input) -> Output 
             break;
         }
     }
+    output.net = own.net;
     output
 }
 
@@ -295,6 +303,16 @@ impl State<'_> {
                     _ => return Flow::Final(Verdict::Kernel),
                 }
             }
+            Expr::SetPayload(set) if never_written(set, self.table.family).is_some() => {
+                return Flow::Final(Verdict::Kernel);
+            }
+            Expr::SetPayload(set) => {
+                let octets = self.load(set.sreg, set.len.into());
+                return written(write_reference::set_payload(self.input, set, &octets));
+            }
+            Expr::Mangle(mangle) => {
+                return written(write_reference::mangle(self.input, *mangle));
+            }
             // Their tests do not use the reference.
             Expr::Xt(_) | Expr::Connmark(_) => return Flow::Final(Verdict::Kernel),
             // Without routes.
@@ -371,56 +389,13 @@ impl State<'_> {
         }
     }
 
-    /// Protocol, offset and fragment offset.
     fn transport(&self) -> Option<(u8, usize, u16)> {
-        let net = &self.input.net;
-        if self.input.family == Family::Ip {
-            if net.len() < 20 {
-                return None;
-            }
-            let fragoff = u16::from_be_bytes([net[6], net[7]]) & 0x1fff;
-            return Some((net[9], usize::from(net[0] & 15) * 4, fragoff));
-        }
-        self.find(None)
+        transport(self.input)
     }
 
-    /// `ipv6_find_hdr`.
     fn find(&self, target: Option<u8>) -> Option<(u8, usize, u16)> {
-        let is_ext = |header: u8| [0, 43, 44, 51, 60].contains(&header);
-        let (mut header, mut at) = (self.at(6, 1)?[0], 40);
-        loop {
-            let found = Some(header) == target;
-            if !is_ext(header) {
-                return (found || target.is_none()).then_some((header, at, 0));
-            }
-            let first = self.at(at, 2)?;
-            if header == 43 {
-                self.at(at, 4)?;
-            }
-            let len = match header {
-                44 => {
-                    let octets = self.at(at + 2, 2)?;
-                    let fragoff = u16::from_be_bytes([octets[0], octets[1]]) & 0xfff8;
-                    if fragoff != 0 && target.is_none() && !is_ext(first[0]) {
-                        return Some((first[0], 0, fragoff));
-                    }
-                    if fragoff != 0 {
-                        return found.then_some((header, at, fragoff));
-                    }
-                    8
-                }
-                51 if target.is_none() => return Some((51, at, 0)),
-                51 => (usize::from(first[1]) + 2) * 4,
-                _ => (usize::from(first[1]) + 1) * 8,
-            };
-            if found {
-                return Some((header, at, 0));
-            }
-            header = first[0];
-            at += len;
-        }
+        find(self.input, target)
     }
-
     fn payload(&self, base: PayloadBase, offset: usize, len: usize) -> Option<Vec<u8>> {
         match base {
             PayloadBase::Network => self.at(offset, len),
@@ -500,7 +475,7 @@ impl State<'_> {
     }
 
     fn meta(&self, key: MetaKey) -> Option<Vec<u8>> {
-        let input = self.input;
+        let input = &*self.input;
         let name = |link: &Option<Link>| {
             let mut name = link.as_ref().map_or("", |link| &link.name).as_bytes().to_vec();
             name.truncate(15);
@@ -587,5 +562,68 @@ impl State<'_> {
             });
             within && !self.has_expired(element)
         })
+    }
+}
+
+/// Protocol, offset and fragment offset.
+pub(super) fn transport(input: &Input) -> Option<(u8, usize, u16)> {
+    let net = &input.net;
+    if input.family == Family::Ip {
+        if net.len() < 20 {
+            return None;
+        }
+        let fragoff = u16::from_be_bytes([net[6], net[7]]) & 0x1fff;
+        return Some((net[9], usize::from(net[0] & 15) * 4, fragoff));
+    }
+    find(input, None)
+}
+
+/// `ipv6_find_hdr`.
+fn find(input: &Input, target: Option<u8>) -> Option<(u8, usize, u16)> {
+    let is_ext = |header: u8| [0, 43, 44, 51, 60].contains(&header);
+    let (mut header, mut at) = (at_of(input, 6, 1)?[0], 40);
+    loop {
+        let found = Some(header) == target;
+        if !is_ext(header) {
+            return (found || target.is_none()).then_some((header, at, 0));
+        }
+        let first = at_of(input, at, 2)?;
+        if header == 43 {
+            at_of(input, at, 4)?;
+        }
+        let len = match header {
+            44 => {
+                let octets = at_of(input, at + 2, 2)?;
+                let fragoff = u16::from_be_bytes([octets[0], octets[1]]) & 0xfff8;
+                if fragoff != 0 && target.is_none() && !is_ext(first[0]) {
+                    return Some((first[0], 0, fragoff));
+                }
+                if fragoff != 0 {
+                    return found.then_some((header, at, fragoff));
+                }
+                8
+            }
+            51 if target.is_none() => return Some((51, at, 0)),
+            51 => (usize::from(first[1]) + 2) * 4,
+            _ => (usize::from(first[1]) + 1) * 8,
+        };
+        if found {
+            return Some((header, at, 0));
+        }
+        header = first[0];
+        at += len;
+    }
+}
+
+fn at_of(input: &Input, at: usize, len: usize) -> Option<Vec<u8>> {
+    input.net.get(at..at.checked_add(len)?).map(<[u8]>::to_vec)
+}
+
+fn written(result: Result<(), Verdict>) -> Flow {
+    match result {
+        Ok(()) => Flow::Continue,
+        // The packet is too short.
+        Err(Verdict::Accept) => Flow::Break,
+        Err(verdict) => Flow::Final(verdict),
     }
 }

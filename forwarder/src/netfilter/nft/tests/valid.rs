@@ -41,6 +41,7 @@ pub(super) fn is_valid(expr: &Expr) -> bool {
         Expr::Meta { dreg, .. } => fits(*dreg, 4),
         Expr::Ct { dreg, .. } => fits(*dreg, 4),
         Expr::SetMark { sreg } => fits(*sreg, 4),
+        Expr::SetPayload(set) => set.base != PayloadBase::Link && fits(set.sreg, set.len.into()),
         Expr::Objref { kind, .. } => *kind == OBJECT_COUNTER,
         Expr::Other(_) => false,
         _ => true,
