@@ -26,6 +26,7 @@ use wire::Wire;
 mod flow_gate;
 mod frames;
 mod netns;
+mod offload;
 mod wire;
 
 const MODES: [(AttachMode, XdpMode); 2] =

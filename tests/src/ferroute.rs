@@ -87,8 +87,12 @@ impl Ferroute {
     fn launch_saying_to(namespace: &Netns, args: &[&str], stderr: Option<Stdio>) -> Result<Self> {
         let place = Place { namespace: namespace.clone(), dir: tempfile::tempdir()? };
         let before = forwarded_by_kernel(namespace)?;
-        let offload = ["--offload", "on", "--offload-threshold", "1"];
-        let more = if offloads() && !args.contains(&"--offload") { &offload[..] } else { &[] };
+        // Not the default: where a test attaches a program to a host's port, flows would be offloaded by and by.
+        let offload = match offloads() {
+            true => &["--offload", "on", "--offload-threshold", "1"][..],
+            false => &["--offload", "off"],
+        };
+        let more = if args.contains(&"--offload") { &[] } else { offload };
         let args = &[args, more].concat();
         let child = if by_kernel() { None } else { Some(place.spawn(args, stderr)?) };
         Ok(Self { child, place, before })

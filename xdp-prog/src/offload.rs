@@ -42,8 +42,9 @@ pub const REST_NS: u64 = 200_000_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct FlowEntry {
-    /// The words of the packets' [`FlowKey`](crate::FlowKey). Wide entries ([`SharedSettings::WIDE4`]) have ports and
-    /// protocol 0. The last 16 bits (`reserved`) are the number of the port that the packets come from.
+    /// The words of the packets' [`FlowKey`](crate::FlowKey). Wide entries ([`SharedSettings::WIDE4`]) have ports 0, and
+    /// instead of the protocol what they are wide in: see [`Width`]. The last 16 bits (`reserved`) are the number of the
+    /// port that the packets come from.
     ///
     /// [`SharedSettings::WIDE4`]: crate::SharedSettings::WIDE4
     pub key: [u64; FLOW_WORDS],
@@ -75,6 +76,58 @@ impl FlowEntry {
     pub const fn counted(before: u64, now: u64) -> (u64, u64) {
         let difference = now.wrapping_sub(before);
         (difference / FlowEntry::ONE_PACKET, difference % FlowEntry::ONE_PACKET)
+    }
+}
+
+/// The packets that a wide entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// Those with these addresses.
+    Addresses,
+    /// Those from this address to the prefix that the destination is in.
+    ToPrefix,
+    /// Those from one prefix to another.
+    Prefixes,
+}
+
+impl Width {
+    /// Length of the prefixes, bits: those by which there are epochs.
+    pub const PREFIX4: u8 = 24;
+    /// The same of IPv6.
+    pub const PREFIX6: u8 = 48;
+
+    /// In place of the protocol in a key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(self) -> u8 {
+        match self {
+            Width::Addresses => 0,
+            // Use for experimentation, and reserved (IANA): no flow with ports has them.
+            Width::ToPrefix => 254,
+            Width::Prefixes => 255,
+        }
+    }
+
+    /// The width that a key has, by its protocol. `None`: it is not wide.
+    #[must_use]
+    pub const fn of(protocol: u8) -> Option<Width> {
+        match protocol {
+            0 => Some(Width::Addresses),
+            254 => Some(Width::ToPrefix),
+            255 => Some(Width::Prefixes),
+            _ => None,
+        }
+    }
+
+    /// Its bit in [`Epochs::widths`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        match self {
+            Width::Addresses => 1,
+            Width::ToPrefix => 2,
+            Width::Prefixes => 4,
+        }
     }
 }
 
@@ -185,8 +238,10 @@ pub const EPOCHS: usize = 1 << 16;
 pub struct Epochs {
     /// Everything that has no epoch of its own: interfaces, settings, policy rules, the ruleset.
     pub global: u32,
+    /// The bits of each [`Width`] that entries have had: others are not looked up.
+    pub widths: u32,
     /// 0.
-    pub reserved: [u32; 15],
+    pub reserved: [u32; 14],
     /// IPv4 prefixes shorter than 24 bits, by the first 16 bits of an address.
     pub v4_short: [u32; EPOCHS],
     /// IPv4 prefixes of 24 bits and more, by [`epoch_of`] of the first 24 bits.

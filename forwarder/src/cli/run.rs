@@ -25,7 +25,7 @@ const EXAMPLE: &str = r#"Example of a FILE:
   rx_ring = 2048             # descriptors, a power of two
   tx_ring = 2048
   latency_sample = 64
-  offload = "off"            # auto, on
+  offload = "auto"           # on, off
   offload_threshold = 64
   offload_flows = 262144
   worker_timeout_ms = 250
@@ -118,10 +118,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     latency_sample: Option<u32>,
     /// Have the XDP program forward the packets of busy flows by itself, as userspace has decided: auto: of flows
-    /// that arrive on a port without zero-copy; on: of all ports; off: of none [default: off].
+    /// that arrive on a port without zero-copy; on: of all ports; off: of none [default: auto].
     #[arg(long, value_name = "WHICH")]
     offload: Option<OffloadMode>,
-    /// Offload a flow when N packets of it were forwarded within a second [default: 64].
+    /// Offload a flow when N packets of it were forwarded within 8 seconds, and one of a tracked connection when 4 were
+    /// [default: 64].
     #[arg(long, value_name = "N")]
     offload_threshold: Option<u16>,
     /// Offload at most N flows, each of which is one direction; 1000 take 0.2 MB [default: 262144].

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::info::{FibInfo, RouteType};
+use super::lpm::Lpm;
+use super::prefix::Address;
 use crate::stats::PuntReason;
 
 /// A longest-prefix match from an address to a leaf; leaf 0 is no route.
@@ -137,6 +139,16 @@ impl<L: PrefixMatch> Clone for FamilyFib<L> {
             infos: Arc::clone(&self.infos),
             changes: Arc::clone(&self.changes),
         }
+    }
+}
+
+impl<A: Address> FamilyFib<Lpm<A>> {
+    /// Whether all addresses whose first `len` bits are those of `addr` have its route, whatever else is known of a
+    /// packet.
+    pub fn is_uniform(&self, addr: A, len: u8) -> bool {
+        let Some(table) = self.tables.first().filter(|_| self.merged) else { return false };
+        let (leaf, depth) = table.lookup_depth(addr);
+        leaf != 0 && depth <= len
     }
 }
 

@@ -1,13 +1,18 @@
 //! Offers the flow of a packet whose frame is complete to be offloaded, see [`super::offload`].
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use xdp_prog::offload::Width;
+
 use super::Ctx;
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::offload::{OFFERS, Offer, OffloadPorts};
+use super::offload::{FlowMeter, OFFERS, Offer, OffloadPorts};
+use crate::fib::{Prefix4, Prefix6};
 use crate::hash_table::hash_words;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
-use crate::tables::{Forwarding6, Link};
+use crate::tables::{Forwarding6, Link, Tables};
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet, ethernet};
 
 /// Longest packets of an offloaded flow, octets.
@@ -32,7 +37,7 @@ pub(super) fn offer(
     if !is_open || !is_simple(skb, dev, dst) || (is_wide && !ctx.hooks.is_empty()) {
         return;
     }
-    let [source, to] = match protocol {
+    let [from, to] = match protocol {
         EtherType::IPV4 => {
             let packet = Ipv4Packet::new_unchecked(skb.network_header());
             [packet.src_addr().into(), packet.dst_addr().into()]
@@ -46,18 +51,20 @@ pub(super) fn offer(
     };
     let key = match &due {
         Some(due) => due.key,
-        None => FlowKey::new(source, to, 0, 0, 0),
+        None => match wide_key(from, to, &mut on.meter, ctx.now_ns, |width| {
+            width == Width::Addresses
+                || (dst.gateway().is_some() && is_uniform(width, from, to, ctx.tables))
+        }) {
+            Some(key) => key,
+            None => return,
+        },
     };
+    // As received, and as it was routed. Addresses of a prefix have the same epochs.
     let [from, _] = key.addresses();
-    let key = *key.words();
-    if is_wide && !on.meter.count(hash_words(on.meter.seed, &key), ctx.now_ns) {
-        return;
-    }
-    // As received, and as it was routed.
     let Some(basis) = ctx.tables.epochs.sum_of(from, to, on.changes) else { return };
     let Some(destination) = skb.mac_header().first_chunk::<6>() else { return };
     ctx.out.offers.push(Offer {
-        key,
+        key: *key.words(),
         in_port: skb.port,
         out_port: dst.port,
         mtu: dst.mtu.min(MTU_MAX) as u16,
@@ -67,6 +74,68 @@ pub(super) fn offer(
         neigh_changes: on.neigh_changes,
         carried: due.map(|due| due.carried),
     });
+}
+
+/// Counts a packet with these addresses, and returns the key of the widest entry that can stand for it, if there have
+/// been enough packets of it, or of a narrower one. `may_be`: whether all packets of such an entry are treated as this
+/// one.
+fn wide_key(
+    from: IpAddr,
+    to: IpAddr,
+    meter: &mut FlowMeter,
+    now_ns: u64,
+    may_be: impl Fn(Width) -> bool,
+) -> Option<FlowKey> {
+    let mut is_due = false;
+    let mut widest = None;
+    for width in [Width::Addresses, Width::ToPrefix, Width::Prefixes] {
+        let source = if width == Width::Prefixes { prefix(from) } else { from };
+        let destination = if width == Width::Addresses { to } else { prefix(to) };
+        let key = FlowKey::new(source, destination, width.protocol(), 0, 0);
+        is_due = is_due || meter.count(hash_words(meter.seed, key.words()), now_ns);
+        if is_due && may_be(width) {
+            widest = Some(key);
+        }
+    }
+    widest
+}
+
+/// The first address of the prefix that an address is in.
+fn prefix(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Prefix4::masked(address.to_bits(), Width::PREFIX4).addr().into(),
+        IpAddr::V6(address) => Prefix6::masked(address.to_bits(), Width::PREFIX6).addr().into(),
+    }
+}
+
+/// Whether all packets with addresses in the prefixes that an entry of this width stands for have the same route, and
+/// sources that are valid or not alike. To be asked for packets that are sent to a gateway.
+fn is_uniform(width: Width, from: IpAddr, to: IpAddr, tables: &Tables) -> bool {
+    let has_prefixes = width == Width::Prefixes;
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let is_uniform = |address: Ipv4Addr| {
+                // Some addresses there are martians.
+                !matches!(address.octets()[0], 0 | 127 | 224..)
+                    && tables.fib4.is_uniform(address.to_bits(), Width::PREFIX4)
+            };
+            // Our addresses are no sources, even if the local table does not have them.
+            let has_local = || {
+                let first = from.to_bits() & !0xff;
+                (first..=first | 0xff).any(|address| tables.links.is_local4(address))
+            };
+            is_uniform(to) && (!has_prefixes || (is_uniform(from) && !has_local()))
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let is_uniform = |address: Ipv6Addr| {
+                // The first prefix has the unspecified and the loopback address.
+                address.segments()[..3] != [0; 3]
+                    && tables.fib6.is_uniform(address.to_bits(), Width::PREFIX6)
+            };
+            is_uniform(to) && (!has_prefixes || is_uniform(from))
+        }
+        _ => false,
+    }
 }
 
 /// Whether nothing but the packet's addresses and ports, and the interface, has decided about it, and its frame has no
@@ -81,4 +150,88 @@ fn is_simple(skb: &SkBuff, dev: &Link, dst: &Dst<'_>) -> bool {
         && !dst.redirect
         && !dst.is_multipath()
         && !is_l2_multicast(skb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fib::Lpm;
+    use crate::fib::prefix::{Address, Prefix};
+    use std::sync::Arc;
+
+    /// A table of these routes, which all differ.
+    fn table<A: Address>(prefixes: &[&str]) -> Arc<Lpm<A>> {
+        let prefixes = prefixes.iter().map(|prefix| prefix.parse::<Prefix<A>>().expect("a prefix"));
+        Lpm::from_routes(prefixes.zip(1..)).expect("it fits")
+    }
+
+    #[test]
+    fn prefixes_are_those_in_which_no_route_is_longer() {
+        let mut tables = Tables::empty();
+        let routes = ["0.0.0.0/1", "10.0.0.0/8", "10.1.2.0/24", "10.3.3.128/25"];
+        tables.fib4.tables = Arc::new([table(&routes)]);
+        let routes = ["2000::/3", "2001:db8:1::/48", "2001:db8:2:1::/64"];
+        tables.fib6.tables = Arc::new([table(&routes)]);
+        let widest = |from: &str, to: &str| {
+            let [from, to] = [from, to].map(|address| address.parse().expect("an address"));
+            let mut meter = FlowMeter::new(1, 1);
+            let may_be = |width| width == Width::Addresses || is_uniform(width, from, to, &tables);
+            let key = wide_key(from, to, &mut meter, 0, may_be).expect("it is due");
+            (key.addresses().map(|address| address.to_string()), Width::of(key.protocol()))
+        };
+        let expect = |from: &str, to: &str, width| ([from.into(), to.into()], Some(width));
+        for (from, to, expected) in [
+            ("10.9.0.7", "10.1.2.3", expect("10.9.0.0", "10.1.2.0", Width::Prefixes)),
+            ("10.3.3.7", "10.1.2.3", expect("10.3.3.7", "10.1.2.0", Width::ToPrefix)),
+            // No route.
+            ("192.0.2.1", "10.1.2.3", expect("192.0.2.1", "10.1.2.0", Width::ToPrefix)),
+            ("10.9.0.7", "10.3.3.1", expect("10.9.0.7", "10.3.3.1", Width::Addresses)),
+            // Some sources there are martians.
+            ("0.0.0.7", "10.1.2.3", expect("0.0.0.7", "10.1.2.0", Width::ToPrefix)),
+            (
+                "2001:db8:1::9",
+                "2001:db8:3::9",
+                expect("2001:db8:1::", "2001:db8:3::", Width::Prefixes),
+            ),
+            (
+                "2001:db8:2::9",
+                "2001:db8:3::9",
+                expect("2001:db8:2::9", "2001:db8:3::", Width::ToPrefix),
+            ),
+            (
+                "2001:db8:1::9",
+                "2001:db8:2::9",
+                expect("2001:db8:1::9", "2001:db8:2::9", Width::Addresses),
+            ),
+        ] {
+            assert_eq!(widest(from, to), expected);
+        }
+        // Rules may look at other tables.
+        tables.fib4.merged = false;
+        let address = |text: &str| text.parse().expect("an address");
+        assert!(!is_uniform(Width::ToPrefix, address("10.9.0.7"), address("10.1.2.3"), &tables));
+    }
+
+    #[test]
+    fn an_entry_is_as_wide_as_what_had_enough_packets_or_wider() {
+        let mut meter = FlowMeter::new(64, 1);
+        let mut width = |from: [u8; 4], to: [u8; 4], uniform: &[Width]| {
+            let key =
+                wide_key(from.into(), to.into(), &mut meter, 0, |width| uniform.contains(&width));
+            key.and_then(|key| Width::of(key.protocol()))
+        };
+        use Width::{Addresses, Prefixes, ToPrefix};
+        // One packet each of many sources: nothing narrower than what has had them.
+        let mut of_sources = |uniform: &[Width]| -> Vec<Width> {
+            (0..128).filter_map(|n| width([10, 0, 0, n], [10, 1, 2, n], uniform)).collect()
+        };
+        assert_eq!(of_sources(&[Addresses, ToPrefix]), []);
+        assert_eq!(of_sources(&[Addresses, ToPrefix, Prefixes]), [Prefixes, Prefixes]);
+        let mut of_one = |uniform: &[Width]| -> Vec<Width> {
+            (0..64).filter_map(|_| width([10, 9, 0, 1], [10, 1, 3, 1], uniform)).collect()
+        };
+        assert_eq!(of_one(&[Addresses]), [Addresses]);
+        let wider = of_one(&[Addresses, ToPrefix]);
+        assert!(!wider.is_empty() && wider.iter().all(|width| *width == ToPrefix), "{wider:?}");
+    }
 }

@@ -1,8 +1,8 @@
 //! Flow offload: the flows that the XDP program could forward by itself, as their packets were forwarded here.
 //!
-//! A flow is offered when enough of its packets were seen within a second. An offer has the key of a packet as received,
-//! the link-layer addresses and the translation of the frame as sent, and the epochs that the decision depends on. The
-//! thread that takes it makes no decision of its own.
+//! A flow is offered when enough of its packets were seen within about 8 seconds. An offer has the key of a packet as
+//! received, the link-layer addresses and the translation of the frame as sent, and the epochs that the decision depends
+//! on. The thread that takes it makes no decision of its own.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use crate::tables::Epochs;
 pub const OFFERS: usize = 32;
 /// Places of a worker's [`FlowMeter`].
 const PLACES: usize = 1 << 16;
+/// The packets for which a carried flow is offered, if the threshold is not lower: the kernel has already seen packets
+/// both ways.
+const THRESHOLD_CARRIED: u16 = 4;
 
 /// Which ports take part, by number. The control thread sets it.
 #[derive(Debug, Default)]
@@ -113,7 +116,7 @@ pub(super) struct On {
 }
 
 impl Offload {
-    /// Offers flows with `threshold` packets within a second between these ports. `seed`: random.
+    /// Offers flows with `threshold` packets within about 8 seconds between these ports. `seed`: random.
     pub fn new(ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Offload {
         let meter = FlowMeter::new(threshold, seed);
         let on = On { ports, meter, changes: 0, neigh_changes: 0, is_due: false, due: None };
@@ -141,8 +144,8 @@ impl Offload {
     pub fn is_due(&mut self, key: &FlowKey, port: u16, now_ns: u64) -> bool {
         let Some(on) = &mut self.on else { return false };
         on.due = None;
-        on.is_due =
-            on.ports.has(port, OffloadPorts::RX) && on.meter.count(key.hash(on.meter.seed), now_ns);
+        let hash = key.hash(on.meter.seed);
+        on.is_due = on.ports.has(port, OffloadPorts::RX) && on.meter.count_carried(hash, now_ns);
         on.is_due
     }
 
@@ -158,40 +161,51 @@ impl Offload {
 }
 
 /// Counts packets by flow, to find those with many. Two flows may have the same place: the one with fewer packets
-/// then loses it, and where places are changes every second.
+/// then loses it, and where places are changes with each window.
 #[derive(Debug)]
 pub(super) struct FlowMeter {
-    /// Flow (upper half), second (16 bits), packets (16 bits).
+    /// Flow (upper half), window (16 bits), packets (16 bits).
     places: Box<[u64]>,
     threshold: u16,
     pub seed: u64,
 }
 
-/// The unit of [`FlowMeter`]'s time: about a second.
-const SECOND_SHIFT: u32 = 30;
+/// The window in which packets of a flow are counted: 2^33 ns, about 8 seconds.
+const WINDOW_SHIFT: u32 = 33;
 
 impl FlowMeter {
-    fn new(threshold: u16, seed: u64) -> FlowMeter {
+    pub fn new(threshold: u16, seed: u64) -> FlowMeter {
         FlowMeter { places: vec![0; PLACES].into(), threshold: threshold.max(1), seed }
     }
 
-    /// Counts a packet of the flow with this hash. Returns whether it has had as many in this second, and begins anew.
+    /// Counts a packet of the flow with this hash. Returns whether it has had as many in this window, and begins anew.
     #[inline]
     pub fn count(&mut self, hash: u64, now_ns: u64) -> bool {
-        let second = now_ns >> SECOND_SHIFT & 0xffff;
-        let at = mix(hash ^ second) >> 48;
+        self.reaches(self.threshold, hash, now_ns)
+    }
+
+    /// As [`FlowMeter::count`], of a flow that is carried.
+    #[inline]
+    fn count_carried(&mut self, hash: u64, now_ns: u64) -> bool {
+        self.reaches(self.threshold.min(THRESHOLD_CARRIED), hash, now_ns)
+    }
+
+    #[inline]
+    fn reaches(&mut self, threshold: u16, hash: u64, now_ns: u64) -> bool {
+        let window = now_ns >> WINDOW_SHIFT & 0xffff;
+        let at = mix(hash ^ window) >> 48;
         let Some(place) = self.places.get_mut(at as usize) else { return false };
         let (flow, then, packets) = (*place >> 32, *place >> 16 & 0xffff, *place & 0xffff);
-        let new = |packets: u64| hash >> 32 << 32 | second << 16 | packets;
-        let packets = match flow == hash >> 32 && then == second {
+        let new = |packets: u64| hash >> 32 << 32 | window << 16 | packets;
+        let packets = match flow == hash >> 32 && then == window {
             true => packets + 1,
-            false if then == second && packets > 1 => {
+            false if then == window && packets > 1 => {
                 *place -= 1;
                 return false;
             }
             false => 1,
         };
-        let is_due = packets >= u64::from(self.threshold);
+        let is_due = packets >= u64::from(threshold);
         *place = new(if is_due { 0 } else { packets });
         is_due
     }
@@ -202,13 +216,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flow_is_due_with_its_packets_of_one_second() {
+    fn a_flow_is_due_with_its_packets_of_one_window() {
         let mut meter = FlowMeter::new(64, 1);
         let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
         assert_eq!((0..128).filter(|_| meter.count(hash(1), 0)).count(), 2);
-        // As many, but over two seconds.
-        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << 29)));
-        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << 30)));
+        // As many, but over two windows.
+        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << (WINDOW_SHIFT - 1))));
+        assert!(!(0..40).any(|_| meter.count(hash(2), 1 << WINDOW_SHIFT)));
         assert_eq!((0..3).filter(|_| FlowMeter::new(1, 1).count(hash(3), 0)).count(), 3);
     }
 
@@ -217,17 +231,17 @@ mod tests {
         let mut meter = FlowMeter::new(64, 1);
         let hash = |n: u64| mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234);
         let mut due = std::collections::HashSet::new();
-        for second in 0..8u64 {
+        for window in 0..8u64 {
             for _ in 0..64 {
                 for flow in 0..20_000 {
-                    if !due.contains(&flow) && meter.count(hash(flow), second << SECOND_SHIFT) {
+                    if !due.contains(&flow) && meter.count(hash(flow), window << WINDOW_SHIFT) {
                         due.insert(flow);
                     }
                 }
             }
         }
         assert!(due.len() > 19_900, "{} of 20,000", due.len());
-        let flood = (0..1_000_000u64).filter(|n| meter.count(hash(1 << 32 | n), 9 << SECOND_SHIFT));
+        let flood = (0..1_000_000u64).filter(|n| meter.count(hash(1 << 32 | n), 9 << WINDOW_SHIFT));
         assert_eq!(flood.count(), 0);
     }
 }

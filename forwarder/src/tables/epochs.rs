@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use xdp_prog::offload::{self, epochs4, epochs6};
+use xdp_prog::offload::{self, Width, epochs4, epochs6};
 
 /// Memory that is shared with the XDP program.
 pub trait SharedWords: Debug + Send + Sync {
@@ -30,6 +30,7 @@ pub const WORDS: usize = size_of::<offload::Epochs>() / size_of::<u32>();
 
 /// Positions of the kinds of epochs.
 const GLOBAL: usize = offset_of!(offload::Epochs, global) / 4;
+const WIDTHS: usize = offset_of!(offload::Epochs, widths) / 4;
 const V4_SHORT: usize = offset_of!(offload::Epochs, v4_short) / 4;
 const V4_LONG: usize = offset_of!(offload::Epochs, v4_long) / 4;
 const V6_SHORT: usize = offset_of!(offload::Epochs, v6_short) / 4;
@@ -106,6 +107,13 @@ impl Epochs {
         // The loads above happen before this one.
         fence(Acquire);
         (self.changes.load(Relaxed) == changes).then_some(sum)
+    }
+
+    /// An entry with this width is about to be entered: the program looks for such ones from now on.
+    pub fn add_width(&self, width: Width) {
+        if let Some(widths) = self.memory.words().get(WIDTHS) {
+            widths.fetch_or(width.bit(), Relaxed);
+        }
     }
 
     /// Something has changed that has no epoch of its own.

@@ -9,6 +9,8 @@ use ferroute_tests::ping::ping_all;
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 use serde_json::Value;
 
+/// As by default, which tests otherwise do not have; veth has no zero-copy.
+const AUTO: [&str; 4] = ["--offload", "auto", "--offload-threshold", "8"];
 const OFFLOAD: [&str; 4] = ["--offload", "on", "--offload-threshold", "8"];
 const PORTS: [&str; 2] = ["rt-left", "rt-right"];
 /// The default policy of the firewall, and what it accepts.
@@ -95,7 +97,7 @@ fn busy_flows_are_offloaded_and_counted() -> Result<()> {
 #[ignore = "needs root: run by scripts/test"]
 fn every_protocol_and_length_passes_as_before() -> Result<()> {
     let lab = lab()?;
-    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    let running = Ferroute::start_with(&lab, &AUTO)?;
     // The same addresses, so one flow: echo requests of all lengths, odd ones, with fragments, and with options.
     for (size, more) in
         [("0", ""), ("1", ""), ("57", ""), ("1472", "-M do"), ("3000", ""), ("56", "-R")]
@@ -178,6 +180,65 @@ fn a_change_takes_effect_at_once_and_others_do_not_matter() -> Result<()> {
         "nft table ip x { chain f { type filter hook forward priority 0; ip daddr 198.18.2.2 drop; }; }",
         "nft delete table ip x",
     )
+}
+
+/// Two hosts behind a gateway have one entry, as long as all addresses around them have one route.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn destinations_behind_a_gateway_share_an_entry() -> Result<()> {
+    let lab = lab()?;
+    for (network, hosts) in [
+        ("10.7.0.0/16", ["10.7.1.1", "10.7.1.2"]),
+        ("2001:db8:77::/48", ["2001:db8:77::1", "2001:db8:77:9::2"]),
+    ] {
+        let gateway = if network.contains(':') { RIGHT6 } else { RIGHT4 };
+        lab.router.run(&format!("ip route add {network} via {gateway}"))?;
+        for host in hosts {
+            lab.right.run(&format!("ip addr add {host} dev lo nodad"))?;
+        }
+    }
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    for (network, [one, other], specific) in [
+        ("10.7.1.0", ["10.7.1.1", "10.7.1.2"], "10.7.1.2/32"),
+        ("2001:db8:77::", ["2001:db8:77::1", "2001:db8:77:9::2"], "2001:db8:77:9::/64"),
+    ] {
+        let talks = [one, other].map(|to| Conversation::start(&lab, to, false));
+        let [one, other] = talks;
+        let (one, other) = (one?, other?);
+        ensure!(are_offloaded(&running, &[&one, &other]), "{}", running.account());
+        let to_there = || -> Result<Vec<Value>> {
+            let listed = running.json(&["flows", "offloaded"])?;
+            let rows = listed.as_array().context("an array")?.iter();
+            let is_to = |row: &&Value| row["iif"] == "rt-left" && row["tuple"]["protocol"] == "all";
+            let of_family = |row: &&Value| {
+                row["tuple"]["dst"]
+                    .as_str()
+                    .is_some_and(|dst| dst.contains(':') == network.contains(':'))
+            };
+            Ok(rows.filter(is_to).filter(of_family).cloned().collect())
+        };
+        let rows = to_there()?;
+        let dstlen = if network.contains(':') { 48 } else { 24 };
+        ensure!(rows.len() == 1, "one entry for both: {rows:?}");
+        ensure!(
+            rows[0]["tuple"]["dst"] == network && rows[0]["tuple"]["dstlen"] == dstlen,
+            "{rows:?}"
+        );
+        // A route of one of them: its packets take it at once, and the other one goes on.
+        lab.router.run(&format!("ip route add blackhole {specific}"))?;
+        let took = Instant::now();
+        let last = other.end().with_context(|| format!("{specific}: {}", running.account()))?;
+        let late = last.saturating_duration_since(took);
+        ensure!(late < Duration::from_millis(50), "{specific}: {late:?} late");
+        ensure!(are_offloaded(&running, &[&one]), "{specific}: {}", running.account());
+        ensure!(!other.goes_on(), "{specific} is not followed");
+        let rows = to_there()?;
+        ensure!(rows.iter().all(|row| row["tuple"].get("dstlen").is_none()), "{rows:?}");
+    }
+    Ok(())
 }
 
 #[test]

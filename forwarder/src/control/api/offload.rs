@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use serde::Serialize;
+use xdp_prog::offload::Width;
 
 use crate::control::conntrack::{Tuple, TupleFields, protocol_name};
 
@@ -14,7 +15,7 @@ pub struct OffloadedRow {
     pub iif: String,
     /// The port that they leave by.
     pub oif: String,
-    /// The packets; protocol 0: all with these addresses.
+    /// The packets; the protocol may be that of a [`Width`]: all with these addresses, or of these prefixes.
     #[serde(serialize_with = "fields")]
     pub tuple: Tuple,
     /// What NAT makes of them.
@@ -39,10 +40,33 @@ fn fields<S: serde::Serializer>(tuple: &Tuple, serializer: S) -> Result<S::Ok, S
         protonum: u8,
         #[serde(flatten)]
         tuple: TupleFields,
+        /// Lengths of prefixes, bits, as `ip -j rule` has them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        srclen: Option<u8>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        dstlen: Option<u8>,
     }
-    let protocol = if tuple.protocol == 0 { "all" } else { protocol_name(tuple.protocol) };
-    Fields { protocol, protonum: tuple.protocol, tuple: TupleFields::of(tuple) }
-        .serialize(serializer)
+    let [srclen, dstlen] = prefix_lengths(tuple);
+    let is_wide = Width::of(tuple.protocol).is_some();
+    let tuple = &Tuple { protocol: if is_wide { 0 } else { tuple.protocol }, ..*tuple };
+    Fields {
+        protocol: if is_wide { "all" } else { protocol_name(tuple.protocol) },
+        protonum: tuple.protocol,
+        tuple: TupleFields::of(tuple),
+        srclen,
+        dstlen,
+    }
+    .serialize(serializer)
+}
+
+/// Lengths of the prefixes that an entry stands for, of source and destination.
+fn prefix_lengths(tuple: &Tuple) -> [Option<u8>; 2] {
+    let len = if tuple.source.is_ipv4() { Width::PREFIX4 } else { Width::PREFIX6 };
+    match Width::of(tuple.protocol) {
+        Some(Width::Prefixes) => [Some(len), Some(len)],
+        Some(Width::ToPrefix) => [None, Some(len)],
+        Some(Width::Addresses) | None => [None, None],
+    }
 }
 
 fn optional_fields<S: serde::Serializer>(
@@ -59,9 +83,13 @@ impl fmt::Display for OffloadedRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tuple { source, destination, protocol, .. } = self.tuple;
         write!(f, "iif={} ", self.iif)?;
-        match protocol {
-            0 => write!(f, "all src={source} dst={destination}")?,
-            _ => write!(f, "{} {}", protocol_name(protocol), self.tuple)?,
+        match Width::of(protocol) {
+            Some(_) => {
+                let [from, to] = prefix_lengths(&self.tuple)
+                    .map(|len| len.map_or(String::new(), |len| format!("/{len}")));
+                write!(f, "all src={source}{from} dst={destination}{to}")?;
+            }
+            None => write!(f, "{} {}", protocol_name(protocol), self.tuple)?,
         }
         if let Some(translated) = &self.translated {
             write!(f, " -> {translated}")?;

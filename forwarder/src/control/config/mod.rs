@@ -14,8 +14,8 @@
 //! rx_ring = 2048             # descriptors, a power of two
 //! tx_ring = 2048
 //! latency_sample = 64        # one frame in this many is measured; 0: none
-//! offload = "off"            # auto, on: whether the XDP program forwards flows by itself
-//! offload_threshold = 64     # those with this many packets within a second
+//! offload = "auto"           # on, off: whether the XDP program forwards flows by itself
+//! offload_threshold = 64     # those with this many packets within 8 seconds
 //! offload_flows = 262144     # as many at most
 //! worker_timeout_ms = 250    # after which a silent worker's queues are left to the kernel
 //! control_timeout_ms = 1000  # after which everything is left to the kernel
@@ -296,7 +296,7 @@ pub struct RunSection {
     pub latency_sample: Option<Spanned<u32>>,
     /// Flow offload.
     pub offload: Option<OffloadMode>,
-    /// Packets of a flow within a second from which on it is offloaded.
+    /// Packets of a flow within 8 seconds from which on it is offloaded.
     pub offload_threshold: Option<Spanned<u16>>,
     /// Room for offloaded flows.
     pub offload_flows: Option<Spanned<u32>>,

@@ -5,7 +5,7 @@ use toml::Spanned;
 
 use super::{Located, Mode};
 
-/// Default number of packets of a flow within a second from which on it is offloaded.
+/// Default number of packets of a flow within 8 seconds from which on it is offloaded.
 pub const THRESHOLD_DEFAULT: u16 = 64;
 /// Default room for offloaded flows: 35 MB.
 pub const FLOWS_DEFAULT: u32 = 262_144;
@@ -17,11 +17,11 @@ const FLOWS_RANGE: std::ops::RangeInclusive<u32> = 1024..=xdp_prog::offload::OFF
 #[serde(rename_all = "lowercase")]
 pub enum OffloadMode {
     /// Those that arrive on a port without zero-copy.
+    #[default]
     Auto,
     /// Those of all ports.
     On,
     /// None.
-    #[default]
     Off,
 }
 
@@ -41,7 +41,7 @@ pub struct OffloadFlags {
 pub struct OffloadOptions {
     /// Which flows.
     pub mode: OffloadMode,
-    /// Packets of a flow within a second.
+    /// Packets of a flow within about 8 seconds.
     pub threshold: u16,
     /// Room for flows, each of which is one direction.
     pub flows: u32,

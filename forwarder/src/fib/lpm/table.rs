@@ -103,6 +103,18 @@ impl<A: Address> Lpm<A> {
         word & !NODE
     }
 
+    /// [`Lpm::lookup`], and how many bits of the address it has depended on: all addresses with the same first bits
+    /// have this leaf.
+    pub fn lookup_depth(&self, addr: A) -> (u32, u8) {
+        let mut word = root_word(&self.root, addr);
+        let mut depth = ROOT_BITS;
+        while word & NODE != 0 && depth < A::LEN {
+            word = self.blocks().word(word, addr.bits_at(depth, STRIDE));
+            depth += STRIDE;
+        }
+        (word & !NODE, depth.min(A::LEN))
+    }
+
     /// [`Lpm::lookup`] of each address into the leaf of the same index, up to the end of the shorter
     /// slice. The lookups advance together, so that their cache misses overlap.
     pub fn lookup_bulk(&self, addrs: &[A], leaves: &mut [u32]) {

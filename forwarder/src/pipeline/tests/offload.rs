@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicU32;
 
+use xdp_prog::offload::Width;
+
 use super::*;
 use crate::netfilter::conntrack::FlowKey;
 use crate::tables::{Epochs, epochs};
@@ -37,7 +39,9 @@ fn a_busy_flow_is_offered_as_its_packets_were_forwarded() {
     assert!(receive(&mut lab, &frame, 2).is_empty());
     let offers = receive(&mut lab, &frame, 1);
     let [offer] = &offers[..] else { panic!("{offers:?}") };
-    let key = FlowKey::new(addr4("198.18.1.2").into(), addr4("10.12.0.1").into(), 0, 0, 0);
+    // The gateway has all addresses around the destination; around the source there are ours.
+    let [from, to] = ["198.18.1.2", "10.12.0.0"].map(|address| addr4(address).into());
+    let key = FlowKey::new(from, to, Width::ToPrefix.protocol(), 0, 0);
     assert_eq!((&offer.key, offer.in_port, offer.out_port), (key.words(), LEFT, RIGHT));
     assert_eq!(offer.macs, [RIGHT_HOST_MAC, RIGHT_MAC]);
     assert_eq!((offer.mtu, offer.nexthop), (1000, (3, addr4("198.18.2.2").into())));

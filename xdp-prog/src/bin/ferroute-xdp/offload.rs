@@ -18,15 +18,15 @@ use aya_ebpf::{
 };
 use xdp_prog::offload::{
     Epochs, FlowEntry, MARK_BUCKETS_MAX, NEXT_HOPS_MAX, NextHop, OFFLOADED_MAX, Rewrite,
-    TX_PORTS_MAX, epochs4, epochs6, fold,
+    TX_PORTS_MAX, Width, epochs4, epochs6, fold,
 };
 use xdp_prog::{FLOW_SLOTS, FlowBucket, FlowHash, MacWords, PortSettings, Reason};
 
 use crate::checksum::{Checked, NewCheck, check_for};
 use crate::steer::{
-    EthHdr, Flow, IPPROTO_AH, IPPROTO_TCP, IPPROTO_UDP, IPV4_FRAGMENT, IPV4_NO_OPTIONS, Ipv4Hdr,
-    Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr, UdpHdr,
-    header, stalled,
+    EthHdr, Flow, FlowWords, IPPROTO_AH, IPPROTO_TCP, IPPROTO_UDP, IPV4_FRAGMENT, IPV4_NO_OPTIONS,
+    Ipv4Hdr, Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr,
+    UdpHdr, header, stalled, wide_ipv4, wide_ipv6,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -66,16 +66,20 @@ struct Frame6 {
     ip: Ipv6Hdr,
 }
 
-/// Forwards an IPv4 packet. `None`: it is not of an offloaded flow, or it has to be treated as if it were not.
+/// Forwards an IPv4 packet. `None`: it is not of an offloaded flow, or it has to be treated as if it were not. Without a
+/// `flow`, what is done with it depends on its addresses only.
 #[inline(always)]
 pub fn ipv4(
     ctx: &XdpContext,
     settings: &Settings<'_>,
     ip: &Ipv4Hdr,
-    flow: &Flow,
-    is_wide: bool,
+    flow: Option<&Flow>,
 ) -> Option<Reason> {
-    let found = Found::of(flow, settings.port)?;
+    let is_wide = flow.is_none();
+    let found = match flow {
+        Some(flow) => Found::of(flow, settings.port)?,
+        None => Found::wide(wide_ipv4(ip), PREFIX4, settings.port)?,
+    };
     let [ttl, protocol] = ip.ttl_protocol;
     let length = u16::from_be(ip.total_length);
     let octets = length.checked_sub(size_of::<Ipv4Hdr>() as u16)?;
@@ -166,10 +170,13 @@ pub fn ipv6(
     ctx: &XdpContext,
     settings: &Settings<'_>,
     ip: &Ipv6Hdr,
-    flow: &Flow,
-    is_wide: bool,
+    flow: Option<&Flow>,
 ) -> Option<Reason> {
-    let found = Found::of(flow, settings.port)?;
+    let is_wide = flow.is_none();
+    let found = match flow {
+        Some(flow) => Found::of(flow, settings.port)?,
+        None => Found::wide(wide_ipv6(ip), PREFIX6, settings.port)?,
+    };
     let [protocol, hop_limit] = ip.next_header_hop_limit;
     let octets = u16::from_be(ip.payload_length);
     let length = octets.checked_add(size_of::<Ipv6Hdr>() as u16)?;
@@ -270,7 +277,37 @@ struct Found {
     mtu_flags: u16,
 }
 
+/// The first 64 bits of an address that are its prefix ([`Width::PREFIX4`], [`Width::PREFIX6`]), in memory order.
+const PREFIX4: u64 = (1 << Width::PREFIX4) - 1;
+const PREFIX6: u64 = (1 << Width::PREFIX6) - 1;
+
 impl Found {
+    /// The entry of packets with these addresses that arrive on the port, the widest first.
+    #[inline(always)]
+    fn wide(words: FlowWords, prefix: u64, port: &PortSettings) -> Option<Found> {
+        let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
+        // SAFETY: inside the map's value; userspace writes whole words at any time.
+        let widths = unsafe { (&raw const (*epochs).widths).read_volatile() };
+        let [from0, from1, to0, _, last] = words;
+        let kind = |width: Width| last | u64::from(width.protocol()) << 32;
+        if widths & Width::Prefixes.bit() != 0 {
+            let words = [from0 & prefix, 0, to0 & prefix, 0, kind(Width::Prefixes)];
+            if let Some(found) = Found::of(&Flow::new(words)?, port) {
+                return Some(found);
+            }
+        }
+        if widths & Width::ToPrefix.bit() != 0 {
+            let words = [from0, from1, to0 & prefix, 0, kind(Width::ToPrefix)];
+            if let Some(found) = Found::of(&Flow::new(words)?, port) {
+                return Some(found);
+            }
+        }
+        if widths & Width::Addresses.bit() == 0 {
+            return None;
+        }
+        Found::of(&Flow::new(words)?, port)
+    }
+
     /// The entry of packets with this key that arrive on the port.
     #[inline(always)]
     fn of(flow: &Flow, port: &PortSettings) -> Option<Found> {
@@ -364,11 +401,12 @@ const FOUND: u64 = FLOW_SLOTS as u64;
 #[inline(always)]
 fn in_bucket(bucket: u32, mark: u32) -> Option<(*const FlowBucket, u64)> {
     let bucket = FR_OFF_MARKS.get_ptr(bucket)?;
+    let mark = widened(mark);
     let mut found = 0;
     for at in 0..FLOW_SLOTS {
         // SAFETY: inside the map's value; userspace writes whole words at any time.
         let slot = unsafe { (&raw const (*bucket).slots).cast::<u32>().add(at).read_volatile() };
-        found |= is_zero(u64::from(slot ^ mark)) * (FOUND | at as u64);
+        found |= is_zero(u64::from(slot) ^ mark) * (FOUND | at as u64);
     }
     Some((bucket, found))
 }
@@ -561,6 +599,16 @@ fn is_zero(value: u64) -> u64 {
     // SAFETY: an instruction that has no other effect.
     unsafe { asm!("{} >>= 63", inout(reg) sign, options(pure, nomem, nostack)) };
     sign
+}
+
+/// The same number, of which the compiler does not know that it has 32 bits only: the target has no 32-bit
+/// instructions, and it would clear the upper half after each one.
+#[inline(always)]
+fn widened(value: u32) -> u64 {
+    let mut value = u64::from(value);
+    // SAFETY: an instruction that has no other effect.
+    unsafe { asm!("{} += 0", inout(reg) value, options(pure, nomem, nostack)) };
+    value
 }
 
 /// As [`header`], to write it.

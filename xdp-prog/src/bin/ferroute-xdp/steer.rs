@@ -377,8 +377,10 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -
         flow = flow_ipv4::<OFFSET>(ctx, ip).and_then(Flow::new);
     }
     if has_offload {
-        let of = if is_wide { Flow::new(wide_ipv4(ip)) } else { flow };
-        if let Some(reason) = of.and_then(|flow| offload::ipv4(ctx, settings, ip, &flow, is_wide)) {
+        // Without a flow although they have ports there is no entry.
+        let is_of_flow = is_wide || flow.is_some();
+        let of = if is_wide { None } else { flow.as_ref() };
+        if is_of_flow && let Some(reason) = offload::ipv4(ctx, settings, ip, of) {
             return reason;
         }
     }
@@ -429,8 +431,10 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -
         flow = flow_ipv6::<OFFSET>(ctx, ip).and_then(Flow::new);
     }
     if has_offload {
-        let of = if is_wide { Flow::new(wide_ipv6(ip)) } else { flow };
-        if let Some(reason) = of.and_then(|flow| offload::ipv6(ctx, settings, ip, &flow, is_wide)) {
+        // Without a flow although they have ports there is no entry.
+        let is_of_flow = is_wide || flow.is_some();
+        let of = if is_wide { None } else { flow.as_ref() };
+        if is_of_flow && let Some(reason) = offload::ipv6(ctx, settings, ip, of) {
             return reason;
         }
     }
@@ -500,13 +504,13 @@ fn flow_ipv6<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv6Hdr) -> Option<Flow
 
 /// The key of an offloaded flow while keys have addresses only ([`SharedSettings::WIDE4`]).
 #[inline(always)]
-fn wide_ipv4(ip: &Ipv4Hdr) -> FlowWords {
+pub fn wide_ipv4(ip: &Ipv4Hdr) -> FlowWords {
     words_ipv4(ip, Ports { source: 0, destination: 0 }, 0)
 }
 
 /// The same for IPv6.
 #[inline(always)]
-fn wide_ipv6(ip: &Ipv6Hdr) -> FlowWords {
+pub fn wide_ipv6(ip: &Ipv6Hdr) -> FlowWords {
     words_ipv6(ip, Ports { source: 0, destination: 0 }, 0)
 }
 
@@ -523,7 +527,7 @@ fn words_ipv6(ip: &Ipv6Hdr, ports: Ports, protocol: u8) -> FlowWords {
 }
 
 /// A [`xdp_prog::FlowKey`] in 64-bit words.
-type FlowWords = [u64; FLOW_WORDS];
+pub type FlowWords = [u64; FLOW_WORDS];
 
 /// A key and its hash, which is that of all tables of flows.
 #[derive(Clone, Copy)]
@@ -534,7 +538,7 @@ pub struct Flow {
 
 impl Flow {
     #[inline(always)]
-    fn new(words: FlowWords) -> Option<Flow> {
+    pub fn new(words: FlowWords) -> Option<Flow> {
         let hash = FR_FLOWS.get_ptr(0)?;
         // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
         let hash = unsafe { &*hash.cast::<FlowHash>() }.hash(&words);

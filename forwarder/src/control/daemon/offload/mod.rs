@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use xdp_prog::offload::{FlowEntry, Rewrite};
+use xdp_prog::offload::{FlowEntry, Rewrite, Width};
 
 pub(super) use self::thread::Offloader;
 use super::report::{named, port_counters};
@@ -409,6 +409,9 @@ impl Offloads {
             },
         };
         let action = Action { basis, mtu, rewrite };
+        if let Some(width) = Width::of(flow_key.protocol()) {
+            self.epochs.add_width(width);
+        }
         let entered = inner.table.insert(&key, in_port, &Hop { port, macs, nexthop }, &action);
         let Ok(number) = entered else {
             self.counts.full.fetch_add(1, Relaxed);
