@@ -106,12 +106,18 @@ pub struct BenchArgs {
     /// Source address [default: that of --tx].
     #[arg(long, value_name = "IP")]
     src: Option<IpAddr>,
+    /// The last destination address: each packet has the next one, from --dst on (RFC 2544, 12).
+    #[arg(long, value_name = "IP", requires = "dst")]
+    dst_max: Option<IpAddr>,
     /// MAC address of the device [default: that of the next hop from --tx to the destination].
     #[arg(short = 'm', long, value_name = "MAC")]
     dst_mac: Option<MacAddr>,
     /// Number of flows, which differ in the UDP source port.
     #[arg(long, value_name = "N", default_value_t = 1)]
     flows: u16,
+    /// Packets carry no time stamps: the generator is faster, and nothing is known about latency.
+    #[arg(long, conflicts_with = "ratep")]
+    no_timestamp: bool,
     /// Number of sending threads.
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -207,6 +213,9 @@ impl BenchArgs {
             }
             (some, _) => some.to_vec(),
         };
+        if self.no_timestamp && tests.contains(&Test::Latency) {
+            return usage("--no-timestamp: no test of latency; see --tests".into());
+        }
         Ok(Plan {
             sizes: Vec::new(),
             tests,
@@ -282,6 +291,10 @@ impl BenchArgs {
             }
         };
         let mut traffic = Traffic::new(mac.0, src, dst);
+        traffic.timestamp = !self.no_timestamp;
+        if let Some(max) = self.dst_max {
+            traffic.destination = Span::step(dst, max);
+        }
         if self.flows > 1 {
             traffic.source_port = Span::step(1, self.flows);
         }

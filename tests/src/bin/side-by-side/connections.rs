@@ -1,8 +1,8 @@
 //! Rulesets that track connections: short connections, which the kernel has from the first packet to the last, and a
 //! million connections that are carried.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Stdio;
 use std::thread;
@@ -318,17 +318,22 @@ fn endpoint(number: usize) -> ([u8; 4], u16) {
 
 /// Adds connections to the router's table.
 fn fill(plan: &Plan, lab: &Lab, count: usize) -> Result<()> {
-    let path = plan.dir.join("connections");
-    let mut file = std::io::BufWriter::new(fs::File::create(&path)?);
+    let mut lines = String::new();
     for number in 0..count {
         let ([a, b, c, d], port) = endpoint(number);
         writeln!(
-            file,
+            lines,
             "-I -p tcp -s {a}.{b}.{c}.{d} -d 198.18.2.2 --sport {port} --dport 5001 \
              --state ESTABLISHED -u ASSURED,SEEN_REPLY -t 432000"
         )?;
     }
-    file.into_inner()?;
+    restore(plan, lab, &lines)
+}
+
+/// Has `conntrack` add the connections of these lines to the router's table.
+pub fn restore(plan: &Plan, lab: &Lab, lines: &str) -> Result<()> {
+    let path = plan.dir.join("connections");
+    fs::write(&path, lines)?;
     let mut conntrack = lab.router.command("conntrack");
     conntrack.arg("-R").arg(&path).stdout(Stdio::null()).stderr(Stdio::null());
     let status = conntrack.status().context("conntrack")?;
@@ -363,7 +368,7 @@ fn fr_ct_ticks(pid: u32) -> Result<u64> {
 }
 
 /// A value of /proc/PID/status in KiB, in units of 1000 octets.
-fn status_kb(pid: u32, name: &str) -> Result<f64> {
+pub fn status_kb(pid: u32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)).context("not there")?;
     let kib: f64 = line.split_whitespace().next().context("empty")?.parse()?;

@@ -14,6 +14,7 @@ mod connections;
 mod dpdk;
 mod fib;
 mod host;
+mod offload;
 mod pipeline;
 mod rounds;
 mod table;
@@ -60,6 +61,8 @@ enum SectionName {
     Pipeline,
     /// End to end, against bare reflectors, testpmd, XDP and the kernel
     Veth,
+    /// Flow offload on veth, against XDP, testpmd and the kernel
+    Offload,
     /// Rulesets that track connections: short ones against the kernel, and a million that are carried
     Connections,
 }
@@ -70,7 +73,7 @@ impl SectionName {
         match (self, quick) {
             (_, false) => 7,
             (SectionName::Fib, true) => 1,
-            (SectionName::Connections, true) => 1,
+            (SectionName::Connections | SectionName::Offload, true) => 1,
             (_, true) => 2,
         }
     }
@@ -124,6 +127,7 @@ fn run(args: &Args) -> Result<bool> {
             SectionName::Fib => fib::sections(&plan)?,
             SectionName::Pipeline => vec![pipeline::section(&plan), pipeline::workers(&plan)],
             SectionName::Veth => vec![veth::section(&plan)],
+            SectionName::Offload => offload::sections(&plan),
             SectionName::Connections => {
                 vec![connections::short(&plan), connections::carried(&plan)]
             }

@@ -48,7 +48,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The router in the middle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Middle {
+pub enum Middle {
     /// With these arguments more, and without offload.
     Ferroute(&'static [&'static str]),
     /// With flow offload: hardly any packet reaches userspace.
@@ -100,7 +100,7 @@ pub fn section(plan: &Plan) -> Section<'_> {
 /// of packets far apart.
 fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     let lab = Lab::up()?;
-    prepare(&lab, middle)?;
+    neighbours(&lab, middle)?;
     let mut running = Running::start(plan, &lab, middle)?;
     let cost = running.cost_so_far()?;
     let seconds = if plan.quick { "2" } else { "4" };
@@ -133,8 +133,8 @@ fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     Ok(sample)
 }
 
-/// The neighbours are permanent from the start: a reflector does not answer ARP.
-fn prepare(lab: &Lab, middle: Middle) -> Result<()> {
+/// Has neighbours that are permanent from the start: a reflector does not answer ARP.
+pub fn neighbours(lab: &Lab, middle: Middle) -> Result<()> {
     let mac = |ns: &Netns, port: &str| -> Result<String> {
         let links: Value = serde_json::from_str(&ns.run(&format!("ip -j link show dev {port}"))?)?;
         Ok(links[0]["address"].as_str().context("no MAC address")?.to_owned())
@@ -146,6 +146,7 @@ fn prepare(lab: &Lab, middle: Middle) -> Result<()> {
         (&lab.right, "right", "198.18.2.1", &rt_right),
         (&lab.router, "rt-left", "198.18.1.2", &left),
         (&lab.router, "rt-right", "198.18.2.2", &right),
+        (&lab.router, "rt-right", "2001:db8:2::2", &right),
     ] {
         ns.run(&format!("ip neigh replace {address} lladdr {mac} dev {port} nud permanent"))?;
     }
@@ -158,22 +159,24 @@ fn prepare(lab: &Lab, middle: Middle) -> Result<()> {
     Ok(())
 }
 
-/// Results of `ferroute bench` for frames of 64 octets.
-fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
+/// Results of `ferroute bench`, for frames of 64 octets if the arguments name no size.
+pub fn load(lab: &Lab, args: &[&str]) -> Result<Value> {
     let (tx, rx) = (format!("left@{}", lab.left.name()), format!("right@{}", lab.right.name()));
     let mut command = Command::new(ferroute::binary());
-    command.args(["bench", "-j", "--quiet", "--tx", &tx, "--rx", &rx, "--sizes", "64"]);
-    command.args(["--cpus", "0"]).args(args);
+    command.args(["bench", "-j", "--quiet", "--tx", &tx, "--rx", &rx, "--cpus", "0"]).args(args);
+    if !args.contains(&"--sizes") {
+        command.args(["--sizes", "64"]);
+    }
     let answer: Value = serde_json::from_str(&dpdk::run(&mut command)?).context("reading JSON")?;
     Ok(answer["sizes"][0].clone())
 }
 
 /// The running router; dropping it ends it.
-enum Running {
+pub enum Running {
     Ferroute(Box<Ferroute>),
     /// The capture ends before what it captures.
     Captured(#[expect(dead_code, reason = "it ends when this is dropped")] Program, Box<Ferroute>),
-    Offloaded(#[expect(dead_code, reason = "it ends when this is dropped")] Box<Ferroute>),
+    Offloaded(Box<Ferroute>),
     Reflector(Program),
     Testpmd(#[expect(dead_code, reason = "it ends when this is dropped")] Box<Testpmd>),
     XdpFib(Program),
@@ -190,7 +193,7 @@ enum Cost {
 }
 
 impl Running {
-    fn start(plan: &Plan, lab: &Lab, middle: Middle) -> Result<Self> {
+    pub fn start(plan: &Plan, lab: &Lab, middle: Middle) -> Result<Self> {
         let program = |target: &str, args: &[&str]| -> Result<Program> {
             let mut command = lab.router.command(plan.built.path(target)?);
             command.args(["rt-left", "rt-right"]).args(args);
@@ -203,7 +206,8 @@ impl Running {
         };
         Ok(match middle {
             Middle::Ferroute(more) => {
-                Self::Ferroute(ferroute(&[&["--offload", "off"], more].concat())?)
+                let off = if more.contains(&"--offload") { &[][..] } else { &["--offload", "off"] };
+                Self::Ferroute(ferroute(&[off, more].concat())?)
             }
             Middle::Offloaded => Self::Offloaded(ferroute(&["--offload", "on"])?),
             Middle::Captured(filter) => {
@@ -223,6 +227,16 @@ impl Running {
             Middle::XdpFib => Self::XdpFib(program("xdp_forward", &[])?),
             Middle::Kernel => Self::Kernel,
         })
+    }
+
+    /// The daemon, if it is Ferroute.
+    pub fn ferroute(&self) -> Option<&Ferroute> {
+        match self {
+            Self::Ferroute(ferroute) | Self::Captured(_, ferroute) | Self::Offloaded(ferroute) => {
+                Some(ferroute)
+            }
+            _ => None,
+        }
     }
 
     fn cost_so_far(&self) -> Result<Cost> {
@@ -286,7 +300,7 @@ fn busiest_second(lines: &[String]) -> Option<(f64, f64)> {
 }
 
 /// A running program, killed when this is dropped.
-struct Program {
+pub struct Program {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
 }

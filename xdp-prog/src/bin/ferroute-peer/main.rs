@@ -1,7 +1,7 @@
 //! An XDP program for comparison in benchmarks, not part of the router: it looks up the route in
 //! the kernel (`bpf_fib_lookup`) and redirects the frame, as xdp-forward of xdp-tools does.
 //!
-//! IPv4 without options; everything else goes to the kernel. Built by `scripts/build-xdp`,
+//! IPv4 without options, and IPv6; everything else goes to the kernel. Built by `scripts/build-xdp`,
 //! committed as `peer.bpf.o`, attached by `forwarder/examples/xdp_forward.rs`.
 
 #![no_std]
@@ -15,10 +15,13 @@ use aya_ebpf::{
 };
 
 const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
 const AF_INET: u8 = 2;
-/// Octets of an Ethernet header, and of an IPv4 header without options.
+const AF_INET6: u8 = 10;
+/// Octets of an Ethernet header, of an IPv4 header without options, and of an IPv6 header.
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
 /// BPF_FIB_LKUP_RET_SUCCESS.
 const SUCCESS: i64 = 0;
 
@@ -39,12 +42,25 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     let frame = start as *mut u8;
-    // SAFETY: the frame reaches to the end of the IPv4 header, as checked above, which includes every
-    // offset below; frames are 2-octet aligned, and each four-octet address is read as two halves.
+    // SAFETY: the frame reaches to the end of an IPv4 header; frames are 2-octet aligned.
+    match u16::from_be(unsafe { *frame.add(12).cast::<u16>() }) {
+        // SAFETY: as the function requires.
+        ETH_P_IP => unsafe { forward4(ctx, frame) },
+        // SAFETY: as the function requires, by this check.
+        ETH_P_IPV6 if start + ETHERNET + IPV6 <= ctx.data_end() => unsafe { forward6(ctx, frame) },
+        _ => None,
+    }
+}
+
+/// # Safety
+/// The frame, 2-octet aligned, reaches to the end of an IPv4 header.
+#[inline(always)]
+unsafe fn forward4(ctx: &XdpContext, frame: *mut u8) -> Option<u32> {
+    // SAFETY: every offset below is in the header; each four-octet address is read as two halves.
     unsafe {
         let half = |at: usize| frame.add(at).cast::<u16>();
         let word = |at: usize| frame.add(at).cast::<u32>().read_unaligned();
-        if *half(12) != ETH_P_IP.to_be() || *frame.add(14) != 0x45 || *frame.add(22) <= 1 {
+        if *frame.add(14) != 0x45 || *frame.add(22) <= 1 {
             return None;
         }
         let mut params: bpf_fib_lookup = core::mem::zeroed();
@@ -54,22 +70,63 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
         params.__bindgen_anon_2.tos = *frame.add(15);
         params.__bindgen_anon_3.ipv4_src = word(26);
         params.__bindgen_anon_4.ipv4_dst = word(30);
-        params.ifindex = (*ctx.ctx).ingress_ifindex;
-        let size = size_of::<bpf_fib_lookup>() as i32;
-        if i64::from(fib_lookup(ctx.ctx.cast(), &raw mut params, size, 0)) != SUCCESS {
-            return None;
-        }
+        look_up(ctx, &mut params)?;
         // As ip_decrease_ttl of the kernel.
         let check = u32::from(*half(24)) + u32::from(0x0100u16.to_be());
         *half(24) = (check + u32::from(check >= 0xffff)) as u16;
         *frame.add(22) -= 1;
-        let mut at = 0;
+        Some(send(frame, &params))
+    }
+}
+
+/// # Safety
+/// The frame, 2-octet aligned, reaches to the end of an IPv6 header.
+#[inline(always)]
+unsafe fn forward6(ctx: &XdpContext, frame: *mut u8) -> Option<u32> {
+    // SAFETY: as in `forward4`.
+    unsafe {
+        let word = |at: usize| frame.add(at).cast::<u32>().read_unaligned();
+        let address = |at: usize| [word(at), word(at + 4), word(at + 8), word(at + 12)];
+        if *frame.add(14) >> 4 != 6 || *frame.add(21) <= 1 {
+            return None;
+        }
+        let mut params: bpf_fib_lookup = core::mem::zeroed();
+        params.family = AF_INET6;
+        params.l4_protocol = *frame.add(20);
+        params.__bindgen_anon_1.tot_len = u16::from_be(*frame.add(18).cast::<u16>());
+        params.__bindgen_anon_2.flowinfo = word(14) & 0x0fff_ffffu32.to_be();
+        params.__bindgen_anon_3.ipv6_src = address(22);
+        params.__bindgen_anon_4.ipv6_dst = address(38);
+        look_up(ctx, &mut params)?;
+        *frame.add(21) -= 1;
+        Some(send(frame, &params))
+    }
+}
+
+#[inline(always)]
+fn look_up(ctx: &XdpContext, params: &mut bpf_fib_lookup) -> Option<()> {
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is the kernel's, and the parameters have this size.
+    let result = unsafe {
+        params.ifindex = (*ctx.ctx).ingress_ifindex;
+        fib_lookup(ctx.ctx.cast(), params, size, 0)
+    };
+    (i64::from(result) == SUCCESS).then_some(())
+}
+
+/// # Safety
+/// The frame reaches to the end of an Ethernet header.
+#[inline(always)]
+unsafe fn send(frame: *mut u8, params: &bpf_fib_lookup) -> u32 {
+    let mut at = 0;
+    // SAFETY: every offset is in the header.
+    unsafe {
         while at < 6 {
             *frame.add(at) = params.dmac[at];
             *frame.add(6 + at) = params.smac[at];
             at += 1;
         }
-        Some(bpf_redirect(params.ifindex, 0) as u32)
+        bpf_redirect(params.ifindex, 0) as u32
     }
 }
 
