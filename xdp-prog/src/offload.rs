@@ -44,7 +44,7 @@ pub const REST_NS: u64 = 200_000_000;
 pub struct FlowEntry {
     /// The words of the packets' [`FlowKey`](crate::FlowKey). Wide entries ([`SharedSettings::WIDE4`]) have ports 0, and
     /// instead of the protocol what they are wide in: see [`Width`]. The last 16 bits (`reserved`) are the number of the
-    /// port that the packets come from.
+    /// port that the packets come from; they are part of what is hashed if the entry is wide.
     ///
     /// [`SharedSettings::WIDE4`]: crate::SharedSettings::WIDE4
     pub key: [u64; FLOW_WORDS],

@@ -143,12 +143,12 @@ impl<L: PrefixMatch> Clone for FamilyFib<L> {
 }
 
 impl<A: Address> FamilyFib<Lpm<A>> {
-    /// Whether all addresses whose first `len` bits are those of `addr` have its route, whatever else is known of a
-    /// packet.
-    pub fn is_uniform(&self, addr: A, len: u8) -> bool {
-        let Some(table) = self.tables.first().filter(|_| self.merged) else { return false };
+    /// The unicast route that all addresses have whose first `len` bits are those of `addr`, whatever else is known of
+    /// a packet. `None`: they have several, or another one.
+    pub fn uniform_route(&self, addr: A, len: u8) -> Option<&FibInfo> {
+        let table = self.tables.first().filter(|_| self.merged)?;
         let (leaf, depth) = table.lookup_depth(addr);
-        leaf != 0 && depth <= len
+        if depth <= len { self.unicast(leaf) } else { None }
     }
 }
 

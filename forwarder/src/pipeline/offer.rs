@@ -8,7 +8,7 @@ use super::Ctx;
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
 use super::offload::{FlowMeter, OFFERS, Offer, OffloadPorts};
-use crate::fib::{Prefix4, Prefix6};
+use crate::fib::{FibInfo, Prefix4, Prefix6};
 use crate::hash_table::hash_words;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
@@ -53,7 +53,7 @@ pub(super) fn offer(
         Some(due) => due.key,
         None => match wide_key(from, to, &mut on.meter, ctx.now_ns, |width| {
             width == Width::Addresses
-                || (dst.gateway().is_some() && is_uniform(width, from, to, ctx.tables))
+                || (dst.gateway().is_some() && is_uniform(width, from, to, dst.info, ctx.tables))
         }) {
             Some(key) => key,
             None => return,
@@ -108,31 +108,42 @@ fn prefix(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether all packets with addresses in the prefixes that an entry of this width stands for have the same route, and
-/// sources that are valid or not alike. To be asked for packets that are sent to a gateway.
-fn is_uniform(width: Width, from: IpAddr, to: IpAddr, tables: &Tables) -> bool {
+/// Whether all packets with addresses in the prefixes that an entry of this width stands for have the route `sent_by`,
+/// by which this one was sent, and sources that are valid or not alike. To be asked for packets that are sent to a gateway.
+fn is_uniform(
+    width: Width,
+    from: IpAddr,
+    to: IpAddr,
+    sent_by: Option<&FibInfo>,
+    tables: &Tables,
+) -> bool {
+    // Not one that the table has got since.
+    let is_its = |route: &FibInfo| sent_by.is_some_and(|info| std::ptr::eq(info, route));
     let has_prefixes = width == Width::Prefixes;
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let is_uniform = |address: Ipv4Addr| {
+            let route = |address: Ipv4Addr| {
                 // Some addresses there are martians.
-                !matches!(address.octets()[0], 0 | 127 | 224..)
-                    && tables.fib4.is_uniform(address.to_bits(), Width::PREFIX4)
+                let is_usual = !matches!(address.octets()[0], 0 | 127 | 224..);
+                let route = || tables.fib4.uniform_route(address.to_bits(), Width::PREFIX4);
+                is_usual.then(route).flatten()
             };
             // Our addresses are no sources, even if the local table does not have them.
             let has_local = || {
                 let first = from.to_bits() & !0xff;
                 (first..=first | 0xff).any(|address| tables.links.is_local4(address))
             };
-            is_uniform(to) && (!has_prefixes || (is_uniform(from) && !has_local()))
+            route(to).is_some_and(is_its)
+                && (!has_prefixes || (route(from).is_some() && !has_local()))
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let is_uniform = |address: Ipv6Addr| {
+            let route = |address: Ipv6Addr| {
                 // The first prefix has the unspecified and the loopback address.
-                address.segments()[..3] != [0; 3]
-                    && tables.fib6.is_uniform(address.to_bits(), Width::PREFIX6)
+                let is_usual = address.segments()[..3] != [0; 3];
+                let route = || tables.fib6.uniform_route(address.to_bits(), Width::PREFIX6);
+                is_usual.then(route).flatten()
             };
-            is_uniform(to) && (!has_prefixes || is_uniform(from))
+            route(to).is_some_and(is_its) && (!has_prefixes || route(from).is_some())
         }
         _ => false,
     }
@@ -155,8 +166,8 @@ fn is_simple(skb: &SkBuff, dev: &Link, dst: &Dst<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fib::Lpm;
     use crate::fib::prefix::{Address, Prefix};
+    use crate::fib::{Lpm, RouteType};
     use std::sync::Arc;
 
     /// A table of these routes, which all differ.
@@ -165,51 +176,67 @@ mod tests {
         Lpm::from_routes(prefixes.zip(1..)).expect("it fits")
     }
 
+    /// As many unicast routes, and one that is none.
+    fn infos(routes: u32) -> Arc<[Arc<FibInfo>]> {
+        let info = |kind| Arc::new(FibInfo::special(kind));
+        let unicast = (0..=routes).map(|_| info(RouteType::Unicast));
+        unicast.chain([info(RouteType::Throw)]).collect()
+    }
+
     #[test]
     fn prefixes_are_those_in_which_no_route_is_longer() {
+        use Width::{Addresses, Prefixes, ToPrefix};
         let mut tables = Tables::empty();
-        let routes = ["0.0.0.0/1", "10.0.0.0/8", "10.1.2.0/24", "10.3.3.128/25"];
+        // The last one is a throw: the next table would be looked up.
+        let routes = ["0.0.0.0/1", "10.0.0.0/8", "10.1.2.0/24", "10.3.3.128/25", "10.4.0.0/16"];
         tables.fib4.tables = Arc::new([table(&routes)]);
+        tables.fib4.infos = infos(4);
         let routes = ["2000::/3", "2001:db8:1::/48", "2001:db8:2:1::/64"];
         tables.fib6.tables = Arc::new([table(&routes)]);
-        let widest = |from: &str, to: &str| {
+        tables.fib6.infos = infos(3);
+        let widest = |from: &str, to: &str, tables: &Tables| {
             let [from, to] = [from, to].map(|address| address.parse().expect("an address"));
+            let sent_by = match to {
+                IpAddr::V4(to) => {
+                    &tables.fib4.infos[tables.fib4.tables[0].lookup(to.to_bits()) as usize]
+                }
+                IpAddr::V6(to) => {
+                    &tables.fib6.infos[tables.fib6.tables[0].lookup(to.to_bits()) as usize]
+                }
+            };
             let mut meter = FlowMeter::new(1, 1);
-            let may_be = |width| width == Width::Addresses || is_uniform(width, from, to, &tables);
+            let may_be =
+                |width| width == Addresses || is_uniform(width, from, to, Some(sent_by), tables);
             let key = wide_key(from, to, &mut meter, 0, may_be).expect("it is due");
             (key.addresses().map(|address| address.to_string()), Width::of(key.protocol()))
         };
         let expect = |from: &str, to: &str, width| ([from.into(), to.into()], Some(width));
         for (from, to, expected) in [
-            ("10.9.0.7", "10.1.2.3", expect("10.9.0.0", "10.1.2.0", Width::Prefixes)),
-            ("10.3.3.7", "10.1.2.3", expect("10.3.3.7", "10.1.2.0", Width::ToPrefix)),
+            ("10.9.0.7", "10.1.2.3", expect("10.9.0.0", "10.1.2.0", Prefixes)),
+            ("10.3.3.7", "10.1.2.3", expect("10.3.3.7", "10.1.2.0", ToPrefix)),
             // No route.
-            ("192.0.2.1", "10.1.2.3", expect("192.0.2.1", "10.1.2.0", Width::ToPrefix)),
-            ("10.9.0.7", "10.3.3.1", expect("10.9.0.7", "10.3.3.1", Width::Addresses)),
+            ("192.0.2.1", "10.1.2.3", expect("192.0.2.1", "10.1.2.0", ToPrefix)),
+            ("10.9.0.7", "10.3.3.1", expect("10.9.0.7", "10.3.3.1", Addresses)),
             // Some sources there are martians.
-            ("0.0.0.7", "10.1.2.3", expect("0.0.0.7", "10.1.2.0", Width::ToPrefix)),
-            (
-                "2001:db8:1::9",
-                "2001:db8:3::9",
-                expect("2001:db8:1::", "2001:db8:3::", Width::Prefixes),
-            ),
-            (
-                "2001:db8:2::9",
-                "2001:db8:3::9",
-                expect("2001:db8:2::9", "2001:db8:3::", Width::ToPrefix),
-            ),
-            (
-                "2001:db8:1::9",
-                "2001:db8:2::9",
-                expect("2001:db8:1::9", "2001:db8:2::9", Width::Addresses),
-            ),
+            ("0.0.0.7", "10.1.2.3", expect("0.0.0.7", "10.1.2.0", ToPrefix)),
+            // Another table has them.
+            ("10.4.0.7", "10.1.2.3", expect("10.4.0.7", "10.1.2.0", ToPrefix)),
+            ("10.9.0.7", "10.4.2.3", expect("10.9.0.7", "10.4.2.3", Addresses)),
+            ("2001:db8:1::9", "2001:db8:3::9", expect("2001:db8:1::", "2001:db8:3::", Prefixes)),
+            ("2001:db8:2::9", "2001:db8:3::9", expect("2001:db8:2::9", "2001:db8:3::", ToPrefix)),
+            ("2001:db8:1::9", "2001:db8:2::9", expect("2001:db8:1::9", "2001:db8:2::9", Addresses)),
         ] {
-            assert_eq!(widest(from, to), expected);
+            assert_eq!(widest(from, to, &tables), expected);
         }
         // Rules may look at other tables.
         tables.fib4.merged = false;
-        let address = |text: &str| text.parse().expect("an address");
-        assert!(!is_uniform(Width::ToPrefix, address("10.9.0.7"), address("10.1.2.3"), &tables));
+        let single = expect("10.9.0.7", "10.1.2.3", Addresses);
+        assert_eq!(widest("10.9.0.7", "10.1.2.3", &tables), single);
+        // The packet was sent by a route that is no longer there.
+        tables.fib4.merged = true;
+        let other = Some(&*tables.fib4.infos[0]);
+        let [from, to] = ["10.9.0.7", "10.1.2.3"].map(|text| text.parse().expect("an address"));
+        assert!(!is_uniform(ToPrefix, from, to, other, &tables));
     }
 
     #[test]

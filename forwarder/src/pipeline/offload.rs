@@ -43,6 +43,11 @@ impl OffloadPorts {
         self.0.get(usize::from(port)).map_or(0, |it| it.swap(bits, Relaxed))
     }
 
+    /// Whether any port takes part.
+    pub fn has_any(&self) -> bool {
+        self.0.iter().any(|it| it.load(Relaxed) != 0)
+    }
+
     /// Whether a port has a bit.
     #[inline]
     pub fn has(&self, port: u16, bit: u8) -> bool {

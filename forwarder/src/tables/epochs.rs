@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 
 use xdp_prog::offload::{self, Width, epochs4, epochs6};
 
@@ -42,6 +42,8 @@ pub struct Epochs {
     memory: Box<dyn SharedWords>,
     /// How often anything has changed.
     changes: AtomicU64,
+    /// Tables are being changed, and epochs are incremented afterwards.
+    is_changing: AtomicBool,
     /// How often the link-layer address of a neighbour has changed.
     neigh_changes: AtomicU64,
 }
@@ -49,7 +51,12 @@ pub struct Epochs {
 impl Epochs {
     /// In this memory, of which no word changes otherwise. With less than [`WORDS`], nothing can be offloaded.
     pub fn new(memory: Box<dyn SharedWords>) -> Epochs {
-        Epochs { memory, changes: AtomicU64::new(1), neigh_changes: AtomicU64::new(0) }
+        Epochs {
+            memory,
+            changes: AtomicU64::new(1),
+            is_changing: AtomicBool::new(false),
+            neigh_changes: AtomicU64::new(0),
+        }
     }
 
     /// Without memory: nothing can be offloaded.
@@ -106,7 +113,8 @@ impl Epochs {
         }
         // The loads above happen before this one.
         fence(Acquire);
-        (self.changes.load(Relaxed) == changes).then_some(sum)
+        let is_changing = self.is_changing.load(Relaxed);
+        (!is_changing && self.changes.load(Relaxed) == changes).then_some(sum)
     }
 
     /// An entry with this width is about to be entered: the program looks for such ones from now on.
@@ -114,6 +122,19 @@ impl Epochs {
         if let Some(widths) = self.memory.words().get(WIDTHS) {
             widths.fetch_or(width.bit(), Relaxed);
         }
+    }
+
+    /// Tables are about to be changed in place: what is decided until [`Epochs::changed`] may depend on parts of the old
+    /// ones and parts of the new ones.
+    pub fn changing(&self) {
+        self.is_changing.store(true, Relaxed);
+        // Before the stores into the tables.
+        fence(SeqCst);
+    }
+
+    /// The epochs of all that has changed were incremented.
+    pub fn changed(&self) {
+        self.is_changing.store(false, Release);
     }
 
     /// Something has changed that has no epoch of its own.

@@ -207,7 +207,10 @@ impl Program {
         }
         self.remove();
         let own = flow.key(&flow.own);
-        let words = own.words();
+        let mut words = own.words();
+        if flow.is_wide {
+            words[FLOW_WORDS - 1] |= u64::from(PORT) << 48;
+        }
         let place = self.hash.place(&words);
         let mut gate = [0u32; FLOW_SLOTS];
         gate[5] = place.mark;

@@ -25,7 +25,6 @@ const PLAIN: &str = "udp sport 4000 udp dport 4001 accept";
 /// Why packets are handed to the kernel because of rules.
 const PUNTS: [&str; 3] = ["NETFILTER", "NETFILTER_EGRESS", "NEIGH_UNRESOLVED"];
 
-/// See there.
 const RULESETS: &str = include_str!("rulesets.nft");
 
 /// What `iptables-nft` and `ip6tables-nft` write.

@@ -62,7 +62,6 @@ use crate::control::mirror::{Changes, Mirror, MirrorOptions};
 use crate::control::process::log::Log;
 use crate::control::process::signals::{Interrupted, Signals};
 use crate::control::process::{limits, privilege, time_namespace};
-use crate::control::steering::Steering;
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::is_fresh;
 use crate::netfilter::{NetHooks, NfHookOps};
@@ -160,7 +159,7 @@ struct Supervisor {
 impl Supervisor {
     /// `socket` is listening; `signals` were taken before any thread was started.
     fn start(
-        options: RunOptions,
+        mut options: RunOptions,
         signals: Arc<Signals>,
         socket: Listening,
         own_hooks: Vec<NfHookOps>,
@@ -191,10 +190,7 @@ impl Supervisor {
         signals.check()?;
         let mirror = Mirror::start(MirrorOptions::default())?;
         signals.check()?;
-        let mut steering = match options.offload.is_on() {
-            true => Steering::with_offload(options.offload.flows as usize)?,
-            false => Steering::new()?,
-        };
+        let mut steering = offload::steering(&mut options.offload)?;
         steering.set_timeouts(options.timeouts.worker, options.timeouts.control)?;
         let punter = Punter::new(PuntDevice::open(&steering)?, Arc::clone(&wakeup))?;
         let reader =

@@ -30,7 +30,7 @@ pub use self::flow_gate::{FlowGate, FlowWords};
 use self::object::Shared;
 pub(crate) use self::object::with_log;
 pub use self::offload::{
-    Action, EntryView, Hop, NextHops, NotEntered, OffloadTable, OffloadedEntries,
+    Action, EntryView, Hop, NextHops, NotEntered, OffloadTable, OffloadedEntries, hashed,
 };
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use arc_swap::ArcSwap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite};
+use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite, Width};
 use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, mac_words};
 
 use super::XdpError;
@@ -147,10 +147,9 @@ pub struct OffloadTable {
 }
 
 impl OffloadedEntries {
-    /// The entries with this key, from any port.
+    /// The entries with this key, from any port; of wide ones, whose key is [`hashed`], from its port.
     pub fn find(&self, key: &FlowWords) -> impl Iterator<Item = u32> + '_ {
-        let place = self.hash.place(key);
-        let key = with_port(key, 0);
+        let (place, key) = (self.hash.place(key), *key);
         let [first, second] = place.buckets;
         let other = (second != first).then_some(second);
         let slots = [first].into_iter().chain(other).flat_map(|bucket| {
@@ -159,7 +158,8 @@ impl OffloadedEntries {
         });
         let is_its = move |at: &usize| {
             let has_mark = self.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
-            has_mark && with_port(&self.key(at - FLOW_SLOTS), 0) == key
+            let own = self.key(at - FLOW_SLOTS);
+            has_mark && (own == key || with_port(&own, 0) == key)
         };
         slots.filter(is_its).map(|at| (at - FLOW_SLOTS) as u32)
     }
@@ -278,7 +278,7 @@ impl OffloadTable {
         hop: &Hop,
         action: &Action,
     ) -> Result<u32, NotEntered> {
-        let place = self.maps.hash.place(key);
+        let place = self.maps.hash.place(&hashed(key, in_port));
         let mark_words = place.buckets.map(|bucket| bucket as usize * FLOW_SLOTS);
         let is_mark =
             |at: &usize| self.maps.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
@@ -352,6 +352,28 @@ impl OffloadTable {
             holds: self.next_hops.epoch(last as u16) == hop.epoch && last >> 16 != 0,
             new_destination: has_rewrite.then(|| self.new_destination(at)),
         })
+    }
+
+    /// Whether the next hop of an entry holds, and it was not voided; `None`: there is no entry, or it rests.
+    pub fn holds(&self, number: u32) -> Option<bool> {
+        let at = number as usize;
+        if self.maps.mark(at + FLOW_SLOTS)?.load(Relaxed) == 0 {
+            return None;
+        }
+        let last = self.maps.entry_word(at, BASIS + 1)?.load(Relaxed);
+        let hop = self.hops.get(usize::from(last as u16))?.as_ref()?;
+        Some(self.next_hops.epoch(last as u16) == hop.epoch && last >> 16 != 0)
+    }
+
+    /// The number of an entry's next hop.
+    pub fn hop_number(&self, number: u32) -> Option<usize> {
+        let last = self.maps.entry_word(number as usize, BASIS + 1)?.load(Relaxed);
+        Some(usize::from(last as u16))
+    }
+
+    /// ifindex of the outgoing interface of a next hop in use, and the neighbour's address.
+    pub fn nexthop(&self, hop: usize) -> Option<(u32, IpAddr)> {
+        Some(self.hops.get(hop)?.as_ref()?.hop.nexthop)
     }
 
     /// The numbers of entries, resting ones included, from this one on, until `end`.
@@ -459,7 +481,8 @@ impl OffloadTable {
         [word(0) | word(1) << 32, word(2) | word(3) << 32]
     }
 
-    fn is_occupied(&self, number: usize) -> bool {
+    /// Whether there is an entry with this number, or one that rests.
+    pub fn is_occupied(&self, number: usize) -> bool {
         self.occupied.get(number / 64).is_none_or(|word| word >> (number % 64) & 1 != 0)
     }
 
@@ -471,6 +494,15 @@ impl OffloadTable {
 }
 
 /// A key with the port that packets come from.
+/// What is hashed of a key: with the port, if it is wide.
+pub fn hashed(key: &FlowWords, in_port: u16) -> FlowWords {
+    let [.., last] = key;
+    match Width::of((last >> 32) as u8) {
+        Some(_) => with_port(key, in_port),
+        None => *key,
+    }
+}
+
 fn with_port(key: &FlowWords, port: u16) -> FlowWords {
     let [.., last] = key;
     let mut with = *key;

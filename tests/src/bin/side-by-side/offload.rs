@@ -19,8 +19,7 @@ Frames of 64 octets (84 of IPv6), 512 packets in flight, one direction; generato
 packet has the next destination address, or UDP source port where connections are tracked. Ferroute has been told to \
 offload a flow from its first packet on. 64 and 100,000 destinations are behind one route, so that an entry stands for \
 256. Before the row with 60,000 flows each /24 gets a second route, and a million flows are entered into the table: \
-the rate of new flows is how many there were in the second half of that, while a generator sent one packet of each as \
-fast as it could. Connections are UDP, added to the kernel's table by `conntrack`; the ruleset of 1000 rules tests the \
+the rate of new flows is that of the first quarter, while a generator sent one packet of each as fast as it could. Connections are UDP, added to the kernel's table by `conntrack`; the ruleset of 1000 rules tests the \
 source address before it accepts established ones.";
 const PLAIN: [Metric; 9] = [
     Metric { key: "v4", title: "64 destinations, IPv4, kpps", digits: 0 },
@@ -194,7 +193,7 @@ fn measure_plain(plan: &Plan, middle: Middle) -> Result<Sample> {
     Ok(sample)
 }
 
-/// Has a million flows entered, and returns how many there were per second in the second half.
+/// Has a million flows entered, and returns how many there were per second in the first quarter.
 fn enter(lab: &Lab, ferroute: &Ferroute) -> Result<f64> {
     let last = std::net::Ipv4Addr::from(0x0a00_0000 + ENTERED as u32).to_string();
     let mut pktgen = lab.left.command(ferroute_tests::ferroute::binary());
@@ -202,14 +201,14 @@ fn enter(lab: &Lab, ferroute: &Ferroute) -> Result<f64> {
     pktgen.args([&last, "--duration", "60"]).stdout(std::process::Stdio::null());
     let mut pktgen = Child(pktgen.spawn().context("pktgen")?);
     let begun = Instant::now();
-    let mut half = None;
-    // A packet that no longer finds room in the receive ring comes again a second later.
+    let mut first = None;
+    // A packet that finds no room in the receive ring comes again some seconds later.
     let rate = loop {
         let flows = entered(ferroute)?;
         let now = begun.elapsed().as_secs_f64();
-        match half {
-            None if flows >= ENTERED / 2 => half = Some((flows, now)),
-            Some((from, then)) if flows >= ENTERED * 9 / 10 => {
+        match first {
+            None if flows >= ENTERED / 100 => first = Some((flows, now)),
+            Some((from, then)) if flows >= ENTERED / 4 => {
                 break (flows - from) as f64 / (now - then);
             }
             _ => {}
@@ -217,7 +216,7 @@ fn enter(lab: &Lab, ferroute: &Ferroute) -> Result<f64> {
         ensure!(now < 50.0, "only {flows} of {ENTERED} flows were entered");
         std::thread::sleep(Duration::from_millis(20));
     };
-    while entered(ferroute)? < ENTERED - ENTERED / 100 && begun.elapsed().as_secs_f64() < 55.0 {
+    while entered(ferroute)? < ENTERED * 9 / 10 && begun.elapsed().as_secs_f64() < 50.0 {
         std::thread::sleep(Duration::from_millis(100));
     }
     pktgen.end();

@@ -288,7 +288,9 @@ impl Found {
         let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
         // SAFETY: inside the map's value; userspace writes whole words at any time.
         let widths = unsafe { (&raw const (*epochs).widths).read_volatile() };
-        let [from0, from1, to0, _, last] = words;
+        let [from0, from1, to0, to1, last] = words;
+        // Each port has entries of its own.
+        let last = last | u64::from(port.flags >> PortSettings::NUMBER_SHIFT) << 48;
         let kind = |width: Width| last | u64::from(width.protocol()) << 32;
         if widths & Width::Prefixes.bit() != 0 {
             let words = [from0 & prefix, 0, to0 & prefix, 0, kind(Width::Prefixes)];
@@ -305,7 +307,7 @@ impl Found {
         if widths & Width::Addresses.bit() == 0 {
             return None;
         }
-        Found::of(&Flow::new(words)?, port)
+        Found::of(&Flow::new([from0, from1, to0, to1, last])?, port)
     }
 
     /// The entry of packets with this key that arrive on the port.

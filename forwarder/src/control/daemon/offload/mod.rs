@@ -6,8 +6,7 @@
 
 mod thread;
 
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,19 +14,23 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, bounded};
-use xdp_prog::offload::{FlowEntry, Rewrite, Width};
+use smallvec::SmallVec;
+use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, Rewrite, Width};
 
 pub(super) use self::thread::Offloader;
 use super::report::{named, port_counters};
 use crate::control::api::{Counters, OffloadReport};
+use crate::control::config::offload::{OffloadMode, OffloadOptions};
 use crate::control::netdev::nic;
 use crate::control::steering::{
-    Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries,
+    Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries, Steering,
+    XdpError, hashed,
 };
 use crate::neigh::NeighTable;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, SeqsElsewhere};
 use crate::netfilter::nft::Nft;
 use crate::pipeline::{Offer, OfferedFlow, OffloadPorts};
+use crate::say;
 use crate::stats::{Mib, WorkerStats};
 use crate::tables::{Epochs, Published, Tables};
 use crate::worker::clock::monotonic_ns;
@@ -44,6 +47,8 @@ const SWEEP_NS: u64 = 200_000_000;
 const SCAN: u32 = 4096;
 /// How long an entry is kept without packets.
 const IDLE_NS: u64 = 30_000_000_000;
+/// An entry with fewer packets is removed after a sixth of that.
+const BUSY_PACKETS: u64 = 64;
 /// How often it is checked which ports take redirected frames.
 const FEATURES_NS: u64 = 100_000_000;
 
@@ -64,9 +69,7 @@ pub(super) struct OffloadPort {
 struct Installed {
     in_port: u16,
     out_port: u16,
-    key: FlowKey,
-    /// ifindex of the outgoing interface, and the neighbour that packets are sent to.
-    nexthop: (u32, IpAddr),
+    is_ipv4: bool,
     /// [`FlowEntry::count`] as it was last added to counters.
     count: u64,
     packets: u64,
@@ -79,6 +82,7 @@ struct Installed {
 /// What an entry of a tracked connection is.
 #[derive(Debug)]
 struct Carried {
+    key: FlowKey,
     flow: OfferedFlow,
     /// Has the flow's counters.
     nft: Option<Arc<Nft>>,
@@ -100,8 +104,8 @@ struct Inner {
     table: OffloadTable,
     /// By number of the entry.
     installed: Vec<Option<Installed>>,
-    /// Neighbours that packets were sent to since they were last marked as used.
-    used: HashSet<(u32, IpAddr)>,
+    /// By number, next hops that packets were sent to since their neighbours were last marked as used.
+    used: Box<[bool]>,
 }
 
 /// How many flows there are and were.
@@ -158,6 +162,23 @@ impl Drop for Paused {
     }
 }
 
+/// The XDP program's maps, with room for flows if any may be offloaded. With `auto`, none are if there is no memory.
+pub(super) fn steering(options: &mut OffloadOptions) -> Result<Steering, XdpError> {
+    if !options.is_on() {
+        return Steering::new();
+    }
+    match Steering::with_offload(options.flows as usize) {
+        Err(error) if options.mode == OffloadMode::Auto => {
+            let steering = Steering::new()?;
+            let flows = options.flows;
+            say!("no flows are offloaded, there is no room for {flows} (--offload-flows): {error}");
+            options.mode = OffloadMode::Off;
+            Ok(steering)
+        }
+        other => other,
+    }
+}
+
 impl Offloads {
     pub(super) fn new(
         table: OffloadTable,
@@ -174,7 +195,7 @@ impl Offloads {
             capacity,
             has_new_ports: AtomicBool::new(false),
             renamed: bounded(ports.max(1)),
-            inner: Mutex::new(Inner { table, installed, used: HashSet::new() }),
+            inner: Mutex::new(Inner { table, installed, used: vec![false; NEXT_HOPS_MAX].into() }),
             epochs: Arc::clone(&tables.load().epochs),
             tables,
             bits: Arc::new(OffloadPorts::new(ports)),
@@ -213,7 +234,7 @@ impl Offloads {
     pub(super) fn count_all(&self) {
         let capacity = self.capacity() as u32;
         for from in (0..capacity).step_by(SCAN as usize) {
-            self.sweep(from, from + SCAN);
+            self.sweep(from, from + SCAN, true);
         }
     }
 
@@ -381,21 +402,23 @@ impl Offloads {
             || offer.neigh_changes != self.epochs.neigh_changes()
             || !self.bits.has(offer.in_port, OffloadPorts::RX)
             || !self.bits.has(offer.out_port, OffloadPorts::TX)
-            || !self.is_current(offer.carried.as_ref(), nft);
+            || !self.is_current(offer.carried.as_ref(), nft)
+            || self.basis_of(&offer) != Some(offer.basis);
         if is_outdated {
             self.counts.outdated.fetch_add(1, Relaxed);
             return;
         }
         let Offer { key, in_port, out_port: port, mtu, macs, nexthop, basis, .. } = offer;
-        // One that no longer holds, or that a worker does not know of.
-        let found: Vec<u32> = inner.table.entries().find(&key).collect();
+        let found: SmallVec<[u32; 2]> =
+            inner.table.entries().find(&hashed(&key, in_port)).collect();
         for number in found {
-            // Packets with these addresses come from another port, too: who was first stays.
-            let is_others = inner
-                .table
-                .read(number)
-                .is_some_and(|it| it.in_port != in_port && it.holds && self.holds(&it));
-            if is_others {
+            let holds = inner.table.read(number).is_some_and(|it| it.holds && self.holds(&it));
+            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            // Packets with this key come from another port, too: who was first stays. Or those that were in the
+            // receive ring when it was entered are offered again.
+            let of = |carried: &OfferedFlow| (carried.flow, carried.nft_id);
+            let own = it.carried.as_ref().map(|it| of(&it.flow));
+            if holds && (it.in_port != in_port || own == offer.carried.as_ref().map(of)) {
                 return;
             }
             self.remove(inner, number, now_ns);
@@ -417,13 +440,13 @@ impl Offloads {
             self.counts.full.fetch_add(1, Relaxed);
             return;
         };
-        let carried = offer.carried.map(|flow| Box::new(Carried { flow, nft: nft.cloned() }));
+        let carried =
+            offer.carried.map(|flow| Box::new(Carried { key: flow_key, flow, nft: nft.cloned() }));
         if let Some(place) = inner.installed.get_mut(number as usize) {
             *place = Some(Installed {
                 in_port,
                 out_port: port,
-                key: flow_key,
-                nexthop,
+                is_ipv4: flow_key.is_ipv4(),
                 count: 0,
                 packets: 0,
                 octets: 0,
@@ -441,6 +464,14 @@ impl Offloads {
         if offer.neigh_changes != self.epochs.neigh_changes() || !self.is_current(carried, nft) {
             self.remove(inner, number, now_ns);
         }
+    }
+
+    /// What an offer's flow depends on now; `None`: it is changing.
+    fn basis_of(&self, offer: &Offer) -> Option<u32> {
+        let [from, to] = FlowKey::of_words(offer.key).addresses();
+        let target = offer.carried.as_ref().and_then(|carried| carried.target);
+        let to = target.map_or(to, |target| target.addresses()[1]);
+        self.epochs.sum_of(from, to, self.epochs.changes())
     }
 
     /// Whether an offer's connection, if it is of one, is as it was.
@@ -464,7 +495,9 @@ impl Offloads {
         it.packets += packets;
         it.octets += octets;
         it.active_ns = now_ns;
-        inner.used.insert(it.nexthop);
+        if let Some(used) = inner.table.hop_number(number).and_then(|hop| inner.used.get_mut(hop)) {
+            *used = true;
+        }
         let frames = octets + packets * crate::wire::ethernet::HEADER_LEN as u64;
         let stats = &self.stats;
         if let Some(port) = stats.ports.get(usize::from(it.in_port)) {
@@ -475,7 +508,7 @@ impl Offloads {
             port.tx_packets.add(packets);
             port.tx_bytes.add(frames);
         }
-        let mibs = match it.key.is_ipv4() {
+        let mibs = match it.is_ipv4 {
             true => [Mib::IpInReceives, Mib::IpForwDatagrams],
             false => [Mib::Ip6InReceives, Mib::Ip6OutForwDatagrams],
         };
@@ -486,7 +519,7 @@ impl Offloads {
             }
             if let Some(flows) = self.flows.load().as_ref() {
                 let seqs = (seqs != 0).then_some((seqs as u32, (seqs >> 32) as u32));
-                let flow = (carried.flow.flow, &it.key);
+                let flow = (carried.flow.flow, &carried.key);
                 flows.carried_elsewhere(flow, (packets, octets), seqs, now_ns);
             }
         }
@@ -509,17 +542,24 @@ impl Offloads {
         }
     }
 
-    /// Counts, and removes what is idle or void, of the entries in a range.
-    fn sweep(&self, from: u32, end: u32) {
+    /// Counts, and removes what is idle or void, of the entries in a range. `is_changed`: epochs may have changed since
+    /// they were looked at.
+    fn sweep(&self, from: u32, end: u32, is_changed: bool) {
         let mut inner = self.lock();
         let now_ns = monotonic_ns();
-        let numbers: Vec<u32> = inner.table.numbers(from, end).collect();
-        for number in numbers {
+        for number in from..end.min(self.capacity as u32) {
+            if !inner.table.is_occupied(number as usize) {
+                continue;
+            }
             self.count(&mut inner, number, now_ns);
-            let Some(view) = inner.table.read(number) else { continue };
             let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
-            let is_void = !view.holds || !self.holds(&view) || self.expires_soon(it, now_ns);
-            if !is_void && now_ns.saturating_sub(it.active_ns) < IDLE_NS {
+            let Some(holds) = inner.table.holds(number) else { continue };
+            let is_void = !holds
+                || (is_changed && inner.table.read(number).is_some_and(|it| !self.holds(&it)))
+                || self.expires_soon(it, now_ns);
+            // Many connections end after some packets.
+            let idle_ns = if it.packets < BUSY_PACKETS { IDLE_NS / 6 } else { IDLE_NS };
+            if !is_void && now_ns.saturating_sub(it.active_ns) < idle_ns {
                 continue;
             }
             let counts = &self.counts;
@@ -531,10 +571,13 @@ impl Offloads {
 
     /// Marks the neighbours that packets were sent to as used: the kernel checks then whether they are still there.
     fn mark_neighbours(&self) {
-        let used = std::mem::take(&mut self.lock().used);
         let tables = self.tables.load();
-        for (oif, address) in used {
-            if let Some(neigh) = tables.neigh.lookup(oif, &address) {
+        let Inner { table, used, .. } = &mut *self.lock();
+        for (number, used) in used.iter_mut().enumerate().filter(|(_, used)| **used) {
+            *used = false;
+            if let Some((oif, address)) = table.nexthop(number)
+                && let Some(neigh) = tables.neigh.lookup(oif, &address)
+            {
                 neigh.mark_used();
             }
         }
@@ -564,10 +607,13 @@ impl Offloads {
     /// program), and drops them silently otherwise.
     fn follow_features(&self) {
         let ports = self.ports.load_full();
+        if !ports.iter().any(|port| port.is_input) && !self.bits.has_any() {
+            return;
+        }
         let bit = |has: bool, bit: u8| if has { bit } else { 0 };
         let bits_of = |port: &OffloadPort| {
-            let features = nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
-            let takes = port.is_native && features & nic::XDP_NDO_XMIT != 0;
+            let features = || nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
+            let takes = port.is_native && features() & nic::XDP_NDO_XMIT != 0;
             let bits = bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX);
             (port.number, bits)
         };

@@ -120,6 +120,9 @@ fn run(
 ) {
     let capacity = offloads.capacity() as u32;
     let mut cursor = 0;
+    // Of the epochs, when the present pass over the table and the two before began: what was entered behind the
+    // first of these is looked at in the second.
+    let mut changes = [0; 3];
     let mut swept_ns = monotonic_ns();
     let mut features_ns = 0;
     while !stopping.load(Acquire) {
@@ -143,8 +146,11 @@ fn run(
             swept_ns = now_ns;
             let mut left = share.min(u64::from(capacity)) as u32;
             while left > 0 {
+                if cursor == 0 {
+                    changes = [offloads.epochs.changes(), changes[0], changes[1]];
+                }
                 let end = cursor + left.min(SCAN).min(capacity - cursor);
-                offloads.sweep(cursor, end);
+                offloads.sweep(cursor, end, changes[0] != changes[2]);
                 left -= end - cursor;
                 cursor = if end >= capacity { 0 } else { end };
             }
@@ -157,7 +163,7 @@ fn run(
             offloads.follow_features();
         }
     }
-    offloads.sweep(0, capacity);
+    offloads.sweep(0, capacity, false);
     // No program runs any more.
     offloads.reap(&mut offloads.lock(), u64::MAX);
 }

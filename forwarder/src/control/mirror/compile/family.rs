@@ -210,7 +210,8 @@ impl<A: RibAddr> FamilyCompiler<A> {
         } else {
             rules::trees(rule_states, rib)
         };
-        if merged && rib.table(RT_TABLE_DEFAULT).next().is_none() {
+        // IPv6 has no rule that looks up this table.
+        if merged && (self.family == Family::V6 || rib.table(RT_TABLE_DEFAULT).next().is_none()) {
             keys.truncate(1);
         }
         let have = |key: &TreeKey| self.trees.iter().any(|tree| tree.key == *key);

@@ -149,6 +149,7 @@ impl Compiler {
         if touched.links {
             self.devs = Devs::new(state, &self.ports);
         }
+        self.current.epochs.changing();
         let mut publish = self.update_rest(state, touched);
         // The RIBs are taken out of the state while their bodies are read together with the rest of
         // it.
@@ -176,6 +177,7 @@ impl Compiler {
         state.routes4 = rib4;
         state.routes6 = rib6;
         self.void_offloaded();
+        self.current.epochs.changed();
     }
 
     /// Voids the offloaded flows that depend on what has changed. Workers see the change already.
