@@ -67,7 +67,7 @@ impl FlowGate {
     pub fn insert(&self, keys: &[FlowWords]) -> bool {
         for (at, key) in keys.iter().enumerate() {
             let place = self.hash.place(key);
-            let Some(slot) = self.slot(&place, 0) else {
+            let Some(slot) = self.free_slot(&place) else {
                 self.remove(keys.get(..at).unwrap_or_default());
                 return false;
             };
@@ -96,6 +96,19 @@ impl FlowGate {
     pub fn contains(&self, key: &FlowWords) -> bool {
         let place = self.hash.place(key);
         self.slot(&place, place.mark).is_some()
+    }
+
+    /// A free slot of a place, in the bucket that has more of them, so that both fill evenly.
+    fn free_slot(&self, place: &FlowPlace) -> Option<&AtomicU32> {
+        let free = place.buckets.map(|bucket| {
+            let from = bucket as usize * FLOW_SLOTS;
+            let slots = self.mapped.words().get(from..from + FLOW_SLOTS).unwrap_or_default();
+            slots.iter().filter(|slot| slot.load(Relaxed) == 0)
+        });
+        let [first, second] = free;
+        let mut emptier =
+            if second.clone().count() > first.clone().count() { second } else { first };
+        emptier.next()
     }
 
     /// The first slot of a place that has this value.
