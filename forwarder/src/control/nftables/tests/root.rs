@@ -279,7 +279,7 @@ fn root_rules_of_iptables_are_read() {
         let expected = [
             Mangle::Dsfield { keep: 3, value: 46 << 2 },
             Mangle::Dsfield { keep: !0x3f, value: 0x10 },
-            Mangle::HopLimit(HopLimitMode::Inc, 3),
+            Mangle::Ttl(HopLimitMode::Inc, 3),
             Mangle::HopLimit(HopLimitMode::Dec, 3),
         ];
         assert_eq!(targets, expected);
