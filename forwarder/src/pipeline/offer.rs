@@ -51,13 +51,15 @@ pub(super) fn offer(
     };
     let key = match &due {
         Some(due) => due.key,
-        None => match wide_key(from, to, &mut on.meter, ctx.now_ns, |width| {
-            width == Width::Addresses
-                || (dst.gateway().is_some() && is_uniform(width, from, to, dst.info, ctx.tables))
-        }) {
-            Some(key) => key,
-            None => return,
-        },
+        None => {
+            let may_be = |width| {
+                dst.gateway().is_some() && is_uniform(width, from, to, dst.info, ctx.tables)
+            };
+            match wide_key(from, to, &mut on.meter, ctx.now_ns, may_be) {
+                Some(key) => key,
+                None => return,
+            }
+        }
     };
     // As received, and as it was routed. Addresses of a prefix have the same epochs.
     let [from, _] = key.addresses();
@@ -77,8 +79,8 @@ pub(super) fn offer(
 }
 
 /// Counts a packet with these addresses, and returns the key of the widest entry that can stand for it, if there have
-/// been enough packets of it, or of a narrower one. `may_be`: whether all packets of such an entry are treated as this
-/// one.
+/// been enough packets of it, or of a narrower one. `may_be`: whether all packets of an entry for prefixes are treated as
+/// this one.
 fn wide_key(
     from: IpAddr,
     to: IpAddr,
@@ -93,7 +95,7 @@ fn wide_key(
         let destination = if width == Width::Addresses { to } else { prefix(to) };
         let key = FlowKey::new(source, destination, width.protocol(), 0, 0);
         is_due = is_due || meter.count(hash_words(meter.seed, key.words()), now_ns);
-        if is_due && may_be(width) {
+        if is_due && (width == Width::Addresses || may_be(width)) {
             widest = Some(key);
         }
     }
@@ -205,8 +207,7 @@ mod tests {
                 }
             };
             let mut meter = FlowMeter::new(1, 1);
-            let may_be =
-                |width| width == Addresses || is_uniform(width, from, to, Some(sent_by), tables);
+            let may_be = |width| is_uniform(width, from, to, Some(sent_by), tables);
             let key = wide_key(from, to, &mut meter, 0, may_be).expect("it is due");
             (key.addresses().map(|address| address.to_string()), Width::of(key.protocol()))
         };

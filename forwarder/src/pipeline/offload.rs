@@ -93,6 +93,13 @@ pub struct OfferedFlow {
     pub nft_id: u64,
 }
 
+impl Offer {
+    /// What NAT makes of the flow's packets, if anything.
+    pub fn target(&self) -> Option<FlowKey> {
+        self.carried.as_ref().and_then(|carried| carried.target)
+    }
+}
+
 /// A carried flow whose packet is being forwarded, to be offered when its frame is complete.
 #[derive(Debug)]
 pub(super) struct Due {

@@ -119,7 +119,10 @@ impl Epochs {
 
     /// An entry with this width is about to be entered: the program looks for such ones from now on.
     pub fn add_width(&self, width: Width) {
-        if let Some(widths) = self.memory.words().get(WIDTHS) {
+        // Programs read the cache line for each packet: it is not written without need.
+        if let Some(widths) = self.memory.words().get(WIDTHS)
+            && widths.load(Relaxed) & width.bit() == 0
+        {
             widths.fetch_or(width.bit(), Relaxed);
         }
     }

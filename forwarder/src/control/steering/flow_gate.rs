@@ -100,11 +100,9 @@ impl FlowGate {
 
     /// A free slot of a place, in the bucket that has more of them, so that both fill evenly.
     fn free_slot(&self, place: &FlowPlace) -> Option<&AtomicU32> {
-        let free = place.buckets.map(|bucket| {
-            let from = bucket as usize * FLOW_SLOTS;
-            let slots = self.mapped.words().get(from..from + FLOW_SLOTS).unwrap_or_default();
-            slots.iter().filter(|slot| slot.load(Relaxed) == 0)
-        });
+        let free = place
+            .buckets
+            .map(|bucket| self.bucket(bucket).iter().filter(|slot| slot.load(Relaxed) == 0));
         let [first, second] = free;
         let mut emptier =
             if second.clone().count() > first.clone().count() { second } else { first };
@@ -113,12 +111,13 @@ impl FlowGate {
 
     /// The first slot of a place that has this value.
     fn slot(&self, place: &FlowPlace, value: u32) -> Option<&AtomicU32> {
-        let bucket = |at: &u32| {
-            let from = *at as usize * FLOW_SLOTS;
-            self.mapped.words().get(from..from + FLOW_SLOTS).unwrap_or_default()
-        };
-        let mut slots = place.buckets.iter().flat_map(bucket);
+        let mut slots = place.buckets.into_iter().flat_map(|bucket| self.bucket(bucket));
         slots.find(|slot| slot.load(Relaxed) == value)
+    }
+
+    fn bucket(&self, bucket: u32) -> &[AtomicU32] {
+        let from = bucket as usize * FLOW_SLOTS;
+        self.mapped.words().get(from..from + FLOW_SLOTS).unwrap_or_default()
     }
 }
 

@@ -333,42 +333,43 @@ impl OffloadTable {
 
     /// What an entry is; `None`: there is none with this number.
     pub fn read(&self, number: u32) -> Option<EntryView> {
-        let at = number as usize;
-        let maps = &self.maps;
-        if maps.mark(at + FLOW_SLOTS)?.load(Relaxed) == 0 {
-            return None;
-        }
+        let holds = self.holds(number)?;
+        let (at, maps) = (number as usize, &self.maps);
         let key = maps.key(at);
-        let last = maps.entry_word(at, BASIS + 1)?.load(Relaxed);
-        let hop = self.hops.get(usize::from(last as u16))?.as_ref()?;
+        let (hop, mtu) = self.hop_mtu(number)?;
+        let hop = self.hops.get(usize::from(hop))?.as_ref()?;
         let basis = maps.entry_word(at, BASIS)?.load(Relaxed).wrapping_sub(hop.epoch);
-        let has_rewrite = (last >> 16) as u16 & FlowEntry::HAS_REWRITE != 0;
+        let has_rewrite = mtu & FlowEntry::HAS_REWRITE != 0;
         Some(EntryView {
             key: with_port(&key, 0),
             in_port: (key[FLOW_WORDS - 1] >> PORT_SHIFT) as u16,
             out_port: hop.hop.port,
             nexthop: hop.hop.nexthop,
             basis,
-            holds: self.next_hops.epoch(last as u16) == hop.epoch && last >> 16 != 0,
+            holds,
             new_destination: has_rewrite.then(|| self.new_destination(at)),
         })
     }
 
     /// Whether the next hop of an entry holds, and it was not voided; `None`: there is no entry, or it rests.
     pub fn holds(&self, number: u32) -> Option<bool> {
-        let at = number as usize;
-        if self.maps.mark(at + FLOW_SLOTS)?.load(Relaxed) == 0 {
+        if self.maps.mark(number as usize + FLOW_SLOTS)?.load(Relaxed) == 0 {
             return None;
         }
-        let last = self.maps.entry_word(at, BASIS + 1)?.load(Relaxed);
-        let hop = self.hops.get(usize::from(last as u16))?.as_ref()?;
-        Some(self.next_hops.epoch(last as u16) == hop.epoch && last >> 16 != 0)
+        let (hop, mtu) = self.hop_mtu(number)?;
+        let state = self.hops.get(usize::from(hop))?.as_ref()?;
+        Some(self.next_hops.epoch(hop) == state.epoch && mtu != 0)
     }
 
     /// The number of an entry's next hop.
     pub fn hop_number(&self, number: u32) -> Option<usize> {
-        let last = self.maps.entry_word(number as usize, BASIS + 1)?.load(Relaxed);
-        Some(usize::from(last as u16))
+        self.hop_mtu(number).map(|(hop, _)| hop.into())
+    }
+
+    /// `next_hop` and `mtu` of an entry, also of one that rests.
+    fn hop_mtu(&self, number: u32) -> Option<(u16, u16)> {
+        let word = self.maps.entry_word(number as usize, BASIS + 1)?.load(Relaxed);
+        Some((word as u16, (word >> 16) as u16))
     }
 
     /// ifindex of the outgoing interface of a next hop in use, and the neighbour's address.
@@ -378,9 +379,7 @@ impl OffloadTable {
 
     /// The numbers of entries, resting ones included, from this one on, until `end`.
     pub fn numbers(&self, from: u32, end: u32) -> impl Iterator<Item = u32> + '_ {
-        let has_bits = |word: usize| self.occupied.get(word).copied().unwrap_or(0);
-        (from..end.min(self.capacity() as u32))
-            .filter(move |n| has_bits(*n as usize / 64) >> (n % 64) & 1 != 0)
+        (from..end.min(self.capacity() as u32)).filter(|n| self.is_occupied(*n as usize))
     }
 
     /// A removed entry that has rested: what it has counted is final. Its place is free when the next one is taken.
@@ -390,9 +389,7 @@ impl OffloadTable {
             return None;
         }
         self.resting.pop_front();
-        let at = number as usize;
-        let hop = self.maps.entry_word(at, BASIS + 1).map_or(0, |word| word.load(Relaxed)) as u16;
-        self.leave_hop(hop);
+        self.leave_hop(self.hop_mtu(number).map_or(0, |(hop, _)| hop));
         if let Some(word) = self.occupied.get_mut(number as usize / 64) {
             *word &= !(1 << (number % 64));
         }

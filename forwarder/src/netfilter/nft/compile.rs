@@ -44,8 +44,7 @@ pub fn compile_with_slack(ruleset: &Ruleset, now_ns: u64, slack_ns: u64) -> Prog
             continue;
         }
         let first = program.chains.len() as u32;
-        let compiler = TableCompiler::new(&mut program, table, now_ns, slack_ns);
-        compiler.compile();
+        TableCompiler::new(&mut program, table, now_ns, slack_ns).compile();
         for (chain, number) in table.chains.iter().zip(first..) {
             if !super::device::register(&mut program, table, chain, number) {
                 bases.extend(register(&mut program, table, chain, number));
@@ -86,12 +85,11 @@ fn beside_conntrack(program: &Program) -> Option<String> {
 fn undecided_order(ruleset: &Ruleset) -> Vec<String> {
     let tables: Vec<&Table> = at_ip_hooks(ruleset).collect();
     let changes = |table: &Table| {
-        let changed = exprs(table).map(|expr| match expr {
+        exprs(table).find_map(|expr| match expr {
             Expr::SetMark { .. } | Expr::Connmark(_) => Some("set marks"),
             Expr::SetPayload(_) | Expr::Mangle(_) => Some("change packets"),
             _ => None,
-        });
-        changed.flatten().next()
+        })
     };
     let mut found = Vec::new();
     for (n, one) in tables.iter().enumerate() {

@@ -91,13 +91,13 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
 fn kernel_rules(program: &Program, ruleset: &Ruleset, reached: &[bool]) -> Vec<KernelRule> {
     let tables = ruleset.tables.iter().filter(|table| table.family.is_compiled());
     let chains = tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
-    let at_ingress = self::reached(program, &[]);
+    let (at_ingress, mut tracked) = (self::reached(program, &[]), program.tracked_families());
     let mut rules = Vec::new();
     for (number, (table, chain)) in chains.enumerate() {
         if !reached.get(number).is_some_and(|reached| *reached) {
             continue;
         }
-        let is_tracked = of_family(&mut program.tracked_families(), table.family).any(|is| *is);
+        let is_tracked = of_family(&mut tracked, table.family).any(|is| *is);
         let is_left = |op: &Op| {
             let is_at_ingress = at_ingress.get(number) == Some(&true);
             let is_tuple = is_tracked && may_write_tuple(op, table.family);

@@ -131,11 +131,6 @@ fn set_payload(set: &SetPayload, packet: &mut Packet<'_>, regs: &Regs) -> Result
     };
     old.copy_from_slice(current);
     check(set.base, at, packet, old, new)?;
-    let is_tos = packet.family == Family::Ip
-        && (at..).zip(&*old).zip(new).any(|((at, old), new)| at == IPV4_TOS && old != new);
-    if !is_transport && is_tos && makes_priority(packet) {
-        return Err(WRITES_PRIORITY);
-    }
     // With a partial checksum only the pseudo-header counts, of which nothing changes.
     let is_summed = !is_transport || !is_partial;
     let own = match set.checksum {
@@ -216,6 +211,9 @@ fn check(
         }
         if addresses.contains(&at) && is_tracked {
             return Err(Flow::Kernel(WRITES_TUPLE));
+        }
+        if at == IPV4_TOS && old != new && makes_priority(packet) {
+            return Err(WRITES_PRIORITY);
         }
     }
     Ok(())

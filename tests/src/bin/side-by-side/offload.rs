@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::Plan;
 use crate::connections::{restore, status_kb};
 use crate::rounds::{Entrant, Metric, Sample, Section};
-use crate::veth::{Middle, Running, load, neighbours};
+use crate::veth::{Middle, Program, Running, half_load, load, neighbours};
 
 const PLAIN_NOTE: &str = "\
 Frames of 64 octets (84 of IPv6), 512 packets in flight, one direction; generator and sink are XDP programs. Each \
@@ -168,12 +168,7 @@ fn measure_plain(plan: &Plan, middle: Middle) -> Result<Sample> {
     let seconds = if plan.quick { "0.5" } else { "3" };
     let closed = ["--window", "512", "--repeat", "1", "--tests", "latency", "--duration", seconds];
     let answer = load(&lab, &[&closed[..], &texts(&few)].concat())?;
-    let loads = answer["latency"].as_array().context("no latency")?;
-    let half = loads.iter().find(|at| at["load_percent"].as_f64() == Some(50.0));
-    let half = half.context("no latency at half load")?;
-    for (key, name) in [("p50", "p50_ns"), ("p99", "p99_ns"), ("p999", "p99.9_ns")] {
-        sample.insert(key, half[name].as_f64().context("no percentiles")? / 1e3);
-    }
+    sample.extend(half_load(&answer)?);
     sample.insert("transit", rate(plan, &lab, &texts(&to(false, TRANSIT)))?);
     // Addresses around each destination have several routes: an entry stands for one only.
     let routes = (0..=ENTERED as u32 >> 8).fold(String::new(), |mut routes, prefix| {
@@ -198,8 +193,8 @@ fn enter(lab: &Lab, ferroute: &Ferroute) -> Result<f64> {
     let last = std::net::Ipv4Addr::from(0x0a00_0000 + ENTERED as u32).to_string();
     let mut pktgen = lab.left.command(ferroute_tests::ferroute::binary());
     pktgen.args(["pktgen", "-i", "left", "--cpus", "0", "--dst-min", "10.0.0.1", "--dst-max"]);
-    pktgen.args([&last, "--duration", "60"]).stdout(std::process::Stdio::null());
-    let mut pktgen = Child(pktgen.spawn().context("pktgen")?);
+    pktgen.args([&last, "--duration", "60"]);
+    let _pktgen = Program::start(pktgen, 0)?;
     let begun = Instant::now();
     let mut first = None;
     // A packet that finds no room in the receive ring comes again some seconds later.
@@ -219,28 +214,12 @@ fn enter(lab: &Lab, ferroute: &Ferroute) -> Result<f64> {
     while entered(ferroute)? < ENTERED * 9 / 10 && begun.elapsed().as_secs_f64() < 50.0 {
         std::thread::sleep(Duration::from_millis(100));
     }
-    pktgen.end();
     Ok(rate)
 }
 
 /// Flows in the table.
 fn entered(ferroute: &Ferroute) -> Result<u64> {
     ferroute.json(&["stat"])?["offload"]["flows"]["flows"].as_u64().context("no number of flows")
-}
-
-struct Child(std::process::Child);
-
-impl Child {
-    fn end(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        self.end();
-    }
 }
 
 const MASQUERADE: &str = "
@@ -302,8 +281,8 @@ fn measure_tcp(plan: &Plan, middle: Middle) -> Result<Sample> {
     let lab = lab(middle)?;
     let _running = Running::start(plan, &lab, middle)?;
     let mut server = lab.right.command("iperf3");
-    server.arg("-s").stdout(std::process::Stdio::null());
-    let _server = Child(server.spawn().context("iperf3")?);
+    server.arg("-s");
+    let _server = Program::start(server, 0)?;
     std::thread::sleep(Duration::from_millis(500));
     let seconds = if plan.quick { "2" } else { "5" };
     let mut sample = Sample::new();

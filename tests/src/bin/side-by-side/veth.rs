@@ -117,12 +117,7 @@ fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
     let seconds = if plan.quick { "0.5" } else { "3" };
     let answer = load(&lab, &[&closed[..], &[seconds, "--tests", "latency"]].concat())
         .map_err(|error| running.explain(error))?;
-    let loads = answer["latency"].as_array().context("no latency")?;
-    let half = loads.iter().find(|at| at["load_percent"].as_f64() == Some(50.0));
-    let half = half.context("no latency at half load")?;
-    for (key, name) in [("p50", "p50_ns"), ("p99", "p99_ns"), ("p999", "p99.9_ns")] {
-        sample.insert(key, half[name].as_f64().context("no percentiles")? / 1e3);
-    }
+    sample.extend(half_load(&answer)?);
     let seconds = if plan.quick { "1" } else { "5" };
     let answer = load(&lab, &["--ratep", SPARSE, "--duration", seconds])
         .map_err(|error| running.explain(error))?;
@@ -131,6 +126,16 @@ fn measure(plan: &Plan, middle: Middle) -> Result<Sample> {
         sample.insert(key, percentile / 1e3);
     }
     Ok(sample)
+}
+
+/// Of the results of a latency test the percentiles at half load, µs.
+pub fn half_load(answer: &Value) -> Result<Sample> {
+    let loads = answer["latency"].as_array().context("no latency")?;
+    let half = loads.iter().find(|at| at["load_percent"].as_f64() == Some(50.0));
+    let half = half.context("no latency at half load")?;
+    let percentiles = [("p50", "p50_ns"), ("p99", "p99_ns"), ("p999", "p99.9_ns")];
+    let percentile = |(key, name)| Ok((key, half[name].as_f64().context("no percentiles")? / 1e3));
+    percentiles.into_iter().map(percentile).collect()
 }
 
 /// Has neighbours that are permanent from the start: a reflector does not answer ARP.
@@ -307,7 +312,7 @@ pub struct Program {
 
 impl Program {
     /// Waits until it has printed the number of lines that shows that it is ready.
-    fn start(mut command: Command, ready: usize) -> Result<Self> {
+    pub fn start(mut command: Command, ready: usize) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("starting it")?;
         let lines = Arc::new(Mutex::new(Vec::new()));

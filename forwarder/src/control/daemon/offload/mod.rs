@@ -424,7 +424,7 @@ impl Offloads {
             self.remove(inner, number, now_ns);
         }
         let flow_key = FlowKey::of_words(key);
-        let rewrite = match offer.carried.as_ref().and_then(|carried| carried.target) {
+        let rewrite = match offer.target() {
             None => None,
             Some(target) => match rewrite(&flow_key, &target) {
                 None => return,
@@ -469,8 +469,7 @@ impl Offloads {
     /// What an offer's flow depends on now; `None`: it is changing.
     fn basis_of(&self, offer: &Offer) -> Option<u32> {
         let [from, to] = FlowKey::of_words(offer.key).addresses();
-        let target = offer.carried.as_ref().and_then(|carried| carried.target);
-        let to = target.map_or(to, |target| target.addresses()[1]);
+        let to = offer.target().map_or(to, |target| target.addresses()[1]);
         self.epochs.sum_of(from, to, self.epochs.changes())
     }
 
