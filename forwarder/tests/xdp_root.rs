@@ -214,8 +214,11 @@ fn root_tagged_frames_are_steered_for_vlans_that_are_known() {
             let mut port = attach(&mut steering, "port", wanted);
             steering.set_local4(&locals(&[("192.0.2.1", 32)])).expect("set");
             steering.set_local6(&locals6(&[("2001:db8::1", 128)])).expect("set");
-            let settings =
-                |mac, between| VlanSettings { mac: mac_words(mac), between: mac_words(between) };
+            let settings = |mac, between| VlanSettings {
+                mac: mac_words(mac),
+                between: mac_words(between),
+                number: 0,
+            };
             let one = settings(PORT_MAC, PORT_MAC);
             let two = settings(SUB_MAC, BETWEEN_MAC);
             let mut vlans = BTreeMap::from([

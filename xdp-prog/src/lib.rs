@@ -9,6 +9,7 @@
 mod flow;
 pub mod load;
 pub mod offload;
+pub mod redirect;
 
 pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace};
 
@@ -281,14 +282,17 @@ pub struct VlanSettings {
     pub mac: MacWords,
     /// With two tags, the MAC of the interface between the two; otherwise the same as `mac`.
     pub between: MacWords,
+    /// The sub-interface's number in keys of offloaded flows, which is that of no port; 0: none are offloaded.
+    pub number: u16,
 }
 
 impl VlanSettings {
     /// Converts it to a map value.
     #[must_use]
-    pub fn to_bytes(self) -> [u8; 12] {
-        let mut out = [0; 12];
-        for (to, word) in out.chunks_exact_mut(2).zip(self.mac.iter().chain(&self.between)) {
+    pub fn to_bytes(self) -> [u8; 14] {
+        let mut out = [0; 14];
+        let words = self.mac.iter().chain(&self.between).chain([&self.number]);
+        for (to, word) in out.chunks_exact_mut(2).zip(words) {
             to.copy_from_slice(&word.to_ne_bytes());
         }
         out

@@ -9,7 +9,7 @@
 //! earliest; the program reads the mark again after it has read the entry.
 
 use crate::flow::FLOW_WORDS;
-use crate::{FLOW_SLOTS, FlowKey, MacWords};
+use crate::{FLOW_SLOTS, FlowKey, MacWords, VlanKey};
 
 /// ARRAY of [`FlowBucket`](crate::FlowBucket), BPF_F_MMAPABLE, whose first entry is a
 /// [`FlowHash`](crate::FlowHash): the marks of offloaded flows.
@@ -44,7 +44,8 @@ pub const REST_NS: u64 = 200_000_000;
 pub struct FlowEntry {
     /// The words of the packets' [`FlowKey`](crate::FlowKey). Wide entries ([`SharedSettings::WIDE4`]) have ports 0, and
     /// instead of the protocol what they are wide in: see [`Width`]. The last 16 bits (`reserved`) are the number of the
-    /// port that the packets come from; they are part of what is hashed if the entry is wide.
+    /// interface that the packets come from, a port or a VLAN of one; they are part of what is hashed if the entry is
+    /// wide.
     ///
     /// [`SharedSettings::WIDE4`]: crate::SharedSettings::WIDE4
     pub key: [u64; FLOW_WORDS],
@@ -223,10 +224,13 @@ pub struct NextHop {
     pub source: MacWords,
     /// Number of the port in [`MAP_TX_PORTS`].
     pub port: u32,
-    /// Incremented when any of the above is no longer valid: part of the sum in [`FlowEntry::basis`].
+    /// Incremented when any of the other fields is no longer valid: part of the sum in [`FlowEntry::basis`].
     pub epoch: u32,
+    /// TPID and VID of the tags that frames get, the outermost first, as in a frame with PCP and DEI 0; 0: none, or no
+    /// second one. PCP and DEI are those of the received frame's tags.
+    pub tags: VlanKey,
     /// 0.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
 }
 
 /// Number of the epochs of one kind.
@@ -238,7 +242,7 @@ pub const EPOCHS: usize = 1 << 16;
 pub struct Epochs {
     /// Everything that has no epoch of its own: interfaces, settings, policy rules, the ruleset.
     pub global: u32,
-    /// The bits of each [`Width`] that entries have had: others are not looked up.
+    /// The bits of each [`Width`] that entries have: others are not looked up.
     pub widths: u32,
     /// 0.
     pub reserved: [u32; 14],
@@ -289,6 +293,7 @@ mod tests {
         assert_eq!((offset_of!(FlowEntry, next_hop), offset_of!(FlowEntry, mtu)), (44, 46));
         assert_eq!((offset_of!(FlowEntry, count), offset_of!(FlowEntry, seqs)), (48, 56));
         assert_eq!((offset_of!(NextHop, port), offset_of!(NextHop, epoch)), (12, 16));
+        assert_eq!(offset_of!(NextHop, tags), 20);
         assert_eq!(offset_of!(Rewrite, source_port), 32);
         assert_eq!(size_of::<Epochs>(), 64 + 4 * 4 * EPOCHS);
         assert_eq!(offset_of!(Epochs, v4_short), 64);

@@ -436,10 +436,10 @@ fn output<'a>(
         Routed::By(dst, routed) => (dst, routed),
         Routed::Xmit(port, routed) => return Disposition::Xmit(port, routed),
     };
+    if ctx.state.offload.is_on() {
+        offer::offer(skb, protocol, dev, dst, ctx);
+    }
     if neigh_hh_output(skb, dst, &routed) {
-        if ctx.state.offload.is_on() {
-            offer::offer(skb, protocol, dev, dst, ctx);
-        }
         return Disposition::Xmit(dst.port, routed);
     }
     defer_output(PendingOutput { protocol, dst: *dst, routed });

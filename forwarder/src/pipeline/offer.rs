@@ -1,8 +1,9 @@
-//! Offers the flow of a packet whose frame is complete to be offloaded, see [`super::offload`].
+//! Offers the flow of a packet that is sent to be offloaded, see [`super::offload`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use xdp_prog::offload::Width;
+use xdp_prog::{VlanKey, vlan_key};
 
 use super::Ctx;
 use super::dst::Dst;
@@ -12,13 +13,14 @@ use crate::fib::{FibInfo, Prefix4, Prefix6};
 use crate::hash_table::hash_words;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
-use crate::tables::{Forwarding6, Link, Tables};
+use crate::tables::{EgressTag, Forwarding6, Link, Tables};
+use crate::wire::vlan::HEADER_LEN as TAG_LEN;
 use crate::wire::{EtherType, Ipv4Packet, Ipv6Packet, ethernet};
 
 /// Longest packets of an offloaded flow, octets.
 const MTU_MAX: u32 = 0x7fff;
 
-/// The frame of a packet, received on `dev`, is complete: its flow is offered if that is due.
+/// A packet, received on `dev`, was routed and has passed all hooks: its flow is offered if that is due.
 #[inline(never)]
 pub(super) fn offer(
     skb: &SkBuff,
@@ -37,6 +39,8 @@ pub(super) fn offer(
     if !is_open || !is_simple(skb, dev, dst) || (is_wide && !ctx.hooks.is_empty()) {
         return;
     }
+    let (Some(in_dev), Some(tags)) = (dev.dev(), tags_of(dst.dev)) else { return };
+    let Some(lladdr) = dst.neigh.and_then(|neigh| neigh.lladdr) else { return };
     let [from, to] = match protocol {
         EtherType::IPV4 => {
             let packet = Ipv4Packet::new_unchecked(skb.network_header());
@@ -64,13 +68,15 @@ pub(super) fn offer(
     // As received, and as it was routed. Addresses of a prefix have the same epochs.
     let [from, _] = key.addresses();
     let Some(basis) = ctx.tables.epochs.sum_of(from, to, on.changes) else { return };
-    let Some(destination) = skb.mac_header().first_chunk::<6>() else { return };
     ctx.out.offers.push(Offer {
         key: *key.words(),
+        in_dev,
         in_port: skb.port,
         out_port: dst.port,
-        mtu: dst.mtu.min(MTU_MAX) as u16,
-        macs: [*destination, dst.dev.mac],
+        tags,
+        header_lens: [dev, dst.dev].map(header_len),
+        mtu: dst.mtu.min(longest(dst, ctx.tables)) as u16,
+        macs: [lladdr, dst.dev.mac],
         nexthop: (dst.dev.ifindex, dst.gateway().copied().unwrap_or(to)),
         basis,
         neigh_changes: on.neigh_changes,
@@ -151,14 +157,36 @@ fn is_uniform(
     }
 }
 
-/// Whether nothing but the packet's addresses and ports, and the interface, has decided about it, and its frame has no
-/// tags, neither as received nor as sent.
+/// Length of the link-layer header of an interface's frames, octets.
+fn header_len(dev: &Link) -> u8 {
+    (ethernet::HEADER_LEN + tags(dev).len() * TAG_LEN) as u8
+}
+
+fn tags(dev: &Link) -> &[EgressTag] {
+    dev.vlan.as_ref().map_or(&[], |vlan| &vlan.tags)
+}
+
+/// The longest packet, octets, whose frame the kernel redirects: a port has to be able to send it with one tag
+/// (`xdp_ok_fwd_dev`).
+fn longest(dst: &Dst<'_>, tables: &Tables) -> u32 {
+    let room = tables.links.port(dst.port).map_or(0, |port| port.mtu as usize) + TAG_LEN;
+    (room.saturating_sub(tags(dst.dev).len() * TAG_LEN) as u32).min(MTU_MAX)
+}
+
+/// The tags of frames that leave by an interface. `None`: their priority depends on the packet (`egress-qos-map`), and
+/// not only on the received tags.
+fn tags_of(dev: &Link) -> Option<VlanKey> {
+    let tags = tags(dev);
+    let is_kept = tags.iter().all(|egress| egress.qos.is_empty());
+    is_kept.then(|| vlan_key(tags.iter().map(|egress| (egress.tag.tpid().0, egress.tag.vid()))))
+}
+
+/// Whether nothing but the packet's addresses and ports, and the interface, has decided about it.
 fn is_simple(skb: &SkBuff, dev: &Link, dst: &Dst<'_>) -> bool {
     dev.port == Some(skb.port)
-        && dev.vlan.is_none()
-        && dst.dev.vlan.is_none()
         && dst.dev.ifindex != dev.ifindex
-        && skb.network_offset() == ethernet::HEADER_LEN
+        && dst.dev.up
+        && dst.fits(skb)
         && skb.mark == 0
         && !dst.redirect
         && !dst.is_multipath()

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use smallvec::SmallVec;
-use xdp_prog::FLOW_WORDS;
+use xdp_prog::{FLOW_WORDS, VlanKey};
 
 use crate::hash_table::mix;
 use crate::netfilter::conntrack::{FlowKey, FoundFlow};
 use crate::tables::Epochs;
 
-/// Flows that one call may offer. Others are offered with a later packet.
-pub const OFFERS: usize = 32;
+/// Flows that a worker may offer at a time. Others are offered with a later packet.
+pub const OFFERS: usize = 1024;
 /// Places of a worker's [`FlowMeter`].
 const PLACES: usize = 1 << 16;
 /// The packets for which a carried flow is offered, if the threshold is not lower: the kernel has already seen packets
@@ -60,10 +60,16 @@ impl OffloadPorts {
 pub struct Offer {
     /// The key of its packets as the XDP program makes it, without the port.
     pub key: [u64; FLOW_WORDS],
-    /// The port that packets come from.
+    /// Number of the interface that packets come from: see [`Links::dev`](crate::tables::Links::dev).
+    pub in_dev: u16,
+    /// Its port.
     pub in_port: u16,
     /// The port that they leave by.
     pub out_port: u16,
+    /// The tags that they leave with; 0: none.
+    pub tags: VlanKey,
+    /// Lengths of the link-layer headers that frames come with and leave with, octets.
+    pub header_lens: [u8; 2],
     /// The longest packet, octets from the IP header on.
     pub mtu: u16,
     /// The link-layer addresses of frames: destination, source.

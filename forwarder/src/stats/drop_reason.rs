@@ -113,6 +113,9 @@ reasons! {
         SkbNoHeadroom = "SKB_NO_HEADROOM",
         /// The TX ring of the outgoing port is full.
         FullRing = "FULL_RING",
+        /// The kernel did not send a frame that the XDP program redirected (flow offload): the outgoing port
+        /// is down, or its driver takes no such frames.
+        RedirectRefused = "REDIRECT_REFUSED",
         /// The queue to the worker that sends on the outgoing port is full.
         CpuBacklog = "CPU_BACKLOG",
         /// A worker stalled, or the kernel began to filter, while the packet waited in the worker.

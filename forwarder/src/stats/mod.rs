@@ -207,6 +207,14 @@ impl WorkerStats {
         }
     }
 
+    /// Counts packets for an output port that are dropped.
+    pub fn tx_drops(&self, reason: DropReason, port: u16, packets: u64) {
+        self.drops[reason as usize].add(packets);
+        if let Some(counters) = self.ports.get(usize::from(port)) {
+            counters.tx_dropped.add(packets);
+        }
+    }
+
     /// Counts a packet received on a port that is dropped (rx_dropped).
     #[cold]
     pub fn drop_received(&self, reason: DropReason, port: u16) {

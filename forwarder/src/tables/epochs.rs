@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 
-use xdp_prog::offload::{self, Width, epochs4, epochs6};
+use xdp_prog::offload::{self, epochs4, epochs6};
 
 /// Memory that is shared with the XDP program.
 pub trait SharedWords: Debug + Send + Sync {
@@ -117,13 +117,15 @@ impl Epochs {
         (!is_changing && self.changes.load(Relaxed) == changes).then_some(sum)
     }
 
-    /// An entry with this width is about to be entered: the program looks for such ones from now on.
-    pub fn add_width(&self, width: Width) {
+    /// There are entries of these widths, a sum of [`Width::bit`]: the program looks for no others.
+    ///
+    /// [`Width::bit`]: xdp_prog::offload::Width::bit
+    pub fn set_widths(&self, bits: u32) {
         // Programs read the cache line for each packet: it is not written without need.
         if let Some(widths) = self.memory.words().get(WIDTHS)
-            && widths.load(Relaxed) & width.bit() == 0
+            && widths.load(Relaxed) != bits
         {
-            widths.fetch_or(width.bit(), Relaxed);
+            widths.store(bits, Relaxed);
         }
     }
 

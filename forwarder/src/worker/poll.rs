@@ -48,6 +48,11 @@ const BURSTS_PER_TURN: usize = 4;
 /// A timed iteration that took longer was preempted, and is not counted.
 const PREEMPTED_MIN: Duration = Duration::from_millis(1);
 
+/// Longest time that an offered flow waits for empty receive rings.
+const OFFER_WAIT_NS: u64 = 10_000_000;
+/// With as many offered flows none waits.
+const OFFERS_WAITING_MAX: usize = 16;
+
 /// How a worker detects received frames; compare a driver under NAPI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -123,6 +128,8 @@ pub struct Worker<I> {
     /// Whether iterations are timed.
     accounting: bool,
     mode: PollMode,
+    /// Since when flows that are offered wait.
+    offers_since_ns: Option<u64>,
 }
 
 /// The parts of a worker.
@@ -190,6 +197,7 @@ impl<I: PacketIo> Worker<I> {
             liveness: parts.liveness,
             accounting: false,
             mode: PollMode::default(),
+            offers_since_ns: None,
         };
         (worker, handle)
     }
@@ -269,6 +277,9 @@ impl<I: PacketIo> Worker<I> {
         self.io.kick(&mut self.pool, &self.stats);
         if let (Some(begun), Some(user)) = (begun, user) {
             self.account(taken, user, begun.elapsed());
+        }
+        if !self.out.offers.is_empty() {
+            self.hand_over_offers(taken, now_ns);
         }
         if self.out.tap.is_on() {
             self.out.tap.hand_over();
@@ -518,11 +529,25 @@ impl<I: PacketIo> Worker<I> {
         for (oif, addr) in self.out.neigh_requests.drain(..) {
             self.slow_path.resolve(oif, addr);
         }
-        for offer in self.out.offers.drain(..) {
-            self.slow_path.offer(offer);
-        }
         if self.out.trace.is_on() {
             self.out.trace.deliver();
+        }
+    }
+
+    /// Offers flows to be offloaded, when their packets were sent: the next ones overtake those that still wait here or
+    /// in the receive rings. While `taken`, the packets of this turn, do not show that the rings are empty, offers
+    /// wait, but not for longer than [`OFFER_WAIT_NS`].
+    #[cold]
+    fn hand_over_offers(&mut self, taken: usize, now_ns: u64) {
+        let since_ns = *self.offers_since_ns.get_or_insert(now_ns);
+        let may_wait = now_ns.saturating_sub(since_ns) < OFFER_WAIT_NS
+            && self.out.offers.len() <= OFFERS_WAITING_MAX;
+        if taken >= BURST && may_wait {
+            return;
+        }
+        self.offers_since_ns = None;
+        for offer in self.out.offers.drain(..) {
+            self.slow_path.offer(offer);
         }
     }
 

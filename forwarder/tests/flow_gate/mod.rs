@@ -139,7 +139,8 @@ fn root_only_known_flows_are_steered_while_connections_are_tracked() {
     for (wanted, _) in MODES {
         in_namespace(move || {
             let mut test = Fixture::new(wanted);
-            let vlan = VlanSettings { mac: mac_words(PORT_MAC), between: mac_words(PORT_MAC) };
+            let vlan =
+                VlanSettings { mac: mac_words(PORT_MAC), between: mac_words(PORT_MAC), number: 0 };
             let tags: [&[(u16, u16)]; 2] = [&[(0x8100, 10)], &[(0x88a8, 20), (0x8100, 30)]];
             let vlans = tags.map(|tags| (vlan_key(tags.iter().copied()), vlan));
             test.port.set_vlans(&BTreeMap::from(vlans)).expect("set");

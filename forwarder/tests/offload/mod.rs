@@ -16,6 +16,7 @@ use program::{Flow, HOP_PORT, PORT, Program};
 
 mod packets;
 mod program;
+mod vlan;
 
 const OFF: u32 = PortSettings::STEER_IPV4 | PortSettings::STEER_IPV6 | (PORT as u32) << 16;
 const ON: u32 = OFF | PortSettings::OFFLOAD;

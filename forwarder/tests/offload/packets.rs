@@ -174,6 +174,14 @@ pub fn frame_of(packet: &[u8]) -> Vec<u8> {
     ethernet(PORT_MAC, ethertype, packet)
 }
 
+/// A frame with these addresses and tags (TPID and TCI).
+pub fn with_tags(mut frame: Vec<u8>, tags: &[(u16, u16)], packet: &[u8]) -> Vec<u8> {
+    frame.extend(tags.iter().flat_map(|(tpid, tci)| [*tpid, *tci]).flat_map(u16::to_be_bytes));
+    frame.extend(if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] });
+    frame.extend(packet);
+    frame
+}
+
 pub fn octets(address: &IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),

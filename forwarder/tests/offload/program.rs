@@ -9,10 +9,10 @@ use xdp_prog::offload::{
 };
 use xdp_prog::{
     FLOW_SLOTS, FLOW_WORDS, FlowHash, FlowKey, MAP_FLOWS, PortSettings, REASONS, Reason,
-    SharedSettings, mac_words,
+    SharedSettings, VlanSettings, mac_words, vlan_key,
 };
 
-use super::packets::Ends;
+use super::packets::{Ends, with_tags};
 use crate::frames::PORT_MAC;
 
 /// The number of the port at which frames arrive.
@@ -37,13 +37,15 @@ pub struct Flow {
     pub to: Option<Ends>,
     pub mtu: u16,
     pub is_wide: bool,
+    /// The number of the interface that its packets come from.
+    pub number: u16,
     /// Bucket (the first or the second) and slot.
     pub place: (usize, usize),
 }
 
 impl Flow {
     pub fn new(own: Ends, protocol: u8) -> Flow {
-        Flow { own, protocol, to: None, mtu: 1500, is_wide: false, place: (0, 3) }
+        Flow { own, protocol, to: None, mtu: 1500, is_wide: false, number: PORT, place: (0, 3) }
     }
 
     fn key(&self, ends: &Ends) -> FlowKey {
@@ -172,13 +174,28 @@ impl Program {
 
     /// Sets the port of the next hop, and what is added to its epoch.
     pub fn set_hop(&self, port: u32, epoch: u32) {
-        self.write_hop(&HOP_MACS.concat(), port, epoch);
+        self.write_hop(port, epoch, &[]);
     }
 
-    fn write_hop(&self, macs: &[u8], port: u32, epoch: u32) {
-        let numbers = [port, 77 + epoch, 0, 0, 0];
-        let numbers: Vec<u8> = numbers.iter().flat_map(|number| number.to_ne_bytes()).collect();
-        self.write(MAP_NEXT_HOPS, HOP.into(), &[macs, &numbers].concat());
+    /// Sets the tags of the next hop: TPID and VID.
+    pub fn set_hop_tags(&self, tags: &[(u16, u16)]) {
+        self.write_hop(HOP_PORT, 0, tags);
+    }
+
+    fn write_hop(&self, port: u32, epoch: u32, tags: &[(u16, u16)]) {
+        let numbers = [port, 77 + epoch].map(u32::to_ne_bytes).concat();
+        let tags = vlan_key(tags.iter().copied()).map(u16::to_ne_bytes).concat();
+        let hop = [HOP_MACS.concat(), numbers, tags, vec![0; 4]].concat();
+        self.write(MAP_NEXT_HOPS, HOP.into(), &hop);
+    }
+
+    /// Lets frames with these tags (TPID and VID) be steered; `number`: of the VLAN.
+    pub fn set_vlan(&self, tags: &[(u16, u16)], number: u16) {
+        let mac = mac_words(PORT_MAC);
+        let settings = VlanSettings { mac, between: mac, number };
+        let key = vlan_key(tags.iter().copied()).map(u16::to_ne_bytes).concat();
+        let map = self.map(xdp_prog::MAP_VLANS);
+        map.update(&key, &settings.to_bytes(), MapFlags::ANY).expect("written");
     }
 
     /// Adds to an epoch, given as the position of its word.
@@ -209,7 +226,7 @@ impl Program {
         let own = flow.key(&flow.own);
         let mut words = own.words();
         if flow.is_wide {
-            words[FLOW_WORDS - 1] |= u64::from(PORT) << 48;
+            words[FLOW_WORDS - 1] |= u64::from(flow.number) << 48;
         }
         let place = self.hash.place(&words);
         let mut gate = [0u32; FLOW_SLOTS];
@@ -230,7 +247,7 @@ impl Program {
             mtu |= FlowEntry::HAS_REWRITE;
             self.write(MAP_REWRITES, number, &rewrite_octets(&Rewrite::new(&own, &flow.key(to))));
         }
-        let mut entry = FlowKey { reserved: PORT, ..own }.to_bytes().to_vec();
+        let mut entry = FlowKey { reserved: flow.number, ..own }.to_bytes().to_vec();
         assert_eq!(entry.len(), 8 * FLOW_WORDS);
         entry.extend(basis.to_ne_bytes());
         entry.extend([HOP, mtu].map(u16::to_ne_bytes).concat());
@@ -261,8 +278,12 @@ impl Program {
 
     /// The frame in which a packet leaves.
     pub fn sent(&self, packet: &[u8]) -> Vec<u8> {
-        let ethertype = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
-        [&HOP_MACS.concat()[..], &ethertype, packet].concat()
+        with_tags(HOP_MACS.concat(), &[], packet)
+    }
+
+    /// The same with tags: TPID and TCI.
+    pub fn sent_tagged(&self, tags: &[(u16, u16)], packet: &[u8]) -> Vec<u8> {
+        with_tags(HOP_MACS.concat(), tags, packet)
     }
 
     /// Runs it once.

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ferroute_tests::conversation::{Conversation, are_carried, nft};
 use ferroute_tests::lab::addr::{LEFT4, LEFT6, RIGHT4, RIGHT6, RT_RIGHT4};
-use ferroute_tests::ping::ping_all;
+use ferroute_tests::ping::{ping, ping_all};
 use ferroute_tests::{Ferroute, Lab, eventually, ferroute};
 use serde_json::Value;
 
 /// As by default, which tests otherwise do not have; veth has no zero-copy.
 const AUTO: [&str; 4] = ["--offload", "auto", "--offload-threshold", "8"];
-const OFFLOAD: [&str; 4] = ["--offload", "on", "--offload-threshold", "8"];
+pub const OFFLOAD: [&str; 4] = ["--offload", "on", "--offload-threshold", "8"];
 const PORTS: [&str; 2] = ["rt-left", "rt-right"];
 /// The default policy of the firewall, and what it accepts.
 const STATEFUL: &str = "table inet fw { chain forward { type filter hook forward priority 0; policy drop; \
@@ -20,7 +20,7 @@ const STATEFUL: &str = "table inet fw { chain forward { type filter hook forward
                         oifname rt-right masquerade; }; }";
 
 /// A lab in which the hosts' ends have GRO, without which a veth takes no redirected frames.
-fn lab() -> Result<Lab> {
+pub fn lab_with_gro() -> Result<Lab> {
     let lab = Lab::up()?;
     for (host, port) in [(&lab.left, "left"), (&lab.right, "right")] {
         host.run(&format!("ethtool -K {port} gro on"))?;
@@ -37,7 +37,7 @@ fn xdp(running: &Ferroute, names: &[&str]) -> Result<u64> {
 }
 
 /// Frames that the program has forwarded itself.
-fn offloaded(running: &Ferroute) -> Result<u64> {
+pub fn offloaded(running: &Ferroute) -> Result<u64> {
     xdp(running, &["offload_ipv4", "offload_ipv6"])
 }
 
@@ -62,7 +62,7 @@ fn are_offloaded(running: &Ferroute, all: &[&Conversation]) -> bool {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn busy_flows_are_offloaded_and_counted() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     let running = Ferroute::start_with(&lab, &OFFLOAD)?;
     if ferroute::by_kernel() {
         return Ok(());
@@ -96,7 +96,7 @@ fn busy_flows_are_offloaded_and_counted() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn every_protocol_and_length_passes_as_before() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     let running = Ferroute::start_with(&lab, &AUTO)?;
     // The same addresses, so one flow: echo requests of all lengths, odd ones, with fragments, and with options.
     for (size, more) in
@@ -123,7 +123,7 @@ fn every_protocol_and_length_passes_as_before() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn a_change_takes_effect_at_once_and_others_do_not_matter() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     let running = Ferroute::start_with(&lab, &OFFLOAD)?;
     if ferroute::by_kernel() {
         return Ok(());
@@ -186,7 +186,7 @@ fn a_change_takes_effect_at_once_and_others_do_not_matter() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn destinations_behind_a_gateway_share_an_entry() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     for (network, hosts) in [
         ("10.7.0.0/16", ["10.7.1.1", "10.7.1.2"]),
         ("2001:db8:77::/48", ["2001:db8:77::1", "2001:db8:77:9::2"]),
@@ -246,7 +246,7 @@ fn destinations_behind_a_gateway_share_an_entry() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn connections_with_nat_are_offloaded() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     nft(&lab.router, STATEFUL)?;
     lab.router.sysctl("net/netfilter/nf_conntrack_acct", "1")?;
     let mut running = Ferroute::start_with(&lab, &OFFLOAD)?;
@@ -295,7 +295,7 @@ fn connections_with_nat_are_offloaded() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn counters_of_rules_include_what_is_offloaded() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     nft(
         &lab.router,
         "table inet fw { chain forward { type filter hook forward priority 0; policy drop; \
@@ -335,7 +335,7 @@ fn counters_of_rules_include_what_is_offloaded() -> Result<()> {
 #[test]
 #[ignore = "needs root: run by scripts/test"]
 fn a_port_that_takes_no_frames_is_left_out_and_captures_see_all() -> Result<()> {
-    let lab = lab()?;
+    let lab = lab_with_gro()?;
     let running = Ferroute::start_with(&lab, &OFFLOAD)?;
     if ferroute::by_kernel() {
         return Ok(());
@@ -359,5 +359,39 @@ fn a_port_that_takes_no_frames_is_left_out_and_captures_see_all() -> Result<()> 
     let captured = running.command(&["capture", "-c", "200", "-w", "/dev/null"]).output()?;
     ensure!(captured.status.success(), "{}", String::from_utf8_lossy(&captured.stderr));
     ensure!(are_offloaded(&running, &[&talk]), "{}", running.account());
+    Ok(())
+}
+
+/// Between the moment at which a port stops to take frames and the one at which that is noticed, they are drops with a
+/// name: each packet in is one out or a drop.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn frames_that_a_port_refuses_are_named_drops() -> Result<()> {
+    let lab = lab_with_gro()?;
+    let running = Ferroute::start_with(&lab, &OFFLOAD)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    let summary = std::thread::scope(|scope| -> Result<_> {
+        let pings = scope.spawn(|| ping(&lab.left, &format!("-q -c 3000 -i 0.001 -W 3 {RIGHT4}")));
+        ensure!(eventually(|| offloaded(&running).is_ok_and(|frames| frames > 200)));
+        lab.right.run("ethtool -K right gro off")?;
+        pings.join().expect("it does not panic")
+    })?;
+    let lost = u64::from(summary.sent - summary.received);
+    let counts = || -> Result<(u64, Value)> {
+        let report = running.json(&["stat"])?;
+        let refused = report["drops"]["REDIRECT_REFUSED"].as_u64().unwrap_or(0);
+        Ok((refused, report))
+    };
+    let is_named = || counts().is_ok_and(|(refused, _)| refused == lost);
+    ensure!(eventually(is_named), "{lost} lost: {:?}\n{}", counts(), summary.text);
+    ensure!(lost > 0, "the change was noticed before a packet came");
+    let (_, report) = counts()?;
+    let packets = &report["offload"]["packets"];
+    let of = |name: &str| packets[name].as_u64().unwrap_or(0);
+    ensure!(of("received") == of("sent") + of("dropped") && of("dropped") == lost, "{packets}");
+    let drops = running.json(&["drops"])?;
+    ensure!(drops.to_string().contains("REDIRECT_REFUSED"), "{drops}");
     Ok(())
 }

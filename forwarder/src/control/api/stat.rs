@@ -23,8 +23,11 @@ pub struct StatReport {
 pub struct OffloadReport {
     /// As `nstat` names them.
     pub mib: Counters,
-    /// Packets, and where they went: received, sent.
+    /// Packets, and where they went: received, sent, dropped.
     pub packets: Counters,
+    /// By `DropReason::name`: packets that the kernel or a driver did not send. Empty if there are none.
+    #[serde(default, skip_serializing_if = "Counters::is_empty")]
+    pub drops: Counters,
     /// Flows: `flows` are offloaded now, of at most `flows_max`; others count what has happened to them since the
     /// start.
     pub flows: Counters,
@@ -89,9 +92,10 @@ impl StatReport {
         sum(self.workers.iter().map(|worker| &worker.mib).chain(offload))
     }
 
-    /// Drops of all workers together.
+    /// Drops of all workers together, and of what is offloaded.
     pub fn drops(&self) -> Counters {
-        sum(self.workers.iter().map(|worker| &worker.drops))
+        let offload = self.offload.iter().map(|offload| &offload.drops);
+        sum(self.workers.iter().map(|worker| &worker.drops).chain(offload))
     }
 
     /// Punts of all workers together.

@@ -40,8 +40,8 @@ fn row(offloads: &Offloads, flow: &OffloadedFlow) -> OffloadedRow {
     let view = &flow.view;
     let tuple = |key: &FlowKey| FlowTuple::of_key(key).tuple();
     OffloadedRow {
-        iif: offloads.port_name(view.in_port),
-        oif: offloads.port_name(view.out_port),
+        iif: offloads.dev_name(view.in_dev),
+        oif: offloads.ifname(view.nexthop.0),
         tuple: tuple(&FlowKey::of_words(view.key)),
         translated: flow.target.as_ref().map(tuple),
         nexthop: view.nexthop.1,

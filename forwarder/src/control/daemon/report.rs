@@ -147,7 +147,8 @@ impl Snapshot {
     /// Answers `drops`.
     pub(super) fn drops(&self) -> DropsReport {
         let total = |of: &dyn Fn(&WorkerStats) -> u64| -> u64 {
-            self.workers.iter().map(|worker| of(&worker.stats)).sum()
+            let offloaded = self.offloads.iter().map(|offloads| of(offloads.stats()));
+            self.workers.iter().map(|worker| of(&worker.stats)).chain(offloaded).sum()
         };
         let row = |name: &str, help: &str, count| NamedCount {
             reason: name.to_owned(),
@@ -184,7 +185,7 @@ impl Supervisor {
     /// One line for the log at the end, when no worker runs and no packet is in flight.
     pub(super) fn totals(&self) -> String {
         let workers = self.workers.handles().iter().map(|worker| worker.stats.account(0, 0));
-        let offloaded = self.offload.iter().map(|it| it.offloads().stats().account(0, 0));
+        let offloaded = self.offload.iter().map(|it| it.offloads().account());
         let accounts: Vec<PacketAccount> = workers.chain(offloaded).collect();
         let sum = |of: fn(&PacketAccount) -> u64| -> u64 { accounts.iter().map(of).sum() };
         format!(

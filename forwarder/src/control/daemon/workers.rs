@@ -191,7 +191,15 @@ impl Supervisor {
         let ports = usize::from(self.ports.max_ports());
         self.mirror.set_epochs(epochs);
         let tables = self.mirror.published();
-        let mut offload = Offloader::new(Offloads::new(table, tables, ports, workers));
+        let failures = match steering.redirect_failures() {
+            Ok(failures) => Some(Arc::new(failures)),
+            Err(error) => {
+                say!("{error}: flows stay offloaded to a port that does not send their frames");
+                None
+            }
+        };
+        let offloads = Offloads::new(table, tables, ports, workers, failures.clone());
+        let mut offload = Offloader::new(offloads, failures);
         offload
             .start(self.hooks.published().subscribe())
             .context("cannot start the thread fr-offload")?;

@@ -54,6 +54,9 @@ pub enum XdpError {
     /// The map of the ports that frames are redirected to cannot be created.
     #[error("cannot create the map of ports that frames are redirected to: {0}")]
     TxPorts(libbpf_rs::Error),
+    /// Frames that are redirected and not sent cannot be counted.
+    #[error("cannot count redirected frames that are not sent: {0}")]
+    RedirectFailures(String),
     /// A program that does not belong to ferroute is on the interface.
     #[error("{ifname} {}", self.reason())]
     ForeignProgram {

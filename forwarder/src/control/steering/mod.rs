@@ -13,6 +13,7 @@ mod object;
 mod offload;
 mod port;
 pub mod punt;
+mod redirects;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -34,6 +35,7 @@ pub use self::offload::{
 };
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
+pub use self::redirects::RedirectFailures;
 use crate::io::af_xdp::HeartbeatPage;
 use crate::io::af_xdp::mapped_words::MappedWords;
 use crate::tables::{Epochs, epochs};
@@ -203,6 +205,14 @@ impl Steering {
     pub fn set_tx_port(&self, port: u16, ifindex: Option<u32>) -> Result<(), XdpError> {
         let maps = &self.shared.offload.tx_ports;
         maps.iter().try_for_each(|map| offload::set_tx_port(map, port, ifindex))
+    }
+
+    /// Counts frames that are redirected to ports and not sent, from now on.
+    ///
+    /// # Errors
+    /// [`XdpError::RedirectFailures`] when the kernel cannot tell.
+    pub fn redirect_failures(&self) -> Result<RedirectFailures, XdpError> {
+        RedirectFailures::watch(&self.shared.offload.tx_ports)
     }
 
     /// A handle by which any thread adds and removes known flows. There are none at start, and they

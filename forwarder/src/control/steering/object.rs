@@ -15,7 +15,7 @@ use crate::control::conntrack::Sysctls;
 
 /// libbpf reads the ELF headers in place, so they have to be aligned.
 #[repr(C, align(8))]
-struct Aligned<T: ?Sized>(T);
+pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../../xdp-prog/ferroute.bpf.o"));
 

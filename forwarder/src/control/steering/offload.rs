@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use arc_swap::ArcSwap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite, Width};
-use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, mac_words};
+use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, VlanKey, mac_words};
 
 use super::XdpError;
 use super::flow_gate::{FlowWords, read_hash};
@@ -29,10 +29,11 @@ const HOP: usize = size_of::<NextHop>() / 4;
 const BASIS: usize = std::mem::offset_of!(FlowEntry, basis) / 4;
 const COUNT: usize = std::mem::offset_of!(FlowEntry, count) / 4;
 const SEQS: usize = std::mem::offset_of!(FlowEntry, seqs) / 4;
-/// Position of the epoch in a [`NextHop`].
+/// Positions in a [`NextHop`].
 const EPOCH: usize = std::mem::offset_of!(NextHop, epoch) / 4;
-/// The bits of the port that packets come from, in the last word of a key.
-const PORT_SHIFT: u32 = 48;
+const TAGS: usize = std::mem::offset_of!(NextHop, tags) / 4;
+/// The bits of the number of the interface that packets come from, in the last word of a key.
+const DEV_SHIFT: u32 = 48;
 
 /// What is done with packets of a flow.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +53,8 @@ pub struct Hop {
     pub port: u16,
     /// Link-layer addresses of frames: destination, source.
     pub macs: [[u8; 6]; 2],
+    /// Tags of frames.
+    pub tags: VlanKey,
     /// ifindex of the outgoing interface, and the neighbour's address.
     pub nexthop: (u32, IpAddr),
 }
@@ -98,10 +101,10 @@ impl NextHops {
 /// What an entry is. See [`OffloadTable::read`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryView {
-    /// The key, without the port.
+    /// The key, without the interface.
     pub key: FlowWords,
-    /// The port that packets come from.
-    pub in_port: u16,
+    /// Number of the interface that packets come from.
+    pub in_dev: u16,
     /// The port that they leave by.
     pub out_port: u16,
     /// ifindex of the outgoing interface, and the neighbour that they are sent to.
@@ -144,10 +147,14 @@ pub struct OffloadTable {
     hops: Vec<Option<HopState>>,
     hop_numbers: HashMap<Hop, u16>,
     len: usize,
+    /// Entries by [`Width`], in the order of [`WIDTHS`].
+    of_width: [usize; WIDTHS.len()],
 }
 
+const WIDTHS: [Width; 3] = [Width::Addresses, Width::ToPrefix, Width::Prefixes];
+
 impl OffloadedEntries {
-    /// The entries with this key, from any port; of wide ones, whose key is [`hashed`], from its port.
+    /// The entries with this key, from any interface; of wide ones, whose key is [`hashed`], from its own.
     pub fn find(&self, key: &FlowWords) -> impl Iterator<Item = u32> + '_ {
         let (place, key) = (self.hash.place(key), *key);
         let [first, second] = place.buckets;
@@ -159,7 +166,7 @@ impl OffloadedEntries {
         let is_its = move |at: &usize| {
             let has_mark = self.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
             let own = self.key(at - FLOW_SLOTS);
-            has_mark && (own == key || with_port(&own, 0) == key)
+            has_mark && (own == key || with_dev(&own, 0) == key)
         };
         slots.filter(is_its).map(|at| (at - FLOW_SLOTS) as u32)
     }
@@ -233,6 +240,7 @@ impl OffloadTable {
             hops: Vec::new(),
             hop_numbers: HashMap::new(),
             len: 0,
+            of_width: [0; WIDTHS.len()],
         }
     }
 
@@ -261,12 +269,24 @@ impl OffloadTable {
         self.len
     }
 
+    /// The widths that entries have, for [`Epochs::set_widths`](crate::tables::Epochs::set_widths).
+    pub fn widths(&self) -> u32 {
+        let counts = WIDTHS.iter().zip(&self.of_width);
+        counts.filter(|(_, count)| **count > 0).fold(0, |bits, (width, _)| bits | width.bit())
+    }
+
+    fn count_of_width(&mut self, key: &FlowWords) -> Option<&mut usize> {
+        let width = Width::of((key[FLOW_WORDS - 1] >> 32) as u8)?;
+        let at = WIDTHS.iter().position(|it| *it == width)?;
+        self.of_width.get_mut(at)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Enters a flow: its packets are forwarded before this returns. An entry with its key and port is replaced.
+    /// Enters a flow: its packets are forwarded before this returns. An entry with its key and interface is replaced.
     /// Returns its number.
     ///
     /// # Errors
@@ -274,11 +294,11 @@ impl OffloadTable {
     pub fn insert(
         &mut self,
         key: &FlowWords,
-        in_port: u16,
+        in_dev: u16,
         hop: &Hop,
         action: &Action,
     ) -> Result<u32, NotEntered> {
-        let place = self.maps.hash.place(&hashed(key, in_port));
+        let place = self.maps.hash.place(&hashed(key, in_dev));
         let mark_words = place.buckets.map(|bucket| bucket as usize * FLOW_SLOTS);
         let is_mark =
             |at: &usize| self.maps.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
@@ -305,7 +325,7 @@ impl OffloadTable {
             None => action.mtu & !FlowEntry::HAS_REWRITE,
         };
         let mut words = [0; ENTRY];
-        for (to, word) in words.chunks_exact_mut(2).zip(with_port(key, in_port)) {
+        for (to, word) in words.chunks_exact_mut(2).zip(with_dev(key, in_dev)) {
             to.copy_from_slice(&[word as u32, (word >> 32) as u32]);
         }
         words[BASIS] = action.basis.wrapping_add(hop_epoch);
@@ -313,6 +333,9 @@ impl OffloadTable {
         store(self.maps.entries.words(), number * ENTRY, &words);
         self.occupy(number);
         self.len += 1;
+        if let Some(count) = self.count_of_width(key) {
+            *count += 1;
+        }
         // Everything that it leads to is written before.
         if let Some(mark) = self.maps.mark(at) {
             mark.store(place.mark, Release);
@@ -328,6 +351,9 @@ impl OffloadTable {
             return;
         }
         self.len -= 1;
+        if let Some(count) = self.count_of_width(&self.maps.key(at)) {
+            *count -= 1;
+        }
         self.resting.push_back((now_ns, number));
     }
 
@@ -341,8 +367,8 @@ impl OffloadTable {
         let basis = maps.entry_word(at, BASIS)?.load(Relaxed).wrapping_sub(hop.epoch);
         let has_rewrite = mtu & FlowEntry::HAS_REWRITE != 0;
         Some(EntryView {
-            key: with_port(&key, 0),
-            in_port: (key[FLOW_WORDS - 1] >> PORT_SHIFT) as u16,
+            key: with_dev(&key, 0),
+            in_dev: (key[FLOW_WORDS - 1] >> DEV_SHIFT) as u16,
             out_port: hop.hop.port,
             nexthop: hop.hop.nexthop,
             basis,
@@ -430,6 +456,8 @@ impl OffloadTable {
             u32::from(hop.port),
         ];
         store(self.next_hops.words.words(), number * HOP, &words);
+        let [outer, inner] = [&hop.tags[..2], &hop.tags[2..]].map(|tag| pair([tag[0], tag[1]]));
+        store(self.next_hops.words.words(), number * HOP + TAGS, &[outer, inner]);
         let epoch = self.next_hops.epoch(number as u16);
         *self.hops.get_mut(number)? = Some(HopState { hop: *hop, users: 1, epoch });
         self.hop_numbers.insert(*hop, number as u16);
@@ -490,20 +518,20 @@ impl OffloadTable {
     }
 }
 
-/// A key with the port that packets come from.
-/// What is hashed of a key: with the port, if it is wide.
-pub fn hashed(key: &FlowWords, in_port: u16) -> FlowWords {
+/// What is hashed of a key: with the interface, if it is wide.
+pub fn hashed(key: &FlowWords, in_dev: u16) -> FlowWords {
     let [.., last] = key;
     match Width::of((last >> 32) as u8) {
-        Some(_) => with_port(key, in_port),
+        Some(_) => with_dev(key, in_dev),
         None => *key,
     }
 }
 
-fn with_port(key: &FlowWords, port: u16) -> FlowWords {
+/// A key with the interface that packets come from.
+fn with_dev(key: &FlowWords, dev: u16) -> FlowWords {
     let [.., last] = key;
     let mut with = *key;
-    with[FLOW_WORDS - 1] = last & !(u64::MAX << PORT_SHIFT) | u64::from(port) << PORT_SHIFT;
+    with[FLOW_WORDS - 1] = last & !(u64::MAX << DEV_SHIFT) | u64::from(dev) << DEV_SHIFT;
     with
 }
 
@@ -546,6 +574,7 @@ mod tests {
     const HOP_A: Hop = Hop {
         port: 1,
         macs: [[1; 6], [2; 6]],
+        tags: [0x81, 0x100, 0, 0],
         nexthop: (3, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
     };
     const ACTION: Action = Action { basis: 7, mtu: 1500, rewrite: None };
@@ -576,7 +605,7 @@ mod tests {
             let number = table.insert(&key(n), 5, &HOP_A, &ACTION).expect("room");
             assert_eq!(table.entries().find(&key(n)).collect::<Vec<_>>(), [number]);
             let view = table.read(number).expect("an entry");
-            assert_eq!((view.key, view.in_port, view.out_port), (key(n), 5, 1));
+            assert_eq!((view.key, view.in_dev, view.out_port), (key(n), 5, 1));
             assert_eq!((view.basis, view.holds, view.new_destination), (7, true, None));
         }
         assert_eq!(table.insert(&key(1), 6, &HOP_A, &ACTION), Err(NotEntered::NoPlace));

@@ -62,6 +62,7 @@ use crate::stats::{DropReason, WorkerStats};
 pub use device::AfXdpDevice;
 pub use error::OpenError;
 pub use heartbeat::{HeartbeatPage, is_fresh};
+pub use net_iter::DeviceLayout;
 pub use netdev::{driver_info, driver_name, netns_id};
 pub use socket::is_bound;
 

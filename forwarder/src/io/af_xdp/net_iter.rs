@@ -52,7 +52,6 @@ impl NetIter {
         name: &CStr,
         program: impl FnOnce(&Btf<'_>) -> io::Result<Vec<bpf_insn>>,
     ) -> io::Result<NetIter> {
-        let other = |error: libbpf_rs::Error| io::Error::other(format!("{error:#}"));
         let btf = Btf::from_vmlinux().map_err(other)?;
         let program = program(&btf)?;
         let target = btf.type_by_name::<Func<'_>>("bpf_iter_netlink");
@@ -131,6 +130,39 @@ impl SocketLayout {
             net: offset(btf, "netlink_sock", &["sk", "__sk_common", "skc_net", "net"])?,
         })
     }
+}
+
+/// Offsets by which a program at a tracepoint identifies a `struct net_device`, in octets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLayout {
+    /// Of its namespace in the device.
+    pub dev_net: u32,
+    /// Of `ifindex` in the device.
+    pub dev_ifindex: u32,
+    /// Of `net_cookie` in the namespace (SO_NETNS_COOKIE).
+    pub net_cookie: u32,
+}
+
+impl DeviceLayout {
+    /// Those of the running kernel. Reading its types takes some ten milliseconds.
+    ///
+    /// # Errors
+    /// The kernel has no BTF, or lacks expected types.
+    pub fn of_kernel() -> io::Result<DeviceLayout> {
+        let btf = Btf::from_vmlinux().map_err(other)?;
+        let offset = |structure, path: &[&str]| {
+            offset(&btf, structure, path).map(|octets| octets.unsigned_abs().into())
+        };
+        Ok(DeviceLayout {
+            dev_net: offset("net_device", &["nd_net", "net"])?,
+            dev_ifindex: offset("net_device", &["ifindex"])?,
+            net_cookie: offset("net", &["net_cookie"])?,
+        })
+    }
+}
+
+fn other(error: libbpf_rs::Error) -> io::Error {
+    io::Error::other(format!("{error:#}"))
 }
 
 /// The offset of a nested member of a structure.

@@ -71,6 +71,41 @@ fn the_same_for_ipv6() {
 }
 
 #[test]
+fn flows_of_vlans_are_offered_with_the_tags_that_they_leave_with() {
+    let (mut lab, _) = lab(vlan::net());
+    let offer = |lab: &mut Lab, tags: vlan::Tags<'_>, dst: &'static str| {
+        let offers = receive(lab, &vlan::tagged(tags, &V4::to(dst)), 3);
+        assert_eq!(offers.len(), 1, "{dst}: {offers:?}");
+        offers.into_iter().next().expect("one")
+    };
+    let [left10, left40] = [(0x8100, 10), (0x88a8, 40)];
+    let one = offer(&mut lab, &[left10], "198.18.20.2");
+    assert_eq!((one.in_dev, one.in_port, one.out_port), (2, LEFT, RIGHT));
+    assert_eq!(one.tags.map(u16::from_be), [0x8100, 20, 0, 0]);
+    assert_eq!((one.header_lens, one.nexthop.0, one.macs[0]), ([18, 18], 11, RIGHT_HOST_MAC));
+    let two = offer(&mut lab, &[left40, (0x8100, 5)], "198.18.30.2");
+    assert_eq!(two.tags.map(u16::from_be), [0x88a8, 30, 0x8100, 7]);
+    assert_eq!((two.in_dev, two.header_lens, two.nexthop.0), (5, [22, 22], 12));
+    // With two tags the kernel redirects no frame as long as its MTU allows.
+    assert_eq!(two.mtu, one.mtu - 4);
+    let without = offer(&mut lab, &[left10], "198.18.2.2");
+    assert_eq!((without.tags, without.header_lens), ([0; 4], [18, 14]));
+    // By the same port, but another interface.
+    let same_port = offer(&mut lab, &[left40, (0x8100, 5)], "198.18.10.2");
+    assert_eq!((same_port.in_port, same_port.out_port), (LEFT, LEFT));
+}
+
+#[test]
+fn flows_whose_priority_depends_on_the_packet_are_not_offered() {
+    let mut net = vlan::net();
+    let vlan = net.links.iter_mut().find_map(|link| link.vlan.as_mut().filter(|it| it.dev == 3));
+    vlan.expect("right.20").tags[0].qos = Box::new([(0, 5)]);
+    let (mut lab, _) = lab(net);
+    let frame = vlan::tagged(&[(0x8100, 10)], &V4::to("198.18.20.2"));
+    assert!(receive(&mut lab, &frame, 20).is_empty());
+}
+
+#[test]
 fn flows_that_an_entry_cannot_hold_are_not_offered() {
     let frame = |dst| eth(0x0800, &V4 { dst, ..V4::default() }.packet());
     let none = |change: &dyn Fn(&mut Net), frame: &[u8], what: &str| {

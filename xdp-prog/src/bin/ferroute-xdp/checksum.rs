@@ -61,11 +61,12 @@ impl NewCheck {
     }
 }
 
-/// The checksum of a packet whose transport header is at `OFFSET`. `addresses`: the sum of the words of both addresses
+/// The checksum of a packet whose transport header is at `offset`. `addresses`: the sum of the words of both addresses
 /// as received. `None`: the packet is left to userspace.
 #[inline(always)]
-pub fn check_for<const OFFSET: usize>(
+pub fn check_for(
     ctx: &XdpContext,
+    offset: usize,
     packet: &Checked,
     addresses: impl FnOnce() -> u64,
 ) -> Option<NewCheck> {
@@ -73,23 +74,24 @@ pub fn check_for<const OFFSET: usize>(
         return Some(NewCheck::NONE);
     }
     match packet.protocol {
-        IPPROTO_TCP => check_at::<OFFSET, TCP_CHECK>(ctx, packet, addresses),
-        IPPROTO_UDP => check_at::<OFFSET, UDP_CHECK>(ctx, packet, addresses),
+        IPPROTO_TCP => check_at::<TCP_CHECK>(ctx, offset, packet, addresses),
+        IPPROTO_UDP => check_at::<UDP_CHECK>(ctx, offset, packet, addresses),
         _ => Some(NewCheck::NONE),
     }
 }
 
 /// `AT`: the offset of the checksum in the transport header, octets.
 #[inline(always)]
-fn check_at<const OFFSET: usize, const AT: usize>(
+fn check_at<const AT: usize>(
     ctx: &XdpContext,
+    offset: usize,
     packet: &Checked,
     addresses: impl FnOnce() -> u64,
 ) -> Option<NewCheck> {
     if usize::from(packet.octets) < AT + size_of::<u16>() {
         return Some(NewCheck::NONE);
     }
-    let old = *header::<u16>(ctx, OFFSET + AT)?;
+    let old = *header::<u16>(ctx, offset + AT)?;
     let of = |sum: u64| {
         let value = !fold(sum);
         let value = if AT == UDP_CHECK && value == 0 { CSUM_MANGLED_0 } else { value };
@@ -100,7 +102,7 @@ fn check_at<const OFFSET: usize, const AT: usize>(
         let protocol = u16::from(packet.protocol).to_be();
         let pseudo_header = addresses() + u64::from(protocol) + u64::from(packet.octets.to_be());
         if old == fold(pseudo_header) {
-            let sum = transport_sum(ctx.ctx, OFFSET as u32, u32::from(packet.octets));
+            let sum = transport_sum(ctx.ctx, offset as u32, u32::from(packet.octets));
             if sum == NO_SUM {
                 return None;
             }

@@ -2,7 +2,7 @@
 //! library half of the package describes the table.
 //!
 //! Everything is checked before anything is written. A packet that fails a check is treated as one that belongs to no
-//! offloaded flow: userspace counts drops and makes ICMP errors. Nothing is looked up for tagged frames.
+//! offloaded flow: userspace counts drops and makes ICMP errors.
 //!
 //! Of a multi-buffer frame only the first buffer is seen. If it contains the whole packet, what follows is padding.
 
@@ -12,7 +12,7 @@ use core::ptr::null_mut;
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, DevMap},
-    helpers::generated::bpf_xdp_adjust_tail,
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::btf_map,
     programs::XdpContext,
 };
@@ -25,8 +25,8 @@ use xdp_prog::{FLOW_SLOTS, FlowBucket, FlowHash, MacWords, PortSettings, Reason}
 use crate::checksum::{Checked, NewCheck, check_for};
 use crate::steer::{
     EthHdr, Flow, FlowWords, IPPROTO_AH, IPPROTO_TCP, IPPROTO_UDP, IPV4_FRAGMENT, IPV4_NO_OPTIONS,
-    Ipv4Hdr, Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHdr,
-    UdpHdr, header, stalled, wide_ipv4, wide_ipv6,
+    Ipv4Hdr, Ipv4Words, Ipv6Hdr, Ipv6Words, Settings, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tags,
+    TcpHdr, UdpHdr, header, stalled, wide_ipv4, wide_ipv6,
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -48,23 +48,9 @@ static FR_TX_PORTS: DevMap<TX_PORTS_MAX> = DevMap::new();
 /// mobility, HIP, Shim6; AH.
 const EXTENSIONS: [u8; 8] = [0, 43, 44, 60, 135, 139, 140, IPPROTO_AH];
 
-/// Offsets of the transport header in a frame, octets.
-const L4_IPV4: usize = size_of::<EthHdr>() + size_of::<Ipv4Hdr>();
-const L4_IPV6: usize = size_of::<EthHdr>() + size_of::<Ipv6Hdr>();
-
-/// What an IPv4 frame has at least, as it is written.
-#[repr(C)]
-struct Frame4 {
-    eth: EthHdr,
-    ip: Ipv4Hdr,
-}
-
-/// What an IPv6 frame has at least.
-#[repr(C)]
-struct Frame6 {
-    eth: EthHdr,
-    ip: Ipv6Hdr,
-}
+/// Length of a tag, and the offset of the first one, octets.
+const TAG: usize = 4;
+const TAGS_AT: usize = 12;
 
 /// Forwards an IPv4 packet. `None`: it is not of an offloaded flow, or it has to be treated as if it were not. Without a
 /// `flow`, what is done with it depends on its addresses only.
@@ -72,13 +58,14 @@ struct Frame6 {
 pub fn ipv4(
     ctx: &XdpContext,
     settings: &Settings<'_>,
+    number: u16,
     ip: &Ipv4Hdr,
     flow: Option<&Flow>,
 ) -> Option<Reason> {
     let is_wide = flow.is_none();
     let found = match flow {
-        Some(flow) => Found::of(flow, settings.port)?,
-        None => Found::wide(wide_ipv4(ip), PREFIX4, settings.port)?,
+        Some(flow) => Found::of(flow, number)?,
+        None => Found::wide(wide_ipv4(ip), PREFIX4, number)?,
     };
     let [ttl, protocol] = ip.ttl_protocol;
     let length = u16::from_be(ip.total_length);
@@ -89,7 +76,11 @@ pub fn ipv4(
     if !is_plain || ttl <= 1 || length > found.mtu() {
         return None;
     }
-    let seqs = if is_wide { None } else { segment::<L4_IPV4>(ctx, protocol, octets)? };
+    let seqs = if is_wide {
+        None
+    } else {
+        segment(ctx, settings.l3() + size_of::<Ipv4Hdr>(), protocol, octets)?
+    };
     let rewrite = match found.rewrite(is_wide)? {
         Some(rewrite) => Some(Translated::<Ipv4Words>::read(rewrite)),
         None => None,
@@ -116,7 +107,8 @@ pub fn ipv4(
         delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
-    let check = check_for::<L4_IPV4>(ctx, &checked, || {
+    let l4 = settings.l3() + size_of::<Ipv4Hdr>();
+    let check = check_for(ctx, l4, &checked, || {
         u64::from(ip.source[0])
             + u64::from(ip.source[1])
             + u64::from(ip.destination[0])
@@ -125,11 +117,12 @@ pub fn ipv4(
     if let Some(reason) = stalled(settings.queue) {
         return Some(reason);
     }
-    let frame_length = size_of::<EthHdr>() + usize::from(length);
+    let frame_length = settings.l3() + usize::from(length);
     let padding = hop.redirect(ctx, frame_length)?;
     // After this `ip` is not valid.
     let is_written = trim(ctx, padding, frame_length)
-        .and_then(|()| write_ipv4(ctx, &hop, check, rewrite.as_ref()));
+        .and_then(|()| hop.write(ctx, &settings.tags))
+        .and_then(|()| write_ipv4(ctx, hop.l3(), check, rewrite.as_ref()));
     if is_written.is_none() {
         return Some(Reason::SteerIpv4);
     }
@@ -137,21 +130,21 @@ pub fn ipv4(
     Some(Reason::OffloadIpv4)
 }
 
-/// Writes the headers of an IPv4 packet. `None`: nothing was written.
+/// Writes the headers of an IPv4 packet, of which the first is at `l3`.
 #[inline(always)]
 fn write_ipv4(
     ctx: &XdpContext,
-    hop: &Hop,
+    l3: usize,
     check: NewCheck,
     rewrite: Option<&Translated<Ipv4Words>>,
 ) -> Option<()> {
-    let frame = header_mut::<Frame4>(ctx, 0)?;
-    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, L4_IPV4)? } else { null_mut() };
-    check.write(ctx, L4_IPV4)?;
+    let ip = header_mut::<Ipv4Hdr>(ctx, l3)?;
+    let l4 = l3 + size_of::<Ipv4Hdr>();
+    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, l4)? } else { null_mut() };
+    check.write(ctx, l4)?;
     // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
     unsafe {
-        hop.write(&raw mut (*frame).eth);
-        let ip = &mut (*frame).ip;
+        let ip = &mut *ip;
         ip.check = decrease_ttl(ip.check);
         ip.ttl_protocol[0] -= 1;
         if let Some(rewrite) = rewrite {
@@ -169,13 +162,14 @@ fn write_ipv4(
 pub fn ipv6(
     ctx: &XdpContext,
     settings: &Settings<'_>,
+    number: u16,
     ip: &Ipv6Hdr,
     flow: Option<&Flow>,
 ) -> Option<Reason> {
     let is_wide = flow.is_none();
     let found = match flow {
-        Some(flow) => Found::of(flow, settings.port)?,
-        None => Found::wide(wide_ipv6(ip), PREFIX6, settings.port)?,
+        Some(flow) => Found::of(flow, number)?,
+        None => Found::wide(wide_ipv6(ip), PREFIX6, number)?,
     };
     let [protocol, hop_limit] = ip.next_header_hop_limit;
     let octets = u16::from_be(ip.payload_length);
@@ -184,7 +178,11 @@ pub fn ipv6(
     if !is_plain || hop_limit <= 1 || length > found.mtu() {
         return None;
     }
-    let seqs = if is_wide { None } else { segment::<L4_IPV6>(ctx, protocol, octets)? };
+    let seqs = if is_wide {
+        None
+    } else {
+        segment(ctx, settings.l3() + size_of::<Ipv6Hdr>(), protocol, octets)?
+    };
     let rewrite = match found.rewrite(is_wide)? {
         Some(rewrite) => Some(Translated::<Ipv6Words>::read(rewrite)),
         None => None,
@@ -216,18 +214,20 @@ pub fn ipv6(
         delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
-    let check = check_for::<L4_IPV6>(ctx, &checked, || {
+    let l4 = settings.l3() + size_of::<Ipv6Hdr>();
+    let check = check_for(ctx, l4, &checked, || {
         let words = ip.source.iter().chain(&ip.destination);
         words.fold(0, |sum, word| sum + u64::from(*word))
     })?;
     if let Some(reason) = stalled(settings.queue) {
         return Some(reason);
     }
-    let frame_length = size_of::<EthHdr>() + usize::from(length);
+    let frame_length = settings.l3() + usize::from(length);
     let padding = hop.redirect(ctx, frame_length)?;
     // After this `ip` is not valid.
     let is_written = trim(ctx, padding, frame_length)
-        .and_then(|()| write_ipv6(ctx, &hop, check, rewrite.as_ref()));
+        .and_then(|()| hop.write(ctx, &settings.tags))
+        .and_then(|()| write_ipv6(ctx, hop.l3(), check, rewrite.as_ref()));
     if is_written.is_none() {
         return Some(Reason::SteerIpv6);
     }
@@ -235,21 +235,21 @@ pub fn ipv6(
     Some(Reason::OffloadIpv6)
 }
 
-/// Writes the headers of an IPv6 packet. `None`: nothing was written.
+/// Writes the headers of an IPv6 packet, of which the first is at `l3`.
 #[inline(always)]
 fn write_ipv6(
     ctx: &XdpContext,
-    hop: &Hop,
+    l3: usize,
     check: NewCheck,
     rewrite: Option<&Translated<Ipv6Words>>,
 ) -> Option<()> {
-    let frame = header_mut::<Frame6>(ctx, 0)?;
-    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, L4_IPV6)? } else { null_mut() };
-    check.write(ctx, L4_IPV6)?;
+    let ip = header_mut::<Ipv6Hdr>(ctx, l3)?;
+    let l4 = l3 + size_of::<Ipv6Hdr>();
+    let ports = if rewrite.is_some() { header_mut::<[u16; 2]>(ctx, l4)? } else { null_mut() };
+    check.write(ctx, l4)?;
     // SAFETY: pointers into the frame; `ports` is one if there is a rewrite.
     unsafe {
-        hop.write(&raw mut (*frame).eth);
-        let ip = &mut (*frame).ip;
+        let ip = &mut *ip;
         ip.next_header_hop_limit[1] -= 1;
         if let Some(rewrite) = rewrite {
             ip.source = rewrite.source;
@@ -282,37 +282,37 @@ const PREFIX4: u64 = (1 << Width::PREFIX4) - 1;
 const PREFIX6: u64 = (1 << Width::PREFIX6) - 1;
 
 impl Found {
-    /// The entry of packets with these addresses that arrive on the port, the widest first.
+    /// The entry of packets with these addresses that arrive on the interface, the widest first.
     #[inline(always)]
-    fn wide(words: FlowWords, prefix: u64, port: &PortSettings) -> Option<Found> {
+    fn wide(words: FlowWords, prefix: u64, number: u16) -> Option<Found> {
         let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
         // SAFETY: inside the map's value; userspace writes whole words at any time.
         let widths = unsafe { (&raw const (*epochs).widths).read_volatile() };
         let [from0, from1, to0, to1, last] = words;
-        // Each port has entries of its own.
-        let last = last | u64::from(port.flags >> PortSettings::NUMBER_SHIFT) << 48;
+        // Each interface has entries of its own.
+        let last = last | u64::from(number) << 48;
         let kind = |width: Width| last | u64::from(width.protocol()) << 32;
         if widths & Width::Prefixes.bit() != 0 {
             let words = [from0 & prefix, 0, to0 & prefix, 0, kind(Width::Prefixes)];
-            if let Some(found) = Found::of(&Flow::new(words)?, port) {
+            if let Some(found) = Found::of(&Flow::new(words)?, number) {
                 return Some(found);
             }
         }
         if widths & Width::ToPrefix.bit() != 0 {
             let words = [from0, from1, to0 & prefix, 0, kind(Width::ToPrefix)];
-            if let Some(found) = Found::of(&Flow::new(words)?, port) {
+            if let Some(found) = Found::of(&Flow::new(words)?, number) {
                 return Some(found);
             }
         }
         if widths & Width::Addresses.bit() == 0 {
             return None;
         }
-        Found::of(&Flow::new([from0, from1, to0, to1, last])?, port)
+        Found::of(&Flow::new([from0, from1, to0, to1, last])?, number)
     }
 
-    /// The entry of packets with this key that arrive on the port.
+    /// The entry of packets with this key that arrive on the interface.
     #[inline(always)]
-    fn of(flow: &Flow, port: &PortSettings) -> Option<Found> {
+    fn of(flow: &Flow, interface: u16) -> Option<Found> {
         let hash = FR_OFF_MARKS.get_ptr(0)?;
         // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
         let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(flow.hash);
@@ -328,15 +328,11 @@ impl Found {
         let entry = FR_OFF_FLOWS.get_ptr_mut(number)?;
         let mut differ = 0;
         for (at, word) in flow.words.iter().enumerate() {
-            let of_port = if at == flow.words.len() - 1 {
-                u64::from(port.flags >> PortSettings::NUMBER_SHIFT) << 48
-            } else {
-                0
-            };
+            let number = if at == flow.words.len() - 1 { u64::from(interface) << 48 } else { 0 };
             // SAFETY: inside the map's value; userspace writes whole words at any time.
             let of_entry =
                 unsafe { (&raw const (*entry).key).cast::<u64>().add(at).read_volatile() };
-            differ |= of_entry ^ (*word | of_port);
+            differ |= of_entry ^ (*word | number);
         }
         if differ != 0 {
             return None;
@@ -458,6 +454,8 @@ struct Hop {
     source: MacWords,
     port: u32,
     epoch: u32,
+    /// TPID and VID of the tags, see [`NextHop::tags`].
+    tags: [u16; 4],
 }
 
 impl Hop {
@@ -478,6 +476,15 @@ impl Hop {
                 source: mac(&raw const (*hop).source),
                 port: (&raw const (*hop).port).read_volatile(),
                 epoch: (&raw const (*hop).epoch).read_volatile(),
+                tags: {
+                    let tags = (&raw const (*hop).tags).cast::<u16>();
+                    [
+                        tags.read_volatile(),
+                        tags.add(1).read_volatile(),
+                        tags.add(2).read_volatile(),
+                        tags.add(3).read_volatile(),
+                    ]
+                },
             })
         }
     }
@@ -495,17 +502,51 @@ impl Hop {
         Some(padding as i32)
     }
 
-    /// Writes the MAC addresses.
-    ///
-    /// # Safety
-    /// `eth` is in the frame.
+    /// Length of the tags, octets.
     #[inline(always)]
-    unsafe fn write(&self, eth: *mut EthHdr) {
-        // SAFETY: as the caller says.
+    fn tags_octets(&self) -> usize {
+        if self.tags[0] == 0 {
+            0
+        } else if self.tags[2] == 0 {
+            TAG
+        } else {
+            2 * TAG
+        }
+    }
+
+    /// Offset of the IP header in frames to it.
+    #[inline(always)]
+    fn l3(&self) -> usize {
+        size_of::<EthHdr>() + self.tags_octets()
+    }
+
+    /// Writes addresses and tags, instead of the `received` tags, in front of the EtherType of the packet. `None`:
+    /// nothing was written, there is no room.
+    #[inline(always)]
+    fn write(&self, ctx: &XdpContext, received: &Tags) -> Option<()> {
+        let more = self.tags_octets() as i32 - received.octets as i32;
+        // SAFETY: the context of the program; pointers into the frame are not used after this.
+        if more != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -more) } != 0 {
+            return None;
+        }
+        let eth = header_mut::<EthHdr>(ctx, 0)?;
+        // SAFETY: in the frame.
         unsafe {
             (*eth).destination = self.destination;
             (*eth).source = self.source;
         }
+        // SAFETY: in the frame; in front of the packet there is as much room as the tags have octets.
+        unsafe {
+            if self.tags[0] != 0 {
+                let tag = header_mut::<[u16; 2]>(ctx, TAGS_AT)?;
+                *tag = [self.tags[0], self.tags[1] | received.priorities[0]];
+            }
+            if self.tags[0] != 0 && self.tags[2] != 0 {
+                let tag = header_mut::<[u16; 2]>(ctx, TAGS_AT + TAG)?;
+                *tag = [self.tags[2], self.tags[3] | received.priorities[1]];
+            }
+        }
+        Some(())
     }
 }
 
@@ -539,13 +580,9 @@ unsafe fn epoch(epochs: *const u32, at: usize) -> u32 {
 /// Whether connection tracking takes a packet of `octets` octets after its IP header for valid, and it neither opens
 /// nor closes a connection (`Segment::of` in the forwarder). Returns [`FlowEntry::seqs`] for TCP.
 #[inline(always)]
-fn segment<const OFFSET: usize>(
-    ctx: &XdpContext,
-    protocol: u8,
-    octets: u16,
-) -> Option<Option<u64>> {
+fn segment(ctx: &XdpContext, l4: usize, protocol: u8, octets: u16) -> Option<Option<u64>> {
     if protocol == IPPROTO_UDP {
-        let udp = header::<UdpHdr>(ctx, OFFSET)?;
+        let udp = header::<UdpHdr>(ctx, l4)?;
         let length = u16::from_be(udp.length);
         let is_valid = usize::from(length) >= size_of::<UdpHdr>() && length <= octets;
         return is_valid.then_some(None);
@@ -553,7 +590,7 @@ fn segment<const OFFSET: usize>(
     if protocol != IPPROTO_TCP {
         return None;
     }
-    let tcp = header::<TcpHdr>(ctx, OFFSET)?;
+    let tcp = header::<TcpHdr>(ctx, l4)?;
     let header_octets = u16::from(tcp.offset_flags[0] >> 4) * 4;
     let is_valid = usize::from(header_octets) >= size_of::<TcpHdr>() && header_octets <= octets;
     let flags = tcp.offset_flags[1] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);

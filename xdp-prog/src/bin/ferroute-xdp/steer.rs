@@ -244,19 +244,37 @@ fn is_expired(now_ns: u64, time_ns: u64, timeout_ns: u64) -> bool {
     time_ns == 0 || since_earliest > 2 * timeout_ns
 }
 
-/// What decisions depend on besides the frame.
+/// What decisions depend on besides the packet.
 pub struct Settings<'a> {
     pub queue: RxQueue,
     pub port: &'a PortSettings,
     pub shared: &'a SharedSettings,
+    /// Number of the interface that the frame is for, the port or a VLAN of it. `None`: no flows of it are offloaded.
+    number: Option<u16>,
+    pub tags: Tags,
+}
+
+/// The tags of a frame.
+#[derive(Clone, Copy)]
+pub struct Tags {
+    /// Their length, octets.
+    pub octets: usize,
+    /// PCP and DEI of the first two, in network byte order; without a second one, the first one's; without tags, 0.
+    pub priorities: [u16; 2],
 }
 
 impl Settings<'_> {
-    /// Whether packets whose IP header is at `OFFSET` may be of an offloaded flow: untagged ones only.
+    /// Offset of the IP header.
     #[inline(always)]
-    fn has_offload<const OFFSET: usize>(&self) -> bool {
+    pub fn l3(&self) -> usize {
+        size_of::<EthHdr>() + self.tags.octets
+    }
+
+    /// The number that keys of the frame's flows have, if flows are offloaded.
+    #[inline(always)]
+    fn offload_number(&self) -> Option<u16> {
         let flags = PortSettings::OFFLOAD | PortSettings::GENERIC;
-        OFFSET == size_of::<EthHdr>() && self.port.flags & flags == PortSettings::OFFLOAD
+        if self.port.flags & flags == PortSettings::OFFLOAD { self.number } else { None }
     }
 }
 
@@ -267,64 +285,68 @@ fn decide(ctx: &XdpContext, queue: RxQueue) -> Reason {
     else {
         return Reason::PassNotIp;
     };
-    let ethertype = u16::from_be(eth.ethertype);
-    if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
-        return decide_tagged(ctx, eth, &Settings { queue, port, shared });
-    }
-    if !same_mac(&eth.destination, &port.mac) {
-        return Reason::PassOtherMac;
+    let tags = Tags { octets: 0, priorities: [0, 0] };
+    let number = Some((port.flags >> PortSettings::NUMBER_SHIFT) as u16);
+    let mut settings = Settings { queue, port, shared, number, tags };
+    let mut ethertype = u16::from_be(eth.ethertype);
+    if ethertype == ETH_P_IP || ethertype == ETH_P_IPV6 {
+        if !same_mac(&eth.destination, &port.mac) {
+            return Reason::PassOtherMac;
+        }
+    } else {
+        match read_tags(ctx, eth, &mut settings) {
+            Ok(of_packet) => ethertype = of_packet,
+            Err(reason) => return reason,
+        }
     }
     if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
         return Reason::PassPunted;
     }
-    let settings = Settings { queue, port, shared };
-    decide_family::<{ size_of::<EthHdr>() }>(ctx, ethertype, &settings)
+    decide_family(ctx, ethertype, &settings)
 }
 
-/// Decides for a frame with one or two tags: its VLAN must be steered, and its destination one of
-/// the addresses for which the kernel accepts it (`vlan_do_receive`).
+/// Reads one or two tags. The VLAN must be steered, and the frame's destination one of the addresses for which the
+/// kernel accepts it (`vlan_do_receive`). Returns the EtherType of the packet.
 #[inline(always)]
-fn decide_tagged(ctx: &XdpContext, eth: &EthHdr, settings: &Settings<'_>) -> Reason {
+fn read_tags(ctx: &XdpContext, eth: &EthHdr, settings: &mut Settings<'_>) -> Result<u16, Reason> {
     let port = settings.port;
     if !is_tag(eth.ethertype) {
-        return Reason::PassNotIp;
+        return Err(Reason::PassNotIp);
     }
     let Some(outer) = header::<VlanHdr>(ctx, ONE_TAG - size_of::<VlanHdr>()) else {
-        return Reason::PassNotIp;
+        return Err(Reason::PassNotIp);
     };
     let mut key: VlanKey = [eth.ethertype, outer.tci & VLAN_VID_MASK.to_be(), 0, 0];
     let mut ethertype = outer.ethertype;
-    let twice = is_tag(ethertype);
-    if twice {
+    let priority = outer.tci & !VLAN_VID_MASK.to_be();
+    let mut tags = Tags { octets: size_of::<VlanHdr>(), priorities: [priority, priority] };
+    if is_tag(ethertype) {
         let Some(inner) = header::<VlanHdr>(ctx, TWO_TAGS - size_of::<VlanHdr>()) else {
-            return Reason::PassNotIp;
+            return Err(Reason::PassNotIp);
         };
         key[2] = ethertype;
         key[3] = inner.tci & VLAN_VID_MASK.to_be();
         ethertype = inner.ethertype;
+        tags.octets = 2 * size_of::<VlanHdr>();
+        tags.priorities[1] = inner.tci & !VLAN_VID_MASK.to_be();
     }
     let ethertype = u16::from_be(ethertype);
     if ethertype != ETH_P_IP && ethertype != ETH_P_IPV6 {
-        return Reason::PassNotIp;
+        return Err(Reason::PassNotIp);
     }
     // SAFETY: read immediately; if the value is overwritten meanwhile, the VLAN is being changed.
     let Some(vlan) = (unsafe { FR_VLANS.get(&key) }) else {
-        return Reason::PassVlan;
+        return Err(Reason::PassVlan);
     };
     if !same_mac(&eth.destination, &port.mac)
         && !same_mac(&eth.destination, &vlan.mac)
         && !same_mac(&eth.destination, &vlan.between)
     {
-        return Reason::PassOtherMac;
+        return Err(Reason::PassOtherMac);
     }
-    if port.flags & PortSettings::GENERIC != 0 && same_mac(&eth.source, &port.punt_source) {
-        return Reason::PassPunted;
-    }
-    if twice {
-        decide_family::<TWO_TAGS>(ctx, ethertype, settings)
-    } else {
-        decide_family::<ONE_TAG>(ctx, ethertype, settings)
-    }
+    settings.number = if vlan.number == 0 { None } else { Some(vlan.number) };
+    settings.tags = tags;
+    Ok(ethertype)
 }
 
 #[inline(always)]
@@ -332,31 +354,27 @@ fn is_tag(ethertype: u16) -> bool {
     ethertype == ETH_P_8021Q.to_be() || ethertype == ETH_P_8021AD.to_be()
 }
 
-/// Decides for a frame to the port whose IP header is at `OFFSET`.
+/// Decides for a frame to the port.
 #[inline(always)]
-fn decide_family<const OFFSET: usize>(
-    ctx: &XdpContext,
-    ethertype: u16,
-    settings: &Settings<'_>,
-) -> Reason {
+fn decide_family(ctx: &XdpContext, ethertype: u16, settings: &Settings<'_>) -> Reason {
     let port = settings.port;
     if ethertype == ETH_P_IP {
         if port.flags & PortSettings::STEER_IPV4 == 0 {
             return Reason::PassFamilyOff;
         }
-        decide_ipv4::<OFFSET>(ctx, settings)
+        decide_ipv4(ctx, settings)
     } else {
         if port.flags & PortSettings::STEER_IPV6 == 0 {
             return Reason::PassFamilyOff;
         }
-        decide_ipv6::<OFFSET>(ctx, settings)
+        decide_ipv6(ctx, settings)
     }
 }
 
 #[inline(always)]
-fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
+fn decide_ipv4(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
     let shared = settings.shared;
-    let Some(ip) = header::<Ipv4Hdr>(ctx, OFFSET) else {
+    let Some(ip) = header::<Ipv4Hdr>(ctx, settings.l3()) else {
         return decide_too_short(shared.flags & SharedSettings::TRACK4);
     };
     let high = u16::from_be(ip.destination[0]);
@@ -370,17 +388,17 @@ fn decide_ipv4<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -
         return Reason::PassLinkLocal;
     }
     let is_tracked = shared.flags & SharedSettings::TRACK4 != 0;
-    let has_offload = settings.has_offload::<OFFSET>();
+    let number = settings.offload_number();
     let is_wide = shared.flags & SharedSettings::WIDE4 != 0;
     let mut flow = None;
-    if is_tracked || (has_offload && !is_wide) {
-        flow = flow_ipv4::<OFFSET>(ctx, ip).and_then(Flow::new);
+    if is_tracked || (number.is_some() && !is_wide) {
+        flow = flow_ipv4(ctx, settings.l3(), ip).and_then(Flow::new);
     }
-    if has_offload {
+    if let Some(number) = number {
         // Without a flow although they have ports there is no entry.
         let is_of_flow = is_wide || flow.is_some();
         let of = if is_wide { None } else { flow.as_ref() };
-        if is_of_flow && let Some(reason) = offload::ipv4(ctx, settings, ip, of) {
+        if is_of_flow && let Some(reason) = offload::ipv4(ctx, settings, number, ip, of) {
             return reason;
         }
     }
@@ -411,9 +429,9 @@ fn is_local_ipv4(ip: &Ipv4Hdr, shared: &SharedSettings) -> bool {
 }
 
 #[inline(always)]
-fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
+fn decide_ipv6(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
     let shared = settings.shared;
-    let Some(ip) = header::<Ipv6Hdr>(ctx, OFFSET) else {
+    let Some(ip) = header::<Ipv6Hdr>(ctx, settings.l3()) else {
         return decide_too_short(shared.flags & SharedSettings::TRACK6);
     };
     let high = u16::from_be(ip.destination[0]);
@@ -424,17 +442,17 @@ fn decide_ipv6<const OFFSET: usize>(ctx: &XdpContext, settings: &Settings<'_>) -
         return Reason::PassLinkLocal;
     }
     let is_tracked = shared.flags & SharedSettings::TRACK6 != 0;
-    let has_offload = settings.has_offload::<OFFSET>();
+    let number = settings.offload_number();
     let is_wide = shared.flags & SharedSettings::WIDE6 != 0;
     let mut flow = None;
-    if is_tracked || (has_offload && !is_wide) {
-        flow = flow_ipv6::<OFFSET>(ctx, ip).and_then(Flow::new);
+    if is_tracked || (number.is_some() && !is_wide) {
+        flow = flow_ipv6(ctx, settings.l3(), ip).and_then(Flow::new);
     }
-    if has_offload {
+    if let Some(number) = number {
         // Without a flow although they have ports there is no entry.
         let is_of_flow = is_wide || flow.is_some();
         let of = if is_wide { None } else { flow.as_ref() };
-        if is_of_flow && let Some(reason) = offload::ipv6(ctx, settings, ip, of) {
+        if is_of_flow && let Some(reason) = offload::ipv6(ctx, settings, number, ip, of) {
             return reason;
         }
     }
@@ -478,10 +496,10 @@ fn decide_too_short(is_tracked: u32) -> Reason {
     if is_tracked != 0 { Reason::PassConntrack } else { Reason::SteerTooShort }
 }
 
-/// The flow of a packet whose IPv4 header is at `OFFSET`; `None`: left to the kernel, see
+/// The flow of a packet whose IPv4 header is at `l3`; `None`: left to the kernel, see
 /// [`Reason::PassConntrack`].
 #[inline(always)]
-fn flow_ipv4<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv4Hdr) -> Option<FlowWords> {
+fn flow_ipv4(ctx: &XdpContext, l3: usize, ip: &Ipv4Hdr) -> Option<FlowWords> {
     let is_plain =
         ip.version_ihl_tos[0] == IPV4_NO_OPTIONS && ip.fragment & IPV4_FRAGMENT.to_be() == 0;
     if !is_plain {
@@ -489,16 +507,16 @@ fn flow_ipv4<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv4Hdr) -> Option<Flow
     }
     let protocol = ip.ttl_protocol[1];
     let octets = u16::from_be(ip.total_length).checked_sub(size_of::<Ipv4Hdr>() as u16)?;
-    let ports = ports(ctx, OFFSET + size_of::<Ipv4Hdr>(), protocol, octets)?;
+    let ports = ports(ctx, l3 + size_of::<Ipv4Hdr>(), protocol, octets)?;
     Some(words_ipv4(ip, ports, protocol))
 }
 
-/// The flow of a packet whose IPv6 header is at `OFFSET`; `None` as for [`flow_ipv4`].
+/// The flow of a packet whose IPv6 header is at `l3`; `None` as for [`flow_ipv4`].
 #[inline(always)]
-fn flow_ipv6<const OFFSET: usize>(ctx: &XdpContext, ip: &Ipv6Hdr) -> Option<FlowWords> {
+fn flow_ipv6(ctx: &XdpContext, l3: usize, ip: &Ipv6Hdr) -> Option<FlowWords> {
     let protocol = ip.next_header_hop_limit[0];
     let octets = u16::from_be(ip.payload_length);
-    let ports = ports(ctx, OFFSET + size_of::<Ipv6Hdr>(), protocol, octets)?;
+    let ports = ports(ctx, l3 + size_of::<Ipv6Hdr>(), protocol, octets)?;
     Some(words_ipv6(ip, ports, protocol))
 }
 

@@ -4,6 +4,8 @@
 //! connections, and removes entries that are idle or no longer hold. The program does not use an entry that no longer
 //! holds from the moment on at which its epochs say so; the thread only makes its place free.
 
+mod installed;
+mod redirects;
 mod thread;
 
 use std::collections::HashMap;
@@ -15,23 +17,25 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use smallvec::SmallVec;
-use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, Rewrite, Width};
+use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, Rewrite};
 
+use self::installed::{Carried, Installed, InstalledFlows, Ticks};
+use self::redirects::Redirects;
 pub(super) use self::thread::Offloader;
 use super::report::{named, port_counters};
 use crate::control::api::{Counters, OffloadReport};
 use crate::control::config::offload::{OffloadMode, OffloadOptions};
 use crate::control::netdev::nic;
 use crate::control::steering::{
-    Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries, Steering,
-    XdpError, hashed,
+    Action, EntryView, FlowWords, Hop, NextHops, OffloadTable, OffloadedEntries, RedirectFailures,
+    Steering, XdpError, hashed,
 };
 use crate::neigh::NeighTable;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, SeqsElsewhere};
 use crate::netfilter::nft::Nft;
 use crate::pipeline::{Offer, OfferedFlow, OffloadPorts};
 use crate::say;
-use crate::stats::{Mib, WorkerStats};
+use crate::stats::{DropReason, Mib, PacketAccount, WorkerStats};
 use crate::tables::{Epochs, Published, Tables};
 use crate::worker::clock::monotonic_ns;
 
@@ -64,30 +68,6 @@ pub(super) struct OffloadPort {
     pub(super) is_native: bool,
 }
 
-/// An entry of the table.
-#[derive(Debug)]
-struct Installed {
-    in_port: u16,
-    out_port: u16,
-    is_ipv4: bool,
-    /// [`FlowEntry::count`] as it was last added to counters.
-    count: u64,
-    packets: u64,
-    octets: u64,
-    since_ns: u64,
-    active_ns: u64,
-    carried: Option<Box<Carried>>,
-}
-
-/// What an entry of a tracked connection is.
-#[derive(Debug)]
-struct Carried {
-    key: FlowKey,
-    flow: OfferedFlow,
-    /// Has the flow's counters.
-    nft: Option<Arc<Nft>>,
-}
-
 /// An offloaded flow, for clients.
 #[derive(Debug, Clone)]
 pub(super) struct OffloadedFlow {
@@ -102,8 +82,7 @@ pub(super) struct OffloadedFlow {
 #[derive(Debug)]
 struct Inner {
     table: OffloadTable,
-    /// By number of the entry.
-    installed: Vec<Option<Installed>>,
+    installed: InstalledFlows,
     /// By number, next hops that packets were sent to since their neighbours were last marked as used.
     used: Box<[bool]>,
 }
@@ -134,8 +113,10 @@ pub(super) struct Offloads {
     /// Which ports take part.
     bits: Arc<OffloadPorts>,
     ports: ArcSwap<Vec<OffloadPort>>,
-    /// What the program has forwarded, as a worker would count it.
+    /// What the program has forwarded, as a worker would count it; frames that were not sent count as sent, too.
     stats: WorkerStats,
+    /// `None`: it is not known which frames were not sent.
+    redirects: Option<Redirects>,
     /// The number of workers: the number of this one.
     workers: usize,
     /// The flows of tracked connections.
@@ -185,9 +166,10 @@ impl Offloads {
         tables: Arc<Published<Tables>>,
         ports: usize,
         workers: usize,
+        failures: Option<Arc<RedirectFailures>>,
     ) -> Offloads {
         let capacity = table.capacity();
-        let installed = (0..capacity).map(|_| None).collect();
+        let installed = InstalledFlows::new(capacity);
         Offloads {
             entries: Arc::clone(table.entries()),
             next_hops: Arc::clone(table.next_hops()),
@@ -201,6 +183,7 @@ impl Offloads {
             bits: Arc::new(OffloadPorts::new(ports)),
             ports: ArcSwap::default(),
             stats: WorkerStats::new(ports),
+            redirects: failures.map(|failures| Redirects::new(failures, ports)),
             workers,
             flows: ArcSwapOption::empty(),
             paused: AtomicUsize::new(0),
@@ -226,8 +209,19 @@ impl Offloads {
 
     /// What the program has received and sent by a port, as a worker reports it.
     pub(super) fn port_counters(&self, port: u16) -> Counters {
-        let stats = self.stats.ports.get(usize::from(port));
-        stats.map_or_else(Counters::new, |of| port_counters(&self.stats, port, of))
+        let Some(stats) = self.stats.ports.get(usize::from(port)) else { return Counters::new() };
+        let mut counters = port_counters(&self.stats, port, stats);
+        if let Some(sent) = counters.get_mut("tx_packets") {
+            *sent = sent.saturating_sub(stats.tx_dropped.get());
+        }
+        counters
+    }
+
+    /// Where the packets went that the program has received.
+    pub(super) fn account(&self) -> PacketAccount {
+        let mut account = self.stats.account(0, 0);
+        account.sent = account.sent.saturating_sub(account.dropped);
+        account
     }
 
     /// Counts what the program has forwarded until now.
@@ -236,13 +230,18 @@ impl Offloads {
         for from in (0..capacity).step_by(SCAN as usize) {
             self.sweep(from, from + SCAN, true);
         }
+        // After the entries: what is not sent was counted there.
+        if let Some(redirects) = &self.redirects {
+            redirects.count(&self.stats);
+        }
     }
 
     /// Answers `stat`.
     pub(super) fn report(&self) -> OffloadReport {
         self.count_all();
         let (stats, counts) = (&self.stats, &self.counts);
-        let account = stats.account(0, 0);
+        let PacketAccount { received, sent, dropped, .. } = self.account();
+        let drops = DropReason::ALL.iter().map(|drop| (drop.name(), stats.drop_count(*drop)));
         let flows = [
             ("flows", self.len() as u64),
             ("flows_max", self.capacity() as u64),
@@ -254,7 +253,8 @@ impl Offloads {
         ];
         OffloadReport {
             mib: named(Mib::ALL.iter().map(|mib| (mib.name(), stats.mib[*mib as usize].get()))),
-            packets: named([("received", account.received), ("sent", account.sent)]),
+            packets: named([("received", received), ("sent", sent), ("dropped", dropped)]),
+            drops: named(drops.filter(|(_, packets)| *packets > 0)),
             flows: named(flows),
         }
     }
@@ -262,7 +262,7 @@ impl Offloads {
     /// Packets that the program has forwarded.
     pub(super) fn received(&self) -> u64 {
         self.count_all();
-        self.stats.account(0, 0).received
+        self.account().received
     }
 
     /// Ports to which no flow can be offloaded, and why, for `status`.
@@ -273,13 +273,24 @@ impl Offloads {
             .filter(|port| port.is_native && !self.bits.has(port.number, OffloadPorts::TX));
         refusing
             .map(|port| {
+                let why = match self.is_off(port.number) {
+                    true => {
+                        "does not send frames that are redirected to it (REDIRECT_REFUSED in drops)"
+                    }
+                    false => "does not take redirected frames",
+                };
                 format!(
-                    "{}: its driver does not take redirected frames: flows that leave there are not \
-                     offloaded; of a veth, switch on GRO at the other end (ethtool -K PEER gro on)",
+                    "{}: its driver {why}: flows that leave there are not offloaded; of a veth, \
+                     switch on GRO at the other end (ethtool -K PEER gro on)",
                     port.ifname
                 )
             })
             .collect()
+    }
+
+    /// Whether a port gets no flows because it refuses their frames.
+    fn is_off(&self, number: u16) -> bool {
+        self.redirects.as_ref().is_some_and(|redirects| redirects.is_off(number))
     }
 
     /// Number of flows.
@@ -298,11 +309,16 @@ impl Offloads {
         self.flows.store(Some(flows));
     }
 
-    /// The name of a port.
-    pub(super) fn port_name(&self, number: u16) -> String {
-        let ports = self.ports.load();
-        let port = ports.iter().find(|port| port.number == number);
-        port.map_or_else(|| format!("#{number}"), |port| port.ifname.clone())
+    /// The name of an interface that packets come from, by its number.
+    pub(super) fn dev_name(&self, number: u16) -> String {
+        let tables = self.tables.load();
+        tables.links.dev(number).map_or_else(|| format!("#{number}"), |link| link.name.clone())
+    }
+
+    /// The name of an interface.
+    pub(super) fn ifname(&self, ifindex: u32) -> String {
+        let tables = self.tables.load();
+        tables.links.ifindex(ifindex).map_or_else(|| format!("if{ifindex}"), |it| it.name.clone())
     }
 
     /// The ports from now on.
@@ -358,13 +374,11 @@ impl Offloads {
         let now_ns = monotonic_ns();
         let numbers: Vec<u32> = inner.table.numbers(0, u32::MAX).collect();
         for number in numbers {
-            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            let Some(it) = inner.installed.get(number) else { continue };
             if [it.in_port, it.out_port].contains(&port) {
                 self.remove(&mut inner, number, now_ns);
                 // Nothing arrives on it, or leaves by it, any more.
-                if let Some(place) = inner.installed.get_mut(number as usize) {
-                    *place = None;
-                }
+                inner.installed.remove(number);
             }
         }
         // With the lock, nobody else counts.
@@ -381,14 +395,14 @@ impl Offloads {
         for number in numbers {
             self.count(&mut inner, number, now_ns);
             let Some(view) = inner.table.read(number) else { continue };
-            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
-            let since = |then_ns: u64| Duration::from_nanos(now_ns.saturating_sub(then_ns));
+            let Some(it) = inner.installed.get(number) else { continue };
+            let since = |then: Ticks| Duration::from_nanos(then.elapsed_ns(now_ns));
             listed.push(OffloadedFlow {
                 view,
                 packets: it.packets,
                 octets: it.octets,
-                age: since(it.since_ns),
-                idle: since(it.active_ns),
+                age: since(it.since),
+                idle: since(it.active),
                 target: it.carried.as_ref().and_then(|carried| carried.flow.target),
             });
         }
@@ -408,17 +422,20 @@ impl Offloads {
             self.counts.outdated.fetch_add(1, Relaxed);
             return;
         }
-        let Offer { key, in_port, out_port: port, mtu, macs, nexthop, basis, .. } = offer;
-        let found: SmallVec<[u32; 2]> =
-            inner.table.entries().find(&hashed(&key, in_port)).collect();
+        let Offer { key, in_dev, in_port, out_port: port, tags, .. } = offer;
+        let hop = Hop { port, macs: offer.macs, tags, nexthop: offer.nexthop };
+        let found: SmallVec<[u32; 2]> = inner.table.entries().find(&hashed(&key, in_dev)).collect();
         for number in found {
-            let holds = inner.table.read(number).is_some_and(|it| it.holds && self.holds(&it));
-            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
-            // Packets with this key come from another port, too: who was first stays. Or those that were in the
+            let (Some(view), Some(it)) = (inner.table.read(number), inner.installed.get(number))
+            else {
+                continue;
+            };
+            let holds = view.holds && self.holds(&view);
+            // Packets with this key come from another interface, too: who was first stays. Or those that were in the
             // receive ring when it was entered are offered again.
             let of = |carried: &OfferedFlow| (carried.flow, carried.nft_id);
             let own = it.carried.as_ref().map(|it| of(&it.flow));
-            if holds && (it.in_port != in_port || own == offer.carried.as_ref().map(of)) {
+            if holds && (view.in_dev != in_dev || own == offer.carried.as_ref().map(of)) {
                 return;
             }
             self.remove(inner, number, now_ns);
@@ -431,36 +448,35 @@ impl Offloads {
                 rewrite => rewrite,
             },
         };
-        let action = Action { basis, mtu, rewrite };
-        if let Some(width) = Width::of(flow_key.protocol()) {
-            self.epochs.add_width(width);
-        }
-        let entered = inner.table.insert(&key, in_port, &Hop { port, macs, nexthop }, &action);
+        let action = Action { basis: offer.basis, mtu: offer.mtu, rewrite };
+        let entered = inner.table.insert(&key, in_dev, &hop, &action);
         let Ok(number) = entered else {
             self.counts.full.fetch_add(1, Relaxed);
             return;
         };
         let carried =
             offer.carried.map(|flow| Box::new(Carried { key: flow_key, flow, nft: nft.cloned() }));
-        if let Some(place) = inner.installed.get_mut(number as usize) {
-            *place = Some(Installed {
-                in_port,
-                out_port: port,
-                is_ipv4: flow_key.is_ipv4(),
-                count: 0,
-                packets: 0,
-                octets: 0,
-                since_ns: now_ns,
-                active_ns: now_ns,
-                carried,
-            });
-        }
+        let now = Ticks::of(now_ns);
+        let installed = Installed {
+            count: 0,
+            packets: 0,
+            octets: 0,
+            carried,
+            since: now,
+            active: now,
+            in_port,
+            out_port: port,
+            header_lens: offer.header_lens,
+            is_ipv4: flow_key.is_ipv4(),
+        };
+        inner.installed.insert(number, installed);
+        self.epochs.set_widths(inner.table.widths());
         self.len.store(inner.table.len(), Relaxed);
         self.counts.installed.fetch_add(1, Relaxed);
         // Who changes the flow, or a neighbour, meanwhile either finds the entry, or is seen here.
         fence(SeqCst);
-        let carried = inner.installed.get(number as usize).and_then(Option::as_ref);
-        let carried = carried.and_then(|it| it.carried.as_ref()).map(|it| &it.flow);
+        let carried = inner.installed.get(number).and_then(|it| it.carried.as_ref());
+        let carried = carried.map(|it| &it.flow);
         if offer.neigh_changes != self.epochs.neigh_changes() || !self.is_current(carried, nft) {
             self.remove(inner, number, now_ns);
         }
@@ -483,7 +499,7 @@ impl Offloads {
     /// Adds what an entry has forwarded since the last time to the counters.
     fn count(&self, inner: &mut Inner, number: u32, now_ns: u64) {
         let Some((count, seqs)) = inner.table.counted(number) else { return };
-        let Some(Some(it)) = inner.installed.get_mut(number as usize) else { return };
+        let Some(it) = inner.installed.get_mut(number) else { return };
         let more = count.wrapping_sub(it.count);
         if more == 0 {
             return;
@@ -493,19 +509,19 @@ impl Offloads {
         let octets = more & (FlowEntry::ONE_PACKET - 1);
         it.packets += packets;
         it.octets += octets;
-        it.active_ns = now_ns;
+        it.active = Ticks::of(now_ns);
         if let Some(used) = inner.table.hop_number(number).and_then(|hop| inner.used.get_mut(hop)) {
             *used = true;
         }
-        let frames = octets + packets * crate::wire::ethernet::HEADER_LEN as u64;
+        let [received, sent] = it.header_lens.map(|len| octets + packets * u64::from(len));
         let stats = &self.stats;
         if let Some(port) = stats.ports.get(usize::from(it.in_port)) {
             port.rx_packets.add(packets);
-            port.rx_bytes.add(frames);
+            port.rx_bytes.add(received);
         }
         if let Some(port) = stats.ports.get(usize::from(it.out_port)) {
             port.tx_packets.add(packets);
-            port.tx_bytes.add(frames);
+            port.tx_bytes.add(sent);
         }
         let mibs = match it.is_ipv4 {
             true => [Mib::IpInReceives, Mib::IpForwDatagrams],
@@ -528,6 +544,7 @@ impl Offloads {
     fn remove(&self, inner: &mut Inner, number: u32, now_ns: u64) {
         self.count(inner, number, now_ns);
         inner.table.remove(number, now_ns);
+        self.epochs.set_widths(inner.table.widths());
         self.len.store(inner.table.len(), Relaxed);
     }
 
@@ -535,9 +552,7 @@ impl Offloads {
     fn reap(&self, inner: &mut Inner, now_ns: u64) {
         while let Some(number) = inner.table.rested(now_ns) {
             self.count(inner, number, now_ns);
-            if let Some(place) = inner.installed.get_mut(number as usize) {
-                *place = None;
-            }
+            inner.installed.remove(number);
         }
     }
 
@@ -551,14 +566,14 @@ impl Offloads {
                 continue;
             }
             self.count(&mut inner, number, now_ns);
-            let Some(Some(it)) = inner.installed.get(number as usize) else { continue };
+            let Some(it) = inner.installed.get(number) else { continue };
             let Some(holds) = inner.table.holds(number) else { continue };
             let is_void = !holds
                 || (is_changed && inner.table.read(number).is_some_and(|it| !self.holds(&it)))
                 || self.expires_soon(it, now_ns);
             // Many connections end after some packets.
             let idle_ns = if it.packets < BUSY_PACKETS { IDLE_NS / 6 } else { IDLE_NS };
-            if !is_void && now_ns.saturating_sub(it.active_ns) < idle_ns {
+            if !is_void && it.active.elapsed_ns(now_ns) < idle_ns {
                 continue;
             }
             let counts = &self.counts;
@@ -605,6 +620,12 @@ impl Offloads {
     /// Asks the kernel which ports take redirected frames: a veth does only while its peer has NAPI (GRO or an XDP
     /// program), and drops them silently otherwise.
     fn follow_features(&self) {
+        if let Some(redirects) = &self.redirects {
+            let sent_to = |port: u16| {
+                self.stats.ports.get(usize::from(port)).map_or(0, |port| port.tx_packets.get())
+            };
+            redirects.look(&self.stats, sent_to, monotonic_ns());
+        }
         let ports = self.ports.load_full();
         if !ports.iter().any(|port| port.is_input) && !self.bits.has_any() {
             return;
@@ -612,7 +633,8 @@ impl Offloads {
         let bit = |has: bool, bit: u8| if has { bit } else { 0 };
         let bits_of = |port: &OffloadPort| {
             let features = || nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
-            let takes = port.is_native && features() & nic::XDP_NDO_XMIT != 0;
+            let takes =
+                port.is_native && !self.is_off(port.number) && features() & nic::XDP_NDO_XMIT != 0;
             let bits = bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX);
             (port.number, bits)
         };

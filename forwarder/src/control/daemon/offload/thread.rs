@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::{BATCH, FEATURES_NS, OFFERS, Offloads, SCAN, SWEEP_NS, WAIT};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
-use crate::control::steering::Steering;
+use crate::control::steering::{RedirectFailures, Steering};
 use crate::neigh::NeighTable;
 use crate::netfilter::Hooks;
 use crate::pipeline::Offer;
@@ -31,11 +31,15 @@ pub(in crate::control::daemon) struct Offloader {
     neigh: Option<Arc<NeighTable>>,
     /// The interfaces by which frames leave that are redirected to ports.
     tx_ports: Vec<Option<u32>>,
+    failures: Option<Arc<RedirectFailures>>,
 }
 
 impl Offloader {
-    /// Does not start the thread yet.
-    pub(in crate::control::daemon) fn new(offloads: Offloads) -> Offloader {
+    /// Does not start the thread yet. `failures`: those of `offloads`.
+    pub(in crate::control::daemon) fn new(
+        offloads: Offloads,
+        failures: Option<Arc<RedirectFailures>>,
+    ) -> Offloader {
         let (offers, taken) = bounded(OFFERS);
         Offloader {
             offloads: Arc::new(offloads),
@@ -45,6 +49,7 @@ impl Offloader {
             thread: None,
             neigh: None,
             tx_ports: Vec::new(),
+            failures,
         }
     }
 
@@ -85,7 +90,12 @@ impl Offloader {
         }
         let Some(known) = self.tx_ports.get_mut(at) else { return false };
         if *known != ifindex {
+            let before = *known;
             *known = steering.set_tx_port(port, ifindex).map_or(None, |()| ifindex);
+            if let Some(failures) = &self.failures {
+                // Without, what is not sent is not counted.
+                let _ = failures.set_port(port, before, *known);
+            }
         }
         *known == ifindex
     }

@@ -98,7 +98,7 @@ impl ActivePort {
             return Ok(());
         }
         let mac = mac_words(self.mac);
-        let own = VlanSettings { mac, between: mac };
+        let own = VlanSettings { mac, between: mac, number: 0 };
         let mut wanted = BTreeMap::from(
             [EtherType::VLAN, EtherType::QINQ].map(|tpid| (vlan_key([(tpid.0, 0)]), own)),
         );
@@ -107,7 +107,7 @@ impl ActivePort {
             let tags = vlan.tags.iter().map(|egress| (egress.tag.tpid().0, egress.tag.vid()));
             let mac = mac_words(link.mac);
             let between = vlan.between.map_or(mac, mac_words);
-            wanted.insert(vlan_key(tags), VlanSettings { mac, between });
+            wanted.insert(vlan_key(tags), VlanSettings { mac, between, number: vlan.dev });
         }
         self.vlans_of = None;
         self.program.set_vlans(&wanted)?;
