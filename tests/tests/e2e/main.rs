@@ -31,6 +31,7 @@ mod nat;
 mod neighbours;
 mod netdev;
 mod offload;
+mod offload_soak;
 mod patterns;
 mod policy;
 mod polling;

@@ -26,6 +26,7 @@ use anyhow::{Context, Result, ensure};
 use compare::{Outcome, compare, generate};
 use ferroute_tests::account::Account;
 use ferroute_tests::{Ferroute, ferroute, rng};
+use serde_json::Value;
 use world::World;
 
 /// Time-out of a batch on a busy machine.
@@ -71,10 +72,19 @@ fn expect_equal(outcome: &Outcome, seed: u64) -> Result<()> {
 
 /// Compares Ferroute with the kernel after the same change to both worlds.
 fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Result<()> {
+    ferroute_agrees_with(&[], change, packets).map(drop)
+}
+
+/// The same with further arguments of `ferroute run`. Returns the answer to `stat`.
+fn ferroute_agrees_with(
+    args: &[&str],
+    change: impl Fn(&World) -> Result<()>,
+    packets: usize,
+) -> Result<Account> {
     let (kernel, world) = (World::build()?, World::build()?);
     change(&kernel)?;
     change(&world)?;
-    let mut ferroute = Ferroute::start(&world.lab)?;
+    let mut ferroute = Ferroute::start_with(&world.lab, args)?;
     let seed = rng::seed();
     println!("seed {seed}");
     let outcome = compare(&kernel, &world, &generate(seed, packets), BATCH_TIMEOUT)?;
@@ -88,7 +98,9 @@ fn ferroute_agrees(change: impl Fn(&World) -> Result<()>, packets: usize) -> Res
     if !ferroute::by_kernel() {
         check_handed_over(&ferroute, by_kernel.v4 + by_kernel.v6)?;
     }
-    ferroute.terminate()
+    let stat = if ferroute::by_kernel() { Value::Null } else { ferroute.json(&["stat"])? };
+    ferroute.terminate()?;
+    Ok(Account::new(stat))
 }
 
 /// Checks that the kernel forwarded no packets but those that were handed over for a reason of
@@ -158,6 +170,29 @@ fn also_where_one_port_does_not_forward() -> Result<()> {
         world.lab.router.sysctl("net/ipv6/conf/rt-right/forwarding", "0")
     };
     ferroute_agrees(change, packets() / 3)
+}
+
+/// There are few pairs of addresses, so that most packets are between others of a flow that is offloaded: odd ones are
+/// treated as without offload.
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn also_while_each_flow_is_offloaded_from_its_first_packet_on() -> Result<()> {
+    let gro = |world: &World| {
+        // Without, a veth takes no redirected frames.
+        world.lab.left.run("ethtool -K left gro on")?;
+        world.lab.right.run("ethtool -K right gro on").map(drop)
+    };
+    let args = ["--offload", "on", "--offload-threshold", "1"];
+    let account = ferroute_agrees_with(&args, gro, packets() / 2)?;
+    if ferroute::by_kernel() {
+        return Ok(());
+    }
+    for name in ["offload_ipv4", "offload_ipv6"] {
+        let ports = ["rt-left", "rt-right"].map(|ifname| account.port(ifname, "xdp", name));
+        let offloaded = ports.into_iter().sum::<Result<u64>>()?;
+        ensure!(offloaded > packets() as u64 / 20, "hardly any packet was offloaded: {offloaded}");
+    }
+    Ok(())
 }
 
 #[test]
