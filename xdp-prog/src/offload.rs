@@ -17,7 +17,7 @@ pub const MAP_MARKS: &str = "FR_OFF_MARKS";
 /// ARRAY of [`FlowEntry`], BPF_F_MMAPABLE. The entry of the mark in slot `s` of bucket `b` of [`MAP_MARKS`] (from 1 on)
 /// has the number `(b - 1) * FLOW_SLOTS + s`.
 pub const MAP_ENTRIES: &str = "FR_OFF_FLOWS";
-/// ARRAY of [`Rewrite`], BPF_F_MMAPABLE, by the same number.
+/// ARRAY of [`Rewrite`], BPF_F_MMAPABLE, by the same number: those of IPv6.
 pub const MAP_REWRITES: &str = "FR_OFF_NAT";
 /// ARRAY of [`NextHop`], BPF_F_MMAPABLE.
 pub const MAP_NEXT_HOPS: &str = "FR_OFF_HOPS";
@@ -46,6 +46,9 @@ pub struct FlowEntry {
     /// instead of the protocol what they are wide in: see [`Width`]. The last 16 bits (`reserved`) are the number of the
     /// interface that the packets come from, a port or a VLAN of one; they are part of what is hashed if the entry is
     /// wide.
+    ///
+    /// Of IPv4, the second and the fourth word, which are 0 in a key, are [`Rewrite::inline4`], so that the program reads
+    /// one cache line less.
     ///
     /// [`SharedSettings::WIDE4`]: crate::SharedSettings::WIDE4
     pub key: [u64; FLOW_WORDS],
@@ -186,6 +189,18 @@ impl Rewrite {
         }
     }
 
+    /// That of IPv4 as the second and the fourth word of [`FlowEntry::key`]: source and destination address; ports,
+    /// `header_delta` and `transport_delta`; 16-bit words from the lowest bits on.
+    #[must_use]
+    pub fn inline4(&self) -> [u64; 2] {
+        let quad = |words: [u16; 4]| {
+            words.iter().rev().fold(0, |quad, word| quad << 16 | u64::from(*word))
+        };
+        let ([from0, from1, ..], [to0, to1, ..]) = (self.source, self.destination);
+        let [from, to] = [self.source_port, self.destination_port];
+        [quad([from0, from1, to0, to1]), quad([from, to, self.header_delta, self.transport_delta])]
+    }
+
     /// The octets, one after the other.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 64] {
@@ -297,6 +312,20 @@ mod tests {
         assert_eq!(offset_of!(Rewrite, source_port), 32);
         assert_eq!(size_of::<Epochs>(), 64 + 4 * 4 * EPOCHS);
         assert_eq!(offset_of!(Epochs, v4_short), 64);
+    }
+
+    #[test]
+    fn a_rewrite_of_ipv4_fits_in_the_words_that_are_0_in_a_key() {
+        let rewrite = Rewrite {
+            source: [1, 2, 0, 0, 0, 0, 0, 0],
+            destination: [3, 4, 0, 0, 0, 0, 0, 0],
+            source_port: 5,
+            destination_port: 6,
+            header_delta: 7,
+            transport_delta: 8,
+            reserved: [0; 12],
+        };
+        assert_eq!(rewrite.inline4(), [0x0004_0003_0002_0001, 0x0008_0007_0006_0005]);
     }
 
     #[test]

@@ -243,11 +243,20 @@ impl Program {
             }
         }
         let mut mtu = flow.mtu;
-        if let Some(to) = &flow.to {
+        if flow.to.is_some() {
             mtu |= FlowEntry::HAS_REWRITE;
-            self.write(MAP_REWRITES, number, &rewrite_octets(&Rewrite::new(&own, &flow.key(to))));
         }
         let mut entry = FlowKey { reserved: flow.number, ..own }.to_bytes().to_vec();
+        let rewrite = flow.to.map(|to| Rewrite::new(&own, &flow.key(&to)));
+        match &rewrite {
+            Some(rewrite) if flow.own.is_ipv4() => {
+                let [first, second] = rewrite.inline4().map(u64::to_ne_bytes);
+                entry.splice(8..16, first);
+                entry.splice(24..32, second);
+            }
+            Some(rewrite) => self.write(MAP_REWRITES, number, &rewrite_octets(rewrite)),
+            None => {}
+        }
         assert_eq!(entry.len(), 8 * FLOW_WORDS);
         entry.extend(basis.to_ne_bytes());
         entry.extend([HOP, mtu].map(u16::to_ne_bytes).concat());

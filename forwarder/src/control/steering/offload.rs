@@ -172,10 +172,16 @@ impl OffloadedEntries {
     }
 
     fn key(&self, number: usize) -> FlowWords {
-        std::array::from_fn(|n| {
-            let word = |at: usize| self.entry_word(number, at).map_or(0, |it| it.load(Relaxed));
-            u64::from(word(2 * n)) | u64::from(word(2 * n + 1)) << 32
-        })
+        let mut key: FlowWords = std::array::from_fn(|n| self.key_word(number, n));
+        if is_ipv4(&key) {
+            REWRITE4.iter().for_each(|at| key[*at] = 0);
+        }
+        key
+    }
+
+    fn key_word(&self, number: usize, n: usize) -> u64 {
+        let word = |at: usize| self.entry_word(number, at).map_or(0, |it| it.load(Relaxed));
+        u64::from(word(2 * n)) | u64::from(word(2 * n + 1)) << 32
     }
 
     fn mark(&self, at: usize) -> Option<&AtomicU32> {
@@ -317,15 +323,21 @@ impl OffloadTable {
         let hop = self.take_hop(hop).ok_or(NotEntered::NoHop)?;
         let state = self.hops.get(usize::from(hop)).and_then(Option::as_ref);
         let hop_epoch = state.map_or(0, |state| state.epoch);
+        let mut stored = with_dev(key, in_dev);
         let mtu = match &action.rewrite {
             Some(rewrite) => {
-                self.write_rewrite(number, rewrite);
+                if is_ipv4(key) {
+                    let inline = rewrite.inline4();
+                    REWRITE4.iter().zip(inline).for_each(|(at, word)| stored[*at] = word);
+                } else {
+                    self.write_rewrite(number, rewrite);
+                }
                 action.mtu | FlowEntry::HAS_REWRITE
             }
             None => action.mtu & !FlowEntry::HAS_REWRITE,
         };
         let mut words = [0; ENTRY];
-        for (to, word) in words.chunks_exact_mut(2).zip(with_dev(key, in_dev)) {
+        for (to, word) in words.chunks_exact_mut(2).zip(stored) {
             to.copy_from_slice(&[word as u32, (word >> 32) as u32]);
         }
         words[BASIS] = action.basis.wrapping_add(hop_epoch);
@@ -373,7 +385,7 @@ impl OffloadTable {
             nexthop: hop.hop.nexthop,
             basis,
             holds,
-            new_destination: has_rewrite.then(|| self.new_destination(at)),
+            new_destination: has_rewrite.then(|| self.new_destination(at, is_ipv4(&key))),
         })
     }
 
@@ -498,7 +510,10 @@ impl OffloadTable {
         store(self.rewrites.words(), number * REWRITE, &words);
     }
 
-    fn new_destination(&self, number: usize) -> [u64; 2] {
+    fn new_destination(&self, number: usize, is_ipv4: bool) -> [u64; 2] {
+        if is_ipv4 {
+            return [self.maps.key_word(number, REWRITE4[0]) >> 32, 0];
+        }
         let from = number * REWRITE + std::mem::offset_of!(Rewrite, destination) / 4;
         let word = |at: usize| {
             self.rewrites.words().get(from + at).map_or(0, |it| u64::from(it.load(Relaxed)))
@@ -525,6 +540,13 @@ pub fn hashed(key: &FlowWords, in_dev: u16) -> FlowWords {
         Some(_) => with_dev(key, in_dev),
         None => *key,
     }
+}
+
+/// The words of an entry's key that are its rewrite, of IPv4: see [`Rewrite::inline4`].
+const REWRITE4: [usize; 2] = [1, 3];
+
+fn is_ipv4(key: &FlowWords) -> bool {
+    (key[FLOW_WORDS - 1] >> 40) as u8 == 4
 }
 
 /// A key with the interface that packets come from.
@@ -670,7 +692,14 @@ mod tests {
         let rewrite = Rewrite { destination: [1, 2, 3, 4, 5, 6, 7, 8], ..Rewrite::default() };
         let action = Action { rewrite: Some(rewrite), ..ACTION };
         let number = table.insert(&key(1), 0, &HOP_A, &action).expect("room");
+        let view = table.read(number).expect("an entry");
+        assert_eq!((view.key, view.new_destination), (key(1), Some([0x0002_0001, 0])));
+        assert_eq!(table.entries().find(&key(1)).next(), Some(number));
+        let addresses = ["2001:db8::1", "2001:db8::2"].map(|it| it.parse().expect("an address"));
+        let six = FlowKey::new(addresses[0], addresses[1], 1, 2, 6).expect("one family").words();
+        let number = table.insert(&six, 0, &HOP_A, &action).expect("room");
+        let view = table.read(number).expect("an entry");
         let words = [0x0004_0003_0002_0001, 0x0008_0007_0006_0005];
-        assert_eq!(table.read(number).expect("an entry").new_destination, Some(words));
+        assert_eq!((view.key, view.new_destination), (six, Some(words)));
     }
 }

@@ -64,8 +64,8 @@ pub fn ipv4(
 ) -> Option<Reason> {
     let is_wide = flow.is_none();
     let found = match flow {
-        Some(flow) => Found::of(flow, number)?,
-        None => Found::wide(wide_ipv4(ip), PREFIX4, number)?,
+        Some(flow) => Found::of::<true>(flow, number)?,
+        None => Found::wide::<true>(wide_ipv4(ip), PREFIX4, number)?,
     };
     let [ttl, protocol] = ip.ttl_protocol;
     let length = u16::from_be(ip.total_length);
@@ -81,11 +81,11 @@ pub fn ipv4(
     } else {
         segment(ctx, settings.l3() + size_of::<Ipv4Hdr>(), protocol, octets)?
     };
-    let rewrite = match found.rewrite(is_wide)? {
-        Some(rewrite) => Some(Translated::<Ipv4Words>::read(rewrite)),
-        None => None,
+    let rewrite = match found.has_rewrite(is_wide)? {
+        true => Some(found.rewrite4()),
+        false => None,
     };
-    let destination = rewrite.as_ref().map_or(ip.destination, |rewrite| rewrite.destination);
+    let destination = rewrite.map_or(ip.destination, Rewrite4::destination);
     let hop = Hop::read(found.next_hop)?;
     let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
     let [to_short, to_long] = epochs4(destination.map(u16::from_be));
@@ -104,7 +104,7 @@ pub fn ipv4(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
+        delta: rewrite.map(Rewrite4::transport_delta),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
     let l4 = settings.l3() + size_of::<Ipv4Hdr>();
@@ -122,7 +122,7 @@ pub fn ipv4(
     // After this `ip` is not valid.
     let is_written = trim(ctx, padding, frame_length)
         .and_then(|()| hop.write(ctx, &settings.tags))
-        .and_then(|()| write_ipv4(ctx, hop.l3(), check, rewrite.as_ref()));
+        .and_then(|()| write_ipv4(ctx, hop.l3(), check, rewrite));
     if is_written.is_none() {
         return Some(Reason::SteerIpv4);
     }
@@ -136,7 +136,7 @@ fn write_ipv4(
     ctx: &XdpContext,
     l3: usize,
     check: NewCheck,
-    rewrite: Option<&Translated<Ipv4Words>>,
+    rewrite: Option<Rewrite4>,
 ) -> Option<()> {
     let ip = header_mut::<Ipv4Hdr>(ctx, l3)?;
     let l4 = l3 + size_of::<Ipv4Hdr>();
@@ -148,10 +148,10 @@ fn write_ipv4(
         ip.check = decrease_ttl(ip.check);
         ip.ttl_protocol[0] -= 1;
         if let Some(rewrite) = rewrite {
-            ip.check = !fold(u64::from(!ip.check) + u64::from(rewrite.header_delta));
-            ip.source = rewrite.source;
-            ip.destination = rewrite.destination;
-            *ports = rewrite.ports;
+            ip.check = !fold(u64::from(!ip.check) + rewrite.header_delta());
+            ip.source = halves(rewrite.addresses as u32);
+            ip.destination = rewrite.destination();
+            *ports = halves(rewrite.rest as u32);
         }
     }
     Some(())
@@ -168,8 +168,8 @@ pub fn ipv6(
 ) -> Option<Reason> {
     let is_wide = flow.is_none();
     let found = match flow {
-        Some(flow) => Found::of(flow, number)?,
-        None => Found::wide(wide_ipv6(ip), PREFIX6, number)?,
+        Some(flow) => Found::of::<false>(flow, number)?,
+        None => Found::wide::<false>(wide_ipv6(ip), PREFIX6, number)?,
     };
     let [protocol, hop_limit] = ip.next_header_hop_limit;
     let octets = u16::from_be(ip.payload_length);
@@ -183,15 +183,17 @@ pub fn ipv6(
     } else {
         segment(ctx, settings.l3() + size_of::<Ipv6Hdr>(), protocol, octets)?
     };
-    let rewrite = match found.rewrite(is_wide)? {
-        Some(rewrite) => Some(Translated::<Ipv6Words>::read(rewrite)),
-        None => None,
+    let rewrite = match found.has_rewrite(is_wide)? {
+        true => Some(found.rewrite6()?),
+        false => None,
     };
-    let to = rewrite
-        .as_ref()
-        .map_or([ip.destination[0], ip.destination[1], ip.destination[2]], |rewrite| {
-            [rewrite.destination[0], rewrite.destination[1], rewrite.destination[2]]
-        });
+    let to = rewrite.as_ref().map_or(
+        [ip.destination[0], ip.destination[1], ip.destination[2]],
+        |rewrite| {
+            let [first, second, third, _] = quarters(rewrite.destination[0]);
+            [first, second, third]
+        },
+    );
     let hop = Hop::read(found.next_hop)?;
     let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
     let [to_short, to_long] = epochs6(to.map(u16::from_be));
@@ -211,7 +213,7 @@ pub fn ipv6(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.as_ref().map(|rewrite| rewrite.transport_delta),
+        delta: rewrite.as_ref().map(|rewrite| (rewrite.rest >> 48) as u16),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
     let l4 = settings.l3() + size_of::<Ipv6Hdr>();
@@ -241,7 +243,7 @@ fn write_ipv6(
     ctx: &XdpContext,
     l3: usize,
     check: NewCheck,
-    rewrite: Option<&Translated<Ipv6Words>>,
+    rewrite: Option<&Rewrite6>,
 ) -> Option<()> {
     let ip = header_mut::<Ipv6Hdr>(ctx, l3)?;
     let l4 = l3 + size_of::<Ipv6Hdr>();
@@ -252,9 +254,9 @@ fn write_ipv6(
         let ip = &mut *ip;
         ip.next_header_hop_limit[1] -= 1;
         if let Some(rewrite) = rewrite {
-            ip.source = rewrite.source;
-            ip.destination = rewrite.destination;
-            *ports = rewrite.ports;
+            ip.source = ipv6_words(rewrite.source);
+            ip.destination = ipv6_words(rewrite.destination);
+            *ports = halves(rewrite.rest as u32);
         }
     }
     Some(())
@@ -264,6 +266,9 @@ fn write_ipv6(
 fn is_extension(protocol: u8) -> bool {
     EXTENSIONS.contains(&protocol)
 }
+
+/// The words of an entry's key that are its rewrite, of IPv4.
+const REWRITE4: [usize; 2] = [1, 3];
 
 /// A flow's entry, as it was read.
 struct Found {
@@ -284,7 +289,7 @@ const PREFIX6: u64 = (1 << Width::PREFIX6) - 1;
 impl Found {
     /// The entry of packets with these addresses that arrive on the interface, the widest first.
     #[inline(always)]
-    fn wide(words: FlowWords, prefix: u64, number: u16) -> Option<Found> {
+    fn wide<const IPV4: bool>(words: FlowWords, prefix: u64, number: u16) -> Option<Found> {
         let epochs = FR_OFF_EPOCHS.get_ptr(0)?;
         // SAFETY: inside the map's value; userspace writes whole words at any time.
         let widths = unsafe { (&raw const (*epochs).widths).read_volatile() };
@@ -294,25 +299,25 @@ impl Found {
         let kind = |width: Width| last | u64::from(width.protocol()) << 32;
         if widths & Width::Prefixes.bit() != 0 {
             let words = [from0 & prefix, 0, to0 & prefix, 0, kind(Width::Prefixes)];
-            if let Some(found) = Found::of(&Flow::new(words)?, number) {
+            if let Some(found) = Found::of::<IPV4>(&Flow::new(words)?, number) {
                 return Some(found);
             }
         }
         if widths & Width::ToPrefix.bit() != 0 {
             let words = [from0, from1, to0 & prefix, 0, kind(Width::ToPrefix)];
-            if let Some(found) = Found::of(&Flow::new(words)?, number) {
+            if let Some(found) = Found::of::<IPV4>(&Flow::new(words)?, number) {
                 return Some(found);
             }
         }
         if widths & Width::Addresses.bit() == 0 {
             return None;
         }
-        Found::of(&Flow::new([from0, from1, to0, to1, last])?, number)
+        Found::of::<IPV4>(&Flow::new([from0, from1, to0, to1, last])?, number)
     }
 
     /// The entry of packets with this key that arrive on the interface.
     #[inline(always)]
-    fn of(flow: &Flow, interface: u16) -> Option<Found> {
+    fn of<const IPV4: bool>(flow: &Flow, interface: u16) -> Option<Found> {
         let hash = FR_OFF_MARKS.get_ptr(0)?;
         // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
         let place = unsafe { &*hash.cast::<FlowHash>() }.place_of(flow.hash);
@@ -329,6 +334,10 @@ impl Found {
         let mut differ = 0;
         for (at, word) in flow.words.iter().enumerate() {
             let number = if at == flow.words.len() - 1 { u64::from(interface) << 48 } else { 0 };
+            // Of IPv4 these are not of the key.
+            if IPV4 && (at == REWRITE4[0] || at == REWRITE4[1]) {
+                continue;
+            }
             // SAFETY: inside the map's value; userspace writes whole words at any time.
             let of_entry =
                 unsafe { (&raw const (*entry).key).cast::<u64>().add(at).read_volatile() };
@@ -356,16 +365,27 @@ impl Found {
         self.mtu_flags & !FlowEntry::HAS_REWRITE
     }
 
-    /// How packets are rewritten: `Some(None)` if they are not. Without ports in the key they cannot be.
+    /// Whether packets are rewritten. `None`: they cannot be, without ports in the key.
     #[inline(always)]
-    fn rewrite(&self, is_wide: bool) -> Option<Option<*const Rewrite>> {
-        if self.mtu_flags & FlowEntry::HAS_REWRITE == 0 {
-            return Some(None);
-        }
-        if is_wide {
-            return None;
-        }
-        FR_OFF_NAT.get_ptr(self.number).map(Some)
+    fn has_rewrite(&self, is_wide: bool) -> Option<bool> {
+        let has_rewrite = self.mtu_flags & FlowEntry::HAS_REWRITE != 0;
+        if has_rewrite && is_wide { None } else { Some(has_rewrite) }
+    }
+
+    /// How packets of IPv4 are rewritten.
+    #[inline(always)]
+    fn rewrite4(&self) -> Rewrite4 {
+        let word = |at: usize| {
+            // SAFETY: inside the map's value; userspace writes whole words at any time.
+            unsafe { (&raw const (*self.entry).key).cast::<u64>().add(at).read_volatile() }
+        };
+        Rewrite4 { addresses: word(REWRITE4[0]), rest: word(REWRITE4[1]) }
+    }
+
+    /// How packets of IPv6 are rewritten.
+    #[inline(always)]
+    fn rewrite6(&self) -> Option<Rewrite6> {
+        FR_OFF_NAT.get_ptr(self.number).map(Rewrite6::read)
     }
 
     /// Whether what was read from the entry was the flow's: it was not removed meanwhile.
@@ -409,84 +429,100 @@ fn in_bucket(bucket: u32, mark: u32) -> Option<(*const FlowBucket, u64)> {
     Some((bucket, found))
 }
 
-/// A [`Rewrite`], as it was read.
-struct Translated<A> {
-    source: A,
-    destination: A,
-    ports: [u16; 2],
-    header_delta: u16,
-    transport_delta: u16,
+/// A [`Rewrite`] of IPv4 as [`Rewrite::inline4`]. As whole words it needs less of the stack, of which there are 512
+/// octets.
+#[derive(Clone, Copy)]
+struct Rewrite4 {
+    /// Source and destination.
+    addresses: u64,
+    /// Ports, header_delta, transport_delta.
+    rest: u64,
 }
 
-impl<const N: usize> Translated<[u16; N]> {
+impl Rewrite4 {
     #[inline(always)]
-    fn read(rewrite: *const Rewrite) -> Self {
-        let word = |from: *const u16| {
-            // SAFETY: inside the map's value; userspace writes whole words at any time.
-            unsafe { from.read_volatile() }
-        };
-        let address = |from: *const u16| {
-            let mut words = [0; N];
-            for (at, to) in words.iter_mut().enumerate() {
-                *to = word(from.wrapping_add(at));
-            }
-            words
-        };
-        // SAFETY: addresses inside the map's value.
-        unsafe {
-            Translated {
-                source: address((&raw const (*rewrite).source).cast()),
-                destination: address((&raw const (*rewrite).destination).cast()),
-                ports: [
-                    word(&raw const (*rewrite).source_port),
-                    word(&raw const (*rewrite).destination_port),
-                ],
-                header_delta: word(&raw const (*rewrite).header_delta),
-                transport_delta: word(&raw const (*rewrite).transport_delta),
-            }
-        }
+    fn destination(self) -> Ipv4Words {
+        halves((self.addresses >> 32) as u32)
+    }
+
+    #[inline(always)]
+    fn header_delta(self) -> u64 {
+        self.rest >> 32 & 0xffff
+    }
+
+    #[inline(always)]
+    fn transport_delta(self) -> u16 {
+        (self.rest >> 48) as u16
     }
 }
 
-/// A [`NextHop`], as it was read.
+/// A [`Rewrite`] of IPv6 in whole words, as it was read.
+struct Rewrite6 {
+    source: [u64; 2],
+    destination: [u64; 2],
+    /// As in [`Rewrite4`].
+    rest: u64,
+}
+
+impl Rewrite6 {
+    #[inline(always)]
+    fn read(rewrite: *const Rewrite) -> Self {
+        let rewrite = rewrite.cast::<u64>();
+        let word = |at: usize| {
+            // SAFETY: inside the map's value, which is aligned; userspace writes whole words at any time.
+            unsafe { rewrite.add(at).read_volatile() }
+        };
+        Rewrite6 { source: [word(0), word(1)], destination: [word(2), word(3)], rest: word(4) }
+    }
+}
+
+/// A word as 16-bit words in memory order.
+#[inline(always)]
+fn quarters(word: u64) -> [u16; 4] {
+    [word as u16, (word >> 16) as u16, (word >> 32) as u16, (word >> 48) as u16]
+}
+
+#[inline(always)]
+fn ipv6_words([high, low]: [u64; 2]) -> Ipv6Words {
+    let ([a, b, c, d], [e, f, g, h]) = (quarters(high), quarters(low));
+    [a, b, c, d, e, f, g, h]
+}
+
+/// A [`NextHop`]. While there are entries that lead to it, and until those have rested, nothing but its epoch is written:
+/// the rest may be read when it is needed, and takes no room on the stack.
 struct Hop {
-    destination: MacWords,
-    source: MacWords,
-    port: u32,
+    at: *const NextHop,
     epoch: u32,
-    /// TPID and VID of the tags, see [`NextHop::tags`].
-    tags: [u16; 4],
 }
 
 impl Hop {
     #[inline(always)]
     fn read(number: u16) -> Option<Hop> {
-        let hop = FR_OFF_HOPS.get_ptr(u32::from(number))?;
-        let mac = |from: *const MacWords| {
-            let from = from.cast::<u16>();
-            // SAFETY: inside the map's value; userspace writes whole words at any time.
-            unsafe {
-                [from.read_volatile(), from.add(1).read_volatile(), from.add(2).read_volatile()]
-            }
-        };
-        // SAFETY: as above.
-        unsafe {
-            Some(Hop {
-                destination: mac(&raw const (*hop).destination),
-                source: mac(&raw const (*hop).source),
-                port: (&raw const (*hop).port).read_volatile(),
-                epoch: (&raw const (*hop).epoch).read_volatile(),
-                tags: {
-                    let tags = (&raw const (*hop).tags).cast::<u16>();
-                    [
-                        tags.read_volatile(),
-                        tags.add(1).read_volatile(),
-                        tags.add(2).read_volatile(),
-                        tags.add(3).read_volatile(),
-                    ]
-                },
-            })
-        }
+        let at = FR_OFF_HOPS.get_ptr(u32::from(number))?;
+        // SAFETY: inside the map's value; userspace writes whole words at any time.
+        let epoch = unsafe { (&raw const (*at).epoch).read_volatile() };
+        Some(Hop { at, epoch })
+    }
+
+    /// TPID and VID of a tag: see [`NextHop::tags`].
+    #[inline(always)]
+    fn tag(&self, n: usize) -> u32 {
+        // SAFETY: as in `read`; the tags are two aligned words.
+        unsafe { (&raw const (*self.at).tags).cast::<u32>().add(n).read_volatile() }
+    }
+
+    /// Three 16-bit words of destination and source address, from the `from`th on.
+    #[inline(always)]
+    fn mac(&self, from: usize) -> MacWords {
+        let words = self.at.cast::<u16>();
+        // SAFETY: as in `read`; the addresses are the first six words.
+        [0, 1, 2].map(|word| unsafe { words.add(from + word).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn port(&self) -> u32 {
+        // SAFETY: as in `read`.
+        unsafe { (&raw const (*self.at).port).read_volatile() }
     }
 
     /// Makes the port the one by which the frame leaves if the program returns XDP_REDIRECT; the frame is not changed.
@@ -498,16 +534,16 @@ impl Hop {
         if padding < 0 {
             return None;
         }
-        FR_TX_PORTS.redirect(self.port, 0).ok()?;
+        FR_TX_PORTS.redirect(self.port(), 0).ok()?;
         Some(padding as i32)
     }
 
     /// Length of the tags, octets.
     #[inline(always)]
     fn tags_octets(&self) -> usize {
-        if self.tags[0] == 0 {
+        if self.tag(0) == 0 {
             0
-        } else if self.tags[2] == 0 {
+        } else if self.tag(1) == 0 {
             TAG
         } else {
             2 * TAG
@@ -524,30 +560,34 @@ impl Hop {
     /// nothing was written, there is no room.
     #[inline(always)]
     fn write(&self, ctx: &XdpContext, received: &Tags) -> Option<()> {
-        let more = self.tags_octets() as i32 - received.octets as i32;
+        let octets = self.tags_octets();
+        let more = octets as i32 - received.octets as i32;
         // SAFETY: the context of the program; pointers into the frame are not used after this.
         if more != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, -more) } != 0 {
             return None;
         }
         let eth = header_mut::<EthHdr>(ctx, 0)?;
-        // SAFETY: in the frame.
-        unsafe {
-            (*eth).destination = self.destination;
-            (*eth).source = self.source;
-        }
         // SAFETY: in the frame; in front of the packet there is as much room as the tags have octets.
         unsafe {
-            if self.tags[0] != 0 {
-                let tag = header_mut::<[u16; 2]>(ctx, TAGS_AT)?;
-                *tag = [self.tags[0], self.tags[1] | received.priorities[0]];
+            (*eth).destination = self.mac(0);
+            (*eth).source = self.mac(3);
+            if octets != 0 {
+                let [tpid, vid] = halves(self.tag(0));
+                *header_mut::<[u16; 2]>(ctx, TAGS_AT)? = [tpid, vid | received.priorities[0]];
             }
-            if self.tags[0] != 0 && self.tags[2] != 0 {
-                let tag = header_mut::<[u16; 2]>(ctx, TAGS_AT + TAG)?;
-                *tag = [self.tags[2], self.tags[3] | received.priorities[1]];
+            if octets > TAG {
+                let [tpid, vid] = halves(self.tag(1));
+                *header_mut::<[u16; 2]>(ctx, TAGS_AT + TAG)? = [tpid, vid | received.priorities[1]];
             }
         }
         Some(())
     }
+}
+
+/// A word as 16-bit words in memory order.
+#[inline(always)]
+fn halves(word: u32) -> [u16; 2] {
+    [word as u16, (word >> 16) as u16]
 }
 
 /// Trims padding. `length`: without it, octets. `None`: not all of it is in the first buffer of the frame.

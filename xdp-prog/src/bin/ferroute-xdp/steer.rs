@@ -158,6 +158,7 @@ pub struct RxQueue {
 }
 
 #[xdp]
+#[inline(always)]
 pub fn ferroute_xdp(ctx: XdpContext) -> u32 {
     let index = ctx.rx_queue_index();
     let Some(state) = FR_QUEUES.get_ptr_mut(index) else {
