@@ -54,14 +54,14 @@ enum FlowsVerb {
 
 #[derive(Debug, Default, Args)]
 struct ShowArgs {
-    #[command(flatten)]
-    filter: FilterArgs,
     /// Show what the entry of an offloaded flow depends on, and why a flow is not offloaded.
     ///
     /// Without rules, Ferroute does not know flows that are not offloaded: with two addresses (-s and -d), the answer
     /// is about packets between them, whether there are any or not.
     #[arg(short = 'v', long)]
     details: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Requests flows, numbers or rates and prints them.
