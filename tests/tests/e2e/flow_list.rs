@@ -180,7 +180,7 @@ fn flows_without_rules_are_marked_and_explained() -> Result<()> {
     lab.right.run("ethtool -K right gro on")?;
     why("below_threshold")?;
     lab.router.run(&format!("ip -6 route add {RIGHT6}/128 dev rt-left"))?;
-    why("same_port")?;
+    why("same_interface")?;
     lab.router.run(&format!("ip -6 route del {RIGHT6}/128 dev rt-left"))?;
     let mut capture =
         running.command(&["capture", "-w", "/dev/null", "host", "192.0.2.99"]).spawn()?;
