@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ferroute::control::api::capture::Message;
-use ferroute::control::api::flows::{FlowFindReport, FlowRate, FlowTopReport, FlowTuple};
+use ferroute::control::api::flows::{
+    FlowCountReport, FlowFindReport, FlowRate, FlowShowRequest, FlowTopReport, FlowTuple,
+};
 use ferroute::control::api::rules::Rules;
 use ferroute::control::api::server::{Answer, ControlHandler, Follow, Server};
 use ferroute::control::api::{
@@ -49,14 +51,18 @@ impl ControlHandler for Daemon {
                 netns: None,
                 flows: vec![None; request.tuples.len()],
             }),
-            Request::OffloadShow { .. } => Response::Rendered(Rendered::Text("all\n".into())),
-            Request::FlowShow { format: Format::Text, .. } => {
-                Response::Rendered(Rendered::Text("udp 17\n".into()))
+            Request::FlowShow(FlowShowRequest { format: Format::Text, list, filter }) => {
+                let text = format!("{list:?} {:?} udp 17\n", filter.protocol);
+                Response::Rendered(Rendered::Text(text))
             }
-            Request::FlowShow { .. } => Response::Rendered(Rendered::Json(json!([]))),
+            Request::FlowShow(_) => Response::Rendered(Rendered::Json(json!([]))),
+            Request::FlowCount(_) => {
+                Response::FlowCount(FlowCountReport { carried: 3, entries: 2, offloaded: 4 })
+            }
             Request::FlowTop(request) => Response::FlowTop(FlowTopReport {
                 interval_ns: u64::from(request.interval_ms) * 1_000_000,
                 carried: 3,
+                entries: 0,
                 flows: vec![flow_rate()],
             }),
             Request::Latency { .. } => Response::Latency(latency()),
@@ -128,9 +134,12 @@ fn latency() -> LatencyReport {
 fn flow_rate() -> FlowRate {
     let [from, to] = [[10, 0, 0, 1], [192, 0, 2, 1]].map(std::net::IpAddr::from);
     FlowRate {
-        tuples: [FlowTuple(from, to, 17, 5, 53), FlowTuple(to, from, 17, 53, 5)],
+        tuples: vec![FlowTuple(from, to, 17, 5, 53), FlowTuple(to, from, 17, 53, 5)],
         packets: [1000, 0],
         octets: [100_000, 0],
+        offloaded: [false; 2],
+        iif: None,
+        oif: None,
     }
 }
 
@@ -320,14 +329,21 @@ fn counters_are_shown_as_nstat_does() {
 fn rates_of_flows_are_printed_once_per_interval() {
     let lab = Lab::new();
     let text = lab.text("flows top -i 0.5 -c 2");
-    let row = "udp    10.0.0.1:5  192.0.2.1:53  2.00k      1.60M   0.00            0.00\n";
+    let row =
+        "udp    10.0.0.1:5  192.0.2.1:53  2.00k      1.60M   0.00            0.00         no\n";
     assert_eq!(text.matches(row).count(), 2, "{text}");
     let text = lab.text("flows top -j -c 3");
     let lines: Vec<Value> =
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[2]["flows"][0]["original"]["packets_per_s"], 1000.0);
-    assert_eq!(lab.text("flows"), "udp 17\n");
+    assert_eq!(lab.text("flows"), "Flows None udp 17\n");
+    assert_eq!(lab.text("flows show -v -p udp"), "Details Some(17) udp 17\n");
+    assert_eq!(lab.text("flows offloaded"), "Entries None udp 17\n");
+    assert_eq!(lab.text("flows count"), "5 (3 carried, 2 entries; 4 offloaded)\n");
+    let count = json!({"flows": 5, "carried": 3, "entries": 2, "offloaded": 4});
+    assert_eq!(lab.json("flows count -j"), count);
+    assert_eq!(lab.run("flows show -s 10.0.0.1 -d 2001:db8::1").status.code(), Some(2));
     assert_eq!(lab.json("flows show -j"), json!([]));
 }
 

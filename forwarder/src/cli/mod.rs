@@ -135,8 +135,8 @@ enum Verb {
     Rules(rules::RulesArgs),
     /// Show the kernel's connections, as conntrack does, and which of them are carried in userspace.
     Conntrack(Box<conntrack::ConntrackArgs>),
-    /// Show the connections that are carried in userspace, with their packets or their rates.
-    Flows(flows::FlowsArgs),
+    /// Show the flows that are carried in userspace or by the XDP program, with packets, rates, and why not.
+    Flows(Box<flows::FlowsArgs>),
     /// Show how long frames stay in userspace, as percentiles for each pair of ports.
     Latency(latency::LatencyArgs),
     /// Show or save packets that pass through userspace or are dropped there, as tcpdump does.
@@ -286,6 +286,11 @@ mod tests {
             "flows",
             "flows show -j",
             "flows top -n 5 -i 0.5 -c 3",
+            "flows top --batch 1 --sort packets -p udp -d 10.0.0.0/8 --offloaded -j",
+            "flows show -v -s 10.0.0.1 -d 10.0.0.2 --iif eth0 -j",
+            "-p flows show --details --pretty -p tcp",
+            "flows count -p udp --dport 53 --not-offloaded",
+            "flows offloaded --oif eth1",
             "status --wait 3",
             "latency --watch --reset --port-pair eth0:eth1 --port-pair :eth0 -j",
             "latency --hgrm a.hgrm --log - --svg a.svg",
@@ -319,6 +324,8 @@ mod tests {
             "flows top -n 0",
             "flows top -i 0",
             "flows top -c 0",
+            "flows top --sort octets",
+            "flows show -p frobnicate",
             "latency --port-pair eth0",
             "run -i eth0 --poll often",
             "run -i eth0 --driver dpdk",

@@ -381,6 +381,11 @@ impl Hooks {
         last.filter(|_| matches!(first.function, Function::Conntrack))
     }
 
+    /// Whether the ruleset tracks connections, so that packets of carried ones pass the workers.
+    pub fn track_connections(&self) -> bool {
+        self.flows.is_some()
+    }
+
     /// The flows that are carried.
     #[inline]
     pub(super) fn flows(&self) -> Option<&FlowTable> {
@@ -392,6 +397,11 @@ impl Hooks {
     #[inline]
     pub fn decided_flows(&self) -> Option<&FlowTable> {
         self.flows.as_deref().filter(|_| self.decided_at != [None; 2])
+    }
+
+    /// Whether what the functions do with packets of a flow of this family may be remembered.
+    pub fn may_decide(&self, pf: Family) -> bool {
+        self.flows.is_some() && self.decided_at[family_index(pf)].is_some()
     }
 
     /// Whether packets of connections with NAT are translated.
@@ -490,13 +500,20 @@ impl Hooks {
     fn learn(&self, at: &HookState<'_>, tables: &Tables, own: &mut HookStates) {
         let Some(Learnt { of, passed, learner }) = &own.learnt else { return };
         if learner.varies {
+            if let Some(flows) = &self.flows {
+                flows.note_varies(of);
+            }
             own.learnt = None;
         } else if self.decided_at[family_index(at.pf)] == Some(at.hook) {
             let ifindex = |link: Option<&Link>| link.map_or(0, |link| link.ifindex);
             let passed = own.journal.entries().get(*passed..).unwrap_or(&[]);
             let decision = Decision::new(ifindex(at.iif), ifindex(at.oif), passed);
-            if let (Some(decision), Some(flows)) = (decision, &self.flows) {
-                flows.decide(of, own.decisions.remember(decision, self.basis(tables)));
+            match (decision, &self.flows) {
+                (Some(decision), Some(flows)) => {
+                    flows.decide(of, own.decisions.remember(decision, self.basis(tables)));
+                }
+                (None, Some(flows)) => flows.note_varies(of),
+                (_, None) => {}
             }
             own.learnt = None;
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::flow_cache::FlowCache;
 use super::hold_queue::HoldQueue;
 use super::nf_hook::HookEnv;
-use super::offload::{OFFERS, Offer, Offload, OffloadPorts};
+use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
 use crate::capture::Tap;
@@ -105,6 +105,11 @@ impl PipelineState {
     #[must_use]
     pub fn with_offload(self, ports: Arc<OffloadPorts>, threshold: u16, seed: u64) -> Self {
         PipelineState { offload: Offload::new(ports, threshold, seed), ..self }
+    }
+
+    /// The counts of packets by which flows are offered, for other threads. `None`: nothing is offered.
+    pub fn meter(&self) -> Option<MeterReader> {
+        self.offload.on.as_ref().map(|on| on.meter.reader())
     }
 
     /// To be called before tables and hook functions are refreshed, with the epochs.

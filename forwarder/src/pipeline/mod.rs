@@ -76,7 +76,8 @@ mod vlan;
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
 pub use neigh_poll::{drop_held, poll_held};
-pub use offload::{Offer, OfferedFlow, OffloadPorts};
+pub use offer::{Obstacle, may_be_wide6, obstacle};
+pub use offload::{MeterReader, Offer, OfferedFlow, OffloadPorts};
 pub use original::RESTORED;
 pub use post_routing::RoutedBurst;
 

@@ -8,9 +8,8 @@ use xdp_prog::{VlanKey, vlan_key};
 use super::Ctx;
 use super::dst::Dst;
 use super::eth_input::is_l2_multicast;
-use super::offload::{FlowMeter, OFFERS, Offer, OffloadPorts};
+use super::offload::{FlowMeter, OFFERS, Offer, OffloadPorts, wide_hash};
 use crate::fib::{FibInfo, Prefix4, Prefix6};
-use crate::hash_table::hash_words;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::tables::{EgressTag, Forwarding6, Link, Tables};
@@ -46,8 +45,7 @@ pub(super) fn offer(
             let packet = Ipv4Packet::new_unchecked(skb.network_header());
             [packet.src_addr().into(), packet.dst_addr().into()]
         }
-        // The kernel answers neighbour solicitations for others.
-        _ if is_wide && dev.forwarding6 != Forwarding6::On => return,
+        _ if is_wide && !may_be_wide6(dev) => return,
         _ => {
             let packet = Ipv6Packet::new_unchecked(skb.network_header());
             [packet.src_addr().into(), packet.dst_addr().into()]
@@ -100,7 +98,7 @@ fn wide_key(
         let source = if width == Width::Prefixes { prefix(from) } else { from };
         let destination = if width == Width::Addresses { to } else { prefix(to) };
         let key = FlowKey::new(source, destination, width.protocol(), 0, 0);
-        is_due = is_due || meter.count(hash_words(meter.seed, key.words()), now_ns);
+        is_due = is_due || meter.count(wide_hash(&key, meter.seed), now_ns);
         if is_due && (width == Width::Addresses || may_be(width)) {
             widest = Some(key);
         }
@@ -184,13 +182,48 @@ fn tags_of(dev: &Link) -> Option<VlanKey> {
 /// Whether nothing but the packet's addresses and ports, and the interface, has decided about it.
 fn is_simple(skb: &SkBuff, dev: &Link, dst: &Dst<'_>) -> bool {
     dev.port == Some(skb.port)
-        && dst.dev.ifindex != dev.ifindex
+        && obstacle_between(dev, dst.dev, dst.is_multipath()).is_none()
         && dst.dev.up
         && dst.fits(skb)
         && skb.mark == 0
         && !dst.redirect
-        && !dst.is_multipath()
         && !is_l2_multicast(skb)
+}
+
+/// What keeps the flows between two interfaces in userspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// They leave by the interface that they came from.
+    SameInterface,
+    /// The route has several next hops.
+    Multipath,
+    /// The priority in the tags of frames depends on the packet (`egress-qos-map`).
+    EgressQosMap,
+}
+
+/// What keeps flows from one interface to another in userspace, whatever else is known of their packets.
+pub fn obstacle(iif: &Link, oif: &Link, is_multipath: bool) -> Option<Obstacle> {
+    let by_tags = || tags_of(oif).is_none().then_some(Obstacle::EgressQosMap);
+    obstacle_between(iif, oif, is_multipath).or_else(by_tags)
+}
+
+/// The same, apart from the tags of frames.
+#[inline(always)]
+fn obstacle_between(iif: &Link, oif: &Link, is_multipath: bool) -> Option<Obstacle> {
+    if iif.ifindex == oif.ifindex {
+        Some(Obstacle::SameInterface)
+    } else if is_multipath {
+        Some(Obstacle::Multipath)
+    } else {
+        None
+    }
+}
+
+/// Whether an entry may stand for all IPv6 packets with its addresses that are received on an interface: with
+/// proxy_ndp, the kernel answers neighbour solicitations for others.
+#[inline]
+pub fn may_be_wide6(iif: &Link) -> bool {
+    iif.forwarding6 == Forwarding6::On
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use smallvec::SmallVec;
 use xdp_prog::{FLOW_WORDS, VlanKey};
 
-use crate::hash_table::mix;
+use crate::hash_table::{hash_words, mix};
 use crate::netfilter::conntrack::{FlowKey, FoundFlow};
 use crate::tables::Epochs;
 
@@ -182,8 +182,8 @@ impl Offload {
 /// then loses it, and where places are changes with each window.
 #[derive(Debug)]
 pub(super) struct FlowMeter {
-    /// Flow (upper half), window (16 bits), packets (16 bits).
-    places: Box<[u64]>,
+    /// Flow (upper half), window (16 bits), packets (16 bits). Only the worker writes them.
+    places: Arc<[AtomicU64]>,
     threshold: u16,
     pub seed: u64,
 }
@@ -193,7 +193,14 @@ const WINDOW_SHIFT: u32 = 33;
 
 impl FlowMeter {
     pub fn new(threshold: u16, seed: u64) -> FlowMeter {
-        FlowMeter { places: vec![0; PLACES].into(), threshold: threshold.max(1), seed }
+        let places = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
+        FlowMeter { places, threshold: threshold.max(1), seed }
+    }
+
+    /// Reads the counts of this meter from other threads.
+    pub fn reader(&self) -> MeterReader {
+        let FlowMeter { places, threshold, seed } = self;
+        MeterReader { places: Arc::clone(places), threshold: *threshold, seed: *seed }
     }
 
     /// Counts a packet of the flow with this hash. Returns whether it has had as many in this window, and begins anew.
@@ -210,23 +217,70 @@ impl FlowMeter {
 
     #[inline]
     fn reaches(&mut self, threshold: u16, hash: u64, now_ns: u64) -> bool {
-        let window = now_ns >> WINDOW_SHIFT & 0xffff;
-        let at = mix(hash ^ window) >> 48;
-        let Some(place) = self.places.get_mut(at as usize) else { return false };
-        let (flow, then, packets) = (*place >> 32, *place >> 16 & 0xffff, *place & 0xffff);
+        let window = window(now_ns);
+        let Some(place) = self.places.get(place_of(hash, window)) else { return false };
+        let counted = place.load(Relaxed);
+        let (flow, then, packets) = (counted >> 32, counted >> 16 & 0xffff, counted & 0xffff);
         let new = |packets: u64| hash >> 32 << 32 | window << 16 | packets;
         let packets = match flow == hash >> 32 && then == window {
             true => packets + 1,
             false if then == window && packets > 1 => {
-                *place -= 1;
+                place.store(counted - 1, Relaxed);
                 return false;
             }
             false => 1,
         };
         let is_due = packets >= u64::from(threshold);
-        *place = new(if is_due { 0 } else { packets });
+        place.store(new(if is_due { 0 } else { packets }), Relaxed);
         is_due
     }
+}
+
+/// The window that a time is in.
+#[inline]
+fn window(now_ns: u64) -> u64 {
+    now_ns >> WINDOW_SHIFT & 0xffff
+}
+
+/// The place of the flow with this hash.
+#[inline]
+fn place_of(hash: u64, window: u64) -> usize {
+    (mix(hash ^ window) >> 48) as usize
+}
+
+/// Reads the packets that a worker has counted of a flow.
+#[derive(Debug, Clone)]
+pub struct MeterReader {
+    places: Arc<[AtomicU64]>,
+    threshold: u16,
+    seed: u64,
+}
+
+impl MeterReader {
+    /// Packets of a carried flow, in this window and since it was last offered, and from how many on it is offered.
+    /// `now_ns`: by the worker's clock.
+    pub fn carried(&self, key: &FlowKey, now_ns: u64) -> (u16, u16) {
+        let threshold = self.threshold.min(THRESHOLD_CARRIED);
+        (self.packets(key.hash(self.seed), now_ns), threshold)
+    }
+
+    /// The same of packets with the addresses of a key of [`Width`](xdp_prog::offload::Width).
+    pub fn wide(&self, key: &FlowKey, now_ns: u64) -> (u16, u16) {
+        (self.packets(wide_hash(key, self.seed), now_ns), self.threshold)
+    }
+
+    fn packets(&self, hash: u64, now_ns: u64) -> u16 {
+        let window = window(now_ns);
+        let counted = self.places.get(place_of(hash, window)).map_or(0, |it| it.load(Relaxed));
+        let is_its = counted >> 32 == hash >> 32 && counted >> 16 & 0xffff == window;
+        if is_its { counted as u16 } else { 0 }
+    }
+}
+
+/// The hash by which packets with the addresses of a key are counted.
+#[inline]
+pub(super) fn wide_hash(key: &FlowKey, seed: u64) -> u64 {
+    hash_words(seed, key.words())
 }
 
 #[cfg(test)]
@@ -242,6 +296,24 @@ mod tests {
         assert!(!(0..40).any(|_| meter.count(hash(2), 1 << (WINDOW_SHIFT - 1))));
         assert!(!(0..40).any(|_| meter.count(hash(2), 1 << WINDOW_SHIFT)));
         assert_eq!((0..3).filter(|_| FlowMeter::new(1, 1).count(hash(3), 0)).count(), 3);
+    }
+
+    #[test]
+    fn other_threads_read_what_a_worker_has_counted() {
+        let mut meter = FlowMeter::new(64, 9);
+        let reader = meter.reader();
+        let key = FlowKey::new([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), 17, 1000, 53);
+        for n in 1..=3 {
+            assert!(!meter.count_carried(key.hash(9), 5));
+            assert_eq!(reader.carried(&key, 6), (n, THRESHOLD_CARRIED));
+        }
+        assert!(meter.count_carried(key.hash(9), 7));
+        assert_eq!(reader.carried(&key, 8).0, 0, "it begins anew");
+        let wide = FlowKey::new([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), 0, 0, 0);
+        (0..9).for_each(|_| assert!(!meter.count(wide_hash(&wide, 9), 5)));
+        assert_eq!(reader.wide(&wide, 6), (9, 64));
+        assert_eq!(reader.wide(&wide, 1 << WINDOW_SHIFT), (0, 64), "another window");
+        assert_eq!(reader.wide(&key, 6), (0, 64), "another flow");
     }
 
     #[test]

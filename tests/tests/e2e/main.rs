@@ -15,6 +15,7 @@ mod devices;
 mod faults;
 mod files;
 mod filters;
+mod flow_list;
 mod flows;
 mod flowtable;
 mod follow;

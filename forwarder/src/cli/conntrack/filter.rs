@@ -48,6 +48,9 @@ pub struct FilterArgs {
     /// Bits of the status that are set, as ASSURED; UNREPLIED: SEEN_REPLY is not set.
     #[arg(short = 'u', long, value_name = "STATUS,…", value_parser = parse_status)]
     pub status: Option<Status>,
+    /// The zone of both directions.
+    #[arg(short = 'w', long, value_name = "ZONE")]
+    pub zone: Option<u16>,
     /// Entries whose source is translated, or is translated to an address.
     #[arg(short = 'n', long, value_name = "ADDRESS", num_args = 0..=1)]
     pub src_nat: Option<Option<IpAddr>>,
@@ -71,22 +74,29 @@ pub enum Family {
 /// A mark and the bits of it that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    value: u32,
-    mask: u32,
+    /// The value.
+    pub value: u32,
+    /// The bits that are compared.
+    pub mask: u32,
 }
 
 /// Bits of the status, and the value of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Status {
-    value: u32,
-    mask: u32,
+    /// The value.
+    pub value: u32,
+    /// The bits that are compared.
+    pub mask: u32,
 }
 
-fn parse_protocol(text: &str) -> Result<u8, String> {
-    protocol_number(text).ok_or_else(|| format!("`{text}` is not a protocol"))
+/// A protocol, by name or number.
+pub fn parse_protocol(text: &str) -> Result<u8, String> {
+    let expected = "a name, as tcp or udp, or a number up to 255 is expected";
+    protocol_number(text).ok_or_else(|| format!("`{text}` is not a protocol: {expected}"))
 }
 
-fn parse_mark(text: &str) -> Result<Mark, String> {
+/// A mark, and a mask after a slash.
+pub fn parse_mark(text: &str) -> Result<Mark, String> {
     let number = |text: &str| {
         super::super::show::parse_number(text).ok_or_else(|| format!("`{text}` is not a number"))
     };
@@ -94,7 +104,8 @@ fn parse_mark(text: &str) -> Result<Mark, String> {
     Ok(Mark { value: number(value)?, mask: number(mask)? })
 }
 
-fn parse_status(text: &str) -> Result<Status, String> {
+/// Names of bits, separated by commas.
+pub fn parse_status(text: &str) -> Result<Status, String> {
     let mut status = Status::default();
     for word in text.split(',') {
         let known = STATUS_NAMES.iter().find(|(_, name)| name.eq_ignore_ascii_case(word));
@@ -117,13 +128,15 @@ impl FilterArgs {
     /// Whether everything matches.
     pub fn is_empty(&self) -> bool {
         let FilterArgs { family, protocol, orig_src, orig_dst, reply_src, reply_dst, .. } = self;
-        let FilterArgs { sport, dport, state, mark, status, src_nat, dst_nat, carried, .. } = self;
+        let FilterArgs {
+            sport, dport, state, mark, status, zone, src_nat, dst_nat, carried, ..
+        } = self;
         let prefixes = [orig_src, orig_dst, reply_src, reply_dst];
         family.is_none()
             && protocol.is_none()
             && prefixes.iter().all(|prefix| prefix.is_none())
             && [sport, dport].iter().all(|port| port.is_none())
-            && (state.is_none() && mark.is_none() && status.is_none())
+            && (state.is_none() && mark.is_none() && status.is_none() && zone.is_none())
             && (src_nat.is_none() && dst_nat.is_none() && !carried)
     }
 
@@ -149,6 +162,7 @@ impl FilterArgs {
             && self.has_state(listed)
             && self.mark.is_none_or(|mark| entry.mark & mark.mask == mark.value)
             && self.status.is_none_or(|status| entry.status & status.mask == status.value)
+            && self.zone.is_none_or(|zone| zone == listed.zone)
             && self
                 .src_nat
                 .is_none_or(|to| is_translated(entry.status, IPS_SRC_NAT, to, source(listed)))
@@ -249,6 +263,7 @@ mod tests {
             "--sport 1024 --dport 80",
             "--orig-port-src 1024 --orig-port-dst 80",
             "--state established",
+            "-w 0",
             "-m 0x12",
             "-q 203.0.113.0/24",
             "-m 2/0xf",
@@ -272,6 +287,7 @@ mod tests {
             "--sport 80",
             "--dport 1024",
             "--state TIME_WAIT",
+            "--zone 7",
             "-m 18/0xf",
             "-m 0x13",
             "-u ASSURED",

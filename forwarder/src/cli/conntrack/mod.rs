@@ -5,7 +5,7 @@
 //! is read, so that neither process has more of a large table in memory. For those entries the daemon is asked
 //! which are carried.
 
-mod filter;
+pub(in crate::cli) mod filter;
 
 use std::fs;
 use std::io;

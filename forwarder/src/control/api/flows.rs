@@ -1,17 +1,17 @@
-//! The flows that workers carry: which of the kernel's connections are among them, a list of them, and those
-//! with the highest rates.
+//! The flows that workers carry, and those that the XDP program forwards by itself: which of the kernel's connections
+//! are carried, requests for a list ([`super::flow_rows`]) and for numbers, and the flows with the highest rates.
 //!
 //! The kernel's connection tracking table is read by the command line itself, as `conntrack` does: clients'
 //! threads of the daemon have no privileges, and need none. The command line asks for some entries at a time
 //! ([`FlowFindRequest`]), so that neither side has more of the table in memory than that.
 
-use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::rows::{ListError, RowWriter};
-use crate::control::conntrack::{Tuple, TupleFields, protocol_name};
+use super::Format;
+use super::flow_filter::FlowFilter;
+use crate::control::conntrack::Tuple;
 use crate::netfilter::conntrack::{FlowKey, FlowTable, FlowView};
 
 /// Maximum number of tuples of a [`FlowFindRequest`]: with IPv6 addresses some 50 KiB, which needs no permit for
@@ -21,8 +21,6 @@ pub const FIND_MAX: usize = 400;
 pub const TOP_MAX: u32 = 1000;
 /// Shortest and longest interval of a [`FlowTopRequest`], milliseconds. The client waits for it.
 pub const TOP_INTERVAL_MS: std::ops::RangeInclusive<u32> = 100..=30_000;
-/// Flows that are read between two writes of a list.
-const READ_MAX: u32 = 1024;
 const NS_PER_MS: u64 = 1_000_000;
 
 /// A tuple: source and destination address, protocol, source and destination port.
@@ -82,16 +80,65 @@ pub struct FlowFound {
     pub octets: [u64; 2],
 }
 
+/// Requests a list of flows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowShowRequest {
+    /// The format.
+    pub format: Format,
+    /// Which flows.
+    pub filter: FlowFilter,
+    /// Which kind of list.
+    pub list: FlowListKind,
+}
+
+/// Which kind of list of flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowListKind {
+    /// Connections, and entries of the offload table that are of none.
+    Flows,
+    /// The same, with what entries depend on, and why a flow has none.
+    Details,
+    /// All entries of the offload table.
+    Entries,
+}
+
+/// Answers [`FlowFilter`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCountReport {
+    /// Carried connections.
+    pub carried: u64,
+    /// Entries of the offload table that are of no connection.
+    pub entries: u64,
+    /// Those of both of which the XDP program forwards packets now.
+    pub offloaded: u64,
+}
+
 /// Requests the flows with the highest rates. They are counted from the request on; the answer comes after
 /// the interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FlowTopRequest {
     /// How long packets are counted, see [`TOP_INTERVAL_MS`].
     pub interval_ms: u32,
     /// Number of flows, at most [`TOP_MAX`].
     pub flows: u32,
-    /// Only flows of this family.
-    pub family: Option<super::Family>,
+    /// Which rate is looked at.
+    #[serde(default)]
+    pub sort: RateKey,
+    /// Which flows.
+    #[serde(default)]
+    pub filter: FlowFilter,
+}
+
+/// By which rate flows are sorted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RateKey {
+    /// Bits per second.
+    #[default]
+    Bits,
+    /// Packets per second.
+    Packets,
 }
 
 /// Answers [`FlowTopRequest`].
@@ -99,126 +146,79 @@ pub struct FlowTopRequest {
 pub struct FlowTopReport {
     /// How long packets were counted, nanoseconds.
     pub interval_ns: u64,
-    /// Number of flows that are carried, of the family.
+    /// Number of carried flows that are looked at.
     pub carried: u64,
-    /// Flows that carried packets meanwhile: those with most octets first.
+    /// Number of entries of the offload table that are of no connection, and are looked at.
+    pub entries: u64,
+    /// Flows that had packets meanwhile: those with the highest rate first.
     pub flows: Vec<FlowRate>,
 }
 
-/// What a flow carried in an interval. By direction: original, reply.
+/// What a flow carried in an interval. By direction: original, reply; entries of the offload table have one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FlowRate {
     /// What packets of each direction have, as they are received.
-    pub tuples: [FlowTuple; 2],
+    pub tuples: Vec<FlowTuple>,
     /// Packets.
     pub packets: [u64; 2],
     /// Their octets, from the IP header on.
     pub octets: [u64; 2],
+    /// Whether the XDP program forwards them by itself.
+    pub offloaded: [bool; 2],
+    /// The interface that packets of the first direction arrive on.
+    pub iif: Option<String>,
+    /// The interface that they leave by.
+    pub oif: Option<String>,
+}
+
+impl FlowRate {
+    /// By which it is sorted.
+    fn key(&self, sort: RateKey) -> (u64, u64) {
+        let sum = |of: [u64; 2]| of[0].saturating_add(of[1]);
+        match sort {
+            RateKey::Bits => (sum(self.octets), sum(self.packets)),
+            RateKey::Packets => (sum(self.packets), sum(self.octets)),
+        }
+    }
+}
+
+/// The flows with the highest rates, of those that are added.
+#[derive(Debug)]
+pub struct Highest {
+    sort: RateKey,
+    max: usize,
+    flows: Vec<FlowRate>,
+}
+
+impl Highest {
+    /// At most `max` flows.
+    pub fn new(sort: RateKey, max: usize) -> Highest {
+        Highest { sort, max: max.max(1), flows: Vec::new() }
+    }
+
+    /// Adds one, for which there may be no place.
+    pub fn add(&mut self, rate: FlowRate) {
+        self.flows.push(rate);
+        if self.flows.len() >= 2 * self.max {
+            self.keep();
+        }
+    }
+
+    fn keep(&mut self) {
+        self.flows.sort_by_key(|rate| std::cmp::Reverse(rate.key(self.sort)));
+        self.flows.truncate(self.max);
+    }
+
+    /// The highest first.
+    pub fn finish(mut self) -> Vec<FlowRate> {
+        self.keep();
+        self.flows
+    }
 }
 
 /// Milliseconds since a packet was carried last; `None`: none was yet.
 pub fn idle_ms(last_seen_ns: u64, now_ns: u64) -> Option<u64> {
     (last_seen_ns != 0).then(|| now_ns.saturating_sub(last_seen_ns) / NS_PER_MS)
-}
-
-/// A flow of the list.
-struct Row {
-    view: FlowView,
-    tuples: [Tuple; 2],
-    now_ns: u64,
-}
-
-#[derive(Serialize)]
-struct DirectionFields {
-    #[serde(flatten)]
-    tuple: TupleFields,
-    packets: u64,
-    octets: u64,
-}
-
-#[derive(Serialize)]
-struct RowFields {
-    protocol: &'static str,
-    protonum: u8,
-    original: DirectionFields,
-    reply: DirectionFields,
-    mark: u32,
-    idle_ms: Option<u64>,
-}
-
-impl Row {
-    fn idle_ms(&self) -> Option<u64> {
-        idle_ms(self.view.last_seen_ns, self.now_ns)
-    }
-}
-
-impl Serialize for Row {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let direction = |at: usize| DirectionFields {
-            tuple: TupleFields::of(&self.tuples[at]),
-            packets: self.view.packets[at],
-            octets: self.view.octets[at],
-        };
-        let fields = RowFields {
-            protocol: protocol_name(self.tuples[0].protocol),
-            protonum: self.tuples[0].protocol,
-            original: direction(0),
-            reply: direction(1),
-            mark: self.view.desc.mark,
-            idle_ms: self.idle_ms(),
-        };
-        fields.serialize(serializer)
-    }
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = self.tuples[0].protocol;
-        write!(f, "{:<8} {protocol}", protocol_name(protocol))?;
-        for (at, tuple) in self.tuples.iter().enumerate() {
-            let (packets, octets) = (self.view.packets[at], self.view.octets[at]);
-            write!(f, " {tuple} packets={packets} octets={octets}")?;
-        }
-        write!(f, " mark={}", self.view.desc.mark)?;
-        match self.idle_ms() {
-            Some(idle_ms) => writeln!(f, " idle={idle_ms}ms"),
-            None => writeln!(f),
-        }
-    }
-}
-
-/// Whether a flow is of a family.
-pub fn is_of_family(view: &FlowView, family: Option<super::Family>) -> bool {
-    let [source, _] = view.desc.keys[0].addresses();
-    family.is_none_or(|family| family == super::Family::of(source))
-}
-
-/// Writes the next flows of a list, from the number `next` on, and advances it. Returns whether there may be
-/// more. `now_ns`: CLOCK_MONOTONIC.
-///
-/// # Errors
-/// Those of the connection.
-pub fn write_some(
-    table: &FlowTable,
-    family: Option<super::Family>,
-    next: &mut u32,
-    now_ns: u64,
-    to: &mut RowWriter<'_>,
-) -> Result<bool, ListError> {
-    let end = next.saturating_add(READ_MAX);
-    let mut views = table.views(*next);
-    loop {
-        let Some(view) = views.next() else { return Ok(false) };
-        let number = view.number;
-        if is_of_family(&view, family) {
-            let tuples = view.desc.keys.each_ref().map(|key| FlowTuple::of_key(key).tuple());
-            to.row(&Row { view, tuples, now_ns })?;
-        }
-        if number >= end {
-            *next = number + 1;
-            return Ok(true);
-        }
-    }
 }
 
 /// What the flows had carried at one time.
@@ -246,19 +246,11 @@ impl Sample {
         Sample(table.views(0).map(count).collect())
     }
 
-    /// What they have carried since: the number of flows, and at most `max` of those with most octets.
-    pub fn top(
-        &self,
-        table: &FlowTable,
-        family: Option<super::Family>,
-        max: usize,
-    ) -> (u64, Vec<FlowRate>) {
-        let max = max.max(1);
+    /// The flows in the order of their numbers, with the packets and octets that each has carried since.
+    pub fn since<'a>(&'a self, table: &'a FlowTable) -> impl Iterator<Item = Carried> + 'a {
         let mut before = self.0.iter().peekable();
-        let (mut carried, mut top) = (0, Vec::new());
         // Both are in the order of their numbers.
-        for view in table.views(0).filter(|view| is_of_family(view, family)) {
-            carried += 1;
+        table.views(0).map(move |view| {
             while before.next_if(|count| count.number < view.number).is_some() {}
             let before = before
                 .peek()
@@ -269,33 +261,26 @@ impl Sample {
             let since = |now: [u64; 2], before: [u64; 2]| {
                 [now[0].wrapping_sub(before[0]), now[1].wrapping_sub(before[1])]
             };
-            let rate = FlowRate {
-                tuples: view.desc.keys.each_ref().map(FlowTuple::of_key),
-                packets: since(view.packets, packets),
-                octets: since(view.octets, octets),
-            };
-            if rate.packets != [0; 2] {
-                top.push(rate);
-                if top.len() >= 2 * max {
-                    keep_highest(&mut top, max);
-                }
-            }
-        }
-        keep_highest(&mut top, max);
-        (carried, top)
+            let (packets, octets) = (since(view.packets, packets), since(view.octets, octets));
+            Carried { view, packets, octets }
+        })
     }
 }
 
-fn keep_highest(top: &mut Vec<FlowRate>, max: usize) {
-    let sum = |of: [u64; 2]| of[0].saturating_add(of[1]);
-    top.sort_by_key(|rate| std::cmp::Reverse((sum(rate.octets), sum(rate.packets))));
-    top.truncate(max);
+/// What a flow has carried since a [`Sample`].
+#[derive(Debug, Clone, Copy)]
+pub struct Carried {
+    /// The flow.
+    pub view: FlowView,
+    /// Packets by direction.
+    pub packets: [u64; 2],
+    /// Their octets, from the IP header on.
+    pub octets: [u64; 2],
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::{Format, Rendered};
     use crate::netfilter::conntrack::{Direction, FlowDesc};
 
     fn key(from: [u8; 4], to: [u8; 4], ports: [u16; 2]) -> FlowKey {
@@ -322,51 +307,6 @@ mod tests {
     }
 
     #[test]
-    fn the_list_has_all_flows_and_counts() {
-        let (table, mut writer) = FlowTable::new(3000, 1);
-        for n in 0..2500 {
-            let number = writer.insert(&desc(n)).expect("room");
-            table.seen(number, Direction::Reply, 100, 5_000_000);
-        }
-        writer.remove(&desc(1024).keys[0]);
-        let mut octets = Vec::new();
-        let mut to = RowWriter::new(&mut octets, Format::Json);
-        let (mut next, mut rounds) = (0, 1);
-        while write_some(&table, None, &mut next, 9_000_000, &mut to).expect("a vector") {
-            rounds += 1;
-        }
-        to.finish().expect("a vector");
-        assert_eq!(rounds, 3);
-        let answer: crate::control::api::Envelope<crate::control::api::Response> =
-            serde_json::from_slice(&octets).expect("an answer");
-        let crate::control::api::Response::Rendered(Rendered::Json(list)) = answer.body else {
-            panic!("no list");
-        };
-        assert_eq!(list.as_array().map(Vec::len), Some(2499));
-        let expected = serde_json::json!({
-            "protocol": "udp", "protonum": 17, "mark": 7, "idle_ms": 4,
-            "original": {"src": "10.0.0.1", "dst": "192.0.2.1", "sport": 1, "dport": 53,
-                         "packets": 0, "octets": 0},
-            "reply": {"src": "192.0.2.1", "dst": "10.0.0.1", "sport": 53, "dport": 1,
-                      "packets": 1, "octets": 100},
-        });
-        assert_eq!(list[1], expected);
-        let view = table.read(0).expect("it is there");
-        let tuples = view.desc.keys.each_ref().map(|key| FlowTuple::of_key(key).tuple());
-        assert_eq!(
-            Row { view, tuples, now_ns: 9_000_000 }.to_string(),
-            "udp      17 src=10.0.0.1 dst=192.0.2.1 sport=0 dport=53 packets=0 octets=0 \
-             src=192.0.2.1 dst=10.0.0.1 sport=53 dport=0 packets=1 octets=100 mark=7 idle=4ms\n"
-        );
-        let mut none = Vec::new();
-        let mut to = RowWriter::new(&mut none, Format::Text);
-        let family = Some(crate::control::api::Family::Inet6);
-        next = 0;
-        while write_some(&table, family, &mut next, 0, &mut to).expect("a vector") {}
-        assert!(to.is_untouched());
-    }
-
-    #[test]
     fn rates_are_what_was_carried_since_the_sample() {
         let (table, mut writer) = FlowTable::new(100, 1);
         let numbers: Vec<u32> = (0..50).filter_map(|n| writer.insert(&desc(n))).collect();
@@ -381,13 +321,24 @@ mod tests {
         writer.remove(&desc(49).keys[0]);
         let new = writer.insert(&desc(99)).expect("room");
         seen(new, Direction::Reply, 40);
-        let (carried, top) = sample.top(&table, None, 3);
-        assert_eq!(carried, 50);
-        let counts: Vec<_> = top.iter().map(|rate| (rate.tuples[0].3, rate.octets)).collect();
+        let top = |sample: &Sample, sort, max| {
+            let mut highest = Highest::new(sort, max);
+            for Carried { view, packets, octets } in sample.since(&table) {
+                if packets != [0; 2] {
+                    let tuples = view.desc.keys.iter().map(FlowTuple::of_key).collect();
+                    let (offloaded, iif, oif) = ([false; 2], None, None);
+                    highest.add(FlowRate { tuples, packets, octets, offloaded, iif, oif });
+                }
+            }
+            highest.finish()
+        };
+        let by_bits = top(&sample, RateKey::Bits, 3);
+        let counts: Vec<_> = by_bits.iter().map(|rate| (rate.tuples[0].3, rate.octets)).collect();
         assert_eq!(counts, [(48, [48, 1]), (47, [47, 1]), (46, [46, 1])]);
-        assert_eq!(top[0].packets, [1, 1]);
-        assert_eq!(sample.top(&table, None, 100).1.len(), 50);
-        let (carried, top) = Sample::take(&table).top(&table, None, 100);
-        assert_eq!((carried, top), (50, Vec::new()), "idle flows have no rate");
+        assert_eq!(by_bits[0].packets, [1, 1]);
+        assert_eq!(top(&sample, RateKey::Bits, 100).len(), 50);
+        seen(numbers[1], Direction::Original, 1);
+        assert_eq!(top(&sample, RateKey::Packets, 1)[0].packets, [2, 1]);
+        assert_eq!(top(&Sample::take(&table), RateKey::Bits, 100), [], "idle flows have no rate");
     }
 }

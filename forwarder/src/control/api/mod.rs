@@ -9,9 +9,10 @@ pub mod capture;
 pub mod client;
 mod clients;
 mod connection;
+pub mod flow_filter;
+pub mod flow_rows;
 pub mod flows;
 pub mod listen;
-pub mod offload;
 pub mod page;
 pub mod route_get;
 pub mod rows;
@@ -28,7 +29,10 @@ use serde_json::Value;
 
 pub use self::stat::{Counters, OffloadReport, PortReport, StatReport, WorkerReport};
 
-use self::flows::{FlowFindReport, FlowFindRequest, FlowTopReport, FlowTopRequest};
+use self::flows::{
+    FlowCountReport, FlowFindReport, FlowFindRequest, FlowShowRequest, FlowTopReport,
+    FlowTopRequest,
+};
 use crate::capture::Insn;
 use crate::control::config::ipnet::IpNet;
 
@@ -75,21 +79,11 @@ pub enum Request {
     },
     /// Which connections are carried: answered with [`Response::FlowFind`].
     FlowFind(FlowFindRequest),
-    /// The offloaded flows: answered with [`Response::Rendered`].
-    OffloadShow {
-        /// Of the answer.
-        format: Format,
-        /// Only flows of this family.
-        family: Option<Family>,
-    },
-    /// The carried flows: answered with [`Response::Rendered`].
-    FlowShow {
-        /// The format.
-        format: Format,
-        /// Only flows of this family.
-        family: Option<Family>,
-    },
-    /// The carried flows with the highest rates: answered with [`Response::FlowTop`] after an interval.
+    /// The flows, carried and offloaded ones: answered with [`Response::Rendered`].
+    FlowShow(FlowShowRequest),
+    /// Their number: answered with [`Response::FlowCount`].
+    FlowCount(flow_filter::FlowFilter),
+    /// The flows with the highest rates: answered with [`Response::FlowTop`] after an interval.
     FlowTop(FlowTopRequest),
     /// How long frames stayed in userspace: answered with [`Response::Latency`].
     Latency {
@@ -264,6 +258,8 @@ pub enum Response {
     Drops(DropsReport),
     /// To [`Request::FlowFind`].
     FlowFind(FlowFindReport),
+    /// To [`Request::FlowCount`].
+    FlowCount(FlowCountReport),
     /// To [`Request::FlowTop`].
     FlowTop(FlowTopReport),
     /// To [`Request::Latency`].

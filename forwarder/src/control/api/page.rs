@@ -111,6 +111,26 @@ pub fn page(
     }
 }
 
+/// The longest prefix with a route that an address is in, in the tables that the kernel's default rules look up.
+pub fn longest_prefix(state: &RouterState, addr: IpAddr) -> Option<IpNet> {
+    match addr {
+        IpAddr::V4(addr) => longest(&state.routes4, addr.to_bits()),
+        IpAddr::V6(addr) => longest(&state.routes6, addr.to_bits()),
+    }
+}
+
+fn longest<A: RibAddr>(rib: &Rib<A>, addr: A) -> Option<IpNet> {
+    const TABLES: [u32; 3] =
+        [libc::RT_TABLE_LOCAL as u32, libc::RT_TABLE_MAIN as u32, libc::RT_TABLE_DEFAULT as u32];
+    TABLES.into_iter().find_map(|table| {
+        (0..=A::LEN).rev().find_map(|len| {
+            let net = addr.and(A::netmask(len));
+            let has_route = !rib.get(table, (net, len)).is_empty();
+            has_route.then(|| IpNet { addr: net.to_ip(), len })
+        })
+    })
+}
+
 /// The work that a page has done, and its limits.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
@@ -399,6 +419,14 @@ mod tests {
         assert_eq!(found(Some(Selector::Exact(net("10.1.0.0/16"))), None), "22");
         assert_eq!(found(Some(Selector::Exact(net("10.2.0.0/16"))), None), "");
         assert_eq!(found(Some(Selector::Exact(net("2001:db8::/32"))), None), "");
+        let longest = |text: &str| {
+            let prefix = longest_prefix(&state, text.parse().expect("an address"));
+            prefix.map(|prefix| prefix.to_string()).unwrap_or_default()
+        };
+        assert_eq!(longest("10.1.2.9"), "10.1.2.0/24");
+        assert_eq!(longest("10.2.0.1"), "10.0.0.0/8");
+        assert_eq!(longest("192.0.2.1"), "0.0.0.0/0");
+        assert_eq!(longest("2001:db8::1"), "");
     }
 
     #[test]

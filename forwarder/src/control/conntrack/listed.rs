@@ -11,7 +11,7 @@ use crate::control::netlink::query::NlSock;
 use crate::control::netlink::table::Table;
 
 /// `tcp_conntrack_names`, by TCP_CONNTRACK_*.
-const TCP_STATES: [&str; TCP_CONNTRACK_SYN_SENT2 as usize + 1] = [
+pub const TCP_STATES: [&str; TCP_CONNTRACK_SYN_SENT2 as usize + 1] = [
     "NONE",
     "SYN_SENT",
     "SYN_RECV",

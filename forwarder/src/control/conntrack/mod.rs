@@ -30,7 +30,7 @@ use std::io;
 
 pub use self::entry::*;
 pub use self::events::{Event, Events, Received};
-pub use self::listed::{Counters, Listed, list};
+pub use self::listed::{Counters, Listed, TCP_STATES, list};
 pub use self::print::{
     Carried, Fields, Line, STATUS_NAMES, Style, TupleFields, has_ports, protocol_name,
     protocol_number,

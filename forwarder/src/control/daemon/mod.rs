@@ -20,12 +20,13 @@
 
 mod capture;
 mod flow_entry;
+mod flow_list;
 mod flow_report;
+mod flow_way;
 mod flows;
 mod latency;
 mod links;
 mod offload;
-mod offload_report;
 mod ports;
 mod punter;
 mod relay;

@@ -5,7 +5,7 @@
 //! control thread also makes the tables' pages: [`Supervisor::answer_pages`]. It does nothing else for
 //! clients, and nothing that it owns is locked while a client is waited for.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError};
@@ -15,14 +15,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 
 use super::Supervisor;
 use super::links::DetailedLinks;
-use super::offload_report::OffloadedFlows;
 use super::snapshot::{Snapshot, Unmirrored, View};
-use crate::control::api::page::{Cursor, Page, page};
+use crate::control::api::page::{Cursor, Page, longest_prefix, page};
 use crate::control::api::route_get::route_get;
 use crate::control::api::rows::{List, ListError, RowWriter};
 use crate::control::api::rules::Rules;
 use crate::control::api::server::{Answer, ControlHandler, Server};
 use crate::control::api::{Object, Request, Response, RouteGetRequest, ShowRequest, show};
+use crate::control::config::ipnet::IpNet;
+use crate::tables::Tables;
 use crate::worker::slow_path::Wakeup;
 
 /// Maximum requests pending at the control thread, and so clients waiting for it: fewer than may connect,
@@ -48,6 +49,8 @@ pub(super) enum Ask {
     Page { request: Arc<ShowRequest>, from: Cursor, answer: Sender<Page> },
     /// A new snapshot.
     Snapshot(Sender<()>),
+    /// The prefixes by which addresses are routed.
+    Prefixes { addrs: Vec<IpAddr>, answer: Sender<Vec<Option<IpNet>>> },
 }
 
 /// The control thread's end: its clients' requests and the state that they see.
@@ -114,14 +117,11 @@ impl ControlHandler for Relay {
                 self.count_offloaded();
                 self.find_flows(&request)
             }
-            Request::FlowShow { format, family } => {
+            Request::FlowShow(request) => {
                 self.count_offloaded();
-                self.show_flows(format, family)
+                self.show_flows(request)
             }
-            Request::OffloadShow { format, family } => {
-                let offloads = self.snapshot().offloads.clone();
-                Answer::List(format, Box::new(OffloadedFlows { offloads, family, next: 0 }))
-            }
+            Request::FlowCount(filter) => self.count_flows(filter),
             Request::FlowTop(request) => self.top_flows(&request),
             Request::Latency { reset } => {
                 Response::Latency(self.view.latency(&self.snapshot(), reset)).into()
@@ -215,6 +215,28 @@ impl Relay {
     }
 }
 
+impl Relay {
+    /// The longest prefixes with a route that addresses are in, while there are no rules of policy routing.
+    pub(super) fn prefixes(
+        &self,
+        mut addrs: Vec<IpAddr>,
+    ) -> Result<HashMap<IpAddr, IpNet>, ListError> {
+        let mut found = HashMap::new();
+        while !addrs.is_empty() {
+            let (answer, answered) = bounded(1);
+            let ask = Ask::Prefixes { addrs: addrs.clone(), answer };
+            let sent = self.asks.try_send(ask);
+            self.wakeup.wake();
+            sent.map_err(|_| busy())?;
+            let prefixes = answered.recv_timeout(PAGE_TIMEOUT).map_err(|_| busy())?;
+            // The control thread has looked up at least one.
+            let looked_up = addrs.drain(..prefixes.len().clamp(1, addrs.len()));
+            found.extend(looked_up.zip(prefixes).filter_map(|(addr, net)| Some((addr, net?))));
+        }
+        Ok(found)
+    }
+}
+
 fn busy() -> ListError {
     ListError::Refused("the control thread is busy or stopping; try again".into())
 }
@@ -283,15 +305,22 @@ impl View {
         request: &RouteGetRequest,
         iif: u32,
     ) -> Vec<crate::control::api::route_get::RouteGet> {
+        self.with_tables(|tables| {
+            let get = |addr: &IpAddr| route_get(tables, *addr, request.from, iif, request.mark);
+            addrs.iter().map(get).collect()
+        })
+    }
+
+    /// Looks up in the tables that workers use; during that, none of their memory is reclaimed.
+    pub(super) fn with_tables<T>(&self, look_up: impl FnOnce(&Tables) -> T) -> T {
         // One reader for all clients: they look up in turn, and no one holds it while writing an answer.
         let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         // As a worker does: online first, then the newest tables.
         reader.online();
         let tables = self.tables.load();
-        let get = |addr: &IpAddr| route_get(&tables, *addr, request.from, iif, request.mark);
-        let answers = addrs.iter().map(get).collect();
+        let found = look_up(&tables);
         reader.offline();
-        answers
+        found
     }
 }
 
@@ -319,6 +348,18 @@ impl Supervisor {
                     let state = self.mirror.state();
                     let page = page(state, request.object, &request.filter, from, until);
                     let _ = answer.send(page);
+                }
+                Ask::Prefixes { addrs, answer } => {
+                    let until = until.min(Instant::now() + PAGE_TIME_MAX);
+                    let state = self.mirror.state();
+                    let mut prefixes = Vec::new();
+                    for addr in &addrs {
+                        prefixes.push(longest_prefix(state, *addr));
+                        if Instant::now() >= until {
+                            break;
+                        }
+                    }
+                    let _ = answer.send(prefixes);
                 }
             }
             if Instant::now() >= until {

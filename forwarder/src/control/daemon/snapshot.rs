@@ -22,6 +22,7 @@ use crate::control::steering::QueueCounts;
 use crate::fib::Reader;
 use crate::io::Driver;
 use crate::io::af_xdp::BoundMode;
+use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::FlowTable;
 use crate::netfilter::nft::Nft;
 use crate::tables::{Forwarding6, Published, Tables};
@@ -65,6 +66,8 @@ pub(super) struct Snapshot {
     pub(super) poll: PollMode,
     /// Descriptors of the RX and TX rings.
     pub(super) rings: [u32; 2],
+    /// The hook functions that workers run.
+    pub(super) hooks: Arc<Published<Hooks>>,
     /// The nftables ruleset that workers apply.
     pub(super) nft: Option<Arc<Nft>>,
     /// The flows that workers carry, once the ruleset has tracked connections.
@@ -167,6 +170,7 @@ impl Snapshot {
             latency_sample: options.latency_sample,
             poll: options.poll,
             rings: [options.rx_ring, options.tx_ring],
+            hooks: Arc::new(Published::new(Arc::default())),
             nft: None,
             flows: None,
             offloads: None,
@@ -215,6 +219,7 @@ impl Supervisor {
             latency_sample: self.options.latency_sample,
             poll: self.options.poll,
             rings: [self.options.rx_ring, self.options.tx_ring],
+            hooks: Arc::clone(self.hooks.published()),
             nft: self.hooks.nft().cloned(),
             flows: self.flows.as_ref().map(|flows| Arc::clone(flows.table())),
             offloads: self.offload.as_ref().map(|it| Arc::clone(it.offloads())),

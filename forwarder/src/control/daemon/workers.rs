@@ -287,6 +287,7 @@ impl Supervisor {
             let (ports, threshold) = (offload.offloads().ports(), self.options.offload.threshold);
             let seed = RandomState::new().hash_one("offload");
             state = state.with_offload(Arc::clone(ports), threshold, seed);
+            offload.offloads().add_meter(state.meter(), clock);
         }
         let (mut worker, handle) = Worker::new(Parts {
             io,

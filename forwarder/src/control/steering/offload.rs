@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use arc_swap::ArcSwap;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, NextHop, REST_NS, Rewrite, Width};
-use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, VlanKey, mac_words};
+use xdp_prog::{FLOW_SLOTS, FLOW_WORDS, FlowHash, FlowPlace, VlanKey, mac_words};
 
 use super::XdpError;
 use super::flow_gate::{FlowWords, read_hash};
@@ -109,6 +109,8 @@ pub struct EntryView {
     pub out_port: u16,
     /// ifindex of the outgoing interface, and the neighbour that they are sent to.
     pub nexthop: (u32, IpAddr),
+    /// Their link-layer address.
+    pub lladdr: [u8; 6],
     /// What it depends on, without its next hop.
     pub basis: u32,
     /// Whether its next hop holds, and it was not voided.
@@ -305,20 +307,7 @@ impl OffloadTable {
         action: &Action,
     ) -> Result<u32, NotEntered> {
         let place = self.maps.hash.place(&hashed(key, in_dev));
-        let mark_words = place.buckets.map(|bucket| bucket as usize * FLOW_SLOTS);
-        let is_mark =
-            |at: &usize| self.maps.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
-        let slots = || mark_words.into_iter().flat_map(|from| from..from + FLOW_SLOTS);
-        // The program looks at the first of equal marks only.
-        if slots().any(|at| is_mark(&at)) {
-            return Err(NotEntered::NoPlace);
-        }
-        // Of the bucket with more room, so that both fill evenly.
-        let is_free = |at: &usize| !self.is_occupied(at - FLOW_SLOTS);
-        let room = |from: usize| (from..from + FLOW_SLOTS).filter(is_free).count();
-        let [first, second] = mark_words;
-        let from = if room(second) > room(first) { second } else { first };
-        let at = (from..from + FLOW_SLOTS).find(is_free).ok_or(NotEntered::NoPlace)?;
+        let at = self.free_slot(&place).ok_or(NotEntered::NoPlace)?;
         let number = at - FLOW_SLOTS;
         let hop = self.take_hop(hop).ok_or(NotEntered::NoHop)?;
         let state = self.hops.get(usize::from(hop)).and_then(Option::as_ref);
@@ -355,6 +344,35 @@ impl OffloadTable {
         Ok(number as u32)
     }
 
+    /// A free slot for a key with this place; `None`: see [`NotEntered::NoPlace`].
+    fn free_slot(&self, place: &FlowPlace) -> Option<usize> {
+        let mark_words = place.buckets.map(|bucket| bucket as usize * FLOW_SLOTS);
+        let is_mark =
+            |at: &usize| self.maps.mark(*at).is_some_and(|it| it.load(Relaxed) == place.mark);
+        let mut slots = mark_words.into_iter().flat_map(|from| from..from + FLOW_SLOTS);
+        // The program looks at the first of equal marks only.
+        if slots.any(|at| is_mark(&at)) {
+            return None;
+        }
+        // Of the bucket with more room, so that both fill evenly.
+        let is_free = |at: &usize| !self.is_occupied(at - FLOW_SLOTS);
+        let room = |from: usize| (from..from + FLOW_SLOTS).filter(is_free).count();
+        let [first, second] = mark_words;
+        let from = if room(second) > room(first) { second } else { first };
+        (from..from + FLOW_SLOTS).find(is_free)
+    }
+
+    /// Whether a flow that has no entry can be entered: there is a place for its key, and for another next hop.
+    ///
+    /// # Errors
+    /// There is none; see [`NotEntered`].
+    pub fn has_room(&self, key: &FlowWords, in_dev: u16) -> Result<(), NotEntered> {
+        let place = self.maps.hash.place(&hashed(key, in_dev));
+        self.free_slot(&place).ok_or(NotEntered::NoPlace)?;
+        let has_hop = self.hops.len() < NEXT_HOPS_MAX || self.hops.iter().any(Option::is_none);
+        if has_hop { Ok(()) } else { Err(NotEntered::NoHop) }
+    }
+
     /// Removes an entry. A program that found it before still uses it once.
     pub fn remove(&mut self, number: u32, now_ns: u64) {
         let at = number as usize;
@@ -383,6 +401,7 @@ impl OffloadTable {
             in_dev: (key[FLOW_WORDS - 1] >> DEV_SHIFT) as u16,
             out_port: hop.hop.port,
             nexthop: hop.hop.nexthop,
+            lladdr: hop.hop.macs[0],
             basis,
             holds,
             new_destination: has_rewrite.then(|| self.new_destination(at, is_ipv4(&key))),
@@ -629,8 +648,11 @@ mod tests {
             let view = table.read(number).expect("an entry");
             assert_eq!((view.key, view.in_dev, view.out_port), (key(n), 5, 1));
             assert_eq!((view.basis, view.holds, view.new_destination), (7, true, None));
+            assert_eq!(view.lladdr, HOP_A.macs[0]);
         }
         assert_eq!(table.insert(&key(1), 6, &HOP_A, &ACTION), Err(NotEntered::NoPlace));
+        assert_eq!(table.has_room(&key(1), 6), Err(NotEntered::NoPlace));
+        assert_eq!(table.has_room(&key(10_000), 6), Ok(()));
         assert_eq!((table.len(), table.numbers(0, u32::MAX).count()), (900, 900));
         let number = table.entries().find(&key(9)).next().expect("found");
         table.remove(number, 0);

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
 use super::tuple::{FlowKey, KEY_WORDS};
 use super::{CtInfo, Direction, FlowDesc, IPS_NAT_MASK, NatTarget};
 
+/// In place of the identifier of a decision: the functions decide about each packet. No decision has it.
+const VARIES: u64 = 1;
+
 /// The record of a flow.
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -29,7 +32,8 @@ pub(super) struct Flow {
     pub expires_ns: AtomicU64,
     /// Set by workers: when a packet was carried last, CLOCK_MONOTONIC; 0: never.
     pub last_seen_ns: AtomicU64,
-    /// Set by workers, by direction: what was decided for the packets, see [`Carried::decided`]; 0: nothing.
+    /// Set by workers, by direction: what was decided for the packets, see [`Carried::decided`]; 0: nothing;
+    /// [`VARIES`].
     pub decided: [AtomicU64; 2],
     pub ways: [OneWay; 2],
 }
@@ -328,6 +332,18 @@ impl Flow {
         if self.sequence.load(Relaxed) != of.sequence {
             at.store(0, Relaxed);
         }
+    }
+
+    /// Notes that the functions decide about each packet of a flow in this record. Nothing is written if that is known.
+    pub fn note_varies(&self, of: &FoundFlow) {
+        if self.decided[of.number.way()].load(Relaxed) != VARIES {
+            self.decide(of, VARIES);
+        }
+    }
+
+    /// By direction: the functions decide about each packet.
+    pub fn varies(&self) -> [bool; 2] {
+        self.decided.each_ref().map(|decided| decided.load(Relaxed) == VARIES)
     }
 }
 

@@ -54,6 +54,8 @@ pub struct FlowView {
     pub packets: [u64; 2],
     /// Their octets, from the IP header on (`skb->len` of nf_conntrack_acct).
     pub octets: [u64; 2],
+    /// Hook functions decide about each packet of the direction: nothing is remembered.
+    pub varies: [bool; 2],
 }
 
 /// Allocates records.
@@ -268,6 +270,7 @@ impl FlowTable {
             last_seen_ns: flow.last_seen_ns.load(Relaxed),
             packets: flow.ways.each_ref().map(|way| way.packets.load(Relaxed)),
             octets: flow.ways.each_ref().map(|way| way.octets.load(Relaxed)),
+            varies: flow.varies(),
         };
         // The loads above happen before this one.
         fence(Acquire);
@@ -368,6 +371,13 @@ impl FlowTable {
     pub(in crate::netfilter) fn decide(&self, of: &FoundFlow, decided: u64) {
         if let Some(flow) = self.flow(of.number.flow()) {
             flow.decide(of, decided);
+        }
+    }
+
+    /// Notes that the hook functions decide about each packet of a flow.
+    pub(in crate::netfilter) fn note_varies(&self, of: &FoundFlow) {
+        if let Some(flow) = self.flow(of.number.flow()) {
+            flow.note_varies(of);
         }
     }
 

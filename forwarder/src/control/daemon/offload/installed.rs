@@ -46,6 +46,11 @@ impl Ticks {
         Ticks((now_ns >> Ticks::SHIFT) as u32)
     }
 
+    /// The number of units.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+
     /// Nanoseconds since then.
     pub(super) fn elapsed_ns(self, now_ns: u64) -> u64 {
         u64::from(Ticks::of(now_ns).0.wrapping_sub(self.0)) << Ticks::SHIFT

@@ -5,6 +5,7 @@
 //! holds from the moment on at which its epochs say so; the thread only makes its place free.
 
 mod installed;
+mod lookup;
 mod redirects;
 mod thread;
 
@@ -20,6 +21,8 @@ use smallvec::SmallVec;
 use xdp_prog::offload::{FlowEntry, NEXT_HOPS_MAX, Rewrite};
 
 use self::installed::{Carried, Installed, InstalledFlows, Ticks};
+use self::lookup::Meters;
+pub(super) use self::lookup::OffloadedFlow;
 use self::redirects::Redirects;
 pub(super) use self::thread::Offloader;
 use super::report::{named, port_counters};
@@ -66,17 +69,6 @@ pub(super) struct OffloadPort {
     pub(super) is_input: bool,
     /// Its program runs in the driver, so that frames can be redirected to it.
     pub(super) is_native: bool,
-}
-
-/// An offloaded flow, for clients.
-#[derive(Debug, Clone)]
-pub(super) struct OffloadedFlow {
-    pub(super) view: EntryView,
-    pub(super) packets: u64,
-    pub(super) octets: u64,
-    pub(super) age: Duration,
-    pub(super) idle: Duration,
-    pub(super) target: Option<FlowKey>,
 }
 
 #[derive(Debug)]
@@ -131,6 +123,8 @@ pub(super) struct Offloads {
     /// Ports whose numbers belong to other interfaces now.
     renamed: (Sender<u16>, Receiver<u16>),
     pub(super) counts: OffloadCounts,
+    /// What workers have counted of flows that are not offloaded.
+    meters: Meters,
 }
 
 /// While there is one, no flow is offloaded.
@@ -188,6 +182,7 @@ impl Offloads {
             flows: ArcSwapOption::empty(),
             paused: AtomicUsize::new(0),
             counts: OffloadCounts::default(),
+            meters: Meters::default(),
         }
     }
 
@@ -383,30 +378,6 @@ impl Offloads {
         }
         // With the lock, nobody else counts.
         self.stats.forget_port(port, self.stats.ports.len() as u16);
-    }
-
-    /// The offloaded flows from a number on, at most `max`, and the number to continue at.
-    pub(super) fn list(&self, from: u32, max: usize) -> (Vec<OffloadedFlow>, Option<u32>) {
-        let now_ns = monotonic_ns();
-        let mut inner = self.lock();
-        let mut listed = Vec::new();
-        let numbers: Vec<u32> = inner.table.numbers(from, u32::MAX).take(max).collect();
-        let next = (numbers.len() == max).then(|| numbers.last().map(|last| last + 1)).flatten();
-        for number in numbers {
-            self.count(&mut inner, number, now_ns);
-            let Some(view) = inner.table.read(number) else { continue };
-            let Some(it) = inner.installed.get(number) else { continue };
-            let since = |then: Ticks| Duration::from_nanos(then.elapsed_ns(now_ns));
-            listed.push(OffloadedFlow {
-                view,
-                packets: it.packets,
-                octets: it.octets,
-                age: since(it.since),
-                idle: since(it.active),
-                target: it.carried.as_ref().and_then(|carried| carried.flow.target),
-            });
-        }
-        (listed, next)
     }
 
     /// Enters an offered flow.
