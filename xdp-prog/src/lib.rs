@@ -327,7 +327,7 @@ impl SharedSettings {
     pub const TRACK4: u32 = 8;
     /// The same for IPv6.
     pub const TRACK6: u32 = 16;
-    /// Decisions about IPv4 packets depend on nothing but their addresses and the port that they come from: keys of
+    /// Decisions about IPv4 packets depend on nothing but their addresses and the interface that they come from: keys of
     /// offloaded flows have no ports and no protocol.
     pub const WIDE4: u32 = 32;
     /// The same for IPv6.

@@ -52,7 +52,7 @@ pub struct FlowEntry {
     ///
     /// [`SharedSettings::WIDE4`]: crate::SharedSettings::WIDE4
     pub key: [u64; FLOW_WORDS],
-    /// The sum of the epochs that it depends on: see [`Epochs::of4`].
+    /// The sum of the epochs that it depends on: see [`Epochs`].
     pub basis: u32,
     /// Number of the [`NextHop`].
     pub next_hop: u16,

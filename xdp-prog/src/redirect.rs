@@ -49,9 +49,10 @@ impl WatchSettings {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Failures {
-    /// The kernel or the driver takes none: the port is down, the frame too long, the peer of a veth without NAPI.
+    /// The kernel or the driver takes none: the port is down, the frame too long for it, the peer of a veth without
+    /// NAPI.
     pub refused: u64,
-    /// The driver had no room for them.
+    /// The driver took some frames only: it had no room for others, or, a veth, they are too long for its peer.
     pub dropped: u64,
 }
 

@@ -38,7 +38,7 @@ pub(super) fn offer(
     if !is_open || !is_simple(skb, dev, dst) || (is_wide && !ctx.hooks.is_empty()) {
         return;
     }
-    let (Some(in_dev), Some(tags)) = (dev.dev(), tags_of(dst.dev)) else { return };
+    let (Some(in_dev), Some(tags)) = (dev.flow_number(), tags_of(dst.dev)) else { return };
     let Some(lladdr) = dst.neigh.and_then(|neigh| neigh.lladdr) else { return };
     let [from, to] = match protocol {
         EtherType::IPV4 => {
@@ -69,6 +69,7 @@ pub(super) fn offer(
     ctx.out.offers.push(Offer {
         key: *key.words(),
         in_dev,
+        links: ctx.tables.links.id,
         in_port: skb.port,
         out_port: dst.port,
         tags,

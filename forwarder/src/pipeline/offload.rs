@@ -58,10 +58,12 @@ impl OffloadPorts {
 /// A flow that could be offloaded.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// The key of its packets as the XDP program makes it, without the port.
+    /// The key of its packets as the XDP program makes it, without the interface.
     pub key: [u64; FLOW_WORDS],
-    /// Number of the interface that packets come from: see [`Links::dev`](crate::tables::Links::dev).
+    /// Number of the interface that packets come from: see [`Link::flow_number`](crate::tables::Link::flow_number).
     pub in_dev: u16,
+    /// [`Links::id`](crate::tables::Links::id) of those that have the number.
+    pub links: u64,
     /// Its port.
     pub in_port: u16,
     /// The port that they leave by.
@@ -106,7 +108,7 @@ impl Offer {
     }
 }
 
-/// A carried flow whose packet is being forwarded, to be offered when its frame is complete.
+/// A carried flow whose packet is being forwarded, to be offered once it has passed all hooks.
 #[derive(Debug)]
 pub(super) struct Due {
     pub key: FlowKey,

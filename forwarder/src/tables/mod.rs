@@ -141,7 +141,17 @@ impl Link {
     pub fn dev(&self) -> Option<u16> {
         self.port.map(|port| self.vlan.as_ref().map_or(port, |vlan| vlan.dev))
     }
+
+    /// Its number in keys of offloaded flows: that of a VLAN is never one that a port has or had, because the XDP
+    /// program gets numbers of VLANs after they have changed. `None`: it cannot be one.
+    pub fn flow_number(&self) -> Option<u16> {
+        let dev = self.dev().filter(|dev| dev & VLAN_FLOWS == 0)?;
+        Some(if self.vlan.is_some() { dev | VLAN_FLOWS } else { dev })
+    }
 }
+
+/// The bit of [`Link::flow_number`] that those of VLANs have.
+pub const VLAN_FLOWS: u16 = 1 << 15;
 
 /// Interfaces, indexed by ifindex and by port.
 #[derive(Debug, Clone, Default)]
@@ -203,6 +213,11 @@ impl Links {
     #[inline]
     pub fn dev(&self, dev: u16) -> Option<&Link> {
         self.by_dev.get(dev as usize)?.as_deref()
+    }
+
+    /// The interface with a [`Link::flow_number`].
+    pub fn of_flow_number(&self, number: u16) -> Option<&Link> {
+        self.dev(number & !VLAN_FLOWS).filter(|link| link.flow_number() == Some(number))
     }
 
     /// The VLAN sub-interface whose frames have these tags.

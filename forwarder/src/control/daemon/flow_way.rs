@@ -181,7 +181,7 @@ impl Deciding<'_> {
             Obstacle::EgressQosMap => Some(Reason::EgressQosMap),
         };
         let (Some(in_port), Some(out_port), Some(dev)) =
-            (iif.oif.port, oif.oif.port, iif.oif.dev())
+            (iif.oif.port, oif.oif.port, iif.oif.flow_number())
         else {
             return because(Reason::NotAPort);
         };

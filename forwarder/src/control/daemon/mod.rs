@@ -15,7 +15,7 @@
 //! - [`punter`]: the thread that hands packets back to the kernel;
 //! - [`relay`]: requests of the control socket, answered on their clients' threads;
 //! - [`snapshot`]: the state of this thread that clients see;
-//! - [`report`], [`links`], [`latency`], [`flow_report`], [`offload_report`]: the answers;
+//! - [`report`], [`links`], [`latency`], [`flow_report`], [`flow_list`]: the answers;
 //! - [`capture`]: copies of packets for clients; [`trace`], [`trace_report`]: the way of packets.
 
 mod capture;

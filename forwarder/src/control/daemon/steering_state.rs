@@ -21,6 +21,8 @@ pub(super) struct SteeringState {
     unknown_locals: Option<String>,
     /// Why VLANs are not all in the maps.
     unknown_vlans: Option<String>,
+    /// [`Links::id`](crate::tables::Links::id) of the links whose VLANs are in the maps; 0: not all of any are.
+    vlans_of: u64,
 }
 
 impl SteeringState {
@@ -31,7 +33,13 @@ impl SteeringState {
             locals: None,
             unknown_locals: None,
             unknown_vlans: None,
+            vlans_of: 0,
         }
+    }
+
+    /// [`Links::id`](crate::tables::Links::id) of the links whose VLANs the programs know; 0: of none.
+    pub(super) fn vlans_of(&self) -> u64 {
+        self.vlans_of
     }
 
     pub(super) fn steering(&self) -> &Steering {
@@ -105,6 +113,7 @@ impl SteeringState {
                 unknown = Some(format!("{error:#}; such VLANs are left to the kernel"));
             }
         }
+        self.vlans_of = if unknown.is_none() { tables.links.id } else { 0 };
         remember(&mut self.unknown_vlans, unknown);
         ports.iter_mut().try_for_each(|port| {
             // An interface that is not followed (in a VRF, under a macvlan) is not a port in the tables.

@@ -194,7 +194,9 @@ impl Supervisor {
         let failures = match steering.redirect_failures() {
             Ok(failures) => Some(Arc::new(failures)),
             Err(error) => {
-                say!("{error}: flows stay offloaded to a port that does not send their frames");
+                say!(
+                    "{error}: they count as sent, and flows stay offloaded to a port that refuses them"
+                );
                 None
             }
         };
@@ -230,6 +232,7 @@ impl Supervisor {
             let is_native = is_native && offload.set_tx_port(steering, number, Some(ifindex));
             ports.push(OffloadPort { number, ifname, ifindex, is_input, is_native });
         }
+        offload.offloads().set_vlans_of(self.steering_state.vlans_of());
         offload.offloads().set_ports(ports);
         Ok(())
     }

@@ -6,7 +6,7 @@ use xdp_prog::offload::Width;
 
 use super::*;
 use crate::netfilter::conntrack::FlowKey;
-use crate::tables::{Epochs, epochs};
+use crate::tables::{Epochs, VLAN_FLOWS, epochs};
 
 const BOTH: u8 = OffloadPorts::RX | OffloadPorts::TX;
 
@@ -80,12 +80,12 @@ fn flows_of_vlans_are_offered_with_the_tags_that_they_leave_with() {
     };
     let [left10, left40] = [(0x8100, 10), (0x88a8, 40)];
     let one = offer(&mut lab, &[left10], "198.18.20.2");
-    assert_eq!((one.in_dev, one.in_port, one.out_port), (2, LEFT, RIGHT));
+    assert_eq!((one.in_dev, one.in_port, one.out_port), (VLAN_FLOWS | 2, LEFT, RIGHT));
     assert_eq!(one.tags.map(u16::from_be), [0x8100, 20, 0, 0]);
     assert_eq!((one.header_lens, one.nexthop.0, one.macs[0]), ([18, 18], 11, RIGHT_HOST_MAC));
     let two = offer(&mut lab, &[left40, (0x8100, 5)], "198.18.30.2");
     assert_eq!(two.tags.map(u16::from_be), [0x88a8, 30, 0x8100, 7]);
-    assert_eq!((two.in_dev, two.header_lens, two.nexthop.0), (5, [22, 22], 12));
+    assert_eq!((two.in_dev, two.header_lens, two.nexthop.0), (VLAN_FLOWS | 5, [22, 22], 12));
     // With two tags the kernel redirects no frame as long as its MTU allows.
     assert_eq!(two.mtu, one.mtu - 4);
     let without = offer(&mut lab, &[left10], "198.18.2.2");

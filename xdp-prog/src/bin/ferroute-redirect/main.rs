@@ -50,7 +50,9 @@ pub fn ferroute_redir(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
 pub fn ferroute_xmit(ctx: RawTracePointContext) -> i32 {
     let (drops, err) = (ctx.arg::<i32>(3), ctx.arg::<i32>(4));
+    // Frames that come from other devices are other programs'.
     if drops > 0
+        && port_of(ctx.arg::<u64>(0)).is_some()
         && let Some(port) = port_of(ctx.arg::<u64>(1))
     {
         count(port, drops as u64, err < 0);

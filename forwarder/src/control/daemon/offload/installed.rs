@@ -35,7 +35,8 @@ pub(super) struct Carried {
     pub(super) nft: Option<Arc<Nft>>,
 }
 
-/// CLOCK_MONOTONIC in units of 2^24 ns, about 17 ms; wraps after two years.
+/// CLOCK_MONOTONIC in units of 2^24 ns, about 17 ms. Wraps after 2.3 years; what is
+/// more than half of that away is in the future.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticks(u32);
 
@@ -51,9 +52,10 @@ impl Ticks {
         self.0
     }
 
-    /// Nanoseconds since then.
+    /// Nanoseconds since then; 0 if the clock was read before.
     pub(super) fn elapsed_ns(self, now_ns: u64) -> u64 {
-        u64::from(Ticks::of(now_ns).0.wrapping_sub(self.0)) << Ticks::SHIFT
+        let ticks = Ticks::of(now_ns).0.wrapping_sub(self.0);
+        if ticks > u32::MAX / 2 { 0 } else { u64::from(ticks) << Ticks::SHIFT }
     }
 }
 
@@ -137,5 +139,6 @@ mod tests {
     fn ticks_tell_how_long_ago_it_was() {
         let then = Ticks::of(u64::from(u32::MAX) << 24);
         assert_eq!(then.elapsed_ns((1 << 56) + (59 << 24) + 5), 60 << 24);
+        assert_eq!(Ticks::of(5 << 24).elapsed_ns((5 << 24) - 1), 0);
     }
 }

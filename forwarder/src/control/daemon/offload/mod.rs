@@ -10,7 +10,7 @@ mod redirects;
 mod thread;
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +39,7 @@ use crate::netfilter::nft::Nft;
 use crate::pipeline::{Offer, OfferedFlow, OffloadPorts};
 use crate::say;
 use crate::stats::{DropReason, Mib, PacketAccount, WorkerStats};
-use crate::tables::{Epochs, Published, Tables};
+use crate::tables::{Epochs, Published, Tables, VLAN_FLOWS};
 use crate::worker::clock::monotonic_ns;
 
 /// Offers that wait. More are lost, and made again.
@@ -111,6 +111,8 @@ pub(super) struct Offloads {
     redirects: Option<Redirects>,
     /// The number of workers: the number of this one.
     workers: usize,
+    /// [`Links::id`](crate::tables::Links::id) of the links whose VLANs have their numbers in the programs' maps.
+    vlans_of: AtomicU64,
     /// The flows of tracked connections.
     flows: ArcSwapOption<FlowTable>,
     /// Captures and traces, which want all packets to pass the workers.
@@ -179,6 +181,7 @@ impl Offloads {
             stats: WorkerStats::new(ports),
             redirects: failures.map(|failures| Redirects::new(failures, ports)),
             workers,
+            vlans_of: AtomicU64::new(0),
             flows: ArcSwapOption::empty(),
             paused: AtomicUsize::new(0),
             counts: OffloadCounts::default(),
@@ -226,6 +229,11 @@ impl Offloads {
             self.sweep(from, from + SCAN, true);
         }
         // After the entries: what is not sent was counted there.
+        self.count_failures();
+    }
+
+    /// Counts frames that were not sent.
+    fn count_failures(&self) {
         if let Some(redirects) = &self.redirects {
             redirects.count(&self.stats);
         }
@@ -307,13 +315,22 @@ impl Offloads {
     /// The name of an interface that packets come from, by its number.
     pub(super) fn dev_name(&self, number: u16) -> String {
         let tables = self.tables.load();
-        tables.links.dev(number).map_or_else(|| format!("#{number}"), |link| link.name.clone())
+        tables
+            .links
+            .of_flow_number(number)
+            .map_or_else(|| format!("#{number}"), |link| link.name.clone())
     }
 
     /// The name of an interface.
     pub(super) fn ifname(&self, ifindex: u32) -> String {
         let tables = self.tables.load();
         tables.links.ifindex(ifindex).map_or_else(|| format!("if{ifindex}"), |it| it.name.clone())
+    }
+
+    /// The programs' maps have the numbers of the VLANs of these links. Flows of VLANs that were decided by others are
+    /// not entered: the number may be another VLAN's there.
+    pub(super) fn set_vlans_of(&self, links: u64) {
+        self.vlans_of.store(links, Release);
     }
 
     /// The ports from now on.
@@ -376,8 +393,12 @@ impl Offloads {
                 inner.installed.remove(number);
             }
         }
-        // With the lock, nobody else counts.
-        self.stats.forget_port(port, self.stats.ports.len() as u16);
+        // With the lock, nobody else counts what is forwarded.
+        let reset = || self.stats.forget_port(port, self.stats.ports.len() as u16);
+        match &self.redirects {
+            Some(redirects) => redirects.forget(port, &self.stats, reset),
+            None => reset(),
+        }
     }
 
     /// Enters an offered flow.
@@ -385,6 +406,7 @@ impl Offloads {
         let now_ns = monotonic_ns();
         let is_outdated = self.paused.load(Relaxed) != 0
             || offer.neigh_changes != self.epochs.neigh_changes()
+            || (offer.in_dev & VLAN_FLOWS != 0 && offer.links != self.vlans_of.load(Acquire))
             || !self.bits.has(offer.in_port, OffloadPorts::RX)
             || !self.bits.has(offer.out_port, OffloadPorts::TX)
             || !self.is_current(offer.carried.as_ref(), nft)
@@ -604,8 +626,11 @@ impl Offloads {
         let bit = |has: bool, bit: u8| if has { bit } else { 0 };
         let bits_of = |port: &OffloadPort| {
             let features = || nic::xdp_features(port.ifindex).ok().flatten().unwrap_or(0);
-            let takes =
-                port.is_native && !self.is_off(port.number) && features() & nic::XDP_NDO_XMIT != 0;
+            let has_feature = port.is_native && features() & nic::XDP_NDO_XMIT != 0;
+            if let Some(redirects) = &self.redirects {
+                redirects.set_feature(port.number, has_feature);
+            }
+            let takes = has_feature && !self.is_off(port.number);
             let bits = bit(port.is_input, OffloadPorts::RX) | bit(takes, OffloadPorts::TX);
             (port.number, bits)
         };

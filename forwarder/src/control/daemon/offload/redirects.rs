@@ -10,10 +10,15 @@ use xdp_prog::redirect::Failures;
 use crate::control::steering::RedirectFailures;
 use crate::stats::{DropReason, WorkerStats};
 
-/// Looks, of [`super::FEATURES_NS`] each, in which a port has to refuse frames before it gets no flows.
-const LOOKS: u32 = 5;
-/// How long it gets none.
+/// Looks, of [`super::FEATURES_NS`] each, over which a port is judged. Refused frames are known at once, and how many
+/// were redirected two looks later.
+const LOOKS: usize = 10;
+/// Looks after the first refused frame until it is judged.
+const LOOKS_MIN: usize = 5;
+/// How long a port that refuses frames gets no flows; twice as long each time that it does so again.
 const OFF_NS: u64 = 60_000_000_000;
+/// How often that is doubled.
+const DOUBLINGS_MAX: u32 = 6;
 
 /// What is known of one port.
 #[derive(Debug, Default, Clone, Copy)]
@@ -22,10 +27,14 @@ struct Port {
     counted: Failures,
     /// Frames that it had refused, and that were redirected to it, when it was last looked at.
     looked: [u64; 2],
-    /// Looks in a row in which it refused most of its frames.
-    refusals: u32,
+    /// The same of each of the last looks, the oldest first.
+    recent: [[u64; 2]; LOOKS],
     /// It gets no flows until then.
     off_until_ns: u64,
+    /// How often that was so.
+    times_off: u32,
+    /// Its driver says that it takes frames.
+    has_feature: bool,
 }
 
 /// The failures of all ports.
@@ -69,6 +78,32 @@ impl Redirects {
             count(port, failed, number, stats);
         }
     }
+
+    /// A port's driver says now whether it takes frames. What it did before it began to is forgotten.
+    pub(super) fn set_feature(&self, number: u16, has_feature: bool) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(port) = ports.get_mut(usize::from(number)) else { return };
+        let had_feature = std::mem::replace(&mut port.has_feature, has_feature);
+        if has_feature && !had_feature {
+            let Port { counted, looked, has_feature, .. } = *port;
+            *port = Port { counted, looked, has_feature, ..Port::default() };
+            self.off[usize::from(number)].store(false, Relaxed);
+        }
+    }
+
+    /// A port's number belongs to another interface from now on. `reset`: resets its counters, while nobody else adds
+    /// to them.
+    pub(super) fn forget(&self, number: u16, stats: &WorkerStats, reset: impl FnOnce()) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(port) = ports.get_mut(usize::from(number)) {
+            let failed = self.failures.of_port(number);
+            count(port, failed, number, stats);
+            let looked = [failed.refused, 0];
+            *port = Port { counted: failed, looked, ..Port::default() };
+            self.off[usize::from(number)].store(false, Relaxed);
+        }
+        reset();
+    }
 }
 
 fn count(port: &mut Port, failed: Failures, number: u16, stats: &WorkerStats) {
@@ -87,15 +122,15 @@ impl Port {
     fn look(&mut self, failed: Failures, redirected: u64, now_ns: u64) -> bool {
         let now = [failed.refused, redirected];
         let before = std::mem::replace(&mut self.looked, now);
-        let [refused, frames] = [0, 1].map(|n| now[n].saturating_sub(before[n]));
-        if refused == 0 && frames == 0 {
-            // Nothing was redirected to it.
-            return now_ns < self.off_until_ns;
-        }
-        self.refusals = if refused > 0 && refused >= frames / 2 { self.refusals + 1 } else { 0 };
-        if self.refusals >= LOOKS {
-            self.refusals = 0;
-            self.off_until_ns = now_ns + OFF_NS;
+        self.recent.rotate_left(1);
+        self.recent[LOOKS - 1] = [0, 1].map(|n| now[n].saturating_sub(before[n]));
+        let [refused, frames] = [0, 1].map(|n| self.recent.iter().map(|look| look[n]).sum::<u64>());
+        let first = self.recent.iter().position(|[refused, _]| *refused > 0);
+        let is_long = first.is_some_and(|first| first + LOOKS_MIN <= LOOKS);
+        if is_long && refused >= frames / 2 {
+            self.recent = Default::default();
+            self.off_until_ns = now_ns + (OFF_NS << self.times_off.min(DOUBLINGS_MAX));
+            self.times_off += 1;
         }
         now_ns < self.off_until_ns
     }
@@ -107,33 +142,51 @@ mod tests {
 
     const LOOK_NS: u64 = super::super::FEATURES_NS;
 
-    /// Looks at a port to which 100 frames are redirected each time, of which it refuses as many as the list says.
-    fn looks(port: &mut Port, refused: &[u64], from: u64) -> Vec<bool> {
-        let look = |(n, refused): (u64, &u64)| {
-            let failed = Failures { refused: port.looked[0] + refused, ..Failures::default() };
-            port.look(failed, port.looked[1] + 100, (from + n) * LOOK_NS)
+    /// Looks at a port that has refused, and got, as many frames since the look before. Returns the first look at
+    /// which it gets no flows.
+    fn first_off(port: &mut Port, from: u64, frames: &[[u64; 2]]) -> Option<usize> {
+        let mut look = |(n, [refused, redirected]): (u64, &[u64; 2])| {
+            let failed = Failures { refused: port.looked[0] + refused, dropped: 0 };
+            port.look(failed, port.looked[1] + redirected, (from + n) * LOOK_NS)
         };
-        (0..).zip(refused).map(look).collect()
+        let offs: Vec<bool> = (from..).zip(frames).map(|(n, of)| look((n - from, of))).collect();
+        offs.iter().position(|is_off| *is_off)
     }
 
     #[test]
     fn a_port_that_refuses_frames_gets_no_flows_for_a_while() {
         let mut port = Port::default();
-        assert_eq!(looks(&mut port, &[100, 100, 100, 100, 0, 50, 60, 100, 100], 1), [false; 9]);
-        assert_eq!(looks(&mut port, &[100], 10), [true]);
-        let off = OFF_NS / LOOK_NS;
-        // Nothing is redirected to it meanwhile.
+        assert_eq!(first_off(&mut port, 1, &[[100, 100]; 8]), Some(4));
+        let until = port.off_until_ns;
         let (failed, redirected) =
             (Failures { refused: port.looked[0], dropped: 0 }, port.looked[1]);
-        assert!(port.look(failed, redirected, (10 + off) * LOOK_NS - 1));
-        assert!(!port.look(failed, redirected, (10 + off) * LOOK_NS));
+        // Nothing is redirected to it meanwhile. Then it is tried again, and the next time it takes longer.
+        assert!((1..LOOKS as u64 + 1).all(|n| port.look(failed, redirected, until - n)));
+        assert!(!port.look(failed, redirected, until));
+        let at = until / LOOK_NS + 1;
+        assert_eq!(first_off(&mut port, at, &[[1, 1]; 8]), Some(4));
+        assert!(port.off_until_ns - until > 2 * OFF_NS - LOOK_NS);
     }
 
     #[test]
-    fn frames_that_a_full_ring_drops_or_that_are_few_change_nothing() {
+    fn it_is_noticed_although_frames_are_counted_later_and_are_few() {
+        let mut late = vec![[1000, 0], [0, 0], [0, 1000]];
+        late.extend([[0, 0]; 4]);
+        assert_eq!(first_off(&mut Port::default(), 1, &late), Some(4));
+        let sparse: Vec<[u64; 2]> = (0..10).map(|n| [n % 2, (n + 1) % 2]).collect();
+        assert!(first_off(&mut Port::default(), 1, &sparse).is_some());
+    }
+
+    #[test]
+    fn some_refused_frames_or_a_full_ring_change_nothing() {
         let mut port = Port::default();
-        assert_eq!(looks(&mut port, &[49; 10], 1), [false; 10]);
+        assert_eq!(first_off(&mut port, 1, &[[49, 100]; 30]), None);
+        // Until its driver says that it takes none.
+        let mut port = Port::default();
+        let mut frames = vec![[0, 100]; 6];
+        frames.extend([[100, 100], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]]);
+        assert_eq!(first_off(&mut port, 1, &frames), None);
         let full = Failures { dropped: 1000, refused: port.looked[0] };
-        assert!((20..30).all(|n| !port.look(full, port.looked[1] + 100, n * LOOK_NS)));
+        assert!((20..40).all(|n| !port.look(full, port.looked[1] + 100, n * LOOK_NS)));
     }
 }

@@ -176,4 +176,5 @@ fn run(
     offloads.sweep(0, capacity, false);
     // No program runs any more.
     offloads.reap(&mut offloads.lock(), u64::MAX);
+    offloads.count_failures();
 }

@@ -107,7 +107,8 @@ impl ActivePort {
             let tags = vlan.tags.iter().map(|egress| (egress.tag.tpid().0, egress.tag.vid()));
             let mac = mac_words(link.mac);
             let between = vlan.between.map_or(mac, mac_words);
-            wanted.insert(vlan_key(tags), VlanSettings { mac, between, number: vlan.dev });
+            let number = link.flow_number().unwrap_or(0);
+            wanted.insert(vlan_key(tags), VlanSettings { mac, between, number });
         }
         self.vlans_of = None;
         self.program.set_vlans(&wanted)?;
