@@ -1,3 +1,5 @@
+//! The writer and what programs read: places, next hops, rewrites.
+
 use std::net::Ipv4Addr;
 
 use xdp_prog::FlowKey;
