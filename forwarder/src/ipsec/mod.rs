@@ -24,11 +24,34 @@
 //! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, the algorithms that
 //! [`algorithm`] lists, and everything that negotiates.
 
+mod ah;
+pub mod algorithm;
+mod crypto;
 mod error;
+mod input;
 mod key;
+mod mac;
+mod output;
+mod overhead;
 mod replay;
+mod sad;
+mod selector;
 mod sequence;
+mod state;
+mod tunnel;
+
+pub use algorithm::{Aead, Auth, BadKey, Cipher, EspAlgorithm, EspKeys};
+pub use crypto::IvSeed;
 pub use error::{Counters, Error};
+pub use input::{Decapsulated, Located, locate};
 pub use key::Secret;
+pub use output::OutputParams;
+pub use overhead::Overhead;
 pub use replay::{BadWindow, ReplayWindow, WINDOW_MAX};
+pub use sad::{Opened, Sad};
+pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};
+pub use state::{
+    Algorithm, BadState, EcnRules, Family, InboundState, Keys, KmState, Lifetime, Mode,
+    OutboundState, State, StateConfig, StateFlags, UdpPorts, Usage,
+};
