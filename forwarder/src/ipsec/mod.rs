@@ -33,10 +33,12 @@ mod key;
 mod mac;
 mod output;
 mod overhead;
+mod policy;
 mod replay;
 mod sad;
 mod selector;
 mod sequence;
+mod spd;
 mod state;
 mod tunnel;
 
@@ -47,10 +49,12 @@ pub use input::{Decapsulated, Located, locate};
 pub use key::Secret;
 pub use output::OutputParams;
 pub use overhead::Overhead;
+pub use policy::{Action, Direction, MAX_DEPTH, Policy, Received, Template};
 pub use replay::{BadWindow, ReplayWindow, WINDOW_MAX};
 pub use sad::{Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};
+pub use spd::Spd;
 pub use state::{
     Algorithm, BadState, EcnRules, Family, InboundState, Keys, KmState, Lifetime, Mode,
     OutboundState, State, StateConfig, StateFlags, UdpPorts, Usage,
