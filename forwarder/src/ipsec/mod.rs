@@ -59,3 +59,6 @@ pub use state::{
     Algorithm, BadState, EcnRules, Family, InboundState, Keys, KmState, Lifetime, Mode,
     OutboundState, State, StateConfig, StateFlags, UdpPorts, Usage,
 };
+
+#[cfg(test)]
+mod tests;
