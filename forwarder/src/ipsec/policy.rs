@@ -1,4 +1,5 @@
-//! Policies and the check of received packets against them: the kernel's `xfrm_policy` and `__xfrm_policy_check`.
+//! Policies and the check of received packets against them: the kernel's `xfrm_policy` and
+//! `__xfrm_policy_check`.
 //!
 //! Not included: policies of sockets, sub-policies (XFRM_POLICY_TYPE_SUB), security contexts, and lifetimes of
 //! policies. A host that has them leaves packets to the kernel.
@@ -52,7 +53,8 @@ pub struct Template {
     pub reqid: u32,
     /// `level use`: packets pass without the transformation, too.
     pub is_optional: bool,
-    /// Authentication algorithms permitted, a bit for each number of PF_KEY. `None`: all algorithms of any kind.
+    /// Authentication algorithms permitted, a bit for each number of PF_KEY. `None`: all algorithms of any
+    /// kind.
     pub aalgos: Option<u32>,
 }
 
@@ -73,7 +75,8 @@ pub struct Policy {
     pub if_id: u32,
     /// What happens to them.
     pub action: Action,
-    /// XFRM_POLICY_ICMP: ICMP errors are checked by the packet that they quote, too.
+    /// XFRM_POLICY_ICMP: forwarded ICMP errors without a policy of their own are checked by the packet that
+    /// they quote.
     pub has_icmp: bool,
     /// Transformations, the innermost first; at most [`MAX_DEPTH`].
     pub templates: Vec<Template>,
@@ -119,9 +122,10 @@ impl Spd {
                 return Err(Error::XfrmInStateMismatch);
             }
         }
+        // The kernel's `xfrm_in_fwd_icmp`.
         let by_quoted = || {
-            let policy = self.lookup(direction, quoted.as_ref()?, *if_id)?;
-            policy.has_icmp.then_some(policy)
+            let quoted = quoted.as_ref().filter(|_| direction == Direction::Fwd)?;
+            self.lookup(direction, quoted, *if_id).filter(|policy| policy.has_icmp)
         };
         let Some(policy) = self.lookup(direction, flow, *if_id).or_else(by_quoted) else {
             let is_blocked = self.default_action(direction) == Action::Block;

@@ -199,6 +199,26 @@ fn packets_must_match_the_selector_of_their_sa() {
 }
 
 #[test]
+fn an_icmp_error_without_a_policy_is_checked_by_what_it_quotes() {
+    let (tunnel, _) = states();
+    let selector = Selector { dst: prefix("10.0.0.3", 32), ..Selector::default() };
+    let quoted = Some(flow(1, 0x0a00_0003, 5));
+    let secpath = [tunnel.state()];
+    let flow = flow(0x0a00_0001, 0x0a00_0002, 5);
+    let received = Received { flow, secpath: &secpath, verified: 0, if_id: 0, quoted };
+    for (has_icmp, direction, expected) in [
+        (true, Direction::Fwd, Ok(1)),
+        (false, Direction::Fwd, Err(Error::XfrmInNoPols)),
+        (true, Direction::In, Err(Error::XfrmInNoPols)),
+    ] {
+        let templates = vec![template(Mode::Tunnel, Protocol::ESP)];
+        let policy = Policy { has_icmp, templates, ..policy(1, 0, selector) };
+        let spd = Spd::new([(direction, policy)], Default::default());
+        assert_eq!(spd.policy_check(direction, &received), expected);
+    }
+}
+
+#[test]
 fn the_best_sa_for_sending_is_that_of_the_template_added_last() {
     let keys = Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(octets(0x10, 20))));
     let state = |spi, reqid, add_time_s| {
