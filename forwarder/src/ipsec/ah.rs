@@ -1,9 +1,9 @@
-//! The octets that the ICV of AH covers (RFC 4302 §3.3.3): those of the packet, with zeros for the fields that change
-//! in transit, and predictable ones as they will arrive.
+//! The octets that the ICV of AH covers (RFC 4302 §3.3.3): those of the packet, with zeros for the fields
+//! that change in transit, and predictable ones as they will arrive.
 //!
 //! Which IPv4 options are immutable follows the kernel's `ip_clear_mutable_options`, which follows RFC 4302
-//! appendix A1. Not included: GMAC for AH (RFC 4543 §5), which the kernel has not either, and the options of mobile
-//! IPv6.
+//! appendix A1. Not included: GMAC for AH (RFC 4543 §5), which the kernel has not either, and the options of
+//! mobile IPv6.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -45,8 +45,8 @@ impl Covered {
         start..start + self.icv_len
     }
 
-    /// Gives all covered octets in their order, without the high half of the sequence number. `None`: a header cannot
-    /// be read.
+    /// Gives all covered octets in their order, without the high half of the sequence number. `None`: a
+    /// header cannot be read.
     pub fn feed(&self, packet: &[u8], role: Role, update: &mut dyn FnMut(&[u8])) -> Option<()> {
         let headers = packet.get(..self.at)?;
         if headers.first()? >> 4 == 4 {

@@ -1,8 +1,8 @@
 //! The algorithms of ESP and AH, with their lengths and the kernel's names.
 //!
-//! Not included: MD5, DES and others that RFC 8221 rules out, AES-CCM, AES-GCM with keys of 192 bits, truncations
-//! other than those of the RFCs, and encryption without authentication. An SA that needs them is left to the
-//! kernel.
+//! Not included: MD5, DES and others that RFC 8221 rules out, AES-CCM, AES-GCM with keys of 192 bits,
+//! truncations other than those of the RFCs, and encryption without authentication. An SA that needs them is
+//! left to the kernel.
 
 use super::key::Secret;
 

@@ -1,21 +1,22 @@
 //! The cryptographic operations of ESP and AH on one packet, over libraries.
 //!
-//! Combined algorithms are those of `ring`, the others RustCrypto's, because `ring` has neither CBC nor CTR, and its
-//! HMAC-SHA-1 takes four times as long. Both choose instructions (AES-NI, VAES, SHA extensions) at run time. Measured
-//! with AES-128-GCM, 64 and 1400 octets: `ring` 152 and 647 ns, AWS-LC 197 and 664 ns, RustCrypto 142 and 976 ns. Keys of
-//! `ring` are part of the SA, and can be prefetched with it; those of AWS-LC are elsewhere on the heap, which doubled
-//! the time of a packet with 10,000 SAs. RustCrypto overwrites its keys when they are dropped, `ring` does not, so that
-//! [`AeadKey`] does.
+//! Combined algorithms are those of `ring`, the others RustCrypto's, because `ring` has neither CBC nor CTR,
+//! and its HMAC-SHA-1 takes four times as long. Both choose instructions (AES-NI, VAES, SHA extensions) at
+//! run time. Measured with AES-128-GCM, 64 and 1400 octets: `ring` 152 and 647 ns, AWS-LC 197 and 664 ns,
+//! RustCrypto 142 and 976 ns. Keys of `ring` are part of the SA, and can be prefetched with it; those of
+//! AWS-LC are elsewhere on the heap, which doubled the time of a packet with 10,000 SAs. RustCrypto
+//! overwrites its keys when they are dropped, `ring` does not, so that [`AeadKey`] does.
 //!
-//! **IVs.** Those of counter modes (GCM, GMAC, ChaCha20-Poly1305, CTR) are the 64-bit sequence number XOR a salt
-//! of 64 bits, as the kernel's `seqiv` makes them. For one salt that is one to one, so IVs differ as sequence
-//! numbers do, and [`Sequence`](super::Sequence) gives each number once. The kernel's transform for the same key
-//! has a salt of its own, which it draws when the SA is made and does not tell. With [`IvSeed::kernel_salt`],
-//! taken from a packet that the kernel sent on the SA (its IV XOR its sequence number), the two generators are
-//! the same function on disjoint ranges of numbers, and no IV repeats. With a random salt an IV repeats only
-//! if the two salts XOR to the XOR of two numbers in use: 2^(n-64) for numbers below 2^n, which without ESN
-//! is the limit of NIST SP 800-38D §8 (2^-32). IVs of CBC must be unpredictable (RFC 3602 §3): each is the sequence
-//! number encrypted with a random key of the SA's own (NIST SP 800-38A appendix C).
+//! **IVs.** Those of counter modes (GCM, GMAC, ChaCha20-Poly1305, CTR) are the 64-bit sequence number XOR a
+//! salt of 64 bits, as the kernel's `seqiv` makes them. For one salt that is one to one, so IVs differ as
+//! sequence numbers do, and [`Sequence`](super::Sequence) gives each number once. The kernel's transform for
+//! the same key has a salt of its own, which it draws when the SA is made and does not tell. With
+//! [`IvSeed::kernel_salt`], taken from a packet that the kernel sent on the SA (its IV XOR its sequence
+//! number), the two generators are the same function on disjoint ranges of numbers, and no IV repeats. With a
+//! random salt an IV repeats only if the two salts XOR to the XOR of two numbers in use: 2^(n-64) for numbers
+//! below 2^n, which without ESN is the limit of NIST SP 800-38D §8 (2^-32). IVs of CBC must be unpredictable
+//! (RFC 3602 §3): each is the sequence number encrypted with a random key of the SA's own (NIST SP 800-38A
+//! appendix C).
 
 use aes::cipher::{
     Array, BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, InnerIvInit, KeyInit,
@@ -29,8 +30,8 @@ use super::key::Secret;
 use super::mac::MacKey;
 use crate::wire::esp::HEADER_LEN;
 
-/// Octets that [`EspTransform`] needs before the ESP header, for a moment: with ESN, GMAC authenticates the high
-/// half of the number between SPI and low half, where the packet has no room.
+/// Octets that [`EspTransform`] needs before the ESP header, for a moment: with ESN, GMAC authenticates the
+/// high half of the number between SPI and low half, where the packet has no room.
 pub(super) const ROOM_BEFORE: usize = 4;
 /// Octets of a key that are the salt (RFC 4106 §8.1, RFC 7634 §2) or nonce (RFC 3686 §4).
 const SALT_LEN: usize = 4;
@@ -50,9 +51,9 @@ impl IvSeed {
         IvSeed(Secret::new(octets.to_vec()))
     }
 
-    /// For counter modes: the salt of the kernel's `seqiv` (an IV that it sent XOR the 64-bit sequence number of
-    /// that packet, in network byte order). Not for CBC, which would have predictable IVs:
-    /// making such an SA fails.
+    /// For counter modes: the salt of the kernel's `seqiv` (an IV that it sent XOR the 64-bit sequence number
+    /// of that packet, in network byte order). Not for CBC, which would have predictable IVs: making such an
+    /// SA fails.
     #[must_use]
     pub fn kernel_salt(salt: [u8; IV_LEN]) -> IvSeed {
         IvSeed(Secret::new(salt.to_vec()))
@@ -116,7 +117,8 @@ impl AeadKey {
 }
 
 impl Drop for AeadKey {
-    /// The library does not overwrite its keys: a key of zeros takes the place of this one.
+    /// The library does not overwrite its keys: a key of zeros takes the place of this one. Copies that the
+    /// compiler made on the stack while the SA was made are not reached.
     fn drop(&mut self) {
         let algorithm = self.0.algorithm();
         let zeros = [0; 32];
@@ -181,8 +183,8 @@ impl EspTransform {
         }
     }
 
-    /// Encrypts, and writes IV and ICV. `framed`: [`ROOM_BEFORE`] octets, which are restored, then the packet: ESP
-    /// header, room for the IV, what is encrypted, room for the ICV.
+    /// Encrypts, and writes IV and ICV. `framed`: [`ROOM_BEFORE`] octets, which are restored, then the
+    /// packet: ESP header, room for the IV, what is encrypted, room for the ICV.
     #[inline]
     pub fn seal(&self, framed: &mut [u8], number: Number) -> Result<(), Failed> {
         match self {
@@ -276,8 +278,8 @@ fn covered<'a>(framed: &'a mut [u8], mac: &MacKey) -> Result<(&'a [u8], &'a mut 
     Ok((covered, icv))
 }
 
-/// Runs `run` on the packet from its SPI to its end; with ESN the high half of the number is after the SPI, which
-/// has moved four octets to the left meanwhile (RFC 4543 §3.3).
+/// Runs `run` on the packet from its SPI to its end; with ESN the high half of the number is after the SPI,
+/// which has moved four octets to the left meanwhile (RFC 4543 §3.3).
 #[inline]
 fn with_inserted_high<R>(
     framed: &mut [u8],

@@ -13,8 +13,8 @@ macro_rules! xfrm_stat {
         pub enum Error {
             $($(#[$doc])* $name,)*
             /// All reserved sequence numbers of the SA are used: reserve more and send again
-            /// ([`Sequence::extend`](super::Sequence::extend)). The kernel has no such counter; a packet that is
-            /// dropped for it counts as `XfrmOutStateSeqError`.
+            /// ([`Sequence::extend`](super::Sequence::extend)). The kernel has no such counter; a packet that
+            /// is dropped for it counts as `XfrmOutStateSeqError`.
             SequenceRangeUsed,
         }
 

@@ -1,7 +1,7 @@
 //! Removal of the protection of one packet in place: the kernel's `xfrm_input`, `esp_input` and `ah_input`.
 //!
-//! Not included: reassembly, which comes before (a fragment is no IPsec packet here), and policy, which comes after
-//! the last transformation ([`policy_check`](super::Spd::policy_check)).
+//! Not included: reassembly, which comes before (a fragment is no IPsec packet here), and policy, which comes
+//! after the last transformation ([`policy_check`](super::Spd::policy_check)).
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -60,8 +60,8 @@ pub enum Decapsulated {
     Dummy,
 }
 
-/// Finds the IPsec header of a packet, which starts with its IP header. `udp_ports`: destination ports where UDP
-/// carries ESP. `Ok(None)`: it is another packet, such as a fragment, IKE, or a keepalive.
+/// Finds the IPsec header of a packet, which starts with its IP header. `udp_ports`: destination ports where
+/// UDP carries ESP. `Ok(None)`: it is another packet, such as a fragment, IKE, or a keepalive.
 ///
 /// # Errors
 /// [`Error::XfrmInHdrError`]: the packet ends before its header does.
@@ -116,8 +116,8 @@ fn locate_header(packet: &[u8], udp_ports: &[u16]) -> Option<Result<Located, Err
     Some(Ok(Located { protocol, dst, src, spi, seq, encap, at, end, header_len, next_at }))
 }
 
-/// The extension headers before an IPsec or upper-layer header. `None`: there is a Fragment header, or one that cannot
-/// be read.
+/// The extension headers before an IPsec or upper-layer header. `None`: there is a Fragment header, or one
+/// that cannot be read.
 fn skip_ext_headers(packet: &[u8], next: Protocol) -> Option<Kept> {
     let mut kept = Kept { len: ipv6::HEADER_LEN, next_at: ipv6::NEXT_HEADER_OFFSET, next };
     for _ in 0..MAX_EXT_HEADERS {
@@ -133,8 +133,9 @@ fn skip_ext_headers(packet: &[u8], next: Protocol) -> Option<Kept> {
 }
 
 impl InboundState {
-    /// Verifies and decrypts a packet, for which [`locate`] has found `located` and the lookup this SA. Ranges are
-    /// those of `packet`. Octets outside the returned range, and all octets after an error, have no meaning.
+    /// Verifies and decrypts a packet, for which [`locate`] has found `located` and the lookup this SA.
+    /// Ranges are those of `packet`. Octets outside the returned range, and all octets after an error, have
+    /// no meaning.
     ///
     /// # Errors
     /// `XfrmInStateInvalid`, `XfrmInStateExpired`: the SA is at its end. `XfrmInStateMismatch`: UDP
@@ -260,8 +261,8 @@ impl InboundState {
     }
 }
 
-/// Pad length and next header: the length of the payload, and its protocol. `None`: the padding exceeds the data, or
-/// is not 1, 2, 3, … as RFC 4303 §2.4 demands of all algorithms here.
+/// Pad length and next header: the length of the payload, and its protocol. `None`: the padding exceeds the
+/// data, or is not 1, 2, 3, … as RFC 4303 §2.4 demands of all algorithms here.
 #[inline]
 fn remove_trailer(data: &[u8]) -> Option<(usize, Protocol)> {
     let (payload, &[padding_len, next]) = data.split_last_chunk::<TRAILER_LEN>()?;

@@ -1,9 +1,9 @@
 //! IPsec: ESP and AH on packets in memory, security associations, and policies.
 //!
-//! A pure library: functions take octets and the time, and change the octets in place. There is no I/O, no clock,
-//! no random number, and on the path of packets no allocation and no lock; what connects it with the kernel's SAs
-//! and policies and with the data path is elsewhere. Names and counters are those of the kernel's XFRM
-//! (`net/xfrm/`), whose behaviour it follows; differences are documented at the items.
+//! A pure library: functions take octets and the time, and change the octets in place. There is no I/O, no
+//! clock, no random number, and on the path of packets no allocation and no lock; what connects it with the
+//! kernel's SAs and policies and with the data path is elsewhere. Names and counters are those of the
+//! kernel's XFRM (`net/xfrm/`), whose behaviour it follows; differences are documented at the items.
 //!
 //! | item | what it does | source |
 //! | --- | --- | --- |
@@ -17,9 +17,9 @@
 //! A packet is at a range of a larger buffer. Sending needs room on both sides ([`State::overhead`]); receiving
 //! leaves room.
 //!
-//! **Differences from the kernel.** Padding is verified (RFC 4303 §2.4); a dummy packet is no error; a tunnel without
-//! XFRM_STATE_AF_UNSPEC carries only the family of its selector inbound, too; ECN follows RFC 6040 unless
-//! [`EcnRules::Xfrm`] is chosen; sequence numbers never wrap.
+//! **Differences from the kernel.** Padding is verified (RFC 4303 §2.4); a dummy packet is no error; a tunnel
+//! without XFRM_STATE_AF_UNSPEC carries only the family of its selector inbound, too; ECN follows RFC 6040
+//! unless [`EcnRules::Xfrm`] is chosen; sequence numbers never wrap.
 //!
 //! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, the algorithms that
 //! [`algorithm`] lists, and everything that negotiates.

@@ -157,8 +157,8 @@ impl OutboundState {
         Some(())
     }
 
-    /// Writes the UDP header, if there is one (RFC 3948 §2.1). Its checksum is zero over IPv4; IPv6 requires one
-    /// (RFC 8200 §8.1), as the kernel computes it.
+    /// Writes the UDP header, if there is one (RFC 3948 §2.1). Its checksum is zero over IPv4; IPv6 requires
+    /// one (RFC 8200 §8.1), as the kernel computes it.
     #[inline]
     fn write_udp(&self, protected: &mut [u8], plan: &Plan) -> Option<()> {
         let Some(ports) = self.state.config.encap else { return Some(()) };

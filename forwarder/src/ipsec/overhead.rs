@@ -88,7 +88,8 @@ impl State {
     }
 
     /// The longest packet, in octets, whose protected form is not longer than `path_mtu`: the kernel's
-    /// `__xfrm_state_mtu`. In transport mode for a packet without IP options and extension headers. 0: none fits.
+    /// `__xfrm_state_mtu`. In transport mode for a packet without IP options and extension headers. 0: none
+    /// fits.
     #[must_use]
     pub fn packet_len_max(&self, path_mtu: u32) -> u32 {
         let Layout { block, trailer, icv, .. } = self.layout;

@@ -197,8 +197,8 @@ impl ReplayWindow {
     fn word(&self, number: u64) -> Option<(&AtomicU64, u64, u64)> {
         let block = number / NUMBERS_PER_WORD;
         let word = self.words.get(block as usize & self.words.len().wrapping_sub(1))?;
-        // Of the round the low 48 bits. A word is only mistaken for one of a later round if all its numbers were
-        // lost for 2⁴⁷ rounds, 2⁵⁵ numbers; its numbers are then refused, not accepted twice.
+        // Of the round the low 48 bits. A word is only mistaken for one of a later round if all its numbers
+        // were lost for 2⁴⁷ rounds, 2⁵⁵ numbers; its numbers are then refused, not accepted twice.
         let round = block >> self.words.len().trailing_zeros() & (u64::MAX >> NUMBERS_PER_WORD);
         Some((word, round, 1 << (number % NUMBERS_PER_WORD)))
     }

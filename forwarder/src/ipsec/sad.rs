@@ -1,5 +1,5 @@
-//! The security association database of inbound SAs: lookup by destination, SPI, protocol, family and mark, as the
-//! kernel's `xfrm_state_lookup`. Outbound SAs are referred to by what routes and policies resolve to.
+//! The security association database of inbound SAs: lookup by destination, SPI, protocol, family and mark,
+//! as the kernel's `xfrm_state_lookup`. Outbound SAs are referred to by what routes and policies resolve to.
 //!
 //! Built once from the SAs, which are shared: a new database with one SA more keeps the others' counters and
 //! windows.
@@ -134,9 +134,9 @@ impl Sad {
         }
     }
 
-    /// Finds the IPsec header and the SA, and removes the protection: [`locate`], [`lookup`](Self::lookup) and
-    /// [`InboundState::open`]. `Ok(None)`: it is no IPsec packet. A packet in transport mode may have another IPsec
-    /// header; the caller limits the depth to [`MAX_DEPTH`](super::MAX_DEPTH).
+    /// Finds the IPsec header and the SA, and removes the protection: [`locate`], [`lookup`](Self::lookup)
+    /// and [`InboundState::open`]. `Ok(None)`: it is no IPsec packet. A packet in transport mode may have
+    /// another IPsec header; the caller limits the depth to [`MAX_DEPTH`](super::MAX_DEPTH).
     ///
     /// # Errors
     /// [`Error::XfrmInNoStates`]: there is no such SA; otherwise as the functions named.

@@ -1,10 +1,10 @@
 //! The security policy database: lookup by direction, flow and xfrm interface.
 //!
 //! The first policy that matches in the order of priority, then of addition, wins: the kernel's
-//! `xfrm_policy_lookup`. Policies whose selectors have the same two prefix lengths are in one hash table entry
-//! for each pair of prefixes; a lookup asks for each pair of lengths in use, of which there are few, best policy
-//! first, and ends when no other pair can have a better one. Policies with the same prefixes are tried one by
-//! one.
+//! `xfrm_policy_lookup`. Policies whose selectors have the same two prefix lengths are in one hash table
+//! entry for each pair of prefixes; a lookup asks for each pair of lengths in use, of which there are few,
+//! best policy first, and ends when no other pair can have a better one. Policies with the same prefixes are
+//! tried one by one.
 
 use super::policy::{Action, Direction, Policy};
 use super::selector::{Flow, masked};
@@ -146,8 +146,8 @@ pub struct Spd {
 }
 
 impl Spd {
-    /// Builds it from policies in the order in which they were added. `default_actions`: what happens to packets of
-    /// each [`Direction`] without a policy (XFRM_MSG_SETDEFAULT), in the order in, out, forward.
+    /// Builds it from policies in the order in which they were added. `default_actions`: what happens to
+    /// packets of each [`Direction`] without a policy (XFRM_MSG_SETDEFAULT), in the order in, out, forward.
     #[must_use]
     pub fn new(
         policies: impl IntoIterator<Item = (Direction, Policy)>,

@@ -67,16 +67,18 @@ pub struct StateFlags(pub u16);
 impl StateFlags {
     /// XFRM_STATE_NOECN: the outer header has ECN 0, and the outer ECN is not combined with the inner one.
     pub const NOECN: Self = Self(1);
-    /// XFRM_STATE_DECAP_DSCP: the inner packet gets the outer DSCP. (Without it, the default, it keeps its own.)
+    /// XFRM_STATE_DECAP_DSCP: the inner packet gets the outer DSCP. (Without it, the default, it keeps its
+    /// own.)
     pub const DECAP_DSCP: Self = Self(2);
-    /// XFRM_STATE_NOPMTUDISC: the outer header has DF 0. (Without it DF is copied from inside; of IPv6 it is 1.)
+    /// XFRM_STATE_NOPMTUDISC: the outer header has DF 0. (Without it DF is copied from inside; of IPv6 it is
+    /// 1.)
     pub const NOPMTUDISC: Self = Self(4);
     /// XFRM_STATE_ICMP: ICMP errors pass if the packet that they quote matches the selector.
     pub const ICMP: Self = Self(16);
     /// XFRM_STATE_AF_UNSPEC: a tunnel carries both families. (Without it, that of the selector.)
     pub const AF_UNSPEC: Self = Self(32);
-    /// XFRM_STATE_ALIGN4: AH over IPv4 is a multiple of 4 octets, as RFC 4302 §2.6 has it. (Without it of 8, the
-    /// default of the kernel.)
+    /// XFRM_STATE_ALIGN4: AH over IPv4 is a multiple of 4 octets, as RFC 4302 §2.6 has it. (Without it of 8,
+    /// the default of the kernel.)
     pub const ALIGN4: Self = Self(64);
     /// XFRM_STATE_ESN: sequence numbers have 64 bits.
     pub const ESN: Self = Self(128);
@@ -114,8 +116,8 @@ impl BitOrAssign for StateFlags {
 /// How ECN passes a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum EcnRules {
-    /// RFC 6040 §4: CE is copied outward; inward the outer ECN is combined, and CE around a packet that does not
-    /// understand it drops the packet.
+    /// RFC 6040 §4: CE is copied outward; inward the outer ECN is combined, and CE around a packet that does
+    /// not understand it drops the packet.
     #[default]
     Rfc6040,
     /// As the kernel's XFRM (RFC 3168 §9.1.1): CE becomes ECT(0) outward; inward only CE counts, and around a
@@ -132,8 +134,8 @@ pub struct UdpPorts {
     pub dst: u16,
 }
 
-/// Limits of an SA: `xfrm_lifetime_cfg`. An SA does not work any more when it reaches a hard limit; at a soft one it
-/// should be replaced.
+/// Limits of an SA: `xfrm_lifetime_cfg`. An SA does not work any more when it reaches a hard limit; at a soft
+/// one it should be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetime {
     /// Octets; soft and hard limit.
@@ -314,8 +316,8 @@ pub struct OutboundState {
 }
 
 impl InboundState {
-    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed, it hides
-    /// that thousands of SAs do not fit into the cache.
+    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed,
+    /// it hides that thousands of SAs do not fit into the cache.
     #[inline]
     pub fn prefetch(&self) {
         prefetch_lines(&self.lines, size_of::<Self>());
@@ -354,8 +356,8 @@ impl InboundState {
 }
 
 impl OutboundState {
-    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed, it hides
-    /// that thousands of SAs do not fit into the cache.
+    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed,
+    /// it hides that thousands of SAs do not fit into the cache.
     #[inline]
     pub fn prefetch(&self) {
         prefetch_lines(&self.lines, size_of::<Self>());
@@ -515,8 +517,8 @@ impl State {
         self.is_dying.load(Ordering::Relaxed)
     }
 
-    /// Compares usage with the limits, as the kernel's `xfrm_state_check_expire` and `xfrm_timer_handler`; false:
-    /// a hard limit was reached, and the SA does not work any more.
+    /// Compares usage with the limits, as the kernel's `xfrm_state_check_expire` and `xfrm_timer_handler`;
+    /// false: a hard limit was reached, and the SA does not work any more.
     #[inline]
     pub fn check_expire(&self, now_s: u64) -> bool {
         let usage = self.usage();

@@ -1,5 +1,5 @@
-//! IP headers of protected packets: the outer one of tunnel mode, the changed one of transport mode, and what the
-//! inner one takes from the outer one.
+//! IP headers of protected packets: the outer one of tunnel mode, the changed one of transport mode, and what
+//! the inner one takes from the outer one.
 //!
 //! Which fields are copied follows the kernel's `xfrm4_tunnel_encap_add`, `xfrm6_tunnel_encap_add` and
 //! `xfrm_inner_mode_encap_remove`, and RFC 6040 for ECN.
@@ -181,8 +181,8 @@ pub(super) fn outer_tos(packet: &[u8], located: &Located) -> u8 {
     }
 }
 
-/// Lets the inner packet of `family` take what it should from the outer header. `None`: the packet must be dropped
-/// for its ECN (RFC 6040 §4.2).
+/// Lets the inner packet of `family` take what it should from the outer header. `None`: the packet must be
+/// dropped for its ECN (RFC 6040 §4.2).
 #[inline]
 pub(super) fn update_inner(
     packet: &mut [u8],

@@ -4,8 +4,8 @@ use super::crypto::{CipherKey, EspTransform, Number};
 use super::mac::MacKey;
 use super::*;
 
-/// A published ESP packet: key with salt, additional data (SPI and sequence number, of 32 or 64 bits), IV, what is
-/// encrypted, and the result with ICV.
+/// A published ESP packet: key with salt, additional data (SPI and sequence number, of 32 or 64 bits), IV,
+/// what is encrypted, and the result with ICV.
 struct Packet {
     aead: Aead,
     key: &'static str,
