@@ -6,8 +6,9 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
+use super::config::{Family, Mode, UdpPorts};
 use super::crypto::{Number, ROOM_BEFORE};
-use super::state::{Family, InboundState, KmState, Mode, Transform, UdpPorts};
+use super::state::{InboundState, KmState, Transform};
 use super::tunnel::{Kept, change_header, outer_tos, update_inner};
 use super::{Error, ah};
 use crate::wire::esp::{TRAILER_LEN, UdpEncap};

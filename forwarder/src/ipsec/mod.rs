@@ -26,6 +26,7 @@
 
 mod ah;
 pub mod algorithm;
+mod config;
 mod crypto;
 mod error;
 mod input;
@@ -43,6 +44,7 @@ mod state;
 mod tunnel;
 
 pub use algorithm::{Aead, Auth, BadKey, Cipher, EspAlgorithm, EspKeys};
+pub use config::{EcnRules, Family, Lifetime, Mode, StateConfig, StateFlags, UdpPorts, Usage};
 pub use crypto::IvSeed;
 pub use error::{Counters, Error};
 pub use input::{Decapsulated, Located, locate};
@@ -55,10 +57,7 @@ pub use sad::{Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};
 pub use spd::Spd;
-pub use state::{
-    Algorithm, BadState, EcnRules, Family, InboundState, Keys, KmState, Lifetime, Mode,
-    OutboundState, State, StateConfig, StateFlags, UdpPorts, Usage,
-};
+pub use state::{Algorithm, BadState, InboundState, Keys, KmState, OutboundState, State};
 
 #[cfg(test)]
 mod tests;

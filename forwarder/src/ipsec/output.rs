@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
+use super::config::{Family, Mode};
 use super::crypto::{Number, ROOM_BEFORE};
-use super::state::{Family, Mode, OutboundState, Transform};
+use super::state::{OutboundState, Transform};
 use super::tunnel::{Inner, Kept, change_header, write_outer};
 use super::{Error, ah};
 use crate::wire::{AhPacket, EspPacket, Protocol, UdpPacket, checksum, ipv6};

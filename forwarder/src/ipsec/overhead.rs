@@ -1,7 +1,8 @@
 //! How much an SA makes a packet longer, and the longest packet that fits a path.
 
 use super::algorithm::EspAlgorithm;
-use super::state::{Algorithm, Family, Mode, State, StateConfig, StateFlags};
+use super::config::{Family, Mode, StateConfig, StateFlags};
+use super::state::{Algorithm, State};
 use crate::wire::{ah, esp, ipv4, ipv6, udp};
 
 /// Lengths of what an SA adds, in octets.

@@ -6,9 +6,10 @@
 
 use std::net::IpAddr;
 
+use super::config::{Family, Mode, StateFlags};
 use super::selector::{Flow, Mark, Selector};
 use super::spd::Spd;
-use super::state::{Algorithm, Family, Mode, OutboundState, State, StateFlags};
+use super::state::{Algorithm, OutboundState, State};
 use super::{Auth, Error, EspAlgorithm};
 use crate::wire::Protocol;
 

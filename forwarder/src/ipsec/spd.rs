@@ -6,9 +6,9 @@
 //! best policy first, and ends when no other pair can have a better one. Policies with the same prefixes are
 //! tried one by one.
 
+use super::config::Family;
 use super::policy::{Action, Direction, Policy};
 use super::selector::{Flow, masked};
-use super::state::Family;
 use crate::hash_table::{HashTable, Slot, hash_words};
 
 /// Two prefixes.

@@ -6,9 +6,10 @@
 
 use std::net::IpAddr;
 
+use super::config::{EcnRules, Family, StateFlags};
 use super::input::Located;
 use super::output::OutputParams;
-use super::state::{EcnRules, Family, State, StateFlags};
+use super::state::State;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, checksum, ipv4, ipv6, ipv6_ext};
 
 const ECN_MASK: u8 = 0x03;
