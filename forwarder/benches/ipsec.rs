@@ -7,12 +7,14 @@
 //! one; 1 is equally fast, and less is slower.
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ferroute::ipsec::{
-    Aead, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, Lifetime, Mark, Mode,
-    OutboundState, OutputParams, Sad, Secret, Selector, StateConfig, StateFlags, Usage, locate,
+    Action, Aead, Direction, EcnRules, EspKeys, Family, Flow, InboundState, IvSeed, Keys, Lifetime,
+    Mark, Mode, OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, Spd,
+    StateConfig, StateFlags, Usage, locate,
 };
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -36,6 +38,9 @@ const PARAMS: OutputParams = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
 fn main() {
     println!("{:48} {:>6} {:>9} {:>7}", "operation", "octets", "ns", "ratio");
     LENGTHS.into_iter().for_each(measure);
+    for count in [1, 100, MANY] {
+        measure_policies(count);
+    }
 }
 
 /// Measures packets of `len` octets.
@@ -54,10 +59,8 @@ fn measure(len: usize) {
         let bursts = bursts.into_iter().flatten();
         times_ns.iter_mut().zip(bursts).for_each(|(times, time)| times.push(time));
     }
-    let [seal, open, one_seal, one_open, many_seal, many_open] = times_ns.each_mut().map(|times| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    });
+    let [seal, open, one_seal, one_open, many_seal, many_open] =
+        times_ns.each_mut().map(|times| median(times));
     let print = |name: &str, ns: f64, base: f64| {
         println!("{name:48} {len:6} {ns:9.1} {:7.3}", base / ns);
     };
@@ -67,6 +70,53 @@ fn measure(len: usize) {
     print("ESP tunnel, lookup and open, 1 SA", one_open, open);
     print("ESP tunnel, seal, 10,000 SAs (to 1)", many_seal, one_seal);
     print("ESP tunnel, lookup and open, 10,000 SAs (to 1)", many_open, one_open);
+}
+
+/// Measures the lookup of flows to random networks among `count` policies, each for one network of /24 to /27.
+fn measure_policies(count: usize) {
+    let network = |n: usize| Ipv4Addr::from_bits(0x0a00_0000 | (n as u32) << 8);
+    let policy = |n: usize| {
+        let dst = Prefix { addr: network(n).into(), len: 24 + (n % 4) as u8 };
+        let policy = Policy {
+            index: n as u32,
+            priority: 1000 - (n % 4) as u32,
+            family: Family::Ipv4,
+            selector: Selector { dst, ..Selector::default() },
+            mark: Mark::default(),
+            if_id: 0,
+            action: Action::Allow,
+            has_icmp: false,
+            templates: Vec::new(),
+        };
+        (Direction::Out, policy)
+    };
+    let spd = Spd::new((0..count).map(policy), [Action::Allow; 3]);
+    let mut random = Random(0x5eed);
+    let mut times_ns: Vec<f64> = Vec::with_capacity(BURSTS);
+    for _ in 0..BURSTS {
+        let flow = |dst: Ipv4Addr| Flow {
+            src: [198, 18, 1, 1].into(),
+            dst: dst.into(),
+            proto: Protocol::UDP,
+            sport: 1,
+            dport: 2,
+            oif: 1,
+            mark: 0,
+        };
+        let flows: Vec<Flow> = (0..BURST).map(|_| flow(network(random.below(count)))).collect();
+        times_ns.push(time(|| {
+            for flow in &flows {
+                black_box(spd.lookup(Direction::Out, flow, 0).expect("a policy"));
+            }
+        }));
+    }
+    let name = format!("lookup among {count} policies");
+    println!("{name:48} {:>6} {:9.1}", "", median(&mut times_ns));
+}
+
+fn median(times_ns: &mut [f64]) -> f64 {
+    times_ns.sort_by(f64::total_cmp);
+    times_ns[times_ns.len() / 2]
 }
 
 /// The crypto library alone, on as many octets as ESP has.
