@@ -12,6 +12,7 @@ pub mod fib;
 pub mod hash_table;
 pub mod histogram;
 pub mod io;
+pub mod ipsec;
 pub mod load;
 pub mod neigh;
 pub mod netfilter;

@@ -33,6 +33,8 @@ mod field {
 
 /// Offset of the version and header length octet, for a Parameter Problem's pointer.
 pub const VERSION_IHL_OFFSET: usize = field::VERSION_IHL;
+/// Offset of the Protocol field.
+pub const PROTOCOL_OFFSET: usize = field::PROTOCOL;
 
 const FLAG_DF: u16 = 0x4000;
 const FLAG_MF: u16 = 0x2000;

@@ -64,9 +64,11 @@ macro_rules! view {
     };
 }
 
+pub mod ah;
 pub mod arp;
 pub mod checksum;
 mod error;
+pub mod esp;
 pub mod ethernet;
 pub mod flow;
 pub mod icmp;
@@ -83,8 +85,10 @@ pub mod tcp;
 pub mod udp;
 pub mod vlan;
 
+pub use ah::AhPacket;
 pub use arp::ArpPacket;
 pub use error::Error;
+pub use esp::EspPacket;
 pub use ethernet::{EtherType, EthernetFrame, MacAddr};
 pub use flow::FlowKey;
 pub use icmp::IcmpPacket;

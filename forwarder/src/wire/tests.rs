@@ -48,6 +48,10 @@ fn read_everything(octets: &[u8]) {
     let tcp = TcpPacket::new_unchecked(octets);
     let _ = (tcp.check_len(), tcp.option_octets(), tcp.payload(), tcp.verify_checksum(1));
     show(&tcp);
+    let esp = EspPacket::new_unchecked(octets);
+    let _ = (esp.check_len(), esp.spi(), esp.seq(), esp.payload());
+    let ah = AhPacket::new_unchecked(octets);
+    let _ = (ah.check_len(), ah.next_header(), ah.icv(), ah.payload());
     let icmpv4 = Icmpv4Packet::new_unchecked(octets);
     let _ = (icmpv4.verify_checksum(), icmpv4.quoted(), icmpv4.rest_of_header());
     show(&icmpv4);
@@ -75,6 +79,8 @@ fn write_everything(octets: &mut [u8]) {
     TcpPacket::new_unchecked(&mut *octets).fill_checksum(1);
     Icmpv4Packet::new_unchecked(&mut *octets).fill_checksum();
     Icmpv6Packet::new_unchecked(&mut *octets).fill_checksum(1);
+    EspPacket::new_unchecked(&mut *octets).payload_mut().reverse();
+    AhPacket::new_unchecked(&mut *octets).icv_mut().reverse();
     let mut arp = ArpPacket::new_unchecked(&mut *octets);
     arp.set_ipv4_over_ethernet();
     arp.set_target(MacAddr::ZERO, [1, 2, 3, 4].into());

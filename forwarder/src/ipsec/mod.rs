@@ -1,0 +1,63 @@
+//! IPsec: ESP and AH on packets in memory, security associations, and policies.
+//!
+//! A pure library: functions take octets and the time, and change the octets in place. There is no I/O, no
+//! clock, no random number, and on the path of packets no allocation and no lock; what connects it with the
+//! kernel's SAs and policies and with the data path is elsewhere. Names and counters are those of the
+//! kernel's XFRM (`net/xfrm/`), whose behaviour it follows; differences are documented at the items.
+//!
+//! | item | what it does | source |
+//! | --- | --- | --- |
+//! | [`OutboundState::seal`] | protects a packet | RFC 4303, RFC 4302, RFC 3948 |
+//! | [`Sad::open`], [`InboundState::open`] | removes the protection | the same |
+//! | [`Sequence`] | gives each number once, from reserved ranges | RFC 4303 §3.3.3 |
+//! | [`ReplayWindow`] | accepts each number once | RFC 4303 §3.4.3 |
+//! | [`Spd::lookup`], [`Spd::policy_check`] | which packets must be protected, and were | RFC 4301 §4.4 |
+//! | [`State::packet_len_max`] | what fits a path | `xfrm_state_mtu` |
+//!
+//! A packet is at a range of a larger buffer. Sending needs room on both sides ([`State::overhead`]); receiving
+//! leaves room.
+//!
+//! **Differences from the kernel.** Padding is verified (RFC 4303 §2.4); a dummy packet is no error; a tunnel
+//! without XFRM_STATE_AF_UNSPEC carries only the family of its selector inbound, too; ECN follows RFC 6040
+//! unless [`EcnRules::Xfrm`] is chosen; sequence numbers never wrap.
+//!
+//! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, the algorithms that
+//! [`algorithm`] lists, and everything that negotiates.
+
+mod ah;
+pub mod algorithm;
+mod config;
+mod crypto;
+mod error;
+mod input;
+mod key;
+mod mac;
+mod output;
+mod overhead;
+mod policy;
+mod replay;
+mod sad;
+mod selector;
+mod sequence;
+mod spd;
+mod state;
+mod tunnel;
+
+pub use algorithm::{Aead, Auth, BadKey, Cipher, EspAlgorithm, EspKeys};
+pub use config::{EcnRules, Family, Lifetime, Mode, StateConfig, StateFlags, UdpPorts, Usage};
+pub use crypto::IvSeed;
+pub use error::{Counters, Error};
+pub use input::{Decapsulated, Located, locate};
+pub use key::Secret;
+pub use output::OutputParams;
+pub use overhead::Overhead;
+pub use policy::{Action, Direction, MAX_DEPTH, Policy, Received, Template};
+pub use replay::{BadWindow, ReplayWindow, WINDOW_MAX};
+pub use sad::{Opened, Sad};
+pub use selector::{Flow, Mark, Prefix, Selector};
+pub use sequence::{BadRange, Sequence};
+pub use spd::Spd;
+pub use state::{Algorithm, BadState, InboundState, Keys, KmState, OutboundState, State};
+
+#[cfg(test)]
+mod tests;

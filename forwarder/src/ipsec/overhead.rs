@@ -1,0 +1,116 @@
+//! How much an SA makes a packet longer, and the longest packet that fits a path.
+
+use super::algorithm::EspAlgorithm;
+use super::config::{Family, Mode, StateConfig, StateFlags};
+use super::state::{Algorithm, State};
+use crate::wire::{ah, esp, ipv4, ipv6, udp};
+
+/// Lengths of what an SA adds, in octets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// The outer IP header; 0 in transport mode.
+    pub outer: usize,
+    /// The UDP header.
+    pub udp: usize,
+    /// ESP header with IV, or AH.
+    pub header: usize,
+    /// What data, padding and trailer of ESP are a multiple of; 1 for AH.
+    pub block: usize,
+    /// The trailer of ESP without padding.
+    pub trailer: usize,
+    /// The ICV after the trailer; AH has it in the header.
+    pub icv: usize,
+}
+
+/// Octets that an SA adds around a packet, or within it after the IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overhead {
+    /// Headers.
+    pub head: usize,
+    /// Padding, trailer and ICV.
+    pub tail: usize,
+}
+
+impl Layout {
+    pub fn new(config: &StateConfig, algorithm: Algorithm) -> Layout {
+        let family = Family::of(config.dst);
+        let outer = match (config.mode, family) {
+            (Mode::Transport, _) => 0,
+            (Mode::Tunnel, Family::Ipv4) => ipv4::HEADER_LEN_MIN,
+            (Mode::Tunnel, Family::Ipv6) => ipv6::HEADER_LEN,
+        };
+        let udp = if config.encap.is_some() { udp::HEADER_LEN } else { 0 };
+        match algorithm {
+            Algorithm::Esp(algorithm) => Layout {
+                outer,
+                udp,
+                header: esp::HEADER_LEN + algorithm.iv_len(),
+                block: EspAlgorithm::block_len(algorithm),
+                trailer: esp::TRAILER_LEN,
+                icv: algorithm.icv_len(),
+            },
+            Algorithm::Ah(auth) => {
+                // RFC 4302 §2.6: a multiple of 4 octets over IPv4 and of 8 over IPv6; the kernel takes 8 for
+                // both unless ALIGN4 is set.
+                let is_4 = family == Family::Ipv4 && config.flags.contains(StateFlags::ALIGN4);
+                let align = if is_4 { 4 } else { 8 };
+                let header = (ah::HEADER_LEN + auth.icv_len()).next_multiple_of(align);
+                Layout { outer, udp, header, block: 1, trailer: 0, icv: 0 }
+            }
+        }
+    }
+
+    /// Octets before the payload: the kernel's `props.header_len`.
+    #[inline]
+    pub fn head(&self) -> usize {
+        self.outer + self.udp + self.header
+    }
+
+    /// Octets of padding after a payload (RFC 4303 §2.4).
+    #[inline]
+    pub fn padding(&self, payload_len: usize) -> usize {
+        // The block is a power of two.
+        (payload_len + self.trailer).wrapping_neg() & (self.block - 1)
+    }
+
+    /// Octets after a payload.
+    #[inline]
+    pub fn tail(&self, payload_len: usize) -> usize {
+        self.padding(payload_len) + self.trailer + self.icv
+    }
+}
+
+impl State {
+    /// What the SA adds to a packet with `payload_len` octets to protect: the whole packet in tunnel mode; in
+    /// transport mode what follows the IP header (and, of IPv6, the extension headers that stay outside).
+    #[must_use]
+    pub fn overhead(&self, payload_len: usize) -> Overhead {
+        Overhead { head: self.layout.head(), tail: self.layout.tail(payload_len) }
+    }
+
+    /// The longest packet, in octets, whose protected form is not longer than `path_mtu`: the kernel's
+    /// `__xfrm_state_mtu`. In transport mode for a packet without IP options and extension headers. 0: none
+    /// fits.
+    #[must_use]
+    pub fn packet_len_max(&self, path_mtu: u32) -> u32 {
+        let Layout { block, trailer, icv, .. } = self.layout;
+        let ip_header = match (self.config.mode, self.family()) {
+            (Mode::Tunnel, _) => 0,
+            (Mode::Transport, Family::Ipv4) => ipv4::HEADER_LEN_MIN,
+            (Mode::Transport, Family::Ipv6) => ipv6::HEADER_LEN,
+        };
+        let room = (path_mtu as usize).checked_sub(self.layout.head() + icv + ip_header);
+        // Whole blocks, less the trailer.
+        let payload = room.and_then(|room| (room & !(block - 1)).checked_sub(trailer));
+        payload.map_or(0, |payload| payload + ip_header) as u32
+    }
+
+    /// The MTU that the SA offers on a path: the kernel's `xfrm_state_mtu`, which is
+    /// [`packet_len_max`](Self::packet_len_max), but over IPv6 at least 1280 octets, of which the outer
+    /// packets are fragmented.
+    #[must_use]
+    pub fn mtu(&self, path_mtu: u32) -> u32 {
+        let min = if self.family() == Family::Ipv6 { ipv6::MTU_MIN } else { 0 };
+        self.packet_len_max(path_mtu).max(min)
+    }
+}

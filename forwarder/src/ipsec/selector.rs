@@ -1,0 +1,247 @@
+//! Flows and the selectors that match them: the kernel's `flowi` and `xfrm_selector`.
+
+use std::net::IpAddr;
+
+use super::Family;
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+
+/// IPv6 Mobility Header (RFC 6275 §6.1), which has a type in the place of ports.
+const MOBILITY: Protocol = Protocol(135);
+
+/// A mark with the bits that count: `xfrm_mark`. The default matches every packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The bits required.
+    pub value: u32,
+    /// The bits compared.
+    pub mask: u32,
+}
+
+impl Mark {
+    /// Whether the mark of a packet matches.
+    #[inline]
+    #[must_use]
+    pub const fn matches(self, mark: u32) -> bool {
+        mark & self.mask == self.value
+    }
+}
+
+/// An address prefix. The default, of length 0, matches both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix {
+    /// The address.
+    pub addr: IpAddr,
+    /// How many of its leading bits count.
+    pub len: u8,
+}
+
+impl Default for Prefix {
+    fn default() -> Prefix {
+        Prefix { addr: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), len: 0 }
+    }
+}
+
+impl Prefix {
+    /// Whether an address is in the prefix.
+    #[inline]
+    #[must_use]
+    pub fn contains(self, addr: IpAddr) -> bool {
+        self.len == 0
+            || Family::of(self.addr) == Family::of(addr)
+                && masked(addr, self.len) == masked(self.addr, self.len)
+    }
+}
+
+/// The leading `len` bits of an address, at the high end.
+#[inline]
+pub(super) fn masked(addr: IpAddr, len: u8) -> u128 {
+    let bits = match addr {
+        IpAddr::V4(addr) => u128::from(addr.to_bits()) << 96,
+        IpAddr::V6(addr) => addr.to_bits(),
+    };
+    let host_bits = 128u32.saturating_sub(u32::from(len));
+    u128::MAX.checked_shl(host_bits).map_or(0, |mask| bits & mask)
+}
+
+/// What selectors compare: addresses, protocol, ports, interface and mark of one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address, of the same family.
+    pub dst: IpAddr,
+    /// Protocol, after IPv6 extension headers.
+    pub proto: Protocol,
+    /// Source port; of ICMP the type; of GRE the upper half of the key. 0: there is none.
+    pub sport: u16,
+    /// Destination port; of ICMP the code; of GRE the lower half of the key. 0: there is none.
+    pub dport: u16,
+    /// ifindex of the output interface.
+    pub oif: u32,
+    /// The packet's mark.
+    pub mark: u32,
+}
+
+impl Flow {
+    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A later
+    /// fragment has no ports. `None`: the header cannot be read (`XfrmInHdrError` for received packets).
+    #[must_use]
+    pub fn of_packet(packet: &[u8], oif: u32, mark: u32) -> Option<Flow> {
+        let (src, dst, proto, upper): (IpAddr, IpAddr, _, &[u8]) = match packet.first()? >> 4 {
+            4 => {
+                let ip = Ipv4Packet::new_checked(packet).ok()?;
+                let upper = packet.get(ip.header_len()..).filter(|_| ip.is_first_fragment());
+                (ip.src_addr().into(), ip.dst_addr().into(), ip.protocol(), upper.unwrap_or(&[]))
+            }
+            6 => {
+                let ip = Ipv6Packet::new_checked(packet).ok()?;
+                let header = ip.upper_layer().ok()?;
+                let upper = packet.get(header.offset..).filter(|_| !header.later_fragment());
+                (ip.src_addr().into(), ip.dst_addr().into(), header.protocol, upper.unwrap_or(&[]))
+            }
+            _ => return None,
+        };
+        let (sport, dport) = ports(proto, upper);
+        Some(Flow { src, dst, proto, sport, dport, oif, mark })
+    }
+
+    /// The flow of packets in the other direction.
+    #[must_use]
+    pub fn reversed(self) -> Flow {
+        let Flow { src, dst, sport, dport, .. } = self;
+        Flow { src: dst, dst: src, sport: dport, dport: sport, ..self }
+    }
+
+    /// Family of the addresses.
+    #[inline]
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.dst)
+    }
+}
+
+/// What selectors compare as ports: the kernel's `xfrm_flowi_sport` and `xfrm_flowi_dport`.
+fn ports(proto: Protocol, upper: &[u8]) -> (u16, u16) {
+    match (proto, upper) {
+        (Protocol::TCP | Protocol::UDP | Protocol::UDPLITE | Protocol::SCTP, &[a, b, c, d, ..]) => {
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        }
+        (Protocol::ICMP | Protocol::ICMPV6, &[kind, code, ..]) => (kind.into(), code.into()),
+        (MOBILITY, &[_, _, kind, ..]) => (kind.into(), 0),
+        // RFC 2890 §2: the key follows the checksum, if there is one.
+        (Protocol::GRE, &[flags, _, _, _, ref rest @ ..]) if flags & 0x20 != 0 => {
+            let at = if flags & 0x80 != 0 { 4 } else { 0 };
+            match rest.get(at..) {
+                Some(&[a, b, c, d, ..]) => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+                _ => (0, 0),
+            }
+        }
+        _ => (0, 0),
+    }
+}
+
+/// What packets a policy or an SA is for: `xfrm_selector`. The default matches everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Selector {
+    /// Destination.
+    pub dst: Prefix,
+    /// Source.
+    pub src: Prefix,
+    /// Destination port, and the bits of it that count.
+    pub dport: (u16, u16),
+    /// Source port, and the bits of it that count.
+    pub sport: (u16, u16),
+    /// Protocol; 0: any.
+    pub proto: u8,
+    /// ifindex of the output interface; 0: any.
+    pub ifindex: u32,
+}
+
+impl Selector {
+    /// The kernel's `xfrm_selector_match`.
+    #[inline]
+    #[must_use]
+    pub fn matches(&self, flow: &Flow) -> bool {
+        let is_port = |(port, mask): (u16, u16), of: u16| (of ^ port) & mask == 0;
+        self.dst.contains(flow.dst)
+            && self.src.contains(flow.src)
+            && is_port(self.dport, flow.dport)
+            && is_port(self.sport, flow.sport)
+            && (self.proto == 0 || self.proto == flow.proto.0)
+            && (self.ifindex == 0 || self.ifindex == flow.oif)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow() -> Flow {
+        let (src, dst) = ("192.0.2.1".parse().unwrap(), "198.51.100.200".parse().unwrap());
+        Flow { src, dst, proto: Protocol::TCP, sport: 0x1234, dport: 80, oif: 3, mark: 0 }
+    }
+
+    fn prefix(addr: &str, len: u8) -> Prefix {
+        Prefix { addr: addr.parse().unwrap(), len }
+    }
+
+    #[test]
+    fn each_field_of_a_selector_counts() {
+        let flow = flow();
+        let right = Selector {
+            dst: prefix("198.51.100.0", 24),
+            src: prefix("192.0.2.1", 32),
+            dport: (80, 0xffff),
+            sport: (0x1200, 0xff00),
+            proto: 6,
+            ifindex: 3,
+        };
+        assert!(right.matches(&flow) && Selector::default().matches(&flow));
+        let wrong = [
+            Selector { dst: prefix("198.51.100.0", 25), ..right },
+            Selector { src: prefix("192.0.2.0", 32), ..right },
+            Selector { dst: prefix("c633:6400::", 24), ..right },
+            Selector { dport: (81, 0xffff), ..right },
+            Selector { sport: (0x1300, 0xff00), ..right },
+            Selector { proto: 17, ..right },
+            Selector { ifindex: 4, ..right },
+        ];
+        for selector in wrong {
+            assert!(!selector.matches(&flow), "{selector:?}");
+        }
+    }
+
+    #[test]
+    fn prefixes_of_every_length_end_where_they_should() {
+        for len in 1..=32u8 {
+            let last_bit = 1u32 << (32 - len);
+            let inside = std::net::Ipv4Addr::from_bits(0x8000_0000 ^ (last_bit - 1));
+            let outside = std::net::Ipv4Addr::from_bits(0x8000_0000 ^ last_bit);
+            assert!(prefix("128.0.0.0", len).contains(inside.into()), "{len}");
+            assert!(!prefix("128.0.0.0", len).contains(outside.into()), "{len}");
+        }
+        assert!(prefix("2001:db8::", 128).contains("2001:db8::".parse().unwrap()));
+        assert!(!prefix("2001:db8::", 128).contains("2001:db8::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn flows_are_read_from_packets() {
+        let mut packet = [0u8; 32];
+        packet[..20].copy_from_slice(&[
+            0x45, 0, 0, 32, 0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 200,
+        ]);
+        packet[20..24].copy_from_slice(&[0x12, 0x34, 0, 80]);
+        assert_eq!(Flow::of_packet(&packet, 3, 0), Some(flow()));
+        packet[9] = 1;
+        let icmp = Flow::of_packet(&packet, 3, 0).unwrap();
+        assert_eq!((icmp.sport, icmp.dport), (0x12, 0x34));
+        packet[9] = 47;
+        packet[20..32].copy_from_slice(&[0xa0, 0, 8, 0, 1, 1, 0, 0, 0xab, 0xcd, 0xef, 0x01]);
+        let gre = Flow::of_packet(&packet, 3, 0).unwrap();
+        assert_eq!((gre.sport, gre.dport), (0xabcd, 0xef01));
+        packet[7] = 1;
+        let fragment = Flow::of_packet(&packet, 3, 0).unwrap();
+        assert_eq!((fragment.sport, fragment.dport), (0, 0));
+        assert_eq!(Flow::of_packet(&packet[..19], 3, 0), None);
+    }
+}

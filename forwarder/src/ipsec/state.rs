@@ -1,0 +1,390 @@
+//! Security associations: the kernel's `xfrm_state`, one type for each direction.
+//!
+//! Everything in them is shared by workers without a lock: identity and keys do not change, and counters,
+//! sequence numbers and replay window are atomic. Time is passed in, in seconds of the clock that `add_time_s`
+//! was read from (the kernel takes CLOCK_REALTIME).
+//!
+//! Not included: negotiation, BEET and IP-TFS, padding of outbound packets for traffic flow confidentiality
+//! (XFRMA_TFCPAD), and XFRM_SA_XFLAG_OSEQ_MAY_WRAP: sequence numbers never wrap here.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use prefetch_index::prefetch_index;
+
+use super::algorithm::{Auth, BadKey, EspAlgorithm, EspKeys};
+use super::config::{Family, Lifetime, StateConfig, StateFlags, Usage};
+use super::crypto::{EspTransform, IvSeed};
+use super::key::Secret;
+use super::mac::MacKey;
+use super::overhead::Layout;
+use super::replay::BadWindow;
+use super::{Error, ReplayWindow, Sequence};
+use crate::wire::Protocol;
+
+/// The protocol of an SA with its keys.
+#[expect(missing_debug_implementations, reason = "secrets are not printed")]
+pub enum Keys {
+    /// ESP.
+    Esp(EspKeys),
+    /// AH.
+    Ah(Auth, Secret),
+}
+
+/// An SA that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadState {
+    /// Source and destination are of different families.
+    #[error("source and destination are of different families")]
+    Families,
+    /// SPI 0 has a meaning of its own (RFC 4303 §2.1).
+    #[error("SPI 0")]
+    Spi,
+    /// UDP encapsulation is for ESP (RFC 3948 §1).
+    #[error("UDP encapsulation of AH")]
+    EncapOfAh,
+    /// A key of a length that the algorithm has not, or an IV seed that does not suit the cipher.
+    #[error(transparent)]
+    Key(#[from] BadKey),
+    /// A replay window that cannot be.
+    #[error(transparent)]
+    Window(#[from] BadWindow),
+}
+
+/// Validity of an SA: XFRM_STATE_VALID and the like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum KmState {
+    /// It works.
+    Valid,
+    /// It reached a hard limit.
+    Expired,
+    /// It was deleted.
+    Dead,
+}
+
+/// The part of an SA that both directions have.
+#[derive(Debug)]
+pub struct State {
+    pub(super) config: StateConfig,
+    pub(super) layout: Layout,
+    algorithm: Algorithm,
+    km_state: AtomicU8,
+    is_dying: AtomicBool,
+    bytes: AtomicU64,
+    packets: AtomicU64,
+    use_time_s: AtomicU64,
+    integrity_failed: AtomicU64,
+}
+
+/// The protocol of an SA and its algorithms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// ESP.
+    Esp(EspAlgorithm),
+    /// AH.
+    Ah(Auth),
+}
+
+/// Expanded keys of either protocol.
+#[expect(clippy::large_enum_variant, reason = "keys are part of the SA, to be prefetched with it")]
+pub(super) enum Transform {
+    Esp(EspTransform),
+    Ah(Box<MacKey>),
+}
+
+impl Transform {
+    fn new(keys: &Keys, iv_seed: Option<&IvSeed>) -> Result<Transform, BadKey> {
+        Ok(match keys {
+            Keys::Esp(keys) => Transform::Esp(EspTransform::new(keys, iv_seed)?),
+            Keys::Ah(auth, secret) => Transform::Ah(Box::new(MacKey::new(*auth, secret)?)),
+        })
+    }
+}
+
+/// A mark at the start of a value: the lines that it has are those after the mark.
+type CacheLines = [[u64; 8]; 0];
+
+/// Asks for the lines of a value of `octets` octets that starts with the mark.
+#[inline]
+fn prefetch_lines(start: &CacheLines, octets: usize) {
+    (0..octets.div_ceil(64)).for_each(|line| prefetch_index(start, line));
+}
+
+/// An SA for receiving.
+#[repr(C, align(64))]
+pub struct InboundState {
+    lines: CacheLines,
+    pub(super) state: State,
+    pub(super) transform: Transform,
+    pub(super) replay: ReplayWindow,
+}
+
+/// An SA for sending.
+#[repr(C, align(64))]
+pub struct OutboundState {
+    lines: CacheLines,
+    pub(super) state: State,
+    pub(super) transform: Transform,
+    pub(super) sequence: Sequence,
+}
+
+impl InboundState {
+    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed,
+    /// it hides that thousands of SAs do not fit into the cache.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch_lines(&self.lines, size_of::<Self>());
+    }
+
+    /// An SA that has received nothing yet.
+    ///
+    /// # Errors
+    /// [`BadState`].
+    pub fn new(config: StateConfig, keys: &Keys) -> Result<InboundState, BadState> {
+        let transform = Transform::new(keys, None)?;
+        let is_extended = config.flags.contains(StateFlags::ESN);
+        let replay = ReplayWindow::new(config.replay_window, is_extended)?;
+        let state = State::new(config, keys)?;
+        Ok(InboundState { lines: [], state, transform, replay })
+    }
+
+    /// What both directions have.
+    #[inline]
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The window against replay.
+    #[inline]
+    #[must_use]
+    pub fn replay(&self) -> &ReplayWindow {
+        &self.replay
+    }
+
+    /// The same, to restore it before the SA is used.
+    pub fn replay_mut(&mut self) -> &mut ReplayWindow {
+        &mut self.replay
+    }
+}
+
+impl OutboundState {
+    /// Asks the CPU for the SA's cache lines. Done for the SAs of a burst before its packets are processed,
+    /// it hides that thousands of SAs do not fit into the cache.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch_lines(&self.lines, size_of::<Self>());
+    }
+
+    /// An SA without reserved sequence numbers.
+    ///
+    /// # Errors
+    /// [`BadState`].
+    pub fn new(
+        config: StateConfig,
+        keys: &Keys,
+        iv_seed: &IvSeed,
+    ) -> Result<OutboundState, BadState> {
+        let transform = Transform::new(keys, Some(iv_seed))?;
+        let sequence = Sequence::new(config.flags.contains(StateFlags::ESN));
+        let state = State::new(config, keys)?;
+        Ok(OutboundState { lines: [], state, transform, sequence })
+    }
+
+    /// What both directions have.
+    #[inline]
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The sequence numbers.
+    #[inline]
+    #[must_use]
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+}
+
+impl std::fmt::Debug for InboundState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InboundState").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for OutboundState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OutboundState").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn new(config: StateConfig, keys: &Keys) -> Result<State, BadState> {
+        if config.src.is_ipv4() != config.dst.is_ipv4() {
+            return Err(BadState::Families);
+        }
+        if config.spi == 0 {
+            return Err(BadState::Spi);
+        }
+        let algorithm = match keys {
+            Keys::Esp(keys) => Algorithm::Esp(keys.algorithm()),
+            Keys::Ah(..) if config.encap.is_some() => return Err(BadState::EncapOfAh),
+            Keys::Ah(auth, _) => Algorithm::Ah(*auth),
+        };
+        let Usage { bytes, packets, use_time_s, .. } = config.usage;
+        Ok(State {
+            layout: Layout::new(&config, algorithm),
+            config,
+            algorithm,
+            km_state: AtomicU8::new(KmState::Valid as u8),
+            is_dying: AtomicBool::new(false),
+            bytes: AtomicU64::new(bytes),
+            packets: AtomicU64::new(packets),
+            use_time_s: AtomicU64::new(use_time_s),
+            integrity_failed: AtomicU64::new(0),
+        })
+    }
+
+    /// What the SA was made from.
+    #[inline]
+    #[must_use]
+    pub fn config(&self) -> &StateConfig {
+        &self.config
+    }
+
+    /// Protocol and algorithms.
+    #[inline]
+    #[must_use]
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// ESP or AH.
+    #[inline]
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        match self.algorithm {
+            Algorithm::Esp(_) => Protocol::ESP,
+            Algorithm::Ah(_) => Protocol::AH,
+        }
+    }
+
+    /// Family of the addresses: of the outer header in tunnel mode.
+    #[inline]
+    #[must_use]
+    pub fn family(&self) -> Family {
+        Family::of(self.config.dst)
+    }
+
+    /// Whether the SA has a flag.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, flag: StateFlags) -> bool {
+        self.config.flags.contains(flag)
+    }
+
+    /// Whether a tunnel may carry a packet of a family.
+    #[inline]
+    #[must_use]
+    pub fn carries(&self, family: Family) -> bool {
+        self.has(StateFlags::AF_UNSPEC) || family == self.config.selector_family
+    }
+
+    /// What the SA has been used for, at some time during the call.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            packets: self.packets.load(Ordering::Relaxed),
+            add_time_s: self.config.usage.add_time_s,
+            use_time_s: self.use_time_s.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Packets with a wrong ICV: `integrity_failed` of `xfrm_stats`.
+    #[must_use]
+    pub fn integrity_failed(&self) -> u64 {
+        self.integrity_failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the SA works.
+    #[inline]
+    #[must_use]
+    pub fn km_state(&self) -> KmState {
+        match self.km_state.load(Ordering::Relaxed) {
+            0 => KmState::Valid,
+            1 => KmState::Expired,
+            _ => KmState::Dead,
+        }
+    }
+
+    /// Ends the SA, for example because it was deleted.
+    pub fn set_km_state(&self, km_state: KmState) {
+        self.km_state.store(km_state as u8, Ordering::Relaxed);
+    }
+
+    /// Whether a soft limit was reached: the SA should be replaced.
+    #[inline]
+    #[must_use]
+    pub fn is_dying(&self) -> bool {
+        self.is_dying.load(Ordering::Relaxed)
+    }
+
+    /// Compares usage with the limits, as the kernel's `xfrm_state_check_expire` and `xfrm_timer_handler`;
+    /// false: a hard limit was reached, and the SA does not work any more.
+    #[inline]
+    pub fn check_expire(&self, now_s: u64) -> bool {
+        let usage = self.usage();
+        let has_reached = |limit: usize| {
+            let Lifetime { bytes, packets, add_s, use_s } = self.config.lifetime;
+            let is_over = |since_s: u64, seconds: [u64; 2]| {
+                let seconds = seconds.get(limit).copied().unwrap_or(0);
+                seconds != 0 && since_s != 0 && now_s >= since_s.saturating_add(seconds)
+            };
+            bytes.get(limit).is_some_and(|&limit| usage.bytes >= limit)
+                || packets.get(limit).is_some_and(|&limit| usage.packets >= limit)
+                || is_over(usage.add_time_s, add_s)
+                || is_over(usage.use_time_s, use_s)
+        };
+        if has_reached(1) {
+            self.set_km_state(KmState::Expired);
+            return false;
+        }
+        if has_reached(0) && !self.is_dying() {
+            self.is_dying.store(true, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Counts one packet.
+    #[inline]
+    pub(super) fn count(&self, octets: usize, now_s: u64) {
+        self.bytes.fetch_add(octets as u64, Ordering::Relaxed);
+        self.packets.fetch_add(1, Ordering::Relaxed);
+        if self.use_time_s.load(Ordering::Relaxed) == 0 {
+            // Of several first packets any one will do.
+            self.use_time_s.store(now_s, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a packet with a wrong ICV.
+    pub(super) fn count_integrity_failed(&self) {
+        self.integrity_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether the SA may be used now.
+    #[inline]
+    pub(super) fn check_usable(
+        &self,
+        now_s: u64,
+        invalid: Error,
+        expired: Error,
+    ) -> Result<(), Error> {
+        match self.km_state() {
+            KmState::Valid if self.check_expire(now_s) => Ok(()),
+            KmState::Valid => Err(expired),
+            // As the kernel: only the packet that meets the limit counts as expired.
+            KmState::Expired | KmState::Dead => Err(invalid),
+        }
+    }
+}

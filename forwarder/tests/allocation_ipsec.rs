@@ -1,0 +1,162 @@
+//! IPsec allocates nothing for a packet: protection, lookup and removal with every algorithm and mode, and the
+//! lookup and check of policies, under a counting allocator.
+//!
+//! The allocator counts what Rust allocates; the C and assembly of `ring` do not allocate.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+
+use ferroute::ipsec::{
+    Action, Aead, Auth, Cipher, Decapsulated, Direction, EcnRules, EspKeys, Family, Flow,
+    InboundState, IvSeed, Keys, Lifetime, Mark, Mode, OutboundState, OutputParams, Policy,
+    Received, Sad, Secret, Selector, Spd, StateConfig, StateFlags, Template, UdpPorts, Usage,
+};
+use ferroute::wire::Protocol;
+
+thread_local! {
+    /// Allocations of this thread; other tests may run in other threads.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations of a piece of code.
+fn allocations_of(run: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.with(Cell::get);
+    run();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+const ROOM: usize = 128;
+/// ICMP from 192.0.2.1 to 192.0.2.2, of 64 octets with zeros.
+const HEADER: [u8; 20] =
+    [0x45, 0, 0, 64, 0, 0, 0, 0, 64, 1, 0xf6, 0xb2, 192, 0, 2, 1, 192, 0, 2, 2];
+
+fn config(mode: Mode, flags: StateFlags) -> StateConfig {
+    StateConfig {
+        src: [192, 0, 2, 1].into(),
+        dst: [192, 0, 2, 2].into(),
+        spi: 0x1000,
+        reqid: 1,
+        mode,
+        flags,
+        ecn: EcnRules::Rfc6040,
+        selector: Selector::default(),
+        selector_family: Family::Ipv4,
+        mark: Mark::default(),
+        if_id: 0,
+        lifetime: Lifetime::INFINITE,
+        usage: Usage::default(),
+        encap: None,
+        replay_window: 4096,
+    }
+}
+
+fn all_keys() -> Vec<Keys> {
+    let secret = |len| Secret::new(vec![7; len]);
+    let mut all = vec![
+        Keys::Esp(EspKeys::Combined(Aead::AesGcm, secret(20))),
+        Keys::Esp(EspKeys::Combined(Aead::AesGcm, secret(36))),
+        Keys::Esp(EspKeys::Combined(Aead::AesGmac, secret(20))),
+        Keys::Esp(EspKeys::Combined(Aead::ChaCha20Poly1305, secret(36))),
+    ];
+    for auth in Auth::ALL {
+        for (cipher, len) in [(Cipher::Null, 0), (Cipher::AesCbc, 16), (Cipher::AesCtr, 36)] {
+            all.push(Keys::Esp(EspKeys::EncryptThenMac(cipher, secret(len), auth, secret(32))));
+        }
+        all.push(Keys::Ah(auth, secret(32)));
+    }
+    all
+}
+
+#[test]
+fn a_packet_is_protected_and_opened_without_allocating() {
+    for keys in all_keys() {
+        for (mode, is_udp) in
+            [(Mode::Tunnel, false), (Mode::Tunnel, true), (Mode::Transport, false)]
+        {
+            let mut config = config(mode, StateFlags::ESN);
+            let is_udp = is_udp && matches!(keys, Keys::Esp(_));
+            config.encap = is_udp.then_some(UdpPorts { src: 4500, dst: 4500 });
+            let seed = IvSeed::random([5; 16]);
+            let outbound = OutboundState::new(config.clone(), &keys, &seed).expect("a state");
+            outbound.sequence().extend(1..1000).expect("a range");
+            let inbound = InboundState::new(config, &keys).expect("a state");
+            let sad = Sad::new([Arc::new(inbound)]);
+            let mut buffer = [0; ROOM + 64 + ROOM];
+            buffer[ROOM..ROOM + 20].copy_from_slice(&HEADER);
+            let params = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
+            let allocations = allocations_of(|| {
+                let range = outbound.seal(&mut buffer, ROOM..ROOM + 64, &params).expect("sealed");
+                let opened = sad.open(&mut buffer[range], 0, &[4500], 1).expect("opened");
+                let packet = opened.expect("an IPsec packet").packet;
+                let (Decapsulated::Tunnel(range) | Decapsulated::Transport(range)) = packet else {
+                    panic!("a dummy packet");
+                };
+                assert_eq!(range.len(), 64);
+            });
+            assert_eq!(allocations, 0, "{mode:?}, {:?}", outbound.state().algorithm());
+        }
+    }
+}
+
+#[test]
+fn policies_are_looked_up_and_checked_without_allocating() {
+    let keys = Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(vec![7; 20])));
+    let tunnel =
+        InboundState::new(config(Mode::Tunnel, StateFlags::default()), &keys).expect("a state");
+    let any = "0.0.0.0".parse().expect("an address");
+    let template = Template {
+        src: any,
+        dst: any,
+        spi: 0,
+        proto: Protocol::ESP,
+        mode: Mode::Tunnel,
+        reqid: 1,
+        is_optional: false,
+        aalgos: None,
+    };
+    let policy = Policy {
+        index: 1,
+        priority: 1,
+        family: Family::Ipv4,
+        selector: Selector::default(),
+        mark: Mark::default(),
+        if_id: 0,
+        action: Action::Allow,
+        has_icmp: false,
+        templates: vec![template],
+    };
+    let spd = Spd::new([(Direction::Fwd, policy)], [Action::Allow; 3]);
+    let allocations = allocations_of(|| {
+        let flow = Flow::of_packet(&HEADER, 1, 0).expect("a flow");
+        let secpath = [tunnel.state()];
+        let received = Received { flow, secpath: &secpath, verified: 0, if_id: 0, quoted: None };
+        assert_eq!(spd.policy_check(Direction::Fwd, &received), Ok(1));
+    });
+    assert_eq!(allocations, 0);
+}
+
+#[test]
+fn the_allocator_counts() {
+    assert_eq!(allocations_of(|| drop(std::hint::black_box(Box::new(1)))), 2);
+}
