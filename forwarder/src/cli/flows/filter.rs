@@ -63,16 +63,16 @@ pub struct FilterArgs {
     /// Flows whose destination is translated, or is translated to an address.
     #[arg(short = 'g', long, value_name = "ADDRESS", num_args = 0..=1)]
     dst_nat: Option<Option<IpAddr>>,
-    /// Flows of which packets of a direction arrive on an interface.
+    /// Flows with a direction whose packets arrive on an interface.
     #[arg(long, value_name = "IFACE")]
     iif: Option<String>,
-    /// Flows of which packets of a direction leave by an interface; with --iif, of the same direction.
+    /// Flows with a direction whose packets leave by an interface; with --iif, the same direction.
     #[arg(long, value_name = "IFACE")]
     oif: Option<String>,
     /// Flows of which the XDP program forwards packets by itself.
     #[arg(long, conflicts_with = "not_offloaded")]
     offloaded: bool,
-    /// Flows whose packets userspace forwards.
+    /// Flows that are offloaded in neither direction.
     #[arg(long)]
     not_offloaded: bool,
 }

@@ -110,7 +110,7 @@ pub struct FlowCountReport {
     pub carried: u64,
     /// Entries of the offload table that are of no connection.
     pub entries: u64,
-    /// Those of both of which the XDP program forwards packets now.
+    /// How many of both are offloaded now, in at least one direction.
     pub offloaded: u64,
 }
 
@@ -259,7 +259,7 @@ impl Sample {
             let (packets, octets) =
                 before.map_or(([0; 2], [0; 2]), |count| (count.packets, count.octets));
             let since = |now: [u64; 2], before: [u64; 2]| {
-                [now[0].wrapping_sub(before[0]), now[1].wrapping_sub(before[1])]
+                [now[0].saturating_sub(before[0]), now[1].saturating_sub(before[1])]
             };
             let (packets, octets) = (since(view.packets, packets), since(view.octets, octets));
             Carried { view, packets, octets }

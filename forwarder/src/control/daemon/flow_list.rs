@@ -238,19 +238,25 @@ impl FlowList {
             return Vec::new();
         };
         let (flows, next) = offloads.list(from, ENTRIES);
+        // Also if it is not listed, for another reason.
+        let is_of_pair = self.source.filter.pair().is_some_and(|pair| {
+            let is_from = |flow: &OffloadedFlow| {
+                let iif = self.source.filter.iif.as_deref();
+                iif.is_none_or(|iif| offloads.dev_name(flow.view.in_dev) == iif)
+            };
+            let covers = |flow: &OffloadedFlow| {
+                let tuple = FlowTuple::of_key(&FlowKey::of_words(flow.view.key)).tuple();
+                let nets = prefixes(&tuple).into_iter().zip(pair);
+                nets.into_iter().all(|(net, host)| net.covers(IpNet::host(host)))
+            };
+            flows.iter().any(|flow| flow.holds && !flow.is_carried && is_from(flow) && covers(flow))
+        });
         let has_all = self.kind == FlowListKind::Entries;
         let flows = flows.iter().filter(|flow| has_all || !flow.is_carried);
         let rows: Vec<EntryRow> =
             flows.filter_map(|flow| self.source.entry(offloads, flow)).collect();
         self.next = next.map_or(Next::Pair, Next::Entry);
-        if let Some(pair) = self.source.filter.pair() {
-            let covers = |row: &EntryRow| {
-                let nets = prefixes(&row.tuple).into_iter().zip(pair);
-                row.forwarding.offloaded
-                    && nets.into_iter().all(|(net, host)| net.covers(IpNet::host(host)))
-            };
-            self.has_pair |= rows.iter().any(covers);
-        }
+        self.has_pair |= is_of_pair;
         rows.into_iter().map(|row| FlowRow::Entry(Box::new(row))).collect()
     }
 

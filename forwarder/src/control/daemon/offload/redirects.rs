@@ -121,7 +121,13 @@ impl Port {
     /// Returns whether the port gets no flows now.
     fn look(&mut self, failed: Failures, redirected: u64, now_ns: u64) -> bool {
         let now = [failed.refused, redirected];
+        let is_off = now_ns < self.off_until_ns;
         let before = std::mem::replace(&mut self.looked, now);
+        if is_off {
+            // What is still on its way then is no new refusal.
+            self.recent = Default::default();
+            return true;
+        }
         self.recent.rotate_left(1);
         self.recent[LOOKS - 1] = [0, 1].map(|n| now[n].saturating_sub(before[n]));
         let [refused, frames] = [0, 1].map(|n| self.recent.iter().map(|look| look[n]).sum::<u64>());
