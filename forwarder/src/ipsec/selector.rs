@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Family;
-use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
 /// IPv6 Mobility Header (RFC 6275 §6.1), which has a type in the place of ports.
 const MOBILITY: Protocol = Protocol(135);
@@ -83,20 +83,23 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A later
-    /// fragment has no ports. `None`: the header cannot be read (`XfrmInHdrError` for received packets).
+    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A fragment has
+    /// no ports, not even the first one, nor has a packet with an IPv6 Fragment header; octets behind the
+    /// length that the header states do not count. `None`: the header cannot be read (`XfrmInHdrError` for received packets).
     #[must_use]
     pub fn of_packet(packet: &[u8], oif: u32, mark: u32) -> Option<Flow> {
         let (src, dst, proto, upper): (IpAddr, IpAddr, _, &[u8]) = match packet.first()? >> 4 {
             4 => {
                 let ip = Ipv4Packet::new_checked(packet).ok()?;
-                let upper = packet.get(ip.header_len()..).filter(|_| ip.is_first_fragment());
+                let end = usize::from(ip.total_len());
+                let upper = packet.get(ip.header_len()..end).filter(|_| !ip.is_fragment());
                 (ip.src_addr().into(), ip.dst_addr().into(), ip.protocol(), upper.unwrap_or(&[]))
             }
             6 => {
                 let ip = Ipv6Packet::new_checked(packet).ok()?;
                 let header = ip.upper_layer().ok()?;
-                let upper = packet.get(header.offset..).filter(|_| !header.later_fragment());
+                let end = ipv6::HEADER_LEN + usize::from(ip.payload_len());
+                let upper = packet.get(header.offset..end).filter(|_| header.fragment.is_none());
                 (ip.src_addr().into(), ip.dst_addr().into(), header.protocol, upper.unwrap_or(&[]))
             }
             _ => return None,
@@ -105,9 +108,13 @@ impl Flow {
         Some(Flow { src, dst, proto, sport, dport, oif, mark })
     }
 
-    /// The flow of packets in the other direction.
+    /// The flow of packets in the other direction. Only ports are swapped: type and code of ICMP, a GRE key
+    /// and the type of a Mobility Header stay, as in the kernel's `decode_session4` and `decode_session6`.
     #[must_use]
     pub fn reversed(self) -> Flow {
+        if !has_ports(self.proto) {
+            return Flow { src: self.dst, dst: self.src, ..self };
+        }
         let Flow { src, dst, sport, dport, .. } = self;
         Flow { src: dst, dst: src, sport: dport, dport: sport, ..self }
     }
@@ -120,10 +127,15 @@ impl Flow {
     }
 }
 
+/// Whether a protocol has ports.
+const fn has_ports(proto: Protocol) -> bool {
+    matches!(proto, Protocol::TCP | Protocol::UDP | Protocol::UDPLITE | Protocol::SCTP)
+}
+
 /// What selectors compare as ports: the kernel's `xfrm_flowi_sport` and `xfrm_flowi_dport`.
 fn ports(proto: Protocol, upper: &[u8]) -> (u16, u16) {
     match (proto, upper) {
-        (Protocol::TCP | Protocol::UDP | Protocol::UDPLITE | Protocol::SCTP, &[a, b, c, d, ..]) => {
+        (_, &[a, b, c, d, ..]) if has_ports(proto) => {
             (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
         }
         (Protocol::ICMP | Protocol::ICMPV6, &[kind, code, ..]) => (kind.into(), code.into()),
@@ -243,5 +255,41 @@ mod tests {
         let fragment = Flow::of_packet(&packet, 3, 0).unwrap();
         assert_eq!((fragment.sport, fragment.dport), (0, 0));
         assert_eq!(Flow::of_packet(&packet[..19], 3, 0), None);
+    }
+
+    #[test]
+    fn fragments_and_padding_have_no_ports() {
+        let mut packet = [0u8; 32];
+        packet[..24].copy_from_slice(&[
+            0x45, 0, 0, 32, 0, 0, 0x20, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 200, 0x12,
+            0x34, 0, 80,
+        ]);
+        let ports = |packet: &[u8]| Flow::of_packet(packet, 3, 0).map(|it| (it.sport, it.dport));
+        assert_eq!(ports(&packet), Some((0, 0)), "a first fragment");
+        packet[6] = 0;
+        assert_eq!(ports(&packet), Some((0x1234, 80)));
+        packet[3] = 20;
+        assert_eq!(ports(&packet), Some((0, 0)), "padding behind the packet");
+
+        let mut packet = [0u8; 56];
+        packet[0] = 0x60;
+        (packet[5], packet[6]) = (16, 44);
+        packet[40] = 17;
+        packet[48..52].copy_from_slice(&[0x12, 0x34, 0, 80]);
+        assert_eq!(ports(&packet), Some((0, 0)), "an atomic fragment");
+        (packet[6], packet[40]) = (60, 17);
+        assert_eq!(ports(&packet), Some((0x1234, 80)));
+        packet[5] = 8;
+        assert_eq!(ports(&packet), Some((0, 0)), "padding behind the packet");
+    }
+
+    #[test]
+    fn only_ports_are_swapped() {
+        let swapped = flow().reversed();
+        assert_eq!((swapped.src, swapped.sport, swapped.dport), (flow().dst, 80, 0x1234));
+        for proto in [Protocol::ICMP, Protocol::ICMPV6, Protocol::GRE, MOBILITY] {
+            let swapped = Flow { proto, ..flow() }.reversed();
+            assert_eq!((swapped.src, swapped.sport, swapped.dport), (flow().dst, 0x1234, 80));
+        }
     }
 }
