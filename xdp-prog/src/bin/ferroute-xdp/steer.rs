@@ -558,9 +558,12 @@ pub struct Flow {
 impl Flow {
     #[inline(always)]
     pub fn new(words: FlowWords) -> Option<Flow> {
-        let hash = FR_FLOWS.get_ptr(0)?;
-        // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
-        let hash = unsafe { &*hash.cast::<FlowHash>() }.hash(&words);
+        // Without `None`, whose fields the compiler leaves undefined and stores: the verifier of Linux 6.12 refuses that.
+        let hash = match FR_FLOWS.get_ptr(0) {
+            // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
+            Some(hash) => unsafe { &*hash.cast::<FlowHash>() }.hash(&words),
+            None => 0,
+        };
         Some(Flow { words, hash })
     }
 }
