@@ -76,11 +76,8 @@ pub fn ipv4(
     if !is_plain || ttl <= 1 || length > found.mtu() {
         return None;
     }
-    let seqs = if is_wide {
-        None
-    } else {
-        segment(ctx, settings.l3() + size_of::<Ipv4Hdr>(), protocol, octets)?
-    };
+    let l4 = settings.l3() + size_of::<Ipv4Hdr>();
+    let seqs = if is_wide { None } else { segment(ctx, l4, protocol, octets)? };
     let rewrite = match found.has_rewrite(is_wide)? {
         true => Some(found.rewrite4()),
         false => None,
@@ -104,10 +101,9 @@ pub fn ipv4(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.map(Rewrite4::transport_delta),
+        delta: rewrite.map(|rewrite| transport_delta(rewrite.rest)),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
-    let l4 = settings.l3() + size_of::<Ipv4Hdr>();
     let check = check_for(ctx, l4, &checked, || {
         u64::from(ip.source[0])
             + u64::from(ip.source[1])
@@ -178,11 +174,8 @@ pub fn ipv6(
     if !is_plain || hop_limit <= 1 || length > found.mtu() {
         return None;
     }
-    let seqs = if is_wide {
-        None
-    } else {
-        segment(ctx, settings.l3() + size_of::<Ipv6Hdr>(), protocol, octets)?
-    };
+    let l4 = settings.l3() + size_of::<Ipv6Hdr>();
+    let seqs = if is_wide { None } else { segment(ctx, l4, protocol, octets)? };
     let rewrite = match found.has_rewrite(is_wide)? {
         true => Some(found.rewrite6()?),
         false => None,
@@ -213,10 +206,9 @@ pub fn ipv6(
     let checked = Checked {
         protocol,
         octets,
-        delta: rewrite.as_ref().map(|rewrite| (rewrite.rest >> 48) as u16),
+        delta: rewrite.as_ref().map(|rewrite| transport_delta(rewrite.rest)),
         is_maybe_partial: settings.port.flags & PortSettings::PARTIAL_CSUM != 0,
     };
-    let l4 = settings.l3() + size_of::<Ipv6Hdr>();
     let check = check_for(ctx, l4, &checked, || {
         let words = ip.source.iter().chain(&ip.destination);
         words.fold(0, |sum, word| sum + u64::from(*word))
@@ -299,20 +291,20 @@ impl Found {
         let kind = |width: Width| last | u64::from(width.protocol()) << 32;
         if widths & Width::Prefixes.bit() != 0 {
             let words = [from0 & prefix, 0, to0 & prefix, 0, kind(Width::Prefixes)];
-            if let Some(found) = Found::of::<IPV4>(&Flow::new(words)?, number) {
+            if let Some(found) = Found::of::<IPV4>(&Flow::new(words), number) {
                 return Some(found);
             }
         }
         if widths & Width::ToPrefix.bit() != 0 {
             let words = [from0, from1, to0 & prefix, 0, kind(Width::ToPrefix)];
-            if let Some(found) = Found::of::<IPV4>(&Flow::new(words)?, number) {
+            if let Some(found) = Found::of::<IPV4>(&Flow::new(words), number) {
                 return Some(found);
             }
         }
         if widths & Width::Addresses.bit() == 0 {
             return None;
         }
-        Found::of::<IPV4>(&Flow::new([from0, from1, to0, to1, last])?, number)
+        Found::of::<IPV4>(&Flow::new([from0, from1, to0, to1, last]), number)
     }
 
     /// The entry of packets with this key that arrive on the interface.
@@ -449,11 +441,12 @@ impl Rewrite4 {
     fn header_delta(self) -> u64 {
         self.rest >> 32 & 0xffff
     }
+}
 
-    #[inline(always)]
-    fn transport_delta(self) -> u16 {
-        (self.rest >> 48) as u16
-    }
+/// [`Rewrite::transport_delta`] of the word after the addresses.
+#[inline(always)]
+fn transport_delta(rest: u64) -> u16 {
+    (rest >> 48) as u16
 }
 
 /// A [`Rewrite`] of IPv6 in whole words, as it was read.
@@ -530,7 +523,9 @@ impl Hop {
     /// frame is shorter.
     #[inline(always)]
     fn redirect(&self, ctx: &XdpContext, length: usize) -> Option<i32> {
-        let padding = (ctx.data_end() - ctx.data()) as i64 - length as i64;
+        // Otherwise the compiler adds the length to an address, which verifiers accept only if they know its bounds.
+        let octets = opaque((ctx.data_end() - ctx.data()) as u64);
+        let padding = octets as i64 - length as i64;
         if padding < 0 {
             return None;
         }
@@ -684,7 +679,12 @@ fn is_zero(value: u64) -> u64 {
 /// instructions, and it would clear the upper half after each one.
 #[inline(always)]
 fn widened(value: u32) -> u64 {
-    let mut value = u64::from(value);
+    opaque(value.into())
+}
+
+/// The same number, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque(mut value: u64) -> u64 {
     // SAFETY: an instruction that has no other effect.
     unsafe { asm!("{} += 0", inout(reg) value, options(pure, nomem, nostack)) };
     value

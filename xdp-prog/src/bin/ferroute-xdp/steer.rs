@@ -13,6 +13,8 @@
 //!
 //! Before all this, packets of offloaded flows are forwarded by the program itself (`offload.rs`).
 
+use core::arch::asm;
+
 use crate::offload;
 use aya_ebpf::{
     bindings::{
@@ -208,10 +210,10 @@ fn look_for_stall(index: u32) -> Option<Reason> {
     let (Some(shared), Some(heartbeats)) = (FR_SHARED.get(0), FR_HEARTBEATS.get_ptr(0)) else {
         return Some(Reason::PassControlStalled);
     };
-    let index = index as usize;
-    if index >= QUEUES_MAX {
+    if index as usize >= QUEUES_MAX {
         return Some(Reason::PassWorkerStalled);
     }
+    let index = below_queues_max(index);
     // The clock as of the last tick: cheaper to read, with an error of up to 10 ms.
     // SAFETY: a helper without pointers.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
@@ -231,6 +233,18 @@ fn look_for_stall(index: u32) -> Option<Reason> {
         return Some(Reason::PassControlStalled);
     }
     None
+}
+
+/// The same number, also for the verifier: Linux 6.1 forgets the comparison of a word that is read back from the stack,
+/// and the compiler would remove a mask that changes nothing.
+#[inline(always)]
+fn below_queues_max(index: u32) -> usize {
+    let mut index = u64::from(index);
+    // SAFETY: an instruction that has no other effect.
+    unsafe {
+        asm!("{} &= {}", inout(reg) index, const QUEUES_MAX - 1, options(pure, nomem, nostack));
+    }
+    index as usize
 }
 
 /// Whether a heartbeat was withdrawn (0) or is not within `timeout_ns` of now. One set since the
@@ -391,14 +405,18 @@ fn decide_ipv4(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
     let is_tracked = shared.flags & SharedSettings::TRACK4 != 0;
     let number = settings.offload_number();
     let is_wide = shared.flags & SharedSettings::WIDE4 != 0;
-    let mut flow = None;
-    if is_tracked || (number.is_some() && !is_wide) {
-        flow = flow_ipv4(ctx, settings.l3(), ip).and_then(Flow::new);
+    // Not an `Option`, whose fields may be undefined: verifiers before Linux 6.3 refuse to read those back.
+    let (mut has_flow, mut found) = (false, Flow { words: [0; FLOW_WORDS], hash: 0 });
+    if (is_tracked || (number.is_some() && !is_wide))
+        && let Some(words) = flow_ipv4(ctx, settings.l3(), ip)
+    {
+        (has_flow, found) = (true, Flow::new(words));
     }
+    let flow = if has_flow { Some(&found) } else { None };
     if let Some(number) = number {
         // Without a flow although they have ports there is no entry.
         let is_of_flow = is_wide || flow.is_some();
-        let of = if is_wide { None } else { flow.as_ref() };
+        let of = if is_wide { None } else { flow };
         if is_of_flow && let Some(reason) = offload::ipv4(ctx, settings, number, ip, of) {
             return reason;
         }
@@ -445,14 +463,18 @@ fn decide_ipv6(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
     let is_tracked = shared.flags & SharedSettings::TRACK6 != 0;
     let number = settings.offload_number();
     let is_wide = shared.flags & SharedSettings::WIDE6 != 0;
-    let mut flow = None;
-    if is_tracked || (number.is_some() && !is_wide) {
-        flow = flow_ipv6(ctx, settings.l3(), ip).and_then(Flow::new);
+    // Not an `Option`, whose fields may be undefined: verifiers before Linux 6.3 refuse to read those back.
+    let (mut has_flow, mut found) = (false, Flow { words: [0; FLOW_WORDS], hash: 0 });
+    if (is_tracked || (number.is_some() && !is_wide))
+        && let Some(words) = flow_ipv6(ctx, settings.l3(), ip)
+    {
+        (has_flow, found) = (true, Flow::new(words));
     }
+    let flow = if has_flow { Some(&found) } else { None };
     if let Some(number) = number {
         // Without a flow although they have ports there is no entry.
         let is_of_flow = is_wide || flow.is_some();
-        let of = if is_wide { None } else { flow.as_ref() };
+        let of = if is_wide { None } else { flow };
         if is_of_flow && let Some(reason) = offload::ipv6(ctx, settings, number, ip, of) {
             return reason;
         }
@@ -557,14 +579,15 @@ pub struct Flow {
 
 impl Flow {
     #[inline(always)]
-    pub fn new(words: FlowWords) -> Option<Flow> {
-        // Without `None`, whose fields the compiler leaves undefined and stores: the verifier of Linux 6.12 refuses that.
+    pub fn new(words: FlowWords) -> Flow {
+        // No `Option` for a lookup that cannot fail: the compiler leaves the fields of `None` undefined and stores them,
+        // which the verifier of Linux 6.12 refuses.
         let hash = match FR_FLOWS.get_ptr(0) {
             // SAFETY: the first entry is a `FlowHash`, which nobody writes after the program was loaded.
             Some(hash) => unsafe { &*hash.cast::<FlowHash>() }.hash(&words),
             None => 0,
         };
-        Some(Flow { words, hash })
+        Flow { words, hash }
     }
 }
 
