@@ -3,8 +3,6 @@
 //!
 //! The allocator counts what Rust allocates; the C and assembly of `ring` do not allocate.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
 use ferroute::ipsec::{
@@ -14,36 +12,13 @@ use ferroute::ipsec::{
 };
 use ferroute::wire::Protocol;
 
-thread_local! {
-    /// Allocations of this thread; other tests may run in other threads.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+mod allocation;
 
 /// Allocations of a piece of code.
 fn allocations_of(run: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = allocation::count();
     run();
-    ALLOCATIONS.with(Cell::get) - before
+    allocation::count() - before
 }
 
 const ROOM: usize = 128;

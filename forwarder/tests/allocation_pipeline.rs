@@ -5,8 +5,6 @@
 //! error, held for a neighbour and sent or dropped, punted; multi-buffer, with VLAN tags; and handed
 //! over from one worker to another.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -35,30 +33,7 @@ use ferroute::worker::poll::Parts;
 use ferroute::worker::slow_path::{NeighRequests, PuntQueue, Wakeup, slow_path};
 use ferroute::worker::{Residence, Worker, WorkerHandle};
 
-thread_local! {
-    /// Allocations of this thread; other tests may run in other threads.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+mod allocation;
 
 const LEFT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -255,7 +230,7 @@ struct Bench {
 impl Bench {
     /// One iteration of a worker; returns the number of allocations and frees.
     fn turn(&mut self, burst: &mut Burst, tables: &Tables) -> u64 {
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocation::count();
         self.state.take_hook_states(&self.hooks);
         let mut ctx = Ctx {
             tables,
@@ -274,7 +249,7 @@ impl Bench {
         self.out.punts.drain(usize::MAX).for_each(|skb| self.pool.kfree_skb(skb));
         self.out.neigh_requests.clear();
         self.out.trace.deliver();
-        ALLOCATIONS.with(Cell::get) - before
+        allocation::count() - before
     }
 }
 
@@ -412,9 +387,9 @@ fn a_worker_that_times_and_captures_every_frame_allocates_nothing_and_counts_wha
     let mut old = Vec::new();
     for turn in 0..TURNS {
         old.push(published.publish(tables_of(turn)));
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocation::count();
         worker.turn(1_000_000_000_000 + turn * 1_000_000_000);
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "turn {turn}");
+        assert_eq!(allocation::count() - before, 0, "turn {turn}");
     }
     let counted =
         |iif, oif| handle.residence.counts(iif, oif).iter().map(|(_, count)| count).sum::<u64>();
@@ -573,13 +548,13 @@ fn jumbo_tagged_and_handed_over_packets_allocate_nothing() {
             one.handoffs().add(out);
             one.handoffs().set_target(1, Some(1));
         }
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocation::count();
         for turn in 0..TURNS {
             let now_ns = 1_000_000_000_000 + turn * 1_000_000_000;
             one.turn(now_ns);
             while two.turn(now_ns) > 0 {}
         }
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "handoff: {crosses}");
+        assert_eq!(allocation::count() - before, 0, "handoff: {crosses}");
         // All dispositions have occurred.
         let mib = |name: Mib| from.stats.mib[name as usize].get();
         assert!(mib(Mib::IpForwDatagrams) > 9 * TURNS && mib(Mib::Ip6OutForwDatagrams) > TURNS);
