@@ -22,6 +22,9 @@ const GENERATED: usize = 80;
 /// Lets the plain packets through that each batch ends with.
 const PLAIN: &str = "udp sport 4000 udp dport 4001 accept";
 
+/// The router's own packets that `ip6_output` gives an input interface: MLD reports and, limited by time, Redirects.
+const OWN6: &str = "ip6 daddr ff02::/16 accept\n    icmpv6 type nd-redirect accept";
+
 /// Why packets are handed to the kernel because of rules.
 const PUNTS: [&str; 3] = ["NETFILTER", "NETFILTER_EGRESS", "NEIGH_UNRESOLVED"];
 
@@ -576,9 +579,7 @@ fn random_ruleset(rng: &mut Rng) -> String {
             // The router's own packets: errors to itself that the kernel makes and drops are not made here.
             let mut own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ".to_owned();
             if family != "ip" {
-                // MLD reports of the router, some after each change of an interface (`ip6_output` gives
-                // the hooks their interface as the input interface).
-                own += "ip6 daddr ff02::/16 accept\n    ";
+                own += &format!("{OWN6}\n    ");
             }
             script += &format!(
                 "  chain {hook}_{table} {{\n    type filter hook {hook} priority {priority}; policy {policy};\n    {own}{PLAIN}\n    {body}\n  }}\n"
@@ -685,8 +686,7 @@ pub fn random_stateful(rng: &mut Rng) -> String {
             true => ("drop", "ct state established,related,new counter accept"),
             false => ("accept", ""),
         };
-        // Packets of the router itself, and reports of group membership.
-        let own = "iifname != { \"rt-left\", \"rt-right\" } accept\n    ip6 daddr ff02::/16 accept";
+        let own = format!("iifname != {{ \"rt-left\", \"rt-right\" }} accept\n    {OWN6}");
         script += &format!(
             "  chain {hook} {{\n    type filter hook {hook} priority {priority}; policy {policy};\n    {own}\n    {PLAIN}\n    {body}\n    {last}\n  }}\n"
         );
