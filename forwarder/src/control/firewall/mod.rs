@@ -38,6 +38,7 @@ use self::ruleset::{Compiled, Followed};
 use self::sockets::Sockets;
 use self::tc::Qdisc;
 use crate::control::netdev::nic::{self, Nic};
+use crate::control::netlink::autoload::Module;
 use crate::control::netlink::message::{Attrs, string};
 
 const NFPROTO_INET: u8 = 1;
@@ -68,16 +69,26 @@ pub fn has_clsact(ifindex: u32) -> io::Result<bool> {
 #[derive(Debug)]
 struct Asker {
     sockets: Sockets,
+    nf_tables: Module,
     hooks: Reader,
 }
 
 impl Asker {
     fn open() -> io::Result<Asker> {
-        Ok(Asker { sockets: Sockets::default(), hooks: Reader::open()? })
+        let nf_tables = Module::new("nf_tables");
+        Ok(Asker { sockets: Sockets::default(), nf_tables, hooks: Reader::open()? })
     }
 
     fn nftables(&mut self) -> io::Result<Nftables> {
-        self.sockets.netfilter()?.map_or_else(|| Ok(Nftables::default()), Nftables::read)
+        if !self.nf_tables.may_be_asked() {
+            return Ok(Nftables::default());
+        }
+        let Some(socket) = self.sockets.netfilter()? else { return Ok(Nftables::default()) };
+        let nftables = Nftables::read(socket)?;
+        if nftables.is_none() {
+            self.nf_tables.set_missing();
+        }
+        Ok(nftables.unwrap_or_default())
     }
 
     fn xfrm(&mut self) -> io::Result<Vec<String>> {

@@ -23,10 +23,11 @@ use super::devices::replace;
 use super::hooks::Reader;
 use super::nftables::Nftables;
 use super::ruleset::Followed;
-use super::sockets::Sockets;
+use super::sockets::{NFNETLINK, XFRM_USER};
 use super::tc::Notice;
 use super::{Asker, Rules};
 use crate::control::netdev::nic::Nic;
+use crate::control::netlink::autoload::Module;
 use crate::control::netlink::events::{Events, Group, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::is_interrupted;
@@ -63,11 +64,11 @@ enum Part {
 
 /// NFNLGRP_NFTABLES; XFRMNLGRP_SA and XFRMNLGRP_POLICY, which includes changed defaults;
 /// RTNLGRP_TC; RTNLGRP_LINK.
-const SOURCES: [(Part, isize, &[Group]); 4] = [
-    (Part::Nftables, NETLINK_NETFILTER, &[Group::Required(7)]),
-    (Part::Xfrm, NETLINK_XFRM, &[Group::Required(3), Group::Required(4)]),
-    (Part::Tc, NETLINK_ROUTE, &[Group::Required(4)]),
-    (Part::Links, NETLINK_ROUTE, &[Group::Required(1)]),
+const SOURCES: [(Part, isize, &str, &[Group]); 4] = [
+    (Part::Nftables, NETLINK_NETFILTER, NFNETLINK, &[Group::Required(7)]),
+    (Part::Xfrm, NETLINK_XFRM, XFRM_USER, &[Group::Required(3), Group::Required(4)]),
+    (Part::Tc, NETLINK_ROUTE, "", &[Group::Required(4)]),
+    (Part::Links, NETLINK_ROUTE, "", &[Group::Required(1)]),
 ];
 
 /// Notifications about one part.
@@ -75,6 +76,7 @@ const SOURCES: [(Part, isize, &[Group]); 4] = [
 struct Source {
     part: Part,
     protocol: isize,
+    module: Module,
     groups: &'static [Group],
     /// `None`: the kernel has no such protocol (yet), or the socket failed.
     events: Option<Events>,
@@ -87,7 +89,7 @@ struct Source {
 impl Source {
     /// Subscribes unless subscribed. Earlier notifications are missing, so the part is stale.
     fn subscribe(&mut self) -> io::Result<()> {
-        if self.events.is_some() {
+        if self.events.is_some() || !self.module.may_be_asked() {
             return Ok(());
         }
         // Notifications may have been lost.
@@ -96,7 +98,10 @@ impl Source {
         self.events = match Events::open(self.protocol, self.groups, RCVBUF_OCTETS) {
             Ok(events) => Some(events),
             Err(error) => match io::Error::from(error) {
-                error if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+                error if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+                    self.module.set_missing();
+                    None
+                }
                 error => return Err(error),
             },
         };
@@ -166,9 +171,10 @@ impl Monitor {
     /// When subscribing or a request fails.
     pub fn start(ports: &[String]) -> io::Result<Monitor> {
         let now = Instant::now();
-        let sources = SOURCES.map(|(part, protocol, groups)| Source {
+        let sources = SOURCES.map(|(part, protocol, module, groups)| Source {
             part,
             protocol,
+            module: Module::new(module),
             groups,
             events: None,
             is_stale: true,
@@ -360,7 +366,7 @@ impl Monitor {
 
     /// Drops the sockets after an error, because a reply may still arrive. Nothing is known any more.
     fn fail(&mut self) {
-        self.asker.sockets = Sockets::default();
+        self.asker.sockets.close();
         self.has_news = true;
     }
 

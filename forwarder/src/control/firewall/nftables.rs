@@ -44,28 +44,25 @@ pub struct Nftables {
 }
 
 impl Nftables {
-    /// Reads them. `socket`: of NETLINK_NETFILTER.
+    /// Reads them. `socket`: of NETLINK_NETFILTER. `None`: the kernel has no nf_tables.
     ///
     /// # Errors
     /// When a request fails.
-    pub fn read(socket: &mut NlSock) -> io::Result<Nftables> {
+    pub fn read(socket: &mut NlSock) -> io::Result<Option<Nftables>> {
         let generation = socket.get(
             |flags| Request::new(GETGEN, flags, &[0; NFGEN_HEADER]),
             |message| find(message.attrs(NFGEN_HEADER), NFTA_GEN_ID).and_then(be32),
         );
         let generation = match generation {
-            // The kernel has no nf_tables.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                return Ok(Nftables::default());
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(None),
             generation => generation?.unwrap_or_default(),
         };
         // Family 0: all. An empty chain counts too, because rules may be added at any time.
-        Ok(Nftables {
+        Ok(Some(Nftables {
             generation,
             chains: socket.dump(GETCHAIN, &[0; NFGEN_HEADER], parse_chain)?,
             flowtables: socket.dump(GETFLOWTABLE, &[0; NFGEN_HEADER], parse_flowtable)?,
-        })
+        }))
     }
 
     /// The kernel's generation id.

@@ -5,26 +5,44 @@ use std::io;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_XFRM};
 
+use crate::control::netlink::autoload::Module;
 use crate::control::netlink::query::NlSock;
 
-/// The sockets, opened with the first request. Drop them after an error: a reply may still arrive.
-#[derive(Debug, Default)]
+/// The sockets, opened with the first request.
+#[derive(Debug)]
 pub struct Sockets {
     route: Option<NlSock>,
-    netfilter: Option<NlSock>,
-    xfrm: Option<NlSock>,
+    netfilter: (Module, Option<NlSock>),
+    xfrm: (Module, Option<NlSock>),
 }
 
+impl Default for Sockets {
+    fn default() -> Sockets {
+        let [netfilter, xfrm] = [NFNETLINK, XFRM_USER].map(Module::new);
+        Sockets { route: None, netfilter: (netfilter, None), xfrm: (xfrm, None) }
+    }
+}
+
+/// The module of NETLINK_NETFILTER.
+pub const NFNETLINK: &str = "nfnetlink";
+/// The module of NETLINK_XFRM.
+pub const XFRM_USER: &str = "xfrm_user";
+
 impl Sockets {
+    /// Closes the sockets. Call it after an error: a reply may still arrive.
+    pub fn close(&mut self) {
+        (self.route, self.netfilter.1, self.xfrm.1) = (None, None, None);
+    }
+
     /// The socket of NETLINK_ROUTE.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub fn route(&mut self) -> io::Result<&mut NlSock> {
-        match open(&mut self.route, NETLINK_ROUTE)? {
-            Some(socket) => Ok(socket),
-            None => Err(io::Error::from_raw_os_error(libc::EPROTONOSUPPORT)),
+        if self.route.is_none() {
+            self.route = Some(NlSock::open(NETLINK_ROUTE)?);
         }
+        self.route.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTONOSUPPORT))
     }
 
     /// The socket of NETLINK_NETFILTER; `None`: the kernel has no such protocol (yet).
@@ -44,12 +62,17 @@ impl Sockets {
     }
 }
 
-fn open(socket: &mut Option<NlSock>, protocol: isize) -> io::Result<Option<&mut NlSock>> {
-    if socket.is_none() {
-        *socket = match NlSock::open(protocol) {
-            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
-            opened => Some(opened?),
-        };
+fn open(
+    (module, socket): &mut (Module, Option<NlSock>),
+    protocol: isize,
+) -> io::Result<Option<&mut NlSock>> {
+    if socket.is_none() && module.may_be_asked() {
+        match NlSock::open(protocol) {
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+                module.set_missing();
+            }
+            opened => *socket = Some(opened?),
+        }
     }
     Ok(socket.as_mut())
 }

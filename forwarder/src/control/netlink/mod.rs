@@ -6,11 +6,13 @@
 //! - [`socket`]: one request and its reply messages, including dumps;
 //! - [`query`]: a socket for requests of any protocol, with errors as an errno only;
 //! - [`rtnl`]: the mirror's rtnetlink sockets for events and requests;
-//! - [`events`]: a socket for events.
+//! - [`events`]: a socket for events;
+//! - [`autoload`]: modules that the kernel loads on request.
 //!
 //! A socket belongs to the network namespace of the thread that opens it. Left out: the contents of
 //! messages.
 
+pub mod autoload;
 pub mod events;
 pub mod message;
 pub mod query;
