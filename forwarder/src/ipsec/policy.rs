@@ -95,7 +95,7 @@ pub struct Received<'a> {
     /// The xfrm interface that received it; 0: none.
     pub if_id: u32,
     /// Of an ICMP error the flow of the quoted packet, [reversed](Flow::reversed). For SAs and policies with
-    /// the flag ICMP.
+    /// the flag ICMP. Ignored unless `flow` is that of an ICMP error.
     pub quoted: Option<Flow>,
 }
 
@@ -114,18 +114,20 @@ impl Spd {
         received: &Received<'_>,
     ) -> Result<usize, Error> {
         let Received { flow, secpath, verified, if_id, quoted } = received;
+        // Any other packet could name a flow that is permitted, and pass as that one.
+        let quoted = quoted.as_ref().filter(|_| flow.is_icmp_error());
         // First the SAs, from the innermost.
         for state in secpath.iter().rev() {
             let selector = &state.config().selector;
             let is_icmp = state.has(StateFlags::ICMP)
-                && quoted.as_ref().is_some_and(|quoted| selector.matches(quoted));
+                && quoted.is_some_and(|quoted| selector.matches(quoted));
             if !selector.matches(flow) && !is_icmp {
                 return Err(Error::XfrmInStateMismatch);
             }
         }
         // The kernel's `xfrm_in_fwd_icmp`.
         let by_quoted = || {
-            let quoted = quoted.as_ref().filter(|_| direction == Direction::Fwd)?;
+            let quoted = quoted.filter(|_| direction == Direction::Fwd)?;
             self.lookup(direction, quoted, *if_id).filter(|policy| policy.has_icmp)
         };
         let Some(policy) = self.lookup(direction, flow, *if_id).or_else(by_quoted) else {

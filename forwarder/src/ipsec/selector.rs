@@ -128,6 +128,18 @@ impl Flow {
     pub fn family(&self) -> Family {
         Family::of(self.dst)
     }
+
+    /// Whether the packet is an ICMP error that quotes a packet: the kernel's `icmp_err_packet`. Of ICMP
+    /// destination unreachable and time exceeded (RFC 792), of ICMPv6 (RFC 4443) packet too big as well.
+    #[inline]
+    #[must_use]
+    pub fn is_icmp_error(&self) -> bool {
+        match (self.family(), self.proto) {
+            (Family::Ipv4, Protocol::ICMP) => matches!(self.sport, 3 | 11),
+            (Family::Ipv6, Protocol::ICMPV6) => matches!(self.sport, 1..=3),
+            _ => false,
+        }
+    }
 }
 
 /// What the kernel's flow dissector finds after the IPv6 extension headers: the protocol, and its octets if
@@ -330,6 +342,20 @@ mod tests {
         let flow = Flow::of_packet(&packet, 0, 0).unwrap();
         assert_eq!((flow.proto, flow.dport), (Protocol::DEST_OPTS, 0), "an atomic fragment");
         assert_eq!(Flow::of_packet(&packet[..44], 0, 0), None, "half a Fragment header");
+    }
+
+    #[test]
+    fn icmp_errors_are_those_that_the_kernel_looks_into() {
+        let types = |dst: &str, proto: Protocol| {
+            let flow = Flow { dst: dst.parse().unwrap(), proto, ..flow() };
+            (0..=255u16).filter(|&sport| Flow { sport, ..flow }.is_icmp_error()).collect::<Vec<_>>()
+        };
+        assert_eq!(types("192.0.2.1", Protocol::ICMP), [3, 11]);
+        assert_eq!(types("2001:db8::1", Protocol::ICMPV6), [1, 2, 3]);
+        for other in [Protocol::UDP, Protocol::ICMPV6] {
+            assert_eq!(types("192.0.2.1", other), []);
+        }
+        assert_eq!(types("2001:db8::1", Protocol::ICMP), []);
     }
 
     #[test]

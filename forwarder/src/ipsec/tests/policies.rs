@@ -83,6 +83,11 @@ fn mark_and_interface_of_a_policy_count() {
     assert!(spd.is_empty(Direction::Fwd, Family::Ipv6));
 }
 
+/// ICMP destination unreachable.
+fn icmp_error(src: u32, dst: u32) -> Flow {
+    Flow { proto: Protocol::ICMP, sport: 3, ..flow(src, dst, 1) }
+}
+
 fn template(mode: Mode, proto: Protocol) -> Template {
     let (src, dst) = addresses(Family::Ipv4);
     Template { src, dst, spi: 0, proto, mode, reqid: 0, is_optional: false, aalgos: None }
@@ -187,11 +192,17 @@ fn packets_must_match_the_selector_of_their_sa() {
     assert_eq!(check(&spd, &[state.state()]), Err(Error::XfrmInStateMismatch));
     // An ICMP error about a packet to 10.0.0.3 matches by that packet, with the flag.
     let quoted = Some(flow(1, 0x0a00_0003, 5));
-    for (flags, expected) in
-        [(StateFlags::default(), Err(Error::XfrmInStateMismatch)), (StateFlags::ICMP, Ok(1))]
-    {
+    let error = icmp_error(0x0a00_0001, 0x0a00_0002);
+    let no_error = flow(0x0a00_0001, 0x0a00_0002, 5);
+    let echo = Flow { sport: 8, ..error };
+    let mismatch = Err(Error::XfrmInStateMismatch);
+    for (flags, flow, expected) in [
+        (StateFlags::default(), error, mismatch),
+        (StateFlags::ICMP, error, Ok(1)),
+        (StateFlags::ICMP, no_error, mismatch),
+        (StateFlags::ICMP, echo, mismatch),
+    ] {
         let state = with(flags);
-        let flow = flow(0x0a00_0001, 0x0a00_0002, 5);
         let secpath = [state.state()];
         let received = Received { flow, secpath: &secpath, verified: 0, if_id: 0, quoted };
         assert_eq!(spd.policy_check(Direction::Fwd, &received), expected);
@@ -204,13 +215,15 @@ fn an_icmp_error_without_a_policy_is_checked_by_what_it_quotes() {
     let selector = Selector { dst: prefix("10.0.0.3", 32), ..Selector::default() };
     let quoted = Some(flow(1, 0x0a00_0003, 5));
     let secpath = [tunnel.state()];
-    let flow = flow(0x0a00_0001, 0x0a00_0002, 5);
-    let received = Received { flow, secpath: &secpath, verified: 0, if_id: 0, quoted };
-    for (has_icmp, direction, expected) in [
-        (true, Direction::Fwd, Ok(1)),
-        (false, Direction::Fwd, Err(Error::XfrmInNoPols)),
-        (true, Direction::In, Err(Error::XfrmInNoPols)),
+    let error = icmp_error(0x0a00_0001, 0x0a00_0002);
+    let no_error = flow(0x0a00_0001, 0x0a00_0002, 5);
+    for (has_icmp, flow, direction, expected) in [
+        (true, error, Direction::Fwd, Ok(1)),
+        (false, error, Direction::Fwd, Err(Error::XfrmInNoPols)),
+        (true, error, Direction::In, Err(Error::XfrmInNoPols)),
+        (true, no_error, Direction::Fwd, Err(Error::XfrmInNoPols)),
     ] {
+        let received = Received { flow, secpath: &secpath, verified: 0, if_id: 0, quoted };
         let templates = vec![template(Mode::Tunnel, Protocol::ESP)];
         let policy = Policy { has_icmp, templates, ..policy(1, 0, selector) };
         let spd = Spd::new([(direction, policy)], Default::default());
