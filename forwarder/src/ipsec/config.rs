@@ -43,6 +43,47 @@ pub enum Mode {
     Tunnel,
 }
 
+/// In which order SAs or policies are given: of several that match, the kernel's choice depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// The last one was added first: the order of a netlink dump of SAs (XFRM_MSG_GETSA) or policies
+    /// (XFRM_MSG_GETPOLICY). The kernel puts new ones at the head of the lists that it dumps: `list_add` to
+    /// `net->xfrm.state_all` in `__xfrm_state_insert` and to `net->xfrm.policy_all` in `__xfrm_policy_link`,
+    /// which `xfrm_state_walk` and `xfrm_policy_walk` read from the head.
+    NewestFirst,
+    /// The first one was added first: the order of netlink notifications.
+    OldestFirst,
+}
+
+impl Order {
+    /// The items, the oldest first.
+    pub(super) fn oldest_first<T>(self, items: impl IntoIterator<Item = T>) -> Vec<T> {
+        let mut items: Vec<T> = items.into_iter().collect();
+        if self == Order::NewestFirst {
+            items.reverse();
+        }
+        items
+    }
+}
+
+/// Validity of an SA: XFRM_STATE_VALID and the like. Netlink does not tell it: what is dumped with keys is
+/// `Valid` until XFRM_MSG_EXPIRE says that a hard limit was reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum KmState {
+    /// It is being negotiated (XFRM_STATE_ACQ): packets wait for it.
+    Acquiring,
+    /// It works.
+    #[default]
+    Valid,
+    /// Its negotiation failed.
+    Error,
+    /// It reached a hard limit.
+    Expired,
+    /// It was deleted.
+    Dead,
+}
+
 /// Flags of an SA: XFRM_STATE_* in the low octet, XFRM_SA_XFLAG_* above.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct StateFlags(pub u16);
@@ -56,9 +97,12 @@ impl StateFlags {
     /// XFRM_STATE_NOPMTUDISC: the outer header has DF 0. (Without it DF is copied from inside; of IPv6 it is
     /// 1.)
     pub const NOPMTUDISC: Self = Self(4);
+    /// XFRM_STATE_WILDRECV: for receiving from any source; never chosen for sending.
+    pub const WILDRECV: Self = Self(8);
     /// XFRM_STATE_ICMP: ICMP errors pass if the packet that they quote matches the selector.
     pub const ICMP: Self = Self(16);
-    /// XFRM_STATE_AF_UNSPEC: a tunnel carries both families. (Without it, that of the selector.)
+    /// XFRM_STATE_AF_UNSPEC: a selector without a family stays so, and a tunnel carries both. It does not
+    /// change a selector that has a family ([`selector_family`](Self::selector_family)).
     pub const AF_UNSPEC: Self = Self(32);
     /// XFRM_STATE_ALIGN4: AH over IPv4 is a multiple of 4 octets, as RFC 4302 §2.6 has it. (Without it of 8,
     /// the default of the kernel.)
@@ -72,6 +116,15 @@ impl StateFlags {
     #[must_use]
     pub const fn from_kernel(flags: u8, extra: u32) -> Self {
         Self(flags as u16 | ((extra & 0xff) as u16) << 8)
+    }
+
+    /// What [`StateConfig::selector_family`] is, as the kernel's `copy_from_user_state` decides it: the
+    /// selector's own family (`sel.family`; `None`: AF_UNSPEC), or without one the SA's, unless the flag
+    /// AF_UNSPEC is set.
+    #[must_use]
+    pub fn selector_family(self, of_selector: Option<Family>, of_state: Family) -> Option<Family> {
+        let default = if self.contains(Self::AF_UNSPEC) { None } else { Some(of_state) };
+        of_selector.or(default)
     }
 
     /// Whether all flags of `other` are set.
@@ -150,7 +203,7 @@ pub struct Usage {
     pub bytes: u64,
     /// Packets.
     pub packets: u64,
-    /// When the SA was added, in seconds.
+    /// When the SA was added, in seconds; not 0 if the lifetime has a limit of seconds since then.
     pub add_time_s: u64,
     /// When the first packet came, in seconds; 0: none did.
     pub use_time_s: u64,
@@ -175,12 +228,15 @@ pub struct StateConfig {
     pub ecn: EcnRules,
     /// Packets that may use the SA.
     pub selector: Selector,
-    /// Family of `selector`. Packets inside a tunnel must be of it, unless [`StateFlags::AF_UNSPEC`] is set.
-    pub selector_family: Family,
+    /// Family of `selector`; `None`: of both ([`StateFlags::selector_family`]). Packets inside a tunnel must
+    /// be of it.
+    pub selector_family: Option<Family>,
     /// Packets with this mark find the SA.
     pub mark: Mark,
     /// XFRMA_IF_ID: the xfrm interface; 0 for none.
     pub if_id: u32,
+    /// Whether it works.
+    pub km_state: KmState,
     /// Limits.
     pub lifetime: Lifetime,
     /// Usage so far.
@@ -189,4 +245,19 @@ pub struct StateConfig {
     pub encap: Option<UdpPorts>,
     /// Length of the window against replay in packets; for receiving.
     pub replay_window: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_unspec_is_for_selectors_without_a_family() {
+        let (v4, v6) = (Family::Ipv4, Family::Ipv6);
+        let none = StateFlags::default();
+        assert_eq!(none.selector_family(None, v4), Some(v4));
+        assert_eq!(none.selector_family(Some(v6), v4), Some(v6));
+        assert_eq!(StateFlags::AF_UNSPEC.selector_family(None, v4), None);
+        assert_eq!(StateFlags::AF_UNSPEC.selector_family(Some(v4), v6), Some(v4));
+    }
 }

@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use super::config::{Family, Mode, UdpPorts};
+use super::config::{Family, KmState, Mode, UdpPorts};
 use super::crypto::{Number, ROOM_BEFORE};
-use super::state::{InboundState, KmState, Transform};
+use super::state::{InboundState, Transform};
 use super::tunnel::{Kept, change_header, outer_tos, update_inner};
 use super::{Error, ah};
 use crate::wire::esp::{TRAILER_LEN, UdpEncap};
@@ -139,7 +139,8 @@ impl InboundState {
     /// no meaning.
     ///
     /// # Errors
-    /// `XfrmInStateInvalid`, `XfrmInStateExpired`: the SA is at its end. `XfrmInStateMismatch`: UDP
+    /// `XfrmAcquireError`: the SA is being negotiated. `XfrmInStateInvalid`, `XfrmInStateExpired`: it is at its
+    /// end. `XfrmInStateMismatch`: UDP
     /// encapsulation is not as configured. `XfrmInStateSeqError`: replay. `XfrmInStateProtoError`: a wrong
     /// length, ICV or padding. `XfrmInStateModeError`: not what the mode carries, or dropped for its ECN
     /// (RFC 6040 §4.2).
@@ -151,8 +152,10 @@ impl InboundState {
         now_s: u64,
     ) -> Result<Decapsulated, Error> {
         let state = &self.state;
-        if state.km_state() != KmState::Valid {
-            return Err(Error::XfrmInStateInvalid);
+        match state.km_state() {
+            KmState::Valid => {}
+            KmState::Acquiring => return Err(Error::XfrmAcquireError),
+            _ => return Err(Error::XfrmInStateInvalid),
         }
         if state.config.encap.is_some() != located.encap.is_some() {
             return Err(Error::XfrmInStateMismatch);
@@ -165,7 +168,9 @@ impl InboundState {
         let (payload, next) =
             self.verify(packet, located, number).ok_or(Error::XfrmInStateProtoError)?;
         self.replay.accept(seq)?;
-        state.count(payload.len(), now_s);
+        if !state.count(payload.len(), now_s) {
+            return Err(Error::XfrmInStateExpired);
+        }
         if next == Protocol::NO_NEXT_HEADER && located.protocol == Protocol::ESP {
             return Ok(Decapsulated::Dummy);
         }

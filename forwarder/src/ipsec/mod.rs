@@ -44,7 +44,7 @@ mod state;
 mod tunnel;
 
 pub use algorithm::{Aead, Auth, BadKey, Cipher, EspAlgorithm, EspKeys};
-pub use config::{EcnRules, Family, Lifetime, Mode, StateConfig, StateFlags, UdpPorts, Usage};
+pub use config::{EcnRules, Family, KmState, Lifetime, Mode, Order, StateConfig, StateFlags, UdpPorts, Usage};
 pub use crypto::IvSeed;
 pub use error::{Counters, Error};
 pub use input::{Decapsulated, Located, locate};
@@ -57,7 +57,7 @@ pub use sad::{Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};
 pub use spd::Spd;
-pub use state::{Algorithm, BadState, InboundState, Keys, KmState, OutboundState, State};
+pub use state::{Algorithm, BadState, InboundState, Keys, OutboundState, State};
 
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,10 @@ impl OutboundState {
         let plan = self.plan(buffer, packet)?;
         state.check_usable(params.now_s, Error::XfrmOutStateInvalid, Error::XfrmOutStateExpired)?;
         let seq = self.sequence.take()?;
-        state.count(plan.payload.len(), params.now_s);
+        // After the number: one that is lost leaves a gap, a packet counted for nothing would end the SA early.
+        if !state.count(plan.payload.len(), params.now_s) {
+            return Err(Error::XfrmOutStateExpired);
+        }
         self.write(buffer, &plan, seq, params).ok_or(Error::XfrmOutStateProtoError)?;
         Ok(plan.protected)
     }

@@ -4,9 +4,10 @@
 //! Not included: policies of sockets, sub-policies (XFRM_POLICY_TYPE_SUB), security contexts, and lifetimes of
 //! policies. A host that has them leaves packets to the kernel.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
-use super::config::{Family, Mode, StateFlags};
+use super::config::{Family, KmState, Mode, Order, StateFlags};
 use super::selector::{Flow, Mark, Selector};
 use super::spd::Spd;
 use super::state::{Algorithm, OutboundState, State};
@@ -64,7 +65,7 @@ pub struct Template {
 pub struct Policy {
     /// The kernel's index, which identifies it.
     pub index: u32,
-    /// Lower values first; of equal ones the policy added first.
+    /// Lower values first; of equal ones the policy added first ([`Spd::new`]).
     pub priority: u32,
     /// Family of the packets.
     pub family: Family,
@@ -95,7 +96,7 @@ pub struct Received<'a> {
     /// The xfrm interface that received it; 0: none.
     pub if_id: u32,
     /// Of an ICMP error the flow of the quoted packet, [reversed](Flow::reversed). For SAs and policies with
-    /// the flag ICMP.
+    /// the flag ICMP. Ignored unless `flow` is that of an ICMP error.
     pub quoted: Option<Flow>,
 }
 
@@ -114,18 +115,20 @@ impl Spd {
         received: &Received<'_>,
     ) -> Result<usize, Error> {
         let Received { flow, secpath, verified, if_id, quoted } = received;
+        // Any other packet could name a flow that is permitted, and pass as that one.
+        let quoted = quoted.as_ref().filter(|_| flow.is_icmp_error());
         // First the SAs, from the innermost.
         for state in secpath.iter().rev() {
             let selector = &state.config().selector;
             let is_icmp = state.has(StateFlags::ICMP)
-                && quoted.as_ref().is_some_and(|quoted| selector.matches(quoted));
+                && quoted.is_some_and(|quoted| selector.matches(quoted));
             if !selector.matches(flow) && !is_icmp {
                 return Err(Error::XfrmInStateMismatch);
             }
         }
         // The kernel's `xfrm_in_fwd_icmp`.
         let by_quoted = || {
-            let quoted = quoted.as_ref().filter(|_| direction == Direction::Fwd)?;
+            let quoted = quoted.filter(|_| direction == Direction::Fwd)?;
             self.lookup(direction, quoted, *if_id).filter(|policy| policy.has_icmp)
         };
         let Some(policy) = self.lookup(direction, flow, *if_id).or_else(by_quoted) else {
@@ -192,37 +195,92 @@ impl Template {
             && (if_id == 0 || if_id == config.if_id)
     }
 
-    /// The best of the outbound SAs for a flow: the kernel's `xfrm_state_find`, without asking for a new one.
-    /// SAs below their soft limits are better, then those added last.
+    /// The best of the outbound SAs for a flow, of a template of `policy`: the kernel's `xfrm_state_find` and
+    /// `xfrm_state_look_at`, without asking for a new one. SAs with the wanted source address are better than
+    /// those with an unspecified one, of these the ones below their soft limits, then those added last, which
+    /// `add_time_s` and then `order` say. Time in seconds.
+    ///
+    /// `None`: there is no SA, or one is being negotiated; the packet is the kernel's, which asks for one or
+    /// waits. In tunnel mode with an unspecified `src` the kernel takes the source address of its route to
+    /// `dst`; here any will do: put the address into the template to have the same.
     #[must_use]
     pub fn best_outbound<'a>(
         &self,
+        policy: &Policy,
         flow: &Flow,
-        if_id: u32,
+        now_s: u64,
         states: impl IntoIterator<Item = &'a OutboundState>,
+        order: Order,
     ) -> Option<&'a OutboundState> {
         let (src, dst) = match self.mode {
             Mode::Tunnel => (self.src, self.dst),
             Mode::Transport => (flow.src, flow.dst),
         };
-        let is_right = |state: &State| {
-            let config = state.config();
-            state.protocol() == self.proto
-                && (self.spi == 0 || self.spi == config.spi)
-                && self.reqid == config.reqid
-                && config.mode == self.mode
-                && config.if_id == if_id
-                && config.mark.matches(flow.mark)
-                && config.dst == dst
-                && (is_any_or(src, config.src) || config.src.is_unspecified())
-                && config.selector.matches(flow)
-                && state.carries(flow.family())
-        };
-        let states = states.into_iter().filter(|outbound| is_right(outbound.state()));
-        states.max_by_key(|outbound| {
+        // By whether the source is as wanted: the best, and whether one is being negotiated.
+        let mut found: [(Option<&OutboundState>, bool); 2] = [(None, false); 2];
+        for outbound in states {
             let state = outbound.state();
-            (!state.is_dying(), state.config().usage.add_time_s)
-        })
+            let config = state.config();
+            if config.dst != dst || !self.may_use(policy, state) {
+                continue;
+            }
+            let is_wildcard = match is_any_or(src, config.src) {
+                true => false,
+                false if config.src.is_unspecified() => true,
+                false => continue,
+            };
+            let [exact, wildcard] = &mut found;
+            let (best, is_acquiring) = if is_wildcard { wildcard } else { exact };
+            match state.km_state() {
+                KmState::Valid if state.check_time(now_s) && state.is_for(flow) => {
+                    if best.is_none_or(|best| is_better(state, best.state(), order)) {
+                        *best = Some(outbound);
+                    }
+                }
+                KmState::Acquiring => *is_acquiring = true,
+                _ => {}
+            }
+        }
+        let [exact, wildcard] = found;
+        match exact {
+            (Some(best), _) => Some(best),
+            // The kernel waits for it, and does not try those without a source.
+            (None, true) => None,
+            (None, false) => wildcard.0,
+        }
+    }
+
+    /// What an outbound SA has from template and policy, except for addresses. The mark is the policy's: that
+    /// of the packet has found the policy, and does not count any more.
+    fn may_use(&self, policy: &Policy, state: &State) -> bool {
+        let config = state.config();
+        state.protocol() == self.proto
+            && (self.spi == 0 || self.spi == config.spi)
+            && self.reqid == config.reqid
+            && config.mode == self.mode
+            && config.if_id == policy.if_id
+            && config.mark.matches(policy.mark.value & policy.mark.mask)
+            && !state.has(StateFlags::WILDRECV)
+    }
+}
+
+impl State {
+    /// Whether the selector is for a flow that is sent. As in `xfrm_state_look_at`, one without a family is for
+    /// all.
+    fn is_for(&self, flow: &Flow) -> bool {
+        let config = self.config();
+        config.selector_family.is_none()
+            || self.carries(flow.family()) && config.selector.matches(flow)
+    }
+}
+
+/// Whether `state` is better than the best one before it.
+fn is_better(state: &State, best: &State, order: Order) -> bool {
+    let rank = |state: &State| (!state.is_dying(), state.config().usage.add_time_s);
+    match rank(state).cmp(&rank(best)) {
+        Ordering::Greater => true,
+        Ordering::Equal => order == Order::OldestFirst,
+        Ordering::Less => false,
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::input::{Decapsulated, Located, locate};
 use super::selector::{Mark, masked};
 use super::state::InboundState;
-use super::{Error, Family};
+use super::{Error, Family, Order};
 use crate::hash_table::{HashTable, Slot, hash_words};
 use crate::wire::Protocol;
 
@@ -85,15 +85,16 @@ pub struct Sad {
 }
 
 impl Sad {
-    /// Builds it from SAs in the order in which they were added.
+    /// Builds it from SAs in the given order. Of several that match a packet the lookup finds the one added
+    /// last, as the kernel, which puts new ones at the head of their hash chain (`__xfrm_state_insert`).
     #[must_use]
-    pub fn new(states: impl IntoIterator<Item = Arc<InboundState>>) -> Sad {
+    pub fn new(states: impl IntoIterator<Item = Arc<InboundState>>, order: Order) -> Sad {
         let entry = |state: Arc<InboundState>| {
             let config = state.state().config();
             let key = Key::new(config.dst, config.spi, state.state().protocol());
             Entry { key, mark: config.mark, next: 0, state }
         };
-        let mut entries: Vec<Entry> = states.into_iter().map(entry).collect();
+        let mut entries: Vec<Entry> = order.oldest_first(states.into_iter().map(entry));
         entries.reverse();
         let mut last = std::collections::HashMap::new();
         let mut first = Vec::new();

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use super::Family;
+use super::tunnel::Kept;
+use crate::wire::ipv6_ext::{FRAGMENT_HEADER_LEN, MAX_EXT_HEADERS};
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
 /// IPv6 Mobility Header (RFC 6275 §6.1), which has a type in the place of ports.
@@ -83,9 +85,11 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A fragment has
-    /// no ports, not even the first one, nor has a packet with an IPv6 Fragment header; octets behind the
-    /// length that the header states do not count. `None`: the header cannot be read (`XfrmInHdrError` for received packets).
+    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A fragment
+    /// has no ports, not even the first one, nor has a packet with an IPv6 Fragment header. AH is the protocol
+    /// of its packet, over IPv6 too: what it protects is not part of the flow before AH is removed. Octets
+    /// behind the length that the header states do not count. `None`: the header cannot be read
+    /// (`XfrmInHdrError` for received packets).
     #[must_use]
     pub fn of_packet(packet: &[u8], oif: u32, mark: u32) -> Option<Flow> {
         let (src, dst, proto, upper): (IpAddr, IpAddr, _, &[u8]) = match packet.first()? >> 4 {
@@ -97,10 +101,9 @@ impl Flow {
             }
             6 => {
                 let ip = Ipv6Packet::new_checked(packet).ok()?;
-                let header = ip.upper_layer().ok()?;
-                let end = ipv6::HEADER_LEN + usize::from(ip.payload_len());
-                let upper = packet.get(header.offset..end).filter(|_| header.fragment.is_none());
-                (ip.src_addr().into(), ip.dst_addr().into(), header.protocol, upper.unwrap_or(&[]))
+                let stated = packet.get(..ip.total_len()).unwrap_or(packet);
+                let (proto, upper) = upper_layer_v6(stated, ip.next_header())?;
+                (ip.src_addr().into(), ip.dst_addr().into(), proto, upper)
             }
             _ => return None,
         };
@@ -125,6 +128,37 @@ impl Flow {
     pub fn family(&self) -> Family {
         Family::of(self.dst)
     }
+
+    /// Whether the packet is an ICMP error that quotes a packet: the kernel's `icmp_err_packet`. Of ICMP
+    /// destination unreachable and time exceeded (RFC 792), of ICMPv6 (RFC 4443) packet too big as well.
+    #[inline]
+    #[must_use]
+    pub fn is_icmp_error(&self) -> bool {
+        match (self.family(), self.proto) {
+            (Family::Ipv4, Protocol::ICMP) => matches!(self.sport, 3 | 11),
+            (Family::Ipv6, Protocol::ICMPV6) => matches!(self.sport, 1..=3),
+            _ => false,
+        }
+    }
+}
+
+/// What the kernel's flow dissector finds after the IPv6 extension headers: the protocol, and its octets if
+/// they have ports. It stops at AH, and after a Fragment header, behind which it reads nothing.
+fn upper_layer_v6(packet: &[u8], next: Protocol) -> Option<(Protocol, &[u8])> {
+    let mut kept = Kept { len: ipv6::HEADER_LEN, next_at: ipv6::NEXT_HEADER_OFFSET, next };
+    for _ in 0..MAX_EXT_HEADERS {
+        match kept.next {
+            Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DEST_OPTS => {
+                kept = kept.after_options(packet)?;
+            }
+            Protocol::FRAGMENT => {
+                let header = packet.get(kept.len..kept.len + FRAGMENT_HEADER_LEN)?;
+                return Some((Protocol(*header.first()?), &[]));
+            }
+            protocol => return Some((protocol, packet.get(kept.len..)?)),
+        }
+    }
+    None
 }
 
 /// Whether a protocol has ports.
@@ -281,6 +315,47 @@ mod tests {
         assert_eq!(ports(&packet), Some((0x1234, 80)));
         packet[5] = 8;
         assert_eq!(ports(&packet), Some((0, 0)), "padding behind the packet");
+    }
+
+    #[test]
+    fn ah_hides_the_ports_behind_it_in_both_families() {
+        let ah = [17, 4, 0, 0, 1, 2, 3, 4, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
+        let udp = [0x12, 0x34, 0, 80, 0, 8, 0, 0];
+        let mut v6 = vec![0u8; 40];
+        (v6[0], v6[5], v6[6]) = (0x60, 40, 60);
+        let v6 = [&v6[..], &[51, 0, 1, 4, 0, 0, 0, 0], &ah, &udp].concat();
+        let mut v4 = vec![0u8; 20];
+        (v4[0], v4[3], v4[9]) = (0x45, 52, 51);
+        let v4 = [&v4[..], &ah, &udp].concat();
+        for packet in [v4, v6] {
+            let flow = Flow::of_packet(&packet, 0, 0).unwrap();
+            assert_eq!((flow.proto, flow.sport, flow.dport), (Protocol::AH, 0, 0));
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_behind_a_fragment_header() {
+        let mut packet = [0u8; 64];
+        (packet[0], packet[5], packet[6]) = (0x60, 24, 44);
+        (packet[40], packet[48], packet[49]) = (60, 17, 0);
+        packet[56..60].copy_from_slice(&[0x12, 0x34, 0, 80]);
+        let flow = Flow::of_packet(&packet, 0, 0).unwrap();
+        assert_eq!((flow.proto, flow.dport), (Protocol::DEST_OPTS, 0), "an atomic fragment");
+        assert_eq!(Flow::of_packet(&packet[..44], 0, 0), None, "half a Fragment header");
+    }
+
+    #[test]
+    fn icmp_errors_are_those_that_the_kernel_looks_into() {
+        let types = |dst: &str, proto: Protocol| {
+            let flow = Flow { dst: dst.parse().unwrap(), proto, ..flow() };
+            (0..=255u16).filter(|&sport| Flow { sport, ..flow }.is_icmp_error()).collect::<Vec<_>>()
+        };
+        assert_eq!(types("192.0.2.1", Protocol::ICMP), [3, 11]);
+        assert_eq!(types("2001:db8::1", Protocol::ICMPV6), [1, 2, 3]);
+        for other in [Protocol::UDP, Protocol::ICMPV6] {
+            assert_eq!(types("192.0.2.1", other), []);
+        }
+        assert_eq!(types("2001:db8::1", Protocol::ICMP), []);
     }
 
     #[test]

@@ -2,9 +2,13 @@
 //!
 //! A sequence number that is used twice with one key breaks counter modes (RFC 3686 §2.1, RFC 4106 §3.1), and
 //! the kernel may send on the same SA. Therefore this library never makes numbers of its own: the caller
-//! reserves ranges, and workers take numbers from them without a lock. To reserve from the kernel: first make
-//! the kernel unable to send on the SA, then read its counter, set it beyond the range, never backwards, and
-//! only then use the range here. A kernel that still sends between reading and setting uses numbers twice. When a range is used up, sending fails until there is another.
+//! reserves ranges, and workers take numbers from them without a lock. When a range is used up, sending fails
+//! until there is another.
+//!
+//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks, or
+//! no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
+//! and only then use the range here and let the kernel send again. Reading and setting are two requests: a
+//! kernel that sends between them gets its counter set back, and uses numbers twice.
 
 use std::ops::Range;
 use std::sync::Mutex;

@@ -6,7 +6,7 @@
 //! best policy first, and ends when no other pair can have a better one. Policies with the same prefixes are
 //! tried one by one.
 
-use super::config::Family;
+use super::config::{Family, Order};
 use super::policy::{Action, Direction, Policy};
 use super::selector::{Flow, masked};
 use crate::hash_table::{HashTable, Slot, hash_words};
@@ -77,6 +77,7 @@ struct Index {
 }
 
 impl Index {
+    /// `policies`: the oldest first.
     fn new(mut policies: Vec<Policy>) -> Index {
         // Stable: of equal priorities the one added first stays first.
         policies.sort_by_key(|policy| policy.priority);
@@ -146,15 +147,22 @@ pub struct Spd {
 }
 
 impl Spd {
-    /// Builds it from policies in the order in which they were added. `default_actions`: what happens to
-    /// packets of each [`Direction`] without a policy (XFRM_MSG_SETDEFAULT), in the order in, out, forward.
+    /// Builds it from policies in the given order. `default_actions`: what happens to packets of each
+    /// [`Direction`] without a policy (XFRM_MSG_SETDEFAULT), in the order in, out, forward.
+    ///
+    /// Of equal priorities the policy added first wins: `xfrm_policy_insert_list` puts a new one behind those of
+    /// its priority. A policy that replaces an equal one (XFRM_MSG_UPDPOLICY with the same selector, mark and
+    /// interface) takes the place of that one among the policies of its priority, but is the newest of a dump.
+    /// A dump therefore does not tell which of two overlapping policies of equal priority wins if one of them
+    /// was replaced.
     #[must_use]
     pub fn new(
         policies: impl IntoIterator<Item = (Direction, Policy)>,
+        order: Order,
         default_actions: [Action; 3],
     ) -> Spd {
         let mut lists: [[Vec<Policy>; 2]; 3] = Default::default();
-        for (direction, policy) in policies {
+        for (direction, policy) in order.oldest_first(policies) {
             let family = policy.family as usize;
             let list = lists.get_mut(direction as usize).and_then(|list| list.get_mut(family));
             if let Some(list) = list {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use prefetch_index::prefetch_index;
 
 use super::algorithm::{Auth, BadKey, EspAlgorithm, EspKeys};
-use super::config::{Family, Lifetime, StateConfig, StateFlags, Usage};
+use super::config::{Family, KmState, Lifetime, StateConfig, StateFlags, Usage};
 use super::crypto::{EspTransform, IvSeed};
 use super::key::Secret;
 use super::mac::MacKey;
@@ -42,24 +42,15 @@ pub enum BadState {
     /// UDP encapsulation is for ESP (RFC 3948 §1).
     #[error("UDP encapsulation of AH")]
     EncapOfAh,
+    /// A limit of seconds since the SA was added needs to know when that was.
+    #[error("a limit of seconds since the SA was added, which was at an unknown time")]
+    AddTime,
     /// A key of a length that the algorithm has not, or an IV seed that does not suit the cipher.
     #[error(transparent)]
     Key(#[from] BadKey),
     /// A replay window that cannot be.
     #[error(transparent)]
     Window(#[from] BadWindow),
-}
-
-/// Validity of an SA: XFRM_STATE_VALID and the like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum KmState {
-    /// It works.
-    Valid,
-    /// It reached a hard limit.
-    Expired,
-    /// It was deleted.
-    Dead,
 }
 
 /// The part of an SA that both directions have.
@@ -231,12 +222,15 @@ impl State {
             Keys::Ah(..) if config.encap.is_some() => return Err(BadState::EncapOfAh),
             Keys::Ah(auth, _) => Algorithm::Ah(*auth),
         };
-        let Usage { bytes, packets, use_time_s, .. } = config.usage;
+        let Usage { bytes, packets, add_time_s, use_time_s } = config.usage;
+        if add_time_s == 0 && config.lifetime.add_s != [0; 2] {
+            return Err(BadState::AddTime);
+        }
         Ok(State {
             layout: Layout::new(&config, algorithm),
+            km_state: AtomicU8::new(config.km_state as u8),
             config,
             algorithm,
-            km_state: AtomicU8::new(KmState::Valid as u8),
             is_dying: AtomicBool::new(false),
             bytes: AtomicU64::new(bytes),
             packets: AtomicU64::new(packets),
@@ -287,7 +281,7 @@ impl State {
     #[inline]
     #[must_use]
     pub fn carries(&self, family: Family) -> bool {
-        self.has(StateFlags::AF_UNSPEC) || family == self.config.selector_family
+        self.config.selector_family.is_none_or(|of_selector| of_selector == family)
     }
 
     /// What the SA has been used for, at some time during the call.
@@ -311,16 +305,22 @@ impl State {
     #[inline]
     #[must_use]
     pub fn km_state(&self) -> KmState {
-        match self.km_state.load(Ordering::Relaxed) {
-            0 => KmState::Valid,
-            1 => KmState::Expired,
-            _ => KmState::Dead,
-        }
+        const STATES: [KmState; 5] =
+            [KmState::Acquiring, KmState::Valid, KmState::Error, KmState::Expired, KmState::Dead];
+        let number = usize::from(self.km_state.load(Ordering::Relaxed));
+        STATES.get(number).copied().unwrap_or(KmState::Dead)
     }
 
     /// Ends the SA, for example because it was deleted.
     pub fn set_km_state(&self, km_state: KmState) {
         self.km_state.store(km_state as u8, Ordering::Relaxed);
+    }
+
+    /// Ends the SA at a hard limit. A deleted one stays so.
+    fn expire(&self) {
+        let (valid, expired) = (KmState::Valid as u8, KmState::Expired as u8);
+        let _ =
+            self.km_state.compare_exchange(valid, expired, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Whether a soft limit was reached: the SA should be replaced.
@@ -330,41 +330,72 @@ impl State {
         self.is_dying.load(Ordering::Relaxed)
     }
 
-    /// Compares usage with the limits, as the kernel's `xfrm_state_check_expire` and `xfrm_timer_handler`;
-    /// false: a hard limit was reached, and the SA does not work any more.
+    /// Compares the time with the limits of time, as the kernel's `xfrm_timer_handler`, and sets
+    /// [`km_state`](Self::km_state) and [`is_dying`](Self::is_dying) accordingly; false: a hard limit was
+    /// reached, and the SA does not work any more. For an SA that has no packets.
     #[inline]
-    pub fn check_expire(&self, now_s: u64) -> bool {
-        let usage = self.usage();
-        let has_reached = |limit: usize| {
-            let Lifetime { bytes, packets, add_s, use_s } = self.config.lifetime;
-            let is_over = |since_s: u64, seconds: [u64; 2]| {
+    pub fn check_time(&self, now_s: u64) -> bool {
+        let Lifetime { add_s, use_s, .. } = self.config.lifetime;
+        // The time of addition is known if it has a limit (`BadState::AddTime`); a use that has not begun
+        // has no end.
+        let use_time_s = self.use_time_s.load(Ordering::Relaxed);
+        let since = [(self.config.usage.add_time_s, add_s), (use_time_s, use_s)];
+        let [soft, hard] = [0, 1].map(|limit| {
+            since.into_iter().any(|(since_s, seconds)| {
                 let seconds = seconds.get(limit).copied().unwrap_or(0);
                 seconds != 0 && since_s != 0 && now_s >= since_s.saturating_add(seconds)
-            };
-            bytes.get(limit).is_some_and(|&limit| usage.bytes >= limit)
-                || packets.get(limit).is_some_and(|&limit| usage.packets >= limit)
-                || is_over(usage.add_time_s, add_s)
-                || is_over(usage.use_time_s, use_s)
-        };
-        if has_reached(1) {
-            self.set_km_state(KmState::Expired);
-            return false;
-        }
-        if has_reached(0) && !self.is_dying() {
-            self.is_dying.store(true, Ordering::Relaxed);
-        }
-        true
+            })
+        });
+        self.set_reached(soft, hard)
     }
 
-    /// Counts one packet.
+    /// Compares usage and time with the limits, as the kernel's `xfrm_state_check_expire` and
+    /// `xfrm_timer_handler`; false: a hard limit was reached, and the SA does not work any more.
     #[inline]
-    pub(super) fn count(&self, octets: usize, now_s: u64) {
-        self.bytes.fetch_add(octets as u64, Ordering::Relaxed);
-        self.packets.fetch_add(1, Ordering::Relaxed);
-        if self.use_time_s.load(Ordering::Relaxed) == 0 {
-            // Of several first packets any one will do.
-            self.use_time_s.store(now_s, Ordering::Relaxed);
+    pub fn check_expire(&self, now_s: u64) -> bool {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let packets = self.packets.load(Ordering::Relaxed);
+        let Lifetime {
+            bytes: [soft_bytes, hard_bytes], packets: [soft_packets, hard_packets], ..
+        } = self.config.lifetime;
+        let hard = bytes >= hard_bytes || packets >= hard_packets;
+        let soft = bytes >= soft_bytes || packets >= soft_packets;
+        self.set_reached(soft, hard) && self.check_time(now_s)
+    }
+
+    #[inline]
+    fn set_reached(&self, soft: bool, hard: bool) -> bool {
+        if hard {
+            self.expire();
+        } else if soft && !self.is_dying() {
+            self.is_dying.store(true, Ordering::Relaxed);
         }
+        !hard
+    }
+
+    /// Counts one packet; false: another worker's packet has reached a hard limit since
+    /// [`check_expire`](Self::check_expire), this one is not counted, and the SA does not work any more.
+    ///
+    /// Of several workers that have checked the same counters, only as many pass here as the limits permit.
+    #[inline]
+    pub(super) fn count(&self, octets: usize, now_s: u64) -> bool {
+        let Lifetime { bytes: [_, hard_bytes], packets: [_, hard_packets], .. } =
+            self.config.lifetime;
+        if !add_below(&self.packets, 1, hard_packets) {
+            self.expire();
+            return false;
+        }
+        if !add_below(&self.bytes, octets as u64, hard_bytes) {
+            // The SA has ended: that the packet was counted for a moment changes no decision.
+            self.expire();
+            self.packets.fetch_sub(1, Ordering::Relaxed);
+            return false;
+        }
+        if self.use_time_s.load(Ordering::Relaxed) == 0 {
+            // Of several first packets any one will do. 0 means that none came.
+            self.use_time_s.store(now_s.max(1), Ordering::Relaxed);
+        }
+        true
     }
 
     /// Counts a packet with a wrong ICV.
@@ -384,7 +415,22 @@ impl State {
             KmState::Valid if self.check_expire(now_s) => Ok(()),
             KmState::Valid => Err(expired),
             // As the kernel: only the packet that meets the limit counts as expired.
-            KmState::Expired | KmState::Dead => Err(invalid),
+            _ => Err(invalid),
         }
     }
+}
+
+/// Adds `amount` if the counter is below `limit`, in one step; false: it is not, and nothing is added.
+#[inline]
+fn add_below(counter: &AtomicU64, amount: u64, limit: u64) -> bool {
+    if limit == u64::MAX {
+        counter.fetch_add(amount, Ordering::Relaxed);
+        return true;
+    }
+    // Not `fetch_add`, which would count packets that do not pass.
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
+            (value < limit).then(|| value.saturating_add(amount))
+        })
+        .is_ok()
 }

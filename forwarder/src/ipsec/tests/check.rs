@@ -11,6 +11,7 @@ fn gcm() -> Keys {
 
 /// The outer TOS of a packet with an inner one, and its DF.
 fn outer(flags: StateFlags, ecn: EcnRules, inner: &[u8]) -> (u8, bool, u8) {
+    let flags = flags | StateFlags::AF_UNSPEC;
     let config = StateConfig { ecn, ..config(Mode::Tunnel, Family::Ipv4, flags) };
     let sealed = seal(&outbound(&config, &gcm(), 1), inner).unwrap();
     let ip = Ipv4Packet::new_checked(&sealed).unwrap();
@@ -43,7 +44,7 @@ fn the_outer_header_is_as_the_flags_say() {
 /// The inner TOS after a tunnel whose outer TOS became `outer_tos`.
 fn inner_tos(flags: StateFlags, outer_tos: u8, inner_tos: u8) -> Result<u8, Error> {
     for family in [Family::Ipv6, Family::Ipv4] {
-        let config = config(Mode::Tunnel, Family::Ipv4, flags);
+        let config = config(Mode::Tunnel, Family::Ipv4, flags | StateFlags::AF_UNSPEC);
         let packet = udp_packet(family, inner_tos, 20);
         let mut sealed = seal(&outbound(&config, &gcm(), 1), &packet)?;
         Ipv4Packet::new_unchecked(&mut sealed[..]).set_tos(outer_tos);
@@ -69,11 +70,13 @@ fn the_inner_header_takes_what_the_flags_say() {
 
 #[test]
 fn a_tunnel_carries_one_family_unless_the_selector_has_none() {
-    let mut config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let mut config = config(Mode::Tunnel, Family::Ipv4, StateFlags::AF_UNSPEC);
+    assert_eq!(config.selector_family, None);
     let v6 = udp_packet(Family::Ipv6, 0, 10);
     let sealed = seal(&outbound(&config, &gcm(), 1), &v6).unwrap();
     assert!(open(&inbound(&config, &gcm(), 1), &sealed).is_ok());
-    config.flags = StateFlags::default();
+    // The flag does not change a selector that has a family.
+    config.selector_family = Some(Family::Ipv4);
     assert_eq!(seal(&outbound(&config, &gcm(), 1), &v6), Err(Error::XfrmOutStateModeError));
     let opened = open(&inbound(&config, &gcm(), 1), &sealed);
     assert_eq!(opened, Err(Error::XfrmInStateModeError));
@@ -190,6 +193,79 @@ fn an_sa_ends_at_its_hard_limits() {
 }
 
 #[test]
+fn several_workers_do_not_exceed_a_hard_limit() {
+    const LIMIT: u64 = 50;
+    let len = udp_packet(Family::Ipv4, 0, 2).len() as u64;
+    let limits = [
+        Lifetime { packets: [u64::MAX, LIMIT], ..Lifetime::INFINITE },
+        // The packet that meets the limit passes, as in the kernel.
+        Lifetime { bytes: [u64::MAX, LIMIT * len - 1], ..Lifetime::INFINITE },
+    ];
+    for lifetime in limits {
+        let config =
+            StateConfig { lifetime, ..config(Mode::Tunnel, Family::Ipv4, StateFlags::default()) };
+        let (sender, receiver) = (outbound(&config, &gcm(), 1), inbound(&config, &gcm(), 1));
+        let endless = StateConfig { lifetime: Lifetime::INFINITE, ..config };
+        let peer = outbound(&endless, &gcm(), 1);
+        let packet = udp_packet(Family::Ipv4, 0, 2);
+        let run = |_: usize| {
+            let sealed = (0..LIMIT).filter(|_| seal(&sender, &packet).is_ok()).count();
+            let to_open = (0..LIMIT).map(|_| seal(&peer, &packet).unwrap());
+            let opened = to_open.filter(|sealed| open(&receiver, sealed).is_ok()).count();
+            (sealed, opened)
+        };
+        let passed = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..4).map(|n| scope.spawn(move || run(n))).collect();
+            let each = workers.into_iter().map(|worker| worker.join().unwrap());
+            each.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+        });
+        assert_eq!(passed.0, LIMIT as usize);
+        // A receiver may lose packets that were overtaken.
+        assert!(passed.1 <= LIMIT as usize);
+        assert_eq!(
+            sender.state().usage(),
+            Usage { packets: LIMIT, bytes: LIMIT * len, ..sender.state().usage() }
+        );
+        assert_eq!(receiver.state().usage().packets, passed.1 as u64);
+        assert_eq!(sender.state().km_state(), KmState::Expired);
+    }
+}
+
+#[test]
+fn what_is_counted_last_meets_the_limits() {
+    // Both workers have passed the check before the first one counts.
+    let lifetime = Lifetime { packets: [u64::MAX, 1], ..Lifetime::INFINITE };
+    let config =
+        StateConfig { lifetime, ..config(Mode::Tunnel, Family::Ipv4, StateFlags::default()) };
+    let state = outbound(&config, &gcm(), 1);
+    let state = state.state();
+    assert!(state.check_expire(1) && state.check_expire(1));
+    assert!(state.count(10, 1));
+    assert!(!state.count(10, 1));
+    assert_eq!((state.usage().packets, state.usage().bytes), (1, 10));
+    state.set_km_state(KmState::Dead);
+    assert!(!state.count(10, 1));
+    assert_eq!(state.km_state(), KmState::Dead, "a deleted SA does not expire");
+}
+
+#[test]
+fn an_sa_that_does_not_work_opens_nothing() {
+    let mut config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let sealed = seal(&outbound(&config, &gcm(), 1), &udp_packet(Family::Ipv4, 0, 1)).unwrap();
+    for (km_state, error) in [
+        (KmState::Acquiring, Error::XfrmAcquireError),
+        (KmState::Error, Error::XfrmInStateInvalid),
+        (KmState::Expired, Error::XfrmInStateInvalid),
+        (KmState::Dead, Error::XfrmInStateInvalid),
+    ] {
+        config.km_state = km_state;
+        assert_eq!(open(&inbound(&config, &gcm(), 1), &sealed), Err(error));
+        let sealed = seal(&outbound(&config, &gcm(), 1), &udp_packet(Family::Ipv4, 0, 1));
+        assert_eq!(sealed, Err(Error::XfrmOutStateInvalid));
+    }
+}
+
+#[test]
 fn what_cannot_be_sealed_is_left_as_it_was() {
     let config = config(Mode::Transport, Family::Ipv4, StateFlags::default());
     let state = outbound(&config, &gcm(), 1);
@@ -221,6 +297,11 @@ fn states_that_cannot_be_are_refused() {
     assert_eq!(new(StateConfig { encap, ..config.clone() }, &ah), Err(BadState::EncapOfAh));
     let src = "::1".parse().unwrap();
     assert_eq!(new(StateConfig { src, ..config.clone() }, &gcm()), Err(BadState::Families));
+    let lifetime = Lifetime { add_s: [0, 50], ..Lifetime::INFINITE };
+    let unknown = StateConfig { lifetime, ..config.clone() };
+    assert_eq!(new(unknown.clone(), &gcm()), Err(BadState::AddTime));
+    let usage = Usage { add_time_s: 1, ..Usage::default() };
+    assert_eq!(new(StateConfig { usage, ..unknown }, &gcm()), Ok(()));
     for len in [0, 3, 4, 16, 19, 21, 35] {
         let keys = Keys::Esp(EspKeys::Combined(Aead::AesGcm, Secret::new(vec![1; len])));
         assert!(matches!(new(config.clone(), &keys), Err(BadState::Key(_))), "{len}");
@@ -239,13 +320,21 @@ fn the_newest_sa_that_matches_is_found() {
         Arc::new(InboundState::new(StateConfig { mark, reqid, ..base }, &gcm()).unwrap())
     };
     let marked = Mark { value: 5, mask: 0xff };
-    let sad = Sad::new([at(Mark::default(), 1), at(marked, 2), at(Mark::default(), 3)]);
+    let sad = Sad::new(
+        [at(Mark::default(), 1), at(marked, 2), at(Mark::default(), 3)],
+        Order::OldestFirst,
+    );
     let (_, dst) = addresses(Family::Ipv4);
     let find = |sad: &Sad, dst, spi, protocol, mark| {
         sad.lookup(dst, spi, protocol, mark).map(|state| state.state().config().reqid)
     };
     assert_eq!(find(&sad, dst, SPI, Protocol::ESP, 0x105), Some(3));
-    let sad = Sad::new([at(Mark::default(), 1), at(marked, 2)]);
+    let sad = Sad::new(
+        [at(Mark::default(), 3), at(marked, 2), at(Mark::default(), 1)],
+        Order::NewestFirst,
+    );
+    assert_eq!(find(&sad, dst, SPI, Protocol::ESP, 0x105), Some(3), "as a dump has them");
+    let sad = Sad::new([at(Mark::default(), 1), at(marked, 2)], Order::OldestFirst);
     assert_eq!(find(&sad, dst, SPI, Protocol::ESP, 0x105), Some(2));
     assert_eq!(find(&sad, dst, SPI, Protocol::ESP, 0x106), Some(1));
     assert_eq!(find(&sad, dst, SPI + 1, Protocol::ESP, 0), None);

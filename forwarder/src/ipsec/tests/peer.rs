@@ -45,7 +45,7 @@ fn config_of(vector: &Vector) -> StateConfig {
     let is_ipv6 = vector.protected.starts_with('6');
     let family = if is_ipv6 { Family::Ipv6 } else { Family::Ipv4 };
     let esn = if vector.is_extended { StateFlags::ESN } else { StateFlags::default() };
-    config(mode, family, esn | StateFlags::ALIGN4)
+    config(mode, family, esn | StateFlags::ALIGN4 | StateFlags::AF_UNSPEC)
 }
 
 /// A packet with a Routing header of two addresses as it arrives at the last one.

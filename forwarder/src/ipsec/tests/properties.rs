@@ -26,7 +26,7 @@ fn check_round_trip(
     keys: &Keys,
     (mode, outer, inner): (Mode, Family, Family),
     (seq, is_extended): (u64, bool),
-    is_udp: bool,
+    (is_udp, has_family): (bool, bool),
     len: usize,
 ) {
     let mut flags = StateFlags::default();
@@ -35,6 +35,7 @@ fn check_round_trip(
     }
     let mut config = config(mode, outer, flags);
     let is_ah = matches!(keys, Keys::Ah(..));
+    config.selector_family = has_family.then_some(inner);
     config.encap = (is_udp && !is_ah).then_some(UdpPorts { src: 4500, dst: 4500 });
     let seq = if is_extended { seq } else { seq & 0xffff_ffff | 1 };
     let packet = udp_packet(inner, 0xb9, len);
@@ -67,10 +68,11 @@ proptest! {
         seq in sequence_numbers(),
         is_extended: bool,
         is_udp: bool,
+        has_family: bool,
         len in prop_oneof![0..100usize, 0..9000usize],
     ) {
         for keys in all_keys() {
-            check_round_trip(&keys, mode, (seq, is_extended), is_udp, len);
+            check_round_trip(&keys, mode, (seq, is_extended), (is_udp, has_family), len);
         }
     }
 
