@@ -1,6 +1,7 @@
 //! Tests of whole packets: published vectors, an independent peer, and properties.
 
 mod check;
+mod locate;
 mod peer;
 mod policies;
 mod properties;
