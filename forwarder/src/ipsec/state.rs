@@ -45,7 +45,10 @@ pub enum BadState {
     /// A limit of seconds since the SA was added needs to know when that was.
     #[error("a limit of seconds since the SA was added, which was at an unknown time")]
     AddTime,
-    /// A key of a length that the algorithm has not, or an IV seed that does not suit the cipher.
+    /// An IV seed that does not suit the cipher: AES-CBC needs a random one ([`IvSeed::random`]).
+    #[error("the IVs of AES-CBC need a random seed")]
+    IvSeed,
+    /// A key of a length that the algorithm has not.
     #[error(transparent)]
     Key(#[from] BadKey),
     /// A replay window that cannot be.
@@ -167,17 +170,26 @@ impl OutboundState {
         prefetch_lines(&self.lines, size_of::<Self>());
     }
 
-    /// An SA without reserved sequence numbers.
+    /// An SA without reserved sequence numbers. The seed is used up. `first_free` is the lowest sequence number
+    /// that nobody has used or reserved with these keys: 1 only if the keys are new, the kernel's counter plus
+    /// one for an SA of the kernel, and for one that replaces another the start of what [`Sequence::close`]
+    /// of that one returned. A number that is used twice with one key breaks counter modes.
     ///
     /// # Errors
     /// [`BadState`].
     pub fn new(
         config: StateConfig,
         keys: &Keys,
-        iv_seed: &IvSeed,
+        iv_seed: IvSeed,
+        first_free: u64,
     ) -> Result<OutboundState, BadState> {
-        let transform = Transform::new(keys, Some(iv_seed))?;
-        let sequence = Sequence::new(config.flags.contains(StateFlags::ESN));
+        if let Keys::Esp(keys) = keys
+            && !iv_seed.suits(keys.algorithm())
+        {
+            return Err(BadState::IvSeed);
+        }
+        let transform = Transform::new(keys, Some(&iv_seed))?;
+        let sequence = Sequence::new(config.flags.contains(StateFlags::ESN), first_free);
         let state = State::new(config, keys)?;
         Ok(OutboundState { lines: [], state, transform, sequence })
     }

@@ -266,6 +266,24 @@ fn an_sa_that_does_not_work_opens_nothing() {
 }
 
 #[test]
+fn an_sa_that_replaces_another_continues_its_numbers() {
+    let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let packet = udp_packet(Family::Ipv4, 0, 1);
+    let old = outbound(&config, &gcm(), 41);
+    let receiver = inbound(&config, &gcm(), 41);
+    assert!(open(&receiver, &seal(&old, &packet).unwrap()).is_ok());
+    let left = old.sequence().close();
+    assert_eq!(seal(&old, &packet), Err(Error::SequenceRangeUsed));
+    let seed = IvSeed::random([1; 16]);
+    let new = OutboundState::new(config, &gcm(), seed, left.start).unwrap();
+    assert!(new.sequence().extend(1..100).is_err(), "it cannot begin at 1 again");
+    new.sequence().extend(left).unwrap();
+    let sealed = seal(&new, &packet).unwrap();
+    assert_eq!(locate(&sealed, &[]).unwrap().unwrap().seq, 42);
+    assert!(open(&receiver, &sealed).is_ok());
+}
+
+#[test]
 fn what_cannot_be_sealed_is_left_as_it_was() {
     let config = config(Mode::Transport, Family::Ipv4, StateFlags::default());
     let state = outbound(&config, &gcm(), 1);
@@ -283,7 +301,7 @@ fn what_cannot_be_sealed_is_left_as_it_was() {
     }
     assert_eq!(seal(&state, &udp_packet(Family::Ipv4, 0, 65_480)), Err(Error::XfrmOutError));
     assert_eq!(state.sequence().next(), 1);
-    let unreserved = OutboundState::new(config, &gcm(), &IvSeed::random([1; 16])).unwrap();
+    let unreserved = OutboundState::new(config, &gcm(), IvSeed::random([1; 16]), 1).unwrap();
     assert_eq!(seal(&unreserved, &packet), Err(Error::SequenceRangeUsed));
 }
 
@@ -309,8 +327,19 @@ fn states_that_cannot_be_are_refused() {
     // The kernel's salt would make IVs of CBC predictable.
     let cbc = || Secret::new(vec![1; 16]);
     let keys = EspKeys::EncryptThenMac(Cipher::AesCbc, cbc(), Auth::HmacSha1_96, cbc());
-    let cbc = OutboundState::new(config, &Keys::Esp(keys), &IvSeed::kernel_salt([1; 8]));
-    assert!(matches!(cbc, Err(BadState::Key(_))));
+    let cbc = OutboundState::new(config.clone(), &Keys::Esp(keys), IvSeed::kernel_salt([1; 8]), 1);
+    assert_eq!(cbc.map(|_| ()), Err(BadState::IvSeed));
+    // An empty key would authenticate everyone; other lengths the kernel accepts, too.
+    for (len, is_right) in [(0, false), (1, true), (20, true), (200, true)] {
+        let key = || Secret::new(vec![1; len]);
+        let none = Secret::new(Vec::new());
+        let esp = EspKeys::EncryptThenMac(Cipher::Null, none, Auth::HmacSha1_96, key());
+        for keys in [Keys::Esp(esp), Keys::Ah(Auth::HmacSha1_96, key())] {
+            let expected = BadKey { algorithm: "hmac(sha1)", octets: len };
+            let expected = if is_right { Ok(()) } else { Err(BadState::Key(expected)) };
+            assert_eq!(new(config.clone(), &keys), expected);
+        }
+    }
 }
 
 #[test]

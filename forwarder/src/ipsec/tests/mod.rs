@@ -102,7 +102,7 @@ fn is_cbc(keys: &Keys) -> bool {
 /// An SA for sending whose next number is `seq`.
 fn outbound(config: &StateConfig, keys: &Keys, seq: u64) -> OutboundState {
     let seed = if is_cbc(keys) { IvSeed::random([7; 16]) } else { IvSeed::kernel_salt(IV_SALT) };
-    let state = OutboundState::new(config.clone(), keys, &seed).expect("a state");
+    let state = OutboundState::new(config.clone(), keys, seed, seq).expect("a state");
     state.sequence().extend(seq..seq.saturating_add(1000)).expect("a range");
     state
 }
