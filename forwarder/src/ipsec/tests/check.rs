@@ -266,6 +266,61 @@ fn an_sa_that_does_not_work_opens_nothing() {
 }
 
 #[test]
+fn octets_behind_the_packet_are_not_sealed() {
+    for (mode, family) in [
+        (Mode::Tunnel, Family::Ipv4),
+        (Mode::Tunnel, Family::Ipv6),
+        (Mode::Transport, Family::Ipv4),
+        (Mode::Transport, Family::Ipv6),
+    ] {
+        let config = config(mode, family, StateFlags::default());
+        let packet = udp_packet(family, 0, 3);
+        let framed = [&packet[..], &[0xee; 15]].concat();
+        for keys in all_keys() {
+            let sealed = seal(&outbound(&config, &keys, 1), &framed).unwrap();
+            assert_eq!(sealed, seal(&outbound(&config, &keys, 1), &packet).unwrap());
+        }
+        let state = outbound(&config, &gcm(), 1);
+        let short = &packet[..packet.len() - 1];
+        assert_eq!(seal(&state, short), Err(Error::XfrmOutStateModeError), "a part of it");
+        assert_eq!(state.sequence().next(), 1);
+    }
+    let mut packet = udp_packet(Family::Ipv4, 0, 3);
+    Ipv4Packet::new_unchecked(&mut packet[..]).set_total_len(19);
+    let state = outbound(&config(Mode::Tunnel, Family::Ipv4, StateFlags::default()), &gcm(), 1);
+    assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "less than its header");
+}
+
+#[test]
+fn ah_takes_no_number_for_headers_that_it_cannot_cover() {
+    let ah = Keys::Ah(Auth::HmacSha256_128, Secret::new(octets(0x80, 32)));
+    // IPv4: an option that is longer than the header, and a source route without an address.
+    for options in [[0x44, 9, 5, 0], [0x83, 3, 4, 0]] {
+        let state = outbound(&config(Mode::Transport, Family::Ipv4, StateFlags::default()), &ah, 1);
+        let plain = udp_packet(Family::Ipv4, 0, 3);
+        let mut packet = [&plain[..20], &options, &plain[20..]].concat();
+        let len = packet.len() as u16;
+        let mut ip = Ipv4Packet::new_unchecked(&mut packet[..]);
+        ip.set_version_and_header_len(24);
+        ip.set_total_len(len);
+        assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "{options:?}");
+        assert_eq!((state.sequence().next(), state.state().usage().packets), (1, 0));
+    }
+    // IPv6: an option that is longer than the header, and a Routing header of an unknown type.
+    for (next, header) in [(60, [17, 0, 0x1e, 9, 0, 0, 0, 0]), (43, [17, 0, 9, 1, 0, 0, 0, 0])] {
+        let state = outbound(&config(Mode::Transport, Family::Ipv6, StateFlags::default()), &ah, 1);
+        let plain = udp_packet(Family::Ipv6, 0, 3);
+        let mut packet = [&plain[..40], &header, &plain[40..]].concat();
+        let len = packet.len() as u16;
+        let mut ip = Ipv6Packet::new_unchecked(&mut packet[..]);
+        ip.set_payload_len(len - 40);
+        ip.set_next_header(Protocol(next));
+        assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "{header:?}");
+        assert_eq!((state.sequence().next(), state.state().usage().packets), (1, 0));
+    }
+}
+
+#[test]
 fn an_sa_that_replaces_another_continues_its_numbers() {
     let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
     let packet = udp_packet(Family::Ipv4, 0, 1);
