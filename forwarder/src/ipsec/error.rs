@@ -7,8 +7,9 @@ macro_rules! xfrm_stat {
         /// Why a packet is not processed: the names of the kernel's counters
         /// (Documentation/networking/xfrm_proc.rst).
         ///
-        /// All counters of Linux 6.12 are here, so that they can be printed together; this library does not
-        /// return those for netlink, bundles and queues.
+        /// All counters of Linux 6.14 are here, so that they can be printed together; the last two,
+        /// `XfrmInIptfsError` and `XfrmOutNoQueueSpace`, are not in the file of Linux 6.12. This library does
+        /// not return those for bundles, policies for sending, and IP-TFS.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Error {
             $($(#[$doc])* $name,)*
