@@ -82,36 +82,10 @@ fn a_tunnel_carries_one_family_unless_the_selector_has_none() {
     assert_eq!(opened, Err(Error::XfrmInStateModeError));
 }
 
-/// An ESP packet with NULL encryption whose data is `data`, and the right ICV.
-fn null_packet(config: &StateConfig, data: &[u8]) -> Vec<u8> {
-    let (keys, mac) = null_keys();
-    let state = outbound(config, &keys, 1);
-    // The header of any packet, then the octets wanted.
-    let mut packet = seal(&state, &udp_packet(Family::Ipv4, 0, 0)).unwrap();
-    packet.truncate(28);
-    packet.extend(data);
-    let mut icv = vec![0; 12];
-    let number = crypto::Number { spi: SPI, seq: 1, is_extended: false };
-    let mut context = mac.start();
-    context.update(&packet[20..]);
-    context.write(number, &mut icv).unwrap();
-    packet.extend(icv);
-    let len = packet.len() as u16;
-    Ipv4Packet::new_unchecked(&mut packet[..]).set_total_len(len);
-    packet
-}
-
-fn null_keys() -> (Keys, mac::MacKey) {
-    let auth = || Secret::new(octets(0x80, 20));
-    let none = Secret::new(Vec::new());
-    let keys = EspKeys::EncryptThenMac(Cipher::Null, none, Auth::HmacSha1_96, auth());
-    (Keys::Esp(keys), mac::MacKey::new(Auth::HmacSha1_96, &auth()).unwrap())
-}
-
 /// Opens an authentic packet with these data.
 fn open_data(data: &[u8]) -> Result<Decapsulated, Error> {
     let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
-    let mut packet = null_packet(&config, data);
+    let mut packet = null_packet(Family::Ipv4, data);
     let located = locate(&packet, &[]).unwrap().unwrap();
     let state = inbound(&config, &null_keys().0, 1);
     let result = state.open(&mut packet, &located, 0);
