@@ -233,10 +233,12 @@ impl Template {
             let [exact, wildcard] = &mut found;
             let (best, is_acquiring) = if is_wildcard { wildcard } else { exact };
             match state.km_state() {
-                KmState::Valid if state.check_time(now_s) && state.is_for(flow) => {
-                    if best.is_none_or(|best| is_better(state, best.state(), order)) {
-                        *best = Some(outbound);
-                    }
+                KmState::Valid
+                    if state.check_time(now_s)
+                        && state.is_for(flow)
+                        && best.is_none_or(|best| is_better(state, best.state(), order)) =>
+                {
+                    *best = Some(outbound);
                 }
                 KmState::Acquiring => *is_acquiring = true,
                 _ => {}
