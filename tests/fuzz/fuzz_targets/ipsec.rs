@@ -1,5 +1,5 @@
-//! IPsec: any octets are opened without a panic, also those of a sender that has the key, and what was sealed is
-//! opened again.
+//! IPsec: any octets are opened without a panic, also those of a sender that has the key, and what was sealed
+//! is opened again.
 #![no_main]
 
 use std::sync::Arc;
