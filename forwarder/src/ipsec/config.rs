@@ -2,8 +2,8 @@
 //!
 //! Not included, so that an SA which has one of these is left to the kernel: marks that packets get
 //! (XFRMA_SET_MARK), SAs of one CPU (XFRMA_SA_PCPU), offload to a device (XFRMA_OFFLOAD_DEV), security contexts
-//! (XFRMA_SEC_CTX), care-of addresses (XFRMA_COADDR), encapsulation other than that of ESP in UDP (XFRMA_ENCAP of
-//! type TCP_ENCAP_ESPINTCP), padding of outbound packets (XFRMA_TFCPAD), and flags that
+//! (XFRMA_SEC_CTX), care-of addresses (XFRMA_COADDR), encapsulation other than that of ESP in UDP (XFRMA_ENCAP
+//! of type TCP_ENCAP_ESPINTCP), padding of outbound packets (XFRMA_TFCPAD), and flags that
 //! [`StateFlags::from_kernel`] does not know.
 
 use std::net::IpAddr;
@@ -77,7 +77,8 @@ impl Order {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum KmState {
-    /// It is being negotiated (XFRM_STATE_ACQ): packets wait for it.
+    /// It is being negotiated (XFRM_STATE_ACQ), and packets wait for it. The kernel has no keys and perhaps no
+    /// SPI for it yet; here it has any keys, which are never used, because another SA takes its place.
     Acquiring,
     /// It works.
     #[default]
@@ -228,7 +229,7 @@ pub struct StateConfig {
     pub src: IpAddr,
     /// Destination, of the same family; with SPI and protocol it identifies an inbound SA.
     pub dst: IpAddr,
-    /// Security parameters index, not 0.
+    /// Security parameters index; not 0, unless the SA is being negotiated.
     pub spi: u32,
     /// What templates ask for; 0: nothing in particular.
     pub reqid: u32,

@@ -90,7 +90,7 @@ xfrm_stat! {
     XfrmFwdHdrError,
     /// The SA is not valid.
     XfrmOutStateInvalid,
-    /// An SA that is being negotiated did not become valid in time.
+    /// An SA that is being negotiated did not become valid in time, or received a packet before.
     XfrmAcquireError,
     /// An inbound SA was used for sending.
     XfrmOutStateDirError,

@@ -33,7 +33,7 @@ pub struct Located {
     pub encap: Option<UdpPorts>,
     /// Offset of the ESP header or AH.
     at: usize,
-    /// End of the packet.
+    /// End of what is protected: of the packet, or of the UDP datagram.
     end: usize,
     /// Length of the IP header, and where it names the next one.
     header_len: usize,
@@ -72,9 +72,9 @@ pub enum Decapsulated {
 /// `Ok(None)`: it is another packet, such as a fragment, IKE or a keepalive, or one that is left to the kernel,
 /// which drops it or knows what to do:
 ///
-/// - behind a Hop-by-Hop Options header that is not the first extension header (RFC 8200 §4.1), a Routing header
-///   that has segments left or that is for hosts with a sysctl (types 2 to 4), options that must not be skipped
-///   if unknown, CALIPSO, or more options or padding than `ip6_parse_tlv` permits by default;
+/// - behind a Hop-by-Hop Options header that is not the first extension header (RFC 8200 §4.1), a Routing
+///   header that has segments left or that is for hosts with a sysctl (types 2 to 4), options that must not
+///   be skipped if unknown, CALIPSO, or more options or padding than `ip6_parse_tlv` permits by default;
 /// - in UDP with a length field or checksum that is wrong, or over IPv6 without a checksum (RFC 8200 §8.1).
 ///
 /// # Errors

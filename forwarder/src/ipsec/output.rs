@@ -53,11 +53,11 @@ impl OutboundState {
     ///
     /// # Errors
     /// [`Error::SequenceRangeUsed`]: reserve more sequence numbers. [`Error::XfrmOutError`]: no room, or the
-    /// result would exceed 65,535 octets. [`Error::XfrmOutStateModeError`]: the SA does not carry this packet: a
-    /// header that cannot be read or that states more octets than there are; its family in tunnel mode; in
+    /// result would exceed 65,535 octets. [`Error::XfrmOutStateModeError`]: the SA does not carry this packet:
+    /// a header that cannot be read or that states more octets than there are; its family in tunnel mode; in
     /// transport mode a fragment, an unknown header, or for AH options or a Routing header whose values at the
-    /// destination are unknown. `XfrmOutStateInvalid`, `XfrmOutStateExpired`, `XfrmOutStateSeqError`: the SA is at
-    /// its end. After these the packet is unchanged. [`Error::XfrmOutStateProtoError`]: the cryptographic
+    /// destination are unknown. `XfrmOutStateInvalid`, `XfrmOutStateExpired`, `XfrmOutStateSeqError`: the SA
+    /// is at its end. After these the packet is unchanged. [`Error::XfrmOutStateProtoError`]: the cryptographic
     /// operation failed, which it does not for packets of the lengths above; octets of the buffer have changed.
     #[inline]
     pub fn seal(

@@ -5,8 +5,8 @@
 //! reserves ranges, and workers take numbers from them without a lock. When a range is used up, sending fails
 //! until there is another.
 //!
-//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks, or
-//! no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
+//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks,
+//! or no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
 //! and only then use the range here and let the kernel send again. Reading and setting are two requests: a
 //! kernel that sends between them gets its counter set back, and uses numbers twice.
 
@@ -22,7 +22,8 @@ const SEQ_MAX: u64 = u32::MAX as u64;
 /// `next` of a closed sequence: no range ends behind it.
 const CLOSED: u64 = u64::MAX;
 
-/// A range that cannot be reserved: the sequence is closed, or the range contains 0, or numbers before the end of an earlier one.
+/// A range that cannot be reserved: the sequence is closed, or the range contains 0, or numbers before
+/// the end of an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sequence numbers from {start}: the first that may be reserved is {first_free}")]
 pub struct BadRange {
@@ -109,8 +110,9 @@ impl Sequence {
     /// Takes the next number. Any number of threads may do so at once.
     ///
     /// # Errors
-    /// [`Error::SequenceRangeUsed`] if no reserved number is left or the sequence was closed, and [`Error::XfrmOutStateSeqError`] if the
-    /// protocol has no more: without ESN after 2³² − 1, as the kernel's `xfrm_replay_overflow`.
+    /// [`Error::SequenceRangeUsed`] if no reserved number is left or the sequence was closed, and
+    /// [`Error::XfrmOutStateSeqError`] if the protocol has no more: without ESN after 2³² − 1, as the kernel's
+    /// `xfrm_replay_overflow`.
     #[inline]
     pub fn take(&self) -> Result<u64, Error> {
         let mut next = self.next.load(Ordering::SeqCst);

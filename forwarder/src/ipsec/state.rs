@@ -226,7 +226,7 @@ impl State {
         if config.src.is_ipv4() != config.dst.is_ipv4() {
             return Err(BadState::Families);
         }
-        if config.spi == 0 {
+        if config.spi == 0 && config.km_state != KmState::Acquiring {
             return Err(BadState::Spi);
         }
         let algorithm = match keys {
@@ -323,16 +323,13 @@ impl State {
         STATES.get(number).copied().unwrap_or(KmState::Dead)
     }
 
-    /// Ends the SA, for example because it was deleted.
+    /// Ends the SA, for example because it was deleted. An SA does not come back: `Acquiring` and `Valid`
+    /// have no effect, nor has `Expired` after `Dead`.
     pub fn set_km_state(&self, km_state: KmState) {
-        self.km_state.store(km_state as u8, Ordering::Relaxed);
-    }
-
-    /// Ends the SA at a hard limit. A deleted one stays so.
-    fn expire(&self) {
-        let (valid, expired) = (KmState::Valid as u8, KmState::Expired as u8);
-        let _ =
-            self.km_state.compare_exchange(valid, expired, Ordering::Relaxed, Ordering::Relaxed);
+        if !matches!(km_state, KmState::Acquiring | KmState::Valid) {
+            // The states that end it are in the order of finality.
+            self.km_state.fetch_max(km_state as u8, Ordering::Relaxed);
+        }
     }
 
     /// Whether a soft limit was reached: the SA should be replaced.
@@ -378,7 +375,7 @@ impl State {
     #[inline]
     fn set_reached(&self, soft: bool, hard: bool) -> bool {
         if hard {
-            self.expire();
+            self.set_km_state(KmState::Expired);
         } else if soft && !self.is_dying() {
             self.is_dying.store(true, Ordering::Relaxed);
         }
@@ -394,12 +391,12 @@ impl State {
         let Lifetime { bytes: [_, hard_bytes], packets: [_, hard_packets], .. } =
             self.config.lifetime;
         if !add_below(&self.packets, 1, hard_packets) {
-            self.expire();
+            self.set_km_state(KmState::Expired);
             return false;
         }
         if !add_below(&self.bytes, octets as u64, hard_bytes) {
             // The SA has ended: that the packet was counted for a moment changes no decision.
-            self.expire();
+            self.set_km_state(KmState::Expired);
             self.packets.fetch_sub(1, Ordering::Relaxed);
             return false;
         }

@@ -31,8 +31,8 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    /// Reads the fixed header. `None`: it is not a whole one, or states a length that is shorter than the header
-    /// or longer than `packet`.
+    /// Reads the fixed header. `None`: it is not a whole one, or states a length that is shorter than the
+    /// header or longer than `packet`.
     #[inline]
     pub fn of_packet(packet: &[u8]) -> Option<Inner> {
         let inner = match packet.first()? >> 4 {

@@ -223,6 +223,23 @@ fn what_is_counted_last_meets_the_limits() {
 }
 
 #[test]
+fn an_sa_does_not_come_back() {
+    let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let state = inbound(&config, &gcm(), 1);
+    let after = |km_state| {
+        state.state().set_km_state(km_state);
+        state.state().km_state()
+    };
+    use KmState::{Acquiring, Dead, Expired, Valid};
+    let (set, found) =
+        ([Acquiring, Expired, Valid, Dead, Expired], [Valid, Expired, Expired, Dead, Dead]);
+    assert_eq!(set.map(after), found);
+    let acquiring = outbound(&StateConfig { km_state: Acquiring, ..config }, &gcm(), 1);
+    acquiring.state().set_km_state(Valid);
+    assert_eq!(acquiring.state().km_state(), Acquiring, "its keys are not those negotiated");
+}
+
+#[test]
 fn an_sa_that_does_not_work_opens_nothing() {
     let mut config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
     let sealed = seal(&outbound(&config, &gcm(), 1), &udp_packet(Family::Ipv4, 0, 1)).unwrap();
@@ -341,6 +358,8 @@ fn states_that_cannot_be_are_refused() {
     let ah = Keys::Ah(Auth::HmacSha1_96, Secret::new(vec![1; 20]));
     let encap = Some(UdpPorts { src: 1, dst: 1 });
     assert_eq!(new(StateConfig { spi: 0, ..config.clone() }, &gcm()), Err(BadState::Spi));
+    let acquiring = StateConfig { spi: 0, km_state: KmState::Acquiring, ..config.clone() };
+    assert_eq!(new(acquiring, &gcm()), Ok(()), "the peer has not chosen one yet");
     assert_eq!(new(StateConfig { encap, ..config.clone() }, &ah), Err(BadState::EncapOfAh));
     let src = "::1".parse().unwrap();
     assert_eq!(new(StateConfig { src, ..config.clone() }, &gcm()), Err(BadState::Families));

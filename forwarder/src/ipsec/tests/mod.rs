@@ -180,7 +180,8 @@ fn null_keys() -> (Keys, mac::MacKey) {
     (Keys::Esp(keys), mac::MacKey::new(Auth::HmacSha1_96, &auth()).unwrap())
 }
 
-/// An ESP packet of [`null_keys`] whose octets from payload to trailer are `data`, with number 1 and the right ICV.
+/// An ESP packet of [`null_keys`] whose octets from payload to trailer are `data`, with number 1 and the right
+/// ICV.
 fn null_packet(family: Family, data: &[u8]) -> Vec<u8> {
     use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
     let mut packet = udp_packet(family, 0, 0);
