@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ferroute::ipsec::{
-    Action, Aead, Direction, EcnRules, EspKeys, Family, Flow, InboundState, IvSeed, Keys, Lifetime,
-    Mark, Mode, OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, Spd,
-    StateConfig, StateFlags, Usage, locate,
+    Action, Aead, Direction, EcnRules, EspKeys, Family, Flow, InboundState, IvSeed, Keys, KmState,
+    Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret,
+    Selector, Spd, StateConfig, StateFlags, Usage, locate,
 };
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -90,7 +90,7 @@ fn measure_policies(count: usize) {
         };
         (Direction::Out, policy)
     };
-    let spd = Spd::new((0..count).map(policy), [Action::Allow; 3]);
+    let spd = Spd::new((0..count).map(policy), Order::OldestFirst, [Action::Allow; 3]);
     let mut random = Random(0x5eed);
     let mut times_ns: Vec<f64> = Vec::with_capacity(BURSTS);
     for _ in 0..BURSTS {
@@ -182,9 +182,10 @@ impl Sas {
             flags: StateFlags::default(),
             ecn: EcnRules::Rfc6040,
             selector: Selector::default(),
-            selector_family: Family::Ipv4,
+            selector_family: Some(Family::Ipv4),
             mark: Mark::default(),
             if_id: 0,
+            km_state: KmState::Valid,
             lifetime: Lifetime::INFINITE,
             usage: Usage::default(),
             encap: None,
@@ -197,12 +198,15 @@ impl Sas {
         };
         let outbound = |n| {
             let seed = IvSeed::random([n as u8; 16]);
-            let state = OutboundState::new(config(n), &keys(n), &seed).expect("a state");
+            let state = OutboundState::new(config(n), &keys(n), seed, 1).expect("a state");
             state.sequence().extend(1..1 << 30).expect("a range");
             state
         };
         let inbound = |n| Arc::new(InboundState::new(config(n), &keys(n)).expect("a state"));
-        Sas { outbound: (0..count).map(outbound).collect(), sad: Sad::new((0..count).map(inbound)) }
+        Sas {
+            outbound: (0..count).map(outbound).collect(),
+            sad: Sad::new((0..count).map(inbound), Order::OldestFirst),
+        }
     }
 
     /// The times of one packet: seal, open.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use ferroute::ipsec::{
     Action, Aead, Auth, Cipher, Decapsulated, Direction, EcnRules, EspKeys, Family, Flow,
-    InboundState, IvSeed, Keys, Lifetime, Mark, Mode, OutboundState, OutputParams, Policy,
-    Received, Sad, Secret, Selector, Spd, StateConfig, StateFlags, Template, UdpPorts, Usage,
+    InboundState, IvSeed, Keys, KmState, Lifetime, Mark, Mode, Order, OutboundState, OutputParams,
+    Policy, Received, Sad, Secret, Selector, Spd, StateConfig, StateFlags, Template, UdpPorts,
+    Usage,
 };
 use ferroute::wire::Protocol;
 
@@ -36,9 +37,10 @@ fn config(mode: Mode, flags: StateFlags) -> StateConfig {
         flags,
         ecn: EcnRules::Rfc6040,
         selector: Selector::default(),
-        selector_family: Family::Ipv4,
+        selector_family: Some(Family::Ipv4),
         mark: Mark::default(),
         if_id: 0,
+        km_state: KmState::Valid,
         lifetime: Lifetime::INFINITE,
         usage: Usage::default(),
         encap: None,
@@ -73,10 +75,10 @@ fn a_packet_is_protected_and_opened_without_allocating() {
             let is_udp = is_udp && matches!(keys, Keys::Esp(_));
             config.encap = is_udp.then_some(UdpPorts { src: 4500, dst: 4500 });
             let seed = IvSeed::random([5; 16]);
-            let outbound = OutboundState::new(config.clone(), &keys, &seed).expect("a state");
+            let outbound = OutboundState::new(config.clone(), &keys, seed, 1).expect("a state");
             outbound.sequence().extend(1..1000).expect("a range");
             let inbound = InboundState::new(config, &keys).expect("a state");
-            let sad = Sad::new([Arc::new(inbound)]);
+            let sad = Sad::new([Arc::new(inbound)], Order::OldestFirst);
             let mut buffer = [0; ROOM + 64 + ROOM];
             buffer[ROOM..ROOM + 20].copy_from_slice(&HEADER);
             let params = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
@@ -121,7 +123,7 @@ fn policies_are_looked_up_and_checked_without_allocating() {
         has_icmp: false,
         templates: vec![template],
     };
-    let spd = Spd::new([(Direction::Fwd, policy)], [Action::Allow; 3]);
+    let spd = Spd::new([(Direction::Fwd, policy)], Order::OldestFirst, [Action::Allow; 3]);
     let allocations = allocations_of(|| {
         let flow = Flow::of_packet(&HEADER, 1, 0).expect("a flow");
         let secpath = [tunnel.state()];

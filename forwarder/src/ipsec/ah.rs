@@ -48,18 +48,26 @@ impl Covered {
     /// Gives all covered octets in their order, without the high half of the sequence number. `None`: a
     /// header cannot be read.
     pub fn feed(&self, packet: &[u8], role: Role, update: &mut dyn FnMut(&[u8])) -> Option<()> {
-        let headers = packet.get(..self.at)?;
-        if headers.first()? >> 4 == 4 {
-            feed_ipv4(headers, role, update)?;
-        } else {
-            feed_ipv6(headers, role, update)?;
-        }
+        feed_headers(packet.get(..self.at)?, role, update)?;
         let icv = self.icv_range();
         update(packet.get(self.at..icv.start)?);
         update(ZEROS.get(..icv.len())?);
         // The padding of the ICV is covered as it is (RFC 4302 §3.3.3.2.1).
         update(packet.get(icv.end..)?);
         Some(())
+    }
+}
+
+/// Whether a sender can cover these headers before AH: [`Covered::feed`] succeeds, whatever follows them.
+pub(super) fn check_headers(headers: &[u8]) -> Option<()> {
+    feed_headers(headers, Role::Sender, &mut |_| {})
+}
+
+/// What is before AH.
+fn feed_headers(headers: &[u8], role: Role, update: &mut dyn FnMut(&[u8])) -> Option<()> {
+    match headers.first()? >> 4 {
+        4 => feed_ipv4(headers, role, update),
+        _ => feed_ipv6(headers, role, update),
     }
 }
 

@@ -56,7 +56,8 @@ pub enum EspKeys {
     /// One for both; the last 4 octets of the key are the salt, as in XFRMA_ALG_AEAD.
     Combined(Aead, Secret),
     /// Encryption, and authentication of what is encrypted. The last 4 octets of a key for AES-CTR are the
-    /// nonce, as in XFRMA_ALG_CRYPT; the key for [`Cipher::Null`] is empty.
+    /// nonce, as in XFRMA_ALG_CRYPT; the key for [`Cipher::Null`] is empty. A key for HMAC has any length but
+    /// 0, as in the kernel, although RFC 2404 and RFC 4868 require that of the hash.
     EncryptThenMac(Cipher, Secret, Auth, Secret),
 }
 

@@ -1,4 +1,10 @@
 //! What an SA is without its keys: what XFRM_MSG_NEWSA says.
+//!
+//! Not included, so that an SA which has one of these is left to the kernel: marks that packets get
+//! (XFRMA_SET_MARK), SAs of one CPU (XFRMA_SA_PCPU), offload to a device (XFRMA_OFFLOAD_DEV), security contexts
+//! (XFRMA_SEC_CTX), care-of addresses (XFRMA_COADDR), encapsulation other than that of ESP in UDP (XFRMA_ENCAP
+//! of type TCP_ENCAP_ESPINTCP), padding of outbound packets (XFRMA_TFCPAD), and flags that
+//! [`StateFlags::from_kernel`] does not know.
 
 use std::net::IpAddr;
 use std::ops::{BitOr, BitOrAssign};
@@ -71,7 +77,8 @@ impl Order {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum KmState {
-    /// It is being negotiated (XFRM_STATE_ACQ): packets wait for it.
+    /// It is being negotiated (XFRM_STATE_ACQ), and packets wait for it. The kernel has no keys and perhaps no
+    /// SPI for it yet; here it has any keys, which are never used, because another SA takes its place.
     Acquiring,
     /// It works.
     #[default]
@@ -112,10 +119,16 @@ impl StateFlags {
     /// XFRM_SA_XFLAG_DONT_ENCAP_DSCP: the outer header has DSCP 0. (Without it a copy of the inner one.)
     pub const DONT_ENCAP_DSCP: Self = Self(1 << 8);
 
-    /// Those of XFRM_MSG_NEWSA (`flags`) and XFRMA_SA_EXTRA_FLAGS (`extra`).
+    /// Those of XFRM_MSG_NEWSA (`flags`) and XFRMA_SA_EXTRA_FLAGS (`extra`). `None`: one of them is unknown
+    /// or not supported, such as XFRM_SA_XFLAG_OSEQ_MAY_WRAP; the SA is left to the kernel.
     #[must_use]
-    pub const fn from_kernel(flags: u8, extra: u32) -> Self {
-        Self(flags as u16 | ((extra & 0xff) as u16) << 8)
+    pub const fn from_kernel(flags: u8, extra: u32) -> Option<Self> {
+        // All eight bits of `flags` are constants above.
+        match extra {
+            0 => Some(Self(flags as u16)),
+            1 => Some(Self(flags as u16 | Self::DONT_ENCAP_DSCP.0)),
+            _ => None,
+        }
     }
 
     /// What [`StateConfig::selector_family`] is, as the kernel's `copy_from_user_state` decides it: the
@@ -216,7 +229,7 @@ pub struct StateConfig {
     pub src: IpAddr,
     /// Destination, of the same family; with SPI and protocol it identifies an inbound SA.
     pub dst: IpAddr,
-    /// Security parameters index, not 0.
+    /// Security parameters index; not 0, unless the SA is being negotiated.
     pub spi: u32,
     /// What templates ask for; 0: nothing in particular.
     pub reqid: u32,
@@ -250,6 +263,17 @@ pub struct StateConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_that_are_not_understood_are_refused() {
+        let both = StateFlags::ESN | StateFlags::DONT_ENCAP_DSCP;
+        assert_eq!(StateFlags::from_kernel(128, 1), Some(both));
+        assert_eq!(StateFlags::from_kernel(0xff, 0), Some(StateFlags(0xff)));
+        // XFRM_SA_XFLAG_OSEQ_MAY_WRAP, and what may come.
+        for extra in [2, 3, 4, 1 << 8, u32::MAX] {
+            assert_eq!(StateFlags::from_kernel(0, extra), None);
+        }
+    }
 
     #[test]
     fn the_flag_unspec_is_for_selectors_without_a_family() {

@@ -24,8 +24,9 @@ use aes::cipher::{
 };
 use aes::{Aes128, Aes192, Aes256};
 use ring::aead;
+use zeroize::Zeroizing;
 
-use super::algorithm::{Aead, BadKey, Cipher, EspKeys};
+use super::algorithm::{Aead, BadKey, Cipher, EspAlgorithm, EspKeys};
 use super::key::Secret;
 use super::mac::MacKey;
 use crate::wire::esp::HEADER_LEN;
@@ -41,6 +42,7 @@ const IV_LEN: usize = 8;
 const BLOCK_LEN: usize = 16;
 
 /// What the IVs of an outbound SA are made from, beside the sequence numbers; the head of the file says why.
+/// It is used up by the SA: two SAs with one key and one seed would have the same IVs for different packets.
 #[expect(missing_debug_implementations, reason = "secrets are not printed")]
 pub struct IvSeed(Secret);
 
@@ -57,6 +59,17 @@ impl IvSeed {
     #[must_use]
     pub fn kernel_salt(salt: [u8; IV_LEN]) -> IvSeed {
         IvSeed(Secret::new(salt.to_vec()))
+    }
+}
+
+impl IvSeed {
+    /// Whether the seed has as many octets as the IVs of the algorithm need.
+    pub(super) fn suits(&self, algorithm: EspAlgorithm) -> bool {
+        let needed = match algorithm {
+            EspAlgorithm::EncryptThenMac(Cipher::AesCbc, _) => BLOCK_LEN,
+            _ => IV_LEN,
+        };
+        self.0.len() >= needed
     }
 }
 
@@ -96,12 +109,15 @@ impl Number {
     }
 }
 
+/// The end of a key, which is part of each nonce.
+type Salt = Zeroizing<[u8; SALT_LEN]>;
+
 /// The keys of an ESP SA, expanded.
 pub(super) enum EspTransform {
     /// Encrypts and authenticates.
-    Combined { key: AeadKey, salt: [u8; SALT_LEN], iv_salt: u64 },
+    Combined { key: AeadKey, salt: Salt, iv_salt: Zeroizing<u64> },
     /// GMAC: only authenticates, as additional data of AES-GCM.
-    Gmac { key: AeadKey, salt: [u8; SALT_LEN], iv_salt: u64 },
+    Gmac { key: AeadKey, salt: Salt, iv_salt: Zeroizing<u64> },
     /// Encrypts, then authenticates.
     EncryptThenMac { cipher: CipherKey, mac: Box<MacKey> },
 }
@@ -134,7 +150,7 @@ impl Drop for AeadKey {
 pub(super) enum CipherKey {
     Null,
     Cbc { key: Box<AesKey>, iv_key: Box<Aes128> },
-    Ctr { key: Box<AesKey>, nonce: [u8; SALT_LEN], iv_salt: u64 },
+    Ctr { key: Box<AesKey>, nonce: Salt, iv_salt: Zeroizing<u64> },
 }
 
 pub(super) enum AesKey {
@@ -190,17 +206,17 @@ impl EspTransform {
         match self {
             EspTransform::Combined { key, salt, iv_salt } => {
                 let (_, iv, data, icv) = parts(framed, IV_LEN, 16)?;
-                iv.copy_from_slice(&(number.seq ^ iv_salt).to_be_bytes());
+                iv.copy_from_slice(&(number.seq ^ **iv_salt).to_be_bytes());
                 let (aad, len) = number.aad();
                 let aad = aead::Aad::from(aad.get(..len).ok_or(Failed)?);
-                let tag = key.0.seal_in_place_separate_tag(nonce(*salt, iv), aad, data);
+                let tag = key.0.seal_in_place_separate_tag(nonce(salt, iv), aad, data);
                 icv.copy_from_slice(tag.map_err(|_| Failed)?.as_ref());
                 Ok(())
             }
             EspTransform::Gmac { key, salt, iv_salt } => {
                 let (_, iv, _, _) = parts(framed, IV_LEN, 16)?;
-                iv.copy_from_slice(&(number.seq ^ iv_salt).to_be_bytes());
-                let nonce = nonce(*salt, iv);
+                iv.copy_from_slice(&(number.seq ^ **iv_salt).to_be_bytes());
+                let nonce = nonce(salt, iv);
                 let tag = with_inserted_high(framed, number, |covered| {
                     let covered = aead::Aad::from(covered.get(..covered.len() - 16)?);
                     key.0.seal_in_place_separate_tag(nonce, covered, &mut []).ok()
@@ -232,12 +248,12 @@ impl EspTransform {
                 let (iv, data_and_icv) = rest.split_at_mut_checked(IV_LEN).ok_or(Failed)?;
                 let (aad, len) = number.aad();
                 let aad = aead::Aad::from(aad.get(..len).ok_or(Failed)?);
-                key.0.open_in_place(nonce(*salt, iv), aad, data_and_icv).map_err(|_| Failed)?;
+                key.0.open_in_place(nonce(salt, iv), aad, data_and_icv).map_err(|_| Failed)?;
                 Ok(())
             }
             EspTransform::Gmac { key, salt, .. } => {
                 let (_, iv, _, icv) = parts(framed, IV_LEN, 16)?;
-                let nonce = nonce(*salt, iv);
+                let nonce = nonce(salt, iv);
                 let mut tag: [u8; 16] = (&*icv).try_into().map_err(|_| Failed)?;
                 with_inserted_high(framed, number, |covered| {
                     let covered = aead::Aad::from(covered.get(..covered.len() - 16)?);
@@ -308,21 +324,21 @@ fn with_inserted_high<R>(
 }
 
 /// The first 8 octets of a seed. For counter modes.
-fn iv_salt(seed: Option<&IvSeed>) -> u64 {
+fn iv_salt(seed: Option<&IvSeed>) -> Zeroizing<u64> {
     let octets = seed.and_then(|seed| seed.0.octets().first_chunk::<IV_LEN>());
-    octets.map_or(0, |octets| u64::from_be_bytes(*octets))
+    Zeroizing::new(octets.map_or(0, |octets| u64::from_be_bytes(*octets)))
 }
 
 /// Key and salt.
-fn split_salt(secret: &Secret) -> Option<(&[u8], [u8; SALT_LEN])> {
-    secret.octets().split_last_chunk().map(|(key, salt)| (key, *salt))
+fn split_salt(secret: &Secret) -> Option<(&[u8], Salt)> {
+    secret.octets().split_last_chunk().map(|(key, salt)| (key, Zeroizing::new(*salt)))
 }
 
 #[inline]
-fn nonce(salt: [u8; SALT_LEN], iv: &[u8]) -> aead::Nonce {
+fn nonce(salt: &Salt, iv: &[u8]) -> aead::Nonce {
     let mut nonce = [0; aead::NONCE_LEN];
     let (head, tail) = nonce.split_at_mut(SALT_LEN);
-    head.copy_from_slice(&salt);
+    head.copy_from_slice(salt.as_slice());
     // The caller's slice has this length.
     if iv.len() == tail.len() {
         tail.copy_from_slice(iv);
@@ -387,7 +403,7 @@ impl CipherKey {
                 iv_key.encrypt_block(&mut block);
                 iv.copy_from_slice(&block);
             }
-            CipherKey::Ctr { iv_salt, .. } => iv.copy_from_slice(&(seq ^ iv_salt).to_be_bytes()),
+            CipherKey::Ctr { iv_salt, .. } => iv.copy_from_slice(&(seq ^ **iv_salt).to_be_bytes()),
         }
     }
 
@@ -402,7 +418,7 @@ impl CipherKey {
                 cbc.encrypt_blocks(blocks);
                 if rest.is_empty() { Ok(()) } else { Err(Failed) }
             }),
-            CipherKey::Ctr { key, nonce, .. } => ctr(key, *nonce, iv, data),
+            CipherKey::Ctr { key, nonce, .. } => ctr(key, nonce, iv, data),
         }
     }
 
@@ -417,16 +433,16 @@ impl CipherKey {
                 cbc.decrypt_blocks(blocks);
                 if rest.is_empty() { Ok(()) } else { Err(Failed) }
             }),
-            CipherKey::Ctr { key, nonce, .. } => ctr(key, *nonce, iv, data),
+            CipherKey::Ctr { key, nonce, .. } => ctr(key, nonce, iv, data),
         }
     }
 }
 
 /// AES-CTR, which encrypts and decrypts. The counter block is nonce, IV and a counter from 1 (RFC 3686 §4).
 #[inline]
-fn ctr(key: &AesKey, nonce: [u8; SALT_LEN], iv: &[u8], data: &mut [u8]) -> Result<(), Failed> {
+fn ctr(key: &AesKey, nonce: &Salt, iv: &[u8], data: &mut [u8]) -> Result<(), Failed> {
     let mut block = [0; BLOCK_LEN];
-    block[..4].copy_from_slice(&nonce);
+    block[..4].copy_from_slice(nonce.as_slice());
     block[4..12].copy_from_slice(iv.get(..IV_LEN).ok_or(Failed)?);
     block[15] = 1;
     with_aes!(key, aes => {

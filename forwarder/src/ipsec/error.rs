@@ -7,8 +7,9 @@ macro_rules! xfrm_stat {
         /// Why a packet is not processed: the names of the kernel's counters
         /// (Documentation/networking/xfrm_proc.rst).
         ///
-        /// All counters of Linux 6.12 are here, so that they can be printed together; this library does not
-        /// return those for netlink, bundles and queues.
+        /// All counters of Linux 6.14 are here, so that they can be printed together; the last two,
+        /// `XfrmInIptfsError` and `XfrmOutNoQueueSpace`, are not in the file of Linux 6.12. This library does
+        /// not return those for bundles, policies for sending, and IP-TFS.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Error {
             $($(#[$doc])* $name,)*
@@ -89,7 +90,7 @@ xfrm_stat! {
     XfrmFwdHdrError,
     /// The SA is not valid.
     XfrmOutStateInvalid,
-    /// An SA that is being negotiated did not become valid in time.
+    /// An SA that is being negotiated did not become valid in time, or received a packet before.
     XfrmAcquireError,
     /// An inbound SA was used for sending.
     XfrmOutStateDirError,

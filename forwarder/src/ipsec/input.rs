@@ -12,9 +12,9 @@ use super::state::{InboundState, Transform};
 use super::tunnel::{Kept, change_header, outer_tos, update_inner};
 use super::{Error, ah};
 use crate::wire::esp::{TRAILER_LEN, UdpEncap};
-use crate::wire::ipv6_ext::MAX_EXT_HEADERS;
+use crate::wire::ipv6_ext::{ExtOptions, Ipv6OptionKind, MAX_EXT_HEADERS, UnknownAction};
 use crate::wire::{AhPacket, EspPacket, Ipv4Packet, Ipv6Packet, Protocol, UdpPacket};
-use crate::wire::{ipv4, ipv6, udp};
+use crate::wire::{checksum, ipv4, ipv6, udp};
 
 /// The IPsec header of a packet: what finds the SA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct Located {
     pub encap: Option<UdpPorts>,
     /// Offset of the ESP header or AH.
     at: usize,
-    /// End of the packet.
+    /// End of what is protected: of the packet, or of the UDP datagram.
     end: usize,
     /// Length of the IP header, and where it names the next one.
     header_len: usize,
@@ -62,17 +62,30 @@ pub enum Decapsulated {
 }
 
 /// Finds the IPsec header of a packet, which starts with its IP header. `udp_ports`: destination ports where
-/// UDP carries ESP. `Ok(None)`: it is another packet, such as a fragment, IKE, or a keepalive.
+/// UDP carries ESP. Octets behind the length that the IP header states, or the UDP header, are not part of the
+/// packet.
+///
+/// The caller has received the packet for an address of the host and has checked the IP header as `ip_rcv_core`
+/// and `ip6_rcv_core` do: version, length, the checksum of IPv4, and options of IPv4; one with a source route
+/// that is not at its end has not arrived.
+///
+/// `Ok(None)`: it is another packet, such as a fragment, IKE or a keepalive, or one that is left to the kernel,
+/// which drops it or knows what to do:
+///
+/// - behind a Hop-by-Hop Options header that is not the first extension header (RFC 8200 §4.1), a Routing
+///   header that has segments left or that is for hosts with a sysctl (types 2 to 4), options that must not
+///   be skipped if unknown, CALIPSO, or more options or padding than `ip6_parse_tlv` permits by default;
+/// - in UDP with a length field or checksum that is wrong, or over IPv6 without a checksum (RFC 8200 §8.1).
 ///
 /// # Errors
-/// [`Error::XfrmInHdrError`]: the packet ends before its header does.
+/// [`Error::XfrmInHdrError`]: the packet ends before its header does, or before the length that it states.
 #[inline]
 pub fn locate(packet: &[u8], udp_ports: &[u16]) -> Result<Option<Located>, Error> {
     locate_header(packet, udp_ports).transpose()
 }
 
 fn locate_header(packet: &[u8], udp_ports: &[u16]) -> Option<Result<Located, Error>> {
-    let (src, dst, kept, end): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
+    let (src, dst, kept, mut end): (IpAddr, IpAddr, _, _) = match packet.first()? >> 4 {
         4 => {
             let ip = Ipv4Packet::new_checked(packet).ok().filter(|ip| !ip.is_fragment())?;
             let next_at = ipv4::PROTOCOL_OFFSET;
@@ -81,27 +94,23 @@ fn locate_header(packet: &[u8], udp_ports: &[u16]) -> Option<Result<Located, Err
         }
         6 => {
             let ip = Ipv6Packet::new_checked(packet).ok()?;
-            let kept = skip_ext_headers(packet, ip.next_header())?;
+            let stated = packet.get(..ip.total_len()).unwrap_or(packet);
+            let kept = skip_ext_headers(stated, ip.next_header())?;
             (ip.src_addr().into(), ip.dst_addr().into(), kept, ip.total_len())
         }
         _ => return None,
     };
-    let payload = packet.get(kept.len..end);
     let mut at = kept.len;
     let mut protocol = kept.next;
     let mut encap = None;
     if protocol == Protocol::UDP {
-        let datagram = UdpPacket::new_checked(payload?).ok()?;
-        let (src, dst) = (datagram.src_port(), datagram.dst_port());
-        let is_esp = || UdpEncap::of_payload(datagram.payload()) == Some(UdpEncap::Esp);
-        if !udp_ports.contains(&dst) || !is_esp() {
-            return None;
-        }
-        encap = Some(UdpPorts { src, dst });
+        let (ports, len) = udp_of_esp(packet.get(at..end)?, (src, dst), udp_ports)?;
+        encap = Some(ports);
+        end = at + len;
         at += udp::HEADER_LEN;
         protocol = Protocol::ESP;
     }
-    let octets = payload.and_then(|payload| payload.get(at - kept.len..)).unwrap_or(&[]);
+    let octets = packet.get(at..end).unwrap_or(&[]);
     let (spi, seq) = match protocol {
         Protocol::ESP => match EspPacket::new_checked(octets) {
             Ok(esp) => (esp.spi(), esp.seq()),
@@ -117,20 +126,95 @@ fn locate_header(packet: &[u8], udp_ports: &[u16]) -> Option<Result<Located, Err
     Some(Ok(Located { protocol, dst, src, spi, seq, encap, at, end, header_len, next_at }))
 }
 
-/// The extension headers before an IPsec or upper-layer header. `None`: there is a Fragment header, or one
-/// that cannot be read.
+/// Ports and length in octets, header included, of a UDP datagram that carries ESP. `None`: it is another one,
+/// or one that the kernel drops before `xfrm4_udp_encap_rcv` sees it.
+fn udp_of_esp(
+    octets: &[u8],
+    addresses: (IpAddr, IpAddr),
+    udp_ports: &[u16],
+) -> Option<(UdpPorts, usize)> {
+    let datagram = UdpPacket::new_checked(octets).ok()?;
+    let ports = UdpPorts { src: datagram.src_port(), dst: datagram.dst_port() };
+    let len = usize::from(datagram.length());
+    if !udp_ports.contains(&ports.dst) || !(udp::HEADER_LEN..=octets.len()).contains(&len) {
+        return None;
+    }
+    if UdpEncap::of_payload(datagram.payload()) != Some(UdpEncap::Esp) {
+        return None;
+    }
+    let pseudo_header = match addresses {
+        _ if !datagram.has_checksum() => return addresses.0.is_ipv4().then_some((ports, len)),
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            checksum::pseudo_header_v4(src, dst, Protocol::UDP, datagram.length())
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            checksum::pseudo_header_v6(src, dst, Protocol::UDP, u32::from(datagram.length()))
+        }
+        _ => return None,
+    };
+    // A partial checksum is of a sender on this machine; the ICV is what protects the packet.
+    let is_right =
+        datagram.verify_checksum(pseudo_header) || datagram.is_checksum_partial(pseudo_header);
+    is_right.then_some((ports, len))
+}
+
+/// The extension headers before an IPsec or upper-layer header; `packet` ends where its header says. `None`:
+/// there is a Fragment header, one that cannot be read, or one that is not for this library ([`locate`]).
 fn skip_ext_headers(packet: &[u8], next: Protocol) -> Option<Kept> {
+    /// Routing headers that the kernel accepts only with a sysctl or a mobility daemon, even at the last
+    /// destination: mobile IPv6 (RFC 6275 §6.4), RPL (RFC 6554), segment routing (RFC 8754).
+    const CONDITIONAL: [u8; 3] = [2, 3, 4];
     let mut kept = Kept { len: ipv6::HEADER_LEN, next_at: ipv6::NEXT_HEADER_OFFSET, next };
     for _ in 0..MAX_EXT_HEADERS {
-        match kept.next {
+        let after = match kept.next {
             Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DEST_OPTS => {
-                kept = kept.after_options(packet)?;
+                kept.after_options(packet)?
             }
             Protocol::FRAGMENT => return None,
             _ => return Some(kept),
+        };
+        let header = packet.get(kept.len..after.len)?;
+        let is_right = match kept.next {
+            Protocol::ROUTING => {
+                matches!(header, [_, _, kind, 0, ..] if !CONDITIONAL.contains(kind))
+            }
+            Protocol::HOP_BY_HOP if kept.len != ipv6::HEADER_LEN => false,
+            _ => may_skip_options(header),
+        };
+        if !is_right {
+            return None;
         }
+        kept = after;
     }
     None
+}
+
+/// Whether a host accepts a header with these options without understanding them: the kernel's `ip6_parse_tlv`
+/// with its default limits.
+fn may_skip_options(header: &[u8]) -> bool {
+    /// RFC 5570: a label that the host must compare.
+    const CALIPSO: Ipv6OptionKind = Ipv6OptionKind(0x07);
+    /// IP6_DEFAULT_MAX_HBH_OPTS_CNT and IP6_DEFAULT_MAX_DST_OPTS_CNT.
+    const OPTIONS_MAX: usize = 8;
+    /// Consecutive octets of padding.
+    const PADDING_MAX: usize = 7;
+    let Ok(options) = ExtOptions::new_checked(header, 0) else { return false };
+    let (mut count, mut padding) = (0, 0);
+    for option in options.options() {
+        let Ok(option) = option else { return false };
+        match option.kind {
+            Ipv6OptionKind::PAD1 => padding += 1,
+            Ipv6OptionKind::PADN if option.data.iter().any(|&octet| octet != 0) => return false,
+            Ipv6OptionKind::PADN => padding += 2 + option.data.len(),
+            CALIPSO => return false,
+            kind if kind.action_if_unknown() != UnknownAction::Skip => return false,
+            _ => (count, padding) = (count + 1, 0),
+        }
+        if count > OPTIONS_MAX || padding > PADDING_MAX {
+            return false;
+        }
+    }
+    true
 }
 
 impl InboundState {

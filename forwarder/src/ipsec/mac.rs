@@ -37,9 +37,13 @@ macro_rules! with_hmac {
 }
 
 impl MacKey {
-    /// Any length of key is possible (RFC 2104 §3); netlink limits it.
+    /// A key of any length but none: RFC 2404 §3 and RFC 4868 §2.1.1 require that of the hash, but the kernel
+    /// accepts others, and a peer may have one. An empty key would authenticate everyone.
     pub fn new(auth: Auth, secret: &Secret) -> Result<MacKey, BadKey> {
         let key = secret.octets();
+        if key.is_empty() {
+            return Err(BadKey { algorithm: auth.name(), octets: 0 });
+        }
         let start = match auth {
             Auth::HmacSha1_96 => Hmac::new_from_slice(key).map(MacContext::Sha1),
             Auth::HmacSha256_128 => Hmac::new_from_slice(key).map(MacContext::Sha256),

@@ -17,12 +17,25 @@
 //! A packet is at a range of a larger buffer. Sending needs room on both sides ([`State::overhead`]); receiving
 //! leaves room.
 //!
-//! **Differences from the kernel.** Padding is verified (RFC 4303 §2.4); a dummy packet is no error; a tunnel
-//! without XFRM_STATE_AF_UNSPEC carries only the family of its selector inbound, too; ECN follows RFC 6040
-//! unless [`EcnRules::Xfrm`] is chosen; sequence numbers never wrap.
+//! **Differences from the kernel.**
 //!
-//! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, the algorithms that
-//! [`algorithm`] lists, and everything that negotiates.
+//! - Padding is verified (RFC 4303 §2.4), and a dummy packet is no error.
+//! - A tunnel whose selector has a family carries only that family inbound, too; the kernel removes the
+//!   protection and then drops the packet if its selector does not match.
+//! - ECN follows RFC 6040 unless [`EcnRules::Xfrm`] is chosen; CE around a packet without ECN drops it.
+//! - Sequence numbers never wrap, and numbers are not sent twice over a change of owner ([`Sequence`]).
+//! - AH with a Routing header that has addresses left is not opened.
+//! - A packet that no SA may open because a host would not get as far as its IPsec header is not found
+//!   ([`locate`]); padding in IPv6 options is limited as by the kernel's defaults, whatever the sysctls say.
+//! - A limit of seconds acts on the next packet or the next choice of an SA, not by a timer.
+//! - Several workers do not exceed a hard limit inbound, either: the kernel counts a packet only after it has
+//!   decrypted it, and others pass meanwhile.
+//! - A selector with a family of its own is compared with the prefixes of that family only; the kernel
+//!   compares the octets of any.
+//!
+//! Not included: IPComp, BEET, IP-TFS, fragmentation and reassembly, marks that an SA gives to packets
+//! (XFRMA_SET_MARK), SAs of one CPU, offload, security contexts, the algorithms that [`algorithm`] lists, and
+//! everything that negotiates.
 
 mod ah;
 pub mod algorithm;
@@ -44,7 +57,9 @@ mod state;
 mod tunnel;
 
 pub use algorithm::{Aead, Auth, BadKey, Cipher, EspAlgorithm, EspKeys};
-pub use config::{EcnRules, Family, KmState, Lifetime, Mode, Order, StateConfig, StateFlags, UdpPorts, Usage};
+pub use config::{
+    EcnRules, Family, KmState, Lifetime, Mode, Order, StateConfig, StateFlags, UdpPorts, Usage,
+};
 pub use crypto::IvSeed;
 pub use error::{Counters, Error};
 pub use input::{Decapsulated, Located, locate};

@@ -48,15 +48,17 @@ struct Plan {
 impl OutboundState {
     /// Protects the packet at `packet` in `buffer`, and returns where the result is. Room for
     /// [`overhead`](super::State::overhead) octets must be around the packet: headers go before it, padding and
-    /// ICV after it. The packet is as long as `packet`: octets behind the length that its own
-    /// header states are protected too.
+    /// ICV after it. The packet is as long as its own header states: octets behind it, such as padding of a
+    /// short Ethernet frame, are not protected but overwritten.
     ///
     /// # Errors
-    /// [`Error::SequenceRangeUsed`]: reserve more sequence numbers; the packet is unchanged, as after all
-    /// errors but `XfrmOutStateProtoError`. [`Error::XfrmOutError`]: no room, or the result would exceed
-    /// 65,535 octets. [`Error::XfrmOutStateModeError`]: the SA does not carry this packet: its family in tunnel
-    /// mode, a fragment or an unknown header in transport mode. `XfrmOutStateInvalid`, `XfrmOutStateExpired`,
-    /// `XfrmOutStateSeqError`: the SA is at its end.
+    /// [`Error::SequenceRangeUsed`]: reserve more sequence numbers. [`Error::XfrmOutError`]: no room, or the
+    /// result would exceed 65,535 octets. [`Error::XfrmOutStateModeError`]: the SA does not carry this packet:
+    /// a header that cannot be read or that states more octets than there are; its family in tunnel mode; in
+    /// transport mode a fragment, an unknown header, or for AH options or a Routing header whose values at the
+    /// destination are unknown. `XfrmOutStateInvalid`, `XfrmOutStateExpired`, `XfrmOutStateSeqError`: the SA
+    /// is at its end. After these the packet is unchanged. [`Error::XfrmOutStateProtoError`]: the cryptographic
+    /// operation failed, which it does not for packets of the lengths above; octets of the buffer have changed.
     #[inline]
     pub fn seal(
         &self,
@@ -81,11 +83,18 @@ impl OutboundState {
     fn plan(&self, buffer: &[u8], packet: Range<usize>) -> Result<Plan, Error> {
         let octets = buffer.get(packet.clone()).ok_or(Error::XfrmOutError)?;
         let inner = Inner::of_packet(octets).ok_or(Error::XfrmOutStateModeError)?;
+        let octets = octets.get(..inner.len).ok_or(Error::XfrmOutStateModeError)?;
+        let packet = packet.start..packet.start + inner.len;
         let state = &self.state;
         let (kept_len, next_at, next) = match state.config.mode {
             Mode::Tunnel if state.carries(inner.family) => (0, 0, inner.family.tunnel_protocol()),
             Mode::Transport if inner.family == state.family() => {
                 let kept = Kept::of_packet(octets).ok_or(Error::XfrmOutStateModeError)?;
+                // Before a sequence number is taken for a packet that cannot be sent.
+                if let (Transform::Ah(_), Some(headers)) = (&self.transform, octets.get(..kept.len))
+                {
+                    ah::check_headers(headers).ok_or(Error::XfrmOutStateModeError)?;
+                }
                 (kept.len, kept.next_at, kept.next)
             }
             _ => return Err(Error::XfrmOutStateModeError),
@@ -102,7 +111,7 @@ impl OutboundState {
         Ok(Plan { inner, packet, protected, kept_len, next_at, next, header_at, payload })
     }
 
-    /// Writes everything. `None` does not occur: the plan has room.
+    /// Writes everything. `None` does not occur: the plan has room, and AH can read the headers.
     #[inline]
     fn write(&self, buffer: &mut [u8], plan: &Plan, seq: u64, params: &OutputParams) -> Option<()> {
         let state = &self.state;

@@ -14,7 +14,7 @@ use super::state::{Algorithm, OutboundState, State};
 use super::{Auth, Error, EspAlgorithm};
 use crate::wire::Protocol;
 
-/// Transformations of one packet: XFRM_MAX_DEPTH.
+/// Limit of the transformations of one packet: XFRM_MAX_DEPTH.
 pub const MAX_DEPTH: usize = 6;
 
 /// Which packets a policy is for.
@@ -80,7 +80,8 @@ pub struct Policy {
     /// XFRM_POLICY_ICMP: forwarded ICMP errors without a policy of their own are checked by the packet that
     /// they quote.
     pub has_icmp: bool,
-    /// Transformations, the innermost first; at most [`MAX_DEPTH`].
+    /// Transformations, the innermost first; fewer than [`MAX_DEPTH`]: with so many, which netlink accepts, all
+    /// received packets are dropped.
     pub templates: Vec<Template>,
 }
 
@@ -232,10 +233,12 @@ impl Template {
             let [exact, wildcard] = &mut found;
             let (best, is_acquiring) = if is_wildcard { wildcard } else { exact };
             match state.km_state() {
-                KmState::Valid if state.check_time(now_s) && state.is_for(flow) => {
-                    if best.is_none_or(|best| is_better(state, best.state(), order)) {
-                        *best = Some(outbound);
-                    }
+                KmState::Valid
+                    if state.check_time(now_s)
+                        && state.is_for(flow)
+                        && best.is_none_or(|best| is_better(state, best.state(), order)) =>
+                {
+                    *best = Some(outbound);
                 }
                 KmState::Acquiring => *is_acquiring = true,
                 _ => {}

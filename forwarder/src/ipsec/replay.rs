@@ -1,7 +1,7 @@
 //! The anti-replay window (RFC 4303 §3.4.3, RFC 4302 §3.4.3), with the high half of extended sequence numbers
 //! (RFC 4303 appendix A2).
 //!
-//! Several workers may receive on one SA, so the window has no lock. It is a ring of words; each records 16
+//! Several workers may receive on one SA, so the window has no lock. It is a ring of words; each records 32
 //! sequence numbers, and which ones: their round, the number of times that the ring has been passed. A worker
 //! accepts a number by setting its bit in one compare-and-swap; a word of an earlier round is replaced, one of
 //! a later round means that the number is far left of the window. Nothing is cleared when the window moves, so
@@ -149,7 +149,7 @@ impl ReplayWindow {
         let mut value = word.load(Ordering::Relaxed);
         loop {
             let recorded = value >> NUMBERS_PER_WORD;
-            // How many rounds the word is behind, in the 48 bits that it has for them.
+            // How many rounds the word is behind, in the 32 bits that it has for them.
             let behind = (round.wrapping_sub(recorded) << NUMBERS_PER_WORD) as i64;
             let new = match behind {
                 0 if value & bit != 0 => return Err(Error::XfrmInStateSeqError),
@@ -197,8 +197,8 @@ impl ReplayWindow {
     fn word(&self, number: u64) -> Option<(&AtomicU64, u64, u64)> {
         let block = number / NUMBERS_PER_WORD;
         let word = self.words.get(block as usize & self.words.len().wrapping_sub(1))?;
-        // Of the round the low 48 bits. A word is only mistaken for one of a later round if all its numbers
-        // were lost for 2⁴⁷ rounds, 2⁵⁵ numbers; its numbers are then refused, not accepted twice.
+        // Of the round the low 32 bits. A word is only mistaken for one of a later round if all its numbers
+        // were lost for 2³¹ rounds, 2⁴⁰ numbers at least; its numbers are then refused, not accepted twice.
         let round = block >> self.words.len().trailing_zeros() & (u64::MAX >> NUMBERS_PER_WORD);
         Some((word, round, 1 << (number % NUMBERS_PER_WORD)))
     }
@@ -336,6 +336,25 @@ mod tests {
             assert!(twice.iter().all(|count| count.load(Ordering::Relaxed) <= 1));
             assert!(accepted.into_inner() > 0);
             assert_eq!(window.top(), NUMBERS);
+        }
+    }
+
+    #[test]
+    fn one_thread_accepts_all_numbers_once() {
+        const NUMBERS: u32 = 200_000;
+        for size in [1, 64, 4096] {
+            let window = ReplayWindow::new(size, false).unwrap();
+            assert_eq!(
+                (1..=NUMBERS).filter(|&number| receive(&window, number)).count() as u32,
+                NUMBERS
+            );
+            assert!(!(1..=NUMBERS).any(|number| receive(&window, number)));
+            // In any order within the window.
+            let window = ReplayWindow::new(size, false).unwrap();
+            let blocks = (0..NUMBERS / size).map(|block| block * size);
+            let backwards = blocks.flat_map(|first| (1..=size).rev().map(move |n| first + n));
+            let accepted = backwards.filter(|&number| receive(&window, number)).count() as u32;
+            assert_eq!(accepted, NUMBERS / size * size);
         }
     }
 }

@@ -321,10 +321,10 @@ mod tests {
     fn ah_hides_the_ports_behind_it_in_both_families() {
         let ah = [17, 4, 0, 0, 1, 2, 3, 4, 0, 0, 0, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
         let udp = [0x12, 0x34, 0, 80, 0, 8, 0, 0];
-        let mut v6 = vec![0u8; 40];
+        let mut v6 = [0u8; 40];
         (v6[0], v6[5], v6[6]) = (0x60, 40, 60);
         let v6 = [&v6[..], &[51, 0, 1, 4, 0, 0, 0, 0], &ah, &udp].concat();
-        let mut v4 = vec![0u8; 20];
+        let mut v4 = [0u8; 20];
         (v4[0], v4[3], v4[9]) = (0x45, 52, 51);
         let v4 = [&v4[..], &ah, &udp].concat();
         for packet in [v4, v6] {

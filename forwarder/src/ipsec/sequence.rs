@@ -5,8 +5,8 @@
 //! reserves ranges, and workers take numbers from them without a lock. When a range is used up, sending fails
 //! until there is another.
 //!
-//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks, or
-//! no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
+//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks,
+//! or no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
 //! and only then use the range here and let the kernel send again. Reading and setting are two requests: a
 //! kernel that sends between them gets its counter set back, and uses numbers twice.
 
@@ -19,7 +19,11 @@ use super::Error;
 /// The last sequence number of an SA without ESN: the next one would be 0 again.
 const SEQ_MAX: u64 = u32::MAX as u64;
 
-/// A range that cannot be reserved: it contains 0, or numbers before the end of an earlier one.
+/// `next` of a closed sequence: no range ends behind it.
+const CLOSED: u64 = u64::MAX;
+
+/// A range that cannot be reserved: the sequence is closed, or the range contains 0, or numbers before
+/// the end of an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sequence numbers from {start}: the first that may be reserved is {first_free}")]
 pub struct BadRange {
@@ -43,13 +47,17 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Without any reserved number; `is_extended`: numbers have 64 bits (XFRM_STATE_ESN).
+    /// Without any reserved number. `first_free`: the lowest number that nobody has used or reserved with the
+    /// keys of the SA: 1 for keys that are new, the kernel's counter plus one, or of an SA that this one
+    /// replaces the start of what [`close`](Self::close) returned. No range before it can be reserved.
+    /// `is_extended`: numbers have 64 bits (XFRM_STATE_ESN).
     #[must_use]
-    pub fn new(is_extended: bool) -> Sequence {
+    pub fn new(is_extended: bool, first_free: u64) -> Sequence {
+        // 0 is not sent: the first packet has number 1 (RFC 4303 §3.3.3).
+        let first_free = first_free.max(1);
         Sequence {
-            // 0 is not sent: the first packet has number 1 (RFC 4303 §3.3.3).
-            next: AtomicU64::new(1),
-            end: AtomicU64::new(1),
+            next: AtomicU64::new(first_free),
+            end: AtomicU64::new(first_free),
             is_extended,
             extending: Mutex::new(()),
         }
@@ -66,10 +74,13 @@ impl Sequence {
     /// used yet are kept; otherwise they are given up. Not for the data path.
     ///
     /// # Errors
-    /// [`BadRange`] if a number of the range may have been used.
+    /// [`BadRange`] if a number of the range may have been used, or after [`close`](Self::close).
     pub fn extend(&self, range: Range<u64>) -> Result<(), BadRange> {
         let alone = self.extending.lock();
         let end = self.end.load(Ordering::Relaxed);
+        if self.next.load(Ordering::Relaxed) == CLOSED {
+            return Err(BadRange { start: range.start, first_free: CLOSED });
+        }
         if range.start < end {
             return Err(BadRange { start: range.start, first_free: end });
         }
@@ -83,16 +94,30 @@ impl Sequence {
         Ok(())
     }
 
+    /// Ends the sequence: no number is given any more, and none can be reserved. Returns the numbers that are
+    /// reserved and not used, for the SA with the same keys that takes the place of this one: its first free
+    /// number is the start of the range, which it may reserve. After the first call the range is empty and its
+    /// start is [`u64::MAX`].
+    pub fn close(&self) -> Range<u64> {
+        let alone = self.extending.lock();
+        // Whoever has read the old `next` cannot take it any more.
+        let start = self.next.swap(CLOSED, Ordering::SeqCst);
+        let end = self.end.load(Ordering::SeqCst);
+        drop(alone);
+        start..end.max(start)
+    }
+
     /// Takes the next number. Any number of threads may do so at once.
     ///
     /// # Errors
-    /// [`Error::SequenceRangeUsed`] if no reserved number is left, and [`Error::XfrmOutStateSeqError`] if the
-    /// protocol has no more: without ESN after 2³² − 1, as the kernel's `xfrm_replay_overflow`.
+    /// [`Error::SequenceRangeUsed`] if no reserved number is left or the sequence was closed, and
+    /// [`Error::XfrmOutStateSeqError`] if the protocol has no more: without ESN after 2³² − 1, as the kernel's
+    /// `xfrm_replay_overflow`.
     #[inline]
     pub fn take(&self) -> Result<u64, Error> {
         let mut next = self.next.load(Ordering::SeqCst);
         loop {
-            if next > SEQ_MAX && !self.is_extended {
+            if next > SEQ_MAX && !self.is_extended && next != CLOSED {
                 return Err(Error::XfrmOutStateSeqError);
             }
             if next >= self.end.load(Ordering::SeqCst) {
@@ -116,7 +141,8 @@ impl Sequence {
         end.saturating_sub(self.next.load(Ordering::SeqCst))
     }
 
-    /// The number that would be taken next, also if it is not reserved.
+    /// The number that would be taken next, also if it is not reserved; [`u64::MAX`] after
+    /// [`close`](Self::close).
     #[must_use]
     pub fn next(&self) -> u64 {
         self.next.load(Ordering::SeqCst)
@@ -130,7 +156,7 @@ mod tests {
 
     #[test]
     fn numbers_are_taken_from_reserved_ranges_only() {
-        let sequence = Sequence::new(false);
+        let sequence = Sequence::new(false, 1);
         assert_eq!(sequence.take(), Err(Error::SequenceRangeUsed));
         sequence.extend(1..3).unwrap();
         assert_eq!([sequence.take(), sequence.take()], [Ok(1), Ok(2)]);
@@ -147,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_range_that_may_have_been_used_is_refused() {
-        let sequence = Sequence::new(true);
+        let sequence = Sequence::new(true, 1);
         assert_eq!(sequence.extend(0..4), Err(BadRange { start: 0, first_free: 1 }));
         sequence.extend(1..100).unwrap();
         assert_eq!(sequence.extend(99..200), Err(BadRange { start: 99, first_free: 100 }));
@@ -158,18 +184,58 @@ mod tests {
     }
 
     #[test]
+    fn a_sequence_continues_where_another_was_closed() {
+        for is_extended in [false, true] {
+            let old = Sequence::new(is_extended, 500);
+            assert_eq!(old.extend(1..900), Err(BadRange { start: 1, first_free: 500 }));
+            old.extend(500..510).unwrap();
+            assert_eq!([old.take(), old.take()], [Ok(500), Ok(501)]);
+            let left = old.close();
+            assert_eq!(left, 502..510);
+            assert_eq!((old.take(), old.left()), (Err(Error::SequenceRangeUsed), 0));
+            assert_eq!(old.extend(600..700).unwrap_err().first_free, u64::MAX);
+            assert!(old.close().is_empty(), "the numbers are given away once");
+            let new = Sequence::new(is_extended, left.start);
+            new.extend(left).unwrap();
+            assert_eq!(new.take(), Ok(502));
+        }
+        assert_eq!(Sequence::new(true, 0).extend(0..1).unwrap_err().first_free, 1);
+    }
+
+    #[test]
+    fn a_sequence_closed_while_numbers_are_taken_gives_none_twice() {
+        let old = Sequence::new(true, 1);
+        old.extend(1..100_000).unwrap();
+        let take_all = |sequence: &Sequence| -> Vec<u64> {
+            std::iter::from_fn(|| sequence.take().ok()).collect()
+        };
+        let (mut taken, left) = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..3).map(|_| scope.spawn(|| take_all(&old))).collect();
+            while old.next() < 100 {
+                std::hint::spin_loop();
+            }
+            let left = old.close();
+            let taken = workers.into_iter().flat_map(|worker| worker.join().unwrap());
+            (taken.collect::<Vec<_>>(), left)
+        });
+        taken.extend(left);
+        taken.sort_unstable();
+        assert!(taken.into_iter().eq(1..100_000), "each number is taken or left");
+    }
+
+    #[test]
     fn numbers_end_and_never_wrap() {
         let last = u64::from(u32::MAX);
-        let sequence = Sequence::new(false);
+        let sequence = Sequence::new(false, 1);
         sequence.extend(last..last + 10).unwrap();
         assert_eq!(sequence.left(), 1);
         assert_eq!(sequence.take(), Ok(last));
         assert_eq!(sequence.take(), Err(Error::XfrmOutStateSeqError));
 
-        let sequence = Sequence::new(true);
+        let sequence = Sequence::new(true, 1);
         sequence.extend(last..u64::MAX).unwrap();
         assert_eq!([sequence.take(), sequence.take()], [Ok(last), Ok(last + 1)]);
-        let at_end = Sequence::new(true);
+        let at_end = Sequence::new(true, 1);
         at_end.extend(u64::MAX - 1..u64::MAX).unwrap();
         assert_eq!(
             [at_end.take(), at_end.take()],
@@ -181,7 +247,7 @@ mod tests {
     fn several_threads_take_each_number_once_while_ranges_are_added() {
         const THREADS: u64 = 4;
         const RANGES: u64 = 50;
-        let sequence = Sequence::new(true);
+        let sequence = Sequence::new(true, 1);
         let taken: Vec<u64> = std::thread::scope(|scope| {
             let work = || {
                 let mut numbers = Vec::new();

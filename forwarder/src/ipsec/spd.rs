@@ -150,11 +150,11 @@ impl Spd {
     /// Builds it from policies in the given order. `default_actions`: what happens to packets of each
     /// [`Direction`] without a policy (XFRM_MSG_SETDEFAULT), in the order in, out, forward.
     ///
-    /// Of equal priorities the policy added first wins: `xfrm_policy_insert_list` puts a new one behind those of
-    /// its priority. A policy that replaces an equal one (XFRM_MSG_UPDPOLICY with the same selector, mark and
-    /// interface) takes the place of that one among the policies of its priority, but is the newest of a dump.
-    /// A dump therefore does not tell which of two overlapping policies of equal priority wins if one of them
-    /// was replaced.
+    /// Of equal priorities the policy added first wins: `xfrm_policy_insert_list` puts a new one behind those
+    /// of its priority. A policy that replaces an equal one (XFRM_MSG_UPDPOLICY with the same selector, mark
+    /// and interface) takes the place of that one in its hash chain, but is the newest of a dump. A dump
+    /// therefore does not tell which of two overlapping policies of equal priority wins if one of them was
+    /// replaced.
     #[must_use]
     pub fn new(
         policies: impl IntoIterator<Item = (Direction, Policy)>,

@@ -45,7 +45,10 @@ pub enum BadState {
     /// A limit of seconds since the SA was added needs to know when that was.
     #[error("a limit of seconds since the SA was added, which was at an unknown time")]
     AddTime,
-    /// A key of a length that the algorithm has not, or an IV seed that does not suit the cipher.
+    /// An IV seed that does not suit the cipher: AES-CBC needs a random one ([`IvSeed::random`]).
+    #[error("the IVs of AES-CBC need a random seed")]
+    IvSeed,
+    /// A key of a length that the algorithm has not.
     #[error(transparent)]
     Key(#[from] BadKey),
     /// A replay window that cannot be.
@@ -167,17 +170,26 @@ impl OutboundState {
         prefetch_lines(&self.lines, size_of::<Self>());
     }
 
-    /// An SA without reserved sequence numbers.
+    /// An SA without reserved sequence numbers. The seed is used up. `first_free` is the lowest sequence number
+    /// that nobody has used or reserved with these keys: 1 only if the keys are new, the kernel's counter plus
+    /// one for an SA of the kernel, and for one that replaces another the start of what [`Sequence::close`]
+    /// of that one returned. A number that is used twice with one key breaks counter modes.
     ///
     /// # Errors
     /// [`BadState`].
     pub fn new(
         config: StateConfig,
         keys: &Keys,
-        iv_seed: &IvSeed,
+        iv_seed: IvSeed,
+        first_free: u64,
     ) -> Result<OutboundState, BadState> {
-        let transform = Transform::new(keys, Some(iv_seed))?;
-        let sequence = Sequence::new(config.flags.contains(StateFlags::ESN));
+        if let Keys::Esp(keys) = keys
+            && !iv_seed.suits(keys.algorithm())
+        {
+            return Err(BadState::IvSeed);
+        }
+        let transform = Transform::new(keys, Some(&iv_seed))?;
+        let sequence = Sequence::new(config.flags.contains(StateFlags::ESN), first_free);
         let state = State::new(config, keys)?;
         Ok(OutboundState { lines: [], state, transform, sequence })
     }
@@ -214,7 +226,7 @@ impl State {
         if config.src.is_ipv4() != config.dst.is_ipv4() {
             return Err(BadState::Families);
         }
-        if config.spi == 0 {
+        if config.spi == 0 && config.km_state != KmState::Acquiring {
             return Err(BadState::Spi);
         }
         let algorithm = match keys {
@@ -311,16 +323,13 @@ impl State {
         STATES.get(number).copied().unwrap_or(KmState::Dead)
     }
 
-    /// Ends the SA, for example because it was deleted.
+    /// Ends the SA, for example because it was deleted. An SA does not come back: `Acquiring` and `Valid`
+    /// have no effect, nor has `Expired` after `Dead`.
     pub fn set_km_state(&self, km_state: KmState) {
-        self.km_state.store(km_state as u8, Ordering::Relaxed);
-    }
-
-    /// Ends the SA at a hard limit. A deleted one stays so.
-    fn expire(&self) {
-        let (valid, expired) = (KmState::Valid as u8, KmState::Expired as u8);
-        let _ =
-            self.km_state.compare_exchange(valid, expired, Ordering::Relaxed, Ordering::Relaxed);
+        if !matches!(km_state, KmState::Acquiring | KmState::Valid) {
+            // The states that end it are in the order of finality.
+            self.km_state.fetch_max(km_state as u8, Ordering::Relaxed);
+        }
     }
 
     /// Whether a soft limit was reached: the SA should be replaced.
@@ -366,7 +375,7 @@ impl State {
     #[inline]
     fn set_reached(&self, soft: bool, hard: bool) -> bool {
         if hard {
-            self.expire();
+            self.set_km_state(KmState::Expired);
         } else if soft && !self.is_dying() {
             self.is_dying.store(true, Ordering::Relaxed);
         }
@@ -382,12 +391,12 @@ impl State {
         let Lifetime { bytes: [_, hard_bytes], packets: [_, hard_packets], .. } =
             self.config.lifetime;
         if !add_below(&self.packets, 1, hard_packets) {
-            self.expire();
+            self.set_km_state(KmState::Expired);
             return false;
         }
         if !add_below(&self.bytes, octets as u64, hard_bytes) {
             // The SA has ended: that the packet was counted for a moment changes no decision.
-            self.expire();
+            self.set_km_state(KmState::Expired);
             self.packets.fetch_sub(1, Ordering::Relaxed);
             return false;
         }

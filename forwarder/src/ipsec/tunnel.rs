@@ -22,8 +22,8 @@ const ECN_CE: u8 = 3;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inner {
     pub family: Family,
-    /// Length of the packet, in octets.
-    len: usize,
+    /// Length of the packet that its header states, in octets.
+    pub len: usize,
     /// DSCP and ECN.
     tos: u8,
     dont_frag: bool,
@@ -31,24 +31,26 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    /// Reads the fixed header. `None`: it is not a whole one.
+    /// Reads the fixed header. `None`: it is not a whole one, or states a length that is shorter than the
+    /// header or longer than `packet`.
     #[inline]
     pub fn of_packet(packet: &[u8]) -> Option<Inner> {
-        let len = packet.len();
-        match packet.first()? >> 4 {
+        let inner = match packet.first()? >> 4 {
             4 => {
                 let ip = Ipv4Packet::new_checked(packet).ok()?;
-                let (tos, dont_frag) = (ip.tos(), ip.dont_frag());
-                Some(Inner { family: Family::Ipv4, len, tos, dont_frag, flow_label: 0 })
+                let (len, tos, dont_frag) = (ip.total_len().into(), ip.tos(), ip.dont_frag());
+                let inner = Inner { family: Family::Ipv4, len, tos, dont_frag, flow_label: 0 };
+                (len >= ip.header_len()).then_some(inner)?
             }
             6 => {
                 let ip = Ipv6Packet::new_checked(packet).ok()?;
-                let (tos, flow_label) = (ip.traffic_class(), ip.flow_label());
+                let (len, tos, flow_label) = (ip.total_len(), ip.traffic_class(), ip.flow_label());
                 // Routers do not fragment IPv6.
-                Some(Inner { family: Family::Ipv6, len, tos, dont_frag: true, flow_label })
+                Inner { family: Family::Ipv6, len, tos, dont_frag: true, flow_label }
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        (inner.len <= packet.len()).then_some(inner)
     }
 }
 

@@ -82,36 +82,10 @@ fn a_tunnel_carries_one_family_unless_the_selector_has_none() {
     assert_eq!(opened, Err(Error::XfrmInStateModeError));
 }
 
-/// An ESP packet with NULL encryption whose data is `data`, and the right ICV.
-fn null_packet(config: &StateConfig, data: &[u8]) -> Vec<u8> {
-    let (keys, mac) = null_keys();
-    let state = outbound(config, &keys, 1);
-    // The header of any packet, then the octets wanted.
-    let mut packet = seal(&state, &udp_packet(Family::Ipv4, 0, 0)).unwrap();
-    packet.truncate(28);
-    packet.extend(data);
-    let mut icv = vec![0; 12];
-    let number = crypto::Number { spi: SPI, seq: 1, is_extended: false };
-    let mut context = mac.start();
-    context.update(&packet[20..]);
-    context.write(number, &mut icv).unwrap();
-    packet.extend(icv);
-    let len = packet.len() as u16;
-    Ipv4Packet::new_unchecked(&mut packet[..]).set_total_len(len);
-    packet
-}
-
-fn null_keys() -> (Keys, mac::MacKey) {
-    let auth = || Secret::new(octets(0x80, 20));
-    let none = Secret::new(Vec::new());
-    let keys = EspKeys::EncryptThenMac(Cipher::Null, none, Auth::HmacSha1_96, auth());
-    (Keys::Esp(keys), mac::MacKey::new(Auth::HmacSha1_96, &auth()).unwrap())
-}
-
 /// Opens an authentic packet with these data.
 fn open_data(data: &[u8]) -> Result<Decapsulated, Error> {
     let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
-    let mut packet = null_packet(&config, data);
+    let mut packet = null_packet(Family::Ipv4, data);
     let located = locate(&packet, &[]).unwrap().unwrap();
     let state = inbound(&config, &null_keys().0, 1);
     let result = state.open(&mut packet, &located, 0);
@@ -249,6 +223,23 @@ fn what_is_counted_last_meets_the_limits() {
 }
 
 #[test]
+fn an_sa_does_not_come_back() {
+    let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let state = inbound(&config, &gcm(), 1);
+    let after = |km_state| {
+        state.state().set_km_state(km_state);
+        state.state().km_state()
+    };
+    use KmState::{Acquiring, Dead, Expired, Valid};
+    let (set, found) =
+        ([Acquiring, Expired, Valid, Dead, Expired], [Valid, Expired, Expired, Dead, Dead]);
+    assert_eq!(set.map(after), found);
+    let acquiring = outbound(&StateConfig { km_state: Acquiring, ..config }, &gcm(), 1);
+    acquiring.state().set_km_state(Valid);
+    assert_eq!(acquiring.state().km_state(), Acquiring, "its keys are not those negotiated");
+}
+
+#[test]
 fn an_sa_that_does_not_work_opens_nothing() {
     let mut config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
     let sealed = seal(&outbound(&config, &gcm(), 1), &udp_packet(Family::Ipv4, 0, 1)).unwrap();
@@ -263,6 +254,79 @@ fn an_sa_that_does_not_work_opens_nothing() {
         let sealed = seal(&outbound(&config, &gcm(), 1), &udp_packet(Family::Ipv4, 0, 1));
         assert_eq!(sealed, Err(Error::XfrmOutStateInvalid));
     }
+}
+
+#[test]
+fn octets_behind_the_packet_are_not_sealed() {
+    for (mode, family) in [
+        (Mode::Tunnel, Family::Ipv4),
+        (Mode::Tunnel, Family::Ipv6),
+        (Mode::Transport, Family::Ipv4),
+        (Mode::Transport, Family::Ipv6),
+    ] {
+        let config = config(mode, family, StateFlags::default());
+        let packet = udp_packet(family, 0, 3);
+        let framed = [&packet[..], &[0xee; 15]].concat();
+        for keys in all_keys() {
+            let sealed = seal(&outbound(&config, &keys, 1), &framed).unwrap();
+            assert_eq!(sealed, seal(&outbound(&config, &keys, 1), &packet).unwrap());
+        }
+        let state = outbound(&config, &gcm(), 1);
+        let short = &packet[..packet.len() - 1];
+        assert_eq!(seal(&state, short), Err(Error::XfrmOutStateModeError), "a part of it");
+        assert_eq!(state.sequence().next(), 1);
+    }
+    let mut packet = udp_packet(Family::Ipv4, 0, 3);
+    Ipv4Packet::new_unchecked(&mut packet[..]).set_total_len(19);
+    let state = outbound(&config(Mode::Tunnel, Family::Ipv4, StateFlags::default()), &gcm(), 1);
+    assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "less than its header");
+}
+
+#[test]
+fn ah_takes_no_number_for_headers_that_it_cannot_cover() {
+    let ah = Keys::Ah(Auth::HmacSha256_128, Secret::new(octets(0x80, 32)));
+    // IPv4: an option that is longer than the header, and a source route without an address.
+    for options in [[0x44, 9, 5, 0], [0x83, 3, 4, 0]] {
+        let state = outbound(&config(Mode::Transport, Family::Ipv4, StateFlags::default()), &ah, 1);
+        let plain = udp_packet(Family::Ipv4, 0, 3);
+        let mut packet = [&plain[..20], &options, &plain[20..]].concat();
+        let len = packet.len() as u16;
+        let mut ip = Ipv4Packet::new_unchecked(&mut packet[..]);
+        ip.set_version_and_header_len(24);
+        ip.set_total_len(len);
+        assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "{options:?}");
+        assert_eq!((state.sequence().next(), state.state().usage().packets), (1, 0));
+    }
+    // IPv6: an option that is longer than the header, and a Routing header of an unknown type.
+    for (next, header) in [(60, [17, 0, 0x1e, 9, 0, 0, 0, 0]), (43, [17, 0, 9, 1, 0, 0, 0, 0])] {
+        let state = outbound(&config(Mode::Transport, Family::Ipv6, StateFlags::default()), &ah, 1);
+        let plain = udp_packet(Family::Ipv6, 0, 3);
+        let mut packet = [&plain[..40], &header, &plain[40..]].concat();
+        let len = packet.len() as u16;
+        let mut ip = Ipv6Packet::new_unchecked(&mut packet[..]);
+        ip.set_payload_len(len - 40);
+        ip.set_next_header(Protocol(next));
+        assert_eq!(seal(&state, &packet), Err(Error::XfrmOutStateModeError), "{header:?}");
+        assert_eq!((state.sequence().next(), state.state().usage().packets), (1, 0));
+    }
+}
+
+#[test]
+fn an_sa_that_replaces_another_continues_its_numbers() {
+    let config = config(Mode::Tunnel, Family::Ipv4, StateFlags::default());
+    let packet = udp_packet(Family::Ipv4, 0, 1);
+    let old = outbound(&config, &gcm(), 41);
+    let receiver = inbound(&config, &gcm(), 41);
+    assert!(open(&receiver, &seal(&old, &packet).unwrap()).is_ok());
+    let left = old.sequence().close();
+    assert_eq!(seal(&old, &packet), Err(Error::SequenceRangeUsed));
+    let seed = IvSeed::random([1; 16]);
+    let new = OutboundState::new(config, &gcm(), seed, left.start).unwrap();
+    assert!(new.sequence().extend(1..100).is_err(), "it cannot begin at 1 again");
+    new.sequence().extend(left).unwrap();
+    let sealed = seal(&new, &packet).unwrap();
+    assert_eq!(locate(&sealed, &[]).unwrap().unwrap().seq, 42);
+    assert!(open(&receiver, &sealed).is_ok());
 }
 
 #[test]
@@ -283,7 +347,7 @@ fn what_cannot_be_sealed_is_left_as_it_was() {
     }
     assert_eq!(seal(&state, &udp_packet(Family::Ipv4, 0, 65_480)), Err(Error::XfrmOutError));
     assert_eq!(state.sequence().next(), 1);
-    let unreserved = OutboundState::new(config, &gcm(), &IvSeed::random([1; 16])).unwrap();
+    let unreserved = OutboundState::new(config, &gcm(), IvSeed::random([1; 16]), 1).unwrap();
     assert_eq!(seal(&unreserved, &packet), Err(Error::SequenceRangeUsed));
 }
 
@@ -294,6 +358,8 @@ fn states_that_cannot_be_are_refused() {
     let ah = Keys::Ah(Auth::HmacSha1_96, Secret::new(vec![1; 20]));
     let encap = Some(UdpPorts { src: 1, dst: 1 });
     assert_eq!(new(StateConfig { spi: 0, ..config.clone() }, &gcm()), Err(BadState::Spi));
+    let acquiring = StateConfig { spi: 0, km_state: KmState::Acquiring, ..config.clone() };
+    assert_eq!(new(acquiring, &gcm()), Ok(()), "the peer has not chosen one yet");
     assert_eq!(new(StateConfig { encap, ..config.clone() }, &ah), Err(BadState::EncapOfAh));
     let src = "::1".parse().unwrap();
     assert_eq!(new(StateConfig { src, ..config.clone() }, &gcm()), Err(BadState::Families));
@@ -309,8 +375,19 @@ fn states_that_cannot_be_are_refused() {
     // The kernel's salt would make IVs of CBC predictable.
     let cbc = || Secret::new(vec![1; 16]);
     let keys = EspKeys::EncryptThenMac(Cipher::AesCbc, cbc(), Auth::HmacSha1_96, cbc());
-    let cbc = OutboundState::new(config, &Keys::Esp(keys), &IvSeed::kernel_salt([1; 8]));
-    assert!(matches!(cbc, Err(BadState::Key(_))));
+    let cbc = OutboundState::new(config.clone(), &Keys::Esp(keys), IvSeed::kernel_salt([1; 8]), 1);
+    assert_eq!(cbc.map(|_| ()), Err(BadState::IvSeed));
+    // An empty key would authenticate everyone; other lengths the kernel accepts, too.
+    for (len, is_right) in [(0, false), (1, true), (20, true), (200, true)] {
+        let key = || Secret::new(vec![1; len]);
+        let none = Secret::new(Vec::new());
+        let esp = EspKeys::EncryptThenMac(Cipher::Null, none, Auth::HmacSha1_96, key());
+        for keys in [Keys::Esp(esp), Keys::Ah(Auth::HmacSha1_96, key())] {
+            let expected = BadKey { algorithm: "hmac(sha1)", octets: len };
+            let expected = if is_right { Ok(()) } else { Err(BadState::Key(expected)) };
+            assert_eq!(new(config.clone(), &keys), expected);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of whole packets: published vectors, an independent peer, and properties.
 
 mod check;
+mod locate;
 mod peer;
 mod policies;
 mod properties;
@@ -101,7 +102,7 @@ fn is_cbc(keys: &Keys) -> bool {
 /// An SA for sending whose next number is `seq`.
 fn outbound(config: &StateConfig, keys: &Keys, seq: u64) -> OutboundState {
     let seed = if is_cbc(keys) { IvSeed::random([7; 16]) } else { IvSeed::kernel_salt(IV_SALT) };
-    let state = OutboundState::new(config.clone(), keys, &seed).expect("a state");
+    let state = OutboundState::new(config.clone(), keys, seed, seq).expect("a state");
     state.sequence().extend(seq..seq.saturating_add(1000)).expect("a range");
     state
 }
@@ -168,5 +169,42 @@ fn udp_packet(family: Family, tos: u8, len: usize) -> Vec<u8> {
     udp.set_src_port(1000);
     udp.set_dst_port(2000);
     udp.set_length(8 + len as u16);
+    packet
+}
+
+/// Keys of ESP without encryption, and the same for computing an ICV.
+fn null_keys() -> (Keys, mac::MacKey) {
+    let auth = || Secret::new(octets(0x80, 20));
+    let none = Secret::new(Vec::new());
+    let keys = EspKeys::EncryptThenMac(Cipher::Null, none, Auth::HmacSha1_96, auth());
+    (Keys::Esp(keys), mac::MacKey::new(Auth::HmacSha1_96, &auth()).unwrap())
+}
+
+/// An ESP packet of [`null_keys`] whose octets from payload to trailer are `data`, with number 1 and the right
+/// ICV.
+fn null_packet(family: Family, data: &[u8]) -> Vec<u8> {
+    use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+    let mut packet = udp_packet(family, 0, 0);
+    let header_len = packet.len() - 8;
+    packet.truncate(header_len);
+    packet.extend(SPI.to_be_bytes());
+    packet.extend(1u32.to_be_bytes());
+    packet.extend(data);
+    let mut icv = vec![0; 12];
+    let mut context = null_keys().1.start();
+    context.update(&packet[header_len..]);
+    context.write(crypto::Number { spi: SPI, seq: 1, is_extended: false }, &mut icv).unwrap();
+    packet.extend(icv);
+    let len = packet.len() as u16;
+    if family == Family::Ipv4 {
+        let mut ip = Ipv4Packet::new_unchecked(&mut packet[..]);
+        ip.set_total_len(len);
+        ip.set_protocol(Protocol::ESP);
+        ip.fill_checksum();
+    } else {
+        let mut ip = Ipv6Packet::new_unchecked(&mut packet[..]);
+        ip.set_payload_len(len - 40);
+        ip.set_next_header(Protocol::ESP);
+    }
     packet
 }

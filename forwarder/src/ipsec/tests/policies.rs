@@ -58,7 +58,8 @@ proptest! {
                 policy(index, priority, Selector { dst, src, dport, ..Selector::default() })
             })
             .collect();
-        let spd = Spd::new(policies.iter().map(|it| (Direction::Out, it.clone())), Order::OldestFirst, Default::default());
+        let outbound = policies.iter().map(|it| (Direction::Out, it.clone()));
+        let spd = Spd::new(outbound, Order::OldestFirst, Default::default());
         for (src, dst, dport) in flows {
             let flow = flow(0x0a00_0000 | src, 0x0a00_0000 | dst, dport);
             let matching = policies.iter().filter(|policy| policy.selector.matches(&flow));
@@ -339,7 +340,7 @@ fn the_exact_source_is_better_than_none() {
     assert_eq!(best(&[sending(1, |_| {}), wildcard(2)]), Some(1), "although it is older");
     assert_eq!(best(&[wildcard(2), other]), Some(2));
     // The kernel waits for an SA that is being negotiated, unless another with this source works.
-    let acquiring = || sending(4, |config| config.km_state = KmState::Acquiring);
+    let acquiring = || sending(0, |config| config.km_state = KmState::Acquiring);
     assert_eq!(best(&[acquiring(), wildcard(2)]), None);
     assert_eq!(best(&[acquiring(), sending(1, |_| {})]), Some(1));
 }

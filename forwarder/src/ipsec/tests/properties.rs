@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::{Ipv4Packet, Ipv6Packet};
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
@@ -56,6 +56,115 @@ fn check_round_trip(
         assert!(ip.verify_checksum() && usize::from(ip.total_len()) == sealed.len());
     } else {
         assert_eq!(Ipv6Packet::new_checked(&sealed).unwrap().total_len(), sealed.len());
+    }
+}
+
+/// What a sender with the key may put into a packet: something that looks like a packet or not, and padding and
+/// next header that are right or not.
+fn hostile_data() -> impl Strategy<Value = (Vec<u8>, u8)> {
+    let start = prop_oneof![
+        Just(Vec::new()),
+        Just(hex("4500001c00000000401100000102030405060708")),
+        Just(hex("4f03ffff00000000403200000102030405060708")),
+        Just(hex("45030000")),
+        Just(hex(
+            "60000000000811400000000000000000000000000000000100000000000000000000000000000002"
+        )),
+        Just(hex("6000")),
+    ];
+    let rest = proptest::collection::vec(any::<u8>(), 0..60);
+    let next =
+        prop_oneof![Just(4u8), Just(41), Just(59), Just(50), Just(51), Just(17), any::<u8>()];
+    let padding = prop_oneof![
+        3 => Just(None),
+        1 => proptest::collection::vec(any::<u8>(), 0..6).prop_map(Some),
+    ];
+    (start, rest, padding, next).prop_map(|(start, rest, padding, next)| {
+        let mut data = [start, rest].concat();
+        match padding {
+            Some(wrong) => data.extend(wrong),
+            None => {
+                let len = (data.len() + 2).wrapping_neg() % 4;
+                data.extend((1..=len as u8).chain([len as u8, next]));
+            }
+        }
+        (data, next)
+    })
+}
+
+/// What was opened is a part of the packet and has the header that it should.
+fn check_opened(packet: &[u8], opened: &Decapsulated, outer: Family) {
+    match opened {
+        Decapsulated::Dummy => {}
+        Decapsulated::Tunnel(range) => {
+            let inner = &packet[range.clone()];
+            let header_len = if inner[0] >> 4 == 4 { 20 } else { 40 };
+            assert!([4, 6].contains(&(inner[0] >> 4)) && inner.len() >= header_len);
+        }
+        Decapsulated::Transport(range) => {
+            let packet = &packet[range.clone()];
+            let stated = match outer {
+                Family::Ipv4 => usize::from(Ipv4Packet::new_checked(packet).unwrap().total_len()),
+                Family::Ipv6 => Ipv6Packet::new_checked(packet).unwrap().total_len(),
+            };
+            assert_eq!(stated, packet.len());
+        }
+    }
+    // What reads the packet next.
+    if let Decapsulated::Tunnel(range) | Decapsulated::Transport(range) = opened {
+        let _ = locate(&packet[range.clone()], &[4500]);
+        let _ = Flow::of_packet(&packet[range.clone()], 0, 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn hostile_octets_with_the_right_icv_are_opened_or_refused(
+        (data, next) in hostile_data(),
+        flags in any::<u8>(),
+    ) {
+        let ah = || Keys::Ah(Auth::HmacSha256_128, Secret::new(octets(0x80, 32)));
+        // Without ESN, which is covered by the ICV.
+        let flags = StateFlags(u16::from(flags & 0x7f));
+        for (mode, family) in [Mode::Tunnel, Mode::Transport]
+            .into_iter()
+            .flat_map(|mode| FAMILIES.map(|family| (mode, family)))
+        {
+            let config = config(mode, family, flags);
+            let esp = null_packet(family, &data);
+            // AH in transport mode protects what any next header says.
+            let mut plain = udp_packet(family, 0, data.len());
+            let header_len = plain.len() - 8 - data.len();
+            plain.truncate(header_len);
+            plain.extend(&data);
+            match family {
+                Family::Ipv4 => {
+                    let mut ip = Ipv4Packet::new_unchecked(&mut plain[..]);
+                    ip.set_total_len((header_len + data.len()) as u16);
+                    ip.set_protocol(Protocol(next));
+                }
+                Family::Ipv6 => {
+                    let mut ip = Ipv6Packet::new_unchecked(&mut plain[..]);
+                    ip.set_payload_len(data.len() as u16);
+                    ip.set_next_header(Protocol(next));
+                }
+            }
+            let sender = StateConfig { mode: Mode::Transport, ..config.clone() };
+            let sealed = seal(&outbound(&sender, &ah(), 1), &plain);
+            // Extension headers that cannot be read are no packet for transport mode.
+            let sealed = sealed.into_iter().map(|packet| (packet, ah()));
+            for (mut packet, keys) in [(esp, null_keys().0)].into_iter().chain(sealed) {
+                let state = inbound(&config, &keys, 1);
+                let Ok(Some(located)) = locate(&packet, &[]) else { continue };
+                let opened = state.open(&mut packet, &located, 0);
+                prop_assert_eq!(state.state().integrity_failed(), 0, "the ICV is right");
+                if let Ok(opened) = opened {
+                    check_opened(&packet, &opened, family);
+                }
+            }
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Prints vectors.rs: packets protected by Scapy, an independent implementation of ESP and AH.
+"""Prints vectors.rs: packets protected by Scapy, an independent implementation of ESP and AH, or by this script.
 
     python3 vectors.py | rustfmt --edition 2024 > vectors.rs
 
 Made with Scapy 2.5.0. Keys and IVs are counted octets, so that the tests can make the same ones.
-GMAC, which Scapy 2.5.0 has not, is put together from RFC 4543 with the AES-GCM of python3-cryptography.
+Two kinds of packets are not Scapy's alone: GMAC, which it has not, is put together from RFC 4543 with the
+AES-GCM of python3-cryptography; and the ICV of ESP with HMAC and ESN, of which Scapy 2.5.0 leaves the high half
+of the number out, is computed by with_esn().
 """
 
 import hmac
@@ -135,7 +137,8 @@ def ah():
     number = 0
     for auth, auth_len, short in AUTH:
         cases = [(f"transport4 {name}", header / UDP(sport=1, dport=2) / payload(11), None) for name, header in options]
-        hop = IPv6ExtHdrHopByHop(options=[RouterAlert(value=0), HBHOptUnknown(otype=0x3E, optdata=octets(9, 6)), Pad1(), PadN(optdata=b"\x00\x00\x00")])
+        # No more than 7 octets of padding in a row, which hosts refuse.
+        hop = IPv6ExtHdrHopByHop(options=[RouterAlert(value=0), HBHOptUnknown(otype=0x3E, optdata=octets(9, 10)), Pad1(), PadN(optdata=b"\x00\x00\x00")])
         dest = IPv6ExtHdrDestOpt(options=[HBHOptUnknown(otype=0x1E, optdata=octets(3, 4))])
         routing = IPv6ExtHdrRouting(addresses=["2001:db8:5::5", "2001:db8:6::6"], segleft=2)
         cases += [
@@ -158,8 +161,10 @@ def ah():
     print("];")
 
 
-print("//! Packets protected by Scapy, an independent implementation: printed by `vectors.py`, beside this file.")
-print("//! Keys and IVs are in `peer.rs`.\n")
+print("//! Protected packets, printed by `vectors.py`, beside this file. Keys and IVs are in `peer.rs`.")
+print("//!")
+print("//! They are Scapy's, an independent implementation, except for two kinds that the script computes itself,")
+print("//! from the RFCs and with Python's HMAC and AES-GCM: GMAC, and the ICV of ESP with HMAC and ESN.\n")
 print("/// One packet before and after.\n#[derive(Debug)]\npub struct Vector {")
 print("/// Algorithms and mode.\npub name: &'static str,\n/// Sequence number.\npub seq: u64,\n/// ESN.\npub is_extended: bool,")
 print("/// The packet, in hexadecimal.\npub plain: &'static str,\n/// The protected packet.\npub protected: &'static str,\n}\n")
