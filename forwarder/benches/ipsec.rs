@@ -86,6 +86,7 @@ fn measure_policies(count: usize) {
             if_id: 0,
             action: Action::Allow,
             has_icmp: false,
+            is_kernels: false,
             templates: Vec::new(),
         };
         (Direction::Out, policy)

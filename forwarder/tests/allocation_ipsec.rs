@@ -121,6 +121,7 @@ fn policies_are_looked_up_and_checked_without_allocating() {
         if_id: 0,
         action: Action::Allow,
         has_icmp: false,
+        is_kernels: false,
         templates: vec![template],
     };
     let spd = Spd::new([(Direction::Fwd, policy)], Order::OldestFirst, [Action::Allow; 3]);

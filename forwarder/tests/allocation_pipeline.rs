@@ -104,6 +104,7 @@ fn tables(generation: u64, resolved: bool) -> Tables {
         },
         neigh: Arc::new(NeighTable::new(neighbours)),
         sysctl: Arc::new(sysctl),
+        xfrm: Arc::default(),
         epochs: Arc::new(ferroute::tables::Epochs::none()),
     }
 }

@@ -87,6 +87,7 @@ impl Daemon {
             mirror: MirrorStatus::default(),
             carried_flows: None,
             offloaded_flows: None,
+            ipsec_policies: None,
             warnings: Vec::new(),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! `wire, hash_table → skb, stats → fib · neigh · ipsec · capture → trace → tables → netfilter → pipeline →
 //! io → worker → histogram → control → load → cli`. Within `control`: `netlink, process → netdev · nftables ·
-//! conntrack → mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline`
+//! conntrack · xfrm → mirror, firewall → steering → config → api → daemon, doctor, offline`. The files of `pipeline`
 //! also have layers. Modules of one layer do not use each other. Tests inside a module may use anything, and so may `lib.rs` and
 //! `main.rs`, which only assemble the program.
 
@@ -32,7 +32,7 @@ const LAYERS: [&[&str]; 13] = [
 /// The layers of `control`.
 const CONTROL_LAYERS: [&[&str]; 7] = [
     &["netlink", "process"],
-    &["netdev", "nftables", "conntrack"],
+    &["netdev", "nftables", "conntrack", "xfrm"],
     &["mirror", "firewall"],
     &["steering"],
     &["config"],
@@ -47,7 +47,7 @@ const STAGES: [&[&str]; 14] = [
     &["post_routing", "route_hint", "inet_addr", "eth_input"],
     &["hold_queue", "burst_routes", "ip_options", "flow_cache", "offload"],
     &["ctx"],
-    &["nf_ingress"],
+    &["nf_ingress", "xfrm"],
     &["ip_rcv_options", "ip6_input", "local_out", "neigh_hold"],
     &["ip_error", "neigh_output", "offer"],
     &["route", "ip_output"],

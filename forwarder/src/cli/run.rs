@@ -139,7 +139,7 @@ pub struct RunArgs {
     /// Time every turn of the workers: `stat -j` shows the cost of a frame. For benchmarks.
     #[arg(long, hide = true)]
     account: bool,
-    /// Start even if a firewall or IPsec policies would be bypassed.
+    /// Start even if a firewall would be bypassed; IPsec policies are ignored, too.
     #[arg(long)]
     ignore_firewall: bool,
 }

@@ -101,6 +101,11 @@ fn text(report: &StatusReport) -> String {
             "connections {flows} carried; packets of others are left to the kernel, which tracks them\n"
         );
     }
+    if let Some(policies) = report.ipsec_policies {
+        text += &format!(
+            "ipsec {policies} policies followed; packets that they protect or drop are left to the kernel\n"
+        );
+    }
     for what in &mirror.unmirrored {
         text += &format!("{} left to the kernel: {what}\n", coloured("note", Colour::Odd));
     }
@@ -213,6 +218,7 @@ mod tests {
             mirror: MirrorStatus { unmirrored: vec!["route X".into()], ..Default::default() },
             carried_flows: Some(2),
             offloaded_flows: None,
+            ipsec_policies: Some(2),
             warnings: vec!["mind the gap".into()],
         };
         let text = text(&report);
@@ -221,6 +227,7 @@ mod tests {
             "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
             "worker 0  cpu any  eth0 queues 0,2, eth1 by worker 1  loops 200 (25.0 % busy)\n",
             "connections 2 carried; packets of others are left to the kernel, which tracks them\n",
+            "ipsec 2 policies followed; packets that they protect or drop are left to the kernel\n",
             "note left to the kernel: route X\n",
             "warning mind the gap\n",
         ] {

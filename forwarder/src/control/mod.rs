@@ -1,7 +1,7 @@
 //! The control side: follows the kernel, controls the workers, and answers the command line.
 //!
 //! Each module uses only those to its left (`tests/tests/layers.rs`):
-//! `netlink, process → netdev, nftables, conntrack → mirror, firewall → steering → config → api → daemon, doctor, offline`.
+//! `netlink, process → netdev, nftables, conntrack, xfrm → mirror, firewall → steering → config → api → daemon, doctor, offline`.
 
 pub mod api;
 pub mod config;
@@ -16,3 +16,4 @@ pub mod nftables;
 pub mod offline;
 pub mod process;
 pub mod steering;
+pub mod xfrm;

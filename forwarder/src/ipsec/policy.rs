@@ -61,7 +61,7 @@ pub struct Template {
 }
 
 /// A policy: XFRM_MSG_NEWPOLICY.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The kernel's index, which identifies it.
     pub index: u32,
@@ -80,6 +80,9 @@ pub struct Policy {
     /// XFRM_POLICY_ICMP: forwarded ICMP errors without a policy of their own are checked by the packet that
     /// they quote.
     pub has_icmp: bool,
+    /// Only the kernel can do what the policy requires: it has a limit, a security context, or a transformation
+    /// other than ESP and AH in transport or tunnel mode. Packets that match it are the kernel's.
+    pub is_kernels: bool,
     /// Transformations, the innermost first; fewer than [`MAX_DEPTH`]: with so many, which netlink accepts, all
     /// received packets are dropped.
     pub templates: Vec<Template>,

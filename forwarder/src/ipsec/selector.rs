@@ -85,7 +85,7 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The flow of a packet, which starts with its IP header: the kernel's `xfrm_decode_session`. A fragment
+    /// The flow of a packet, or of its first octets with all headers, which start with the IP header: the kernel's `xfrm_decode_session`. A fragment
     /// has no ports, not even the first one, nor has a packet with an IPv6 Fragment header. AH is the protocol
     /// of its packet, over IPv6 too: what it protects is not part of the flow before AH is removed. Octets
     /// behind the length that the header states do not count. `None`: the header cannot be read
@@ -95,7 +95,7 @@ impl Flow {
         let (src, dst, proto, upper): (IpAddr, IpAddr, _, &[u8]) = match packet.first()? >> 4 {
             4 => {
                 let ip = Ipv4Packet::new_checked(packet).ok()?;
-                let end = usize::from(ip.total_len());
+                let end = packet.len().min(ip.total_len().into());
                 let upper = packet.get(ip.header_len()..end).filter(|_| !ip.is_fragment());
                 (ip.src_addr().into(), ip.dst_addr().into(), ip.protocol(), upper.unwrap_or(&[]))
             }
@@ -353,9 +353,9 @@ mod tests {
         assert_eq!(types("192.0.2.1", Protocol::ICMP), [3, 11]);
         assert_eq!(types("2001:db8::1", Protocol::ICMPV6), [1, 2, 3]);
         for other in [Protocol::UDP, Protocol::ICMPV6] {
-            assert_eq!(types("192.0.2.1", other), []);
+            assert_eq!(types("192.0.2.1", other), [0u16; 0]);
         }
-        assert_eq!(types("2001:db8::1", Protocol::ICMP), []);
+        assert_eq!(types("2001:db8::1", Protocol::ICMP), [0u16; 0]);
     }
 
     #[test]

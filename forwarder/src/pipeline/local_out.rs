@@ -5,6 +5,7 @@ use super::mode::{Hooked, Mode, Traced};
 use super::nf_hook::{Devices, nf_hook};
 use super::nf_ingress::check_egress;
 use super::post_routing::{PostRouted, post_routing};
+use super::xfrm::xfrm_lookup_error;
 use super::{Ctx, Exit};
 use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
@@ -40,6 +41,10 @@ fn hooks<M: Mode>(
 ) -> Result<PostRouted, Exit> {
     let devices = Devices { iif: None, oif: Some(dst.dev) };
     check_egress::<M>(dst.dev, ctx)?;
+    xfrm_lookup_error(reply, pf, dst, ctx)?;
     nf_hook::<M>(Hook::LocalOut, reply, pf, devices, ctx.hook_env())?;
-    Ok(post_routing::<M>(reply, pf, devices, ctx.hook_env())?.0)
+    let (routed, _) = post_routing::<M>(reply, pf, devices, ctx.hook_env())?;
+    // Also finds what functions have made of it.
+    xfrm_lookup_error(reply, pf, dst, ctx)?;
+    Ok(routed)
 }

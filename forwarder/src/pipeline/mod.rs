@@ -72,6 +72,7 @@ mod route_ahead;
 mod route_hint;
 mod traced;
 mod vlan;
+mod xfrm;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -80,6 +81,7 @@ pub use offer::{Obstacle, may_be_wide6, obstacle};
 pub use offload::{MeterReader, Offer, OfferedFlow, OffloadPorts};
 pub use original::RESTORED;
 pub use post_routing::RoutedBurst;
+pub use xfrm::passes_policies;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -113,6 +115,7 @@ use original::{Original, restore_padding};
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
+use xfrm::{concern_sent, xfrm_lookup_sent, xfrm_policy_check};
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
 /// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
@@ -121,8 +124,9 @@ use route6::ip6_route_input;
 /// The order of packets is kept. ICMP errors are sent ahead of the burst's packets, and their frames are
 /// allocated before dropped packets return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
-    // Chosen once per burst: without hook functions and traces, a packet pays nothing for them.
-    match (ctx.out.trace.is_on(), ctx.hooks.is_empty()) {
+    // Chosen once per burst: without hook functions, policies and traces, a packet pays nothing for them.
+    let is_plain = ctx.hooks.is_empty() && !ctx.tables.xfrm.concern_any();
+    match (ctx.out.trace.is_on(), is_plain) {
         (true, _) => forward_traced(burst, ctx),
         (false, true) => forward_packets::<Plain>(burst, ctx),
         (false, false) => forward_packets::<Hooked>(burst, ctx),
@@ -315,6 +319,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
     traced::route::<M>(dst, Ipv4Addr::from_bits(iph.daddr), ctx);
     check_egress::<M>(dst.dev, ctx)?;
+    if M::HOOKED {
+        xfrm_policy_check(skb, Family::Ip, original.as_ref(), dst, ctx)?;
+    }
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -330,6 +337,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<M>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
+    if M::HOOKED && ran == HooksRan::Yes {
+        xfrm_lookup_sent(skb, Family::Ip, dst, ctx)?;
+    }
     let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
     if daddr != iph.daddr {
         dst.destination_changed();
@@ -382,9 +392,12 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     traced::route::<M>(dst, hdr.daddr, ctx);
     check_egress::<M>(dst.dev, ctx)?;
+    if M::HOOKED {
+        xfrm_policy_check(skb, Family::Ip6, original.as_ref(), dst, ctx)?;
+    }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
-    if M::HOOKED && ctx.hooks.see_own_packets(Family::Ip6) && !dst.fits(skb) {
+    if M::HOOKED && may_be_kernels_error(Family::Ip6, ctx) && !dst.fits(skb) {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
         return Err(Exit::Punt(PuntReason::Netfilter));
     }
@@ -394,6 +407,9 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<M>(skb, Family::Ip6, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
+    if M::HOOKED && ran == HooksRan::Yes {
+        xfrm_lookup_sent(skb, Family::Ip6, dst, ctx)?;
+    }
     let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
     if daddr != hdr.daddr {
         dst.destination_changed();
@@ -403,6 +419,13 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     traced::neigh::<M>(dst, daddr, ctx);
     check_neighbour::<M>(Family::Ip6, dst, daddr.into(), ctx)?;
     Ok(Routed::By(dst, routed))
+}
+
+/// Whether the kernel may have to send the errors about packets of this family: hook functions or IPsec policies see
+/// the router's own packets.
+#[inline]
+fn may_be_kernels_error(pf: Family, ctx: &Ctx<'_>) -> bool {
+    ctx.hooks.see_own_packets(pf) || concern_sent(pf, ctx)
 }
 
 /// Where the errors of this router may be the kernel's to send, a packet does not wait for its neighbour here:
@@ -417,7 +440,7 @@ fn check_neighbour<M: Mode>(
     daddr: IpAddr,
     ctx: &Ctx<'_>,
 ) -> Result<(), Exit> {
-    let is_checked = M::HOOKED && dst.hh.is_none() && ctx.hooks.see_own_packets(pf);
+    let is_checked = M::HOOKED && dst.hh.is_none() && may_be_kernels_error(pf, ctx);
     if is_checked && !dst.is_resolved(daddr, ctx.tables) {
         return Err(Exit::Punt(PuntReason::NeighUnresolved));
     }

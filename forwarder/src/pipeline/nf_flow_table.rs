@@ -23,6 +23,7 @@ use super::offload::OfferedFlow;
 use super::post_routing::{PostRouted, passed_post_routing};
 use super::route::ip_route_input;
 use super::route6::ip6_route_input;
+use super::xfrm::passes_policies;
 use super::{Ctx, Exit};
 use crate::netfilter::conntrack::{FlowKey, flow_key4, flow_key6};
 use crate::netfilter::{Passage, Passed};
@@ -82,7 +83,7 @@ pub(super) fn nf_flow_offload_ip<'a>(
         return Some(Err(exit));
     }
     dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, dst, ctx) {
+    if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip_forward_checks(skb, &iph, dst, ctx) {
@@ -134,7 +135,7 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
         return Some(Err(exit));
     }
     dst.resolve(daddr, ctx.tables);
-    if !is_ready(skb, dst) || !may_pass(&passage, dst, ctx) {
+    if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
         return None;
     }
     if let Err(exit) = ip6_forward_checks(skb, &hdr, dev, dst, ctx) {
@@ -184,12 +185,15 @@ fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
     dst.fits(skb) && (dst.hh.is_some() || dst.neigh.is_some_and(|neigh| neigh.lladdr.is_some()))
 }
 
-/// Whether the functions have decided that the packet passes. One that may take several routes passes them again:
+/// Whether the functions have decided that the packet passes, and no policy concerns it. One that may take several routes passes them again:
 /// which one it takes depends on its translated header.
 #[inline(always)]
-fn may_pass(passage: &Passage<'_>, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
+fn may_pass(passage: &Passage<'_>, key: &FlowKey, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
     let of = (ctx.hooks, ctx.tables);
-    !dst.is_multipath() && passage.may_pass(dst.dev, of, &ctx.state.hooks).is_some()
+    let target = || passage.target_key();
+    !dst.is_multipath()
+        && passage.may_pass(dst.dev, of, &ctx.state.hooks).is_some()
+        && passes_policies(key, target, dst.dev.ifindex, ctx.tables)
 }
 
 /// The packet passes, and later ones of the flow as it does.

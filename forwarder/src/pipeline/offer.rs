@@ -35,7 +35,10 @@ pub(super) fn offer(
         && ctx.out.offers.len() < OFFERS;
     // Without rules, what is done with a packet depends on its addresses only.
     let is_wide = due.is_none();
-    if !is_open || !is_simple(skb, dev, dst) || (is_wide && !ctx.hooks.is_empty()) {
+    let has_policies = ctx.tables.xfrm.concern_any();
+    let is_seen =
+        || !ctx.hooks.is_empty() || has_policies && ctx.tables.xfrm.see_more_than_addresses();
+    if !is_open || !is_simple(skb, dev, dst) || (is_wide && is_seen()) {
         return;
     }
     let (Some(in_dev), Some(tags)) = (dev.flow_number(), tags_of(dst.dev)) else { return };
@@ -55,7 +58,10 @@ pub(super) fn offer(
         Some(due) => due.key,
         None => {
             let may_be = |width| {
-                dst.gateway().is_some() && is_uniform(width, from, to, dst.info, ctx.tables)
+                // A policy may be for a part of a prefix.
+                !has_policies
+                    && dst.gateway().is_some()
+                    && is_uniform(width, from, to, dst.info, ctx.tables)
             };
             match wide_key(from, to, &mut on.meter, ctx.now_ns, may_be) {
                 Some(key) => key,

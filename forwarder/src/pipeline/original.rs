@@ -40,6 +40,11 @@ impl Original {
         Original { octets, offset: skb.network_offset(), len }
     }
 
+    /// The packet as received, without octets that are not kept.
+    pub fn head(&self) -> &[u8] {
+        self.octets.get(..self.len).unwrap_or(&self.octets)
+    }
+
     /// Restores them, and the mark of a received packet. `false`: a hook function moved or lengthened the
     /// packet, which cannot be undone.
     #[cold]

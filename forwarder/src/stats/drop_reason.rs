@@ -169,8 +169,10 @@ reasons! {
         Netfilter = "NETFILTER",
         /// It leaves by an interface with an nftables chain at egress.
         NetfilterEgress = "NETFILTER_EGRESS",
+        /// An IPsec policy protects or drops it, or an error about it.
+        Xfrm = "XFRM",
         /// The neighbour is not resolved, and the kernel would have to send the error if it cannot be: hook
-        /// functions see the router's own packets.
+        /// functions or IPsec policies see the router's own packets.
         NeighUnresolved = "NEIGH_UNRESOLVED",
     }
 }

@@ -7,6 +7,7 @@
 pub mod epochs;
 pub mod publish;
 pub mod vlan;
+pub mod xfrm;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::neigh::NeighTable;
 pub use epochs::Epochs;
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
+pub use xfrm::XfrmPolicies;
 
 use vlan::Tagged;
 
@@ -361,6 +363,8 @@ pub struct Tables {
     pub neigh: Arc<NeighTable>,
     /// Settings of the namespace.
     pub sysctl: Arc<Sysctls>,
+    /// IPsec policies.
+    pub xfrm: Arc<XfrmPolicies>,
     /// What offloaded flows depend on.
     pub epochs: Arc<Epochs>,
 }
@@ -375,6 +379,7 @@ impl Tables {
             fib6: FamilyFib::empty(),
             neigh: Arc::default(),
             sysctl: Arc::default(),
+            xfrm: Arc::default(),
             epochs: Arc::new(Epochs::none()),
         }
     }

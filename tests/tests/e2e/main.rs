@@ -48,4 +48,5 @@ mod tcp;
 mod tools;
 mod trace;
 mod wrong;
+mod xfrm;
 mod xsk_rs;

@@ -14,6 +14,7 @@ mod generate4;
 mod generate6;
 mod input;
 mod normalise;
+mod policies;
 mod probe;
 mod rulesets;
 mod settings;

@@ -42,6 +42,8 @@ pub enum Reason {
     RulesPerPacket,
     /// There are rules, which do not track connections.
     RulesWithoutTracking,
+    /// An IPsec policy concerns it; without connections, also if one looks at more than addresses.
+    IpsecPolicy,
     /// The kernel answers neighbour solicitations for others.
     ProxyNdp,
     /// The link-layer address is not known.
@@ -76,6 +78,9 @@ impl Reason {
             Reason::IngressChain => "an interface has a chain at ingress",
             Reason::RulesPerPacket => "rules look at more than the connection of a packet",
             Reason::RulesWithoutTracking => "there are rules, and they do not track connections",
+            Reason::IpsecPolicy => {
+                "an IPsec policy concerns it, or (without connections) looks at more than addresses"
+            }
             Reason::ProxyNdp => "proxy_ndp is on, or IPv6 forwarding off, where it arrives",
             Reason::NeighbourUnresolved => "the link-layer address of the next hop is not known",
             Reason::Expiring => "the kernel's entry of the connection is about to expire",

@@ -344,6 +344,9 @@ pub struct StatusReport {
     /// Number of flows that are offloaded to the XDP program, each of which is one direction; absent: `--offload off`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offloaded_flows: Option<u64>,
+    /// Number of IPsec policies of the kernel that are followed; absent: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipsec_policies: Option<u64>,
     /// Warnings to the user: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
 }
@@ -579,6 +582,7 @@ mod tests {
             mirror: MirrorStatus { stalled_ms: Some(3200), ..MirrorStatus::default() },
             carried_flows: Some(3),
             offloaded_flows: Some(4),
+            ipsec_policies: Some(5),
             warnings: vec!["mind".into()],
         }));
         round_trip(Response::Drops(DropsReport::default()));

@@ -12,7 +12,7 @@ use crate::fib::{FibInfo, FibResult, Flow, RouteType};
 use crate::netfilter::Hooks;
 use crate::netfilter::conntrack::{FlowKey, FlowView};
 use crate::netfilter::nft::Family;
-use crate::pipeline::{Obstacle, may_be_wide6, obstacle};
+use crate::pipeline::{Obstacle, may_be_wide6, obstacle, passes_policies};
 use crate::tables::{Link, Tables};
 
 /// Entries that expire within this time are not offloaded (`Offloads::expires_soon`).
@@ -142,9 +142,11 @@ impl Deciding<'_> {
                 None
             }
         };
+        let translated = view.desc.keys.get(1 - at).map(FlowKey::inverted);
+        let by_policies = || self.by_policies(key, translated, way);
         let expires =
             || (view.desc.expires_ns <= self.now_ns + EXPIRING_NS).then_some(Reason::Expiring);
-        self.why_not(key, true, way, || by_rules().or_else(expires))
+        self.why_not(key, true, way, || by_rules().or_else(by_policies).or_else(expires))
     }
 
     /// Why packets with these addresses have no entry, without connections.
@@ -156,10 +158,24 @@ impl Deciding<'_> {
                 Some(Reason::IngressChain)
             } else if !self.hooks.is_empty() {
                 Some(Reason::RulesWithoutTracking)
+            } else if self.tables.xfrm.concern_any() && self.tables.xfrm.see_more_than_addresses() {
+                Some(Reason::IpsecPolicy)
             } else {
-                (!may_be_wide).then_some(Reason::ProxyNdp)
+                let by_policies = || self.by_policies(&key, None, way);
+                (!may_be_wide).then_some(Reason::ProxyNdp).or_else(by_policies)
             }
         })
+    }
+
+    fn by_policies(
+        &self,
+        key: &FlowKey,
+        translated: Option<FlowKey>,
+        way: Way<'_>,
+    ) -> Option<Reason> {
+        let oif = way.1.ok()?.oif.ifindex;
+        let passes = passes_policies(key, || translated, oif, self.tables);
+        (!passes).then_some(Reason::IpsecPolicy)
     }
 
     /// Why packets with a key have no entry. `by_rules`: a reason that is not about their way.

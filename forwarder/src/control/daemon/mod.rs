@@ -65,6 +65,7 @@ use crate::control::process::signals::{Interrupted, Signals};
 use crate::control::process::{limits, privilege, time_namespace};
 use crate::control::steering::punt::PuntDevice;
 use crate::io::af_xdp::is_fresh;
+use crate::ipsec::{Direction, Policy};
 use crate::netfilter::{NetHooks, NfHookOps};
 use crate::say;
 use crate::tables::Links;
@@ -141,6 +142,8 @@ struct Supervisor {
     ruleset_pending: bool,
     /// Rules that the kernel would apply to forwarded packets and userspace does not, a line each.
     bypassed: Vec<String>,
+    /// The IPsec policies that the workers apply.
+    policies: Vec<(Direction, Policy)>,
     steering_state: SteeringState,
     punter: Punter,
     workers: WorkerSet,
@@ -215,6 +218,7 @@ impl Supervisor {
             first_ruleset,
             ruleset_pending: false,
             bypassed,
+            policies: Vec::new(),
             steering_state: SteeringState::new(steering),
             punter,
             workers: WorkerSet::default(),
@@ -227,6 +231,7 @@ impl Supervisor {
             stopping: false,
             options: Arc::new(options),
         };
+        supervisor.follow_policies();
         supervisor.refuse_unfit_interfaces()?;
         let matching = ports::matching(&supervisor.mirror, &supervisor.options);
         supervisor.ports.make_room(&supervisor.options, &matching);
@@ -585,6 +590,7 @@ impl Supervisor {
         }
         let bypassed = self.firewall.bypassed(&ports);
         let pending = self.follow_ruleset()?;
+        self.follow_policies();
         if bypassed != self.bypassed || pending != self.ruleset_pending {
             let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);

@@ -1,4 +1,4 @@
-//! The nftables ruleset that the workers apply, and the connections that it needs.
+//! The nftables ruleset that the workers apply, with the connections that it needs, and the IPsec policies.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use super::Supervisor;
 use super::flow_entry::Locals;
 use super::flows::FlowFollower;
 use crate::control::firewall::ruleset::{Compiled, Followed};
+use crate::tables::XfrmPolicies;
 
 /// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
 /// has been read.
@@ -32,6 +33,18 @@ impl Supervisor {
             bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
         }
         Ok(pending)
+    }
+
+    /// Has the workers apply the current IPsec policies from their next burst on.
+    pub(super) fn follow_policies(&mut self) {
+        let policies = match self.options.ignore_firewall {
+            true => &[],
+            false => self.firewall.policies(),
+        };
+        if policies != self.policies {
+            self.policies = policies.to_vec();
+            self.mirror.set_policies(Arc::new(XfrmPolicies::new(self.policies.clone())));
+        }
     }
 
     /// Takes a ruleset that was read: the workers apply it from their next burst on.

@@ -159,6 +159,7 @@ impl Snapshot {
                 mirror: MirrorStatus::default(),
                 carried_flows: None,
                 offloaded_flows: None,
+                ipsec_policies: None,
                 warnings: Vec::new(),
             },
             started: Instant::now(),
@@ -269,6 +270,7 @@ impl Supervisor {
             mirror: self.mirror_status(),
             carried_flows: self.carried_flows(),
             offloaded_flows: self.offload.as_ref().map(|it| it.offloads().len() as u64),
+            ipsec_policies: (!self.policies.is_empty()).then_some(self.policies.len() as u64),
             warnings: self.warnings(),
         }
     }

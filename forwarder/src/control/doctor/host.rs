@@ -189,6 +189,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         (!found.is_empty()).then(|| finding.on(name))
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
+    let policies = rules.as_ref().map_or(0, |rules| rules.policies().len());
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
     let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
     let egress = egress.into_iter().map(|chain| {
@@ -226,6 +227,12 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "nothing, if these are few packets; else accept the others in rules before it",
         )
     });
+    let policies = (policies > 0).then(|| {
+        Finding::ok(
+            "ipsec",
+            format!("{policies} IPsec policies: packets that they protect or drop are left to the kernel"),
+        )
+    });
     let tracked = tracks.map(|rule| {
         Finding::ok(
             "firewall",
@@ -246,6 +253,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     own.into_iter()
         .chain(hooks)
         .chain([rest])
+        .chain(policies)
         .chain(tracked)
         .chain(offloaded)
         .chain(egress)
@@ -372,6 +380,7 @@ mod tests {
             mirror: MirrorStatus { unmirrored: vec!["rule 7".into()], ..MirrorStatus::default() },
             carried_flows: None,
             offloaded_flows: None,
+            ipsec_policies: None,
             warnings: Vec::new(),
         };
         let findings = of_status(&report);

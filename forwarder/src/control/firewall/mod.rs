@@ -1,12 +1,12 @@
 //! What the kernel applies to forwarded packets and Ferroute would bypass: netfilter hooks, traffic
-//! control and BPF programs on the ports and their VLANs, IPsec policies. Read from the kernel
+//! control and BPF programs on the ports and their VLANs, defaults of IPsec. Read from the kernel
 //! without external tools, and from where functions are registered, so that unknown tools are
 //! detected too.
 //!
 //! - [`Rules`]: a single reading;
 //! - [`monitor`]: follows changes;
 //! - [`ruleset`]: the nftables ruleset that workers apply instead of the kernel;
-//! - `nftables`, `hooks`, `xtables`, `selinux`: netfilter; `xfrm`: IPsec;
+//! - `nftables`, `hooks`, `xtables`, `selinux`: netfilter; `xfrm`: IPsec, with the policies that workers apply;
 //! - `devices`: filters of single interfaces, kept between readings; `tc`: their tc filters;
 //! - `sockets`: the netlink sockets for requests.
 //!
@@ -37,9 +37,11 @@ use self::nftables::Nftables;
 use self::ruleset::{Compiled, Followed};
 use self::sockets::Sockets;
 use self::tc::Qdisc;
+use self::xfrm::Xfrm;
 use crate::control::netdev::nic::{self, Nic};
 use crate::control::netlink::autoload::Module;
 use crate::control::netlink::message::{Attrs, string};
+use crate::ipsec::{Direction, Policy};
 
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
@@ -91,8 +93,8 @@ impl Asker {
         Ok(nftables.unwrap_or_default())
     }
 
-    fn xfrm(&mut self) -> io::Result<Vec<String>> {
-        self.sockets.xfrm()?.map_or_else(|| Ok(Vec::new()), xfrm::read)
+    fn xfrm(&mut self) -> io::Result<Xfrm> {
+        self.sockets.xfrm()?.map_or_else(|| Ok(Xfrm::default()), Xfrm::read)
     }
 
     fn qdiscs(&mut self) -> io::Result<BTreeSet<Qdisc>> {
@@ -113,7 +115,7 @@ pub struct Rules {
     /// Changes of nftables without a notification.
     untold_changes: u64,
     hooks: Hooks,
-    xfrm: Vec<String>,
+    xfrm: Xfrm,
     qdiscs: BTreeSet<Qdisc>,
     devices: Devices,
     means: Means,
@@ -166,7 +168,7 @@ impl Rules {
             false => Vec::new(),
         };
         found.extend(self.hooks.bypassed(&self.nftables));
-        found.extend(self.xfrm.iter().cloned());
+        found.extend(self.xfrm.obstacles());
         found.extend(self.own(ports));
         found
     }
@@ -204,6 +206,11 @@ impl Rules {
         let vlans = self.devices(ports).into_iter().map(|nic| nic.name.clone());
         let names: Vec<String> = ports.iter().cloned().chain(vlans).collect();
         self.nftables.at_egress(&names).collect()
+    }
+
+    /// IPsec policies, which workers apply: packets that one concerns are left to the kernel.
+    pub fn policies(&self) -> &[(Direction, Policy)] {
+        self.xfrm.policies()
     }
 
     /// The source from which the netfilter hooks are known.

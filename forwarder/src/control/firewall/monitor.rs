@@ -31,6 +31,7 @@ use crate::control::netlink::autoload::Module;
 use crate::control::netlink::events::{Events, Group, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::is_interrupted;
+use crate::ipsec::{Direction, Policy};
 
 /// How often objects without notifications are polled.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -62,11 +63,12 @@ enum Part {
     Links,
 }
 
-/// NFNLGRP_NFTABLES; XFRMNLGRP_SA and XFRMNLGRP_POLICY, which includes changed defaults;
+/// NFNLGRP_NFTABLES; XFRMNLGRP_EXPIRE, as policies that expire are removed without another notification, and
+/// XFRMNLGRP_POLICY, which includes changed defaults;
 /// RTNLGRP_TC; RTNLGRP_LINK.
 const SOURCES: [(Part, isize, &str, &[Group]); 4] = [
     (Part::Nftables, NETLINK_NETFILTER, NFNETLINK, &[Group::Required(7)]),
-    (Part::Xfrm, NETLINK_XFRM, XFRM_USER, &[Group::Required(3), Group::Required(4)]),
+    (Part::Xfrm, NETLINK_XFRM, XFRM_USER, &[Group::Required(2), Group::Required(4)]),
     (Part::Tc, NETLINK_ROUTE, "", &[Group::Required(4)]),
     (Part::Links, NETLINK_ROUTE, "", &[Group::Required(1)]),
 ];
@@ -330,6 +332,11 @@ impl Monitor {
     /// Whether it is known that the nftables ruleset has no chains that workers must apply.
     pub fn has_no_ruleset(&self) -> bool {
         self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
+    }
+
+    /// IPsec policies that workers apply. If they cannot be read, [`Monitor::bypassed`] reports it.
+    pub fn policies(&self) -> &[(Direction, Policy)] {
+        self.rules().map_or(&[], Rules::policies)
     }
 
     /// What the workers apply of the nftables ruleset from now on.

@@ -1,53 +1,83 @@
 //! XFRM: IPsec policies that forwarded packets are checked against, and defaults that block.
 
-use std::collections::BTreeMap;
 use std::io;
 
-use crate::control::netlink::message::{Attrs, Message, Request, u8_at, u16_at, u32_at};
+use crate::control::netlink::message::{Attrs, Request, u8_at, u32_at};
 use crate::control::netlink::query::NlSock;
+use crate::control::xfrm::policy::{self, Policies};
+use crate::ipsec::{Direction, Policy};
 
-const XFRM_MSG_GETPOLICY: u16 = 0x15;
 const XFRM_MSG_GETSPDINFO: u16 = 0x25;
 const XFRM_MSG_GETDEFAULT: u16 = 0x28;
 /// The `u32` of flags before the attributes of a reply to XFRM_MSG_GETSPDINFO, in octets.
 const SPDINFO_HEADER: usize = 4;
 const XFRMA_SPD_INFO: u16 = 1;
 const XFRM_USERPOLICY_BLOCK: u8 = 1;
-/// Offset of `dir` in `struct xfrm_userpolicy_info`: after a selector of 56 octets, two lifetimes
-/// of 64 and 32, priority and index.
-const XFRM_POLICY_DIR: usize = 56 + 64 + 32 + 4 + 4;
-/// Offset of `family` in the selector: after two addresses and four ports and masks.
-const XFRM_SELECTOR_FAMILY: usize = 2 * 16 + 4 * 2;
-/// More policies than this are only counted: reading them all after every change would keep the
-/// control thread busy, and one is enough to know.
-const LISTED_MAX: u32 = 1000;
+/// With more policies than this the kernel has all packets: reading them all after every change would take the
+/// control thread too long.
+const POLICIES_MAX: u32 = 16_384;
 
-/// Policies of the namespace and defaults that block, a line each. `socket`: of NETLINK_XFRM.
-///
-/// # Errors
-/// When a request fails.
-pub fn read(socket: &mut NlSock) -> io::Result<Vec<String>> {
-    let count = socket.get(
-        |flags| Request::new(XFRM_MSG_GETSPDINFO, flags, &[0; SPDINFO_HEADER]),
-        |message| parse_spdinfo(message.attrs(SPDINFO_HEADER)),
-    );
-    let mut found = match count? {
-        Some(0) => Vec::new(),
-        Some(count) if count > LISTED_MAX => vec![line(count.into(), "", "")],
-        // None: the kernel's reply could not be parsed.
-        _ => list(socket)?,
-    };
-    let directions = blocked_by_default(socket.get(
-        |flags| Request::new(XFRM_MSG_GETDEFAULT, flags, &[0; 4]),
-        |message| parse_default(message.payload),
-    ))?;
-    if !directions.is_empty() {
-        let directions = directions.join(" and ");
-        found.push(format!(
-            "XFRM: forwarding is blocked by default ({directions}; see ip xfrm policy getdefault)"
-        ));
+/// The policies, and what of XFRM workers cannot apply.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Xfrm {
+    /// Policies that workers apply: packets that one concerns are left to the kernel.
+    policies: Policies,
+    /// The number of policies where there are too many to be read.
+    uncounted: u32,
+    /// Directions that are blocked by default.
+    blocked: Vec<&'static str>,
+}
+
+impl Xfrm {
+    /// Reads them. `socket`: of NETLINK_XFRM.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub fn read(socket: &mut NlSock) -> io::Result<Xfrm> {
+        let count = socket.get(
+            |flags| Request::new(XFRM_MSG_GETSPDINFO, flags, &[0; SPDINFO_HEADER]),
+            |message| parse_spdinfo(message.attrs(SPDINFO_HEADER)),
+        );
+        let (policies, uncounted) = match count? {
+            Some(0) => (Policies::default(), 0),
+            Some(count) if count > POLICIES_MAX => (Policies::default(), count),
+            // None: the kernel's reply could not be parsed.
+            _ => (policy::read(socket)?, 0),
+        };
+        let blocked = blocked_by_default(socket.get(
+            |flags| Request::new(XFRM_MSG_GETDEFAULT, flags, &[0; 4]),
+            |message| parse_default(message.payload),
+        ))?;
+        Ok(Xfrm { policies, uncounted, blocked })
     }
-    Ok(found)
+
+    /// The policies that workers apply.
+    pub fn policies(&self) -> &[(Direction, Policy)] {
+        &self.policies.list
+    }
+
+    /// Why the kernel must have all packets, a line each.
+    pub fn obstacles(&self) -> impl Iterator<Item = String> {
+        let uncounted = (self.uncounted > 0).then(|| {
+            format!(
+                "XFRM: {} policies for IPsec, of which Ferroute follows {POLICIES_MAX} at most (see ip xfrm policy)",
+                self.uncounted
+            )
+        });
+        let unknown = (self.policies.unknown > 0).then(|| {
+            format!(
+                "XFRM: {} policies for IPsec that Ferroute does not know (type sub; see ip xfrm policy)",
+                self.policies.unknown
+            )
+        });
+        let blocked = (!self.blocked.is_empty()).then(|| {
+            let directions = self.blocked.join(" and ");
+            format!(
+                "XFRM: forwarding is blocked by default ({directions}; see ip xfrm policy getdefault)"
+            )
+        });
+        uncounted.into_iter().chain(unknown).chain(blocked)
+    }
 }
 
 /// Kernels before 5.14 do not support the request and have no such default (`xfrm_user_rcv_msg`:
@@ -61,24 +91,6 @@ fn blocked_by_default(
             io::Error::new(io::ErrorKind::InvalidData, "the XFRM defaults cannot be parsed")
         }),
     }
-}
-
-/// A line for each direction and family.
-fn list(socket: &mut NlSock) -> io::Result<Vec<String>> {
-    // A selector and an index: all zero requests all policies.
-    let policies = socket.dump(XFRM_MSG_GETPOLICY, &[0; 64], parse_policy)?;
-    let mut counts = BTreeMap::new();
-    for of in policies {
-        *counts.entry(of).or_insert(0u64) += 1;
-    }
-    let lines = counts.iter().map(|((direction, family), count)| line(*count, family, direction));
-    Ok(lines.collect())
-}
-
-fn line(count: u64, family: &str, direction: &str) -> String {
-    let what = [family, direction, if count == 1 { "policy" } else { "policies" }];
-    let what: Vec<&str> = what.into_iter().filter(|word| !word.is_empty()).collect();
-    format!("XFRM: {count} {} for IPsec (see ip xfrm policy)", what.join(" "))
 }
 
 /// The number of policies of the directions in, out and fwd, without those of sockets (`struct
@@ -96,22 +108,6 @@ fn parse_default(defaults: &[u8]) -> Option<Vec<&'static str>> {
     let blocks = |at| Some(u8_at(defaults, at)? == XFRM_USERPOLICY_BLOCK);
     let directions = [(blocks(1)?, "fwd"), (blocks(2)?, "out")];
     Some(directions.iter().filter(|(blocks, _)| *blocks).map(|(_, name)| *name).collect())
-}
-
-/// Direction and family. `None` for policies of a socket, which do not apply to forwarded packets.
-fn parse_policy(message: &Message<'_>) -> Option<(&'static str, &'static str)> {
-    let direction = match u8_at(message.payload, XFRM_POLICY_DIR)? {
-        0 => "in",
-        1 => "out",
-        2 => "fwd",
-        _ => return None,
-    };
-    let family = match i32::from(u16_at(message.payload, XFRM_SELECTOR_FAMILY)?) {
-        libc::AF_INET => "IPv4",
-        libc::AF_INET6 => "IPv6",
-        _ => "any",
-    };
-    Some((direction, family))
 }
 
 #[cfg(test)]
@@ -146,10 +142,5 @@ mod tests {
         let octets = Request::new(0, 0, &[]).attr(XFRMA_SPD_INFO, &words).finish(0);
         assert_eq!(parse_spdinfo(Attrs(&octets[16..])), Some(6));
         assert_eq!(parse_spdinfo(Attrs(&octets[16..24])), None);
-        assert_eq!(
-            line(1, "IPv4", "fwd"),
-            "XFRM: 1 IPv4 fwd policy for IPsec (see ip xfrm policy)"
-        );
-        assert_eq!(line(2000, "", ""), "XFRM: 2000 policies for IPsec (see ip xfrm policy)");
     }
 }

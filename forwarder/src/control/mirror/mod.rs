@@ -10,7 +10,7 @@
 //! - `state`, `rib`: the kernel's state; `dump`, `follow`: apply dumps and events to it;
 //! - `compile`: the tables; `resolve`: neighbour resolution; `show`: output for people.
 //!
-//! Left out: XFRM, VRFs (their interfaces stay with the kernel), multicast forwarding, cached
+//! Left out: XFRM (`set_policies` gets its policies), VRFs (their interfaces stay with the kernel), multicast forwarding, cached
 //! exceptions such as learnt path MTUs.
 
 pub mod compile;
@@ -52,7 +52,7 @@ use crate::control::netlink::events::{Events, Received};
 use crate::control::netlink::message::Messages;
 use crate::control::netlink::rtnl::{self, Requests};
 use crate::fib::Qsbr;
-use crate::tables::{Epochs, Published, Tables};
+use crate::tables::{Epochs, Published, Tables, XfrmPolicies};
 
 /// Datagrams applied before the tables are published, so that a flood of events becomes visible in
 /// steps.
@@ -404,6 +404,11 @@ impl Mirror {
     /// their snapshot.
     pub fn qsbr(&self) -> Arc<Qsbr> {
         Arc::clone(self.compiler.qsbr())
+    }
+
+    /// Sets the IPsec policies. Publishes.
+    pub fn set_policies(&mut self, policies: Arc<XfrmPolicies>) {
+        self.compiler.set_policies(policies);
     }
 
     /// Sets the epochs of what offloaded flows depend on, before there are any. Publishes.

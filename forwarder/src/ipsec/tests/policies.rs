@@ -18,6 +18,7 @@ fn policy(index: u32, priority: u32, selector: Selector) -> Policy {
         mark: Mark::default(),
         if_id: 0,
         action: Action::Allow,
+        is_kernels: false,
         has_icmp: false,
         templates: Vec::new(),
     }

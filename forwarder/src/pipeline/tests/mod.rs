@@ -21,17 +21,19 @@ mod traced;
 mod trains;
 mod vlan;
 mod writes;
+mod xfrm;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::*;
 use crate::fib::{FamilyFib, FibInfo, Lpm4, Lpm6, Nexthop, RouteType};
+use crate::ipsec::{Direction, Policy};
 use crate::neigh::{NeighTable, Neighbour};
 use crate::netfilter::{Hooks, NetHooks, NfHookOps};
 use crate::skb::{FramePool, Umem};
 use crate::stats::{Mib, WorkerStats};
-use crate::tables::{Forwarding6, Links, Sysctls, Tables};
+use crate::tables::{Forwarding6, Links, Sysctls, Tables, XfrmPolicies};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
 pub const LEFT: u16 = 0;
@@ -50,6 +52,7 @@ pub struct Net {
     pub neigh: Vec<(u32, &'static str, Option<[u8; 6]>)>,
     pub sysctl: Sysctls,
     pub hooks: Vec<NfHookOps>,
+    pub policies: Vec<(Direction, Policy)>,
 }
 
 fn link(ifindex: u32, name: &str, port: Option<u16>, mac: [u8; 6]) -> Link {
@@ -128,7 +131,15 @@ impl Default for Net {
             ..Sysctls::default()
         };
         let links = vec![lo, left, right, wan];
-        Net { links, routes4, routes6, neigh, sysctl, hooks: Default::default() }
+        Net {
+            links,
+            routes4,
+            routes6,
+            neigh,
+            sysctl,
+            hooks: Default::default(),
+            policies: Vec::new(),
+        }
     }
 }
 
@@ -144,6 +155,7 @@ impl Net {
             fib6: fib6(&self.routes6),
             neigh: Arc::new(NeighTable::new(self.neigh.iter().map(entry).collect())),
             sysctl: Arc::new(self.sysctl.clone()),
+            xfrm: Arc::new(XfrmPolicies::new(self.policies.clone())),
             epochs: Arc::new(crate::tables::Epochs::none()),
         }
     }

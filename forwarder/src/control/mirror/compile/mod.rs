@@ -20,7 +20,7 @@ use super::state::{Family, RouterState};
 use crate::fib::Qsbr;
 use crate::fib::qsbr::Token;
 use crate::neigh::NeighTable;
-use crate::tables::{Epochs, Links, Published, Tables};
+use crate::tables::{Epochs, Links, Published, Tables, XfrmPolicies};
 
 /// How long a tree update waits for workers to notice new infos. They do so within one burst, some
 /// microseconds. A sleeping worker is not waited for, because it checks when it wakes up. Only a
@@ -201,6 +201,16 @@ impl Compiler {
         if std::mem::take(&mut self.changed_neighs) {
             epochs.note_neigh_change();
         }
+    }
+
+    /// Sets the IPsec policies, and gives them to the workers.
+    pub fn set_policies(&mut self, policies: Arc<XfrmPolicies>) {
+        self.current.epochs.changing();
+        self.current.xfrm = policies;
+        self.publish();
+        self.changed_all = true;
+        self.void_offloaded();
+        self.current.epochs.changed();
     }
 
     /// Sets the epochs that changes increment from now on, and gives them to the workers.

@@ -1,0 +1,142 @@
+//! IPsec policies: packets that one protects or drops are left to the kernel, which has the security associations.
+//!
+//! The kernel looks a forwarded packet up three times: among the policies of direction fwd by what was received, even if
+//! it was translated since (`xfrm4_policy_check`, `nf_nat_decode_session`), among those of direction out as it is routed
+//! (`xfrm4_route_forward`), and again when its source has been translated (`nf_xfrm_me_harder`). The first two
+//! precede all writes here; where there are policies the third finds the original packet kept, as for hook functions.
+
+use super::dst::Dst;
+use super::original::Original;
+use super::{Ctx, Exit};
+use crate::ipsec::{self, Flow};
+use crate::netfilter::Family;
+use crate::netfilter::conntrack::FlowKey;
+use crate::skb::SkBuff;
+use crate::stats::PuntReason;
+use crate::tables::Tables;
+use crate::wire::Protocol;
+
+/// A packet that is routed, before it is changed by anything but PRE_ROUTING.
+///
+/// # Errors
+/// A policy concerns it.
+#[inline(always)]
+pub(super) fn xfrm_policy_check(
+    skb: &SkBuff,
+    pf: Family,
+    original: Option<&Original>,
+    dst: &Dst<'_>,
+    ctx: &Ctx<'_>,
+) -> Result<(), Exit> {
+    match ctx.tables.xfrm.concern(family(pf)) {
+        false => Ok(()),
+        true => check(skb, original, dst, ctx.tables),
+    }
+}
+
+#[inline(never)]
+fn check(
+    skb: &SkBuff,
+    original: Option<&Original>,
+    dst: &Dst<'_>,
+    tables: &Tables,
+) -> Result<(), Exit> {
+    let flow = |packet: &[u8]| Flow::of_packet(packet, dst.dev.ifindex, skb.mark);
+    let routed = flow(skb.network_header());
+    let received = original.map_or(routed, |original| flow(original.head()));
+    match (received, routed) {
+        (Some(received), Some(routed))
+            if !tables.xfrm.concerns_received(&received) && !tables.xfrm.concerns_sent(&routed) =>
+        {
+            Ok(())
+        }
+        // The kernel decides about what cannot be read.
+        _ => Err(Exit::Punt(PuntReason::Xfrm)),
+    }
+}
+
+/// A packet that has passed POST_ROUTING, whose functions may have changed its source.
+///
+/// # Errors
+/// A policy concerns it.
+#[inline(always)]
+pub(super) fn xfrm_lookup_sent(
+    skb: &SkBuff,
+    pf: Family,
+    dst: &Dst<'_>,
+    ctx: &Ctx<'_>,
+) -> Result<(), Exit> {
+    if !concern_sent(pf, ctx) {
+        return Ok(());
+    }
+    let flow = Flow::of_packet(skb.network_header(), dst.dev.ifindex, skb.mark);
+    match flow.is_some_and(|flow| !ctx.tables.xfrm.concerns_sent(&flow)) {
+        true => Ok(()),
+        false => Err(Exit::Punt(PuntReason::Xfrm)),
+    }
+}
+
+/// An ICMP error of the router.
+///
+/// # Errors
+/// A policy concerns it.
+#[inline(always)]
+pub(super) fn xfrm_lookup_error(
+    reply: &SkBuff,
+    pf: Family,
+    dst: &Dst<'_>,
+    ctx: &Ctx<'_>,
+) -> Result<(), Exit> {
+    if !concern_sent(pf, ctx) {
+        return Ok(());
+    }
+    let flow = Flow::of_packet(reply.network_header(), dst.dev.ifindex, reply.mark);
+    match flow.is_some_and(|flow| !ctx.tables.xfrm.concerns_error(&flow)) {
+        true => Ok(()),
+        false => Err(Exit::Punt(PuntReason::Xfrm)),
+    }
+}
+
+/// Whether a policy may concern packets of a family that are sent, the router's own among them.
+#[inline(always)]
+pub(super) fn concern_sent(pf: Family, ctx: &Ctx<'_>) -> bool {
+    ctx.tables.xfrm.concern_sent(family(pf))
+}
+
+#[inline(always)]
+fn family(pf: Family) -> ipsec::Family {
+    match pf {
+        Family::Ip6 => ipsec::Family::Ipv6,
+        _ => ipsec::Family::Ipv4,
+    }
+}
+
+/// Whether packets of a flow that leave by an interface pass all policies, whatever their marks. `target`: what
+/// they are translated to.
+#[inline(always)]
+pub fn passes_policies(
+    key: &FlowKey,
+    target: impl FnOnce() -> Option<FlowKey>,
+    oif: u32,
+    tables: &Tables,
+) -> bool {
+    let family = if key.is_ipv4() { ipsec::Family::Ipv4 } else { ipsec::Family::Ipv6 };
+    !tables.xfrm.concern(family)
+        || !tables.xfrm.see_marks(family)
+            && is_unconcerned(key, &target().unwrap_or(*key), oif, tables)
+}
+
+#[inline(never)]
+fn is_unconcerned(key: &FlowKey, target: &FlowKey, oif: u32, tables: &Tables) -> bool {
+    let received = flow_of(key, oif);
+    let sent = flow_of(target, oif);
+    // With the source as received: as it is routed.
+    let routed = Flow { src: received.src, sport: received.sport, ..sent };
+    let xfrm = &tables.xfrm;
+    !(xfrm.concerns_received(&received) || xfrm.concerns_sent(&routed) || xfrm.concerns_sent(&sent))
+}
+
+fn flow_of(key: &FlowKey, oif: u32) -> Flow {
+    let ([src, dst], [sport, dport]) = (key.addresses(), key.ports());
+    Flow { src, dst, proto: Protocol(key.protocol()), sport, dport, oif, mark: 0 }
+}
