@@ -14,7 +14,7 @@ use crate::connection::{
     ACK, Connection, FIN, From, PSH, RST, SYN, Segment, protocol, random_segment,
 };
 use crate::input::{Input, is_from_router};
-use crate::policies::{load_policies, random_policies};
+use crate::policies::{STRICT_ACTIONS, load_policies, random_policies};
 use crate::rulesets::{Pair, counters_of_kernel, random_stateful};
 use crate::world::{Side, World};
 
@@ -433,7 +433,10 @@ fn connections_are_treated_as_by_the_kernel_with_generated_rulesets() -> Result<
             refused += 1;
             continue;
         }
-        let policies = if rng.one_in(4) { random_policies(&mut rng) } else { Default::default() };
+        let policies = match rng.one_in(4) {
+            true => random_policies(&mut rng, STRICT_ACTIONS),
+            false => Default::default(),
+        };
         load_policies(&pair, &policies.0, policies.1)?;
         let name = format!("{name}{}", policies.0);
         let share = converse(&mut pair, (&name, &script), false, &mut rng)?;

@@ -60,8 +60,13 @@ const UPPER: &[&str] = &[
 const ICMP: [&[&str]; 2] =
     [&["proto icmp", "proto icmp type 8"], &["proto ipv6-icmp", "proto ipv6-icmp type 128"]];
 
+/// What policies do. `use`, `limit` and `comp` let packets pass, which only the kernel may decide.
+const ACTIONS: &[&str] = &["block", "block", "allow", "protect", "use", "limit", "comp"];
+/// Of these, what is the same for invalid packets of connections, which the kernel does not get.
+pub const STRICT_ACTIONS: &[&str] = &["block", "block", "allow", "protect"];
+
 /// Lines of `ip -batch` that add random policies of the namespace of a router, and their number.
-pub fn random_policies(rng: &mut Rng) -> (String, usize) {
+pub fn random_policies(rng: &mut Rng, actions: &[&str]) -> (String, usize) {
     let (mut lines, mut selectors) = (String::new(), Vec::new());
     for family in [0, 1] {
         let any = PREFIXES[family][0];
@@ -89,7 +94,7 @@ pub fn random_policies(rng: &mut Rng) -> (String, usize) {
             // Few, so that some are equal.
             let priority = rng.pick(&[10, 10, 20, 30]);
             let flag = if rng.one_in(6) { " flag icmp" } else { "" };
-            let action = rng.pick(&["block", "block", "allow", "protect", "use", "limit", "comp"]);
+            let action = rng.pick(actions);
             let action = match action {
                 "protect" => " tmpl proto esp mode transport".into(),
                 "use" => " tmpl proto ah mode transport level use".into(),
@@ -145,7 +150,7 @@ fn policies_let_through_what_the_kernel_does() -> Result<()> {
             nft(router, &format!("flush ruleset\n{ruleset}"))?;
         }
         pair.wait_until_followed()?;
-        let (lines, count) = random_policies(&mut rng);
+        let (lines, count) = random_policies(&mut rng, ACTIONS);
         load_policies(&pair, &lines, count)?;
         let numbers: Vec<u16> = (0..PACKETS).map(|_| pair.next_index()).collect();
         let first = numbers[0];
