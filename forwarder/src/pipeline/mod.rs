@@ -399,7 +399,10 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
     if M::HOOKED && may_be_kernels_error(Family::Ip6, ctx) && !dst.fits(skb) {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
-        return Err(Exit::Punt(PuntReason::Netfilter));
+        return Err(Exit::Punt(match ctx.hooks.see_own_packets(Family::Ip6) {
+            true => PuntReason::Netfilter,
+            false => PuntReason::Xfrm,
+        }));
     }
     traced::stage::<M>(Stage::Ip6Forward, ctx);
     traced::step::<M>(|| Step::Ttl(hdr.hop_limit.saturating_sub(1)), ctx);

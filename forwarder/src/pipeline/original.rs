@@ -45,6 +45,11 @@ impl Original {
         self.octets.get(..self.len).unwrap_or(&self.octets)
     }
 
+    /// Whether the packet has octets that are not kept.
+    pub fn is_cut(&self) -> bool {
+        self.len > RESTORED
+    }
+
     /// Restores them, and the mark of a received packet. `false`: a hook function moved or lengthened the
     /// packet, which cannot be undone.
     #[cold]

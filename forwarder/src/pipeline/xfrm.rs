@@ -14,7 +14,12 @@ use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::Tables;
-use crate::wire::Protocol;
+use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
+
+/// IPv6 Mobility Header (RFC 6275 §6.1).
+const MOBILITY: Protocol = Protocol(135);
+/// Octets of an upper-layer header in which everything is that selectors look at: GRE with checksum and key.
+const UPPER_LEN: usize = 12;
 
 /// A packet that is routed, before it is changed by anything but PRE_ROUTING.
 ///
@@ -41,18 +46,52 @@ fn check(
     dst: &Dst<'_>,
     tables: &Tables,
 ) -> Result<(), Exit> {
-    let flow = |packet: &[u8]| Flow::of_packet(packet, dst.dev.ifindex, skb.mark);
+    let flow = |packet: &[u8]| readable(packet, dst.dev.ifindex, skb.mark, tables);
     let routed = flow(skb.network_header());
-    let received = original.map_or(routed, |original| flow(original.head()));
+    let received = match original {
+        Some(original) if original.is_cut() && has_long_headers(original.head()) => None,
+        Some(original) => flow(original.head()),
+        None => routed,
+    };
     match (received, routed) {
         (Some(received), Some(routed))
-            if !tables.xfrm.concerns_received(&received) && !tables.xfrm.concerns_sent(&routed) =>
+            if !tables.xfrm.concerns_received(&received)
+                // What rules wrote without a connection counts, too.
+                && !tables.xfrm.concerns_received(&routed)
+                && !tables.xfrm.concerns_sent(&routed) =>
         {
             Ok(())
         }
         // The kernel decides about what cannot be read.
         _ => Err(Exit::Punt(PuntReason::Xfrm)),
     }
+}
+
+/// The flow of a packet, or of its head. `None`: the kernel may find another one. It may reassemble fragments before
+/// (`ip_defrag`), and then finds protocol and ports in them; what it reads of GRE and Mobility Headers depends
+/// on its version.
+fn readable(packet: &[u8], oif: u32, mark: u32, tables: &Tables) -> Option<Flow> {
+    let flow = Flow::of_packet(packet, oif, mark)?;
+    let is_odd = || flow.proto == Protocol::GRE || flow.proto == MOBILITY || is_fragment(packet);
+    (!tables.xfrm.see_upper_layers() || !is_odd()).then_some(flow)
+}
+
+/// Whether it is a fragment, or may be one.
+fn is_fragment(packet: &[u8]) -> bool {
+    match packet.first().map(|octet| octet >> 4) {
+        Some(4) => Ipv4Packet::new_unchecked(packet).is_fragment(),
+        _ => {
+            let upper = Ipv6Packet::new_unchecked(packet).upper_layer();
+            upper.map_or(true, |upper| upper.fragment.is_some())
+        }
+    }
+}
+
+/// Whether what selectors look at may be behind the octets that are kept of a received packet.
+fn has_long_headers(head: &[u8]) -> bool {
+    let is_ipv6 = head.first().is_some_and(|octet| octet >> 4 == 6);
+    let upper = || Ipv6Packet::new_unchecked(head).upper_layer();
+    is_ipv6 && upper().map_or(true, |upper| upper.offset + UPPER_LEN > head.len())
 }
 
 /// A packet that has passed POST_ROUTING, whose functions may have changed its source.
@@ -69,7 +108,7 @@ pub(super) fn xfrm_lookup_sent(
     if !concern_sent(pf, ctx) {
         return Ok(());
     }
-    let flow = Flow::of_packet(skb.network_header(), dst.dev.ifindex, skb.mark);
+    let flow = readable(skb.network_header(), dst.dev.ifindex, skb.mark, ctx.tables);
     match flow.is_some_and(|flow| !ctx.tables.xfrm.concerns_sent(&flow)) {
         true => Ok(()),
         false => Err(Exit::Punt(PuntReason::Xfrm)),
@@ -133,7 +172,8 @@ fn is_unconcerned(key: &FlowKey, target: &FlowKey, oif: u32, tables: &Tables) ->
     // With the source as received: as it is routed.
     let routed = Flow { src: received.src, sport: received.sport, ..sent };
     let xfrm = &tables.xfrm;
-    !(xfrm.concerns_received(&received) || xfrm.concerns_sent(&routed) || xfrm.concerns_sent(&sent))
+    ![received, routed].iter().any(|flow| xfrm.concerns_received(flow))
+        && ![routed, sent].iter().any(|flow| xfrm.concerns_sent(flow))
 }
 
 fn flow_of(key: &FlowKey, oif: u32) -> Flow {

@@ -10,10 +10,12 @@ pub struct XfrmPolicies {
     concerned: [[bool; 2]; 2],
     /// By family: a policy is for marked packets.
     sees_marks: [bool; 2],
-    /// Policies with XFRM_POLICY_ICMP, for packets that are received and for those that are sent; by family.
-    has_icmp: [[bool; 2]; 2],
-    /// A policy is not for all packets between addresses.
-    sees_more: bool,
+    /// By family: a policy for packets that are sent has XFRM_POLICY_ICMP.
+    has_icmp: [bool; 2],
+    /// A policy is for packets of a protocol, or with ports or a mark.
+    sees_upper: bool,
+    /// Or judges ICMP errors by what they quote.
+    sees_quoted: bool,
     len: usize,
 }
 
@@ -29,13 +31,15 @@ impl XfrmPolicies {
                 Direction::Fwd => 0,
                 Direction::Out => 1,
             };
-            new.has_icmp[at][family] |= policy.has_icmp;
+            new.has_icmp[family] |= policy.has_icmp && at == 1;
             // Of a permission, too, errors may be concerned, see `concerns_error`.
             new.concerned[at][family] |= !is_permission(policy) || (at == 1 && policy.has_icmp);
             new.sees_marks[family] |= policy.mark.mask != 0;
             let selector = &policy.selector;
             let (ports, is_marked) = (selector.sport.1 | selector.dport.1, policy.mark.mask != 0);
-            new.sees_more |= selector.proto != 0 || ports != 0 || is_marked || policy.has_icmp;
+            // ICMP errors are judged by what they quote: a policy for received packets is not for them alone.
+            new.sees_quoted |= policy.has_icmp || (at == 0 && !is_permission(policy));
+            new.sees_upper |= selector.proto != 0 || ports != 0 || is_marked;
         }
         // A dump does not tell which of two policies of equal priority wins if one of them was replaced. The one that
         // is no permission does here: the kernel, which knows, gets the packet.
@@ -88,31 +92,44 @@ impl XfrmPolicies {
     #[inline]
     #[must_use]
     pub fn see_more_than_addresses(&self) -> bool {
-        self.sees_more
+        self.sees_upper || self.sees_quoted
+    }
+
+    /// Whether it depends on the protocol, on ports or on the mark.
+    #[inline]
+    #[must_use]
+    pub fn see_upper_layers(&self) -> bool {
+        self.sees_upper
     }
 
     /// Whether a packet that is forwarded is more than permitted: `xfrm4_policy_check` of direction fwd. `flow`: that
     /// of the packet as received.
     #[must_use]
     pub fn concerns_received(&self, flow: &Flow) -> bool {
-        let family = flow.family();
-        self.concerned[0][family as usize]
-            && (self.concerns(Direction::Fwd, flow)
-                // The kernel may judge it by the packet that it quotes (`xfrm_in_fwd_icmp`).
-                || self.has_icmp[0][family as usize] && flow.is_icmp_error())
+        self.concerned[0][flow.family() as usize]
+            // The kernel may judge an error by the packet that it quotes (`xfrm_in_fwd_icmp`).
+            && (flow.is_icmp_error() || self.concerns(Direction::Fwd, flow))
     }
 
     /// Whether a packet that is sent is to be protected, or dropped: `xfrm_lookup` of direction out.
     #[must_use]
     pub fn concerns_sent(&self, flow: &Flow) -> bool {
-        self.concerned[1][flow.family() as usize] && self.concerns(Direction::Out, flow)
+        let family = flow.family() as usize;
+        // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
+        let by_quoted = || self.has_icmp[family] && flow.is_icmp_error();
+        self.concerned[1][family] && (by_quoted() || self.concerns(Direction::Out, flow))
     }
 
     /// Whether an ICMP error of the router is to be protected, or dropped: `icmp_route_lookup`. The kernel may look up
-    /// the quoted packet, too, and send the error by the route of that.
+    /// the quoted packet, too, and send the error by the route of that. It does not look the error up with an output
+    /// interface, and with another mark than 0 if `fwmark_reflect` is set.
     #[must_use]
     pub fn concerns_error(&self, flow: &Flow) -> bool {
-        self.has_icmp[1][flow.family() as usize] || self.concerns_sent(flow)
+        let family = flow.family() as usize;
+        self.has_icmp[family]
+            || self.sees_marks[family]
+            || self.concerns_sent(flow)
+            || self.concerns_sent(&Flow { oif: 0, ..*flow })
     }
 
     fn concerns(&self, direction: Direction, flow: &Flow) -> bool {
@@ -222,17 +239,21 @@ mod tests {
 
     #[test]
     fn icmp_errors_may_be_judged_by_what_they_quote() {
-        let mut list = vec![(Direction::Fwd, protected("10.0.1.0", 5))];
         let error = Flow { proto: Protocol::ICMP, sport: 3, ..to("10.0.9.9") };
-        assert!(!XfrmPolicies::new(list.clone()).concerns_received(&error));
-        list[0].1.has_icmp = true;
-        let policies = XfrmPolicies::new(list);
-        assert!(policies.concerns_received(&error));
+        let policies = XfrmPolicies::new(vec![(Direction::Fwd, protected("10.0.1.0", 5))]);
+        assert!(policies.concerns_received(&error) && policies.see_more_than_addresses());
         assert!(!policies.concerns_received(&Flow { sport: 8, ..error }));
         assert!(!policies.concerns_error(&error), "it is for received packets");
         let permission = Policy { has_icmp: true, ..policy("10.0.1.0", 5) };
         let policies = XfrmPolicies::new(vec![(Direction::Out, permission)]);
         assert!(policies.concern_sent(Family::Ipv4) && policies.concerns_error(&error));
-        assert!(!policies.concerns_sent(&error));
+        assert!(policies.concerns_sent(&error), "what it quotes may match");
+        assert!(!policies.concerns_sent(&Flow { sport: 8, ..error }));
+        // Of errors, the kernel knows neither output interface nor mark.
+        let mut of_dev = policy("10.0.9.0", 5);
+        of_dev.selector.ifindex = 3;
+        let list = vec![(Direction::Out, of_dev), (Direction::Out, protected("10.0.9.0", 6))];
+        let policies = XfrmPolicies::new(list);
+        assert!(!policies.concerns_sent(&error) && policies.concerns_error(&error));
     }
 }

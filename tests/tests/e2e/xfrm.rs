@@ -119,28 +119,28 @@ fn translated_connections_are_concerned_by_both_sources() -> Result<()> {
         let lab = lab_with_gro()?;
         nft(&lab.router, RULESET)?;
         let running = Ferroute::start_with(&lab, more)?;
-        let tcp = Conversation::start(&lab, RIGHT4, true)?;
-        ensure!(tcp.goes_on() && are_carried(&running, &[&tcp]), "{}", running.account());
+        let udp = Conversation::start(&lab, RIGHT4, false)?;
+        ensure!(udp.goes_on() && are_carried(&running, &[&udp]), "{}", running.account());
         // One that is about other packets changes nothing.
         lab.router
             .run("ip xfrm policy add dir out src 198.18.9.0/24 dst 0.0.0.0/0 action block")?;
         ensure!(ferroute::by_kernel() || eventually(|| followed(&running) == Some(1)));
         let kernels = running.forwarded_by_kernel()?;
-        ensure!(tcp.goes_on(), "another policy ends it");
+        ensure!(udp.goes_on(), "another policy ends it");
         if !ferroute::by_kernel() {
             ensure!(running.forwarded_by_kernel()? == kernels, "the kernel forwards it");
             if !more.is_empty() {
                 let before = offloaded(&running)?;
-                let grows = || tcp.goes_on() && offloaded(&running).is_ok_and(|it| it > before);
+                let grows = || udp.goes_on() && offloaded(&running).is_ok_and(|it| it > before);
                 ensure!(eventually(grows), "it is not offloaded: {}", running.account());
             }
         }
         lab.router.run(&format!(
-            "ip xfrm policy add dir out src {RT_RIGHT4} dst {RIGHT4} proto tcp action block"
+            "ip xfrm policy add dir out src {RT_RIGHT4} dst {RIGHT4} proto udp action block"
         ))?;
-        ensure!(eventually(|| !tcp.goes_on()), "the translated source does not count");
+        ensure!(eventually(|| !udp.goes_on()), "the translated source does not count");
         lab.router.run("ip xfrm policy flush")?;
-        ensure!(eventually(|| tcp.goes_on()), "it does not go on without a policy");
+        ensure!(eventually(|| udp.goes_on()), "it does not go on without a policy");
     }
     Ok(())
 }

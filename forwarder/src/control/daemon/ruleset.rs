@@ -37,9 +37,10 @@ impl Supervisor {
 
     /// Has the workers apply the current IPsec policies from their next burst on.
     pub(super) fn follow_policies(&mut self) {
-        let policies = match self.options.ignore_firewall {
-            true => &[],
-            false => self.firewall.policies(),
+        // If they cannot be read, those from before apply until the kernel has all packets.
+        let Some(policies) = self.firewall.policies().filter(|_| !self.options.ignore_firewall)
+        else {
+            return;
         };
         if policies != self.policies {
             self.policies = policies.to_vec();

@@ -189,7 +189,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         (!found.is_empty()).then(|| finding.on(name))
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
-    let policies = rules.as_ref().map_or(0, |rules| rules.policies().len());
+    let policies = rules.as_ref().ok().and_then(|rules| rules.policies()).map_or(0, <[_]>::len);
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
     let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
     let egress = egress.into_iter().map(|chain| {

@@ -208,8 +208,9 @@ impl Rules {
         self.nftables.at_egress(&names).collect()
     }
 
-    /// IPsec policies, which workers apply: packets that one concerns are left to the kernel.
-    pub fn policies(&self) -> &[(Direction, Policy)] {
+    /// IPsec policies, which workers apply: packets that one concerns are left to the kernel. `None`: they were not
+    /// read.
+    pub fn policies(&self) -> Option<&[(Direction, Policy)]> {
         self.xfrm.policies()
     }
 

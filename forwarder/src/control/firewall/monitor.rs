@@ -334,9 +334,10 @@ impl Monitor {
         self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
     }
 
-    /// IPsec policies that workers apply. If they cannot be read, [`Monitor::bypassed`] reports it.
-    pub fn policies(&self) -> &[(Direction, Policy)] {
-        self.rules().map_or(&[], Rules::policies)
+    /// IPsec policies that workers apply. `None`: they cannot be read, which [`Monitor::bypassed`] reports; those from
+    /// before may still hold.
+    pub fn policies(&self) -> Option<&[(Direction, Policy)]> {
+        self.rules().and_then(Rules::policies)
     }
 
     /// What the workers apply of the nftables ruleset from now on.

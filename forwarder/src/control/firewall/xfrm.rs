@@ -51,9 +51,9 @@ impl Xfrm {
         Ok(Xfrm { policies, uncounted, blocked })
     }
 
-    /// The policies that workers apply.
-    pub fn policies(&self) -> &[(Direction, Policy)] {
-        &self.policies.list
+    /// The policies that workers apply. `None`: there are too many, and they were not read.
+    pub fn policies(&self) -> Option<&[(Direction, Policy)]> {
+        (self.uncounted == 0).then_some(&self.policies.list)
     }
 
     /// Why the kernel must have all packets, a line each.
