@@ -77,8 +77,8 @@ pub struct Policy {
     pub if_id: u32,
     /// What happens to them.
     pub action: Action,
-    /// XFRM_POLICY_ICMP: forwarded ICMP errors without a policy of their own are checked by the packet that
-    /// they quote.
+    /// XFRM_POLICY_ICMP: of direction out, ICMP errors without a policy of their own are protected as the packet
+    /// that they quote (`XFRM_LOOKUP_ICMP`).
     pub has_icmp: bool,
     /// Only the kernel can do what the policy requires: it has a limit, a security context, or a transformation
     /// other than ESP and AH in transport or tunnel mode. Packets that match it are the kernel's.
@@ -130,10 +130,10 @@ impl Spd {
                 return Err(Error::XfrmInStateMismatch);
             }
         }
-        // The kernel's `xfrm_in_fwd_icmp`.
+        // The kernel's `xfrm_in_fwd_icmp` (Linux 6.9), which does not ask for XFRM_POLICY_ICMP.
         let by_quoted = || {
             let quoted = quoted.filter(|_| direction == Direction::Fwd)?;
-            self.lookup(direction, quoted, *if_id).filter(|policy| policy.has_icmp)
+            self.lookup(direction, quoted, *if_id)
         };
         let Some(policy) = self.lookup(direction, flow, *if_id).or_else(by_quoted) else {
             let is_blocked = self.default_action(direction) == Action::Block;
