@@ -102,7 +102,7 @@ fn root_iptables_of_either_kind_is_found() {
 
 #[test]
 #[ignore = "needs root: run by scripts/test"]
-fn root_ipsec_policies_are_counted() {
+fn root_ipsec_policies_are_followed_and_defaults_found() {
     in_namespace(|| {
         for direction in ["in", "fwd", "out"] {
             run(&format!(
@@ -111,15 +111,10 @@ fn root_ipsec_policies_are_counted() {
             ));
         }
         run("ip xfrm policy add dir fwd src 2001:db8::/32 dst 2001:db8:1::/48 action block");
-        assert_eq!(
-            found(),
-            [
-                "XFRM: 1 IPv4 fwd policy for IPsec (see ip xfrm policy)",
-                "XFRM: 1 IPv6 fwd policy for IPsec (see ip xfrm policy)",
-                "XFRM: 1 IPv4 in policy for IPsec (see ip xfrm policy)",
-                "XFRM: 1 IPv4 out policy for IPsec (see ip xfrm policy)",
-            ]
-        );
+        // They are followed.
+        assert_eq!(found(), Vec::<String>::new());
+        let findings = doctor("lo");
+        assert!(one(&findings, "ipsec").message.starts_with("4 IPsec policies"), "{findings:#?}");
     });
     in_namespace(|| {
         // Linux 5.14 and later.
@@ -200,7 +195,7 @@ fn root_the_doctor_reports_problems_and_remedies() {
         run("ip link set port mtu 9001; ip link add br0 type bridge; ip link set port master br0");
         run("ethtool -L port rx 64 tx 64");
         run("sysctl -qw net.ipv4.ip_forward=0 net.ipv4.conf.port.rp_filter=1");
-        run("ip xfrm policy add dir fwd src 203.0.113.0/24 action block");
+        run("ip xfrm policy setdefault fwd block");
         run("tc qdisc add dev port clsact");
         let findings = doctor("port");
         let expect = |check: &str, level, message: &str, advice: &str| {
@@ -213,7 +208,7 @@ fn root_the_doctor_reports_problems_and_remedies() {
         expect("mtu", Level::Fail, "9001", "ip link set dev port mtu 9000");
         expect("master", Level::Fail, "bridge br0", "nomaster");
         expect("queues", Level::Ok, "64 RX", "");
-        expect("firewall", Level::Fail, "policy", "--ignore-firewall");
+        expect("firewall", Level::Fail, "blocked by default", "--ignore-firewall");
         expect("forwarding", Level::Fail, "is off", "net.ipv4.ip_forward=1");
         expect("rp_filter", Level::Ok, "strict", "");
         expect("tc", Level::Warn, "clsact", "tc filter show");
@@ -275,7 +270,7 @@ fn root_problems_of_one_matched_interface_are_no_failure() {
         left("firewall", "port1");
         // Named ports must be usable; findings that affect every port are failures.
         assert_eq!(fails(&["port0", "port1"]).0, ["firewall", "mtu"]);
-        run("ip xfrm policy add dir fwd src 203.0.113.0/24 action block");
+        run("ip xfrm policy setdefault fwd block");
         assert_eq!(fails(&["port?"]).0, ["firewall"]);
     });
 }

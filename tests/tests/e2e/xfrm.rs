@@ -80,8 +80,10 @@ fn policies_from_before_the_start_do_not_prevent_it() -> Result<()> {
     let running = Ferroute::start(&lab)?;
     ensure!(ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 1 {RIGHT4}")).is_err(), "in clear");
     ping_all(&lab.left, &format!("-c 3 -i 0.1 -W 5 {RIGHT6}"))?;
-    // Not the pings to the right; the answers would be.
-    ensure!(ferroute::by_kernel() || left_by_policies(&running)? == 3, "{}", running.account());
+    if !ferroute::by_kernel() {
+        let left = left_by_policies(&running)?;
+        ensure!((1..=3).contains(&left), "{left} of 3 were left\n{}", running.account());
+    }
     Ok(())
 }
 

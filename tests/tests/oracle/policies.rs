@@ -120,8 +120,14 @@ pub fn load_policies(pair: &Pair, lines: &str, count: usize) -> Result<()> {
         return Ok(());
     }
     let end = Instant::now() + BATCH_TIMEOUT;
-    let expected = (count > 0).then_some(count as u64);
-    while pair.ferroute.json(&["status"])?["ipsec_policies"].as_u64() != expected {
+    // Its exit status is 1 while the ruleset is not applied.
+    let followed = || -> Option<u64> {
+        let status = pair.ferroute.command(&["-j", "status"]).output().ok()?.stdout;
+        let status: serde_json::Value = serde_json::from_slice(&status).ok()?;
+        status.get("pid")?;
+        Some(status["ipsec_policies"].as_u64().unwrap_or(0))
+    };
+    while followed() != Some(count as u64) {
         ensure!(Instant::now() < end, "{count} policies are not followed:\n{lines}");
         std::thread::sleep(Duration::from_millis(2));
     }
