@@ -7,9 +7,6 @@ use super::tunnel::Kept;
 use crate::wire::ipv6_ext::{FRAGMENT_HEADER_LEN, MAX_EXT_HEADERS};
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol, ipv6};
 
-/// IPv6 Mobility Header (RFC 6275 §6.1), which has a type in the place of ports.
-const MOBILITY: Protocol = Protocol(135);
-
 /// A mark with the bits that count: `xfrm_mark`. The default matches every packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mark {
@@ -85,8 +82,8 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// The flow of a packet, or of its first octets with all headers, which start with the IP header: the kernel's `xfrm_decode_session`. A fragment
-    /// has no ports, not even the first one, nor has a packet with an IPv6 Fragment header. AH is the protocol
+    /// The flow of a packet, or of its first octets with all headers, which start with the IP header: the
+    /// kernel's `xfrm_decode_session`. A fragment has no ports, not even the first one, nor has a packet with an IPv6 Fragment header. AH is the protocol
     /// of its packet, over IPv6 too: what it protects is not part of the flow before AH is removed. Octets
     /// behind the length that the header states do not count. `None`: the header cannot be read
     /// (`XfrmInHdrError` for received packets).
@@ -173,7 +170,7 @@ fn ports(proto: Protocol, upper: &[u8]) -> (u16, u16) {
             (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
         }
         (Protocol::ICMP | Protocol::ICMPV6, &[kind, code, ..]) => (kind.into(), code.into()),
-        (MOBILITY, &[_, _, kind, ..]) => (kind.into(), 0),
+        (Protocol::MOBILITY, &[_, _, kind, ..]) => (kind.into(), 0),
         // RFC 2890 §2: the key follows the checksum, if there is one.
         (Protocol::GRE, &[flags, _, _, _, ref rest @ ..]) if flags & 0x20 != 0 => {
             let at = if flags & 0x80 != 0 { 4 } else { 0 };
@@ -362,7 +359,7 @@ mod tests {
     fn only_ports_are_swapped() {
         let swapped = flow().reversed();
         assert_eq!((swapped.src, swapped.sport, swapped.dport), (flow().dst, 80, 0x1234));
-        for proto in [Protocol::ICMP, Protocol::ICMPV6, Protocol::GRE, MOBILITY] {
+        for proto in [Protocol::ICMP, Protocol::ICMPV6, Protocol::GRE, Protocol::MOBILITY] {
             let swapped = Flow { proto, ..flow() }.reversed();
             assert_eq!((swapped.src, swapped.sport, swapped.dport), (flow().dst, 0x1234, 80));
         }

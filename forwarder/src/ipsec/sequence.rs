@@ -100,7 +100,7 @@ impl Sequence {
     /// start is [`u64::MAX`].
     pub fn close(&self) -> Range<u64> {
         let alone = self.extending.lock();
-        // Whoever has read the old `next` cannot take it any more.
+        // A thread that has read the previous value fails to exchange it, and takes no number.
         let start = self.next.swap(CLOSED, Ordering::SeqCst);
         let end = self.end.load(Ordering::SeqCst);
         drop(alone);

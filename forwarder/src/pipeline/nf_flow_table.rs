@@ -185,8 +185,8 @@ fn is_ready(skb: &SkBuff, dst: &Dst<'_>) -> bool {
     dst.fits(skb) && (dst.hh.is_some() || dst.neigh.is_some_and(|neigh| neigh.lladdr.is_some()))
 }
 
-/// Whether the functions have decided that the packet passes, and no policy concerns it. One that may take several routes passes them again:
-/// which one it takes depends on its translated header.
+/// Whether the functions have decided that the packet passes, and no policy concerns it. One that may take several
+/// routes passes them again: which one it takes depends on its translated header.
 #[inline(always)]
 fn may_pass(passage: &Passage<'_>, key: &FlowKey, dst: &Dst<'_>, ctx: &Ctx<'_>) -> bool {
     let of = (ctx.hooks, ctx.tables);

@@ -16,8 +16,6 @@ use crate::stats::PuntReason;
 use crate::tables::Tables;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
-/// IPv6 Mobility Header (RFC 6275 §6.1).
-const MOBILITY: Protocol = Protocol(135);
 /// Octets of an upper-layer header in which everything is that selectors look at: GRE with checksum and key.
 const UPPER_LEN: usize = 12;
 
@@ -72,7 +70,8 @@ fn check(
 /// on its version.
 fn readable(packet: &[u8], oif: u32, mark: u32, tables: &Tables) -> Option<Flow> {
     let flow = Flow::of_packet(packet, oif, mark)?;
-    let is_odd = || flow.proto == Protocol::GRE || flow.proto == MOBILITY || is_fragment(packet);
+    let is_odd =
+        || flow.proto == Protocol::GRE || flow.proto == Protocol::MOBILITY || is_fragment(packet);
     (!tables.xfrm.see_upper_layers() || !is_odd()).then_some(flow)
 }
 
@@ -109,10 +108,7 @@ pub(super) fn xfrm_lookup_sent(
         return Ok(());
     }
     let flow = readable(skb.network_header(), dst.dev.ifindex, skb.mark, ctx.tables);
-    match flow.is_some_and(|flow| !ctx.tables.xfrm.concerns_sent(&flow)) {
-        true => Ok(()),
-        false => Err(Exit::Punt(PuntReason::Xfrm)),
-    }
+    pass(flow, |flow| ctx.tables.xfrm.concerns_sent(flow))
 }
 
 /// An ICMP error of the router.
@@ -130,9 +126,15 @@ pub(super) fn xfrm_lookup_error(
         return Ok(());
     }
     let flow = Flow::of_packet(reply.network_header(), dst.dev.ifindex, reply.mark);
-    match flow.is_some_and(|flow| !ctx.tables.xfrm.concerns_error(&flow)) {
-        true => Ok(()),
-        false => Err(Exit::Punt(PuntReason::Xfrm)),
+    pass(flow, |flow| ctx.tables.xfrm.concerns_error(flow))
+}
+
+/// Passes a packet whose flow can be read and is not concerned; the kernel decides about any other.
+#[inline(always)]
+fn pass(flow: Option<Flow>, concerns: impl FnOnce(&Flow) -> bool) -> Result<(), Exit> {
+    match flow {
+        Some(flow) if !concerns(&flow) => Ok(()),
+        _ => Err(Exit::Punt(PuntReason::Xfrm)),
     }
 }
 

@@ -42,6 +42,8 @@ impl Protocol {
     pub const DEST_OPTS: Self = Self(60);
     /// OSPF, RFC 2328.
     pub const OSPF: Self = Self(89);
+    /// IPv6 Mobility Header, RFC 6275 §6.1.
+    pub const MOBILITY: Self = Self(135);
     /// VRRP, RFC 9568.
     pub const VRRP: Self = Self(112);
     /// SCTP, RFC 9260.

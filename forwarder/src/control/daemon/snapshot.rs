@@ -270,7 +270,7 @@ impl Supervisor {
             mirror: self.mirror_status(),
             carried_flows: self.carried_flows(),
             offloaded_flows: self.offload.as_ref().map(|it| it.offloads().len() as u64),
-            ipsec_policies: (!self.policies.is_empty()).then_some(self.policies.len() as u64),
+            ipsec_policies: Some(self.mirror.tables().xfrm.len() as u64).filter(|len| *len > 0),
             warnings: self.warnings(),
         }
     }

@@ -10,8 +10,8 @@
 //! - `state`, `rib`: the kernel's state; `dump`, `follow`: apply dumps and events to it;
 //! - `compile`: the tables; `resolve`: neighbour resolution; `show`: output for people.
 //!
-//! Left out: XFRM (`set_policies` gets its policies), VRFs (their interfaces stay with the kernel), multicast forwarding, cached
-//! exceptions such as learnt path MTUs.
+//! Left out: XFRM (`set_policies` gets its policies), VRFs (their interfaces stay with the kernel), multicast
+//! forwarding, cached exceptions such as learnt path MTUs.
 
 pub mod compile;
 mod dump;
