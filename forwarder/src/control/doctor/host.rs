@@ -7,6 +7,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
+use super::ipsec;
 use super::{Finding, Level};
 use crate::control::api::client::{Client, ClientError};
 use crate::control::api::{Request, Response, StatusReport};
@@ -189,7 +190,7 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         (!found.is_empty()).then(|| finding.on(name))
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
-    let policies = rules.as_ref().ok().and_then(|rules| rules.policies()).map_or(0, <[_]>::len);
+    let policies = rules.as_ref().map_or_else(|_| Vec::new(), ipsec::findings);
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
     let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
     let egress = egress.into_iter().map(|chain| {
@@ -225,12 +226,6 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
             "firewall",
             format!("{rule}: packets that reach this rule are left to the kernel"),
             "nothing, if these are few packets; else accept the others in rules before it",
-        )
-    });
-    let policies = (policies > 0).then(|| {
-        Finding::ok(
-            "ipsec",
-            format!("{policies} IPsec policies: packets that they protect or drop are left to the kernel"),
         )
     });
     let tracked = tracks.map(|rule| {
@@ -381,6 +376,7 @@ mod tests {
             carried_flows: None,
             offloaded_flows: None,
             ipsec_policies: None,
+            ipsec_sas: None,
             warnings: Vec::new(),
         };
         let findings = of_status(&report);

@@ -10,6 +10,7 @@
 //! - `queues`: its queues and the workers that serve them.
 
 mod host;
+mod ipsec;
 mod port;
 mod process;
 mod queues;

@@ -214,6 +214,19 @@ impl Rules {
         self.xfrm.policies()
     }
 
+    /// What filters packets to or from the router itself, such as those that IPsec has protected. `None`: nothing does.
+    pub fn local_filter(&self) -> Option<&str> {
+        match self.nftables.has_input() {
+            true => Some("nftables: a chain at hook input"),
+            false => self.hooks.local(),
+        }
+    }
+
+    /// Whether there is an nftables ruleset that workers apply.
+    pub fn has_ruleset(&self) -> bool {
+        self.nftables.concerns_workers()
+    }
+
     /// The source from which the netfilter hooks are known.
     pub fn means(&self) -> &Means {
         &self.means

@@ -326,12 +326,17 @@ impl Monitor {
 
     /// Whether the nftables ruleset has chains that workers must apply.
     pub fn has_ruleset(&self) -> bool {
-        self.rules().is_some_and(|rules| rules.nftables.concerns_workers())
+        self.rules().is_some_and(Rules::has_ruleset)
     }
 
     /// Whether it is known that the nftables ruleset has no chains that workers must apply.
     pub fn has_no_ruleset(&self) -> bool {
         self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
+    }
+
+    /// What filters packets to or from the router itself, such as those that IPsec protects. `None`: nothing does.
+    pub fn local_filter(&self) -> Option<&str> {
+        self.rules().map_or(Some("the firewall's rules are not known"), Rules::local_filter)
     }
 
     /// IPsec policies that workers apply. `None`: they cannot be read, which [`Monitor::bypassed`] reports; those from

@@ -1,4 +1,4 @@
-//! Reads the functions at the netfilter hooks of forwarded packets by a BPF iterator, on kernels
+//! Reads the functions at the netfilter hooks of the IP families by a BPF iterator, on kernels
 //! without nfnetlink_hook.
 //!
 //! The program reads `nf.hooks_ipv4` and `nf.hooks_ipv6` of the namespace (`struct net`, see
@@ -13,8 +13,8 @@ use libbpf_rs::libbpf_sys::bpf_insn;
 
 use super::net_iter::{Assembler, DATA, FORMAT_HEAD, NetIter, SocketLayout, missing, offset};
 
-/// The hooks, in the order of reading: NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING.
-const HOOKS: [u32; 3] = [0, 2, 4];
+/// The hooks, in the order of reading: NF_INET_PRE_ROUTING to NF_INET_POST_ROUTING.
+const HOOKS: [u32; 5] = [0, 1, 2, 3, 4];
 /// Maximum number of functions printed per hook; further ones are only counted. Each takes ten
 /// instructions of the program.
 const NAMED_MAX: u32 = 24;
@@ -155,21 +155,20 @@ mod tests {
 
     #[test]
     fn only_complete_output_is_parsed() {
-        let text =
-            "#0 0\n#1 2\nipt_do_table [ip_tables]\n0xffffffff81000000\n#2 0\n#3 0\n#4 0\n#5 0\n";
+        let text = "#0 0\n#1 0\n#2 2\nipt_do_table [ip_tables]\n0xffffffff81000000\n#3 0\n#4 0\n#5 0\n#6 0\n#7 0\n#8 0\n#9 0\n";
         let found = parse(text).expect("is right");
-        assert_eq!(found.len(), 6);
+        assert_eq!(found.len(), 10);
         let forward = HookFunctions {
             ipv6: false,
             hook: 2,
             functions: vec!["ipt_do_table [ip_tables]".into(), String::new()],
         };
-        assert_eq!(found[1], forward);
-        assert_eq!((found[5].ipv6, found[5].hook), (true, 4));
+        assert_eq!(found[2], forward);
+        assert_eq!((found[9].ipv6, found[9].hook), (true, 4));
         for cut in 0..text.len() - 1 {
             assert!(parse(&text[..cut]).is_none(), "{:?}", &text[..cut]);
         }
-        for wrong in [format!("{text}#6 0\n"), format!("\n{text}"), text.replace("#1 2", "#1 3")] {
+        for wrong in [format!("{text}#10 0\n"), format!("\n{text}"), text.replace("#2 2", "#2 3")] {
             assert_eq!(parse(&wrong), None, "{wrong:?}");
         }
     }
@@ -177,7 +176,7 @@ mod tests {
     #[test]
     fn functions_beyond_the_named_ones_are_counted() {
         let names = "f\n".repeat(NAMED_MAX as usize);
-        let text = format!("#0 30\n{names}#1 0\n#2 0\n#3 0\n#4 0\n#5 0\n");
+        let text = format!("#0 30\n{names}#1 0\n#2 0\n#3 0\n#4 0\n#5 0\n#6 0\n#7 0\n#8 0\n#9 0\n");
         let found = parse(&text).expect("is right");
         assert_eq!(found[0].functions.len(), 30);
         assert_eq!(found[0].functions.iter().filter(|name| name.is_empty()).count(), 6);

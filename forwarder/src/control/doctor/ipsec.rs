@@ -1,0 +1,61 @@
+//! IPsec: which policies and security associations userspace applies.
+
+use netlink_sys::protocols::NETLINK_XFRM;
+
+use super::Finding;
+use crate::control::firewall::Rules;
+use crate::control::netlink::query::NlSock;
+use crate::control::xfrm::state;
+
+/// SAs of the kernel that are named.
+const NAMED_MAX: usize = 8;
+
+/// Nothing without policies.
+pub fn findings(rules: &Rules) -> Vec<Finding> {
+    let policies = rules.policies().map_or(0, <[_]>::len);
+    if policies == 0 {
+        return Vec::new();
+    }
+    let filter = match rules.has_ruleset() {
+        true => Some("the nftables ruleset"),
+        false => rules.local_filter(),
+    };
+    if let Some(filter) = filter {
+        return vec![Finding::warn(
+            "ipsec",
+            format!(
+                "{policies} IPsec policies: packets that they protect or drop are left to the kernel, because packets \
+                 to or from the router are filtered: {filter}"
+            ),
+            "nothing, if the kernel is fast enough for them; else filter on another machine",
+        )];
+    }
+    let sas = match NlSock::open(NETLINK_XFRM).and_then(|mut socket| state::read(&mut socket)) {
+        Ok(sas) => sas,
+        Err(error) => {
+            return vec![Finding::warn(
+                "ipsec",
+                format!("{policies} IPsec policies; SAs cannot be read: {error}"),
+                "look with ip xfrm state",
+            )];
+        }
+    };
+    // Those that are being negotiated have no SPI yet.
+    let sas = sas.iter().filter(|sa| sa.id.spi != 0);
+    let (usable, kernels): (Vec<_>, Vec<_>) = sas.partition(|sa| sa.obstacle().is_none());
+    let message = format!(
+        "{policies} IPsec policies; userspace uses {} SAs, and leaves packets of {} to the kernel",
+        usable.len(),
+        kernels.len()
+    );
+    let name = |sa: &&state::KernelState| Some(format!("{}: {}", sa.id, sa.obstacle()?));
+    let reasons: Vec<String> = kernels.iter().filter_map(name).take(NAMED_MAX).collect();
+    vec![match reasons.is_empty() {
+        true => Finding::ok("ipsec", message),
+        false => Finding::warn(
+            "ipsec",
+            format!("{message}: {}", reasons.join("; ")),
+            "negotiate a tunnel with one of the algorithms in docs/IPSEC.md",
+        ),
+    }]
+}
