@@ -453,18 +453,20 @@ fn the_kernels_sas_are_read_and_written() {
 
 /// SAs with keys, where the kernel has ESP: in the virtual machine of `scripts/vm`.
 fn with_esp(socket: &mut NlSock) {
-    const ADD: &str = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp mode tunnel \
+    const ADD: &str = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 mode tunnel \
                        aead 'rfc4106(gcm(aes))' 0x000102030405060708090a0b0c0d0e0f10111213 128";
-    let has_esp = format!("{ADD} spi 1 && ip xfrm state flush && echo yes || true");
-    if run(&has_esp).trim() != "yes" {
-        return;
-    }
+    match run(&format!("{ADD} 2>&1 || true")).trim() {
+        "" => run("ip xfrm state flush"),
+        // Without ESP, or without the algorithm.
+        refused if refused.starts_with("Error: Requested ") => return,
+        other => panic!("{other}"),
+    };
     for options in
         ["replay-window 32", "replay-window 100", "replay-window 64 flag esn mark 1 mask 3"]
     {
         let groups = [Group::Required(XFRMNLGRP_SA), Group::Required(XFRMNLGRP_EXPIRE)];
         let mut events = Events::open(NETLINK_XFRM, &groups, 1 << 20).expect("opens");
-        run(&format!("{ADD} spi 0x1000 {options}"));
+        run(&format!("{ADD} {options}"));
         let states = state::read(socket).expect("reads");
         let [state] = &states[..] else { panic!("{} SAs", states.len()) };
         assert!(state.keys.is_ok(), "{}", state.keys.as_ref().err().unwrap());
