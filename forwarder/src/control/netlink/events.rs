@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
+use zeroize::Zeroize;
 
 use super::BUFFER_OCTETS;
 use super::socket::{SockError, failed};
@@ -85,6 +86,11 @@ impl Events {
                 },
             }
         }
+    }
+
+    /// Overwrites the receive buffer, after notifications with secrets.
+    pub fn wipe(&mut self) {
+        self.buffer.zeroize();
     }
 }
 

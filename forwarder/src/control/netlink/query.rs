@@ -140,6 +140,11 @@ impl NlSock {
         Ok(found)
     }
 
+    /// Overwrites the receive buffer, after replies with secrets.
+    pub fn wipe(&mut self) {
+        self.0.wipe();
+    }
+
     /// The id of a generic family.
     ///
     /// # Errors

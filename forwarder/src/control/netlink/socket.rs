@@ -7,6 +7,7 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use thiserror::Error;
+use zeroize::Zeroize;
 
 use super::BUFFER_OCTETS;
 use super::message::{Message, Messages, Request};
@@ -95,6 +96,11 @@ impl AskSocket {
     pub(super) fn port_number(&self) -> Option<u32> {
         let mut address = SocketAddr::new(0, 0);
         self.socket.get_address(&mut address).ok().map(|()| address.port_number())
+    }
+
+    /// Overwrites the receive buffer with all that its capacity has.
+    pub(super) fn wipe(&mut self) {
+        self.buffer.zeroize();
     }
 
     /// For rtnetlink: the kernel applies filters of dumps, and errors have a text.

@@ -3,43 +3,20 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{SELECTOR_LEN, address, family, selector};
-use crate::control::netlink::message::{Attr, Message, u8_at, u16_at, u32_at};
+use super::info::{PolicyInfo, TemplateInfo};
+use super::{family, mark, mode, of_family, selector_of, xfrma};
+use crate::control::netlink::message::{Attr, Message, u8_at, u32_at};
 use crate::control::netlink::query::NlSock;
-use crate::ipsec::{Action, Direction, Mark, Mode, Policy, Template};
+use crate::ipsec::{Action, Direction, Lifetime, Mark, Mode, Policy, Template};
 use crate::wire::Protocol;
 
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
 /// Length of `struct xfrm_userpolicy_id`, of which all zeros request all policies, octets.
 const POLICY_ID_LEN: usize = 64;
 
-/// Offsets in `struct xfrm_userpolicy_info`, octets: a selector, the limits (`struct xfrm_lifetime_cfg`: octets and
-/// packets, soft and hard; then seconds), what of them is used, priority, index, direction, action, flags.
-const LIMITS: usize = SELECTOR_LEN;
-const PRIORITY: usize = LIMITS + 64 + 32;
-const INDEX: usize = PRIORITY + 4;
-const DIRECTION: usize = INDEX + 4;
-const ACTION: usize = DIRECTION + 1;
-const FLAGS: usize = ACTION + 1;
-/// Its length, octets.
-const INFO_LEN: usize = PRIORITY + 16;
-/// Limits of octets and packets, and of seconds: 64 bits each.
-const VOLUME_LIMITS: usize = 4;
-const TIME_LIMITS: usize = 4;
-
-const XFRMA_TMPL: u16 = 5;
-const XFRMA_SEC_CTX: u16 = 8;
-const XFRMA_POLICY_TYPE: u16 = 16;
-const XFRMA_MARK: u16 = 21;
-const XFRMA_IF_ID: u16 = 31;
-
 const XFRM_POLICY_ALLOW: u8 = 0;
 const XFRM_POLICY_ICMP: u8 = 2;
 const XFRM_POLICY_TYPE_MAIN: u8 = 0;
-const XFRM_MODE_TRANSPORT: u8 = 0;
-const XFRM_MODE_TUNNEL: u8 = 1;
-/// Length of `struct xfrm_user_tmpl`, octets.
-const TEMPLATE_LEN: usize = 64;
 
 /// What a dump has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,93 +54,78 @@ enum Parsed {
 }
 
 fn parse(message: &Message<'_>) -> Parsed {
-    let direction = match u8_at(message.payload, DIRECTION) {
-        Some(0) => Direction::In,
-        Some(1) => Direction::Out,
-        Some(2) => Direction::Fwd,
+    let Some(info) = PolicyInfo::parse(message.payload) else { return Parsed::Unknown };
+    let direction = match info.direction {
+        0 => Direction::In,
+        1 => Direction::Out,
+        2 => Direction::Fwd,
         // XFRM_POLICY_MAX and above.
-        Some(3..) => return Parsed::OfSocket,
-        None => return Parsed::Unknown,
+        3.. => return Parsed::OfSocket,
     };
-    parse_info(message)
+    parse_info(&info, message)
         .map_or(Parsed::Unknown, |policy| Parsed::Policy(direction, Box::new(policy)))
 }
 
 /// `None`: it is not of the main database, or malformed.
-fn parse_info(message: &Message<'_>) -> Option<Policy> {
-    let info = message.payload;
-    let (family, selector) = selector(info)?;
-    let is_limited = limits(info)?.iter().any(|is_finite| *is_finite);
+fn parse_info(info: &PolicyInfo, message: &Message<'_>) -> Option<Policy> {
+    let family = family(info.selector.family)?;
     let mut policy = Policy {
-        index: u32_at(info, INDEX)?,
-        priority: u32_at(info, PRIORITY)?,
+        index: info.index,
+        priority: info.priority,
         family,
-        selector,
+        selector: selector_of(&info.selector, family),
         mark: Mark::default(),
         if_id: 0,
-        action: match u8_at(info, ACTION)? {
+        action: match info.action {
             XFRM_POLICY_ALLOW => Action::Allow,
             _ => Action::Block,
         },
-        has_icmp: u8_at(info, FLAGS)? & XFRM_POLICY_ICMP != 0,
-        is_kernels: is_limited,
+        has_icmp: info.flags & XFRM_POLICY_ICMP != 0,
+        is_kernels: info.lifetime != Lifetime::INFINITE,
         templates: Vec::new(),
     };
-    for Attr { kind, value, .. } in message.attrs(INFO_LEN) {
+    for Attr { kind, value, .. } in message.attrs(PolicyInfo::LEN) {
         match kind {
-            XFRMA_TMPL => {
-                for template in value.chunks(TEMPLATE_LEN) {
-                    match parse_template(template) {
+            xfrma::TMPL => {
+                for template in value.chunks(TemplateInfo::LEN) {
+                    match TemplateInfo::parse(template).and_then(|info| template_of(&info)) {
                         Some(template) => policy.templates.push(template),
                         None => policy.is_kernels = true,
                     }
                 }
             }
-            XFRMA_SEC_CTX => policy.is_kernels = true,
-            XFRMA_POLICY_TYPE if u8_at(value, 0)? != XFRM_POLICY_TYPE_MAIN => return None,
-            XFRMA_MARK => policy.mark = Mark { value: u32_at(value, 0)?, mask: u32_at(value, 4)? },
-            XFRMA_IF_ID => policy.if_id = u32_at(value, 0)?,
+            xfrma::SEC_CTX => policy.is_kernels = true,
+            xfrma::POLICY_TYPE if u8_at(value, 0)? != XFRM_POLICY_TYPE_MAIN => return None,
+            xfrma::MARK => policy.mark = mark(value)?,
+            xfrma::IF_ID => policy.if_id = u32_at(value, 0)?,
             _ => {}
         }
     }
     Some(policy)
 }
 
-/// Whether each limit is one: of octets and packets XFRM_INF is none, of seconds 0.
-fn limits(info: &[u8]) -> Option<[bool; VOLUME_LIMITS + TIME_LIMITS]> {
-    let mut limits = [false; VOLUME_LIMITS + TIME_LIMITS];
-    for (n, limit) in limits.iter_mut().enumerate() {
-        let at = LIMITS + 8 * n;
-        let value = u64::from_ne_bytes(info.get(at..at + 8)?.try_into().ok()?);
-        *limit = value != if n < VOLUME_LIMITS { u64::MAX } else { 0 };
-    }
-    Some(limits)
-}
-
-/// A `struct xfrm_user_tmpl`. `None`: it is not ESP or AH in transport or tunnel mode.
-fn parse_template(data: &[u8]) -> Option<Template> {
-    let family = family(u16_at(data, 24)?);
-    let address = |at| match family {
-        Some(family) => address(data, at, family),
-        None => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+/// `None`: it is not ESP or AH in transport or tunnel mode.
+fn template_of(info: &TemplateInfo) -> Option<Template> {
+    let address = |octets| match family(info.family) {
+        Some(family) => of_family(octets, family),
+        None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };
-    let mode = match u8_at(data, 48)? {
-        XFRM_MODE_TRANSPORT => Mode::Transport,
-        XFRM_MODE_TUNNEL => Mode::Tunnel,
+    let mode = match info.mode {
+        mode::TRANSPORT => Mode::Transport,
+        mode::TUNNEL => Mode::Tunnel,
         _ => return None,
     };
-    let proto = Protocol(u8_at(data, 20)?);
-    let algorithms = u32_at(data, 52)?;
+    let proto = Protocol(info.proto);
     (proto == Protocol::ESP || proto == Protocol::AH).then_some(())?;
     Some(Template {
-        dst: address(0)?,
-        src: address(28)?,
-        spi: u32::from_be_bytes(data.get(16..20)?.try_into().ok()?),
+        dst: address(info.dst),
+        src: address(info.src),
+        spi: info.spi,
         proto,
         mode,
-        reqid: u32_at(data, 44)?,
-        is_optional: u8_at(data, 50)? != 0,
-        aalgos: (algorithms != u32::MAX).then_some(algorithms),
+        reqid: info.reqid,
+        is_optional: info.optional != 0,
+        aalgos: (info.aalgos != u32::MAX).then_some(info.aalgos),
     })
 }
 
@@ -173,9 +135,15 @@ mod tests {
     use crate::control::netlink::message::Request;
     use crate::ipsec::{Family, Prefix};
 
+    /// Offsets in `struct xfrm_userpolicy_info`, octets.
+    const LIMITS: usize = 56;
+    const PRIORITY: usize = 152;
+    const INDEX: usize = 156;
+    const DIRECTION: usize = 160;
+
     /// A policy for TCP to 198.51.100.0/24, port 80, of direction `direction`.
     fn info(direction: u8) -> Vec<u8> {
-        let mut info = vec![0; INFO_LEN];
+        let mut info = vec![0; PolicyInfo::LEN];
         info[..4].copy_from_slice(&[198, 51, 100, 0]);
         info[32..36].copy_from_slice(&[0, 80, 0xff, 0xff]);
         info[40..42].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
@@ -206,7 +174,7 @@ mod tests {
     #[test]
     fn all_fields_are_read() {
         let tunnel = {
-            let mut tmpl = [0u8; TEMPLATE_LEN];
+            let mut tmpl = [0u8; TemplateInfo::LEN];
             tmpl[..4].copy_from_slice(&[192, 0, 2, 2]);
             tmpl[16..20].copy_from_slice(&[0, 0, 0x12, 0x34]);
             tmpl[20] = 50;
@@ -221,7 +189,7 @@ mod tests {
             |words: &[u32]| words.iter().flat_map(|it| it.to_ne_bytes()).collect::<Vec<_>>();
         let (mark, if_id) = (words(&[3, 0xf]), words(&[12]));
         let attrs: [(u16, &[u8]); 3] =
-            [(XFRMA_TMPL, &tunnel), (XFRMA_MARK, &mark), (XFRMA_IF_ID, &if_id)];
+            [(xfrma::TMPL, &tunnel), (xfrma::MARK, &mark), (xfrma::IF_ID, &if_id)];
         let policy = policy(&info(1), &attrs);
         assert_eq!((policy.priority, policy.index, policy.if_id), (1000, 9, 12));
         assert_eq!((policy.family, policy.action), (Family::Ipv4, Action::Allow));
@@ -249,11 +217,11 @@ mod tests {
         let mut limited = info(2);
         limited[LIMITS + 40] = 1;
         assert!(policy(&limited, &[]).is_kernels, "a limit of seconds");
-        assert!(policy(&info(2), &[(XFRMA_SEC_CTX, &[0; 8])]).is_kernels);
-        let mut ipcomp = [0u8; TEMPLATE_LEN];
+        assert!(policy(&info(2), &[(xfrma::SEC_CTX, &[0; 8])]).is_kernels);
+        let mut ipcomp = [0u8; TemplateInfo::LEN];
         ipcomp[20] = 108;
-        assert!(policy(&info(2), &[(XFRMA_TMPL, &ipcomp)]).is_kernels);
-        assert!(policy(&info(2), &[(XFRMA_TMPL, &ipcomp[..40])]).is_kernels, "cut off");
+        assert!(policy(&info(2), &[(xfrma::TMPL, &ipcomp)]).is_kernels);
+        assert!(policy(&info(2), &[(xfrma::TMPL, &ipcomp[..40])]).is_kernels, "cut off");
         assert!(!policy(&info(2), &[]).is_kernels);
     }
 
@@ -261,7 +229,7 @@ mod tests {
     fn policies_of_sockets_do_not_count_and_others_are_unknown() {
         assert!(matches!(parsed(&info(3), &[]), Parsed::OfSocket));
         assert!(matches!(
-            parsed(&info(0), &[(XFRMA_POLICY_TYPE, &[1, 0, 0, 0, 0, 0])]),
+            parsed(&info(0), &[(xfrma::POLICY_TYPE, &[1, 0, 0, 0, 0, 0])]),
             Parsed::Unknown
         ));
         assert!(matches!(parsed(&info(0)[..100], &[]), Parsed::Unknown));
