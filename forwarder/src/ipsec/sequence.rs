@@ -110,6 +110,18 @@ impl Sequence {
         start..end.max(start)
     }
 
+    /// Gives up the numbers that are reserved and not used: somebody else has used higher ones, after which the peer
+    /// refuses these. They are never taken again.
+    pub fn give_up(&self) {
+        let alone = self.extending.lock();
+        // A thread that has read the previous end may still take one, which is unique.
+        let next = self.next.load(Ordering::SeqCst);
+        if next != CLOSED {
+            self.end.fetch_min(next, Ordering::SeqCst);
+        }
+        drop(alone);
+    }
+
     /// Takes the next number. Any number of threads may do so at once.
     ///
     /// # Errors

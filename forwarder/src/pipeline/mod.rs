@@ -247,6 +247,10 @@ fn forward<'a, M: Mode>(
     };
     match (way.secpath, disposition) {
         (Some(secpath), Disposition::Punt(reason)) => give_back(skb, secpath, reason, ctx),
+        // The kernel's filter passes what came with protection.
+        (Some(secpath), Disposition::Drop(DropReason::IpRpfilter)) => {
+            give_back(skb, secpath, PuntReason::Xfrm, ctx)
+        }
         (_, disposition) => disposition,
     }
 }
@@ -363,7 +367,10 @@ fn ip_rcv<'a, 'k, M: Mode>(
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
     }
-    let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
+    // What came with protection gets no redirect.
+    let opened = M::HOOKED && way.secpath.is_some();
+    let opened = opened.then(|| Dst { redirect: false, ..*dst });
+    let via = bundle.as_ref().map(|bundle| &bundle.dst).or(opened.as_ref()).unwrap_or(&*dst);
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -443,7 +450,8 @@ fn ip6_rcv<'a, 'k, M: Mode>(
         bundle = xfrm_policy_check(skb, Family::Ip6, way, dst, ctx)?;
     }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
-    ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
+    let may_redirect = bundle.is_none() && way.secpath.is_none();
+    ip6_forward_checks(skb, &hdr, (dev, may_redirect), dst, ctx)?;
     if M::HOOKED && may_be_kernels_error(Family::Ip6, ctx) && !dst.fits(skb) {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
         return Err(Exit::Punt(match ctx.hooks.see_own_packets(Family::Ip6) {

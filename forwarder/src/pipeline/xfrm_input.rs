@@ -96,7 +96,13 @@ pub(super) fn xfrm_input<'a>(
         EtherType::IPV4 => is_for_host4(packet, dev, ctx),
         _ => is_for_host6(packet, dev, ctx),
     };
-    if !is_for_host || state.state().config().mode != Mode::Tunnel {
+    let config = state.state().config();
+    // A NAT that has changed the ports is the kernel's to report (`km_new_mapping`).
+    let is_mapped = match (config.encap, located.encap) {
+        (None, None) => true,
+        (of_state, of_packet) => of_state == of_packet && config.src == located.src,
+    };
+    if !is_for_host || !is_mapped || config.mode != Mode::Tunnel {
         return Ok(None);
     }
     ctx.state.xfrm_received.keep(skb);

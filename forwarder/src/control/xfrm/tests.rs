@@ -284,10 +284,10 @@ fn a_replay_window_is_read_and_written_in_the_kernels_layout() {
         assert_eq!(received, [0, 1, 3], "{replay:?}");
         let mut window = ReplayWindow::new(replay.window.unwrap_or(32), false).unwrap();
         window.restore(replay.seq, |back| replay.is_received(back));
-        assert_eq!(replay.received_by(&window), replay);
+        assert_eq!(replay.with_received_by(&window), replay);
         for number in [98, 103, 165] {
             window.accept(number).unwrap();
-            let now = replay.received_by(&window);
+            let now = replay.with_received_by(&window);
             let mut again = ReplayWindow::new(window.window(), false).unwrap();
             again.restore(now.seq, |back| now.is_received(back));
             for old in 60..170 {

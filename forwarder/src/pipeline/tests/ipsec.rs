@@ -363,7 +363,6 @@ fn between_two_tunnels_packets_are_opened_and_protected_again() {
     for (n, (_, policy)) in net.policies.iter_mut().enumerate() {
         policy.index = 8 * (n as u32 + 1);
     }
-    net.links.iter_mut().for_each(|link| link.send_redirects = false);
     let mut gateway = gateway_of(net, state, Family::Ipv4);
     let packet = V4 { src: "10.1.0.5", dst: "10.2.0.5", ..V4::default() };
     let frame = gateway.sealed(&packet.packet());
