@@ -27,6 +27,7 @@ mod flow_gate;
 mod frames;
 mod netns;
 mod offload;
+mod sa_gate;
 mod wire;
 
 const MODES: [(AttachMode, XdpMode); 2] =
@@ -182,17 +183,13 @@ fn root_each_decision_counts_its_own_reason() {
             ] {
                 assert_reason(&port, &wire, &frame6(destination), reason);
             }
-            // ESP to the router stays with the kernel until we terminate it; so does AH.
+            // ESP to the router stays with the kernel while its SA is not known; so does AH.
             let own = "192.0.2.1".parse().expect("literal");
             let esp = ethernet(PORT_MAC, 0x0800, &ipv4(own, 50));
             let own = "2001:db8::1".parse().expect("literal");
             let ah = ethernet(PORT_MAC, 0x86dd, &ipv6(own, 51));
             assert_reason(&port, &wire, &esp, Reason::PassLocal);
             assert_reason(&port, &wire, &ah, Reason::PassLocal);
-            steering.set_ipsec_terminate(true).expect("set");
-            assert_reason(&port, &wire, &esp, Reason::PassNoSocket);
-            assert_reason(&port, &wire, &ah, Reason::PassNoSocket);
-            assert_reason(&port, &wire, &frame4("192.0.2.1"), Reason::PassLocal);
 
             // After the port's address has changed, frames to the old one are not its own.
             port.set_mac([0x02, 0, 0, 0, 0, 0x0c]).expect("set");
@@ -303,10 +300,6 @@ fn root_steered_frames_arrive_at_the_queues_socket() {
             let socket = io.socket_fd(0).expect("open").as_raw_fd();
             port.set_socket(0, socket).expect("into the map");
 
-            let own = "192.0.2.1".parse().expect("literal");
-            let esp = ethernet(PORT_MAC, 0x0800, &ipv4(own, 50));
-            assert_reason(&port, &wire, &esp, Reason::PassLocal);
-            steering.set_ipsec_terminate(true).expect("set");
             let steered = [
                 (frame4("198.51.100.1"), Reason::SteerIpv4),
                 (frame4("127.0.0.1"), Reason::SteerIpv4),
@@ -314,7 +307,6 @@ fn root_steered_frames_arrive_at_the_queues_socket() {
                 // One octet short of a destination address.
                 (frame4("192.0.2.1")[..14 + 19].to_vec(), Reason::SteerTooShort),
                 (frame6("2001:db8:9::1")[..14 + 39].to_vec(), Reason::SteerTooShort),
-                (esp, Reason::SteerIpsec),
             ];
             for (frame, reason) in &steered {
                 assert_reason(&port, &wire, frame, *reason);

@@ -10,8 +10,10 @@ mod flow;
 pub mod load;
 pub mod offload;
 pub mod redirect;
+mod sa_gate;
 
 pub use flow::{FLOW_SLOTS, FLOW_WORDS, FlowBucket, FlowHash, FlowKey, FlowPlace};
+pub use sa_gate::{SA_GATE_WORDS, SaGateKey};
 
 /// The XDP program. The kernel shows at most 15 octets of a program's name, and this one fits.
 pub const PROGRAM_XDP: &str = "ferroute_xdp";
@@ -45,6 +47,9 @@ pub const MAP_LOCAL_PREFIX6: &str = "FR_LOCAL_PFX6";
 /// writes it through a memory mapping. It has marks of keys, not keys: a packet of another flow is steered now and
 /// then, and userspace leaves it to the kernel.
 pub const MAP_FLOWS: &str = "FR_FLOWS";
+/// HASH, key: [`SaGateKey`], value: u32, not used: the SAs whose packets to the router itself are steered while
+/// connections of their family are not tracked. Shared by all ports.
+pub const MAP_IPSEC_SAS: &str = "FR_IPSEC_SAS";
 /// HASH, key: ifindex, value: [`PuntPort`]. Used by the punt program only.
 pub const MAP_PUNT_PORTS: &str = "FR_PUNT_PORTS";
 
@@ -60,6 +65,8 @@ pub const LOCAL_PREFIXES_MAX: usize = 16_384;
 pub const FLOW_KEYS_MAX: usize = 2_097_152;
 /// Entries of [`MAP_FLOWS`]: buckets of which half of the slots are used at most, and the hash.
 pub const FLOW_BUCKETS_MAX: usize = FLOW_KEYS_MAX / (FLOW_SLOTS / 2) + 1;
+/// Entries of [`MAP_IPSEC_SAS`]. Memory is allocated as entries are added.
+pub const IPSEC_SAS_MAX: usize = 65_536;
 /// VLANs of one port. Memory is allocated as entries are added.
 pub const VLANS_MAX: usize = 16_384;
 /// Maximum ports of the punt program.
@@ -113,7 +120,7 @@ pub enum Reason {
     SteerIpv6,
     /// Too short to contain a destination address: userspace counts the drop.
     SteerTooShort,
-    /// ESP or AH to the router itself, terminated in userspace.
+    /// ESP, ESP in UDP, or AH to the router itself, of an SA in [`MAP_IPSEC_SAS`].
     SteerIpsec,
     /// IPv4, forwarded by the program: see [`offload`].
     OffloadIpv4,
@@ -321,8 +328,8 @@ impl SharedSettings {
     pub const PREFIXES4: u32 = 1;
     /// The trie of local IPv6 prefixes is not empty.
     pub const PREFIXES6: u32 = 2;
-    /// ESP and AH to the router itself are terminated in userspace.
-    pub const IPSEC_TERMINATE: u32 = 4;
+    /// [`MAP_IPSEC_SAS`] is not empty.
+    pub const IPSEC_SAS: u32 = 4;
     /// Connections of IPv4 are tracked: only packets of the flows in [`MAP_FLOWS`] are steered.
     pub const TRACK4: u32 = 8;
     /// The same for IPv6.

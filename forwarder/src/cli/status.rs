@@ -102,9 +102,15 @@ fn text(report: &StatusReport) -> String {
         );
     }
     if let Some(policies) = report.ipsec_policies {
+        let sas = report.ipsec_sas.clone().unwrap_or_default();
         text += &format!(
-            "ipsec {policies} policies followed; packets that they protect or drop are left to the kernel\n"
+            "ipsec {policies} policies, SAs: workers {} in, {} out, kernel {}; what workers have no SA for is left to the kernel\n",
+            sas.inbound, sas.outbound, sas.kernel
         );
+        for reason in &sas.reasons {
+            text +=
+                &format!("{} left to the kernel: ipsec: {reason}\n", coloured("note", Colour::Odd));
+        }
     }
     for what in &mirror.unmirrored {
         text += &format!("{} left to the kernel: {what}\n", coloured("note", Colour::Odd));
@@ -179,7 +185,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::api::MirrorStatus;
+    use crate::control::api::{IpsecSas, MirrorStatus};
 
     #[test]
     fn durations_are_short() {
@@ -219,6 +225,11 @@ mod tests {
             carried_flows: Some(2),
             offloaded_flows: None,
             ipsec_policies: Some(2),
+            ipsec_sas: Some(IpsecSas {
+                inbound: 1,
+                reasons: vec!["esp: why".into()],
+                ..IpsecSas::default()
+            }),
             warnings: vec!["mind the gap".into()],
         };
         let text = text(&report);
@@ -227,7 +238,8 @@ mod tests {
             "port eth0  forwarding  xdp native  bind -  queues 0  mtu 0  vlans 2\n",
             "worker 0  cpu any  eth0 queues 0,2, eth1 by worker 1  loops 200 (25.0 % busy)\n",
             "connections 2 carried; packets of others are left to the kernel, which tracks them\n",
-            "ipsec 2 policies followed; packets that they protect or drop are left to the kernel\n",
+            "ipsec 2 policies, SAs: workers 1 in, 0 out, kernel 0; what workers have no SA for is left to the kernel\n",
+            "note left to the kernel: ipsec: esp: why\n",
             "note left to the kernel: route X\n",
             "warning mind the gap\n",
         ] {

@@ -168,6 +168,23 @@ impl ReplayWindow {
         Ok(())
     }
 
+    /// Takes back what [`accept`](Self::accept) recorded of a packet, with `seq` in its header, that another, such as the
+    /// kernel, processes instead.
+    pub fn forget(&self, seq: u32) {
+        let number = if self.is_extended { self.extend(seq) } else { Ok(u64::from(seq)) };
+        let Some((word, round, bit)) = number.ok().and_then(|number| self.word(number)) else {
+            return;
+        };
+        let mut value = word.load(Ordering::Relaxed);
+        while value >> NUMBERS_PER_WORD == round && value & bit != 0 {
+            let new = value & !bit;
+            match word.compare_exchange_weak(value, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => value = now,
+            }
+        }
+    }
+
     /// The number with low half `seq` that is nearest to the window: RFC 4303 appendix A2.2, the kernel's
     /// `xfrm_replay_seqhi`.
     #[inline]
@@ -282,6 +299,27 @@ mod tests {
                 let number = model.top().saturating_sub(back);
                 prop_assert_eq!(real.is_received(number), model.received.contains(&number));
             }
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_forgotten_is_accepted_again() {
+        for is_extended in [false, true] {
+            let window = ReplayWindow::new(64, is_extended).unwrap();
+            for seq in [1, 2, 40, 100] {
+                window.accept(window.check(seq).unwrap()).unwrap();
+            }
+            window.forget(40);
+            // Never accepted, and left of the window.
+            window.forget(41);
+            window.forget(2);
+            assert_eq!(window.check(40), Ok(40));
+            window.accept(40).unwrap();
+            for seq in [40, 100] {
+                assert!(window.check(seq).is_err(), "{seq}");
+            }
+            // With ESN that is a number of the next 2³².
+            assert_eq!(window.check(2).is_ok(), is_extended);
         }
     }
 

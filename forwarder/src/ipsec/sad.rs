@@ -108,6 +108,13 @@ impl Sad {
         Sad { entries: entries.into(), first: HashTable::new(first.iter().copied()) }
     }
 
+    /// Whether there are none.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// The SAs, newest first.
     pub fn states(&self) -> impl Iterator<Item = &Arc<InboundState>> {
         self.entries.iter().map(|entry| &entry.state)

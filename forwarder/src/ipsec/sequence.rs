@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Error;
 
@@ -42,6 +42,8 @@ pub struct Sequence {
     end: AtomicU64,
     /// Whether numbers have 64 bits (ESN).
     is_extended: bool,
+    /// Numbers are needed: see [`want`](Self::want).
+    is_wanted: AtomicBool,
     /// Only [`extend`](Self::extend) takes it, to be alone: the data path does not.
     extending: Mutex<()>,
 }
@@ -59,6 +61,7 @@ impl Sequence {
             next: AtomicU64::new(first_free),
             end: AtomicU64::new(first_free),
             is_extended,
+            is_wanted: AtomicBool::new(false),
             extending: Mutex::new(()),
         }
     }
@@ -107,6 +110,18 @@ impl Sequence {
         start..end.max(start)
     }
 
+    /// Gives up the numbers that are reserved and not used: somebody else has used higher ones, after which the peer
+    /// refuses these. They are never taken again.
+    pub fn give_up(&self) {
+        let alone = self.extending.lock();
+        // A thread that has read the previous end may still take one, which is unique.
+        let next = self.next.load(Ordering::SeqCst);
+        if next != CLOSED {
+            self.end.fetch_min(next, Ordering::SeqCst);
+        }
+        drop(alone);
+    }
+
     /// Takes the next number. Any number of threads may do so at once.
     ///
     /// # Errors
@@ -131,6 +146,26 @@ impl Sequence {
                 Err(now) => next = now,
             }
         }
+    }
+
+    /// Whether a reserved number is left.
+    #[inline]
+    #[must_use]
+    pub fn has_numbers(&self) -> bool {
+        self.left() != 0
+    }
+
+    /// Tells the owner, who asks [`take_want`](Self::take_want), that a packet needs a number and there is none.
+    #[inline]
+    pub fn want(&self) {
+        if !self.is_wanted.load(Ordering::Relaxed) {
+            self.is_wanted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether numbers were wanted since the last call.
+    pub fn take_want(&self) -> bool {
+        self.is_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// Reserved numbers that are left. The owner reserves more while there are some.

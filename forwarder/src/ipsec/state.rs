@@ -7,6 +7,7 @@
 //! Not included: negotiation, BEET and IP-TFS, padding of outbound packets for traffic flow confidentiality
 //! (XFRMA_TFCPAD), and XFRM_SA_XFLAG_OSEQ_MAY_WRAP: sequence numbers never wrap here.
 
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use prefetch_index::prefetch_index;
@@ -28,6 +29,23 @@ pub enum Keys {
     Esp(EspKeys),
     /// AH.
     Ah(Auth, Secret),
+}
+
+impl Keys {
+    /// A number by which two sets of keys can be told apart without keeping them. `hasher` must be random and of this
+    /// process, so that the number tells nothing of the keys.
+    #[must_use]
+    pub fn fingerprint(&self, hasher: &impl BuildHasher) -> u64 {
+        match self {
+            Keys::Esp(keys @ EspKeys::Combined(_, secret)) => {
+                hasher.hash_one((keys.algorithm(), secret.octets()))
+            }
+            Keys::Esp(keys @ EspKeys::EncryptThenMac(_, cipher, _, auth)) => {
+                hasher.hash_one((keys.algorithm(), cipher.octets(), auth.octets()))
+            }
+            Keys::Ah(auth, secret) => hasher.hash_one((auth, secret.octets())),
+        }
+    }
 }
 
 /// An SA that cannot be.

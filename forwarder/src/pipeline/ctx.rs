@@ -13,6 +13,7 @@ use super::nf_hook::HookEnv;
 use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
+use super::xfrm_input::Received;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
@@ -63,12 +64,14 @@ pub struct PipelineState {
     pub(super) flow_cache: FlowCache,
     /// Flows that could be offloaded to the XDP program.
     pub(super) offload: Offload,
+    /// The IPsec packet whose protection was removed last, as it was received.
+    pub(super) xfrm_received: Received,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
     /// Makes the path that a flow takes unpredictable to others.
     pub(super) hash_seed: u64,
-    /// Added to the worker's clock gives nanoseconds since midnight UTC of some day; for the IPv4
-    /// timestamp option. Set by the worker at start and updated at any interval.
+    /// Added to the worker's clock gives nanoseconds of UTC since 1970; for the IPv4
+    /// timestamp option and the limits of SAs. Set by the worker at start and updated at any interval.
     pub utc_offset_ns: u64,
 }
 
@@ -82,6 +85,7 @@ impl PipelineState {
             hooks: HookStates::new(0),
             flow_cache: FlowCache::new(seed),
             offload: Offload::default(),
+            xfrm_received: Received::new(),
             ip_id: (seed >> 16) as u16,
             hash_seed: seed,
             utc_offset_ns: 0,
@@ -210,6 +214,11 @@ impl Ctx<'_> {
     pub(super) fn drop_output(&mut self, skb: SkBuff, reason: DropReason) {
         self.out.trace.note(FinalDisposition::Dropped(reason));
         self.drop_skb(skb, reason);
+    }
+
+    /// Seconds of UTC since 1970, which the limits of SAs are in.
+    pub(super) fn now_s(&self) -> u64 {
+        self.now_ns.wrapping_add(self.state.utc_offset_ns) / 1_000_000_000
     }
 
     /// Changes when an ICMP error is sent; not when one is made and hook functions drop it.

@@ -24,12 +24,12 @@ use crate::wire::ipv6_ext::is_ext_header;
 /// Interval of redirects about one destination.
 const REDIRECT_NS: u64 = 1_000_000_000;
 
-/// `ip6_forward`, up to its first write.
+/// `ip6_forward`, up to its first write. `may_redirect`: a redirect may be due.
 #[inline(always)]
 pub(super) fn ip6_forward_checks(
     skb: &SkBuff,
     hdr: &Ipv6hdr,
-    dev: &Link,
+    (dev, may_redirect): (&Link, bool),
     dst: &Dst<'_>,
     ctx: &mut Ctx<'_>,
 ) -> Result<(), Exit> {
@@ -45,7 +45,7 @@ pub(super) fn ip6_forward_checks(
         let (exceeded, code) = (Icmpv6Type::TIME_EXCEED.0, exceeded::EXC_HOPLIMIT);
         return Err(Exit::Icmp(IcmpError::new(exceeded, code, DropReason::TtlExceeded)));
     }
-    if dst.dev.ifindex == dev.ifindex {
+    if dst.dev.ifindex == dev.ifindex && may_redirect {
         let daddr = hdr.daddr.to_bits();
         if ctx.state.limiter.xrlim_allow(daddr, REDIRECT_NS, ctx.now_ns) {
             // The kernel forwards it and sends the redirect.

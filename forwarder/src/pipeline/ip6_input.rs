@@ -67,7 +67,7 @@ fn header_error(reason: DropReason, ctx: &Ctx<'_>) -> Result<Ipv6hdr, Exit> {
 
 /// Drops packets with addresses that must not appear on the wire.
 #[inline]
-fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
+pub(super) fn unusable(saddr: Ipv6Addr, daddr: Ipv6Addr) -> Option<DropReason> {
     // RFC 4291 §2.5.3: the loopback address must not leave the node.
     if ipv6_addr_loopback(saddr) {
         return Some(DropReason::IpInvalidSource);

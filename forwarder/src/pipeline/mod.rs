@@ -73,6 +73,8 @@ mod route_hint;
 mod traced;
 mod vlan;
 mod xfrm;
+mod xfrm_input;
+mod xfrm_output;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -116,6 +118,8 @@ use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
 use xfrm::{concern_sent, xfrm_lookup_sent, xfrm_policy_check};
+use xfrm_input::{Secpath, give_back, xfrm_input};
+use xfrm_output::xfrm_output;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
 /// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
@@ -124,8 +128,8 @@ use xfrm::{concern_sent, xfrm_lookup_sent, xfrm_policy_check};
 /// The order of packets is kept. ICMP errors are sent ahead of the burst's packets, and their frames are
 /// allocated before dropped packets return theirs.
 pub fn forward_burst(burst: &mut Burst, ctx: &mut Ctx<'_>) {
-    // Chosen once per burst: without hook functions, policies and traces, a packet pays nothing for them.
-    let is_plain = ctx.hooks.is_empty() && !ctx.tables.xfrm.concern_any();
+    // Chosen once per burst: without hook functions, IPsec and traces, a packet pays nothing for them.
+    let is_plain = ctx.hooks.is_empty() && !ctx.tables.xfrm.is_used();
     match (ctx.out.trace.is_on(), is_plain) {
         (true, _) => forward_traced(burst, ctx),
         (false, true) => forward_packets::<Plain>(burst, ctx),
@@ -202,27 +206,52 @@ fn forward<'a, M: Mode>(
     let received = received.and_then(|(protocol, dev)| {
         nf_ingress::<M>(skb, protocol, dev, ctx).map(|()| (protocol, dev))
     });
-    let received_len = Original::len_of::<M>(skb);
-    let mut original = None;
-    let disposition = match received {
-        Ok((EtherType::IPV4, dev)) => {
-            match ip_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
-                Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, defer_output, ctx),
-                Err(exit) => handle_exit(skb, exit, ctx),
-            }
+    let mut way = Way::default();
+    let received = received.and_then(|(protocol, dev)| {
+        if !M::HOOKED || !ctx.tables.xfrm.has_inbound() {
+            return Ok((protocol, dev));
         }
-        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, (&mut original, received_len), ctx) {
+        let opened = xfrm_input(skb, protocol, dev, ctx)?;
+        way.secpath = opened.map(|(_, secpath)| secpath);
+        if opened.is_some() {
+            traced::stage::<M>(Stage::XfrmInput, ctx);
+        }
+        Ok((opened.map_or(protocol, |(inside, _)| inside), dev))
+    });
+    way.received_len = Original::len_of::<M>(skb);
+    let disposition = match received {
+        Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut way, ctx) {
+            Ok(Routed::Protected(routed)) => output_protected(skb, &way, routed, defer_output),
+            Ok(routed) if way.secpath.is_some() => {
+                output_opened(skb, EtherType::IPV4, routed, defer_output)
+            }
+            Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, defer_output, ctx),
+            Err(exit) => handle_exit(skb, exit, ctx),
+        },
+        Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut way, ctx) {
+            Ok(Routed::Protected(routed)) => output_protected(skb, &way, routed, defer_output),
+            Ok(routed) if way.secpath.is_some() => {
+                output_opened(skb, EtherType::IPV6, routed, defer_output)
+            }
             Ok(routed) => output(skb, (EtherType::IPV6, dev), routed, defer_output, ctx),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
     };
     // Chains at ingress may have counted a packet that no other function has seen.
-    let has_ended = original.is_some()
+    let has_ended = way.original.is_some()
         || M::HOOKED && (ctx.state.hooks.has_effects() || ctx.hooks.have_device_chains());
-    match has_ended {
-        true => end_hooks(skb, original.as_ref(), received_len, disposition, ctx),
+    let disposition = match has_ended {
+        true => end_hooks(skb, way.original.as_ref(), way.received_len, disposition, ctx),
         false => disposition,
+    };
+    match (way.secpath, disposition) {
+        (Some(secpath), Disposition::Punt(reason)) => give_back(skb, secpath, reason, ctx),
+        // The kernel's filter passes what came with protection.
+        (Some(secpath), Disposition::Drop(DropReason::IpRpfilter)) => {
+            give_back(skb, secpath, PuntReason::Xfrm, ctx)
+        }
+        (_, disposition) => disposition,
     }
 }
 
@@ -261,6 +290,19 @@ fn end_hooks(
     disposition
 }
 
+/// What is remembered of a packet on its way.
+#[derive(Debug, Default)]
+struct Way<'a> {
+    /// What it was if hook functions may have changed its octets.
+    original: Option<Original>,
+    /// See [`Original::len_of`].
+    received_len: usize,
+    /// It was received with this protection.
+    secpath: Option<Secpath<'a>>,
+    /// It is sent with protection: protocol and route of the outer packet.
+    protected: Option<(EtherType, Dst<'a>)>,
+}
+
 /// A packet that passed POST_ROUTING.
 #[derive(Debug)]
 enum Routed<'a, 'k> {
@@ -268,6 +310,8 @@ enum Routed<'a, 'k> {
     By(&'k Dst<'a>, PostRouted),
     /// The frame is complete; it is sent on this port.
     Xmit(u16, PostRouted),
+    /// It has been protected, and goes by the route of the outer packet, [`Way::protected`].
+    Protected(PostRouted),
 }
 
 /// Finds the protocol, and the interface that counts as the input interface.
@@ -284,13 +328,13 @@ fn ip_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
-    (original, received_len): (&mut Option<Original>, usize),
+    way: &mut Way<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::IpRcvCore, ctx);
     let mut iph = ip_rcv_core(skb, ctx.stats)?;
     traced::step::<M>(|| Step::Header { ttl: iph.ttl, len: iph.tot_len.into() }, ctx);
-    if dev.partial_csum {
+    if dev.partial_csum && way.secpath.is_none() {
         csum_partial::recognise4(skb, &iph);
     }
     let before = Devices { iif: Some(dev), oif: None };
@@ -304,7 +348,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
             Some(Ok(Offloaded::Routed(routed))) => {
                 return Ok(Routed::By(routes.hint4.dst()?, routed));
             }
-            _ => *original = Some(Original::of(skb, received_len)),
+            _ => way.original = Some(Original::of(skb, way.received_len)),
         }
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
@@ -319,9 +363,14 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let dst = ip_route_input(skb, &iph, dev, routes, ctx)?;
     traced::route::<M>(dst, Ipv4Addr::from_bits(iph.daddr), ctx);
     check_egress::<M>(dst.dev, ctx)?;
+    let mut bundle = None;
     if M::HOOKED {
-        xfrm_policy_check(skb, Family::Ip, original.as_ref(), dst, ctx)?;
+        bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
     }
+    // What came with protection gets no redirect.
+    let opened = M::HOOKED && way.secpath.is_some();
+    let opened = opened.then(|| Dst { redirect: false, ..*dst });
+    let via = bundle.as_ref().map(|bundle| &bundle.dst).or(opened.as_ref()).unwrap_or(&*dst);
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -330,15 +379,19 @@ fn ip_rcv<'a, 'k, M: Mode>(
         false => None,
     };
     traced::stage::<M>(Stage::IpForwardChecks, ctx);
-    ip_forward_checks(skb, &iph, dst, ctx)?;
+    ip_forward_checks(skb, &iph, via, ctx)?;
     traced::stage::<M>(Stage::IpForward, ctx);
     traced::step::<M>(|| Step::Ttl(iph.ttl.saturating_sub(1)), ctx);
-    let forwarded = ip_forward::<M>(skb, options, dev, dst, ctx)?;
+    let forwarded = ip_forward::<M>(skb, options, dev, via, ctx)?;
     let devices = Devices { iif: Some(dev), oif: Some(dst.dev) };
     let (routed, ran) = post_routing::<M>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if M::HOOKED && ran == HooksRan::Yes {
         xfrm_lookup_sent(skb, Family::Ip, dst, ctx)?;
+    }
+    if let Some(bundle) = bundle {
+        traced::stage::<M>(Stage::XfrmOutput, ctx);
+        return xfrm_output::<M>(skb, bundle, way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
     if daddr != iph.daddr {
@@ -357,13 +410,13 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     skb: &mut SkBuff,
     dev: &'a Link,
     routes: &'k mut BurstRoutes<'a>,
-    (original, received_len): (&mut Option<Original>, usize),
+    way: &mut Way<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<Routed<'a, 'k>, Exit> {
     traced::stage::<M>(Stage::Ip6RcvCore, ctx);
     let mut hdr = ip6_rcv_core(skb, dev, ctx)?;
     traced::step::<M>(|| Step::Header { ttl: hdr.hop_limit, len: hdr.len as u32 }, ctx);
-    if dev.partial_csum {
+    if dev.partial_csum && way.secpath.is_none() {
         csum_partial::recognise6(skb, &hdr);
     }
     let before = Devices { iif: Some(dev), oif: None };
@@ -377,7 +430,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
             Some(Ok(Offloaded::Routed(routed))) => {
                 return Ok(Routed::By(routes.hint6.dst()?, routed));
             }
-            _ => *original = Some(Original::of(skb, received_len)),
+            _ => way.original = Some(Original::of(skb, way.received_len)),
         }
         if let Some(Err(exit)) = passed {
             // It ended after PRE_ROUTING, whose functions count it.
@@ -392,11 +445,13 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let dst = ip6_route_input(skb, &hdr, dev, routes, ctx)?;
     traced::route::<M>(dst, hdr.daddr, ctx);
     check_egress::<M>(dst.dev, ctx)?;
+    let mut bundle = None;
     if M::HOOKED {
-        xfrm_policy_check(skb, Family::Ip6, original.as_ref(), dst, ctx)?;
+        bundle = xfrm_policy_check(skb, Family::Ip6, way, dst, ctx)?;
     }
     traced::stage::<M>(Stage::Ip6ForwardChecks, ctx);
-    ip6_forward_checks(skb, &hdr, dev, dst, ctx)?;
+    let may_redirect = bundle.is_none() && way.secpath.is_none();
+    ip6_forward_checks(skb, &hdr, (dev, may_redirect), dst, ctx)?;
     if M::HOOKED && may_be_kernels_error(Family::Ip6, ctx) && !dst.fits(skb) {
         // The error may be the kernel's to send, and cannot be once the packet has been output.
         return Err(Exit::Punt(match ctx.hooks.see_own_packets(Family::Ip6) {
@@ -412,6 +467,10 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if M::HOOKED && ran == HooksRan::Yes {
         xfrm_lookup_sent(skb, Family::Ip6, dst, ctx)?;
+    }
+    if let Some(bundle) = bundle {
+        traced::stage::<M>(Stage::XfrmOutput, ctx);
+        return xfrm_output::<M>(skb, bundle, way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
     if daddr != hdr.daddr {
@@ -462,6 +521,8 @@ fn output<'a>(
     let (dst, routed) = match routed {
         Routed::By(dst, routed) => (dst, routed),
         Routed::Xmit(port, routed) => return Disposition::Xmit(port, routed),
+        // Unreachable: see `output_protected`.
+        Routed::Protected(_) => return Disposition::Drop(DropReason::XfrmOutError),
     };
     if ctx.state.offload.is_on() {
         offer::offer(skb, protocol, dev, dst, ctx);
@@ -470,6 +531,50 @@ fn output<'a>(
         return Disposition::Xmit(dst.port, routed);
     }
     defer_output(PendingOutput { protocol, dst: *dst, routed });
+    Disposition::Output
+}
+
+/// The same for a packet whose protection was removed: it is not offered, because a packet in clear may have the same
+/// addresses.
+#[cold]
+fn output_opened<'a>(
+    skb: &mut SkBuff,
+    protocol: EtherType,
+    routed: Routed<'a, '_>,
+    defer_output: impl FnOnce(PendingOutput<'a>),
+) -> Disposition {
+    match routed {
+        Routed::By(dst, routed) => output_by(skb, (protocol, *dst, routed), defer_output),
+        Routed::Xmit(port, routed) => Disposition::Xmit(port, routed),
+        // Unreachable: these have a route of their own.
+        Routed::Protected(_) => Disposition::Drop(DropReason::XfrmOutError),
+    }
+}
+
+/// The same for a packet that was protected.
+#[cold]
+fn output_protected<'a>(
+    skb: &mut SkBuff,
+    way: &Way<'a>,
+    routed: PostRouted,
+    defer_output: impl FnOnce(PendingOutput<'a>),
+) -> Disposition {
+    match way.protected {
+        Some((protocol, dst)) => output_by(skb, (protocol, dst, routed), defer_output),
+        // Unreachable: it has just been set.
+        None => Disposition::Drop(DropReason::XfrmOutError),
+    }
+}
+
+fn output_by<'a>(
+    skb: &mut SkBuff,
+    (protocol, dst, routed): (EtherType, Dst<'a>, PostRouted),
+    defer_output: impl FnOnce(PendingOutput<'a>),
+) -> Disposition {
+    if neigh_hh_output(skb, &dst, &routed) {
+        return Disposition::Xmit(dst.port, routed);
+    }
+    defer_output(PendingOutput { protocol, dst, routed });
     Disposition::Output
 }
 

@@ -138,7 +138,7 @@ pub(super) fn nf_flow_offload_ipv6<'a>(
     if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
         return None;
     }
-    if let Err(exit) = ip6_forward_checks(skb, &hdr, dev, dst, ctx) {
+    if let Err(exit) = ip6_forward_checks(skb, &hdr, (dev, true), dst, ctx) {
         return Some(Err(exit));
     }
     let passed = pass(passage, &key, skb, dev, dst, ctx)?;

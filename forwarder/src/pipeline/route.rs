@@ -83,7 +83,7 @@ static MAYBE_MARTIAN: [bool; 256] = {
 /// Martian destinations and sources, which a lookup would not reject, in the order of
 /// `ip_route_input_slow`.
 #[cold]
-fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
+pub(super) fn martians(saddr: Ipv4Addr, daddr: Ipv4Addr, dev: &Link) -> Result<(), Exit> {
     const SOURCE: Result<(), Exit> = Err(Exit::Drop(DropReason::IpInvalidSource));
     const DESTINATION: Result<(), Exit> = Err(Exit::Drop(DropReason::IpInvalidDest));
     if ipv4_is_multicast(daddr) {
@@ -175,7 +175,11 @@ fn local_source(iph: &Iphdr, ctx: &Ctx<'_>) -> Result<bool, Exit> {
 
 /// `__fib_validate_source`: looks up the reverse flow `back`.
 #[inline(never)]
-fn validate_source_by_route(back: &Flow<u32>, dev: &Link, ctx: &Ctx<'_>) -> Result<bool, Exit> {
+pub(super) fn validate_source_by_route(
+    back: &Flow<u32>,
+    dev: &Link,
+    ctx: &Ctx<'_>,
+) -> Result<bool, Exit> {
     let refuse = || {
         ctx.stats.mib(Mib::TcpExtIPReversePathFilter);
         Err(Exit::Drop(DropReason::IpRpfilter))

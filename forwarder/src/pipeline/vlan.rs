@@ -9,14 +9,13 @@ use crate::skb::SkBuff;
 use crate::stats::PuntReason;
 use crate::tables::vlan::TAGS_MAX;
 use crate::tables::{EgressTag, Link, Links, Tables, Tag, TagStack, Vlan};
-use crate::wire::ethernet::{EthernetFrame, HEADER_LEN};
+use crate::wire::ethernet::{ADDRS_LEN, EthernetFrame, HEADER_LEN};
 use crate::wire::vlan::{HEADER_LEN as TAG_LEN, VlanTag};
 use crate::wire::{EtherType, Ipv4Packet};
 
 /// Maximum number of tags parsed in one frame: those of a sub-interface, and as many priority tags.
 const LOOKED_AT_MAX: usize = 2 * TAGS_MAX;
-/// Length of both addresses of a frame, octets.
-const ADDRS_LEN: usize = 12;
+
 /// PCP and DEI in the tag control information.
 const PRIORITY_MASK: u16 = 0xf000;
 

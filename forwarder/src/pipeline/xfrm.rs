@@ -1,4 +1,5 @@
-//! IPsec policies: packets that one protects or drops are left to the kernel, which has the security associations.
+//! IPsec policies: what becomes of packets that one protects or drops. Workers apply tunnels whose SAs they have
+//! ([`xfrm_output`](super::xfrm_output), [`xfrm_input`](super::xfrm_input)); all else is left to the kernel.
 //!
 //! The kernel looks a forwarded packet up three times: among the policies of direction fwd by what was received, even if
 //! it was translated since (`xfrm4_policy_check`, `nf_nat_decode_session`), among those of direction out as it is routed
@@ -6,44 +7,51 @@
 //! precede all writes here; where there are policies the third finds the original packet kept, as for hook functions.
 
 use super::dst::Dst;
-use super::original::Original;
-use super::{Ctx, Exit};
+use super::xfrm_output::{Bundle, xfrm_bundle_create};
+use super::{Ctx, Exit, Way};
 use crate::ipsec::{self, Flow};
 use crate::netfilter::Family;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
-use crate::tables::Tables;
+use crate::tables::{Tables, XfrmLookup};
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
 /// Octets of an upper-layer header in which everything is that selectors look at: GRE with checksum and key.
 const UPPER_LEN: usize = 12;
 
-/// A packet that is routed, before it is changed by anything but PRE_ROUTING.
+/// The kernel decides.
+const KERNEL: Result<Option<Bundle<'static>>, Exit> = Err(Exit::Punt(PuntReason::Xfrm));
+
+/// A packet that is routed, before it is changed by anything but PRE_ROUTING: the route by which it is to be protected,
+/// if it is.
 ///
 /// # Errors
-/// A policy concerns it.
+/// The kernel decides.
 #[inline(always)]
-pub(super) fn xfrm_policy_check(
+pub(super) fn xfrm_policy_check<'a>(
     skb: &SkBuff,
     pf: Family,
-    original: Option<&Original>,
-    dst: &Dst<'_>,
-    ctx: &Ctx<'_>,
-) -> Result<(), Exit> {
-    match ctx.tables.xfrm.concern(family(pf)) {
-        false => Ok(()),
-        true => check(skb, original, dst, ctx.tables),
+    way: &Way<'a>,
+    dst: &Dst<'a>,
+    ctx: &Ctx<'a>,
+) -> Result<Option<Bundle<'a>>, Exit> {
+    match way.secpath.is_some() || ctx.tables.xfrm.concern(family(pf)) {
+        false => Ok(None),
+        true => check(skb, pf, way, dst, ctx),
     }
 }
 
 #[inline(never)]
-fn check(
+fn check<'a>(
     skb: &SkBuff,
-    original: Option<&Original>,
-    dst: &Dst<'_>,
-    tables: &Tables,
-) -> Result<(), Exit> {
+    pf: Family,
+    way: &Way<'a>,
+    dst: &Dst<'a>,
+    ctx: &Ctx<'a>,
+) -> Result<Option<Bundle<'a>>, Exit> {
+    let tables = ctx.tables;
+    let original = way.original.as_ref();
     let flow = |packet: &[u8]| readable(packet, dst.dev.ifindex, skb.mark, tables);
     let routed = flow(skb.network_header());
     let received = match original {
@@ -51,17 +59,20 @@ fn check(
         Some(original) => flow(original.head()),
         None => routed,
     };
-    match (received, routed) {
-        (Some(received), Some(routed))
-            if !tables.xfrm.concerns_received(&received)
-                // What rules wrote without a connection counts, too.
-                && !tables.xfrm.concerns_received(&routed)
-                && !tables.xfrm.concerns_sent(&routed) =>
-        {
-            Ok(())
-        }
-        // The kernel decides about what cannot be read.
-        _ => Err(Exit::Punt(PuntReason::Xfrm)),
+    // The kernel decides about what cannot be read.
+    let (Some(received), Some(routed)) = (received, routed) else { return KERNEL };
+    let is_permitted = match way.secpath {
+        Some(secpath) => tables.xfrm.permits_opened(&received, secpath.state),
+        // What rules wrote without a connection counts, too.
+        None => [received, routed].iter().all(|flow| !tables.xfrm.concerns_received(flow)),
+    };
+    if !is_permitted {
+        return KERNEL;
+    }
+    match tables.xfrm.lookup_sent(&routed, ctx.now_s()) {
+        XfrmLookup::Pass => Ok(None),
+        XfrmLookup::Protect(state) => xfrm_bundle_create(skb, pf, dst, state, ctx).map(Some),
+        XfrmLookup::Kernel => KERNEL,
     }
 }
 

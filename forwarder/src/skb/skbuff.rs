@@ -14,6 +14,8 @@
 //! first frame is its head: [`SkBuff::data`] and the header accessors return octets of the head only,
 //! [`SkBuff::len`] counts all, and [`SkBuff::slices`] and [`SkBuff::copy_bits`] read all.
 
+use std::ops::Range;
+
 use super::frag::{Frags, Link, Piece};
 use super::{FRAME_SIZE, Frame, FramePool, HEADROOM};
 
@@ -461,6 +463,38 @@ impl SkBuff {
         self.transport_header = moved(self.transport_header);
         self.data = offset as u16;
         self.tail = (offset + len) as u16;
+        Ok(())
+    }
+
+    /// The whole frame of a packet without frags, and where in it the octets from the network header on are. `None`: it
+    /// has frags.
+    #[inline]
+    pub fn linear_mut(&mut self) -> Option<(&mut [u8], Range<usize>)> {
+        let packet = usize::from(self.network_header)..usize::from(self.tail);
+        self.frags.is_none().then(|| (self.frame.bytes_mut().as_mut_slice(), packet))
+    }
+
+    /// Octets in front of the network header in its frame.
+    #[inline]
+    pub fn network_headroom(&self) -> usize {
+        usize::from(self.network_header)
+    }
+
+    /// Makes the octets at `packet` in the frame the packet, from its network header on; the `link_layer` octets in front
+    /// are its link-layer header. The packet has no frags.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the frame would be exceeded, or the packet has frags.
+    #[inline]
+    pub fn set_packet(&mut self, packet: Range<usize>, link_layer: usize) -> Result<(), NoRoom> {
+        let start = packet.start.checked_sub(link_layer).filter(|_| self.frags.is_none());
+        let (Some(start), true) = (start, packet.start <= packet.end && packet.end <= FRAME_SIZE)
+        else {
+            return Err(NoRoom { wanted: packet.end.max(link_layer), available: FRAME_SIZE });
+        };
+        (self.data, self.mac_header) = (start as u16, start as u16);
+        (self.network_header, self.transport_header) = (packet.start as u16, packet.start as u16);
+        self.tail = packet.end as u16;
         Ok(())
     }
 

@@ -130,6 +130,18 @@ reasons! {
         TxMultiBuffer = "TX_MULTI_BUFFER",
         /// To be passed to the kernel, but its queue was full, or the kernel did not take it.
         PuntFailed = "PUNT_FAILED",
+        /// IPsec: a sequence number that was received before or is left of the window.
+        XfrmInStateSeqError = "XFRM_IN_STATE_SEQ_ERROR",
+        /// IPsec: a wrong ICV, length or padding.
+        XfrmInStateProtoError = "XFRM_IN_STATE_PROTO_ERROR",
+        /// IPsec: what was protected is not what the SA carries, or must be dropped for its ECN.
+        XfrmInStateModeError = "XFRM_IN_STATE_MODE_ERROR",
+        /// IPsec: the SA for receiving has reached a hard limit.
+        XfrmInStateExpired = "XFRM_IN_STATE_EXPIRED",
+        /// IPsec: a dummy packet, which is no error (RFC 4303 2.6).
+        XfrmInDummy = "XFRM_IN_DUMMY",
+        /// IPsec: the packet could not be protected.
+        XfrmOutError = "XFRM_OUT_ERROR",
         /// Still held when the worker stopped.
         Shutdown = "SHUTDOWN",
     }

@@ -20,6 +20,8 @@ reasons! {
         TcpExtIPReversePathFilter = "TcpExtIPReversePathFilter",
         /// IPv4 packets discarded although they were valid.
         IpInDiscards = "IpInDiscards",
+        /// IPv4 packets delivered to ESP or AH by workers; others are the kernel's to count.
+        IpInDelivers = "IpInDelivers",
         /// IPv4 packets forwarded.
         IpForwDatagrams = "IpForwDatagrams",
         /// IPv4 packets without a route.
@@ -62,6 +64,8 @@ reasons! {
         Ip6InTruncatedPkts = "Ip6InTruncatedPkts",
         /// IPv6 packets without a route.
         Ip6InNoRoutes = "Ip6InNoRoutes",
+        /// IPv6 packets delivered to ESP or AH by workers.
+        Ip6InDelivers = "Ip6InDelivers",
         /// IPv6 packets forwarded.
         Ip6OutForwDatagrams = "Ip6OutForwDatagrams",
         /// IPv6 packets of our own.

@@ -20,7 +20,7 @@ use crate::neigh::NeighTable;
 pub use epochs::Epochs;
 pub use publish::{Published, Snapshot};
 pub use vlan::{EgressTag, Tag, TagStack, Vlan};
-pub use xfrm::XfrmPolicies;
+pub use xfrm::{Wanted, XfrmLookup, XfrmPolicies, XfrmStates};
 
 use vlan::Tagged;
 

@@ -1,11 +1,102 @@
-//! IPsec policies of the kernel (`struct netns_xfrm`), and which packets they concern.
+//! IPsec policies and security associations of the kernel (`struct netns_xfrm`): which packets policies concern, and
+//! which of these workers protect themselves.
 
-use crate::ipsec::{Action, Direction, Family, Flow, Order, Policy, Spd};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-/// The policies for forwarded packets. The default has none.
+use crate::hash_table::{HashTable, Slot};
+use crate::ipsec::{
+    Action, Direction, Family, Flow, InboundState, Mode, Order, OutboundState, Policy, Received,
+    Sad, Spd, State, Template,
+};
+use crate::wire::Protocol;
+
+/// The security associations that workers use. The default has none.
+#[derive(Debug, Default)]
+pub struct XfrmStates {
+    /// For receiving.
+    pub inbound: Sad,
+    /// For sending, the oldest first.
+    pub outbound: Vec<Arc<OutboundState>>,
+    /// SAs that only the kernel can use.
+    pub kernels: Vec<Wanted>,
+}
+
+/// What a template says of the SA that it wants, and an SA of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// Destination: of the outer header.
+    pub dst: IpAddr,
+    /// ESP or AH.
+    pub proto: Protocol,
+    /// The number that policies refer to it by.
+    pub reqid: u32,
+}
+
+impl Wanted {
+    fn of_state(state: &State) -> Wanted {
+        let config = state.config();
+        Wanted { dst: config.dst, proto: state.protocol(), reqid: config.reqid }
+    }
+
+    fn of_template(template: &Template) -> Wanted {
+        Wanted { dst: template.dst, proto: template.proto, reqid: template.reqid }
+    }
+}
+
+/// What happens to a packet that is sent.
+#[derive(Clone, Copy, Debug)]
+pub enum XfrmLookup<'a> {
+    /// It passes unchanged.
+    Pass,
+    /// Workers protect it.
+    Protect(&'a OutboundState),
+    /// A policy concerns it that only the kernel can apply now.
+    Kernel,
+}
+
+/// The SAs of a policy: a part of [`XfrmPolicies::bundles`], by the policy's index.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bundles {
+    index: u32,
+    start: u32,
+    /// 0: the slot is empty.
+    len: u32,
+}
+
+impl Slot for Bundles {
+    type Key = u32;
+    type Value = (usize, usize);
+
+    #[inline]
+    fn key(&self) -> u32 {
+        self.index
+    }
+
+    #[inline]
+    fn value(&self) -> Option<(usize, usize)> {
+        (self.len != 0).then_some((self.start as usize, (self.start + self.len) as usize))
+    }
+
+    #[inline]
+    fn hash(index: u32) -> usize {
+        // The kernel's indexes count in steps of 8.
+        (index >> 3) as usize
+    }
+}
+
+/// The policies for forwarded packets, and the SAs of these. The default has none.
 #[derive(Debug, Default)]
 pub struct XfrmPolicies {
     spd: Spd,
+    states: Arc<XfrmStates>,
+    /// SAs that workers may protect packets of a policy with, together for each policy, and where they are.
+    bundles: Vec<Arc<OutboundState>>,
+    of_policy: HashTable<Bundles>,
+    /// For packets that are received and for those that are sent, by family: permissions have the priority of other
+    /// policies, so that it is not known which of them the kernel takes.
+    is_ambiguous: [[bool; 2]; 2],
     /// Policies that are not mere permissions, for packets that are received and for those that are sent; by family.
     concerned: [[bool; 2]; 2],
     /// By family: a policy is for marked packets.
@@ -20,10 +111,22 @@ pub struct XfrmPolicies {
 }
 
 impl XfrmPolicies {
-    /// Builds them. Defaults that block are not included.
+    /// Builds them from policies in the order of a dump. Defaults that block are not included.
     #[must_use]
-    pub fn new(mut policies: Vec<(Direction, Policy)>) -> XfrmPolicies {
+    pub fn new(policies: Vec<(Direction, Policy)>) -> XfrmPolicies {
+        XfrmPolicies::with_states(policies, Arc::default())
+    }
+
+    /// The same, and workers use these SAs.
+    #[must_use]
+    pub fn with_states(
+        mut policies: Vec<(Direction, Policy)>,
+        states: Arc<XfrmStates>,
+    ) -> XfrmPolicies {
+        // As they were added.
+        policies.reverse();
         let mut new = XfrmPolicies { len: policies.len(), ..XfrmPolicies::default() };
+        let mut priorities = HashSet::new();
         for (direction, policy) in &policies {
             let family = policy.family as usize;
             let at = match direction {
@@ -32,6 +135,10 @@ impl XfrmPolicies {
                 Direction::Out => 1,
             };
             new.has_icmp[family] |= policy.has_icmp && at == 1;
+            priorities.insert((at, family, policy.priority, is_permission(policy)));
+            if priorities.contains(&(at, family, policy.priority, !is_permission(policy))) {
+                new.is_ambiguous[at][family] = true;
+            }
             // Of a permission, too, errors may be concerned, see `concerns_error`.
             new.concerned[at][family] |= !is_permission(policy) || (at == 1 && policy.has_icmp);
             new.sees_marks[family] |= policy.mark.mask != 0;
@@ -44,8 +151,97 @@ impl XfrmPolicies {
         // A dump does not tell which of two policies of equal priority wins if one of them was replaced. The one that
         // is no permission does here: the kernel, which knows, gets the packet.
         policies.sort_by_key(|(_, policy)| is_permission(policy));
+        new.bundle(&policies, &states);
+        new.states = states;
         new.spd = Spd::new(policies, Order::OldestFirst, [Action::Allow; 3]);
         new
+    }
+
+    /// Finds the SAs of each policy.
+    fn bundle(&mut self, policies: &[(Direction, Policy)], states: &XfrmStates) {
+        if states.outbound.is_empty() {
+            return;
+        }
+        let kernels: HashSet<Wanted> = states.kernels.iter().copied().collect();
+        let mut by_wanted: HashMap<Wanted, Vec<&Arc<OutboundState>>> = HashMap::new();
+        for state in &states.outbound {
+            by_wanted.entry(Wanted::of_state(state.state())).or_default().push(state);
+        }
+        let mut places = Vec::new();
+        for (direction, policy) in policies {
+            let template = template(policy).filter(|_| *direction == Direction::Out);
+            let Some(wanted) = template.map(Wanted::of_template) else { continue };
+            // Which of several SAs the kernel takes is known only if all of them are.
+            let known = by_wanted.get(&wanted).filter(|_| !kernels.contains(&wanted));
+            let Some(known) = known else { continue };
+            let start = self.bundles.len() as u32;
+            self.bundles.extend(known.iter().map(|state| Arc::clone(state)));
+            places.push(Bundles { index: policy.index, start, len: known.len() as u32 });
+        }
+        self.of_policy = HashTable::new(places.iter().copied());
+    }
+
+    /// The SAs that workers use.
+    #[must_use]
+    pub fn states(&self) -> &Arc<XfrmStates> {
+        &self.states
+    }
+
+    /// Whether workers have SAs for receiving.
+    #[inline]
+    #[must_use]
+    pub fn has_inbound(&self) -> bool {
+        !self.states.inbound.is_empty()
+    }
+
+    /// Whether policies or SAs may concern packets at all.
+    #[inline]
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.concern_any() || self.has_inbound()
+    }
+
+    /// What happens to a packet that is forwarded: `xfrm_lookup` of direction out. Time in seconds.
+    #[must_use]
+    pub fn lookup_sent(&self, flow: &Flow, now_s: u64) -> XfrmLookup<'_> {
+        let family = flow.family() as usize;
+        if !self.concerned[1][family] {
+            return XfrmLookup::Pass;
+        }
+        if self.has_icmp[family] && flow.is_icmp_error() {
+            // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
+            return XfrmLookup::Kernel;
+        }
+        let policy = match self.spd.lookup(Direction::Out, flow, 0) {
+            Some(policy) if !is_permission(policy) => policy,
+            _ => return XfrmLookup::Pass,
+        };
+        if self.is_ambiguous[1][family] {
+            return XfrmLookup::Kernel;
+        }
+        let state = || {
+            let (start, end) = self.of_policy.get(policy.index)?;
+            let states = self.bundles.get(start..end)?.iter().map(Arc::as_ref);
+            template(policy)?.best_outbound(policy, flow, now_s, states, Order::OldestFirst)
+        };
+        state().map_or(XfrmLookup::Kernel, XfrmLookup::Protect)
+    }
+
+    /// Whether a forwarded packet that SAs have protected passes (`__xfrm_policy_check` of direction fwd). If not, the
+    /// kernel decides. `flow`: without the protection.
+    #[must_use]
+    pub fn permits_opened(&self, flow: &Flow, state: &InboundState) -> bool {
+        let family = flow.family() as usize;
+        if self.is_ambiguous[0][family] {
+            return false;
+        }
+        if self.spd.lookup(Direction::Fwd, flow, 0).is_some_and(|policy| policy.is_kernels) {
+            return false;
+        }
+        let secpath = [state.state()];
+        let received =
+            Received { flow: *flow, secpath: &secpath, verified: 0, if_id: 0, quoted: None };
+        self.spd.policy_check(Direction::Fwd, &received).is_ok()
     }
 
     /// How many there are.
@@ -135,6 +331,19 @@ impl XfrmPolicies {
     fn concerns(&self, direction: Direction, flow: &Flow) -> bool {
         self.spd.lookup(direction, flow, 0).is_some_and(|policy| !is_permission(policy))
     }
+}
+
+/// The transformation of a policy that workers can apply: one tunnel, with an address of its own.
+fn template(policy: &Policy) -> Option<&Template> {
+    let [template] = policy.templates.as_slice() else { return None };
+    let is_plain = policy.action == Action::Allow
+        && !policy.is_kernels
+        && policy.if_id == 0
+        && template.mode == Mode::Tunnel
+        && !template.is_optional
+        && template.aalgos.is_none()
+        && !template.src.is_unspecified();
+    is_plain.then_some(template)
 }
 
 /// Whether packets pass unchanged.

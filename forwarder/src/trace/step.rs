@@ -22,6 +22,10 @@ pub enum Stage {
     Ip6RouteInput,
     /// IPv4 options.
     IpRcvOptions,
+    /// The protection of IPsec is removed.
+    XfrmInput,
+    /// The packet is protected by IPsec.
+    XfrmOutput,
     /// TTL and MTU, IPv4.
     IpForwardChecks,
     /// Hop limit and MTU, IPv6.
@@ -50,6 +54,8 @@ impl Stage {
             Stage::IpRouteInput => "ip_route_input",
             Stage::Ip6RouteInput => "ip6_route_input",
             Stage::IpRcvOptions => "ip_rcv_options",
+            Stage::XfrmInput => "xfrm_input",
+            Stage::XfrmOutput => "xfrm_output",
             Stage::IpForwardChecks => "ip_forward_checks",
             Stage::Ip6ForwardChecks => "ip6_forward_checks",
             Stage::IpForward => "ip_forward",

@@ -9,6 +9,8 @@ use super::octets::{array, get_u16, put, put_u16, slice, slice_mut};
 
 /// Length of an untagged header, in octets.
 pub const HEADER_LEN: usize = 14;
+/// Length of both addresses, in octets: the offset of the EtherType in an untagged header.
+pub const ADDRS_LEN: usize = 12;
 
 mod field {
     use crate::wire::octets::Field;

@@ -15,7 +15,7 @@ use packets::{
 use program::{Flow, HOP_PORT, PORT, Program};
 
 mod packets;
-mod program;
+pub mod program;
 mod vlan;
 
 const OFF: u32 = PortSettings::STEER_IPV4 | PortSettings::STEER_IPV6 | (PORT as u32) << 16;

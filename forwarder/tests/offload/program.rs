@@ -144,7 +144,7 @@ impl Program {
     }
 
     fn write(&self, name: &str, key: u32, value: &[u8]) {
-        self.map(name).update(&key.to_ne_bytes(), value, MapFlags::ANY).expect("written");
+        self.insert(name, &key.to_ne_bytes(), value);
     }
 
     fn read(&self, name: &str, key: u32) -> Vec<u8> {
@@ -194,8 +194,12 @@ impl Program {
         let mac = mac_words(PORT_MAC);
         let settings = VlanSettings { mac, between: mac, number };
         let key = vlan_key(tags.iter().copied()).map(u16::to_ne_bytes).concat();
-        let map = self.map(xdp_prog::MAP_VLANS);
-        map.update(&key, &settings.to_bytes(), MapFlags::ANY).expect("written");
+        self.insert(xdp_prog::MAP_VLANS, &key, &settings.to_bytes());
+    }
+
+    /// Writes an entry of a map.
+    pub fn insert(&self, name: &str, key: &[u8], value: &[u8]) {
+        self.map(name).update(key, value, MapFlags::ANY).expect("written");
     }
 
     /// Adds to an epoch, given as the position of its word.

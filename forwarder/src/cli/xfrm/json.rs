@@ -11,7 +11,7 @@ use crate::ipsec::{Lifetime, Usage};
 
 /// An SA.
 pub fn state(entry: &StateEntry) -> Value {
-    let StateEntry { info, extras, unsupported } = entry;
+    let StateEntry { info, extras, obstacle } = entry;
     let extra_flags = names::flags(extras.extra_flags.unwrap_or(0), &names::EXTRA_FLAGS);
     let state = json!({
         "src": names::address(info.src, info.family),
@@ -32,7 +32,7 @@ pub fn state(entry: &StateEntry) -> Value {
             "replay": info.stats.replay,
             "failed": info.stats.integrity_failed,
         },
-        "left_to_kernel": unsupported,
+        "left_to_kernel": obstacle,
     });
     with_attributes(state, extras, info.family)
 }

@@ -36,7 +36,7 @@ pub struct Options {
 
 /// The lines of an SA.
 pub fn state(entry: &StateEntry, options: Options) -> String {
-    let StateEntry { info, extras, unsupported } = entry;
+    let StateEntry { info, extras, obstacle } = entry;
     let StateInfo { spi, proto, mode, reqid, .. } = *info;
     let has_stats = options.statistics;
     let [src, dst] = [info.src, info.dst].map(|it| names::address(it, info.family));
@@ -70,7 +70,7 @@ pub fn state(entry: &StateEntry, options: Options) -> String {
         );
     }
     text += &security_context(extras);
-    if let Some(reason) = unsupported.as_ref().filter(|_| options.details) {
+    if let Some(reason) = obstacle.as_ref().filter(|_| options.details) {
         text += &format!("\tleft to the kernel: {reason}\n");
     }
     text

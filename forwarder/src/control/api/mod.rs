@@ -347,8 +347,25 @@ pub struct StatusReport {
     /// Number of IPsec policies of the kernel that are followed; absent: there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipsec_policies: Option<u64>,
+    /// The security associations; absent: there are no policies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipsec_sas: Option<IpsecSas>,
     /// Warnings to the user: traffic left to the kernel and why, a bypassed firewall, ….
     pub warnings: Vec<String>,
+}
+
+/// The security associations of IPsec.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct IpsecSas {
+    /// Number of SAs by which workers receive.
+    pub inbound: u64,
+    /// Number of SAs by which workers send.
+    pub outbound: u64,
+    /// Number of SAs that only the kernel uses.
+    pub kernel: u64,
+    /// Why these are the kernel's, a line each for some of them; or why all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<String>,
 }
 
 /// One port.
@@ -583,6 +600,11 @@ mod tests {
             carried_flows: Some(3),
             offloaded_flows: Some(4),
             ipsec_policies: Some(5),
+            ipsec_sas: Some(IpsecSas {
+                inbound: 1,
+                reasons: vec!["x".into()],
+                ..IpsecSas::default()
+            }),
             warnings: vec!["mind".into()],
         }));
         round_trip(Response::Drops(DropsReport::default()));

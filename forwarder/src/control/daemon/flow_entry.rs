@@ -26,7 +26,7 @@ pub(super) const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 
 /// The router's own addresses: sessions that begin or, after NAT, end at the router are never carried.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Locals {
     pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
     pub(super) ipv6: BTreeSet<(Ipv6Addr, u8)>,

@@ -24,6 +24,7 @@ mod flow_list;
 mod flow_report;
 mod flow_way;
 mod flows;
+mod ipsec;
 mod latency;
 mod links;
 mod offload;
@@ -32,6 +33,7 @@ mod punter;
 mod relay;
 mod report;
 mod ruleset;
+mod sas;
 mod snapshot;
 mod start;
 mod steering_state;
@@ -51,6 +53,7 @@ use self::offload::Offloader;
 use self::ports::{Port, PortManager, Surroundings};
 use self::punter::Punter;
 use self::relay::{Clients, relay};
+use self::sas::SaFollower;
 use self::snapshot::{Snapshot, View};
 use self::steering_state::SteeringState;
 use self::workers::WorkerSet;
@@ -144,6 +147,8 @@ struct Supervisor {
     bypassed: Vec<String>,
     /// The IPsec policies that the workers apply.
     policies: Vec<(Direction, Policy)>,
+    /// Since there were policies.
+    sas: Option<SaFollower>,
     steering_state: SteeringState,
     punter: Punter,
     workers: WorkerSet,
@@ -219,6 +224,7 @@ impl Supervisor {
             ruleset_pending: false,
             bypassed,
             policies: Vec::new(),
+            sas: None,
             steering_state: SteeringState::new(steering),
             punter,
             workers: WorkerSet::default(),
@@ -231,7 +237,7 @@ impl Supervisor {
             stopping: false,
             options: Arc::new(options),
         };
-        supervisor.follow_policies();
+        supervisor.follow_policies()?;
         supervisor.refuse_unfit_interfaces()?;
         let matching = ports::matching(&supervisor.mirror, &supervisor.options);
         supervisor.ports.make_room(&supervisor.options, &matching);
@@ -427,7 +433,9 @@ impl Supervisor {
             if let Some(offload) = &mut self.offload {
                 offload.follow(&self.mirror.tables());
             }
-            let is_current = self.mirror.is_current() && self.are_flows_current(now_ns);
+            let is_current = self.mirror.is_current()
+                && self.are_flows_current(now_ns)
+                && self.are_sas_current(now_ns);
             if is_followed && !self.unread && is_current {
                 self.give_heartbeat(now, now_ns);
             }
@@ -444,6 +452,7 @@ impl Supervisor {
         // First: until it is read, a rule is bypassed.
         self.watch_firewall()?;
         self.take_ruleset()?;
+        self.take_sas()?;
         let changes = self.mirror.process()?;
         self.follow(&changes)?;
         let changes = self.mirror.tick(Instant::now())?;
@@ -482,6 +491,11 @@ impl Supervisor {
         }
         if self.flows.as_ref().is_some_and(FlowFollower::has_ended) {
             bail!("the thread fr-ct ended by itself, which is a bug; the kernel keeps forwarding");
+        }
+        if self.sas.as_ref().is_some_and(SaFollower::has_ended) {
+            bail!(
+                "the thread fr-xfrm ended by itself, which is a bug; the kernel keeps forwarding"
+            );
         }
         if self.offload.as_ref().is_some_and(Offloader::has_ended) {
             bail!(
@@ -590,7 +604,7 @@ impl Supervisor {
         }
         let bypassed = self.firewall.bypassed(&ports);
         let pending = self.follow_ruleset()?;
-        self.follow_policies();
+        self.follow_policies()?;
         if bypassed != self.bypassed || pending != self.ruleset_pending {
             let is_news = bypassed != self.bypassed;
             (self.bypassed, self.ruleset_pending) = (bypassed, pending);
@@ -627,6 +641,9 @@ impl Supervisor {
         let end = Instant::now() + THREADS_TIMEOUT;
         self.workers.stop(end);
         self.ruleset.stop(end);
+        if let Some(sas) = &mut self.sas {
+            sas.stop(end);
+        }
         if let Some(flows) = &mut self.flows {
             flows.stop(end);
         }

@@ -1,4 +1,4 @@
-//! The nftables ruleset that the workers apply, with the connections that it needs, and the IPsec policies.
+//! The nftables ruleset that the workers apply, with the connections that it needs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,6 @@ use super::Supervisor;
 use super::flow_entry::Locals;
 use super::flows::FlowFollower;
 use crate::control::firewall::ruleset::{Compiled, Followed};
-use crate::tables::XfrmPolicies;
 
 /// How long the start waits for the nftables ruleset; after that, packets are left to the kernel until it
 /// has been read.
@@ -33,19 +32,6 @@ impl Supervisor {
             bail!("the thread fr-nft ended by itself, which is a bug; the kernel keeps forwarding");
         }
         Ok(pending)
-    }
-
-    /// Has the workers apply the current IPsec policies from their next burst on.
-    pub(super) fn follow_policies(&mut self) {
-        // If they cannot be read, those from before apply until the kernel has all packets.
-        let Some(policies) = self.firewall.policies().filter(|_| !self.options.ignore_firewall)
-        else {
-            return;
-        };
-        if policies != self.policies {
-            self.policies = policies.to_vec();
-            self.mirror.set_policies(Arc::new(XfrmPolicies::new(self.policies.clone())));
-        }
     }
 
     /// Takes a ruleset that was read: the workers apply it from their next burst on.
@@ -101,10 +87,13 @@ impl Supervisor {
         self.mirror.tables().epochs.void_all();
     }
 
-    /// The router's own connections are not carried.
+    /// The router's own connections are not carried, and SAs for receiving end at its addresses.
     pub(super) fn tell_locals(&self) {
         if let Some(flows) = &self.flows {
             flows.set_locals(self.locals());
+        }
+        if let Some(sas) = &self.sas {
+            sas.set_locals(self.locals());
         }
     }
 

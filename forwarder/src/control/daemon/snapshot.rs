@@ -160,6 +160,7 @@ impl Snapshot {
                 carried_flows: None,
                 offloaded_flows: None,
                 ipsec_policies: None,
+                ipsec_sas: None,
                 warnings: Vec::new(),
             },
             started: Instant::now(),
@@ -271,6 +272,7 @@ impl Supervisor {
             carried_flows: self.carried_flows(),
             offloaded_flows: self.offload.as_ref().map(|it| it.offloads().len() as u64),
             ipsec_policies: Some(self.mirror.tables().xfrm.len() as u64).filter(|len| *len > 0),
+            ipsec_sas: self.ipsec_sas(),
             warnings: self.warnings(),
         }
     }

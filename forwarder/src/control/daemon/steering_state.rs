@@ -6,8 +6,9 @@ use anyhow::Result;
 
 use super::ports::{Port, PortManager};
 use crate::control::mirror::Mirror;
-use crate::control::steering::{Attacher, FlowGate, Steering};
+use crate::control::steering::{Attacher, FlowGate, SaGateKey, Steering};
 use crate::io::af_xdp::HeartbeatPage;
+use crate::ipsec::{InboundState, Sad};
 use crate::say;
 
 /// The programs' maps, and what could not be put into them.
@@ -57,6 +58,17 @@ impl SteeringState {
     /// Whether only packets of carried flows are steered, of IPv4 and of IPv6.
     pub(super) fn set_tracking(&mut self, on: [bool; 2]) -> Result<()> {
         Ok(self.steering.set_tracking(on)?)
+    }
+
+    /// The SAs whose packets for the router itself are steered.
+    pub(super) fn set_ipsec_sas(&mut self, sad: &Sad) -> Result<()> {
+        let key = |state: &Arc<InboundState>| {
+            let config = state.state().config();
+            SaGateKey::new(config.dst, config.spi, state.state().protocol().0)
+        };
+        // Those for which there is no room stay with the kernel.
+        self.steering.set_ipsec_sas(sad.states().map(key))?;
+        Ok(())
     }
 
     /// The map of the carried flows.

@@ -381,6 +381,7 @@ mod tests {
             carried_flows: None,
             offloaded_flows: None,
             ipsec_policies: None,
+            ipsec_sas: None,
             warnings: Vec::new(),
         };
         let findings = of_status(&report);

@@ -38,6 +38,8 @@ const NFNLA_HOOK_BPF_ID: u16 = 1;
 
 /// NF_INET_PRE_ROUTING, NF_INET_FORWARD, NF_INET_POST_ROUTING: the hooks of forwarded packets.
 const FORWARDED: [u32; 3] = [0, 2, 4];
+/// NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT: the hooks of packets to and from the router itself, among them IPsec packets.
+const LOCAL: [u32; 2] = [1, 3];
 /// NF_NETDEV_INGRESS, NF_NETDEV_EGRESS.
 const NETDEV: [u32; 2] = [0, 1];
 
@@ -47,9 +49,11 @@ const NETDEV: [u32; 2] = [0, 1];
 ///   their own. Packets to the router itself are still tracked.
 /// - `ip_sabotage_in` of br_netfilter is for bridged frames.
 /// - AppArmor checks packets that SECMARK rules (which have hooks of their own) marked.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 14] = [
     "ipv4_conntrack_in",
     "ipv6_conntrack_in",
+    "ipv4_conntrack_local",
+    "ipv6_conntrack_local",
     "ipv4_conntrack_defrag",
     "ipv6_defrag",
     "nf_confirm",
@@ -79,6 +83,8 @@ pub struct Hooks {
     selinux: Option<String>,
     tables4: Tables,
     tables6: Tables,
+    /// A function that packets to or from the router itself pass, or why it is not known whether there is one.
+    local: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,7 +213,27 @@ impl Reader {
         };
         let selinux = if is_there { self.selinux.may_check() } else { None };
         let (tables4, tables6) = (self.files.tables4()?, self.files.tables6()?);
-        Ok(Hooks { by, selinux, tables4, tables6 })
+        let local = self.local()?;
+        Ok(Hooks { by, selinux, tables4, tables6, local })
+    }
+
+    /// A function at the hooks of packets to and from the router itself.
+    fn local(&mut self) -> io::Result<Option<String>> {
+        let Some(socket) = &mut self.listing else {
+            return Ok(Some(
+                "the kernel lists no hooks (CONFIG_NETFILTER_NETLINK_HOOK)".to_owned(),
+            ));
+        };
+        for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+            for hook in LOCAL {
+                let hooks = list(socket, family, hook, "")?;
+                let filter = hooks.iter().find(|hook| !matches!(hook.kind(), Kind::Harmless));
+                if let Some(filter) = filter {
+                    return Ok(Some(filter.describe()));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Functions at the ingress and egress hooks of an interface, if the kernel lists hooks;
@@ -302,6 +328,12 @@ impl Hooks {
             }
         }
         found
+    }
+
+    /// A function that packets to or from the router itself pass, or why it is not known whether there is one. It sees
+    /// IPsec packets.
+    pub fn local(&self) -> Option<&str> {
+        self.local.as_deref()
     }
 
     /// Whether a hook may be bypassed, or another line describes it.
@@ -481,7 +513,7 @@ mod tests {
 
     fn lines(hooks: &[Hook], tables4: Tables) -> Vec<String> {
         let by = By::Listing(hooks.to_vec());
-        Hooks { by, selinux: None, tables4, tables6: Tables::Named(vec![]) }
+        Hooks { by, selinux: None, tables4, tables6: Tables::Named(vec![]), local: None }
             .bypassed(&Nftables::default())
     }
 
@@ -529,6 +561,7 @@ mod tests {
             selinux,
             tables4: Tables::Named(vec![]),
             tables6: Tables::Named(vec![]),
+            local: None,
         };
         assert!(hooks(None).bypassed(&Nftables::default()).is_empty());
         assert_eq!(hooks(Some("why".into())).bypassed(&Nftables::default()), ["SELinux: why"]);
@@ -559,6 +592,7 @@ mod tests {
             selinux: None,
             tables4,
             tables6: Tables::Named(vec![]),
+            local: None,
         };
         let none = Nftables::default();
         let listed = BpfLinks::Listed(vec![]);

@@ -334,6 +334,15 @@ impl Monitor {
         self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
     }
 
+    /// What filters packets to or from the router itself, such as those that IPsec protects. `None`: nothing does.
+    pub fn local_filter(&self) -> Option<&str> {
+        match self.rules() {
+            None => Some("the firewall's rules are not known"),
+            Some(rules) if rules.nftables.has_input() => Some("nftables: a chain at hook input"),
+            Some(rules) => rules.hooks.local(),
+        }
+    }
+
     /// IPsec policies that workers apply. `None`: they cannot be read, which [`Monitor::bypassed`] reports; those from
     /// before may still hold.
     pub fn policies(&self) -> Option<&[(Direction, Policy)]> {

@@ -87,6 +87,12 @@ impl Nftables {
         has_flowtable || self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
     }
 
+    /// Whether there are chains that packets for the router itself pass (hook input).
+    pub fn has_input(&self) -> bool {
+        let of_ip = |chain: &Chain| family_name(chain.family).is_some();
+        self.chains.iter().any(|chain| of_ip(chain) && chain.hook == Some(1))
+    }
+
     /// A line for each chain at the egress of an interface of `names`: packets that leave there are the kernel's.
     pub fn at_egress<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = String> + 'a {
         let is_egress =

@@ -185,6 +185,12 @@ pub fn confine_flow_follower() {
     let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
 }
 
+/// Leaves the thread that follows IPsec SAs what it needs to read and change them, CAP_NET_ADMIN. Failure is ignored: the
+/// thread needs no less.
+pub fn confine_sa_follower() {
+    let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
+}
+
 /// Drops every capability of this thread, which only serves clients. Failure is ignored: the thread
 /// needs no capability.
 pub fn drop_all() {

@@ -14,6 +14,7 @@ mod offload;
 mod port;
 pub mod punt;
 mod redirects;
+mod sa_gate;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+pub use xdp_prog::SaGateKey;
 use xdp_prog::SharedSettings;
 
 pub(crate) use self::error::Refusal;
@@ -36,6 +38,7 @@ pub use self::offload::{
 use self::port::PortId;
 pub use self::port::{AttachMode, PortProgram, QueueCounts, Witness, XdpMode};
 pub use self::redirects::RedirectFailures;
+use self::sa_gate::SaGate;
 use crate::io::af_xdp::HeartbeatPage;
 use crate::io::af_xdp::mapped_words::MappedWords;
 use crate::tables::{Epochs, epochs};
@@ -48,6 +51,7 @@ pub struct Steering {
     heartbeats: Arc<HeartbeatPage>,
     local4: BTreeSet<(Ipv4Addr, u8)>,
     local6: BTreeSet<(Ipv6Addr, u8)>,
+    sa_gate: SaGate,
     punt_source: [u8; 6],
 }
 
@@ -79,6 +83,7 @@ impl Steering {
             },
             local4: BTreeSet::new(),
             local6: BTreeSet::new(),
+            sa_gate: SaGate::default(),
             punt_source: new_punt_source(),
         };
         steering.store_settings()?;
@@ -156,12 +161,23 @@ impl Steering {
         &self.heartbeats
     }
 
-    /// Sets whether ESP and AH to the router itself are steered. Off at start.
+    /// Sets the SAs whose packets to the router itself are steered, of all ports: the whole set; none at start. Those
+    /// that are gone are removed before new ones are added, and only changes are written. Returns how many found no
+    /// place ([`xdp_prog::IPSEC_SAS_MAX`]): their packets stay with the kernel, as do those of all SAs while connections
+    /// are tracked. Frames that were steered before may still be in the RX rings.
     ///
     /// # Errors
-    /// [`XdpError::Map`].
-    pub fn set_ipsec_terminate(&mut self, on: bool) -> Result<(), XdpError> {
-        self.set_flag(SharedSettings::IPSEC_TERMINATE, on)
+    /// The same as for [`Steering::set_local4`].
+    pub fn set_ipsec_sas(
+        &mut self,
+        keys: impl IntoIterator<Item = SaGateKey>,
+    ) -> Result<usize, XdpError> {
+        let wanted = keys.into_iter().collect();
+        let left_out = self.sa_gate.set(&self.shared.ipsec_sas, &wanted);
+        // Also after an error: the map may have got its first key, or lost its last one.
+        let flag = self.set_flag(SharedSettings::IPSEC_SAS, !self.sa_gate.is_empty());
+        let left_out = left_out?;
+        flag.map(|()| left_out)
     }
 
     /// Sets whether only packets of known flows ([`Steering::flow_gate`]) are steered, of IPv4 and of

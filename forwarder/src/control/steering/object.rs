@@ -36,6 +36,7 @@ pub(super) struct Shared {
     pub(super) local_prefix4: MapHandle,
     pub(super) local_prefix6: MapHandle,
     pub(super) flows: MapHandle,
+    pub(super) ipsec_sas: MapHandle,
     pub(super) offload: OffloadMaps,
 }
 
@@ -88,6 +89,7 @@ impl Shared {
             local_prefix4: map(&object, xdp_prog::MAP_LOCAL_PREFIX4)?,
             local_prefix6: map(&object, xdp_prog::MAP_LOCAL_PREFIX6)?,
             flows,
+            ipsec_sas: map(&object, xdp_prog::MAP_IPSEC_SAS)?,
             offload: OffloadMaps {
                 marks,
                 entries: map(&object, offload::MAP_ENTRIES)?,
@@ -131,6 +133,7 @@ impl Shared {
             xdp_prog::MAP_LOCAL_PREFIX4 => Some(&self.local_prefix4),
             xdp_prog::MAP_LOCAL_PREFIX6 => Some(&self.local_prefix6),
             xdp_prog::MAP_FLOWS => Some(&self.flows),
+            xdp_prog::MAP_IPSEC_SAS => Some(&self.ipsec_sas),
             offload::MAP_MARKS => Some(&self.offload.marks),
             offload::MAP_ENTRIES => Some(&self.offload.entries),
             offload::MAP_REWRITES => Some(&self.offload.rewrites),
@@ -180,6 +183,7 @@ fn is_shared(name: &str) -> bool {
         xdp_prog::MAP_LOCAL_PREFIX4,
         xdp_prog::MAP_LOCAL_PREFIX6,
         xdp_prog::MAP_FLOWS,
+        xdp_prog::MAP_IPSEC_SAS,
         offload::MAP_MARKS,
         offload::MAP_ENTRIES,
         offload::MAP_REWRITES,

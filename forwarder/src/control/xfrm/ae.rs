@@ -88,16 +88,21 @@ impl KernelReplay {
         })
     }
 
-    /// The same SA after `window` has received, whose workers must have stopped: a number that one accepts
-    /// meanwhile may be missing. `window` must have the length of the SA's.
+    /// The same SA after `window`, which must have the length of the SA's, has received, too. A number that a worker
+    /// accepts meanwhile may be missing.
     #[must_use]
-    pub fn received_by(&self, window: &ReplayWindow) -> KernelReplay {
-        let top = window.top();
+    pub fn with_received_by(&self, window: &ReplayWindow) -> KernelReplay {
+        let top = window.top().max(self.seq);
         let mut replay = KernelReplay { seq: top, ..self.clone() };
         replay.bitmap.fill(0);
         for back in 0..window.window() {
-            let is_received =
-                top.checked_sub(u64::from(back)).is_some_and(|number| window.is_received(number));
+            let of_kernel = |number| {
+                let back = self.seq.checked_sub(number).and_then(|back| u32::try_from(back).ok());
+                back.is_some_and(|back| self.is_received(back))
+            };
+            let is_received = top
+                .checked_sub(u64::from(back))
+                .is_some_and(|number| window.is_received(number) || of_kernel(number));
             if is_received
                 && let Some((word, bit)) = replay.bit(back)
                 && let Some(word) = replay.bitmap.get_mut(word)
@@ -167,8 +172,8 @@ pub fn get_ae(socket: &mut NlSock, id: &SaId) -> io::Result<Option<AeState>> {
     }
 }
 
-/// Replaces sequence numbers, and usage if it is given; `false` if there is no such SA. `replay` is one that was read
-/// from this SA, with other numbers. The kernel does not compare: numbers that it has given meanwhile are given
+/// Replaces sequence numbers and usage, as far as they are given; `false` if there is no such SA. `replay` is one that
+/// was read from this SA, with other numbers. The kernel does not compare: numbers that it has given meanwhile are given
 /// again. It notifies the group [`XFRMNLGRP_AEVENTS`](super::changes::XFRMNLGRP_AEVENTS).
 ///
 /// # Errors
@@ -177,22 +182,25 @@ pub fn get_ae(socket: &mut NlSock, id: &SaId) -> io::Result<Option<AeState>> {
 pub fn new_ae(
     socket: &mut NlSock,
     id: &SaId,
-    replay: &KernelReplay,
+    replay: Option<&KernelReplay>,
     usage: Option<Usage>,
 ) -> io::Result<bool> {
-    let mut answers = new_ae_all(socket, &[(*id, replay.clone(), usage)]);
+    let mut answers = new_ae_all(socket, &[(*id, replay.cloned(), usage)]);
     answers.pop().unwrap_or(Ok(false))
 }
 
 /// As [`new_ae`], for many SAs in few system calls; the answers are in the order of `updates`.
 pub fn new_ae_all(
     socket: &mut NlSock,
-    updates: &[(SaId, KernelReplay, Option<Usage>)],
+    updates: &[(SaId, Option<KernelReplay>, Option<Usage>)],
 ) -> Vec<io::Result<bool>> {
-    let request = |update: &(SaId, KernelReplay, Option<Usage>), flags| {
+    let request = |update: &(SaId, Option<KernelReplay>, Option<Usage>), flags| {
         let (id, replay, usage) = update;
-        let request = Request::new(XFRM_MSG_NEWAE, flags, &aevent_id(id));
-        let request = replay.append(with_mark(request, id.mark));
+        let request = with_mark(Request::new(XFRM_MSG_NEWAE, flags, &aevent_id(id)), id.mark);
+        let request = match replay {
+            Some(replay) => replay.append(request),
+            None => request,
+        };
         match usage {
             Some(usage) => request.attr(xfrma::LTIME_VAL, &usage_octets(usage)),
             None => request,

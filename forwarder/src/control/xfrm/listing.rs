@@ -28,8 +28,8 @@ pub struct StateEntry {
     pub info: StateInfo,
     /// Attributes.
     pub extras: Extras,
-    /// Why the IPsec library does not support it.
-    pub unsupported: Option<String>,
+    /// Why workers cannot use it.
+    pub obstacle: Option<String>,
 }
 
 /// A policy.
@@ -113,10 +113,10 @@ pub enum AlgorithmKind {
 /// When the request fails, or a message cannot be read (InvalidData).
 pub fn states(socket: &mut NlSock, has_keys: bool) -> io::Result<Vec<StateEntry>> {
     let read = |message: &Message<'_>| {
-        let unsupported = state::parse(message)?.keys.err().map(|reason| reason.to_string());
+        let obstacle = state::parse(message)?.obstacle();
         let info = StateInfo::parse(message.payload)?;
         let extras = Extras::parse(message, StateInfo::LEN, has_keys)?;
-        Some(StateEntry { info, extras, unsupported })
+        Some(StateEntry { info, extras, obstacle })
     };
     let states = socket.dump(XFRM_MSG_GETSA, &[], |message| Some(read(message)));
     socket.wipe();

@@ -120,6 +120,29 @@ pub struct KernelState {
     pub is_offloaded: bool,
 }
 
+impl KernelState {
+    /// Why workers cannot use it. `None`: they can.
+    pub fn obstacle(&self) -> Option<String> {
+        let unsupported = self.keys.as_ref().err().map(ToString::to_string);
+        let is_transport = self.config.mode != Mode::Tunnel;
+        unsupported
+            .or_else(|| is_transport.then(|| "transport mode".to_owned()))
+            .or_else(|| (self.config.if_id != 0).then(|| "an xfrm interface (if_id)".to_owned()))
+            .or_else(|| (self.config.mark.mask != 0).then(|| "a mark".to_owned()))
+    }
+}
+
+impl fmt::Display for SaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proto = match self.proto {
+            Protocol::ESP => "esp".to_owned(),
+            Protocol::AH => "ah".to_owned(),
+            other => other.0.to_string(),
+        };
+        write!(f, "{proto} spi {:#010x} dst {}", self.spi, self.dst)
+    }
+}
+
 /// Reads all SAs, the newest first. `socket`: of NETLINK_XFRM. SAs that are being negotiated are included, and those
 /// of protocols other than ESP and AH.
 ///

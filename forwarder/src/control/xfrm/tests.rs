@@ -290,10 +290,10 @@ fn a_replay_window_is_read_and_written_in_the_kernels_layout() {
         assert_eq!(received, [0, 1, 3], "{replay:?}");
         let mut window = ReplayWindow::new(replay.window.unwrap_or(32), false).unwrap();
         window.restore(replay.seq, |back| replay.is_received(back));
-        assert_eq!(replay.received_by(&window), replay);
+        assert_eq!(replay.with_received_by(&window), replay);
         for number in [98, 103, 165] {
             window.accept(number).unwrap();
-            let now = replay.received_by(&window);
+            let now = replay.with_received_by(&window);
             let mut again = ReplayWindow::new(window.window(), false).unwrap();
             again.restore(now.seq, |back| now.is_received(back));
             for old in 60..170 {
@@ -438,13 +438,13 @@ fn the_kernels_sas_are_read_and_written() {
         let now = ae::get_ae(&mut socket, &acquiring.id).expect("reads").expect("exists");
         assert_eq!(&now.replay, replay);
         // The kernel changes and ends only those that work.
-        let refused = ae::new_ae(&mut socket, &acquiring.id, replay, None).unwrap_err();
+        let refused = ae::new_ae(&mut socket, &acquiring.id, Some(replay), None).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
         let refused = ae::expire(&mut socket, &acquiring.id, true).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
         let none = SaId { spi: 1, ..acquiring.id };
         assert!(ae::get_ae(&mut socket, &none).expect("answers").is_none());
-        assert!(!ae::new_ae(&mut socket, &none, replay, None).expect("answers"));
+        assert!(!ae::new_ae(&mut socket, &none, Some(replay), None).expect("answers"));
         assert!(!ae::expire(&mut socket, &none, true).expect("answers"));
         run("ip xfrm state flush");
         with_esp(&mut socket);
@@ -473,15 +473,15 @@ fn with_esp(socket: &mut NlSock) {
 
         let window = ReplayWindow::new(state.config.replay_window, false).unwrap();
         [1, 2, 5].into_iter().for_each(|number| window.accept(number).unwrap());
-        let replay = KernelReplay { oseq: 1000, ..state.replay.received_by(&window) };
+        let replay = KernelReplay { oseq: 1000, ..state.replay.with_received_by(&window) };
         let usage = Usage { bytes: 5, packets: 6, add_time_s: 7, use_time_s: 8 };
-        assert!(ae::new_ae(socket, &state.id, &replay, Some(usage)).expect("writes"));
+        assert!(ae::new_ae(socket, &state.id, Some(&replay), Some(usage)).expect("writes"));
         let now = ae::get_ae(socket, &state.id).expect("reads").expect("exists");
         assert_eq!(now, AeState { replay: replay.clone(), usage }, "{options}");
         let mut short = replay.clone();
         if short.window.is_some() {
             short.bitmap.pop();
-            assert!(ae::new_ae(socket, &state.id, &short, None).is_err(), "another length");
+            assert!(ae::new_ae(socket, &state.id, Some(&short), None).is_err(), "another length");
         }
         assert!(ae::expire(socket, &state.id, false).expect("is told"));
         assert_eq!(state::read(socket).expect("reads").len(), 1, "a soft limit");

@@ -11,6 +11,7 @@ mod hooks;
 mod icmp4;
 mod icmp6;
 mod ingress;
+mod ipsec;
 mod ipv4;
 mod ipv6;
 mod jumbo;
@@ -33,7 +34,7 @@ use crate::neigh::{NeighTable, Neighbour};
 use crate::netfilter::{Hooks, NetHooks, NfHookOps};
 use crate::skb::{FramePool, Umem};
 use crate::stats::{Mib, WorkerStats};
-use crate::tables::{Forwarding6, Links, Sysctls, Tables, XfrmPolicies};
+use crate::tables::{Forwarding6, Links, Sysctls, Tables, XfrmPolicies, XfrmStates};
 use crate::wire::{Ipv4Packet, Protocol, checksum};
 
 pub const LEFT: u16 = 0;
@@ -53,6 +54,7 @@ pub struct Net {
     pub sysctl: Sysctls,
     pub hooks: Vec<NfHookOps>,
     pub policies: Vec<(Direction, Policy)>,
+    pub states: Arc<XfrmStates>,
 }
 
 fn link(ifindex: u32, name: &str, port: Option<u16>, mac: [u8; 6]) -> Link {
@@ -139,6 +141,7 @@ impl Default for Net {
             sysctl,
             hooks: Default::default(),
             policies: Vec::new(),
+            states: Arc::default(),
         }
     }
 }
@@ -155,7 +158,10 @@ impl Net {
             fib6: fib6(&self.routes6),
             neigh: Arc::new(NeighTable::new(self.neigh.iter().map(entry).collect())),
             sysctl: Arc::new(self.sysctl.clone()),
-            xfrm: Arc::new(XfrmPolicies::new(self.policies.clone())),
+            xfrm: Arc::new(XfrmPolicies::with_states(
+                self.policies.clone(),
+                Arc::clone(&self.states),
+            )),
             epochs: Arc::new(crate::tables::Epochs::none()),
         }
     }

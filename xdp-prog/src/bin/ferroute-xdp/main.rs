@@ -10,6 +10,7 @@
 #![feature(asm_experimental_arch)]
 
 mod checksum;
+mod ipsec;
 mod offload;
 mod punt;
 mod steer;

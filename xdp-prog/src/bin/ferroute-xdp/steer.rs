@@ -11,11 +11,15 @@
 //! flow, that may open a connection (TCP SYN), or from which the flow cannot be read directly. Packets of a known flow are steered also if they are for an address of the
 //! router: answers to a connection whose source NAT translates.
 //!
-//! Before all this, packets of offloaded flows are forwarded by the program itself (`offload.rs`).
+//! Otherwise, of packets to an address of the router those of SAs that userspace opens are steered (`ipsec.rs`).
+//!
+//! Before all this, packets of offloaded flows are forwarded by the program itself (`offload.rs`). None of them is to an
+//! address of the router unless NAT translates it, which there is only while connections are tracked: userspace enters
+//! no flow that it has not forwarded, and no prefix with a local route in it.
 
 use core::arch::asm;
 
-use crate::offload;
+use crate::{ipsec, offload};
 use aya_ebpf::{
     bindings::{
         BPF_F_MMAPABLE,
@@ -38,7 +42,7 @@ pub type Ipv4Words = [u16; 2];
 pub type Ipv6Words = [u16; 8];
 
 /// BPF_F_NO_PREALLOC of linux/bpf.h.
-const NO_PREALLOC: usize = 1;
+pub const NO_PREALLOC: usize = 1;
 
 #[btf_map]
 static FR_SOCKETS: XskMap<QUEUES_MAX> = XskMap::new();
@@ -64,7 +68,7 @@ static FR_LOCAL_PFX6: LpmTrie<Ipv6Words, u8, LOCAL_PREFIXES_MAX> = LpmTrie::new(
 #[btf_map]
 static FR_FLOWS: Array<FlowBucket, FLOW_BUCKETS_MAX, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-const ETH_P_IP: u16 = 0x0800;
+pub const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
@@ -72,7 +76,6 @@ const ETH_P_8021AD: u16 = 0x88a8;
 const VLAN_VID_MASK: u16 = 0x0fff;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
-const IPPROTO_ESP: u8 = 50;
 pub const IPPROTO_AH: u8 = 51;
 
 /// The first octet of an IPv4 header without options: version 4, five words.
@@ -95,9 +98,9 @@ pub struct EthHdr {
 
 /// The part of a tag after its EtherType.
 #[repr(C)]
-struct VlanHdr {
-    tci: u16,
-    ethertype: u16,
+pub struct VlanHdr {
+    pub tci: u16,
+    pub ethertype: u16,
 }
 
 /// The required fields of an IPv4 header without options.
@@ -365,7 +368,7 @@ fn read_tags(ctx: &XdpContext, eth: &EthHdr, settings: &mut Settings<'_>) -> Res
 }
 
 #[inline(always)]
-fn is_tag(ethertype: u16) -> bool {
+pub fn is_tag(ethertype: u16) -> bool {
     ethertype == ETH_P_8021Q.to_be() || ethertype == ETH_P_8021AD.to_be()
 }
 
@@ -426,13 +429,13 @@ fn decide_ipv4(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
         return match flow {
             // Also to the router's own address, which NAT may translate.
             Some(flow) if is_known(flow.hash) => Reason::SteerIpv4,
-            _ if is_local => decide_local(ip.ttl_protocol[1], shared),
+            _ if is_local => Reason::PassLocal,
             None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
         };
     }
     if is_local {
-        return decide_local(ip.ttl_protocol[1], shared);
+        return ipsec::decide_local(ctx, shared);
     }
     Reason::SteerIpv4
 }
@@ -484,13 +487,13 @@ fn decide_ipv6(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
         return match flow {
             // Also to the router's own address, which NAT may translate.
             Some(flow) if is_known(flow.hash) => Reason::SteerIpv6,
-            _ if is_local => decide_local(ip.next_header_hop_limit[0], shared),
+            _ if is_local => Reason::PassLocal,
             None => Reason::PassConntrack,
             Some(_) => Reason::PassNoFlow,
         };
     }
     if is_local {
-        return decide_local(ip.next_header_hop_limit[0], shared);
+        return ipsec::decide_local(ctx, shared);
     }
     Reason::SteerIpv6
 }
@@ -503,15 +506,6 @@ fn is_local_ipv6(ip: &Ipv6Hdr, shared: &SharedSettings) -> bool {
     }
     shared.flags & SharedSettings::PREFIXES6 != 0
         && FR_LOCAL_PFX6.get(&Key::new(128, ip.destination)).is_some()
-}
-
-#[inline(always)]
-fn decide_local(protocol: u8, shared: &SharedSettings) -> Reason {
-    let ipsec = protocol == IPPROTO_ESP || protocol == IPPROTO_AH;
-    if ipsec && shared.flags & SharedSettings::IPSEC_TERMINATE != 0 {
-        return Reason::SteerIpsec;
-    }
-    Reason::PassLocal
 }
 
 #[inline(always)]

@@ -1,0 +1,314 @@
+//! One SA of the kernel that workers may use.
+//!
+//! **Sending.** Reserving a range of sequence numbers is two requests: the kernel's counter is read, and set to the end of
+//! the range. The kernel may send in between, and is then set back. Therefore the range that workers get begins
+//! [`GUARD`] numbers above what was read, and it is not used if more than [`GUARD_TIME`] has passed until the counter was
+//! set: the kernel cannot send so many packets on one SA in that time. So no number is used twice, whoever dies when.
+//!
+//! Numbers are reserved before workers see the SA, so that they never leave packets of a new SA to the kernel: a packet
+//! that the kernel sends has a number above the range, and the peer's window then refuses what workers send. When that
+//! happens they get numbers above; if it is not of packets that were on their way to the kernel when the workers took
+//! over, but of traffic of its own, the kernel has the SA for a while.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::control::netlink::query::NlSock;
+use crate::control::xfrm::ae::{self, KernelReplay};
+use crate::control::xfrm::state::{KernelState, SaId};
+use crate::ipsec::{InboundState, IvSeed, Keys, KmState, OutboundState, State, StateConfig, Usage};
+use crate::tables::Wanted;
+
+/// Numbers that are reserved at once: workers use them up in a second at the highest rates. Without ESN, an SA has
+/// 2³² numbers.
+const RANGE: u64 = 1 << 20;
+/// More are reserved when fewer than this are left.
+const LOW: u64 = 1 << 17;
+/// Numbers left out for what the kernel sends meanwhile.
+const GUARD: u64 = 8192;
+/// One packet of one SA takes the kernel at least 200 ns.
+const GUARD_TIME: Duration = Duration::from_millis(1);
+/// How long packets may be on their way to the kernel.
+const SETTLING_TIME: Duration = Duration::from_millis(100);
+/// How long the kernel has an SA after it has sent on it, at least and at most: twice as long as the last time if that
+/// was less than [`CALM`] ago.
+const KERNEL_TIME: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
+const CALM: Duration = Duration::from_secs(60);
+/// How often replay windows and usage are written into the kernel's SA.
+const WRITE_BACK: Duration = Duration::from_millis(100);
+/// How often it is asked whether the kernel sends on an SA on which workers send.
+const ASK: Duration = Duration::from_millis(5);
+/// Sequence numbers without ESN end here.
+const SEQ_MAX: u64 = u32::MAX as u64;
+
+/// What the workers do with an SA.
+pub(super) enum Kind {
+    /// They receive.
+    Inbound(Arc<InboundState>),
+    /// They send.
+    Outbound(Arc<OutboundState>),
+    /// Nothing, for this reason.
+    Kernels(Wanted, String),
+}
+
+/// An SA.
+pub(super) struct Followed {
+    pub(super) kind: Kind,
+    /// See [`fingerprint`].
+    fingerprint: u64,
+    is_local: bool,
+    /// Usage by workers that the kernel's SA includes.
+    written: Usage,
+    /// When it was last written there.
+    written_at: Instant,
+    /// The kernel's counter after numbers were reserved. `None`: none are.
+    reserved: Option<u64>,
+    /// When the kernel was last asked for its counter.
+    asked_at: Instant,
+    /// Packets that workers had sent then.
+    asked_packets: u64,
+    /// When the workers took over.
+    taken_at: Instant,
+    /// The kernel has the SA until then.
+    kernels_until: Option<Instant>,
+    /// How long that was the last time.
+    kernel_time: Duration,
+    /// Soft and hard limits that were reported.
+    is_reported: [bool; 2],
+}
+
+/// Identifies what an SA is, without usage and sequence numbers: what has another fingerprint is another SA.
+pub(super) fn fingerprint(kernel: &KernelState, hasher: &RandomState) -> u64 {
+    let usage = Usage { add_time_s: kernel.config.usage.add_time_s, ..Usage::default() };
+    let config = StateConfig { usage, ..kernel.config.clone() };
+    let keys = match &kernel.keys {
+        Ok(keys) => keys.fingerprint(hasher),
+        Err(reason) => hasher.hash_one(reason.to_string()),
+    };
+    hasher.hash_one((format!("{config:?}"), keys, kernel.direction.map(|it| it as u8)))
+}
+
+impl Followed {
+    pub(super) fn new(kernel: KernelState, fingerprint: u64, is_local: bool) -> Followed {
+        let now = Instant::now();
+        let wanted =
+            Wanted { dst: kernel.config.dst, proto: kernel.id.proto, reqid: kernel.config.reqid };
+        let written = kernel.config.usage;
+        let kind = kind(kernel, is_local).unwrap_or_else(|reason| Kind::Kernels(wanted, reason));
+        Followed {
+            kind,
+            fingerprint,
+            is_local,
+            written,
+            written_at: now,
+            reserved: None,
+            asked_at: now,
+            asked_packets: written.packets,
+            taken_at: now,
+            kernels_until: None,
+            kernel_time: Duration::ZERO,
+            is_reported: [false; 2],
+        }
+    }
+
+    /// Whether it is the SA with this fingerprint, and does not become one for the other direction.
+    pub(super) fn is(&self, fingerprint: u64, is_local: bool) -> bool {
+        self.fingerprint == fingerprint && self.is_local == is_local
+    }
+
+    /// Whether workers may use it.
+    pub(super) fn is_workers(&self) -> bool {
+        !matches!(self.kind, Kind::Kernels(..))
+    }
+
+    fn state(&self) -> Option<&State> {
+        match &self.kind {
+            Kind::Inbound(state) => Some(state.state()),
+            Kind::Outbound(state) => Some(state.state()),
+            Kind::Kernels(..) => None,
+        }
+    }
+
+    /// Workers do not use it any more, from their next packet on.
+    pub(super) fn retire(&self) {
+        if let Some(state) = self.state() {
+            state.set_km_state(KmState::Dead);
+        }
+        if let Kind::Outbound(state) = &self.kind {
+            // Nobody uses what is left.
+            drop(state.sequence().close());
+        }
+    }
+
+    /// What is to be done at regular intervals. `false`: the kernel does not have the SA any more.
+    pub(super) fn look_after(
+        &mut self,
+        id: &SaId,
+        requests: &mut NlSock,
+        now: Instant,
+    ) -> io::Result<bool> {
+        if !self.report_limits(id, requests)? {
+            return Ok(false);
+        }
+        if let Kind::Outbound(state) = &self.kind {
+            let state = Arc::clone(state);
+            if !self.look_after_numbers(&state, id, requests, now)? {
+                return Ok(false);
+            }
+        }
+        if now.saturating_duration_since(self.written_at) < WRITE_BACK {
+            return Ok(true);
+        }
+        self.written_at = now;
+        self.write_back(id, requests).map(|usage| {
+            self.written = usage.unwrap_or(self.written);
+            usage.is_some()
+        })
+    }
+
+    /// Reserves sequence numbers, before the workers see the SA. `false`: there is no such SA.
+    pub(super) fn take_over(&mut self, id: &SaId, requests: &mut NlSock) -> io::Result<bool> {
+        let Kind::Outbound(state) = &self.kind else { return Ok(true) };
+        let state = Arc::clone(state);
+        let now = Instant::now();
+        self.taken_at = now;
+        match ae::get_ae(requests, id)? {
+            Some(kernel) => self.reserve(&state, id, requests, &kernel.replay, now),
+            None => Ok(false),
+        }
+    }
+
+    /// Reserves sequence numbers that workers need, unless the kernel sends.
+    fn look_after_numbers(
+        &mut self,
+        state: &OutboundState,
+        id: &SaId,
+        requests: &mut NlSock,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let sequence = state.sequence();
+        let packets = state.state().usage().packets;
+        let is_used =
+            packets != self.asked_packets && now.saturating_duration_since(self.asked_at) >= ASK;
+        let is_kernels = self.kernels_until.is_some_and(|until| now < until);
+        if is_kernels || !(is_used || sequence.take_want()) {
+            return Ok(true);
+        }
+        let from = Instant::now();
+        (self.asked_at, self.asked_packets) = (from, packets);
+        let Some(kernel) = ae::get_ae(requests, id)? else { return Ok(false) };
+        if self.kernels_until.take().is_some() {
+            self.taken_at = now;
+        } else if self.reserved.is_some_and(|reserved| reserved != kernel.replay.oseq) {
+            // It has sent: the peer may not accept what is left of the range.
+            sequence.give_up();
+            let since = now.saturating_duration_since(self.taken_at);
+            if since > SETTLING_TIME {
+                let doubled = if since < CALM { self.kernel_time * 2 } else { Duration::ZERO };
+                self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
+                (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
+                return Ok(true);
+            }
+        }
+        match sequence.left() < LOW {
+            true => self.reserve(state, id, requests, &kernel.replay, from),
+            false => Ok(true),
+        }
+    }
+
+    /// `kernel`: the kernel's numbers, read after `from`.
+    fn reserve(
+        &mut self,
+        state: &OutboundState,
+        id: &SaId,
+        requests: &mut NlSock,
+        kernel: &KernelReplay,
+        from: Instant,
+    ) -> io::Result<bool> {
+        let limit = if state.sequence().is_extended() { u64::MAX - 1 } else { SEQ_MAX };
+        let start = kernel.oseq.saturating_add(1 + GUARD);
+        let last = start.saturating_add(RANGE).min(limit);
+        if start >= last {
+            // The kernel uses the rest.
+            return Ok(true);
+        }
+        let set = KernelReplay { oseq: last, ..kernel.clone() };
+        if !ae::new_ae(requests, id, Some(&set), None)? {
+            return Ok(false);
+        }
+        self.reserved = Some(last);
+        if from.elapsed() < GUARD_TIME {
+            // Fails if numbers of the range are not above all earlier ones; then none is used.
+            let _ = state.sequence().extend(start..last + 1);
+        }
+        Ok(true)
+    }
+
+    /// Reports limits that workers have reached. `false`: there is no such SA any more.
+    fn report_limits(&mut self, id: &SaId, requests: &mut NlSock) -> io::Result<bool> {
+        let Some(state) = self.state() else { return Ok(true) };
+        let reached = [state.is_dying(), state.km_state() == KmState::Expired];
+        for (n, is_hard) in [false, true].into_iter().enumerate() {
+            if reached[n] && !self.is_reported[n] {
+                self.is_reported[n] = true;
+                if !ae::expire(requests, id, is_hard)? {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes replay window and usage into the kernel's SA; returns the usage by workers that it includes then. `None`:
+    /// there is no such SA.
+    pub(super) fn write_back(&self, id: &SaId, requests: &mut NlSock) -> io::Result<Option<Usage>> {
+        let Some(usage) = self.state().map(State::usage) else { return Ok(Some(self.written)) };
+        if (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes) {
+            return Ok(Some(usage));
+        }
+        let Some(kernel) = ae::get_ae(requests, id)? else { return Ok(None) };
+        let total = Usage {
+            bytes: kernel.usage.bytes + usage.bytes.saturating_sub(self.written.bytes),
+            packets: kernel.usage.packets + usage.packets.saturating_sub(self.written.packets),
+            add_time_s: kernel.usage.add_time_s,
+            use_time_s: match kernel.usage.use_time_s {
+                0 => usage.use_time_s,
+                used => used,
+            },
+        };
+        let replay = match &self.kind {
+            Kind::Inbound(state) => Some(kernel.replay.with_received_by(state.replay())),
+            // The kernel may be sending.
+            _ => None,
+        };
+        let exists = ae::new_ae(requests, id, replay.as_ref(), Some(total))?;
+        Ok(exists.then_some(usage))
+    }
+}
+
+/// What workers can do with an SA.
+///
+/// # Errors
+/// Why they cannot use it.
+fn kind(kernel: KernelState, is_local: bool) -> Result<Kind, String> {
+    if let Some(obstacle) = kernel.obstacle() {
+        return Err(obstacle);
+    }
+    let keys: Keys = kernel.keys.map_err(|reason| reason.to_string())?;
+    if is_local {
+        let mut state =
+            InboundState::new(kernel.config, &keys).map_err(|error| error.to_string())?;
+        let replay = &kernel.replay;
+        state.replay_mut().restore(replay.seq, |back| replay.is_received(back));
+        return Ok(Kind::Inbound(Arc::new(state)));
+    }
+    let mut seed = [0; 16];
+    SystemRandom::new().fill(&mut seed).map_err(|_| "no random numbers for IVs".to_owned())?;
+    let first_free = kernel.replay.oseq.saturating_add(1);
+    let state = OutboundState::new(kernel.config, &keys, IvSeed::random(seed), first_free);
+    Ok(Kind::Outbound(Arc::new(state.map_err(|error| error.to_string())?)))
+}

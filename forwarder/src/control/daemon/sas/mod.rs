@@ -1,0 +1,396 @@
+//! The security associations that workers use: a thread that follows those of the kernel.
+//!
+//! The kernel keeps every SA, and may use it at any moment: it has the packets that workers leave to it, those of this
+//! host, and all when workers stop. Therefore
+//!
+//! - sequence numbers for sending are reserved in the kernel's counter before workers use them ([`followed`]); while the
+//!   kernel itself sends on an SA, workers do not;
+//! - what workers received is written into the kernel's replay window ten times a second, and at the end: until then the
+//!   kernel would accept a repeated packet once;
+//! - usage is written back with it, and limits that workers reach are reported to key management.
+//!
+//! An SA that workers cannot use (its algorithm, mode, an attribute) stays the kernel's, with all policies that it may be
+//! chosen for.
+//!
+//! While the thread is not up to date, the control thread withholds its heartbeat, and the kernel has all packets.
+
+mod followed;
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use netlink_sys::protocols::NETLINK_XFRM;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use self::followed::{Followed, Kind};
+use super::flow_entry::Locals;
+use crate::control::netlink::events::{self, Events, Group};
+use crate::control::netlink::message::Messages;
+use crate::control::netlink::query::{NlSock, is_interrupted};
+use crate::control::process::privilege;
+use crate::control::process::threads::join_until;
+use crate::control::xfrm::changes::{XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed};
+use crate::control::xfrm::state::{self, SaId};
+use crate::ipsec::{Order, Sad};
+use crate::say;
+use crate::tables::XfrmStates;
+use crate::worker::clock::monotonic_ns;
+
+/// How often sequence numbers are looked after while workers use SAs.
+const TICK: Duration = Duration::from_millis(10);
+/// Longest wait for an event.
+const WAIT: Duration = Duration::from_millis(100);
+/// How old the last sign that the SAs are the kernel's may be for the control thread's heartbeat.
+const CURRENT_NS: u64 = 1_000_000_000;
+/// Until the next attempt after an error.
+const RETRY: Duration = Duration::from_secs(1);
+/// While SAs change all the time, reading them takes at most a fifth of a CPU.
+const READ_REST: u32 = 4;
+/// Receive buffer for events, octets.
+const RCVBUF: usize = 4 << 20;
+/// SAs of the kernel that are named.
+const NAMED_MAX: usize = 16;
+/// SAs that are looked after in one tick.
+const SAS_PER_TICK: usize = 128;
+/// With more SAs than this the kernel has all of them: see [`followed`] for the work that each is.
+const SAS_MAX: usize = 65_536;
+
+/// What the thread tells of the SAs.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// The SAs for workers.
+    pub(super) states: Arc<XfrmStates>,
+    /// SAs that stay the kernel's, and why, a line each; at most [`NAMED_MAX`].
+    pub(super) kernels: Vec<String>,
+}
+
+/// State shared by the thread and its owner.
+#[derive(Default)]
+struct Shared {
+    stopping: AtomicBool,
+    locals: ArcSwap<Locals>,
+    /// The workers may use SAs.
+    is_enabled: AtomicBool,
+    /// How often these have changed.
+    changes: AtomicU64,
+    report: ArcSwap<Report>,
+    /// When the SAs were last known to be the kernel's, CLOCK_MONOTONIC; 0: the workers have none.
+    valid_ns: AtomicU64,
+}
+
+/// The control thread's handle of the thread `fr-xfrm`.
+pub(super) struct SaFollower {
+    shared: Arc<Shared>,
+    /// The report that the owner has taken.
+    taken: Arc<Report>,
+    is_enabled: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SaFollower {
+    /// Starts the thread; it calls `notify` when SAs have changed. `locals`: the router's own addresses, at which SAs for
+    /// receiving end.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(super) fn start(
+        locals: Locals,
+        notify: impl Fn() + Send + 'static,
+    ) -> io::Result<SaFollower> {
+        let shared = Arc::new(Shared::default());
+        shared.locals.store(Arc::new(locals));
+        let own = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("fr-xfrm".into()).spawn(move || {
+            privilege::confine_sa_follower();
+            follow(&own, &notify);
+        })?;
+        Ok(SaFollower { shared, taken: Arc::default(), is_enabled: false, thread: Some(thread) })
+    }
+
+    /// What has changed since the last call.
+    pub(super) fn take_report(&mut self) -> Option<Arc<Report>> {
+        let report = self.shared.report.load_full();
+        if Arc::ptr_eq(&report, &self.taken) {
+            return None;
+        }
+        self.taken = Arc::clone(&report);
+        Some(report)
+    }
+
+    /// The report that was taken last. `None`: the workers may not use SAs.
+    pub(super) fn report(&self) -> Option<&Report> {
+        self.is_enabled.then_some(&*self.taken)
+    }
+
+    /// Whether the workers' SAs are known to be the kernel's: if not, all packets must be passed to the kernel.
+    pub(super) fn is_current(&self, now_ns: u64) -> bool {
+        let valid_ns = self.shared.valid_ns.load(Relaxed);
+        valid_ns == 0 || now_ns.saturating_sub(valid_ns) < CURRENT_NS
+    }
+
+    /// The router's own addresses from now on.
+    pub(super) fn set_locals(&self, locals: Locals) {
+        if **self.shared.locals.load() != locals {
+            self.shared.locals.store(Arc::new(locals));
+            self.shared.changes.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether the workers may use SAs from now on. Returns whether that is news.
+    pub(super) fn set_enabled(&mut self, is_enabled: bool) -> bool {
+        let is_news = std::mem::replace(&mut self.is_enabled, is_enabled) != is_enabled;
+        if is_news {
+            self.shared.is_enabled.store(is_enabled, Relaxed);
+            self.shared.changes.fetch_add(1, Relaxed);
+        }
+        is_news
+    }
+
+    /// Whether the thread has ended, which is a bug.
+    pub(super) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Ends the thread, and waits for it until `end`. The workers have stopped.
+    pub(super) fn stop(&mut self, end: Instant) {
+        self.shared.stopping.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            join_until(thread, end);
+        }
+    }
+}
+
+/// Runs until it is stopped; after an error, from the start.
+fn follow(shared: &Shared, notify: &dyn Fn()) {
+    let mut said = None;
+    while !shared.stopping.load(Relaxed) {
+        let result = Follower::open(shared, notify).and_then(|mut follower| {
+            let result = follower.run();
+            follower.end();
+            result
+        });
+        let error = result.err().map(|error| error.to_string());
+        if let Some(error) = error.as_ref().filter(|_| error != said) {
+            say!(
+                "the kernel's IPsec SAs cannot be followed: {error}; the kernel has their packets"
+            );
+        }
+        said = error;
+        let until = Instant::now() + RETRY;
+        while said.is_some() && Instant::now() < until && !shared.stopping.load(Relaxed) {
+            thread::sleep(WAIT);
+        }
+    }
+}
+
+/// The SAs of the kernel.
+struct Follower<'a> {
+    shared: &'a Shared,
+    notify: &'a dyn Fn(),
+    requests: NlSock,
+    events: Events,
+    /// Fingerprints of keys are compared within the process only.
+    hasher: RandomState,
+    sas: HashMap<SaId, Followed>,
+    /// In the order in which they were added.
+    order: Vec<SaId>,
+    /// Where the next tick continues in `order`.
+    cursor: usize,
+    /// Something has changed since they were read.
+    is_stale: bool,
+    /// Changes by the control thread that have been taken into account.
+    changes: u64,
+    read_again_at: Instant,
+}
+
+impl<'a> Follower<'a> {
+    fn open(shared: &'a Shared, notify: &'a dyn Fn()) -> io::Result<Follower<'a>> {
+        let groups = [
+            Group::Required(XFRMNLGRP_SA),
+            Group::Required(XFRMNLGRP_EXPIRE),
+            Group::Optional(XFRMNLGRP_MIGRATE),
+        ];
+        let events = Events::open(NETLINK_XFRM, &groups, RCVBUF).map_err(io::Error::other)?;
+        Ok(Follower {
+            shared,
+            notify,
+            requests: NlSock::open(NETLINK_XFRM)?,
+            events,
+            hasher: RandomState::new(),
+            sas: HashMap::new(),
+            order: Vec::new(),
+            cursor: 0,
+            is_stale: true,
+            changes: 0,
+            read_again_at: Instant::now(),
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        while !self.shared.stopping.load(Relaxed) {
+            let now_ns = monotonic_ns();
+            self.receive()?;
+            let changes = self.shared.changes.load(Relaxed);
+            if changes != self.changes {
+                (self.changes, self.is_stale) = (changes, true);
+            }
+            if self.is_stale && Instant::now() >= self.read_again_at {
+                self.read()?;
+            }
+            self.tick()?;
+            if self.shared.valid_ns.load(Relaxed) != 0 {
+                self.shared.valid_ns.store(now_ns, Relaxed);
+            }
+            self.wait();
+        }
+        Ok(())
+    }
+
+    /// Waits for an event, or for the next tick.
+    fn wait(&self) {
+        let until_read = self.read_again_at.saturating_duration_since(Instant::now());
+        let tick = if self.is_in_use() { TICK } else { WAIT };
+        let wait = if self.is_stale { until_read.min(tick) } else { tick };
+        let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+        // Errors show when the socket is read.
+        let _ = poll(&mut fds, timeout);
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.sas.values().any(Followed::is_workers)
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        loop {
+            match self.events.receive().map_err(io::Error::other)? {
+                events::Received::Empty => break,
+                events::Received::Overrun => self.is_stale = true,
+                events::Received::Datagram(octets) => {
+                    let mut messages = Messages::new(octets);
+                    let is_news = messages.by_ref().any(|message| changed(&message).is_some());
+                    self.is_stale |= is_news || messages.broken();
+                }
+            }
+        }
+        // Notifications have keys.
+        self.events.wipe();
+        Ok(())
+    }
+
+    /// Reads all SAs, and gives the workers those that are new.
+    fn read(&mut self) -> io::Result<()> {
+        let from = Instant::now();
+        self.is_stale = false;
+        let is_enabled = self.shared.is_enabled.load(Relaxed);
+        let list = match state::read(&mut self.requests) {
+            // They change all the time: those from before hold until they can be read.
+            Err(error) if is_interrupted(&error) => {
+                self.is_stale = true;
+                self.read_again_at = Instant::now() + from.elapsed() * READ_REST;
+                return Ok(());
+            }
+            list => list?,
+        };
+        if list.len() > SAS_MAX {
+            return Err(io::Error::other(format!(
+                "{} SAs, of which {SAS_MAX} at most are followed",
+                list.len()
+            )));
+        }
+        let locals = self.shared.locals.load_full();
+        let mut old = std::mem::take(&mut self.sas);
+        let mut is_changed = false;
+        self.order.clear();
+        // A dump begins with the newest.
+        for kernel in list.into_iter().rev() {
+            let id = kernel.id;
+            if id.spi == 0 || !is_enabled {
+                // It is being negotiated, or the kernel has all.
+                continue;
+            }
+            let fingerprint = followed::fingerprint(&kernel, &self.hasher);
+            let is_local = locals.contains(id.dst);
+            let sa = match old.remove(&id) {
+                Some(sa) if sa.is(fingerprint, is_local) => sa,
+                known => {
+                    known.iter().for_each(Followed::retire);
+                    is_changed = true;
+                    let mut sa = Followed::new(kernel, fingerprint, is_local);
+                    self.is_stale |= !sa.take_over(&id, &mut self.requests)?;
+                    sa
+                }
+            };
+            self.order.push(id);
+            self.sas.insert(id, sa);
+        }
+        is_changed |= !old.is_empty();
+        old.into_values().for_each(|sa| sa.retire());
+        self.read_again_at = Instant::now() + from.elapsed() * READ_REST;
+        if is_changed {
+            self.publish();
+        }
+        Ok(())
+    }
+
+    /// Gives the SAs to the control thread, which gives them to the workers.
+    fn publish(&self) {
+        let (mut inbound, mut states) = (Vec::new(), XfrmStates::default());
+        let mut kernels = Vec::new();
+        for id in &self.order {
+            match self.sas.get(id).map(|sa| &sa.kind) {
+                Some(Kind::Inbound(state)) => inbound.push(Arc::clone(state)),
+                Some(Kind::Outbound(state)) => states.outbound.push(Arc::clone(state)),
+                Some(Kind::Kernels(wanted, reason)) => {
+                    states.kernels.push(*wanted);
+                    if kernels.len() < NAMED_MAX {
+                        kernels.push(format!("{id}: {reason}"));
+                    }
+                }
+                None => {}
+            }
+        }
+        states.inbound = Sad::new(inbound, Order::OldestFirst);
+        let is_used = !states.inbound.is_empty() || !states.outbound.is_empty();
+        self.shared.valid_ns.store(if is_used { monotonic_ns() } else { 0 }, Relaxed);
+        self.shared.report.store(Arc::new(Report { states: Arc::new(states), kernels }));
+        (self.notify)();
+    }
+
+    /// Looks after some SAs: sequence numbers, replay windows, usage.
+    fn tick(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        let count = self.order.len().min(SAS_PER_TICK);
+        for _ in 0..count {
+            let Some(id) = self.order.get(self.cursor).or_else(|| self.order.first()).copied()
+            else {
+                break;
+            };
+            self.cursor = if self.cursor + 1 < self.order.len() { self.cursor + 1 } else { 0 };
+            if let Some(sa) = self.sas.get_mut(&id) {
+                let exists = sa.look_after(&id, &mut self.requests, now)?;
+                self.is_stale |= !exists;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the SAs from the workers, and writes what they did into the kernel's.
+    fn end(&mut self) {
+        self.shared.valid_ns.store(0, Relaxed);
+        self.shared.report.store(Arc::default());
+        (self.notify)();
+        for (id, sa) in self.sas.drain() {
+            sa.retire();
+            // The kernel has the SA as it is, whatever becomes of this.
+            let _ = sa.write_back(&id, &mut self.requests);
+        }
+    }
+}

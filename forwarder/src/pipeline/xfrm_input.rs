@@ -1,0 +1,256 @@
+//! Reception of IPsec packets in tunnel mode: `xfrm4_rcv`, `xfrm6_rcv` and `xfrm_input` of the kernel.
+//!
+//! The packet inside goes the way of every received packet, from `ip_rcv` on. If the kernel has to decide about it (it is
+//! for this host, its neighbour is unknown, a policy does not permit it, …), the kernel gets the packet as it was
+//! received, with its protection, of which a copy is kept; and the replay window forgets it, because the kernel has
+//! one of its own. Where hook functions run, the kernel opens all packets: LOCAL_IN sees them there.
+
+use super::burst::Disposition;
+use super::eth_input::is_l2_multicast;
+use super::inet_addr::LOOPBACK_IFINDEX;
+use super::ip6_input::unusable;
+use super::route::{martians, validate_source_by_route};
+use super::{Ctx, Exit};
+use crate::fib::{FibResult, Flow, RouteType};
+use crate::ipsec::{Decapsulated, Error, InboundState, Mode, locate};
+use crate::skb::{FRAME_SIZE, SkBuff};
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::Link;
+use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
+use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
+use crate::wire::ipv6::{self, Ipv6Packet, ipv6_addr_is_multicast};
+use crate::wire::{EtherType, Protocol, checksum, udp};
+
+/// The port of ESP in UDP, and of IKE (RFC 3948 §2).
+const UDP_PORT: u16 = 4500;
+/// First octet of an IPv4 header without options.
+const VERSION_4_NO_OPTIONS: u8 = 0x45;
+
+/// A copy of one received packet, for the kernel. Part of a worker's state.
+#[derive(Debug)]
+pub(super) struct Received {
+    octets: Box<[u8; FRAME_SIZE]>,
+    /// Offset in the frame, and length, octets.
+    offset: usize,
+    len: usize,
+}
+
+impl Received {
+    pub fn new() -> Received {
+        Received { octets: Box::new([0; FRAME_SIZE]), offset: 0, len: 0 }
+    }
+
+    fn keep(&mut self, skb: &SkBuff) {
+        let packet = skb.data();
+        if let Some(copy) = self.octets.get_mut(..packet.len()) {
+            copy.copy_from_slice(packet);
+        }
+        (self.offset, self.len) = (skb.data_offset(), packet.len());
+    }
+
+    /// Makes the packet what it was. `false`: it cannot be; it is not the packet that was kept.
+    fn restore(&self, skb: &mut SkBuff) -> bool {
+        let (start, end) = (self.offset, self.offset + self.len);
+        let copied = skb.linear_mut().and_then(|(frame, _)| {
+            frame.get_mut(start..end)?.copy_from_slice(self.octets.get(..self.len)?);
+            Some(())
+        });
+        copied.is_some() && skb.set_packet(start..end, 0).is_ok()
+    }
+}
+
+/// The SA whose protection was removed from a packet: the only entry of its secpath.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Secpath<'a> {
+    pub state: &'a InboundState,
+    /// The sequence number in the packet's header.
+    seq: u32,
+}
+
+/// Removes the protection of a packet for this host, if it has one that workers can remove, and returns the protocol
+/// of the packet inside. `None`: it is another packet, or the kernel's.
+///
+/// # Errors
+/// [`Exit::Drop`]: the SA refuses it.
+pub(super) fn xfrm_input<'a>(
+    skb: &mut SkBuff,
+    protocol: EtherType,
+    dev: &Link,
+    ctx: &mut Ctx<'a>,
+) -> Result<Option<(EtherType, Secpath<'a>)>, Exit> {
+    let packet = skb.network_header();
+    let may_be = match protocol {
+        EtherType::IPV4 => may_be_ipsec4(packet),
+        _ => may_be_ipsec6(packet),
+    };
+    let is_ours = may_be && ctx.hooks.is_empty() && !is_l2_multicast(skb) && !skb.is_nonlinear();
+    if !is_ours {
+        return Ok(None);
+    }
+    let Ok(Some(located)) = locate(packet, &[UDP_PORT]) else { return Ok(None) };
+    let states = &ctx.tables.xfrm.states().inbound;
+    let Some(state) = states.lookup(located.dst, located.spi, located.protocol, 0) else {
+        return Ok(None);
+    };
+    let is_for_host = match protocol {
+        EtherType::IPV4 => is_for_host4(packet, dev, ctx),
+        _ => is_for_host6(packet, dev, ctx),
+    };
+    let config = state.state().config();
+    // A NAT that has changed the ports is the kernel's to report (`km_new_mapping`).
+    let is_mapped = match (config.encap, located.encap) {
+        (None, None) => true,
+        (of_state, of_packet) => of_state == of_packet && config.src == located.src,
+    };
+    if !is_for_host || !is_mapped || config.mode != Mode::Tunnel {
+        return Ok(None);
+    }
+    ctx.state.xfrm_received.keep(skb);
+    let now_s = ctx.now_s();
+    let Some((frame, at)) = skb.linear_mut() else { return Ok(None) };
+    let Some(octets) = frame.get_mut(at.clone()) else { return Ok(None) };
+    let opened = state.open(octets, &located, now_s);
+    let inner = match opened {
+        Ok(Decapsulated::Tunnel(inner)) => inner,
+        Ok(Decapsulated::Dummy) => {
+            count_received(protocol, ctx);
+            return Err(Exit::Drop(DropReason::XfrmInDummy));
+        }
+        // Nothing else comes out of a tunnel.
+        Ok(Decapsulated::Transport(_)) => {
+            return refuse(protocol, DropReason::XfrmInStateModeError, ctx);
+        }
+        Err(Error::XfrmInStateSeqError) => {
+            return refuse(protocol, DropReason::XfrmInStateSeqError, ctx);
+        }
+        Err(Error::XfrmInStateExpired) => {
+            return refuse(protocol, DropReason::XfrmInStateExpired, ctx);
+        }
+        Err(Error::XfrmInStateModeError) => {
+            return refuse(protocol, DropReason::XfrmInStateModeError, ctx);
+        }
+        // The SA is at its end, or being negotiated: the packet has not been changed, and the kernel knows.
+        Err(Error::XfrmInStateInvalid | Error::XfrmAcquireError | Error::XfrmInStateMismatch) => {
+            return Ok(None);
+        }
+        Err(_) => return refuse(protocol, DropReason::XfrmInStateProtoError, ctx),
+    };
+    let inner = at.start + inner.start..at.start + inner.end;
+    let inner_protocol = match frame.get(inner.start).map(|octet| octet >> 4) {
+        Some(4) => EtherType::IPV4,
+        _ => EtherType::IPV6,
+    };
+    // There is room: the headers that were removed are longer.
+    let link_layer = inner.start.saturating_sub(LINK_LAYER_LEN)..inner.start;
+    if let Some(header) = frame.get_mut(link_layer)
+        && let Some((addresses, ethertype)) = header.split_at_mut_checked(ADDRS_LEN)
+        && let Some(of_outer) = ctx.state.xfrm_received.octets.get(..ADDRS_LEN)
+    {
+        addresses.copy_from_slice(of_outer);
+        ethertype.copy_from_slice(&inner_protocol.0.to_be_bytes());
+    }
+    count_received(protocol, ctx);
+    if skb.set_packet(inner, LINK_LAYER_LEN).is_err() {
+        return Err(Exit::Drop(DropReason::XfrmInStateModeError));
+    }
+    skb.headers_may_change();
+    let secpath = Secpath { state: state.as_ref(), seq: located.seq };
+    Ok(Some((inner_protocol, secpath)))
+}
+
+/// Makes a packet whose protection was removed what it was, for the kernel.
+#[cold]
+#[inline(never)]
+pub(super) fn give_back(
+    skb: &mut SkBuff,
+    secpath: Secpath<'_>,
+    reason: PuntReason,
+    ctx: &Ctx<'_>,
+) -> Disposition {
+    secpath.state.replay().forget(secpath.seq);
+    skb.mark = 0;
+    skb.headers_may_change();
+    match ctx.state.xfrm_received.restore(skb) {
+        true => Disposition::Punt(reason),
+        false => Disposition::Drop(DropReason::PuntFailed),
+    }
+}
+
+#[cold]
+fn refuse<T>(protocol: EtherType, reason: DropReason, ctx: &Ctx<'_>) -> Result<T, Exit> {
+    count_received(protocol, ctx);
+    Err(Exit::Drop(reason))
+}
+
+/// Counts the outer packet, which the kernel delivers to ESP or AH.
+fn count_received(protocol: EtherType, ctx: &Ctx<'_>) {
+    let (received, delivered) = match protocol {
+        EtherType::IPV4 => (Mib::IpInReceives, Mib::IpInDelivers),
+        _ => (Mib::Ip6InReceives, Mib::Ip6InDelivers),
+    };
+    ctx.stats.mib(received);
+    ctx.stats.mib(delivered);
+}
+
+/// ESP, AH or ESP in UDP.
+#[inline]
+fn is_protocol(protocol: Protocol, payload: &[u8]) -> bool {
+    match protocol {
+        Protocol::ESP | Protocol::AH => true,
+        Protocol::UDP => payload
+            .get(..udp::HEADER_LEN)
+            .is_some_and(|header| header.get(2..4) == Some(&UDP_PORT.to_be_bytes())),
+        _ => false,
+    }
+}
+
+/// Whether an IPv4 packet without options may be one.
+#[inline]
+fn may_be_ipsec4(packet: &[u8]) -> bool {
+    let Some((fixed, payload)) = packet.split_first_chunk::<HEADER_LEN_MIN>() else { return false };
+    let ipv4 = Ipv4Packet::new_unchecked(fixed);
+    fixed[0] == VERSION_4_NO_OPTIONS && is_protocol(ipv4.protocol(), payload)
+}
+
+/// Whether an IPv6 packet without extension headers may be one.
+#[inline]
+fn may_be_ipsec6(packet: &[u8]) -> bool {
+    let Some((fixed, payload)) = packet.split_first_chunk::<{ ipv6::HEADER_LEN }>() else {
+        return false;
+    };
+    let ipv6 = Ipv6Packet::new_unchecked(fixed);
+    ipv6.version() == 6 && is_protocol(ipv6.next_header(), payload)
+}
+
+/// Whether the kernel delivers an IPv4 packet to this host: `ip_rcv_core` and the local part of
+/// `ip_route_input_slow`.
+fn is_for_host4(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
+    let Some(fixed) = packet.first_chunk::<HEADER_LEN_MIN>() else { return false };
+    let ipv4 = Ipv4Packet::new_unchecked(fixed);
+    let (saddr, daddr) = (ipv4.src_addr(), ipv4.dst_addr());
+    let is_valid = checksum::verify(fixed)
+        && (HEADER_LEN_MIN..=packet.len()).contains(&usize::from(ipv4.total_len()))
+        && !ipv4.is_fragment()
+        && martians(saddr, daddr, dev).is_ok();
+    let (saddr, daddr) = (saddr.to_bits(), daddr.to_bits());
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: 0 };
+    let is_local = || matches!(ctx.tables.fib4.fib_lookup(&flow), FibResult::Route(info) if info.kind == RouteType::Local);
+    let back = Flow { saddr: daddr, daddr: saddr, iif: LOOPBACK_IFINDEX, mark: 0 };
+    is_valid && is_local() && validate_source_by_route(&back, dev, ctx).is_ok()
+}
+
+/// The same of an IPv6 packet: `ip6_rcv_core`, and the route to it.
+fn is_for_host6(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
+    let Some(fixed) = packet.first_chunk::<{ ipv6::HEADER_LEN }>() else { return false };
+    let ipv6 = Ipv6Packet::new_unchecked(fixed);
+    let (saddr, daddr) = (ipv6.src_addr(), ipv6.dst_addr());
+    let is_valid = !dev.disable_ipv6
+        && ipv6.payload_len() != 0
+        && ipv6.total_len() <= packet.len()
+        && unusable(saddr, daddr).is_none()
+        && !ipv6_addr_is_multicast(saddr);
+    let (saddr, daddr) = (saddr.to_bits(), daddr.to_bits());
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: 0 };
+    is_valid
+        && matches!(ctx.tables.fib6.fib_lookup(&flow), FibResult::Route(info) if info.kind == RouteType::Local)
+}

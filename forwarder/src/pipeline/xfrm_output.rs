@@ -1,0 +1,142 @@
+//! Protection of packets in tunnel mode: `xfrm_bundle_create`, `xfrm4_output` and `xfrm_output_one` of the kernel.
+//!
+//! Everything that could make the packet the kernel's is decided before its first change. The outer packet is the
+//! router's own, and passes LOCAL_OUT and POST_ROUTING; where these have functions, packets are the kernel's.
+
+use std::net::IpAddr;
+
+use super::csum_partial::skb_checksum_help;
+use super::dst::Dst;
+use super::mode::Mode;
+use super::nf_hook::Devices;
+use super::post_routing::{PostRouted, post_routing};
+use super::route::ip_route_output;
+use super::route6::ip6_route_output;
+use super::{Ctx, Exit, Way};
+use crate::ipsec::{self, Error, OutboundState, OutputParams};
+use crate::netfilter::Family;
+use crate::skb::{FRAME_SIZE, SkBuff};
+use crate::stats::{DropReason, Mib, PuntReason};
+use crate::tables::vlan::TAGS_MAX;
+use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
+use crate::wire::vlan::HEADER_LEN as TAG_LEN;
+use crate::wire::{EtherType, Ipv4Packet};
+
+/// The kernel decides.
+const KERNEL: Exit = Exit::Punt(PuntReason::Xfrm);
+
+/// A route by which packets are protected: `struct xfrm_dst`.
+#[derive(Debug)]
+pub(super) struct Bundle<'a> {
+    state: &'a OutboundState,
+    /// The route of the packet itself, with the MTU that the SA leaves of it.
+    pub dst: Dst<'a>,
+    /// The route of the outer packet.
+    outer: Dst<'a>,
+}
+
+/// The route of a packet, routed by `dst`, that an SA is to protect.
+///
+/// # Errors
+/// The packet is the kernel's.
+pub(super) fn xfrm_bundle_create<'a>(
+    skb: &SkBuff,
+    pf: Family,
+    dst: &Dst<'a>,
+    state: &'a OutboundState,
+    ctx: &Ctx<'a>,
+) -> Result<Bundle<'a>, Exit> {
+    if !ctx.hooks.is_empty() || skb.is_nonlinear() {
+        return Err(KERNEL);
+    }
+    if !state.sequence().has_numbers() {
+        // The thread that reserves them reads this.
+        state.sequence().want();
+        return Err(KERNEL);
+    }
+    let config = state.state().config();
+    let outer = match (config.dst, config.src) {
+        (IpAddr::V4(daddr), IpAddr::V4(saddr)) if ctx.tables.links.is_local4(saddr.to_bits()) => {
+            ip_route_output(daddr.to_bits(), saddr.to_bits(), ctx)?
+        }
+        (IpAddr::V6(daddr), IpAddr::V6(_)) => ip6_route_output(daddr, dst.dev, ctx)?,
+        _ => return Err(KERNEL),
+    };
+    // The kernel looks for a route by the interface that the packet itself would leave by.
+    if outer.dev.ifindex != dst.dev.ifindex || outer.is_multipath() || dst.is_multipath() {
+        return Err(KERNEL);
+    }
+    let len = skb.network_len();
+    let overhead = state.state().overhead(len);
+    let has_room = skb.network_headroom() >= overhead.head + LINK_LAYER_LEN + TAGS_MAX * TAG_LEN
+        && skb.network_headroom() + len + overhead.tail <= FRAME_SIZE;
+    let mtu = state.state().mtu(outer.mtu).min(dst.mtu);
+    let outer_len = overhead.head + len + overhead.tail;
+    let fits = len as u32 <= mtu && outer_len as u32 <= outer.mtu;
+    // Others are rejected, or cut before they are protected.
+    let is_cut_after = || {
+        pf == Family::Ip
+            && config.dst.is_ipv4()
+            && !Ipv4Packet::new_unchecked(skb.network_header()).dont_frag()
+    };
+    if !has_room || !(fits || is_cut_after()) || !state.state().carries(family(pf)) {
+        return Err(KERNEL);
+    }
+    // The packet itself is not cut.
+    let mtu = mtu.max(len as u32);
+    // The sender is not told another way: it would not be one through the tunnel.
+    Ok(Bundle { state, dst: Dst { mtu, redirect: false, ..*dst }, outer })
+}
+
+/// Protects a packet that has passed POST_ROUTING. The outer packet is then routed: its protocol and route are
+/// `way.protected`.
+///
+/// # Errors
+/// The SA is at its end, and the packet the kernel's; or it has been changed and cannot be sent.
+pub(super) fn xfrm_output<'a, M: Mode>(
+    skb: &mut SkBuff,
+    mut bundle: Bundle<'a>,
+    way: &mut Way<'a>,
+    ctx: &mut Ctx<'a>,
+) -> Result<PostRouted, Exit> {
+    skb_checksum_help(skb);
+    let daddr = bundle.state.state().config().dst;
+    let (pf, protocol, hop_limit, requests) = match daddr {
+        IpAddr::V4(_) => {
+            (Family::Ip, EtherType::IPV4, ctx.tables.sysctl.ip_default_ttl, Mib::IpOutRequests)
+        }
+        IpAddr::V6(_) => {
+            (Family::Ip6, EtherType::IPV6, ctx.tables.sysctl.hop_limit, Mib::Ip6OutRequests)
+        }
+    };
+    let ident = ctx.state.ip_id;
+    ctx.state.ip_id = ident.wrapping_add(1);
+    let params = OutputParams { now_s: ctx.now_s(), hop_limit, ident };
+    let (frame, packet) = skb.linear_mut().ok_or(KERNEL)?;
+    let sealed = bundle.state.seal(frame, packet, &params).map_err(|error| match error {
+        // Octets have changed.
+        Error::XfrmOutStateProtoError => Exit::Drop(DropReason::XfrmOutError),
+        _ => KERNEL,
+    })?;
+    let ethertype = sealed.start.saturating_sub(LINK_LAYER_LEN - ADDRS_LEN)..sealed.start;
+    if let Some(octets) = frame.get_mut(ethertype) {
+        octets.copy_from_slice(&protocol.0.to_be_bytes());
+    }
+    let failed = Exit::Drop(DropReason::XfrmOutError);
+    skb.set_packet(sealed, LINK_LAYER_LEN).map_err(|_| failed)?;
+    skb.headers_may_change();
+    ctx.stats.mib(requests);
+    let devices = Devices { iif: None, oif: Some(bundle.outer.dev) };
+    // Without functions, as was checked.
+    let (routed, _) = post_routing::<M>(skb, pf, devices, ctx.hook_env()).map_err(|_| failed)?;
+    bundle.outer.resolve(daddr, ctx.tables);
+    way.protected = Some((protocol, bundle.outer));
+    Ok(routed)
+}
+
+fn family(pf: Family) -> ipsec::Family {
+    match pf {
+        Family::Ip6 => ipsec::Family::Ipv6,
+        _ => ipsec::Family::Ipv4,
+    }
+}
