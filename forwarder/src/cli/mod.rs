@@ -23,6 +23,7 @@ mod sink;
 mod stat;
 mod status;
 mod trace;
+mod xfrm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -143,6 +144,8 @@ enum Verb {
     Capture(capture::CaptureArgs),
     /// Show the way of single packets through the stages and rules in userspace, and how they end.
     Trace(trace::TraceArgs),
+    /// Show the kernel's IPsec policies, security associations and counters, as `ip xfrm` does.
+    Xfrm(xfrm::XfrmArgs),
     /// Process a capture's packets with the whole data path, in a network described in a file.
     Replay(replay::ReplayArgs),
     /// Send packets as fast as a port accepts them, or at a rate; they carry kernel pktgen's header.
@@ -197,6 +200,7 @@ fn dispatch(global: &Global, verb: &Verb) -> Result<ExitCode> {
         Verb::Latency(args) => latency::latency(global, args),
         Verb::Capture(args) => capture::capture(global, args),
         Verb::Trace(args) => trace::trace(global, args),
+        Verb::Xfrm(args) => xfrm::xfrm(global, args),
         Verb::Replay(args) => replay::replay(global, args),
         Verb::Pktgen(args) => pktgen::pktgen(global, args),
         Verb::Sink(args) => sink::sink(global, args),
@@ -247,6 +251,7 @@ mod tests {
             "latency",
             "capture",
             "trace",
+            "xfrm",
             "doctor",
         ] {
             assert!(help.contains(&format!("\n  {verb}")), "{verb} is not in\n{help}");
@@ -299,6 +304,13 @@ mod tests {
             "status --runtime-dir /run/x",
             "capture -i eth0 -i eth1 -w - --direction in,drop -c 5 -s 96 udp port 53 and not host 10.1.1.1",
             "capture -i any --promisc",
+            "xfrm state",
+            "x sa",
+            "xfrm state show -s --show-keys -d",
+            "-4 xfrm state -s list -j",
+            "-6 xfrm policy show -s",
+            "xfrm policy -j",
+            "xfrm stat -z -j",
             "trace",
             "trace -n 3 -j udp port 53 and not host 10.1.1.1",
             "replay in.pcap -o out.pcap -c net.toml --iif left",
@@ -331,6 +343,9 @@ mod tests {
             "run -i eth0 --driver dpdk",
             "run -i eth0 --poll busy --busy-budget 0",
             "run -i eth0 --poll busy --busy-budget 65536",
+            "xfrm",
+            "xfrm policy --show-keys",
+            "xfrm state flush",
             "capture -c 0",
             "trace -n 0",
             "capture --direction up",

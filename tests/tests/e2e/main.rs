@@ -49,4 +49,5 @@ mod tools;
 mod trace;
 mod wrong;
 mod xfrm;
+mod xfrm_list;
 mod xsk_rs;

@@ -4,7 +4,8 @@
 //! - [`state`]: security associations (SAs) with their keys;
 //! - [`ae`]: sequence numbers, replay windows and usage of SAs, read and written, and expiry of SAs;
 //! - [`changes`]: the SAs that notifications concern;
-//! - [`info`]: the structs of the messages, with the kernel's numbers.
+//! - [`info`]: the structs of the messages, with the kernel's numbers;
+//! - [`listing`]: SAs and policies with all that the kernel tells of them.
 //!
 //! Left out: SAs and policies are not added, changed or deleted here; that is for key management.
 
@@ -12,6 +13,7 @@ pub mod ae;
 mod algorithms;
 pub mod changes;
 pub mod info;
+pub mod listing;
 pub mod policy;
 pub mod state;
 #[cfg(test)]

@@ -10,9 +10,9 @@ use crate::control::netlink::query::NlSock;
 use crate::ipsec::{Action, Direction, Lifetime, Mark, Mode, Policy, Template};
 use crate::wire::Protocol;
 
-const XFRM_MSG_GETPOLICY: u16 = 0x15;
+pub(super) const XFRM_MSG_GETPOLICY: u16 = 0x15;
 /// Length of `struct xfrm_userpolicy_id`, of which all zeros request all policies, octets.
-const POLICY_ID_LEN: usize = 64;
+pub(super) const POLICY_ID_LEN: usize = 64;
 
 const XFRM_POLICY_ALLOW: u8 = 0;
 const XFRM_POLICY_ICMP: u8 = 2;

@@ -19,7 +19,7 @@ use crate::ipsec::{
 };
 use crate::wire::Protocol;
 
-const XFRM_MSG_GETSA: u16 = 0x12;
+pub(super) const XFRM_MSG_GETSA: u16 = 0x12;
 /// UDP_ENCAP_ESPINUDP (RFC 3948).
 const UDP_ENCAP_ESPINUDP: u16 = 2;
 const XFRM_SA_DIR_IN: u8 = 1;

@@ -1,11 +1,17 @@
 //! Messages of SAs as the kernel writes them, whole and cut off.
 
-use super::ae::{EXPIRE_LEN, KernelReplay, aevent};
-use super::changes::{Changed, changed};
+use netlink_sys::protocols::NETLINK_XFRM;
+
+use super::ae::{self, AeState, EXPIRE_LEN, KernelReplay, aevent};
+use super::changes::{Changed, XFRMNLGRP_EXPIRE, XFRMNLGRP_SA, changed};
 use super::info::StateInfo;
-use super::state::{KernelState, SaId, parse};
+use super::listing::{AlgorithmKind, Extras};
+use super::state::{self, KernelState, SaId, parse};
 use super::xfrma;
-use crate::control::netlink::message::{Message, Request};
+use crate::control::netlink::events::{Events, Group, Received};
+use crate::control::netlink::message::{Message, Messages, Request};
+use crate::control::netlink::query::NlSock;
+use crate::control::netlink::test_netns::{in_netns, run};
 use crate::ipsec::{
     Aead, Auth, Cipher, Direction, EcnRules, EspKeys, Family, Keys, KmState, Lifetime, Mark, Mode,
     Prefix, ReplayWindow, StateFlags, UdpPorts, Usage,
@@ -371,5 +377,125 @@ fn messages_that_are_cut_off_are_not_read() {
     assert!(parse(&message(NEWSA, &octets(&family, &[]))).is_none());
     for kind in [xfrma::MARK, xfrma::IF_ID, xfrma::SA_EXTRA_FLAGS, xfrma::REPLAY_VAL] {
         assert!(parse(&message(NEWSA, &octets(&info(), &[(kind, &[1])]))).is_none(), "{kind}");
+    }
+}
+
+#[test]
+fn a_listing_has_keys_only_if_asked_for_and_is_not_read_from_malformed_messages() {
+    let (encap, esn) = ([0; 24], words(&[1, 2, 3, 0, 0, 32, 4]));
+    let context = [&[12, 0, 8, 0, 1, 1, 4, 0][..], b"abcd"].concat();
+    let sha1 = algorithm("hmac(sha1)", Some(96), &[3; 20]);
+    let attrs: Attrs<'_> = &[
+        (xfrma::ALG_AUTH, &algorithm("hmac(sha1)", None, &[3; 20])),
+        (xfrma::ALG_AUTH_TRUNC, &sha1),
+        (xfrma::ENCAP, &encap),
+        (xfrma::TMPL, &[0; 128]),
+        (xfrma::SEC_CTX, &context),
+        (xfrma::OFFLOAD_DEV, &words(&[3, 2])),
+        (xfrma::REPLAY_ESN_VAL, &esn),
+    ];
+    let whole = octets(&info(), attrs);
+    let read =
+        |octets: &[u8], has_keys| Extras::parse(&message(NEWSA, octets), StateInfo::LEN, has_keys);
+    for has_keys in [false, true] {
+        let extras = read(&whole, has_keys).expect("well-formed");
+        let [auth] = &extras.algorithms[..] else { panic!("{}", extras.algorithms.len()) };
+        assert_eq!((auth.kind, &auth.name[..]), (AlgorithmKind::AuthTrunc, "hmac(sha1)"));
+        assert_eq!((auth.key_bits, auth.icv_bits), (160, Some(96)));
+        assert_eq!(auth.key.as_ref().map(|key| key.to_vec()), has_keys.then(|| vec![3; 20]));
+        assert_eq!((extras.templates.len(), extras.offload), (2, Some((3, 2))));
+        assert_eq!(extras.security_context.as_deref(), Some("abcd"));
+    }
+    for (kind, value) in attrs {
+        for len in 0..value.len() {
+            let is_read = read(&octets(&info(), &[(*kind, &value[..len])]), true).is_some();
+            // Of templates and of the interface, what is there is whole.
+            let is_whole =
+                *kind == xfrma::TMPL && len % 64 == 0 || *kind == xfrma::OFFLOAD_DEV && len >= 5;
+            assert_eq!(is_read, is_whole, "{len} octets of attribute {kind}");
+        }
+    }
+}
+
+/// Has the kernel reserve an SPI for an SA that is being negotiated, which needs no ESP.
+fn negotiated(dst: &str) {
+    run(&format!(
+        "ip xfrm state allocspi src 192.0.2.1 dst {dst} proto esp reqid 5 mode tunnel min 256 max 511"
+    ));
+}
+
+#[test]
+#[ignore = "needs root: run by scripts/test"]
+fn the_kernels_sas_are_read_and_written() {
+    in_netns(|| {
+        let mut socket = NlSock::open(NETLINK_XFRM).expect("opens");
+        assert!(state::read(&mut socket).expect("reads").is_empty());
+        negotiated("192.0.2.2");
+        let states = state::read(&mut socket).expect("reads");
+        let [acquiring] = &states[..] else { panic!("{} SAs", states.len()) };
+        assert_eq!((acquiring.config.km_state, acquiring.config.reqid), (KmState::Acquiring, 5));
+        let replay = &acquiring.replay;
+        let now = ae::get_ae(&mut socket, &acquiring.id).expect("reads").expect("exists");
+        assert_eq!(&now.replay, replay);
+        // The kernel changes and ends only those that work.
+        let refused = ae::new_ae(&mut socket, &acquiring.id, Some(replay), None).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        let refused = ae::expire(&mut socket, &acquiring.id, true).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        let none = SaId { spi: 1, ..acquiring.id };
+        assert!(ae::get_ae(&mut socket, &none).expect("answers").is_none());
+        assert!(!ae::new_ae(&mut socket, &none, Some(replay), None).expect("answers"));
+        assert!(!ae::expire(&mut socket, &none, true).expect("answers"));
+        run("ip xfrm state flush");
+        with_esp(&mut socket);
+    });
+}
+
+/// SAs with keys, where the kernel has ESP: in the virtual machine of `scripts/vm`.
+fn with_esp(socket: &mut NlSock) {
+    const ADD: &str = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 mode tunnel \
+                       aead 'rfc4106(gcm(aes))' 0x000102030405060708090a0b0c0d0e0f10111213 128";
+    match run(&format!("{ADD} 2>&1 || true")).trim() {
+        "" => run("ip xfrm state flush"),
+        // Without ESP, or without the algorithm.
+        refused if refused.starts_with("Error: Requested ") => return,
+        other => panic!("{other}"),
+    };
+    for options in
+        ["replay-window 32", "replay-window 100", "replay-window 64 flag esn mark 1 mask 3"]
+    {
+        let groups = [Group::Required(XFRMNLGRP_SA), Group::Required(XFRMNLGRP_EXPIRE)];
+        let mut events = Events::open(NETLINK_XFRM, &groups, 1 << 20).expect("opens");
+        run(&format!("{ADD} {options}"));
+        let states = state::read(socket).expect("reads");
+        let [state] = &states[..] else { panic!("{} SAs", states.len()) };
+        assert!(state.keys.is_ok(), "{}", state.keys.as_ref().err().unwrap());
+
+        let window = ReplayWindow::new(state.config.replay_window, false).unwrap();
+        [1, 2, 5].into_iter().for_each(|number| window.accept(number).unwrap());
+        let replay = KernelReplay { oseq: 1000, ..state.replay.with_received_by(&window) };
+        let usage = Usage { bytes: 5, packets: 6, add_time_s: 7, use_time_s: 8 };
+        assert!(ae::new_ae(socket, &state.id, Some(&replay), Some(usage)).expect("writes"));
+        let now = ae::get_ae(socket, &state.id).expect("reads").expect("exists");
+        assert_eq!(now, AeState { replay: replay.clone(), usage }, "{options}");
+        let mut short = replay.clone();
+        if short.window.is_some() {
+            short.bitmap.pop();
+            assert!(ae::new_ae(socket, &state.id, Some(&short), None).is_err(), "another length");
+        }
+        assert!(ae::expire(socket, &state.id, false).expect("is told"));
+        assert_eq!(state::read(socket).expect("reads").len(), 1, "a soft limit");
+        assert!(ae::expire(socket, &state.id, true).expect("is told"));
+        assert!(state::read(socket).expect("reads").is_empty(), "a hard limit");
+
+        let mut seen = 0;
+        while let Received::Datagram(datagram) = events.receive().expect("receives") {
+            for message in Messages::new(datagram) {
+                assert_eq!(changed(&message), Some(Changed::One(state.id)), "{:#x}", message.kind);
+                seen += 1;
+            }
+        }
+        events.wipe();
+        assert!(seen >= 3, "added, and expired twice: {seen}");
     }
 }
