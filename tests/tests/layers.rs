@@ -43,8 +43,8 @@ const CONTROL_LAYERS: [&[&str]; 7] = [
 /// The layers of the files of `pipeline`; its `mod.rs` uses them all.
 const STAGES: [&[&str]; 14] = [
     &["exit", "headers", "mode", "ratelimit", "route_ahead"],
-    &["nf_hook", "original", "csum_partial", "dst", "vlan", "ip_input"],
-    &["post_routing", "route_hint", "inet_addr", "eth_input"],
+    &["nf_hook", "original", "secpath", "csum_partial", "dst", "vlan", "ip_input"],
+    &["post_routing", "route_hint", "inet_addr", "eth_input", "way"],
     &["hold_queue", "burst_routes", "ip_options", "flow_cache", "offload"],
     &["ctx"],
     &["nf_ingress", "xfrm"],
@@ -52,8 +52,8 @@ const STAGES: [&[&str]; 14] = [
     &["ip_error", "neigh_output", "offer"],
     &["route", "ip_output"],
     &["route6", "ip_fragment"],
-    &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send"],
-    &["ip6_output", "neigh_poll", "nf_flow_table"],
+    &["ip_forward", "ip6_forward", "icmp_send", "icmp6_send", "xfrm_input", "xfrm_output"],
+    &["ip6_output", "neigh_poll", "nf_flow_table", "xfrm_policy"],
     &["burst"],
     &["traced"],
 ];

@@ -13,7 +13,7 @@ use super::nf_hook::HookEnv;
 use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
-use super::xfrm_input::Received;
+use super::secpath::Received;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};

@@ -70,11 +70,14 @@ mod route;
 mod route6;
 mod route_ahead;
 mod route_hint;
+mod secpath;
 mod traced;
 mod vlan;
+mod way;
 mod xfrm;
 mod xfrm_input;
 mod xfrm_output;
+mod xfrm_policy;
 
 pub use ctx::{Ctx, EGRESS, Effects, NEIGH_REQUESTS, PipelineState};
 pub use exit::{Exit, IcmpError};
@@ -117,9 +120,12 @@ use original::{Original, restore_padding};
 use post_routing::{PostRouted, post_routing};
 use route::ip_route_input;
 use route6::ip6_route_input;
-use xfrm::{concern_sent, xfrm_lookup_sent, xfrm_policy_check};
-use xfrm_input::{Secpath, give_back, xfrm_input};
+use secpath::give_back;
+use way::Way;
+use xfrm::{concern_sent, xfrm_lookup_sent};
+use xfrm_input::xfrm_input;
 use xfrm_output::xfrm_output;
+use xfrm_policy::xfrm_policy_check;
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
 /// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
@@ -245,13 +251,16 @@ fn forward<'a, M: Mode>(
         true => end_hooks(skb, way.original.as_ref(), way.received_len, disposition, ctx),
         false => disposition,
     };
-    match (way.secpath, disposition) {
-        (Some(secpath), Disposition::Punt(reason)) => give_back(skb, secpath, reason, ctx),
+    let reason = match &disposition {
+        Disposition::Punt(reason) => *reason,
         // The kernel's filter passes what came with protection.
-        (Some(secpath), Disposition::Drop(DropReason::IpRpfilter)) => {
-            give_back(skb, secpath, PuntReason::Xfrm, ctx)
-        }
-        (_, disposition) => disposition,
+        Disposition::Drop(DropReason::IpRpfilter) => PuntReason::Xfrm,
+        _ => return disposition,
+    };
+    match way.secpath.map(|secpath| give_back(skb, secpath, &ctx.state.xfrm_received)) {
+        Some(true) => Disposition::Punt(reason),
+        Some(false) => Disposition::Drop(DropReason::PuntFailed),
+        None => disposition,
     }
 }
 
@@ -288,19 +297,6 @@ fn end_hooks(
         restore_padding(skb, received_len);
     }
     disposition
-}
-
-/// What is remembered of a packet on its way.
-#[derive(Debug, Default)]
-struct Way<'a> {
-    /// What it was if hook functions may have changed its octets.
-    original: Option<Original>,
-    /// See [`Original::len_of`].
-    received_len: usize,
-    /// It was received with this protection.
-    secpath: Option<Secpath<'a>>,
-    /// It is sent with protection: protocol and route of the outer packet.
-    protected: Option<(EtherType, Dst<'a>)>,
 }
 
 /// A packet that passed POST_ROUTING.
@@ -369,7 +365,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
     }
     // What came with protection gets no redirect.
     let opened = M::HOOKED && way.secpath.is_some();
-    let opened = opened.then(|| Dst { redirect: false, ..*dst });
+    let opened = opened.then_some(Dst { redirect: false, ..*dst });
     let via = bundle.as_ref().map(|bundle| &bundle.dst).or(opened.as_ref()).unwrap_or(&*dst);
     let options = match iph.has_options() {
         true => {

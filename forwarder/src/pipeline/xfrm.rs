@@ -1,5 +1,4 @@
-//! IPsec policies: what becomes of packets that one protects or drops. Workers apply tunnels whose SAs they have
-//! ([`xfrm_output`](super::xfrm_output), [`xfrm_input`](super::xfrm_input)); all else is left to the kernel.
+//! IPsec policies: which packets they concern. What becomes of these: [`xfrm_policy`](super::xfrm_policy).
 //!
 //! The kernel looks a forwarded packet up three times: among the policies of direction fwd by what was received, even if
 //! it was translated since (`xfrm4_policy_check`, `nf_nat_decode_session`), among those of direction out as it is routed
@@ -7,79 +6,22 @@
 //! precede all writes here; where there are policies the third finds the original packet kept, as for hook functions.
 
 use super::dst::Dst;
-use super::xfrm_output::{Bundle, xfrm_bundle_create};
-use super::{Ctx, Exit, Way};
+use super::{Ctx, Exit};
 use crate::ipsec::{self, Flow};
 use crate::netfilter::Family;
 use crate::netfilter::conntrack::FlowKey;
 use crate::skb::SkBuff;
 use crate::stats::PuntReason;
-use crate::tables::{Tables, XfrmLookup};
+use crate::tables::Tables;
 use crate::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 
 /// Octets of an upper-layer header in which everything is that selectors look at: GRE with checksum and key.
 const UPPER_LEN: usize = 12;
 
-/// The kernel decides.
-const KERNEL: Result<Option<Bundle<'static>>, Exit> = Err(Exit::Punt(PuntReason::Xfrm));
-
-/// A packet that is routed, before it is changed by anything but PRE_ROUTING: the route by which it is to be protected,
-/// if it is.
-///
-/// # Errors
-/// The kernel decides.
-#[inline(always)]
-pub(super) fn xfrm_policy_check<'a>(
-    skb: &SkBuff,
-    pf: Family,
-    way: &Way<'a>,
-    dst: &Dst<'a>,
-    ctx: &Ctx<'a>,
-) -> Result<Option<Bundle<'a>>, Exit> {
-    match way.secpath.is_some() || ctx.tables.xfrm.concern(family(pf)) {
-        false => Ok(None),
-        true => check(skb, pf, way, dst, ctx),
-    }
-}
-
-#[inline(never)]
-fn check<'a>(
-    skb: &SkBuff,
-    pf: Family,
-    way: &Way<'a>,
-    dst: &Dst<'a>,
-    ctx: &Ctx<'a>,
-) -> Result<Option<Bundle<'a>>, Exit> {
-    let tables = ctx.tables;
-    let original = way.original.as_ref();
-    let flow = |packet: &[u8]| readable(packet, dst.dev.ifindex, skb.mark, tables);
-    let routed = flow(skb.network_header());
-    let received = match original {
-        Some(original) if original.is_cut() && has_long_headers(original.head()) => None,
-        Some(original) => flow(original.head()),
-        None => routed,
-    };
-    // The kernel decides about what cannot be read.
-    let (Some(received), Some(routed)) = (received, routed) else { return KERNEL };
-    let is_permitted = match way.secpath {
-        Some(secpath) => tables.xfrm.permits_opened(&received, secpath.state),
-        // What rules wrote without a connection counts, too.
-        None => [received, routed].iter().all(|flow| !tables.xfrm.concerns_received(flow)),
-    };
-    if !is_permitted {
-        return KERNEL;
-    }
-    match tables.xfrm.lookup_sent(&routed, ctx.now_s()) {
-        XfrmLookup::Pass => Ok(None),
-        XfrmLookup::Protect(state) => xfrm_bundle_create(skb, pf, dst, state, ctx).map(Some),
-        XfrmLookup::Kernel => KERNEL,
-    }
-}
-
 /// The flow of a packet, or of its head. `None`: the kernel may find another one. It may reassemble fragments before
 /// (`ip_defrag`), and then finds protocol and ports in them; what it reads of GRE and Mobility Headers depends
 /// on its version.
-fn readable(packet: &[u8], oif: u32, mark: u32, tables: &Tables) -> Option<Flow> {
+pub(super) fn readable(packet: &[u8], oif: u32, mark: u32, tables: &Tables) -> Option<Flow> {
     let flow = Flow::of_packet(packet, oif, mark)?;
     let is_odd =
         || flow.proto == Protocol::GRE || flow.proto == Protocol::MOBILITY || is_fragment(packet);
@@ -98,7 +40,7 @@ fn is_fragment(packet: &[u8]) -> bool {
 }
 
 /// Whether what selectors look at may be behind the octets that are kept of a received packet.
-fn has_long_headers(head: &[u8]) -> bool {
+pub(super) fn has_long_headers(head: &[u8]) -> bool {
     let is_ipv6 = head.first().is_some_and(|octet| octet >> 4 == 6);
     let upper = || Ipv6Packet::new_unchecked(head).upper_layer();
     is_ipv6 && upper().map_or(true, |upper| upper.offset + UPPER_LEN > head.len())
@@ -156,7 +98,7 @@ pub(super) fn concern_sent(pf: Family, ctx: &Ctx<'_>) -> bool {
 }
 
 #[inline(always)]
-fn family(pf: Family) -> ipsec::Family {
+pub(super) fn family(pf: Family) -> ipsec::Family {
     match pf {
         Family::Ip6 => ipsec::Family::Ipv6,
         _ => ipsec::Family::Ipv4,

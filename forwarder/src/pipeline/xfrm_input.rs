@@ -5,16 +5,16 @@
 //! received, with its protection, of which a copy is kept; and the replay window forgets it, because the kernel has
 //! one of its own. Where hook functions run, the kernel opens all packets: LOCAL_IN sees them there.
 
-use super::burst::Disposition;
 use super::eth_input::is_l2_multicast;
 use super::inet_addr::LOOPBACK_IFINDEX;
 use super::ip6_input::unusable;
 use super::route::{martians, validate_source_by_route};
+use super::secpath::Secpath;
 use super::{Ctx, Exit};
 use crate::fib::{FibResult, Flow, RouteType};
-use crate::ipsec::{Decapsulated, Error, InboundState, Mode, locate};
-use crate::skb::{FRAME_SIZE, SkBuff};
-use crate::stats::{DropReason, Mib, PuntReason};
+use crate::ipsec::{Decapsulated, Error, Mode, locate};
+use crate::skb::SkBuff;
+use crate::stats::{DropReason, Mib};
 use crate::tables::Link;
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
@@ -25,47 +25,6 @@ use crate::wire::{EtherType, Protocol, checksum, udp};
 const UDP_PORT: u16 = 4500;
 /// First octet of an IPv4 header without options.
 const VERSION_4_NO_OPTIONS: u8 = 0x45;
-
-/// A copy of one received packet, for the kernel. Part of a worker's state.
-#[derive(Debug)]
-pub(super) struct Received {
-    octets: Box<[u8; FRAME_SIZE]>,
-    /// Offset in the frame, and length, octets.
-    offset: usize,
-    len: usize,
-}
-
-impl Received {
-    pub fn new() -> Received {
-        Received { octets: Box::new([0; FRAME_SIZE]), offset: 0, len: 0 }
-    }
-
-    fn keep(&mut self, skb: &SkBuff) {
-        let packet = skb.data();
-        if let Some(copy) = self.octets.get_mut(..packet.len()) {
-            copy.copy_from_slice(packet);
-        }
-        (self.offset, self.len) = (skb.data_offset(), packet.len());
-    }
-
-    /// Makes the packet what it was. `false`: it cannot be; it is not the packet that was kept.
-    fn restore(&self, skb: &mut SkBuff) -> bool {
-        let (start, end) = (self.offset, self.offset + self.len);
-        let copied = skb.linear_mut().and_then(|(frame, _)| {
-            frame.get_mut(start..end)?.copy_from_slice(self.octets.get(..self.len)?);
-            Some(())
-        });
-        copied.is_some() && skb.set_packet(start..end, 0).is_ok()
-    }
-}
-
-/// The SA whose protection was removed from a packet: the only entry of its secpath.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Secpath<'a> {
-    pub state: &'a InboundState,
-    /// The sequence number in the packet's header.
-    seq: u32,
-}
 
 /// Removes the protection of a packet for this host, if it has one that workers can remove, and returns the protocol
 /// of the packet inside. `None`: it is another packet, or the kernel's.
@@ -144,7 +103,7 @@ pub(super) fn xfrm_input<'a>(
     let link_layer = inner.start.saturating_sub(LINK_LAYER_LEN)..inner.start;
     if let Some(header) = frame.get_mut(link_layer)
         && let Some((addresses, ethertype)) = header.split_at_mut_checked(ADDRS_LEN)
-        && let Some(of_outer) = ctx.state.xfrm_received.octets.get(..ADDRS_LEN)
+        && let Some(of_outer) = ctx.state.xfrm_received.octets().get(..ADDRS_LEN)
     {
         addresses.copy_from_slice(of_outer);
         ethertype.copy_from_slice(&inner_protocol.0.to_be_bytes());
@@ -156,24 +115,6 @@ pub(super) fn xfrm_input<'a>(
     skb.headers_may_change();
     let secpath = Secpath { state: state.as_ref(), seq: located.seq };
     Ok(Some((inner_protocol, secpath)))
-}
-
-/// Makes a packet whose protection was removed what it was, for the kernel.
-#[cold]
-#[inline(never)]
-pub(super) fn give_back(
-    skb: &mut SkBuff,
-    secpath: Secpath<'_>,
-    reason: PuntReason,
-    ctx: &Ctx<'_>,
-) -> Disposition {
-    secpath.state.replay().forget(secpath.seq);
-    skb.mark = 0;
-    skb.headers_may_change();
-    match ctx.state.xfrm_received.restore(skb) {
-        true => Disposition::Punt(reason),
-        false => Disposition::Drop(DropReason::PuntFailed),
-    }
 }
 
 #[cold]

@@ -12,8 +12,10 @@ use super::nf_hook::Devices;
 use super::post_routing::{PostRouted, post_routing};
 use super::route::ip_route_output;
 use super::route6::ip6_route_output;
-use super::{Ctx, Exit, Way};
-use crate::ipsec::{self, Error, OutboundState, OutputParams};
+use super::way::Way;
+use super::xfrm::family;
+use super::{Ctx, Exit};
+use crate::ipsec::{Error, OutboundState, OutputParams};
 use crate::netfilter::Family;
 use crate::skb::{FRAME_SIZE, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
@@ -132,11 +134,4 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     bundle.outer.resolve(daddr, ctx.tables);
     way.protected = Some((protocol, bundle.outer));
     Ok(routed)
-}
-
-fn family(pf: Family) -> ipsec::Family {
-    match pf {
-        Family::Ip6 => ipsec::Family::Ipv6,
-        _ => ipsec::Family::Ipv4,
-    }
 }

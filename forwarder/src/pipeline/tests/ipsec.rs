@@ -95,13 +95,13 @@ fn net(outer: Family) -> (Net, Arc<OutboundState>) {
     let [own, other] = ends(outer);
     let state = Arc::new(outbound(config([own, other])));
     let inbound = Arc::new(InboundState::new(config([other, own]), &keys()).expect("an SA"));
-    let mut net = Net::default();
-    net.policies = vec![
+    let policies = vec![
         policy(Direction::Out, "198.18.1.0/24", "10.1.0.0/16", [own, other]),
         policy(Direction::Fwd, "10.1.0.0/16", "198.18.1.0/24", [other, own]),
         policy(Direction::Out, "2001:db8:1::/64", "2001:db8:a::/48", [own, other]),
         policy(Direction::Fwd, "2001:db8:a::/48", "2001:db8:1::/64", [other, own]),
     ];
+    let mut net = Net { policies, ..Net::default() };
     for (n, (_, policy)) in net.policies.iter_mut().enumerate() {
         policy.index = 8 * (n as u32 + 1);
     }
@@ -154,7 +154,7 @@ impl Gateway {
     }
 
     /// Receives a frame by `right`.
-    fn from_right(&mut self, frame: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    fn right(&mut self, frame: &[u8]) -> Vec<(u16, Vec<u8>)> {
         self.lab.receive(RIGHT, &[frame.to_vec()]);
         self.lab.sent()
     }
@@ -233,7 +233,7 @@ fn a_burst_of_packets_keeps_its_order() {
 #[test]
 fn without_sequence_numbers_packets_are_the_kernels() {
     let mut gateway = gateway(Family::Ipv4);
-    drop(gateway.state.sequence().close());
+    let _unused = gateway.state.sequence().close();
     assert_eq!(gateway.lab.one(v4().frame()), []);
     assert_eq!(gateway.lab.punted(), [v4().frame()]);
     assert_eq!(gateway.lab.punts(PuntReason::Xfrm), 1);
@@ -245,10 +245,10 @@ fn packets_that_arrive_protected_are_forwarded() {
     for outer in FAMILIES {
         let mut gateway = gateway(outer);
         let frame = gateway.sealed(&back4().packet());
-        let sent = gateway.from_right(&frame);
+        let sent = gateway.right(&frame);
         assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
         let frame = gateway.sealed(&back6().packet());
-        let sent = gateway.from_right(&frame);
+        let sent = gateway.right(&frame);
         assert_eq!(answered(&sent, 0x86dd), after_hop6(back6().packet()));
         assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
     }
@@ -258,12 +258,12 @@ fn packets_that_arrive_protected_are_forwarded() {
 fn what_the_sa_refuses_is_dropped_by_name() {
     let mut gateway = gateway(Family::Ipv4);
     let frame = gateway.sealed(&back4().packet());
-    assert_eq!(gateway.from_right(&frame).len(), 1);
-    assert_eq!(gateway.from_right(&frame), [], "a replay");
+    assert_eq!(gateway.right(&frame).len(), 1);
+    assert_eq!(gateway.right(&frame), [], "a replay");
     assert_eq!(gateway.lab.drops(DropReason::XfrmInStateSeqError), 1);
     let mut frame = gateway.sealed(&back4().packet());
     *frame.last_mut().expect("an octet") ^= 1;
-    assert_eq!(gateway.from_right(&frame), [], "a wrong ICV");
+    assert_eq!(gateway.right(&frame), [], "a wrong ICV");
     assert_eq!(gateway.lab.drops(DropReason::XfrmInStateProtoError), 1);
     assert_eq!(gateway.lab.punted(), Vec::<Vec<u8>>::new());
 }
@@ -278,7 +278,7 @@ fn what_is_not_for_an_sa_here_is_left_as_received() {
         let mut gateway = gateway(Family::Ipv4);
         let mut frame = gateway.sealed(&back4().packet());
         change(&mut frame);
-        assert_eq!(gateway.from_right(&frame), []);
+        assert_eq!(gateway.right(&frame), []);
         let punted = gateway.lab.punted();
         match n {
             0 => assert_eq!(punted, [frame]),
@@ -302,7 +302,7 @@ fn the_kernel_gets_protected_packets_as_received() {
         let frame = gateway.sealed(&packet.packet());
         for count in 1..=2 {
             // Twice: the kernel's replay window decides, not ours.
-            assert_eq!(gateway.from_right(&frame), []);
+            assert_eq!(gateway.right(&frame), []);
             assert_eq!(gateway.lab.punts(reason), count, "{reason}");
             assert_eq!(gateway.lab.punted(), [&frame[..]]);
         }
@@ -315,7 +315,7 @@ fn packets_in_clear_that_should_be_protected_are_the_kernels() {
     let mut frame = [RIGHT_MAC, RIGHT_HOST_MAC].concat();
     frame.extend([8, 0]);
     frame.extend(back4().packet());
-    assert_eq!(gateway.from_right(&frame), []);
+    assert_eq!(gateway.right(&frame), []);
     assert_eq!(gateway.lab.punted(), [frame]);
 }
 
@@ -366,7 +366,7 @@ fn between_two_tunnels_packets_are_opened_and_protected_again() {
     let mut gateway = gateway_of(net, state, Family::Ipv4);
     let packet = V4 { src: "10.1.0.5", dst: "10.2.0.5", ..V4::default() };
     let frame = gateway.sealed(&packet.packet());
-    let sent = gateway.from_right(&frame);
+    let sent = gateway.right(&frame);
     let outer = forwarded(&sent, 0x0800).to_vec();
     assert_eq!(gateway.open(&outer), after_hop(packet.packet()));
 }
@@ -407,7 +407,7 @@ fn where_hook_functions_run_the_kernel_does_it() {
     assert_eq!(gateway.lab.one(v4().frame()), []);
     assert_eq!(gateway.lab.punted(), [v4().frame()]);
     let frame = gateway.sealed(&back4().packet());
-    assert_eq!(gateway.from_right(&frame), []);
+    assert_eq!(gateway.right(&frame), []);
     assert_eq!(gateway.lab.punted(), [frame]);
 }
 

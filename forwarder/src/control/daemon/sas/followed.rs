@@ -7,8 +7,8 @@
 //!
 //! Numbers are reserved before workers see the SA, so that they never leave packets of a new SA to the kernel: a packet
 //! that the kernel sends has a number above the range, and the peer's window then refuses what workers send. When that
-//! happens they get numbers above; if it is not of packets that were on their way to the kernel when the workers took
-//! over, but of traffic of its own, the kernel has the SA for a while.
+//! happens they get numbers above; if it happens again and again, and not for packets that were on their way to the kernel
+//! when the workers took over, the kernel has the SA for a while.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -35,8 +35,10 @@ const GUARD_TIME: Duration = Duration::from_millis(10);
 /// Until the next attempt after the first one that took longer; then twice as long each time. Each attempt uses up numbers.
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-/// How long packets may be on their way to the kernel.
+/// How long packets that workers left to the kernel before they took over may be on their way to it, and how often
+/// workers get other numbers because of these.
 const SETTLING_TIME: Duration = Duration::from_millis(100);
+const SETTLING_MAX: u32 = 8;
 /// How long the kernel has an SA after it has sent on it, at least and at most: twice as long as the last time if that
 /// was less than [`CALM`] ago.
 const KERNEL_TIME: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(600)];
@@ -79,8 +81,10 @@ pub(super) struct Followed {
     asked_at: Instant,
     /// Packets that workers had sent then.
     asked_packets: u64,
-    /// When the workers took over.
+    /// When the workers took over, and how often they have got other numbers since then. Nothing is on its way to the
+    /// kernel any more if that is `None`.
     taken_at: Instant,
+    settling: Option<u32>,
     /// The kernel has the SA until then.
     kernels_until: Option<Instant>,
     /// How long that was the last time.
@@ -120,6 +124,7 @@ impl Followed {
             asked_at: now,
             asked_packets: written.packets,
             taken_at: now,
+            settling: Some(0),
             kernels_until: None,
             kernel_time: Duration::ZERO,
             is_reported: [false; 2],
@@ -151,7 +156,7 @@ impl Followed {
         }
         if let Kind::Outbound(state) = &self.kind {
             // Nobody uses what is left.
-            drop(state.sequence().close());
+            let _unused = state.sequence().close();
         }
     }
 
@@ -203,8 +208,9 @@ impl Followed {
     ) -> io::Result<bool> {
         let sequence = state.sequence();
         let packets = state.state().usage().packets;
-        let is_used =
-            packets != self.asked_packets && now.saturating_duration_since(self.asked_at) >= ASK;
+        let is_open = self.settling.is_some() && self.reserved.is_some();
+        let is_due = now.saturating_duration_since(self.asked_at) >= ASK;
+        let is_used = is_due && (is_open || packets != self.asked_packets);
         let is_kernels = self.kernels_until.is_some_and(|until| now < until);
         if is_kernels || !(is_used || sequence.take_want()) {
             return Ok(true);
@@ -212,19 +218,23 @@ impl Followed {
         let from = Instant::now();
         (self.asked_at, self.asked_packets) = (from, packets);
         let Some(kernel) = ae::get_ae(requests, id)? else { return Ok(false) };
+        let since = now.saturating_duration_since(self.taken_at);
         if self.kernels_until.take().is_some() {
-            self.taken_at = now;
+            (self.taken_at, self.settling) = (now, Some(0));
         } else if self.reserved.is_some_and(|reserved| reserved != kernel.replay.oseq) {
             // It has sent: the peer may not accept what is left of the range.
             sequence.give_up();
             self.range = 0;
-            let since = now.saturating_duration_since(self.taken_at);
-            if since > SETTLING_TIME {
+            let settling = self.settling.map(|count| count + 1);
+            if settling.map_or(since < CALM, |count| count > SETTLING_MAX) {
                 let doubled = if since < CALM { self.kernel_time * 2 } else { Duration::ZERO };
                 self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
                 (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
                 return Ok(true);
             }
+            (self.taken_at, self.settling) = (now, settling.or(Some(0)));
+        } else if since >= SETTLING_TIME {
+            self.settling = None;
         }
         let is_low = sequence.left() <= self.range / LOW;
         match is_low && self.retry_at.is_none_or(|at| now >= at) {
@@ -261,8 +271,8 @@ impl Followed {
             self.retry = (self.retry * 2).min(RETRY_MAX);
             return Ok(true);
         }
-        if !state.sequence().has_numbers() {
-            self.taken_at = from;
+        if !state.sequence().has_numbers() && self.settling.is_none() {
+            (self.taken_at, self.settling) = (from, Some(0));
         }
         (self.reserved, self.range) = (Some(last), range);
         (self.retry_at, self.retry) = (None, RETRY);

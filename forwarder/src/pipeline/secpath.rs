@@ -1,0 +1,61 @@
+//! What is kept of a packet whose protection IPsec has removed: `struct sec_path` of the kernel, and the packet as it was
+//! received.
+
+use crate::ipsec::InboundState;
+use crate::skb::{FRAME_SIZE, SkBuff};
+
+/// A copy of one received packet, for the kernel. Part of a worker's state.
+#[derive(Debug)]
+pub(super) struct Received {
+    octets: Box<[u8; FRAME_SIZE]>,
+    /// Offset in the frame, and length, octets.
+    offset: usize,
+    len: usize,
+}
+
+impl Received {
+    pub fn new() -> Received {
+        Received { octets: Box::new([0; FRAME_SIZE]), offset: 0, len: 0 }
+    }
+
+    pub fn keep(&mut self, skb: &SkBuff) {
+        let packet = skb.data();
+        if let Some(copy) = self.octets.get_mut(..packet.len()) {
+            copy.copy_from_slice(packet);
+        }
+        (self.offset, self.len) = (skb.data_offset(), packet.len());
+    }
+
+    /// The packet that was kept, link-layer header first.
+    pub fn octets(&self) -> &[u8] {
+        self.octets.get(..self.len).unwrap_or(&[])
+    }
+
+    /// Makes the packet what it was. `false`: it cannot be; it is not the packet that was kept.
+    fn restore(&self, skb: &mut SkBuff) -> bool {
+        let (start, end) = (self.offset, self.offset + self.len);
+        let copied = skb.linear_mut().and_then(|(frame, _)| {
+            frame.get_mut(start..end)?.copy_from_slice(self.octets());
+            Some(())
+        });
+        copied.is_some() && skb.set_packet(start..end, 0).is_ok()
+    }
+}
+
+/// The SA whose protection was removed from a packet: the only entry of its secpath.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Secpath<'a> {
+    pub state: &'a InboundState,
+    /// The sequence number in the packet's header.
+    pub seq: u32,
+}
+
+/// Makes a packet whose protection was removed what it was, for the kernel. `false`: it cannot be.
+#[cold]
+#[inline(never)]
+pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &Received) -> bool {
+    secpath.state.replay().forget(secpath.seq);
+    skb.mark = 0;
+    skb.headers_may_change();
+    received.restore(skb)
+}
