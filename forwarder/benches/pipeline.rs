@@ -3,7 +3,7 @@
 //! `cargo bench --bench pipeline`. Measurements:
 //!
 //! - the data path alone: `forward_burst` over prepared bursts of 64; frames are returned outside the
-//!   measured interval; also of carried connections, with a ruleset and NAT;
+//!   measured interval; also of carried connections, with a ruleset and NAT, and of an IPsec tunnel;
 //! - whole iterations of a worker over a driver that works as DPDK's `net_null` with `copy=1`: each
 //!   packet is copied into a frame and out of one. With one route, and with a full table (`full_table`)
 //!   and random destinations;
@@ -36,6 +36,7 @@ mod capture;
 mod carried;
 mod full_table;
 mod null;
+mod tunnel;
 mod workers;
 
 /// Packets per burst, as in a worker.
@@ -130,6 +131,23 @@ fn main() -> io::Result<()> {
             let frames: Vec<_> = (0..BURST).map(frame).collect();
             let hooks = carried::hooks(&frames, rules, is_translated);
             results.push(data_path(name, &one, &hooks, frame));
+        }
+    }
+    if !args.turns_only {
+        for (name, len, is_opened) in [
+            ("IPsec, protected, 64 octets", 64, false),
+            ("IPsec, protected, 1400 octets", 1400, false),
+            ("IPsec, opened, 64 octets", 64, true),
+            ("IPsec, opened, 1400 octets", 1400, true),
+        ] {
+            if !is_wanted(name) {
+                continue;
+            }
+            let (tables, frame) = match is_opened {
+                true => (tunnel::opening(), tunnel::protected(len)),
+                false => (tunnel::protecting(), tunnel::frame(len)),
+            };
+            results.push(data_path(name, &tables, Hooks::none(), |_| frame.clone()));
         }
     }
     if args.only.is_some() {

@@ -88,6 +88,7 @@ impl Daemon {
             carried_flows: None,
             offloaded_flows: None,
             ipsec_policies: None,
+            ipsec_sas: None,
             warnings: Vec::new(),
         })
     }

@@ -209,6 +209,20 @@ pub fn one_route() -> Tables {
     tables(1, vec![route4], vec![route6])
 }
 
+/// The same, and an address of the router.
+pub fn one_route_and_own() -> Tables {
+    let mut tables = one_route();
+    let route = |prefix: &str, leaf| (prefix.parse().expect("a prefix"), leaf);
+    let routes = vec![route("10.0.0.0/8", 1), route("198.18.1.1/32", 2)];
+    let own = Arc::new(FibInfo::special(RouteType::Local));
+    tables.fib4 = FamilyFib {
+        tables: Arc::new([Lpm::from_routes(routes).expect("a table of this size fits")]),
+        infos: tables.fib4.infos.iter().cloned().chain([own]).collect(),
+        ..FamilyFib::empty()
+    };
+    tables
+}
+
 /// A full table, and as many random destinations covered by it, of either family.
 pub fn full_table(routes: usize, routes6: usize) -> (Tables, Vec<u32>, Vec<u128>) {
     let mut random = Random(SEED);

@@ -273,7 +273,7 @@ fn what_is_not_for_an_sa_here_is_left_as_received() {
     let unknown_spi = |frame: &mut Vec<u8>| frame[34] ^= 1;
     let bad_checksum = |frame: &mut Vec<u8>| frame[24] ^= 1;
     let cut_off = |frame: &mut Vec<u8>| frame.truncate(40);
-    let kinds: [&dyn Fn(&mut Vec<u8>); 3] = [&unknown_spi, &bad_checksum, &cut_off];
+    let kinds: [fn(&mut Vec<u8>); 3] = [unknown_spi, bad_checksum, cut_off];
     for (n, change) in kinds.iter().enumerate() {
         let mut gateway = gateway(Family::Ipv4);
         let mut frame = gateway.sealed(&back4().packet());
