@@ -67,7 +67,7 @@ pub use key::Secret;
 pub use output::OutputParams;
 pub use overhead::Overhead;
 pub use policy::{Action, Direction, MAX_DEPTH, Policy, Received, Template};
-pub use replay::{BadWindow, ReplayWindow, WINDOW_MAX};
+pub use replay::{BadWindow, ReplaySnapshot, ReplayWindow, WINDOW_MAX};
 pub use sad::{Opened, Sad};
 pub use selector::{Flow, Mark, Prefix, Selector};
 pub use sequence::{BadRange, Sequence};

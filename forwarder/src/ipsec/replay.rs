@@ -33,6 +33,30 @@ pub enum BadWindow {
     EsnWithoutWindow,
 }
 
+/// What an inbound SA had received at some time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplaySnapshot {
+    /// The highest number received.
+    pub top: u64,
+    /// Whether `top - n` was received, by `n`; as many as the window is long.
+    received: Vec<bool>,
+}
+
+impl ReplaySnapshot {
+    /// Whether a number was received; false left of the window.
+    #[must_use]
+    pub fn is_received(&self, number: u64) -> bool {
+        let back = self.top.checked_sub(number).and_then(|back| usize::try_from(back).ok());
+        back.and_then(|back| self.received.get(back)).copied().unwrap_or(false)
+    }
+
+    /// Length of the window, in packets.
+    #[must_use]
+    pub fn window(&self) -> u32 {
+        self.received.len() as u32
+    }
+}
+
 /// What an inbound SA knows of the sequence numbers received.
 #[derive(Debug)]
 pub struct ReplayWindow {
@@ -168,21 +192,25 @@ impl ReplayWindow {
         Ok(())
     }
 
-    /// Takes back what [`accept`](Self::accept) recorded of a packet, with `seq` in its header, that another, such as the
-    /// kernel, processes instead.
-    pub fn forget(&self, seq: u32) {
-        let number = if self.is_extended { self.extend(seq) } else { Ok(u64::from(seq)) };
-        let Some((word, round, bit)) = number.ok().and_then(|number| self.word(number)) else {
-            return;
-        };
-        let mut value = word.load(Ordering::Relaxed);
-        while value >> NUMBERS_PER_WORD == round && value & bit != 0 {
-            let new = value & !bit;
-            match word.compare_exchange_weak(value, new, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => value = now,
+    /// Records what another, such as the kernel, has received, too: `top` and `is_received` as for
+    /// [`restore`](Self::restore). At any time.
+    pub fn merge(&self, top: u64, is_received: impl Fn(u32) -> bool) {
+        for back in (0..self.window).rev().filter(|&back| is_received(back)) {
+            if let Some(number) = top.checked_sub(u64::from(back)) {
+                // Numbers that are left of the window, or were recorded before, change nothing.
+                let _ = self.accept(number);
             }
         }
+    }
+
+    /// What was received so far, at some time during the call.
+    #[must_use]
+    pub fn snapshot(&self) -> ReplaySnapshot {
+        let top = self.top();
+        let is_received = |back: u32| {
+            top.checked_sub(u64::from(back)).is_some_and(|number| self.is_received(number))
+        };
+        ReplaySnapshot { top, received: (0..self.window).map(is_received).collect() }
     }
 
     /// The number with low half `seq` that is nearest to the window: RFC 4303 appendix A2.2, the kernel's
@@ -303,23 +331,22 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_is_forgotten_is_accepted_again() {
+    fn two_windows_are_merged() {
         for is_extended in [false, true] {
-            let window = ReplayWindow::new(64, is_extended).unwrap();
-            for seq in [1, 2, 40, 100] {
-                window.accept(window.check(seq).unwrap()).unwrap();
-            }
-            window.forget(40);
-            // Never accepted, and left of the window.
-            window.forget(41);
-            window.forget(2);
-            assert_eq!(window.check(40), Ok(40));
-            window.accept(40).unwrap();
-            for seq in [40, 100] {
-                assert!(window.check(seq).is_err(), "{seq}");
-            }
-            // With ESN that is a number of the next 2³².
-            assert_eq!(window.check(2).is_ok(), is_extended);
+            let [ours, kernels] = [0, 1].map(|_| ReplayWindow::new(64, is_extended).unwrap());
+            [1, 2, 40, 100].iter().for_each(|&number| ours.accept(number).unwrap());
+            [41, 99, 110].iter().for_each(|&number| kernels.accept(number).unwrap());
+            let snapshot = kernels.snapshot();
+            assert_eq!((snapshot.top, snapshot.window()), (110, 64));
+            let numbers: Vec<u64> = (1..=120).filter(|&n| snapshot.is_received(n)).collect();
+            assert_eq!(numbers, [99, 110], "41 is left of the window");
+            ours.merge(snapshot.top, |back| snapshot.is_received(snapshot.top - u64::from(back)));
+            let received: Vec<u64> = (1..=120).filter(|&n| ours.is_received(n)).collect();
+            assert_eq!(received, [99, 100, 110]);
+            assert_eq!(ours.top(), 110);
+            // Something older changes nothing.
+            ours.merge(20, |_| true);
+            assert_eq!((1..=120).filter(|&n| ours.is_received(n)).count(), 3);
         }
     }
 

@@ -5,10 +5,11 @@
 //! reserves ranges, and workers take numbers from them without a lock. When a range is used up, sending fails
 //! until there is another.
 //!
-//! To reserve from the kernel, in this order: make the kernel unable to send on the SA (a policy that blocks,
+//! To reserve from the kernel without a guard against what it sends meanwhile, in this order: make the kernel unable to send on the SA (a policy that blocks,
 //! or no route that leads to it), read its counter, set the counter to the end of the range, never backwards,
 //! and only then use the range here and let the kernel send again. Reading and setting are two requests: a
-//! kernel that sends between them gets its counter set back, and uses numbers twice.
+//! kernel that sends between them gets its counter set back, and uses numbers twice, unless the range begins above all
+//! that it can have sent by then.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -161,6 +162,13 @@ impl Sequence {
         if !self.is_wanted.load(Ordering::Relaxed) {
             self.is_wanted.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Whether numbers are wanted.
+    #[inline]
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted.load(Ordering::Relaxed)
     }
 
     /// Whether numbers were wanted since the last call.

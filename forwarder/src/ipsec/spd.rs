@@ -130,6 +130,30 @@ impl Index {
     }
 }
 
+impl Index {
+    /// Whether another policy of the same priority matches, which has packets treated otherwise.
+    fn has_rival(&self, flow: &Flow, if_id: u32, policy: &Policy) -> bool {
+        let has_other_effect = |other: &Policy| {
+            other.priority == policy.priority
+                && other.matches(flow, if_id)
+                && (other.action, other.is_kernels, &other.templates)
+                    != (policy.action, policy.is_kernels, &policy.templates)
+        };
+        self.lens.iter().any(|&(lens, best)| {
+            let is_better = |best: u32| {
+                self.policies.get(best as usize).is_some_and(|it| it.priority <= policy.priority)
+            };
+            let Some((start, len)) =
+                self.buckets.get(Prefixes::of_flow(flow, lens)).filter(|_| is_better(best))
+            else {
+                return false;
+            };
+            let bucket = self.ranks.get(start as usize..(start + len) as usize).unwrap_or(&[]);
+            bucket.iter().filter_map(|&rank| self.policies.get(rank as usize)).any(has_other_effect)
+        })
+    }
+}
+
 impl Policy {
     /// Whether the policy is for a flow of its own family: `xfrm_policy_match`.
     #[inline]
@@ -177,6 +201,20 @@ impl Spd {
     #[must_use]
     pub fn lookup(&self, direction: Direction, flow: &Flow, if_id: u32) -> Option<&Policy> {
         self.index(direction, flow.family())?.lookup(flow, if_id)
+    }
+
+    /// Whether a policy that [`lookup`](Self::lookup) found has a rival: one of the same priority that matches, too, and
+    /// treats packets otherwise. A dump does not always tell which of the two the kernel takes ([`new`](Self::new)).
+    #[must_use]
+    pub fn has_rival(
+        &self,
+        direction: Direction,
+        flow: &Flow,
+        if_id: u32,
+        policy: &Policy,
+    ) -> bool {
+        let index = self.index(direction, flow.family());
+        index.is_some_and(|index| index.has_rival(flow, if_id, policy))
     }
 
     /// What happens to packets without a policy.

@@ -425,6 +425,17 @@ impl State {
         true
     }
 
+    /// Takes back a packet that was counted and that another, such as the kernel, processes and counts instead.
+    pub fn uncount(&self, octets: usize) {
+        let subtract = |counter: &AtomicU64, amount: u64| {
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                Some(count.saturating_sub(amount))
+            });
+        };
+        subtract(&self.packets, 1);
+        subtract(&self.bytes, octets as u64);
+    }
+
     /// Counts a packet with a wrong ICV.
     pub(super) fn count_integrity_failed(&self) {
         self.integrity_failed.fetch_add(1, Ordering::Relaxed);

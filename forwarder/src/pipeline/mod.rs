@@ -217,11 +217,12 @@ fn forward<'a, M: Mode>(
         if !M::HOOKED || !ctx.tables.xfrm.has_inbound() {
             return Ok((protocol, dev));
         }
-        let opened = xfrm_input(skb, protocol, dev, ctx)?;
-        way.secpath = opened.map(|(_, secpath)| secpath);
-        if opened.is_some() {
+        let opened = xfrm_input(skb, protocol, dev, ctx);
+        if !matches!(opened, Ok(None)) {
             traced::stage::<M>(Stage::XfrmInput, ctx);
         }
+        let opened = opened?;
+        way.secpath = opened.map(|(_, secpath)| secpath);
         Ok((opened.map_or(protocol, |(inside, _)| inside), dev))
     });
     way.received_len = Original::len_of::<M>(skb);
@@ -396,7 +397,13 @@ fn ip_rcv<'a, 'k, M: Mode>(
         dst.resolve(Ipv4Addr::from_bits(daddr), ctx.tables);
     }
     traced::neigh::<M>(dst, Ipv4Addr::from_bits(daddr), ctx);
-    check_neighbour::<M>(Family::Ip, dst, Ipv4Addr::from_bits(daddr).into(), ctx)?;
+    check_neighbour::<M>(
+        Family::Ip,
+        dst,
+        Ipv4Addr::from_bits(daddr).into(),
+        way.secpath.is_some(),
+        ctx,
+    )?;
     Ok(Routed::By(dst, routed))
 }
 
@@ -475,7 +482,7 @@ fn ip6_rcv<'a, 'k, M: Mode>(
         dst.resolve(daddr, ctx.tables);
     }
     traced::neigh::<M>(dst, daddr, ctx);
-    check_neighbour::<M>(Family::Ip6, dst, daddr.into(), ctx)?;
+    check_neighbour::<M>(Family::Ip6, dst, daddr.into(), way.secpath.is_some(), ctx)?;
     Ok(Routed::By(dst, routed))
 }
 
@@ -486,8 +493,8 @@ fn may_be_kernels_error(pf: Family, ctx: &Ctx<'_>) -> bool {
     ctx.hooks.see_own_packets(pf) || concern_sent(pf, ctx)
 }
 
-/// Where the errors of this router may be the kernel's to send, a packet does not wait for its neighbour here:
-/// it could not be handed over later.
+/// Where the errors of this router may be the kernel's to send, and if it came with protection, a packet does not wait
+/// for its neighbour here: it could not be handed over later.
 ///
 /// # Errors
 /// The packet is handed over now.
@@ -496,9 +503,10 @@ fn check_neighbour<M: Mode>(
     pf: Family,
     dst: &Dst<'_>,
     daddr: IpAddr,
+    is_opened: bool,
     ctx: &Ctx<'_>,
 ) -> Result<(), Exit> {
-    let is_checked = M::HOOKED && dst.hh.is_none() && may_be_kernels_error(pf, ctx);
+    let is_checked = M::HOOKED && dst.hh.is_none() && (is_opened || may_be_kernels_error(pf, ctx));
     if is_checked && !dst.is_resolved(daddr, ctx.tables) {
         return Err(Exit::Punt(PuntReason::NeighUnresolved));
     }

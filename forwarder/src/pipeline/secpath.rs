@@ -46,15 +46,16 @@ impl Received {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Secpath<'a> {
     pub state: &'a InboundState,
-    /// The sequence number in the packet's header.
-    pub seq: u32,
+    /// What was counted for the packet, octets.
+    pub octets: usize,
 }
 
 /// Makes a packet whose protection was removed what it was, for the kernel. `false`: it cannot be.
 #[cold]
 #[inline(never)]
 pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &Received) -> bool {
-    secpath.state.replay().forget(secpath.seq);
+    // The replay window keeps the packet: workers refuse it if it comes again.
+    secpath.state.state().uncount(secpath.octets);
     skb.mark = 0;
     skb.headers_may_change();
     received.restore(skb)

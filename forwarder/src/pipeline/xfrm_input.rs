@@ -2,8 +2,7 @@
 //!
 //! The packet inside goes the way of every received packet, from `ip_rcv` on. If the kernel has to decide about it (it is
 //! for this host, its neighbour is unknown, a policy does not permit it, …), the kernel gets the packet as it was
-//! received, with its protection, of which a copy is kept; and the replay window forgets it, because the kernel has
-//! one of its own. Where hook functions run, the kernel opens all packets: LOCAL_IN sees them there.
+//! received, with its protection, of which a copy is kept. Where hook functions run, the kernel opens all packets: LOCAL_IN sees them there.
 
 use super::eth_input::is_l2_multicast;
 use super::inet_addr::LOOPBACK_IFINDEX;
@@ -94,6 +93,7 @@ pub(super) fn xfrm_input<'a>(
         }
         Err(_) => return refuse(protocol, DropReason::XfrmInStateProtoError, ctx),
     };
+    let octets = inner.len();
     let inner = at.start + inner.start..at.start + inner.end;
     let inner_protocol = match frame.get(inner.start).map(|octet| octet >> 4) {
         Some(4) => EtherType::IPV4,
@@ -113,7 +113,7 @@ pub(super) fn xfrm_input<'a>(
         return Err(Exit::Drop(DropReason::XfrmInStateModeError));
     }
     skb.headers_may_change();
-    let secpath = Secpath { state: state.as_ref(), seq: located.seq };
+    let secpath = Secpath { state: state.as_ref(), octets };
     Ok(Some((inner_protocol, secpath)))
 }
 

@@ -59,9 +59,11 @@ pub(super) fn xfrm_bundle_create<'a>(
     let config = state.state().config();
     let outer = match (config.dst, config.src) {
         (IpAddr::V4(daddr), IpAddr::V4(saddr)) if ctx.tables.links.is_local4(saddr.to_bits()) => {
-            ip_route_output(daddr.to_bits(), saddr.to_bits(), ctx)?
+            ip_route_output(daddr.to_bits(), saddr.to_bits(), ctx).map_err(|_| KERNEL)?
         }
-        (IpAddr::V6(daddr), IpAddr::V6(_)) => ip6_route_output(daddr, dst.dev, ctx)?,
+        (IpAddr::V6(daddr), IpAddr::V6(_)) => {
+            ip6_route_output(daddr, dst.dev, ctx).map_err(|_| KERNEL)?
+        }
         _ => return Err(KERNEL),
     };
     // The kernel looks for a route by the interface that the packet itself would leave by.
@@ -101,6 +103,7 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     way: &mut Way<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<PostRouted, Exit> {
+    let ip_summed = skb.ip_summed;
     skb_checksum_help(skb);
     let daddr = bundle.state.state().config().dst;
     let (pf, protocol, hop_limit, requests) = match daddr {
@@ -115,11 +118,16 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     ctx.state.ip_id = ident.wrapping_add(1);
     let params = OutputParams { now_s: ctx.now_s(), hop_limit, ident };
     let (frame, packet) = skb.linear_mut().ok_or(KERNEL)?;
-    let sealed = bundle.state.seal(frame, packet, &params).map_err(|error| match error {
+    let sealed = match bundle.state.seal(frame, packet, &params) {
+        Ok(sealed) => sealed,
         // Octets have changed.
-        Error::XfrmOutStateProtoError => Exit::Drop(DropReason::XfrmOutError),
-        _ => KERNEL,
-    })?;
+        Err(Error::XfrmOutStateProtoError) => return Err(Exit::Drop(DropReason::XfrmOutError)),
+        Err(_) => {
+            // With the checksum as received, which is restored.
+            skb.ip_summed = ip_summed;
+            return Err(KERNEL);
+        }
+    };
     let ethertype = sealed.start.saturating_sub(LINK_LAYER_LEN - ADDRS_LEN)..sealed.start;
     if let Some(octets) = frame.get_mut(ethertype) {
         octets.copy_from_slice(&protocol.0.to_be_bytes());

@@ -94,9 +94,6 @@ pub struct XfrmPolicies {
     /// SAs that workers may protect packets of a policy with, together for each policy, and where they are.
     bundles: Vec<Arc<OutboundState>>,
     of_policy: HashTable<Bundles>,
-    /// For packets that are received and for those that are sent, by family: permissions have the priority of other
-    /// policies, so that it is not known which of them the kernel takes.
-    is_ambiguous: [[bool; 2]; 2],
     /// Policies that are not mere permissions, for packets that are received and for those that are sent; by family.
     concerned: [[bool; 2]; 2],
     /// By family: a policy is for marked packets.
@@ -126,7 +123,6 @@ impl XfrmPolicies {
         // As they were added.
         policies.reverse();
         let mut new = XfrmPolicies { len: policies.len(), ..XfrmPolicies::default() };
-        let mut priorities = HashSet::new();
         for (direction, policy) in &policies {
             let family = policy.family as usize;
             let at = match direction {
@@ -135,10 +131,6 @@ impl XfrmPolicies {
                 Direction::Out => 1,
             };
             new.has_icmp[family] |= policy.has_icmp && at == 1;
-            priorities.insert((at, family, policy.priority, is_permission(policy)));
-            if priorities.contains(&(at, family, policy.priority, !is_permission(policy))) {
-                new.is_ambiguous[at][family] = true;
-            }
             // Of a permission, too, errors may be concerned, see `concerns_error`.
             new.concerned[at][family] |= !is_permission(policy) || (at == 1 && policy.has_icmp);
             new.sees_marks[family] |= policy.mark.mask != 0;
@@ -216,7 +208,7 @@ impl XfrmPolicies {
             Some(policy) if !is_permission(policy) => policy,
             _ => return XfrmLookup::Pass,
         };
-        if self.is_ambiguous[1][family] {
+        if self.spd.has_rival(Direction::Out, flow, 0, policy) {
             return XfrmLookup::Kernel;
         }
         let state = || {
@@ -231,11 +223,10 @@ impl XfrmPolicies {
     /// kernel decides. `flow`: without the protection.
     #[must_use]
     pub fn permits_opened(&self, flow: &Flow, state: &InboundState) -> bool {
-        let family = flow.family() as usize;
-        if self.is_ambiguous[0][family] {
-            return false;
-        }
-        if self.spd.lookup(Direction::Fwd, flow, 0).is_some_and(|policy| policy.is_kernels) {
+        let is_kernels = |policy: &Policy| {
+            policy.is_kernels || self.spd.has_rival(Direction::Fwd, flow, 0, policy)
+        };
+        if self.spd.lookup(Direction::Fwd, flow, 0).is_some_and(is_kernels) {
             return false;
         }
         let secpath = [state.state()];

@@ -1,5 +1,5 @@
 //! Netlink messages into the mirror, the tables compiled from it, and packets forwarded by these. Whole
-//! datagrams are also decoded as messages of nf_tables and of ctnetlink.
+//! datagrams are also decoded as messages of nf_tables, of ctnetlink and of XFRM.
 #![no_main]
 
 use std::net::IpAddr;
@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use ferroute::control::conntrack;
 use ferroute::control::netlink::message::Messages;
 use ferroute::control::nftables;
+use ferroute::control::xfrm;
 use ferroute_fuzz::bench::{Bench, Layout};
 use ferroute_fuzz::input::mend;
 use ferroute_fuzz::mirror::{Record, TestMirror, parse};
@@ -43,6 +44,11 @@ fuzz_target!(|octets: &[u8]| {
             let _ruleset_or_error = nftables::decode(Messages::new(datagram));
             let _events =
                 Messages::new(datagram).filter_map(|it| conntrack::Event::of(&it)).count();
+            for message in Messages::new(datagram) {
+                let _obstacle = xfrm::state::parse(&message).map(|sa| sa.obstacle());
+                let _changed = xfrm::changes::changed(&message);
+                let _numbers = xfrm::ae::aevent(&message);
+            }
         }
         by_step.take(record);
         if !matches!(record, Record::Compile) {

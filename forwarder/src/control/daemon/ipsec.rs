@@ -50,17 +50,22 @@ impl Supervisor {
     }
 
     fn apply_sas(&mut self) -> Result<()> {
-        self.apply_policies();
+        let policies = self.compile_policies();
+        self.mirror.set_sas(policies);
         // Workers know them before they get their packets.
         let states = Arc::clone(self.mirror.tables().xfrm.states());
         self.steering_state.set_ipsec_sas(&states.inbound)
     }
 
     fn apply_policies(&mut self) {
+        let policies = self.compile_policies();
+        self.mirror.set_policies(policies);
+    }
+
+    fn compile_policies(&self) -> Arc<XfrmPolicies> {
         let report = self.sas.as_ref().and_then(SaFollower::report);
         let states = report.map(|report| Arc::clone(&report.states));
-        let policies = XfrmPolicies::with_states(self.policies.clone(), states.unwrap_or_default());
-        self.mirror.set_policies(Arc::new(policies));
+        Arc::new(XfrmPolicies::with_states(self.policies.clone(), states.unwrap_or_default()))
     }
 
     /// For `status`.

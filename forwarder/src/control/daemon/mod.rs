@@ -466,6 +466,9 @@ impl Supervisor {
     /// stopped, or messages were lost. Later notifications are followed as usual.
     fn catch_up(&mut self, now: Instant) -> Result<()> {
         self.caught_up = now;
+        if let Some(sas) = &self.sas {
+            sas.refresh();
+        }
         self.firewall.read_all();
         self.follow_firewall()?;
         let changes = self.mirror.process()?;
@@ -641,9 +644,6 @@ impl Supervisor {
         let end = Instant::now() + THREADS_TIMEOUT;
         self.workers.stop(end);
         self.ruleset.stop(end);
-        if let Some(sas) = &mut self.sas {
-            sas.stop(end);
-        }
         if let Some(flows) = &mut self.flows {
             flows.stop(end);
         }
@@ -654,6 +654,9 @@ impl Supervisor {
         }
         // Hands over the workers' last packets.
         self.punter.stop(Instant::now() + THREADS_TIMEOUT);
+        if let Some(sas) = &mut self.sas {
+            sas.stop(Instant::now() + THREADS_TIMEOUT);
+        }
         self.clients.finish();
     }
 }

@@ -411,6 +411,11 @@ impl Mirror {
         self.compiler.set_policies(policies);
     }
 
+    /// Sets the SAs, with the same policies. Publishes. What is offloaded does not depend on them.
+    pub fn set_sas(&mut self, policies: Arc<XfrmPolicies>) {
+        self.compiler.set_sas(policies);
+    }
+
     /// Sets the epochs of what offloaded flows depend on, before there are any. Publishes.
     pub fn set_epochs(&mut self, epochs: Arc<Epochs>) {
         self.compiler.set_epochs(epochs);

@@ -13,7 +13,7 @@ use super::{
 use crate::control::netlink::message::{Message, Request, u8_at, u16_at, u32_at};
 use crate::control::netlink::query::NlSock;
 use crate::control::netlink::table::Table;
-use crate::ipsec::{Mark, ReplayWindow, Usage, WINDOW_MAX};
+use crate::ipsec::{Mark, ReplaySnapshot, Usage, WINDOW_MAX};
 use crate::wire::Protocol;
 
 const XFRM_MSG_EXPIRE: u16 = 0x18;
@@ -88,11 +88,10 @@ impl KernelReplay {
         })
     }
 
-    /// The same SA after `window`, which must have the length of the SA's, has received, too. A number that a worker
-    /// accepts meanwhile may be missing.
+    /// The same SA after a window, which must have the length of the SA's, has received, too.
     #[must_use]
-    pub fn with_received_by(&self, window: &ReplayWindow) -> KernelReplay {
-        let top = window.top().max(self.seq);
+    pub fn with_received_by(&self, window: &ReplaySnapshot) -> KernelReplay {
+        let top = window.top.max(self.seq);
         let mut replay = KernelReplay { seq: top, ..self.clone() };
         replay.bitmap.fill(0);
         for back in 0..window.window() {

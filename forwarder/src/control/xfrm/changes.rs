@@ -9,7 +9,7 @@ use super::ae::{self, EXPIRE_LEN, USERSA_ID_LEN};
 use super::info::StateInfo;
 use super::state::SaId;
 use super::{family, mark, of_family, xfrma};
-use crate::control::netlink::message::Message;
+use crate::control::netlink::message::{Message, u8_at};
 use crate::ipsec::Mark;
 use crate::wire::Protocol;
 
@@ -55,6 +55,17 @@ pub fn changed(message: &Message<'_>) -> Option<Changed> {
         _ => return None,
     };
     Some(one.map_or(Changed::All, Changed::One))
+}
+
+/// The SAs that a notification says to have ended. `None`: none, although [`changed`] may name some.
+pub fn ended(message: &Message<'_>) -> Option<Changed> {
+    let is_end = match message.kind {
+        XFRM_MSG_DELSA | XFRM_MSG_FLUSHSA => true,
+        // A hard limit.
+        XFRM_MSG_EXPIRE => u8_at(message.payload, StateInfo::LEN) == Some(1),
+        _ => false,
+    };
+    is_end.then(|| changed(message)).flatten()
 }
 
 /// Of a message that begins with a `struct xfrm_usersa_info`, in a header of `header_len` octets.

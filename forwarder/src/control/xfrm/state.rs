@@ -129,6 +129,11 @@ impl KernelState {
             .or_else(|| is_transport.then(|| "transport mode".to_owned()))
             .or_else(|| (self.config.if_id != 0).then(|| "an xfrm interface (if_id)".to_owned()))
             .or_else(|| (self.config.mark.mask != 0).then(|| "a mark".to_owned()))
+            .or_else(|| {
+                let selector = &self.config.selector;
+                let sees_upper = selector.proto != 0 || selector.sport.1 | selector.dport.1 != 0;
+                sees_upper.then(|| "a selector with a protocol or ports".to_owned())
+            })
     }
 }
 

@@ -290,10 +290,10 @@ fn a_replay_window_is_read_and_written_in_the_kernels_layout() {
         assert_eq!(received, [0, 1, 3], "{replay:?}");
         let mut window = ReplayWindow::new(replay.window.unwrap_or(32), false).unwrap();
         window.restore(replay.seq, |back| replay.is_received(back));
-        assert_eq!(replay.with_received_by(&window), replay);
+        assert_eq!(replay.with_received_by(&window.snapshot()), replay);
         for number in [98, 103, 165] {
             window.accept(number).unwrap();
-            let now = replay.with_received_by(&window);
+            let now = replay.with_received_by(&window.snapshot());
             let mut again = ReplayWindow::new(window.window(), false).unwrap();
             again.restore(now.seq, |back| now.is_received(back));
             for old in 60..170 {
@@ -473,7 +473,8 @@ fn with_esp(socket: &mut NlSock) {
 
         let window = ReplayWindow::new(state.config.replay_window, false).unwrap();
         [1, 2, 5].into_iter().for_each(|number| window.accept(number).unwrap());
-        let replay = KernelReplay { oseq: 1000, ..state.replay.with_received_by(&window) };
+        let replay =
+            KernelReplay { oseq: 1000, ..state.replay.with_received_by(&window.snapshot()) };
         let usage = Usage { bytes: 5, packets: 6, add_time_s: 7, use_time_s: 8 };
         assert!(ae::new_ae(socket, &state.id, Some(&replay), Some(usage)).expect("writes"));
         let now = ae::get_ae(socket, &state.id).expect("reads").expect("exists");

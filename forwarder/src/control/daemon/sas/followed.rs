@@ -20,17 +20,20 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::control::netlink::query::NlSock;
 use crate::control::xfrm::ae::{self, KernelReplay};
 use crate::control::xfrm::state::{KernelState, SaId};
-use crate::ipsec::{InboundState, IvSeed, Keys, KmState, OutboundState, State, StateConfig, Usage};
+use crate::ipsec::{
+    Direction, InboundState, IvSeed, Keys, KmState, OutboundState, ReplaySnapshot, State,
+    StateConfig, Usage,
+};
 use crate::tables::Wanted;
 
 /// Numbers that are reserved at once: at first, and at most, which workers use up in a second at the highest rates.
 /// Without ESN, an SA has 2³² numbers.
-const RANGE: [u64; 2] = [1 << 17, 1 << 20];
+const RANGE: [u64; 2] = [1 << 20, 1 << 22];
 /// More are reserved when less than this part of a range is left.
 const LOW: u64 = 4;
-/// Numbers left out for what the kernel sends meanwhile.
-const GUARD: u64 = 1 << 16;
-/// One packet of one SA takes the kernel at least 150 ns.
+/// Numbers left out for what the kernel sends meanwhile: 10 ns each, for it may take many at once for a packet that it
+/// divides later (`xfrm_replay_overflow_offload`).
+const GUARD: u64 = 1 << 20;
 const GUARD_TIME: Duration = Duration::from_millis(10);
 /// Until the next attempt after the first one that took longer; then twice as long each time. Each attempt uses up numbers.
 const RETRY: Duration = Duration::from_millis(20);
@@ -68,6 +71,11 @@ pub(super) struct Followed {
     is_local: bool,
     /// Usage by workers that the kernel's SA includes.
     written: Usage,
+    /// What workers had received when it was last written there: what they left to the kernel of it has arrived there
+    /// by now.
+    seen: Option<ReplaySnapshot>,
+    /// The kernel's replay window does not include that yet.
+    is_unwritten: bool,
     /// When it was last written there.
     written_at: Instant,
     /// The kernel's counter after numbers were reserved. `None`: none are.
@@ -116,6 +124,8 @@ impl Followed {
             fingerprint,
             is_local,
             written,
+            seen: None,
+            is_unwritten: false,
             written_at: now,
             reserved: None,
             range: 0,
@@ -160,6 +170,54 @@ impl Followed {
         }
     }
 
+    /// Takes over what the kernel has received on the same SA.
+    pub(super) fn merge(&self, kernel: &KernelState) {
+        if let Kind::Inbound(state) = &self.kind {
+            state.replay().merge(kernel.replay.seq, |back| kernel.replay.is_received(back));
+        }
+    }
+
+    /// Nothing that workers left to the kernel is on its way any more.
+    pub(super) fn settle(&mut self) {
+        if let Kind::Inbound(state) = &self.kind {
+            self.seen = Some(state.replay().snapshot());
+            self.is_unwritten = true;
+        }
+    }
+
+    /// Writes everything into the kernel's SA, and reads it again for the successor of this one.
+    pub(super) fn hand_over(
+        mut self,
+        kernel: &mut KernelState,
+        requests: &mut NlSock,
+    ) -> io::Result<()> {
+        self.settle();
+        self.write_back(&kernel.id, requests)?;
+        if let Some(now) = unless_ended(ae::get_ae(requests, &kernel.id))?.flatten() {
+            (kernel.replay, kernel.config.usage) = (now.replay, now.usage);
+        }
+        Ok(())
+    }
+
+    /// Whether [`look_after`](Self::look_after) has something to ask the kernel.
+    pub(super) fn needs_care(&self, now: Instant) -> bool {
+        let Some(state) = self.state() else { return false };
+        let usage = state.usage();
+        let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
+        let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
+        let is_asked = match &self.kind {
+            Kind::Outbound(state) => {
+                self.settling.is_some() && self.reserved.is_some()
+                    || usage.packets != self.asked_packets
+                    || state.sequence().is_wanted()
+            }
+            _ => false,
+        };
+        is_asked
+            || is_late && (!is_written || self.is_unwritten)
+            || self.limits_to_report() != [false; 2]
+    }
+
     /// What is to be done at regular intervals. `false`: the kernel does not have the SA any more.
     pub(super) fn look_after(
         &mut self,
@@ -167,23 +225,24 @@ impl Followed {
         requests: &mut NlSock,
         now: Instant,
     ) -> io::Result<bool> {
-        if !self.report_limits(id, requests)? {
-            return Ok(false);
-        }
         if let Kind::Outbound(state) = &self.kind {
             let state = Arc::clone(state);
             if !self.look_after_numbers(&state, id, requests, now)? {
                 return Ok(false);
             }
         }
-        if now.saturating_duration_since(self.written_at) < WRITE_BACK {
+        let ends = self.limits_to_report();
+        if now.saturating_duration_since(self.written_at) < WRITE_BACK && ends == [false; 2] {
             return Ok(true);
         }
         self.written_at = now;
-        self.write_back(id, requests).map(|usage| {
-            self.written = usage.unwrap_or(self.written);
-            usage.is_some()
-        })
+        let Some(usage) = self.write_back(id, requests)? else { return Ok(false) };
+        let is_used = usage.packets != self.written.packets;
+        (self.written, self.is_unwritten) = (usage, false);
+        if is_used {
+            self.settle();
+        }
+        self.report_limits(ends, id, requests)
     }
 
     /// Reserves sequence numbers, before the workers see the SA. `false`: there is no such SA.
@@ -192,7 +251,7 @@ impl Followed {
         let state = Arc::clone(state);
         let now = Instant::now();
         self.taken_at = now;
-        match ae::get_ae(requests, id)? {
+        match unless_ended(ae::get_ae(requests, id))?.flatten() {
             Some(kernel) => self.reserve(&state, id, requests, &kernel.replay, now),
             None => Ok(false),
         }
@@ -217,7 +276,10 @@ impl Followed {
         }
         let from = Instant::now();
         (self.asked_at, self.asked_packets) = (from, packets);
-        let Some(kernel) = ae::get_ae(requests, id)? else { return Ok(false) };
+        let is_starved = !sequence.has_numbers();
+        let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+            return Ok(false);
+        };
         let since = now.saturating_duration_since(self.taken_at);
         if self.kernels_until.take().is_some() {
             (self.taken_at, self.settling) = (now, Some(0));
@@ -226,7 +288,9 @@ impl Followed {
             sequence.give_up();
             self.range = 0;
             let settling = self.settling.map(|count| count + 1);
-            if settling.map_or(since < CALM, |count| count > SETTLING_MAX) {
+            let is_again = settling.map_or(since < CALM, |count| count > SETTLING_MAX);
+            // Without numbers, workers have left packets to it.
+            if is_again && !is_starved {
                 let doubled = if since < CALM { self.kernel_time * 2 } else { Duration::ZERO };
                 self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
                 (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
@@ -261,7 +325,7 @@ impl Followed {
             return Ok(true);
         }
         let set = KernelReplay { oseq: last, ..kernel.clone() };
-        if !ae::new_ae(requests, id, Some(&set), None)? {
+        if unless_ended(ae::new_ae(requests, id, Some(&set), None))? != Some(true) {
             return Ok(false);
         }
         if from.elapsed() >= GUARD_TIME {
@@ -281,14 +345,32 @@ impl Followed {
         Ok(true)
     }
 
-    /// Reports limits that workers have reached. `false`: there is no such SA any more.
-    fn report_limits(&mut self, id: &SaId, requests: &mut NlSock) -> io::Result<bool> {
-        let Some(state) = self.state() else { return Ok(true) };
-        let reached = [state.is_dying(), state.km_state() == KmState::Expired];
-        for (n, is_hard) in [false, true].into_iter().enumerate() {
-            if reached[n] && !self.is_reported[n] {
+    /// Soft and hard limits of octets and packets that workers have reached, and that were not reported. The kernel
+    /// reports those of time.
+    fn limits_to_report(&self) -> [bool; 2] {
+        let Some(state) = self.state() else { return [false; 2] };
+        let (usage, limits) = (state.usage(), state.config().lifetime);
+        [0, 1].map(|n| {
+            let (bytes, packets) = (limits.bytes[n], limits.packets[n]);
+            let is_reached = usage.bytes >= bytes || usage.packets >= packets;
+            // The packet that would exceed a hard limit is not counted.
+            let is_over = n == 1 && state.km_state() == KmState::Expired;
+            let is_finite = bytes != u64::MAX || packets != u64::MAX;
+            (is_reached || is_over) && is_finite && !self.is_reported[n]
+        })
+    }
+
+    /// Reports limits, after usage was written. `false`: there is no such SA any more.
+    fn report_limits(
+        &mut self,
+        ends: [bool; 2],
+        id: &SaId,
+        requests: &mut NlSock,
+    ) -> io::Result<bool> {
+        for (n, is_hard) in [(0, false), (1, true)] {
+            if ends[n] {
                 self.is_reported[n] = true;
-                if !ae::expire(requests, id, is_hard)? {
+                if unless_ended(ae::expire(requests, id, is_hard))? != Some(true) {
                     return Ok(false);
                 }
             }
@@ -300,10 +382,13 @@ impl Followed {
     /// there is no such SA.
     pub(super) fn write_back(&self, id: &SaId, requests: &mut NlSock) -> io::Result<Option<Usage>> {
         let Some(usage) = self.state().map(State::usage) else { return Ok(Some(self.written)) };
-        if (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes) {
+        let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
+        if is_written && !self.is_unwritten {
             return Ok(Some(usage));
         }
-        let Some(kernel) = ae::get_ae(requests, id)? else { return Ok(None) };
+        let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+            return Ok(None);
+        };
         let total = Usage {
             bytes: kernel.usage.bytes + usage.bytes.saturating_sub(self.written.bytes),
             packets: kernel.usage.packets + usage.packets.saturating_sub(self.written.packets),
@@ -313,13 +398,25 @@ impl Followed {
                 used => used,
             },
         };
-        let replay = match &self.kind {
-            Kind::Inbound(state) => Some(kernel.replay.with_received_by(state.replay())),
+        let replay = match (&self.kind, &self.seen) {
+            (Kind::Inbound(state), seen) => {
+                let replay = &kernel.replay;
+                state.replay().merge(replay.seq, |back| replay.is_received(back));
+                seen.as_ref().map(|seen| replay.with_received_by(seen))
+            }
             // The kernel may be sending.
             _ => None,
         };
-        let exists = ae::new_ae(requests, id, replay.as_ref(), Some(total))?;
-        Ok(exists.then_some(usage))
+        let exists = unless_ended(ae::new_ae(requests, id, replay.as_ref(), Some(total)))?;
+        Ok((exists == Some(true)).then_some(usage))
+    }
+}
+
+/// `None`: the SA is at its end (EINVAL).
+fn unless_ended<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        answer => answer.map(Some),
     }
 }
 
@@ -330,6 +427,13 @@ impl Followed {
 fn kind(kernel: KernelState, is_local: bool) -> Result<Kind, String> {
     if let Some(obstacle) = kernel.obstacle() {
         return Err(obstacle);
+    }
+    match (kernel.direction, is_local) {
+        (Some(Direction::Out), true) => {
+            return Err("dir out to an address of the router".to_owned());
+        }
+        (Some(Direction::In), false) => return Err("dir in to another host".to_owned()),
+        _ => {}
     }
     let keys: Keys = kernel.keys.map_err(|reason| reason.to_string())?;
     if is_local {

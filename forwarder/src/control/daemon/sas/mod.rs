@@ -16,7 +16,7 @@
 
 mod followed;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
@@ -36,7 +36,9 @@ use crate::control::netlink::message::Messages;
 use crate::control::netlink::query::{NlSock, is_interrupted};
 use crate::control::process::privilege;
 use crate::control::process::threads::join_until;
-use crate::control::xfrm::changes::{XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed};
+use crate::control::xfrm::changes::{
+    Changed, XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed, ended,
+};
 use crate::control::xfrm::state::{self, SaId};
 use crate::ipsec::{Order, Sad};
 use crate::say;
@@ -44,7 +46,7 @@ use crate::tables::XfrmStates;
 use crate::worker::clock::monotonic_ns;
 
 /// How often sequence numbers are looked after while workers use SAs.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(5);
 /// Longest wait for an event.
 const WAIT: Duration = Duration::from_millis(100);
 /// How old the last sign that the SAs are the kernel's may be for the control thread's heartbeat.
@@ -57,8 +59,11 @@ const READ_REST: u32 = 4;
 const RCVBUF: usize = 4 << 20;
 /// SAs of the kernel that are named.
 const NAMED_MAX: usize = 16;
-/// SAs that are looked after in one tick.
-const SAS_PER_TICK: usize = 128;
+/// SAs that are looked at in one tick, and those of them for which the kernel is asked something.
+const SAS_PER_TICK: usize = 4096;
+const ASKED_PER_TICK: usize = 128;
+/// Datagrams of notifications that are read at once.
+const DATAGRAMS_MAX: usize = 256;
 /// With more SAs than this the kernel has all of them: see [`followed`] for the work that each is.
 const SAS_MAX: usize = 65_536;
 
@@ -143,6 +148,11 @@ impl SaFollower {
         }
     }
 
+    /// Has all SAs read again: the kernel may have received on them while the workers had to wait.
+    pub(super) fn refresh(&self) {
+        self.shared.changes.fetch_add(1, Relaxed);
+    }
+
     /// Whether the workers may use SAs from now on. Returns whether that is news.
     pub(super) fn set_enabled(&mut self, is_enabled: bool) -> bool {
         let is_news = std::mem::replace(&mut self.is_enabled, is_enabled) != is_enabled;
@@ -208,6 +218,8 @@ struct Follower<'a> {
     /// Changes by the control thread that have been taken into account.
     changes: u64,
     read_again_at: Instant,
+    /// Notifications have been received since the buffer was wiped.
+    has_received: bool,
 }
 
 impl<'a> Follower<'a> {
@@ -230,6 +242,7 @@ impl<'a> Follower<'a> {
             is_stale: true,
             changes: 0,
             read_again_at: Instant::now(),
+            has_received: false,
         })
     }
 
@@ -269,20 +282,37 @@ impl<'a> Follower<'a> {
     }
 
     fn receive(&mut self) -> io::Result<()> {
-        loop {
-            match self.events.receive().map_err(io::Error::other)? {
-                events::Received::Empty => break,
-                events::Received::Overrun => self.is_stale = true,
-                events::Received::Datagram(octets) => {
+        let (mut is_empty, mut received) = (false, Ok(()));
+        for _ in 0..DATAGRAMS_MAX {
+            match self.events.receive() {
+                Err(error) => received = Err(io::Error::other(error)),
+                Ok(events::Received::Empty) => is_empty = true,
+                Ok(events::Received::Overrun) => self.is_stale = true,
+                Ok(events::Received::Datagram(octets)) => {
                     let mut messages = Messages::new(octets);
-                    let is_news = messages.by_ref().any(|message| changed(&message).is_some());
-                    self.is_stale |= is_news || messages.broken();
+                    for message in messages.by_ref() {
+                        self.is_stale |= changed(&message).is_some();
+                        match ended(&message) {
+                            Some(Changed::One(id)) => {
+                                self.sas.get(&id).into_iter().for_each(Followed::retire);
+                            }
+                            Some(Changed::All) => self.sas.values().for_each(Followed::retire),
+                            None => {}
+                        }
+                    }
+                    self.is_stale |= messages.broken();
+                    self.has_received = true;
                 }
             }
+            if is_empty || received.is_err() {
+                break;
+            }
         }
-        // Notifications have keys.
-        self.events.wipe();
-        Ok(())
+        if std::mem::take(&mut self.has_received) {
+            // Notifications have keys.
+            self.events.wipe();
+        }
+        received
     }
 
     /// Reads all SAs, and gives the workers those that are new.
@@ -310,7 +340,8 @@ impl<'a> Follower<'a> {
         let mut is_changed = false;
         self.order.clear();
         // A dump begins with the newest.
-        for kernel in list.into_iter().rev() {
+        let mut failed = None;
+        for mut kernel in list.into_iter().rev() {
             let id = kernel.id;
             if id.spi == 0 || !is_enabled {
                 // It is being negotiated, or the kernel has all.
@@ -319,12 +350,22 @@ impl<'a> Follower<'a> {
             let fingerprint = followed::fingerprint(&kernel, &self.hasher);
             let is_local = locals.contains(id.dst);
             let sa = match old.remove(&id) {
-                Some(sa) if sa.is(fingerprint, is_local) => sa,
+                Some(sa) if sa.is(fingerprint, is_local) => {
+                    sa.merge(&kernel);
+                    sa
+                }
                 known => {
-                    known.iter().for_each(Followed::retire);
+                    if let Some(known) = known {
+                        known.retire();
+                        // What the workers did with it is the kernel's, and that of its successor.
+                        failed = known.hand_over(&mut kernel, &mut self.requests).err().or(failed);
+                    }
                     is_changed = true;
                     let mut sa = Followed::new(kernel, fingerprint, is_local);
-                    self.is_stale |= !sa.take_over(&id, &mut self.requests)?;
+                    match sa.take_over(&id, &mut self.requests) {
+                        Ok(exists) => self.is_stale |= !exists,
+                        Err(error) => failed = Some(error),
+                    }
                     sa
                 }
             };
@@ -332,8 +373,16 @@ impl<'a> Follower<'a> {
             self.sas.insert(id, sa);
         }
         is_changed |= !old.is_empty();
-        old.into_values().for_each(|sa| sa.retire());
+        for (id, mut sa) in old {
+            sa.retire();
+            sa.settle();
+            // Most do not exist any more; others the kernel has now.
+            let _ = sa.write_back(&id, &mut self.requests);
+        }
         self.read_again_at = Instant::now() + from.elapsed() * READ_REST;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         if is_changed {
             self.publish();
         }
@@ -344,8 +393,14 @@ impl<'a> Follower<'a> {
     fn publish(&self) {
         let (mut inbound, mut states) = (Vec::new(), XfrmStates::default());
         let mut kernels = Vec::new();
+        // The kernel may find one of its own for packets of an SA that differs by the mark only.
+        let place = |id: &SaId| (id.dst, id.spi, id.proto);
+        let is_kernels = |(_, sa): &(&SaId, &Followed)| !sa.is_workers();
+        let taken: HashSet<_> =
+            self.sas.iter().filter(is_kernels).map(|(id, _)| place(id)).collect();
         for id in &self.order {
             match self.sas.get(id).map(|sa| &sa.kind) {
+                Some(Kind::Inbound(_)) if taken.contains(&place(id)) => {}
                 Some(Kind::Inbound(state)) => inbound.push(Arc::clone(state)),
                 Some(Kind::Outbound(state)) => states.outbound.push(Arc::clone(state)),
                 Some(Kind::Kernels(wanted, reason)) => {
@@ -368,13 +423,18 @@ impl<'a> Follower<'a> {
     fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
         let count = self.order.len().min(SAS_PER_TICK);
+        let mut asked = 0;
         for _ in 0..count {
+            if asked >= ASKED_PER_TICK {
+                break;
+            }
             let Some(id) = self.order.get(self.cursor).or_else(|| self.order.first()).copied()
             else {
                 break;
             };
             self.cursor = if self.cursor + 1 < self.order.len() { self.cursor + 1 } else { 0 };
-            if let Some(sa) = self.sas.get_mut(&id) {
+            if let Some(sa) = self.sas.get_mut(&id).filter(|sa| sa.needs_care(now)) {
+                asked += 1;
                 let exists = sa.look_after(&id, &mut self.requests, now)?;
                 self.is_stale |= !exists;
             }
@@ -387,8 +447,9 @@ impl<'a> Follower<'a> {
         self.shared.valid_ns.store(0, Relaxed);
         self.shared.report.store(Arc::default());
         (self.notify)();
-        for (id, sa) in self.sas.drain() {
+        for (id, mut sa) in self.sas.drain() {
             sa.retire();
+            sa.settle();
             // The kernel has the SA as it is, whatever becomes of this.
             let _ = sa.write_back(&id, &mut self.requests);
         }

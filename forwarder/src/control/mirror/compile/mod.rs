@@ -213,6 +213,12 @@ impl Compiler {
         self.current.epochs.changed();
     }
 
+    /// Sets the SAs, with the same policies, and gives them to the workers.
+    pub fn set_sas(&mut self, policies: Arc<XfrmPolicies>) {
+        self.current.xfrm = policies;
+        self.publish();
+    }
+
     /// Sets the epochs that changes increment from now on, and gives them to the workers.
     pub fn set_epochs(&mut self, epochs: Arc<Epochs>) {
         self.current.epochs = epochs;
