@@ -207,8 +207,10 @@ impl ReplayWindow {
     #[must_use]
     pub fn snapshot(&self) -> ReplaySnapshot {
         let top = self.top();
+        // What the window has passed meanwhile is not accepted any more.
         let is_received = |back: u32| {
-            top.checked_sub(u64::from(back)).is_some_and(|number| self.is_received(number))
+            top.checked_sub(u64::from(back))
+                .is_some_and(|number| self.is_received(number) || !self.is_within(number))
         };
         ReplaySnapshot { top, received: (0..self.window).map(is_received).collect() }
     }

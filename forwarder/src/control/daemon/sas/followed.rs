@@ -2,8 +2,9 @@
 //!
 //! **Sending.** Reserving a range of sequence numbers is two requests: the kernel's counter is read, and set to the end of
 //! the range. The kernel may send in between, and is then set back. Therefore the range that workers get begins
-//! [`GUARD`] numbers above what was read, and it is not used if more than [`GUARD_TIME`] has passed until the counter was
-//! set: the kernel cannot send so many packets on one SA in that time. So no number is used twice, whoever dies when.
+//! [`GUARD`] numbers above what was read, and it is not used if more than its time has passed until the counter was
+//! set: the kernel cannot send so many packets on one SA in that time. So no number is used twice, whoever dies when,
+//! unless this thread is stopped for seconds between the last look at the clock and the request after it.
 //!
 //! Numbers are reserved before workers see the SA, so that they never leave packets of a new SA to the kernel: a packet
 //! that the kernel sends has a number above the range, and the peer's window then refuses what workers send. When that
@@ -28,13 +29,16 @@ use crate::tables::Wanted;
 
 /// Numbers that are reserved at once: at first, and at most, which workers use up in a second at the highest rates.
 /// Without ESN, an SA has 2³² numbers.
-const RANGE: [u64; 2] = [1 << 20, 1 << 22];
+const RANGE: [u64; 2] = [1 << 17, 1 << 22];
 /// More are reserved when less than this part of a range is left.
 const LOW: u64 = 4;
-/// Numbers left out for what the kernel sends meanwhile: 10 ns each, for it may take many at once for a packet that it
-/// divides later (`xfrm_replay_overflow_offload`).
-const GUARD: u64 = 1 << 20;
-const GUARD_TIME: Duration = Duration::from_millis(10);
+/// Numbers left out for what the kernel sends meanwhile: one for 10 ns, for it may take many at once for a packet that it
+/// divides later (`xfrm_replay_overflow_offload`). Twice as many after each attempt that took longer.
+const GUARD: u64 = 1 << 16;
+const GUARD_DOUBLINGS: u32 = 4;
+const NS_PER_NUMBER: u64 = 10;
+/// Without ESN, the numbers from here on are the kernel's: workers do not end an SA early.
+const SHARE: u64 = 3 << 30;
 /// Until the next attempt after the first one that took longer; then twice as long each time. Each attempt uses up numbers.
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -48,8 +52,12 @@ const KERNEL_TIME: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs
 const CALM: Duration = Duration::from_secs(60);
 /// How often replay windows and usage are written into the kernel's SA.
 const WRITE_BACK: Duration = Duration::from_millis(100);
+/// How often replay windows get what the kernel has received on the SA: what it alone can open, such as fragments.
+const MERGE: Duration = Duration::from_secs(1);
 /// How often it is asked whether the kernel sends on an SA on which workers send.
 const ASK: Duration = Duration::from_millis(5);
+/// Longer than any SA lasts.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Sequence numbers without ESN end here.
 const SEQ_MAX: u64 = u32::MAX as u64;
 
@@ -69,8 +77,11 @@ pub(super) struct Followed {
     /// See [`fingerprint`].
     fingerprint: u64,
     is_local: bool,
-    /// Usage by workers that the kernel's SA includes.
+    /// Usage by workers that the kernel's SA includes, and all usage of the SA when that was written.
     written: Usage,
+    total: Usage,
+    /// When the replay window last got what the kernel had received.
+    merged_at: Option<Instant>,
     /// What workers had received when it was last written there: what they left to the kernel of it has arrived there
     /// by now.
     seen: Option<ReplaySnapshot>,
@@ -85,6 +96,8 @@ pub(super) struct Followed {
     /// When more may be reserved after an attempt that took too long, and how long that is after the attempt.
     retry_at: Option<Instant>,
     retry: Duration,
+    /// Attempts that took too long since the last one that did not.
+    attempts: u32,
     /// When the kernel was last asked for its counter.
     asked_at: Instant,
     /// Packets that workers had sent then.
@@ -95,8 +108,9 @@ pub(super) struct Followed {
     settling: Option<u32>,
     /// The kernel has the SA until then.
     kernels_until: Option<Instant>,
-    /// How long that was the last time.
+    /// How long that was the last time, and when it ended.
     kernel_time: Duration,
+    kernels_ended: Option<Instant>,
     /// Soft and hard limits that were reported.
     is_reported: [bool; 2],
 }
@@ -124,6 +138,8 @@ impl Followed {
             fingerprint,
             is_local,
             written,
+            total: written,
+            merged_at: None,
             seen: None,
             is_unwritten: false,
             written_at: now,
@@ -131,19 +147,23 @@ impl Followed {
             range: 0,
             retry_at: None,
             retry: RETRY,
+            attempts: 0,
             asked_at: now,
             asked_packets: written.packets,
             taken_at: now,
             settling: Some(0),
             kernels_until: None,
             kernel_time: Duration::ZERO,
+            kernels_ended: None,
             is_reported: [false; 2],
         }
     }
 
-    /// Whether it is the SA with this fingerprint, and does not become one for the other direction.
+    /// Whether it is the SA with this fingerprint, does not become one for the other direction, and was not retired: one
+    /// that was deleted and added again may look the same.
     pub(super) fn is(&self, fingerprint: u64, is_local: bool) -> bool {
-        self.fingerprint == fingerprint && self.is_local == is_local
+        let has_ended = self.state().is_some_and(|state| state.km_state() == KmState::Dead);
+        self.fingerprint == fingerprint && self.is_local == is_local && !has_ended
     }
 
     /// Whether workers may use it.
@@ -171,9 +191,9 @@ impl Followed {
     }
 
     /// Takes over what the kernel has received on the same SA.
-    pub(super) fn merge(&self, kernel: &KernelState) {
+    pub(super) fn merge(&self, kernel: &KernelReplay) {
         if let Kind::Inbound(state) = &self.kind {
-            state.replay().merge(kernel.replay.seq, |back| kernel.replay.is_received(back));
+            state.replay().merge(kernel.seq, |back| kernel.is_received(back));
         }
     }
 
@@ -206,16 +226,30 @@ impl Followed {
         let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {
-            Kind::Outbound(state) => {
-                self.settling.is_some() && self.reserved.is_some()
-                    || usage.packets != self.asked_packets
-                    || state.sequence().is_wanted()
-            }
-            _ => false,
+            Kind::Outbound(state) => self.may_ask(now) && self.is_ask_due(usage.packets, state, now),
+            Kind::Inbound(_) => self.is_merge_due(now),
+            Kind::Kernels(..) => false,
         };
         is_asked
             || is_late && (!is_written || self.is_unwritten)
             || self.limits_to_report() != [false; 2]
+    }
+
+    /// Whether the kernel's counter matters now.
+    fn may_ask(&self, now: Instant) -> bool {
+        let is_kernels = self.kernels_until.is_some_and(|until| now < until);
+        let is_waiting = self.reserved.is_none() && self.retry_at.is_some_and(|at| now < at);
+        !is_kernels && !is_waiting
+    }
+
+    fn is_ask_due(&self, packets: u64, state: &OutboundState, now: Instant) -> bool {
+        let is_open = self.settling.is_some() && self.reserved.is_some();
+        let is_due = now.saturating_duration_since(self.asked_at) >= ASK;
+        is_due && (is_open || packets != self.asked_packets) || state.sequence().is_wanted()
+    }
+
+    fn is_merge_due(&self, now: Instant) -> bool {
+        self.merged_at.is_none_or(|at| now.saturating_duration_since(at) >= MERGE)
     }
 
     /// What is to be done at regular intervals. `false`: the kernel does not have the SA any more.
@@ -230,6 +264,13 @@ impl Followed {
             if !self.look_after_numbers(&state, id, requests, now)? {
                 return Ok(false);
             }
+        }
+        if matches!(self.kind, Kind::Inbound(_)) && self.is_merge_due(now) {
+            self.merged_at = Some(now);
+            let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+                return Ok(false);
+            };
+            self.merge(&kernel.replay);
         }
         let ends = self.limits_to_report();
         if now.saturating_duration_since(self.written_at) < WRITE_BACK && ends == [false; 2] {
@@ -267,13 +308,10 @@ impl Followed {
     ) -> io::Result<bool> {
         let sequence = state.sequence();
         let packets = state.state().usage().packets;
-        let is_open = self.settling.is_some() && self.reserved.is_some();
-        let is_due = now.saturating_duration_since(self.asked_at) >= ASK;
-        let is_used = is_due && (is_open || packets != self.asked_packets);
-        let is_kernels = self.kernels_until.is_some_and(|until| now < until);
-        if is_kernels || !(is_used || sequence.take_want()) {
+        if !self.may_ask(now) || !self.is_ask_due(packets, state, now) {
             return Ok(true);
         }
+        sequence.take_want();
         let from = Instant::now();
         (self.asked_at, self.asked_packets) = (from, packets);
         let is_starved = !sequence.has_numbers();
@@ -282,16 +320,22 @@ impl Followed {
         };
         let since = now.saturating_duration_since(self.taken_at);
         if self.kernels_until.take().is_some() {
-            (self.taken_at, self.settling) = (now, Some(0));
+            (self.taken_at, self.settling, self.kernels_ended) = (now, Some(0), Some(now));
         } else if self.reserved.is_some_and(|reserved| reserved != kernel.replay.oseq) {
             // It has sent: the peer may not accept what is left of the range.
             sequence.give_up();
-            self.range = 0;
+            if !is_starved {
+                self.range = 0;
+            }
             let settling = self.settling.map(|count| count + 1);
             let is_again = settling.map_or(since < CALM, |count| count > SETTLING_MAX);
             // Without numbers, workers have left packets to it.
             if is_again && !is_starved {
-                let doubled = if since < CALM { self.kernel_time * 2 } else { Duration::ZERO };
+                let is_soon = |ended: Instant| now.saturating_duration_since(ended) < CALM;
+                let doubled = match self.kernels_ended.is_some_and(is_soon) {
+                    true => self.kernel_time * 2,
+                    false => Duration::ZERO,
+                };
                 self.kernel_time = doubled.clamp(KERNEL_TIME[0], KERNEL_TIME[1]);
                 (self.reserved, self.kernels_until) = (None, Some(now + self.kernel_time));
                 return Ok(true);
@@ -316,33 +360,54 @@ impl Followed {
         kernel: &KernelReplay,
         from: Instant,
     ) -> io::Result<bool> {
-        let limit = if state.sequence().is_extended() { u64::MAX - 1 } else { SEQ_MAX };
-        let start = kernel.oseq.saturating_add(1 + GUARD);
+        let limit = if state.sequence().is_extended() { u64::MAX - 1 } else { SHARE };
+        let seq_max = if state.sequence().is_extended() { u64::MAX - 1 } else { SEQ_MAX };
+        let guard = GUARD << self.attempts.min(GUARD_DOUBLINGS);
+        let guard_time = Duration::from_nanos(guard * NS_PER_NUMBER);
+        let start = kernel.oseq.saturating_add(1 + guard);
         let range = (self.range * 2).clamp(RANGE[0], RANGE[1]);
         let last = start.saturating_add(range).min(limit);
         if start >= last {
             // The kernel uses the rest.
+            self.kernels_until = from.checked_add(NEVER);
             return Ok(true);
+        }
+        if from.elapsed() >= guard_time {
+            return Ok(self.was_late(state, from));
         }
         let set = KernelReplay { oseq: last, ..kernel.clone() };
         if unless_ended(ae::new_ae(requests, id, Some(&set), None))? != Some(true) {
             return Ok(false);
         }
-        if from.elapsed() >= GUARD_TIME {
-            // What the workers still have is below the kernel's counter now.
+        let took = from.elapsed();
+        if took >= guard_time {
+            // The kernel may have been set back: it goes on above all that it can have sent.
+            let sent = took.as_nanos() as u64 / NS_PER_NUMBER;
+            let set = KernelReplay { oseq: (last + sent).min(seq_max), ..kernel.clone() };
+            unless_ended(ae::new_ae(requests, id, Some(&set), None))?;
+            // What the workers still have is below its counter now.
             state.sequence().give_up();
-            (self.reserved, self.retry_at) = (None, Some(from + self.retry));
-            self.retry = (self.retry * 2).min(RETRY_MAX);
-            return Ok(true);
+            return Ok(self.was_late(state, from));
         }
         if !state.sequence().has_numbers() && self.settling.is_none() {
             (self.taken_at, self.settling) = (from, Some(0));
         }
         (self.reserved, self.range) = (Some(last), range);
-        (self.retry_at, self.retry) = (None, RETRY);
+        (self.retry_at, self.retry, self.attempts) = (None, RETRY, 0);
         // Fails if numbers of the range are not above all earlier ones; then none is used.
         let _ = state.sequence().extend(start..last + 1);
         Ok(true)
+    }
+
+    /// An attempt to reserve numbers took too long.
+    fn was_late(&mut self, state: &OutboundState, from: Instant) -> bool {
+        if !state.sequence().has_numbers() {
+            self.reserved = None;
+        }
+        self.retry_at = from.checked_add(self.retry);
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+        self.attempts = self.attempts.saturating_add(1);
+        true
     }
 
     /// Soft and hard limits of octets and packets that workers have reached, and that were not reported. The kernel
@@ -350,13 +415,11 @@ impl Followed {
     fn limits_to_report(&self) -> [bool; 2] {
         let Some(state) = self.state() else { return [false; 2] };
         let (usage, limits) = (state.usage(), state.config().lifetime);
+        let used_bytes = usage.bytes.max(self.total.bytes);
+        let used_packets = usage.packets.max(self.total.packets);
         [0, 1].map(|n| {
             let (bytes, packets) = (limits.bytes[n], limits.packets[n]);
-            let is_reached = usage.bytes >= bytes || usage.packets >= packets;
-            // The packet that would exceed a hard limit is not counted.
-            let is_over = n == 1 && state.km_state() == KmState::Expired;
-            let is_finite = bytes != u64::MAX || packets != u64::MAX;
-            (is_reached || is_over) && is_finite && !self.is_reported[n]
+            (used_bytes >= bytes || used_packets >= packets) && !self.is_reported[n]
         })
     }
 
@@ -370,6 +433,9 @@ impl Followed {
         for (n, is_hard) in [(0, false), (1, true)] {
             if ends[n] {
                 self.is_reported[n] = true;
+                if is_hard && let Some(state) = self.state() {
+                    state.set_km_state(KmState::Expired);
+                }
                 if unless_ended(ae::expire(requests, id, is_hard))? != Some(true) {
                     return Ok(false);
                 }
@@ -380,7 +446,11 @@ impl Followed {
 
     /// Writes replay window and usage into the kernel's SA; returns the usage by workers that it includes then. `None`:
     /// there is no such SA.
-    pub(super) fn write_back(&self, id: &SaId, requests: &mut NlSock) -> io::Result<Option<Usage>> {
+    pub(super) fn write_back(
+        &mut self,
+        id: &SaId,
+        requests: &mut NlSock,
+    ) -> io::Result<Option<Usage>> {
         let Some(usage) = self.state().map(State::usage) else { return Ok(Some(self.written)) };
         let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
         if is_written && !self.is_unwritten {
@@ -390,8 +460,10 @@ impl Followed {
             return Ok(None);
         };
         let total = Usage {
-            bytes: kernel.usage.bytes + usage.bytes.saturating_sub(self.written.bytes),
-            packets: kernel.usage.packets + usage.packets.saturating_sub(self.written.packets),
+            // Less than was written if packets were given back.
+            bytes: kernel.usage.bytes.wrapping_add(usage.bytes.wrapping_sub(self.written.bytes)),
+            packets: (kernel.usage.packets)
+                .wrapping_add(usage.packets.wrapping_sub(self.written.packets)),
             add_time_s: kernel.usage.add_time_s,
             use_time_s: match kernel.usage.use_time_s {
                 0 => usage.use_time_s,
@@ -407,6 +479,7 @@ impl Followed {
             // The kernel may be sending.
             _ => None,
         };
+        self.total = total;
         let exists = unless_ended(ae::new_ae(requests, id, replay.as_ref(), Some(total)))?;
         Ok((exists == Some(true)).then_some(usage))
     }

@@ -21,7 +21,7 @@ use std::hash::RandomState;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::{Acquire, Relaxed, Release}};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -51,8 +51,8 @@ const TICK: Duration = Duration::from_millis(5);
 const WAIT: Duration = Duration::from_millis(100);
 /// How old the last sign that the SAs are the kernel's may be for the control thread's heartbeat.
 const CURRENT_NS: u64 = 1_000_000_000;
-/// Until the next attempt after an error.
-const RETRY: Duration = Duration::from_secs(1);
+/// Until the next attempt after an error, at first and at most: each uses up sequence numbers.
+const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 /// While SAs change all the time, reading them takes at most a fifth of a CPU.
 const READ_REST: u32 = 4;
 /// Receive buffer for events, octets.
@@ -62,6 +62,8 @@ const NAMED_MAX: usize = 16;
 /// SAs that are looked at in one tick, and those of them for which the kernel is asked something.
 const SAS_PER_TICK: usize = 4096;
 const ASKED_PER_TICK: usize = 128;
+/// Failed requests in a row, after which everything is begun anew.
+const ERRORS_MAX: u32 = 16;
 /// Datagrams of notifications that are read at once.
 const DATAGRAMS_MAX: usize = 256;
 /// With more SAs than this the kernel has all of them: see [`followed`] for the work that each is.
@@ -144,13 +146,13 @@ impl SaFollower {
     pub(super) fn set_locals(&self, locals: Locals) {
         if **self.shared.locals.load() != locals {
             self.shared.locals.store(Arc::new(locals));
-            self.shared.changes.fetch_add(1, Relaxed);
+            self.shared.changes.fetch_add(1, Release);
         }
     }
 
     /// Has all SAs read again: the kernel may have received on them while the workers had to wait.
     pub(super) fn refresh(&self) {
-        self.shared.changes.fetch_add(1, Relaxed);
+        self.shared.changes.fetch_add(1, Release);
     }
 
     /// Whether the workers may use SAs from now on. Returns whether that is news.
@@ -158,7 +160,7 @@ impl SaFollower {
         let is_news = std::mem::replace(&mut self.is_enabled, is_enabled) != is_enabled;
         if is_news {
             self.shared.is_enabled.store(is_enabled, Relaxed);
-            self.shared.changes.fetch_add(1, Relaxed);
+            self.shared.changes.fetch_add(1, Release);
         }
         is_news
     }
@@ -179,7 +181,7 @@ impl SaFollower {
 
 /// Runs until it is stopped; after an error, from the start.
 fn follow(shared: &Shared, notify: &dyn Fn()) {
-    let mut said = None;
+    let (mut said, mut retry) = (None, RETRY[0]);
     while !shared.stopping.load(Relaxed) {
         let result = Follower::open(shared, notify).and_then(|mut follower| {
             let result = follower.run();
@@ -193,7 +195,8 @@ fn follow(shared: &Shared, notify: &dyn Fn()) {
             );
         }
         said = error;
-        let until = Instant::now() + RETRY;
+        let until = Instant::now() + retry;
+        retry = (retry * 2).min(RETRY[1]);
         while said.is_some() && Instant::now() < until && !shared.stopping.load(Relaxed) {
             thread::sleep(WAIT);
         }
@@ -220,6 +223,8 @@ struct Follower<'a> {
     read_again_at: Instant,
     /// Notifications have been received since the buffer was wiped.
     has_received: bool,
+    /// Requests that have failed since the last one that did not.
+    errors: u32,
 }
 
 impl<'a> Follower<'a> {
@@ -243,6 +248,7 @@ impl<'a> Follower<'a> {
             changes: 0,
             read_again_at: Instant::now(),
             has_received: false,
+            errors: 0,
         })
     }
 
@@ -250,7 +256,7 @@ impl<'a> Follower<'a> {
         while !self.shared.stopping.load(Relaxed) {
             let now_ns = monotonic_ns();
             self.receive()?;
-            let changes = self.shared.changes.load(Relaxed);
+            let changes = self.shared.changes.load(Acquire);
             if changes != self.changes {
                 (self.changes, self.is_stale) = (changes, true);
             }
@@ -351,20 +357,23 @@ impl<'a> Follower<'a> {
             let is_local = locals.contains(id.dst);
             let sa = match old.remove(&id) {
                 Some(sa) if sa.is(fingerprint, is_local) => {
-                    sa.merge(&kernel);
+                    sa.merge(&kernel.replay);
                     sa
                 }
                 known => {
                     if let Some(known) = known {
                         known.retire();
                         // What the workers did with it is the kernel's, and that of its successor.
-                        failed = known.hand_over(&mut kernel, &mut self.requests).err().or(failed);
+                        if let Err(error) = known.hand_over(&mut kernel, &mut self.requests) {
+                            failed = self.bear(error).err().or(failed);
+                        }
                     }
                     is_changed = true;
                     let mut sa = Followed::new(kernel, fingerprint, is_local);
                     match sa.take_over(&id, &mut self.requests) {
                         Ok(exists) => self.is_stale |= !exists,
-                        Err(error) => failed = Some(error),
+                        // It is tried again when workers want to send.
+                        Err(error) => failed = self.bear(error).err().or(failed),
                     }
                     sa
                 }
@@ -373,8 +382,8 @@ impl<'a> Follower<'a> {
             self.sas.insert(id, sa);
         }
         is_changed |= !old.is_empty();
+        old.values().for_each(Followed::retire);
         for (id, mut sa) in old {
-            sa.retire();
             sa.settle();
             // Most do not exist any more; others the kernel has now.
             let _ = sa.write_back(&id, &mut self.requests);
@@ -387,6 +396,12 @@ impl<'a> Follower<'a> {
             self.publish();
         }
         Ok(())
+    }
+
+    /// An error about one SA, such as want of memory, is none of the others, unless there are many.
+    fn bear(&mut self, error: io::Error) -> io::Result<()> {
+        self.errors += 1;
+        if self.errors > ERRORS_MAX { Err(error) } else { Ok(()) }
     }
 
     /// Gives the SAs to the control thread, which gives them to the workers.
@@ -435,8 +450,14 @@ impl<'a> Follower<'a> {
             self.cursor = if self.cursor + 1 < self.order.len() { self.cursor + 1 } else { 0 };
             if let Some(sa) = self.sas.get_mut(&id).filter(|sa| sa.needs_care(now)) {
                 asked += 1;
-                let exists = sa.look_after(&id, &mut self.requests, now)?;
-                self.is_stale |= !exists;
+                match sa.look_after(&id, &mut self.requests, now) {
+                    Ok(true) => self.errors = 0,
+                    Ok(false) => {
+                        sa.retire();
+                        self.is_stale = true;
+                    }
+                    Err(error) => self.bear(error)?,
+                }
             }
         }
         Ok(())
@@ -447,8 +468,8 @@ impl<'a> Follower<'a> {
         self.shared.valid_ns.store(0, Relaxed);
         self.shared.report.store(Arc::default());
         (self.notify)();
+        self.sas.values().for_each(Followed::retire);
         for (id, mut sa) in self.sas.drain() {
-            sa.retire();
             sa.settle();
             // The kernel has the SA as it is, whatever becomes of this.
             let _ = sa.write_back(&id, &mut self.requests);
