@@ -226,7 +226,9 @@ impl Followed {
         let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {
-            Kind::Outbound(state) => self.may_ask(now) && self.is_ask_due(usage.packets, state, now),
+            Kind::Outbound(state) => {
+                self.may_ask(now) && self.is_ask_due(usage.packets, state, now)
+            }
             Kind::Inbound(_) => self.is_merge_due(now),
             Kind::Kernels(..) => false,
         };
