@@ -292,12 +292,21 @@ impl Followed {
     pub(super) fn take_over(&mut self, id: &SaId, requests: &mut NlSock) -> io::Result<bool> {
         let Kind::Outbound(state) = &self.kind else { return Ok(true) };
         let state = Arc::clone(state);
-        let now = Instant::now();
-        self.taken_at = now;
-        match unless_ended(ae::get_ae(requests, id))?.flatten() {
-            Some(kernel) => self.reserve(&state, id, requests, &kernel.replay, now),
-            None => Ok(false),
+        // With a guard for as much time as the kernel takes.
+        for _ in 0..=GUARD_DOUBLINGS {
+            let now = Instant::now();
+            self.taken_at = now;
+            let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+                return Ok(false);
+            };
+            if !self.reserve(&state, id, requests, &kernel.replay, now)? {
+                return Ok(false);
+            }
+            if state.sequence().has_numbers() || self.kernels_until.is_some() {
+                break;
+            }
         }
+        Ok(true)
     }
 
     /// Reserves sequence numbers that workers need, unless the kernel sends.
