@@ -18,12 +18,12 @@ use crate::wire::icmpv4::{Icmpv4Type, exceeded, unreach};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
 use std::net::IpAddr;
 
-/// `ip_forward`, up to its first write.
+/// `ip_forward`, up to its first write. `may_redirect`: a redirect may be due.
 #[inline(always)]
 pub(super) fn ip_forward_checks(
     skb: &SkBuff,
     iph: &Iphdr,
-    dst: &Dst<'_>,
+    (dst, may_redirect): (&Dst<'_>, bool),
     ctx: &mut Ctx<'_>,
 ) -> Result<(), Exit> {
     if is_l2_multicast(skb) {
@@ -35,7 +35,8 @@ pub(super) fn ip_forward_checks(
         let exceeded = (Icmpv4Type::TIME_EXCEEDED.0, exceeded::EXC_TTL);
         return Err(Exit::Icmp(IcmpError::new(exceeded.0, exceeded.1, DropReason::TtlExceeded)));
     }
-    if dst.redirect && ctx.state.limiter.redirect_allow(u128::from(iph.saddr), ctx.now_ns) {
+    let is_due = dst.redirect && may_redirect;
+    if is_due && ctx.state.limiter.redirect_allow(u128::from(iph.saddr), ctx.now_ns) {
         // The kernel forwards it and sends the redirect.
         return Err(Exit::Punt(PuntReason::Redirect));
     }

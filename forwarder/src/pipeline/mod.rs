@@ -25,8 +25,9 @@
 //! disposition of each packet is recorded, and applied for the whole burst at the end ([`burst`]).
 //!
 //! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are
-//! punted before LOCAL_IN, which the kernel runs. Not here: reassembly, multicast routing, redirects (the
-//! kernel sends them), tunnels.
+//! punted before LOCAL_IN, which the kernel runs; where nothing is registered there, IPsec packets are opened before
+//! PRE_ROUTING ([`xfrm_input`]), and what IPsec protects becomes another packet after POST_ROUTING ([`xfrm_output`]). Not
+//! here: reassembly, multicast routing, redirects (the kernel sends them), other tunnels.
 //!
 //! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
 
@@ -228,19 +229,11 @@ fn forward<'a, M: Mode>(
     way.received_len = Original::len_of::<M>(skb);
     let disposition = match received {
         Ok((EtherType::IPV4, dev)) => match ip_rcv::<M>(skb, dev, routes, &mut way, ctx) {
-            Ok(Routed::Protected(routed)) => output_protected(skb, &way, routed, defer_output),
-            Ok(routed) if way.secpath.is_some() => {
-                output_opened(skb, EtherType::IPV4, routed, defer_output)
-            }
-            Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, defer_output, ctx),
+            Ok(routed) => output(skb, (EtherType::IPV4, dev), routed, &way, defer_output, ctx),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Ok((_, dev)) => match ip6_rcv::<M>(skb, dev, routes, &mut way, ctx) {
-            Ok(Routed::Protected(routed)) => output_protected(skb, &way, routed, defer_output),
-            Ok(routed) if way.secpath.is_some() => {
-                output_opened(skb, EtherType::IPV6, routed, defer_output)
-            }
-            Ok(routed) => output(skb, (EtherType::IPV6, dev), routed, defer_output, ctx),
+            Ok(routed) => output(skb, (EtherType::IPV6, dev), routed, &way, defer_output, ctx),
             Err(exit) => handle_exit(skb, exit, ctx),
         },
         Err(exit) => handle_exit(skb, exit, ctx),
@@ -364,10 +357,9 @@ fn ip_rcv<'a, 'k, M: Mode>(
     if M::HOOKED {
         bundle = xfrm_policy_check(skb, Family::Ip, way, dst, ctx)?;
     }
-    // What came with protection gets no redirect.
-    let opened = M::HOOKED && way.secpath.is_some();
-    let opened = opened.then_some(Dst { redirect: false, ..*dst });
-    let via = bundle.as_ref().map(|bundle| &bundle.dst).or(opened.as_ref()).unwrap_or(&*dst);
+    let via = bundle.as_ref().map_or(&*dst, |bundle| &bundle.dst);
+    // The sender of a packet with protection is not told another way.
+    let may_redirect = bundle.is_none() && way.secpath.is_none();
     let options = match iph.has_options() {
         true => {
             traced::stage::<M>(Stage::IpRcvOptions, ctx);
@@ -376,7 +368,7 @@ fn ip_rcv<'a, 'k, M: Mode>(
         false => None,
     };
     traced::stage::<M>(Stage::IpForwardChecks, ctx);
-    ip_forward_checks(skb, &iph, via, ctx)?;
+    ip_forward_checks(skb, &iph, (via, may_redirect), ctx)?;
     traced::stage::<M>(Stage::IpForward, ctx);
     traced::step::<M>(|| Step::Ttl(iph.ttl.saturating_sub(1)), ctx);
     let forwarded = ip_forward::<M>(skb, options, dev, via, ctx)?;
@@ -513,72 +505,31 @@ fn check_neighbour<M: Mode>(
     Ok(())
 }
 
-/// Completes the frame if only the addresses are left to write; otherwise defers output.
+/// Completes the frame if only the addresses are left to write; otherwise defers output. A packet of IPsec is not offered:
+/// one in clear may have the same addresses.
 #[inline(always)]
 fn output<'a>(
     skb: &mut SkBuff,
     (protocol, dev): (EtherType, &Link),
     routed: Routed<'a, '_>,
+    way: &Way<'a>,
     defer_output: impl FnOnce(PendingOutput<'a>),
     ctx: &mut Ctx<'_>,
 ) -> Disposition {
-    let (dst, routed) = match routed {
-        Routed::By(dst, routed) => (dst, routed),
-        Routed::Xmit(port, routed) => return Disposition::Xmit(port, routed),
-        // Unreachable: see `output_protected`.
-        Routed::Protected(_) => return Disposition::Drop(DropReason::XfrmOutError),
+    let (protocol, dst, routed) = match (routed, &way.protected) {
+        (Routed::By(dst, routed), _) => (protocol, dst, routed),
+        (Routed::Protected(routed), Some((outer, dst))) => (*outer, dst, routed),
+        (Routed::Xmit(port, routed), _) => return Disposition::Xmit(port, routed),
+        // Unreachable: it has just been set.
+        (Routed::Protected(_), None) => return Disposition::Drop(DropReason::XfrmOutError),
     };
-    if ctx.state.offload.is_on() {
+    if ctx.state.offload.is_on() && !way.is_of_ipsec() {
         offer::offer(skb, protocol, dev, dst, ctx);
     }
     if neigh_hh_output(skb, dst, &routed) {
         return Disposition::Xmit(dst.port, routed);
     }
     defer_output(PendingOutput { protocol, dst: *dst, routed });
-    Disposition::Output
-}
-
-/// The same for a packet whose protection was removed: it is not offered, because a packet in clear may have the same
-/// addresses.
-#[cold]
-fn output_opened<'a>(
-    skb: &mut SkBuff,
-    protocol: EtherType,
-    routed: Routed<'a, '_>,
-    defer_output: impl FnOnce(PendingOutput<'a>),
-) -> Disposition {
-    match routed {
-        Routed::By(dst, routed) => output_by(skb, (protocol, *dst, routed), defer_output),
-        Routed::Xmit(port, routed) => Disposition::Xmit(port, routed),
-        // Unreachable: these have a route of their own.
-        Routed::Protected(_) => Disposition::Drop(DropReason::XfrmOutError),
-    }
-}
-
-/// The same for a packet that was protected.
-#[cold]
-fn output_protected<'a>(
-    skb: &mut SkBuff,
-    way: &Way<'a>,
-    routed: PostRouted,
-    defer_output: impl FnOnce(PendingOutput<'a>),
-) -> Disposition {
-    match way.protected {
-        Some((protocol, dst)) => output_by(skb, (protocol, dst, routed), defer_output),
-        // Unreachable: it has just been set.
-        None => Disposition::Drop(DropReason::XfrmOutError),
-    }
-}
-
-fn output_by<'a>(
-    skb: &mut SkBuff,
-    (protocol, dst, routed): (EtherType, Dst<'a>, PostRouted),
-    defer_output: impl FnOnce(PendingOutput<'a>),
-) -> Disposition {
-    if neigh_hh_output(skb, &dst, &routed) {
-        return Disposition::Xmit(dst.port, routed);
-    }
-    defer_output(PendingOutput { protocol, dst, routed });
     Disposition::Output
 }
 

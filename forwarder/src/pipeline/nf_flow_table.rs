@@ -86,7 +86,7 @@ pub(super) fn nf_flow_offload_ip<'a>(
     if !is_ready(skb, dst) || !may_pass(&passage, &key, dst, ctx) {
         return None;
     }
-    if let Err(exit) = ip_forward_checks(skb, &iph, dst, ctx) {
+    if let Err(exit) = ip_forward_checks(skb, &iph, (dst, true), ctx) {
         return Some(Err(exit));
     }
     let passed = pass(passage, &key, skb, dev, dst, ctx)?;

@@ -17,3 +17,11 @@ pub(super) struct Way<'a> {
     /// It is sent with protection: protocol and route of the outer packet.
     pub protected: Option<(EtherType, Dst<'a>)>,
 }
+
+impl Way<'_> {
+    /// Whether IPsec has protected it or does.
+    #[inline]
+    pub fn is_of_ipsec(&self) -> bool {
+        self.secpath.is_some() || self.protected.is_some()
+    }
+}

@@ -67,31 +67,16 @@ pub(super) fn xfrm_input<'a>(
     let now_s = ctx.now_s();
     let Some((frame, at)) = skb.linear_mut() else { return Ok(None) };
     let Some(octets) = frame.get_mut(at.clone()) else { return Ok(None) };
-    let opened = state.open(octets, &located, now_s);
-    let inner = match opened {
+    let inner = match state.open(octets, &located, now_s) {
         Ok(Decapsulated::Tunnel(inner)) => inner,
-        Ok(Decapsulated::Dummy) => {
-            count_received(protocol, ctx);
-            return Err(Exit::Drop(DropReason::XfrmInDummy));
-        }
-        // Nothing else comes out of a tunnel.
-        Ok(Decapsulated::Transport(_)) => {
-            return refuse(protocol, DropReason::XfrmInStateModeError, ctx);
-        }
-        Err(Error::XfrmInStateSeqError) => {
-            return refuse(protocol, DropReason::XfrmInStateSeqError, ctx);
-        }
-        Err(Error::XfrmInStateExpired) => {
-            return refuse(protocol, DropReason::XfrmInStateExpired, ctx);
-        }
-        Err(Error::XfrmInStateModeError) => {
-            return refuse(protocol, DropReason::XfrmInStateModeError, ctx);
-        }
         // The SA is at its end, or being negotiated: the packet has not been changed, and the kernel knows.
         Err(Error::XfrmInStateInvalid | Error::XfrmAcquireError | Error::XfrmInStateMismatch) => {
             return Ok(None);
         }
-        Err(_) => return refuse(protocol, DropReason::XfrmInStateProtoError, ctx),
+        refused => {
+            count_received(protocol, ctx);
+            return Err(Exit::Drop(reason(&refused)));
+        }
     };
     let octets = inner.len();
     let inner = at.start + inner.start..at.start + inner.end;
@@ -117,10 +102,17 @@ pub(super) fn xfrm_input<'a>(
     Ok(Some((inner_protocol, secpath)))
 }
 
+/// Why a packet that an SA has opened, or not, is dropped.
 #[cold]
-fn refuse<T>(protocol: EtherType, reason: DropReason, ctx: &Ctx<'_>) -> Result<T, Exit> {
-    count_received(protocol, ctx);
-    Err(Exit::Drop(reason))
+fn reason(refused: &Result<Decapsulated, Error>) -> DropReason {
+    match refused {
+        Ok(Decapsulated::Dummy) => DropReason::XfrmInDummy,
+        // Nothing but these comes out of a tunnel.
+        Ok(_) | Err(Error::XfrmInStateModeError) => DropReason::XfrmInStateModeError,
+        Err(Error::XfrmInStateSeqError) => DropReason::XfrmInStateSeqError,
+        Err(Error::XfrmInStateExpired) => DropReason::XfrmInStateExpired,
+        Err(_) => DropReason::XfrmInStateProtoError,
+    }
 }
 
 /// Counts the outer packet, which the kernel delivers to ESP or AH.

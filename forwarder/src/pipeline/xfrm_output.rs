@@ -88,8 +88,7 @@ pub(super) fn xfrm_bundle_create<'a>(
     }
     // The packet itself is not cut.
     let mtu = mtu.max(len as u32);
-    // The sender is not told another way: it would not be one through the tunnel.
-    Ok(Bundle { state, dst: Dst { mtu, redirect: false, ..*dst }, outer })
+    Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer })
 }
 
 /// Protects a packet that has passed POST_ROUTING. The outer packet is then routed: its protocol and route are

@@ -196,17 +196,10 @@ impl XfrmPolicies {
     /// What happens to a packet that is forwarded: `xfrm_lookup` of direction out. Time in seconds.
     #[must_use]
     pub fn lookup_sent(&self, flow: &Flow, now_s: u64) -> XfrmLookup<'_> {
-        let family = flow.family() as usize;
-        if !self.concerned[1][family] {
-            return XfrmLookup::Pass;
-        }
-        if self.has_icmp[family] && flow.is_icmp_error() {
-            // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
-            return XfrmLookup::Kernel;
-        }
-        let policy = match self.spd.lookup(Direction::Out, flow, 0) {
-            Some(policy) if !is_permission(policy) => policy,
-            _ => return XfrmLookup::Pass,
+        let policy = match self.sent(flow) {
+            None => return XfrmLookup::Pass,
+            Some(None) => return XfrmLookup::Kernel,
+            Some(Some(policy)) => policy,
         };
         if self.spd.has_rival(Direction::Out, flow, 0, policy) {
             return XfrmLookup::Kernel;
@@ -295,16 +288,29 @@ impl XfrmPolicies {
     pub fn concerns_received(&self, flow: &Flow) -> bool {
         self.concerned[0][flow.family() as usize]
             // The kernel may judge an error by the packet that it quotes (`xfrm_in_fwd_icmp`).
-            && (flow.is_icmp_error() || self.concerns(Direction::Fwd, flow))
+            && (flow.is_icmp_error()
+                || self.spd.lookup(Direction::Fwd, flow, 0).is_some_and(|it| !is_permission(it)))
     }
 
     /// Whether a packet that is sent is to be protected, or dropped: `xfrm_lookup` of direction out.
     #[must_use]
     pub fn concerns_sent(&self, flow: &Flow) -> bool {
+        self.sent(flow).is_some()
+    }
+
+    /// The policy by which a packet that is sent is protected or dropped. `Some(None)`: it may be one that only the kernel
+    /// finds.
+    fn sent(&self, flow: &Flow) -> Option<Option<&Policy>> {
         let family = flow.family() as usize;
-        // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
-        let by_quoted = || self.has_icmp[family] && flow.is_icmp_error();
-        self.concerned[1][family] && (by_quoted() || self.concerns(Direction::Out, flow))
+        if !self.concerned[1][family] {
+            return None;
+        }
+        if self.has_icmp[family] && flow.is_icmp_error() {
+            // The same of those policies, if they have the flag (`xfrm_out_fwd_icmp`).
+            return Some(None);
+        }
+        let policy = self.spd.lookup(Direction::Out, flow, 0);
+        policy.filter(|policy| !is_permission(policy)).map(Some)
     }
 
     /// Whether an ICMP error of the router is to be protected, or dropped: `icmp_route_lookup`. The kernel may look up
@@ -317,10 +323,6 @@ impl XfrmPolicies {
             || self.sees_marks[family]
             || self.concerns_sent(flow)
             || self.concerns_sent(&Flow { oif: 0, ..*flow })
-    }
-
-    fn concerns(&self, direction: Direction, flow: &Flow) -> bool {
-        self.spd.lookup(direction, flow, 0).is_some_and(|policy| !is_permission(policy))
     }
 }
 
@@ -345,39 +347,19 @@ fn is_permission(policy: &Policy) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipsec::{Mark, Mode, Prefix, Selector, Template};
+    use crate::ipsec::{Mode, Prefix, Selector, Template};
     use crate::wire::Protocol;
 
     fn policy(dst: &str, priority: u32) -> Policy {
-        Policy {
-            index: 1,
-            priority,
-            family: Family::Ipv4,
-            selector: Selector {
-                dst: Prefix { addr: dst.parse().expect("an address"), len: 24 },
-                ..Selector::default()
-            },
-            mark: Mark::default(),
-            if_id: 0,
-            action: Action::Allow,
-            has_icmp: false,
-            is_kernels: false,
-            templates: Vec::new(),
-        }
+        let addr = dst.parse().expect("an address");
+        let selector = Selector { dst: Prefix { addr, len: 24 }, ..Selector::default() };
+        Policy { priority, ..Policy::new(Family::Ipv4, selector, Action::Allow) }
     }
 
     fn protected(dst: &str, priority: u32) -> Policy {
         let any = "0.0.0.0".parse().expect("an address");
-        let esp = Template {
-            src: any,
-            dst: any,
-            spi: 0,
-            proto: Protocol::ESP,
-            mode: Mode::Transport,
-            reqid: 0,
-            is_optional: false,
-            aalgos: None,
-        };
+        let mode = Mode::Transport;
+        let esp = Template { mode, ..Template::tunnel(Protocol::ESP, [any, any], 0) };
         Policy { templates: vec![esp], ..policy(dst, priority) }
     }
 
