@@ -89,14 +89,14 @@ impl Supervisor {
 
     /// Why the kernel applies all SAs: where packets are filtered, be it only those to or from the router itself, it has
     /// the filters see each packet with and without protection.
-    fn ipsec_filter(&self) -> Option<String> {
+    fn ipsec_filter(&self) -> Option<&str> {
         if self.hooks.nft().is_some() {
-            return Some("nftables".to_owned());
+            return Some("nftables");
         }
         if !self.own_hooks.is_empty() {
-            return Some("hook functions of the program".to_owned());
+            return Some("hook functions of the program");
         }
-        self.firewall.local_filter().map(str::to_owned)
+        self.firewall.local_filter()
     }
 
     /// Whether the workers' SAs, if they have any, are those of the kernel.

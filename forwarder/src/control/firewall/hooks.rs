@@ -190,8 +190,6 @@ impl Reader {
     /// # Errors
     /// When a request fails.
     pub fn read(&mut self, thorough: bool) -> io::Result<Hooks> {
-        let unlisted =
-            || Some("the kernel lists no hooks (CONFIG_NETFILTER_NETLINK_HOOK)".to_owned());
         let (by, local) = match self.listed()? {
             Some(hooks) => {
                 let (forwarded, local): (Vec<_>, Vec<_>) =
@@ -201,7 +199,9 @@ impl Reader {
             }
             None => {
                 let ipvs = self.files.has_virtual_servers()?;
-                (By::Parts { links: self.links(thorough)?, ipvs }, unlisted())
+                let unlisted =
+                    "the kernel lists no hooks (CONFIG_NETFILTER_NETLINK_HOOK)".to_owned();
+                (By::Parts { links: self.links(thorough)?, ipvs }, Some(unlisted))
             }
         };
         let is_there = match &by {

@@ -108,7 +108,7 @@ impl RulesetReader {
         let (requests, asked) = bounded(1);
         let (answer, results) = bounded(1);
         let thread = std::thread::Builder::new().name("fr-nft".into()).spawn(move || {
-            privilege::confine_ruleset_reader();
+            privilege::confine_follower();
             // Ends when either channel is closed.
             while let Ok(notices) = asked.recv() {
                 let from = Instant::now();

@@ -173,21 +173,9 @@ pub fn confine_worker(busy: bool) -> Result<()> {
     keep(&kept).context("cannot drop capabilities")
 }
 
-/// Leaves a thread that reads the nftables ruleset the capability to do so, CAP_NET_ADMIN. Failure is
-/// ignored: the thread needs no less.
-pub fn confine_ruleset_reader() {
-    let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
-}
-
-/// Leaves the thread that follows connections what it needs to read and change them, CAP_NET_ADMIN. Failure is
-/// ignored: the thread needs no less.
-pub fn confine_flow_follower() {
-    let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
-}
-
-/// Leaves the thread that follows IPsec SAs what it needs to read and change them, CAP_NET_ADMIN. Failure is ignored: the
-/// thread needs no less.
-pub fn confine_sa_follower() {
+/// Leaves a thread that reads or changes what the kernel has, by netlink, the capability to do so, CAP_NET_ADMIN. Failure
+/// is ignored: the thread needs no less.
+pub fn confine_follower() {
     let _ = keep(&[Capability::CAP_NET_ADMIN].into_iter().collect());
 }
 

@@ -101,7 +101,7 @@ impl FlowFollower {
         shared.locals.store(Arc::new(locals));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-ct".into()).spawn(move || {
-            privilege::confine_flow_follower();
+            privilege::confine_follower();
             follow(&own, writer, &gate, offloads.as_deref());
         })?;
         Ok(FlowFollower { shared, table, thread: Some(thread) })

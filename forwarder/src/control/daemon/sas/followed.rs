@@ -3,7 +3,7 @@
 //! **Sending.** Reserving a range of sequence numbers is two requests: the kernel's counter is read, and set to the end of
 //! the range. The kernel may send in between, and is then set back. Therefore the range that workers get begins
 //! [`GUARD`] numbers above what was read, and it is not used if more than its time has passed until the counter was
-//! set: the kernel cannot send so many packets on one SA in that time. So no number is used twice, whoever dies when,
+//! set: the kernel cannot send so many packets on one SA in that time. So no number is used twice, also after a crash,
 //! unless this thread is stopped for seconds between the last look at the clock and the request after it.
 //!
 //! Numbers are reserved before workers see the SA, so that they never leave packets of a new SA to the kernel: a packet
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::control::netlink::query::NlSock;
-use crate::control::xfrm::ae::{self, KernelReplay};
+use crate::control::xfrm::ae::{self, AeState, KernelReplay};
 use crate::control::xfrm::state::{KernelState, SaId};
 use crate::ipsec::{
     Direction, InboundState, IvSeed, Keys, KmState, OutboundState, ReplaySnapshot, State,
@@ -213,7 +213,7 @@ impl Followed {
     ) -> io::Result<()> {
         self.settle();
         self.write_back(&kernel.id, requests)?;
-        if let Some(now) = unless_ended(ae::get_ae(requests, &kernel.id))?.flatten() {
+        if let Some(now) = read_ae(requests, &kernel.id)? {
             (kernel.replay, kernel.config.usage) = (now.replay, now.usage);
         }
         Ok(())
@@ -223,7 +223,6 @@ impl Followed {
     pub(super) fn needs_care(&self, now: Instant) -> bool {
         let Some(state) = self.state() else { return false };
         let usage = state.usage();
-        let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
         let is_asked = match &self.kind {
             Kind::Outbound(state) => {
@@ -232,9 +231,13 @@ impl Followed {
             Kind::Inbound(_) => self.is_merge_due(now),
             Kind::Kernels(..) => false,
         };
-        is_asked
-            || is_late && (!is_written || self.is_unwritten)
-            || self.limits_to_report() != [false; 2]
+        is_asked || is_late && !self.is_written(&usage) || self.limits_to_report() != [false; 2]
+    }
+
+    /// Whether the kernel's SA includes this usage by workers, and what they have received.
+    fn is_written(&self, usage: &Usage) -> bool {
+        let is_counted = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
+        is_counted && !self.is_unwritten
     }
 
     /// Whether the kernel's counter matters now.
@@ -269,7 +272,7 @@ impl Followed {
         }
         if matches!(self.kind, Kind::Inbound(_)) && self.is_merge_due(now) {
             self.merged_at = Some(now);
-            let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+            let Some(kernel) = read_ae(requests, id)? else {
                 return Ok(false);
             };
             self.merge(&kernel.replay);
@@ -296,7 +299,7 @@ impl Followed {
         for _ in 0..=GUARD_DOUBLINGS {
             let now = Instant::now();
             self.taken_at = now;
-            let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+            let Some(kernel) = read_ae(requests, id)? else {
                 return Ok(false);
             };
             if !self.reserve(&state, id, requests, &kernel.replay, now)? {
@@ -326,7 +329,7 @@ impl Followed {
         let from = Instant::now();
         (self.asked_at, self.asked_packets) = (from, packets);
         let is_starved = !sequence.has_numbers();
-        let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+        let Some(kernel) = read_ae(requests, id)? else {
             return Ok(false);
         };
         let since = now.saturating_duration_since(self.taken_at);
@@ -371,8 +374,10 @@ impl Followed {
         kernel: &KernelReplay,
         from: Instant,
     ) -> io::Result<bool> {
-        let limit = if state.sequence().is_extended() { u64::MAX - 1 } else { SHARE };
-        let seq_max = if state.sequence().is_extended() { u64::MAX - 1 } else { SEQ_MAX };
+        let (limit, seq_max) = match state.sequence().is_extended() {
+            true => (u64::MAX - 1, u64::MAX - 1),
+            false => (SHARE, SEQ_MAX),
+        };
         let guard = GUARD << self.attempts.min(GUARD_DOUBLINGS);
         let guard_time = Duration::from_nanos(guard * NS_PER_NUMBER);
         let start = kernel.oseq.saturating_add(1 + guard);
@@ -463,11 +468,10 @@ impl Followed {
         requests: &mut NlSock,
     ) -> io::Result<Option<Usage>> {
         let Some(usage) = self.state().map(State::usage) else { return Ok(Some(self.written)) };
-        let is_written = (usage.packets, usage.bytes) == (self.written.packets, self.written.bytes);
-        if is_written && !self.is_unwritten {
+        if self.is_written(&usage) {
             return Ok(Some(usage));
         }
-        let Some(kernel) = unless_ended(ae::get_ae(requests, id))?.flatten() else {
+        let Some(kernel) = read_ae(requests, id)? else {
             return Ok(None);
         };
         let total = Usage {
@@ -481,19 +485,18 @@ impl Followed {
                 used => used,
             },
         };
-        let replay = match (&self.kind, &self.seen) {
-            (Kind::Inbound(state), seen) => {
-                let replay = &kernel.replay;
-                state.replay().merge(replay.seq, |back| replay.is_received(back));
-                seen.as_ref().map(|seen| replay.with_received_by(seen))
-            }
-            // The kernel may be sending.
-            _ => None,
-        };
+        self.merge(&kernel.replay);
+        // Only SAs for receiving have any: on others the kernel may be sending.
+        let replay = self.seen.as_ref().map(|seen| kernel.replay.with_received_by(seen));
         self.total = total;
         let exists = unless_ended(ae::new_ae(requests, id, replay.as_ref(), Some(total)))?;
         Ok((exists == Some(true)).then_some(usage))
     }
+}
+
+/// What the kernel has of an SA. `None`: the SA is at its end, or there is none.
+fn read_ae(requests: &mut NlSock, id: &SaId) -> io::Result<Option<AeState>> {
+    Ok(unless_ended(ae::get_ae(requests, id))?.flatten())
 }
 
 /// `None`: the SA is at its end (EINVAL).

@@ -118,7 +118,7 @@ impl SaFollower {
         shared.locals.store(Arc::new(locals));
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("fr-xfrm".into()).spawn(move || {
-            privilege::confine_sa_follower();
+            privilege::confine_follower();
             follow(&own, &notify);
         })?;
         Ok(SaFollower { shared, taken: Arc::default(), is_enabled: false, thread: Some(thread) })
