@@ -12,9 +12,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ferroute::ipsec::{
-    Action, Aead, Direction, EcnRules, EspKeys, Family, Flow, InboundState, IvSeed, Keys, KmState,
-    Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret,
-    Selector, Spd, StateConfig, StateFlags, Usage, locate,
+    Action, Aead, Direction, EspKeys, Family, Flow, InboundState, IvSeed, Keys, Mode, Order,
+    OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, Spd, StateConfig, locate,
 };
 use ferroute::wire::{Ipv4Packet, Protocol};
 use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -77,17 +76,11 @@ fn measure_policies(count: usize) {
     let network = |n: usize| Ipv4Addr::from_bits(0x0a00_0000 | (n as u32) << 8);
     let policy = |n: usize| {
         let dst = Prefix { addr: network(n).into(), len: 24 + (n % 4) as u8 };
+        let selector = Selector { dst, ..Selector::default() };
         let policy = Policy {
             index: n as u32,
             priority: 1000 - (n % 4) as u32,
-            family: Family::Ipv4,
-            selector: Selector { dst, ..Selector::default() },
-            mark: Mark::default(),
-            if_id: 0,
-            action: Action::Allow,
-            has_icmp: false,
-            is_kernels: false,
-            templates: Vec::new(),
+            ..Policy::new(Family::Ipv4, selector, Action::Allow)
         };
         (Direction::Out, policy)
     };
@@ -174,23 +167,11 @@ struct Sas {
 
 impl Sas {
     fn new(count: usize) -> Sas {
+        let ends = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
         let config = |n: usize| StateConfig {
-            src: [192, 0, 2, 1].into(),
-            dst: [192, 0, 2, 2].into(),
-            spi: 0x1000 + n as u32,
             reqid: 1,
-            mode: Mode::Tunnel,
-            flags: StateFlags::default(),
-            ecn: EcnRules::Rfc6040,
-            selector: Selector::default(),
-            selector_family: Some(Family::Ipv4),
-            mark: Mark::default(),
-            if_id: 0,
-            km_state: KmState::Valid,
-            lifetime: Lifetime::INFINITE,
-            usage: Usage::default(),
-            encap: None,
             replay_window: 128,
+            ..StateConfig::new(Mode::Tunnel, ends, 0x1000 + n as u32)
         };
         let keys = |n: usize| {
             let key = [n.to_be_bytes(), [7; 8]].concat();

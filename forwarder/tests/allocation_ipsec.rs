@@ -6,10 +6,9 @@
 use std::sync::Arc;
 
 use ferroute::ipsec::{
-    Action, Aead, Auth, Cipher, Decapsulated, Direction, EcnRules, EspKeys, Family, Flow,
-    InboundState, IvSeed, Keys, KmState, Lifetime, Mark, Mode, Order, OutboundState, OutputParams,
-    Policy, Received, Sad, Secret, Selector, Spd, StateConfig, StateFlags, Template, UdpPorts,
-    Usage,
+    Action, Aead, Auth, Cipher, Decapsulated, Direction, EspKeys, Family, Flow, InboundState,
+    IvSeed, Keys, Mode, Order, OutboundState, OutputParams, Policy, Received, Sad, Secret,
+    Selector, Spd, StateConfig, StateFlags, Template, UdpPorts,
 };
 use ferroute::wire::Protocol;
 
@@ -28,24 +27,8 @@ const HEADER: [u8; 20] =
     [0x45, 0, 0, 64, 0, 0, 0, 0, 64, 1, 0xf6, 0xb2, 192, 0, 2, 1, 192, 0, 2, 2];
 
 fn config(mode: Mode, flags: StateFlags) -> StateConfig {
-    StateConfig {
-        src: [192, 0, 2, 1].into(),
-        dst: [192, 0, 2, 2].into(),
-        spi: 0x1000,
-        reqid: 1,
-        mode,
-        flags,
-        ecn: EcnRules::Rfc6040,
-        selector: Selector::default(),
-        selector_family: Some(Family::Ipv4),
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
-        encap: None,
-        replay_window: 4096,
-    }
+    let ends = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
+    StateConfig { reqid: 1, flags, replay_window: 4096, ..StateConfig::new(mode, ends, 0x1000) }
 }
 
 fn all_keys() -> Vec<Keys> {
@@ -102,28 +85,9 @@ fn policies_are_looked_up_and_checked_without_allocating() {
     let tunnel =
         InboundState::new(config(Mode::Tunnel, StateFlags::default()), &keys).expect("a state");
     let any = "0.0.0.0".parse().expect("an address");
-    let template = Template {
-        src: any,
-        dst: any,
-        spi: 0,
-        proto: Protocol::ESP,
-        mode: Mode::Tunnel,
-        reqid: 1,
-        is_optional: false,
-        aalgos: None,
-    };
-    let policy = Policy {
-        index: 1,
-        priority: 1,
-        family: Family::Ipv4,
-        selector: Selector::default(),
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Allow,
-        has_icmp: false,
-        is_kernels: false,
-        templates: vec![template],
-    };
+    let templates = vec![Template::tunnel(Protocol::ESP, [any, any], 1)];
+    let allow = Policy::new(Family::Ipv4, Selector::default(), Action::Allow);
+    let policy = Policy { templates, ..allow };
     let spd = Spd::new([(Direction::Fwd, policy)], Order::OldestFirst, [Action::Allow; 3]);
     let allocations = allocations_of(|| {
         let flow = Flow::of_packet(&HEADER, 1, 0).expect("a flow");

@@ -4,9 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ferroute::ipsec::{
-    Action, Aead, Direction, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, KmState,
-    Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret,
-    Selector, StateConfig, StateFlags, Template, Usage,
+    Action, Aead, Direction, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, Mode, Order,
+    OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, StateConfig, Template,
 };
 use ferroute::tables::{Tables, XfrmPolicies, XfrmStates};
 use ferroute::wire::{Ipv4Packet, Protocol};
@@ -20,26 +19,9 @@ const ENDS: [IpAddr; 2] =
 const LINK_LAYER: usize = 14;
 const ROOM: usize = 128;
 
-fn config([src, dst]: [IpAddr; 2]) -> StateConfig {
-    StateConfig {
-        src,
-        dst,
-        spi: 0x1000,
-        reqid: 1,
-        mode: Mode::Tunnel,
-        flags: StateFlags::default(),
-        ecn: EcnRules::Xfrm,
-        selector: Selector::default(),
-        selector_family: Some(Family::Ipv4),
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
-        encap: None,
-        // The same packets are received again and again.
-        replay_window: 0,
-    }
+// Without a replay window: the same packets are received again and again.
+fn config(ends: [IpAddr; 2]) -> StateConfig {
+    StateConfig { reqid: 1, ecn: EcnRules::Xfrm, ..StateConfig::new(Mode::Tunnel, ends, 0x1000) }
 }
 
 fn keys() -> Keys {
@@ -53,31 +35,11 @@ fn outbound(ends: [IpAddr; 2]) -> OutboundState {
     state
 }
 
-fn policy(direction: Direction, index: u32, [src, dst]: [IpAddr; 2]) -> (Direction, Policy) {
+fn policy(direction: Direction, ends: [IpAddr; 2]) -> (Direction, Policy) {
     let ten = Prefix { addr: Ipv4Addr::new(10, 0, 0, 0).into(), len: 8 };
-    let template = Template {
-        src,
-        dst,
-        spi: 0,
-        proto: Protocol::ESP,
-        mode: Mode::Tunnel,
-        reqid: 1,
-        is_optional: false,
-        aalgos: None,
-    };
-    let policy = Policy {
-        index,
-        priority: 1,
-        family: Family::Ipv4,
-        selector: Selector { dst: ten, ..Selector::default() },
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Allow,
-        has_icmp: false,
-        is_kernels: false,
-        templates: vec![template],
-    };
-    (direction, policy)
+    let selector = Selector { dst: ten, ..Selector::default() };
+    let templates = vec![Template::tunnel(Protocol::ESP, ends, 1)];
+    (direction, Policy { templates, ..Policy::new(Family::Ipv4, selector, Action::Allow) })
 }
 
 fn with(policies: Vec<(Direction, Policy)>, states: XfrmStates) -> Tables {
@@ -89,7 +51,7 @@ fn with(policies: Vec<(Direction, Policy)>, states: XfrmStates) -> Tables {
 pub fn protecting() -> Tables {
     let outbound = vec![Arc::new(outbound(ENDS))];
     let states = XfrmStates { outbound, ..XfrmStates::default() };
-    with(vec![policy(Direction::Out, 8, ENDS)], states)
+    with(vec![policy(Direction::Out, ENDS)], states)
 }
 
 /// The tunnel is opened, and what is inside is forwarded.
@@ -98,7 +60,7 @@ pub fn opening() -> Tables {
     let state = InboundState::new(config([other, own]), &keys()).expect("an SA");
     let inbound = Sad::new([Arc::new(state)], Order::OldestFirst);
     let states = XfrmStates { inbound, ..XfrmStates::default() };
-    with(vec![policy(Direction::Fwd, 8, [other, own])], states)
+    with(vec![policy(Direction::Fwd, [other, own])], states)
 }
 
 /// A frame with an IP packet of `len` octets.

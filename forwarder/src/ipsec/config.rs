@@ -260,6 +260,32 @@ pub struct StateConfig {
     pub replay_window: u32,
 }
 
+impl StateConfig {
+    /// An SA for packets of its own family between two addresses, without anything that it may have besides: reqid,
+    /// flags, limits, mark, UDP, replay window.
+    #[must_use]
+    pub fn new(mode: Mode, [src, dst]: [IpAddr; 2], spi: u32) -> StateConfig {
+        StateConfig {
+            src,
+            dst,
+            spi,
+            reqid: 0,
+            mode,
+            flags: StateFlags::default(),
+            ecn: EcnRules::default(),
+            selector: Selector::default(),
+            selector_family: Some(Family::of(dst)),
+            mark: Mark::default(),
+            if_id: 0,
+            km_state: KmState::Valid,
+            lifetime: Lifetime::INFINITE,
+            usage: Usage::default(),
+            encap: None,
+            replay_window: 0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

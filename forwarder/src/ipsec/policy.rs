@@ -60,6 +60,15 @@ pub struct Template {
     pub aalgos: Option<u32>,
 }
 
+impl Template {
+    /// A tunnel between two addresses, by an SA with this reqid.
+    #[must_use]
+    pub fn tunnel(proto: Protocol, [src, dst]: [IpAddr; 2], reqid: u32) -> Template {
+        let mode = Mode::Tunnel;
+        Template { src, dst, spi: 0, proto, mode, reqid, is_optional: false, aalgos: None }
+    }
+}
+
 /// A policy: XFRM_MSG_NEWPOLICY.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -86,6 +95,25 @@ pub struct Policy {
     /// Transformations, the innermost first; fewer than [`MAX_DEPTH`]: with so many, which netlink accepts, all
     /// received packets are dropped.
     pub templates: Vec<Template>,
+}
+
+impl Policy {
+    /// A policy of index 1 and the best priority, without transformations.
+    #[must_use]
+    pub fn new(family: Family, selector: Selector, action: Action) -> Policy {
+        Policy {
+            index: 1,
+            priority: 0,
+            family,
+            selector,
+            mark: Mark::default(),
+            if_id: 0,
+            action,
+            has_icmp: false,
+            is_kernels: false,
+            templates: Vec::new(),
+        }
+    }
 }
 
 /// A received packet to be checked.

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 
 use ferroute::ipsec::{
-    Aead, Auth, Cipher, Decapsulated, EcnRules, EspKeys, Family, Flow, InboundState, IvSeed, Keys,
-    KmState, Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Sad, Secret, Selector,
-    StateConfig, StateFlags, UdpPorts, Usage, locate,
+    Aead, Auth, Cipher, Decapsulated, EspKeys, Family, Flow, InboundState, IvSeed, Keys, Mode,
+    Order, OutboundState, OutputParams, Sad, Secret, StateConfig, StateFlags, UdpPorts, locate,
 };
 use ferroute::wire::{Ipv4Packet, Ipv6Packet, Protocol};
 use libfuzzer_sys::fuzz_target;
@@ -77,23 +76,13 @@ fn flags(input: &Input<'_>) -> StateFlags {
 fn config(input: &Input<'_>, is_ah: bool) -> StateConfig {
     let addr = if input.is_ipv6 { "2001:db8::1" } else { "192.0.2.1" };
     let addr = addr.parse().expect("an address");
+    let mode = if input.is_tunnel { Mode::Tunnel } else { Mode::Transport };
     StateConfig {
-        src: addr,
-        dst: addr,
-        spi: SPI,
-        reqid: 0,
-        mode: if input.is_tunnel { Mode::Tunnel } else { Mode::Transport },
         flags: flags(input),
-        ecn: EcnRules::Rfc6040,
-        selector: Selector::default(),
         selector_family: flags(input).selector_family(None, family(input)),
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
         encap: (input.is_udp && !is_ah).then_some(UdpPorts { src: PORT, dst: PORT }),
         replay_window: 64,
+        ..StateConfig::new(mode, [addr, addr], SPI)
     }
 }
 

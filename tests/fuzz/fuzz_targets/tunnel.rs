@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use ferroute::ipsec::{
     Action, Aead, Decapsulated, Direction, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys,
-    KmState, Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret,
-    Selector, StateConfig, StateFlags, Template, Usage, locate,
+    Mode, Order, OutboundState, OutputParams, Policy, Prefix, Sad, Secret, Selector, StateConfig,
+    StateFlags, Template, locate,
 };
 use ferroute::tables::{Tables, XfrmPolicies, XfrmStates};
 use ferroute::wire::Protocol;
@@ -37,24 +37,14 @@ fn ends(is_ipv6: bool) -> [IpAddr; 2] {
     ends.map(|end| end.parse().expect("an address"))
 }
 
-fn config([src, dst]: [IpAddr; 2]) -> StateConfig {
+fn config(ends: [IpAddr; 2]) -> StateConfig {
     StateConfig {
-        src,
-        dst,
-        spi: 0x1000,
         reqid: 1,
-        mode: Mode::Tunnel,
         flags: StateFlags::AF_UNSPEC,
         ecn: EcnRules::Xfrm,
-        selector: Selector::default(),
         selector_family: None,
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
-        encap: None,
         replay_window: 64,
+        ..StateConfig::new(Mode::Tunnel, ends, 0x1000)
     }
 }
 
@@ -74,17 +64,7 @@ fn outbound(ends: [IpAddr; 2]) -> OutboundState {
 }
 
 /// A policy for all packets of a family.
-fn policy(direction: Direction, family: Family, [src, dst]: [IpAddr; 2]) -> (Direction, Policy) {
-    let template = Template {
-        src,
-        dst,
-        spi: 0,
-        proto: Protocol::ESP,
-        mode: Mode::Tunnel,
-        reqid: 1,
-        is_optional: false,
-        aalgos: None,
-    };
+fn policy(direction: Direction, family: Family, ends: [IpAddr; 2]) -> (Direction, Policy) {
     let network = match family {
         Family::Ipv4 => Prefix { addr: "10.0.0.0".parse().expect("an address"), len: 8 },
         Family::Ipv6 => Prefix { addr: "2001:db8:a::".parse().expect("an address"), len: 48 },
@@ -95,15 +75,8 @@ fn policy(direction: Direction, family: Family, [src, dst]: [IpAddr; 2]) -> (Dir
     };
     let policy = Policy {
         index: 8 * (1 + 2 * family as u32 + direction as u32 * 4),
-        priority: 1,
-        family,
-        selector,
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Allow,
-        has_icmp: false,
-        is_kernels: false,
-        templates: vec![template],
+        templates: vec![Template::tunnel(Protocol::ESP, ends, 1)],
+        ..Policy::new(family, selector, Action::Allow)
     };
     (direction, policy)
 }

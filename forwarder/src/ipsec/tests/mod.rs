@@ -40,22 +40,10 @@ fn addresses(family: Family) -> (IpAddr, IpAddr) {
 fn config(mode: Mode, family: Family, flags: StateFlags) -> StateConfig {
     let (src, dst) = addresses(family);
     StateConfig {
-        src,
-        dst,
-        spi: SPI,
-        reqid: 0,
-        mode,
         flags,
-        ecn: EcnRules::Rfc6040,
-        selector: Selector::default(),
         selector_family: flags.selector_family(None, family),
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
-        encap: None,
         replay_window: 64,
+        ..StateConfig::new(mode, [src, dst], SPI)
     }
 }
 

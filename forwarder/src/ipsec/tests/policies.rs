@@ -10,18 +10,7 @@ fn prefix(addr: &str, len: u8) -> Prefix {
 }
 
 fn policy(index: u32, priority: u32, selector: Selector) -> Policy {
-    Policy {
-        index,
-        priority,
-        family: Family::Ipv4,
-        selector,
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Allow,
-        is_kernels: false,
-        has_icmp: false,
-        templates: Vec::new(),
-    }
+    Policy { index, priority, ..Policy::new(Family::Ipv4, selector, Action::Allow) }
 }
 
 fn flow(src: u32, dst: u32, dport: u16) -> Flow {

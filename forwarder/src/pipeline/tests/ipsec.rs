@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::ipsec::{
-    Action, Aead, Decapsulated, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, KmState,
-    Lifetime, Mark, Mode, Order, OutboundState, OutputParams, Prefix, Sad, Secret, Selector,
-    StateConfig, StateFlags, Template, Usage, locate,
+    Action, Aead, Decapsulated, EcnRules, EspKeys, Family, InboundState, IvSeed, Keys, Mode, Order,
+    OutboundState, OutputParams, Prefix, Sad, Secret, Selector, StateConfig, StateFlags, Template,
+    locate,
 };
 use crate::netfilter::{Hook, HookCtx, HookState, NfHook, Verdict, priority};
 
@@ -19,24 +19,14 @@ fn ends(outer: Family) -> [IpAddr; 2] {
     ends.map(|end| end.parse().expect("an address"))
 }
 
-fn config([src, dst]: [IpAddr; 2]) -> StateConfig {
+fn config(ends: [IpAddr; 2]) -> StateConfig {
     StateConfig {
-        src,
-        dst,
-        spi: 0x1234_5678,
         reqid: REQID,
-        mode: Mode::Tunnel,
         flags: StateFlags::AF_UNSPEC,
         ecn: EcnRules::Xfrm,
-        selector: Selector::default(),
         selector_family: None,
-        mark: Mark::default(),
-        if_id: 0,
-        km_state: KmState::Valid,
-        lifetime: Lifetime::INFINITE,
-        usage: Usage::default(),
-        encap: None,
         replay_window: 64,
+        ..StateConfig::new(Mode::Tunnel, ends, 0x1234_5678)
     }
 }
 
@@ -56,28 +46,10 @@ fn policy(direction: Direction, src: &str, dst: &str, ends: [IpAddr; 2]) -> (Dir
         Prefix { addr: addr.parse().expect("an address"), len: len.parse().expect("a length") }
     };
     let selector = Selector { src: prefix(src), dst: prefix(dst), ..Selector::default() };
-    let template = Template {
-        src: ends[0],
-        dst: ends[1],
-        spi: 0,
-        proto: Protocol::ESP,
-        mode: Mode::Tunnel,
-        reqid: REQID,
-        is_optional: false,
-        aalgos: None,
-    };
-    let policy = Policy {
-        index: 8 + direction as u32,
-        priority: 100,
-        family: Family::of(selector.dst.addr),
-        selector,
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Allow,
-        has_icmp: false,
-        is_kernels: false,
-        templates: vec![template],
-    };
+    let templates = vec![Template::tunnel(Protocol::ESP, ends, REQID)];
+    let family = Family::of(selector.dst.addr);
+    let policy =
+        Policy { priority: 100, templates, ..Policy::new(family, selector, Action::Allow) };
     (direction, policy)
 }
 

@@ -1,25 +1,13 @@
 //! IPsec policies: what they concern is left to the kernel, as received.
 
 use super::*;
-use crate::ipsec::{Action, Family, Mark, Prefix, Selector};
+use crate::ipsec::{Action, Family, Prefix, Selector};
 use crate::netfilter::{Hook, HookCtx, HookState, NfHook, Verdict, priority};
 use crate::stats::PuntReason;
 
 /// A policy that drops.
 fn block(direction: Direction, selector: Selector, family: Family) -> (Direction, Policy) {
-    let policy = Policy {
-        index: 1,
-        priority: 0,
-        family,
-        selector,
-        mark: Mark::default(),
-        if_id: 0,
-        action: Action::Block,
-        has_icmp: false,
-        is_kernels: false,
-        templates: Vec::new(),
-    };
-    (direction, policy)
+    (direction, Policy::new(family, selector, Action::Block))
 }
 
 fn host(address: &str) -> Prefix {
