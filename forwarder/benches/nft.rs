@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use ferroute::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, nf_conntrack_in};
+use ferroute::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, flow_key4, nf_conntrack_in};
 use ferroute::netfilter::nft::ruleset::{
     BaseChain, BitwiseOp, Chain, CmpOp, Element, Expr, Family, MetaKey, PayloadBase, Reg, Rule,
     RuleVerdict, Ruleset, SET_INTERVAL, Set, Table,
@@ -101,7 +101,8 @@ fn measure_flows(count: u32) {
                 oif: None,
                 transport,
             };
-            found += u64::from(black_box(nf_conntrack_in(skb, &at, &table, 1)).is_some());
+            let key = flow_key4(skb.network_header()).expect("UDP");
+            found += u64::from(black_box(nf_conntrack_in(skb, &at, &key, &table, 1)).is_some());
         }
         times_ns.push(start.elapsed().as_nanos() as f64 / BURST as f64);
     }

@@ -7,9 +7,9 @@ use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::conntrack::{Ct, FlowTable, FoundFlow, nf_conntrack_in, nf_nat_packet};
+use super::conntrack::{Ct, FlowTable, FoundFlow, flow_key_of, nf_conntrack_in, nf_nat_packet};
 use super::decision::{Basis, Decision, Learner, Learnt};
-use super::hook_states::HookStates;
+use super::hook_states::{HookStates, OfIpsec};
 use super::nft::{Around, BaseChainId, Family, Nft, NftVerdict, Transport};
 use super::traced;
 use crate::skb::SkBuff;
@@ -23,12 +23,12 @@ use crate::trace::{Step, Tracer};
 pub enum Hook {
     /// Every packet received, before it is routed.
     PreRouting,
-    /// Packets for this host. No function runs here: such packets are handed to the kernel, which has its
-    /// own functions at this hook.
+    /// Packets for this host. They are handed to the kernel, which has its own functions at this hook: functions
+    /// run here for IPsec packets only, which are opened. Functions that a program registers do not.
     LocalIn,
     /// Packets that are forwarded.
     Forward,
-    /// The router's own packets: ICMP errors, and what hook functions answer with.
+    /// The router's own packets: ICMP errors, what hook functions answer with, and packets that IPsec protects.
     LocalOut,
     /// Every packet about to be sent.
     PostRouting,
@@ -261,6 +261,8 @@ pub struct Hooks {
     translates: [bool; 2],
     /// By family: at which hook the functions have decided, if what they do with packets of a flow may be remembered.
     decided_at: [Option<Hook>; 2],
+    /// There are functions that a program has registered.
+    have_registered: bool,
     /// Identifies them in the process; 0: no functions.
     pub(super) id: u64,
     /// By worker: the states of registered functions, until the worker takes them.
@@ -320,6 +322,7 @@ impl Hooks {
                 hooks.last_hook(pf).filter(|_| registered.is_empty());
         }
         hooks.nft = nft;
+        hooks.have_registered = !registered.is_empty();
         for (slot, Registered { ops, .. }) in registered.iter().enumerate() {
             for pf in [Family::Ip, Family::Ip6] {
                 if ops.pf.is_none_or(|only| only == pf) {
@@ -430,6 +433,13 @@ impl Hooks {
             || self.have_egress_chains()
     }
 
+    /// Whether the functions can decide about IPsec packets, with and without their protection. Those that a program has
+    /// registered know nothing of it, and chains of interfaces would see a packet once more when it was opened.
+    #[inline]
+    pub fn know_ipsec(&self) -> bool {
+        !self.have_registered && !self.have_device_chains()
+    }
+
     /// Whether no function is registered at a hook point.
     #[inline]
     pub fn is_empty_at(&self, pf: Family, hook: Hook) -> bool {
@@ -463,7 +473,8 @@ impl Hooks {
             tracer.step(Step::Stage(Stage::Hook(at.hook as u8)));
         }
         if matches!(at.hook, Hook::PreRouting | Hook::LocalOut) {
-            if at.hook == Hook::LocalOut {
+            let is_own = at.hook == Hook::LocalOut && own.ipsec != OfIpsec::Protected;
+            if is_own {
                 own.begin();
             }
             let is_tracked = self.nft.as_ref().is_some_and(|nft| nft.program().tracks(at.pf));
@@ -519,10 +530,12 @@ impl Hooks {
         }
     }
 
-    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered, or chains at
-    /// ingress have set the packet's mark.
+    /// Begins to learn what the functions do with the packets of a flow, unless they cannot be remembered, chains at
+    /// ingress have set the packet's mark, or it is of IPsec: another packet of the flow may not be.
     fn begin_to_learn(&self, pf: Family, of: FoundFlow, own: &mut HookStates) {
-        let may_learn = self.decided_at[family_index(pf)].is_some() && !own.is_marked;
+        let may_learn = self.decided_at[family_index(pf)].is_some()
+            && !own.is_marked
+            && own.ipsec == OfIpsec::No;
         if may_learn && own.decisions.are_used() {
             let passed = own.journal.entries().len();
             own.learnt = Some(Learnt { of, passed, learner: Learner::default() });
@@ -541,23 +554,30 @@ impl Hooks {
         for entry in &self.chains[family_index(at.pf)][at.hook as usize] {
             let verdict = match &entry.function {
                 // The router's own packets are tracked by the kernel, which sends them.
-                Function::Conntrack if at.hook == Hook::LocalOut => Verdict::Punt,
+                Function::Conntrack
+                    if at.hook == Hook::LocalOut && own.ipsec != OfIpsec::Protected =>
+                {
+                    Verdict::Punt
+                }
                 Function::Conntrack => {
                     let now_ns = own.monotonic_ns(ctx.now_ns);
-                    let flows = self.flows.as_ref();
-                    let verdict =
-                        match flows.and_then(|flows| nf_conntrack_in(skb, at, flows, now_ns)) {
-                            Some(tracked) => {
-                                (own.ct, own.target) = (tracked.ct, tracked.target);
-                                own.is_invalid = own.ct == Ct::Invalid;
-                                let is_left = own.target.is_some() && !self.translates(at.pf);
-                                if !own.is_invalid && !is_left && !tracer.is_traced() {
-                                    self.begin_to_learn(at.pf, tracked.of, own);
-                                }
-                                if is_left { Verdict::Punt } else { Verdict::Accept }
+                    let is_ipsec = own.ipsec == OfIpsec::Protected;
+                    let tracked = self.flows.as_ref().and_then(|flows| {
+                        let key = flow_key_of(skb.network_header(), at.pf, is_ipsec)?;
+                        nf_conntrack_in(skb, at, &key, flows, now_ns)
+                    });
+                    let verdict = match tracked {
+                        Some(tracked) => {
+                            (own.ct, own.target) = (tracked.ct, tracked.target);
+                            own.is_invalid = own.ct == Ct::Invalid;
+                            let is_left = own.target.is_some() && !self.translates(at.pf);
+                            if !own.is_invalid && !is_left && !tracer.is_traced() {
+                                self.begin_to_learn(at.pf, tracked.of, own);
                             }
-                            None => Verdict::Punt,
-                        };
+                            if is_left { Verdict::Punt } else { Verdict::Accept }
+                        }
+                        None => Verdict::Punt,
+                    };
                     if tracer.is_traced() {
                         traced::conntrack(own.ct, verdict, tracer);
                     }
@@ -577,7 +597,9 @@ impl Hooks {
                 Function::Nft(chain) => match &self.nft {
                     Some(nft) => {
                         let now_ns = own.monotonic_ns(ctx.now_ns);
-                        let around = Around { ct: own.ct, tables: Some(ctx.tables), now_ns };
+                        let has_secpath = own.ipsec == OfIpsec::Opened;
+                        let tables = Some(ctx.tables);
+                        let around = Around { ct: own.ct, tables, now_ns, has_secpath };
                         let journal = &mut own.journal;
                         let verdict = match &mut own.learnt {
                             Some(Learnt { learner, .. }) => {

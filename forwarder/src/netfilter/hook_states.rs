@@ -9,6 +9,18 @@ use super::ingress::RememberedChains;
 use super::nft::Journal;
 use crate::skb::SkBuff;
 
+/// What the current packet has to do with IPsec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum OfIpsec {
+    /// Nothing, or not yet.
+    #[default]
+    No,
+    /// It is protected, and to or from the router.
+    Protected,
+    /// It was received with protection.
+    Opened,
+}
+
 /// What one worker keeps between packets for hook functions.
 #[derive(Default)]
 pub struct HookStates {
@@ -29,6 +41,7 @@ pub struct HookStates {
     pub(super) is_invalid: bool,
     /// A chain at ingress has set its mark.
     pub(super) is_marked: bool,
+    pub(super) ipsec: OfIpsec,
     /// The chains of interfaces.
     pub(super) device_chains: RememberedChains,
     /// What is learnt of it.
@@ -103,9 +116,32 @@ impl HookStates {
     /// A packet begins: nothing is known of it yet.
     #[inline]
     pub fn begin(&mut self) {
+        self.reset_ct();
+        (self.is_invalid, self.is_marked) = (false, false);
+        self.ipsec = OfIpsec::No;
+    }
+
+    /// `nf_reset_ct`: the current packet becomes another one, whose connection is not known yet.
+    fn reset_ct(&mut self) {
         (self.ct, self.target) = (Ct::Off, None);
         self.learnt = None;
-        (self.is_invalid, self.is_marked) = (false, false);
+    }
+
+    /// The current packet is one of IPsec to the router.
+    pub fn begin_protected(&mut self) {
+        self.ipsec = OfIpsec::Protected;
+    }
+
+    /// The current packet becomes the one inside it (`xfrm_input`).
+    pub fn opened(&mut self) {
+        self.reset_ct();
+        self.ipsec = OfIpsec::Opened;
+    }
+
+    /// The current packet has been protected (`xfrm_output_resume`).
+    pub fn protected(&mut self) {
+        self.reset_ct();
+        self.ipsec = OfIpsec::Protected;
     }
 
     /// Whether the current packet is an invalid one of a carried connection, which the kernel must not get.

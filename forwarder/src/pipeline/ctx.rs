@@ -13,7 +13,7 @@ use super::nf_hook::HookEnv;
 use super::offload::{MeterReader, OFFERS, Offer, Offload, OffloadPorts};
 use super::post_routing::RoutedBurst;
 use super::ratelimit::IcmpLimiter;
-use super::secpath::Received;
+use super::secpath::Kept;
 use crate::capture::Tap;
 use crate::netfilter::{HookStates, Hooks};
 use crate::skb::{Burst, FramePool, SkBuff, burst::BURST};
@@ -65,7 +65,9 @@ pub struct PipelineState {
     /// Flows that could be offloaded to the XDP program.
     pub(super) offload: Offload,
     /// The IPsec packet whose protection was removed last, as it was received.
-    pub(super) xfrm_received: Received,
+    pub(super) xfrm_received: Kept,
+    /// The packet that was protected last, as it was before.
+    pub(super) xfrm_unsealed: Kept,
     /// The next IPv4 identification of a packet of our own.
     pub(super) ip_id: u16,
     /// Makes the path that a flow takes unpredictable to others.
@@ -85,7 +87,8 @@ impl PipelineState {
             hooks: HookStates::new(0),
             flow_cache: FlowCache::new(seed),
             offload: Offload::default(),
-            xfrm_received: Received::new(),
+            xfrm_received: Kept::new(),
+            xfrm_unsealed: Kept::new(),
             ip_id: (seed >> 16) as u16,
             hash_seed: seed,
             utc_offset_ns: 0,

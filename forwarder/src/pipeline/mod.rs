@@ -24,10 +24,11 @@
 //! ([`route_ahead`]); a packet of the same flow as the previous one uses its route ([`route_hint`]). The
 //! disposition of each packet is recorded, and applied for the whole burst at the end ([`burst`]).
 //!
-//! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are
-//! punted before LOCAL_IN, which the kernel runs; where nothing is registered there, IPsec packets are opened before
-//! PRE_ROUTING ([`xfrm_input`]), and what IPsec protects becomes another packet after POST_ROUTING ([`xfrm_output`]). Not
-//! here: reassembly, multicast routing, redirects (the kernel sends them), other tunnels.
+//! The router's own packets are ICMP errors only; they enter at LOCAL_OUT. Packets for this host are punted before
+//! LOCAL_IN, which the kernel runs, but for IPsec packets: these pass PRE_ROUTING and LOCAL_IN, are opened
+//! ([`xfrm_input`]), and the packet inside begins anew. What IPsec protects becomes another packet after POST_ROUTING,
+//! which passes LOCAL_OUT and POST_ROUTING ([`xfrm_output`]). Not here: reassembly, multicast routing, redirects (the
+//! kernel sends them), other tunnels.
 //!
 //! Nothing here allocates, blocks, logs or reads a clock; the time is in [`Ctx`].
 
@@ -123,10 +124,10 @@ use route::ip_route_input;
 use route6::ip6_route_input;
 use secpath::give_back;
 use way::Way;
-use xfrm::{concern_sent, xfrm_lookup_sent};
+use xfrm::concern_sent;
 use xfrm_input::xfrm_input;
 use xfrm_output::xfrm_output;
-use xfrm_policy::xfrm_policy_check;
+use xfrm_policy::{xfrm_lookup_sent, xfrm_policy_check};
 
 /// Forwards received packets, oldest first, and leaves `burst` empty. Afterwards [`Ctx::out`] holds
 /// packets to send, packets to punt and neighbours to resolve; the worker empties it before the next
@@ -218,7 +219,7 @@ fn forward<'a, M: Mode>(
         if !M::HOOKED || !ctx.tables.xfrm.has_inbound() {
             return Ok((protocol, dev));
         }
-        let opened = xfrm_input(skb, protocol, dev, ctx);
+        let opened = xfrm_input::<M>(skb, protocol, dev, ctx);
         if !matches!(opened, Ok(None)) {
             traced::stage::<M>(Stage::XfrmInput, ctx);
         }
@@ -329,7 +330,8 @@ fn ip_rcv<'a, 'k, M: Mode>(
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
-        let passed = match M::TRACED {
+        // What was decided for a flow was not for packets with protection.
+        let passed = match M::TRACED || way.secpath.is_some() {
             true => None,
             false => nf_flow_offload_ip(skb, &iph, dev, routes, ctx),
         };
@@ -376,11 +378,11 @@ fn ip_rcv<'a, 'k, M: Mode>(
     let (routed, ran) = post_routing::<M>(skb, Family::Ip, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if M::HOOKED && ran == HooksRan::Yes {
-        xfrm_lookup_sent(skb, Family::Ip, dst, ctx)?;
+        xfrm_lookup_sent(skb, Family::Ip, dst, bundle.as_ref(), ctx)?;
     }
     if let Some(bundle) = bundle {
         traced::stage::<M>(Stage::XfrmOutput, ctx);
-        return xfrm_output::<M>(skb, bundle, way, ctx).map(Routed::Protected);
+        return xfrm_output::<M>(skb, bundle, dev, way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Iphdr::of(skb).daddr } else { iph.daddr };
     if daddr != iph.daddr {
@@ -416,7 +418,8 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     }
     let before = Devices { iif: Some(dev), oif: None };
     if M::HOOKED {
-        let passed = match M::TRACED {
+        // What was decided for a flow was not for packets with protection.
+        let passed = match M::TRACED || way.secpath.is_some() {
             true => None,
             false => nf_flow_offload_ipv6(skb, &hdr, dev, routes, ctx),
         };
@@ -461,11 +464,11 @@ fn ip6_rcv<'a, 'k, M: Mode>(
     let (routed, ran) = post_routing::<M>(skb, Family::Ip6, devices, ctx.hook_env())?;
     let hooked = [forwarded, ran].contains(&HooksRan::Yes);
     if M::HOOKED && ran == HooksRan::Yes {
-        xfrm_lookup_sent(skb, Family::Ip6, dst, ctx)?;
+        xfrm_lookup_sent(skb, Family::Ip6, dst, bundle.as_ref(), ctx)?;
     }
     if let Some(bundle) = bundle {
         traced::stage::<M>(Stage::XfrmOutput, ctx);
-        return xfrm_output::<M>(skb, bundle, way, ctx).map(Routed::Protected);
+        return xfrm_output::<M>(skb, bundle, dev, way, ctx).map(Routed::Protected);
     }
     let daddr = if hooked { Ipv6hdr::of(skb).daddr } else { hdr.daddr };
     if daddr != hdr.daddr {

@@ -1,21 +1,25 @@
-//! What is kept of a packet whose protection IPsec has removed: `struct sec_path` of the kernel, and the packet as it was
-//! received.
+//! What is kept of a packet whose protection IPsec has removed: `struct sec_path` of the kernel; and what a packet was
+//! before it was opened or protected.
 
 use crate::ipsec::InboundState;
-use crate::skb::{FRAME_SIZE, SkBuff};
+use crate::skb::{FRAME_SIZE, IpSummed, SkBuff};
 
-/// A copy of one received packet, for the kernel. Part of a worker's state.
+/// A copy of one packet, for the kernel. Part of a worker's state.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(super) struct Kept {
     octets: Box<[u8; FRAME_SIZE]>,
     /// Offset in the frame, and length, octets.
     offset: usize,
     len: usize,
+    /// Length of its link-layer header, octets.
+    link_layer: usize,
+    ip_summed: IpSummed,
 }
 
-impl Received {
-    pub fn new() -> Received {
-        Received { octets: Box::new([0; FRAME_SIZE]), offset: 0, len: 0 }
+impl Kept {
+    pub fn new() -> Kept {
+        let octets = Box::new([0; FRAME_SIZE]);
+        Kept { octets, offset: 0, len: 0, link_layer: 0, ip_summed: IpSummed::default() }
     }
 
     pub fn keep(&mut self, skb: &SkBuff) {
@@ -24,6 +28,8 @@ impl Received {
             copy.copy_from_slice(packet);
         }
         (self.offset, self.len) = (skb.data_offset(), packet.len());
+        self.link_layer = skb.network_offset();
+        self.ip_summed = skb.ip_summed;
     }
 
     /// The packet that was kept, link-layer header first.
@@ -31,14 +37,18 @@ impl Received {
         self.octets.get(..self.len).unwrap_or(&[])
     }
 
-    /// Makes the packet what it was. `false`: it cannot be; it is not the packet that was kept.
-    fn restore(&self, skb: &mut SkBuff) -> bool {
+    /// Makes the packet what it was, but for its mark. `false`: it cannot be; it is not the packet that was kept.
+    #[cold]
+    pub fn restore(&self, skb: &mut SkBuff) -> bool {
         let (start, end) = (self.offset, self.offset + self.len);
         let copied = skb.linear_mut().and_then(|(frame, _)| {
             frame.get_mut(start..end)?.copy_from_slice(self.octets());
             Some(())
         });
-        copied.is_some() && skb.set_packet(start..end, 0).is_ok()
+        skb.ip_summed = self.ip_summed;
+        skb.headers_may_change();
+        let packet = start + self.link_layer..end;
+        copied.is_some() && skb.set_packet(packet, self.link_layer).is_ok()
     }
 }
 
@@ -53,10 +63,9 @@ pub(super) struct Secpath<'a> {
 /// Makes a packet whose protection was removed what it was, for the kernel. `false`: it cannot be.
 #[cold]
 #[inline(never)]
-pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &Received) -> bool {
+pub(super) fn give_back(skb: &mut SkBuff, secpath: Secpath<'_>, received: &Kept) -> bool {
     // The replay window keeps the packet: workers refuse it if it comes again.
     secpath.state.state().uncount(secpath.octets);
     skb.mark = 0;
-    skb.headers_may_change();
     received.restore(skb)
 }

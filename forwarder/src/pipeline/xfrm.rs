@@ -46,24 +46,6 @@ pub(super) fn has_long_headers(head: &[u8]) -> bool {
     is_ipv6 && upper().map_or(true, |upper| upper.offset + UPPER_LEN > head.len())
 }
 
-/// A packet that has passed POST_ROUTING, whose functions may have changed its source.
-///
-/// # Errors
-/// A policy concerns it.
-#[inline(always)]
-pub(super) fn xfrm_lookup_sent(
-    skb: &SkBuff,
-    pf: Family,
-    dst: &Dst<'_>,
-    ctx: &Ctx<'_>,
-) -> Result<(), Exit> {
-    if !concern_sent(pf, ctx) {
-        return Ok(());
-    }
-    let flow = readable(skb.network_header(), dst.dev.ifindex, skb.mark, ctx.tables);
-    pass(flow, |flow| ctx.tables.xfrm.concerns_sent(flow))
-}
-
 /// An ICMP error of the router.
 ///
 /// # Errors
@@ -84,7 +66,7 @@ pub(super) fn xfrm_lookup_error(
 
 /// Passes a packet whose flow can be read and is not concerned; the kernel decides about any other.
 #[inline(always)]
-fn pass(flow: Option<Flow>, concerns: impl FnOnce(&Flow) -> bool) -> Result<(), Exit> {
+pub(super) fn pass(flow: Option<Flow>, concerns: impl FnOnce(&Flow) -> bool) -> Result<(), Exit> {
     match flow {
         Some(flow) if !concerns(&flow) => Ok(()),
         _ => Err(Exit::Punt(PuntReason::Xfrm)),

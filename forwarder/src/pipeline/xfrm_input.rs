@@ -2,18 +2,24 @@
 //!
 //! The packet inside goes the way of every received packet, from `ip_rcv` on. If the kernel has to decide about it (it is
 //! for this host, its neighbour is unknown, a policy does not permit it, …), the kernel gets the packet as it was
-//! received, with its protection, of which a copy is kept. Where hook functions run, the kernel opens all packets: LOCAL_IN sees them there.
+//! received, with its protection, of which a copy is kept.
+//!
+//! Where hook functions run, a packet passes PRE_ROUTING and LOCAL_IN before it is opened, and the packet inside passes
+//! the hooks of a forwarded packet after that.
 
 use super::eth_input::is_l2_multicast;
 use super::inet_addr::LOOPBACK_IFINDEX;
 use super::ip6_input::unusable;
+use super::mode::Mode as PathMode;
+use super::nf_hook::{Devices, HooksRan, nf_hook};
 use super::route::{martians, validate_source_by_route};
 use super::secpath::Secpath;
 use super::{Ctx, Exit};
 use crate::fib::{FibResult, Flow, RouteType};
-use crate::ipsec::{Decapsulated, Error, Mode, locate};
+use crate::ipsec::{Decapsulated, Error, Located, Mode, locate};
+use crate::netfilter::{Family, Hook};
 use crate::skb::SkBuff;
-use crate::stats::{DropReason, Mib};
+use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::Link;
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::ipv4::{HEADER_LEN_MIN, Ipv4Packet};
@@ -30,7 +36,7 @@ const VERSION_4_NO_OPTIONS: u8 = 0x45;
 ///
 /// # Errors
 /// [`Exit::Drop`]: the SA refuses it.
-pub(super) fn xfrm_input<'a>(
+pub(super) fn xfrm_input<'a, M: PathMode>(
     skb: &mut SkBuff,
     protocol: EtherType,
     dev: &Link,
@@ -41,8 +47,7 @@ pub(super) fn xfrm_input<'a>(
         EtherType::IPV4 => may_be_ipsec4(packet),
         _ => may_be_ipsec6(packet),
     };
-    let is_ours = may_be && ctx.hooks.is_empty() && !is_l2_multicast(skb) && !skb.is_nonlinear();
-    if !is_ours {
+    if !may_be || !ctx.hooks.know_ipsec() || is_l2_multicast(skb) || skb.is_nonlinear() {
         return Ok(None);
     }
     let Ok(Some(located)) = locate(packet, &[UDP_PORT]) else { return Ok(None) };
@@ -50,20 +55,25 @@ pub(super) fn xfrm_input<'a>(
     let Some(state) = states.lookup(located.dst, located.spi, located.protocol, 0) else {
         return Ok(None);
     };
-    let is_for_host = match protocol {
-        EtherType::IPV4 => is_for_host4(packet, dev, ctx),
-        _ => is_for_host6(packet, dev, ctx),
-    };
     let config = state.state().config();
     // A NAT that has changed the ports is the kernel's to report (`km_new_mapping`).
     let is_mapped = match (config.encap, located.encap) {
         (None, None) => true,
         (of_state, of_packet) => of_state == of_packet && config.src == located.src,
     };
-    if !is_for_host || !is_mapped || config.mode != Mode::Tunnel {
+    if !is_mapped || config.mode != Mode::Tunnel || !is_for_host(skb, protocol, dev, ctx) {
         return Ok(None);
     }
     ctx.state.xfrm_received.keep(skb);
+    let ran = match pass_local_in::<M>(skb, protocol, dev, &located, ctx) {
+        Err(Exit::Punt(reason)) => return Err(restored(skb, reason, ctx)),
+        Err(exit) => {
+            let (received, _) = mibs(protocol);
+            ctx.stats.mib(received);
+            return Err(exit);
+        }
+        Ok(ran) => ran,
+    };
     let now_s = ctx.now_s();
     let Some((frame, at)) = skb.linear_mut() else { return Ok(None) };
     let Some(octets) = frame.get_mut(at.clone()) else { return Ok(None) };
@@ -71,7 +81,10 @@ pub(super) fn xfrm_input<'a>(
         Ok(Decapsulated::Tunnel(inner)) => inner,
         // The SA is at its end, or being negotiated: the packet has not been changed, and the kernel knows.
         Err(Error::XfrmInStateInvalid | Error::XfrmAcquireError | Error::XfrmInStateMismatch) => {
-            return Ok(None);
+            return match ran {
+                HooksRan::No => Ok(None),
+                HooksRan::Yes => Err(restored(skb, PuntReason::Xfrm, ctx)),
+            };
         }
         refused => {
             count_received(protocol, ctx);
@@ -98,8 +111,51 @@ pub(super) fn xfrm_input<'a>(
         return Err(Exit::Drop(DropReason::XfrmInStateModeError));
     }
     skb.headers_may_change();
+    ctx.state.hooks.opened();
     let secpath = Secpath { state: state.as_ref(), octets };
     Ok(Some((inner_protocol, secpath)))
+}
+
+/// Runs the hook functions that a packet for this host passes.
+///
+/// # Errors
+/// How it ends, if they do not accept it, or have changed what it is.
+fn pass_local_in<M: PathMode>(
+    skb: &mut SkBuff,
+    protocol: EtherType,
+    dev: &Link,
+    located: &Located,
+    ctx: &mut Ctx<'_>,
+) -> Result<HooksRan, Exit> {
+    let pf = if protocol == EtherType::IPV4 { Family::Ip } else { Family::Ip6 };
+    let devices = Devices { iif: Some(dev), oif: None };
+    ctx.state.hooks.begin_protected();
+    let mut ran = HooksRan::No;
+    for hook in [Hook::PreRouting, Hook::LocalIn] {
+        let mark = skb.mark;
+        match nf_hook::<M>(hook, skb, pf, devices, ctx.hook_env()) {
+            Ok(HooksRan::No) => continue,
+            Ok(HooksRan::Yes) => ran = HooksRan::Yes,
+            // The kernel answers.
+            Err(Exit::Icmp(_)) => return Err(Exit::Punt(PuntReason::Netfilter)),
+            Err(exit) => return Err(exit),
+        }
+        let is_same = locate(skb.network_header(), &[UDP_PORT]) == Ok(Some(*located));
+        if !is_same || (skb.mark != mark && !is_for_host(skb, protocol, dev, ctx)) {
+            return Err(Exit::Punt(PuntReason::Netfilter));
+        }
+    }
+    Ok(ran)
+}
+
+/// The packet as it was received, for the kernel.
+#[cold]
+fn restored(skb: &mut SkBuff, reason: PuntReason, ctx: &Ctx<'_>) -> Exit {
+    skb.mark = 0;
+    match ctx.state.xfrm_received.restore(skb) {
+        true => Exit::Punt(reason),
+        false => Exit::Drop(DropReason::PuntFailed),
+    }
 }
 
 /// Why a packet that an SA has opened, or not, is dropped.
@@ -117,12 +173,17 @@ fn reason(refused: &Result<Decapsulated, Error>) -> DropReason {
 
 /// Counts the outer packet, which the kernel delivers to ESP or AH.
 fn count_received(protocol: EtherType, ctx: &Ctx<'_>) {
-    let (received, delivered) = match protocol {
-        EtherType::IPV4 => (Mib::IpInReceives, Mib::IpInDelivers),
-        _ => (Mib::Ip6InReceives, Mib::Ip6InDelivers),
-    };
+    let (received, delivered) = mibs(protocol);
     ctx.stats.mib(received);
     ctx.stats.mib(delivered);
+}
+
+/// What counts received packets, and those that are delivered to this host.
+fn mibs(protocol: EtherType) -> (Mib, Mib) {
+    match protocol {
+        EtherType::IPV4 => (Mib::IpInReceives, Mib::IpInDelivers),
+        _ => (Mib::Ip6InReceives, Mib::Ip6InDelivers),
+    }
 }
 
 /// ESP, AH or ESP in UDP.
@@ -155,9 +216,17 @@ fn may_be_ipsec6(packet: &[u8]) -> bool {
     ipv6.version() == 6 && is_protocol(ipv6.next_header(), payload)
 }
 
-/// Whether the kernel delivers an IPv4 packet to this host: `ip_rcv_core` and the local part of
-/// `ip_route_input_slow`.
-fn is_for_host4(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
+/// Whether the kernel delivers a packet to this host.
+fn is_for_host(skb: &SkBuff, protocol: EtherType, dev: &Link, ctx: &Ctx<'_>) -> bool {
+    let (packet, mark) = (skb.network_header(), skb.mark);
+    match protocol {
+        EtherType::IPV4 => is_for_host4(packet, mark, dev, ctx),
+        _ => is_for_host6(packet, mark, dev, ctx),
+    }
+}
+
+/// The same of an IPv4 packet: `ip_rcv_core` and the local part of `ip_route_input_slow`.
+fn is_for_host4(packet: &[u8], mark: u32, dev: &Link, ctx: &Ctx<'_>) -> bool {
     let Some(fixed) = packet.first_chunk::<HEADER_LEN_MIN>() else { return false };
     let ipv4 = Ipv4Packet::new_unchecked(fixed);
     let (saddr, daddr) = (ipv4.src_addr(), ipv4.dst_addr());
@@ -166,14 +235,14 @@ fn is_for_host4(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
         && !ipv4.is_fragment()
         && martians(saddr, daddr, dev).is_ok();
     let (saddr, daddr) = (saddr.to_bits(), daddr.to_bits());
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: 0 };
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark };
     let is_local = || matches!(ctx.tables.fib4.fib_lookup(&flow), FibResult::Route(info) if info.kind == RouteType::Local);
     let back = Flow { saddr: daddr, daddr: saddr, iif: LOOPBACK_IFINDEX, mark: 0 };
     is_valid && is_local() && validate_source_by_route(&back, dev, ctx).is_ok()
 }
 
 /// The same of an IPv6 packet: `ip6_rcv_core`, and the route to it.
-fn is_for_host6(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
+fn is_for_host6(packet: &[u8], mark: u32, dev: &Link, ctx: &Ctx<'_>) -> bool {
     let Some(fixed) = packet.first_chunk::<{ ipv6::HEADER_LEN }>() else { return false };
     let ipv6 = Ipv6Packet::new_unchecked(fixed);
     let (saddr, daddr) = (ipv6.src_addr(), ipv6.dst_addr());
@@ -183,7 +252,7 @@ fn is_for_host6(packet: &[u8], dev: &Link, ctx: &Ctx<'_>) -> bool {
         && unusable(saddr, daddr).is_none()
         && !ipv6_addr_is_multicast(saddr);
     let (saddr, daddr) = (saddr.to_bits(), daddr.to_bits());
-    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark: 0 };
+    let flow = Flow { saddr, daddr, iif: dev.ifindex, mark };
     is_valid
         && matches!(ctx.tables.fib6.fib_lookup(&flow), FibResult::Route(info) if info.kind == RouteType::Local)
 }

@@ -1,25 +1,27 @@
 //! Protection of packets in tunnel mode: `xfrm_bundle_create`, `xfrm4_output` and `xfrm_output_one` of the kernel.
 //!
-//! Everything that could make the packet the kernel's is decided before its first change. The outer packet is the
-//! router's own, and passes LOCAL_OUT and POST_ROUTING; where these have functions, packets are the kernel's.
+//! What could make the packet the kernel's is decided before its first change, except by functions at the hooks that the
+//! outer packet passes, which is the router's own: LOCAL_OUT and POST_ROUTING. Where there are any, a copy of the packet is
+//! kept until they have accepted the outer one.
 
 use std::net::IpAddr;
 
 use super::csum_partial::skb_checksum_help;
 use super::dst::Dst;
 use super::mode::Mode;
-use super::nf_hook::Devices;
+use super::nf_hook::{Devices, nf_hook};
 use super::post_routing::{PostRouted, post_routing};
 use super::route::ip_route_output;
 use super::route6::ip6_route_output;
 use super::way::Way;
 use super::xfrm::family;
 use super::{Ctx, Exit};
-use crate::ipsec::{Error, OutboundState, OutputParams};
-use crate::netfilter::Family;
+use crate::ipsec::{Error, Flow, OutboundState, OutputParams};
+use crate::netfilter::{Family, Hook};
 use crate::skb::{FRAME_SIZE, SkBuff};
 use crate::stats::{DropReason, Mib, PuntReason};
 use crate::tables::vlan::TAGS_MAX;
+use crate::tables::{Link, XfrmLookup};
 use crate::wire::ethernet::{ADDRS_LEN, HEADER_LEN as LINK_LAYER_LEN};
 use crate::wire::vlan::HEADER_LEN as TAG_LEN;
 use crate::wire::{EtherType, Ipv4Packet};
@@ -37,6 +39,17 @@ pub(super) struct Bundle<'a> {
     outer: Dst<'a>,
 }
 
+impl Bundle<'_> {
+    /// Whether packets of this flow are to be protected by its SA.
+    #[inline(never)]
+    pub fn is_for(&self, flow: &Flow, ctx: &Ctx<'_>) -> bool {
+        match ctx.tables.xfrm.lookup_sent(flow, ctx.now_s()) {
+            XfrmLookup::Protect(state) => std::ptr::eq(state, self.state),
+            _ => false,
+        }
+    }
+}
+
 /// The route of a packet, routed by `dst`, that an SA is to protect.
 ///
 /// # Errors
@@ -48,7 +61,7 @@ pub(super) fn xfrm_bundle_create<'a>(
     state: &'a OutboundState,
     ctx: &Ctx<'a>,
 ) -> Result<Bundle<'a>, Exit> {
-    if !ctx.hooks.is_empty() || skb.is_nonlinear() {
+    if !ctx.hooks.know_ipsec() || skb.is_nonlinear() {
         return Err(KERNEL);
     }
     if !state.sequence().has_numbers() {
@@ -91,19 +104,19 @@ pub(super) fn xfrm_bundle_create<'a>(
     Ok(Bundle { state, dst: Dst { mtu, ..*dst }, outer })
 }
 
-/// Protects a packet that has passed POST_ROUTING. The outer packet is then routed: its protocol and route are
-/// `way.protected`.
+/// Protects a packet, received on `dev`, that has passed POST_ROUTING. The outer packet is then routed: its protocol and
+/// route are `way.protected`.
 ///
 /// # Errors
-/// The SA is at its end, and the packet the kernel's; or it has been changed and cannot be sent.
+/// The SA is at its end, or the functions for the outer packet leave it to the kernel, which gets the packet as it was;
+/// or it has been changed and cannot be sent.
 pub(super) fn xfrm_output<'a, M: Mode>(
     skb: &mut SkBuff,
     mut bundle: Bundle<'a>,
+    dev: &Link,
     way: &mut Way<'a>,
     ctx: &mut Ctx<'a>,
 ) -> Result<PostRouted, Exit> {
-    let ip_summed = skb.ip_summed;
-    skb_checksum_help(skb);
     let daddr = bundle.state.state().config().dst;
     let (pf, protocol, hop_limit, requests) = match daddr {
         IpAddr::V4(_) => {
@@ -113,6 +126,11 @@ pub(super) fn xfrm_output<'a, M: Mode>(
             (Family::Ip6, EtherType::IPV6, ctx.tables.sysctl.hop_limit, Mib::Ip6OutRequests)
         }
     };
+    if ctx.hooks.see_own_packets(pf) {
+        ctx.state.xfrm_unsealed.keep(skb);
+    }
+    let (ip_summed, len) = (skb.ip_summed, skb.network_len());
+    skb_checksum_help(skb);
     let ident = ctx.state.ip_id;
     ctx.state.ip_id = ident.wrapping_add(1);
     let params = OutputParams { now_s: ctx.now_s(), hop_limit, ident };
@@ -134,11 +152,43 @@ pub(super) fn xfrm_output<'a, M: Mode>(
     let failed = Exit::Drop(DropReason::XfrmOutError);
     skb.set_packet(sealed, LINK_LAYER_LEN).map_err(|_| failed)?;
     skb.headers_may_change();
+    let routed = match pass_local_out::<M>(skb, pf, dev, bundle.outer.dev, ctx) {
+        Ok(routed) => routed,
+        Err(Exit::Drop(reason)) => return Err(Exit::Drop(reason)),
+        Err(exit) => {
+            bundle.state.state().uncount(len);
+            if !ctx.state.xfrm_unsealed.restore(skb) {
+                return Err(Exit::Drop(DropReason::PuntFailed));
+            }
+            return Err(match exit {
+                Exit::Punt(reason) => Exit::Punt(reason),
+                // The kernel answers.
+                _ => Exit::Punt(PuntReason::Netfilter),
+            });
+        }
+    };
     ctx.stats.mib(requests);
-    let devices = Devices { iif: None, oif: Some(bundle.outer.dev) };
-    // Without functions, as was checked.
-    let (routed, _) = post_routing::<M>(skb, pf, devices, ctx.hook_env()).map_err(|_| failed)?;
     bundle.outer.resolve(daddr, ctx.tables);
     way.protected = Some((protocol, bundle.outer));
+    Ok(routed)
+}
+
+/// Runs the hook functions that the outer packet passes (`xfrm_output_resume`). Its input interface at POST_ROUTING is
+/// that of the packet inside (`ip_output`).
+///
+/// # Errors
+/// How it ends, if they do not accept it.
+fn pass_local_out<M: Mode>(
+    skb: &mut SkBuff,
+    pf: Family,
+    iif: &Link,
+    oif: &Link,
+    ctx: &mut Ctx<'_>,
+) -> Result<PostRouted, Exit> {
+    ctx.state.hooks.protected();
+    let devices = Devices { iif: None, oif: Some(oif) };
+    nf_hook::<M>(Hook::LocalOut, skb, pf, devices, ctx.hook_env())?;
+    let devices = Devices { iif: Some(iif), oif: Some(oif) };
+    let (routed, _) = post_routing::<M>(skb, pf, devices, ctx.hook_env())?;
     Ok(routed)
 }

@@ -4,7 +4,7 @@
 
 use super::dst::Dst;
 use super::way::Way;
-use super::xfrm::{family, has_long_headers, readable};
+use super::xfrm::{concern_sent, family, has_long_headers, pass, readable};
 use super::xfrm_output::{Bundle, xfrm_bundle_create};
 use super::{Ctx, Exit};
 use crate::netfilter::Family;
@@ -31,6 +31,29 @@ pub(super) fn xfrm_policy_check<'a>(
     match way.secpath.is_some() || ctx.tables.xfrm.concern(family(pf)) {
         false => Ok(None),
         true => check(skb, pf, way, dst, ctx),
+    }
+}
+
+/// A packet that has passed POST_ROUTING, whose functions may have changed its source. `bundle`: how it is to be
+/// protected.
+///
+/// # Errors
+/// Another policy concerns it now.
+#[inline(always)]
+pub(super) fn xfrm_lookup_sent(
+    skb: &SkBuff,
+    pf: Family,
+    dst: &Dst<'_>,
+    bundle: Option<&Bundle<'_>>,
+    ctx: &Ctx<'_>,
+) -> Result<(), Exit> {
+    if !concern_sent(pf, ctx) {
+        return Ok(());
+    }
+    let flow = readable(skb.network_header(), dst.dev.ifindex, skb.mark, ctx.tables);
+    match bundle {
+        None => pass(flow, |flow| ctx.tables.xfrm.concerns_sent(flow)),
+        Some(bundle) => pass(flow, |flow| !bundle.is_for(flow, ctx)),
     }
 }
 

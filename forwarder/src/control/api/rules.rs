@@ -428,7 +428,7 @@ mod tests {
         let at = HookState { hook, pf, iif: None, oif: None, transport };
         let mut journal = Journal::new();
         let base = nft.program().chains(pf, hook)[0];
-        let around = Around { ct: Ct::Off, tables: None, now_ns: 0 };
+        let around = Around { ct: Ct::Off, tables: None, now_ns: 0, has_secpath: false };
         let verdict = nft.run(base, &mut skb, &at, around, &mut journal, &mut NoTrace);
         assert_eq!(verdict, NftVerdict::Accept);
         nft.commit(&mut journal, 1);

@@ -17,6 +17,7 @@ use super::uapi::*;
 use crate::control::netlink::events::{self, Group};
 use crate::control::netlink::message::{Message, Messages};
 use crate::control::netlink::query::NlSock;
+use crate::wire::Protocol;
 
 /// `struct nlmsghdr` in octets, and in it the number of the socket that requested a change, or 0.
 const NLMSG_HEADER: usize = 16;
@@ -34,8 +35,9 @@ const DATAGRAMS_MAX: usize = 1024;
 
 /// A classic BPF program (Documentation/networking/filter.rst): see [`Events::leave_out`].
 fn filter(own: u32) -> Vec<SockFilter> {
-    const PASS: u8 = 26;
-    const DROP: u8 = 25;
+    const PASS: u8 = 40;
+    const DROP: u8 = 39;
+    const UNASSURED: u8 = 25;
     let mut program = Vec::with_capacity(usize::from(PASS) + 1);
     // Jumps are relative to the next instruction.
     let mut op = |code: u32, k: u32, target: [Option<u8>; 2]| {
@@ -61,7 +63,7 @@ fn filter(own: u32) -> Vec<SockFilter> {
     op(jump(libc::BPF_JEQ), 0, [Some(PASS), None]);
     op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
     op(load | libc::BPF_IND, value, NEXT);
-    op(jump(libc::BPF_JSET), IPS_ASSURED, [None, Some(DROP)]);
+    op(jump(libc::BPF_JSET), IPS_ASSURED, [None, Some(UNASSURED)]);
     op(load | libc::BPF_ABS, NLMSG_PID, NEXT);
     op(jump(libc::BPF_JEQ), 0, [None, Some(PASS)]);
     op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
@@ -76,7 +78,21 @@ fn filter(own: u32) -> Vec<SockFilter> {
     op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
     op(load_octet | libc::BPF_IND, value, NEXT);
     op(jump(libc::BPF_JGE), TCP_CONNTRACK_CLOSE_WAIT.into(), [None, Some(PASS)]);
-    op(jump(libc::BPF_JGT), TCP_CONNTRACK_TIME_WAIT.into(), [Some(PASS), None]);
+    op(jump(libc::BPF_JGT), TCP_CONNTRACK_TIME_WAIT.into(), [Some(PASS), Some(DROP)]);
+    // Entries of ESP and AH are never assured.
+    op(libc::BPF_LD | libc::BPF_IMM, attrs, NEXT);
+    op(libc::BPF_LDX | libc::BPF_IMM, CTA_TUPLE_ORIG.into(), NEXT);
+    op(load_octet | libc::BPF_ABS, find, NEXT);
+    for kind in [CTA_TUPLE_PROTO, CTA_PROTO_NUM] {
+        op(jump(libc::BPF_JEQ), 0, [Some(DROP), None]);
+        op(libc::BPF_LDX | libc::BPF_IMM, kind.into(), NEXT);
+        op(load_octet | libc::BPF_ABS, find_nested, NEXT);
+    }
+    op(jump(libc::BPF_JEQ), 0, [Some(DROP), None]);
+    op(libc::BPF_MISC | libc::BPF_TAX, 0, NEXT);
+    op(load_octet | libc::BPF_IND, value, NEXT);
+    op(jump(libc::BPF_JEQ), Protocol::ESP.0.into(), [Some(PASS), None]);
+    op(jump(libc::BPF_JEQ), Protocol::AH.0.into(), [Some(PASS), Some(DROP)]);
     op(libc::BPF_RET | libc::BPF_K, 0, NEXT);
     op(libc::BPF_RET | libc::BPF_K, u32::MAX, NEXT);
     program
@@ -156,7 +172,7 @@ impl Events {
     }
 
     /// From now on, leaves out events of changes that the socket `requests` has requested; of entries that are not
-    /// assured; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK and TIME_WAIT,
+    /// assured, except those of ESP and AH; and what the kernel itself does with a TCP connection in the states CLOSE_WAIT, LAST_ACK and TIME_WAIT,
     /// which follow FIN_WAIT. The kernel drops them without waking anybody up. Optional: without it, there are only
     /// more events.
     ///

@@ -12,6 +12,8 @@ pub struct Sysctls {
     pub tcp_timeout_established_s: u32,
     /// nf_conntrack_udp_timeout_stream, in seconds.
     pub udp_timeout_stream_s: u32,
+    /// nf_conntrack_generic_timeout, in seconds: of connections without ports, such as ESP.
+    pub generic_timeout_s: u32,
     /// nf_conntrack_tcp_ignore_invalid_rst: a RST from before what its receiver has acknowledged is not invalid.
     pub tcp_ignores_invalid_rst: bool,
     /// nf_conntrack_acct: entries count their packets and octets.
@@ -35,6 +37,7 @@ impl Sysctls {
         Ok(Sysctls {
             tcp_timeout_established_s: read("nf_conntrack_tcp_timeout_established")?,
             udp_timeout_stream_s: read("nf_conntrack_udp_timeout_stream")?,
+            generic_timeout_s: read("nf_conntrack_generic_timeout")?,
             tcp_ignores_invalid_rst: match read::<u8>("nf_conntrack_tcp_ignore_invalid_rst") {
                 // Linux before 5.14.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => false,

@@ -19,13 +19,18 @@ const NOT_CARRIED: u32 = IPS_SEQ_ADJUST
     | IPS_HELPER
     | IPS_OFFLOAD
     | IPS_HW_OFFLOAD;
-/// What an entry must have.
-const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED;
+/// What an entry must have. Those of ESP and AH are never assured.
+const REQUIRED: u32 = IPS_SEEN_REPLY | IPS_CONFIRMED;
 
 pub(super) const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_UDP: u8 = 17;
+const IPPROTO_ESP: u8 = 50;
+const IPPROTO_AH: u8 = 51;
+/// The port of ESP in UDP (RFC 3948 §2).
+const UDP_PORT: u16 = 4500;
 
-/// The router's own addresses: sessions that begin or, after NAT, end at the router are never carried.
+/// The router's own addresses: sessions that begin or, after NAT, end at the router are not carried, unless they are of
+/// IPsec.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Locals {
     pub(super) ipv4: BTreeSet<(Ipv4Addr, u8)>,
@@ -76,10 +81,11 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         reply.source_port,
         IPS_DST_NAT,
     );
+    let (is_local, is_ipsec) = (is_local(entry, locals), is_ipsec(entry, locals));
     let is_established = match original.protocol {
         IPPROTO_TCP => entry.tcp.is_none_or(|tcp| tcp.state == TCP_CONNTRACK_ESTABLISHED),
-        IPPROTO_UDP => true,
-        _ => false,
+        IPPROTO_UDP => status & IPS_ASSURED != 0,
+        _ => is_ipsec,
     };
     is_established
         && status & REQUIRED == REQUIRED
@@ -87,7 +93,29 @@ pub(super) fn may_be_carried(entry: &Entry, locals: &Locals) -> bool {
         && entry.zone == 0
         && is_understood
         && !(entry.has_helper || entry.is_seq_adjusted || entry.has_synproxy)
-        && ![original.source, reply.source].iter().any(|addr| locals.contains(*addr))
+        && (!is_local || is_ipsec)
+}
+
+/// Whether a session begins or ends at the router: its packets are not forwarded.
+pub(super) fn is_local(entry: &Entry, locals: &Locals) -> bool {
+    [entry.original.source, entry.reply.source].iter().any(|addr| locals.contains(*addr))
+}
+
+/// Whether it is one of ESP, AH, or ESP in UDP with the router at one end, without NAT. (The kernel takes an
+/// Authentication Header of IPv6 for an extension header: it has no such entry.)
+fn is_ipsec(entry: &Entry, locals: &Locals) -> bool {
+    let Entry { original, reply, status, .. } = entry;
+    let own_port = match locals.contains(original.source) {
+        true => original.source_port,
+        false => original.destination_port,
+    };
+    let is_protocol = match original.protocol {
+        IPPROTO_UDP => own_port == UDP_PORT,
+        IPPROTO_AH => original.source.is_ipv4(),
+        protocol => protocol == IPPROTO_ESP,
+    };
+    let ends = [original.source, reply.source].map(|addr| locals.contains(addr));
+    is_protocol && ends[0] != ends[1] && status & (IPS_SRC_NAT | IPS_DST_NAT) == 0
 }
 
 /// Whether the source of an entry is translated to an address of the router.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::Supervisor;
-use super::sas::SaFollower;
+use super::sas::{SaFollower, Tracked};
 use crate::control::api::IpsecSas;
 use crate::tables::XfrmPolicies;
 
@@ -32,6 +32,9 @@ impl Supervisor {
             let sas = SaFollower::start(self.locals(), move || wakeup.wake())
                 .context("cannot start the thread fr-xfrm")?;
             self.sas = Some(sas);
+        }
+        if let Some(sas) = &self.sas {
+            sas.set_tracked(self.tracked());
         }
         let is_news = self.sas.as_mut().is_some_and(|sas| sas.set_enabled(is_enabled));
         if is_news {
@@ -75,7 +78,7 @@ impl Supervisor {
         }
         let filter = self
             .ipsec_filter()
-            .map(|filter| format!("packets to or from the router itself are filtered: {filter}"));
+            .map(|filter| format!("only the kernel can filter IPsec packets: {filter}"));
         let Some(report) = self.sas.as_ref().and_then(SaFollower::report) else {
             return Some(IpsecSas { reasons: filter.into_iter().collect(), ..IpsecSas::default() });
         };
@@ -87,16 +90,30 @@ impl Supervisor {
         })
     }
 
-    /// Why the kernel applies all SAs: where packets are filtered, be it only those to or from the router itself, it has
-    /// the filters see each packet with and without protection.
-    fn ipsec_filter(&self) -> Option<&str> {
-        if self.hooks.nft().is_some() {
-            return Some("nftables");
-        }
+    /// Why the kernel applies all SAs: each packet passes filters with and without protection, and workers cannot run
+    /// some of them.
+    fn ipsec_filter(&self) -> Option<String> {
         if !self.own_hooks.is_empty() {
-            return Some("hook functions of the program");
+            return Some("hook functions of the program".to_owned());
         }
-        self.firewall.local_filter()
+        match self.hooks.nft() {
+            Some(nft) => {
+                let obstacle = nft.program().ipsec_obstacle();
+                let named = |what| format!("the nftables ruleset has {what}");
+                obstacle.map(named).or_else(|| self.firewall.local_filter())
+            }
+            None if self.firewall.has_ruleset() => {
+                Some("the nftables ruleset, which is being read".to_owned())
+            }
+            None => self.firewall.local_filter(),
+        }
+    }
+
+    /// The connections that workers carry, of the families that are tracked.
+    fn tracked(&self) -> Option<Tracked> {
+        let families = self.hooks.nft()?.program().tracked_families();
+        let flows = self.flows.as_ref().filter(|_| families.contains(&true))?;
+        Some(Tracked { flows: Arc::clone(flows.table()), families })
     }
 
     /// Whether the workers' SAs, if they have any, are those of the kernel.

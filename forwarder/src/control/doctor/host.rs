@@ -174,10 +174,12 @@ fn learnt_mtu() -> Option<Finding> {
 pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
     let ports: Vec<String> = named.iter().chain(matched).cloned().collect();
     let (mut left_to_kernel, mut tracks, mut flowtables) = (Vec::new(), None, Vec::new());
+    let mut filters_ipsec = None;
     let rules = firewall::Rules::read(&ports).and_then(|mut rules| {
         let ruleset = rules.follow_ruleset()?;
         (left_to_kernel, tracks) = (ruleset.kernel_rules(), ruleset.program.uses_conntrack());
         flowtables.extend(ruleset.ruleset.flowtables());
+        filters_ipsec = ruleset.program.ipsec_obstacle();
         Ok(rules)
     });
     let own = |name: &String| {
@@ -190,7 +192,8 @@ pub fn firewall(named: &[String], matched: &[String]) -> Vec<Finding> {
         (!found.is_empty()).then(|| finding.on(name))
     };
     let own: Vec<Finding> = matched.iter().filter_map(own).collect();
-    let policies = rules.as_ref().map_or_else(|_| Vec::new(), ipsec::findings);
+    let policies =
+        rules.as_ref().map_or_else(|_| Vec::new(), |rules| ipsec::findings(rules, filters_ipsec));
     let hooks = rules.as_ref().ok().map(|rules| of_means(rules.means()));
     let egress = rules.as_ref().map_or_else(|_| Vec::new(), |rules| rules.at_egress(&ports));
     let egress = egress.into_iter().map(|chain| {

@@ -10,24 +10,21 @@ use crate::control::xfrm::state;
 /// SAs of the kernel that are named.
 const NAMED_MAX: usize = 8;
 
-/// Nothing without policies.
-pub fn findings(rules: &Rules) -> Vec<Finding> {
+/// Nothing without policies. `obstacle`: why workers cannot run the nftables ruleset on IPsec packets.
+pub fn findings(rules: &Rules, obstacle: Option<String>) -> Vec<Finding> {
     let policies = rules.policies().map_or(0, <[_]>::len);
     if policies == 0 {
         return Vec::new();
     }
-    let filter = match rules.has_ruleset() {
-        true => Some("the nftables ruleset"),
-        false => rules.local_filter(),
-    };
-    if let Some(filter) = filter {
+    let obstacle = obstacle.map(|what| format!("the nftables ruleset has {what}"));
+    if let Some(filter) = obstacle.or_else(|| rules.local_filter()) {
         return vec![Finding::warn(
             "ipsec",
             format!(
-                "{policies} IPsec policies: packets that they protect or drop are left to the kernel, because packets \
-                 to or from the router are filtered: {filter}"
+                "{policies} IPsec policies: packets that they protect or drop are left to the kernel, because only it \
+                 can filter them: {filter}"
             ),
-            "nothing, if the kernel is fast enough for them; else filter on another machine",
+            "nothing, if the kernel is fast enough for them; else filter as docs/IPSEC.md says",
         )];
     }
     let sas = match NlSock::open(NETLINK_XFRM).and_then(|mut socket| state::read(&mut socket)) {

@@ -83,8 +83,8 @@ pub struct Hooks {
     selinux: Option<String>,
     tables4: Tables,
     tables6: Tables,
-    /// A function that packets to or from the router itself pass, or why it is not known whether there is one.
-    local: Option<String>,
+    /// The functions that packets to or from the router itself pass; error: why they are not known.
+    local: Result<Vec<Hook>, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,14 +194,13 @@ impl Reader {
             Some(hooks) => {
                 let (forwarded, local): (Vec<_>, Vec<_>) =
                     hooks.into_iter().partition(|hook| FORWARDED.contains(&hook.hook));
-                let filter = local.iter().find(|hook| !matches!(hook.kind(), Kind::Harmless));
-                (By::Listing(forwarded), filter.map(Hook::describe))
+                (By::Listing(forwarded), Ok(local))
             }
             None => {
                 let ipvs = self.files.has_virtual_servers()?;
                 let unlisted =
                     "the kernel lists no hooks (CONFIG_NETFILTER_NETLINK_HOOK)".to_owned();
-                (By::Parts { links: self.links(thorough)?, ipvs }, Some(unlisted))
+                (By::Parts { links: self.links(thorough)?, ipvs }, Err(unlisted))
             }
         };
         let is_there = match &by {
@@ -322,10 +321,16 @@ impl Hooks {
         found
     }
 
-    /// A function that packets to or from the router itself pass, or why it is not known whether there is one. It sees
-    /// IPsec packets.
-    pub fn local(&self) -> Option<&str> {
-        self.local.as_deref()
+    /// A function other than those of nftables that packets to or from the router itself pass, or why it is not known
+    /// whether there is one. It sees IPsec packets.
+    pub fn local(&self, nftables: &Nftables) -> Option<String> {
+        let is_unknown = |hook: &&Hook| {
+            matches!(hook.kind(), Kind::Selinux) || !self.is_explained(hook, nftables)
+        };
+        match &self.local {
+            Ok(hooks) => hooks.iter().find(is_unknown).map(Hook::describe),
+            Err(unlisted) => Some(unlisted.clone()),
+        }
     }
 
     /// Whether a hook may be bypassed, or another line describes it.
@@ -505,7 +510,7 @@ mod tests {
 
     fn lines(hooks: &[Hook], tables4: Tables) -> Vec<String> {
         let by = By::Listing(hooks.to_vec());
-        Hooks { by, selinux: None, tables4, tables6: Tables::Named(vec![]), local: None }
+        Hooks { by, selinux: None, tables4, tables6: Tables::Named(vec![]), local: Ok(vec![]) }
             .bypassed(&Nftables::default())
     }
 
@@ -553,7 +558,7 @@ mod tests {
             selinux,
             tables4: Tables::Named(vec![]),
             tables6: Tables::Named(vec![]),
-            local: None,
+            local: Ok(vec![]),
         };
         assert!(hooks(None).bypassed(&Nftables::default()).is_empty());
         assert_eq!(hooks(Some("why".into())).bypassed(&Nftables::default()), ["SELinux: why"]);
@@ -584,7 +589,7 @@ mod tests {
             selinux: None,
             tables4,
             tables6: Tables::Named(vec![]),
-            local: None,
+            local: Ok(vec![]),
         };
         let none = Nftables::default();
         let listed = BpfLinks::Listed(vec![]);

@@ -163,7 +163,7 @@ impl Rules {
     /// as workers cannot apply it; whether they do yet is another question
     /// ([`monitor::Monitor::is_ruleset_pending`]).
     pub fn bypassed(&self, ports: &[String]) -> Vec<String> {
-        let mut found: Vec<String> = match self.nftables.concerns_workers() {
+        let mut found: Vec<String> = match self.has_ruleset() {
             true => self.followed.obstacles().collect(),
             false => Vec::new(),
         };
@@ -214,17 +214,16 @@ impl Rules {
         self.xfrm.policies()
     }
 
-    /// What filters packets to or from the router itself, such as those that IPsec has protected. `None`: nothing does.
-    pub fn local_filter(&self) -> Option<&str> {
-        match self.nftables.has_input() {
-            true => Some("nftables: a chain at hook input"),
-            false => self.hooks.local(),
-        }
+    /// What filters packets to or from the router itself, such as those that IPsec has protected, besides the nftables
+    /// ruleset. `None`: nothing does.
+    pub fn local_filter(&self) -> Option<String> {
+        self.hooks.local(&self.nftables)
     }
 
     /// Whether there is an nftables ruleset that workers apply.
     pub fn has_ruleset(&self) -> bool {
-        self.nftables.concerns_workers()
+        let has_ipsec = self.policies().is_none_or(|policies| !policies.is_empty());
+        self.nftables.concerns_workers(has_ipsec)
     }
 
     /// The source from which the netfilter hooks are known.

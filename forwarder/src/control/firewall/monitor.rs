@@ -313,7 +313,7 @@ impl Monitor {
         self.rules().is_some_and(|rules| {
             let nftables = &rules.nftables;
             let notices = self.nftables_notices();
-            nftables.concerns_workers() && !rules.followed.is(nftables.generation(), notices)
+            rules.has_ruleset() && !rules.followed.is(nftables.generation(), notices)
         })
     }
 
@@ -331,12 +331,14 @@ impl Monitor {
 
     /// Whether it is known that the nftables ruleset has no chains that workers must apply.
     pub fn has_no_ruleset(&self) -> bool {
-        self.rules().is_some_and(|rules| !rules.nftables.concerns_workers())
+        self.rules().is_some_and(|rules| !rules.has_ruleset())
     }
 
-    /// What filters packets to or from the router itself, such as those that IPsec protects. `None`: nothing does.
-    pub fn local_filter(&self) -> Option<&str> {
-        self.rules().map_or(Some("the firewall's rules are not known"), Rules::local_filter)
+    /// What filters packets to or from the router itself, such as those that IPsec protects, besides the nftables ruleset.
+    /// `None`: nothing does.
+    pub fn local_filter(&self) -> Option<String> {
+        let unknown = || Some("the firewall's rules are not known".to_owned());
+        self.rules().map_or_else(unknown, Rules::local_filter)
     }
 
     /// IPsec policies that workers apply. `None`: they cannot be read, which [`Monitor::bypassed`] reports; those from

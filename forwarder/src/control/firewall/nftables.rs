@@ -77,20 +77,18 @@ impl Nftables {
     }
 
     /// Whether there are chains that workers must apply: at a hook that forwarded packets or the router's
-    /// own pass, whatever the interface; or flowtables, whose connections are the kernel's.
-    pub fn concerns_workers(&self) -> bool {
+    /// own pass, whatever the interface; or flowtables, whose connections are the kernel's. `has_ipsec`: packets for the
+    /// router itself may be of IPsec, and pass chains at input.
+    pub fn concerns_workers(&self, has_ipsec: bool) -> bool {
         let at_hook = |chain: &Chain| {
-            chain.is_of_devices() || matches!(chain.hook, None | Some(0 | 2 | 3 | 4))
+            let hook = chain.hook;
+            chain.is_of_devices()
+                || matches!(hook, None | Some(0 | 2 | 3 | 4))
+                || hook == Some(1) && has_ipsec
         };
         let of_ip = |chain: &Chain| family_name(chain.family).is_some();
         let has_flowtable = self.flowtables.iter().any(|table| family_name(table.family).is_some());
         has_flowtable || self.chains.iter().any(|chain| of_ip(chain) && at_hook(chain))
-    }
-
-    /// Whether there are chains that packets for the router itself pass (hook input).
-    pub fn has_input(&self) -> bool {
-        let of_ip = |chain: &Chain| family_name(chain.family).is_some();
-        self.chains.iter().any(|chain| of_ip(chain) && chain.hook == Some(1))
     }
 
     /// A line for each chain at the egress of an interface of `names`: packets that leave there are the kernel's.
@@ -303,7 +301,7 @@ mod tests {
         };
         let shown = |family, hook, devices: &[&str]| {
             let nftables = of(family, hook, devices);
-            assert!(nftables.concerns_workers());
+            assert!(nftables.concerns_workers(false));
             let lines: Vec<String> = nftables.at_egress(&ports).collect();
             assert!(lines.len() < 2, "{lines:?}");
             lines.into_iter().next()
@@ -320,11 +318,11 @@ mod tests {
         assert!(shown(NFPROTO_INET, 5, &["eth1"]).is_none());
         for (hook, concerns) in [(0, true), (1, false), (2, true), (3, true), (4, true)] {
             for family in [NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_INET] {
-                assert_eq!(of(family, hook, &[]).concerns_workers(), concerns, "hook {hook}");
+                assert_eq!(of(family, hook, &[]).concerns_workers(false), concerns, "hook {hook}");
             }
         }
         let nfproto_bridge = 7;
-        assert!(!of(nfproto_bridge, 2, &[]).concerns_workers());
+        assert!(!of(nfproto_bridge, 2, &[]).concerns_workers(false));
     }
 
     #[test]
@@ -372,7 +370,7 @@ mod tests {
         let devices = vec![Device::Name("eth0".into())];
         let flowtables = vec![Flowtable { family: NFPROTO_INET, devices }];
         let flows = Nftables { flowtables, ..Nftables::default() };
-        assert!(flows.concerns_workers(), "its connections are the kernel's");
+        assert!(flows.concerns_workers(false), "its connections are the kernel's");
         assert_eq!(flows.at_egress(&["eth0".to_owned()]).count(), 0, "it is no filter");
         assert!(flows.is_at(NFPROTO_NETDEV, 0, "eth0") && !flows.is_at(NFPROTO_NETDEV, 0, "eth1"));
     }
@@ -408,6 +406,6 @@ mod tests {
             .finish(0);
         let chains = read(&message[16..]).into_iter().collect();
         let nftables = Nftables { chains, ..Nftables::default() };
-        assert!(nftables.concerns_workers());
+        assert!(nftables.concerns_workers(false));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::flow::{Carried, FoundFlow, Reset};
 use super::table::FlowTable;
-use super::tuple::{FlowKey, IPPROTO_TCP, IPPROTO_UDP};
+use super::tuple::{FlowKey, IPPROTO_AH, IPPROTO_ESP, IPPROTO_TCP, IPPROTO_UDP};
 use super::{Ct, NatTarget};
 use crate::netfilter::hook::HookState;
 use crate::netfilter::nft::Family;
@@ -68,6 +68,40 @@ pub fn flow_key6(packet: &[u8]) -> Option<FlowKey> {
     Some(FlowKey::ipv6(from, to, header[6], *header.last_chunk()?))
 }
 
+/// The key of a packet. `is_ipsec`: it is one of IPsec to or from the router.
+#[inline]
+pub fn flow_key_of(packet: &[u8], pf: Family, is_ipsec: bool) -> Option<FlowKey> {
+    match pf {
+        _ if is_ipsec => ipsec_key(packet, pf),
+        Family::Ip => flow_key4(packet),
+        _ => flow_key6(packet),
+    }
+}
+
+/// The key of an IPsec packet, of ESP in UDP, or of ESP or AH, which have no ports. The kernel takes an Authentication
+/// Header of IPv6 for an extension header, and tracks what is behind it: it has none here.
+fn ipsec_key(packet: &[u8], pf: Family) -> Option<FlowKey> {
+    const NO_PORTS: [u8; PORTS] = [0; PORTS];
+    if pf != Family::Ip {
+        let header = packet.first_chunk::<IPV6_HLEN>()?;
+        let [from, to] = header[8..].as_chunks::<16>().0 else { return None };
+        return match header[6] {
+            IPPROTO_ESP => Some(FlowKey::ipv6(from, to, IPPROTO_ESP, NO_PORTS)),
+            _ => flow_key6(packet),
+        };
+    }
+    let header = packet.first_chunk::<IPV4_HLEN>()?;
+    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    if header[0] != VERSION_4_NO_OPTIONS || is_fragment {
+        return None;
+    }
+    let &[from, to] = header.last_chunk::<8>()?.as_chunks::<4>().0 else { return None };
+    match header[9] {
+        protocol @ (IPPROTO_ESP | IPPROTO_AH) => Some(FlowKey::ipv4(from, to, protocol, NO_PORTS)),
+        _ => flow_key4(packet),
+    }
+}
+
 /// Whether connections of a protocol are carried.
 #[inline]
 fn is_carried(protocol: u8) -> bool {
@@ -80,7 +114,7 @@ pub fn is_valid(flows: &FlowTable, now_ns: u64) -> bool {
     now_ns.saturating_sub(flows.valid_ns()) <= VALID_NS
 }
 
-/// The connection of a packet of a flow that is carried. `None`: the packet is left to the kernel. So are
+/// The connection of a packet with this key, of a flow that is carried. `None`: the packet is left to the kernel. So are
 /// packets with IP options or extension headers, fragments, and packets that open or close a connection.
 /// `now_ns`: CLOCK_MONOTONIC.
 ///
@@ -91,6 +125,7 @@ pub fn is_valid(flows: &FlowTable, now_ns: u64) -> bool {
 pub fn nf_conntrack_in(
     skb: &SkBuff,
     at: &HookState<'_>,
+    key: &FlowKey,
     flows: &FlowTable,
     now_ns: u64,
 ) -> Option<Tracked> {
@@ -98,11 +133,7 @@ pub fn nf_conntrack_in(
         return None;
     }
     let packet = skb.network_header();
-    let key = match at.pf {
-        Family::Ip => flow_key4(packet)?,
-        _ => flow_key6(packet)?,
-    };
-    let found = flows.look_up(&key, flows.hash(&key))?;
+    let found = flows.look_up(key, flows.hash(key))?;
     let Carried { number, sequence, .. } = found;
     if found.has_expired(now_ns) {
         flows.close(number.flow());
@@ -182,6 +213,10 @@ impl Segment {
             let in_header = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
             let is_valid = in_header >= UDP_HLEN && in_header <= len;
             return is_valid.then_some(Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 }));
+        }
+        if matches!(protocol, IPPROTO_ESP | IPPROTO_AH) {
+            // `generic_packet`.
+            return Some(Segment::Plain(Plain { is_tcp: false, end: 0, ack: 0 }));
         }
         let tcp = header.first_chunk::<TCP_HLEN>()?;
         let header_len = usize::from(tcp[12] >> 4) * 4;

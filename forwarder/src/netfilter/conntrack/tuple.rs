@@ -8,6 +8,10 @@ use crate::hash_table::hash_words;
 pub(super) const IPPROTO_TCP: u8 = 6;
 /// UDP.
 pub(super) const IPPROTO_UDP: u8 = 17;
+/// Encapsulating Security Payload.
+pub(super) const IPPROTO_ESP: u8 = 50;
+/// Authentication Header.
+pub(super) const IPPROTO_AH: u8 = 51;
 
 /// Number of 64-bit words of a key.
 pub(super) const KEY_WORDS: usize = 5;

@@ -175,9 +175,6 @@ fn register(
         }
         return None;
     }
-    if base.hook == LOCAL_IN {
-        return None;
-    }
     let id = BaseChainId(program.bases.len() as u32);
     program.bases.push(Base {
         chain: number,

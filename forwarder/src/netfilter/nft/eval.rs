@@ -380,7 +380,7 @@ impl<T: Tracer> Run<'_, T> {
             MetaKey::IifType => packet.iif.map(|_| host16(ARPHRD_ETHER))?,
             MetaKey::OifType => packet.oif.map(|_| host16(ARPHRD_ETHER))?,
             MetaKey::PktType => self.pkt_type().into(),
-            MetaKey::SecPath => 0,
+            MetaKey::SecPath => packet.has_secpath.into(),
             // Packets that are forwarded have no socket; the kernel's own sockets have no file. The compiler
             // leaves other keys to the kernel.
             MetaKey::SkUid | MetaKey::SkGid | MetaKey::Other(_) => return None,

@@ -22,6 +22,8 @@ pub struct Around<'a> {
     pub tables: Option<&'a Tables>,
     /// CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
+    /// See [`Packet::has_secpath`].
+    pub has_secpath: bool,
 }
 
 /// A ruleset that workers apply.
@@ -96,7 +98,7 @@ impl Nft {
         tracer: &mut T,
     ) -> NftVerdict {
         let HookState { hook, pf, iif, oif, transport } = *at;
-        let Around { ct, tables, now_ns } = around;
+        let Around { ct, tables, now_ns, has_secpath } = around;
         let mut packet = Packet {
             skb,
             family: pf,
@@ -108,6 +110,7 @@ impl Nft {
             tables,
             is_tagged: false,
             is_at_ingress: false,
+            has_secpath,
             now_ns,
         };
         if tracer.is_traced() {

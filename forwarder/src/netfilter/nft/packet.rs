@@ -44,6 +44,8 @@ pub struct Packet<'a> {
     pub is_tagged: bool,
     /// It is at the ingress of an interface.
     pub is_at_ingress: bool,
+    /// It was received with the protection of IPsec.
+    pub has_secpath: bool,
     /// Time of the clock that the program was compiled with, nanoseconds: elements of sets expire.
     pub now_ns: u64,
 }
@@ -125,6 +127,7 @@ impl<'a> Packet<'a> {
             tables: None,
             is_tagged: false,
             is_at_ingress: false,
+            has_secpath: false,
             now_ns,
         }
     }

@@ -39,6 +39,8 @@ pub struct Program {
     pub(super) kernel_rules: Vec<KernelRule>,
     /// For IPv4 and IPv6: what uses connection tracking.
     pub(super) conntrack: [Option<String>; 2],
+    /// For IPv4 and IPv6: what uses it at the hooks of packets to and from the router.
+    pub(super) local_conntrack: [Option<String>; 2],
     /// For IPv4 and IPv6: there are chains of type nat.
     pub(super) translates: [bool; 2],
 }
@@ -133,8 +135,7 @@ pub struct KernelRule {
 impl Program {
     /// The base chains at a hook, in the order in which the kernel runs them: by ascending priority. Of
     /// chains with the same priority the one registered last runs first (`nf_hook_entries_grow`), which is
-    /// taken to be the last one of the ruleset. None for families other than IPv4 and IPv6, and none at
-    /// `LocalIn`, which the kernel runs.
+    /// taken to be the last one of the ruleset. None for families other than IPv4 and IPv6.
     #[inline]
     pub fn chains(&self, family: Family, hook: Hook) -> &[BaseChainId] {
         match family {
@@ -181,6 +182,20 @@ impl Program {
     /// postrouting: table, chain, handle and expression.
     pub fn uses_conntrack(&self) -> Option<String> {
         self.conntrack.iter().flatten().next().cloned()
+    }
+
+    /// Why workers cannot run the program on IPsec packets, which pass it with and without their protection.
+    pub fn ipsec_obstacle(&self) -> Option<String> {
+        if self.has_device_chains() {
+            return Some(
+                "chains of interfaces, which see a packet once more when it was opened".into(),
+            );
+        }
+        // IPsec packets to and from the router meet it; the connections of the others are not known.
+        let both = self.conntrack.iter().zip(&self.local_conntrack);
+        let local =
+            both.filter(|(forwarded, _)| forwarded.is_none()).find_map(|(_, local)| local.as_ref());
+        local.map(|rule| format!("connection tracking at input and output only ({rule})"))
     }
 
     /// Whether the kernel tracks connections for this ruleset: packets of flows that are not carried are the

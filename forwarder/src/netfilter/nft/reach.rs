@@ -9,6 +9,8 @@ use super::write::may_write_tuple;
 
 /// Hooks at which forwarded packets pass.
 const FORWARDED: [usize; 3] = [0, 2, 4];
+/// Hooks of packets to and from the router itself.
+const LOCAL: [usize; 2] = [1, 3];
 
 /// Chains that are part of a loop or lead to one. `edges`: for each chain, the chains that it refers to.
 pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
@@ -44,27 +46,9 @@ pub(super) fn in_loops(edges: &[Vec<usize>]) -> Vec<bool> {
 /// Fills in the program's lists of rules that are left to the kernel or use connection tracking.
 pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
     let reached = reached(program, &FORWARDED);
-    let mut chain_number = 0;
-    let mut conntrack = [None, None];
+    let conntrack = uses_of_conntrack(ruleset, &reached);
+    program.local_conntrack = uses_of_conntrack(ruleset, &self::reached(program, &LOCAL));
     let ours = Family::is_compiled;
-    for table in ruleset.tables.iter().filter(|table| ours(table.family)) {
-        for chain in &table.chains {
-            let number = chain_number;
-            chain_number += 1;
-            if !reached.get(number).is_some_and(|reached| *reached) {
-                continue;
-            }
-            for rule in &chain.rules {
-                let name = format!("{} {}", table.family, table.name);
-                if let Some(expr) = rule.exprs.iter().find_map(tracks) {
-                    let use_of = || format!("{name} {} handle {}: {expr}", chain.name, rule.handle);
-                    for first in of_family(&mut conntrack, table.family) {
-                        first.get_or_insert_with(use_of);
-                    }
-                }
-            }
-        }
-    }
     for (of_rules, of_chains) in conntrack.into_iter().zip(&mut program.conntrack) {
         *of_chains = of_rules.or_else(|| of_chains.take());
     }
@@ -85,6 +69,25 @@ pub(super) fn report(program: &mut Program, ruleset: &Ruleset) {
         }
     }
     program.kernel_rules = kernel_rules(program, ruleset, &reached);
+}
+
+/// For IPv4 and IPv6, the first rule of reached chains that uses connection tracking.
+fn uses_of_conntrack(ruleset: &Ruleset, reached: &[bool]) -> [Option<String>; 2] {
+    let tables = ruleset.tables.iter().filter(|table| table.family.is_compiled());
+    let chains = tables.flat_map(|table| table.chains.iter().map(move |chain| (table, chain)));
+    let mut conntrack = [None, None];
+    for ((table, chain), _) in chains.zip(reached).filter(|(_, reached)| **reached) {
+        for rule in &chain.rules {
+            let name = format!("{} {}", table.family, table.name);
+            if let Some(expr) = rule.exprs.iter().find_map(tracks) {
+                let use_of = || format!("{name} {} handle {}: {expr}", chain.name, rule.handle);
+                for first in of_family(&mut conntrack, table.family) {
+                    first.get_or_insert_with(use_of);
+                }
+            }
+        }
+    }
+    conntrack
 }
 
 /// The rules of reached chains that are left to the kernel.

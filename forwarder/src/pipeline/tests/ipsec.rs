@@ -11,7 +11,7 @@ use crate::netfilter::{Hook, HookCtx, HookState, NfHook, Verdict, priority};
 const REQID: u32 = 7;
 
 /// Ends of the tunnel: the router's and the other one's.
-fn ends(outer: Family) -> [IpAddr; 2] {
+pub(super) fn ends(outer: Family) -> [IpAddr; 2] {
     let ends = match outer {
         Family::Ipv4 => ["198.18.2.1", "198.18.2.2"],
         Family::Ipv6 => ["2001:db8:2::1", "2001:db8:2::2"],
@@ -53,17 +53,32 @@ fn policy(direction: Direction, src: &str, dst: &str, ends: [IpAddr; 2]) -> (Dir
     (direction, policy)
 }
 
+/// Of packets from one network behind the right to another one there.
+pub(super) fn between_tunnels([own, other]: [IpAddr; 2]) -> [(Direction, Policy); 2] {
+    [
+        policy(Direction::Fwd, "10.1.0.0/16", "10.2.0.0/16", [other, own]),
+        policy(Direction::Out, "10.1.0.0/16", "10.2.0.0/16", [own, other]),
+    ]
+}
+
+/// Gives each policy an index of its own.
+pub(super) fn number(policies: &mut [(Direction, Policy)]) {
+    for (n, (_, policy)) in policies.iter_mut().enumerate() {
+        policy.index = 8 * (n as u32 + 1);
+    }
+}
+
 /// A gateway whose networks on the left and behind the right are joined by a tunnel.
-struct Gateway {
-    lab: Lab,
+pub(super) struct Gateway {
+    pub lab: Lab,
     /// The other end's SAs.
     opener: InboundState,
     sealer: OutboundState,
     /// The router's SA for sending.
-    state: Arc<OutboundState>,
+    pub state: Arc<OutboundState>,
 }
 
-fn net(outer: Family) -> (Net, Arc<OutboundState>) {
+pub(super) fn net(outer: Family) -> (Net, Arc<OutboundState>) {
     let [own, other] = ends(outer);
     let state = Arc::new(outbound(config([own, other])));
     let inbound = Arc::new(InboundState::new(config([other, own]), &keys()).expect("an SA"));
@@ -74,9 +89,7 @@ fn net(outer: Family) -> (Net, Arc<OutboundState>) {
         policy(Direction::Fwd, "2001:db8:a::/48", "2001:db8:1::/64", [other, own]),
     ];
     let mut net = Net { policies, ..Net::default() };
-    for (n, (_, policy)) in net.policies.iter_mut().enumerate() {
-        policy.index = 8 * (n as u32 + 1);
-    }
+    number(&mut net.policies);
     net.states = Arc::new(XfrmStates {
         inbound: Sad::new([inbound], Order::OldestFirst),
         outbound: vec![Arc::clone(&state)],
@@ -85,7 +98,7 @@ fn net(outer: Family) -> (Net, Arc<OutboundState>) {
     (net, state)
 }
 
-fn gateway_of(net: Net, state: Arc<OutboundState>, outer: Family) -> Gateway {
+pub(super) fn gateway_of(net: Net, state: Arc<OutboundState>, outer: Family) -> Gateway {
     let [own, other] = ends(outer);
     Gateway {
         lab: net.lab(),
@@ -102,7 +115,7 @@ fn gateway(outer: Family) -> Gateway {
 
 impl Gateway {
     /// The packet inside one that the router sent.
-    fn open(&self, outer: &[u8]) -> Vec<u8> {
+    pub fn open(&self, outer: &[u8]) -> Vec<u8> {
         let mut packet = outer.to_vec();
         let located = locate(&packet, &[4500]).expect("a header").expect("an IPsec packet");
         match self.opener.open(&mut packet, &located, 1) {
@@ -112,7 +125,7 @@ impl Gateway {
     }
 
     /// A frame of the other end, with a packet inside.
-    fn sealed(&self, inner: &[u8]) -> Vec<u8> {
+    pub fn sealed(&self, inner: &[u8]) -> Vec<u8> {
         let mut buffer = vec![0; 4096];
         buffer[256..256 + inner.len()].copy_from_slice(inner);
         let params = OutputParams { now_s: 1, hop_limit: 64, ident: 1 };
@@ -126,13 +139,13 @@ impl Gateway {
     }
 
     /// Receives a frame by `right`.
-    fn right(&mut self, frame: &[u8]) -> Vec<(u16, Vec<u8>)> {
+    pub fn right(&mut self, frame: &[u8]) -> Vec<(u16, Vec<u8>)> {
         self.lab.receive(RIGHT, &[frame.to_vec()]);
         self.lab.sent()
     }
 }
 
-fn v4() -> V4 {
+pub(super) fn v4() -> V4 {
     V4::to("10.1.0.5")
 }
 
@@ -140,7 +153,7 @@ fn v6() -> V6 {
     V6::to("2001:db8:a::5")
 }
 
-fn back4() -> V4 {
+pub(super) fn back4() -> V4 {
     V4 { src: "10.1.0.5", dst: "198.18.1.2", ..V4::default() }
 }
 
@@ -332,12 +345,8 @@ fn packets_longer_than_the_sa_leaves_room_for() {
 #[test]
 fn between_two_tunnels_packets_are_opened_and_protected_again() {
     let (mut net, state) = net(Family::Ipv4);
-    let [own, other] = ends(Family::Ipv4);
-    net.policies.push(policy(Direction::Fwd, "10.1.0.0/16", "10.2.0.0/16", [other, own]));
-    net.policies.push(policy(Direction::Out, "10.1.0.0/16", "10.2.0.0/16", [own, other]));
-    for (n, (_, policy)) in net.policies.iter_mut().enumerate() {
-        policy.index = 8 * (n as u32 + 1);
-    }
+    net.policies.extend(between_tunnels(ends(Family::Ipv4)));
+    number(&mut net.policies);
     let mut gateway = gateway_of(net, state, Family::Ipv4);
     let packet = V4 { src: "10.1.0.5", dst: "10.2.0.5", ..V4::default() };
     let frame = gateway.sealed(&packet.packet());

@@ -424,20 +424,21 @@ fn decide_ipv4(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
             return reason;
         }
     }
-    let is_local = is_local_ipv4(ip, shared);
-    if is_tracked {
-        return match flow {
-            // Also to the router's own address, which NAT may translate.
-            Some(flow) if is_known(flow.hash) => Reason::SteerIpv4,
-            _ if is_local => Reason::PassLocal,
-            None => Reason::PassConntrack,
-            Some(_) => Reason::PassNoFlow,
-        };
+    // Also to the router's own address, which NAT may translate.
+    if is_tracked
+        && let Some(flow) = flow
+        && is_known(flow.hash)
+    {
+        return Reason::SteerIpv4;
     }
-    if is_local {
+    if is_local_ipv4(ip, shared) {
         return ipsec::decide_local(ctx, shared);
     }
-    Reason::SteerIpv4
+    match flow {
+        _ if !is_tracked => Reason::SteerIpv4,
+        None => Reason::PassConntrack,
+        Some(_) => Reason::PassNoFlow,
+    }
 }
 
 #[inline(always)]
@@ -482,20 +483,21 @@ fn decide_ipv6(ctx: &XdpContext, settings: &Settings<'_>) -> Reason {
             return reason;
         }
     }
-    let is_local = is_local_ipv6(ip, shared);
-    if is_tracked {
-        return match flow {
-            // Also to the router's own address, which NAT may translate.
-            Some(flow) if is_known(flow.hash) => Reason::SteerIpv6,
-            _ if is_local => Reason::PassLocal,
-            None => Reason::PassConntrack,
-            Some(_) => Reason::PassNoFlow,
-        };
+    // Also to the router's own address, which NAT may translate.
+    if is_tracked
+        && let Some(flow) = flow
+        && is_known(flow.hash)
+    {
+        return Reason::SteerIpv6;
     }
-    if is_local {
+    if is_local_ipv6(ip, shared) {
         return ipsec::decide_local(ctx, shared);
     }
-    Reason::SteerIpv6
+    match flow {
+        _ if !is_tracked => Reason::SteerIpv6,
+        None => Reason::PassConntrack,
+        Some(_) => Reason::PassNoFlow,
+    }
 }
 
 #[inline(always)]

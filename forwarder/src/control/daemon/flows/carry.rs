@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::reading::READING_MAX;
 use super::{BATCH, Carried, Follower, NS_PER_S, Refused, gate_key, liberal};
 use crate::control::conntrack::{self, Change, Entry, IP_CT_TCP_FLAG_BE_LIBERAL, TcpInfo, Tuple};
-use crate::control::daemon::flow_entry::{IPPROTO_TCP, flow_key, is_carriable, is_masqueraded};
+use crate::control::daemon::flow_entry::{
+    IPPROTO_TCP, flow_key, is_carriable, is_local, is_masqueraded,
+};
 use crate::netfilter::conntrack::FlowDesc;
 use crate::worker::clock::monotonic_ns;
 
@@ -103,7 +105,10 @@ impl Follower<'_> {
         let timeout_s = entry.timeout_s.unwrap_or(0);
         let expires_ns = monotonic_ns() + u64::from(timeout_s) * NS_PER_S;
         let (status, mark) = (entry.status, entry.mark);
-        let is_masqueraded = is_masqueraded(entry, &self.shared.locals.load());
+        let locals = self.shared.locals.load();
+        let is_masqueraded = is_masqueraded(entry, &locals);
+        let is_gated = !is_local(entry, &locals);
+        drop(locals);
         let desc = FlowDesc { keys, status, mark, expires_ns, is_masqueraded };
         let Some(number) = self.writer.insert(&desc) else {
             self.refuse(entry.original, Refused { id: entry.id, has_events });
@@ -122,13 +127,14 @@ impl Follower<'_> {
                 has_events,
                 is_shortened: false,
                 is_timeout_fresh,
+                is_gated,
             });
         }
         self.without_events += usize::from(!has_events);
         if let Some(reading) = &mut self.reading {
             reading.saw(number);
         }
-        if !self.gate.insert(&keys.map(gate_key)) {
+        if is_gated && !self.gate.insert(&keys.map(gate_key)) {
             self.refuse(entry.original, Refused { id: entry.id, has_events });
             // The gate has none of its keys.
             self.without_events -= usize::from(!has_events);

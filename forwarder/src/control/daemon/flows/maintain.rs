@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{BATCH, Follower, NS_PER_S, liberal, tuple_of};
 use crate::control::conntrack::{self, Change};
-use crate::control::daemon::flow_entry::IPPROTO_TCP;
+use crate::control::daemon::flow_entry::{IPPROTO_TCP, IPPROTO_UDP};
 
 /// The longest interval between renewals of an entry, unless there are many flows.
 const RENEWAL_MAX_NS: u64 = 60_000_000_000;
@@ -40,7 +40,11 @@ impl Follower<'_> {
     pub(super) fn begin_maintenance(&mut self, now_ns: u64) {
         self.renewals = 0;
         let len = self.carried.len();
-        let timeouts = [self.sysctls.tcp_timeout_established_s, self.sysctls.udp_timeout_stream_s];
+        let timeouts = [
+            self.sysctls.tcp_timeout_established_s,
+            self.sysctls.udp_timeout_stream_s,
+            self.sysctls.generic_timeout_s,
+        ];
         let shortest_s = match self.shared.sets_entries.load(Relaxed) {
             true => 0,
             false => timeouts.into_iter().min().unwrap_or(0),
@@ -93,7 +97,8 @@ impl Follower<'_> {
             // Not known: it is left to the kernel when it expires.
             _ if has_own_timeouts => return None,
             IPPROTO_TCP => self.sysctls.tcp_timeout_established_s,
-            _ => self.sysctls.udp_timeout_stream_s,
+            IPPROTO_UDP => self.sysctls.udp_timeout_stream_s,
+            _ => self.sysctls.generic_timeout_s,
         };
         let timeout_ns = u64::from(timeout_s) * NS_PER_S;
         let interval_ns = match carried.has_events && !carried.is_shortened {

@@ -199,6 +199,8 @@ struct Carried {
     is_shortened: bool,
     /// Whether `timeout_s` is from an event, and not what was left of it.
     is_timeout_fresh: bool,
+    /// Whether the XDP program steers its packets by the flow. Those of IPsec to the router it steers by their SA.
+    is_gated: bool,
 }
 
 /// A connection that workers left to the kernel.
@@ -427,7 +429,9 @@ impl<'a> Follower<'a> {
         let Some(desc) = self.writer.get(number) else { return };
         self.writer.remove(&desc.keys[0]);
         self.forget_offloaded(&desc.keys);
-        self.gate.remove(&desc.keys.map(gate_key));
+        if carried.is_gated {
+            self.gate.remove(&desc.keys.map(gate_key));
+        }
     }
 
     /// Changes status and mark of a flow.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use super::Tracked;
 use crate::control::netlink::query::NlSock;
 use crate::control::xfrm::ae::{self, AeState, KernelReplay};
 use crate::control::xfrm::state::{KernelState, SaId};
@@ -219,8 +220,19 @@ impl Followed {
         Ok(())
     }
 
-    /// Whether [`look_after`](Self::look_after) has something to ask the kernel.
-    pub(super) fn needs_care(&self, now: Instant) -> bool {
+    /// Whether the connection of packets that workers send is one that they carry, or is not tracked.
+    fn is_carried(&self, tracked: Option<&Tracked>) -> bool {
+        match (&self.kind, tracked) {
+            (Kind::Outbound(state), Some(tracked)) => {
+                let state = state.state();
+                tracked.carries(state.protocol(), state.config())
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether [`look_after`](Self::look_after) has something to do.
+    pub(super) fn needs_care(&self, now: Instant, tracked: Option<&Tracked>) -> bool {
         let Some(state) = self.state() else { return false };
         let usage = state.usage();
         let is_late = now.saturating_duration_since(self.written_at) >= WRITE_BACK;
@@ -231,7 +243,10 @@ impl Followed {
             Kind::Inbound(_) => self.is_merge_due(now),
             Kind::Kernels(..) => false,
         };
-        is_asked || is_late && !self.is_written(&usage) || self.limits_to_report() != [false; 2]
+        is_asked
+            || is_late && !self.is_written(&usage)
+            || self.limits_to_report() != [false; 2]
+            || self.reserved.is_some() && !self.is_carried(tracked)
     }
 
     /// Whether the kernel's SA includes this usage by workers, and what they have received.
@@ -263,8 +278,17 @@ impl Followed {
         id: &SaId,
         requests: &mut NlSock,
         now: Instant,
+        tracked: Option<&Tracked>,
     ) -> io::Result<bool> {
-        if let Kind::Outbound(state) = &self.kind {
+        let is_carried = self.is_carried(tracked);
+        if let Kind::Outbound(state) = &self.kind
+            && !is_carried
+        {
+            // The kernel sends: what is left of the range is below its numbers then.
+            state.sequence().take_want();
+            state.sequence().give_up();
+            self.reserved = None;
+        } else if let Kind::Outbound(state) = &self.kind {
             let state = Arc::clone(state);
             if !self.look_after_numbers(&state, id, requests, now)? {
                 return Ok(false);
@@ -292,8 +316,17 @@ impl Followed {
     }
 
     /// Reserves sequence numbers, before the workers see the SA. `false`: there is no such SA.
-    pub(super) fn take_over(&mut self, id: &SaId, requests: &mut NlSock) -> io::Result<bool> {
+    /// An SA of a connection that workers do not carry gets none.
+    pub(super) fn take_over(
+        &mut self,
+        id: &SaId,
+        requests: &mut NlSock,
+        tracked: Option<&Tracked>,
+    ) -> io::Result<bool> {
         let Kind::Outbound(state) = &self.kind else { return Ok(true) };
+        if !self.is_carried(tracked) {
+            return Ok(true);
+        }
         let state = Arc::clone(state);
         // With a guard for as much time as the kernel takes.
         for _ in 0..=GUARD_DOUBLINGS {

@@ -28,7 +28,7 @@ use std::sync::atomic::{
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use netlink_sys::protocols::NETLINK_XFRM;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -43,9 +43,11 @@ use crate::control::xfrm::changes::{
     Changed, XFRMNLGRP_EXPIRE, XFRMNLGRP_MIGRATE, XFRMNLGRP_SA, changed, ended,
 };
 use crate::control::xfrm::state::{self, SaId};
-use crate::ipsec::{Order, Sad};
+use crate::ipsec::{Order, Sad, StateConfig, UdpPorts};
+use crate::netfilter::conntrack::{FlowKey, FlowTable};
 use crate::say;
 use crate::tables::XfrmStates;
+use crate::wire::Protocol;
 use crate::worker::clock::monotonic_ns;
 
 /// How often sequence numbers are looked after while workers use SAs.
@@ -81,11 +83,39 @@ pub(super) struct Report {
     pub(super) kernels: Vec<String>,
 }
 
+/// The connections that workers carry, where the ruleset tracks them: they use an SA only if the connection of its
+/// packets is one of them.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) flows: Arc<FlowTable>,
+    /// Whether IPv4 and IPv6 are tracked.
+    pub(super) families: [bool; 2],
+}
+
+impl Tracked {
+    /// Whether packets of an SA are of a connection that workers carry, or are not tracked.
+    fn carries(&self, protocol: Protocol, config: &StateConfig) -> bool {
+        let [ipv4, ipv6] = self.families;
+        let is_tracked = if config.dst.is_ipv4() { ipv4 } else { ipv6 };
+        let (protocol, ports) = match config.encap {
+            Some(ports) => (Protocol::UDP, ports),
+            None => (protocol, UdpPorts { src: 0, dst: 0 }),
+        };
+        let key = FlowKey::new(config.src, config.dst, protocol.0, ports.src, ports.dst);
+        !is_tracked || self.flows.find(&key).is_some()
+    }
+
+    fn is_same(&self, other: &Tracked) -> bool {
+        Arc::ptr_eq(&self.flows, &other.flows) && self.families == other.families
+    }
+}
+
 /// State shared by the thread and its owner.
 #[derive(Default)]
 struct Shared {
     stopping: AtomicBool,
     locals: ArcSwap<Locals>,
+    tracked: ArcSwapOption<Tracked>,
     /// The workers may use SAs.
     is_enabled: AtomicBool,
     /// How often these have changed.
@@ -150,6 +180,17 @@ impl SaFollower {
         if **self.shared.locals.load() != locals {
             self.shared.locals.store(Arc::new(locals));
             self.shared.changes.fetch_add(1, Release);
+        }
+    }
+
+    /// Which connections workers carry from now on; `None`: none are tracked.
+    pub(super) fn set_tracked(&self, tracked: Option<Tracked>) {
+        let is_same = match (&*self.shared.tracked.load(), &tracked) {
+            (Some(old), Some(new)) => old.is_same(new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        if !is_same {
+            self.shared.tracked.store(tracked.map(Arc::new));
         }
     }
 
@@ -345,6 +386,7 @@ impl<'a> Follower<'a> {
             )));
         }
         let locals = self.shared.locals.load_full();
+        let tracked = self.shared.tracked.load_full();
         let mut old = std::mem::take(&mut self.sas);
         let mut is_changed = false;
         self.order.clear();
@@ -373,7 +415,7 @@ impl<'a> Follower<'a> {
                     }
                     is_changed = true;
                     let mut sa = Followed::new(kernel, fingerprint, is_local);
-                    match sa.take_over(&id, &mut self.requests) {
+                    match sa.take_over(&id, &mut self.requests, tracked.as_deref()) {
                         Ok(exists) => self.is_stale |= !exists,
                         // It is tried again when workers want to send.
                         Err(error) => failed = self.bear(error).err().or(failed),
@@ -440,6 +482,8 @@ impl<'a> Follower<'a> {
     /// Looks after some SAs: sequence numbers, replay windows, usage.
     fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
+        let tracked = self.shared.tracked.load_full();
+        let tracked = tracked.as_deref();
         let count = self.order.len().min(SAS_PER_TICK);
         let mut asked = 0;
         for _ in 0..count {
@@ -451,9 +495,9 @@ impl<'a> Follower<'a> {
                 break;
             };
             self.cursor = if self.cursor + 1 < self.order.len() { self.cursor + 1 } else { 0 };
-            if let Some(sa) = self.sas.get_mut(&id).filter(|sa| sa.needs_care(now)) {
+            if let Some(sa) = self.sas.get_mut(&id).filter(|sa| sa.needs_care(now, tracked)) {
                 asked += 1;
-                match sa.look_after(&id, &mut self.requests, now) {
+                match sa.look_after(&id, &mut self.requests, now, tracked) {
                     Ok(true) => self.errors = 0,
                     Ok(false) => {
                         sa.retire();

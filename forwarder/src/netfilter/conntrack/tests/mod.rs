@@ -205,7 +205,8 @@ fn track_at(table: &FlowTable, pf: Family, packet: &[u8], now_ns: u64) -> Option
     let transport = Transport::of(&skb, pf);
     let at = HookState { hook: Hook::PreRouting, pf, iif: None, oif: None, transport };
     skb.headers_may_change();
-    nf_conntrack_in(&skb, &at, table, now_ns).map(|tracked| tracked.ct)
+    let key = flow_key_of(skb.network_header(), pf, false)?;
+    nf_conntrack_in(&skb, &at, &key, table, now_ns).map(|tracked| tracked.ct)
 }
 
 fn track(table: &FlowTable, packet: &[u8]) -> Option<Ct> {

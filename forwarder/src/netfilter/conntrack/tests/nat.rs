@@ -92,7 +92,8 @@ fn translate(table: &FlowTable, octets: &[u8], sum: Sum, oif: Option<&Link>) -> 
     let pf = if octets[0] >> 4 == 4 { Family::Ip } else { Family::Ip6 };
     let transport = Transport::of(&skb, pf);
     let mut at = HookState { hook: Hook::PreRouting, pf, iif: None, oif: None, transport };
-    let tracked = nf_conntrack_in(&skb, &at, table, NOW_NS)?;
+    let key = flow_key_of(skb.network_header(), pf, false)?;
+    let tracked = nf_conntrack_in(&skb, &at, &key, table, NOW_NS)?;
     let Ct::Established(info) = tracked.ct else { panic!("{tracked:?}") };
     let Some(target) = tracked.target else { return Some(octets.to_vec()) };
     let at_once = translate_at_once(octets, sum, transport, oif, (&info, &target));

@@ -1,0 +1,361 @@
+//! IPsec packets meet the ruleset twice: with their protection, as packets to or from the router, and without it, as
+//! forwarded ones.
+
+use super::ipsec::{Gateway, back4, ends, gateway_of, net, v4};
+use super::*;
+use crate::ipsec::Family;
+use crate::netfilter::Hook;
+use crate::netfilter::conntrack::{FlowDesc, FlowKey, FlowTable, FlowWriter};
+use crate::netfilter::nft::compile;
+use crate::netfilter::nft::ruleset::{
+    BaseChain, BitwiseOp, Chain, Checksum, CmpOp, CtKey, Expr, Family as NftFamily, MetaKey,
+    PayloadBase, Reg, Rule, RuleVerdict, Ruleset, SetPayload, Table,
+};
+
+const REG: Reg = Reg(0);
+
+type Rules = Vec<Vec<Expr>>;
+
+fn counter() -> Expr {
+    Expr::Counter { packets: 0, octets: 0 }
+}
+
+fn accept() -> Expr {
+    Expr::Verdict(RuleVerdict::Accept)
+}
+
+/// `ct state established`.
+fn established() -> Vec<Expr> {
+    let mask = 2u32.to_ne_bytes().to_vec();
+    vec![
+        Expr::Ct { dreg: REG, key: CtKey::State },
+        Expr::Bitwise {
+            sreg: REG,
+            dreg: REG,
+            len: 4,
+            op: BitwiseOp::MaskXor { mask, xor: vec![0; 4] },
+        },
+        Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
+    ]
+}
+
+/// `meta secpath exists`.
+fn has_secpath() -> Vec<Expr> {
+    vec![
+        Expr::Meta { dreg: REG, key: MetaKey::SecPath },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![1] },
+    ]
+}
+
+/// `iifname NAME`, or `oifname NAME`.
+fn interface(key: MetaKey, name: &str) -> Vec<Expr> {
+    let data = [name.as_bytes(), &[0]].concat();
+    vec![Expr::Meta { dreg: REG, key }, Expr::Cmp { sreg: REG, op: CmpOp::Eq, data }]
+}
+
+/// `meta l4proto PROTOCOL`.
+fn of_protocol(protocol: Protocol) -> Vec<Expr> {
+    vec![
+        Expr::Meta { dreg: REG, key: MetaKey::L4Proto },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![protocol.0] },
+    ]
+}
+
+fn and(parts: impl IntoIterator<Item = Vec<Expr>>) -> Vec<Expr> {
+    parts.into_iter().flatten().collect()
+}
+
+/// A table of base chains at the hooks; `drops`: their policy.
+fn ruleset(chains: Vec<(Hook, Rules)>, drops: bool) -> Ruleset {
+    let chain = |(hook, rules): (Hook, Rules)| {
+        let base = BaseChain {
+            kind: "filter".to_owned(),
+            hook: hook as u32,
+            priority: 0,
+            policy_drops: drops,
+            devices: Vec::new(),
+        };
+        let numbered = (1..).zip(rules);
+        let rules = numbered.map(|(handle, exprs)| Rule { handle, exprs, comment: None }).collect();
+        Chain { name: format!("{hook:?}"), base: Some(base), rules }
+    };
+    let table = Table {
+        family: NftFamily::Inet,
+        name: "t".to_owned(),
+        handle: 1,
+        dormant: false,
+        chains: chains.into_iter().map(chain).collect(),
+        sets: Vec::new(),
+        objects: Vec::new(),
+        flowtables: Vec::new(),
+    };
+    Ruleset { generation: 1, tables: vec![table] }
+}
+
+/// A gateway with a ruleset and the connections that it carries.
+struct Filtering {
+    gateway: Gateway,
+    registry: NetHooks,
+    flows: Arc<FlowTable>,
+    writer: FlowWriter,
+}
+
+impl Filtering {
+    fn new(outer: Family, ruleset: Ruleset) -> Filtering {
+        let (net, state) = net(outer);
+        let mut gateway = gateway_of(net, state, outer);
+        let (flows, writer) = FlowTable::new(8, 9);
+        flows.set_valid(gateway.lab.now_ns);
+        let mut registry = NetHooks::new(1);
+        registry.set_flows(Arc::clone(&flows));
+        let program = compile(&ruleset, 0);
+        registry.set_nft(Some((ruleset, program)));
+        gateway.lab.hooks = registry.published().load();
+        gateway.lab.state.take_hook_states(&gateway.lab.hooks);
+        Filtering { gateway, registry, flows, writer }
+    }
+
+    /// With the connections of the tunnel, and of the packet inside it.
+    fn tracking(outer: Family, ruleset: Ruleset) -> Filtering {
+        let mut filtering = Filtering::new(outer, ruleset);
+        let [own, other] = ends(outer);
+        filtering.carry(FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
+        let client = "198.18.1.2".parse().expect("an address");
+        let server = "10.1.0.5".parse().expect("an address");
+        filtering.carry(FlowKey::new(client, server, Protocol::UDP.0, 4000, 9));
+        filtering
+    }
+
+    fn carry(&mut self, key: FlowKey) {
+        let keys = [key, key.inverted()];
+        let desc =
+            FlowDesc { keys, status: 0, mark: 0, expires_ns: u64::MAX, is_masqueraded: false };
+        self.writer.insert(&desc).expect("room");
+    }
+
+    /// Packets that each rule has counted.
+    fn counted(&self) -> Vec<u64> {
+        let nft = self.registry.nft().expect("a ruleset");
+        let counters = 0..nft.program().counters().len();
+        counters.map(|counter| nft.counted(counter).0).collect()
+    }
+
+    fn punted(&mut self) -> Vec<Vec<u8>> {
+        self.gateway.lab.punted()
+    }
+}
+
+/// The answer to [`v4`].
+fn answer() -> V4 {
+    let mut payload = back4().payload;
+    payload[..4].copy_from_slice(&[0, 9, 0x0f, 0xa0]);
+    V4 { payload, ..back4() }
+}
+
+/// Counts at every hook what passes it as an IPsec packet, and as another one.
+fn counting() -> Ruleset {
+    let of = |hook| {
+        let protected = and([of_protocol(Protocol::ESP), vec![counter()]]);
+        let clear = and([of_protocol(Protocol::UDP), vec![counter()]]);
+        (hook, vec![protected, clear])
+    };
+    ruleset(Hook::ALL.map(of).into(), false)
+}
+
+#[test]
+fn each_packet_passes_the_hooks_with_and_without_protection() {
+    for outer in [Family::Ipv4, Family::Ipv6] {
+        let mut filtering = Filtering::new(outer, counting());
+        let frame = filtering.gateway.sealed(&back4().packet());
+        let sent = filtering.gateway.right(&frame);
+        assert_eq!(answered(&sent, 0x0800), after_hop(back4().packet()));
+        // At prerouting, input, forward, output, postrouting: ESP, UDP.
+        assert_eq!(filtering.counted(), [1, 1, 1, 0, 0, 1, 0, 0, 0, 1]);
+        let mut filtering = Filtering::new(outer, counting());
+        let sent = filtering.gateway.lab.one(v4().frame());
+        let [(RIGHT, frame)] = &sent[..] else { panic!("one frame by right") };
+        assert_eq!(filtering.gateway.open(&frame[14..]), after_hop(v4().packet()));
+        assert_eq!(filtering.counted(), [0, 1, 0, 0, 0, 1, 1, 0, 1, 1]);
+        assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[test]
+fn rules_see_the_interfaces_that_the_kernel_has_there() {
+    let (iif, oif) = (MetaKey::IifName, MetaKey::OifName);
+    let at = |hook, parts: Vec<Vec<Expr>>| (hook, vec![and([and(parts), vec![counter()]])]);
+    let esp = || of_protocol(Protocol::ESP);
+    let udp = || of_protocol(Protocol::UDP);
+    let sending = vec![
+        at(Hook::Forward, vec![udp(), interface(iif, "left"), interface(oif, "right")]),
+        at(Hook::LocalOut, vec![esp(), interface(oif, "right")]),
+        at(Hook::PostRouting, vec![esp(), interface(iif, "left"), interface(oif, "right")]),
+    ];
+    let mut filtering = Filtering::new(Family::Ipv4, ruleset(sending, false));
+    assert_eq!(filtering.gateway.lab.one(v4().frame()).len(), 1);
+    assert_eq!(filtering.counted(), [1, 1, 1]);
+    let receiving = vec![
+        at(Hook::LocalIn, vec![esp(), interface(iif, "right")]),
+        at(Hook::PreRouting, vec![udp(), interface(iif, "right"), has_secpath()]),
+        at(Hook::Forward, vec![interface(oif, "left"), has_secpath()]),
+        at(Hook::PostRouting, vec![interface(oif, "left"), has_secpath()]),
+    ];
+    let mut filtering = Filtering::new(Family::Ipv4, ruleset(receiving, false));
+    let frame = filtering.gateway.sealed(&back4().packet());
+    assert_eq!(filtering.gateway.right(&frame).len(), 1);
+    assert_eq!(filtering.counted(), [1, 1, 1, 1]);
+    // In clear.
+    let plain = V4 { src: "198.18.2.2", dst: "198.18.1.2", ..V4::default() };
+    let frame = [&RIGHT_MAC[..], &RIGHT_HOST_MAC, &[8, 0], &plain.packet()].concat();
+    assert_eq!(filtering.gateway.right(&frame).len(), 1);
+    assert_eq!(filtering.counted(), [1, 1, 1, 1], "without secpath");
+}
+
+/// Only established connections pass: a gateway's firewall.
+fn stateful() -> Ruleset {
+    let rule = || vec![and([established(), vec![counter(), accept()]])];
+    let hooks = [Hook::LocalIn, Hook::Forward, Hook::LocalOut];
+    ruleset(hooks.map(|hook| (hook, rule())).into(), true)
+}
+
+#[test]
+fn packets_of_carried_connections_pass_with_and_without_protection() {
+    for outer in [Family::Ipv4, Family::Ipv6] {
+        let mut filtering = Filtering::tracking(outer, stateful());
+        let sent = filtering.gateway.lab.one(v4().frame());
+        let [(RIGHT, frame)] = &sent[..] else { panic!("one frame by right") };
+        assert_eq!(filtering.gateway.open(&frame[14..]), after_hop(v4().packet()));
+        assert_eq!(filtering.counted(), [0, 1, 1]);
+        let frame = filtering.gateway.sealed(&answer().packet());
+        let sent = filtering.gateway.right(&frame);
+        assert_eq!(answered(&sent, 0x0800), after_hop(answer().packet()));
+        assert_eq!(filtering.counted(), [1, 2, 1]);
+        let packets: Vec<_> = filtering.flows.views(0).map(|view| view.packets).collect();
+        assert_eq!(packets, [[1, 1], [1, 1]], "the tunnel's, and the one inside");
+        assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+#[test]
+fn packets_of_connections_that_are_not_carried_are_the_kernels_as_received() {
+    // Of the tunnel.
+    let mut filtering = Filtering::tracking(Family::Ipv4, stateful());
+    let [own, other] = ends(Family::Ipv4);
+    filtering.writer.remove(&FlowKey::new(own, other, Protocol::ESP.0, 0, 0));
+    assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+    assert_eq!(filtering.punted(), [v4().frame()]);
+    let usage = filtering.gateway.state.state().usage();
+    assert_eq!((usage.packets, usage.bytes), (0, 0), "the kernel counts it");
+    let frame = filtering.gateway.sealed(&answer().packet());
+    assert_eq!(filtering.gateway.right(&frame), []);
+    assert_eq!(filtering.punted(), [&frame[..]]);
+    // Of the packet inside: it has been opened by then.
+    let mut filtering = Filtering::tracking(Family::Ipv4, stateful());
+    let frame = filtering.gateway.sealed(&back4().packet());
+    assert_eq!(filtering.gateway.right(&frame), []);
+    assert_eq!(filtering.punted(), [frame]);
+    let other = V4 { payload: udp(b"other").split_off(1), ..v4() };
+    assert_eq!(filtering.gateway.lab.one(other.frame()), []);
+    assert_eq!(filtering.punted(), [other.frame()]);
+    assert_eq!(filtering.counted(), [0, 0, 0]);
+}
+
+#[test]
+fn what_rules_drop_is_dropped_at_every_hook() {
+    let drop = || Expr::Verdict(RuleVerdict::Drop);
+    for (hook, protocol, is_sent) in [
+        (Hook::PreRouting, Protocol::ESP, false),
+        (Hook::LocalIn, Protocol::ESP, false),
+        (Hook::PreRouting, Protocol::UDP, false),
+        (Hook::Forward, Protocol::UDP, false),
+        (Hook::Forward, Protocol::UDP, true),
+        (Hook::PostRouting, Protocol::UDP, true),
+        (Hook::LocalOut, Protocol::ESP, true),
+        (Hook::PostRouting, Protocol::ESP, true),
+    ] {
+        let rule = and([of_protocol(protocol), vec![counter(), drop()]]);
+        let mut filtering = Filtering::new(Family::Ipv4, ruleset(vec![(hook, vec![rule])], false));
+        let sent = match is_sent {
+            true => filtering.gateway.lab.one(v4().frame()),
+            false => {
+                let frame = filtering.gateway.sealed(&back4().packet());
+                filtering.gateway.right(&frame)
+            }
+        };
+        assert_eq!(sent, [], "{hook:?} {protocol:?}");
+        assert_eq!(filtering.gateway.lab.drops(DropReason::NetfilterDrop), 1);
+        assert_eq!(filtering.counted(), [1], "{hook:?} {protocol:?}");
+        assert_eq!(filtering.punted(), Vec::<Vec<u8>>::new());
+    }
+}
+
+/// Sets the TTL of IPv4 packets, and counts them.
+fn set_ttl(ttl: u8) -> Vec<Expr> {
+    vec![
+        Expr::Payload { dreg: REG, base: PayloadBase::Network, offset: 8, len: 2 },
+        Expr::Bitwise {
+            sreg: REG,
+            dreg: REG,
+            len: 2,
+            op: BitwiseOp::MaskXor { mask: vec![0, 0xff], xor: vec![ttl, 0] },
+        },
+        Expr::SetPayload(SetPayload {
+            sreg: REG,
+            base: PayloadBase::Network,
+            offset: 8,
+            len: 2,
+            checksum: Checksum::Inet(10),
+            pseudo_header: false,
+        }),
+        counter(),
+    ]
+}
+
+#[test]
+fn rules_may_change_the_outer_packet() {
+    let rule = and([of_protocol(Protocol::ESP), set_ttl(7)]);
+    let chains = vec![(Hook::PostRouting, vec![rule])];
+    let mut filtering = Filtering::new(Family::Ipv4, ruleset(chains, false));
+    let sent = filtering.gateway.lab.one(v4().frame());
+    let packet = forwarded(&sent, 0x0800).to_vec();
+    let ipv4 = Ipv4Packet::new_checked(&packet[..]).expect("an IPv4 packet");
+    assert_eq!(ipv4.ttl(), 7);
+    assert!(checksum::verify(ipv4.header()));
+    assert_eq!(filtering.gateway.open(&packet), after_hop(v4().packet()));
+}
+
+#[test]
+fn what_only_the_kernel_can_decide_it_gets_as_received() {
+    let left = |text: &str| vec![counter(), Expr::Other(text.to_owned())];
+    for hook in [Hook::PreRouting, Hook::LocalIn] {
+        let rule = and([of_protocol(Protocol::ESP), set_ttl(9), left("quota")]);
+        let mut filtering = Filtering::new(Family::Ipv4, ruleset(vec![(hook, vec![rule])], false));
+        let frame = filtering.gateway.sealed(&back4().packet());
+        assert_eq!(filtering.gateway.right(&frame), []);
+        assert_eq!(filtering.punted(), [&frame[..]], "{hook:?}");
+        assert_eq!(filtering.counted().iter().sum::<u64>(), 0, "the kernel counts");
+        // It has not been opened.
+        filtering.gateway.lab.hooks = NetHooks::new(1).published().load();
+        assert_eq!(filtering.gateway.right(&frame).len(), 1);
+    }
+    for hook in [Hook::LocalOut, Hook::PostRouting] {
+        let rule = and([of_protocol(Protocol::ESP), left("quota")]);
+        let mut filtering = Filtering::new(Family::Ipv4, ruleset(vec![(hook, vec![rule])], false));
+        assert_eq!(filtering.gateway.lab.one(v4().frame()), []);
+        assert_eq!(filtering.punted(), [v4().frame()], "{hook:?}");
+        assert_eq!(filtering.counted().iter().sum::<u64>(), 0, "the kernel counts");
+        let usage = filtering.gateway.state.state().usage();
+        assert_eq!((usage.packets, usage.bytes), (0, 0), "the kernel counts");
+        // Between two tunnels, with its protection.
+        let (mut net, state) = net(Family::Ipv4);
+        let ends = ends(Family::Ipv4);
+        net.policies.extend(ipsec::between_tunnels(ends));
+        ipsec::number(&mut net.policies);
+        let lab = std::mem::replace(&mut filtering.gateway, gateway_of(net, state, Family::Ipv4));
+        filtering.gateway.lab.hooks = lab.lab.hooks;
+        let packet = V4 { src: "10.1.0.5", dst: "10.2.0.5", ..V4::default() };
+        let frame = filtering.gateway.sealed(&packet.packet());
+        assert_eq!(filtering.gateway.right(&frame), []);
+        assert_eq!(filtering.punted(), [frame], "{hook:?}");
+    }
+}
